@@ -1,0 +1,42 @@
+"""Package metadata; the build system and the tools' settings are in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "ssql_det/__init__.py").read_text("utf-8")).group(1)
+
+setup(
+    name="ssql_det",
+    version=VERSION,
+    description="Pretrain a ResNet that survives quantization and measure its detector at every bit-width",
+    long_description=(HERE / "README.md").read_text("utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    packages=find_packages(include=["ssql_det", "ssql_det.*"]),
+    package_data={"ssql_det": ["py.typed"]},
+    install_requires=[
+        "torch>=2.4",
+        "torchvision>=0.19",
+        "timm>=1.0",
+        "numpy>=1.26",
+        "fvcore>=0.1.5.post20221221",
+        "iopath>=0.1.9",
+        "pycocotools>=2.0.7",
+        "opencv-python-headless>=4.8",
+        "pyyaml>=6.0",
+        "rich>=13.0",
+        "tensorboard>=2.15",
+        "matplotlib>=3.8",
+        "scikit-learn>=1.4",
+        "safetensors>=0.4.3",
+    ],
+    extras_require={
+        "dev": ["hypothesis>=6.100", "mypy>=1.11", "pytest>=8.0", "ruff>=0.6", "types-PyYAML", "pytest-xdist>=3.5"],
+    },
+    entry_points={"console_scripts": ["ssql-det = ssql_det.cli.main:main"]},
+)

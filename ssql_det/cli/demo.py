@@ -1,0 +1,94 @@
+"""Features of one ResNet at full precision and at few bits, from a single copy of weights.
+
+The weights are random and the images are crops of scikit-learn's two photographs: the table shows what the
+bit-width alone does to the features and to the cost. No accuracy is meant.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+HELP = "a ResNet's features at FP/8/6/5/4/2 bits, as a small table"
+BITS = "FP,8w8a,6w6a,5w5a,4w4a,2w4a"
+HEADER = ("bits", "cosine to FP", "relative error", "size, MB", "Gbit-ops")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--arch", default="resnet18", help="a torchvision ResNet by name (default: %(default)s)")
+    parser.add_argument("--bits", default=BITS, help="bit-widths, comma-separated (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=128, help="side of the square image crops (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights and the crops (default: %(default)s)")
+
+
+def run(options: argparse.Namespace) -> None:
+    import torch
+
+    from ssql_det.core.console import print_table, set_up_logging
+    from ssql_det.quant import Bits, calibrate, profile_cost, quant_points, quantized
+
+    set_up_logging()
+    widths = [Bits.parse(bits) for bits in options.bits.split(",")]
+    torch.manual_seed(options.seed)
+    model = _resnet(options.arch)
+    crops = _photo_crops(count=48, size=options.size, seed=options.seed)
+    shown, seen = crops[:16], crops[16:]  # features are shown of crops that calibration has not seen
+
+    points = quant_points(model)
+    ranges = calibrate(model, seen.split(16), points)
+    profile = profile_cost(model, points, shown[:1])
+    rows = []
+    with torch.no_grad():
+        reference = model(shown)
+        for bits in widths:
+            with quantized(model, points, ranges, bits):
+                features = model(shown)
+            cosine = torch.cosine_similarity(features, reference).mean().item()
+            error = ((features - reference).norm() / reference.norm()).item()
+            cost = profile.at(bits)
+            rows.append(
+                (str(bits), f"{cosine:.4f}", f"{error:.4f}", f"{cost.bytes / 1e6:.2f}", f"{cost.bit_ops / 1e9:.1f}")
+            )
+    print_table(HEADER, rows, f"{options.arch}, random weights, seed {options.seed}: features of {len(shown)} crops")
+
+
+def _resnet(name: str) -> nn.Module:
+    """The network without its classifier: its output is the feature vector."""
+    import torchvision
+    from torch import nn
+
+    from ssql_det.core.errors import UserError, did_you_mean
+
+    known = [
+        found for found in torchvision.models.list_models() if found.startswith(("resnet", "resnext", "wide_resnet"))
+    ]
+    if name not in known:
+        raise UserError(f"--arch: torchvision has no ResNet called {name!r}{did_you_mean(name, known)}")
+    model: Any = torchvision.models.get_model(name, weights=None)
+    model.fc = nn.Identity()
+    return model.eval()
+
+
+def _photo_crops(count: int, size: int, seed: int) -> Tensor:
+    """Random square crops, normalized as ImageNet's: [count, 3, size, size]."""
+    import torch
+    from sklearn.datasets import load_sample_images
+
+    from ssql_det.core.errors import UserError
+
+    photos = [torch.from_numpy(photo.copy()).permute(2, 0, 1) for photo in load_sample_images().images]
+    most = min(min(photo.shape[1:]) for photo in photos)
+    if not 32 <= size <= most:
+        raise UserError(f"--size must be 32 to {most}, the photographs' shorter side; got {size}")
+    generator = torch.Generator().manual_seed(seed)
+    crops = []
+    for index in range(count):
+        photo = photos[index % len(photos)]
+        top, left = (int(torch.randint(side - size + 1, (), generator=generator)) for side in photo.shape[1:])
+        crops.append(photo[:, top : top + size, left : left + size])
+    mean = torch.tensor([123.675, 116.28, 103.53]).view(3, 1, 1)
+    std = torch.tensor([58.395, 57.12, 57.375]).view(3, 1, 1)
+    return (torch.stack(crops).float() - mean) / std

@@ -1,0 +1,43 @@
+"""The console script. A command is a module of this folder with ``HELP``, ``add_arguments`` and ``run``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from collections.abc import Sequence
+
+from ssql_det import __version__
+from ssql_det.core.errors import EXIT_BAD_INPUT, UserError, one_sentence
+
+COMMANDS = ("demo",)
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse's complaints in the project's own form: one sentence, exit code 2."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise UserError(f"{message}; see `{self.prog} --help`")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    with one_sentence():
+        options = _parser().parse_args(arguments)
+        if options.command is None:
+            _parser().print_help()
+            raise SystemExit(EXIT_BAD_INPUT)
+        options.run(options)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="ssql-det",
+        description="Pretrain a ResNet that survives quantization and measure its detector at every bit-width.",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    subparsers = parser.add_subparsers(title="commands", dest="command", metavar="<command>", parser_class=_Parser)
+    for name in COMMANDS:
+        command = importlib.import_module(f"ssql_det.cli.{name.replace('-', '_')}")
+        subparser = subparsers.add_parser(name, help=command.HELP, description=command.__doc__)
+        command.add_arguments(subparser)
+        subparser.set_defaults(run=command.run)
+    return parser

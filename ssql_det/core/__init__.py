@@ -1,0 +1,16 @@
+"""Floor 0: what every other floor stands on. One noun a file; import the file you need.
+
+=========== ==================================================================
+errors      a user's mistake: one sentence, exit code 2
+files       atomic writes, file hashes
+reader      the only way a checkpoint file is read; nothing in it is executed
+rows        result rows: append-only, two writers, no torn line
+resume      RNG state and data position: a resumed run is the run not stopped
+config      YAML with ``_BASE_``, ``KEY VALUE`` overrides, typos answered
+ranks       one process or many: ``torchrun`` and ``--num-gpus`` meet here
+console     log lines, progress bars, tables
+writers     training curves as JSON lines and TensorBoard
+=========== ==================================================================
+
+Nothing is imported here, so that ``errors`` costs no torch.
+"""

@@ -1,0 +1,139 @@
+"""Config files: YAML over a tree of defaults, ``_BASE_`` for inheritance, ``KEY VALUE`` on the command line.
+
+The tree is fvcore's ``CfgNode``, as in Detectron2. What is added here is what a user meets: every mistake
+is answered with its key and its file, and a typo with the nearest key there is.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from fvcore.common.config import BASE_KEY, CfgNode
+
+from ssql_det.core.errors import UserError, did_you_mean
+from ssql_det.core.files import atomic_write
+
+RESOLVED_NAME = "config.yaml"
+
+
+def load_config(
+    defaults: CfgNode, file: str | os.PathLike[str] | None = None, overrides: Sequence[str] = ()
+) -> CfgNode:
+    """A frozen copy of ``defaults``, with the file merged over it, then ``KEY VALUE`` pairs.
+
+    >>> cfg = load_config(defaults, "configs/pretrain/mini.yaml", ["OPTIM.LR", "0.1"])
+    """
+    config = defaults.clone()
+    config.defrost()
+    if file is not None:
+        _merge(config, _read_with_bases(Path(file), ()), str(file))
+    _merge_overrides(config, overrides)
+    config.freeze()
+    return config
+
+
+def save_config(config: CfgNode, directory: str | os.PathLike[str]) -> Path:
+    """Write the resolved config beside the run; ``load_config(defaults, path)`` gives it back."""
+    path = Path(directory) / RESOLVED_NAME
+    with atomic_write(path, "w") as file:
+        file.write(config.dump())
+    return path
+
+
+def leaves(config: CfgNode, prefix: str = "") -> Iterator[str]:
+    """Every full key of a config tree: ``OPTIM.LR``, ``SEED``, ..."""
+    for name, value in config.items():
+        if isinstance(value, CfgNode):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def _read_with_bases(path: Path, opened: tuple[Path, ...]) -> dict[str, Any]:
+    """The file's content over its bases' (relative to the file), nearest last."""
+    path = path.expanduser()
+    if path.is_dir():
+        raise UserError(f"config file {path} is a directory; name a .yaml file in it")
+    if not path.is_file():
+        wanted_by = f", named as {BASE_KEY} in {opened[-1]}" if opened else ""
+        raise UserError(f"there is no config file {path}{wanted_by}; check the path")
+    if path.resolve() in opened:
+        raise UserError(f"config file {path} inherits from itself; remove {BASE_KEY} from one file of the circle")
+    try:
+        content = yaml.safe_load(path.read_text("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as failure:
+        problem = " ".join(str(failure).split())
+        raise UserError(f"config file {path} is not valid YAML: {problem}") from None
+    content = {} if content is None else content
+    if not isinstance(content, dict):
+        raise UserError(f"config file {path} holds a {type(content).__name__}; it must hold KEY: VALUE pairs")
+    bases = content.pop(BASE_KEY, [])
+    merged: dict[str, Any] = {}
+    for base in bases if isinstance(bases, list) else [bases]:
+        _overlay(merged, _read_with_bases(path.parent / Path(str(base)).expanduser(), (*opened, path.resolve())))
+    return _overlay(merged, content)
+
+
+def _overlay(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    for key, value in above.items():
+        if isinstance(value, dict) and isinstance(below.get(key), dict):
+            _overlay(below[key], value)
+        else:
+            below[key] = value
+    return below
+
+
+def _merge(config: CfgNode, content: dict[str, Any], where: str) -> None:
+    for key, value in _flat(content):
+        _set(config, key, value, where)
+
+
+def _flat(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in content.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _merge_overrides(config: CfgNode, overrides: Sequence[str]) -> None:
+    if len(overrides) % 2:
+        raise UserError(f"overrides come as KEY VALUE pairs, but {overrides[-1]!r} stands alone; write KEY VALUE")
+    for key, value in zip(overrides[::2], overrides[1::2], strict=True):
+        _set(config, key, value, "the command line")
+
+
+def _set(config: CfgNode, key: str, value: Any, where: str) -> None:
+    known = list(leaves(config))
+    if key not in known:
+        below = [name for name in known if name.startswith(f"{key}.")]
+        hint = f"; it is a group, set one of its keys, such as {below[0]}" if below else did_you_mean(key, known)
+        raise UserError(f"unknown config key {key} in {where}{hint}")
+    current = _get(config, key)
+    if isinstance(current, float) and isinstance(value, (int, str)):
+        value = _as_float(value)  # 1 and 1e-3 are numbers too; YAML and yacs disagree
+    try:
+        config.merge_from_list([key, value])
+    except (ValueError, AssertionError) as mismatch:
+        kind = type(current).__name__
+        raise UserError(
+            f"config key {key} in {where} cannot be {value!r}: it holds a {kind}, now {current!r}"
+        ) from mismatch
+
+
+def _get(config: CfgNode, key: str) -> Any:
+    node: Any = config
+    for part in key.split("."):
+        node = node[part]
+    return node
+
+
+def _as_float(value: int | str) -> Any:
+    try:
+        return value if isinstance(value, bool) else float(value)
+    except ValueError:
+        return value

@@ -1,0 +1,84 @@
+"""What a person sees: log lines, progress with an ETA on a terminal (plain lines elsewhere), tables.
+
+Results go to stdout; progress and log lines go to stderr, so that a table can be piped.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from typing import TypeVar
+
+import rich.box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+T = TypeVar("T")
+
+_SECONDS_BETWEEN_LINES = 10.0  # of progress, where there is no terminal
+
+
+def set_up_logging(level: int = logging.INFO, names: Sequence[str] = ("ssql_det",)) -> None:
+    """Send the log lines of these logger roots to stderr, each once, whatever was set up before."""
+    for name in names:
+        logger = logging.getLogger(name)
+        for handler in [handler for handler in logger.handlers if getattr(handler, "of_ssql_det", False)]:
+            logger.removeHandler(handler)
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("[%(asctime)s %(name)s] %(message)s", "%H:%M:%S"))
+        vars(handler)["of_ssql_det"] = True
+        logger.addHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = False
+
+
+def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
+    """Yield the items and show how far along they are and when they will be done.
+
+    >>> for image in track(images, "calibrating"):
+    ...     model(image)
+    """
+    if total is None:
+        total = len(items) if isinstance(items, Sized) else None
+    shown = _bar(items, what, total) if sys.stderr.isatty() else _lines(items, what, total)
+    yield from shown
+
+
+def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
+    """A small table on stdout: the first column is text, the others are numbers and stand right."""
+    table = Table(title=title, title_justify="left", box=rich.box.SIMPLE_HEAD)
+    for index, name in enumerate(header):
+        table.add_column(name, justify="right" if index else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    console = Console(file=sys.stdout)
+    if not sys.stdout.isatty():
+        console.width = 200  # a pipe has no width to fit into
+    console.print(table)
+
+
+def _bar(items: Iterable[T], what: str, total: int | None) -> Iterator[T]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as progress:
+        yield from progress.track(items, total=total, description=what)
+
+
+def _lines(items: Iterable[T], what: str, total: int | None) -> Iterator[T]:
+    start = last = time.monotonic()
+    for done, item in enumerate(items, start=1):
+        yield item
+        now = time.monotonic()
+        if now - last >= _SECONDS_BETWEEN_LINES:
+            last = now
+            left = f" of {total}, {(now - start) / done * (total - done):.0f} s left" if total else ""
+            print(f"{what}: {done}{left}", file=sys.stderr, flush=True)

@@ -1,0 +1,100 @@
+"""Files that are whole or absent: atomic writes, and the hash that names a file's content."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import itertools
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from ssql_det.core.errors import UserError
+
+_serial = itertools.count()
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[Any]]:
+    """Open a temporary file beside ``path``; on success flush it to disk and rename it over ``path``.
+
+    A kill, an exception or a full disk leaves the old file as it was. Readers see the old
+    content or the new, never a part.
+
+    >>> with atomic_write("model.pth") as file:
+    ...     torch.save(state, file)
+    """
+    if "w" not in mode:
+        raise ValueError(f"atomic_write replaces a whole file: mode must be 'w' or 'wb', got {mode!r}")
+    target = Path(os.path.realpath(path))  # a symbolic link stays one; what it points to is replaced
+    if target.is_dir():
+        raise UserError(f"cannot write {path}: it is a directory; name a file in it")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(target)
+        temporary = target.with_name(f"{_temporary_stem(target)}{os.getpid()}-{next(_serial)}.tmp")
+        file = open(temporary, mode, encoding=None if "b" in mode else "utf-8")  # noqa: SIM115 (closed below)
+    except OSError as failure:
+        raise _cannot_write(path, failure) from failure
+    try:
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+        _flush_directory(target.parent)
+    except OSError as failure:
+        if failure.filename is not None:  # the block's own trouble, with a file it names
+            raise
+        raise _cannot_write(path, failure) from failure
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+    """The SHA-256 of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _cannot_write(path: str | os.PathLike[str], failure: OSError) -> UserError:
+    reason = failure.strerror or failure
+    return UserError(f"could not write {path}: {reason}; what was there before is untouched")
+
+
+def _temporary_stem(target: Path) -> str:
+    return f".{target.name}.{socket.gethostname()}-"
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Delete temporary files of ``target`` whose writer on this host was killed: a checkpoint each adds up."""
+    stem = _temporary_stem(target)
+    for leftover in target.parent.glob(f"{glob.escape(stem)}*.tmp"):
+        writer = leftover.name.removeprefix(stem).split("-")[0]
+        if writer.isdigit() and not _is_running(int(writer)):
+            leftover.unlink(missing_ok=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it runs, as somebody else
+        return True
+    return True
+
+
+def _flush_directory(directory: Path) -> None:
+    """A rename survives a power cut only once the directory itself is on disk."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

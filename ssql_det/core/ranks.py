@@ -1,0 +1,101 @@
+"""One process or many. ``torchrun ...`` and ``--num-gpus N`` end in the same place: :func:`launch`.
+
+Outside a process group every function here answers for a single process, so callers need no branches.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch.multiprocessing.spawn import ProcessExitedException, spawn
+
+from ssql_det.core.errors import EXIT_BAD_INPUT, UserError, one_sentence
+
+T = TypeVar("T")
+
+
+def rank() -> int:
+    return dist.get_rank() if _grouped() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if _grouped() else 1
+
+
+def is_main() -> bool:
+    """Whether this process writes the files and the log lines."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    if _grouped():
+        dist.barrier()
+
+
+def all_gather(value: T) -> list[T]:
+    """Every rank's value, in the order of the ranks, on every rank (pickled: for small objects)."""
+    if not _grouped():
+        return [value]
+    gathered: list[Any] = [None] * world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
+
+
+def launch(work: Callable[..., None], *args: Any, processes: int = 1) -> None:
+    """Run ``work(*args)`` in every process of the job, inside a process group when there are several.
+
+    Started by ``torchrun``, this process joins the group that the environment names; else ``processes``
+    are started on this machine. NCCL where CUDA is, gloo on the CPU.
+
+    >>> launch(train, config, processes=args.num_gpus)
+    """
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        _in_group(work, args)
+        return
+    if processes < 1:
+        raise UserError(f"the number of processes must be 1 or more, got {processes}")
+    if torch.cuda.is_available() and processes > torch.cuda.device_count():
+        raise UserError(f"{processes} processes want a GPU each, this machine has {torch.cuda.device_count()}")
+    if processes == 1:
+        work(*args)
+        return
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    try:
+        spawn(_as_rank, (processes, address, work, args), nprocs=processes)
+    except ProcessExitedException as stopped:
+        if stopped.exit_code == EXIT_BAD_INPUT:  # a child has already said its sentence
+            raise SystemExit(EXIT_BAD_INPUT) from None
+        raise
+
+
+def _as_rank(index: int, processes: int, address: dict[str, str], work: Callable[..., None], args: Any) -> None:
+    place = {"RANK": str(index), "LOCAL_RANK": str(index), "WORLD_SIZE": str(processes)}
+    os.environ.update(address | place | {"LOCAL_WORLD_SIZE": str(processes)})
+    with one_sentence():
+        _in_group(work, args)
+
+
+def _in_group(work: Callable[..., None], args: Any) -> None:
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    dist.init_process_group("nccl" if on_gpu else "gloo")
+    try:
+        work(*args)
+    finally:
+        dist.destroy_process_group()
+
+
+def _grouped() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

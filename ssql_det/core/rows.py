@@ -1,0 +1,122 @@
+"""Result rows: every number of a run is one JSON line in ``results.jsonl``, appended and never edited.
+
+Safe for two writers (a file lock) and after a kill (a torn last line is closed off, reported and skipped).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import importlib.metadata
+import json
+import logging
+import math
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from ssql_det.core.errors import UserError
+
+SCHEMA = 1
+_VERSIONED = ("ssql_det", "torch", "torchvision", "numpy", "detectron2")
+_logger = logging.getLogger(__name__)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what can change a number; a package that is not installed is left out."""
+    found = {"python": platform.python_version()}
+    for package in _VERSIONED:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One evaluation of one checkpoint at one bit-width.
+
+    >>> append(out / "results.jsonl", Row(method="SSQL", checkpoint="ssql.pth", checkpoint_hash="9f3c...",
+    ...        config="configs/...", dataset="voc_2007_test", bits="4w4a", scope="backbone",
+    ...        calibration="128 images, MinMax", metrics={"AP50": 61.2}, seed=0, engine="minid2", seconds=92.5))
+    """
+
+    method: str
+    checkpoint: str
+    checkpoint_hash: str
+    config: str
+    dataset: str
+    bits: str
+    scope: str
+    calibration: str
+    metrics: Mapping[str, float | None]
+    seed: int
+    engine: str
+    seconds: float
+    versions: Mapping[str, str] = field(default_factory=versions)
+    time: str = field(default_factory=_now)
+    schema: int = SCHEMA
+
+
+def append(path: str | os.PathLike[str], row: Row) -> None:
+    """Add a row; it is on disk when this returns. A metric that is not finite is stored as null."""
+    record = dataclasses.asdict(row)
+    record["metrics"] = {name: _finite_or_none(value) for name, value in row.metrics.items()}
+    line = (json.dumps(record, allow_nan=False) + "\n").encode()
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)  # released with the descriptor, also by a kill
+        size = os.fstat(descriptor).st_size
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":
+            line = b"\n" + line  # a writer was killed in mid-line: close its line off, keep ours whole
+        while line:
+            line = line[os.write(descriptor, line) :]
+        os.fsync(descriptor)
+    except OSError as failure:
+        raise UserError(f"could not append a row to {path}: {failure.strerror or failure}") from failure
+    finally:
+        os.close(descriptor)
+
+
+def read(path: str | os.PathLike[str]) -> list[Row]:
+    """All whole rows of a file, in order. A line torn by a kill is skipped with a warning."""
+    if not Path(path).is_file():
+        raise UserError(f"there are no results at {path}; run an evaluation first, or check the path")
+    rows = []
+    for number, line in enumerate(Path(path).read_text("utf-8", errors="replace").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            _logger.warning("%s, line %d is torn (a run was killed while it wrote); skipped", path, number)
+            continue
+        rows.append(_to_row(record, f"{path}, line {number}"))
+    return rows
+
+
+def _to_row(record: Any, where: str) -> Row:
+    if not isinstance(record, dict) or "schema" not in record:
+        raise UserError(f"{where} is not a result row; is this a results.jsonl of ssql_det?")
+    if record["schema"] > SCHEMA:
+        raise UserError(
+            f"{where} has schema {record['schema']}, this version reads up to {SCHEMA}; update ssql_det to read it"
+        )
+    try:
+        return Row(**record)
+    except TypeError as mismatch:
+        raise UserError(f"{where} does not have a row's fields: {mismatch}") from None
+
+
+def _finite_or_none(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(value)
