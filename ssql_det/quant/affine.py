@@ -10,8 +10,9 @@ activation  per tensor, asymmetric: ``s = (max - min) / (2^b - 1)``, ``z = -roun
 Rounding is half to even, the division a true one (a product with ``1/s`` moves the largest element of one
 channel in six). An empty range (``s = 0``) passes its elements through unchanged.
 
-Gradient: straight through ``round``, then the clamp's own gradient on the rounded integer. A weight's
-scale is part of the graph; an activation's range is a constant. (SSQL, ECCV 2022, section 3.)
+Gradient: straight through ``round``, then 1 where the rounded integer lies in its range, ends included, and 0
+elsewhere. (That was ``torch.clamp``'s gradient when SSQL was trained; since torch 2.14 it is 0 at the ends, hence
+a function of our own.) A weight's scale is part of the graph; an activation's range is a constant.
 """
 
 from __future__ import annotations

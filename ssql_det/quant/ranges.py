@@ -66,10 +66,10 @@ class Ranges:
         seen = [(key, observer.range(bits=8)) for key, observer in self._observers.items() if not observer.is_empty]
         if not seen:
             return
-        widths = torch.stack([(high.double() - low.double()).sum() for _, (low, high) in seen])
-        if widths.isfinite().all():  # one look for all points: on a GPU each look waits for the stream
+        finite = torch.stack([(high - low).isfinite().all() for _, (low, high) in seen]).tolist()  # one look for all
+        if all(finite):
             return
-        key = seen[int((~widths.isfinite()).nonzero()[0])][0]
+        key = seen[finite.index(False)][0]
         raise UserError(
             f"NaN or infinite values reached {key}; check the images' normalization and that the weights are finite"
         )

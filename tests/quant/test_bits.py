@@ -1,0 +1,93 @@
+"""Bits as values, and schedules as pure functions of seed and step."""
+
+from collections import Counter
+
+import pytest
+
+from ssql_det.core.errors import UserError
+from ssql_det.quant import Bits, FixedBits, SampledBits
+
+
+@pytest.mark.parametrize(
+    ("text", "bits"),
+    [
+        ("FP", Bits.FP),
+        ("fp", Bits(None, None)),
+        ("4w4a", Bits(4, 4)),
+        ("2W4A", Bits(2, 4)),
+        ("W4A8", Bits(4, 8)),
+        ("8w", Bits(8, None)),
+        ("6a", Bits(None, 6)),
+        (" 16w16a ", Bits(16, 16)),
+    ],
+)
+def test_spellings(text, bits):
+    assert Bits.parse(text) == bits
+    assert Bits.parse(str(bits)) == bits
+
+
+@pytest.mark.parametrize("text", ["4x4", "", "4", "w", "wa", "4w4w", "4a4w", "-4w4a", "4w4a8", "4.0w4a"])
+def test_unreadable_text_is_answered_with_what_to_write(text):
+    with pytest.raises(UserError, match="write FP, 4w4a"):
+        Bits.parse(text)
+
+
+@pytest.mark.parametrize("width", [0, 1, 17, 40, -4, 4.0, True, "4"])
+def test_widths_outside_2_to_16_are_refused_on_either_side(width):
+    with pytest.raises(UserError, match="weight bits must be 2 to 16"):
+        Bits(width, 4)
+    with pytest.raises(UserError, match="activation bits must be 2 to 16"):
+        Bits(4, width)
+
+
+@pytest.mark.parametrize("text", ["0w4a", "1w4a", "17w8a", "4w17a"])
+def test_parsed_widths_are_checked_too(text):
+    with pytest.raises(UserError, match="must be 2 to 16"):
+        Bits.parse(text)
+
+
+def test_bits_are_hashable_values():
+    assert {Bits(4, 4): "row"}[Bits.parse("4w4a")] == "row"
+
+
+def test_fixed_bits_never_change():
+    assert {FixedBits(Bits(4, 4))(step) for step in range(10)} == {Bits(4, 4)}
+
+
+def test_draws_are_a_pure_function_of_seed_and_step():
+    draws = [SampledBits(seed=3)(step) for step in range(50)]
+    assert draws == [SampledBits(seed=3)(step) for step in range(50)]
+    assert draws != [SampledBits(seed=4)(step) for step in range(50)]
+
+
+def test_draws_stay_the_same_from_version_to_version():
+    assert [str(SampledBits(seed=0)(step)) for step in range(6)] == ["6w5a", "8w6a", "6w7a", "4w4a", "8w7a", "3w4a"]
+
+
+def test_draws_are_uniform_over_closed_intervals_and_independent():
+    draws = [SampledBits(seed=0)(step) for step in range(7000)]
+    pairs = Counter((bits.weight, bits.act) for bits in draws)
+    assert set(pairs) == {(weight, act) for weight in range(2, 9) for act in range(4, 9)}
+    expected = len(draws) / len(pairs)
+    chi_square = sum((count - expected) ** 2 / expected for count in pairs.values())
+    assert chi_square < 63.9  # the 99.9 % quantile for 34 degrees of freedom
+
+
+def test_one_shared_draw_gives_both_sides_the_same():
+    draws = [SampledBits(seed=0, weight=(4, 16), act=(4, 16), shared=True)(step) for step in range(300)]
+    assert all(bits.weight == bits.act for bits in draws)
+    assert {bits.weight for bits in draws} == set(range(4, 17))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"weight": (1, 8)},
+        {"act": (4, 17)},
+        {"weight": (8, 2)},
+        {"shared": True},
+    ],
+)
+def test_intervals_are_checked(arguments):
+    with pytest.raises(UserError):
+        SampledBits(seed=0, **arguments)
