@@ -17,12 +17,15 @@ a function of our own.) A weight's scale is part of the graph; an activation's r
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
+
+_BLOCK_ELEMENTS = 1 << 18  # 1 MB of float32: stays in a core's cache from one operation to the next
 
 
 @dataclass(frozen=True)
@@ -68,8 +71,11 @@ def fake_quantize(x: Tensor, qparams: QParams) -> Tensor:
         return x
     work = x if x.dtype in (torch.float32, torch.float64) else x.float()
     scale, zero_point = (_broadcastable(value, qparams.axis, work) for value in (qparams.scale, qparams.zero_point))
-    quantized: Tensor = _FakeQuantize.apply(work, scale, zero_point, qparams.qmin, qparams.qmax)
-    return quantized.to(x.dtype)
+    if torch.is_grad_enabled() and (work.requires_grad or scale.requires_grad):
+        on_grid: Tensor = _FakeQuantize.apply(work, scale, zero_point, qparams.qmin, qparams.qmax)
+    else:
+        on_grid = _to_grid(work, scale, zero_point, qparams.qmin, qparams.qmax)
+    return on_grid.to(x.dtype)
 
 
 def fake_quantize_weight(weight: Tensor, bits: int, axis: int = 0) -> Tensor:
@@ -83,26 +89,35 @@ def fake_quantize_weight(weight: Tensor, bits: int, axis: int = 0) -> Tensor:
     return fake_quantize(weight, choose_qparams(-bound, bound, bits, symmetric=True, axis=axis))
 
 
+def _to_grid(
+    x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, inside: Tensor | None = None
+) -> Tensor:
+    """Block by block in the processor's cache; ``inside`` is filled with where the integers lie in their range."""
+    step, out = _nonzero(scale), torch.empty_like(x)
+    for source, target, width, zero, *mask in _blocks(x, out, step, zero_point, *([] if inside is None else [inside])):
+        rounded = torch.div(source, width).round_().add_(zero)
+        torch.clamp(rounded, qmin, qmax, out=target)
+        if mask:
+            mask[0].copy_(rounded.eq_(target))  # faster than a comparison into booleans
+        target.sub_(zero).mul_(width)
+    return _keep_empty_ranges(scale, x, out)
+
+
 class _FakeQuantize(torch.autograd.Function):
-    """In-place arithmetic on one buffer, and a boolean mask for the backward pass."""
+    """Keeps one boolean an element for the backward pass; a weight, whose scale needs it, is there anyway."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> Tensor:
-        step = _nonzero(scale)
-        rounded = torch.div(x, step).round_().add_(zero_point)
-        if not any(ctx.needs_input_grad):  # type: ignore[attr-defined]
-            return _keep_empty_ranges(scale, x, rounded.clamp_(qmin, qmax).sub_(zero_point).mul_(step))
-        clamped = rounded.clamp(qmin, qmax)
-        inside = clamped == rounded
-        ctx.save_for_backward(inside, scale, zero_point, *([x] if ctx.needs_input_grad[1] else []))  # type: ignore[attr-defined]
-        ctx.qmin, ctx.qmax = qmin, qmax  # type: ignore[attr-defined]
-        return _keep_empty_ranges(scale, x, clamped.sub_(zero_point).mul_(step))
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> Tensor:
+        inside = torch.empty_like(x, dtype=torch.bool)
+        ctx.save_for_backward(inside, scale, zero_point, *([x] if ctx.needs_input_grad[1] else []))
+        ctx.qmin, ctx.qmax = qmin, qmax
+        return _to_grid(x, scale, zero_point, qmin, qmax, inside)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         inside, scale, zero_point, *saved = ctx.saved_tensors
-        grad_x = _keep_empty_ranges(scale, grad, grad * inside)
+        grad_x = _keep_empty_ranges(scale, grad, torch.where(inside, grad, 0))
         grad_scale = None
         if saved:
             ratio = saved[0] / _nonzero(scale)
@@ -110,6 +125,18 @@ class _FakeQuantize(torch.autograd.Function):
             # d(integer * s)/ds = integer + s * d(integer)/ds, and inside the range d(integer)/ds = -x / s^2
             grad_scale = (grad * (integer - ratio * inside)).sum_to_size(scale.shape) * (scale != 0)
         return grad_x, grad_scale, None, None, None
+
+
+def _blocks(x: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """``x`` and the tensors that go along with it in pieces of its first axis; whole on a GPU."""
+    length = len(x) if x.ndim else 1
+    rows = length if x.is_cuda else max(1, _BLOCK_ELEMENTS * length // x.numel())
+    for start in range(0, length, rows):
+        yield tuple(each[start : start + rows] if _has_rows(each, length) else each for each in (x, *others))
+
+
+def _has_rows(tensor: Tensor, length: int) -> bool:
+    return tensor.ndim > 0 and len(tensor) == length
 
 
 def _keep_empty_ranges(scale: Tensor, original: Tensor, computed: Tensor) -> Tensor:

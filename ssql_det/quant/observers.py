@@ -107,7 +107,7 @@ class MinMax(Observer):
 
     def _widen(self, low: Tensor, high: Tensor) -> None:
         if self._low is None or self._high is None:
-            self._low, self._high = low.clone(), high.clone()
+            self._low, self._high = low, high
         else:
             self._low = torch.minimum(self._low, low.to(self._low.device))
             self._high = torch.maximum(self._high, high.to(self._high.device))

@@ -106,6 +106,20 @@ def test_an_empty_range_passes_anything_through_alone():
     assert not torch.equal(alone[0], weight[0])
 
 
+def test_tensors_of_many_blocks_equal_the_plain_chain():
+    x = torch.randn(70, 64, 13, 13)  # 2.9 blocks
+    qparams = choose_qparams(x.min(), x.max() / 2, 4)
+    plain = ((x / qparams.scale).round() + qparams.zero_point).clamp(0, 15) - qparams.zero_point
+    assert torch.equal(fake_quantize(x, qparams), plain * qparams.scale)
+    scale = x.abs().amax((1, 2, 3), keepdim=True) / 7.5
+    assert torch.equal(fake_quantize_weight(x, 4), (x / scale).round().clamp(-8, 7) * scale)
+
+
+def test_a_tensor_without_dimensions_is_one_element():
+    qparams = choose_qparams(torch.tensor(0.0), torch.tensor(3.0), 2)
+    assert fake_quantize(torch.tensor(1.4), qparams) == 1
+
+
 def test_per_channel_activation_ranges():
     x = torch.randn(2, 3, 4, 4)
     low, high = x.amin((0, 2, 3)), x.amax((0, 2, 3))

@@ -1,0 +1,101 @@
+"""Size, multiply-adds and bit-operations: against fvcore's count, and by hand."""
+
+import pytest
+import torch
+import torchvision
+from fvcore.nn import FlopCountAnalysis
+from networks import CifarResNet, D2ResNet, PlainNet
+
+from ssql_det.quant import Bits, profile_cost, quant_points
+
+
+def profile(model, size=64):
+    return profile_cost(model.eval(), quant_points(model), torch.zeros(1, 3, size, size))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d"])
+def test_multiply_adds_are_fvcores(name):
+    model = torchvision.models.get_model(name).eval()
+    counted = FlopCountAnalysis(model, torch.zeros(1, 3, 64, 64)).unsupported_ops_warnings(False).by_operator()
+    assert profile(model).at(Bits.FP).macs == counted["conv"] + counted["linear"]
+
+
+def test_transposed_convs_and_linears_by_hand():
+    model = PlainNet()
+    cost = profile(model, size=8).at(Bits.FP)
+    encode, decode, head = 16 * 6 * 27, 16 * 6 * (4 * 4), 4 * 5
+    assert cost.macs == encode + decode + head
+    counted = FlopCountAnalysis(model, torch.zeros(1, 3, 8, 8)).unsupported_ops_warnings(False).by_operator()
+    assert cost.macs == sum(counted[kind] for kind in ("conv", "conv_transpose", "linear") if kind in counted)
+
+
+def test_size_is_weights_at_their_bits_a_scale_a_channel_and_the_rest_in_float():
+    model = torchvision.models.resnet18()
+    cost = profile(model)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    stem = model.conv1.weight.numel()
+    convs = [layer for layer in model.modules() if isinstance(layer, torch.nn.Conv2d)]
+    quantized = sum(layer.weight.numel() for layer in convs)
+    scales = sum(layer.out_channels for layer in convs)
+    assert cost.at(Bits.FP).bytes == 4 * total
+    assert cost.at(Bits(4, 4)).bytes == 4 * (total - quantized) + stem + (quantized - stem) // 2 + 4 * scales
+    assert cost.at(Bits(None, 4)).bytes == 4 * total
+
+
+@pytest.mark.parametrize("make", [torchvision.models.resnet18, torchvision.models.resnet50, CifarResNet, D2ResNet])
+def test_every_conv_of_a_resnet_reads_a_quantized_tensor_and_the_first_the_image(make):
+    calls = profile(make()).calls
+    convs = [call for call in calls if call.path not in ("fc", "linear")]
+    assert [call.path for call in convs if call.source is None] == [calls[0].path]
+    assert [call.path for call in calls if call.reads_image] == [calls[0].path]
+    stem_readers = [call.path for call in calls if call.source and call.source.bits == 8]
+    assert stem_readers[0].endswith("0.conv1") or stem_readers[0].endswith("0.shortcut")
+
+
+def test_bit_operations_by_hand():
+    cost = profile(CifarResNet(), size=16)
+    macs = {call.path: call.macs for call in cost.calls}
+    pixels = 16 * 16
+    assert macs["conv1"] == pixels * 8 * 27
+    first_stage = pixels * 8 * 8 * 9
+    second = 64 * 16 * 8 * 9, 64 * 16 * 16 * 9, 64 * 16 * 8
+    linear = 16 * 10
+    expected = {
+        Bits.FP: 32 * 32 * sum(macs.values()),
+        # stem 8x8 on the image; its output is 8 bits; all others 2x4; the classifier is float
+        Bits(2, 4): macs["conv1"] * 64 + first_stage * (2 * 8 + 2 * 4) + sum(second) * 8 + linear * 1024,
+        Bits(8, None): macs["conv1"] * 64 + (2 * first_stage + sum(second)) * 8 * 32 + linear * 1024,
+    }
+    assert {bits: cost.at(bits).bit_ops for bits in expected} == expected
+
+
+def test_overrides_are_priced():
+    cost = profile(CifarResNet(), size=16)
+    assert cost.at(Bits(4, 4), {"*": Bits(8, 8)}) == cost.at(Bits(8, 8))
+    assert cost.at(Bits(4, 4)) != cost.at(Bits(4, 4), {"layer2.*": Bits(8, 8)}) != cost.at(Bits(8, 8))
+
+
+def test_a_tensor_that_is_changed_in_place_leaves_its_grid():
+    class Shifted(torch.nn.Module):
+        def __init__(self, shift):
+            super().__init__()
+            self.first, self.second, self.shift = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4), shift
+
+        def forward(self, x):
+            x = self.hidden(self.first(x))
+            return self.second(x.add_(1) if self.shift else x.relu_().view(1, 4))
+
+    from ssql_det.quant import QuantPoint, Side
+
+    for shift, found in ((True, None), (False, "hidden:output")):
+        model = Shifted(shift)
+        model.hidden = torch.nn.Identity()
+        points = [QuantPoint("second", Side.WEIGHT), QuantPoint("hidden", Side.OUTPUT)]
+        source = profile_cost(model, points, torch.zeros(1, 4)).calls[-1].source
+        assert (source and source.key) == found
+
+
+def test_profiling_leaves_no_hook():
+    model = CifarResNet()
+    profile(model)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
