@@ -36,7 +36,7 @@ setup(
         "safetensors>=0.4.3",
     ],
     extras_require={
-        "dev": ["hypothesis>=6.100", "mypy>=1.11", "pytest>=8.0", "ruff>=0.6", "types-PyYAML", "pytest-xdist>=3.5"],
+        "dev": ["hypothesis>=6.100", "mypy>=1.11", "pytest>=8.0", "ruff>=0.6", "types-PyYAML"],
     },
     entry_points={"console_scripts": ["ssql-det = ssql_det.cli.main:main"]},
 )

@@ -5,7 +5,7 @@ from networks import CifarResNet
 from torch import nn
 
 from ssql_det.core.ranks import rank
-from ssql_det.quant import Bits, observing, quant_points, quantized
+from ssql_det.quant import Bits, calibrate, observing, quant_points, quantized
 
 
 class Step(nn.Module):
@@ -30,8 +30,9 @@ def loss(plain, quantized_output):
 
 
 def run(images, directory):
-    """Take every second image, step under DDP, save outputs and gradients."""
+    """Take every second image, calibrate, step under DDP, save ranges, outputs and gradients."""
     step = Step()
+    calibrate(step.net, images[rank() :: 2].split(1), step.points).save(directory / f"{rank()}.json", step.net)
     parallel = nn.parallel.DistributedDataParallel(step)  # has to outlive backward
     outputs = parallel(images[rank() :: 2])
     loss(*outputs).backward()

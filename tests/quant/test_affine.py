@@ -111,8 +111,9 @@ def test_tensors_of_many_blocks_equal_the_plain_chain():
     qparams = choose_qparams(x.min(), x.max() / 2, 4)
     plain = ((x / qparams.scale).round() + qparams.zero_point).clamp(0, 15) - qparams.zero_point
     assert torch.equal(fake_quantize(x, qparams), plain * qparams.scale)
-    scale = x.abs().amax((1, 2, 3), keepdim=True) / 7.5
-    assert torch.equal(fake_quantize_weight(x, 4), (x / scale).round().clamp(-8, 7) * scale)
+    for axis, others in ((0, (1, 2, 3)), (1, (0, 2, 3))):
+        scale = x.abs().amax(others, keepdim=True) / 7.5
+        assert torch.equal(fake_quantize_weight(x, 4, axis), (x / scale).round().clamp(-8, 7) * scale)
 
 
 def test_a_tensor_without_dimensions_is_one_element():

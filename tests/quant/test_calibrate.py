@@ -150,6 +150,15 @@ def test_mistakes_are_one_sentence(model, batches):
         calibrate(nn.ReLU(), batches)
 
 
+def test_a_bad_batch_ends_calibration_at_once(model, batches):
+    def loader():
+        yield batches[0] * float("nan")
+        raise AssertionError("went on after a bad batch")
+
+    with pytest.raises(UserError, match="reached layer1:input"):
+        calibrate(model, loader())
+
+
 def test_the_generic_network_goes_the_whole_way(batches):
     model = PlainNet().eval()
     points = quant_points(model)

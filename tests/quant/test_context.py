@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations
 
 from ssql_det.core.errors import UserError
 from ssql_det.core.ranks import launch
-from ssql_det.quant import Bits, QuantPoint, Side, observing, quant_points, quantized
+from ssql_det.quant import Bits, QuantPoint, Ranges, Side, calibrate, observing, quant_points, quantized
 
 WIDTHS = ["2w4a", "4w4a", "5w8a", "8w8a"]
 
@@ -279,7 +279,9 @@ def test_inside_one_ddp_forward_two_processes_equal_one(tmp_path):
     step = ddp_step.Step()
     outputs = step(x)
     ddp_step.loss(*outputs).backward()
+    calibrated = calibrate(step.net, x.split(1), step.points)
     for rank in range(2):
+        assert Ranges.load(tmp_path / f"{rank}.json", step.net, step.points) == calibrated
         theirs, gradients = torch.load(tmp_path / f"{rank}.pt")
         for their, ours in zip(theirs, outputs, strict=True):
             torch.testing.assert_close(their, ours[rank::2].detach(), rtol=1e-9, atol=1e-9)

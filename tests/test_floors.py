@@ -1,0 +1,48 @@
+"""Folders are floors: an import goes down or stays in its folder, and the ground floor stands on nothing."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import ssql_det
+
+PACKAGE = Path(ssql_det.__file__).parent
+FLOORS = {"core": 0, "quant": 1, "cli": 4}
+LONGEST = 300
+
+
+def modules():
+    return sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
+
+
+def imported(path):
+    """Folders of ssql_det that a module names in an import."""
+    for node in ast.walk(ast.parse((PACKAGE / path).read_text("utf-8"))):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            names = [node.module]
+        for name in names:
+            if name.startswith("ssql_det."):
+                yield name.split(".")[1]
+
+
+def test_every_folder_has_a_floor():
+    assert {path.parts[0] for path in modules() if len(path.parts) > 1} == set(FLOORS)
+
+
+@pytest.mark.parametrize("path", [path for path in modules() if len(path.parts) > 1], ids=str)
+def test_imports_go_down(path):
+    own = path.parts[0]
+    for folder in imported(path):
+        assert folder == own or FLOORS[folder] < FLOORS[own], f"{path} imports {folder}"
+
+
+@pytest.mark.parametrize("path", modules(), ids=str)
+def test_a_file_says_what_it_is_for_and_can_be_read_alone(path):
+    text = (PACKAGE / path).read_text("utf-8")
+    assert ast.get_docstring(ast.parse(text)), f"{path} does not say what it is for"
+    assert len(text.splitlines()) <= LONGEST, f"{path} is too long to be read alone"
