@@ -4,6 +4,7 @@
 errors      a user's mistake: one sentence, exit code 2
 files       atomic writes, file hashes
 reader      the only way a checkpoint file is read; nothing in it is executed
+rebuild     arrays and tensors from what a pickle says about them, checked
 rows        result rows: append-only, two writers, no torn line
 resume      RNG state and data position: a resumed run is the run not stopped
 config      YAML with ``_BASE_``, ``KEY VALUE`` overrides, typos answered

@@ -116,12 +116,14 @@ def _set(config: CfgNode, key: str, value: Any, where: str) -> None:
     current = _get(config, key)
     if isinstance(current, float) and isinstance(value, (int, str)):
         value = _as_float(value)  # 1 and 1e-3 are numbers too; YAML and yacs disagree
+    if isinstance(current, str) and isinstance(value, str):
+        value = repr(value)  # yacs evaluates strings, and would take a name such as 123 for a number
     try:
         config.merge_from_list([key, value])
     except (ValueError, AssertionError) as mismatch:
         kind = type(current).__name__
         raise UserError(
-            f"config key {key} in {where} cannot be {value!r}: it holds a {kind}, now {current!r}"
+            f"config key {key} in {where} cannot be {value!r}: it is of type {kind}, now {current!r}"
         ) from mismatch
 
 

@@ -54,15 +54,15 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], title: str
         table.add_column(name, justify="right" if index else "left", no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    console = Console(file=sys.stdout)
+    console = Console(file=sys.stdout, markup=False, emoji=False)  # [bold] is text, not a style
     if not sys.stdout.isatty():
-        console.width = 200  # a pipe has no width to fit into
+        console.width = 1 << 20  # a pipe has no width to fit into
     console.print(table)
 
 
 def _bar(items: Iterable[T], what: str, total: int | None) -> Iterator[T]:
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

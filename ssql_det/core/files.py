@@ -46,10 +46,11 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
             os.fsync(file.fileno())
         os.replace(temporary, target)
         _flush_directory(target.parent)
-    except OSError as failure:
-        if failure.filename is not None:  # the block's own trouble, with a file it names
+    except (OSError, RuntimeError) as failure:
+        failed_write = _failed_write(failure)
+        if failed_write is None:  # the block's own trouble
             raise
-        raise _cannot_write(path, failure) from failure
+        raise _cannot_write(path, failed_write) from failure
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -66,6 +67,13 @@ def sha256(path: str | os.PathLike[str]) -> str:
 def _cannot_write(path: str | os.PathLike[str], failure: OSError) -> UserError:
     reason = failure.strerror or failure
     return UserError(f"could not write {path}: {reason}; what was there before is untouched")
+
+
+def _failed_write(failure: BaseException | None) -> OSError | None:
+    """The failed write behind what the block raised, if one is: ``torch.save`` hides it in a RuntimeError."""
+    while failure is not None and not isinstance(failure, OSError):
+        failure = failure.__context__
+    return failure if failure is not None and failure.filename is None else None  # a named file is another one
 
 
 def _temporary_stem(target: Path) -> str:

@@ -85,10 +85,8 @@ def _in_group(work: Callable[..., None], args: Any) -> None:
     if on_gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     dist.init_process_group("nccl" if on_gpu else "gloo")
-    try:
-        work(*args)
-    finally:
-        dist.destroy_process_group()
+    work(*args)
+    dist.destroy_process_group()  # not after an error: the ranks that wait for this one would crash first and hide it
 
 
 def _grouped() -> bool:

@@ -2,14 +2,17 @@
 
 A pickle is a program. Here it may build tensors, arrays and plain containers, nothing else:
 
-- names on the short list below are resolved;
+- names on the short list below are resolved, or answered by functions of ours;
 - any other class (``argparse.Namespace``, a config class, a whole pickled module) becomes an
   :class:`Inert` object that keeps its state and does nothing;
+- state is given to inert objects, arrays and a state_dict only: on a function or a class it would
+  rewrite the running program;
 - any other function, and any class of a module that can start programs, ends the reading with an
   error as soon as the file calls it.
 
-Safety rests on the first two rules (what is not on the list is never imported); the third only makes
-an attack loud.
+Safety rests on the first three rules (what is not on the list is never imported); the last only makes
+an attack loud. ``torch.load`` has no part in this: for a file of the right shape it would run TorchScript,
+unpack a tar archive, or write a ``.patch`` file.
 """
 
 from __future__ import annotations
@@ -19,40 +22,30 @@ import importlib
 import io
 import os
 import pickle
-import types
+import textwrap
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
+import numpy as np
 import torch
 
+from ssql_det.core import rebuild
 from ssql_det.core.errors import UserError
 
-# How a torch.save file begins that is older than the zip format of torch 1.6.
-_TORCH_LEGACY_HEAD = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
+_ARCHIVE_HEAD = b"PK\x03\x04"  # of a zip archive: torch.save since torch 1.6
+_LEGACY_HEAD = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)  # torch.save before that
 
-_PLAIN = {
+_HARMLESS = {
     "builtins": "bool bytearray bytes complex dict float frozenset int list object range set slice str tuple",
     "collections": "Counter OrderedDict defaultdict deque",
     "_codecs": "encode",  # how protocol 2 spells bytes
     "datetime": "date datetime timedelta timezone",
+    "torch": "Size device bool uint8 int8 int16 int32 int64 float16 bfloat16 float32 float64 complex64 complex128",
 }
-_NUMPY = {
-    "numpy": "dtype ndarray",
-    "numpy._core.multiarray": "_reconstruct scalar",
-    "numpy._core.numeric": "_frombuffer",
-}
-_TORCH = {
-    "torch": "Size Tensor device "
-    "bool uint8 int8 int16 int32 int64 float16 bfloat16 float32 float64 complex64 complex128",
-    "torch._tensor": "_rebuild_from_type_v2",
-    "torch._utils": "_rebuild_tensor _rebuild_tensor_v2 _rebuild_parameter _rebuild_parameter_with_state",
-    "torch.nn.parameter": "Parameter",
-}
-_RESOLVED = {
-    (module, name) for table in (_PLAIN, _NUMPY, _TORCH) for module, names in table.items() for name in names.split()
-}
+_RESOLVED = {(module, name) for module, names in _HARMLESS.items() for name in names.split()}
 _OLD_NAMES = {  # Python 2, and NumPy 1
     "__builtin__": "builtins",
     "copy_reg": "copyreg",
@@ -76,7 +69,7 @@ class Inert:
     args: tuple[Any, ...]
     state: Any
     entries: dict[Any, Any]  # of a dict subclass
-    elements: list[Any]  # of a list or set subclass
+    elements: list[Any]  # of a list subclass
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Inert:
         instance = super().__new__(cls)
@@ -86,16 +79,11 @@ class Inert:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Takes whatever the foreign class took; ``__new__`` has stored it."""
 
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
     def __setitem__(self, key: Any, value: Any) -> None:
         self.entries[key] = value
 
     def append(self, value: Any) -> None:
         self.elements.append(value)
-
-    add = append
 
     def extend(self, values: Any) -> None:
         self.elements.extend(values)
@@ -108,18 +96,52 @@ class _RefusedError(Exception):
     """The file calls something it has no business calling."""
 
 
-class _Unpickler(pickle.Unpickler):
-    """``pickle.Unpickler`` whose every name goes through the list above."""
+class _Unpickler(pickle._Unpickler):
+    """Python's unpickler, the one written in Python: what a file may name and change is decided here."""
+
+    stack: list[Any]
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
+
+    def __init__(self, file: IO[bytes], storage: Callable[..., torch.Tensor] | None = None) -> None:
+        super().__init__(file, encoding="latin1")
+        self._storage = storage
 
     def find_class(self, module: str, name: str) -> Any:
         module = _OLD_NAMES.get(module, module)
         if (module, name) in _OUR_OWN:
             return _OUR_OWN[module, name]
         if (module, name) in _RESOLVED:
-            return _resolve(module, name)
+            return getattr(importlib.import_module(module), name)
+        if module in ("torch", "torch.cuda") and name in rebuild.ELEMENTS:
+            return rebuild.ELEMENTS[name]
         if _looks_like_a_class(name) and module.split(".")[0] not in _CAN_START_PROGRAMS:
             return _inert_class(f"{module}.{name}")
         return _refuse_when_called(f"{module}.{name}")
+
+    def persistent_load(self, pid: Any) -> Any:
+        """What ``torch.save`` keeps beside the pickle: storages, and long ago the source of a module."""
+        kind, *what = pid
+        if kind == "storage" and self._storage is not None:
+            return self._storage(*what)
+        if kind == "module":
+            return what[0]
+        raise pickle.UnpicklingError(f"it refers to a {kind!r} that is not in it")
+
+    def load_build(self) -> None:
+        state = self.stack.pop()
+        target = self.stack[-1]
+        if isinstance(target, Inert):
+            target.state = state
+        elif isinstance(target, np.dtype):
+            rebuild.set_dtype(target, state)
+        elif isinstance(target, np.ndarray):
+            rebuild.set_array(target, state)
+        elif type(target) is OrderedDict:  # a state_dict has _metadata
+            vars(target).update(state)
+        else:
+            raise _RefusedError(f"it wants to change a {type(target).__name__}, which a checkpoint has no need of")
+
+    dispatch[pickle.BUILD[0]] = load_build
 
 
 def read_tensors(path: str | os.PathLike[str]) -> Any:
@@ -143,38 +165,83 @@ def read_tensors(path: str | os.PathLike[str]) -> Any:
     except OSError as failure:
         raise UserError(f"cannot read {path}: {failure.strerror or failure}") from failure
     except Exception as failure:  # a pickle can fail in any way its opcodes can
-        raise UserError(f"{path} is not a readable checkpoint ({_what_it_is(file_path)}): {failure}") from failure
+        detail = textwrap.shorten(repr(failure), 200)
+        raise UserError(f"{path} is not a readable checkpoint: {_what_it_is(file_path)} ({detail})") from failure
 
 
 def _read(file: IO[bytes]) -> Any:
-    if zipfile.is_zipfile(file):
-        if any(name.endswith("/constants.pkl") for name in zipfile.ZipFile(file).namelist()):
+    head = file.read(len(_LEGACY_HEAD))
+    file.seek(0)
+    if head.startswith(_ARCHIVE_HEAD):
+        return _read_archive(file)
+    if head == _LEGACY_HEAD:
+        return _read_legacy(file)
+    return _Unpickler(file).load()
+
+
+def _read_archive(file: IO[bytes]) -> Any:
+    """``torch.save``'s format: a zip archive of one pickle and one record a storage."""
+    with zipfile.ZipFile(file) as archive:
+        names = archive.namelist()
+        folders = [name.removesuffix("data.pkl") for name in names if name.endswith("/data.pkl")]
+        if len(folders) != 1:
+            raise ValueError("a zip archive, but not one that torch.save wrote")
+        folder = folders[0]
+        if f"{folder}constants.pkl" in names:
             raise _RefusedError("it is a TorchScript program; export its state_dict instead")
-        return _read_torch(file)
-    file.seek(0)
-    if file.read(len(_TORCH_LEGACY_HEAD)) == _TORCH_LEGACY_HEAD:
-        return _read_torch(file)
-    file.seek(0)
-    return _load(file, encoding="latin1")
+        if f"{folder}byteorder" in names and archive.read(f"{folder}byteorder") != b"little":
+            raise ValueError("it comes from a big-endian machine")
+
+        @functools.cache
+        def storage(dtype: torch.dtype, key: str, location: str, count: int) -> torch.Tensor:
+            elements = torch.empty(count, dtype=dtype)
+            with archive.open(f"{folder}data/{key}") as record:
+                rebuild.fill(elements, record.read(elements.nbytes))
+            return elements
+
+        return _Unpickler(io.BytesIO(archive.read(f"{folder}data.pkl")), storage).load()
 
 
-def _read_torch(file: IO[bytes]) -> Any:
-    file.seek(0)
-    return torch.load(file, map_location="cpu", weights_only=False, pickle_module=_PICKLE, encoding="latin1")
+def _read_legacy(file: IO[bytes]) -> Any:
+    """``torch.save``'s format before: three pickles of preliminaries, the object, and then its storages' bytes."""
+    for _ in ("magic number", "version", "machine"):
+        _Unpickler(file).load()
+    storages: dict[str, torch.Tensor] = {}
+
+    def storage(dtype: torch.dtype, key: str, location: str, count: int, view: None) -> torch.Tensor:
+        if view is not None:
+            raise ValueError("it holds a view of a storage, as only torch before 0.4 wrote it")
+        if key not in storages:
+            storages[key] = torch.empty(count, dtype=dtype)
+        return storages[key]
+
+    content = _Unpickler(file, storage).load()
+    for key in _Unpickler(file).load():
+        if int.from_bytes(file.read(8), "little") != len(storages[key]):
+            raise ValueError(f"storage {key} is not of the size announced")
+        rebuild.fill(storages[key], file.read(storages[key].nbytes))
+    return content
 
 
-def _load(file: IO[bytes], **kwargs: Any) -> Any:
-    return _Unpickler(file, **kwargs).load()
+def _foreign(kind: type[Inert], base: Any, value: Any) -> Inert:
+    """How pickle protocols 0 and 1 make an object of a foreign class: with what its built-in base class holds."""
+    instance = kind.__new__(kind)
+    if isinstance(value, dict):
+        instance.entries.update(value)
+    elif isinstance(value, list):
+        instance.elements.extend(value)
+    elif value is not None:
+        instance.args = (value,)
+    return instance
 
 
-_PICKLE = types.ModuleType("restricted_pickle")  # what torch.load asks of a pickle module
-vars(_PICKLE).update(Unpickler=_Unpickler, load=_load)
-
-_OUR_OWN: dict[tuple[str, str], Callable[..., Any]] = {
-    # A tensor in a plain pickle is a torch.save file in bytes; torch would read it without restriction.
+_OUR_OWN: dict[tuple[str, str], Callable[..., Any]] = rebuild.CALLS | {
+    ("builtins", "long"): int,  # protocol 2 writes Python 2's names
+    ("builtins", "unicode"): str,
+    ("builtins", "xrange"): range,
+    ("copyreg", "_reconstructor"): _foreign,
+    # A tensor in a plain pickle is a torch.save file in bytes.
     ("torch.storage", "_load_from_bytes"): lambda content: _read(io.BytesIO(content)),
-    # How pickle protocols 0 and 1 make an object of a foreign class.
-    ("copyreg", "_reconstructor"): lambda kind, base, state: kind.__new__(kind),
 }
 
 
@@ -187,15 +254,9 @@ def _inert_class(name: str) -> type[Inert]:
     return type("Inert", (Inert,), {"name": name})
 
 
-def _resolve(module: str, name: str) -> Any:
-    if module.startswith("numpy._core") and not hasattr(importlib.import_module("numpy"), "_core"):
-        module = module.replace("numpy._core", "numpy.core")  # NumPy 1 is installed
-    return getattr(importlib.import_module(module), name)
-
-
 def _refuse_when_called(name: str) -> Callable[..., Any]:
     def refuse(*args: Any, **kwargs: Any) -> Any:
-        raise _RefusedError(f"it wants to call {name}, which a checkpoint has no need of")
+        raise _RefusedError(f"it wants to call {name!r}, which a checkpoint has no need of")
 
     return refuse
 

@@ -72,20 +72,18 @@ def append(path: str | os.PathLike[str], row: Row) -> None:
     record = dataclasses.asdict(row)
     record["metrics"] = {name: _finite_or_none(value) for name, value in row.metrics.items()}
     line = (json.dumps(record, allow_nan=False) + "\n").encode()
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)  # released with the descriptor, also by a kill
-        size = os.fstat(descriptor).st_size
-        if size and os.pread(descriptor, 1, size - 1) != b"\n":
-            line = b"\n" + line  # a writer was killed in mid-line: close its line off, keep ours whole
-        while line:
-            line = line[os.write(descriptor, line) :]
-        os.fsync(descriptor)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab+", buffering=0) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # released with the file, also by a kill
+            size = file.seek(0, os.SEEK_END)
+            if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
+                line = b"\n" + line  # a writer was killed in mid-line: close its line off, keep ours whole
+            while line:
+                line = line[file.write(line) :]
+            os.fsync(file.fileno())
     except OSError as failure:
         raise UserError(f"could not append a row to {path}: {failure.strerror or failure}") from failure
-    finally:
-        os.close(descriptor)
 
 
 def read(path: str | os.PathLike[str]) -> list[Row]:
@@ -106,7 +104,7 @@ def read(path: str | os.PathLike[str]) -> list[Row]:
 
 
 def _to_row(record: Any, where: str) -> Row:
-    if not isinstance(record, dict) or "schema" not in record:
+    if not isinstance(record, dict) or not isinstance(record.get("schema"), int):
         raise UserError(f"{where} is not a result row; is this a results.jsonl of ssql_det?")
     if record["schema"] > SCHEMA:
         raise UserError(

@@ -36,7 +36,6 @@ class JsonWriter:
 
     def __init__(self, directory: str | os.PathLike[str], resume_step: int | None = None) -> None:
         path = Path(directory) / CURVES_NAME
-        path.parent.mkdir(parents=True, exist_ok=True)
         kept = _lines_until(path, resume_step) if resume_step is not None and path.exists() else []
         with atomic_write(path, "w") as file:
             file.writelines(kept)
@@ -92,11 +91,11 @@ class Writers:
 def _lines_until(path: Path, last_step: int) -> list[str]:
     """The whole lines up to a step; a line that a kill has torn ends the file."""
     kept = []
-    for line in path.read_text("utf-8").splitlines(keepends=True):
+    for line in path.read_text("utf-8").splitlines():
         try:
             step = json.loads(line)["step"]
         except json.JSONDecodeError:
             break
         if step <= last_step:
-            kept.append(line)
+            kept.append(f"{line}\n")
     return kept

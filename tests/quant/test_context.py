@@ -282,7 +282,7 @@ def test_inside_one_ddp_forward_two_processes_equal_one(tmp_path):
     calibrated = calibrate(step.net, x.split(1), step.points)
     for rank in range(2):
         assert Ranges.load(tmp_path / f"{rank}.json", step.net, step.points) == calibrated
-        theirs, gradients = torch.load(tmp_path / f"{rank}.pt")
+        theirs, gradients = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         for their, ours in zip(theirs, outputs, strict=True):
             torch.testing.assert_close(their, ours[rank::2].detach(), rtol=1e-9, atol=1e-9)
         for name, parameter in step.named_parameters():

@@ -1,0 +1,195 @@
+import math
+
+import pytest
+from fvcore.common.config import CfgNode
+
+from ssql_det.core.config import leaves, load_config, save_config
+from ssql_det.core.errors import UserError
+
+
+def defaults():
+    return CfgNode(
+        {
+            "SEED": 0,
+            "NAME": "mini",
+            "DEBUG": False,
+            "LIMIT": None,
+            "OPTIM": {"LR": 0.1, "STEPS": (30, 60), "BETAS": [0.9, 0.999], "WARMUP": {"EPOCHS": 5}},
+            "DATA": {"ROOT": ""},
+        }
+    )
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(name, text):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, "utf-8")
+        return path
+
+    return write
+
+
+def test_file_over_defaults_and_command_line_over_file(write):
+    file = write("a.yaml", "SEED: 1\nOPTIM: {LR: 0.2, WARMUP: {EPOCHS: 0}}\n")
+    config = load_config(defaults(), file, ["SEED", "3", "SEED", "2", "OPTIM.STEPS", "(10, 20)"])
+    assert (config.SEED, config.NAME) == (2, "mini")
+    assert config.OPTIM == {"LR": 0.2, "STEPS": (10, 20), "BETAS": [0.9, 0.999], "WARMUP": {"EPOCHS": 0}}
+
+
+@pytest.mark.parametrize("file", [None, "empty.yaml"])
+def test_no_file_and_an_empty_file_are_the_defaults(write, file):
+    path = file and write(file, "# nothing yet\n")
+    assert load_config(defaults(), path) == defaults()
+
+
+def test_the_result_is_frozen_and_the_defaults_stay_as_they_were():
+    given = defaults()
+    config = load_config(given, overrides=["OPTIM.BETAS", "[0.5, 0.9]"])
+    with pytest.raises(AttributeError):
+        config.OPTIM.LR = 0.2
+    assert given == defaults()
+    given.OPTIM.LR = 0.2  # still thawed
+
+
+def test_a_base_is_below_the_file_that_names_it(write):
+    write("base.yaml", "SEED: 1\nNAME: base\nOPTIM: {LR: 0.5, WARMUP: {EPOCHS: 1}}\n")
+    write("more/middle.yaml", "_BASE_: ../base.yaml\nNAME: middle\nOPTIM: {WARMUP: {EPOCHS: 2}}\n")
+    config = load_config(defaults(), write("more/top.yaml", "_BASE_: middle.yaml\nOPTIM: {BETAS: [0.5]}\n"))
+    assert (config.SEED, config.NAME) == (1, "middle")
+    assert config.OPTIM == {"LR": 0.5, "STEPS": (30, 60), "BETAS": [0.5], "WARMUP": {"EPOCHS": 2}}
+
+
+def test_of_several_bases_the_later_one_is_nearer(write):
+    write("one.yaml", "SEED: 1\nNAME: one\n")
+    write("two.yaml", "SEED: 2\n_BASE_: one.yaml\n")  # a base may come in twice, a circle it is not
+    config = load_config(defaults(), write("top.yaml", "_BASE_: [one.yaml, two.yaml]\n"))
+    assert (config.SEED, config.NAME) == (2, "one")
+
+
+LEAVES = [
+    ("OPTIM.LR", "1e-3", 0.001),
+    ("OPTIM.LR", "1", 1.0),
+    ("OPTIM.LR", ".inf", math.inf),
+    ("SEED", "7", 7),
+    ("DEBUG", "True", True),
+    ("LIMIT", "100", 100),
+    ("OPTIM.STEPS", "[1, 2]", (1, 2)),
+    ("NAME", "two words", "two words"),
+    ("NAME", "'123'", "123"),
+    ("NAME", "'None'", "None"),
+    ("NAME", "'1e-3'", "1e-3"),
+    ("NAME", "''", ""),
+    ("NAME", "ä", "ä"),
+]
+
+
+@pytest.mark.parametrize(("key", "text", "value"), LEAVES)
+def test_a_value_in_a_file_has_the_leafs_type(write, key, text, value):
+    *groups, leaf = key.split(".")
+    file = write("a.yaml", "".join(f"{group}:\n  " for group in groups) + f"{leaf}: {text}\n")
+    found = get(load_config(defaults(), file), key)
+    assert (found, type(found)) == (value, type(value))
+
+
+@pytest.mark.parametrize(("key", "text", "value"), LEAVES)
+def test_a_value_on_the_command_line_has_the_leafs_type(key, text, value):
+    found = get(load_config(defaults(), overrides=[key, text.strip("'").removeprefix(".")]), key)
+    assert (found, type(found)) == (value, type(value))
+
+
+def get(config, key):
+    for part in key.split("."):
+        config = config[part]
+    return config
+
+
+@pytest.mark.parametrize(("key", "text", "value"), LEAVES)
+def test_a_resolved_config_gives_itself_back(tmp_path, key, text, value):
+    config = load_config(defaults(), overrides=[key, text.strip("'").removeprefix(".")])
+    path = save_config(config, tmp_path / "run")
+    assert path == tmp_path / "run" / "config.yaml"
+    assert load_config(defaults(), path) == config
+
+
+def test_leaves_are_the_full_keys():
+    keys = [
+        "SEED",
+        "NAME",
+        "DEBUG",
+        "LIMIT",
+        "OPTIM.LR",
+        "OPTIM.STEPS",
+        "OPTIM.BETAS",
+        "OPTIM.WARMUP.EPOCHS",
+        "DATA.ROOT",
+    ]
+    assert sorted(leaves(defaults())) == sorted(keys)
+
+
+MISTAKES = {
+    "unknown key": ("OPTIM: {RL: 1}", "unknown config key OPTIM.RL in {file}; did you mean 'OPTIM.LR'?"),
+    "key like no other": ("ZEBRA: 1", "unknown config key ZEBRA in {file}"),
+    "key that is a number": ("5: 1", "unknown config key 5 in {file}"),
+    "group": ("OPTIM: 3", "OPTIM in {file}; it is a group, set one of its keys, such as OPTIM.LR"),
+    "leaf as a group": ("SEED: {LR: 1}", "unknown config key SEED.LR in {file}"),
+    "word for a number": ("SEED: many", "config key SEED in {file} cannot be 'many': it is of type int, now 0"),
+    "fraction for an integer": ("SEED: 1.5", "SEED in {file} cannot be 1.5: it is of type int, now 0"),
+    "word for a float": ("OPTIM: {LR: fast}", "OPTIM.LR in {file} cannot be 'fast': it is of type float, now 0.1"),
+    "flag for a float": ("OPTIM: {LR: true}", "OPTIM.LR in {file} cannot be True: it is of type float, now 0.1"),
+    "number for a word": ("NAME: 3", "NAME in {file} cannot be 3: it is of type str, now 'mini'"),
+    "list": ("- SEED\n- 1", "config file {file} holds a list; it must hold KEY: VALUE pairs"),
+    "invalid": ("SEED: [1", "config file {file} is not valid YAML: "),
+    "code": ("SEED: !!python/object/apply:os.getpid []", "config file {file} is not valid YAML: "),
+    "missing base": ("_BASE_: gone.yaml", "there is no config file {folder}/gone.yaml, named as _BASE_ in {file}"),
+    "circle": ("_BASE_: ./a.yaml", "config file {folder}/a.yaml inherits from itself"),
+    "base that is a folder": ("_BASE_: .", "config file {folder} is a directory"),
+}
+
+
+@pytest.mark.parametrize(("text", "sentence"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_in_a_file_is_one_sentence(write, text, sentence):
+    file = write("a.yaml", text)
+    with pytest.raises(UserError) as mistake:
+        load_config(defaults(), file)
+    assert sentence.format(file=file, folder=file.parent) in str(mistake.value)
+    assert "\n" not in str(mistake.value)
+
+
+def test_a_circle_of_several_files_is_found(write, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write("a.yaml", "_BASE_: b.yaml")
+    write("b.yaml", "_BASE_: c.yaml")
+    write("c.yaml", "_BASE_: a.yaml")
+    with pytest.raises(UserError, match="inherits from itself"):
+        load_config(defaults(), "a.yaml")
+
+
+def test_bytes_that_are_no_text_are_one_sentence(tmp_path):
+    (tmp_path / "a.yaml").write_bytes(b"NAME: \xff\xfe")
+    with pytest.raises(UserError, match="is not valid YAML"):
+        load_config(defaults(), tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["OPTIM.RL", "1"], "unknown config key OPTIM.RL in the command line; did you mean 'OPTIM.LR'?"),
+        (["OPTIM", "1"], "OPTIM in the command line; it is a group, set one of its keys, such as OPTIM.LR"),
+        (["SEED", "many"], "SEED in the command line cannot be 'many': it is of type int"),
+        (["SEED", "1", "NAME"], "KEY VALUE pairs, but 'NAME' stands alone"),
+        (["_BASE_", "a.yaml"], "unknown config key _BASE_ in the command line"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_sentence(overrides, sentence):
+    with pytest.raises(UserError) as mistake:
+        load_config(defaults(), overrides=overrides)
+    assert sentence in str(mistake.value)
+
+
+@pytest.mark.parametrize(("name", "hint"), [("gone.yaml", "no config file"), (".", "is a directory")])
+def test_a_missing_file_and_a_folder_are_one_sentence(tmp_path, name, hint):
+    with pytest.raises(UserError, match=f"{hint}") as mistake:
+        load_config(defaults(), tmp_path / name)
+    assert str(tmp_path / name) in str(mistake.value)

@@ -1,0 +1,144 @@
+import hashlib
+import os
+import random
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from ssql_det.core.errors import UserError
+from ssql_det.core.files import atomic_write, sha256
+
+WRITE_UNTIL_KILLED = """
+import sys
+from ssql_det.core.files import atomic_write
+while True:
+    for letter in b"ab":
+        with atomic_write(sys.argv[1]) as file:
+            for _ in range(4):
+                file.write(bytes([letter]) * (letter * 8000))
+        print("written", flush=True)
+"""
+DIE_WHILE_WRITING = """
+import os, signal, sys
+from ssql_det.core.files import atomic_write
+with atomic_write(sys.argv[1]) as file:
+    file.write(b"half")
+    file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture
+def target(tmp_path):
+    path = tmp_path / "model.pth"
+    path.write_bytes(b"old")
+    return path
+
+
+def test_a_kill_at_any_moment_leaves_one_whole_content(target):
+    whole = [bytes([letter]) * (letter * 8000 * 4) for letter in b"ab"]
+    moments = random.Random(0)
+    for _ in range(24):
+        with subprocess.Popen([sys.executable, "-c", WRITE_UNTIL_KILLED, target], stdout=subprocess.PIPE) as writer:
+            writer.stdout.readline()
+            time.sleep(moments.uniform(0, 0.03))
+            writer.kill()
+        assert target.read_bytes() in whole
+
+
+def test_the_next_write_removes_what_a_killed_writer_left(target):
+    subprocess.run([sys.executable, "-c", DIE_WHILE_WRITING, target])
+    assert target.read_bytes() == b"old"
+    assert len(os.listdir(target.parent)) == 2
+    with atomic_write(target) as file:
+        file.write(b"new")
+    assert os.listdir(target.parent) == [target.name]
+
+
+def test_the_next_write_leaves_the_temporary_file_of_a_living_writer(target):
+    with atomic_write(target) as slow:
+        with atomic_write(target) as quick:
+            quick.write(b"quick")
+        assert target.read_bytes() == b"quick"
+        slow.write(b"slow")
+    assert target.read_bytes() == b"slow"
+
+
+def test_readers_see_the_old_content_until_the_block_ends(target):
+    with atomic_write(target, "w") as file:
+        file.write("new")
+        file.flush()
+        assert target.read_bytes() == b"old"
+    assert target.read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("raised", [ValueError("x"), RuntimeError("x"), KeyboardInterrupt(), UserError("x")], ids=repr)
+def test_an_exception_in_the_block_passes_and_leaves_the_old_file(target, raised):
+    with pytest.raises(type(raised)) as caught, atomic_write(target) as file:
+        _write_half_and_raise(file, raised)
+    assert caught.value is raised
+    assert target.read_bytes() == b"old"
+    assert os.listdir(target.parent) == [target.name]
+
+
+def _write_half_and_raise(file, raised):
+    file.write(b"half")
+    raise raised
+
+
+def test_trouble_with_another_file_is_not_said_to_be_this_ones(target, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"other\.txt"), atomic_write(target):
+        (tmp_path / "other.txt").read_bytes()
+    assert target.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize(
+    "write",
+    [lambda file: file.write(b"x" * 1_000_000), lambda file: torch.save({"w": torch.zeros(1_000_000)}, file)],
+    ids=["write", "torch.save"],
+)
+def test_a_full_disk_is_one_sentence_and_leaves_the_old_file(target, small_disk, write):
+    small_disk()
+    with (
+        pytest.raises(UserError, match=f"could not write {target}: File too large; .* untouched"),
+        atomic_write(target) as file,
+    ):
+        write(file)
+    assert target.read_bytes() == b"old"
+    assert os.listdir(target.parent) == [target.name]
+
+
+def test_a_symbolic_link_stays_one(target, tmp_path):
+    link = tmp_path / "last.pth"
+    link.symlink_to(target.name)
+    with atomic_write(link) as file:
+        file.write(b"new")
+    assert link.is_symlink()
+    assert target.read_bytes() == b"new"
+
+
+def test_missing_folders_are_made(tmp_path):
+    with atomic_write(tmp_path / "a" / "b" / "c.txt", "w") as file:
+        file.write("ä\n")
+    assert (tmp_path / "a" / "b" / "c.txt").read_text("utf-8") == "ä\n"
+
+
+@pytest.mark.parametrize("path", [".", "model.pth/x.pth", "model.pth/deep/x.pth"])
+def test_a_place_where_no_file_can_be_is_one_sentence(target, path):
+    with pytest.raises(UserError, match=r"write .*: "), atomic_write(target.parent / path):
+        pass
+    assert target.read_bytes() == b"old"
+
+
+def test_only_whole_files_are_written(target):
+    with pytest.raises(ValueError, match="'a'"), atomic_write(target, "a"):
+        pass
+
+
+def test_sha256_is_that_of_the_content(tmp_path):
+    content = os.urandom(3 << 20)
+    (tmp_path / "x").write_bytes(content)
+    assert sha256(tmp_path / "x") == hashlib.sha256(content).hexdigest()
