@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from ssql_det import __version__
 from ssql_det.core.errors import EXIT_BAD_INPUT, UserError, one_sentence
 
-COMMANDS = ("demo",)
+COMMANDS = ("demo", "make-toy-data", "check-data")
 
 
 class _Parser(argparse.ArgumentParser):

@@ -1,0 +1,83 @@
+"""``build_backbone(name)``: torchvision's ResNets, their CIFAR forms, a narrow one for small machines, timm's models.
+
+===================  =======================================================================================
+``resnet50``         any ResNet of torchvision: ``resnet18`` ... ``wide_resnet101_2``
+``cifar_resnet18``   the same with a 3x3 stem of stride 1 and no pool, for images of 32 pixels
+``narrow_resnet``    four stages of one BasicBlock, 64 to 160 channels: a small machine's ResNet
+``timm/<name>``      any model of timm
+===================  =======================================================================================
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+import torchvision
+from timm.models.resnet import BasicBlock
+from timm.models.resnet import ResNet as TimmResNet
+from torch import nn
+
+from ssql_det.core.errors import UserError, did_you_mean
+
+# The stem has 64 channels and the first stage keeps them, so that its block needs no shortcut conv; from then on
+# widths increase, so that every later one does. timm's BasicBlock and Detectron2's then agree part by part.
+NARROW_WIDTHS = (64, 80, 112, 160)
+NARROW_DEPTHS = (1, 1, 1, 1)
+
+_FAMILIES = ("resnet", "resnext", "wide_resnet")
+_CIFAR, _TIMM = "cifar_", "timm/"
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A network that maps images [N, 3, H, W] to features [N, width].
+
+    >>> backbone = build_backbone("resnet18")
+    >>> backbone.width, backbone.module(torch.zeros(2, 3, 64, 64)).shape
+    (512, torch.Size([2, 512]))
+    """
+
+    name: str
+    module: nn.Module
+    width: int
+
+
+def build_backbone(name: str, zero_init_residual: bool = False) -> Backbone:
+    """A backbone with fresh random weights. ``zero_init_residual`` starts each residual branch at zero."""
+    if name.startswith(_TIMM):
+        return _timm_model(name)
+    if name == "narrow_resnet":
+        return _narrow_resnet(zero_init_residual)
+    known = _torchvision_resnets()
+    if name.removeprefix(_CIFAR) not in known:
+        names = [*known, *(_CIFAR + each for each in known), "narrow_resnet", "timm/<name>"]
+        raise UserError(f"there is no backbone {name!r}{did_you_mean(name, names)} Known: {', '.join(names)}")
+    model = torchvision.models.get_model(name.removeprefix(_CIFAR), weights=None, zero_init_residual=zero_init_residual)
+    width = model.fc.in_features
+    model.fc = nn.Identity()
+    if name.startswith(_CIFAR):
+        model.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
+        nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+        model.maxpool = nn.Identity()
+    return Backbone(name, model, width)
+
+
+def _torchvision_resnets() -> list[str]:
+    return [name for name in torchvision.models.list_models(torchvision.models) if name.startswith(_FAMILIES)]
+
+
+def _narrow_resnet(zero_init_residual: bool) -> Backbone:
+    """Stem 7x7 of stride 2 and a pool of stride 2, as in any four-stage ResNet; strides 4, 8, 16 and 32."""
+    block: Any = BasicBlock  # timm's annotation says an instance and means the class
+    model = TimmResNet(block, NARROW_DEPTHS, num_classes=0, channels=NARROW_WIDTHS, zero_init_last=zero_init_residual)
+    return Backbone("narrow_resnet", model, NARROW_WIDTHS[-1])
+
+
+def _timm_model(name: str) -> Backbone:
+    wanted = name.removeprefix(_TIMM)
+    if not timm.is_model(wanted):
+        raise UserError(f"timm has no model {wanted!r}{did_you_mean(wanted, timm.list_models())}")
+    model: Any = timm.create_model(wanted, pretrained=False, num_classes=0)
+    return Backbone(name, model, model.num_features)

@@ -1,0 +1,140 @@
+"""COCO's layout, ``coco/{train2017, val2017, annotations}``, or any COCO-format file with its images."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ssql_det.checkdata.findings import Box, Picture, SplitCheck
+from ssql_det.checkdata.published import COCO_CATEGORIES, COCO_IMAGES
+
+SPLITS = ("train2017", "val2017")
+
+
+def check_coco(folder: Path) -> list[SplitCheck]:
+    """Check both splits of a ``coco`` folder; images are checked apart."""
+    return [
+        check_coco_file(folder / "annotations" / f"instances_{split}.json", folder / split, f"coco {split}")
+        for split in SPLITS
+    ]
+
+
+def check_coco_file(path: Path, images: Path, name: str) -> SplitCheck:
+    split = SplitCheck(name)
+    if not images.is_dir():
+        split.error(images, "the folder of images is missing")
+    if not path.is_file():
+        split.error(path, "the annotation file is missing")
+        return split
+    try:
+        document = json.loads(path.read_text("utf-8"))
+    except ValueError as failure:
+        split.error(path, f"the file is not valid JSON ({failure})")
+        return split
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(document, dict) or not isinstance(document.get(key), list):
+            split.error(path, f"the file has no list {key!r}: it is not in COCO's instances format")
+            return split
+        if not all(isinstance(each, dict) and _is_id(each.get("id")) for each in document[key]):
+            split.error(path, f"some of its {key} have no id: it is not in COCO's instances format")
+            return split
+    _check_document(split, path, images, document)
+    return split
+
+
+def _check_document(split: SplitCheck, path: Path, folder: Path, document: dict[str, Any]) -> None:
+    for kind in ("images", "annotations", "categories"):
+        for repeated in _repeated(each["id"] for each in document[kind]):
+            split.error(path, f"id {repeated} is given to more than one of its {kind}")
+    categories = {each["id"]: str(each.get("name", each["id"])) for each in document["categories"]}
+    by_image: dict[Any, list[dict[str, Any]]] = {each["id"]: [] for each in document["images"]}
+    for each in document["annotations"]:
+        what = f"annotation {each.get('id')}"
+        if not _is_id(each.get("image_id")) or each["image_id"] not in by_image:
+            split.error(path, f"{what} is of image {each.get('image_id')}, which is not in the file")
+        elif not _is_id(each.get("category_id")) or each["category_id"] not in categories:
+            split.error(path, f"{what} is of category {each.get('category_id')}, which is not in the file")
+        else:
+            by_image[each["image_id"]].append(each)
+    for image in document["images"]:
+        if not isinstance(image.get("file_name"), str) or not _are_numbers(
+            [image.get("width"), image.get("height")], 2
+        ):
+            split.error(path, f"image {image['id']} lacks one of file_name, width, height")
+            continue
+        _check_image(split, path, folder, image, by_image[image["id"]], categories)
+    split.check_classes(path, list(categories.values()))
+    published = COCO_IMAGES.get(folder.name) if len(categories) == COCO_CATEGORIES else None
+    if published and len(split.pictures) != published:
+        split.warn(path, f"{len(split.pictures)} images, the published split has {published}")
+
+
+def _check_image(
+    split: SplitCheck,
+    path: Path,
+    folder: Path,
+    image: dict[str, Any],
+    annotations: list[dict[str, Any]],
+    categories: dict[Any, str],
+) -> None:
+    size = (int(image["width"]), int(image["height"]))
+    boxes: list[Box] = []
+    labels: list[str] = []
+    for each in annotations:
+        what = f"annotation {each.get('id')} of {image['file_name']}"
+        bbox: Any = each.get("bbox")
+        if not _are_numbers(bbox, 4):
+            split.error(path, f"{what} has no bbox of four numbers")
+            continue
+        box = (bbox[0], bbox[1], bbox[0] + bbox[2], bbox[1] + bbox[3])
+        split.check_box(path, what, box, size)
+        fault = _segmentation_fault(each, size)
+        if fault:
+            split.error(path, f"{what} {fault}")
+        label = categories[each["category_id"]]
+        split.objects[label] = split.objects.get(label, 0) + 1
+        boxes.append(box)
+        labels.append(label)
+    masks = tuple(each.get("segmentation") for each in annotations)
+    split.pictures.append(Picture(folder / image["file_name"], size, tuple(boxes), tuple(labels), masks))
+
+
+def _segmentation_fault(annotation: dict[str, Any], size: tuple[int, int]) -> str | None:
+    segmentation = annotation.get("segmentation")
+    if segmentation is None:
+        return None  # boxes alone are fine for a detector without masks
+    if isinstance(segmentation, dict):
+        stated, counts = segmentation.get("size"), segmentation.get("counts")
+        if stated != [size[1], size[0]]:
+            return f"has a run-length mask of size {stated}, the image has height and width {[size[1], size[0]]}"
+        if isinstance(counts, list) and _are_numbers(counts) and sum(counts) != size[0] * size[1]:
+            return f"has a run-length mask of {sum(counts)} pixels, the image has {size[0] * size[1]}"
+        if not isinstance(counts, str) and not _are_numbers(counts):
+            return "has a run-length mask without counts"
+        return None
+    if annotation.get("iscrowd"):
+        return "is a crowd with polygons; a crowd's mask is given in run lengths"
+    if not isinstance(segmentation, list) or not segmentation:
+        return "has an empty list of polygons"
+    if not all(_are_numbers(polygon) and len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in segmentation):
+        return "has a polygon of fewer than three corners, or half a corner"
+    return None
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, (int, str))
+
+
+def _are_numbers(values: Any, count: int | None = None) -> bool:
+    return (
+        isinstance(values, list)
+        and count in (None, len(values))
+        and all(isinstance(value, (int, float)) for value in values)
+    )
+
+
+def _repeated(ids: Iterable[Any]) -> list[Any]:
+    return [found for found, count in Counter(ids).items() if count > 1]

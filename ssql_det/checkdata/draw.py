@@ -1,0 +1,73 @@
+"""A contact sheet: images with boxes and mask outlines drawn to the pixel, for a person to look at."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+
+from ssql_det.checkdata.findings import Picture
+from ssql_det.core.errors import UserError
+from ssql_det.core.files import atomic_write
+
+Canvas = NDArray[np.uint8]
+
+_CELL = 644
+_COLOURS = ((60, 76, 231), (113, 204, 46), (219, 152, 52), (18, 156, 243), (182, 89, 155), (156, 188, 26))  # BGR
+
+
+def draw_sheet(pictures: Sequence[Picture], count: int, out: str | os.PathLike[str]) -> None:
+    """Write ``count`` pictures, evenly spread over the data set, as one PNG."""
+    if count < 1:
+        raise UserError(f"a contact sheet needs at least 1 image, got {count}")
+    if not pictures:
+        raise UserError("there is no image to draw")
+    chosen = [pictures[index * len(pictures) // count] for index in range(min(count, len(pictures)))]
+    columns = math.ceil(math.sqrt(len(chosen)))
+    sheet = np.full((_CELL * math.ceil(len(chosen) / columns), _CELL * columns, 3), 255, np.uint8)
+    for number, picture in enumerate(chosen):
+        top, left = (_CELL * place for place in divmod(number, columns))
+        cell = _drawn(picture)
+        sheet[top : top + cell.shape[0], left : left + cell.shape[1]] = cell
+    with atomic_write(out) as file:
+        file.write(cv2.imencode(".png", sheet)[1].tobytes())
+
+
+def _drawn(picture: Picture) -> Canvas:
+    """The picture enlarged by a whole factor, or reduced to fit, with its annotations on the pixels' edges."""
+    image = cv2.imread(str(picture.path), cv2.IMREAD_COLOR)
+    if image is None:
+        raise UserError(f"cannot draw {picture.path}: it is missing or not an image")
+    scale = (_CELL - 4) / max(image.shape[:2])
+    scale = math.floor(scale) if scale > 1 else scale
+    height, width = image.shape[:2]
+    kind = cv2.INTER_NEAREST if scale >= 1 else cv2.INTER_AREA
+    canvas: Any = cv2.resize(image, (int(width * scale), int(height * scale)), interpolation=kind)
+    for number, segmentation in enumerate(picture.masks):
+        if segmentation is not None:
+            small = _decoded(segmentation, height, width)
+            mask = cv2.resize(small, canvas.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+            outlines, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+            cv2.drawContours(canvas, outlines, -1, _COLOURS[number % len(_COLOURS)], 1)
+    for number, (box, label) in enumerate(zip(picture.boxes, picture.labels, strict=True)):
+        x0, y0, x1, y1 = (round(value * scale) for value in box)
+        colour = _COLOURS[number % len(_COLOURS)]
+        cv2.rectangle(canvas, (x0, y0), (x1 - 1, y1 - 1), colour, 1)
+        cv2.putText(canvas, label, (x0 + 2, max(y0 - 3, 10)), cv2.FONT_HERSHEY_SIMPLEX, 0.4, colour, 1, cv2.LINE_AA)
+    return np.asarray(canvas, np.uint8)
+
+
+def _decoded(segmentation: Any, height: int, width: int) -> Canvas:
+    if isinstance(segmentation, dict):
+        runs = segmentation
+        if isinstance(runs["counts"], list):
+            runs = coco_mask.frPyObjects(runs, height, width)
+    else:
+        runs = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+    return np.asarray(coco_mask.decode(runs), np.uint8)

@@ -1,0 +1,71 @@
+"""What a check finds, and the summary it gives of a split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+Box = tuple[float, float, float, float]  # x0, y0, x1, y1, ends exclusive
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One fault. ``fatal`` when a training on this data would fail."""
+
+    where: str
+    what: str
+    fatal: bool = True
+
+    def __str__(self) -> str:
+        return f"{'error' if self.fatal else 'warning'}: {self.where}: {self.what}"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image with what is annotated in it: enough to check its file, and to draw it."""
+
+    path: Path
+    size: tuple[int, int] | None  # width, height as annotated
+    boxes: tuple[Box, ...] = ()
+    labels: tuple[str, ...] = ()
+    masks: tuple[object, ...] = ()  # COCO segmentations; none in VOC
+
+
+@dataclass
+class SplitCheck:
+    """One split: its pictures, its objects by class, and what was found."""
+
+    name: str
+    pictures: list[Picture] = field(default_factory=list)
+    objects: dict[str, int] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+
+    def error(self, where: object, what: str) -> None:
+        self.findings.append(Finding(str(where), what))
+
+    def warn(self, where: object, what: str) -> None:
+        self.findings.append(Finding(str(where), what, fatal=False))
+
+    @property
+    def is_fit(self) -> bool:
+        return not any(finding.fatal for finding in self.findings)
+
+    def check_box(self, where: object, what: str, box: Box, size: tuple[int, int] | None) -> None:
+        """An empty or inverted box is a fault; one that leaves its image is clipped by every reader."""
+        x0, y0, x1, y1 = box
+        if not (x1 > x0 and y1 > y0):  # also when one is NaN
+            self.error(where, f"{what} has an empty or inverted box {_short(box)}")
+        elif size is not None and (x0 < 0 or y0 < 0 or x1 > size[0] or y1 > size[1]):
+            self.warn(where, f"{what} has a box {_short(box)} that leaves the image of {size[0]}x{size[1]}")
+
+    def check_classes(self, where: object, known: list[str]) -> None:
+        """To be called when all objects are counted."""
+        absent = [name for name in known if not self.objects.get(name)]
+        if absent and len(absent) < len(known):
+            self.warn(where, f"no object of {', '.join(absent)}")
+        if self.pictures and not any(picture.boxes for picture in self.pictures):
+            self.error(where, "no image has an object; nothing can be trained on it")
+
+
+def _short(box: Box) -> str:
+    return "[" + ", ".join(f"{value:g}" for value in box) + "]"

@@ -1,0 +1,104 @@
+"""PASCAL VOC's layout: ``VOC2007/{JPEGImages, Annotations, ImageSets/Main}``."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from xml.etree import ElementTree as Xml
+
+from ssql_det.checkdata.findings import Box, Picture, SplitCheck
+from ssql_det.checkdata.published import VOC_CLASSES, VOC_IMAGES
+
+YEARS = ("VOC2007", "VOC2012")
+SPLITS = {"VOC2007": ("trainval", "test"), "VOC2012": ("trainval",)}  # what the reference recipe reads
+
+
+def check_voc(folder: Path) -> list[SplitCheck]:
+    """Check the splits of one year's folder; images are checked apart."""
+    splits = [_check_split(folder, name) for name in SPLITS.get(folder.name, ("trainval",))]
+    first, *others = splits
+    train = {picture.path.stem for picture in first.pictures}
+    for other in others:
+        shared = sorted(train & {picture.path.stem for picture in other.pictures})
+        if shared:
+            other.warn(_list_of(folder, other), f"{len(shared)} images are in {first.name} too, {shared[0]} first")
+    return splits
+
+
+def _list_of(folder: Path, split: SplitCheck) -> Path:
+    return folder / "ImageSets/Main" / f"{split.name.split()[-1]}.txt"
+
+
+def _check_split(folder: Path, name: str) -> SplitCheck:
+    split = SplitCheck(f"{folder.name} {name}")
+    missing = [part for part in ("JPEGImages", "Annotations", "ImageSets/Main") if not (folder / part).is_dir()]
+    for part in missing:
+        split.error(folder / part, "the folder is missing")
+    listing = _list_of(folder, split)
+    if missing:
+        return split
+    if not listing.is_file():
+        split.error(listing, "the list of the split's images is missing")
+        return split
+    names = [line.split()[0] for line in listing.read_text("utf-8").splitlines() if line.strip()]
+    if not names:
+        split.error(listing, "the list is empty")
+    for repeated in [found for found, count in Counter(names).items() if count > 1]:
+        split.error(listing, f"{repeated} is listed more than once")
+    for image in dict.fromkeys(names):
+        _check_annotation(split, folder, image)
+    _check_counts(split, folder, listing, name)
+    return split
+
+
+def _check_annotation(split: SplitCheck, folder: Path, name: str) -> None:
+    path = folder / "Annotations" / f"{name}.xml"
+    picture = folder / "JPEGImages" / f"{name}.jpg"
+    if not path.is_file():
+        split.error(path, "the annotation is missing")
+        return
+    try:
+        root = Xml.parse(path).getroot()
+        size = (int(_text(root, "size/width")), int(_text(root, "size/height")))
+    except (Xml.ParseError, ValueError) as failure:
+        split.error(path, f"the annotation cannot be read ({failure})")
+        return
+    boxes: list[Box] = []
+    labels: list[str] = []
+    for number, each in enumerate(root.iter("object"), start=1):
+        try:
+            label, box = _text(each, "name"), _box(each)
+        except ValueError as failure:
+            split.error(path, f"object {number} cannot be read ({failure})")
+            continue
+        split.check_box(path, f"object {number} ({label})", box, size)
+        split.objects[label] = split.objects.get(label, 0) + 1
+        boxes.append(box)
+        labels.append(label)
+    split.pictures.append(Picture(picture, size, tuple(boxes), tuple(labels)))
+
+
+def _box(element: Xml.Element) -> Box:
+    """VOC counts pixels from 1 and includes the last."""
+    x0, y0, x1, y1 = (float(_text(element, f"bndbox/{tag}")) for tag in ("xmin", "ymin", "xmax", "ymax"))
+    return x0 - 1, y0 - 1, x1, y1
+
+
+def _text(element: Xml.Element, path: str) -> str:
+    text = element.findtext(path)
+    if text is None or not text.strip():
+        raise ValueError(f"it has no {path}")
+    return text.strip()
+
+
+def _check_counts(split: SplitCheck, folder: Path, listing: Path, name: str) -> None:
+    found = set(split.objects)
+    real = bool(found & set(VOC_CLASSES))
+    split.check_classes(listing, VOC_CLASSES if real else sorted(found))
+    if not real:
+        return
+    for unknown in sorted(found - set(VOC_CLASSES)):
+        split.error(folder / "Annotations", f"class {unknown!r} is none of VOC's twenty")
+    published = VOC_IMAGES.get((folder.name, name))
+    if published and len(split.pictures) != published:
+        split.warn(listing, f"{len(split.pictures)} images, the published split has {published}")

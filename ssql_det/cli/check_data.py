@@ -1,0 +1,83 @@
+"""Check a data set in place, VOC, COCO or any COCO-format file: folders, lists, images, boxes, masks, ids, counts.
+
+Exit code 2 when training on it would fail. Every finding names its file.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ssql_det.checkdata.findings import SplitCheck
+
+HELP = "is a VOC, COCO or COCO-format data set fit to train on?"
+HEADER = ("split", "images", "objects", "classes", "errors", "warnings")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("root", metavar="ROOT", help="the folder that holds VOC2007, VOC2012, coco; or a JSON's images")
+    parser.add_argument("--dataset", metavar="voc|coco|FILE.json", help="which to check (default: all that are there)")
+    parser.add_argument("--draw", nargs=2, metavar=("N", "OUT.png"), help="a contact sheet of N images")
+    parser.add_argument("--quick", action="store_true", help="read image headers only: misses files cut short")
+    parser.add_argument("--most", type=int, default=20, help="findings to print (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=None, help="processes (default: one a core)")
+
+
+def run(options: argparse.Namespace) -> None:
+    from ssql_det.checkdata.draw import draw_sheet
+    from ssql_det.checkdata.images import check_images
+    from ssql_det.core.console import print_table
+    from ssql_det.core.errors import UserError
+
+    if options.draw and not options.draw[0].isdigit():
+        raise UserError(
+            f"--draw wants a number of images and a file, got {options.draw[0]!r}; write --draw 16 sheet.png"
+        )
+    root = Path(options.root)
+    splits = _find(root, options.dataset)
+    for split in splits:
+        check_images(split, options.quick, options.workers)
+    print_table(HEADER, [_summary(split) for split in splits])
+    findings = sorted((finding for split in splits for finding in split.findings), key=lambda each: not each.fatal)
+    for finding in findings[: options.most]:
+        print(finding)
+    if len(findings) > options.most:
+        print(f"... and {len(findings) - options.most} more; --most {len(findings)} prints all")
+    faults = sum(finding.fatal for finding in findings)
+    if faults:
+        raise UserError(f"{faults} faults in {root} would end a training; mend the files named above")
+    if options.draw:
+        draw_sheet([picture for split in splits for picture in split.pictures], int(options.draw[0]), options.draw[1])
+    if options.dataset in (None, "voc", "coco"):
+        print(f"fit to train on: export DETECTRON2_DATASETS={root.resolve()}")
+
+
+def _find(root: Path, dataset: str | None) -> Sequence[SplitCheck]:
+    from ssql_det.checkdata import coco, voc
+    from ssql_det.core.errors import UserError
+
+    if not root.is_dir():
+        raise UserError(f"there is no folder {root}; give the one that DETECTRON2_DATASETS names, or should name")
+    if dataset is not None and dataset.endswith(".json"):
+        return [coco.check_coco_file(Path(dataset), root, Path(dataset).stem)]
+    if dataset not in (None, "voc", "coco"):
+        raise UserError(f"--dataset is voc, coco or the path of a COCO-format .json file, got {dataset!r}")
+    splits: list[SplitCheck] = []
+    for year in voc.YEARS:
+        if dataset in (None, "voc") and (root / year).is_dir():
+            splits += voc.check_voc(root / year)
+    if dataset in (None, "coco") and (root / "coco").is_dir():
+        splits += coco.check_coco(root / "coco")
+    if not splits:
+        wanted = {"voc": "VOC2007", "coco": "coco", None: "VOC2007, VOC2012 or coco"}[dataset]
+        raise UserError(f"{root} has no folder {wanted} in it; give its parent folder, the one for DETECTRON2_DATASETS")
+    return splits
+
+
+def _summary(split: SplitCheck) -> tuple[str, ...]:
+    fatal = sum(finding.fatal for finding in split.findings)
+    numbers = (len(split.pictures), sum(split.objects.values()), len(split.objects), fatal, len(split.findings) - fatal)
+    return (split.name, *map(str, numbers))

@@ -1,0 +1,69 @@
+"""Putting a digit onto a background. Pure functions of a random generator; images are float RGB, 0 to 255."""
+
+from __future__ import annotations
+
+import functools
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Image = NDArray[np.float32]  # [H, W, 3]
+Alpha = NDArray[np.float32]  # [H, W], 0 to 1
+
+_LEAST_CONTRAST = 70.0  # between ink and background, in luma: below it digits stop being legible
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+
+
+@functools.cache
+def photographs() -> tuple[NDArray[np.uint8], ...]:
+    """scikit-learn's two bundled photographs (china.jpg, flower.jpg; CC BY 2.0, see ``coco.LICENCES``)."""
+    from sklearn.datasets import load_sample_images
+
+    return tuple(load_sample_images().images)
+
+
+def background(rng: np.random.Generator, height: int, width: int, texture: float) -> Image:
+    """A flat colour that turns, as ``texture`` goes from 0 to 1, into a crop of a photograph."""
+    colour = rng.uniform(40, 215, 3).astype(np.float32)
+    flat = np.broadcast_to(colour, (height, width, 3)).astype(np.float32)
+    photo = photographs()[rng.integers(2)]
+    zoom = max(rng.uniform(0.5, 1.5), height / photo.shape[0], width / photo.shape[1])
+    tall, wide = min(int(height / zoom), photo.shape[0]), min(int(width / zoom), photo.shape[1])
+    top, left = rng.integers(photo.shape[0] - tall + 1), rng.integers(photo.shape[1] - wide + 1)
+    crop = cv2.resize(photo[top : top + tall, left : left + wide], (width, height), interpolation=cv2.INTER_AREA)
+    crop = crop.astype(np.float32)
+    return (1 - texture) * flat + texture * (0.6 * (crop - crop.mean((0, 1))) + crop.mean((0, 1)))
+
+
+def place(alpha: Alpha, height: int, width: int, centre: tuple[float, float], size: float, degrees: float) -> Alpha:
+    """The digit on an empty canvas: its middle at ``centre`` (x, y), its side ``size`` pixels, turned."""
+    side = max(4, round(size))
+    small = cv2.resize(alpha, (side, side), interpolation=cv2.INTER_AREA if side < len(alpha) else cv2.INTER_CUBIC)
+    middle = (side - 1) / 2
+    turn = cv2.getRotationMatrix2D((middle, middle), degrees, size / side)
+    turn[0, 2] += centre[0] - middle
+    turn[1, 2] += centre[1] - middle
+    return np.clip(cv2.warpAffine(small, turn, (width, height), flags=cv2.INTER_LINEAR), 0, 1).astype(np.float32)
+
+
+def ink(rng: np.random.Generator, behind: Image, where: Alpha, inverted: float) -> NDArray[np.float32]:
+    """A colour that stands out from what lies behind: dark, or with probability ``inverted`` light."""
+    weight = where.sum()
+    luma = float(((behind @ _LUMA) * where).sum() / weight) if weight else 128.0
+    light = rng.random() < inverted
+    colour = rng.uniform(150, 255, 3) if light else rng.uniform(0, 105, 3)
+    difference = float(colour @ _LUMA) - luma
+    if abs(difference) < _LEAST_CONTRAST:  # rather the other polarity than an illegible digit
+        shift = (_LEAST_CONTRAST if luma < 128 else -_LEAST_CONTRAST) - difference
+        colour = np.clip(colour + shift, 0, 255)
+    return colour.astype(np.float32)
+
+
+def paint(image: Image, where: Alpha, colour: NDArray[np.float32]) -> Image:
+    return image + where[..., None] * (colour - image)
+
+
+def add_noise(rng: np.random.Generator, image: Image, sigma: float) -> NDArray[np.uint8]:
+    noisy = image + sigma * rng.standard_normal(image.shape, dtype=np.float32)
+    return np.clip(np.rint(noisy), 0, 255).astype(np.uint8)

@@ -1,0 +1,180 @@
+"""The whole folder of toy data: made beside its place, checked into it by one rename, described by a manifest.
+
+::
+
+    OUT/VOC2007    trainval, test     the scenes of coco/train2017 and coco/val2017
+    OUT/VOC2012    trainval           further scenes of training digits
+    OUT/coco       train2017, val2017
+    OUT/crops      train/<class>/, test/<class>/: one digit each, PNG
+    OUT/manifest.json                 settings, and the SHA-256 of every file
+
+``DETECTRON2_DATASETS=OUT`` is all that a reader of VOC or COCO needs to be told.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any, TypeVar
+
+import cv2
+import numpy as np
+
+from ssql_det.core.console import track
+from ssql_det.core.errors import UserError
+from ssql_det.core.files import atomic_write, sha256
+from ssql_det.toydata.coco import write_coco
+from ssql_det.toydata.crops import SIZES, Dial, make_crop
+from ssql_det.toydata.digits import CLASSES, digits
+from ssql_det.toydata.record import SceneRecord, record_scene
+from ssql_det.toydata.scenes import SIDES, make_scene
+from ssql_det.toydata.voc import write_voc
+
+MANIFEST = "manifest.json"
+FORMAT = "ssql_det toy data"
+VERSION = 1
+
+_CHUNK = 25  # items a worker makes at a time; threads serve, for OpenCV and NumPy work without the interpreter's lock
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides the bytes. Half of the scenes train (VOC2007 and COCO), a quarter more train
+    (VOC2012), a quarter test; four fifths of the crops train."""
+
+    scenes: int = 1000
+    crops: int = 10000
+    crop_size: int = 32
+    least_side: int = SIDES[0]
+    most_side: int = SIDES[1]
+    difficulty: float = 0.5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("scenes", 4), ("crops", 5)):
+            count = getattr(self, name)
+            if count < least:
+                raise UserError(f"--{name} must be at least {least}, so that every split has one; got {count}")
+        if self.crop_size not in SIZES:
+            raise UserError(f"--crop-size must be one of {', '.join(map(str, SIZES))}; got {self.crop_size}")
+        if not 96 <= self.least_side <= self.most_side <= 2048:
+            sides = f"{self.least_side} {self.most_side}"
+            raise UserError(f"--size goes from 96 to 2048 pixels, the lesser first; got {sides}")
+        if self.seed < 0:
+            raise UserError(f"--seed must be 0 or more, got {self.seed}")
+        Dial(self.difficulty)
+
+
+def make_toy_data(out: str | os.PathLike[str], settings: Settings, workers: int | None = None) -> Path:
+    """Make the folder, or find it made: with equal settings nothing is done again.
+
+    >>> make_toy_data("toy", Settings(scenes=40, crops=200))
+    """
+    place = Path(out)
+    if is_made(place, settings):
+        return place
+    _refuse_foreign(place)
+    making = place.with_name(f".{place.name}.making")
+    try:
+        shutil.rmtree(making, ignore_errors=True)  # of a run that was killed
+        making.mkdir(parents=True)
+        with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+            _write_scenes(making, settings, pool)
+            _write_crops(making, settings, pool)
+        _write_manifest(making, settings)
+        if place.exists():
+            shutil.rmtree(place)
+        making.rename(place)
+    except OSError as failure:
+        raise UserError(f"could not make toy data in {place}: {failure.strerror or failure}") from failure
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+    return place
+
+
+def is_made(place: Path, settings: Settings) -> bool:
+    """Whether the folder is there, whole, with these settings."""
+    manifest = _read_manifest(place)
+    return manifest is not None and manifest.get("settings") == asdict(settings) and manifest["version"] == VERSION
+
+
+def _refuse_foreign(place: Path) -> None:
+    if place.is_file():
+        raise UserError(f"{place} is a file; name a folder for the toy data")
+    if place.is_dir() and any(place.iterdir()) and _read_manifest(place) is None:
+        raise UserError(f"{place} holds something else than toy data; name a new folder, nothing was touched")
+
+
+def _read_manifest(place: Path) -> dict[str, Any] | None:
+    try:
+        manifest = json.loads((place / MANIFEST).read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return manifest if isinstance(manifest, dict) and manifest.get("format") == FORMAT else None
+
+
+def _write_scenes(root: Path, settings: Settings, pool: ThreadPoolExecutor) -> None:
+    test, more = settings.scenes // 4, settings.scenes // 4
+    train = settings.scenes - test - more
+    parts = {"train": ("train", train), "more": ("train", more), "test": ("test", test)}
+    made = {
+        part: list(_in_parallel(pool, partial(_scene, settings, number, split), count, f"{part} scenes"))
+        for number, (part, (split, count)) in enumerate(parts.items())
+    }
+    names = [f"{number:06d}" for number in range(1, train + test + 1)]
+    write_voc(root / "VOC2007", "trainval", names[:train], made["train"])
+    write_voc(root / "VOC2007", "test", names[train:], made["test"])
+    write_voc(root / "VOC2012", "trainval", [f"2012_{number:06d}" for number in range(1, more + 1)], made["more"])
+    write_coco(root / "coco", "train2017", 1, made["train"])
+    write_coco(root / "coco", "val2017", train + 1, made["test"])
+
+
+def _write_crops(root: Path, settings: Settings, pool: ThreadPoolExecutor) -> None:
+    test = settings.crops // 5
+    for number, (split, count) in enumerate({"train": settings.crops - test, "test": test}.items()):
+        for category in CLASSES:
+            (root / "crops" / split / category).mkdir(parents=True)
+        crops = _in_parallel(pool, partial(_crop, settings, number, split), count, f"{split} crops")
+        for index, (png, label) in enumerate(crops):
+            (root / "crops" / split / CLASSES[label] / f"{index:06d}.png").write_bytes(png)
+
+
+def _write_manifest(root: Path, settings: Settings) -> None:
+    files = sorted(path for path in root.rglob("*") if path.is_file())
+    manifest = {
+        "format": FORMAT,
+        "version": VERSION,
+        "settings": asdict(settings),
+        "files": {path.relative_to(root).as_posix(): sha256(path) for path in files},
+    }
+    with atomic_write(root / MANIFEST, "w") as file:
+        json.dump(manifest, file, indent=1)
+
+
+def _in_parallel(pool: ThreadPoolExecutor, make: Callable[[int], T], count: int, what: str) -> Iterator[T]:
+    """``make(0)``, ..., ``make(count - 1)`` in order. Each item has its own generator, so workers do not matter."""
+    chunks = [range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
+    return chain.from_iterable(track(pool.map(partial(_make_all, make), chunks), f"making {what}", len(chunks)))
+
+
+def _make_all(make: Callable[[int], T], indices: range) -> list[T]:
+    return [make(index) for index in indices]
+
+
+def _scene(settings: Settings, part: int, split: str, index: int) -> SceneRecord:
+    rng = np.random.default_rng([settings.seed, 0, part, index])
+    return record_scene(make_scene(rng, digits(split), (settings.least_side, settings.most_side)))
+
+
+def _crop(settings: Settings, part: int, split: str, index: int) -> tuple[bytes, int]:
+    rng = np.random.default_rng([settings.seed, 1, part, index])
+    image, label = make_crop(rng, digits(split), settings.crop_size, Dial(settings.difficulty))
+    return cv2.imencode(".png", image[..., ::-1])[1].tobytes(), label

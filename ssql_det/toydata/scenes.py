@@ -1,0 +1,134 @@
+"""Scenes: one to eight digits before a photograph's texture, overlapping, cut off at the border, with exact masks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssql_det.toydata.compose import Alpha, add_noise, background, ink, paint, place
+from ssql_det.toydata.digits import Digits
+
+SIDES = (128, 320)
+MOST_OBJECTS = 8
+
+_EMPTY = 0.04  # of the scenes have no object
+_CROWD = 0.08  # of the scenes have a group of small digits of one class, annotated as one
+_LEAST_VISIBLE = 0.35  # of an object: less is not a fair thing to ask for
+_DIFFICULT_BELOW = 0.6
+_SMALL = 24.0
+_ATTEMPTS = 12
+
+
+@dataclass(frozen=True)
+class Object:
+    """One annotation. ``mask`` [H, W] is what is visible of it; ``box`` (x0, y0, x1, y1) holds it, ends exclusive."""
+
+    label: int
+    mask: NDArray[np.bool_]
+    truncated: bool
+    occluded: bool
+    difficult: bool
+    crowd: bool
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        rows, columns = np.flatnonzero(self.mask.any(1)), np.flatnonzero(self.mask.any(0))
+        return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+@dataclass(frozen=True)
+class Scene:
+    """An image [H, W, 3], uint8 RGB, and what is in it."""
+
+    image: NDArray[np.uint8]
+    objects: tuple[Object, ...]
+
+
+@dataclass(frozen=True)
+class _Painted:
+    """An object while the scene grows: its area before anything cut or covered it, and what is left."""
+
+    label: int
+    area: float
+    mask: NDArray[np.bool_]
+    truncated: bool
+    crowd: bool
+    size: float
+    covered: bool = False
+
+    @property
+    def visible(self) -> float:
+        return float(self.mask.sum() / self.area)
+
+
+def make_scene(rng: np.random.Generator, source: Digits, sides: tuple[int, int] = SIDES) -> Scene:
+    """Draw one scene; everything about it comes from ``rng``.
+
+    >>> scene = make_scene(np.random.default_rng(0), digits("train"))
+    """
+    height, width = (int(rng.integers(sides[0], sides[1] + 1)) for _ in range(2))
+    image = background(rng, height, width, texture=float(rng.uniform(0.2, 1)))
+    count = 0 if rng.random() < _EMPTY else int(rng.integers(1, MOST_OBJECTS + 1))
+    painted: list[_Painted] = []
+    for number in range(count):
+        crowd = number == 0 and rng.random() < _CROWD / (1 - _EMPTY)
+        for _ in range(_ATTEMPTS):
+            where, candidate = (_draw_crowd if crowd else _draw)(rng, source, height, width)
+            rest = [_covered_by(before, candidate.mask) for before in painted]
+            if min([candidate.visible, *(before.visible for before in rest)]) >= _LEAST_VISIBLE:
+                painted = [*rest, candidate]
+                image = paint(image, where, ink(rng, image, where, inverted=0.5))
+                break
+    noisy = add_noise(rng, image, sigma=float(rng.uniform(0, 8)))
+    return Scene(noisy, tuple(_annotate(each) for each in painted))
+
+
+def _draw(rng: np.random.Generator, source: Digits, height: int, width: int) -> tuple[Alpha, _Painted]:
+    index = int(rng.integers(len(source.labels)))
+    size = float(min(height, width) * np.exp(rng.uniform(np.log(0.16), np.log(0.62))))
+    centre = rng.uniform(-0.1 * size, width + 0.1 * size), rng.uniform(-0.1 * size, height + 0.1 * size)
+    return _put(source, [index], [centre], size, float(rng.uniform(-20, 20)), height, width, crowd=False)
+
+
+def _draw_crowd(rng: np.random.Generator, source: Digits, height: int, width: int) -> tuple[Alpha, _Painted]:
+    label = source.labels[rng.integers(len(source.labels))]
+    members = rng.choice(np.flatnonzero(source.labels == label), size=int(rng.integers(4, 8)))
+    size = float(rng.uniform(18, 28))
+    spread = 0.8 * size
+    middle = rng.uniform(2 * size, (width - 2 * size, height - 2 * size))
+    centres = [tuple(middle + rng.uniform(-spread, spread, 2)) for _ in members]
+    return _put(source, [int(member) for member in members], centres, size, 0.0, height, width, crowd=True)
+
+
+def _put(
+    source: Digits,
+    members: list[int],
+    centres: list[tuple[float, ...]],
+    size: float,
+    degrees: float,
+    height: int,
+    width: int,
+    crowd: bool,
+) -> tuple[Alpha, _Painted]:
+    """Draw on a canvas with a margin, so that what the border cuts off is known."""
+    margin = int(size) + 1
+    whole = np.zeros((height + 2 * margin, width + 2 * margin), np.float32)
+    for member, (x, y) in zip(members, centres, strict=True):
+        placed = place(source.alphas[member], *whole.shape, (x + margin, y + margin), size, degrees)
+        whole = np.maximum(whole, placed)
+    where = whole[margin:-margin, margin:-margin]
+    area, mask = float((whole > 0.5).sum()), where > 0.5
+    label = int(source.labels[members[0]])
+    return where, _Painted(label, max(area, 1.0), mask, bool(mask.sum() < area), crowd, size)
+
+
+def _covered_by(before: _Painted, mask: NDArray[np.bool_]) -> _Painted:
+    covered = bool((before.mask & mask).any())
+    return replace(before, mask=before.mask & ~mask, covered=True) if covered else before
+
+
+def _annotate(painted: _Painted) -> Object:
+    difficult = painted.crowd or painted.visible < _DIFFICULT_BELOW or painted.size < _SMALL
+    return Object(painted.label, painted.mask, painted.truncated, painted.covered, difficult, painted.crowd)

@@ -1,0 +1,78 @@
+"""Backbones by name: shapes, names of parts, and the plan of the narrow one."""
+
+import pytest
+import torch
+import torchvision
+
+from ssql_det.backbones import build_backbone
+from ssql_det.core.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("name", "width"),
+    [
+        ("resnet18", 512),
+        ("resnet34", 512),
+        ("resnet50", 2048),
+        ("cifar_resnet18", 512),
+        ("cifar_resnet50", 2048),
+        ("narrow_resnet", 160),
+        ("timm/resnet26d", 2048),
+    ],
+)
+def test_features_have_the_stated_width(name, width):
+    backbone = build_backbone(name)
+    assert backbone.width == width
+    assert backbone.module.eval()(torch.randn(2, 3, 64, 64)).shape == (2, width)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "wide_resnet50_2"])
+def test_parts_are_torchvisions_without_the_classifier(name):
+    theirs = torchvision.models.get_model(name).state_dict()
+    ours = build_backbone(name).module.state_dict()
+    assert {key: value.shape for key, value in ours.items()} == {
+        key: value.shape for key, value in theirs.items() if not key.startswith("fc.")
+    }
+
+
+def test_cifar_forms_keep_the_resolution_of_small_images():
+    module = build_backbone("cifar_resnet18").module
+    x = torch.randn(1, 3, 32, 32)
+    stem = module.maxpool(module.relu(module.bn1(module.conv1(x))))
+    assert module.layer1(stem).shape == (1, 64, 32, 32)
+    assert module.layer4(module.layer3(module.layer2(module.layer1(stem)))).shape == (1, 512, 4, 4)
+
+
+def test_the_narrow_resnet_is_a_four_stage_resnet_part_by_part():
+    narrow, resnet = build_backbone("narrow_resnet").module, torchvision.models.resnet18()
+    assert narrow.conv1.weight.shape == resnet.conv1.weight.shape
+    widths = []
+    for stage in ("layer1", "layer2", "layer3", "layer4"):
+        ours, theirs = getattr(narrow, stage)[0], getattr(resnet, stage)[0]
+        for conv in ("conv1", "conv2"):
+            for attribute in ("kernel_size", "stride", "padding"):
+                assert getattr(getattr(ours, conv), attribute) == getattr(getattr(theirs, conv), attribute)
+        assert (ours.downsample is None) == (theirs.downsample is None)
+        widths.append(ours.conv2.out_channels)
+    assert widths[0] == narrow.conv1.out_channels == 64
+    assert widths == sorted(set(widths))
+    assert set(narrow.state_dict()) < set(resnet.state_dict())
+    assert sum(parameter.numel() for parameter in narrow.parameters()) < 1e6
+
+
+def test_residual_branches_can_start_at_zero():
+    for name, norm in (("resnet18", "bn2"), ("resnet50", "bn3"), ("cifar_resnet18", "bn2"), ("narrow_resnet", "bn2")):
+        for zero in (False, True):
+            block = build_backbone(name, zero_init_residual=zero).module.layer2[0]
+            assert bool((getattr(block, norm).weight == 0).all()) is zero
+
+
+NEAR = [("resnet81", "mean 'resnet"), ("cifar_resnet81", "mean 'cifar_resnet"), ("vgg16", "Known: resnet101")]
+
+
+@pytest.mark.parametrize(("name", "hint"), NEAR)
+def test_an_unknown_name_is_answered_with_the_known_ones(name, hint):
+    with pytest.raises(UserError, match=f"no backbone '{name}'.*{hint}"):
+        build_backbone(name)
+    with pytest.raises(UserError, match=r"timm has no model 'resnet9999'; did you mean"):
+        build_backbone("timm/resnet9999")

@@ -1,0 +1,200 @@
+"""The folder: the same bytes from any number of workers, readable by COCO's and VOC's readers, whole or absent."""
+
+import contextlib
+import io
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from ssql_det.core.errors import UserError
+from ssql_det.core.files import sha256
+from ssql_det.toydata.dataset import MANIFEST, Settings, make_toy_data
+from ssql_det.toydata.digits import CLASSES
+
+SMALL = Settings(scenes=8, crops=10)
+
+
+def files(root):
+    return {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def coco(toy):
+    def load(split):
+        with contextlib.redirect_stdout(io.StringIO()):
+            return COCO(str(toy / f"coco/annotations/instances_{split}.json"))
+
+    return load
+
+
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+@pytest.mark.parametrize("split", ["train2017", "val2017"])
+def test_ground_truth_as_detections_gives_ap_100(coco, split, kind):
+    truth = coco(split)
+    detections = []
+    for each in truth.loadAnns(truth.getAnnIds(iscrowd=False)):
+        shape = {"bbox": each["bbox"]} if kind == "bbox" else {"segmentation": truth.annToRLE(each)}
+        detections.append({"image_id": each["image_id"], "category_id": each["category_id"], "score": 1.0, **shape})
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = COCOeval(truth, truth.loadRes(detections), kind)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    assert evaluation.stats[:3] == pytest.approx(1.0)
+
+
+def test_coco_annotations_agree_with_their_masks(coco):
+    truth = coco("train2017")
+    crowds = 0
+    for each in truth.anns.values():
+        mask = truth.annToMask(each)
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        box = [columns[0], rows[0], columns[-1] + 1 - columns[0], rows[-1] + 1 - rows[0]]
+        assert (each["bbox"], each["area"]) == (box, mask.sum())
+        assert isinstance(each["segmentation"], dict) == bool(each["iscrowd"])
+        crowds += each["iscrowd"]
+    assert crowds
+
+
+def voc_objects(root, name):
+    """By VOC's reading rule: pixels count from 1, the last included; the minimum minus 1 makes the ends exclusive."""
+    found = []
+    for each in ElementTree.parse(root / "Annotations" / f"{name}.xml").iter("object"):
+        box = [int(each.find(f"bndbox/{tag}").text) for tag in ("xmin", "ymin", "xmax", "ymax")]
+        found.append((each.find("name").text, [box[0] - 1, box[1] - 1, box[2], box[3]]))
+    return found
+
+
+@pytest.mark.parametrize(("voc", "split"), [("trainval", "train2017"), ("test", "val2017")])
+def test_both_layouts_of_the_same_scenes_hold_the_same_boxes(toy, coco, voc, split):
+    truth, root = coco(split), toy / "VOC2007"
+    names = (root / f"ImageSets/Main/{voc}.txt").read_text().split()
+    assert len(names) == len(truth.imgs)
+    for name, image in zip(names, truth.imgs.values(), strict=True):
+        picture = root / f"JPEGImages/{name}.jpg"
+        assert picture.read_bytes() == (toy / "coco" / split / image["file_name"]).read_bytes()
+        assert Image.open(picture).size == (image["width"], image["height"])
+        theirs = [
+            (truth.cats[each["category_id"]]["name"], [x, y, x + w, y + h])
+            for each in truth.imgToAnns[image["id"]]
+            for x, y, w, h in [each["bbox"]]
+        ]
+        assert voc_objects(root, name) == theirs
+
+
+def test_voc_class_lists_say_where_a_class_is(toy):
+    root = toy / "VOC2007"
+    for category in CLASSES:
+        for line in (root / f"ImageSets/Main/{category}_test.txt").read_text().splitlines():
+            name, presence = line.split()
+            objects = ElementTree.parse(root / f"Annotations/{name}.xml").iter("object")
+            difficult = [int(each.find("difficult").text) for each in objects if each.find("name").text == category]
+            assert int(presence) == (-1 if not difficult else 0 if all(difficult) else 1)
+
+
+def test_crops_are_of_the_size_and_number_asked_for(tmp_path):
+    toy = make_toy_data(tmp_path / "toy", Settings(scenes=4, crops=50, crop_size=64), workers=1)
+    crops = list((toy / "crops").rglob("*.png"))
+    assert len(crops) == 50
+    assert len([path for path in crops if path.parts[-3] == "test"]) == 10
+    assert {Image.open(path).size for path in crops} == {(64, 64)}
+    assert {path.parent.name for path in crops} <= set(CLASSES)
+
+
+def test_same_seed_same_bytes_on_any_number_of_workers_and_another_seed_differs(tmp_path):
+    one = files(make_toy_data(tmp_path / "one", SMALL, workers=1))
+    three = files(make_toy_data(tmp_path / "three", SMALL, workers=3))
+    other = files(make_toy_data(tmp_path / "other", Settings(scenes=8, crops=10, seed=1), workers=2))
+    assert one == three
+    pictures = [name for name in one if name.suffix == ".jpg"]
+    assert all(one[name] != other[name] for name in pictures)
+
+
+def test_a_folder_that_is_made_is_not_made_again_and_other_settings_replace_it(tmp_path):
+    toy = make_toy_data(tmp_path / "toy", SMALL, workers=1)
+    before = (toy / MANIFEST).stat().st_mtime_ns
+    make_toy_data(toy, SMALL, workers=1)
+    assert (toy / MANIFEST).stat().st_mtime_ns == before
+    make_toy_data(toy, Settings(scenes=4, crops=10), workers=1)
+    assert len(list((toy / "coco/train2017").iterdir())) == 2
+
+
+def test_the_manifest_hashes_every_file(toy):
+    manifest = json.loads((toy / MANIFEST).read_text())
+    listed = set(manifest["files"])
+    assert listed == {str(name) for name in files(toy)} - {MANIFEST}
+    name = next(iter(listed))
+    assert manifest["files"][name] == sha256(toy / name)
+
+
+def test_a_folder_that_is_not_ours_is_not_touched(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="holds something else than toy data"):
+        make_toy_data(tmp_path, SMALL)
+    assert files(tmp_path) == {Path("thesis.tex"): b"years of work"}
+    with pytest.raises(UserError, match="is a file"):
+        make_toy_data(tmp_path / "thesis.tex", SMALL)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"scenes": 0},
+        {"crops": 0},
+        {"crop_size": 48},
+        {"least_side": 0},
+        {"least_side": 300, "most_side": 200},
+        {"seed": -1},
+    ],
+)
+def test_settings_are_checked(wrong):
+    with pytest.raises(UserError, match=r"must be|goes from"):
+        Settings(**wrong)
+
+
+MAKE = (
+    "import sys; from ssql_det.toydata.dataset import *; make_toy_data(sys.argv[1], Settings(scenes=400, crops=10), 1)"
+)
+
+
+def test_a_kill_leaves_no_data_set_that_looks_whole(tmp_path):
+    place = tmp_path / "toy"
+    process = subprocess.Popen(
+        [sys.executable, "-c", MAKE, str(place)], start_new_session=True, stderr=subprocess.DEVNULL
+    )
+    while not (tmp_path / ".toy.making/VOC2007/JPEGImages").exists() and process.poll() is None:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not place.exists()
+    make_toy_data(place, SMALL, workers=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["toy"]
+
+
+def test_a_disk_that_fills_is_one_sentence_and_leaves_nothing(tmp_path):
+    def small_disk():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
+
+    code = "from ssql_det.cli.main import main; main()"
+    run = subprocess.run(
+        [sys.executable, "-c", code, "make-toy-data", str(tmp_path / "toy"), "--scenes", "8", "--crops", "10"],
+        preexec_fn=small_disk,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 2
+    assert run.stderr.startswith(f"error: could not make toy data in {tmp_path}/toy: File too large")
+    assert "Traceback" not in run.stderr
+    assert not list(tmp_path.iterdir())

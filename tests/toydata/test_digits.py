@@ -1,0 +1,42 @@
+"""The digits: real ones, whole, in splits that share none."""
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from ssql_det.core.errors import UserError
+from ssql_det.toydata.digits import CLASSES, SPLITS, digits
+
+
+def test_no_digit_is_in_two_splits_and_none_is_lost():
+    indices = np.concatenate([digits(split).indices for split in SPLITS])
+    assert sorted(indices) == list(range(1797))
+
+
+def test_every_class_has_its_share_of_every_split():
+    for split, share in SPLITS.items():
+        counts = np.bincount(digits(split).labels, minlength=len(CLASSES))
+        assert (abs(counts - share * 179.7) < 5).all()
+
+
+def test_labels_and_strokes_are_the_sources():
+    source = load_digits()
+    train = digits("train")
+    assert (train.labels == source.target[train.indices]).all()
+    shrunk = train.alphas.reshape(-1, 10, 8, 10, 8).mean((2, 4))[:, 1:-1, 1:-1]
+    correlation = [
+        np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(shrunk, source.images[train.indices], strict=True)
+    ]
+    assert np.median(correlation) > 0.9
+
+
+def test_alphas_end_before_the_border():
+    alphas = digits("val").alphas
+    assert 0 <= alphas.min() < alphas.max() == 1
+    assert not alphas[:, [0, -1]].any()
+    assert not alphas[:, :, [0, -1]].any()
+
+
+def test_an_unknown_split_is_named():
+    with pytest.raises(UserError, match="no digit split 'dev'; choose one of train, val, test"):
+        digits("dev")
