@@ -34,7 +34,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Pretrain a ResNet that survives quantization and measure its detector at every bit-width.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    subparsers = parser.add_subparsers(title="commands", dest="command", metavar="<command>", parser_class=_Parser)
+    subparsers = parser.add_subparsers(title="commands", dest="command", metavar="<command>")
     for name in COMMANDS:
         command = importlib.import_module(f"ssql_det.cli.{name.replace('-', '_')}")
         subparser = subparsers.add_parser(name, help=command.HELP, description=command.__doc__)

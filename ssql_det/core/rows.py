@@ -70,7 +70,7 @@ class Row:
 def append(path: str | os.PathLike[str], row: Row) -> None:
     """Add a row; it is on disk when this returns. A metric that is not finite is stored as null."""
     record = dataclasses.asdict(row)
-    record["metrics"] = {name: _finite_or_none(value) for name, value in row.metrics.items()}
+    record["metrics"] = {name: finite_or_none(value) for name, value in row.metrics.items()}
     line = (json.dumps(record, allow_nan=False) + "\n").encode()
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -116,5 +116,6 @@ def _to_row(record: Any, where: str) -> Row:
         raise UserError(f"{where} does not have a row's fields: {mismatch}") from None
 
 
-def _finite_or_none(value: float | None) -> float | None:
+def finite_or_none(value: float | None) -> float | None:
+    """JSON has no NaN and no infinity; a value that is none is null."""
     return None if value is None or not math.isfinite(value) else float(value)

@@ -16,6 +16,7 @@ from typing import Protocol
 from torch.utils.tensorboard import SummaryWriter
 
 from ssql_det.core.files import atomic_write
+from ssql_det.core.rows import finite_or_none
 
 CURVES_NAME = "metrics.jsonl"
 
@@ -42,7 +43,9 @@ class JsonWriter:
         self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (lives as long as the run)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        self._file.write(json.dumps({"step": step, **scalars}) + "\n")
+        self._file.write(
+            json.dumps({"step": step} | {name: finite_or_none(value) for name, value in scalars.items()}) + "\n"
+        )
 
     def close(self) -> None:
         self._file.close()

@@ -45,7 +45,10 @@ class Bits:
         for spelling in _SPELLINGS:
             match = spelling.fullmatch(spelled)
             if match and spelled:
-                return cls(*(int(bits) if bits else None for bits in match.group("weight", "act")))
+                try:
+                    return cls(*(int(bits) if bits else None for bits in match.group("weight", "act")))
+                except UserError as mistake:
+                    raise UserError(f"{mistake} in {text!r}") from None
         raise UserError(f"cannot read bits {text!r}; write FP, 4w4a, 8w (float activations) or 6a (float weights)")
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""What is kept of a scene once it is drawn: an encoded image and plain annotations, small enough to keep for a whole data set."""
+"""What is kept of a scene once it is drawn: an encoded image and plain annotations, little enough for a data set."""
 
 from __future__ import annotations
 

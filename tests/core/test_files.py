@@ -142,3 +142,8 @@ def test_sha256_is_that_of_the_content(tmp_path):
     content = os.urandom(3 << 20)
     (tmp_path / "x").write_bytes(content)
     assert sha256(tmp_path / "x") == hashlib.sha256(content).hexdigest()
+
+
+def test_the_hash_of_a_file_that_cannot_be_read_is_a_sentence(tmp_path):
+    with pytest.raises(UserError, match=r"cannot read .*absent: No such file"):
+        sha256(tmp_path / "absent")

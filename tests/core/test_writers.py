@@ -96,3 +96,10 @@ def test_several_writers_are_written_and_closed_as_one():
     with pytest.raises(ZeroDivisionError):
         write(Writers(recorders), ((step, 1 / (2 - step)) for step in (1, 2)))
     assert [recorder.calls for recorder in recorders] == [[(1, {"loss": 1.0}), "closed"]] * 2
+
+
+def test_a_value_that_json_does_not_know_is_null(tmp_path):
+    writer = JsonWriter(tmp_path)
+    writer.write(1, {"loss": float("nan"), "scale": float("inf"), "lr": 0.5})
+    writer.close()
+    assert lines(tmp_path) == [{"step": 1, "loss": None, "scale": None, "lr": 0.5}]

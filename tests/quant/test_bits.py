@@ -42,7 +42,7 @@ def test_widths_outside_2_to_16_are_refused_on_either_side(width):
 
 @pytest.mark.parametrize("text", ["0w4a", "1w4a", "17w8a", "4w17a"])
 def test_parsed_widths_are_checked_too(text):
-    with pytest.raises(UserError, match="must be 2 to 16"):
+    with pytest.raises(UserError, match=f"must be 2 to 16, .* in '{text}'"):
         Bits.parse(text)
 
 
