@@ -1,0 +1,21 @@
+"""What stands in an image: boxes, masks, instances; and images of several sizes in one batch."""
+
+from .boxes import Boxes, BoxMode, pairwise_intersection, pairwise_ioa, pairwise_iou, pairwise_point_box_distance
+from .image_list import ImageList
+from .instances import Instances
+from .masks import BitMasks, PolygonMasks, ROIMasks, polygons_to_bitmask
+
+__all__ = [
+    "BitMasks",
+    "BoxMode",
+    "Boxes",
+    "ImageList",
+    "Instances",
+    "PolygonMasks",
+    "ROIMasks",
+    "pairwise_intersection",
+    "pairwise_ioa",
+    "pairwise_iou",
+    "pairwise_point_box_distance",
+    "polygons_to_bitmask",
+]

@@ -1,0 +1,1 @@
+"""Tools that the other sub-packages need."""

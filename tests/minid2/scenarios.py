@@ -1,0 +1,232 @@
+"""What both engines are asked: each scenario takes an engine's sub-packages and gives named arrays.
+
+Run as a program it asks one engine and writes the answers, so that each engine has a process of its own::
+
+    python scenarios.py detectron2 answers.npz
+
+Inputs come from a seeded generator; ``_``-free names are inputs' results, in the order in which they are made.
+"""
+
+import importlib
+import sys
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+
+def tensor(seed, *shape, dtype=torch.float32):
+    return torch.from_numpy(np.random.RandomState(seed).randn(*shape)).to(dtype)
+
+
+def random_boxes(seed, count, size=60.0):
+    """Overlapping boxes, some empty, some on a border, some outside an image of 40 by 50."""
+    corners = np.random.RandomState(seed).rand(count, 4) * size - 5
+    boxes = np.concatenate([corners[:, :2], corners[:, :2] + (corners[:, 2:] + 5) * 0.6], axis=1)
+    boxes[0] = [3, 4, 3, 9]
+    boxes[1] = [0, 0, 50, 40]
+    return torch.from_numpy(boxes).float()
+
+
+def boxes(engine):
+    kit = engine("structures")
+    first, second = kit.Boxes(random_boxes(0, 12)), kit.Boxes(random_boxes(1, 9))
+    clipped = first.clone()
+    clipped.clip((40, 50))
+    scaled = second.clone()
+    scaled.scale(0.5, 3.0)
+    mode = kit.BoxMode
+    points = tensor(2, 5, 2) * 20
+    return {
+        "area": first.area(),
+        "iou": kit.pairwise_iou(first, second),
+        "ioa": kit.pairwise_ioa(first, second),
+        "matched iou": engine("structures.boxes").matched_pairwise_iou(first[:9], second),
+        "distance": kit.pairwise_point_box_distance(points, first),
+        "clipped": clipped.tensor,
+        "scaled": scaled.tensor,
+        "nonempty": first.nonempty(),
+        "nonempty above 3": first.nonempty(threshold=3.0),
+        "inside": first.inside_box((40, 50), boundary_threshold=2),
+        "centres": first.get_centers(),
+        "one": first[3].tensor,
+        "last": first[-1].tensor,
+        "slice": first[2:5].tensor,
+        "chosen": first[first.nonempty()].tensor,
+        "cat": kit.Boxes.cat([first, second]).tensor,
+        "cat of none": kit.Boxes.cat([]).tensor,
+        "from a list": kit.Boxes([[1, 2, 3, 4]]).tensor,
+        "from nothing": kit.Boxes([]).tensor,
+        "from double": kit.Boxes(random_boxes(3, 2).double()).tensor,
+        "xywh": mode.convert(first.tensor, mode.XYXY_ABS, mode.XYWH_ABS),
+        "xyxy of array": mode.convert(first.tensor.numpy(), mode.XYWH_ABS, mode.XYXY_ABS),
+        "xyxy of tuple": np.array(mode.convert((1, 2, 3, 4), mode.XYWH_ABS, mode.XYXY_ABS)),
+        "xywh of list": np.array(mode.convert([1.5, 2.0, 3.0, 4.25], mode.XYXY_ABS, mode.XYWH_ABS)),
+        "modes": np.array([each.value for each in mode]),
+    }
+
+
+def instances(engine):
+    kit = engine("structures")
+    one = kit.Instances((40, 50), scores=tensor(0, 6), gt_boxes=kit.Boxes(random_boxes(1, 6)))
+    one.classes = torch.arange(6)
+    chosen = one[one.scores > 0]
+    last = one[-1]
+    both = kit.Instances.cat([one, chosen, one[2:3]])
+    named = kit.Instances((40, 50), names=list("abcdef"))
+    return {
+        "lengths": np.array([len(one), len(chosen), len(last), len(both)]),
+        "chosen scores": chosen.scores,
+        "last box": last.gt_boxes.tensor,
+        "cat boxes": both.gt_boxes.tensor,
+        "cat classes": both.classes,
+        "cat names": np.array([ord(name) for name in kit.Instances.cat([named, named[2:4]]).names]),
+        "fields": np.array([one.has("scores"), one.has("masks"), "classes" in one.get_fields()]),
+        "size": np.array(both.image_size),
+        "moved": one.to("cpu").scores,
+    }
+
+
+def image_lists(engine):
+    kit = engine("structures")
+    images = [tensor(seed, 3, *size) for seed, size in enumerate([(9, 17), (12, 5), (1, 33)])]
+    make = kit.ImageList.from_tensors
+    square = {"size_divisibility": 16, "square_size": 40}
+    lists = {
+        "plain": make(images),
+        "divisible": make(images, size_divisibility=16, pad_value=-2.5),
+        "one": make(images[:1], size_divisibility=32),
+        "one as it is": make(images[:1]),
+        "square": make(images, padding_constraints=square),
+        "flat": make([image[0] for image in images], size_divisibility=8),
+    }
+    answers = {name: each.tensor for name, each in lists.items()}
+    answers |= {f"{name} sizes": np.array([tuple(size) for size in each.image_sizes]) for name, each in lists.items()}
+    return answers | {"second": lists["divisible"][1], "length": np.array(len(lists["plain"]))}
+
+
+POLYGONS = [
+    [[3.5, 2.0, 30.25, 4.5, 22.0, 35.5, 5.0, 30.0]],
+    [[10, 10, 20, 10, 20, 20, 10, 20], [25.5, 25.5, 39.0, 26.0, 30.0, 38.0]],
+    [[-5, -4, 60, -4, 60, 20.5, -5, 20.5]],
+    [[1, 1, 2, 1, 2, 2]],
+]
+
+
+def masks(engine):
+    kit = engine("structures")
+    polygons = kit.PolygonMasks([[np.array(each, float) for each in instance] for instance in POLYGONS])
+    bits = kit.BitMasks.from_polygon_masks(polygons, 40, 50)
+    targets = torch.tensor([[3.0, 2, 31, 36], [8.5, 9.25, 40, 39], [0, 0, 50, 20], [1, 1, 1.02, 2]])
+    hollow = kit.BitMasks(torch.cat([bits.tensor, torch.zeros(1, 40, 50, dtype=torch.bool)]))
+    roi = kit.ROIMasks(tensor(0, 4, 14, 14).sigmoid())
+    chosen = torch.tensor([True, False, True, False])
+    return {
+        "bits": bits.tensor,
+        "no polygon": kit.polygons_to_bitmask([], 5, 6),
+        "polygon targets": polygons.crop_and_resize(targets, 28),
+        "bit targets": bits.crop_and_resize(targets, 28),
+        "polygon boxes": polygons.get_bounding_boxes().tensor,
+        "bit boxes": hollow.get_bounding_boxes().tensor,
+        "polygon area": polygons.area(),
+        "nonempty": hollow.nonempty(),
+        "polygon nonempty": polygons.nonempty(),
+        "chosen polygons": kit.BitMasks.from_polygon_masks(polygons[chosen], 40, 50).tensor,
+        "listed polygons": kit.BitMasks.from_polygon_masks(polygons[torch.tensor([3, 0])], 40, 50).tensor,
+        "cat": kit.BitMasks.cat([bits, bits[1], bits[chosen]]).tensor,
+        "cat polygons": kit.PolygonMasks.cat([polygons, polygons[2:]]).area(),
+        "no targets": polygons[torch.zeros(4, dtype=torch.bool)].crop_and_resize(targets[:0], 28),
+        "pasted rois": roi.to_bitmasks(kit.Boxes(targets), 40, 50).tensor,
+    }
+
+
+def norms(engine):
+    kit = engine("layers")
+    answers = {}
+    for name in ("BN", "FrozenBN", "GN", "LN", "naiveSyncBN", "naiveSyncBN_N"):
+        layer = kit.get_norm(name, 32).double()
+        for index, value in enumerate(layer.state_dict().values()):
+            if value.dtype.is_floating_point:
+                value.copy_(tensor(index, 32, dtype=torch.float64).abs() + 0.5)
+        for training in (True, False):
+            x = tensor(9, 2, 32, 3, 2, dtype=torch.float64).requires_grad_()
+            out = layer.train(training)(x)
+            out.backward(tensor(10, *out.shape, dtype=torch.float64))
+            answers |= {f"{name} {training}": out.detach(), f"{name} {training} gradient": x.grad}
+        answers[f"{name} without gradient"] = layer(tensor(9, 2, 32, 3, 2, dtype=torch.float64))
+        answers |= {f"{name} {key}": value for key, value in layer.state_dict().items()}
+    block = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4, eps=1e-3))
+    block[1].running_mean.copy_(tensor(0, 4))
+    frozen = kit.FrozenBatchNorm2d.convert_frozen_batchnorm(block)
+    answers["converted"] = frozen[1](tensor(1, 2, 4, 3, 3))
+    answers["converted eps"] = np.array(frozen[1].eps)
+    old = kit.FrozenBatchNorm2d(4)
+    old.load_state_dict({"weight": tensor(2, 4), "bias": tensor(3, 4)})  # Caffe2's two
+    answers["Caffe2"] = old(tensor(1, 2, 4, 3, 3))
+    return answers
+
+
+def convs(engine):
+    kit = engine("layers")
+    conv = kit.Conv2d(3, 8, 3, stride=2, padding=1, bias=False, norm=kit.get_norm("BN", 8), activation=F.relu_).double()
+    for index, parameter in enumerate(conv.parameters()):
+        parameter.data.copy_(tensor(index, *parameter.shape, dtype=torch.float64))
+    x = tensor(5, 2, 3, 11, 12, dtype=torch.float64)
+    out = conv(x)
+    out.sum().backward()
+    logits, target = tensor(6, 7, 5).requires_grad_(), torch.tensor([0, 1, 2, 3, 4, 0, 1])
+    return {
+        "conv": out.detach(),
+        "gradient": conv.weight.grad,
+        "empty": conv.eval()(x[:0]).detach(),
+        "keys": np.array([ord(letter) for letter in ",".join(conv.state_dict())]),
+        "cross entropy": kit.cross_entropy(logits, target).detach(),
+        "of nothing": kit.cross_entropy(logits[:0], target[:0]).detach(),
+        "of each": kit.cross_entropy(logits, target, reduction="none").detach(),
+        "nonzero": torch.stack(kit.nonzero_tuple(tensor(7, 4, 5) > 0)),
+        "nonzero of a scalar": torch.stack(kit.nonzero_tuple(torch.tensor(True))),
+        "cat": kit.cat([tensor(8, 2, 3), tensor(9, 4, 3)]),
+    }
+
+
+def regions(engine):
+    kit = engine("layers")
+    features = tensor(0, 2, 2, 14, 18, dtype=torch.float64).requires_grad_()
+    rois = torch.cat([torch.tensor([[0.0], [1], [0], [1], [1]]), random_boxes(1, 5)], dim=1)
+    answers = {}
+    for ratio, aligned in ((0, True), (2, True), (0, False)):
+        align = kit.ROIAlign((7, 5), spatial_scale=0.5, sampling_ratio=ratio, aligned=aligned)
+        out = align(features, rois)
+        (gradient,) = torch.autograd.grad(out.sum(), features)
+        answers |= {f"align {ratio} {aligned}": out.detach(), f"align {ratio} {aligned} gradient": gradient}
+    boxes, scores, levels = random_boxes(2, 60), tensor(3, 60).sigmoid(), torch.arange(60) % 3
+    answers["nms"] = kit.batched_nms(boxes, scores, levels, 0.3)
+    answers["nms of nothing"] = kit.batched_nms(boxes[:0], scores[:0], levels[:0], 0.3)
+    soft = tensor(4, 5, 28, 28).sigmoid()
+    places = torch.tensor([[3.2, 4.1, 30, 22], [0, 0, 50, 40], [40.5, 31, 50, 40], [7, 7, 7.5, 8], [0, 10, 12, 10.25]])
+    answers["paste"] = kit.paste_masks_in_image(soft, places, (40, 50))
+    answers["paste high"] = kit.paste_masks_in_image(soft, places, (40, 50), threshold=0.7)
+    answers["paste soft"] = kit.paste_masks_in_image(soft, places, (40, 50), threshold=-1)
+    answers["paste nothing"] = kit.paste_masks_in_image(soft[:0], places[:0], (40, 50))
+    return answers
+
+
+SCENARIOS = (boxes, instances, image_lists, masks, norms, convs, regions)
+
+
+def ask(root):
+    """All answers of the engine whose package is ``root``, as arrays by ``scenario/name``."""
+
+    def engine(package):
+        return importlib.import_module(f"{root}.{package}")
+
+    return {
+        f"{scenario.__name__}/{name}": np.asarray(value.detach() if isinstance(value, torch.Tensor) else value)
+        for scenario in SCENARIOS
+        for name, value in scenario(engine).items()
+    }
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    np.savez_compressed(sys.argv[2], **ask(sys.argv[1]))

@@ -1,0 +1,60 @@
+"""minid2 against Detectron2: its recorded answers everywhere, its live ones where it is installed.
+
+The record is made by ``tests/goldens/make.py``. Live: ``pytest -m detectron2`` with Detectron2 importable.
+"""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from minid2 import scenarios
+
+HERE = Path(__file__).parent
+GOLDEN = HERE.parent / "goldens/structures_and_layers.npz"
+
+
+def is_detectron2_here():
+    spec = importlib.util.find_spec("detectron2")
+    return spec is not None and spec.origin is not None  # a mere folder of that name has no origin
+
+
+def assert_equal(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    for name, expected in theirs.items():
+        got = ours[name]
+        assert (got.shape, got.dtype) == (expected.shape, expected.dtype), name
+        if got.dtype.kind == "f":
+            finite = np.isfinite(expected)
+            largest = np.abs(expected[finite]).max(initial=0)
+            np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * largest, err_msg=name)
+        else:
+            np.testing.assert_array_equal(got, expected, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def ours():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield scenarios.ask("ssql_det.minid2")
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("scenario", [each.__name__ for each in scenarios.SCENARIOS])
+def test_the_recorded_answers(ours, scenario):
+    with np.load(GOLDEN) as golden:
+        theirs = {name: golden[name] for name in golden.files if name.startswith(f"{scenario}/")}
+    assert theirs
+    assert_equal({name: value for name, value in ours.items() if name.startswith(f"{scenario}/")}, theirs)
+
+
+@pytest.mark.detectron2
+@pytest.mark.skipif(not is_detectron2_here(), reason="Detectron2 is not installed")
+def test_the_live_answers(ours, tmp_path):
+    answers = tmp_path / "answers.npz"
+    subprocess.run([sys.executable, HERE / "scenarios.py", "detectron2", answers], check=True)
+    with np.load(answers) as live:
+        assert_equal(ours, dict(live))
