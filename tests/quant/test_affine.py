@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from plain import Round, clamp
 
 from ssql_det.quant import choose_qparams, fake_quantize, fake_quantize_weight
 
@@ -156,23 +157,6 @@ def rule_gradient_weight(w, bits, grad):
     return out
 
 
-class StraightThrough(torch.autograd.Function):
-    """Round, and pretend not to have; exact, which ``x + (x.round() - x).detach()`` is not."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return x.round()
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad
-
-
-def clamp(x, low, high):
-    """``torch.clamp`` with gradient 1 on the bounds too: since torch 2.14 its own gradient is 0 there."""
-    return torch.where((x >= low) & (x <= high), x, x.detach().clamp(low, high))
-
-
 @pytest.mark.parametrize("bits", [2, 3, 4, 8, 16])
 def test_activation_gradient_is_the_clamps_on_the_rounded_integer(bits):
     x = torch.randn(4, 6, 5, 5, dtype=torch.float64, requires_grad=True)
@@ -200,7 +184,7 @@ def test_weight_gradient_equals_the_plain_chain_of_torch_operations():
 
     plain = w.detach().clone().requires_grad_()
     scale = plain.abs().amax(1, keepdim=True) / 3.5
-    (clamp(StraightThrough.apply(plain / scale), -4, 3) * scale).backward(grad)
+    (clamp(Round.apply(plain / scale), -4, 3) * scale).backward(grad)
     assert (w.grad - plain.grad).abs().max() <= 1e-9 * plain.grad.abs().max()
 
 
@@ -223,7 +207,7 @@ def test_a_learned_scalar_scale_gets_its_gradient():
     plain = torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
     scale = (plain - low) / 7
     zero = -(low / scale).round().detach()
-    ((clamp(StraightThrough.apply(x / scale) + zero, 0, 7) - zero) * scale).sum().backward()
+    ((clamp(Round.apply(x / scale) + zero, 0, 7) - zero) * scale).sum().backward()
     assert math.isclose(high.grad.item(), plain.grad.item(), rel_tol=1e-9)
 
 

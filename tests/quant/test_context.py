@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from networks import CifarResNet, D2ResNet, PlainNet
+from plain import Round, clamp
 from torch import nn
 from torch.nn.utils import parametrizations
 
@@ -36,20 +37,6 @@ def observed(model, x):
 
 
 # ---- a ResNet-18 forward written out: no hooks, no module of ours ------------------------------------------------
-
-
-def clamp(x, low, high):
-    return torch.where((x >= low) & (x <= high), x, x.detach().clamp(low, high))
-
-
-class Round(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        return x.round()
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad
 
 
 def by_hand_weight(weight, bits):
