@@ -5,6 +5,7 @@ on torchvision, fvcore, iopath, yacs and pycocotools. It does what Detectron2 do
 nothing, and imports only relatively inside itself. What it computes is checked against Detectron2 at 02b5c4e.
 
 ========== =========================================================================
+config     the tree of defaults, classes built from it, what is refused
 structures boxes, masks, instances of one image, padded batches of images
 layers     convs that carry their norm, the norms, ROIAlign, NMS, mask pasting
 utils      process-group queries that the layers need

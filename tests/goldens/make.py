@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-TESTS = Path(__file__).parent.parent
+GOLDENS = Path(__file__).parent
+SCENARIOS = GOLDENS.parent / "minid2/scenarios.py"
+DUMP = "import sys; from detectron2.config import get_cfg; open(sys.argv[1], 'w').write(get_cfg().dump())"
 
 if __name__ == "__main__":
-    record = TESTS / "goldens/structures_and_layers.npz"
-    subprocess.run([sys.executable, TESTS / "minid2/scenarios.py", "detectron2", record], check=True)
-    print(f"{record}: {record.stat().st_size / 1e3:.0f} kB")
+    subprocess.run([sys.executable, "-c", DUMP, GOLDENS / "default_config.yaml"], check=True)
+    subprocess.run([sys.executable, SCENARIOS, "detectron2", GOLDENS / "structures_and_layers.npz"], check=True)
+    for record in sorted(GOLDENS.iterdir()):
+        print(f"{record.name}: {record.stat().st_size / 1e3:.0f} kB")
