@@ -8,6 +8,7 @@ nothing, and imports only relatively inside itself. What it computes is checked 
 config     the tree of defaults, classes built from it, what is refused
 structures boxes, masks, instances of one image, padded batches of images
 layers     convs that carry their norm, the norms, ROIAlign, NMS, mask pasting
-utils      process-group queries that the layers need
+modeling   so far anchors, matching, sampling and box regression
+utils      process-group queries and the registry that these need
 ========== =========================================================================
 """

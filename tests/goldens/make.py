@@ -13,6 +13,6 @@ DUMP = "import sys; from detectron2.config import get_cfg; open(sys.argv[1], 'w'
 
 if __name__ == "__main__":
     subprocess.run([sys.executable, "-c", DUMP, GOLDENS / "default_config.yaml"], check=True)
-    subprocess.run([sys.executable, SCENARIOS, "detectron2", GOLDENS / "structures_and_layers.npz"], check=True)
+    subprocess.run([sys.executable, SCENARIOS, "detectron2", GOLDENS / "answers.npz"], check=True)
     for record in sorted(GOLDENS.iterdir()):
         print(f"{record.name}: {record.stat().st_size / 1e3:.0f} kB")

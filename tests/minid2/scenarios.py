@@ -211,7 +211,44 @@ def regions(engine):
     return answers
 
 
-SCENARIOS = (boxes, instances, image_lists, masks, norms, convs, regions)
+def proposals(engine):
+    """What proposals are made of: anchors, matches, samples, deltas."""
+    kit = engine("modeling")
+    shapes = [engine("layers").ShapeSpec(stride=stride) for stride in (4, 8)]
+    features = [tensor(0, 1, 2, 5, 7), tensor(0, 1, 2, 3, 4)]
+    cfg = engine("config").get_cfg()
+    cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[32, 50.5], [64]]
+    cfg.MODEL.ANCHOR_GENERATOR.OFFSET = 0.25
+    anchors = kit.build_anchor_generator(cfg, shapes)
+    shared = kit.anchor_generator.DefaultAnchorGenerator(sizes=[8, 16], aspect_ratios=[[1.0]], strides=[4, 8])
+    answers = {f"anchors {level}": each.tensor for level, each in enumerate(anchors(features))}
+    answers |= {f"shared {level}": each.tensor for level, each in enumerate(shared(features))}
+    answers |= {"count": np.array(anchors.num_anchors), "saved": np.array(len(anchors.state_dict()))}
+
+    quality = tensor(1, 6, 80).abs() * 0.4
+    quality[2] = 0.11  # a ground truth whose best is a tie, and poor
+    for low in (False, True):
+        matcher = engine("modeling.matcher").Matcher([0.3, 0.7], [0, -1, 1], allow_low_quality_matches=low)
+        for name, each in {"": quality, " of none": quality[:0], " without any": quality[:, :0]}.items():
+            matches, labels = matcher(each)
+            answers |= {f"matches{name} {low}": matches, f"labels{name} {low}": labels}
+
+    labels = torch.from_numpy(np.random.RandomState(2).randint(-1, 4, 300))
+    for count, fraction in ((64, 0.25), (512, 0.5), (10, 0.0)):
+        torch.manual_seed(3)
+        positive, negative = engine("modeling.sampling").subsample_labels(labels, count, fraction, 3)
+        answers |= {f"positive {count}": positive, f"negative {count}": negative}
+
+    transform = engine("modeling.box_regression").Box2BoxTransform((10.0, 10.0, 5.0, 5.0))
+    sources, targets = random_boxes(4, 20)[1:] + torch.tensor([0, 0, 1.0, 1]), random_boxes(5, 20)[1:]
+    answers["deltas"] = transform.get_deltas(sources, targets + torch.tensor([0, 0, 1.0, 1]))
+    answers["moved"] = transform.apply_deltas(tensor(6, 19, 12) * 9, sources)
+    answers["moved in half"] = transform.apply_deltas(tensor(6, 19, 4).half(), sources.half())
+    answers["moved none"] = transform.apply_deltas(tensor(6, 0, 8), sources[:0])
+    return answers
+
+
+SCENARIOS = (boxes, instances, image_lists, masks, norms, convs, regions, proposals)
 
 
 def ask(root):

@@ -14,7 +14,7 @@ import torch
 from minid2 import scenarios
 
 HERE = Path(__file__).parent
-GOLDEN = HERE.parent / "goldens/structures_and_layers.npz"
+GOLDEN = HERE.parent / "goldens/answers.npz"
 
 
 def is_detectron2_here():
