@@ -47,13 +47,14 @@ class Backbone:
 def build_backbone(name: str, zero_init_residual: bool = False) -> Backbone:
     """A backbone with fresh random weights. ``zero_init_residual`` starts each residual branch at zero."""
     if name.startswith(_TIMM):
-        return _timm_model(name)
+        return _timm_model(name, zero_init_residual)
     if name == "narrow_resnet":
         return _narrow_resnet(zero_init_residual)
     known = _torchvision_resnets()
     if name.removeprefix(_CIFAR) not in known:
-        names = [*known, *(_CIFAR + each for each in known), "narrow_resnet", "timm/<name>"]
-        raise UserError(f"there is no backbone {name!r}{did_you_mean(name, names)} Known: {', '.join(names)}")
+        names = [*known, *(_CIFAR + each for each in known), "narrow_resnet"]
+        others = f"known: {', '.join(known)}, each also as cifar_<name>; narrow_resnet; timm/<name>"
+        raise UserError(f"there is no backbone {name!r}{did_you_mean(name, names)} ({others})")
     model = torchvision.models.get_model(name.removeprefix(_CIFAR), weights=None, zero_init_residual=zero_init_residual)
     width = model.fc.in_features
     model.fc = nn.Identity()
@@ -75,9 +76,13 @@ def _narrow_resnet(zero_init_residual: bool) -> Backbone:
     return Backbone("narrow_resnet", model, NARROW_WIDTHS[-1])
 
 
-def _timm_model(name: str) -> Backbone:
+def _timm_model(name: str, zero_init_residual: bool) -> Backbone:
     wanted = name.removeprefix(_TIMM)
     if not timm.is_model(wanted):
         raise UserError(f"timm has no model {wanted!r}{did_you_mean(wanted, timm.list_models())}")
     model: Any = timm.create_model(wanted, pretrained=False, num_classes=0)
-    return Backbone(name, model, model.num_features)
+    if isinstance(model, TimmResNet):  # timm's own default is to start at zero
+        model = timm.create_model(wanted, pretrained=False, num_classes=0, zero_init_last=zero_init_residual)
+    elif zero_init_residual:
+        raise UserError(f"{name} has no residual branches that could start at zero; leave zero_init_residual off")
+    return Backbone(name, model, int(getattr(model, "head_hidden_size", model.num_features)))

@@ -13,6 +13,8 @@ from ssql_det.checkdata.published import COCO_CATEGORIES, COCO_IMAGES
 
 SPLITS = ("train2017", "val2017")
 
+_LARGEST = 1e6  # pixels: no image is larger, and rasterizers break on what is
+
 
 def check_coco(folder: Path) -> list[SplitCheck]:
     """Check both splits of a ``coco`` folder; images are checked apart."""
@@ -31,7 +33,7 @@ def check_coco_file(path: Path, images: Path, name: str) -> SplitCheck:
         return split
     try:
         document = json.loads(path.read_text("utf-8"))
-    except ValueError as failure:
+    except (ValueError, RecursionError) as failure:
         split.error(path, f"the file is not valid JSON ({failure})")
         return split
     for key in ("images", "annotations", "categories"):
@@ -60,9 +62,8 @@ def _check_document(split: SplitCheck, path: Path, folder: Path, document: dict[
         else:
             by_image[each["image_id"]].append(each)
     for image in document["images"]:
-        if not isinstance(image.get("file_name"), str) or not _are_numbers(
-            [image.get("width"), image.get("height")], 2
-        ):
+        sides: list[Any] = [image.get("width"), image.get("height")]
+        if not isinstance(image.get("file_name"), str) or not _are_numbers(sides, 2) or min(sides) < 1:
             split.error(path, f"image {image['id']} lacks one of file_name, width, height")
             continue
         _check_image(split, path, folder, image, by_image[image["id"]], categories)
@@ -107,14 +108,7 @@ def _segmentation_fault(annotation: dict[str, Any], size: tuple[int, int]) -> st
     if segmentation is None:
         return None  # boxes alone are fine for a detector without masks
     if isinstance(segmentation, dict):
-        stated, counts = segmentation.get("size"), segmentation.get("counts")
-        if stated != [size[1], size[0]]:
-            return f"has a run-length mask of size {stated}, the image has height and width {[size[1], size[0]]}"
-        if isinstance(counts, list) and _are_numbers(counts) and sum(counts) != size[0] * size[1]:
-            return f"has a run-length mask of {sum(counts)} pixels, the image has {size[0] * size[1]}"
-        if not isinstance(counts, str) and not _are_numbers(counts):
-            return "has a run-length mask without counts"
-        return None
+        return _run_length_fault(segmentation, size)
     if annotation.get("iscrowd"):
         return "is a crowd with polygons; a crowd's mask is given in run lengths"
     if not isinstance(segmentation, list) or not segmentation:
@@ -122,6 +116,36 @@ def _segmentation_fault(annotation: dict[str, Any], size: tuple[int, int]) -> st
     if not all(_are_numbers(polygon) and len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in segmentation):
         return "has a polygon of fewer than three corners, or half a corner"
     return None
+
+
+def _run_length_fault(segmentation: dict[str, Any], size: tuple[int, int]) -> str | None:
+    stated, counts = segmentation.get("size"), segmentation.get("counts")
+    if stated != [size[1], size[0]]:
+        return f"has a run-length mask of size {stated}, the image has height and width {[size[1], size[0]]}"
+    if isinstance(counts, str):
+        counts = _uncompressed(counts)
+    if not isinstance(counts, list) or not all(isinstance(count, int) and count >= 0 for count in counts):
+        return "has a run-length mask without whole counts"
+    if sum(counts) != size[0] * size[1]:
+        return f"has a run-length mask of {sum(counts)} pixels, the image has {size[0] * size[1]}"
+    return None
+
+
+def _uncompressed(text: str) -> list[int] | None:
+    """COCO's compressed counts: base 32 with a sign, from the third on as a difference to the last but one."""
+    counts: list[int] = []
+    value = shift = 0
+    for letter in text:
+        digit = ord(letter) - 48
+        if not 0 <= digit < 64 or shift > 30:
+            return None
+        value |= (digit & 31) << shift
+        shift += 5
+        if not digit & 32:
+            value -= (1 << shift) if digit & 16 else 0
+            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+            value = shift = 0
+    return counts if shift == 0 else None
 
 
 def _is_id(value: Any) -> bool:
@@ -132,7 +156,8 @@ def _are_numbers(values: Any, count: int | None = None) -> bool:
     return (
         isinstance(values, list)
         and count in (None, len(values))
-        and all(isinstance(value, (int, float)) for value in values)
+        and all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
+        and all(abs(value) <= _LARGEST for value in values)  # neither NaN nor infinite
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -19,15 +20,28 @@ from ssql_det.core.files import atomic_write
 Canvas = NDArray[np.uint8]
 
 _CELL = 644
+_MOST_PICTURES = 100
 _COLOURS = ((60, 76, 231), (113, 204, 46), (219, 152, 52), (18, 156, 243), (182, 89, 155), (156, 188, 26))  # BGR
+
+
+def check_sheet(count: str, out: str) -> int:
+    """The number of pictures asked for, once the number and the file are known to be fit."""
+    path = Path(out)
+    if not count.isdecimal() or not 1 <= int(count[:6]) <= _MOST_PICTURES:
+        raise UserError(f"--draw wants a number from 1 to {_MOST_PICTURES} and a file, got {count!r}")
+    if path.suffix.lower() != ".png":
+        raise UserError(f"--draw writes a PNG, but {out} is not called one; write --draw {count} sheet.png")
+    if not path.parent.is_dir():
+        raise UserError(f"--draw: there is no folder {path.parent} to write {path.name} into")
+    return int(count)
 
 
 def draw_sheet(pictures: Sequence[Picture], count: int, out: str | os.PathLike[str]) -> None:
     """Write ``count`` pictures, evenly spread over the data set, as one PNG."""
-    if count < 1:
-        raise UserError(f"a contact sheet needs at least 1 image, got {count}")
     if not pictures:
         raise UserError("there is no image to draw")
+    if Path(out).resolve() in {picture.path.resolve() for picture in pictures}:
+        raise UserError(f"{out} is an image of the data set; name another file for the contact sheet")
     chosen = [pictures[index * len(pictures) // count] for index in range(min(count, len(pictures)))]
     columns = math.ceil(math.sqrt(len(chosen)))
     sheet = np.full((_CELL * math.ceil(len(chosen) / columns), _CELL * columns, 3), 255, np.uint8)
@@ -48,7 +62,8 @@ def _drawn(picture: Picture) -> Canvas:
     scale = math.floor(scale) if scale > 1 else scale
     height, width = image.shape[:2]
     kind = cv2.INTER_NEAREST if scale >= 1 else cv2.INTER_AREA
-    canvas: Any = cv2.resize(image, (int(width * scale), int(height * scale)), interpolation=kind)
+    size = (max(1, int(width * scale)), max(1, int(height * scale)))
+    canvas: Any = cv2.resize(image, size, interpolation=kind)
     for number, segmentation in enumerate(picture.masks):
         if segmentation is not None:
             small = _decoded(segmentation, height, width)
@@ -56,7 +71,7 @@ def _drawn(picture: Picture) -> Canvas:
             outlines, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
             cv2.drawContours(canvas, outlines, -1, _COLOURS[number % len(_COLOURS)], 1)
     for number, (box, label) in enumerate(zip(picture.boxes, picture.labels, strict=True)):
-        x0, y0, x1, y1 = (round(value * scale) for value in box)
+        x0, y0, x1, y1 = (round(min(max(value * scale, -_CELL), 2 * _CELL)) for value in box)
         colour = _COLOURS[number % len(_COLOURS)]
         cv2.rectangle(canvas, (x0, y0), (x1 - 1, y1 - 1), colour, 1)
         cv2.putText(canvas, label, (x0 + 2, max(y0 - 3, 10)), cv2.FONT_HERSHEY_SIMPLEX, 0.4, colour, 1, cv2.LINE_AA)

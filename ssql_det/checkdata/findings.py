@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -51,9 +52,11 @@ class SplitCheck:
         return not any(finding.fatal for finding in self.findings)
 
     def check_box(self, where: object, what: str, box: Box, size: tuple[int, int] | None) -> None:
-        """An empty or inverted box is a fault; one that leaves its image is clipped by every reader."""
+        """An empty, inverted or endless box is a fault; one that leaves its image is clipped by every reader."""
         x0, y0, x1, y1 = box
-        if not (x1 > x0 and y1 > y0):  # also when one is NaN
+        if not all(math.isfinite(value) for value in box):
+            self.error(where, f"{what} has a box that is not finite")
+        elif not (x1 > x0 and y1 > y0):
             self.error(where, f"{what} has an empty or inverted box {_short(box)}")
         elif size is not None and (x0 < 0 or y0 < 0 or x1 > size[0] or y1 > size[1]):
             self.warn(where, f"{what} has a box {_short(box)} that leaves the image of {size[0]}x{size[1]}")

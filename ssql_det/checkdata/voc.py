@@ -40,7 +40,11 @@ def _check_split(folder: Path, name: str) -> SplitCheck:
     if not listing.is_file():
         split.error(listing, "the list of the split's images is missing")
         return split
-    names = [line.split()[0] for line in listing.read_text("utf-8").splitlines() if line.strip()]
+    try:
+        names = [line.split()[0] for line in listing.read_text("utf-8").splitlines() if line.strip()]
+    except ValueError as failure:
+        split.error(listing, f"the list cannot be read ({failure})")
+        return split
     if not names:
         split.error(listing, "the list is empty")
     for repeated in [found for found, count in Counter(names).items() if count > 1]:
@@ -60,7 +64,7 @@ def _check_annotation(split: SplitCheck, folder: Path, name: str) -> None:
     try:
         root = Xml.parse(path).getroot()
         size = (int(_text(root, "size/width")), int(_text(root, "size/height")))
-    except (Xml.ParseError, ValueError) as failure:
+    except (Xml.ParseError, ValueError, LookupError) as failure:
         split.error(path, f"the annotation cannot be read ({failure})")
         return
     boxes: list[Box] = []

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ssql_det.cli.numbers import positive
+
 if TYPE_CHECKING:
     from ssql_det.checkdata.findings import SplitCheck
 
@@ -22,20 +24,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", metavar="voc|coco|FILE.json", help="which to check (default: all that are there)")
     parser.add_argument("--draw", nargs=2, metavar=("N", "OUT.png"), help="a contact sheet of N images")
     parser.add_argument("--quick", action="store_true", help="read image headers only: misses files cut short")
-    parser.add_argument("--most", type=int, default=20, help="findings to print (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=None, help="processes (default: one a core)")
+    parser.add_argument("--most", type=positive, default=20, help="findings to print (default: %(default)s)")
+    parser.add_argument("--workers", type=positive, default=None, help="threads (default: one a core)")
 
 
 def run(options: argparse.Namespace) -> None:
-    from ssql_det.checkdata.draw import draw_sheet
+    from ssql_det.checkdata.draw import check_sheet, draw_sheet
     from ssql_det.checkdata.images import check_images
     from ssql_det.core.console import print_table
     from ssql_det.core.errors import UserError
 
-    if options.draw and not options.draw[0].isdigit():
-        raise UserError(
-            f"--draw wants a number of images and a file, got {options.draw[0]!r}; write --draw 16 sheet.png"
-        )
+    pictures_drawn = check_sheet(*options.draw) if options.draw else 0
     root = Path(options.root)
     splits = _find(root, options.dataset)
     for split in splits:
@@ -48,9 +47,9 @@ def run(options: argparse.Namespace) -> None:
         print(f"... and {len(findings) - options.most} more; --most {len(findings)} prints all")
     faults = sum(finding.fatal for finding in findings)
     if faults:
-        raise UserError(f"{faults} faults in {root} would end a training; mend the files named above")
+        raise UserError(f"{root} has {faults} fault(s) that would end a training; mend the files named above")
     if options.draw:
-        draw_sheet([picture for split in splits for picture in split.pictures], int(options.draw[0]), options.draw[1])
+        draw_sheet([picture for split in splits for picture in split.pictures], pictures_drawn, options.draw[1])
     if options.dataset in (None, "voc", "coco"):
         print(f"fit to train on: export DETECTRON2_DATASETS={root.resolve()}")
 

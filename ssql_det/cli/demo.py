@@ -7,10 +7,12 @@ bit-width alone does to the features and to the cost. No accuracy is meant.
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ssql_det.cli.numbers import positive, seed
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 HELP = "a ResNet's features at FP/8/6/5/4/2 bits, as a small table"
 BITS = "FP,8w8a,6w6a,5w5a,4w4a,2w4a"
@@ -18,22 +20,23 @@ HEADER = ("bits", "cosine to FP", "relative error", "size, MB", "Gbit-ops")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--arch", default="resnet18", help="a torchvision ResNet by name (default: %(default)s)")
+    parser.add_argument("--arch", default="resnet18", help="a backbone by name (default: %(default)s)")
     parser.add_argument("--bits", default=BITS, help="bit-widths, comma-separated (default: %(default)s)")
-    parser.add_argument("--size", type=int, default=128, help="side of the square image crops (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the weights and the crops (default: %(default)s)")
+    parser.add_argument("--size", type=positive, default=128, help="side of the image crops (default: %(default)s)")
+    parser.add_argument("--seed", type=seed, default=0, help="of the weights and the crops (default: %(default)s)")
 
 
 def run(options: argparse.Namespace) -> None:
     import torch
 
+    from ssql_det.backbones import build_backbone
     from ssql_det.core.console import print_table, set_up_logging
     from ssql_det.quant import Bits, calibrate, profile_cost, quant_points, quantized
 
     set_up_logging()
     widths = [Bits.parse(bits) for bits in options.bits.split(",")]
     torch.manual_seed(options.seed)
-    model = _resnet(options.arch)
+    model = build_backbone(options.arch).module.eval()
     crops = _photo_crops(count=48, size=options.size, seed=options.seed)
     shown, seen = crops[:16], crops[16:]  # features are shown of crops that calibration has not seen
 
@@ -53,23 +56,6 @@ def run(options: argparse.Namespace) -> None:
                 (str(bits), f"{cosine:.4f}", f"{error:.4f}", f"{cost.bytes / 1e6:.2f}", f"{cost.bit_ops / 1e9:.1f}")
             )
     print_table(HEADER, rows, f"{options.arch}, random weights, seed {options.seed}: features of {len(shown)} crops")
-
-
-def _resnet(name: str) -> nn.Module:
-    """The network without its classifier: its output is the feature vector."""
-    import torchvision
-    from torch import nn
-
-    from ssql_det.core.errors import UserError, did_you_mean
-
-    known = [
-        found for found in torchvision.models.list_models() if found.startswith(("resnet", "resnext", "wide_resnet"))
-    ]
-    if name not in known:
-        raise UserError(f"--arch: torchvision has no ResNet called {name!r}{did_you_mean(name, known)}")
-    model: Any = torchvision.models.get_model(name, weights=None)
-    model.fc = nn.Identity()
-    return model.eval()
 
 
 def _photo_crops(count: int, size: int, seed: int) -> Tensor:

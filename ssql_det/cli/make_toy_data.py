@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 
+from ssql_det.cli.numbers import positive, seed
+
 HELP = "toy scenes in VOC and COCO layout and digit crops, made offline"
 
 
@@ -24,8 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="sides of a scene in pixels (default: 128 320)",
     )
     parser.add_argument("--difficulty", type=float, default=0.5, help="of crops, 0 to 1 (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, other data (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=None, help="processes (default: one a core)")
+    parser.add_argument("--seed", type=seed, default=0, help="another seed, other data (default: %(default)s)")
+    parser.add_argument("--workers", type=positive, default=None, help="threads (default: one a core)")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -41,4 +43,4 @@ def run(options: argparse.Namespace) -> None:
         seed=options.seed,
     )
     place = make_toy_data(options.out, settings, options.workers)
-    print(f"toy data are in {place}; to read them as VOC and COCO: export DETECTRON2_DATASETS={place.resolve()}")
+    print(f"toy data are in {place}; to read them as VOC and COCO: export DETECTRON2_DATASETS={place}")

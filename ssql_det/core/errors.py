@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
 
 
 class UserError(Exception):
@@ -20,11 +22,18 @@ class UserError(Exception):
 
 @contextmanager
 def one_sentence() -> Iterator[None]:
-    """The one place where a :class:`UserError` becomes a line on stderr and exit code 2."""
+    """The one place where a :class:`UserError`, or a refusal of the machine, becomes a line and exit code 2."""
     try:
         yield
     except UserError as mistake:
         print(f"error: {mistake}", file=sys.stderr)
+        raise SystemExit(EXIT_BAD_INPUT) from None
+    except BrokenPipeError:  # the reader of a pipe has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(EXIT_BROKEN_PIPE) from None
+    except OSError as failure:  # a full disk, a forbidden folder, a name too long: the machine's no, not a bug
+        where = f": {failure.filename}" if failure.filename else ""
+        print(f"error: {failure.strerror or failure}{where}; check the path, its rights and the disk", file=sys.stderr)
         raise SystemExit(EXIT_BAD_INPUT) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

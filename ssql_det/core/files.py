@@ -88,11 +88,12 @@ def _remove_leftovers(target: Path) -> None:
     stem = _temporary_stem(target)
     for leftover in target.parent.glob(f"{glob.escape(stem)}*.tmp"):
         writer = leftover.name.removeprefix(stem).split("-")[0]
-        if writer.isdigit() and not _is_running(int(writer)):
+        if writer.isdigit() and not is_running(int(writer)):
             leftover.unlink(missing_ok=True)
 
 
-def _is_running(pid: int) -> bool:
+def is_running(pid: int) -> bool:
+    """Whether a process of this host is alive."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -20,10 +20,12 @@ T = TypeVar("T")
 
 
 def rank() -> int:
+    """This process's number in its job, from 0."""
     return dist.get_rank() if _grouped() else 0
 
 
 def world_size() -> int:
+    """How many processes the job has."""
     return dist.get_world_size() if _grouped() else 1
 
 
@@ -33,6 +35,7 @@ def is_main() -> bool:
 
 
 def barrier() -> None:
+    """Wait until every process is here."""
     if _grouped():
         dist.barrier()
 

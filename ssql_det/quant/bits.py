@@ -13,8 +13,8 @@ from ssql_det.core.errors import UserError
 LEAST, MOST = 2, 16
 
 _SPELLINGS = (  # 4w4a, and W4A4 as much of the literature writes
-    re.compile(r"(?:(?P<weight>\d+)w)?(?:(?P<act>\d+)a)?"),
-    re.compile(r"(?:w(?P<weight>\d+))?(?:a(?P<act>\d+))?"),
+    re.compile(r"(?:(?P<weight>\d{1,4})w)?(?:(?P<act>\d{1,4})a)?"),
+    re.compile(r"(?:w(?P<weight>\d{1,4}))?(?:a(?P<act>\d{1,4}))?"),
 )
 
 

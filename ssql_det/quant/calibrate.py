@@ -37,9 +37,12 @@ def calibrate(
 
     >>> ranges = calibrate(model, loader, batches=8)
     """
+    if batches is not None and batches < 1:
+        raise UserError(f"calibration needs at least 1 batch, got batches={batches}")
     feed = forward or _feed_images
+    points = quant_points(model) if points is None else points
     observed = 0
-    with observing(model, points or quant_points(model), observer) as ranges, _evaluating(model), torch.no_grad():
+    with observing(model, points, observer) as ranges, _evaluating(model), torch.no_grad():
         for batch in track(itertools.islice(loader, batches), "calibrating", _length(loader, batches)):
             feed(model, batch)
             ranges.require_finite()
@@ -65,8 +68,8 @@ def _feed_images(model: nn.Module, batch: Any) -> None:
     images = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
     if not isinstance(images, Tensor):
         raise UserError(f"a calibration batch holds a {type(images).__name__}, not images; pass forward= to feed it")
-    parameter = next(model.parameters())
-    model(images.to(parameter.device))
+    parameter = next(model.parameters(), images)
+    model(images.to(parameter.device, parameter.dtype if images.is_floating_point() else None))
 
 
 def _length(loader: Iterable[Any], batches: int | None) -> int | None:

@@ -2,12 +2,12 @@
 
 Blocks nest (the innermost decides what happens at its points) and restore the state they found, whatever
 happens inside. A ``state_dict`` taken at any time is the ordinary, float one. Inside a block: no optimizer
-step, EMA update or deepcopy.
+step, EMA update or deepcopy. ``torch.compile`` does not see the blocks: call the model itself inside them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -23,12 +23,13 @@ from ssql_det.quant.taps import Action, float_weight, module_at, shadowed, tappe
 
 
 @contextmanager
-def observing(model: nn.Module, points: Sequence[QuantPoint], observer: ObserverFactory = MinMax) -> Iterator[Ranges]:
+def observing(model: nn.Module, points: Iterable[QuantPoint], observer: ObserverFactory = MinMax) -> Iterator[Ranges]:
     """Run float and collect the ranges of the activation points.
 
     >>> with observing(model, points) as ranges:
     ...     model(view_1), model(view_2)
     """
+    points = _checked(model, points)
     ranges = Ranges.empty(points, observer)
     with ExitStack() as stack:
         for point in points:
@@ -43,7 +44,7 @@ def observing(model: nn.Module, points: Sequence[QuantPoint], observer: Observer
 @contextmanager
 def quantized(
     model: nn.Module,
-    points: Sequence[QuantPoint],
+    points: Iterable[QuantPoint],
     ranges: Ranges | None,
     bits: Bits,
     overrides: Mapping[str, Bits] | None = None,
@@ -56,7 +57,7 @@ def quantized(
     >>> with quantized(model, points, ranges, Bits.parse("2w4a"), {"layer1.*": Bits(8, 8)}):
     ...     loss = criterion(model(view_1), model(view_2))
     """
-    widths = assign_bits(points, bits, overrides)
+    widths = assign_bits(_checked(model, points), bits, overrides)
     ranges = ranges or Ranges({})
     ranges.require(point for point, width in widths.items() if width is not None)
     with ExitStack() as stack:
@@ -68,6 +69,12 @@ def quantized(
                 action = None if width is None else _quantizer(model, point, ranges, width)
                 stack.enter_context(tapped(model, point, action))
         yield
+
+
+def _checked(model: nn.Module, points: Iterable[QuantPoint]) -> tuple[QuantPoint, ...]:
+    if hasattr(model, "_orig_mod"):  # torch.compile's wrapper
+        raise UserError("a compiled graph does not see these blocks; give and call the model that was compiled")
+    return tuple(points)
 
 
 def _quantized_weight(model: nn.Module, point: QuantPoint, width: int) -> Tensor:

@@ -7,7 +7,7 @@ nearest upsampling and changes of shape keep a tensor on its grid; everything el
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -57,8 +57,8 @@ class CostProfile:
     """One traced pass, priced at any bits.
 
     >>> profile = profile_cost(model, points, torch.zeros(1, 3, 224, 224))
-    >>> profile.at(Bits(4, 4)).bytes / profile.at(Bits.FP).bytes
-    0.13
+    >>> profile.at(Bits(4, 4)).bytes / profile.at(Bits.FP).bytes  # of a ResNet-18, its classifier in float
+    0.165
     """
 
     points: tuple[QuantPoint, ...]
@@ -67,6 +67,7 @@ class CostProfile:
     channels: Mapping[str, int]
 
     def at(self, bits: Bits, overrides: Mapping[str, Bits] | None = None) -> Cost:
+        """The cost at these bits, with the same overrides as ``quantized`` takes."""
         widths = assign_bits(self.points, bits, overrides)
         weights = {point.path: width for point, width in widths.items() if point.is_weight}
         return Cost(
@@ -85,11 +86,12 @@ class CostProfile:
 
 def profile_cost(
     model: nn.Module,
-    points: Sequence[QuantPoint],
+    points: Iterable[QuantPoint],
     inputs: Any,
     forward: Callable[[nn.Module, Any], Any] | None = None,
 ) -> CostProfile:
     """Trace one float pass of ``model(inputs)``, or ``forward(model, inputs)``."""
+    points = tuple(points)
     layers: dict[nn.Module, str] = {
         module: path for path, module in model.named_modules() if isinstance(module, _COUNTED)
     }
@@ -109,7 +111,7 @@ def profile_cost(
         stack.enter_context(grid)
         (forward or (lambda network, batch: network(batch)))(model, inputs)
     channels = {path: _channels(module) for module, path in layers.items()}
-    return CostProfile(tuple(points), tuple(calls), dict(model.named_parameters()), channels)
+    return CostProfile(points, tuple(calls), dict(model.named_parameters()), channels)
 
 
 _COUNTED = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+import torch.fx
 from torch import nn
 
 from ssql_det.core.errors import UserError, did_you_mean
@@ -66,13 +67,15 @@ def quant_points(model: nn.Module) -> tuple[QuantPoint, ...]:
     >>> [point.key for point in quant_points(torchvision.models.resnet18())][:3]
     ['conv1:weight', 'relu:output', 'layer1.0.conv1:weight']
     """
+    name = type(model).__name__
+    if isinstance(model, torch.fx.GraphModule):
+        raise UserError(f"{name} is a traced graph, which has lost its blocks; place the points on the model itself")
     points: list[QuantPoint] = []
     for path, module in model.named_modules():
         if is_residual_block(module):
             points += block_points(path, module)
         elif _holds_stages(module):
             points += _stem_points(path, module)
-    name = type(model).__name__
     if points:
         _report_float_layers(name, model, points)
         return tuple(points)
@@ -80,8 +83,8 @@ def quant_points(model: nn.Module) -> tuple[QuantPoint, ...]:
     if not points:
         raise UserError(f"{name} has nothing to quantize: no Conv2d, ConvTranspose2d or Linear layer in it")
     _logger.warning(
-        "%s has no residual blocks, so the generic rule places its quantization points: every weight, and the input "
-        "of every layer but the first; first and last layer at %d bits",
+        "%s has no residual blocks, so the generic rule places its quantization points: the weight of every conv and "
+        "linear layer, and its input but for the first; first and last layer at %d bits",
         name,
         STEM_BITS,
     )
@@ -91,7 +94,16 @@ def quant_points(model: nn.Module) -> tuple[QuantPoint, ...]:
 def is_residual_block(module: nn.Module) -> bool:
     """A BasicBlock or Bottleneck of torchvision, timm, CIFAR nets or Detectron2."""
     has_shortcut = hasattr(module, "downsample") or hasattr(module, "shortcut")
-    return has_shortcut and all(isinstance(getattr(module, name, None), nn.Conv2d) for name in ("conv1", "conv2"))
+    has_convs = all(isinstance(getattr(module, name, None), nn.Conv2d) for name in ("conv1", "conv2"))
+    return has_shortcut and has_convs and _normalizes_after_its_convs(module)
+
+
+def _normalizes_after_its_convs(block: nn.Module) -> bool:
+    """Not so in pre-activation blocks, whose output is no ReLU's: there the norm comes first."""
+    if hasattr(block.conv1, "norm"):  # Detectron2's convs carry theirs
+        return True
+    order = [name for name, _ in block.named_children()]
+    return "bn1" in order and order.index("conv1") < order.index("bn1")
 
 
 def block_points(path: str, block: nn.Module) -> list[QuantPoint]:

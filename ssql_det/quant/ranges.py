@@ -108,16 +108,20 @@ class Ranges:
     def load(cls, path: str | os.PathLike[str], model: nn.Module, points: Sequence[QuantPoint]) -> Ranges:
         """Read ranges for these points of this model; those of another model or other weights are refused."""
         record = _read_record(path)
-        ranges = _from_state(record["points"])
+        try:
+            ranges, theirs = _from_state(record["points"]), record["model"]
+            their_tensors, their_digest = theirs["tensors"], theirs["digest"]
+        except (AttributeError, KeyError, TypeError, ValueError) as damage:
+            raise UserError(f"{path} is damaged ({damage!r}); calibrate again") from None
         ranges.require(points)
-        theirs, ours = record["model"], signature(model)
-        for name in [*ours["tensors"], *theirs["tensors"]]:
-            if ours["tensors"].get(name) != theirs["tensors"].get(name):
+        ours = signature(model)
+        for name in [*ours["tensors"], *their_tensors]:
+            if ours["tensors"].get(name) != their_tensors.get(name):
                 raise UserError(
                     f"{path} was calibrated on another model: {name} is {theirs['tensors'].get(name, 'missing')} there "
                     f"and {ours['tensors'].get(name, 'missing')} here; calibrate this one"
                 )
-        if ours["digest"] != theirs["digest"]:
+        if ours["digest"] != their_digest:
             raise UserError(f"{path} was calibrated on other weights of this model; calibrate again with these")
         return ranges
 
@@ -144,10 +148,10 @@ def _read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
         record = json.loads(Path(path).read_text("utf-8"))
     except OSError as failure:
         raise UserError(f"cannot read ranges from {path}: {failure.strerror or failure}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         record = None
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise UserError(f"{path} does not hold calibrated ranges; name a file that calibration wrote")
-    if record["version"] > VERSION:
-        raise UserError(f"{path} has version {record['version']}, this ssql_det reads up to {VERSION}; update it")
+    if not isinstance(record.get("version"), int) or record["version"] > VERSION:
+        raise UserError(f"{path} has version {record.get('version')}, this ssql_det reads up to {VERSION}; update it")
     return record

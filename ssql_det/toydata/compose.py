@@ -61,9 +61,11 @@ def ink(rng: np.random.Generator, behind: Image, where: Alpha, inverted: float) 
 
 
 def paint(image: Image, where: Alpha, colour: NDArray[np.float32]) -> Image:
+    """The image with the colour laid over it."""
     return image + where[..., None] * (colour - image)
 
 
 def add_noise(rng: np.random.Generator, image: Image, sigma: float) -> NDArray[np.uint8]:
+    """A finished image: Gaussian noise, then whole numbers."""
     noisy = image + sigma * rng.standard_normal(image.shape, dtype=np.float32)
     return np.clip(np.rint(noisy), 0, 255).astype(np.uint8)

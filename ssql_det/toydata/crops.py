@@ -19,8 +19,8 @@ class Dial:
     """How hard crops are, from 0 (flat, dark on light or light on dark as drawn, large) to 1 (photo texture,
     either polarity, any scale, turned, noisy).
 
-    >>> Dial(0.5).sizes
-    (0.675, 0.95)
+    >>> Dial(0.0).sizes
+    (0.95, 0.95)
     """
 
     difficulty: float = 0.5

@@ -13,9 +13,11 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -29,7 +31,7 @@ import numpy as np
 
 from ssql_det.core.console import track
 from ssql_det.core.errors import UserError
-from ssql_det.core.files import atomic_write, sha256
+from ssql_det.core.files import atomic_write, is_running, sha256
 from ssql_det.toydata.coco import write_coco
 from ssql_det.toydata.crops import SIZES, Dial, make_crop
 from ssql_det.toydata.digits import CLASSES, digits
@@ -76,23 +78,24 @@ class Settings:
 def make_toy_data(out: str | os.PathLike[str], settings: Settings, workers: int | None = None) -> Path:
     """Make the folder, or find it made: with equal settings nothing is done again.
 
+    Older toy data are replaced; a folder with anything else in it is refused.
+
     >>> make_toy_data("toy", Settings(scenes=40, crops=200))
     """
-    place = Path(out)
+    place = Path(out).resolve()
     if is_made(place, settings):
         return place
     _refuse_foreign(place)
-    making = place.with_name(f".{place.name}.making")
+    making = place.with_name(f".{place.name}.{socket.gethostname()}-{os.getpid()}.making")
     try:
-        shutil.rmtree(making, ignore_errors=True)  # of a run that was killed
+        _remove_leftovers(place)
         making.mkdir(parents=True)
         with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
             _write_scenes(making, settings, pool)
             _write_crops(making, settings, pool)
         _write_manifest(making, settings)
-        if place.exists():
-            shutil.rmtree(place)
-        making.rename(place)
+        if not is_made(place, settings):  # nobody else has made it meanwhile
+            _put_in_place(making, place)
     except OSError as failure:
         raise UserError(f"could not make toy data in {place}: {failure.strerror or failure}") from failure
     finally:
@@ -101,24 +104,55 @@ def make_toy_data(out: str | os.PathLike[str], settings: Settings, workers: int 
 
 
 def is_made(place: Path, settings: Settings) -> bool:
-    """Whether the folder is there, whole, with these settings."""
+    """Whether the folder is there with these settings, and no file of it is missing."""
     manifest = _read_manifest(place)
-    return manifest is not None and manifest.get("settings") == asdict(settings) and manifest["version"] == VERSION
+    if manifest is None or manifest.get("settings") != asdict(settings) or manifest.get("version") != VERSION:
+        return False
+    return all((place / name).is_file() for name in manifest["files"])
+
+
+def _put_in_place(making: Path, place: Path) -> None:
+    """By renaming, so that at each moment what is there is whole."""
+    old = making.with_suffix(".old")
+    if place.exists():
+        place.rename(old)
+    making.rename(place)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove_leftovers(place: Path) -> None:
+    """Delete the work folders of runs on this host that were killed."""
+    stem = f".{place.name}.{socket.gethostname()}-"
+    for leftover in place.parent.glob(f"{glob.escape(stem)}*"):
+        writer = leftover.name.removeprefix(stem).split(".")[0]
+        if writer.isdecimal() and not is_running(int(writer)):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _refuse_foreign(place: Path) -> None:
+    if place == Path.cwd() or place in Path.cwd().parents:
+        raise UserError(f"{place} is the folder you are in; name a new one for the toy data")
     if place.is_file():
         raise UserError(f"{place} is a file; name a folder for the toy data")
-    if place.is_dir() and any(place.iterdir()) and _read_manifest(place) is None:
-        raise UserError(f"{place} holds something else than toy data; name a new folder, nothing was touched")
+    if not place.is_dir():
+        return
+    manifest = _read_manifest(place) or {"files": {}}
+    known = {MANIFEST, *manifest["files"]}
+    files = (path for path in place.rglob("*") if path.is_file() or path.is_symlink())
+    foreign = next((path for path in files if path.relative_to(place).as_posix() not in known), None)
+    if foreign is not None:
+        raise UserError(f"{place} holds something else than toy data, such as {foreign.name}; name a new folder")
+    if manifest.get("version", VERSION) > VERSION:
+        raise UserError(f"{place} holds toy data of a newer ssql_det; update it, or name a new folder")
 
 
 def _read_manifest(place: Path) -> dict[str, Any] | None:
     try:
         manifest = json.loads((place / MANIFEST).read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
-    return manifest if isinstance(manifest, dict) and manifest.get("format") == FORMAT else None
+    is_ours = isinstance(manifest, dict) and manifest.get("format") == FORMAT
+    return manifest if is_ours and isinstance(manifest.get("files"), dict) else None
 
 
 def _write_scenes(root: Path, settings: Settings, pool: ThreadPoolExecutor) -> None:
@@ -171,7 +205,10 @@ def _make_all(make: Callable[[int], T], indices: range) -> list[T]:
 
 def _scene(settings: Settings, part: int, split: str, index: int) -> SceneRecord:
     rng = np.random.default_rng([settings.seed, 0, part, index])
-    return record_scene(make_scene(rng, digits(split), (settings.least_side, settings.most_side)))
+    scene = make_scene(rng, digits(split), (settings.least_side, settings.most_side))
+    while index == 0 and not scene.objects:  # however few scenes, there is something to train on
+        scene = make_scene(rng, digits(split), (settings.least_side, settings.most_side))
+    return record_scene(scene)
 
 
 def _crop(settings: Settings, part: int, split: str, index: int) -> tuple[bytes, int]:

@@ -31,6 +31,8 @@ class ObjectRecord:
 
 @dataclass(frozen=True)
 class SceneRecord:
+    """An encoded image, its size, and what is in it."""
+
     jpeg: bytes
     height: int
     width: int
@@ -38,6 +40,7 @@ class SceneRecord:
 
 
 def record_scene(scene: Scene) -> SceneRecord:
+    """Encode the image, outline the masks."""
     height, width = scene.image.shape[:2]
     encoded = cv2.imencode(".jpg", scene.image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])[1]
     return SceneRecord(encoded.tobytes(), height, width, tuple(_record(each) for each in scene.objects))

@@ -18,6 +18,7 @@ from ssql_det.core.errors import UserError
         ("cifar_resnet50", 2048),
         ("narrow_resnet", 160),
         ("timm/resnet26d", 2048),
+        ("timm/mobilenetv3_small_050", 1024),
     ],
 )
 def test_features_have_the_stated_width(name, width):
@@ -60,14 +61,20 @@ def test_the_narrow_resnet_is_a_four_stage_resnet_part_by_part():
     assert sum(parameter.numel() for parameter in narrow.parameters()) < 1e6
 
 
-def test_residual_branches_can_start_at_zero():
-    for name, norm in (("resnet18", "bn2"), ("resnet50", "bn3"), ("cifar_resnet18", "bn2"), ("narrow_resnet", "bn2")):
-        for zero in (False, True):
-            block = build_backbone(name, zero_init_residual=zero).module.layer2[0]
-            assert bool((getattr(block, norm).weight == 0).all()) is zero
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "cifar_resnet18", "narrow_resnet", "timm/resnet18"])
+def test_residual_branches_can_start_at_zero(name):
+    last = "bn3" if name == "resnet50" else "bn2"
+    for zero in (False, True):
+        block = build_backbone(name, zero_init_residual=zero).module.layer2[0]
+        assert bool((getattr(block, last).weight == 0).all()) is zero
 
 
-NEAR = [("resnet81", "mean 'resnet"), ("cifar_resnet81", "mean 'cifar_resnet"), ("vgg16", "Known: resnet101")]
+def test_what_has_no_residual_branches_cannot_start_them_at_zero():
+    with pytest.raises(UserError, match="no residual branches"):
+        build_backbone("timm/mobilenetv3_small_050", zero_init_residual=True)
+
+
+NEAR = [("resnet81", "mean 'resnet"), ("cifar_resnet81", "mean 'cifar_resnet"), ("vgg16", "known: resnet101")]
 
 
 @pytest.mark.parametrize(("name", "hint"), NEAR)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from ssql_det.cli.main import main
 
@@ -107,16 +108,25 @@ COCO_FAULTS = {
     "unknown category": (lambda d: annotated(d).update(category_id=77), "of category 77, which is not in the file"),
     "empty box": (lambda d: annotated(d).update(bbox=[3, 3, 0, 5]), "empty or inverted box"),
     "inverted box": (lambda d: annotated(d).update(bbox=[30, 30, -5, 5]), "empty or inverted box"),
-    "NaN box": (lambda d: annotated(d).update(bbox=[float("nan"), 3, 5, 5]), "empty or inverted box"),
+    "NaN box": (lambda d: annotated(d).update(bbox=[float("nan"), 3, 5, 5]), "no bbox of four numbers"),
     "no box": (lambda d: annotated(d).pop("bbox"), "no bbox of four numbers"),
     "box of words": (lambda d: annotated(d).update(bbox=["a", "b", "c", "d"]), "no bbox of four numbers"),
     "polygon of two corners": (lambda d: annotated(d).update(segmentation=[[1, 2, 3, 4]]), "fewer than three corners"),
+    "endless box": (lambda d: annotated(d).update(bbox=[3, 3, 1e300, 5]), "no bbox of four numbers"),
+    "polygon of NaN": (lambda d: annotated(d).update(segmentation=[[1, 2, 3, float("nan"), 5, 6]]), "three corners"),
+    "endless polygon": (lambda d: annotated(d).update(segmentation=[[1, 2, 3, 10**400, 5, 6]]), "three corners"),
     "no polygon": (lambda d: annotated(d).update(segmentation=[]), "empty list of polygons"),
     "crowd of polygons": (lambda d: crowd(d).update(segmentation=[[1, 1, 2, 2, 3, 1]]), "crowd with polygons"),
     "run lengths of another size": (lambda d: crowd(d)["segmentation"].update(size=[9, 9]), "mask of size [9, 9]"),
     "run lengths too short": (lambda d: crowd(d)["segmentation"]["counts"].pop(), "run-length mask of"),
     "image without a size": (lambda d: d["images"][0].pop("width"), "lacks one of file_name, width, height"),
-    "run lengths without counts": (lambda d: crowd(d)["segmentation"].pop("counts"), "run-length mask without counts"),
+    "run lengths without counts": (
+        lambda d: crowd(d)["segmentation"].pop("counts"),
+        "run-length mask without whole counts",
+    ),
+    "compressed run lengths": (lambda d: crowd(d)["segmentation"].update(counts="x"), "run-length mask"),
+    "negative run lengths": (lambda d: crowd(d)["segmentation"].update(counts=[-5, 10**6]), "without whole counts"),
+    "endless image": (lambda d: d["images"][0].update(width=float("inf")), "lacks one of file_name"),
     "an image that is a number": (lambda d: d["images"].append(5), "some of its images have no id"),
     "no list": (lambda d: d.pop("categories"), "has no list 'categories'"),
     "nothing annotated": (lambda d: d["annotations"].clear(), "no image has an object"),
@@ -219,6 +229,34 @@ def test_a_users_own_coco_file(data, capsys):
     assert "instances_train2017" in said
 
 
+def test_compressed_run_lengths_are_read_as_coco_reads_them(data, capsys):
+    path = data / "coco" / INSTANCES
+    document = json.loads(path.read_text())
+    for each in document["annotations"]:
+        if isinstance(each["segmentation"], dict):
+            runs = coco_mask.frPyObjects(each["segmentation"], *each["segmentation"]["size"])
+            each["segmentation"]["counts"] = runs["counts"].decode()
+    path.write_text(json.dumps(document))
+    assert check(capsys, data, "--dataset", "coco", "--draw", 40, data / "sheet.png")[0] == 0
+
+
+def test_a_contact_sheet_never_replaces_an_image(data, capsys):
+    picture = (data / "coco/train2017/000000000001.jpg").rename(data / "coco/train2017/first.png")
+    document = json.loads((data / "coco" / INSTANCES).read_text())
+    document["images"][0]["file_name"] = "first.png"
+    (data / "coco" / INSTANCES).write_text(json.dumps(document))
+    before = picture.read_bytes()
+    code, said = check(capsys, data, "--dataset", "coco", "--draw", 4, picture)
+    assert (code, picture.read_bytes()) == (2, before)
+    assert "is an image of the data set" in said
+
+
+def test_an_odd_list_is_named(data, capsys):
+    (data / "VOC2007" / LIST).write_bytes(b"\xff\xfe")
+    code, said = check(capsys, data, "--dataset", "voc")
+    assert (code, "the list cannot be read" in said) == (2, True)
+
+
 def test_quick_reads_headers_only(data, capsys):
     cut_short(data / "VOC2007" / JPEG)
     assert check(capsys, data, "--quick")[0] == 0
@@ -230,7 +268,12 @@ def test_quick_reads_headers_only(data, capsys):
         (["--dataset", "imagenet"], "--dataset is voc, coco or the path"),
         (["--dataset", "absent.json"], "annotation file is missing"),
         (["--draw", "many", "sheet.png"], "--draw wants a number"),
-        (["--draw", "0", "sheet.png"], "at least 1 image"),
+        (["--draw", "²", "sheet.png"], "--draw wants a number"),
+        (["--draw", "4", "sheet.jpg"], "--draw writes a PNG"),
+        (["--draw", "4", "absent/sheet.png"], "there is no folder absent"),
+        (["--workers", "-1"], "'-1' is not a whole number, 1 or more"),
+        (["--most", "0"], "'0' is not a whole number"),
+        (["--draw", "0", "sheet.png"], "--draw wants a number from 1 to 100"),
     ],
 )
 def test_wrong_questions(toy, capsys, arguments, says):

@@ -118,7 +118,16 @@ def test_ranges_of_other_weights_are_refused(model, batches, tmp_path):
         Ranges.load(file, model, quant_points(model))
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", "not json", '{"format": "ssql_det ranges", "version": 9}'])
+DAMAGED = [
+    '{"format": "ssql_det ranges", "version": 9}',
+    '{"format": "ssql_det ranges"}',
+    '{"format": "ssql_det ranges", "version": 1, "points": []}',
+    '{"format": "ssql_det ranges", "version": 1, "points": {"layer1:input": {"observer": "guess"}}}',
+    '{"format": "ssql_det ranges", "version": 1, "points": {}, "model": {}}',
+]
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "not json", "[" * 100000, *DAMAGED])
 def test_other_files_are_refused(model, content, tmp_path):
     file = tmp_path / "ranges.json"
     file.write_text(content)
@@ -140,8 +149,8 @@ def test_the_file_is_plain_json_with_a_version(model, batches, tmp_path):
 def test_mistakes_are_one_sentence(model, batches):
     with pytest.raises(UserError, match="calibration loader is empty"):
         calibrate(model, [])
-    with pytest.raises(UserError, match="calibration loader is empty"):
-        calibrate(model, batches, batches=0)
+    with pytest.raises(UserError, match="at least 1 batch, got batches=-1"):
+        calibrate(model, batches, batches=-1)
     with pytest.raises(UserError, match="reached layer1:input"):
         calibrate(model, [batches[0] * float("nan")])
     with pytest.raises(UserError, match="holds a dict, not images"):

@@ -335,6 +335,24 @@ def test_what_is_not_finite_or_too_wide_names_the_path_it_first_reached(value):
         model(images())
 
 
+def test_points_may_come_from_a_generator():
+    model, x = network().eval(), images()
+    points, ranges = observed(model, x)
+    with quantized(model, points, ranges, Bits(4, 4)):
+        expected = model(x)
+    with quantized(model, (point for point in points), ranges, Bits(4, 4)):
+        assert torch.equal(model(x), expected)
+    with observing(model, (point for point in points)) as again:
+        model(x)
+    assert again == ranges
+
+
+def test_a_compiled_model_is_refused():
+    compiled = torch.compile(nn.Linear(2, 2), backend="eager")
+    with pytest.raises(UserError, match="a compiled graph does not see"), observing(compiled, ()):
+        pass
+
+
 def test_a_weight_that_is_computed_is_named():
     model = nn.Sequential(nn.Linear(4, 4), parametrizations.weight_norm(nn.Linear(4, 2)))
     with (

@@ -4,6 +4,7 @@ import logging
 
 import pytest
 import timm
+import torch.fx
 import torchvision
 from networks import CifarResNet, D2ResNet, PlainNet
 from torch import nn
@@ -107,6 +108,17 @@ def test_a_network_with_conv1_and_conv2_alone_is_no_residual_block():
             self.conv1, self.conv2, self.fc = nn.Conv2d(1, 6, 5), nn.Conv2d(6, 16, 5), nn.Linear(16, 10)
 
     assert keys(quant_points(LeNet()))[-1] == "fc:weight"
+
+
+def test_pre_activation_blocks_are_not_taken_for_others(caplog):
+    points = quant_points(timm.create_model("resnetv2_50"))
+    assert "generic rule" in caplog.text
+    assert not keys(points, Side.OUTPUT)
+
+
+def test_a_traced_graph_is_refused():
+    with pytest.raises(UserError, match="place the points on the model itself"):
+        quant_points(torch.fx.symbolic_trace(torchvision.models.resnet18()))
 
 
 def test_nothing_to_quantize_is_said():

@@ -141,11 +141,61 @@ def test_the_manifest_hashes_every_file(toy):
 
 def test_a_folder_that_is_not_ours_is_not_touched(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
+    (tmp_path / ".toy.making").mkdir()
     with pytest.raises(UserError, match="holds something else than toy data"):
         make_toy_data(tmp_path, SMALL)
     assert files(tmp_path) == {Path("thesis.tex"): b"years of work"}
     with pytest.raises(UserError, match="is a file"):
         make_toy_data(tmp_path / "thesis.tex", SMALL)
+
+
+def test_a_file_of_the_users_among_toy_data_is_not_touched(tmp_path):
+    toy = make_toy_data(tmp_path / "toy", SMALL, workers=1)
+    (toy / "results").mkdir()
+    (toy / "results/model.pth").write_text("trained for a week")
+    with pytest.raises(UserError, match=r"something else than toy data, such as model\.pth"):
+        make_toy_data(toy, Settings(scenes=8, crops=10, seed=1))
+    assert (toy / "results/model.pth").read_text() == "trained for a week"
+
+
+def test_a_folder_with_a_missing_file_is_made_again(tmp_path):
+    toy = make_toy_data(tmp_path / "toy", SMALL, workers=1)
+    whole = files(toy)
+    (toy / "VOC2007/JPEGImages/000001.jpg").unlink()
+    assert files(make_toy_data(toy, SMALL, workers=1)) == whole
+
+
+def test_the_folder_one_is_in_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "inner").mkdir()
+    monkeypatch.chdir(tmp_path / "inner")
+    for out in (".", ".."):
+        with pytest.raises(UserError, match="is the folder you are in"):
+            make_toy_data(out, SMALL)
+
+
+def test_toy_data_of_a_newer_version_are_not_replaced(tmp_path):
+    toy = make_toy_data(tmp_path / "toy", SMALL, workers=1)
+    manifest = json.loads((toy / MANIFEST).read_text())
+    (toy / MANIFEST).write_text(json.dumps(manifest | {"version": 99}))
+    with pytest.raises(UserError, match="newer ssql_det"):
+        make_toy_data(toy, SMALL)
+
+
+def test_several_makers_of_one_folder_do_not_disturb_each_other(tmp_path):
+    code = (
+        "import sys; from ssql_det.toydata.dataset import *; make_toy_data(sys.argv[1], Settings(scenes=8, crops=10))"
+    )
+    makers = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "toy")]) for _ in range(3)]
+    assert [maker.wait() for maker in makers] == [0, 0, 0]
+    assert [path.name for path in tmp_path.iterdir()] == ["toy"]
+    assert files(tmp_path / "toy") == files(make_toy_data(tmp_path / "alone", SMALL))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_however_few_scenes_there_are_every_split_has_an_object(tmp_path, seed):
+    toy = make_toy_data(tmp_path / "toy", Settings(scenes=4, crops=5, seed=seed), workers=1)
+    for split in ("train2017", "val2017"):
+        assert json.loads((toy / f"coco/annotations/instances_{split}.json").read_text())["annotations"]
 
 
 @pytest.mark.parametrize(
@@ -174,7 +224,7 @@ def test_a_kill_leaves_no_data_set_that_looks_whole(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-c", MAKE, str(place)], start_new_session=True, stderr=subprocess.DEVNULL
     )
-    while not (tmp_path / ".toy.making/VOC2007/JPEGImages").exists() and process.poll() is None:
+    while not list(tmp_path.glob(".toy.*.making/VOC2007/JPEGImages")) and process.poll() is None:
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
