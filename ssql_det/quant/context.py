@@ -3,6 +3,7 @@
 Blocks nest (the innermost decides what happens at its points) and restore the state they found, whatever
 happens inside. A ``state_dict`` taken at any time is the ordinary, float one. Inside a block: no optimizer
 step, EMA update or deepcopy. ``torch.compile`` does not see the blocks: call the model itself inside them.
+Activation checkpointing runs the forward again during ``backward``: with it, call that inside the block, too.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def quantized(
     ...     loss = criterion(model(view_1), model(view_2))
     """
     widths = assign_bits(_checked(model, points), bits, overrides)
-    ranges = ranges or Ranges({})
+    ranges = Ranges({}) if ranges is None else ranges
     ranges.require(point for point, width in widths.items() if width is not None)
     with ExitStack() as stack:
         for point, width in widths.items():
