@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> None:
     from ssql_det.core.console import print_table
     from ssql_det.core.errors import UserError
 
-    pictures_drawn = check_sheet(*options.draw) if options.draw else 0
+    wanted = check_sheet(*options.draw) if options.draw else 0
     root = Path(options.root)
     splits = _find(root, options.dataset)
     for split in splits:
@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> None:
     if faults:
         raise UserError(f"{root} has {faults} fault(s) that would end a training; mend the files named above")
     if options.draw:
-        draw_sheet([picture for split in splits for picture in split.pictures], pictures_drawn, options.draw[1])
+        draw_sheet([picture for split in splits for picture in split.pictures], wanted, options.draw[1])
     if options.dataset in (None, "voc", "coco"):
         print(f"fit to train on: export DETECTRON2_DATASETS={root.resolve()}")
 
