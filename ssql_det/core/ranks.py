@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch.multiprocessing.spawn import ProcessExitedException, spawn
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, spawn
 
 from ssql_det.core.errors import EXIT_BAD_INPUT, UserError, one_sentence
 
@@ -68,10 +69,12 @@ def launch(work: Callable[..., None], *args: Any, processes: int = 1) -> None:
         work(*args)
         return
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    ranks = spawn(_as_rank, (processes, address, work, args), nprocs=processes, join=False)
     try:
-        spawn(_as_rank, (processes, address, work, args), nprocs=processes)
-    except ProcessExitedException as stopped:
-        if stopped.exit_code == EXIT_BAD_INPUT:  # a child has already said its sentence
+        while not ranks.join():
+            pass
+    except (ProcessExitedException, ProcessRaisedException):
+        if any(process.exitcode == EXIT_BAD_INPUT for process in ranks.processes):  # it has said its sentence
             raise SystemExit(EXIT_BAD_INPUT) from None
         raise
 
@@ -79,8 +82,7 @@ def launch(work: Callable[..., None], *args: Any, processes: int = 1) -> None:
 def _as_rank(index: int, processes: int, address: dict[str, str], work: Callable[..., None], args: Any) -> None:
     place = {"RANK": str(index), "LOCAL_RANK": str(index), "WORLD_SIZE": str(processes)}
     os.environ.update(address | place | {"LOCAL_WORLD_SIZE": str(processes)})
-    with one_sentence():
-        _in_group(work, args)
+    _in_group(work, args)
 
 
 def _in_group(work: Callable[..., None], args: Any) -> None:
@@ -88,8 +90,16 @@ def _in_group(work: Callable[..., None], args: Any) -> None:
     if on_gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     dist.init_process_group("nccl" if on_gpu else "gloo")
-    work(*args)
-    dist.destroy_process_group()  # not after an error: the ranks that wait for this one would crash first and hide it
+    try:
+        with one_sentence():
+            work(*args)
+    except SystemExit as stop:
+        # At once: to take the group down makes the ranks that wait for this one fail first and hide the mistake;
+        # to end with the group up can abort the interpreter and lose the exit code.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(stop.code if isinstance(stop.code, int) else 1)
+    dist.destroy_process_group()
 
 
 def _grouped() -> bool:
