@@ -21,9 +21,10 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     with one_sentence():
-        options = _parser().parse_args(arguments)
+        parser = _parser()
+        options = parser.parse_args(arguments)
         if options.command is None:
-            _parser().print_help()
+            parser.print_help()
             raise SystemExit(EXIT_BAD_INPUT)
         options.run(options)
 

@@ -6,6 +6,7 @@ import glob
 import hashlib
 import itertools
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,8 +35,8 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
         raise UserError(f"cannot write {path}: it is a directory; name a file in it")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(target)
-        temporary = target.with_name(f"{_temporary_stem(target)}{os.getpid()}-{next(_serial)}.tmp")
+        remove_leftovers(target)
+        temporary = work_path(target, "tmp")
         file = open(temporary, mode, encoding=None if "b" in mode else "utf-8")  # noqa: SIM115 (closed below)
     except OSError as failure:
         raise _cannot_write(path, failure) from failure
@@ -79,21 +80,29 @@ def _failed_write(failure: BaseException | None) -> OSError | None:
     return failure if failure is not None and failure.filename is None else None  # a named file is another one
 
 
-def _temporary_stem(target: Path) -> str:
-    return f".{target.name}.{socket.gethostname()}-"
+def work_path(target: Path, suffix: str) -> Path:
+    """A hidden name beside ``target`` for work on it: this process's own, until it is renamed over ``target``."""
+    return target.with_name(f"{_stem(target)}{os.getpid()}-{next(_serial)}.{suffix}")
 
 
-def _remove_leftovers(target: Path) -> None:
-    """Delete temporary files of ``target`` whose writer on this host was killed: a checkpoint each adds up."""
-    stem = _temporary_stem(target)
-    for leftover in target.parent.glob(f"{glob.escape(stem)}*.tmp"):
-        writer = leftover.name.removeprefix(stem).split("-")[0]
-        if writer.isdigit() and not is_running(int(writer)):
+def remove_leftovers(target: Path) -> None:
+    """Delete the work on ``target``, files and folders, whose process on this host was killed: it adds up."""
+    stem = _stem(target)
+    for leftover in target.parent.glob(f"{glob.escape(stem)}*"):
+        worker = leftover.name.removeprefix(stem).split("-")[0]
+        if not worker.isdecimal() or _is_running(int(worker)):
+            continue
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
             leftover.unlink(missing_ok=True)
 
 
-def is_running(pid: int) -> bool:
-    """Whether a process of this host is alive."""
+def _stem(target: Path) -> str:
+    return f".{target.name}.{socket.gethostname()}-"
+
+
+def _is_running(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -13,11 +13,9 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import os
 import shutil
-import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -31,7 +29,7 @@ import numpy as np
 
 from ssql_det.core.console import track
 from ssql_det.core.errors import UserError
-from ssql_det.core.files import atomic_write, is_running, sha256
+from ssql_det.core.files import atomic_write, remove_leftovers, sha256, work_path
 from ssql_det.toydata.coco import write_coco
 from ssql_det.toydata.crops import SIZES, Dial, make_crop
 from ssql_det.toydata.digits import CLASSES, digits
@@ -86,9 +84,9 @@ def make_toy_data(out: str | os.PathLike[str], settings: Settings, workers: int 
     if is_made(place, settings):
         return place
     _refuse_foreign(place)
-    making = place.with_name(f".{place.name}.{socket.gethostname()}-{os.getpid()}.making")
+    making = work_path(place, "making")
     try:
-        _remove_leftovers(place)
+        remove_leftovers(place)
         making.mkdir(parents=True)
         with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
             _write_scenes(making, settings, pool)
@@ -113,20 +111,11 @@ def is_made(place: Path, settings: Settings) -> bool:
 
 def _put_in_place(making: Path, place: Path) -> None:
     """By renaming, so that at each moment what is there is whole."""
-    old = making.with_suffix(".old")
+    old = work_path(place, "old")
     if place.exists():
         place.rename(old)
     making.rename(place)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _remove_leftovers(place: Path) -> None:
-    """Delete the work folders of runs on this host that were killed."""
-    stem = f".{place.name}.{socket.gethostname()}-"
-    for leftover in place.parent.glob(f"{glob.escape(stem)}*"):
-        writer = leftover.name.removeprefix(stem).split(".")[0]
-        if writer.isdecimal() and not is_running(int(writer)):
-            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _refuse_foreign(place: Path) -> None:
@@ -205,10 +194,11 @@ def _make_all(make: Callable[[int], T], indices: range) -> list[T]:
 
 def _scene(settings: Settings, part: int, split: str, index: int) -> SceneRecord:
     rng = np.random.default_rng([settings.seed, 0, part, index])
-    scene = make_scene(rng, digits(split), (settings.least_side, settings.most_side))
-    while index == 0 and not scene.objects:  # however few scenes, there is something to train on
-        scene = make_scene(rng, digits(split), (settings.least_side, settings.most_side))
-    return record_scene(scene)
+    sides = (settings.least_side, settings.most_side)
+    while True:
+        scene = make_scene(rng, digits(split), sides)
+        if index or scene.objects:  # the first of a split has objects: however few scenes, one can be trained on
+            return record_scene(scene)
 
 
 def _crop(settings: Settings, part: int, split: str, index: int) -> tuple[bytes, int]:
