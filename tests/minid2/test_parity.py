@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from minid2 import scenarios
+from minid2 import ask
 
 HERE = Path(__file__).parent
 GOLDEN = HERE.parent / "goldens/answers.npz"
@@ -39,11 +39,11 @@ def assert_equal(ours, theirs):
 def ours():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield scenarios.ask("ssql_det.minid2")
+    yield ask.ask("ssql_det.minid2")
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("scenario", [each.__name__ for each in scenarios.SCENARIOS])
+@pytest.mark.parametrize("scenario", [each.__name__ for each in ask.RECORDED])
 def test_the_recorded_answers(ours, scenario):
     with np.load(GOLDEN) as golden:
         theirs = {name: golden[name] for name in golden.files if name.startswith(f"{scenario}/")}

@@ -1,11 +1,18 @@
-"""Boxes as what is to be done to other boxes: shift the centre, scale the sides (R-CNN)."""
+"""Boxes as what is to be done to other boxes: shift the centre, scale the sides (R-CNN); and the loss of that."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
+from fvcore.nn import giou_loss, smooth_l1_loss
 from torch import Tensor
+from torchvision.ops import complete_box_iou_loss, distance_box_iou_loss
+
+from ..layers import cat
+from ..structures import Boxes
 
 __all__ = ["Box2BoxTransform"]
 
@@ -48,3 +55,33 @@ class Box2BoxTransform:
 def _centres_and_sides(boxes: Tensor) -> tuple[Tensor, Tensor]:
     sides = boxes[:, 2:] - boxes[:, :2]
     return boxes[:, :2] + 0.5 * sides, sides
+
+
+_IOU_LOSSES = {"giou": giou_loss, "diou": distance_box_iou_loss, "ciou": complete_box_iou_loss}
+
+
+def _dense_box_regression_loss(
+    anchors: Sequence[Boxes | Tensor],
+    box2box_transform: Box2BoxTransform,
+    pred_anchor_deltas: Sequence[Tensor],
+    gt_boxes: Sequence[Tensor],
+    fg_mask: Any,
+    box_reg_loss_type: str = "smooth_l1",
+    smooth_l1_beta: float = 0.0,
+) -> Tensor:
+    """Summed over the foreground: of N images, anchors of every level, R in all.
+
+    ``anchors`` [H * W * A, 4] and ``pred_anchor_deltas`` [N, H * W * A, 4] by level, ``gt_boxes`` [R, 4] by image,
+    ``fg_mask`` [N, R]. "smooth_l1" compares deltas, the IoU losses compare boxes.
+    """
+    boxes = cat([each.tensor if isinstance(each, Boxes) else each for each in anchors])
+    deltas = cat(pred_anchor_deltas, dim=1)
+    if box_reg_loss_type == "smooth_l1":
+        targets = torch.stack([box2box_transform.get_deltas(boxes, each) for each in gt_boxes])
+        loss: Tensor = smooth_l1_loss(deltas[fg_mask], targets[fg_mask], beta=smooth_l1_beta, reduction="sum")
+        return loss
+    if box_reg_loss_type not in _IOU_LOSSES:
+        raise ValueError(f"Invalid dense box regression loss type '{box_reg_loss_type}'")
+    predicted = torch.stack([box2box_transform.apply_deltas(each, boxes) for each in deltas])
+    loss = _IOU_LOSSES[box_reg_loss_type](predicted[fg_mask], torch.stack(list(gt_boxes))[fg_mask], reduction="sum")
+    return loss

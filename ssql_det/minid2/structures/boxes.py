@@ -88,7 +88,7 @@ class Boxes:
         width, height = self._sides()
         return (width > threshold) & (height > threshold)
 
-    def inside_box(self, box_size: tuple[int, int], boundary_threshold: int = 0) -> Tensor:
+    def inside_box(self, box_size: tuple[int, int], boundary_threshold: float = 0) -> Tensor:
         """Which boxes leave an image of (height, width) by no more than the threshold."""
         height, width = box_size
         x0, y0, x1, y1 = self.tensor.unbind(-1)

@@ -1,14 +1,4 @@
-"""What both engines are asked: each scenario takes an engine's sub-packages and gives named arrays.
-
-Run as a program it asks one engine and writes the answers, so that each engine has a process of its own::
-
-    python scenarios.py detectron2 answers.npz
-
-Inputs come from a seeded generator; ``_``-free names are inputs' results, in the order in which they are made.
-"""
-
-import importlib
-import sys
+"""What both engines are asked of structures, layers and the mathematics of proposals; see ``ask.py``."""
 
 import numpy as np
 import torch
@@ -249,21 +239,3 @@ def proposals(engine):
 
 
 SCENARIOS = (boxes, instances, image_lists, masks, norms, convs, regions, proposals)
-
-
-def ask(root):
-    """All answers of the engine whose package is ``root``, as arrays by ``scenario/name``."""
-
-    def engine(package):
-        return importlib.import_module(f"{root}.{package}")
-
-    return {
-        f"{scenario.__name__}/{name}": np.asarray(value.detach() if isinstance(value, torch.Tensor) else value)
-        for scenario in SCENARIOS
-        for name, value in scenario(engine).items()
-    }
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    np.savez_compressed(sys.argv[2], **ask(sys.argv[1]))

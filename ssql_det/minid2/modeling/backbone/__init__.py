@@ -1,0 +1,28 @@
+"""Networks that turn images into feature maps, by name."""
+
+from .backbone import Backbone
+from .build import BACKBONE_REGISTRY, build_backbone
+from .fpn import FPN
+from .resnet import (
+    BasicBlock,
+    BasicStem,
+    BottleneckBlock,
+    ResNet,
+    ResNetBlockBase,
+    build_resnet_backbone,
+    make_stage,
+)
+
+__all__ = [
+    "BACKBONE_REGISTRY",
+    "FPN",
+    "Backbone",
+    "BasicBlock",
+    "BasicStem",
+    "BottleneckBlock",
+    "ResNet",
+    "ResNetBlockBase",
+    "build_backbone",
+    "build_resnet_backbone",
+    "make_stage",
+]

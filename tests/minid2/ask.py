@@ -1,0 +1,37 @@
+"""Ask an engine: each scenario takes the engine's sub-packages and gives named arrays.
+
+As a program, so that each engine has a process of its own (in ``tests``)::
+
+    python -m minid2.ask detectron2 answers.npz [--live]
+
+``--live`` adds what is too large to be recorded.
+"""
+
+import importlib
+import sys
+
+import numpy as np
+import torch
+from minid2 import detectors, modules, parts
+
+RECORDED = (*parts.SCENARIOS, *modules.SCENARIOS, *detectors.SCENARIOS)
+LIVE_ONLY = detectors.LIVE_ONLY
+
+
+def ask(root, scenarios=RECORDED):
+    """All answers of the engine whose package is ``root``, as arrays by ``scenario/name``."""
+
+    def engine(package):
+        return importlib.import_module(f"{root}.{package}")
+
+    return {
+        f"{scenario.__name__}/{name}": np.asarray(value.detach() if isinstance(value, torch.Tensor) else value)
+        for scenario in scenarios
+        for name, value in scenario(engine).items()
+    }
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    root, path, *live = sys.argv[1:]
+    np.savez_compressed(path, **ask(root, (*RECORDED, *LIVE_ONLY) if live else RECORDED))
