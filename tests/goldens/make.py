@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 GOLDENS = Path(__file__).parent
-SCENARIOS = GOLDENS.parent / "minid2/scenarios.py"
 DUMP = "import sys; from detectron2.config import get_cfg; open(sys.argv[1], 'w').write(get_cfg().dump())"
 
 if __name__ == "__main__":
     subprocess.run([sys.executable, "-c", DUMP, GOLDENS / "default_config.yaml"], check=True)
-    subprocess.run([sys.executable, SCENARIOS, "detectron2", GOLDENS / "answers.npz"], check=True)
+    ask = [sys.executable, "-m", "minid2.ask", "detectron2", GOLDENS / "answers.npz"]
+    subprocess.run(ask, cwd=GOLDENS.parent, check=True)
     for record in sorted(GOLDENS.iterdir()):
         print(f"{record.name}: {record.stat().st_size / 1e3:.0f} kB")

@@ -18,6 +18,12 @@ RECORDED = (*parts.SCENARIOS, *modules.SCENARIOS, *detectors.SCENARIOS)
 LIVE_ONLY = detectors.LIVE_ONLY
 
 
+def kept(value):
+    """As an array; where there are many doubles, their first seven digits."""
+    array = np.asarray(value)
+    return array.astype(np.float32) if array.dtype == np.float64 and array.size > 100 else array
+
+
 def ask(root, scenarios=RECORDED):
     """All answers of the engine whose package is ``root``, as arrays by ``scenario/name``."""
 
@@ -25,7 +31,7 @@ def ask(root, scenarios=RECORDED):
         return importlib.import_module(f"{root}.{package}")
 
     return {
-        f"{scenario.__name__}/{name}": np.asarray(value.detach() if isinstance(value, torch.Tensor) else value)
+        f"{scenario.__name__}/{name}": kept(value.detach() if isinstance(value, torch.Tensor) else value)
         for scenario in scenarios
         for name, value in scenario(engine).items()
     }
