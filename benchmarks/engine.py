@@ -1,0 +1,104 @@
+"""minid2 against Detectron2, in turns: ``python benchmarks/engine.py``, where Detectron2 can be imported.
+
+Detection and one training step of the reference detectors on a 480x640 image, each engine in a process of its own.
+Exit code 1 if minid2 takes more than 1.05 of Detectron2's time anywhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import multiprocessing
+import sys
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from timing import alternate, report
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from minid2 import detectors, modules, parts
+
+MODELS = ("R18-C4", "Mask R50-FPN")
+SIZE = (480, 640)
+BAR = 1.05
+
+
+def prepare(root: str, name: str) -> dict[str, Callable[[], object]]:
+    """What can be run of a detector with seeded weights: ``detection`` and ``training step``."""
+
+    def engine(package: str) -> Any:
+        return importlib.import_module(f"{root}.{package}")
+
+    cfg = detectors.full_config(engine, name, "MODEL.RESNETS.NORM", "BN", "MODEL.BACKBONE.FREEZE_AT", 0)
+    model = modules.seed_weights(detectors.build(engine, cfg)).float()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
+    truth = modules.truths(engine, "polygons")[0]
+    instances = engine("structures").Instances(SIZE, **truth.get_fields())
+    batch = [{"image": parts.tensor(0, 3, *SIZE).abs() * 100, "instances": instances}]
+    storage = engine("utils.events").EventStorage()
+
+    def detect() -> None:
+        with torch.no_grad():
+            model.eval()(batch)
+
+    def train() -> None:
+        torch.manual_seed(0)
+        with storage:
+            losses = model.train()(batch)
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+
+    return {"detection": detect, "training step": train}
+
+
+def serve(root: str, name: str, questions: Connection) -> None:
+    """Run what is asked for until ``None`` is."""
+    runs = prepare(root, name)
+    questions.send("ready")
+    while (what := questions.recv()) is not None:
+        runs[what]()
+        questions.send("done")
+
+
+class Engine:
+    """An engine in a process of its own."""
+
+    def __init__(self, root: str, name: str) -> None:
+        spawn = multiprocessing.get_context("spawn")
+        self.questions, theirs = spawn.Pipe()
+        self.process = spawn.Process(target=serve, args=(root, name, theirs), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.questions.recv()
+
+    def run(self, what: str) -> None:
+        self.questions.send(what)
+        self.questions.recv()
+
+    def stop(self) -> None:
+        self.questions.send(None)
+        self.process.join()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7, help="timed turns each (default 7)")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
+    arguments = parser.parse_args()
+    kept = []
+    for name in arguments.models:
+        theirs, ours = Engine("detectron2", name), Engine("ssql_det.minid2", name)
+        for what in ("detection", "training step"):
+            times = alternate(lambda: theirs.run(what), lambda: ours.run(what), arguments.rounds)  # noqa: B023
+            kept.append(report(f"{name}, {what}", *times, bar=BAR))
+        theirs.stop()
+        ours.stop()
+    return 0 if all(kept) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
