@@ -8,7 +8,7 @@ nothing, and imports only relatively inside itself. What it computes is checked 
 config     the tree of defaults, classes built from it, what is refused
 structures boxes, masks, instances of one image, padded batches of images
 layers     convs that carry their norm, the norms, ROIAlign, NMS, mask pasting
-modeling   so far anchors, matching, sampling and box regression
-utils      process-group queries and the registry that these need
+modeling   backbones, proposals, what is computed for each region, whole detectors
+utils      process-group queries, registries, the storage of what happens in training
 ========== =========================================================================
 """

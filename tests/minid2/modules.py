@@ -113,6 +113,10 @@ def blocks(engine):
                 f"{name} {training}": out,
                 **named(f"{name} {training}", gradients(out.square().sum(), {"x": x})),
             }
+    for depth in (18, 50):
+        torch.manual_seed(1)
+        stages = kit.ResNet.make_default_stages(depth, norm="FrozenBN")[:2]
+        answers |= named(f"default {depth}", described(torch.nn.ModuleList(map(torch.nn.ModuleList, stages))))
     stages = [kit.ResNet.make_stage(kit.BasicBlock, 1, in_channels=6, out_channels=6)] * 2
     net = kit.ResNet(kit.BasicStem(3, 6), stages, num_classes=5, freeze_at=2)
     seed_weights(net)

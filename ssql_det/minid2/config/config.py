@@ -94,4 +94,6 @@ def _explicit_arguments(maker: Callable[..., dict[str, Any]], args: Any, kwargs:
 
 
 def _has_config(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    return isinstance(args[0] if args else kwargs.get("cfg"), _CfgNode)
+    """A config is fvcore's tree, or OmegaConf's, which need not be installed."""
+    first = args[0] if args else kwargs.get("cfg")
+    return isinstance(first, _CfgNode) or type(first).__name__ == "DictConfig"

@@ -1,5 +1,6 @@
 """Detectors and their parts: backbones, proposals, what is computed for each region, whole models."""
 
+from ..layers import ShapeSpec
 from .anchor_generator import ANCHOR_GENERATOR_REGISTRY, build_anchor_generator
 from .backbone import (
     BACKBONE_REGISTRY,
@@ -49,6 +50,7 @@ __all__ = [
     "ROIHeads",
     "ResNet",
     "ResNetBlockBase",
+    "ShapeSpec",
     "StandardROIHeads",
     "build_anchor_generator",
     "build_backbone",

@@ -91,7 +91,8 @@ class Instances:
         first = instance_lists[0]
         if len(instance_lists) == 1:
             return first
-        assert all(each.image_size == first.image_size for each in instance_lists)
+        if not isinstance(first.image_size, torch.Tensor):
+            assert all(each.image_size == first.image_size for each in instance_lists)
         fields = {name: _cat([each.get(name) for each in instance_lists]) for name in first.get_fields()}
         return Instances(first.image_size, **fields)
 

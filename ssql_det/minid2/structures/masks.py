@@ -85,10 +85,6 @@ class BitMasks:
         masks = [polygons_to_bitmask(polygons, height, width) for polygons in polygon_masks]
         return BitMasks(np.stack(masks) if masks else torch.empty(0, height, width))
 
-    @staticmethod
-    def from_roi_masks(roi_masks: ROIMasks, boxes: Boxes, height: int, width: int) -> BitMasks:
-        return roi_masks.to_bitmasks(boxes, height, width)
-
     def crop_and_resize(self, boxes: Tensor, mask_size: int) -> Tensor:
         """The i-th mask within the i-th box, on a grid, through ROIAlign: [N, mask_size, mask_size]."""
         assert len(boxes) == len(self), f"{len(boxes)} != {len(self)}"

@@ -201,6 +201,23 @@ class ResNet(Backbone):
             in_channels = out_channels
         return blocks
 
+    @staticmethod
+    def make_default_stages(
+        depth: int, block_class: type[CNNBlockBase] | None = None, **kwargs: Any
+    ) -> list[list[CNNBlockBase]]:
+        """The four stages of a depth, for a stem of 64 channels; ``kwargs`` are every block's."""
+        is_basic = depth < 50
+        widths = (64, 128, 256, 512) if is_basic else (256, 512, 1024, 2048)
+        stages = []
+        for count, inner, outer in zip(_BLOCKS_PER_STAGE[depth], (64, *widths), widths, strict=False):
+            strides = [1 if outer == widths[0] else 2] + [1] * (count - 1)
+            own = kwargs if is_basic else {**kwargs, "bottleneck_channels": outer // 4}
+            kind = block_class or (BasicBlock if is_basic else BottleneckBlock)
+            stages.append(
+                make_stage(kind, count, in_channels=inner, out_channels=outer, stride_per_block=strides, **own)
+            )
+        return stages
+
 
 make_stage = ResNet.make_stage
 

@@ -36,7 +36,7 @@ def find_top_rpn_proposals(
         boxes.append(level_boxes.gather(1, chosen[..., None].expand(-1, -1, 4)))
         levels.append(torch.full_like(chosen[0], level))
     all_levels = cat(levels)
-    by_image = zip(cat(boxes, dim=1), cat(scores, dim=1), image_sizes, strict=True)
+    by_image = zip(cat(boxes, dim=1), cat(scores, dim=1), image_sizes, strict=False)
     return [
         _top_of_image(image_boxes, image_scores, all_levels, size, nms_thresh, post_nms_topk, min_box_size, training)
         for image_boxes, image_scores, size in by_image
