@@ -12,19 +12,26 @@ import sys
 
 import numpy as np
 import torch
-from minid2 import detectors, modules, parts
+from minid2 import detectors, judging, learning, loading, modules, parts, training
 
-RECORDED = (*parts.SCENARIOS, *modules.SCENARIOS, *detectors.SCENARIOS)
-LIVE_ONLY = detectors.LIVE_ONLY
+# Of each kind of question, how far answers may differ, as a share of a tensor's largest magnitude.
+TOLERANCES = {
+    **dict.fromkeys((parts, modules, detectors, training), 1e-5),
+    **dict.fromkeys((loading, judging, learning), 1e-12),
+}
+RECORDED = {scenario: tolerance for module, tolerance in TOLERANCES.items() for scenario in module.SCENARIOS}
+LIVE_ONLY = {
+    scenario: tolerance for module, tolerance in TOLERANCES.items() for scenario in getattr(module, "LIVE_ONLY", ())
+}
 
 
 def kept(value):
-    """As an array; where there are many doubles, their first seven digits."""
+    """As an array; of thousands of doubles the first seven digits."""
     array = np.asarray(value)
-    return array.astype(np.float32) if array.dtype == np.float64 and array.size > 100 else array
+    return array.astype(np.float32) if array.dtype == np.float64 and array.size > 1000 else array
 
 
-def ask(root, scenarios=RECORDED):
+def ask(root, scenarios=tuple(RECORDED)):
     """All answers of the engine whose package is ``root``, as arrays by ``scenario/name``."""
 
     def engine(package):
@@ -40,4 +47,4 @@ def ask(root, scenarios=RECORDED):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     root, path, *live = sys.argv[1:]
-    np.savez_compressed(path, **ask(root, (*RECORDED, *LIVE_ONLY) if live else RECORDED))
+    np.savez_compressed(path, **ask(root, (*RECORDED, *LIVE_ONLY) if live else tuple(RECORDED)))

@@ -23,6 +23,7 @@ def is_detectron2_here():
 
 
 def assert_equal(ours, theirs):
+    tolerances = {each.__name__: tolerance for each, tolerance in {**ask.RECORDED, **ask.LIVE_ONLY}.items()}
     assert ours.keys() == theirs.keys()
     for name, expected in theirs.items():
         got = ours[name]
@@ -30,7 +31,9 @@ def assert_equal(ours, theirs):
         if got.dtype.kind == "f":
             finite = np.isfinite(expected)
             largest = np.abs(expected[finite]).max(initial=0)
-            np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * largest, err_msg=name)
+            np.testing.assert_allclose(
+                got, expected, rtol=0, atol=tolerances[name.split("/")[0]] * largest, err_msg=name
+            )
         else:
             np.testing.assert_array_equal(got, expected, err_msg=name)
 

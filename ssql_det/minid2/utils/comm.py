@@ -1,8 +1,17 @@
-"""Questions to the process group; without one, the answers of a single process."""
+"""Questions to the process group, and small objects sent around in it; without one, a single process's answers."""
 
 from __future__ import annotations
 
+import atexit
+import functools
+from typing import Any
+
+import numpy as np
+import torch
 import torch.distributed as dist
+from torch import Tensor
+
+_LOCAL_PROCESS_GROUP: dist.ProcessGroup | None = None
 
 
 def get_world_size() -> int:
@@ -17,10 +26,111 @@ def is_main_process() -> bool:
     return get_rank() == 0
 
 
+@functools.cache
+def create_local_process_group(num_workers_per_machine: int) -> None:
+    """Group the ranks of each machine; all processes call it, once, after ``init_process_group``.
+
+    ``launch`` does. Under torchrun: ``create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))``.
+    """
+    global _LOCAL_PROCESS_GROUP
+    assert _LOCAL_PROCESS_GROUP is None, "There is a local process group already"
+    size = get_world_size()
+    assert size % num_workers_per_machine == 0, f"{size} processes on machines of {num_workers_per_machine}"
+    for first in range(0, size, num_workers_per_machine):  # every rank takes part in making every group
+        ranks = range(first, first + num_workers_per_machine)
+        group: Any = dist.new_group(list(ranks))
+        if get_rank() in ranks:
+            _LOCAL_PROCESS_GROUP = group
+
+
+def get_local_process_group() -> dist.ProcessGroup:
+    assert _LOCAL_PROCESS_GROUP is not None, (
+        "There is no local process group: start the processes with launch(), or call "
+        "comm.create_local_process_group(processes on each machine) after init_process_group()"
+    )
+    return _LOCAL_PROCESS_GROUP
+
+
+def get_local_rank() -> int:
+    """The rank among the processes on this machine."""
+    return dist.get_rank(get_local_process_group()) if _is_grouped() else 0
+
+
+def get_local_size() -> int:
+    """The number of processes on this machine."""
+    return dist.get_world_size(get_local_process_group()) if _is_grouped() else 1
+
+
 def synchronize() -> None:
     """Wait for all processes."""
-    if get_world_size() > 1:
+    if get_world_size() == 1:
+        return
+    if dist.get_backend() == dist.Backend.NCCL:
+        dist.barrier(device_ids=[torch.cuda.current_device()])  # otherwise it guesses the device, and says so
+    else:
         dist.barrier()
+
+
+def all_gather(data: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
+    """Each rank's ``data``, which can be pickled, on every rank."""
+    if get_world_size() == 1:
+        return [data]
+    group = _get_global_gloo_group() if group is None else group
+    size = dist.get_world_size(group)
+    if size == 1:
+        return [data]
+    gathered: list[Any] = [None] * size
+    dist.all_gather_object(gathered, data, group=group)
+    return gathered
+
+
+def gather(data: Any, dst: int = 0, group: dist.ProcessGroup | None = None) -> list[Any]:
+    """Each rank's ``data`` on rank ``dst``; on the others an empty list."""
+    if get_world_size() == 1:
+        return [data]
+    group = _get_global_gloo_group() if group is None else group
+    size = dist.get_world_size(group)
+    if size == 1:
+        return [data]
+    gathered: list[Any] | None = [None] * size if dist.get_rank(group) == dst else None
+    dist.gather_object(data, gathered, dst=dst, group=group)
+    return gathered or []
+
+
+def shared_random_seed() -> int:
+    """A number that numpy draws on rank 0, the same on every rank; all ranks call it, and all draw."""
+    seed: int = all_gather(np.random.randint(2**31))[0]
+    return seed
+
+
+def reduce_dict(input_dict: dict[str, Tensor], average: bool = True) -> dict[str, Tensor]:
+    """The mean (or sum) over the ranks of each scalar, on rank 0; what the others get means nothing."""
+    size = get_world_size()
+    if size < 2:
+        return input_dict
+    names = sorted(input_dict)  # the same order on every rank
+    with torch.no_grad():
+        values = torch.stack([input_dict[name] for name in names])
+        dist.reduce(values, dst=0)
+        if average and is_main_process():
+            values /= size
+    return dict(zip(names, values, strict=True))
+
+
+@functools.cache
+def _get_global_gloo_group() -> Any:
+    """All ranks on gloo, so that objects do not pass through a GPU's memory."""
+    if dist.get_backend() == dist.Backend.NCCL:
+        return dist.new_group(backend="gloo")
+    return dist.group.WORLD
+
+
+@atexit.register
+def _forget_groups() -> None:
+    """An interpreter can abort when it ends with a group, destroyed or not, that something still refers to."""
+    global _LOCAL_PROCESS_GROUP
+    _LOCAL_PROCESS_GROUP = None
+    _get_global_gloo_group.cache_clear()
 
 
 def _is_grouped() -> bool:

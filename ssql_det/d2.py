@@ -1,0 +1,251 @@
+"""Floor 2: the one door to Detectron2. What is imported from here is the installed Detectron2's own, else minid2's.
+
+The choice is made once a process, on the first name taken:
+
+- an installed ``detectron2`` wins, and ``SSQL_DET_ENGINE=detectron2|minid2`` forces one;
+- one that is found but cannot be imported, or lacks what is needed, is an error, never a silent change of engine;
+- a folder that merely bears the name is not one.
+
+>>> from ssql_det.d2 import Instances, build_model, get_cfg
+>>> from ssql_det import d2
+>>> d2.engine()
+'minid2'
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import logging
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from ssql_det.core import console
+from ssql_det.core.errors import UserError
+from ssql_det.toydata.digits import CLASSES
+
+if TYPE_CHECKING:  # both engines have the same names; types are those of the one that is always there
+    from ssql_det.minid2.checkpoint import DetectionCheckpointer
+    from ssql_det.minid2.config import CfgNode, configurable, get_cfg
+    from ssql_det.minid2.data import (
+        DatasetCatalog,
+        DatasetMapper,
+        MetadataCatalog,
+        build_detection_test_loader,
+        build_detection_train_loader,
+        get_detection_dataset_dicts,
+    )
+    from ssql_det.minid2.data.datasets import (
+        register_coco_instances,
+        register_pascal_voc,
+    )
+    from ssql_det.minid2.data.samplers import InferenceSampler, TrainingSampler
+    from ssql_det.minid2.engine import (
+        default_argument_parser,
+        default_setup,
+        default_writers,
+    )
+    from ssql_det.minid2.evaluation import (
+        COCOEvaluator,
+        DatasetEvaluator,
+        DatasetEvaluators,
+        PascalVOCDetectionEvaluator,
+        inference_on_dataset,
+        print_csv_format,
+        verify_results,
+    )
+    from ssql_det.minid2.layers import (
+        CNNBlockBase,
+        Conv2d,
+        FrozenBatchNorm2d,
+        ShapeSpec,
+        get_norm,
+    )
+    from ssql_det.minid2.modeling import (
+        BACKBONE_REGISTRY,
+        FPN,
+        META_ARCH_REGISTRY,
+        ROI_HEADS_REGISTRY,
+        Backbone,
+        GeneralizedRCNN,
+        ResNet,
+        StandardROIHeads,
+        build_backbone,
+        build_model,
+        detector_postprocess,
+    )
+    from ssql_det.minid2.modeling.backbone.fpn import LastLevelMaxPool
+    from ssql_det.minid2.modeling.backbone.resnet import (
+        BasicBlock,
+        BasicStem,
+        BottleneckBlock,
+    )
+    from ssql_det.minid2.modeling.roi_heads import (
+        FastRCNNOutputLayers,
+        Res5ROIHeads,
+    )
+    from ssql_det.minid2.solver import build_lr_scheduler, build_optimizer
+    from ssql_det.minid2.structures import (
+        BitMasks,
+        Boxes,
+        BoxMode,
+        ImageList,
+        Instances,
+        PolygonMasks,
+        pairwise_iou,
+    )
+    from ssql_det.minid2.utils import comm
+    from ssql_det.minid2.utils.events import (
+        CommonMetricPrinter,
+        EventStorage,
+        JSONWriter,
+        TensorboardXWriter,
+        get_event_storage,
+    )
+
+ENGINE_VARIABLE = "SSQL_DET_ENGINE"
+DETECTRON2, MINID2 = "detectron2", "minid2"
+
+_ROOTS = {DETECTRON2: "detectron2", MINID2: "ssql_det.minid2"}
+_NAMES = {
+    "checkpoint": ("DetectionCheckpointer",),
+    "config": ("CfgNode", "configurable", "get_cfg"),
+    "data": (
+        *("DatasetCatalog", "DatasetMapper", "MetadataCatalog", "get_detection_dataset_dicts"),
+        *("build_detection_test_loader", "build_detection_train_loader"),
+    ),
+    "data.datasets": ("register_coco_instances", "register_pascal_voc"),
+    "data.samplers": ("InferenceSampler", "TrainingSampler"),
+    "engine": ("default_argument_parser", "default_setup", "default_writers"),
+    "evaluation": (
+        *("COCOEvaluator", "DatasetEvaluator", "DatasetEvaluators", "PascalVOCDetectionEvaluator"),
+        *("inference_on_dataset", "print_csv_format", "verify_results"),
+    ),
+    "layers": ("CNNBlockBase", "Conv2d", "FrozenBatchNorm2d", "ShapeSpec", "get_norm"),
+    "modeling": (
+        *("BACKBONE_REGISTRY", "META_ARCH_REGISTRY", "ROI_HEADS_REGISTRY", "Backbone", "FPN", "ResNet"),
+        *("GeneralizedRCNN", "StandardROIHeads", "build_backbone", "build_model", "detector_postprocess"),
+    ),
+    "modeling.backbone.fpn": ("LastLevelMaxPool",),
+    "modeling.backbone.resnet": ("BasicBlock", "BasicStem", "BottleneckBlock"),
+    "modeling.roi_heads": ("FastRCNNOutputLayers", "Res5ROIHeads"),
+    "solver": ("build_lr_scheduler", "build_optimizer"),
+    "structures": ("BitMasks", "BoxMode", "Boxes", "ImageList", "Instances", "PolygonMasks", "pairwise_iou"),
+    "utils": ("comm",),
+    "utils.events": (
+        *("CommonMetricPrinter", "EventStorage", "JSONWriter", "TensorboardXWriter", "get_event_storage"),
+    ),
+}
+_logger = logging.getLogger(__name__)
+
+
+@functools.cache
+def engine() -> str:
+    """Which engine this process uses, ``"detectron2"`` or ``"minid2"``; imports neither."""
+    forced = os.environ.get(ENGINE_VARIABLE, "")
+    if forced not in ("", *_ROOTS):
+        raise UserError(f"{ENGINE_VARIABLE} must be detectron2 or minid2, got {forced!r}")
+    if forced == MINID2:
+        return MINID2
+    spec = importlib.util.find_spec(DETECTRON2)
+    if spec is not None and spec.origin is not None:
+        return DETECTRON2
+    where = "" if spec is None else f"; {next(iter(spec.submodule_search_locations or ()), '')} is a mere folder"
+    if forced == DETECTRON2:
+        raise UserError(
+            f"{ENGINE_VARIABLE}=detectron2, but detectron2 is not installed{where}; "
+            "install it as docs/engine.md says, or unset the variable"
+        )
+    if where:
+        _logger.warning("detectron2 is not installed%s: minid2 stands in for it", where)
+    return MINID2
+
+
+def set_up_logging(level: int = logging.INFO) -> None:
+    """Send the log lines of the suite, of Detectron2 and of fvcore to the same place, each once."""
+    console.set_up_logging(level, ("ssql_det", DETECTRON2, "fvcore"))
+
+
+def join_local_group() -> None:
+    """Tell the engine which ranks share this machine; ``torchrun``'s environment knows. Once, on every rank."""
+    comm = _names()["comm"]
+    if comm.get_world_size() > 1 and comm._LOCAL_PROCESS_GROUP is None:
+        ranks_here = os.environ.get("LOCAL_WORLD_SIZE")
+        if ranks_here is None:
+            raise UserError("LOCAL_WORLD_SIZE is not set: start several processes with torchrun or --num-gpus")
+        comm.create_local_process_group(int(ranks_here))
+
+
+def register_toy_data() -> None:
+    """Toy data of ``ssql-det make-toy-data`` under ``$DETECTRON2_DATASETS``, with names of their own.
+
+    The built-in names carry 20 and 80 classes. Names that are there already stay.
+    """
+    root = os.path.expanduser(os.environ.get("DETECTRON2_DATASETS", "datasets"))
+    names = _names()
+    catalog, metadata = names["DatasetCatalog"], names["MetadataCatalog"]
+    for split in ("trainval", "test"):
+        name = f"toy_voc_2007_{split}"
+        if name not in catalog:
+            names["register_pascal_voc"](name, os.path.join(root, "VOC2007"), split, 2007, CLASSES)
+            metadata.get(name).evaluator_type = "pascal_voc"
+    for split in ("train", "val"):
+        name = f"toy_coco_2017_{split}"
+        if name not in catalog:
+            annotations = os.path.join(root, "coco", "annotations", f"instances_{split}2017.json")
+            images = os.path.join(root, "coco", f"{split}2017")
+            names["register_coco_instances"](name, {}, annotations, images)
+            metadata.get(name).thing_classes = list(CLASSES)
+
+
+def __getattr__(name: str) -> Any:
+    """A name of the engine, the first time it is asked for: with it come all others."""
+    if not any(name in names for names in _NAMES.values()):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals().update(_names())
+    register_toy_data()
+    return globals()[name]
+
+
+def __dir__() -> Iterator[str]:
+    yield from globals()
+    for names in _NAMES.values():
+        yield from names
+
+
+@functools.cache
+def _names() -> dict[str, Any]:
+    """All names that the suite uses; what is missing is found now, not in the middle of a run."""
+    found, missing = {}, []
+    for package, names in _NAMES.items():
+        module = _imported(package)
+        for name in names:
+            if hasattr(module, name):
+                found[name] = getattr(module, name)
+            else:
+                missing.append(f"{package}.{name}")
+    if missing:
+        raise UserError(
+            f"the installed detectron2 lacks {', '.join(missing)}: it is too old; install the current one as "
+            f"docs/engine.md says, or set {ENGINE_VARIABLE}=minid2"
+        )
+    return found
+
+
+def _imported(package: str) -> Any:
+    name = f"{_ROOTS[engine()]}.{package}"
+    if engine() == MINID2:
+        return importlib.import_module(name)
+    try:
+        module = importlib.import_module(name)
+        if package == "utils":
+            importlib.import_module(f"{name}.comm")  # a module, which the package need not have imported
+        return module
+    except Exception as failure:
+        spec = importlib.util.find_spec(DETECTRON2)
+        raise UserError(
+            f"detectron2 is installed ({spec.origin if spec else '?'}) but {name} cannot be imported "
+            f"({type(failure).__name__}: {failure}); mend it, or set {ENGINE_VARIABLE}=minid2"
+        ) from failure

@@ -1,0 +1,139 @@
+"""Checkpoints of detectors. Unlike in Detectron2 no file's code is run, and a killed writer leaves the last good one.
+
+What comes from elsewhere is read and converted by the caller: ``_load_model`` takes weights that are read already.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any
+from urllib.parse import parse_qs
+
+import torch
+from fvcore.common.checkpoint import Checkpointer
+from torch import nn
+
+from ..utils import comm
+from ..utils.file_io import PathManager
+from .c2_model_loading import align_and_update_state_dicts
+
+__all__ = ["DetectionCheckpointer"]
+
+
+class DetectionCheckpointer(Checkpointer):
+    """A model and what else has a state: ``save(name)`` writes ``name.pth`` on rank 0 and ``last_checkpoint``.
+
+    >>> checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR, optimizer=optimizer)
+    >>> start = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume).get("iteration", -1) + 1
+    """
+
+    def __init__(
+        self, model: nn.Module, save_dir: str = "", *, save_to_disk: bool | None = None, **checkpointables: Any
+    ) -> None:
+        save_to_disk = comm.is_main_process() if save_to_disk is None else save_to_disk
+        super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
+        self.path_manager = PathManager
+        self._query = ""
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Write ``name.pth``: the states, and ``kwargs``, which ``load`` gives back."""
+        if not self.save_dir or not self.save_to_disk:
+            return
+        file = f"{name}.pth"
+        assert os.path.basename(file) == file, f"{name!r} is to be a name in {self.save_dir}, not a path"
+        path = os.path.join(self.save_dir, file)
+        states = {key: each.state_dict() for key, each in self.checkpointables.items()}
+        self.logger.info(f"Saving checkpoint to {path}")
+        with _replacing(path) as stream:
+            torch.save({"model": self.model.state_dict(), **states, **kwargs}, stream)
+        self.tag_last_checkpoint(file)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        with _replacing(os.path.join(self.save_dir, "last_checkpoint")) as stream:
+            stream.write(last_filename_basename.encode())
+
+    def load(self, path: str, *args: Any, **kwargs: Any) -> Any:
+        """The rest of a ``.pth`` file when the model and its companions have taken theirs.
+
+        ``model.pth?matching_heuristics=True`` lets weights without the model's prefixes find their places.
+        """
+        logging.getLogger(__name__).info(f"[DetectionCheckpointer] Loading from {path} ...")
+        if path:
+            path, _, self._query = path.partition("?")
+            path = self.path_manager.get_local_path(path)
+            if not os.path.isfile(path):
+                raise FileNotFoundError(self._why_missing(path))
+        return super().load(path, *args, **kwargs)
+
+    def _why_missing(self, path: str) -> str:
+        if self.save_dir and path == self.get_checkpoint_file():
+            tag = os.path.join(self.save_dir, "last_checkpoint")
+            return f"Checkpoint {path}, which {tag} names, does not exist: put it back, or delete {tag} to start anew"
+        return f"Checkpoint {path} does not exist: give an existing file, in a config as MODEL.WEIGHTS"
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        if not filename.endswith(".pth"):
+            raise ValueError(
+                f"Cannot load {filename}: only .pth files, which can be read without running what is in them; convert "
+                "it first"
+            )
+        loaded = _read(filename)
+        if "model" not in loaded:
+            loaded = {"model": loaded}
+        queries = parse_qs(self._query)
+        if queries.pop("matching_heuristics", []) == ["True"]:
+            loaded["matching_heuristics"] = True
+        if queries:
+            raise ValueError(f"Cannot load {filename}?{self._query}: the only query is ?matching_heuristics=True")
+        return loaded
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        """Weights that are read already: ``{"model": state, "matching_heuristics": bool}``; what did not fit."""
+        if checkpoint.get("matching_heuristics", False):
+            self._convert_ndarray_to_tensor(checkpoint["model"])
+            of_caffe2 = checkpoint.get("__author__") == "Caffe2"
+            checkpoint["model"] = align_and_update_state_dicts(self.model.state_dict(), checkpoint["model"], of_caffe2)
+        incompatible = super()._load_model(checkpoint)
+        # Old checkpoints lack the one, which the config gives, and have the other, which is computed.
+        buffers = dict(self.model.named_buffers(recurse=False))
+        of_config = [name for name in ("pixel_mean", "pixel_std") if name in buffers]
+        missing, unexpected = incompatible.missing_keys, incompatible.unexpected_keys
+        missing[:] = [name for name in missing if name not in of_config]
+        unexpected[:] = [name for name in unexpected if "anchor_generator.cell_anchors" not in name]
+        return incompatible
+
+
+def _read(path: str) -> dict[str, Any]:
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as failure:  # what a broken file raises depends on where it is broken
+        raise ValueError(
+            f"Cannot load {path}: it is broken, or holds more than tensors and plain containers; convert it first"
+        ) from failure
+    if isinstance(loaded, dict) and isinstance(loaded.get("model", loaded), dict):
+        return loaded
+    raise ValueError(f"Cannot load {path}: it holds no weights by name; convert it first")
+
+
+@contextmanager
+def _replacing(path: str) -> Iterator[IO[bytes]]:
+    """A file beside ``path`` that takes its place when it is whole and on the disk.
+
+    Its name is fixed: what a killed run left is overwritten when the resumed one comes there.
+    """
+    unfinished = f"{path}.tmp"
+    try:
+        with open(unfinished, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(unfinished, path)
+    except BaseException:
+        if os.path.exists(unfinished):
+            os.remove(unfinished)
+        raise

@@ -1,0 +1,37 @@
+"""Augmentations, which decide at random, and transforms, which are what they decided; the latter are fvcore's."""
+
+from fvcore.transforms.transform import (
+    BlendTransform,
+    CropTransform,
+    GridSampleTransform,
+    HFlipTransform,
+    NoOpTransform,
+    PadTransform,
+    ScaleTransform,
+    Transform,
+    TransformList,
+    VFlipTransform,
+)
+
+from .augmentation import AugInput, Augmentation, AugmentationList
+from .augmentation_impl import RandomFlip, ResizeShortestEdge
+from .transform import ResizeTransform
+
+__all__ = [
+    "AugInput",
+    "Augmentation",
+    "AugmentationList",
+    "BlendTransform",
+    "CropTransform",
+    "GridSampleTransform",
+    "HFlipTransform",
+    "NoOpTransform",
+    "PadTransform",
+    "RandomFlip",
+    "ResizeShortestEdge",
+    "ResizeTransform",
+    "ScaleTransform",
+    "Transform",
+    "TransformList",
+    "VFlipTransform",
+]

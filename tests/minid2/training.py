@@ -1,0 +1,70 @@
+"""What both engines are asked of training as a whole; see ``ask.py``: from files to weights, in float64."""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from minid2.detectors import NORMED
+from minid2.modules import described, named, nms_of_doubles, seed_weights, small_config
+
+from ssql_det.toydata.dataset import Settings, make_toy_data
+from ssql_det.toydata.digits import CLASSES
+
+STEPS = 20
+DETECTORS = {
+    "FPN": ("coco", ["MODEL.FPN.NORM", "BN", "SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR"]),
+    "C4": ("voc", ["SOLVER.CLIP_GRADIENTS.ENABLED", True, "SOLVER.STEPS", (12,)]),
+}
+
+
+def register(engine, toy):
+    """The toy data under names that no engine has; a second time nothing."""
+    kit = engine("data.datasets")
+    catalog, metadata = engine("data").DatasetCatalog, engine("data").MetadataCatalog
+    for name in ("steps_coco", "steps_voc"):
+        if name in catalog:
+            catalog.remove(name)
+            metadata.remove(name)
+    coco = toy / "coco"
+    annotations = str(coco / "annotations/instances_train2017.json")
+    kit.register_coco_instances("steps_coco", {}, annotations, str(coco / "train2017"))
+    kit.register_pascal_voc("steps_voc", str(toy / "VOC2007"), "trainval", 2007, CLASSES)
+
+
+def first_steps(engine):
+    answers = {}
+    with tempfile.TemporaryDirectory() as folder:
+        toy = make_toy_data(Path(folder) / "toy", Settings(scenes=24, crops=5, seed=2), workers=1)
+        register(engine, toy)
+        for kind, (data, keys) in DETECTORS.items():
+            cfg = small_config(engine, kind)
+            cfg.merge_from_list([*NORMED, "MODEL.ROI_HEADS.NUM_CLASSES", 10, "SEED", 3, "DATALOADER.NUM_WORKERS", 0])
+            cfg.merge_from_list(["DATASETS.TRAIN", (f"steps_{data}",), "INPUT.MIN_SIZE_TRAIN", (64, 80, 96)])
+            cfg.merge_from_list(["MODEL.RPN.POST_NMS_TOPK_TRAIN", 40, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 16])
+            cfg.merge_from_list(["SOLVER.IMS_PER_BATCH", 2, "SOLVER.BASE_LR", 0.01, "SOLVER.MAX_ITER", STEPS])
+            cfg.merge_from_list(["SOLVER.WARMUP_ITERS", 4, *keys])
+            answers |= named(kind, run(engine, cfg))
+    return answers
+
+
+def run(engine, cfg):
+    """Losses of every step, and the weights at the end."""
+    engine("utils.env").seed_all_rng(5)
+    model = seed_weights(engine("modeling").build_model(cfg))
+    optimizer = engine("solver").build_optimizer(cfg, model)
+    schedule = engine("solver").build_lr_scheduler(cfg, optimizer)
+    steps, rates = [], []
+    with engine("utils.events").EventStorage() as storage, nms_of_doubles():
+        for batch, _ in zip(engine("data").build_detection_train_loader(cfg), range(STEPS), strict=False):
+            losses = model.train()(batch)
+            optimizer.zero_grad()
+            sum(losses.values()).backward()
+            optimizer.step()
+            rates.append(optimizer.param_groups[0]["lr"])
+            schedule.step()
+            storage.step()
+            steps.append([losses[name].item() for name in sorted(losses)])
+    return {"losses": np.array(steps), "rates": np.array(rates), "weights": described(model)["start"]}
+
+
+SCENARIOS = (first_steps,)

@@ -1,0 +1,168 @@
+"""The door: which engine is taken, what it refuses, and that what comes through it is the engine's own.
+
+Each choice is made in a process of its own, with packages called detectron2 that are not.
+"""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from local_group import write_local_ranks
+
+from ssql_det import d2
+from ssql_det.core.ranks import launch
+from ssql_det.toydata.digits import CLASSES
+
+USE = """
+from ssql_det.core.errors import one_sentence
+with one_sentence():
+    from ssql_det import d2
+    d2.set_up_logging()
+    print(d2.engine(), d2.Instances.__module__)
+"""
+
+
+def run(program, *folders, **variables):
+    """A program with these folders before all others on its path, without whichever Detectron2 is installed."""
+    hidden = [
+        each for each in os.environ.get("PYTHONPATH", "").split(os.pathsep) if not (Path(each) / "detectron2").exists()
+    ]
+    place = {**os.environ, "PYTHONPATH": os.pathsep.join([*map(str, folders), *hidden]), **variables}
+    return subprocess.run([sys.executable, "-c", program], env=place, capture_output=True, text=True, check=False)
+
+
+def refusal(*args, **variables):
+    done = run(USE, *args, **variables)
+    assert done.returncode == 2, done.stderr
+    (sentence,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "Traceback" not in done.stderr
+    return sentence
+
+
+def package(folder, **modules):
+    """A package called detectron2 of these modules (dots as __)."""
+    for name, text in {"": "", **modules}.items():
+        file = folder / "detectron2" / Path(*name.split("__")) / "__init__.py"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    return folder
+
+
+@pytest.fixture
+def no_detectron2():
+    if (
+        "detectron2"
+        in run("import importlib.util as u; s = u.find_spec('detectron2'); print(s and 'detectron2')").stdout
+    ):
+        pytest.skip("a Detectron2 is installed for good")
+
+
+def test_without_detectron2_minid2_stands_in(no_detectron2):
+    assert run(USE).stdout.split() == ["minid2", "ssql_det.minid2.structures.instances"]
+
+
+def test_an_installed_detectron2_wins(tmp_path):
+    done = run("from ssql_det import d2; print(d2.engine())", package(tmp_path))
+    assert done.stdout.split() == ["detectron2"]
+    done = run(USE, package(tmp_path), SSQL_DET_ENGINE="minid2")
+    assert done.stdout.split()[0] == "minid2"
+
+
+def test_a_forced_engine_that_is_missing_is_an_error(no_detectron2):
+    sentence = refusal(SSQL_DET_ENGINE="detectron2")
+    assert "SSQL_DET_ENGINE=detectron2, but detectron2 is not installed" in sentence
+    assert "docs/engine.md" in sentence
+
+
+def test_an_engine_that_does_not_exist_is_named(no_detectron2):
+    assert "must be detectron2 or minid2, got 'mmdet'" in refusal(SSQL_DET_ENGINE="mmdet")
+
+
+def test_a_broken_detectron2_is_an_error_and_no_silent_change(tmp_path):
+    broken = package(tmp_path, checkpoint="import no_such_library")
+    sentence = refusal(broken)
+    assert str(broken) in sentence
+    assert "ModuleNotFoundError: No module named 'no_such_library'" in sentence
+    assert "SSQL_DET_ENGINE=minid2" in sentence
+
+
+def test_a_crash_in_detectron2_is_an_error_too(tmp_path):
+    assert "OSError: libcudart" in refusal(package(tmp_path, checkpoint="raise OSError('libcudart')"))
+
+
+def test_a_folder_of_that_name_is_no_engine(tmp_path, no_detectron2):
+    (tmp_path / "detectron2/configs").mkdir(parents=True)
+    done = run(USE, tmp_path)
+    assert done.stdout.split()[0] == "minid2"
+    assert "mere folder" in refusal(tmp_path, SSQL_DET_ENGINE="detectron2")
+
+
+def test_a_detectron2_that_lacks_something_is_refused_by_name(tmp_path):
+    modules = {
+        name.replace(".", "__"): "\n".join(f"{each} = None" for each in names if each != "ROI_HEADS_REGISTRY")
+        for name, names in d2._NAMES.items()
+    }
+    sentence = refusal(package(tmp_path, **modules, utils__comm=""))
+    assert "lacks modeling.ROI_HEADS_REGISTRY:" in sentence
+
+
+def test_to_import_the_door_imports_no_engine_and_no_torch():
+    assert run("import sys, ssql_det.d2; print('torch' in sys.modules)").stdout.split() == ["False"]
+
+
+def test_what_comes_through_is_the_engines_own():
+    root = d2._ROOTS[d2.engine()]
+    for sub_package, names in d2._NAMES.items():
+        __import__(f"{root}.{sub_package}")
+        for name in names:
+            assert getattr(d2, name) is getattr(sys.modules[f"{root}.{sub_package}"], name)
+    assert set(d2._names()) <= set(dir(d2))
+    with pytest.raises(AttributeError, match="no attribute 'Trainer'"):
+        d2.Trainer  # noqa: B018
+
+
+def test_types_and_names_agree():
+    tree = ast.parse(Path(d2.__file__).read_text("utf-8"))
+    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    typed = {(node.module.removeprefix("ssql_det.minid2."), alias.name) for node in block.body for alias in node.names}
+    assert typed == {(sub_package, name) for sub_package, names in d2._NAMES.items() for name in names}
+
+
+def test_toy_data_have_names_of_their_own_and_are_registered_once():
+    assert {"toy_voc_2007_trainval", "toy_voc_2007_test"} < set(d2.DatasetCatalog.list())
+    assert list(d2.MetadataCatalog.get("toy_coco_2017_val").thing_classes) == list(CLASSES)
+    assert d2.MetadataCatalog.get("toy_coco_2017_train").evaluator_type == "coco"
+    assert d2.MetadataCatalog.get("toy_voc_2007_test").evaluator_type == "pascal_voc"
+    assert len(d2.MetadataCatalog.get("voc_2007_test").thing_classes) == 20
+    d2.register_toy_data()  # Detectron2 itself would refuse a second time
+
+
+def test_a_name_that_a_user_registered_stays():
+    own = """
+from ssql_det import d2
+catalog = __import__(d2._ROOTS[d2.engine()] + ".data", fromlist=["DatasetCatalog"]).DatasetCatalog
+catalog.register("toy_coco_2017_val", lambda: ["mine"])
+print(d2.DatasetCatalog.get("toy_coco_2017_val"))
+"""
+    assert run(own).stdout.split() == ["['mine']"]
+
+
+def test_log_lines_of_both_roots_appear_once():
+    speak = """
+import logging
+from ssql_det import d2
+d2.set_up_logging()
+d2.set_up_logging()
+for name in ("ssql_det.detect", "detectron2.data.build", "fvcore.common.checkpoint"):
+    logging.getLogger(name).info("said by %s", name.split(".")[0])
+"""
+    said = run(speak).stderr
+    assert [said.count(f"said by {name}") for name in ("ssql_det", "detectron2", "fvcore")] == [1, 1, 1]
+
+
+def test_ranks_of_one_machine_know_each_other(tmp_path):
+    launch(write_local_ranks, tmp_path, processes=2)
+    assert [(tmp_path / str(rank)).read_text() for rank in (0, 1)] == ["0 of 2", "1 of 2"]
