@@ -231,6 +231,10 @@ def _names() -> dict[str, Any]:
             f"the installed detectron2 lacks {', '.join(missing)}: it is too old; install the current one as "
             f"docs/engine.md says, or set {ENGINE_VARIABLE}=minid2"
         )
+    if engine() == MINID2:  # Detectron2's own opens pickles: foreign files never go there
+        from ssql_det.core.reader import read_tensors
+
+        found["DetectionCheckpointer"].read_file = staticmethod(read_tensors)
     return found
 
 

@@ -5,7 +5,7 @@ import json
 
 from minid2.judged_data import DETECTIONS, batches, judged, registered
 
-from ssql_det.core.ranks import rank
+from ssql_det.core.ranks import barrier, rank
 
 
 def judge(root, voc, coco, folder, images):
@@ -29,3 +29,4 @@ def run(root, voc, coco, folder, shares):
         (folder / name).mkdir(exist_ok=True)
         results = judge(root, voc, coco, folder / name, images[rank()])
         (folder / f"{name} {rank()}.json").write_text(json.dumps(results))
+    barrier()  # a rank that leaves while gloo's thread still holds what it has sent may abort

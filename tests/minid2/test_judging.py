@@ -233,7 +233,7 @@ def test_a_model_that_fails_is_left_in_its_mode():
 
 
 def test_progress_is_logged_with_what_is_left(caplog, monkeypatch):
-    monkeypatch.setattr("ssql_det.minid2.utils.logger._times", {})
+    monkeypatch.setattr("ssql_det.minid2.utils.logger._LOG_TIMER", {})
     with caplog.at_level("INFO"):
         inference_on_dataset(lambda inputs: inputs, range(40), None)
     (line,) = [line for line in caplog.messages if "ETA" in line]  # others come too soon

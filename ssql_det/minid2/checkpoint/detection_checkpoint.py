@@ -1,15 +1,16 @@
-"""Checkpoints of detectors. Unlike in Detectron2 no file's code is run, and a killed writer leaves the last good one.
+"""Checkpoints of detectors. Unlike in Detectron2 no pickle is opened here, and a killed writer leaves the last good.
 
-What comes from elsewhere is read and converted by the caller: ``_load_model`` takes weights that are read already.
+Whoever embeds minid2 sets ``DetectionCheckpointer.read_file`` to a reader that runs nothing of what is in a file.
+``_load_model`` takes weights that are read already.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 from urllib.parse import parse_qs
 
 import torch
@@ -29,6 +30,8 @@ class DetectionCheckpointer(Checkpointer):
     >>> checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR, optimizer=optimizer)
     >>> start = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume).get("iteration", -1) + 1
     """
+
+    read_file: ClassVar[Callable[[str], Any] | None] = None
 
     def __init__(
         self, model: nn.Module, save_dir: str = "", *, save_to_disk: bool | None = None, **checkpointables: Any
@@ -56,7 +59,7 @@ class DetectionCheckpointer(Checkpointer):
             stream.write(last_filename_basename.encode())
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> Any:
-        """The rest of a ``.pth`` file when the model and its companions have taken theirs.
+        """The rest of a file when the model and its companions have taken theirs.
 
         ``model.pth?matching_heuristics=True`` lets weights without the model's prefixes find their places.
         """
@@ -75,12 +78,12 @@ class DetectionCheckpointer(Checkpointer):
         return f"Checkpoint {path} does not exist: give an existing file, in a config as MODEL.WEIGHTS"
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        if not filename.endswith(".pth"):
-            raise ValueError(
-                f"Cannot load {filename}: only .pth files, which can be read without running what is in them; convert "
-                "it first"
-            )
-        loaded = _read(filename)
+        read_file = type(self).read_file
+        if read_file is None:
+            raise NotImplementedError(f"Cannot load {filename}: nothing is set that reads files of weights safely")
+        loaded = read_file(filename)
+        if not isinstance(loaded, dict) or not isinstance(loaded.get("model", loaded), dict):
+            raise ValueError(f"Cannot load {filename}: it holds no weights by name")
         if "model" not in loaded:
             loaded = {"model": loaded}
         queries = parse_qs(self._query)
@@ -104,20 +107,6 @@ class DetectionCheckpointer(Checkpointer):
         missing[:] = [name for name in missing if name not in of_config]
         unexpected[:] = [name for name in unexpected if "anchor_generator.cell_anchors" not in name]
         return incompatible
-
-
-def _read(path: str) -> dict[str, Any]:
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as failure:  # what a broken file raises depends on where it is broken
-        raise ValueError(
-            f"Cannot load {path}: it is broken, or holds more than tensors and plain containers; convert it first"
-        ) from failure
-    if isinstance(loaded, dict) and isinstance(loaded.get("model", loaded), dict):
-        return loaded
-    raise ValueError(f"Cannot load {path}: it holds no weights by name; convert it first")
 
 
 @contextmanager
