@@ -53,7 +53,7 @@ class Alias(MetaPathFinder, Loader):
     def find_spec(self, fullname, path=None, target=None):
         if fullname.partition(".")[0] != NAME:
             return None
-        if importlib.util.find_spec(STANDS_IN + fullname.removeprefix(NAME)) is not None:
+        if is_there(STANDS_IN + fullname.removeprefix(NAME)):
             return importlib.util.spec_from_loader(fullname, self)
         file = self.checkout.joinpath(*fullname.split("."))
         file = file / "__init__.py" if file.is_dir() else file.with_suffix(".py")
@@ -72,6 +72,13 @@ class Alias(MetaPathFinder, Loader):
                 return LeftOutType(f"{name}.{attribute}", (), {})
 
         vars(ours).setdefault("__getattr__", left_out)
+
+
+def is_there(module):
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # nor is its package
+        return False
 
 
 def expanded(argument):
