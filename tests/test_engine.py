@@ -22,7 +22,7 @@ FPN = {
     "MASK_ON": True,
 }
 SMALL = {
-    "ROI_HEADS": {"NUM_CLASSES": 10, "BATCH_SIZE_PER_IMAGE": 16},
+    "ROI_HEADS": {"NUM_CLASSES": 10, "BATCH_SIZE_PER_IMAGE": 8},
     "RPN": {"POST_NMS_TOPK_TRAIN": 50, "POST_NMS_TOPK_TEST": 20, "PRE_NMS_TOPK_TEST": 200},
     "RESNETS": {"NORM": "BN"},
     "BACKBONE": {"FREEZE_AT": 0},
@@ -31,6 +31,15 @@ DETECTORS = {
     "R50-C4": ({"ANCHOR_GENERATOR": {"SIZES": [[16, 32, 64, 128]]}}, "toy_voc_2007_trainval", "toy_voc_2007_test"),
     "Mask R50-FPN": (FPN, "toy_coco_2017_train", "toy_coco_2017_val"),
 }
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Two would wait for each other wherever a core is busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -52,7 +61,7 @@ def config(name, out):
     for part in (model, SMALL, {"DEVICE": "cpu", "PIXEL_STD": [57.0, 57.0, 57.0]}):
         cfg.merge_from_other_cfg(d2.CfgNode({"MODEL": part}))
     cfg.merge_from_list(["DATASETS.TRAIN", (train,), "DATASETS.TEST", (test,), "OUTPUT_DIR", str(out), "SEED", 1])
-    cfg.merge_from_list(["INPUT.MIN_SIZE_TRAIN", (96,), "INPUT.MIN_SIZE_TEST", 96, "DATALOADER.NUM_WORKERS", 0])
+    cfg.merge_from_list(["INPUT.MIN_SIZE_TRAIN", (64,), "INPUT.MIN_SIZE_TEST", 64, "DATALOADER.NUM_WORKERS", 0])
     cfg.merge_from_list(["SOLVER.MAX_ITER", ITERATIONS, "SOLVER.STEPS", (20,), "SOLVER.IMS_PER_BATCH", 2])
     cfg.merge_from_list(["SOLVER.BASE_LR", 0.002, "SOLVER.WARMUP_ITERS", 5])
     cfg.freeze()
@@ -97,7 +106,6 @@ def test_train_save_load_evaluate(name, tmp_path):
     torch.manual_seed(0)
     model = d2.build_model(cfg)
     totals = train(cfg, model)
-    print(totals)
     assert all(map(math.isfinite, totals))
     assert sum(totals[-10:]) < sum(totals[:10])  # it learns
 

@@ -9,6 +9,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import torch
@@ -99,6 +100,8 @@ def _in_group(work: Callable[..., None], args: Any) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(stop.code if isinstance(stop.code, int) else 1)
+    with suppress(RuntimeError):  # another rank made a mistake, and has said so
+        dist.barrier()  # a rank that leaves while its last message is on the way can abort the interpreter
     dist.destroy_process_group()
 
 

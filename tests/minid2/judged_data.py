@@ -1,6 +1,6 @@
 """Small data sets for evaluation, written by hand, and a model's detections in them.
 
-Objects are ellipses in images of 200 by 300; detections are made of them. All scores differ, except in ``TIED``.
+Objects are ellipses in images of 200 by 300. All scores of detections differ, except in ``TIED``.
 """
 
 import json
@@ -68,6 +68,7 @@ DETECTIONS = {
     "many": draw_detections(3, jitter=0.06, copies=18, strays=80),
     "none": [],
 }
+HALVES = [each._replace(box=(*each.box[:3], (each.box[1] + each.box[3]) / 2)) for each in draw_perfect()]
 TIED = [each._replace(score=round(each.score * 4) / 4) for each in DETECTIONS["many"]]
 
 

@@ -15,6 +15,7 @@ import torch
 from minid2.judged_data import (
     CLASSES,
     DETECTIONS,
+    HALVES,
     IDS,
     TIED,
     batches,
@@ -84,14 +85,13 @@ def voc_curves(engine):
         folder = Path(name)
         write_voc(folder, draw_objects())
         paths = [str(folder / each) for each in ("{}.txt", "Annotations/{}.xml", "ImageSets/Main/test.txt")]
-        for label, name in enumerate(CLASSES):
-            (folder / f"{name}.txt").write_text(voc_lines(DETECTIONS["far"], label))
+        for kind, (label, name) in itertools.product(("far", "half"), enumerate(CLASSES)):
+            things = HALVES if kind == "half" else DETECTIONS[kind]  # half an overlap is not more than .5
+            (folder / f"{name}.txt").write_text(voc_lines(things, label))
             for overlap, is_2007 in itertools.product((0.5, 0.75), (False, True)):
                 recall, precision, ap = kit.voc_eval(*paths, name, overlap, is_2007)
-                answers |= {
-                    f"{name} {overlap}": np.stack([recall, precision])[:, :40],
-                    f"{name} {overlap} {is_2007}": ap,
-                }
+                curve = np.stack([recall, precision])[:, :40]
+                answers |= {f"{name} {kind} {overlap}": curve, f"{name} {kind} {overlap} {is_2007}": ap}
         answers["read"] = letters(json.dumps(kit.parse_rec(paths[1].format("000003"))))
     tenths = np.arange(1, 11) / 10
     curves = {

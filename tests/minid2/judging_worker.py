@@ -5,22 +5,24 @@ import json
 
 from minid2.judged_data import DETECTIONS, batches, judged, registered
 
-from ssql_det.core.ranks import barrier, rank
+from ssql_det.core.ranks import rank
 
 
 def judge(root, voc, coco, folder, images):
-    """The results of both evaluators of the images that this process has seen."""
+    """The results of all evaluators of the images that this process has seen."""
 
     def engine(package):
         return importlib.import_module(f"{root}.{package}")
 
-    kit = engine("evaluation")
-    with registered(engine, "half voc", **voc) as dataset:
-        boxes = judged(kit.PascalVOCDetectionEvaluator(dataset), batches(engine, DETECTIONS["far"], images=images))
+    kit, results = engine("evaluation"), []
+    for year in (2007, 2012):
+        with registered(engine, "half voc", year=year, **voc) as dataset:
+            pairs = batches(engine, DETECTIONS["far"], images=images)
+            results.append(judged(kit.PascalVOCDetectionEvaluator(dataset), pairs))
     with registered(engine, "half coco", **coco) as dataset:
         evaluator = kit.COCOEvaluator(dataset, output_dir=str(folder), use_fast_impl=False)
-        masks = judged(evaluator, batches(engine, DETECTIONS["far"], masks=True, images=images, name=None))
-    return [boxes, masks]
+        results.append(judged(evaluator, batches(engine, DETECTIONS["far"], masks=True, images=images, name=None)))
+    return results
 
 
 def run(root, voc, coco, folder, shares):
@@ -29,4 +31,3 @@ def run(root, voc, coco, folder, shares):
         (folder / name).mkdir(exist_ok=True)
         results = judge(root, voc, coco, folder / name, images[rank()])
         (folder / f"{name} {rank()}.json").write_text(json.dumps(results))
-    barrier()  # a rank that leaves while gloo's thread still holds what it has sent may abort

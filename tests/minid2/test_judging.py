@@ -59,7 +59,7 @@ def voc_results(known, detections, **options):
         return judged(PascalVOCDetectionEvaluator(dataset), batches(engine, detections, **options))["bbox"]
 
 
-def coco_results(known, detections, evaluator=None, masks=True, images=IMAGES, **options):
+def coco_results(known, detections, masks=True, images=IMAGES, **options):
     with registered(engine, **known) as dataset:
         pairs = batches(engine, detections, masks=masks, images=images, name=None)
         return judged(COCOEvaluator(dataset, **options), pairs)
@@ -68,21 +68,19 @@ def coco_results(known, detections, evaluator=None, masks=True, images=IMAGES, *
 # Two processes
 
 
-@pytest.mark.parametrize("year", [2007, 2012])
-def test_two_processes_give_what_one_gives(voc, coco, year, tmp_path, monkeypatch):
+def test_two_processes_give_what_one_gives(voc, coco, tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    voc |= {"year": year}
+    del voc["year"]
     shares = {"halves": (IMAGES[:4], IMAGES[4:]), "all and none": (IMAGES, [])}
     launch(judging_worker.run, "ssql_det.minid2", voc, coco, tmp_path, shares, processes=2)
     (tmp_path / "alone").mkdir()
     alone = judging_worker.judge("ssql_det.minid2", voc, coco, tmp_path / "alone", IMAGES)
-    assert alone[0]["bbox"]["AP"] > 1
-    assert alone[1]["segm"]["AP"] > 1
+    assert all(metrics["AP"] > 1 for results in alone for metrics in results.values())
     for name in shares:
         first, second = ((tmp_path / f"{name} {rank}.json").read_text() for rank in (0, 1))
         assert first == json.dumps(alone)
-        assert json.loads(second) == [None, {}]
+        assert json.loads(second) == [None, None, {}]
         files = [tmp_path / each / "coco_instances_results.json" for each in (name, "alone")]
         assert files[0].read_text() == files[1].read_text()
 
@@ -182,8 +180,7 @@ def test_half_an_overlap_is_not_enough(voc, tmp_path):
 def test_what_is_difficult_counts_neither_way(voc):
     without = [each for each in DETECTIONS["perfect"] if not each.difficult]
     assert len(without) < len(DETECTIONS["perfect"])
-    results = voc_results(voc, [*without, *DETECTIONS["none"]])
-    assert results == voc_results(voc, DETECTIONS["perfect"])
+    assert voc_results(voc, without) == voc_results(voc, DETECTIONS["perfect"])
 
 
 def test_finding_an_object_twice_is_a_mistake(voc):
