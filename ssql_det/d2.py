@@ -19,7 +19,7 @@ import importlib
 import importlib.util
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ssql_det.core import console
@@ -161,6 +161,32 @@ def engine() -> str:
     if where:
         _logger.warning("detectron2 is not installed%s: minid2 stands in for it", where)
     return MINID2
+
+
+def read_config(
+    file: str | os.PathLike[str] | None = None, overrides: Sequence[str] = (), own: Mapping[str, Any] | None = None
+) -> CfgNode:
+    """The engine's defaults, then ``own`` as its ``SSQL`` node, then the file, then ``KEY VALUE`` pairs; frozen.
+
+    The default device is a GPU: where there is none it becomes the CPU, and a log line says so.
+
+    >>> read_config("mask_rcnn.yaml", ["SOLVER.BASE_LR", "0.01"], {"EVAL_BITS": ["4w4a"]}).SSQL.EVAL_BITS
+    ['4w4a']
+    """
+    import torch
+
+    from ssql_det.core.config import load_config
+
+    names = _names()
+    defaults = names["get_cfg"]()
+    defaults.SSQL = names["CfgNode"](dict(own or {}))
+    cfg = load_config(defaults, file, overrides)
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        _logger.warning("there is no GPU here: MODEL.DEVICE is cpu instead of %s", cfg.MODEL.DEVICE)
+        cfg.defrost()
+        cfg.MODEL.DEVICE = "cpu"
+        cfg.freeze()
+    return cfg
 
 
 def set_up_logging(level: int = logging.INFO) -> None:

@@ -5,14 +5,17 @@ Each choice is made in a process of its own, with packages called detectron2 tha
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from local_group import write_local_ranks
 
 from ssql_det import d2
+from ssql_det.core.errors import UserError
 from ssql_det.core.ranks import launch
 from ssql_det.toydata.digits import CLASSES
 
@@ -148,6 +151,39 @@ catalog.register("toy_coco_2017_val", lambda: ["mine"])
 print(d2.DatasetCatalog.get("toy_coco_2017_val"))
 """
     assert run(own).stdout.split() == ["['mine']"]
+
+
+def test_a_config_has_our_node_is_frozen_and_names_a_device_that_is_there(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    (tmp_path / "base.yaml").write_text("MODEL:\n  MASK_ON: True\nSSQL:\n  EVAL_PERIOD: 5\nVERSION: 2\n")
+    (tmp_path / "top.yaml").write_text("_BASE_: base.yaml\nSOLVER:\n  BASE_LR: 0.5\n")
+    own = {"EVAL_PERIOD": 0, "EVAL_BITS": ["8w8a"]}
+    with caplog.at_level("WARNING"):
+        cfg = d2.read_config(tmp_path / "top.yaml", ["SEED", "7"], own)
+    assert (cfg.MODEL.MASK_ON, cfg.SOLVER.BASE_LR, cfg.SEED) == (True, 0.5, 7)
+    assert cfg.SSQL == {"EVAL_PERIOD": 5, "EVAL_BITS": ["8w8a"]}
+    assert cfg.MODEL.DEVICE == "cpu"
+    assert "MODEL.DEVICE is cpu instead of cuda" in caplog.text
+    assert cfg.is_frozen()
+    assert isinstance(cfg, d2.CfgNode)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert d2.read_config().MODEL.DEVICE == "cuda"
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "sentence"),
+    [
+        ("SOLVER:\n  BASE_RL: 1\n", [], "did you mean 'SOLVER.BASE_LR'"),
+        ("", ["SSQL.EVAL_BIT", "8w8a"], "SSQL.EVAL_BIT"),
+        ("SEED: !!python/object/apply:os.getpid []\n", [], "config.yaml"),
+        (None, [], "config.yaml"),
+    ],
+)
+def test_a_config_that_cannot_be_used_is_one_sentence(tmp_path, text, overrides, sentence):
+    if text is not None:
+        (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        d2.read_config(tmp_path / "config.yaml", overrides, {"EVAL_BITS": ["8w8a"]})
 
 
 def test_log_lines_of_both_roots_appear_once():
