@@ -254,8 +254,8 @@ def _names() -> dict[str, Any]:
                 missing.append(f"{package}.{name}")
     if missing:
         raise UserError(
-            f"the installed detectron2 lacks {', '.join(missing)}: it is too old; install the current one as "
-            f"docs/engine.md says, or set {ENGINE_VARIABLE}=minid2"
+            f"{engine()} lacks {', '.join(missing)}: it is too old; install the current one as docs/engine.md says, "
+            f"or set {ENGINE_VARIABLE}=minid2"
         )
     if engine() == MINID2:  # Detectron2's own opens pickles: foreign files never go there
         from ssql_det.core.reader import read_tensors

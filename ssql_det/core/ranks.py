@@ -97,9 +97,11 @@ def _in_group(work: Callable[..., None], args: Any) -> None:
     except SystemExit as stop:
         # At once: to take the group down makes the ranks that wait for this one fail first and hide the mistake;
         # to end with the group up can abort the interpreter and lose the exit code.
+        if isinstance(stop.code, str):  # as the interpreter would
+            print(stop.code, file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(stop.code if isinstance(stop.code, int) else 1)
+        os._exit(stop.code if isinstance(stop.code, int) else 1 if stop.code else 0)
     with suppress(RuntimeError):  # another rank made a mistake, and has said so
         dist.barrier()  # a rank that leaves while its last message is on the way can abort the interpreter
     dist.destroy_process_group()

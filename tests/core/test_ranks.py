@@ -75,3 +75,18 @@ def test_one_process_is_this_process():
 def test_fewer_than_one_process_is_one_sentence(processes):
     with pytest.raises(UserError, match=f"must be 1 or more, got {processes}"):
         launch(print, processes=processes)
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "said"), [(None, 0, ""), (0, 0, ""), ("the disk is full", 1, "the disk is full")]
+)
+def test_a_rank_that_exits_is_heard(code, status, said, tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sys\nfrom ssql_det.core.ranks import launch\n"
+        f"def work():\n    sys.exit({code!r})\n"
+        "if __name__ == '__main__':\n    launch(work, processes=2)\n"
+    )
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, check=False)
+    assert done.returncode == status
+    assert said in done.stderr

@@ -128,6 +128,7 @@ def train(engine, model, weights, masks):
 SMALL = {
     "R50-C4": ("C4", ["MODEL.MASK_ON", True, "MODEL.ROI_MASK_HEAD.CONV_DIM", 8, *NORMED]),
     "Mask R50-FPN": ("FPN", [*NORMED, "MODEL.FPN.NORM", "BN"]),
+    "grouped": ("C4", ["MODEL.RESNETS.NUM_GROUPS", 2, *NORMED]),
     "frozen": ("FPN", ["MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES", True]),
 }
 FEW = ("MODEL.RPN.POST_NMS_TOPK_TEST", 16, "MODEL.RPN.POST_NMS_TOPK_TRAIN", 80, "TEST.DETECTIONS_PER_IMAGE", 40)

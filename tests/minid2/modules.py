@@ -34,13 +34,20 @@ def letters(text):
 
 
 def described(module):
-    """Names and shapes of a state, and of every tensor in it the sums and ends that a seed gave it."""
+    """Names and shapes of a state, and of every tensor in it what a seed gave it.
+
+    The sum as a share of the magnitudes', the magnitude, and the ends in magnitudes: each small number for itself.
+    """
     state = module.state_dict()
-    ends = [
-        torch.stack([each.sum(), each.abs().sum(), each.flatten()[0], each.flatten()[-1]]) for each in state.values()
-    ]
     keys = "\n".join(f"{name} {tuple(value.shape)}" for name, value in state.items())
-    return {"keys": letters(keys), "start": torch.stack([each.double() for each in ends])}
+    return {"keys": letters(keys), **told(state.values())}
+
+
+def told(tensors):
+    rows = [each.double().flatten() for each in tensors]
+    sizes = [each.abs().mean().clamp(min=1e-12) for each in rows]
+    shares = [torch.stack([each.mean(), each[0], each[-1]]) / size for each, size in zip(rows, sizes, strict=True)]
+    return {"shares": torch.stack(shares).clamp(-50, 50), "sizes": torch.stack(sizes).log()}
 
 
 def named(prefix, answers):
@@ -156,6 +163,7 @@ def pyramids(engine):
         "plain": [],
         "normed": ["MODEL.FPN.NORM", "BN", "MODEL.RESNETS.NORM", "BN", "MODEL.BACKBONE.FREEZE_AT", 0],
         "average": ["MODEL.FPN.FUSE_TYPE", "avg", "MODEL.FPN.IN_FEATURES", ["res3", "res4", "res5"]],
+        "groups": ["MODEL.RESNETS.NUM_GROUPS", 2],
         "dilated": ["MODEL.RESNETS.RES5_DILATION", 2, "MODEL.BACKBONE.NAME", "build_resnet_backbone"],
     }.items():
         cfg = small_config(engine)
@@ -207,7 +215,7 @@ def proposal_networks(engine):
     try:
         find(boxes, logits, SIZES, 0.7, 40, 20, 0, True)
     except FloatingPointError as error:
-        answers["diverged"] = letters(str(error))
+        answers["diverged"] = letters(type(error).__name__)
 
     features = {
         f"p{level}": tensor(level, 2, 8, *size, dtype=torch.float64)
@@ -222,9 +230,11 @@ def proposal_networks(engine):
         "giou": ["BBOX_REG_LOSS_TYPE", "giou"],
         "diou": ["BBOX_REG_LOSS_TYPE", "diou"],
         "ciou": ["BBOX_REG_LOSS_TYPE", "ciou"],
+        "few": ["PRE_NMS_TOPK_TRAIN", 9, "PRE_NMS_TOPK_TEST", 5],
     }.items():
         cfg = small_config(engine)
         cfg.MODEL.RPN.merge_from_list(keys)
+        cfg.MODEL.PROPOSAL_GENERATOR.MIN_SIZE = 4 if name == "few" else 0
         torch.manual_seed(3)
         rpn = engine("modeling").build_proposal_generator(cfg, shapes)
         answers |= named(name, described(rpn))
@@ -234,6 +244,14 @@ def proposal_networks(engine):
             proposals, losses = rpn(images, features, truths(engine))
         head = {"logits": rpn.rpn_head.objectness_logits.weight, "deltas": rpn.rpn_head.anchor_deltas.weight}
         answers |= named(name, {**losses, **scalars(), **gradients(sum(losses.values()), head)})
+        answers[f"{name} fixed"] = np.array(proposals[0].proposal_boxes.tensor.requires_grad)
+        if name == "few":
+            with nms_of_doubles():
+                tested, _ = rpn.eval()(images, features)
+            answers |= {
+                "few trained": proposals[0].proposal_boxes.tensor,
+                "few tested": tested[0].proposal_boxes.tensor,
+            }
         if name == "L1":
             raw = rpn.rpn_head(list(features.values()))
             answers |= {f"raw {index} {level}": each for index in (0, 1) for level, each in enumerate(raw[index])}
@@ -302,6 +320,7 @@ def sampled_regions(engine):
         answers |= named(name, scalars())
         for image, each in enumerate(samples):
             answers |= {f"{name} {image} boxes": each.proposal_boxes.tensor, f"{name} {image} classes": each.gt_classes}
+            answers[f"{name} {image} logits"] = each.objectness_logits
             answers[f"{name} {image} fields"] = letters(",".join(sorted(each.get_fields())))
             if each.has("gt_boxes"):
                 answers |= {f"{name} {image} truth": each.gt_boxes.tensor, f"{name} {image} area": each.gt_masks.area()}
@@ -378,7 +397,13 @@ def region_predictions(engine):
     find = engine("modeling.roi_heads.fast_rcnn").fast_rcnn_inference
     boxes, scores = random_boxes(3, 30).repeat(1, 2), tensor(9, 30, 3).softmax(dim=1)
     boxes[4, 2], scores[7, 1] = float("inf"), float("nan")
-    for name, limits in {"all": (0.0, 0.9, -1), "none": (0.99, 0.5, 10)}.items():
+    exact = scores[0, 0].item()  # a score on the threshold
+    for name, limits in {
+        "all": (0.0, 0.9, -1),
+        "none": (0.99, 0.5, 10),
+        "zero": (0.0, 0.5, 0),
+        "at": (exact, 0.9, -1),
+    }.items():
         (each,), (index,) = find([boxes], [scores], [(40, 50)], *limits)
         answers |= named(f"found {name}", {"boxes": each.pred_boxes.tensor, "scores": each.scores, "of": index})
     return answers

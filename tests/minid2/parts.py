@@ -92,6 +92,9 @@ def image_lists(engine):
     }
     answers = {name: each.tensor for name, each in lists.items()}
     answers |= {f"{name} sizes": np.array([tuple(size) for size in each.image_sizes]) for name, each in lists.items()}
+    sources = [image.clone().requires_grad_() for image in images]
+    make(sources).tensor.square().sum().backward()
+    answers |= {f"gradient {index}": image.grad for index, image in enumerate(sources)}
     return answers | {"second": lists["divisible"][1], "length": np.array(len(lists["plain"]))}
 
 

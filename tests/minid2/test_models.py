@@ -144,7 +144,7 @@ def test_a_pixel_that_is_no_number_ends_training_and_is_no_detection():
     model, batch = seeded(), inputs(engine, SIZES, "polygons")
     batch[0]["image"] = batch[0]["image"].double()
     batch[0]["image"][0, 5, 7] = float("nan")
-    with pytest.raises(FloatingPointError, match="Training has diverged"):
+    with pytest.raises(FloatingPointError, match="training has diverged"):
         losses_of(model, batch)
     good = image(1, 64, 96)
     nothing, found = detect(model, torch.full_like(good, float("nan")), good)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from minid2.detectors import NORMED
-from minid2.modules import described, named, nms_of_doubles, seed_weights, small_config
+from minid2.modules import named, nms_of_doubles, seed_weights, small_config, told
 
 from ssql_det.toydata.dataset import Settings, make_toy_data
 from ssql_det.toydata.digits import CLASSES
@@ -48,9 +48,10 @@ def first_steps(engine):
 
 
 def run(engine, cfg):
-    """Losses of every step, and the weights at the end."""
+    """Losses of every step, and what they changed in the weights."""
     engine("utils.env").seed_all_rng(5)
     model = seed_weights(engine("modeling").build_model(cfg))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
     optimizer = engine("solver").build_optimizer(cfg, model)
     schedule = engine("solver").build_lr_scheduler(cfg, optimizer)
     steps, rates = [], []
@@ -64,7 +65,8 @@ def run(engine, cfg):
             schedule.step()
             storage.step()
             steps.append([losses[name].item() for name in sorted(losses)])
-    return {"losses": np.array(steps), "rates": np.array(rates), "weights": described(model)["start"]}
+    changes = [value - before[name] for name, value in model.state_dict().items() if value.dtype.is_floating_point]
+    return {"losses": np.array(steps), "rates": np.array(rates), **told(changes)}
 
 
 SCENARIOS = (first_steps,)

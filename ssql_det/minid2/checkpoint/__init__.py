@@ -1,4 +1,4 @@
-"""Checkpoints: whole files or none, read without running anything in them."""
+"""Checkpoints of detectors, and fvcore's classes around them."""
 
 from fvcore.common.checkpoint import Checkpointer, PeriodicCheckpointer
 

@@ -36,14 +36,11 @@ def align_and_update_state_dicts(
         if ours != theirs:
             logger.warning(f"{source} is not loaded: its shape is {tuple(theirs)}, that of {name} {tuple(ours)}")
         elif source in takers:
-            raise ValueError(
-                f"Cannot match one checkpoint key to multiple keys in the model: {source} is the end of "
-                f"{takers[source]} and of {name}"
-            )
+            raise ValueError(f"it is not clear where weights go: {source} is the end of {takers[source]} and of {name}")
         else:
             takers[source] = name
     if not takers:
-        logger.warning("No weights in checkpoint matched with model.")
+        logger.warning("No name in the checkpoint is the end of one in the model.")
         return ckpt_state_dict
     sources = {name: source for source, name in takers.items()}
     module = _longest_common_prefix(list(sources))[:-1] or "model"

@@ -103,7 +103,7 @@ class NaiveSyncBatchNorm(BatchNorm2d):
         images, channels = x.shape[:2]
         own = torch.cat([x.mean(dim=(0, 2, 3)), (x * x).mean(dim=(0, 2, 3))])
         if self._stats_mode == "":
-            assert images > 0, 'SyncBatchNorm(stats_mode="") does not support zero batch size.'
+            assert images > 0, 'without images there are no statistics: use stats_mode="N"'
             mean, square = (differentiable_all_reduce(own) / dist.get_world_size()).split(channels)
             return mean, square, self.momentum
         if images == 0:

@@ -18,7 +18,7 @@ def paste_masks_in_image(masks: Tensor, boxes: Any, image_shape: tuple[int, int]
 
     A negative threshold gives the masks themselves instead, times 255, as uint8.
     """
-    assert masks.shape[-1] == masks.shape[-2], "Only square mask predictions are supported"
+    assert masks.shape[-1] == masks.shape[-2], "masks are to be squares"
     if len(masks) == 0:
         return masks.new_empty((0, *image_shape), dtype=torch.uint8)
     boxes = boxes if isinstance(boxes, Tensor) else boxes.tensor
@@ -40,7 +40,7 @@ def _chunks(count: int, image_shape: tuple[int, int], on_cpu: bool) -> int:
     if on_cpu:
         return count
     chunks = math.ceil(count * image_shape[0] * image_shape[1] * BYTES_PER_FLOAT / GPU_MEM_LIMIT)
-    assert chunks <= count, "Default GPU_MEM_LIMIT in mask_ops.py is too small; try increasing it"
+    assert chunks <= count, f"one mask of {image_shape} takes more than GPU_MEM_LIMIT"
     return chunks
 
 

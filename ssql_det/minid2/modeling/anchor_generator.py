@@ -108,8 +108,8 @@ def build_anchor_generator(cfg: CfgNode, input_shape: Sequence[ShapeSpec]) -> nn
 
 
 def _for_each_map(values: Sequence[Any], maps: int, name: str) -> list[Sequence[float]]:
-    assert isinstance(values, Sequence), f"{name} in anchor generator has to be a list! Got {values}."
-    assert len(values), f"{name} in anchor generator cannot be empty!"
+    assert isinstance(values, Sequence), f"{name} of anchors are to be a list, not {values!r}"
+    assert len(values), f"there are no {name} of anchors"
     if not isinstance(values[0], Sequence):
         return [values] * maps
     if len(values) == 1:

@@ -36,17 +36,21 @@ class Box2BoxTransform:
         """What turns N boxes into N targets: [N, 4]."""
         centres, sides = _centres_and_sides(src_boxes)
         target_centres, target_sides = _centres_and_sides(target_boxes)
-        weights = src_boxes.new_tensor(self.weights)
-        shifts = weights[:2] * (target_centres - centres) / sides
-        growths = weights[2:] * torch.log(target_sides / sides)
-        assert (sides[:, 0] > 0).all(), "Input boxes to Box2BoxTransform are not valid!"
-        return torch.cat((shifts, growths), dim=1)
+        assert (sides[:, 0] > 0).all(), "a box to be moved has no width"
+        x, y = (target_centres - centres).unbind(1)
+        width, height = sides.unbind(1)
+        wider, higher = torch.log(target_sides / sides).unbind(1)
+        weights = self.weights
+        return torch.stack(
+            (weights[0] * x / width, weights[1] * y / height, weights[2] * wider, weights[3] * higher), dim=1
+        )
 
     def apply_deltas(self, deltas: Tensor, boxes: Tensor) -> Tensor:
         """N boxes changed in k ways each, deltas and result [N, k * 4]; in float32."""
         deltas = deltas.float()
         centres, sides = (each[:, None] for each in _centres_and_sides(boxes.to(deltas.dtype)))
-        scaled = deltas.reshape(len(deltas), deltas.shape[1] // 4, 4) / deltas.new_tensor(self.weights)
+        by_kind = deltas.reshape(len(deltas), deltas.shape[1] // 4, 4).unbind(-1)
+        scaled = torch.stack([each / weight for weight, each in zip(self.weights, by_kind, strict=True)], dim=-1)
         new_centres = scaled[..., :2] * sides + centres
         half = 0.5 * (torch.exp(scaled[..., 2:].clamp(max=self.scale_clamp)) * sides)
         return torch.cat((new_centres - half, new_centres + half), dim=-1).reshape(deltas.shape)
@@ -81,7 +85,7 @@ def _dense_box_regression_loss(
         loss: Tensor = smooth_l1_loss(deltas[fg_mask], targets[fg_mask], beta=smooth_l1_beta, reduction="sum")
         return loss
     if box_reg_loss_type not in _IOU_LOSSES:
-        raise ValueError(f"Invalid dense box regression loss type '{box_reg_loss_type}'")
+        raise ValueError(f"'{box_reg_loss_type}' is no loss of boxes: there are smooth_l1, {', '.join(_IOU_LOSSES)}")
     predicted = torch.stack([box2box_transform.apply_deltas(each, boxes) for each in deltas])
     loss = _IOU_LOSSES[box_reg_loss_type](predicted[fg_mask], torch.stack(list(gt_boxes))[fg_mask], reduction="sum")
     return loss

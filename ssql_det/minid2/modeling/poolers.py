@@ -62,9 +62,11 @@ class ROIPooler(nn.Module):
             raise ValueError(f"Unknown pooler type: {pooler_type}")
         self.level_poolers = nn.ModuleList(poolers)
         levels = [-math.log2(scale) for scale in scales]
-        assert all(level.is_integer() for level in (levels[0], levels[-1])), "Featuremap stride is not power of 2!"
+        assert all(level.is_integer() for level in (levels[0], levels[-1])), (
+            f"strides are to be powers of 2: scales are {scales}"
+        )
         self.min_level, self.max_level = int(levels[0]), int(levels[-1])
-        assert len(scales) == self.max_level - self.min_level + 1, "Sizes of input featuremaps do not form a pyramid!"
+        assert len(scales) == self.max_level - self.min_level + 1, f"each scale is to be half the one before: {scales}"
         assert 0 <= self.min_level <= self.max_level
         assert canonical_box_size > 0
         self.canonical_box_size = canonical_box_size

@@ -34,7 +34,7 @@ class BoxMode(IntEnum):
             (from_mode, to_mode)
         )
         if sign is None:
-            raise NotImplementedError(f"Conversion from BoxMode {from_mode!r} to {to_mode!r} is not supported yet")
+            raise NotImplementedError(f"minid2 knows no way from {from_mode!r} to {to_mode!r}")
         if isinstance(box, (list, tuple)):
             assert len(box) == 4, f"a single box has 4 numbers, got {len(box)}"
             kind: type = type(box)
@@ -77,7 +77,7 @@ class Boxes:
 
     def clip(self, box_size: tuple[int, int]) -> None:
         """Limit to an image of (height, width), in place."""
-        assert torch.isfinite(self.tensor).all(), "Box tensor contains infinite or NaN!"
+        assert torch.isfinite(self.tensor).all(), "boxes to be clipped are infinite or NaN"
         height, width = box_size
         x = self.tensor[:, 0::2].clamp(min=0, max=width)
         y = self.tensor[:, 1::2].clamp(min=0, max=height)
@@ -114,7 +114,7 @@ class Boxes:
         if isinstance(item, int):
             return Boxes(self.tensor[item].view(1, -1))
         chosen = self.tensor[item]
-        assert chosen.dim() == 2, f"Indexing on Boxes with {item} failed to return a matrix!"
+        assert chosen.dim() == 2, f"{item} does not choose boxes"
         return Boxes(chosen)
 
     def __len__(self) -> int:

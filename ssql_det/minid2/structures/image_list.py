@@ -51,6 +51,6 @@ class ImageList:
         largest = [square] * 2 if square > 0 else [max(sides) for sides in zip(*sizes, strict=True)]
         padded = [-(-side // divisor) * divisor for side in largest]
         batch = tensors[0].new_full((len(tensors), *tensors[0].shape[:-2], *padded), pad_value)
-        for target, image in zip(batch, tensors, strict=True):
-            target[..., : image.shape[-2], : image.shape[-1]].copy_(image)
+        for index, image in enumerate(tensors):  # not over the batch: an image may require a gradient
+            batch[index, ..., : image.shape[-2], : image.shape[-1]].copy_(image)
         return ImageList(batch, sizes)

@@ -39,7 +39,7 @@ class Instances:
 
     def __getattr__(self, name: str) -> Any:
         if name == "_fields" or name not in self._fields:  # the former while a copy is being made
-            raise AttributeError(f"Cannot find field '{name}' in the given Instances!")
+            raise AttributeError(f"the instances have no field '{name}'")
         return self._fields[name]
 
     def set(self, name: str, value: Any) -> None:
@@ -71,17 +71,17 @@ class Instances:
         """By an integer, a slice, or a vector of integers or booleans."""
         if type(item) is int:
             if not -len(self) <= item < len(self):
-                raise IndexError("Instances index out of range!")
+                raise IndexError(f"index {item} of {len(self)} instances")
             item = slice(item, None, len(self))  # the one, in a field of length one
         return Instances(self._image_size, **{name: value[item] for name, value in self._fields.items()})
 
     def __len__(self) -> int:
         for value in self._fields.values():
             return len(value)
-        raise NotImplementedError("Empty Instances does not support __len__!")
+        raise NotImplementedError("Instances without a field have no length")
 
     def __iter__(self) -> Any:
-        raise NotImplementedError("`Instances` object is not iterable!")
+        raise NotImplementedError("Instances are not iterated: index them, or a field")
 
     @staticmethod
     def cat(instance_lists: Sequence[Instances]) -> Instances:

@@ -181,7 +181,7 @@ class ROIMasks:
 
     def __init__(self, tensor: Tensor) -> None:
         if tensor.dim() != 3:
-            raise ValueError("ROIMasks must take a masks of 3 dimension.")
+            raise ValueError(f"masks are to be [N, M, M], not {tuple(tensor.shape)}")
         self.tensor = tensor
 
     def to(self, device: torch.device | str) -> ROIMasks:
@@ -210,5 +210,5 @@ def _checked(polygons: Any) -> list[Polygon]:
     arrays = [np.asarray(each.cpu() if isinstance(each, Tensor) else each).astype(np.float64) for each in polygons]
     for array in arrays:
         if len(array) % 2 != 0 or len(array) < 6:
-            raise ValueError(f"Cannot create a polygon from {len(array)} coordinates.")
+            raise ValueError(f"{len(array)} numbers are no polygon: x and y of three corners at least")
     return arrays

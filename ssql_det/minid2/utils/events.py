@@ -37,7 +37,7 @@ _STORAGES: list[EventStorage] = []
 
 def get_event_storage() -> EventStorage:
     """The storage whose ``with`` block this is called in, the innermost."""
-    assert _STORAGES, "get_event_storage() has to be called inside a 'with EventStorage(...)' context!"
+    assert _STORAGES, "no EventStorage is at hand: train inside 'with EventStorage():'"
     return _STORAGES[-1]
 
 
@@ -192,6 +192,10 @@ class EventStorage:
     def iter(self, value: int) -> None:
         self._iter = int(value)
 
+    @property
+    def iteration(self) -> int:
+        return self._iter
+
     def step(self) -> None:
         self.iter += 1
 
@@ -202,7 +206,7 @@ class EventStorage:
         self._history[name].update(float(value), iteration)
         self._latest[name] = (float(value), iteration)
         hint = self._smoothing_hints.setdefault(name, smoothing_hint)
-        assert hint == smoothing_hint, f"Scalar {name} was put with a different smoothing_hint!"
+        assert hint == smoothing_hint, f"{name} was first put with smoothing_hint={hint}"
 
     def put_scalars(self, *, smoothing_hint: bool = True, cur_iter: int | None = None, **kwargs: float) -> None:
         for name, value in kwargs.items():
@@ -237,7 +241,7 @@ class EventStorage:
 
     def history(self, name: str) -> HistoryBuffer:
         if name not in self._history:
-            raise KeyError(f"No history metric available for {name}!")
+            raise KeyError(f"nothing was put under the name {name}")
         return self._history[name]
 
     def histories(self) -> dict[str, HistoryBuffer]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch.nn.functional as F
 from fvcore.nn.weight_init import c2_xavier_fill
@@ -41,7 +42,7 @@ class FPN(Backbone):
         assert in_features, in_features
         assert fuse_type in ("avg", "sum"), fuse_type
         shapes = bottom_up.output_shape()
-        strides = [shapes[name].stride or 0 for name in in_features]
+        strides: list[Any] = [shapes[name].stride for name in in_features]
         assert all(coarse == 2 * fine for fine, coarse in pairwise(strides)), f"Strides {strides} do not double"
         levels = [int(math.log2(stride)) for stride in strides]
         lateral_convs, output_convs = [], []

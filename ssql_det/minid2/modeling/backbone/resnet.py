@@ -1,7 +1,7 @@
 """Residual networks (He et al., CVPR 2016), stage by stage: a stem, then ``res2`` to ``res5``.
 
 Convs carry their norm as a child called ``norm``. A stage's features have one size; each stage after the first
-halves it. Stages behind the last feature that is asked for are not kept.
+halves it, unless it is dilated. Stages behind the last feature that is asked for are not kept.
 """
 
 from __future__ import annotations
@@ -142,7 +142,8 @@ class ResNet(Backbone):
         self._out_feature_channels = {"stem": stem.out_channels}
         names = [f"res{index}" for index in range(2, 2 + len(stages))]
         if out_features is not None:  # what nobody asked for would cost memory, and DDP its gradients
-            names = [name for name in names if any(name <= wanted for wanted in out_features if wanted in names)]
+            last = max((names.index(wanted) for wanted in out_features if wanted in names), default=-1)
+            names = names[: last + 1]
         stride, channels = stem.stride, stem.out_channels
         for name, blocks in zip(names, stages, strict=False):
             assert blocks, f"{name} has no blocks"
@@ -165,14 +166,16 @@ class ResNet(Backbone):
         self.freeze(freeze_at)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        assert x.dim() == 4, f"ResNet takes an input of shape (N, C, H, W). Got {x.shape} instead!"
+        assert x.dim() == 4, f"images are to be [N, C, H, W], not {tuple(x.shape)}"
         x = self.stem(x)
-        outputs = {"stem": x}
+        outputs = {"stem": x} if "stem" in self._out_features else {}
         for name, stage in zip(self.stage_names, self.stages, strict=True):
-            outputs[name] = x = stage(x)
-        if self.num_classes is not None:
+            x = stage(x)
+            if name in self._out_features:  # no other is kept alive
+                outputs[name] = x
+        if "linear" in self._out_features:
             outputs["linear"] = self.linear(torch.flatten(self.avgpool(x), 1))
-        return {name: feature for name, feature in outputs.items() if name in self._out_features}
+        return outputs
 
     def freeze(self, freeze_at: int = 0) -> ResNet:
         """Freeze so many stages from the beginning: 1 is the stem alone, 2 the stem and ``res2``."""
@@ -194,8 +197,8 @@ class ResNet(Backbone):
             for name, value in kwargs.items():
                 short = name.removesuffix("_per_block")
                 if short != name:
-                    assert len(value) == num_blocks, f"Argument '{name}' of make_stage needs {num_blocks} values"
-                    assert short not in kwargs, f"Cannot call make_stage with both {name} and {short}!"
+                    assert len(value) == num_blocks, f"{name} is to have {num_blocks} values, one a block"
+                    assert short not in kwargs, f"make_stage has {name} and {short}: give one of them"
                 own[short] = value if short == name else value[index]
             blocks.append(block_class(in_channels=in_channels, out_channels=out_channels, **own))
             in_channels = out_channels
@@ -231,7 +234,8 @@ def build_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
     if is_basic:
         for key, value in (("RES2_OUT_CHANNELS", 64), ("RES5_DILATION", 1), ("NUM_GROUPS", 1)):
             assert node[key] == value, f"Must set MODEL.RESNETS.{key} = {value} for R18/R34"
-    stem = BasicStem(input_shape.channels or 3, node.STEM_OUT_CHANNELS, node.NORM)
+    assert input_shape.channels is not None
+    stem = BasicStem(input_shape.channels, node.STEM_OUT_CHANNELS, node.NORM)
     stages = []
     in_channels = node.STEM_OUT_CHANNELS
     for index, num_blocks in enumerate(_BLOCKS_PER_STAGE[node.DEPTH]):

@@ -34,9 +34,11 @@ def find_top_rpn_proposals(
         best, chosen = logits.topk(min(logits.shape[1], pre_nms_topk), dim=1)
         scores.append(best)
         boxes.append(level_boxes.gather(1, chosen[..., None].expand(-1, -1, 4)))
-        levels.append(torch.full_like(chosen[0], level))
+        levels.append(torch.full(chosen.shape[1:], level, device=chosen.device))
     all_levels = cat(levels)
-    by_image = zip(cat(boxes, dim=1), cat(scores, dim=1), image_sizes, strict=False)
+    by_image = zip(
+        cat(boxes, dim=1), cat(scores, dim=1), image_sizes, strict=False
+    )  # of more images than sizes the first
     return [
         _top_of_image(image_boxes, image_scores, all_levels, size, nms_thresh, post_nms_topk, min_box_size, training)
         for image_boxes, image_scores, size in by_image
@@ -56,7 +58,7 @@ def _top_of_image(
     finite = torch.isfinite(tensor).all(dim=1) & torch.isfinite(scores)
     if not finite.all():
         if training:
-            raise FloatingPointError("Predicted boxes or scores contain Inf/NaN. Training has diverged.")
+            raise FloatingPointError("training has diverged: proposals are infinite or NaN; try a lower SOLVER.BASE_LR")
         tensor, scores, levels = tensor[finite], scores[finite], levels[finite]
     boxes = Boxes(tensor)
     boxes.clip(image_size)
@@ -71,7 +73,7 @@ def add_ground_truth_to_proposals(gt: Sequence[Instances | Boxes], proposals: Se
     """The proposals of each image with its ground truth behind them, as sure as can be."""
     assert gt is not None
     if len(proposals) != len(gt):
-        raise ValueError("proposals and gt should have the same length as the number of images!")
+        raise ValueError(f"ground truth of {len(gt)} images, proposals of {len(proposals)}")
     return [add_ground_truth_to_proposals_single_image(truth, each) for truth, each in zip(gt, proposals, strict=True)]
 
 
@@ -82,5 +84,5 @@ def add_ground_truth_to_proposals_single_image(gt: Instances | Boxes, proposals:
     logits = torch.full((len(gt),), _CERTAIN, device=proposals.objectness_logits.device)
     fields = {**gt.get_fields(), "proposal_boxes": gt.gt_boxes, "objectness_logits": logits}
     for name in proposals.get_fields():
-        assert name in fields, f"The attribute '{name}' in `proposals` does not exist in `gt`"
+        assert name in fields, f"proposals have '{name}', which ground truth has not"
     return Instances.cat([proposals, Instances(proposals.image_size, **fields)])

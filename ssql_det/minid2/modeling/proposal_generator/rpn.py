@@ -47,7 +47,7 @@ class StandardRPNHead(nn.Module):
         for wanted in conv_dims:
             out_channels = channels if wanted == -1 else wanted
             if out_channels <= 0:
-                raise ValueError(f"Conv output channels should be greater than 0. Got {out_channels}")
+                raise ValueError(f"MODEL.RPN.CONV_DIMS has {wanted}: a width, or -1 to keep it")
             convs.append(Conv2d(channels, out_channels, kernel_size=3, padding=1, activation=nn.ReLU()))
             channels = out_channels
         if len(convs) == 1:
@@ -66,10 +66,10 @@ class StandardRPNHead(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Sequence[ShapeSpec]) -> dict[str, Any]:
         channels = {each.channels for each in input_shape}
-        assert len(channels) == 1, "Each level must have the same channel!"
+        assert len(channels) == 1, f"levels that share a head differ in channels: {channels}"
         anchors = build_anchor_generator(cfg, input_shape)
         counts = set(anchors.num_anchors)  # type: ignore[arg-type]
-        assert len(counts) == 1, "Each level must have the same number of anchors per spatial position"
+        assert len(counts) == 1, f"levels that share a head differ in anchors: {counts}"
         return {
             "in_channels": channels.pop(),
             "num_anchors": counts.pop(),
@@ -79,8 +79,12 @@ class StandardRPNHead(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """For each level, logits [N, A, H, W] and deltas [N, A * box_dim, H, W]."""
-        hidden = [self.conv(each) for each in features]
-        return [self.objectness_logits(each) for each in hidden], [self.anchor_deltas(each) for each in hidden]
+        logits, deltas = [], []
+        for each in features:
+            hidden = self.conv(each)
+            logits.append(self.objectness_logits(hidden))
+            deltas.append(self.anchor_deltas(hidden))
+        return logits, deltas
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
@@ -166,7 +170,7 @@ class RPN(nn.Module):
         deltas = [self._by_anchor(each) for each in raw_deltas]
         losses = {}
         if self.training:
-            assert gt_instances is not None, "RPN requires gt_instances in training!"
+            assert gt_instances is not None, "there is no ground truth to train on"
             gt_labels, gt_boxes = self.label_and_sample_anchors(anchors, gt_instances)
             losses = self.losses(anchors, logits, gt_labels, deltas, gt_boxes)
         return self.predict_proposals(anchors, logits, deltas, images.image_sizes), losses

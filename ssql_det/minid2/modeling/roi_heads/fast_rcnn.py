@@ -110,7 +110,8 @@ class FastRCNNOutputLayers(nn.Module):
     ) -> None:
         super().__init__()
         shape = ShapeSpec(channels=input_shape) if isinstance(input_shape, int) else input_shape
-        features = (shape.channels or 0) * (shape.width or 1) * (shape.height or 1)
+        assert shape.channels is not None
+        features = shape.channels * (shape.width or 1) * (shape.height or 1)
         self.num_classes = num_classes
         self.cls_score = nn.Linear(features, num_classes + 1)
         box_dim = len(box2box_transform.weights)
@@ -155,7 +156,7 @@ class FastRCNNOutputLayers(nn.Module):
         if proposals:
             gt_classes = cat([each.gt_classes for each in proposals])
             boxes = cat([each.proposal_boxes.tensor for each in proposals])
-            assert not boxes.requires_grad, "Proposals should not require gradients!"
+            assert not boxes.requires_grad, "proposals are to be fixed, without gradients"
             # Without ground truth all is background, and whatever stands here is not looked at.
             truth = [each.gt_boxes if each.has("gt_boxes") else each.proposal_boxes for each in proposals]
             gt_boxes = cat([each.tensor for each in truth])

@@ -27,7 +27,7 @@ def mask_rcnn_loss(pred_mask_logits: Tensor, instances: Sequence[Instances]) -> 
     Logits [M, classes or 1, S, S] for the M regions of all images; ``instances`` have ``proposal_boxes``,
     ``gt_classes`` and ``gt_masks``.
     """
-    assert pred_mask_logits.size(2) == pred_mask_logits.size(3), "Mask prediction must be square!"
+    assert pred_mask_logits.size(2) == pred_mask_logits.size(3), "masks are predicted on squares"
     side = pred_mask_logits.size(2)
     regions = [each for each in instances if len(each) > 0]
     if not regions:
@@ -105,7 +105,7 @@ class MaskRCNNConvUpsampleHead(BaseMaskRCNNHead, nn.Sequential):  # type: ignore
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        assert len(conv_dims) >= 1, "conv_dims have to be non-empty!"
+        assert len(conv_dims) >= 1, "conv_dims are to name at least the deconv's width"
         assert input_shape.channels is not None
         channels = input_shape.channels
         *widths, deconv_width = conv_dims

@@ -210,7 +210,7 @@ class StandardROIHeads(ROIHeads):
     ) -> Results:
         if not self.training:
             return self.forward_with_given_boxes(features, self._forward_box(features, proposals)), {}
-        assert targets, "'targets' argument is required during training"
+        assert targets, "there is no ground truth to train on"
         proposals = self.label_and_sample_proposals(proposals, targets)
         losses = self._forward_box(features, proposals)
         losses.update(self._forward_mask(features, proposals))
@@ -255,9 +255,10 @@ class StandardROIHeads(ROIHeads):
 
 def _build_pooler(node: CfgNode, in_features: Sequence[str], input_shape: dict[str, ShapeSpec]) -> ROIPooler:
     """A pooler as a head's config describes it."""
+    strides: list[Any] = [input_shape[name].stride for name in in_features]
     return ROIPooler(
         output_size=node.POOLER_RESOLUTION,
-        scales=[1.0 / (input_shape[name].stride or 1) for name in in_features],
+        scales=[1.0 / stride for stride in strides],
         sampling_ratio=node.POOLER_SAMPLING_RATIO,
         pooler_type=node.POOLER_TYPE,
     )
