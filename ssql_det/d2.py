@@ -15,7 +15,6 @@ The choice is made once a process, on the first name taken:
 from __future__ import annotations
 
 import functools
-import importlib
 import importlib.util
 import logging
 import os
@@ -246,7 +245,7 @@ def _names() -> dict[str, Any]:
     """All names that the suite uses; what is missing is found now, not in the middle of a run."""
     found, missing = {}, []
     for package, names in _NAMES.items():
-        module = _imported(package)
+        module = _imported(package, names)
         for name in names:
             if hasattr(module, name):
                 found[name] = getattr(module, name)
@@ -264,16 +263,14 @@ def _names() -> dict[str, Any]:
     return found
 
 
-def _imported(package: str) -> Any:
+def _imported(package: str, names: Sequence[str]) -> Any:
+    """The sub-package; those of the names that are modules in it are imported too."""
     name = f"{_ROOTS[engine()]}.{package}"
-    if engine() == MINID2:
-        return importlib.import_module(name)
     try:
-        module = importlib.import_module(name)
-        if package == "utils":
-            importlib.import_module(f"{name}.comm")  # a module, which the package need not have imported
-        return module
+        return __import__(name, fromlist=names)
     except Exception as failure:
+        if engine() == MINID2:
+            raise
         spec = importlib.util.find_spec(DETECTRON2)
         raise UserError(
             f"detectron2 is installed ({spec.origin if spec else '?'}) but {name} cannot be imported "

@@ -73,26 +73,20 @@ def synchronize() -> None:
 
 def all_gather(data: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
     """Each rank's ``data``, which can be pickled, on every rank."""
-    if get_world_size() == 1:
+    group = _group_of_several(group)
+    if group is None:
         return [data]
-    group = _get_global_gloo_group() if group is None else group
-    size = dist.get_world_size(group)
-    if size == 1:
-        return [data]
-    gathered: list[Any] = [None] * size
+    gathered: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(gathered, data, group=group)
     return gathered
 
 
 def gather(data: Any, dst: int = 0, group: dist.ProcessGroup | None = None) -> list[Any]:
     """Each rank's ``data`` on rank ``dst``; on the others an empty list."""
-    if get_world_size() == 1:
+    group = _group_of_several(group)
+    if group is None:
         return [data]
-    group = _get_global_gloo_group() if group is None else group
-    size = dist.get_world_size(group)
-    if size == 1:
-        return [data]
-    gathered: list[Any] | None = [None] * size if dist.get_rank(group) == dst else None
+    gathered: list[Any] | None = [None] * dist.get_world_size(group) if dist.get_rank(group) == dst else None
     dist.gather_object(data, gathered, dst=dst, group=group)
     return gathered or []
 
@@ -115,6 +109,14 @@ def reduce_dict(input_dict: dict[str, Tensor], average: bool = True) -> dict[str
         if average and is_main_process():
             values /= size
     return dict(zip(names, values, strict=True))
+
+
+def _group_of_several(group: dist.ProcessGroup | None) -> dist.ProcessGroup | None:
+    """The group, or that of all ranks; None where this rank is alone in it."""
+    if get_world_size() == 1:
+        return None
+    group = _get_global_gloo_group() if group is None else group
+    return group if dist.get_world_size(group) > 1 else None
 
 
 @functools.cache
