@@ -8,7 +8,17 @@ import pytest
 import ssql_det
 
 PACKAGE = Path(ssql_det.__file__).parent
-FLOORS = {"core": 0, "quant": 1, "backbones": 1, "toydata": 1, "checkdata": 1, "minid2": 1, "d2": 2, "cli": 4}
+FLOORS = {
+    "core": 0,
+    "quant": 1,
+    "backbones": 1,
+    "toydata": 1,
+    "checkdata": 1,
+    "convert": 1,
+    "minid2": 1,
+    "d2": 2,
+    "cli": 4,
+}
 LONGEST = 300
 
 

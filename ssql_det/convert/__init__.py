@@ -1,0 +1,45 @@
+"""Floor 1: checkpoints from anywhere to anywhere, exactly. All foreign files come in here.
+
+A format is a file of :mod:`formats`: a rename table, what gives it away, what it does not carry. In the middle stands
+the neutral form, torchvision's names and what is known about the network. Names are made from a ResNet's places, never
+paired by position; every tensor is used, left out for a stated reason, or the file is refused.
+
+>>> checkpoint = read("moco_v2_800ep_pretrain.pth.tar")
+>>> write(checkpoint, "moco_v2.pkl", "detectron2")
+>>> load_backbone(detector, checkpoint).percent
+100.0
+"""
+
+from ssql_det.convert.architecture import ARCHITECTURES, Architecture, architecture
+from ssql_det.convert.checkpoint import Checkpoint, Source
+from ssql_det.convert.coverage import Coverage
+from ssql_det.convert.facts import CIFAR, IMAGENET, MSRA, Facts, Input, told
+from ssql_det.convert.formats import FORMATS
+from ssql_det.convert.formats.detectron2 import config_lines
+from ssql_det.convert.loading import load_backbone, load_detector
+from ssql_det.convert.reading import examine, read
+from ssql_det.convert.writing import check_output, write, writers
+
+__all__ = [
+    "ARCHITECTURES",
+    "CIFAR",
+    "FORMATS",
+    "IMAGENET",
+    "MSRA",
+    "Architecture",
+    "Checkpoint",
+    "Coverage",
+    "Facts",
+    "Input",
+    "Source",
+    "architecture",
+    "check_output",
+    "config_lines",
+    "examine",
+    "load_backbone",
+    "load_detector",
+    "read",
+    "told",
+    "write",
+    "writers",
+]

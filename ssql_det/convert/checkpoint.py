@@ -1,0 +1,56 @@
+"""The neutral form: a ResNet's tensors under torchvision's names, and what is known about them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from ssql_det.convert.architecture import Architecture
+from ssql_det.convert.coverage import Coverage
+from ssql_det.convert.facts import Facts
+
+KEY = "ssql_det"  # under which a file keeps what is known about its network
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Source:
+    """The file a checkpoint was read from, by its content."""
+
+    name: str
+    sha256: str
+    format: str
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A backbone, whatever file it came in. ``detector`` has the rest of a detector, under Detectron2's names.
+
+    >>> checkpoint = read("r50.pkl")
+    >>> checkpoint.architecture.name, checkpoint.tensors["conv1.weight"].shape
+    ('resnet50', torch.Size([64, 3, 7, 7]))
+    """
+
+    architecture: Architecture
+    tensors: Mapping[str, Tensor]
+    facts: Facts = field(default_factory=Facts)
+    source: Source | None = None
+    coverage: Coverage = field(default_factory=Coverage)
+    detector: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def description(self) -> dict[str, Any]:
+        """What is known, in plain values, for files that have room for it."""
+        source = None if self.source is None else vars(self.source)
+        return {"version": _VERSION, "arch": self.architecture.name, **self.facts.to_plain(), "source": source}
+
+
+def described(plain: Mapping[str, Any], architecture: Architecture) -> Facts:
+    """The facts in a description that came with a file; an error where it is of another network than the tensors."""
+    if plain["version"] != _VERSION:
+        raise ValueError(f"it is of version {plain['version']}, and known is version {_VERSION}")
+    if plain["arch"] != architecture.name:
+        raise ValueError(f"it calls itself a {plain['arch']}, and its tensors are those of a {architecture.name}")
+    return Facts.from_plain(plain)

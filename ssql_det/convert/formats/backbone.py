@@ -1,0 +1,17 @@
+"""Any code that keeps a ResNet of torchvision's names under ``backbone.``: mmpretrain, Barlow Twins, VICReg, ...
+
+Does not carry: the method.
+"""
+
+from ssql_det.convert.format import Format
+from ssql_det.convert.layout import Layout
+
+_HEADS = ("head", "neck", "projector", "predictor", "bn", "classifier", "backbone.fc")
+
+BACKBONE = Format(
+    name="backbone",
+    title="a ResNet under backbone. (mmpretrain, Barlow Twins, VICReg, ...)",
+    branches={"online": (Layout("backbone."),)},
+    left_out={f"{head}.*": "a head" for head in _HEADS},
+    note="the method",
+)

@@ -1,0 +1,109 @@
+"""Detectron2's ResNet alone, ``.pkl``: arrays that find their places in a detector by the ends of their names.
+
+Such files come from Detectron2's and MoCo's conversion scripts, from its model zoo, and from here. Ours say in
+addition what is known about the network; others say it by ``__author__`` at best, and what is not known stays unknown.
+
+Does not carry: ``num_batches_tracked``, which FrozenBN has no place for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import IO, Any
+
+from torch import Tensor
+
+from ssql_det.convert import numpy_pickle
+from ssql_det.convert.architecture import COUNTER, Architecture
+from ssql_det.convert.checkpoint import KEY, Checkpoint, described
+from ssql_det.convert.facts import MSRA, Facts, Input, customary
+from ssql_det.convert.format import Format, Found, Writer
+from ssql_det.convert.layout import Layout, renamed
+from ssql_det.convert.names import Names
+from ssql_det.convert.tensors import as_tensor
+from ssql_det.core.errors import UserError
+
+NAMES = Names(
+    stem="stem.conv1",
+    stem_norm="stem.conv1.norm",
+    conv="res{stage}.{block}.conv{conv}",
+    norm="res{stage}.{block}.conv{conv}.norm",
+    shortcut="res{stage}.{block}.shortcut",
+    shortcut_norm="res{stage}.{block}.shortcut.norm",
+    first_stage=2,
+)
+_BACKBONE = Layout(names=NAMES)
+
+
+def config_lines(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What a Detectron2 config has to say for this backbone; None where the file does not tell.
+
+    >>> config_lines(read("moco_v2.pth.tar"))["INPUT.FORMAT"]
+    'RGB'
+    """
+    architecture, facts = checkpoint.architecture, checkpoint.facts
+    images = facts.input
+    lines: dict[str, Any] = {
+        "INPUT.FORMAT": images and images.channels,
+        "MODEL.PIXEL_MEAN": images and list(images.mean),
+        "MODEL.PIXEL_STD": images and list(images.std),
+        "MODEL.RESNETS.DEPTH": architecture.depth,
+    }
+    if not architecture.is_bottleneck:
+        return lines | {"MODEL.RESNETS.RES2_OUT_CHANNELS": architecture.widths[0]}
+    lines["MODEL.RESNETS.STRIDE_IN_1X1"] = facts.stride_in_1x1
+    if architecture.inner[0] != 64:
+        lines["MODEL.RESNETS.NUM_GROUPS"] = architecture.groups
+        lines["MODEL.RESNETS.WIDTH_PER_GROUP"] = architecture.inner[0] // architecture.groups
+    return lines
+
+
+def facts_of(content: Any, found: Found, architecture: Architecture) -> Facts:
+    """From our own description; else from the author; else the images alone, from what old detectors kept of them."""
+    if KEY in content:
+        return described(content[KEY], architecture)
+    author = content.get("__author__")
+    if author in ("torchvision", "MOCO"):  # by the scripts that convert torchvision's and MoCo's networks
+        return customary(architecture, method="moco" if author == "MOCO" else None)
+    if author == "Detectron2 Model Zoo" and not any(name.endswith(COUNTER) for name in found.state):
+        if architecture.groups == 1:  # trained from MSRA's ResNets, with norms frozen
+            return Facts(MSRA, stride_in_1x1=True)
+        return Facts(Input("BGR", MSRA.mean, (57.375, 57.12, 58.395)), stride_in_1x1=False)
+    mean, std = (as_tensor(found.state.get(name)) for name in ("pixel_mean", "pixel_std"))
+    if mean is None or std is None:
+        return Facts()
+    first, second, third = mean.flatten().tolist()
+    scales = std.flatten().tolist()
+    return Facts(Input("BGR" if first < third else "RGB", (first, second, third), (scales[0], scales[1], scales[2])))
+
+
+def write_names(checkpoint: Checkpoint, layout: Layout) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The backbone for Detectron2 under a layout's names; the counters are left behind."""
+    if checkpoint.architecture.is_cifar:
+        raise UserError(
+            f"a {checkpoint.architecture.name} has a stem of stride 1, for images of 32 pixels, "
+            "and Detectron2's ResNet one of stride 4; convert it to torchvision, safetensors or ssql_det"
+        )
+    counters = {name for name in checkpoint.tensors if name.endswith(COUNTER)}
+    kept = {name: tensor for name, tensor in checkpoint.tensors.items() if name not in counters}
+    reason = "FrozenBN has no place for it, and no norm of Detectron2's uses it"
+    return renamed(kept, checkpoint.architecture, layout), dict.fromkeys(sorted(counters), reason)
+
+
+def _write(checkpoint: Checkpoint, file: IO[bytes]) -> Mapping[str, str]:
+    named, left_behind = write_names(checkpoint, _BACKBONE)
+    arrays = {name: numpy_pickle.as_array(tensor) for name, tensor in named.items()}
+    content = {"model": arrays, "__author__": "ssql_det", "matching_heuristics": True, KEY: checkpoint.description()}
+    numpy_pickle.dump(content, file)
+    return left_behind | dict.fromkeys(checkpoint.detector, "a detector's, not of the backbone")
+
+
+DETECTRON2 = Format(
+    name="detectron2",
+    title="Detectron2's ResNet alone, under its names",
+    branches={"online": (_BACKBONE,)},
+    left_out={"stem.fc.*": "a classifier", "fc.*": "a classifier", "linear.*": "a classifier"},
+    facts=facts_of,
+    writer=Writer((".pkl",), _write),
+    note="num_batches_tracked",
+)

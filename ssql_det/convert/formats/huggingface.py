@@ -1,0 +1,28 @@
+"""Hugging Face's ResNet, ``model.safetensors`` or ``pytorch_model.bin``: stages, layers and convs count from 0.
+
+Does not carry, in the file itself: whether its bottlenecks stride in the 1x1 (``downsample_in_bottleneck`` of
+``config.json``; off in Microsoft's ResNets).
+"""
+
+from ssql_det.convert.format import Format
+from ssql_det.convert.layout import Layout
+from ssql_det.convert.names import Names
+
+NAMES = Names(
+    stem="embedder.embedder.convolution",
+    stem_norm="embedder.embedder.normalization",
+    conv="encoder.stages.{stage}.layers.{block}.layer.{conv}.convolution",
+    norm="encoder.stages.{stage}.layers.{block}.layer.{conv}.normalization",
+    shortcut="encoder.stages.{stage}.layers.{block}.shortcut.convolution",
+    shortcut_norm="encoder.stages.{stage}.layers.{block}.shortcut.normalization",
+    first_stage=0,
+    convs="012",
+)
+
+HUGGINGFACE = Format(
+    name="huggingface",
+    title="Hugging Face's ResNets",
+    branches={"online": (Layout("resnet.", NAMES), Layout("", NAMES))},
+    left_out={"classifier.*": "a classifier"},
+    note="whether it strides in the 1x1 (its config.json says so)",
+)

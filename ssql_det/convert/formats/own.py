@@ -1,0 +1,56 @@
+"""This project's own layout, ``.pth``: everything the neutral form has, and room for both branches of a training.
+
+::
+
+    {"ssql_det": {"version": 1, "arch": "resnet18", "method": "ssql-simsiam", "input": {...}, ...},
+     "online": {"conv1.weight": tensor, ...},      # torchvision's names
+     "momentum": {"conv1.weight": tensor, ...},    # where the method has a moving average
+     "detector": {...},                            # the rest of a detector, Detectron2's names
+     "heads": {...}, "resume": {...}}              # of a training: projector, predictor, queue; optimizer, step
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+
+from ssql_det.convert.architecture import Architecture
+from ssql_det.convert.checkpoint import KEY, Checkpoint, described
+from ssql_det.convert.facts import Facts
+from ssql_det.convert.format import Format, Found, Writer
+from ssql_det.convert.layout import Layout
+from ssql_det.convert.tensors import as_tensor
+
+_BRANCHES = ("online", "momentum")
+
+
+def _facts(content: Any, found: Found, architecture: Architecture) -> Facts:
+    return replace(described(content[KEY], architecture), branch=found.branch)
+
+
+def _detector(content: Any, leftover: dict[str, Any]) -> dict[str, Tensor]:
+    return {
+        name: tensor for name, value in content.get("detector", {}).items() if (tensor := as_tensor(value)) is not None
+    }
+
+
+def _write(checkpoint: Checkpoint, file: IO[bytes]) -> Mapping[str, str]:
+    content: dict[str, Any] = {KEY: checkpoint.description(), checkpoint.facts.branch: dict(checkpoint.tensors)}
+    if checkpoint.detector:
+        content["detector"] = dict(checkpoint.detector)
+    torch.save(content, file)
+    return {}
+
+
+OWN = Format(
+    name="ssql_det",
+    title="this project's own: the network, both its branches, and what is known about it",
+    branches={branch: (Layout(containers=(branch,), marks=(KEY,)),) for branch in _BRANCHES},
+    facts=_facts,
+    rest=_detector,
+    writer=Writer((".pth",), _write),
+)

@@ -1,0 +1,45 @@
+"""A safetensors file under torchvision's names. What is known about the network stands beside, as JSON.
+
+Carries everything the neutral form has but a detector's other tensors and a stride in the 1x1.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import IO, Any
+
+import safetensors.torch
+
+from ssql_det.convert.architecture import Architecture
+from ssql_det.convert.checkpoint import KEY, Checkpoint, described
+from ssql_det.convert.facts import Facts, customary
+from ssql_det.convert.files import METADATA
+from ssql_det.convert.format import Format, Found, Writer
+from ssql_det.convert.layout import Layout
+from ssql_det.convert.pytorch import as_pytorch
+
+
+def _facts(content: Any, found: Found, architecture: Architecture) -> Facts:
+    text = content[METADATA].get(KEY)
+    return customary(architecture) if text is None else described(json.loads(text), architecture)
+
+
+def _write(checkpoint: Checkpoint, file: IO[bytes]) -> Mapping[str, str]:
+    tensors, left_behind = as_pytorch(checkpoint)
+    description = checkpoint.description()
+    if checkpoint.facts.input is not None and checkpoint.facts.input.channels == "BGR":
+        description["input"] = vars(checkpoint.facts.input.turned())
+    file.write(safetensors.torch.save(dict(sorted(tensors.items())), {"format": "pt", KEY: json.dumps(description)}))
+    return left_behind
+
+
+SAFETENSORS = Format(
+    name="safetensors",
+    title="safetensors under torchvision's names, timm's and ours",
+    branches={"online": (Layout(containers=("model",), marks=(METADATA,)),)},
+    left_out={"fc.*": "a classifier", "head.*": "a classifier"},
+    facts=_facts,
+    writer=Writer((".safetensors",), _write),
+    note="a stride in the 1x1",
+)

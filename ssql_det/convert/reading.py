@@ -1,0 +1,132 @@
+"""``read(path)``: a file in any known format becomes a :class:`Checkpoint`, whole, or is refused."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ssql_det.convert.architecture import architecture
+from ssql_det.convert.checkpoint import Checkpoint, Source
+from ssql_det.convert.coverage import Coverage
+from ssql_det.convert.files import open_weights
+from ssql_det.convert.format import Format, Found
+from ssql_det.convert.formats import FORMATS, under_prefix
+from ssql_det.convert.layout import Fit, best_fit, contained, fit
+from ssql_det.convert.names import neutral
+from ssql_det.convert.tensors import alone, as_tensor, faults
+from ssql_det.core.errors import UserError, did_you_mean
+from ssql_det.core.files import sha256
+
+_FIRST_BLOCKS = ("layer1.0.conv1.weight", "res2.0.conv1.weight", "4.0.conv1.weight")  # of unknown prefixes
+
+
+def read(
+    path: str | os.PathLike[str],
+    format: str | None = None,
+    arch: str | None = None,
+    branch: str | None = None,
+    prefix: str | None = None,
+    allow: Sequence[str] = (),
+) -> Checkpoint:
+    """The backbone in a file, every tensor of it, or an error that says which tensors are the trouble.
+
+    ``format`` and ``arch`` are found out where they are not given. ``branch`` chooses between the trained network
+    (``online``) and its moving average (``momentum``) where both are there. ``prefix`` is for a ResNet that stands
+    under one that no format knows. ``allow`` has patterns of names that may be left over.
+
+    >>> checkpoint = read("moco_v2_800ep_pretrain.pth.tar")
+    >>> checkpoint.source.format, checkpoint.architecture.name
+    ('moco', 'resnet50')
+    """
+    checkpoint = examine(path, format, arch, branch, prefix)
+    checkpoint.coverage.check(os.fspath(path), allow)
+    return checkpoint
+
+
+def examine(
+    path: str | os.PathLike[str],
+    format: str | None = None,
+    arch: str | None = None,
+    branch: str | None = None,
+    prefix: str | None = None,
+) -> Checkpoint:
+    """As :func:`read`, but what is wrong is in ``coverage`` alone: a report, not a refusal."""
+    content = open_weights(path)
+    found = find_format(content, os.fspath(path), format, branch, prefix)
+    state = {name: tensor for name, value in found.state.items() if (tensor := as_tensor(value)) is not None}
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    best = fit(architecture(arch), found.layout, shapes) if arch else best_fit(found.layout, shapes)
+    tensors, coverage, detector = _sorted_out(content, found, state, best)
+    try:
+        facts = found.format.facts_of(content, found, best.architecture)
+    except (AttributeError, KeyError, TypeError, ValueError) as failure:
+        raise UserError(f"{path}: what it says about itself is not understood ({failure}); convert it anew") from None
+    source = Source(Path(path).name, sha256(path), found.format.name)
+    return Checkpoint(best.architecture, tensors, facts, source, coverage, detector)
+
+
+def find_format(
+    content: Any, where: str, name: str | None = None, branch: str | None = None, prefix: str | None = None
+) -> Found:
+    """Which format a file's content is in, and by which key that is known."""
+    candidates: Sequence[Format] = FORMATS
+    if name is not None:
+        known = {each.name: each for each in FORMATS}
+        if name not in known:
+            raise UserError(f"there is no format {name!r}{did_you_mean(name, known)} (known: {', '.join(known)})")
+        candidates = [known[name]]
+    if prefix is not None:
+        candidates = [under_prefix(prefix, candidates[0] if name else None)]
+    for candidate in candidates:
+        if (found := candidate.find(content, branch)) is not None:
+            return found
+    if branch is not None and (found := next((f for each in candidates if (f := each.find(content))), None)):
+        there = [each for each in found.format.branches if found.format.find(content, each)]
+        raise UserError(f"{where}: {found.format.name} has no branch {branch!r} here, only {', '.join(there)}")
+    raise UserError(f"{where}: {_why_unknown(content, candidates if name or prefix is not None else ())}")
+
+
+def _sorted_out(
+    content: Any, found: Found, state: Mapping[str, Tensor], best: Fit
+) -> tuple[dict[str, Tensor], Coverage, dict[str, Tensor]]:
+    """The backbone under neutral names; what became of each name of the state dict; a detector's other tensors."""
+    tensors = {neutral(slot): alone(state[name]) for slot, name in best.right.items()}
+    for slot in best.architecture.slots:
+        if (make := found.layout.computed.get(slot.leaf)) is not None and slot.is_norm and slot not in best.right:
+            tensors[neutral(slot)] = make(slot.shape)
+    floats = ((name, state[name]) for slot, name in best.right.items() if slot.shape)
+    wrong = {**best.wrong, **faults(floats)}
+    used = [name for name in best.right.values() if name not in wrong]
+    leftover = {name: value for name, value in found.state.items() if name not in {*best.right.values(), *best.wrong}}
+    detector = found.format.rest(content, leftover) if found.format.rest else {}
+    wrong |= faults(detector.items())
+    left_out, unmatched = {}, []
+    for name, value in leftover.items():
+        reason = found.format.reason_to_leave(name, found) if as_tensor(value) is not None else "not a tensor"
+        if reason is not None:
+            left_out[name] = reason
+        elif name not in detector:
+            unmatched.append(name)
+    return tensors, Coverage(tuple(used), left_out, tuple(unmatched), best.missing, wrong), detector
+
+
+def _why_unknown(content: Any, asked: Sequence[Format]) -> str:
+    """What to do about a file in which no ResNet is found."""
+    if asked:
+        format = asked[0]
+        first = [layout.first for layouts in format.branches.values() for layout in layouts]
+        return f"it is not in the format {format.name} ({' or '.join(first[:3])} is not in it); leave out --from"
+    containers = {layout.containers for each in FORMATS for layouts in each.branches.values() for layout in layouts}
+    states = [state for names in containers for name in names if (state := contained(content, name)) is not None]
+    names = [name for state in states for name, value in state.items() if as_tensor(value) is not None]
+    if not names:
+        return "there are no tensors in it under the usual names (state_dict, model, ...); is it a checkpoint?"
+    for end in _FIRST_BLOCKS:
+        if near := next((name for name in names if name.endswith(f".{end}")), None):
+            return f"its ResNet is under an unknown prefix; say --prefix {near.removesuffix(end)!r}"
+    known = ", ".join(each.name for each in FORMATS)
+    return f"no ResNet is found in it; its tensors are {', '.join(names[:3])}, ... (known formats: {known})"
