@@ -40,8 +40,8 @@ class Format:
     """One format. ``branches`` has the one that is read by default first, each with the layouts it comes in.
 
     ``left_out`` says why what fits a pattern is not taken, ``outside`` why what is not under the prefix is not.
-    ``method`` and ``images`` are what is trained with it by custom; ``facts`` reads what the file itself tells. ``rest``
-    finds, in the file and among the names left over, a detector's other tensors.
+    ``method`` and ``images`` are what is trained with it by custom; ``facts`` reads what the file itself tells;
+    ``rest`` finds, in the file and among the names left over, a detector's other tensors.
     """
 
     name: str

@@ -192,8 +192,12 @@ def _read_archive(file: IO[bytes]) -> Any:
         if f"{folder}byteorder" in names and archive.read(f"{folder}byteorder") != b"little":
             raise ValueError("it comes from a big-endian machine")
 
+        if sum(record.file_size for record in archive.infolist()) > _length(file):  # torch.save compresses nothing
+            raise _RefusedError("its records are larger than the file they are in")
+
         @functools.cache
         def storage(dtype: torch.dtype, key: str, location: str, count: int) -> torch.Tensor:
+            _check_claim(count * dtype.itemsize, archive.getinfo(f"{folder}data/{key}").file_size)
             elements = torch.empty(count, dtype=dtype)
             with archive.open(f"{folder}data/{key}") as record:
                 rebuild.fill(elements, record.read(elements.nbytes))
@@ -207,11 +211,13 @@ def _read_legacy(file: IO[bytes]) -> Any:
     for _ in ("magic number", "version", "machine"):
         _Unpickler(file).load()
     storages: dict[str, torch.Tensor] = {}
+    length = _length(file)
 
     def storage(dtype: torch.dtype, key: str, location: str, count: int, view: None) -> torch.Tensor:
         if view is not None:
             raise ValueError("it holds a view of a storage, as only torch before 0.4 wrote it")
         if key not in storages:
+            _check_claim(count * dtype.itemsize + sum(each.nbytes for each in storages.values()), length)
             storages[key] = torch.empty(count, dtype=dtype)
         return storages[key]
 
@@ -221,6 +227,19 @@ def _read_legacy(file: IO[bytes]) -> Any:
             raise ValueError(f"storage {key} is not of the size announced")
         rebuild.fill(storages[key], file.read(storages[key].nbytes))
     return content
+
+
+def _length(file: IO[bytes]) -> int:
+    position = file.tell()
+    length = file.seek(0, os.SEEK_END)
+    file.seek(position)
+    return length
+
+
+def _check_claim(claimed: int, there: int) -> None:
+    """Before memory is asked for: a few bytes can claim any number of elements."""
+    if claimed > there:
+        raise EOFError(f"its tensors claim {claimed} bytes where {there} are")
 
 
 def _foreign(kind: type[Inert], base: Any, value: Any) -> Inert:

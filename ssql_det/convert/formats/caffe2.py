@@ -1,8 +1,8 @@
 """Caffe2's blobs, ``.pkl``: MSRA's ResNets in Detectron2's model zoo, and the detectors of the first Detectron.
 
-Names run together with underscores; a block's convs are ``branch2a`` to ``branch2c``, its shortcut ``branch1``. With the
-first Detectron norms are an affine layer (``_bn_s``, ``_bn_b``), for which FrozenBN stands with mean 0 and variance 1,
-and the background is the first class, in Detectron2 the last.
+Names run together with underscores; a block's convs are ``branch2a`` to ``branch2c``, its shortcut ``branch1``. With
+the first Detectron norms are an affine layer (``_bn_s``, ``_bn_b``), for which FrozenBN stands with mean 0 and variance
+1, and the background is the first class, in Detectron2 the last.
 
 Does not carry: running statistics of an affine norm; anything about images or strides, which are MSRA's by custom.
 """
