@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import warnings
 from collections.abc import Sequence
 
 from ssql_det import __version__
 from ssql_det.core.errors import EXIT_BAD_INPUT, UserError, one_sentence
 
-COMMANDS = ("demo", "make-toy-data", "check-data")
+COMMANDS = ("demo", "make-toy-data", "check-data", "convert", "inspect")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -20,6 +21,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    warnings.filterwarnings("ignore", ".*torch.jit.script. is deprecated", FutureWarning)  # on importing fvcore
     with one_sentence():
         parser = _parser()
         options = parser.parse_args(arguments)

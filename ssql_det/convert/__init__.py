@@ -14,10 +14,11 @@ from ssql_det.convert.architecture import ARCHITECTURES, Architecture, architect
 from ssql_det.convert.checkpoint import Checkpoint, Source
 from ssql_det.convert.coverage import Coverage
 from ssql_det.convert.facts import CIFAR, IMAGENET, MSRA, Facts, Input, told
+from ssql_det.convert.files import open_weights
 from ssql_det.convert.formats import FORMATS
 from ssql_det.convert.formats.detectron2 import config_lines
 from ssql_det.convert.loading import load_backbone, load_detector
-from ssql_det.convert.reading import examine, read
+from ssql_det.convert.reading import examine, examine_content, read
 from ssql_det.convert.writing import check_output, write, writers
 
 __all__ = [
@@ -36,8 +37,10 @@ __all__ = [
     "check_output",
     "config_lines",
     "examine",
+    "examine_content",
     "load_backbone",
     "load_detector",
+    "open_weights",
     "read",
     "told",
     "write",

@@ -18,11 +18,12 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class Source:
-    """The file a checkpoint was read from, by its content."""
+    """The file a checkpoint was read from, by its content, and ``why`` it is taken to be of its format."""
 
     name: str
     sha256: str
     format: str
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,14 @@ class Checkpoint:
     coverage: Coverage = field(default_factory=Coverage)
     detector: Mapping[str, Tensor] = field(default_factory=dict)
 
+    @property
+    def called(self) -> str:
+        """The name for it in a sentence."""
+        return "the checkpoint" if self.source is None else self.source.name
+
     def description(self) -> dict[str, Any]:
         """What is known, in plain values, for files that have room for it."""
-        source = None if self.source is None else vars(self.source)
+        source = self.source and {key: vars(self.source)[key] for key in ("name", "sha256", "format")}
         return {"version": _VERSION, "arch": self.architecture.name, **self.facts.to_plain(), "source": source}
 
 

@@ -106,7 +106,7 @@ def _check(coverage: Coverage, checkpoint: Checkpoint) -> None:
     if not checkpoint.architecture.is_bottleneck and any("res5" in fault for fault in faults):
         hint += " and a C4 head with the same blocks (Detectron2's own Res5ROIHeads has bottlenecks at any depth)"
     name = checkpoint.architecture.name
-    raise UserError(f"{_file(checkpoint)} is a {name} and does not fit this network: {some(faults)}; {hint}")
+    raise UserError(f"{checkpoint.called} is a {name} and does not fit this network: {some(faults)}; {hint}")
 
 
 def _check_images(model: nn.Module, checkpoint: Checkpoint) -> None:
@@ -121,7 +121,7 @@ def _check_images(model: nn.Module, checkpoint: Checkpoint) -> None:
     )
     if not same or getattr(model, "input_format", images.channels) != images.channels:
         lines = " ".join(f"{key} {value}" for key, value in list(config_lines(checkpoint).items())[:3])
-        raise UserError(f"{_file(checkpoint)} was trained on other images than this network is fed; set {lines}")
+        raise UserError(f"{checkpoint.called} was trained on other images than this network is fed; set {lines}")
 
 
 def _check_stride(model: nn.Module, layout: Layout, checkpoint: Checkpoint) -> None:
@@ -132,10 +132,6 @@ def _check_stride(model: nn.Module, layout: Layout, checkpoint: Checkpoint) -> N
     first = model.get_submodule(str(layout(slot)).removesuffix(".weight"))
     if (getattr(first, "stride", (1, 1)) != (1, 1)) != in_1x1:
         raise UserError(
-            f"{_file(checkpoint)} strides in its {'1x1' if in_1x1 else '3x3'} convs and this network does not; "
+            f"{checkpoint.called} strides in its {'1x1' if in_1x1 else '3x3'} convs and this network does not; "
             f"set MODEL.RESNETS.STRIDE_IN_1X1 {in_1x1}"
         )
-
-
-def _file(checkpoint: Checkpoint) -> str:
-    return "the checkpoint" if checkpoint.source is None else checkpoint.source.name

@@ -55,7 +55,18 @@ def examine(
     prefix: str | None = None,
 ) -> Checkpoint:
     """As :func:`read`, but what is wrong is in ``coverage`` alone: a report, not a refusal."""
-    content = open_weights(path)
+    return examine_content(open_weights(path), path, format, arch, branch, prefix)
+
+
+def examine_content(
+    content: Any,
+    path: str | os.PathLike[str],
+    format: str | None = None,
+    arch: str | None = None,
+    branch: str | None = None,
+    prefix: str | None = None,
+) -> Checkpoint:
+    """As :func:`examine`, of what is opened already."""
     found = find_format(content, os.fspath(path), format, branch, prefix)
     state = {name: tensor for name, value in found.state.items() if (tensor := as_tensor(value)) is not None}
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
@@ -65,7 +76,7 @@ def examine(
         facts = found.format.facts_of(content, found, best.architecture)
     except (AttributeError, KeyError, TypeError, ValueError) as failure:
         raise UserError(f"{path}: what it says about itself is not understood ({failure}); convert it anew") from None
-    source = Source(Path(path).name, sha256(path), found.format.name)
+    source = Source(Path(path).name, sha256(path), found.format.name, found.why)
     return Checkpoint(best.architecture, tensors, facts, source, coverage, detector)
 
 

@@ -33,6 +33,7 @@ NAMES = Names(
     first_stage=2,
 )
 _BACKBONE = Layout(names=NAMES)
+_DEPTHS = (18, 34, 50, 101, 152)  # that Detectron2 builds
 
 
 def config_lines(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -47,8 +48,9 @@ def config_lines(checkpoint: Checkpoint) -> dict[str, Any]:
         "INPUT.FORMAT": images and images.channels,
         "MODEL.PIXEL_MEAN": images and list(images.mean),
         "MODEL.PIXEL_STD": images and list(images.std),
-        "MODEL.RESNETS.DEPTH": architecture.depth,
     }
+    if architecture.depth in _DEPTHS:
+        lines["MODEL.RESNETS.DEPTH"] = architecture.depth
     if not architecture.is_bottleneck:
         return lines | {"MODEL.RESNETS.RES2_OUT_CHANNELS": architecture.widths[0]}
     lines["MODEL.RESNETS.STRIDE_IN_1X1"] = facts.stride_in_1x1
@@ -81,7 +83,7 @@ def write_names(checkpoint: Checkpoint, layout: Layout) -> tuple[dict[str, Tenso
     """The backbone for Detectron2 under a layout's names; the counters are left behind."""
     if checkpoint.architecture.is_cifar:
         raise UserError(
-            f"a {checkpoint.architecture.name} has a stem of stride 1, for images of 32 pixels, "
+            f"{checkpoint.called} is a {checkpoint.architecture.name}, its stem of stride 1 for images of 32 pixels, "
             "and Detectron2's ResNet one of stride 4; convert it to torchvision, safetensors or ssql_det"
         )
     counters = {name for name in checkpoint.tensors if name.endswith(COUNTER)}

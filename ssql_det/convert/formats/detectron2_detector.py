@@ -42,7 +42,9 @@ def _write(layout: Layout, checkpoint: Checkpoint, file: IO[bytes]) -> Mapping[s
     is_fpn = any(name.startswith("backbone.fpn_") for name in checkpoint.detector)
     if checkpoint.detector and is_fpn != (layout is FPN_LAYOUT):
         here, other = ("an FPN", "a C4") if is_fpn else ("a C4", "an FPN")
-        raise UserError(f"this is {here} detector and cannot become {other} one; convert its backbone to detectron2")
+        raise UserError(
+            f"{checkpoint.called} is {here} detector and cannot become {other} one; take its backbone: --to detectron2"
+        )
     named, left_behind = write_names(checkpoint, layout)
     torch.save({"model": {**named, **checkpoint.detector}, KEY: checkpoint.description()}, file)
     return left_behind

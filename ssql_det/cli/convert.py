@@ -1,0 +1,158 @@
+"""Convert a backbone's checkpoint between formats: every tensor finds its place, or is named and the file refused.
+
+The format of IN is found by its keys. --formats lists what can be read and written.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ssql_det.convert import Checkpoint, Facts
+
+HELP = "a backbone from any checkpoint format into any other"
+_SHOWN = 3  # names of a kind
+
+
+class _ListFormats(argparse.Action):
+    """``--formats``: as ``--version``, but it needs torch only when it is asked for."""
+
+    def __call__(self, *_: Any) -> None:
+        from ssql_det.convert import FORMATS
+
+        for each in FORMATS:
+            verbs = "read, write" if each.writer else "read"
+            note = f"; does not carry: {each.note}" if each.note else ""
+            print(f"{each.name:16}{verbs:13}{each.title}{note}")
+        raise SystemExit(0)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_reading_arguments(parser)
+    parser.add_argument("out", metavar="OUT", help="the file to write")
+    parser.add_argument("--to", metavar="FORMAT", required=True, help="the format to write, such as detectron2")
+    parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
+    parser.add_argument(
+        "--verify", action="store_true", help="compare the features of both networks before OUT is there"
+    )
+    parser.add_argument(
+        "--allow-unmatched",
+        metavar="PATTERN",
+        action="append",
+        default=[],
+        help="tensors that may have no place: 'neck.*'",
+    )
+    parser.add_argument(
+        "--trained-with", metavar="CONFIG", help="the Detectron2 config it was trained with, if the file does not say"
+    )
+    parser.add_argument("--formats", action=_ListFormats, nargs=0, help="list the formats and leave")
+
+
+def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
+    """What every command says about a checkpoint that it reads."""
+    parser.add_argument("checkpoint", metavar="IN", help="a checkpoint: .pth, .pt, .tar, .bin, .pkl or .safetensors")
+    parser.add_argument("--from", dest="format", metavar="FORMAT", help="its format (default: found by its keys)")
+    parser.add_argument("--arch", help="its architecture, such as resnet50 (default: found by its tensors)")
+    parser.add_argument("--branch", metavar="online|momentum", help="which network, where it has two")
+    parser.add_argument("--prefix", help="where its ResNet is, if under a prefix that no format knows")
+
+
+def run(options: argparse.Namespace) -> None:
+    from dataclasses import replace
+
+    from ssql_det.convert import check_output, examine, write
+    from ssql_det.core.console import set_up_logging
+
+    set_up_logging()
+    check_output(options.out, options.to, options.force)
+    reading = (options.format, options.arch, options.branch, options.prefix)
+    checkpoint = examine(options.checkpoint, *reading)
+    if options.trained_with is not None:
+        checkpoint = replace(checkpoint, facts=_facts_of_config(checkpoint.facts, options.trained_with))
+    print("\n".join([*description(checkpoint), *coverage(checkpoint)]))
+    checkpoint.coverage.check(options.checkpoint, options.allow_unmatched)
+    if options.verify:
+        from ssql_det.cli.verify import verified
+
+        with verified(checkpoint, options) as unproven:
+            left_behind = write(checkpoint, unproven, options.to)
+    else:
+        left_behind = write(checkpoint, options.out, options.to, options.force)
+    config = _config(checkpoint, options.out) if options.to.startswith("detectron2") else ()
+    print("\n".join([f"wrote {options.out}", *_by_reason("left behind", left_behind), *config]))
+
+
+def description(checkpoint: Checkpoint) -> Iterator[str]:
+    """What is known about a network, for a person."""
+    source, facts = checkpoint.source, checkpoint.facts
+    assert source is not None
+    yield f"{source.name} is {source.format}: {source.why}"
+    method = f", trained with {facts.method}" if facts.method else ""
+    yield f"  {checkpoint.architecture.name}{method}, {facts.branch} branch"
+    says = "the file says so" if facts.from_file else "by custom, the file does not say"
+    if facts.input is None:
+        yield "  images: not known; --trained-with CONFIG.yaml tells"
+    else:
+        mean, std = list(facts.input.mean), list(facts.input.std)
+        yield f"  images: {facts.input.channels}, less {mean}, divided by {std}; {says}"
+    if checkpoint.architecture.is_bottleneck:
+        where = {True: "the 1x1 conv", False: "the 3x3 conv", None: "not known; --trained-with CONFIG.yaml tells"}
+        yield f"  stride of a block: {where[facts.stride_in_1x1]}"
+
+
+def coverage(checkpoint: Checkpoint) -> Iterator[str]:
+    """What became of the file's tensors, for a person."""
+    found = checkpoint.coverage
+    yield f"  {found.percent:.1f} % of the backbone: {len(found.used)} tensors used"
+    if checkpoint.detector:
+        yield f"  and {len(checkpoint.detector)} of a detector"
+    yield from _by_reason("left out", found.left_out)
+    for what, names in (("no place", found.unmatched), ("missing", found.missing), ("wrong", [*found.wrong])):
+        if names:
+            yield f"  {what}: {len(names)} ({_some(names)})"
+
+
+def _by_reason(what: str, reasons: Mapping[str, str]) -> Iterator[str]:
+    for reason in dict.fromkeys(reasons.values()):
+        names = [name for name in reasons if reasons[name] == reason]
+        yield f"  {what}: {len(names)}, {reason} ({_some(names)})"
+
+
+def _some(names: Any) -> str:
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+
+
+def _facts_of_config(facts: Facts, file: str) -> Facts:
+    from ssql_det.convert import Input, told
+    from ssql_det.d2 import read_config
+
+    cfg = read_config(file)
+    images = Input(cfg.INPUT.FORMAT, tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD))
+    return told(facts, images, cfg.MODEL.RESNETS.STRIDE_IN_1X1)
+
+
+def _config(checkpoint: Checkpoint, out: str) -> Iterator[str]:
+    """The keys as a piece of YAML, to paste; what is not known is a comment."""
+    import yaml
+
+    from ssql_det.convert import config_lines
+
+    lines = {"MODEL.WEIGHTS": str(Path(out).resolve()), **config_lines(checkpoint)}
+    tree: dict[str, Any] = {}
+    for key, value in lines.items():
+        *path, name = key.split(".")
+        node = tree
+        for part in path:
+            node = node.setdefault(part, {})
+        if value is not None:
+            node[name] = value
+    yield "in a Detectron2 config:\n"
+    yield yaml.safe_dump({key: node for key, node in tree.items() if node}, default_flow_style=None, sort_keys=True)
+    unknown = [key for key, value in lines.items() if value is None]
+    if unknown:
+        yield f"# not known, set as it was trained: {', '.join(unknown)}"
