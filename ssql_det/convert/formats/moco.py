@@ -21,7 +21,7 @@ def _facts(content: Any, found: Found, architecture: Architecture) -> Facts:
 
 MOCO = Format(
     name="moco",
-    title="MoCo: encoder_q and encoder_k, in v3 base_encoder and momentum_encoder",
+    title="MoCo v1 to v3, and the published SSQL code's plain methods: a network and its average",
     branches={
         "online": (Layout("encoder_q."), _V3[0]),
         "momentum": (Layout("encoder_k."), _V3[1]),
