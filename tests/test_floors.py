@@ -17,6 +17,7 @@ FLOORS = {
     "convert": 1,
     "minid2": 1,
     "d2": 2,
+    "detect": 3,
     "cli": 4,
 }
 LONGEST = 300

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ssql_det.convert.architecture import architecture
+from ssql_det.convert.architecture import COUNTER, architecture
 from ssql_det.convert.checkpoint import Checkpoint, Source
 from ssql_det.convert.coverage import Coverage
 from ssql_det.convert.files import open_weights
@@ -114,7 +114,7 @@ def _sorted_out(
     used = [name for name in best.right.values() if name not in wrong]
     leftover = {name: value for name, value in found.state.items() if name not in {*best.right.values(), *best.wrong}}
     detector = found.format.rest(content, leftover) if found.format.rest else {}
-    wrong |= faults(detector.items())
+    wrong |= faults((name, tensor) for name, tensor in detector.items() if not name.endswith(COUNTER))
     left_out, unmatched = {}, []
     for name, value in leftover.items():
         reason = found.format.reason_to_leave(name, found) if as_tensor(value) is not None else "not a tensor"

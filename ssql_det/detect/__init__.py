@@ -1,0 +1,18 @@
+"""Floor 3: detectors, on the door alone, so that all of it works the same on Detectron2 and on minid2.
+
+========== =============================================================================
+config     the ``SSQL`` node and its defaults
+heads      a C4 head whose ``res5`` has the backbone's blocks
+narrow     the narrow ResNet of small machines as a detector's backbone
+points     where a detector is quantized, in scope ``backbone`` or ``all``
+weights    a detector from a config and a file: all its weights, or its backbone's
+========== =============================================================================
+
+Importing this package registers its parts with the engine, under the names that configs give.
+"""
+
+from ssql_det.detect import heads, narrow
+from ssql_det.detect.config import SSQL_DEFAULTS
+from ssql_det.detect.points import SCOPES, detector_points
+
+__all__ = ["SCOPES", "SSQL_DEFAULTS", "detector_points", "heads", "narrow"]
