@@ -3,19 +3,19 @@
 Max-pool, nearest upsampling and ReLU keep a tensor on its grid; addition, average pooling, ROIAlign, a norm and a
 conv's raw output leave it. So:
 
-=====================================  =========================================  ====================================
-module                                 its input                                  point
-=====================================  =========================================  ====================================
-ResNet                                                                            as :func:`~ssql_det.quant.quant_points`
-FPN lateral convs                      block outputs, on the grid                 none
-FPN output convs                       lateral + upsampled sum                    input
-RPN conv                               FPN: raw conv outputs; C4: ``res4``        FPN: input, one range of all levels
-RPN predictors                         ReLU of the RPN conv                       input, 8 bits
-``res5.0`` of a C4 head                ROIAlign                                   the block's input
-box head, mask head                    ROIAlign; ReLU                             input
-mask deconv of a C4 head               ``res5``'s output, on the grid             none, but behind an extra norm
-class, box and mask predictors         ReLU or average-pooled                     input, 8 bits
-=====================================  =========================================  ====================================
+==============================  ====================================  ==================================
+module                          its input                             point
+==============================  ====================================  ==================================
+ResNet                                                                as ``ssql_det.quant.quant_points``
+FPN lateral convs               block outputs, on the grid            none
+FPN output convs                lateral + upsampled sum               input
+RPN conv                        FPN: raw conv outputs; C4: ``res4``   FPN: input, one range of all levels
+RPN predictors                  ReLU of the RPN conv                  input, 8 bits
+``res5.0`` of a C4 head         ROIAlign                              the block's input
+box head, mask head             ROIAlign; ReLU                        input
+mask deconv of a C4 head        ``res5``'s output, on the grid        none, but behind an extra norm
+class, box, mask predictors     ReLU or average-pooled                input, 8 bits
+==============================  ====================================  ==================================
 
 Every weight is quantized; where the input is at 8 bits, so is the weight.
 """
@@ -38,7 +38,7 @@ _LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 
 
 def detector_points(model: nn.Module, scope: str) -> tuple[QuantPoint, ...]:
-    """The points of a detector of either engine. ``backbone`` is what was pretrained: stem to ``res5``, in the head too.
+    """The points of a detector. Scope ``backbone`` is what was pretrained: stem to ``res5``, also in a C4 head.
 
     >>> with quantized(detector, detector_points(detector, "all"), ranges, Bits(4, 4)):
     ...     detector(images)

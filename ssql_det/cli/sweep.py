@@ -1,0 +1,88 @@
+"""Evaluate one detector at full precision and at few bits, from one copy of weights and one calibration.
+
+KEY VALUE pairs are Detectron2's: MODEL.WEIGHTS names the detector, OUTPUT_DIR the folder of the sweep. A sweep that
+was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ssql_det.cli.numbers import positive, seed
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ssql_det.core.rows import Row
+    from ssql_det.quant import Bits
+
+HELP = "a detector at FP, 8, 6, 5 and 4 bits: one row each"
+BITS = "FP,8,6,5,4"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config-file", metavar="FILE", required=True, help="the detector's config")
+    parser.add_argument("--bits", default=BITS, help="FP, 8 or 2w4a, comma-separated (default: %(default)s)")
+    parser.add_argument(
+        "--scope", default="all", help="all, or backbone: only what was pretrained (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--calib-images", type=positive, default=256, help="training images to calibrate with (default: %(default)s)"
+    )
+    parser.add_argument("--calib-seed", type=seed, default=0, help="another seed, other images (default: %(default)s)")
+    parser.add_argument("--recalibrate-bn", action="store_true", help="estimate the norms' statistics at each width")
+    parser.add_argument("--bits-file", metavar="FILE.json", help="bits of single modules: {pattern: bits}")
+    parser.add_argument("overrides", metavar="KEY VALUE", nargs=argparse.REMAINDER, help="as MODEL.WEIGHTS FILE")
+
+
+def run(options: argparse.Namespace) -> None:
+    from ssql_det.core.console import print_table
+    from ssql_det.core.errors import UserError
+    from ssql_det.d2 import read_config, set_up_logging
+    from ssql_det.detect import SCOPES, SSQL_DEFAULTS
+    from ssql_det.detect.sweep import RESULTS_NAME, Plan, parse_widths, sweep
+    from ssql_det.detect.weights import trained_detector
+
+    set_up_logging()
+    widths = parse_widths(options.bits)
+    if options.scope not in SCOPES:
+        raise UserError(f"--scope is {' or '.join(SCOPES)}, got {options.scope!r}")
+    overrides = _bits_file(options.bits_file) if options.bits_file else {}
+    plan = Plan(options.scope, options.calib_images, options.calib_seed, options.recalibrate_bn, overrides)
+    cfg = read_config(options.config_file, options.overrides, SSQL_DEFAULTS)
+    model, checkpoint = trained_detector(cfg)
+    name = Path(options.config_file).name
+    found = list(sweep(cfg, name, model, checkpoint, widths, plan))
+    title = f"{checkpoint.called} on {cfg.DATASETS.TEST[0]}, scope {plan.scope}, {found[0].calibration}"
+    print_table(("bits", *_columns(found)), [_cells(row, found) for row in found], title)
+    print(f"rows: {Path(cfg.OUTPUT_DIR) / RESULTS_NAME}")
+
+
+def _columns(found: list[Row]) -> list[str]:
+    """The metrics that every row of a detector has, most telling first."""
+    wanted = [f"{task}/{name}" for task in ("bbox", "segm") for name in ("AP", "AP50", "AP75")]
+    return [name for name in (*wanted, "MB", "GFLOPs", "GBOPs") if all(name in row.metrics for row in found)]
+
+
+def _cells(row: Row, found: list[Row]) -> list[str]:
+    values = [row.metrics[name] for name in _columns(found)]
+    return [row.bits, *("-" if value is None else f"{value:.2f}" for value in values)]
+
+
+def _bits_file(path: str) -> Mapping[str, Bits]:
+    import json
+
+    from ssql_det.core.errors import UserError
+    from ssql_det.quant import Bits
+
+    try:
+        content = json.loads(Path(path).read_text("utf-8"))
+    except OSError as failure:
+        raise UserError(f"cannot read {path}: {failure.strerror or failure}") from None
+    except ValueError as failure:
+        raise UserError(f"{path} is not JSON: {failure}") from None
+    if not isinstance(content, dict) or not all(isinstance(bits, str) for bits in content.values()):
+        raise UserError(f'{path} is to hold bits by pattern, as {{"backbone.bottom_up.res5.*": "8w8a"}}')
+    return {pattern: Bits.parse(bits) for pattern, bits in content.items()}

@@ -1,0 +1,102 @@
+"""Images to calibrate with and to evaluate on, through the engine's own readers; decoded once where memory allows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ssql_det.core.errors import UserError, did_you_mean
+from ssql_det.d2 import (
+    CfgNode,
+    DatasetCatalog,
+    DatasetMapper,
+    build_detection_test_loader,
+    get_detection_dataset_dicts,
+)
+from ssql_det.detect.answers import answered
+
+Batch = list[dict[str, Any]]
+
+_SHARE_OF_MEMORY = 0.25  # that decoded images may take of what is free
+
+
+class Decoded(Sequence[Batch]):
+    """The batches of a loader, kept as long as they fit: later passes decode nothing that is kept.
+
+    >>> images = Decoded(build_detection_test_loader(cfg, "toy_voc_2007_test"))
+    >>> for batch in images: ...  # decoded
+    >>> for batch in images: ...  # from memory
+    """
+
+    def __init__(self, loader: Any, most_bytes: int | None = None) -> None:
+        self._loader = loader
+        self._left = _free_memory() * _SHARE_OF_MEMORY if most_bytes is None else most_bytes
+        self._kept: list[Batch] = []
+        self._is_whole = False
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __getitem__(self, index: Any) -> Any:
+        raise TypeError("batches come in their order; iterate")
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self._is_whole:
+            yield from self._kept
+            return
+        keeping = not self._kept
+        for batch in self._loader:
+            self._left -= sum(each["image"].nbytes for each in batch)
+            keeping = keeping and self._left >= 0
+            if keeping:
+                self._kept.append(batch)
+            yield batch
+        self._is_whole = keeping
+        if not keeping:
+            self._kept.clear()
+
+
+def evaluation_images(cfg: CfgNode, name: str) -> Decoded:
+    """The images of a data set in the config's test form."""
+    check_dataset(name)
+    with answered(f"the data set {name} cannot be read"):
+        return Decoded(build_detection_test_loader(cfg, name))
+
+
+def calibration_images(cfg: CfgNode, count: int, seed: int = 0) -> list[Batch]:
+    """``count`` images of the training data in test form, chosen by the seed alone: one batch each."""
+    if count < 1:
+        raise UserError(f"calibration needs at least 1 image, got --calib-images {count}")
+    for name in cfg.DATASETS.TRAIN:
+        check_dataset(name)
+    with answered("the images to calibrate with, those of DATASETS.TRAIN, cannot be read"):
+        records = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=False)
+        order = torch.randperm(len(records), generator=torch.Generator().manual_seed(seed)).tolist()
+        mapper = DatasetMapper(cfg, is_train=False)
+        return [[mapper(records[index])] for index in order[:count]]
+
+
+def check_dataset(name: str) -> None:
+    """Refuse a name that nobody registered, and toy data that nobody made."""
+    if name not in DatasetCatalog.list():
+        raise UserError(f"there is no data set {name!r}{did_you_mean(name, DatasetCatalog.list())}")
+    if name.startswith("toy_"):
+        root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
+        if not (root / "manifest.json").is_file():
+            raise UserError(
+                f"there are no toy data in {root}; make them with `ssql-det make-toy-data {root}`, "
+                "and set DETECTRON2_DATASETS to their folder"
+            )
+
+
+def names(batches: Iterable[Batch]) -> list[str]:
+    """The files of images, for a record of what was seen."""
+    return [Path(each["file_name"]).name for batch in batches for each in batch]
+
+
+def _free_memory() -> int:
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

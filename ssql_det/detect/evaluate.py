@@ -1,0 +1,49 @@
+"""One evaluation of a detector as it is: the engine's loop and evaluators, and metrics under plain names."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from ssql_det.core.errors import UserError
+from ssql_det.d2 import (
+    COCOEvaluator,
+    DatasetEvaluator,
+    MetadataCatalog,
+    PascalVOCDetectionEvaluator,
+    inference_on_dataset,
+)
+from ssql_det.detect.answers import answered
+from ssql_det.detect.data import Decoded
+
+
+def evaluate(model: nn.Module, images: Decoded, dataset: str, scratch: str) -> dict[str, float]:
+    """Metrics of the data set's own evaluator: ``{"bbox/AP": 41.2, "bbox/AP50": 62.0, ...}``.
+
+    ``scratch`` is a folder for what the evaluator writes.
+    """
+    with answered(f"{dataset} cannot be evaluated on"):
+        results = inference_on_dataset(model, images, _evaluator(dataset, scratch))
+    return dict(_flat(results or {}))
+
+
+def _evaluator(dataset: str, scratch: str) -> DatasetEvaluator:
+    kind = getattr(MetadataCatalog.get(dataset), "evaluator_type", None)
+    if kind == "pascal_voc":
+        return PascalVOCDetectionEvaluator(dataset)
+    if kind == "coco":
+        return COCOEvaluator(dataset, output_dir=scratch)
+    raise UserError(f"{dataset} is evaluated as {kind!r}; only COCO's and VOC's way are known here")
+
+
+def _flat(results: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """Without the APs of single classes: a row has what tables are made of."""
+    return [
+        (f"{task}/{name}", float(value))
+        for task, metrics in results.items()
+        for name, value in metrics.items()
+        if "-" not in name and not (isinstance(value, float) and math.isinf(value))
+    ]

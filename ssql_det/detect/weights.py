@@ -1,0 +1,69 @@
+"""A detector from a config and a file: the file's format is found, every tensor finds its place or it is refused."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from torch import nn
+
+from ssql_det.convert import Checkpoint, Coverage, Input, load_backbone, load_detector, read, told
+from ssql_det.core.errors import UserError
+from ssql_det.core.files import atomic_write
+from ssql_det.d2 import CfgNode, build_model
+from ssql_det.detect.answers import answered
+
+COVERAGE_NAME = "coverage.json"
+_logger = logging.getLogger(__name__)
+
+
+def build_detector(cfg: CfgNode) -> nn.Module:
+    """The network that a config describes, with fresh weights.
+
+    >>> detector = build_detector(read_config("configs/detection/voc_r18_c4.yaml", own=SSQL_DEFAULTS))
+    """
+    with answered("this config does not describe a detector"):
+        model: nn.Module = build_model(cfg)
+        return model
+
+
+def trained_detector(cfg: CfgNode) -> tuple[nn.Module, Checkpoint]:
+    """The network with all the weights in ``MODEL.WEIGHTS``: a whole detector, one's own or of the model zoo."""
+    checkpoint = _read(cfg)
+    if not checkpoint.detector:
+        raise UserError(f"{cfg.MODEL.WEIGHTS} is a backbone alone; train a detector with it first, and give that")
+    model = build_detector(cfg)
+    _report(load_detector(model, checkpoint), checkpoint, "the detector")
+    return model, checkpoint
+
+
+def pretrained_detector(cfg: CfgNode) -> tuple[nn.Module, Checkpoint]:
+    """The network with the backbone in ``MODEL.WEIGHTS``, all of it; the coverage is saved beside the run."""
+    checkpoint = _read(cfg)
+    model = build_detector(cfg)
+    coverage = load_backbone(model, checkpoint)
+    _report(coverage, checkpoint, "the backbone")
+    with atomic_write(Path(cfg.OUTPUT_DIR) / COVERAGE_NAME, "w") as file:
+        json.dump(coverage.to_plain(), file, indent=1)
+    return model, checkpoint
+
+
+def _read(cfg: CfgNode) -> Checkpoint:
+    """What a file does not say of its images and strides, the config it comes with does."""
+    if not cfg.MODEL.WEIGHTS:
+        raise UserError("MODEL.WEIGHTS is empty; say which weights, at the end of the command: MODEL.WEIGHTS FILE")
+    checkpoint = read(os.path.expanduser(cfg.MODEL.WEIGHTS))
+    if checkpoint.facts.input is not None:
+        return checkpoint
+    images = Input(cfg.INPUT.FORMAT, tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD))
+    return replace(checkpoint, facts=told(checkpoint.facts, images, cfg.MODEL.RESNETS.STRIDE_IN_1X1))
+
+
+def _report(coverage: Coverage, checkpoint: Checkpoint, what: str) -> None:
+    _logger.info(
+        "%s: %.1f %% of %s, %d tensors; %d left as they were",
+        *(checkpoint.called, coverage.percent, what, len(coverage.used), len(coverage.left_out)),
+    )
