@@ -42,7 +42,8 @@ def run(options: argparse.Namespace) -> None:
     from ssql_det.core.errors import UserError
     from ssql_det.d2 import read_config, set_up_logging
     from ssql_det.detect import SCOPES, SSQL_DEFAULTS
-    from ssql_det.detect.sweep import RESULTS_NAME, Plan, parse_widths, sweep
+    from ssql_det.detect.measure import Plan, parse_widths
+    from ssql_det.detect.sweep import RESULTS_NAME, sweep
     from ssql_det.detect.weights import trained_detector
 
     set_up_logging()

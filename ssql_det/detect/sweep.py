@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,40 +21,13 @@ from ssql_det.core.errors import UserError
 from ssql_det.core.files import atomic_write
 from ssql_det.core.rows import Row
 from ssql_det.d2 import CfgNode, engine
-from ssql_det.detect.data import Batch, Decoded, calibration_images, evaluation_images
-from ssql_det.detect.evaluate import evaluate
+from ssql_det.detect.data import evaluation_images
+from ssql_det.detect.measure import Plan, Tools, make_row, measure, prepare
 from ssql_det.detect.points import detector_points
-from ssql_det.detect.recalibrate import recalibrated
-from ssql_det.quant import Bits, CostProfile, Ranges, calibrate, profile_cost, quantized
+from ssql_det.quant import Bits
 
 RESULTS_NAME, RANGES_NAME, PLAN_NAME = "results.jsonl", "ranges.json", "sweep.json"
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What of a sweep is not in its config. ``overrides`` are bits for patterns of module paths."""
-
-    scope: str
-    images: int
-    seed: int = 0
-    recalibrate_bn: bool = False
-    overrides: Mapping[str, Bits] = field(default_factory=dict)
-
-    @property
-    def bn(self) -> str:
-        return ", BN recalibrated" if self.recalibrate_bn else ""
-
-
-def parse_widths(text: str) -> list[Bits]:
-    """Bit-widths of a command: ``FP``, ``8`` for weights and activations alike, ``2w4a``.
-
-    >>> [str(bits) for bits in parse_widths("FP,8,2w4a")]
-    ['FP', '8w8a', '2w4a']
-    """
-    parts = [part.strip() for part in text.split(",")]
-    widths = [Bits(int(part), int(part)) if part.isdecimal() else Bits.parse(part) for part in parts]
-    return list(dict.fromkeys(widths))
 
 
 def sweep(
@@ -70,70 +40,23 @@ def sweep(
     """
     out = Path(cfg.OUTPUT_DIR)
     dataset = _only_test_set(cfg)
-    _keep_to_the_plan(out / PLAN_NAME, _identity(cfg, checkpoint, plan))
+    detector_points(model, plan.scope)  # refused before anything is written
+    sha256 = checkpoint.source.sha256 if checkpoint.source else ""
+    _keep_to_the_plan(out / PLAN_NAME, _identity(cfg, sha256, plan))
     done = {row.bits: row for row in (rows.read(out / RESULTS_NAME) if (out / RESULTS_NAME).exists() else [])}
-    points = detector_points(model, plan.scope)
     images = evaluation_images(cfg, dataset)
-    tools: _Tools | None = None
+    tools: Tools | None = None
     for bits in widths:
         if str(bits) in done:
             _logger.info("%s is there already, in %s", bits, out / RESULTS_NAME)
             yield done[str(bits)]
             continue
-        if tools is None:
-            tools = _prepare(cfg, model, points, plan, out, images)
-        start = time.perf_counter()
-        metrics = _at_width(model, points, tools, bits, plan, images, dataset)
-        cost = tools.profile.at(bits, plan.overrides)
-        metrics |= {"MB": cost.bytes / 1e6, "GFLOPs": cost.macs / 1e9, "GBOPs": cost.bit_ops / 1e9}
-        row = Row(
-            method=cfg.SSQL.METHOD or checkpoint.facts.method or "",
-            checkpoint=checkpoint.called,
-            checkpoint_hash=checkpoint.source.sha256 if checkpoint.source else "",
-            config=config_name,
-            dataset=dataset,
-            bits=str(bits),
-            scope=plan.scope,
-            calibration=f"{plan.images} images of {'+'.join(cfg.DATASETS.TRAIN)}, seed {plan.seed}, MinMax{plan.bn}",
-            metrics=metrics,
-            seed=cfg.SEED,
-            engine=engine(),
-            seconds=round(time.perf_counter() - start, 2),
-        )
+        tools = tools or prepare(cfg, model, plan, images, out / RANGES_NAME)
+        metrics, seconds = measure(model, tools, bits, plan, images, dataset)
+        who = (checkpoint.called, sha256, checkpoint.facts.method)
+        row = make_row(cfg, config_name, dataset, bits, plan, metrics, seconds, *who)
         rows.append(out / RESULTS_NAME, row)
         yield row
-
-
-@dataclass(frozen=True)
-class _Tools:
-    """What every width of a sweep shares."""
-
-    calibration: list[Batch]
-    ranges: Ranges
-    profile: CostProfile
-
-
-def _prepare(cfg: CfgNode, model: nn.Module, points: Any, plan: Plan, out: Path, images: Decoded) -> _Tools:
-    """The ranges are saved with the model's signature: another sweep of these weights may take them."""
-    calibration = calibration_images(cfg, plan.images, plan.seed)
-    if (out / RANGES_NAME).exists():
-        ranges = Ranges.load(out / RANGES_NAME, model, points)
-        _logger.info("calibrated already: %s", out / RANGES_NAME)
-    else:
-        ranges = calibrate(model, calibration, points, forward=lambda network, batch: network(batch))
-        ranges.save(out / RANGES_NAME, model)
-    return _Tools(calibration, ranges, profile_cost(model.eval(), points, next(iter(images))))
-
-
-def _at_width(
-    model: nn.Module, points: Any, tools: _Tools, bits: Bits, plan: Plan, images: Decoded, dataset: str
-) -> dict[str, float]:
-    _logger.info("evaluating at %s on %s", bits, dataset)
-    with tempfile.TemporaryDirectory() as scratch, quantized(model, points, tools.ranges, bits, plan.overrides):
-        if not plan.recalibrate_bn:
-            return evaluate(model, images, dataset, scratch)
-        with recalibrated(model, tools.calibration):
-            return evaluate(model, images, dataset, scratch)
 
 
 def _only_test_set(cfg: CfgNode) -> str:
@@ -143,11 +66,11 @@ def _only_test_set(cfg: CfgNode) -> str:
     return name
 
 
-def _identity(cfg: CfgNode, checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
+def _identity(cfg: CfgNode, sha256: str, plan: Plan) -> dict[str, Any]:
     """Everything that decides the rows' numbers, by plain keys."""
     return {
         **{key: value for key, value in _leaves(yaml.safe_load(cfg.dump())) if key not in _OF_NO_MATTER},
-        "weights' sha256": checkpoint.source.sha256 if checkpoint.source else "",
+        "weights' sha256": sha256,
         "engine": engine(),
         "--scope": plan.scope,
         "--calib-images": plan.images,

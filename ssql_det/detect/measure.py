@@ -1,0 +1,118 @@
+"""One detector measured at one bit-width: calibrate once, quantize, evaluate, and a row of what came out."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import nn
+
+from ssql_det.core.rows import Row
+from ssql_det.d2 import CfgNode, engine
+from ssql_det.detect.data import Batch, Decoded, calibration_images
+from ssql_det.detect.evaluate import evaluate
+from ssql_det.detect.points import detector_points
+from ssql_det.detect.recalibrate import recalibrated
+from ssql_det.quant import Bits, CostProfile, QuantPoint, Ranges, calibrate, profile_cost, quantized
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What of a measurement is not in the config. ``overrides`` are bits for patterns of module paths."""
+
+    scope: str
+    images: int
+    seed: int = 0
+    recalibrate_bn: bool = False
+    overrides: Mapping[str, Bits] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What every width shares: one calibration, one profile of costs."""
+
+    points: tuple[QuantPoint, ...]
+    calibration: list[Batch]
+    ranges: Ranges
+    profile: CostProfile
+
+
+def parse_widths(text: str) -> list[Bits]:
+    """Bit-widths as people write them: ``FP``, ``8`` for weights and activations alike, ``2w4a``.
+
+    >>> [str(bits) for bits in parse_widths("FP,8,2w4a")]
+    ['FP', '8w8a', '2w4a']
+    """
+    parts = [part.strip() for part in text.split(",")]
+    widths = [Bits(int(part), int(part)) if part.isdecimal() else Bits.parse(part) for part in parts]
+    return list(dict.fromkeys(widths))
+
+
+def prepare(cfg: CfgNode, model: nn.Module, plan: Plan, images: Decoded, saved: Path | None = None) -> Tools:
+    """Calibrate the float network, or take the ranges that are ``saved`` for these weights."""
+    points = detector_points(model, plan.scope)
+    calibration = calibration_images(cfg, plan.images, plan.seed)
+    if saved is not None and saved.exists():
+        ranges = Ranges.load(saved, model, points)
+        _logger.info("calibrated already: %s", saved)
+    else:
+        ranges = calibrate(model, calibration, points, forward=lambda network, batch: network(batch))
+        if saved is not None:
+            ranges.save(saved, model)
+    return Tools(points, calibration, ranges, profile_cost(model.eval(), points, next(iter(images))))
+
+
+def measure(
+    model: nn.Module, tools: Tools, bits: Bits, plan: Plan, images: Decoded, dataset: str
+) -> tuple[dict[str, float], float]:
+    """Metrics and costs at one width, and the seconds it took. The network is float again afterwards.
+
+    ``GFLOPs`` are billions of multiply-adds, ``GBOPs`` of bit-operations, of the first image.
+    """
+    _logger.info("evaluating at %s on %s", bits, dataset)
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as scratch, quantized(model, tools.points, tools.ranges, bits, plan.overrides):
+        if plan.recalibrate_bn:
+            with recalibrated(model, tools.calibration):
+                metrics = evaluate(model, images, dataset, scratch)
+        else:
+            metrics = evaluate(model, images, dataset, scratch)
+    cost = tools.profile.at(bits, plan.overrides)
+    metrics |= {"MB": cost.bytes / 1e6, "GFLOPs": cost.macs / 1e9, "GBOPs": cost.bit_ops / 1e9}
+    return metrics, round(time.perf_counter() - start, 2)
+
+
+def make_row(
+    cfg: CfgNode,
+    config_name: str,
+    dataset: str,
+    bits: Bits,
+    plan: Plan,
+    metrics: Mapping[str, float],
+    seconds: float,
+    checkpoint: str,
+    checkpoint_hash: str = "",
+    method: str | None = None,
+) -> Row:
+    """A measurement with everything that it depends on."""
+    bn = ", BN recalibrated" if plan.recalibrate_bn else ""
+    return Row(
+        method=cfg.SSQL.METHOD or method or "",
+        checkpoint=checkpoint,
+        checkpoint_hash=checkpoint_hash,
+        config=config_name,
+        dataset=dataset,
+        bits=str(bits),
+        scope=plan.scope,
+        calibration=f"{plan.images} images of {'+'.join(cfg.DATASETS.TRAIN)}, seed {plan.seed}, MinMax{bn}",
+        metrics=metrics,
+        seed=cfg.SEED,
+        engine=engine(),
+        seconds=seconds,
+    )

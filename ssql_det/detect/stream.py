@@ -1,0 +1,146 @@
+"""The training images in an order that is a function of the seed: any run finds its place in it again.
+
+Which records make up batch ``n``, and every random choice of each image's augmentation, follow from the seed and the
+position alone, not from the state of a generator or from how many workers decode. So a resumed run sees what the run
+that was not stopped would have seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ssql_det.core.errors import UserError
+from ssql_det.core.resume import RngState
+from ssql_det.d2 import CfgNode, DatasetMapper, get_detection_dataset_dicts
+from ssql_det.detect.answers import answered
+from ssql_det.detect.data import Batch, check_dataset
+
+BAD_IMAGE_POLICIES = ("stop", "skip")
+BAD_IMAGES = "bad_images"  # in a sample: the files that it stands in for
+_MOST_SUBSTITUTES = 100
+_logger = logging.getLogger(__name__)
+
+Record = dict[str, Any]
+Place = tuple[int, int]  # a position in the stream, and the record that stands there
+
+
+class GroupedBatches(Sampler[list[Place]]):
+    """Endless batches of one orientation, wide or tall, so that little of a batch is padding; from batch ``first`` on.
+
+    >>> batches = GroupedBatches([True, True, False, False], size=2, seed=0)
+    >>> sorted(index for _, index in next(iter(batches)))
+    [2, 3]
+    """
+
+    def __init__(self, is_wide: Sequence[bool], size: int, seed: int, first: int = 0) -> None:
+        self._is_wide, self._size, self._seed, self._first = is_wide, size, seed, first
+
+    def __iter__(self) -> Iterator[list[Place]]:
+        return itertools.islice(self._batches(), self._first, None)
+
+    def _batches(self) -> Iterator[list[Place]]:
+        waiting: dict[bool, list[Place]] = {True: [], False: []}
+        for position, index in enumerate(self._indices()):
+            group = waiting[self._is_wide[index]]
+            group.append((position, index))
+            if len(group) == self._size:
+                yield list(group)
+                group.clear()
+
+    def _indices(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self._seed)
+        while True:
+            yield from torch.randperm(len(self._is_wide), generator=generator).tolist()
+
+
+class SeededSamples(Dataset[Record]):
+    """Records mapped to samples, each with random choices of its own position; a bad image stops or is stood in for."""
+
+    def __init__(
+        self, records: Sequence[Record], mapper: Callable[[Record], Any], seed: int, on_bad_image: str = "stop"
+    ) -> None:
+        self._records, self._mapper, self._seed, self._on_bad_image = records, mapper, seed, on_bad_image
+
+    def __getitem__(self, place: Place) -> Record:
+        position, index = place
+        bad: list[str] = []
+        for offset in range(_MOST_SUBSTITUTES):
+            record = self._records[(index + offset) % len(self._records)]
+            try:
+                with _random_choices_of(self._seed, position):
+                    sample: Record = self._mapper(record)
+            except Exception as failure:  # a decoder can fail in any way
+                file = record.get("file_name", "?")
+                if self._on_bad_image == "stop":
+                    reason = " ".join(str(failure).split())
+                    raise UserError(
+                        f"cannot train on {file}: {reason}; mend or remove it, or set SSQL.ON_BAD_IMAGE skip"
+                    ) from failure
+                bad.append(file)
+            else:
+                return {**sample, BAD_IMAGES: bad} if bad else sample
+        raise UserError(
+            f"{_MOST_SUBSTITUTES} images in a row cannot be read, from {bad[0]} on: ssql-det check-data tells"
+        )
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+
+class BadImages:
+    """Names each bad image once and counts all."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+
+    def take_from(self, batch: Batch) -> None:
+        for sample in batch:
+            for name in sample.pop(BAD_IMAGES, ()):
+                if name not in self.names:
+                    self.names.add(name)
+                    _logger.warning("%s cannot be read; the next image stands in (%d so far)", name, len(self.names))
+
+
+def training_batches(cfg: CfgNode, size: int, seed: int, first: int = 0) -> Iterator[Batch]:
+    """Batches of ``size`` images from batch ``first`` on, in the config's training form, without end."""
+    policy = cfg.SSQL.ON_BAD_IMAGE
+    if policy not in BAD_IMAGE_POLICIES:
+        raise UserError(f"SSQL.ON_BAD_IMAGE is {' or '.join(BAD_IMAGE_POLICIES)}, got {policy!r}")
+    for name in cfg.DATASETS.TRAIN:
+        check_dataset(name)
+    with answered("the training data, those of DATASETS.TRAIN, cannot be read"):
+        records = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+        mapper = DatasetMapper(cfg, is_train=True)
+    is_wide = [record["width"] > record["height"] for record in records]
+    return iter(
+        DataLoader(
+            SeededSamples(records, mapper, seed, policy),
+            batch_sampler=GroupedBatches(is_wide, size, seed, first),
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+            collate_fn=list,
+        )
+    )
+
+
+@contextmanager
+def _random_choices_of(seed: int, position: int) -> Iterator[None]:
+    """Every generator as the position alone makes it; afterwards as it was."""
+    before = RngState.capture()
+    drawn = int.from_bytes(hashlib.sha256(f"{seed} {position}".encode()).digest()[:4], "little")
+    random.seed(drawn)
+    np.random.seed(drawn)
+    torch.default_generator.manual_seed(drawn)
+    try:
+        yield
+    finally:
+        before.restore()

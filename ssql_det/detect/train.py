@@ -1,0 +1,140 @@
+"""The training of a detector, on one page: Detectron2's plain loop, and what small machines and killed runs need."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ssql_det.core.config import save_config
+from ssql_det.core.errors import UserError
+from ssql_det.core.writers import JsonWriter, TensorBoardWriter, Writers
+from ssql_det.d2 import (
+    CfgNode,
+    CommonMetricPrinter,
+    EventStorage,
+    MetadataCatalog,
+    build_lr_scheduler,
+    build_optimizer,
+)
+from ssql_det.detect import checkpoints
+from ssql_det.detect.data import Batch, check_dataset
+from ssql_det.detect.precise_bn import estimate_norms
+from ssql_det.detect.stream import BadImages, training_batches
+from ssql_det.detect.watch import Watch
+from ssql_det.detect.weights import build_detector, pretrained_detector
+
+_PERIOD = 20  # iterations between log lines
+_logger = logging.getLogger(__name__)
+
+
+def train(cfg: CfgNode, config_name: str, resume: bool = False) -> Path:
+    """Train what a config describes, from ``MODEL.WEIGHTS``'s backbone, or from scratch where that is empty.
+
+    Returns the path of the final checkpoint. With ``resume`` a run that was stopped becomes, on the CPU bit for bit,
+    the run that was not.
+    """
+    folder, micro_batches = Path(cfg.OUTPUT_DIR), _micro_batches(cfg)
+    _check_classes(cfg)
+    seed = cfg.SEED if cfg.SEED >= 0 else 0
+    torch.manual_seed(seed)
+    model, checkpoint = pretrained_detector(cfg) if cfg.MODEL.WEIGHTS else (build_detector(cfg), None)
+    description = {} if checkpoint is None else checkpoint.description()
+    optimizer = build_optimizer(cfg, model)
+    scheduler = build_lr_scheduler(cfg, optimizer)
+    parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
+    start = 0
+    if resume and (found := checkpoints.resume(folder, parts)) is not None:
+        start, description = found[0] + 1, found[1]
+        _logger.info("going on at iteration %d", start)
+    elif (folder / checkpoints.TAG).exists() and not resume:
+        raise UserError(f"{folder} holds a run already; say --resume to go on with it, or choose another OUTPUT_DIR")
+    folder.mkdir(parents=True, exist_ok=True)
+    save_config(cfg, folder)
+
+    batches = training_batches(cfg, cfg.SOLVER.IMS_PER_BATCH // micro_batches, seed, first=start * micro_batches)
+    bad_images, watch, printer = BadImages(), Watch(cfg, config_name), CommonMetricPrinter(cfg.SOLVER.MAX_ITER)
+    last = cfg.SOLVER.MAX_ITER - 1
+    with ExitStack() as stack:
+        storage = stack.enter_context(EventStorage(start))
+        resumed = start - 1 if resume else None
+        writer = stack.enter_context(
+            closing(Writers([JsonWriter(folder, resumed), TensorBoardWriter(folder / "tensorboard", resumed)]))
+        )
+        for iteration in range(start, cfg.SOLVER.MAX_ITER):
+            storage.iter = iteration
+            begun = time.perf_counter()
+            model.train()
+            optimizer.zero_grad()
+            for _ in range(micro_batches):
+                batch = next(batches)
+                bad_images.take_from(batch)
+                losses = _losses(model, batch, cfg.SOLVER.AMP.ENABLED)
+                _require_finite(losses, iteration)
+                total = torch.stack(list(losses.values())).sum()
+                (total / micro_batches).backward()
+                for name, loss in {"total_loss": total, **losses}.items():
+                    storage.put_scalar(name, float(loss))
+            optimizer.step()
+            storage.put_scalar("lr", optimizer.param_groups[0]["lr"], smoothing_hint=False)
+            storage.put_scalar("bad_images", len(bad_images.names), smoothing_hint=False)
+            scheduler.step()
+            storage.put_scalar("time", time.perf_counter() - begun)
+
+            if (iteration + 1) % _PERIOD == 0 or iteration == last:
+                printer.write()
+                writer.write(iteration, _latest(storage))
+            if iteration == last or watch.is_due(iteration, last):
+                estimate_norms(cfg, model, seed)
+            if watch.is_due(iteration, last):
+                writer.write(iteration, watch.look(model, iteration))
+            if (iteration + 1) % cfg.SOLVER.CHECKPOINT_PERIOD == 0 and iteration != last:
+                checkpoints.save(folder, f"model_{iteration:07d}", iteration, parts, description)
+    return checkpoints.save(folder, checkpoints.FINAL, last, parts, description)
+
+
+def _losses(model: nn.Module, batch: Batch, in_bfloat16: bool) -> dict[str, Tensor]:
+    device = next(model.parameters()).device.type
+    with torch.autocast(device, torch.bfloat16, enabled=in_bfloat16):
+        losses: dict[str, Tensor] = model(batch)
+        return losses
+
+
+def _require_finite(losses: Mapping[str, Tensor], iteration: int) -> None:
+    for name, loss in losses.items():
+        if not math.isfinite(float(loss)):
+            raise UserError(
+                f"{name} is {float(loss)} at iteration {iteration}; lower SOLVER.BASE_LR or lengthen "
+                "SOLVER.WARMUP_ITERS, and go on from the last checkpoint with --resume"
+            )
+
+
+def _micro_batches(cfg: CfgNode) -> int:
+    """Into how many parts a batch is taken, one after the other: their gradients add up to the whole batch's."""
+    parts, size = cfg.SSQL.MICRO_BATCHES, cfg.SOLVER.IMS_PER_BATCH
+    if parts < 1 or size % parts:
+        raise UserError(f"SSQL.MICRO_BATCHES must divide SOLVER.IMS_PER_BATCH {size}, got {parts}")
+    return int(parts)
+
+
+def _check_classes(cfg: CfgNode) -> None:
+    """A head of too few classes fails in a kernel, one of too many trains in silence."""
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        check_dataset(name)
+        classes = getattr(MetadataCatalog.get(name), "thing_classes", None)
+        if classes is not None and len(classes) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+            raise UserError(
+                f"{name} has {len(classes)} classes and MODEL.ROI_HEADS.NUM_CLASSES is "
+                f"{cfg.MODEL.ROI_HEADS.NUM_CLASSES}; set it to {len(classes)}"
+            )
+
+
+def _latest(storage: EventStorage) -> dict[str, float]:
+    """Medians of what is noisy over the last log period, the last value of what is not."""
+    return {name: value for name, (value, _) in storage.latest_with_smoothing_hint(_PERIOD).items()}
