@@ -18,7 +18,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10",
     packages=find_packages(include=["ssql_det", "ssql_det.*"]),
-    package_data={"ssql_det": ["py.typed"]},
+    package_data={"ssql_det": ["py.typed"], "ssql_det.report": ["published/*.json"]},
     install_requires=[
         "torch>=2.4",
         "torchvision>=0.19",

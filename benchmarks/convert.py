@@ -66,9 +66,12 @@ def main() -> None:
             out = Path(folder) / f"out{writer.suffixes[0]}"
             command = [sys.executable, __file__, str(source), str(out), name]
             runs = [json.loads(subprocess.run(command, check=True, capture_output=True).stdout) for _ in range(RUNS)]
-            beyond, total, peak = (statistics.median(run[key] for run in runs) for key in ("beyond", "total", "peak"))
+            keys = ("beyond", "total", "peak")
+            beyond, total, peak = (statistics.median(run[key] for run in runs) for key in keys)
             kept &= beyond < SECONDS and peak < TIMES_THE_FILE * size
-            print(f"  to {name:15} {total:5.2f} s, {beyond:5.2f} s beyond reading and writing, {peak / size:4.2f} files")
+            print(
+                f"  to {name:15} {total:5.2f} s, {beyond:5.2f} s beyond reading and writing, {peak / size:4.2f} files"
+            )
     print(f"bars: {SECONDS:.0f} s, {TIMES_THE_FILE:.0f} files: {'kept' if kept else 'NOT KEPT'}")
     raise SystemExit(not kept)
 

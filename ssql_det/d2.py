@@ -40,7 +40,9 @@ if TYPE_CHECKING:  # both engines have the same names; types are those of the on
         register_coco_instances,
         register_pascal_voc,
     )
+    from ssql_det.minid2.data.detection_utils import read_image
     from ssql_det.minid2.data.samplers import InferenceSampler, TrainingSampler
+    from ssql_det.minid2.data.transforms import ResizeShortestEdge
     from ssql_det.minid2.engine import (
         default_argument_parser,
         default_setup,
@@ -116,7 +118,9 @@ _NAMES = {
         *("build_detection_test_loader", "build_detection_train_loader"),
     ),
     "data.datasets": ("register_coco_instances", "register_pascal_voc"),
+    "data.detection_utils": ("read_image",),
     "data.samplers": ("InferenceSampler", "TrainingSampler"),
+    "data.transforms": ("ResizeShortestEdge",),
     "engine": ("default_argument_parser", "default_setup", "default_writers"),
     "evaluation": (
         *("COCOEvaluator", "DatasetEvaluator", "DatasetEvaluators", "PascalVOCDetectionEvaluator"),

@@ -15,6 +15,7 @@ FLOORS = {
     "toydata": 1,
     "checkdata": 1,
     "convert": 1,
+    "report": 1,
     "minid2": 1,
     "d2": 2,
     "detect": 3,

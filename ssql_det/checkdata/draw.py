@@ -47,13 +47,13 @@ def draw_sheet(pictures: Sequence[Picture], count: int, out: str | os.PathLike[s
     sheet = np.full((_CELL * math.ceil(len(chosen) / columns), _CELL * columns, 3), 255, np.uint8)
     for number, picture in enumerate(chosen):
         top, left = (_CELL * place for place in divmod(number, columns))
-        cell = _drawn(picture)
+        cell = drawn(picture)
         sheet[top : top + cell.shape[0], left : left + cell.shape[1]] = cell
     with atomic_write(out) as file:
         file.write(cv2.imencode(".png", sheet)[1].tobytes())
 
 
-def _drawn(picture: Picture) -> Canvas:
+def drawn(picture: Picture) -> Canvas:
     """The picture enlarged by a whole factor, or reduced to fit, with its annotations on the pixels' edges."""
     image = cv2.imread(str(picture.path), cv2.IMREAD_COLOR)
     if image is None:

@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> None:
     from ssql_det.core.console import print_table
     from ssql_det.core.errors import UserError
     from ssql_det.d2 import read_config, set_up_logging
-    from ssql_det.detect import SCOPES, SSQL_DEFAULTS
+    from ssql_det.detect import SCOPES, SSQL_DEFAULTS, config_name
     from ssql_det.detect.measure import Plan, parse_widths
     from ssql_det.detect.sweep import RESULTS_NAME, sweep
     from ssql_det.detect.weights import trained_detector
@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> None:
     plan = Plan(options.scope, options.calib_images, options.calib_seed, options.recalibrate_bn, overrides)
     cfg = read_config(options.config_file, options.overrides, SSQL_DEFAULTS)
     model, checkpoint = trained_detector(cfg)
-    name = Path(options.config_file).name
+    name = config_name(options.config_file, options.overrides)
     found = list(sweep(cfg, name, model, checkpoint, widths, plan))
     title = f"{checkpoint.called} on {cfg.DATASETS.TEST[0]}, scope {plan.scope}, {found[0].calibration}"
     print_table(("bits", *_columns(found)), [_cells(row, found) for row in found], title)

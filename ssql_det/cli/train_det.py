@@ -7,7 +7,6 @@ OUTPUT_DIR the folder of the run.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ssql_det.cli.numbers import positive
@@ -29,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from ssql_det.core.errors import UserError
     from ssql_det.d2 import read_config, set_up_logging
-    from ssql_det.detect import SSQL_DEFAULTS
+    from ssql_det.detect import SSQL_DEFAULTS, config_name
     from ssql_det.detect.train import train
 
     if options.num_gpus != 1:
@@ -39,8 +38,7 @@ def run(options: argparse.Namespace) -> None:
     if options.eval_only:
         _evaluate(cfg)
         return
-    name = Path(options.config_file).name
-    path = train(cfg, name, options.resume)
+    path = train(cfg, config_name(options.config_file, options.overrides), options.resume)
     print(f"trained: {path}; at few bits: ssql-det sweep --config-file {options.config_file} MODEL.WEIGHTS {path}")
 
 

@@ -12,7 +12,7 @@ Importing this package registers its parts with the engine, under the names that
 """
 
 from ssql_det.detect import heads, narrow
-from ssql_det.detect.config import SSQL_DEFAULTS
+from ssql_det.detect.config import SSQL_DEFAULTS, config_name
 from ssql_det.detect.points import SCOPES, detector_points
 
-__all__ = ["SCOPES", "SSQL_DEFAULTS", "detector_points", "heads", "narrow"]
+__all__ = ["SCOPES", "SSQL_DEFAULTS", "config_name", "detector_points", "heads", "narrow"]

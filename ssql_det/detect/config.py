@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+NO_MATTER = ("OUTPUT_DIR", "MODEL.WEIGHTS", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS", "SSQL.METHOD")  # to a number
 
 SSQL_DEFAULTS: dict[str, Any] = {
     "METHOD": "",  # how the backbone was pretrained, for rows and tables; "" for what the checkpoint says
@@ -14,3 +18,13 @@ SSQL_DEFAULTS: dict[str, Any] = {
     "SCOPE": "all",
     "CALIB_IMAGES": 32,
 }
+
+
+def config_name(file: str, overrides: Sequence[str]) -> str:
+    """How a row names its config: the file, and what the command changed in it.
+
+    >>> config_name("configs/detection/voc_r18_c4.yaml", ["MODEL.WEIGHTS", "w.pth", "SOLVER.MAX_ITER", "90"])
+    'voc_r18_c4.yaml SOLVER.MAX_ITER 90'
+    """
+    pairs = zip(overrides[::2], overrides[1::2], strict=False)
+    return " ".join([Path(file).name, *(f"{key} {value}" for key, value in pairs if key not in NO_MATTER)])

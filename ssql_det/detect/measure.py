@@ -102,6 +102,7 @@ def make_row(
 ) -> Row:
     """A measurement with everything that it depends on."""
     bn = ", BN recalibrated" if plan.recalibrate_bn else ""
+    own = "".join(f", {pattern} at {width}" for pattern, width in plan.overrides.items())
     return Row(
         method=cfg.SSQL.METHOD or method or "",
         checkpoint=checkpoint,
@@ -110,7 +111,7 @@ def make_row(
         dataset=dataset,
         bits=str(bits),
         scope=plan.scope,
-        calibration=f"{plan.images} images of {'+'.join(cfg.DATASETS.TRAIN)}, seed {plan.seed}, MinMax{bn}",
+        calibration=f"{plan.images} images of {'+'.join(cfg.DATASETS.TRAIN)}, seed {plan.seed}, MinMax{bn}{own}",
         metrics=metrics,
         seed=cfg.SEED,
         engine=engine(),

@@ -21,6 +21,7 @@ from ssql_det.core.errors import UserError
 from ssql_det.core.files import atomic_write
 from ssql_det.core.rows import Row
 from ssql_det.d2 import CfgNode, engine
+from ssql_det.detect.config import NO_MATTER
 from ssql_det.detect.data import evaluation_images
 from ssql_det.detect.measure import Plan, Tools, make_row, measure, prepare
 from ssql_det.detect.points import detector_points
@@ -69,7 +70,7 @@ def _only_test_set(cfg: CfgNode) -> str:
 def _identity(cfg: CfgNode, sha256: str, plan: Plan) -> dict[str, Any]:
     """Everything that decides the rows' numbers, by plain keys."""
     return {
-        **{key: value for key, value in _leaves(yaml.safe_load(cfg.dump())) if key not in _OF_NO_MATTER},
+        **{key: value for key, value in _leaves(yaml.safe_load(cfg.dump())) if key not in NO_MATTER},
         "weights' sha256": sha256,
         "engine": engine(),
         "--scope": plan.scope,
@@ -78,9 +79,6 @@ def _identity(cfg: CfgNode, sha256: str, plan: Plan) -> dict[str, Any]:
         "--recalibrate-bn": plan.recalibrate_bn,
         "--bits-file": {pattern: str(bits) for pattern, bits in plan.overrides.items()},
     }
-
-
-_OF_NO_MATTER = ("OUTPUT_DIR", "MODEL.WEIGHTS", "DATALOADER.NUM_WORKERS")
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

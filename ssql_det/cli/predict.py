@@ -1,0 +1,80 @@
+"""Draw what a detector sees in images of yours at several bit-widths, side by side, and write it as COCO's JSON.
+
+KEY VALUE pairs and images come last: MODEL.WEIGHTS FILE image.jpg folder. Few bits need calibrated ranges: those
+of a sweep of the same weights (--ranges), else they are calibrated on the config's training images.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ssql_det.cli.numbers import positive
+
+HELP = "boxes and masks on your own images, at several bit-widths side by side"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config-file", metavar="FILE", required=True, help="the detector's config")
+    parser.add_argument("--bits", default="FP,4", help="FP, 8 or 2w4a, comma-separated (default: %(default)s)")
+    parser.add_argument("--scope", default="all", help="all, or backbone (default: %(default)s)")
+    parser.add_argument("--ranges", metavar="FILE", help="the ranges.json of a sweep of these weights")
+    parser.add_argument(
+        "--calib-images", type=positive, default=32, help="training images to calibrate with (default: %(default)s)"
+    )
+    parser.add_argument("--score", type=float, default=0.5, help="least score to show (default: %(default)s)")
+    parser.add_argument("--out", default="predictions", help="folder for pictures and JSON (default: %(default)s)")
+    parser.add_argument("rest", metavar="KEY VALUE ... IMAGE ...", nargs=argparse.REMAINDER, help="config, then images")
+
+
+def run(options: argparse.Namespace) -> None:
+    from ssql_det.core.errors import UserError
+    from ssql_det.d2 import read_config, set_up_logging
+    from ssql_det.detect import SCOPES, SSQL_DEFAULTS
+    from ssql_det.detect.data import calibration_images
+    from ssql_det.detect.measure import parse_widths
+    from ssql_det.detect.points import detector_points
+    from ssql_det.detect.predict import detect, find_images, save
+    from ssql_det.detect.weights import trained_detector
+    from ssql_det.quant import Bits, Ranges, calibrate
+
+    set_up_logging()
+    overrides, images = _split(options.rest)
+    paths, widths = find_images(images), parse_widths(options.bits)
+    if options.scope not in SCOPES:
+        raise UserError(f"--scope is {' or '.join(SCOPES)}, got {options.scope!r}")
+    if not 0 <= options.score <= 1:
+        raise UserError(f"--score is 0 to 1, got {options.score}")
+    cfg = read_config(options.config_file, overrides, SSQL_DEFAULTS)
+    model, _ = trained_detector(cfg)
+    points = detector_points(model, options.scope)
+    ranges = None
+    if options.ranges:
+        ranges = Ranges.load(options.ranges, model, points)
+    elif any(bits.act is not None for bits in widths if bits != Bits.FP):
+        calibration = calibration_images(cfg, options.calib_images)
+        ranges = calibrate(model, calibration, points, forward=lambda network, batch: network(batch))
+    found = detect(cfg, model, paths, widths, points, ranges, options.score)
+    save(Path(options.out), cfg, paths, found)
+    for bits, detections in found.items():
+        print(f"{bits}: {sum(map(len, detections))} objects of score {options.score} or more in {len(paths)} image(s)")
+    print(f"pictures and JSON: {options.out}")
+
+
+_ROOTS = ("MODEL", "INPUT", "DATASETS", "DATALOADER", "TEST", "SOLVER", "SSQL", "OUTPUT_DIR", "SEED")
+
+
+def _split(rest: list[str]) -> tuple[list[str], list[str]]:
+    """Config keys come in pairs and are in capitals with a dot, as MODEL.WEIGHTS; what follows them are images."""
+    pairs = 0
+    while pairs + 1 < len(rest) and _is_key(rest[pairs]):
+        pairs += 2
+    return rest[:pairs], rest[pairs:]
+
+
+def _is_key(text: str) -> bool:
+    """
+    >>> _is_key("MODEL.WEIGHTS"), _is_key("IMG_1.JPG")
+    (True, False)
+    """
+    return text.split(".")[0] in _ROOTS

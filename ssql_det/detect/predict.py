@@ -1,0 +1,138 @@
+"""A detector on a user's own images at several bit-widths: pictures side by side, detections as COCO's JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from pycocotools import mask as coco_mask
+from torch import nn
+
+from ssql_det.checkdata.draw import Canvas, drawn
+from ssql_det.checkdata.findings import Picture
+from ssql_det.core.console import track
+from ssql_det.core.errors import UserError
+from ssql_det.core.files import atomic_write
+from ssql_det.d2 import CfgNode, MetadataCatalog, ResizeShortestEdge, read_image
+from ssql_det.detect.answers import answered
+from ssql_det.detect.data import Batch
+from ssql_det.quant import Bits, QuantPoint, Ranges, quantized
+
+Detections = list[dict[str, Any]]  # of one image, as in COCO's results: bbox [x, y, w, h], category_id, score, ...
+
+_CAPTION = 26  # pixels above a picture
+_WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
+_NAMES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+
+
+def find_images(paths: Sequence[str]) -> list[Path]:
+    """Files, and the images in folders, in the order of their names."""
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            found += sorted(each for each in path.iterdir() if each.suffix.lower() in _NAMES)
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise UserError(f"there is no image {path}; give files, or folders of {', '.join(sorted(_NAMES))}")
+    if not found:
+        raise UserError(f"there are no images in {', '.join(paths)}; known are {', '.join(sorted(_NAMES))}")
+    twice = [path for path in found if sum(path.name == other.name for other in found) > 1]
+    if twice:
+        raise UserError(f"two images are called {twice[0].name}, and so would be their pictures; give them one by one")
+    return found
+
+
+def prepared(cfg: CfgNode, path: Path) -> Batch:
+    """One image as the config tests images: resized, in its channel order, with the size to scale back to."""
+    with answered(f"{path} cannot be read"):
+        image = read_image(str(path), cfg.INPUT.FORMAT)
+    height, width = image.shape[:2]
+    resize = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
+    resized = resize.get_transform(image).apply_image(image)
+    tensor = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
+    return [{"image": tensor, "height": height, "width": width}]
+
+
+def detect(
+    cfg: CfgNode,
+    model: nn.Module,
+    paths: Sequence[Path],
+    widths: Iterable[Bits],
+    points: Sequence[QuantPoint],
+    ranges: Ranges | None,
+    least_score: float,
+) -> dict[Bits, list[Detections]]:
+    """The detections of every image at every width, from one copy of weights."""
+    model.eval()
+    found: dict[Bits, list[Detections]] = {}
+    for bits in widths:
+        with quantized(model, points, ranges, bits), torch.no_grad():
+            outputs = (model(prepared(cfg, path))[0]["instances"] for path in track(paths, f"detecting at {bits}"))
+            found[bits] = [list(_as_coco(instances, least_score)) for instances in outputs]
+    return found
+
+
+def save(out: Path, cfg: CfgNode, paths: Sequence[Path], found: Mapping[Bits, list[Detections]]) -> None:
+    """``out/<image>.png``, the widths side by side, and ``out/detections_<bits>.json`` in COCO's format."""
+    classes = class_names(cfg)
+    for index, path in enumerate(paths):
+        panels = [_panel(path, str(bits), detections[index], classes) for bits, detections in found.items()]
+        with atomic_write(out / f"{path.stem}.png") as file:
+            file.write(cv2.imencode(".png", np.hstack(panels))[1].tobytes())
+    for bits, detections in found.items():
+        images = [{"id": number, "file_name": path.name} for number, path in enumerate(paths, start=1)]
+        annotations = [
+            {"id": number, "image_id": image, **detection}
+            for number, (image, detection) in enumerate(_numbered(detections), start=1)
+        ]
+        categories = [{"id": number, "name": name} for number, name in enumerate(classes)]
+        content = {"images": images, "categories": categories, "annotations": annotations}
+        with atomic_write(out / f"detections_{bits}.json", "w") as file:
+            json.dump(content, file)
+
+
+def class_names(cfg: CfgNode) -> list[str]:
+    """As the first data set of the config names them, else numbers."""
+    count = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
+        known = getattr(MetadataCatalog.get(name), "thing_classes", None)
+        if known is not None and len(known) == count:
+            return list(known)
+    return [str(number) for number in range(count)]
+
+
+def _numbered(detections: Iterable[Detections]) -> Iterator[tuple[int, dict[str, Any]]]:
+    for image, each in enumerate(detections, start=1):
+        yield from ((image, detection) for detection in each)
+
+
+def _as_coco(instances: Any, least_score: float) -> Iterator[dict[str, Any]]:
+    instances = instances.to("cpu")
+    for index in (instances.scores >= least_score).nonzero().flatten().tolist():
+        x0, y0, x1, y1 = instances.pred_boxes.tensor[index].tolist()
+        detection = {
+            "category_id": int(instances.pred_classes[index]),
+            "bbox": [x0, y0, x1 - x0, y1 - y0],
+            "score": float(instances.scores[index]),
+        }
+        if instances.has("pred_masks"):
+            runs = coco_mask.encode(np.asfortranarray(instances.pred_masks[index].numpy().astype(np.uint8)))
+            detection["segmentation"] = {"size": runs["size"], "counts": runs["counts"].decode()}
+        yield detection
+
+
+def _panel(path: Path, caption: str, detections: Detections, classes: Sequence[str]) -> Canvas:
+    """The image with what was detected in it, enlarged if it is small, and the bit-width above."""
+    boxes = tuple((x, y, x + width, y + height) for x, y, width, height in (each["bbox"] for each in detections))
+    labels = tuple(f"{classes[each['category_id']]} {each['score']:.2f}" for each in detections)
+    masks = tuple(each.get("segmentation") for each in detections)
+    canvas = drawn(Picture(path, None, boxes, labels, masks))
+    framed = cv2.copyMakeBorder(canvas, _CAPTION, 4, 2, 2, cv2.BORDER_CONSTANT, value=_WHITE)
+    cv2.putText(framed, caption, (6, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.6, _BLACK, 1, cv2.LINE_AA)
+    return np.asarray(framed, np.uint8)

@@ -1,0 +1,55 @@
+"""The command that fills what is empty in a table: a sweep of a detector, with the method's name for its rows.
+
+>>> filling_command(6, "SSQL (ours)", ["FP", "8w8a"], "all", "voc_2007_test")
+'ssql-det sweep --config-file configs/detection/voc_r18_c4.yaml --bits FP,8 MODEL.WEIGHTS <ssql.pth> \
+SSQL.METHOD SSQL OUTPUT_DIR sweeps/ssql'
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable
+
+DATASETS = {6: "voc_2007_test", 7: "coco_2017_val"}  # of the tables that sweeps fill
+_CONFIGS = {  # by what they evaluate on
+    "voc_2007_test": "voc_r18_c4.yaml",
+    "coco_2017_val": "coco_mask_r50_fpn.yaml",
+    "toy_voc_2007_test": "toy_voc_narrow_c4.yaml",
+    "toy_coco_2017_val": "toy_coco_narrow_fpn.yaml",
+}
+_FOLDER = "configs/detection"
+_EQUAL = re.compile(r"(\d+)w\1a")
+
+
+def filling_command(
+    number: int,
+    method: str,
+    bits: Iterable[str],
+    scope: str,
+    dataset: str,
+    config: str = "",
+    calibration: str = "",
+) -> str:
+    """``config`` and ``calibration`` are those of the rows already there, so that the new ones join them."""
+    widths = ",".join(_EQUAL.sub(r"\1", width) for width in bits)
+    name = method.removesuffix(" (ours)")
+    elsewhere = dataset != DATASETS[number]
+    config = config or _CONFIGS.get(dataset, "")
+    path = shlex.quote(config if "/" in config else f"{_FOLDER}/{config}") if config else f"<{dataset}.yaml>"
+    folder = "-".join([_slug(name), *([scope] if scope != "all" else []), *([dataset] if elsewhere else [])])
+    parts = [
+        f"ssql-det sweep --config-file {path}",
+        f"--bits {shlex.quote(widths)}",
+        *([f"--scope {shlex.quote(scope)}"] if scope != "all" else []),
+        f"MODEL.WEIGHTS <{_slug(name)}.pth>",
+        f"SSQL.METHOD {shlex.quote(name)}",
+        *([f"DATASETS.TEST {shlex.quote(f'({dataset!r},)')}"] if dataset not in _CONFIGS else []),
+        f"OUTPUT_DIR {shlex.quote(f'sweeps/{folder}')}",
+        *([f"# calibration: {calibration}"] if calibration else []),
+    ]
+    return " ".join(parts)
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "detector"

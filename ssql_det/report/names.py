@@ -1,0 +1,37 @@
+"""Which published method a row's free text means: letters and digits count, case and punctuation do not.
+
+>>> published_name("simsiam 200EP", ["SimSiam", "SimSiam-200ep"]), published_name("ssql", ["SSQL (ours)"])
+('SimSiam-200ep', 'SSQL (ours)')
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+_ALIASES = {  # bare spellings of what the tables print otherwise; SSQL there stands on SimSiam
+    "fromscratch": "random init.",
+    "imagenetsupervised": "IN supervised",
+    "random": "random init.",
+    "randominitialization": "random init.",
+    "scratch": "random init.",
+    "simsiam200": "SimSiam-200ep",
+    "simsiam200epochs": "SimSiam-200ep",
+    "simsiamssql": "SSQL (ours)",
+    "ssql": "SSQL (ours)",
+    "ssql200": "SSQL-200ep (ours)",
+    "ssql200ep": "SSQL-200ep (ours)",
+    "ssql200epochs": "SSQL-200ep (ours)",
+    "ssqlsimsiam": "SSQL (ours)",
+    "supervised": "IN supervised",
+}
+
+
+def published_name(method: str, published: Iterable[str]) -> str | None:
+    """The name among ``published`` that ``method`` means, or ``None`` when it is none of them."""
+    names = {_bare(name): name for name in published}
+    bare = _bare(method)
+    return names.get(bare) or names.get(_bare(_ALIASES.get(bare, "")))
+
+
+def _bare(name: str) -> str:
+    return "".join(letter for letter in name.casefold() if letter.isalnum())

@@ -1,0 +1,121 @@
+"""The published tables of SSQL as values, read from ``published/ssql_table<number>.json``.
+
+Source: Y.-H. Cao, P. Sun, Y. Huang, J. Wu, S. Zhou, ECCV 2022, https://arxiv.org/abs/2207.05432. Figures are per
+cent, as printed; a file's ``suspect`` lists those that look misprinted. Metrics are spelled as in result rows.
+
+>>> table = published_table(6)
+>>> table.find("SSQL (ours)").figures[Column("4w4a", "bbox/AP50")]
+61.2
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from ssql_det.core.errors import UserError
+
+NUMBERS = (1, 3, 4, 5, 6, 7, 8, 12, 13)
+_BITS = re.compile(r"FP|\d+w\d+a")
+
+
+@dataclass(frozen=True)
+class Column:
+    """A metric at a bit-width. Table 8 also has a column over bit-widths, ``Avg.``."""
+
+    bits: str
+    metric: str
+
+
+@dataclass(frozen=True)
+class PublishedRow:
+    """One line of a table. ``None``: the table does not say (epochs), or has a dash there (a figure).
+
+    ``settings`` is what else names the line, as the switches of the ablation in Table 8.
+    """
+
+    method: str
+    backbone: str
+    dataset: str
+    epochs: int | None
+    settings: Mapping[str, str | bool]
+    figures: Mapping[Column, float | None]
+
+
+@dataclass(frozen=True)
+class PublishedTable:
+    number: int
+    title: str
+    source: str
+    columns: tuple[Column, ...]
+    rows: tuple[PublishedRow, ...]
+    suspect: tuple[str, ...]
+
+    @property
+    def bits(self) -> tuple[str, ...]:
+        """Its bit-widths, each once, in the printed order."""
+        return tuple(dict.fromkeys(column.bits for column in self.columns))
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(column.metric for column in self.columns))
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(row.method for row in self.rows))
+
+    def find(self, method: str) -> PublishedRow:
+        """The line of a method, by its printed name; for tables that name a method once."""
+        found = [row for row in self.rows if row.method == method]
+        if len(found) != 1:
+            known = ", ".join(self.methods)
+            raise KeyError(f"{method!r} names {len(found)} lines of Table {self.number}; it has: {known}")
+        return found[0]
+
+
+@cache
+def published_table(number: int) -> PublishedTable:
+    """A table of the paper by its number."""
+    if number not in NUMBERS:
+        raise UserError(f"there is no published Table {number} here; there are {', '.join(map(str, NUMBERS))}")
+    text = (files("ssql_det.report") / "published" / f"ssql_table{number}.json").read_text("utf-8")
+    content: dict[str, Any] = json.loads(text)
+    columns = tuple(_column(heading, content["metrics"]) for heading in content["columns"])
+    defaults = {key: content[key] for key in ("dataset", "backbone", "epochs") if key in content}
+    return PublishedTable(
+        number=number,
+        title=content["title"],
+        source=content["source"],
+        columns=columns,
+        rows=tuple(_row(defaults | row, columns) for row in content["rows"]),
+        suspect=tuple(content.get("suspect", ())),
+    )
+
+
+def _column(heading: str, metrics: Mapping[str, str]) -> Column:
+    """Read a printed heading.
+
+    >>> _column("4w4a mask AP", {"mask AP": "segm/AP"})
+    Column(bits='4w4a', metric='segm/AP')
+    """
+    bits = _BITS.search(heading)
+    if bits is None:
+        return Column(heading, metrics[""])
+    return Column(bits.group(), metrics[(heading[: bits.start()] + heading[bits.end() :]).strip()])
+
+
+def _row(content: Mapping[str, Any], columns: tuple[Column, ...]) -> PublishedRow:
+    of_its_own = ("method", "id", "backbone", "dataset", "epochs", "values")
+    return PublishedRow(
+        method=content.get("method") or content["id"],
+        backbone=content["backbone"],
+        dataset=content["dataset"],
+        epochs=content.get("epochs"),
+        settings={key: value for key, value in content.items() if key not in of_its_own},
+        figures=dict(zip(columns, content["values"], strict=True)),
+    )

@@ -1,0 +1,40 @@
+"""Rows for the tests of tables, each with its own time."""
+
+import itertools
+from datetime import datetime, timedelta, timezone
+
+from ssql_det.core.rows import Row
+
+WIDTHS = ("FP", "8w8a", "6w6a", "5w5a", "4w4a")
+_serial = itertools.count()
+_START = datetime(2024, 5, 1, tzinfo=timezone.utc)
+
+
+def row(ap50=60.0, **changes):
+    """A row of SSQL on VOC2007 at 4 bits, made a second after the one before it."""
+    fields = {
+        "method": "SSQL",
+        "checkpoint": "ssql.pth",
+        "checkpoint_hash": "9f3c",
+        "config": "voc_r18_c4.yaml",
+        "dataset": "voc_2007_test",
+        "bits": "4w4a",
+        "scope": "all",
+        "calibration": "256 images of voc_2007_trainval, seed 0, MinMax",
+        "metrics": {"bbox/AP50": ap50, "bbox/AP": ap50 / 2, "bbox/AP75": ap50 / 3},
+        "seed": 0,
+        "engine": "minid2",
+        "seconds": 92.5,
+        "versions": {},
+        "time": (_START + timedelta(seconds=next(_serial))).isoformat(),
+    }
+    return Row(**(fields | changes))
+
+
+def line(table, method="SSQL (ours)", bits="4w4a"):
+    (found,) = [each for each in table.lines if (each.method, each.bits) == (method, bits)]
+    return found
+
+
+def cell(table, method="SSQL (ours)", bits="4w4a", metric="bbox/AP50"):
+    return line(table, method, bits).cells[metric]

@@ -1,0 +1,109 @@
+import json
+from importlib.resources import files
+
+import pytest
+
+from ssql_det.core.errors import UserError
+from ssql_det.report.names import published_name
+from ssql_det.report.published import NUMBERS, Column, published_table
+
+PRINTED = [  # by hand, from the paper
+    (6, "random init.", "FP", "bbox/AP50", 58.9),
+    (6, "IN supervised", "4w4a", "bbox/AP", 16.7),
+    (6, "BYOL", "5w5a", "bbox/AP50", 62.7),
+    (6, "SimSiam", "8w8a", "bbox/AP75", 46.3),
+    (6, "SSQL (ours)", "4w4a", "bbox/AP50", 61.2),
+    (6, "SSQL-200ep (ours)", "4w4a", "bbox/AP75", 35.0),
+    (7, "IN supervised", "6w6a", "bbox/AP50", 58.3),
+    (7, "SimSiam", "FP", "segm/AP", 35.2),
+    (7, "BYOL", "4w4a", "segm/AP75", 21.7),
+    (7, "SSQL (ours)", "5w5a", "bbox/AP", 36.5),
+    (7, "SSQL (ours)", "4w4a", "segm/AP", 26.0),
+    (12, "BYOL+SSQL", "2w4a", "top-1", 85.7),
+    (13, "MoCov3", "5w5a", "top-1", 82.2),
+    (8, "(i)", "4w4a", "top-1", 89.6),
+]
+
+
+@pytest.mark.parametrize(("number", "method", "bits", "metric", "figure"), PRINTED)
+def test_figures_are_those_of_the_paper(number, method, bits, metric, figure):
+    assert published_table(number).find(method).figures[Column(bits, metric)] == figure
+
+
+def test_every_table_is_whole_names_its_source_and_is_known():
+    folder = files("ssql_det.report") / "published"
+    assert sorted(each.name for each in folder.iterdir()) == sorted(f"ssql_table{n}.json" for n in NUMBERS)
+    for number in NUMBERS:
+        table = published_table(number)
+        content = json.loads((folder / f"ssql_table{number}.json").read_text("utf-8"))
+        assert table.source.endswith(f"(arXiv:2207.05432), Table {number}")
+        assert len(set(table.columns)) == len(content["columns"]) == len(table.bits) * len(table.metrics)
+        assert [list(row.figures.values()) for row in table.rows] == [row["values"] for row in content["rows"]]
+        assert all(value is None or 0 < value < 100 for row in table.rows for value in row.figures.values())
+
+
+def test_rows_say_what_they_are_of():
+    voc, ablation, probe = published_table(6), published_table(8), published_table(5)
+    assert {row.backbone for row in voc.rows} == {"ResNet-18"}
+    assert [row.epochs for row in voc.rows] == [None, None, None, None, 200, None, 200]
+    assert ablation.find("(c)").settings == {
+        "q_pred": True,
+        "q_target": True,
+        "aux": False,
+        "w_bits": "4~16",
+        "a_bits": "4~16",
+    }
+    assert probe.rows[3].dataset == "CIFAR-100"
+    assert published_table(1).find("SimSiam-PACT").figures[Column("FP", "top-1")] is None
+
+
+def test_averages_of_table_8_are_averages():
+    for row in published_table(8).rows:
+        *figures, average = row.figures.values()
+        assert sum(figures) / len(figures) == pytest.approx(average, abs=0.0501), row.method
+
+
+def test_what_is_printed_twice_is_the_same():
+    first, again = published_table(1), published_table(12)
+    for method in ("BYOL", "MoCov2"):
+        resnet18 = next(row for row in first.rows if row.method == method and row.backbone == "ResNet-18")
+        for column, figure in again.find(method).figures.items():
+            assert resnet18.figures[column] == figure
+
+
+def test_unknown_tables_and_methods_are_refused_by_name():
+    with pytest.raises(UserError, match="no published Table 2 here; there are 1, 3, 4"):
+        published_table(2)
+    with pytest.raises(KeyError, match="'SSQL' names 0 lines of Table 6; it has: random init"):
+        published_table(6).find("SSQL")
+    with pytest.raises(KeyError, match="'BYOL' names 2 lines"):
+        published_table(1).find("BYOL")
+
+
+MEANT = {
+    "SSQL": "SSQL (ours)",
+    " ssql-SimSiam": "SSQL (ours)",
+    "SSQL (ours)": "SSQL (ours)",
+    "ssql_200": "SSQL-200ep (ours)",
+    "SSQL, 200 epochs": "SSQL-200ep (ours)",
+    "simsiam-200EP": "SimSiam-200ep",
+    "SimSiam": "SimSiam",
+    "byol": "BYOL",
+    "Random init": "random init.",
+    "scratch": "random init.",
+    "ImageNet-supervised": "IN supervised",
+    "ssql-byol": None,
+    "SSQL-400ep": None,
+    "MoCo v2": None,
+    "": None,
+    "()": None,
+}
+
+
+@pytest.mark.parametrize("method", MEANT)
+def test_a_method_is_known_by_its_letters_and_digits(method):
+    assert published_name(method, published_table(6).methods) == MEANT[method]
+
+
+def test_an_alias_leads_nowhere_in_a_table_without_its_line():
+    assert published_name("ssql 200", published_table(7).methods) is None

@@ -1,0 +1,85 @@
+import csv
+import io
+
+import pytest
+from report.making import WIDTHS, row
+
+from ssql_det.report.as_csv import HEADER, as_csv
+from ssql_det.report.markdown import as_markdown
+from ssql_det.report.tables import compare
+
+SEEDS = [row(60.84 + 0.5 * seed, seed=seed, checkpoint_hash=f"h{seed}") for seed in (-1, 0, 1)]
+
+
+def cells(text, *beginning):
+    """The cells of the one table line that begins so."""
+    lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
+    (found,) = [line for line in lines if line[: len(beginning)] == list(beginning)]
+    return found
+
+
+def test_a_line_has_the_figure_ours_and_the_difference():
+    text = as_markdown(compare(6, SEEDS))
+    assert cells(text, "SSQL (ours)", "4w4a")[2:5] == ["61.2", "60.8 ± 0.5 (3)", "-0.4"]
+    assert cells(text, "SSQL (ours)", "FP")[2:5] == ["73.4", "[6]", "-"]
+    assert "\n6. `ssql-det sweep --config-file configs/detection/voc_r18_c4.yaml --bits FP,8,6,5 MODEL" in text
+    assert "Data set: voc_2007_test. Scope: all." in text
+    assert text.endswith("`\n")
+
+
+@pytest.mark.parametrize(("ap50", "shown"), [(61.24, "+0.0"), (61.16, "+0.0"), (61.26, "+0.1"), (50.0, "-11.2")])
+def test_a_difference_has_a_sign_and_no_negative_zero(ap50, shown):
+    assert cells(as_markdown(compare(6, [row(ap50)])), "SSQL (ours)", "4w4a")[4] == shown
+
+
+def test_what_does_not_vary_has_no_deviation():
+    table = as_markdown(compare(6, [row(60.0), row(60.0, seed=1)]))
+    assert cells(table, "SSQL (ours)", "4w4a")[3] == "60.0 (2)"
+
+
+def test_boxes_masks_and_cost_are_tables_of_their_own():
+    metrics = {f"{task}/{name}": 30.0 for task in ("bbox", "segm") for name in ("AP", "AP50", "AP75")} | {"MB": 44.123}
+    text = as_markdown(compare(7, [row(dataset="coco_2017_val", metrics=metrics)]))
+    boxes, masks, cost = text.split("### ")[1:]
+    assert "| SSQL (ours) | 4w4a | 28.2 | 30.0 | +1.8 |" in boxes
+    assert "| SSQL (ours) | 4w4a | 26.0 | 30.0 | +4.0 |" in masks
+    assert "| method | bits | MB |" in cost
+    assert [line for line in cost.splitlines() if line.startswith("| SSQL")] == ["| SSQL (ours) | 4w4a | 44.12 |"]
+
+
+def test_a_full_table_asks_for_no_command():
+    methods = ("scratch", "supervised", "BYOL", "SimSiam", "SimSiam-200ep", "SSQL", "SSQL-200ep")
+    full = compare(6, [row(method=method, bits=bits, checkpoint_hash=method) for method in methods for bits in WIDTHS])
+    assert "ssql-det" not in as_markdown(full)
+    assert "ssql-det" not in as_csv(full)
+
+
+def test_lines_that_differ_in_config_say_so_and_others_do_not():
+    assert cells(as_markdown(compare(6, [row(50.0), row(60.0, config="short.yaml")])), "SSQL (ours) · short.yaml", "FP")
+    assert "·" not in as_markdown(compare(6, [row(50.0)]))
+
+
+def test_a_bar_in_a_name_does_not_end_a_cell():
+    text = as_markdown(compare(6, [row(method="a|b")]))
+    assert "| a\\|b | 4w4a | - | 60.0 | - |" in text
+
+
+def test_toy_data_are_told_in_the_text():
+    text = as_markdown(compare(6, [row(dataset="toy_voc_2007_test")], dataset="toy_voc_2007_test"))
+    assert "- toy_voc_2007_test is toy data: not comparable" in text
+
+
+def test_csv_has_a_line_for_each_figure_with_all_digits():
+    table = compare(6, [*SEEDS, row(method='odd, "name"')])
+    records = list(csv.DictReader(io.StringIO(as_csv(table))))
+    assert tuple(records[0]) == HEADER
+    assert len(records) == 8 * 5 * 3
+    (found,) = [r for r in records if (r["method"], r["bits"], r["metric"]) == ("SSQL (ours)", "4w4a", "bbox/AP50")]
+    assert float(found["published"]) == 61.2
+    assert float(found["measured"]) == pytest.approx(60.84, abs=1e-12)
+    assert float(found["std"]) == pytest.approx(0.5, abs=1e-12)
+    assert (found["n"], found["filled_by"], found["comparable"]) == ("3", "", "yes")
+    assert any(r["method"] == 'odd, "name"' for r in records)
+    empty = [r for r in records if r["method"] == "BYOL"]
+    assert all(r["measured"] == r["difference"] == "" and r["n"] == "0" for r in empty)
+    assert all(r["filled_by"].startswith("ssql-det sweep") for r in empty)
