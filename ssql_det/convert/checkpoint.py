@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -55,8 +56,9 @@ class Checkpoint:
 
 def described(plain: Mapping[str, Any], architecture: Architecture) -> Facts:
     """The facts in a description that came with a file; an error where it is of another network than the tensors."""
-    if plain["version"] != _VERSION:
-        raise ValueError(f"it is of version {plain['version']}, and known is version {_VERSION}")
-    if plain["arch"] != architecture.name:
-        raise ValueError(f"it calls itself a {plain['arch']}, and its tensors are those of a {architecture.name}")
+    version, arch = plain["version"], plain["arch"]
+    if version != _VERSION:
+        raise ValueError(f"it is of version {reprlib.repr(version)}, and known is version {_VERSION}")
+    if arch != architecture.name:
+        raise ValueError(f"it calls itself {reprlib.repr(arch)}, and its tensors are a {architecture.name}'s")
     return Facts.from_plain(plain)

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ssql_det.core.errors import UserError
+from ssql_det.core.errors import UserError, printable
 
-_SHOWN = 3  # names in a sentence
+_SHOWN, _LONGEST = 3, 200  # names in a sentence, characters of each
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,10 @@ def some(names: Sequence[str]) -> str:
     'a, b, c and 2 more'
     """
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+    return ", ".join(printable(name, _LONGEST) for name in names[:_SHOWN]) + more
 
 
 def _pattern(names: Sequence[str]) -> str:
     """The narrowest simple pattern that one could mean: a common first part, else a name."""
     parts = {name.split(".")[0] for name in names}
-    return f"{parts.pop()}.*" if len(parts) == 1 and len(names) > 1 else names[0]
+    return printable(f"{parts.pop()}.*" if len(parts) == 1 and len(names) > 1 else names[0], _LONGEST)

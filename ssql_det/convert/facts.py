@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ssql_det.convert.architecture import Architecture
+
+BRANCHES = ("online", "momentum")  # the network that is trained, and its moving average
 
 
 @dataclass(frozen=True)
@@ -59,18 +63,25 @@ class Facts:
         images = plain.get("input")
         if images is not None:
             channels, mean, std = images["channels"], images["mean"], images["std"]
-            if channels not in ("RGB", "BGR"):
-                raise ValueError(f"its channels are {channels!r}")
             images = Input(channels, _triple(mean), _triple(std))
+            if channels not in ("RGB", "BGR") or min(images.std) <= 0:
+                raise ValueError(f"its images are {_short([channels, mean, std])}")
         stride, method, branch = plain.get("stride_in_1x1"), plain.get("method"), plain.get("branch", "online")
-        if stride not in (True, False, None) or not isinstance(method, str | None) or not isinstance(branch, str):
-            raise ValueError(f"its facts are {dict(plain)!r}")
+        if not isinstance(stride, bool | None) or not isinstance(method, str | None) or branch not in BRANCHES:
+            raise ValueError(f"stride_in_1x1, method and branch are {_short([stride, method, branch])}")
         return cls(images, stride, method, branch, from_file=True)
 
 
 def _triple(values: Sequence[float]) -> tuple[float, float, float]:
-    first, second, third = map(float, values)
-    return first, second, third
+    first, second, third = values
+    if not all(isinstance(each, float | int) and math.isfinite(each) for each in (first, second, third)):
+        raise ValueError(f"{_short(values)} are not three numbers")
+    return float(first), float(second), float(third)
+
+
+def _short(values: object) -> str:
+    """A foreign file's value in a message, however large."""
+    return reprlib.repr(values)
 
 
 def customary(architecture: Architecture, method: str | None = None, images: Input | None = None) -> Facts:

@@ -9,7 +9,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from ssql_det.core.errors import UserError
+from ssql_det.core.errors import UserError, printable
 from ssql_det.core.reader import read_tensors
 
 METADATA = "__metadata__"  # safetensors' own name for the strings beside its tensors
@@ -20,12 +20,18 @@ def open_weights(path: str | os.PathLike[str]) -> Any:
 
     Of a safetensors file: ``{"model": tensors, "__metadata__": strings}``.
     """
-    if Path(path).is_file() and _is_safetensors(Path(path)):
+    try:
+        is_safetensors = Path(path).is_file() and _is_safetensors(Path(path))
+    except OSError as failure:
+        raise UserError(f"cannot read {path}: {failure.strerror or failure}") from failure
+    if is_safetensors:
         try:
             with safe_open(os.fspath(path), framework="pt") as file:
                 return {"model": {name: file.get_tensor(name) for name in file.keys()}, METADATA: file.metadata() or {}}  # noqa: SIM118
         except (SafetensorError, OSError) as failure:
-            raise UserError(f"{path} is not a readable safetensors file: {failure}; get it anew") from failure
+            raise UserError(
+                f"{path} is not a readable safetensors file: {printable(str(failure), 200)}; get it anew"
+            ) from failure
     return read_tensors(path)
 
 

@@ -13,6 +13,7 @@ from ssql_det.convert.architecture import ARCHITECTURES, COUNTER, Architecture, 
 from ssql_det.convert.names import TORCHVISION, Names, neutral
 
 WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
+_NESTED = (*WRAPPERS, *WRAPPERS)  # one in the other, either way
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,9 @@ def contained(content: Any, container: str) -> dict[str, Any] | None:
     if not isinstance(content, dict) or not content or not all(isinstance(name, str) for name in content):
         return None
     state: dict[str, Any] = dict(content)
-    while wrapper := next((each for each in WRAPPERS if all(name.startswith(each) for name in state)), None):
-        state = {name.removeprefix(wrapper): value for name, value in state.items()}
+    for wrapper in _NESTED:
+        if all(name.startswith(wrapper) for name in state):
+            state = {name.removeprefix(wrapper): value for name, value in state.items()}
     return state
 
 

@@ -11,17 +11,18 @@ from torch import Tensor
 
 from ssql_det.convert.architecture import COUNTER, architecture
 from ssql_det.convert.checkpoint import Checkpoint, Source
-from ssql_det.convert.coverage import Coverage
+from ssql_det.convert.coverage import Coverage, some
 from ssql_det.convert.files import open_weights
 from ssql_det.convert.format import Format, Found
 from ssql_det.convert.formats import FORMATS, under_prefix
 from ssql_det.convert.layout import Fit, best_fit, contained, fit
 from ssql_det.convert.names import neutral
-from ssql_det.convert.tensors import alone, as_tensor, faults
-from ssql_det.core.errors import UserError, did_you_mean
+from ssql_det.convert.tensors import alone, as_tensor, faults, is_spread
+from ssql_det.core.errors import UserError, did_you_mean, printable
 from ssql_det.core.files import sha256
 
 _FIRST_BLOCKS = ("layer1.0.conv1.weight", "res2.0.conv1.weight", "4.0.conv1.weight")  # of unknown prefixes
+_LONGEST = 200  # characters of a prefix in a message
 
 
 def read(
@@ -71,11 +72,12 @@ def examine_content(
     state = {name: tensor for name, value in found.state.items() if (tensor := as_tensor(value)) is not None}
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     best = fit(architecture(arch), found.layout, shapes) if arch else best_fit(found.layout, shapes)
-    tensors, coverage, detector = _sorted_out(content, found, state, best)
     try:
+        tensors, coverage, detector = _sorted_out(content, found, state, best)
         facts = found.format.facts_of(content, found, best.architecture)
-    except (AttributeError, KeyError, TypeError, ValueError) as failure:
-        raise UserError(f"{path}: what it says about itself is not understood ({failure}); convert it anew") from None
+    except Exception as failure:  # what a file says about itself can be wrong in any way
+        reason = printable(repr(failure), 200)
+        raise UserError(f"{path}: what it says about itself is not understood ({reason}); get it anew") from failure
     source = Source(Path(path).name, sha256(path), found.format.name, found.why)
     return Checkpoint(best.architecture, tensors, facts, source, coverage, detector)
 
@@ -112,15 +114,18 @@ def _sorted_out(
     floats = ((name, state[name]) for slot, name in best.right.items() if slot.shape)
     wrong = {**best.wrong, **faults(floats)}
     used = [name for name in best.right.values() if name not in wrong]
-    leftover = {name: value for name, value in found.state.items() if name not in {*best.right.values(), *best.wrong}}
-    detector = found.format.rest(content, leftover) if found.format.rest else {}
+    placed = {*best.right.values(), *best.wrong}
+    leftover = {name: value for name, value in found.state.items() if name not in placed}
+    rest = found.format.rest(content, leftover) if found.format.rest else {}
+    detector = {name: alone(tensor) for name, tensor in rest.items() if not is_spread(tensor)}
+    wrong |= {name: "claims more elements than the file has" for name in rest if name not in detector}
     wrong |= faults((name, tensor) for name, tensor in detector.items() if not name.endswith(COUNTER))
     left_out, unmatched = {}, []
     for name, value in leftover.items():
         reason = found.format.reason_to_leave(name, found) if as_tensor(value) is not None else "not a tensor"
         if reason is not None:
             left_out[name] = reason
-        elif name not in detector:
+        elif name not in detector and name not in wrong:
             unmatched.append(name)
     return tensors, Coverage(tuple(used), left_out, tuple(unmatched), best.missing, wrong), detector
 
@@ -131,13 +136,16 @@ def _why_unknown(content: Any, asked: Sequence[Format]) -> str:
         format = asked[0]
         first = [layout.first for layouts in format.branches.values() for layout in layouts]
         return f"it is not in the format {format.name} ({' or '.join(first[:3])} is not in it); leave out --from"
-    containers = {layout.containers for each in FORMATS for layouts in each.branches.values() for layout in layouts}
-    states = [state for names in containers for name in names if (state := contained(content, name)) is not None]
-    names = [name for state in states for name, value in state.items() if as_tensor(value) is not None]
+    layouts = [layout for each in FORMATS for branch in each.branches.values() for layout in branch]
+    containers = dict.fromkeys(name for layout in layouts for name in layout.containers)
+    states = [state for name in containers if (state := contained(content, name)) is not None]
+    named = (name for state in states for name, value in state.items() if as_tensor(value) is not None)
+    names = list(dict.fromkeys(named))
     if not names:
         return "there are no tensors in it under the usual names (state_dict, model, ...); is it a checkpoint?"
     for end in _FIRST_BLOCKS:
         if near := next((name for name in names if name.endswith(f".{end}")), None):
-            return f"its ResNet is under an unknown prefix; say --prefix {near.removesuffix(end)!r}"
+            prefix = printable(near.removesuffix(end), _LONGEST)
+            return f"its ResNet is under an unknown prefix; say --prefix {prefix!r}"
     known = ", ".join(each.name for each in FORMATS)
-    return f"no ResNet is found in it; its tensors are {', '.join(names[:3])}, ... (known formats: {known})"
+    return f"no ResNet is found in it; its tensors are {some(names)} (known formats: {known})"

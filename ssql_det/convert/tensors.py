@@ -14,10 +14,14 @@ _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 def as_tensor(value: Any) -> Tensor | None:
     """A tensor or an array of numbers as a tensor that shares its memory; None for anything else."""
-    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
-        native = value if value.dtype.isnative else value.astype(value.dtype.newbyteorder("="))
-        return torch.from_numpy(native)
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf" and value.dtype.itemsize <= 8:
+        value = torch.from_numpy(value if value.dtype.isnative else value.astype(value.dtype.newbyteorder("=")))
     return value.detach() if isinstance(value, Tensor) else None
+
+
+def is_spread(tensor: Tensor) -> bool:
+    """Whether it claims more elements than it has: one number can be spread over a shape that no memory holds."""
+    return tensor.nbytes > tensor.untyped_storage().nbytes()
 
 
 def alone(tensor: Tensor) -> Tensor:

@@ -16,8 +16,23 @@ EXIT_BROKEN_PIPE = 141
 class UserError(Exception):
     """Something the user can mend. The message says what is wrong, where, and what to do.
 
+    It stays one line that a terminal shows as it is, whatever names a foreign file brought into it.
+
     >>> raise UserError("bits must be 2 to 16, got 17 in '17w8a'; write for example 8w8a")
     """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(str(message)))
+
+
+def printable(text: str, most: int | None = None) -> str:
+    """Text without control characters, cut in the middle where it is longer than ``most``.
+
+    >>> printable("a\\n\\x1b[31mb" * 9, most=12)
+    'a\\\\n\\\\x1...31mb'
+    """
+    text = text if most is None or len(text) <= most else f"{text[: most // 2]}...{text[len(text) - most // 2 + 3 :]}"
+    return text if text.isprintable() else "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
 
 
 @contextmanager

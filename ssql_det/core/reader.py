@@ -38,8 +38,9 @@ from ssql_det.core.errors import UserError
 _ARCHIVE_HEAD = b"PK\x03\x04"  # of a zip archive: torch.save since torch 1.6
 _LEGACY_HEAD = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)  # torch.save before that
 
+_LONGEST_RANGE = 1_000_000
 _HARMLESS = {
-    "builtins": "bool bytearray bytes complex dict float frozenset int list object range set slice str tuple",
+    "builtins": "bool complex dict float frozenset int list object set slice str tuple",
     "collections": "Counter OrderedDict defaultdict deque",
     "_codecs": "encode",  # how protocol 2 spells bytes
     "datetime": "date datetime timedelta timezone",
@@ -189,19 +190,20 @@ def _read_archive(file: IO[bytes]) -> Any:
         folder = folders[0]
         if f"{folder}constants.pkl" in names:
             raise _RefusedError("it is a TorchScript program; export its state_dict instead")
+        if sum(record.file_size for record in archive.infolist()) > _length(file):  # torch.save compresses nothing
+            raise _RefusedError("its records are larger than the file they are in")
         if f"{folder}byteorder" in names and archive.read(f"{folder}byteorder") != b"little":
             raise ValueError("it comes from a big-endian machine")
 
-        if sum(record.file_size for record in archive.infolist()) > _length(file):  # torch.save compresses nothing
-            raise _RefusedError("its records are larger than the file they are in")
+        storages: dict[str, torch.Tensor] = {}
 
-        @functools.cache
         def storage(dtype: torch.dtype, key: str, location: str, count: int) -> torch.Tensor:
-            _check_claim(count * dtype.itemsize, archive.getinfo(f"{folder}data/{key}").file_size)
-            elements = torch.empty(count, dtype=dtype)
-            with archive.open(f"{folder}data/{key}") as record:
-                rebuild.fill(elements, record.read(elements.nbytes))
-            return elements
+            if key not in storages:
+                _check_claim(count * dtype.itemsize, archive.getinfo(f"{folder}data/{key}").file_size)
+                storages[key] = torch.empty(count, dtype=dtype)
+                with archive.open(f"{folder}data/{key}") as record:
+                    rebuild.fill(storages[key], record.read(storages[key].nbytes))
+            return _as_announced(storages[key], dtype, count)
 
         return _Unpickler(io.BytesIO(archive.read(f"{folder}data.pkl")), storage).load()
 
@@ -211,15 +213,17 @@ def _read_legacy(file: IO[bytes]) -> Any:
     for _ in ("magic number", "version", "machine"):
         _Unpickler(file).load()
     storages: dict[str, torch.Tensor] = {}
-    length = _length(file)
+    claimed, length = 0, _length(file)
 
     def storage(dtype: torch.dtype, key: str, location: str, count: int, view: None) -> torch.Tensor:
         if view is not None:
             raise ValueError("it holds a view of a storage, as only torch before 0.4 wrote it")
+        nonlocal claimed
         if key not in storages:
-            _check_claim(count * dtype.itemsize + sum(each.nbytes for each in storages.values()), length)
+            claimed += count * dtype.itemsize
+            _check_claim(claimed, length)
             storages[key] = torch.empty(count, dtype=dtype)
-        return storages[key]
+        return _as_announced(storages[key], dtype, count)
 
     content = _Unpickler(file, storage).load()
     for key in _Unpickler(file).load():
@@ -242,6 +246,30 @@ def _check_claim(claimed: int, there: int) -> None:
         raise EOFError(f"its tensors claim {claimed} bytes where {there} are")
 
 
+def _as_announced(elements: torch.Tensor, dtype: torch.dtype, count: int) -> torch.Tensor:
+    if (elements.dtype, len(elements)) != (dtype, count):
+        raise ValueError("a storage is announced twice, each time as something else")
+    return elements
+
+
+def _bounded(kind: Callable[..., Any]) -> Callable[..., Any]:
+    """Of values that are there, not of so many zeros: that is how a short pickle takes all memory."""
+
+    def make(*args: Any) -> Any:
+        if args and isinstance(args[0], int):
+            raise _RefusedError(f"it wants {args[0]} bytes made of nothing")
+        return kind(*args)
+
+    return make
+
+
+def _short_range(*args: int) -> range:
+    made = range(*args)
+    if len(made) > _LONGEST_RANGE:
+        raise _RefusedError(f"it has a {made!r}, which a checkpoint has no need of")
+    return made
+
+
 def _foreign(kind: type[Inert], base: Any, value: Any) -> Inert:
     """How pickle protocols 0 and 1 make an object of a foreign class: with what its built-in base class holds."""
     instance = kind.__new__(kind)
@@ -257,7 +285,10 @@ def _foreign(kind: type[Inert], base: Any, value: Any) -> Inert:
 _OUR_OWN: dict[tuple[str, str], Callable[..., Any]] = rebuild.CALLS | {
     ("builtins", "long"): int,  # protocol 2 writes Python 2's names
     ("builtins", "unicode"): str,
-    ("builtins", "xrange"): range,
+    ("builtins", "range"): _short_range,
+    ("builtins", "xrange"): _short_range,
+    ("builtins", "bytes"): _bounded(bytes),
+    ("builtins", "bytearray"): _bounded(bytearray),
     ("copyreg", "_reconstructor"): _foreign,
     # A tensor in a plain pickle is a torch.save file in bytes.
     ("torch.storage", "_load_from_bytes"): lambda content: _read(io.BytesIO(content)),

@@ -63,7 +63,7 @@ def config_lines(checkpoint: Checkpoint) -> dict[str, Any]:
 def facts_of(content: Any, found: Found, architecture: Architecture) -> Facts:
     """From our own description; else from the author; else the images alone, from what old detectors kept of them."""
     if KEY in content:
-        return described(content[KEY], architecture)
+        return described(content.get(KEY), architecture)
     author = content.get("__author__")
     if author in ("torchvision", "MOCO"):  # by the scripts that convert torchvision's and MoCo's networks
         return customary(architecture, method="moco" if author == "MOCO" else None)
@@ -74,9 +74,10 @@ def facts_of(content: Any, found: Found, architecture: Architecture) -> Facts:
     mean, std = (as_tensor(found.state.get(name)) for name in ("pixel_mean", "pixel_std"))
     if mean is None or std is None:
         return Facts()
-    first, second, third = mean.flatten().tolist()
-    scales = std.flatten().tolist()
-    return Facts(Input("BGR" if first < third else "RGB", (first, second, third), (scales[0], scales[1], scales[2])))
+    if (mean.numel(), std.numel()) != (3, 3):
+        raise ValueError(f"pixel_mean has {mean.numel()} and pixel_std {std.numel()} numbers, not three each")
+    (first, second, third), (one, two, three) = mean.flatten().tolist(), std.flatten().tolist()
+    return Facts(Input("BGR" if first < third else "RGB", (first, second, third), (one, two, three)))
 
 
 def write_names(checkpoint: Checkpoint, layout: Layout) -> tuple[dict[str, Tensor], dict[str, str]]:

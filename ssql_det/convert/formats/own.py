@@ -20,16 +20,14 @@ from torch import Tensor
 
 from ssql_det.convert.architecture import Architecture
 from ssql_det.convert.checkpoint import KEY, Checkpoint, described
-from ssql_det.convert.facts import Facts
+from ssql_det.convert.facts import BRANCHES, Facts
 from ssql_det.convert.format import Format, Found, Writer
 from ssql_det.convert.layout import Layout
 from ssql_det.convert.tensors import as_tensor
 
-_BRANCHES = ("online", "momentum")
-
 
 def _facts(content: Any, found: Found, architecture: Architecture) -> Facts:
-    return replace(described(content[KEY], architecture), branch=found.branch)
+    return replace(described(content.get(KEY), architecture), branch=found.branch)
 
 
 def _detector(content: Any, leftover: dict[str, Any]) -> dict[str, Tensor]:
@@ -49,7 +47,7 @@ def _write(checkpoint: Checkpoint, file: IO[bytes]) -> Mapping[str, str]:
 OWN = Format(
     name="ssql_det",
     title="this project's own: the network, both its branches, and what is known about it",
-    branches={branch: (Layout(containers=(branch,), marks=(KEY,)),) for branch in _BRANCHES},
+    branches={branch: (Layout(containers=(branch,), marks=(KEY,)),) for branch in BRANCHES},
     facts=_facts,
     rest=_detector,
     writer=Writer((".pth",), _write),

@@ -1,0 +1,140 @@
+"""Checkpoints made up for these tests: good ones of known values, and files put together as no library would."""
+
+import functools
+import os
+import pickle
+import struct
+import zlib
+
+import safetensors.torch
+import timm
+import torch
+
+from ssql_det.backbones import build_backbone
+from ssql_det.convert import IMAGENET, Checkpoint, Facts, architecture
+
+
+@functools.cache
+def _tensors(name, seed):
+    with torch.device("meta"):
+        shapes = build_backbone(name).module.state_dict()
+    dice = torch.Generator().manual_seed(seed)
+    return {
+        key: torch.rand(each.shape, generator=dice) + 0.1 if each.dim() else torch.tensor(1000 + seed)
+        for key, each in shapes.items()
+    }
+
+
+def state(name="narrow_resnet", seed=0):
+    """A backbone's state dict; every value is another and positive."""
+    return dict(_tensors(name, seed))
+
+
+def light(name):
+    """The state dict of a whole network, of timm's too, in a file of few bytes: each tensor is one value."""
+    with torch.device("meta"):
+        model = timm.create_model(name.removeprefix("timm/")) if "/" in name else build_backbone(name).module
+    return {key: torch.ones(()).expand(each.shape) for key, each in model.state_dict().items()}
+
+
+def made(name="narrow_resnet", seed=0, images=IMAGENET, stride_in_1x1=False, **facts):
+    """A checkpoint in memory."""
+    return Checkpoint(architecture(name), state(name, seed), Facts(images, stride_in_1x1, **facts, from_file=True))
+
+
+def as_arrays(tensors):
+    return {name: tensor.numpy() for name, tensor in tensors.items()}
+
+
+def pickled(content, path, protocol=4):
+    with open(path, "wb") as file:
+        pickle.dump(content, file, protocol)
+
+
+WRITERS = {
+    "zip": torch.save,
+    "legacy": functools.partial(torch.save, _use_new_zipfile_serialization=False),
+    "pickle": pickled,
+    "old pickle": functools.partial(pickled, protocol=2),
+}
+FILES = {
+    "zip": (WRITERS["zip"], "x.pth"),
+    "legacy": (WRITERS["legacy"], "x.pth.tar"),
+    "pickle": (lambda content, path: pickled(as_arrays(content), path), "x.pkl"),
+    "safetensors": (safetensors.torch.save_file, "x.safetensors"),
+}
+
+
+class Code:
+    """Pickled it is a call of ``os.system``."""
+
+    def __init__(self, command):
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+class InBytes:
+    """Pickled it is what a plain pickle has for a tensor: a torch.save file in bytes."""
+
+    def __init__(self, content):
+        self.content = content
+
+    def __reduce__(self):
+        return torch.storage._load_from_bytes, (self.content,)
+
+
+class Storage:
+    """A storage as a pickle announces it."""
+
+    def __init__(self, count, key="0", location="cpu"):
+        self.count, self.key, self.location = count, key, location
+
+
+class Claimed:
+    """A tensor as a pickle announces it."""
+
+    def __init__(self, storage, size=(64, 3, 7, 7), stride=(147, 49, 7, 1)):
+        self.arguments = (storage, 0, size, stride, False, {})
+
+    def __reduce__(self):
+        return torch._utils._rebuild_tensor_v2, self.arguments
+
+
+def announced(content, file, *legacy):
+    """The pickle of a torch.save file, of storages that need not be there."""
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, thing):
+            if isinstance(thing, Storage):
+                return "storage", torch.FloatStorage, thing.key, thing.location, thing.count, *legacy
+            return None
+
+    Pickler(file, 2).dump(content)
+
+
+def overlapping(pickle_bytes, keys, kernel):
+    """A zip archive whose stored records each have all later ones inside them."""
+    region, entries = kernel, []
+    for key in reversed(keys):
+        entry = _fields(b"x/data/" + key.encode(), region)
+        region = struct.pack("<IHHHHHIIIHH", 0x04034B50, 20, 0, 0, 0, 0, *entry[1:], 0) + entry[0] + region
+        entries.append((entry, len(region)))
+    first = _fields(b"x/data.pkl", pickle_bytes)
+    head = struct.pack("<IHHHHHIIIHH", 0x04034B50, 20, 0, 0, 0, 0, *first[1:], 0) + first[0] + pickle_bytes
+    content = head + region
+    places = [(first, len(content)), *entries]
+    directory = b"".join(
+        struct.pack(
+            "<IHHHHHHIIIHHHHHII", 0x02014B50, 20, 20, 0, 0, 0, 0, *entry[1:], 0, 0, 0, 0, 0, len(content) - back
+        )
+        + entry[0]
+        for entry, back in places
+    )
+    end = struct.pack("<IHHHHIIH", 0x06054B50, 0, 0, len(places), len(places), len(directory), len(content), 0)
+    return content + directory + end
+
+
+def _fields(name, data):
+    return name, zlib.crc32(data), len(data), len(data), len(name)

@@ -1,0 +1,33 @@
+"""What Detectron2's own loader makes of files: a program, ``python -m convert.real_worker FOLDER``, see test_real.
+
+Of every job in ``jobs.json``, ``[name, file, arch, kind]``, the detector's state and what found no place.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from convert.foreign import detector
+
+from ssql_det import d2
+
+
+class Checkpointer(d2.DetectionCheckpointer):
+    def _load_model(self, checkpoint):
+        self.lost = super()._load_model(checkpoint)
+        return self.lost
+
+
+def main(folder):
+    assert d2.engine() == "detectron2"
+    for name, file, arch, kind in json.loads((folder / "jobs.json").read_text()):
+        model = detector(arch, kind)
+        checkpointer = Checkpointer(model)
+        checkpointer.load(str(folder / file))
+        lost = {"missing": checkpointer.lost.missing_keys, "unexpected": checkpointer.lost.unexpected_keys}
+        torch.save({"state": model.state_dict(), **lost}, folder / f"{name}.answer")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

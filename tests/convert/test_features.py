@@ -1,0 +1,145 @@
+"""A converted network computes what it did: the same features of the same image, in each library's own class.
+
+In float64, so that a difference is one of weights, strides or channels and not of rounding.
+"""
+
+import pytest
+import timm
+import torch
+import torchvision
+from convert.foreign import backbone, classifier, config, detectron2_names, network, pickled, uncounted
+
+from ssql_det import d2
+from ssql_det.convert import IMAGENET, MSRA, config_lines, load_backbone, read, write
+from ssql_det.core.errors import UserError
+
+STAGES = ("res2", "res3", "res4", "res5")
+
+
+@pytest.fixture(scope="module")
+def image():
+    """RGB, 0 to 255."""
+    return torch.rand(1, 3, 70, 90, generator=torch.Generator().manual_seed(3), dtype=torch.float64) * 255
+
+
+def normalized(image, images):
+    """As a library does that is told mean and std for values 0 to 1."""
+    mean, std = (torch.tensor(each, dtype=torch.float64).view(3, 1, 1) / 255 for each in (images.mean, images.std))
+    return (image / 255 - mean) / std
+
+
+def stage_by_stage(model, x):
+    """torchvision's and timm's ResNets."""
+    x = model.maxpool(torch.relu(model.bn1(model.conv1(x))))
+    features = []
+    for stage in (model.layer1, model.layer2, model.layer3, model.layer4):
+        x = stage(x)
+        features.append(x)
+    return features
+
+
+def plain(build, arch, state):
+    model = build(arch).double().eval()
+    lost = model.load_state_dict(state, strict=False)
+    assert (lost.missing_keys, lost.unexpected_keys) == (["fc.weight", "fc.bias"], [])
+    return model
+
+
+@torch.no_grad()
+def features_of_engine(checkpoint, image):
+    """Of a whole detector, set up as the checkpoint says, which flips and normalizes the image itself."""
+    lines = config_lines(checkpoint)
+    pairs = [each for line in lines.items() for each in line]
+    model = d2.build_model(config(checkpoint.architecture.name, "FPN", *pairs))
+    load_backbone(model, checkpoint)
+    model = model.double().eval()
+    if model.input_format == "BGR":
+        image = image.flip(1)
+    pixels = model.preprocess_image([{"image": image[0]}]).tensor[..., : image.shape[2], : image.shape[3]]
+    features = model.backbone.bottom_up(pixels)
+    return [features[stage] for stage in STAGES]
+
+
+@torch.no_grad()
+def assert_agree(features, expected):
+    for ours, theirs, stage in zip(features, expected, STAGES, strict=True):
+        largest = theirs.abs().max().item()
+        assert 1e-3 < largest < 1e6, stage
+        assert (ours - theirs).abs().max().item() <= 1e-5 * largest, stage
+
+
+BUILDERS = {
+    "torchvision": lambda arch: torchvision.models.get_model(arch, weights=None),
+    "timm": lambda arch: timm.create_model(arch),
+}
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnet34", "resnet50"])
+def test_torchvision_timm_and_the_engine_agree_in_every_stage(arch, image, tmp_path):
+    torch.save(network(arch), tmp_path / "x.pth")
+    source = BUILDERS["torchvision"](arch).double().eval()
+    source.load_state_dict(network(arch))
+    with torch.no_grad():
+        expected = stage_by_stage(source, normalized(image, IMAGENET))
+
+    write(read(tmp_path / "x.pth"), tmp_path / "timm.bin", "timm")
+    there = plain(BUILDERS["timm"], arch, torch.load(tmp_path / "timm.bin"))
+    write(read(tmp_path / "timm.bin"), tmp_path / "x.pkl", "detectron2")
+    write(read(tmp_path / "x.pkl"), tmp_path / "back.pt", "torchvision")
+    back = plain(BUILDERS["torchvision"], arch, torch.load(tmp_path / "back.pt"))
+    with torch.no_grad():
+        for model in (there, back):
+            assert_agree(stage_by_stage(model, normalized(image, IMAGENET)), expected)
+    assert_agree(features_of_engine(read(tmp_path / "x.pkl"), image), expected)
+
+
+def zoo_backbone(path, arch):
+    """As Detectron2's zoo has it: BGR, std 1, a stride in the 1x1."""
+    extras = {f"stem.fc.{name}": value for name, value in classifier().items()}
+    state = {**detectron2_names(uncounted(backbone(arch))), **extras}
+    content = {"model": {name: value.numpy() for name, value in state.items()}, "__author__": "Detectron2 Model Zoo"}
+    with open(path, "wb") as file:
+        pickled(2)(content, file)
+    return read(path)
+
+
+def strided_in_1x1(model):
+    """The same weights as MSRA's network."""
+    for stage in (model.layer2, model.layer3, model.layer4):
+        stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
+    return model
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
+def test_a_network_of_the_zoo_is_fed_bgr_and_strides_in_its_1x1(arch, image, tmp_path):
+    checkpoint = zoo_backbone(tmp_path / "x.pkl", arch)
+    source = BUILDERS["torchvision"](arch)
+    source.load_state_dict(network(arch))
+    source = (strided_in_1x1(source) if arch == "resnet50" else source).double().eval()
+    bgr = image.flip(1) - torch.tensor(MSRA.mean, dtype=torch.float64).view(3, 1, 1)
+    with torch.no_grad():
+        expected = stage_by_stage(source, bgr)
+    assert_agree(features_of_engine(checkpoint, image), expected)
+
+
+@pytest.mark.parametrize(("format", "name"), [("torchvision", "x.pth"), ("safetensors", "x.safetensors")])
+def test_a_network_of_bgr_images_takes_rgb_ones_once_it_is_torchvisions(format, name, image, tmp_path):
+    checkpoint = zoo_backbone(tmp_path / "x.pkl", "resnet18")
+    expected = features_of_engine(checkpoint, image)
+    write(checkpoint, tmp_path / name, format)
+    converted = read(tmp_path / name)
+    model = plain(BUILDERS["torchvision"], "resnet18", converted.tensors)
+    with torch.no_grad():
+        assert_agree(stage_by_stage(model, normalized(image, MSRA.turned())), expected)
+    if format == "safetensors":  # it says what images it takes, so the engine can be set up for them
+        assert_agree(features_of_engine(converted, image), expected)
+
+
+def test_a_network_that_strides_elsewhere_or_is_fed_other_images_is_refused(tmp_path):
+    checkpoint = zoo_backbone(tmp_path / "x.pkl", "resnet50")
+    before = d2.build_model(config("resnet50", "C4", "MODEL.RESNETS.STRIDE_IN_1X1", False))
+    with pytest.raises(UserError, match="STRIDE_IN_1X1 True"):
+        load_backbone(before, checkpoint)
+    before = d2.build_model(config("resnet50", "C4", "INPUT.FORMAT", "RGB"))
+    with pytest.raises(UserError, match="trained on other images"):
+        load_backbone(before, checkpoint)

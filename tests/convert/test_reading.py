@@ -1,0 +1,581 @@
+"""The parts of reading and writing, each for itself: coverage, layouts, tensors, facts, and the bytes that come out."""
+
+import hashlib
+import json
+import os
+import pickle
+import pickletools
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from convert.forging import as_arrays, made, pickled, state
+from torch import nn
+
+from ssql_det.convert import (
+    CIFAR,
+    IMAGENET,
+    MSRA,
+    Coverage,
+    Facts,
+    Input,
+    architecture,
+    config_lines,
+    examine,
+    read,
+    told,
+    write,
+    writers,
+)
+from ssql_det.convert.layout import Layout, best_fit, contained, fit, renamed
+from ssql_det.convert.names import TORCHVISION, Names, neutral
+from ssql_det.convert.numpy_pickle import as_array
+from ssql_det.convert.tensors import alone, as_tensor, faults
+from ssql_det.core.errors import UserError
+
+FORMATS = {
+    "ssql_det": "x.pth",
+    "detectron2-fpn": "x.pth",
+    "detectron2-c4": "x.pth",
+    "detectron2": "x.pkl",
+    "safetensors": "x.safetensors",
+    "torchvision": "x.pth",
+    "timm": "x.bin",
+}
+DESCRIBED = ["ssql_det", "detectron2-fpn", "detectron2-c4", "detectron2", "safetensors"]
+each_format = pytest.mark.parametrize("format", FORMATS)
+
+# ---------------------------------------------------------------- coverage
+
+
+def complaint(coverage, allow=()):
+    with pytest.raises(UserError) as mistake:
+        coverage.check("x.pth", allow)
+    return str(mistake.value)
+
+
+def test_what_is_whole_passes():
+    Coverage(("a",), {"fc.weight": "a classifier"}).check("x.pth")
+    Coverage().check("x.pth")
+
+
+def test_the_worst_is_told_first():
+    everything = Coverage(("a",), {}, ("extra",), ("gone",), {"bad": "is of shape [1], in a resnet18 it is [2]"})
+    assert complaint(everything) == (
+        "x.pth: bad is of shape [1], in a resnet18 it is [2]; is it the right file, whole, and the right architecture?"
+    )
+    assert complaint(Coverage(("a",), {}, ("extra",), ("gone",))) == (
+        "x.pth: 1 tensor(s) are missing: gone; get the whole file"
+    )
+
+
+def test_three_names_are_told_and_the_rest_counted():
+    assert complaint(Coverage(missing=tuple("abc"))) == "x.pth: 3 tensor(s) are missing: a, b, c; get the whole file"
+    assert "5 tensor(s) are missing: a, b, c and 2 more;" in complaint(Coverage(missing=tuple("abcde")))
+
+
+@pytest.mark.parametrize(
+    ("unmatched", "pattern"),
+    [(["neck.a", "neck.b"], "neck.*"), (["neck.a.weight"], "neck.a.weight"), (["neck.a", "other.b"], "neck.a")],
+)
+def test_what_has_no_place_comes_with_a_pattern_that_allows_it(unmatched, pattern):
+    coverage = Coverage(("a",), {}, tuple(unmatched))
+    assert complaint(coverage) == (
+        f"x.pth: {len(unmatched)} tensor(s) have no place: {', '.join(unmatched)}; "
+        f"if that is right, say --allow-unmatched '{pattern}'"
+    )
+    if "other.b" not in unmatched:
+        coverage.check("x.pth", [pattern])
+
+
+def test_only_what_is_not_allowed_is_told():
+    coverage = Coverage(("a",), {}, ("neck.a", "head.b", "neck.c"))
+    assert "1 tensor(s) have no place: head.b;" in complaint(coverage, ["neck.*"])
+    assert "3 tensor(s) have no place" in complaint(coverage, ["nec", "*.d"])
+    coverage.check("x.pth", ["neck.*", "*.b"])
+    coverage.check("x.pth", ["*"])
+
+
+@pytest.mark.parametrize("fault", [{"missing": ("a",)}, {"wrong": {"a": "is of shape [1]"}}])
+def test_what_lacks_or_is_wrong_cannot_be_allowed(fault):
+    complaint(Coverage(("b",), **fault), ["*"])
+
+
+@pytest.mark.parametrize(
+    ("coverage", "percent"),
+    [
+        (Coverage(), 0),
+        (Coverage(("a",)), 100),
+        (Coverage(("a", "b", "c"), missing=("d",)), 75),
+        (Coverage(("a",), wrong={"b": "", "c": "", "d": ""}), 25),
+        (Coverage(("a",), {"x": "left"}, ("y",), ("b",), {"c": "", "d": ""}), 25),
+        (Coverage(missing=("a",)), 0),
+    ],
+)
+def test_the_percentage_is_of_the_backbone_alone(coverage, percent):
+    assert coverage.percent == percent
+
+
+def test_a_coverage_fits_into_json(tmp_path):
+    torch.save({**state(), "fc.weight": torch.ones(1), "neck.x": torch.ones(1)}, tmp_path / "x.pth")
+    plain = json.loads(json.dumps(examine(tmp_path / "x.pth").coverage.to_plain()))
+    assert plain["percent"] == 100
+    assert plain["used"] == list(state())
+    assert plain["left_out"] == {"fc.weight": "a classifier"}
+    assert plain["unmatched"] == ["neck.x"]
+    assert (plain["missing"], plain["wrong"]) == ([], {})
+
+
+def test_a_report_tells_what_a_reading_refuses(tmp_path):
+    tensors = state()
+    tensors["conv1.weight"] = tensors["conv1.weight"][:, :2]
+    tensors["bn1.weight"] = tensors["bn1.weight"] / 0
+    del tensors["layer1.0.conv2.weight"]
+    torch.save(tensors, tmp_path / "x.pth")
+    coverage = examine(tmp_path / "x.pth").coverage
+    assert coverage.missing == ("layer1.0.conv2.weight",)
+    assert coverage.wrong.keys() == {"conv1.weight", "bn1.weight"}
+    assert coverage.percent == pytest.approx(100 * 69 / 72)
+
+
+# ---------------------------------------------------------------- layouts
+
+
+@pytest.mark.parametrize(
+    ("content", "container", "expected"),
+    [
+        ({"a": 1}, "", {"a": 1}),
+        ({"model": {"a": 1}}, "model", {"a": 1}),
+        ({"model": {"a": 1}}, "state_dict", None),
+        ({"a": {"b": {"c": 1}}}, "a/b", {"c": 1}),
+        ({"a": {"b": [1]}}, "a/b", None),
+        ({"a": 3}, "a/b", None),
+        ({"module.a": 1, "module.b.c": 2}, "", {"a": 1, "b.c": 2}),
+        ({"_orig_mod.module.a": 1}, "", {"a": 1}),
+        ({"module._orig_mod.a": 1}, "", {"a": 1}),
+        ({"module.a": 1, "b": 2}, "", {"module.a": 1, "b": 2}),
+        ({"a.module.b": 1}, "", {"a.module.b": 1}),
+        ({"x": {"module.a": 1}}, "x", {"a": 1}),
+        ({}, "", None),
+        ({"x": {}}, "x", None),
+        ({1: 2}, "", None),
+        ({"a": 1, 2: 3}, "", None),
+        ([1], "", None),
+        (None, "", None),
+        ("text", "text", None),
+    ],
+)
+def test_a_container_is_opened_and_wrappers_are_taken_off(content, container, expected):
+    before = repr(content)
+    assert contained(content, container) == expected
+    assert repr(content) == before
+
+
+def test_marks_are_looked_for_among_tensors_and_in_the_file():
+    layout = Layout("backbone.", marks=("head.*", "epoch"))
+    assert layout.first == "backbone.conv1.weight"
+    assert layout.is_in({"backbone.conv1.weight": 1, "head.x": 1}, {"epoch": 3})
+    assert layout.is_in({"backbone.conv1.weight": 1, "head.x": 1, "epoch": 1}, {})
+    assert not layout.is_in({"backbone.conv1.weight": 1, "head.x": 1}, {})
+    assert not layout.is_in({"backbone.conv1.weight": 1}, {"epoch": 3})
+    assert not layout.is_in({"backbone.conv1.bias": 1, "head.x": 1}, {"epoch": 3})
+    assert not layout.is_in({"backbone.conv1.weight": 1}, {3: "head.x"})
+
+
+def test_a_fit_sorts_each_place():
+    shapes = {name: tuple(tensor.shape) for name, tensor in state("resnet18").items()}
+    whole = fit(architecture("resnet18"), Layout(), shapes)
+    assert set(whole.right.values()) == set(shapes)
+    assert (whole.missing, whole.wrong) == ((), {})
+    del shapes["bn1.bias"], shapes["bn1.num_batches_tracked"]
+    shapes["layer1.0.conv1.weight"] = (64, 64, 1, 1)
+    partly = fit(architecture("resnet18"), Layout(), {**shapes, "other": (1,)})
+    assert partly.missing == ("bn1.bias",)
+    assert partly.wrong == {"layer1.0.conv1.weight": "is of shape [64, 64, 1, 1], in a resnet18 it is [64, 64, 3, 3]"}
+    assert len(partly.right) == 117
+
+
+@pytest.mark.parametrize("name", ["resnet34", "wide_resnet50_2", "resnext50_32x4d", "cifar_resnet18", "narrow_resnet"])
+def test_the_best_fit_is_the_right_one_even_with_a_tensor_less(name):
+    shapes = {neutral(slot): slot.shape for slot in architecture(name).slots}
+    del shapes["layer3.0.conv2.weight"]
+    best = best_fit(Layout(), shapes)
+    assert best.architecture.name == name
+    assert best.missing == ("layer3.0.conv2.weight",)
+
+
+def test_the_last_stage_may_be_elsewhere_and_places_without_a_name_are_left_out():
+    names = Names(norm_leaves={"weight": ".scale"})
+    layout = Layout("a.", names, last_prefix="")
+    named = renamed(state("resnet18"), architecture("resnet18"), layout)
+    assert {name.split(".")[0] for name in named} == {"a", "layer4"}
+    assert "a.bn1.scale" in named
+    assert not any(name.endswith(("bias", "running_var", "num_batches_tracked")) for name in named)
+    assert torch.equal(named["layer4.1.conv2.weight"], state("resnet18")["layer4.1.conv2.weight"])
+    assert set(renamed({"conv1.weight": torch.ones(1)}, architecture("resnet18"), layout)) == {"a.conv1.weight"}
+
+
+def test_neutral_names_are_torchvisions():
+    assert [neutral(slot) for slot in architecture("resnet50").slots] == [
+        TORCHVISION(slot) for slot in architecture("resnet50").slots
+    ]
+    assert {neutral(slot): slot.shape for slot in architecture("resnet50").slots} == {
+        name: tuple(tensor.shape) for name, tensor in state("resnet50").items()
+    }
+
+
+# ---------------------------------------------------------------- tensors
+
+
+@pytest.mark.parametrize("code", ["<f4", ">f4", "<f8", ">f8", "<f2", ">f2", ">i8", "u1", "?"])
+def test_arrays_of_numbers_become_tensors_in_any_byte_order(code):
+    array = np.arange(6).reshape(2, 3).astype(code)
+    tensor = as_tensor(array)
+    assert tensor.tolist() == array.tolist()
+    assert tensor.dtype == torch.from_numpy(array.astype(array.dtype.newbyteorder("="))).dtype
+
+
+@pytest.mark.parametrize("value", [np.array(["a"]), np.array([None]), np.ones(2, "c8"), [1.0], 1.0, "a", None, {}])
+def test_anything_else_is_no_tensor(value):
+    assert as_tensor(value) is None
+
+
+def test_a_tensor_is_taken_as_it_is_but_without_its_gradient():
+    array, parameter = np.zeros(3, "f4"), nn.Parameter(torch.zeros(3))
+    as_tensor(array)[0] = 1
+    as_tensor(parameter)[0] = 1
+    assert array[0] == parameter[0] == 1
+    assert not as_tensor(parameter).requires_grad
+    assert type(as_tensor(parameter)) is torch.Tensor
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.rand(4, 3, 2, 2).to(memory_format=torch.channels_last),
+        torch.rand(3, 4).t(),
+        torch.rand(1000)[10:14],
+        torch.rand(()).expand(3, 4),
+        torch.rand(8)[::2],
+        torch.rand(3, 4),
+        torch.tensor(3),
+        torch.rand(5)[:0],
+    ],
+)
+def test_a_tensor_alone_has_a_storage_of_its_own_size_in_order(tensor):
+    single = alone(tensor)
+    assert torch.equal(single, tensor)
+    assert single.is_contiguous()
+    assert single.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+
+
+def test_a_tensor_that_is_alone_already_is_not_copied():
+    tensor = torch.rand(3)
+    assert alone(tensor).data_ptr() == tensor.data_ptr()
+
+
+def test_faults_are_of_values_and_of_types():
+    tensors = {
+        **{str(dtype): torch.ones(2, dtype=dtype) for dtype in (torch.float16, torch.bfloat16, torch.float64)},
+        "empty": torch.ones(0),
+        "int64": torch.ones(2, dtype=torch.int64),
+        "nan": torch.tensor([1, float("nan")]),
+        "inf": torch.tensor([1, float("-inf")]),
+    }
+    assert faults(tensors.items()) == {
+        "int64": "holds int64 values, not floats",
+        "nan": "has NaN or infinite values",
+        "inf": "has NaN or infinite values",
+    }
+
+
+def test_numpy_gets_every_value_of_a_bfloat16():
+    tensor = torch.tensor([1.5, -3e38, 1e-40]).to(torch.bfloat16)
+    assert as_array(tensor).dtype == np.float32
+    assert as_array(tensor).tolist() == tensor.tolist()
+    assert as_array(torch.ones(2, dtype=torch.float16)).dtype == np.float16
+
+
+# ---------------------------------------------------------------- files
+
+
+def test_all_formats_that_can_be_written_are_tried_here():
+    assert set(FORMATS) == set(writers())
+
+
+@each_format
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
+def test_values_come_back_exactly_and_of_their_type(format, dtype, tmp_path):
+    checkpoint = made()
+    for name, tensor in checkpoint.tensors.items():
+        checkpoint.tensors[name] = tensor.to(dtype) if tensor.dim() else tensor
+    write(checkpoint, tmp_path / FORMATS[format], format)
+    back = read(tmp_path / FORMATS[format])
+    assert back.architecture == checkpoint.architecture
+    for name, tensor in back.tensors.items():
+        assert tensor.dtype == checkpoint.tensors[name].dtype
+        assert torch.equal(tensor, checkpoint.tensors[name])
+    assert checkpoint.tensors.keys() - back.tensors.keys() == {
+        name for name in checkpoint.tensors if name.endswith("num_batches_tracked") and format.startswith("detectron2")
+    }
+
+
+@each_format
+def test_what_is_left_behind_is_told(format, tmp_path):
+    left_behind = write(made(), tmp_path / FORMATS[format], format)
+    counters = {name for name in state() if name.endswith("num_batches_tracked")}
+    assert set(left_behind) == (counters if format.startswith("detectron2") else set())
+    assert all("FrozenBN has no place for it" in why for why in left_behind.values())
+
+
+@each_format
+def test_a_view_of_a_larger_storage_is_not_saved_along(format, tmp_path):
+    whole = torch.rand(4_000_000)
+    tensors = state()
+    size = tensors["conv1.weight"].numel()
+    tensors["conv1.weight"] = whole[7 : 7 + size].view(64, 3, 7, 7)
+    tensors["layer1.0.conv1.weight"] = tensors["layer1.0.conv1.weight"].to(memory_format=torch.channels_last)
+    torch.save(tensors, tmp_path / "in.pth")
+    assert (tmp_path / "in.pth").stat().st_size > 16_000_000
+    write(read(tmp_path / "in.pth"), tmp_path / FORMATS[format], format)
+    bytes_of_tensors = sum(tensor.nbytes for tensor in state().values())
+    assert (tmp_path / FORMATS[format]).stat().st_size < bytes_of_tensors + 40_000
+    back = read(tmp_path / FORMATS[format]).tensors
+    assert torch.equal(back["conv1.weight"], whole[7 : 7 + size].view(64, 3, 7, 7))
+    assert torch.equal(back["layer1.0.conv1.weight"], tensors["layer1.0.conv1.weight"])
+
+
+@pytest.mark.parametrize("format", ["ssql_det", "detectron2-fpn"])
+def test_a_detectors_view_of_a_larger_storage_is_not_saved_along(format, tmp_path):
+    write(made(), tmp_path / "in.pth", "detectron2-fpn")
+    content = torch.load(tmp_path / "in.pth")
+    whole = torch.rand(4_000_000)
+    content["model"]["backbone.fpn_output2.weight"] = whole[:8].view(2, 4).t()
+    torch.save(content, tmp_path / "in.pth")
+    write(read(tmp_path / "in.pth"), tmp_path / "out.pth", format)
+    assert torch.equal(read(tmp_path / "out.pth").detector["backbone.fpn_output2.weight"], whole[:8].view(2, 4).t())
+    assert (tmp_path / "out.pth").stat().st_size < 4_000_000
+
+
+WRITE_ALL = """
+import sys
+from ssql_det.convert import read, write
+for each in sys.argv[1:]:
+    format, name = each.split()
+    write(read("in.pth"), f"elsewhere-{format}-{name}", format)
+"""
+
+
+def test_the_same_checkpoint_gives_the_same_bytes(tmp_path):
+    """Often here, and in a process whose sets have another order."""
+    write(made(method="moco"), tmp_path / "in.pth", "ssql_det")
+    for time in range(8):
+        checkpoint = read(tmp_path / "in.pth")
+        for format, name in FORMATS.items():
+            write(checkpoint, tmp_path / f"{time}-{format}-{name}", format)
+    asked = [f"{format} {name}" for format, name in FORMATS.items()]
+    place = {**os.environ, "PYTHONHASHSEED": "12345"}
+    subprocess.run([sys.executable, "-c", WRITE_ALL, *asked], cwd=tmp_path, env=place, check=True)
+    for format, name in FORMATS.items():
+        hashes = {
+            hashlib.sha256((tmp_path / f"{time}-{format}-{name}").read_bytes()).hexdigest()
+            for time in (*range(8), "elsewhere")
+        }
+        assert len(hashes) == 1, format
+
+
+def test_a_pkl_is_for_every_python_and_numpy(tmp_path):
+    path = tmp_path / "x.pkl"
+    write(made(), path, "detectron2")
+    content = path.read_bytes()
+    assert b"numpy.core.multiarray" in content
+    assert b"numpy._core" not in content
+    names = {argument for opcode, argument, _ in pickletools.genops(content) if opcode.name == "GLOBAL"}
+    assert names == {"numpy.core.multiarray _reconstruct", "numpy ndarray", "numpy dtype"}
+    assert {opcode.proto for opcode, _, _ in pickletools.genops(content)} <= {0, 1, 2, 3}
+
+
+@pytest.mark.filterwarnings("ignore:numpy.core:DeprecationWarning")
+def test_a_pkl_is_read_by_plain_pickle_as_detectron2_does(tmp_path):
+    path = tmp_path / "x.pkl"
+    write(made(), path, "detectron2")
+    with open(path, "rb") as file:
+        content = pickle.load(file, encoding="latin1")
+    assert content["__author__"] == "ssql_det"
+    assert content["matching_heuristics"] is True
+    assert content["ssql_det"]["arch"] == "narrow_resnet"
+    assert type(content["model"]["stem.conv1.weight"]) is np.ndarray
+    assert np.array_equal(content["model"]["res5.0.shortcut.weight"], state()["layer4.0.downsample.0.weight"].numpy())
+
+
+@pytest.mark.filterwarnings("error")
+def test_arrays_that_cannot_be_written_to_are_read_without_a_warning(tmp_path):
+    pickled(as_arrays(state()), tmp_path / "x.pkl", protocol=5)
+    assert all(torch.equal(tensor, state()[name]) for name, tensor in read(tmp_path / "x.pkl").tensors.items())
+
+
+def test_big_endian_arrays_are_read(tmp_path):
+    pickled(
+        {name: array.astype(array.dtype.newbyteorder(">")) for name, array in as_arrays(state()).items()},
+        tmp_path / "x",
+    )
+    assert all(torch.equal(tensor, state()[name]) for name, tensor in read(tmp_path / "x").tensors.items())
+
+
+def test_a_checkpoint_knows_its_file(tmp_path):
+    torch.save(state(), tmp_path / "x.pth")
+    source = read(tmp_path / "x.pth").source
+    assert source.name == "x.pth"
+    assert source.sha256 == hashlib.sha256((tmp_path / "x.pth").read_bytes()).hexdigest()
+    assert source.format == "torchvision"
+
+
+# ---------------------------------------------------------------- facts
+
+KNOWN = {
+    "all": {"method": "ssql-byol", "images": CIFAR, "branch": "online"},
+    "momentum": {"method": "moco", "images": IMAGENET, "branch": "momentum"},
+    "nothing": {"method": None, "images": IMAGENET, "branch": "online"},
+}
+
+
+@pytest.mark.parametrize("format", DESCRIBED)
+@pytest.mark.parametrize("known", KNOWN.values(), ids=KNOWN)
+def test_what_is_known_comes_back(known, format, tmp_path):
+    checkpoint = made(**known)
+    write(checkpoint, tmp_path / FORMATS[format], format)
+    assert read(tmp_path / FORMATS[format]).facts == checkpoint.facts
+
+
+@pytest.mark.parametrize("format", ["ssql_det", "detectron2-fpn", "detectron2-c4", "detectron2"])
+@pytest.mark.parametrize("stride", [True, False, None])
+@pytest.mark.parametrize("images", [MSRA, None])
+def test_strides_and_bgr_images_and_what_is_unknown_come_back(images, stride, format, tmp_path):
+    checkpoint = made(images=images, stride_in_1x1=stride)
+    write(checkpoint, tmp_path / FORMATS[format], format)
+    assert read(tmp_path / FORMATS[format]).facts == checkpoint.facts
+
+
+@pytest.mark.parametrize("format", ["safetensors", "torchvision", "timm"])
+def test_bgr_filters_are_turned_exactly_and_their_images_with_them(format, tmp_path):
+    left_behind = write(made(images=MSRA), tmp_path / FORMATS[format], format)
+    back = read(tmp_path / FORMATS[format])
+    assert torch.equal(back.tensors["conv1.weight"], state()["conv1.weight"][:, [2, 1, 0]])
+    assert torch.equal(back.tensors["bn1.weight"], state()["bn1.weight"])
+    if format == "safetensors":
+        assert back.facts.input == Input("RGB", (123.675, 116.28, 103.53), (1.0, 1.0, 1.0))
+        assert left_behind == {}
+    else:
+        assert back.facts.input == IMAGENET
+        assert left_behind == {
+            "input": "the file has no room for mean [123.675, 116.28, 103.53] and std [1.0, 1.0, 1.0]"
+        }
+
+
+def described_in(path):
+    if path.suffix == ".safetensors":
+        content = path.read_bytes()
+        text = content[8 : 8 + int.from_bytes(content[:8], "little")]
+        return json.loads(json.loads(text)["__metadata__"]["ssql_det"])
+    if path.suffix == ".pkl":
+        return pickle.loads(path.read_bytes(), encoding="latin1")["ssql_det"]
+    return torch.load(path, weights_only=True)["ssql_det"]
+
+
+@pytest.mark.filterwarnings("ignore:numpy.core:DeprecationWarning")
+@pytest.mark.parametrize("format", DESCRIBED)
+def test_a_file_says_which_file_it_was_made_of(format, tmp_path):
+    torch.save({"state_dict": {f"encoder_q.{name}": tensor for name, tensor in state().items()}}, tmp_path / "in.tar")
+    path = tmp_path / FORMATS[format]
+    write(read(tmp_path / "in.tar"), path, format)
+    description = described_in(path)
+    sha256 = hashlib.sha256((tmp_path / "in.tar").read_bytes()).hexdigest()
+    assert description["source"] == {"name": "in.tar", "sha256": sha256, "format": "moco"}
+    assert description["version"] == 1
+    assert description["arch"] == "narrow_resnet"
+    assert read(path).source.format == format
+
+
+def test_facts_survive_json():
+    for facts in (Facts(), Facts(CIFAR, True, "byol", "momentum"), Facts(MSRA, False)):
+        back = Facts.from_plain(json.loads(json.dumps(facts.to_plain())))
+        assert back == told(facts, facts.input, facts.stride_in_1x1)
+        assert back.from_file
+
+
+GOOD = {"input": {"channels": "RGB", "mean": [1, 2, 3], "std": [1, 1, 1]}, "stride_in_1x1": True, "method": "moco"}
+
+
+def test_good_facts_are_understood():
+    assert Facts.from_plain(GOOD) == Facts(Input("RGB", (1.0, 2.0, 3.0), (1.0, 1.0, 1.0)), True, "moco", from_file=True)
+    assert Facts.from_plain({}) == Facts(from_file=True)
+
+
+NONSENSE = [
+    *({"input": each} for each in ("RGB", [1], 3, {}, {"channels": "RGB"}, {"channels": "RGB", "mean": [1, 2, 3]})),
+    *({"input": GOOD["input"] | {"channels": each}} for each in ("GRB", "rgb", "", None, ["RGB"], 3)),
+    *({"input": GOOD["input"] | {"mean": each}} for each in ([], [1, 2], [1, 2, 3, 4], 3, None, "123", ["a", 1, 1])),
+    *({"input": GOOD["input"] | {"mean": [each, 1, 1]}} for each in (float("nan"), float("inf"), None, "x", [1])),
+    *({"input": GOOD["input"] | {"std": [each, 1, 1]}} for each in (0, -1, float("nan"), float("inf"))),
+    *({"stride_in_1x1": each} for each in ("True", 2, [], {}, 0.5)),
+    *({"method": each} for each in (3, ["moco"], True, {})),
+    *({"branch": each} for each in (3, None, ["online"], "ema", "")),
+]
+
+
+@pytest.mark.parametrize("part", NONSENSE, ids=str)
+def test_nonsense_is_not_taken_for_facts(part):
+    with pytest.raises((AttributeError, KeyError, TypeError, ValueError)):
+        Facts.from_plain(GOOD | part)
+
+
+def test_turned_twice_is_as_before():
+    assert IMAGENET.turned() == Input("BGR", (103.53, 116.28, 123.675), (57.375, 57.12, 58.395))
+    assert IMAGENET.turned().turned() == IMAGENET
+
+
+def test_the_lines_of_a_config_are_told():
+    assert config_lines(made("resnet50", images=MSRA, stride_in_1x1=True)) == {
+        "INPUT.FORMAT": "BGR",
+        "MODEL.PIXEL_MEAN": [103.53, 116.28, 123.675],
+        "MODEL.PIXEL_STD": [1.0, 1.0, 1.0],
+        "MODEL.RESNETS.DEPTH": 50,
+        "MODEL.RESNETS.STRIDE_IN_1X1": True,
+    }
+    assert config_lines(made("resnet18", images=None)) == {
+        "INPUT.FORMAT": None,
+        "MODEL.PIXEL_MEAN": None,
+        "MODEL.PIXEL_STD": None,
+        "MODEL.RESNETS.DEPTH": 18,
+        "MODEL.RESNETS.RES2_OUT_CHANNELS": 64,
+    }
+
+
+def test_a_file_is_read_the_same_whatever_order_its_tensors_have(tmp_path):
+    torch.save(dict(reversed(state().items())), tmp_path / "x.pth")
+    assert list(read(tmp_path / "x.pth").tensors) == list(state())
+
+
+@pytest.mark.parametrize("branch", ["online", "momentum"])
+def test_each_branch_is_read_when_asked(branch, tmp_path):
+    networks = {
+        f"encoder_{letter}.{name}": tensor
+        for letter, seed in (("q", 1), ("k", 2))
+        for name, tensor in state(seed=seed).items()
+    }
+    torch.save({"state_dict": {**networks, "queue": torch.ones(1)}}, tmp_path / "x.pth")
+    checkpoint = read(tmp_path / "x.pth", branch=branch)
+    expected, other = (state(seed=1), "momentum") if branch == "online" else (state(seed=2), "online")
+    assert all(torch.equal(checkpoint.tensors[name], tensor) for name, tensor in expected.items())
+    assert (checkpoint.facts.branch, checkpoint.facts.method) == (branch, "moco")
+    assert set(checkpoint.coverage.left_out.values()) == {f"of the {other} branch", "MoCo's queue"}
+    assert torch.equal(read(tmp_path / "x.pth").tensors["conv1.weight"], state(seed=1)["conv1.weight"])
+
+
+def test_tensors_of_the_same_branch_under_another_prefix_are_not_left_out_in_silence(tmp_path):
+    tensors = {f"backbone.{name}": tensor for name, tensor in state().items()}
+    torch.save({**tensors, "classifier.weight": torch.ones(1), "encoder.x": torch.ones(1)}, tmp_path / "x.pth")
+    with pytest.raises(UserError, match=r"1 tensor\(s\) have no place: encoder\.x;"):
+        read(tmp_path / "x.pth", format="solo-learn")

@@ -1,0 +1,80 @@
+"""Small detectors, from the configs of the repository and some keys."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import ssql_det
+from ssql_det.d2 import FrozenBatchNorm2d, read_config
+from ssql_det.detect import SSQL_DEFAULTS
+
+CONFIGS = Path(ssql_det.__file__).parents[1] / "configs" / "detection"
+C4, FPN = "toy_voc_narrow_c4.yaml", "toy_coco_narrow_fpn.yaml"
+_TINY = {
+    "MODEL.DEVICE": "cpu",
+    "SEED": 3,
+    "INPUT.MIN_SIZE_TRAIN": (64, 72),
+    "INPUT.MIN_SIZE_TEST": 64,
+    "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 100,
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN": 30,
+    "MODEL.RPN.PRE_NMS_TOPK_TEST": 100,
+    "MODEL.RPN.POST_NMS_TOPK_TEST": 12,
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 8,
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0,
+    "TEST.DETECTIONS_PER_IMAGE": 20,
+    "SOLVER.IMS_PER_BATCH": 2,
+    "SOLVER.BASE_LR": 0.005,
+    "SOLVER.MAX_ITER": 9,
+    "SOLVER.STEPS": (6,),
+    "SOLVER.WARMUP_ITERS": 3,
+    "SOLVER.CHECKPOINT_PERIOD": 3,
+    "TEST.PRECISE_BN.NUM_ITER": 2,
+}
+
+
+def pairs(keys):
+    """As on a command line."""
+    return [str(each) for key, value in keys.items() for each in (key, value)]
+
+
+def tiny(**keys):
+    """KEY VALUE pairs that shrink a training; ``SOLVER__MAX_ITER=4`` is ``SOLVER.MAX_ITER 4``."""
+    return pairs(_TINY | {key.replace("__", "."): value for key, value in keys.items()})
+
+
+def config(name, out="", **keys):
+    """A config of the repository, tiny."""
+    return read_config(CONFIGS / name, tiny(OUTPUT_DIR=out, **keys), SSQL_DEFAULTS)
+
+
+def as_given(name, **keys):
+    """A config of the repository with these keys alone."""
+    keys = {"MODEL.DEVICE": "cpu"} | {key.replace("__", "."): value for key, value in keys.items()}
+    return read_config(CONFIGS / name, pairs(keys), SSQL_DEFAULTS)
+
+
+def unsettled(model, seed=0):
+    """The network with norms and biases that do something, as after a training."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, (nn.modules.batchnorm._BatchNorm, FrozenBatchNorm2d)):
+            module.running_mean.data.normal_(0, 0.2, generator=generator)
+            module.running_var.data.uniform_(0.5, 2, generator=generator)
+            module.weight.data.uniform_(0.5, 1.5, generator=generator)
+            module.bias.data.normal_(0, 0.2, generator=generator)
+        elif isinstance(getattr(module, "bias", None), nn.Parameter):
+            module.bias.data.normal_(0, 0.1, generator=generator)
+    return model.eval()
+
+
+def pictures(count, sides=((90, 96), (96, 80), (70, 96)), seed=0):
+    """Images as a mapper gives them, of several sizes: smooth ones, so that they have structure."""
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for index in range(count):
+        height, width = sides[index % len(sides)]
+        coarse = torch.rand(1, 3, 6, 6, generator=generator, dtype=torch.float64) * 255
+        image = nn.functional.interpolate(coarse, (height, width), mode="bilinear")[0]
+        found.append({"image": image.round().to(torch.uint8), "height": height, "width": width})
+    return found

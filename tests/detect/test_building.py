@@ -1,0 +1,244 @@
+"""Configs become detectors, and a pretrained backbone finds its place in them, all of it."""
+
+import json
+
+import pytest
+import torch
+from detect.making import C4, CONFIGS, FPN, as_given, config, pictures, unsettled
+from torch import nn
+
+from ssql_det.backbones import build_backbone
+from ssql_det.core.errors import UserError
+from ssql_det.d2 import GeneralizedRCNN
+from ssql_det.detect.weights import build_detector, pretrained_detector, trained_detector
+
+STAGES = {"layer1": "res2", "layer2": "res3", "layer3": "res4", "layer4": "res5"}
+SMALL_HEADS = {"MODEL__FPN__OUT_CHANNELS": 16, "MODEL__ROI_BOX_HEAD__FC_DIM": 16, "MODEL__ROI_MASK_HEAD__CONV_DIM": 16}
+DETECTORS = {  # by backbone: of a C4 detector, of an FPN
+    "resnet18": ("voc_r18_c4.yaml", "coco_mask_r50_fpn.yaml", {"DEPTH": 18, "RES2_OUT_CHANNELS": 64}),
+    "resnet34": ("voc_r18_c4.yaml", "coco_mask_r50_fpn.yaml", {"DEPTH": 34, "RES2_OUT_CHANNELS": 64}),
+    "resnet50": ("voc_r18_c4.yaml", "coco_mask_r50_fpn.yaml", {"DEPTH": 50, "RES2_OUT_CHANNELS": 256}),
+    "narrow_resnet": (C4, FPN, {}),
+}
+
+
+def backbone(name):
+    torch.manual_seed(0)
+    return unsettled(build_backbone(name).module)
+
+
+def saved(name, folder):
+    """A backbone's weights in a file, in torchvision's layout."""
+    network = backbone(name)
+    path = folder / f"{name}.pth"
+    torch.save(network.state_dict(), path)
+    return network, path
+
+
+def detector_config(name, kind, **keys):
+    c4, fpn, resnet = DETECTORS[name]
+    keys |= {f"MODEL__RESNETS__{key}": value for key, value in resnet.items()}
+    return config(c4, **keys) if kind == "C4" else config(fpn, **keys, **SMALL_HEADS)
+
+
+def place(name, kind):
+    """Where a tensor of a torchvision ResNet belongs in a detector."""
+    first, _, rest = name.partition(".")
+    root = "backbone." if kind == "C4" else "backbone.bottom_up."
+    if first == "conv1":
+        return f"{root}stem.conv1.{rest}"
+    if first == "bn1":
+        return f"{root}stem.conv1.norm.{rest}"
+    root = "roi_heads." if kind == "C4" and first == "layer4" else root
+    rest = rest.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
+    for digit in "123":
+        rest = rest.replace(f"bn{digit}", f"conv{digit}.norm")
+    return f"{root}{STAGES[first]}.{rest}"
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in CONFIGS.glob("*.yaml")))
+def test_every_config_builds_a_detector_that_answers(name):
+    few = {"MODEL__RPN__PRE_NMS_TOPK_TEST": 20, "MODEL__RPN__POST_NMS_TOPK_TEST": 4}
+    cfg = as_given(name, **few)
+    detector = build_detector(cfg).eval()
+    assert isinstance(detector, GeneralizedRCNN)
+    with torch.no_grad():
+        (answer,) = detector(pictures(1))
+    assert answer["instances"].has("pred_masks") == cfg.MODEL.MASK_ON
+    assert detector.roi_heads.box_predictor.cls_score.out_features == cfg.MODEL.ROI_HEADS.NUM_CLASSES + 1
+    assert all(parameter.requires_grad for parameter in detector.parameters())  # FREEZE_AT 0, no FrozenBN
+
+
+@pytest.mark.parametrize("kind", ["C4", "FPN"])
+@pytest.mark.parametrize("name", DETECTORS)
+def test_all_of_a_backbone_finds_its_place(name, kind, tmp_path):
+    network, path = saved(name, tmp_path)
+    out = tmp_path / "run"
+    cfg = detector_config(name, kind, MODEL__WEIGHTS=path, out=out)
+    torch.manual_seed(1)
+    fresh = build_detector(cfg).state_dict()
+    torch.manual_seed(1)
+    detector, checkpoint = pretrained_detector(cfg)
+    state = detector.state_dict()
+    given = {place(key, kind): value for key, value in network.state_dict().items()}
+    assert all(torch.equal(state[key], value) for key, value in given.items())
+    assert all(torch.equal(state[key], value) for key, value in fresh.items() if key not in given)
+    assert checkpoint.architecture.name == name
+
+    coverage = json.loads((out / "coverage.json").read_text())
+    assert coverage["percent"] == 100
+    assert set(coverage["used"]) == set(given)
+    assert set(coverage["left_out"]) == set(fresh) - set(given)
+    assert (coverage["unmatched"], coverage["missing"], coverage["wrong"]) == ([], [], {})
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet34"])
+def test_detectron2s_own_c4_head_would_lose_a_shallow_networks_last_stage_and_is_refused(name, tmp_path):
+    _, path = saved(name, tmp_path)
+    keys = {"MODEL__ROI_HEADS__NAME": "Res5ROIHeads", "MODEL__WEIGHTS": path, "out": tmp_path / "run"}
+    with pytest.raises(UserError, match="does not fit this network.*Res5ROIHeads has bottlenecks at any depth"):
+        pretrained_detector(detector_config(name, "C4", **keys))
+    assert not (tmp_path / "run").exists()
+
+
+def test_detectron2s_own_c4_head_fits_a_deep_network(tmp_path):
+    _, path = saved("resnet50", tmp_path)
+    keys = {"MODEL__ROI_HEADS__NAME": "Res5ROIHeads", "MODEL__WEIGHTS": path, "out": tmp_path / "run"}
+    pretrained_detector(detector_config("resnet50", "C4", **keys))
+    assert json.loads((tmp_path / "run/coverage.json").read_text())["percent"] == 100
+
+
+@pytest.mark.parametrize("given", ["resnet18", "resnet34", "narrow_resnet"])
+def test_a_backbone_of_another_depth_is_refused(given, tmp_path):
+    _, path = saved(given, tmp_path)
+    with pytest.raises(UserError, match=f"is a {given} and does not fit this network"):
+        pretrained_detector(detector_config("resnet50", "FPN", MODEL__WEIGHTS=path, out=tmp_path / "run"))
+
+
+@pytest.mark.parametrize(("norm", "kind"), [("BN", nn.BatchNorm2d), ("naiveSyncBN", nn.BatchNorm2d), ("", None)])
+@pytest.mark.parametrize(("name", "blocks"), [("resnet18", 2), ("resnet34", 3), ("resnet50", 3), ("narrow_resnet", 1)])
+def test_the_extra_norm_stands_behind_the_backbones_last_stage(name, blocks, norm, kind):
+    cfg = detector_config(name, "C4", SSQL__EXTRA_NORM=norm)
+    torch.manual_seed(0)
+    head = unsettled(build_detector(cfg)).roi_heads
+    children = dict(head.res5.named_children())
+    assert list(children) == [str(index) for index in range(blocks)] + ["norm"] * bool(norm)
+    x = torch.rand(1, head.res5[0].conv1.in_channels, 6, 6)
+    with torch.no_grad():
+        expected = head.res5[:blocks](x)
+        assert expected.shape[2:] == (3, 3)
+        if norm:
+            assert isinstance(children["norm"], kind)
+            expected = children["norm"](expected)
+            assert expected.min() < 0  # no ReLU behind it
+        assert torch.equal(head.res5(x), expected)
+    assert head.box_predictor.cls_score.in_features == expected.shape[1]
+
+
+def test_the_extra_norm_is_of_the_kind_the_config_says():
+    kinds = {norm: build_detector(config(C4, SSQL__EXTRA_NORM=norm)).roi_heads.res5.norm for norm in ("BN", "FrozenBN")}
+    assert [type(kind).__name__ for kind in kinds.values()] == ["BatchNorm2d", "FrozenBatchNorm2d"]
+
+
+@pytest.mark.parametrize("kind", ["C4", "FPN"])
+def test_the_narrow_detectors_features_are_the_pretrained_networks(kind, tmp_path):
+    network, path = saved("narrow_resnet", tmp_path)
+    detector, _ = pretrained_detector(detector_config("narrow_resnet", kind, MODEL__WEIGHTS=path, out=tmp_path))
+    network, detector = network.double(), detector.double().eval()
+    images = torch.randn(2, 3, 96, 128, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        x = network.maxpool(network.act1(network.bn1(network.conv1(images))))
+        expected = {}
+        for stage, name in STAGES.items():
+            expected[name] = x = getattr(network, stage)(x)
+        if kind == "FPN":
+            got = detector.backbone.bottom_up(images)
+        else:
+            got = detector.backbone(images)
+            got["res5"] = detector.roi_heads.res5[0](got["res4"])
+    assert set(got) <= set(expected)
+    assert {"res4", "res5"} <= set(got)
+    for name, features in got.items():
+        assert features.shape == expected[name].shape
+        torch.testing.assert_close(features, expected[name], rtol=1e-5, atol=1e-5)
+
+
+def test_weights_that_are_no_detector_are_not_evaluated(tmp_path):
+    _, path = saved("resnet18", tmp_path)
+    with pytest.raises(UserError, match=r"resnet18\.pth is a backbone alone; train a detector"):
+        trained_detector(detector_config("resnet18", "C4", MODEL__WEIGHTS=path))
+    with pytest.raises(UserError, match=r"MODEL\.WEIGHTS is empty"):
+        trained_detector(detector_config("resnet18", "C4"))
+
+
+def test_a_detectors_weights_come_back_whole(tmp_path):
+    cfg = config(C4, MODEL__WEIGHTS=tmp_path / "whole.pth", out=tmp_path)
+    torch.manual_seed(0)
+    detector = unsettled(build_detector(cfg))
+    torch.save({"model": detector.state_dict()}, tmp_path / "whole.pth")
+    again, checkpoint = trained_detector(cfg)
+    assert checkpoint.called == "whole.pth"
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in detector.state_dict().items())
+
+
+def test_a_config_that_describes_no_detector_is_answered():
+    with pytest.raises(UserError, match=r"this config does not describe a detector.*RES2_OUT_CHANNELS = 64"):
+        build_detector(config("voc_r18_c4.yaml", MODEL__RESNETS__RES2_OUT_CHANNELS=256))
+
+
+RGB = {
+    "INPUT.FORMAT": "RGB",
+    "MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53],
+    "MODEL.PIXEL_STD": [58.395, 57.12, 57.375],
+    "MODEL.RESNETS.STRIDE_IN_1X1": False,
+    "MODEL.BACKBONE.FREEZE_AT": 0,
+    "SOLVER.IMS_PER_BATCH": 16,
+    "SOLVER.BASE_LR": 0.02,
+}
+RECIPES = {
+    "voc_r18_c4.yaml": RGB
+    | {
+        "MODEL.RESNETS.DEPTH": 18,
+        "MODEL.RESNETS.OUT_FEATURES": ["res4"],
+        "MODEL.ROI_HEADS.NAME": "C4ROIHeads",
+        "MODEL.ROI_HEADS.NUM_CLASSES": 20,
+        "MODEL.MASK_ON": False,
+        "MODEL.RESNETS.NORM": "naiveSyncBN",
+        "SSQL.EXTRA_NORM": "naiveSyncBN",
+        "TEST.PRECISE_BN.ENABLED": True,
+        "DATASETS.TRAIN": ("voc_2007_trainval", "voc_2012_trainval"),
+        "DATASETS.TEST": ("voc_2007_test",),
+        "SOLVER.MAX_ITER": 24000,
+        "SOLVER.STEPS": (18000, 22000),
+        "SOLVER.WARMUP_ITERS": 100,
+        "INPUT.MIN_SIZE_TRAIN": tuple(range(480, 801, 32)),
+        "INPUT.MIN_SIZE_TEST": 800,
+    },
+    "coco_mask_r50_fpn.yaml": RGB
+    | {
+        "MODEL.RESNETS.DEPTH": 50,
+        "MODEL.BACKBONE.NAME": "build_resnet_fpn_backbone",
+        "MODEL.ROI_HEADS.NAME": "StandardROIHeads",
+        "MODEL.ROI_HEADS.NUM_CLASSES": 80,
+        "MODEL.MASK_ON": True,
+        "MODEL.RESNETS.NORM": "SyncBN",
+        "MODEL.FPN.NORM": "SyncBN",
+        "SSQL.EXTRA_NORM": "",
+        "DATASETS.TRAIN": ("coco_2017_train",),
+        "DATASETS.TEST": ("coco_2017_val",),
+        "SOLVER.MAX_ITER": 90000,
+        "SOLVER.STEPS": (60000, 80000),
+        "INPUT.MIN_SIZE_TRAIN": tuple(range(640, 801, 32)),
+        "INPUT.MIN_SIZE_TEST": 800,
+    },
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_what_the_design_says(name):
+    cfg = as_given(name)
+    for key, expected in RECIPES[name].items():
+        node = cfg
+        for part in key.split("."):
+            node = node[part]
+        assert node == expected, key

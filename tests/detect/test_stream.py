@@ -1,0 +1,226 @@
+"""The stream of training images: a function of the seed and the position, whoever asks and from where on."""
+
+import itertools
+import logging
+import random
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from detect.making import C4, FPN, config
+
+from ssql_det import d2
+from ssql_det.core.errors import UserError
+from ssql_det.detect.stream import BadImages, GroupedBatches, SeededSamples, training_batches
+
+TRAIN = "toy_voc_2007_trainval"
+
+
+def taken(cfg, count, size=2, seed=5, first=0):
+    return list(itertools.islice(training_batches(cfg, size, seed, first), count))
+
+
+def plain(batches):
+    """What a network is fed, in values that compare."""
+    return [
+        [
+            (
+                each["file_name"],
+                each["image"].tolist(),
+                each["instances"].gt_boxes.tensor.tolist(),
+                each["instances"].gt_classes.tolist(),
+            )
+            for each in batch
+        ]
+        for batch in batches
+    ]
+
+
+def generators():
+    return random.getstate(), tuple(map(str, np.random.get_state())), torch.get_rng_state().tolist()
+
+
+def disturb():
+    random.random(), np.random.rand(), torch.rand(3)
+
+
+@pytest.fixture(scope="module")
+def stream():
+    return plain(taken(config(C4), 8))
+
+
+# ---- a function of seed and position -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("first", [0, 1, 5])
+def test_whoever_decodes_and_from_wherever_on_it_is_the_same_stream(workers, first, stream):
+    disturb()
+    got = taken(config(C4, DATALOADER__NUM_WORKERS=workers), 8 - first, first=first)
+    assert plain(got) == stream[first:]
+
+
+def test_another_seed_gives_another_stream(stream):
+    assert plain(taken(config(C4), 8, seed=6)) != stream
+
+
+def test_what_is_drawn_meanwhile_does_not_matter(stream):
+    batches = training_batches(config(C4), 2, 5)
+    got = []
+    for _ in range(4):
+        disturb()
+        got.append(next(batches))
+    assert plain(got) == stream[:4]
+
+
+def test_masks_come_with_it_where_the_config_wants_them():
+    first = [each["instances"].gt_masks.polygons for batch in taken(config(FPN), 3) for each in batch]
+    again = [each["instances"].gt_masks.polygons for batch in taken(config(FPN), 2, first=1) for each in batch]
+    assert len(again) == 4
+    for ours, theirs in zip(again, first[2:], strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(itertools.chain(*ours), itertools.chain(*theirs), strict=True))
+
+
+def test_an_image_is_augmented_anew_each_time_it_comes():
+    records = d2.get_detection_dataset_dicts((TRAIN,))[:1]
+    samples = SeededSamples(records, d2.DatasetMapper(config(C4), True), seed=0)
+    forms = {(image.shape, image.numpy().tobytes()) for image in (samples[n, 0]["image"] for n in range(20))}
+    assert len(forms) == 4  # two sizes, flipped and not
+    assert torch.equal(samples[7, 0]["image"], samples[7, 0]["image"])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_mapping_leaves_the_global_generators_as_they_are(workers):
+    batches = training_batches(config(C4, DATALOADER__NUM_WORKERS=workers), 2, 5)
+    before = generators()
+    for _ in range(3):
+        next(batches)
+    assert generators() == before
+
+
+def test_starting_leaves_the_global_generators_as_they_are():
+    before = generators()
+    training_batches(config(C4), 2, 5)
+    assert generators() == before
+
+
+# ---- batches -------------------------------------------------------------------------------------------------------
+
+
+def batches_of(wide, size, count, **more):
+    return list(itertools.islice(GroupedBatches(wide, size, **({"seed": 3} | more)), count))
+
+
+@pytest.mark.parametrize("size", [1, 3, 4])
+@pytest.mark.parametrize("wide", [[True] * 7, [index % 3 > 0 for index in range(20)], [True] * 9 + [False]])
+def test_a_batch_has_one_orientation(wide, size):
+    for batch in batches_of(wide, size, 30):
+        assert len(batch) == size
+        assert len({wide[index] for _, index in batch}) == 1
+
+
+@pytest.mark.parametrize("size", [1, 3, 4])
+def test_every_record_comes_once_an_epoch(size):
+    wide, epochs = [index % 3 > 0 for index in range(20)], 5
+    places = sorted(itertools.chain.from_iterable(batches_of(wide, size, 20 * (epochs + 1) // size)))
+    assert len({position for position, _ in places}) == len(places)
+    orders = []
+    for epoch in range(epochs):
+        order = [index for position, index in places if position // 20 == epoch]
+        assert sorted(order) == list(range(20))
+        orders.append(order)
+    assert len(set(map(tuple, orders))) == epochs  # each in an order of its own
+
+
+@pytest.mark.parametrize("first", [0, 1, 7, 40])
+def test_from_a_batch_on_comes_the_tail(first):
+    wide = [index % 3 > 0 for index in range(20)]
+    assert batches_of(wide, 3, 10, first=first) == batches_of(wide, 3, first + 10)[first:]
+    assert batches_of(wide, 3, 10) != batches_of(wide, 3, 10, seed=4)
+
+
+def test_images_of_a_batch_stand_all_or_lie_all():
+    sides = [[each["image"].shape[1:] for each in batch] for batch in taken(config(C4), 12, size=3)]
+    lying = [{width > height for height, width in batch} for batch in sides]
+    assert all(len(each) == 1 for each in lying)
+    assert len(set(map(tuple, lying))) == 2
+
+
+# ---- bad images ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def broken(tmp_path):
+    """Six records of the toy data, two of them with files that are torn or not there; a data set of that name."""
+    records = [dict(each) for each in d2.get_detection_dataset_dicts((TRAIN,))[:6]]
+    torn = tmp_path / "torn.jpg"
+    shutil.copy(records[2]["file_name"], torn)
+    torn.write_bytes(torn.read_bytes()[:100])
+    records[2]["file_name"], records[3]["file_name"] = str(torn), str(tmp_path / "missing.jpg")
+    d2.DatasetCatalog.register("broken", lambda: records)
+    d2.MetadataCatalog.get("broken").thing_classes = d2.MetadataCatalog.get(TRAIN).thing_classes
+    yield records
+    d2.DatasetCatalog.remove("broken")
+    d2.MetadataCatalog.remove("broken")
+
+
+def samples(records, policy):
+    return SeededSamples(records, d2.DatasetMapper(config(C4), True), seed=0, on_bad_image=policy)
+
+
+@pytest.mark.parametrize(("index", "name"), [(2, "torn.jpg"), (3, "missing.jpg")])
+def test_a_bad_image_stops_the_stream_and_is_named(index, name, broken):
+    before = generators()
+    with pytest.raises(UserError, match=rf"cannot train on \S*{name}: .*; mend or remove it, or set SSQL\.ON_BAD"):
+        samples(broken, "stop")[0, index]
+    assert generators() == before
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stopped_stream_says_so_in_one_sentence(workers, broken):
+    cfg = config(C4, DATASETS__TRAIN=("broken",), DATALOADER__NUM_WORKERS=workers)
+    with pytest.raises(UserError) as stop:
+        taken(cfg, 6)
+    assert str(stop.value).startswith("cannot train on ")
+    assert "\n" not in str(stop.value)
+
+
+def test_the_next_good_image_stands_in_for_a_bad_one(broken):
+    skipping = samples(broken, "skip")
+    for index, bad in ((2, [2, 3]), (3, [3])):
+        sample = skipping[11, index]
+        assert sample["bad_images"] == [broken[each]["file_name"] for each in bad]
+        assert sample["file_name"] == broken[4]["file_name"]
+        assert torch.equal(sample["image"], skipping[11, 4]["image"])  # drawn as for that place
+    assert "bad_images" not in skipping[11, 4]
+
+
+def test_the_last_ones_stand_in_is_the_first(broken):
+    records = [broken[0], broken[1], broken[2]]
+    assert samples(records, "skip")[0, 2]["file_name"] == broken[0]["file_name"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_each_bad_image_is_named_once_and_counted(workers, broken, caplog):
+    cfg = config(C4, DATASETS__TRAIN=("broken",), DATALOADER__NUM_WORKERS=workers, SSQL__ON_BAD_IMAGE="skip")
+    bad = BadImages()
+    with caplog.at_level(logging.WARNING, "ssql_det"):
+        for batch in taken(cfg, 12):  # four times through
+            bad.take_from(batch)
+            assert not any("bad_images" in sample for sample in batch)
+    assert bad.names == {broken[2]["file_name"], broken[3]["file_name"]}
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2
+    assert all(sum(name in line for line in said) == 1 for name in bad.names)
+    assert "(2 so far)" in said[1]
+
+
+def test_where_no_image_can_be_read_it_ends(broken):
+    with pytest.raises(UserError, match=r"100 images in a row cannot be read, from \S*torn\.jpg on"):
+        samples(broken[2:4], "skip")[0, 0]
+
+
+def test_an_unknown_policy_is_refused():
+    with pytest.raises(UserError, match=r"SSQL\.ON_BAD_IMAGE is stop or skip, got 'ignore'"):
+        training_batches(config(C4, SSQL__ON_BAD_IMAGE="ignore"), 2, 0)

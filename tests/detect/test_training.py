@@ -1,0 +1,478 @@
+"""The training loop: what it leaves behind, a resumed run is the run that was not stopped, what it refuses."""
+
+import contextlib
+import json
+import random
+import re
+import shutil
+
+import pytest
+import torch
+from detect.making import C4, CONFIGS, FPN, config, tiny
+from torch import nn
+
+from ssql_det.backbones import build_backbone
+from ssql_det.cli.main import main
+from ssql_det.core import rows
+from ssql_det.core.config import load_config
+from ssql_det.core.errors import UserError
+from ssql_det.core.reader import read_tensors
+from ssql_det.d2 import get_detection_dataset_dicts
+from ssql_det.detect.train import train
+from ssql_det.detect.weights import build_detector
+
+PERIOD, LAST = 3, 8  # of checkpoints, and the last iteration, in every tiny config
+
+
+def arguments(out, *flags, **keys):
+    """Of the command; KEY VALUE pairs come last."""
+    return ["train-det", "--config-file", str(CONFIGS / C4), *flags, *tiny(OUTPUT_DIR=out, **keys)]
+
+
+def final(folder):
+    return read_tensors(folder / "model_final.pth")
+
+
+def same(ours, theirs):
+    """Bit for bit, however deep."""
+    if isinstance(ours, torch.Tensor):
+        return torch.equal(ours, theirs) and ours.dtype == theirs.dtype
+    if isinstance(ours, dict):
+        return list(ours) == list(theirs) and all(same(ours[key], theirs[key]) for key in ours)
+    if isinstance(ours, (list, tuple)):
+        return len(ours) == len(theirs) and all(same(*pair) for pair in zip(ours, theirs, strict=True))
+    return bool(torch.as_tensor(ours == theirs).all())
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A backbone to begin with."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "narrow.pth"
+    torch.save(build_backbone("narrow_resnet").module.state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that was never stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    torch.set_num_threads(1)
+    assert train(config(C4, folder), C4) == folder / "model_final.pth"
+    return folder
+
+
+# ---- what a run leaves behind --------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_its_config_its_curves_and_its_checkpoints(whole):
+    own = {"SSQL": config(C4).SSQL}
+    defaults = config(C4).clone()
+    defaults.defrost()
+    assert set(own["SSQL"]) == set(defaults.SSQL)
+    assert load_config(defaults, whole / "config.yaml").dump() == config(C4, whole).dump()
+    names = {path.name for path in whole.iterdir()}
+    assert {"model_0000002.pth", "model_0000005.pth", "model_final.pth", "last_checkpoint"} <= names
+    assert "model_0000008.pth" not in names
+    assert (whole / "last_checkpoint").read_text() == "model_final.pth"
+    assert any(path.name.startswith("events.out") for path in (whole / "tensorboard").iterdir())
+    assert not [name for name in names if name.startswith(".")]
+
+    (line,) = [json.loads(each) for each in (whole / "metrics.jsonl").read_text().splitlines()]
+    losses = {"loss_cls", "loss_box_reg", "loss_rpn_cls", "loss_rpn_loc"}
+    assert line["step"] == LAST
+    assert losses | {"total_loss", "lr", "bad_images", "time"} <= set(line)
+    assert line["lr"] == pytest.approx(0.0005)  # behind the step at 6
+    assert line["bad_images"] == 0
+
+
+@pytest.mark.parametrize(("name", "last"), [("model_0000002", 2), ("model_0000005", 5), ("model_final", LAST)])
+def test_a_checkpoint_has_all_that_detectron2_writes_and_says_where_it_stands(name, last, whole):
+    content = read_tensors(whole / f"{name}.pth")
+    assert {"model", "optimizer", "scheduler", "iteration"} <= set(content)
+    assert content["iteration"] == last
+    assert set(content["model"]) == set(build_detector(config(C4)).state_dict())
+    assert content["scheduler"]["last_epoch"] == last + 1
+
+
+def test_a_run_with_the_same_seed_is_the_same_and_with_another_is_not(whole, tmp_path):
+    again = final(train(config(C4, tmp_path / "same"), C4).parent)
+    assert same(again["model"], final(whole)["model"])
+    train(config(C4, tmp_path / "other", SEED=4), C4)
+    assert not same(final(tmp_path / "other")["model"], final(whole)["model"])
+
+
+def test_workers_do_not_change_what_is_trained(whole, tmp_path):
+    train(config(C4, tmp_path, DATALOADER__NUM_WORKERS=2), C4)
+    assert same(final(tmp_path), final(whole) | {"rng": final(tmp_path)["rng"]})
+
+
+def test_a_mask_rcnn_trains(tmp_path):
+    train(config(FPN, tmp_path, SOLVER__MAX_ITER=2, SOLVER__STEPS=(), TEST__PRECISE_BN__NUM_ITER=1), FPN)
+    (line,) = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert line["loss_mask"] > 0
+
+
+def test_a_run_begins_with_the_weights_it_is_given_and_remembers_them(weights, tmp_path):
+    cfg = config(C4, tmp_path, MODEL__WEIGHTS=weights, SOLVER__BASE_LR=0.0, TEST__PRECISE_BN__ENABLED=False)
+    train(cfg, C4)
+    trained, given = final(tmp_path), read_tensors(weights)
+    assert torch.equal(trained["model"]["backbone.stem.conv1.weight"], given["conv1.weight"])
+    assert torch.equal(trained["model"]["roi_heads.res5.0.conv2.weight"], given["layer4.0.conv2.weight"])
+    assert trained["ssql_det"]["arch"] == "narrow_resnet"
+    assert trained["ssql_det"]["source"]["name"] == "narrow.pth"
+    assert json.loads((tmp_path / "coverage.json").read_text())["percent"] == 100
+
+
+def test_precise_bn_gives_the_norms_the_mean_over_its_batches(tmp_path):
+    """Against the first norm, computed by hand from the stream's own images."""
+    from ssql_det.detect.stream import training_batches
+
+    cfg = config(C4, tmp_path, SOLVER__MAX_ITER=1, SOLVER__STEPS=(), TEST__PRECISE_BN__NUM_ITER=3)
+    train(cfg, C4)
+    model = build_detector(cfg)
+    state = final(tmp_path)["model"]
+    model.load_state_dict(state)
+    batches = training_batches(cfg, 2, cfg.SEED + 1)
+    means, squares = [], []
+    for _ in range(3):
+        x = model.preprocess_image(next(batches)).tensor
+        with torch.no_grad():
+            x = nn.functional.conv2d(x, model.backbone.stem.conv1.weight, stride=2, padding=3)
+        means.append(x.mean((0, 2, 3)))
+        squares.append(x.square().mean((0, 2, 3)))
+    mean = torch.stack(means).mean(0)
+    torch.testing.assert_close(state["backbone.stem.conv1.norm.running_mean"], mean, rtol=1e-3, atol=1e-3)
+    variance = torch.stack(squares).mean(0) - mean.square()
+    torch.testing.assert_close(state["backbone.stem.conv1.norm.running_var"], variance, rtol=0.05, atol=1e-3)
+
+
+# ---- resuming ------------------------------------------------------------------------------------------------------
+
+
+class Stopped(Exception):
+    """As a kill, but within this process."""
+
+
+@contextlib.contextmanager
+def stopped_in_step(number):
+    """The optimizer's step of that number does not come back."""
+    step, count = torch.optim.SGD.step, 0
+
+    def counted(self, *args, **kwargs):
+        nonlocal count
+        count += 1
+        if count == number:
+            raise Stopped
+        return step(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(torch.optim.SGD, "step", counted)
+        yield
+
+
+@pytest.mark.parametrize("number", [1, 3, 4, 5, 9])
+def test_a_resumed_run_is_the_run_that_was_not_stopped(number, whole, tmp_path):
+    with stopped_in_step(number):
+        train(config(C4, tmp_path), C4)
+    assert (tmp_path / "last_checkpoint").exists() == (number > PERIOD)
+    train(config(C4, tmp_path), C4, resume=True)
+    assert same(final(tmp_path), final(whole))  # weights, statistics, momenta, schedule, generators
+
+
+def test_a_run_is_resumed_again_and_again(whole, tmp_path):
+    for number in (5, 2, 3):
+        with stopped_in_step(number):
+            train(config(C4, tmp_path), C4, resume=True)
+    train(config(C4, tmp_path), C4, resume=True)
+    assert same(final(tmp_path), final(whole))
+
+
+@pytest.mark.parametrize("keys", [{"SSQL__MICRO_BATCHES": 2}, {"DATALOADER__NUM_WORKERS": 2}])
+def test_it_goes_on_at_its_place_in_the_data_however_batches_are_made(keys, tmp_path):
+    train(config(C4, tmp_path / "whole", **keys), C4)
+    with stopped_in_step(6):
+        train(config(C4, tmp_path / "stopped", **keys), C4)
+    train(config(C4, tmp_path / "stopped", **keys), C4, resume=True)
+    assert same(final(tmp_path / "stopped"), final(tmp_path / "whole"))
+
+
+def test_a_finished_run_stays_as_it_is(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    train(config(C4, tmp_path / "run"), C4, resume=True)
+    assert same(final(tmp_path / "run"), final(whole))
+    assert (tmp_path / "run/metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
+
+
+def test_the_images_go_on_where_they_stopped(monkeypatch, tmp_path):
+    """Which are fed, by iteration; whatever else of a run is the same or not."""
+    fed = []
+
+    def spy(model, batch, *rest):
+        fed.append([each["file_name"] for each in batch])
+        return losses(model, batch, *rest)
+
+    from ssql_det.detect import train as module
+
+    losses = module._losses
+    monkeypatch.setattr(module, "_losses", spy)
+    train(config(C4, tmp_path / "whole"), C4)
+    expected = fed.copy()
+    fed.clear()
+    with stopped_in_step(5):
+        train(config(C4, tmp_path / "stopped"), C4)
+    assert fed == expected[:5]
+    fed.clear()
+    train(config(C4, tmp_path / "stopped"), C4, resume=True)
+    assert fed == expected[PERIOD:]
+
+
+def test_a_killed_run_resumes_to_the_same_bits(in_process, tmp_path):
+    """kill -9 at moments that nobody chose, most of them between checkpoints."""
+    log = tmp_path / "log"
+    ended = in_process(arguments(tmp_path / "whole", SOLVER__MAX_ITER=18), log)
+    assert ended["status"] == 0, log.read_text()
+    moments = random.Random()
+    for attempt in range(2):
+        out, times = tmp_path / f"killed {attempt}", []
+        for _ in range(3):
+            times.append(moments.uniform(0.1, 0.8) * ended["seconds"])
+            in_process(arguments(out, "--resume", SOLVER__MAX_ITER=18), log, seconds=times[-1])
+        assert in_process(arguments(out, "--resume", SOLVER__MAX_ITER=18), log)["status"] == 0, log.read_text()
+        assert same(final(out), final(tmp_path / "whole")), f"killed after {times} s"
+        assert not list(out.glob(".*"))  # nothing half written is left
+
+
+def test_a_kill_in_the_middle_of_a_checkpoint_leaves_the_one_before(whole, monkeypatch, tmp_path):
+    def torn(content, file):
+        file.write(b"half of it")
+        raise Stopped
+
+    with pytest.MonkeyPatch.context() as patch:
+        save, count = torch.save, []
+
+        def second(content, file):
+            count.append(1)
+            return torn(content, file) if len(count) == 2 else save(content, file)
+
+        patch.setattr(torch, "save", second)
+        with pytest.raises(Stopped):
+            train(config(C4, tmp_path), C4)
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000002.pth"
+    assert not (tmp_path / "model_0000005.pth").exists()
+    train(config(C4, tmp_path), C4, resume=True)
+    assert same(final(tmp_path)["model"], final(whole)["model"])
+
+
+def test_without_a_checkpoint_resuming_is_beginning(whole, tmp_path):
+    train(config(C4, tmp_path), C4, resume=True)
+    assert same(final(tmp_path), final(whole))
+
+
+def test_a_checkpoint_of_another_network_is_not_resumed(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    with pytest.raises(UserError, match=r"model_final\.pth does not fit this config .*; resume with the config of"):
+        train(config(C4, tmp_path / "run", SSQL__EXTRA_NORM=""), C4, resume=True)
+
+
+def test_a_checkpoint_without_state_is_not_resumed(whole, tmp_path):
+    content = final(whole)
+    torch.save({key: content[key] for key in ("model", "iteration")}, tmp_path / "model_final.pth")
+    (tmp_path / "last_checkpoint").write_text("model_final.pth")
+    with pytest.raises(UserError, match=r"model_final\.pth cannot be resumed from: it has no optimizer; train anew"):
+        train(config(C4, tmp_path), C4, resume=True)
+
+
+# ---- micro-batches -------------------------------------------------------------------------------------------------
+
+
+def gradients(monkeypatch, tmp_path, micro_batches, **keys):
+    """Of the first iteration, with as many regions of each image and no norm that mixes images."""
+    found = {}
+
+    class Enough(Exception):
+        pass
+
+    def step(optimizer, *args, **kwargs):
+        names = {id(parameter): name for name, parameter in models[-1].named_parameters()}
+        for group in optimizer.param_groups:
+            found.update({names[id(each)]: each.grad.clone() for each in group["params"]})
+        raise Enough
+
+    models = []
+
+    def remembered(cfg):
+        models.append(build_detector(cfg))
+        return models[-1]
+
+    frozen = {"MODEL__RESNETS__NORM": "FrozenBN", "SSQL__EXTRA_NORM": "", "SOLVER__IMS_PER_BATCH": 4}
+    cfg = config(C4, tmp_path / str(micro_batches), SSQL__MICRO_BATCHES=micro_batches, **frozen, **keys)
+    with monkeypatch.context() as patch:
+        patch.setattr("ssql_det.detect.train.build_detector", remembered)
+        patch.setattr(torch.optim.SGD, "step", step)
+        patch.setattr(torch, "randperm", lambda count, **options: torch.arange(count, device=options.get("device")))
+        with pytest.raises(Enough):
+            train(cfg, C4)
+    return found
+
+
+def same_gradients(ours, theirs, tolerance):
+    worst = max(float((ours[name] - grad).abs().max() / grad.abs().max().clamp(min=1e-6)) for name, grad in theirs.items())
+    return worst <= tolerance
+
+
+@pytest.fixture
+def one_size(monkeypatch):
+    """All records are one image: nothing of a batch is padding."""
+    records = get_detection_dataset_dicts(("toy_voc_2007_trainval",))
+    wide = [each for each in records if each["width"] > each["height"]]
+    monkeypatch.setattr("ssql_det.detect.stream.get_detection_dataset_dicts", lambda *args, **kwargs: wide[:1])
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_micro_batches_add_up_to_the_gradient_of_the_whole_batch(parts, one_size, monkeypatch, tmp_path):
+    keys = {"INPUT__MIN_SIZE_TRAIN": (64,), "INPUT__RANDOM_FLIP": "none"}
+    whole = gradients(monkeypatch, tmp_path, 1, **keys)
+    assert same_gradients(gradients(monkeypatch, tmp_path, parts, **keys), whole, 1e-3)
+
+
+def test_each_part_of_a_batch_counts_the_same_however_many_regions_it_has(monkeypatch, tmp_path):
+    """Detectron2 divides by what one forward has sampled: the mean of two parts is not quite the mean over all."""
+    keys = {"INPUT__MIN_SIZE_TRAIN": (64,), "INPUT__RANDOM_FLIP": "none"}
+    sampled = {"MODEL__ROI_HEADS__BATCH_SIZE_PER_IMAGE": 512}  # more than there are: all are taken
+    whole = gradients(monkeypatch, tmp_path, 1, **keys, **sampled)
+    parts = gradients(monkeypatch, tmp_path, 2, **keys, **sampled)
+    assert same_gradients(parts, whole, 0.5)
+    assert not same_gradients(parts, whole, 1e-3)
+
+
+@pytest.mark.parametrize("parts", [0, -1, 3])
+def test_micro_batches_divide_a_batch(parts, tmp_path):
+    with pytest.raises(UserError, match=rf"SSQL\.MICRO_BATCHES must divide SOLVER\.IMS_PER_BATCH 4, got {parts}"):
+        train(config(C4, tmp_path / "run", SSQL__MICRO_BATCHES=parts, SOLVER__IMS_PER_BATCH=4), C4)
+    assert not (tmp_path / "run").exists()
+
+
+# ---- looks ---------------------------------------------------------------------------------------------------------
+
+LOOKING = {"SSQL__EVAL_PERIOD": 4, "SSQL__EVAL_BITS": ["FP", "4w4a"], "SSQL__CALIB_IMAGES": 2}
+
+
+def test_looking_leaves_rows_and_does_not_change_what_is_trained(whole, tmp_path):
+    train(config(C4, tmp_path, **LOOKING), C4)
+    looks = [(row.checkpoint, row.bits, row.dataset, row.scope) for row in rows.read(tmp_path / "looks.jsonl")]
+    places = [f"iteration {iteration}" for iteration in (3, 7, LAST)]
+    assert looks == [(place, bits, "toy_voc_2007_test", "all") for place in places for bits in ("FP", "4w4a")]
+    ours, theirs = final(tmp_path), final(whole)
+    ours["model"], theirs["model"] = (
+        {name: value for name, value in each["model"].items() if not name.endswith("num_batches_tracked")}
+        for each in (ours, theirs)
+    )
+    assert same(ours, theirs)
+    lines = [json.loads(each) for each in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "toy_voc_2007_test/4w4a/bbox/AP50" in line] == [3, 7, LAST]
+
+
+def test_a_resumed_run_has_each_look_once(tmp_path):
+    with stopped_in_step(6):
+        train(config(C4, tmp_path, **LOOKING), C4)
+    train(config(C4, tmp_path, **LOOKING), C4, resume=True)
+    looks = [(row.checkpoint, row.bits) for row in rows.read(tmp_path / "looks.jsonl")]
+    assert len(looks) == len(set(looks)) == 6
+
+
+@pytest.mark.parametrize(
+    ("keys", "complaint"),
+    [
+        ({"SSQL__SCOPE": "head"}, "a scope is one of backbone, all; got 'head'"),
+        ({"SSQL__CALIB_IMAGES": 0}, "calibration needs at least 1 image"),
+        ({"SSQL__EVAL_BITS": ["99"]}, "99"),
+    ],
+)
+def test_a_look_that_cannot_be_is_refused_before_the_training(keys, complaint, tmp_path):
+    with pytest.raises(UserError, match=complaint):
+        train(config(C4, tmp_path / "run", **(LOOKING | keys)), C4)
+    assert not (tmp_path / "run/looks.jsonl").exists()
+    assert not (tmp_path / "run/metrics.jsonl").exists()
+
+
+# ---- refusals ------------------------------------------------------------------------------------------------------
+
+
+def refused(capsys, *arguments):
+    with pytest.raises(SystemExit) as stop:
+        main(list(arguments))
+    assert stop.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    return line
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_in_one_sentence(capsys, tmp_path):
+    keys = {"SOLVER__BASE_LR": 1e9, "SOLVER__WARMUP_ITERS": 0, "SOLVER__CHECKPOINT_PERIOD": 1}
+    line = refused(capsys, *arguments(tmp_path, **keys))
+    assert re.match(r"error: loss_\w+ is (nan|inf) at iteration \d; lower SOLVER\.BASE_LR or lengthen SOLVER\.W", line)
+    assert not (tmp_path / "model_final.pth").exists()
+
+
+def test_another_number_of_classes_is_refused_before_anything_is_written(capsys, tmp_path):
+    for classes in (9, 20):
+        line = refused(capsys, *arguments(tmp_path / "run", MODEL__ROI_HEADS__NUM_CLASSES=classes))
+        assert f"has 10 classes and MODEL.ROI_HEADS.NUM_CLASSES is {classes}; set it to 10" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_is_there_is_not_written_over(whole, capsys, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    before = contents(tmp_path / "run")
+    line = refused(capsys, *arguments(tmp_path / "run", SOLVER__BASE_LR=0.001))
+    assert "run holds a run already; say --resume to go on with it, or choose another OUTPUT_DIR" in line
+    assert contents(tmp_path / "run") == before
+
+
+def test_neither_is_what_it_says_of_its_weights(weights, capsys, tmp_path):
+    train(config(C4, tmp_path, MODEL__WEIGHTS=weights, SOLVER__MAX_ITER=1, SOLVER__STEPS=()), C4)
+    before = contents(tmp_path)
+    line = refused(capsys, *arguments(tmp_path, MODEL__WEIGHTS=weights, SSQL__EXTRA_NORM=""))
+    assert "holds a run already" in line
+    assert contents(tmp_path) == before
+
+
+def test_toy_data_that_nobody_made_are_missing_with_a_hint(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "none"))
+    line = refused(capsys, *arguments(tmp_path / "run"))
+    assert f"there are no toy data in {tmp_path}/none; make them with `ssql-det make-toy-data {tmp_path}/none`" in line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("key", ["DATASETS__TRAIN", "DATASETS__TEST"])
+def test_an_unknown_data_set_comes_with_the_nearest_name(key, capsys, tmp_path):
+    line = refused(capsys, *arguments(tmp_path / "run", **{key: ("toy_voc_2007_trianval",)}))
+    assert "there is no data set 'toy_voc_2007_trianval'; did you mean 'toy_voc_2007_trainval'?" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_bad_image_ends_the_run_or_is_counted_in_its_curves(monkeypatch, capsys, tmp_path):
+    records = [dict(each) for each in get_detection_dataset_dicts(("toy_voc_2007_trainval",))[:4]]
+    records[1]["file_name"] = str(tmp_path / "missing.jpg")
+    monkeypatch.setattr("ssql_det.detect.stream.get_detection_dataset_dicts", lambda *args, **kwargs: records)
+    line = refused(capsys, *arguments(tmp_path / "stop"))
+    assert f"cannot train on {tmp_path}/missing.jpg: " in line
+    train(config(C4, tmp_path / "skip", SSQL__ON_BAD_IMAGE="skip"), C4)
+    (line,) = map(json.loads, (tmp_path / "skip/metrics.jsonl").read_text().splitlines())
+    assert line["bad_images"] == 1
+
+
+def test_more_than_one_process_is_refused(capsys, tmp_path):
+    assert "got --num-gpus 2" in refused(capsys, *arguments(tmp_path / "run", "--num-gpus", "2"))
+
+
+def test_eval_only_prints_the_metrics_of_a_detector(whole, capsys, tmp_path):
+    main(arguments(tmp_path / "run", "--eval-only", MODEL__WEIGHTS=whole / "model_final.pth"))
+    said = capsys.readouterr().out
+    assert "toy_voc_2007_test" in said
+    assert all(re.search(rf"bbox/{name}\s+[\d.]+", said) for name in ("AP", "AP50", "AP75"))
+    assert not (tmp_path / "run").exists()
