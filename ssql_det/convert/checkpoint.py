@@ -56,6 +56,8 @@ class Checkpoint:
 
 def described(plain: Mapping[str, Any], architecture: Architecture) -> Facts:
     """The facts in a description that came with a file; an error where it is of another network than the tensors."""
+    if not isinstance(plain, Mapping):
+        raise ValueError(f"it is {reprlib.repr(plain)}")
     version, arch = plain["version"], plain["arch"]
     if version != _VERSION:
         raise ValueError(f"it is of version {reprlib.repr(version)}, and known is version {_VERSION}")

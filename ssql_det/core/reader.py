@@ -38,7 +38,6 @@ from ssql_det.core.errors import UserError
 _ARCHIVE_HEAD = b"PK\x03\x04"  # of a zip archive: torch.save since torch 1.6
 _LEGACY_HEAD = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)  # torch.save before that
 
-_LONGEST_RANGE = 1_000_000
 _HARMLESS = {
     "builtins": "bool complex dict float frozenset int list object set slice str tuple",
     "collections": "Counter OrderedDict defaultdict deque",
@@ -199,11 +198,11 @@ def _read_archive(file: IO[bytes]) -> Any:
 
         def storage(dtype: torch.dtype, key: str, location: str, count: int) -> torch.Tensor:
             if key not in storages:
-                _check_claim(count * dtype.itemsize, archive.getinfo(f"{folder}data/{key}").file_size)
+                rebuild.check_claim(count * dtype.itemsize, archive.getinfo(f"{folder}data/{key}").file_size)
                 storages[key] = torch.empty(count, dtype=dtype)
                 with archive.open(f"{folder}data/{key}") as record:
                     rebuild.fill(storages[key], record.read(storages[key].nbytes))
-            return _as_announced(storages[key], dtype, count)
+            return rebuild.as_announced(storages[key], dtype, count)
 
         return _Unpickler(io.BytesIO(archive.read(f"{folder}data.pkl")), storage).load()
 
@@ -221,9 +220,9 @@ def _read_legacy(file: IO[bytes]) -> Any:
         nonlocal claimed
         if key not in storages:
             claimed += count * dtype.itemsize
-            _check_claim(claimed, length)
+            rebuild.check_claim(claimed, length)
             storages[key] = torch.empty(count, dtype=dtype)
-        return _as_announced(storages[key], dtype, count)
+        return rebuild.as_announced(storages[key], dtype, count)
 
     content = _Unpickler(file, storage).load()
     for key in _Unpickler(file).load():
@@ -238,36 +237,6 @@ def _length(file: IO[bytes]) -> int:
     length = file.seek(0, os.SEEK_END)
     file.seek(position)
     return length
-
-
-def _check_claim(claimed: int, there: int) -> None:
-    """Before memory is asked for: a few bytes can claim any number of elements."""
-    if claimed > there:
-        raise EOFError(f"its tensors claim {claimed} bytes where {there} are")
-
-
-def _as_announced(elements: torch.Tensor, dtype: torch.dtype, count: int) -> torch.Tensor:
-    if (elements.dtype, len(elements)) != (dtype, count):
-        raise ValueError("a storage is announced twice, each time as something else")
-    return elements
-
-
-def _bounded(kind: Callable[..., Any]) -> Callable[..., Any]:
-    """Of values that are there, not of so many zeros: that is how a short pickle takes all memory."""
-
-    def make(*args: Any) -> Any:
-        if args and isinstance(args[0], int):
-            raise _RefusedError(f"it wants {args[0]} bytes made of nothing")
-        return kind(*args)
-
-    return make
-
-
-def _short_range(*args: int) -> range:
-    made = range(*args)
-    if len(made) > _LONGEST_RANGE:
-        raise _RefusedError(f"it has a {made!r}, which a checkpoint has no need of")
-    return made
 
 
 def _foreign(kind: type[Inert], base: Any, value: Any) -> Inert:
@@ -285,10 +254,7 @@ def _foreign(kind: type[Inert], base: Any, value: Any) -> Inert:
 _OUR_OWN: dict[tuple[str, str], Callable[..., Any]] = rebuild.CALLS | {
     ("builtins", "long"): int,  # protocol 2 writes Python 2's names
     ("builtins", "unicode"): str,
-    ("builtins", "range"): _short_range,
-    ("builtins", "xrange"): _short_range,
-    ("builtins", "bytes"): _bounded(bytes),
-    ("builtins", "bytearray"): _bounded(bytearray),
+    ("builtins", "xrange"): rebuild.short_range,
     ("copyreg", "_reconstructor"): _foreign,
     # A tensor in a plain pickle is a torch.save file in bytes.
     ("torch.storage", "_load_from_bytes"): lambda content: _read(io.BytesIO(content)),

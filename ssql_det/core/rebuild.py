@@ -16,6 +16,8 @@ import torch
 
 Array = np.ndarray[Any, Any]
 
+_LONGEST_RANGE = 1_000_000
+
 ELEMENTS = {  # of the storages that torch names by their type
     "BFloat16Storage": torch.bfloat16,
     "BoolStorage": torch.bool,
@@ -30,6 +32,19 @@ ELEMENTS = {  # of the storages that torch names by their type
     "LongStorage": torch.int64,
     "ShortStorage": torch.int16,
 }
+
+
+def check_claim(claimed: int, there: int) -> None:
+    """Before memory is asked for: a few bytes can claim any number of elements."""
+    if claimed > there:
+        raise EOFError(f"its tensors claim {claimed} bytes where {there} are")
+
+
+def as_announced(elements: torch.Tensor, dtype: torch.dtype, count: int) -> torch.Tensor:
+    """A storage that is referred to again, if it is meant to be the same."""
+    if (elements.dtype, len(elements)) != (dtype, count):
+        raise ValueError("a storage is announced twice, each time as something else")
+    return elements
 
 
 def fill(elements: torch.Tensor, content: bytes) -> None:
@@ -84,7 +99,29 @@ def scalar(dtype: np.dtype[Any], content: bytes | str) -> Any:
     return array(content.encode("latin1") if isinstance(content, str) else content, dtype, (), "C")[()]
 
 
+def of_content(kind: Callable[..., Any]) -> Callable[..., Any]:
+    """Bytes of what is there, not of so many zeros: that is how a short pickle takes all memory."""
+
+    def make(*args: Any) -> Any:
+        if args and isinstance(args[0], int):
+            raise ValueError(f"{args[0]} bytes are made of nothing")
+        return kind(*args)
+
+    return make
+
+
+def short_range(*args: int) -> range:
+    """Whatever is made of a range, a list or a set, has its length."""
+    made = range(*args)
+    if len(made) > _LONGEST_RANGE:
+        raise ValueError(f"{made!r} is longer than any a checkpoint has")
+    return made
+
+
 CALLS: dict[tuple[str, str], Callable[..., Any]] = {
+    ("builtins", "bytearray"): of_content(bytearray),
+    ("builtins", "bytes"): of_content(bytes),
+    ("builtins", "range"): short_range,
     ("numpy", "dtype"): dtype,
     ("numpy._core.multiarray", "_reconstruct"): lambda kind, shape, code: np.empty(0, np.uint8),
     ("numpy._core.multiarray", "scalar"): scalar,

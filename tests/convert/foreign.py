@@ -343,11 +343,23 @@ class Source:
     stride_in_1x1: bool | None = False
     kind: str | None = None
     method: str | None = None
+    images: tuple | None = None  # mean and std, where they are not those of nearly all with such channels
+
+    def means_and_stds(self):
+        usual = {
+            "RGB": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
+            "BGR": ((103.53, 116.28, 123.675), (1.0, 1.0, 1.0)),
+            None: None,
+        }
+        return self.images or usual[self.channels]
 
 
 SOURCES = {}
 BOTH = ("online", "momentum")
 MSRA = {"channels": "BGR", "stride_in_1x1": True}
+ZERO_TO_ONE = {"images": ((0, 0, 0), (255, 255, 255))}
+SWAV = {"images": ((123.675, 116.28, 103.53), (58.14, 57.12, 57.375))}  # .228 of 255, where others have .229
+DETECTRON = {"images": ((102.9801, 115.9465, 122.7717), (1, 1, 1))}
 UNKNOWN = {"channels": None, "stride_in_1x1": None}
 
 
@@ -390,9 +402,9 @@ def _(arch):
     return under("module.", network(arch)), {"fc.weight", "fc.bias"}
 
 
-@source("torchvision, compiled", "torchvision")
+@source("torchvision, compiled, DDP", "torchvision")
 def _(arch):
-    return {"model": under("_orig_mod.", network(arch))}, {"fc.weight", "fc.bias"}
+    return {"model": under("module._orig_mod.", network(arch))}, {"fc.weight", "fc.bias"}
 
 
 @source("torchvision, trained further", "torchvision", **TAR)
@@ -587,13 +599,13 @@ def _(arch):
     return lightning(online | extras), extras.keys()
 
 
-@source("SimCLR of sthalles", "simclr", method="simclr", **TAR)
+@source("SimCLR of sthalles", "simclr", method="simclr", **ZERO_TO_ONE, **TAR)
 def _(arch):
     extras = under("backbone.fc.", mlp(8, 8, 4, norm=False, bias=True))
     return training(arch, under("backbone.", backbone(arch)) | extras), extras.keys()
 
 
-@source("SimCLR of Spijkervet", "simclr", method="simclr", suffix=".tar")
+@source("SimCLR of Spijkervet", "simclr", method="simclr", suffix=".tar", **ZERO_TO_ONE)
 def _(arch):
     extras = under("projector.", mlp(8, 8, 4, norm=False))
     return under("encoder.", backbone(arch)) | extras, extras.keys()
@@ -604,7 +616,7 @@ def _(arch):
     return {"state_dict": network(arch)}, {"fc.weight", "fc.bias"}
 
 
-@source("BYOL of sthalles", "byol", branches=BOTH, method="byol")
+@source("BYOL of sthalles", "byol", branches=BOTH, method="byol", **ZERO_TO_ONE)
 def _(arch):
     head = under("projetion.net.", mlp(8, 8, 4, bias=True))
     online, target = (under("encoder.", numbered(arch, seed)) | head for seed in (0, 1))
@@ -636,13 +648,13 @@ def swav(prototypes):
     return under("projection_head.", mlp(8, 8, 4, bias=True)) | under("prototypes.", prototypes)
 
 
-@source("SwAV", "swav", method="swav", **TAR)
+@source("SwAV", "swav", method="swav", **SWAV, **TAR)
 def _(arch):
     extras = swav({"weight": torch.randn(8, 4)})
     return under("module.", backbone(arch) | extras), extras.keys()
 
 
-@source("DeepCluster v2", "swav", method="swav", **TAR)
+@source("DeepCluster v2", "swav", method="swav", **SWAV, **TAR)
 def _(arch):
     extras = swav({f"prototypes{index}.weight": torch.randn(8, 4) for index in range(3)})
     return training(arch, under("module.", backbone(arch) | extras)), extras.keys()
@@ -748,7 +760,7 @@ def _(arch):
     return arrays(blobs | extras), extras.keys()
 
 
-@source("MSRA of Detectron", "caffe2", tensors=affine, save=pickled(2), suffix=".pkl", **MSRA)
+@source("MSRA of Detectron", "caffe2", tensors=affine, save=pickled(2), suffix=".pkl", **MSRA, **DETECTRON)
 def _(arch):
     blobs = caffe2_names(backbone(arch), AFFINE)
     extras = {"fc1000_w": torch.randn(10, 8), "fc1000_b": torch.randn(10), **biases(blobs)}
@@ -764,7 +776,7 @@ def detectron1(kind, arch):
 
 
 for kind in ("FPN", "C4"):
-    facts = {"tensors": affine, "save": pickled(2), "suffix": ".pkl", "kind": kind, **MSRA}
+    facts = {"tensors": affine, "save": pickled(2), "suffix": ".pkl", "kind": kind, **MSRA, **DETECTRON}
     source(f"Detectron's {kind}", "caffe2", **facts)(functools.partial(detectron1, kind))
 
 
@@ -776,14 +788,13 @@ def _(arch):
     return {"ssql_det": {"version": 1, "arch": arch, **facts}, **states, "resume": {"step": 100}}, set()
 
 
-@source("our own, of BGR images", "ssql_det")
+@source(
+    "our own, of BGR images", "ssql_det", channels="BGR", images=((103.53, 116.28, 123.675), (57.375, 57.12, 58.395))
+)
 def _(arch):
     images = {"channels": "BGR", "mean": [103.53, 116.28, 123.675], "std": [57.375, 57.12, 58.395]}
     facts = {"input": images, "stride_in_1x1": False, "method": None, "branch": "online", "source": None}
     return {"ssql_det": {"version": 1, "arch": arch, **facts}, "online": backbone(arch)}, set()
-
-
-SOURCES["our own, of BGR images"] = Source("ssql_det", SOURCES["our own, of BGR images"].make, channels="BGR")
 
 
 def write_source(name, arch, folder):

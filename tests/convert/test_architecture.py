@@ -32,6 +32,12 @@ def test_a_network_is_known_by_its_tensors(name):
     assert (found.missing, found.wrong) == ((), {})
 
 
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50", "wide_resnet50_2", "cifar_resnet18"])
+def test_a_network_is_not_taken_for_a_deeper_one_whatever_their_order(arch, monkeypatch):
+    monkeypatch.setattr("ssql_det.convert.layout.ARCHITECTURES", dict(reversed(ARCHITECTURES.items())))
+    assert best_fit(Layout(), shapes(arch)).architecture.name == arch
+
+
 def test_a_network_is_known_without_counters_too(name):
     frozen = {key: shape for key, shape in shapes(name).items() if "num_batches_tracked" not in key}
     assert best_fit(Layout(), frozen).architecture.name == name

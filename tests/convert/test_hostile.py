@@ -327,7 +327,13 @@ def test_a_wrong_prefix_is_refused(tmp_path):
 
 def own(description=None, **parts):
     known = {"version": 1, "arch": "narrow_resnet", "input": None, "stride_in_1x1": None, "method": None}
-    return {"ssql_det": {**known, **description} if isinstance(description, dict) else known if description is None else description} | {
+    return {
+        "ssql_det": {**known, **description}
+        if isinstance(description, dict)
+        else known
+        if description is None
+        else description
+    } | {
         "online": state(),
         **parts,
     }

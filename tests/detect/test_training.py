@@ -321,7 +321,9 @@ def gradients(monkeypatch, tmp_path, micro_batches, **keys):
 
 
 def same_gradients(ours, theirs, tolerance):
-    worst = max(float((ours[name] - grad).abs().max() / grad.abs().max().clamp(min=1e-6)) for name, grad in theirs.items())
+    worst = max(
+        float((ours[name] - grad).abs().max() / grad.abs().max().clamp(min=1e-6)) for name, grad in theirs.items()
+    )
     return worst <= tolerance
 
 
