@@ -36,6 +36,15 @@ class Found:
 
 
 @dataclass(frozen=True)
+class Part:
+    """A tensor of a detector beside its backbone: its name in the file, its name in Detectron2, the tensor as there."""
+
+    source: str
+    name: str
+    tensor: Tensor
+
+
+@dataclass(frozen=True)
 class Format:
     """One format. ``branches`` has the one that is read by default first, each with the layouts it comes in.
 
@@ -52,7 +61,7 @@ class Format:
     method: str | None = None
     images: Input | None = None
     facts: Callable[[Any, Found, Architecture], Facts] | None = None
-    rest: Callable[[Any, dict[str, Any]], dict[str, Tensor]] | None = None
+    rest: Callable[[Any, dict[str, Any]], list[Part]] | None = None
     writer: Writer | None = None
     note: str = ""  # what the format does not carry
 

@@ -116,16 +116,18 @@ def _sorted_out(
     used = [name for name in best.right.values() if name not in wrong]
     placed = {*best.right.values(), *best.wrong}
     leftover = {name: value for name, value in found.state.items() if name not in placed}
-    rest = found.format.rest(content, leftover) if found.format.rest else {}
-    detector = {name: alone(tensor) for name, tensor in rest.items() if not is_spread(tensor)}
-    wrong |= {name: "claims more elements than the file has" for name in rest if name not in detector}
+    parts = found.format.rest(content, leftover) if found.format.rest else []
+    spread = {part.source for part in parts if is_spread(part.tensor)}
+    wrong |= dict.fromkeys(spread, "claims more elements than the file has")
+    detector = {part.name: alone(part.tensor) for part in parts if part.source not in spread}
+    of_detector = {part.source for part in parts}
     wrong |= faults((name, tensor) for name, tensor in detector.items() if not name.endswith(COUNTER))
     left_out, unmatched = {}, []
     for name, value in leftover.items():
         reason = found.format.reason_to_leave(name, found) if as_tensor(value) is not None else "not a tensor"
         if reason is not None:
             left_out[name] = reason
-        elif name not in detector and name not in wrong:
+        elif name not in of_detector:
             unmatched.append(name)
     return tensors, Coverage(tuple(used), left_out, tuple(unmatched), best.missing, wrong), detector
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_LARGEST = 1 << 30  # bytes of a weight, generously
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -20,8 +21,8 @@ def as_tensor(value: Any) -> Tensor | None:
 
 
 def is_spread(tensor: Tensor) -> bool:
-    """Whether it claims more elements than it has: one number can be spread over a shape that no memory holds."""
-    return tensor.nbytes > tensor.untyped_storage().nbytes()
+    """Whether it claims more than it has and than a weight takes: one number can be spread over any shape."""
+    return tensor.nbytes > max(tensor.untyped_storage().nbytes(), _LARGEST)
 
 
 def alone(tensor: Tensor) -> Tensor:

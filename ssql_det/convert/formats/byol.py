@@ -4,10 +4,21 @@ The first has a state dict for each branch, with numbered parts; the second keep
 once more as ``net``. BYOL of solo-learn and lightly have formats of their own.
 """
 
-from ssql_det.convert.facts import UNIT
-from ssql_det.convert.format import Format
+from __future__ import annotations
+
+from typing import Any
+
+from ssql_det.convert.architecture import Architecture
+from ssql_det.convert.facts import UNIT, Facts, customary
+from ssql_det.convert.format import Format, Found
 from ssql_det.convert.formats.lightly import NUMBERED
 from ssql_det.convert.layout import Layout
+
+
+def _facts(content: Any, found: Found, architecture: Architecture) -> Facts:
+    """The first trains on values 0 to 1, the second normalizes as for ImageNet."""
+    return customary(architecture, "byol", UNIT if found.layout.names == NUMBERED else None)
+
 
 BYOL = Format(
     name="byol",
@@ -29,6 +40,5 @@ BYOL = Format(
         "*.fc.*": "a classifier",
         "net.*": "the online branch once more",
     },
-    method="byol",
-    images=UNIT,
+    facts=_facts,
 )

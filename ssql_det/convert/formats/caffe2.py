@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ssql_det.convert.architecture import Architecture
 from ssql_det.convert.facts import MSRA, Facts, Input
-from ssql_det.convert.format import Format, Found
+from ssql_det.convert.format import Format, Found, Part
 from ssql_det.convert.layout import Layout
 from ssql_det.convert.names import Names
 from ssql_det.convert.tensors import as_tensor
@@ -94,12 +94,12 @@ def _facts(content: Any, found: Found, architecture: Architecture) -> Facts:
     return Facts(Input("BGR", MSRA.mean, (57.375, 57.12, 58.395)), stride_in_1x1=False)  # Facebook's ResNeXts
 
 
-def _parts(content: Any, leftover: dict[str, Any]) -> dict[str, Tensor]:
-    parts = {}
+def _parts(content: Any, leftover: dict[str, Any]) -> list[Part]:
+    parts = []
     for blob, value in leftover.items():
         name, tensor = detector_name(blob), as_tensor(value)
         if name is not None and tensor is not None:
-            parts[name] = _without_background_first(name, tensor)
+            parts.append(Part(blob, name, _without_background_first(name, tensor)))
     return parts
 
 

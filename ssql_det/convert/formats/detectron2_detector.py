@@ -12,10 +12,9 @@ from functools import partial
 from typing import IO, Any
 
 import torch
-from torch import Tensor
 
 from ssql_det.convert.checkpoint import KEY, Checkpoint
-from ssql_det.convert.format import Format, Writer
+from ssql_det.convert.format import Format, Part, Writer
 from ssql_det.convert.formats.detectron2 import NAMES, facts_of, write_names
 from ssql_det.convert.layout import Layout
 from ssql_det.convert.tensors import as_tensor
@@ -32,10 +31,10 @@ _LEFT_OUT = {
 }
 
 
-def _parts(content: Any, leftover: dict[str, Any]) -> dict[str, Tensor]:
+def _parts(content: Any, leftover: dict[str, Any]) -> list[Part]:
     anchors = next(iter(_LEFT_OUT)).rstrip("*")
-    named = {name: as_tensor(value) for name, value in leftover.items() if name.startswith(_PARTS)}
-    return {name: tensor for name, tensor in named.items() if tensor is not None and not name.startswith(anchors)}
+    named = ((name, as_tensor(value)) for name, value in leftover.items() if name.startswith(_PARTS))
+    return [Part(name, name, tensor) for name, tensor in named if tensor is not None and not name.startswith(anchors)]
 
 
 def _write(layout: Layout, checkpoint: Checkpoint, file: IO[bytes]) -> Mapping[str, str]:

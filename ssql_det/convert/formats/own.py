@@ -11,17 +11,17 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import IO, Any
 
 import torch
-from torch import Tensor
 
 from ssql_det.convert.architecture import Architecture
 from ssql_det.convert.checkpoint import KEY, Checkpoint, described
 from ssql_det.convert.facts import BRANCHES, Facts
-from ssql_det.convert.format import Format, Found, Writer
+from ssql_det.convert.format import Format, Found, Part, Writer
 from ssql_det.convert.layout import Layout
 from ssql_det.convert.tensors import as_tensor
 
@@ -30,10 +30,14 @@ def _facts(content: Any, found: Found, architecture: Architecture) -> Facts:
     return replace(described(content.get(KEY), architecture), branch=found.branch)
 
 
-def _detector(content: Any, leftover: dict[str, Any]) -> dict[str, Tensor]:
-    return {
-        name: tensor for name, value in content.get("detector", {}).items() if (tensor := as_tensor(value)) is not None
-    }
+def _detector(content: Any, leftover: dict[str, Any]) -> list[Part]:
+    parts = []
+    for name, value in content.get("detector", {}).items():
+        tensor = as_tensor(value)
+        if not isinstance(name, str) or tensor is None:
+            raise ValueError(f"its detector has {reprlib.repr(name)}, which is no tensor's name")
+        parts.append(Part(name, name, tensor))
+    return parts
 
 
 def _write(checkpoint: Checkpoint, file: IO[bytes]) -> Mapping[str, str]:
