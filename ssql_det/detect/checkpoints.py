@@ -36,15 +36,9 @@ def save(folder: Path, name: str, iteration: int, parts: Mapping[str, Any], desc
     return path
 
 
-def resume(folder: Path, parts: Mapping[str, Any]) -> tuple[int, dict[str, Any]] | None:
-    """Bring the newest checkpoint's state into the parts and the generators; its iteration and its description.
-
-    None where the folder has no checkpoint.
-    """
-    tag = folder / TAG
-    if not tag.exists():
-        return None
-    path = folder / tag.read_text("utf-8").strip()
+def resume(folder: Path, parts: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+    """Bring the newest checkpoint's state into the parts and the generators; its iteration and its description."""
+    path = folder / (folder / TAG).read_text("utf-8").strip()
     content = read_tensors(path)
     missing = [key for key in _KEYS if key not in content] if isinstance(content, dict) else list(_KEYS)
     if missing:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from ssql_det.detect.answers import answered
 
 Batch = list[dict[str, Any]]
 
+_logger = logging.getLogger(__name__)
+
 _SHARE_OF_MEMORY = 0.25  # that decoded images may take of what is free
 
 
@@ -34,9 +37,8 @@ class Decoded(Sequence[Batch]):
 
     def __init__(self, loader: Any, most_bytes: int | None = None) -> None:
         self._loader = loader
-        self._left = _free_memory() * _SHARE_OF_MEMORY if most_bytes is None else most_bytes
+        self._most_bytes = _free_memory() * _SHARE_OF_MEMORY if most_bytes is None else most_bytes
         self._kept: list[Batch] = []
-        self._is_whole = False
 
     def __len__(self) -> int:
         return len(self._loader)
@@ -45,19 +47,20 @@ class Decoded(Sequence[Batch]):
         raise TypeError("batches come in their order; iterate")
 
     def __iter__(self) -> Iterator[Batch]:
-        if self._is_whole:
+        if self._kept:
             yield from self._kept
             return
-        keeping = not self._kept
+        decoded: list[Batch] = []
+        left = self._most_bytes
         for batch in self._loader:
-            self._left -= sum(each["image"].nbytes for each in batch)
-            keeping = keeping and self._left >= 0
-            if keeping:
-                self._kept.append(batch)
+            left -= sum(each["image"].nbytes for each in batch)
+            if left >= 0:
+                decoded.append(batch)
+            else:
+                decoded.clear()
             yield batch
-        self._is_whole = keeping
-        if not keeping:
-            self._kept.clear()
+        if left >= 0:
+            self._kept = decoded
 
 
 def evaluation_images(cfg: CfgNode, name: str) -> Decoded:
@@ -75,6 +78,8 @@ def calibration_images(cfg: CfgNode, count: int, seed: int = 0) -> list[Batch]:
         check_dataset(name)
     with answered("the images to calibrate with, those of DATASETS.TRAIN, cannot be read"):
         records = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=False)
+        if count > len(records):
+            _logger.warning("there are only %d images to calibrate with, not %d", len(records), count)
         order = torch.randperm(len(records), generator=torch.Generator().manual_seed(seed)).tolist()
         mapper = DatasetMapper(cfg, is_train=False)
         return [[mapper(records[index])] for index in order[:count]]
@@ -91,11 +96,6 @@ def check_dataset(name: str) -> None:
                 f"there are no toy data in {root}; make them with `ssql-det make-toy-data {root}`, "
                 "and set DETECTRON2_DATASETS to their folder"
             )
-
-
-def names(batches: Iterable[Batch]) -> list[str]:
-    """The files of images, for a record of what was seen."""
-    return [Path(each["file_name"]).name for batch in batches for each in batch]
 
 
 def _free_memory() -> int:

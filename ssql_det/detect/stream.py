@@ -27,6 +27,7 @@ from ssql_det.detect.data import Batch, check_dataset
 
 BAD_IMAGE_POLICIES = ("stop", "skip")
 BAD_IMAGES = "bad_images"  # in a sample: the files that it stands in for
+STOP = "stop"  # instead of a sample: why there is none; a worker's exception would come with its whole traceback
 _MOST_SUBSTITUTES = 100
 _logger = logging.getLogger(__name__)
 
@@ -83,15 +84,11 @@ class SeededSamples(Dataset[Record]):
                 file = record.get("file_name", "?")
                 if self._on_bad_image == "stop":
                     reason = " ".join(str(failure).split())
-                    raise UserError(
-                        f"cannot train on {file}: {reason}; mend or remove it, or set SSQL.ON_BAD_IMAGE skip"
-                    ) from failure
+                    return {STOP: f"cannot train on {file}: {reason}; mend or remove it, or set SSQL.ON_BAD_IMAGE skip"}
                 bad.append(file)
             else:
                 return {**sample, BAD_IMAGES: bad} if bad else sample
-        raise UserError(
-            f"{_MOST_SUBSTITUTES} images in a row cannot be read, from {bad[0]} on: ssql-det check-data tells"
-        )
+        return {STOP: f"{_MOST_SUBSTITUTES} images in a row cannot be read, from {bad[0]} on; see ssql-det check-data"}
 
     def __len__(self) -> int:
         return len(self._records)
@@ -122,14 +119,21 @@ def training_batches(cfg: CfgNode, size: int, seed: int, first: int = 0) -> Iter
         records = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
         mapper = DatasetMapper(cfg, is_train=True)
     is_wide = [record["width"] > record["height"] for record in records]
-    return iter(
-        DataLoader(
-            SeededSamples(records, mapper, seed, policy),
-            batch_sampler=GroupedBatches(is_wide, size, seed, first),
-            num_workers=cfg.DATALOADER.NUM_WORKERS,
-            collate_fn=list,
-        )
+    loader = DataLoader(
+        SeededSamples(records, mapper, seed, policy),
+        batch_sampler=GroupedBatches(is_wide, size, seed, first),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        collate_fn=list,
+        generator=torch.Generator().manual_seed(seed),  # else it draws from the global one, once a run
     )
+    return map(_require_samples, loader)
+
+
+def _require_samples(batch: Batch) -> Batch:
+    for sample in batch:
+        if STOP in sample:
+            raise UserError(sample[STOP])
+    return batch
 
 
 @contextmanager

@@ -43,7 +43,8 @@ def sweep(
     dataset = _only_test_set(cfg)
     detector_points(model, plan.scope)  # refused before anything is written
     sha256 = checkpoint.source.sha256 if checkpoint.source else ""
-    _keep_to_the_plan(out / PLAN_NAME, _identity(cfg, sha256, plan))
+    identity = _identity(cfg, sha256, plan)
+    _keep_to_the_plan(out / PLAN_NAME, identity)
     done = {row.bits: row for row in (rows.read(out / RESULTS_NAME) if (out / RESULTS_NAME).exists() else [])}
     images = evaluation_images(cfg, dataset)
     tools: Tools | None = None
@@ -52,10 +53,13 @@ def sweep(
             _logger.info("%s is there already, in %s", bits, out / RESULTS_NAME)
             yield done[str(bits)]
             continue
-        tools = tools or prepare(cfg, model, plan, images, out / RANGES_NAME)
+        if tools is None:
+            tools = prepare(cfg, model, plan, images, out / RANGES_NAME)
+            with atomic_write(out / PLAN_NAME, "w") as file:
+                json.dump(identity, file, indent=1)
         metrics, seconds = measure(model, tools, bits, plan, images, dataset)
         who = (checkpoint.called, sha256, checkpoint.facts.method)
-        row = make_row(cfg, config_name, dataset, bits, plan, metrics, seconds, *who)
+        row = make_row(cfg, config_name, dataset, bits, plan, len(tools.calibration), metrics, seconds, *who)
         rows.append(out / RESULTS_NAME, row)
         yield row
 
@@ -90,14 +94,12 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def _keep_to_the_plan(path: Path, identity: dict[str, Any]) -> None:
-    """Write the plan of a new folder; refuse where the folder has another one, and say in what."""
+    """Refuse where the folder has another plan, and say in what. The order of patterns is part of it."""
     if not path.exists():
-        with atomic_write(path, "w") as file:
-            json.dump(identity, file, indent=1)
         return
     try:
         before = json.loads(path.read_text("utf-8"))
-        differing = [key for key in {**before, **identity} if before.get(key) != identity.get(key)]
+        differing = [key for key in {**before, **identity} if _text(before, key) != _text(identity, key)]
     except (ValueError, TypeError, AttributeError):
         raise UserError(f"{path} is damaged; choose another OUTPUT_DIR") from None
     if differing:
@@ -106,3 +108,7 @@ def _keep_to_the_plan(path: Path, identity: dict[str, Any]) -> None:
             f"{path.parent} holds a sweep with {key} {before.get(key)!r}, now it is {identity.get(key)!r}"
             f"{f' ({len(differing)} such differences)' if len(differing) > 1 else ''}; choose another OUTPUT_DIR"
         )
+
+
+def _text(plan: Mapping[str, Any], key: str) -> str:
+    return json.dumps(plan.get(key))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-import math
+import random
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -27,10 +28,11 @@ from ssql_det.detect import checkpoints
 from ssql_det.detect.data import Batch, check_dataset
 from ssql_det.detect.precise_bn import estimate_norms
 from ssql_det.detect.stream import BadImages, training_batches
-from ssql_det.detect.watch import Watch
+from ssql_det.detect.watch import LOOKS_NAME, Watch
 from ssql_det.detect.weights import build_detector, pretrained_detector
 
 _PERIOD = 20  # iterations between log lines
+_CURE = "lower SOLVER.BASE_LR or lengthen SOLVER.WARMUP_ITERS, and go on from the last checkpoint with --resume"
 _logger = logging.getLogger(__name__)
 
 
@@ -43,19 +45,26 @@ def train(cfg: CfgNode, config_name: str, resume: bool = False) -> Path:
     folder, micro_batches = Path(cfg.OUTPUT_DIR), _micro_batches(cfg)
     _check_classes(cfg)
     seed = cfg.SEED if cfg.SEED >= 0 else 0
-    torch.manual_seed(seed)
-    model, checkpoint = pretrained_detector(cfg) if cfg.MODEL.WEIGHTS else (build_detector(cfg), None)
-    description = {} if checkpoint is None else checkpoint.description()
+    for seed_generator in (random.seed, np.random.seed, torch.manual_seed):
+        seed_generator(seed)
+    goes_on = (folder / checkpoints.TAG).exists()
+    if goes_on and not resume:
+        raise UserError(f"{folder} holds a run already; say --resume to go on with it, or choose another OUTPUT_DIR")
+    start, description = 0, {}
+    if cfg.MODEL.WEIGHTS and not goes_on:
+        model, checkpoint = pretrained_detector(cfg)
+        description = checkpoint.description()
+    else:
+        model = build_detector(cfg)
     optimizer = build_optimizer(cfg, model)
     scheduler = build_lr_scheduler(cfg, optimizer)
     parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
-    start = 0
-    if resume and (found := checkpoints.resume(folder, parts)) is not None:
-        start, description = found[0] + 1, found[1]
+    if goes_on:
+        newest, description = checkpoints.resume(folder, parts)
+        start = newest + 1
         _logger.info("going on at iteration %d", start)
-    elif (folder / checkpoints.TAG).exists() and not resume:
-        raise UserError(f"{folder} holds a run already; say --resume to go on with it, or choose another OUTPUT_DIR")
-    folder.mkdir(parents=True, exist_ok=True)
+    else:
+        (folder / LOOKS_NAME).unlink(missing_ok=True)  # of a run that was killed before its first checkpoint
     save_config(cfg, folder)
 
     batches = training_batches(cfg, cfg.SOLVER.IMS_PER_BATCH // micro_batches, seed, first=start * micro_batches)
@@ -63,7 +72,7 @@ def train(cfg: CfgNode, config_name: str, resume: bool = False) -> Path:
     last = cfg.SOLVER.MAX_ITER - 1
     with ExitStack() as stack:
         storage = stack.enter_context(EventStorage(start))
-        resumed = start - 1 if resume else None
+        resumed = start - 1 if goes_on else None
         writer = stack.enter_context(
             closing(Writers([JsonWriter(folder, resumed), TensorBoardWriter(folder / "tensorboard", resumed)]))
         )
@@ -75,12 +84,12 @@ def train(cfg: CfgNode, config_name: str, resume: bool = False) -> Path:
             for _ in range(micro_batches):
                 batch = next(batches)
                 bad_images.take_from(batch)
-                losses = _losses(model, batch, cfg.SOLVER.AMP.ENABLED)
+                losses = _losses(model, batch, iteration, cfg.SOLVER.AMP.ENABLED)
                 _require_finite(losses, iteration)
                 total = torch.stack(list(losses.values())).sum()
                 (total / micro_batches).backward()
                 for name, loss in {"total_loss": total, **losses}.items():
-                    storage.put_scalar(name, float(loss))
+                    storage.put_scalar(name, loss.item())
             optimizer.step()
             storage.put_scalar("lr", optimizer.param_groups[0]["lr"], smoothing_hint=False)
             storage.put_scalar("bad_images", len(bad_images.names), smoothing_hint=False)
@@ -99,24 +108,24 @@ def train(cfg: CfgNode, config_name: str, resume: bool = False) -> Path:
     return checkpoints.save(folder, checkpoints.FINAL, last, parts, description)
 
 
-def _losses(model: nn.Module, batch: Batch, in_bfloat16: bool) -> dict[str, Tensor]:
+def _losses(model: nn.Module, batch: Batch, iteration: int, in_bfloat16: bool) -> dict[str, Tensor]:
     device = next(model.parameters()).device.type
-    with torch.autocast(device, torch.bfloat16, enabled=in_bfloat16):
-        losses: dict[str, Tensor] = model(batch)
-        return losses
+    try:
+        with torch.autocast(device, torch.bfloat16, enabled=in_bfloat16):
+            losses: dict[str, Tensor] = model(batch)
+    except FloatingPointError as failure:  # the engine looks at its proposals
+        raise UserError(f"the training diverged at iteration {iteration} ({failure}); {_CURE}") from failure
+    return losses
 
 
 def _require_finite(losses: Mapping[str, Tensor], iteration: int) -> None:
     for name, loss in losses.items():
-        if not math.isfinite(float(loss)):
-            raise UserError(
-                f"{name} is {float(loss)} at iteration {iteration}; lower SOLVER.BASE_LR or lengthen "
-                "SOLVER.WARMUP_ITERS, and go on from the last checkpoint with --resume"
-            )
+        if not loss.isfinite():
+            raise UserError(f"{name} is {loss.item()} at iteration {iteration}; {_CURE}")
 
 
 def _micro_batches(cfg: CfgNode) -> int:
-    """Into how many parts a batch is taken, one after the other: their gradients add up to the whole batch's."""
+    """Into how many parts a batch is taken, one after the other. Each counts the same, as a rank's part does."""
     parts, size = cfg.SSQL.MICRO_BATCHES, cfg.SOLVER.IMS_PER_BATCH
     if parts < 1 or size % parts:
         raise UserError(f"SSQL.MICRO_BATCHES must divide SOLVER.IMS_PER_BATCH {size}, got {parts}")

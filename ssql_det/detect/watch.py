@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import logging
+import math
+from collections.abc import Iterator
 from pathlib import Path
 
 from torch import nn
 
 from ssql_det.core import rows
+from ssql_det.core.errors import UserError
 from ssql_det.core.resume import RngState
+from ssql_det.core.rows import Row
 from ssql_det.d2 import CfgNode
 from ssql_det.detect.data import Decoded, evaluation_images
-from ssql_det.detect.measure import Plan, make_row, measure, parse_widths, prepare
+from ssql_det.detect.measure import Plan, Tools, make_row, measure, parse_widths, prepare
+from ssql_det.detect.points import SCOPES
+from ssql_det.quant import Bits
 
 LOOKS_NAME = "looks.jsonl"
-_logger = logging.getLogger(__name__)
 
 
 class Watch:
@@ -30,24 +34,45 @@ class Watch:
         self._period = cfg.SSQL.EVAL_PERIOD
         self._widths = parse_widths(",".join(map(str, cfg.SSQL.EVAL_BITS)))
         self._plan = Plan(cfg.SSQL.SCOPE, cfg.SSQL.CALIB_IMAGES)
+        if self._plan.scope not in SCOPES:
+            raise UserError(f"SSQL.SCOPE: a scope is one of {', '.join(SCOPES)}; got {self._plan.scope!r}")
+        if self._plan.images < 1:
+            raise UserError(f"calibration needs at least 1 image, got SSQL.CALIB_IMAGES {self._plan.images}")
         self._images: dict[str, Decoded] = {}
 
     def is_due(self, iteration: int, last: int) -> bool:
         return self._period > 0 and ((iteration + 1) % self._period == 0 or iteration == last)
 
     def look(self, model: nn.Module, iteration: int) -> dict[str, float]:
-        """Rows for every width and test set; their metrics, by ``dataset/bits/metric``. Generators stay as they are."""
+        """Rows for every width and test set; their metrics, by ``dataset/bits/metric``. Generators stay as they are.
+
+        What a run that was killed saw after its last checkpoint is there already, and is not looked at again.
+        """
+        path, place = Path(self._cfg.OUTPUT_DIR) / LOOKS_NAME, f"iteration {iteration}"
+        seen = {(row.checkpoint, row.dataset, row.bits): row for row in (rows.read(path) if path.exists() else ())}
         generators = RngState.capture()
         scalars: dict[str, float] = {}
         for dataset in self._cfg.DATASETS.TEST:
             images = self._images.setdefault(dataset, evaluation_images(self._cfg, dataset))
-            tools = prepare(self._cfg, model, self._plan, images)
+            tools: Tools | None = None
             for bits in self._widths:
-                metrics, seconds = measure(model, tools, bits, self._plan, images, dataset)
-                row = make_row(
-                    self._cfg, self._config_name, dataset, bits, self._plan, metrics, seconds, f"iteration {iteration}"
-                )
-                rows.append(Path(self._cfg.OUTPUT_DIR) / LOOKS_NAME, row)
-                scalars |= {f"{dataset}/{bits}/{name}": value for name, value in metrics.items() if "/" in name}
+                row = seen.get((place, dataset, str(bits)))
+                if row is None:
+                    tools = tools or prepare(self._cfg, model, self._plan, images)
+                    row = self._measured(model, tools, bits, images, dataset, place)
+                    rows.append(path, row)
+                scalars |= {f"{dataset}/{bits}/{name}": value for name, value in _figures(row)}
         generators.restore()
         return scalars
+
+    def _measured(self, model: nn.Module, tools: Tools, bits: Bits, images: Decoded, dataset: str, place: str) -> Row:
+        metrics, seconds = measure(model, tools, bits, self._plan, images, dataset)
+        calibrated_with = len(tools.calibration)
+        return make_row(
+            self._cfg, self._config_name, dataset, bits, self._plan, calibrated_with, metrics, seconds, place
+        )
+
+
+def _figures(row: Row) -> Iterator[tuple[str, float]]:
+    """What an evaluator said, not the costs; a figure that does not exist is not a number."""
+    yield from ((name, math.nan if value is None else value) for name, value in row.metrics.items() if "/" in name)

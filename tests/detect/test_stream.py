@@ -3,6 +3,7 @@
 import itertools
 import logging
 import random
+import re
 import shutil
 
 import numpy as np
@@ -172,12 +173,12 @@ def samples(records, policy):
 @pytest.mark.parametrize(("index", "name"), [(2, "torn.jpg"), (3, "missing.jpg")])
 def test_a_bad_image_stops_the_stream_and_is_named(index, name, broken):
     before = generators()
-    with pytest.raises(UserError, match=rf"cannot train on \S*{name}: .*; mend or remove it, or set SSQL\.ON_BAD"):
-        samples(broken, "stop")[0, index]
+    why = samples(broken, "stop")[0, index]["stop"]
+    assert re.match(rf"cannot train on \S*{name}: .*; mend or remove it, or set SSQL\.ON_BAD", why)
     assert generators() == before
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, 1])
 def test_a_stopped_stream_says_so_in_one_sentence(workers, broken):
     cfg = config(C4, DATASETS__TRAIN=("broken",), DATALOADER__NUM_WORKERS=workers)
     with pytest.raises(UserError) as stop:
@@ -217,8 +218,8 @@ def test_each_bad_image_is_named_once_and_counted(workers, broken, caplog):
 
 
 def test_where_no_image_can_be_read_it_ends(broken):
-    with pytest.raises(UserError, match=r"100 images in a row cannot be read, from \S*torn\.jpg on"):
-        samples(broken[2:4], "skip")[0, 0]
+    why = samples(broken[2:4], "skip")[0, 0]["stop"]
+    assert re.match(r"100 images in a row cannot be read, from \S*torn\.jpg on", why)
 
 
 def test_an_unknown_policy_is_refused():

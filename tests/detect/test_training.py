@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 import torch
+import yaml
 from detect.making import C4, CONFIGS, FPN, config, tiny
 from torch import nn
 
@@ -18,6 +19,8 @@ from ssql_det.core.config import load_config
 from ssql_det.core.errors import UserError
 from ssql_det.core.reader import read_tensors
 from ssql_det.d2 import get_detection_dataset_dicts
+from ssql_det.detect import train as training
+from ssql_det.detect.stream import training_batches
 from ssql_det.detect.train import train
 from ssql_det.detect.weights import build_detector
 
@@ -70,11 +73,10 @@ def whole(tmp_path_factory):
 
 
 def test_a_run_leaves_its_config_its_curves_and_its_checkpoints(whole):
-    own = {"SSQL": config(C4).SSQL}
-    defaults = config(C4).clone()
-    defaults.defrost()
-    assert set(own["SSQL"]) == set(defaults.SSQL)
-    assert load_config(defaults, whole / "config.yaml").dump() == config(C4, whole).dump()
+    again, given = (
+        yaml.safe_load(cfg.dump()) for cfg in (load_config(config(C4), whole / "config.yaml"), config(C4, whole))
+    )
+    assert again == given
     names = {path.name for path in whole.iterdir()}
     assert {"model_0000002.pth", "model_0000005.pth", "model_final.pth", "last_checkpoint"} <= names
     assert "model_0000008.pth" not in names
@@ -128,33 +130,30 @@ def test_a_run_begins_with_the_weights_it_is_given_and_remembers_them(weights, t
     assert json.loads((tmp_path / "coverage.json").read_text())["percent"] == 100
 
 
-def test_precise_bn_gives_the_norms_the_mean_over_its_batches(tmp_path):
-    """Against the first norm, computed by hand from the stream's own images."""
-    from ssql_det.detect.stream import training_batches
-
+def test_precise_bn_gives_a_norm_the_statistics_of_all_its_images(tmp_path):
+    """Against the first norm, computed by hand."""
     cfg = config(C4, tmp_path, SOLVER__MAX_ITER=1, SOLVER__STEPS=(), TEST__PRECISE_BN__NUM_ITER=3)
     train(cfg, C4)
     model = build_detector(cfg)
     state = final(tmp_path)["model"]
     model.load_state_dict(state)
     batches = training_batches(cfg, 2, cfg.SEED + 1)
-    means, squares = [], []
+    pixels = []
     for _ in range(3):
         x = model.preprocess_image(next(batches)).tensor
         with torch.no_grad():
             x = nn.functional.conv2d(x, model.backbone.stem.conv1.weight, stride=2, padding=3)
-        means.append(x.mean((0, 2, 3)))
-        squares.append(x.square().mean((0, 2, 3)))
-    mean = torch.stack(means).mean(0)
-    torch.testing.assert_close(state["backbone.stem.conv1.norm.running_mean"], mean, rtol=1e-3, atol=1e-3)
-    variance = torch.stack(squares).mean(0) - mean.square()
-    torch.testing.assert_close(state["backbone.stem.conv1.norm.running_var"], variance, rtol=0.05, atol=1e-3)
+        pixels.append(x.transpose(0, 1).flatten(1))
+    pixels = torch.cat(pixels, dim=1).double()
+    norm = "backbone.stem.conv1.norm"
+    for name, expected in (("mean", pixels.mean(1)), ("var", pixels.var(1, correction=0))):
+        torch.testing.assert_close(state[f"{norm}.running_{name}"].double(), expected, rtol=1e-4, atol=1e-5)
 
 
 # ---- resuming ------------------------------------------------------------------------------------------------------
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     """As a kill, but within this process."""
 
 
@@ -167,12 +166,14 @@ def stopped_in_step(number):
         nonlocal count
         count += 1
         if count == number:
-            raise Stopped
+            raise StoppedError
         return step(self, *args, **kwargs)
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.optim.SGD, "step", counted)
-        yield
+        with contextlib.suppress(StoppedError):
+            yield
+            pytest.fail("it was not stopped")
 
 
 @pytest.mark.parametrize("number", [1, 3, 4, 5, 9])
@@ -216,10 +217,8 @@ def test_the_images_go_on_where_they_stopped(monkeypatch, tmp_path):
         fed.append([each["file_name"] for each in batch])
         return losses(model, batch, *rest)
 
-    from ssql_det.detect import train as module
-
-    losses = module._losses
-    monkeypatch.setattr(module, "_losses", spy)
+    losses = training._losses
+    monkeypatch.setattr(training, "_losses", spy)
     train(config(C4, tmp_path / "whole"), C4)
     expected = fed.copy()
     fed.clear()
@@ -243,14 +242,17 @@ def test_a_killed_run_resumes_to_the_same_bits(in_process, tmp_path):
             times.append(moments.uniform(0.1, 0.8) * ended["seconds"])
             in_process(arguments(out, "--resume", SOLVER__MAX_ITER=18), log, seconds=times[-1])
         assert in_process(arguments(out, "--resume", SOLVER__MAX_ITER=18), log)["status"] == 0, log.read_text()
-        assert same(final(out), final(tmp_path / "whole")), f"killed after {times} s"
+        ours, theirs = final(out), final(tmp_path / "whole")
+        for each in (ours, theirs):  # nothing draws from Python's and NumPy's, and nobody seeds them
+            each["rng"] = each["rng"]["cpu"]
+        assert same(ours, theirs), f"killed after {times} s"
         assert not list(out.glob(".*"))  # nothing half written is left
 
 
 def test_a_kill_in_the_middle_of_a_checkpoint_leaves_the_one_before(whole, monkeypatch, tmp_path):
     def torn(content, file):
         file.write(b"half of it")
-        raise Stopped
+        raise StoppedError
 
     with pytest.MonkeyPatch.context() as patch:
         save, count = torch.save, []
@@ -260,7 +262,7 @@ def test_a_kill_in_the_middle_of_a_checkpoint_leaves_the_one_before(whole, monke
             return torn(content, file) if len(count) == 2 else save(content, file)
 
         patch.setattr(torch, "save", second)
-        with pytest.raises(Stopped):
+        with pytest.raises(StoppedError):
             train(config(C4, tmp_path), C4)
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000002.pth"
     assert not (tmp_path / "model_0000005.pth").exists()
@@ -294,14 +296,14 @@ def gradients(monkeypatch, tmp_path, micro_batches, **keys):
     """Of the first iteration, with as many regions of each image and no norm that mixes images."""
     found = {}
 
-    class Enough(Exception):
+    class EnoughError(Exception):
         pass
 
     def step(optimizer, *args, **kwargs):
         names = {id(parameter): name for name, parameter in models[-1].named_parameters()}
         for group in optimizer.param_groups:
             found.update({names[id(each)]: each.grad.clone() for each in group["params"]})
-        raise Enough
+        raise EnoughError
 
     models = []
 
@@ -315,7 +317,7 @@ def gradients(monkeypatch, tmp_path, micro_batches, **keys):
         patch.setattr("ssql_det.detect.train.build_detector", remembered)
         patch.setattr(torch.optim.SGD, "step", step)
         patch.setattr(torch, "randperm", lambda count, **options: torch.arange(count, device=options.get("device")))
-        with pytest.raises(Enough):
+        with pytest.raises(EnoughError):
             train(cfg, C4)
     return found
 
@@ -390,8 +392,8 @@ def test_a_resumed_run_has_each_look_once(tmp_path):
 @pytest.mark.parametrize(
     ("keys", "complaint"),
     [
-        ({"SSQL__SCOPE": "head"}, "a scope is one of backbone, all; got 'head'"),
-        ({"SSQL__CALIB_IMAGES": 0}, "calibration needs at least 1 image"),
+        pytest.param({"SSQL__SCOPE": "head"}, "a scope is one of backbone, all; got 'head'"),
+        pytest.param({"SSQL__CALIB_IMAGES": 0}, "calibration needs at least 1 image"),
         ({"SSQL__EVAL_BITS": ["99"]}, "99"),
     ],
 )
@@ -413,10 +415,32 @@ def refused(capsys, *arguments):
     return line
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_in_one_sentence(capsys, tmp_path):
+def test_a_loss_that_is_not_finite_ends_the_run_in_one_sentence(whole, monkeypatch, capsys, tmp_path):
+    losses, seen = training._losses, []
+
+    def at_last_nan(*args):
+        seen.append(1)
+        return losses(*args) if len(seen) < 5 else losses(*args) | {"loss_cls": torch.tensor(float("nan"))}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_losses", at_last_nan)
+        line = refused(capsys, *arguments(tmp_path))
+    assert line == (
+        "error: loss_cls is nan at iteration 4; lower SOLVER.BASE_LR or lengthen SOLVER.WARMUP_ITERS, and go on from "
+        "the last checkpoint with --resume"
+    )
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000002.pth"
+    assert same(final_model(tmp_path, "model_0000002"), final_model(whole, "model_0000002"))
+
+
+def final_model(folder, name):
+    return read_tensors(folder / f"{name}.pth")["model"]
+
+
+def test_a_training_that_diverges_ends_in_one_sentence(capsys, tmp_path):
     keys = {"SOLVER__BASE_LR": 1e9, "SOLVER__WARMUP_ITERS": 0, "SOLVER__CHECKPOINT_PERIOD": 1}
     line = refused(capsys, *arguments(tmp_path, **keys))
-    assert re.match(r"error: loss_\w+ is (nan|inf) at iteration \d; lower SOLVER\.BASE_LR or lengthen SOLVER\.W", line)
+    assert "SOLVER.BASE_LR" in line
     assert not (tmp_path / "model_final.pth").exists()
 
 

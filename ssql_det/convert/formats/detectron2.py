@@ -77,7 +77,8 @@ def facts_of(content: Any, found: Found, architecture: Architecture) -> Facts:
     if (mean.numel(), std.numel()) != (3, 3):
         raise ValueError(f"pixel_mean has {mean.numel()} and pixel_std {std.numel()} numbers, not three each")
     (first, second, third), (one, two, three) = (
-        [round(value, 4) for value in tensor.flatten().tolist()] for tensor in (mean, std)  # as they were written
+        [round(value, 4) for value in tensor.flatten().tolist()]
+        for tensor in (mean, std)  # as they were written
     )
     return Facts(Input("BGR" if first < third else "RGB", (first, second, third), (one, two, three)))
 
