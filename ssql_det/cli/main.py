@@ -10,7 +10,10 @@ from collections.abc import Sequence
 from ssql_det import __version__
 from ssql_det.core.errors import EXIT_BAD_INPUT, UserError, one_sentence
 
-COMMANDS = ("demo", "make-toy-data", "check-data", "convert", "inspect", "train-det", "sweep", "predict", "tables")
+COMMANDS = (
+    *("demo", "make-toy-data", "check-data", "convert", "inspect"),
+    *("train-det", "sweep", "sensitivity", "predict", "tables"),
+)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -1,0 +1,94 @@
+"""Rank the parts of a detector by what a low bit-width costs them, each quantized alone, the rest float.
+
+Writes a bits file that keeps the most sensitive parts at more bits: `ssql-det sweep --bits 4 --bits-file FILE`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from ssql_det.cli.numbers import positive
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ssql_det.d2 import CfgNode
+    from ssql_det.detect.measure import Plan
+    from ssql_det.detect.sensitivity import Hurt
+    from ssql_det.quant import Bits
+
+HELP = "which part of a detector suffers most at few bits"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config-file", metavar="FILE", required=True, help="the detector's config")
+    parser.add_argument("--bits", default="4", help="of the one part that is quantized (default: %(default)s)")
+    parser.add_argument("--fast", action="store_true", help="rank by the error of features instead of AP")
+    parser.add_argument(
+        "--calib-images", type=positive, default=32, help="training images to calibrate with (default: %(default)s)"
+    )
+    parser.add_argument("--keep", type=positive, default=2, help="parts to keep at more bits (default: %(default)s)")
+    parser.add_argument("--keep-bits", default="8", help="how many (default: %(default)s)")
+    parser.add_argument("--out", default="bits.json", help="the bits file to write (default: %(default)s)")
+    parser.add_argument("overrides", metavar="KEY VALUE", nargs=argparse.REMAINDER, help="as MODEL.WEIGHTS FILE")
+
+
+def run(options: argparse.Namespace) -> None:
+    import json
+
+    from ssql_det.core.console import print_table
+    from ssql_det.core.errors import UserError
+    from ssql_det.core.files import atomic_write
+    from ssql_det.d2 import read_config, set_up_logging
+    from ssql_det.detect import SSQL_DEFAULTS
+    from ssql_det.detect.measure import Plan, parse_widths
+    from ssql_det.detect.sensitivity import kept_at, ranked
+    from ssql_det.detect.weights import trained_detector
+
+    set_up_logging()
+    widths, kept = parse_widths(options.bits), parse_widths(options.keep_bits)
+    if len(widths) != 1 or len(kept) != 1:
+        raise UserError(f"--bits and --keep-bits are one bit-width each, got {options.bits} and {options.keep_bits}")
+    cfg = read_config(options.config_file, options.overrides, SSQL_DEFAULTS)
+    model, checkpoint = trained_detector(cfg)
+    look = _by_features if options.fast else _by_ap
+    found = ranked(look(cfg, model, Plan("all", options.calib_images), widths[0]))
+    measure = "relative error" if options.fast else "AP lost"
+    title = f"{checkpoint.called}: one part at {widths[0]}, the rest float"
+    print_table(("part", measure), [(each.pattern, f"{each.loss:.4f}") for each in found], title)
+    with atomic_write(options.out, "w") as file:
+        json.dump(kept_at(found, options.keep, kept[0]), file, indent=1)
+    print(f"bits file: {options.out}")
+
+
+def _by_features(cfg: CfgNode, model: nn.Module, plan: Plan, bits: Bits) -> list[Hurt]:
+    from ssql_det.detect.data import calibration_images
+    from ssql_det.detect.points import detector_points
+    from ssql_det.detect.sensitivity import feature_errors
+    from ssql_det.quant import calibrate
+
+    points = detector_points(model, plan.scope)
+    batches = calibration_images(cfg, plan.images, plan.seed)
+    ranges = calibrate(model, batches, points, forward=lambda network, batch: network(batch))
+    return list(feature_errors(model, points, ranges, bits, batches))
+
+
+def _by_ap(cfg: CfgNode, model: nn.Module, plan: Plan, bits: Bits) -> list[Hurt]:
+    from dataclasses import replace
+
+    from ssql_det.detect.data import evaluation_images
+    from ssql_det.detect.measure import measure, prepare
+    from ssql_det.detect.sensitivity import Hurt, groups
+    from ssql_det.quant import Bits
+
+    dataset = cfg.DATASETS.TEST[0]
+    images = evaluation_images(cfg, dataset)
+    tools = prepare(cfg, model, plan, images)
+
+    def ap(overrides: dict[str, Bits]) -> float:
+        metrics, _ = measure(model, tools, Bits.FP, replace(plan, overrides=overrides), images, dataset)
+        return metrics["bbox/AP"]
+
+    whole = ap({})
+    return [Hurt(group, whole - ap({group: bits})) for group in groups(tools.points)]

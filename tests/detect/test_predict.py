@@ -1,0 +1,118 @@
+"""A detector on a user's images: which images, what is drawn, what is written, and what is refused."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detect.making import C4, CONFIGS, FPN, config, tiny, unsettled
+from pycocotools import mask as coco_mask
+
+from ssql_det.cli.main import main
+from ssql_det.cli.predict import _split
+from ssql_det.core.errors import UserError
+from ssql_det.detect.predict import find_images, prepared
+from ssql_det.detect.weights import build_detector
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("weights")
+    for name in (C4, FPN):
+        torch.manual_seed(0)
+        torch.save({"model": unsettled(build_detector(config(name))).state_dict()}, folder / f"{name}.pth")
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Two images in a folder, and a file that is none."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for name, size in (("b.png", (60, 90, 3)), ("a.jpg", (80, 50, 3))):
+        cv2.imwrite(str(folder / name), cv2.resize(generator.integers(0, 255, (8, 8, 3), np.uint8), size[1::-1]))
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def predict(weights, name, out, *rest, bits="FP,4"):
+    keys = tiny(MODEL__WEIGHTS=weights / f"{name}.pth")
+    flags = ["--bits", bits, "--score", "0", "--calib-images", "2", "--out", str(out)]
+    main(["predict", "--config-file", str(CONFIGS / name), *flags, *keys, *map(str, rest)])
+
+
+@pytest.mark.parametrize("name", [C4, FPN])
+def test_pictures_and_json_are_written_for_each_width(name, weights, photos, tmp_path):
+    predict(weights, name, tmp_path / "out", photos)
+    written = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert written == ["a.png", "b.png", "detections_4w4a.json", "detections_FP.json"]
+    picture = cv2.imread(str(tmp_path / "out" / "b.png"))
+    assert picture.shape[1] > 2 * 90  # two widths side by side
+    content = json.loads((tmp_path / "out" / "detections_FP.json").read_text())
+    assert content["images"] == [{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": "b.png"}]
+    assert [each["name"] for each in content["categories"]][:3] == ["zero", "one", "two"]
+    assert len(content["annotations"]) > 0
+    for each in content["annotations"]:
+        x, y, width, height = each["bbox"]
+        limit = (50, 80) if each["image_id"] == 1 else (90, 60)
+        assert min(x, y) >= 0
+        assert x + width <= limit[0] + 1e-3
+        assert y + height <= limit[1] + 1e-3
+        if name == FPN:
+            assert coco_mask.decode(each["segmentation"]).shape == limit[::-1]
+
+
+def test_float_is_what_the_detector_says(weights, photos, tmp_path):
+    predict(weights, C4, tmp_path / "out", photos / "b.png", bits="FP")
+    cfg = config(C4, MODEL__WEIGHTS=weights / f"{C4}.pth")
+    model = build_detector(cfg)
+    model.load_state_dict(torch.load(weights / f"{C4}.pth")["model"])
+    with torch.no_grad():
+        expected = model.eval()(prepared(cfg, photos / "b.png"))[0]["instances"]
+    found = json.loads((tmp_path / "out" / "detections_FP.json").read_text())["annotations"]
+    assert [each["score"] for each in found] == pytest.approx(expected.scores.tolist(), rel=1e-5)
+    assert [each["category_id"] for each in found] == expected.pred_classes.tolist()
+
+
+def test_images_are_files_and_those_of_folders_in_order(photos):
+    assert [path.name for path in find_images([str(photos)])] == ["a.jpg", "b.png"]
+    assert [path.name for path in find_images([str(photos / "b.png"), str(photos / "a.jpg")])] == ["b.png", "a.jpg"]
+
+
+def test_what_is_no_image_is_refused(photos, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"there is no image .*nowhere"):
+        find_images([str(tmp_path / "nowhere")])
+    with pytest.raises(UserError, match=r"there are no images in .*empty"):
+        find_images([str(tmp_path / "empty")])
+    with pytest.raises(UserError, match="two images are called a"):
+        find_images([str(photos), str(photos / "a.jpg")])
+    with pytest.raises(UserError, match=r"notes\.txt cannot be read"):
+        prepared(config(C4), photos / "notes.txt")
+
+
+def test_keys_come_before_images():
+    rest = ["MODEL.WEIGHTS", "w.pth", "INPUT.MIN_SIZE_TEST", "64", "IMG_1.JPG", "photos"]
+    assert _split(rest) == (rest[:4], rest[4:])
+    assert _split(["photos"]) == ([], ["photos"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--score", "2"], "--score is 0 to 1, got 2.0"),
+        (["--scope", "head"], "--scope is backbone or all"),
+        (["--bits", "x"], "cannot read bits 'x'"),
+        (["--ranges", "nowhere.json"], "nowhere.json"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_writes_nothing(flags, said, weights, photos, tmp_path, capsys):
+    keys = tiny(MODEL__WEIGHTS=weights / f"{C4}.pth")
+    named = ["--config-file", str(CONFIGS / C4), "--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit) as stopped:
+        main(["predict", *named, *flags, *keys, str(photos)])
+    assert stopped.value.code == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,114 @@
+"""Which part of a detector a low bit-width hurts: groups, their errors, and the file that keeps the worst at more."""
+
+import json
+from fnmatch import fnmatchcase
+
+import pytest
+import torch
+from detect.making import C4, CONFIGS, FPN, config, pictures, tiny, unsettled
+
+from ssql_det.cli.main import main
+from ssql_det.detect.points import detector_points
+from ssql_det.detect.sensitivity import Hurt, feature_errors, groups, kept_at, ranked
+from ssql_det.detect.weights import build_detector
+from ssql_det.quant import Bits, calibrate, quantized
+
+GROUPS = {
+    C4: [
+        *("backbone.stem*", "backbone.res2.*", "backbone.res3.*", "backbone.res4.*"),
+        *("roi_heads.res5.*", "proposal_generator.*", "roi_heads.box_predictor.*"),
+    ],
+    FPN: [
+        *(f"backbone.bottom_up.{stage}" for stage in ("stem*", "res2.*", "res3.*", "res4.*", "res5.*")),
+        *("backbone.fpn_*", "proposal_generator.*"),
+        *("roi_heads.box_head.*", "roi_heads.box_predictor.*", "roi_heads.mask_head.*"),
+    ],
+}
+BATCHES = [[picture] for picture in pictures(2)]
+
+
+@pytest.fixture(scope="module", params=[C4, FPN])
+def detector(request):
+    """A detector with its points and ranges."""
+    torch.manual_seed(0)
+    model = unsettled(build_detector(config(request.param)))
+    points = detector_points(model, "all")
+    return (
+        request.param,
+        model,
+        points,
+        calibrate(model, BATCHES, points, forward=lambda network, batch: network(batch)),
+    )
+
+
+def errors(detector, bits):
+    _, model, points, ranges = detector
+    return {each.pattern: each.loss for each in feature_errors(model, points, ranges, Bits(bits, bits), BATCHES)}
+
+
+def test_the_groups_are_the_parts_of_a_detector(detector):
+    name, _, points, _ = detector
+    assert groups(points) == GROUPS[name]
+
+
+def test_every_point_is_in_one_group(detector):
+    name, _, points, _ = detector
+    assert all(sum(fnmatchcase(point.path, group) for group in GROUPS[name]) == 1 for point in points)
+
+
+def test_fewer_bits_hurt_every_group_more(detector):
+    found = [errors(detector, bits) for bits in (8, 5, 3)]
+    for group in GROUPS[detector[0]]:
+        assert 0 < found[0][group] < found[1][group] < found[2][group], group
+
+
+def test_an_error_is_that_of_the_features_with_the_group_alone_quantized(detector):
+    """Of the second stage, computed without the module's own functions."""
+    _, model, points, ranges = detector
+    group = GROUPS[detector[0]][1]
+    expected = []
+    for batch in BATCHES:
+        images = model.preprocess_image(batch).tensor
+        with torch.no_grad():
+            reference = torch.cat([each.flatten() for each in model.backbone(images).values()])
+            with quantized(model, points, ranges, Bits.FP, {group: Bits(4, 4)}):
+                found = torch.cat([each.flatten() for each in model.backbone(images).values()])
+        expected.append(((found - reference).norm() / reference.norm()).item())
+    assert errors(detector, 4)[group] == pytest.approx(sum(expected) / len(expected), rel=1e-4)
+
+
+def test_looking_changes_no_weight(detector):
+    _, model, _, _ = detector
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    errors(detector, 4)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_the_most_hurt_are_kept_at_more_bits():
+    found = [Hurt("a.*", 0.1), Hurt("b.*", 3.0), Hurt("c.*", -1.0), Hurt("d.*", 0.2)]
+    assert [each.pattern for each in ranked(found)] == ["b.*", "d.*", "a.*", "c.*"]
+    assert kept_at(found, 2, Bits(8, 8)) == {"b.*": "8w8a", "d.*": "8w8a"}
+
+
+@pytest.mark.parametrize("flags", [["--fast"], []], ids=["by features", "by AP"])
+def test_a_sweep_takes_the_file_that_is_written(flags, tmp_path, capsys):
+    torch.manual_seed(0)
+    torch.save({"model": unsettled(build_detector(config(C4))).state_dict()}, tmp_path / "model.pth")
+    named = ["--config-file", str(CONFIGS / C4), "--calib-images", "2"]
+    keys = tiny(OUTPUT_DIR=tmp_path / "sweep", MODEL__WEIGHTS=tmp_path / "model.pth")
+    main(["sensitivity", *named, *flags, "--keep", "3", "--out", str(tmp_path / "bits.json"), *keys])
+    said = capsys.readouterr().out
+    assert all(group in said for group in GROUPS[C4])
+    kept = json.loads((tmp_path / "bits.json").read_text())
+    assert len(kept) == 3
+    assert set(kept.values()) == {"8w8a"}
+    main(["sweep", *named, "--bits", "4", "--bits-file", str(tmp_path / "bits.json"), *keys])
+    assert "4w4a" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flags", [["--bits", "4,8"], ["--keep-bits", "99"], ["--keep", "0"], ["--bits", "x"]])
+def test_a_mistake_is_one_sentence(flags, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["sensitivity", "--config-file", str(CONFIGS / C4), *flags, "MODEL.WEIGHTS", "nowhere.pth"])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.startswith("error: ")
