@@ -112,6 +112,8 @@ def coverage(checkpoint: Checkpoint) -> Iterator[str]:
     if checkpoint.detector:
         yield f"  and {len(checkpoint.detector)} of a detector"
     yield from _by_reason("left out", found.left_out)
+    if found.beside:
+        yield f"  beside the weights, not read: {_some(found.beside)}"
     for what, names in (("no place", found.unmatched), ("missing", found.missing), ("wrong", [*found.wrong])):
         if names:
             yield f"  {what}: {len(names)} ({_some(names)})"
@@ -130,8 +132,9 @@ def _some(names: Any) -> str:
 def _facts_of_config(facts: Facts, file: str) -> Facts:
     from ssql_det.convert import Input, told
     from ssql_det.d2 import read_config
+    from ssql_det.detect import SSQL_DEFAULTS
 
-    cfg = read_config(file)
+    cfg = read_config(file, own=SSQL_DEFAULTS)
     images = Input(cfg.INPUT.FORMAT, tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD))
     return told(facts, images, cfg.MODEL.RESNETS.STRIDE_IN_1X1)
 

@@ -34,13 +34,14 @@ def run(options: argparse.Namespace) -> None:
     from ssql_det.detect.data import calibration_images
     from ssql_det.detect.measure import parse_widths
     from ssql_det.detect.points import detector_points
-    from ssql_det.detect.predict import detect, find_images, save
+    from ssql_det.detect.predict import check_outputs, detect, find_images, save
     from ssql_det.detect.weights import trained_detector
     from ssql_det.quant import Bits, Ranges, calibrate
 
     set_up_logging()
     overrides, images = _split(options.rest)
     paths, widths = find_images(images), parse_widths(options.bits)
+    check_outputs(Path(options.out), paths)
     if options.scope not in SCOPES:
         raise UserError(f"--scope is {' or '.join(SCOPES)}, got {options.scope!r}")
     if not 0 <= options.score <= 1:

@@ -87,8 +87,8 @@ def _by_ap(cfg: CfgNode, model: nn.Module, plan: Plan, bits: Bits) -> list[Hurt]
     tools = prepare(cfg, model, plan, images)
 
     def ap(overrides: dict[str, Bits]) -> float:
-        metrics, _ = measure(model, tools, Bits.FP, replace(plan, overrides=overrides), images, dataset)
-        return metrics["bbox/AP"]
+        alone = replace(plan, overrides=overrides, floats_too=True)
+        return measure(model, tools, Bits.FP, alone, images, dataset)[0]["bbox/AP"]
 
     whole = ap({})
     return [Hurt(group, whole - ap({group: bits})) for group in groups(tools.points)]

@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> None:
     if options.scope not in SCOPES:
         raise UserError(f"--scope is {' or '.join(SCOPES)}, got {options.scope!r}")
     overrides = _bits_file(options.bits_file) if options.bits_file else {}
-    plan = Plan(options.scope, options.calib_images, options.calib_seed, options.recalibrate_bn, overrides)
+    plan = Plan(options.scope, options.calib_images, options.calib_seed, options.recalibrate_bn, overrides=overrides)
     cfg = read_config(options.config_file, options.overrides, SSQL_DEFAULTS)
     model, checkpoint = trained_detector(cfg)
     name = config_name(options.config_file, options.overrides)

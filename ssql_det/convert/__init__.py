@@ -17,7 +17,7 @@ from ssql_det.convert.facts import CIFAR, IMAGENET, MSRA, Facts, Input, told
 from ssql_det.convert.files import open_weights
 from ssql_det.convert.formats import FORMATS
 from ssql_det.convert.formats.detectron2 import config_lines
-from ssql_det.convert.loading import load_backbone, load_detector
+from ssql_det.convert.loading import architecture_of, load_backbone, load_detector
 from ssql_det.convert.reading import examine, examine_content, read
 from ssql_det.convert.writing import check_output, write, writers
 
@@ -34,6 +34,7 @@ __all__ = [
     "Input",
     "Source",
     "architecture",
+    "architecture_of",
     "check_output",
     "config_lines",
     "examine",

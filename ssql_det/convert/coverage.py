@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -21,6 +22,7 @@ class Coverage:
     unmatched: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     wrong: Mapping[str, str] = field(default_factory=dict)  # a name, and what is wrong with its tensor
+    beside: tuple[str, ...] = ()  # what else the file has, such as an optimizer or another branch
 
     @property
     def percent(self) -> float:
@@ -59,6 +61,6 @@ def some(names: Sequence[str]) -> str:
 
 
 def _pattern(names: Sequence[str]) -> str:
-    """The narrowest simple pattern that one could mean: a common first part, else a name."""
-    parts = {name.split(".")[0] for name in names}
-    return printable(f"{parts.pop()}.*" if len(parts) == 1 and len(names) > 1 else names[0], _LONGEST)
+    """The narrowest simple pattern that one could mean: a common beginning, else a name."""
+    common = os.path.commonprefix(list(names)).rpartition(".")[0]  # noqa: RUF071 (letter by letter is meant)
+    return printable(f"{common}.*" if common and len(names) > 1 else names[0], _LONGEST)

@@ -53,9 +53,7 @@ class Facts:
     from_file: bool = False
 
     def to_plain(self) -> dict[str, Any]:
-        plain = asdict(self)
-        del plain["from_file"]
-        return plain
+        return asdict(self)
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> Facts:
@@ -69,7 +67,7 @@ class Facts:
         stride, method, branch = plain.get("stride_in_1x1"), plain.get("method"), plain.get("branch", "online")
         if not isinstance(stride, bool | None) or not isinstance(method, str | None) or branch not in BRANCHES:
             raise ValueError(f"stride_in_1x1, method and branch are {_short([stride, method, branch])}")
-        return cls(images, stride, method, branch, from_file=True)
+        return cls(images, stride, method, branch, plain.get("from_file", True) is True)
 
 
 def _triple(values: Sequence[float]) -> tuple[float, float, float]:

@@ -12,13 +12,13 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from ssql_det.convert.architecture import COUNTER
+from ssql_det.convert.architecture import COUNTER, Architecture
 from ssql_det.convert.checkpoint import Checkpoint
 from ssql_det.convert.coverage import Coverage, some
 from ssql_det.convert.formats.detectron2 import DETECTRON2, config_lines
 from ssql_det.convert.formats.detectron2_detector import DETECTRON2_C4, DETECTRON2_FPN
 from ssql_det.convert.formats.torchvision import TORCHVISION
-from ssql_det.convert.layout import Layout, renamed
+from ssql_det.convert.layout import Layout, best_fit, renamed
 from ssql_det.core.errors import UserError
 
 _FORMATS = (DETECTRON2_FPN, DETECTRON2_C4, DETECTRON2, TORCHVISION)
@@ -48,6 +48,15 @@ def load_detector(model: nn.Module, checkpoint: Checkpoint) -> Coverage:
     layout = _layout_of(model)
     given = renamed(checkpoint.tensors, checkpoint.architecture, layout) | dict(checkpoint.detector)
     return _load(model, layout, checkpoint, given, set(model.state_dict()))
+
+
+def architecture_of(model: nn.Module) -> Architecture:
+    """Which ResNet a network has, by its tensors.
+
+    >>> architecture_of(build_model(cfg)).name
+    'resnet18'
+    """
+    return best_fit(_layout_of(model), {name: tensor.shape for name, tensor in model.state_dict().items()}).architecture
 
 
 def _layout_of(model: nn.Module) -> Layout:

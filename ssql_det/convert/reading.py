@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,8 @@ def examine_content(
     except Exception as failure:  # what a file says about itself can be wrong in any way
         reason = printable(repr(failure), 200)
         raise UserError(f"{path}: what it says about itself is not understood ({reason}); get it anew") from failure
+    beside = [key for key in content if found.container and key != found.container.split("/")[0]]
+    coverage = replace(coverage, beside=tuple(printable(str(key), _LONGEST) for key in beside))
     source = Source(Path(path).name, sha256(path), found.format.name, found.why)
     return Checkpoint(best.architecture, tensors, facts, source, coverage, detector)
 

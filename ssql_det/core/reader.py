@@ -251,10 +251,18 @@ def _foreign(kind: type[Inert], base: Any, value: Any) -> Inert:
     return instance
 
 
+def _member(kind: Any, name: str) -> Inert:
+    """How some versions of Python pickle a member of an enumeration: an attribute of a class, which is foreign here."""
+    if isinstance(kind, type) and issubclass(kind, Inert):
+        return kind(name)
+    raise _RefusedError("it wants to call 'builtins.getattr', which a checkpoint has no need of")
+
+
 _OUR_OWN: dict[tuple[str, str], Callable[..., Any]] = rebuild.CALLS | {
     ("builtins", "long"): int,  # protocol 2 writes Python 2's names
     ("builtins", "unicode"): str,
     ("builtins", "xrange"): rebuild.short_range,
+    ("builtins", "getattr"): _member,
     ("copyreg", "_reconstructor"): _foreign,
     # A tensor in a plain pickle is a torch.save file in bytes.
     ("torch.storage", "_load_from_bytes"): lambda content: _read(io.BytesIO(content)),

@@ -33,12 +33,13 @@ class RngState:
     cuda: torch.Tensor | None
 
     @classmethod
-    def capture(cls) -> RngState:
+    def capture(cls, with_cuda: bool = True) -> RngState:
+        """``with_cuda=False`` for worker processes, which may not touch the device."""
         return cls(
             python=random.getstate(),
-            numpy=np.random.get_state(legacy=True),  # type: ignore[arg-type]
+            numpy=_plain(np.random.get_state(legacy=True)),
             cpu=torch.get_rng_state(),
-            cuda=torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+            cuda=torch.cuda.get_rng_state() if with_cuda and torch.cuda.is_available() else None,
         )
 
     def restore(self) -> None:
@@ -47,6 +48,12 @@ class RngState:
         torch.set_rng_state(self.cpu)
         if self.cuda is not None and torch.cuda.is_available():
             torch.cuda.set_rng_state(self.cuda)
+
+
+def _plain(state: Any) -> tuple[Any, ...]:
+    """NumPy's state in numbers: a checkpoint with arrays in it cannot be read by ``torch.load`` as it is by default."""
+    name, keys, *rest = state
+    return (name, keys.tolist(), *rest)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ class Plan:
     images: int
     seed: int = 0
     recalibrate_bn: bool = False
+    floats_too: bool = False  # whether the overrides hold at FP as well: one part quantized, the rest float
     overrides: Mapping[str, Bits] = field(default_factory=dict)
 
 
@@ -54,10 +55,17 @@ def parse_widths(text: str) -> list[Bits]:
     return list(dict.fromkeys(widths))
 
 
-def prepare(cfg: CfgNode, model: nn.Module, plan: Plan, images: Decoded, saved: Path | None = None) -> Tools:
+def prepare(
+    cfg: CfgNode,
+    model: nn.Module,
+    plan: Plan,
+    images: Decoded,
+    calibration: list[Batch] | None = None,
+    saved: Path | None = None,
+) -> Tools:
     """Calibrate the float network, or take the ranges that are ``saved`` for these weights."""
     points = detector_points(model, plan.scope)
-    calibration = calibration_images(cfg, plan.images, plan.seed)
+    calibration = calibration or calibration_images(cfg, plan.images, plan.seed)
     if saved is not None and saved.exists():
         ranges = Ranges.load(saved, model, points)
         _logger.info("calibrated already: %s", saved)
@@ -77,13 +85,14 @@ def measure(
     """
     _logger.info("evaluating at %s on %s", bits, dataset)
     start = time.perf_counter()
-    with tempfile.TemporaryDirectory() as scratch, quantized(model, tools.points, tools.ranges, bits, plan.overrides):
+    overrides = {} if bits == Bits.FP and not plan.floats_too else plan.overrides
+    with tempfile.TemporaryDirectory() as scratch, quantized(model, tools.points, tools.ranges, bits, overrides):
         if plan.recalibrate_bn:
             with recalibrated(model, tools.calibration):
                 metrics = evaluate(model, images, dataset, scratch)
         else:
             metrics = evaluate(model, images, dataset, scratch)
-    cost = tools.profile.at(bits, plan.overrides)
+    cost = tools.profile.at(bits, overrides)
     metrics |= {"MB": cost.bytes / 1e6, "GFLOPs": cost.macs / 1e9, "GBOPs": cost.bit_ops / 1e9}
     return metrics, round(time.perf_counter() - start, 2)
 

@@ -42,10 +42,18 @@ def find_images(paths: Sequence[str]) -> list[Path]:
             raise UserError(f"there is no image {path}; give files, or folders of {', '.join(sorted(_NAMES))}")
     if not found:
         raise UserError(f"there are no images in {', '.join(paths)}; known are {', '.join(sorted(_NAMES))}")
-    twice = [path for path in found if sum(path.name == other.name for other in found) > 1]
+    twice = [path for path in found if sum(path.stem == other.stem for other in found) > 1]
     if twice:
-        raise UserError(f"two images are called {twice[0].name}, and so would be their pictures; give them one by one")
+        raise UserError(f"two images are called {twice[0].stem}, and so would be their pictures; give them one by one")
     return found
+
+
+def check_outputs(out: Path, paths: Sequence[Path]) -> None:
+    """Refuse to write a picture over an image that was given."""
+    given = {path.resolve() for path in paths}
+    for path in paths:
+        if (out / f"{path.stem}.png").resolve() in given:
+            raise UserError(f"the picture of {path} would replace an image of yours; choose another --out than {out}")
 
 
 def prepared(cfg: CfgNode, path: Path) -> Batch:

@@ -16,9 +16,16 @@ from torch import nn
 from ssql_det.core.console import track
 from ssql_det.core.errors import UserError
 
+_IMAGES = 8  # at a time: the variance within one image is not that of the data
+
+
+def _together(batches: list[list[Any]]) -> list[list[Any]]:
+    images = [image for batch in batches for image in batch]
+    return [images[first : first + _IMAGES] for first in range(0, len(images), _IMAGES)]
+
 
 @contextmanager
-def recalibrated(model: nn.Module, batches: Iterable[Any]) -> Iterator[None]:
+def recalibrated(model: nn.Module, batches: Iterable[list[Any]]) -> Iterator[None]:
     """Inside, every BatchNorm has the mean and variance of these batches, averaged over them.
 
     >>> with quantized(model, points, ranges, Bits(4, 4)), recalibrated(model, images):
@@ -37,7 +44,7 @@ def recalibrated(model: nn.Module, batches: Iterable[Any]) -> Iterator[None]:
             norm.momentum = None  # torch's way to say: the average over all batches
             norm.train()
         with torch.no_grad():
-            for batch in track(list(batches), "recalibrating norms"):
+            for batch in track(_together(list(batches)), "recalibrating norms"):
                 model(batch)
         model.eval()
         yield

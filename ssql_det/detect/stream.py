@@ -110,6 +110,12 @@ class BadImages:
 
 def training_batches(cfg: CfgNode, size: int, seed: int, first: int = 0) -> Iterator[Batch]:
     """Batches of ``size`` images from batch ``first`` on, in the config's training form, without end."""
+    if size < 1:
+        raise UserError(f"SOLVER.IMS_PER_BATCH must be 1 or more, got {cfg.SOLVER.IMS_PER_BATCH}")
+    if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
+        raise UserError(
+            f"DATALOADER.SAMPLER_TRAIN {cfg.DATALOADER.SAMPLER_TRAIN} is not here; leave it TrainingSampler"
+        )
     policy = cfg.SSQL.ON_BAD_IMAGE
     if policy not in BAD_IMAGE_POLICIES:
         raise UserError(f"SSQL.ON_BAD_IMAGE is {' or '.join(BAD_IMAGE_POLICIES)}, got {policy!r}")
@@ -118,7 +124,8 @@ def training_batches(cfg: CfgNode, size: int, seed: int, first: int = 0) -> Iter
     with answered("the training data, those of DATASETS.TRAIN, cannot be read"):
         records = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
         mapper = DatasetMapper(cfg, is_train=True)
-    is_wide = [record["width"] > record["height"] for record in records]
+    grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING
+    is_wide = [not grouped or record["width"] > record["height"] for record in records]
     loader = DataLoader(
         SeededSamples(records, mapper, seed, policy),
         batch_sampler=GroupedBatches(is_wide, size, seed, first),
@@ -139,7 +146,7 @@ def _require_samples(batch: Batch) -> Batch:
 @contextmanager
 def _random_choices_of(seed: int, position: int) -> Iterator[None]:
     """Every generator as the position alone makes it; afterwards as it was."""
-    before = RngState.capture()
+    before = RngState.capture(with_cuda=False)
     drawn = int.from_bytes(hashlib.sha256(f"{seed} {position}".encode()).digest()[:4], "little")
     random.seed(drawn)
     np.random.seed(drawn)

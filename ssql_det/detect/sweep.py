@@ -22,10 +22,11 @@ from ssql_det.core.files import atomic_write
 from ssql_det.core.rows import Row
 from ssql_det.d2 import CfgNode, engine
 from ssql_det.detect.config import NO_MATTER
-from ssql_det.detect.data import evaluation_images
+from ssql_det.detect.data import calibration_images, evaluation_images
 from ssql_det.detect.measure import Plan, Tools, make_row, measure, prepare
 from ssql_det.detect.points import detector_points
 from ssql_det.quant import Bits
+from ssql_det.quant.points import assign_bits
 
 RESULTS_NAME, RANGES_NAME, PLAN_NAME = "results.jsonl", "ranges.json", "sweep.json"
 _logger = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ def sweep(
     """
     out = Path(cfg.OUTPUT_DIR)
     dataset = _only_test_set(cfg)
-    detector_points(model, plan.scope)  # refused before anything is written
+    assign_bits(detector_points(model, plan.scope), Bits.FP, plan.overrides)  # refused before anything is written
     sha256 = checkpoint.source.sha256 if checkpoint.source else ""
     identity = _identity(cfg, sha256, plan)
     _keep_to_the_plan(out / PLAN_NAME, identity)
@@ -54,9 +55,10 @@ def sweep(
             yield done[str(bits)]
             continue
         if tools is None:
-            tools = prepare(cfg, model, plan, images, out / RANGES_NAME)
-            with atomic_write(out / PLAN_NAME, "w") as file:
+            calibration = calibration_images(cfg, plan.images, plan.seed)
+            with atomic_write(out / PLAN_NAME, "w") as file:  # from here on the folder is this sweep's
                 json.dump(identity, file, indent=1)
+            tools = prepare(cfg, model, plan, images, calibration, out / RANGES_NAME)
         metrics, seconds = measure(model, tools, bits, plan, images, dataset)
         who = (checkpoint.called, sha256, checkpoint.facts.method)
         row = make_row(cfg, config_name, dataset, bits, plan, len(tools.calibration), metrics, seconds, *who)
@@ -96,6 +98,11 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 def _keep_to_the_plan(path: Path, identity: dict[str, Any]) -> None:
     """Refuse where the folder has another plan, and say in what. The order of patterns is part of it."""
     if not path.exists():
+        for name in (RESULTS_NAME, RANGES_NAME):
+            if (path.parent / name).exists():
+                raise UserError(
+                    f"{path.parent / name} is of a sweep whose {PLAN_NAME} is gone; choose another OUTPUT_DIR"
+                )
         return
     try:
         before = json.loads(path.read_text("utf-8"))

@@ -25,14 +25,15 @@ from ssql_det.d2 import (
     build_optimizer,
 )
 from ssql_det.detect import checkpoints
+from ssql_det.detect.answers import answered
 from ssql_det.detect.data import Batch, check_dataset
 from ssql_det.detect.precise_bn import estimate_norms
 from ssql_det.detect.stream import BadImages, training_batches
 from ssql_det.detect.watch import LOOKS_NAME, Watch
-from ssql_det.detect.weights import build_detector, pretrained_detector
+from ssql_det.detect.weights import build_detector, described_by, pretrained_detector
 
 _PERIOD = 20  # iterations between log lines
-_CURE = "lower SOLVER.BASE_LR or lengthen SOLVER.WARMUP_ITERS, and go on from the last checkpoint with --resume"
+_CURE = "lower SOLVER.BASE_LR or lengthen SOLVER.WARMUP_ITERS, and train in another OUTPUT_DIR"
 _logger = logging.getLogger(__name__)
 
 
@@ -43,6 +44,7 @@ def train(cfg: CfgNode, config_name: str, resume: bool = False) -> Path:
     the run that was not.
     """
     folder, micro_batches = Path(cfg.OUTPUT_DIR), _micro_batches(cfg)
+    _check_numbers(cfg)
     _check_classes(cfg)
     seed = cfg.SEED if cfg.SEED >= 0 else 0
     for seed_generator in (random.seed, np.random.seed, torch.manual_seed):
@@ -50,18 +52,27 @@ def train(cfg: CfgNode, config_name: str, resume: bool = False) -> Path:
     goes_on = (folder / checkpoints.TAG).exists()
     if goes_on and not resume:
         raise UserError(f"{folder} holds a run already; say --resume to go on with it, or choose another OUTPUT_DIR")
-    start, description = 0, {}
     if cfg.MODEL.WEIGHTS and not goes_on:
         model, checkpoint = pretrained_detector(cfg)
-        description = checkpoint.description()
+        start, description = 0, checkpoint.description()
     else:
         model = build_detector(cfg)
-    optimizer = build_optimizer(cfg, model)
-    scheduler = build_lr_scheduler(cfg, optimizer)
+        start, description = 0, described_by(cfg, model)
+    with answered("the solver cannot be built"):
+        optimizer = build_optimizer(cfg, model)
+        scheduler = build_lr_scheduler(cfg, optimizer)
     parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
     if goes_on:
         newest, description = checkpoints.resume(folder, parts)
         start = newest + 1
+        if start == cfg.SOLVER.MAX_ITER:
+            _logger.info("%s is finished already", folder)
+            return folder / f"{checkpoints.FINAL}.pth"
+        if start > cfg.SOLVER.MAX_ITER:
+            raise UserError(
+                f"{folder} is trained up to iteration {newest}, beyond SOLVER.MAX_ITER {cfg.SOLVER.MAX_ITER}; "
+                "nothing is left to do"
+            )
         _logger.info("going on at iteration %d", start)
     else:
         (folder / LOOKS_NAME).unlink(missing_ok=True)  # of a run that was killed before its first checkpoint
@@ -130,6 +141,20 @@ def _micro_batches(cfg: CfgNode) -> int:
     if parts < 1 or size % parts:
         raise UserError(f"SSQL.MICRO_BATCHES must divide SOLVER.IMS_PER_BATCH {size}, got {parts}")
     return int(parts)
+
+
+def _check_numbers(cfg: CfgNode) -> None:
+    """What would end in a traceback, or never."""
+    counts = {
+        "SOLVER.MAX_ITER": cfg.SOLVER.MAX_ITER,
+        "SOLVER.CHECKPOINT_PERIOD": cfg.SOLVER.CHECKPOINT_PERIOD,
+        "TEST.PRECISE_BN.NUM_ITER": cfg.TEST.PRECISE_BN.NUM_ITER,
+    }
+    for key, count in counts.items():
+        if count < 1:
+            raise UserError(f"{key} must be 1 or more, got {count}")
+    if cfg.SEED >= 1 << 32:
+        raise UserError(f"SEED must be less than 2**32, got {cfg.SEED}")
 
 
 def _check_classes(cfg: CfgNode) -> None:

@@ -22,7 +22,9 @@ LOOKS_NAME = "looks.jsonl"
 
 
 class Watch:
-    """Looks every ``SSQL.EVAL_PERIOD`` iterations, and after the last where there is a period at all.
+    """Looks every ``SSQL.EVAL_PERIOD`` iterations, or Detectron2's ``TEST.EVAL_PERIOD``, and after the last one.
+
+    Without a period it never looks.
 
     >>> watch = Watch(cfg, "voc_r18_c4.yaml")
     >>> if watch.is_due(iteration, last):
@@ -31,7 +33,7 @@ class Watch:
 
     def __init__(self, cfg: CfgNode, config_name: str) -> None:
         self._cfg, self._config_name = cfg, config_name
-        self._period = cfg.SSQL.EVAL_PERIOD
+        self._period = cfg.SSQL.EVAL_PERIOD or cfg.TEST.EVAL_PERIOD
         self._widths = parse_widths(",".join(map(str, cfg.SSQL.EVAL_BITS)))
         self._plan = Plan(cfg.SSQL.SCOPE, cfg.SSQL.CALIB_IMAGES)
         if self._plan.scope not in SCOPES:

@@ -7,10 +7,21 @@ import logging
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
-from ssql_det.convert import Checkpoint, Coverage, Input, load_backbone, load_detector, read, told
+from ssql_det.convert import (
+    Checkpoint,
+    Coverage,
+    Facts,
+    Input,
+    architecture_of,
+    load_backbone,
+    load_detector,
+    read,
+    told,
+)
 from ssql_det.core.errors import UserError
 from ssql_det.core.files import atomic_write
 from ssql_det.d2 import CfgNode, build_model
@@ -43,6 +54,8 @@ def trained_detector(cfg: CfgNode) -> tuple[nn.Module, Checkpoint]:
 def pretrained_detector(cfg: CfgNode) -> tuple[nn.Module, Checkpoint]:
     """The network with the backbone in ``MODEL.WEIGHTS``, all of it; the coverage is saved beside the run."""
     checkpoint = _read(cfg)
+    if checkpoint.detector:
+        _logger.warning("%s is a whole detector: its backbone is taken, its heads begin anew", checkpoint.called)
     model = build_detector(cfg)
     coverage = load_backbone(model, checkpoint)
     _report(coverage, checkpoint, "the backbone")
@@ -51,15 +64,24 @@ def pretrained_detector(cfg: CfgNode) -> tuple[nn.Module, Checkpoint]:
     return model, checkpoint
 
 
+def described_by(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+    """What is known about a network that began from scratch: what its config says."""
+    facts = told(Facts(method=cfg.SSQL.METHOD or None), _images(cfg), cfg.MODEL.RESNETS.STRIDE_IN_1X1)
+    return Checkpoint(architecture_of(model), {}, facts).description()
+
+
+def _images(cfg: CfgNode) -> Input:
+    return Input(cfg.INPUT.FORMAT, tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD))
+
+
 def _read(cfg: CfgNode) -> Checkpoint:
     """What a file does not say of its images and strides, the config it comes with does."""
     if not cfg.MODEL.WEIGHTS:
         raise UserError("MODEL.WEIGHTS is empty; say which weights, at the end of the command: MODEL.WEIGHTS FILE")
     checkpoint = read(os.path.expanduser(cfg.MODEL.WEIGHTS))
-    if checkpoint.facts.input is not None:
-        return checkpoint
-    images = Input(cfg.INPUT.FORMAT, tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD))
-    return replace(checkpoint, facts=told(checkpoint.facts, images, cfg.MODEL.RESNETS.STRIDE_IN_1X1))
+    facts = checkpoint.facts
+    stride = cfg.MODEL.RESNETS.STRIDE_IN_1X1 if facts.stride_in_1x1 is None else facts.stride_in_1x1
+    return replace(checkpoint, facts=told(facts, facts.input or _images(cfg), stride))
 
 
 def _report(coverage: Coverage, checkpoint: Checkpoint, what: str) -> None:

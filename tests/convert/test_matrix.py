@@ -160,7 +160,7 @@ def check_trip(case, format, folder):
     assert left_behind.keys() - {"input"} == lost
     assert all(left_behind.values())
     if format in TELL:
-        assert again.facts == replace(case.checkpoint.facts, input=images, from_file=True)
+        assert again.facts == replace(case.checkpoint.facts, input=images)
 
 
 # ---------------------------------------------------------------- what other networks than RGB's become

@@ -11,7 +11,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from core.forge import archive, read_bytes
+from core.forge import archive, called, name, program, read_bytes, value
 from torch import nn
 
 from ssql_det.core.errors import UserError
@@ -154,6 +154,16 @@ def test_foreign_objects_are_inert_and_keep_what_they_held(write, tmp_path):
     assert (group.entries, group.state) == ({"lr": 0.1}, {"source": "file"})
     assert names.elements == ["cat", "dog"]
     assert pair.args == ((1, 2),)
+
+
+def test_a_member_of_an_enumeration_is_inert_however_it_was_pickled(tmp_path):
+    """Python 3.11 before .4 takes it from its class by ``getattr``; of anything that is not foreign that is refused."""
+    member = called(name("builtins", "getattr"), name("torch_extra", "Mode"), value("TRAIN"))
+    read = read_bytes(program(member), tmp_path / "x.pkl")
+    assert (repr(read), read.args) == ("<inert torch_extra.Mode>", ("TRAIN",))
+    taken = called(name("builtins", "getattr"), name("builtins", "dict"), value("__subclasses__"))
+    with pytest.raises(UserError, match=r"builtins\.getattr"):
+        read_bytes(program(taken), tmp_path / "x.pkl")
 
 
 @pytest.mark.parametrize("write", [WRITERS["archive"], WRITERS["legacy"]], ids=["archive", "legacy"])

@@ -426,8 +426,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_in_one_sentence(whole, monkeypat
         patch.setattr(training, "_losses", at_last_nan)
         line = refused(capsys, *arguments(tmp_path))
     assert line == (
-        "error: loss_cls is nan at iteration 4; lower SOLVER.BASE_LR or lengthen SOLVER.WARMUP_ITERS, and go on from "
-        "the last checkpoint with --resume"
+        "error: loss_cls is nan at iteration 4; lower SOLVER.BASE_LR or lengthen SOLVER.WARMUP_ITERS, and train in "
+        "another OUTPUT_DIR"
     )
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000002.pth"
     assert same(final_model(tmp_path, "model_0000002"), final_model(whole, "model_0000002"))

@@ -40,6 +40,7 @@ def _names(**norm_leaves: str) -> Names:
 
 
 _NORMALIZED = _names(weight="_gamma", bias="_beta", running_mean="_running_mean", running_var="_running_var")
+_SHORT = _names(weight="_s", bias="_b", running_mean="_rm", running_var="_riv")
 _AFFINE = _names(weight="_s", bias="_b")
 _FROZEN: dict[str, Callable[[tuple[int, ...]], Tensor]] = {  # as FrozenBN has them at first
     "running_mean": torch.zeros,
@@ -109,6 +110,7 @@ CAFFE2 = Format(
     branches={
         "online": (
             Layout("", _NORMALIZED, _CONTAINERS, ("res_conv1_bn_gamma",)),
+            Layout("", _SHORT, _CONTAINERS, ("res_conv1_bn_riv",)),
             _FIRST,
         )
     },

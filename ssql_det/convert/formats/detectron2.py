@@ -80,6 +80,8 @@ def facts_of(content: Any, found: Found, architecture: Architecture) -> Facts:
         [round(value, 4) for value in tensor.flatten().tolist()]
         for tensor in (mean, std)  # as they were written
     )
+    if first == third:  # which says nothing of their order
+        return Facts()
     return Facts(Input("BGR" if first < third else "RGB", (first, second, third), (one, two, three)))
 
 

@@ -14,6 +14,5 @@ VISSL = Format(
             Layout("_feature_blocks.", containers=("classy_state_dict/base_model/model/trunk", "model_state_dict")),
         )
     },
-    left_out={"heads.*": "a head"},
     note="the method",
 )
