@@ -251,10 +251,10 @@ def _foreign(kind: type[Inert], base: Any, value: Any) -> Inert:
     return instance
 
 
-def _member(kind: Any, name: str) -> Inert:
+def _member(*args: Any) -> Inert:
     """How some versions of Python pickle a member of an enumeration: an attribute of a class, which is foreign here."""
-    if isinstance(kind, type) and issubclass(kind, Inert):
-        return kind(name)
+    if len(args) == 2 and isinstance(args[0], type) and issubclass(args[0], Inert):
+        return args[0](args[1])
     raise _RefusedError("it wants to call 'builtins.getattr', which a checkpoint has no need of")
 
 
