@@ -88,7 +88,7 @@ def detect(
 
 def save(out: Path, cfg: CfgNode, paths: Sequence[Path], found: Mapping[Bits, list[Detections]]) -> None:
     """``out/<image>.png``, the widths side by side, and ``out/detections_<bits>.json`` in COCO's format."""
-    classes = class_names(cfg)
+    classes, ids = class_names(cfg), category_ids(cfg)
     for index, path in enumerate(paths):
         panels = [_panel(path, str(bits), detections[index], classes) for bits, detections in found.items()]
         with atomic_write(out / f"{path.stem}.png") as file:
@@ -96,10 +96,10 @@ def save(out: Path, cfg: CfgNode, paths: Sequence[Path], found: Mapping[Bits, li
     for bits, detections in found.items():
         images = [{"id": number, "file_name": path.name} for number, path in enumerate(paths, start=1)]
         annotations = [
-            {"id": number, "image_id": image, **detection}
+            {"id": number, "image_id": image, **detection, "category_id": ids[detection["category_id"]]}
             for number, (image, detection) in enumerate(_numbered(detections), start=1)
         ]
-        categories = [{"id": number, "name": name} for number, name in enumerate(classes)]
+        categories = [{"id": ids[number], "name": name} for number, name in enumerate(classes)]
         content = {"images": images, "categories": categories, "annotations": annotations}
         with atomic_write(out / f"detections_{bits}.json", "w") as file:
             json.dump(content, file)
@@ -113,6 +113,16 @@ def class_names(cfg: CfgNode) -> list[str]:
         if known is not None and len(known) == count:
             return list(known)
     return [str(number) for number in range(count)]
+
+
+def category_ids(cfg: CfgNode) -> list[int]:
+    """The data set's own numbers of its classes, as COCO's 1 to 90; else 0 and up."""
+    count = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
+        contiguous = getattr(MetadataCatalog.get(name), "thing_dataset_id_to_contiguous_id", None)
+        if contiguous is not None and len(contiguous) == count:
+            return sorted(contiguous, key=contiguous.__getitem__)
+    return list(range(count))
 
 
 def _numbered(detections: Iterable[Detections]) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 from ssql_det.cli.main import main
 from ssql_det.cli.predict import _split
 from ssql_det.core.errors import UserError
-from ssql_det.detect.predict import find_images, prepared
+from ssql_det.detect.predict import category_ids, find_images, prepared
 from ssql_det.detect.weights import build_detector
 
 
@@ -74,6 +74,13 @@ def test_float_is_what_the_detector_says(weights, photos, tmp_path):
     found = json.loads((tmp_path / "out" / "detections_FP.json").read_text())["annotations"]
     assert [each["score"] for each in found] == pytest.approx(expected.scores.tolist(), rel=1e-5)
     assert [each["category_id"] for each in found] == expected.pred_classes.tolist()
+
+
+def test_categories_have_the_data_sets_own_numbers():
+    cfg = config(FPN, DATASETS__TEST=("coco_2017_val",), MODEL__ROI_HEADS__NUM_CLASSES=80)
+    assert category_ids(cfg)[:13] == [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 14]
+    assert category_ids(cfg)[-1] == 90
+    assert category_ids(config(C4)) == list(range(10))
 
 
 def test_images_are_files_and_those_of_folders_in_order(photos):
