@@ -17,6 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from timing import forget_peak, memory
+
 SECONDS, TIMES_THE_FILE = 3.0, 3.0
 RUNS = 9
 
@@ -29,12 +31,12 @@ def measure(source: str, out: str, format: str) -> None:
     from ssql_det.convert import open_weights, read, write
 
     torch.set_num_threads(2)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew; exec and imports are not in it
-    before = _memory("VmRSS")
+    forget_peak()  # exec and imports are not in it
+    before = memory("VmRSS")
     start = time.perf_counter()
     write(read(source), out, format, replace=True)
     total = time.perf_counter() - start
-    peak = _memory("VmHWM") - before
+    peak = memory("VmHWM") - before
     start = time.perf_counter()
     open_weights(source)
     content = Path(out).read_bytes()
@@ -42,12 +44,6 @@ def measure(source: str, out: str, format: str) -> None:
         file.write(content)
         os.fsync(file.fileno())
     print(json.dumps({"beyond": total - (time.perf_counter() - start), "total": total, "peak": peak}))
-
-
-def _memory(kind: str) -> int:
-    """Bytes of this process, now (``VmRSS``) or at most (``VmHWM``); Linux has them."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{kind}:"))
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from timing import alternate, report
+from timing import alternate, forget_peak, memory, report
 
 HERE = Path(__file__).parent
 CONFIGS = ("toy_voc_narrow_c4.yaml", "toy_coco_narrow_fpn.yaml")
@@ -62,17 +62,11 @@ def jobs(name: str, folder: Path):
 def measure(name: str, which: str, folder: str) -> None:
     """In a child: the peak of memory of one job, above the imports and the model."""
     job = jobs(name, Path(folder))[which == "sweep"]
-    Path("/proc/self/clear_refs").write_text("5")
-    before = _memory("VmRSS")
+    forget_peak()
+    before = memory("VmRSS")
     start = time.perf_counter()
     job()
-    print(json.dumps({"seconds": time.perf_counter() - start, "peak": _memory("VmHWM"), "before": before}))
-
-
-def _memory(kind: str) -> int:
-    """Bytes of this process, now (``VmRSS``) or at most (``VmHWM``); Linux has them."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{kind}:"))
+    print(json.dumps({"seconds": time.perf_counter() - start, "peak": memory("VmHWM"), "before": before}))
 
 
 def main() -> None:

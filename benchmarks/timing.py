@@ -1,10 +1,11 @@
-"""Compare two ways of doing a thing on a noisy machine: alternate them, take medians, report the ratio."""
+"""Compare two ways of doing a thing on a noisy machine: alternate them, take medians, report the ratio; and memory."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 
 def alternate(first: Callable[[], object], second: Callable[[], object], rounds: int) -> tuple[float, float]:
@@ -26,3 +27,14 @@ def report(what: str, baseline: float, measured: float, bar: float) -> bool:
     verdict = "kept" if kept else "MISSED"
     print(f"{what}: {measured * 1e3:.2f} ms / {baseline * 1e3:.2f} ms = {ratio:.3f} (bar {bar}, {verdict})")
     return kept
+
+
+def memory(kind: str) -> int:
+    """Bytes of this process, now (``VmRSS``) or at most (``VmHWM``); Linux has them."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{kind}:"))
+
+
+def forget_peak() -> None:
+    """Let ``VmHWM`` begin anew."""
+    Path("/proc/self/clear_refs").write_text("5")

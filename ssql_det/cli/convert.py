@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from ssql_det.convert import Checkpoint, Facts
 
 HELP = "a backbone from any checkpoint format into any other"
-_SHOWN = 3  # names of a kind
 
 
 class _ListFormats(argparse.Action):
@@ -107,36 +106,36 @@ def description(checkpoint: Checkpoint) -> Iterator[str]:
 
 def coverage(checkpoint: Checkpoint) -> Iterator[str]:
     """What became of the file's tensors, for a person."""
+    from ssql_det.convert.coverage import some
+
     found = checkpoint.coverage
     yield f"  {found.percent:.1f} % of the backbone: {len(found.used)} tensors used"
     if checkpoint.detector:
         yield f"  and {len(checkpoint.detector)} of a detector"
     yield from _by_reason("left out", found.left_out)
     if found.beside:
-        yield f"  beside the weights, not read: {_some(found.beside)}"
+        yield f"  beside the weights, not read: {some(found.beside)}"
     for what, names in (("no place", found.unmatched), ("missing", found.missing), ("wrong", [*found.wrong])):
         if names:
-            yield f"  {what}: {len(names)} ({_some(names)})"
+            yield f"  {what}: {len(names)} ({some(names)})"
 
 
 def _by_reason(what: str, reasons: Mapping[str, str]) -> Iterator[str]:
+    from ssql_det.convert.coverage import some
+
     for reason in dict.fromkeys(reasons.values()):
         names = [name for name in reasons if reasons[name] == reason]
-        yield f"  {what}: {len(names)}, {reason} ({_some(names)})"
-
-
-def _some(names: Any) -> str:
-    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+        yield f"  {what}: {len(names)}, {reason} ({some(names)})"
 
 
 def _facts_of_config(facts: Facts, file: str) -> Facts:
-    from ssql_det.convert import Input, told
+    from ssql_det.convert import told
     from ssql_det.d2 import read_config
     from ssql_det.detect import SSQL_DEFAULTS
+    from ssql_det.detect.weights import images_of
 
     cfg = read_config(file, own=SSQL_DEFAULTS)
-    images = Input(cfg.INPUT.FORMAT, tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD))
-    return told(facts, images, cfg.MODEL.RESNETS.STRIDE_IN_1X1)
+    return told(facts, images_of(cfg), cfg.MODEL.RESNETS.STRIDE_IN_1X1)
 
 
 def _config(checkpoint: Checkpoint, out: str) -> Iterator[str]:

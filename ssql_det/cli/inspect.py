@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssql_det.cli.convert import add_reading_arguments, coverage, description
+from ssql_det.core.errors import UserError, printable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,21 +31,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from ssql_det.convert import examine_content, open_weights
-    from ssql_det.core.errors import UserError
     from ssql_det.core.files import sha256
 
     path = Path(options.checkpoint)
     content = open_weights(path)
-    print(f"{path.name}: {path.stat().st_size:,} bytes, sha256 {sha256(path)}")
     reading = (options.format, options.arch, options.branch, options.prefix)
     try:
         checkpoint = examine_content(content, path, *reading)
     except UserError as unknown:
         if any(reading):
             raise
-        print(f"format not known: {unknown}")
+        digest, said = sha256(path), [f"format not known: {unknown}"]
     else:
-        print("\n".join([*description(checkpoint), *coverage(checkpoint)]))
+        assert checkpoint.source is not None
+        digest, said = checkpoint.source.sha256, [*description(checkpoint), *coverage(checkpoint)]
+    print("\n".join([f"{path.name}: {path.stat().st_size:,} bytes, sha256 {digest}", *said]))
     tensors = dict(_tensors(content))
     print("\n".join(_summary(tensors)))
     print("\n".join(_beside(content)))
@@ -85,7 +86,7 @@ def _group(name: str, most: int) -> str:
     container, slash, inside = name.rpartition("/")
     parts = inside.split(".")
     first = next((index for index, part in enumerate(parts) if part.isdigit()), len(parts) - 1)
-    return _printable(f"{container}{slash}{'.'.join([*parts[: min(first, most)], '*'])}")
+    return printable(f"{container}{slash}{'.'.join([*parts[: min(first, most)], '*'])}", _LONGEST)
 
 
 def _beside(content: Any) -> Iterator[str]:
@@ -98,9 +99,9 @@ def _beside(content: Any) -> Iterator[str]:
     for key, value in islice(content.items(), 1000):
         if as_tensor(value) is not None or any(True for _ in _tensors(value)):
             continue
-        yield f"beside: {_printable(str(key))} = {_text(value)}"
+        yield f"beside: {printable(str(key), _LONGEST)} = {_text(value)}"
         fields = _fields(value)
-        yield from _most(f"  {_printable(str(name))} = {_text(field)}" for name, field in fields.items())
+        yield from _most(f"  {printable(str(name), _LONGEST)} = {_text(field)}" for name, field in fields.items())
 
 
 def _fields(value: Any) -> Mapping[Any, Any]:
@@ -124,8 +125,4 @@ def _text(value: Any) -> str:
         return f"{len(value)} entries"
     shortener = reprlib.Repr()
     shortener.maxstring = shortener.maxother = _LONGEST
-    return _printable(shortener.repr(value))
-
-
-def _printable(text: str) -> str:
-    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text[:_LONGEST])
+    return printable(shortener.repr(value), _LONGEST)

@@ -32,11 +32,11 @@ def run(options: argparse.Namespace) -> None:
     from ssql_det.d2 import read_config, set_up_logging
     from ssql_det.detect import SCOPES, SSQL_DEFAULTS
     from ssql_det.detect.data import calibration_images
-    from ssql_det.detect.measure import parse_widths
+    from ssql_det.detect.measure import calibrated, parse_widths
     from ssql_det.detect.points import detector_points
     from ssql_det.detect.predict import check_outputs, detect, find_images, save
     from ssql_det.detect.weights import trained_detector
-    from ssql_det.quant import Bits, Ranges, calibrate
+    from ssql_det.quant import Bits, Ranges
 
     set_up_logging()
     overrides, images = _split(options.rest)
@@ -53,8 +53,7 @@ def run(options: argparse.Namespace) -> None:
     if options.ranges:
         ranges = Ranges.load(options.ranges, model, points)
     elif any(bits.act is not None for bits in widths if bits != Bits.FP):
-        calibration = calibration_images(cfg, options.calib_images)
-        ranges = calibrate(model, calibration, points, forward=lambda network, batch: network(batch))
+        ranges = calibrated(model, points, calibration_images(cfg, options.calib_images))
     found = detect(cfg, model, paths, widths, points, ranges, options.score)
     save(Path(options.out), cfg, paths, found)
     for bits, detections in found.items():

@@ -64,14 +64,13 @@ def run(options: argparse.Namespace) -> None:
 
 def _by_features(cfg: CfgNode, model: nn.Module, plan: Plan, bits: Bits) -> list[Hurt]:
     from ssql_det.detect.data import calibration_images
+    from ssql_det.detect.measure import calibrated
     from ssql_det.detect.points import detector_points
     from ssql_det.detect.sensitivity import feature_errors
-    from ssql_det.quant import calibrate
 
     points = detector_points(model, plan.scope)
     batches = calibration_images(cfg, plan.images, plan.seed)
-    ranges = calibrate(model, batches, points, forward=lambda network, batch: network(batch))
-    return list(feature_errors(model, points, ranges, bits, batches))
+    return list(feature_errors(model, points, calibrated(model, points, batches), bits, batches))
 
 
 def _by_ap(cfg: CfgNode, model: nn.Module, plan: Plan, bits: Bits) -> list[Hurt]:
@@ -87,7 +86,7 @@ def _by_ap(cfg: CfgNode, model: nn.Module, plan: Plan, bits: Bits) -> list[Hurt]
     tools = prepare(cfg, model, plan, images)
 
     def ap(overrides: dict[str, Bits]) -> float:
-        alone = replace(plan, overrides=overrides, floats_too=True)
+        alone = replace(plan, overrides=overrides)
         return measure(model, tools, Bits.FP, alone, images, dataset)[0]["bbox/AP"]
 
     whole = ap({})

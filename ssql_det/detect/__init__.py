@@ -1,12 +1,22 @@
 """Floor 3: detectors, on the door alone, so that all of it works the same on Detectron2 and on minid2.
 
-========== =============================================================================
-config     the ``SSQL`` node and its defaults
-heads      a C4 head whose ``res5`` has the backbone's blocks
-narrow     the narrow ResNet of small machines as a detector's backbone
-points     where a detector is quantized, in scope ``backbone`` or ``all``
-weights    a detector from a config and a file: all its weights, or its backbone's
-========== =============================================================================
+============ ===========================================================================
+config       the ``SSQL`` node and its defaults
+heads        a C4 head whose ``res5`` has the backbone's blocks
+narrow       the narrow ResNet of small machines as a detector's backbone
+points       where a detector is quantized, in scope ``backbone`` or ``all``
+weights      a detector from a config and a file: all its weights, or its backbone's
+data         images to calibrate with and to evaluate on
+stream       images to train on, in an order that is a function of the seed
+evaluate     one evaluation, as the data set wants it
+measure      calibrate, quantize, evaluate: one row
+sweep        a row for every bit-width
+recalibrate  norms that follow a bit-width
+sensitivity  which part few bits hurt
+predict      a user's own images
+train        the loop, with ``checkpoints``, ``precise_bn`` and ``watch``
+answers      the engine's exceptions as sentences
+============ ===========================================================================
 
 Importing this package registers its parts with the engine, under the names that configs give.
 """

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ssql_det.convert.checkpoint import KEY
 from ssql_det.core.errors import UserError
 from ssql_det.core.files import atomic_write
 from ssql_det.core.reader import read_tensors
@@ -19,15 +20,13 @@ from ssql_det.core.resume import RngState
 
 TAG = "last_checkpoint"
 FINAL = "model_final"
-_KEYS = ("model", "optimizer", "scheduler", "iteration", "rng")
+_KEYS = ("model", "optimizer", "scheduler", "iteration", "rng", KEY)
 
 
 def save(folder: Path, name: str, iteration: int, parts: Mapping[str, Any], description: Mapping[str, Any]) -> Path:
     """Write ``name.pth``, then the tag. ``iteration`` is the last that is in it; ``parts`` have a ``state_dict``."""
     content = {key: part.state_dict() for key, part in parts.items()}
-    content |= {"iteration": iteration, "rng": vars(RngState.capture())}
-    if description:  # what is known of the network; nothing where it began from scratch
-        content["ssql_det"] = dict(description)
+    content |= {"iteration": iteration, "rng": vars(RngState.capture()), KEY: dict(description)}
     path = folder / f"{name}.pth"
     with atomic_write(path) as file:
         torch.save(content, file)
@@ -53,4 +52,4 @@ def resume(folder: Path, parts: Mapping[str, Any]) -> tuple[int, dict[str, Any]]
             "OUTPUT_DIR"
         ) from failure
     RngState(**content["rng"]).restore()
-    return content["iteration"], content.get("ssql_det", {})
+    return content["iteration"], content[KEY]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,7 +30,6 @@ class Plan:
     images: int
     seed: int = 0
     recalibrate_bn: bool = False
-    floats_too: bool = False  # whether the overrides hold at FP as well: one part quantized, the rest float
     overrides: Mapping[str, Bits] = field(default_factory=dict)
 
 
@@ -70,10 +69,15 @@ def prepare(
         ranges = Ranges.load(saved, model, points)
         _logger.info("calibrated already: %s", saved)
     else:
-        ranges = calibrate(model, calibration, points, forward=lambda network, batch: network(batch))
+        ranges = calibrated(model, points, calibration)
         if saved is not None:
             ranges.save(saved, model)
     return Tools(points, calibration, ranges, profile_cost(model.eval(), points, next(iter(images))))
+
+
+def calibrated(model: nn.Module, points: Sequence[QuantPoint], batches: Sequence[Batch]) -> Ranges:
+    """The ranges of a detector's points: it is fed whole batches of the engine's dicts."""
+    return calibrate(model, batches, points, forward=lambda network, batch: network(batch))
 
 
 def measure(
@@ -85,14 +89,13 @@ def measure(
     """
     _logger.info("evaluating at %s on %s", bits, dataset)
     start = time.perf_counter()
-    overrides = {} if bits == Bits.FP and not plan.floats_too else plan.overrides
-    with tempfile.TemporaryDirectory() as scratch, quantized(model, tools.points, tools.ranges, bits, overrides):
+    with tempfile.TemporaryDirectory() as scratch, quantized(model, tools.points, tools.ranges, bits, plan.overrides):
         if plan.recalibrate_bn:
             with recalibrated(model, tools.calibration):
                 metrics = evaluate(model, images, dataset, scratch)
         else:
             metrics = evaluate(model, images, dataset, scratch)
-    cost = tools.profile.at(bits, overrides)
+    cost = tools.profile.at(bits, plan.overrides)
     metrics |= {"MB": cost.bytes / 1e6, "GFLOPs": cost.macs / 1e9, "GBOPs": cost.bit_ops / 1e9}
     return metrics, round(time.perf_counter() - start, 2)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,8 @@ def sweep(
             with atomic_write(out / PLAN_NAME, "w") as file:  # from here on the folder is this sweep's
                 json.dump(identity, file, indent=1)
             tools = prepare(cfg, model, plan, images, calibration, out / RANGES_NAME)
-        metrics, seconds = measure(model, tools, bits, plan, images, dataset)
+        own = replace(plan, overrides={}) if bits == Bits.FP else plan  # a row called FP is full precision
+        metrics, seconds = measure(model, tools, bits, own, images, dataset)
         who = (checkpoint.called, sha256, checkpoint.facts.method)
         row = make_row(cfg, config_name, dataset, bits, plan, len(tools.calibration), metrics, seconds, *who)
         rows.append(out / RESULTS_NAME, row)

@@ -66,11 +66,12 @@ def pretrained_detector(cfg: CfgNode) -> tuple[nn.Module, Checkpoint]:
 
 def described_by(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
     """What is known about a network that began from scratch: what its config says."""
-    facts = told(Facts(method=cfg.SSQL.METHOD or None), _images(cfg), cfg.MODEL.RESNETS.STRIDE_IN_1X1)
+    facts = told(Facts(method=cfg.SSQL.METHOD or None), images_of(cfg), cfg.MODEL.RESNETS.STRIDE_IN_1X1)
     return Checkpoint(architecture_of(model), {}, facts).description()
 
 
-def _images(cfg: CfgNode) -> Input:
+def images_of(cfg: CfgNode) -> Input:
+    """The images that a config feeds."""
     return Input(cfg.INPUT.FORMAT, tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD))
 
 
@@ -81,7 +82,7 @@ def _read(cfg: CfgNode) -> Checkpoint:
     checkpoint = read(os.path.expanduser(cfg.MODEL.WEIGHTS))
     facts = checkpoint.facts
     stride = cfg.MODEL.RESNETS.STRIDE_IN_1X1 if facts.stride_in_1x1 is None else facts.stride_in_1x1
-    return replace(checkpoint, facts=told(facts, facts.input or _images(cfg), stride))
+    return replace(checkpoint, facts=told(facts, facts.input or images_of(cfg), stride))
 
 
 def _report(coverage: Coverage, checkpoint: Checkpoint, what: str) -> None:

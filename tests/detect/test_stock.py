@@ -10,7 +10,7 @@ import ssql_det
 from ssql_det.cli.main import main
 from ssql_det.core.errors import UserError
 from ssql_det.core.rows import read
-from ssql_det.d2 import DatasetCatalog, build_model, read_config, register_toy_data
+from ssql_det.d2 import build_model, read_config
 from ssql_det.detect import SSQL_DEFAULTS
 from ssql_det.detect.weights import trained_detector
 
@@ -31,15 +31,6 @@ SMALL = {
 }
 # A C4 detector of the zoo has bottlenecks; a basic network has none there.
 CONFIGS = {"mask_r50_fpn": SMALL, "faster_r50_fpn": SMALL}
-
-
-@pytest.fixture(autouse=True)
-def _toy(toy, monkeypatch):
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(toy))
-    monkeypatch.setattr("ssql_det.d2.set_up_logging", lambda: None)
-    for name in [name for name in DatasetCatalog.list() if name.startswith("toy_")]:
-        DatasetCatalog.remove(name)
-    register_toy_data()
 
 
 def overrides(settings):

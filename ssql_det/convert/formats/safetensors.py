@@ -18,6 +18,7 @@ from ssql_det.convert.checkpoint import KEY, Checkpoint, described
 from ssql_det.convert.facts import Facts, customary
 from ssql_det.convert.files import METADATA
 from ssql_det.convert.format import Format, Found, Writer
+from ssql_det.convert.formats.torchvision import TORCHVISION
 from ssql_det.convert.layout import Layout
 from ssql_det.convert.pytorch import as_pytorch
 
@@ -65,7 +66,7 @@ SAFETENSORS = Format(
     name="safetensors",
     title="safetensors under torchvision's names, timm's and ours",
     branches={"online": (Layout(containers=("model",), marks=(METADATA,)),)},
-    left_out={"fc.*": "a classifier", "head.*": "a classifier"},
+    left_out=TORCHVISION.left_out,
     facts=_facts,
     writer=Writer((".safetensors",), _write),
     note="a stride in the 1x1",
