@@ -184,12 +184,24 @@ def read_config(
     defaults = names["get_cfg"]()
     defaults.SSQL = names["CfgNode"](dict(own or {}))
     cfg = load_config(defaults, file, overrides)
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        _logger.warning("there is no GPU here: MODEL.DEVICE is cpu instead of %s", cfg.MODEL.DEVICE)
+    if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
+        _logger.warning("there is no GPU here: MODEL.DEVICE is cpu instead of cuda")
         cfg.defrost()
         cfg.MODEL.DEVICE = "cpu"
         cfg.freeze()
+    if cfg.MODEL.DEVICE not in ("cpu", "cuda"):
+        _require_device(cfg.MODEL.DEVICE)
     return cfg
+
+
+def _require_device(name: str) -> None:
+    import torch
+
+    try:
+        torch.zeros(1, device=name)
+    except (AssertionError, RuntimeError) as failure:
+        reason = str(failure).splitlines()[0]
+        raise UserError(f"MODEL.DEVICE {name!r} is not here ({reason}); set it to cpu, or to cuda") from None
 
 
 def set_up_logging(level: int = logging.INFO) -> None:

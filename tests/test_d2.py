@@ -170,6 +170,12 @@ def test_a_config_has_our_node_is_frozen_and_names_a_device_that_is_there(tmp_pa
     assert d2.read_config().MODEL.DEVICE == "cuda"
 
 
+@pytest.mark.parametrize("device", ["tpu", "cuda:99", ""])
+def test_a_device_that_is_not_there_is_refused(device):
+    with pytest.raises(UserError, match=rf"MODEL\.DEVICE '{device}' is not here \(.*\); set it to cpu, or to cuda"):
+        d2.read_config(overrides=["MODEL.DEVICE", device])
+
+
 @pytest.mark.parametrize(
     ("text", "overrides", "sentence"),
     [

@@ -21,6 +21,7 @@ from ssql_det.backbones import build_backbone
 from ssql_det.convert import IMAGENET, Checkpoint, Input, load_backbone
 from ssql_det.convert.files import open_weights
 from ssql_det.core.errors import UserError
+from ssql_det.quant.taps import recorded
 
 BAR = 1e-5  # of the largest feature of a stage
 _STAGES = (("layer1", "layer2", "layer3", "layer4"), ("res2", "res3", "res4", "res5"))
@@ -108,18 +109,9 @@ def _load_as_its_users_do(network: nn.Module, format: str, content: Any) -> None
 
 def _features(network: nn.Module, images: Tensor) -> list[Tensor]:
     """What each of the four stages puts out."""
-    seen: list[Tensor] = []
     stages = next(names for names in _STAGES if hasattr(network, names[0]))
-    hooks = [
-        network.get_submodule(name).register_forward_hook(lambda module, inputs, output: seen.append(output))
-        for name in stages
-    ]
-    try:
-        with torch.no_grad():
-            network(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with recorded(network, stages) as seen, torch.no_grad():
+        network(images)
     return seen
 
 

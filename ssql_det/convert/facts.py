@@ -43,13 +43,14 @@ MSRA = Input("BGR", (103.53, 116.28, 123.675), (1.0, 1.0, 1.0))  # Detectron2's 
 class Facts:
     """``None`` is unknown. ``stride_in_1x1``: a bottleneck strides in its first 1x1 conv, as in MSRA's networks.
 
-    ``from_file`` tells whether the file says it, or the custom of its format.
+    ``seed`` is that of the training; ``from_file`` tells whether the file says it, or the custom of its format.
     """
 
     input: Input | None = None
     stride_in_1x1: bool | None = None
     method: str | None = None
     branch: str = "online"
+    seed: int | None = None
     from_file: bool = False
 
     def to_plain(self) -> dict[str, Any]:
@@ -67,7 +68,10 @@ class Facts:
         stride, method, branch = plain.get("stride_in_1x1"), plain.get("method"), plain.get("branch", "online")
         if not isinstance(stride, bool | None) or not isinstance(method, str | None) or branch not in BRANCHES:
             raise ValueError(f"stride_in_1x1, method and branch are {_short([stride, method, branch])}")
-        return cls(images, stride, method, branch, plain.get("from_file", True) is True)
+        seed = plain.get("seed")
+        if not isinstance(seed, int | None):
+            raise ValueError(f"its seed is {_short(seed)}")
+        return cls(images, stride, method, branch, seed, plain.get("from_file", True) is True)
 
 
 def _triple(values: Sequence[float]) -> tuple[float, float, float]:

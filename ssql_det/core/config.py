@@ -6,8 +6,9 @@ is answered with its key and its file, and a typo with the nearest key there is.
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ssql_det.core.errors import UserError, did_you_mean
 from ssql_det.core.files import atomic_write
 
 RESOLVED_NAME = "config.yaml"
+_MOST_NAMED = 5
 
 
 def load_config(
@@ -51,6 +53,25 @@ def leaves(config: CfgNode, prefix: str = "") -> Iterator[str]:
             yield from leaves(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}"
+
+
+def plain_values(config: CfgNode) -> dict[str, Any]:
+    """The tree flat, in values that YAML and JSON have: ``{"OPTIM.LR": 0.1, ...}``."""
+    return dict(_flat(yaml.safe_load(config.dump())))
+
+
+def read_plain_values(directory: str | os.PathLike[str]) -> dict[str, Any]:
+    """The same of the config that was saved beside a run."""
+    return dict(_flat(_read_with_bases(Path(directory) / RESOLVED_NAME, ())))
+
+
+def require_same(before: Mapping[str, Any], now: Mapping[str, Any], where: str, cure: str) -> None:
+    """Refuse to go on at ``where`` with other values; the order of a mapping's entries counts as well."""
+    keys = [key for key in {**before, **now} if json.dumps(before.get(key)) != json.dumps(now.get(key))]
+    if keys:
+        named = ", ".join(f"{key} {before.get(key)!r} (now {now.get(key)!r})" for key in keys[:_MOST_NAMED])
+        more = f" and {len(keys) - _MOST_NAMED} more that differ" if len(keys) > _MOST_NAMED else ""
+        raise UserError(f"{where} has {named}{more}; {cure}")
 
 
 def _read_with_bases(path: Path, opened: tuple[Path, ...]) -> dict[str, Any]:
@@ -101,6 +122,9 @@ def _flat(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 
 def _merge_overrides(config: CfgNode, overrides: Sequence[str]) -> None:
+    for option in overrides:
+        if option.startswith("--"):
+            raise UserError(f"{option} stands behind KEY VALUE pairs; options come before them")
     if len(overrides) % 2:
         raise UserError(f"overrides come as KEY VALUE pairs, but {overrides[-1]!r} stands alone; write KEY VALUE")
     for key, value in zip(overrides[::2], overrides[1::2], strict=True):

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from ssql_det.d2 import CfgNode
+
+FOLDER = "configs/detection/"
 NO_MATTER = ("OUTPUT_DIR", "MODEL.WEIGHTS", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS", "SSQL.METHOD")  # to a number
 
 SSQL_DEFAULTS: dict[str, Any] = {
@@ -13,6 +19,7 @@ SSQL_DEFAULTS: dict[str, Any] = {
     "EXTRA_NORM": "",  # of a C4 head, after res5: "" for none, else as MODEL.RESNETS.NORM (He et al., CVPR 2020, MoCo)
     "MICRO_BATCHES": 1,  # parts of a batch that are taken one after the other, where memory is short
     "ON_BAD_IMAGE": "stop",  # or "skip": the next image stands in, and the bad one is named and counted
+    "FAST_EVALUATION": True,  # norms folded into quantized convs, channels last: equal but for rounding of floats
     "EVAL_PERIOD": 0,  # iterations between evaluations in training, and one after the last; 0 for none
     "EVAL_BITS": ["FP", "8w8a", "4w4a"],  # of those
     "SCOPE": "all",
@@ -21,10 +28,16 @@ SSQL_DEFAULTS: dict[str, Any] = {
 
 
 def config_name(file: str, overrides: Sequence[str]) -> str:
-    """How a row names its config: the file, and what the command changed in it.
+    """How a row names its config: the file, below ``configs/detection`` if it is there, and what the command changed.
 
-    >>> config_name("configs/detection/voc_r18_c4.yaml", ["MODEL.WEIGHTS", "w.pth", "SOLVER.MAX_ITER", "90"])
-    'voc_r18_c4.yaml SOLVER.MAX_ITER 90'
+    >>> config_name("configs/detection/zoo/mask_r50_c4.yaml", ["MODEL.WEIGHTS", "w.pth", "SOLVER.MAX_ITER", "90"])
+    'zoo/mask_r50_c4.yaml SOLVER.MAX_ITER 90'
     """
-    pairs = zip(overrides[::2], overrides[1::2], strict=False)
-    return " ".join([Path(file).name, *(f"{key} {value}" for key, value in pairs if key not in NO_MATTER)])
+    _, is_ours, below = Path(file).as_posix().rpartition(FOLDER)
+    pairs = [pair for pair in zip(overrides[::2], overrides[1::2], strict=False) if pair[0] not in NO_MATTER]
+    return shlex.join([below if is_ours else Path(file).name, *itertools.chain.from_iterable(pairs)])
+
+
+def seed_of(cfg: CfgNode) -> int:
+    """The seed of a training: every run has one, where Detectron2's -1 would leave it to chance."""
+    return max(int(cfg.SEED), 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -68,6 +69,18 @@ def evaluation_images(cfg: CfgNode, name: str) -> Decoded:
     check_dataset(name)
     with answered(f"the data set {name} cannot be read"):
         return Decoded(build_detection_test_loader(cfg, name))
+
+
+def objects_hash(name: str) -> str:
+    """What a data set asks for: its images' names and sizes, and the boxes in them. Where they lie does not matter."""
+    check_dataset(name)
+    content = hashlib.sha256()
+    with answered(f"the data set {name} cannot be read"):
+        for record in DatasetCatalog.get(name):
+            objects = [(each["category_id"], *each["bbox"]) for each in record.get("annotations", ())]
+            size = record.get("height"), record.get("width")
+            content.update(repr((Path(record["file_name"]).name, size, objects)).encode())
+    return content.hexdigest()
 
 
 def calibration_images(cfg: CfgNode, count: int, seed: int = 0) -> list[Batch]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 from torch import nn
@@ -18,14 +19,15 @@ from ssql_det.d2 import (
 )
 from ssql_det.detect.answers import answered
 from ssql_det.detect.data import Decoded
+from ssql_det.detect.fast import fast
 
 
-def evaluate(model: nn.Module, images: Decoded, dataset: str, scratch: str) -> dict[str, float]:
+def evaluate(model: nn.Module, images: Decoded, dataset: str, scratch: str, is_fast: bool = True) -> dict[str, float]:
     """Metrics of the data set's own evaluator: ``{"bbox/AP": 41.2, "bbox/AP50": 62.0, ...}``.
 
     ``scratch`` is a folder for what the evaluator writes.
     """
-    with answered(f"{dataset} cannot be evaluated on"):
+    with answered(f"{dataset} cannot be evaluated on"), fast(model) if is_fast else nullcontext():
         results = inference_on_dataset(model, images, _evaluator(dataset, scratch))
     return dict(_flat(results or {}))
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from torch import nn
 
+from ssql_det.convert import Facts
 from ssql_det.core.rows import Row
 from ssql_det.d2 import CfgNode, engine
 from ssql_det.detect.data import Batch, Decoded, calibration_images
@@ -35,12 +36,13 @@ class Plan:
 
 @dataclass(frozen=True)
 class Tools:
-    """What every width shares: one calibration, one profile of costs."""
+    """What every width shares: one calibration, one profile of costs, one way through the network."""
 
     points: tuple[QuantPoint, ...]
     calibration: list[Batch]
     ranges: Ranges
     profile: CostProfile
+    is_fast: bool = True
 
 
 def parse_widths(text: str) -> list[Bits]:
@@ -72,7 +74,8 @@ def prepare(
         ranges = calibrated(model, points, calibration)
         if saved is not None:
             ranges.save(saved, model)
-    return Tools(points, calibration, ranges, profile_cost(model.eval(), points, next(iter(images))))
+    profile = profile_cost(model.eval(), points, next(iter(images)))
+    return Tools(points, calibration, ranges, profile, cfg.SSQL.FAST_EVALUATION)
 
 
 def calibrated(model: nn.Module, points: Sequence[QuantPoint], batches: Sequence[Batch]) -> Ranges:
@@ -92,9 +95,9 @@ def measure(
     with tempfile.TemporaryDirectory() as scratch, quantized(model, tools.points, tools.ranges, bits, plan.overrides):
         if plan.recalibrate_bn:
             with recalibrated(model, tools.calibration):
-                metrics = evaluate(model, images, dataset, scratch)
+                metrics = evaluate(model, images, dataset, scratch, tools.is_fast)
         else:
-            metrics = evaluate(model, images, dataset, scratch)
+            metrics = evaluate(model, images, dataset, scratch, tools.is_fast)
     cost = tools.profile.at(bits, plan.overrides)
     metrics |= {"MB": cost.bytes / 1e6, "GFLOPs": cost.macs / 1e9, "GBOPs": cost.bit_ops / 1e9}
     return metrics, round(time.perf_counter() - start, 2)
@@ -109,15 +112,15 @@ def make_row(
     calibrated_with: int,
     metrics: Mapping[str, float],
     seconds: float,
+    facts: Facts,
     checkpoint: str,
     checkpoint_hash: str = "",
-    method: str | None = None,
 ) -> Row:
-    """A measurement with everything that it depends on."""
+    """A measurement with everything that it depends on. Method and seed are the config's, else the checkpoint's."""
     bn = ", BN recalibrated" if plan.recalibrate_bn else ""
     own = "".join(f", {pattern} at {width}" for pattern, width in plan.overrides.items())
     return Row(
-        method=cfg.SSQL.METHOD or method or "",
+        method=cfg.SSQL.METHOD or facts.method or "",
         checkpoint=checkpoint,
         checkpoint_hash=checkpoint_hash,
         config=config_name,
@@ -126,7 +129,7 @@ def make_row(
         scope=plan.scope,
         calibration=f"{calibrated_with} images of {'+'.join(cfg.DATASETS.TRAIN)}, seed {plan.seed}, MinMax{bn}{own}",
         metrics=metrics,
-        seed=cfg.SEED,
+        seed=cfg.SEED if cfg.SEED >= 0 or facts.seed is None else facts.seed,
         engine=engine(),
         seconds=seconds,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from ssql_det.core.files import atomic_write
 from ssql_det.d2 import CfgNode, MetadataCatalog, ResizeShortestEdge, read_image
 from ssql_det.detect.answers import answered
 from ssql_det.detect.data import Batch
+from ssql_det.detect.fast import fast
 from ssql_det.quant import Bits, QuantPoint, Ranges, quantized
 
 Detections = list[dict[str, Any]]  # of one image, as in COCO's results: bbox [x, y, w, h], category_id, score, ...
@@ -80,7 +82,8 @@ def detect(
     model.eval()
     found: dict[Bits, list[Detections]] = {}
     for bits in widths:
-        with quantized(model, points, ranges, bits), torch.no_grad():
+        way = fast(model) if cfg.SSQL.FAST_EVALUATION else nullcontext()
+        with quantized(model, points, ranges, bits), way, torch.no_grad():
             outputs = (model(prepared(cfg, path))[0]["instances"] for path in track(paths, f"detecting at {bits}"))
             found[bits] = [list(_as_coco(instances, least_score)) for instances in outputs]
     return found

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +17,7 @@ from ssql_det.core.console import track
 from ssql_det.core.errors import UserError
 from ssql_det.detect.data import Batch
 from ssql_det.quant import Bits, QuantPoint, Ranges, quantized
+from ssql_det.quant.taps import recorded
 
 _GROUPS = (  # a pattern of paths, and how the group is called in a bits file
     (r"(backbone(?:\.bottom_up)?\.stem).*", r"\1*"),
@@ -89,23 +88,9 @@ def _group(path: str) -> str:
 
 
 def _outputs(model: nn.Module, sinks: Sequence[str], batch: Batch) -> list[Tensor]:
-    seen: list[Tensor] = []
-    with _watching(model, sinks, seen), torch.no_grad():
+    with recorded(model, sinks) as seen, torch.no_grad():
         model(batch)
     return seen
-
-
-@contextmanager
-def _watching(model: nn.Module, sinks: Sequence[str], seen: list[Tensor]) -> Iterator[None]:
-    def watch(module: nn.Module, inputs: Any, output: Any) -> None:
-        seen.extend(tensor.clone() for tensor in (output.values() if isinstance(output, dict) else [output]))
-
-    hooks = [model.get_submodule(name).register_forward_hook(watch) for name in sinks]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _relative_error(found: Sequence[Tensor], reference: Sequence[Tensor]) -> float:

@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import logging
 import random
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -132,8 +133,14 @@ def training_batches(cfg: CfgNode, size: int, seed: int, first: int = 0) -> Iter
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=list,
         generator=torch.Generator().manual_seed(seed),  # else it draws from the global one, once a run
+        worker_init_fn=_leave_interrupts_to_the_main_process,
     )
     return map(_require_samples, loader)
+
+
+def _leave_interrupts_to_the_main_process(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal; the workers are stopped by the one that answers it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _require_samples(batch: Batch) -> Batch:

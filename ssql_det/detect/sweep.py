@@ -8,22 +8,22 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import nn
 
 from ssql_det.convert import Checkpoint
 from ssql_det.core import rows
+from ssql_det.core.config import plain_values, require_same
 from ssql_det.core.errors import UserError
 from ssql_det.core.files import atomic_write
 from ssql_det.core.rows import Row
 from ssql_det.d2 import CfgNode, engine
 from ssql_det.detect.config import NO_MATTER
-from ssql_det.detect.data import calibration_images, evaluation_images
+from ssql_det.detect.data import calibration_images, evaluation_images, objects_hash
 from ssql_det.detect.measure import Plan, Tools, make_row, measure, prepare
 from ssql_det.detect.points import detector_points
 from ssql_det.quant import Bits
@@ -45,7 +45,7 @@ def sweep(
     dataset = _only_test_set(cfg)
     assign_bits(detector_points(model, plan.scope), Bits.FP, plan.overrides)  # refused before anything is written
     sha256 = checkpoint.source.sha256 if checkpoint.source else ""
-    identity = _identity(cfg, sha256, plan)
+    identity = _identity(cfg, dataset, sha256, plan)
     _keep_to_the_plan(out / PLAN_NAME, identity)
     done = {row.bits: row for row in (rows.read(out / RESULTS_NAME) if (out / RESULTS_NAME).exists() else [])}
     images = evaluation_images(cfg, dataset)
@@ -62,7 +62,7 @@ def sweep(
             tools = prepare(cfg, model, plan, images, calibration, out / RANGES_NAME)
         own = replace(plan, overrides={}) if bits == Bits.FP else plan  # a row called FP is full precision
         metrics, seconds = measure(model, tools, bits, own, images, dataset)
-        who = (checkpoint.called, sha256, checkpoint.facts.method)
+        who = (checkpoint.facts, checkpoint.called, sha256)
         row = make_row(cfg, config_name, dataset, bits, plan, len(tools.calibration), metrics, seconds, *who)
         rows.append(out / RESULTS_NAME, row)
         yield row
@@ -75,11 +75,12 @@ def _only_test_set(cfg: CfgNode) -> str:
     return name
 
 
-def _identity(cfg: CfgNode, sha256: str, plan: Plan) -> dict[str, Any]:
+def _identity(cfg: CfgNode, dataset: str, sha256: str, plan: Plan) -> dict[str, Any]:
     """Everything that decides the rows' numbers, by plain keys."""
     return {
-        **{key: value for key, value in _leaves(yaml.safe_load(cfg.dump())) if key not in NO_MATTER},
+        **{key: value for key, value in plain_values(cfg).items() if key not in NO_MATTER},
         "weights' sha256": sha256,
+        "the objects' sha256": objects_hash(dataset),
         "engine": engine(),
         "--scope": plan.scope,
         "--calib-images": plan.images,
@@ -87,14 +88,6 @@ def _identity(cfg: CfgNode, sha256: str, plan: Plan) -> dict[str, Any]:
         "--recalibrate-bn": plan.recalibrate_bn,
         "--bits-file": {pattern: str(bits) for pattern, bits in plan.overrides.items()},
     }
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _keep_to_the_plan(path: Path, identity: dict[str, Any]) -> None:
@@ -107,17 +100,7 @@ def _keep_to_the_plan(path: Path, identity: dict[str, Any]) -> None:
                 )
         return
     try:
-        before = json.loads(path.read_text("utf-8"))
-        differing = [key for key in {**before, **identity} if _text(before, key) != _text(identity, key)]
-    except (ValueError, TypeError, AttributeError):
+        before = dict(json.loads(path.read_text("utf-8")))
+    except (ValueError, TypeError):
         raise UserError(f"{path} is damaged; choose another OUTPUT_DIR") from None
-    if differing:
-        key = differing[0]
-        raise UserError(
-            f"{path.parent} holds a sweep with {key} {before.get(key)!r}, now it is {identity.get(key)!r}"
-            f"{f' ({len(differing)} such differences)' if len(differing) > 1 else ''}; choose another OUTPUT_DIR"
-        )
-
-
-def _text(plan: Mapping[str, Any], key: str) -> str:
-    return json.dumps(plan.get(key))
+    require_same(before, identity, f"the sweep in {path.parent}", "choose another OUTPUT_DIR")

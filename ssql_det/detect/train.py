@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ssql_det.core.config import save_config
+from ssql_det.convert import Facts
+from ssql_det.core.config import plain_values, read_plain_values, require_same, save_config
 from ssql_det.core.errors import UserError
 from ssql_det.core.writers import JsonWriter, TensorBoardWriter, Writers
 from ssql_det.d2 import (
@@ -26,6 +27,7 @@ from ssql_det.d2 import (
 )
 from ssql_det.detect import checkpoints
 from ssql_det.detect.answers import answered
+from ssql_det.detect.config import NO_MATTER, seed_of
 from ssql_det.detect.data import Batch, check_dataset
 from ssql_det.detect.precise_bn import estimate_norms
 from ssql_det.detect.stream import BadImages, training_batches
@@ -33,6 +35,10 @@ from ssql_det.detect.watch import LOOKS_NAME, Watch
 from ssql_det.detect.weights import build_detector, described_by, pretrained_detector
 
 _PERIOD = 20  # iterations between log lines
+_MAY_CHANGE = (  # when a run goes on
+    *(*NO_MATTER, "SOLVER.MAX_ITER", "SOLVER.CHECKPOINT_PERIOD"),
+    *("SSQL.EVAL_PERIOD", "SSQL.EVAL_BITS", "TEST.EVAL_PERIOD"),
+)
 _CURE = "lower SOLVER.BASE_LR or lengthen SOLVER.WARMUP_ITERS, and train in another OUTPUT_DIR"
 _logger = logging.getLogger(__name__)
 
@@ -46,18 +52,20 @@ def train(cfg: CfgNode, config_name: str, resume: bool = False) -> Path:
     folder, micro_batches = Path(cfg.OUTPUT_DIR), _micro_batches(cfg)
     _check_numbers(cfg)
     _check_classes(cfg)
-    seed = cfg.SEED if cfg.SEED >= 0 else 0
+    seed = seed_of(cfg)
     for seed_generator in (random.seed, np.random.seed, torch.manual_seed):
         seed_generator(seed)
     goes_on = (folder / checkpoints.TAG).exists()
     if goes_on and not resume:
         raise UserError(f"{folder} holds a run already; say --resume to go on with it, or choose another OUTPUT_DIR")
+    if goes_on:
+        _require_same_config(cfg, folder)
     if cfg.MODEL.WEIGHTS and not goes_on:
         model, checkpoint = pretrained_detector(cfg)
-        start, description = 0, checkpoint.description()
+        start, description = 0, {**checkpoint.description(), "seed": seed}
     else:
         model = build_detector(cfg)
-        start, description = 0, described_by(cfg, model)
+        start, description = 0, {**described_by(cfg, model), "seed": seed}
     with answered("the solver cannot be built"):
         optimizer = build_optimizer(cfg, model)
         scheduler = build_lr_scheduler(cfg, optimizer)
@@ -79,7 +87,8 @@ def train(cfg: CfgNode, config_name: str, resume: bool = False) -> Path:
     save_config(cfg, folder)
 
     batches = training_batches(cfg, cfg.SOLVER.IMS_PER_BATCH // micro_batches, seed, first=start * micro_batches)
-    bad_images, watch, printer = BadImages(), Watch(cfg, config_name), CommonMetricPrinter(cfg.SOLVER.MAX_ITER)
+    watch = Watch(cfg, config_name, Facts.from_plain(description))
+    bad_images, printer = BadImages(), CommonMetricPrinter(cfg.SOLVER.MAX_ITER)
     last = cfg.SOLVER.MAX_ITER - 1
     with ExitStack() as stack:
         storage = stack.enter_context(EventStorage(start))
@@ -133,6 +142,15 @@ def _require_finite(losses: Mapping[str, Tensor], iteration: int) -> None:
     for name, loss in losses.items():
         if not loss.isfinite():
             raise UserError(f"{name} is {loss.item()} at iteration {iteration}; {_CURE}")
+
+
+def _require_same_config(cfg: CfgNode, folder: Path) -> None:
+    """A run that went on with other numbers would be neither the one nor the other."""
+    before, now = (
+        {key: value for key, value in values.items() if key not in _MAY_CHANGE}
+        for values in (read_plain_values(folder), plain_values(cfg))
+    )
+    require_same(before, now, f"the run in {folder}", "resume with its config, or train in another OUTPUT_DIR")
 
 
 def _micro_batches(cfg: CfgNode) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
+from ssql_det.convert import Facts
 from ssql_det.core import rows
 from ssql_det.core.errors import UserError
 from ssql_det.core.resume import RngState
@@ -26,13 +27,13 @@ class Watch:
 
     Without a period it never looks.
 
-    >>> watch = Watch(cfg, "voc_r18_c4.yaml")
+    >>> watch = Watch(cfg, "voc_r18_c4.yaml", checkpoint.facts)
     >>> if watch.is_due(iteration, last):
     ...     scalars = watch.look(model, iteration)
     """
 
-    def __init__(self, cfg: CfgNode, config_name: str) -> None:
-        self._cfg, self._config_name = cfg, config_name
+    def __init__(self, cfg: CfgNode, config_name: str, facts: Facts) -> None:
+        self._cfg, self._config_name, self._facts = cfg, config_name, facts
         self._period = cfg.SSQL.EVAL_PERIOD or cfg.TEST.EVAL_PERIOD
         self._widths = parse_widths(",".join(map(str, cfg.SSQL.EVAL_BITS)))
         self._plan = Plan(cfg.SSQL.SCOPE, cfg.SSQL.CALIB_IMAGES)
@@ -69,10 +70,8 @@ class Watch:
 
     def _measured(self, model: nn.Module, tools: Tools, bits: Bits, images: Decoded, dataset: str, place: str) -> Row:
         metrics, seconds = measure(model, tools, bits, self._plan, images, dataset)
-        calibrated_with = len(tools.calibration)
-        return make_row(
-            self._cfg, self._config_name, dataset, bits, self._plan, calibrated_with, metrics, seconds, place
-        )
+        measured = (len(tools.calibration), metrics, seconds)
+        return make_row(self._cfg, self._config_name, dataset, bits, self._plan, *measured, self._facts, place)
 
 
 def _figures(row: Row) -> Iterator[tuple[str, float]]:

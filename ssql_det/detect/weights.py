@@ -36,6 +36,8 @@ def build_detector(cfg: CfgNode) -> nn.Module:
 
     >>> detector = build_detector(read_config("configs/detection/voc_r18_c4.yaml", own=SSQL_DEFAULTS))
     """
+    if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
+        raise UserError(f"INPUT.FORMAT is RGB or BGR, got {cfg.INPUT.FORMAT!r}")
     with answered("this config does not describe a detector"):
         model: nn.Module = build_model(cfg)
         return model

@@ -95,7 +95,7 @@ def _to_grid(
     """Block by block in the processor's cache; ``inside`` is filled with where the integers lie in their range."""
     step, out = _nonzero(scale), torch.empty_like(x)
     for source, target, width, zero, *mask in _blocks(x, out, step, zero_point, *([] if inside is None else [inside])):
-        rounded = torch.div(source, width).round_().add_(zero)
+        rounded = torch.div(source, width, out=None if mask else target).round_().add_(zero)
         torch.clamp(rounded, qmin, qmax, out=target)
         if mask:
             mask[0].copy_(rounded.eq_(target))  # faster than a comparison into booleans
@@ -127,16 +127,19 @@ class _FakeQuantize(torch.autograd.Function):
         return grad_x, grad_scale, None, None, None
 
 
-def _blocks(x: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """``x`` and the tensors that go along with it in pieces of its first axis; whole on a GPU."""
-    length = len(x) if x.ndim else 1
+def _blocks(x: Tensor, out: Tensor, scale: Tensor, zero_point: Tensor, *inside: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Pieces of the tensors that go together: of one grid in their order in memory, else of their first axis."""
+    along = [x, out, *inside]
+    order = sorted(range(x.ndim), key=x.stride, reverse=True)
+    if scale.ndim == 0 and x.permute(order).is_contiguous():
+        along = [each.permute(order).view(-1) for each in along]
+    length = len(along[0]) if x.ndim else 1
     rows = length if x.is_cuda else max(1, _BLOCK_ELEMENTS * length // x.numel())
     for start in range(0, length, rows):
-        yield tuple(each[start : start + rows] if _has_rows(each, length) else each for each in (x, *others))
-
-
-def _has_rows(tensor: Tensor, length: int) -> bool:
-    return tensor.ndim > 0 and len(tensor) == length
+        piece = slice(start, start + rows)
+        grid = [each[piece] if each.ndim and len(each) == length else each for each in (scale, zero_point)]
+        source, target, *mask = [each[piece] if x.ndim else each for each in along]
+        yield source, target, *grid, *mask
 
 
 def _keep_empty_ranges(scale: Tensor, original: Tensor, computed: Tensor) -> Tensor:

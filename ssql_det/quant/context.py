@@ -20,7 +20,7 @@ from ssql_det.quant.bits import Bits
 from ssql_det.quant.observers import MinMax, ObserverFactory
 from ssql_det.quant.points import QuantPoint, assign_bits
 from ssql_det.quant.ranges import Ranges
-from ssql_det.quant.taps import Action, float_weight, module_at, shadowed, tapped
+from ssql_det.quant.taps import OWN, Action, float_weight, module_at, shadowed, tapped
 
 
 @contextmanager
@@ -35,7 +35,7 @@ def observing(model: nn.Module, points: Iterable[QuantPoint], observer: Observer
     with ExitStack() as stack:
         for point in points:
             if point.is_weight:
-                stack.enter_context(shadowed(module_at(model, point), None))
+                stack.enter_context(shadowed(module_at(model, point), weight=OWN))
             else:
                 stack.enter_context(tapped(model, point, _watch(ranges[point].update)))
         yield ranges
@@ -64,8 +64,8 @@ def quantized(
     with ExitStack() as stack:
         for point, width in widths.items():
             if point.is_weight:
-                weight = None if width is None else _quantized_weight(model, point, width)
-                stack.enter_context(shadowed(module_at(model, point), weight))
+                weight = OWN if width is None else _quantized_weight(model, point, width)
+                stack.enter_context(shadowed(module_at(model, point), weight=weight))
             else:
                 action = None if width is None else _quantizer(model, point, ranges, width)
                 stack.enter_context(tapped(model, point, action))

@@ -6,7 +6,7 @@ there before. No module is swapped and no parameter touched.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ from ssql_det.core.errors import UserError, did_you_mean
 from ssql_det.quant.points import QuantPoint, Side
 
 Action = Callable[[Tensor], Tensor]
+OWN = object()  # what a module was built with
 
 
 @contextmanager
@@ -43,20 +44,39 @@ def tapped(model: nn.Module, point: QuantPoint, action: Action | None) -> Iterat
 
 
 @contextmanager
-def shadowed(module: nn.Module, weight: Tensor | None) -> Iterator[None]:
-    """Let ``module.weight`` be this tensor, or with ``None`` the parameter itself.
+def recorded(model: nn.Module, paths: Iterable[str]) -> Iterator[list[Tensor]]:
+    """What modules put out inside, pass by pass; where one puts out a dict, its values.
 
-    The instance dictionary is looked up before ``nn.Module`` looks for parameters, and only there.
+    >>> with recorded(resnet, ["layer3", "layer4"]) as features:
+    ...     resnet(images)
     """
-    before = module.__dict__.pop("weight", None)
-    if weight is not None:
-        module.__dict__["weight"] = weight
+    seen: list[Tensor] = []
+
+    def record(module: nn.Module, args: Any, output: Any) -> None:
+        seen.extend(tensor.clone() for tensor in (output.values() if isinstance(output, Mapping) else [output]))
+
+    hooks = [model.get_submodule(path).register_forward_hook(record) for path in paths]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def shadowed(module: nn.Module, **others: Any) -> Iterator[None]:
+    """Let attributes of a module be others, or with ``OWN`` its own parameters: ``shadowed(conv, weight=quantized)``.
+
+    The instance dictionary is looked up before ``nn.Module`` looks for parameters and children, and only there.
+    """
+    before = {name: module.__dict__.pop(name) for name in others if name in module.__dict__}
+    module.__dict__.update((name, other) for name, other in others.items() if other is not OWN)
     try:
         yield
     finally:
-        module.__dict__.pop("weight", None)
-        if before is not None:
-            module.__dict__["weight"] = before
+        for name in others:
+            module.__dict__.pop(name, None)
+        module.__dict__.update(before)
 
 
 def float_weight(model: nn.Module, point: QuantPoint) -> nn.Parameter:

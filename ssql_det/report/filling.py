@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Iterable
 
 DATASETS = {6: "voc_2007_test", 7: "coco_2017_val"}  # of the tables that sweeps fill
-_CONFIGS = {  # by what they evaluate on
+CONFIGS = {  # by what they evaluate on
     "voc_2007_test": "voc_r18_c4.yaml",
     "coco_2017_val": "coco_mask_r50_fpn.yaml",
     "toy_voc_2007_test": "toy_voc_narrow_c4.yaml",
@@ -31,12 +31,16 @@ def filling_command(
     config: str = "",
     calibration: str = "",
 ) -> str:
-    """``config`` and ``calibration`` are those of the rows already there, so that the new ones join them."""
+    """``config`` and ``calibration`` are those of the rows already there, so that the new ones join them.
+
+    A config that is not of this repository stands in angle brackets: where it lies the rows do not say.
+    """
     widths = ",".join(_EQUAL.sub(r"\1", width) for width in bits)
     name = method.removesuffix(" (ours)")
     elsewhere = dataset != DATASETS[number]
-    config = config or _CONFIGS.get(dataset, "")
-    path = shlex.quote(config if "/" in config else f"{_FOLDER}/{config}") if config else f"<{dataset}.yaml>"
+    file, *changed = shlex.split(config) or [CONFIGS.get(dataset, f"{dataset}.yaml")]
+    is_ours = file in CONFIGS.values() or file.startswith("zoo/")
+    path = f"{_FOLDER}/{file}" if is_ours else f"<{file}>"
     folder = "-".join([_slug(name), *([scope] if scope != "all" else []), *([dataset] if elsewhere else [])])
     parts = [
         f"ssql-det sweep --config-file {path}",
@@ -44,7 +48,8 @@ def filling_command(
         *([f"--scope {shlex.quote(scope)}"] if scope != "all" else []),
         f"MODEL.WEIGHTS <{_slug(name)}.pth>",
         f"SSQL.METHOD {shlex.quote(name)}",
-        *([f"DATASETS.TEST {shlex.quote(f'({dataset!r},)')}"] if dataset not in _CONFIGS else []),
+        *([shlex.join(changed)] if changed else []),
+        *([f"DATASETS.TEST {shlex.quote(f'({dataset!r},)')}"] if dataset not in CONFIGS else []),
         f"OUTPUT_DIR {shlex.quote(f'sweeps/{folder}')}",
         *([f"# calibration: {calibration}"] if calibration else []),
     ]

@@ -13,9 +13,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ssql_det.core.errors import UserError
+from ssql_det.core.errors import UserError, did_you_mean
 from ssql_det.core.rows import Row, finite_or_none
-from ssql_det.report.filling import DATASETS, filling_command
+from ssql_det.report.filling import CONFIGS, DATASETS, filling_command
 from ssql_det.report.grouping import UNNAMED, Group, by_bits, grouped
 from ssql_det.report.notes import notes
 from ssql_det.report.published import Column, PublishedTable, published_table
@@ -80,6 +80,9 @@ def compare(number: int, found: Sequence[Row], scope: str = "all", dataset: str 
         raise UserError(f"there is no Table {number} of detectors; there are {known}")
     table = published_table(number)
     dataset = dataset or DATASETS[number]
+    named = {*CONFIGS, *(row.dataset for row in found)}
+    if found and dataset not in named:
+        raise UserError(f"no row is of {dataset!r}{did_you_mean(dataset, named)}; --dataset is as rows name it")
     kept = newest([row for row in found if row.scope == scope and row.dataset == dataset])
     groups = grouped(kept, table)
     costs = [name for name in COSTS if any(name in row.metrics for row in kept)]

@@ -95,7 +95,7 @@ def _draw(rng: np.random.Generator, source: Digits, height: int, width: int) -> 
 def _draw_crowd(rng: np.random.Generator, source: Digits, height: int, width: int) -> tuple[Alpha, _Painted]:
     label = source.labels[rng.integers(len(source.labels))]
     members = rng.choice(np.flatnonzero(source.labels == label), size=int(rng.integers(4, 8)))
-    size = float(rng.uniform(18, 28))
+    size = min(float(rng.uniform(18, 28)), min(height, width) / 4)  # a crowd has room in the least scene
     spread = 0.8 * size
     middle = rng.uniform(2 * size, (width - 2 * size, height - 2 * size))
     centres = [tuple(middle + rng.uniform(-spread, spread, 2)) for _ in members]

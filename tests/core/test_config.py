@@ -3,7 +3,7 @@ import math
 import pytest
 from fvcore.common.config import CfgNode
 
-from ssql_det.core.config import leaves, load_config, save_config
+from ssql_det.core.config import leaves, load_config, plain_values, read_plain_values, require_same, save_config
 from ssql_det.core.errors import UserError
 
 
@@ -113,6 +113,23 @@ def test_a_resolved_config_gives_itself_back(tmp_path, key, text, value):
     assert load_config(defaults(), path) == config
 
 
+def test_values_of_a_saved_config_are_the_same_and_others_are_refused(tmp_path):
+    before, now = (load_config(defaults(), overrides=["OPTIM.LR", rate, "NAME", "123"]) for rate in ("0.1", "0.2"))
+    save_config(before, tmp_path)
+    saved = read_plain_values(tmp_path)
+    assert saved == plain_values(before)
+    assert saved["OPTIM.WARMUP.EPOCHS"] == before.OPTIM.WARMUP.EPOCHS
+    require_same(saved, plain_values(before), "the run", "try again")
+    with pytest.raises(UserError) as refusal:
+        require_same(saved, plain_values(now), "the run", "try again")
+    assert str(refusal.value) == "the run has OPTIM.LR 0.1 (now 0.2); try again"
+
+
+def test_of_many_differences_five_are_named():
+    with pytest.raises(UserError, match=r"has A 0 \(now 1\), .* E 0 \(now 1\) and 2 more that differ; cure"):
+        require_same(dict.fromkeys("ABCDEFG", 0), dict.fromkeys("ABCDEFG", 1), "it", "cure")
+
+
 def test_leaves_are_the_full_keys():
     keys = [
         "SEED",
@@ -179,6 +196,7 @@ def test_bytes_that_are_no_text_are_one_sentence(tmp_path):
         (["OPTIM", "1"], "OPTIM in the command line; it is a group, set one of its keys, such as OPTIM.LR"),
         (["SEED", "many"], "SEED in the command line cannot be 'many': it is of type int"),
         (["SEED", "1", "NAME"], "KEY VALUE pairs, but 'NAME' stands alone"),
+        (["SEED", "1", "--resume"], "--resume stands behind KEY VALUE pairs; options come before them"),
         (["_BASE_", "a.yaml"], "unknown config key _BASE_ in the command line"),
     ],
 )

@@ -68,6 +68,21 @@ def unsettled(model, seed=0):
     return model.eval()
 
 
+def choosing_in_float32(model):
+    """A detector in float64 whose choices of boxes are made in float32: boxes are always of that type."""
+    generator, predictor = model.proposal_generator, model.roi_heads.box_predictor
+    predict_proposals, inference = generator.predict_proposals, predictor.inference
+
+    def chosen_proposals(anchors, logits, deltas, sizes):
+        return predict_proposals(anchors, [each.float() for each in logits], deltas, sizes)
+
+    def chosen_detections(predictions, proposed):
+        return inference(tuple(each.float() for each in predictions), proposed)
+
+    generator.predict_proposals, predictor.inference = chosen_proposals, chosen_detections
+    return model
+
+
 def pictures(count, sides=((90, 96), (96, 80), (70, 96)), seed=0):
     """Images as a mapper gives them, of several sizes: smooth ones, so that they have structure."""
     generator = torch.Generator().manual_seed(seed)

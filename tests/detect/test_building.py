@@ -69,6 +69,11 @@ def test_every_config_builds_a_detector_that_answers(name):
     assert all(parameter.requires_grad for parameter in detector.parameters())  # FREEZE_AT 0, no FrozenBN
 
 
+def test_channels_in_an_order_that_is_none_are_refused():
+    with pytest.raises(UserError, match=r"INPUT\.FORMAT is RGB or BGR, got 'GRB'"):
+        build_detector(config(C4, INPUT__FORMAT="GRB"))
+
+
 @pytest.mark.parametrize("kind", ["C4", "FPN"])
 @pytest.mark.parametrize("name", DETECTORS)
 def test_all_of_a_backbone_finds_its_place(name, kind, tmp_path):

@@ -11,7 +11,7 @@ import functools
 import pytest
 import torch
 import torch.nn.functional as F
-from detect.making import C4, FPN, config, pictures, unsettled
+from detect.making import C4, FPN, choosing_in_float32, config, pictures, unsettled
 from torch import nn
 
 from ssql_det import d2
@@ -234,21 +234,6 @@ def by_hand(model, batch, act):
 
 
 # ---- the comparison ------------------------------------------------------------------------------------------------
-
-
-def choosing_in_float32(model):
-    """A detector in float64 whose choices of boxes are made in float32: boxes are always of that type."""
-    generator, predictor = model.proposal_generator, model.roi_heads.box_predictor
-    predict_proposals, inference = generator.predict_proposals, predictor.inference
-
-    def chosen_proposals(anchors, logits, deltas, sizes):
-        return predict_proposals(anchors, [each.float() for each in logits], deltas, sizes)
-
-    def chosen_detections(predictions, proposed):
-        return inference(tuple(each.float() for each in predictions), proposed)
-
-    generator.predict_proposals, predictor.inference = chosen_proposals, chosen_detections
-    return model
 
 
 def passing(model):

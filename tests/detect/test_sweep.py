@@ -9,6 +9,7 @@ import pytest
 import torch
 from detect.making import C4, CONFIGS, config, tiny
 
+from ssql_det import d2
 from ssql_det.cli.main import main
 from ssql_det.core import rows
 from ssql_det.core.errors import UserError
@@ -184,14 +185,14 @@ def test_the_command_prints_the_rows_it_writes(whole, weights, capsys, tmp_path)
 @pytest.mark.parametrize(
     ("plan", "keys", "difference"),
     [
-        (PLAN, {"MODEL__ROI_HEADS__NMS_THRESH_TEST": 0.3}, "MODEL.ROI_HEADS.NMS_THRESH_TEST 0.5, now it is 0.3"),
-        (PLAN, {"INPUT__MIN_SIZE_TEST": 72}, "INPUT.MIN_SIZE_TEST 64, now it is 72"),
-        (Plan("all", 5), {}, "--calib-images 4, now it is 5"),
-        (Plan("backbone", 4), {}, "--scope 'all', now it is 'backbone'"),
-        (Plan("all", 4, seed=1), {}, "--calib-seed 0, now it is 1"),
-        (Plan("all", 4, recalibrate_bn=True), {}, "--recalibrate-bn False, now it is True"),
-        (Plan("all", 4, overrides={"*": Bits(8, 8)}), {}, "--bits-file {}, now it is {'*': '8w8a'}"),
-        (Plan("backbone", 5), {}, "--scope 'all', now it is 'backbone' (2 such differences)"),
+        (PLAN, {"MODEL__ROI_HEADS__NMS_THRESH_TEST": 0.3}, "MODEL.ROI_HEADS.NMS_THRESH_TEST 0.5 (now 0.3)"),
+        (PLAN, {"INPUT__MIN_SIZE_TEST": 72}, "INPUT.MIN_SIZE_TEST 64 (now 72)"),
+        (Plan("all", 5), {}, "--calib-images 4 (now 5)"),
+        (Plan("backbone", 4), {}, "--scope 'all' (now 'backbone')"),
+        (Plan("all", 4, seed=1), {}, "--calib-seed 0 (now 1)"),
+        (Plan("all", 4, recalibrate_bn=True), {}, "--recalibrate-bn False (now True)"),
+        (Plan("all", 4, overrides={"*": Bits(8, 8)}), {}, "--bits-file {} (now {'*': '8w8a'})"),
+        (Plan("backbone", 5), {}, "--scope 'all' (now 'backbone'), --calib-images 4 (now 5)"),
     ],
 )
 def test_another_sweep_in_the_same_folder_is_refused_and_says_what_differs(plan, keys, difference, whole, weights):
@@ -199,7 +200,7 @@ def test_another_sweep_in_the_same_folder_is_refused_and_says_what_differs(plan,
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(UserError) as refusal:
         swept(weights, folder, "FP,5", plan, **keys)
-    assert str(refusal.value) == f"{folder} holds a sweep with {difference}; choose another OUTPUT_DIR"
+    assert str(refusal.value) == f"the sweep in {folder} has {difference}; choose another OUTPUT_DIR"
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
@@ -207,8 +208,22 @@ def test_so_are_other_weights(whole, weights, tmp_path):
     content = torch.load(weights, weights_only=False)
     content["model"]["backbone.stem.conv1.weight"] += 1e-3
     torch.save(content, tmp_path / "model_final.pth")
-    with pytest.raises(UserError, match="holds a sweep with weights' sha256 "):
+    with pytest.raises(UserError, match=r"the sweep in .* has weights' sha256 "):
         swept(tmp_path / "model_final.pth", whole[0])
+
+
+def test_so_are_other_objects_under_the_same_name(whole, weights, monkeypatch):
+    records = d2.DatasetCatalog.get(TEST)
+    records[0]["annotations"] = records[0]["annotations"][1:]
+    monkeypatch.setattr(d2.DatasetCatalog, "get", lambda name: records)
+    with pytest.raises(UserError, match=r"the sweep in .* has the objects' sha256 '"):
+        swept(weights, whole[0])
+
+
+def test_a_row_has_the_seed_that_its_weights_were_trained_with(weights, tmp_path):
+    for seed, expected in ((-1, 3), (7, 7)):
+        (row,) = swept(weights, tmp_path / str(seed), "FP", SEED=seed)
+        assert row.seed == expected
 
 
 def test_where_the_weights_lie_and_who_decodes_does_not_matter(whole, weights, tmp_path):

@@ -275,16 +275,28 @@ def test_without_a_checkpoint_resuming_is_beginning(whole, tmp_path):
     assert same(final(tmp_path), final(whole))
 
 
+def test_a_run_goes_on_with_its_config_alone(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    keys = {"SSQL__EXTRA_NORM": "", "SOLVER__BASE_LR": 0.01, "SOLVER__MAX_ITER": 20, "SSQL__EVAL_PERIOD": 10}
+    said = r"the run in .*run has SOLVER\.BASE_LR 0\.005 \(now 0\.01\), SSQL\.EXTRA_NORM 'BN' \(now ''\); resume with"
+    with pytest.raises(UserError, match=said):
+        train(config(C4, tmp_path / "run", **keys), C4, resume=True)
+
+
 def test_a_checkpoint_of_another_network_is_not_resumed(whole, tmp_path):
     shutil.copytree(whole, tmp_path / "run")
+    content = final(whole)
+    del content["model"]["roi_heads.res5.norm.weight"]
+    torch.save(content, tmp_path / "run" / "model_final.pth")
     with pytest.raises(UserError, match=r"model_final\.pth does not fit this config .*; resume with the config of"):
-        train(config(C4, tmp_path / "run", SSQL__EXTRA_NORM=""), C4, resume=True)
+        train(config(C4, tmp_path / "run"), C4, resume=True)
 
 
 def test_a_checkpoint_without_state_is_not_resumed(whole, tmp_path):
     content = final(whole)
     torch.save({key: content[key] for key in ("model", "iteration")}, tmp_path / "model_final.pth")
     (tmp_path / "last_checkpoint").write_text("model_final.pth")
+    shutil.copy(whole / "config.yaml", tmp_path)
     with pytest.raises(UserError, match=r"model_final\.pth cannot be resumed from: it has no optimizer; train anew"):
         train(config(C4, tmp_path), C4, resume=True)
 

@@ -107,11 +107,25 @@ def test_an_empty_range_passes_anything_through_alone():
     assert not torch.equal(alone[0], weight[0])
 
 
-def test_tensors_of_many_blocks_equal_the_plain_chain():
-    x = torch.randn(70, 64, 13, 13)  # 2.9 blocks
+LAYOUTS = {
+    "in order": lambda x: x,
+    "channels last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "turned": lambda x: x.permute(3, 0, 2, 1),
+    "with gaps": lambda x: x[:, ::2],
+    "one image": lambda x: x.reshape(1, 70, 64, 169),
+    "one image, channels last": lambda x: x.reshape(1, 70, 64, 169).contiguous(memory_format=torch.channels_last),
+    "the same row again": lambda x: x[:1].expand(70, -1, -1, -1),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_tensors_of_many_blocks_equal_the_plain_chain(layout):
+    x = LAYOUTS[layout](torch.randn(70, 64, 13, 13))  # 2.9 blocks
     qparams = choose_qparams(x.min(), x.max() / 2, 4)
     plain = ((x / qparams.scale).round() + qparams.zero_point).clamp(0, 15) - qparams.zero_point
     assert torch.equal(fake_quantize(x, qparams), plain * qparams.scale)
+    with_gradient = fake_quantize(x.detach().requires_grad_(), qparams)
+    assert torch.equal(with_gradient, plain * qparams.scale)
     for axis, others in ((0, (1, 2, 3)), (1, (0, 2, 3))):
         scale = x.abs().amax(others, keepdim=True) / 7.5
         assert torch.equal(fake_quantize_weight(x, 4, axis), (x / scale).round().clamp(-8, 7) * scale)

@@ -166,6 +166,23 @@ def test_on_other_data_the_command_names_them():
     assert words[-1] == "sweeps/ssql-my_dogs"
 
 
+def test_the_command_repeats_the_config_of_the_rows_and_what_was_changed_in_it():
+    changed = """zoo/faster_r50_c4.yaml INPUT.MIN_SIZE_TEST 400 DATASETS.TRAIN "('voc_2007_train',)" """
+    words = shlex.split(line(compare(6, [row(config=changed)]), bits="FP").filled_by)
+    assert words[words.index("--config-file") + 1] == "configs/detection/zoo/faster_r50_c4.yaml"
+    assert words[words.index("INPUT.MIN_SIZE_TEST") + 1] == "400"
+    assert words[words.index("DATASETS.TRAIN") + 1] == "('voc_2007_train',)"
+
+
+def test_a_config_that_lies_elsewhere_is_to_be_found_by_the_user():
+    assert "--config-file <mine.yaml> " in line(compare(6, [row(config="mine.yaml SEED 3")]), bits="FP").filled_by
+
+
+def test_rows_of_other_data_alone_are_refused():
+    with pytest.raises(UserError, match="no row is of 'voc_2007_tset'; did you mean 'voc_2007_test'"):
+        compare(6, [row()], dataset="voc_2007_tset")
+
+
 @pytest.mark.parametrize(
     ("number", "dataset"),
     [(6, "voc_2007_test"), (7, "coco_2017_val"), (6, "toy_voc_2007_test"), (7, "toy_coco_2017_val")],

@@ -48,6 +48,11 @@ def test_boxes_fit_their_masks_to_the_pixel_and_masks_do_not_overlap(scenes):
         assert taken.max(initial=0) <= 1
 
 
+def test_the_least_scenes_have_room_for_crowds():
+    scenes = [make_scene(np.random.default_rng(seed), digits("train"), (96, 96)) for seed in range(120)]
+    assert sum(each.crowd for scene in scenes for each in scene.objects) > 5
+
+
 def test_a_mask_covers_the_ink():
     rng, shape = np.random.default_rng(0), (80, 90)
     behind = background(rng, *shape, texture=0.5)

@@ -1,0 +1,103 @@
+"""From nothing to a table: toy data, a training that learns them by heart, a sweep, rows, and the table they make."""
+
+import itertools
+
+import pytest
+import torch
+from detect.making import C4, CONFIGS, FPN, pairs
+
+from ssql_det.cli.main import main
+from ssql_det.core import rows
+from ssql_det.d2 import read_config
+from ssql_det.detect import SSQL_DEFAULTS, detector_points
+from ssql_det.detect.data import calibration_images
+from ssql_det.detect.measure import calibrated, parse_widths
+from ssql_det.detect.weights import trained_detector
+from ssql_det.quant import quantized
+from ssql_det.quant.taps import recorded
+from ssql_det.toydata.dataset import Settings, make_toy_data
+
+WIDTHS = "FP,8,6,5,4,2w4a"
+DETECTORS = {C4: ("toy_voc_2007_trainval", 6, 15.0), FPN: ("toy_coco_2017_train", 7, 6.0)}  # data, table, least AP
+KEYS = {
+    "MODEL.DEVICE": "cpu",
+    "INPUT.MIN_SIZE_TRAIN": (128,),
+    "INPUT.MAX_SIZE_TRAIN": 192,
+    "INPUT.MIN_SIZE_TEST": 128,
+    "INPUT.MAX_SIZE_TEST": 192,
+    "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 200,
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN": 50,
+    "MODEL.RPN.PRE_NMS_TOPK_TEST": 200,
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 32,
+    "SOLVER.IMS_PER_BATCH": 4,
+    "SOLVER.BASE_LR": 0.03,
+    "SOLVER.WARMUP_ITERS": 20,
+    "SOLVER.MAX_ITER": 240,
+    "SOLVER.STEPS": (180,),
+    "TEST.PRECISE_BN.NUM_ITER": 16,
+}
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    """Few, small, clear scenes."""
+    settings = Settings(scenes=64, crops=5, least_side=96, most_side=128, difficulty=0.0)
+    return make_toy_data(tmp_path_factory.mktemp("toy") / "data", settings)
+
+
+@pytest.fixture(scope="module", params=list(DETECTORS))
+def trained(request, toy_data_in_place, tmp_path_factory):
+    """A config, its keys with the weights it trained, and a folder."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("run")
+    config = str(CONFIGS / request.param)
+    main(["train-det", "--config-file", config, *pairs(KEYS | {"OUTPUT_DIR": folder})])
+    torch.set_num_threads(threads)
+    weights = {"MODEL.WEIGHTS": folder / "model_final.pth", "DATASETS.TEST": (DETECTORS[request.param][0],)}
+    return request.param, KEYS | weights, folder
+
+
+def swept(name, keys, out, bits=WIDTHS, **more):
+    config = ["--config-file", str(CONFIGS / name), "--bits", bits, "--calib-images", "16"]
+    more = {key.replace("__", "."): value for key, value in more.items()}
+    main(["sweep", *config, *pairs(keys | more | {"OUTPUT_DIR": out})])
+    return {row.bits: row.metrics["bbox/AP"] for row in rows.read(out / "results.jsonl")}
+
+
+def test_rows_and_a_table(trained, capsys):
+    name, keys, folder = trained
+    dataset, number, least = DETECTORS[name]
+    found = swept(name, keys, folder / "sweep")
+    assert list(found) == ["FP", "8w8a", "6w6a", "5w5a", "4w4a", "2w4a"]
+    assert found["FP"] > least, "it has not learned what it saw, and the rest would say nothing"
+    assert found["8w8a"] >= found["FP"] - 2
+    assert found["2w4a"] < found["FP"] - 2
+    plain = swept(name, keys, folder / "plain", "FP,4", SSQL__FAST_EVALUATION=False)
+    assert abs(plain["FP"] - found["FP"]) < 0.1
+    assert abs(plain["4w4a"] - found["4w4a"]) < 1
+    capsys.readouterr()
+    results = str(folder / "sweep" / "results.jsonl")
+    main(["tables", "--table", str(number), "--rows", results, "--dataset", dataset])
+    table = capsys.readouterr().out
+    for bits, ap in found.items():
+        assert any(bits in line and f"{ap:.1f}" in line for line in table.splitlines()), (bits, ap, table)
+
+
+def test_the_error_of_features_grows_as_bits_fall(trained):
+    name, keys, _ = trained
+    cfg = read_config(CONFIGS / name, pairs(keys), SSQL_DEFAULTS)
+    model, _ = trained_detector(cfg)
+    points, batches = detector_points(model, "backbone"), calibration_images(cfg, 4)
+    ranges = calibrated(model, points, batches)
+
+    def features(bits):
+        with quantized(model, points, ranges, bits), recorded(model, ["backbone"]) as seen, torch.no_grad():
+            for batch in batches:
+                model.eval()(batch)
+        return torch.cat([each.flatten() for each in seen])
+
+    whole, *others = (features(bits) for bits in parse_widths(WIDTHS))
+    errors = [float((each - whole).norm() / whole.norm()) for each in others]
+    assert errors == sorted(errors)
+    assert all(more > 1.2 * less > 0 for less, more in itertools.pairwise(errors)), errors

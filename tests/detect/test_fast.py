@@ -1,0 +1,114 @@
+"""The fast way through a detector: the same numbers in other floats, on weights that are put back."""
+
+import pytest
+import torch
+from detect.making import C4, FPN, choosing_in_float32, config, pictures, unsettled
+from torch import nn
+
+from ssql_det.d2 import FrozenBatchNorm2d
+from ssql_det.detect import detector_points
+from ssql_det.detect.fast import fast
+from ssql_det.detect.measure import calibrated
+from ssql_det.detect.weights import build_detector
+from ssql_det.quant import Bits, Side, quantized
+from ssql_det.quant.taps import recorded
+
+NORMS = {"BN": {}, "FrozenBN": {"MODEL__RESNETS__NORM": "FrozenBN", "MODEL__FPN__NORM": "", "SSQL__EXTRA_NORM": ""}}
+CASES = [(name, norm) for name in (C4, FPN) for norm in NORMS]
+
+
+def detector(name, norm="BN", dtype=torch.float64):
+    """Half of the norms' weights are negative: there folding before quantization would go wrong."""
+    torch.manual_seed(0)
+    model = unsettled(build_detector(config(name, **NORMS[norm])))
+    for module in model.modules():
+        if isinstance(module, (nn.modules.batchnorm._BatchNorm, FrozenBatchNorm2d)):
+            module.weight.data[::2] *= -1
+    return choosing_in_float32(model.double()) if dtype == torch.float64 else model
+
+
+def calibrated_detector(name, norm="BN", dtype=torch.float64):
+    model = detector(name, norm, dtype)
+    points, batches = detector_points(model, "all"), [[each] for each in pictures(3)]
+    return model, points, calibrated(model, points, batches), batches
+
+
+SINKS = ("proposal_generator.rpn_head.objectness_logits", "roi_heads.box_predictor.cls_score")
+
+
+@pytest.mark.parametrize("bits", ["FP", "8w8a", "4w4a"])
+@pytest.mark.parametrize(("name", "norm"), CASES)
+def test_it_detects_the_same(name, norm, bits):
+    model, points, ranges, batches = calibrated_detector(name, norm)
+    with torch.no_grad(), quantized(model, points, ranges, Bits.parse(bits)):
+        with recorded(model, SINKS) as plain:
+            detections = [model(batch)[0]["instances"] for batch in batches]
+        with fast(model), recorded(model, SINKS) as found:
+            again = [model(batch)[0]["instances"] for batch in batches]
+    assert len(plain) == len(found) > 2 * len(batches) - 1
+    for one, other in zip(plain, found, strict=True):
+        assert (one - other).abs().max() <= 1e-6 * one.abs().max()  # boxes are in float32 between them
+    for one, other in zip(detections, again, strict=True):
+        assert len(one) == len(other) > 0
+        assert torch.equal(one.pred_classes, other.pred_classes)
+        assert (one.pred_boxes.tensor - other.pred_boxes.tensor).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize(("name", "norm"), CASES)
+def test_no_norm_behind_a_conv_is_computed(name, norm):
+    model = detector(name, norm)
+    norms = [path for path, module in model.named_modules() if path.endswith(".norm")]
+    norms = [path for path in norms if isinstance(model.get_submodule(path.removesuffix(".norm")), nn.Conv2d)]
+    with recorded(model, norms) as seen, torch.no_grad():
+        with fast(model):
+            model([pictures(1)[0]])
+        assert not seen
+        model([pictures(1)[0]])
+    assert len(seen) >= len(norms) > 3
+
+
+@pytest.mark.parametrize("name", [C4, FPN])
+def test_few_elements_are_a_step_apart_in_float32(name):
+    """Rounding tips over where a float differs; the share of it is what a published AP could be moved by."""
+    model, points, ranges, batches = calibrated_detector(name, dtype=torch.float32)
+    outputs = [point for point in points if point.side is Side.OUTPUT and point.path.startswith("backbone")]
+    paths = [point.path for point in outputs]
+    for bits in (Bits(8, 8), Bits(4, 4)):
+        with torch.no_grad(), quantized(model, points, ranges, bits):
+            with recorded(model, paths) as plain:
+                model(batches[0])
+            with fast(model), recorded(model, paths) as found:
+                model(batches[0])
+        scales = [ranges.qparams(point, point.bits or bits.act, torch.device("cpu")).scale for point in outputs]
+        steps = torch.cat([(a - b).flatten() / scale for a, b, scale in zip(plain, found, scales, strict=True)]).round()
+        assert steps.abs().max() <= 1
+        assert (steps != 0).double().mean() < 0.01  # one that tips over moves those behind it
+
+
+def test_everything_is_as_it_was_afterwards_and_in_a_checkpoint_taken_inside():
+    model = detector(C4)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    attributes = {path: dict(vars(module)) for path, module in model.named_modules()}
+    with fast(model):
+        inside = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for state in (inside, model.state_dict()):
+        assert list(state) == list(before)
+        assert all(torch.equal(state[name], tensor) for name, tensor in before.items())
+    for path, module in model.named_modules():
+        assert {name: id(value) for name, value in vars(module).items()} == {
+            name: id(value) for name, value in attributes[path].items()
+        }
+
+
+def test_a_failure_inside_restores_too():
+    model = detector(FPN)
+    weight = model.backbone.fpn_output2.weight
+
+    def fail():
+        with fast(model):
+            assert model.backbone.fpn_output2.weight is not weight
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert model.backbone.fpn_output2.weight is weight
