@@ -66,9 +66,14 @@ _ROOTS = ("MODEL", "INPUT", "DATASETS", "DATALOADER", "TEST", "SOLVER", "SSQL", 
 
 def _split(rest: list[str]) -> tuple[list[str], list[str]]:
     """Config keys come in pairs and are in capitals with a dot, as MODEL.WEIGHTS; what follows them are images."""
+    from ssql_det.core.errors import UserError
+
     pairs = 0
     while pairs + 1 < len(rest) and _is_key(rest[pairs]):
         pairs += 2
+    for option in rest[pairs:]:
+        if option.startswith("--"):
+            raise UserError(f"{option} stands behind KEY VALUE pairs or images; options come before them")
     return rest[:pairs], rest[pairs:]
 
 

@@ -112,7 +112,9 @@ def _check(coverage: Coverage, checkpoint: Checkpoint) -> None:
     if not faults:
         return
     hint = "build the network with the same depth"
-    if not checkpoint.architecture.is_bottleneck and any("res5" in fault for fault in faults):
+    if any(fault.startswith("backbone.fpn_") for fault in faults):
+        hint = "one of the two is a C4 detector, the other has an FPN; give the config that the file was trained with"
+    elif not checkpoint.architecture.is_bottleneck and any("res5" in fault for fault in faults):
         hint += " and a C4 head with the same blocks (Detectron2's own Res5ROIHeads has bottlenecks at any depth)"
     name = checkpoint.architecture.name
     raise UserError(f"{checkpoint.called} is a {name} and does not fit this network: {some(faults)}; {hint}")

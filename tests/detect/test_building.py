@@ -113,6 +113,13 @@ def test_detectron2s_own_c4_head_fits_a_deep_network(tmp_path):
     assert json.loads((tmp_path / "run/coverage.json").read_text())["percent"] == 100
 
 
+@pytest.mark.parametrize(("given", "wanted"), [(C4, FPN), (FPN, C4)])
+def test_a_detector_of_the_other_kind_is_refused(given, wanted, tmp_path):
+    torch.save({"model": build_detector(config(given)).state_dict()}, tmp_path / "given.pth")
+    with pytest.raises(UserError, match="one of the two is a C4 detector, the other has an FPN"):
+        trained_detector(config(wanted, MODEL__WEIGHTS=tmp_path / "given.pth"))
+
+
 @pytest.mark.parametrize("given", ["resnet34", "narrow_resnet"])
 def test_a_backbone_of_another_depth_is_refused(given, tmp_path):
     _, path = saved(given, tmp_path)

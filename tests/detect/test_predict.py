@@ -104,6 +104,8 @@ def test_keys_come_before_images():
     rest = ["MODEL.WEIGHTS", "w.pth", "INPUT.MIN_SIZE_TEST", "64", "IMG_1.JPG", "photos"]
     assert _split(rest) == (rest[:4], rest[4:])
     assert _split(["photos"]) == ([], ["photos"])
+    with pytest.raises(UserError, match="--out stands behind KEY VALUE pairs or images"):
+        _split(["MODEL.WEIGHTS", "w.pth", "photos", "--out", "elsewhere"])
 
 
 @pytest.mark.parametrize(
