@@ -1,3 +1,9 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from ssql_det.toydata.dataset import Settings, make_toy_data
@@ -7,3 +13,25 @@ from ssql_det.toydata.dataset import Settings, make_toy_data
 def toy(tmp_path_factory):
     """A small data set, made once."""
     return make_toy_data(tmp_path_factory.mktemp("toy") / "data", Settings(scenes=60, crops=60, seed=6), workers=2)
+
+
+@pytest.fixture(scope="session")
+def in_process(toy):
+    """Runs a command of ssql-det in a process of its own, which may be killed; its exit status, -9 for a kill."""
+    env = {**os.environ, "DETECTRON2_DATASETS": str(toy), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    server = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("process_server.py"))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=env,
+    )
+
+    def run(arguments, log, **kill):
+        server.stdin.write(json.dumps({"arguments": arguments, "log": str(log), **kill}) + "\n")
+        server.stdin.flush()
+        return json.loads(server.stdout.readline())
+
+    yield run
+    server.stdin.close()
+    server.wait()

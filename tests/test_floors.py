@@ -19,6 +19,8 @@ FLOORS = {
     "minid2": 1,
     "d2": 2,
     "detect": 3,
+    "ssl": 2,
+    "pretrain": 3,
     "cli": 4,
 }
 LONGEST = 300

@@ -11,7 +11,6 @@ stream       images to train on, in an order that is a function of the seed
 evaluate     one evaluation, as the data set wants it
 measure      calibrate, quantize, evaluate: one row
 sweep        a row for every bit-width
-recalibrate  norms that follow a bit-width
 sensitivity  which part few bits hurt
 predict      a user's own images
 train        the loop, with ``checkpoints``, ``precise_bn`` and ``watch``

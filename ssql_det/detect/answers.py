@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from ssql_det.core.errors import UserError
 
-_OF_ENGINE = (AssertionError, FileNotFoundError, KeyError, NotImplementedError, ValueError)
+_OF_ENGINE = (AssertionError, KeyError, NotImplementedError, OSError, ValueError)
 
 
 @contextmanager

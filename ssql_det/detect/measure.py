@@ -6,6 +6,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,9 +18,9 @@ from ssql_det.d2 import CfgNode, engine
 from ssql_det.detect.data import Batch, Decoded, calibration_images
 from ssql_det.detect.evaluate import evaluate
 from ssql_det.detect.points import detector_points
-from ssql_det.detect.recalibrate import recalibrated
-from ssql_det.quant import Bits, CostProfile, QuantPoint, Ranges, calibrate, profile_cost, quantized
+from ssql_det.quant import Bits, CostProfile, QuantPoint, Ranges, calibrate, profile_cost, quantized, recalibrated
 
+_TOGETHER = 8
 _logger = logging.getLogger(__name__)
 
 
@@ -80,7 +81,18 @@ def prepare(
 
 def calibrated(model: nn.Module, points: Sequence[QuantPoint], batches: Sequence[Batch]) -> Ranges:
     """The ranges of a detector's points: it is fed whole batches of the engine's dicts."""
-    return calibrate(model, batches, points, forward=lambda network, batch: network(batch))
+    return calibrate(model, batches, points, forward=_feed)
+
+
+def _feed(network: nn.Module, batch: Batch) -> None:
+    network(batch)
+
+
+def following(model: nn.Module, batches: Sequence[Batch]) -> AbstractContextManager[None]:
+    """Norms follow what these images make of the network as it is now, eight at a time: one image has no variance."""
+    images = [image for batch in batches for image in batch]
+    together = [images[first : first + _TOGETHER] for first in range(0, len(images), _TOGETHER)]
+    return recalibrated(model, together, _feed)
 
 
 def measure(
@@ -94,7 +106,7 @@ def measure(
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch, quantized(model, tools.points, tools.ranges, bits, plan.overrides):
         if plan.recalibrate_bn:
-            with recalibrated(model, tools.calibration):
+            with following(model, tools.calibration):
                 metrics = evaluate(model, images, dataset, scratch, tools.is_fast)
         else:
             metrics = evaluate(model, images, dataset, scratch, tools.is_fast)

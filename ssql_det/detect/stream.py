@@ -7,21 +7,17 @@ that was not stopped would have seen.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import logging
-import random
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ssql_det.core.choices import choices_of
 from ssql_det.core.errors import UserError
-from ssql_det.core.resume import RngState
 from ssql_det.d2 import CfgNode, DatasetMapper, get_detection_dataset_dicts
 from ssql_det.detect.answers import answered
 from ssql_det.detect.data import Batch, check_dataset
@@ -79,7 +75,7 @@ class SeededSamples(Dataset[Record]):
         for offset in range(_MOST_SUBSTITUTES):
             record = self._records[(index + offset) % len(self._records)]
             try:
-                with _random_choices_of(self._seed, position):
+                with choices_of(self._seed, position):
                     sample: Record = self._mapper(record)
             except Exception as failure:  # a decoder can fail in any way
                 file = record.get("file_name", "?")
@@ -148,17 +144,3 @@ def _require_samples(batch: Batch) -> Batch:
         if STOP in sample:
             raise UserError(sample[STOP])
     return batch
-
-
-@contextmanager
-def _random_choices_of(seed: int, position: int) -> Iterator[None]:
-    """Every generator as the position alone makes it; afterwards as it was."""
-    before = RngState.capture(with_cuda=False)
-    drawn = int.from_bytes(hashlib.sha256(f"{seed} {position}".encode()).digest()[:4], "little")
-    random.seed(drawn)
-    np.random.seed(drawn)
-    torch.default_generator.manual_seed(drawn)
-    try:
-        yield
-    finally:
-        before.restore()

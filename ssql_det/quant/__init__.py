@@ -15,6 +15,7 @@ from ssql_det.quant.cost import Cost, CostProfile, profile_cost
 from ssql_det.quant.observers import MinMax, Observer
 from ssql_det.quant.points import QuantPoint, Side, block_points, quant_points
 from ssql_det.quant.ranges import Ranges
+from ssql_det.quant.recalibrate import recalibrated
 
 __all__ = [
     "Bits",
@@ -38,4 +39,5 @@ __all__ = [
     "profile_cost",
     "quant_points",
     "quantized",
+    "recalibrated",
 ]

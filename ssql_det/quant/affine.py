@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+_COMPUTED_IN = (torch.float32, torch.float64)
 _BLOCK_ELEMENTS = 1 << 18  # 1 MB of float32: stays in a core's cache from one operation to the next
 
 
@@ -69,7 +70,7 @@ def fake_quantize(x: Tensor, qparams: QParams) -> Tensor:
     """
     if x.numel() == 0:
         return x
-    work = x if x.dtype in (torch.float32, torch.float64) else x.float()
+    work = x if x.dtype in _COMPUTED_IN else x.float()
     scale, zero_point = (_broadcastable(value, qparams.axis, work) for value in (qparams.scale, qparams.zero_point))
     if torch.is_grad_enabled() and (work.requires_grad or scale.requires_grad):
         on_grid: Tensor = _FakeQuantize.apply(work, scale, zero_point, qparams.qmin, qparams.qmax)
@@ -85,8 +86,19 @@ def fake_quantize_weight(weight: Tensor, bits: int, axis: int = 0) -> Tensor:
     """
     if weight.numel() == 0:
         return weight
-    bound = weight.abs().amax(dim=[dim for dim in range(weight.ndim) if dim != axis])
-    return fake_quantize(weight, choose_qparams(-bound, bound, bits, symmetric=True, axis=axis))
+    work = weight if weight.dtype in _COMPUTED_IN else weight.float()
+    if torch.is_grad_enabled() and work.requires_grad:
+        on_grid: Tensor = _FakeQuantizeWeight.apply(work, bits, axis)
+    else:
+        bound = _bound(work, axis)
+        on_grid = fake_quantize(work, choose_qparams(-bound, bound, bits, symmetric=True))
+    return on_grid.to(weight.dtype)
+
+
+def _bound(weight: Tensor, axis: int) -> Tensor:
+    """The largest magnitude of each output channel, broadcastable to the weight."""
+    others = [dim for dim in range(weight.ndim) if dim != axis % weight.ndim]
+    return torch.maximum(weight.amax(others, keepdim=True), -weight.amin(others, keepdim=True))
 
 
 def _to_grid(
@@ -104,7 +116,7 @@ def _to_grid(
 
 
 class _FakeQuantize(torch.autograd.Function):
-    """Keeps one boolean an element for the backward pass; a weight, whose scale needs it, is there anyway."""
+    """Keeps one boolean an element for the backward pass, and all of them only where a scale is learned."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> Tensor:
@@ -117,14 +129,59 @@ class _FakeQuantize(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         inside, scale, zero_point, *saved = ctx.saved_tensors
-        grad_x = _keep_empty_ranges(scale, grad, torch.where(inside, grad, 0))
-        grad_scale = None
+        grad_x, grad_scale = torch.where(inside, grad, 0), None
         if saved:
-            ratio = saved[0] / _nonzero(scale)
-            integer = (ratio.round() + zero_point).clamp_(ctx.qmin, ctx.qmax).sub_(zero_point)
-            # d(integer * s)/ds = integer + s * d(integer)/ds, and inside the range d(integer)/ds = -x / s^2
-            grad_scale = (grad * (integer - ratio * inside)).sum_to_size(scale.shape) * (scale != 0)
-        return grad_x, grad_scale, None, None, None
+            _, of_scale = _pulled_back(saved[0], grad, _nonzero(scale), zero_point, ctx.qmin, ctx.qmax)
+            grad_scale = of_scale.sum_to_size(scale.shape) * (scale != 0)
+        return _keep_empty_ranges(scale, grad, grad_x), grad_scale, None, None, None
+
+
+class _FakeQuantizeWeight(torch.autograd.Function):
+    """On the grid of each channel's own bound, which the gradient reaches. Keeps nothing but the weight itself."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, bits: int, axis: int) -> Tensor:
+        bound = _bound(weight, axis)
+        grid = choose_qparams(-bound, bound, bits, symmetric=True)
+        ctx.save_for_backward(weight, bound, grid.scale)
+        ctx.qmin, ctx.qmax = grid.qmin, grid.qmax
+        return _to_grid(weight, grid.scale, grid.zero_point, grid.qmin, grid.qmax)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        weight, bound, scale = ctx.saved_tensors
+        out = torch.empty_like(weight)
+        others = [dim for dim, size in enumerate(bound.shape) if size == 1]
+        for w, g, target, most, step in _along_first_axis(weight, grad, out, bound, _nonzero(scale)):
+            grad_weight, of_scale = _pulled_back(w, g, step, torch.zeros_like(step), ctx.qmin, ctx.qmax)
+            of_bound = of_scale.sum(others, keepdim=True) / ((ctx.qmax - ctx.qmin) / 2)
+            decides = w.abs().eq_(most)  # as torch.amax, elements that are equally large share the gradient
+            share = of_bound / decides.sum(others, keepdim=True)
+            torch.add(grad_weight, decides.mul_(w.sign()).mul_(share), out=target)
+        return _keep_empty_ranges(scale, grad, out), None, None
+
+
+def _pulled_back(x: Tensor, grad: Tensor, step: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> tuple[Tensor, ...]:
+    """The gradient of ``x``, and element by element that of the scale."""
+    ratio = x / step
+    rounded = ratio.round().add_(zero_point)
+    integer = rounded.clamp(qmin, qmax)
+    inside = rounded.eq_(integer)  # 1 and 0: many times faster than booleans
+    # d(integer * s)/ds = integer + s * d(integer)/ds, and inside the range d(integer)/ds = -x / s^2
+    of_scale = integer.sub_(zero_point).sub_(ratio.mul_(inside)).mul_(grad)
+    return inside.mul_(grad), of_scale
+
+
+def _along_first_axis(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Pieces of the first tensor's first axis that stay in the cache; what has one entry there goes along whole."""
+    length = len(tensors[0])
+    rows = length if tensors[0].is_cuda else max(1, _BLOCK_ELEMENTS * length // tensors[0].numel())
+    is_cut = [len(each) == length for each in tensors]
+    if not all(is_cut):  # a channel that is spread over the first axis is summed up as one
+        rows = length
+    for start in range(0, length, rows):
+        yield tuple(each[start : start + rows] if len(each) == length else each for each in tensors)
 
 
 def _blocks(x: Tensor, out: Tensor, scale: Tensor, zero_point: Tensor, *inside: Tensor) -> Iterator[tuple[Tensor, ...]]:

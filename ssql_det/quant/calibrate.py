@@ -39,7 +39,7 @@ def calibrate(
     """
     if batches is not None and batches < 1:
         raise UserError(f"calibration needs at least 1 batch, got batches={batches}")
-    feed = forward or _feed_images
+    feed = forward or feed_images
     points = quant_points(model) if points is None else points
     observed = 0
     with observing(model, points, observer) as ranges, _evaluating(model), torch.no_grad():
@@ -64,7 +64,8 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _feed_images(model: nn.Module, batch: Any) -> None:
+def feed_images(model: nn.Module, batch: Any) -> None:
+    """A tensor of images, or a tuple that begins with one, in the network's own type and on its device."""
     images = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
     if not isinstance(images, Tensor):
         raise UserError(f"a calibration batch holds a {type(images).__name__}, not images; pass forward= to feed it")

@@ -1,9 +1,3 @@
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -35,25 +29,3 @@ def toy_data_in_place(toy):
             d2.MetadataCatalog.remove(name)
         d2.register_toy_data()
         yield
-
-
-@pytest.fixture(scope="session")
-def in_process(toy):
-    """Runs a command of ssql-det in a process of its own, which may be killed; its exit status, -9 for a kill."""
-    env = {**os.environ, "DETECTRON2_DATASETS": str(toy), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    server = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("process_server.py"))],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=env,
-    )
-
-    def run(arguments, log, **kill):
-        server.stdin.write(json.dumps({"arguments": arguments, "log": str(log), **kill}) + "\n")
-        server.stdin.flush()
-        return json.loads(server.stdout.readline())
-
-    yield run
-    server.stdin.close()
-    server.wait()

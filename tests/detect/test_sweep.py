@@ -18,8 +18,7 @@ from ssql_det.detect import detector_points
 from ssql_det.detect import measure as measuring
 from ssql_det.detect.data import Decoded, calibration_images, evaluation_images
 from ssql_det.detect.evaluate import evaluate
-from ssql_det.detect.measure import Plan, parse_widths
-from ssql_det.detect.recalibrate import recalibrated
+from ssql_det.detect.measure import Plan, following, parse_widths
 from ssql_det.detect.sweep import sweep
 from ssql_det.detect.train import train
 from ssql_det.detect.weights import trained_detector
@@ -382,7 +381,7 @@ def test_recalibrated_norms_have_the_statistics_of_the_images(weights):
             means.append(x.mean((0, 2, 3)))
             variances.append(x.var((0, 2, 3)))
     model.train()
-    with recalibrated(model, images):
+    with following(model, images):
         assert not any(module.training for module in model.modules())
         torch.testing.assert_close(norm.running_mean, torch.stack(means).mean(0), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(norm.running_var, torch.stack(variances).mean(0), rtol=1e-4, atol=1e-5)
@@ -393,7 +392,7 @@ def test_norms_come_back_after_an_accident(weights):
     model, _ = trained_detector(config(C4, MODEL__WEIGHTS=weights))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     for images in (calibration_images(config(C4), 2), [None]):  # inside, and on the way in
-        with pytest.raises((ZeroDivisionError, TypeError)), recalibrated(model, images):
+        with pytest.raises((ZeroDivisionError, TypeError)), following(model, images):
             raise ZeroDivisionError
         assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
         assert model.backbone.stem.conv1.norm.momentum == 0.1
@@ -402,7 +401,7 @@ def test_norms_come_back_after_an_accident(weights):
 def test_frozen_norms_cannot_be_recalibrated(weights, capsys, tmp_path):
     frozen = {"MODEL__RESNETS__NORM": "FrozenBN", "SSQL__EXTRA_NORM": "FrozenBN"}
     line = refused(capsys, *command(weights, tmp_path / "out", "--recalibrate-bn", **frozen))
-    assert "this detector's norms are frozen" in line
+    assert "this network's norms are frozen" in line
     assert not (tmp_path / "out/results.jsonl").exists()
 
 

@@ -1,4 +1,4 @@
-"""BatchNorm statistics for a bit-width: estimated anew from the calibration images, weights untouched, put back after.
+"""BatchNorm statistics for a bit-width: estimated anew from some images, weights untouched, put back after.
 
 Quantization shifts what a norm sees; its statistics can follow at no cost but some forward passes. Frozen norms have
 none to follow.
@@ -15,28 +15,26 @@ from torch import nn
 
 from ssql_det.core.console import track
 from ssql_det.core.errors import UserError
-
-_IMAGES = 8  # at a time: the variance within one image is not that of the data
-
-
-def _together(batches: list[list[Any]]) -> list[list[Any]]:
-    images = [image for batch in batches for image in batch]
-    return [images[first : first + _IMAGES] for first in range(0, len(images), _IMAGES)]
+from ssql_det.quant.calibrate import Forward, feed_images
 
 
 @contextmanager
-def recalibrated(model: nn.Module, batches: Iterable[list[Any]]) -> Iterator[None]:
+def recalibrated(model: nn.Module, batches: Iterable[Any], forward: Forward | None = None) -> Iterator[None]:
     """Inside, every BatchNorm has the mean and variance of these batches, averaged over them.
 
-    >>> with quantized(model, points, ranges, Bits(4, 4)), recalibrated(model, images):
-    ...     evaluate(model, ...)
+    ``forward(model, batch)`` says how a batch is fed, as in ``calibrate``. Batches of some images: the variance within
+    one is not that of the data.
+
+    >>> with quantized(model, points, ranges, Bits(4, 4)), recalibrated(model, batches):
+    ...     features = model(images)
     """
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     if not norms:
-        raise UserError("this detector's norms are frozen: there is nothing that --recalibrate-bn could estimate anew")
+        raise UserError("this network's norms are frozen: there is nothing that --recalibrate-bn could estimate anew")
     before = [{name: value.clone() for name, value in norm.named_buffers()} for norm in norms]
     momenta = [norm.momentum for norm in norms]
     is_training = model.training
+    feed = forward or feed_images
     try:
         model.eval()
         for norm in norms:
@@ -44,8 +42,8 @@ def recalibrated(model: nn.Module, batches: Iterable[list[Any]]) -> Iterator[Non
             norm.momentum = None  # torch's way to say: the average over all batches
             norm.train()
         with torch.no_grad():
-            for batch in track(_together(list(batches)), "recalibrating norms"):
-                model(batch)
+            for batch in track(batches, "recalibrating norms"):
+                feed(model, batch)
         model.eval()
         yield
     finally:

@@ -13,7 +13,8 @@ import time
 import torch
 
 import ssql_det.detect.sweep
-import ssql_det.detect.train  # noqa: F401 (imported once, for all forks)
+import ssql_det.detect.train
+import ssql_det.pretrain.loop  # noqa: F401 (imported once, for all forks)
 from ssql_det.cli.main import main
 
 

@@ -1,0 +1,38 @@
+"""Pretrain a backbone from images without labels: SSQL, or the method that it wraps alone.
+
+KEY VALUE pairs are the config's: DATA.TRAIN names the images, OUTPUT_DIR the folder of the run. Several GPUs, or
+processes: torchrun --nproc-per-node N tools/pretrain.py --config-file F.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+HELP = "a backbone from images without labels, good at full precision and at few bits"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config-file", metavar="FILE", required=True, help="what to train, and how")
+    parser.add_argument("--init", metavar="FILE", help="a backbone to begin with, in any format that convert reads")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in OUTPUT_DIR")
+    parser.add_argument("overrides", metavar="KEY VALUE", nargs=argparse.REMAINDER, help="as OPTIM.LR 0.1")
+
+
+def run(options: argparse.Namespace) -> None:
+    from ssql_det.core.console import set_up_logging
+    from ssql_det.core.ranks import launch
+    from ssql_det.pretrain.config import read_config
+
+    set_up_logging()
+    begin_with = ["INIT", options.init] if options.init else []
+    cfg = read_config(options.config_file, [*options.overrides, *begin_with])
+    launch(_pretrain, cfg, options.resume)
+
+
+def _pretrain(cfg, resume):  # type: ignore[no-untyped-def]  # the types would import torch
+    from ssql_det.core.ranks import is_main
+    from ssql_det.pretrain.loop import pretrain
+
+    path = pretrain(cfg, resume)
+    if is_main():
+        print(f"pretrained: {path}; probe it: ssql-det probe knn --checkpoint {path} --data {cfg.DATA.TRAIN}")

@@ -1,0 +1,45 @@
+"""What frozen features know of the classes of labelled images, at full precision and at few bits: a row each.
+
+The backbone may be any that `ssql-det convert` reads. One calibration serves all bit-widths.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ssql_det.cli.numbers import positive, seed
+
+HELP = "kNN and linear accuracy of a frozen backbone, at several bit-widths"
+BITS = "FP,8w8a,6w6a,5w5a,4w4a,2w4a"
+KINDS = ("knn", "linear")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("kind", choices=KINDS, nargs="+", help="what is asked, one or both")
+    parser.add_argument("--checkpoint", metavar="FILE", required=True, help="a backbone, in any format")
+    parser.add_argument("--data", required=True, help="a folder with train and val of classes, or cifar10:FOLDER")
+    parser.add_argument("--bits", default=BITS, help="comma-separated (default: %(default)s)")
+    parser.add_argument("--recalibrate-bn", action="store_true", help="estimate the norms' statistics at each width")
+    parser.add_argument("--calib-images", type=positive, default=512, help="default: %(default)s")
+    parser.add_argument("--images", type=positive, help="of each split at most (default: all)")
+    parser.add_argument("--recipe", default="", help="how images are shown: imagenet, cifar, digits (default: by size)")
+    parser.add_argument("--seed", type=seed, default=0, help="of the choice of images (default: %(default)s)")
+    parser.add_argument("--out", default="probes/results.jsonl", help="where rows go (default: %(default)s)")
+
+
+def run(options: argparse.Namespace) -> None:
+    from ssql_det.core import rows
+    from ssql_det.core.console import print_table, set_up_logging
+    from ssql_det.pretrain.probing import Plan, probed
+
+    set_up_logging()
+    plan = Plan(tuple(options.kind), options.calib_images, options.recalibrate_bn, options.images, options.seed)
+    found = []
+    for row in probed(options.checkpoint, options.data, options.bits, options.recipe, plan):
+        rows.append(Path(options.out), row)
+        found.append(row)
+    names = [name for name in found[0].metrics if name != "seconds"]
+    cells = [(row.bits, *(f"{row.metrics[name]:.2f}" for name in names)) for row in found]
+    print_table(("bits", *names), cells, f"{Path(options.checkpoint).name} on {found[0].dataset}")
+    print(f"rows: {options.out}")

@@ -1,0 +1,18 @@
+"""Floor 3: pretraining, from a folder of images to a backbone, and probes of what it has learned.
+
+===========  =====================================================================
+config       every key, with its default; a network from it
+data         images, wherever they are
+stream       batches of views, in an order that is a function of the seed
+optim        SGD and its schedule, a function of progress
+sync_norm    BatchNorm over all processes, also on the CPU
+loop         the training, on one page
+checkpoint   one file: the backbone for everybody, the rest for a resumed run
+monitor      does it collapse? what do neighbours say?
+features     a frozen backbone's features, at any bit-width
+probe        kNN and linear accuracy
+probing      both, of a checkpoint: one row a bit-width
+===========  =====================================================================
+
+Pretraining and detection meet at a checkpoint file, nowhere else.
+"""

@@ -1,0 +1,79 @@
+"""One file of a run: the backbone for everybody, its heads, and what a resumed run needs; whole or absent.
+
+It is the project's own layout (``ssql_det.convert.formats.own``): detectors, ``ssql-det convert`` and probes take it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ssql_det.convert import Checkpoint, Facts, architecture_of
+from ssql_det.convert.checkpoint import KEY
+from ssql_det.core.errors import UserError
+from ssql_det.core.files import atomic_write
+from ssql_det.core.ranks import all_gather, is_main, rank
+from ssql_det.core.reader import read_tensors
+from ssql_det.core.resume import RngState
+
+NAME = "checkpoint.pth"
+_BACKBONE = "encoder.backbone."
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is trained, under the names that a checkpoint gives it.
+
+    >>> run = Run(method, optimizer, facts)
+    >>> run.save(folder, steps=500)
+    >>> Run(method, optimizer, facts).resume(folder)
+    500
+    """
+
+    method: nn.Module
+    optimizer: torch.optim.Optimizer
+    facts: Facts
+
+    def save(self, folder: Path, steps: int) -> Path:
+        """After so many steps. Every rank takes part, one writes."""
+        path = folder / NAME
+        generators = all_gather(vars(RngState.capture()))
+        if is_main():
+            with atomic_write(path) as file:
+                torch.save(self._content(steps, generators), file)
+        return path
+
+    def resume(self, folder: Path) -> int:
+        """Take up the state in the folder; how many steps are behind it."""
+        path = folder / NAME
+        content = read_tensors(path)
+        try:
+            state = {_BACKBONE + name: tensor for name, tensor in content["online"].items()} | content["heads"]
+            self.method.load_state_dict(state)
+            self.optimizer.load_state_dict(content["resume"]["optimizer"])
+            generators, steps = content["resume"]["rng"], int(content["resume"]["steps"])
+        except (KeyError, RuntimeError, TypeError, ValueError) as failure:
+            reason = str(failure).splitlines()[0]
+            raise UserError(f"{path} cannot be resumed from ({reason}); pretrain in another OUTPUT_DIR") from failure
+        if len(generators) > rank():
+            RngState(**generators[rank()]).restore()
+        return steps
+
+    def _content(self, steps: int, generators: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        state = self.method.state_dict()
+        online = {name.removeprefix(_BACKBONE): value for name, value in state.items() if name.startswith(_BACKBONE)}
+        heads = {name: value for name, value in state.items() if not name.startswith(_BACKBONE)}
+        backbone = self.method.get_submodule(_BACKBONE.removesuffix("."))
+        description = Checkpoint(architecture_of(backbone), {}, self.facts).description()
+        resume = {"steps": steps, "optimizer": self.optimizer.state_dict(), "rng": list(generators)}
+        return {KEY: description, "online": online, "heads": heads, "resume": resume}
+
+
+def is_in(folder: str | os.PathLike[str]) -> bool:
+    return (Path(folder) / NAME).exists()

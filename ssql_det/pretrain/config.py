@@ -1,0 +1,120 @@
+"""The keys of a pretraining config with their defaults, and the network that a config describes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from fvcore.common.config import CfgNode
+
+from ssql_det.backbones import Backbone, build_backbone
+from ssql_det.convert import Facts, load_backbone, read
+from ssql_det.core.config import load_config
+from ssql_det.core.errors import UserError, did_you_mean
+from ssql_det.quant.bits import Bits, BitsSchedule, FixedBits, SampledBits
+from ssql_det.ssl import SSQL, Method, SimSiam
+from ssql_det.ssl.views import Recipe, recipe
+
+NO_MATTER = ("OUTPUT_DIR", "DEVICE", "DATA.WORKERS", "PERIODS.LOG", "PERIODS.CHECKPOINT")  # to what is learned
+
+DEFAULTS: dict[str, Any] = {
+    "METHOD": "simsiam",
+    "DIM": 2048,  # of the features that views are compared in
+    "HIDDEN": 512,  # of the predictor
+    "SSQL": {
+        "ENABLED": True,  # False: the method alone
+        "WEIGHT_BITS": [2, 8],  # drawn anew each step, ends included
+        "ACT_BITS": [4, 8],
+        "SHARED_DRAW": False,
+        "FIXED_BITS": "",  # as 4w4a: the same each step
+        "QUANTIZE_PREDICTIONS": True,
+        "QUANTIZE_TARGETS": False,
+        "AUXILIARY": True,  # the float loss is half of the loss
+        "PER_RANK": False,  # each process quantizes by its own ranges, as published
+    },
+    "BACKBONE": "resnet50",
+    "ZERO_INIT_RESIDUAL": False,
+    "INIT": "",  # a backbone to begin with, in any format that `ssql-det convert` reads
+    "DATA": {
+        "TRAIN": "",  # a folder, a list, cifar10:FOLDER
+        "RECIPE": "imagenet",  # of the views: imagenet, cifar or digits
+        "SIZE": 0,  # of the views, in pixels; 0 for the recipe's own
+        "WORKERS": 4,
+        "MOST_BAD_IMAGES": 0,  # so many files may be unreadable
+    },
+    "OPTIM": {
+        "BATCH": 256,  # over all processes
+        "EPOCHS": 100,
+        "LR": 0.05,
+        "MOMENTUM": 0.9,
+        "WEIGHT_DECAY": 1e-4,
+        "WARMUP_EPOCHS": 0.0,
+        "PER_EPOCH": True,  # the schedule steps once an epoch, as published; False: at each step
+    },
+    "AMP": False,  # bfloat16 where it serves
+    "SYNC_NORM": False,  # BatchNorm over all processes
+    "MONITOR": {
+        "PERIOD": 0,  # epochs between kNN looks; 0 for none
+        "DATA": "",  # labelled; "" for DATA.TRAIN's own
+        "BITS": ["FP", "2w4a"],
+        "IMAGES": 2000,  # of each split at most
+    },
+    "PERIODS": {"LOG": 20, "CHECKPOINT": 1},  # steps, epochs
+    "DEVICE": "cuda",  # the CPU where there is none
+    "SEED": 0,
+    "OUTPUT_DIR": "./output/pretrain",
+}
+_METHODS = {"simsiam": SimSiam}
+
+
+def read_config(file: str | os.PathLike[str] | None, overrides: Sequence[str] = ()) -> CfgNode:
+    """The defaults, the file over them, then ``KEY VALUE`` pairs; frozen."""
+    return load_config(CfgNode(DEFAULTS), file, overrides)
+
+
+def build_network(cfg: CfgNode) -> tuple[SSQL | Method, Backbone]:
+    """What is trained, and the backbone in it, from scratch or from ``INIT``.
+
+    >>> network, backbone = build_network(read_config("configs/pretrain/cifar10_r18_ssql.yaml"))
+    """
+    if cfg.METHOD not in _METHODS:
+        known = ", ".join(_METHODS)
+        raise UserError(f"METHOD {cfg.METHOD!r} is not here{did_you_mean(cfg.METHOD, _METHODS)} (known: {known})")
+    backbone = build_backbone(cfg.BACKBONE, cfg.ZERO_INIT_RESIDUAL)
+    if cfg.INIT:
+        load_backbone(backbone.module, read(os.path.expanduser(cfg.INIT)))
+    method = _METHODS[cfg.METHOD](backbone, cfg.DIM, cfg.HIDDEN)
+    if not cfg.SSQL.ENABLED:
+        return method, backbone
+    node = cfg.SSQL
+    switches = (node.QUANTIZE_PREDICTIONS, node.QUANTIZE_TARGETS, node.AUXILIARY, node.PER_RANK)
+    return SSQL(method, _bits(cfg), *switches), backbone
+
+
+def views_of(cfg: CfgNode) -> Recipe:
+    return recipe(cfg.DATA.RECIPE, cfg.DATA.SIZE or None)
+
+
+def facts_of(cfg: CfgNode) -> Facts:
+    """What whoever uses the backbone has to know of it."""
+    name = {"simsiam": "SimSiam"}[cfg.METHOD]
+    method = ("SSQL" if cfg.METHOD == "simsiam" else f"SSQL-{name}") if cfg.SSQL.ENABLED else name
+    return Facts(views_of(cfg).input, stride_in_1x1=False, method=method, seed=cfg.SEED, from_file=True)
+
+
+def device_of(cfg: CfgNode) -> torch.device:
+    return torch.device("cpu" if cfg.DEVICE == "cuda" and not torch.cuda.is_available() else cfg.DEVICE)
+
+
+def _bits(cfg: CfgNode) -> BitsSchedule:
+    node = cfg.SSQL
+    if node.FIXED_BITS:
+        return FixedBits(Bits.parse(node.FIXED_BITS))
+    ends = {}
+    for key in ("WEIGHT_BITS", "ACT_BITS"):
+        if len(node[key]) != 2:
+            raise UserError(f"SSQL.{key} is the least and the most, as [2, 8]; got {list(node[key])}")
+        ends[key] = tuple(node[key])
+    return SampledBits(cfg.SEED, ends["WEIGHT_BITS"], ends["ACT_BITS"], node.SHARED_DRAW)

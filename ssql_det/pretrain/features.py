@@ -1,0 +1,56 @@
+"""A frozen backbone's features of labelled images, as it is: inside ``quantized(...)`` those of its few bits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ssql_det.convert import Input
+from ssql_det.core.console import track
+from ssql_det.core.errors import UserError
+from ssql_det.pretrain.data import Images
+from ssql_det.ssl.views import Recipe, normalized
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Images [N, 3, S, S], uint8, as a recipe shows them in a test, and their classes [N]."""
+
+    name: str
+    pixels: Tensor
+    labels: Tensor
+
+    def first(self, count: int) -> Labelled:
+        return Labelled(self.name, self.pixels[:count], self.labels[:count])
+
+    def batches(self, input: Input, size: int = 256) -> Iterator[Tensor]:
+        """Normalized, in parts."""
+        for part in self.pixels.split(size):
+            yield normalized(part, input)
+
+
+def labelled(images: Images, recipe: Recipe, most: int | None = None, seed: int = 0) -> Labelled:
+    """All images, or ``most`` of them chosen by the seed."""
+    if images.labels is None:
+        raise UserError(f"{images.name} has no labels: a probe needs folders of classes, a labelled list or CIFAR")
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()[:most]
+    pixels = torch.stack([recipe.plain(images[index]) for index in track(order, f"reading {images.name}")])
+    return Labelled(images.name, pixels, torch.tensor([images.labels[index] for index in order]))
+
+
+@torch.no_grad()
+def features(backbone: nn.Module, batches: Sequence[Tensor] | Iterator[Tensor]) -> Tensor:
+    """[N, D] in evaluation mode, on the CPU; the network's mode is put back.
+
+    >>> with quantized(backbone, points, ranges, Bits(4, 4)):
+    ...     low = features(backbone, images.batches(IMAGENET))
+    """
+    was_training = backbone.training
+    device = next(backbone.parameters()).device
+    backbone.eval()
+    found = torch.cat([backbone(batch.to(device)).float().cpu() for batch in batches])
+    backbone.train(was_training)
+    return found

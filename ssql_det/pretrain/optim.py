@@ -1,0 +1,30 @@
+"""SGD, and a learning rate that is a function of progress alone: a resumed run needs no state of it."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from fvcore.common.config import CfgNode
+from torch import nn
+
+
+def build_optimizer(cfg: CfgNode, network: nn.Module) -> torch.optim.Optimizer:
+    """SGD over everything that is trained, weight decay on all of it, as published."""
+    node = cfg.OPTIM
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    return torch.optim.SGD(trained, lr=node.LR, momentum=node.MOMENTUM, weight_decay=node.WEIGHT_DECAY)
+
+
+def learning_rate(cfg: CfgNode, step: int, steps_per_epoch: int) -> float:
+    """A linear warm-up, then half a cosine to 0; in steps, or as published in whole epochs.
+
+    >>> [learning_rate(cfg, step, steps_per_epoch=10) for step in (0, 9, 500)]  # LR 0.05, 100 epochs
+    [0.05, 0.05, 0.025]
+    """
+    node = cfg.OPTIM
+    epoch = step // steps_per_epoch if node.PER_EPOCH else step / steps_per_epoch
+    if epoch < node.WARMUP_EPOCHS:
+        return float(node.LR * (step + 1) / (node.WARMUP_EPOCHS * steps_per_epoch))
+    progress = (epoch - node.WARMUP_EPOCHS) / max(node.EPOCHS - node.WARMUP_EPOCHS, 1e-9)
+    return float(node.LR * (1 + math.cos(math.pi * progress)) / 2)

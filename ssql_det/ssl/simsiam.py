@@ -1,0 +1,38 @@
+"""SimSiam (Chen and He, *Exploring Simple Siamese Representation Learning*, CVPR 2021).
+
+One network sees both views. A predictor guesses, from the features of one, those of the other, which get no gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ssql_det.backbones import Backbone
+from ssql_det.ssl.heads import mlp
+from ssql_det.ssl.losses import negative_cosine
+from ssql_det.ssl.method import Encoder, Method, Views
+
+
+class SimSiam(Method):
+    """``D(h(z1), sg z2)`` and ``D(h(z2), sg z1)``, half each.
+
+    >>> SimSiam(build_backbone("resnet18"), dim=2048, hidden=512)
+    """
+
+    def __init__(self, backbone: Backbone, dim: int = 2048, hidden: int = 512) -> None:
+        super().__init__()
+        width = max(backbone.width, dim)
+        self.encoder = Encoder(backbone.module, mlp([backbone.width, width, width, dim], last_norm=True))
+        self.predictor = mlp([dim, hidden, dim])
+
+    def encode(self, views: Views) -> list[Tensor]:
+        return [self.encoder(view) for view in views]
+
+    def targets(self, views: Views, encoded: Sequence[Tensor]) -> list[Tensor]:
+        return [features.detach() for features in encoded]
+
+    def loss(self, encoded: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+        first, second = (self.predictor(features) for features in encoded)
+        return (negative_cosine(first, targets[1]) + negative_cosine(second, targets[0])) / 2

@@ -1,0 +1,82 @@
+"""SSQL (Cao et al., *Synergistic Self-supervised and Quantization Learning*, ECCV 2022), over any method.
+
+One step: a float pass in which the ranges of activations are observed; bits drawn for this step; a quantized pass of
+the same weights over the same views. Both are held against the float pass's targets, and the loss is their mean. Both
+passes update the BatchNorm statistics. The predictor stays float; the projector's weights are at 8 bits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from ssql_det.core.errors import UserError
+from ssql_det.quant import Bits, QuantPoint, Ranges, Side, observing, quant_points, quantized
+from ssql_det.quant.bits import BitsSchedule
+from ssql_det.ssl.method import Encoder, Method, Views
+
+PROJECTOR_BITS = 8
+
+
+def encoder_points(encoder: Encoder) -> tuple[QuantPoint, ...]:
+    """Those of the backbone, and the weights of the projector's linear layers at 8 bits."""
+    backbone = (replace(point, path=f"backbone.{point.path}") for point in quant_points(encoder.backbone))
+    linears = [path for path, layer in encoder.named_modules() if isinstance(layer, nn.Linear)]
+    projector = (path for path in linears if path.startswith("projector."))
+    return (*backbone, *(QuantPoint(path, Side.WEIGHT, PROJECTOR_BITS) for path in projector))
+
+
+class SSQL(nn.Module):
+    """``SSQL(method, bits)(views, step)`` is the loss of a step; ``bits`` gives each step its own.
+
+    The switches are those of the paper's ablation (Table 8); by default it is SSQL as published.
+
+    ======================  ====================================================================
+    quantize_predictions    the quantized pass is trained (without: only the float one is)
+    quantize_targets        the targets are those of a quantized pass, else of the float one
+    auxiliary               the float loss is half of the loss, beside the quantized one
+    per_rank                each process quantizes by what it has seen alone, as published
+    ======================  ====================================================================
+
+    >>> ssql = SSQL(SimSiam(build_backbone("resnet18")), SampledBits(seed=0))
+    >>> ssql([view_1, view_2], step=0).backward()
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        bits: BitsSchedule,
+        quantize_predictions: bool = True,
+        quantize_targets: bool = False,
+        auxiliary: bool = True,
+        per_rank: bool = False,
+    ) -> None:
+        super().__init__()
+        if not quantize_predictions and not quantize_targets:
+            raise UserError("SSQL quantizes predictions or targets, or both; without either it is the method itself")
+        self.method = method
+        self.bits = bits
+        self.points = encoder_points(method.encoder)
+        self.quantize_predictions, self.quantize_targets = quantize_predictions, quantize_targets
+        self.auxiliary, self.per_rank = auxiliary, per_rank
+
+    def forward(self, views: Views, step: int) -> Tensor:
+        method, bits = self.method, self.bits(step)
+        with observing(method.encoder, self.points) as ranges:
+            encoded = method.encode(views)
+        if not self.per_rank:
+            ranges.all_reduce()
+        if self.quantize_predictions:
+            with self._quantized(ranges, bits):
+                low = method.encode(views)
+            targets = method.targets(views, low if self.quantize_targets else encoded)
+            loss = method.loss(low, targets)
+            return (method.loss(encoded, targets) + loss) / 2 if self.auxiliary else loss
+        with self._quantized(ranges, bits), torch.no_grad():
+            low = method.encode(views)
+        return method.loss(encoded, method.targets(views, low))
+
+    def _quantized(self, ranges: Ranges, bits: Bits):  # type: ignore[no-untyped-def]  # a context manager
+        return quantized(self.method.encoder, self.points, ranges, bits)

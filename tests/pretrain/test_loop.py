@@ -1,0 +1,268 @@
+"""A pretraining from crops to a checkpoint: resumed it is the same run, and what goes wrong is one sentence."""
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import ssql_det
+from ssql_det.cli.main import main
+from ssql_det.convert import read
+from ssql_det.core import rows
+from ssql_det.core.errors import UserError
+from ssql_det.pretrain.config import build_network, read_config
+from ssql_det.pretrain.loop import pretrain
+from ssql_det.quant import SampledBits
+
+MINI = Path(ssql_det.__file__).parents[1] / "configs" / "pretrain" / "mini.yaml"
+TINY = {
+    "DIM": 16,
+    "HIDDEN": 8,
+    "DATA.SIZE": 16,
+    "OPTIM.BATCH": 16,
+    "OPTIM.EPOCHS": 4,
+    "OPTIM.LR": 0.02,
+    "DEVICE": "cpu",
+    "MONITOR.PERIOD": 0,
+    "PERIODS.LOG": 1,
+    "SEED": 5,
+}
+
+
+def keys(toy, out, **more):
+    values = TINY | {"DATA.TRAIN": toy / "crops", "OUTPUT_DIR": out}
+    values |= {key.replace("__", "."): value for key, value in more.items()}
+    return [str(each) for pair in values.items() for each in pair]
+
+
+def config(toy, out, **more):
+    return read_config(MINI, keys(toy, out, **more))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was(monkeypatch):
+    monkeypatch.setattr("ssql_det.core.console.set_up_logging", lambda *ignored: None)
+
+
+@pytest.fixture(scope="module")
+def whole(toy, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    pretrain(config(toy, folder))
+    return folder
+
+
+def content(folder):
+    return torch.load(folder / "checkpoint.pth")
+
+
+def same(one, other):
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+# ---- what comes out ------------------------------------------------------------------------------------------------
+
+
+def test_the_checkpoint_is_a_backbone_that_convert_reads(whole):
+    checkpoint = read(whole / "checkpoint.pth")
+    assert (checkpoint.architecture.name, checkpoint.source.format) == ("narrow_resnet", "ssql_det")
+    assert (checkpoint.facts.method, checkpoint.facts.seed, checkpoint.facts.input.channels) == ("SSQL", 5, "RGB")
+    assert all(tensor.isfinite().all() for tensor in checkpoint.tensors.values())
+
+
+def test_weights_move_and_curves_are_written(whole, toy, tmp_path):
+    torch.manual_seed(5)
+    _, backbone = build_network(config(toy, tmp_path))
+    assert not torch.equal(content(whole)["online"]["conv1.weight"], backbone.module.conv1.weight)
+    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(12))  # 48 crops to train, 16 at a time, 4 epochs
+    assert all(0 < line["spread"] < 1.5 and -1 <= line["loss"] <= 1 for line in lines)
+
+
+def test_the_same_seed_is_the_same_run_and_another_is_not(whole, toy, tmp_path):
+    pretrain(config(toy, tmp_path / "again"))
+    assert same(content(tmp_path / "again"), content(whole))
+    pretrain(config(toy, tmp_path / "other", SEED=6))
+    assert not same(content(tmp_path / "other")["online"], content(whole)["online"])
+
+
+def test_workers_change_nothing(whole, toy, tmp_path):
+    pretrain(config(toy, tmp_path, DATA__WORKERS=2))
+    assert same(content(tmp_path), content(whole))
+
+
+def test_without_ssql_it_is_the_method_alone(toy, tmp_path):
+    pretrain(config(toy, tmp_path, SSQL__ENABLED=False))
+    assert read(tmp_path / "checkpoint.pth").facts.method == "SimSiam"
+
+
+def test_it_begins_with_any_backbone(whole, toy, tmp_path):
+    network, _ = build_network(config(toy, tmp_path, INIT=whole / "checkpoint.pth"))
+    begun = network.method.encoder.backbone.state_dict()
+    assert all(torch.equal(begun[name], tensor) for name, tensor in content(whole)["online"].items())
+    with pytest.raises(UserError, match="is a narrow_resnet and does not fit this network"):
+        build_network(config(toy, tmp_path, INIT=whole / "checkpoint.pth", BACKBONE="resnet18"))
+
+
+def test_looks_on_the_way_do_not_change_it(whole, toy, tmp_path):
+    pretrain(config(toy, tmp_path, MONITOR__PERIOD=2))
+    assert same(content(tmp_path), content(whole))
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    looks = [line for line in lines if "knn/FP" in line]
+    assert [line["step"] for line in looks] == [5, 11]
+    assert all(0 <= line[f"knn/{bits}"] <= 100 for line in looks for bits in ("FP", "2w4a"))
+
+
+def test_every_config_describes_a_network(tmp_path):
+    for path in sorted(MINI.parent.glob("*.yaml")):
+        cfg = read_config(path)
+        assert ("simsiam" not in path.name) == cfg.SSQL.ENABLED
+        assert cfg.OUTPUT_DIR.endswith(path.stem)
+        if "50" not in path.name and "34" not in path.name:
+            build_network(cfg)
+
+
+# ---- stopped and resumed -------------------------------------------------------------------------------------------
+
+
+def test_a_killed_run_resumes_to_the_same_bits(whole, in_process, toy, tmp_path):
+    """kill -9 at five moments that nobody chose."""
+    log, out, moments = tmp_path / "log", tmp_path / "killed", random.Random()
+    command = ["pretrain", "--config-file", str(MINI), "--resume", *keys(toy, out)]
+    ended = in_process(["pretrain", "--config-file", str(MINI), *keys(toy, tmp_path / "timed")], log)
+    assert ended["status"] == 0, log.read_text()
+    times = [moments.uniform(0.2, 0.7) * ended["seconds"] for _ in range(5)]
+    for seconds in times:
+        in_process(command, log, seconds=seconds)
+    assert in_process(command, log)["status"] == 0, log.read_text()
+    ours, theirs = content(out), content(whole)
+    for each in (ours, theirs):  # nothing draws from the others, and nobody seeds CUDA's here
+        each["resume"]["rng"] = [generators["cpu"] for generators in each["resume"]["rng"]]
+    assert same(ours, theirs), f"killed after {times} s"
+    assert not list(out.glob(".*"))
+
+
+class StoppedError(Exception):
+    """As a kill, but within this process."""
+
+
+def test_a_kill_in_the_middle_of_a_checkpoint_leaves_the_one_before(whole, toy, monkeypatch, tmp_path):
+    save, count = torch.save, []
+
+    def torn(content, file):
+        count.append(1)
+        if len(count) == 2:
+            file.write(b"half of it")
+            raise StoppedError
+        save(content, file)
+
+    monkeypatch.setattr(torch, "save", torn)
+    with pytest.raises(StoppedError):
+        pretrain(config(toy, tmp_path))
+    assert content(tmp_path)["resume"]["steps"] == 3
+    monkeypatch.setattr(torch, "save", save)
+    pretrain(config(toy, tmp_path), resume=True)
+    assert same(content(tmp_path), content(whole))
+    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(12))
+
+
+def test_a_finished_run_goes_on_where_it_ended(whole, toy, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    before = content(tmp_path / "run")
+    pretrain(config(toy, tmp_path / "run"), resume=True)
+    assert same(content(tmp_path / "run"), before)
+
+
+def test_another_config_is_not_resumed(whole, toy):
+    with pytest.raises(
+        UserError, match=r"has HIDDEN 8 \(now 9\), OPTIM\.LR 0\.02 \(now 0\.1\); resume with its config"
+    ):
+        pretrain(config(toy, whole, OPTIM__LR=0.1, HIDDEN=9), resume=True)
+    with pytest.raises(UserError, match="holds a run already; say --resume"):
+        pretrain(config(toy, whole))
+
+
+# ---- bad input -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"DATA.TRAIN": ""}, "DATA.TRAIN is empty"),
+        ({"DATA.TRAIN": "nowhere"}, "nowhere"),
+        ({"OPTIM.BATCH": "1"}, "a BatchNorm needs two images a process"),
+        ({"OPTIM.BATCH": "64"}, "has 48 images and OPTIM.BATCH is 64; lower it"),
+        ({"OPTIM.EPOCHS": "0"}, "OPTIM.EPOCHS must be 1 or more, got 0"),
+        ({"METHOD": "simsam"}, "METHOD 'simsam' is not here; did you mean 'simsiam'?"),
+        ({"DATA.RECIPE": "cifr"}, "did you mean 'cifar'"),
+        ({"SSQL.WEIGHT_BITS": "[1, 8]"}, "bits must be 2 to 16"),
+        ({"SSQL.ACT_BITS": "[8]"}, "SSQL.ACT_BITS is the least and the most"),
+        ({"BACKBONE": "resnet19"}, "there is no backbone 'resnet19'"),
+        ({"OPTIM.LR": "1e30"}, "step 1 at "),
+        ({"INIT": "nowhere.pth"}, "nowhere.pth"),
+    ],
+    ids=str,
+)
+def test_a_mistake_is_one_sentence(change, said, toy, tmp_path, capsys):
+    given = keys(toy, tmp_path / "out", **{key.replace(".", "__"): value for key, value in change.items()})
+    with pytest.raises(SystemExit) as stopped:
+        main(["pretrain", "--config-file", str(MINI), *given])
+    assert stopped.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert said in line
+
+
+def test_a_loss_that_is_no_number_names_the_step_and_the_bits_and_keeps_the_checkpoint(toy, tmp_path, monkeypatch):
+    from ssql_det.pretrain import loop
+
+    rate = loop.learning_rate
+    monkeypatch.setattr(loop, "learning_rate", lambda cfg, step, per: 1e30 if step == 4 else rate(cfg, step, per))
+    with pytest.raises(UserError, match=rf"step 5,? at {SampledBits(5)(5)}"):
+        pretrain(config(toy, tmp_path))
+    assert content(tmp_path)["resume"]["steps"] == 3
+
+
+def test_unreadable_images_are_tolerated_up_to_the_limit(toy, tmp_path):
+    crops = tmp_path / "crops"
+    shutil.copytree(toy / "crops", crops)
+    bad = sorted((crops / "train").rglob("*.png"))[:3]
+    for path in bad:
+        path.write_bytes(b"no image")
+    pretrain(config(toy, tmp_path / "out", DATA__TRAIN=crops, DATA__MOST_BAD_IMAGES=3))
+    with pytest.raises(UserError, match=r"DATA\.MOST_BAD_IMAGES"):
+        pretrain(config(toy, tmp_path / "other", DATA__TRAIN=crops, DATA__MOST_BAD_IMAGES=2))
+
+
+# ---- probes --------------------------------------------------------------------------------------------------------
+
+
+def test_a_probe_writes_a_row_for_each_width(whole, toy, tmp_path, capsys):
+    out = tmp_path / "rows.jsonl"
+    given = ["--checkpoint", str(whole / "checkpoint.pth"), "--data", str(toy / "crops"), "--recipe", "digits"]
+    main(["probe", "knn", "linear", *given, "--bits", "FP,4w4a,2w4a", "--out", str(out)])
+    found = rows.read(out)
+    assert [row.bits for row in found] == ["FP", "4w4a", "2w4a"]
+    assert {(row.method, row.seed, row.scope) for row in found} == {("SSQL", 5, "backbone")}
+    assert all(0 <= row.metrics[f"{kind}/top1"] <= 100 for row in found for kind in ("knn", "linear"))
+    assert found[2].metrics["MB"] < found[1].metrics["MB"] < found[0].metrics["MB"]
+    assert "knn/top1" in capsys.readouterr().out
+    main(["probe", "knn", *given, "--bits", "2w4a", "--recalibrate-bn", "--out", str(tmp_path / "bn.jsonl")])
+    (row,) = rows.read(tmp_path / "bn.jsonl")
+    assert row.calibration.endswith("MinMax, BN recalibrated")
