@@ -1,0 +1,134 @@
+"""What SSQL's pretraining is worth at each bit-width, on two CPU cores: ``python benchmarks/mini_study.py OUT``.
+
+The mini config over several seeds: random weights, SimSiam, SSQL, all from the same start. Linear and kNN accuracy of
+the frozen backbone at every bit-width, with the norms' statistics as trained and estimated anew; and the gap in the
+training loss between 2w4a and full precision. Mean and standard deviation over the seeds, whatever they show, as
+Markdown on the terminal; rows in OUT. What is finished is not run again. Two jobs at a time, of one thread each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+CONFIG = Path(__file__).parents[1] / "configs" / "pretrain" / "mini.yaml"
+METHODS = ("random", "SimSiam", "SSQL")
+BITS = ("FP", "8w8a", "6w6a", "5w5a", "4w4a", "3w3a", "2w4a")
+KINDS = ("linear", "knn")
+
+
+def job(method: str, seed: int, out: str, data: str, changes: list[str]) -> None:
+    """Pretrain one network and probe it; its rows and its gap lie in a folder of its own."""
+    import torch
+
+    from ssql_det.core import rows
+    from ssql_det.pretrain.checkpoint import NAME, Run
+    from ssql_det.pretrain.config import build_network, facts_of, read_config
+    from ssql_det.pretrain.loop import pretrain
+    from ssql_det.pretrain.optim import build_optimizer
+    from ssql_det.pretrain.probing import Plan, probed
+
+    torch.set_num_threads(1)
+    folder = Path(out) / f"{method}_{seed}"
+    if (folder / "gap.json").exists():
+        return
+    keys = ["DATA.TRAIN", data, "OUTPUT_DIR", str(folder), "SEED", str(seed), "MONITOR.PERIOD", "0", *changes]
+    cfg = read_config(CONFIG, [*keys, "SSQL.ENABLED", str(method == "SSQL")])
+    if method != "random":
+        pretrain(cfg, resume=True)
+    torch.manual_seed(seed)
+    network, _ = build_network(cfg)
+    run = Run(getattr(network, "method", network), build_optimizer(cfg, network), facts_of(cfg))
+    if method == "random":
+        run.save(folder, 0)
+    run.resume(folder)
+    (folder / "results.jsonl").unlink(missing_ok=True)
+    for is_recalibrated in (False, True):
+        plan = Plan(KINDS, recalibrate_bn=is_recalibrated, seed=seed)
+        for row in probed(str(folder / NAME), data, ",".join(BITS), cfg.DATA.RECIPE, plan):
+            rows.append(folder / "results.jsonl", row)
+    (folder / "gap.json").write_text(json.dumps(loss_gap(cfg, run.method)))
+
+
+def loss_gap(cfg, method, batches: int = 20) -> float:
+    """The mean of the loss at 2w4a less the float loss, both in training mode against the float targets."""
+    import torch
+
+    from ssql_det.pretrain.config import views_of
+    from ssql_det.pretrain.data import open_images
+    from ssql_det.pretrain.stream import training_batches
+    from ssql_det.quant import Bits, observing, quantized
+    from ssql_det.ssl import encoder_points
+    from ssql_det.ssl.views import draws_of
+
+    recipe, points, gaps = views_of(cfg), encoder_points(method.encoder), []
+    stream = training_batches(open_images(cfg.DATA.TRAIN), recipe.frame, cfg.OPTIM.BATCH, cfg.SEED + 1000)
+    method.train()
+    for _, batch in zip(range(batches), stream, strict=False):
+        views = [
+            recipe.look(view, draws_of(cfg.SEED + 1000, batch.positions, number, recipe.draws))
+            for number, view in enumerate(batch.views)
+        ]
+        with torch.no_grad():
+            with observing(method.encoder, points) as ranges:
+                encoded = method.encode(views)
+            targets = method.targets(views, encoded)
+            with quantized(method.encoder, points, ranges, Bits(2, 4)):
+                low = method.encode(views)
+            gaps.append(float(method.loss(low, targets) - method.loss(encoded, targets)))
+    return statistics.fmean(gaps)
+
+
+def table(out: str, seeds: list[int]) -> None:
+    """Mean and sample deviation over the seeds."""
+    from ssql_det.core import rows
+
+    def said(values: list[float], digits: int) -> str:
+        spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+        return f"{statistics.fmean(values):.{digits}f}{spread}"
+
+    print("| norms | probe | method | " + " | ".join(BITS) + " |\n|" + "---|" * (3 + len(BITS)))
+    for norms in ("as trained", "BN recalibrated"):
+        for kind in KINDS:
+            for method in METHODS:
+                cells = []
+                for bits in BITS:
+                    found = [
+                        row for seed in seeds for row in rows.read(Path(out) / f"{method}_{seed}" / "results.jsonl")
+                    ]
+                    kept = [
+                        row for row in found if row.calibration.endswith("BN recalibrated") == (norms != "as trained")
+                    ]
+                    cells.append(said([row.metrics[f"{kind}/top1"] for row in kept if row.bits == bits], 1))
+                print(f"| {norms} | {kind} | {method} | " + " | ".join(cells) + " |")
+    print("\n| method | loss at 2w4a less the float loss |\n|---|---|")
+    for method in METHODS[1:]:
+        gaps = [json.loads((Path(out) / f"{method}_{seed}" / "gap.json").read_text()) for seed in seeds]
+        print(f"| {method} | {said(gaps, 3)} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", help="folder of checkpoints and rows")
+    parser.add_argument("--data", default="toy/crops", help="labelled crops (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("changes", metavar="KEY VALUE", nargs="*", help="of the config")
+    options = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with ProcessPoolExecutor(2) as pool:
+        jobs = [
+            pool.submit(job, method, seed, options.out, options.data, options.changes)
+            for seed in options.seeds
+            for method in reversed(METHODS)
+        ]
+        for each in jobs:
+            each.result()
+    table(options.out, options.seeds)
+
+
+if __name__ == "__main__":
+    main()
