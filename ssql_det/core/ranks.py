@@ -6,6 +6,7 @@ Outside a process group every function here answers for a single process, so cal
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -78,6 +79,14 @@ def launch(work: Callable[..., None], *args: Any, processes: int = 1) -> None:
         if any(process.exitcode == EXIT_BAD_INPUT for process in ranks.processes):  # it has said its sentence
             raise SystemExit(EXIT_BAD_INPUT) from None
         raise
+
+
+def leave_interrupts_to_the_main_process(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal; a loader's workers are stopped by the one that answers it.
+
+    >>> DataLoader(images, num_workers=4, worker_init_fn=leave_interrupts_to_the_main_process)
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _as_rank(index: int, processes: int, address: dict[str, str], work: Callable[..., None], args: Any) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ssql_det.core.choices import choices_of
 from ssql_det.core.errors import UserError
+from ssql_det.core.ranks import leave_interrupts_to_the_main_process
 from ssql_det.d2 import CfgNode, DatasetMapper, get_detection_dataset_dicts
 from ssql_det.detect.answers import answered
 from ssql_det.detect.data import Batch, check_dataset
@@ -129,14 +129,9 @@ def training_batches(cfg: CfgNode, size: int, seed: int, first: int = 0) -> Iter
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=list,
         generator=torch.Generator().manual_seed(seed),  # else it draws from the global one, once a run
-        worker_init_fn=_leave_interrupts_to_the_main_process,
+        worker_init_fn=leave_interrupts_to_the_main_process,
     )
     return map(_require_samples, loader)
-
-
-def _leave_interrupts_to_the_main_process(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the workers are stopped by the one that answers it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _require_samples(batch: Batch) -> Batch:

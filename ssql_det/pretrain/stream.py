@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -19,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ssql_det.core.choices import choices_of, number_of
 from ssql_det.core.errors import UserError, printable
+from ssql_det.core.ranks import leave_interrupts_to_the_main_process
 from ssql_det.pretrain.data import Images
 
 _MOST_SUBSTITUTES = 100
@@ -102,7 +102,7 @@ def training_batches(
         num_workers=workers,
         collate_fn=_together,
         generator=torch.Generator().manual_seed(number_of(seed)),  # else it draws from the global one, once a run
-        worker_init_fn=_leave_interrupts_to_the_main_process,
+        worker_init_fn=leave_interrupts_to_the_main_process,
     )
     return map(_require_batch, loader)
 
@@ -168,8 +168,3 @@ def _require_batch(batch: Batch | str) -> Batch:
     if isinstance(batch, str):
         raise UserError(batch)
     return batch
-
-
-def _leave_interrupts_to_the_main_process(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the workers are stopped by the one that answers it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
