@@ -1,4 +1,4 @@
-"""A step of SSQL with synchronized norms, for two processes: a file of its own, so that they can import it."""
+"""What two processes run: a file of its own, so that they can import it."""
 
 import torch
 from timm.models.resnet import BasicBlock, ResNet
@@ -6,6 +6,8 @@ from torch import nn
 
 from ssql_det.backbones import Backbone
 from ssql_det.core.ranks import rank, world_size
+from ssql_det.pretrain.config import read_config
+from ssql_det.pretrain.loop import pretrain
 from ssql_det.pretrain.sync_norm import synchronized
 from ssql_det.quant import Bits, FixedBits
 from ssql_det.ssl import SSQL, SimSiam
@@ -34,3 +36,9 @@ def step(folder):
     loss.backward()
     gradients = {name: parameter.grad for name, parameter in trained.named_parameters()}
     torch.save((loss.detach(), gradients, dict(trained.named_buffers())), folder / f"{world_size()}_{rank()}.pt")
+
+
+def pretrained(file, overrides):
+    """A whole run, as every rank of a job makes it."""
+    torch.set_num_threads(1)
+    pretrain(read_config(file, overrides))
