@@ -5,8 +5,23 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from ssql_det.toydata.dataset import Settings, make_toy_data
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Two would wait for each other wherever a core is busy, and one gives the same bits everywhere."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def logging_as_it_was(monkeypatch):
+    monkeypatch.setattr("ssql_det.core.console.set_up_logging", lambda *ignored: None)
 
 
 @pytest.fixture(scope="session")

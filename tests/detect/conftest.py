@@ -1,21 +1,11 @@
 import pytest
-import torch
 
 from ssql_det import d2
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    """Two would wait for each other wherever a core is busy, and one gives the same bits everywhere."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
-def logging_as_it_was(monkeypatch):
-    monkeypatch.setattr("ssql_det.core.console.set_up_logging", lambda *ignored: None)
+def calm(one_thread, logging_as_it_was):
+    """In every test of this folder."""
 
 
 @pytest.fixture(scope="module", autouse=True)

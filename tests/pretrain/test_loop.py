@@ -44,21 +44,11 @@ def config(toy, out, **more):
     return read_config(MINI, keys(toy, out, **more))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
-def logging_as_it_was(monkeypatch):
-    monkeypatch.setattr("ssql_det.core.console.set_up_logging", lambda *ignored: None)
+pytestmark = pytest.mark.usefixtures("one_thread", "logging_as_it_was")
 
 
 @pytest.fixture(scope="module")
-def whole(toy, tmp_path_factory):
+def whole(toy, one_thread, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     pretrain(config(toy, folder))
     return folder
