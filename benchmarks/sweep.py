@@ -50,8 +50,9 @@ def jobs(name: str, folder: Path):
     from ssql_det.convert import read
     from ssql_det.detect.data import evaluation_images
     from ssql_det.detect.evaluate import evaluate
-    from ssql_det.detect.measure import Plan, parse_widths
+    from ssql_det.detect.measure import Plan
     from ssql_det.detect.sweep import sweep
+    from ssql_det.quant import parse_widths
 
     cfg, model = seeded(name)
     torch.save({"model": model.state_dict()}, folder / "model.pth")

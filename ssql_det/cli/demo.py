@@ -31,10 +31,10 @@ def run(options: argparse.Namespace) -> None:
 
     from ssql_det.backbones import build_backbone
     from ssql_det.core.console import print_table, set_up_logging
-    from ssql_det.quant import Bits, calibrate, profile_cost, quant_points, quantized
+    from ssql_det.quant import calibrate, parse_widths, profile_cost, quant_points, quantized
 
     set_up_logging()
-    widths = [Bits.parse(bits) for bits in options.bits.split(",")]
+    widths = parse_widths(options.bits)
     torch.manual_seed(options.seed)
     model = build_backbone(options.arch).module.eval()
     crops = _photo_crops(count=48, size=options.size, seed=options.seed)

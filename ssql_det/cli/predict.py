@@ -32,11 +32,11 @@ def run(options: argparse.Namespace) -> None:
     from ssql_det.d2 import read_config, set_up_logging
     from ssql_det.detect import SCOPES, SSQL_DEFAULTS
     from ssql_det.detect.data import calibration_images
-    from ssql_det.detect.measure import calibrated, parse_widths
+    from ssql_det.detect.measure import calibrated
     from ssql_det.detect.points import detector_points
     from ssql_det.detect.predict import check_outputs, detect, find_images, save
     from ssql_det.detect.weights import trained_detector
-    from ssql_det.quant import Bits, Ranges
+    from ssql_det.quant import Bits, Ranges, parse_widths
 
     set_up_logging()
     overrides, images = _split(options.rest)

@@ -11,7 +11,7 @@ from pathlib import Path
 from ssql_det.cli.numbers import positive, seed
 
 HELP = "kNN and linear accuracy of a frozen backbone, at several bit-widths"
-BITS = "FP,8w8a,6w6a,5w5a,4w4a,2w4a"
+BITS = "FP,8,6,5,4,2w4a"
 KINDS = ("knn", "linear")
 
 
@@ -19,11 +19,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("kind", choices=KINDS, nargs="+", help="what is asked, one or both")
     parser.add_argument("--checkpoint", metavar="FILE", required=True, help="a backbone, in any format")
     parser.add_argument("--data", required=True, help="a folder with train and val of classes, or cifar10:FOLDER")
-    parser.add_argument("--bits", default=BITS, help="comma-separated (default: %(default)s)")
+    parser.add_argument("--bits", default=BITS, help="FP, 8 or 2w4a, comma-separated (default: %(default)s)")
     parser.add_argument("--recalibrate-bn", action="store_true", help="estimate the norms' statistics at each width")
     parser.add_argument("--calib-images", type=positive, default=512, help="default: %(default)s")
     parser.add_argument("--images", type=positive, help="of each split at most (default: all)")
-    parser.add_argument("--recipe", default="", help="how images are shown: imagenet, cifar, digits (default: by size)")
+    parser.add_argument(
+        "--recipe", default="", help="imagenet, cifar or digits: how images are shown (default: by network)"
+    )
     parser.add_argument("--seed", type=seed, default=0, help="of the choice of images (default: %(default)s)")
     parser.add_argument("--out", default="probes/results.jsonl", help="where rows go (default: %(default)s)")
 

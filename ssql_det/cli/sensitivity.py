@@ -42,9 +42,10 @@ def run(options: argparse.Namespace) -> None:
     from ssql_det.core.files import atomic_write
     from ssql_det.d2 import read_config, set_up_logging
     from ssql_det.detect import SSQL_DEFAULTS
-    from ssql_det.detect.measure import Plan, parse_widths
+    from ssql_det.detect.measure import Plan
     from ssql_det.detect.sensitivity import kept_at, ranked
     from ssql_det.detect.weights import trained_detector
+    from ssql_det.quant import parse_widths
 
     set_up_logging()
     widths, kept = parse_widths(options.bits), parse_widths(options.keep_bits)

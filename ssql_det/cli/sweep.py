@@ -42,9 +42,10 @@ def run(options: argparse.Namespace) -> None:
     from ssql_det.core.errors import UserError
     from ssql_det.d2 import read_config, set_up_logging
     from ssql_det.detect import SCOPES, SSQL_DEFAULTS, config_name
-    from ssql_det.detect.measure import Plan, parse_widths
+    from ssql_det.detect.measure import Plan
     from ssql_det.detect.sweep import RESULTS_NAME, sweep
     from ssql_det.detect.weights import trained_detector
+    from ssql_det.quant import parse_widths
 
     set_up_logging()
     widths = parse_widths(options.bits)

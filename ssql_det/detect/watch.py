@@ -15,9 +15,9 @@ from ssql_det.core.resume import RngState
 from ssql_det.core.rows import Row
 from ssql_det.d2 import CfgNode
 from ssql_det.detect.data import Decoded, evaluation_images
-from ssql_det.detect.measure import Plan, Tools, make_row, measure, parse_widths, prepare
+from ssql_det.detect.measure import Plan, Tools, make_row, measure, prepare
 from ssql_det.detect.points import SCOPES
-from ssql_det.quant import Bits
+from ssql_det.quant import Bits, parse_widths
 
 LOOKS_NAME = "looks.jsonl"
 

@@ -8,7 +8,6 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +27,7 @@ from ssql_det.pretrain.monitor import neighbours, spread
 from ssql_det.pretrain.optim import build_optimizer, learning_rate
 from ssql_det.pretrain.stream import Tolerance, steps_per_epoch, training_batches
 from ssql_det.pretrain.sync_norm import synchronized
-from ssql_det.quant import Bits
+from ssql_det.quant import parse_widths
 from ssql_det.quant.taps import recorded
 from ssql_det.ssl import SSQL
 from ssql_det.ssl.views import draws_of
@@ -164,13 +163,13 @@ class _Looks:
     def __init__(self, cfg: CfgNode, backbone: nn.Module) -> None:
         recipe, path = views_of(cfg), cfg.MONITOR.DATA or cfg.DATA.TRAIN
         self._backbone, self._input = backbone, recipe.input
-        self._widths = [Bits.parse(bits) for bits in cfg.MONITOR.BITS]
-        self._splits: Any = [
+        self._widths = parse_widths(",".join(map(str, cfg.MONITOR.BITS)))
+        self._seen, self._asked = (
             labelled(open_images(path, split), recipe, cfg.MONITOR.IMAGES) for split in ("train", "val")
-        ]
+        )
 
     def take(self, step: int) -> Mapping[str, float]:
-        found = neighbours(self._backbone, *self._splits, self._input, self._widths)
+        found = neighbours(self._backbone, self._seen, self._asked, self._input, self._widths)
         if is_main():
             _logger.info("step %d: %s", step + 1, ", ".join(f"{name} {value:.1f}" for name, value in found.items()))
         return found

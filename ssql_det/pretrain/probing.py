@@ -16,7 +16,7 @@ from ssql_det.core.rows import Row
 from ssql_det.pretrain.data import open_images
 from ssql_det.pretrain.features import Labelled, features, labelled
 from ssql_det.pretrain.probe import knn, linear
-from ssql_det.quant import Bits, calibrate, profile_cost, quant_points, quantized, recalibrated
+from ssql_det.quant import Bits, calibrate, parse_widths, profile_cost, quant_points, quantized, recalibrated
 from ssql_det.ssl.views import recipe
 
 _PROBES = {"knn": knn, "linear": linear}
@@ -40,13 +40,19 @@ def probed(checkpoint: str, data: str, bits: str, shown: str, plan: Plan) -> Ite
     >>> for row in probed("ssql.pth", "toy/crops", "FP,4w4a,2w4a", "digits", Plan(("knn", "linear"))):
     ...     print(row.bits, row.metrics)
     """
-    widths = [Bits.parse(each) for each in bits.split(",")]
+    widths = parse_widths(bits)
     source = read(os.path.expanduser(checkpoint))
     backbone = build_backbone(source.architecture.name).module.eval()
     load_backbone(backbone, source)
-    way = recipe(shown or ("cifar" if source.architecture.is_cifar else "imagenet"))
+    way = recipe(shown or _shown_to(source))
     splits = [labelled(open_images(data, split), way, plan.most, plan.seed) for split in ("train", "val")]
     yield from _rows(source, backbone, splits[0], splits[1], widths, plan)
+
+
+def _shown_to(source: Checkpoint) -> str:
+    if source.architecture.is_cifar:
+        return "cifar"
+    return "digits" if source.architecture.name == "narrow_resnet" else "imagenet"
 
 
 def _rows(

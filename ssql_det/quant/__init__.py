@@ -8,7 +8,7 @@
 """
 
 from ssql_det.quant.affine import QParams, choose_qparams, fake_quantize, fake_quantize_weight
-from ssql_det.quant.bits import Bits, BitsSchedule, FixedBits, SampledBits
+from ssql_det.quant.bits import Bits, BitsSchedule, FixedBits, SampledBits, parse_widths
 from ssql_det.quant.calibrate import calibrate
 from ssql_det.quant.context import observing, quantized
 from ssql_det.quant.cost import Cost, CostProfile, profile_cost
@@ -36,6 +36,7 @@ __all__ = [
     "fake_quantize",
     "fake_quantize_weight",
     "observing",
+    "parse_widths",
     "profile_cost",
     "quant_points",
     "quantized",

@@ -59,6 +59,18 @@ class Bits:
 
 Bits.FP = Bits(None, None)
 
+
+def parse_widths(text: str) -> list[Bits]:
+    """Bit-widths as people write them: ``FP``, ``8`` for weights and activations alike, ``2w4a``.
+
+    >>> [str(bits) for bits in parse_widths("FP,8,2w4a")]
+    ['FP', '8w8a', '2w4a']
+    """
+    parts = [part.strip() for part in text.split(",")]
+    widths = [Bits(int(part), int(part)) if part.isdecimal() else Bits.parse(part) for part in parts]
+    return list(dict.fromkeys(widths))
+
+
 BitsSchedule = Callable[[int], Bits]
 """The bits of a training step: any function of the step's number."""
 

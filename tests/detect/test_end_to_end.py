@@ -11,9 +11,9 @@ from ssql_det.core import rows
 from ssql_det.d2 import read_config
 from ssql_det.detect import SSQL_DEFAULTS, detector_points
 from ssql_det.detect.data import calibration_images
-from ssql_det.detect.measure import calibrated, parse_widths
+from ssql_det.detect.measure import calibrated
 from ssql_det.detect.weights import trained_detector
-from ssql_det.quant import quantized
+from ssql_det.quant import parse_widths, quantized
 from ssql_det.quant.taps import recorded
 from ssql_det.toydata.dataset import Settings, make_toy_data
 

@@ -18,11 +18,11 @@ from ssql_det.detect import detector_points
 from ssql_det.detect import measure as measuring
 from ssql_det.detect.data import Decoded, calibration_images, evaluation_images
 from ssql_det.detect.evaluate import evaluate
-from ssql_det.detect.measure import Plan, following, parse_widths
+from ssql_det.detect.measure import Plan, following
 from ssql_det.detect.sweep import sweep
 from ssql_det.detect.train import train
 from ssql_det.detect.weights import trained_detector
-from ssql_det.quant import Bits, Ranges, quantized
+from ssql_det.quant import Bits, Ranges, parse_widths, quantized
 
 TEST = "toy_voc_2007_test"
 PLAN = Plan("all", 4)

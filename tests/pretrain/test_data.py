@@ -141,6 +141,12 @@ def test_splits_without_classes(tmp_path):
     assert (inside(val, tmp_path), val.labels) == (["val/1.jpg"], None)
 
 
+def test_classes_of_a_second_part_alone(tmp_path):
+    put(tmp_path, "train/1.jpg", "val/cat/1.jpg", "val/dog/1.jpg")
+    assert open_images(str(tmp_path)).labels is None
+    assert open_images(str(tmp_path), "val").classes == ("cat", "dog")
+
+
 def test_a_class_may_be_called_train(tmp_path):
     images = open_images(str(put(tmp_path, "bus/1.jpg", "train/1.jpg", "train/2.jpg")))
     assert images.classes == ("bus", "train")
@@ -430,7 +436,11 @@ def test_cmyk_and_files_of_another_kind_than_their_name_says(tmp_path):
 
 
 def test_remarks_on_metadata_are_not_passed_on(tmp_path):
-    Image.new("P", (4, 4)).save(tmp_path / "a.png", transparency=b"\x00\x80")
+    image = Image.new("P", (4, 4), 2)
+    image.putpalette(range(12))
+    image.save(tmp_path / "a.png", transparency=b"\x00\x80\x10")
+    with pytest.warns(UserWarning, match="Transparency"), Image.open(tmp_path / "a.png") as opened:
+        opened.convert("RGB")
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         read_image(str(tmp_path / "a.png"))

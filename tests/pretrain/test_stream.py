@@ -163,9 +163,13 @@ def interruptible(image):
 
 
 def test_an_interrupt_is_left_to_the_main_process():
-    for workers in (0, 1):
-        [batch] = taken(painted(4), 1, interruptible, workers=workers)
-        assert batch.views[0].any() == (workers == 0)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it as well
+    try:
+        for workers in (0, 1):
+            [batch] = taken(painted(4), 1, interruptible, workers=workers)
+            assert batch.views[0].any() == (workers == 0)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 # ---- epochs --------------------------------------------------------------------------------------------------------
