@@ -13,6 +13,7 @@ import json
 import os
 import statistics
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 CONFIG = Path(__file__).parents[1] / "configs" / "pretrain" / "mini.yaml"
@@ -26,26 +27,31 @@ def job(method: str, seed: int, out: str, data: str, changes: list[str]) -> None
     import torch
 
     from ssql_det.core import rows
+    from ssql_det.core.config import require_same_run, save_config
     from ssql_det.pretrain.checkpoint import NAME, Run
     from ssql_det.pretrain.config import build_network, facts_of, read_config
+    from ssql_det.pretrain.data import identity, open_images
     from ssql_det.pretrain.loop import pretrain
     from ssql_det.pretrain.optim import build_optimizer
     from ssql_det.pretrain.probing import Plan, probed
 
     torch.set_num_threads(1)
     folder = Path(out) / f"{method}_{seed}"
-    if (folder / "gap.json").exists():
-        return
     keys = ["DATA.TRAIN", data, "OUTPUT_DIR", str(folder), "SEED", str(seed), "MONITOR.PERIOD", "0", *changes]
     cfg = read_config(CONFIG, [*keys, "SSQL.ENABLED", str(method == "SSQL")])
+    if (folder / "gap.json").exists():
+        require_same_run(cfg, folder, ())
+        return
     if method != "random":
         pretrain(cfg, resume=True)
     torch.manual_seed(seed)
     network, _ = build_network(cfg)
-    run = Run(getattr(network, "method", network), build_optimizer(cfg, network), facts_of(cfg))
+    facts = replace(facts_of(cfg), method=method)
+    run = Run(getattr(network, "method", network), build_optimizer(cfg, network), facts, identity(open_images(data)))
     if method == "random":
         run.save(folder, 0)
-    run.resume(folder)
+        save_config(cfg, folder)
+    run.resume(folder, total=1 << 62)
     (folder / "results.jsonl").unlink(missing_ok=True)
     for is_recalibrated in (False, True):
         plan = Plan(KINDS, recalibrate_bn=is_recalibrated, seed=seed)

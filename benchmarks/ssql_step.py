@@ -29,8 +29,6 @@ def steps(arch: str, batch: int, side: int, hidden: int, device: str):
         torch.manual_seed(0)
         method = SimSiam(build_backbone(arch), hidden=hidden)
         network = (SSQL(method, SampledBits(seed=0)) if is_ssql else method).to(device).train()
-        if device == "cuda":
-            network = network.to(memory_format=torch.channels_last)
         optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
         views = [torch.randn(batch, 3, side, side, device=device) for _ in range(2)]
         done = []

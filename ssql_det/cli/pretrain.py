@@ -35,4 +35,5 @@ def _pretrain(cfg, resume):  # type: ignore[no-untyped-def]  # the types would i
 
     path = pretrain(cfg, resume)
     if is_main():
-        print(f"pretrained: {path}; probe it: ssql-det probe knn --checkpoint {path} --data {cfg.DATA.TRAIN}")
+        shown = f"--recipe {cfg.DATA.RECIPE}{f' --size {cfg.DATA.SIZE}' if cfg.DATA.SIZE else ''}"
+        print(f"pretrained: {path}; with labels: ssql-det probe knn --checkpoint {path} --data LABELLED {shown}")

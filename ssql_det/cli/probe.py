@@ -26,6 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recipe", default="", help="imagenet, cifar or digits: how images are shown (default: by network)"
     )
+    parser.add_argument("--size", type=positive, help="of the images, in pixels (default: the recipe's)")
+    parser.add_argument("--device", default="cuda", help="the CPU where there is none (default: %(default)s)")
     parser.add_argument("--seed", type=seed, default=0, help="of the choice of images (default: %(default)s)")
     parser.add_argument("--out", default="probes/results.jsonl", help="where rows go (default: %(default)s)")
 
@@ -36,12 +38,14 @@ def run(options: argparse.Namespace) -> None:
     from ssql_det.pretrain.probing import Plan, probed
 
     set_up_logging()
-    plan = Plan(tuple(options.kind), options.calib_images, options.recalibrate_bn, options.images, options.seed)
+    plan = Plan(
+        *(tuple(options.kind), options.calib_images, options.recalibrate_bn, options.images, options.seed),
+        *(options.size, options.device),
+    )
     found = []
     for row in probed(options.checkpoint, options.data, options.bits, options.recipe, plan):
         rows.append(Path(options.out), row)
         found.append(row)
-    names = [name for name in found[0].metrics if name != "seconds"]
-    cells = [(row.bits, *(f"{row.metrics[name]:.2f}" for name in names)) for row in found]
-    print_table(("bits", *names), cells, f"{Path(options.checkpoint).name} on {found[0].dataset}")
+    cells = [(row.bits, *(f"{value:.2f}" for value in row.metrics.values())) for row in found]
+    print_table(("bits", *found[0].metrics), cells, f"{Path(options.checkpoint).name} on {found[0].dataset}")
     print(f"rows: {options.out}")

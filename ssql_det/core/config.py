@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,15 @@ def require_same(before: Mapping[str, Any], now: Mapping[str, Any], where: str, 
         named = ", ".join(f"{key} {before.get(key)!r} (now {now.get(key)!r})" for key in keys[:_MOST_NAMED])
         more = f" and {len(keys) - _MOST_NAMED} more that differ" if len(keys) > _MOST_NAMED else ""
         raise UserError(f"{where} has {named}{more}; {cure}")
+
+
+def require_same_run(config: CfgNode, directory: str | os.PathLike[str], may_change: Collection[str]) -> None:
+    """Refuse to go on with a run in another config than was saved beside it, but for some keys."""
+    before, now = (
+        {key: value for key, value in values.items() if key not in may_change}
+        for values in (read_plain_values(directory), plain_values(config))
+    )
+    require_same(before, now, f"the run in {directory}", "resume with its config, or choose another OUTPUT_DIR")
 
 
 def _read_with_bases(path: Path, opened: tuple[Path, ...]) -> dict[str, Any]:

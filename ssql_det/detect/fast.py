@@ -40,7 +40,7 @@ def fast(model: nn.Module) -> Iterator[None]:
 def _faster(layer: nn.Conv2d | nn.ConvTranspose2d) -> dict[str, Any]:
     """Weight, and where a norm is folded also bias and norm, to stand in for a layer's own."""
     norm: Any = getattr(layer, "norm", None)
-    if not isinstance(norm, _FOLDABLE):
+    if isinstance(layer, nn.ConvTranspose2d) or not isinstance(norm, _FOLDABLE):
         return {"weight": _laid_out(layer.weight)}
     statistics: tuple[Any, ...] = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
     weight, bias = fuse_conv_bn_weights(layer.weight, layer.bias, *statistics)

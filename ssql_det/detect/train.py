@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ssql_det.convert import Facts
-from ssql_det.core.config import plain_values, read_plain_values, require_same, save_config
+from ssql_det.core.config import require_same_run, save_config
 from ssql_det.core.errors import UserError
 from ssql_det.core.writers import JsonWriter, TensorBoardWriter, Writers
 from ssql_det.d2 import (
@@ -59,7 +59,7 @@ def train(cfg: CfgNode, config_name: str, resume: bool = False) -> Path:
     if goes_on and not resume:
         raise UserError(f"{folder} holds a run already; say --resume to go on with it, or choose another OUTPUT_DIR")
     if goes_on:
-        _require_same_config(cfg, folder)
+        require_same_run(cfg, folder, _MAY_CHANGE)
     if cfg.MODEL.WEIGHTS and not goes_on:
         model, checkpoint = pretrained_detector(cfg)
         start, description = 0, {**checkpoint.description(), "seed": seed}
@@ -142,15 +142,6 @@ def _require_finite(losses: Mapping[str, Tensor], iteration: int) -> None:
     for name, loss in losses.items():
         if not loss.isfinite():
             raise UserError(f"{name} is {loss.item()} at iteration {iteration}; {_CURE}")
-
-
-def _require_same_config(cfg: CfgNode, folder: Path) -> None:
-    """A run that went on with other numbers would be neither the one nor the other."""
-    before, now = (
-        {key: value for key, value in values.items() if key not in _MAY_CHANGE}
-        for values in (read_plain_values(folder), plain_values(cfg))
-    )
-    require_same(before, now, f"the run in {folder}", "resume with its config, or train in another OUTPUT_DIR")
 
 
 def _micro_batches(cfg: CfgNode) -> int:

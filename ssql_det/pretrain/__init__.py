@@ -2,6 +2,7 @@
 
 ===========  =====================================================================
 config       every key, with its default; a network from it
+checks       what a config may not say
 data         images, wherever they are
 stream       batches of views, in an order that is a function of the seed
 optim        SGD and its schedule, a function of progress

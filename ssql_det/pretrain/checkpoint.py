@@ -32,13 +32,14 @@ class Run:
 
     >>> run = Run(method, optimizer, facts)
     >>> run.save(folder, steps=500)
-    >>> Run(method, optimizer, facts).resume(folder)
+    >>> Run(method, optimizer, facts).resume(folder, total=1000)
     500
     """
 
     method: nn.Module
     optimizer: torch.optim.Optimizer
     facts: Facts
+    images: str = ""  # what it is trained on, by its identity
 
     def save(self, folder: Path, steps: int) -> Path:
         """After so many steps. Every rank takes part, one writes."""
@@ -49,20 +50,26 @@ class Run:
                 torch.save(self._content(steps, generators), file)
         return path
 
-    def resume(self, folder: Path) -> int:
-        """Take up the state in the folder; how many steps are behind it."""
+    def resume(self, folder: Path, total: int) -> int:
+        """Take up the state in the folder; how many of the steps are behind it."""
         path = folder / NAME
         content = read_tensors(path)
         try:
+            generators, steps = list(content["resume"]["rng"]), int(content["resume"]["steps"])
+            if content["resume"]["images"] != self.images:
+                raise ValueError("the images are not those that it began with")
+            if not 0 <= steps <= total:
+                raise ValueError(f"it is {steps} steps on, of {total}")
             state = {_BACKBONE + name: tensor for name, tensor in content["online"].items()} | content["heads"]
             self.method.load_state_dict(state)
             self.optimizer.load_state_dict(content["resume"]["optimizer"])
-            generators, steps = content["resume"]["rng"], int(content["resume"]["steps"])
-        except (KeyError, RuntimeError, TypeError, ValueError) as failure:
+            if len(generators) > rank():
+                RngState(**generators[rank()]).restore()
+        except KeyError as failure:
+            raise UserError(f"{path} cannot be resumed from: it has no {failure.args[0]}") from failure
+        except (AttributeError, RuntimeError, TypeError, ValueError) as failure:
             reason = str(failure).splitlines()[0]
             raise UserError(f"{path} cannot be resumed from ({reason}); pretrain in another OUTPUT_DIR") from failure
-        if len(generators) > rank():
-            RngState(**generators[rank()]).restore()
         return steps
 
     def _content(self, steps: int, generators: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -71,7 +78,12 @@ class Run:
         heads = {name: value for name, value in state.items() if not name.startswith(_BACKBONE)}
         backbone = self.method.get_submodule(_BACKBONE.removesuffix("."))
         description = Checkpoint(architecture_of(backbone), {}, self.facts).description()
-        resume = {"steps": steps, "optimizer": self.optimizer.state_dict(), "rng": list(generators)}
+        resume = {
+            "steps": steps,
+            "images": self.images,
+            "optimizer": self.optimizer.state_dict(),
+            "rng": list(generators),
+        }
         return {KEY: description, "online": online, "heads": heads, "resume": resume}
 
 

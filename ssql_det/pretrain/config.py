@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from fvcore.common.config import CfgNode
 
 from ssql_det.backbones import Backbone, build_backbone
-from ssql_det.convert import Facts, load_backbone, read
+from ssql_det.convert import Checkpoint, Facts, Input, load_backbone, read
 from ssql_det.core.config import load_config
 from ssql_det.core.errors import UserError, did_you_mean
 from ssql_det.quant.bits import Bits, BitsSchedule, FixedBits, SampledBits
@@ -42,7 +43,8 @@ DEFAULTS: dict[str, Any] = {
         "RECIPE": "imagenet",  # of the views: imagenet, cifar or digits
         "SIZE": 0,  # of the views, in pixels; 0 for the recipe's own
         "WORKERS": 4,
-        "MOST_BAD_IMAGES": 0,  # so many files may be unreadable
+        "MOST_BAD_IMAGES": 0,  # so many files may be unreadable, in each process
+        "CACHE_MB": 0,  # of memory, in each worker, for images that stay decoded
     },
     "OPTIM": {
         "BATCH": 256,  # over all processes
@@ -66,6 +68,7 @@ DEFAULTS: dict[str, Any] = {
     "SEED": 0,
     "OUTPUT_DIR": "./output/pretrain",
 }
+_logger = logging.getLogger(__name__)
 _METHODS = {"simsiam": SimSiam}
 
 
@@ -74,8 +77,8 @@ def read_config(file: str | os.PathLike[str] | None, overrides: Sequence[str] = 
     return load_config(CfgNode(DEFAULTS), file, overrides)
 
 
-def build_network(cfg: CfgNode) -> tuple[SSQL | Method, Backbone]:
-    """What is trained, and the backbone in it, from scratch or from ``INIT``.
+def build_network(cfg: CfgNode, begins: bool = True) -> tuple[SSQL | Method, Backbone]:
+    """What is trained, and the backbone in it, from scratch, or where it ``begins`` from ``INIT``.
 
     >>> network, backbone = build_network(read_config("configs/pretrain/cifar10_r18_ssql.yaml"))
     """
@@ -83,8 +86,8 @@ def build_network(cfg: CfgNode) -> tuple[SSQL | Method, Backbone]:
         known = ", ".join(_METHODS)
         raise UserError(f"METHOD {cfg.METHOD!r} is not here{did_you_mean(cfg.METHOD, _METHODS)} (known: {known})")
     backbone = build_backbone(cfg.BACKBONE, cfg.ZERO_INIT_RESIDUAL)
-    if cfg.INIT:
-        load_backbone(backbone.module, read(os.path.expanduser(cfg.INIT)))
+    if cfg.INIT and begins:
+        _begin_with(read(os.path.expanduser(cfg.INIT)), backbone, views_of(cfg).input)
     method = _METHODS[cfg.METHOD](backbone, cfg.DIM, cfg.HIDDEN)
     if not cfg.SSQL.ENABLED:
         return method, backbone
@@ -93,19 +96,38 @@ def build_network(cfg: CfgNode) -> tuple[SSQL | Method, Backbone]:
     return SSQL(method, _bits(cfg), *switches), backbone
 
 
+def _begin_with(checkpoint: Checkpoint, backbone: Backbone, images: Input) -> None:
+    theirs = checkpoint.facts.input
+    if theirs is not None and theirs.channels != images.channels:
+        raise UserError(
+            f"{checkpoint.called} was trained on {theirs.channels} images and is fed {images.channels} here; turn it "
+            f"first: ssql-det convert {checkpoint.called} OUT.pth --to torchvision"
+        )
+    if theirs not in (None, images):
+        _logger.warning("%s was trained on images normalized by %s, here it is %s", checkpoint.called, theirs, images)
+    load_backbone(backbone.module, checkpoint)
+
+
 def views_of(cfg: CfgNode) -> Recipe:
     return recipe(cfg.DATA.RECIPE, cfg.DATA.SIZE or None)
 
 
 def facts_of(cfg: CfgNode) -> Facts:
     """What whoever uses the backbone has to know of it."""
-    name = {"simsiam": "SimSiam"}[cfg.METHOD]
-    method = ("SSQL" if cfg.METHOD == "simsiam" else f"SSQL-{name}") if cfg.SSQL.ENABLED else name
+    name = _METHODS[cfg.METHOD].__name__
+    method = ("SSQL" if name == "SimSiam" else f"SSQL-{name}") if cfg.SSQL.ENABLED else name
     return Facts(views_of(cfg).input, stride_in_1x1=False, method=method, seed=cfg.SEED, from_file=True)
 
 
-def device_of(cfg: CfgNode) -> torch.device:
-    return torch.device("cpu" if cfg.DEVICE == "cuda" and not torch.cuda.is_available() else cfg.DEVICE)
+def device_of(name: str) -> torch.device:
+    """The device of that name, or the CPU for ``cuda`` where there is none; refused if it is not there."""
+    if name == "cuda" and not torch.cuda.is_available():
+        return torch.device("cpu")
+    try:
+        return torch.zeros(1, device=name).device
+    except (AssertionError, RuntimeError) as failure:
+        reason = str(failure).splitlines()[0]
+        raise UserError(f"DEVICE {name!r} is not here ({reason}); set it to cpu, or to cuda") from None
 
 
 def _bits(cfg: CfgNode) -> BitsSchedule:

@@ -12,7 +12,10 @@ from ssql_det.convert import Input
 from ssql_det.core.console import track
 from ssql_det.core.errors import UserError
 from ssql_det.pretrain.data import Images
+from ssql_det.quant.calibrate import evaluating
 from ssql_det.ssl.views import Recipe, normalized
+
+_MOST_BYTES = 8 << 30  # of decoded images
 
 
 @dataclass(frozen=True)
@@ -27,8 +30,8 @@ class Labelled:
         return Labelled(self.name, self.pixels[:count], self.labels[:count])
 
     def batches(self, input: Input, size: int = 256) -> Iterator[Tensor]:
-        """Normalized, in parts."""
-        for part in self.pixels.split(size):
+        """Normalized, in even parts of at most ``size``: a part of one image has no variance."""
+        for part in self.pixels.tensor_split(-(-len(self.pixels) // size)):
             yield normalized(part, input)
 
 
@@ -37,7 +40,19 @@ def labelled(images: Images, recipe: Recipe, most: int | None = None, seed: int 
     if images.labels is None:
         raise UserError(f"{images.name} has no labels: a probe needs folders of classes, a labelled list or CIFAR")
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()[:most]
-    pixels = torch.stack([recipe.plain(images[index]) for index in track(order, f"reading {images.name}")])
+    size = len(order) * 3 * recipe.size**2
+    if size > _MOST_BYTES:
+        raise UserError(
+            f"{len(order)} images of {images.name} at {recipe.size} pixels take {size / 2**30:.0f} GiB of memory; ask "
+            f"for fewer, as --images {_MOST_BYTES // (3 * recipe.size**2)}"
+        )
+    pixels = torch.empty(len(order), 3, recipe.size, recipe.size, dtype=torch.uint8)
+    for place, index in enumerate(track(order, f"reading {images.name}")):
+        try:
+            pixels[place] = recipe.plain(images[index])
+        except Exception as failure:  # a decoder can fail in any way
+            reason = " ".join(str(failure).split())
+            raise UserError(f"{images.file(index)} cannot be read ({reason}); mend it, or leave it out") from failure
     return Labelled(images.name, pixels, torch.tensor([images.labels[index] for index in order]))
 
 
@@ -48,9 +63,6 @@ def features(backbone: nn.Module, batches: Sequence[Tensor] | Iterator[Tensor]) 
     >>> with quantized(backbone, points, ranges, Bits(4, 4)):
     ...     low = features(backbone, images.batches(IMAGENET))
     """
-    was_training = backbone.training
     device = next(backbone.parameters()).device
-    backbone.eval()
-    found = torch.cat([backbone(batch.to(device)).float().cpu() for batch in batches])
-    backbone.train(was_training)
-    return found
+    with evaluating(backbone):
+        return torch.cat([backbone(batch.to(device)).float().cpu() for batch in batches])

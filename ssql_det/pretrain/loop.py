@@ -15,13 +15,14 @@ from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ssql_det.core.config import plain_values, read_plain_values, require_same, save_config
+from ssql_det.core.config import require_same_run, save_config
 from ssql_det.core.errors import UserError
 from ssql_det.core.ranks import barrier, is_main, rank, world_size
 from ssql_det.core.writers import JsonWriter, TensorBoardWriter, Writers
 from ssql_det.pretrain import checkpoint
+from ssql_det.pretrain.checks import check
 from ssql_det.pretrain.config import NO_MATTER, build_network, device_of, facts_of, views_of
-from ssql_det.pretrain.data import open_images
+from ssql_det.pretrain.data import Cached, identity, open_images
 from ssql_det.pretrain.features import labelled
 from ssql_det.pretrain.monitor import neighbours, spread
 from ssql_det.pretrain.optim import build_optimizer, learning_rate
@@ -32,7 +33,16 @@ from ssql_det.quant.taps import recorded
 from ssql_det.ssl import SSQL
 from ssql_det.ssl.views import draws_of
 
-_MAY_CHANGE = (*NO_MATTER, "DATA.MOST_BAD_IMAGES", "MONITOR.PERIOD", "MONITOR.DATA", "MONITOR.BITS", "MONITOR.IMAGES")
+_MAY_CHANGE = (
+    *NO_MATTER,
+    "INIT",
+    "DATA.MOST_BAD_IMAGES",
+    "DATA.CACHE_MB",
+    "MONITOR.PERIOD",
+    "MONITOR.DATA",
+    "MONITOR.BITS",
+    "MONITOR.IMAGES",
+)
 _logger = logging.getLogger(__name__)
 
 
@@ -42,25 +52,32 @@ def pretrain(cfg: CfgNode, resume: bool = False) -> Path:
     With ``resume`` a run that was stopped becomes, on the CPU bit for bit, the run that was not. Under a process group
     every rank calls it, each takes its part of a batch, and rank 0 writes.
     """
-    folder, device, world = Path(cfg.OUTPUT_DIR), device_of(cfg), world_size()
-    _check(cfg)
-    images, recipe = open_images(cfg.DATA.TRAIN), views_of(cfg)
+    folder, device, world = Path(cfg.OUTPUT_DIR), device_of(cfg.DEVICE), world_size()
+    check(cfg)
+    images, recipe = Cached(open_images(cfg.DATA.TRAIN), cfg.DATA.CACHE_MB << 20), views_of(cfg)
     per_epoch = steps_per_epoch(len(images), cfg.OPTIM.BATCH)
     if not per_epoch:
         raise UserError(f"{cfg.DATA.TRAIN} has {len(images)} images and OPTIM.BATCH is {cfg.OPTIM.BATCH}; lower it")
     for seed_generator in (random.seed, np.random.seed, torch.manual_seed):
         seed_generator(cfg.SEED)
-    network, backbone = build_network(cfg)
+    goes_on = _goes_on(cfg, folder, resume)
+    network, backbone = build_network(cfg, begins=not goes_on)
     network = network.to(device)
     if cfg.SYNC_NORM:
         synchronized(network)
     method = network.method if isinstance(network, SSQL) else network
-    run = checkpoint.Run(method, build_optimizer(cfg, network), facts_of(cfg))
-    start = _begin(cfg, folder, run, resume)
-    trained = DistributedDataParallel(network) if world > 1 else network
-    looks = _Looks(cfg, backbone.module) if cfg.MONITOR.PERIOD else None
-
+    run = checkpoint.Run(method, build_optimizer(cfg, network), facts_of(cfg), identity(images))
     total, tolerance = cfg.OPTIM.EPOCHS * per_epoch, Tolerance(cfg.DATA.MOST_BAD_IMAGES)
+    looks = _Looks(cfg, backbone.module) if cfg.MONITOR.PERIOD else None
+    start = run.resume(folder, total) if goes_on else 0
+    barrier()  # nobody writes before all have read
+    if is_main():
+        _logger.info("on %s, %d steps an epoch, from step %d of %d", device, per_epoch, start, total)
+        save_config(cfg, folder)
+    if start == total:
+        return folder / checkpoint.NAME
+    trained = DistributedDataParallel(network) if world > 1 else network
+
     parts = {"workers": cfg.DATA.WORKERS, "rank": rank(), "world": world}
     batches = training_batches(images, recipe.frame, cfg.OPTIM.BATCH, cfg.SEED, start, **parts)
     with closing(_writers(folder, start)) as writer:
@@ -82,53 +99,27 @@ def pretrain(cfg: CfgNode, resume: bool = False) -> Path:
 
             done, ends_epoch = step + 1, (step + 1) % per_epoch == 0
             if done % cfg.PERIODS.LOG == 0 or done == total:
-                seconds = (time.perf_counter() - begun) / (done - before)
+                seconds = (time.perf_counter() - begun) / max(done - before, 1)
                 begun, before = time.perf_counter(), done
                 scalars = {"loss": loss.item(), "lr": rate, "spread": spread(features[0]), "seconds": seconds}
                 writer.write(step, scalars)
                 _tell(step, total, scalars)
             if looks is not None and ends_epoch and (done // per_epoch % cfg.MONITOR.PERIOD == 0 or done == total):
                 writer.write(step, looks.take(step))
+                begun, before = time.perf_counter(), done  # the seconds of a step are without those of a look
             if ends_epoch and done // per_epoch % cfg.PERIODS.CHECKPOINT == 0 and done != total:
                 run.save(folder, done)
     return run.save(folder, total)
 
 
-def _check(cfg: CfgNode) -> None:
-    """What would end in a traceback, or never."""
-    counts = {
-        **{f"OPTIM.{key}": cfg.OPTIM[key] for key in ("BATCH", "EPOCHS")},
-        **{f"PERIODS.{key}": cfg.PERIODS[key] for key in ("LOG", "CHECKPOINT")},
-    }
-    for key, count in counts.items():
-        if count < 1:
-            raise UserError(f"{key} must be 1 or more, got {count}")
-    if not cfg.DATA.TRAIN:
-        raise UserError("DATA.TRAIN is empty; say which images: DATA.TRAIN FOLDER")
-    if 2 * world_size() > cfg.OPTIM.BATCH:
-        raise UserError(f"OPTIM.BATCH {cfg.OPTIM.BATCH} is too small: a BatchNorm needs two images a process")
-    if not 0 <= cfg.SEED < 1 << 32:
-        raise UserError(f"SEED must be 0 to 2**32 - 1, got {cfg.SEED}")
-
-
-def _begin(cfg: CfgNode, folder: Path, run: checkpoint.Run, resume: bool) -> int:
-    """How many steps are behind this run: those of the checkpoint that it goes on from."""
+def _goes_on(cfg: CfgNode, folder: Path, resume: bool) -> bool:
+    """Whether there is a run to go on with; refused without being asked to, and in another config."""
     goes_on = checkpoint.is_in(folder)
     if goes_on and not resume:
         raise UserError(f"{folder} holds a run already; say --resume to go on with it, or choose another OUTPUT_DIR")
-    start = 0
     if goes_on:
-        before, now = (
-            {key: value for key, value in values.items() if key not in _MAY_CHANGE}
-            for values in (read_plain_values(folder), plain_values(cfg))
-        )
-        require_same(before, now, f"the run in {folder}", "resume with its config, or pretrain in another OUTPUT_DIR")
-        start = run.resume(folder)
-        _logger.info("going on after step %d", start)
-    barrier()  # nobody writes before all have read
-    if is_main():
-        save_config(cfg, folder)
-    return start
+        require_same_run(cfg, folder, _MAY_CHANGE)
+    return goes_on
 
 
 def _finite_loss(trained: nn.Module, views: Sequence[Tensor], step: int, network: nn.Module) -> Tensor:
@@ -144,7 +135,7 @@ def _finite_loss(trained: nn.Module, views: Sequence[Tensor], step: int, network
 
 
 def _writers(folder: Path, start: int) -> Writers:
-    last = start - 1 if start else None
+    last = start - 1  # what a run wrote that was killed before its first checkpoint goes as well
     return Writers([JsonWriter(folder, last), TensorBoardWriter(folder / "tensorboard", last)] if is_main() else [])
 
 
@@ -164,9 +155,8 @@ class _Looks:
         recipe, path = views_of(cfg), cfg.MONITOR.DATA or cfg.DATA.TRAIN
         self._backbone, self._input = backbone, recipe.input
         self._widths = parse_widths(",".join(map(str, cfg.MONITOR.BITS)))
-        self._seen, self._asked = (
-            labelled(open_images(path, split), recipe, cfg.MONITOR.IMAGES) for split in ("train", "val")
-        )
+        splits = [open_images(path, split) for split in ("train", "val")]
+        self._seen, self._asked = (labelled(images, recipe, cfg.MONITOR.IMAGES) for images in splits)
 
     def take(self, step: int) -> Mapping[str, float]:
         found = neighbours(self._backbone, self._seen, self._asked, self._input, self._widths)

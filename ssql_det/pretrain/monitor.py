@@ -31,7 +31,7 @@ def neighbours(
 ) -> Mapping[str, float]:
     """kNN accuracy of the frozen backbone at each width, by ``knn/4w4a``."""
     points = quant_points(backbone)
-    ranges = calibrate(backbone, list(seen.batches(input))[: -(-_CALIBRATION // 256)], points)
+    ranges = calibrate(backbone, list(seen.first(_CALIBRATION).batches(input)), points)
     found = {}
     for bits in widths:
         with quantized(backbone, points, ranges, bits), torch.no_grad():

@@ -23,8 +23,8 @@ def learning_rate(cfg: CfgNode, step: int, steps_per_epoch: int) -> float:
     [0.05, 0.05, 0.025]
     """
     node = cfg.OPTIM
+    if step < node.WARMUP_EPOCHS * steps_per_epoch:
+        return float(node.LR * min((step + 1) / (node.WARMUP_EPOCHS * steps_per_epoch), 1))
     epoch = step // steps_per_epoch if node.PER_EPOCH else step / steps_per_epoch
-    if epoch < node.WARMUP_EPOCHS:
-        return float(node.LR * (step + 1) / (node.WARMUP_EPOCHS * steps_per_epoch))
-    progress = (epoch - node.WARMUP_EPOCHS) / max(node.EPOCHS - node.WARMUP_EPOCHS, 1e-9)
+    progress = max(epoch - node.WARMUP_EPOCHS, 0) / max(node.EPOCHS - node.WARMUP_EPOCHS, 1e-9)
     return float(node.LR * (1 + math.cos(math.pi * progress)) / 2)

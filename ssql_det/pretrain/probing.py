@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -12,7 +12,9 @@ from torch import nn
 
 from ssql_det.backbones import build_backbone
 from ssql_det.convert import IMAGENET, Checkpoint, load_backbone, read
+from ssql_det.core.errors import UserError
 from ssql_det.core.rows import Row
+from ssql_det.pretrain.config import device_of
 from ssql_det.pretrain.data import open_images
 from ssql_det.pretrain.features import Labelled, features, labelled
 from ssql_det.pretrain.probe import knn, linear
@@ -32,6 +34,8 @@ class Plan:
     recalibrate_bn: bool = False
     most: int | None = None
     seed: int = 0
+    size: int | None = None  # of the images, in pixels; the recipe's own if it is not given
+    device: str = "cuda"
 
 
 def probed(checkpoint: str, data: str, bits: str, shown: str, plan: Plan) -> Iterator[Row]:
@@ -44,9 +48,12 @@ def probed(checkpoint: str, data: str, bits: str, shown: str, plan: Plan) -> Ite
     source = read(os.path.expanduser(checkpoint))
     backbone = build_backbone(source.architecture.name).module.eval()
     load_backbone(backbone, source)
-    way = recipe(shown or _shown_to(source))
-    splits = [labelled(open_images(data, split), way, plan.most, plan.seed) for split in ("train", "val")]
-    yield from _rows(source, backbone, splits[0], splits[1], widths, plan)
+    backbone.to(device_of(plan.device))
+    way = recipe(shown or _shown_to(source), plan.size)
+    found = [open_images(data, split) for split in ("train", "val")]
+    seen, asked = (labelled(images, way, plan.most, plan.seed) for images in found)
+    how = f"{', '.join(plan.kinds)}; {way.name} at {way.size} px, {len(seen.labels)} and {len(asked.labels)} images"
+    yield from _rows(source, backbone, seen, asked, widths, plan, how)
 
 
 def _shown_to(source: Checkpoint) -> str:
@@ -56,13 +63,21 @@ def _shown_to(source: Checkpoint) -> str:
 
 
 def _rows(
-    source: Checkpoint, backbone: nn.Module, seen: Labelled, asked: Labelled, widths: list[Bits], plan: Plan
+    source: Checkpoint,
+    backbone: nn.Module,
+    seen: Labelled,
+    asked: Labelled,
+    widths: Sequence[Bits],
+    plan: Plan,
+    how: str,
 ) -> Iterator[Row]:
     images = source.facts.input or IMAGENET
     points = quant_points(backbone)
+    if plan.recalibrate_bn and plan.calibration < 2:
+        raise UserError("--recalibrate-bn needs two images or more: --calib-images 512")
     calibration = list(seen.first(plan.calibration).batches(images, _TOGETHER))
     ranges = calibrate(backbone, calibration, points)
-    profile = profile_cost(backbone, points, calibration[0][:1])
+    profile = profile_cost(backbone, points, calibration[0][:1].to(next(backbone.parameters()).device))
     for width in widths:
         start = time.perf_counter()
         norms = recalibrated(backbone, calibration) if plan.recalibrate_bn else nullcontext()
@@ -75,7 +90,7 @@ def _rows(
             method=source.facts.method or "",
             checkpoint=source.called,
             checkpoint_hash=source.source.sha256 if source.source else "",
-            config=", ".join(plan.kinds),
+            config=how,
             dataset=asked.name,
             bits=str(width),
             scope="backbone",

@@ -28,17 +28,18 @@ class SyncNorm(_BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         if world_size() == 1 or not self.training:
             return super().forward(input)
+        work = input.to(torch.promote_types(input.dtype, torch.float32))
         over = [dim for dim in range(input.dim()) if dim != 1]
-        count = input.new_tensor(float(input.numel() // input.shape[1]))
+        count = work.new_tensor(float(input.numel() // input.shape[1]))
         dist.all_reduce(count)
-        mean = differentiable_all_reduce(input.sum(over)) / count
-        centred = input - _over_channels(mean, input)
+        mean = differentiable_all_reduce(work.sum(over)) / count
+        centred = work - _over_channels(mean, input)
         variance = differentiable_all_reduce(centred.square().sum(over)) / count
         self._follow(mean.detach(), variance.detach() * count / (count - 1))
         out = centred * _over_channels(torch.rsqrt(variance + self.eps), input)
         if self.affine:
             out = out * _over_channels(self.weight, input) + _over_channels(self.bias, input)
-        return out
+        return out.to(input.dtype)
 
     def _follow(self, mean: Tensor, variance: Tensor) -> None:
         assert self.running_mean is not None and self.running_var is not None  # noqa: PT018

@@ -42,7 +42,7 @@ def calibrate(
     feed = forward or feed_images
     points = quant_points(model) if points is None else points
     observed = 0
-    with observing(model, points, observer) as ranges, _evaluating(model), torch.no_grad():
+    with observing(model, points, observer) as ranges, evaluating(model), torch.no_grad():
         for batch in track(itertools.islice(loader, batches), "calibrating", _length(loader, batches)):
             feed(model, batch)
             ranges.require_finite()
@@ -54,7 +54,8 @@ def calibrate(
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Inside, the network is in evaluation mode; afterwards each module is in its own again."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

@@ -15,7 +15,7 @@ from torch import nn
 
 from ssql_det.core.console import track
 from ssql_det.core.errors import UserError
-from ssql_det.quant.calibrate import Forward, feed_images
+from ssql_det.quant.calibrate import Forward, evaluating, feed_images
 
 
 @contextmanager
@@ -33,22 +33,20 @@ def recalibrated(model: nn.Module, batches: Iterable[Any], forward: Forward | No
         raise UserError("this network's norms are frozen: there is nothing that --recalibrate-bn could estimate anew")
     before = [{name: value.clone() for name, value in norm.named_buffers()} for norm in norms]
     momenta = [norm.momentum for norm in norms]
-    is_training = model.training
     feed = forward or feed_images
     try:
-        model.eval()
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # torch's way to say: the average over all batches
-            norm.train()
-        with torch.no_grad():
-            for batch in track(batches, "recalibrating norms"):
-                feed(model, batch)
-        model.eval()
-        yield
+        with evaluating(model):
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # torch's way to say: the average over all batches
+                norm.train()
+            with torch.no_grad():
+                for batch in track(batches, "recalibrating norms"):
+                    feed(model, batch)
+            model.eval()
+            yield
     finally:
         for norm, buffers, momentum in zip(norms, before, momenta, strict=True):
             norm.momentum = momentum
             for name, value in norm.named_buffers():
                 value.copy_(buffers[name])
-        model.train(is_training)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -12,4 +13,5 @@ def negative_cosine(predicted: Tensor, target: Tensor) -> Tensor:
     >>> negative_cosine(torch.tensor([[3.0, 0.0]]), torch.tensor([[1.0, 0.0]]))
     tensor(-1.)
     """
-    return -F.cosine_similarity(predicted, target, dim=1).mean()
+    kind = torch.promote_types(predicted.dtype, torch.float32)  # a mean in half precision has steps of 1/256
+    return -F.cosine_similarity(predicted.to(kind), target.to(kind), dim=1).mean()

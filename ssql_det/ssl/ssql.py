@@ -36,7 +36,7 @@ class SSQL(nn.Module):
     ======================  ====================================================================
     quantize_predictions    the quantized pass is trained (without: only the float one is)
     quantize_targets        the targets are those of a quantized pass, else of the float one
-    auxiliary               the float loss is half of the loss, beside the quantized one
+    auxiliary               the float loss is half of the loss, beside that of quantized predictions
     per_rank                each process quantizes by what it has seen alone, as published
     ======================  ====================================================================
 
@@ -64,7 +64,8 @@ class SSQL(nn.Module):
 
     def forward(self, views: Views, step: int) -> Tensor:
         method, bits = self.method, self.bits(step)
-        with observing(method.encoder, self.points) as ranges:
+        needs_gradient = self.auxiliary or not self.quantize_predictions
+        with observing(method.encoder, self.points) as ranges, torch.set_grad_enabled(needs_gradient):
             encoded = method.encode(views)
         if not self.per_rank:
             ranges.all_reduce()
@@ -74,7 +75,7 @@ class SSQL(nn.Module):
             targets = method.targets(views, low if self.quantize_targets else encoded)
             loss = method.loss(low, targets)
             return (method.loss(encoded, targets) + loss) / 2 if self.auxiliary else loss
-        with self._quantized(ranges, bits), torch.no_grad():
+        with torch.no_grad(), self._quantized(ranges, bits):
             low = method.encode(views)
         return method.loss(encoded, method.targets(views, low))
 

@@ -27,6 +27,7 @@ TINY = {
     "OPTIM.BATCH": 16,
     "OPTIM.EPOCHS": 4,
     "OPTIM.LR": 0.02,
+    "OPTIM.WARMUP_EPOCHS": 1.0,
     "DEVICE": "cpu",
     "MONITOR.PERIOD": 0,
     "PERIODS.LOG": 1,
@@ -118,6 +119,7 @@ def test_two_processes_with_synchronized_norms_are_one(toy, tmp_path):
     launch(two_processes.pretrained, MINI, keys(toy, tmp_path / "two", **few), processes=2)
     one, two = content(tmp_path / "one"), content(tmp_path / "two")
     assert len(two["resume"]["rng"]) == 2
+    launch(two_processes.pretrained, MINI, keys(toy, tmp_path / "half", **few, AMP=True, DATA__SIZE=32), processes=2)
     for part in ("online", "heads"):
         for name, value in one[part].items():  # float32, and at few bits a rounding may tip over
             assert (two[part][name] - value).abs().max() <= 2e-3 * value.abs().max().clamp(min=1e-3), name
@@ -209,6 +211,57 @@ def test_another_config_is_not_resumed(whole, toy):
         pretrain(config(toy, whole))
 
 
+def test_other_images_are_not_resumed(whole, toy, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    before = (tmp_path / "run" / "checkpoint.pth").read_bytes()
+    crops = tmp_path / "crops"
+    shutil.copytree(toy / "crops", crops)
+    next(iter(sorted((crops / "train").rglob("*.png")))).unlink()
+    config_file = tmp_path / "run" / "config.yaml"
+    config_file.write_text(config_file.read_text().replace(str(toy / "crops"), str(crops)))
+    with pytest.raises(UserError, match="the images are not those that it began with"):
+        pretrain(config(toy, tmp_path / "run", DATA__TRAIN=crops), resume=True)
+    assert (tmp_path / "run" / "checkpoint.pth").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda found: found.pop("resume"), "it has no resume"),
+        (lambda found: found["resume"].pop("optimizer"), "it has no optimizer"),
+        (lambda found: found["resume"].update(steps=700), "it is 700 steps on, of 12"),
+        (lambda found: found["resume"].update(steps=-7), "it is -7 steps on, of 12"),
+        (lambda found: found["resume"].update(rng=[5]), "cannot be resumed from"),
+        (lambda found: found["resume"].update(rng=None), "cannot be resumed from"),
+        (lambda found: found.update(online=[1]), "cannot be resumed from"),
+        (lambda found: found["heads"].popitem(), "cannot be resumed from"),
+    ],
+)
+def test_a_damaged_checkpoint_is_not_resumed(damage, said, whole, toy, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    found = content(whole)
+    damage(found)
+    torch.save(found, tmp_path / "run" / "checkpoint.pth")
+    with pytest.raises(UserError, match=said):
+        pretrain(config(toy, tmp_path / "run"), resume=True)
+
+
+def test_a_backbone_of_other_channels_is_no_beginning(whole, toy, tmp_path):
+    found = content(whole)
+    found["ssql_det"]["input"]["channels"] = "BGR"
+    torch.save(found, tmp_path / "bgr.pth")
+    with pytest.raises(UserError, match="was trained on BGR images and is fed RGB here; turn it"):
+        build_network(config(toy, tmp_path, INIT=tmp_path / "bgr.pth"))
+
+
+def test_a_resumed_run_does_not_want_its_beginning_again(whole, toy, tmp_path):
+    shutil.copy(whole / "checkpoint.pth", tmp_path / "init.pth")
+    given = {"INIT": tmp_path / "init.pth", "OPTIM__EPOCHS": 1}
+    pretrain(config(toy, tmp_path / "run", **given))
+    (tmp_path / "init.pth").unlink()
+    pretrain(config(toy, tmp_path / "run", **given), resume=True)
+
+
 # ---- bad input -----------------------------------------------------------------------------------------------------
 
 
@@ -220,6 +273,13 @@ def test_another_config_is_not_resumed(whole, toy):
         ({"OPTIM.BATCH": "1"}, "a BatchNorm needs two images a process"),
         ({"OPTIM.BATCH": "64"}, "has 48 images and OPTIM.BATCH is 64; lower it"),
         ({"OPTIM.EPOCHS": "0"}, "OPTIM.EPOCHS must be 1 or more, got 0"),
+        ({"OPTIM.LR": "-0.1"}, "OPTIM.LR must be 0 or more, got -0.1"),
+        ({"OPTIM.MOMENTUM": "5"}, "OPTIM.MOMENTUM must be less than 1, got 5"),
+        ({"HIDDEN": "0"}, "HIDDEN must be 1 or more, got 0"),
+        ({"DATA.WORKERS": "-1"}, "DATA.WORKERS must be 0 or more, got -1"),
+        ({"MONITOR.IMAGES": "0"}, "MONITOR.IMAGES must be 2 or more, got 0"),
+        ({"DEVICE": "gpu"}, "DEVICE 'gpu' is not here"),
+        ({"SEED": "4294967296"}, "SEED must be less than 2**32"),
         ({"METHOD": "simsam"}, "METHOD 'simsam' is not here; did you mean 'simsiam'?"),
         ({"DATA.RECIPE": "cifr"}, "did you mean 'cifar'"),
         ({"SSQL.WEIGHT_BITS": "[1, 8]"}, "bits must be 2 to 16"),
@@ -258,6 +318,16 @@ def test_unreadable_images_are_tolerated_up_to_the_limit(toy, tmp_path):
     pretrain(config(toy, tmp_path / "out", DATA__TRAIN=crops, DATA__MOST_BAD_IMAGES=3))
     with pytest.raises(UserError, match=r"DATA\.MOST_BAD_IMAGES"):
         pretrain(config(toy, tmp_path / "other", DATA__TRAIN=crops, DATA__MOST_BAD_IMAGES=2))
+
+
+def test_a_bad_image_in_a_probe_is_named(whole, toy, tmp_path, capsys):
+    crops = tmp_path / "crops"
+    shutil.copytree(toy / "crops", crops)
+    bad = sorted((crops / "test").rglob("*.png"))[0]
+    bad.write_bytes(bad.read_bytes()[:60])
+    with pytest.raises(SystemExit):
+        main(["probe", "knn", "--checkpoint", str(whole / "checkpoint.pth"), "--data", str(crops)])
+    assert f"error: {bad} cannot be read" in capsys.readouterr().err
 
 
 # ---- probes --------------------------------------------------------------------------------------------------------

@@ -38,6 +38,13 @@ def test_in_steps_it_warms_up_and_falls_to_nothing():
     assert learning_rate(cfg, 30, 5) == pytest.approx(0.25)
 
 
+@pytest.mark.parametrize("warm", [0.5, 1.5, 2.0])
+def test_a_warm_up_never_goes_above_the_rate(warm):
+    rates = [learning_rate(schedule(WARMUP_EPOCHS=warm), step, 4) for step in range(40)]
+    assert max(rates) == 0.5
+    assert rates[0] == pytest.approx(0.5 / (4 * warm))
+
+
 def test_spread_is_1_everywhere_and_0_in_one_place():
     everywhere = torch.randn(4096, 64, generator=torch.Generator().manual_seed(0))
     assert spread(everywhere) == pytest.approx(1, abs=0.02)
@@ -80,9 +87,10 @@ def test_a_linear_layer_is_as_good_as_another_implementations():
 
 def test_features_are_of_evaluation_mode_and_the_mode_comes_back():
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.Flatten()).train()
+    network[1].eval()
     images = Labelled("some", torch.randint(0, 256, (10, 3, 6, 6), dtype=torch.uint8), torch.arange(10))
     found = features(network, images.batches(IMAGENET, 4))
-    assert network.training
+    assert [module.training for module in network] == [True, False, True, True]
     whole = features(network, images.batches(IMAGENET))
     assert found.shape == (10, 64)
     torch.testing.assert_close(found, whole)

@@ -1,0 +1,40 @@
+"""What a config may not say: it would end in a traceback, or never, or in a backbone that is worth nothing."""
+
+from __future__ import annotations
+
+import torch
+from fvcore.common.config import CfgNode
+
+from ssql_det.core.errors import UserError
+from ssql_det.core.ranks import world_size
+
+_LEAST = {
+    **dict.fromkeys(("DIM", "HIDDEN", "OPTIM.BATCH", "OPTIM.EPOCHS", "PERIODS.LOG", "PERIODS.CHECKPOINT"), 1),
+    **dict.fromkeys(("DATA.WORKERS", "DATA.SIZE", "DATA.CACHE_MB", "DATA.MOST_BAD_IMAGES", "MONITOR.PERIOD"), 0),
+    **dict.fromkeys(("OPTIM.LR", "OPTIM.MOMENTUM", "OPTIM.WEIGHT_DECAY", "OPTIM.WARMUP_EPOCHS", "SEED"), 0),
+    "MONITOR.IMAGES": 2,
+}
+
+
+def check(cfg: CfgNode) -> None:
+    """Refuse in one sentence, before anything is read or written."""
+    for key, least in _LEAST.items():
+        value: float = cfg
+        for part in key.split("."):
+            value = value[part]  # type: ignore[index]
+        if value < least:
+            raise UserError(f"{key} must be {least} or more, got {value}")
+    if cfg.OPTIM.MOMENTUM >= 1:
+        raise UserError(f"OPTIM.MOMENTUM must be less than 1, got {cfg.OPTIM.MOMENTUM}")
+    if cfg.SEED >= 1 << 32:
+        raise UserError(f"SEED must be less than 2**32, got {cfg.SEED}")
+    if not cfg.DATA.TRAIN:
+        raise UserError("DATA.TRAIN is empty; say which images: DATA.TRAIN FOLDER")
+    if 2 * world_size() > cfg.OPTIM.BATCH:
+        raise UserError(f"OPTIM.BATCH {cfg.OPTIM.BATCH} is too small: a BatchNorm needs two images a process")
+    if cfg.OPTIM.BATCH % world_size():
+        raise UserError(
+            f"OPTIM.BATCH {cfg.OPTIM.BATCH} cannot be shared by {world_size()} processes; make it a multiple"
+        )
+    if world_size() > 1 and torch.cuda.is_available() and cfg.DEVICE != "cuda":
+        raise UserError(f"several processes have a GPU each: DEVICE is cuda for them, got {cfg.DEVICE!r}")
