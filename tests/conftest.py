@@ -50,3 +50,12 @@ def in_process(toy):
     yield run
     server.stdin.close()
     server.wait()
+
+
+@pytest.fixture
+def small_disk():
+    """A function that leaves no file room for more than 64 KiB, until the test is over."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -15,6 +15,7 @@ from ssql_det.convert import read
 from ssql_det.core import rows
 from ssql_det.core.errors import UserError
 from ssql_det.core.ranks import launch
+from ssql_det.pretrain.checkpoint import Run
 from ssql_det.pretrain.config import build_network, read_config
 from ssql_det.pretrain.loop import pretrain
 from ssql_det.quant import SampledBits
@@ -193,6 +194,20 @@ def test_a_kill_in_the_middle_of_a_checkpoint_leaves_the_one_before(whole, toy, 
     assert same(content(tmp_path), content(whole))
     steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(12))
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(toy, tmp_path, small_disk, monkeypatch):
+    save = Run.save
+
+    def once(run, folder, steps):
+        path = save(run, folder, steps)
+        small_disk()
+        return path
+
+    monkeypatch.setattr(Run, "save", once)
+    with pytest.raises(UserError, match=r"could not write .*checkpoint\.pth"):
+        pretrain(config(toy, tmp_path))
+    assert content(tmp_path)["resume"]["steps"] == 3
 
 
 def test_a_finished_run_goes_on_where_it_ended(whole, toy, tmp_path):
