@@ -120,7 +120,7 @@ def table(out: str, seeds: list[int]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", help="folder of checkpoints and rows")
-    parser.add_argument("--data", default="toy/crops", help="labelled crops (default: %(default)s)")
+    parser.add_argument("--data", default="digits/crops", help="labelled crops (default: %(default)s)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("changes", metavar="KEY VALUE", nargs="*", help="of the config")
     options = parser.parse_args()

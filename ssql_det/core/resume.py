@@ -1,4 +1,4 @@
-"""The state of every random generator: with it a resumed run draws what the run that was not stopped would have drawn."""
+"""The state of every random generator: with it a resumed run draws what the run that was not stopped would draw."""
 
 from __future__ import annotations
 
