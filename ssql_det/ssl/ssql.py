@@ -7,6 +7,7 @@ passes update the BatchNorm statistics. The predictor stays float; the projector
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -64,8 +65,8 @@ class SSQL(nn.Module):
 
     def forward(self, views: Views, step: int) -> Tensor:
         method, bits = self.method, self.bits(step)
-        needs_gradient = self.auxiliary or not self.quantize_predictions
-        with observing(method.encoder, self.points) as ranges, torch.set_grad_enabled(needs_gradient):
+        is_trained = self.auxiliary or not self.quantize_predictions
+        with observing(method.encoder, self.points) as ranges, nullcontext() if is_trained else torch.no_grad():
             encoded = method.encode(views)
         if not self.per_rank:
             ranges.all_reduce()
@@ -79,5 +80,5 @@ class SSQL(nn.Module):
             low = method.encode(views)
         return method.loss(encoded, method.targets(views, low))
 
-    def _quantized(self, ranges: Ranges, bits: Bits):  # type: ignore[no-untyped-def]  # a context manager
+    def _quantized(self, ranges: Ranges, bits: Bits) -> AbstractContextManager[None]:
         return quantized(self.method.encoder, self.points, ranges, bits)
