@@ -6,7 +6,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -93,12 +93,10 @@ def measure(
     """
     _logger.info("evaluating at %s on %s", bits, dataset)
     start = time.perf_counter()
-    with tempfile.TemporaryDirectory() as scratch, quantized(model, tools.points, tools.ranges, bits, plan.overrides):
-        if plan.recalibrate_bn:
-            with following(model, tools.calibration):
-                metrics = evaluate(model, images, dataset, scratch, tools.is_fast)
-        else:
-            metrics = evaluate(model, images, dataset, scratch, tools.is_fast)
+    at_width = quantized(model, tools.points, tools.ranges, bits, plan.overrides)
+    norms = following(model, tools.calibration) if plan.recalibrate_bn else nullcontext()
+    with tempfile.TemporaryDirectory() as scratch, at_width, norms:
+        metrics = evaluate(model, images, dataset, scratch, tools.is_fast)
     cost = tools.profile.at(bits, plan.overrides)
     metrics |= {"MB": cost.bytes / 1e6, "GFLOPs": cost.macs / 1e9, "GBOPs": cost.bit_ops / 1e9}
     return metrics, round(time.perf_counter() - start, 2)
