@@ -142,7 +142,7 @@ def _open_cifar(kind: str, root: Path, split: str) -> Images:
     except (OSError, RuntimeError) as failure:
         fault = "is not whole" if place.is_dir() else "is not there"
         raise UserError(f"{place} {fault}; unpack {source.filename} in {root}, for torchvision's layout") from failure
-    files = tuple(f"{kind}:{root}, {split} image {index}" for index in range(len(content.data)))
+    files = tuple(os.path.join(place, f"{split} image {index}") for index in range(len(content.data)))
     pixels = np.ascontiguousarray(content.data)  # torchvision's is a view of planes
     return Images(kind, files, partial(_from_pixels, pixels), tuple(content.targets), tuple(content.classes))
 

@@ -514,9 +514,9 @@ def test_a_strange_name_stays_one_short_line(strange, tmp_path):
 )
 def test_many_or_long_names_take_no_time(content, tmp_path):
     path = saved(content, tmp_path / "x.pth")
-    start = time.monotonic()
+    start = time.process_time()
     refusal(path)
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
 
 
 # ---------------------------------------------------------------- bombs
@@ -537,7 +537,7 @@ resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 for path in sys.argv[1:]:
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")
-    before, start = size("VmRSS"), time.monotonic()
+    before, start = size("VmRSS"), time.process_time()
     try:
         read(path)
         outcome = ["read", ""]
@@ -545,7 +545,7 @@ for path in sys.argv[1:]:
         outcome = ["refused", str(mistake)]
     except BaseException as failure:
         outcome = ["crashed", repr(failure)]
-    print(json.dumps([*outcome, time.monotonic() - start, size("VmHWM") - before]), flush=True)
+    print(json.dumps([*outcome, time.process_time() - start, size("VmHWM") - before]), flush=True)
 """
 
 

@@ -4,6 +4,7 @@ import hashlib
 import os
 import pickle
 import re
+import shutil
 import warnings
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100, ImageFolder
 
 from ssql_det.core.errors import UserError
-from ssql_det.pretrain.data import Cached, Images, open_images, read_image
+from ssql_det.pretrain.data import Cached, Images, identity, open_images, read_image
 from ssql_det.toydata.digits import CLASSES
 
 RED, GRAY = (200, 30, 40), (7, 7, 7)
@@ -306,7 +307,15 @@ def test_cifar(kind, split, labels, part, cifar):
     assert len(images.classes) == {"cifar10": 12, "cifar100": 100}[kind]
     assert images.classes[3] == "class 3"
     assert images.name == kind
-    assert images.file(1) == f"{kind}:{root}, {split} image 1"
+    folder = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}[kind]
+    assert images.file(1) == str(root / folder / f"{split} image 1")
+
+
+def test_an_identity_is_that_of_names_and_not_of_places(cifar, tmp_path):
+    root, _ = cifar
+    shutil.copytree(root, tmp_path / "elsewhere")
+    here, there = (identity(open_images(f"cifar10:{place}")) for place in (root, tmp_path / "elsewhere"))
+    assert here == there != identity(open_images(f"cifar10:{root}", "val"))
 
 
 def test_cifar_that_is_not_there_or_not_whole(cifar, monkeypatch):
