@@ -176,32 +176,19 @@ def read_config(
     >>> read_config("mask_rcnn.yaml", ["SOLVER.BASE_LR", "0.01"], {"EVAL_BITS": ["4w4a"]}).SSQL.EVAL_BITS
     ['4w4a']
     """
-    import torch
-
     from ssql_det.core.config import load_config
+    from ssql_det.core.devices import device_named
 
     names = _names()
     defaults = names["get_cfg"]()
     defaults.SSQL = names["CfgNode"](dict(own or {}))
     cfg = load_config(defaults, file, overrides)
-    if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
-        _logger.warning("there is no GPU here: MODEL.DEVICE is cpu instead of cuda")
+    device = str(device_named(cfg.MODEL.DEVICE, "MODEL.DEVICE"))
+    if device != cfg.MODEL.DEVICE:
         cfg.defrost()
-        cfg.MODEL.DEVICE = "cpu"
+        cfg.MODEL.DEVICE = device
         cfg.freeze()
-    if cfg.MODEL.DEVICE not in ("cpu", "cuda"):
-        _require_device(cfg.MODEL.DEVICE)
     return cfg
-
-
-def _require_device(name: str) -> None:
-    import torch
-
-    try:
-        torch.zeros(1, device=name)
-    except (AssertionError, RuntimeError) as failure:
-        reason = str(failure).splitlines()[0]
-        raise UserError(f"MODEL.DEVICE {name!r} is not here ({reason}); set it to cpu, or to cuda") from None
 
 
 def set_up_logging(level: int = logging.INFO) -> None:

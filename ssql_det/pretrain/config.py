@@ -7,7 +7,6 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from fvcore.common.config import CfgNode
 
 from ssql_det.backbones import Backbone, build_backbone
@@ -117,17 +116,6 @@ def facts_of(cfg: CfgNode) -> Facts:
     name = _METHODS[cfg.METHOD].__name__
     method = ("SSQL" if name == "SimSiam" else f"SSQL-{name}") if cfg.SSQL.ENABLED else name
     return Facts(views_of(cfg).input, stride_in_1x1=False, method=method, seed=cfg.SEED, from_file=True)
-
-
-def device_of(name: str) -> torch.device:
-    """The device of that name, or the CPU for ``cuda`` where there is none; refused if it is not there."""
-    if name == "cuda" and not torch.cuda.is_available():
-        return torch.device("cpu")
-    try:
-        return torch.zeros(1, device=name).device
-    except (AssertionError, RuntimeError) as failure:
-        reason = str(failure).splitlines()[0]
-        raise UserError(f"DEVICE {name!r} is not here ({reason}); set it to cpu, or to cuda") from None
 
 
 def _bits(cfg: CfgNode) -> BitsSchedule:

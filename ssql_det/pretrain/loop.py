@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ssql_det.core.config import require_same_run, save_config
+from ssql_det.core.devices import device_named
 from ssql_det.core.errors import UserError
 from ssql_det.core.ranks import barrier, is_main, rank, world_size
 from ssql_det.core.writers import JsonWriter, TensorBoardWriter, Writers
 from ssql_det.pretrain import checkpoint
 from ssql_det.pretrain.checks import check
-from ssql_det.pretrain.config import NO_MATTER, build_network, device_of, facts_of, views_of
+from ssql_det.pretrain.config import NO_MATTER, build_network, facts_of, views_of
 from ssql_det.pretrain.data import Cached, identity, open_images
 from ssql_det.pretrain.features import labelled
 from ssql_det.pretrain.monitor import neighbours, spread
@@ -52,7 +53,7 @@ def pretrain(cfg: CfgNode, resume: bool = False) -> Path:
     With ``resume`` a run that was stopped becomes, on the CPU bit for bit, the run that was not. Under a process group
     every rank calls it, each takes its part of a batch, and rank 0 writes.
     """
-    folder, device, world = Path(cfg.OUTPUT_DIR), device_of(cfg.DEVICE), world_size()
+    folder, device, world = Path(cfg.OUTPUT_DIR), device_named(cfg.DEVICE, "DEVICE"), world_size()
     check(cfg)
     images, recipe = Cached(open_images(cfg.DATA.TRAIN), cfg.DATA.CACHE_MB << 20), views_of(cfg)
     per_epoch = steps_per_epoch(len(images), cfg.OPTIM.BATCH)

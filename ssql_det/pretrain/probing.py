@@ -12,9 +12,9 @@ from torch import nn
 
 from ssql_det.backbones import build_backbone
 from ssql_det.convert import IMAGENET, Checkpoint, load_backbone, read
+from ssql_det.core.devices import device_named
 from ssql_det.core.errors import UserError
 from ssql_det.core.rows import Row
-from ssql_det.pretrain.config import device_of
 from ssql_det.pretrain.data import open_images
 from ssql_det.pretrain.features import Labelled, features, labelled
 from ssql_det.pretrain.probe import knn, linear
@@ -48,7 +48,7 @@ def probed(checkpoint: str, data: str, bits: str, shown: str, plan: Plan) -> Ite
     source = read(os.path.expanduser(checkpoint))
     backbone = build_backbone(source.architecture.name).module.eval()
     load_backbone(backbone, source)
-    backbone.to(device_of(plan.device))
+    backbone.to(device_named(plan.device, "--device"))
     way = recipe(shown or _shown_to(source), plan.size)
     found = [open_images(data, split) for split in ("train", "val")]
     seen, asked = (labelled(images, way, plan.most, plan.seed) for images in found)
