@@ -25,6 +25,12 @@ def number_of(*parts: int | str) -> int:
     return int.from_bytes(hashlib.sha256(" ".join(map(str, parts)).encode()).digest()[:4], "little")
 
 
+def seed_all(seed: int) -> None:
+    """Begin every generator of this process: Python's, NumPy's and torch's, on every device."""
+    for begin in (random.seed, np.random.seed, torch.manual_seed):
+        begin(seed)
+
+
 @contextmanager
 def choices_of(*place: int | str) -> Iterator[None]:
     """Inside, Python's, NumPy's and torch's generators are as the place alone makes them; afterwards as they were.

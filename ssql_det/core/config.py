@@ -83,6 +83,13 @@ def require_same_run(config: CfgNode, directory: str | os.PathLike[str], may_cha
     require_same(before, now, f"the run in {directory}", "resume with its config, or choose another OUTPUT_DIR")
 
 
+def require_least(config: CfgNode, least: Mapping[str, float]) -> None:
+    """Refuse a number that would end in a traceback, or never: ``{"OPTIM.EPOCHS": 1, "SEED": 0}``."""
+    for key, bound in least.items():
+        if _get(config, key) < bound:
+            raise UserError(f"{key} must be {bound} or more, got {_get(config, key)}")
+
+
 def _read_with_bases(path: Path, opened: tuple[Path, ...]) -> dict[str, Any]:
     """The file's content over its bases' (relative to the file), nearest last."""
     path = path.expanduser()

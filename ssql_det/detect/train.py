@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import logging
-import random
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ssql_det.convert import Facts
-from ssql_det.core.config import require_same_run, save_config
+from ssql_det.core.choices import seed_all
+from ssql_det.core.config import require_least, require_same_run, save_config
 from ssql_det.core.errors import UserError
 from ssql_det.core.writers import JsonWriter, TensorBoardWriter, Writers
 from ssql_det.d2 import (
@@ -53,8 +52,7 @@ def train(cfg: CfgNode, config_name: str, resume: bool = False) -> Path:
     _check_numbers(cfg)
     _check_classes(cfg)
     seed = seed_of(cfg)
-    for seed_generator in (random.seed, np.random.seed, torch.manual_seed):
-        seed_generator(seed)
+    seed_all(seed)
     goes_on = (folder / checkpoints.TAG).exists()
     if goes_on and not resume:
         raise UserError(f"{folder} holds a run already; say --resume to go on with it, or choose another OUTPUT_DIR")
@@ -154,14 +152,7 @@ def _micro_batches(cfg: CfgNode) -> int:
 
 def _check_numbers(cfg: CfgNode) -> None:
     """What would end in a traceback, or never."""
-    counts = {
-        "SOLVER.MAX_ITER": cfg.SOLVER.MAX_ITER,
-        "SOLVER.CHECKPOINT_PERIOD": cfg.SOLVER.CHECKPOINT_PERIOD,
-        "TEST.PRECISE_BN.NUM_ITER": cfg.TEST.PRECISE_BN.NUM_ITER,
-    }
-    for key, count in counts.items():
-        if count < 1:
-            raise UserError(f"{key} must be 1 or more, got {count}")
+    require_least(cfg, dict.fromkeys(("SOLVER.MAX_ITER", "SOLVER.CHECKPOINT_PERIOD", "TEST.PRECISE_BN.NUM_ITER"), 1))
     if cfg.SEED >= 1 << 32:
         raise UserError(f"SEED must be less than 2**32, got {cfg.SEED}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from fvcore.common.config import CfgNode
 
+from ssql_det.core.config import require_least
 from ssql_det.core.errors import UserError
 from ssql_det.core.ranks import world_size
 
@@ -18,12 +19,7 @@ _LEAST = {
 
 def check(cfg: CfgNode) -> None:
     """Refuse in one sentence, before anything is read or written."""
-    for key, least in _LEAST.items():
-        value: float = cfg
-        for part in key.split("."):
-            value = value[part]  # type: ignore[index]
-        if value < least:
-            raise UserError(f"{key} must be {least} or more, got {value}")
+    require_least(cfg, _LEAST)
     if cfg.OPTIM.MOMENTUM >= 1:
         raise UserError(f"OPTIM.MOMENTUM must be less than 1, got {cfg.OPTIM.MOMENTUM}")
     if cfg.SEED >= 1 << 32:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import logging
-import random
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
-import numpy as np
 import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ssql_det.core.choices import seed_all
 from ssql_det.core.config import require_same_run, save_config
 from ssql_det.core.devices import device_named
 from ssql_det.core.errors import UserError
@@ -59,8 +58,7 @@ def pretrain(cfg: CfgNode, resume: bool = False) -> Path:
     per_epoch = steps_per_epoch(len(images), cfg.OPTIM.BATCH)
     if not per_epoch:
         raise UserError(f"{cfg.DATA.TRAIN} has {len(images)} images and OPTIM.BATCH is {cfg.OPTIM.BATCH}; lower it")
-    for seed_generator in (random.seed, np.random.seed, torch.manual_seed):
-        seed_generator(cfg.SEED)
+    seed_all(cfg.SEED)
     goes_on = _goes_on(cfg, folder, resume)
     network, backbone = build_network(cfg, begins=not goes_on)
     network = network.to(device)

@@ -34,7 +34,7 @@ def neighbours(
     ranges = calibrate(backbone, list(seen.first(_CALIBRATION).batches(input)), points)
     found = {}
     for bits in widths:
-        with quantized(backbone, points, ranges, bits), torch.no_grad():
+        with torch.no_grad(), quantized(backbone, points, ranges, bits):
             known, other = (features(backbone, each.batches(input)) for each in (seen, asked))
         found[f"knn/{bits}"] = knn(known, seen.labels, other, asked.labels)
     return found

@@ -45,6 +45,8 @@ def probed(checkpoint: str, data: str, bits: str, shown: str, plan: Plan) -> Ite
     ...     print(row.bits, row.metrics)
     """
     widths = parse_widths(bits)
+    if plan.recalibrate_bn and plan.calibration < 2:
+        raise UserError("--recalibrate-bn needs two images or more: --calib-images 512")
     source = read(os.path.expanduser(checkpoint))
     backbone = build_backbone(source.architecture.name).module.eval()
     load_backbone(backbone, source)
@@ -73,8 +75,6 @@ def _rows(
 ) -> Iterator[Row]:
     images = source.facts.input or IMAGENET
     points = quant_points(backbone)
-    if plan.recalibrate_bn and plan.calibration < 2:
-        raise UserError("--recalibrate-bn needs two images or more: --calib-images 512")
     calibration = list(seen.first(plan.calibration).batches(images, _TOGETHER))
     ranges = calibrate(backbone, calibration, points)
     profile = profile_cost(backbone, points, calibration[0][:1].to(next(backbone.parameters()).device))

@@ -153,7 +153,8 @@ class _FakeQuantizeWeight(torch.autograd.Function):
         weight, bound, scale = ctx.saved_tensors
         out = torch.empty_like(weight)
         others = [dim for dim, size in enumerate(bound.shape) if size == 1]
-        for w, g, target, most, step in _along_first_axis(weight, grad, out, bound, _nonzero(scale)):
+        rows = _rows_in_cache(weight) if len(bound) == len(weight) else len(weight)  # a channel is summed up as one
+        for w, g, target, most, step in _pieces(rows, weight, grad, out, bound, _nonzero(scale)):
             grad_weight, of_scale = _pulled_back(w, g, step, torch.zeros_like(step), ctx.qmin, ctx.qmax)
             of_bound = of_scale.sum(others, keepdim=True) / ((ctx.qmax - ctx.qmin) / 2)
             decides = w.abs().eq_(most)  # as torch.amax, elements that are equally large share the gradient
@@ -173,30 +174,26 @@ def _pulled_back(x: Tensor, grad: Tensor, step: Tensor, zero_point: Tensor, qmin
     return inside.mul_(grad), of_scale
 
 
-def _along_first_axis(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Pieces of the first tensor's first axis that stay in the cache; what has one entry there goes along whole."""
-    length = len(tensors[0])
-    rows = length if tensors[0].is_cuda else max(1, _BLOCK_ELEMENTS * length // tensors[0].numel())
-    is_cut = [len(each) == length for each in tensors]
-    if not all(is_cut):  # a channel that is spread over the first axis is summed up as one
-        rows = length
-    for start in range(0, length, rows):
-        yield tuple(each[start : start + rows] if len(each) == length else each for each in tensors)
-
-
 def _blocks(x: Tensor, out: Tensor, scale: Tensor, zero_point: Tensor, *inside: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Pieces of the tensors that go together: of one grid in their order in memory, else of their first axis."""
     along = [x, out, *inside]
     order = sorted(range(x.ndim), key=x.stride, reverse=True)
     if scale.ndim == 0 and x.permute(order).is_contiguous():
         along = [each.permute(order).view(-1) for each in along]
-    length = len(along[0]) if x.ndim else 1
-    rows = length if x.is_cuda else max(1, _BLOCK_ELEMENTS * length // x.numel())
+    source, target, *mask = along
+    return _pieces(_rows_in_cache(source), source, target, scale, zero_point, *mask)
+
+
+def _pieces(rows: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """So many entries at a time of the first tensor's first axis; what has not as many there goes along whole."""
+    length = len(tensors[0])
     for start in range(0, length, rows):
         piece = slice(start, start + rows)
-        grid = [each[piece] if each.ndim and len(each) == length else each for each in (scale, zero_point)]
-        source, target, *mask = [each[piece] if x.ndim else each for each in along]
-        yield source, target, *grid, *mask
+        yield tuple(each[piece] if each.ndim and len(each) == length else each for each in tensors)
+
+
+def _rows_in_cache(x: Tensor) -> int:
+    return len(x) if x.is_cuda else max(1, _BLOCK_ELEMENTS * len(x) // x.numel())
 
 
 def _keep_empty_ranges(scale: Tensor, original: Tensor, computed: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import json
 import pytest
 import torch
 from detect.making import C4, CONFIGS, config, tiny
+from refusals import refused
 
 from ssql_det import d2
 from ssql_det.cli.main import main
@@ -57,14 +58,6 @@ def whole(weights, tmp_path_factory):
 def command(weights, out, *flags, bits="FP,8,4", calib_images="4", **keys):
     given = ["sweep", "--config-file", str(CONFIGS / C4), "--bits", bits, "--calib-images", calib_images, *flags]
     return [*given, *tiny(OUTPUT_DIR=out, MODEL__WEIGHTS=weights, **MANY, **keys)]
-
-
-def refused(capsys, *arguments):
-    with pytest.raises(SystemExit) as stop:
-        main(list(arguments))
-    assert stop.value.code == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    return line
 
 
 # ---- rows ----------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from detect.making import C4, CONFIGS, FPN, config, tiny
+from refusals import refused
 from torch import nn
 
 from ssql_det.backbones import build_backbone
@@ -417,14 +418,6 @@ def test_a_look_that_cannot_be_is_refused_before_the_training(keys, complaint, t
 
 
 # ---- refusals ------------------------------------------------------------------------------------------------------
-
-
-def refused(capsys, *arguments):
-    with pytest.raises(SystemExit) as stop:
-        main(list(arguments))
-    assert stop.value.code == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    return line
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_in_one_sentence(whole, monkeypatch, capsys, tmp_path):
