@@ -19,6 +19,7 @@ FLOORS = {
     "minid2": 1,
     "d2": 2,
     "detect": 3,
+    "reproduce": 3,
     "ssl": 2,
     "pretrain": 3,
     "cli": 4,

@@ -3,7 +3,7 @@
 ===================  =======================================================================================
 ``resnet50``         any ResNet of torchvision: ``resnet18`` ... ``wide_resnet101_2``
 ``cifar_resnet18``   the same with a 3x3 stem of stride 1 and no pool, for images of 32 pixels
-``narrow_resnet``    four stages of one BasicBlock, 64 to 160 channels: a small machine's ResNet
+``narrow_resnet``    four stages of one BasicBlock, 24 to 192 channels: a small machine's ResNet
 ``timm/<name>``      any model of timm
 ===================  =======================================================================================
 """
@@ -21,9 +21,9 @@ from torch import nn
 
 from ssql_det.core.errors import UserError, did_you_mean
 
-# The stem has 64 channels and the first stage keeps them, so that its block needs no shortcut conv; from then on
-# widths increase, so that every later one does. timm's BasicBlock and Detectron2's then agree part by part.
-NARROW_WIDTHS = (64, 80, 112, 160)
+# The stem has as many channels as the first stage, so that its block needs no shortcut conv; from then on widths
+# increase, so that every later one does. timm's BasicBlock and Detectron2's then agree part by part.
+NARROW_WIDTHS = (24, 48, 96, 192)
 NARROW_DEPTHS = (1, 1, 1, 1)
 
 _FAMILIES = ("resnet", "resnext", "wide_resnet")
@@ -59,8 +59,7 @@ def build_backbone(name: str, zero_init_residual: bool = False) -> Backbone:
     width = model.fc.in_features
     model.fc = nn.Identity()
     if name.startswith(_CIFAR):
-        model.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
-        nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+        model.conv1 = _stem_conv(64, kernel=3, stride=1)
         model.maxpool = nn.Identity()
     return Backbone(name, model, width)
 
@@ -72,8 +71,21 @@ def _torchvision_resnets() -> list[str]:
 def _narrow_resnet(zero_init_residual: bool) -> Backbone:
     """Stem 7x7 of stride 2 and a pool of stride 2, as in any four-stage ResNet; strides 4, 8, 16 and 32."""
     block: Any = BasicBlock  # timm's annotation says an instance and means the class
-    model = TimmResNet(block, NARROW_DEPTHS, num_classes=0, channels=NARROW_WIDTHS, zero_init_last=zero_init_residual)
+    model: Any = TimmResNet(  # timm's plain stem has 64 channels, always; a deep one is as wide as it is told
+        *(block, NARROW_DEPTHS, 0),
+        channels=NARROW_WIDTHS,
+        zero_init_last=zero_init_residual,
+        stem_type="deep",
+        stem_width=NARROW_WIDTHS[0] // 2,
+    )
+    model.conv1 = _stem_conv(NARROW_WIDTHS[0], kernel=7, stride=2)
     return Backbone("narrow_resnet", model, NARROW_WIDTHS[-1])
+
+
+def _stem_conv(width: int, kernel: int, stride: int) -> nn.Conv2d:
+    conv = nn.Conv2d(3, width, kernel, stride, padding=kernel // 2, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    return conv
 
 
 def _timm_model(name: str, zero_init_residual: bool) -> Backbone:

@@ -13,7 +13,7 @@ from ssql_det.core.errors import EXIT_BAD_INPUT, UserError, one_sentence
 COMMANDS = (
     *("demo", "make-toy-data", "check-data", "convert", "inspect"),
     *("pretrain", "probe"),
-    *("train-det", "sweep", "sensitivity", "predict", "tables"),
+    *("train-det", "sweep", "sensitivity", "predict", "tables", "reproduce"),
 )
 
 

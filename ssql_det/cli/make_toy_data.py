@@ -25,7 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar=("LEAST", "MOST"),
         help="sides of a scene in pixels (default: 128 320)",
     )
-    parser.add_argument("--difficulty", type=float, default=0.5, help="of crops, 0 to 1 (default: %(default)s)")
+    parser.add_argument(
+        "--difficulty", type=float, default=0.5, help="0 to 1: of flat colours to photographs (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=seed, default=0, help="another seed, other data (default: %(default)s)")
     parser.add_argument("--workers", type=positive, default=None, help="threads (default: one a core)")
 

@@ -38,7 +38,9 @@ def run(options: argparse.Namespace) -> None:
     from ssql_det.core.errors import UserError
     from ssql_det.core.files import atomic_write
     from ssql_det.report.as_csv import as_csv
-    from ssql_det.report.markdown import as_markdown
+    from ssql_det.report.as_markdown import as_markdown
+    from ssql_det.report.comparison import blocks_of
+    from ssql_det.report.document import Document
     from ssql_det.report.reading import read_rows
     from ssql_det.report.tables import SCOPES, compare
 
@@ -48,7 +50,7 @@ def run(options: argparse.Namespace) -> None:
     if options.out is not None and any(_same(options.out, path) for path in options.rows):
         raise UserError(f"--out {options.out} is a file of rows; writing there would lose them, so name another")
     table = compare(options.table, read_rows(options.rows), options.scope, options.dataset)
-    text = {"markdown": as_markdown, "csv": as_csv}[options.format](table)
+    text = as_csv(table) if options.format == "csv" else as_markdown(Document("", blocks_of(table)))
     if options.out is None:
         sys.stdout.write(text)
         return

@@ -80,7 +80,11 @@ def _engine_resnet(checkpoint: Checkpoint) -> nn.Module:
     from ssql_det.convert import config_lines
 
     lines = {key: value for key, value in config_lines(checkpoint).items() if key.startswith("MODEL.RESNETS.")}
-    if "MODEL.RESNETS.DEPTH" not in lines:
+    if checkpoint.architecture.name == "narrow_resnet":
+        from ssql_det.detect.narrow import NARROW_BACKBONES
+
+        lines = {"MODEL.BACKBONE.NAME": NARROW_BACKBONES[0]}
+    elif "MODEL.RESNETS.DEPTH" not in lines:
         raise UserError(f"--verify cannot build a {checkpoint.architecture.name} of Detectron2's class; leave it out")
     cfg = d2.get_cfg()
     for key, value in lines.items():

@@ -68,7 +68,7 @@ class Architecture:
         return tuple(self._slots())
 
     def _slots(self) -> Iterator[Slot]:
-        channels = 64
+        channels = 64 if self.is_bottleneck else self.widths[0]  # of the stem
         yield from _conv_and_norm(0, 0, 1, (channels, 3, self.stem_kernel, self.stem_kernel))
         for stage, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True), start=1):
             for block in range(depth):
@@ -115,7 +115,7 @@ ARCHITECTURES = {
             Architecture(f"cifar_{plain.name}", plain.depths, plain.widths, plain.inner, plain.groups, stem_kernel=3)
             for plain in _PLAIN
         ),
-        Architecture("narrow_resnet", (1, 1, 1, 1), (64, 80, 112, 160)),
+        Architecture("narrow_resnet", (1, 1, 1, 1), (24, 48, 96, 192)),
     )
 }
 

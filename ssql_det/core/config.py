@@ -62,7 +62,12 @@ def plain_values(config: CfgNode) -> dict[str, Any]:
 
 def read_plain_values(directory: str | os.PathLike[str]) -> dict[str, Any]:
     """The same of the config that was saved beside a run."""
-    return dict(_flat(_read_with_bases(Path(directory) / RESOLVED_NAME, ())))
+    return read_config_file(Path(directory) / RESOLVED_NAME)
+
+
+def read_config_file(file: str | os.PathLike[str]) -> dict[str, Any]:
+    """The same of what a file and its bases say, without any defaults."""
+    return dict(_flat(_read_with_bases(Path(file), ())))
 
 
 def require_same(before: Mapping[str, Any], now: Mapping[str, Any], where: str, cure: str) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 EXIT_BAD_INPUT = 2
+EXIT_INCOMPLETE = 3  # of several steps some failed
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 

@@ -21,7 +21,7 @@ from ssql_det.d2 import (
 )
 
 NARROW_BACKBONES = ("build_narrow_resnet_backbone", "build_narrow_resnet_fpn_backbone")
-_STEM_WIDTH = 64
+_STEM_WIDTH = NARROW_WIDTHS[0]
 
 
 def narrow_stage(stage: int, norm: str) -> list[CNNBlockBase]:

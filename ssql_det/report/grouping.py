@@ -41,9 +41,14 @@ def grouped(rows: Iterable[Row], table: PublishedTable) -> list[tuple[Group, lis
 
 
 def by_bits(rows: Sequence[Row], others: Iterable[str] = ()) -> dict[str, list[Row]]:
-    """Rows by bit-width, with an empty list for ``others`` that have none: FP first, then from many bits to few."""
-    widths = sorted({*others, *(row.bits for row in rows)}, key=_width)
+    """Rows by bit-width in their order, with an empty list for ``others`` that have none."""
+    widths = in_order([*others, *(row.bits for row in rows)])
     return {bits: [row for row in rows if row.bits == bits] for bits in widths}
+
+
+def in_order(widths: Iterable[str]) -> tuple[str, ...]:
+    """Each once: FP first, then from many bits to few."""
+    return tuple(sorted(set(widths), key=_width))
 
 
 def _width(bits: str) -> tuple[int, int, int, str]:

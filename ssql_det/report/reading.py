@@ -14,6 +14,7 @@ from typing import Any
 from ssql_det.core import rows
 from ssql_det.core.errors import UserError
 from ssql_det.core.rows import Row
+from ssql_det.report.texts import one_line
 
 _TEXTS = (
     *("method", "checkpoint", "checkpoint_hash", "config", "dataset"),
@@ -65,12 +66,8 @@ def _checked(row: Row, path: str | os.PathLike[str]) -> Row:
             wrong.append("time")
     if wrong:
         raise UserError(f"{path} has a row whose {', '.join(wrong)} is not what a row holds; was it edited by hand?")
-    texts: dict[str, Any] = {name: _one_line(getattr(row, name)) for name in _TEXTS}
+    texts: dict[str, Any] = {name: one_line(getattr(row, name)) for name in _TEXTS}
     return dataclasses.replace(row, **texts)
-
-
-def _one_line(text: str) -> str:
-    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
 
 
 def _is_figure(value: object) -> bool:

@@ -23,9 +23,9 @@ def photographs() -> tuple[NDArray[np.uint8], ...]:
     return tuple(load_sample_images().images)
 
 
-def background(rng: np.random.Generator, height: int, width: int, texture: float) -> Image:
-    """A flat colour that turns, as ``texture`` goes from 0 to 1, into a crop of a photograph."""
-    colour = rng.uniform(40, 215, 3).astype(np.float32)
+def background(rng: np.random.Generator, height: int, width: int, texture: float, lift: float = 0.0) -> Image:
+    """A flat colour that turns, as ``texture`` goes from 0 to 1, into a crop of a photograph; ``lift`` lightens it."""
+    colour = ((1 - lift) * rng.uniform(40, 215, 3) + lift * 240).astype(np.float32)
     flat = np.broadcast_to(colour, (height, width, 3)).astype(np.float32)
     photo = photographs()[rng.integers(2)]
     zoom = max(rng.uniform(0.5, 1.5), height / photo.shape[0], width / photo.shape[1])

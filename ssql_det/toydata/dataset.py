@@ -39,7 +39,7 @@ from ssql_det.toydata.voc import write_voc
 
 MANIFEST = "manifest.json"
 FORMAT = "ssql_det toy data"
-VERSION = 1
+VERSION = 2  # of the bytes that equal settings give
 
 _CHUNK = 25  # items a worker makes at a time; threads serve, for OpenCV and NumPy work without the interpreter's lock
 T = TypeVar("T")
@@ -71,6 +71,11 @@ class Settings:
         if self.seed < 0:
             raise UserError(f"--seed must be 0 or more, got {self.seed}")
         Dial(self.difficulty)
+
+    @property
+    def first_test_scene(self) -> int:
+        """Its number in the names of files; those before it train."""
+        return self.scenes - 2 * (self.scenes // 4) + 1
 
 
 def make_toy_data(out: str | os.PathLike[str], settings: Settings, workers: int | None = None) -> Path:
@@ -196,7 +201,7 @@ def _scene(settings: Settings, part: int, split: str, index: int) -> SceneRecord
     rng = np.random.default_rng([settings.seed, 0, part, index])
     sides = (settings.least_side, settings.most_side)
     while True:
-        scene = make_scene(rng, digits(split), sides)
+        scene = make_scene(rng, digits(split), sides, settings.difficulty)
         if index or scene.objects:  # the first of a split has objects: however few scenes, one can be trained on
             return record_scene(scene)
 

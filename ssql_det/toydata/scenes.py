@@ -63,31 +63,40 @@ class _Painted:
         return float(self.mask.sum() / self.area)
 
 
-def make_scene(rng: np.random.Generator, source: Digits, sides: tuple[int, int] = SIDES) -> Scene:
+def make_scene(
+    rng: np.random.Generator, source: Digits, sides: tuple[int, int] = SIDES, difficulty: float = 0.5
+) -> Scene:
     """Draw one scene; everything about it comes from ``rng``.
+
+    At a difficulty of 0 there are dark digits of middling size on flat colours; from 0.5 on, photographs behind
+    either polarity, any size and noise.
 
     >>> scene = make_scene(np.random.default_rng(0), digits("train"))
     """
     height, width = (int(rng.integers(sides[0], sides[1] + 1)) for _ in range(2))
-    image = background(rng, height, width, texture=float(rng.uniform(0.2, 1)))
-    count = 0 if rng.random() < _EMPTY else int(rng.integers(1, MOST_OBJECTS + 1))
+    share = min(1.0, 2 * difficulty)
+    image = background(rng, height, width, texture=share * float(rng.uniform(0.2, 1)), lift=0.6 * (1 - share))
+    count = 0 if rng.random() < _EMPTY else int(rng.integers(1, round(MOST_OBJECTS * (0.5 + 0.5 * share)) + 1))
     painted: list[_Painted] = []
     for number in range(count):
         crowd = number == 0 and rng.random() < _CROWD / (1 - _EMPTY)
         for _ in range(_ATTEMPTS):
-            where, candidate = (_draw_crowd if crowd else _draw)(rng, source, height, width)
+            where, candidate = (
+                _draw_crowd(rng, source, height, width) if crowd else _draw(rng, source, height, width, share)
+            )
             rest = [_covered_by(before, candidate.mask) for before in painted]
             if min([candidate.visible, *(before.visible for before in rest)]) >= _LEAST_VISIBLE:
                 painted = [*rest, candidate]
-                image = paint(image, where, ink(rng, image, where, inverted=0.5))
+                image = paint(image, where, ink(rng, image, where, inverted=0.5 * share))
                 break
-    noisy = add_noise(rng, image, sigma=float(rng.uniform(0, 8)))
+    noisy = add_noise(rng, image, sigma=share * float(rng.uniform(0, 8)))
     return Scene(noisy, tuple(_annotate(each) for each in painted))
 
 
-def _draw(rng: np.random.Generator, source: Digits, height: int, width: int) -> tuple[Alpha, _Painted]:
+def _draw(rng: np.random.Generator, source: Digits, height: int, width: int, share: float) -> tuple[Alpha, _Painted]:
     index = int(rng.integers(len(source.labels)))
-    size = float(min(height, width) * np.exp(rng.uniform(np.log(0.16), np.log(0.62))))
+    least, most = 0.16 + 0.14 * (1 - share), 0.62 - 0.02 * (1 - share)
+    size = float(min(height, width) * np.exp(rng.uniform(np.log(least), np.log(most))))
     centre = rng.uniform(-0.1 * size, width + 0.1 * size), rng.uniform(-0.1 * size, height + 0.1 * size)
     return _put(source, [index], [centre], size, float(rng.uniform(-20, 20)), height, width, crowd=False)
 

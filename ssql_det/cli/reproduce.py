@@ -1,0 +1,149 @@
+"""From nothing to the tables: toy data or the real ones, pretraining, transfer, sweeps, and a report to look at.
+
+First the plan, then its steps side by side. Started again, it goes on where it was; what is done and still holds is
+not done again. Exit code 3 when a step failed: the others are there, the report says which is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ssql_det.cli.numbers import positive
+
+if TYPE_CHECKING:
+    from ssql_det.reproduce.page import Reproduction
+    from ssql_det.reproduce.plan import Choices, Plan
+
+HELP = "the tables, from nothing: one command for all of it"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--preset",
+        default="mini",
+        help="mini: two CPU cores, minutes; small: a GPU, half an hour; paper: the published recipes "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--table", type=int, choices=(6, 7), help="6: Faster R-CNN C4; 7: Mask R-CNN FPN (default: both)"
+    )
+    parser.add_argument("--methods", nargs="+", default=[], help="as tables print them, such as SSQL (default: all)")
+    parser.add_argument("--bits", default="", help="FP, 8 or 2w4a, comma-separated (default: the preset's)")
+    parser.add_argument("--seeds", type=positive, help="how many (default: the preset's)")
+    parser.add_argument(
+        "--checkpoint",
+        metavar="METHOD=FILE",
+        action="append",
+        default=[],
+        help="a backbone that is there already, in any format; may be repeated",
+    )
+    parser.add_argument("--out", metavar="DIR", help="where everything goes (default: runs/<preset>)")
+    parser.add_argument("--lanes", type=positive, help="steps at a time (default: one a CPU core, or one on a GPU)")
+    parser.add_argument("--num-gpus", type=positive, default=1, help="for pretraining (default: %(default)s)")
+    parser.add_argument(
+        "--budget", type=float, default=1.0, help="share of toy data and training, as 0.05 to try it (default: 1)"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="the plan alone: steps, minutes, disk, commands")
+
+
+def run(options: argparse.Namespace) -> None:
+    import os
+
+    import torch
+
+    from ssql_det.core.console import set_up_logging
+    from ssql_det.core.errors import EXIT_INCOMPLETE
+    from ssql_det.reproduce.checks import check
+    from ssql_det.reproduce.page import Reproduction
+    from ssql_det.reproduce.plan import make_plan
+    from ssql_det.reproduce.presets import preset
+    from ssql_det.reproduce.runner import DONE, environment
+    from ssql_det.reproduce.runner import run as run_steps
+
+    set_up_logging()
+    plan = make_plan(preset(options.preset), _choices(options))
+    on_gpu = torch.cuda.is_available()
+    lanes = options.lanes or (1 if on_gpu else len(os.sched_getaffinity(0)))
+    _print_plan(plan, lanes)
+    if options.dry_run:
+        return
+    check(plan)
+    begun = time.monotonic()
+    program = [sys.executable, "-m", "ssql_det.cli.child"]
+    outcomes = run_steps(plan.steps, plan.out, lanes, program, environment(plan.data, on_gpu))
+    typed = shlex.join(["ssql-det", *sys.argv[1:]])
+    found = Reproduction(plan, outcomes, typed, (time.monotonic() - begun) / 60)
+    _write(found)
+    if any(outcome.state != DONE for outcome in outcomes.values()):
+        raise SystemExit(EXIT_INCOMPLETE)
+
+
+def _choices(options: argparse.Namespace) -> Choices:
+    from ssql_det.core.errors import UserError
+    from ssql_det.quant import parse_widths
+    from ssql_det.reproduce.plan import Choices
+
+    if options.bits:
+        parse_widths(options.bits)
+    if not 0 < options.budget <= 1:
+        raise UserError(f"--budget is a share, above 0 and up to 1; got {options.budget}")
+    checkpoints = {}
+    for given in options.checkpoint:
+        method, equals, file = given.partition("=")
+        if not equals or not file:
+            raise UserError(f"--checkpoint is METHOD=FILE, as SSQL=ssql.pth; got {given!r}")
+        checkpoints[method] = file
+    tables = {} if options.table is None else {"tables": (options.table,)}
+    return Choices(
+        out=Path(options.out or f"runs/{options.preset}"),
+        methods=tuple(options.methods),
+        bits=options.bits,
+        seeds=options.seeds,
+        checkpoints=checkpoints,
+        budget=options.budget,
+        num_gpus=options.num_gpus,
+        **tables,
+    )
+
+
+def _print_plan(plan: Plan, lanes: int) -> None:
+    from ssql_det.core.console import print_table
+    from ssql_det.reproduce.page import by_hand
+    from ssql_det.reproduce.step import makespan
+
+    rows = [(step.name, _minutes(step.minutes), f"{step.megabytes:.0f}") for step in plan.steps]
+    print_table(("step", "minutes", "MB"), rows, f"preset {plan.preset.name}, in {plan.out}")
+    print("the same by hand:\n")
+    print(by_hand(plan.data, plan.steps))
+    megabytes = sum(step.megabytes for step in plan.steps)
+    print(
+        f"\n{len(plan.steps)} steps, about {_minutes(makespan(plan.steps, lanes))} min with {lanes} at a time, "
+        f"{megabytes / 1000:.1f} GB of disk"
+    )
+    for reason in plan.left_out:
+        print(f"left out: {reason}")
+
+
+def _minutes(minutes: float) -> str:
+    return f"{minutes:.1f}" if minutes < 100 else f"{minutes / 60:.0f} h"
+
+
+def _write(found: Reproduction) -> None:
+    """Tables and report below the run's folder, and on the terminal what a reader asks first."""
+    from ssql_det.core.console import print_table
+    from ssql_det.reproduce.output import write_report, write_tables
+    from ssql_det.reproduce.page import minutes_by_kind
+
+    print_table(("steps", "count", "minutes of work"), minutes_by_kind(found), f"{found.minutes:.1f} minutes in all")
+    if not found.rows:
+        print("no sweep is done, so there is nothing to report")
+        return
+    for table in write_tables(found):
+        print_table(table.header, table.rows, table.caption)
+    page = write_report(found)
+    print(f"report: {page}\nthe same as Markdown: {page.with_name('report.md')}")

@@ -1,0 +1,147 @@
+"""A comparison as parts of a page: whole, with a table for boxes, masks and cost; short, for one metric; and drawn.
+
+>>> table = compare(6, rows)
+>>> print(as_markdown(Document("", blocks_of(table))))
+>>> overview(table, "bbox/AP").header
+('method', 'figures', 'FP', '8w8a', '6w6a', '5w5a', '4w4a')
+>>> as_svg(curves(table, "bbox/AP", "boxes", "Boxes over bit-widths"))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from ssql_det.report.document import Block, Chart, Curve, Heading, Items, Table, Text
+from ssql_det.report.grouping import in_order
+from ssql_det.report.tables import Cell, Comparison, Line, Measured
+from ssql_det.report.texts import unmarked
+
+_TASKS = {"bbox": "Boxes", "segm": "Masks", "": "Cost"}
+_NOTHING = "-"
+
+
+def blocks_of(table: Comparison) -> tuple[Block, ...]:
+    """A section: the tables, what a reader must know beside them, and the commands that fill what is empty."""
+    commands = list(dict.fromkeys(line.filled_by for line in table.lines if line.filled_by))
+    filling: list[Block] = [
+        Text("Cells marked `[1]` ... are empty; these commands fill them:"),
+        Items(tuple(f"`{unmarked(command)}`" for command in commands), is_numbered=True),
+    ]
+    return (
+        Heading(f"{unmarked(table.title)}: published and measured"),
+        Text(
+            f"Published: {table.source}. Data set: {unmarked(table.dataset)}. Scope: {table.scope}. "
+            "Measured: the mean of the seeds, ± standard deviation (number of seeds). "
+            "A name's (ours) is the paper's."
+        ),
+        *([Items(tuple(map(unmarked, table.notes)))] if table.notes else []),
+        *(block for task in _tasks(table) for block in _section(table, task, commands)),
+        *(filling if commands else []),
+    )
+
+
+def overview(table: Comparison, metric: str) -> Table:
+    """One metric: the methods' published figures, and below them those measured; bit-widths are the columns."""
+    widths = in_order(line.bits for line in table.lines)
+    rows = []
+    published: set[str] = set()
+    for name, lines in _by_name(table).items():
+        cells = {line.bits: line.cells[metric] for line in lines}
+        figures = [_figure(cells[bits].published) if bits in cells else _NOTHING for bits in widths]
+        if lines[0].method not in published and set(figures) != {_NOTHING}:
+            rows.append((unmarked(lines[0].method), "published", *figures))
+            published.add(lines[0].method)
+        means = {bits: _mean(cell.measured, 1) for bits, cell in cells.items() if cell.measured}
+        if means:
+            rows.append((name, "measured", *(means.get(bits, _NOTHING) for bits in widths)))
+    return Table(("method", "figures", *widths), tuple(rows), names=2)
+
+
+def curves(table: Comparison, metric: str, name: str, title: str) -> Chart:
+    """What was measured of one metric, over the bit-widths where anything was. ``name`` is the file's."""
+    measured = {
+        method: {line.bits: found for line in lines if (found := line.cells[metric].measured) and found.n}
+        for method, lines in _by_name(table).items()
+    }
+    widths = in_order(bits for means in measured.values() for bits in means)
+    return Chart(
+        name,
+        title,
+        widths,
+        tuple(
+            Curve(
+                method,
+                tuple(means[bits].mean if bits in means else None for bits in widths),
+                tuple(means[bits].std if bits in means else None for bits in widths),
+            )
+            for method, means in measured.items()
+            if means
+        ),
+        unit=metric.rpartition("/")[2],
+    )
+
+
+def _tasks(table: Comparison) -> list[str]:
+    return list(dict.fromkeys(_task(metric) for metric in table.metrics))
+
+
+def _task(metric: str) -> str:
+    task, slash, _ = metric.partition("/")
+    return task if slash else ""
+
+
+def _section(table: Comparison, task: str, commands: Sequence[str]) -> tuple[Heading, Table]:
+    metrics = [metric for metric in table.metrics if _task(metric) == task]
+    is_published = bool(task)
+    header = ["method", "bits"]
+    for metric in metrics:
+        name = metric.rpartition("/")[2]
+        header += [f"{name} published", "measured", "difference"] if is_published else [name]
+    rows = tuple(
+        (name, unmarked(line.bits), *_cells(line, metrics, is_published, commands))
+        for name, lines in _by_name(table).items()
+        for line in lines
+        if is_published or any(line.cells[metric].measured for metric in metrics)
+    )
+    return Heading(_TASKS.get(task, task), level=3), Table(tuple(header), rows, names=2)
+
+
+def _by_name(table: Comparison) -> dict[str, list[Line]]:
+    """Lines by their method and, where measured lines differ in it, its config and calibration."""
+    several = [
+        field
+        for field in ("config", "calibration")
+        if len({getattr(line, field) for line in table.lines if line.config}) > 1
+    ]
+    named: dict[str, list[Line]] = {}
+    for line in table.lines:
+        differs = [value for field in several if (value := getattr(line, field))]
+        named.setdefault(unmarked(" · ".join([line.method, *differs])), []).append(line)
+    return named
+
+
+def _cells(line: Line, metrics: Sequence[str], is_published: bool, commands: Sequence[str]) -> Iterator[str]:
+    for metric in metrics:
+        cell = line.cells[metric]
+        if not is_published:
+            yield _mean(cell.measured, 2) if cell.measured else _NOTHING
+            continue
+        yield _figure(cell.published)
+        yield _mean(cell.measured, 1) if cell.measured else f"[{commands.index(line.filled_by) + 1}]"
+        yield _difference(cell)
+
+
+def _figure(value: float | None) -> str:
+    return _NOTHING if value is None else f"{value:.1f}"
+
+
+def _mean(measured: Measured, digits: int) -> str:
+    if measured.mean is None:
+        return "not a number"
+    spread = f" ± {measured.std:.{digits}f}" if measured.std else ""
+    count = f" ({measured.n})" if measured.n > 1 else ""
+    return f"{measured.mean:.{digits}f}{spread}{count}"
+
+
+def _difference(cell: Cell) -> str:
+    return _NOTHING if cell.difference is None else f"{round(cell.difference, 1) + 0.0:+.1f}"  # no -0.0

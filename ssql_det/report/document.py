@@ -1,0 +1,145 @@
+"""A page as values: what it says, without how it looks. Renderers make HTML or Markdown of it.
+
+Texts may hold ```code``` between backticks and links as ``[words](target)``, see `texts`; nothing else is markup.
+
+>>> page = Document("What bits cost", (
+...     Heading("Boxes"),
+...     Text("Measured with `ssql-det sweep`; see [the environment](#environment)."),
+...     Table(("method", "FP", "4w4a"), (("SSQL", "48.8", "44.7"),)),
+...     Heading("Environment"),
+...     Listing("torch 2.14.1"),
+... ))
+>>> as_html(page), as_markdown(page)
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from ssql_det.report.texts import plain
+
+
+@dataclass(frozen=True)
+class Heading:
+    """Level 2 is a section of the page, 3 a part of one."""
+
+    text: str
+    level: int = 2
+
+    @property
+    def anchor(self) -> str:
+        """What links call it; of several headings with one text this is the first, as `Document.anchors` says."""
+        return _anchor(self.text)
+
+
+@dataclass(frozen=True)
+class Text:
+    """One paragraph."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Items:
+    """A list of points, or of numbered steps."""
+
+    texts: tuple[str, ...]
+    is_numbered: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """The first ``names`` columns are words and stand left, the others figures and stand right."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    names: int = 1
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Lines to copy: commands, versions."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Picture:
+    """The bytes of an image file; ``name`` is that file's, ``words`` say what it shows."""
+
+    name: str
+    content: bytes
+    words: str
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A named line over the chart's places. ``None``: nothing was measured there. ``spread`` is a deviation each."""
+
+    name: str
+    values: tuple[float | None, ...]
+    spread: tuple[float | None, ...] = ()
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Lines over places that have names, such as bit-widths. ``name`` is a file's, without its ending."""
+
+    name: str
+    title: str
+    places: tuple[str, ...]
+    curves: tuple[Curve, ...]
+    unit: str = ""
+
+
+@dataclass(frozen=True)
+class Folded:
+    """What is there for who asks: shut until it is opened."""
+
+    summary: str
+    blocks: tuple[Block, ...]
+
+
+Block: TypeAlias = Heading | Text | Items | Table | Listing | Picture | Chart | Folded
+
+
+@dataclass(frozen=True)
+class Document:
+    title: str
+    blocks: tuple[Block, ...]
+
+    def all_blocks(self) -> Iterator[Block]:
+        """Those that are folded too."""
+        yield from _unfolded(self.blocks)
+
+    @property
+    def anchors(self) -> tuple[str, ...]:
+        """The title's, where there is one, and those of the headings in their order; each is there once.
+
+        >>> Document("Boxes", (Heading("Boxes"), Heading("4 bits, 8 bits"))).anchors
+        ('boxes', 'boxes-1', '4-bits-8-bits')
+        """
+        headings = [block.text for block in self.all_blocks() if isinstance(block, Heading)]
+        found: dict[str, None] = {}
+        for text in [self.title, *headings] if self.title else headings:
+            anchor = _anchor(text)
+            numbered = (anchor if number == 0 else f"{anchor}-{number}" for number in itertools.count())
+            found[next(each for each in numbered if each not in found)] = None
+        return tuple(found)
+
+
+def _anchor(text: str) -> str:
+    """As GitHub makes it, so that a link in a page of Markdown leads where it does in HTML."""
+    return re.sub(r"[^\w -]", "", plain(text).lower()).replace(" ", "-") or "section"
+
+
+def _unfolded(blocks: Sequence[Block]) -> Iterator[Block]:
+    for block in blocks:
+        yield block
+        if isinstance(block, Folded):
+            yield from _unfolded(block.blocks)

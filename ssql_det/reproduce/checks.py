@@ -1,0 +1,43 @@
+"""What would end a plan after hours, asked before it begins."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from ssql_det.core.errors import UserError
+from ssql_det.reproduce.plan import Plan
+
+
+def check(plan: Plan) -> None:
+    """Configs, given files and data sets are there, and the disk has room."""
+    made = {path for step in plan.steps for path in step.makes}
+    for step in plan.steps:
+        for path in step.reads:
+            if path in made or path.is_file():
+                continue
+            if path.suffix == ".yaml":
+                raise UserError(f"there is no {path} in {Path.cwd()}; run it in a clone of the repository")
+            raise UserError(f"there is no file {path}, which {step.name} begins with; check --checkpoint")
+    if plan.preset.data is None:
+        _check_data_sets(plan)
+    _check_disk(plan)
+
+
+def _check_data_sets(plan: Plan) -> None:
+    wanted = {6: ("VOC2007", "VOC2012"), 7: ("coco",)}
+    for table in plan.tables:
+        for name in wanted[table]:
+            if not (plan.data / name).is_dir():
+                raise UserError(
+                    f"Table {table} needs {name}, and {plan.data} has no folder of that name; point "
+                    "DETECTRON2_DATASETS to the data sets, and see `ssql-det check-data`"
+                )
+
+
+def _check_disk(plan: Plan) -> None:
+    existing = next(each for each in (plan.out.resolve(), *plan.out.resolve().parents) if each.exists())
+    there = sum(path.stat().st_size for path in plan.out.rglob("*") if path.is_file()) if plan.out.exists() else 0
+    wanted, free = sum(step.megabytes for step in plan.steps) * 1e6 - there, shutil.disk_usage(existing).free
+    if wanted > free:
+        raise UserError(f"{plan.out} needs {wanted / 1e9:.1f} GB more and the disk has {free / 1e9:.1f} GB free")

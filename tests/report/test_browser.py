@@ -1,0 +1,83 @@
+"""Pages as a browser shows them. Without Chromium these tests are skipped."""
+
+import pytest
+from report import chromium
+from report.pages import HOSTILE, PAGE, WIDTHS, hostile_page
+
+from ssql_det.report.as_html import as_html
+from ssql_det.report.charts import as_svg
+from ssql_det.report.document import Chart, Curve, Document
+
+LONG = "SSQL-200ep (ours) <&> with 256 images of voc_2007_trainval, seed 0, MinMax · voc_r18_c4.yaml"
+NINE = Chart(
+    "nine",
+    f"Nine methods: {LONG}",
+    WIDTHS,
+    tuple(
+        Curve(f"{'WM@' * number} {LONG[: 12 * number]}", tuple(10.0 * number - place for place in range(5)))
+        for number in range(9)
+    ),
+    "AP",
+)
+BROAD = Chart("broad", "W", ("FP",), tuple(Curve(f"WMW@ {number}", (1.0,)) for number in range(9)), "MM")
+TEXT_BOXES = """
+[...document.querySelectorAll("svg text")].map(text => {
+    const box = text.getBBox();
+    return [box.x, box.y, box.x + box.width, box.y + box.height];
+})
+"""
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    if chromium.path() is None:
+        pytest.skip("Chromium is not installed")
+    with chromium.Chromium(tmp_path_factory.mktemp("profile")) as browser:
+        yield browser
+
+
+@pytest.fixture
+def open_page(browser, tmp_path):
+    def opened(content, width, scheme, name="page.html"):
+        (tmp_path / name).write_text(content, "utf-8")
+        return browser.open(tmp_path / name, width, scheme)
+
+    return opened
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1200])
+def test_a_page_fits_and_nothing_is_complained_of(open_page, width, scheme):
+    page = open_page(as_html(PAGE), width, scheme)
+    page.value("document.querySelector('details').open = true")
+    assert page.complaints() == []
+    assert page.value("innerWidth") == width
+    assert page.value("document.documentElement.scrollWidth") <= width
+    assert page.value("[...document.images].every(image => image.complete && image.naturalWidth == 900)")
+    shades = page.value("getComputedStyle(document.documentElement).backgroundColor")
+    assert (shades == "rgb(255, 255, 255)") == (scheme == "light")
+
+
+def test_hostile_texts_neither_run_nor_break_the_page(open_page):
+    pages = [hostile_page(text) for text in HOSTILE]
+    together = Document("all", tuple(block for page in pages for block in page.blocks))
+    page = open_page(as_html(together), 360, "light")
+    assert page.complaints() == []
+    assert page.value("document.documentElement.scrollWidth") <= 360
+    assert page.value("document.querySelectorAll('main > details').length") == len(HOSTILE)
+
+
+@pytest.mark.parametrize("chart", [NINE, BROAD], ids=lambda chart: chart.name)
+@pytest.mark.parametrize("width", [360, 1200])
+def test_letters_of_a_chart_neither_overlap_nor_leave_it(open_page, width, chart):
+    page = open_page(as_svg(chart, standalone=True), width, "dark", "chart.svg")
+    assert page.complaints() == []
+    _, _, *size = map(float, page.value("document.documentElement.getAttribute('viewBox')").split())
+    boxes = page.value(TEXT_BOXES)
+    assert len(boxes) >= 9 + len(chart.places) + 5
+    for number, (left, top, right, bottom) in enumerate(boxes):
+        assert min(left, top) >= 0
+        assert right <= size[0]
+        assert bottom <= size[1]
+        for other in boxes[:number]:
+            assert left >= other[2] or right <= other[0] or top >= other[3] - 1 or bottom <= other[1] + 1

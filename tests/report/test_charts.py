@@ -1,0 +1,181 @@
+import itertools
+import math
+import re
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.font_manager import findfont
+from PIL import ImageFont
+from report.pages import CHART, HOSTILE, WIDTHS
+
+from ssql_det.report.charts import as_svg
+from ssql_det.report.document import Chart, Curve
+from ssql_det.report.lettering import width, wrapped
+from ssql_det.report.scale import Scale, labels, round_ticks
+
+SVG = "{http://www.w3.org/2000/svg}"
+FINITE = st.floats(-1e300, 1e300).filter(lambda value: value == 0 or abs(value) > 1e-200)
+
+
+def drawn(*curves, places=WIDTHS, standalone=False, **fields):
+    return ElementTree.fromstring(as_svg(Chart("c", "Title", places, curves, **fields), standalone))
+
+
+def lines(svg):
+    """The points of each polyline."""
+    found = svg.iter(f"{SVG}polyline")
+    return [[tuple(map(float, point.split(","))) for point in each.get("points").split()] for each in found]
+
+
+def marks(svg):
+    found = svg.findall(f"{SVG}g")[0].findall(f"{SVG}path[@class='mark']")
+    return [tuple(map(float, re.findall(r"[\d.-]+", each.get("transform")))) for each in found]
+
+
+def texts(svg):
+    return {each.text: (float(each.get("x")), float(each.get("y"))) for each in svg.iter(f"{SVG}text")}
+
+
+def test_values_lie_where_the_axis_says():
+    values = (0.0, 40.0, 10.0, 30.0, 20.0)
+    svg = drawn(Curve("a", values))
+    ((*points,),) = lines(svg)
+    ticks = texts(svg)
+    for (x, y), value, place in zip(points, values, WIDTHS, strict=True):
+        assert y == pytest.approx(ticks["0"][1] + value / 40 * (ticks["40"][1] - ticks["0"][1]) - 5, abs=0.11)
+        assert x == pytest.approx(ticks[place][0], abs=0.01)
+    steps = [right[0] - left[0] for left, right in itertools.pairwise(points)]
+    assert steps == pytest.approx([steps[0]] * 4, abs=0.11)
+    assert marks(svg) == points
+
+
+@pytest.mark.parametrize("gap", [None, float("nan"), float("inf")])
+def test_a_line_is_broken_where_nothing_was_measured(gap):
+    svg = drawn(Curve("a", (1.0, 2.0, gap, 3.0, gap)))
+    assert [len(line) for line in lines(svg)] == [2]
+    assert len(marks(svg)) == 3
+    assert "6w6a nothing, 5w5a 3, 4w4a nothing" in svg.find(f"{SVG}desc").text
+
+
+def test_deviations_are_drawn_where_there_are_some_and_lie_within():
+    svg = drawn(Curve("a", (10.0, 20.0, 30.0, 40.0, 50.0), (None, 0.0, 5.0, float("nan"), 10.0)))
+    bars = [each.get("d") for each in svg.iter(f"{SVG}path") if each.get("class") == "spread"]
+    ends = [re.fullmatch(r"M[\d.]+ ([\d.]+)h8m-4 0V([\d.]+)m-4 0h8", bar).groups() for bar in bars]
+    heights = [float(low) - float(high) for high, low in ends]
+    assert heights[1] == pytest.approx(2 * heights[0], abs=0.3)
+    assert "60" in texts(svg)
+    assert "4w4a 50 ± 10" in svg.find(f"{SVG}desc").text
+
+
+def test_a_curve_has_its_colour_and_shape_and_the_legend_both():
+    curves = [Curve(f"method {number}", (1.0 * number,)) for number in range(12)]
+    svg = drawn(*curves, places=("FP",))
+    groups = svg.findall(f"{SVG}g")
+    looks = [(group.get("style"), group.find(f"{SVG}path[@class='mark']").get("d")) for group in groups]
+    assert looks[:12] == looks[12:]
+    assert len(set(looks)) == 12
+    assert len({shape for _, shape in looks[:7]}) == 7
+    assert {curve.name for curve in curves} <= texts(svg).keys()
+
+
+DEGENERATE = {
+    "one place": ((Curve("a", (48.8,), (0.3,)),), ("FP",)),
+    "equal": ((Curve("a", (5.0, 5.0)),), ("FP", "4w4a")),
+    "zero": ((Curve("a", (0.0, 0.0)),), ("FP", "4w4a")),
+    "negative": ((Curve("a", (-3.0, -48.8)),), ("FP", "4w4a")),
+    "tiny": ((Curve("a", (1e-30, 2e-30)),), ("FP", "4w4a")),
+    "huge": ((Curve("a", (1e15, -2e299)),), ("FP", "4w4a")),
+    "nothing": ((Curve("a", (None, None)),), ("FP", "4w4a")),
+    "no curve": ((), ("FP", "4w4a")),
+    "no place": ((), ()),
+    "many places": ((Curve("a", (1.0,) * 40),), tuple(f"{bits}w{bits}a" for bits in range(40))),
+    "no names": ((Curve("", (1.0,)),), ("",)),
+}
+
+
+@pytest.mark.parametrize("kind", DEGENERATE)
+def test_what_is_hardly_a_chart_is_one(kind):
+    curves, places = DEGENERATE[kind]
+    svg = drawn(*curves, places=places)
+    *_, right, bottom = map(float, svg.get("viewBox").split())
+    for x, y in [*itertools.chain(*lines(svg)), *texts(svg).values()]:
+        assert 0 <= x <= right
+        assert 0 <= y <= bottom
+    assert ("nothing measured" in texts(svg)) == (kind in ("nothing", "no curve", "no place"))
+
+
+def test_a_curve_of_another_length_is_refused():
+    with pytest.raises(ValueError, match="the curve 'a' has not one value"):
+        drawn(Curve("a", (1.0,)))
+    with pytest.raises(ValueError, match="the curve 'a' has not one value"):
+        drawn(Curve("a", (1.0,) * 5, (0.1,)))
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_foreign_names_are_texts(text):
+    svg = ElementTree.fromstring(
+        as_svg(Chart("c", text, (text,), (Curve(text, (1.0,)),), text), standalone=True).encode()
+    )
+    assert {each.tag.removeprefix(SVG) for each in svg.iter()} == {
+        *("svg", "title", "desc", "style", "rect", "path", "g", "text")
+    }
+    assert not [name for each in svg.iter() for name in each.attrib if name.startswith("on") or "href" in name]
+
+
+def test_alone_a_chart_brings_its_colours_paper_and_title():
+    alone, part = as_svg(CHART, standalone=True), as_svg(CHART)
+    assert "prefers-color-scheme:dark" in alone
+    assert ">Boxes over bit-widths</text>" in alone
+    assert "<rect" in alone
+    assert not re.search(r"<style|<rect|Boxes over bit-widths</text>|\bid=", part)
+    used = set(re.findall(r"var\((--[\w-]+)\)", alone))
+    assert used <= set(re.findall(r"(--[\w-]+):#", alone))
+
+
+@given(FINITE, FINITE)
+def test_ticks_are_few_round_and_embrace_the_values(one, other):
+    low, high = sorted((one, other))
+    ticks = round_ticks(low, high)
+    assert 4 <= len(ticks) <= 6
+    step = (ticks[-1] - ticks[0]) / (len(ticks) - 1)
+    room = 1e-6 * step
+    assert ticks[0] <= low + room
+    assert high - room <= ticks[-1]
+    assert [right - left for left, right in itertools.pairwise(ticks)] == pytest.approx([step] * (len(ticks) - 1))
+    assert step / 10 ** math.floor(math.log10(step * (1 + 1e-9))) == pytest.approx(1, rel=4.1)
+    assert len(set(labels(ticks))) == len(ticks)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (41.2, 48.8, ("40", "42", "44", "46", "48", "50")),
+        (0, 1, ("0.0", "0.2", "0.4", "0.6", "0.8", "1.0")),
+        (-3, 4, ("-4", "-2", "0", "2", "4")),
+        (5, 5, ("4.50", "4.75", "5.00", "5.25", "5.50")),
+        (0, 0, ("-1.0", "-0.5", "0.0", "0.5", "1.0")),
+        (1e6, 3e6, ("1000000", "1500000", "2000000", "2500000", "3000000")),
+    ],
+)
+def test_ticks_as_one_would_choose_them(low, high, said):
+    assert labels(round_ticks(low, high)) == said
+
+
+def test_a_scale_is_linear():
+    scale = Scale(10, 20, start=100, end=0)
+    assert [scale.place(value) for value in (10, 15, 20)] == [100, 50, 0]
+
+
+@pytest.mark.parametrize("text", ["SSQL-200ep (ours)", "WWW MMM", "voc_r18_c4.yaml · 0123456789 ± 4%", "iiii llll"])
+def test_a_text_is_not_wider_than_was_guessed(text):
+    font = ImageFont.truetype(findfont("DejaVu Sans"), 160)
+    assert font.getlength(text) / 10 <= width(text, 16) <= 2.2 * font.getlength(text) / 10
+
+
+@given(st.text(st.characters(codec="ascii")), st.floats(20, 200))
+def test_lines_fit_and_lose_no_letter(text, room):
+    broken = wrapped(text, room, 16)
+    assert all(width(line, 16) <= room or len(line) == 1 for line in broken)
+    assert "".join("".join(broken).split()) == "".join(text.split())

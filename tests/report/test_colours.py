@@ -1,0 +1,65 @@
+import itertools
+
+import numpy as np
+import pytest
+
+from ssql_det.report.colours import CURVES, DARK, LIGHT, themed
+
+SIGHT = {  # what dichromats see, in linear RGB: Machado, Oliveira, Fernandes 2009, at full severity
+    "all": np.eye(3),
+    "no red": [
+        [0.152286, 1.052583, -0.204868],
+        [0.114503, 0.786281, 0.099216],
+        [-0.003882, -0.048116, 1.051998],
+    ],
+    "no green": [
+        [0.367322, 0.860646, -0.227968],
+        [0.280085, 0.672501, 0.047413],
+        [-0.011820, 0.042940, 0.968881],
+    ],
+    "no blue": [
+        [1.255528, -0.076749, -0.178779],
+        [-0.078411, 0.930809, 0.147602],
+        [0.004733, 0.691367, 0.303900],
+    ],
+}
+XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+
+
+def linear(colour):
+    share = np.array([int(colour[place : place + 2], 16) for place in (1, 3, 5)]) / 255
+    return np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
+
+
+def contrast(one, other):
+    """As the guidelines for accessible pages (WCAG 2) define it."""
+    dark, light = sorted(float(XYZ[1] @ linear(each)) for each in (one, other))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def lab(rgb):
+    x, y, z = (XYZ @ np.clip(rgb, 0, 1)) / XYZ.sum(1)
+    x, y, z = (np.cbrt(each) if each > 0.008856 else 7.787 * each + 16 / 116 for each in (x, y, z))
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
+def test_letters_and_curves_stand_out_from_the_paper(theme):
+    assert all(contrast(theme[name], theme[paper]) >= 4.5 for name in ("ink", "quiet", "link") for paper in PAPERS)
+    assert all(contrast(theme[f"curve-{number}"], theme["paper"]) >= 3 for number in range(CURVES))
+
+
+PAPERS = ("paper", "raised")
+
+
+@pytest.mark.parametrize("sight", SIGHT)
+@pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
+def test_curves_are_told_apart_by_every_eye(theme, sight):
+    seen = [lab(SIGHT[sight] @ linear(theme[f"curve-{number}"])) for number in range(CURVES)]
+    assert all(np.linalg.norm(one - other) > 12 for one, other in itertools.combinations(seen, 2))
+    assert all(np.linalg.norm(one - other) > 20 for one, other in itertools.combinations(seen[:5], 2))
+
+
+def test_both_themes_name_the_same_and_paper_stays_light():
+    assert LIGHT.keys() == DARK.keys()
+    assert "@media screen and (prefers-color-scheme:dark)" in themed(":root")

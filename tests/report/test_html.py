@@ -1,0 +1,126 @@
+import base64
+import io
+import re
+from collections import Counter
+
+import pytest
+from PIL import Image
+from report.pages import HOSTILE, PAGE, Tags, hostile_page, png
+
+from ssql_det.report.as_html import as_html
+from ssql_det.report.document import Document, Heading, Picture, Table, Text
+
+KNOWN = {
+    *("html", "head", "meta", "link", "title", "style", "body", "main", "nav", "h1", "h2", "h3", "p", "ul", "ol", "li"),
+    *(
+        "a",
+        "code",
+        "pre",
+        "div",
+        "table",
+        "caption",
+        "span",
+        "thead",
+        "tbody",
+        "tr",
+        "th",
+        "td",
+        "figure",
+        "figcaption",
+    ),
+    *("img", "details", "summary", "svg", "desc", "g", "path", "polyline", "text"),
+}
+
+
+def is_inside(target):
+    return target.startswith(("#", "data:"))
+
+
+def test_a_page_is_one_whole_file_that_needs_nothing_else():
+    page = as_html(PAGE)
+    found = Tags(page)
+    assert page.startswith("<!DOCTYPE html>\n")
+    assert {tag for tag, _ in found.tags} <= KNOWN
+    assert all(src.startswith("data:image/png;base64,") for src in found.values("src"))
+    assert [each for each in found.values("href") if not is_inside(each)] == [
+        "a/b.jsonl",
+        "https://arxiv.org/abs/2207.05432",
+    ]
+    assert "url(" not in page
+    assert "@import" not in page
+    assert "default-src 'none'" in page
+
+
+def test_ids_are_unique_and_every_link_within_leads_to_one():
+    found = Tags(as_html(PAGE))
+    ids = found.values("id")
+    assert ids == ["what-fewer-bits-cost", "boxes", "boxes-1", "settings", "environment"]
+    assert {each[1:] for each in found.values("href") if each.startswith("#")} == {"boxes", "boxes-1", "environment"}
+
+
+def test_the_contents_are_the_sections():
+    page = as_html(PAGE)
+    nav = page[page.index("<nav") : page.index("</nav>")]
+    assert re.findall(r'href="#(.*?)">(.*?)<', nav) == [("boxes", "Boxes"), ("environment", "Environment")]
+    assert page.index("Measured with") < page.index("<nav") < page.index('<h2 id="boxes"')
+    assert "<nav" not in as_html(Document("One", (Heading("Alone"),)))
+
+
+def test_what_a_reader_without_eyes_needs_is_there():
+    page = as_html(PAGE)
+    found = Tags(page)
+    assert found.all("html") == [{"lang": "en"}]
+    assert "<title>What fewer bits cost</title>" in page
+    assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in found.all("meta")
+    assert [image["alt"] for image in found.all("img")] == ["A toy scene at 4w4a"]
+    assert Counter(th["scope"] for th in found.all("th")) == {"col": 7, "row": 4}
+    (frame,) = found.all("div")
+    assert frame["aria-label"] == "Every method on the published data, and FP is their start"
+    assert len(found.all("figcaption")) == len(found.all("figure")) == 2
+    assert [svg["role"] for svg in found.all("svg")] == ["img"]
+
+
+def test_words_stand_left_and_figures_right():
+    page = as_html(Document("", (Table(("name", "kind", "AP"), (("a", "b", "1.0"),), names=2),)))
+    assert '<th scope="row">a</th><td>b</td><td class="figure">1.0</td>' in page
+    assert '<tr><td class="figure">1</td></tr>' in as_html(Document("", (Table(("n",), (("1",),), names=0),)))
+
+
+def test_a_picture_is_in_the_page_byte_by_byte():
+    content = png(5, 3)
+    (image,) = Tags(as_html(Document("", (Picture("a.png", content, "words"),)))).all("img")
+    decoded = base64.b64decode(image["src"].removeprefix("data:image/png;base64,"), validate=True)
+    assert decoded == content
+    assert Image.open(io.BytesIO(decoded)).size == (5, 3)
+    with pytest.raises(ValueError, match=r"shows pictures of .png.*'a.html'"):
+        as_html(Document("", (Picture("a.html", content, "words"),)))
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_foreign_texts_are_inert_and_are_shown(text):
+    page = as_html(hostile_page(text))
+    page.encode()
+    found = Tags(page)
+    assert {tag for tag, _ in found.tags} <= KNOWN
+    assert not [name for _, attributes in found.tags for name in attributes if name.startswith("on")]
+    assert all(is_inside(each) or each == "https://a.example/x.png" for each in found.values("href"))
+    assert all(src.startswith("data:image/png") for src in found.values("src"))
+    ids = found.values("id")
+    assert len(ids) == len(set(ids)) == 4
+    if not set("`![\x00") & set(text):
+        assert found.texts.count(text) >= 21  # a chart breaks long names into lines
+
+
+def test_only_addresses_files_and_headings_become_links():
+    text = "[a](#here) [b](https://x.example/y?z=1) [c](rows.jsonl) [d](x/y.md) [`e`](z.md)"
+    page = as_html(Document("Here", (Text(text),)))
+    assert Tags(page).values("href")[1:] == ["#here", "https://x.example/y?z=1", "rows.jsonl", "x/y.md", "z.md"]
+    assert '<a href="z.md"><code>e</code></a>' in page
+
+
+def test_anchors_are_those_of_github():
+    texts = ("A & B", "voc_2007: 4.5", "`code` here", "[words](x.md)", "???", "Überblick", "Here", "Here", "here-1")
+    assert Document("Here", tuple(map(Heading, texts))).anchors == (
+        *("here", "a--b", "voc_2007-45", "code-here", "words", "section", "überblick", "here-1", "here-2", "here-1-1"),
+    )
+    assert Heading("A & B").anchor == "a--b"

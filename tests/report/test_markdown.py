@@ -1,0 +1,108 @@
+import re
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+from report.pages import HOSTILE, PAGE, Tags, hostile_page, png
+
+from ssql_det.report.as_markdown import as_markdown, picture_files
+from ssql_det.report.document import Document, Folded, Heading, Items, Listing, Picture, Table, Text
+from ssql_det.report.texts import plain
+
+READER = MarkdownIt("commonmark").enable(["table", "strikethrough"])  # an independent one
+
+
+def read(document):
+    return Tags(READER.render(as_markdown(document)))
+
+
+def test_pictures_are_files_beside_the_page():
+    referred = re.findall(r"!\[.*?\]\((.*?)\)", as_markdown(PAGE, "pictures/"))
+    files = picture_files(PAGE)
+    assert referred == ["pictures/boxes.svg", "pictures/toy.png"]
+    assert list(files) == [each.removeprefix("pictures/") for each in referred]
+    assert files["toy.png"] == png(900, 40)
+    assert ElementTree.fromstring(files["boxes.svg"]).get("width")
+
+
+def test_links_within_lead_to_headings_as_github_names_them():
+    text = as_markdown(PAGE)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    assert headings == ["What fewer bits cost", "Boxes", "Boxes", "Settings", "Environment"]
+    assert re.findall(r"\(#(.*?)\)", text) == ["environment", "boxes-1"]
+    assert set(re.findall(r"\(#(.*?)\)", text)) <= set(PAGE.anchors)
+
+
+def test_every_block_is_what_it_was():
+    found = read(PAGE)
+    tags = [tag for tag, _ in found.tags if tag not in ("tr", "code", "a", "img", "em")]
+    assert [tag for tag in tags if tag not in ("th", "td", "li")] == [
+        *("h1", "p", "h2", "p", "p", "table", "thead", "tbody", "h3", "ul", "ol", "p", "p"),
+        *("details", "summary", "h3", "pre", "p", "h2", "pre"),
+    ]
+    assert [tags.count(tag) for tag in ("th", "td", "li")] == [7, 28, 4]
+    assert [each.get("style") for each in found.all("th")] == [None] * 2 + ["text-align:right"] * 5
+    assert "All settings" in found.texts
+
+
+def test_a_document_without_a_title_is_a_part():
+    assert as_markdown(Document("", (Heading("Boxes"), Text("`a`")))) == "## Boxes\n\n`a`\n"
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_foreign_texts_are_inert_and_are_shown(text):
+    found = read(hostile_page(text))
+    tags = [tag for tag, _ in found.tags if tag not in ("a", "code")]
+    expected = [tag for tag, _ in read(hostile_page("words")).tags if tag not in ("a", "code")]
+    assert tags == expected
+    assert all(each == "https://a.example/x.png" for each in found.values("href"))
+    assert set(found.values("src")) == {"toy.png", "chart.svg"}
+    if not set("`![\x00") & set(text):
+        assert found.texts.count(text) == 15
+
+
+@given(st.text("ab1 *_`[]()<>&;#!-+=|~\\\\.:$/^", min_size=1))
+def test_any_text_reads_as_it_was_written(text):
+    """But for spaces, which code at the end of a line may lose."""
+    for block in (Text(text), Heading(text), Items((text,)), Table((text,), ((text,),)), Folded("", (Text(text),))):
+        words = "".join("".join(read(Document("", (block,))).texts).split())
+        times = 2 if isinstance(block, Table) else 1
+        assert words == "".join(plain(text).split()) * times, block
+
+
+def test_what_stands_in_cells_stays_in_them():
+    (cells,) = [[text for text in read(Document("", (Table(("a|b", "`c|d`"), (("|", "\\"),)),))).texts if text.strip()]]
+    assert cells == ["a|b", "c|d", "|", "\\"]
+
+
+def test_names_keep_their_underscores_as_they_are():
+    assert as_markdown(Document("", (Text("voc_2007_test is 4w4a; [1] (2) - 3.5 _x_"),))) == (
+        "voc_2007_test is 4w4a; [1] (2) - 3.5 \\_x\\_\n"
+    )
+
+
+def test_a_listing_keeps_its_fences_and_spaces():
+    text = "````\n  a `b`\n````"
+    assert read(Document("", (Listing(text),))).texts[0] == text + "\n"
+
+
+def test_what_is_folded_is_markdown_too():
+    folded = Folded("`a` & b", (Items(("one",)), Folded("deeper", (Text("two"),))))
+    found = read(Document("", (folded,)))
+    assert [tag for tag, _ in found.tags] == ["details", "summary", "ul", "li", "details", "summary", "p"]
+    assert "a & b" in found.texts
+
+
+def test_two_pictures_need_two_names():
+    one = Picture("a.png", png(), "one")
+    assert list(picture_files(Document("", (one, one)))) == ["a.png"]
+    with pytest.raises(ValueError, match=r"two pictures of one page are called 'a.png'"):
+        picture_files(Document("", (one, Folded("", (Picture("a.png", png(3, 3), "other"),)))))
+
+
+@pytest.mark.parametrize("name", ["../a.png", "/a.png", "b/a.png", "", "a b.png", ".png"])
+def test_a_picture_lies_in_no_other_folder(name):
+    with pytest.raises(ValueError, match="without a folder"):
+        picture_files(Document("", (Picture(name, png(), "words"),)))
