@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from ssql_det.cli.numbers import positive
 
 if TYPE_CHECKING:
-    from ssql_det.reproduce.page import Reproduction
     from ssql_det.reproduce.plan import Choices, Plan
+    from ssql_det.reproduce.reproduction import Reproduction
 
 HELP = "the tables, from nothing: one command for all of it"
 
@@ -59,9 +59,9 @@ def run(options: argparse.Namespace) -> None:
     from ssql_det.core.console import set_up_logging
     from ssql_det.core.errors import EXIT_INCOMPLETE
     from ssql_det.reproduce.checks import check
-    from ssql_det.reproduce.page import Reproduction
     from ssql_det.reproduce.plan import make_plan
     from ssql_det.reproduce.presets import preset
+    from ssql_det.reproduce.reproduction import Reproduction
     from ssql_det.reproduce.runner import DONE, environment
     from ssql_det.reproduce.runner import run as run_steps
 
@@ -113,7 +113,7 @@ def _choices(options: argparse.Namespace) -> Choices:
 
 def _print_plan(plan: Plan, lanes: int) -> None:
     from ssql_det.core.console import print_table
-    from ssql_det.reproduce.page import by_hand
+    from ssql_det.reproduce.reproduction import by_hand
     from ssql_det.reproduce.step import makespan
 
     rows = [(step.name, _minutes(step.minutes), f"{step.megabytes:.0f}") for step in plan.steps]
@@ -137,7 +137,7 @@ def _write(found: Reproduction) -> None:
     """Tables and report below the run's folder, and on the terminal what a reader asks first."""
     from ssql_det.core.console import print_table
     from ssql_det.reproduce.output import write_report, write_tables
-    from ssql_det.reproduce.page import minutes_by_kind
+    from ssql_det.reproduce.reproduction import minutes_by_kind
 
     print_table(("steps", "count", "minutes of work"), minutes_by_kind(found), f"{found.minutes:.1f} minutes in all")
     if not found.rows:

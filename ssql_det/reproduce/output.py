@@ -12,7 +12,8 @@ from ssql_det.report.as_html import as_html
 from ssql_det.report.as_markdown import as_markdown, picture_files
 from ssql_det.report.comparison import blocks_of, overview
 from ssql_det.report.document import Document, Table
-from ssql_det.reproduce.page import Reproduction, report
+from ssql_det.reproduce.page import report
+from ssql_det.reproduce.reproduction import Reproduction
 
 
 def write_tables(found: Reproduction) -> Iterator[Table]:

@@ -5,58 +5,23 @@ Everything is read from what the steps left: rows, coverage, pictures. What is n
 
 from __future__ import annotations
 
-import json
-import os
-import platform
-import shlex
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ssql_det.core.rows import Row, versions
+import cv2
+
 from ssql_det.report.comparison import blocks_of, curves, overview
-from ssql_det.report.document import Block, Document, Folded, Heading, Items, Listing, Picture, Table, Text
-from ssql_det.report.reading import read_rows
-from ssql_det.report.tables import Comparison, compare
+from ssql_det.report.document import Block, Document, Folded, Heading, Items, Picture, Table, Text
+from ssql_det.report.tables import Comparison
 from ssql_det.report.texts import unmarked
-from ssql_det.reproduce.plan import Plan
-from ssql_det.reproduce.presets import Transfer
-from ssql_det.reproduce.runner import DONE, Outcome, log_of
-from ssql_det.reproduce.step import Step
+from ssql_det.reproduce.evidence import evidence
+from ssql_det.reproduce.reproduction import Reproduction
+from ssql_det.reproduce.runner import DONE, log_of
 
 _TASKS = {"bbox/AP": "boxes", "segm/AP": "masks"}
-
-
-@dataclass(frozen=True)
-class Reproduction:
-    """A plan with what became of it. ``command`` is what was typed, ``minutes`` what it took this time."""
-
-    plan: Plan
-    outcomes: Mapping[str, Outcome]
-    command: str
-    minutes: float
-
-    @property
-    def rows(self) -> list[Row]:
-        """Of the sweeps that are done."""
-        return read_rows(step.makes[0] for step in self.done("sweep"))
-
-    @property
-    def transfers(self) -> list[Transfer]:
-        return [each for each in self.plan.preset.transfers if each.table in self.plan.tables]
-
-    @property
-    def tables(self) -> dict[str, Comparison]:
-        """By the name of the detector."""
-        rows = self.rows
-        return {each.name: compare(each.table, rows, dataset=each.dataset) for each in self.transfers}
-
-    def done(self, kind: str) -> Iterator[Step]:
-        for step in self.plan.steps:
-            if step.kind == kind and step.name in self.outcomes and self.outcomes[step.name].state == DONE:
-                yield step
+_FEW = ("8w8a", "4w4a", "2w4a")
+_MOST_PIXELS = 1800  # across a picture
 
 
 def report(reproduction: Reproduction) -> Document:
@@ -69,15 +34,12 @@ def report(reproduction: Reproduction) -> Document:
         f"What bits cost a detector: preset {reproduction.plan.preset.name}",
         (
             *_beginning(reproduction),
+            *_answer(tables),
             *_missing(reproduction),
             *(block for name, table in tables.items() for block in _table(name, table)),
             *_cost(reproduction),
             *_pictures(reproduction),
-            *_coverage(reproduction),
-            *_pretraining(reproduction),
-            *_minutes(reproduction),
-            *_environment(reproduction),
-            *_commands(reproduction),
+            *evidence(reproduction),
         ),
     )
 
@@ -99,6 +61,31 @@ def _beginning(of: Reproduction) -> Iterator[Block]:
             "With one seed, differences of a few AP between methods mean nothing: seeds alone differ by as much. "
             "`--seeds 3` gives deviations."
         )
+
+
+def _answer(tables: Mapping[str, Comparison]) -> Iterator[Block]:
+    """What a reader came for: box AP at full precision, and what is left of it at the fewest equal bits and below."""
+    rows, widths = [], [bits for bits in _FEW if any(_means(table, bits) for table in tables.values())]
+    for name, table in tables.items():
+        whole = _means(table, "FP")
+        for method, full in whole.items():
+            left = (_lost(full, _means(table, bits).get(method)) for bits in widths)
+            rows.append((name, unmarked(method), f"{full:.1f}", *left))
+    if rows and widths:
+        yield Heading("What does it cost at few bits?")
+        yield Table(
+            ("detector", "method", "box AP at FP", *(f"lost at {bits}" for bits in widths)), tuple(rows), names=2
+        )
+
+
+def _means(table: Comparison, bits: str) -> dict[str, float]:
+    """Box AP by method, of those that were measured."""
+    cells = {line.method: line.cells["bbox/AP"].measured for line in table.lines if line.bits == bits}
+    return {method: cell.mean for method, cell in cells.items() if cell is not None and cell.mean is not None}
+
+
+def _lost(full: float, left: float | None) -> str:
+    return "-" if left is None else f"{full - left + 0.0:.1f}"
 
 
 def _missing(of: Reproduction) -> Iterator[Block]:
@@ -154,84 +141,13 @@ def _pictures(of: Reproduction) -> Iterator[Block]:
     for step in drawn:
         detector = step.name.removeprefix("predict-")
         for path in step.makes:
-            words = f"{detector}, {path.stem}: the same weights at {of.plan.preset.bits}"
-            yield Picture(f"{detector}-{path.name}", path.read_bytes(), words)
+            words = f"{detector}, {path.stem}: one copy of weights at {of.plan.preset.bits.replace(',', ', ')}"
+            yield Picture(f"{detector}-{path.stem}.jpg", _smaller(path), words)
 
 
-def _coverage(of: Reproduction) -> Iterator[Block]:
-    yield Heading("What was loaded")
-    yield Text("All of a backbone finds its place in the detector, or the training is refused; heads begin anew.")
-    rows = []
-    for step in of.done("train"):
-        path = step.folder / "coverage.json"
-        if not path.exists():
-            rows.append((step.name.removeprefix("train-"), "random weights", "-", "-"))
-            continue
-        coverage = json.loads(path.read_text("utf-8"))
-        rows.append((step.name.removeprefix("train-"), *_loaded(coverage)))
-    yield Table(("detector", "of the backbone", "tensors", "left out"), tuple(rows))
-
-
-def _loaded(coverage: Mapping[str, Any]) -> tuple[str, str, str]:
-    reasons = Counter(coverage["left_out"].values())
-    left = "; ".join(f"{count}: {reason}" for reason, count in reasons.items()) or "none"
-    return f"{coverage['percent']:.1f} %", str(len(coverage["used"])), unmarked(left)
-
-
-def _pretraining(of: Reproduction) -> Iterator[Block]:
-    runs = []
-    for step in of.done("pretrain"):
-        path = step.folder / "metrics.jsonl"
-        lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
-        logged = [line for line in lines if "loss" in line]
-        if logged:
-            last = logged[-1]
-            runs.append((step.folder.name, str(last["step"] + 1), f"{last['loss']:.4f}", f"{last['spread']:.2f}"))
-    if runs:
-        yield Heading("Pretraining")
-        yield Text("A spread near 1: features point everywhere; near 0: they have collapsed.")
-        yield Table(("run", "steps", "last loss", "spread"), tuple(runs))
-
-
-def _minutes(of: Reproduction) -> Iterator[Block]:
-    yield Heading("Where the minutes went")
-    yield Table(("steps", "count", "minutes of work"), minutes_by_kind(of))
-    yield Text(f"This time it took {of.minutes:.1f} minutes; what was there already was not made again.")
-
-
-def minutes_by_kind(of: Reproduction) -> tuple[tuple[str, str, str], ...]:
-    kinds = dict.fromkeys(step.kind for step in of.plan.steps)
-    rows = []
-    for kind in kinds:
-        seconds = [of.outcomes[step.name].seconds for step in of.done(kind)]
-        rows.append((kind, str(len(seconds)), f"{sum(seconds) / 60:.1f}"))
-    total = sum(of.outcomes[step.name].seconds for kind in kinds for step in of.done(kind))
-    return (*rows, ("all", str(sum(int(count) for _, count, _ in rows)), f"{total / 60:.1f}"))
-
-
-def _environment(of: Reproduction) -> Iterator[Block]:
-    found = of.rows
-    engines = sorted({row.engine for row in found}) or ["none yet"]
-    software = {**versions(), **(found[-1].versions if found else {})}
-    yield Heading("Environment")
-    yield Listing(
-        "\n".join(
-            [
-                f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
-                f"detectors on {' and '.join(engines)}",
-                *(f"{name} {version}" for name, version in software.items()),
-            ]
-        )
-    )
-
-
-def _commands(of: Reproduction) -> Iterator[Block]:
-    yield Heading("Commands")
-    yield Text("Each step is one command; run by hand in this order they give the same rows.")
-    yield Folded(f"All {len(of.plan.steps)} commands", (Listing(by_hand(of.plan.data, of.plan.steps)),))
-
-
-def by_hand(data: Path, steps: Sequence[Step]) -> str:
-    """The plan as lines for a shell. One thread, as here: so that sums are rounded alike."""
-    head = f"export DETECTRON2_DATASETS={shlex.quote(str(data))} OMP_NUM_THREADS=1"
-    return "\n".join([head, *(step.command for step in steps)])
+def _smaller(path: Path) -> bytes:
+    """Pictures side by side are wide; a page has room for less."""
+    image: Any = cv2.imread(str(path))
+    scale = min(1.0, _MOST_PIXELS / image.shape[1])
+    image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    return bytes(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 88])[1])

@@ -1,0 +1,89 @@
+"""What stands behind the numbers of a report: what was loaded, how training ended, minutes, environment, commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ssql_det.core.rows import versions
+from ssql_det.report.document import Block, Folded, Heading, Listing, Table, Text
+from ssql_det.report.texts import unmarked
+from ssql_det.reproduce.reproduction import Reproduction, by_hand, minutes_by_kind
+
+
+def evidence(of: Reproduction) -> Iterator[Block]:
+    """
+    >>> blocks = tuple(evidence(Reproduction(plan, outcomes, "ssql-det reproduce", minutes=8.9)))
+    """
+    yield from _coverage(of)
+    yield from _pretraining(of)
+    yield from _minutes(of)
+    yield from _environment(of)
+    yield from _commands(of)
+
+
+def _coverage(of: Reproduction) -> Iterator[Block]:
+    yield Heading("What was loaded")
+    yield Text("All of a backbone finds its place in the detector, or the training is refused; heads begin anew.")
+    rows = []
+    for step in of.done("train"):
+        path = step.folder / "coverage.json"
+        if not path.exists():
+            rows.append((step.name.removeprefix("train-"), "random weights", "-", "-"))
+            continue
+        coverage = json.loads(path.read_text("utf-8"))
+        rows.append((step.name.removeprefix("train-"), *_loaded(coverage)))
+    yield Table(("detector", "of the backbone", "tensors", "left out"), tuple(rows))
+
+
+def _loaded(coverage: Mapping[str, Any]) -> tuple[str, str, str]:
+    reasons = Counter(coverage["left_out"].values())
+    left = "; ".join(f"{count}: {reason}" for reason, count in reasons.items()) or "none"
+    return f"{coverage['percent']:.1f} %", str(len(coverage["used"])), unmarked(left)
+
+
+def _pretraining(of: Reproduction) -> Iterator[Block]:
+    runs = []
+    for step in of.done("pretrain"):
+        path = step.folder / "metrics.jsonl"
+        lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+        logged = [line for line in lines if "loss" in line]
+        if logged:
+            last = logged[-1]
+            runs.append((step.folder.name, str(last["step"] + 1), f"{last['loss']:.4f}", f"{last['spread']:.2f}"))
+    if runs:
+        yield Heading("Pretraining")
+        yield Text("A spread near 1: features point everywhere; near 0: they have collapsed.")
+        yield Table(("run", "steps", "last loss", "spread"), tuple(runs))
+
+
+def _minutes(of: Reproduction) -> Iterator[Block]:
+    yield Heading("Where the minutes went")
+    yield Table(("steps", "count", "minutes of work"), minutes_by_kind(of))
+    yield Text(f"This time it took {of.minutes:.1f} minutes; what was there already was not made again.")
+
+
+def _environment(of: Reproduction) -> Iterator[Block]:
+    found = of.rows
+    engines = sorted({row.engine for row in found}) or ["none yet"]
+    software = {**versions(), **(found[-1].versions if found else {})}
+    yield Heading("Environment")
+    yield Listing(
+        "\n".join(
+            [
+                f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
+                f"detectors on {' and '.join(engines)}",
+                *(f"{name} {version}" for name, version in software.items()),
+            ]
+        )
+    )
+
+
+def _commands(of: Reproduction) -> Iterator[Block]:
+    yield Heading("Commands")
+    yield Text("Each step is one command; run by hand in this order they give the same rows.")
+    yield Folded(f"All {len(of.plan.steps)} commands", (Listing(by_hand(of.plan.data, of.plan.steps)),))

@@ -1,0 +1,63 @@
+"""A plan with what became of it: what tables, report and terminal are made from."""
+
+from __future__ import annotations
+
+import functools
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ssql_det.core.rows import Row
+from ssql_det.report.reading import read_rows
+from ssql_det.report.tables import Comparison, compare
+from ssql_det.reproduce.plan import Plan
+from ssql_det.reproduce.presets import Transfer
+from ssql_det.reproduce.runner import DONE, Outcome
+from ssql_det.reproduce.step import Step
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """``command`` is what was typed, ``minutes`` what it took this time."""
+
+    plan: Plan
+    outcomes: Mapping[str, Outcome]
+    command: str
+    minutes: float
+
+    @functools.cached_property
+    def rows(self) -> list[Row]:
+        """Of the sweeps that are done."""
+        return read_rows(step.makes[0] for step in self.done("sweep"))
+
+    @property
+    def transfers(self) -> list[Transfer]:
+        return [each for each in self.plan.preset.transfers if each.table in self.plan.tables]
+
+    @functools.cached_property
+    def tables(self) -> dict[str, Comparison]:
+        """By the name of the detector."""
+        rows = self.rows
+        return {each.name: compare(each.table, rows, dataset=each.dataset) for each in self.transfers}
+
+    def done(self, kind: str) -> Iterator[Step]:
+        for step in self.plan.steps:
+            if step.kind == kind and step.name in self.outcomes and self.outcomes[step.name].state == DONE:
+                yield step
+
+
+def minutes_by_kind(of: Reproduction) -> tuple[tuple[str, str, str], ...]:
+    kinds = dict.fromkeys(step.kind for step in of.plan.steps)
+    rows = []
+    for kind in kinds:
+        seconds = [of.outcomes[step.name].seconds for step in of.done(kind)]
+        rows.append((kind, str(len(seconds)), f"{sum(seconds) / 60:.1f}"))
+    total = sum(of.outcomes[step.name].seconds for kind in kinds for step in of.done(kind))
+    return (*rows, ("all", str(sum(int(count) for _, count, _ in rows)), f"{total / 60:.1f}"))
+
+
+def by_hand(data: Path, steps: Sequence[Step]) -> str:
+    """The plan as lines for a shell. One thread, as here: so that sums are rounded alike."""
+    head = f"export DETECTRON2_DATASETS={shlex.quote(str(data))} OMP_NUM_THREADS=1"
+    return "\n".join([head, *(step.command for step in steps)])
