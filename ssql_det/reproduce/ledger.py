@@ -82,11 +82,14 @@ class Ledger:
 
     def _asked(self, step: Step) -> dict[str, Any]:
         """A folder that was moved is the same folder: paths in it are told from ``OUT``."""
-        arguments = [argument.replace(str(self.out), "OUT") for argument in step.arguments]
+        arguments = [self._told(argument) for argument in step.arguments]
         return {"version": __version__, "arguments": arguments, "read": self._hashes(step.reads)}
 
     def _hashes(self, paths: tuple[Path, ...]) -> dict[str, str]:
-        return {str(path).replace(str(self.out), "OUT"): content_hash(path) for path in paths}
+        return {self._told(str(path)): content_hash(path) for path in paths}
+
+    def _told(self, text: str) -> str:
+        return f"OUT{text[len(str(self.out)) :]}" if f"{text}/".startswith(f"{self.out}/") else text
 
 
 def content_hash(path: Path) -> str:

@@ -89,7 +89,7 @@ def make_plan(preset: Preset, choices: Choices) -> Plan:
     builder = _Builder(preset, choices, files)
     left_out = []
     for transfer in transfers:
-        for method in dict.fromkeys((*published_table(transfer.table).methods, *transfer.methods)):
+        for method in _methods(transfer):
             if wanted and method not in wanted:
                 continue
             if method in transfer.methods or method in files:
@@ -236,8 +236,13 @@ def _prefix(preset: Preset, transfer: Transfer) -> str:
     return "" if preset.data else f"{transfer.name}-"
 
 
+def _methods(transfer: Transfer) -> tuple[str, ...]:
+    """Those of the published table, then what a preset has beside them."""
+    return tuple(dict.fromkeys((*published_table(transfer.table).methods, *transfer.methods)))
+
+
 def _printed(name: str, transfers: Sequence[Transfer]) -> str:
-    known = list(dict.fromkeys(method for each in transfers for method in published_table(each.table).methods))
+    known = list(dict.fromkeys(name for each in transfers for name in _methods(each)))
     printed = published_name(name, known)
     if printed is None:
         raise UserError(f"there is no method {name!r}{did_you_mean(name, known)} (known: {', '.join(known)})")

@@ -1,0 +1,82 @@
+"""Plans as the command line makes them, steps of a few lines, and a program that does them in no time."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from ssql_det.reproduce.plan import Choices, make_plan
+from ssql_det.reproduce.presets import preset
+from ssql_det.reproduce.step import Step
+
+ROOT = Path(__file__).parents[2]
+WIDTHS = ("FP", "8w8a", "6w6a", "5w5a", "4w4a", "2w4a")  # of the toy presets
+
+
+def plan_of(name, out="runs/x", **choices):
+    return make_plan(preset(name), Choices(Path(out), **choices))
+
+
+def a_step(name, folder, reads=(), makes=("made.txt",), arguments=(), minutes=1.0, kind="train"):
+    """``makes`` are names of files in the step's folder."""
+    made = tuple(folder / each for each in makes)
+    return Step(name, kind, tuple(map(str, arguments)), folder, tuple(reads), made, minutes, 1.0)
+
+
+FAKE = """
+import json, os, sys, time
+asked = json.loads(sys.argv[1])
+def note(what):
+    with open(asked["events"], "a") as file:
+        file.write(f"{what} {asked['name']} {os.getpid()}\\n")
+note("begin")
+time.sleep(asked["seconds"])
+print(asked["say"])
+if not asked["status"]:
+    text = asked["text"] + "".join(open(path).read() for path in asked["reads"])
+    for path in asked["makes"]:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        open(path, "w").write(text)
+note("end")
+sys.exit(asked["status"])
+"""
+
+
+class Fake:
+    """A program for `runner.run`, and steps for it. ``events`` are what it did, as ``("begin", "a")``."""
+
+    def __init__(self, folder):
+        self.out, self._events = folder / "out", folder / "events.txt"
+        script = folder / "fake.py"
+        script.write_text(FAKE)
+        self.program = [sys.executable, "-I", "-S", str(script)]
+        self.environment = dict(os.environ)
+
+    def step(self, name, *needed, reads=(), seconds=0.0, status=0, say="", text=None, makes=True, minutes=1.0):
+        """It makes one file, with ``text`` and the content of what it reads in it, unless ``makes`` is false."""
+        folder = self.out / "work" / name
+        reads = (*reads, *(path for other in needed for path in other.makes))
+        made = [str(folder / "made.txt")] if makes else []
+        asked = {"name": name, "events": str(self._events), "seconds": seconds, "status": status, "say": say}
+        asked |= {"text": name if text is None else text, "reads": list(map(str, reads)), "makes": made}
+        return a_step(name, folder, reads, ("made.txt",), [json.dumps(asked)], minutes)
+
+    @property
+    def events(self):
+        lines = self._events.read_text().splitlines() if self._events.exists() else []
+        return [tuple(line.split()[:2]) for line in lines]
+
+    @property
+    def pids(self):
+        return [int(line.split()[2]) for line in self._events.read_text().splitlines() if line.startswith("begin")]
+
+    def forget(self):
+        self._events.unlink(missing_ok=True)
+
+
+def is_running(pid):
+    """A process that is dead and that nobody has asked for is not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
