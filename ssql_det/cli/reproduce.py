@@ -42,6 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="a backbone that is there already, in any format; may be repeated",
     )
+    parser.add_argument(
+        "--imagenet",
+        metavar="DIR",
+        type=Path,
+        default=Path("datasets/imagenet"),
+        help="what the paper's preset pretrains on (default: %(default)s)",
+    )
     parser.add_argument("--out", metavar="DIR", help="where everything goes (default: runs/<preset>)")
     parser.add_argument("--lanes", type=positive, help="steps at a time (default: one a CPU core, or one on a GPU)")
     parser.add_argument("--num-gpus", type=positive, default=1, help="for pretraining (default: %(default)s)")
@@ -66,16 +73,16 @@ def run(options: argparse.Namespace) -> None:
     from ssql_det.reproduce.runner import run as run_steps
 
     set_up_logging()
-    plan = make_plan(preset(options.preset), _choices(options))
-    on_gpu = torch.cuda.is_available()
-    lanes = options.lanes or (1 if on_gpu else len(os.sched_getaffinity(0)))
+    plan = make_plan(preset(options.preset), _choices(options, torch.cuda.is_available()))
+    lanes = options.lanes or (1 if plan.on_gpu else os.cpu_count() or 1)
+    if not options.dry_run:
+        check(plan)
     _print_plan(plan, lanes)
     if options.dry_run:
         return
-    check(plan)
     begun = time.monotonic()
     program = [sys.executable, "-m", "ssql_det.cli.child"]
-    outcomes = run_steps(plan.steps, plan.out, lanes, program, environment(plan.data, on_gpu))
+    outcomes = run_steps(plan.steps, plan.out, lanes, program, environment(plan.data, plan.on_gpu))
     typed = shlex.join(["ssql-det", *sys.argv[1:]])
     found = Reproduction(plan, outcomes, typed, (time.monotonic() - begun) / 60)
     _write(found)
@@ -83,7 +90,7 @@ def run(options: argparse.Namespace) -> None:
         raise SystemExit(EXIT_INCOMPLETE)
 
 
-def _choices(options: argparse.Namespace) -> Choices:
+def _choices(options: argparse.Namespace, on_gpu: bool) -> Choices:
     from ssql_det.core.errors import UserError
     from ssql_det.quant import parse_widths
     from ssql_det.reproduce.plan import Choices
@@ -107,6 +114,8 @@ def _choices(options: argparse.Namespace) -> Choices:
         checkpoints=checkpoints,
         budget=options.budget,
         num_gpus=options.num_gpus,
+        imagenet=options.imagenet.expanduser(),
+        on_gpu=on_gpu,
         **tables,
     )
 
@@ -117,20 +126,20 @@ def _print_plan(plan: Plan, lanes: int) -> None:
     from ssql_det.reproduce.step import makespan
 
     rows = [(step.name, _minutes(step.minutes), f"{step.megabytes:.0f}") for step in plan.steps]
-    print_table(("step", "minutes", "MB"), rows, f"preset {plan.preset.name}, in {plan.out}")
+    print_table(("step", "time", "MB"), rows, f"preset {plan.preset.name}, in {plan.out}")
     print("the same by hand:\n")
-    print(by_hand(plan.data, plan.steps))
+    print(by_hand(plan))
     megabytes = sum(step.megabytes for step in plan.steps)
     print(
-        f"\n{len(plan.steps)} steps, about {_minutes(makespan(plan.steps, lanes))} min with {lanes} at a time, "
-        f"{megabytes / 1000:.1f} GB of disk"
+        f"\n{len(plan.steps)} steps, about {_minutes(makespan(plan.steps, lanes))} with {lanes} at a time"
+        f"{'' if plan.preset.is_measured else ' (a guess: it was not measured)'}, {megabytes / 1000:.1f} GB of disk"
     )
     for reason in plan.left_out:
         print(f"left out: {reason}")
 
 
 def _minutes(minutes: float) -> str:
-    return f"{minutes:.1f}" if minutes < 100 else f"{minutes / 60:.0f} h"
+    return f"{minutes:.1f} min" if minutes < 100 else f"{minutes / 60:.0f} h"
 
 
 def _write(found: Reproduction) -> None:

@@ -86,4 +86,4 @@ def _environment(of: Reproduction) -> Iterator[Block]:
 def _commands(of: Reproduction) -> Iterator[Block]:
     yield Heading("Commands")
     yield Text("Each step is one command; run by hand in this order they give the same rows.")
-    yield Folded(f"All {len(of.plan.steps)} commands", (Listing(by_hand(of.plan.data, of.plan.steps)),))
+    yield Folded(f"All {len(of.plan.steps)} commands", (Listing(by_hand(of.plan)),))

@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +46,8 @@ class Choices:
     checkpoints: Mapping[str, str] = field(default_factory=dict)
     budget: float = 1.0
     num_gpus: int = 1
+    imagenet: Path = Path("datasets/imagenet")
+    on_gpu: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,8 @@ class Plan:
     tables: tuple[int, ...]
     steps: tuple[Step, ...]
     left_out: tuple[str, ...]
+    imagenet: Path
+    on_gpu: bool
 
     @property
     def data(self) -> Path:
@@ -95,12 +100,13 @@ def make_plan(preset: Preset, choices: Choices) -> Plan:
             if method in transfer.methods or method in files:
                 builder.add(transfer, method)
             else:
-                left_out.append(f"{method} of Table {transfer.table}: its backbone is not made here; --checkpoint")
+                given = f"--checkpoint {shlex.quote(f'{method}=FILE')}"
+                left_out.append(f"{method} of Table {transfer.table}: no step makes its backbone; give it by {given}")
     if not builder.steps:
         raise UserError(f"there is nothing to do for {', '.join(wanted)}; give --checkpoint {wanted[0]!r}=FILE")
     # What others wait for first, and of that the longest: so no lane is empty while another works alone.
     steps = sorted(builder.steps.values(), key=lambda step: (_KINDS.index(step.kind), -step.minutes))
-    return Plan(preset, choices.out, choices.tables, tuple(steps), tuple(left_out))
+    return Plan(preset, choices.out, choices.tables, tuple(steps), tuple(left_out), choices.imagenet, choices.on_gpu)
 
 
 class _Builder:
@@ -148,9 +154,9 @@ class _Builder:
     def _pretrained(self, name: str, pretraining: Pretraining, seed: int) -> Path:
         folder = self._out / "pretrain" / name
         path = folder / "checkpoint.pth"
-        parts = {"OUTPUT_DIR": folder, "SEED": seed if self._preset.pretrains_each_seed else 0}
-        if self._preset.data:
-            parts = {"DATA.TRAIN": self._out / "data" / "crops", **parts}
+        images = self._out / "data" / "crops" if self._preset.data else self._choices.imagenet
+        seed = seed if self._preset.pretrains_each_seed else 0
+        parts = {"DATA.TRAIN": images, "OUTPUT_DIR": folder, "SEED": seed}
         gpus = ("--num-gpus", str(self._choices.num_gpus)) if self._choices.num_gpus > 1 else ()
         arguments = ("pretrain", "--config-file", pretraining.config, *gpus, "--resume")
         arguments += (*pretraining.overrides, *_pairs(parts))

@@ -57,6 +57,7 @@ class Preset:
     bits: str
     seeds: int
     pretrains_each_seed: bool = True
+    is_measured: bool = False  # its minutes
 
 
 RANDOM, SIMSIAM, SSQL = "random init.", "SimSiam", "SSQL (ours)"
@@ -98,6 +99,7 @@ PRESETS = {
             ),
             _WITH_TWO,
             seeds=1,
+            is_measured=True,
         ),
         Preset(
             "small",

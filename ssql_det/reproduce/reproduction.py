@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import functools
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from ssql_det.core.rows import Row
 from ssql_det.report.reading import read_rows
@@ -57,7 +56,8 @@ def minutes_by_kind(of: Reproduction) -> tuple[tuple[str, str, str], ...]:
     return (*rows, ("all", str(sum(int(count) for _, count, _ in rows)), f"{total / 60:.1f}"))
 
 
-def by_hand(data: Path, steps: Sequence[Step]) -> str:
-    """The plan as lines for a shell. One thread, as here: so that sums are rounded alike."""
-    head = f"export DETECTRON2_DATASETS={shlex.quote(str(data))} OMP_NUM_THREADS=1"
-    return "\n".join([head, *(step.command for step in steps)])
+def by_hand(plan: Plan) -> str:
+    """The plan as lines for a shell."""
+    head = f"export DETECTRON2_DATASETS={shlex.quote(str(plan.data))}"
+    one_thread = "" if plan.on_gpu else " OMP_NUM_THREADS=1"  # as here: so that sums are rounded alike
+    return "\n".join([head + one_thread, *(step.command for step in plan.steps)])

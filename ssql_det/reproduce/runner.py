@@ -21,6 +21,7 @@ from ssql_det.reproduce.step import Step, makespan, needed_by
 
 DONE, FAILED, WAITED = "done", "failed", "not begun"
 _LOOK, _TELL = 0.1, 30.0  # seconds between looks at the processes, and between lines
+_DOUBT = 3.0  # minutes of work until what was measured counts as much as what was expected
 _logger = logging.getLogger(__name__)
 
 
@@ -172,9 +173,11 @@ class _Progress:
         )
 
     def _factor(self, outcomes: Mapping[str, Outcome]) -> float:
+        """How much longer than expected steps take here; a few short ones do not say much."""
         done = [step for step in self._steps if step.name in outcomes and outcomes[step.name].state == DONE]
         expected = sum(step.minutes for step in done)
-        return sum(outcomes[step.name].seconds for step in done) / 60 / expected if expected else 1.0
+        taken = sum(outcomes[step.name].seconds for step in done) / 60
+        return (taken + _DOUBT) / (expected + _DOUBT)
 
 
 def _rest(step: Step, factor: float, behind: float) -> Step:
