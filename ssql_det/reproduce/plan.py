@@ -171,7 +171,7 @@ class _Builder:
         detector, sweep, pictures = (self._out / kind / name for kind in ("detectors", "sweeps", "pictures"))
         weights, ranges, rows = detector / "model_final.pth", sweep / "ranges.json", sweep / "results.jsonl"
         config, data = ("--config-file", transfer.config), (Path(transfer.config), *self._data())
-        same = {"SSQL.METHOD": method, **self._shortened(transfer)}
+        same = {"SSQL.METHOD": method.removesuffix(" (ours)"), **self._shortened(transfer)}
         trained = {"MODEL.WEIGHTS": backbone or "", **same, "SEED": seed, "OUTPUT_DIR": detector}
         self._step(
             *(f"train-{name}", "train", ("train-det", *config, "--resume", *_pairs(trained))),
