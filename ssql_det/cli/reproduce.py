@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from ssql_det.cli.numbers import positive
 
 if TYPE_CHECKING:
-    from ssql_det.reproduce.plan import Choices, Plan
+    from ssql_det.reproduce.building import Choices
+    from ssql_det.reproduce.plan import Plan
     from ssql_det.reproduce.reproduction import Reproduction
 
 HELP = "the tables, from nothing: one command for all of it"
@@ -93,7 +94,7 @@ def run(options: argparse.Namespace) -> None:
 def _choices(options: argparse.Namespace, on_gpu: bool) -> Choices:
     from ssql_det.core.errors import UserError
     from ssql_det.quant import parse_widths
-    from ssql_det.reproduce.plan import Choices
+    from ssql_det.reproduce.building import Choices
 
     if options.bits:
         parse_widths(options.bits)

@@ -2,7 +2,8 @@
 
 step          one command: what it reads, what it makes
 presets       what is reproduced at which size: mini, small, paper
-plan          a preset and a user's choices as steps
+building      the steps of one detector
+plan          a preset and a user's choices as steps in their order
 ledger        what is done already, and from which inputs
 runner        steps in lanes, with progress; one that fails does not end the others
 checks        what would end a plan after hours, asked before it begins

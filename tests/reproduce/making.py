@@ -5,8 +5,11 @@ import os
 import sys
 from pathlib import Path
 
-from ssql_det.reproduce.plan import Choices, make_plan
+from ssql_det.reproduce.building import Choices
+from ssql_det.reproduce.ledger import Ledger
+from ssql_det.reproduce.plan import make_plan
 from ssql_det.reproduce.presets import preset
+from ssql_det.reproduce.runner import run
 from ssql_det.reproduce.step import Step
 
 ROOT = Path(__file__).parents[2]
@@ -21,6 +24,30 @@ def a_step(name, folder, reads=(), makes=("made.txt",), arguments=(), minutes=1.
     """``makes`` are names of files in the step's folder."""
     made = tuple(folder / each for each in makes)
     return Step(name, kind, tuple(map(str, arguments)), folder, tuple(reads), made, minutes, 1.0)
+
+
+def begun(folder, out="out", arguments=("train", "LR", "0.1"), given=b"given", makes=("a.txt", "b/c.txt")):
+    """A folder as it is while a step is at work: what it reads and makes is there."""
+    out = folder / out
+    (folder / "base.yaml").write_text("A: 1\nB:\n  C: 2\n")
+    (folder / "config.yaml").write_text("_BASE_: base.yaml\nD: 3  # a word\n")
+    (folder / "input.bin").write_bytes(given)
+    before = a_step("before", out / "before")
+    step = a_step(
+        "train-a",
+        out / "work/a",
+        (folder / "config.yaml", folder / "input.bin", *before.makes),
+        makes,
+        (*arguments, "OUTPUT_DIR", out / "work/a"),
+    )
+    for path in before.makes:
+        path.parent.mkdir(parents=True)
+        path.write_text("of the step before")
+    Ledger(out).begin(step)
+    for path in step.makes:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(path.name)
+    return Ledger(out), step
 
 
 FAKE = """
@@ -61,6 +88,9 @@ class Fake:
         asked |= {"text": name if text is None else text, "reads": list(map(str, reads)), "makes": made}
         return a_step(name, folder, reads, ("made.txt",), [json.dumps(asked)], minutes)
 
+    def run(self, steps, lanes=2):
+        return run(steps, self.out, lanes, self.program, self.environment)
+
     @property
     def events(self):
         lines = self._events.read_text().splitlines() if self._events.exists() else []
@@ -72,6 +102,10 @@ class Fake:
 
     def forget(self):
         self._events.unlink(missing_ok=True)
+
+
+def states(outcomes):
+    return {name: outcome.state for name, outcome in outcomes.items()}
 
 
 def is_running(pid):

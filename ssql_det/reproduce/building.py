@@ -1,0 +1,185 @@
+"""The steps of one detector: data, pretraining, conversion, training, sweep, pictures, each a single command.
+
+Everything lies below one folder, each step in a folder of its own::
+
+    OUT/data                         toy data
+    OUT/pretrain/ssql-0              checkpoint.pth, metrics
+    OUT/backbones/ssql-0             backbone.pkl, in Detectron2's format, compared with the checkpoint
+    OUT/detectors/c4-ssql-0          model_final.pth, coverage.json
+    OUT/sweeps/c4-ssql-0             results.jsonl
+    OUT/pictures/c4-ssql-0           detections at all bit-widths side by side
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ssql_det.core.config import read_config_file
+from ssql_det.report.filling import DATASETS
+from ssql_det.reproduce.presets import Preset, Pretraining, Transfer
+from ssql_det.reproduce.step import Step
+from ssql_det.toydata.dataset import MANIFEST, Settings
+
+LEAST = {"scenes": 24, "crops": 400, "iterations": 4, "calibration": 4}  # of a budget however small
+_START = 0.1  # minutes that a process takes before it does anything
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a user may say. ``checkpoints`` are files by method; ``budget`` is the share of toy data and training."""
+
+    out: Path
+    tables: tuple[int, ...] = tuple(DATASETS)
+    methods: tuple[str, ...] = ()
+    bits: str = ""
+    seeds: int | None = None
+    checkpoints: Mapping[str, str] = field(default_factory=dict)
+    budget: float = 1.0
+    num_gpus: int = 1
+    imagenet: Path = Path("datasets/imagenet")
+    on_gpu: bool = False
+
+
+def data_sets() -> Path:
+    """Where the real data sets are."""
+    return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
+
+
+class Builder:
+    """Adds the steps of one detector after the other; those that several need come once."""
+
+    def __init__(self, preset: Preset, choices: Choices, files: Mapping[str, str]) -> None:
+        self._preset, self._choices, self._files = preset, choices, files
+        self._out = choices.out
+        self.steps: dict[str, Step] = {}
+
+    def add(self, transfer: Transfer, method: str) -> None:
+        for seed in range(self._preset.seeds):
+            backbone = self._backbone(transfer, method, seed)
+            self._detector(transfer, method, seed, backbone)
+
+    def _data(self) -> tuple[Path, ...]:
+        """What a step reads of the toy data: their manifest names every file's hash."""
+        data = self._preset.data
+        if data is None:
+            return ()
+        folder = self._out / "data"
+        arguments = ("make-toy-data", str(folder), *_as_options(data))
+        megabytes = 0.008 * data.scenes * (data.most_side / 128) ** 2 + 0.004 * data.crops
+        minutes = 0.0004 * data.scenes + 0.00002 * data.crops
+        made = (folder / MANIFEST,)
+        self._step("data", "data", arguments, folder, (), made, minutes, megabytes)
+        return made
+
+    def _backbone(self, transfer: Transfer, method: str, seed: int) -> Path | None:
+        """The converted backbone's path, or nothing for random weights."""
+        pretraining = transfer.methods.get(method)
+        if method in self._files:
+            name, source = _slug(method), Path(self._files[method]).expanduser()
+        elif pretraining is None:
+            return None
+        else:
+            name = f"{_prefix(self._preset, transfer)}{_slug(method)}-{seed if self._preset.pretrains_each_seed else 0}"
+            source = self._pretrained(name, pretraining, seed)
+        folder = self._out / "backbones" / name
+        path = folder / "backbone.pkl"
+        arguments = ("convert", str(source), str(path), "--to", "detectron2", "--verify", "--force")
+        self._step(f"convert-{name}", "convert", arguments, folder, (source,), (path,), 0.15, 0.1 * transfer.megabytes)
+        return path
+
+    def _pretrained(self, name: str, pretraining: Pretraining, seed: int) -> Path:
+        folder = self._out / "pretrain" / name
+        path = folder / "checkpoint.pth"
+        images = self._out / "data" / "crops" if self._preset.data else self._choices.imagenet
+        seed = seed if self._preset.pretrains_each_seed else 0
+        parts = {"DATA.TRAIN": images, "OUTPUT_DIR": folder, "SEED": seed}
+        gpus = ("--num-gpus", str(self._choices.num_gpus)) if self._choices.num_gpus > 1 else ()
+        arguments = ("pretrain", "--config-file", pretraining.config, *gpus, "--resume")
+        arguments += (*pretraining.overrides, *_pairs(parts))
+        minutes = pretraining.minutes * self._choices.budget / self._choices.num_gpus
+        reads = (Path(pretraining.config), *self._data())
+        self._step(f"pretrain-{name}", "pretrain", arguments, folder, reads, (path,), minutes, 10)
+        return path
+
+    def _detector(self, transfer: Transfer, method: str, seed: int, backbone: Path | None) -> None:
+        """Trained, swept, and for the first seed drawn."""
+        name = f"{transfer.name}-{_slug(method)}-{seed}"
+        detector, sweep, pictures = (self._out / kind / name for kind in ("detectors", "sweeps", "pictures"))
+        weights, ranges, rows = detector / "model_final.pth", sweep / "ranges.json", sweep / "results.jsonl"
+        config, data = ("--config-file", transfer.config), (Path(transfer.config), *self._data())
+        same = {"SSQL.METHOD": method.removesuffix(" (ours)"), **self._shortened(transfer)}
+        trained = {"MODEL.WEIGHTS": backbone or "", **same, "SEED": seed, "OUTPUT_DIR": detector}
+        self._step(
+            *(f"train-{name}", "train", ("train-det", *config, "--resume", *_pairs(trained))),
+            *(detector, (*data, *([backbone] if backbone else [])), (weights,)),
+            *(transfer.minutes * self._choices.budget, transfer.megabytes),
+        )
+        calibration = str(max(round(transfer.calibration * self._choices.budget), LEAST["calibration"]))
+        swept = _pairs({"MODEL.WEIGHTS": weights, **same, "OUTPUT_DIR": sweep})
+        arguments = ("sweep", *config, "--bits", self._preset.bits, "--calib-images", calibration, *swept)
+        minutes = transfer.sweep_minutes * self._choices.budget
+        self._step(f"sweep-{name}", "sweep", arguments, sweep, (*data, weights), (rows, ranges), minutes, 0.1)
+        if seed == 0:
+            images = list(self._images(transfer))
+            drawn = ("predict", *config, "--bits", self._preset.bits, "--ranges", str(ranges), "--out", str(pictures))
+            arguments = (*drawn, *_pairs({"MODEL.WEIGHTS": weights, **same}), *map(str, images))
+            made = tuple(pictures / f"{image.stem}.png" for image in images)
+            reads = (*data, weights, ranges)
+            self._step(f"predict-{name}", "predict", arguments, pictures, reads, made, 0.2, 0.3)
+
+    def _shortened(self, transfer: Transfer) -> dict[str, object]:
+        """Fewer iterations for a smaller budget; a sweep says so too, for its rows' sake."""
+        if self._choices.budget == 1:
+            return {}
+        iterations = int(read_config_file(transfer.config)["SOLVER.MAX_ITER"])
+        return {"SOLVER.MAX_ITER": max(round(iterations * self._choices.budget), LEAST["iterations"])}
+
+    def _images(self, transfer: Transfer) -> Iterator[Path]:
+        data = self._preset.data
+        root = self._out / "data" if data else data_sets()
+        numbers = (data.first_test_scene, data.first_test_scene + 1) if data else transfer.shown
+        yield from (root / transfer.image.format(number) for number in numbers)
+
+    def _step(
+        self,
+        name: str,
+        kind: str,
+        arguments: tuple[str, ...],
+        folder: Path,
+        reads: tuple[Path, ...],
+        makes: tuple[Path, ...],
+        minutes: float,
+        megabytes: float,
+    ) -> None:
+        self.steps.setdefault(name, Step(name, kind, arguments, folder, reads, makes, minutes + _START, megabytes))
+
+
+def _as_options(data: Settings) -> tuple[str, ...]:
+    """What of the settings is not the command's default."""
+    plain = Settings()
+    named = {"scenes": data.scenes, "crops": data.crops, "crop-size": data.crop_size, "difficulty": data.difficulty}
+    options = [f"--{name} {value}" for name, value in named.items() if value != getattr(plain, name.replace("-", "_"))]
+    if (data.least_side, data.most_side) != (plain.least_side, plain.most_side):
+        options.append(f"--size {data.least_side} {data.most_side}")
+    return tuple(" ".join(options).split())
+
+
+def _pairs(values: Mapping[str, object]) -> tuple[str, ...]:
+    return tuple(str(part) for pair in values.items() for part in pair)
+
+
+def _prefix(preset: Preset, transfer: Transfer) -> str:
+    """Toy presets transfer one backbone to both detectors, the paper's has a ResNet for each."""
+    return "" if preset.data else f"{transfer.name}-"
+
+
+def _slug(method: str) -> str:
+    """
+    >>> _slug("SSQL-200ep (ours)"), _slug("random init.")
+    ('ssql-200ep', 'random-init')
+    """
+    return re.sub(r"[^a-z0-9]+", "-", method.removesuffix(" (ours)").lower()).strip("-")
