@@ -97,19 +97,20 @@ def table(out: str, seeds: list[int]) -> None:
         spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
         return f"{statistics.fmean(values):.{digits}f}{spread}"
 
+    found = {
+        method: [row for seed in seeds for row in rows.read(Path(out) / f"{method}_{seed}" / "results.jsonl")]
+        for method in METHODS
+    }
     print("| norms | probe | method | " + " | ".join(BITS) + " |\n|" + "---|" * (3 + len(BITS)))
     for norms in ("as trained", "BN recalibrated"):
         for kind in KINDS:
             for method in METHODS:
-                cells = []
-                for bits in BITS:
-                    found = [
-                        row for seed in seeds for row in rows.read(Path(out) / f"{method}_{seed}" / "results.jsonl")
-                    ]
-                    kept = [
-                        row for row in found if row.calibration.endswith("BN recalibrated") == (norms != "as trained")
-                    ]
-                    cells.append(said([row.metrics[f"{kind}/top1"] for row in kept if row.bits == bits], 1))
+                kept = [
+                    row
+                    for row in found[method]
+                    if row.calibration.endswith("BN recalibrated") == (norms != "as trained")
+                ]
+                cells = [said([row.metrics[f"{kind}/top1"] for row in kept if row.bits == bits], 1) for bits in BITS]
                 print(f"| {norms} | {kind} | {method} | " + " | ".join(cells) + " |")
     print("\n| method | loss at 2w4a less the float loss |\n|---|---|")
     for method in METHODS[1:]:
