@@ -85,7 +85,7 @@ def _means(table: Comparison, bits: str) -> dict[str, float]:
 
 
 def _lost(full: float, left: float | None) -> str:
-    return "-" if left is None else f"{full - left + 0.0:.1f}"
+    return "-" if left is None else f"{round(full - left, 1) + 0.0:.1f}"  # no -0.0
 
 
 def _missing(of: Reproduction) -> Iterator[Block]:

@@ -1,0 +1,13 @@
+"""What the tests of this folder share."""
+
+import pytest
+from reproduce.making import Fake
+
+from ssql_det.reproduce import runner
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch):
+    """Steps that take no time, looked at often."""
+    monkeypatch.setattr(runner, "_LOOK", 0.005)
+    return Fake(tmp_path)

@@ -1,0 +1,125 @@
+"""What a run leaves, made up: rows, coverage, curves and pictures that no step has made."""
+
+import json
+import re
+
+from markdown_it import MarkdownIt
+from report.pages import Tags, png
+from reproduce.making import plan_of
+
+from ssql_det.core import rows
+from ssql_det.core.rows import Row
+from ssql_det.quant import parse_widths
+from ssql_det.report.as_html import as_html
+from ssql_det.report.as_markdown import as_markdown, picture_files
+from ssql_det.report.document import Table, Text
+from ssql_det.reproduce.reproduction import Reproduction
+from ssql_det.reproduce.runner import DONE, Outcome
+
+READER = MarkdownIt("commonmark").enable(["table"])  # an independent one
+NAMES = {"random-init": "random init.", "simsiam": "SimSiam", "ssql": "SSQL (ours)"}  # in tables
+IN_ROWS = NAMES | {"ssql": "SSQL"}
+
+
+def average_precision(detector, method, seed, place):
+    """A number of its own for each row."""
+    return {"c4": 40, "fpn": 20}[detector] + 3 * list(NAMES).index(method) + 0.7 * seed**2 - 1.3 * place
+
+
+def made_up(out, preset="mini", lost=None, methods=None, command="ssql-det reproduce --preset mini", **choices):
+    """A reproduction in which all steps are done but those in ``lost``; ``methods`` call rows by other names."""
+    lost = lost or {}
+    plan = plan_of(preset, out, **choices)
+    outcomes = {}
+    for step in plan.steps:
+        outcomes[step.name] = lost.get(step.name, Outcome(DONE, 60.0 if step.kind == "sweep" else 6.0))
+        if step.name not in lost:
+            step.folder.mkdir(parents=True)
+            _MAKERS[step.kind](step, plan, IN_ROWS | (methods or {}))
+    return Reproduction(plan, outcomes, command, 8.9)
+
+
+def _sweep(step, plan, names):
+    detector, name = step.name.removeprefix("sweep-").split("-", 1)
+    method, seed = name.rsplit("-", 1)
+    (transfer,) = [each for each in plan.preset.transfers if each.name == detector]
+    for place, bits in enumerate(map(str, parse_widths(plan.preset.bits))):
+        box = average_precision(detector, method, int(seed), place)
+        metrics = {"bbox/AP": box, "bbox/AP50": box + 10, "bbox/AP75": box + 1, "MB": 8.0 / (place + 1), "GFLOPs": 0.5}
+        metrics |= {"GBOPs": 616.0 / (place + 1)}
+        if detector == "fpn":
+            metrics |= {"segm/AP": box - 2, "segm/AP50": box + 8, "segm/AP75": box - 3}
+        row = Row(
+            method=names[method],
+            checkpoint="model_final.pth",
+            checkpoint_hash=step.name,
+            config=transfer.config.rpartition("/")[2],
+            dataset=transfer.dataset,
+            bits=bits,
+            scope="all",
+            calibration="64 images",
+            metrics=metrics,
+            seed=int(seed),
+            engine="minid2",
+            seconds=1.0,
+        )
+        rows.append(step.makes[0], row)
+
+
+def _train(step, plan, names):
+    if "random-init" not in step.name:
+        left_out = {"fc.weight": names.get("reason", "of the method's head"), "fc.bias": "of the method's head"}
+        content = {"percent": 100.0, "used": ["conv1.weight"] * 20, "left_out": left_out}
+        (step.folder / "coverage.json").write_text(json.dumps(content))
+
+
+def _pretrain(step, plan, names):
+    lines = [{"step": 0, "loss": -0.1, "spread": 0.5}, {"step": 149, "loss": -0.98765, "spread": 0.87}]
+    lines += [{"step": 149, "knn/FP": 50.0}]
+    (step.folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _predict(step, plan, names):
+    for path in step.makes:
+        path.write_bytes(png(2400, 90))
+
+
+_MAKERS = {
+    "sweep": _sweep,
+    "train": _train,
+    "pretrain": _pretrain,
+    "predict": _predict,
+    "data": lambda *ignored: None,
+    "convert": lambda *ignored: None,
+}
+
+
+def tables(document, first):
+    return [block for block in document.all_blocks() if isinstance(block, Table) and block.header[0] == first]
+
+
+def texts(document):
+    return [block.text for block in document.blocks if isinstance(block, Text)]
+
+
+def checked(document):
+    """Both renderings; what is true of any page."""
+    html, markdown = as_html(document), as_markdown(document)
+    html.encode()
+    page, read = Tags(html), Tags(READER.render(markdown))
+    ids = page.values("id")
+    assert len(ids) == len(set(ids))
+    links = page.values("href")
+    assert {each[1:] for each in links if each.startswith("#")} <= set(ids)
+    assert not [each for each in links if not each.startswith(("#", "data:"))]
+    assert all(re.match("data:image/(jpeg|png);base64,", src) for src in page.values("src"))
+    assert not {tag for tag, _ in page.tags} & {"script", "iframe", "object", "form", "base"}
+    assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
+    assert all(image["alt"] for image in page.all("img"))
+    assert set(read.values("src")) == set(picture_files(document))
+    assert not read.values("href")
+    assert not {tag for tag, _ in read.tags} & {"script", "iframe", "object", "form", "style"}
+    headings = [tag for tag, _ in page.tags if re.fullmatch(r"h\d", tag)]
+    assert headings[0] == "h1"
+    assert headings == [tag for tag, _ in read.tags if re.fullmatch(r"h\d", tag)]
+    return page, read

@@ -1,0 +1,45 @@
+"""Steps run once more: what is there is not done again, what changed is, with all behind it."""
+
+from reproduce.making import states
+
+
+def test_nothing_is_done_twice(fake):
+    a = fake.step("a")
+    steps = [a, fake.step("b", a), fake.step("c")]
+    first = fake.run(steps)
+    assert len(fake.events) == 6
+    fake.forget()
+    second = fake.run(steps)
+    assert not fake.events
+    assert states(second) == states(first)
+    assert all(outcome.was_there for outcome in second.values())
+    assert {name: round(outcome.seconds, 1) for name, outcome in first.items()} == {
+        name: outcome.seconds for name, outcome in second.items()
+    }
+
+
+def test_what_changed_is_done_again_with_all_behind_it(fake, tmp_path):
+    given = tmp_path / "given.bin"
+    given.write_text("1")
+    a = fake.step("a", reads=[given])
+    b = fake.step("b", a)
+    steps = [a, b, fake.step("c", b), fake.step("d")]
+    fake.run(steps)
+    (b.folder / "old").touch()
+    given.write_text("2")
+    fake.forget()
+    outcomes = fake.run(steps)
+    assert [name for what, name in fake.events if what == "begin"] == ["a", "b", "c"]
+    assert [name for name, outcome in outcomes.items() if outcome.was_there] == ["d"]
+    assert steps[2].makes[0].read_text() == "cba2"
+    assert not (b.folder / "old").exists()
+
+
+def test_what_comes_out_the_same_is_not_gone_on_from(fake):
+    a = fake.step("a", text="same")
+    b = fake.step("b", a)
+    fake.run([a, b])
+    fake.forget()
+    a = fake.step("a", text="same", say="in another way")
+    outcomes = fake.run([a, b])
+    assert {name: outcome.was_there for name, outcome in outcomes.items()} == {"a": False, "b": True}

@@ -1,0 +1,75 @@
+"""Before a step begins: its folder is gone on with, or emptied, or was never its own."""
+
+from dataclasses import replace
+
+import pytest
+from reproduce.making import a_step, begun
+
+from ssql_det.core.errors import UserError
+from ssql_det.reproduce.ledger import Ledger
+
+
+@pytest.fixture
+def done(tmp_path):
+    ledger, step = begun(tmp_path)
+    ledger.finish(step, 71.04)
+    return ledger, step
+
+
+def test_one_that_was_killed_goes_on_in_its_folder(tmp_path):
+    ledger, step = begun(tmp_path)
+    step.makes[0].unlink()
+    ledger.begin(step)
+    assert step.makes[1].read_text() == "c.txt"
+    assert not ledger.is_done(step)
+
+
+CHANGES = {
+    "another input": lambda folder, step: (folder / "input.bin").write_bytes(b"other"),
+    "another argument": lambda folder, step: replace(step, arguments=(*step.arguments, "SEED")),
+    "its base": lambda folder, step: (folder / "base.yaml").write_text("A: 1\nB:\n  C: 3\n"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("is_finished", [True, False])
+def test_one_that_has_changed_begins_in_an_empty_folder(change, is_finished, tmp_path):
+    ledger, step = begun(tmp_path)
+    if is_finished:
+        ledger.finish(step, 1.0)
+    changed = CHANGES[change](tmp_path, step)
+    step = changed if isinstance(changed, type(step)) else step
+    ledger.begin(step)
+    assert not step.folder.exists()
+    step.folder.mkdir()
+    (step.folder / "half").touch()
+    ledger.begin(step)  # killed at once, it goes on
+    assert (step.folder / "half").exists()
+
+
+def test_one_whose_output_was_altered_begins_in_an_empty_folder(done):
+    ledger, step = done
+    step.makes[0].write_text("by hand")
+    ledger.begin(step)
+    assert not step.folder.exists()
+
+
+def test_a_folder_that_no_step_has_made_stays_as_it_is(tmp_path):
+    mine = tmp_path / "out/work/a/thesis.tex"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("years of work")
+    step = a_step("train-a", mine.parent)
+    with pytest.raises(UserError, match=r"work/a is there and no step has made it; choose another --out"):
+        Ledger(tmp_path / "out").begin(step)
+    assert mine.read_text() == "years of work"
+    assert not (tmp_path / "out/steps").exists()
+    Ledger(tmp_path / "out").begin(replace(step, kind="data"))  # toy data look for themselves
+    assert mine.read_text() == "years of work"
+
+
+def test_what_a_step_did_not_make_is_missed(tmp_path):
+    ledger, step = begun(tmp_path)
+    step.makes[1].unlink()
+    with pytest.raises(UserError, match=r"train-a ended well and did not make .*work/a/b/c\.txt"):
+        ledger.finish(step, 1.0)
+    assert not ledger.is_done(step)

@@ -1,0 +1,147 @@
+"""The ledger: done is what was asked, from what was read, with what was made; anything else is done again."""
+
+import json
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reproduce.making import a_step, begun
+
+from ssql_det.core.errors import UserError
+from ssql_det.reproduce import ledger as ledgers
+from ssql_det.reproduce.ledger import Ledger, content_hash
+
+
+@pytest.fixture
+def done(tmp_path):
+    ledger, step = begun(tmp_path)
+    ledger.finish(step, 71.04)
+    return ledger, step
+
+
+def other(step, **changes):
+    return replace(step, **changes)
+
+
+CHANGES = {  # each alone
+    "another argument": lambda f, step: other(step, arguments=(*step.arguments[:2], "0.2", *step.arguments[3:])),
+    "one argument more": lambda f, step: other(step, arguments=(*step.arguments, "SEED")),
+    "another order": lambda f, step: other(step, arguments=step.arguments[::-1]),
+    "another input": lambda f, step: (f / "input.bin").write_bytes(b"other"),
+    "an input is gone": lambda f, step: (f / "input.bin").unlink(),
+    "what was made before": lambda f, step: (f / "out/before/made.txt").write_text("other"),
+    "one input more": lambda f, step: other(step, reads=(*step.reads, f / "base.yaml")),
+    "one input less": lambda f, step: other(step, reads=step.reads[:-1]),
+    "the config": lambda f, step: (f / "config.yaml").write_text("_BASE_: base.yaml\nD: 4\n"),
+    "its base": lambda f, step: (f / "base.yaml").write_text("A: 1\nB:\n  C: 3\n"),
+    "no base": lambda f, step: (f / "config.yaml").write_text("D: 3\n"),
+    "an output is gone": lambda f, step: step.makes[1].unlink(),
+    "an output is altered": lambda f, step: step.makes[0].write_text("other"),
+    "an output is longer": lambda f, step: step.makes[0].write_text("a.txt\n"),
+    "an output more": lambda f, step: other(step, makes=(*step.makes, f / "input.bin")),
+    "another version": None,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_any_change_undoes_it(change, done, tmp_path, monkeypatch):
+    ledger, step = done
+    assert ledger.is_done(step)
+    if change == "another version":
+        monkeypatch.setattr(ledgers, "__version__", "999")
+    else:
+        changed = CHANGES[change](tmp_path, step)
+        step = changed if isinstance(changed, type(step)) else step
+    assert not ledger.is_done(step)
+
+
+def test_what_is_no_change_undoes_nothing(done, tmp_path):
+    ledger, step = done
+    (tmp_path / "base.yaml").write_text("# said in other words\nB: {C: 2}\nA: 1\n")
+    (tmp_path / "input.bin").touch()
+    (step.folder / "log.txt").write_text("more")
+    assert ledger.is_done(step)
+    assert ledger.is_done(other(step, minutes=9.0, megabytes=9.0))
+    assert ledger.seconds(step) == 71.0
+    assert Ledger(ledger.out).seconds(a_step("another", tmp_path)) is None
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=9)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(texts, max_size=4), st.binary(max_size=9), st.binary(min_size=1, max_size=3), st.data())
+def test_it_is_done_once_finished_and_no_longer_after_any_one_change(arguments, content, more, data):
+    with tempfile.TemporaryDirectory() as folder:
+        ledger, step = begun(Path(folder), arguments=arguments, given=content)
+        assert not ledger.is_done(step)
+        ledger.finish(step, 0.0)
+        assert ledger.is_done(step)
+        if data.draw(st.booleans()):
+            changed = data.draw(st.lists(texts, max_size=4).filter(lambda other: other != arguments))
+            assert not ledger.is_done(other(step, arguments=(*changed, *step.arguments[-2:])))
+        file = data.draw(st.sampled_from((*step.reads[1:], *step.makes)))
+        file.write_bytes(file.read_bytes() + more)
+        assert not ledger.is_done(step)
+
+
+@pytest.mark.parametrize(("out", "moved"), [("out", "elsewhere"), ("n", "t"), ("out", "out/put"), ("a", "OUT")])
+@pytest.mark.parametrize("is_absolute", [True, False])
+def test_a_folder_that_was_moved_is_done_still(out, moved, is_absolute, tmp_path, monkeypatch):
+    """However short its name: only whole paths are of the folder."""
+    monkeypatch.chdir(tmp_path)
+    place = tmp_path if is_absolute else Path()
+    ledger, step = begun(place, out, arguments=("train", "non", "outer", "-a-"))
+    ledger.finish(step, 1.0)
+    shutil.move(place / out, tmp_path / "way")
+    (place / moved).parent.mkdir(exist_ok=True)
+    shutil.move(tmp_path / "way", place / moved)
+
+    def new(path):
+        return place / moved / path.relative_to(place / out)
+
+    there = other(
+        step,
+        folder=new(step.folder),
+        makes=tuple(map(new, step.makes)),
+        reads=(*step.reads[:2], new(step.reads[2])),
+        arguments=(*step.arguments[:-1], str(new(step.folder))),
+    )
+    assert Ledger(place / moved).is_done(there)
+    there.makes[0].write_text("other")
+    assert not Ledger(place / moved).is_done(there)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"7", b"null", b'"asked"', b"{}", b'{"made": {}}', b"\xff", b"[{}]"]
+)
+def test_a_damaged_file_is_one_sentence(content, done):
+    ledger, step = done
+    (ledger.out / "steps/train-a.json").write_bytes(content)
+    for ask in (ledger.is_done, ledger.begin, ledger.seconds):
+        with pytest.raises(UserError, match=r"steps/train-a\.json is damaged; delete it together with .*work/a$"):
+            ask(step)
+    assert step.makes[0].exists()
+
+
+def test_a_torn_write_leaves_the_file_before(done, monkeypatch):
+    ledger, step = done
+    monkeypatch.setattr(json, "dump", lambda entry, file, **ignored: (file.write("half"), 1 / 0))
+    with pytest.raises(ZeroDivisionError):
+        ledger.finish(step, 9.0)
+    assert ledger.is_done(step)
+    assert ledger.seconds(step) == 71.0
+
+
+def test_of_a_config_counts_what_it_says(tmp_path):
+    config = tmp_path / "a.yml"
+    config.write_text("A: 1  # one")
+    said = content_hash(config)
+    config.write_text("A: 1")
+    assert content_hash(config) == said
+    config.write_text("A: '1'")
+    assert content_hash(config) != said

@@ -1,0 +1,124 @@
+"""The report on a run of which not all was done: what is missing is told, and foreign texts are inert."""
+
+from dataclasses import replace
+
+import pytest
+from report.pages import HOSTILE
+from reproduce.folders import checked, made_up, tables, texts
+from reproduce.making import ROOT, plan_of
+
+from ssql_det.report.document import Folded, Heading, Items
+from ssql_det.reproduce.output import write_report, write_tables
+from ssql_det.reproduce.page import report
+from ssql_det.reproduce.runner import FAILED, WAITED, Outcome
+
+WAITS = "a step that it needs is not done"
+LOST = {
+    "convert-ssql-0": Outcome(FAILED, 3.0, "thesis.pth is not a checkpoint; give one"),
+    **{f"{kind}-c4-ssql-0": Outcome(WAITED, reason=WAITS) for kind in ("train", "sweep", "predict")},
+}
+
+
+@pytest.fixture(autouse=True)
+def _in_the_clone(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def lost_of(preset, kinds, **choices):
+    return {step.name: Outcome(FAILED, 1.0, "no") for step in plan_of(preset, **choices).steps if step.kind in kinds}
+
+
+def headings(document):
+    return [block.text for block in document.all_blocks() if isinstance(block, Heading)]
+
+
+def measured(document):
+    return {
+        (place, row[0])
+        for place, table in enumerate(each for each in tables(document, "method") if each.header[1] == "figures")
+        for row in table.rows
+        if row[1] == "measured"
+    }
+
+
+def test_what_failed_is_named_with_its_reason(tmp_path):
+    found = made_up(tmp_path, lost=LOST)
+    document = report(found)
+    page, read = checked(document)
+    (missing,) = (each for each in tables(document, "step") if each.header[1] == "state")
+    logs = tmp_path / "logs"
+    assert set(missing.rows) == {
+        ("convert-ssql-0", "failed", "thesis.pth is not a checkpoint; give one", f"{logs}/convert-ssql-0.txt"),
+        *(
+            (f"{kind}-c4-ssql-0", "not begun", WAITS, f"{logs}/{kind}-c4-ssql-0.txt")
+            for kind in ("train", "sweep", "predict")
+        ),
+    }
+    assert {"convert-ssql-0", "thesis.pth is not a checkpoint; give one"} <= set(page.texts) & set(read.texts)
+    assert (0, "SSQL (ours)") not in measured(document)
+    assert {(0, "SimSiam"), (1, "SSQL (ours)")} <= measured(document)
+    assert len(page.all("img")) == 10
+
+
+def test_of_a_whole_run_nothing_is_missing(tmp_path):
+    document = report(made_up(tmp_path))
+    assert "What is missing" not in headings(document)
+    (left_out,) = (block for block in document.blocks if isinstance(block, Folded) and "Published" in block.summary)
+    (items,) = left_out.blocks
+    assert isinstance(items, Items)
+    assert [text.split(":")[0] for text in items.texts if "BYOL" in text] == ["BYOL of Table 6", "BYOL of Table 7"]
+
+
+@pytest.mark.parametrize("kinds", [("sweep",), ("predict",), ("pretrain",), ("train", "sweep", "predict")], ids=str)
+def test_of_any_kind_nothing_may_be_there(kinds, tmp_path):
+    document = report(made_up(tmp_path, lost=lost_of("mini", kinds)))
+    checked(document)
+    assert bool(measured(document)) == ("sweep" not in kinds)
+    assert ("No step has drawn any." in texts(document)) == ("predict" in kinds)
+    assert ("Pretraining" in headings(document)) == ("pretrain" not in kinds)
+    assert ("What does it cost at few bits?" in headings(document)) == ("sweep" not in kinds)
+
+
+def test_one_detector_without_any_row(tmp_path):
+    lost = {name: outcome for name, outcome in lost_of("mini", ("sweep", "predict")).items() if "fpn" in name}
+    found = made_up(tmp_path, lost=lost)
+    checked(report(found))
+    assert {place for place, _ in measured(report(found))} == {0}
+    assert len(list(write_tables(found))) == 2
+    assert "toy_coco_2017_val" in (tmp_path / "tables/table7.md").read_text()
+
+
+def test_nothing_at_all_is_there(tmp_path):
+    everything = ("data", "pretrain", "convert", "train", "sweep", "predict")
+    found = made_up(tmp_path, lost=lost_of("mini", everything))
+    checked(report(found))
+    assert write_report(found).is_file()
+
+
+def test_toy_data_are_called_so_and_one_seed_too(tmp_path):
+    nothing = lost_of("paper", ("pretrain", "convert", "train", "sweep", "predict"), tables=(6,), seeds=1)
+    paper = report(made_up(tmp_path / "paper", "paper", tables=(6,), seeds=1, lost=nothing))
+    mini, small = report(made_up(tmp_path / "mini")), report(made_up(tmp_path / "small", "small", tables=(6,)))
+    for document, is_toy, is_one in ((small, True, False), (mini, True, True), (paper, False, True)):
+        assert any(text.startswith("These are toy data") for text in texts(document)) == is_toy
+        assert any(text.startswith("With one seed") for text in texts(document)) == is_one
+        checked(document)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_foreign_texts_are_inert(text, tmp_path):
+    """In the reason of a failure, in a method's name, in the command, and in why a tensor was left out."""
+    names = {"simsiam": text, "reason": text}
+    lost = {name: replace(outcome, reason=text) for name, outcome in LOST.items()}
+    hostile = made_up(tmp_path / "a", lost=lost, methods=names, command=f"ssql-det reproduce --methods {text}")
+    page, read = checked(report(hostile))
+    names = {"simsiam": "words", "reason": "words"}
+    lost = {name: replace(outcome, reason="words") for name, outcome in LOST.items()}
+    tame, tame_read = checked(report(made_up(tmp_path / "b", lost=lost, methods=names)))
+    for found, expected in ((page, tame), (read, tame_read)):
+        assert structure(found) == structure(expected)
+
+
+def structure(page):
+    """Tags without code, which a text may hold, and without the lines of a chart's lettering."""
+    return [tag for tag, _ in page.tags if tag not in ("code", "text", "tspan", "g", "path", "polyline", "svg", "desc")]

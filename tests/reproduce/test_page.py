@@ -1,0 +1,124 @@
+"""The report on a folder that was made up: its figures are those of the rows, and all else is what the steps left."""
+
+import io
+import re
+import statistics
+from base64 import b64decode
+from xml.etree import ElementTree
+
+import pytest
+from PIL import Image
+from report.pages import Tags
+from reproduce.folders import NAMES, average_precision, checked, made_up, tables
+from reproduce.making import ROOT, WIDTHS
+
+from ssql_det.report.as_html import as_html
+from ssql_det.report.document import Heading
+from ssql_det.report.published import published_table
+from ssql_det.reproduce.output import write_report, write_tables
+from ssql_det.reproduce.page import _lost, report
+
+
+@pytest.fixture(autouse=True)
+def _in_the_clone(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """Three seeds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        return made_up(tmp_path_factory.mktemp("small"), "small")
+
+
+def test_a_whole_page_stands_in_both_formats(small):
+    document = report(small)
+    page, _ = checked(document)
+    assert document.title == "What bits cost a detector: preset small"
+    assert [block.text for block in document.blocks if isinstance(block, Heading) and block.level == 2] == [
+        "What does it cost at few bits?",
+        *(f"Table {number}: {published_table(number).title}" for number in (6, 7)),
+        *("Size and cost", "Detections", "What was loaded", "Pretraining", "Where the minutes went"),
+        *("Environment", "Commands"),
+    ]
+    assert len(page.all("img")) == 12
+
+
+def test_figures_are_means_of_the_rows_over_seeds(small):
+    document = report(small)
+    *boxes, masks = (table for table in tables(document, "method") if table.header[1] == "figures")
+    for table, detector in zip(boxes, ("c4", "fpn"), strict=True):
+        assert table.header[2:] == WIDTHS
+        measured = {row[0]: row[2:] for row in table.rows if row[1] == "measured"}
+        assert set(measured) == set(NAMES.values())
+        for method, name in NAMES.items():
+            for place, cell in enumerate(measured[name]):
+                values = [average_precision(detector, method, seed, place) for seed in range(3)]
+                assert cell == f"{statistics.fmean(values):.1f} ± {statistics.stdev(values):.1f} (3)"
+    assert {row[0]: row[2] for row in masks.rows if row[1] == "measured"}["SimSiam"] == "22.2 ± 1.5 (3)"
+
+
+def test_the_answer_is_what_is_lost(small):
+    (answer,) = tables(report(small), "detector")[:1]
+    assert answer.header == ("detector", "method", "box AP at FP", "lost at 8w8a", "lost at 4w4a", "lost at 2w4a")
+    places = [WIDTHS.index(bits) for bits in ("8w8a", "4w4a", "2w4a")]
+    rows = {row[:2]: row[2:] for row in answer.rows}
+    assert len(rows) == 6
+    assert rows["fpn", "SSQL (ours)"][1:] == tuple(f"{1.3 * place:.1f}" for place in places)
+    assert rows["c4", "random init."][0] == f"{40 + 0.7 * 5 / 3:.1f}"
+
+
+def test_next_to_nothing_lost_has_no_sign():
+    assert [_lost(40.0, left) for left in (40.04, 40.06, 39.94, None)] == ["0.0", "-0.1", "0.1", "-"]
+
+
+def test_all_else_is_what_the_steps_left(small):
+    document = report(small)
+    (loaded,) = [table for table in tables(document, "detector") if "tensors" in table.header]
+    rows = {row[0]: row[1:] for row in loaded.rows}
+    assert rows["c4-ssql-2"] == ("100.0 %", "20", "2: of the method's head")
+    assert rows["fpn-random-init-0"] == ("random weights", "-", "-")
+    assert len(rows) == 18
+    (runs,) = tables(document, "run")
+    assert runs.rows[0][1:] == ("150", "-0.9877", "0.87")
+    assert {row[0] for row in runs.rows} == {f"{name}-{seed}" for name in ("simsiam", "ssql") for seed in range(3)}
+    (minutes,) = tables(document, "steps")
+    assert {row[0]: row[1:] for row in minutes.rows} == {
+        "data": ("1", "0.1"),
+        "pretrain": ("6", "0.6"),
+        "convert": ("6", "0.6"),
+        "train": ("18", "1.8"),
+        "sweep": ("18", "18.0"),
+        "predict": ("6", "0.6"),
+        "all": ("55", "21.7"),
+    }
+    costs = tables(document, "toy_voc_r18_c4.yaml")[0]
+    assert costs.rows == (
+        ("MB", *(f"{8 / place:.2f}" for place in range(1, 7))),
+        ("Gbit-ops", *(f"{616 / place:.1f}" for place in range(1, 7))),
+    )
+
+
+def test_pictures_are_small_enough_for_a_page(small):
+    page = Tags(as_html(report(small)))
+    for image in page.all("img"):
+        content = Image.open(io.BytesIO(b64decode(image["src"].partition(",")[2])))
+        assert content.size == (1800, 68)
+        red, green, blue = content.convert("RGB").getpixel((900, 30))
+        assert max(abs(red - 0), abs(green - 114), abs(blue - 178)) < 6  # as they were, not blue for red
+
+
+def test_files_are_written_and_are_those_of_the_document(small):
+    shown = list(write_tables(small))
+    assert [table.caption.split(":")[0] for table in shown] == ["Table 6, box AP", "Table 7, box AP"]
+    page = write_report(small)
+    assert page.read_text() == as_html(report(small))
+    referred = set(re.findall(r"\]\(([\w.-]+\.(?:jpg|svg))\)", (page.parent / "report.md").read_text()))
+    assert referred == {each.name for each in page.parent.iterdir()} - {"report.md", "index.html"}
+    for number in (6, 7):
+        place = small.plan.out / f"tables/table{number}"
+        assert "| SSQL (ours) | 4w4a |" in place.with_suffix(".md").read_text()
+        assert ",4w4a," in place.with_suffix(".csv").read_text()
+    for chart in page.parent.glob("*.svg"):
+        ElementTree.parse(chart)

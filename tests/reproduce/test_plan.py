@@ -1,0 +1,188 @@
+"""Plans: each command is one that its parser and the readers of configs take, and finds what it reads."""
+
+import itertools
+from collections import Counter
+from functools import cache
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reproduce.making import ROOT, plan_of
+
+from ssql_det import d2
+from ssql_det.cli.main import _parser
+from ssql_det.cli.predict import _split
+from ssql_det.convert import FORMATS
+from ssql_det.core.config import read_config_file as uncached
+from ssql_det.core.errors import UserError
+from ssql_det.detect import SSQL_DEFAULTS
+from ssql_det.detect.checkpoints import FINAL
+from ssql_det.detect.sweep import RANGES_NAME, RESULTS_NAME
+from ssql_det.pretrain.checkpoint import NAME
+from ssql_det.pretrain.config import read_config
+from ssql_det.quant import parse_widths
+from ssql_det.report.published import published_table
+from ssql_det.reproduce.presets import PRESETS
+from ssql_det.toydata.dataset import MANIFEST, Settings, make_toy_data
+
+GIVEN = {"IN supervised": "in.pth", "BYOL": "byol.pth"}
+PLANS = {
+    "mini": {},
+    "small": {"budget": 0.05},
+    "small whole": {"seeds": 2, "num_gpus": 2, "checkpoints": GIVEN},
+    "paper": {"tables": (6,), "checkpoints": GIVEN, "num_gpus": 8},
+    "paper both": {},
+    "paper masks": {"tables": (7,), "checkpoints": GIVEN | {"SSQL": "ssql.pth"}, "bits": "FP,4"},
+}
+parser, read_config_file = _parser(), cache(uncached)
+
+
+@pytest.fixture(autouse=True)
+def _in_the_clone(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture(params=PLANS)
+def plan(request):
+    return plan_of(request.param.split()[0], **PLANS[request.param])
+
+
+def asked(step):
+    """A step's options, and its config where it has one."""
+    options = parser.parse_args(step.arguments)
+    if options.command == "pretrain":
+        return options, read_config(options.config_file, options.overrides)
+    if options.command in ("train-det", "sweep", "predict"):
+        overrides = _split(options.rest)[0] if options.command == "predict" else options.overrides
+        return options, d2.read_config(options.config_file, overrides, SSQL_DEFAULTS)
+    return options, None
+
+
+def test_every_command_is_one_and_says_what_its_step_reads_and_makes(plan):
+    for step in plan.steps:
+        options, cfg = asked(step)
+        read = {path.as_posix() for path in step.reads}
+        if cfg is not None:
+            assert options.config_file in read
+        match options.command:
+            case "make-toy-data":
+                size = dict(zip(("least_side", "most_side"), options.size, strict=True))
+                counts = {name: getattr(options, name) for name in ("scenes", "crops", "crop_size", "difficulty")}
+                assert Settings(**size, **counts, seed=options.seed) == plan.preset.data
+                assert step.makes == (Path(options.out) / MANIFEST,)
+            case "pretrain":
+                assert options.resume
+                assert step.makes == (Path(cfg.OUTPUT_DIR) / NAME,)
+                assert (f"{plan.data}/crops" == cfg.DATA.TRAIN) == (plan.preset.data is not None)
+            case "convert":
+                assert options.to == "detectron2"
+                assert options.to in [each.name for each in FORMATS if each.writer]
+                assert options.force  # a file that a kill left is no obstacle
+                assert (read, step.makes) == ({options.checkpoint}, (Path(options.out),))
+            case "train-det":
+                assert options.resume
+                assert cfg.MODEL.WEIGHTS in (read | {""})
+                assert step.makes == (Path(cfg.OUTPUT_DIR) / f"{FINAL}.pth",)
+            case "sweep":
+                assert cfg.MODEL.WEIGHTS in read
+                assert list(map(str, parse_widths(options.bits))) == list(map(str, parse_widths(plan.preset.bits)))
+                assert step.makes == (Path(cfg.OUTPUT_DIR) / RESULTS_NAME, Path(cfg.OUTPUT_DIR) / RANGES_NAME)
+            case "predict":
+                assert {cfg.MODEL.WEIGHTS, options.ranges} <= read
+                images = [Path(each) for each in _split(options.rest)[1]]
+                assert step.makes == tuple(Path(options.out) / f"{image.stem}.png" for image in images)
+                assert all(image.is_relative_to(plan.data) for image in images)
+        assert all(path.is_relative_to(step.folder) for path in step.makes)
+        assert step.minutes > 0 < step.megabytes
+
+
+def test_each_finds_what_those_before_it_made(plan):
+    there = {Path(file) for file in (*GIVEN.values(), "ssql.pth")} | set(Path().glob("configs/**/*.yaml"))
+    for step in plan.steps:
+        assert set(step.reads) <= there, step.name
+        assert not there & set(step.makes)
+        there |= set(step.makes)
+        if plan.preset.data and step.kind in ("pretrain", "train", "sweep", "predict"):
+            assert plan.data / MANIFEST in step.reads
+
+
+def test_names_are_unique_and_folders_apart(plan):
+    assert set(Counter(step.name for step in plan.steps).values()) == {1}
+    for one, other in itertools.permutations(plan.steps, 2):
+        assert not one.folder.is_relative_to(other.folder), (one.name, other.name)
+    assert all(step.folder.is_relative_to(plan.out) for step in plan.steps)
+
+
+def test_weights_go_from_a_method_to_its_rows(plan):
+    """What is trained, swept and drawn of a method begins with that method's backbone and seed."""
+    makers = {path.as_posix(): step for step in plan.steps for path in step.makes}
+    for step in plan.steps:
+        if step.kind not in ("sweep", "predict"):
+            continue
+        _, cfg = asked(step)
+        detector = asked(makers[cfg.MODEL.WEIGHTS])[1]
+        same = ("SSQL.METHOD", "SOLVER.MAX_ITER", "DATASETS.TEST")
+        assert all(value(cfg, key) == value(detector, key) for key in same)
+        assert step.name.endswith(f"-{detector.SEED}")
+        backbone = detector.MODEL.WEIGHTS
+        assert (backbone == "") == (cfg.SSQL.METHOD == "random init.")
+        source = backbone and asked(makers[backbone])[0].checkpoint
+        if source in makers:
+            pretrained = asked(makers[source])[1]
+            assert cfg.SSQL.METHOD.startswith("SSQL") == pretrained.SSQL.ENABLED
+            assert ("200ep" in makers[source].name) == ("200ep" in cfg.SSQL.METHOD)
+            assert (detector.SEED if plan.preset.pretrains_each_seed else 0) == pretrained.SEED
+        elif source:
+            assert source == {**GIVEN, "SSQL": "ssql.pth"}[cfg.SSQL.METHOD]
+
+
+def value(cfg, key):
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg
+
+
+def test_of_every_published_row_there_is_a_sweep_or_a_word(plan):
+    swept = {(asked(step)[1].SSQL.METHOD, step.name.split("-")[1]) for step in plan.steps if step.kind == "sweep"}
+    for table in plan.tables:
+        for method in published_table(table).methods:
+            words = [words for words in plan.left_out if words.startswith(f"{method} of Table {table}: ")]
+            assert len(words) == ((method.removesuffix(" (ours)"), {6: "c4", 7: "fpn"}[table]) not in swept)
+
+
+def test_the_images_to_draw_are_in_the_toy_data_and_were_not_trained_on(tmp_path):
+    for name in ("mini", "small"):
+        plan = plan_of(name, tmp_path / name, budget=0.001)
+        make_toy_data(plan.data, plan.preset.data, workers=2)
+        tested = (plan.data / "VOC2007/ImageSets/Main/test.txt").read_text().split()
+        for step in plan.steps:
+            for image in _split(asked(step)[0].rest)[1] if step.kind == "predict" else ():
+                assert Path(image).is_file()
+                assert f"{int(Path(image).stem):06d}" in tested
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.floats(0, 1, exclude_min=True))
+def test_a_budget_scales_down_to_what_still_works(budget):
+    for name in ("mini", "small"):
+        plan, whole = plan_of(name, budget=budget, seeds=1), plan_of(name, seeds=1)
+        now, full = plan.preset.data, PRESETS[name].data
+        assert (now.scenes, now.crops) == (max(24, round(full.scenes * budget)), max(400, round(full.crops * budget)))
+        assert sorted(step.name for step in plan.steps) == sorted(step.name for step in whole.steps)
+        assert sum(step.minutes for step in plan.steps) <= sum(step.minutes for step in whole.steps)
+        for step in plan.steps:
+            says = dict(itertools.pairwise(step.arguments))
+            config = step.kind not in ("data", "convert") and read_config_file(step.reads[0])
+            if step.kind == "pretrain":
+                assert now.crops - now.crops // 5 >= config["OPTIM.BATCH"]
+            elif step.kind in ("train", "sweep", "predict"):
+                iterations = config["SOLVER.MAX_ITER"]
+                assert int(says.get("SOLVER.MAX_ITER", iterations)) == max(4, round(iterations * budget))
+            if step.kind == "sweep":
+                assert 4 <= int(says["--calib-images"]) == max(4, round(64 * budget)) <= now.scenes // 2
+
+
+def test_published_recipes_have_no_budget():
+    with pytest.raises(UserError, match="--budget is a share of toy data"):
+        plan_of("paper", budget=0.5)

@@ -1,0 +1,147 @@
+"""Steps in lanes, done by a program of a few lines: order, failures, and what is said meanwhile."""
+
+import logging
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from reproduce.making import Fake, states
+
+from ssql_det.reproduce import runner
+from ssql_det.reproduce.runner import DONE, FAILED, WAITED, environment, log_of
+
+
+def at_a_time(events):
+    now = most = 0
+    for what, _ in events:
+        now += 1 if what == "begin" else -1
+        most = max(most, now)
+    return most
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 3, 9])
+def test_each_begins_behind_those_it_needs_and_lanes_are_full(lanes, fake):
+    a, b, c = (fake.step(name, seconds=0.15) for name in "abc")
+    d = fake.step("d", a, b)
+    e = fake.step("e", d, c)
+    outcomes = fake.run([e, d, c, b, a], lanes)
+    assert set(states(outcomes).values()) == {DONE}
+    order = fake.events
+    assert sorted(name for what, name in order if what == "begin") == list("abcde")
+    for step, needed in ((d, (a, b)), (e, (d, c))):
+        assert all(order.index(("end", each.name)) < order.index(("begin", step.name)) for each in needed)
+    assert at_a_time(order) == min(lanes, 3)
+    assert all(outcome.seconds > 0 and not outcome.was_there and not outcome.reason for outcome in outcomes.values())
+    assert e.makes[0].read_text() == "edabc"
+
+
+def test_each_has_a_log_of_its_own(fake):
+    steps = [fake.step(name, say=f"this is {name}") for name in "abc"]
+    fake.run(steps, lanes=3)
+    assert [log_of(fake.out, step).read_text() for step in steps] == [f"this is {name}\n" for name in "abc"]
+    assert len({log_of(fake.out, step) for step in steps}) == 3
+
+
+# ---- what fails ----------------------------------------------------------------------------------------------------
+
+
+def test_one_that_fails_stops_those_that_need_it_and_no_other(fake):
+    words = "warming up\nerror: there is no room; make some\nin the end\n"
+    a = fake.step("a", status=2, say=words)
+    b = fake.step("b", a)
+    c = fake.step("c", b)
+    d = fake.step("d", seconds=0.1)
+    e = fake.step("e", d)
+    outcomes = fake.run([a, b, c, d, e])
+    assert states(outcomes) == {"a": FAILED, "b": WAITED, "c": WAITED, "d": DONE, "e": DONE}
+    assert outcomes["a"].reason == "there is no room; make some"
+    assert outcomes["c"].reason == "a step that it needs is not done"
+    assert sorted({name for _, name in fake.events}) == ["a", "d", "e"]
+    fake.forget()
+    again = fake.run([a, b, c, d, e])
+    assert states(again) == states(outcomes)
+    assert {name for _, name in fake.events} == {"a"}
+
+
+@pytest.mark.parametrize(
+    ("say", "reason"),
+    [
+        ("error: one\nerror: two\nmore", "two"),
+        ("Traceback:\n  deep\nValueError: seven\n\n", "ValueError: seven"),
+        ("", "it ended with status 5 and said nothing"),
+    ],
+)
+def test_the_reason_is_its_sentence_or_what_it_said_last(say, reason, fake):
+    assert fake.run([fake.step("a", status=5, say=say)])["a"].reason == reason
+
+
+def test_what_was_killed_or_says_what_is_no_text_has_a_reason(fake):
+    script = Path(fake.program[-1])
+    script.write_text(
+        "import os, sys\nsys.stdout.buffer.write(bytes([255, 10]))\nsys.stdout.flush()\nos.kill(os.getpid(), 9)"
+    )
+    assert fake.run([fake.step("a")])["a"].reason == "\ufffd"
+    script.write_text("import os\nos.kill(os.getpid(), 9)")
+    assert fake.run([fake.step("a")])["a"].reason == "it ended with status -9 and said nothing"
+
+
+def test_one_that_ends_well_without_its_file_has_failed(fake):
+    a = fake.step("a", makes=False)
+    outcomes = fake.run([a, fake.step("b", a)])
+    assert states(outcomes) == {"a": FAILED, "b": WAITED}
+    assert outcomes["a"].reason == f"a ended well and did not make {a.makes[0]}; please report it"
+
+
+def test_a_refusal_of_the_ledger_is_that_steps_alone(fake):
+    a, b = fake.step("a"), fake.step("b")
+    a.folder.mkdir(parents=True)
+    assert states(fake.run([a, b])) == {"a": FAILED, "b": DONE}
+    (fake.out / "steps/b.json").write_text("{")
+    outcomes = fake.run([b, fake.step("c", b)])
+    assert states(outcomes) == {"b": FAILED, "c": WAITED}
+    assert "is damaged; delete it" in outcomes["b"].reason
+
+
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    needs=st.lists(st.sets(st.integers(0, 5), max_size=2), min_size=2, max_size=6),
+    lanes=st.integers(1, 3),
+    data=st.data(),
+)
+def test_any_plan_with_one_failure(tmp_path_factory, needs, lanes, data):
+    fake = Fake(tmp_path_factory.mktemp("plan"))
+    bad = data.draw(st.integers(0, len(needs) - 1))
+    steps, lost = [], set()
+    for number, needed in enumerate(needs):
+        before = {each for each in needed if each < number}
+        if number == bad or before & lost:
+            lost.add(number)
+        steps.append(fake.step(str(number), *(steps[each] for each in before), status=3 * (number == bad)))
+    outcomes = fake.run(data.draw(st.permutations(steps)), lanes)
+    assert {int(name) for name, outcome in outcomes.items() if outcome.state != DONE} == lost
+    assert [name for name, outcome in outcomes.items() if outcome.state == FAILED] == [str(bad)]
+    assert at_a_time(fake.events) <= lanes
+
+
+# ---- around it -----------------------------------------------------------------------------------------------------
+
+
+def test_progress_says_how_far_it_is(fake, monkeypatch, caplog):
+    monkeypatch.setattr(runner, "_TELL", 0.2)
+    monkeypatch.setattr(logging.getLogger("ssql_det"), "propagate", True)
+    caplog.set_level(logging.INFO, "ssql_det")
+    a = fake.step("a", minutes=2.0)  # and so it takes b not 2 minutes either
+    fake.run([a, fake.step("b", a, seconds=0.5, minutes=2.0)], lanes=1)
+    assert "1 of 2 steps, 0.0 min so far, about 1 min left; now b" in caplog.messages
+    assert [words for words in caplog.messages if " begins" in words] == ["a begins", "b begins"]
+    fake.run([a])
+    assert caplog.messages[-1] == "a is done already"
+
+
+def test_steps_have_one_thread_each_and_know_their_data(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "64")
+    monkeypatch.setenv("OF_THE_USER", "kept")
+    on_cpu, on_gpu = environment(Path("a/data")), environment(Path("a/data"), on_gpu=True)
+    assert (on_cpu["OMP_NUM_THREADS"], on_gpu["OMP_NUM_THREADS"]) == ("1", "64")
+    assert (on_cpu["DETECTRON2_DATASETS"], on_cpu["OF_THE_USER"]) == ("a/data", "kept")
