@@ -25,6 +25,7 @@ from ssql_det.reproduce.step import Step
 from ssql_det.toydata.dataset import MANIFEST, Settings
 
 LEAST = {"scenes": 24, "crops": 400, "iterations": 4, "calibration": 4}  # of a budget however small
+_EXTENDED_BY = {"pretrain": ("--num-gpus",), "sweep": ("--bits",)}  # what is done by then stays as it is
 _START = 0.1  # minutes that a process takes before it does anything
 
 
@@ -155,7 +156,8 @@ class Builder:
         minutes: float,
         megabytes: float,
     ) -> None:
-        self.steps.setdefault(name, Step(name, kind, arguments, folder, reads, makes, minutes + _START, megabytes))
+        parts = (arguments, folder, reads, makes, minutes + _START, megabytes, _EXTENDED_BY.get(kind, ()))
+        self.steps.setdefault(name, Step(name, kind, *parts))
 
 
 def _as_options(data: Settings) -> tuple[str, ...]:

@@ -1,24 +1,27 @@
 """What is done already, and from which inputs: one small file a step, ``OUT/steps/<name>.json``.
 
 A step is done while its command, the content of what it reads and the content of what it made are those of then. One
-that was killed goes on in its folder; one whose inputs have changed empties its folder and begins anew.
+that was killed goes on in its folder; one whose inputs have changed begins anew, and what was in its folder is moved to
+``OUT/replaced``: it may have taken days.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
+import logging
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssql_det import __version__
 from ssql_det.core.config import read_config_file
 from ssql_det.core.errors import UserError
 from ssql_det.core.files import atomic_write, sha256
 from ssql_det.reproduce.step import Step
 
 _CONFIGS = (".yaml", ".yml")
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,21 +38,19 @@ class Ledger:
 
     def is_done(self, step: Step) -> bool:
         entry = self._entry(step)
-        if entry is None or "made" not in entry or not all(path.is_file() for path in (*step.reads, *step.makes)):
+        if entry is None or "made" not in entry or not all(path.is_file() for path in step.reads):
             return False
-        return bool(entry["asked"] == self._asked(step) and entry["made"] == self._hashes(step.makes))
+        return entry["asked"] == self._asked(step) and self._is_intact(step, entry)
 
     def begin(self, step: Step) -> None:
-        """Note what is about to be done; what another command left in the step's folder goes."""
+        """Note what is about to be done; what is not the beginning of it is moved out of the step's folder."""
         entry, asked = self._entry(step), self._asked(step)
-        is_resumed = entry is not None and entry["asked"] == asked and "made" not in entry
-        if step.folder.exists() and not is_resumed:
-            if entry is None and step.kind != "data":  # toy data know themselves what is theirs
+        goes_on = entry is not None and self._is_intact(step, entry) and _same_run(step, entry["asked"], asked)
+        if step.folder.exists() and not goes_on and step.kind != "data":  # toy data know themselves what is theirs
+            if entry is None:
                 raise UserError(f"{step.folder} is there and no step has made it; choose another --out")
-            if step.kind != "data":
-                shutil.rmtree(step.folder)
-        if not is_resumed:
-            self._write(step, {"asked": asked})
+            self._put_aside(step)
+        self._write(step, {"asked": asked})
 
     def finish(self, step: Step, seconds: float) -> None:
         """All that it had to make is there."""
@@ -62,6 +63,18 @@ class Ledger:
         """How long it took when it was done; of one that was killed before, only what came after."""
         entry = self._entry(step)
         return None if entry is None else entry.get("seconds")
+
+    def _is_intact(self, step: Step, entry: dict[str, Any]) -> bool:
+        """Whether nobody has altered what it made, if it has ended before."""
+        if "made" not in entry:
+            return True
+        return all(path.is_file() for path in step.makes) and bool(entry["made"] == self._hashes(step.makes))
+
+    def _put_aside(self, step: Step) -> None:
+        place = self.out / "replaced" / f"{step.name}.{time.strftime('%Y%m%d-%H%M%S')}"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        step.folder.rename(place)
+        _logger.warning("%s begins anew, for it is asked otherwise; what was there is in %s", step.name, place)
 
     def _path(self, step: Step) -> Path:
         return self.out / "steps" / f"{step.name}.json"
@@ -83,13 +96,37 @@ class Ledger:
     def _asked(self, step: Step) -> dict[str, Any]:
         """A folder that was moved is the same folder: paths in it are told from ``OUT``."""
         arguments = [self._told(argument) for argument in step.arguments]
-        return {"version": __version__, "arguments": arguments, "read": self._hashes(step.reads)}
+        return {"arguments": arguments, "read": self._hashes(step.reads)}
 
     def _hashes(self, paths: tuple[Path, ...]) -> dict[str, str]:
         return {self._told(str(path)): content_hash(path) for path in paths}
 
     def _told(self, text: str) -> str:
         return f"OUT{text[len(str(self.out)) :]}" if f"{text}/".startswith(f"{self.out}/") else text
+
+
+def _same_run(step: Step, before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """But for what extends it."""
+    then, here = ({**each, "arguments": without(each["arguments"], step.extended_by)} for each in (before, now))
+    return then == here
+
+
+def without(arguments: Sequence[str], options: Sequence[str]) -> list[str]:
+    """Arguments without some options and their values.
+
+    >>> without(["sweep", "--bits", "FP,4", "--scope", "all"], ["--bits"])
+    ['sweep', '--scope', 'all']
+    """
+
+    def kept() -> Iterator[str]:
+        rest = iter(arguments)
+        for argument in rest:
+            if argument in options:
+                next(rest, None)
+            else:
+                yield argument
+
+    return list(kept())
 
 
 def content_hash(path: Path) -> str:

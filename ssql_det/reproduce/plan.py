@@ -12,7 +12,7 @@ from ssql_det.core.errors import UserError, did_you_mean
 from ssql_det.report.names import published_name
 from ssql_det.report.published import published_table
 from ssql_det.reproduce.building import LEAST, Builder, Choices, data_sets
-from ssql_det.reproduce.presets import Preset, Transfer
+from ssql_det.reproduce.presets import RANDOM, Preset, Transfer
 from ssql_det.reproduce.step import Step
 from ssql_det.toydata.dataset import Settings
 
@@ -48,7 +48,7 @@ def make_plan(preset: Preset, choices: Choices) -> Plan:
     if preset.data is None and choices.checkpoints and len(transfers) > 1:
         raise UserError("a checkpoint is of one architecture; say which table it is for, as --table 6")
     wanted = [_printed(name, transfers) for name in choices.methods]
-    files = {_printed(name, transfers): file for name, file in choices.checkpoints.items()}
+    files = _files(choices, transfers, wanted)
     preset = dataclasses.replace(
         preset,
         data=preset.data and _scaled(preset.data, choices.budget),
@@ -71,6 +71,21 @@ def make_plan(preset: Preset, choices: Choices) -> Plan:
     # What others wait for first, and of that the longest: so no lane is empty while another works alone.
     steps = sorted(builder.steps.values(), key=lambda step: (_KINDS.index(step.kind), -step.minutes))
     return Plan(preset, choices.out, choices.tables, tuple(steps), tuple(left_out), choices.imagenet, choices.on_gpu)
+
+
+def _files(choices: Choices, transfers: Sequence[Transfer], wanted: Sequence[str]) -> dict[str, str]:
+    """The given checkpoints by the printed names of their methods."""
+    files: dict[str, str] = {}
+    for name, file in choices.checkpoints.items():
+        method = _printed(name, transfers)
+        if method == RANDOM:
+            raise UserError(f"{method!r} has random weights, so --checkpoint {name}={file} has no place")
+        if method in files:
+            raise UserError(f"--checkpoint gives {method!r} two files, {files[method]} and {file}; leave one out")
+        if wanted and method not in wanted:
+            raise UserError(f"--checkpoint gives {method!r} a file and --methods leaves it out; name it there too")
+        files[method] = file
+    return files
 
 
 def _scaled(data: Settings, budget: float) -> Settings:

@@ -1,4 +1,4 @@
-"""Before a step begins: its folder is gone on with, or emptied, or was never its own."""
+"""Before a step begins: its folder is gone on with, or its content put aside, or was never its own."""
 
 from dataclasses import replace
 
@@ -41,10 +41,29 @@ def test_one_that_has_changed_begins_in_an_empty_folder(change, is_finished, tmp
     step = changed if isinstance(changed, type(step)) else step
     ledger.begin(step)
     assert not step.folder.exists()
+    (aside,) = (tmp_path / "out" / "replaced").iterdir()
+    assert (aside / "b/c.txt").read_text() == "c.txt"
     step.folder.mkdir()
     (step.folder / "half").touch()
     ledger.begin(step)  # killed at once, it goes on
     assert (step.folder / "half").exists()
+
+
+@pytest.mark.parametrize("is_finished", [True, False])
+def test_one_that_is_extended_goes_on_in_its_folder(is_finished, tmp_path):
+    ledger, step = begun(tmp_path)
+    step = replace(step, arguments=("sweep", "--bits", "FP,4", "SEED", "0"), extended_by=("--bits",))
+    ledger.begin(replace(step, folder=tmp_path / "elsewhere"))  # the folder stays, the command is another
+    if is_finished:
+        ledger.finish(step, 1.0)
+    wider = replace(step, arguments=("sweep", "--bits", "FP,8,4", "SEED", "0"))
+    assert not ledger.is_done(wider)
+    ledger.begin(wider)
+    assert step.makes[0].exists()
+    ledger.finish(wider, 1.0)
+    assert ledger.is_done(wider)
+    ledger.begin(replace(wider, arguments=("sweep", "--bits", "FP,8,4", "SEED", "1")))
+    assert not step.folder.exists()
 
 
 def test_one_whose_output_was_altered_begins_in_an_empty_folder(done):

@@ -74,6 +74,12 @@ def test_methods_that_cannot_be_made_are_named():
         ({"methods": ("",)}, r"there is no method ''"),
         ({"methods": ("SSQL-200ep",), "tables": (7,)}, r"no method 'SSQL-200ep'.*known: IN supervised, SimSiam, BYOL"),
         ({"checkpoints": {"BYL": "a.pth"}}, r"there is no method 'BYL'; did you mean 'BYOL'\?"),
+        (
+            {"checkpoints": {"random": "a.pth"}},
+            "'random init.' has random weights, so --checkpoint random=a.pth has no",
+        ),
+        ({"checkpoints": {"SSQL": "a.pth", "ssql (ours)": "b.pth"}}, "two files, a.pth and b.pth; leave one out"),
+        ({"checkpoints": {"BYOL": "a.pth"}, "methods": ("SSQL",)}, "'BYOL' a file and --methods leaves it out"),
     ],
 )
 def test_a_method_that_there_is_not_is_refused_with_the_nearest(choices, said):

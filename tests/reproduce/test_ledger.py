@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from reproduce.making import a_step, begun
 
 from ssql_det.core.errors import UserError
-from ssql_det.reproduce import ledger as ledgers
 from ssql_det.reproduce.ledger import Ledger, content_hash
 
 
@@ -43,19 +42,15 @@ CHANGES = {  # each alone
     "an output is altered": lambda f, step: step.makes[0].write_text("other"),
     "an output is longer": lambda f, step: step.makes[0].write_text("a.txt\n"),
     "an output more": lambda f, step: other(step, makes=(*step.makes, f / "input.bin")),
-    "another version": None,
 }
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_any_change_undoes_it(change, done, tmp_path, monkeypatch):
+def test_any_change_undoes_it(change, done, tmp_path):
     ledger, step = done
     assert ledger.is_done(step)
-    if change == "another version":
-        monkeypatch.setattr(ledgers, "__version__", "999")
-    else:
-        changed = CHANGES[change](tmp_path, step)
-        step = changed if isinstance(changed, type(step)) else step
+    changed = CHANGES[change](tmp_path, step)
+    step = changed if isinstance(changed, type(step)) else step
     assert not ledger.is_done(step)
 
 
