@@ -76,7 +76,7 @@ def test_methods_that_cannot_be_made_are_named():
         ({"checkpoints": {"BYL": "a.pth"}}, r"there is no method 'BYL'; did you mean 'BYOL'\?"),
         (
             {"checkpoints": {"random": "a.pth"}},
-            "'random init.' has random weights, so --checkpoint random=a.pth has no",
+            "'random init.' has random weights, so --checkpoint random=a.pth",
         ),
         ({"checkpoints": {"SSQL": "a.pth", "ssql (ours)": "b.pth"}}, "two files, a.pth and b.pth; leave one out"),
         ({"checkpoints": {"BYOL": "a.pth"}, "methods": ("SSQL",)}, "'BYOL' a file and --methods leaves it out"),
