@@ -39,6 +39,7 @@ _DIGIT_PARTS = (4, 6, 3)  # turn, scale, shift; two colours; polarity, gray, the
 _FACTORS = ((0.6, 1.4), (0.6, 1.4), (0.6, 1.4), (-0.1, 0.1))  # of brightness, contrast, saturation and hue
 _LEAST_CONTRAST = 90 / 255  # between the colours of digit and background, in luma
 _MOST_NOISE = 8 / 255
+_KEPT = 0.9  # of the digits stay dark on light or light on dark; with half of them, features collapse in many runs
 
 
 @dataclass(frozen=True)
