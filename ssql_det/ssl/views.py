@@ -39,7 +39,6 @@ _DIGIT_PARTS = (4, 6, 3)  # turn, scale, shift; two colours; polarity, gray, the
 _FACTORS = ((0.6, 1.4), (0.6, 1.4), (0.6, 1.4), (-0.1, 0.1))  # of brightness, contrast, saturation and hue
 _LEAST_CONTRAST = 90 / 255  # between the colours of digit and background, in luma
 _MOST_NOISE = 8 / 255
-_KEPT = 0.9  # of the digits stay dark on light or light on dark; with half of them, features collapse in many runs
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ def digit_look(images: Tensor, draws: Tensor) -> Tensor:
     """Turned and shifted, in two colours, with some noise, then gray (.2)."""
     places, colours, rest, noise = draws.split((*_DIGIT_PARTS, images.shape[1:].numel()), dim=1)
     polarities, grays, sigmas = rest.unbind(1)
-    looks = recoloured(moved(images / 255, places), colours, polarities < 0.9)
+    looks = recoloured(moved(images / 255, places), colours, polarities < 0.5)
     # The noise is the normal distribution's quantile of each number; that of 0 itself would be infinite.
     bells = math.sqrt(2) * torch.erfinv((2 * noise - 1).clamp(min=-1 + 2**-23)).view_as(looks)
     looks = (looks + _per_image(_MOST_NOISE * sigmas) * bells).clamp(0, 1)
