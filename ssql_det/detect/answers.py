@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from ssql_det.core.errors import UserError
 
-_OF_ENGINE = (AssertionError, KeyError, NotImplementedError, OSError, ValueError)
+_OF_ENGINE = (ArithmeticError, AssertionError, KeyError, NotImplementedError, OSError, ValueError)
 
 
 @contextmanager

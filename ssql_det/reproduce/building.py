@@ -71,7 +71,7 @@ class Builder:
         folder = self._out / "data"
         arguments = ("make-toy-data", str(folder), *_as_options(data))
         megabytes = 0.008 * data.scenes * (data.most_side / 128) ** 2 + 0.004 * data.crops
-        minutes = 0.0004 * data.scenes + 0.00002 * data.crops
+        minutes = (0.05 * data.scenes + 0.006 * data.crops) / 1000
         made = (folder / MANIFEST,)
         self._step("data", "data", arguments, folder, (), made, minutes, megabytes)
         return made
@@ -89,7 +89,7 @@ class Builder:
         folder = self._out / "backbones" / name
         path = folder / "backbone.pkl"
         arguments = ("convert", str(source), str(path), "--to", "detectron2", "--verify", "--force")
-        self._step(f"convert-{name}", "convert", arguments, folder, (source,), (path,), 0.15, 0.1 * transfer.megabytes)
+        self._step(f"convert-{name}", "convert", arguments, folder, (source,), (path,), 0.05, 0.1 * transfer.megabytes)
         return path
 
     def _pretrained(self, name: str, pretraining: Pretraining, seed: int) -> Path:
@@ -130,7 +130,7 @@ class Builder:
             arguments = (*drawn, *_pairs({"MODEL.WEIGHTS": weights, **same}), *map(str, images))
             made = tuple(pictures / f"{image.stem}.png" for image in images)
             reads = (*data, weights, ranges)
-            self._step(f"predict-{name}", "predict", arguments, pictures, reads, made, 0.2, 0.3)
+            self._step(f"predict-{name}", "predict", arguments, pictures, reads, made, 0.05, 0.3)
 
     def _shortened(self, transfer: Transfer) -> dict[str, object]:
         """Fewer iterations for a smaller budget; a sweep says so too, for its rows' sake."""

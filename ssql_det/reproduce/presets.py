@@ -1,5 +1,5 @@
-"""What is reproduced, at which size. Minutes are estimates of one lane: measured for ``mini`` on a 2-core machine
-(AMD EPYC, one thread a step), guessed for the others.
+"""What is reproduced, at which size. Minutes are estimates of one lane: measured for ``mini`` on a machine of two
+cores that had nothing else to do, guessed for the others.
 
 =====  ==================================================================================================
 mini   two CPU cores, minutes: the narrow ResNet on toy data; random weights, SimSiam, SSQL
@@ -68,7 +68,7 @@ def _toy_methods(config: str, simsiam: float, ssql: float) -> dict[str, Pretrain
     return {RANDOM: None, SIMSIAM: Pretraining(config, plain, simsiam), SSQL: Pretraining(config, (), ssql)}
 
 
-_MINI = _toy_methods(f"{_PRETRAIN}/mini.yaml", simsiam=1.5, ssql=2.5)
+_MINI = _toy_methods(f"{_PRETRAIN}/mini.yaml", simsiam=1.8, ssql=3.3)
 _SMALL = _toy_methods(f"{_PRETRAIN}/small.yaml", simsiam=1.0, ssql=2.0)
 _VOC = {
     RANDOM: None,
@@ -94,8 +94,8 @@ PRESETS = {
             "mini",
             _MINI_DATA,
             (
-                Transfer("c4", 6, f"{_DETECT}/toy_voc_narrow_c4.yaml", *_TOY_C4, _MINI, 1.2, 0.5, 16, _VOC_IMAGE),
-                Transfer("fpn", 7, f"{_DETECT}/toy_coco_narrow_fpn.yaml", *_TOY_FPN, _MINI, 1.2, 0.6, 28, _COCO_IMAGE),
+                Transfer("c4", 6, f"{_DETECT}/toy_voc_narrow_c4.yaml", *_TOY_C4, _MINI, 1.3, 0.4, 16, _VOC_IMAGE),
+                Transfer("fpn", 7, f"{_DETECT}/toy_coco_narrow_fpn.yaml", *_TOY_FPN, _MINI, 1.1, 0.5, 28, _COCO_IMAGE),
             ),
             _WITH_TWO,
             seeds=1,
