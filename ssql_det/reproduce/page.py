@@ -5,7 +5,8 @@ Everything is read from what the steps left: rows, coverage, pictures. What is n
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ssql_det.report.document import Block, Document, Folded, Heading, Items, Pi
 from ssql_det.report.tables import Comparison
 from ssql_det.report.texts import unmarked
 from ssql_det.reproduce.evidence import evidence
+from ssql_det.reproduce.presets import Transfer
 from ssql_det.reproduce.reproduction import Reproduction
 from ssql_det.reproduce.runner import DONE, log_of
 
@@ -34,9 +36,9 @@ def report(reproduction: Reproduction) -> Document:
         f"What bits cost a detector: preset {reproduction.plan.preset.name}",
         (
             *_beginning(reproduction),
-            *_answer(tables),
+            *_answer(reproduction),
             *_missing(reproduction),
-            *(block for name, table in tables.items() for block in _table(name, table)),
+            *(block for transfer in reproduction.transfers for block in _table(transfer, tables[transfer.name])),
             *_cost(reproduction),
             *_pictures(reproduction),
             *evidence(reproduction),
@@ -63,19 +65,26 @@ def _beginning(of: Reproduction) -> Iterator[Block]:
         )
 
 
-def _answer(tables: Mapping[str, Comparison]) -> Iterator[Block]:
+def _answer(of: Reproduction) -> Iterator[Block]:
     """What a reader came for: box AP at full precision, and what is left of it at the fewest equal bits and below."""
-    rows, widths = [], [bits for bits in _FEW if any(_means(table, bits) for table in tables.values())]
-    for name, table in tables.items():
+    rows, widths = [], [bits for bits in _FEW if any(_means(table, bits) for table in of.tables.values())]
+    for transfer in of.transfers:
+        table = of.tables[transfer.name]
         whole = _means(table, "FP")
-        for method, full in whole.items():
-            left = (_lost(full, _means(table, bits).get(method)) for bits in widths)
-            rows.append((name, unmarked(method), f"{full:.1f}", *left))
+        for method in sorted(whole, key=lambda method: _place(transfer, method)):
+            left = (_lost(whole[method], _means(table, bits).get(method)) for bits in widths)
+            rows.append((transfer.title, unmarked(method), f"{whole[method]:.1f}", *left))
     if rows and widths:
         yield Heading("What does it cost at few bits?")
         yield Table(
             ("detector", "method", "box AP at FP", *(f"lost at {bits}" for bits in widths)), tuple(rows), names=2
         )
+
+
+def _place(transfer: Transfer, method: str) -> int:
+    """The same in both tables, which print different methods: so a method has one colour."""
+    known = list(transfer.methods)
+    return known.index(method) if method in known else len(known)
 
 
 def _means(table: Comparison, bits: str) -> dict[str, float]:
@@ -102,13 +111,14 @@ def _missing(of: Reproduction) -> Iterator[Block]:
         yield Folded("Published rows that were not made", (Items(of.plan.left_out),))
 
 
-def _table(name: str, table: Comparison) -> Iterator[Block]:
+def _table(transfer: Transfer, table: Comparison) -> Iterator[Block]:
     yield Heading(f"Table {table.number}: {unmarked(table.title)}")
     metrics = [metric for metric in _TASKS if metric in table.metrics]
     for metric in metrics:
-        yield curves(table, metric, f"{name}-{_TASKS[metric]}", f"AP of {_TASKS[metric]} over bit-widths")
+        chart = curves(table, metric, f"{transfer.name}-{_TASKS[metric]}", f"AP of {_TASKS[metric]} over bit-widths")
+        yield replace(chart, curves=tuple(sorted(chart.curves, key=lambda curve: _place(transfer, curve.name))))
     for metric in metrics:
-        yield Heading(f"AP of {_TASKS[metric]}, {name}", level=3)
+        yield Heading(f"AP of {_TASKS[metric]}, {transfer.title}", level=3)
         yield overview(table, metric)
     whole = [block for block in blocks_of(table) if not (isinstance(block, Heading) and block.level == 2)]
     yield Folded("All metrics, with differences and the commands that fill what is empty", tuple(whole))

@@ -45,6 +45,10 @@ class Transfer:
     image: str  # the path of a test image, by its number, below the folder of data sets
     shown: tuple[int, ...] = ()  # numbers of images to draw; the first two of toy data
 
+    @property
+    def title(self) -> str:
+        return {6: "Faster R-CNN, C4", 7: "Mask R-CNN, FPN"}[self.table]
+
 
 @dataclass(frozen=True)
 class Preset:

@@ -65,8 +65,8 @@ def test_the_answer_is_what_is_lost(small):
     places = [WIDTHS.index(bits) for bits in ("8w8a", "4w4a", "2w4a")]
     rows = {row[:2]: row[2:] for row in answer.rows}
     assert len(rows) == 6
-    assert rows["fpn", "SSQL (ours)"][1:] == tuple(f"{1.3 * place:.1f}" for place in places)
-    assert rows["c4", "random init."][0] == f"{40 + 0.7 * 5 / 3:.1f}"
+    assert rows["Mask R-CNN, FPN", "SSQL (ours)"][1:] == tuple(f"{1.3 * place:.1f}" for place in places)
+    assert rows["Faster R-CNN, C4", "random init."][0] == f"{40 + 0.7 * 5 / 3:.1f}"
 
 
 def test_next_to_nothing_lost_has_no_sign():
