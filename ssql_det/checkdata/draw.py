@@ -53,13 +53,13 @@ def draw_sheet(pictures: Sequence[Picture], count: int, out: str | os.PathLike[s
         file.write(cv2.imencode(".png", sheet)[1].tobytes())
 
 
-def drawn(picture: Picture) -> Canvas:
+def drawn(picture: Picture, enlarged_to: int = _CELL - 4) -> Canvas:
     """The picture enlarged by a whole factor, or reduced to fit, with its annotations on the pixels' edges."""
     image = cv2.imread(str(picture.path), cv2.IMREAD_COLOR)
     if image is None:
         raise UserError(f"cannot draw {picture.path}: it is missing or not an image")
     scale = (_CELL - 4) / max(image.shape[:2])
-    scale = math.floor(scale) if scale > 1 else scale
+    scale = max(math.floor(enlarged_to / max(image.shape[:2])), 1) if scale > 1 else scale
     height, width = image.shape[:2]
     kind = cv2.INTER_NEAREST if scale >= 1 else cv2.INTER_AREA
     size = (max(1, int(width * scale)), max(1, int(height * scale)))

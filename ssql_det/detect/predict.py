@@ -28,6 +28,7 @@ from ssql_det.quant import Bits, QuantPoint, Ranges, quantized
 Detections = list[dict[str, Any]]  # of one image, as in COCO's results: bbox [x, y, w, h], category_id, score, ...
 
 _CAPTION = 26  # pixels above a picture
+_ENLARGED_TO = 320  # a side of a small picture: several lie side by side
 _WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
 _NAMES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
@@ -153,7 +154,7 @@ def _panel(path: Path, caption: str, detections: Detections, classes: Sequence[s
     boxes = tuple((x, y, x + width, y + height) for x, y, width, height in (each["bbox"] for each in detections))
     labels = tuple(f"{classes[each['category_id']]} {each['score']:.2f}" for each in detections)
     masks = tuple(each.get("segmentation") for each in detections)
-    canvas = drawn(Picture(path, None, boxes, labels, masks))
+    canvas = drawn(Picture(path, None, boxes, labels, masks), _ENLARGED_TO)
     framed = cv2.copyMakeBorder(canvas, _CAPTION, 4, 2, 2, cv2.BORDER_CONSTANT, value=_WHITE)
     cv2.putText(framed, caption, (6, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.6, _BLACK, 1, cv2.LINE_AA)
     return np.asarray(framed, np.uint8)
