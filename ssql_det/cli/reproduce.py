@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: %(default)s)",
     )
     parser.add_argument(
-        "--table", type=int, choices=(6, 7), help="6: Faster R-CNN C4; 7: Mask R-CNN FPN (default: both)"
+        "--table", type=int, nargs="+", choices=(6, 7), help="6: Faster R-CNN C4; 7: Mask R-CNN FPN (default: both)"
     )
     parser.add_argument("--methods", nargs="+", default=[], help="as tables print them, such as SSQL (default: all)")
     parser.add_argument("--bits", default="", help="FP, 8 or 2w4a, comma-separated (default: the preset's)")
@@ -100,15 +100,20 @@ def _choices(options: argparse.Namespace, on_gpu: bool) -> Choices:
         parse_widths(options.bits)
     if not 0 < options.budget <= 1:
         raise UserError(f"--budget is a share, above 0 and up to 1; got {options.budget}")
-    checkpoints = {}
+    checkpoints: dict[str, str] = {}
     for given in options.checkpoint:
         method, equals, file = given.partition("=")
         if not equals or not file:
             raise UserError(f"--checkpoint is METHOD=FILE, as SSQL=ssql.pth; got {given!r}")
+        if method in checkpoints:
+            raise UserError(f"--checkpoint gives {method} two files, {checkpoints[method]} and {file}; leave one out")
         checkpoints[method] = file
-    tables = {} if options.table is None else {"tables": (options.table,)}
+    tables = {} if options.table is None else {"tables": tuple(dict.fromkeys(options.table))}
+    out = Path(options.out or f"runs/{options.preset}").expanduser()
+    if not out.name:
+        raise UserError(f"--out {out} is no folder of its own; name one, as runs/mini")
     return Choices(
-        out=Path(options.out or f"runs/{options.preset}"),
+        out=out,
         methods=tuple(options.methods),
         bits=options.bits,
         seeds=options.seeds,
@@ -126,15 +131,16 @@ def _print_plan(plan: Plan, lanes: int) -> None:
     from ssql_det.reproduce.reproduction import by_hand
     from ssql_det.reproduce.step import makespan
 
+    print(f"by hand it would be:\n\n{by_hand(plan)}\n")
     rows = [(step.name, _minutes(step.minutes), f"{step.megabytes:.0f}") for step in plan.steps]
     print_table(("step", "time", "MB"), rows, f"preset {plan.preset.name}, in {plan.out}")
-    print("the same by hand:\n")
-    print(by_hand(plan))
     megabytes = sum(step.megabytes for step in plan.steps)
     print(
-        f"\n{len(plan.steps)} steps, about {_minutes(makespan(plan.steps, lanes))} with {lanes} at a time"
+        f"{len(plan.steps)} steps, about {_minutes(makespan(plan.steps, lanes))} with {lanes} at a time"
         f"{'' if plan.preset.is_measured else ' (a guess: it was not measured)'}, {megabytes / 1000:.1f} GB of disk"
     )
+    if plan.preset.is_for_gpu and not plan.on_gpu:
+        print("there is no GPU here, and these are a GPU's times: on this machine it takes many times as long")
     for reason in plan.left_out:
         print(f"left out: {reason}")
 

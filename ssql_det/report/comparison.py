@@ -20,9 +20,9 @@ _TASKS = {"bbox": "Boxes", "segm": "Masks", "": "Cost"}
 _NOTHING = "-"
 
 
-def blocks_of(table: Comparison) -> tuple[Block, ...]:
+def blocks_of(table: Comparison, with_commands: bool = True) -> tuple[Block, ...]:
     """A section: the tables, what a reader must know beside them, and the commands that fill what is empty."""
-    commands = list(dict.fromkeys(line.filled_by for line in table.lines if line.filled_by))
+    commands = list(dict.fromkeys(line.filled_by for line in table.lines if line.filled_by and with_commands))
     filling: list[Block] = [
         Text("Cells marked `[1]` ... are empty; these commands fill them:"),
         Items(tuple(f"`{unmarked(command)}`" for command in commands), is_numbered=True),
@@ -127,7 +127,8 @@ def _cells(line: Line, metrics: Sequence[str], is_published: bool, commands: Seq
             yield _mean(cell.measured, 2) if cell.measured else _NOTHING
             continue
         yield _figure(cell.published)
-        yield _mean(cell.measured, 1) if cell.measured else f"[{commands.index(line.filled_by) + 1}]"
+        empty = f"[{commands.index(line.filled_by) + 1}]" if line.filled_by in commands else _NOTHING
+        yield _mean(cell.measured, 1) if cell.measured else empty
         yield _difference(cell)
 
 

@@ -126,7 +126,9 @@ class Builder:
         self._step(f"sweep-{name}", "sweep", arguments, sweep, (*data, weights), (rows, ranges), minutes, 0.1)
         if seed == 0:
             images = list(self._images(transfer))
-            drawn = ("predict", *config, "--bits", self._preset.bits, "--ranges", str(ranges), "--out", str(pictures))
+            score = ("--score", str(self._preset.score)) if self._preset.score else ()
+            drawn = ("predict", *config, "--bits", self._preset.bits, *score, "--ranges", str(ranges))
+            drawn += ("--out", str(pictures))
             arguments = (*drawn, *_pairs({"MODEL.WEIGHTS": weights, **same}), *map(str, images))
             made = tuple(pictures / f"{image.stem}.png" for image in images)
             reads = (*data, weights, ranges)

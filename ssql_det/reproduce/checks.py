@@ -11,6 +11,8 @@ from ssql_det.reproduce.plan import Plan
 
 def check(plan: Plan) -> None:
     """Configs, given files and data sets are there, and the disk has room."""
+    if plan.out.exists() and not plan.out.is_dir():
+        raise UserError(f"--out {plan.out} is a file; name a folder")
     made = {path for step in plan.steps for path in step.makes}
     for step in plan.steps:
         for path in step.reads:
@@ -39,7 +41,7 @@ def _check_data_sets(plan: Plan) -> None:
 
 def _check_disk(plan: Plan) -> None:
     existing = next(each for each in (plan.out.resolve(), *plan.out.resolve().parents) if each.exists())
-    there = sum(path.stat().st_size for path in plan.out.rglob("*") if path.is_file()) if plan.out.exists() else 0
-    wanted, free = sum(step.megabytes for step in plan.steps) * 1e6 - there, shutil.disk_usage(existing).free
+    wanted = sum(step.megabytes for step in plan.steps if not step.folder.exists()) * 1e6
+    free = shutil.disk_usage(existing).free
     if wanted > free:
         raise UserError(f"{plan.out} needs {wanted / 1e9:.1f} GB more and the disk has {free / 1e9:.1f} GB free")

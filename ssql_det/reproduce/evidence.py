@@ -14,6 +14,8 @@ from ssql_det.report.document import Block, Folded, Heading, Listing, Table, Tex
 from ssql_det.report.texts import unmarked
 from ssql_det.reproduce.reproduction import Reproduction, by_hand, minutes_by_kind
 
+_LOOKS = {"kNN at FP": "knn/FP", "kNN at 2w4a": "knn/2w4a"}
+
 
 def evidence(of: Reproduction) -> Iterator[Block]:
     """
@@ -51,14 +53,18 @@ def _pretraining(of: Reproduction) -> Iterator[Block]:
     for step in of.done("pretrain"):
         path = step.folder / "metrics.jsonl"
         lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
-        logged = [line for line in lines if "loss" in line]
-        if logged:
-            last = logged[-1]
-            runs.append((step.folder.name, str(last["step"] + 1), f"{last['loss']:.4f}", f"{last['spread']:.2f}"))
+        last = {key: value for line in lines for key, value in line.items()}
+        if "loss" in last:
+            knn = [f"{last[key]:.1f}" if key in last else "-" for key in _LOOKS.values()]
+            figures = (str(last["step"] + 1), f"{last['loss']:.4f}", f"{last['spread']:.2f}", *knn)
+            runs.append((step.folder.name, *figures))
     if runs:
         yield Heading("Pretraining")
-        yield Text("A spread near 1: features point everywhere; near 0: they have collapsed.")
-        yield Table(("run", "steps", "last loss", "spread"), tuple(runs))
+        yield Text(
+            "A spread near 1: features point everywhere; near 0: they have collapsed. A kNN accuracy far below that of "
+            "other runs: collapsed in part, whatever the spread."
+        )
+        yield Table(("run", "steps", "last loss", "spread", *_LOOKS), tuple(runs))
 
 
 def _minutes(of: Reproduction) -> Iterator[Block]:

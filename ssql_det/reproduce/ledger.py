@@ -57,7 +57,8 @@ class Ledger:
         missing = [path for path in step.makes if not path.is_file()]
         if missing:
             raise UserError(f"{step.name} ended well and did not make {missing[0]}; please report it")
-        self._write(step, {"asked": self._asked(step), "made": self._hashes(step.makes), "seconds": round(seconds, 1)})
+        entry = self._entry(step) or {}  # what was asked when it began: an input may have been changed since
+        self._write(step, {**entry, "made": self._hashes(step.makes), "seconds": round(seconds, 1)})
 
     def seconds(self, step: Step) -> float | None:
         """How long it took when it was done; of one that was killed before, only what came after."""

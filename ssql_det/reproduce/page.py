@@ -5,16 +5,17 @@ Everything is read from what the steps left: rows, coverage, pictures. What is n
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import statistics
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import cv2
 
+from ssql_det.core.rows import finite_or_none
 from ssql_det.report.comparison import blocks_of, curves, overview
 from ssql_det.report.document import Block, Document, Folded, Heading, Items, Picture, Table, Text
-from ssql_det.report.tables import Comparison
 from ssql_det.report.texts import unmarked
 from ssql_det.reproduce.evidence import evidence
 from ssql_det.reproduce.presets import Transfer
@@ -23,6 +24,7 @@ from ssql_det.reproduce.runner import DONE, log_of
 
 _TASKS = {"bbox/AP": "boxes", "segm/AP": "masks"}
 _FEW = ("8w8a", "4w4a", "2w4a")
+_COSTS = {"MB": "MB", "Gbit-ops": "GBOPs"}
 _MOST_PIXELS = 1800  # across a picture
 
 
@@ -31,14 +33,13 @@ def report(reproduction: Reproduction) -> Document:
     >>> page = report(Reproduction(plan, outcomes, "ssql-det reproduce --preset mini", minutes=8.9))
     >>> as_html(page), as_markdown(page)
     """
-    tables = reproduction.tables
     return Document(
         f"What bits cost a detector: preset {reproduction.plan.preset.name}",
         (
             *_beginning(reproduction),
             *_answer(reproduction),
             *_missing(reproduction),
-            *(block for transfer in reproduction.transfers for block in _table(transfer, tables[transfer.name])),
+            *(block for transfer in reproduction.transfers for block in _table(reproduction, transfer)),
             *_cost(reproduction),
             *_pictures(reproduction),
             *evidence(reproduction),
@@ -58,6 +59,8 @@ def _beginning(of: Reproduction) -> Iterator[Block]:
             "These are toy data and small networks. The published figures stand beside ours to show what the tables "
             "are, and cannot be compared with them: ours say what bits cost, not how good a detector is."
         )
+    if of.plan.budget != 1:
+        yield Text(f"This is a trial with {of.plan.budget:g} of the data and the training: its figures mean nothing.")
     if seeds == 1:
         yield Text(
             "With one seed, differences of a few AP between methods mean nothing: seeds alone differ by as much. "
@@ -66,35 +69,43 @@ def _beginning(of: Reproduction) -> Iterator[Block]:
 
 
 def _answer(of: Reproduction) -> Iterator[Block]:
-    """What a reader came for: box AP at full precision, and what is left of it at the fewest equal bits and below."""
-    rows, widths = [], [bits for bits in _FEW if any(_means(table, bits) for table in of.tables.values())]
+    """What a reader came for: box AP at full precision, and what each seed loses of it at few bits."""
+    yield Heading("What does it cost at few bits?")
+    rows = []
     for transfer in of.transfers:
-        table = of.tables[transfer.name]
-        whole = _means(table, "FP")
-        for method in sorted(whole, key=lambda method: _place(transfer, method)):
-            left = (_lost(whole[method], _means(table, bits).get(method)) for bits in widths)
-            rows.append((transfer.title, unmarked(method), f"{whole[method]:.1f}", *left))
-    if rows and widths:
-        yield Heading("What does it cost at few bits?")
-        yield Table(
-            ("detector", "method", "box AP at FP", *(f"lost at {bits}" for bits in widths)), tuple(rows), names=2
-        )
+        found = {(row.method, row.seed, row.bits): row for row in of.rows if row.dataset == transfer.dataset}
+        aps = {key: finite_or_none(row.metrics.get("bbox/AP")) for key, row in found.items()}
+        methods = sorted({row.method for row in of.rows}, key=lambda method: (_place(transfer, method), method))
+        for method in methods:
+            whole = {
+                seed: ap for seed in range(of.plan.preset.seeds) if (ap := aps.get((method, seed, "FP"))) is not None
+            }
+            losses = [
+                [ap - left for seed, ap in whole.items() if (left := aps.get((method, seed, bits))) is not None]
+                for bits in _FEW
+            ]
+            if whole:
+                rows.append((transfer.title, unmarked(method), *map(_spread, ([*whole.values()], *losses))))
+    if rows:
+        header = ("detector", "method", "box AP at FP", *(f"lost at {bits}" for bits in _FEW))
+        yield Table(header, tuple(rows), names=2)
+    else:
+        yield Text("Nothing was measured at FP, so what is lost cannot be told.")
 
 
 def _place(transfer: Transfer, method: str) -> int:
     """The same in both tables, which print different methods: so a method has one colour."""
-    known = list(transfer.methods)
-    return known.index(method) if method in known else len(known)
+    known = [name.removesuffix(" (ours)") for name in transfer.methods]
+    bare = method.removesuffix(" (ours)")
+    return known.index(bare) if bare in known else len(known)
 
 
-def _means(table: Comparison, bits: str) -> dict[str, float]:
-    """Box AP by method, of those that were measured."""
-    cells = {line.method: line.cells["bbox/AP"].measured for line in table.lines if line.bits == bits}
-    return {method: cell.mean for method, cell in cells.items() if cell is not None and cell.mean is not None}
-
-
-def _lost(full: float, left: float | None) -> str:
-    return "-" if left is None else f"{round(full - left, 1) + 0.0:.1f}"  # no -0.0
+def _spread(values: Sequence[float]) -> str:
+    """The mean, and the deviation of several."""
+    if not values:
+        return "-"
+    mean = f"{round(statistics.fmean(values), 1) + 0.0:.1f}"  # no -0.0
+    return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
 
 
 def _missing(of: Reproduction) -> Iterator[Block]:
@@ -111,8 +122,10 @@ def _missing(of: Reproduction) -> Iterator[Block]:
         yield Folded("Published rows that were not made", (Items(of.plan.left_out),))
 
 
-def _table(transfer: Transfer, table: Comparison) -> Iterator[Block]:
-    yield Heading(f"Table {table.number}: {unmarked(table.title)}")
+def _table(of: Reproduction, transfer: Transfer) -> Iterator[Block]:
+    table = of.tables[transfer.name]
+    on_toys = f"{transfer.title}, on toy data, beside Table {table.number}"
+    yield Heading(on_toys if of.plan.preset.data else f"Table {table.number}: {unmarked(table.title)}")
     metrics = [metric for metric in _TASKS if metric in table.metrics]
     for metric in metrics:
         chart = curves(table, metric, f"{transfer.name}-{_TASKS[metric]}", f"AP of {_TASKS[metric]} over bit-widths")
@@ -120,27 +133,34 @@ def _table(transfer: Transfer, table: Comparison) -> Iterator[Block]:
     for metric in metrics:
         yield Heading(f"AP of {_TASKS[metric]}, {transfer.title}", level=3)
         yield overview(table, metric)
-    whole = [block for block in blocks_of(table) if not (isinstance(block, Heading) and block.level == 2)]
-    yield Folded("All metrics, with differences and the commands that fill what is empty", tuple(whole))
+    whole = blocks_of(table, with_commands=False)
+    yield Folded("All metrics", tuple(each for each in whole if not (isinstance(each, Heading) and each.level == 2)))
 
 
 def _cost(of: Reproduction) -> Iterator[Block]:
-    """Bytes and operations do not depend on the method: those of the first row at each width."""
     yield Heading("Size and cost")
-    yield Text("MB of parameters; Gbit-ops: billions of multiply-adds times the bits of both factors, of one image.")
+    yield Text(
+        "MB of parameters; Gbit-ops: billions of multiply-adds times the bits of both factors, of one test image. "
+        "Where a mask is made of each box that is found, detectors differ: least to most."
+    )
     for transfer in of.transfers:
-        first = {row.bits: row.metrics for row in reversed(of.rows) if row.dataset == transfer.dataset}
-        widths = [bits for bits in dict.fromkeys(row.bits for row in of.rows) if bits in first]
-        figures = [(name, *(_figure(first[bits].get(key)) for bits in widths)) for name, key in _COSTS.items()]
+        rows = [row for row in of.rows if row.dataset == transfer.dataset]
+        widths = tuple(dict.fromkeys(row.bits for row in rows))
+        figures = [
+            (name, *(_range([row.metrics.get(key) for row in rows if row.bits == bits]) for bits in widths))
+            for name, key in _COSTS.items()
+        ]
         if widths:
-            yield Table((transfer.config.rpartition("/")[2], *widths), tuple(figures))
+            yield Table((transfer.title, *widths), tuple(figures))
 
 
-_COSTS = {"MB": "MB", "Gbit-ops": "GBOPs"}
+def _range(values: Sequence[float | None]) -> str:
+    figures = [_figure(value) for value in sorted(value for value in values if value is not None)]
+    return "-" if not figures else figures[0] if figures[0] == figures[-1] else f"{figures[0]} to {figures[-1]}"
 
 
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}" if value < 10 else f"{value:.1f}"
+def _figure(value: float) -> str:
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}"
 
 
 def _pictures(of: Reproduction) -> Iterator[Block]:
@@ -150,8 +170,11 @@ def _pictures(of: Reproduction) -> Iterator[Block]:
         yield Text("No step has drawn any.")
     for step in drawn:
         detector = step.name.removeprefix("predict-")
+        least = f", from a score of {of.plan.preset.score}" if of.plan.preset.score else ""
         for path in step.makes:
-            words = f"{detector}, {path.stem}: one copy of weights at {of.plan.preset.bits.replace(',', ', ')}"
+            words = (
+                f"{detector}, image {path.stem}: one copy of weights at {of.plan.preset.bits.replace(',', ', ')}{least}"
+            )
             yield Picture(f"{detector}-{path.stem}.jpg", _smaller(path), words)
 
 

@@ -30,6 +30,7 @@ class Plan:
     left_out: tuple[str, ...]
     imagenet: Path
     on_gpu: bool
+    budget: float
 
     @property
     def data(self) -> Path:
@@ -70,7 +71,16 @@ def make_plan(preset: Preset, choices: Choices) -> Plan:
         raise UserError(f"there is nothing to do for {', '.join(wanted)}; give --checkpoint {wanted[0]!r}=FILE")
     # What others wait for first, and of that the longest: so no lane is empty while another works alone.
     steps = sorted(builder.steps.values(), key=lambda step: (_KINDS.index(step.kind), -step.minutes))
-    return Plan(preset, choices.out, choices.tables, tuple(steps), tuple(left_out), choices.imagenet, choices.on_gpu)
+    return Plan(
+        preset,
+        choices.out,
+        choices.tables,
+        tuple(steps),
+        tuple(left_out),
+        choices.imagenet,
+        choices.on_gpu,
+        choices.budget,
+    )
 
 
 def _files(choices: Choices, transfers: Sequence[Transfer], wanted: Sequence[str]) -> dict[str, str]:

@@ -62,6 +62,8 @@ class Preset:
     seeds: int
     pretrains_each_seed: bool = True
     is_measured: bool = False  # its minutes
+    is_for_gpu: bool = True
+    score: float | None = None  # the least that is drawn; the command's own where it is not given
 
 
 RANDOM, SIMSIAM, SSQL = "random init.", "SimSiam", "SSQL (ours)"
@@ -103,7 +105,9 @@ PRESETS = {
             ),
             _WITH_TWO,
             seeds=1,
+            score=0.3,
             is_measured=True,
+            is_for_gpu=False,
         ),
         Preset(
             "small",
@@ -114,6 +118,7 @@ PRESETS = {
             ),
             _WITH_TWO,
             seeds=3,
+            score=0.3,
         ),
         Preset(
             "paper",

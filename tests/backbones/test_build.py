@@ -16,7 +16,7 @@ from ssql_det.core.errors import UserError
         ("resnet50", 2048),
         ("cifar_resnet18", 512),
         ("cifar_resnet50", 2048),
-        ("narrow_resnet", 160),
+        ("narrow_resnet", 192),
         ("timm/resnet26d", 2048),
         ("timm/mobilenetv3_small_050", 1024),
     ],
@@ -46,7 +46,7 @@ def test_cifar_forms_keep_the_resolution_of_small_images():
 
 def test_the_narrow_resnet_is_a_four_stage_resnet_part_by_part():
     narrow, resnet = build_backbone("narrow_resnet").module, torchvision.models.resnet18()
-    assert narrow.conv1.weight.shape == resnet.conv1.weight.shape
+    assert narrow.conv1.weight.shape[1:] == resnet.conv1.weight.shape[1:]
     widths = []
     for stage in ("layer1", "layer2", "layer3", "layer4"):
         ours, theirs = getattr(narrow, stage)[0], getattr(resnet, stage)[0]
@@ -55,7 +55,7 @@ def test_the_narrow_resnet_is_a_four_stage_resnet_part_by_part():
                 assert getattr(getattr(ours, conv), attribute) == getattr(getattr(theirs, conv), attribute)
         assert (ours.downsample is None) == (theirs.downsample is None)
         widths.append(ours.conv2.out_channels)
-    assert widths[0] == narrow.conv1.out_channels == 64
+    assert widths[0] == narrow.conv1.out_channels == 24
     assert widths == sorted(set(widths))
     assert set(narrow.state_dict()) < set(resnet.state_dict())
     assert sum(parameter.numel() for parameter in narrow.parameters()) < 1e6

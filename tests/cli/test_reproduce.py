@@ -63,6 +63,8 @@ def out(tmp_path):
         ("--checkpoint SSQL=no/where.pth", "there is no file no/where.pth, which convert-ssql begins with"),
         ("--checkpoint SSQL=docs", "there is no file docs, which convert-ssql begins with"),
         ("--preset paper --checkpoint BYOL=a.pth", "a checkpoint is of one architecture; say which table it is for"),
+        ("--checkpoint SSQL=a.pth --checkpoint SSQL=b.pth", "gives SSQL two files, a.pth and b.pth; leave one out"),
+        ("--out .", "--out . is no folder of its own; name one, as runs/mini"),
         ("more", "unrecognized arguments: more"),
     ],
 )
@@ -101,7 +103,8 @@ def test_a_full_disk(out, capsys, monkeypatch):
 
 
 def test_what_is_there_already_needs_no_room(tmp_path, capsys, monkeypatch, runs):
-    (tmp_path / "big").write_bytes(b"\0" * 300_000_000)
+    for step in plan_of("mini", str(tmp_path)).steps:
+        step.folder.mkdir(parents=True)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1e9, 1e9, 2e7))
     main(["reproduce", "--out", str(tmp_path)])
     assert runs.pop()[1] == tmp_path
@@ -174,6 +177,6 @@ def chosen(options):
 def test_by_itself_it_is_the_mini_preset_in_a_folder_of_its_name(capsys):
     main(["reproduce", "--dry-run", "--lanes", "3"])
     printed = capsys.readouterr().out
-    assert printed.startswith("preset mini, in runs/mini")
+    assert "\npreset mini, in runs/mini" in printed
     assert " with 3 at a time, " in printed
     assert all(step.command in printed for step in plan_of("mini", "runs/mini").steps)

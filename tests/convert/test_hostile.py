@@ -224,11 +224,11 @@ def test_a_file_with_cycles_beside_its_tensors_is_read(tmp_path):
 
 STEM, BLOCK, SHORTCUT = "conv1.weight", "layer1.0.conv1.weight", "layer2.0.downsample.0.weight"
 WRONG = {
-    "shape": (STEM, lambda w: w[:, :1], "is of shape [64, 1, 7, 7], in a narrow_resnet it is [64, 3, 7, 7]"),
+    "shape": (STEM, lambda w: w[:, :1], "is of shape [24, 1, 7, 7], in a narrow_resnet it is [24, 3, 7, 7]"),
     "transposed": (
         SHORTCUT,
         lambda w: w.transpose(0, 1),
-        "is of shape [64, 80, 1, 1], in a narrow_resnet it is [80, 64",
+        "is of shape [24, 48, 1, 1], in a narrow_resnet it is [48, 24",
     ),
     "scalar": (STEM, lambda w: w.sum(), "is of shape []"),
     "no elements": (STEM, lambda w: w[:0], "is of shape [0, 3, 7, 7]"),
@@ -239,7 +239,7 @@ WRONG = {
     "infinite": ("layer4.0.bn2.running_var", lambda w: w / 0, "has NaN or infinite values"),
     "half too large": (BLOCK, lambda w: (w * 1e6).half(), "has NaN or infinite values"),
     "counter": ("bn1.num_batches_tracked", lambda w: torch.ones(3), "is of shape [3], in a narrow_resnet it is []"),
-    "another norm": ("layer2.0.bn1.weight", lambda w: w[:64], "is of shape [64], in a narrow_resnet it is [80]"),
+    "another norm": ("layer2.0.bn1.weight", lambda w: w[:16], "is of shape [16], in a narrow_resnet it is [48]"),
 }
 
 

@@ -273,7 +273,7 @@ def test_an_r18_in_a_stock_c4_head_is_refused_with_the_reason():
         ((FPN, R(18)), "resnet50", "backbone.bottom_up.res2.0.conv1.weight is of shape [64, 64, 3, 3], in the "),
         ((C4, R(50)), "resnet101", "backbone.res4.6.conv1.weight is not in the network"),
         ((C4, R(101)), "resnet50", "backbone.res4.6.conv1.weight is not in the checkpoint"),
-        ((FPN, R(18)), "narrow_resnet", "backbone.bottom_up.res3.0.conv1.weight is of shape [128, 64, 3, 3], in the "),
+        ((FPN, R(18)), "narrow_resnet", "backbone.bottom_up.stem.conv1.weight is of shape [64, 3, 7, 7], in the "),
         ((C4, R(34), BASIC_HEADS), "resnet34", "roi_heads.res5.2.conv1.weight is not in the network"),
     ],
     ids=[

@@ -40,6 +40,11 @@ def children(process):
     return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
 
 
+def _interruptible():
+    """A shell's background jobs, and what they start, ignore interrupts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture
 def started(fake):
     """Starts a run of two long steps in a process of its own, and waits until both are at work."""
@@ -48,7 +53,7 @@ def started(fake):
     def start(program, words, are_at_work):
         steps = json.dumps([(name, words(name)) for name in "ab"])
         command = [sys.executable, "-c", RUN, str(fake.out), json.dumps(program), steps]
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True, preexec_fn=_interruptible)
         processes.append(process)
         until(lambda: process.poll() is not None or (len(children(process)) == 2 and are_at_work()))
         assert process.poll() is None, process.stderr.read().decode()

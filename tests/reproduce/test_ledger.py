@@ -45,6 +45,13 @@ CHANGES = {  # each alone
 }
 
 
+def test_a_config_that_is_changed_while_a_step_runs_was_not_the_one_it_used(tmp_path):
+    ledger, step = begun(tmp_path)
+    (tmp_path / "config.yaml").write_text("_BASE_: base.yaml\nD: 4\n")
+    ledger.finish(step, 1.0)
+    assert not ledger.is_done(step)
+
+
 @pytest.mark.parametrize("change", CHANGES)
 def test_any_change_undoes_it(change, done, tmp_path):
     ledger, step = done

@@ -1,6 +1,7 @@
 """The report on a folder that was made up: its figures are those of the rows, and all else is what the steps left."""
 
 import io
+import itertools
 import re
 import statistics
 from base64 import b64decode
@@ -9,14 +10,13 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 from report.pages import Tags
-from reproduce.folders import NAMES, average_precision, checked, made_up, tables
+from reproduce.folders import IN_ROWS, NAMES, average_precision, checked, made_up, tables
 from reproduce.making import ROOT, WIDTHS
 
 from ssql_det.report.as_html import as_html
 from ssql_det.report.document import Heading
-from ssql_det.report.published import published_table
 from ssql_det.reproduce.output import write_report, write_tables
-from ssql_det.reproduce.page import _lost, report
+from ssql_det.reproduce.page import _spread, report
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +38,7 @@ def test_a_whole_page_stands_in_both_formats(small):
     assert document.title == "What bits cost a detector: preset small"
     assert [block.text for block in document.blocks if isinstance(block, Heading) and block.level == 2] == [
         "What does it cost at few bits?",
-        *(f"Table {number}: {published_table(number).title}" for number in (6, 7)),
+        *("Faster R-CNN, C4, on toy data, beside Table 6", "Mask R-CNN, FPN, on toy data, beside Table 7"),
         *("Size and cost", "Detections", "What was loaded", "Pretraining", "Where the minutes went"),
         *("Environment", "Commands"),
     ]
@@ -59,18 +59,26 @@ def test_figures_are_means_of_the_rows_over_seeds(small):
     assert {row[0]: row[2] for row in masks.rows if row[1] == "measured"}["SimSiam"] == "22.2 ± 1.5 (3)"
 
 
-def test_the_answer_is_what_is_lost(small):
+def test_the_answer_is_what_is_spread(small):
     (answer,) = tables(report(small), "detector")[:1]
     assert answer.header == ("detector", "method", "box AP at FP", "lost at 8w8a", "lost at 4w4a", "lost at 2w4a")
     places = [WIDTHS.index(bits) for bits in ("8w8a", "4w4a", "2w4a")]
     rows = {row[:2]: row[2:] for row in answer.rows}
     assert len(rows) == 6
-    assert rows["Mask R-CNN, FPN", "SSQL (ours)"][1:] == tuple(f"{1.3 * place:.1f}" for place in places)
-    assert rows["Faster R-CNN, C4", "random init."][0] == f"{40 + 0.7 * 5 / 3:.1f}"
+    seeds = range(3)
+    detectors = {"Faster R-CNN, C4": "c4", "Mask R-CNN, FPN": "fpn"}
+    assert list(rows) == list(itertools.product(detectors, IN_ROWS.values()))
+    for (title, detector), (method, name) in itertools.product(detectors.items(), IN_ROWS.items()):
+        full = [average_precision(detector, method, seed, 0) for seed in seeds]
+        shown = rows[title, name]
+        assert shown[0] == f"{statistics.fmean(full):.1f} ± {statistics.stdev(full):.1f}"
+        for cell, place in zip(shown[1:], places, strict=True):
+            lost = [full[seed] - average_precision(detector, method, seed, place) for seed in seeds]
+            assert cell == f"{statistics.fmean(lost):.1f} ± {statistics.stdev(lost):.1f}"
 
 
 def test_next_to_nothing_lost_has_no_sign():
-    assert [_lost(40.0, left) for left in (40.04, 40.06, 39.94, None)] == ["0.0", "-0.1", "0.1", "-"]
+    assert [_spread(losses) for losses in ([-0.04], [-0.06], [0.06], [])] == ["0.0", "-0.1", "0.1", "-"]
 
 
 def test_all_else_is_what_the_steps_left(small):
@@ -81,7 +89,7 @@ def test_all_else_is_what_the_steps_left(small):
     assert rows["fpn-random-init-0"] == ("random weights", "-", "-")
     assert len(rows) == 18
     (runs,) = tables(document, "run")
-    assert runs.rows[0][1:] == ("150", "-0.9877", "0.87")
+    assert runs.rows[0][1:] == ("150", "-0.9877", "0.87", "50.0", "-")
     assert {row[0] for row in runs.rows} == {f"{name}-{seed}" for name in ("simsiam", "ssql") for seed in range(3)}
     (minutes,) = tables(document, "steps")
     assert {row[0]: row[1:] for row in minutes.rows} == {
@@ -93,7 +101,7 @@ def test_all_else_is_what_the_steps_left(small):
         "predict": ("6", "0.6"),
         "all": ("55", "21.7"),
     }
-    costs = tables(document, "toy_voc_r18_c4.yaml")[0]
+    costs = tables(document, "Faster R-CNN, C4")[0]
     assert costs.rows == (
         ("MB", *(f"{8 / place:.2f}" for place in range(1, 7))),
         ("Gbit-ops", *(f"{616 / place:.1f}" for place in range(1, 7))),

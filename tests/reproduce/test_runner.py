@@ -132,7 +132,7 @@ def test_progress_says_how_far_it_is(fake, monkeypatch, caplog):
     monkeypatch.setattr(logging.getLogger("ssql_det"), "propagate", True)
     caplog.set_level(logging.INFO, "ssql_det")
     a = fake.step("a", minutes=2.0)  # and so it takes b not 2 minutes either
-    fake.run([a, fake.step("b", a, seconds=0.5, minutes=2.0)], lanes=1)
+    fake.run([a, fake.step("b", a, seconds=1.5, minutes=2.0)], lanes=1)
     assert "1 of 2 steps, 0.0 min so far, about 1 min left; now b" in caplog.messages
     assert [words for words in caplog.messages if " begins" in words] == ["a begins", "b begins"]
     fake.run([a])
