@@ -119,10 +119,16 @@ def test_out_of_a_clone(out, capsys, monkeypatch):
     assert "there is no config file configs/" in refused(capsys, "reproduce", "--out", str(out), "--budget", "0.5")
 
 
+def really(monkeypatch):
+    """Steps are begun, if it comes to that."""
+    monkeypatch.undo()
+    monkeypatch.setattr("ssql_det.core.console.set_up_logging", lambda *ignored: None)
+    monkeypatch.chdir(ROOT)
+
+
 @pytest.mark.parametrize("below", ["", "deep"])
 def test_out_that_is_a_file(below, tmp_path, capsys, monkeypatch):
-    monkeypatch.undo()
-    monkeypatch.chdir(ROOT)
+    really(monkeypatch)
     (tmp_path / "file").write_text("mine")
     said = refused(capsys, "reproduce", "--out", str(tmp_path / "file" / below))
     assert str(tmp_path / "file") in said
@@ -131,8 +137,7 @@ def test_out_that_is_a_file(below, tmp_path, capsys, monkeypatch):
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_out_in_a_folder_without_rights(tmp_path, capsys, monkeypatch):
-    monkeypatch.undo()
-    monkeypatch.chdir(ROOT)
+    really(monkeypatch)
     tmp_path.chmod(0o500)
     assert "Permission denied" in refused(capsys, "reproduce", "--out", str(tmp_path / "out"))
 

@@ -127,16 +127,27 @@ def test_any_plan_with_one_failure(tmp_path_factory, needs, lanes, data):
 # ---- around it -----------------------------------------------------------------------------------------------------
 
 
-def test_progress_says_how_far_it_is(fake, monkeypatch, caplog):
+@pytest.fixture
+def told():
+    """What the runner says, each line once, whoever else listens."""
+    lines, logger = [], logging.getLogger("ssql_det.reproduce")
+    handler, level = logging.Handler(), logger.level
+    handler.emit = lambda record: lines.append(record.getMessage())
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield lines
+    logger.removeHandler(handler)
+    logger.setLevel(level)
+
+
+def test_progress_says_how_far_it_is(fake, monkeypatch, told):
     monkeypatch.setattr(runner, "_TELL", 0.2)
-    monkeypatch.setattr(logging.getLogger("ssql_det"), "propagate", True)
-    caplog.set_level(logging.INFO, "ssql_det")
     a = fake.step("a", minutes=2.0)  # and so it takes b not 2 minutes either
     fake.run([a, fake.step("b", a, seconds=1.5, minutes=2.0)], lanes=1)
-    assert "1 of 2 steps, 0.0 min so far, about 1 min left; now b" in caplog.messages
-    assert [words for words in caplog.messages if " begins" in words] == ["a begins", "b begins"]
+    assert "1 of 2 steps, 0.0 min so far, about 1 min left; now b" in told
+    assert [words for words in told if " begins" in words] == ["a begins", "b begins"]
     fake.run([a])
-    assert caplog.messages[-1] == "a is done already"
+    assert told[-1] == "a is done already"
 
 
 def test_steps_have_one_thread_each_and_know_their_data(monkeypatch):
