@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> None:
 
     set_up_logging()
     plan = make_plan(preset(options.preset), _choices(options, torch.cuda.is_available()))
-    lanes = options.lanes or (1 if plan.on_gpu else os.cpu_count() or 1)
+    lanes = options.lanes or (1 if plan.choices.on_gpu else os.cpu_count() or 1)
     if not options.dry_run:
         check(plan)
     _print_plan(plan, lanes)
@@ -83,7 +83,7 @@ def run(options: argparse.Namespace) -> None:
         return
     begun = time.monotonic()
     program = [sys.executable, "-m", "ssql_det.cli.child"]
-    outcomes = run_steps(plan.steps, plan.out, lanes, program, environment(plan.data, plan.on_gpu))
+    outcomes = run_steps(plan.steps, plan.out, lanes, program, environment(plan.data, plan.choices.on_gpu))
     typed = shlex.join(["ssql-det", *sys.argv[1:]])
     found = Reproduction(plan, outcomes, typed, (time.monotonic() - begun) / 60)
     _write(found)
@@ -100,14 +100,12 @@ def _choices(options: argparse.Namespace, on_gpu: bool) -> Choices:
         parse_widths(options.bits)
     if not 0 < options.budget <= 1:
         raise UserError(f"--budget is a share, above 0 and up to 1; got {options.budget}")
-    checkpoints: dict[str, str] = {}
+    checkpoints = []
     for given in options.checkpoint:
         method, equals, file = given.partition("=")
         if not equals or not file:
             raise UserError(f"--checkpoint is METHOD=FILE, as SSQL=ssql.pth; got {given!r}")
-        if method in checkpoints:
-            raise UserError(f"--checkpoint gives {method} two files, {checkpoints[method]} and {file}; leave one out")
-        checkpoints[method] = file
+        checkpoints.append((method, file))
     tables = {} if options.table is None else {"tables": tuple(dict.fromkeys(options.table))}
     out = Path(options.out or f"runs/{options.preset}").expanduser()
     if not out.name:
@@ -117,7 +115,7 @@ def _choices(options: argparse.Namespace, on_gpu: bool) -> Choices:
         methods=tuple(options.methods),
         bits=options.bits,
         seeds=options.seeds,
-        checkpoints=checkpoints,
+        checkpoints=tuple(checkpoints),
         budget=options.budget,
         num_gpus=options.num_gpus,
         imagenet=options.imagenet.expanduser(),
@@ -139,7 +137,7 @@ def _print_plan(plan: Plan, lanes: int) -> None:
         f"{len(plan.steps)} steps, about {_minutes(makespan(plan.steps, lanes))} with {lanes} at a time"
         f"{'' if plan.preset.is_measured else ' (a guess: it was not measured)'}, {megabytes / 1000:.1f} GB of disk"
     )
-    if plan.preset.is_for_gpu and not plan.on_gpu:
+    if plan.preset.is_for_gpu and not plan.choices.on_gpu:
         print("there is no GPU here, and these are a GPU's times: on this machine it takes many times as long")
     for reason in plan.left_out:
         print(f"left out: {reason}")

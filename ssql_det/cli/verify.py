@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +20,7 @@ from ssql_det.backbones import build_backbone
 from ssql_det.convert import IMAGENET, Checkpoint, Input, load_backbone
 from ssql_det.convert.files import open_weights
 from ssql_det.core.errors import UserError
+from ssql_det.core.files import work_folder
 from ssql_det.quant.taps import recorded
 
 BAR = 1e-5  # of the largest feature of a stage
@@ -32,9 +32,8 @@ _ENGINE = ("detectron2", "detectron2-c4", "detectron2-fpn", "caffe2")
 def verified(checkpoint: Checkpoint, options: argparse.Namespace) -> Iterator[Path]:
     """A place beside the output; what is written there becomes the output if its network is the same."""
     out = Path(options.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
-        unproven = Path(folder) / out.name
+    with work_folder(out) as folder:
+        unproven = folder / out.name
         yield unproven
         difference = largest_difference(checkpoint, unproven, options.to)
         if not difference <= BAR:

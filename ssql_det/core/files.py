@@ -85,6 +85,23 @@ def work_path(target: Path, suffix: str) -> Path:
     return target.with_name(f"{_stem(target)}{os.getpid()}-{next(_serial)}.{suffix}")
 
 
+@contextmanager
+def work_folder(target: Path) -> Iterator[Path]:
+    """An empty folder beside ``target`` to make it in; it is gone afterwards, or if killed, with the next one.
+
+    >>> with work_folder(Path("toy")) as making:
+    ...     (making / "notes.txt").write_text("whole")
+    ...     making.rename("toy")
+    """
+    remove_leftovers(target)
+    folder = work_path(target, "making")
+    try:
+        folder.mkdir(parents=True)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def remove_leftovers(target: Path) -> None:
     """Delete the work on ``target``, files and folders, whose process on this host was killed: it adds up."""
     stem = _stem(target)

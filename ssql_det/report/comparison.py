@@ -144,5 +144,10 @@ def _mean(measured: Measured, digits: int) -> str:
     return f"{measured.mean:.{digits}f}{spread}{count}"
 
 
+def tenths(value: float) -> float:
+    """Rounded; next to nothing has no sign."""
+    return round(value, 1) + 0.0
+
+
 def _difference(cell: Cell) -> str:
-    return _NOTHING if cell.difference is None else f"{round(cell.difference, 1) + 0.0:+.1f}"  # no -0.0
+    return _NOTHING if cell.difference is None else f"{tenths(cell.difference):+.1f}"

@@ -11,6 +11,8 @@ import re
 import shlex
 from collections.abc import Iterable
 
+from ssql_det.report.names import plain_name, slug
+
 DATASETS = {6: "voc_2007_test", 7: "coco_2017_val"}  # of the tables that sweeps fill
 CONFIGS = {  # by what they evaluate on
     "voc_2007_test": "voc_r18_c4.yaml",
@@ -36,17 +38,18 @@ def filling_command(
     A config that is not of this repository stands in angle brackets: where it lies the rows do not say.
     """
     widths = ",".join(_EQUAL.sub(r"\1", width) for width in bits)
-    name = method.removesuffix(" (ours)")
+    name = plain_name(method)
+    file_name = slug(name) or "detector"
     elsewhere = dataset != DATASETS[number]
     file, *changed = shlex.split(config) or [CONFIGS.get(dataset, f"{dataset}.yaml")]
     is_ours = file in CONFIGS.values() or file.startswith("zoo/")
     path = f"{_FOLDER}/{file}" if is_ours else f"<{file}>"
-    folder = "-".join([_slug(name), *([scope] if scope != "all" else []), *([dataset] if elsewhere else [])])
+    folder = "-".join([file_name, *([scope] if scope != "all" else []), *([dataset] if elsewhere else [])])
     parts = [
         f"ssql-det sweep --config-file {path}",
         f"--bits {shlex.quote(widths)}",
         *([f"--scope {shlex.quote(scope)}"] if scope != "all" else []),
-        f"MODEL.WEIGHTS <{_slug(name)}.pth>",
+        f"MODEL.WEIGHTS <{file_name}.pth>",
         f"SSQL.METHOD {shlex.quote(name)}",
         *([shlex.join(changed)] if changed else []),
         *([f"DATASETS.TEST {shlex.quote(f'({dataset!r},)')}"] if dataset not in CONFIGS else []),
@@ -54,7 +57,3 @@ def filling_command(
         *([f"# calibration: {calibration}"] if calibration else []),
     ]
     return " ".join(parts)
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "detector"

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 _ALIASES = {  # bare spellings of what the tables print otherwise; SSQL there stands on SimSiam
@@ -31,6 +32,24 @@ def published_name(method: str, published: Iterable[str]) -> str | None:
     names = {_bare(name): name for name in published}
     bare = _bare(method)
     return names.get(bare) or names.get(_bare(_ALIASES.get(bare, "")))
+
+
+def plain_name(published: str) -> str:
+    """A published method's name as our rows have it: "(ours)" there is the paper's.
+
+    >>> plain_name("SSQL (ours)")
+    'SSQL'
+    """
+    return published.removesuffix(" (ours)")
+
+
+def slug(name: str) -> str:
+    """A name for files; of a name without letters or digits, nothing.
+
+    >>> slug("SSQL-200ep"), slug("random init.")
+    ('ssql-200ep', 'random-init')
+    """
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def _bare(name: str) -> str:

@@ -13,13 +13,13 @@ Everything lies below one folder, each step in a folder of its own::
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from ssql_det.core.config import read_config_file
 from ssql_det.report.filling import DATASETS
+from ssql_det.report.names import plain_name, slug
 from ssql_det.reproduce.presets import Preset, Pretraining, Transfer
 from ssql_det.reproduce.step import Step
 from ssql_det.toydata.dataset import MANIFEST, Settings
@@ -31,14 +31,14 @@ _START = 0.1  # minutes that a process takes before it does anything
 
 @dataclass(frozen=True)
 class Choices:
-    """What a user may say. ``checkpoints`` are files by method; ``budget`` is the share of toy data and training."""
+    """What a user may say. ``checkpoints``: methods and files; ``budget``: the share of toy data and training."""
 
     out: Path
     tables: tuple[int, ...] = tuple(DATASETS)
     methods: tuple[str, ...] = ()
     bits: str = ""
     seeds: int | None = None
-    checkpoints: Mapping[str, str] = field(default_factory=dict)
+    checkpoints: tuple[tuple[str, str], ...] = ()
     budget: float = 1.0
     num_gpus: int = 1
     imagenet: Path = Path("datasets/imagenet")
@@ -78,13 +78,14 @@ class Builder:
 
     def _backbone(self, transfer: Transfer, method: str, seed: int) -> Path | None:
         """The converted backbone's path, or nothing for random weights."""
-        pretraining = transfer.methods.get(method)
+        pretraining, name = transfer.methods.get(method), slug(plain_name(method))
         if method in self._files:
-            name, source = _slug(method), Path(self._files[method]).expanduser()
+            source = Path(self._files[method]).expanduser()
         elif pretraining is None:
             return None
         else:
-            name = f"{_prefix(self._preset, transfer)}{_slug(method)}-{seed if self._preset.pretrains_each_seed else 0}"
+            seed = seed if self._preset.pretrains_each_seed else 0
+            name = f"{_prefix(self._preset, transfer)}{name}-{seed}"
             source = self._pretrained(name, pretraining, seed)
         folder = self._out / "backbones" / name
         path = folder / "backbone.pkl"
@@ -96,7 +97,6 @@ class Builder:
         folder = self._out / "pretrain" / name
         path = folder / "checkpoint.pth"
         images = self._out / "data" / "crops" if self._preset.data else self._choices.imagenet
-        seed = seed if self._preset.pretrains_each_seed else 0
         parts = {"DATA.TRAIN": images, "OUTPUT_DIR": folder, "SEED": seed}
         gpus = ("--num-gpus", str(self._choices.num_gpus)) if self._choices.num_gpus > 1 else ()
         arguments = ("pretrain", "--config-file", pretraining.config, *gpus, "--resume")
@@ -108,11 +108,12 @@ class Builder:
 
     def _detector(self, transfer: Transfer, method: str, seed: int, backbone: Path | None) -> None:
         """Trained, swept, and for the first seed drawn."""
-        name = f"{transfer.name}-{_slug(method)}-{seed}"
+        plain = plain_name(method)
+        name = f"{transfer.name}-{slug(plain)}-{seed}"
         detector, sweep, pictures = (self._out / kind / name for kind in ("detectors", "sweeps", "pictures"))
         weights, ranges, rows = detector / "model_final.pth", sweep / "ranges.json", sweep / "results.jsonl"
         config, data = ("--config-file", transfer.config), (Path(transfer.config), *self._data())
-        same = {"SSQL.METHOD": method.removesuffix(" (ours)"), **self._shortened(transfer)}
+        same = {"SSQL.METHOD": plain, **self._shortened(transfer)}
         trained = {"MODEL.WEIGHTS": backbone or "", **same, "SEED": seed, "OUTPUT_DIR": detector}
         self._step(
             *(f"train-{name}", "train", ("train-det", *config, "--resume", *_pairs(trained))),
@@ -179,11 +180,3 @@ def _pairs(values: Mapping[str, object]) -> tuple[str, ...]:
 def _prefix(preset: Preset, transfer: Transfer) -> str:
     """Toy presets transfer one backbone to both detectors, the paper's has a ResNet for each."""
     return "" if preset.data else f"{transfer.name}-"
-
-
-def _slug(method: str) -> str:
-    """
-    >>> _slug("SSQL-200ep (ours)"), _slug("random init.")
-    ('ssql-200ep', 'random-init')
-    """
-    return re.sub(r"[^a-z0-9]+", "-", method.removesuffix(" (ours)").lower()).strip("-")

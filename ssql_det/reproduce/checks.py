@@ -27,10 +27,12 @@ def check(plan: Plan) -> None:
 
 
 def _check_data_sets(plan: Plan) -> None:
-    if any(step.kind == "pretrain" for step in plan.steps) and not plan.imagenet.is_dir():
-        raise UserError(f"there is no folder {plan.imagenet} to pretrain on; say where ImageNet is: --imagenet DIR")
+    if any(step.kind == "pretrain" for step in plan.steps) and not plan.choices.imagenet.is_dir():
+        raise UserError(
+            f"there is no folder {plan.choices.imagenet} to pretrain on; say where ImageNet is: --imagenet DIR"
+        )
     wanted = {6: ("VOC2007", "VOC2012"), 7: ("coco",)}
-    for table in plan.tables:
+    for table in plan.choices.tables:
         for name in wanted[table]:
             if not (plan.data / name).is_dir():
                 raise UserError(

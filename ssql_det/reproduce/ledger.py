@@ -100,7 +100,7 @@ class Ledger:
         return {"arguments": arguments, "read": self._hashes(step.reads)}
 
     def _hashes(self, paths: tuple[Path, ...]) -> dict[str, str]:
-        return {self._told(str(path)): content_hash(path) for path in paths}
+        return {self._told(str(path)): fingerprint(path) for path in paths}
 
     def _told(self, text: str) -> str:
         return f"OUT{text[len(str(self.out)) :]}" if f"{text}/".startswith(f"{self.out}/") else text
@@ -130,8 +130,8 @@ def without(arguments: Sequence[str], options: Sequence[str]) -> list[str]:
     return list(kept())
 
 
-def content_hash(path: Path) -> str:
-    """Of a config what it says, its bases included; of any other file its bytes."""
+def fingerprint(path: Path) -> str:
+    """Of a config what it says, its bases included; of any other file the hash of its bytes."""
     if path.suffix not in _CONFIGS:
         return sha256(path)
     return json.dumps(read_config_file(path), sort_keys=True)

@@ -14,8 +14,9 @@ from typing import Any
 import cv2
 
 from ssql_det.core.rows import finite_or_none
-from ssql_det.report.comparison import blocks_of, curves, overview
+from ssql_det.report.comparison import blocks_of, curves, overview, tenths
 from ssql_det.report.document import Block, Document, Folded, Heading, Items, Picture, Table, Text
+from ssql_det.report.names import plain_name
 from ssql_det.report.texts import unmarked
 from ssql_det.reproduce.evidence import evidence
 from ssql_det.reproduce.presets import Transfer
@@ -59,8 +60,10 @@ def _beginning(of: Reproduction) -> Iterator[Block]:
             "These are toy data and small networks. The published figures stand beside ours to show what the tables "
             "are, and cannot be compared with them: ours say what bits cost, not how good a detector is."
         )
-    if of.plan.budget != 1:
-        yield Text(f"This is a trial with {of.plan.budget:g} of the data and the training: its figures mean nothing.")
+    if of.plan.choices.budget != 1:
+        yield Text(
+            f"This is a trial with {of.plan.choices.budget:g} of the data and the training: its figures mean nothing."
+        )
     if seeds == 1:
         yield Text(
             "With one seed, differences of a few AP between methods mean nothing: seeds alone differ by as much. "
@@ -95,16 +98,15 @@ def _answer(of: Reproduction) -> Iterator[Block]:
 
 def _place(transfer: Transfer, method: str) -> int:
     """The same in both tables, which print different methods: so a method has one colour."""
-    known = [name.removesuffix(" (ours)") for name in transfer.methods]
-    bare = method.removesuffix(" (ours)")
-    return known.index(bare) if bare in known else len(known)
+    known, plain = [plain_name(name) for name in transfer.methods], plain_name(method)
+    return known.index(plain) if plain in known else len(known)
 
 
 def _spread(values: Sequence[float]) -> str:
     """The mean, and the deviation of several."""
     if not values:
         return "-"
-    mean = f"{round(statistics.fmean(values), 1) + 0.0:.1f}"  # no -0.0
+    mean = f"{tenths(statistics.fmean(values)):.1f}"
     return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
 
 

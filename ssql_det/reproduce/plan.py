@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssql_det.core.errors import UserError, did_you_mean
-from ssql_det.report.names import published_name
+from ssql_det.report.names import plain_name, published_name
 from ssql_det.report.published import published_table
 from ssql_det.reproduce.building import LEAST, Builder, Choices, data_sets
 from ssql_det.reproduce.presets import RANDOM, Preset, Transfer
@@ -24,13 +24,13 @@ class Plan:
     """``left_out``: what a table has and this plan has not, with the reason."""
 
     preset: Preset
-    out: Path
-    tables: tuple[int, ...]
+    choices: Choices
     steps: tuple[Step, ...]
     left_out: tuple[str, ...]
-    imagenet: Path
-    on_gpu: bool
-    budget: float
+
+    @property
+    def out(self) -> Path:
+        return self.choices.out
 
     @property
     def data(self) -> Path:
@@ -71,27 +71,18 @@ def make_plan(preset: Preset, choices: Choices) -> Plan:
         raise UserError(f"there is nothing to do for {', '.join(wanted)}; give --checkpoint {wanted[0]!r}=FILE")
     # What others wait for first, and of that the longest: so no lane is empty while another works alone.
     steps = sorted(builder.steps.values(), key=lambda step: (_KINDS.index(step.kind), -step.minutes))
-    return Plan(
-        preset,
-        choices.out,
-        choices.tables,
-        tuple(steps),
-        tuple(left_out),
-        choices.imagenet,
-        choices.on_gpu,
-        choices.budget,
-    )
+    return Plan(preset, choices, tuple(steps), tuple(left_out))
 
 
 def _files(choices: Choices, transfers: Sequence[Transfer], wanted: Sequence[str]) -> dict[str, str]:
     """The given checkpoints by the printed names of their methods."""
     files: dict[str, str] = {}
-    for name, file in choices.checkpoints.items():
+    for name, file in choices.checkpoints:
         method = _printed(name, transfers)
         if method == RANDOM:
             raise UserError(f"{method!r} has random weights, so --checkpoint {name}={file} has no place")
         if method in files:
-            raise UserError(f"--checkpoint gives {method!r} two files, {files[method]} and {file}; leave one out")
+            raise UserError(f"--checkpoint gives {name} two files, {files[method]} and {file}; leave one out")
         if wanted and method not in wanted:
             raise UserError(f"--checkpoint gives {method!r} a file and --methods leaves it out; name it there too")
         files[method] = file
@@ -112,6 +103,6 @@ def _printed(name: str, transfers: Sequence[Transfer]) -> str:
     known = list(dict.fromkeys(name for each in transfers for name in _methods(each)))
     printed = published_name(name, known)
     if printed is None:
-        near = did_you_mean(name, [each.removesuffix(" (ours)") for each in known])
+        near = did_you_mean(name, map(plain_name, known))
         raise UserError(f"there is no method {name!r}{near} (known: {', '.join(known)})")
     return printed

@@ -32,7 +32,7 @@ class Reproduction:
 
     @property
     def transfers(self) -> list[Transfer]:
-        return [each for each in self.plan.preset.transfers if each.table in self.plan.tables]
+        return [each for each in self.plan.preset.transfers if each.table in self.plan.choices.tables]
 
     @functools.cached_property
     def tables(self) -> dict[str, Comparison]:
@@ -59,5 +59,5 @@ def minutes_by_kind(of: Reproduction) -> tuple[tuple[str, str, str], ...]:
 def by_hand(plan: Plan) -> str:
     """The plan as lines for a shell."""
     head = f"export DETECTRON2_DATASETS={shlex.quote(str(plan.data))}"
-    one_thread = "" if plan.on_gpu else " OMP_NUM_THREADS=1"  # as here: so that sums are rounded alike
+    one_thread = "" if plan.choices.on_gpu else " OMP_NUM_THREADS=1"  # as here: so that sums are rounded alike
     return "\n".join([head + one_thread, *(step.command for step in plan.steps)])

@@ -29,7 +29,7 @@ import numpy as np
 
 from ssql_det.core.console import track
 from ssql_det.core.errors import UserError
-from ssql_det.core.files import atomic_write, remove_leftovers, sha256, work_path
+from ssql_det.core.files import atomic_write, sha256, work_folder, work_path
 from ssql_det.toydata.coco import write_coco
 from ssql_det.toydata.crops import SIZES, Dial, make_crop
 from ssql_det.toydata.digits import CLASSES, digits
@@ -89,20 +89,16 @@ def make_toy_data(out: str | os.PathLike[str], settings: Settings, workers: int 
     if is_made(place, settings):
         return place
     _refuse_foreign(place)
-    making = work_path(place, "making")
     try:
-        remove_leftovers(place)
-        making.mkdir(parents=True)
-        with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-            _write_scenes(making, settings, pool)
-            _write_crops(making, settings, pool)
-        _write_manifest(making, settings)
-        if not is_made(place, settings):  # nobody else has made it meanwhile
-            _put_in_place(making, place)
+        with work_folder(place) as making:
+            with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+                _write_scenes(making, settings, pool)
+                _write_crops(making, settings, pool)
+            _write_manifest(making, settings)
+            if not is_made(place, settings):  # nobody else has made it meanwhile
+                _put_in_place(making, place)
     except OSError as failure:
         raise UserError(f"could not make toy data in {place}: {failure.strerror or failure}") from failure
-    finally:
-        shutil.rmtree(making, ignore_errors=True)
     return place
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ssql_det.core.errors import UserError
-from ssql_det.core.files import atomic_write, sha256
+from ssql_det.core.files import atomic_write, sha256, work_folder
 
 WRITE_UNTIL_KILLED = """
 import sys
@@ -27,6 +27,14 @@ from ssql_det.core.files import atomic_write
 with atomic_write(sys.argv[1]) as file:
     file.write(b"half")
     file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+DIE_IN_A_FOLDER = """
+import os, pathlib, signal, sys
+from ssql_det.core.files import work_folder
+with work_folder(pathlib.Path(sys.argv[1])) as folder:
+    (folder / "half").write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -55,6 +63,16 @@ def test_the_next_write_removes_what_a_killed_writer_left(target):
     assert len(os.listdir(target.parent)) == 2
     with atomic_write(target) as file:
         file.write(b"new")
+    assert os.listdir(target.parent) == [target.name]
+
+
+def test_a_folder_to_work_in_goes_with_its_block_or_when_killed_with_the_next(target):
+    subprocess.run([sys.executable, "-c", DIE_IN_A_FOLDER, target])
+    assert len(os.listdir(target.parent)) == 2
+    with work_folder(target) as folder:
+        assert (folder.parent, os.listdir(folder)) == (target.parent, [])
+        assert len(os.listdir(target.parent)) == 2
+        (folder / "half").write_text("half")
     assert os.listdir(target.parent) == [target.name]
 
 

@@ -17,7 +17,8 @@ WIDTHS = ("FP", "8w8a", "6w6a", "5w5a", "4w4a", "2w4a")  # of the toy presets
 
 
 def plan_of(name, out="runs/x", **choices):
-    return make_plan(preset(name), Choices(Path(out), **choices))
+    checkpoints = tuple(dict(choices.pop("checkpoints", ())).items())
+    return make_plan(preset(name), Choices(Path(out), checkpoints=checkpoints, **choices))
 
 
 def a_step(name, folder, reads=(), makes=("made.txt",), arguments=(), minutes=1.0, kind="train"):

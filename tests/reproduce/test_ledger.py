@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from reproduce.making import a_step, begun
 
 from ssql_det.core.errors import UserError
-from ssql_det.reproduce.ledger import Ledger, content_hash
+from ssql_det.reproduce.ledger import Ledger, fingerprint
 
 
 @pytest.fixture
@@ -142,8 +142,8 @@ def test_a_torn_write_leaves_the_file_before(done, monkeypatch):
 def test_of_a_config_counts_what_it_says(tmp_path):
     config = tmp_path / "a.yml"
     config.write_text("A: 1  # one")
-    said = content_hash(config)
+    said = fingerprint(config)
     config.write_text("A: 1")
-    assert content_hash(config) == said
+    assert fingerprint(config) == said
     config.write_text("A: '1'")
-    assert content_hash(config) != said
+    assert fingerprint(config) != said

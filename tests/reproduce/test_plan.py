@@ -145,7 +145,7 @@ def value(cfg, key):
 
 def test_of_every_published_row_there_is_a_sweep_or_a_word(plan):
     swept = {(asked(step)[1].SSQL.METHOD, step.name.split("-")[1]) for step in plan.steps if step.kind == "sweep"}
-    for table in plan.tables:
+    for table in plan.choices.tables:
         for method in published_table(table).methods:
             words = [words for words in plan.left_out if words.startswith(f"{method} of Table {table}: ")]
             assert len(words) == ((method.removesuffix(" (ours)"), {6: "c4", 7: "fpn"}[table]) not in swept)
