@@ -9,13 +9,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ssql_det.cli.detector import add_config_arguments, read_detector_config
 from ssql_det.cli.numbers import positive
 
 HELP = "boxes and masks on your own images, at several bit-widths side by side"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config-file", metavar="FILE", required=True, help="the detector's config")
+    add_config_arguments(parser)
     parser.add_argument("--bits", default="FP,4", help="FP, 8 or 2w4a, comma-separated (default: %(default)s)")
     parser.add_argument("--scope", default="all", help="all, or backbone (default: %(default)s)")
     parser.add_argument("--ranges", metavar="FILE", help="the ranges.json of a sweep of these weights")
@@ -29,8 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from ssql_det.core.errors import UserError
-    from ssql_det.d2 import read_config, set_up_logging
-    from ssql_det.detect import SCOPES, SSQL_DEFAULTS
+    from ssql_det.d2 import set_up_logging
+    from ssql_det.detect import SCOPES
     from ssql_det.detect.data import calibration_images
     from ssql_det.detect.measure import calibrated
     from ssql_det.detect.points import detector_points
@@ -46,7 +47,7 @@ def run(options: argparse.Namespace) -> None:
         raise UserError(f"--scope is {' or '.join(SCOPES)}, got {options.scope!r}")
     if not 0 <= options.score <= 1:
         raise UserError(f"--score is 0 to 1, got {options.score}")
-    cfg = read_config(options.config_file, overrides, SSQL_DEFAULTS)
+    cfg = read_detector_config(options, overrides)
     model, _ = trained_detector(cfg)
     points = detector_points(model, options.scope)
     ranges = None

@@ -33,9 +33,11 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _pretrain(cfg, resume):  # type: ignore[no-untyped-def]  # the types would import torch
+    from ssql_det.core.console import set_up_logging
     from ssql_det.core.ranks import is_main
     from ssql_det.pretrain.loop import pretrain
 
+    set_up_logging()
     path = pretrain(cfg, resume)
     if is_main():
         shown = f"--recipe {cfg.DATA.RECIPE}{f' --size {cfg.DATA.SIZE}' if cfg.DATA.SIZE else ''}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from ssql_det.cli.detector import add_config_arguments, add_overrides, read_detector_config
 from ssql_det.cli.numbers import positive
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ HELP = "which part of a detector suffers most at few bits"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config-file", metavar="FILE", required=True, help="the detector's config")
+    add_config_arguments(parser)
     parser.add_argument("--bits", default="4", help="of the one part that is quantized (default: %(default)s)")
     parser.add_argument("--fast", action="store_true", help="rank by the error of features instead of AP")
     parser.add_argument(
@@ -31,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep", type=positive, default=2, help="parts to keep at more bits (default: %(default)s)")
     parser.add_argument("--keep-bits", default="8", help="how many (default: %(default)s)")
     parser.add_argument("--out", default="bits.json", help="the bits file to write (default: %(default)s)")
-    parser.add_argument("overrides", metavar="KEY VALUE", nargs=argparse.REMAINDER, help="as MODEL.WEIGHTS FILE")
+    add_overrides(parser, "MODEL.WEIGHTS FILE")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -40,8 +41,7 @@ def run(options: argparse.Namespace) -> None:
     from ssql_det.core.console import print_table
     from ssql_det.core.errors import UserError
     from ssql_det.core.files import atomic_write
-    from ssql_det.d2 import read_config, set_up_logging
-    from ssql_det.detect import SSQL_DEFAULTS
+    from ssql_det.d2 import set_up_logging
     from ssql_det.detect.measure import Plan
     from ssql_det.detect.sensitivity import kept_at, ranked
     from ssql_det.detect.weights import trained_detector
@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> None:
     widths, kept = parse_widths(options.bits), parse_widths(options.keep_bits)
     if len(widths) != 1 or len(kept) != 1:
         raise UserError(f"--bits and --keep-bits are one bit-width each, got {options.bits} and {options.keep_bits}")
-    cfg = read_config(options.config_file, options.overrides, SSQL_DEFAULTS)
+    cfg = read_detector_config(options, options.overrides)
     model, checkpoint = trained_detector(cfg)
     look = _by_features if options.fast else _by_ap
     found = ranked(look(cfg, model, Plan("all", options.calib_images), widths[0]))

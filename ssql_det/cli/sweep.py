@@ -1,7 +1,7 @@
 """Evaluate one detector at full precision and at few bits, from one copy of weights and one calibration.
 
 KEY VALUE pairs are Detectron2's: MODEL.WEIGHTS names the detector, OUTPUT_DIR the folder of the sweep. A sweep that
-was stopped goes on where it was.
+was stopped goes on where it was. Several GPUs: --num-gpus N, or torchrun --nproc-per-node N tools/eval_quantized.py.
 """
 
 from __future__ import annotations
@@ -10,6 +10,13 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ssql_det.cli.detector import (
+    add_config_arguments,
+    add_num_gpus,
+    add_overrides,
+    read_detector_config,
+    set_up_process,
+)
 from ssql_det.cli.numbers import positive, seed
 
 if TYPE_CHECKING:
@@ -23,7 +30,8 @@ BITS = "FP,8,6,5,4"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config-file", metavar="FILE", required=True, help="the detector's config")
+    add_config_arguments(parser)
+    add_num_gpus(parser)
     parser.add_argument("--bits", default=BITS, help="FP, 8 or 2w4a, comma-separated (default: %(default)s)")
     parser.add_argument(
         "--scope", default="all", help="all, or backbone: only what was pretrained (default: %(default)s)"
@@ -34,17 +42,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--calib-seed", type=seed, default=0, help="another seed, other images (default: %(default)s)")
     parser.add_argument("--recalibrate-bn", action="store_true", help="estimate the norms' statistics at each width")
     parser.add_argument("--bits-file", metavar="FILE.json", help="bits of single modules: {pattern: bits}")
-    parser.add_argument("overrides", metavar="KEY VALUE", nargs=argparse.REMAINDER, help="as MODEL.WEIGHTS FILE")
+    add_overrides(parser, "MODEL.WEIGHTS FILE")
 
 
 def run(options: argparse.Namespace) -> None:
-    from ssql_det.core.console import print_table
     from ssql_det.core.errors import UserError
-    from ssql_det.d2 import read_config, set_up_logging
-    from ssql_det.detect import SCOPES, SSQL_DEFAULTS, config_name
+    from ssql_det.core.ranks import launch
+    from ssql_det.d2 import set_up_logging
+    from ssql_det.detect import SCOPES, config_name
     from ssql_det.detect.measure import Plan
-    from ssql_det.detect.sweep import RESULTS_NAME, sweep
-    from ssql_det.detect.weights import trained_detector
     from ssql_det.quant import parse_widths
 
     set_up_logging()
@@ -53,13 +59,24 @@ def run(options: argparse.Namespace) -> None:
         raise UserError(f"--scope is {' or '.join(SCOPES)}, got {options.scope!r}")
     overrides = _bits_file(options.bits_file) if options.bits_file else {}
     plan = Plan(options.scope, options.calib_images, options.calib_seed, options.recalibrate_bn, overrides=overrides)
-    cfg = read_config(options.config_file, options.overrides, SSQL_DEFAULTS)
-    model, checkpoint = trained_detector(cfg)
+    cfg = read_detector_config(options, options.overrides)
     name = config_name(options.config_file, options.overrides)
+    launch(_sweep, cfg, name, widths, plan, processes=options.num_gpus)
+
+
+def _sweep(cfg, name, widths, plan):  # type: ignore[no-untyped-def]  # the types would import torch
+    from ssql_det.core.console import print_table
+    from ssql_det.core.ranks import is_main
+    from ssql_det.detect.sweep import RESULTS_NAME, sweep
+    from ssql_det.detect.weights import trained_detector
+
+    set_up_process()
+    model, checkpoint = trained_detector(cfg)
     found = list(sweep(cfg, name, model, checkpoint, widths, plan))
-    title = f"{checkpoint.called} on {cfg.DATASETS.TEST[0]}, scope {plan.scope}, {found[0].calibration}"
-    print_table(("bits", *_columns(found)), [_cells(row, found) for row in found], title)
-    print(f"rows: {Path(cfg.OUTPUT_DIR) / RESULTS_NAME}")
+    if is_main():
+        title = f"{checkpoint.called} on {cfg.DATASETS.TEST[0]}, scope {plan.scope}, {found[0].calibration}"
+        print_table(("bits", *_columns(found)), [_cells(row, found) for row in found], title)
+        print(f"rows: {Path(cfg.OUTPUT_DIR) / RESULTS_NAME}")
 
 
 def _columns(found: list[Row]) -> list[str]:

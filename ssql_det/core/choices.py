@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from ssql_det.core.resume import RngState
+from ssql_det.core.generators import RngState
 
 
 def number_of(*parts: int | str) -> int:

@@ -88,6 +88,17 @@ def require_same_run(config: CfgNode, directory: str | os.PathLike[str], may_cha
     require_same(before, now, f"the run in {directory}", "resume with its config, or choose another OUTPUT_DIR")
 
 
+def goes_on(
+    config: CfgNode, directory: str | os.PathLike[str], is_there: bool, resume: bool, may_change: Collection[str]
+) -> bool:
+    """Whether a run that ``is_there`` is to be gone on with: refused without being asked to, and in another config."""
+    if is_there and not resume:
+        raise UserError(f"{directory} holds a run already; say --resume to go on with it, or choose another OUTPUT_DIR")
+    if is_there:
+        require_same_run(config, directory, may_change)
+    return is_there
+
+
 def require_least(config: CfgNode, least: Mapping[str, float]) -> None:
     """Refuse a number that would end in a traceback, or never: ``{"OPTIM.EPOCHS": 1, "SEED": 0}``."""
     for key, bound in least.items():

@@ -16,13 +16,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from ssql_det.core.ranks import is_main
+
 T = TypeVar("T")
 
 _SECONDS_BETWEEN_LINES = 10.0  # of progress, where there is no terminal
 
 
 def set_up_logging(level: int = logging.INFO, names: Sequence[str] = ("ssql_det",)) -> None:
-    """Send the log lines of these logger roots to stderr, each once, whatever was set up before."""
+    """Send the log lines of these logger roots to stderr, each once, whatever was set up before.
+
+    Of several processes the first speaks; the others only warn.
+    """
+    level = level if is_main() else max(level, logging.WARNING)
     for name in names:
         logger = logging.getLogger(name)
         for handler in [handler for handler in logger.handlers if getattr(handler, "of_ssql_det", False)]:
@@ -43,8 +49,10 @@ def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T
     """
     if total is None:
         total = len(items) if isinstance(items, Sized) else None
-    shown = _bar(items, what, total) if sys.stderr.isatty() else _lines(items, what, total)
-    yield from shown
+    if not is_main():
+        yield from items
+        return
+    yield from _bar(items, what, total) if sys.stderr.isatty() else _lines(items, what, total)
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:

@@ -9,17 +9,21 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, spawn
 
 from ssql_det.core.errors import EXIT_BAD_INPUT, UserError, one_sentence
 
 T = TypeVar("T")
+
+_FIRST_SPEAKS = 1.0  # seconds that the other ranks leave it to say what all have found
 
 
 def rank() -> int:
@@ -50,6 +54,37 @@ def all_gather(value: T) -> list[T]:
     gathered: list[Any] = [None] * world_size()
     dist.all_gather_object(gathered, value)
     return gathered
+
+
+def from_main(find: Callable[[], T]) -> T:
+    """What ``find`` gives the main process, on every rank (pickled: for small objects).
+
+    So all decide alike, also where only the first sees the folder, or sees it earlier.
+
+    >>> done = from_main(lambda: rows.read(path) if path.exists() else [])
+    """
+    if not _grouped():
+        return find()
+    found: list[Any] = [find() if is_main() else None]
+    dist.broadcast_object_list(found)
+    result: T = found[0]
+    return result
+
+
+def mean(values: Tensor) -> Tensor:
+    """Over the ranks, on every rank, without gradients."""
+    if not _grouped():
+        return values.detach()
+    total = values.detach().clone()
+    dist.all_reduce(total)
+    return total / world_size()
+
+
+def share_from_main(tensors: Iterable[Tensor]) -> None:
+    """Make every rank's tensors the main process's, in place."""
+    if _grouped():
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)
 
 
 def launch(work: Callable[..., None], *args: Any, processes: int = 1) -> None:
@@ -102,7 +137,11 @@ def _in_group(work: Callable[..., None], args: Any) -> None:
     dist.init_process_group("nccl" if on_gpu else "gloo")
     try:
         with one_sentence():
-            work(*args)
+            try:
+                work(*args)
+            except UserError:  # most often all ranks have found the same mistake, and one sentence is enough
+                time.sleep(_FIRST_SPEAKS if rank() else 0)
+                raise
     except SystemExit as stop:
         # At once: to take the group down makes the ranks that wait for this one fail first and hide the mistake;
         # to end with the group up can abort the interpreter and lose the exit code.

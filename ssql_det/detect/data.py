@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ssql_det.core.errors import UserError, did_you_mean
+from ssql_det.core.ranks import world_size
 from ssql_det.d2 import (
     CfgNode,
     DatasetCatalog,
@@ -20,12 +21,13 @@ from ssql_det.d2 import (
     get_detection_dataset_dicts,
 )
 from ssql_det.detect.answers import answered
+from ssql_det.detect.own_data import is_own, register_own
 
 Batch = list[dict[str, Any]]
 
 _logger = logging.getLogger(__name__)
 
-_SHARE_OF_MEMORY = 0.25  # that decoded images may take of what is free
+_SHARE_OF_MEMORY = 0.25  # that decoded images may take of what is free, all processes together
 
 
 class Decoded(Sequence[Batch]):
@@ -38,7 +40,7 @@ class Decoded(Sequence[Batch]):
 
     def __init__(self, loader: Any, most_bytes: int | None = None) -> None:
         self._loader = loader
-        self._most_bytes = _free_memory() * _SHARE_OF_MEMORY if most_bytes is None else most_bytes
+        self._most_bytes = _free_memory() * _SHARE_OF_MEMORY / world_size() if most_bytes is None else most_bytes
         self._kept: list[Batch] = []
 
     def __len__(self) -> int:
@@ -83,8 +85,32 @@ def objects_hash(name: str) -> str:
     return content.hexdigest()
 
 
-def calibration_images(cfg: CfgNode, count: int, seed: int = 0) -> list[Batch]:
-    """``count`` images of the training data in test form, chosen by the seed alone: one batch each."""
+class Chosen(Sequence[Batch]):
+    """Images to calibrate with, a batch each; one is decoded when it is first asked for.
+
+    >>> chosen = calibration_images(cfg, 256)
+    >>> chosen[rank() :: world_size()]  # decodes one rank's share
+    """
+
+    def __init__(self, records: Sequence[Any], mapper: Callable[[Any], Any]) -> None:
+        self._records, self._mapper = records, mapper
+        self._kept: dict[int, Batch] = {}
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return [self[index] for index in range(*place.indices(len(self)))]
+        if place not in self._kept:
+            record = self._records[place]
+            with answered(f"{record['file_name']} cannot be calibrated with"):
+                self._kept[place] = [self._mapper(record)]
+        return self._kept[place]
+
+
+def calibration_images(cfg: CfgNode, count: int, seed: int = 0) -> Chosen:
+    """``count`` images of the training data in test form, chosen by the seed alone."""
     if count < 1:
         raise UserError(f"calibration needs at least 1 image, got --calib-images {count}")
     for name in cfg.DATASETS.TRAIN:
@@ -94,12 +120,13 @@ def calibration_images(cfg: CfgNode, count: int, seed: int = 0) -> list[Batch]:
         if count > len(records):
             _logger.warning("there are only %d images to calibrate with, not %d", len(records), count)
         order = torch.randperm(len(records), generator=torch.Generator().manual_seed(seed)).tolist()
-        mapper = DatasetMapper(cfg, is_train=False)
-        return [[mapper(records[index])] for index in order[:count]]
+        return Chosen([records[index] for index in order[:count]], DatasetMapper(cfg, is_train=False))
 
 
 def check_dataset(name: str) -> None:
-    """Refuse a name that nobody registered, and toy data that nobody made."""
+    """Refuse a name that nobody registered, and toy data that nobody made. Own data are registered by their name."""
+    if is_own(name):
+        register_own(name)
     if name not in DatasetCatalog.list():
         raise UserError(f"there is no data set {name!r}{did_you_mean(name, DatasetCatalog.list())}")
     if name.startswith("toy_"):

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from ssql_det.core.errors import UserError
+from ssql_det.core.ranks import from_main
 from ssql_det.d2 import (
     COCOEvaluator,
     DatasetEvaluator,
@@ -25,11 +26,12 @@ from ssql_det.detect.fast import fast
 def evaluate(model: nn.Module, images: Decoded, dataset: str, scratch: str, is_fast: bool = True) -> dict[str, float]:
     """Metrics of the data set's own evaluator: ``{"bbox/AP": 41.2, "bbox/AP50": 62.0, ...}``.
 
-    ``scratch`` is a folder for what the evaluator writes.
+    ``scratch`` is a folder for what the evaluator writes. Under a process group each rank brings its share of the
+    images, and all get the metrics of all.
     """
     with answered(f"{dataset} cannot be evaluated on"), fast(model) if is_fast else nullcontext():
         results = inference_on_dataset(model, images, _evaluator(dataset, scratch))
-    return dict(_flat(results or {}))
+    return from_main(lambda: dict(_flat(results or {})))
 
 
 def _evaluator(dataset: str, scratch: str) -> DatasetEvaluator:

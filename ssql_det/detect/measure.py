@@ -13,6 +13,8 @@ from pathlib import Path
 from torch import nn
 
 from ssql_det.convert import Facts
+from ssql_det.core.errors import UserError
+from ssql_det.core.ranks import from_main, is_main, rank, world_size
 from ssql_det.core.rows import Row
 from ssql_det.d2 import CfgNode, engine
 from ssql_det.detect.data import Batch, Decoded, calibration_images
@@ -40,7 +42,7 @@ class Tools:
     """What every width shares: one calibration, one profile of costs, one way through the network."""
 
     points: tuple[QuantPoint, ...]
-    calibration: list[Batch]
+    calibration: Sequence[Batch]
     ranges: Ranges
     profile: CostProfile
     is_fast: bool = True
@@ -51,26 +53,29 @@ def prepare(
     model: nn.Module,
     plan: Plan,
     images: Decoded,
-    calibration: list[Batch] | None = None,
+    calibration: Sequence[Batch] | None = None,
     saved: Path | None = None,
 ) -> Tools:
     """Calibrate the float network, or take the ranges that are ``saved`` for these weights."""
     points = detector_points(model, plan.scope)
     calibration = calibration or calibration_images(cfg, plan.images, plan.seed)
-    if saved is not None and saved.exists():
-        ranges = Ranges.load(saved, model, points)
+    ranges = from_main(lambda: Ranges.load(saved, model, points) if saved is not None and saved.exists() else None)
+    if ranges is not None:
         _logger.info("calibrated already: %s", saved)
     else:
         ranges = calibrated(model, points, calibration)
-        if saved is not None:
+        if saved is not None and is_main():
             ranges.save(saved, model)
-    profile = profile_cost(model.eval(), points, next(iter(images)))
+    model.eval()
+    profile = from_main(lambda: profile_cost(model, points, next(iter(images))))  # of the first image of all
     return Tools(points, calibration, ranges, profile, cfg.SSQL.FAST_EVALUATION)
 
 
 def calibrated(model: nn.Module, points: Sequence[QuantPoint], batches: Sequence[Batch]) -> Ranges:
-    """The ranges of a detector's points: it is fed whole batches of the engine's dicts."""
-    return calibrate(model, batches, points, forward=_feed)
+    """The ranges of a detector's points: it is fed whole batches of the engine's dicts, the ranks share them."""
+    if len(batches) < world_size():
+        raise UserError(f"{world_size()} processes cannot share {len(batches)} images; calibrate with more")
+    return calibrate(model, batches[rank() :: world_size()], points, forward=_feed)
 
 
 def _feed(network: nn.Module, batch: Batch) -> None:

@@ -23,6 +23,7 @@ from ssql_det.d2 import CfgNode, MetadataCatalog, ResizeShortestEdge, read_image
 from ssql_det.detect.answers import answered
 from ssql_det.detect.data import Batch
 from ssql_det.detect.fast import fast
+from ssql_det.detect.own_data import is_own, register_own
 from ssql_det.quant import Bits, QuantPoint, Ranges, quantized
 
 Detections = list[dict[str, Any]]  # of one image, as in COCO's results: bbox [x, y, w, h], category_id, score, ...
@@ -113,6 +114,8 @@ def class_names(cfg: CfgNode) -> list[str]:
     """As the first data set of the config names them, else numbers."""
     count = cfg.MODEL.ROI_HEADS.NUM_CLASSES
     for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
+        if is_own(name):
+            register_own(name)
         known = getattr(MetadataCatalog.get(name), "thing_classes", None)
         if known is not None and len(known) == count:
             return list(known)

@@ -1,8 +1,8 @@
 """The training images in an order that is a function of the seed: any run finds its place in it again.
 
 Which records make up batch ``n``, and every random choice of each image's augmentation, follow from the seed and the
-position alone, not from the state of a generator or from how many workers decode. So a resumed run sees what the run
-that was not stopped would have seen.
+position alone, not from the state of a generator, from how many workers decode or from how many processes share a
+batch. So a resumed run sees what the run that was not stopped would have seen.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ssql_det.core.choices import choices_of
+from ssql_det.core.config import require_least
 from ssql_det.core.errors import UserError
-from ssql_det.core.ranks import leave_interrupts_to_the_main_process
+from ssql_det.core.ranks import leave_interrupts_to_the_main_process, rank, world_size
 from ssql_det.d2 import CfgNode, DatasetMapper, get_detection_dataset_dicts
 from ssql_det.detect.answers import answered
 from ssql_det.detect.data import Batch, check_dataset
@@ -35,16 +36,21 @@ Place = tuple[int, int]  # a position in the stream, and the record that stands 
 class GroupedBatches(Sampler[list[Place]]):
     """Endless batches of one orientation, wide or tall, so that little of a batch is padding; from batch ``first`` on.
 
+    Of each batch this is the part of one of ``world`` ranks.
+
     >>> batches = GroupedBatches([True, True, False, False], size=2, seed=0)
     >>> sorted(index for _, index in next(iter(batches)))
     [2, 3]
     """
 
-    def __init__(self, is_wide: Sequence[bool], size: int, seed: int, first: int = 0) -> None:
+    def __init__(
+        self, is_wide: Sequence[bool], size: int, seed: int, first: int = 0, rank: int = 0, world: int = 1
+    ) -> None:
         self._is_wide, self._size, self._seed, self._first = is_wide, size, seed, first
+        self._own = slice(rank, None, world)
 
     def __iter__(self) -> Iterator[list[Place]]:
-        return itertools.islice(self._batches(), self._first, None)
+        return (batch[self._own] for batch in itertools.islice(self._batches(), self._first, None))
 
     def _batches(self) -> Iterator[list[Place]]:
         waiting: dict[bool, list[Place]] = {True: [], False: []}
@@ -105,10 +111,24 @@ class BadImages:
                     _logger.warning("%s cannot be read; the next image stands in (%d so far)", name, len(self.names))
 
 
-def training_batches(cfg: CfgNode, size: int, seed: int, first: int = 0) -> Iterator[Batch]:
-    """Batches of ``size`` images from batch ``first`` on, in the config's training form, without end."""
-    if size < 1:
-        raise UserError(f"SOLVER.IMS_PER_BATCH must be 1 or more, got {cfg.SOLVER.IMS_PER_BATCH}")
+def part_of_batch(cfg: CfgNode) -> int:
+    """How many images all ranks take at once: a batch may come in several parts, one after the other.
+
+    Each part counts the same, as a rank's does.
+    """
+    size, parts, world = cfg.SOLVER.IMS_PER_BATCH, cfg.SSQL.MICRO_BATCHES, world_size()
+    require_least(cfg, {"SOLVER.IMS_PER_BATCH": 1})
+    if parts < 1 or size % parts:
+        raise UserError(f"SSQL.MICRO_BATCHES must divide SOLVER.IMS_PER_BATCH {size}, got {parts}")
+    if size // parts % world:
+        share = f"{world} processes cannot share {size // parts} images"
+        raise UserError(f"{share}: make SOLVER.IMS_PER_BATCH {size} a multiple of {parts * world}")
+    return int(size // parts)
+
+
+def training_batches(cfg: CfgNode, seed: int, first: int = 0) -> Iterator[Batch]:
+    """This rank's share of every part of a batch from part ``first`` on, in the config's training form, without end."""
+    size = part_of_batch(cfg)
     if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
         raise UserError(
             f"DATALOADER.SAMPLER_TRAIN {cfg.DATALOADER.SAMPLER_TRAIN} is not here; leave it TrainingSampler"
@@ -121,17 +141,27 @@ def training_batches(cfg: CfgNode, size: int, seed: int, first: int = 0) -> Iter
     with answered("the training data, those of DATASETS.TRAIN, cannot be read"):
         records = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
         mapper = DatasetMapper(cfg, is_train=True)
+    if cfg.MODEL.MASK_ON:
+        _require_masks(records)
     grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING
     is_wide = [not grouped or record["width"] > record["height"] for record in records]
     loader = DataLoader(
         SeededSamples(records, mapper, seed, policy),
-        batch_sampler=GroupedBatches(is_wide, size, seed, first),
+        batch_sampler=GroupedBatches(is_wide, size, seed, first, rank(), world_size()),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=list,
         generator=torch.Generator().manual_seed(seed),  # else it draws from the global one, once a run
         worker_init_fn=leave_interrupts_to_the_main_process,
     )
     return map(_require_samples, loader)
+
+
+def _require_masks(records: Sequence[Record]) -> None:
+    for record in records:
+        if any("segmentation" not in each for each in record["annotations"]):
+            raise UserError(
+                f"{record['file_name']} has an object without a mask; for boxes alone set MODEL.MASK_ON False"
+            )
 
 
 def _require_samples(batch: Batch) -> Batch:

@@ -20,6 +20,7 @@ from ssql_det.core import rows
 from ssql_det.core.config import plain_values, require_same
 from ssql_det.core.errors import UserError
 from ssql_det.core.files import atomic_write
+from ssql_det.core.ranks import from_main, is_main
 from ssql_det.core.rows import Row
 from ssql_det.d2 import CfgNode, engine
 from ssql_det.detect.config import NO_MATTER
@@ -38,6 +39,8 @@ def sweep(
 ) -> Iterator[Row]:
     """The rows of ``widths`` in their order, of ``OUTPUT_DIR``'s file where they are there, else evaluated.
 
+    Under a process group the ranks share the images, and rank 0 writes.
+
     >>> for row in sweep(cfg, "voc_r18_c4.yaml", model, checkpoint, parse_widths("FP,8,4"), Plan("all", 256)):
     ...     print(row.bits, row.metrics["bbox/AP50"])
     """
@@ -46,8 +49,7 @@ def sweep(
     assign_bits(detector_points(model, plan.scope), Bits.FP, plan.overrides)  # refused before anything is written
     sha256 = checkpoint.source.sha256 if checkpoint.source else ""
     identity = _identity(cfg, dataset, sha256, plan)
-    _keep_to_the_plan(out / PLAN_NAME, identity)
-    done = {row.bits: row for row in (rows.read(out / RESULTS_NAME) if (out / RESULTS_NAME).exists() else [])}
+    done = {row.bits: row for row in from_main(lambda: _rows_of(out, identity))}
     images = evaluation_images(cfg, dataset)
     tools: Tools | None = None
     for bits in widths:
@@ -57,14 +59,16 @@ def sweep(
             continue
         if tools is None:
             calibration = calibration_images(cfg, plan.images, plan.seed)
-            with atomic_write(out / PLAN_NAME, "w") as file:  # from here on the folder is this sweep's
-                json.dump(identity, file, indent=1)
+            if is_main():
+                with atomic_write(out / PLAN_NAME, "w") as file:  # from here on the folder is this sweep's
+                    json.dump(identity, file, indent=1)
             tools = prepare(cfg, model, plan, images, calibration, out / RANGES_NAME)
         own = replace(plan, overrides={}) if bits == Bits.FP else plan  # a row called FP is full precision
         metrics, seconds = measure(model, tools, bits, own, images, dataset)
         who = (checkpoint.facts, checkpoint.called, sha256)
         row = make_row(cfg, config_name, dataset, bits, plan, len(tools.calibration), metrics, seconds, *who)
-        rows.append(out / RESULTS_NAME, row)
+        if is_main():
+            rows.append(out / RESULTS_NAME, row)
         yield row
 
 
@@ -88,6 +92,12 @@ def _identity(cfg: CfgNode, dataset: str, sha256: str, plan: Plan) -> dict[str, 
         "--recalibrate-bn": plan.recalibrate_bn,
         "--bits-file": {pattern: str(bits) for pattern, bits in plan.overrides.items()},
     }
+
+
+def _rows_of(out: Path, identity: dict[str, Any]) -> list[Row]:
+    """What is measured already. A folder that has another plan is refused."""
+    _keep_to_the_plan(out / PLAN_NAME, identity)
+    return rows.read(out / RESULTS_NAME) if (out / RESULTS_NAME).exists() else []
 
 
 def _keep_to_the_plan(path: Path, identity: dict[str, Any]) -> None:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ssql_det.convert import Facts
 from ssql_det.core.choices import seed_all
-from ssql_det.core.config import require_least, require_same_run, save_config
+from ssql_det.core.config import goes_on, require_least, save_config
 from ssql_det.core.errors import UserError
+from ssql_det.core.ranks import all_gather, barrier, is_main, mean, rank, world_size
 from ssql_det.core.writers import JsonWriter, TensorBoardWriter, Writers
 from ssql_det.d2 import (
     CfgNode,
@@ -24,16 +27,16 @@ from ssql_det.d2 import (
     build_lr_scheduler,
     build_optimizer,
 )
-from ssql_det.detect import checkpoints
+from ssql_det.detect import checkpoints, history
 from ssql_det.detect.answers import answered
 from ssql_det.detect.config import NO_MATTER, seed_of
 from ssql_det.detect.data import Batch, check_dataset
+from ssql_det.detect.own_data import is_own, require_fit
 from ssql_det.detect.precise_bn import estimate_norms
-from ssql_det.detect.stream import BadImages, training_batches
+from ssql_det.detect.stream import BadImages, part_of_batch, training_batches
 from ssql_det.detect.watch import LOOKS_NAME, Watch
 from ssql_det.detect.weights import build_detector, described_by, pretrained_detector
 
-_PERIOD = 20  # iterations between log lines
 _MAY_CHANGE = (  # when a run goes on
     *(*NO_MATTER, "SOLVER.MAX_ITER", "SOLVER.CHECKPOINT_PERIOD"),
     *("SSQL.EVAL_PERIOD", "SSQL.EVAL_BITS", "TEST.EVAL_PERIOD"),
@@ -46,30 +49,23 @@ def train(cfg: CfgNode, config_name: str, resume: bool = False) -> Path:
     """Train what a config describes, from ``MODEL.WEIGHTS``'s backbone, or from scratch where that is empty.
 
     Returns the path of the final checkpoint. With ``resume`` a run that was stopped becomes, on the CPU bit for bit,
-    the run that was not.
+    the run that was not. Under a process group every rank calls it, each takes its part of a batch, and rank 0 writes.
     """
-    folder, micro_batches = Path(cfg.OUTPUT_DIR), _micro_batches(cfg)
+    folder, last, seed = Path(cfg.OUTPUT_DIR), cfg.SOLVER.MAX_ITER - 1, seed_of(cfg)
     _check_numbers(cfg)
-    _check_classes(cfg)
-    seed = seed_of(cfg)
-    seed_all(seed)
-    goes_on = (folder / checkpoints.TAG).exists()
-    if goes_on and not resume:
-        raise UserError(f"{folder} holds a run already; say --resume to go on with it, or choose another OUTPUT_DIR")
-    if goes_on:
-        require_same_run(cfg, folder, _MAY_CHANGE)
-    if cfg.MODEL.WEIGHTS and not goes_on:
-        model, checkpoint = pretrained_detector(cfg)
-        start, description = 0, {**checkpoint.description(), "seed": seed}
-    else:
-        model = build_detector(cfg)
-        start, description = 0, {**described_by(cfg, model), "seed": seed}
+    _check_data(cfg)
+    _check_norms(cfg)
+    seed_all(seed + rank())  # Detectron2's way: ranks sample different regions; weights are the first's
+    is_resumed = goes_on(cfg, folder, (folder / checkpoints.TAG).exists(), resume, _MAY_CHANGE)
+    model, description = _network(cfg, begins=not is_resumed)
     with answered("the solver cannot be built"):
         optimizer = build_optimizer(cfg, model)
         scheduler = build_lr_scheduler(cfg, optimizer)
-    parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
-    if goes_on:
-        newest, description = checkpoints.resume(folder, parts)
+    storage, bad_images = EventStorage(), BadImages()
+    run = checkpoints.Run(folder, {"model": model, "optimizer": optimizer, "scheduler": scheduler}, storage, bad_images)
+    start = 0
+    if is_resumed:
+        newest, description = run.resume()
         start = newest + 1
         if start == cfg.SOLVER.MAX_ITER:
             _logger.info("%s is finished already", folder)
@@ -80,50 +76,74 @@ def train(cfg: CfgNode, config_name: str, resume: bool = False) -> Path:
                 "nothing is left to do"
             )
         _logger.info("going on at iteration %d", start)
-    else:
-        (folder / LOOKS_NAME).unlink(missing_ok=True)  # of a run that was killed before its first checkpoint
-    save_config(cfg, folder)
-
-    batches = training_batches(cfg, cfg.SOLVER.IMS_PER_BATCH // micro_batches, seed, first=start * micro_batches)
+    parts = cfg.SSQL.MICRO_BATCHES
+    batches = training_batches(cfg, seed, first=start * parts)
     watch = Watch(cfg, config_name, Facts.from_plain(description))
-    bad_images, printer = BadImages(), CommonMetricPrinter(cfg.SOLVER.MAX_ITER)
-    last = cfg.SOLVER.MAX_ITER - 1
-    with ExitStack() as stack:
-        storage = stack.enter_context(EventStorage(start))
-        resumed = start - 1 if goes_on else None
-        writer = stack.enter_context(
-            closing(Writers([JsonWriter(folder, resumed), TensorBoardWriter(folder / "tensorboard", resumed)]))
-        )
+    printer = CommonMetricPrinter(cfg.SOLVER.MAX_ITER)
+    barrier()  # nobody writes before all have read
+    if is_main():
+        save_config(cfg, folder)
+        if not is_resumed:
+            (folder / LOOKS_NAME).unlink(missing_ok=True)  # of a run that was killed before its first checkpoint
+    trained = DistributedDataParallel(model, broadcast_buffers=False) if world_size() > 1 else model
+
+    with storage, closing(_writers(folder, start - 1 if is_resumed else None)) as writer:
         for iteration in range(start, cfg.SOLVER.MAX_ITER):
             storage.iter = iteration
             begun = time.perf_counter()
-            model.train()
+            trained.train()
             optimizer.zero_grad()
-            for _ in range(micro_batches):
+            for part in range(parts):
                 batch = next(batches)
                 bad_images.take_from(batch)
-                losses = _losses(model, batch, iteration, cfg.SOLVER.AMP.ENABLED)
-                _require_finite(losses, iteration)
-                total = torch.stack(list(losses.values())).sum()
-                (total / micro_batches).backward()
-                for name, loss in {"total_loss": total, **losses}.items():
-                    storage.put_scalar(name, loss.item())
+                with _reduced(trained, is_last=part == parts - 1):
+                    losses = _losses(trained, batch, iteration, cfg.SOLVER.AMP.ENABLED)
+                    _require_finite(losses, iteration)
+                    total = torch.stack(list(losses.values())).sum()
+                    (total / parts).backward()
+                named = {"total_loss": total, **losses}
+                for name, loss in zip(named, mean(torch.stack(list(named.values()))).tolist(), strict=True):
+                    storage.put_scalar(name, loss)
             optimizer.step()
             storage.put_scalar("lr", optimizer.param_groups[0]["lr"], smoothing_hint=False)
-            storage.put_scalar("bad_images", len(bad_images.names), smoothing_hint=False)
             scheduler.step()
             storage.put_scalar("time", time.perf_counter() - begun)
 
-            if (iteration + 1) % _PERIOD == 0 or iteration == last:
+            if (iteration + 1) % history.WINDOW == 0 or iteration == last:
+                storage.put_scalar("bad_images", sum(all_gather(len(bad_images.names))), smoothing_hint=False)
                 printer.write()
-                writer.write(iteration, _latest(storage))
+                writer.write(iteration, history.medians(storage))
             if iteration == last or watch.is_due(iteration, last):
                 estimate_norms(cfg, model, seed)
             if watch.is_due(iteration, last):
                 writer.write(iteration, watch.look(model, iteration))
             if (iteration + 1) % cfg.SOLVER.CHECKPOINT_PERIOD == 0 and iteration != last:
-                checkpoints.save(folder, f"model_{iteration:07d}", iteration, parts, description)
-    return checkpoints.save(folder, checkpoints.FINAL, last, parts, description)
+                run.save(f"model_{iteration:07d}", iteration, description)
+        return run.save(checkpoints.FINAL, last, description)
+
+
+def _network(cfg: CfgNode, begins: bool) -> tuple[nn.Module, dict[str, Any]]:
+    """The detector, and what is known about it: with the pretrained backbone if there is one and the run begins."""
+    seed = {"seed": seed_of(cfg)}
+    if cfg.MODEL.WEIGHTS and begins:
+        model, checkpoint = pretrained_detector(cfg)
+        return model, {**checkpoint.description(), **seed}
+    model = build_detector(cfg)
+    return model, {**described_by(cfg, model), **seed}
+
+
+def _writers(folder: Path, resumed: int | None) -> Writers:
+    """The main process's; ``resumed`` is the last iteration that is kept of what was written before."""
+    if not is_main():
+        return Writers([])
+    return Writers([JsonWriter(folder, resumed), TensorBoardWriter(folder / "tensorboard", resumed)])
+
+
+def _reduced(trained: nn.Module, is_last: bool) -> AbstractContextManager[None]:
+    """The ranks exchange gradients once a batch, after the last of its parts."""
+    if is_last or not isinstance(trained, DistributedDataParallel):
+        return nullcontext()
+    return trained.no_sync()
 
 
 def _losses(model: nn.Module, batch: Batch, iteration: int, in_bfloat16: bool) -> dict[str, Tensor]:
@@ -142,33 +162,38 @@ def _require_finite(losses: Mapping[str, Tensor], iteration: int) -> None:
             raise UserError(f"{name} is {loss.item()} at iteration {iteration}; {_CURE}")
 
 
-def _micro_batches(cfg: CfgNode) -> int:
-    """Into how many parts a batch is taken, one after the other. Each counts the same, as a rank's part does."""
-    parts, size = cfg.SSQL.MICRO_BATCHES, cfg.SOLVER.IMS_PER_BATCH
-    if parts < 1 or size % parts:
-        raise UserError(f"SSQL.MICRO_BATCHES must divide SOLVER.IMS_PER_BATCH {size}, got {parts}")
-    return int(parts)
-
-
 def _check_numbers(cfg: CfgNode) -> None:
     """What would end in a traceback, or never."""
     require_least(cfg, dict.fromkeys(("SOLVER.MAX_ITER", "SOLVER.CHECKPOINT_PERIOD", "TEST.PRECISE_BN.NUM_ITER"), 1))
-    if cfg.SEED >= 1 << 32:
+    part_of_batch(cfg)
+    if cfg.SEED + world_size() > 1 << 32:  # each rank has a seed of its own
         raise UserError(f"SEED must be less than 2**32, got {cfg.SEED}")
 
 
-def _check_classes(cfg: CfgNode) -> None:
-    """A head of too few classes fails in a kernel, one of too many trains in silence."""
+def _check_norms(cfg: CfgNode) -> None:
+    if world_size() > 1 and cfg.MODEL.DEVICE == "cpu" and "SyncBN" in (cfg.MODEL.RESNETS.NORM, cfg.MODEL.FPN.NORM):
+        raise UserError(
+            "SyncBN shares its statistics between GPUs only; for several processes on the CPU set MODEL.RESNETS.NORM "
+            "and MODEL.FPN.NORM to naiveSyncBN"
+        )
+
+
+def _check_data(cfg: CfgNode) -> None:
+    """A head of too few classes fails in a kernel, one of too many trains in silence; so do two orders of classes."""
+    known: dict[str, list[str]] = {}
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         check_dataset(name)
         classes = getattr(MetadataCatalog.get(name), "thing_classes", None)
-        if classes is not None and len(classes) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+        if classes is None:
+            continue
+        if len(classes) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
             raise UserError(
                 f"{name} has {len(classes)} classes and MODEL.ROI_HEADS.NUM_CLASSES is "
                 f"{cfg.MODEL.ROI_HEADS.NUM_CLASSES}; set it to {len(classes)}"
             )
-
-
-def _latest(storage: EventStorage) -> dict[str, float]:
-    """Medians of what is noisy over the last log period, the last value of what is not."""
-    return {name: value for name, (value, _) in storage.latest_with_smoothing_hint(_PERIOD).items()}
+        known[name] = list(classes)
+        for other, theirs in known.items():
+            if theirs != known[name]:
+                raise UserError(f"the classes of {other} are {', '.join(theirs)}, those of {name} {', '.join(classes)}")
+    for name in filter(is_own, cfg.DATASETS.TRAIN):
+        require_fit(name)

@@ -11,7 +11,8 @@ from torch import nn
 from ssql_det.convert import Facts
 from ssql_det.core import rows
 from ssql_det.core.errors import UserError
-from ssql_det.core.resume import RngState
+from ssql_det.core.generators import RngState
+from ssql_det.core.ranks import from_main, is_main
 from ssql_det.core.rows import Row
 from ssql_det.d2 import CfgNode
 from ssql_det.detect.data import Decoded, evaluation_images
@@ -52,7 +53,8 @@ class Watch:
         What a run that was killed saw after its last checkpoint is there already, and is not looked at again.
         """
         path, place = Path(self._cfg.OUTPUT_DIR) / LOOKS_NAME, f"iteration {iteration}"
-        seen = {(row.checkpoint, row.dataset, row.bits): row for row in (rows.read(path) if path.exists() else ())}
+        there = from_main(lambda: rows.read(path) if path.exists() else [])
+        seen = {(row.checkpoint, row.dataset, row.bits): row for row in there}
         generators = RngState.capture()
         scalars: dict[str, float] = {}
         for dataset in self._cfg.DATASETS.TEST:
@@ -63,7 +65,8 @@ class Watch:
                 if row is None:
                     tools = tools or prepare(self._cfg, model, self._plan, images)
                     row = self._measured(model, tools, bits, images, dataset, place)
-                    rows.append(path, row)
+                    if is_main():
+                        rows.append(path, row)
                 scalars |= {f"{dataset}/{bits}/{name}": value for name, value in _figures(row)}
         generators.restore()
         return scalars

@@ -24,6 +24,7 @@ from ssql_det.convert import (
 )
 from ssql_det.core.errors import UserError
 from ssql_det.core.files import atomic_write
+from ssql_det.core.ranks import is_main
 from ssql_det.d2 import CfgNode, build_model
 from ssql_det.detect.answers import answered
 
@@ -61,8 +62,9 @@ def pretrained_detector(cfg: CfgNode) -> tuple[nn.Module, Checkpoint]:
     model = build_detector(cfg)
     coverage = load_backbone(model, checkpoint)
     _report(coverage, checkpoint, "the backbone")
-    with atomic_write(Path(cfg.OUTPUT_DIR) / COVERAGE_NAME, "w") as file:
-        json.dump(coverage.to_plain(), file, indent=1)
+    if is_main():
+        with atomic_write(Path(cfg.OUTPUT_DIR) / COVERAGE_NAME, "w") as file:
+            json.dump(coverage.to_plain(), file, indent=1)
     return model, checkpoint
 
 

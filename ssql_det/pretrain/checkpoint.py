@@ -18,9 +18,9 @@ from ssql_det.convert import Checkpoint, Facts, architecture_of
 from ssql_det.convert.checkpoint import KEY
 from ssql_det.core.errors import UserError
 from ssql_det.core.files import atomic_write
-from ssql_det.core.ranks import all_gather, is_main, rank
+from ssql_det.core.generators import every_ranks_state, restore_own_state
+from ssql_det.core.ranks import is_main
 from ssql_det.core.reader import read_tensors
-from ssql_det.core.resume import RngState
 
 NAME = "checkpoint.pth"
 _BACKBONE = "encoder.backbone."
@@ -44,7 +44,7 @@ class Run:
     def save(self, folder: Path, steps: int) -> Path:
         """After so many steps. Every rank takes part, one writes."""
         path = folder / NAME
-        generators = all_gather(vars(RngState.capture()))
+        generators = every_ranks_state()
         if is_main():
             with atomic_write(path) as file:
                 torch.save(self._content(steps, generators), file)
@@ -63,8 +63,7 @@ class Run:
             state = {_BACKBONE + name: tensor for name, tensor in content["online"].items()} | content["heads"]
             self.method.load_state_dict(state)
             self.optimizer.load_state_dict(content["resume"]["optimizer"])
-            if len(generators) > rank():
-                RngState(**generators[rank()]).restore()
+            restore_own_state(generators)
         except KeyError as failure:
             raise UserError(f"{path} cannot be resumed from: it has no {failure.args[0]}") from failure
         except (AttributeError, RuntimeError, TypeError, ValueError) as failure:

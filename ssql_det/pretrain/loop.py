@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ssql_det.core.choices import seed_all
-from ssql_det.core.config import require_same_run, save_config
+from ssql_det.core.config import goes_on, save_config
 from ssql_det.core.devices import device_named
 from ssql_det.core.errors import UserError
 from ssql_det.core.ranks import barrier, is_main, rank, world_size
@@ -59,8 +59,8 @@ def pretrain(cfg: CfgNode, resume: bool = False) -> Path:
     if not per_epoch:
         raise UserError(f"{cfg.DATA.TRAIN} has {len(images)} images and OPTIM.BATCH is {cfg.OPTIM.BATCH}; lower it")
     seed_all(cfg.SEED)
-    goes_on = _goes_on(cfg, folder, resume)
-    network, backbone = build_network(cfg, begins=not goes_on)
+    is_resumed = goes_on(cfg, folder, checkpoint.is_in(folder), resume, _MAY_CHANGE)
+    network, backbone = build_network(cfg, begins=not is_resumed)
     network = network.to(device)
     if cfg.SYNC_NORM:
         synchronized(network)
@@ -68,7 +68,7 @@ def pretrain(cfg: CfgNode, resume: bool = False) -> Path:
     run = checkpoint.Run(method, build_optimizer(cfg, network), facts_of(cfg), identity(images))
     total, tolerance = cfg.OPTIM.EPOCHS * per_epoch, Tolerance(cfg.DATA.MOST_BAD_IMAGES)
     looks = _Looks(cfg, backbone.module) if cfg.MONITOR.PERIOD else None
-    start = run.resume(folder, total) if goes_on else 0
+    start = run.resume(folder, total) if is_resumed else 0
     barrier()  # nobody writes before all have read
     if is_main():
         _logger.info("on %s, %d steps an epoch, from step %d of %d", device, per_epoch, start, total)
@@ -109,16 +109,6 @@ def pretrain(cfg: CfgNode, resume: bool = False) -> Path:
             if ends_epoch and done // per_epoch % cfg.PERIODS.CHECKPOINT == 0 and done != total:
                 run.save(folder, done)
     return run.save(folder, total)
-
-
-def _goes_on(cfg: CfgNode, folder: Path, resume: bool) -> bool:
-    """Whether there is a run to go on with; refused without being asked to, and in another config."""
-    goes_on = checkpoint.is_in(folder)
-    if goes_on and not resume:
-        raise UserError(f"{folder} holds a run already; say --resume to go on with it, or choose another OUTPUT_DIR")
-    if goes_on:
-        require_same_run(cfg, folder, _MAY_CHANGE)
-    return goes_on
 
 
 def _finite_loss(trained: nn.Module, views: Sequence[Tensor], step: int, network: nn.Module) -> Tensor:

@@ -34,7 +34,17 @@ def arguments(out, *flags, **keys):
 
 
 def final(folder):
-    return read_tensors(folder / "model_final.pth")
+    """The last checkpoint, but for how long its iterations took."""
+    content = read_tensors(folder / "model_final.pth")
+    for name in ("time", "eta_seconds"):
+        content["history"].pop(name, None)
+    return content
+
+
+def curves(folder):
+    """As they were written, but for how long it took."""
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [{**line, "time": None, "eta_seconds": None} for line in lines]
 
 
 def same(ours, theirs):
@@ -183,7 +193,8 @@ def test_a_resumed_run_is_the_run_that_was_not_stopped(number, whole, tmp_path):
         train(config(C4, tmp_path), C4)
     assert (tmp_path / "last_checkpoint").exists() == (number > PERIOD)
     train(config(C4, tmp_path), C4, resume=True)
-    assert same(final(tmp_path), final(whole))  # weights, statistics, momenta, schedule, generators
+    assert same(final(tmp_path), final(whole))  # weights, statistics, momenta, schedule, generators, scalars
+    assert curves(tmp_path) == curves(whole)  # medians over iterations before and after the stop
 
 
 def test_a_run_is_resumed_again_and_again(whole, tmp_path):
@@ -245,7 +256,7 @@ def test_a_killed_run_resumes_to_the_same_bits(in_process, tmp_path):
         assert in_process(arguments(out, "--resume", SOLVER__MAX_ITER=18), log)["status"] == 0, log.read_text()
         ours, theirs = final(out), final(tmp_path / "whole")
         for each in (ours, theirs):  # nothing draws from Python's and NumPy's, and nobody seeds them
-            each["rng"] = each["rng"]["cpu"]
+            each["rng"] = each["rng"][0]["cpu"]
         assert same(ours, theirs), f"killed after {times} s"
         assert not list(out.glob(".*"))  # nothing half written is left
 

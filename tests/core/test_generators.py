@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from ssql_det.core.files import atomic_write
+from ssql_det.core.generators import RngState
 from ssql_det.core.reader import read_tensors
-from ssql_det.core.resume import RngState
 
 
 def save(path, content):
