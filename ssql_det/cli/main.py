@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import warnings
 from collections.abc import Sequence
 
@@ -17,6 +18,9 @@ COMMANDS = (
 )
 
 
+_ON_IMPORTING_FVCORE = "`torch.jit.script` is deprecated"
+
+
 class _Parser(argparse.ArgumentParser):
     """argparse's complaints in the project's own form: one sentence, exit code 2."""
 
@@ -25,7 +29,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    warnings.filterwarnings("ignore", ".*torch.jit.script. is deprecated", FutureWarning)  # on importing fvcore
+    warnings.filterwarnings("ignore", _ON_IMPORTING_FVCORE, FutureWarning)
+    os.environ.setdefault("PYTHONWARNINGS", f"ignore:{_ON_IMPORTING_FVCORE}:FutureWarning")  # for further processes
     with one_sentence():
         parser = _parser()
         options = parser.parse_args(arguments)

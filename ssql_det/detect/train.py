@@ -85,7 +85,7 @@ def train(cfg: CfgNode, config_name: str, resume: bool = False) -> Path:
         save_config(cfg, folder)
         if not is_resumed:
             (folder / LOOKS_NAME).unlink(missing_ok=True)  # of a run that was killed before its first checkpoint
-    trained = DistributedDataParallel(model, broadcast_buffers=False) if world_size() > 1 else model
+    trained = DistributedDataParallel(model) if world_size() > 1 else model
 
     with storage, closing(_writers(folder, start - 1 if is_resumed else None)) as writer:
         for iteration in range(start, cfg.SOLVER.MAX_ITER):

@@ -18,8 +18,8 @@ from ssql_det.detect.stream import BadImages, GroupedBatches, SeededSamples, tra
 TRAIN = "toy_voc_2007_trainval"
 
 
-def taken(cfg, count, size=2, seed=5, first=0):
-    return list(itertools.islice(training_batches(cfg, size, seed, first), count))
+def taken(cfg, count, seed=5, first=0):
+    return list(itertools.islice(training_batches(cfg, seed, first), count))
 
 
 def plain(batches):
@@ -67,7 +67,7 @@ def test_another_seed_gives_another_stream(stream):
 
 
 def test_what_is_drawn_meanwhile_does_not_matter(stream):
-    batches = training_batches(config(C4), 2, 5)
+    batches = training_batches(config(C4), 5)
     got = []
     for _ in range(4):
         disturb()
@@ -93,7 +93,7 @@ def test_an_image_is_augmented_anew_each_time_it_comes():
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_mapping_leaves_the_global_generators_as_they_are(workers):
-    batches = training_batches(config(C4, DATALOADER__NUM_WORKERS=workers), 2, 5)
+    batches = training_batches(config(C4, DATALOADER__NUM_WORKERS=workers), 5)
     before = generators()
     for _ in range(3):
         next(batches)
@@ -102,7 +102,7 @@ def test_mapping_leaves_the_global_generators_as_they_are(workers):
 
 def test_starting_leaves_the_global_generators_as_they_are():
     before = generators()
-    training_batches(config(C4), 2, 5)
+    training_batches(config(C4), 5)
     assert generators() == before
 
 
@@ -141,8 +141,17 @@ def test_from_a_batch_on_comes_the_tail(first):
     assert batches_of(wide, 3, 10) != batches_of(wide, 3, 10, seed=4)
 
 
+@pytest.mark.parametrize("world", [2, 3])
+def test_ranks_share_each_batch_of_one_process(world):
+    wide = [index % 3 > 0 for index in range(20)]
+    shares = [batches_of(wide, 6, 10, first=2, rank=rank, world=world) for rank in range(world)]
+    for whole, *parts in zip(batches_of(wide, 6, 10, first=2), *shares, strict=True):
+        assert {len(part) for part in parts} == {6 // world}
+        assert sorted(itertools.chain.from_iterable(parts)) == sorted(whole)
+
+
 def test_images_of_a_batch_stand_all_or_lie_all():
-    sides = [[each["image"].shape[1:] for each in batch] for batch in taken(config(C4), 12, size=3)]
+    sides = [[each["image"].shape[1:] for each in batch] for batch in taken(config(C4, SOLVER__IMS_PER_BATCH=3), 12)]
     lying = [{width > height for height, width in batch} for batch in sides]
     assert all(len(each) == 1 for each in lying)
     assert len(set(map(tuple, lying))) == 2
@@ -224,4 +233,4 @@ def test_where_no_image_can_be_read_it_ends(broken):
 
 def test_an_unknown_policy_is_refused():
     with pytest.raises(UserError, match=r"SSQL\.ON_BAD_IMAGE is stop or skip, got 'ignore'"):
-        training_batches(config(C4, SSQL__ON_BAD_IMAGE="ignore"), 2, 0)
+        training_batches(config(C4, SSQL__ON_BAD_IMAGE="ignore"), 0)

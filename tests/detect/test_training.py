@@ -148,7 +148,7 @@ def test_precise_bn_gives_a_norm_the_statistics_of_all_its_images(tmp_path):
     model = build_detector(cfg)
     state = final(tmp_path)["model"]
     model.load_state_dict(state)
-    batches = training_batches(cfg, 2, cfg.SEED + 1)
+    batches = training_batches(cfg, cfg.SEED + 1)
     pixels = []
     for _ in range(3):
         x = model.preprocess_image(next(batches)).tensor
@@ -506,10 +506,6 @@ def test_a_bad_image_ends_the_run_or_is_counted_in_its_curves(monkeypatch, capsy
     train(config(C4, tmp_path / "skip", SSQL__ON_BAD_IMAGE="skip"), C4)
     (line,) = map(json.loads, (tmp_path / "skip/metrics.jsonl").read_text().splitlines())
     assert line["bad_images"] == 1
-
-
-def test_more_than_one_process_is_refused(capsys, tmp_path):
-    assert "got --num-gpus 2" in refused(capsys, *arguments(tmp_path / "run", "--num-gpus", "2"))
 
 
 def test_eval_only_prints_the_metrics_of_a_detector(whole, capsys, tmp_path):
