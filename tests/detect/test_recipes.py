@@ -1,0 +1,242 @@
+"""The recipes of the published detection tables, spelled out, and the configs that have to be them: one for each row.
+
+VOC: MoCo's detection transfer (He et al., CVPR 2020), with the 24k schedule. COCO: Detectron2's 1x, norms trained. Both
+with the anchors, proposals and samples of Detectron2's model zoo.
+"""
+
+import json
+from collections import Counter
+from functools import cache
+from pathlib import Path
+from urllib.parse import urlparse
+
+import pytest
+import torch
+import torchvision
+from detect.making import CONFIGS, as_given
+from reproduce.making import ROOT, plan_of
+from torch import nn
+
+from ssql_det.cli.main import _parser
+from ssql_det.core.config import plain_values, read_config_file
+from ssql_det.d2 import get_cfg, read_config
+from ssql_det.detect import SSQL_DEFAULTS
+from ssql_det.detect.weights import build_detector, pretrained_detector
+from ssql_det.pretrain.checkpoint import NAME
+from ssql_det.report.names import published_name
+from ssql_det.report.published import published_table
+
+BOTH = {
+    "INPUT.FORMAT": "RGB",
+    "MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53],
+    "MODEL.PIXEL_STD": [58.395, 57.12, 57.375],
+    "MODEL.RESNETS.STRIDE_IN_1X1": False,
+    "MODEL.BACKBONE.FREEZE_AT": 0,
+    "MODEL.META_ARCHITECTURE": "GeneralizedRCNN",
+    "INPUT.MIN_SIZE_TEST": 800,
+    "INPUT.MAX_SIZE_TRAIN": 1333,
+    "INPUT.MAX_SIZE_TEST": 1333,
+    "INPUT.RANDOM_FLIP": "horizontal",
+    "SOLVER.IMS_PER_BATCH": 16,
+    "SOLVER.BASE_LR": 0.02,
+    "SOLVER.LR_SCHEDULER_NAME": "WarmupMultiStepLR",
+    "SOLVER.GAMMA": 0.1,
+    "SOLVER.MOMENTUM": 0.9,
+    "SOLVER.WEIGHT_DECAY": 1e-4,
+    "SOLVER.CLIP_GRADIENTS.ENABLED": False,
+    "SOLVER.AMP.ENABLED": False,
+    "TEST.PRECISE_BN.ENABLED": True,
+    "TEST.PRECISE_BN.NUM_ITER": 200,
+    "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": [[0.5, 1.0, 2.0]],
+    "MODEL.RPN.BATCH_SIZE_PER_IMAGE": 256,
+    "MODEL.RPN.POST_NMS_TOPK_TEST": 1000,
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 512,
+    "TEST.DETECTIONS_PER_IMAGE": 100,
+}
+C4 = BOTH | {
+    "MODEL.BACKBONE.NAME": "build_resnet_backbone",
+    "MODEL.RESNETS.OUT_FEATURES": ["res4"],
+    "MODEL.RESNETS.NORM": "naiveSyncBN",
+    "SSQL.EXTRA_NORM": "naiveSyncBN",
+    "MODEL.MASK_ON": False,
+    "MODEL.ANCHOR_GENERATOR.SIZES": [[32, 64, 128, 256, 512]],
+    "MODEL.RPN.IN_FEATURES": ["res4"],
+    "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 12000,
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN": 2000,
+    "MODEL.RPN.PRE_NMS_TOPK_TEST": 6000,
+    "MODEL.ROI_HEADS.NAME": "C4ROIHeads",
+    "MODEL.ROI_HEADS.IN_FEATURES": ["res4"],
+    "MODEL.ROI_HEADS.NUM_CLASSES": 20,
+    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 14,
+    "DATASETS.TRAIN": ["voc_2007_trainval", "voc_2012_trainval"],
+    "DATASETS.TEST": ["voc_2007_test"],
+    "INPUT.MIN_SIZE_TRAIN": [480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800],
+    "SOLVER.MAX_ITER": 24000,
+    "SOLVER.STEPS": [18000, 22000],
+    "SOLVER.WARMUP_ITERS": 100,
+}
+FPN = BOTH | {
+    "MODEL.BACKBONE.NAME": "build_resnet_fpn_backbone",
+    "MODEL.RESNETS.OUT_FEATURES": ["res2", "res3", "res4", "res5"],
+    "MODEL.RESNETS.NORM": "SyncBN",
+    "MODEL.FPN.IN_FEATURES": ["res2", "res3", "res4", "res5"],
+    "MODEL.FPN.NORM": "SyncBN",
+    "MODEL.FPN.OUT_CHANNELS": 256,
+    "SSQL.EXTRA_NORM": "",
+    "MODEL.MASK_ON": True,
+    "MODEL.ANCHOR_GENERATOR.SIZES": [[32], [64], [128], [256], [512]],
+    "MODEL.RPN.IN_FEATURES": ["p2", "p3", "p4", "p5", "p6"],
+    "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 2000,
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN": 1000,
+    "MODEL.RPN.PRE_NMS_TOPK_TEST": 1000,
+    "MODEL.ROI_HEADS.NAME": "StandardROIHeads",
+    "MODEL.ROI_HEADS.IN_FEATURES": ["p2", "p3", "p4", "p5"],
+    "MODEL.ROI_HEADS.NUM_CLASSES": 80,
+    "MODEL.ROI_BOX_HEAD.NAME": "FastRCNNConvFCHead",
+    "MODEL.ROI_BOX_HEAD.NUM_FC": 2,
+    "MODEL.ROI_BOX_HEAD.FC_DIM": 1024,
+    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 7,
+    "MODEL.ROI_MASK_HEAD.NAME": "MaskRCNNConvUpsampleHead",
+    "MODEL.ROI_MASK_HEAD.NUM_CONV": 4,
+    "MODEL.ROI_MASK_HEAD.CONV_DIM": 256,
+    "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION": 14,
+    "DATASETS.TRAIN": ["coco_2017_train"],
+    "DATASETS.TEST": ["coco_2017_val"],
+    "INPUT.MIN_SIZE_TRAIN": [640, 672, 704, 736, 768, 800],
+    "SOLVER.MAX_ITER": 90000,
+    "SOLVER.STEPS": [60000, 80000],
+    "SOLVER.WARMUP_ITERS": 1000,
+}
+R18, R34, R50 = (
+    {"MODEL.RESNETS.DEPTH": depth, "MODEL.RESNETS.RES2_OUT_CHANNELS": channels}
+    for depth, channels in ((18, 64), (34, 64), (50, 256))
+)
+RECIPES = {
+    "voc_r18_c4.yaml": C4 | R18,
+    "voc_r34_c4.yaml": C4 | R34,
+    "voc_r50_c4.yaml": C4 | R50,
+    "coco_mask_r18_fpn.yaml": FPN | R18,
+    "coco_mask_r34_fpn.yaml": FPN | R34,
+    "coco_mask_r50_fpn.yaml": FPN | R50,
+}
+OF_TABLE = {6: "voc_r18_c4.yaml", 7: "coco_mask_r50_fpn.yaml"}
+ROWS = {
+    f"table{number}/{path.name}": number
+    for number in OF_TABLE
+    for path in sorted((CONFIGS / f"table{number}").glob("*.yaml"))
+}
+OF_A_ROW = {"SSQL.METHOD", "MODEL.WEIGHTS", "OUTPUT_DIR"}
+MADE_HERE = {name: number for name, number in ROWS.items() if "simsiam" in name or "ssql" in name}
+
+
+@cache
+def resolved(name):
+    return plain_values(as_given(name))
+
+
+def but_for(keys, values):
+    return {key: value for key, value in values.items() if key not in keys}
+
+
+@pytest.mark.parametrize("name", [*RECIPES, *ROWS])
+def test_a_config_is_the_recipe_and_else_the_defaults(name):
+    values = resolved(name)
+    expected = RECIPES[OF_TABLE[ROWS[name]] if name in ROWS else name]
+    assert {key: values[key] for key in expected} == expected
+    defaults = plain_values(get_cfg()) | {f"SSQL.{key}": value for key, value in SSQL_DEFAULTS.items()}
+    free = OF_A_ROW | {"MODEL.DEVICE"}
+    assert but_for({*expected, *free}, values) == but_for({*expected, *free}, defaults)
+
+
+def test_rows_differ_from_their_recipe_in_method_backbone_and_folder_alone():
+    for name, number in ROWS.items():
+        assert but_for(OF_A_ROW, resolved(name)) == but_for(OF_A_ROW, resolved(OF_TABLE[number]))
+
+
+def test_every_detector_has_a_folder_of_its_own():
+    folders = Counter(resolved(name)["OUTPUT_DIR"] for name in (*RECIPES, *ROWS))
+    assert set(folders.values()) == {1}
+
+
+@pytest.mark.parametrize("number", OF_TABLE)
+def test_every_published_row_has_one_config(number):
+    methods = published_table(number).methods
+    named = [published_name(resolved(name)["SSQL.METHOD"], methods) for name in ROWS if ROWS[name] == number]
+    assert Counter(named) == Counter(methods)
+
+
+def test_random_weights_alone_come_from_nowhere():
+    """A row that is to have a backbone cannot begin without one unnoticed."""
+    empty = [name for name in ROWS if not resolved(name)["MODEL.WEIGHTS"]]
+    assert empty == ["table6/random_init.yaml"]
+
+
+@pytest.mark.parametrize("name", MADE_HERE)
+def test_a_backbone_is_where_its_pretraining_leaves_it(name):
+    weights, method = (resolved(name)[key] for key in ("MODEL.WEIGHTS", "SSQL.METHOD"))
+    (config,) = (
+        file
+        for file in (ROOT / "configs/pretrain").glob("*.yaml")
+        if Path(read_config_file(file)["OUTPUT_DIR"]) / NAME == Path(weights)
+    )
+    assert f"configs/pretrain/{config.name}" in (CONFIGS / name).read_text("utf-8")
+    pretraining = read_config_file(config)
+    assert pretraining["BACKBONE"] == {6: "resnet18", 7: "resnet50"}[ROWS[name]]
+    assert pretraining["SSQL.ENABLED"] == method.startswith("SSQL")
+    assert pretraining["OPTIM.EPOCHS"] == (200 if method.endswith("-200ep") else 100)
+
+
+@pytest.mark.parametrize("number", OF_TABLE)
+def test_a_supervised_row_takes_torchvisions_file_as_it_is(number, tmp_path, monkeypatch):
+    name = {6: "resnet18", 7: "resnet50"}[number]
+    url = torchvision.models.get_model_weights(name).IMAGENET1K_V1.url
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / ".cache/torch"))
+    file = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
+    file.parent.mkdir(parents=True)
+    network = torchvision.models.get_model(name, weights=None)
+    torch.save(network.state_dict(), file)
+    detector, _ = pretrained_detector(as_given(f"table{number}/imagenet_supervised.yaml", OUTPUT_DIR=tmp_path / "run"))
+    assert json.loads((tmp_path / "run/coverage.json").read_text())["percent"] == 100
+    last = detector.roi_heads.res5 if number == 6 else detector.backbone.bottom_up.res5
+    assert torch.equal(last[0].conv1.weight, network.layer4[0].conv1.weight)
+
+
+def convs(module):
+    """Shapes, strides and paddings of a stage, in whatever order."""
+    found = [each for each in module.modules() if isinstance(each, nn.Conv2d)]
+    return Counter((tuple(each.weight.shape), each.stride, each.padding) for each in found)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_detector_has_torchvisions_network_and_the_anchors(name):
+    recipe, detector = RECIPES[name], build_detector(as_given(name))
+    depth, sizes = recipe["MODEL.RESNETS.DEPTH"], recipe["MODEL.ANCHOR_GENERATOR.SIZES"]
+    network = torchvision.models.get_model(f"resnet{depth}", weights=None)
+    is_c4 = recipe["MODEL.ROI_HEADS.NAME"] == "C4ROIHeads"
+    backbone = detector.backbone if is_c4 else detector.backbone.bottom_up
+    assert convs(backbone.stem) == convs(network.conv1)
+    for index, stage in enumerate((network.layer1, network.layer2, network.layer3, network.layer4), 2):
+        ours = detector.roi_heads.res5 if is_c4 and index == 5 else getattr(backbone, f"res{index}")
+        assert convs(ours) == convs(stage), f"res{index}"
+
+    levels = detector.proposal_generator.anchor_generator.cell_anchors
+    for boxes, of_level in zip(levels, sizes, strict=True):
+        width, height = (boxes[:, 2:] - boxes[:, :2]).unbind(1)
+        sides, ratios = (width * height).sqrt().round().tolist(), (height / width).tolist()
+        found = [(side, round(ratio, 3)) for side, ratio in zip(sides, ratios, strict=True)]
+        assert sorted(found) == [(size, ratio) for size in of_level for ratio in (0.5, 1.0, 2.0)]
+
+
+@pytest.mark.parametrize("number", OF_TABLE)
+def test_reproduce_trains_the_rows(number, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    given = {"IN supervised": "in.pth", "BYOL": "byol.pth"}
+    plan = plan_of("paper", tables=(number,), seeds=1, checkpoints=given)
+    of_a_run = {"MODEL.WEIGHTS", "MODEL.DEVICE", "SEED", "OUTPUT_DIR"}
+    trained = []
+    for options in (_parser().parse_args(step.arguments) for step in plan.steps if step.kind == "train"):
+        values = plain_values(read_config(options.config_file, options.overrides, SSQL_DEFAULTS))
+        trained.append(but_for(of_a_run, values))
+    rows = [but_for(of_a_run, resolved(name)) for name in ROWS if ROWS[name] == number]
+    assert sorted(trained, key=str) == sorted(rows, key=str)
