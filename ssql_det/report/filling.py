@@ -20,6 +20,11 @@ CONFIGS = {  # by what they evaluate on
     "toy_voc_2007_test": "toy_voc_narrow_c4.yaml",
     "toy_coco_2017_val": "toy_coco_narrow_fpn.yaml",
 }
+_OTHERS = (  # of this repository; rows name each by its path below the folder
+    *("voc_r34_c4.yaml", "voc_r50_c4.yaml", "coco_mask_r18_fpn.yaml", "coco_mask_r34_fpn.yaml"),
+    *("toy_voc_r18_c4.yaml", "toy_coco_r18_fpn.yaml"),
+)
+_FOLDERS = ("table6/", "table7/", "zoo/")
 _FOLDER = "configs/detection"
 _EQUAL = re.compile(r"(\d+)w\1a")
 
@@ -42,7 +47,7 @@ def filling_command(
     file_name = slug(name) or "detector"
     elsewhere = dataset != DATASETS[number]
     file, *changed = shlex.split(config) or [CONFIGS.get(dataset, f"{dataset}.yaml")]
-    is_ours = file in CONFIGS.values() or file.startswith("zoo/")
+    is_ours = file in CONFIGS.values() or file in _OTHERS or file.startswith(_FOLDERS)
     path = f"{_FOLDER}/{file}" if is_ours else f"<{file}>"
     folder = "-".join([file_name, *([scope] if scope != "all" else []), *([dataset] if elsewhere else [])])
     parts = [

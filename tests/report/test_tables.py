@@ -174,8 +174,18 @@ def test_the_command_repeats_the_config_of_the_rows_and_what_was_changed_in_it()
     assert words[words.index("DATASETS.TRAIN") + 1] == "('voc_2007_train',)"
 
 
-def test_a_config_that_lies_elsewhere_is_to_be_found_by_the_user():
-    assert "--config-file <mine.yaml> " in line(compare(6, [row(config="mine.yaml SEED 3")]), bits="FP").filled_by
+def test_every_config_of_the_repository_is_known_by_the_name_that_rows_have():
+    folder = Path(__file__).parents[2] / "configs/detection"
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*.yaml")}
+    names = {name for name in names if not name.startswith("base/")}  # of no detector
+    assert {"voc_r18_c4.yaml", "table6/ssql.yaml"} < names
+    for name in names:
+        assert f"--config-file configs/detection/{name} " in line(compare(6, [row(config=name)]), bits="FP").filled_by
+
+
+@pytest.mark.parametrize("name", ["mine.yaml", "mine/ssql.yaml", "/home/me/table6/ssql.yaml"])
+def test_a_config_that_lies_elsewhere_is_to_be_found_by_the_user(name):
+    assert f"--config-file <{name}> " in line(compare(6, [row(config=f"{name} SEED 3")]), bits="FP").filled_by
 
 
 def test_rows_of_other_data_alone_are_refused():
