@@ -107,15 +107,12 @@ def _section(table: Comparison, task: str, commands: Sequence[str]) -> tuple[Hea
 
 
 def _by_name(table: Comparison) -> dict[str, list[Line]]:
-    """Lines by their method and, where measured lines differ in it, its config and calibration."""
-    several = [
-        field
-        for field in ("config", "calibration")
-        if len({getattr(line, field) for line in table.lines if line.config}) > 1
-    ]
+    """Lines by their method and, where those of one method differ in it, their config and calibration."""
     named: dict[str, list[Line]] = {}
     for line in table.lines:
-        differs = [value for field in several if (value := getattr(line, field))]
+        of_method = [each for each in table.lines if each.method == line.method]
+        several = [name for name in ("config", "calibration") if len({getattr(each, name) for each in of_method}) > 1]
+        differs = [value for name in several if (value := getattr(line, name))]
         named.setdefault(unmarked(" · ".join([line.method, *differs])), []).append(line)
     return named
 

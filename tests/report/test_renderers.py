@@ -65,6 +65,26 @@ def test_lines_that_differ_in_config_say_so_and_others_do_not():
     assert "·" not in text_of(compare(6, [row(50.0)]))
 
 
+def test_a_label_has_what_lines_of_one_method_differ_in_and_not_what_methods_do():
+    byol = row(60.0, method="BYOL", config="table6/byol.yaml", calibration="64 images")
+    ours = [row(50.0, config="table6/ssql.yaml"), row(40.0, config="table6/ssql.yaml", calibration="32 images")]
+    text = text_of(compare(6, [byol, *ours]))
+    assert cells(text, "BYOL", "4w4a")[3] == "60.0"
+    assert cells(text, f"SSQL (ours) · {ours[0].calibration}", "4w4a")[3] == "50.0"
+    assert cells(text, "SSQL (ours) · 32 images", "4w4a")[3] == "40.0"
+    assert cells(text, "SimSiam", "FP")
+    assert [curve.name for curve in curves(compare(6, [byol, ours[0]]), "bbox/AP", "boxes", "Boxes").curves] == [
+        "BYOL",
+        "SSQL (ours)",
+    ]
+
+
+def test_a_line_whose_config_is_not_stated_is_not_mixed_with_one_that_says_it():
+    text = text_of(compare(6, [row(50.0), row(60.0, config="")]))
+    assert cells(text, "SSQL (ours)", "4w4a")[3] == "60.0"
+    assert cells(text, "SSQL (ours) · voc_r18_c4.yaml", "4w4a")[3] == "50.0"
+
+
 def test_a_bar_in_a_name_does_not_end_a_cell():
     text = text_of(compare(6, [row(method="a|b")]))
     assert "| a\\|b | 4w4a | - | 60.0 | - |" in text
