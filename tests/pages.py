@@ -26,6 +26,7 @@ FENCE = re.compile(r"\s*(`{3,}(?!.*`)|~{3,})\s*([\w-]*)")
 SPAN = re.compile(r"(?<!`)(`+)(?!`)((?:(?!\n\s*\n).)+?)(?<!`)\1(?!`)", re.DOTALL)  # not across an empty line
 LINK = re.compile(r"""\]\(\s*<?([^)\s>]+)[^)]*\)|^\s*\[[^\]]+\]:\s*(\S+)|(?:href|src)=["']([^"']+)""", re.MULTILINE)
 ASSIGNMENT = r"[A-Za-z_]\w*=\S*"
+BEFORE = re.compile(rf"{ASSIGNMENT}|(do|done)$")  # a command, and no part of it
 PROGRAMS = r"(\.?venv/bin/)?(ssql-det|python3?|pytest|torchrun|pip|ruff|mypy|git|conda)|(tools|\.ci)/\S+"
 COMMAND = re.compile(rf"({ASSIGNMENT}\s+)*({PROGRAMS})(\s|$)")
 PATH = re.compile(r"(benchmarks|tests|configs|docs|ssql_det)/\S+$")
@@ -129,7 +130,7 @@ def in_shell(first, lines):
 
 
 def simple_commands(line):
-    """Words between ``&&``, ``;`` and pipes, without comments, redirections and leading assignments."""
+    """Words between ``&&``, ``;`` and pipes, without comments, redirections, leading assignments and a loop's words."""
     line = re.sub(r"""('[^']*'|"[^"]*")|(?:^|(?<=\s))#.*""", lambda found: found[1] or "", line)
     line = re.sub(r"<[\w .-]+>", lambda found: found[0].replace(" ", "_"), line)  # <a folder> is one word
     line = re.sub(r"(?<=\s)([\d&]?>>?\s*|<\s+)\S+", "", line)
@@ -145,7 +146,7 @@ def simple_commands(line):
             if words:
                 yield words
             words = []
-        elif words or not re.match(ASSIGNMENT, word):
+        elif words or not BEFORE.match(word):
             words.append(word)
 
 

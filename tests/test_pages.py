@@ -22,7 +22,7 @@ from ssql_det.detect import SSQL_DEFAULTS
 from ssql_det.pretrain.config import read_config
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]
-AS_IS = (".", "source", "cd", "export", "git", "conda", "pip", "venv", "ruff", "mypy")  # not ours, not judged
+AS_IS = (".", "source", "cd", "export", "for", "git", "conda", "pip", "venv", "ruff", "mypy")  # not ours, not judged
 is_placeholder = re.compile(r"[A-Z][A-Z0-9_]*(\.[a-z]+)?|<.*>|.*(\$|\.\.\.).*").fullmatch  # FILE, OUT.png, <run>, $run
 FILES = {"moco_v2.pth.tar": "MoCo v2"}  # what blocks of Python read; made first
 
@@ -150,6 +150,8 @@ RIGHT = r"""# What you `may` write
 A=b ssql-det demo --size 64 > log.txt 2>&1 && .venv/bin/ssql-det predict --config-file <your config> \
     --bits FP,4 MODEL.WEIGHTS $weights image.jpg | python3 -m pytest tests/test_pages.py::test_python_runs
 torchrun --nproc-per-node 2 tools/pretrain.py --config-file F OPTIM.LR 0.1
+for seed in 0 1; do ssql-det demo --seed $seed
+done
 ```
 
 `sweep --calib-images N [--bits-file FILE] ...`, or `python tests/{plain,networks}.py`, and `make all` is no program of
@@ -157,12 +159,14 @@ ours. [Here](#what-you-may-write), [`there`](pages.md "this page") and [elsewher
 """
 FOUND = [
     *("5 ssql-det demo", "5 .venv/bin/ssql-det predict", "5 python3 -m", "7 torchrun --nproc-per-node"),
-    *("10 ssql-det sweep", "10 python tests/plain.py", "10 python tests/networks.py"),
-    *("11 #what-you-may-write", "11 pages.md", "11 https://example.org/#no"),
+    *("8 for seed", "8 ssql-det demo"),
+    *("12 ssql-det sweep", "12 python tests/plain.py", "12 python tests/networks.py"),
+    *("13 #what-you-may-write", "13 pages.md", "13 https://example.org/#no"),
 ]
 WRONG = {  # on the third line of a page, or of a block there
     "ssql-det demo \\\n  --siez 64": "unrecognized arguments: --siez",
     "ssql-det demo --siz 64": "demo has no option --siz",
+    "for a in b; do ssql-det demo --siez 64": "unrecognized arguments: --siez",
     "export A=b && A=b ssql-det sweep": "required: --config-file",
     "see `ssql-det sweep ... --bitts 4`": "unrecognized arguments: --bitts",
     "ssql-det dmeo": "invalid choice: 'dmeo'",
