@@ -52,7 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", metavar="DIR", help="where everything goes (default: runs/<preset>)")
     parser.add_argument("--lanes", type=positive, help="steps at a time (default: one a CPU core, or one on a GPU)")
-    parser.add_argument("--num-gpus", type=positive, default=1, help="for pretraining (default: %(default)s)")
+    parser.add_argument(
+        "--num-gpus", type=positive, default=1, help="for each step of training or sweeping (default: %(default)s)"
+    )
     parser.add_argument(
         "--budget", type=float, default=1.0, help="share of toy data and training, as 0.05 to try it (default: 1)"
     )

@@ -74,7 +74,7 @@ def _sweep(cfg, name, widths, plan):  # type: ignore[no-untyped-def]  # the type
     model, checkpoint = trained_detector(cfg)
     found = list(sweep(cfg, name, model, checkpoint, widths, plan))
     if is_main():
-        title = f"{checkpoint.called} on {cfg.DATASETS.TEST[0]}, scope {plan.scope}, {found[0].calibration}"
+        title = f"{checkpoint.called} on {found[0].dataset}, scope {plan.scope}, {found[0].calibration}"
         print_table(("bits", *_columns(found)), [_cells(row, found) for row in found], title)
         print(f"rows: {Path(cfg.OUTPUT_DIR) / RESULTS_NAME}")
 

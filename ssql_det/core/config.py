@@ -88,6 +88,20 @@ def require_same_run(config: CfgNode, directory: str | os.PathLike[str], may_cha
     require_same(before, now, f"the run in {directory}", "resume with its config, or choose another OUTPUT_DIR")
 
 
+def decisive(file: str | os.PathLike[str], no_matter: Collection[str]) -> Path:
+    """The file itself, or the base that it only gives another name: where all it sets are keys that do not matter.
+
+    >>> decisive("configs/detection/table6/ssql.yaml", ["MODEL.WEIGHTS", "SSQL.METHOD", "OUTPUT_DIR"])
+    PosixPath('configs/detection/voc_r18_c4.yaml')
+    """
+    path = Path(file)
+    own = yaml.safe_load(path.expanduser().read_text("utf-8")) or {}
+    base = own.pop(BASE_KEY, None)
+    if not isinstance(base, str) or any(key not in no_matter for key, _ in _flat(own)):
+        return path
+    return decisive(os.path.normpath(path.parent / base), no_matter)
+
+
 def goes_on(
     config: CfgNode, directory: str | os.PathLike[str], is_there: bool, resume: bool, may_change: Collection[str]
 ) -> bool:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ssql_det.core.config import decisive
 
 if TYPE_CHECKING:
     from ssql_det.d2 import CfgNode
@@ -30,12 +31,17 @@ SSQL_DEFAULTS: dict[str, Any] = {
 def config_name(file: str, overrides: Sequence[str]) -> str:
     """How a row names its config: the file, below ``configs/detection`` if it is there, and what the command changed.
 
+    A file that only names a method and its weights is called as its base is: rows of one recipe have one name.
+
     >>> config_name("configs/detection/zoo/mask_r50_c4.yaml", ["MODEL.WEIGHTS", "w.pth", "SOLVER.MAX_ITER", "90"])
     'zoo/mask_r50_c4.yaml SOLVER.MAX_ITER 90'
+    >>> config_name("configs/detection/table6/ssql.yaml", [])
+    'voc_r18_c4.yaml'
     """
-    _, is_ours, below = Path(file).as_posix().rpartition(FOLDER)
+    path = decisive(file, NO_MATTER)
+    _, is_ours, below = path.as_posix().rpartition(FOLDER)
     pairs = [pair for pair in zip(overrides[::2], overrides[1::2], strict=False) if pair[0] not in NO_MATTER]
-    return shlex.join([below if is_ours else Path(file).name, *itertools.chain.from_iterable(pairs)])
+    return shlex.join([below if is_ours else path.name, *itertools.chain.from_iterable(pairs)])
 
 
 def seed_of(cfg: CfgNode) -> int:

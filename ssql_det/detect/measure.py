@@ -19,6 +19,7 @@ from ssql_det.core.rows import Row
 from ssql_det.d2 import CfgNode, engine
 from ssql_det.detect.data import Batch, Decoded, calibration_images
 from ssql_det.detect.evaluate import evaluate
+from ssql_det.detect.own_data import row_name
 from ssql_det.detect.points import detector_points
 from ssql_det.quant import Bits, CostProfile, QuantPoint, Ranges, calibrate, profile_cost, quantized, recalibrated
 
@@ -123,15 +124,16 @@ def make_row(
     """A measurement with everything that it depends on. Method and seed are the config's, else the checkpoint's."""
     bn = ", BN recalibrated" if plan.recalibrate_bn else ""
     own = "".join(f", {pattern} at {width}" for pattern, width in plan.overrides.items())
+    calibrated_on = "+".join(map(row_name, cfg.DATASETS.TRAIN))
     return Row(
         method=cfg.SSQL.METHOD or facts.method or "",
         checkpoint=checkpoint,
         checkpoint_hash=checkpoint_hash,
         config=config_name,
-        dataset=dataset,
+        dataset=row_name(dataset),
         bits=str(bits),
         scope=plan.scope,
-        calibration=f"{calibrated_with} images of {'+'.join(cfg.DATASETS.TRAIN)}, seed {plan.seed}, MinMax{bn}{own}",
+        calibration=f"{calibrated_with} images of {calibrated_on}, seed {plan.seed}, MinMax{bn}{own}",
         metrics=metrics,
         seed=cfg.SEED if cfg.SEED >= 0 or facts.seed is None else facts.seed,
         engine=engine(),

@@ -33,6 +33,15 @@ def is_own(name: str) -> bool:
     return name.startswith(_PREFIX)
 
 
+def row_name(name: str) -> str:
+    """How rows call a data set: own data without the place on this machine.
+
+    >>> row_name("coco:/home/ada/photos:/home/ada/labels.json"), row_name("voc_2007_test")
+    ('coco:photos:labels.json', 'voc_2007_test')
+    """
+    return ":".join(part.rpartition("/")[2] for part in name.split(":")) if is_own(name) else name
+
+
 def register_own(name: str) -> None:
     """Make the name known to the engine, with the classes of its file in the order of their ids."""
     if name in DatasetCatalog:

@@ -17,6 +17,7 @@ from ssql_det.core.rows import Row
 from ssql_det.d2 import CfgNode
 from ssql_det.detect.data import Decoded, evaluation_images
 from ssql_det.detect.measure import Plan, Tools, make_row, measure, prepare
+from ssql_det.detect.own_data import row_name
 from ssql_det.detect.points import SCOPES
 from ssql_det.quant import Bits, parse_widths
 
@@ -58,16 +59,17 @@ class Watch:
         generators = RngState.capture()
         scalars: dict[str, float] = {}
         for dataset in self._cfg.DATASETS.TEST:
+            name = row_name(dataset)
             images = self._images.setdefault(dataset, evaluation_images(self._cfg, dataset))
             tools: Tools | None = None
             for bits in self._widths:
-                row = seen.get((place, dataset, str(bits)))
+                row = seen.get((place, name, str(bits)))
                 if row is None:
                     tools = tools or prepare(self._cfg, model, self._plan, images)
                     row = self._measured(model, tools, bits, images, dataset, place)
                     if is_main():
                         rows.append(path, row)
-                scalars |= {f"{dataset}/{bits}/{name}": value for name, value in _figures(row)}
+                scalars |= {f"{name}/{bits}/{metric}": value for metric, value in _figures(row)}
         generators.restore()
         return scalars
 

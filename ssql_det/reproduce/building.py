@@ -25,7 +25,11 @@ from ssql_det.reproduce.step import Step
 from ssql_det.toydata.dataset import MANIFEST, Settings
 
 LEAST = {"scenes": 24, "crops": 400, "iterations": 4, "calibration": 4}  # of a budget however small
-_EXTENDED_BY = {"pretrain": ("--num-gpus",), "sweep": ("--bits",)}  # what is done by then stays as it is
+_EXTENDED_BY = {  # what is done by then stays as it is
+    "pretrain": ("--num-gpus",),
+    "train": ("--num-gpus",),
+    "sweep": ("--bits", "--num-gpus"),
+}
 _START = 0.1  # minutes that a process takes before it does anything
 
 
@@ -98,13 +102,15 @@ class Builder:
         path = folder / "checkpoint.pth"
         images = self._out / "data" / "crops" if self._preset.data else self._choices.imagenet
         parts = {"DATA.TRAIN": images, "OUTPUT_DIR": folder, "SEED": seed}
-        gpus = ("--num-gpus", str(self._choices.num_gpus)) if self._choices.num_gpus > 1 else ()
-        arguments = ("pretrain", "--config-file", pretraining.config, *gpus, "--resume")
+        arguments = ("pretrain", "--config-file", pretraining.config, *self._gpus(), "--resume")
         arguments += (*pretraining.overrides, *_pairs(parts))
         minutes = pretraining.minutes * self._choices.budget / self._choices.num_gpus
         reads = (Path(pretraining.config), *self._data())
         self._step(f"pretrain-{name}", "pretrain", arguments, folder, reads, (path,), minutes, 10)
         return path
+
+    def _gpus(self) -> tuple[str, ...]:
+        return ("--num-gpus", str(self._choices.num_gpus)) if self._choices.num_gpus > 1 else ()
 
     def _detector(self, transfer: Transfer, method: str, seed: int, backbone: Path | None) -> None:
         """Trained, swept, and for the first seed drawn."""
@@ -116,14 +122,23 @@ class Builder:
         same = {"SSQL.METHOD": plain, **self._shortened(transfer)}
         trained = {"MODEL.WEIGHTS": backbone or "", **same, "SEED": seed, "OUTPUT_DIR": detector}
         self._step(
-            *(f"train-{name}", "train", ("train-det", *config, "--resume", *_pairs(trained))),
+            *(f"train-{name}", "train", ("train-det", *config, *self._gpus(), "--resume", *_pairs(trained))),
             *(detector, (*data, *([backbone] if backbone else [])), (weights,)),
-            *(transfer.minutes * self._choices.budget, transfer.megabytes),
+            *(transfer.minutes * self._choices.budget / self._choices.num_gpus, transfer.megabytes),
         )
         calibration = str(max(round(transfer.calibration * self._choices.budget), LEAST["calibration"]))
         swept = _pairs({"MODEL.WEIGHTS": weights, **same, "OUTPUT_DIR": sweep})
-        arguments = ("sweep", *config, "--bits", self._preset.bits, "--calib-images", calibration, *swept)
-        minutes = transfer.sweep_minutes * self._choices.budget
+        arguments = (
+            "sweep",
+            *config,
+            *self._gpus(),
+            "--bits",
+            self._preset.bits,
+            "--calib-images",
+            calibration,
+            *swept,
+        )
+        minutes = transfer.sweep_minutes * self._choices.budget / self._choices.num_gpus
         self._step(f"sweep-{name}", "sweep", arguments, sweep, (*data, weights), (rows, ranges), minutes, 0.1)
         if seed == 0:
             images = list(self._images(transfer))
