@@ -27,7 +27,7 @@ SPAN = re.compile(r"(?<!`)(`+)(?!`)((?:(?!\n\s*\n).)+?)(?<!`)\1(?!`)", re.DOTALL
 LINK = re.compile(r"""\]\(\s*<?([^)\s>]+)[^)]*\)|^\s*\[[^\]]+\]:\s*(\S+)|(?:href|src)=["']([^"']+)""", re.MULTILINE)
 ASSIGNMENT = r"[A-Za-z_]\w*=\S*"
 BEFORE = re.compile(rf"{ASSIGNMENT}|(do|done)$")  # a command, and no part of it
-PROGRAMS = r"(\.?venv/bin/)?(ssql-det|python3?|pytest|torchrun|pip|ruff|mypy|git|conda)|(tools|\.ci)/\S+"
+PROGRAMS = r"(\.?venv/bin/)?(ssql-det|python3?|pytest|torchrun|sbatch|pip|ruff|mypy|git|conda)|(tools|\.ci)/\S+"
 COMMAND = re.compile(rf"({ASSIGNMENT}\s+)*({PROGRAMS})(\s|$)")
 PATH = re.compile(r"(benchmarks|tests|configs|docs|ssql_det)/\S+$")
 OPERATORS = "&|;"

@@ -73,7 +73,7 @@ def read(parser, arguments, is_whole, inner=None):
 
 def check_config(command, file, overrides):
     """The file is there, and the command takes it and the pairs; where a value is left open, only its key is judged."""
-    is_named = file and not is_placeholder(file)
+    is_named = file and not is_placeholder(file) and not file.startswith("runs/")  # what a run saves is not here
     assert not is_named or (ROOT / file).is_file(), f"there is no config {file}"
     words = [word for word in overrides if word not in ("...", "KEY", "VALUE")]
     assert len(words) % 2 == 0, f"{words[-1]} stands alone behind KEY VALUE pairs"
@@ -112,6 +112,11 @@ def check_torchrun(arguments, is_whole):
     check_file(options.training_script, options.training_script_args, is_whole)
 
 
+def check_sbatch(arguments, is_whole):
+    script = arguments.index("tools/slurm.sh")
+    check_file(f"tools/{arguments[script + 1]}", arguments[script + 2 :], is_whole)
+
+
 def check_pytest(arguments, config):
     options = config._parser.parse(arguments)
     for test in options.file_or_dir:
@@ -124,7 +129,7 @@ def check_pytest(arguments, config):
 
 
 CHECKS = dict.fromkeys(AS_IS, lambda arguments, is_whole: None) | dict.fromkeys(("python", "python3"), check_python)
-CHECKS |= {"ssql-det": check_ssql_det, "torchrun": check_torchrun}
+CHECKS |= {"ssql-det": check_ssql_det, "torchrun": check_torchrun, "sbatch": check_sbatch}
 
 
 @pytest.mark.parametrize("piece", [each for page in PAGES for each in (*commands(page), *links(page))], ids=str)

@@ -1,0 +1,12 @@
+#!/bin/bash
+# Any of this folder's programs over several nodes, one process a GPU:
+#   sbatch --nodes 2 --gpus-per-node 8 tools/slurm.sh train_net.py --config-file F --resume KEY VALUE
+# A job that is taken down is queued again and goes on, so --resume belongs to the line from the first time on.
+#SBATCH --job-name ssql-det
+#SBATCH --ntasks-per-node 1
+#SBATCH --requeue
+#SBATCH --open-mode append
+set -euo pipefail
+first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+srun torchrun --nnodes "$SLURM_NNODES" --nproc-per-node "$SLURM_GPUS_ON_NODE" --rdzv-backend c10d \
+    --rdzv-id "$SLURM_JOB_ID" --rdzv-endpoint "$first:${PORT:-29500}" tools/"$1" "${@:2}"
