@@ -62,14 +62,14 @@ def picture_files(document: Document) -> dict[str, bytes]:
     for block in document.all_blocks():
         if not isinstance(block, (Picture, Chart)):
             continue
-        name = _file(block)
+        name = picture_file(block)
         content = block.content if isinstance(block, Picture) else as_svg(block, standalone=True).encode()
         if files.setdefault(name, content) != content:
             raise ValueError(f"two pictures of one page are called {name!r}")
     return files
 
 
-def _file(block: Picture | Chart) -> str:
+def picture_file(block: Picture | Chart) -> str:
     name = block.name if isinstance(block, Picture) else f"{block.name}.svg"
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise ValueError(f"a picture's name is that of a file without a folder, got {name!r}")
@@ -108,7 +108,7 @@ class _Writer:
 
     def image(self, block: Picture | Chart, words: str) -> str:
         words = plain(words).translate({ord("["): "(", ord("]"): ")"})
-        return f"![{_escaped(words)}]({self.pictures}{_file(block)})"
+        return f"![{_escaped(words)}]({self.pictures}{picture_file(block)})"
 
     def table(self, table: Table) -> str:
         rule = ["---" if column < table.names else "---:" for column in range(len(table.header))]

@@ -1,4 +1,4 @@
-"""A page as values: what it says, without how it looks. Renderers make HTML or Markdown of it.
+"""A page as values: what it says, without how it looks. Renderers make HTML, Markdown or LaTeX of it.
 
 Texts may hold ```code``` between backticks and links as ``[words](target)``, see `texts`; nothing else is markup.
 
