@@ -1,6 +1,7 @@
 """Set result rows beside the published tables: the figure, our mean over all seeds, the difference.
 
-One scope and one data set a table; nothing else is mixed in. An empty cell says which command fills it.
+One scope and one data set a table; nothing else is mixed in. An empty cell says which command fills it, or that it is
+published only: this project cannot produce it yet.
 """
 
 from __future__ import annotations
@@ -11,26 +12,37 @@ from pathlib import Path
 
 from ssql_det.cli.numbers import positive
 
-HELP = "the published detection tables beside our rows"
-FORMATS = ("markdown", "csv")
+HELP = "the published tables beside our rows"
+FORMATS = ("markdown", "csv", "latex")
+ALL = "all"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--table", type=positive, required=True, metavar="6|7", help="6: VOC2007; 7: COCO2017")
+    parser.add_argument(
+        "--table",
+        nargs="+",
+        action="extend",
+        type=_number,
+        required=True,
+        metavar="N",
+        help="1, 3, 8, 12: linear probes; 6: VOC2007; 7: COCO2017; 4, 5, 13: published only; or all",
+    )
     parser.add_argument(
         "--rows",
         nargs="+",
         action="extend",
         default=[],
         metavar="results.jsonl",
-        help="files of rows (default: none, which shows what there is to fill)",
+        help="files of rows, of sweeps and of probes (default: none, which shows what there is to fill)",
     )
     parser.add_argument(
-        "--scope", default="all", help="which modules were quantized: all or backbone (default: %(default)s)"
+        "--scope",
+        default="all",
+        help="which modules of detectors were quantized: all or backbone (default: %(default)s); a probe's is backbone",
     )
     parser.add_argument("--dataset", default="", metavar="NAME", help="as rows name it (default: the published one)")
     parser.add_argument("--format", choices=FORMATS, default=FORMATS[0], help="default: %(default)s")
-    parser.add_argument("--out", metavar="FILE", help="write there (default: to the terminal)")
+    parser.add_argument("--out", metavar="FILE", help="write there, all tables in one file (default: to the terminal)")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -38,9 +50,11 @@ def run(options: argparse.Namespace) -> None:
     from ssql_det.core.errors import UserError
     from ssql_det.core.files import atomic_write
     from ssql_det.report.as_csv import as_csv
+    from ssql_det.report.as_latex import as_latex
     from ssql_det.report.as_markdown import as_markdown
     from ssql_det.report.comparison import blocks_of
     from ssql_det.report.document import Document
+    from ssql_det.report.published import NUMBERS
     from ssql_det.report.reading import read_rows
     from ssql_det.report.tables import SCOPES, compare
 
@@ -49,14 +63,26 @@ def run(options: argparse.Namespace) -> None:
         raise UserError(f"--scope is {' or '.join(SCOPES)}, got {options.scope!r}")
     if options.out is not None and any(_same(options.out, path) for path in options.rows):
         raise UserError(f"--out {options.out} is a file of rows; writing there would lose them, so name another")
-    table = compare(options.table, read_rows(options.rows), options.scope, options.dataset)
-    text = as_csv(table) if options.format == "csv" else as_markdown(Document("", blocks_of(table)))
+    numbers = NUMBERS if ALL in options.table else tuple(dict.fromkeys(options.table))
+    rows = read_rows(options.rows)
+    tables = [compare(number, rows, options.scope, options.dataset) for number in numbers]
+    if options.format == "csv":
+        text = as_csv(*tables)
+    else:
+        document = Document("", tuple(block for table in tables for block in blocks_of(table)))
+        text = as_latex(document) if options.format == "latex" else as_markdown(document)
     if options.out is None:
         sys.stdout.write(text)
         return
     with atomic_write(options.out, "w") as file:
         file.write(text)
-    print(f"{options.out}: Table {table.number}, {table.dataset}, scope {table.scope}", file=sys.stderr)
+    for table in tables:
+        scope = f", scope {table.scope}" if table.scope else ""
+        print(f"{options.out}: Table {table.number}, {table.dataset}{scope}", file=sys.stderr)
+
+
+def _number(text: str) -> int | str:
+    return ALL if text == ALL else positive(text)
 
 
 def _same(one: str, other: str) -> bool:

@@ -54,7 +54,10 @@ def probed(checkpoint: str, data: str, bits: str, shown: str, plan: Plan) -> Ite
     way = recipe(shown or _shown_to(source), plan.size)
     found = [open_images(data, split) for split in ("train", "val")]
     seen, asked = (labelled(images, way, plan.most, plan.seed) for images in found)
-    how = f"{', '.join(plan.kinds)}; {way.name} at {way.size} px, {len(seen.labels)} and {len(asked.labels)} images"
+    how = (
+        f"{source.architecture.name}; {', '.join(plan.kinds)}; "  # tables know their lines by the network's name
+        f"{way.name} at {way.size} px, {len(seen.labels)} and {len(asked.labels)} images"
+    )
     yield from _rows(source, backbone, seen, asked, widths, plan, how)
 
 

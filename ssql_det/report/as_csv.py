@@ -1,6 +1,6 @@
-"""A comparison as CSV: one line for every method, bit-width and metric, with all digits.
+"""Comparisons as CSV: one line for every method, bit-width and metric, with all digits.
 
->>> print(as_csv(compare(6, rows)))
+>>> print(as_csv(compare(6, rows), compare(7, rows)))
 """
 
 from __future__ import annotations
@@ -12,28 +12,32 @@ from collections.abc import Iterator
 from ssql_det.report.tables import Comparison, Line, Measured
 
 HEADER = (
-    *("table", "dataset", "scope", "comparable", "method", "config", "calibration", "bits", "metric"),
-    *("published", "measured", "std", "n", "difference", "filled_by"),
+    *("table", "dataset", "scope", "comparable", "backbone", "method", "settings", "config", "calibration"),
+    *("bits", "metric", "published", "measured", "std", "n", "difference", "state", "filled_by"),
 )
 _NOT_MEASURED = Measured(None, None, 0)
 
 
-def as_csv(table: Comparison) -> str:
+def as_csv(*tables: Comparison) -> str:
     """Lines end in a newline alone; a number that does not exist is an empty field."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(HEADER)
-    for line in table.lines:
-        writer.writerows(_records(table, line))
+    for table in tables:
+        for line in table.lines:
+            writer.writerows(_records(table, line))
     return text.getvalue()
 
 
 def _records(table: Comparison, line: Line) -> Iterator[tuple[str | int | float | None, ...]]:
-    of_table = (table.number, table.dataset, table.scope, "yes" if table.is_comparable else "no")
+    """``state`` is measured, empty, or published only: this project cannot produce it yet."""
+    of_table = (table.number, line.dataset, table.scope, "yes" if table.is_comparable else "no")
+    of_line = (line.backbone, line.method, line.settings, line.config, line.calibration, line.bits)
     for metric, cell in line.cells.items():
         measured = cell.measured or _NOT_MEASURED
+        is_known = line.is_published_only and cell.published is not None
         yield (
-            *(*of_table, line.method, line.config, line.calibration, line.bits, metric),
+            *(*of_table, *of_line, metric),
             *(cell.published, measured.mean, measured.std, measured.n, cell.difference),
-            line.filled_by if cell.measured is None else "",
+            *(("measured", "") if cell.measured else ("published only" if is_known else "empty", line.filled_by)),
         )

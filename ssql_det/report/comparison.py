@@ -16,8 +16,10 @@ from ssql_det.report.grouping import in_order
 from ssql_det.report.tables import Cell, Comparison, Line, Measured
 from ssql_det.report.texts import unmarked
 
-_TASKS = {"bbox": "Boxes", "segm": "Masks", "": "Cost"}
+_TASKS = {"bbox": "Boxes", "segm": "Masks", "linear": "Linear probe", "finetune": "Fine-tuning", "": "Cost"}
 _NOTHING = "-"
+_PUBLISHED_ONLY = "published only"
+_GAPS = f"Cells that say {_PUBLISHED_ONLY} are of lines that this project cannot produce yet."
 
 
 def blocks_of(table: Comparison, with_commands: bool = True) -> tuple[Block, ...]:
@@ -27,15 +29,19 @@ def blocks_of(table: Comparison, with_commands: bool = True) -> tuple[Block, ...
         Text("Cells marked `[1]` ... are empty; these commands fill them:"),
         Items(tuple(f"`{unmarked(command)}`" for command in commands), is_numbered=True),
     ]
+    measured = (
+        f" Scope: {table.scope}. Measured: the mean of the seeds, ± standard deviation (number of seeds)."
+        if table.scope
+        else ""
+    )
     return (
-        Heading(f"{unmarked(table.title)}: published and measured"),
+        Heading(f"Table {table.number}. {unmarked(table.title)}: published and measured"),
         Text(
-            f"Published: {table.source}. Data set: {unmarked(table.dataset)}. Scope: {table.scope}. "
-            "Measured: the mean of the seeds, ± standard deviation (number of seeds). "
-            "A name's (ours) is the paper's."
+            f"Published: {table.source}. Data set: {unmarked(table.dataset)}.{measured} A name's (ours) is the paper's."
         ),
         *([Items(tuple(map(unmarked, table.notes)))] if table.notes else []),
         *(block for task in _tasks(table) for block in _section(table, task, commands)),
+        *([Text(_GAPS)] if any(line.is_published_only for line in table.lines) else []),
         *(filling if commands else []),
     )
 
@@ -48,9 +54,10 @@ def overview(table: Comparison, metric: str) -> Table:
     for name, lines in _by_name(table).items():
         cells = {line.bits: line.cells[metric] for line in lines}
         figures = [_figure(cells[bits].published) if bits in cells else _NOTHING for bits in widths]
-        if lines[0].method not in published and set(figures) != {_NOTHING}:
-            rows.append((unmarked(lines[0].method), "published", *figures))
-            published.add(lines[0].method)
+        printed = _title(table, lines[0])
+        if printed not in published and set(figures) != {_NOTHING}:
+            rows.append((printed, "published", *figures))
+            published.add(printed)
         means = {bits: _mean(cell.measured, 1) for bits, cell in cells.items() if cell.measured}
         if means:
             rows.append((name, "measured", *(means.get(bits, _NOTHING) for bits in widths)))
@@ -110,11 +117,18 @@ def _by_name(table: Comparison) -> dict[str, list[Line]]:
     """Lines by their method and, where those of one method differ in it, their config and calibration."""
     named: dict[str, list[Line]] = {}
     for line in table.lines:
-        of_method = [each for each in table.lines if each.method == line.method]
+        title = _title(table, line)
+        of_method = [each for each in table.lines if _title(table, each) == title]
         several = [name for name in ("config", "calibration") if len({getattr(each, name) for each in of_method}) > 1]
         differs = [value for name in several if (value := getattr(line, name))]
-        named.setdefault(unmarked(" · ".join([line.method, *differs])), []).append(line)
+        named.setdefault(unmarked(" · ".join([title, *differs])), []).append(line)
     return named
+
+
+def _title(table: Comparison, line: Line) -> str:
+    """Its method, and before that its data set and backbone where the table has several."""
+    several = [field for field in ("dataset", "backbone") if len({getattr(each, field) for each in table.lines}) > 1]
+    return unmarked(" · ".join([*(getattr(line, field) for field in several), line.method]))
 
 
 def _cells(line: Line, metrics: Sequence[str], is_published: bool, commands: Sequence[str]) -> Iterator[str]:
@@ -124,9 +138,14 @@ def _cells(line: Line, metrics: Sequence[str], is_published: bool, commands: Seq
             yield _mean(cell.measured, 2) if cell.measured else _NOTHING
             continue
         yield _figure(cell.published)
-        empty = f"[{commands.index(line.filled_by) + 1}]" if line.filled_by in commands else _NOTHING
-        yield _mean(cell.measured, 1) if cell.measured else empty
+        yield _mean(cell.measured, 1) if cell.measured else _empty(line, cell, commands)
         yield _difference(cell)
+
+
+def _empty(line: Line, cell: Cell, commands: Sequence[str]) -> str:
+    if line.filled_by in commands:
+        return f"[{commands.index(line.filled_by) + 1}]"
+    return _PUBLISHED_ONLY if line.is_published_only and cell.published is not None else _NOTHING
 
 
 def _figure(value: float | None) -> str:

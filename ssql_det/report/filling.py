@@ -42,7 +42,6 @@ def filling_command(
 
     A config that is not of this repository stands in angle brackets: where it lies the rows do not say.
     """
-    widths = ",".join(_EQUAL.sub(r"\1", width) for width in bits)
     name = plain_name(method)
     file_name = slug(name) or "detector"
     elsewhere = dataset != DATASETS[number]
@@ -52,7 +51,7 @@ def filling_command(
     folder = "-".join([file_name, *([scope] if scope != "all" else []), *([dataset] if elsewhere else [])])
     parts = [
         f"ssql-det sweep --config-file {path}",
-        f"--bits {shlex.quote(widths)}",
+        f"--bits {as_option(bits)}",
         *([f"--scope {shlex.quote(scope)}"] if scope != "all" else []),
         f"MODEL.WEIGHTS <{file_name}.pth>",
         f"SSQL.METHOD {shlex.quote(name)}",
@@ -62,3 +61,12 @@ def filling_command(
         *([f"# calibration: {calibration}"] if calibration else []),
     ]
     return " ".join(parts)
+
+
+def as_option(bits: Iterable[str]) -> str:
+    """Bit-widths as ``--bits`` takes them.
+
+    >>> as_option(["FP", "8w8a", "2w4a"])
+    'FP,8,2w4a'
+    """
+    return shlex.quote(",".join(_EQUAL.sub(r"\1", width) for width in bits))

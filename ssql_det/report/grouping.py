@@ -1,42 +1,52 @@
-"""Which rows may be averaged: those of one method, config and calibration. They differ in bits, seed and checkpoint.
+"""Which rows may be averaged: those of one line, config and calibration. They differ in bits, seed and checkpoint.
 
->>> [(group.method, len(rows)) for group, rows in grouped(newest(rows), published_table(6))]
+>>> printed = [Group("voc_2007_test", "", row.method) for row in published_table(6).rows]
+>>> [(group.method, len(rows)) for group, rows in grouped(newest(rows), printed, group_of)]
 [('random init.', 0), ..., ('SSQL (ours)', 15), ...]
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
-from ssql_det.core.rows import Row
-from ssql_det.report.names import published_name
-from ssql_det.report.published import PublishedTable
+from ssql_det.core.rows import Row, finite_or_none
 
 UNNAMED = "(not named)"
 
 
 @dataclass(frozen=True)
 class Group:
-    """``method`` is the printed name where there is one, else the rows' own. Without rows, the others are empty."""
+    """``method`` is the printed name where there is one, else the rows' own. Without rows, what comes last is empty.
 
+    Rows of detectors do not say their backbone: there it is empty, too.
+    """
+
+    dataset: str
+    backbone: str
     method: str
     config: str = ""
     calibration: str = ""
 
+    @property
+    def line(self) -> Group:
+        """What a published table tells it from others by."""
+        return replace(self, config="", calibration="")
 
-def grouped(rows: Iterable[Row], table: PublishedTable) -> list[tuple[Group, list[Row]]]:
-    """Every published method in the printed order, then those of our own, whatever the order of the rows."""
-    printed = table.methods
+
+def grouped(
+    rows: Iterable[Row], printed: Sequence[Group], group_of: Callable[[Row], Group]
+) -> list[tuple[Group, list[Row]]]:
+    """Every published line in the printed order, then those of our own, whatever the order of the rows."""
     groups: dict[Group, list[Row]] = {}
     for row in rows:
-        method = published_name(row.method, printed) or row.method.strip() or UNNAMED
-        groups.setdefault(Group(method, row.config, row.calibration), []).append(row)
-    measured = {group.method for group in groups}
-    groups |= {Group(method): [] for method in printed if method not in measured}
-    place = {method: index for index, method in enumerate(printed)}
-    order = sorted(groups, key=lambda each: (place.get(each.method, len(place)), *vars(each).values()))
+        groups.setdefault(group_of(row), []).append(row)
+    measured = {group.line for group in groups}
+    groups |= {line: [] for line in printed if line not in measured}
+    place = {line: index for index, line in enumerate(printed)}
+    order = sorted(groups, key=lambda each: (place.get(each.line, len(place)), *vars(each).values()))
     return [(group, groups[group]) for group in order]
 
 
@@ -49,6 +59,31 @@ def by_bits(rows: Sequence[Row], others: Iterable[str] = ()) -> dict[str, list[R
 def in_order(widths: Iterable[str]) -> tuple[str, ...]:
     """Each once: FP first, then from many bits to few."""
     return tuple(sorted(set(widths), key=_width))
+
+
+def averages(rows: Sequence[Row], name: str, widths: Sequence[str], metrics: Sequence[str]) -> list[Row]:
+    """A row for each checkpoint that has every one of these widths, with the mean over them; ``name`` is its bits.
+
+    >>> averages(rows, "Avg.", ["FP", "4w4a"], ["linear/top1"])[0].metrics
+    {'linear/top1': 89.3}
+    """
+    of_checkpoint: dict[tuple[str, int], dict[str, Row]] = {}
+    for row in rows:
+        of_checkpoint.setdefault((row.checkpoint_hash or row.checkpoint, row.seed), {})[row.bits] = row
+    found = []
+    for by_width in of_checkpoint.values():
+        figures = {
+            metric: [finite_or_none(by_width[bits].metrics.get(metric)) for bits in widths if bits in by_width]
+            for metric in metrics
+        }
+        means = {
+            metric: statistics.fmean(finite)
+            for metric, values in figures.items()
+            if len(finite := [value for value in values if value is not None]) == len(widths)
+        }
+        if means:
+            found.append(replace(next(iter(by_width.values())), bits=name, metrics=means))
+    return found
 
 
 def _width(bits: str) -> tuple[int, int, int, str]:

@@ -1,4 +1,4 @@
-"""Which published method a row's free text means: letters and digits count, case and punctuation do not.
+"""What rows say as the tables print it. Of a method's name letters and digits count, case and punctuation do not.
 
 >>> published_name("simsiam 200EP", ["SimSiam", "SimSiam-200ep"]), published_name("ssql", ["SSQL (ours)"])
 ('SimSiam-200ep', 'SSQL (ours)')
@@ -25,6 +25,8 @@ _ALIASES = {  # bare spellings of what the tables print otherwise; SSQL there st
     "ssqlsimsiam": "SSQL (ours)",
     "supervised": "IN supervised",
 }
+_CIFAR = "cifar_"  # a ResNet with a 3x3 stem
+_NETWORKS = {"narrow_resnet": "narrow ResNet"} | {f"resnet{depth}": f"ResNet-{depth}" for depth in (18, 34, 50)}
 
 
 def published_name(method: str, published: Iterable[str]) -> str | None:
@@ -32,6 +34,18 @@ def published_name(method: str, published: Iterable[str]) -> str | None:
     names = {_bare(name): name for name in published}
     bare = _bare(method)
     return names.get(bare) or names.get(_bare(_ALIASES.get(bare, "")))
+
+
+def network_name(network: str, on_cifar: bool) -> str:
+    """The printed name of a network of `ssql_det.backbones`. Tables of CIFAR print one of a 3x3 stem by its depth.
+
+    >>> [network_name(each, on_cifar=True) for each in ("cifar_resnet18", "resnet18", "narrow_resnet")]
+    ['ResNet-18', 'ResNet-18, 7x7 stem', 'narrow ResNet']
+    """
+    name = _NETWORKS.get(network.removeprefix(_CIFAR), network)
+    if not name.startswith("ResNet-") or network.startswith(_CIFAR) == on_cifar:
+        return name
+    return f"{name}, {'7x7' if on_cifar else '3x3'} stem"
 
 
 def plain_name(published: str) -> str:

@@ -1,6 +1,6 @@
 """What a reader must know beside the numbers of a table: where ours are from, what was left out, what is in doubt.
 
->>> list(notes(published_table(6), rows, grouped([], published_table(6)), "all", "voc_2007_test"))
+>>> list(notes(published_table(6), rows, [], [], "voc_2007_test", is_comparable=True))
 ['Left out: 3 rows of voc_2007_test, scope backbone.']
 """
 
@@ -10,43 +10,57 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from ssql_det.core.rows import Row, finite_or_none
-from ssql_det.report.filling import DATASETS
 from ssql_det.report.grouping import Group, by_bits
 from ssql_det.report.published import PublishedTable
 
 
 def notes(
-    table: PublishedTable, found: Sequence[Row], groups: Sequence[tuple[Group, list[Row]]], scope: str, dataset: str
+    table: PublishedTable,
+    found: Sequence[Row],
+    asked: Sequence[Row],
+    groups: Sequence[tuple[Group, list[Row]]],
+    dataset: str,
+    is_comparable: bool,
 ) -> Iterator[str]:
-    """``found`` are all rows that were read, ``groups`` those that the table is made of."""
+    """``found`` are all rows that were read, ``asked`` those the table is of, ``groups`` the newest of these."""
     kept = [row for _, rows in groups for row in rows]
-    if dataset != DATASETS[table.number]:
+    if not is_comparable:
         kind = "toy data" if dataset.startswith("toy_") else "other data than the published table's"
         yield f"{dataset} is {kind}: not comparable with the published figures, so no difference is given."
     if kept:
         yield f"Measured with {_origin(kept)}."
-    yield from _left_out(found, kept, scope, dataset)
+        yield from _epochs(table)
+    kinds = Counter(map(_kind, found)) - Counter(map(_kind, asked))
+    if kinds:
+        yield f"Left out: {'; '.join(f'{_count(kinds[kind])} of {kind}' for kind in sorted(kinds))}."
+    if len(asked) > len(kept):
+        yield f"Replaced by a newer row of the same measurement: {_count(len(asked) - len(kept))}."
     for group, rows in groups:
+        name = " · ".join(part for part in (group.backbone, group.method) if part)
         for bits, averaged in by_bits(rows).items():
-            yield from _doubts(f"{group.method} at {bits}", averaged)
+            yield from _doubts(f"{name} at {bits}", averaged)
+    for row in table.rows:
+        if row.settings:
+            yield f"{row.method}: {row.described}."
     for doubt in table.suspect:
         yield f"Published figures in doubt: {doubt}."
 
 
+def _epochs(table: PublishedTable) -> Iterator[str]:
+    printed = {row.epochs for row in table.rows}
+    if len(printed) == 1 and None not in printed:
+        yield f"Published are {printed.pop()} epochs of pretraining; how many ours had, rows do not say."
+
+
 def _origin(kept: Sequence[Row]) -> str:
-    names = ("config", "calibration", "engine")
-    values = [sorted({getattr(row, name) or "(not stated)" for row in kept}) for name in names]
-    return "; ".join(f"{name} {' or '.join(each)}" for name, each in zip(names, values, strict=True))
+    """Of probes nothing states an engine."""
+    values = {name: sorted({getattr(row, name) for row in kept}) for name in ("config", "calibration", "engine")}
+    stated = {name: each for name, each in values.items() if each != [""] or name != "engine"}
+    return "; ".join(f"{name} {' or '.join(value or '(not stated)' for value in stated[name])}" for name in stated)
 
 
-def _left_out(found: Sequence[Row], kept: Sequence[Row], scope: str, dataset: str) -> Iterator[str]:
-    kinds = Counter((row.dataset, row.scope) for row in found)
-    of_this = kinds.pop((dataset, scope), 0)
-    if kinds:
-        listed = "; ".join(f"{_count(kinds[kind])} of {kind[0]}, scope {kind[1]}" for kind in sorted(kinds))
-        yield f"Left out: {listed}."
-    if of_this > len(kept):
-        yield f"Replaced by a newer row of the same measurement: {_count(of_this - len(kept))}."
+def _kind(row: Row) -> str:
+    return f"{row.dataset}, scope {row.scope}"
 
 
 def _doubts(where: str, averaged: Sequence[Row]) -> Iterator[str]:

@@ -22,6 +22,13 @@ from ssql_det.core.errors import UserError
 
 NUMBERS = (1, 3, 4, 5, 6, 7, 8, 12, 13)
 _BITS = re.compile(r"FP|\d+w\d+a")
+_SETTINGS = {
+    "q_pred": "quantized predictions",
+    "q_target": "quantized targets",
+    "aux": "auxiliary loss",
+    "w_bits": "weight bits",
+    "a_bits": "activation bits",
+}
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,17 @@ class PublishedRow:
     settings: Mapping[str, str | bool]
     figures: Mapping[Column, float | None]
 
+    @property
+    def described(self) -> str:
+        """Its settings in words.
+
+        >>> published_table(8).find("(e)").described
+        'quantized predictions, weight bits 6, activation bits 6'
+        """
+        chosen = {_SETTINGS[key]: value for key, value in self.settings.items() if value not in (False, "-")}
+        words = [name if value is True else f"{name} {value}".replace("~", " to ") for name, value in chosen.items()]
+        return ", ".join(words) or ("nothing quantized" if self.settings else "")
+
 
 @dataclass(frozen=True)
 class PublishedTable:
@@ -58,8 +76,17 @@ class PublishedTable:
 
     @property
     def bits(self) -> tuple[str, ...]:
-        """Its bit-widths, each once, in the printed order."""
+        """Its bit-widths, and what is printed over them, each once, in the printed order."""
         return tuple(dict.fromkeys(column.bits for column in self.columns))
+
+    @property
+    def widths(self) -> tuple[str, ...]:
+        return tuple(bits for bits in self.bits if _BITS.fullmatch(bits))
+
+    @property
+    def averages(self) -> tuple[str, ...]:
+        """What of ``bits`` is no bit-width but the mean over all of them."""
+        return tuple(bits for bits in self.bits if bits not in self.widths)
 
     @property
     def metrics(self) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
-"""A published detection table beside our own rows: for each method and bit-width the figure, our mean, the difference.
+"""A published table beside our own rows: for each method and bit-width the figure, our mean, the difference.
 
-A table is of one data set and one scope. Rows of another config or calibration stand on a line of their own.
+A table is of one data set and one scope. Rows of another config or calibration stand on a line of their own. What this
+project cannot produce yet is there, too, published only.
 
 >>> table = compare(6, read_rows(["results.jsonl"]), scope="backbone")
 >>> table.lines[0].cells["bbox/AP50"]
@@ -10,15 +11,17 @@ Cell(published=58.9, measured=Measured(mean=58.6, std=0.2, n=3), difference=-0.3
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ssql_det.core.errors import UserError, did_you_mean
 from ssql_det.core.rows import Row, finite_or_none
-from ssql_det.report.filling import CONFIGS, DATASETS, filling_command
-from ssql_det.report.grouping import UNNAMED, Group, by_bits, grouped
+from ssql_det.report.filling import CONFIGS
+from ssql_det.report.grouping import Group, averages, by_bits, grouped
+from ssql_det.report.kinds import Kind
 from ssql_det.report.notes import notes
-from ssql_det.report.published import Column, PublishedTable, published_table
+from ssql_det.report.producing import data_sets, kind_of
+from ssql_det.report.published import Column, PublishedRow, PublishedTable, published_table
 from ssql_det.report.reading import newest
 
 SCOPES = ("all", "backbone")
@@ -43,24 +46,27 @@ class Cell:
     difference: float | None
 
 
-@dataclass(frozen=True)
-class Line:
-    """A method at a bit-width. Without rows, ``config`` and ``calibration`` are empty.
+@dataclass(frozen=True, kw_only=True)
+class Line(Group):
+    """What rows may be averaged, or what is published without rows, at a bit-width.
 
-    ``filled_by`` is the command that fills the line's empty cells, or nothing when none is empty.
+    ``filled_by`` is the command that fills the line's empty cells, or nothing when none is empty. Where there are no
+    rows, and no command yet, the line ``is_published_only``. ``settings`` are what else a published line is named by.
     """
 
-    method: str
-    config: str
-    calibration: str
     bits: str
     cells: Mapping[str, Cell]
     filled_by: str
+    is_published_only: bool
+    settings: str = ""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """``is_comparable`` is false for other data than the published table's: then no difference is given."""
+    """``is_comparable`` is false for other data than the published table's: then no difference is given.
+
+    ``scope`` is empty for a table that is published only.
+    """
 
     number: int
     title: str
@@ -74,50 +80,75 @@ class Comparison:
 
 
 def compare(number: int, found: Sequence[Row], scope: str = "all", dataset: str = "") -> Comparison:
-    """The published table of that number beside these rows; without any, all that there is to fill."""
-    if number not in DATASETS:
-        known = "; ".join(f"{each} ({published_table(each).title})" for each in DATASETS)
-        raise UserError(f"there is no Table {number} of detectors; there are {known}")
-    table = published_table(number)
-    dataset = dataset or DATASETS[number]
-    named = {*CONFIGS, *(row.dataset for row in found)}
-    if found and dataset not in named:
+    """The published table of that number beside these rows; without any, all that there is to fill.
+
+    ``scope`` is that of detectors; what is probed is a backbone. ``dataset`` is the published one if it is not given.
+    """
+    table, kind = published_table(number), kind_of(number)
+    named = {*CONFIGS, *data_sets(), *(row.dataset for row in found)}
+    if found and dataset and dataset not in named:
         raise UserError(f"no row is of {dataset!r}{did_you_mean(dataset, named)}; --dataset is as rows name it")
-    kept = newest([row for row in found if row.scope == scope and row.dataset == dataset])
-    groups = grouped(kept, table)
-    costs = [name for name in COSTS if any(name in row.metrics for row in kept)]
+    scope, dataset = kind.scope(scope), (dataset or kind.dataset) if kind.dataset else ""
+    asked = [row for row in found if kind.dataset and (row.dataset, row.scope) == (dataset, scope)]
+    asked = [row for row in asked if _is_answer(row, table)]
+    kept = newest(asked)
+    printed = {kind.line(row, dataset): row for row in table.rows}
+    groups = grouped(kept, list(printed), lambda row: kind.group(row, table))
+    is_comparable = dataset == kind.dataset
+    metrics = (*table.metrics, *(name for name in COSTS if any(name in row.metrics for row in kept)))
     return Comparison(
         number=number,
         title=table.title,
         source=table.source,
-        dataset=dataset,
+        dataset=dataset or ", ".join(dict.fromkeys(row.dataset for row in table.rows)),
         scope=scope,
-        is_comparable=dataset == DATASETS[number],
-        metrics=(*table.metrics, *costs),
-        lines=tuple(line for group, rows in groups for line in _lines(group, rows, table, costs, scope, dataset)),
-        notes=tuple(notes(table, found, groups, scope, dataset)),
+        is_comparable=is_comparable,
+        metrics=metrics,
+        lines=tuple(
+            line
+            for group, rows in groups
+            for line in _lines(group, rows, printed.get(group.line), metrics, table, kind, scope)
+        ),
+        notes=tuple(notes(table, found, asked, groups, dataset, is_comparable)),
     )
 
 
+def _is_answer(row: Row, table: PublishedTable) -> bool:
+    """Whether it has a metric of the table; one that has none of any task may be of any table."""
+    of_tasks = {metric for metric in row.metrics if "/" in metric}
+    return not of_tasks or not of_tasks.isdisjoint(table.metrics)
+
+
 def _lines(
-    group: Group, rows: Sequence[Row], table: PublishedTable, costs: Sequence[str], scope: str, dataset: str
-) -> list[Line]:
-    published = table.find(group.method).figures if group.method in table.methods else {}
-    comparable = dataset == DATASETS[table.number]
+    group: Group,
+    rows: Sequence[Row],
+    published: PublishedRow | None,
+    metrics: Sequence[str],
+    table: PublishedTable,
+    kind: Kind,
+    scope: str,
+) -> Iterator[Line]:
+    figures = published.figures if published else {}
+    over_bits = [row for name in table.averages for row in averages(rows, name, table.widths, table.metrics)]
     cells = {
         bits: {
-            metric: _cell(published.get(Column(bits, metric)), of_bits, metric, comparable)
-            for metric in (*table.metrics, *costs)
+            metric: _cell(figures.get(Column(bits, metric)), of_bits, metric, group.dataset == kind.dataset)
+            for metric in metrics
         }
-        for bits, of_bits in by_bits(rows, table.bits).items()
+        for bits, of_bits in by_bits([*rows, *over_bits], table.bits).items()
     }
     empty = [bits for bits in cells if any(cells[bits][metric].measured is None for metric in table.metrics)]
-    method = "" if group.method == UNNAMED else group.method
-    command = filling_command(table.number, method, empty, scope, dataset, group.config, group.calibration)
-    return [
-        Line(group.method, group.config, group.calibration, bits, of_bits, command if bits in empty else "")
-        for bits, of_bits in cells.items()
-    ]
+    lacking = [bits for bits in empty if bits not in table.averages]
+    command = kind.command(table, group, lacking, scope) if lacking else ""
+    for bits, of_bits in cells.items():
+        yield Line(
+            **vars(group),
+            bits=bits,
+            cells=of_bits,
+            filled_by=command if bits in empty else "",
+            is_published_only=not rows and not command,
+            settings=published.described if published else "",
+        )
 
 
 def _cell(published: float | None, rows: Sequence[Row], metric: str, comparable: bool) -> Cell:

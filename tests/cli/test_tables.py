@@ -1,3 +1,4 @@
+import csv
 import subprocess
 import sys
 
@@ -46,7 +47,7 @@ def refusal(capsys, *arguments):
     return printed.err
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--table", "6"]], ids=["help", "table"])
+@pytest.mark.parametrize("arguments", [["--help"], ["--table", "all", "--format", "latex"]], ids=["help", "tables"])
 def test_neither_help_nor_a_table_imports_torch(arguments):
     ended = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, "tables", *arguments], capture_output=True, text=True)
     assert (ended.returncode, ended.stderr) == (0, "")
@@ -66,8 +67,31 @@ def test_without_rows_the_published_table_says_what_fills_it(capsys):
     assert "3. `ssql-det sweep --config-file configs/detection/coco_mask_r50_fpn.yaml --bits FP,6,5,4 MODEL" in printed
 
 
+def test_several_tables_follow_one_another_each_once(results, capsys):
+    main(["tables", "--table", "7", "1", "--table", "7", "6", "--rows", *results])
+    printed = capsys.readouterr().out
+    headings = [line for line in printed.splitlines() if line.startswith("## ")]
+    assert [heading.split()[2] for heading in headings] == ["7.", "1.", "6."]
+    assert "| SSQL (ours) | 4w4a | 61.2 | 60.5 ± 0.7 (2) | -0.7 |" in printed
+    assert "| ResNet-18 · BYOL | FP | 89.3 | published only | - |" in printed
+    main(["tables", "--table", "all", "--format", "latex"])
+    assert capsys.readouterr().out.count("\\subsection*{Table ") == 9
+    main(["tables", "--table", "all", "6", "--format", "csv"])
+    records = csv.DictReader(capsys.readouterr().out.splitlines())
+    assert list(dict.fromkeys(record["table"] for record in records)) == ["1", "3", "4", "5", "6", "7", "8", "12", "13"]
+
+
+def test_all_tables_go_into_one_file(results, tmp_path, capsys):
+    main(["tables", "--table", "6", "13", "--rows", *results, "--out", str(tmp_path / "tables.md")])
+    assert capsys.readouterr().err.splitlines() == [
+        f"{tmp_path}/tables.md: Table 6, voc_2007_test, scope all",
+        f"{tmp_path}/tables.md: Table 13, CIFAR-10",
+    ]
+    assert (tmp_path / "tables.md").read_text("utf-8").count("\n## Table") == 1
+
+
 def test_what_is_written_is_what_is_printed(results, tmp_path, capsys):
-    for kind in ("markdown", "csv"):
+    for kind in ("markdown", "latex", "csv"):
         arguments = ["tables", "--table", "6", "--rows", *results, "--format", kind, "--dataset", "voc_2007_test"]
         main(arguments)
         printed = capsys.readouterr().out
@@ -78,8 +102,11 @@ def test_what_is_written_is_what_is_printed(results, tmp_path, capsys):
 
 
 def test_mistakes_are_one_sentence(results, tmp_path, capsys):
-    assert "no Table 9 of detectors; there are 6 (" in refusal(capsys, "--table", 9)
+    assert "no published Table 9 here; there are 1, 3, 4" in refusal(capsys, "--table", 6, 9)
     assert "'six' is not a whole number" in refusal(capsys, "--table", "six")
+    assert "no row is of 'voc_2007_tset'; did you" in refusal(
+        *(capsys, "--table", "all", "--rows", *results, "--dataset", "voc_2007_tset")
+    )
     assert "--table" in refusal(capsys)
     assert "--scope is all or backbone, got 'head'" in refusal(capsys, "--table", 6, "--scope", "head")
     assert "there are no results at " in refusal(capsys, "--table", 6, "--rows", tmp_path / "none.jsonl")

@@ -4,7 +4,7 @@ from importlib.resources import files
 import pytest
 
 from ssql_det.core.errors import UserError
-from ssql_det.report.names import published_name
+from ssql_det.report.names import network_name, published_name
 from ssql_det.report.published import NUMBERS, Column, published_table
 
 PRINTED = [  # by hand, from the paper
@@ -19,9 +19,9 @@ PRINTED = [  # by hand, from the paper
     (7, "BYOL", "4w4a", "segm/AP75", 21.7),
     (7, "SSQL (ours)", "5w5a", "bbox/AP", 36.5),
     (7, "SSQL (ours)", "4w4a", "segm/AP", 26.0),
-    (12, "BYOL+SSQL", "2w4a", "top-1", 85.7),
-    (13, "MoCov3", "5w5a", "top-1", 82.2),
-    (8, "(i)", "4w4a", "top-1", 89.6),
+    (12, "BYOL+SSQL", "2w4a", "linear/top1", 85.7),
+    (13, "MoCov3", "5w5a", "linear/top1", 82.2),
+    (8, "(i)", "4w4a", "linear/top1", 89.6),
 ]
 
 
@@ -54,11 +54,23 @@ def test_rows_say_what_they_are_of():
         "a_bits": "4~16",
     }
     assert probe.rows[3].dataset == "CIFAR-100"
-    assert published_table(1).find("SimSiam-PACT").figures[Column("FP", "top-1")] is None
+    assert published_table(1).find("SimSiam-PACT").figures[Column("FP", "linear/top1")] is None
+
+
+def test_settings_are_told_in_words():
+    found = {row.method: row.described for row in published_table(8).rows}
+    assert found["(a)"] == "nothing quantized"
+    assert found["(b)"] == "quantized targets, weight bits 4 to 16, activation bits 4 to 16"
+    assert found["(e)"] == "quantized predictions, weight bits 6, activation bits 6"
+    assert found["(i)"] == "quantized predictions, auxiliary loss, weight bits 2 to 8, activation bits 4 to 8"
+    assert {row.described for number in NUMBERS if number != 8 for row in published_table(number).rows} == {""}
 
 
 def test_averages_of_table_8_are_averages():
-    for row in published_table(8).rows:
+    table = published_table(8)
+    assert (table.widths, table.averages) == (("FP", "6w6a", "4w4a", "3w3a", "2w4a"), ("Avg.",))
+    assert [number for number in NUMBERS if published_table(number).averages] == [8]
+    for row in table.rows:
         *figures, average = row.figures.values()
         assert sum(figures) / len(figures) == pytest.approx(average, abs=0.0501), row.method
 
@@ -107,3 +119,19 @@ def test_a_method_is_known_by_its_letters_and_digits(method):
 
 def test_an_alias_leads_nowhere_in_a_table_without_its_line():
     assert published_name("ssql 200", published_table(7).methods) is None
+
+
+@pytest.mark.parametrize(
+    ("network", "on_cifar", "printed"),
+    [
+        ("cifar_resnet18", True, "ResNet-18"),
+        ("resnet34", True, "ResNet-34, 7x7 stem"),
+        ("resnet50", False, "ResNet-50"),
+        ("cifar_resnet50", False, "ResNet-50, 3x3 stem"),
+        ("narrow_resnet", True, "narrow ResNet"),
+        ("narrow_resnet", False, "narrow ResNet"),
+        ("timm/vit_small", True, "timm/vit_small"),
+    ],
+)
+def test_a_network_has_the_name_of_the_tables_that_print_it(network, on_cifar, printed):
+    assert network_name(network, on_cifar) == printed

@@ -1,0 +1,104 @@
+"""Kinds of published tables: which rows are of one, which line a row is of, and the command that fills a line.
+
+`producing` says which table is of which kind.
+
+>>> Sweep("voc_2007_test").line(published_table(6).find("BYOL"), "toy_voc_2007_test")
+Group(dataset='toy_voc_2007_test', backbone='', method='BYOL', config='', calibration='')
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ssql_det.core.rows import Row
+from ssql_det.report.filling import as_option, filling_command
+from ssql_det.report.grouping import UNNAMED, Group
+from ssql_det.report.names import network_name, plain_name, published_name, slug
+from ssql_det.report.published import PublishedRow, PublishedTable
+
+
+@dataclass(frozen=True)
+class Kind:
+    """By itself: nothing here fills it yet, all of it is published only. ``dataset`` is as rows name it."""
+
+    dataset: str = ""
+
+    def scope(self, asked: str) -> str:
+        """That of its rows."""
+        return ""
+
+    def line(self, row: PublishedRow, dataset: str) -> Group:
+        """What names a published line; its data set is the one that rows are of."""
+        return Group(row.dataset, row.backbone, row.method)
+
+    def group(self, row: Row, table: PublishedTable) -> Group:
+        raise NotImplementedError("no row is of a table that nothing fills")
+
+    def command(self, table: PublishedTable, group: Group, bits: Sequence[str], scope: str) -> str:
+        """What fills a line at these bits; nothing for one that is published only."""
+        return ""
+
+
+@dataclass(frozen=True)
+class Sweep(Kind):
+    """Detectors. A sweep takes any, so every line can be filled. Rows do not say their backbone."""
+
+    def scope(self, asked: str) -> str:
+        return asked
+
+    def line(self, row: PublishedRow, dataset: str) -> Group:
+        return Group(dataset, "", row.method)
+
+    def group(self, row: Row, table: PublishedTable) -> Group:
+        method = published_name(row.method, table.methods) or row.method.strip() or UNNAMED
+        return Group(row.dataset, "", method, row.config, row.calibration)
+
+    def command(self, table: PublishedTable, group: Group, bits: Sequence[str], scope: str) -> str:
+        method = "" if group.method == UNNAMED else group.method
+        return filling_command(table.number, method, bits, scope, group.dataset, group.config, group.calibration)
+
+
+@dataclass(frozen=True)
+class Probe(Kind):
+    """Frozen backbones. Rows begin their config with the network's name: ``cifar_resnet18; linear; ...``.
+
+    ``data`` is what ``--data`` takes. ``configs`` are those that pretrain a line, by its backbone and method: a line
+    without one is published only, as long as there are no rows of it. ``known_as`` is what letters for methods mean.
+    """
+
+    data: str = ""
+    on_cifar: bool = False
+    configs: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    known_as: Mapping[str, str] = field(default_factory=dict)
+
+    def scope(self, asked: str) -> str:
+        return "backbone"
+
+    def line(self, row: PublishedRow, dataset: str) -> Group:
+        return Group(dataset, row.backbone, row.method)
+
+    def group(self, row: Row, table: PublishedTable) -> Group:
+        network, _, config = row.config.partition("; ")
+        printed = {self.known_as.get(method, method): method for method in table.methods}
+        known = published_name(row.method, printed)
+        method = printed[known] if known else row.method.strip() or UNNAMED
+        return Group(row.dataset, network_name(network, self.on_cifar), method, config, row.calibration)
+
+    def command(self, table: PublishedTable, group: Group, bits: Sequence[str], scope: str) -> str:
+        method = self.known_as.get(group.method, group.method)
+        pretrained_by = self.configs.get((group.backbone, method))
+        data = self.data if group.dataset == self.dataset else f"<{group.dataset}>"
+        probes, checkpoint, remark = ["linear"], f"<{slug(plain_name(method)) or 'backbone'}.pth>", ""
+        if group.config:
+            probes = group.config.partition(";")[0].split(", ")
+            remark = f" # as those there: {group.config}; calibration: {group.calibration}"
+        elif pretrained_by is None:
+            return ""
+        elif group.dataset == self.dataset:
+            checkpoint = f"output/{Path(pretrained_by).stem}/checkpoint.pth"
+            remark = f" # after ssql-det pretrain --config-file {pretrained_by}"
+        asked = f"{shlex.join(probes)} --checkpoint {checkpoint} --data {data} --bits {as_option(bits)}"
+        return f"ssql-det probe {asked}{remark}"

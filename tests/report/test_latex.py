@@ -1,0 +1,149 @@
+import re
+import shutil
+import subprocess
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from report.latex import grids, words
+from report.making import probe, row
+from report.pages import HOSTILE, PAGE, hostile_page, png
+
+from ssql_det.report.as_latex import as_latex
+from ssql_det.report.comparison import blocks_of
+from ssql_det.report.document import Chart, Curve, Document, Folded, Heading, Items, Listing, Table, Text
+from ssql_det.report.published import NUMBERS
+from ssql_det.report.tables import compare
+from ssql_det.report.texts import lines, plain
+
+with_latex = pytest.mark.skipif(shutil.which("pdflatex") is None, reason="there is no pdflatex to compile with")
+ROWS = [row(60.8), row(61.9, seed=1), row(method=r"C:\x_1 & 100% #{$}^~", checkpoint_hash="b")]
+ROWS += [probe(90.6), probe(70.0, "narrow_resnet", method="[1]*")]
+
+
+def part(*blocks):
+    return as_latex(Document("", blocks))
+
+
+def table(columns, rows, names=1):
+    return Table(
+        tuple(map(str, range(columns))), tuple((f"a{n // 3}", *"x" * (columns - 1)) for n in range(rows)), names
+    )
+
+
+def compiled(folder, text, packages="booktabs,graphicx,longtable"):
+    """What LaTeX says of a page with this in it; an error fails."""
+    (folder / "part.tex").write_text(text, "utf-8")
+    (folder / "whole.tex").write_text(
+        f"\\documentclass{{article}}\n\\usepackage{{{packages}}}\n\\begin{{document}}\n\\input{{part}}\n\\end{{document}}\n"
+    )
+    command = ["pdflatex", "-no-shell-escape", "-halt-on-error", "-interaction=nonstopmode", "whole.tex"]
+    for _ in range(2):  # long tables are as wide as the first time says
+        ended = subprocess.run(command, cwd=folder, capture_output=True, timeout=120)
+        said = (folder / "whole.log").read_text("latin-1")
+        assert ended.returncode == 0, said[-3000:]
+    return said
+
+
+def test_every_block_is_there():
+    text = as_latex(PAGE)
+    assert text.startswith("% \\usepackage{booktabs,graphicx}\n\n\\section*{What fewer bits cost}\n")
+    assert re.findall(r"\\(\w+)\*\{(.*)\}", text) == [
+        ("section", "What fewer bits cost"),
+        ("subsection", "Boxes"),
+        ("subsubsection", "Boxes"),
+        ("paragraph", r"All \texttt{settings}"),
+        ("subsubsection", "Settings"),
+        ("subsection", "Environment"),
+    ]
+    assert re.findall(r"\\begin\{(\w+)\}", text) == [
+        *("sloppypar", "center", "center", "tabular", "center", "center", "tabular"),  # the chart's values, the table
+        *("sloppypar", "itemize", "sloppypar", "enumerate", "center", "flushleft", "sloppypar", "flushleft"),
+    ]
+    assert r"\includegraphics[width=\linewidth]{toy.png}" in text
+    assert r"see {the environment}, {again}, {rows} (\texttt{a/\allowbreak{}b.jsonl})" in text
+    assert r"on the {published} (\texttt{https:/\allowbreak{}/\allowbreak{}arxiv.org/\allowbreak{}abs/" in text
+    assert r"\item one" in text
+
+
+def test_a_chart_is_a_table_of_its_values():
+    chart = Chart(
+        "c", "Boxes", ("FP", "4w4a"), (Curve("a_1", (48.84, None), (0.21, None)), Curve("b", (3.0, -1.5))), "AP"
+    )
+    (grid,) = grids(part(chart))
+    assert (grid.header, grid.rows) == (["", "FP", "4w4a"], [["a_1", "48.84±0.21", "-"], ["b", "3", "-1.5"]])
+    assert r"\emph{Boxes (AP)}" in part(chart)
+
+
+def test_packages_are_those_that_are_needed():
+    assert part(Text("one")) == "\\begin{sloppypar}\none\n\\end{sloppypar}\n"
+    assert part(table(4, 30)).splitlines()[0] == r"% \usepackage{booktabs}"
+    assert part(table(4, 31)).splitlines()[0] == r"% \usepackage{booktabs,longtable}"
+    assert part(table(7, 4)).splitlines()[0] == r"% \usepackage{booktabs,graphicx}"
+
+
+def test_a_long_table_loses_no_row_and_has_its_header_on_each_page():
+    (grid,) = grids(part(table(4, 100)))
+    assert (grid.kind, len(grid.rows)) == ("longtable", 100)
+    assert (
+        part(table(4, 100)).index(r"\midrule")
+        < part(table(4, 100)).index(r"\endhead")
+        < part(table(4, 100)).index("a0")
+    )
+    wide = grids(part(table(8, 130)))
+    assert [len(each.rows) for each in wide] == [60, 60, 10]
+    assert {(each.kind, *each.header) for each in wide} == {("tabular", *"01234567")}
+
+
+def test_rows_of_one_name_stand_together():
+    assert part(table(3, 7)).count(r"\addlinespace") == 2
+    assert r"\addlinespace" not in part(Table(("a",), (("1",), ("2",), ("3",))))
+
+
+def test_columns_of_names_stand_left_and_figures_right_with_a_true_minus():
+    text = part(Table(("method", "bits", "AP50 published"), (("-1", "4w4a", "-0.4"), ("b", "FP", "-")), names=2))
+    assert r"\begin{tabular}{llr}" in text
+    assert r"method & bits & \shortstack[r]{AP50\\published} \\" in text
+    assert "-1 & 4w4a & $-$0.4 \\\\\nb & FP & - \\\\" in text
+
+
+@given(st.text("ab1 *_`[]()<>&;#!-+=|~\\{}%$^\"',.:/?±·", min_size=1))
+def test_any_text_reads_as_it_was_written(text):
+    """But for spaces."""
+    expected = "".join(plain(text).split())
+    for block in (Text(text), Heading(text), Items((text,)), Folded(text, ())):
+        assert words(part(block)) == expected, block
+    (grid,) = grids(part(Table((text, text), ((text, text),))))
+    assert [*grid.header, *grid.rows[0]] == [expected] * 4
+    assert words(part(Listing(text))) == "".join(lines(text).split())
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_foreign_texts_bring_no_commands_and_are_shown(text):
+    found = words(as_latex(hostile_page(text)))
+    if not set("`!\x00") & set(text):
+        assert found.count("".join(text.split())) >= 20
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_comparison_is_whole(number):
+    text = part(*blocks_of(compare(number, ROWS)))
+    assert words(text)
+    assert all(len(grid.header) == len(grid.spec) for grid in grids(text))
+
+
+@with_latex
+@pytest.mark.parametrize("number", NUMBERS)
+def test_latex_takes_each_table_and_nothing_stands_out(number, tmp_path):
+    text = part(*blocks_of(compare(number, ROWS)))
+    packages = re.match(r"% \\usepackage\{(.*)\}", text)[1]
+    said = compiled(tmp_path, text, packages)
+    assert [float(width) for width in re.findall(r"Overfull \\hbox \(([\d.]+)pt", said) if float(width) > 3] == []
+    assert "Overfull \\vbox" not in said
+
+
+@with_latex
+def test_latex_takes_every_block_and_foreign_texts(tmp_path):
+    pages = [PAGE, *map(hostile_page, HOSTILE)]
+    (tmp_path / "toy.png").write_bytes(png())
+    compiled(tmp_path, "\n".join(map(as_latex, pages)))

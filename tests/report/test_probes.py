@@ -1,0 +1,211 @@
+"""Tables of linear probes, and what of all tables is published only."""
+
+import random
+import shlex
+from pathlib import Path
+
+import pytest
+from report.making import line, probe, row
+
+from ssql_det.cli.main import _parser
+from ssql_det.pretrain.config import read_config
+from ssql_det.report.comparison import overview
+from ssql_det.report.published import NUMBERS, published_table
+from ssql_det.report.tables import Measured, compare
+
+ROOT = Path(__file__).parents[2]
+WIDTHS = ("FP", "6w6a", "4w4a", "3w3a", "2w4a")  # of Table 8
+PUBLISHED_ONLY = {
+    1: [
+        *(f"ResNet-18 {method}" for method in ("BYOL", "SimSiam-PACT", "SimCLR", "MoCov2", "SSQL-NCE (ours)")),
+        *(f"ResNet-50 {method}" for method in ("BYOL", "SimCLR", "MoCov2", "SSQL-NCE (ours)")),
+    ],
+    3: ["ResNet-18 BYOL", "ResNet-18 SimSiam-PACT", "ResNet-50 BYOL", "ResNet-50 MoCov2"],
+    4: [
+        f"{network} {method}" for network in ("ResNet-18", "ResNet-50") for method in ("SimSiam", "BYOL", "SSQL (ours)")
+    ],
+    5: ["ResNet-50 SimSiam", "ResNet-50 SSQL (ours)"] * 7,
+    6: [],
+    7: [],
+    8: [f"ResNet-34 ({letter})" for letter in "bcdefgh"],
+    12: [f"ResNet-18 {method}" for method in ("BYOL", "BYOL+SSQL", "MoCov2", "MoCov2+SSQL")],
+    13: ["ViT-Small MoCov3", "ViT-Small MoCov3+SSQL"],
+}
+FILLED = [  # a row of the network and the method, and the table and line that it is of
+    (1, "cifar_resnet18", "SSQL", "ResNet-18", "SSQL (ours)", 90.1),
+    (1, "cifar_resnet18", "SimSiam", "ResNet-18", "SimSiam", 88.9),
+    (1, "cifar_resnet50", "SSQL", "ResNet-50", "SSQL (ours)", 90.0),
+    (1, "cifar_resnet50", "simclr", "ResNet-50", "SimCLR", 88.1),
+    (3, "resnet18", "SSQL", "ResNet-18", "SSQL (ours)", 52.8),
+    (3, "resnet50", "simsiam", "ResNet-50", "SimSiam", 52.4),
+    (8, "cifar_resnet34", "SimSiam", "ResNet-34", "(a)", 87.2),
+    (8, "cifar_resnet34", "SSQL", "ResNet-34", "(i)", 89.6),
+    (12, "cifar_resnet18", "byol", "ResNet-18", "BYOL", 88.0),
+]
+
+
+def top1(found):
+    return found.cells["linear/top1"]
+
+
+def dataset(number):
+    return "imagenet" if number == 3 else "cifar10"
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_what_nothing_here_can_produce_is_published_only(number):
+    table = compare(number, [])
+    bits = published_table(number).bits[0]
+    found = [each for each in table.lines if each.bits == bits and each.is_published_only]
+    assert [f"{each.backbone} {each.method}" for each in found] == PUBLISHED_ONLY[number]
+    assert all(each.is_published_only != bool(each.filled_by) for each in table.lines)
+    assert table.is_comparable
+
+
+@pytest.mark.parametrize(("number", "network", "method", "backbone", "printed", "figure"), FILLED)
+def test_a_row_is_of_its_networks_line(number, network, method, backbone, printed, figure):
+    rows = [
+        probe(figure + 1 + seed, network, method=method, dataset=dataset(number), seed=seed, checkpoint_hash=str(seed))
+        for seed in (0, 1)
+    ]
+    table = compare(number, rows)
+    found = top1(line(table, printed, backbone=backbone))
+    assert (found.published, found.measured.mean, found.measured.n) == (figure, pytest.approx(figure + 1.5), 2)
+    assert found.difference == pytest.approx(1.5)
+    assert sum(top1(each).measured is not None for each in table.lines) == 1
+    assert len(table.lines) == len(published_table(number).rows) * len(published_table(number).bits)
+
+
+@pytest.mark.parametrize(
+    ("number", "network", "name"),
+    [
+        (1, "resnet18", "ResNet-18, 7x7 stem"),
+        (1, "cifar_resnet34", "ResNet-34"),
+        (1, "narrow_resnet", "narrow ResNet"),
+        (3, "cifar_resnet50", "ResNet-50, 3x3 stem"),
+    ],
+)
+def test_another_network_is_no_published_line(number, network, name):
+    found = line(compare(number, [probe(99.0, network, dataset=dataset(number))]), backbone=name)
+    assert (top1(found).published, top1(found).measured.mean, top1(found).difference) == (None, 99.0, None)
+
+
+@pytest.mark.parametrize("number", [1, 3, 8, 12])
+def test_toy_rows_get_no_difference(number):
+    networks = ("cifar_resnet18", "cifar_resnet34", "resnet50", "narrow_resnet")
+    table = compare(number, [probe(99.0, network, dataset="crops") for network in networks], dataset="crops")
+    measured = [each for each in table.lines if top1(each).measured]
+    assert len(measured) == len(networks)
+    assert {top1(each).difference for each in table.lines} == {None}
+    assert not table.is_comparable
+    assert table.notes[0].startswith("crops is other data than the published table's: not comparable")
+    assert not any(top1(each).measured for each in compare(number, [probe(99.0, dataset="crops")]).lines)
+
+
+def test_what_is_over_bit_widths_is_averaged_by_checkpoint():
+    figures = {0: (91.0, 90.0, 89.0, 83.0, 86.0), 1: (92.0, 92.0, 90.0, 84.0, 87.0)}
+    rows = [
+        probe(figure, "cifar_resnet34", bits=bits, seed=seed, checkpoint_hash=str(seed))
+        for seed, of_seed in figures.items()
+        for bits, figure in zip(WIDTHS, of_seed, strict=True)
+    ]
+    rows += [probe(10.0, "cifar_resnet34", bits="5w5a"), probe(70.0, "cifar_resnet34", seed=2, checkpoint_hash="2")]
+    found = top1(line(compare(8, random.Random(0).sample(rows, len(rows))), "(i)", "Avg."))
+    assert found.measured.mean == pytest.approx((439 / 5 + 445 / 5) / 2)
+    assert (found.measured.n, found.published) == (2, 88.3)
+    assert found.difference == pytest.approx(88.4 - 88.3)
+    of_one = compare(8, rows[:4])
+    assert top1(line(of_one, "(i)", "Avg.")).measured is None
+    assert "--bits 2w4a " in line(of_one, "(i)", "Avg.").filled_by
+    undone = [*rows[:4], probe(None, "cifar_resnet34", bits="2w4a", seed=0, checkpoint_hash="0")]
+    without = line(compare(8, undone), "(i)", "Avg.")
+    assert (top1(without).measured, without.filled_by, without.is_published_only) == (None, "", False)
+
+
+def test_rows_of_neighbours_alone_or_of_detectors_fill_nothing():
+    rows = [probe(metrics={"knn/top1": 80.0}), row(dataset="cifar10", scope="backbone"), row()]
+    table = compare(1, rows)
+    assert table.lines == compare(1, []).lines
+    assert "Left out: 2 rows of cifar10, scope backbone; 1 row of voc_2007_test, scope all." in table.notes
+    assert compare(6, [probe(dataset="voc_2007_test", scope="all")]).lines == compare(6, []).lines
+
+
+def test_neighbours_beside_a_linear_probe_change_nothing_and_cost_is_shown():
+    metrics = {"knn/top1": 80.0, "linear/top1": 90.6, "MB": 5.5, "GBOPs": 12.0}
+    table = compare(1, [probe(metrics=metrics, config="cifar_resnet18; knn, linear; cifar at 32 px")])
+    assert table.metrics == ("linear/top1", "MB", "GBOPs")
+    found = line(table, backbone="ResNet-18")
+    assert (top1(found).difference, found.cells["MB"].measured) == (pytest.approx(0.5), Measured(5.5, None, 1))
+    assert (
+        "ssql-det probe knn linear --checkpoint <ssql.pth> " in line(table, bits="FP", backbone="ResNet-18").filled_by
+    )
+
+
+def test_notes_say_what_rows_do_not():
+    notes = compare(3, [probe(50.0, "resnet18", dataset="imagenet")]).notes
+    assert notes[0].startswith("Measured with config resnet18; linear; cifar at 32 px, 50000")
+    assert "engine" not in notes[0]
+    assert notes[1] == "Published are 100 epochs of pretraining; how many ours had, rows do not say."
+    assert not any("epochs" in note for number in (6, 8) for note in compare(number, [row(), probe()]).notes)
+    doubtful = [probe(), probe(checkpoint_hash="other")]
+    assert any(each.startswith("ResNet-18 · SSQL (ours) at 4w4a averages 2 ch") for each in compare(1, doubtful).notes)
+    assert (
+        "(i): quantized predictions, auxiliary loss, weight bits 2 to 8, activation bits 4 to 8."
+        in compare(8, []).notes
+    )
+
+
+def test_an_overview_keeps_backbones_apart():
+    shown = overview(compare(1, [probe(90.6), probe(91.0, "cifar_resnet50")]), "linear/top1")
+    ours = [each for each in shown.rows if "SSQL (ours)" in each[0]]
+    assert [each[:2] for each in ours] == [
+        (f"{backbone} · SSQL (ours)", figures)
+        for backbone in ("ResNet-18", "ResNet-50")
+        for figures in ("published", "measured")
+    ]
+    assert len(shown.rows) == 13 + 2
+
+
+COMMANDS = [
+    (number, each) for number in (1, 3, 8) for each in compare(number, []).lines if each.filled_by and each.bits == "FP"
+]
+
+
+@pytest.mark.parametrize(
+    ("number", "found"), COMMANDS, ids=[f"{n}-{each.backbone}-{each.method}" for n, each in COMMANDS]
+)
+def test_a_command_probes_what_its_config_pretrains(number, found):
+    """The config is of that network, method and data, and leaves its checkpoint where the command looks for it."""
+    probed, pretrained = found.filled_by.split(" # after ")
+    options = _parser().parse_args(shlex.split(probed)[1:])
+    assert options.kind == ["linear"]
+    assert "Avg." not in options.bits
+    assert options.bits.split(",")[0] == "FP"
+    file = shlex.split(pretrained)[-1]
+    config = read_config(ROOT / file)
+    assert options.checkpoint == str(Path(config.OUTPUT_DIR, "checkpoint.pth"))
+    assert options.data == config.DATA.TRAIN
+    assert published_table(number).rows[0].epochs in (config.OPTIM.EPOCHS, None)
+    row = probe(1.0, config.BACKBONE, method="SSQL" if config.SSQL.ENABLED else "SimSiam", dataset=dataset(number))
+    assert top1(line(compare(number, [row]), found.method, backbone=found.backbone)).measured
+
+
+def test_rows_that_are_there_say_what_the_command_must_be_like():
+    table = compare(1, [probe(), probe(80.0, method="simclr", bits="FP"), probe(70.0, "narrow_resnet", method="x/y")])
+    how = "# as those there: linear; cifar at 32 px, 50000 and 10000 images; calibration: 512 images of cifar10, seed 0"
+    ssql = line(table, bits="FP", backbone="ResNet-18")
+    assert ssql.filled_by.startswith(
+        f"ssql-det probe linear --checkpoint <ssql.pth> --data cifar10:datasets --bits FP,8,6,5,3,2w8a,2w4a {how}"
+    )
+    assert "<simclr.pth>" in line(table, "SimCLR", backbone="ResNet-18").filled_by
+    assert not line(table, "SimCLR", backbone="ResNet-18").is_published_only
+    assert line(table, "SimCLR", backbone="ResNet-50").is_published_only
+    assert "<x-y.pth>" in line(table, "x/y", "FP").filled_by
+
+
+def test_on_other_data_the_command_names_them():
+    table = compare(8, [], dataset="crops")
+    assert line(table, "(i)", "FP").filled_by == (
+        "ssql-det probe linear --checkpoint <ssql.pth> --data <crops> --bits FP,6,4,3,2w4a"
+    )
+    assert line(table, "(h)", "FP").is_published_only
