@@ -6,6 +6,7 @@ Results go to stdout; progress and log lines go to stderr, so that a table can b
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence, Sized
@@ -15,8 +16,6 @@ import rich.box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
-
-from ssql_det.core.ranks import is_main
 
 T = TypeVar("T")
 
@@ -28,7 +27,7 @@ def set_up_logging(level: int = logging.INFO, names: Sequence[str] = ("ssql_det"
 
     Of several processes the first speaks; the others only warn.
     """
-    level = level if is_main() else max(level, logging.WARNING)
+    level = level if _is_first() else max(level, logging.WARNING)
     for name in names:
         logger = logging.getLogger(name)
         for handler in [handler for handler in logger.handlers if getattr(handler, "of_ssql_det", False)]:
@@ -49,7 +48,7 @@ def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T
     """
     if total is None:
         total = len(items) if isinstance(items, Sized) else None
-    if not is_main():
+    if not _is_first():
         yield from items
         return
     yield from _bar(items, what, total) if sys.stderr.isatty() else _lines(items, what, total)
@@ -66,6 +65,11 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], title: str
     if not sys.stdout.isatty():
         console.width = 1 << 20  # a pipe has no width to fit into
     console.print(table)
+
+
+def _is_first() -> bool:
+    """Of the processes of a job; the environment knows, before torch is imported."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _bar(items: Iterable[T], what: str, total: int | None) -> Iterator[T]:
