@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 EXIT_BAD_INPUT = 2
 EXIT_INCOMPLETE = 3  # of several steps some failed
@@ -42,18 +44,31 @@ def one_sentence() -> Iterator[None]:
     try:
         yield
     except UserError as mistake:
-        print(f"error: {mistake}", file=sys.stderr)
-        raise SystemExit(EXIT_BAD_INPUT) from None
+        _refuse(mistake)
     except BrokenPipeError:  # the reader of a pipe has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(EXIT_BROKEN_PIPE) from None
     except OSError as failure:  # a full disk, a forbidden folder, a name too long: the machine's no, not a bug
         where = f": {failure.filename}" if failure.filename else ""
-        print(f"error: {failure.strerror or failure}{where}; check the path, its rights and the disk", file=sys.stderr)
-        raise SystemExit(EXIT_BAD_INPUT) from None
+        _refuse(UserError(f"{failure.strerror or failure}{where}; check the path, its rights and the disk"))
+    except (MemoryError, RuntimeError) as failure:
+        if not _is_about_memory(failure):
+            raise
+        reason = str(failure).partition("\n")[0] or "it is used up"
+        _refuse(UserError(f"the memory does not suffice ({reason}); make images, batches or the network smaller"))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(EXIT_INTERRUPTED) from None
+
+
+def _refuse(mistake: UserError) -> NoReturn:
+    print(f"error: {mistake}", file=sys.stderr)
+    raise SystemExit(EXIT_BAD_INPUT) from None
+
+
+def _is_about_memory(failure: Exception) -> bool:
+    """Torch says it in words: on the CPU it can't allocate memory, a GPU is out of memory."""
+    return isinstance(failure, MemoryError) or bool(re.search("allocate memory|out of memory", str(failure)))
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -17,9 +17,10 @@ def test_a_mistake_is_one_line_on_stderr_and_an_exit_code(raised, code, said, ca
     assert capsys.readouterr() == ("", said)
 
 
-def test_a_bug_keeps_its_traceback():
-    with pytest.raises(ZeroDivisionError), one_sentence():
-        _ = 1 / 0
+@pytest.mark.parametrize("bug", [ZeroDivisionError("division by zero"), RuntimeError("shapes do not match")])
+def test_a_bug_keeps_its_traceback(bug):
+    with pytest.raises(type(bug)), one_sentence():
+        raise bug
 
 
 def test_a_typo_is_answered_with_the_nearest_name_or_with_nothing():
@@ -27,10 +28,30 @@ def test_a_typo_is_answered_with_the_nearest_name_or_with_nothing():
     assert did_you_mean("zebra", ["SEED", "BASE_LR"]) == ""
 
 
-def test_the_machines_refusal_is_a_sentence_too(capsys):
-    refusal = NotADirectoryError(20, "Not a directory", "/dev/null/absent")
+MACHINE = {
+    "a path": (
+        NotADirectoryError(20, "Not a directory", "/dev/null/absent"),
+        "Not a directory: /dev/null/absent; check the path, its rights and the disk",
+    ),
+    "a path that plays tricks": (
+        FileNotFoundError(2, "No such file or directory", "a\nerror: \x1b[31mb"),
+        r"No such file or directory: a\nerror: \x1b[31mb; check the path, its rights and the disk",
+    ),
+    "the memory": (
+        MemoryError(),
+        "the memory does not suffice (it is used up); make images, batches or the network smaller",
+    ),
+    "the memory, as torch says it": (
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.\nmore"),
+        "the memory does not suffice (DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.); "
+        "make images, batches or the network smaller",
+    ),
+}
+
+
+@pytest.mark.parametrize(("refusal", "said"), MACHINE.values(), ids=MACHINE)
+def test_the_machines_refusal_is_a_sentence_too(refusal, said, capsys):
     with pytest.raises(SystemExit) as stop, one_sentence():
         raise refusal
     assert stop.value.code == 2
-    said = capsys.readouterr().err
-    assert said == "error: Not a directory: /dev/null/absent; check the path, its rights and the disk\n"
+    assert capsys.readouterr().err == f"error: {said}\n"
