@@ -6,7 +6,9 @@ is answered with its key and its file, and a typo with the nearest key there is.
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +22,8 @@ from ssql_det.core.files import atomic_write
 
 RESOLVED_NAME = "config.yaml"
 _MOST_NAMED = 5
+_MOST_VALUES = 10_000  # in a file, or in one key: aliases make any number of few bytes
+_LARGEST = 3.4e38  # a float32's; infinity is beyond it too
 
 
 def load_config(
@@ -32,7 +36,8 @@ def load_config(
     config = defaults.clone()
     config.defrost()
     if file is not None:
-        _merge(config, _read_with_bases(Path(file), ()), str(file))
+        for key, value in read_config_file(file).items():
+            _set(config, key, value, str(file))
     _merge_overrides(config, overrides)
     config.freeze()
     return config
@@ -67,7 +72,7 @@ def read_plain_values(directory: str | os.PathLike[str]) -> dict[str, Any]:
 
 def read_config_file(file: str | os.PathLike[str]) -> dict[str, Any]:
     """The same of what a file and its bases say, without any defaults."""
-    return dict(_flat(_read_with_bases(Path(file), ())))
+    return _read_with_bases(Path(os.path.expanduser(file)), ())
 
 
 def require_same(before: Mapping[str, Any], now: Mapping[str, Any], where: str, cure: str) -> None:
@@ -116,13 +121,15 @@ def goes_on(
 def require_least(config: CfgNode, least: Mapping[str, float]) -> None:
     """Refuse a number that would end in a traceback, or never: ``{"OPTIM.EPOCHS": 1, "SEED": 0}``."""
     for key, bound in least.items():
-        if _get(config, key) < bound:
-            raise UserError(f"{key} must be {bound} or more, got {_get(config, key)}")
+        value = _get(config, key)
+        if value < bound:
+            raise UserError(f"{key} must be {bound} or more, got {value}")
+        if value > _LARGEST:
+            raise UserError(f"{key} is too large, got {value}; a float32 ends at 3.4e38")
 
 
 def _read_with_bases(path: Path, opened: tuple[Path, ...]) -> dict[str, Any]:
-    """The file's content over its bases' (relative to the file), nearest last."""
-    path = path.expanduser()
+    """The file's keys over its bases' (relative to the file), nearest last."""
     if path.is_dir():
         raise UserError(f"config file {path} is a directory; name a .yaml file in it")
     if not path.is_file():
@@ -130,33 +137,30 @@ def _read_with_bases(path: Path, opened: tuple[Path, ...]) -> dict[str, Any]:
         raise UserError(f"there is no config file {path}{wanted_by}; check the path")
     if path.resolve() in opened:
         raise UserError(f"config file {path} inherits from itself; remove {BASE_KEY} from one file of the circle")
-    try:
-        content = yaml.safe_load(path.read_text("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as failure:
-        problem = " ".join(str(failure).split())
-        raise UserError(f"config file {path} is not valid YAML: {problem}") from None
-    content = {} if content is None else content
-    if not isinstance(content, dict):
-        raise UserError(f"config file {path} holds a {type(content).__name__}; it must hold KEY: VALUE pairs")
+    content = _read(path)
     bases = content.pop(BASE_KEY, [])
     merged: dict[str, Any] = {}
     for base in bases if isinstance(bases, list) else [bases]:
-        _overlay(merged, _read_with_bases(path.parent / Path(str(base)).expanduser(), (*opened, path.resolve())))
-    return _overlay(merged, content)
+        merged |= _read_with_bases(path.parent / os.path.expanduser(str(base)), (*opened, path.resolve()))
+    return merged | content
 
 
-def _overlay(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    for key, value in above.items():
-        if isinstance(value, dict) and isinstance(below.get(key), dict):
-            _overlay(below[key], value)
-        else:
-            below[key] = value
-    return below
-
-
-def _merge(config: CfgNode, content: dict[str, Any], where: str) -> None:
-    for key, value in _flat(content):
-        _set(config, key, value, where)
+def _read(path: Path) -> dict[str, Any]:
+    """One file's keys."""
+    try:
+        content = yaml.safe_load(path.read_text("utf-8"))
+        content = {} if content is None else content
+        if not isinstance(content, dict):
+            raise UserError(f"config file {path} holds a {type(content).__name__}; it must hold KEY: VALUE pairs")
+        keys = list(itertools.islice(_flat(content), _MOST_VALUES + 1))
+    except (yaml.YAMLError, ValueError) as failure:
+        problem = " ".join(str(failure).split())
+        raise UserError(f"config file {path} is not valid YAML: {problem}") from None
+    except RecursionError:
+        raise UserError(f"config file {path} is nested too deeply, or in itself; write it out flat") from None
+    if len(keys) > _MOST_VALUES:
+        raise UserError(f"config file {path} has more than {_MOST_VALUES} keys; is it a config?")
+    return dict(keys)
 
 
 def _flat(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -186,6 +190,11 @@ def _set(config: CfgNode, key: str, value: Any, where: str) -> None:
     current = _get(config, key)
     if isinstance(current, float) and isinstance(value, (int, str)):
         value = _as_float(value)  # 1 and 1e-3 are numbers too; YAML and yacs disagree
+    inside = list(itertools.islice(_inside(value), _MOST_VALUES + 1))
+    if len(inside) > _MOST_VALUES:
+        raise UserError(f"config key {key} in {where} is too long, or holds itself; a key has {_MOST_VALUES} values")
+    if any(isinstance(each, float) and math.isnan(each) for each in inside):  # it passes every comparison
+        raise UserError(f"config key {key} in {where} cannot be {value!r}: a number is wanted")
     if isinstance(current, str) and isinstance(value, str):
         value = repr(value)  # yacs evaluates strings, and would take a name such as 123 for a number
     try:
@@ -207,5 +216,15 @@ def _get(config: CfgNode, key: str) -> Any:
 def _as_float(value: int | str) -> Any:
     try:
         return value if isinstance(value, bool) else float(value)
-    except ValueError:
+    except (OverflowError, ValueError):
         return value
+
+
+def _inside(value: Any) -> Iterator[Any]:
+    """What a value is made of, however deep; without end where a YAML alias makes a list of itself."""
+    waiting = [value]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, (dict, list, tuple)):
+            waiting.extend(each.values() if isinstance(each, dict) else each)
+        yield each

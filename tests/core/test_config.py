@@ -61,6 +61,12 @@ def test_a_base_is_below_the_file_that_names_it(write):
     assert config.OPTIM == {"LR": 0.5, "STEPS": (30, 60), "BETAS": [0.5], "WARMUP": {"EPOCHS": 2}}
 
 
+def test_a_key_with_dots_is_the_same_key(write):
+    write("base.yaml", "OPTIM.LR: 0.5\nSEED: 1\n")
+    config = load_config(defaults(), write("top.yaml", "_BASE_: base.yaml\nOPTIM: {LR: 0.2}\n"))
+    assert (config.OPTIM.LR, config.SEED) == (0.2, 1)
+
+
 def test_of_several_bases_the_later_one_is_nearer(write):
     write("one.yaml", "SEED: 1\nNAME: one\n")
     write("two.yaml", "SEED: 2\n_BASE_: one.yaml\n")  # a base may come in twice, a circle it is not
@@ -145,6 +151,14 @@ def test_leaves_are_the_full_keys():
     assert sorted(leaves(defaults())) == sorted(keys)
 
 
+def bomb(pair, depth=30):
+    """YAML of few bytes: each pair has the next in it, and by its alias once more."""
+    text = "1"
+    for level in range(depth):
+        text = pair.format(text, level)
+    return text
+
+
 MISTAKES = {
     "unknown key": ("OPTIM: {RL: 1}", "unknown config key OPTIM.RL in {file}; did you mean 'OPTIM.LR'?"),
     "key like no other": ("ZEBRA: 1", "unknown config key ZEBRA in {file}"),
@@ -159,6 +173,17 @@ MISTAKES = {
     "list": ("- SEED\n- 1", "config file {file} holds a list; it must hold KEY: VALUE pairs"),
     "invalid": ("SEED: [1", "config file {file} is not valid YAML: "),
     "code": ("SEED: !!python/object/apply:os.getpid []", "config file {file} is not valid YAML: "),
+    "many digits": (f"SEED: {'9' * 5000}", "config file {file} is not valid YAML: Exceeds the limit"),
+    "deep": ("[" * 3000, "config file {file} is nested too deeply, or in itself"),
+    "mapping of itself": ("OPTIM: &a {LR: *a}", "config file {file} is nested too deeply, or in itself"),
+    "list of itself": ("OPTIM: {BETAS: &a [*a, *a]}", "config key OPTIM.BETAS in {file} is too long, or holds itself"),
+    "bomb of keys": (bomb("{{a: &a{1} {0}, b: *a{1}}}"), "config file {file} has more than 10000 keys"),
+    "bomb of values": (
+        f"OPTIM: {{BETAS: {bomb('[&a{1} {0}, *a{1}]')}}}",
+        "config key OPTIM.BETAS in {file} is too long",
+    ),
+    "no number": ("OPTIM: {LR: .nan}", "config key OPTIM.LR in {file} cannot be nan: a number is wanted"),
+    "no number in a list": ("OPTIM: {BETAS: [0.9, .nan]}", "OPTIM.BETAS in {file} cannot be [0.9, nan]"),
     "missing base": ("_BASE_: gone.yaml", "there is no config file {folder}/gone.yaml, named as _BASE_ in {file}"),
     "circle": ("_BASE_: ./a.yaml", "config file {folder}/a.yaml inherits from itself"),
     "base that is a folder": ("_BASE_: .", "config file {folder} is a directory"),
