@@ -23,7 +23,7 @@ def device_named(name: str, key: str) -> torch.device:
         _logger.warning("there is no GPU here: %s is cpu instead of cuda", key)
         return torch.device("cpu")
     try:
-        torch.zeros(1, device=name)
+        torch.zeros(1, device=name).item()  # "meta" is a device that has no values
     except (AssertionError, RuntimeError) as failure:
         reason = str(failure).splitlines()[0]
         raise UserError(f"{key} {name!r} is not here ({reason}); set it to cpu, or to cuda") from None

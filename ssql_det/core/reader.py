@@ -155,7 +155,7 @@ def read_tensors(path: str | os.PathLike[str]) -> Any:
     file_path = Path(path)
     if file_path.is_dir():
         raise UserError(f"{path} is a directory; name the checkpoint file in it")
-    if not file_path.exists():
+    if not file_path.is_file():  # nor a pipe, which would be waited for without end
         raise UserError(f"there is no file {path}; check the path")
     try:
         with open(file_path, "rb") as file:
