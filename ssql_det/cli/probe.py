@@ -38,6 +38,7 @@ def run(options: argparse.Namespace) -> None:
     from ssql_det.pretrain.probing import Plan, probed
 
     set_up_logging()
+    rows.check_place(options.out)
     plan = Plan(
         *(tuple(options.kind), options.calib_images, options.recalibrate_bn, options.images, options.seed),
         *(options.size, options.device),

@@ -13,7 +13,7 @@ import logging
 import math
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -23,6 +23,10 @@ from ssql_det.core.errors import UserError
 
 SCHEMA = 1
 _VERSIONED = ("ssql_det", "torch", "torchvision", "numpy", "detectron2")
+_TEXTS = (
+    *("method", "checkpoint", "checkpoint_hash", "config", "dataset"),
+    *("bits", "scope", "calibration", "engine"),
+)
 _logger = logging.getLogger(__name__)
 
 
@@ -90,17 +94,30 @@ def read(path: str | os.PathLike[str]) -> list[Row]:
     """All whole rows of a file, in order. A line torn by a kill is skipped with a warning."""
     if not Path(path).is_file():
         raise UserError(f"there are no results at {path}; run an evaluation first, or check the path")
-    rows = []
+    rows, torn = [], []
     for number, line in enumerate(Path(path).read_text("utf-8", errors="replace").splitlines(), start=1):
         if not line.strip():
             continue
         try:
             record = json.loads(line)
         except json.JSONDecodeError:
-            _logger.warning("%s, line %d is torn (a run was killed while it wrote); skipped", path, number)
+            torn.append(number)
             continue
+        except (RecursionError, ValueError):  # nested without end, or a number of thousands of digits
+            record = None
         rows.append(_to_row(record, f"{path}, line {number}"))
+    if torn:
+        more = f" and {len(torn) - 1} more are" if len(torn) > 1 else " is"
+        _logger.warning("%s, line %d%s torn (a run was killed while it wrote); skipped", path, torn[0], more)
     return rows
+
+
+def check_place(path: str | os.PathLike[str]) -> None:
+    """Refuse a file of something else, to which rows would be appended, before anything is measured."""
+    if Path(path).is_dir():
+        raise UserError(f"cannot write {path}: it is a directory; name a file in it")
+    if Path(path).exists() and os.path.getsize(path) and not read(path):
+        raise UserError(f"{path} holds something else than result rows; name another file")
 
 
 def _to_row(record: Any, where: str) -> Row:
@@ -111,9 +128,31 @@ def _to_row(record: Any, where: str) -> Row:
             f"{where} has schema {record['schema']}, this version reads up to {SCHEMA}; update ssql_det to read it"
         )
     try:
-        return Row(**record)
+        row = Row(**record)
     except TypeError as mismatch:
         raise UserError(f"{where} does not have a row's fields: {mismatch}") from None
+    wrong = list(_wrong_fields(row))
+    if wrong:
+        raise UserError(f"{where} is a row whose {', '.join(wrong)} is not what a row holds; was it edited by hand?")
+    return row
+
+
+def _wrong_fields(row: Row) -> Iterator[str]:
+    """A file is foreign until each field that is read again has its type."""
+    yield from (name for name in _TEXTS if not isinstance(getattr(row, name), str))
+    if not isinstance(row.seed, int):
+        yield "seed"
+    if not isinstance(row.metrics, dict) or not all(map(_is_figure, row.metrics.values())):
+        yield "metrics"
+    try:
+        datetime.fromisoformat(row.time)
+    except (TypeError, ValueError):
+        yield "time"
+
+
+def _is_figure(value: object) -> bool:
+    """A number that is not finite was written as null, so another one is not of this project; nor is 1e300."""
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300)
 
 
 def finite_or_none(value: float | None) -> float | None:

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from ssql_det.core.errors import UserError
-from ssql_det.core.rows import SCHEMA, Row, append, read, versions
+from ssql_det.core.rows import SCHEMA, Row, append, check_place, read, versions
 
 APPEND_MANY = """
 import sys
@@ -123,6 +123,11 @@ FOREIGN = {
     "a newer schema": (f'{{"schema": {SCHEMA + 1}, "method": "SSQL"}}', "update ssql_det"),
     "a schema that is no number": ('{"schema": "new"}', "not a result row"),
     "too few fields": ('{"schema": 1, "method": "SSQL"}', "missing .*'seed'"),
+    "bits that are a number": (json.dumps({**vars(row()), "bits": 4}), "whose bits is not what a row holds"),
+    "metrics that are words": (json.dumps({**vars(row()), "metrics": {"AP": "x"}}), "whose metrics is not what"),
+    "a time that is none": (json.dumps({**vars(row()), "time": 5}), "whose time is not what a row holds"),
+    "a nest": ("[" * 100_000, "not a result row"),
+    "a number without end": (f'{{"schema": {"9" * 5000}}}', "not a result row"),
     "an unknown field": (json.dumps({**vars(row()), "colour": "red"}), "'colour'"),
 }
 
@@ -134,6 +139,20 @@ def test_what_is_no_row_is_one_sentence_with_its_line(results, line, hint):
         file.write(f"\n{line}\n")
     with pytest.raises(UserError, match=f"^{results}, line 3 .*{hint}"):
         read(results)
+
+
+def test_rows_go_to_a_file_of_rows_or_to_a_new_one(results, tmp_path, warnings):
+    check_place(results)
+    append(results, row())
+    check_place(results)
+    (tmp_path / "empty.jsonl").touch()
+    check_place(tmp_path / "empty.jsonl")
+    (tmp_path / "notes.txt").write_text("my notes\nand more\nof them\n")
+    with pytest.raises(UserError, match=r"notes\.txt holds something else than result rows; name another file"):
+        check_place(tmp_path / "notes.txt")
+    assert ["line 1 and 2 more are torn" in record.getMessage() for record in warnings.records] == [True]
+    with pytest.raises(UserError, match="it is a directory"):
+        check_place(tmp_path)
 
 
 def test_a_missing_file_is_one_sentence(results):
