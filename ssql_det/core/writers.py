@@ -15,6 +15,7 @@ from typing import Protocol
 
 from torch.utils.tensorboard import SummaryWriter
 
+from ssql_det.core.errors import UserError
 from ssql_det.core.files import atomic_write
 from ssql_det.core.rows import finite_or_none
 
@@ -94,11 +95,13 @@ class Writers:
 def _lines_until(path: Path, last_step: int) -> list[str]:
     """The whole lines up to a step; a line that a kill has torn ends the file."""
     kept = []
-    for line in path.read_text("utf-8").splitlines():
+    for line in path.read_text("utf-8", errors="replace").splitlines():
         try:
-            step = json.loads(line)["step"]
+            written = json.loads(line)
         except json.JSONDecodeError:
             break
-        if step <= last_step:
+        if not isinstance(written, dict) or not isinstance(written.get("step"), int):
+            raise UserError(f"{path} has a line without a step, so it is not of this run; move it away to go on")
+        if written["step"] <= last_step:
             kept.append(f"{line}\n")
     return kept

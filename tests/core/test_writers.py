@@ -60,13 +60,21 @@ def test_a_run_that_starts_anew_starts_an_empty_file(tmp_path):
 
 @pytest.mark.parametrize(
     ("torn", "kept"),
-    [('{"step": 2, "lo', [1]), ('{"step": 2}', [1, 2]), ("\n", [1])],
-    ids=["half a line", "a line without its end", "nothing"],
+    [(b'{"step": 2, "lo', [1]), (b'{"step": 2}', [1, 2]), (b"\n", [1]), (b"\xff\0", [1])],
+    ids=["half a line", "a line without its end", "nothing", "what is no text"],
 )
 def test_a_resumed_run_drops_a_torn_line(tmp_path, torn, kept):
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n' + torn)
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + torn)
     write(JsonWriter(tmp_path, resume_step=2), [(3, 2.0)])
     assert [line["step"] for line in lines(tmp_path)] == [*kept, 3]
+
+
+@pytest.mark.parametrize("foreign", ["5", "[1]", '{"loss": 0.5}', '{"step": "one"}'])
+def test_a_history_of_something_else_is_not_gone_on_with(tmp_path, foreign):
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1}}\n{foreign}\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl has a line without a step"):
+        JsonWriter(tmp_path, resume_step=2)
+    assert (tmp_path / "metrics.jsonl").read_text() == f'{{"step": 1}}\n{foreign}\n'
 
 
 def test_resuming_without_a_history_starts_one(tmp_path):
