@@ -8,10 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ssql_det.core.errors import UserError
+from ssql_det.core.errors import UserError, printable
 
 LEAST, MOST = 2, 16
 
+_WHOLE = re.compile(r"\d{1,4}")
 _SPELLINGS = (  # 4w4a, and W4A4 as much of the literature writes
     re.compile(r"(?:(?P<weight>\d{1,4})w)?(?:(?P<act>\d{1,4})a)?"),
     re.compile(r"(?:w(?P<weight>\d{1,4}))?(?:a(?P<act>\d{1,4}))?"),
@@ -49,7 +50,8 @@ class Bits:
                     return cls(*(int(bits) if bits else None for bits in match.group("weight", "act")))
                 except UserError as mistake:
                     raise UserError(f"{mistake} in {text!r}") from None
-        raise UserError(f"cannot read bits {text!r}; write FP, 4w4a, 8w (float activations) or 6a (float weights)")
+        shown = printable(text, 40)
+        raise UserError(f"cannot read bits {shown!r}; write FP, 4w4a, 8w (float activations) or 6a (float weights)")
 
     def __str__(self) -> str:
         weight = f"{self.weight}w" if self.weight else ""
@@ -67,7 +69,7 @@ def parse_widths(text: str) -> list[Bits]:
     ['FP', '8w8a', '2w4a']
     """
     parts = [part.strip() for part in text.split(",")]
-    widths = [Bits(int(part), int(part)) if part.isdecimal() else Bits.parse(part) for part in parts]
+    widths = [Bits(int(part), int(part)) if _WHOLE.fullmatch(part) else Bits.parse(part) for part in parts]
     return list(dict.fromkeys(widths))
 
 

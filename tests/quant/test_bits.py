@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from ssql_det.core.errors import UserError
-from ssql_det.quant import Bits, FixedBits, SampledBits
+from ssql_det.quant import Bits, FixedBits, SampledBits, parse_widths
 
 
 @pytest.mark.parametrize(
@@ -44,6 +44,16 @@ def test_widths_outside_2_to_16_are_refused_on_either_side(width):
 def test_parsed_widths_are_checked_too(text):
     with pytest.raises(UserError, match=f"must be 2 to 16, .* in '{text}'"):
         Bits.parse(text)
+
+
+def test_widths_are_written_with_commas_and_a_number_is_for_both_sides():
+    assert parse_widths("FP, 8,2w4a,8") == [Bits.FP, Bits(8, 8), Bits(2, 4)]
+
+
+@pytest.mark.parametrize("text", ["", ",", "FP,", "8;4", "9" * 5000, "8,0x8"])
+def test_widths_that_cannot_be_read_are_answered_in_a_line(text):
+    with pytest.raises(UserError, match="^cannot read bits .{0,50}; write FP, 4w4a"):
+        parse_widths(text)
 
 
 def test_bits_are_hashable_values():
