@@ -110,7 +110,8 @@ class Ranges:
         record = _read_record(path)
         try:
             ranges, theirs = _from_state(record["points"]), record["model"]
-            their_tensors, their_digest = theirs["tensors"], theirs["digest"]
+            ranges._require_ordered()
+            their_tensors, their_digest = dict(theirs["tensors"]), theirs["digest"]
         except (AttributeError, KeyError, TypeError, ValueError) as damage:
             raise UserError(f"{path} is damaged ({damage!r}); calibrate again") from None
         ranges.require(points)
@@ -118,12 +119,24 @@ class Ranges:
         for name in [*ours["tensors"], *their_tensors]:
             if ours["tensors"].get(name) != their_tensors.get(name):
                 raise UserError(
-                    f"{path} was calibrated on another model: {name} is {theirs['tensors'].get(name, 'missing')} there "
+                    f"{path} was calibrated on another model: {name} is {their_tensors.get(name, 'missing')} there "
                     f"and {ours['tensors'].get(name, 'missing')} here; calibrate this one"
                 )
         if ours["digest"] != their_digest:
             raise UserError(f"{path} was calibrated on other weights of this model; calibrate again with these")
         return ranges
+
+    def _require_ordered(self) -> None:
+        """What was observed goes from a finite number up to one, in each channel if it is by channels."""
+        for key, observer in self._observers.items():
+            if observer.is_empty:
+                continue
+            low, high = observer.range(bits=8)
+            channels = 0 if observer.axis is None else 1
+            if low.shape != high.shape or low.dim() != channels or not isinstance(observer.axis, int | None):
+                raise ValueError(f"{key} has an end for other channels than it says")
+            if not ((low <= high) & (high - low).isfinite()).all():
+                raise ValueError(f"{key} goes from {low.tolist()} to {high.tolist()}")
 
     def _state(self) -> dict[str, Any]:
         return {key: {"observer": each.name, **each.state()} for key, each in self._observers.items()}

@@ -52,7 +52,7 @@ def test_widths_are_written_with_commas_and_a_number_is_for_both_sides():
 
 @pytest.mark.parametrize("text", ["", ",", "FP,", "8;4", "9" * 5000, "8,0x8"])
 def test_widths_that_cannot_be_read_are_answered_in_a_line(text):
-    with pytest.raises(UserError, match="^cannot read bits .{0,50}; write FP, 4w4a"):
+    with pytest.raises(UserError, match=r"^cannot read bits .{0,50}; write FP, 4w4a"):
         parse_widths(text)
 
 

@@ -124,6 +124,8 @@ DAMAGED = [
     '{"format": "ssql_det ranges", "version": 1, "points": []}',
     '{"format": "ssql_det ranges", "version": 1, "points": {"layer1:input": {"observer": "guess"}}}',
     '{"format": "ssql_det ranges", "version": 1, "points": {}, "model": {}}',
+    '{"format": "ssql_det ranges", "version": 1, "points": {}, "model": {"tensors": 5, "digest": ""}}',
+    '{"format": "ssql_det ranges", "version": 1, "points": {}, "model": {"tensors": ["a"], "digest": ""}}',
 ]
 
 
@@ -137,6 +139,30 @@ def test_other_files_are_refused(model, content, tmp_path):
         Ranges.load(tmp_path / "absent.json", model, quant_points(model))
     with pytest.raises(UserError, match="cannot read ranges"):
         Ranges.load(tmp_path, model, quant_points(model))
+
+
+ENDS = {
+    "no number": {"low": float("nan")},
+    "endless": {"high": float("inf")},
+    "upside down": {"low": 5.0, "high": -5.0},
+    "several": {"low": [0.0, 0.0]},
+    "several, alike": {"low": [0.0, 0.0], "high": [1.0, 1.0]},
+    "an axis of words": {"axis": "x"},
+    "one for many channels": {"axis": 1},
+    "a word": {"low": "x"},
+    "no end": {"high": None},
+}
+
+
+@pytest.mark.parametrize("change", ENDS.values(), ids=ENDS)
+def test_a_range_that_cannot_be_is_refused(model, batches, change, tmp_path):
+    file = tmp_path / "ranges.json"
+    calibrate(model, batches).save(file, model)
+    record = json.loads(file.read_text())
+    record["points"]["layer1:input"] |= change
+    file.write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"ranges.json is damaged \(.*\); calibrate again"):
+        Ranges.load(file, model, quant_points(model))
 
 
 def test_the_file_is_plain_json_with_a_version(model, batches, tmp_path):
