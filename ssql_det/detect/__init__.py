@@ -2,6 +2,7 @@
 
 ============ ===========================================================================
 config       the ``SSQL`` node and its defaults
+checks       what a config may not say
 heads        a C4 head whose ``res5`` has the backbone's blocks
 narrow       the narrow ResNet of small machines as a detector's backbone
 points       where a detector is quantized, in scope ``backbone`` or ``all``

@@ -5,21 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ssql_det.core.errors import UserError
+from ssql_det.core.errors import UserError, printable
 
-_OF_ENGINE = (ArithmeticError, AssertionError, KeyError, NotImplementedError, OSError, ValueError)
+_OF_ENGINE = (ArithmeticError, AssertionError, LookupError, NotImplementedError, OSError, TypeError, ValueError)
+_LONGEST = 400  # characters of what is said: some checks list all classes of a data set, twice
 
 
 @contextmanager
-def answered(what: str) -> Iterator[None]:
+def answered(what: str, *more: type[Exception]) -> Iterator[None]:
     """Turn what the engine raises about a config or a file into one sentence that begins with ``what``.
+
+    ``more`` are kinds that elsewhere would be bugs; a plain ``Exception`` is how pycocotools refuses.
 
     >>> with answered("the data set cannot be read"):
     ...     loader = build_detection_test_loader(cfg, "voc_2007_test")
     """
     try:
         yield
-    except _OF_ENGINE as failure:
+    except Exception as failure:
+        if type(failure) is not Exception and not isinstance(failure, (*_OF_ENGINE, *more)):
+            raise
         said = failure.args[0] if isinstance(failure, KeyError) and failure.args else failure
         reason = " ".join(str(said).split()) or type(failure).__name__
-        raise UserError(f"{what}: {reason}") from failure
+        raise UserError(f"{what}: {printable(reason, _LONGEST)}") from failure

@@ -10,7 +10,6 @@ from torch import nn
 
 from ssql_det.convert import Facts
 from ssql_det.core import rows
-from ssql_det.core.errors import UserError
 from ssql_det.core.generators import RngState
 from ssql_det.core.ranks import from_main, is_main
 from ssql_det.core.rows import Row
@@ -18,7 +17,6 @@ from ssql_det.d2 import CfgNode
 from ssql_det.detect.data import Decoded, evaluation_images
 from ssql_det.detect.measure import Plan, Tools, make_row, measure, prepare
 from ssql_det.detect.own_data import row_name
-from ssql_det.detect.points import SCOPES
 from ssql_det.quant import Bits, parse_widths
 
 LOOKS_NAME = "looks.jsonl"
@@ -39,10 +37,6 @@ class Watch:
         self._period = cfg.SSQL.EVAL_PERIOD or cfg.TEST.EVAL_PERIOD
         self._widths = parse_widths(",".join(map(str, cfg.SSQL.EVAL_BITS)))
         self._plan = Plan(cfg.SSQL.SCOPE, cfg.SSQL.CALIB_IMAGES)
-        if self._plan.scope not in SCOPES:
-            raise UserError(f"SSQL.SCOPE: a scope is one of {', '.join(SCOPES)}; got {self._plan.scope!r}")
-        if self._plan.images < 1:
-            raise UserError(f"calibration needs at least 1 image, got SSQL.CALIB_IMAGES {self._plan.images}")
         self._images: dict[str, Decoded] = {}
 
     def is_due(self, iteration: int, last: int) -> bool:

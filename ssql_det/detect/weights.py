@@ -27,6 +27,7 @@ from ssql_det.core.files import atomic_write
 from ssql_det.core.ranks import is_main
 from ssql_det.d2 import CfgNode, build_model
 from ssql_det.detect.answers import answered
+from ssql_det.detect.checks import check
 
 COVERAGE_NAME = "coverage.json"
 _logger = logging.getLogger(__name__)
@@ -37,9 +38,8 @@ def build_detector(cfg: CfgNode) -> nn.Module:
 
     >>> detector = build_detector(read_config("configs/detection/voc_r18_c4.yaml", own=SSQL_DEFAULTS))
     """
-    if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
-        raise UserError(f"INPUT.FORMAT is RGB or BGR, got {cfg.INPUT.FORMAT!r}")
-    with answered("this config does not describe a detector"):
+    check(cfg)
+    with answered("this config does not describe a detector", RuntimeError):
         model: nn.Module = build_model(cfg)
         return model
 

@@ -416,16 +416,15 @@ def test_a_resumed_run_has_each_look_once(tmp_path):
 @pytest.mark.parametrize(
     ("keys", "complaint"),
     [
-        pytest.param({"SSQL__SCOPE": "head"}, "a scope is one of backbone, all; got 'head'"),
-        pytest.param({"SSQL__CALIB_IMAGES": 0}, "calibration needs at least 1 image"),
+        pytest.param({"SSQL__SCOPE": "head"}, "SSQL.SCOPE is backbone or all, got 'head'"),
+        pytest.param({"SSQL__CALIB_IMAGES": 0}, "SSQL.CALIB_IMAGES must be 1 or more, got 0"),
         ({"SSQL__EVAL_BITS": ["99"]}, "99"),
     ],
 )
 def test_a_look_that_cannot_be_is_refused_before_the_training(keys, complaint, tmp_path):
     with pytest.raises(UserError, match=complaint):
         train(config(C4, tmp_path / "run", **(LOOKING | keys)), C4)
-    assert not (tmp_path / "run/looks.jsonl").exists()
-    assert not (tmp_path / "run/metrics.jsonl").exists()
+    assert not (tmp_path / "run").exists()
 
 
 # ---- refusals ------------------------------------------------------------------------------------------------------
