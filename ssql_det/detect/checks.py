@@ -24,6 +24,7 @@ _LEAST = {
     **dict.fromkeys(("SOLVER.BASE_LR", "SOLVER.MOMENTUM", "SOLVER.WEIGHT_DECAY", "SOLVER.GAMMA"), 0),
     **dict.fromkeys(("SOLVER.WARMUP_ITERS", "SOLVER.WARMUP_FACTOR", "SOLVER.CLIP_GRADIENTS.CLIP_VALUE"), 0),
 }
+_BOX_LOSSES = ("smooth_l1", "giou", "diou", "ciou")
 
 
 def check(cfg: CfgNode) -> None:
@@ -54,6 +55,13 @@ def _check_model(model: CfgNode) -> None:
     for key, share in shares.items():
         if not 0 <= share <= 1:
             raise UserError(f"{key} is a share, 0 to 1; got {share}")
+    losses = {
+        "MODEL.RPN.BBOX_REG_LOSS_TYPE": model.RPN.BBOX_REG_LOSS_TYPE,
+        "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": model.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE,
+    }
+    for key, loss in losses.items():
+        if loss not in _BOX_LOSSES:
+            raise UserError(f"{key} is one of {', '.join(_BOX_LOSSES)}; got {loss!r}")
     positive = {
         "MODEL.ANCHOR_GENERATOR.SIZES": model.ANCHOR_GENERATOR.SIZES,
         "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": model.ANCHOR_GENERATOR.ASPECT_RATIOS,

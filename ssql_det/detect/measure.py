@@ -17,6 +17,7 @@ from ssql_det.core.errors import UserError
 from ssql_det.core.ranks import from_main, is_main, rank, world_size
 from ssql_det.core.rows import Row
 from ssql_det.d2 import CfgNode, engine
+from ssql_det.detect.answers import answered
 from ssql_det.detect.data import Batch, Decoded, calibration_images
 from ssql_det.detect.evaluate import evaluate
 from ssql_det.detect.own_data import row_name
@@ -68,8 +69,13 @@ def prepare(
         if saved is not None and is_main():
             ranges.save(saved, model)
     model.eval()
-    profile = from_main(lambda: profile_cost(model, points, next(iter(images))))  # of the first image of all
+    profile = from_main(lambda: profile_cost(model, points, _first(images)))
     return Tools(points, calibration, ranges, profile, cfg.SSQL.FAST_EVALUATION)
+
+
+def _first(images: Decoded) -> Batch:
+    with answered("the first test image cannot be read"):
+        return next(iter(images))
 
 
 def calibrated(model: nn.Module, points: Sequence[QuantPoint], batches: Sequence[Batch]) -> Ranges:

@@ -12,6 +12,7 @@ from torch import nn
 from ssql_det.core.generators import RngState
 from ssql_det.core.ranks import mean, share_from_main
 from ssql_det.d2 import CfgNode, EventStorage
+from ssql_det.detect.answers import answered
 from ssql_det.detect.stream import training_batches
 
 
@@ -26,7 +27,7 @@ def estimate_norms(cfg: CfgNode, model: nn.Module, seed: int) -> None:
         generators = RngState.capture()
         is_training = model.training
         model.train()
-        with EventStorage():  # the losses report to one; nobody reads it
+        with EventStorage(), answered("the norms' statistics cannot be estimated"):  # losses report to a storage
             update_bn_stats(model, training_batches(cfg, seed + 1), cfg.TEST.PRECISE_BN.NUM_ITER)
         model.train(is_training)
         generators.restore()

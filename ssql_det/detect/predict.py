@@ -39,7 +39,7 @@ def find_images(paths: Sequence[str]) -> list[Path]:
     found: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            found += sorted(each for each in path.iterdir() if each.suffix.lower() in _NAMES)
+            found += sorted(each for each in path.iterdir() if each.suffix.lower() in _NAMES and each.is_file())
         elif path.is_file():
             found.append(path)
         else:
@@ -64,9 +64,9 @@ def prepared(cfg: CfgNode, path: Path) -> Batch:
     """One image as the config tests images: resized, in its channel order, with the size to scale back to."""
     with answered(f"{path} cannot be read"):
         image = read_image(str(path), cfg.INPUT.FORMAT)
-    height, width = image.shape[:2]
-    resize = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
-    resized = resize.get_transform(image).apply_image(image)
+        height, width = image.shape[:2]
+        resize = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
+        resized = resize.get_transform(image).apply_image(image)
     tensor = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
     return [{"image": tensor, "height": height, "width": width}]
 
