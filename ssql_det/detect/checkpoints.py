@@ -7,6 +7,7 @@ them, and beside them the generators' state, the latest scalars and what is know
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,10 @@ from typing import Any
 
 import torch
 
+from ssql_det.convert import Facts
 from ssql_det.convert.checkpoint import KEY
+from ssql_det.convert.coverage import some
+from ssql_det.convert.tensors import faults
 from ssql_det.core.errors import UserError
 from ssql_det.core.files import atomic_write
 from ssql_det.core.generators import every_ranks_state, restore_own_state
@@ -58,7 +62,7 @@ class Run:
 
     def resume(self) -> tuple[int, dict[str, Any]]:
         """Take up the state of the newest checkpoint; its iteration, and its description."""
-        path = self.folder / (self.folder / TAG).read_text("utf-8").strip()
+        path = _newest(self.folder)
         content = read_tensors(path)
         missing = [key for key in _KEYS if key not in content] if isinstance(content, dict) else list(_KEYS)
         if missing:
@@ -66,14 +70,30 @@ class Run:
         try:
             for key, part in self.parts.items():
                 part.load_state_dict(content[key])
-        except (KeyError, RuntimeError, ValueError) as failure:
+            wrong = faults(self.parts["model"].named_parameters())
+            if wrong:
+                raise ValueError(some([f"{name} {fault}" for name, fault in wrong.items()]))
+            iteration = content["iteration"]
+            if not isinstance(iteration, int) or iteration < 0:
+                raise ValueError(f"its iteration is {reprlib.repr(iteration)}")
+            Facts.from_plain(content[KEY])
+            history.put_back(self.storage, content["history"])
+            self.bad_images.names.update(*content["bad_images"][rank() : rank() + 1])
+            restore_own_state(content["rng"])
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as failure:
             reason = str(failure).splitlines()[0]
             raise UserError(
                 f"{path} does not fit this config ({reason}); resume with the config of that run, or train in another "
                 "OUTPUT_DIR"
             ) from failure
-        restore_own_state(content["rng"])
-        history.put_back(self.storage, content["history"])
-        if rank() < len(content["bad_images"]):
-            self.bad_images.names.update(content["bad_images"][rank()])
-        return content["iteration"], content[KEY]
+        return iteration, content[KEY]
+
+
+def _newest(folder: Path) -> Path:
+    """What the tag names; it lies beside it, wherever the folder was moved."""
+    name = (folder / TAG).read_text("utf-8", errors="replace").strip()
+    if not name or Path(name).name != name:
+        raise UserError(
+            f"{folder / TAG} names {name!r}, which is no file of that folder; write a checkpoint's name there"
+        )
+    return folder / name
