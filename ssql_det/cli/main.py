@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import sys
 import warnings
 from collections.abc import Sequence
 
 from ssql_det import __version__
-from ssql_det.core.errors import EXIT_BAD_INPUT, UserError, one_sentence
+from ssql_det.core.errors import EXIT_BAD_INPUT, UserError, did_you_mean, one_sentence
 
 COMMANDS = (
     *("demo", "make-toy-data", "check-data", "convert", "inspect"),
@@ -32,12 +33,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     warnings.filterwarnings("ignore", _ON_IMPORTING_FVCORE, FutureWarning)
     os.environ.setdefault("PYTHONWARNINGS", f"ignore:{_ON_IMPORTING_FVCORE}:FutureWarning")  # for further processes
     with one_sentence():
+        given = sys.argv[1:] if arguments is None else arguments
+        _check_command(given)
         parser = _parser()
-        options = parser.parse_args(arguments)
+        options = parser.parse_args(given)
         if options.command is None:
             parser.print_help()
             raise SystemExit(EXIT_BAD_INPUT)
         options.run(options)
+
+
+def _check_command(arguments: Sequence[str]) -> None:
+    """Before argparse, which would list all commands and not say which is near."""
+    name = next((each for each in arguments if not each.startswith("-")), COMMANDS[0])
+    if name not in COMMANDS:
+        near = did_you_mean(name, COMMANDS)
+        raise UserError(f"there is no command {name!r}{near} (known: {', '.join(COMMANDS)}); see `ssql-det --help`")
 
 
 def _parser() -> argparse.ArgumentParser:
