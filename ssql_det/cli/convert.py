@@ -66,9 +66,11 @@ def run(options: argparse.Namespace) -> None:
 
     from ssql_det.convert import check_output, examine, write
     from ssql_det.core.console import set_up_logging
+    from ssql_det.core.files import require_other_file
 
     set_up_logging()
     check_output(options.out, options.to, options.force)
+    require_other_file(options.out, [options.checkpoint])
     reading = (options.format, options.arch, options.branch, options.prefix)
     checkpoint = examine(options.checkpoint, *reading)
     if options.trained_with is not None:

@@ -40,18 +40,23 @@ def run(options: argparse.Namespace) -> None:
 
     from ssql_det.core.console import print_table
     from ssql_det.core.errors import UserError
-    from ssql_det.core.files import atomic_write
+    from ssql_det.core.files import atomic_write, require_other_file
     from ssql_det.d2 import set_up_logging
     from ssql_det.detect.measure import Plan
     from ssql_det.detect.sensitivity import kept_at, ranked
     from ssql_det.detect.weights import trained_detector
-    from ssql_det.quant import parse_widths
+    from ssql_det.quant import Bits, parse_widths
 
     set_up_logging()
     widths, kept = parse_widths(options.bits), parse_widths(options.keep_bits)
     if len(widths) != 1 or len(kept) != 1:
         raise UserError(f"--bits and --keep-bits are one bit-width each, got {options.bits} and {options.keep_bits}")
+    if widths[0] == Bits.FP:
+        raise UserError("--bits FP quantizes nothing, so no part can suffer; ask for few bits, as --bits 4")
     cfg = read_detector_config(options, options.overrides)
+    require_other_file(options.out, [options.config_file, cfg.MODEL.WEIGHTS])
+    if not options.fast and not cfg.DATASETS.TEST:
+        raise UserError("DATASETS.TEST is empty, and AP is measured on it; name a data set there, or say --fast")
     model, checkpoint = trained_detector(cfg)
     look = _by_features if options.fast else _by_ap
     found = ranked(look(cfg, model, Plan("all", options.calib_images), widths[0]))

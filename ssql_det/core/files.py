@@ -8,7 +8,7 @@ import itertools
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -54,6 +54,16 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
         raise _cannot_write(path, failed_write) from failure
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def require_other_file(out: str | os.PathLike[str], read: Iterable[str | os.PathLike[str]]) -> None:
+    """Refuse an output that is one of the files that are read: what is in it would be lost.
+
+    >>> require_other_file(options.out, [options.config_file])
+    """
+    for path in read:
+        if os.path.realpath(os.path.expanduser(path)) == os.path.realpath(out):
+            raise UserError(f"{out} is a file that is read; writing there would lose it, so name another")
 
 
 def sha256(path: str | os.PathLike[str]) -> str:

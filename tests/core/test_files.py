@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ssql_det.core.errors import UserError
-from ssql_det.core.files import atomic_write, sha256, work_folder
+from ssql_det.core.files import atomic_write, require_other_file, sha256, work_folder
 
 WRITE_UNTIL_KILLED = """
 import sys
@@ -44,6 +44,15 @@ def target(tmp_path):
     path = tmp_path / "model.pth"
     path.write_bytes(b"old")
     return path
+
+
+def test_what_is_read_is_not_written_over(tmp_path):
+    (tmp_path / "a").touch()
+    (tmp_path / "link").symlink_to("a")
+    require_other_file(tmp_path / "b", [tmp_path / "a", tmp_path / "link", ""])
+    for out in ("a", "link", "x/../a"):
+        with pytest.raises(UserError, match=f"{out} is a file that is read; writing there would lose it"):
+            require_other_file(tmp_path / out, [tmp_path / "b", tmp_path / "a"])
 
 
 def test_a_kill_at_any_moment_leaves_one_whole_content(target):
