@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import timm
+import torch
 import torchvision
 from timm.models.resnet import BasicBlock
 from timm.models.resnet import ResNet as TimmResNet
 from torch import nn
 
-from ssql_det.core.errors import UserError, did_you_mean
+from ssql_det.core.errors import UserError, did_you_mean, printable
 
 # The stem has as many channels as the first stage, so that its block needs no shortcut conv; from then on widths
 # increase, so that every later one does. timm's BasicBlock and Detectron2's then agree part by part.
@@ -42,6 +43,18 @@ class Backbone:
     name: str
     module: nn.Module
     width: int
+
+    @torch.no_grad()
+    def require_size(self, size: int) -> None:
+        """Refuse images that the network cannot take: some are made for one size alone."""
+        training = self.module.training
+        try:
+            self.module.eval()(torch.zeros(1, 3, size, size))
+        except (AssertionError, RuntimeError, ValueError) as failure:
+            reason = " ".join(str(failure).split())
+            raise UserError(f"{self.name} cannot take images of {size} pixels: {printable(reason, 200)}") from failure
+        finally:
+            self.module.train(training)
 
 
 def build_backbone(name: str, zero_init_residual: bool = False) -> Backbone:

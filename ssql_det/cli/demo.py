@@ -36,8 +36,10 @@ def run(options: argparse.Namespace) -> None:
     set_up_logging()
     widths = parse_widths(options.bits)
     torch.manual_seed(options.seed)
-    model = build_backbone(options.arch).module.eval()
+    backbone = build_backbone(options.arch)
     crops = _photo_crops(count=48, size=options.size, seed=options.seed)
+    backbone.require_size(options.size)
+    model = backbone.module.eval()
     shown, seen = crops[:16], crops[16:]  # features are shown of crops that calibration has not seen
 
     points = quant_points(model)

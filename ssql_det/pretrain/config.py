@@ -85,6 +85,7 @@ def build_network(cfg: CfgNode, begins: bool = True) -> tuple[SSQL | Method, Bac
         known = ", ".join(_METHODS)
         raise UserError(f"METHOD {cfg.METHOD!r} is not here{did_you_mean(cfg.METHOD, _METHODS)} (known: {known})")
     backbone = build_backbone(cfg.BACKBONE, cfg.ZERO_INIT_RESIDUAL)
+    backbone.require_size(views_of(cfg).size)
     if cfg.INIT and begins:
         _begin_with(read(os.path.expanduser(cfg.INIT)), backbone, views_of(cfg).input)
     method = _METHODS[cfg.METHOD](backbone, cfg.DIM, cfg.HIDDEN)

@@ -74,6 +74,14 @@ def test_what_has_no_residual_branches_cannot_start_them_at_zero():
         build_backbone("timm/mobilenetv3_small_050", zero_init_residual=True)
 
 
+def test_images_of_a_size_that_a_network_cannot_take_are_refused():
+    backbone = build_backbone("timm/vit_tiny_patch16_224")
+    backbone.require_size(224)
+    with pytest.raises(UserError, match="vit_tiny_patch16_224 cannot take images of 64 pixels: .*224"):
+        backbone.require_size(64)
+    assert backbone.module.training
+
+
 NEAR = [("resnet81", "mean 'resnet"), ("cifar_resnet81", "mean 'cifar_resnet"), ("vgg16", "known: resnet101")]
 
 
