@@ -77,7 +77,7 @@ def test_what_has_no_residual_branches_cannot_start_them_at_zero():
 def test_images_of_a_size_that_a_network_cannot_take_are_refused():
     backbone = build_backbone("timm/vit_tiny_patch16_224")
     backbone.require_size(224)
-    with pytest.raises(UserError, match="vit_tiny_patch16_224 cannot take images of 64 pixels: .*224"):
+    with pytest.raises(UserError, match=r"vit_tiny_patch16_224 cannot take images of 64 pixels: .*224"):
         backbone.require_size(64)
     assert backbone.module.training
 
