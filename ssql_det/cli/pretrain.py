@@ -24,11 +24,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from ssql_det.core.console import set_up_logging
     from ssql_det.core.ranks import launch
+    from ssql_det.pretrain.checks import check
     from ssql_det.pretrain.config import read_config
 
     set_up_logging()
     begin_with = ["INIT", options.init] if options.init else []
     cfg = read_config(options.config_file, [*options.overrides, *begin_with])
+    if options.num_gpus > 1:
+        check(cfg, options.num_gpus)  # before processes are started, each of which would say the same
     launch(_pretrain, cfg, options.resume, processes=options.num_gpus)
 
 

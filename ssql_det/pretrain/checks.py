@@ -17,8 +17,9 @@ _LEAST = {
 }
 
 
-def check(cfg: CfgNode) -> None:
-    """Refuse in one sentence, before anything is read or written."""
+def check(cfg: CfgNode, processes: int | None = None) -> None:
+    """Refuse in one sentence, before anything is read or written; so many ``processes`` are there, or will be."""
+    world = world_size() if processes is None else processes
     require_least(cfg, _LEAST)
     if cfg.OPTIM.MOMENTUM >= 1:
         raise UserError(f"OPTIM.MOMENTUM must be less than 1, got {cfg.OPTIM.MOMENTUM}")
@@ -26,11 +27,11 @@ def check(cfg: CfgNode) -> None:
         raise UserError(f"SEED must be less than 2**32, got {cfg.SEED}")
     if not cfg.DATA.TRAIN:
         raise UserError("DATA.TRAIN is empty; say which images: DATA.TRAIN FOLDER")
-    if 2 * world_size() > cfg.OPTIM.BATCH:
+    if not cfg.OUTPUT_DIR:
+        raise UserError("OUTPUT_DIR is empty; say where the run goes: OUTPUT_DIR FOLDER")
+    if 2 * world > cfg.OPTIM.BATCH:
         raise UserError(f"OPTIM.BATCH {cfg.OPTIM.BATCH} is too small: a BatchNorm needs two images a process")
-    if cfg.OPTIM.BATCH % world_size():
-        raise UserError(
-            f"OPTIM.BATCH {cfg.OPTIM.BATCH} cannot be shared by {world_size()} processes; make it a multiple"
-        )
-    if world_size() > 1 and torch.cuda.is_available() and cfg.DEVICE != "cuda":
+    if cfg.OPTIM.BATCH % world:
+        raise UserError(f"OPTIM.BATCH {cfg.OPTIM.BATCH} cannot be shared by {world} processes; make it a multiple")
+    if world > 1 and torch.cuda.is_available() and cfg.DEVICE != "cuda":
         raise UserError(f"several processes have a GPU each: DEVICE is cuda for them, got {cfg.DEVICE!r}")
