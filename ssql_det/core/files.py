@@ -66,6 +66,14 @@ def require_other_file(out: str | os.PathLike[str], read: Iterable[str | os.Path
             raise UserError(f"{out} is a file that is read; writing there would lose it, so name another")
 
 
+def require_room(place: Path, megabytes: float) -> None:
+    """Refuse what the disk has no room for, before hours of work on it."""
+    existing = next(each for each in (place.resolve(), *place.resolve().parents) if each.exists())
+    free = shutil.disk_usage(existing).free
+    if megabytes * 1e6 > free:
+        raise UserError(f"{place} needs {megabytes / 1000:,.1f} GB more and the disk has {free / 1e9:,.1f} GB free")
+
+
 def sha256(path: str | os.PathLike[str]) -> str:
     """The SHA-256 of a file's content, in hexadecimal."""
     digest = hashlib.sha256()

@@ -74,10 +74,9 @@ class Builder:
             return ()
         folder = self._out / "data"
         arguments = ("make-toy-data", str(folder), *_as_options(data))
-        megabytes = 0.008 * data.scenes * (data.most_side / 128) ** 2 + 0.004 * data.crops
         minutes = (0.05 * data.scenes + 0.006 * data.crops) / 1000
         made = (folder / MANIFEST,)
-        self._step("data", "data", arguments, folder, (), made, minutes, megabytes)
+        self._step("data", "data", arguments, folder, (), made, minutes, data.megabytes)
         return made
 
     def _backbone(self, transfer: Transfer, method: str, seed: int) -> Path | None:

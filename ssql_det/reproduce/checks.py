@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from ssql_det.core.errors import UserError
+from ssql_det.core.files import require_room
 from ssql_det.reproduce.plan import Plan
 
 
@@ -23,7 +23,7 @@ def check(plan: Plan) -> None:
             raise UserError(f"there is no file {path}, which {step.name} begins with; check --checkpoint")
     if plan.preset.data is None:
         _check_data_sets(plan)
-    _check_disk(plan)
+    require_room(plan.out, sum(step.megabytes for step in plan.steps if not step.folder.exists()))
 
 
 def _check_data_sets(plan: Plan) -> None:
@@ -39,11 +39,3 @@ def _check_data_sets(plan: Plan) -> None:
                     f"Table {table} needs {name}, and {plan.data} has no folder of that name; point "
                     "DETECTRON2_DATASETS to the data sets, and see `ssql-det check-data`"
                 )
-
-
-def _check_disk(plan: Plan) -> None:
-    existing = next(each for each in (plan.out.resolve(), *plan.out.resolve().parents) if each.exists())
-    wanted = sum(step.megabytes for step in plan.steps if not step.folder.exists()) * 1e6
-    free = shutil.disk_usage(existing).free
-    if wanted > free:
-        raise UserError(f"{plan.out} needs {wanted / 1e9:.1f} GB more and the disk has {free / 1e9:.1f} GB free")

@@ -29,7 +29,7 @@ import numpy as np
 
 from ssql_det.core.console import track
 from ssql_det.core.errors import UserError
-from ssql_det.core.files import atomic_write, sha256, work_folder, work_path
+from ssql_det.core.files import atomic_write, require_room, sha256, work_folder, work_path
 from ssql_det.toydata.coco import write_coco
 from ssql_det.toydata.crops import SIZES, Dial, make_crop
 from ssql_det.toydata.digits import CLASSES, digits
@@ -73,6 +73,11 @@ class Settings:
         Dial(self.difficulty)
 
     @property
+    def megabytes(self) -> float:
+        """About so much of the disk."""
+        return 0.008 * self.scenes * (self.most_side / 128) ** 2 + 0.004 * self.crops
+
+    @property
     def first_test_scene(self) -> int:
         """Its number in the names of files; those before it train."""
         return self.scenes - 2 * (self.scenes // 4) + 1
@@ -89,6 +94,7 @@ def make_toy_data(out: str | os.PathLike[str], settings: Settings, workers: int 
     if is_made(place, settings):
         return place
     _refuse_foreign(place)
+    require_room(place, settings.megabytes)
     try:
         with work_folder(place) as making:
             with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
