@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ssql_det.core.errors import printable
+
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1, ends exclusive
 
 
@@ -18,7 +20,8 @@ class Finding:
     fatal: bool = True
 
     def __str__(self) -> str:
-        return f"{'error' if self.fatal else 'warning'}: {self.where}: {self.what}"
+        """One line that a terminal shows as it is, whatever names the data set brought into it."""
+        return printable(f"{'error' if self.fatal else 'warning'}: {self.where}: {self.what}")
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,8 @@ def check_images(split: SplitCheck, quick: bool = False, workers: int | None = N
 
 
 def _fault(picture: Picture, quick: bool) -> str | None:
-    if not picture.path.exists():
-        return "the image is missing"
+    if not picture.path.is_file():  # a pipe would be waited for without end
+        return "the image is missing, or is no file"
     try:
         with Image.open(picture.path) as image:
             turned = image.getexif().get(_ORIENTATION, 1) >= 5  # readers turn such an image upright

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ssql_det.cli.numbers import positive
+from ssql_det.core.errors import printable
 
 if TYPE_CHECKING:
     from ssql_det.checkdata.findings import SplitCheck
@@ -79,4 +80,4 @@ def _find(root: Path, dataset: str | None) -> Sequence[SplitCheck]:
 def _summary(split: SplitCheck) -> tuple[str, ...]:
     fatal = sum(finding.fatal for finding in split.findings)
     numbers = (len(split.pictures), sum(split.objects.values()), len(split.objects), fatal, len(split.findings) - fatal)
-    return (split.name, *map(str, numbers))
+    return (printable(split.name), *map(str, numbers))

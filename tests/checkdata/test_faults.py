@@ -1,6 +1,7 @@
 """Each fault is planted alone into a sound data set; the check has to find it and name the file."""
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -65,6 +66,14 @@ VOC_FAULTS = {
     "repeated name": (lambda voc: edit(voc / LIST, r"\A", "000002\n"), LIST, "000002 is listed more than once"),
     "unknown name": (lambda voc: edit(voc / LIST, r"\A", "999999\n"), "Annotations/999999.xml", "is missing"),
     "missing image": (lambda voc: (voc / JPEG).unlink(), JPEG, "image is missing"),
+    "image that is a pipe": (
+        lambda voc: ((voc / JPEG).unlink(), os.mkfifo(voc / JPEG)),
+        *(JPEG, "image is missing, or is no file"),
+    ),
+    "name that plays tricks": (
+        lambda voc: edit(voc / LIST, r"\A", "a\x1b[31mb\n"),
+        *("Annotations/a\\x1b[31mb.xml", "is missing"),
+    ),
     "image cut short": (lambda voc: cut_short(voc / JPEG), JPEG, "cannot be read"),
     "empty image": (lambda voc: (voc / JPEG).write_bytes(b""), JPEG, "cannot be read"),
     "image of another size": (lambda voc: Image.new("RGB", (5, 7)).save(voc / JPEG), JPEG, "5x7, its annotation says"),
