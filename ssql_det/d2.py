@@ -21,6 +21,8 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from PIL import EpsImagePlugin
+
 from ssql_det.core import console
 from ssql_det.core.errors import UserError
 from ssql_det.toydata.digits import CLASSES
@@ -246,6 +248,7 @@ def __dir__() -> Iterator[str]:
 @functools.cache
 def _names() -> dict[str, Any]:
     """All names that the suite uses; what is missing is found now, not in the middle of a run."""
+    EpsImagePlugin.gs_binary = False  # an image may be PostScript under any name: no program is started for it
     found, missing = {}, []
     for package, names in _NAMES.items():
         module = _imported(package, names)

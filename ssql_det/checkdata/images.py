@@ -6,12 +6,13 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
 
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from ssql_det.checkdata.findings import Picture, SplitCheck
 from ssql_det.core.console import track
 
 _ORIENTATION = 0x0112  # the EXIF tag
+EpsImagePlugin.gs_binary = False  # PostScript may come under any name, and Pillow would start Ghostscript for it
 
 
 def check_images(split: SplitCheck, quick: bool = False, workers: int | None = None) -> None:
