@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from toy_names import toy_names_at
 
 from ssql_det import d2
 
@@ -45,13 +46,7 @@ def one_thread():
 @pytest.fixture(scope="module", autouse=True)
 def toy_data_in_place(toy):
     """The toy names, registered again under the folder that was just made."""
-    names = [name for name in d2.DatasetCatalog.list() if name.startswith("toy_")]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DETECTRON2_DATASETS", str(toy))
-        for name in names:
-            d2.DatasetCatalog.remove(name)
-            d2.MetadataCatalog.remove(name)
-        d2.register_toy_data()
+    with toy_names_at(toy):
         yield
 
 
