@@ -22,6 +22,7 @@ from ssql_det.convert.layout import Layout, best_fit, renamed
 from ssql_det.core.errors import UserError
 
 _FORMATS = (DETECTRON2_FPN, DETECTRON2_C4, DETECTRON2, TORCHVISION)
+_OF_CLASSES = ("roi_heads.box_predictor.", "roi_heads.mask_head.")
 _AS_NEAR = 0.01  # of values 0 to 255: people write means with one digit or with three
 
 
@@ -114,6 +115,8 @@ def _check(coverage: Coverage, checkpoint: Checkpoint) -> None:
     hint = "build the network with the same depth"
     if any(fault.startswith("backbone.fpn_") for fault in faults):
         hint = "one of the two is a C4 detector, the other has an FPN; give the config that the file was trained with"
+    elif all(fault.startswith(_OF_CLASSES) for fault in faults):
+        hint = "give the config that the file was trained with: MODEL.ROI_HEADS.NUM_CLASSES, MODEL.MASK_ON, heads"
     elif not checkpoint.architecture.is_bottleneck and any("res5" in fault for fault in faults):
         hint += " and a C4 head with the same blocks (Detectron2's own Res5ROIHeads has bottlenecks at any depth)"
     name = checkpoint.architecture.name
