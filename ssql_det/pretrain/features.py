@@ -42,9 +42,10 @@ def labelled(images: Images, recipe: Recipe, most: int | None = None, seed: int 
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()[:most]
     size = len(order) * 3 * recipe.size**2
     if size > _MOST_BYTES:
+        fitting = _MOST_BYTES // (3 * recipe.size**2)
         raise UserError(
             f"{len(order)} images of {images.name} at {recipe.size} pixels take {size / 2**30:.0f} GiB of memory; ask "
-            f"for fewer, as --images {_MOST_BYTES // (3 * recipe.size**2)}"
+            f"for {f'fewer, as --images {fitting}' if fitting else 'smaller ones'}"
         )
     pixels = torch.empty(len(order), 3, recipe.size, recipe.size, dtype=torch.uint8)
     for place, index in enumerate(track(order, f"reading {images.name}")):

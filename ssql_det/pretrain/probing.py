@@ -54,6 +54,8 @@ def probed(checkpoint: str, data: str, bits: str, shown: str, plan: Plan) -> Ite
     way = recipe(shown or _shown_to(source), plan.size)
     found = [open_images(data, split) for split in ("train", "val")]
     seen, asked = (labelled(images, way, plan.most, plan.seed) for images in found)
+    if plan.recalibrate_bn and len(seen.labels) < 2:
+        raise UserError(f"--recalibrate-bn needs two images or more, and {data} has {len(seen.labels)} to train on")
     how = (
         f"{source.architecture.name}; {', '.join(plan.kinds)}; "  # tables know their lines by the network's name
         f"{way.name} at {way.size} px, {len(seen.labels)} and {len(asked.labels)} images"
