@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ssql_det.reproduce.plan import Plan
     from ssql_det.reproduce.reproduction import Reproduction
 
+_MOST_SEEDS = 1000
 HELP = "the tables, from nothing: one command for all of it"
 
 
@@ -100,6 +101,8 @@ def _choices(options: argparse.Namespace, on_gpu: bool) -> Choices:
 
     if options.bits:
         parse_widths(options.bits)
+    if options.seeds is not None and options.seeds > _MOST_SEEDS:
+        raise UserError(f"--seeds is up to {_MOST_SEEDS}, got {options.seeds}: each is a training of its own")
     if not 0 < options.budget <= 1:
         raise UserError(f"--budget is a share, above 0 and up to 1; got {options.budget}")
     checkpoints = []
