@@ -7,6 +7,7 @@ not done again. Exit code 3 when a step failed: the others are there, the report
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 import time
@@ -63,8 +64,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    import os
-
     import torch
 
     from ssql_det.core.console import set_up_logging
@@ -112,7 +111,7 @@ def _choices(options: argparse.Namespace, on_gpu: bool) -> Choices:
             raise UserError(f"--checkpoint is METHOD=FILE, as SSQL=ssql.pth; got {given!r}")
         checkpoints.append((method, file))
     tables = {} if options.table is None else {"tables": tuple(dict.fromkeys(options.table))}
-    out = Path(options.out or f"runs/{options.preset}").expanduser()
+    out = Path(os.path.expanduser(options.out or f"runs/{options.preset}"))
     if not out.name:
         raise UserError(f"--out {out} is no folder of its own; name one, as runs/mini")
     return Choices(
@@ -123,7 +122,7 @@ def _choices(options: argparse.Namespace, on_gpu: bool) -> Choices:
         checkpoints=tuple(checkpoints),
         budget=options.budget,
         num_gpus=options.num_gpus,
-        imagenet=options.imagenet.expanduser(),
+        imagenet=Path(os.path.expanduser(options.imagenet)),
         on_gpu=on_gpu,
         **tables,
     )

@@ -51,7 +51,7 @@ class Choices:
 
 def data_sets() -> Path:
     """Where the real data sets are."""
-    return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
+    return Path(os.path.expanduser(os.environ.get("DETECTRON2_DATASETS", "datasets")))
 
 
 class Builder:
@@ -83,7 +83,7 @@ class Builder:
         """The converted backbone's path, or nothing for random weights."""
         pretraining, name = transfer.methods.get(method), slug(plain_name(method))
         if method in self._files:
-            source = Path(self._files[method]).expanduser()
+            source = Path(os.path.expanduser(self._files[method]))
         elif pretraining is None:
             return None
         else:

@@ -87,7 +87,7 @@ class Ledger:
         try:
             entry = json.loads(path.read_text("utf-8"))
             return {"asked": entry["asked"], **entry}
-        except (ValueError, TypeError, KeyError):
+        except (KeyError, RecursionError, TypeError, ValueError):
             raise UserError(f"{path} is damaged; delete it together with {step.folder}") from None
 
     def _write(self, step: Step, entry: dict[str, Any]) -> None:
