@@ -1,14 +1,20 @@
 """Commands in processes of their own, which may be killed: forks of one that has imported everything already.
 
-Reads a line of JSON a command: ``arguments``, ``log`` for its output, and when it is killed: after so many ``seconds``,
-or when a ``file`` has so many ``lines``. Answers with the exit status (-9 after a kill) and the seconds it ran.
+Reads a line of JSON a command: ``arguments``, ``log`` for its output, how many ``processes`` run it (with the
+environment that torchrun gives them), and when all of them are killed: after so many ``seconds``, when a ``file`` has
+so many ``lines``, or when a new file of a ``pattern`` has grown to a ``size``. Instead of ssql-det all may run a
+function: ``work``. Answers with the exit status (-9 after a kill) and the seconds it ran.
 """
 
+import glob
 import json
 import os
+import pkgutil
 import signal
+import socket
 import sys
 import time
+import traceback
 
 import torch
 
@@ -16,44 +22,76 @@ import ssql_det.detect.sweep
 import ssql_det.detect.train
 import ssql_det.pretrain.loop  # noqa: F401 (imported once, for all forks)
 from ssql_det.cli.main import main
+from ssql_det.core.ranks import launch
 
 
-def is_due(command, start):
-    if "seconds" in command:
-        return time.monotonic() - start >= command["seconds"]
+def is_due(command, start, before):
+    """Whether it is time to kill; files of the pattern that were there ``before`` do not count."""
     try:
+        if "seconds" in command:
+            return time.monotonic() - start >= command["seconds"]
+        if "pattern" in command:
+            new = set(glob.glob(command["pattern"])) - before
+            return any(os.path.getsize(path) >= command["size"] for path in new)
         with open(command["file"], "rb") as file:
             return file.read().count(b"\n") >= command["lines"]
     except (KeyError, OSError):
         return False
 
 
-def run(command):
-    start = time.monotonic()
+def places(processes):
+    """The environment of each process of a job; a single one is no job."""
+    if processes == 1:
+        return [{}]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        job = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": probe.getsockname()[1], "WORLD_SIZE": processes}
+    return [job | {"LOCAL_WORLD_SIZE": processes, "RANK": rank, "LOCAL_RANK": rank} for rank in range(processes)]
+
+
+def fork(command, place):
     child = os.fork()
-    if child == 0:
-        log = os.open(command["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        status = 1
-        try:
+    if child:
+        return child
+    os.environ.update({name: str(value) for name, value in place.items()})
+    log = os.open(command["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    status = 1
+    try:
+        if "work" in command:
+            launch(pkgutil.resolve_name(command["work"]), *command["arguments"])
+        else:
             main(command["arguments"])
-            status = 0
-        except SystemExit as stop:
-            status = stop.code
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
-    while True:
-        ended, status = os.waitpid(child, os.WNOHANG)
-        if ended:
-            return {"status": os.waitstatus_to_exitcode(status), "seconds": time.monotonic() - start}
-        if is_due(command, start):
-            os.kill(child, signal.SIGKILL)
-        time.sleep(0.002)
+        status = 0
+    except SystemExit as stop:
+        status = stop.code
+    except Exception:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
-torch.set_num_threads(1)
-for line in sys.stdin:
-    print(json.dumps(run(json.loads(line))), flush=True)
+def run(command):
+    start, before = time.monotonic(), set(glob.glob(command.get("pattern", "")))
+    running = {fork(command, place) for place in places(command.get("processes", 1))}
+    failed = 0  # the first status that is not 0
+    while running:
+        for child in set(running):
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended:
+                running.remove(child)
+                failed = failed or os.waitstatus_to_exitcode(status)
+        if failed or is_due(command, start, before):  # torchrun too ends all with one
+            for child in running:
+                os.kill(child, signal.SIGKILL)
+        time.sleep(0.0005 if "pattern" in command else 0.002)
+    return {"status": failed, "seconds": time.monotonic() - start}
+
+
+if __name__ == "__main__":  # a command that starts processes imports this file in each
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        print(json.dumps(run(json.loads(line))), flush=True)

@@ -3,11 +3,13 @@
 import dataclasses
 import hashlib
 import importlib.metadata
+import itertools
 import json
 
 import pytest
 import torch
 from detect.making import C4, CONFIGS, config, tiny
+from kills import kill_until_done
 from refusals import refused
 
 from ssql_det import d2
@@ -250,6 +252,24 @@ def test_a_sweep_killed_between_widths_resumes_to_the_same_rows(whole, weights, 
     found = rows.read(results)
     assert [row.bits for row in found] == ["FP", "8w8a", "4w4a"]
     assert [row.metrics for row in found] == [row.metrics for row in whole[1]]
+
+
+def test_a_sweep_killed_anywhere_resumes_to_the_same_rows_and_ranges(weights, in_process, tmp_path):
+    """kill -9 at moments that nobody chose, many of them in the calibration."""
+    log, folder, many = tmp_path / "log", tmp_path / "whole", {"bits": "FP,8,6,5,4", "calib_images": "12"}
+    ended = in_process(command(weights, folder, **many), log)
+    assert ended["status"] == 0, log.read_text()
+    killed = []
+    for attempt in itertools.count():
+        out = tmp_path / f"attempt {attempt}"
+        killed += kill_until_done(in_process, command(weights, out, **many), log, ended["seconds"])
+        ours, theirs = (numbers(rows.read(each / "results.jsonl")) for each in (out, folder))
+        assert list(ours) == list(theirs) == ["FP", "8w8a", "6w6a", "5w5a", "4w4a"], f"killed after {killed} s"
+        assert ours == theirs
+        assert (out / "ranges.json").read_bytes() == (folder / "ranges.json").read_bytes()
+        assert not list(out.glob(".*"))
+        if len(killed) >= 10:
+            break
 
 
 # ---- calibration ---------------------------------------------------------------------------------------------------

@@ -1,15 +1,27 @@
 """The training loop: what it leaves behind, a resumed run is the run that was not stopped, what it refuses."""
 
-import contextlib
+import itertools
 import json
-import random
 import re
 import shutil
 
 import pytest
 import torch
 import yaml
-from detect.making import C4, CONFIGS, FPN, config, tiny
+from detect.making import C4, FPN, config
+from detect.runs import (
+    LOOKING,
+    StoppedError,
+    arguments,
+    curves,
+    farthest,
+    final,
+    first_gradients,
+    same,
+    sampling_the_first,
+    stopped_in_step,
+)
+from kills import kill_until_done
 from refusals import refused
 from torch import nn
 
@@ -26,36 +38,6 @@ from ssql_det.detect.train import train
 from ssql_det.detect.weights import build_detector
 
 PERIOD, LAST = 3, 8  # of checkpoints, and the last iteration, in every tiny config
-
-
-def arguments(out, *flags, **keys):
-    """Of the command; KEY VALUE pairs come last."""
-    return ["train-det", "--config-file", str(CONFIGS / C4), *flags, *tiny(OUTPUT_DIR=out, **keys)]
-
-
-def final(folder):
-    """The last checkpoint, but for how long its iterations took."""
-    content = read_tensors(folder / "model_final.pth")
-    for name in ("time", "eta_seconds"):
-        content["history"].pop(name, None)
-    return content
-
-
-def curves(folder):
-    """As they were written, but for how long it took."""
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [{**line, "time": None, "eta_seconds": None} for line in lines]
-
-
-def same(ours, theirs):
-    """Bit for bit, however deep."""
-    if isinstance(ours, torch.Tensor):
-        return torch.equal(ours, theirs) and ours.dtype == theirs.dtype
-    if isinstance(ours, dict):
-        return list(ours) == list(theirs) and all(same(ours[key], theirs[key]) for key in ours)
-    if isinstance(ours, (list, tuple)):
-        return len(ours) == len(theirs) and all(same(*pair) for pair in zip(ours, theirs, strict=True))
-    return bool(torch.as_tensor(ours == theirs).all())
 
 
 def contents(folder):
@@ -164,29 +146,6 @@ def test_precise_bn_gives_a_norm_the_statistics_of_all_its_images(tmp_path):
 # ---- resuming ------------------------------------------------------------------------------------------------------
 
 
-class StoppedError(Exception):
-    """As a kill, but within this process."""
-
-
-@contextlib.contextmanager
-def stopped_in_step(number):
-    """The optimizer's step of that number does not come back."""
-    step, count = torch.optim.SGD.step, 0
-
-    def counted(self, *args, **kwargs):
-        nonlocal count
-        count += 1
-        if count == number:
-            raise StoppedError
-        return step(self, *args, **kwargs)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.optim.SGD, "step", counted)
-        with contextlib.suppress(StoppedError):
-            yield
-            pytest.fail("it was not stopped")
-
-
 @pytest.mark.parametrize("number", [1, 3, 4, 5, 9])
 def test_a_resumed_run_is_the_run_that_was_not_stopped(number, whole, tmp_path):
     with stopped_in_step(number):
@@ -242,23 +201,48 @@ def test_the_images_go_on_where_they_stopped(monkeypatch, tmp_path):
     assert fed == expected[PERIOD:]
 
 
-def test_a_killed_run_resumes_to_the_same_bits(in_process, tmp_path):
+LONGER = {"SOLVER__MAX_ITER": 25}  # so that there is more to be killed, and a second line of curves
+
+
+@pytest.fixture(scope="module")
+def longer(in_process, tmp_path_factory):
+    """A run in a process of its own that was not stopped, and how many seconds it took."""
+    folder = tmp_path_factory.mktemp("longer")
+    ended = in_process(arguments(folder / "run", **LONGER), folder / "log")
+    assert ended["status"] == 0, (folder / "log").read_text()
+    return folder / "run", ended["seconds"]
+
+
+def ends_as(out, folder, killed):
+    """A run that was killed has what one that was not has, and nothing half written is left."""
+    ours, theirs = final(out), final(folder)
+    for each in (ours, theirs):  # nothing draws from Python's and NumPy's, and nobody seeds them
+        each["rng"] = each["rng"][0]["cpu"]
+    assert same(ours, theirs), f"killed {killed}"
+    assert curves(out) == curves(folder)
+    assert not list(out.glob(".*"))
+
+
+def test_a_killed_run_resumes_to_the_same_bits(longer, in_process, tmp_path):
     """kill -9 at moments that nobody chose, most of them between checkpoints."""
-    log = tmp_path / "log"
-    ended = in_process(arguments(tmp_path / "whole", SOLVER__MAX_ITER=18), log)
-    assert ended["status"] == 0, log.read_text()
-    moments = random.Random()
-    for attempt in range(2):
-        out, times = tmp_path / f"killed {attempt}", []
-        for _ in range(3):
-            times.append(moments.uniform(0.1, 0.8) * ended["seconds"])
-            in_process(arguments(out, "--resume", SOLVER__MAX_ITER=18), log, seconds=times[-1])
-        assert in_process(arguments(out, "--resume", SOLVER__MAX_ITER=18), log)["status"] == 0, log.read_text()
-        ours, theirs = final(out), final(tmp_path / "whole")
-        for each in (ours, theirs):  # nothing draws from Python's and NumPy's, and nobody seeds them
-            each["rng"] = each["rng"][0]["cpu"]
-        assert same(ours, theirs), f"killed after {times} s"
-        assert not list(out.glob(".*"))  # nothing half written is left
+    killed = []
+    for attempt in itertools.count():
+        out = tmp_path / f"attempt {attempt}"
+        command = arguments(out, "--resume", **LONGER)
+        killed += kill_until_done(in_process, command, tmp_path / "log", longer[1])
+        ends_as(out, longer[0], f"after {killed} s")
+        if len(killed) >= 10:
+            break
+
+
+def test_a_run_killed_while_it_writes_a_checkpoint_resumes_to_the_same_bits(longer, in_process, tmp_path):
+    """As soon as there is a file, in the middle of it, and when it is there but no tag names it yet."""
+    out, log = tmp_path / "run", tmp_path / "log"
+    command = arguments(out, "--resume", **LONGER)
+    for pattern, size in ((".model_*", 0), (".model_*", 2_000_000), (".model_*", 5_000_000), ("model_*.pth", 0)):
+        assert in_process(command, log, pattern=f"{out}/{pattern}", size=size)["status"] == -9, log.read_text()
+    assert in_process(command, log)["status"] == 0, log.read_text()
+    ends_as(out, longer[0], "while it wrote")
 
 
 def test_a_kill_in_the_middle_of_a_checkpoint_leaves_the_one_before(whole, monkeypatch, tmp_path):
@@ -316,41 +300,11 @@ def test_a_checkpoint_without_state_is_not_resumed(whole, tmp_path):
 # ---- micro-batches -------------------------------------------------------------------------------------------------
 
 
-def gradients(monkeypatch, tmp_path, micro_batches, **keys):
-    """Of the first iteration, with as many regions of each image and no norm that mixes images."""
-    found = {}
-
-    class EnoughError(Exception):
-        pass
-
-    def step(optimizer, *args, **kwargs):
-        names = {id(parameter): name for name, parameter in models[-1].named_parameters()}
-        for group in optimizer.param_groups:
-            found.update({names[id(each)]: each.grad.clone() for each in group["params"]})
-        raise EnoughError
-
-    models = []
-
-    def remembered(cfg):
-        models.append(build_detector(cfg))
-        return models[-1]
-
+def gradients(tmp_path, micro_batches, **keys):
+    """With as many regions of each image and no norm that mixes images."""
     frozen = {"MODEL__RESNETS__NORM": "FrozenBN", "SSQL__EXTRA_NORM": "", "SOLVER__IMS_PER_BATCH": 4}
-    cfg = config(C4, tmp_path / str(micro_batches), SSQL__MICRO_BATCHES=micro_batches, **frozen, **keys)
-    with monkeypatch.context() as patch:
-        patch.setattr("ssql_det.detect.train.build_detector", remembered)
-        patch.setattr(torch.optim.SGD, "step", step)
-        patch.setattr(torch, "randperm", lambda count, **options: torch.arange(count, device=options.get("device")))
-        with pytest.raises(EnoughError):
-            train(cfg, C4)
-    return found
-
-
-def same_gradients(ours, theirs, tolerance):
-    worst = max(
-        float((ours[name] - grad).abs().max() / grad.abs().max().clamp(min=1e-6)) for name, grad in theirs.items()
-    )
-    return worst <= tolerance
+    with sampling_the_first():
+        return first_gradients(config(C4, tmp_path, SSQL__MICRO_BATCHES=micro_batches, **frozen, **keys))
 
 
 @pytest.fixture
@@ -362,20 +316,17 @@ def one_size(monkeypatch):
 
 
 @pytest.mark.parametrize("parts", [2, 4])
-def test_micro_batches_add_up_to_the_gradient_of_the_whole_batch(parts, one_size, monkeypatch, tmp_path):
+def test_micro_batches_add_up_to_the_gradient_of_the_whole_batch(parts, one_size, tmp_path):
     keys = {"INPUT__MIN_SIZE_TRAIN": (64,), "INPUT__RANDOM_FLIP": "none"}
-    whole = gradients(monkeypatch, tmp_path, 1, **keys)
-    assert same_gradients(gradients(monkeypatch, tmp_path, parts, **keys), whole, 1e-3)
+    assert farthest(gradients(tmp_path, parts, **keys), gradients(tmp_path, 1, **keys)) <= 1e-3
 
 
-def test_each_part_of_a_batch_counts_the_same_however_many_regions_it_has(monkeypatch, tmp_path):
+def test_each_part_of_a_batch_counts_the_same_however_many_regions_it_has(tmp_path):
     """Detectron2 divides by what one forward has sampled: the mean of two parts is not quite the mean over all."""
     keys = {"INPUT__MIN_SIZE_TRAIN": (64,), "INPUT__RANDOM_FLIP": "none"}
     sampled = {"MODEL__ROI_HEADS__BATCH_SIZE_PER_IMAGE": 512}  # more than there are: all are taken
-    whole = gradients(monkeypatch, tmp_path, 1, **keys, **sampled)
-    parts = gradients(monkeypatch, tmp_path, 2, **keys, **sampled)
-    assert same_gradients(parts, whole, 0.5)
-    assert not same_gradients(parts, whole, 1e-3)
+    whole, parts = (gradients(tmp_path, count, **keys, **sampled) for count in (1, 2))
+    assert 1e-3 < farthest(parts, whole) <= 0.5
 
 
 @pytest.mark.parametrize("parts", [0, -1, 3])
@@ -386,8 +337,6 @@ def test_micro_batches_divide_a_batch(parts, tmp_path):
 
 
 # ---- looks ---------------------------------------------------------------------------------------------------------
-
-LOOKING = {"SSQL__EVAL_PERIOD": 4, "SSQL__EVAL_BITS": ["FP", "4w4a"], "SSQL__CALIB_IMAGES": 2}
 
 
 def test_looking_leaves_rows_and_does_not_change_what_is_trained(whole, tmp_path):

@@ -1,0 +1,98 @@
+"""Trainings that are stopped, and what they leave behind, so that one can be compared with another."""
+
+import contextlib
+import json
+
+import pytest
+import torch
+from detect.making import C4, CONFIGS, tiny
+
+from ssql_det.core.reader import read_tensors
+from ssql_det.detect import train as training
+from ssql_det.detect.train import train
+from ssql_det.detect.weights import build_detector
+
+LOOKING = {"SSQL__EVAL_PERIOD": 4, "SSQL__EVAL_BITS": ["FP", "4w4a"], "SSQL__CALIB_IMAGES": 2}
+
+
+def arguments(out, *flags, **keys):
+    """Of the command; KEY VALUE pairs come last."""
+    return ["train-det", "--config-file", str(CONFIGS / C4), *flags, *tiny(OUTPUT_DIR=out, **keys)]
+
+
+def final(folder):
+    """The last checkpoint, but for how long its iterations took."""
+    content = read_tensors(folder / "model_final.pth")
+    for name in ("time", "eta_seconds"):
+        content["history"].pop(name, None)
+    return content
+
+
+def curves(folder):
+    """As they were written, but for how long it took."""
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [{**line, "time": None, "eta_seconds": None} for line in lines]
+
+
+def same(ours, theirs):
+    """Bit for bit, however deep."""
+    if isinstance(ours, torch.Tensor):
+        return torch.equal(ours, theirs) and ours.dtype == theirs.dtype
+    if isinstance(ours, dict):
+        return list(ours) == list(theirs) and all(same(ours[key], theirs[key]) for key in ours)
+    if isinstance(ours, (list, tuple)):
+        return len(ours) == len(theirs) and all(same(*pair) for pair in zip(ours, theirs, strict=True))
+    return bool(torch.as_tensor(ours == theirs).all())
+
+
+class StoppedError(Exception):
+    """As a kill, but within this process."""
+
+
+@contextlib.contextmanager
+def stopped_in_step(number):
+    """The optimizer's step of that number does not come back."""
+    step, count = torch.optim.SGD.step, 0
+
+    def counted(self, *args, **kwargs):
+        nonlocal count
+        count += 1
+        if count == number:
+            raise StoppedError
+        return step(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.SGD, "step", counted)
+        with contextlib.suppress(StoppedError):
+            yield
+            pytest.fail("it was not stopped")
+
+
+def first_gradients(cfg, build=build_detector):
+    """What the first step of a training would go by, by parameter; ``build`` makes the network that it begins with."""
+    built = []
+
+    def remembered(cfg):
+        built.append(build(cfg))
+        return built[-1]
+
+    with pytest.MonkeyPatch.context() as patch, stopped_in_step(1):
+        patch.setattr(training, "build_detector", remembered)
+        train(cfg, C4)
+    return {name: each.grad.clone() for name, each in built[-1].named_parameters() if each.grad is not None}
+
+
+@contextlib.contextmanager
+def sampling_the_first():
+    """Of regions to sample from, the first are taken instead of any."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "randperm", lambda count, **options: torch.arange(count, device=options.get("device")))
+        yield
+
+
+def farthest(ours, theirs):
+    """The largest difference between tensors of the same names, each in units of its largest value."""
+    assert ours.keys() == theirs.keys()
+    return max(
+        float((ours[name] - each).abs().max() / each.abs().max().clamp(min=1e-6)) for name, each in theirs.items()
+    )
