@@ -96,7 +96,10 @@ def launch(work: Callable[..., None], *args: Any, processes: int = 1) -> None:
     >>> launch(train, config, processes=args.num_gpus)
     """
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        _in_group(work, args)
+        if os.environ["WORLD_SIZE"] == "1":  # without a group: in one of a single rank torch's SyncBN wants a GPU
+            work(*args)
+        else:
+            _in_group(work, args)
         return
     if processes < 1:
         raise UserError(f"the number of processes must be 1 or more, got {processes}")

@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 import pytest
+import torch.distributed as dist
 
 from ssql_det.core.errors import UserError
 from ssql_det.core.ranks import all_gather, barrier, is_main, launch, rank, world_size
@@ -69,6 +70,14 @@ def test_one_process_is_this_process():
     seen = []
     launch(seen.append, "called", processes=1)
     assert seen == ["called"]
+
+
+def test_torchrun_with_one_process_is_that_process(monkeypatch):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    seen = []
+    launch(lambda: seen.append(dist.is_initialized()))
+    assert seen == [False]
 
 
 @pytest.mark.parametrize("processes", [0, -1])
