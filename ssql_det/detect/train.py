@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ssql_det.convert import Facts
 from ssql_det.core.choices import seed_all
-from ssql_det.core.config import goes_on, require_least, save_config
+from ssql_det.core.config import goes_on, plain_values, require_least, save_config
 from ssql_det.core.errors import UserError
 from ssql_det.core.ranks import all_gather, barrier, is_main, mean, rank, world_size
 from ssql_det.core.writers import JsonWriter, TensorBoardWriter, Writers
@@ -171,10 +171,13 @@ def _check_numbers(cfg: CfgNode) -> None:
 
 
 def _check_norms(cfg: CfgNode) -> None:
-    if world_size() > 1 and cfg.MODEL.DEVICE == "cpu" and "SyncBN" in (cfg.MODEL.RESNETS.NORM, cfg.MODEL.FPN.NORM):
+    if world_size() == 1 or cfg.MODEL.DEVICE != "cpu":
+        return
+    keys = [key for key, value in plain_values(cfg).items() if value in ("SyncBN", "nnSyncBN")]
+    if keys:
         raise UserError(
-            "SyncBN shares its statistics between GPUs only; for several processes on the CPU set MODEL.RESNETS.NORM "
-            "and MODEL.FPN.NORM to naiveSyncBN"
+            "SyncBN shares its statistics between GPUs only; for several processes on the CPU set "
+            f"{' and '.join(keys)} to naiveSyncBN"
         )
 
 

@@ -10,8 +10,9 @@ from torch import nn
 
 from ssql_det.convert import Facts
 from ssql_det.core import rows
+from ssql_det.core.errors import UserError
 from ssql_det.core.generators import RngState
-from ssql_det.core.ranks import from_main, is_main
+from ssql_det.core.ranks import from_main, is_main, world_size
 from ssql_det.core.rows import Row
 from ssql_det.d2 import CfgNode
 from ssql_det.detect.data import Decoded, evaluation_images
@@ -37,6 +38,11 @@ class Watch:
         self._period = cfg.SSQL.EVAL_PERIOD or cfg.TEST.EVAL_PERIOD
         self._widths = parse_widths(",".join(map(str, cfg.SSQL.EVAL_BITS)))
         self._plan = Plan(cfg.SSQL.SCOPE, cfg.SSQL.CALIB_IMAGES)
+        if self._period > 0 and self._plan.images < world_size():
+            raise UserError(
+                f"calibration needs at least 1 image a process, of {world_size()}; got SSQL.CALIB_IMAGES "
+                f"{self._plan.images}"
+            )
         self._images: dict[str, Decoded] = {}
 
     def is_due(self, iteration: int, last: int) -> bool:
