@@ -32,7 +32,7 @@ def toy(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def in_process(toy):
-    """Runs a command of ssql-det in a process of its own, which may be killed; its exit status, -9 for a kill."""
+    """Runs a command of ssql-det in a process of its own or in several, which may be killed; see ``process_server``."""
     env = {**os.environ, "DETECTRON2_DATASETS": str(toy), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     server = subprocess.Popen(
         [sys.executable, str(Path(__file__).with_name("process_server.py"))],
@@ -42,8 +42,8 @@ def in_process(toy):
         env=env,
     )
 
-    def run(arguments, log, **kill):
-        server.stdin.write(json.dumps({"arguments": arguments, "log": str(log), **kill}) + "\n")
+    def run(arguments, log, **how):
+        server.stdin.write(json.dumps({"arguments": arguments, "log": log, **how}, default=str) + "\n")
         server.stdin.flush()
         return json.loads(server.stdout.readline())
 

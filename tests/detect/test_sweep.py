@@ -9,6 +9,7 @@ import json
 import pytest
 import torch
 from detect.making import C4, CONFIGS, config, tiny
+from detect.runs import numbers
 from kills import kill_until_done
 from refusals import refused
 
@@ -44,11 +45,6 @@ def weights(tmp_path_factory):
 def swept(weights, out, text="FP,8,4", plan=PLAN, **keys):
     cfg = config(C4, out, MODEL__WEIGHTS=weights, **MANY, **keys)
     return list(sweep(cfg, C4, *trained_detector(cfg), parse_widths(text), plan))
-
-
-def numbers(found):
-    """By bits, without when it was and how long it took."""
-    return {row.bits: dataclasses.replace(row, seconds=0.0, time="") for row in found}
 
 
 @pytest.fixture(scope="module")
