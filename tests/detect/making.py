@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+import yaml
 from torch import nn
 
 import ssql_det
@@ -43,6 +44,12 @@ def pairs(keys):
 def tiny(**keys):
     """KEY VALUE pairs that shrink a training; ``SOLVER__MAX_ITER=4`` is ``SOLVER.MAX_ITER 4``."""
     return pairs(_TINY | {key.replace("__", "."): value for key, value in keys.items()})
+
+
+def as_file(path, name, **keys):
+    """The same as a file that inherits from a config of the repository."""
+    keys = {key: list(value) if isinstance(value, tuple) else value for key, value in (_TINY | keys).items()}
+    path.write_text(yaml.safe_dump({"_BASE_": str(CONFIGS / name), **keys}))
 
 
 def config(name, out="", **keys):

@@ -1,0 +1,557 @@
+"""Hostile input over all commands: exit code 2, one sentence, no traceback, and nothing that was there is touched.
+
+A case is a command line, what is made wrong before it runs, and a piece of the sentence that it has to end in. What
+lies in the case's folder, an earlier run's outputs above all, lies there afterwards, bit for bit, and nothing else.
+What a training writes once it has begun is its own, so a fault that shows only in mid-run is no case of this list.
+"""
+
+import os
+import shlex
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from cli.hostile import (
+    EARLIER,
+    TRICKS,
+    Place,
+    annotated,
+    bomb,
+    caffe2,
+    coco,
+    config,
+    contents,
+    cut_short,
+    earlier,
+    entities,
+    file,
+    first_row,
+    folder,
+    forbidden,
+    image,
+    instance,
+    listed,
+    loop,
+    pictured,
+    pipe,
+    postscript,
+    program,
+    raw_program,
+    record,
+    replaced,
+    safetensors,
+    saved,
+    stored,
+    tar,
+    tensor,
+    torchscript,
+    weights,
+)
+from detect.making import C4, CONFIGS, FPN, as_file
+from toy_names import toy_names_at
+
+from ssql_det.backbones import build_backbone
+from ssql_det.cli.main import COMMANDS, main
+
+ROOT = CONFIGS.parents[1]
+CLASSIFIER = "roi_heads.box_predictor.cls_score.weight"
+PHOTO = " {toy}/VOC2007/JPEGImages/000001.jpg"
+BAD_YAML, BAD_PTH, BAD_PKL = "{here}/bad.yaml", "{here}/bad.pth", "{here}/bad.pkl"
+UNFIT = "fault(s) that would end a training; mend the files named above"
+NO_DETECTOR = "this config does not describe a detector"
+
+
+def train(keys="", flags="", of="{good}/c4.yaml"):
+    return f"train-det --config-file {of} {flags} OUTPUT_DIR {{out}} {keys}"
+
+
+def sweep(keys="", flags="", of="c4", out="{out}"):
+    given = f"--config-file {{good}}/{of}.yaml --calib-images 2 --bits FP,8 {flags}"
+    return f"sweep {given} OUTPUT_DIR {out} MODEL.WEIGHTS {{good}}/{of}.pth {keys}"
+
+
+def sensitivity(keys="", flags="--out {out}/bits.json"):
+    return f"sensitivity --config-file {{good}}/c4.yaml {flags} MODEL.WEIGHTS {{good}}/c4.pth {keys}"
+
+
+def predict(rest=PHOTO, flags=""):
+    given = f"--config-file {{good}}/c4.yaml --bits FP --out {{out}} {flags}"
+    return f"predict {given} MODEL.WEIGHTS {{good}}/c4.pth {rest}"
+
+
+def pretrain(keys="", flags="", of="{good}/pretrain.yaml"):
+    return f"pretrain --config-file {of} {flags} OUTPUT_DIR {{out}} {keys}"
+
+
+def probe(flags="", of="{good}/backbone.pth"):
+    return f"probe knn --bits FP --device cpu --data {{toy}}/crops --out {{out}}/rows.jsonl --checkpoint {of} {flags}"
+
+
+def convert(checkpoint="{good}/backbone.pth", out="{out}/new.pth --to timm"):
+    return f"convert {checkpoint} {out}"
+
+
+SWEEP_AGAIN = sweep(out="{here}/run")
+RESUME = "train-det --config-file {good}/c4.yaml --resume OUTPUT_DIR {here}/run SOLVER.MAX_ITER 2"
+PRETRAIN_ON = "pretrain --config-file {good}/pretrain.yaml --resume OUTPUT_DIR {here}/run"
+
+LINES = {  # the command line itself is what is wrong
+    # ---- arguments
+    "mistyped command": ("tabels --table 6", "there is no command 'tabels'; did you mean 'tables'?"),
+    "command that plays tricks": ("{tricks}", r"there is no command 'a\n\x1b[31merror: b'"),
+    "missing option": ("sweep MODEL.WEIGHTS w.pth", "arguments are required: --config-file"),
+    "one bit": (sweep(flags="--bits 1"), "weight bits must be 2 to 16, or None for float; got 1"),
+    "forty bits": ("demo --bits 40w8a", "must be 2 to 16, or None for float; got 40 in '40w8a'"),
+    "no bits": ("demo --bits=", "cannot read bits ''; write FP, 4w4a"),
+    "bits of 5000 digits": (f"demo --bits {'9' * 5000}", "cannot read bits '99999999999999999999..."),
+    "negative seed": ("demo --seed -1", "argument --seed: '-1' is not a whole number, 0 or more"),
+    "network for one size": ("demo --arch timm/vit_tiny_patch16_224 --size 64", "cannot take images of 64 pixels"),
+    "0 GPUs": (train(flags="--num-gpus 0"), "argument --num-gpus: '0' is not a whole number, 1 or more"),
+    "99 GPUs": (train(flags="--num-gpus 99"), "got --num-gpus 99"),
+    "99 processes": (pretrain(flags="--num-gpus 99"), "OPTIM.BATCH 16 is too small"),
+    "key without value": (train("SOLVER.MAX_ITER"), "but 'SOLVER.MAX_ITER' stands alone"),
+    "option behind keys": (sweep("SEED 1 --bits 4"), "--bits stands behind KEY VALUE pairs"),
+    "sensitivity to float": (sensitivity(flags="--bits FP"), "--bits FP quantizes nothing"),
+    "seeds without end": ("reproduce --seeds 999999999999", "--seeds is up to 1000, got 999999999999"),
+    "given backbone that is a folder": (
+        "reproduce --out {here}/new --checkpoint SSQL={out}",
+        "there is no file {out}, which convert-ssql begins with",
+    ),
+    "table that is none": ("tables --table 5 --out {out}/table.md", "there is no Table 5 of detectors"),
+    "toy data that no disk holds": ("make-toy-data {here}/new --scenes 999999999999", "GB more and the disk has"),
+    # ---- outputs
+    "table over its rows": (
+        "tables --table 6 --rows {out}/rows.jsonl --out {out}/rows.jsonl",
+        "is a file of rows; writing there would lose them",
+    ),
+    "bits file over the config": (sensitivity(flags="--out {good}/c4.yaml"), "c4.yaml is a file that is read; writing"),
+    "checkpoint over itself": (
+        convert(out="{good}/backbone.pth --to timm --force"),
+        "backbone.pth is a file that is read; writing there would lose it",
+    ),
+    "checkpoint that is there": (convert(out="{out}/out.pth --to timm"), "out.pth exists already; choose another name"),
+    "picture over its image": (predict("{out}/000001.png"), "would replace an image of yours"),
+    "rows in a file of something else": (probe("--out {out}/notes.txt"), "holds something else than result rows"),
+    "rows in a folder": (probe("--out {out}"), "cannot write {out}: it is a directory"),
+    "table below a file": ("tables --table 6 --out {out}/notes.txt/t", "could not write {out}/notes.txt/t"),
+    "sweep in a file": (sweep(out="{out}/notes.txt"), "could not write {out}/notes.txt/sweep.json"),
+    "pretraining in a file": (pretrain("OUTPUT_DIR {out}/notes.txt"), "could not write {out}/notes.txt/config.yaml"),
+    "pretraining in no folder": (pretrain("OUTPUT_DIR ''"), "OUTPUT_DIR is empty; say where the run goes"),
+    "reproduction in a file": ("reproduce --out {out}/notes.txt", "notes.txt is a file; name a folder"),
+    "toy data in a file": ("make-toy-data {out}/notes.txt", "notes.txt is a file; name a folder"),
+    "toy data among other things": ("make-toy-data {out}", "holds something else than toy data"),
+    "folder that plays tricks": (
+        "check-data {toy} --draw 1 {here}/{tricks}/sheet.png",
+        r"there is no folder {here}/a\n\x1b[31merror: b to write sheet.png into",
+    ),
+    "training that is there": (train("OUTPUT_DIR {good}/c4"), "holds a run already; say --resume to go on with it"),
+    "pretraining that is there": (pretrain("OUTPUT_DIR {good}/pretrain"), "holds a run already; say --resume"),
+    # ---- configs and their keys
+    "config that is not there": (train(of=BAD_YAML), "there is no config file {here}/bad.yaml; check the path"),
+    "config that is a checkpoint": (train(of="{good}/c4.pth"), "c4.pth is not valid YAML"),
+    "config that is a folder": (pretrain(of="{good}"), "is a directory; name a .yaml file in it"),
+    "config of another command": (pretrain(of="{good}/c4.yaml"), "unknown config key INPUT.FORMAT in {good}/c4.yaml"),
+    "unknown key": (train("SOLVER.MAX_ITR 5"), "unknown config key SOLVER.MAX_ITR in the command line; did you mean"),
+    "word for a number": (train("SOLVER.MAX_ITER five"), "MAX_ITER in the command line cannot be 'five'"),
+    "batch of nothing": (train("SOLVER.IMS_PER_BATCH 0"), "SOLVER.IMS_PER_BATCH must be 1 or more, got 0"),
+    "no iterations": (train("SOLVER.MAX_ITER 0"), "SOLVER.MAX_ITER must be 1 or more, got 0"),
+    "rate that is no number": (train("SOLVER.BASE_LR nan"), "SOLVER.BASE_LR in the command line cannot be nan"),
+    "rate below zero": (train("SOLVER.BASE_LR -1"), "SOLVER.BASE_LR must be 0 or more, got -1.0"),
+    "rate without end": (pretrain("OPTIM.LR inf"), "OPTIM.LR is too large, got inf"),
+    "scheduler that is none": (train("SOLVER.LR_SCHEDULER_NAME Magic"), "the solver cannot be built"),
+    "steps behind the end": (train("SOLVER.STEPS (3,2,1)"), "the solver cannot be built"),
+    "no classes": (train("MODEL.ROI_HEADS.NUM_CLASSES 0"), "NUM_CLASSES is 0; set it to 10"),
+    "other classes": (sweep("MODEL.ROI_HEADS.NUM_CLASSES 20"), "was trained with: MODEL.ROI_HEADS.NUM_CLASSES"),
+    "test size below zero": (sweep("INPUT.MIN_SIZE_TEST -1"), "INPUT.MIN_SIZE_TEST must be 0 or more, got -1"),
+    "no anchors": (train("MODEL.ANCHOR_GENERATOR.SIZES [[]]"), "GENERATOR.SIZES has to have numbers above 0"),
+    "no pooling": (train("MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION 0"), "POOLER_RESOLUTION must be 1 or more, got 0"),
+    "depth of nineteen": (
+        train("MODEL.BACKBONE.NAME build_resnet_backbone MODEL.RESNETS.DEPTH 19"),
+        f"{NO_DETECTOR}: 19",
+    ),
+    "norm that is none": (train("MODEL.RESNETS.NORM XBN"), NO_DETECTOR),
+    "backbone that is none": (train("MODEL.BACKBONE.NAME build_magic"), NO_DETECTOR),
+    "head that is none": (sweep("MODEL.ROI_HEADS.NAME Magic"), NO_DETECTOR),
+    "nothing to calibrate with": (sweep("DATASETS.TRAIN ()"), "those of DATASETS.TRAIN, cannot be read"),
+    "nothing to measure on": (sensitivity("DATASETS.TEST ()"), "DATASETS.TEST is empty, and AP is measured on it"),
+    "data set that is none": (sweep("DATASETS.TEST \"('toy_voc',)\""), "there is no data set 'toy_voc'; did you mean"),
+    "looks at bits that are none": (train("SSQL.EVAL_BITS \"['many']\""), "cannot read bits 'many'"),
+    "device of another house": (train("MODEL.DEVICE tpu"), "MODEL.DEVICE 'tpu' is not here"),
+    "device without values": (pretrain("DEVICE meta"), "DEVICE 'meta' is not here"),
+    "network larger than the memory": (pretrain("DIM 100000000000000"), "the memory does not suffice"),
+    # ---- data
+    "data that are not there": ("check-data {here}/no", "there is no folder {here}/no; give the one"),
+    "file for a folder of data": ("check-data {out}/notes.txt", "there is no folder {out}/notes.txt"),
+    "crops that are not there": (pretrain("DATA.TRAIN {here}/no"), "'{here}/no' is not there; name a folder of"),
+    "scenes for crops": (pretrain("DATA.TRAIN {toy}"), "holds several data sets; name one of them"),
+    "crops larger than the memory": (probe("--size 999999"), "GiB of memory; ask for smaller ones"),
+    "archive that is not there": (probe("--data cifar10:{here}"), "cifar-10-batches-py is not there"),
+    # ---- checkpoints
+    "checkpoint that is not there": (probe(of=BAD_PTH), "there is no file {here}/bad.pth; check the path"),
+    "checkpoint that is a folder": (convert("{out}"), "{out} is a directory; name the checkpoint file in it"),
+    "no weights": (sweep("MODEL.WEIGHTS ''"), "MODEL.WEIGHTS is empty; say which weights"),
+    "backbone for a detector": (
+        predict("MODEL.WEIGHTS {good}/backbone.pth" + PHOTO),
+        "backbone.pth is a backbone alone",
+    ),
+    "backbone of another architecture": (
+        pretrain("BACKBONE resnet18", "--init {good}/backbone.pth"),
+        "backbone.pth is a narrow_resnet and does not fit this network",
+    ),
+    "detector of another kind": (sweep("MODEL.WEIGHTS {good}/fpn.pth"), "one of the two is a C4 detector, the other"),
+    "detector that becomes another": (
+        convert("{good}/fpn.pth", "{out}/new.pth --to detectron2-c4"),
+        "fpn.pth is an FPN detector and cannot become a C4 one",
+    ),
+    "format that is none": ("inspect {good}/backbone.pth --from mocco", "there is no format 'mocco'; did you mean"),
+    "ranges of another network": (
+        predict(
+            "MODEL.WEIGHTS {good}/fpn.pth" + PHOTO, "--config-file {good}/fpn.yaml --ranges {good}/sweep/ranges.json"
+        ),
+        "they are of another model or another scope",
+    ),
+    "rows that are none": ("tables --table 6 --rows {good}/c4.yaml", "c4.yaml holds no result row"),
+}
+FILES = {  # something that lies in the case's folder is
+    # ---- configs
+    "config that is a loop of links": (pretrain(of=BAD_YAML), loop("bad.yaml"), "there is no config file {here}/bad"),
+    "config that may not be read": (pretrain(of=BAD_YAML), forbidden("bad.yaml"), "Permission denied: {here}/bad.yaml"),
+    "list for a config": (train(of=BAD_YAML), file("bad.yaml", "- SEED\n- 1"), "bad.yaml holds a list; it must hold"),
+    "tabs": (train(of=BAD_YAML), file("bad.yaml", "SEED:\n\t1"), "bad.yaml is not valid YAML: while scanning"),
+    "config that is no text": (train(of=BAD_YAML), file("bad.yaml", b"\xff\xfe\0"), "bad.yaml is not valid YAML"),
+    "Python object": (
+        train(of=BAD_YAML),
+        file("bad.yaml", "SEED: !!python/object/apply:os.system ['touch {here}/CANARY']"),
+        "bad.yaml is not valid YAML: could not determine a constructor",
+    ),
+    "Python expression": (
+        train(of=BAD_YAML),
+        config("SEED: __import__('os').system('touch {here}/CANARY')"),
+        "config key SEED in {here}/bad.yaml cannot be",
+    ),
+    "circle of bases": (train(of=BAD_YAML), file("bad.yaml", "_BASE_: bad.yaml"), "bad.yaml inherits from itself"),
+    "base that is gone": (
+        train(of=BAD_YAML),
+        file("bad.yaml", "_BASE_: no.yaml"),
+        "no.yaml, named as _BASE_ in {here}",
+    ),
+    "mapping of itself": (train(of=BAD_YAML), file("bad.yaml", b"SEED: &a {a: *a}"), "nested too deeply, or in itself"),
+    "bomb of aliases": (
+        pretrain(of=BAD_YAML),
+        file("bad.yaml", f"SEED: {bomb('[&a{1} {0}, *a{1}]')}"),
+        "config key SEED in {here}/bad.yaml is too long, or holds itself",
+    ),
+    "brackets without end": (pretrain(of=BAD_YAML), file("bad.yaml", "[" * 9999), "nested too deeply, or in itself"),
+    "key that plays tricks": (
+        train(of=BAD_YAML),
+        config('"a\\n\\e[31m": 1'),
+        r"unknown config key a\n\x1b[31m in {here}",
+    ),
+    # ---- data sets
+    "empty folder": ("check-data {here}/bad", folder("bad"), "has no folder VOC2007, VOC2012 or coco in it"),
+    "instances that are a folder": ("check-data {toy} --dataset {here}/bad.json", folder("bad.json"), UNFIT),
+    "instances cut short": (sweep(of="fpn"), coco('{"images": [{"id": 1'), "is not valid JSON"),
+    "list of instances": (sweep(of="fpn"), coco("[]"), "is not in COCO's instances format: it holds a list"),
+    "JSON nested without end": ("check-data {data}", coco("[" * 99999), UNFIT),
+    "no categories": (sweep(of="fpn"), coco(lambda found: found.pop("categories")), "has no 'categories'"),
+    "unknown category": (sweep(of="fpn"), coco(instance(category_id=77)), "is of category 77, which is not among its"),
+    "unknown image": ("check-data {data}", coco(instance(image_id=777)), UNFIT),
+    "box of NaN": ("check-data {data}", coco(instance(bbox=[float("nan"), 1, 2, 3])), UNFIT),
+    "box of no area": ("check-data {data}", coco(instance(bbox=[1, 1, 0, 0])), UNFIT),
+    "box below zero": ("check-data {data}", coco(instance(bbox=[9, 9, -5, -5])), UNFIT),
+    "half a corner": ("check-data {data}", coco(instance(segmentation=[[1, 2, 3, 4, 5, 6, 7]])), UNFIT),
+    "mask larger than any": (
+        sweep(of="fpn"),
+        coco(instance(segmentation={"size": [10**6, 10**6], "counts": [10**12]})),
+        "those of DATASETS.TRAIN, cannot be read: ",
+    ),
+    "image file that plays tricks": (
+        "check-data {data}",
+        coco(lambda found: found["images"][0].update(file_name=TRICKS)),
+        UNFIT,
+    ),
+    "XML cut short": (sweep(), annotated("</size>.*", ""), "000001.xml cannot be used as an annotation of VOC"),
+    "XML without size": (sweep(), annotated("<size>.*</size>", ""), "<annotation> has no <size/height>"),
+    "XML of another class": (sweep(), annotated("<name>.*?<", "<name>zebra<"), "class 'zebra' is none of the data set"),
+    "bomb of entities": (
+        sweep(),
+        annotated(".*", f"<!DOCTYPE a [<!ENTITY x0 'x'>{entities(40)}]><a>&x39;</a>"),
+        "000001.xml cannot be used as an annotation of VOC",
+    ),
+    "list of nothing": (sweep(), listed(b""), "Dataset 'toy_voc_2007_trainval' is empty!"),
+    "list that is no text": (sweep(), listed(b"\xff\xfe\0"), "those of DATASETS.TRAIN, cannot be read: 'utf-8' codec"),
+    "list that plays tricks": ("check-data {data}", listed(b"a\x1b[31mb"), UNFIT),
+    "list of what is not there": (
+        sweep(),
+        listed(b"999999"),
+        "no annotations at {data}/VOC2007/Annotations/999999.xml",
+    ),
+    # ---- images
+    "images that are missing": (sweep(), pictured(os.unlink), "No such file or directory: '{data}/VOC2007/JPEGImages"),
+    "images cut short": (sweep(), pictured(lambda path: os.truncate(path, 300)), "cannot be decoded: "),
+    "images of no bytes": ("check-data {data}", pictured(lambda path: os.truncate(path, 0)), UNFIT),
+    "text for an image": (predict("{here}/a.jpg"), file("a.jpg", "a text"), "{here}/a.jpg cannot be read: "),
+    "PostScript for an image": (predict("{here}/a.jpg"), postscript("a.jpg"), "{here}/a.jpg cannot be read: "),
+    "image of one column": (predict("{here}/a.png"), image("a.png", 1, 9000), "{here}/a.png cannot be read: "),
+    "image that is a folder": (predict("{here}/a.jpg"), folder("a.jpg"), "there are no images in {here}/a.jpg"),
+    "image whose name plays tricks": (
+        predict("{here}/{tricks}.png"),
+        file("{tricks}.png", "a text"),
+        r"{here}/a\n\x1b[31merror: b.png cannot be read: ",
+    ),
+    "list of no images": (pretrain("DATA.TRAIN {here}/l"), file("l", "a.png"), "line 1 of {here}/l names a.png, which"),
+    # ---- checkpoints
+    "checkpoint that is a loop of links": (f"inspect {BAD_PTH}", loop("bad.pth"), "there is no file {here}/bad.pth"),
+    "checkpoint of no bytes": (convert(BAD_PTH), file("bad.pth"), "is not a readable checkpoint: the file is empty"),
+    "checkpoint of noise": (f"inspect {BAD_PTH}", file("bad.pth", bytes(range(255, 0, -1))), "damaged or cut short"),
+    "checkpoint cut short": (sweep(f"MODEL.WEIGHTS {BAD_PTH}"), cut_short, "damaged or cut short, or another format"),
+    "pickle that runs a command": (
+        convert(BAD_PKL),
+        raw_program,
+        "bad.pkl is refused: it wants to call 'posix.system'",
+    ),
+    "checkpoint that runs a command": (
+        pretrain(flags=f"--init {BAD_PTH}"),
+        program,
+        "bad.pth is refused: it wants to call 'posix.system'",
+    ),
+    "TorchScript": (train(f"MODEL.WEIGHTS {BAD_PTH}"), torchscript, "bad.pth is refused: it is a TorchScript program"),
+    "tar archive": (f"inspect {BAD_PTH}", tar, "bad.pth is not a readable checkpoint"),
+    "npz archive": (
+        convert("{here}/bad.npz"),
+        lambda place: np.savez(place.here / "bad.npz", a=1),
+        "not one that torch",
+    ),
+    "no dict": (probe(of=BAD_PTH), stored([1, 2]), "there are no tensors in it under the usual names"),
+    "weights of no network": (convert(BAD_PTH), stored({"model": {"a": torch.ones(1)}}), "no ResNet is found in it"),
+    "weights of NaN": (
+        sweep(f"MODEL.WEIGHTS {BAD_PTH}"),
+        tensor(CLASSIFIER, lambda weight: weight * float("nan")),
+        f"{CLASSIFIER} has NaN or infinite values",
+    ),
+    "weights of another shape": (
+        sweep(f"MODEL.WEIGHTS {BAD_PTH}"),
+        tensor(CLASSIFIER, lambda weight: weight[:5]),
+        f"{CLASSIFIER} is of shape [11, 192], in the checkpoint [5, 192]",
+    ),
+    "weights that are missing": (
+        sensitivity(f"MODEL.WEIGHTS {BAD_PTH}"),
+        weights(lambda content: content["model"].pop(CLASSIFIER)),
+        f"{CLASSIFIER} is not in the checkpoint",
+    ),
+    "weights whose name plays tricks": (
+        sweep(f"MODEL.WEIGHTS {BAD_PTH}"),
+        weights(lambda content: content["model"].update({TRICKS: torch.zeros(1)})),
+        r"a\n\x1b[31merror: b",
+    ),
+    "description of another network": (
+        sweep(f"MODEL.WEIGHTS {BAD_PTH}"),
+        weights(lambda content: content["ssql_det"].update(arch="resnet50")),
+        "what it says about itself is not understood",
+    ),
+    "safetensors of a lying header": (
+        convert("{here}/bad.safetensors"),
+        safetensors({"conv1.weight": {"dtype": "F32", "shape": [24, 3, 7, 7], "data_offsets": [0, 14112]}}),
+        "bad.safetensors is not a readable safetensors file",
+    ),
+    "Caffe2 of other names": (convert(BAD_PKL), caffe2(magic_w=np.zeros(3)), "its tensors are magic_w"),
+    # ---- what earlier runs left
+    "training in another config": (RESUME + " SOLVER.BASE_LR 7", earlier("c4"), "has SOLVER.BASE_LR 0.005 (now 7.0)"),
+    "tag of what is gone": (RESUME, earlier("c4", replaced("last_checkpoint", b"no.pth")), "no file {here}/run/no.pth"),
+    "tag that is no text": (RESUME, earlier("c4", replaced("last_checkpoint", b"\xff\n\x1b")), "no file {here}/run/"),
+    "tag that leads outside": (
+        RESUME,
+        earlier("c4", replaced("last_checkpoint", b"../../../../../../etc/passwd")),
+        "last_checkpoint names '../../../../../../etc/passwd', which is no file of that folder",
+    ),
+    "checkpoint without generators": (
+        RESUME,
+        earlier("c4", saved("model_final.pth", lambda content: content.pop("rng"))),
+        "model_final.pth cannot be resumed from: it has no rng",
+    ),
+    "checkpoint of other generators": (
+        RESUME,
+        earlier("c4", saved("model_final.pth", lambda content: content["rng"].update(python=5))),
+        "model_final.pth does not fit this config",
+    ),
+    "checkpoint of NaN": (
+        RESUME,
+        earlier("c4", saved("model_final.pth", lambda content: content["model"][CLASSIFIER].fill_(float("nan")))),
+        f"model_final.pth does not fit this config ({CLASSIFIER} has NaN or infinite values)",
+    ),
+    "checkpoint behind the end": (
+        PRETRAIN_ON,
+        earlier("pretrain", saved("checkpoint.pth", lambda content: content["resume"].update(steps=999))),
+        "cannot be resumed from (it is 999 steps on, of 3)",
+    ),
+    "config of a run that is gone": (
+        PRETRAIN_ON,
+        earlier("pretrain", lambda run: (run / "config.yaml").unlink()),
+        "there is no config file {here}/run/config.yaml",
+    ),
+    "rows of something else": (
+        SWEEP_AGAIN,
+        earlier("sweep", replaced("results.jsonl", b'{"a": 1}\n')),
+        "results.jsonl, line 1 is not a result row",
+    ),
+    "row of another kind": (
+        SWEEP_AGAIN,
+        earlier("sweep", first_row(lambda row: row.update(metrics=5))),
+        "results.jsonl, line 1 is a row whose metrics is not what a row holds",
+    ),
+    "row of the future": (
+        "tables --table 6 --rows {here}/run/results.jsonl",
+        earlier("sweep", first_row(lambda row: row.update(schema=99))),
+        "line 1 has schema 99, this version reads up to 1",
+    ),
+    "ranges of other weights": (
+        predict(flags="--ranges {here}/run/ranges.json"),
+        earlier("sweep", record("ranges.json", lambda found: found["model"].update(digest=""))),
+        "ranges.json was calibrated on other weights of this model",
+    ),
+    "ranges upside down": (
+        predict(flags="--ranges {here}/run/ranges.json"),
+        earlier("sweep", record("ranges.json", lambda found: next(iter(found["points"].values())).update(high=-1e9))),
+        "ranges.json is damaged (",
+    ),
+    "damaged plan of a sweep": (
+        SWEEP_AGAIN,
+        earlier("sweep", replaced("sweep.json", b'{"a"')),
+        "sweep.json is damaged",
+    ),
+    "other plan of a sweep": (
+        SWEEP_AGAIN,
+        earlier("sweep", record("sweep.json", lambda found: found.update({TRICKS: 1}))),
+        r"has a\n\x1b[31merror: b 1 (now None); choose another OUTPUT_DIR",
+    ),
+    "bits file cut short": (sweep(flags="--bits-file {here}/b.json"), file("b.json", b'{"a'), "b.json is not JSON"),
+    "bits file of numbers": (sweep(flags="--bits-file {here}/b.json"), file("b.json", b'{"*": 8}'), "bits by pattern"),
+    "bits file of no module": (
+        sweep(flags="--bits-file {here}/b.json"),
+        file("b.json", b'{"magic": "8w8a"}'),
+        "no quantization point matches the override 'magic'",
+    ),
+}
+CASES = {name: (line, lambda place: None, said) for name, (line, said) in LINES.items()} | FILES
+
+
+@pytest.fixture(autouse=True)
+def calm(one_thread, logging_as_it_was):
+    """In every test of this file."""
+
+
+@pytest.fixture(scope="module")
+def good(one_thread, toy, tmp_path_factory):
+    """Configs, checkpoints, and what each kind of run leaves."""
+    place = tmp_path_factory.mktemp("good")
+    shortest = {"SOLVER.MAX_ITER": 1, "SOLVER.STEPS": [], "SOLVER.CHECKPOINT_PERIOD": 1, "TEST.PRECISE_BN.NUM_ITER": 1}
+    smallest = {"DIM": 16, "HIDDEN": 8, "OPTIM.BATCH": 16, "OPTIM.EPOCHS": 1, "MONITOR.PERIOD": 0, "DEVICE": "cpu"}
+    as_file(place / "c4.yaml", C4, **shortest)
+    as_file(place / "fpn.yaml", FPN, **shortest)
+    mini = {"_BASE_": f"{ROOT}/configs/pretrain/mini.yaml", "DATA.TRAIN": f"{toy}/crops"}
+    (place / "pretrain.yaml").write_text(yaml.safe_dump(mini | smallest))
+    torch.save(build_backbone("narrow_resnet").module.state_dict(), place / "backbone.pth")
+    with toy_names_at(toy), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ssql_det.core.console.set_up_logging", lambda *ignored: None)
+        main(["pretrain", "--config-file", f"{place}/pretrain.yaml", "OUTPUT_DIR", f"{place}/pretrain"])
+        for name in ("c4", "fpn"):
+            main(["train-det", "--config-file", f"{place}/{name}.yaml", "OUTPUT_DIR", f"{place}/{name}"])
+            shutil.copy(place / name / "model_final.pth", place / f"{name}.pth")
+        main(arguments(sweep(out="{good}/sweep"), Place(place, place, toy)))
+    before = contents(place)
+    yield place
+    assert contents(place) == before
+
+
+@pytest.fixture
+def place(tmp_path, toy, good, monkeypatch):
+    """With an earlier run's outputs in it."""
+    place = Place(tmp_path / "here", good, toy)
+    place.out.mkdir(parents=True)
+    for name in EARLIER:
+        (place.out / name).write_text("of an earlier run\n")
+    shutil.copy(good / "sweep/results.jsonl", place.out / "rows.jsonl")
+    monkeypatch.chdir(place.here)
+    monkeypatch.setenv("PATH", str(place.here), prepend=os.pathsep)
+    return place
+
+
+def arguments(line, place):
+    return [place.filled(part) for part in shlex.split(line)]
+
+
+def the_sentence(output):
+    """All that is said, one line, as a terminal shows it."""
+    (line,) = output.splitlines()
+    assert line.startswith("error: ")
+    assert line.isprintable()
+    return line
+
+
+@pytest.mark.parametrize(("line", "wrong", "said"), CASES.values(), ids=CASES)
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+def test_a_hostile_input_is_one_sentence_and_touches_nothing(line, wrong, said, place, monkeypatch, capsys):
+    wrong(place)
+    before = contents(place.here)
+    if line.startswith("reproduce"):  # its configs are those of a clone
+        monkeypatch.chdir(ROOT)
+    capsys.readouterr()
+    with toy_names_at(place.data if place.data.exists() else place.toy), pytest.raises(SystemExit) as stopped:
+        main(arguments(line, place))
+    output = capsys.readouterr()
+    assert stopped.value.code == 2
+    assert place.filled(said) in the_sentence(output.err)
+    assert "\x1b" not in output.out
+    assert contents(place.here) == before
+
+
+def test_the_list_has_every_command_and_no_name_twice():
+    assert {line.split()[0] for line, *_ in CASES.values()} >= set(COMMANDS)
+    assert len(CASES) == len(LINES) + len(FILES)
+
+
+# ---- what only a process of its own shows: that it ends, and its exit code ------------------------------------------
+
+NASTY = {
+    "pipe for a checkpoint": (f"inspect {BAD_PTH}", pipe("bad.pth"), "there is no file {here}/bad.pth"),
+    "pipe for a config": (train(of=BAD_YAML), pipe("bad.yaml"), "there is no config file {here}/bad.yaml"),
+    "pipe for an image": (predict("{here}/a.jpg"), pipe("a.jpg"), "there is no image {here}/a.jpg"),
+    "pipes for images": ("check-data {data}", pictured(lambda path: (path.unlink(), os.mkfifo(path))), UNFIT),
+    **{
+        name: CASES[name] for name in ("bomb of aliases", "checkpoint that runs a command", "command that plays tricks")
+    },
+}
+
+
+@pytest.mark.parametrize(("line", "wrong", "said"), NASTY.values(), ids=NASTY)
+def test_the_nastiest_end_a_process_of_their_own(line, wrong, said, place, in_process, tmp_path):
+    wrong(place)
+    before = contents(place.here)
+    ended = in_process(arguments(line, place), tmp_path / "log", seconds=30)
+    assert ended["status"] == 2
+    *_, last = (tmp_path / "log").read_text().splitlines()  # check-data prints what it finds before
+    assert place.filled(said) in the_sentence(last)
+    assert contents(place.here) == before
+
+
+FULL = {
+    "convert": convert(),
+    "convert and verify": convert(out="{out}/new.pth --to timm --verify"),
+    "check-data": "check-data {toy} --draw 9 {out}/new.png",
+    "predict": predict(flags="--bits FP,8,6,5,4 --ranges {good}/sweep/ranges.json"),
+    "make-toy-data": "make-toy-data {here}/new --scenes 4 --crops 5 --size 600 600 --difficulty 1",
+}
+
+
+@pytest.mark.parametrize("line", FULL.values(), ids=FULL)
+def test_a_full_disk_is_one_sentence_and_costs_nothing(line, place, small_disk, capsys):
+    before = contents(place.here)
+    capsys.readouterr()
+    small_disk()
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments(line, place))
+    assert stopped.value.code == 2
+    assert "File too large" in the_sentence(capsys.readouterr().err)
+    assert contents(place.here) == before
