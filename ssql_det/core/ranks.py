@@ -23,6 +23,7 @@ from ssql_det.core.errors import EXIT_BAD_INPUT, UserError, one_sentence
 
 T = TypeVar("T")
 
+_MOST_A_CORE = 4  # processes: more of them than that are a mistake
 _FIRST_SPEAKS = 1.0  # seconds that the other ranks leave it to say what all have found
 
 
@@ -105,6 +106,9 @@ def launch(work: Callable[..., None], *args: Any, processes: int = 1) -> None:
         raise UserError(f"the number of processes must be 1 or more, got {processes}")
     if torch.cuda.is_available() and processes > torch.cuda.device_count():
         raise UserError(f"{processes} processes want a GPU each, this machine has {torch.cuda.device_count()}")
+    most = _MOST_A_CORE * (os.cpu_count() or 1)
+    if not torch.cuda.is_available() and processes > most:
+        raise UserError(f"{processes} processes are too many for this machine without a GPU; ask for {most} at most")
     if processes == 1:
         work(*args)
         return

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ssql_det.core.errors import UserError, did_you_mean
-from ssql_det.core.ranks import world_size
+from ssql_det.core.ranks import rank, world_size
 from ssql_det.d2 import (
     CfgNode,
     DatasetCatalog,
@@ -89,7 +89,7 @@ class Chosen(Sequence[Batch]):
     """Images to calibrate with, a batch each; one is decoded when it is first asked for.
 
     >>> chosen = calibration_images(cfg, 256)
-    >>> chosen[rank() :: world_size()]  # decodes one rank's share
+    >>> own_share(chosen)  # decodes those of this process
     """
 
     def __init__(self, records: Sequence[Any], mapper: Callable[[Any], Any]) -> None:
@@ -107,6 +107,11 @@ class Chosen(Sequence[Batch]):
             with answered(f"{record['file_name']} cannot be calibrated with"):
                 self._kept[place] = [self._mapper(record)]
         return self._kept[place]
+
+
+def own_share(batches: Sequence[Batch]) -> Sequence[Batch]:
+    """This process's of the batches that all ranks have."""
+    return batches[rank() :: world_size()]
 
 
 def calibration_images(cfg: CfgNode, count: int, seed: int = 0) -> Chosen:

@@ -14,11 +14,11 @@ from torch import nn
 
 from ssql_det.convert import Facts
 from ssql_det.core.errors import UserError
-from ssql_det.core.ranks import from_main, is_main, rank, world_size
+from ssql_det.core.ranks import from_main, is_main, world_size
 from ssql_det.core.rows import Row
 from ssql_det.d2 import CfgNode, engine
 from ssql_det.detect.answers import answered
-from ssql_det.detect.data import Batch, Decoded, calibration_images
+from ssql_det.detect.data import Batch, Decoded, calibration_images, own_share
 from ssql_det.detect.evaluate import evaluate
 from ssql_det.detect.own_data import row_name
 from ssql_det.detect.points import detector_points
@@ -82,7 +82,7 @@ def calibrated(model: nn.Module, points: Sequence[QuantPoint], batches: Sequence
     """The ranges of a detector's points: it is fed whole batches of the engine's dicts, the ranks share them."""
     if len(batches) < world_size():
         raise UserError(f"{world_size()} processes cannot share {len(batches)} images; calibrate with more")
-    return calibrate(model, batches[rank() :: world_size()], points, forward=_feed)
+    return calibrate(model, own_share(batches), points, forward=_feed)
 
 
 def _feed(network: nn.Module, batch: Batch) -> None:

@@ -24,7 +24,7 @@ from ssql_det.core.ranks import from_main, is_main
 from ssql_det.core.rows import Row
 from ssql_det.d2 import CfgNode, engine
 from ssql_det.detect.config import NO_MATTER
-from ssql_det.detect.data import calibration_images, evaluation_images, objects_hash
+from ssql_det.detect.data import calibration_images, evaluation_images, objects_hash, own_share
 from ssql_det.detect.measure import Plan, Tools, make_row, measure, prepare
 from ssql_det.detect.points import detector_points
 from ssql_det.quant import Bits
@@ -59,6 +59,7 @@ def sweep(
             continue
         if tools is None:
             calibration = calibration_images(cfg, plan.images, plan.seed)
+            own_share(calibration)  # what cannot be read is refused before anything is written
             if is_main():
                 with atomic_write(out / PLAN_NAME, "w") as file:  # from here on the folder is this sweep's
                     json.dump(identity, file, indent=1)

@@ -109,7 +109,7 @@ LINES = {  # the command line itself is what is wrong
     "negative seed": ("demo --seed -1", "argument --seed: '-1' is not a whole number, 0 or more"),
     "network for one size": ("demo --arch timm/vit_tiny_patch16_224 --size 64", "cannot take images of 64 pixels"),
     "0 GPUs": (train(flags="--num-gpus 0"), "argument --num-gpus: '0' is not a whole number, 1 or more"),
-    "99 GPUs": (train(flags="--num-gpus 99"), "got --num-gpus 99"),
+    "99 GPUs": (train(flags="--num-gpus 99"), "99 processes are too many"),
     "99 processes": (pretrain(flags="--num-gpus 99"), "OPTIM.BATCH 16 is too small"),
     "key without value": (train("SOLVER.MAX_ITER"), "but 'SOLVER.MAX_ITER' stands alone"),
     "option behind keys": (sweep("SEED 1 --bits 4"), "--bits stands behind KEY VALUE pairs"),
@@ -119,7 +119,7 @@ LINES = {  # the command line itself is what is wrong
         "reproduce --out {here}/new --checkpoint SSQL={out}",
         "there is no file {out}, which convert-ssql begins with",
     ),
-    "table that is none": ("tables --table 5 --out {out}/table.md", "there is no Table 5 of detectors"),
+    "table that is none": ("tables --table 2 --out {out}/table.md", "there is no published Table 2 here"),
     "toy data that no disk holds": ("make-toy-data {here}/new --scenes 999999999999", "GB more and the disk has"),
     # ---- outputs
     "table over its rows": (
@@ -373,7 +373,7 @@ FILES = {  # something that lies in the case's folder is
     ),
     "checkpoint of other generators": (
         RESUME,
-        earlier("c4", saved("model_final.pth", lambda content: content["rng"].update(python=5))),
+        earlier("c4", saved("model_final.pth", lambda content: content["rng"][0].update(python=5))),
         "model_final.pth does not fit this config",
     ),
     "checkpoint of NaN": (
