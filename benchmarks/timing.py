@@ -29,9 +29,9 @@ def report(what: str, baseline: float, measured: float, bar: float) -> bool:
     return kept
 
 
-def memory(kind: str) -> int:
-    """Bytes of this process, now (``VmRSS``) or at most (``VmHWM``); Linux has them."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+def memory(kind: str, process: int | str = "self") -> int:
+    """Bytes of a process, now (``VmRSS``, without files ``RssAnon``) or at most (``VmHWM``); Linux has them."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{kind}:"))
 
 

@@ -1,0 +1,41 @@
+"""What ``benchmarks/endurance.py`` reads off a process from outside."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+import ssql_det
+
+GROWING = """
+import sys, time
+held = []
+for step in range(20):
+    held.append((bytearray({memory}), open(sys.argv[0]) if {leaks} else None))
+    with open(sys.argv[1], "a") as curves:
+        curves.write("a line\\n")
+    time.sleep(0.05)
+"""
+
+
+@pytest.fixture
+def endurance(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(ssql_det.__file__).parents[1] / "benchmarks"))
+    return importlib.import_module("endurance")
+
+
+@pytest.mark.parametrize(("memory", "leaks"), [(1 << 20, True), (0, False)])
+def test_it_sees_memory_and_open_files_grow(memory, leaks, endurance, tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(GROWING.format(memory=memory, leaks=leaks))
+    samples = endurance.watched([sys.executable, str(program), str(tmp_path / "curves")], tmp_path / "curves")
+    assert len(samples) == 20
+    (first, _), (_, last) = endurance.ends(samples)
+    assert (last.memory > 1.2 * first.memory) == leaks
+    assert (last.files > first.files + 5) == leaks
+
+
+def test_a_run_that_failed_is_no_measurement(endurance, tmp_path):
+    with pytest.raises(SystemExit, match="ended with 3"):
+        endurance.watched([sys.executable, "-c", "raise SystemExit(3)"], tmp_path / "curves")
