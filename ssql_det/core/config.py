@@ -100,9 +100,9 @@ def decisive(file: str | os.PathLike[str], no_matter: Collection[str]) -> Path:
     PosixPath('configs/detection/voc_r18_c4.yaml')
     """
     path = Path(file)
-    own = yaml.safe_load(path.expanduser().read_text("utf-8")) or {}
+    own = _read(path.expanduser())
     base = own.pop(BASE_KEY, None)
-    if not isinstance(base, str) or any(key not in no_matter for key, _ in _flat(own)):
+    if not isinstance(base, str) or not own.keys() <= set(no_matter):
         return path
     return decisive(os.path.normpath(path.parent / base), no_matter)
 
