@@ -7,6 +7,6 @@
 #SBATCH --requeue
 #SBATCH --open-mode append
 set -euo pipefail
-first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 srun torchrun --nnodes "$SLURM_NNODES" --nproc-per-node "$SLURM_GPUS_ON_NODE" --rdzv-backend c10d \
-    --rdzv-id "$SLURM_JOB_ID" --rdzv-endpoint "$first:${PORT:-29500}" tools/"$1" "${@:2}"
+    --rdzv-id "$SLURM_JOB_ID" --rdzv-endpoint "${nodes[0]}:${PORT:-29500}" tools/"$1" "${@:2}"

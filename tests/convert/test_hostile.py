@@ -516,7 +516,7 @@ def test_many_or_long_names_take_no_time(content, tmp_path):
     path = saved(content, tmp_path / "x.pth")
     start = time.process_time()
     refusal(path)
-    assert time.process_time() - start < 5
+    assert time.process_time() - start < 15  # quadratic would be minutes; a busy core counts twice
 
 
 # ---------------------------------------------------------------- bombs

@@ -22,11 +22,7 @@ def arguments(out, *flags, **keys):
 
 
 def final(folder):
-    """The last checkpoint, but for how long its iterations took."""
-    content = read_tensors(folder / "model_final.pth")
-    for name in ("time", "eta_seconds"):
-        content["history"].pop(name, None)
-    return content
+    return read_tensors(folder / "model_final.pth")
 
 
 def curves(folder):

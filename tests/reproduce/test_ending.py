@@ -16,7 +16,7 @@ from ssql_det.core.errors import UserError
 from ssql_det.reproduce import runner
 
 CHILD = (sys.executable, "-m", "ssql_det.cli.child")
-LONG = ("make-toy-data", "--scenes", "1000000", "--crops", "5", "--workers", "1")
+LONG = ("make-toy-data", "--scenes", "50000", "--crops", "5", "--workers", "1")
 RUN = """
 import json, logging, os, sys
 from pathlib import Path
