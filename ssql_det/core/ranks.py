@@ -81,6 +81,15 @@ def mean(values: Tensor) -> Tensor:
     return total / world_size()
 
 
+def concatenated(values: Tensor) -> Tensor:
+    """Those of all ranks [N, ...] one after the other, without gradients; each has as many."""
+    if not _grouped():
+        return values.detach()
+    parts = [torch.empty_like(values) for _ in range(world_size())]
+    dist.all_gather(parts, values.detach().contiguous())
+    return torch.cat(parts)
+
+
 def share_from_main(tensors: Iterable[Tensor]) -> None:
     """Make every rank's tensors the main process's, in place."""
     if _grouped():

@@ -23,7 +23,7 @@ from ssql_det.core.ranks import is_main
 from ssql_det.core.reader import read_tensors
 
 NAME = "checkpoint.pth"
-_BACKBONE = "encoder.backbone."
+_BRANCHES = {"online": "encoder.backbone.", "momentum": "momentum.network.backbone."}  # where a method has both
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,9 @@ class Run:
                 raise ValueError("the images are not those that it began with")
             if not 0 <= steps <= total:
                 raise ValueError(f"it is {steps} steps on, of {total}")
-            state = {_BACKBONE + name: tensor for name, tensor in content["online"].items()} | content["heads"]
+            state = dict(content["heads"])
+            for branch, prefix in _BRANCHES.items():
+                state |= {prefix + name: tensor for name, tensor in content.get(branch, {}).items()}
             self.method.load_state_dict(state)
             self.optimizer.load_state_dict(content["resume"]["optimizer"])
             restore_own_state(generators)
@@ -72,10 +74,13 @@ class Run:
         return steps
 
     def _content(self, steps: int, generators: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        state = self.method.state_dict()
-        online = {name.removeprefix(_BACKBONE): value for name, value in state.items() if name.startswith(_BACKBONE)}
-        heads = {name: value for name, value in state.items() if not name.startswith(_BACKBONE)}
-        backbone = self.method.get_submodule(_BACKBONE.removesuffix("."))
+        heads = self.method.state_dict()
+        branches: dict[str, dict[str, Any]] = {}
+        for branch, prefix in _BRANCHES.items():
+            names = [name for name in heads if name.startswith(prefix)]
+            if names:
+                branches[branch] = {name.removeprefix(prefix): heads.pop(name) for name in names}
+        backbone = self.method.get_submodule(_BRANCHES["online"].removesuffix("."))
         description = Checkpoint(architecture_of(backbone), {}, self.facts).description()
         resume = {
             "steps": steps,
@@ -83,7 +88,7 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "rng": list(generators),
         }
-        return {KEY: description, "online": online, "heads": heads, "resume": resume}
+        return {KEY: description, **branches, "heads": heads, "resume": resume}
 
 
 def is_in(folder: str | os.PathLike[str]) -> bool:

@@ -25,6 +25,12 @@ def check(cfg: CfgNode, processes: int | None = None) -> None:
         raise UserError(f"OPTIM.MOMENTUM must be less than 1, got {cfg.OPTIM.MOMENTUM}")
     if cfg.SEED >= 1 << 32:
         raise UserError(f"SEED must be less than 2**32, got {cfg.SEED}")
+    if not 0 <= cfg.MOMENTUM <= 1:
+        raise UserError(f"MOMENTUM is that of a moving average, 0 to 1; got {cfg.MOMENTUM}")
+    if not cfg.TEMPERATURE > 0:
+        raise UserError(f"TEMPERATURE must be more than 0, got {cfg.TEMPERATURE}")
+    if cfg.METHOD == "moco" and cfg.QUEUE < cfg.OPTIM.BATCH:
+        raise UserError(f"QUEUE {cfg.QUEUE} is less than a batch of OPTIM.BATCH {cfg.OPTIM.BATCH} keys; make it more")
     if not cfg.DATA.TRAIN:
         raise UserError("DATA.TRAIN is empty; say which images: DATA.TRAIN FOLDER")
     if not cfg.OUTPUT_DIR:

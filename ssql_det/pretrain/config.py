@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fvcore.common.config import CfgNode
@@ -14,15 +14,20 @@ from ssql_det.convert import Checkpoint, Facts, Input, load_backbone, read
 from ssql_det.core.config import load_config
 from ssql_det.core.errors import UserError, did_you_mean
 from ssql_det.quant.bits import Bits, BitsSchedule, FixedBits, SampledBits
-from ssql_det.ssl import SSQL, Method, SimSiam
+from ssql_det.ssl import BYOL, SSQL, Method, MoCo, SimCLR, SimSiam
 from ssql_det.ssl.views import Recipe, recipe
 
 NO_MATTER = ("OUTPUT_DIR", "DEVICE", "DATA.WORKERS", "PERIODS.LOG", "PERIODS.CHECKPOINT")  # to what is learned
 
 DEFAULTS: dict[str, Any] = {
-    "METHOD": "simsiam",
+    "METHOD": "simsiam",  # or byol, moco, simclr
     "DIM": 2048,  # of the features that views are compared in
-    "HIDDEN": 512,  # of the predictor
+    "HIDDEN": 512,  # of the predictor, and but for SimSiam of the projector
+    "LAST_NORM": False,  # BYOL: the projector ends in a norm, as SimSiam's always does
+    "MOMENTUM": 0.99,  # BYOL, MoCo: of the moving average
+    "QUEUE": 4096,  # MoCo: keys
+    "TEMPERATURE": 0.2,  # MoCo, SimCLR
+    "CROSS": False,  # SSQL over SimCLR: quantized views against float ones, not as published against quantized ones
     "SSQL": {
         "ENABLED": True,  # False: the method alone
         "WEIGHT_BITS": [2, 8],  # drawn anew each step, ends included
@@ -68,7 +73,13 @@ DEFAULTS: dict[str, Any] = {
     "OUTPUT_DIR": "./output/pretrain",
 }
 _logger = logging.getLogger(__name__)
-_METHODS = {"simsiam": SimSiam}
+_BUILDERS: dict[str, Callable[[Backbone, CfgNode], Method]] = {
+    "simsiam": lambda backbone, cfg: SimSiam(backbone, cfg.DIM, cfg.HIDDEN),
+    "byol": lambda backbone, cfg: BYOL(backbone, cfg.DIM, cfg.HIDDEN, cfg.MOMENTUM, cfg.LAST_NORM),
+    "moco": lambda backbone, cfg: MoCo(backbone, cfg.DIM, cfg.HIDDEN, cfg.QUEUE, cfg.TEMPERATURE, cfg.MOMENTUM),
+    "simclr": lambda backbone, cfg: SimCLR(backbone, cfg.DIM, cfg.HIDDEN, cfg.TEMPERATURE, cfg.CROSS),
+}
+_TITLES = {"simsiam": SimSiam.title, "byol": BYOL.title, "moco": MoCo.title, "simclr": SimCLR.title}
 
 
 def read_config(file: str | os.PathLike[str] | None, overrides: Sequence[str] = ()) -> CfgNode:
@@ -81,14 +92,14 @@ def build_network(cfg: CfgNode, begins: bool = True) -> tuple[SSQL | Method, Bac
 
     >>> network, backbone = build_network(read_config("configs/pretrain/cifar10_r18_ssql.yaml"))
     """
-    if cfg.METHOD not in _METHODS:
-        known = ", ".join(_METHODS)
-        raise UserError(f"METHOD {cfg.METHOD!r} is not here{did_you_mean(cfg.METHOD, _METHODS)} (known: {known})")
+    if cfg.METHOD not in _BUILDERS:
+        known = ", ".join(_BUILDERS)
+        raise UserError(f"METHOD {cfg.METHOD!r} is not here{did_you_mean(cfg.METHOD, _BUILDERS)} (known: {known})")
     backbone = build_backbone(cfg.BACKBONE, cfg.ZERO_INIT_RESIDUAL)
     backbone.require_size(views_of(cfg).size)
     if cfg.INIT and begins:
         _begin_with(read(os.path.expanduser(cfg.INIT)), backbone, views_of(cfg).input)
-    method = _METHODS[cfg.METHOD](backbone, cfg.DIM, cfg.HIDDEN)
+    method = _BUILDERS[cfg.METHOD](backbone, cfg)
     if not cfg.SSQL.ENABLED:
         return method, backbone
     node = cfg.SSQL
@@ -114,8 +125,8 @@ def views_of(cfg: CfgNode) -> Recipe:
 
 def facts_of(cfg: CfgNode) -> Facts:
     """What whoever uses the backbone has to know of it."""
-    name = _METHODS[cfg.METHOD].__name__
-    method = ("SSQL" if name == "SimSiam" else f"SSQL-{name}") if cfg.SSQL.ENABLED else name
+    title = _TITLES[cfg.METHOD]
+    method = ("SSQL" if cfg.METHOD == "simsiam" else f"SSQL-{title}") if cfg.SSQL.ENABLED else title
     return Facts(views_of(cfg).input, stride_in_1x1=False, method=method, seed=cfg.SEED, from_file=True)
 
 

@@ -1,17 +1,24 @@
 """Floor 2: self-supervised methods, one file each, and SSQL, which wraps any of them.
 
-=======  ==============================================================================
+======== ==============================================================================
 views    what is done to an image before a network sees it, twice
 heads    projectors and predictors from lists of widths
 losses   pure functions
+momentum a moving average of a network, and a queue of what it has seen
 method   what a method is: encode, targets, loss
 simsiam  Chen and He, CVPR 2021
+byol     Grill et al., NeurIPS 2020
+moco     He et al., CVPR 2020, in its second version
+simclr   Chen et al., ICML 2020
 ssql     Cao et al., ECCV 2022: the same network quantized, against its float targets
-=======  ==============================================================================
+======== ==============================================================================
 """
 
+from ssql_det.ssl.byol import BYOL
 from ssql_det.ssl.method import Method
+from ssql_det.ssl.moco import MoCo
+from ssql_det.ssl.simclr import SimCLR
 from ssql_det.ssl.simsiam import SimSiam
 from ssql_det.ssl.ssql import SSQL, encoder_points
 
-__all__ = ["SSQL", "Method", "SimSiam", "encoder_points"]
+__all__ = ["BYOL", "SSQL", "Method", "MoCo", "SimCLR", "SimSiam", "encoder_points"]

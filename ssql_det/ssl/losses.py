@@ -13,5 +13,35 @@ def negative_cosine(predicted: Tensor, target: Tensor) -> Tensor:
     >>> negative_cosine(torch.tensor([[3.0, 0.0]]), torch.tensor([[1.0, 0.0]]))
     tensor(-1.)
     """
-    kind = torch.promote_types(predicted.dtype, torch.float32)  # a mean in half precision has steps of 1/256
-    return -F.cosine_similarity(predicted.to(kind), target.to(kind), dim=1).mean()
+    predicted, target = _precise(predicted), _precise(target)
+    return -F.cosine_similarity(predicted, target, dim=1).mean()
+
+
+def info_nce(queries: Tensor, keys: Tensor, negatives: Tensor, temperature: float) -> Tensor:
+    """How hard a query [N, D] tells its key [N, D] from the negatives [K, D]; all of unit length.
+
+    van den Oord et al., *Representation Learning with Contrastive Predictive Coding*, 2018; as in MoCo.
+
+    >>> info_nce(torch.eye(2), torch.eye(2), -torch.eye(2), temperature=0.2)  # -log(e^5 / (e^5 + e^-5 + e^0))
+    tensor(0.0067)
+    """
+    queries, keys, negatives = _precise(queries), _precise(keys), _precise(negatives)
+    right = (queries * keys).sum(1, keepdim=True)
+    likeness = torch.cat([right, queries @ negatives.T], dim=1) / temperature
+    return F.cross_entropy(likeness, torch.zeros(len(queries), dtype=torch.long, device=queries.device))
+
+
+def nt_xent(anchors: Tensor, candidates: Tensor, own: Tensor, partner: Tensor, temperature: float) -> Tensor:
+    """How hard an anchor [N, D] tells its partner from all other candidates [M, D]; all of unit length.
+
+    ``own`` and ``partner`` [N] are places among the candidates: of the anchor itself, which does not count, and of the
+    other view of its image. Chen et al., *A Simple Framework for Contrastive Learning* (SimCLR), ICML 2020.
+    """
+    likeness = _precise(anchors) @ _precise(candidates).T / temperature
+    likeness = likeness.scatter(1, own.unsqueeze(1), -torch.inf)
+    return F.cross_entropy(likeness, partner)
+
+
+def _precise(features: Tensor) -> Tensor:
+    """A mean in half precision has steps of 1/256."""
+    return features.to(torch.promote_types(features.dtype, torch.float32))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -34,10 +34,15 @@ class Encoder(nn.Module):
 class Method(nn.Module, ABC):
     """One step of a method is ``method(views)``, a loss. ``encoder`` is its online network.
 
+    ``title`` is its name for people. ``targets`` is called once a step, so that it may change what only moves with the
+    steps, as a moving average.
+
     >>> method = SimSiam(build_backbone("resnet18"))
     >>> method([view_1, view_2]).backward()
     """
 
+    title: ClassVar[str]
+    is_held_against_itself: ClassVar[bool] = False  # its targets are features that it has just encoded
     encoder: Encoder
 
     @abstractmethod

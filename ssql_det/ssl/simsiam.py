@@ -21,6 +21,9 @@ class SimSiam(Method):
     >>> SimSiam(build_backbone("resnet18"), dim=2048, hidden=512)
     """
 
+    title = "SimSiam"
+    is_held_against_itself = True
+
     def __init__(self, backbone: Backbone, dim: int = 2048, hidden: int = 512) -> None:
         super().__init__()
         width = max(backbone.width, dim)

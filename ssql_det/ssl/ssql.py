@@ -54,9 +54,11 @@ class SSQL(nn.Module):
         auxiliary: bool = True,
         per_rank: bool = False,
     ) -> None:
-        super().__init__()
         if not quantize_predictions and not quantize_targets:
             raise UserError("SSQL quantizes predictions or targets, or both; without either it is the method itself")
+        if quantize_targets and not method.is_held_against_itself:
+            raise UserError(f"{method.title} is held against targets that stay float: SSQL cannot quantize them")
+        super().__init__()
         self.method = method
         self.bits = bits
         self.points = encoder_points(method.encoder)

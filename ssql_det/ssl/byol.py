@@ -1,0 +1,44 @@
+"""BYOL (Grill et al., *Bootstrap Your Own Latent*, NeurIPS 2020).
+
+A predictor guesses, from the features of one view, those that a slowly moving copy of the network has of the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ssql_det.backbones import Backbone
+from ssql_det.ssl.heads import mlp
+from ssql_det.ssl.losses import negative_cosine
+from ssql_det.ssl.method import Encoder, Method, Views
+from ssql_det.ssl.momentum import Momentum
+
+
+class BYOL(Method):
+    """``D(h(z1), z2')`` and ``D(h(z2), z1')``, half each, where ``z'`` are the moving copy's. It moves first.
+
+    >>> BYOL(build_backbone("resnet18"), dim=512, hidden=2048, momentum=0.99)
+    """
+
+    title = "BYOL"
+
+    def __init__(
+        self, backbone: Backbone, dim: int = 512, hidden: int = 2048, momentum: float = 0.99, last_norm: bool = False
+    ) -> None:
+        super().__init__()
+        self.encoder = Encoder(backbone.module, mlp([backbone.width, hidden, hidden, dim], last_norm=last_norm))
+        self.predictor = mlp([dim, hidden, dim])
+        self.momentum = Momentum(self.encoder, momentum)
+
+    def encode(self, views: Views) -> list[Tensor]:
+        return [self.encoder(view) for view in views]
+
+    def targets(self, views: Views, encoded: Sequence[Tensor]) -> list[Tensor]:
+        self.momentum.follow(self.encoder)
+        return [self.momentum(view) for view in views]
+
+    def loss(self, encoded: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+        first, second = (self.predictor(features) for features in encoded)
+        return (negative_cosine(first, targets[1]) + negative_cosine(second, targets[0])) / 2

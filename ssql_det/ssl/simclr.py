@@ -1,0 +1,57 @@
+"""SimCLR (Chen et al., *A Simple Framework for Contrastive Learning of Visual Representations*, ICML 2020).
+
+Each view has to tell the other view of its image from all other views in the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from fvcore.nn.distributed import differentiable_all_gather
+from torch import Tensor
+
+from ssql_det.backbones import Backbone
+from ssql_det.core.ranks import rank, world_size
+from ssql_det.ssl.heads import mlp
+from ssql_det.ssl.losses import nt_xent
+from ssql_det.ssl.method import Encoder, Method, Views
+
+
+class SimCLR(Method):
+    """NT-Xent over the views of all processes. Quantized views are held against quantized ones, as published; with
+    ``cross`` against the float ones, without gradient.
+
+    >>> SimCLR(build_backbone("resnet18"), dim=256, hidden=2048, temperature=0.5)
+    """
+
+    title = "SimCLR"
+
+    def __init__(
+        self, backbone: Backbone, dim: int = 128, hidden: int = 2048, temperature: float = 0.5, cross: bool = False
+    ) -> None:
+        super().__init__()
+        self.encoder = Encoder(backbone.module, mlp([backbone.width, hidden, dim], norm=False))
+        self.temperature, self.cross = temperature, cross
+
+    def encode(self, views: Views) -> list[Tensor]:
+        return [F.normalize(self.encoder(view), dim=1) for view in views]
+
+    def targets(self, views: Views, encoded: Sequence[Tensor]) -> Sequence[Tensor] | None:
+        return encoded if self.cross else None
+
+    def loss(self, encoded: Sequence[Tensor], targets: Sequence[Tensor] | None) -> Tensor:
+        is_its_own = targets is None or targets is encoded
+        candidates = _everyones(encoded if is_its_own else [features.detach() for features in targets or ()])
+        count, total = len(encoded[0]), len(candidates) // 2
+        first = torch.arange(count, device=candidates.device) + rank() * count
+        own, partner = torch.cat([first, first + total]), torch.cat([first + total, first])
+        return nt_xent(torch.cat(list(encoded)), candidates, own, partner, self.temperature)
+
+
+def _everyones(encoded: Sequence[Tensor]) -> Tensor:
+    """The first views of all processes, then the second: [2N, D]."""
+    if world_size() == 1:
+        return torch.cat(list(encoded))
+    return torch.cat([torch.cat(differentiable_all_gather(features)) for features in encoded])
