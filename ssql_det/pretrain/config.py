@@ -51,6 +51,7 @@ DEFAULTS: dict[str, Any] = {
         "CACHE_MB": 0,  # of memory, in each worker, for images that stay decoded
     },
     "OPTIM": {
+        "NAME": "sgd",  # or lars
         "BATCH": 256,  # over all processes
         "EPOCHS": 100,
         "LR": 0.05,

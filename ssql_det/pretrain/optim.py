@@ -1,19 +1,28 @@
-"""SGD, and a learning rate that is a function of progress alone: a resumed run needs no state of it."""
+"""The optimizer, and a learning rate that is a function of progress alone: a resumed run needs no state of it."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 
+from ssql_det.core.errors import UserError, did_you_mean
+from ssql_det.pretrain.lars import LARS
+
+_OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"sgd": torch.optim.SGD, "lars": LARS}
+
 
 def build_optimizer(cfg: CfgNode, network: nn.Module) -> torch.optim.Optimizer:
-    """SGD over everything that is trained, weight decay on all of it, as published."""
+    """Over all that is trained, with weight decay on all of it, as published, but that LARS spares biases and norms."""
     node = cfg.OPTIM
+    if node.NAME not in _OPTIMIZERS:
+        known = ", ".join(_OPTIMIZERS)
+        raise UserError(f"OPTIM.NAME {node.NAME!r} is not here{did_you_mean(node.NAME, _OPTIMIZERS)} (known: {known})")
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    return torch.optim.SGD(trained, lr=node.LR, momentum=node.MOMENTUM, weight_decay=node.WEIGHT_DECAY)
+    return _OPTIMIZERS[node.NAME](trained, lr=node.LR, momentum=node.MOMENTUM, weight_decay=node.WEIGHT_DECAY)
 
 
 def learning_rate(cfg: CfgNode, step: int, steps_per_epoch: int) -> float:
