@@ -1,6 +1,8 @@
 """What frozen features know of the classes of labelled images, at full precision and at few bits: a row each.
 
-The backbone may be any that `ssql-det convert` reads. One calibration serves all bit-widths.
+The backbone may be any that `ssql-det convert` reads. One calibration serves all bit-widths. The linear layer is
+trained fast, on the features of one view of each image, or as published, of one that is new in each epoch, through the
+quantized network; --cached-views N is between the two: N views of each image, which come round again.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from ssql_det.cli.numbers import positive, seed
 HELP = "kNN and linear accuracy of a frozen backbone, at several bit-widths"
 BITS = "FP,8,6,5,4,2w4a"
 KINDS = ("knn", "linear")
+PROTOCOLS = ("fast", "published")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,8 +30,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--recipe", default="", help="imagenet, cifar or digits: how images are shown (default: by network)"
     )
     parser.add_argument("--size", type=positive, help="of the images, in pixels (default: the recipe's)")
+    parser.add_argument(
+        "--protocol", choices=PROTOCOLS, default="fast", help="of the linear probe (default: %(default)s)"
+    )
+    parser.add_argument("--epochs", type=positive, help="of the linear probe (default: the protocol's, 100 or 60)")
+    parser.add_argument(
+        "--batch", type=positive, help="of the linear probe, the rate in proportion (default: 512 or 2048)"
+    )
+    parser.add_argument(
+        "--cached-views", metavar="N", type=positive, help="of each image come round again, as published"
+    )
+    parser.add_argument("--workers", type=positive, default=4, help="processes that make views (default: %(default)s)")
     parser.add_argument("--device", default="cuda", help="the CPU where there is none (default: %(default)s)")
-    parser.add_argument("--seed", type=seed, default=0, help="of the choice of images (default: %(default)s)")
+    parser.add_argument("--seed", type=seed, default=0, help="of the choice of images, and of views (default: 0)")
     parser.add_argument("--out", default="probes/results.jsonl", help="where rows go (default: %(default)s)")
 
 
@@ -36,12 +50,15 @@ def run(options: argparse.Namespace) -> None:
     from ssql_det.core import rows
     from ssql_det.core.console import print_table, set_up_logging
     from ssql_det.pretrain.probing import Plan, probed
+    from ssql_det.pretrain.protocol import Protocol
 
     set_up_logging()
     rows.check_place(options.out)
     plan = Plan(
         *(tuple(options.kind), options.calib_images, options.recalibrate_bn, options.images, options.seed),
         *(options.size, options.device),
+        Protocol(options.protocol, options.epochs, options.batch, options.cached_views),
+        options.workers,
     )
     found = []
     for row in probed(options.checkpoint, options.data, options.bits, options.recipe, plan):

@@ -5,12 +5,16 @@ config       every key, with its default; a network from it
 checks       what a config may not say
 data         images, wherever they are
 stream       batches of views, in an order that is a function of the seed
-optim        SGD and its schedule, a function of progress
+optim        the optimizer and its schedule, a function of progress
+lars         an optimizer whose steps are in proportion to the weights
 sync_norm    BatchNorm over all processes, also on the CPU
 loop         the training, on one page
 checkpoint   one file: the backbone for everybody, the rest for a resumed run
 monitor      does it collapse? what do neighbours say?
 features     a frozen backbone's features, at any bit-width
+augmented    the same of views that differ in each epoch
+layer        a linear layer on features, and its training
+protocol     how a linear probe is done: fast, or as published
 probe        kNN and linear accuracy
 probing      both, of a checkpoint: one row a bit-width
 ===========  =====================================================================

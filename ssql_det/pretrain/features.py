@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from PIL.Image import Image
 from torch import Tensor, nn
 
 from ssql_det.convert import Input
@@ -15,7 +16,7 @@ from ssql_det.pretrain.data import Images
 from ssql_det.quant.calibrate import evaluating
 from ssql_det.ssl.views import Recipe, normalized
 
-_MOST_BYTES = 8 << 30  # of decoded images
+MOST_BYTES = 8 << 30  # of decoded images, or of features, that are kept
 
 
 @dataclass(frozen=True)
@@ -37,24 +38,39 @@ class Labelled:
 
 def labelled(images: Images, recipe: Recipe, most: int | None = None, seed: int = 0) -> Labelled:
     """All images, or ``most`` of them chosen by the seed."""
-    if images.labels is None:
-        raise UserError(f"{images.name} has no labels: a probe needs folders of classes, a labelled list or CIFAR")
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()[:most]
+    order = chosen(images, most, seed)
+    labels = labels_of(images, order)
     size = len(order) * 3 * recipe.size**2
-    if size > _MOST_BYTES:
-        fitting = _MOST_BYTES // (3 * recipe.size**2)
+    if size > MOST_BYTES:
+        fitting = MOST_BYTES // (3 * recipe.size**2)
         raise UserError(
             f"{len(order)} images of {images.name} at {recipe.size} pixels take {size / 2**30:.0f} GiB of memory; ask "
             f"for {f'fewer, as --images {fitting}' if fitting else 'smaller ones'}"
         )
     pixels = torch.empty(len(order), 3, recipe.size, recipe.size, dtype=torch.uint8)
     for place, index in enumerate(track(order, f"reading {images.name}")):
-        try:
-            pixels[place] = recipe.plain(images[index])
-        except Exception as failure:  # a decoder can fail in any way
-            reason = " ".join(str(failure).split())
-            raise UserError(f"{images.file(index)} cannot be read ({reason}); mend it, or leave it out") from failure
-    return Labelled(images.name, pixels, torch.tensor([images.labels[index] for index in order]))
+        pixels[place] = framed(images, index, recipe.plain)
+    return Labelled(images.name, pixels, labels)
+
+
+def chosen(images: Images, most: int | None = None, seed: int = 0) -> list[int]:
+    """The numbers of ``most`` of the images, or of all, in an order that follows from the seed; fewer are the first."""
+    return torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()[:most]
+
+
+def labels_of(images: Images, indices: Sequence[int]) -> Tensor:
+    if images.labels is None:
+        raise UserError(f"{images.name} has no labels: a probe needs folders of classes, a labelled list or CIFAR")
+    return torch.tensor([images.labels[index] for index in indices])
+
+
+def framed(images: Images, index: int, frame: Callable[[Image], Tensor]) -> Tensor:
+    """An image as it is shown, uint8 [3, S, S]; of one that cannot be read, its file."""
+    try:
+        return frame(images[index])
+    except Exception as failure:  # a decoder can fail in any way
+        reason = " ".join(str(failure).split())
+        raise UserError(f"{images.file(index)} cannot be read ({reason}); mend it, or leave it out") from failure
 
 
 @torch.no_grad()

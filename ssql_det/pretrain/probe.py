@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from ssql_det.pretrain.layer import Seen, Training, begun, top1, train
+from ssql_det.pretrain.protocol import FAST
 
 NEIGHBOURS, TEMPERATURE = 20, 0.07
-_EPOCHS, _STEPS, _BATCH, _RATE, _MOMENTUM = 100, (60, 80), 512, 30.0, 0.9  # the published probe's
 
 
 def knn(seen: Tensor, labels: Tensor, asked: Tensor, truth: Tensor, neighbours: int = NEIGHBOURS) -> float:
@@ -26,7 +28,7 @@ def knn(seen: Tensor, labels: Tensor, asked: Tensor, truth: Tensor, neighbours: 
     return 100 * right / len(truth)
 
 
-def linear(seen: Tensor, labels: Tensor, asked: Tensor, truth: Tensor, seed: int = 0) -> float:
+def linear(seen: Tensor, labels: Tensor, asked: Tensor, truth: Tensor, training: Training = FAST) -> float:
     """Top-1 accuracy, in percent, of a linear layer trained on the features: the published schedule, no augmentation.
 
     Features are scaled to a mean norm of 1, so that one learning rate serves networks of any scale.
@@ -36,17 +38,27 @@ def linear(seen: Tensor, labels: Tensor, asked: Tensor, truth: Tensor, seed: int
     """
     scale = seen.norm(dim=1).mean().clamp(min=1e-12)
     seen, asked = seen / scale, asked / scale
-    generator = torch.Generator().manual_seed(seed)
-    weight = torch.zeros(int(labels.max()) + 1, seen.shape[1], requires_grad=True)
-    bias = torch.zeros(len(weight), requires_grad=True)
-    optimizer = torch.optim.SGD([weight, bias], lr=_RATE * min(_BATCH, len(seen)) / 512, momentum=_MOMENTUM)
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, _STEPS, 0.1)
-    for _ in range(_EPOCHS):
-        for part in torch.randperm(len(seen), generator=generator).split(_BATCH):
-            optimizer.zero_grad()
-            F.cross_entropy(F.linear(seen[part], weight, bias), labels[part]).backward()
-            optimizer.step()
-        schedule.step()
-    with torch.no_grad():
-        predicted = F.linear(asked, weight, bias).argmax(1)
-    return 100 * int((predicted == truth).sum()) / len(truth)
+    layer = begun(seen.shape[1], int(labels.max()) + 1)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    train(layer, lambda places: (seen[part] for _, part in places), labels, training)
+    return top1(layer, asked, truth)
+
+
+def linear_of_views(
+    seen: Seen,
+    labels: Tensor,
+    asked: Tensor,
+    truth: Tensor,
+    training: Training,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> float:
+    """The same of a layer that is trained on features as they are, of whatever is seen in each epoch; as published.
+
+    >>> linear_of_views(anew(backbone, augmented, CIFAR), augmented.labels, test_features, test_labels, training)
+    94.9
+    """
+    layer = begun(asked.shape[1], int(labels.max()) + 1, seed).to(device)
+    train(layer, seen, labels, training, seed)
+    return top1(layer, asked, truth)

@@ -6,22 +6,24 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import nn
 
 from ssql_det.backbones import build_backbone
-from ssql_det.convert import IMAGENET, Checkpoint, load_backbone, read
+from ssql_det.convert import IMAGENET, Checkpoint, Input, load_backbone, read
 from ssql_det.core.devices import device_named
 from ssql_det.core.errors import UserError
 from ssql_det.core.rows import Row
-from ssql_det.pretrain.data import open_images
-from ssql_det.pretrain.features import Labelled, features, labelled
-from ssql_det.pretrain.probe import knn, linear
+from ssql_det.pretrain.augmented import Augmented, anew, kept
+from ssql_det.pretrain.data import Cached, open_images
+from ssql_det.pretrain.features import MOST_BYTES, Labelled, chosen, features, labelled
+from ssql_det.pretrain.layer import Training
+from ssql_det.pretrain.probe import knn, linear, linear_of_views
+from ssql_det.pretrain.protocol import Protocol
 from ssql_det.quant import Bits, calibrate, parse_widths, profile_cost, quant_points, quantized, recalibrated
-from ssql_det.ssl.views import recipe
+from ssql_det.ssl.views import Recipe, recipe
 
-_PROBES = {"knn": knn, "linear": linear}
 _TOGETHER = 64  # images in a batch that norms are estimated from
 
 
@@ -36,6 +38,27 @@ class Plan:
     seed: int = 0
     size: int | None = None  # of the images, in pixels; the recipe's own if it is not given
     device: str = "cuda"
+    protocol: Protocol = field(default_factory=Protocol)
+    workers: int = 0  # processes that make views
+
+    def __post_init__(self) -> None:
+        if self.recalibrate_bn and self.calibration < 2:
+            raise UserError("--recalibrate-bn needs two images or more: --calib-images 512")
+        if self.protocol != Protocol() and "linear" not in self.kinds:
+            raise UserError("a protocol, its epochs and batches are of the linear probe: ssql-det probe linear ...")
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """Images as they are shown to a backbone. Where a layer is trained on views that differ, ``seen`` may be few."""
+
+    seen: Labelled
+    asked: Labelled
+    views: Augmented | None
+
+    def __str__(self) -> str:
+        count = len(self.seen.labels if self.views is None else self.views.labels)
+        return f"{count} and {len(self.asked.labels)} images"
 
 
 def probed(checkpoint: str, data: str, bits: str, shown: str, plan: Plan) -> Iterator[Row]:
@@ -45,22 +68,19 @@ def probed(checkpoint: str, data: str, bits: str, shown: str, plan: Plan) -> Ite
     ...     print(row.bits, row.metrics)
     """
     widths = parse_widths(bits)
-    if plan.recalibrate_bn and plan.calibration < 2:
-        raise UserError("--recalibrate-bn needs two images or more: --calib-images 512")
     source = read(os.path.expanduser(checkpoint))
-    backbone = build_backbone(source.architecture.name).module.eval()
-    load_backbone(backbone, source)
-    backbone.to(device_named(plan.device, "--device"))
-    way = recipe(shown or _shown_to(source), plan.size)
-    found = [open_images(data, split) for split in ("train", "val")]
-    seen, asked = (labelled(images, way, plan.most, plan.seed) for images in found)
-    if plan.recalibrate_bn and len(seen.labels) < 2:
-        raise UserError(f"--recalibrate-bn needs two images or more, and {data} has {len(seen.labels)} to train on")
-    how = (
-        f"{source.architecture.name}; {', '.join(plan.kinds)}; "  # tables know their lines by the network's name
-        f"{way.name} at {way.size} px, {len(seen.labels)} and {len(asked.labels)} images"
-    )
-    yield from _rows(source, backbone, seen, asked, widths, plan, how)
+    backbone = build_backbone(source.architecture.name)
+    load_backbone(backbone.module.eval(), source)
+    backbone.module.to(device_named(plan.device, "--device"))
+    way = plan.protocol.shown(recipe(shown or _shown_to(source), plan.size))
+    training = plan.protocol.training(way, backbone.width)
+    images = _opened(data, way, backbone.width, plan)
+    if plan.recalibrate_bn and len(images.seen.labels) < 2:
+        raise UserError(f"--recalibrate-bn needs two images or more, and {data} has {len(images.seen.labels)}")
+    linear = f"{plan.protocol.described(training)}; " if "linear" in plan.kinds else ""
+    network = source.architecture.name  # by which tables know their lines
+    how = f"{network}; {', '.join(plan.kinds)}; {linear}{way.name} at {way.size} px, {images}"
+    yield from _rows(source, backbone.module, images, training, widths, plan, how)
 
 
 def _shown_to(source: Checkpoint) -> str:
@@ -69,42 +89,74 @@ def _shown_to(source: Checkpoint) -> str:
     return "digits" if source.architecture.name == "narrow_resnet" else "imagenet"
 
 
+def _opened(data: str, way: Recipe, width: int, plan: Plan) -> _Shown:
+    train, test = (open_images(data, split) for split in ("train", "val"))
+    order, views = chosen(train, plan.most, plan.seed), None
+    enough = len(order)
+    if plan.protocol.is_published:
+        _require_room(plan.protocol.cached_views or 0, 4 * width * len(order))
+        views = Augmented(Cached(train), order, way.frame, plan.seed, plan.workers)
+        enough = enough if "knn" in plan.kinds else min(plan.calibration, enough)
+    return _Shown(labelled(train, way, enough, plan.seed), labelled(test, way, plan.most, plan.seed), views)
+
+
+def _require_room(views: int, size: int) -> None:
+    if views * size > MOST_BYTES:
+        fewer = f"ask for fewer, as --cached-views {MOST_BYTES // size}" if size <= MOST_BYTES else "leave them out"
+        raise UserError(f"{views} cached views take {views * size / 2**30:.0f} GiB of memory; {fewer}")
+
+
 def _rows(
     source: Checkpoint,
     backbone: nn.Module,
-    seen: Labelled,
-    asked: Labelled,
+    shown: _Shown,
+    training: Training,
     widths: Sequence[Bits],
     plan: Plan,
     how: str,
 ) -> Iterator[Row]:
     images = source.facts.input or IMAGENET
     points = quant_points(backbone)
-    calibration = list(seen.first(plan.calibration).batches(images, _TOGETHER))
+    calibration = list(shown.seen.first(plan.calibration).batches(images, _TOGETHER))
     ranges = calibrate(backbone, calibration, points)
     profile = profile_cost(backbone, points, calibration[0][:1].to(next(backbone.parameters()).device))
     for width in widths:
         start = time.perf_counter()
         norms = recalibrated(backbone, calibration) if plan.recalibrate_bn else nullcontext()
         with quantized(backbone, points, ranges, width), norms:
-            known, other = (features(backbone, each.batches(images)) for each in (seen, asked))
+            metrics = _accuracies(backbone, images, shown, training, plan)
         cost = profile.at(width)
-        metrics = {f"{kind}/top1": _PROBES[kind](known, seen.labels, other, asked.labels) for kind in plan.kinds}
-        metrics |= {"MB": cost.bytes / 1e6, "GBOPs": cost.bit_ops / 1e9}
         yield Row(
             method=source.facts.method or "",
             checkpoint=source.called,
             checkpoint_hash=source.source.sha256 if source.source else "",
             config=how,
-            dataset=asked.name,
+            dataset=shown.asked.name,
             bits=str(width),
             scope="backbone",
-            calibration=_described(plan, seen),
-            metrics=metrics,
+            calibration=_described(plan, shown.seen),
+            metrics={**metrics, "MB": cost.bytes / 1e6, "GBOPs": cost.bit_ops / 1e9},
             seed=-1 if source.facts.seed is None else source.facts.seed,
             engine="",
             seconds=round(time.perf_counter() - start, 2),
         )
+
+
+def _accuracies(backbone: nn.Module, images: Input, shown: _Shown, training: Training, plan: Plan) -> dict[str, float]:
+    """Of the backbone as it is at this moment."""
+    known, other = (features(backbone, each.batches(images)) for each in (shown.seen, shown.asked))
+    labels, truth, views = shown.seen.labels, shown.asked.labels, shown.views
+
+    def layer() -> float:
+        if views is None:
+            return linear(known, labels, other, truth, training)
+        count = plan.protocol.cached_views
+        seen = kept(backbone, views, images, count) if count else anew(backbone, views, images)
+        device = next(backbone.parameters()).device
+        return linear_of_views(seen, views.labels, other, truth, training, plan.seed, device)
+
+    ways = {"knn": lambda: knn(known, labels, other, truth), "linear": layer}
+    return {f"{kind}/top1": ways[kind]() for kind in plan.kinds}
 
 
 def _described(plan: Plan, seen: Labelled) -> str:

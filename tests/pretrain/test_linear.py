@@ -1,0 +1,371 @@
+"""The linear probe: its schedules written out, its views beside torchvision's, fast and published on common ground."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from refusals import refused
+from torch import nn
+from torchvision import transforms as v1
+
+from ssql_det.backbones import build_backbone
+from ssql_det.cli.main import main
+from ssql_det.convert import IMAGENET, Facts
+from ssql_det.core import rows
+from ssql_det.core.choices import choices_of
+from ssql_det.core.errors import UserError
+from ssql_det.pretrain.augmented import Augmented, anew, kept
+from ssql_det.pretrain.checkpoint import Run
+from ssql_det.pretrain.data import open_images
+from ssql_det.pretrain.features import features, labelled
+from ssql_det.pretrain.layer import Training, begun, top1, train
+from ssql_det.pretrain.probe import linear, linear_of_views
+from ssql_det.pretrain.probing import Plan, probed
+from ssql_det.pretrain.protocol import FAST, Protocol
+from ssql_det.quant import Bits, calibrate, quant_points, quantized
+from ssql_det.ssl import SimSiam
+from ssql_det.ssl.views import recipe
+
+PUBLISHED = Protocol("published")
+SHORT = Training("SGD", 30.0, 512, 5, (0.6, 0.8))
+
+pytestmark = pytest.mark.usefixtures("one_thread", "logging_as_it_was")
+
+
+def some(count=70, width=6, classes=3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(count, width, generator=generator, dtype=torch.float64)
+    return features, torch.randint(classes, (count,), generator=generator)
+
+
+def of(features):
+    return lambda places: (features[part] for _, part in places)
+
+
+def zeroed(layer):
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+# ---- the training --------------------------------------------------------------------------------------------------
+
+
+def test_the_published_schedules():
+    cifar = PUBLISHED.training(recipe("cifar"), 512)
+    assert (cifar.optimizer, cifar.batch, cifar.epochs) == ("SGD", 512, 100)
+    assert [cifar.rate_in(epoch) for epoch in range(100)] == pytest.approx([30.0] * 60 + [3.0] * 20 + [0.3] * 20)
+    assert cifar == FAST == Protocol().training(recipe("imagenet"), 2048)
+    for width, rate in ((512, 0.8), (2048, 2.4)):
+        imagenet = PUBLISHED.training(recipe("imagenet"), width)
+        assert (imagenet.optimizer, imagenet.batch, imagenet.epochs) == ("LARS", 2048, 60)
+        expected = [0.5 * rate * (1 + math.cos(math.pi * epoch / 60)) for epoch in range(60)]
+        assert [imagenet.rate_in(epoch) for epoch in range(60)] == pytest.approx(expected)
+
+
+def test_another_batch_and_fewer_epochs_keep_the_shape():
+    training = Protocol("published", epochs=10, batch=128).training(recipe("cifar"), 512)
+    rates = [training.rate_in(epoch) for epoch in range(10)]
+    assert rates == pytest.approx([7.5] * 6 + [0.75] * 2 + [0.075] * 2)
+    assert training.batch == 128
+
+
+@pytest.mark.parametrize("batch", [16, 512])
+def test_a_layer_is_trained_as_written_out(batch):
+    """Softmax, momentum and rates in NumPy; 70 images in batches of 16 leave a small one, which counts as well."""
+    known, labels = some()
+    layer = begun(6, 3).double()
+    weight = np.concatenate([layer.weight.detach().numpy(), layer.bias.detach().numpy()[:, None]], axis=1)
+    train(layer, of(known), labels, Training("SGD", 0.9, batch, 5, (0.6, 0.8)), seed=3)
+
+    velocity, generator, size = np.zeros_like(weight), torch.Generator().manual_seed(3), min(batch, 70)
+    for rate in (0.9, 0.9, 0.9, 0.09, 0.009):
+        order = torch.randperm(70, generator=generator).numpy()
+        for start in range(0, 70, size):
+            part = order[start : start + size]
+            points = np.concatenate([known.numpy()[part], np.ones((len(part), 1))], axis=1)
+            scores = np.exp(points @ weight.T)
+            errors = scores / scores.sum(1, keepdims=True) - np.eye(3)[labels.numpy()[part]]
+            velocity = 0.9 * velocity + errors.T @ points / len(part)
+            weight = weight - rate * size / batch * velocity
+    np.testing.assert_allclose(layer.weight.detach().numpy(), weight[:, :-1], rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(layer.bias.detach().numpy(), weight[:, -1], rtol=1e-9, atol=1e-12)
+
+
+def test_the_fast_one_is_torchs_own_schedule_to_the_bit():
+    known, labels = (each.float() if each.is_floating_point() else each for each in some(700))
+    layer = zeroed(begun(6, 3))
+    train(layer, of(known), labels, FAST)
+
+    weight, bias = torch.zeros(3, 6, requires_grad=True), torch.zeros(3, requires_grad=True)
+    optimizer = torch.optim.SGD([weight, bias], lr=30.0, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, (60, 80), 0.1)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(100):
+        for part in torch.randperm(700, generator=generator).split(512):
+            optimizer.zero_grad()
+            F.cross_entropy(F.linear(known[part], weight, bias), labels[part]).backward()
+            optimizer.step()
+        schedule.step()
+    assert torch.equal(layer.weight, weight)
+    assert torch.equal(layer.bias, bias)
+
+
+def test_lars_learns_too_and_scales_the_bias_as_published():
+    known, labels = some(200, classes=2)
+    known[:, 0] += 8 * labels
+    layer = begun(6, 2).double()
+    train(layer, of(known), labels, Training("LARS", 30.0, 50, 60))
+    assert top1(layer, known, labels) > 95
+
+    layer = begun(6, 2).double()
+    before = layer.bias.detach().clone()
+    train(layer, of(known), labels, Training("LARS", 1.0, 200, 1))
+    assert (layer.bias.detach() - before).norm() == pytest.approx(0.001 * before.norm())
+
+
+def test_a_layer_begins_and_ends_with_its_seed():
+    known, labels = some()
+    ends = []
+    for seed in (1, 1, 2):
+        torch.rand(3)  # whatever the global generators did before
+        layer = begun(6, 3, seed).double()
+        train(layer, of(known), labels, SHORT, seed)
+        ends.append(layer.weight.detach())
+    assert torch.equal(ends[0], ends[1])
+    assert not torch.equal(ends[0], ends[2])
+
+
+# ---- the views -----------------------------------------------------------------------------------------------------
+
+
+def old_frames(name):
+    """The published program's, in the transforms of its time."""
+    if name == "cifar":
+        crop = v1.RandomResizedCrop(32, (0.8, 1.0), (3 / 4, 4 / 3), interpolation=Image.BICUBIC)
+        plain = v1.Compose([v1.Resize(int(32 * (8 / 7)), interpolation=Image.BICUBIC), v1.CenterCrop(32)])
+    else:
+        crop, plain = v1.RandomResizedCrop(224), v1.Compose([v1.Resize(256), v1.CenterCrop(224)])
+    return v1.Compose([crop, v1.RandomHorizontalFlip(), v1.PILToTensor()]), v1.Compose([plain, v1.PILToTensor()])
+
+
+@pytest.mark.filterwarnings("ignore:Argument 'interpolation'")
+@pytest.mark.parametrize("name", ["cifar", "imagenet"])
+def test_the_published_views_are_those_of_its_program(name):
+    size = (40, 32) if name == "cifar" else (300, 280)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
+    frame, plain = old_frames(name)
+    ours = PUBLISHED.shown(recipe(name))
+    for seed in range(8):
+        with choices_of(seed):
+            expected = frame(image)
+        with choices_of(seed):
+            assert torch.equal(ours.frame(image), expected)
+    assert torch.equal(ours.plain(image), plain(image))
+
+
+def test_digits_are_not_flipped():
+    """A ramp that gets lighter to the right does so in every view."""
+    ramp = Image.fromarray(np.tile(np.arange(0, 256, 8, dtype=np.uint8)[None, :, None], (32, 1, 3)))
+    frame = PUBLISHED.shown(recipe("digits")).frame
+    for seed in range(20):
+        with choices_of(seed):
+            view = frame(ramp).int()
+        assert (view[..., -1] > view[..., 0]).all()
+
+
+def test_the_fast_protocol_leaves_a_recipe_as_it_is():
+    assert Protocol().shown(recipe("cifar", 16)).plain is not None
+    way = recipe("cifar")
+    assert Protocol().shown(way) is way
+
+
+@pytest.fixture(scope="module")
+def crops(toy):
+    return open_images(str(toy / "crops"))
+
+
+def shown(crops, chosen=None, seed=0, workers=0, frame=None):
+    frame = frame or PUBLISHED.shown(recipe("digits", 16)).frame
+    return Augmented(crops, range(len(crops)) if chosen is None else chosen, frame, seed, workers)
+
+
+def views(augmented, *places):
+    return list(augmented.views([(view, torch.tensor(part)) for view, part in places]))
+
+
+def test_a_view_follows_from_seed_image_and_epoch_alone(crops):
+    first, second, other = views(shown(crops), (0, [3, 4, 5]), (0, [5]), (1, [5]))
+    assert (first.shape, first.dtype) == ((3, 3, 16, 16), torch.uint8)
+    assert torch.equal(first[2:], second)
+    assert not torch.equal(second, other)
+    (of_few,) = views(shown(crops, chosen=[9, 5]), (1, [1]))
+    assert torch.equal(of_few, other)
+    (of_another_seed,) = views(shown(crops, seed=1), (1, [5]))
+    assert not torch.equal(of_another_seed, other)
+    assert all(map(torch.equal, views(shown(crops, workers=2), (0, [3, 4, 5]), (1, [5])), [first, other]))
+    assert shown(crops, chosen=[9, 5]).labels.tolist() == [crops.labels[9], crops.labels[5]]
+
+
+def test_a_bad_image_is_named_whoever_reads_it(crops, tmp_path):
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no image")
+    files = (*crops.files[:3], str(bad))
+    broken = replace(crops, files=files, read=lambda index: Image.open(files[index]).convert("RGB"))
+    for workers in (0, 1):
+        with pytest.raises(UserError, match=r"^\S*bad\.png cannot be read .*; mend it, or leave it out$"):
+            views(shown(broken, workers=workers), (0, [1, 3]))
+
+
+# ---- fast and published --------------------------------------------------------------------------------------------
+
+
+class UnitFeatures(nn.Module):
+    """A backbone whose features all have a norm of 1, so that the fast probe has nothing to scale."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.network = build_backbone("narrow_resnet").module
+
+    def forward(self, images):
+        return F.normalize(self.network(images), dim=1)
+
+
+@pytest.fixture
+def frozen(crops):
+    """A backbone in its quantized mode, and crops as a test shows them."""
+    backbone, way = UnitFeatures().eval(), recipe("digits", 16)
+    images = labelled(crops, way)
+    points = quant_points(backbone.network)
+    ranges = calibrate(backbone.network, list(images.batches(IMAGENET)), points)
+    with quantized(backbone.network, points, ranges, Bits(4, 4)):
+        yield backbone, images, way
+
+
+def test_fast_and_published_agree_where_views_do_not_differ(frozen, crops):
+    backbone, images, way = frozen
+    known = features(backbone, images.batches(IMAGENET))
+    order = torch.randperm(len(crops), generator=torch.Generator().manual_seed(0)).tolist()
+    seen = anew(backbone, shown(crops, chosen=order, frame=way.plain), IMAGENET)
+    layers = [zeroed(begun(192, 10)) for _ in range(2)]
+    for layer, way_of_seeing in zip(layers, (of(known), seen), strict=True):
+        train(layer, way_of_seeing, images.labels, SHORT)
+    torch.testing.assert_close(layers[1].weight, layers[0].weight, rtol=1e-4, atol=1e-4)
+    accuracy = linear(known, images.labels, known, images.labels, SHORT)
+    assert 20 < accuracy == top1(layers[1], known, images.labels)
+
+
+def test_a_kept_view_for_each_epoch_is_the_published_probe(frozen, crops):
+    backbone, _, _ = frozen
+    augmented = shown(crops)
+    weights = []
+    for seen in (anew(backbone, augmented, IMAGENET), *(kept(backbone, augmented, IMAGENET, n) for n in (5, 2))):
+        layer = begun(192, 10)
+        train(layer, seen, augmented.labels, SHORT)
+        weights.append(layer.weight.detach())
+    torch.testing.assert_close(weights[1], weights[0], rtol=1e-4, atol=1e-4)
+    assert (weights[2] - weights[0]).abs().max() > 0.005  # the views of epochs 0 and 1 in epochs 2 and 3
+
+
+def test_the_backbone_is_frozen_and_quantized(frozen, crops):
+    backbone, _, _ = frozen
+    backbone.train()  # whatever mode it is in
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    augmented = shown(crops)
+    (found,) = anew(backbone, augmented, IMAGENET)(iter([(0, torch.arange(8))]))
+    assert not found.requires_grad
+    linear_of_views(anew(backbone, augmented, IMAGENET), augmented.labels, found, augmented.labels[:8], SHORT)
+    assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
+    assert all(parameter.grad is None for parameter in backbone.parameters())
+    assert all(module.training for module in backbone.modules())
+    (full,) = anew(UnitFeatures().eval(), augmented, IMAGENET)(iter([(0, torch.arange(8))]))
+    assert (found - full).abs().max() > 0.01
+
+
+# ---- the command ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory):
+    """Three classes that anything tells apart, and a backbone of random weights."""
+    folder = tmp_path_factory.mktemp("colours")
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 12), ("val", 4)):
+        for name, colour in (("red", (220, 30, 30)), ("green", (30, 220, 30)), ("blue", (30, 30, 220))):
+            (folder / split / name).mkdir(parents=True)
+            for index in range(count):
+                pixels = np.clip(np.array(colour) + generator.integers(-25, 26, (16, 16, 3)), 0, 255)
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / split / name / f"{index}.png")
+    torch.manual_seed(0)
+    method = SimSiam(build_backbone("narrow_resnet"), 16, 8)
+    Run(method, torch.optim.SGD(method.parameters(), lr=1), Facts(IMAGENET, False, seed=3)).save(folder, 0)
+    return folder
+
+
+def given(colours, tmp_path, *more, kinds=("linear",), bits="FP,4w4a"):
+    where = ["--checkpoint", str(colours / "checkpoint.pth"), "--data", str(colours), "--size", "16"]
+    return ["probe", *kinds, *where, "--bits", bits, "--workers", "1", "--out", str(tmp_path / "rows.jsonl"), *more]
+
+
+def accuracies(found):
+    return [row.metrics["linear/top1"] for row in found]
+
+
+@pytest.mark.parametrize("more", [(), ("--cached-views", "3")])
+def test_classes_that_anything_tells_apart_are_told_apart(more, colours, tmp_path):
+    main(given(colours, tmp_path, "--protocol", "published", "--epochs", "40", *more))
+    found = rows.read(tmp_path / "rows.jsonl")
+    assert accuracies(found) == [100, 100]
+    views = ", 3 views of each image" if more else ""
+    expected = f"linear (published: SGD at 30 for a batch of 512, 40 epochs{views}); digits at 16 px, 36 and 12 images"
+    assert {row.config for row in found} == {expected}
+
+
+def test_a_row_tells_the_protocol_and_neighbours_need_none(colours, tmp_path):
+    main(given(colours, tmp_path, "--protocol", "published", "--batch", "64", "--epochs", "2", kinds=("linear", "knn")))
+    main(given(colours, tmp_path, kinds=("knn", "linear")))
+    main(given(colours, tmp_path, kinds=("knn",)))
+    said = [row.config.split("; ")[0] for row in rows.read(tmp_path / "rows.jsonl")]
+    assert said[::2] == [
+        "linear (published: SGD at 3.75 for a batch of 64, 2 epochs), knn",
+        "knn, linear (fast: SGD at 30 for a batch of 512, 100 epochs)",
+        "knn",
+    ]
+
+
+def test_the_same_seed_is_the_same_probe(toy, colours):
+    plan = Plan(("linear",), size=16, device="cpu", protocol=Protocol("published", epochs=2), seed=4)
+    file = str(colours / "checkpoint.pth")
+
+    def asked(plan):
+        return accuracies(probed(file, str(toy / "crops"), "FP,4w4a,2w4a", "digits", plan))
+
+    assert asked(plan) == asked(replace(plan, workers=2))
+    assert asked(plan) != asked(replace(plan, seed=5))
+    assert asked(plan) != asked(replace(plan, protocol=Protocol(epochs=2)))
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--cached-views", "2"), "the fast protocol makes no views that could be cached: --protocol published for"),
+        (("--protocol", "publishd"), "argument --protocol: invalid choice: 'publishd'"),
+        (("--epochs", "0"), "argument --epochs: '0' is not a whole number, 1 or more"),
+        (("--batch", "-3"), "argument --batch: '-3' is not a whole number, 1 or more"),
+        (("--protocol", "published", "--cached-views", "400000"), "cached views take 10 GiB of memory; ask for fewer"),
+    ],
+    ids=str,
+)
+def test_a_mistake_is_one_sentence(more, said, colours, tmp_path, capsys):
+    assert said in refused(capsys, *given(colours, tmp_path, *more))
+    assert not (tmp_path / "rows.jsonl").exists()
+
+
+def test_neighbours_have_no_protocol(colours, tmp_path, capsys):
+    line = refused(capsys, *given(colours, tmp_path, "--protocol", "published", kinds=("knn",)))
+    assert line == "error: a protocol, its epochs and batches are of the linear probe: ssql-det probe linear ..."
