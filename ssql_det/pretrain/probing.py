@@ -150,7 +150,7 @@ def _accuracies(backbone: nn.Module, images: Input, shown: _Shown, training: Tra
     def layer() -> float:
         if views is None:
             return linear(known, labels, other, truth, training)
-        count = plan.protocol.cached_views
+        count = min(plan.protocol.cached_views or 0, training.epochs)
         seen = kept(backbone, views, images, count) if count else anew(backbone, views, images)
         device = next(backbone.parameters()).device
         return linear_of_views(seen, views.labels, other, truth, training, plan.seed, device)
