@@ -43,7 +43,8 @@ def test_a_row_lands_in_the_line_of_its_network_and_method(backbone, is_ssql, tm
     for row in probed(str(run.save(tmp_path, 0)), "cifar10:there", "FP,2w4a", "cifar", plan):
         rows.append(tmp_path / "results.jsonl", row)
     found = read_rows([tmp_path / "results.jsonl"])
-    assert {row.config for row in found} == {f"{backbone}; linear; cifar at 32 px, 24 and 24 images"}
+    how = "linear; fast: SGD at 30 for a batch of 512, 100 epochs; cifar at 32 px, 24 and 24 images"
+    assert {row.config for row in found} == {f"{backbone}; {how}"}
     table = compare(1, found)
     name, method = LINES[backbone, is_ssql]
     assert [(each.backbone, each.method, each.bits) for each in table.lines if each.cells["linear/top1"].measured] == [
