@@ -1,0 +1,50 @@
+"""Small self-supervised methods in float64, and batches for them: what tests of a step and of two processes share."""
+
+from functools import partial
+
+import torch
+from timm.models.resnet import BasicBlock, ResNet
+from torch import nn
+
+from ssql_det.backbones import Backbone
+from ssql_det.ssl import BYOL, MoCo, SimCLR, SimSiam
+
+WIDTHS = (64, 6, 8, 10)
+KINDS = {
+    "simsiam": partial(SimSiam, dim=12, hidden=5),
+    "byol": partial(BYOL, dim=12, hidden=5, momentum=0.9),
+    "moco": partial(MoCo, dim=12, hidden=5, queue=10, temperature=0.2, momentum=0.9),
+    "simclr": partial(SimCLR, dim=12, hidden=5, temperature=0.5),
+}
+
+
+def small(kind, **options):
+    """A method as it is in the midst of a training: norms have weights, and a moving average is behind."""
+    torch.manual_seed(0)
+    backbone = ResNet(BasicBlock, (1, 1, 1, 1), num_classes=0, channels=WIDTHS, zero_init_last=False)
+    method = KINDS[kind](Backbone("small", backbone, WIDTHS[-1]), **options)
+    for module in method.modules():
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)) and module.affine:
+            module.weight.data.uniform_(0.5, 1.5)
+            module.bias.data.normal_(0, 0.2)
+    if hasattr(method, "momentum"):
+        for parameter in method.momentum.parameters():
+            parameter += 0.2 * parameter.std() * torch.randn_like(parameter)
+    return method.double().train()
+
+
+def two_views(images=6):
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(images, 3, 32, 32, dtype=torch.float64, generator=generator) for _ in range(2)]
+
+
+def gradients(loss, method):
+    trained = {name: parameter for name, parameter in method.named_parameters() if parameter.requires_grad}
+    return dict(zip(trained, torch.autograd.grad(loss, list(trained.values())), strict=True))
+
+
+def same(found, expected, least=1e-9):
+    """Names, and numbers to nine digits; of tensors that are smaller than ``least`` all over, only that."""
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert (found[name] - value).abs().max() <= 1e-9 * value.abs().max().clamp(min=least), name
