@@ -11,13 +11,12 @@ from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 
 from ssql_det.backbones import Backbone
 from ssql_det.core.ranks import concatenated, rank, world_size
 from ssql_det.ssl.heads import mlp
-from ssql_det.ssl.losses import info_nce
+from ssql_det.ssl.losses import info_nce, unit_length
 from ssql_det.ssl.method import Encoder, Method, Views
 from ssql_det.ssl.momentum import Momentum, Queue
 
@@ -53,11 +52,11 @@ class MoCo(Method):
         self.temperature = temperature
 
     def encode(self, views: Views) -> list[Tensor]:
-        return [F.normalize(self.encoder(views[0]), dim=1)]
+        return [unit_length(self.encoder(views[0]))]
 
     def targets(self, views: Views, encoded: Sequence[Tensor]) -> Keys:
         self.momentum.follow(self.encoder)
-        keys = F.normalize(self._shuffled_pass(views[1]), dim=1)
+        keys = unit_length(self._shuffled_pass(views[1]))
         targets = Keys(keys, self.queue.keys.clone())
         self.queue.push(concatenated(keys))
         return targets

@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from fvcore.nn.distributed import differentiable_all_gather
 from torch import Tensor
 
 from ssql_det.backbones import Backbone
 from ssql_det.core.ranks import rank, world_size
 from ssql_det.ssl.heads import mlp
-from ssql_det.ssl.losses import nt_xent
+from ssql_det.ssl.losses import nt_xent, unit_length
 from ssql_det.ssl.method import Encoder, Method, Views
 
 
@@ -36,7 +35,7 @@ class SimCLR(Method):
         self.temperature, self.cross = temperature, cross
 
     def encode(self, views: Views) -> list[Tensor]:
-        return [F.normalize(self.encoder(view), dim=1) for view in views]
+        return [unit_length(self.encoder(view)) for view in views]
 
     def targets(self, views: Views, encoded: Sequence[Tensor]) -> Sequence[Tensor] | None:
         return encoded if self.cross else None
