@@ -1,6 +1,7 @@
 """What follows a network instead of being trained: a slowly moving copy of it, and a queue of what that copy has seen.
 
 Both are state of a training: buffers and parameters without gradient, so that checkpoints and resumed runs have them.
+As the statistics of norms they move in training mode alone.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ class Momentum(nn.Module):
 
     @torch.no_grad()
     def follow(self, network: nn.Module) -> None:
+        if not self.training:
+            return
         for own, theirs in zip(self.network.parameters(), network.parameters(), strict=True):
             own.mul_(self.rate).add_(theirs, alpha=1 - self.rate)
 
@@ -56,8 +59,10 @@ class Queue(nn.Module):
 
     @torch.no_grad()
     def push(self, keys: Tensor) -> None:
-        """Put keys [N, D] in, N up to ``size``."""
+        """Put keys [N, D] in; of more than ``size``, the last ones stay."""
+        if not self.training:
+            return
         size = len(self.keys)
-        places = (self.place + torch.arange(len(keys), device=self.place.device)) % size
-        self.keys[places] = keys.to(self.keys.dtype)
+        latest = torch.arange(len(keys), device=self.place.device)[-size:]
+        self.keys[(self.place + latest) % size] = keys[latest].to(self.keys.dtype)
         self.place.copy_((self.place + len(keys)) % size)
