@@ -85,8 +85,9 @@ def concatenated(values: Tensor) -> Tensor:
     """Those of all ranks [N, ...] one after the other, without gradients; each has as many."""
     if not _grouped():
         return values.detach()
-    parts = [torch.empty_like(values) for _ in range(world_size())]
-    dist.all_gather(parts, values.detach().contiguous())
+    own = values.detach().contiguous()
+    parts = [torch.empty_like(own) for _ in range(world_size())]
+    dist.all_gather(parts, own)
     return torch.cat(parts)
 
 
