@@ -42,7 +42,7 @@ class Method(nn.Module, ABC):
     """
 
     title: ClassVar[str]
-    is_held_against_itself: ClassVar[bool] = False  # its targets are features that it has just encoded
+    may_quantize_targets: ClassVar[bool] = False  # they are any features of its own network: SSQL chooses which
     encoder: Encoder
 
     @abstractmethod

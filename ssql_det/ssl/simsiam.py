@@ -22,7 +22,7 @@ class SimSiam(Method):
     """
 
     title = "SimSiam"
-    is_held_against_itself = True
+    may_quantize_targets = True
 
     def __init__(self, backbone: Backbone, dim: int = 2048, hidden: int = 512) -> None:
         super().__init__()

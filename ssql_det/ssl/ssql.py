@@ -56,8 +56,8 @@ class SSQL(nn.Module):
     ) -> None:
         if not quantize_predictions and not quantize_targets:
             raise UserError("SSQL quantizes predictions or targets, or both; without either it is the method itself")
-        if quantize_targets and not method.is_held_against_itself:
-            raise UserError(f"{method.title} is held against targets that stay float: SSQL cannot quantize them")
+        if quantize_targets and not method.may_quantize_targets:
+            raise UserError(f"{method.title} says itself what it is held against; leave QUANTIZE_TARGETS off")
         super().__init__()
         self.method = method
         self.bits = bits
