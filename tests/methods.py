@@ -13,16 +13,18 @@ WIDTHS = (64, 6, 8, 10)
 KINDS = {
     "simsiam": partial(SimSiam, dim=12, hidden=5),
     "byol": partial(BYOL, dim=12, hidden=5, momentum=0.9),
+    "byol, last norm": partial(BYOL, dim=12, hidden=5, momentum=0.9, last_norm=True),
     "moco": partial(MoCo, dim=12, hidden=5, queue=10, temperature=0.2, momentum=0.9),
     "simclr": partial(SimCLR, dim=12, hidden=5, temperature=0.5),
+    "simclr, cross": partial(SimCLR, dim=12, hidden=5, temperature=0.5, cross=True),
 }
 
 
-def small(kind, **options):
+def small(kind):
     """A method as it is in the midst of a training: norms have weights, and a moving average is behind."""
     torch.manual_seed(0)
     backbone = ResNet(BasicBlock, (1, 1, 1, 1), num_classes=0, channels=WIDTHS, zero_init_last=False)
-    method = KINDS[kind](Backbone("small", backbone, WIDTHS[-1]), **options)
+    method = KINDS[kind](Backbone("small", backbone, WIDTHS[-1]))
     for module in method.modules():
         if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)) and module.affine:
             module.weight.data.uniform_(0.5, 1.5)
@@ -33,8 +35,8 @@ def small(kind, **options):
     return method.double().train()
 
 
-def two_views(images=6):
-    generator = torch.Generator().manual_seed(1)
+def two_views(images=6, seed=1):
+    generator = torch.Generator().manual_seed(seed)
     return [torch.randn(images, 3, 32, 32, dtype=torch.float64, generator=generator) for _ in range(2)]
 
 

@@ -1,27 +1,10 @@
-"""Norms over all processes: two are one with the same batch, and one is BatchNorm."""
+"""Norms over all processes: one is BatchNorm. That two are one is in ``test_two_processes``, with every method."""
 
 import pytest
 import torch
-from pretrain import two_processes
 from torch import nn
 
-from ssql_det.core.ranks import launch
 from ssql_det.pretrain.sync_norm import SyncNorm, synchronized
-
-
-def test_two_processes_are_one_with_the_same_batch(tmp_path):
-    two_processes.step(tmp_path)
-    launch(two_processes.step, tmp_path, processes=2)
-    loss, gradients, statistics = torch.load(tmp_path / "1_0.pt")
-    halves = [torch.load(tmp_path / f"2_{rank}.pt") for rank in (0, 1)]
-    assert abs(sum(half[0] for half in halves) / 2 - loss) < 1e-9
-    for _, of_rank, buffers in halves:
-        for found, expected in ((of_rank, gradients), (buffers, statistics)):
-            assert found.keys() == expected.keys()
-            for name, value in expected.items():
-                error = (found[name] - value).abs().max()
-                assert error <= 1e-9 * value.abs().max().clamp(min=1e-6), name  # some are 0 but for rounding
-    assert halves[0][0] != halves[1][0]  # each has a loss of its own
 
 
 @pytest.mark.parametrize(("norm", "shape"), [(nn.BatchNorm1d(5), (7, 5)), (nn.BatchNorm2d(5), (3, 5, 4, 2))])
