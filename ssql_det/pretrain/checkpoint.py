@@ -16,14 +16,14 @@ from torch import nn
 
 from ssql_det.convert import Checkpoint, Facts, architecture_of
 from ssql_det.convert.checkpoint import KEY
-from ssql_det.core.errors import UserError
+from ssql_det.core.errors import UserError, printable
 from ssql_det.core.files import atomic_write
 from ssql_det.core.generators import every_ranks_state, restore_own_state
 from ssql_det.core.ranks import is_main
 from ssql_det.core.reader import read_tensors
 
 NAME = "checkpoint.pth"
-_BRANCHES = {"online": "encoder.backbone.", "momentum": "momentum.network.backbone."}  # where a method has both
+_BRANCHES = {"online": "encoder.backbone.", "momentum": "momentum.network.backbone."}  # not every method has both
 
 
 @dataclass(frozen=True)
@@ -61,25 +61,31 @@ class Run:
             if not 0 <= steps <= total:
                 raise ValueError(f"it is {steps} steps on, of {total}")
             state = dict(content["heads"])
-            for branch, prefix in _BRANCHES.items():
-                state |= {prefix + name: tensor for name, tensor in content.get(branch, {}).items()}
+            for branch, prefix in self._branches().items():
+                state |= {prefix + name: tensor for name, tensor in content[branch].items()}
             self.method.load_state_dict(state)
             self.optimizer.load_state_dict(content["resume"]["optimizer"])
             restore_own_state(generators)
         except KeyError as failure:
             raise UserError(f"{path} cannot be resumed from: it has no {failure.args[0]}") from failure
         except (AttributeError, RuntimeError, TypeError, ValueError) as failure:
-            reason = str(failure).splitlines()[0]
+            reason = printable(" ".join(str(failure).split()), 200)
             raise UserError(f"{path} cannot be resumed from ({reason}); pretrain in another OUTPUT_DIR") from failure
         return steps
 
+    def _branches(self) -> dict[str, str]:
+        """Those that the method has, and what their names begin with in it."""
+        names = list(self.method.state_dict())
+        return {
+            branch: prefix for branch, prefix in _BRANCHES.items() if any(name.startswith(prefix) for name in names)
+        }
+
     def _content(self, steps: int, generators: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         heads = self.method.state_dict()
-        branches: dict[str, dict[str, Any]] = {}
-        for branch, prefix in _BRANCHES.items():
-            names = [name for name in heads if name.startswith(prefix)]
-            if names:
-                branches[branch] = {name.removeprefix(prefix): heads.pop(name) for name in names}
+        branches = {
+            branch: {name.removeprefix(prefix): heads.pop(name) for name in list(heads) if name.startswith(prefix)}
+            for branch, prefix in self._branches().items()
+        }
         backbone = self.method.get_submodule(_BRANCHES["online"].removesuffix("."))
         description = Checkpoint(architecture_of(backbone), {}, self.facts).description()
         resume = {

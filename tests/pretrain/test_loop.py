@@ -1,74 +1,24 @@
-"""A pretraining from crops to a checkpoint: resumed it is the same run, and what goes wrong is one sentence."""
+"""A pretraining from crops to a checkpoint, and what goes wrong is one sentence."""
 
 import json
-import random
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
 from pretrain import two_processes
+from pretrain.runs import MINI, config, content, keys, same
 from refusals import refused
 
-import ssql_det
 from ssql_det.cli.main import main
 from ssql_det.convert import read
 from ssql_det.core import rows
 from ssql_det.core.errors import UserError
 from ssql_det.core.ranks import launch
-from ssql_det.pretrain.checkpoint import Run
 from ssql_det.pretrain.config import build_network, read_config
 from ssql_det.pretrain.loop import pretrain
 from ssql_det.quant import SampledBits
 
-MINI = Path(ssql_det.__file__).parents[1] / "configs" / "pretrain" / "mini.yaml"
-TINY = {
-    "DIM": 16,
-    "HIDDEN": 8,
-    "DATA.SIZE": 16,
-    "OPTIM.BATCH": 16,
-    "OPTIM.EPOCHS": 4,
-    "OPTIM.LR": 0.02,
-    "OPTIM.WARMUP_EPOCHS": 1.0,
-    "DEVICE": "cpu",
-    "MONITOR.PERIOD": 0,
-    "PERIODS.LOG": 1,
-    "SEED": 5,
-}
-
-
-def keys(toy, out, **more):
-    values = TINY | {"DATA.TRAIN": toy / "crops", "OUTPUT_DIR": out}
-    values |= {key.replace("__", "."): value for key, value in more.items()}
-    return [str(each) for pair in values.items() for each in pair]
-
-
-def config(toy, out, **more):
-    return read_config(MINI, keys(toy, out, **more))
-
-
 pytestmark = pytest.mark.usefixtures("one_thread", "logging_as_it_was")
-
-
-@pytest.fixture(scope="module")
-def whole(toy, one_thread, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("whole")
-    pretrain(config(toy, folder))
-    return folder
-
-
-def content(folder):
-    return torch.load(folder / "checkpoint.pth")
-
-
-def same(one, other):
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(same, one, other))
-    return one == other
 
 
 # ---- what comes out ------------------------------------------------------------------------------------------------
@@ -115,6 +65,14 @@ def test_it_begins_with_any_backbone(whole, toy, tmp_path):
         build_network(config(toy, tmp_path, INIT=whole / "checkpoint.pth", BACKBONE="resnet18"))
 
 
+def test_a_backbone_of_other_channels_is_no_beginning(whole, toy, tmp_path):
+    found = content(whole)
+    found["ssql_det"]["input"]["channels"] = "BGR"
+    torch.save(found, tmp_path / "bgr.pth")
+    with pytest.raises(UserError, match="was trained on BGR images and is fed RGB here; turn it"):
+        build_network(config(toy, tmp_path, INIT=tmp_path / "bgr.pth"))
+
+
 def test_two_processes_with_synchronized_norms_are_one(toy, tmp_path):
     few = {"SYNC_NORM": True, "OPTIM__EPOCHS": 1, "OPTIM__LR": 0.001}
     two_processes.pretrained(MINI, keys(toy, tmp_path / "one", **few))
@@ -150,132 +108,6 @@ def test_every_config_describes_a_network(tmp_path):
         assert cfg.OUTPUT_DIR.endswith(path.stem)
         if "50" not in path.name and "34" not in path.name:
             build_network(cfg)
-
-
-# ---- stopped and resumed -------------------------------------------------------------------------------------------
-
-
-def test_a_killed_run_resumes_to_the_same_bits(whole, in_process, toy, tmp_path):
-    """kill -9 at five moments that nobody chose."""
-    log, out, moments = tmp_path / "log", tmp_path / "killed", random.Random()
-    command = ["pretrain", "--config-file", str(MINI), "--resume", *keys(toy, out)]
-    ended = in_process(["pretrain", "--config-file", str(MINI), *keys(toy, tmp_path / "timed")], log)
-    assert ended["status"] == 0, log.read_text()
-    times = [moments.uniform(0.2, 0.7) * ended["seconds"] for _ in range(5)]
-    for seconds in times:
-        in_process(command, log, seconds=seconds)
-    assert in_process(command, log)["status"] == 0, log.read_text()
-    ours, theirs = content(out), content(whole)
-    for each in (ours, theirs):  # nothing draws from the others, and nobody seeds CUDA's here
-        each["resume"]["rng"] = [generators["cpu"] for generators in each["resume"]["rng"]]
-    assert same(ours, theirs), f"killed after {times} s"
-    assert not list(out.glob(".*"))
-
-
-class StoppedError(Exception):
-    """As a kill, but within this process."""
-
-
-def test_a_kill_in_the_middle_of_a_checkpoint_leaves_the_one_before(whole, toy, monkeypatch, tmp_path):
-    save, count = torch.save, []
-
-    def torn(content, file):
-        count.append(1)
-        if len(count) == 2:
-            file.write(b"half of it")
-            raise StoppedError
-        save(content, file)
-
-    monkeypatch.setattr(torch, "save", torn)
-    with pytest.raises(StoppedError):
-        pretrain(config(toy, tmp_path))
-    assert content(tmp_path)["resume"]["steps"] == 3
-    monkeypatch.setattr(torch, "save", save)
-    pretrain(config(toy, tmp_path), resume=True)
-    assert same(content(tmp_path), content(whole))
-    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert steps == list(range(12))
-
-
-def test_a_full_disk_leaves_the_last_checkpoint(toy, tmp_path, small_disk, monkeypatch):
-    save = Run.save
-
-    def once(run, folder, steps):
-        path = save(run, folder, steps)
-        small_disk()
-        return path
-
-    monkeypatch.setattr(Run, "save", once)
-    with pytest.raises(UserError, match=r"could not write .*checkpoint\.pth"):
-        pretrain(config(toy, tmp_path))
-    assert content(tmp_path)["resume"]["steps"] == 3
-
-
-def test_a_finished_run_goes_on_where_it_ended(whole, toy, tmp_path):
-    shutil.copytree(whole, tmp_path / "run")
-    before = content(tmp_path / "run")
-    pretrain(config(toy, tmp_path / "run"), resume=True)
-    assert same(content(tmp_path / "run"), before)
-
-
-def test_another_config_is_not_resumed(whole, toy):
-    with pytest.raises(
-        UserError, match=r"has HIDDEN 8 \(now 9\), OPTIM\.LR 0\.02 \(now 0\.1\); resume with its config"
-    ):
-        pretrain(config(toy, whole, OPTIM__LR=0.1, HIDDEN=9), resume=True)
-    with pytest.raises(UserError, match="holds a run already; say --resume"):
-        pretrain(config(toy, whole))
-
-
-def test_other_images_are_not_resumed(whole, toy, tmp_path):
-    shutil.copytree(whole, tmp_path / "run")
-    before = (tmp_path / "run" / "checkpoint.pth").read_bytes()
-    crops = tmp_path / "crops"
-    shutil.copytree(toy / "crops", crops)
-    next(iter(sorted((crops / "train").rglob("*.png")))).unlink()
-    config_file = tmp_path / "run" / "config.yaml"
-    config_file.write_text(config_file.read_text().replace(str(toy / "crops"), str(crops)))
-    with pytest.raises(UserError, match="the images are not those that it began with"):
-        pretrain(config(toy, tmp_path / "run", DATA__TRAIN=crops), resume=True)
-    assert (tmp_path / "run" / "checkpoint.pth").read_bytes() == before
-
-
-@pytest.mark.parametrize(
-    ("damage", "said"),
-    [
-        (lambda found: found.pop("resume"), "it has no resume"),
-        (lambda found: found["resume"].pop("optimizer"), "it has no optimizer"),
-        (lambda found: found["resume"].update(steps=700), "it is 700 steps on, of 12"),
-        (lambda found: found["resume"].update(steps=-7), "it is -7 steps on, of 12"),
-        (lambda found: found["resume"].update(rng=[5]), "cannot be resumed from"),
-        (lambda found: found["resume"].update(rng=None), "cannot be resumed from"),
-        (lambda found: found.update(online=[1]), "cannot be resumed from"),
-        (lambda found: found["heads"].popitem(), "cannot be resumed from"),
-    ],
-)
-def test_a_damaged_checkpoint_is_not_resumed(damage, said, whole, toy, tmp_path):
-    shutil.copytree(whole, tmp_path / "run")
-    found = content(whole)
-    damage(found)
-    torch.save(found, tmp_path / "run" / "checkpoint.pth")
-    with pytest.raises(UserError, match=said):
-        pretrain(config(toy, tmp_path / "run"), resume=True)
-
-
-def test_a_backbone_of_other_channels_is_no_beginning(whole, toy, tmp_path):
-    found = content(whole)
-    found["ssql_det"]["input"]["channels"] = "BGR"
-    torch.save(found, tmp_path / "bgr.pth")
-    with pytest.raises(UserError, match="was trained on BGR images and is fed RGB here; turn it"):
-        build_network(config(toy, tmp_path, INIT=tmp_path / "bgr.pth"))
-
-
-def test_a_resumed_run_does_not_want_its_beginning_again(whole, toy, tmp_path):
-    shutil.copy(whole / "checkpoint.pth", tmp_path / "init.pth")
-    given = {"INIT": tmp_path / "init.pth", "OPTIM__EPOCHS": 1}
-    pretrain(config(toy, tmp_path / "run", **given))
-    (tmp_path / "init.pth").unlink()
-    pretrain(config(toy, tmp_path / "run", **given), resume=True)
 
 
 # ---- bad input -----------------------------------------------------------------------------------------------------

@@ -1,11 +1,16 @@
 """What two processes run: a file of its own, so that they can import it."""
 
+from contextlib import suppress
+from unittest.mock import patch
+
 import torch
 from methods import KINDS, small, two_views
+from pretrain.runs import StoppedError
 from torch import nn
 
 from ssql_det.backbones import Backbone
-from ssql_det.core.ranks import rank, world_size
+from ssql_det.core.ranks import barrier, rank, world_size
+from ssql_det.pretrain.checkpoint import Run
 from ssql_det.pretrain.config import read_config
 from ssql_det.pretrain.loop import pretrain
 from ssql_det.pretrain.sync_norm import synchronized
@@ -60,6 +65,21 @@ def images_to_shuffle():
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(8, 3, 4, 4, dtype=torch.float64, generator=generator)
     return images.to(memory_format=torch.channels_last)
+
+
+def whole_and_stopped(file, whole, stopped):
+    """A run, and the same again that ends at its first checkpoint and is resumed."""
+    pretrained(file, whole)
+    save = Run.save
+
+    def once(run, folder, steps):
+        save(run, folder, steps)
+        barrier()  # rank 0 has written it
+        raise StoppedError
+
+    with patch.object(Run, "save", once), suppress(StoppedError):
+        pretrained(file, stopped)
+    pretrain(read_config(file, stopped), resume=True)
 
 
 def pretrained(file, overrides):

@@ -1,0 +1,163 @@
+"""A pretraining that was stopped, at any moment and of any method, goes on to the run that was not: the same bits."""
+
+import json
+import random
+import shutil
+
+import pytest
+import torch
+from pretrain import two_processes
+from pretrain.runs import MINI, StoppedError, config, content, keys, same
+
+from ssql_det.core.errors import UserError
+from ssql_det.core.ranks import launch
+from ssql_det.pretrain.checkpoint import Run
+from ssql_det.pretrain.loop import pretrain
+
+pytestmark = pytest.mark.usefixtures("one_thread", "logging_as_it_was")
+METHODS = ("simsiam", "byol", "moco", "simclr")
+
+
+@pytest.mark.parametrize("is_ssql", [True, False], ids=["SSQL", "alone"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_killed_run_resumes_to_the_same_bits(method, is_ssql, in_process, toy, tmp_path):
+    """kill -9 at three moments that nobody chose, of nine steps."""
+    log, out, moments = tmp_path / "log", tmp_path / "killed", sorted(random.Random().sample(range(1, 9), 3))
+    run = {"METHOD": method, "SSQL.ENABLED": is_ssql, "QUEUE": 40, "OPTIM.EPOCHS": 3}
+    command = ["pretrain", "--config-file", str(MINI), "--resume", *keys(toy, out, **run)]
+    ended = in_process([*command[:3], *keys(toy, tmp_path / "whole", **run)], log)
+    assert ended["status"] == 0, log.read_text()
+    for steps in moments:
+        in_process(command, log, file=str(out / "metrics.jsonl"), lines=steps)
+    assert in_process(command, log)["status"] == 0, log.read_text()
+    ours, theirs = content(out), content(tmp_path / "whole")
+    assert same(ours, theirs), f"killed after {moments} steps"
+    assert not list(out.glob(".*"))
+    assert ("momentum" in ours) == (method in ("byol", "moco"))
+    if method == "moco":
+        assert ours["heads"]["queue.place"] == 3 * 3 * 16 % 40  # epochs, steps, images
+
+
+def test_a_kill_in_the_middle_of_a_checkpoint_leaves_the_one_before(whole, toy, monkeypatch, tmp_path):
+    save, count = torch.save, []
+
+    def torn(content, file):
+        count.append(1)
+        if len(count) == 2:
+            file.write(b"half of it")
+            raise StoppedError
+        save(content, file)
+
+    monkeypatch.setattr(torch, "save", torn)
+    with pytest.raises(StoppedError):
+        pretrain(config(toy, tmp_path))
+    assert content(tmp_path)["resume"]["steps"] == 3
+    monkeypatch.setattr(torch, "save", save)
+    pretrain(config(toy, tmp_path), resume=True)
+    assert same(content(tmp_path), content(whole))
+    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(12))
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(toy, tmp_path, small_disk, monkeypatch):
+    save = Run.save
+
+    def once(run, folder, steps):
+        path = save(run, folder, steps)
+        small_disk()
+        return path
+
+    monkeypatch.setattr(Run, "save", once)
+    with pytest.raises(UserError, match=r"could not write .*checkpoint\.pth"):
+        pretrain(config(toy, tmp_path))
+    assert content(tmp_path)["resume"]["steps"] == 3
+
+
+def test_a_finished_run_goes_on_where_it_ended(whole, toy, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    before = content(tmp_path / "run")
+    pretrain(config(toy, tmp_path / "run"), resume=True)
+    assert same(content(tmp_path / "run"), before)
+
+
+def test_another_config_is_not_resumed(whole, toy):
+    with pytest.raises(
+        UserError, match=r"has HIDDEN 8 \(now 9\), OPTIM\.LR 0\.02 \(now 0\.1\); resume with its config"
+    ):
+        pretrain(config(toy, whole, OPTIM__LR=0.1, HIDDEN=9), resume=True)
+    with pytest.raises(UserError, match="holds a run already; say --resume"):
+        pretrain(config(toy, whole))
+
+
+def test_other_images_are_not_resumed(whole, toy, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    before = (tmp_path / "run" / "checkpoint.pth").read_bytes()
+    crops = tmp_path / "crops"
+    shutil.copytree(toy / "crops", crops)
+    next(iter(sorted((crops / "train").rglob("*.png")))).unlink()
+    config_file = tmp_path / "run" / "config.yaml"
+    config_file.write_text(config_file.read_text().replace(str(toy / "crops"), str(crops)))
+    with pytest.raises(UserError, match="the images are not those that it began with"):
+        pretrain(config(toy, tmp_path / "run", DATA__TRAIN=crops), resume=True)
+    assert (tmp_path / "run" / "checkpoint.pth").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda found: found.pop("resume"), "it has no resume"),
+        (lambda found: found["resume"].pop("optimizer"), "it has no optimizer"),
+        (lambda found: found["resume"].update(steps=700), "it is 700 steps on, of 12"),
+        (lambda found: found["resume"].update(steps=-7), "it is -7 steps on, of 12"),
+        (lambda found: found["resume"].update(rng=[5]), "cannot be resumed from"),
+        (lambda found: found["resume"].update(rng=None), "cannot be resumed from"),
+        (lambda found: found.pop("online"), "it has no online"),
+        (lambda found: found.update(online=[1]), "cannot be resumed from"),
+        (lambda found: found["heads"].popitem(), r"Missing key\(s\) in state_dict"),
+    ],
+)
+def test_a_damaged_checkpoint_is_not_resumed(damage, said, whole, toy, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    found = content(whole)
+    damage(found)
+    torch.save(found, tmp_path / "run" / "checkpoint.pth")
+    with pytest.raises(UserError, match=said):
+        pretrain(config(toy, tmp_path / "run"), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda found: found.pop("momentum"), "it has no momentum"),
+        (
+            lambda found: found["momentum"].pop("conv1.weight"),
+            r"Missing key.*momentum\.network\.backbone\.conv1\.weight",
+        ),
+        (lambda found: found["heads"].pop("queue.keys"), r"Missing key.*queue\.keys"),
+        (lambda found: found["heads"].pop("queue.place"), r"Missing key.*queue\.place"),
+    ],
+)
+def test_without_its_moving_average_or_its_queue_it_is_not_resumed(damage, said, toy, tmp_path):
+    run = config(toy, tmp_path, METHOD="moco", QUEUE=40, OPTIM__EPOCHS=1)
+    pretrain(run)
+    found = content(tmp_path)
+    damage(found)
+    torch.save(found, tmp_path / "checkpoint.pth")
+    with pytest.raises(UserError, match=said):
+        pretrain(run, resume=True)
+
+
+def test_two_processes_that_shuffle_images_resume_to_the_same_bits(toy, tmp_path):
+    """The order of a shuffle is drawn: it goes on where it was."""
+    run = {"METHOD": "moco", "QUEUE": 40, "OPTIM.EPOCHS": 2}
+    out = [keys(toy, tmp_path / name, **run) for name in ("whole", "stopped")]
+    launch(two_processes.whole_and_stopped, MINI, *out, processes=2)
+    assert same(content(tmp_path / "stopped"), content(tmp_path / "whole"))
+
+
+def test_a_resumed_run_does_not_want_its_beginning_again(whole, toy, tmp_path):
+    shutil.copy(whole / "checkpoint.pth", tmp_path / "init.pth")
+    given = {"INIT": tmp_path / "init.pth", "OPTIM__EPOCHS": 1}
+    pretrain(config(toy, tmp_path / "run", **given))
+    (tmp_path / "init.pth").unlink()
+    pretrain(config(toy, tmp_path / "run", **given), resume=True)
