@@ -94,7 +94,7 @@ def description(checkpoint: Checkpoint) -> Iterator[str]:
     assert source is not None
     yield f"{source.name} is {source.format}: {source.why}"
     method = f", trained with {facts.method}" if facts.method else ""
-    yield f"  {checkpoint.architecture.name}{method}, {facts.branch} branch"
+    yield f"  {checkpoint.architecture.name}{method}, {checkpoint.branch}"
     says = "the file says so" if facts.from_file else "by custom, the file does not say"
     if facts.input is None:
         yield "  images: not known; --trained-with CONFIG.yaml tells"

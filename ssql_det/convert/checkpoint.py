@@ -19,12 +19,16 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class Source:
-    """The file a checkpoint was read from, by its content, and ``why`` it is taken to be of its format."""
+    """The file a checkpoint was read from, by its content, and ``why`` it is taken to be of its format.
+
+    ``branches`` are all that it has: the network that is trained, its moving average, or both.
+    """
 
     name: str
     sha256: str
     format: str
     why: str = ""
+    branches: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,16 @@ class Checkpoint:
     def called(self) -> str:
         """The name for it in a sentence."""
         return "the checkpoint" if self.source is None else self.source.name
+
+    @property
+    def branch(self) -> str:
+        """Which network of its file it is, for a person.
+
+        >>> read("moco.pth.tar").branch
+        'online branch, of online and momentum'
+        """
+        there = self.source.branches if self.source else ()
+        return f"{self.facts.branch} branch" + (f", of {' and '.join(there)}" if len(there) > 1 else "")
 
     def description(self) -> dict[str, Any]:
         """What is known, in plain values, for files that have room for it."""

@@ -77,6 +77,9 @@ class Format:
                         return Found(self, name, layout, container, state, f"it has {layout.first}{inside}{beside}")
         return None
 
+    def branches_in(self, content: Any) -> tuple[str, ...]:
+        return tuple(name for name in self.branches if self.find(content, name) is not None)
+
     def reason_to_leave(self, name: str, found: Found) -> str | None:
         """Why a name is not taken on purpose: it is of another branch, or the format says so."""
         for branch, layouts in self.branches.items():

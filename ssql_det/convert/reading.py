@@ -81,7 +81,7 @@ def examine_content(
         raise UserError(f"{path}: what it says about itself is not understood ({reason}); get it anew") from failure
     beside = [key for key in content if found.container and key != found.container.split("/")[0]]
     coverage = replace(coverage, beside=tuple(printable(str(key), _LONGEST) for key in beside))
-    source = Source(Path(path).name, sha256(path), found.format.name, found.why)
+    source = Source(Path(path).name, sha256(path), found.format.name, found.why, found.format.branches_in(content))
     return Checkpoint(best.architecture, tensors, facts, source, coverage, detector)
 
 
@@ -101,8 +101,8 @@ def find_format(
         if (found := candidate.find(content, branch)) is not None:
             return found
     if branch is not None and (found := next((f for each in candidates if (f := each.find(content))), None)):
-        there = [each for each in found.format.branches if found.format.find(content, each)]
-        raise UserError(f"{where}: {found.format.name} has no branch {branch!r} here, only {', '.join(there)}")
+        there = ", ".join(found.format.branches_in(content))
+        raise UserError(f"{where}: {found.format.name} has no branch {branch!r} here, only {there}")
     raise UserError(f"{where}: {_why_unknown(content, candidates if name or prefix is not None else ())}")
 
 

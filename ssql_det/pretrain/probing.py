@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,7 @@ from ssql_det.pretrain.protocol import Protocol
 from ssql_det.quant import Bits, calibrate, parse_widths, profile_cost, quant_points, quantized, recalibrated
 from ssql_det.ssl.views import Recipe, recipe
 
+_logger = logging.getLogger(__name__)
 _TOGETHER = 64  # images in a batch that norms are estimated from
 
 
@@ -69,6 +71,7 @@ def probed(checkpoint: str, data: str, bits: str, shown: str, plan: Plan) -> Ite
     """
     widths = parse_widths(bits)
     source = read(os.path.expanduser(checkpoint))
+    _logger.info("%s: %s, %s", source.called, source.architecture.name, source.branch)
     backbone = build_backbone(source.architecture.name)
     load_backbone(backbone.module.eval(), source)
     backbone.module.to(device_named(plan.device, "--device"))
