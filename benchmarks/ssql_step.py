@@ -1,8 +1,9 @@
-"""What SSQL costs beside the method that it wraps: ``python benchmarks/ssql_step.py``.
+"""What SSQL costs beside the method that it wraps: ``python benchmarks/ssql_step.py --method simsiam moco``.
 
-A training step of the CIFAR ResNet-18, 64 images, on the CPU: SSQL over SimSiam against SimSiam, in turns; and the peak
-memory of each, in processes of their own. Of the time the algorithm's own floor is 2: two passes for one. Bar: 2.15.
-Exit code 1 if it is missed. With ``--device cuda``: ResNet-50, 224 pixels, bfloat16, images a second.
+A training step of the CIFAR ResNet-18, 64 images, on the CPU: SSQL over a method against the method alone, in turns;
+and the peak memory of each, in processes of their own. The floor of the time is what passes through the network alone
+would cost: they are counted, a forward pass as 1 and one with its backward pass as 3. Bar: 1.075 times the floor. Exit
+code 1 if one is missed. With ``--device cuda``: ResNet-50, 224 pixels, bfloat16, images a second.
 """
 
 from __future__ import annotations
@@ -12,73 +13,111 @@ import json
 import subprocess
 import sys
 
+import torch
 from timing import alternate, forget_peak, memory, report
 
-ROUNDS, BAR = 9, 2.15
+from ssql_det.backbones import build_backbone
+from ssql_det.quant import SampledBits
+from ssql_det.ssl import BYOL, SSQL, MoCo, SimCLR, SimSiam
+from ssql_det.ssl.method import Encoder
+
+ROUNDS, BAR, IMAGES = 9, 1.075, 64
+FORWARD, TRAINED = 1, 3  # what a pass costs
+METHODS = {
+    "simsiam": lambda backbone, hidden: SimSiam(backbone, 2048, hidden),
+    "byol": lambda backbone, hidden: BYOL(backbone, 512, hidden),
+    "moco": lambda backbone, hidden: MoCo(backbone, 256, hidden, queue=4096),
+    "simclr": lambda backbone, hidden: SimCLR(backbone, 256, hidden),
+}
+CPU = {"arch": "cifar_resnet18", "side": 32, "hidden": 2048, "device": "cpu"}
+CUDA = {"arch": "resnet50", "side": 224, "hidden": 512, "device": "cuda"}
 
 
-def steps(arch: str, batch: int, side: int, hidden: int, device: str):
-    """A training step of SimSiam, and one of SSQL over it, of networks that begin the same."""
-    import torch
+class Step:
+    """A training step of a method, alone or under SSQL; both begin the same."""
 
-    from ssql_det.backbones import build_backbone
-    from ssql_det.quant import SampledBits
-    from ssql_det.ssl import SSQL, SimSiam
-
-    def built(is_ssql: bool):
+    def __init__(self, method: str, is_ssql: bool, arch: str, side: int, hidden: int, device: str) -> None:
         torch.manual_seed(0)
-        method = SimSiam(build_backbone(arch), hidden=hidden)
-        network = (SSQL(method, SampledBits(seed=0)) if is_ssql else method).to(device).train()
-        optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
-        views = [torch.randn(batch, 3, side, side, device=device) for _ in range(2)]
-        done = []
+        alone = METHODS[method](build_backbone(arch), hidden)
+        self.network = (SSQL(alone, SampledBits(seed=0)) if is_ssql else alone).to(device).train()
+        trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.SGD(trained, lr=0.05, momentum=0.9, weight_decay=5e-4)
+        self.views = [torch.randn(IMAGES, 3, side, side, device=device) for _ in range(2)]
+        self.title, self.device, self.done = alone.title, device, 0
 
-        def step() -> None:
-            with torch.autocast(device, torch.bfloat16, device == "cuda"):
-                loss = network(views, len(done))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            done.append(loss.item())
+    def __call__(self) -> None:
+        with torch.autocast(self.device, torch.bfloat16, self.device == "cuda"):
+            loss = self.network(self.views, self.done)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        loss.item()
+        self.done += 1
 
-        return step
+    def cost(self) -> int:
+        """Of a step's passes through the network and its moving average, counted in one that is taken for it."""
+        costs: list[int] = []
 
-    return {"SimSiam": lambda: built(False), "SSQL": lambda: built(True)}
+        def count(encoder: Encoder, views: object, features: torch.Tensor) -> None:
+            costs.append(TRAINED if features.requires_grad else FORWARD)
+
+        encoders = [module for module in self.network.modules() if isinstance(module, Encoder)]
+        hooks = [encoder.register_forward_hook(count) for encoder in encoders]
+        self()
+        for hook in hooks:
+            hook.remove()
+        return sum(costs)
 
 
-def peak(which: str) -> int:
+def compared_on_cpu(method: str) -> bool:
+    """Print a method's lines; whether it keeps the bar."""
+    alone, ssql = (Step(method, is_ssql, **CPU) for is_ssql in (False, True))
+    floor = ssql.cost() / alone.cost()
+    what = f"CIFAR ResNet-18, {IMAGES} images: SSQL / {alone.title}, whose floor is {floor:.3g}"
+    kept = report(what, *alternate(alone, ssql, ROUNDS), round(BAR * floor, 3))
+    print(f"  peak memory above the imports: {peak(method, 'ssql') / peak(method, 'alone'):.2f}", flush=True)
+    return kept
+
+
+def compared_on_cuda(method: str) -> None:
+    alone, ssql = (Step(method, is_ssql, **CUDA) for is_ssql in (False, True))
+    floor = ssql.cost() / alone.cost()
+    before, after = alternate(alone, ssql, ROUNDS)
+    print(
+        f"ResNet-50, 224 pixels, bfloat16, images a second: {alone.title} {IMAGES / before:.0f}, "
+        f"SSQL {IMAGES / after:.0f}; SSQL / {alone.title} {after / before:.3f}, whose floor is {floor:.3g}"
+    )
+
+
+def peak(method: str, which: str) -> int:
     """Bytes that three steps need at most above the imports, in a process of its own."""
-    said = subprocess.run([sys.executable, __file__, "--peak", which], check=True, capture_output=True, text=True)
-    return json.loads(said.stdout.splitlines()[-1])
+    command = [sys.executable, __file__, "--method", method, "--peak", which]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+
+
+def print_peak(method: str, which: str) -> None:
+    step = Step(method, which == "ssql", **CPU)
+    forget_peak()
+    before = memory("VmRSS")
+    for _ in range(3):
+        step()
+    print(memory("VmHWM") - before)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--method", nargs="+", choices=METHODS, default=list(METHODS), help="default: all")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--peak", help=argparse.SUPPRESS)
+    parser.add_argument("--peak", choices=("alone", "ssql"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peak:
-        step = steps("cifar_resnet18", 64, 32, 2048, "cpu")[options.peak]()
-        forget_peak()
-        before = memory("VmRSS")
-        for _ in range(3):
-            step()
-        print(memory("VmHWM") - before)
-        return
-    if options.device == "cuda":
-        builders = steps("resnet50", 64, 224, 512, "cuda")
-        plain, ssql = alternate(builders["SimSiam"](), builders["SSQL"](), ROUNDS)
-        print(
-            f"ResNet-50, 224 pixels, bfloat16, images a second: SimSiam {64 / plain:.0f}, SSQL {64 / ssql:.0f}; "
-            f"SSQL / SimSiam {ssql / plain:.3f}"
-        )
-        return
-    builders = steps("cifar_resnet18", 64, 32, 2048, "cpu")
-    kept = report(
-        "CIFAR ResNet-18, 64 images: SSQL / SimSiam", *alternate(builders["SimSiam"](), builders["SSQL"](), ROUNDS), BAR
-    )
-    print(f"peak memory above the imports: {peak('SSQL') / peak('SimSiam'):.2f}")
-    raise SystemExit(not kept)
+        print_peak(options.method[0], options.peak)
+    elif options.device == "cuda":
+        for method in options.method:
+            compared_on_cuda(method)
+    else:
+        kept = [compared_on_cpu(method) for method in options.method]
+        raise SystemExit(not all(kept))
 
 
 if __name__ == "__main__":
