@@ -18,6 +18,7 @@ FLOORS = {
     "report": 1,
     "minid2": 1,
     "d2": 2,
+    "analyze": 2,
     "detect": 3,
     "reproduce": 3,
     "ssl": 2,

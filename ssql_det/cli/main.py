@@ -14,7 +14,7 @@ from ssql_det.core.errors import EXIT_BAD_INPUT, UserError, did_you_mean, one_se
 
 COMMANDS = (
     *("demo", "make-toy-data", "check-data", "convert", "inspect"),
-    *("pretrain", "probe"),
+    *("pretrain", "probe", "analyze"),
     *("train-det", "sweep", "sensitivity", "predict", "tables", "reproduce"),
 )
 

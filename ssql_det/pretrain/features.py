@@ -60,7 +60,7 @@ def chosen(images: Images, most: int | None = None, seed: int = 0) -> list[int]:
 
 def labels_of(images: Images, indices: Sequence[int]) -> Tensor:
     if images.labels is None:
-        raise UserError(f"{images.name} has no labels: a probe needs folders of classes, a labelled list or CIFAR")
+        raise UserError(f"{images.name} has no labels; name folders of classes, a labelled list or CIFAR")
     return torch.tensor([images.labels[index] for index in indices])
 
 

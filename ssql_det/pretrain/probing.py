@@ -75,7 +75,7 @@ def probed(checkpoint: str, data: str, bits: str, shown: str, plan: Plan) -> Ite
     backbone = build_backbone(source.architecture.name)
     load_backbone(backbone.module.eval(), source)
     backbone.module.to(device_named(plan.device, "--device"))
-    way = plan.protocol.shown(recipe(shown or _shown_to(source), plan.size))
+    way = plan.protocol.shown(recipe(shown or shown_to(source), plan.size))
     training = plan.protocol.training(way, backbone.width)
     images = _opened(data, way, backbone.width, plan)
     if plan.recalibrate_bn and len(images.seen.labels) < 2:
@@ -86,7 +86,8 @@ def probed(checkpoint: str, data: str, bits: str, shown: str, plan: Plan) -> Ite
     yield from _rows(source, backbone.module, images, training, widths, plan, how)
 
 
-def _shown_to(source: Checkpoint) -> str:
+def shown_to(source: Checkpoint) -> str:
+    """The recipe of images that a network is for, by its architecture."""
     if source.architecture.is_cifar:
         return "cifar"
     return "digits" if source.architecture.name == "narrow_resnet" else "imagenet"

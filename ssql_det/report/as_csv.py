@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import TypeAlias
 
 from ssql_det.report.tables import Comparison, Line, Measured
 
@@ -17,19 +18,27 @@ HEADER = (
 )
 _NOT_MEASURED = Measured(None, None, 0)
 
+Record: TypeAlias = tuple[str | int | float | None, ...]
+
 
 def as_csv(*tables: Comparison) -> str:
-    """Lines end in a newline alone; a number that does not exist is an empty field."""
+    return written(HEADER, (record for table in tables for line in table.lines for record in _records(table, line)))
+
+
+def written(header: Record, records: Iterable[Record]) -> str:
+    """Lines end in a newline alone; a number that does not exist is an empty field.
+
+    >>> written(("method", "AP"), [("SSQL", None)])
+    'method,AP\\nSSQL,\\n'
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(HEADER)
-    for table in tables:
-        for line in table.lines:
-            writer.writerows(_records(table, line))
+    writer.writerow(header)
+    writer.writerows(records)
     return text.getvalue()
 
 
-def _records(table: Comparison, line: Line) -> Iterator[tuple[str | int | float | None, ...]]:
+def _records(table: Comparison, line: Line) -> Iterator[Record]:
     """``state`` is measured, empty, or published only: this project cannot produce it yet."""
     of_table = (table.number, line.dataset, table.scope, "yes" if table.is_comparable else "no")
     of_line = (line.backbone, line.method, line.settings, line.config, line.calibration, line.bits)

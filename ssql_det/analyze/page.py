@@ -1,0 +1,180 @@
+"""Analyses as a page: terms at each bit-width, weights layer by layer, maps; checkpoints side by side."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+
+from ssql_det.analyze.analysis import BACKBONE, LOSS, Analysis, TermsAtBits
+from ssql_det.analyze.drawing import drawn
+from ssql_det.analyze.terms import Terms
+from ssql_det.analyze.weights import OUTLIER, LayerWeights
+from ssql_det.core.rows import versions
+from ssql_det.quant import Bits
+from ssql_det.report.document import Block, Chart, Curve, Document, Folded, Heading, Listing, Picture, Table, Text
+from ssql_det.report.texts import unmarked
+
+_TITLES = {BACKBONE: "Features of the backbone", LOSS: "What the loss compares"}
+_TERMS: Mapping[str, Callable[[Terms], float]] = {
+    "quantization": lambda terms: terms.quantization,
+    "contrastive": lambda terms: terms.contrastive,
+    "cross": lambda terms: terms.cross,
+    "total": lambda terms: terms.total,
+}
+_FIGURES: Mapping[str, Callable[[LayerWeights], str]] = {
+    "Range": lambda layer: f"{layer.low:.3f} to {layer.high:.3f}",
+    "Standard deviation": lambda layer: f"{layer.deviation:.4f}",
+    "Excess kurtosis": lambda layer: f"{layer.kurtosis:.2f}",
+    f"Weights beyond {OUTLIER:g} deviations, in percent": lambda layer: f"{100 * layer.outliers:.2f}",
+    "Farthest weight, in deviations": lambda layer: f"{layer.farthest:.1f}",
+}
+_NOTHING = "-"
+
+
+def page(found: Sequence[Analysis], command: str) -> Document:
+    """
+    >>> as_html(page([analysis], "ssql-det analyze --checkpoints ssql.pth --data toy/crops"))
+    """
+    return Document(
+        "What few bits do to a pretrained network",
+        (
+            Text(f"One copy of weights at every bit-width. Made by `{unmarked(command)}`."),
+            _checkpoints(found),
+            *_terms(found),
+            *_weights(found),
+            *_maps(found),
+            Heading("Environment"),
+            Listing("\n".join(f"{name} {version}" for name, version in versions().items())),
+        ),
+    )
+
+
+def _checkpoints(found: Sequence[Analysis]) -> Table:
+    rows = [
+        (
+            *(each.name, unmarked(each.method) or _NOTHING, each.architecture, unmarked(each.shown)),
+            *(unmarked(each.file), each.sha256[:12]),
+        )
+        for each in found
+    ]
+    return Table(("checkpoint", "method", "network", "images", "file", "SHA-256"), tuple(rows), names=6)
+
+
+def tables_of_terms(found: Sequence[Analysis]) -> Iterator[Table]:
+    """A table for each kind of features that any checkpoint has."""
+    for features, of in _by_features(found).items():
+        yield _all_terms(of, _TITLES[features])
+
+
+def _by_features(found: Sequence[Analysis]) -> dict[str, dict[str, TermsAtBits]]:
+    kinds = {
+        features: {each.name: terms for each in found for terms in each.terms if terms.features == features}
+        for features in _TITLES
+    }
+    return {features: of for features, of in kinds.items() if of}
+
+
+def _terms(found: Sequence[Analysis]) -> Iterator[Block]:
+    yield Heading("Terms of the loss")
+    yield Text(
+        "A quantized network's squared distance from its float target is the sum of three terms: how far quantization "
+        "moves its features, how far the float features are from the target (the contrastive term), and the cross "
+        "term, twice the product of both differences. Features have unit length, so a distance of d is a cosine of "
+        f"1 - d / 2. Means over pairs of views ({_counts(found)}), both ways round, in evaluation mode."
+    )
+    yield Text(
+        "A spread near 1: float features point everywhere; near 0: they have collapsed, and then all terms are small."
+    )
+    for features, of in _by_features(found).items():
+        yield _quantization(features, of)
+        yield _all_terms(of, _TITLES[features])
+    without = [each.name for each in found if LOSS not in [terms.features for terms in each.terms]]
+    if without:
+        yield Text(f"Without projector and predictor in their files, so of the backbone alone: {', '.join(without)}.")
+
+
+def _counts(found: Sequence[Analysis]) -> str:
+    counts = {each.pairs for each in found}
+    return " and ".join(map(str, sorted(counts)))
+
+
+def _quantization(features: str, of: Mapping[str, TermsAtBits]) -> Chart:
+    widths = _widths(of)
+    curves = tuple(Curve(name, tuple(found.terms[bits].quantization for bits in widths)) for name, found in of.items())
+    title = f"Quantization term over bit-widths: {_TITLES[features].lower()}"
+    return Chart(f"quantization-{features}", title, tuple(map(str, widths)), curves, "squared distance")
+
+
+def _all_terms(of: Mapping[str, TermsAtBits], caption: str) -> Table:
+    widths = _widths(of)
+    rows = [
+        (name, f"{found.spread:.2f}", term, *(f"{value(found.terms[bits]):.4f}" for bits in widths))
+        for name, found in of.items()
+        for term, value in _TERMS.items()
+    ]
+    return Table(("checkpoint", "spread", "term", *map(str, widths)), tuple(rows), names=3, caption=caption)
+
+
+def _widths(of: Mapping[str, TermsAtBits]) -> tuple[Bits, ...]:
+    return tuple(dict.fromkeys(bits for found in of.values() for bits in found.terms))
+
+
+def _weights(found: Sequence[Analysis]) -> Iterator[Block]:
+    widths = tuple(dict.fromkeys(bits for each in found for layer in each.weights for bits in layer.errors))
+    yield Heading("Weights")
+    yield Text(
+        f"An outlier lies beyond {OUTLIER:g} standard deviations of its layer. Excess kurtosis is 0 for a normal "
+        "distribution and -1.2 for a uniform one. Errors are relative, of weights rounded per output channel; the stem "
+        "is rounded to 8 bits at every bit-width, as it is in use."
+    )
+    yield Table(
+        (
+            "checkpoint",
+            "heaviest tails in",
+            "kurtosis there",
+            "median",
+            "outliers, %",
+            *(f"error at {bits}" for bits in widths),
+        ),
+        tuple(_summary(each, widths) for each in found),
+        names=2,
+    )
+    errors = {f"Relative error at {bits}": partial(_error, bits) for bits in widths}
+    figures: dict[str, Callable[[LayerWeights], str]] = {**_FIGURES, **errors}
+    yield Folded("Every layer", tuple(_by_layer(found, title, figure) for title, figure in figures.items()))
+
+
+def _error(bits: Bits, layer: LayerWeights) -> str:
+    return f"{layer.errors[bits]:.4f}"
+
+
+def _summary(of: Analysis, widths: Sequence[Bits]) -> tuple[str, ...]:
+    heaviest = max(of.weights, key=lambda layer: layer.kurtosis)
+    outliers = sum(layer.outliers * layer.count for layer in of.weights) / sum(layer.count for layer in of.weights)
+    return (
+        *(of.name, heaviest.layer, f"{heaviest.kurtosis:.2f}"),
+        f"{statistics.median(layer.kurtosis for layer in of.weights):.2f}",
+        f"{100 * outliers:.2f}",
+        *(f"{statistics.fmean(layer.errors[bits] for layer in of.weights):.4f}" for bits in widths),
+    )
+
+
+def _by_layer(found: Sequence[Analysis], title: str, figure: Callable[[LayerWeights], str]) -> Table:
+    cells = {each.name: {layer.layer: figure(layer) for layer in each.weights} for each in found}
+    layers = dict.fromkeys(layer for of in cells.values() for layer in of)
+    rows = tuple((layer, *(of.get(layer, _NOTHING) for of in cells.values())) for layer in layers)
+    return Table(("layer", *cells), rows, caption=title)
+
+
+def _maps(found: Sequence[Analysis]) -> Iterator[Block]:
+    yield Heading("Features in the plane")
+    yield Text(
+        "t-SNE of the backbone's features. All bit-widths of a checkpoint are embedded together, so panels have the "
+        "same axes and a point that quantization does not move stays where it is. Distances between groups mean "
+        "little, and maps of two checkpoints have nothing in common but the images."
+    )
+    for each in found:
+        widths = ", ".join(map(str, each.map.places))
+        words = f"{each.name}: {len(each.map.labels)} images at {widths}, coloured by class"
+        yield Picture(f"tsne_{each.name}.png", drawn(each.map), words)

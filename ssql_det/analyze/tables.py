@@ -1,0 +1,56 @@
+"""Analyses as CSV, with all digits: a line for each term, layer or point."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from ssql_det.analyze.analysis import Analysis
+from ssql_det.quant import Bits
+from ssql_det.report.as_csv import Record, written
+
+_TERMS = (
+    *("checkpoint", "method", "features", "spread", "pairs", "bits"),
+    *("quantization", "contrastive", "cross", "total"),
+)
+_WEIGHTS = (
+    *("checkpoint", "method", "layer", "weights", "min", "max"),
+    *("std", "kurtosis", "outliers", "farthest"),
+)
+_MAP = ("checkpoint", "bits", "image", "class", "x", "y")
+
+
+def csv_files(found: Sequence[Analysis]) -> dict[str, str]:
+    """The content of each file by its name.
+
+    >>> csv_files([analysis])["terms.csv"].splitlines()[0]
+    'checkpoint,method,features,spread,pairs,bits,quantization,contrastive,cross,total'
+    """
+    widths = tuple(dict.fromkeys(bits for each in found for layer in each.weights for bits in layer.errors))
+    return {
+        "terms.csv": written(_TERMS, _terms(found)),
+        "weights.csv": written((*_WEIGHTS, *(f"error at {bits}" for bits in widths)), _weights(found, widths)),
+        "tsne.csv": written(_MAP, _points(found)),
+    }
+
+
+def _terms(found: Sequence[Analysis]) -> Iterator[Record]:
+    for each in found:
+        for of in each.terms:
+            for bits, terms in of.terms.items():
+                figures = (terms.quantization, terms.contrastive, terms.cross, terms.total)
+                yield each.name, each.method, of.features, of.spread, each.pairs, str(bits), *figures
+
+
+def _weights(found: Sequence[Analysis], widths: Sequence[Bits]) -> Iterator[Record]:
+    for each in found:
+        for layer in each.weights:
+            figures = (layer.low, layer.high, layer.deviation, layer.kurtosis, layer.outliers, layer.farthest)
+            errors = (layer.errors[bits] for bits in widths)
+            yield each.name, each.method, layer.layer, layer.count, *figures, *errors
+
+
+def _points(found: Sequence[Analysis]) -> Iterator[Record]:
+    for each in found:
+        for bits, places in each.map.places.items():
+            for number, ((x, y), label) in enumerate(zip(places.tolist(), each.map.labels.tolist(), strict=True)):
+                yield each.name, str(bits), number, each.map.classes[label], x, y

@@ -1,0 +1,61 @@
+"""What few bits do to a pretrained network: the terms of its loss, its weights, a map of its features; on one page.
+
+The page and its tables set several checkpoints side by side. A checkpoint may be in any format that convert reads;
+the terms of the loss itself need this project's own, which keep their heads.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ssql_det.cli.numbers import positive, seed
+
+HELP = "quantization and contrastive terms, weights' outliers and t-SNE at few bits, side by side"
+BITS = "FP,8,4,2w4a"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoints", metavar="FILE", nargs="+", required=True, help="backbones, in any format")
+    parser.add_argument("--data", required=True, help="a folder with train and val of classes, or cifar10:FOLDER")
+    parser.add_argument("--bits", default=BITS, help="FP, 8 or 2w4a, comma-separated (default: %(default)s)")
+    parser.add_argument("--pairs", type=positive, default=512, help="of views, for the terms (default: %(default)s)")
+    parser.add_argument("--points", type=positive, default=200, help="images in a map (default: %(default)s)")
+    parser.add_argument("--perplexity", type=positive, default=30, help="of the map (default: %(default)s)")
+    parser.add_argument("--calib-images", type=positive, default=512, help="for the map (default: %(default)s)")
+    parser.add_argument(
+        "--recipe", default="", help="imagenet, cifar or digits: how images are shown (default: by network)"
+    )
+    parser.add_argument("--size", type=positive, help="of the images, in pixels (default: the recipe's)")
+    parser.add_argument("--device", default="cuda", help="the CPU where there is none (default: %(default)s)")
+    parser.add_argument("--seed", type=seed, default=0, help="of images, views and the map (default: %(default)s)")
+    parser.add_argument("--out", metavar="DIR", default="analysis", help="where files go (default: %(default)s)")
+
+
+def run(options: argparse.Namespace) -> None:
+    import shlex
+    import sys
+
+    from ssql_det.analyze.page import page, tables_of_terms
+    from ssql_det.analyze.tables import csv_files
+    from ssql_det.core.console import print_table, set_up_logging
+    from ssql_det.core.errors import UserError
+    from ssql_det.pretrain.analyzing import Plan, analyses
+    from ssql_det.quant import parse_widths
+    from ssql_det.report.files import write_page, write_text
+
+    set_up_logging()
+    plan = Plan(
+        *(tuple(parse_widths(options.bits)), options.pairs, options.calib_images, options.points),
+        *(options.perplexity, options.recipe, options.size, options.seed, options.device),
+    )
+    out = Path(options.out)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file; name a folder")
+    found = list(analyses(options.checkpoints, options.data, plan))
+    for file, text in csv_files(found).items():
+        write_text(out / file, text)
+    for table in tables_of_terms(found):
+        print_table(table.header, table.rows, table.caption)
+    document = page(found, shlex.join(["ssql-det", *sys.argv[1:]]))
+    print(f"report: {write_page(document, out / 'report.html')}")

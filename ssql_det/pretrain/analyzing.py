@@ -1,0 +1,182 @@
+"""What few bits do to a checkpoint: the terms of its loss, its weights, a map of its features.
+
+======== ============================================================================================================
+terms    of pairs of views, made as in pretraining; ranges are those of the float pass over them, as in a step of SSQL
+map      of images as a probe sees them; ranges are those of training images, as in a probe
+======== ============================================================================================================
+
+Networks are in evaluation mode, and features have unit length, as in losses by cosine and in votes of neighbours.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssql_det.analyze.analysis import BACKBONE, LOSS, Analysis, Map, TermsAtBits
+from ssql_det.analyze.terms import Terms, terms
+from ssql_det.analyze.tsne import tsne
+from ssql_det.analyze.weights import layer_weights
+from ssql_det.convert import Input
+from ssql_det.core.console import track
+from ssql_det.core.devices import device_named
+from ssql_det.core.errors import UserError
+from ssql_det.pretrain import checkpoint
+from ssql_det.pretrain.data import Images, open_images
+from ssql_det.pretrain.features import features, labelled
+from ssql_det.pretrain.monitor import spread
+from ssql_det.pretrain.probing import shown_to
+from ssql_det.pretrain.stream import training_batches
+from ssql_det.pretrain.trained import Trained, read_trained
+from ssql_det.quant import Bits, calibrate, observing, quant_points, quantized
+from ssql_det.quant.taps import recorded
+from ssql_det.report.names import slug
+from ssql_det.ssl import encoder_points
+from ssql_det.ssl.method import Views
+from ssql_det.ssl.views import Recipe, draws_of, normalized, recipe
+
+_TOGETHER = 64  # images
+_CLASSES, _LEAST = 10, 10  # of a map: as many classes as can be told apart, and images
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What of an analysis is neither a checkpoint nor the data."""
+
+    widths: tuple[Bits, ...]
+    pairs: int = 512
+    calibration: int = 512
+    points: int = 200  # images of a map
+    perplexity: float = 30.0
+    shown: str = ""  # the recipe; by the network if it is not given
+    size: int | None = None
+    seed: int = 0
+    device: str = "cuda"
+
+
+def names_of(paths: Sequence[str]) -> list[str]:
+    """A name for each: the file's, or the folder's for this project's own, which are all called alike; no name twice.
+
+    >>> names_of(["runs/ssql/checkpoint.pth", "moco_v2_800ep.pth.tar", "other/ssql/checkpoint.pth"])
+    ['ssql', 'moco-v2-800ep', 'ssql-2']
+    """
+    names: list[str] = []
+    for path in map(Path, paths):
+        name = slug(path.resolve().parent.name if path.name == checkpoint.NAME else path.name.split(".")[0])
+        numbered = (f"{name or 'checkpoint'}-{number}".removesuffix("-1") for number in itertools.count(1))
+        names.append(next(each for each in numbered if each not in names))
+    return names
+
+
+def analyses(paths: Sequence[str], data: str, plan: Plan) -> Iterator[Analysis]:
+    """All that is found of each checkpoint; all are read before the first is looked at.
+
+    >>> found = list(analyses(["runs/ssql/checkpoint.pth"], "toy/crops", Plan(tuple(parse_widths("FP,4,2w4a")))))
+    """
+    networks = {name: read_trained(path) for name, path in zip(names_of(paths), paths, strict=True)}
+    seen, asked = (open_images(data, split) for split in ("train", "val"))
+    device = device_named(plan.device, "--device")
+    for name, trained in networks.items():
+        for module in (trained.encoder, trained.predictor, trained.target):
+            module.to(device)
+        yield _analysis(name, trained, seen, asked, plan)
+
+
+def _analysis(name: str, trained: Trained, seen: Images, asked: Images, plan: Plan) -> Analysis:
+    source, backbone = trained.source, trained.encoder.backbone
+    way = recipe(plan.shown or shown_to(source), plan.size)
+    images, device = source.facts.input or way.input, next(backbone.parameters()).device
+    map = mapped(backbone, seen, asked, way, images, plan)
+    views = [[_as_fed(view, way.input, images).to(device) for view in pair] for pair in pairs(asked, way, plan)]
+    return Analysis(
+        name=name,
+        file=source.called,
+        sha256=source.source.sha256 if source.source else "",
+        method=source.facts.method or "",
+        architecture=source.architecture.name,
+        shown=f"{asked.name}, {way.name} at {way.size} px",
+        pairs=sum(len(first) for first, _ in views),
+        terms=terms_at_bits(trained, views, plan.widths),
+        weights=layer_weights(backbone, quant_points(backbone), plan.widths),
+        map=map,
+    )
+
+
+def pairs(images: Images, way: Recipe, plan: Plan) -> Iterator[Views]:
+    """Two views each of as many images as the plan has pairs, or of all, made as in pretraining; by the seed."""
+    batch = next(training_batches(images, way.frame, min(plan.pairs, len(images)), plan.seed))
+    if batch.bad:
+        raise UserError(f"{batch.bad[0]} cannot be read; mend it, or leave it out")
+    parts = zip(*(view.split(_TOGETHER) for view in (torch.tensor(batch.positions), *batch.views)), strict=True)
+    for positions, *views in parts:
+        yield [way.look(view, draws_of(plan.seed, positions, number, way.draws)) for number, view in enumerate(views)]
+
+
+@torch.no_grad()
+def terms_at_bits(trained: Trained, views: Sequence[Views], widths: Sequence[Bits]) -> tuple[TermsAtBits, ...]:
+    """Those of the backbone's features, against those of the other view; then, where there are heads, those of what the
+    loss compares. Both ways round."""
+    points = encoder_points(trained.encoder)
+    with observing(trained.encoder, points) as ranges:
+        full = _features(trained, views)
+    targets = {name: features.flip(0) for name, features in full.items()}
+    if trained.has_heads:
+        targets[LOSS] = _of_unit_length([trained.target(view) for pair in views for view in pair]).flip(0)
+    found: dict[str, dict[Bits, Terms]] = {name: {} for name in full}
+    for width in track(widths, "comparing features"):
+        with quantized(trained.encoder, points, ranges, width):
+            low = _features(trained, views)
+        for name in full:
+            found[name][width] = terms(*(each[name].flatten(0, 1) for each in (low, full, targets)))
+    return tuple(TermsAtBits(name, spread(full[name].flatten(0, 1)), found[name]) for name in full)
+
+
+def _features(trained: Trained, views: Sequence[Views]) -> dict[str, Tensor]:
+    with recorded(trained.encoder, ["backbone"]) as pooled:
+        compared = [trained.predictor(trained.encoder(view)) for pair in views for view in pair]
+    found = {BACKBONE: _of_unit_length(pooled)}
+    return found | ({LOSS: _of_unit_length(compared)} if trained.has_heads else {})
+
+
+def _of_unit_length(features: Sequence[Tensor]) -> Tensor:
+    """Of first views and of second ones, which come in turns: [2, N, D], in float64, so that sums are exact."""
+    both = torch.stack([torch.cat(list(features[first::2])) for first in (0, 1)])
+    return F.normalize(both.double().cpu(), dim=2)
+
+
+def mapped(backbone: nn.Module, seen: Images, asked: Images, way: Recipe, input: Input, plan: Plan) -> Map:
+    """Of all widths together: so a point can be followed from one to the next."""
+    points = quant_points(backbone)
+    calibration = labelled(seen, way, plan.calibration, plan.seed).batches(input, _TOGETHER)
+    ranges = calibrate(backbone, list(calibration), points)
+    shown = labelled(_of_first_classes(asked), way, plan.points, plan.seed)
+    if len(shown.labels) < _LEAST:
+        raise UserError(f"a map needs {_LEAST} images or more, got {len(shown.labels)}; raise --points or add images")
+    found = {}
+    for width in plan.widths:
+        with quantized(backbone, points, ranges, width):
+            found[width] = F.normalize(features(backbone, shown.batches(input)).double(), dim=1)
+    places = tsne(torch.cat([*found.values()]), plan.perplexity, plan.seed).chunk(len(found))
+    return Map(dict(zip(found, places, strict=True)), shown.labels, asked.classes)
+
+
+def _of_first_classes(images: Images) -> Images:
+    if images.labels is None:
+        return images
+    kept = [index for index, label in enumerate(images.labels) if label < _CLASSES]
+    files, labels = tuple(images.files[index] for index in kept), tuple(images.labels[index] for index in kept)
+    return replace(images, files=files, labels=labels, read=lambda index: images.read(kept[index]))
+
+
+def _as_fed(views: Tensor, given: Input, wanted: Input) -> Tensor:
+    """Views that are normalized for one network as another takes them."""
+    if given == wanted:
+        return views
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (given.mean, given.std))
+    return normalized(views * std + mean, wanted)

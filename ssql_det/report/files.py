@@ -1,0 +1,30 @@
+"""A page as files: HTML that needs nothing else, and Markdown with its pictures beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ssql_det.core.files import atomic_write
+from ssql_det.report.as_html import as_html
+from ssql_det.report.as_markdown import as_markdown, picture_files
+from ssql_det.report.document import Document
+
+MARKDOWN = "report.md"
+
+
+def write_page(document: Document, html: Path) -> Path:
+    """The page there; in its folder ``report.md`` and what that refers to.
+
+    >>> write_page(document, Path("runs/mini/report/index.html"))
+    """
+    for name, content in picture_files(document).items():
+        with atomic_write(html.parent / name) as file:
+            file.write(content)
+    write_text(html.parent / MARKDOWN, as_markdown(document))
+    write_text(html, as_html(document))
+    return html
+
+
+def write_text(path: Path, text: str) -> None:
+    with atomic_write(path, "w") as file:
+        file.write(text)

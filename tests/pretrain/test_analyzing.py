@@ -1,0 +1,262 @@
+"""An analysis of real checkpoints: terms against the methods' own losses, heads as trained, mistakes named."""
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from convert.foreign import write_source
+from PIL import Image
+from refusals import refused
+
+import ssql_det
+from ssql_det.analyze.analysis import BACKBONE, LOSS
+from ssql_det.cli.main import main
+from ssql_det.convert import IMAGENET
+from ssql_det.convert.checkpoint import KEY
+from ssql_det.pretrain.analyzing import Plan, analyses, mapped, names_of, pairs, terms_at_bits
+from ssql_det.pretrain.checkpoint import Run
+from ssql_det.pretrain.config import build_network, facts_of, read_config
+from ssql_det.pretrain.data import open_images
+from ssql_det.pretrain.trained import read_trained
+from ssql_det.quant import observing, parse_widths, quantized
+from ssql_det.ssl import encoder_points
+from ssql_det.ssl.views import recipe
+
+MINI = Path(ssql_det.__file__).parents[1] / "configs" / "pretrain" / "mini.yaml"
+METHODS = {
+    "simsiam": [],
+    "simsiam alone": ["SSQL.ENABLED", "False"],
+    "byol": ["MOMENTUM", "0.5"],
+    "byol with a last norm": ["LAST_NORM", "True"],
+    "moco": ["QUEUE", "8"],
+    "simclr": [],
+}
+PLAN = Plan(tuple(parse_widths("FP,8,4,2w4a")), pairs=12, calibration=16, points=12, size=16, device="cpu")
+
+pytestmark = pytest.mark.usefixtures("one_thread", "logging_as_it_was")
+
+
+def saved(folder, kind="simsiam"):
+    """A method with weights and statistics that do something, and its checkpoint."""
+    torch.manual_seed(0)
+    cfg = read_config(MINI, ["METHOD", kind.split()[0], "DIM", "16", "HIDDEN", "8", *METHODS[kind]])
+    network, _ = build_network(cfg)
+    method = getattr(network, "method", network)
+    with torch.no_grad():
+        for name, tensor in method.state_dict().items():
+            if name.endswith("running_mean") or (tensor.is_floating_point() and tensor.ndim == 1):
+                tensor.add_(0.2 * torch.randn(tensor.shape).abs())
+    optimizer = torch.optim.SGD(method.parameters(), lr=0.1)
+    return method.eval(), str(Run(method, optimizer, facts_of(cfg)).save(folder, steps=1))
+
+
+@pytest.fixture
+def views():
+    generator = torch.Generator().manual_seed(1)
+    return [[torch.randn(count, 3, 16, 16, generator=generator) for _ in range(2)] for count in (5, 3)]
+
+
+def asked(toy):
+    return open_images(str(toy / "crops"), "val")
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_heads_are_those_that_were_trained(kind, views, tmp_path):
+    method, path = saved(tmp_path, kind)
+    trained, view = read_trained(path), views[0][0]
+    assert trained.has_heads
+    with torch.no_grad():
+        encoded = method.encoder(view)
+        assert torch.equal(trained.encoder(view), encoded)
+        predicted = method.predictor(encoded) if hasattr(method, "predictor") else encoded
+        assert torch.equal(trained.predictor(trained.encoder(view)), predicted)
+        target = method.momentum(view) if hasattr(method, "momentum") else encoded
+        assert torch.equal(trained.target(view), target)
+    assert not any(module.training for module in trained.encoder.modules())
+
+
+@pytest.mark.parametrize("kind", ["simsiam", "byol"])
+def test_terms_of_the_loss_are_the_methods_own_losses(kind, views, tmp_path):
+    method, path = saved(tmp_path, kind)
+    together = [torch.cat(view) for view in zip(*views, strict=True)]
+    points = encoder_points(method.encoder)
+    _, found = terms_at_bits(read_trained(path), views, PLAN.widths)
+    with torch.no_grad():
+        with observing(method.encoder, points) as ranges:
+            encoded = method.encode(together)
+        targets = [method.momentum(view) for view in together] if kind == "byol" else encoded
+        for bits in PLAN.widths:
+            with quantized(method.encoder, points, ranges, bits):
+                loss = float(method.loss(method.encode(together), targets))
+            terms = found.terms[bits]
+            assert terms.total / 2 - 1 == pytest.approx(loss, abs=1e-5)
+            assert terms.contrastive / 2 - 1 == pytest.approx(float(method.loss(encoded, targets)), abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_terms_of_real_features_add_up_at_every_width(kind, views, tmp_path):
+    found = terms_at_bits(read_trained(saved(tmp_path, kind)[1]), views, PLAN.widths)
+    assert [each.features for each in found] == [BACKBONE, LOSS]
+    for each in found:
+        assert 0 < each.spread < 2
+        assert list(each.terms) == list(PLAN.widths)
+        for terms in each.terms.values():
+            assert terms.quantization + terms.contrastive + terms.cross == pytest.approx(terms.total, rel=1e-12)
+        full, *low = each.terms.values()
+        assert (full.quantization, full.cross) == (0, 0)
+        moved = [terms.quantization for terms in low]
+        assert 0 < moved[0] < moved[1] < moved[2]
+        assert {terms.contrastive for terms in low} == {full.contrastive}
+
+
+def test_a_foreign_file_has_the_terms_of_its_backbone(toy, tmp_path):
+    path, _ = write_source("MoCo v2", "resnet18", tmp_path)
+    own = saved(tmp_path / "ssql")[1]
+    foreign, ours = analyses([str(path), own], str(toy / "crops"), PLAN)
+    assert (foreign.name, foreign.method, foreign.architecture) == ("file", "moco", "resnet18")
+    assert [each.features for each in foreign.terms] == [BACKBONE]
+    assert foreign.shown == "test, imagenet at 16 px"
+    assert (ours.name, ours.method, ours.shown, ours.pairs) == ("ssql", "SSQL", "test, digits at 16 px", 12)
+    assert len(foreign.weights) == 20
+    assert len(ours.weights) == 12
+
+
+def test_a_network_is_fed_the_images_that_it_was_trained_on(toy, tmp_path):
+    """One that reads BGR, and is the other in all else, has the other's terms."""
+    path = Path(saved(tmp_path / "rgb")[1])
+    content = torch.load(path)
+    weight = content["online"]["conv1.weight"]
+    content["online"]["conv1.weight"] = weight.flip(1).clone()
+    content[KEY]["input"] = vars(IMAGENET.turned())
+    (tmp_path / "bgr").mkdir()
+    torch.save(content, tmp_path / "bgr" / "checkpoint.pth")
+    rgb, bgr = analyses([str(path), str(tmp_path / "bgr" / "checkpoint.pth")], str(toy / "crops"), PLAN)
+    for one, other in zip(rgb.terms, bgr.terms, strict=True):
+        for bits in PLAN.widths:
+            assert vars(one.terms[bits]) == pytest.approx(vars(other.terms[bits]), abs=1e-3)
+
+
+def test_views_follow_from_the_seed(toy):
+    way = recipe("digits", 16)
+
+    def drawn(**changed):
+        return [torch.cat(list(view)) for view in zip(*pairs(asked(toy), way, replace(PLAN, **changed)), strict=True)]
+
+    first, second = drawn()
+    assert first.shape == (12, 3, 16, 16)
+    assert not torch.equal(first, second)
+    assert all(map(torch.equal, drawn(), (first, second)))
+    assert not torch.equal(drawn(seed=1)[0], first)
+    assert len(drawn(pairs=1000)[0]) == len(asked(toy))
+
+
+def test_a_map_follows_points_from_width_to_width(toy, tmp_path):
+    backbone = read_trained(saved(tmp_path)[1]).encoder.backbone
+    seen, way = open_images(str(toy / "crops")), recipe("digits", 16)
+    found = mapped(backbone, seen, asked(toy), way, IMAGENET, PLAN)
+    assert list(found.places) == list(PLAN.widths)
+    full, near, _, far = found.places.values()
+    assert full.shape == (len(found.labels), 2)
+    assert (full - near).norm() < (full - far).norm()
+
+
+def test_a_map_has_ten_classes_at_most(tmp_path):
+    for split in ("train", "test"):
+        for name in range(12):
+            folder = tmp_path / "data" / split / f"{name:02d}"
+            folder.mkdir(parents=True)
+            for number in range(2):
+                Image.new("RGB", (16, 16), (20 * name, 40 * number, 0)).save(folder / f"{number}.png")
+    (found,) = analyses([saved(tmp_path)[1]], str(tmp_path / "data"), replace(PLAN, points=100))
+    assert sorted(set(found.map.labels.tolist())) == list(range(10))
+    assert len(found.map.labels) == 20
+
+
+def test_names_are_files_or_folders_and_apart():
+    paths = [
+        "runs/SSQL 1/checkpoint.pth",
+        "a/moco_v2_800ep.pth.tar",
+        "b/ssql-1/checkpoint.pth",
+        "c/ssql-1.pth",
+        "é.pth",
+    ]
+    assert names_of(paths) == ["ssql-1", "moco-v2-800ep", "ssql-1-2", "ssql-1-3", "checkpoint"]
+
+
+def test_the_command_writes_tables_pictures_and_a_page(toy, tmp_path, capsys):
+    path, out = saved(tmp_path / "ssql")[1], tmp_path / "out"
+    few = ["--pairs", "8", "--points", "10", "--calib-images", "8", "--size", "16", "--bits", "FP,2w4a"]
+    main(["analyze", "--checkpoints", path, path, "--data", str(toy / "crops"), "--out", str(out), *few])
+    said = capsys.readouterr().out
+    assert "What the loss compares" in said
+    assert str(out / "report.html") in said
+    assert {each.name for each in out.iterdir()} == {
+        *("report.html", "report.md", "terms.csv", "weights.csv", "tsne.csv", "tsne_ssql.png", "tsne_ssql-2.png"),
+        *("quantization-backbone.svg", "quantization-loss.svg"),
+    }
+    terms = list(csv.DictReader((out / "terms.csv").open()))
+    assert [each["total"] for each in terms[:4]] == [each["total"] for each in terms[4:]]
+
+
+@pytest.fixture
+def broken(tmp_path):
+    """A checkpoint whose heads were changed by a function."""
+
+    def write(change):
+        path = Path(saved(tmp_path)[1])
+        content = torch.load(path)
+        content["heads"] = change(content["heads"]) or content["heads"]
+        torch.save(content, path)
+        return str(path)
+
+    return write
+
+
+FIRST = "encoder.projector.0.weight"
+DAMAGES = {
+    "of another shape": lambda heads: heads.update({FIRST: torch.zeros(3, 3)}),
+    "gone": lambda heads: heads.__delitem__("encoder.projector.3.weight"),
+    "no tensor": lambda heads: heads.update({FIRST: "weights"}),
+    "no number": lambda heads: heads.update({FIRST: heads[FIRST] * float("nan")}),
+    "spread": lambda heads: heads.update({FIRST: torch.zeros(1).expand(1 << 15, 1 << 15)}),
+    "of odd names": lambda heads: heads.update({"predictor.x.weight": torch.zeros(2, 2)}),
+    "a list": lambda heads: [1, 2],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_heads_are_refused(damage, broken, toy, capsys):
+    path = broken(DAMAGES[damage])
+    line = refused(capsys, "analyze", "--checkpoints", path, "--data", str(toy / "crops"))
+    assert f"{path}: its projector and predictor are not understood" in line
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--out", "FILE"], "is a file; name a folder"),
+        (["--checkpoints", "OWN", "gone.pth"], "there is no file gone.pth"),
+        (["--data", "FLAT"], "no val part"),
+        (["--data", "UNNAMED"], "has no labels"),
+        (["--recipe", "digit"], "did you mean 'digits'?"),
+        (["--points", "3"], "a map needs 10 images or more, got 3"),
+        (["--bits", "99"], "got 99"),
+        (["--device", "tpu"], "--device 'tpu' is not here"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_mistakes_are_one_sentence(options, said, toy, tmp_path, capsys):
+    (tmp_path / "file").write_text("kept")
+    flat, unnamed = tmp_path / "flat", tmp_path / "unnamed"
+    for folder in (flat, unnamed / "train" / "deep" / "er", unnamed / "val" / "deep" / "er"):
+        folder.mkdir(parents=True)
+        Image.new("RGB", (16, 16)).save(folder / "a.png")
+    places = {"FILE": tmp_path / "file", "OWN": saved(tmp_path)[1], "FLAT": flat, "UNNAMED": unnamed}
+    given = {"--checkpoints": ["OWN"], "--data": [str(toy / "crops")], "--size": ["16"], "--out": [str(tmp_path / "o")]}
+    given[options[0]] = options[1:]
+    words = [word for option, values in given.items() for word in (option, *(str(places.get(v, v)) for v in values))]
+    assert said in refused(capsys, "analyze", *words)
+    assert (tmp_path / "file").read_text() == "kept"
+    assert not (tmp_path / "o").exists()
