@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from convert.foreign import write_source
 from PIL import Image
 from refusals import refused
@@ -95,6 +96,23 @@ def test_terms_of_the_loss_are_the_methods_own_losses(kind, views, tmp_path):
             assert terms.contrastive / 2 - 1 == pytest.approx(float(method.loss(encoded, targets)), abs=1e-5)
 
 
+def test_terms_of_the_backbone_are_between_the_views(views, tmp_path):
+    method, path = saved(tmp_path)
+    found, _ = terms_at_bits(read_trained(path), views, PLAN.widths)
+    together = [torch.cat(view) for view in zip(*views, strict=True)]
+    points = encoder_points(method.encoder)
+    with torch.no_grad():
+        with observing(method.encoder, points) as ranges:
+            full = [F.normalize(method.encoder.backbone(view), dim=1) for view in together]
+        with quantized(method.encoder, points, ranges, PLAN.widths[-1]):
+            low = [F.normalize(method.encoder.backbone(view), dim=1) for view in together]
+    terms = found.terms[PLAN.widths[-1]]
+    moved = [(one - other).square().sum(1).mean() for one, other in zip(low, full, strict=True)]
+    apart = [(one - other).square().sum(1).mean() for one, other in zip(low, full[::-1], strict=True)]
+    assert terms.quantization == pytest.approx(float(sum(moved)) / 2, rel=1e-4)
+    assert terms.total == pytest.approx(float(sum(apart)) / 2, rel=1e-4)
+
+
 @pytest.mark.parametrize("kind", METHODS)
 def test_terms_of_real_features_add_up_at_every_width(kind, views, tmp_path):
     found = terms_at_bits(read_trained(saved(tmp_path, kind)[1]), views, PLAN.widths)
@@ -117,8 +135,8 @@ def test_a_foreign_file_has_the_terms_of_its_backbone(toy, tmp_path):
     foreign, ours = analyses([str(path), own], str(toy / "crops"), PLAN)
     assert (foreign.name, foreign.method, foreign.architecture) == ("file", "moco", "resnet18")
     assert [each.features for each in foreign.terms] == [BACKBONE]
-    assert foreign.shown == "test, imagenet at 16 px"
-    assert (ours.name, ours.method, ours.shown, ours.pairs) == ("ssql", "SSQL", "test, digits at 16 px", 12)
+    assert foreign.shown == "crops, imagenet at 16 px"
+    assert (ours.name, ours.method, ours.shown, ours.pairs) == ("ssql", "SSQL", "crops, digits at 16 px", 12)
     assert len(foreign.weights) == 20
     assert len(ours.weights) == 12
 
