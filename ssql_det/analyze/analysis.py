@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from torch import Tensor
 
@@ -22,6 +23,9 @@ class TermsAtBits:
     features: str
     spread: float
     terms: Mapping[Bits, Terms]
+
+
+TermsByName: TypeAlias = Mapping[str, TermsAtBits]  # by a checkpoint's name
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,3 +52,16 @@ class Analysis:
     terms: tuple[TermsAtBits, ...]
     weights: tuple[LayerWeights, ...]
     map: Map
+
+
+def by_features(found: Sequence[Analysis]) -> dict[str, TermsByName]:
+    """The terms of each kind of features, of those checkpoints that have them.
+
+    >>> by_features(found)["loss"]["ssql"].terms[Bits(2, 4)].quantization
+    0.135
+    """
+    kinds = {
+        features: {each.name: terms for each in found for terms in each.terms if terms.features == features}
+        for features in (BACKBONE, LOSS)
+    }
+    return {features: of for features, of in kinds.items() if of}

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
-from ssql_det.analyze.analysis import BACKBONE, LOSS, Analysis, TermsAtBits
+from ssql_det.analyze.analysis import BACKBONE, LOSS, Analysis, TermsByName, by_features
 from ssql_det.analyze.drawing import drawn
 from ssql_det.analyze.terms import Terms
 from ssql_det.analyze.weights import OUTLIER, LayerWeights
@@ -61,18 +61,16 @@ def _checkpoints(found: Sequence[Analysis]) -> Table:
     return Table(("checkpoint", "method", "network", "images", "file", "SHA-256"), tuple(rows), names=6)
 
 
-def tables_of_terms(found: Sequence[Analysis]) -> Iterator[Table]:
-    """A table for each kind of features that any checkpoint has."""
-    for features, of in _by_features(found).items():
-        yield _all_terms(of, _TITLES[features])
-
-
-def _by_features(found: Sequence[Analysis]) -> dict[str, dict[str, TermsAtBits]]:
-    kinds = {
-        features: {each.name: terms for each in found for terms in each.terms if terms.features == features}
-        for features in _TITLES
-    }
-    return {features: of for features, of in kinds.items() if of}
+def tables_of_terms(kinds: Mapping[str, TermsByName]) -> Iterator[Table]:
+    """A table for each kind of features, of what :func:`by_features` gives."""
+    for features, of in kinds.items():
+        widths = _widths(of)
+        rows = tuple(
+            (name, f"{found.spread:.2f}", term, *(f"{value(found.terms[bits]):.4f}" for bits in widths))
+            for name, found in of.items()
+            for term, value in _TERMS.items()
+        )
+        yield Table(("checkpoint", "spread", "term", *map(str, widths)), rows, names=3, caption=_TITLES[features])
 
 
 def _terms(found: Sequence[Analysis]) -> Iterator[Block]:
@@ -86,9 +84,10 @@ def _terms(found: Sequence[Analysis]) -> Iterator[Block]:
     yield Text(
         "A spread near 1: float features point everywhere; near 0: they have collapsed, and then all terms are small."
     )
-    for features, of in _by_features(found).items():
+    kinds = by_features(found)
+    yield from tables_of_terms(kinds)
+    for features, of in kinds.items():
         yield _quantization(features, of)
-        yield _all_terms(of, _TITLES[features])
     without = [each.name for each in found if LOSS not in [terms.features for terms in each.terms]]
     if without:
         yield Text(f"Without projector and predictor in their files, so of the backbone alone: {', '.join(without)}.")
@@ -99,24 +98,14 @@ def _counts(found: Sequence[Analysis]) -> str:
     return " and ".join(map(str, sorted(counts)))
 
 
-def _quantization(features: str, of: Mapping[str, TermsAtBits]) -> Chart:
+def _quantization(features: str, of: TermsByName) -> Chart:
     widths = _widths(of)
     curves = tuple(Curve(name, tuple(found.terms[bits].quantization for bits in widths)) for name, found in of.items())
     title = f"Quantization term over bit-widths: {_TITLES[features].lower()}"
     return Chart(f"quantization-{features}", title, tuple(map(str, widths)), curves, "squared distance")
 
 
-def _all_terms(of: Mapping[str, TermsAtBits], caption: str) -> Table:
-    widths = _widths(of)
-    rows = [
-        (name, f"{found.spread:.2f}", term, *(f"{value(found.terms[bits]):.4f}" for bits in widths))
-        for name, found in of.items()
-        for term, value in _TERMS.items()
-    ]
-    return Table(("checkpoint", "spread", "term", *map(str, widths)), tuple(rows), names=3, caption=caption)
-
-
-def _widths(of: Mapping[str, TermsAtBits]) -> tuple[Bits, ...]:
+def _widths(of: TermsByName) -> tuple[Bits, ...]:
     return tuple(dict.fromkeys(bits for found in of.values() for bits in found.terms))
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 
-from ssql_det.analyze.analysis import Analysis
+from ssql_det.analyze.analysis import Analysis, TermsAtBits, TermsByName
+from ssql_det.analyze.terms import Terms
 from ssql_det.quant import Bits
 from ssql_det.report.as_csv import Record, written
 
-_TERMS = (
-    *("checkpoint", "method", "features", "spread", "pairs", "bits"),
-    *("quantization", "contrastive", "cross", "total"),
-)
+_OF_TERMS = tuple(field.name for field in fields(Terms))
+_TERMS = ("checkpoint", "method", "features", "spread", "pairs", "bits", *_OF_TERMS)
 _WEIGHTS = (
     *("checkpoint", "method", "layer", "weights", "min", "max"),
     *("std", "kurtosis", "outliers", "farthest"),
@@ -33,11 +35,27 @@ def csv_files(found: Sequence[Analysis]) -> dict[str, str]:
     }
 
 
+def terms_in(text: str) -> Mapping[str, TermsByName]:
+    """What ``terms.csv`` was made from, by features.
+
+    >>> terms_in(Path("analysis/terms.csv").read_text())["loss"]["ssql"].terms[Bits(2, 4)].quantization
+    0.135
+    """
+    found: dict[str, dict[str, TermsAtBits]] = {}
+    for line in csv.DictReader(io.StringIO(text)):
+        of = found.setdefault(line["features"], {})
+        before = of.get(line["checkpoint"])
+        terms = Terms(**{name: float(line[name]) for name in _OF_TERMS})
+        at_bits = {**(before.terms if before else {}), Bits.parse(line["bits"]): terms}
+        of[line["checkpoint"]] = TermsAtBits(line["features"], float(line["spread"]), at_bits)
+    return found
+
+
 def _terms(found: Sequence[Analysis]) -> Iterator[Record]:
     for each in found:
         for of in each.terms:
             for bits, terms in of.terms.items():
-                figures = (terms.quantization, terms.contrastive, terms.cross, terms.total)
+                figures = (getattr(terms, name) for name in _OF_TERMS)
                 yield each.name, each.method, of.features, of.spread, each.pairs, str(bits), *figures
 
 

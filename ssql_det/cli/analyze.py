@@ -36,6 +36,7 @@ def run(options: argparse.Namespace) -> None:
     import shlex
     import sys
 
+    from ssql_det.analyze.analysis import by_features
     from ssql_det.analyze.page import page, tables_of_terms
     from ssql_det.analyze.tables import csv_files
     from ssql_det.core.console import print_table, set_up_logging
@@ -55,7 +56,7 @@ def run(options: argparse.Namespace) -> None:
     found = list(analyses(options.checkpoints, options.data, plan))
     for file, text in csv_files(found).items():
         write_text(out / file, text)
-    for table in tables_of_terms(found):
+    for table in tables_of_terms(by_features(found)):
         print_table(table.header, table.rows, table.caption)
     document = page(found, shlex.join(["ssql-det", *sys.argv[1:]]))
     print(f"report: {write_page(document, out / 'report.html')}")

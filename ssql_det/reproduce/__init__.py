@@ -10,5 +10,6 @@ checks        what would end a plan after hours, asked before it begins
 reproduction  a plan with what became of it
 page          the report on it
 evidence      what stands behind its numbers
+features      what few bits did to the features that detectors began with
 output        tables and report as files
 """

@@ -8,6 +8,10 @@ Everything lies below one folder, each step in a folder of its own::
     OUT/detectors/c4-ssql-0          model_final.pth, coverage.json
     OUT/sweeps/c4-ssql-0             results.jsonl
     OUT/pictures/c4-ssql-0           detections at all bit-widths side by side
+
+and one for all that was pretrained on toy data with the first seed::
+
+    OUT/analysis                     terms.csv, maps of features, a page of its own
 """
 
 from __future__ import annotations
@@ -30,6 +34,7 @@ _EXTENDED_BY = {  # what is done by then stays as it is
     "train": ("--num-gpus",),
     "sweep": ("--bits", "--num-gpus"),
 }
+_ANALYZED = "FP,8,4,2w4a"
 _START = 0.1  # minutes that a process takes before it does anything
 
 
@@ -66,6 +71,19 @@ class Builder:
         for seed in range(self._preset.seeds):
             backbone = self._backbone(transfer, method, seed)
             self._detector(transfer, method, seed, backbone)
+
+    def analyze(self) -> None:
+        """What few bits do to the networks that are pretrained on toy data, those of the first seed side by side."""
+        runs = [step for step in self.steps.values() if step.kind == "pretrain" and step.folder.name.endswith("-0")]
+        if self._preset.data is None or not runs:
+            return
+        folder = self._out / "analysis"
+        checkpoints = tuple(step.makes[0] for step in runs)
+        maps = (folder / f"tsne_{step.folder.name}.png" for step in runs)
+        arguments = ("analyze", "--checkpoints", *map(str, checkpoints), "--data", str(self._out / "data" / "crops"))
+        arguments += ("--bits", _ANALYZED, "--pairs", "256", "--points", "100", "--out", str(folder))
+        reads, makes = (*checkpoints, *self._data()), (folder / "terms.csv", *maps)
+        self._step("analyze", "analyze", arguments, folder, reads, makes, 0.15, 1)
 
     def _data(self) -> tuple[Path, ...]:
         """What a step reads of the toy data: their manifest names every file's hash."""

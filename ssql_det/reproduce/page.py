@@ -19,6 +19,7 @@ from ssql_det.report.document import Block, Document, Folded, Heading, Items, Pi
 from ssql_det.report.names import plain_name
 from ssql_det.report.texts import unmarked
 from ssql_det.reproduce.evidence import evidence
+from ssql_det.reproduce.features import features
 from ssql_det.reproduce.presets import Transfer
 from ssql_det.reproduce.reproduction import Reproduction
 from ssql_det.reproduce.runner import DONE, log_of
@@ -43,6 +44,7 @@ def report(reproduction: Reproduction) -> Document:
             *(block for transfer in reproduction.transfers for block in _table(reproduction, transfer)),
             *_cost(reproduction),
             *_pictures(reproduction),
+            *features(reproduction),
             *evidence(reproduction),
         ),
     )

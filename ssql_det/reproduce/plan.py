@@ -16,7 +16,7 @@ from ssql_det.reproduce.presets import RANDOM, Preset, Transfer
 from ssql_det.reproduce.step import Step
 from ssql_det.toydata.dataset import Settings
 
-_KINDS = ("data", "pretrain", "convert", "train", "sweep", "predict")
+_KINDS = ("data", "pretrain", "convert", "train", "sweep", "predict", "analyze")
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ def make_plan(preset: Preset, choices: Choices) -> Plan:
             else:
                 given = f"--checkpoint {shlex.quote(f'{method}=FILE')}"
                 left_out.append(f"{method} of Table {transfer.table}: no step makes its backbone; give it by {given}")
+    builder.analyze()
     if not builder.steps:
         raise UserError(f"there is nothing to do for {', '.join(wanted)}; give --checkpoint {wanted[0]!r}=FILE")
     # What others wait for first, and of that the longest: so no lane is empty while another works alone.

@@ -10,10 +10,10 @@ import torch
 from analyze.making import CLASSES, WIDTHS, an_analysis
 from reproduce.folders import checked, tables
 
-from ssql_det.analyze.analysis import Map
+from ssql_det.analyze.analysis import Map, by_features
 from ssql_det.analyze.drawing import drawn
 from ssql_det.analyze.page import page
-from ssql_det.analyze.tables import csv_files
+from ssql_det.analyze.tables import csv_files, terms_in
 from ssql_det.report.as_markdown import picture_files
 from ssql_det.report.document import Chart
 
@@ -39,6 +39,10 @@ def test_every_term_has_a_line_with_all_digits():
                 line = found[analysis.name, of.features, str(bits)]
                 assert (line["method"], line["pairs"], float(line["spread"])) == (analysis.method, "30", 0.8)
                 assert {name: float(line[name]) for name in vars(terms)} == vars(terms)
+
+
+def test_terms_are_read_as_they_were_written():
+    assert terms_in(csv_files([SSQL, FOREIGN])["terms.csv"]) == by_features([SSQL, FOREIGN])
 
 
 def test_every_layer_and_every_point_has_a_line():

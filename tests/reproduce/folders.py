@@ -3,10 +3,12 @@
 import json
 import re
 
+from analyze.making import an_analysis
 from markdown_it import MarkdownIt
 from report.pages import Tags, png
 from reproduce.making import plan_of
 
+from ssql_det.analyze.tables import csv_files
 from ssql_det.core import rows
 from ssql_det.core.rows import Row
 from ssql_det.quant import parse_widths
@@ -84,11 +86,20 @@ def _predict(step, plan, names):
         path.write_bytes(png(2400, 90))
 
 
+def _analyze(step, plan, names):
+    terms, *maps = step.makes
+    found = [an_analysis(path.stem.removeprefix("tsne_")) for path in maps]
+    terms.write_text(csv_files(found)["terms.csv"])
+    for path in maps:
+        path.write_bytes(png(640, 348, rgb=(90, 0, 90)))
+
+
 _MAKERS = {
     "sweep": _sweep,
     "train": _train,
     "pretrain": _pretrain,
     "predict": _predict,
+    "analyze": _analyze,
     "data": lambda *ignored: None,
     "convert": lambda *ignored: None,
 }

@@ -25,8 +25,16 @@ def kinds(plan):
 
 def test_the_whole_of_it():
     mini, small, paper = (plan_of(name) for name in ("mini", "small", "paper"))
-    assert kinds(mini) == {"data": 1, "pretrain": 2, "convert": 2, "train": 6, "sweep": 6, "predict": 6}
-    assert kinds(small) == {"data": 1, "pretrain": 6, "convert": 6, "train": 18, "sweep": 18, "predict": 6}
+    assert kinds(mini) == {"data": 1, "pretrain": 2, "convert": 2, "train": 6, "sweep": 6, "predict": 6, "analyze": 1}
+    assert kinds(small) == {
+        "data": 1,
+        "pretrain": 6,
+        "convert": 6,
+        "train": 18,
+        "sweep": 18,
+        "predict": 6,
+        "analyze": 1,
+    }
     assert kinds(paper) == {"pretrain": 6, "convert": 6, "train": 35, "sweep": 35, "predict": 7}
     first = f"{mini.steps[0].command} "
     assert first == "ssql-det make-toy-data runs/x/data --difficulty 0.0 --size 128 128 "
@@ -145,7 +153,7 @@ def test_several_gpus_share_a_pretraining():
 
 def test_what_others_wait_for_comes_first_and_of_that_the_longest():
     steps = plan_of("small").steps
-    order = ["data", "pretrain", "convert", "train", "sweep", "predict"]
+    order = ["data", "pretrain", "convert", "train", "sweep", "predict", "analyze"]
     assert [(order.index(step.kind), -step.minutes) for step in steps] == sorted(
         (order.index(step.kind), -step.minutes) for step in steps
     )

@@ -105,13 +105,13 @@ def test_the_report_holds_the_rows_the_curves_and_the_detections(whole):
     page = Tags((whole / "report/index.html").read_text())
     cells = {text.strip() for text in page.texts}
     assert cells >= {*METHODS.values(), *WIDTHS}
-    assert len(page.all("img")) == 12
-    assert all(src.startswith("data:image/jpeg;base64,") for src in page.values("src"))
+    assert len(page.all("img")) == 12 + 2  # detections, and maps of features
+    assert all(src.startswith(("data:image/jpeg;base64,", "data:image/png;base64,")) for src in page.values("src"))
     assert len([svg for svg in page.all("svg") if svg.get("role") == "img"]) == 3  # boxes twice, masks
     text = (whole / "report/report.md").read_text()
     assert "What is missing" not in text
     assert "These are toy data" in text
-    referred = set(re.findall(r"\]\(([\w.-]+\.(?:jpg|svg))\)", text))
+    referred = set(re.findall(r"\]\(([\w.-]+\.(?:jpg|png|svg))\)", text))
     assert referred == {path.name for path in (whole / "report").iterdir()} - {"report.md", "index.html"}
     for step in plan_of("mini", budget=0.02).steps:  # told as they were run
         assert step.command.replace("runs/x", str(whole.with_name("mini"))) in text
@@ -130,7 +130,7 @@ def test_once_more_nothing_is_done(whole):
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     said = ended(whole)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert said.count("is done already") == 23
+    assert said.count("is done already") == 24
     assert " begins" not in said
     assert {path: path.read_bytes() for path in files} == files
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 20

@@ -57,7 +57,7 @@ def test_what_failed_is_named_with_its_reason(tmp_path):
     assert {"convert-ssql-0", "thesis.pth is not a checkpoint; give one"} <= set(page.texts) & set(read.texts)
     assert (0, "SSQL (ours)") not in measured(document)
     assert {(0, "SimSiam"), (1, "SSQL (ours)")} <= measured(document)
-    assert len(page.all("img")) == 10
+    assert len(page.all("img")) == 10 + 2  # detections, and maps of features
 
 
 def test_of_a_whole_run_nothing_is_missing(tmp_path):
@@ -69,12 +69,15 @@ def test_of_a_whole_run_nothing_is_missing(tmp_path):
     assert [text.split(":")[0] for text in items.texts if "BYOL" in text] == ["BYOL of Table 6", "BYOL of Table 7"]
 
 
-@pytest.mark.parametrize("kinds", [("sweep",), ("predict",), ("pretrain",), ("train", "sweep", "predict")], ids=str)
+@pytest.mark.parametrize(
+    "kinds", [("sweep",), ("predict",), ("pretrain",), ("analyze",), ("train", "sweep", "predict")], ids=str
+)
 def test_of_any_kind_nothing_may_be_there(kinds, tmp_path):
     document = report(made_up(tmp_path, lost=lost_of("mini", kinds)))
     checked(document)
     assert bool(measured(document)) == ("sweep" not in kinds)
     assert ("No step has drawn any." in texts(document)) == ("predict" in kinds)
+    assert ("What few bits do to features" in headings(document)) == ("analyze" not in kinds)
     assert ("Pretraining" in headings(document)) == ("pretrain" not in kinds)
     assert ("Nothing was measured at FP, so what is lost cannot be told." in texts(document)) == ("sweep" in kinds)
 
@@ -89,7 +92,7 @@ def test_one_detector_without_any_row(tmp_path):
 
 
 def test_nothing_at_all_is_there(tmp_path):
-    everything = ("data", "pretrain", "convert", "train", "sweep", "predict")
+    everything = ("data", "pretrain", "convert", "train", "sweep", "predict", "analyze")
     found = made_up(tmp_path, lost=lost_of("mini", everything))
     checked(report(found))
     assert write_report(found).is_file()

@@ -13,8 +13,9 @@ from report.pages import Tags
 from reproduce.folders import IN_ROWS, NAMES, average_precision, checked, made_up, tables
 from reproduce.making import ROOT, WIDTHS
 
+from ssql_det.analyze.tables import terms_in
 from ssql_det.report.as_html import as_html
-from ssql_det.report.document import Heading
+from ssql_det.report.document import Heading, Picture
 from ssql_det.reproduce.output import write_report, write_tables
 from ssql_det.reproduce.page import _spread, report
 
@@ -39,10 +40,11 @@ def test_a_whole_page_stands_in_both_formats(small):
     assert [block.text for block in document.blocks if isinstance(block, Heading) and block.level == 2] == [
         "What does it cost at few bits?",
         *("Faster R-CNN, C4, on toy data, beside Table 6", "Mask R-CNN, FPN, on toy data, beside Table 7"),
-        *("Size and cost", "Detections", "What was loaded", "Pretraining", "Where the minutes went"),
+        *("Size and cost", "Detections", "What few bits do to features", "What was loaded", "Pretraining"),
+        "Where the minutes went",
         *("Environment", "Commands"),
     ]
-    assert len(page.all("img")) == 12
+    assert len(page.all("img")) == 12 + 2  # detections, and maps of features
 
 
 def test_figures_are_means_of_the_rows_over_seeds(small):
@@ -99,7 +101,8 @@ def test_all_else_is_what_the_steps_left(small):
         "train": ("18", "1.8"),
         "sweep": ("18", "18.0"),
         "predict": ("6", "0.6"),
-        "all": ("55", "21.7"),
+        "analyze": ("1", "0.1"),
+        "all": ("56", "21.8"),
     }
     costs = tables(document, "Faster R-CNN, C4")[0]
     assert costs.rows == (
@@ -108,9 +111,20 @@ def test_all_else_is_what_the_steps_left(small):
     )
 
 
+def test_features_are_those_of_the_analysis(small):
+    document = report(small)
+    backbone, loss = (table for table in tables(document, "checkpoint") if "term" in table.header)
+    assert backbone.header == ("checkpoint", "spread", "term", *("FP", "8w8a", "2w4a"))
+    (step,) = small.done("analyze")
+    of = terms_in(step.makes[0].read_text())["loss"]["ssql-0"].terms
+    assert next(row for row in loss.rows if row[0] == "ssql-0")[3:] == tuple(f"{of[b].quantization:.4f}" for b in of)
+    maps = [block for block in document.blocks if isinstance(block, Picture) and block.name.startswith("tsne_")]
+    assert {block.name: block.content for block in maps} == {path.name: path.read_bytes() for path in step.makes[1:]}
+
+
 def test_pictures_are_small_enough_for_a_page(small):
     page = Tags(as_html(report(small)))
-    for image in page.all("img"):
+    for image in page.all("img")[:12]:
         content = Image.open(io.BytesIO(b64decode(image["src"].partition(",")[2])))
         assert content.size == (1800, 68)
         red, green, blue = content.convert("RGB").getpixel((900, 30))
@@ -122,7 +136,7 @@ def test_files_are_written_and_are_those_of_the_document(small):
     assert [table.caption.split(":")[0] for table in shown] == ["Table 6, box AP", "Table 7, box AP"]
     page = write_report(small)
     assert page.read_text() == as_html(report(small))
-    referred = set(re.findall(r"\]\(([\w.-]+\.(?:jpg|svg))\)", (page.parent / "report.md").read_text()))
+    referred = set(re.findall(r"\]\(([\w.-]+\.(?:jpg|png|svg))\)", (page.parent / "report.md").read_text()))
     assert referred == {each.name for each in page.parent.iterdir()} - {"report.md", "index.html"}
     for number in (6, 7):
         place = small.plan.out / f"tables/table{number}"

@@ -19,6 +19,7 @@ from ssql_det.core.errors import UserError
 from ssql_det.detect import SSQL_DEFAULTS
 from ssql_det.detect.checkpoints import FINAL
 from ssql_det.detect.sweep import RANGES_NAME, RESULTS_NAME
+from ssql_det.pretrain.analyzing import names_of
 from ssql_det.pretrain.checkpoint import NAME
 from ssql_det.pretrain.config import read_config
 from ssql_det.quant import parse_widths
@@ -93,6 +94,12 @@ def test_every_command_is_one_and_says_what_its_step_reads_and_makes(plan):
                 images = [Path(each) for each in _split(options.rest)[1]]
                 assert step.makes == tuple(Path(options.out) / f"{image.stem}.png" for image in images)
                 assert all(image.is_relative_to(plan.data) for image in images)
+            case "analyze":
+                assert read == {*options.checkpoints, (plan.data / MANIFEST).as_posix()}
+                assert options.data == f"{plan.data}/crops"
+                maps = [Path(options.out) / f"tsne_{name}.png" for name in names_of(options.checkpoints)]
+                assert step.makes == (Path(options.out) / "terms.csv", *maps)
+                assert all(name.endswith("-0") for name in names_of(options.checkpoints))
         assert all(path.is_relative_to(step.folder) for path in step.makes)
         assert step.minutes > 0 < step.megabytes
 
@@ -173,7 +180,7 @@ def test_a_budget_scales_down_to_what_still_works(budget):
         assert sum(step.minutes for step in plan.steps) <= sum(step.minutes for step in whole.steps)
         for step in plan.steps:
             says = dict(itertools.pairwise(step.arguments))
-            config = step.kind not in ("data", "convert") and read_config_file(step.reads[0])
+            config = step.kind not in ("data", "convert", "analyze") and read_config_file(step.reads[0])
             if step.kind == "pretrain":
                 assert now.crops - now.crops // 5 >= config["OPTIM.BATCH"]
             elif step.kind in ("train", "sweep", "predict"):

@@ -1,0 +1,30 @@
+"""What few bits do to the features that detectors began with: a section of the report, of what `analyze` left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ssql_det.analyze.page import tables_of_terms
+from ssql_det.analyze.tables import terms_in
+from ssql_det.report.document import Block, Heading, Picture, Text
+from ssql_det.reproduce.reproduction import Reproduction
+
+
+def features(of: Reproduction) -> Iterator[Block]:
+    """
+    >>> blocks = tuple(features(Reproduction(plan, outcomes, "ssql-det reproduce", minutes=8.9)))
+    """
+    for step in of.done("analyze"):
+        terms, *maps = step.makes
+        yield Heading("What few bits do to features")
+        yield Text(
+            "Networks of the first seed, before any detector. The squared distance of a quantized network's features "
+            "from their float target, both of unit length, is the sum of three terms: what quantization moves, what "
+            "two views of an image are apart (the contrastive term), and the cross term. Features that have collapsed, "
+            f"with a spread far below 1, make all of them small. Weights are in `{step.folder.name}/report.html`."
+        )
+        yield from tables_of_terms(terms_in(terms.read_text("utf-8")))
+        for path in maps:
+            name = path.stem.removeprefix("tsne_")
+            words = f"{name}: t-SNE of the backbone's features, all bit-widths embedded together, coloured by class"
+            yield Picture(path.name, path.read_bytes(), words)
