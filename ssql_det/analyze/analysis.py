@@ -30,9 +30,10 @@ TermsByName: TypeAlias = Mapping[str, TermsAtBits]  # by a checkpoint's name
 
 @dataclass(frozen=True, eq=False)
 class Map:
-    """Features of images at each bit-width, embedded together: ``places`` [N, 2] each, of the same N images."""
+    """Features of images at each bit-width, embedded together: ``places`` [N, 2] each, of the same N ``images``."""
 
     places: Mapping[Bits, Tensor]
+    images: tuple[str, ...]
     labels: Tensor
     classes: tuple[str, ...]
 

@@ -41,7 +41,7 @@ def drawn(map: Map) -> bytes:
     rows = [np.hstack(panels[first : first + across]) for first in range(0, len(panels), across)]
     present = [int(label) for label in map.labels.unique()]
     picture = np.vstack([*rows, _legend([(label, map.classes[label]) for label in present], rows[0].shape[1])])
-    return bytes(cv2.imencode(".png", picture)[1])
+    return bytes(cv2.imencode(".png", picture, [cv2.IMWRITE_PNG_COMPRESSION, 9])[1])
 
 
 def _panels(places: Mapping[Any, Tensor], labels: Tensor) -> list[Canvas]:

@@ -70,5 +70,5 @@ def _weights(found: Sequence[Analysis], widths: Sequence[Bits]) -> Iterator[Reco
 def _points(found: Sequence[Analysis]) -> Iterator[Record]:
     for each in found:
         for bits, places in each.map.places.items():
-            for number, ((x, y), label) in enumerate(zip(places.tolist(), each.map.labels.tolist(), strict=True)):
-                yield each.name, str(bits), number, each.map.classes[label], x, y
+            for image, label, place in zip(each.map.images, each.map.labels.tolist(), places.tolist(), strict=True):
+                yield each.name, str(bits), image, each.map.classes[label], *place

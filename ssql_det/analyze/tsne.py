@@ -29,12 +29,13 @@ def tsne(points: Tensor, perplexity: float = 30.0, seed: int = 0, steps: int = 7
     torch.Size([300, 2])
     """
     joint = joint_probabilities(squared_distances(points), min(perplexity, (len(points) - 1) / 3))
+    exaggerated = _EXAGGERATION * joint
     rate = max(len(points) / _EXAGGERATION / 4, 50.0)
     place = _principal(points, seed)
     move, gains = torch.zeros_like(place), torch.ones_like(place)
     for step in range(steps):
         is_early = step < _EXAGGERATED
-        gradient = kl_gradient(_EXAGGERATION * joint if is_early else joint, place)
+        gradient = kl_gradient(exaggerated if is_early else joint, place)
         gains = torch.where(gradient.sign() == move.sign(), gains * 0.8, gains + 0.2).clamp(min=0.01)
         move = _MOMENTA[0 if is_early else 1] * move - rate * gains * gradient
         place = place + move
@@ -44,7 +45,9 @@ def tsne(points: Tensor, perplexity: float = 30.0, seed: int = 0, steps: int = 7
 def squared_distances(points: Tensor) -> Tensor:
     """Between all pairs [N, N]."""
     sizes = points.square().sum(dim=1)
-    return (sizes[:, None] + sizes - 2 * points @ points.T).clamp(min=0).fill_diagonal_(0)
+    # In place: the system takes longer to hand out a matrix of this size than it takes to compute one.
+    squares = torch.addmm(sizes[:, None], points, points.T, alpha=-2).add_(sizes)
+    return squares.clamp_(min=0).fill_diagonal_(0)
 
 
 def joint_probabilities(squares: Tensor, perplexity: float) -> Tensor:
@@ -85,13 +88,13 @@ def divergence(joint: Tensor, place: Tensor) -> Tensor:
 def kl_gradient(joint: Tensor, place: Tensor) -> Tensor:
     """Of :func:`divergence` with respect to the map: ``4 sum_j (p_ij - q_ij) (y_i - y_j) / (1 + |y_i - y_j|^2)``."""
     nearness = _nearness(place)
-    pull = (joint - nearness / nearness.sum()).mul_(nearness)
+    pull = joint.sub(nearness, alpha=1 / float(nearness.sum())).mul_(nearness)
     return 4 * (pull.sum(dim=1, keepdim=True) * place - pull @ place)
 
 
 def _nearness(place: Tensor) -> Tensor:
     """Student's t with one degree of freedom, without its constant; a point is nothing to itself."""
-    return 1 / (1 + squared_distances(place).fill_diagonal_(math.inf))
+    return squared_distances(place).fill_diagonal_(math.inf).add_(1).reciprocal_()
 
 
 def _principal(points: Tensor, seed: int) -> Tensor:

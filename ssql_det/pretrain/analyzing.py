@@ -29,7 +29,7 @@ from ssql_det.core.devices import device_named
 from ssql_det.core.errors import UserError
 from ssql_det.pretrain import checkpoint
 from ssql_det.pretrain.data import Images, open_images
-from ssql_det.pretrain.features import features, labelled
+from ssql_det.pretrain.features import chosen, features, labelled
 from ssql_det.pretrain.monitor import spread
 from ssql_det.pretrain.probing import shown_to
 from ssql_det.pretrain.stream import training_batches
@@ -155,7 +155,8 @@ def mapped(backbone: nn.Module, seen: Images, asked: Images, way: Recipe, input:
     points = quant_points(backbone)
     calibration = labelled(seen, way, plan.calibration, plan.seed).batches(input, _TOGETHER)
     ranges = calibrate(backbone, list(calibration), points)
-    shown = labelled(_of_first_classes(asked), way, plan.points, plan.seed)
+    few = _of_first_classes(asked)
+    shown = labelled(few, way, plan.points, plan.seed)
     if len(shown.labels) < _LEAST:
         raise UserError(f"a map needs {_LEAST} images or more, got {len(shown.labels)}; raise --points or add images")
     found = {}
@@ -163,7 +164,8 @@ def mapped(backbone: nn.Module, seen: Images, asked: Images, way: Recipe, input:
         with quantized(backbone, points, ranges, width):
             found[width] = F.normalize(features(backbone, shown.batches(input)).double(), dim=1)
     places = tsne(torch.cat([*found.values()]), plan.perplexity, plan.seed).chunk(len(found))
-    return Map(dict(zip(found, places, strict=True)), shown.labels, asked.classes)
+    files = tuple("/".join(Path(few.file(index)).parts[-2:]) for index in chosen(few, plan.points, plan.seed))
+    return Map(dict(zip(found, places, strict=True)), files, shown.labels, asked.classes)
 
 
 def _of_first_classes(images: Images) -> Images:

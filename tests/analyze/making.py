@@ -31,5 +31,5 @@ def an_analysis(name, method="SSQL", heads=True, seed=0, layers=("conv1", "layer
         pairs=30,
         terms=tuple(TermsAtBits(features, 0.8, at_bits) for features in ((BACKBONE, LOSS) if heads else (BACKBONE,))),
         weights=tuple(described(layer, drawn(100), errors) for layer in layers),
-        map=Map(places, torch.arange(24) % len(CLASSES), CLASSES),
+        map=Map(places, tuple(f"{number}.png" for number in range(24)), torch.arange(24) % len(CLASSES), CLASSES),
     )

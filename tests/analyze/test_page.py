@@ -59,7 +59,7 @@ def test_every_layer_and_every_point_has_a_line():
     points = records("tsne.csv")
     assert len(points) == 2 * len(WIDTHS) * 24
     one = points[24 + 5]
-    assert (one["checkpoint"], one["bits"], one["image"], one["class"]) == ("ssql", "8w8a", "5", "class 5")
+    assert (one["checkpoint"], one["bits"], one["image"], one["class"]) == ("ssql", "8w8a", "5.png", "class 5")
     assert [float(one["x"]), float(one["y"])] == SSQL.map.places[WIDTHS[1]][5].tolist()
 
 
@@ -103,9 +103,9 @@ def test_panels_have_the_same_axes():
     """What does not move is drawn alike, and what moves in one panel moves the others' scale as well."""
     still = torch.randn(24, 2, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(24) % len(CLASSES)
-    two = pixels(Map(dict(zip(WIDTHS[:2], (still, still), strict=True)), labels, CLASSES))
+    two = pixels(Map(dict(zip(WIDTHS[:2], (still, still), strict=True)), (), labels, CLASSES))
     assert np.array_equal(two[30:348, :320], two[30:348, 320:])
-    moved = pixels(Map(dict(zip(WIDTHS[:2], (still, still + 40), strict=True)), labels, CLASSES))
+    moved = pixels(Map(dict(zip(WIDTHS[:2], (still, still + 40), strict=True)), (), labels, CLASSES))
     first, second = moved[30:344, 4:316].min(2) < 255, moved[30:344, 324:636].min(2) < 255
     assert first[:200, 110:].sum() == 0 < first[200:, :110].sum()
     assert second[110:, :200].sum() == 0 < second[:110, 200:].sum()
@@ -114,16 +114,16 @@ def test_panels_have_the_same_axes():
 def test_classes_have_looks_of_their_own():
     """Twelve classes of one point each, in a column of their own; and only those that are there are in the legend."""
     places = torch.stack([torch.arange(12.0), torch.zeros(12)], 1)
-    picture = pixels(Map({WIDTHS[0]: places}, torch.arange(12), CLASSES))
+    picture = pixels(Map({WIDTHS[0]: places}, (), torch.arange(12), CLASSES))
     middle = 28 + 160
     marks = [
         picture[middle - 8 : middle + 8, x - 8 : x + 8] for x in (round(12 + 296 / 11 * place) for place in range(12))
     ]
     assert len({mark.tobytes() for mark in marks}) == 12
-    few = pixels(Map({WIDTHS[0]: places[:2]}, torch.tensor([0, 11]), CLASSES))
+    few = pixels(Map({WIDTHS[0]: places[:2]}, (), torch.tensor([0, 11]), CLASSES))
     assert few.shape[0] < picture.shape[0]
 
 
 def test_more_panels_than_fit_go_on_below():
-    map = Map({f"{number}w": torch.randn(10, 2) for number in range(6)}, torch.zeros(10, dtype=torch.long), CLASSES)
+    map = Map({f"{number}w": torch.randn(10, 2) for number in range(6)}, (), torch.zeros(10, dtype=torch.long), CLASSES)
     assert pixels(map).shape[:2] == (2 * 348 + 34, 4 * 320)

@@ -177,6 +177,9 @@ def test_a_map_follows_points_from_width_to_width(toy, tmp_path):
     assert list(found.places) == list(PLAN.widths)
     full, near, _, far = found.places.values()
     assert full.shape == (len(found.labels), 2)
+    for image, label in zip(found.images, found.labels.tolist(), strict=True):
+        assert (toy / "crops" / "test" / image).is_file()
+        assert image.split("/")[0] == found.classes[label]
     assert (full - near).norm() < (full - far).norm()
 
 
