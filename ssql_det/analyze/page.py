@@ -66,7 +66,7 @@ def tables_of_terms(kinds: Mapping[str, TermsByName]) -> Iterator[Table]:
     for features, of in kinds.items():
         widths = _widths(of)
         rows = tuple(
-            (name, f"{found.spread:.2f}", term, *(f"{value(found.terms[bits]):.4f}" for bits in widths))
+            (name, f"{found.spread:.2f}", term, *(_four(value(found.terms[bits])) for bits in widths))
             for name, found in of.items()
             for term, value in _TERMS.items()
         )
@@ -82,7 +82,7 @@ def _terms(found: Sequence[Analysis]) -> Iterator[Block]:
         f"1 - d / 2. Means over pairs of views ({_counts(found)}), both ways round, in evaluation mode."
     )
     yield Text(
-        "A spread near 1: float features point everywhere; near 0: they have collapsed, and then all terms are small."
+        "A spread near 1: float features point everywhere; near 0: they have collapsed, and nothing is left to move."
     )
     kinds = by_features(found)
     yield from tables_of_terms(kinds)
@@ -103,6 +103,11 @@ def _quantization(features: str, of: TermsByName) -> Chart:
     curves = tuple(Curve(name, tuple(found.terms[bits].quantization for bits in widths)) for name, found in of.items())
     title = f"Quantization term over bit-widths: {_TITLES[features].lower()}"
     return Chart(f"quantization-{features}", title, tuple(map(str, widths)), curves, "squared distance")
+
+
+def _four(value: float) -> str:
+    """Digits; next to nothing has no sign."""
+    return f"{round(value, 4) + 0.0:.4f}"
 
 
 def _widths(of: TermsByName) -> tuple[Bits, ...]:

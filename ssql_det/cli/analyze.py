@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pairs", type=positive, default=512, help="of views, for the terms (default: %(default)s)")
     parser.add_argument("--points", type=positive, default=200, help="images in a map (default: %(default)s)")
     parser.add_argument("--perplexity", type=positive, default=30, help="of the map (default: %(default)s)")
+    parser.add_argument("--recalibrate-bn", action="store_true", help="estimate the norms' statistics at each width")
     parser.add_argument("--calib-images", type=positive, default=512, help="for the map (default: %(default)s)")
     parser.add_argument(
         "--recipe", default="", help="imagenet, cifar or digits: how images are shown (default: by network)"
@@ -48,7 +49,7 @@ def run(options: argparse.Namespace) -> None:
     set_up_logging()
     plan = Plan(
         *(tuple(parse_widths(options.bits)), options.pairs, options.calib_images, options.points),
-        *(options.perplexity, options.recipe, options.size, options.seed, options.device),
+        *(options.perplexity, options.recalibrate_bn, options.recipe, options.size, options.seed, options.device),
     )
     out = Path(options.out)
     if out.exists() and not out.is_dir():

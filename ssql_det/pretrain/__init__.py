@@ -17,6 +17,8 @@ layer        a linear layer on features, and its training
 protocol     how a linear probe is done: fast, or as published
 probe        kNN and linear accuracy
 probing      both, of a checkpoint: one row a bit-width
+trained      a network from its checkpoint, with its heads
+analyzing    what few bits do to it: terms of its loss, its weights, a map of its features
 ===========  =====================================================================
 
 Pretraining and detection meet at a checkpoint file, nowhere else.

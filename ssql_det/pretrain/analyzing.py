@@ -6,12 +6,14 @@ map      of images as a probe sees them; ranges are those of training images, as
 ======== ============================================================================================================
 
 Networks are in evaluation mode, and features have unit length, as in losses by cosine and in votes of neighbours.
+Recalibrated norms have statistics of the same images as the ranges, at each width.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,7 +36,7 @@ from ssql_det.pretrain.monitor import spread
 from ssql_det.pretrain.probing import shown_to
 from ssql_det.pretrain.stream import training_batches
 from ssql_det.pretrain.trained import Trained, read_trained
-from ssql_det.quant import Bits, calibrate, observing, quant_points, quantized
+from ssql_det.quant import Bits, calibrate, observing, quant_points, quantized, recalibrated
 from ssql_det.quant.taps import recorded
 from ssql_det.report.names import slug
 from ssql_det.ssl import encoder_points
@@ -54,10 +56,15 @@ class Plan:
     calibration: int = 512
     points: int = 200  # images of a map
     perplexity: float = 30.0
+    recalibrate_bn: bool = False
     shown: str = ""  # the recipe; by the network if it is not given
     size: int | None = None
     seed: int = 0
     device: str = "cuda"
+
+    def __post_init__(self) -> None:
+        if self.recalibrate_bn and min(self.pairs, self.calibration) < 2:
+            raise UserError("--recalibrate-bn needs two images or more: --pairs 512 --calib-images 512")
 
 
 def names_of(paths: Sequence[str]) -> list[str]:
@@ -100,9 +107,9 @@ def _analysis(name: str, trained: Trained, seen: Images, asked: Images, plan: Pl
         sha256=source.source.sha256 if source.source else "",
         method=source.facts.method or "",
         architecture=source.architecture.name,
-        shown=f"{asked.name}, {way.name} at {way.size} px",
+        shown=f"{asked.name}, {way.name} at {way.size} px{', BN recalibrated' if plan.recalibrate_bn else ''}",
         pairs=sum(len(first) for first, _ in views),
-        terms=terms_at_bits(trained, views, plan.widths),
+        terms=terms_at_bits(trained, views, plan.widths, plan.recalibrate_bn),
         weights=layer_weights(backbone, quant_points(backbone), plan.widths),
         map=map,
     )
@@ -113,33 +120,42 @@ def pairs(images: Images, way: Recipe, plan: Plan) -> Iterator[Views]:
     batch = next(training_batches(images, way.frame, min(plan.pairs, len(images)), plan.seed))
     if batch.bad:
         raise UserError(f"{batch.bad[0]} cannot be read; mend it, or leave it out")
-    parts = zip(*(view.split(_TOGETHER) for view in (torch.tensor(batch.positions), *batch.views)), strict=True)
-    for positions, *views in parts:
+    count = -(-len(batch.positions) // _TOGETHER)  # even parts: one of a single image would have no variance
+    parts = [each.tensor_split(count) for each in (torch.tensor(batch.positions), *batch.views)]
+    for positions, *views in zip(*parts, strict=True):
         yield [way.look(view, draws_of(plan.seed, positions, number, way.draws)) for number, view in enumerate(views)]
 
 
 @torch.no_grad()
-def terms_at_bits(trained: Trained, views: Sequence[Views], widths: Sequence[Bits]) -> tuple[TermsAtBits, ...]:
+def terms_at_bits(
+    trained: Trained, views: Sequence[Views], widths: Sequence[Bits], recalibrate_bn: bool = False
+) -> tuple[TermsAtBits, ...]:
     """Those of the backbone's features, against those of the other view; then, where there are heads, those of what the
     loss compares. Both ways round."""
+    every = [view for pair in views for view in pair]
     points = encoder_points(trained.encoder)
-    with observing(trained.encoder, points) as ranges:
-        full = _features(trained, views)
+    with _norms(trained.encoder, every, recalibrate_bn), observing(trained.encoder, points) as ranges:
+        full = _features(trained, every)
     targets = {name: features.flip(0) for name, features in full.items()}
     if trained.has_heads:
-        targets[LOSS] = _of_unit_length([trained.target(view) for pair in views for view in pair]).flip(0)
+        with _norms(trained.target, every, recalibrate_bn):
+            targets[LOSS] = _of_unit_length([trained.target(view) for view in every]).flip(0)
     found: dict[str, dict[Bits, Terms]] = {name: {} for name in full}
     for width in track(widths, "comparing features"):
-        with quantized(trained.encoder, points, ranges, width):
-            low = _features(trained, views)
+        with quantized(trained.encoder, points, ranges, width), _norms(trained.encoder, every, recalibrate_bn):
+            low = _features(trained, every)
         for name in full:
             found[name][width] = terms(*(each[name].flatten(0, 1) for each in (low, full, targets)))
     return tuple(TermsAtBits(name, spread(full[name].flatten(0, 1)), found[name]) for name in full)
 
 
-def _features(trained: Trained, views: Sequence[Views]) -> dict[str, Tensor]:
+def _norms(network: nn.Module, images: Sequence[Tensor], recalibrate_bn: bool) -> AbstractContextManager[None]:
+    return recalibrated(network, images) if recalibrate_bn else nullcontext()
+
+
+def _features(trained: Trained, views: Sequence[Tensor]) -> dict[str, Tensor]:
     with recorded(trained.encoder, ["backbone"]) as pooled:
-        compared = [trained.predictor(trained.encoder(view)) for pair in views for view in pair]
+        compared = [trained.predictor(trained.encoder(view)) for view in views]
     found = {BACKBONE: _of_unit_length(pooled)}
     return found | ({LOSS: _of_unit_length(compared)} if trained.has_heads else {})
 
@@ -153,15 +169,15 @@ def _of_unit_length(features: Sequence[Tensor]) -> Tensor:
 def mapped(backbone: nn.Module, seen: Images, asked: Images, way: Recipe, input: Input, plan: Plan) -> Map:
     """Of all widths together: so a point can be followed from one to the next."""
     points = quant_points(backbone)
-    calibration = labelled(seen, way, plan.calibration, plan.seed).batches(input, _TOGETHER)
-    ranges = calibrate(backbone, list(calibration), points)
+    calibration = list(labelled(seen, way, plan.calibration, plan.seed).batches(input, _TOGETHER))
+    ranges = calibrate(backbone, calibration, points)
     few = _of_first_classes(asked)
     shown = labelled(few, way, plan.points, plan.seed)
     if len(shown.labels) < _LEAST:
         raise UserError(f"a map needs {_LEAST} images or more, got {len(shown.labels)}; raise --points or add images")
     found = {}
     for width in plan.widths:
-        with quantized(backbone, points, ranges, width):
+        with quantized(backbone, points, ranges, width), _norms(backbone, calibration, plan.recalibrate_bn):
             found[width] = F.normalize(features(backbone, shown.batches(input)).double(), dim=1)
     places = tsne(torch.cat([*found.values()]), plan.perplexity, plan.seed).chunk(len(found))
     files = tuple("/".join(Path(few.file(index)).parts[-2:]) for index in chosen(few, plan.points, plan.seed))

@@ -20,8 +20,8 @@ def features(of: Reproduction) -> Iterator[Block]:
         yield Text(
             "Networks of the first seed, before any detector. The squared distance of a quantized network's features "
             "from their float target, both of unit length, is the sum of three terms: what quantization moves, what "
-            "two views of an image are apart (the contrastive term), and the cross term. Features that have collapsed, "
-            f"with a spread far below 1, make all of them small. Weights are in `{step.folder.name}/report.html`."
+            "two views of an image are apart (the contrastive term), and the cross term. With a spread near 0 features "
+            f"have collapsed, and nothing is left to move. Weights are in `{step.folder.name}/report.html`."
         )
         yield from tables_of_terms(terms_in(terms.read_text("utf-8")))
         for path in maps:

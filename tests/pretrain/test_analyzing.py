@@ -129,6 +129,25 @@ def test_terms_of_real_features_add_up_at_every_width(kind, views, tmp_path):
         assert {terms.contrastive for terms in low} == {full.contrastive}
 
 
+@pytest.mark.parametrize("kind", ["simsiam", "byol"])
+def test_recalibrated_norms_have_the_statistics_of_the_views(kind, views, tmp_path):
+    """Wrong statistics of the training change nothing then, and terms still add up from nothing at full precision."""
+    trained = read_trained(saved(tmp_path, kind)[1])
+    first = terms_at_bits(trained, views, PLAN.widths, recalibrate_bn=True)
+    before = trained.encoder.backbone.bn1.running_mean.clone()
+    for module in {*trained.encoder.modules(), *trained.target.modules()}:
+        if isinstance(module, (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)):
+            module.running_mean += 1
+    second = terms_at_bits(trained, views, PLAN.widths, recalibrate_bn=True)
+    assert second == first
+    assert torch.equal(trained.encoder.backbone.bn1.running_mean, before + 1)
+    assert terms_at_bits(trained, views, PLAN.widths) != first
+    for each in first:
+        assert (each.terms[PLAN.widths[0]].quantization, each.terms[PLAN.widths[0]].cross) == (0, 0)
+        for terms in each.terms.values():
+            assert terms.quantization + terms.contrastive + terms.cross == pytest.approx(terms.total, rel=1e-12)
+
+
 def test_a_foreign_file_has_the_terms_of_its_backbone(toy, tmp_path):
     path, _ = write_source("MoCo v2", "resnet18", tmp_path)
     own = saved(tmp_path / "ssql")[1]
@@ -264,6 +283,7 @@ def test_damaged_heads_are_refused(damage, broken, toy, capsys):
         (["--recipe", "digit"], "did you mean 'digits'?"),
         (["--points", "3"], "a map needs 10 images or more, got 3"),
         (["--bits", "99"], "got 99"),
+        (["--pairs", "1", "--recalibrate-bn"], "--recalibrate-bn needs two images or more"),
         (["--device", "tpu"], "--device 'tpu' is not here"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
