@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--workers", type=positive, default=4, help="processes that make views (default: %(default)s)")
     parser.add_argument("--device", default="cuda", help="the CPU where there is none (default: %(default)s)")
+    parser.add_argument("--method", default="", help="how rows call it (default: as the checkpoint says)")
     parser.add_argument("--seed", type=seed, default=0, help="of the choice of images, and of views (default: 0)")
     parser.add_argument("--out", default="probes/results.jsonl", help="where rows go (default: %(default)s)")
 
@@ -59,6 +60,7 @@ def run(options: argparse.Namespace) -> None:
         *(options.size, options.device),
         Protocol(options.protocol, options.epochs, options.batch, options.cached_views),
         options.workers,
+        options.method,
     )
     found = []
     for row in probed(options.checkpoint, options.data, options.bits, options.recipe, plan):

@@ -127,7 +127,11 @@ def views_of(cfg: CfgNode) -> Recipe:
 def facts_of(cfg: CfgNode) -> Facts:
     """What whoever uses the backbone has to know of it."""
     title = _TITLES[cfg.METHOD]
-    method = ("SSQL" if cfg.METHOD == "simsiam" else f"SSQL-{title}") if cfg.SSQL.ENABLED else title
+    method = title
+    if cfg.SSQL.ENABLED:
+        method = "SSQL" if cfg.METHOD == "simsiam" else f"SSQL-{title}"
+        altered = [key for key, value in DEFAULTS["SSQL"].items() if key != "PER_RANK" and cfg.SSQL[key] != value]
+        method += f", altered: {', '.join(f'{key} {cfg.SSQL[key]}' for key in altered)}" if altered else ""
     return Facts(views_of(cfg).input, stride_in_1x1=False, method=method, seed=cfg.SEED, from_file=True)
 
 

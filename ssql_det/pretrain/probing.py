@@ -42,6 +42,7 @@ class Plan:
     device: str = "cuda"
     protocol: Protocol = field(default_factory=Protocol)
     workers: int = 0  # processes that make views
+    method: str = ""  # how rows call it; as the checkpoint says if it is not given
 
     def __post_init__(self) -> None:
         if self.recalibrate_bn and self.calibration < 2:
@@ -131,7 +132,7 @@ def _rows(
             metrics = _accuracies(backbone, images, shown, training, plan)
         cost = profile.at(width)
         yield Row(
-            method=source.facts.method or "",
+            method=plan.method or source.facts.method or "",
             checkpoint=source.called,
             checkpoint_hash=source.source.sha256 if source.source else "",
             config=how,

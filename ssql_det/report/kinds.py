@@ -82,14 +82,14 @@ class Probe(Kind):
 
     def group(self, row: Row, table: PublishedTable) -> Group:
         network, _, config = row.config.partition("; ")
-        printed = {self.known_as.get(method, method): method for method in table.methods}
+        printed = {each: method for method in table.methods for each in (method, self.known_as.get(method, method))}
         known = published_name(row.method, printed)
         method = printed[known] if known else row.method.strip() or UNNAMED
         return Group(row.dataset, network_name(network, self.on_cifar), method, config, row.calibration)
 
     def command(self, table: PublishedTable, group: Group, bits: Sequence[str], scope: str) -> str:
         method = self.known_as.get(group.method, group.method)
-        pretrained_by = self.configs.get((group.backbone, method))
+        pretrained_by = self.configs.get((group.backbone, group.method))
         data = self.data if group.dataset == self.dataset else f"<{group.dataset}>"
         probes, checkpoint, remark = ["linear"], f"<{slug(plain_name(method)) or 'backbone'}.pth>", ""
         if group.config:
@@ -98,7 +98,19 @@ class Probe(Kind):
         elif pretrained_by is None:
             return ""
         elif group.dataset == self.dataset:
-            checkpoint = f"output/{Path(pretrained_by).stem}/checkpoint.pth"
+            checkpoint = f"{_output_of(pretrained_by)}/checkpoint.pth"
+            probes += ["--protocol", "published"]
             remark = f" # after ssql-det pretrain --config-file {pretrained_by}"
+        if group.method.startswith("(") and group.method not in self.known_as:  # checkpoints do not tell letters
+            probes += ["--method", group.method]
         asked = f"{shlex.join(probes)} --checkpoint {checkpoint} --data {data} --bits {as_option(bits)}"
         return f"ssql-det probe {asked}{remark}"
+
+
+def _output_of(config: str) -> str:
+    """Where a config of the repository writes to.
+
+    >>> _output_of("configs/pretrain/table8/a.yaml")
+    'output/table8/a'
+    """
+    return f"output/{Path(config).relative_to('configs/pretrain').with_suffix('')}"

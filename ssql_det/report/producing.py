@@ -14,25 +14,33 @@ from ssql_det.report.filling import DATASETS
 from ssql_det.report.kinds import Kind, Probe, Sweep
 
 _DEPTHS = {"r18": "ResNet-18", "r34": "ResNet-34", "r50": "ResNet-50"}
-_METHODS = {"simsiam": "SimSiam", "ssql": "SSQL (ours)"}  # those of `ssql_det.ssl`
+_SIMSIAM = {"simsiam": "SimSiam", "ssql": "SSQL (ours)"}
+_CONTRASTIVE = {"simclr": "SimCLR", "moco": "MoCov2", "ssql_simclr": "SSQL-NCE (ours)"}
+_BOTH_WAYS = {"byol": "BYOL", "ssql_byol": "BYOL+SSQL", "moco": "MoCov2", "ssql_moco": "MoCov2+SSQL"}
 
 
-def _configs(data: str, *depths: str) -> dict[tuple[str, str], str]:
-    return {
-        (_DEPTHS[depth], method): f"configs/pretrain/{data}_{depth}_{name}.yaml"
-        for depth in depths
-        for name, method in _METHODS.items()
-    }
+def _configs(data: str, depth: str, names: Mapping[str, str]) -> dict[tuple[str, str], str]:
+    """By network and printed method; ``names`` are those of files, with the methods that they pretrain."""
+    return {(_DEPTHS[depth], method): f"configs/pretrain/{data}_{depth}_{name}.yaml" for name, method in names.items()}
 
 
-_ABLATION = {"(a)": "SimSiam", "(i)": "SSQL (ours)"}  # what lies between them, rows do not tell from SSQL
+def _of_table_1(depth: str) -> dict[tuple[str, str], str]:
+    return _configs("cifar10", depth, {**_SIMSIAM, "byol": "BYOL", **_CONTRASTIVE})
+
+
+_IMAGENET = {
+    **_configs("imagenet", "r18", {**_SIMSIAM, "byol": "BYOL"}),
+    **_configs("imagenet", "r50", {**_SIMSIAM, "byol": "BYOL", "moco": "MoCov2"}),
+}
+_ABLATION = {(_DEPTHS["r34"], f"({letter})"): f"configs/pretrain/table8/{letter}.yaml" for letter in "abcdefghi"}
+_CIFAR = "cifar10:datasets"
 _KINDS: Mapping[int, Kind] = {
-    1: Probe("cifar10", "cifar10:datasets", True, _configs("cifar10", "r18", "r50")),
-    3: Probe("imagenet", "datasets/imagenet", False, _configs("imagenet", "r18", "r50")),
+    1: Probe("cifar10", _CIFAR, True, _of_table_1("r18") | _of_table_1("r50")),
+    3: Probe("imagenet", "datasets/imagenet", False, _IMAGENET),
     6: Sweep(DATASETS[6]),
     7: Sweep(DATASETS[7]),
-    8: Probe("cifar10", "cifar10:datasets", True, _configs("cifar10", "r34"), _ABLATION),
-    12: Probe("cifar10", "cifar10:datasets", True),
+    8: Probe("cifar10", _CIFAR, True, _ABLATION, {"(a)": "SimSiam", "(i)": "SSQL (ours)"}),
+    12: Probe("cifar10", _CIFAR, True, _configs("cifar10", "r18", _BOTH_WAYS)),
 }
 
 
