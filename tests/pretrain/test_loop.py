@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from operator import attrgetter
 
 import pytest
 import torch
@@ -14,9 +15,10 @@ from ssql_det.convert import read
 from ssql_det.core import rows
 from ssql_det.core.errors import UserError
 from ssql_det.core.ranks import launch
-from ssql_det.pretrain.config import build_network, read_config
+from ssql_det.pretrain.config import build_network, facts_of, read_config
 from ssql_det.pretrain.loop import pretrain
 from ssql_det.quant import SampledBits
+from ssql_det.ssl import SSQL
 
 pytestmark = pytest.mark.usefixtures("one_thread", "logging_as_it_was")
 
@@ -110,6 +112,28 @@ def test_every_config_describes_a_network(tmp_path):
             build_network(cfg)
 
 
+@pytest.mark.parametrize(
+    ("method", "name", "options"),
+    [
+        ("byol", "BYOL", {"momentum.rate": 0.7}),
+        ("moco", "MoCo v2", {"momentum.rate": 0.7, "temperature": 0.3, "queue.keys.shape": (50, 16)}),
+        ("simclr", "SimCLR", {"temperature": 0.3, "cross": True}),
+    ],
+)
+def test_a_config_reaches_the_method(method, name, options, toy, tmp_path):
+    own = {"MOMENTUM": 0.7, "TEMPERATURE": 0.3, "QUEUE": 50, "CROSS": True, "LAST_NORM": True}
+    for is_ssql in (True, False):
+        cfg = config(toy, tmp_path, METHOD=method, SSQL__ENABLED=is_ssql, **own)
+        network, _ = build_network(cfg)
+        built = network.method if is_ssql else network
+        assert isinstance(network, SSQL) == is_ssql
+        assert facts_of(cfg).method == (f"SSQL-{name}" if is_ssql else name)
+        assert {path: attrgetter(path)(built) for path in options} == options
+        linears = [layer for layer in built.encoder.projector if isinstance(layer, torch.nn.Linear)]
+        assert ({layer.out_features for layer in linears[:-1]}, linears[-1].out_features) == ({8}, 16)
+        assert isinstance(built.encoder.projector[-1], torch.nn.BatchNorm1d) == (method == "byol")
+
+
 # ---- bad input -----------------------------------------------------------------------------------------------------
 
 
@@ -129,6 +153,10 @@ def test_every_config_describes_a_network(tmp_path):
         ({"DEVICE": "gpu"}, "DEVICE 'gpu' is not here"),
         ({"SEED": "4294967296"}, "SEED must be less than 2**32"),
         ({"METHOD": "simsam"}, "METHOD 'simsam' is not here; did you mean 'simsiam'?"),
+        ({"MOMENTUM": "1.5"}, "MOMENTUM is that of a moving average, 0 to 1; got 1.5"),
+        ({"TEMPERATURE": "0"}, "TEMPERATURE must be more than 0, got 0"),
+        ({"METHOD": "moco", "QUEUE": "15"}, "QUEUE 15 is less than a batch of OPTIM.BATCH 16 keys"),
+        ({"METHOD": "byol", "SSQL.QUANTIZE_TARGETS": "True"}, "BYOL says itself what it is held against"),
         ({"DATA.RECIPE": "cifr"}, "did you mean 'cifar'"),
         ({"SSQL.WEIGHT_BITS": "[1, 8]"}, "bits must be 2 to 16"),
         ({"SSQL.ACT_BITS": "[8]"}, "SSQL.ACT_BITS is the least and the most"),
