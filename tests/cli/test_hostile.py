@@ -89,6 +89,10 @@ def probe(flags="", of="{good}/backbone.pth"):
     return f"probe knn --bits FP --device cpu --data {{toy}}/crops --out {{out}}/rows.jsonl --checkpoint {of} {flags}"
 
 
+def analyze(flags="", of="{good}/backbone.pth"):
+    return f"analyze --device cpu --data {{toy}}/crops --out {{out}} --checkpoints {of} {flags}"
+
+
 def convert(checkpoint="{good}/backbone.pth", out="{out}/new.pth --to timm"):
     return f"convert {checkpoint} {out}"
 
@@ -134,6 +138,9 @@ LINES = {  # the command line itself is what is wrong
     "checkpoint that is there": (convert(out="{out}/out.pth --to timm"), "out.pth exists already; choose another name"),
     "picture over its image": (predict("{out}/000001.png"), "would replace an image of yours"),
     "rows in a file of something else": (probe("--out {out}/notes.txt"), "holds something else than result rows"),
+    "analysis in a file": (analyze("--out {out}/notes.txt"), "is a file; name a folder"),
+    "analysis of what is not there": (analyze(of=BAD_PTH), "there is no file {here}/bad.pth; check the path"),
+    "analysis at one bit": (analyze("--bits 1"), "bits must be 2 to 16"),
     "rows in a folder": (probe("--out {out}"), "cannot write {out}: it is a directory"),
     "table below a file": ("tables --table 6 --out {out}/notes.txt/t", "could not write {out}/notes.txt/t"),
     "sweep in a file": (sweep(out="{out}/notes.txt"), "could not write {out}/notes.txt/sweep.json"),
