@@ -44,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cuda", help="the CPU where there is none (default: %(default)s)")
     parser.add_argument("--method", default="", help="how rows call it (default: as the checkpoint says)")
     parser.add_argument("--seed", type=seed, default=0, help="of the choice of images, and of views (default: 0)")
+    parser.add_argument("--resume", action="store_true", help="what --out has of these rows is not measured again")
     parser.add_argument("--out", default="probes/results.jsonl", help="where rows go (default: %(default)s)")
 
 
@@ -62,9 +63,11 @@ def run(options: argparse.Namespace) -> None:
         options.workers,
         options.method,
     )
-    found = []
-    for row in probed(options.checkpoint, options.data, options.bits, options.recipe, plan):
-        rows.append(Path(options.out), row)
+    found, out = [], Path(options.out)
+    there = rows.read(out) if options.resume and out.exists() else []
+    for row in probed(options.checkpoint, options.data, options.bits, options.recipe, plan, there):
+        if row not in there:
+            rows.append(out, row)
         found.append(row)
     cells = [(row.bits, *(f"{value:.2f}" for value in row.metrics.values())) for row in found]
     print_table(("bits", *found[0].metrics), cells, f"{Path(options.checkpoint).name} on {found[0].dataset}")

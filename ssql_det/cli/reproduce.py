@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from ssql_det.cli.numbers import positive
 
 if TYPE_CHECKING:
-    from ssql_det.reproduce.building import Choices
+    from ssql_det.reproduce.choices import Choices
     from ssql_det.reproduce.plan import Plan
     from ssql_det.reproduce.reproduction import Reproduction
 
@@ -33,7 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: %(default)s)",
     )
     parser.add_argument(
-        "--table", type=int, nargs="+", choices=(6, 7), help="6: Faster R-CNN C4; 7: Mask R-CNN FPN (default: both)"
+        "--table",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="6: Faster R-CNN C4; 7: Mask R-CNN FPN (default: these two); linear probes: 1, 12: methods; 8: ablation; "
+        "3: ImageNet, of the paper's preset alone",
     )
     parser.add_argument("--methods", nargs="+", default=[], help="as tables print them, such as SSQL (default: all)")
     parser.add_argument("--bits", default="", help="FP, 8 or 2w4a, comma-separated (default: the preset's)")
@@ -51,6 +56,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=Path("datasets/imagenet"),
         help="what the paper's preset pretrains on (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--cifar10",
+        metavar="DIR",
+        type=Path,
+        default=Path("datasets"),
+        help="where the paper's preset finds cifar-10-batches-py (default: %(default)s)",
     )
     parser.add_argument("--out", metavar="DIR", help="where everything goes (default: runs/<preset>)")
     parser.add_argument("--lanes", type=positive, help="steps at a time (default: one a CPU core, or one on a GPU)")
@@ -96,7 +108,7 @@ def run(options: argparse.Namespace) -> None:
 def _choices(options: argparse.Namespace, on_gpu: bool) -> Choices:
     from ssql_det.core.errors import UserError
     from ssql_det.quant import parse_widths
-    from ssql_det.reproduce.building import Choices
+    from ssql_det.reproduce.choices import Choices
 
     if options.bits:
         parse_widths(options.bits)
@@ -123,6 +135,7 @@ def _choices(options: argparse.Namespace, on_gpu: bool) -> Choices:
         budget=options.budget,
         num_gpus=options.num_gpus,
         imagenet=Path(os.path.expanduser(options.imagenet)),
+        cifar10=Path(os.path.expanduser(options.cifar10)),
         on_gpu=on_gpu,
         **tables,
     )
@@ -158,8 +171,8 @@ def _write(found: Reproduction) -> None:
     from ssql_det.reproduce.reproduction import minutes_by_kind
 
     print_table(("steps", "count", "minutes of work"), minutes_by_kind(found), f"{found.minutes:.1f} minutes in all")
-    if not found.rows:
-        print("no sweep is done, so there is nothing to report")
+    if not any(found.rows.values()):
+        print("nothing is measured yet, so there is nothing to report")
         return
     for table in write_tables(found):
         print_table(table.header, table.rows, table.caption)

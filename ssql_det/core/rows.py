@@ -41,7 +41,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _now() -> str:
+def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
@@ -67,7 +67,7 @@ class Row:
     engine: str
     seconds: float
     versions: Mapping[str, str] = field(default_factory=versions)
-    time: str = field(default_factory=_now)
+    time: str = field(default_factory=now)
     schema: int = SCHEMA
 
 

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
@@ -15,7 +15,7 @@ from ssql_det.backbones import build_backbone
 from ssql_det.convert import IMAGENET, Checkpoint, Input, load_backbone, read
 from ssql_det.core.devices import device_named
 from ssql_det.core.errors import UserError
-from ssql_det.core.rows import Row
+from ssql_det.core.rows import Row, now
 from ssql_det.pretrain.augmented import Augmented, anew, kept
 from ssql_det.pretrain.data import Cached, open_images
 from ssql_det.pretrain.features import MOST_BYTES, Labelled, chosen, features, labelled
@@ -64,8 +64,8 @@ class _Shown:
         return f"{count} and {len(self.asked.labels)} images"
 
 
-def probed(checkpoint: str, data: str, bits: str, shown: str, plan: Plan) -> Iterator[Row]:
-    """A row for each of the bits.
+def probed(checkpoint: str, data: str, bits: str, shown: str, plan: Plan, there: Sequence[Row] = ()) -> Iterator[Row]:
+    """A row for each of the bits; of ``there`` where one answers the same question.
 
     >>> for row in probed("ssql.pth", "toy/crops", "FP,4w4a,2w4a", "digits", Plan(("knn", "linear"))):
     ...     print(row.bits, row.metrics)
@@ -84,7 +84,7 @@ def probed(checkpoint: str, data: str, bits: str, shown: str, plan: Plan) -> Ite
     linear = f"{plan.protocol.described(training)}; " if "linear" in plan.kinds else ""
     network = source.architecture.name  # by which tables know their lines
     how = f"{network}; {', '.join(plan.kinds)}; {linear}{way.name} at {way.size} px, {images}"
-    yield from _rows(source, backbone.module, images, training, widths, plan, how)
+    yield from _rows(source, backbone.module, images, training, widths, plan, how, there)
 
 
 def shown_to(source: Checkpoint) -> str:
@@ -119,32 +119,46 @@ def _rows(
     widths: Sequence[Bits],
     plan: Plan,
     how: str,
+    there: Sequence[Row],
 ) -> Iterator[Row]:
     images = source.facts.input or IMAGENET
     points = quant_points(backbone)
     calibration = list(shown.seen.first(plan.calibration).batches(images, _TOGETHER))
     ranges = calibrate(backbone, calibration, points)
     profile = profile_cost(backbone, points, calibration[0][:1].to(next(backbone.parameters()).device))
+    question = Row(
+        method=plan.method or source.facts.method or "",
+        checkpoint=source.called,
+        checkpoint_hash=source.source.sha256 if source.source else "",
+        config=how,
+        dataset=shown.asked.name,
+        bits="",
+        scope="backbone",
+        calibration=_described(plan, shown.seen),
+        metrics={},
+        seed=-1 if source.facts.seed is None else source.facts.seed,
+        engine="",
+        seconds=0.0,
+    )
     for width in widths:
+        asked = replace(question, bits=str(width))
+        answer = next((row for row in reversed(there) if _unanswered(row, asked) == asked), None)
+        if answer is not None:
+            _logger.info("%s is there already", width)
+            yield answer
+            continue
         start = time.perf_counter()
         norms = recalibrated(backbone, calibration) if plan.recalibrate_bn else nullcontext()
         with quantized(backbone, points, ranges, width), norms:
             metrics = _accuracies(backbone, images, shown, training, plan)
         cost = profile.at(width)
-        yield Row(
-            method=plan.method or source.facts.method or "",
-            checkpoint=source.called,
-            checkpoint_hash=source.source.sha256 if source.source else "",
-            config=how,
-            dataset=shown.asked.name,
-            bits=str(width),
-            scope="backbone",
-            calibration=_described(plan, shown.seen),
-            metrics={**metrics, "MB": cost.bytes / 1e6, "GBOPs": cost.bit_ops / 1e9},
-            seed=-1 if source.facts.seed is None else source.facts.seed,
-            engine="",
-            seconds=round(time.perf_counter() - start, 2),
-        )
+        metrics |= {"MB": cost.bytes / 1e6, "GBOPs": cost.bit_ops / 1e9}
+        yield replace(asked, metrics=metrics, seconds=round(time.perf_counter() - start, 2), time=now())
+
+
+def _unanswered(row: Row, asked: Row) -> Row:
+    """Without what does not belong to the question."""
+    return replace(row, metrics={}, seconds=0.0, time=asked.time, versions=asked.versions, schema=asked.schema)
 
 
 def _accuracies(backbone: nn.Module, images: Input, shown: _Shown, training: Training, plan: Plan) -> dict[str, float]:

@@ -39,15 +39,21 @@ class Group:
 def grouped(
     rows: Iterable[Row], printed: Sequence[Group], group_of: Callable[[Row], Group]
 ) -> list[tuple[Group, list[Row]]]:
-    """Every published line in the printed order, then those of our own, whatever the order of the rows."""
+    """Every published line in the printed order, then those of our own, whatever the order of the rows: printed methods
+    first, as on a network that the table has not."""
     groups: dict[Group, list[Row]] = {}
     for row in rows:
         groups.setdefault(group_of(row), []).append(row)
     measured = {group.line for group in groups}
     groups |= {line: [] for line in printed if line not in measured}
     place = {line: index for index, line in enumerate(printed)}
-    order = sorted(groups, key=lambda each: (place.get(each.line, len(place)), *vars(each).values()))
-    return [(group, groups[group]) for group in order]
+    methods = {line.method: index for index, line in reversed([*enumerate(printed)])}
+
+    def order(group: Group) -> tuple[object, ...]:
+        network, method = (group.dataset, group.backbone), methods.get(group.method, len(place))
+        return place.get(group.line, len(place)), network, method, *vars(group).values()
+
+    return [(group, groups[group]) for group in sorted(groups, key=order)]
 
 
 def by_bits(rows: Sequence[Row], others: Iterable[str] = ()) -> dict[str, list[Row]]:

@@ -1,4 +1,5 @@
-"""The steps of one detector: data, pretraining, conversion, training, sweep, pictures, each a single command.
+"""The steps behind a table's rows: data, pretraining, conversion, training, sweep, pictures, or data, pretraining,
+probe; each a single command.
 
 Everything lies below one folder, each step in a folder of its own::
 
@@ -8,6 +9,7 @@ Everything lies below one folder, each step in a folder of its own::
     OUT/detectors/c4-ssql-0          model_final.pth, coverage.json
     OUT/sweeps/c4-ssql-0             results.jsonl
     OUT/pictures/c4-ssql-0           detections at all bit-widths side by side
+    OUT/probes/ssql-0                results.jsonl
 
 and one for all that was pretrained on toy data with the first seed::
 
@@ -18,59 +20,45 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from ssql_det.core.config import read_config_file
-from ssql_det.report.filling import DATASETS
 from ssql_det.report.names import plain_name, slug
-from ssql_det.reproduce.presets import Preset, Pretraining, Transfer
+from ssql_det.reproduce.choices import LEAST, Choices, data_sets, seeds_of
+from ssql_det.reproduce.parts import Part, Pretraining, Probing, Transfer
+from ssql_det.reproduce.presets import Preset
 from ssql_det.reproduce.step import Step
 from ssql_det.toydata.dataset import MANIFEST, Settings
 
-LEAST = {"scenes": 24, "crops": 400, "iterations": 4, "calibration": 4}  # of a budget however small
 _EXTENDED_BY = {  # what is done by then stays as it is
     "pretrain": ("--num-gpus",),
     "train": ("--num-gpus",),
     "sweep": ("--bits", "--num-gpus"),
+    "probe": ("--bits",),
 }
 _ANALYZED = "FP,8,4,2w4a"
 _START = 0.1  # minutes that a process takes before it does anything
 
 
-@dataclass(frozen=True)
-class Choices:
-    """What a user may say. ``checkpoints``: methods and files; ``budget``: the share of toy data and training."""
-
-    out: Path
-    tables: tuple[int, ...] = tuple(DATASETS)
-    methods: tuple[str, ...] = ()
-    bits: str = ""
-    seeds: int | None = None
-    checkpoints: tuple[tuple[str, str], ...] = ()
-    budget: float = 1.0
-    num_gpus: int = 1
-    imagenet: Path = Path("datasets/imagenet")
-    on_gpu: bool = False
-
-
-def data_sets() -> Path:
-    """Where the real data sets are."""
-    return Path(os.path.expanduser(os.environ.get("DETECTRON2_DATASETS", "datasets")))
-
-
 class Builder:
-    """Adds the steps of one detector after the other; those that several need come once."""
+    """Adds the steps of one part and method after the other; those that several need come once.
+
+    ``rows_of``: by the name of a part, the steps that make its rows.
+    """
 
     def __init__(self, preset: Preset, choices: Choices, files: Mapping[str, str]) -> None:
         self._preset, self._choices, self._files = preset, choices, files
         self._out = choices.out
         self.steps: dict[str, Step] = {}
+        self.rows_of: dict[str, list[str]] = {}
 
-    def add(self, transfer: Transfer, method: str) -> None:
-        for seed in range(self._preset.seeds):
-            backbone = self._backbone(transfer, method, seed)
-            self._detector(transfer, method, seed, backbone)
+    def add(self, part: Part, method: str) -> None:
+        names = self.rows_of.setdefault(part.name, [])
+        for seed in range(seeds_of(part, self._preset, self._choices)):
+            if isinstance(part, Transfer):
+                names.append(self._detector(part, method, seed, self._backbone(part, method, seed)))
+            elif isinstance(part, Probing) and (seed == 0 or method not in self._files):
+                names.append(self._probed(part, method, seed))
 
     def analyze(self) -> None:
         """What few bits do to the networks that are pretrained on toy data, those of the first seed side by side."""
@@ -99,26 +87,25 @@ class Builder:
 
     def _backbone(self, transfer: Transfer, method: str, seed: int) -> Path | None:
         """The converted backbone's path, or nothing for random weights."""
-        pretraining, name = transfer.methods.get(method), slug(plain_name(method))
+        pretraining = transfer.methods.get(method)
         if method in self._files:
-            source = Path(os.path.expanduser(self._files[method]))
+            source, name = Path(os.path.expanduser(self._files[method])), slug(plain_name(method))
         elif pretraining is None:
             return None
         else:
-            seed = seed if self._preset.pretrains_each_seed else 0
-            name = f"{_prefix(self._preset, transfer)}{name}-{seed}"
-            source = self._pretrained(name, pretraining, seed)
+            source = self._pretrained(pretraining, seed if self._preset.pretrains_each_seed else 0)
+            name = source.parent.name
         folder = self._out / "backbones" / name
         path = folder / "backbone.pkl"
         arguments = ("convert", str(source), str(path), "--to", "detectron2", "--verify", "--force")
         self._step(f"convert-{name}", "convert", arguments, folder, (source,), (path,), 0.05, 0.1 * transfer.megabytes)
         return path
 
-    def _pretrained(self, name: str, pretraining: Pretraining, seed: int) -> Path:
+    def _pretrained(self, pretraining: Pretraining, seed: int) -> Path:
+        name = f"{pretraining.name}-{seed}"
         folder = self._out / "pretrain" / name
         path = folder / "checkpoint.pth"
-        images = self._out / "data" / "crops" if self._preset.data else self._choices.imagenet
-        parts = {"DATA.TRAIN": images, "OUTPUT_DIR": folder, "SEED": seed}
+        parts = {"DATA.TRAIN": self._images(pretraining.data), "OUTPUT_DIR": folder, "SEED": seed}
         arguments = ("pretrain", "--config-file", pretraining.config, *self._gpus(), "--resume")
         arguments += (*pretraining.overrides, *_pairs(parts))
         minutes = pretraining.minutes * self._choices.budget / self._choices.num_gpus
@@ -126,11 +113,38 @@ class Builder:
         self._step(f"pretrain-{name}", "pretrain", arguments, folder, reads, (path,), minutes, 10)
         return path
 
+    def _images(self, data: str) -> str:
+        """What backbones are pretrained on and probed with."""
+        if self._preset.data:
+            return str(self._out / "data" / "crops")
+        return f"cifar10:{self._choices.cifar10}" if data == "cifar10" else str(self._choices.imagenet)
+
+    def _probed(self, probing: Probing, method: str, seed: int) -> str:
+        """The step that makes its rows; tables that have one backbone in common share it, so letters are told only
+        where they alone say which it is."""
+        pretraining = probing.methods.get(method)
+        if method in self._files:
+            source, name = Path(os.path.expanduser(self._files[method])), slug(plain_name(method))
+        else:
+            assert pretraining is not None, f"{probing.name} has no random weights"
+            source = self._pretrained(pretraining, seed)
+            name = source.parent.name
+        folder = self._out / "probes" / name
+        rows = folder / "results.jsonl"
+        bits = ("--bits", self._choices.bits or probing.bits)
+        arguments = ("probe", *probing.arguments, "--resume", "--checkpoint", str(source))
+        arguments += ("--data", self._images(probing.data), *bits, "--out", str(rows))
+        if method in self._files or (method.startswith("(") and method not in probing.meaning):
+            arguments += ("--method", plain_name(method))
+        minutes = probing.minutes * self._choices.budget
+        self._step(f"probe-{name}", "probe", arguments, folder, (source, *self._data()), (rows,), minutes, 0.1)
+        return f"probe-{name}"
+
     def _gpus(self) -> tuple[str, ...]:
         return ("--num-gpus", str(self._choices.num_gpus)) if self._choices.num_gpus > 1 else ()
 
-    def _detector(self, transfer: Transfer, method: str, seed: int, backbone: Path | None) -> None:
-        """Trained, swept, and for the first seed drawn."""
+    def _detector(self, transfer: Transfer, method: str, seed: int, backbone: Path | None) -> str:
+        """Trained, swept, and for the first seed drawn; the step that makes its rows."""
         plain = plain_name(method)
         name = f"{transfer.name}-{slug(plain)}-{seed}"
         detector, sweep, pictures = (self._out / kind / name for kind in ("detectors", "sweeps", "pictures"))
@@ -158,7 +172,7 @@ class Builder:
         minutes = transfer.sweep_minutes * self._choices.budget / self._choices.num_gpus
         self._step(f"sweep-{name}", "sweep", arguments, sweep, (*data, weights), (rows, ranges), minutes, 0.1)
         if seed == 0:
-            images = list(self._images(transfer))
+            images = list(self._shown(transfer))
             score = ("--score", str(self._preset.score)) if self._preset.score else ()
             drawn = ("predict", *config, "--bits", self._preset.bits, *score, "--ranges", str(ranges))
             drawn += ("--out", str(pictures))
@@ -166,6 +180,7 @@ class Builder:
             made = tuple(pictures / f"{image.stem}.png" for image in images)
             reads = (*data, weights, ranges)
             self._step(f"predict-{name}", "predict", arguments, pictures, reads, made, 0.05, 0.3)
+        return f"sweep-{name}"
 
     def _shortened(self, transfer: Transfer) -> dict[str, object]:
         """Fewer iterations for a smaller budget; a sweep says so too, for its rows' sake."""
@@ -174,7 +189,7 @@ class Builder:
         iterations = int(read_config_file(transfer.config)["SOLVER.MAX_ITER"])
         return {"SOLVER.MAX_ITER": max(round(iterations * self._choices.budget), LEAST["iterations"])}
 
-    def _images(self, transfer: Transfer) -> Iterator[Path]:
+    def _shown(self, transfer: Transfer) -> Iterator[Path]:
         data = self._preset.data
         root = self._out / "data" if data else data_sets()
         numbers = (data.first_test_scene, data.first_test_scene + 1) if data else transfer.shown
@@ -207,8 +222,3 @@ def _as_options(data: Settings) -> tuple[str, ...]:
 
 def _pairs(values: Mapping[str, object]) -> tuple[str, ...]:
     return tuple(str(part) for pair in values.items() for part in pair)
-
-
-def _prefix(preset: Preset, transfer: Transfer) -> str:
-    """Toy presets transfer one backbone to both detectors, the paper's has a ResNet for each."""
-    return "" if preset.data else f"{transfer.name}-"

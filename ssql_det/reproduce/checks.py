@@ -27,13 +27,16 @@ def check(plan: Plan) -> None:
 
 
 def _check_data_sets(plan: Plan) -> None:
-    if any(step.kind == "pretrain" for step in plan.steps) and not plan.choices.imagenet.is_dir():
-        raise UserError(
-            f"there is no folder {plan.choices.imagenet} to pretrain on; say where ImageNet is: --imagenet DIR"
-        )
-    wanted = {6: ("VOC2007", "VOC2012"), 7: ("coco",)}
-    for table in plan.choices.tables:
-        for name in wanted[table]:
+    """What pretraining and probes read is an option, what detectors read a variable."""
+    choices = plan.choices
+    for name, option, folder in (("ImageNet", "imagenet", choices.imagenet), ("CIFAR-10", "cifar10", choices.cifar10)):
+        named = str(folder) if option == "imagenet" else f"{option}:{folder}"
+        users = [step for step in plan.steps if step.kind in ("pretrain", "probe") and named in step.arguments]
+        if users and not folder.is_dir():
+            doing = "probe with" if all(step.kind == "probe" for step in users) else "pretrain on"
+            raise UserError(f"there is no folder {folder} to {doing}; say where {name} is: --{option} DIR")
+    for table, names in {6: ("VOC2007", "VOC2012"), 7: ("coco",)}.items():
+        for name in names if table in choices.tables else ():
             if not (plan.data / name).is_dir():
                 raise UserError(
                     f"Table {table} needs {name}, and {plan.data} has no folder of that name; point "

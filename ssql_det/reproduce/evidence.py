@@ -29,6 +29,8 @@ def evidence(of: Reproduction) -> Iterator[Block]:
 
 
 def _coverage(of: Reproduction) -> Iterator[Block]:
+    if not any(step.kind == "train" for step in of.plan.steps):
+        return
     yield Heading("What was loaded")
     yield Text("All of a backbone finds its place in the detector, or the training is refused; heads begin anew.")
     rows = []
@@ -74,15 +76,15 @@ def _minutes(of: Reproduction) -> Iterator[Block]:
 
 
 def _environment(of: Reproduction) -> Iterator[Block]:
-    found = of.rows
-    engines = sorted({row.engine for row in found}) or ["none yet"]
+    found = [row for rows in of.rows.values() for row in rows]
+    engines = sorted({row.engine for row in found if row.engine})
     software = {**versions(), **(found[-1].versions if found else {})}
     yield Heading("Environment")
     yield Listing(
         "\n".join(
             [
                 f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
-                f"detectors on {' and '.join(engines)}",
+                *([f"detectors on {' and '.join(engines)}"] if engines else []),
                 *(f"{name} {version}" for name, version in software.items()),
             ]
         )

@@ -17,11 +17,13 @@ from ssql_det.reproduce.reproduction import Reproduction
 
 def write_tables(found: Reproduction) -> Iterator[Table]:
     """``tables/table6.md`` and ``.csv``; gives what to show of each on a terminal."""
-    for table in found.tables.values():
-        place = found.plan.out / "tables" / f"table{table.number}"
+    shown = {part.table: part for part in found.plan.parts}
+    for number, table in found.tables.items():
+        part = shown[number]
+        place = found.plan.out / "tables" / f"table{number}"
         write_text(place.with_suffix(".md"), as_markdown(Document("", blocks_of(table))))
         write_text(place.with_suffix(".csv"), as_csv(table))
-        yield replace(overview(table, "bbox/AP"), caption=f"Table {table.number}, box AP: {table.dataset}")
+        yield replace(overview(table, part.metric), caption=f"Table {number}, {part.figure}: {table.dataset}")
 
 
 def write_report(found: Reproduction) -> Path:

@@ -4,33 +4,45 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ssql_det.core.errors import UserError, did_you_mean
 from ssql_det.report.names import plain_name, published_name
-from ssql_det.report.published import published_table
-from ssql_det.reproduce.building import LEAST, Builder, Choices, data_sets
-from ssql_det.reproduce.presets import RANDOM, Preset, Transfer
+from ssql_det.reproduce.building import Builder
+from ssql_det.reproduce.choices import LEAST, Choices, data_sets, seeds_of
+from ssql_det.reproduce.methods import RANDOM
+from ssql_det.reproduce.parts import Part, Probing
+from ssql_det.reproduce.presets import Preset
 from ssql_det.reproduce.step import Step
 from ssql_det.toydata.dataset import Settings
 
-_KINDS = ("data", "pretrain", "convert", "train", "sweep", "predict", "analyze")
+_KINDS = ("data", "pretrain", "convert", "train", "sweep", "predict", "probe", "analyze")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """``left_out``: what a table has and this plan has not, with the reason."""
+    """``rows_of``: by the name of a part, the steps that make its rows. ``left_out``: what a table has and this plan
+    has not, with the reason."""
 
     preset: Preset
     choices: Choices
     steps: tuple[Step, ...]
+    rows_of: Mapping[str, Sequence[str]]
     left_out: tuple[str, ...]
 
     @property
     def out(self) -> Path:
         return self.choices.out
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Those of which there is a step."""
+        return tuple(part for part in self.preset.parts if self.rows_of.get(part.name))
+
+    def seeds(self, part: Part) -> int:
+        return seeds_of(part, self.preset, self.choices)
 
     @property
     def data(self) -> Path:
@@ -45,11 +57,9 @@ def make_plan(preset: Preset, choices: Choices) -> Plan:
     """
     if preset.data is None and choices.budget != 1:
         raise UserError("--budget is a share of toy data; published recipes are what they are, so leave it out")
-    transfers = [each for each in preset.transfers if each.table in choices.tables]
-    if preset.data is None and choices.checkpoints and len(transfers) > 1:
-        raise UserError("a checkpoint is of one architecture; say which table it is for, as --table 6")
-    wanted = [_printed(name, transfers) for name in choices.methods]
-    files = _files(choices, transfers, wanted)
+    parts = _asked(preset, choices)
+    wanted = [_printed(name, parts) for name in choices.methods]
+    files = _files(choices, parts, wanted)
     preset = dataclasses.replace(
         preset,
         data=preset.data and _scaled(preset.data, choices.budget),
@@ -58,28 +68,44 @@ def make_plan(preset: Preset, choices: Choices) -> Plan:
     )
     builder = Builder(preset, choices, files)
     left_out = []
-    for transfer in transfers:
-        for method in _methods(transfer):
-            if wanted and method not in wanted:
+    for part in parts:
+        for method in part.all_methods:
+            if wanted and method not in wanted and _meant(method, part) not in wanted:
                 continue
-            if method in transfer.methods or method in files:
-                builder.add(transfer, method)
+            if method in part.methods or method in files:
+                builder.add(part, method)
             else:
                 given = f"--checkpoint {shlex.quote(f'{method}=FILE')}"
-                left_out.append(f"{method} of Table {transfer.table}: no step makes its backbone; give it by {given}")
+                left_out.append(f"{method} of Table {part.table}: no step makes its backbone; give it by {given}")
     builder.analyze()
     if not builder.steps:
         raise UserError(f"there is nothing to do for {', '.join(wanted)}; give --checkpoint {wanted[0]!r}=FILE")
     # What others wait for first, and of that the longest: so no lane is empty while another works alone.
     steps = sorted(builder.steps.values(), key=lambda step: (_KINDS.index(step.kind), -step.minutes))
-    return Plan(preset, choices, tuple(steps), tuple(left_out))
+    return Plan(preset, choices, tuple(steps), builder.rows_of, tuple(left_out))
 
 
-def _files(choices: Choices, transfers: Sequence[Transfer], wanted: Sequence[str]) -> dict[str, str]:
+def _asked(preset: Preset, choices: Choices) -> list[Part]:
+    lacking = [str(table) for table in choices.tables if table not in preset.tables]
+    if lacking:
+        has = ", ".join(map(str, preset.tables))
+        raise UserError(f"--table {' '.join(lacking)} is not of the preset {preset.name}, which has {has}")
+    parts = [part for table in choices.tables for part in preset.parts if part.table == table]
+    if preset.data is None and choices.checkpoints and len(parts) > 1:
+        if len(choices.tables) > 1:
+            raise UserError("a checkpoint is of one architecture; say which table it is for, as --table 6")
+        raise UserError(
+            f"Table {parts[0].table} is of several networks and a checkpoint of one; probe it by itself, `ssql-det "
+            "probe linear --protocol published --checkpoint FILE ...`, and set its rows in by `ssql-det tables`"
+        )
+    return parts
+
+
+def _files(choices: Choices, parts: Sequence[Part], wanted: Sequence[str]) -> dict[str, str]:
     """The given checkpoints by the printed names of their methods."""
     files: dict[str, str] = {}
     for name, file in choices.checkpoints:
-        method = _printed(name, transfers)
+        method = _printed(name, parts)
         if method == RANDOM:
             raise UserError(f"{method!r} has random weights, so --checkpoint {name}={file} has no place")
         if method in files:
@@ -95,13 +121,14 @@ def _scaled(data: Settings, budget: float) -> Settings:
     return dataclasses.replace(data, **counts)
 
 
-def _methods(transfer: Transfer) -> tuple[str, ...]:
-    """Those of the published table, then what a preset has beside them."""
-    return tuple(dict.fromkeys((*published_table(transfer.table).methods, *transfer.methods)))
+def _meant(method: str, part: Part) -> str:
+    """What a letter of the ablation means, where it means a method."""
+    return part.meaning.get(method, method) if isinstance(part, Probing) else method
 
 
-def _printed(name: str, transfers: Sequence[Transfer]) -> str:
-    known = list(dict.fromkeys(name for each in transfers for name in _methods(each)))
+def _printed(name: str, parts: Sequence[Part]) -> str:
+    methods = [(method, part) for part in parts for method in part.all_methods]
+    known = dict.fromkeys([*(method for method, _ in methods), *(_meant(*each) for each in methods)])
     printed = published_name(name, known)
     if printed is None:
         near = did_you_mean(name, map(plain_name, known))

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from ssql_det.core.rows import Row
 from ssql_det.report.reading import read_rows
 from ssql_det.report.tables import Comparison, compare
+from ssql_det.reproduce.parts import Part
 from ssql_det.reproduce.plan import Plan
-from ssql_det.reproduce.presets import Transfer
 from ssql_det.reproduce.runner import DONE, Outcome
 from ssql_det.reproduce.step import Step
 
@@ -26,19 +26,24 @@ class Reproduction:
     minutes: float
 
     @functools.cached_property
-    def rows(self) -> list[Row]:
-        """Of the sweeps that are done."""
-        return read_rows(step.makes[0] for step in self.done("sweep"))
-
-    @property
-    def transfers(self) -> list[Transfer]:
-        return [each for each in self.plan.preset.transfers if each.table in self.plan.choices.tables]
+    def rows(self) -> Mapping[str, list[Row]]:
+        """Of the steps that are done, by the name of the part that they are of."""
+        made = {step.name: step.makes[0] for kind in ("sweep", "probe") for step in self.done(kind)}
+        names = self.plan.rows_of
+        return {
+            part.name: read_rows(made[name] for name in names[part.name] if name in made) for part in self.plan.parts
+        }
 
     @functools.cached_property
-    def tables(self) -> dict[str, Comparison]:
-        """By the name of the detector."""
-        rows = self.rows
-        return {each.name: compare(each.table, rows, dataset=each.dataset) for each in self.transfers}
+    def tables(self) -> Mapping[int, Comparison]:
+        """By number, those that were asked for."""
+        of_table: dict[int, list[Part]] = {}
+        for part in self.plan.parts:
+            of_table.setdefault(part.table, []).append(part)
+        return {
+            number: compare(number, [row for part in parts for row in self.rows[part.name]], dataset=parts[0].dataset)
+            for number, parts in of_table.items()
+        }
 
     def done(self, kind: str) -> Iterator[Step]:
         for step in self.plan.steps:

@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from ssql_det.reproduce.building import Choices
+from ssql_det.reproduce.choices import Choices
 from ssql_det.reproduce.ledger import Ledger
 from ssql_det.reproduce.plan import make_plan
 from ssql_det.reproduce.presets import preset
