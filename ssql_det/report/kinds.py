@@ -66,13 +66,15 @@ class Probe(Kind):
     """Frozen backbones. Rows begin their config with the network's name: ``cifar_resnet18; linear; ...``.
 
     ``data`` is what ``--data`` takes. ``configs`` are those that pretrain a line, by its backbone and method: a line
-    without one is published only, as long as there are no rows of it. ``known_as`` is what letters for methods mean.
+    without one is published only, as long as there are no rows of it. ``known_as`` is what letters for methods mean;
+    ``beside`` are methods that another table prints and rows may be of.
     """
 
     data: str = ""
     on_cifar: bool = False
     configs: Mapping[tuple[str, str], str] = field(default_factory=dict)
     known_as: Mapping[str, str] = field(default_factory=dict)
+    beside: tuple[str, ...] = ()
 
     def scope(self, asked: str) -> str:
         return "backbone"
@@ -82,7 +84,11 @@ class Probe(Kind):
 
     def group(self, row: Row, table: PublishedTable) -> Group:
         network, _, config = row.config.partition("; ")
-        printed = {each: method for method in table.methods for each in (method, self.known_as.get(method, method))}
+        printed = {
+            each: method
+            for method in (*table.methods, *self.beside)
+            for each in (method, self.known_as.get(method, method))
+        }
         known = published_name(row.method, printed)
         method = printed[known] if known else row.method.strip() or UNNAMED
         return Group(row.dataset, network_name(network, self.on_cifar), method, config, row.calibration)

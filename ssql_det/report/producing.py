@@ -35,7 +35,7 @@ _IMAGENET = {
 _ABLATION = {(_DEPTHS["r34"], f"({letter})"): f"configs/pretrain/table8/{letter}.yaml" for letter in "abcdefghi"}
 _CIFAR = "cifar10:datasets"
 _KINDS: Mapping[int, Kind] = {
-    1: Probe("cifar10", _CIFAR, True, _of_table_1("r18") | _of_table_1("r50")),
+    1: Probe("cifar10", _CIFAR, True, _of_table_1("r18") | _of_table_1("r50"), beside=("BYOL+SSQL", "MoCov2+SSQL")),
     3: Probe("imagenet", "datasets/imagenet", False, _IMAGENET),
     6: Sweep(DATASETS[6]),
     7: Sweep(DATASETS[7]),

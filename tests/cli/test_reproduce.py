@@ -42,7 +42,10 @@ def out(tmp_path):
     ("arguments", "said"),
     [
         ("--preset min", "there is no preset 'min'; did you mean 'mini'? (known: mini, small, paper)"),
-        ("--table 5", "argument --table: invalid choice: 5"),
+        ("--table 5", "--table 5 is not of the preset mini, which has 1, 6, 7, 8, 12"),
+        ("--table 3", "--table 3 is not of the preset mini, which has 1, 6, 7, 8, 12"),
+        ("--preset paper --table 1 --checkpoint SSQL=a.pth", "Table 1 is of several networks and a checkpoint of one"),
+        ("--table 1 --checkpoint SSQL=no/where.pth", "there is no file no/where.pth, which probe-ssql begins with"),
         ("--table six", "argument --table: invalid int value: 'six'"),
         ("--budget 0", "--budget is a share, above 0 and up to 1; got 0.0"),
         ("--budget 2", "--budget is a share, above 0 and up to 1; got 2.0"),
@@ -93,6 +96,15 @@ def test_the_paper_wants_its_data_sets(table, out, capsys, monkeypatch, tmp_path
     assert "and the disk has 0.0 GB free" in refused(capsys, *given, *here)  # that is all there is to want
 
 
+@pytest.mark.parametrize(("table", "name", "option"), [(1, "CIFAR-10", "cifar10"), (3, "ImageNet", "imagenet")])
+def test_the_paper_wants_what_it_pretrains_on_and_probes_with(table, name, option, out, capsys, monkeypatch):
+    given = ("reproduce", "--preset", "paper", "--table", str(table), "--out", str(out))
+    said = refused(capsys, *given, f"--{option}", "nowhere")
+    assert said == f"error: there is no folder nowhere to pretrain on; say where {name} is: --{option} DIR"
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1, 1, 0))
+    assert "and the disk has 0.0 GB free" in refused(capsys, *given, f"--{option}", ".")
+
+
 def test_a_full_disk(out, capsys, monkeypatch):
     asked = []
     monkeypatch.setattr(shutil, "disk_usage", lambda path: asked.append(path) or Usage(1e9, 1e9, 2e7))
@@ -108,7 +120,7 @@ def test_what_is_there_already_needs_no_room(tmp_path, capsys, monkeypatch, runs
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1e9, 1e9, 2e7))
     main(["reproduce", "--out", str(tmp_path)])
     assert runs.pop()[1] == tmp_path
-    assert "no sweep is done, so there is nothing to report" in capsys.readouterr().out
+    assert "nothing is measured yet, so there is nothing to report" in capsys.readouterr().out
 
 
 def test_out_of_a_clone(out, capsys, monkeypatch):
@@ -152,6 +164,8 @@ def test_out_in_a_folder_without_rights(tmp_path, capsys, monkeypatch):
         "--preset small --seeds 1",
         "--preset paper --table 6 --checkpoint 'IN supervised=no/where.pth'",
         "--budget 0.1",
+        "--table 1 8 12 --seeds 2",
+        "--preset paper --table 3 8 --cifar10 /no/cifar",
     ],
 )
 def test_a_dry_run_prints_every_command_and_writes_nothing(arguments, out, capsys, monkeypatch):
@@ -170,7 +184,7 @@ def test_a_dry_run_prints_every_command_and_writes_nothing(arguments, out, capsy
     assert all(f"  {step.name} " in printed for step in steps)
     assert f"\n{len(steps)} steps, about " in printed
     assert ("a guess: it was not measured" in printed) == (options.preset != "mini")
-    assert "left out: BYOL of Table 6: " in printed
+    assert ("left out: BYOL of Table 6: " in printed) == (options.preset != "paper" and "--table" not in arguments)
     assert not out.exists()
 
 

@@ -1,5 +1,6 @@
 """Rows of probes as tables find them: the network's name comes first in their config."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 from report.making import line
 
+from ssql_det.cli.main import main
 from ssql_det.core import rows
 from ssql_det.pretrain import data
 from ssql_det.pretrain.checkpoint import Run
@@ -31,16 +33,26 @@ def little_cifar(root, train):
     return SimpleNamespace(data=pixels, targets=[0, 1] * 12, classes=["cat", "dog"])
 
 
-@pytest.mark.parametrize(("backbone", "is_ssql"), LINES)
-def test_a_row_lands_in_the_line_of_its_network_and_method(backbone, is_ssql, tmp_path, monkeypatch):
+@pytest.fixture
+def checkpoint(tmp_path, monkeypatch):
+    """Makes one, of a backbone; the images beside it are the little ones."""
     monkeypatch.setitem(data._CIFAR, "cifar10", little_cifar)
     little_cifar.base_folder = "cifar-10-batches-py"
-    torch.manual_seed(0)
-    cfg = read_config(None, ["BACKBONE", backbone, "SSQL.ENABLED", str(is_ssql), "DIM", "8", "HIDDEN", "8"])
-    network, _ = build_network(cfg)
-    run = Run(getattr(network, "method", network), build_optimizer(cfg, network), facts_of(cfg))
+
+    def make(backbone="narrow_resnet", is_ssql=True, seed=0):
+        torch.manual_seed(seed)
+        cfg = read_config(None, ["BACKBONE", backbone, "SSQL.ENABLED", str(is_ssql), "DIM", "8", "HIDDEN", "8"])
+        network, _ = build_network(cfg)
+        run = Run(getattr(network, "method", network), build_optimizer(cfg, network), facts_of(cfg))
+        return str(run.save(tmp_path / str(seed), 0))
+
+    return make
+
+
+@pytest.mark.parametrize(("backbone", "is_ssql"), LINES)
+def test_a_row_lands_in_the_line_of_its_network_and_method(backbone, is_ssql, checkpoint, tmp_path):
     plan = Plan(("linear",), calibration=8, device="cpu")
-    for row in probed(str(run.save(tmp_path, 0)), "cifar10:there", "FP,2w4a", "cifar", plan):
+    for row in probed(checkpoint(backbone, is_ssql), "cifar10:there", "FP,2w4a", "cifar", plan):
         rows.append(tmp_path / "results.jsonl", row)
     found = read_rows([tmp_path / "results.jsonl"])
     how = "linear; fast: SGD at 30 for a batch of 512, 100 epochs; cifar at 32 px, 24 and 24 images"
@@ -55,3 +67,50 @@ def test_a_row_lands_in_the_line_of_its_network_and_method(backbone, is_ssql, tm
         of_line = line(table, method, row.bits, name).cells["linear/top1"]
         assert of_line.measured.mean == row.metrics["linear/top1"]
         assert (of_line.difference is None) == (backbone == "narrow_resnet")
+
+
+def asked(checkpoint, out, bits, *more):
+    main(
+        [
+            "probe",
+            "knn",
+            "--checkpoint",
+            checkpoint,
+            "--data",
+            "cifar10:there",
+            "--bits",
+            bits,
+            "--out",
+            str(out),
+            *more,
+        ]
+    )
+    return [(row.bits, row.checkpoint_hash, row.calibration) for row in rows.read(out)]
+
+
+def test_resumed_it_measures_what_is_not_there(checkpoint, tmp_path, capsys):
+    """Whatever is asked otherwise is another row; what a kill tore is measured again."""
+    out, ours = tmp_path / "results.jsonl", checkpoint()
+    asked(ours, out, "FP,4")
+    before = out.read_bytes()
+    assert [bits for bits, *_ in asked(ours, out, "4,FP,2w4a", "--resume")] == ["FP", "4w4a", "2w4a"]
+    assert out.read_bytes().startswith(before)
+    assert capsys.readouterr().out.count("2w4a") == 1
+    out.write_bytes(out.read_bytes()[:-9])
+    assert [bits for bits, *_ in asked(ours, out, "FP,4,2w4a", "--resume")] == ["FP", "4w4a", "2w4a"]
+    changed = [asked(checkpoint(seed=1), out, "FP", "--resume")]
+    changed += [asked(ours, out, "FP", "--resume", *more) for more in (("--calib-images", "8"), ("--images", "20"))]
+    changed += [asked(ours, out, "FP", "--resume", "--recalibrate-bn"), asked(ours, out, "FP")]
+    assert list(map(len, changed)) == [4, 5, 6, 7, 8]
+
+
+def test_a_row_that_is_there_is_the_one_that_would_be_measured(checkpoint, tmp_path):
+    out, ours = tmp_path / "results.jsonl", checkpoint()
+    asked(ours, out, "FP,8,2w4a")
+    asked(ours, tmp_path / "again.jsonl", "8")
+    asked(ours, tmp_path / "again.jsonl", "FP,8,2w4a", "--resume")
+    whole, parts = (
+        {row.bits: replace(row, seconds=0.0, time="") for row in rows.read(path)}
+        for path in (out, tmp_path / "again.jsonl")
+    )
+    assert whole == parts

@@ -1,5 +1,6 @@
 """What a run leaves, made up: rows, coverage, curves and pictures that no step has made."""
 
+import itertools
 import json
 import re
 
@@ -21,6 +22,16 @@ from ssql_det.reproduce.runner import DONE, Outcome
 READER = MarkdownIt("commonmark").enable(["table"])  # an independent one
 NAMES = {"random-init": "random init.", "simsiam": "SimSiam", "ssql": "SSQL (ours)"}  # in tables
 IN_ROWS = NAMES | {"ssql": "SSQL"}
+PROBED = {  # as checkpoints call themselves, by what their runs are called
+    "simsiam": "SimSiam",
+    "byol": "BYOL",
+    "moco": "MoCo v2",
+    "simclr": "SimCLR",
+    "ssql": "SSQL",
+    "ssql-byol": "SSQL-BYOL",
+    "ssql-moco": "SSQL-MoCo v2",
+    "ssql-simclr": "SSQL-SimCLR",
+}
 
 
 def average_precision(detector, method, seed, place):
@@ -28,10 +39,18 @@ def average_precision(detector, method, seed, place):
     return {"c4": 40, "fpn": 20}[detector] + 3 * list(NAMES).index(method) + 0.7 * seed**2 - 1.3 * place
 
 
-def made_up(out, preset="mini", lost=None, methods=None, command="ssql-det reproduce --preset mini", **choices):
-    """A reproduction in which all steps are done but those in ``lost``; ``methods`` call rows by other names."""
+def top1(name, seed, place):
+    """A number of its own for each row."""
+    return 50 + 2.3 * (sum(name.encode()) % 17) + 0.9 * seed**2 - 1.7 * place
+
+
+def made_up(
+    out, preset="mini", lost=None, methods=None, command="ssql-det reproduce --preset mini", asked=(), **choices
+):
+    """A reproduction in which all steps are done but those in ``lost``; ``methods`` call rows by other names, ``asked``
+    are those of the plan."""
     lost = lost or {}
-    plan = plan_of(preset, out, **choices)
+    plan = plan_of(preset, out, methods=asked, **choices)
     outcomes = {}
     for step in plan.steps:
         outcomes[step.name] = lost.get(step.name, Outcome(DONE, 60.0 if step.kind == "sweep" else 6.0))
@@ -44,28 +63,31 @@ def made_up(out, preset="mini", lost=None, methods=None, command="ssql-det repro
 def _sweep(step, plan, names):
     detector, name = step.name.removeprefix("sweep-").split("-", 1)
     method, seed = name.rsplit("-", 1)
-    (transfer,) = [each for each in plan.preset.transfers if each.name == detector]
+    (transfer,) = [each for each in plan.parts if each.name == detector]
     for place, bits in enumerate(map(str, parse_widths(plan.preset.bits))):
         box = average_precision(detector, method, int(seed), place)
         metrics = {"bbox/AP": box, "bbox/AP50": box + 10, "bbox/AP75": box + 1, "MB": 8.0 / (place + 1), "GFLOPs": 0.5}
         metrics |= {"GBOPs": 616.0 / (place + 1)}
         if detector == "fpn":
             metrics |= {"segm/AP": box - 2, "segm/AP50": box + 8, "segm/AP75": box - 3}
-        row = Row(
-            method=names[method],
-            checkpoint="model_final.pth",
-            checkpoint_hash=step.name,
-            config=transfer.config.rpartition("/")[2],
-            dataset=transfer.dataset,
-            bits=bits,
-            scope="all",
-            calibration="64 images",
-            metrics=metrics,
-            seed=int(seed),
-            engine="minid2",
-            seconds=1.0,
-        )
-        rows.append(step.makes[0], row)
+        config = transfer.config.rpartition("/")[2]
+        _row(step, names[method], "model_final.pth", config, transfer.dataset, bits, "all", metrics, seed, "minid2")
+
+
+def _row(step, method, checkpoint, config, dataset, bits, scope, metrics, seed, engine):
+    who = (method, checkpoint, step.name, config, dataset)
+    rows.append(step.makes[0], Row(*who, bits, scope, "64 images", metrics, int(seed), engine, 1.0))
+
+
+def _probe(step, plan, names):
+    """``--method`` is obeyed; without it a checkpoint says its own."""
+    network, data = ("narrow_resnet", "crops") if plan.preset.data else ("cifar_resnet18", "cifar10")
+    name, seed = step.name.removeprefix("probe-").rsplit("-", 1)
+    options = dict(itertools.pairwise(step.arguments))
+    for place, bits in enumerate(map(str, parse_widths(options["--bits"]))):
+        metrics = {"linear/top1": top1(name, int(seed), place), "MB": 2.0 / (place + 1), "GBOPs": 3.0 / (place + 1)}
+        method = options.get("--method", PROBED.get(name, name))
+        _row(step, method, "checkpoint.pth", f"{network}; linear", data, bits, "backbone", metrics, seed, "")
 
 
 def _train(step, plan, names):
@@ -96,6 +118,7 @@ def _analyze(step, plan, names):
 
 _MAKERS = {
     "sweep": _sweep,
+    "probe": _probe,
     "train": _train,
     "pretrain": _pretrain,
     "predict": _predict,

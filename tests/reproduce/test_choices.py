@@ -35,7 +35,7 @@ def test_the_whole_of_it():
         "predict": 6,
         "analyze": 1,
     }
-    assert kinds(paper) == {"pretrain": 6, "convert": 6, "train": 35, "sweep": 35, "predict": 7}
+    assert kinds(paper) == {"pretrain": 8, "convert": 8, "train": 45, "sweep": 45, "predict": 9}
     first = f"{mini.steps[0].command} "
     assert first == "ssql-det make-toy-data runs/x/data --difficulty 0.0 --size 128 128 "
 
@@ -108,7 +108,7 @@ def test_seeds():
     paper = plan_of("paper", seeds=2, tables=(6,), methods=("ssql",))
     assert kinds(paper) == {"pretrain": 1, "convert": 1, "train": 2, "sweep": 2, "predict": 1}
     backbones = {step.reads[-1] for step in paper.steps if step.kind == "train"}
-    assert backbones == {Path("runs/x/backbones/c4-ssql-0/backbone.pkl")}
+    assert backbones == {Path("runs/x/backbones/imagenet_r18_ssql-0/backbone.pkl")}
 
 
 def test_bits():
@@ -152,8 +152,8 @@ def test_several_gpus_share_a_pretraining():
 
 
 def test_what_others_wait_for_comes_first_and_of_that_the_longest():
-    steps = plan_of("small").steps
-    order = ["data", "pretrain", "convert", "train", "sweep", "predict", "analyze"]
+    steps = plan_of("small", tables=(8, 6, 1)).steps
+    order = ["data", "pretrain", "convert", "train", "sweep", "predict", "probe", "analyze"]
     assert [(order.index(step.kind), -step.minutes) for step in steps] == sorted(
         (order.index(step.kind), -step.minutes) for step in steps
     )

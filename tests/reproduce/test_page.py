@@ -16,8 +16,9 @@ from reproduce.making import ROOT, WIDTHS
 from ssql_det.analyze.tables import terms_in
 from ssql_det.report.as_html import as_html
 from ssql_det.report.document import Heading, Picture
+from ssql_det.reproduce.answer import spread
 from ssql_det.reproduce.output import write_report, write_tables
-from ssql_det.reproduce.page import _spread, report
+from ssql_det.reproduce.page import report
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +81,7 @@ def test_the_answer_is_what_is_spread(small):
 
 
 def test_next_to_nothing_lost_has_no_sign():
-    assert [_spread(losses) for losses in ([-0.04], [-0.06], [0.06], [])] == ["0.0", "-0.1", "0.1", "-"]
+    assert [spread(losses) for losses in ([-0.04], [-0.06], [0.06], [])] == ["0.0", "-0.1", "0.1", "-"]
 
 
 def test_all_else_is_what_the_steps_left(small):

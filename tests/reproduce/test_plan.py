@@ -24,7 +24,7 @@ from ssql_det.pretrain.checkpoint import NAME
 from ssql_det.pretrain.config import read_config
 from ssql_det.quant import parse_widths
 from ssql_det.report.published import published_table
-from ssql_det.reproduce.presets import PRESETS
+from ssql_det.reproduce.presets import PRESETS, preset
 from ssql_det.toydata.dataset import MANIFEST, Settings, make_toy_data
 
 GIVEN = {"IN supervised": "in.pth", "BYOL": "byol.pth"}
@@ -34,6 +34,10 @@ PLANS = {
     "small whole": {"seeds": 2, "num_gpus": 2, "checkpoints": GIVEN},
     "paper": {"tables": (6,), "checkpoints": GIVEN, "num_gpus": 8},
     "paper both": {},
+    "mini probes": {"tables": (1, 8, 12), "seeds": 2},
+    "small ablation": {"tables": (8, 6), "checkpoints": {"SSQL": "ssql.pth"}},
+    "paper probes": {"tables": (12, 1, 8, 3)},
+    "paper given": {"tables": (8,), "checkpoints": {"(d)": "d.pth"}},
     "paper masks": {"tables": (7,), "checkpoints": GIVEN | {"SSQL": "ssql.pth"}, "bits": "FP,4"},
 }
 parser, read_config_file = _parser(), cache(uncached)
@@ -94,6 +98,13 @@ def test_every_command_is_one_and_says_what_its_step_reads_and_makes(plan):
                 images = [Path(each) for each in _split(options.rest)[1]]
                 assert step.makes == tuple(Path(options.out) / f"{image.stem}.png" for image in images)
                 assert all(image.is_relative_to(plan.data) for image in images)
+            case "probe":
+                assert options.resume
+                assert {options.checkpoint} <= read
+                assert step.makes == (Path(options.out),)
+                assert (f"{plan.data}/crops" == options.data) == (plan.preset.data is not None)
+                assert (options.protocol == "published") == (plan.preset.data is None)
+                assert "linear" in options.kind
             case "analyze":
                 assert read == {*options.checkpoints, (plan.data / MANIFEST).as_posix()}
                 assert options.data == f"{plan.data}/crops"
@@ -105,12 +116,12 @@ def test_every_command_is_one_and_says_what_its_step_reads_and_makes(plan):
 
 
 def test_each_finds_what_those_before_it_made(plan):
-    there = {Path(file) for file in (*GIVEN.values(), "ssql.pth")} | set(Path().glob("configs/**/*.yaml"))
+    there = {Path(file) for file in (*GIVEN.values(), "ssql.pth", "d.pth")} | set(Path().glob("configs/**/*.yaml"))
     for step in plan.steps:
         assert set(step.reads) <= there, step.name
         assert not there & set(step.makes)
         there |= set(step.makes)
-        if plan.preset.data and step.kind in ("pretrain", "train", "sweep", "predict"):
+        if plan.preset.data and step.kind in ("pretrain", "train", "sweep", "predict", "probe"):
             assert plan.data / MANIFEST in step.reads
 
 
@@ -152,7 +163,7 @@ def value(cfg, key):
 
 def test_of_every_published_row_there_is_a_sweep_or_a_word(plan):
     swept = {(asked(step)[1].SSQL.METHOD, step.name.split("-")[1]) for step in plan.steps if step.kind == "sweep"}
-    for table in plan.choices.tables:
+    for table in set(plan.choices.tables) & {6, 7}:
         for method in published_table(table).methods:
             words = [words for words in plan.left_out if words.startswith(f"{method} of Table {table}: ")]
             assert len(words) == ((method.removesuffix(" (ours)"), {6: "c4", 7: "fpn"}[table]) not in swept)
@@ -173,14 +184,15 @@ def test_the_images_to_draw_are_in_the_toy_data_and_were_not_trained_on(tmp_path
 @given(st.floats(0, 1, exclude_min=True))
 def test_a_budget_scales_down_to_what_still_works(budget):
     for name in ("mini", "small"):
-        plan, whole = plan_of(name, budget=budget, seeds=1), plan_of(name, seeds=1)
+        tables = preset(name).tables
+        plan, whole = (plan_of(name, budget=share, seeds=1, tables=tables) for share in (budget, 1.0))
         now, full = plan.preset.data, PRESETS[name].data
         assert (now.scenes, now.crops) == (max(24, round(full.scenes * budget)), max(400, round(full.crops * budget)))
         assert sorted(step.name for step in plan.steps) == sorted(step.name for step in whole.steps)
         assert sum(step.minutes for step in plan.steps) <= sum(step.minutes for step in whole.steps)
         for step in plan.steps:
             says = dict(itertools.pairwise(step.arguments))
-            config = step.kind not in ("data", "convert", "analyze") and read_config_file(step.reads[0])
+            config = step.kind not in ("data", "convert", "analyze", "probe") and read_config_file(step.reads[0])
             if step.kind == "pretrain":
                 assert now.crops - now.crops // 5 >= config["OPTIM.BATCH"]
             elif step.kind in ("train", "sweep", "predict"):

@@ -1,0 +1,181 @@
+"""Tables of linear probes: which runs they need, what they share, and what the report says of them."""
+
+import itertools
+import statistics
+from collections import Counter
+
+import pytest
+from reproduce.folders import checked, made_up, tables, texts, top1
+from reproduce.making import ROOT, plan_of
+
+from ssql_det.core.errors import UserError
+from ssql_det.report.document import Heading
+from ssql_det.report.producing import kind_of
+from ssql_det.report.published import published_table
+from ssql_det.reproduce.output import write_tables
+from ssql_det.reproduce.page import report
+
+WIDTHS = ("FP", "8w8a", "6w6a", "5w5a", "4w4a", "3w3a", "2w8a", "2w4a")
+RUNS = {  # of Table 1's methods on toy data, and beside them the two of Table 12 alone
+    "SimSiam": "simsiam",
+    "BYOL": "byol",
+    "SSQL (ours)": "ssql",
+    "SimCLR": "simclr",
+    "MoCov2": "moco",
+    "SSQL-NCE (ours)": "ssql-simclr",
+    "BYOL+SSQL": "ssql-byol",
+    "MoCov2+SSQL": "ssql-moco",
+}
+
+
+@pytest.fixture(autouse=True)
+def _in_the_clone(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def named(plan, kind):
+    return [step.name.removeprefix(f"{kind}-") for step in plan.steps if step.kind == kind]
+
+
+@pytest.mark.parametrize("name", ["mini", "small"])
+def test_tables_share_what_is_one_run(name):
+    plan = plan_of(name, tables=(1, 8, 12), seeds=1)
+    assert set(named(plan, "pretrain")) == {f"{run}-0" for run in (*RUNS.values(), *(f"table8-{x}" for x in "bcdefgh"))}
+    assert Counter(named(plan, "pretrain")) == Counter(named(plan, "probe"))
+    ablation = [step.removeprefix("probe-") for step in plan.rows_of["table8"]]
+    assert ablation == ["simsiam-0", *(f"table8-{x}-0" for x in "bcdefgh"), "ssql-0"]
+    assert set(plan.rows_of["table12"]) < set(plan.rows_of["table1"])
+    assert {step.kind for step in plan.steps} == {"data", "pretrain", "probe", "analyze"}
+
+
+def test_a_backbone_is_pretrained_once_for_detectors_and_probes():
+    both = plan_of("mini", tables=(6, 1), methods=("ssql",))
+    assert named(both, "pretrain") == ["ssql-0"]
+    assert (named(both, "sweep"), named(both, "probe")) == (["c4-ssql-0"], ["ssql-0"])
+
+
+def test_a_letter_is_told_where_a_checkpoint_does_not_tell_it():
+    for step in plan_of("mini", tables=(8,)).steps:
+        if step.kind == "probe":
+            said = dict(itertools.pairwise(step.arguments)).get("--method")
+            letter = step.name.removeprefix("probe-table8-")[0] if "table8" in step.name else None
+            assert said == (letter and f"({letter})")
+
+
+@pytest.mark.parametrize(
+    ("said", "run"), [("(d)", "table8-d-0"), ("i", "ssql-0"), ("SSQL", "ssql-0"), ("A", "simsiam-0")]
+)
+def test_a_row_of_the_ablation_is_called_by_its_letter_or_by_what_it_is(said, run):
+    assert named(plan_of("mini", tables=(8,), methods=(said,)), "probe") == [run]
+
+
+@pytest.mark.parametrize("table", [1, 3, 8, 12])
+def test_the_paper_runs_every_config_that_its_tables_name(table):
+    plan = plan_of("paper", tables=(table,))
+    configs = [
+        step.arguments[step.arguments.index("--config-file") + 1] for step in plan.steps if step.kind == "pretrain"
+    ]
+    assert Counter(configs) == Counter(set(kind_of(table).configs.values()))
+    assert {step.name.rpartition("-")[2] for step in plan.steps} == {"0"}  # one seed, unless more are asked for
+    assert len(named(plan_of("paper", tables=(table,), seeds=2), "probe")) == 2 * len(named(plan, "probe"))
+    data = {step.arguments[step.arguments.index("--data") + 1] for step in plan.steps if step.kind == "probe"}
+    assert data == ({"datasets/imagenet"} if table == 3 else {"cifar10:datasets"})
+    lacking = {method for method in published_table(table).methods if "PACT" in method}
+    assert {words.split(" of ")[0] for words in plan.left_out} == lacking
+
+
+def test_what_several_tables_of_the_paper_need_is_one_run():
+    names = named(plan_of("paper", tables=(1, 3, 6, 7, 8, 12)), "pretrain")
+    assert set(Counter(names).values()) == {1}
+    assert len(names) == 12 + 2 + 9 + 7 + 2  # CIFAR-10, SSQL over two more, the ablation, ImageNet, and its 200 epochs
+
+
+def test_a_given_backbone_is_probed_once_and_by_its_name():
+    plan = plan_of("mini", tables=(1,), seeds=3, checkpoints={"SimSiam-PACT": "pact.pth"})
+    (step,) = [step for step in plan.steps if step.name == "probe-simsiam-pact"]
+    assert step.arguments[step.arguments.index("--method") + 1] == "SimSiam-PACT"
+    assert step.reads[0].name == "pact.pth"
+
+
+@pytest.mark.parametrize(
+    ("preset", "choices", "said"),
+    [
+        ("mini", {"tables": (6, 3)}, "--table 3 is not of the preset mini, which has 1, 6, 7, 8, 12"),
+        (
+            "paper",
+            {"tables": (1,), "checkpoints": {"SSQL": "a.pth"}},
+            "Table 1 is of several networks and a checkpoint",
+        ),
+        ("paper", {"tables": (1, 8), "checkpoints": {"SSQL": "a.pth"}}, "say which table it is for"),
+        ("mini", {"tables": (8,), "methods": ("j",)}, r"there is no method 'j'.*known: \(a\), \(b\)"),
+    ],
+)
+def test_what_there_is_not_is_refused(preset, choices, said):
+    with pytest.raises(UserError, match=said):
+        plan_of(preset, **choices)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """Three seeds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        return made_up(tmp_path_factory.mktemp("mini"), "mini", tables=(1, 8, 12), seeds=3)
+
+
+def test_a_page_of_probes_alone_speaks_of_no_detector(found):
+    document = report(found)
+    checked(document)
+    assert document.title == "What bits cost a backbone: preset mini"
+    assert [block.text for block in document.blocks if isinstance(block, Heading) and block.level == 2] == [
+        "What does it cost at few bits?",
+        *(f"Linear probe, on toy data, beside Table {number}" for number in (1, 8, 12)),
+        *("Size and cost", "What few bits do to features", "Pretraining", "Where the minutes went"),
+        *("Environment", "Commands"),
+    ]
+    assert not any("moved to a detector" in text for text in texts(document))
+    assert len(tables(document, "Linear probe")) == 1  # the cost of three tables' one network
+
+
+def test_figures_are_means_over_seeds_in_the_order_of_the_table(found):
+    of_1, of_8, of_12 = (table for table in tables(report(found), "method") if table.header[1] == "figures")
+    for table, runs in ((of_1, RUNS), (of_12, {method: RUNS[method] for method in published_table(12).methods})):
+        measured = {row[0].removeprefix("narrow ResNet · "): row[2:] for row in table.rows if row[1] == "measured"}
+        printed = [method for method in published_table(1 if table is of_1 else 12).methods if method in runs]
+        assert list(measured)[: len(printed)] == printed
+        assert len(measured) == len(runs)
+        for method, cells in measured.items():
+            for place, cell in zip(map(WIDTHS.index, table.header[2:]), cells, strict=True):
+                values = [top1(runs[method], seed, place) for seed in range(3)]
+                assert cell == f"{statistics.fmean(values):.1f} ± {statistics.stdev(values):.1f} (3)"
+    measured = {row[0]: row[2:] for row in of_8.rows if row[1] == "measured"}
+    assert list(measured) == [f"narrow ResNet · ({letter})" for letter in "abcdefghi"]
+    assert of_8.header[-1] == "Avg."
+    widths = [WIDTHS.index(bits) for bits in published_table(8).widths]
+    means = [statistics.fmean(top1("table8-d", seed, place) for place in widths) for seed in range(3)]
+    assert measured["narrow ResNet · (d)"][-1] == f"{statistics.fmean(means):.1f} ± {statistics.stdev(means):.1f} (3)"
+
+
+def test_the_answer_has_each_method_once(found):
+    (answer,) = tables(report(found), "probe")
+    names = [row[1] for row in answer.rows]
+    assert len(names) == len(set(names)) == 8 + 9
+    assert answer.header[2] == "top-1 at FP"
+    lost = [top1("byol", seed, 0) - top1("byol", seed, 4) for seed in range(3)]
+    row = next(row for row in answer.rows if row[1] == "BYOL")
+    assert row[4] == f"{statistics.fmean(lost):.1f} ± {statistics.stdev(lost):.1f}"
+
+
+def test_files_of_tables_are_named_by_their_numbers(found):
+    captions = [table.caption for table in write_tables(found)]
+    assert captions == [f"Table {number}, top-1: crops" for number in (1, 8, 12)]
+    assert {path.name for path in (found.plan.out / "tables").iterdir()} == {
+        f"table{number}.{suffix}" for number in (1, 8, 12) for suffix in ("md", "csv")
+    }
+
+
+def test_detectors_and_probes_stand_on_one_page(tmp_path):
+    document = report(made_up(tmp_path, "mini", tables=(7, 1), asked=("ssql", "simsiam")))
+    checked(document)
+    assert document.title == "What bits cost a detector: preset mini"
+    assert [len(tables(document, kind)[0].rows) for kind in ("detector", "probe")] == [2, 2]
