@@ -105,6 +105,17 @@ def test_nothing_is_without_a_recipe_but_what_is_for_toy_data():
     assert all(name.startswith(("mini", "small")) for name in others)
 
 
+@pytest.mark.parametrize("method", ["byol", "moco", "simclr"])
+def test_a_methods_toy_forms_differ_in_size_alone(method):
+    """But for MoCo v2's rate, which goes with the batch, and its queue, with the number of images."""
+    mini, small = ({**resolved(f"{form}_{method}")} for form in ("mini", "small"))
+    size = {key for key in mini if resolved("mini")[key] != resolved("small")[key]} | {"OUTPUT_DIR"}
+    rates = {"OPTIM.LR", "QUEUE"} if method == "moco" else set()
+    assert but_for(size | rates, mini) == but_for(size | rates, small)
+    if method == "moco":
+        assert mini["OPTIM.LR"] / mini["OPTIM.BATCH"] == pytest.approx(small["OPTIM.LR"] / small["OPTIM.BATCH"])
+
+
 @pytest.mark.parametrize(("number", "data"), [(1, "cifar10"), (3, "imagenet")])
 def test_every_published_row_has_a_config(number, data):
     rows = [row for row in published_table(number).rows if row.method != "SimSiam-PACT"]  # a quantizer of its own
@@ -157,7 +168,7 @@ def interval(text):
 
 
 @pytest.mark.parametrize("letter", ROWS)
-@pytest.mark.parametrize("form", ["", "mini_"])
+@pytest.mark.parametrize("form", ["", "mini_", "small_"])
 def test_a_row_of_the_ablation_has_the_tables_switches(form, letter):
     values, row = resolved(f"table8/{form}{letter}"), of_row(letter)
     quantizes = row["q_pred"] or row["q_target"]
@@ -182,13 +193,15 @@ def test_the_ablation_is_its_recipe_but_for_the_switches():
     for letter in ROWS:
         assert others(f"table8/{letter}") == others("cifar10_r34_ssql")
         assert others(f"table8/mini_{letter}") == others("mini")
-    for name, recipe_of_it in (("a", "cifar10_r34_simsiam"), ("i", "cifar10_r34_ssql"), ("mini_i", "mini")):
+        assert others(f"table8/small_{letter}") == others("small")
+    same = {"a": "cifar10_r34_simsiam", "i": "cifar10_r34_ssql", "mini_i": "mini", "small_i": "small"}
+    for name, recipe_of_it in same.items():
         assert but_for(["OUTPUT_DIR"], resolved(f"table8/{name}")) == but_for(["OUTPUT_DIR"], resolved(recipe_of_it))
 
 
 def test_every_row_of_the_ablation_has_a_folder_of_its_own():
     names = sorted(path.stem for path in (CONFIGS / "table8").glob("*.yaml"))
-    assert names == sorted([*ROWS, *(f"mini_{letter}" for letter in ROWS)])
+    assert names == sorted([*ROWS, *(f"{form}_{letter}" for form in ("mini", "small") for letter in ROWS)])
     assert all(resolved(f"table8/{name}")["OUTPUT_DIR"] == f"./output/table8/{name}" for name in names)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -115,3 +116,32 @@ def is_running(pid):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def started(out, *arguments):
+    """The command itself, on few toy data."""
+    env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    asked = ["reproduce", "--preset", "mini", "--budget", "0.02", "--lanes", "2", "--out", str(out), *arguments]
+    command = [sys.executable, "-c", "from ssql_det.cli.main import main; main()", *asked]
+    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def ended(out, *arguments, status=0):
+    """What it printed."""
+    process = started(out, *arguments)
+    said = process.communicate()[0]
+    assert process.returncode == status, said
+    assert "Traceback" not in said
+    return said
+
+
+def at_work_in(folder):
+    """The processes that were told of a folder."""
+    found = []
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
+        try:
+            if str(folder) in Path(f"/proc/{pid}/cmdline").read_text():
+                found.append(pid)
+        except OSError:
+            continue
+    return found

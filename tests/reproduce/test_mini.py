@@ -1,20 +1,16 @@
 """The real thing on few toy data: all rows are there, nothing is done twice, and kills change no number."""
 
 import json
-import os
 import random
 import re
 import resource
 import shutil
-import subprocess
-import sys
 import time
 from dataclasses import asdict
-from pathlib import Path
 
 import pytest
 from report.pages import Tags
-from reproduce.making import ROOT, WIDTHS, plan_of
+from reproduce.making import WIDTHS, at_work_in, ended, plan_of, started
 
 from ssql_det.core import rows
 from ssql_det.report.published import published_table
@@ -22,22 +18,6 @@ from ssql_det.report.published import published_table
 METHODS = {"random init.": "random init.", "SimSiam": "SimSiam", "SSQL": "SSQL (ours)"}  # in rows and in tables
 FEW = ("--table", "6", "--methods", "SSQL", "random init.")
 TABLES = {"c4": (6, "toy_voc_2007_test"), "fpn": (7, "toy_coco_2017_val")}
-
-
-def started(out, *arguments):
-    env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    asked = ["reproduce", "--preset", "mini", "--budget", "0.02", "--lanes", "2", "--out", str(out), *arguments]
-    command = [sys.executable, "-c", "from ssql_det.cli.main import main; main()", *asked]
-    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def ended(out, *arguments, status=0):
-    """What it printed."""
-    process = started(out, *arguments)
-    said = process.communicate()[0]
-    assert process.returncode == status, said
-    assert "Traceback" not in said
-    return said
 
 
 @pytest.fixture(scope="module")
@@ -155,18 +135,6 @@ def test_kills_change_no_number(place, whole):
         ranges = f"sweeps/{name}/ranges.json"
         assert (place / ranges).read_bytes() == (whole / ranges).read_bytes()
     assert [path.name for path in place.rglob(".*")] == [".lock"], f"killed after {times} s, seed {seed}"
-
-
-def at_work_in(folder):
-    """The processes that were told of a folder."""
-    found = []
-    for pid in filter(str.isdecimal, os.listdir("/proc")):
-        try:
-            if str(folder) in Path(f"/proc/{pid}/cmdline").read_text():
-                found.append(pid)
-        except OSError:
-            continue
-    return found
 
 
 def test_a_step_that_fails_is_named_and_the_others_are_done(whole, tmp_path):

@@ -1,0 +1,67 @@
+"""Probes for real, on few toy data: rows for tables that share a run, extended, killed, to the same numbers."""
+
+import random
+import time
+from dataclasses import replace
+
+import pytest
+from report.pages import Tags
+from reproduce.making import at_work_in, ended, started
+
+from ssql_det.core import rows
+
+FEW = ("--table", "8", "12", "--methods", "(d)", "BYOL")
+PROBES = {"table8-d-0": "(d)", "byol-0": "BYOL"}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs") / "mini"
+
+
+@pytest.fixture(scope="module")
+def whole(place):
+    """A run to its end, of few bits and then of all, moved away from where it was made."""
+    ended(place, *FEW, "--bits", "FP,2w4a")
+    said = ended(place, *FEW)
+    assert said.count("is done already") == 4  # data, two pretrainings, the analysis; probes go on
+    return place.rename(place.with_name("whole"))
+
+
+def found(out):
+    return {
+        (path.parent.name, row.bits): replace(row, seconds=0.0, time="")
+        for path in out.glob("probes/*/results.jsonl")
+        for row in rows.read(path)
+    }
+
+
+def test_there_is_a_row_of_each_method_and_width(whole):
+    probed = found(whole)
+    assert {name: row.method for (name, _), row in probed.items()} == PROBES
+    assert len(probed) == 2 * 8 == sum(len(path.read_text().splitlines()) for path in whole.glob("probes/*/*.jsonl"))
+    assert all(0 <= row.metrics["linear/top1"] <= 100 for row in probed.values())
+
+
+def test_the_page_shows_them_where_they_belong(whole):
+    page = Tags((whole / "report/index.html").read_text())
+    cells = {text.strip() for text in page.texts}
+    assert {"narrow ResNet · (d)", "narrow ResNet · BYOL", "What bits cost a backbone: preset mini"} <= cells
+    figure = found(whole)["table8-d-0", "2w4a"].metrics["linear/top1"]
+    assert any(
+        line.startswith("| narrow ResNet · (d) | measured |") and f" {figure:.1f} |" in line
+        for line in (whole / "report/report.md").read_text().splitlines()
+    )
+
+
+def test_a_kill_changes_no_number(place, whole):
+    seed = random.randrange(1 << 32)
+    seconds = random.Random(seed).uniform(2, 25)
+    process = started(place, *FEW)
+    time.sleep(seconds)
+    process.kill()
+    process.communicate(timeout=5)
+    time.sleep(1)
+    assert not at_work_in(place), f"seed {seed}"
+    ended(place, *FEW)
+    assert found(place) == found(whole), f"killed after {seconds} s, seed {seed}"
