@@ -48,6 +48,17 @@ def kind_of(number: int) -> Kind:
     return _KINDS.get(number, Kind())
 
 
+def probe_of(number: int) -> Probe:
+    """Of a table that linear probes fill.
+
+    >>> probe_of(8).known_as
+    {'(a)': 'SimSiam', '(i)': 'SSQL (ours)'}
+    """
+    kind = kind_of(number)
+    assert isinstance(kind, Probe), f"Table {number} is not of probes"
+    return kind
+
+
 def data_sets() -> set[str]:
     """Those that rows may be of, as rows name them."""
     return {kind.dataset for kind in _KINDS.values()}

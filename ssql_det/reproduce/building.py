@@ -57,7 +57,7 @@ class Builder:
         for seed in range(seeds_of(part, self._preset, self._choices)):
             if isinstance(part, Transfer):
                 names.append(self._detector(part, method, seed, self._backbone(part, method, seed)))
-            elif isinstance(part, Probing) and (seed == 0 or method not in self._files):
+            elif isinstance(part, Probing) and (seed == 0 or part.among(method, self._files) is None):
                 names.append(self._probed(part, method, seed))
 
     def analyze(self) -> None:
@@ -71,7 +71,7 @@ class Builder:
         arguments = ("analyze", "--checkpoints", *map(str, checkpoints), "--data", str(self._out / "data" / "crops"))
         arguments += ("--bits", _ANALYZED, "--pairs", "256", "--points", "100", "--out", str(folder))
         reads, makes = (*checkpoints, *self._data()), (folder / "terms.csv", *maps)
-        self._step("analyze", "analyze", arguments, folder, reads, makes, 0.15, 1)
+        self._step("analyze", "analyze", arguments, folder, reads, makes, 0.05 * len(runs), 1)
 
     def _data(self) -> tuple[Path, ...]:
         """What a step reads of the toy data: their manifest names every file's hash."""
@@ -87,9 +87,9 @@ class Builder:
 
     def _backbone(self, transfer: Transfer, method: str, seed: int) -> Path | None:
         """The converted backbone's path, or nothing for random weights."""
-        pretraining = transfer.methods.get(method)
-        if method in self._files:
-            source, name = Path(os.path.expanduser(self._files[method])), slug(plain_name(method))
+        pretraining, given = transfer.methods.get(method), transfer.among(method, self._files)
+        if given is not None:
+            source, name = self._given(given)
         elif pretraining is None:
             return None
         else:
@@ -100,6 +100,10 @@ class Builder:
         arguments = ("convert", str(source), str(path), "--to", "detectron2", "--verify", "--force")
         self._step(f"convert-{name}", "convert", arguments, folder, (source,), (path,), 0.05, 0.1 * transfer.megabytes)
         return path
+
+    def _given(self, method: str) -> tuple[Path, str]:
+        """The file that a user gave, and a name for what is made of it."""
+        return Path(os.path.expanduser(self._files[method])), slug(plain_name(method))
 
     def _pretrained(self, pretraining: Pretraining, seed: int) -> Path:
         name = f"{pretraining.name}-{seed}"
@@ -122,20 +126,19 @@ class Builder:
     def _probed(self, probing: Probing, method: str, seed: int) -> str:
         """The step that makes its rows; tables that have one backbone in common share it, so letters are told only
         where they alone say which it is."""
-        pretraining = probing.methods.get(method)
-        if method in self._files:
-            source, name = Path(os.path.expanduser(self._files[method])), slug(plain_name(method))
+        given = probing.among(method, self._files)
+        if given is not None:
+            source, name = self._given(given)
         else:
-            assert pretraining is not None, f"{probing.name} has no random weights"
-            source = self._pretrained(pretraining, seed)
+            source = self._pretrained(probing.methods[method], seed)
             name = source.parent.name
         folder = self._out / "probes" / name
         rows = folder / "results.jsonl"
         bits = ("--bits", self._choices.bits or probing.bits)
         arguments = ("probe", *probing.arguments, "--resume", "--checkpoint", str(source))
         arguments += ("--data", self._images(probing.data), *bits, "--out", str(rows))
-        if method in self._files or (method.startswith("(") and method not in probing.meaning):
-            arguments += ("--method", plain_name(method))
+        if given is not None or (method.startswith("(") and method not in probing.meaning):
+            arguments += ("--method", plain_name(given or method))
         minutes = probing.minutes * self._choices.budget
         self._step(f"probe-{name}", "probe", arguments, folder, (source, *self._data()), (rows,), minutes, 0.1)
         return f"probe-{name}"

@@ -12,7 +12,7 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from ssql_det.report.producing import kind_of
+from ssql_det.report.producing import probe_of
 from ssql_det.reproduce.parts import Pretraining
 
 RANDOM, SIMSIAM, SSQL = "random init.", "SimSiam", "SSQL (ours)"
@@ -57,7 +57,7 @@ def ablation(preset: str) -> dict[str, Pretraining]:
 
 def published(table: int, network: str) -> dict[str, Pretraining]:
     """The lines of a table that a config of the repository pretrains, of one network."""
-    configs = getattr(kind_of(table), "configs", {})
+    configs = probe_of(table).configs
     return {method: recipe(config) for (printed, method), config in configs.items() if printed == network}
 
 

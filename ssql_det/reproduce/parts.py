@@ -7,10 +7,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 
-from ssql_det.report.producing import kind_of
+from ssql_det.report.producing import probe_of
 from ssql_det.report.published import published_table
 
 
@@ -60,6 +60,15 @@ class Part:
         """Those of the published table, then what a preset has beside them."""
         return tuple(dict.fromkeys((*self._published(), *self.methods)))
 
+    def among(self, method: str, names: Container[str]) -> str | None:
+        """The name that a method is asked for by: its own, or of a letter what it means."""
+        return next((name for name in (method, self.meaning.get(method)) if name is not None and name in names), None)
+
+    @property
+    def meaning(self) -> Mapping[str, str]:
+        """What letters for methods mean, where they mean one."""
+        return {}
+
     def _published(self) -> Iterator[str]:
         yield from published_table(self.table).methods
 
@@ -85,6 +94,7 @@ class Probing(Part):
     `Pretraining`.
     """
 
+    methods: Mapping[str, Pretraining]
     minutes: float
     bits: str = "FP,8,6,5,4,3,2w8a,2w4a"
     arguments: tuple[str, ...] = ("knn", "linear")
@@ -105,8 +115,7 @@ class Probing(Part):
 
     @property
     def meaning(self) -> Mapping[str, str]:
-        """What letters for methods mean, where they mean one."""
-        return getattr(kind_of(self.table), "known_as", {})
+        return probe_of(self.table).known_as
 
     def _published(self) -> Iterator[str]:
         lines = published_table(self.table).rows

@@ -13,7 +13,7 @@ from ssql_det.report.names import plain_name, published_name
 from ssql_det.reproduce.building import Builder
 from ssql_det.reproduce.choices import LEAST, Choices, data_sets, seeds_of
 from ssql_det.reproduce.methods import RANDOM
-from ssql_det.reproduce.parts import Part, Probing
+from ssql_det.reproduce.parts import Part
 from ssql_det.reproduce.presets import Preset
 from ssql_det.reproduce.step import Step
 from ssql_det.toydata.dataset import Settings
@@ -70,9 +70,9 @@ def make_plan(preset: Preset, choices: Choices) -> Plan:
     left_out = []
     for part in parts:
         for method in part.all_methods:
-            if wanted and method not in wanted and _meant(method, part) not in wanted:
+            if wanted and part.among(method, wanted) is None:
                 continue
-            if method in part.methods or method in files:
+            if method in part.methods or part.among(method, files) is not None:
                 builder.add(part, method)
             else:
                 given = f"--checkpoint {shlex.quote(f'{method}=FILE')}"
@@ -121,14 +121,9 @@ def _scaled(data: Settings, budget: float) -> Settings:
     return dataclasses.replace(data, **counts)
 
 
-def _meant(method: str, part: Part) -> str:
-    """What a letter of the ablation means, where it means a method."""
-    return part.meaning.get(method, method) if isinstance(part, Probing) else method
-
-
 def _printed(name: str, parts: Sequence[Part]) -> str:
-    methods = [(method, part) for part in parts for method in part.all_methods]
-    known = dict.fromkeys([*(method for method, _ in methods), *(_meant(*each) for each in methods)])
+    methods = [method for part in parts for method in part.all_methods]
+    known = dict.fromkeys([*methods, *(meant for part in parts for meant in part.meaning.values())])
     printed = published_name(name, known)
     if printed is None:
         near = did_you_mean(name, map(plain_name, known))

@@ -97,6 +97,15 @@ def test_a_given_backbone_is_probed_once_and_by_its_name():
     assert step.reads[0].name == "pact.pth"
 
 
+@pytest.mark.parametrize("name", ["SSQL", "(i)"])
+def test_a_given_backbone_is_its_row_of_the_ablation_too(name):
+    plan = plan_of("mini", tables=(8, 6) if name == "SSQL" else (8,), checkpoints={name: "ours.pth"})
+    assert "ssql-0" not in named(plan, "pretrain")
+    (probe,) = [step for step in plan.steps if step.kind == "probe" and "ours.pth" in step.arguments]
+    assert probe.name == plan.rows_of["table8"][-1]
+    assert probe.arguments[-2:] == ("--method", name)
+
+
 @pytest.mark.parametrize(
     ("preset", "choices", "said"),
     [
