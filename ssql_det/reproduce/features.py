@@ -1,13 +1,16 @@
-"""What few bits do to the features that detectors began with: a section of the report, of what `analyze` left."""
+"""What few bits do to the pretrained features: a section of the report, of what `analyze` left."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from ssql_det.analyze.page import tables_of_terms
 from ssql_det.analyze.tables import terms_in
-from ssql_det.report.document import Block, Heading, Picture, Text
+from ssql_det.report.document import Block, Folded, Heading, Picture, Text
 from ssql_det.reproduce.reproduction import Reproduction
+
+_FEW = 4  # networks that a reader can take in side by side
 
 
 def features(of: Reproduction) -> Iterator[Block]:
@@ -23,8 +26,13 @@ def features(of: Reproduction) -> Iterator[Block]:
             "two views of an image are apart (the contrastive term), and the cross term. With a spread near 0 features "
             f"have collapsed, and nothing is left to move. Weights are in `{step.folder.name}/report.html`."
         )
-        yield from tables_of_terms(terms_in(terms.read_text("utf-8")))
-        for path in maps:
-            name = path.stem.removeprefix("tsne_")
-            words = f"{name}: t-SNE of the backbone's features, all bit-widths embedded together, coloured by class"
-            yield Picture(path.name, path.read_bytes(), words)
+        blocks: tuple[Block, ...] = (*tables_of_terms(terms_in(terms.read_text("utf-8"))), *map(_map, maps))
+        if len(maps) > _FEW:
+            blocks = (Folded(f"Terms and maps of all {len(maps)} networks", blocks),)
+        yield from blocks
+
+
+def _map(path: Path) -> Picture:
+    name = path.stem.removeprefix("tsne_")
+    words = f"{name}: t-SNE of the backbone's features, all bit-widths embedded together, coloured by class"
+    return Picture(path.name, path.read_bytes(), words)

@@ -9,7 +9,7 @@ from reproduce.folders import checked, made_up, tables, texts, top1
 from reproduce.making import ROOT, plan_of
 
 from ssql_det.core.errors import UserError
-from ssql_det.report.document import Heading
+from ssql_det.report.document import Folded, Heading, Picture
 from ssql_det.report.producing import kind_of
 from ssql_det.report.published import published_table
 from ssql_det.reproduce.output import write_tables
@@ -143,6 +143,8 @@ def test_a_page_of_probes_alone_speaks_of_no_detector(found):
         *("Environment", "Commands"),
     ]
     assert not any("moved to a detector" in text for text in texts(document))
+    (terms,) = (block for block in document.blocks if isinstance(block, Folded) and "15 networks" in block.summary)
+    assert len([block for block in terms.blocks if isinstance(block, Picture)]) == 15
     assert len(tables(document, "Linear probe")) == 1  # the cost of three tables' one network
 
 
