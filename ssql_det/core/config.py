@@ -17,13 +17,14 @@ from typing import Any
 import yaml
 from fvcore.common.config import BASE_KEY, CfgNode
 
-from ssql_det.core.errors import UserError, did_you_mean
+from ssql_det.core.errors import UserError, did_you_mean, printable
 from ssql_det.core.files import atomic_write
 
 RESOLVED_NAME = "config.yaml"
 _MOST_NAMED = 5
 _MOST_VALUES = 10_000  # in a file, or in one key: aliases make any number of few bytes
 _LARGEST = 3.4e38  # a float32's; infinity is beyond it too
+_MOST_WHOLE = 1 << 32  # steps, sizes, a seed: with more a run neither ends nor fits
 
 
 def load_config(
@@ -49,6 +50,13 @@ def save_config(config: CfgNode, directory: str | os.PathLike[str]) -> Path:
     with atomic_write(path, "w") as file:
         file.write(config.dump())
     return path
+
+
+def run_folder(config: CfgNode) -> Path:
+    """``OUTPUT_DIR``. An empty one would be the current folder, where a run's files are among others."""
+    if not config.OUTPUT_DIR:
+        raise UserError("OUTPUT_DIR is empty; say where the run goes: OUTPUT_DIR FOLDER")
+    return Path(config.OUTPUT_DIR)
 
 
 def leaves(config: CfgNode, prefix: str = "") -> Iterator[str]:
@@ -100,7 +108,7 @@ def decisive(file: str | os.PathLike[str], no_matter: Collection[str]) -> Path:
     PosixPath('configs/detection/voc_r18_c4.yaml')
     """
     path = Path(file)
-    own = _read(path.expanduser())
+    own = _read(Path(os.path.expanduser(file)))
     base = own.pop(BASE_KEY, None)
     if not isinstance(base, str) or not own.keys() <= set(no_matter):
         return path
@@ -124,6 +132,8 @@ def require_least(config: CfgNode, least: Mapping[str, float]) -> None:
         value = _get(config, key)
         if value < bound:
             raise UserError(f"{key} must be {bound} or more, got {value}")
+        if isinstance(value, int) and value > _MOST_WHOLE:
+            raise UserError(f"{key} is too large, got {printable(str(value), 40)}; a whole number is 2**32 at most")
         if value > _LARGEST:
             raise UserError(f"{key} is too large, got {value}; a float32 ends at 3.4e38")
 

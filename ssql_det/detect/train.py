@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Mapping
@@ -13,10 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ssql_det.convert import Facts
+from ssql_det.convert import Coverage, Facts
 from ssql_det.core.choices import seed_all
-from ssql_det.core.config import goes_on, plain_values, require_least, save_config
+from ssql_det.core.config import goes_on, plain_values, require_least, run_folder, save_config
 from ssql_det.core.errors import UserError
+from ssql_det.core.files import atomic_write
 from ssql_det.core.ranks import all_gather, barrier, is_main, mean, rank, world_size
 from ssql_det.core.writers import JsonWriter, TensorBoardWriter, Writers
 from ssql_det.d2 import (
@@ -37,6 +39,7 @@ from ssql_det.detect.stream import BadImages, part_of_batch, training_batches
 from ssql_det.detect.watch import LOOKS_NAME, Watch
 from ssql_det.detect.weights import build_detector, described_by, pretrained_detector
 
+COVERAGE_NAME = "coverage.json"
 _MAY_CHANGE = (  # when a run goes on
     *(*NO_MATTER, "SOLVER.MAX_ITER", "SOLVER.CHECKPOINT_PERIOD"),
     *("SSQL.EVAL_PERIOD", "SSQL.EVAL_BITS", "TEST.EVAL_PERIOD"),
@@ -51,13 +54,13 @@ def train(cfg: CfgNode, config_name: str, resume: bool = False) -> Path:
     Returns the path of the final checkpoint. With ``resume`` a run that was stopped becomes, on the CPU bit for bit,
     the run that was not. Under a process group every rank calls it, each takes its part of a batch, and rank 0 writes.
     """
-    folder, last, seed = Path(cfg.OUTPUT_DIR), cfg.SOLVER.MAX_ITER - 1, seed_of(cfg)
+    folder, last, seed = run_folder(cfg), cfg.SOLVER.MAX_ITER - 1, seed_of(cfg)
     _check_numbers(cfg)
     _check_data(cfg)
     _check_norms(cfg)
     seed_all(seed + rank())  # Detectron2's way: ranks sample different regions; weights are the first's
     is_resumed = goes_on(cfg, folder, (folder / checkpoints.TAG).exists(), resume, _MAY_CHANGE)
-    model, description = _network(cfg, begins=not is_resumed)
+    model, description, coverage = _network(cfg, begins=not is_resumed)
     with answered("the solver cannot be built"):
         optimizer = build_optimizer(cfg, model)
         scheduler = build_lr_scheduler(cfg, optimizer)
@@ -83,6 +86,9 @@ def train(cfg: CfgNode, config_name: str, resume: bool = False) -> Path:
     barrier()  # nobody writes before all have read
     if is_main():
         save_config(cfg, folder)
+        if coverage is not None:
+            with atomic_write(folder / COVERAGE_NAME, "w") as file:
+                json.dump(coverage.to_plain(), file, indent=1)
         if not is_resumed:
             (folder / LOOKS_NAME).unlink(missing_ok=True)  # of a run that was killed before its first checkpoint
     trained = DistributedDataParallel(model) if world_size() > 1 else model
@@ -122,14 +128,17 @@ def train(cfg: CfgNode, config_name: str, resume: bool = False) -> Path:
         return run.save(checkpoints.FINAL, last, description)
 
 
-def _network(cfg: CfgNode, begins: bool) -> tuple[nn.Module, dict[str, Any]]:
-    """The detector, and what is known about it: with the pretrained backbone if there is one and the run begins."""
+def _network(cfg: CfgNode, begins: bool) -> tuple[nn.Module, dict[str, Any], Coverage | None]:
+    """The detector, and what is known about it: with the pretrained backbone if there is one and the run begins.
+
+    Then also how it was covered.
+    """
     seed = {"seed": seed_of(cfg)}
     if cfg.MODEL.WEIGHTS and begins:
-        model, checkpoint = pretrained_detector(cfg)
-        return model, {**checkpoint.description(), **seed}
+        model, checkpoint, coverage = pretrained_detector(cfg)
+        return model, {**checkpoint.description(), **seed}, coverage
     model = build_detector(cfg)
-    return model, {**described_by(cfg, model), **seed}
+    return model, {**described_by(cfg, model), **seed}, None
 
 
 def _writers(folder: Path, resumed: int | None) -> Writers:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -23,13 +21,10 @@ from ssql_det.convert import (
     told,
 )
 from ssql_det.core.errors import UserError
-from ssql_det.core.files import atomic_write
-from ssql_det.core.ranks import is_main
 from ssql_det.d2 import CfgNode, build_model
 from ssql_det.detect.answers import answered
 from ssql_det.detect.checks import check
 
-COVERAGE_NAME = "coverage.json"
 _logger = logging.getLogger(__name__)
 
 
@@ -54,18 +49,15 @@ def trained_detector(cfg: CfgNode) -> tuple[nn.Module, Checkpoint]:
     return model, checkpoint
 
 
-def pretrained_detector(cfg: CfgNode) -> tuple[nn.Module, Checkpoint]:
-    """The network with the backbone in ``MODEL.WEIGHTS``, all of it; the coverage is saved beside the run."""
+def pretrained_detector(cfg: CfgNode) -> tuple[nn.Module, Checkpoint, Coverage]:
+    """The network with the backbone in ``MODEL.WEIGHTS``, all of it."""
     checkpoint = _read(cfg)
     if checkpoint.detector:
         _logger.warning("%s is a whole detector: its backbone is taken, its heads begin anew", checkpoint.called)
     model = build_detector(cfg)
     coverage = load_backbone(model, checkpoint)
     _report(coverage, checkpoint, "the backbone")
-    if is_main():
-        with atomic_write(Path(cfg.OUTPUT_DIR) / COVERAGE_NAME, "w") as file:
-            json.dump(coverage.to_plain(), file, indent=1)
-    return model, checkpoint
+    return model, checkpoint, coverage
 
 
 def described_by(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from ssql_det.core.ranks import world_size
 _LEAST = {
     **dict.fromkeys(("DIM", "HIDDEN", "OPTIM.BATCH", "OPTIM.EPOCHS", "PERIODS.LOG", "PERIODS.CHECKPOINT"), 1),
     **dict.fromkeys(("DATA.WORKERS", "DATA.SIZE", "DATA.CACHE_MB", "DATA.MOST_BAD_IMAGES", "MONITOR.PERIOD"), 0),
-    **dict.fromkeys(("OPTIM.LR", "OPTIM.MOMENTUM", "OPTIM.WEIGHT_DECAY", "OPTIM.WARMUP_EPOCHS", "SEED"), 0),
+    **dict.fromkeys(("OPTIM.LR", "OPTIM.MOMENTUM", "OPTIM.WEIGHT_DECAY", "OPTIM.WARMUP_EPOCHS", "QUEUE", "SEED"), 0),
     "MONITOR.IMAGES": 2,
 }
 
@@ -33,8 +33,6 @@ def check(cfg: CfgNode, processes: int | None = None) -> None:
         raise UserError(f"QUEUE {cfg.QUEUE} is less than a batch of OPTIM.BATCH {cfg.OPTIM.BATCH} keys; make it more")
     if not cfg.DATA.TRAIN:
         raise UserError("DATA.TRAIN is empty; say which images: DATA.TRAIN FOLDER")
-    if not cfg.OUTPUT_DIR:
-        raise UserError("OUTPUT_DIR is empty; say where the run goes: OUTPUT_DIR FOLDER")
     if 2 * world > cfg.OPTIM.BATCH:
         raise UserError(f"OPTIM.BATCH {cfg.OPTIM.BATCH} is too small: a BatchNorm needs two images a process")
     if cfg.OPTIM.BATCH % world:

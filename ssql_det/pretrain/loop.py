@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ssql_det.core.choices import seed_all
-from ssql_det.core.config import goes_on, save_config
+from ssql_det.core.config import goes_on, run_folder, save_config
 from ssql_det.core.devices import device_named
 from ssql_det.core.errors import UserError
 from ssql_det.core.ranks import barrier, is_main, rank, world_size
@@ -52,7 +52,7 @@ def pretrain(cfg: CfgNode, resume: bool = False) -> Path:
     With ``resume`` a run that was stopped becomes, on the CPU bit for bit, the run that was not. Under a process group
     every rank calls it, each takes its part of a batch, and rank 0 writes.
     """
-    folder, device, world = Path(cfg.OUTPUT_DIR), device_named(cfg.DEVICE, "DEVICE"), world_size()
+    folder, device, world = run_folder(cfg), device_named(cfg.DEVICE, "DEVICE"), world_size()
     check(cfg)
     images, recipe = Cached(open_images(cfg.DATA.TRAIN), cfg.DATA.CACHE_MB << 20), views_of(cfg)
     per_epoch = steps_per_epoch(len(images), cfg.OPTIM.BATCH)

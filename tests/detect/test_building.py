@@ -1,7 +1,5 @@
 """Configs become detectors, and a pretrained backbone finds its place in them, all of it."""
 
-import json
-
 import pytest
 import torch
 from detect.making import C4, CONFIGS, FPN, as_given, config, pictures, unsettled
@@ -77,39 +75,37 @@ def test_channels_in_an_order_that_is_none_are_refused():
 @pytest.mark.parametrize("name", DETECTORS)
 def test_all_of_a_backbone_finds_its_place(name, kind, tmp_path):
     network, path = saved(name, tmp_path)
-    out = tmp_path / "run"
-    cfg = detector_config(name, kind, MODEL__WEIGHTS=path, out=out)
+    cfg = detector_config(name, kind, MODEL__WEIGHTS=path)
     torch.manual_seed(1)
     fresh = build_detector(cfg).state_dict()
     torch.manual_seed(1)
-    detector, checkpoint = pretrained_detector(cfg)
+    detector, checkpoint, coverage = pretrained_detector(cfg)
     state = detector.state_dict()
     given = {place(key, kind): value for key, value in network.state_dict().items()}
     assert all(torch.equal(state[key], value) for key, value in given.items())
     assert all(torch.equal(state[key], value) for key, value in fresh.items() if key not in given)
     assert checkpoint.architecture.name == name
 
-    coverage = json.loads((out / "coverage.json").read_text())
-    assert coverage["percent"] == 100
-    assert set(coverage["used"]) == set(given)
-    assert set(coverage["left_out"]) == set(fresh) - set(given)
-    assert (coverage["unmatched"], coverage["missing"], coverage["wrong"]) == ([], [], {})
+    found = coverage.to_plain()
+    assert found["percent"] == 100
+    assert set(found["used"]) == set(given)
+    assert set(found["left_out"]) == set(fresh) - set(given)
+    assert not any(found[each] for each in ("unmatched", "missing", "wrong"))
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet34"])
 def test_detectron2s_own_c4_head_would_lose_a_shallow_networks_last_stage_and_is_refused(name, tmp_path):
     _, path = saved(name, tmp_path)
-    keys = {"MODEL__ROI_HEADS__NAME": "Res5ROIHeads", "MODEL__WEIGHTS": path, "out": tmp_path / "run"}
+    keys = {"MODEL__ROI_HEADS__NAME": "Res5ROIHeads", "MODEL__WEIGHTS": path}
     with pytest.raises(UserError, match=r"does not fit this network.*Res5ROIHeads has bottlenecks at any depth"):
         pretrained_detector(detector_config(name, "C4", **keys))
-    assert not (tmp_path / "run").exists()
 
 
 def test_detectron2s_own_c4_head_fits_a_deep_network(tmp_path):
     _, path = saved("resnet50", tmp_path)
-    keys = {"MODEL__ROI_HEADS__NAME": "Res5ROIHeads", "MODEL__WEIGHTS": path, "out": tmp_path / "run"}
-    pretrained_detector(detector_config("resnet50", "C4", **keys))
-    assert json.loads((tmp_path / "run/coverage.json").read_text())["percent"] == 100
+    keys = {"MODEL__ROI_HEADS__NAME": "Res5ROIHeads", "MODEL__WEIGHTS": path}
+    *_, coverage = pretrained_detector(detector_config("resnet50", "C4", **keys))
+    assert coverage.percent == 100
 
 
 @pytest.mark.parametrize(("given", "wanted"), [(C4, FPN), (FPN, C4)])
@@ -127,7 +123,7 @@ def test_a_detector_of_the_other_kind_is_refused(given, wanted, tmp_path):
 def test_a_backbone_of_another_depth_is_refused(given, wanted, kind, tmp_path):
     _, path = saved(given, tmp_path)
     with pytest.raises(UserError, match=f"is a {given} and does not fit this network"):
-        pretrained_detector(detector_config(wanted, kind, MODEL__WEIGHTS=path, out=tmp_path / "run"))
+        pretrained_detector(detector_config(wanted, kind, MODEL__WEIGHTS=path))
 
 
 @pytest.mark.parametrize(("norm", "kind"), [("naiveSyncBN", nn.BatchNorm2d), ("", None)])
@@ -158,7 +154,7 @@ def test_the_extra_norm_is_of_the_kind_the_config_says():
 @pytest.mark.parametrize("kind", ["C4", "FPN"])
 def test_the_narrow_detectors_features_are_the_pretrained_networks(kind, tmp_path):
     network, path = saved("narrow_resnet", tmp_path)
-    detector, _ = pretrained_detector(detector_config("narrow_resnet", kind, MODEL__WEIGHTS=path, out=tmp_path))
+    detector, *_ = pretrained_detector(detector_config("narrow_resnet", kind, MODEL__WEIGHTS=path))
     network, detector = network.double(), detector.double().eval()
     images = torch.randn(2, 3, 96, 128, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
     with torch.no_grad():

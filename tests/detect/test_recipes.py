@@ -4,7 +4,6 @@ VOC: MoCo's detection transfer (He et al., CVPR 2020), with the 24k schedule. CO
 with the anchors, proposals and samples of Detectron2's model zoo.
 """
 
-import json
 from collections import Counter
 from functools import cache
 from pathlib import Path
@@ -196,8 +195,8 @@ def test_a_supervised_row_takes_torchvisions_file_as_it_is(number, tmp_path, mon
     file.parent.mkdir(parents=True)
     network = torchvision.models.get_model(name, weights=None)
     torch.save(network.state_dict(), file)
-    detector, _ = pretrained_detector(as_given(f"table{number}/imagenet_supervised.yaml", OUTPUT_DIR=tmp_path / "run"))
-    assert json.loads((tmp_path / "run/coverage.json").read_text())["percent"] == 100
+    detector, _, coverage = pretrained_detector(as_given(f"table{number}/imagenet_supervised.yaml"))
+    assert coverage.percent == 100
     last = detector.roi_heads.res5 if number == 6 else detector.backbone.bottom_up.res5
     assert torch.equal(last[0].conv1.weight, network.layer4[0].conv1.weight)
 
