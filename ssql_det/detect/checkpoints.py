@@ -22,6 +22,7 @@ from ssql_det.convert.tensors import faults
 from ssql_det.core.errors import UserError
 from ssql_det.core.files import atomic_write
 from ssql_det.core.generators import every_ranks_state, restore_own_state
+from ssql_det.core.optimizers import take_up
 from ssql_det.core.ranks import all_gather, is_main, rank
 from ssql_det.core.reader import read_tensors
 from ssql_det.d2 import EventStorage
@@ -68,14 +69,18 @@ class Run:
         if missing:
             raise UserError(f"{path} cannot be resumed from: it has no {missing[0]}; train anew in another OUTPUT_DIR")
         try:
-            for key, part in self.parts.items():
-                part.load_state_dict(content[key])
-            wrong = faults(self.parts["model"].named_parameters())
+            model, optimizer, scheduler = (self.parts[key] for key in ("model", "optimizer", "scheduler"))
+            model.load_state_dict(content["model"])
+            wrong = faults(model.named_parameters())
             if wrong:
                 raise ValueError(some([f"{name} {fault}" for name, fault in wrong.items()]))
+            take_up(optimizer, content["optimizer"])
             iteration = content["iteration"]
             if not isinstance(iteration, int) or iteration < 0:
                 raise ValueError(f"its iteration is {reprlib.repr(iteration)}")
+            if content["scheduler"] != {**scheduler.state_dict(), "last_epoch": iteration + 1}:
+                raise ValueError(f"its scheduler is not as this config has it at iteration {iteration}")
+            scheduler.load_state_dict(content["scheduler"])
             Facts.from_plain(content[KEY])
             history.put_back(self.storage, content["history"])
             self.bad_images.names.update(*content["bad_images"][rank() : rank() + 1])

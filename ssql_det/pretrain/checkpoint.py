@@ -19,6 +19,7 @@ from ssql_det.convert.checkpoint import KEY
 from ssql_det.core.errors import UserError, printable
 from ssql_det.core.files import atomic_write
 from ssql_det.core.generators import every_ranks_state, restore_own_state
+from ssql_det.core.optimizers import take_up
 from ssql_det.core.ranks import is_main
 from ssql_det.core.reader import read_tensors
 
@@ -64,7 +65,7 @@ class Run:
             for branch, prefix in self._branches().items():
                 state |= {prefix + name: tensor for name, tensor in content[branch].items()}
             self.method.load_state_dict(state)
-            self.optimizer.load_state_dict(content["resume"]["optimizer"])
+            take_up(self.optimizer, content["resume"]["optimizer"])
             restore_own_state(generators)
         except KeyError as failure:
             raise UserError(f"{path} cannot be resumed from: it has no {failure.args[0]}") from failure
