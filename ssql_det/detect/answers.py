@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ssql_det.core.errors import UserError, printable
 
 _OF_ENGINE = (ArithmeticError, AssertionError, LookupError, NotImplementedError, OSError, TypeError, ValueError)
+_WORKERS_TRACEBACK = re.compile(r"\ACaught (\w+) in DataLoader worker .*^[\w.]*\1: ", re.DOTALL | re.MULTILINE)
 _LONGEST = 400  # characters of what is said: some checks list all classes of a data set, twice
 
 
@@ -26,5 +28,5 @@ def answered(what: str, *more: type[Exception]) -> Iterator[None]:
         if type(failure) is not Exception and not isinstance(failure, (*_OF_ENGINE, *more)):
             raise
         said = failure.args[0] if isinstance(failure, KeyError) and failure.args else failure
-        reason = " ".join(str(said).split()) or type(failure).__name__
+        reason = " ".join(_WORKERS_TRACEBACK.sub("", str(said)).split()) or type(failure).__name__
         raise UserError(f"{what}: {printable(reason, _LONGEST)}") from failure

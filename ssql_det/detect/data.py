@@ -130,12 +130,14 @@ def calibration_images(cfg: CfgNode, count: int, seed: int = 0) -> Chosen:
 
 def check_dataset(name: str) -> None:
     """Refuse a name that nobody registered, and toy data that nobody made. Own data are registered by their name."""
+    if not isinstance(name, str):  # a config may say (5,)
+        raise UserError(f"a data set has a name, got {name!r}")
     if is_own(name):
         register_own(name)
     if name not in DatasetCatalog.list():
         raise UserError(f"there is no data set {name!r}{did_you_mean(name, DatasetCatalog.list())}")
     if name.startswith("toy_"):
-        root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
+        root = Path(os.path.expanduser(os.environ.get("DETECTRON2_DATASETS", "datasets")))
         if not (root / "manifest.json").is_file():
             raise UserError(
                 f"there are no toy data in {root}; make them with `ssql-det make-toy-data {root}`, "

@@ -7,6 +7,7 @@ again, in every command and every process.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def own_name(given: str) -> str:
     images, _, file = given.rpartition(":")
     if not images or not file:
         raise UserError(f"own data are IMAGES:FILE.json, a folder and a file, as photos:labels.json; got {given!r}")
-    return ":".join([_PREFIX.removesuffix(":"), *(str(Path(each).expanduser().resolve()) for each in (images, file))])
+    return _PREFIX + ":".join(os.path.realpath(os.path.expanduser(each)) for each in (images, file))
 
 
 def is_own(name: str) -> bool:

@@ -141,10 +141,10 @@ def training_batches(cfg: CfgNode, seed: int, first: int = 0) -> Iterator[Batch]
     with answered("the training data, those of DATASETS.TRAIN, cannot be read"):
         records = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
         mapper = DatasetMapper(cfg, is_train=True)
+        grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING
+        is_wide = [not grouped or record["width"] > record["height"] for record in records]
     if cfg.MODEL.MASK_ON:
         _require_masks(records)
-    grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING
-    is_wide = [not grouped or record["width"] > record["height"] for record in records]
     loader = DataLoader(
         SeededSamples(records, mapper, seed, policy),
         batch_sampler=GroupedBatches(is_wide, size, seed, first, rank(), world_size()),

@@ -162,6 +162,7 @@ def test_a_name_says_where_the_data_lie_from_anywhere(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert own_name("photos:labels.json") == f"coco:{tmp_path}/photos:{tmp_path}/labels.json"
     assert own_name("~/a:b:c.json").endswith("/a:b:" + str(tmp_path / "c.json"))
+    assert own_name("~nobody-is-called-so:c.json") == f"coco:{tmp_path}/~nobody-is-called-so:{tmp_path}/c.json"
     with pytest.raises(UserError, match="there is no folder of images"):
         classes_of(own_name("photos:labels.json"))
 

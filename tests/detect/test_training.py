@@ -422,10 +422,12 @@ def test_neither_is_what_it_says_of_its_weights(weights, capsys, tmp_path):
     assert contents(tmp_path) == before
 
 
-def test_toy_data_that_nobody_made_are_missing_with_a_hint(capsys, monkeypatch, tmp_path):
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "none"))
+@pytest.mark.parametrize("folder", ["none", "~nobody-is-called-so"])
+def test_toy_data_that_nobody_made_are_missing_with_a_hint(folder, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("DETECTRON2_DATASETS", folder)
+    monkeypatch.chdir(tmp_path)
     line = refused(capsys, *arguments(tmp_path / "run"))
-    assert f"there are no toy data in {tmp_path}/none; make them with `ssql-det make-toy-data {tmp_path}/none`" in line
+    assert f"there are no toy data in {folder}; make them with `ssql-det make-toy-data {folder}`" in line
     assert not (tmp_path / "run").exists()
 
 

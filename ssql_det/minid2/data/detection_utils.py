@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -60,6 +61,8 @@ def read_image(file_name: str, format: str | None = None) -> Array:
     (500, 353, 3)
     """
     _refuse_unknown(format)
+    if not os.path.isfile(file_name):  # a pipe would be waited for without end
+        raise FileNotFoundError(f"the image {file_name} is missing, or is no file")
     with open(file_name, "rb") as file:
         try:
             with Image.open(file) as image:

@@ -50,8 +50,8 @@ def load_coco_json(
         records = [
             {
                 "file_name": os.path.join(image_root, images[image_id]["file_name"]),
-                "height": images[image_id]["height"],
-                "width": images[image_id]["width"],
+                "height": _length(path, images[image_id], "height"),
+                "width": _length(path, images[image_id], "width"),
                 "image_id": image_id,
                 "annotations": [_instance(path, each, keys, ids) for each in annotations[image_id]],
             }
@@ -113,6 +113,13 @@ def _refuse_repeated(path: str, ids: Iterable[int]) -> None:
     repeated = [number for number, times in Counter(ids).items() if times > 1]
     if repeated:
         raise ValueError(f"Annotation ids in '{path}' are not unique: {repeated[0]} is there more than once")
+
+
+def _length(path: str, image: dict[str, Any], name: str) -> float:
+    length = image[name]
+    if not isinstance(length, (int, float)):
+        raise ValueError(f"image {image['id']} in {path} has the {name} {length!r}, which is no number")
+    return length
 
 
 def _instance(path: str, entry: dict[str, Any], keys: Iterable[str], ids: dict[int, int] | None) -> dict[str, Any]:

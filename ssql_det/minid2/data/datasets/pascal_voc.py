@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,6 +58,8 @@ def _annotation(element: Xml.Element, class_names: Sequence[str]) -> dict[str, A
     if name not in class_names:
         raise ValueError(f"class '{name}' is none of the data set's ({', '.join(class_names)})")
     x0, y0, x1, y1 = (float(_text(element, f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax"))
+    if not all(map(math.isfinite, (x0, y0, x1, y1))):
+        raise ValueError(f"the box of a {name} has no finite corners, but {x0}, {y0}, {x1}, {y1}")
     # pixel indices from 1, ends inclusive: as coordinates only the start moves
     box = [x0 - 1.0, y0 - 1.0, x1, y1]
     return {"category_id": class_names.index(name), "bbox": box, "bbox_mode": BoxMode.XYXY_ABS}
