@@ -100,7 +100,7 @@ def _bits_file(path: str) -> Mapping[str, Bits]:
         content = json.loads(Path(path).read_text("utf-8"))
     except OSError as failure:
         raise UserError(f"cannot read {path}: {failure.strerror or failure}") from None
-    except ValueError as failure:
+    except (RecursionError, ValueError) as failure:
         raise UserError(f"{path} is not JSON: {failure}") from None
     if not isinstance(content, dict) or not all(isinstance(bits, str) for bits in content.values()):
         raise UserError(f'{path} is to hold bits by pattern, as {{"backbone.bottom_up.res5.*": "8w8a"}}')

@@ -100,6 +100,8 @@ def _lines_until(path: Path, last_step: int) -> list[str]:
             written = json.loads(line)
         except json.JSONDecodeError:
             break
+        except (RecursionError, ValueError):  # nested without end, or a number of thousands of digits
+            written = None
         if not isinstance(written, dict) or not isinstance(written.get("step"), int):
             raise UserError(f"{path} has a line without a step, so it is not of this run; move it away to go on")
         if written["step"] <= last_step:

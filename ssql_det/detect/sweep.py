@@ -1,7 +1,8 @@
 """A sweep: one detector, one calibration, one row for every bit-width. Each row is on disk before the next begins.
 
 A folder holds one sweep. Started again it goes on behind the rows that are there; started again with another config,
-other weights or another calibration it refuses, for rows that differ in what nobody sees are worth nothing.
+other weights or another calibration it refuses, for rows that differ in what nobody sees are worth nothing. A folder
+without a row yet is anybody's.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import nn
 
 from ssql_det.convert import Checkpoint
 from ssql_det.core import rows
-from ssql_det.core.config import plain_values, require_same
+from ssql_det.core.config import plain_values, require_same, run_folder
 from ssql_det.core.errors import UserError
 from ssql_det.core.files import atomic_write
 from ssql_det.core.ranks import from_main, is_main
@@ -44,7 +45,7 @@ def sweep(
     >>> for row in sweep(cfg, "voc_r18_c4.yaml", model, checkpoint, parse_widths("FP,8,4"), Plan("all", 256)):
     ...     print(row.bits, row.metrics["bbox/AP50"])
     """
-    out = Path(cfg.OUTPUT_DIR)
+    out = run_folder(cfg)
     dataset = _only_test_set(cfg)
     assign_bits(detector_points(model, plan.scope), Bits.FP, plan.overrides)  # refused before anything is written
     sha256 = checkpoint.source.sha256 if checkpoint.source else ""
@@ -60,15 +61,14 @@ def sweep(
         if tools is None:
             calibration = calibration_images(cfg, plan.images, plan.seed)
             own_share(calibration)  # what cannot be read is refused before anything is written
-            if is_main():
-                with atomic_write(out / PLAN_NAME, "w") as file:  # from here on the folder is this sweep's
-                    json.dump(identity, file, indent=1)
+            from_main(lambda: _claim(out, identity))
             tools = prepare(cfg, model, plan, images, calibration, out / RANGES_NAME)
         own = replace(plan, overrides={}) if bits == Bits.FP else plan  # a row called FP is full precision
         metrics, seconds = measure(model, tools, bits, own, images, dataset)
         who = (checkpoint.facts, checkpoint.called, sha256)
         row = make_row(cfg, config_name, dataset, bits, plan, len(tools.calibration), metrics, seconds, *who)
         if is_main():
+            _keep_to_the_plan(out, identity)  # another may have begun while this one had no row
             rows.append(out / RESULTS_NAME, row)
         yield row
 
@@ -96,22 +96,36 @@ def _identity(cfg: CfgNode, dataset: str, sha256: str, plan: Plan) -> dict[str, 
 
 
 def _rows_of(out: Path, identity: dict[str, Any]) -> list[Row]:
-    """What is measured already. A folder that has another plan is refused."""
-    _keep_to_the_plan(out / PLAN_NAME, identity)
-    return rows.read(out / RESULTS_NAME) if (out / RESULTS_NAME).exists() else []
+    """What is measured already. A folder that has rows of another plan is refused; while it has none, any may begin."""
+    found = rows.read(out / RESULTS_NAME) if (out / RESULTS_NAME).exists() else []
+    if found:
+        _keep_to_the_plan(out, identity)
+    return found
 
 
-def _keep_to_the_plan(path: Path, identity: dict[str, Any]) -> None:
-    """Refuse where the folder has another plan, and say in what. The order of patterns is part of it."""
+def _claim(out: Path, identity: dict[str, Any]) -> None:
+    """From here on the folder is this sweep's; the ranges of a plan that came to no row go."""
+    is_other = not _rows_of(out, identity) and json.dumps(_plan_of(out)) != json.dumps(identity)
+    if is_other and (out / RANGES_NAME).exists():
+        (out / RANGES_NAME).unlink()
+    with atomic_write(out / PLAN_NAME, "w") as file:
+        json.dump(identity, file, indent=1)
+
+
+def _plan_of(out: Path) -> dict[str, Any]:
+    """What decides the numbers of the folder's sweep; nothing where none has begun."""
+    path = out / PLAN_NAME
     if not path.exists():
         for name in (RESULTS_NAME, RANGES_NAME):
-            if (path.parent / name).exists():
-                raise UserError(
-                    f"{path.parent / name} is of a sweep whose {PLAN_NAME} is gone; choose another OUTPUT_DIR"
-                )
-        return
+            if (out / name).exists():
+                raise UserError(f"{out / name} is of a sweep whose {PLAN_NAME} is gone; choose another OUTPUT_DIR")
+        return {}
     try:
-        before = dict(json.loads(path.read_text("utf-8")))
-    except (ValueError, TypeError):
+        return dict(json.loads(path.read_text("utf-8")))
+    except (RecursionError, TypeError, ValueError):
         raise UserError(f"{path} is damaged; choose another OUTPUT_DIR") from None
-    require_same(before, identity, f"the sweep in {path.parent}", "choose another OUTPUT_DIR")
+
+
+def _keep_to_the_plan(out: Path, identity: dict[str, Any]) -> None:
+    """Refuse where the folder has another plan, and say in what. The order of patterns is part of it."""
+    require_same(_plan_of(out), identity, f"the sweep in {out}", "choose another OUTPUT_DIR")

@@ -69,7 +69,7 @@ def test_a_resumed_run_drops_a_torn_line(tmp_path, torn, kept):
     assert [line["step"] for line in lines(tmp_path)] == [*kept, 3]
 
 
-@pytest.mark.parametrize("foreign", ["5", "[1]", '{"loss": 0.5}', '{"step": "one"}'])
+@pytest.mark.parametrize("foreign", ["5", "[1]", '{"loss": 0.5}', '{"step": "one"}', "[" * 99999])
 def test_a_history_of_something_else_is_not_gone_on_with(tmp_path, foreign):
     (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1}}\n{foreign}\n')
     with pytest.raises(UserError, match=r"metrics\.jsonl has a line without a step"):

@@ -268,6 +268,31 @@ def test_a_sweep_killed_anywhere_resumes_to_the_same_rows_and_ranges(weights, in
             break
 
 
+def test_a_plan_that_came_to_no_row_gives_way_to_another(weights, monkeypatch, tmp_path):
+    out, new, other = tmp_path / "out", tmp_path / "new", Plan("all", 12)
+    with monkeypatch.context() as patch:
+        patch.setattr("ssql_det.detect.sweep.measure", lambda *ignored: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            swept(weights, out, plan=Plan("all", 1))
+    assert {path.name for path in out.iterdir()} == {"sweep.json", "ranges.json"}
+    assert numbers(swept(weights, out, "4", other)) == numbers(swept(weights, new, "4", other))
+    for name in ("sweep.json", "ranges.json"):
+        assert (out / name).read_bytes() == (new / name).read_bytes()
+
+
+def test_a_sweep_whose_folder_another_took_adds_no_row(weights, monkeypatch, tmp_path):
+    def beside(*given):
+        patch.setattr("ssql_det.detect.sweep.measure", measuring.measure)
+        swept(weights, tmp_path, "4", Plan("all", 12))
+        return measuring.measure(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ssql_det.detect.sweep.measure", beside)
+        with pytest.raises(UserError, match=r"has --calib-images 12 \(now 4\); choose another OUTPUT_DIR"):
+            swept(weights, tmp_path, "8")
+    assert [row.bits for row in rows.read(tmp_path / "results.jsonl")] == ["4w4a"]
+
+
 # ---- calibration ---------------------------------------------------------------------------------------------------
 
 
