@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from ssql_det.cli.numbers import positive
 
@@ -48,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from ssql_det.core.console import set_up_logging
     from ssql_det.core.errors import UserError
-    from ssql_det.core.files import atomic_write
+    from ssql_det.core.files import atomic_write, require_other_file
     from ssql_det.report.as_csv import as_csv
     from ssql_det.report.as_latex import as_latex
     from ssql_det.report.as_markdown import as_markdown
@@ -61,8 +60,8 @@ def run(options: argparse.Namespace) -> None:
     set_up_logging()
     if options.scope not in SCOPES:
         raise UserError(f"--scope is {' or '.join(SCOPES)}, got {options.scope!r}")
-    if options.out is not None and any(_same(options.out, path) for path in options.rows):
-        raise UserError(f"--out {options.out} is a file of rows; writing there would lose them, so name another")
+    if options.out is not None:
+        require_other_file(options.out, options.rows)
     numbers = NUMBERS if ALL in options.table else tuple(dict.fromkeys(options.table))
     rows = read_rows(options.rows)
     tables = [compare(number, rows, options.scope, options.dataset) for number in numbers]
@@ -83,7 +82,3 @@ def run(options: argparse.Namespace) -> None:
 
 def _number(text: str) -> int | str:
     return ALL if text == ALL else positive(text)
-
-
-def _same(one: str, other: str) -> bool:
-    return Path(one).resolve() == Path(other).resolve()

@@ -59,12 +59,15 @@ def _evaluate(cfg):  # type: ignore[no-untyped-def]
     import tempfile
 
     from ssql_det.core.console import print_table
+    from ssql_det.core.errors import UserError
     from ssql_det.core.ranks import is_main
     from ssql_det.detect.data import evaluation_images
     from ssql_det.detect.evaluate import evaluate
     from ssql_det.detect.weights import trained_detector
 
     set_up_process()
+    if not cfg.DATASETS.TEST:
+        raise UserError("DATASETS.TEST is empty, and metrics are measured on it; name a data set there")
     model, checkpoint = trained_detector(cfg)
     for dataset in cfg.DATASETS.TEST:
         with tempfile.TemporaryDirectory() as scratch:

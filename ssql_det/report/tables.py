@@ -86,8 +86,9 @@ def compare(number: int, found: Sequence[Row], scope: str = "all", dataset: str 
     """
     table, kind = published_table(number), kind_of(number)
     named = {*CONFIGS, *data_sets(), *(row.dataset for row in found)}
-    if found and dataset and dataset not in named:
-        raise UserError(f"no row is of {dataset!r}{did_you_mean(dataset, named)}; --dataset is as rows name it")
+    near = did_you_mean(dataset, named)
+    if dataset and dataset not in named and (found or near):  # without rows it may be one's own, yet to be filled
+        raise UserError(f"no row is of {dataset!r}{near}; --dataset is as rows name it")
     scope, dataset = kind.scope(scope), (dataset or kind.dataset) if kind.dataset else ""
     asked = [row for row in found if kind.dataset and (row.dataset, row.scope) == (dataset, scope)]
     asked = [row for row in asked if _is_answer(row, table)]
