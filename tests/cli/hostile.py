@@ -93,6 +93,11 @@ def pipe(name):
     return lambda place: os.mkfifo(place.here / name)
 
 
+def as_pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
 def loop(name):
     return lambda place: (place.here / name).symlink_to(name)
 
@@ -306,3 +311,8 @@ def saved(name, change):
         torch.save(content, Path(run, name))
 
     return spoil
+
+
+def other_buffer(content):
+    """Of a checkpoint's optimizer, for its first parameter."""
+    content["optimizer"]["state"][0]["momentum_buffer"] = torch.ones(3)

@@ -18,6 +18,7 @@ from cli.hostile import (
     TRICKS,
     Place,
     annotated,
+    as_pipe,
     bomb,
     caffe2,
     coco,
@@ -34,6 +35,7 @@ from cli.hostile import (
     instance,
     listed,
     loop,
+    other_buffer,
     pictured,
     pipe,
     postscript,
@@ -128,7 +130,7 @@ LINES = {  # the command line itself is what is wrong
     # ---- outputs
     "table over its rows": (
         "tables --table 6 --rows {out}/rows.jsonl --out {out}/rows.jsonl",
-        "is a file of rows; writing there would lose them",
+        "rows.jsonl is a file that is read; writing there would lose it",
     ),
     "bits file over the config": (sensitivity(flags="--out {good}/c4.yaml"), "c4.yaml is a file that is read; writing"),
     "checkpoint over itself": (
@@ -145,6 +147,8 @@ LINES = {  # the command line itself is what is wrong
     "table below a file": ("tables --table 6 --out {out}/notes.txt/t", "could not write {out}/notes.txt/t"),
     "sweep in a file": (sweep(out="{out}/notes.txt"), "could not write {out}/notes.txt/sweep.json"),
     "pretraining in a file": (pretrain("OUTPUT_DIR {out}/notes.txt"), "could not write {out}/notes.txt/config.yaml"),
+    "training in no folder": (train("OUTPUT_DIR ''"), "OUTPUT_DIR is empty; say where the run goes"),
+    "sweep in no folder": (sweep(out="''"), "OUTPUT_DIR is empty; say where the run goes"),
     "pretraining in no folder": (pretrain("OUTPUT_DIR ''"), "OUTPUT_DIR is empty; say where the run goes"),
     "reproduction in a file": ("reproduce --out {out}/notes.txt", "notes.txt is a file; name a folder"),
     "toy data in a file": ("make-toy-data {out}/notes.txt", "notes.txt is a file; name a folder"),
@@ -164,10 +168,20 @@ LINES = {  # the command line itself is what is wrong
     "word for a number": (train("SOLVER.MAX_ITER five"), "MAX_ITER in the command line cannot be 'five'"),
     "batch of nothing": (train("SOLVER.IMS_PER_BATCH 0"), "SOLVER.IMS_PER_BATCH must be 1 or more, got 0"),
     "no iterations": (train("SOLVER.MAX_ITER 0"), "SOLVER.MAX_ITER must be 1 or more, got 0"),
+    "iterations without end": (train(f"SOLVER.MAX_ITER 1{'0' * 23}"), "SOLVER.MAX_ITER is too large, got 1000000"),
+    "images of a batch without end": (
+        train(f"SOLVER.IMS_PER_BATCH 1{'0' * 400}"),
+        "IMS_PER_BATCH is too large, got 10000000000000000000...00000000000000000; a whole number is 2**32 at most",
+    ),
+    "epochs without end": (pretrain(f"OPTIM.EPOCHS 1{'0' * 23}"), "OPTIM.EPOCHS is too large, got 1000000"),
+    "queue without end": (pretrain(f"METHOD moco QUEUE 1{'0' * 23}"), "QUEUE is too large, got 1000000"),
     "rate that is no number": (train("SOLVER.BASE_LR nan"), "SOLVER.BASE_LR in the command line cannot be nan"),
     "rate below zero": (train("SOLVER.BASE_LR -1"), "SOLVER.BASE_LR must be 0 or more, got -1.0"),
     "rate without end": (pretrain("OPTIM.LR inf"), "OPTIM.LR is too large, got inf"),
-    "scheduler that is none": (train("SOLVER.LR_SCHEDULER_NAME Magic"), "the solver cannot be built"),
+    "scheduler that is none": (
+        train("MODEL.WEIGHTS {good}/backbone.pth SOLVER.LR_SCHEDULER_NAME Magic"),
+        "the solver cannot be built",
+    ),
     "steps behind the end": (train("SOLVER.STEPS (3,2,1)"), "the solver cannot be built"),
     "no classes": (train("MODEL.ROI_HEADS.NUM_CLASSES 0"), "NUM_CLASSES is 0; set it to 10"),
     "other classes": (sweep("MODEL.ROI_HEADS.NUM_CLASSES 20"), "was trained with: MODEL.ROI_HEADS.NUM_CLASSES"),
@@ -183,11 +197,16 @@ LINES = {  # the command line itself is what is wrong
     "head that is none": (sweep("MODEL.ROI_HEADS.NAME Magic"), NO_DETECTOR),
     "nothing to calibrate with": (sweep("DATASETS.TRAIN ()"), "those of DATASETS.TRAIN, cannot be read"),
     "nothing to measure on": (sensitivity("DATASETS.TEST ()"), "DATASETS.TEST is empty, and AP is measured on it"),
+    "nothing to evaluate on": (
+        train("MODEL.WEIGHTS {good}/c4.pth DATASETS.TEST ()", "--eval-only"),
+        "DATASETS.TEST is empty, and metrics are measured on it",
+    ),
+    "number for a data set": (train("DATASETS.TRAIN (5,)"), "a data set has a name, got 5"),
     "data set that is none": (sweep("DATASETS.TEST \"('toy_voc',)\""), "there is no data set 'toy_voc'; did you mean"),
     "looks at bits that are none": (train("SSQL.EVAL_BITS \"['many']\""), "cannot read bits 'many'"),
     "device of another house": (train("MODEL.DEVICE tpu"), "MODEL.DEVICE 'tpu' is not here"),
     "device without values": (pretrain("DEVICE meta"), "DEVICE 'meta' is not here"),
-    "network larger than the memory": (pretrain("DIM 100000000000000"), "the memory does not suffice"),
+    "network larger than the memory": (pretrain("DIM 4000000000 HIDDEN 10000"), "the memory does not suffice"),
     # ---- data
     "data that are not there": ("check-data {here}/no", "there is no folder {here}/no; give the one"),
     "file for a folder of data": ("check-data {out}/notes.txt", "there is no folder {out}/notes.txt"),
@@ -218,6 +237,10 @@ LINES = {  # the command line itself is what is wrong
             "MODEL.WEIGHTS {good}/fpn.pth" + PHOTO, "--config-file {good}/fpn.yaml --ranges {good}/sweep/ranges.json"
         ),
         "they are of another model or another scope",
+    ),
+    "rows of no data set": (
+        "tables --table 6 --dataset toy_voc",
+        "no row is of 'toy_voc'; did you mean 'toy_voc_2007_",
     ),
     "rows that are none": ("tables --table 6 --rows {good}/c4.yaml", "c4.yaml holds no result row"),
 }
@@ -250,6 +273,11 @@ FILES = {  # something that lies in the case's folder is
         file("bad.yaml", f"SEED: {bomb('[&a{1} {0}, *a{1}]')}"),
         "config key SEED in {here}/bad.yaml is too long, or holds itself",
     ),
+    "home of nobody": (  # a file's own name
+        train(of="~nobody.yaml"),
+        file("~nobody.yaml", "_BASE_: {good}/c4.yaml\nSEED: 5000000000"),
+        "SEED must be less than 2**32",
+    ),
     "brackets without end": (pretrain(of=BAD_YAML), file("bad.yaml", "[" * 9999), "nested too deeply, or in itself"),
     "key that plays tricks": (
         train(of=BAD_YAML),
@@ -264,6 +292,11 @@ FILES = {  # something that lies in the case's folder is
     "JSON nested without end": ("check-data {data}", coco("[" * 99999), UNFIT),
     "no categories": (sweep(of="fpn"), coco(lambda found: found.pop("categories")), "has no 'categories'"),
     "unknown category": (sweep(of="fpn"), coco(instance(category_id=77)), "is of category 77, which is not among its"),
+    "word for a width": (
+        train(of="{good}/fpn.yaml"),
+        coco(lambda found: found["images"][0].update(width="wide")),
+        "instances_train2017.json has the width 'wide', which is no number",
+    ),
     "unknown image": ("check-data {data}", coco(instance(image_id=777)), UNFIT),
     "box of NaN": ("check-data {data}", coco(instance(bbox=[float("nan"), 1, 2, 3])), UNFIT),
     "box of no area": ("check-data {data}", coco(instance(bbox=[1, 1, 0, 0])), UNFIT),
@@ -282,6 +315,11 @@ FILES = {  # something that lies in the case's folder is
     "XML cut short": (sweep(), annotated("</size>.*", ""), "000001.xml cannot be used as an annotation of VOC"),
     "XML without size": (sweep(), annotated("<size>.*</size>", ""), "<annotation> has no <size/height>"),
     "XML of another class": (sweep(), annotated("<name>.*?<", "<name>zebra<"), "class 'zebra' is none of the data set"),
+    "XML with a corner of NaN": (
+        sweep(),
+        annotated("<xmin>.*?<", "<xmin>nan<"),
+        "000001.xml cannot be used as an annotation of VOC: the box of a ",
+    ),
     "bomb of entities": (
         sweep(),
         annotated(".*", f"<!DOCTYPE a [<!ENTITY x0 'x'>{entities(40)}]><a>&x39;</a>"),
@@ -296,8 +334,14 @@ FILES = {  # something that lies in the case's folder is
         "no annotations at {data}/VOC2007/Annotations/999999.xml",
     ),
     # ---- images
-    "images that are missing": (sweep(), pictured(os.unlink), "No such file or directory: '{data}/VOC2007/JPEGImages"),
+    "images that are missing": (sweep(), pictured(os.unlink), ".jpg is missing, or is no file"),
     "images cut short": (sweep(), pictured(lambda path: os.truncate(path, 300)), "cannot be decoded: "),
+    "images that are pipes": (sweep(), pictured(as_pipe), ".jpg is missing, or is no file"),
+    "images that a worker process cannot read": (
+        train("MODEL.WEIGHTS {good}/c4.pth DATALOADER.NUM_WORKERS 1", "--eval-only"),
+        pictured(lambda path: os.truncate(path, 900)),
+        "toy_voc_2007_test cannot be evaluated on: the image {data}/VOC2007/JPEGImages/",
+    ),
     "images of no bytes": ("check-data {data}", pictured(lambda path: os.truncate(path, 0)), UNFIT),
     "text for an image": (predict("{here}/a.jpg"), file("a.jpg", "a text"), "{here}/a.jpg cannot be read: "),
     "PostScript for an image": (predict("{here}/a.jpg"), postscript("a.jpg"), "{here}/a.jpg cannot be read: "),
@@ -383,6 +427,26 @@ FILES = {  # something that lies in the case's folder is
         earlier("c4", saved("model_final.pth", lambda content: content["rng"][0].update(python=5))),
         "model_final.pth does not fit this config",
     ),
+    "checkpoint of another momentum": (
+        RESUME,
+        earlier("c4", saved("model_final.pth", other_buffer)),
+        "its optimizer has a momentum_buffer that does not fit a parameter of shape [24, 3, 7, 7]",
+    ),
+    "checkpoint without momentum": (
+        RESUME,
+        earlier("c4", saved("model_final.pth", lambda found: found["optimizer"]["param_groups"][0].pop("momentum"))),
+        "its optimizer has no number for momentum",
+    ),
+    "checkpoint of another schedule": (
+        RESUME,
+        earlier("c4", saved("model_final.pth", lambda content: content["scheduler"].update(last_epoch="five"))),
+        "its scheduler is not as this config has it at iteration 0",
+    ),
+    "pretraining's checkpoint of another momentum": (
+        PRETRAIN_ON,
+        earlier("pretrain", saved("checkpoint.pth", lambda content: other_buffer(content["resume"]))),
+        "its optimizer has a momentum_buffer that does not fit a parameter of shape [24, 3, 7, 7]",
+    ),
     "checkpoint of NaN": (
         RESUME,
         earlier("c4", saved("model_final.pth", lambda content: content["model"][CLASSIFIER].fill_(float("nan")))),
@@ -428,12 +492,18 @@ FILES = {  # something that lies in the case's folder is
         earlier("sweep", replaced("sweep.json", b'{"a"')),
         "sweep.json is damaged",
     ),
+    "plan of a sweep without end": (
+        SWEEP_AGAIN,
+        earlier("sweep", replaced("sweep.json", b"[" * 99999)),
+        "sweep.json is damaged",
+    ),
     "other plan of a sweep": (
         SWEEP_AGAIN,
         earlier("sweep", record("sweep.json", lambda found: found.update({TRICKS: 1}))),
         r"has a\n\x1b[31merror: b 1 (now None); choose another OUTPUT_DIR",
     ),
     "bits file cut short": (sweep(flags="--bits-file {here}/b.json"), file("b.json", b'{"a'), "b.json is not JSON"),
+    "bits file without end": (sweep(flags="--bits-file {here}/b.json"), file("b.json", b"[" * 99999), "is not JSON"),
     "bits file of numbers": (sweep(flags="--bits-file {here}/b.json"), file("b.json", b'{"*": 8}'), "bits by pattern"),
     "bits file of no module": (
         sweep(flags="--bits-file {here}/b.json"),
@@ -525,7 +595,7 @@ NASTY = {
     "pipe for a checkpoint": (f"inspect {BAD_PTH}", pipe("bad.pth"), "there is no file {here}/bad.pth"),
     "pipe for a config": (train(of=BAD_YAML), pipe("bad.yaml"), "there is no config file {here}/bad.yaml"),
     "pipe for an image": (predict("{here}/a.jpg"), pipe("a.jpg"), "there is no image {here}/a.jpg"),
-    "pipes for images": ("check-data {data}", pictured(lambda path: (path.unlink(), os.mkfifo(path))), UNFIT),
+    "pipes for images": ("check-data {data}", pictured(as_pipe), UNFIT),
     **{
         name: CASES[name] for name in ("bomb of aliases", "checkpoint that runs a command", "command that plays tricks")
     },
