@@ -12,3 +12,18 @@ def toy_data_in_place(toy):
     """The toy names, registered again under the folder that was just made."""
     with toy_names_at(toy):
         yield
+
+
+@pytest.fixture(scope="module")
+def in_two(in_process, tmp_path_factory):
+    """Runs a function of ``two_processes`` in both, in a folder that is made for it."""
+
+    def run(work, *more, processes=2, folder=None):
+        folder = folder or tmp_path_factory.mktemp(work)
+        done = in_process(
+            [folder, *more], folder / "log", work=f"detect.two_processes:{work}", processes=processes, seconds=300
+        )
+        assert done["status"] == 0, (folder / "log").read_text()
+        return folder
+
+    return run

@@ -1,148 +1,27 @@
-"""Several processes: they share each batch, each calibration and each evaluation, and are stopped as one is."""
+"""Several processes: they evaluate what one does, go on where they were killed, and tell a mistake once."""
 
 import itertools
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from detect import two_processes
 from detect.making import C4, CONFIGS, FPN, config, tiny, unsettled
-from detect.runs import LOOKING, arguments, ends_as, farthest, first_gradients, numbers, same
+from detect.runs import LOOKING, arguments, ends_as, numbers
 from kills import kill_until_done
 from refusals import refused
 
 import ssql_det
 from ssql_det.core import rows
-from ssql_det.core.choices import seed_all
-from ssql_det.detect import train as training
-from ssql_det.detect.stream import training_batches
 from ssql_det.detect.weights import build_detector
 
 TOOLS = Path(ssql_det.__file__).parents[1] / "tools"
-
-
-@pytest.fixture(scope="module")
-def in_two(in_process, tmp_path_factory):
-    """Runs a function of ``two_processes`` in both, in a folder that is made for it."""
-
-    def run(work, *more, processes=2, folder=None):
-        folder = folder or tmp_path_factory.mktemp(work)
-        done = in_process(
-            [folder, *more], folder / "log", work=f"detect.two_processes:{work}", processes=processes, seconds=300
-        )
-        assert done["status"] == 0, (folder / "log").read_text()
-        return folder
-
-    return run
-
-
-def ranks_of(folder, name="{}.pt"):
-    return [torch.load(folder / name.format(rank)) for rank in (0, 1)]
-
-
-# ---- gradients -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def reduced(in_two):
-    return in_two("gradients")
-
-
-def alone(rank, case, folder, monkeypatch):
-    """The gradients of one process that is given a rank's images and seed, and the weights of the first."""
-    cfg = two_processes.of_case(case, folder)
-    shares = (batch[rank::2] for batch in training_batches(cfg, cfg.SEED))
-
-    def build(cfg):
-        torch.manual_seed(cfg.SEED)
-        model = two_processes.in_float64(cfg)
-        seed_all(cfg.SEED + rank)
-        build_detector(cfg)  # draws what this rank drew for weights of its own
-        return model
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "training_batches", lambda *args, **kwargs: shares)
-        return first_gradients(cfg, build)
-
-
-@pytest.mark.parametrize("case", two_processes.CASES)
-def test_a_reduced_gradient_is_the_mean_of_the_gradients_of_two_single_processes(case, reduced, monkeypatch, tmp_path):
-    """Detectron2's way: losses are divided by what a rank has sampled, and ranks count the same."""
-    (first, _), (second, _) = ranks_of(reduced, f"{case}, rank {{}}.pt")
-    assert same(first, second)
-    singles = [alone(rank, case, tmp_path, monkeypatch) for rank in (0, 1)]
-    assert farthest(*singles) > 0.1
-    mean = {name: (singles[0][name] + singles[1][name]) / 2 for name in first}
-    assert farthest(first, mean) <= 1e-9
-
-
-def test_gradients_are_exchanged_once_after_the_last_part(reduced):
-    before, between = zip(*(parts for _, parts in ranks_of(reduced, "C4, two parts, rank {}.pt")), strict=True)
-    assert before == (None, None)
-    assert not torch.equal(*between)
-
-
-def test_norms_over_all_ranks_make_two_processes_one(in_two):
-    expected = torch.load(in_two("gradients_with", "BN", processes=1) / "0.pt")
-    for norm, kept in (("naiveSyncBN", True), ("BN", False)):
-        first, second = ranks_of(in_two("gradients_with", norm))
-        assert same(first, second)
-        assert (farthest(first, expected) <= 1e-5) == kept  # boxes are float32
-
-
-# ---- the norms' statistics -----------------------------------------------------------------------------------------
-
-
-def statistics(model, norms, batches):
-    """Mean and variance of what some norms are given in all these batches, by hand."""
-    pixels = {name: [] for name in norms}
-
-    def seen(name):
-        return lambda _, given: pixels[name].append(given[0].transpose(0, 1).flatten(1))
-
-    hooks = [model.get_submodule(name).register_forward_pre_hook(seen(name)) for name in norms]
-    with torch.no_grad():
-        for batch in batches:
-            model.train().backbone(model.preprocess_image(batch).tensor)
-    for hook in hooks:
-        hook.remove()
-    of_all = {name: torch.cat(each, dim=1) for name, each in pixels.items()}
-    return {name: (each.mean(1), each.var(1, correction=0)) for name, each in of_all.items()}
-
-
-def test_precise_norms_have_the_statistics_of_all_ranks_images(in_two, tmp_path):
-    found, of_the_second = ranks_of(in_two("estimated"))
-    assert same(found, of_the_second)
-    cfg = two_processes.of_case("C4", tmp_path)
-    torch.manual_seed(0)
-    model = two_processes.in_float64(cfg)
-    norms = [name.removesuffix(".running_mean") for name in found if re.match(r"backbone\..*\.running_mean", name)]
-    assert len(norms) == 9
-    shares = []
-    for rank in (0, 1):
-        batches = itertools.islice(training_batches(cfg, cfg.SEED + 1), cfg.TEST.PRECISE_BN.NUM_ITER)
-        shares.append(statistics(model, norms, (batch[rank::2] for batch in batches)))
-    for name in norms:
-        means, variances = map(torch.stack, zip(*(share[name] for share in shares), strict=True))
-        torch.testing.assert_close(found[f"{name}.running_mean"], means.mean(0))
-        torch.testing.assert_close(found[f"{name}.running_var"], variances.mean(0) + means.var(0, correction=0))
-
-
-@pytest.mark.parametrize("is_precise", [True, False])
-def test_a_look_finds_the_same_network_on_every_rank(is_precise, in_two):
-    first, second = ranks_of(in_two("looked_at", is_precise))
-    assert len(first) == 3
-    assert same(first, second)
+MANY = {"MODEL__RPN__POST_NMS_TOPK_TEST": 30, "TEST__DETECTIONS_PER_IMAGE": 60}
 
 
 # ---- evaluation ----------------------------------------------------------------------------------------------------
-
-
-MANY = {"MODEL__RPN__POST_NMS_TOPK_TEST": 30, "TEST__DETECTIONS_PER_IMAGE": 60}
 
 
 @pytest.fixture(scope="module", params=[C4, FPN])
