@@ -1,0 +1,208 @@
+"""A detector written out: the design's two formulas and a forward, no hook and nothing of ``ssql_det.quant``.
+
+Weights are quantized in a copy, by the formula of the design; activations where the design's tables say so. The
+engine's parts between them (choice of proposals, ROIAlign, choice of detections, pasting of masks) are taken as they
+are: they compute nothing that is quantized.
+"""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ssql_det import d2
+
+# ---- quantization --------------------------------------------------------------------------------------------------
+
+
+def weight_on_grid(weight, bits, axis):
+    """Per output channel, symmetric."""
+    scale = weight.abs().amax([dim for dim in range(weight.dim()) if dim != axis], keepdim=True) / ((2**bits - 1) / 2)
+    integers = torch.round(weight / scale).clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    return integers * scale
+
+
+def on_grid(x, low, high, bits):
+    """Per tensor, asymmetric."""
+    scale = (high - low) / (2**bits - 1)
+    zero = -torch.round(low / scale)
+    return ((torch.round(x / scale) + zero).clamp(0, 2**bits - 1) - zero) * scale
+
+
+class Observer:
+    """What happens to activations in the float pass: their ends are written down."""
+
+    def __init__(self):
+        self.ends = {}
+
+    def __call__(self, place, x, bits=None):
+        low, high = self.ends.get(place, (x.min(), x.max()))
+        self.ends[place] = (torch.minimum(low, x.min()), torch.maximum(high, x.max()))
+        return x
+
+
+class Quantizer:
+    """What happens to activations at a width: at the places of the scope they are put on the grid of their range."""
+
+    def __init__(self, ends, bits, scope):
+        self.ends, self.bits, self.scope = ends, bits, scope
+
+    def __call__(self, place, x, bits=None):
+        if self.scope == "backbone" and not place.startswith(("stem", "res")):
+            return x
+        low, high = self.ends[place]
+        if place == "stem":  # the pool hides the zeros of the ReLU
+            low = low.clamp(max=0)
+        return on_grid(x, low, high, bits or self.bits)
+
+
+def with_weights_on_grid(model, bits, scope):
+    """A copy whose weights lie on their grids: the stem's and, in scope all, the predictors' at 8 bits."""
+    model = copy.deepcopy(model)
+    predictors = ("objectness_logits", "anchor_deltas", "cls_score", "bbox_pred", "predictor")
+    for path, layer in model.named_modules():
+        if not isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+            continue
+        pretrained = any(part in path.split(".") for part in ("stem", "res2", "res3", "res4", "res5"))
+        if scope == "backbone" and not pretrained:
+            continue
+        own = 8 if "stem" in path or path.endswith(predictors) else bits
+        axis = 1 if isinstance(layer, nn.ConvTranspose2d) else 0
+        layer.weight.data = weight_on_grid(layer.weight.data, own, axis)
+    return model
+
+
+# ---- the forward ---------------------------------------------------------------------------------------------------
+
+
+def conv(layer, x):
+    """Conv and norm, without whatever activation the layer carries."""
+    x = F.conv2d(x, layer.weight, layer.bias, layer.stride, layer.padding)
+    norm = layer.norm if hasattr(layer, "norm") else None
+    return x if norm is None else batch_norm(norm, x)
+
+
+def batch_norm(norm, x):
+    shape = (1, -1, 1, 1)
+    centred = (x - norm.running_mean.view(shape)) / (norm.running_var.view(shape) + norm.eps).sqrt()
+    return centred * norm.weight.view(shape) + norm.bias.view(shape)
+
+
+def block(layer, x, act, name):
+    out = act(f"{name}.conv2", F.relu(conv(layer.conv1, x)))
+    out = conv(layer.conv2, out)
+    if hasattr(layer, "conv3"):
+        out = conv(layer.conv3, act(f"{name}.conv3", F.relu(out)))
+    return act(name, F.relu(out + (x if layer.shortcut is None else conv(layer.shortcut, x))))
+
+
+def resnet(network, images, act):
+    x = F.relu(conv(network.stem.conv1, images))
+    x = act("stem", F.max_pool2d(x, kernel_size=3, stride=2, padding=1), bits=8)
+    features = {}
+    for stage in ("res2", "res3", "res4", "res5"):
+        if not hasattr(network, stage):
+            break
+        for index, each in enumerate(getattr(network, stage)):
+            x = block(each, x, act, f"{stage}.{index}")
+        features[stage] = x
+    return features
+
+
+def pyramid(network, images, act):
+    features = resnet(network.bottom_up, images, act)
+    found, above = {}, None
+    for level in (5, 4, 3, 2):
+        own = conv(getattr(network, f"fpn_lateral{level}"), features[f"res{level}"])
+        above = own if above is None else own + above.repeat_interleave(2, 2).repeat_interleave(2, 3)
+        found[f"p{level}"] = conv(getattr(network, f"fpn_output{level}"), act(f"fpn_output{level}", above))
+    found["p6"] = found["p5"][:, :, ::2, ::2]
+    return dict(sorted(found.items()))
+
+
+def proposals(generator, images, features, act, seen):
+    head, is_fpn = generator.rpn_head, len(features) > 1
+    logits, deltas = [], []
+    for x in features:
+        x = act("rpn.conv", x) if is_fpn else x
+        x = F.relu(conv(head.conv, x))
+        logits.append(conv(head.objectness_logits, act("rpn.logits", x, bits=8)))
+        deltas.append(conv(head.anchor_deltas, act("rpn.deltas", x, bits=8)))
+    seen["rpn logits"], seen["rpn deltas"] = logits, deltas
+    by_anchor = [
+        each.view(len(each), -1, 4, *each.shape[2:]).permute(0, 3, 4, 1, 2).reshape(len(each), -1, 4) for each in deltas
+    ]
+    flat = [each.permute(0, 2, 3, 1).flatten(1) for each in logits]
+    return generator.predict_proposals(generator.anchor_generator(features), flat, by_anchor, images.image_sizes)
+
+
+def predicted(predictor, x, act, seen):
+    scores = F.linear(act("cls_score", x, bits=8), predictor.cls_score.weight, predictor.cls_score.bias)
+    boxes = F.linear(act("bbox_pred", x, bits=8), predictor.bbox_pred.weight, predictor.bbox_pred.bias)
+    seen["scores"], seen["boxes"] = scores, boxes
+    return scores, boxes
+
+
+def masks(head, x, detections, act, seen, is_on_grid):
+    convs = [name for name, _ in head.named_children() if name.startswith("mask_fcn")]
+    for name in convs:
+        x = F.relu(conv(getattr(head, name), act(name, x)))
+    x = x if is_on_grid else act("deconv", x)
+    x = F.relu(F.conv_transpose2d(x, head.deconv.weight, head.deconv.bias, stride=2))
+    seen["masks"] = conv(head.predictor, act("mask predictor", x, bits=8))
+    of_all = iter(seen["masks"])
+    for each in detections:
+        logits = [next(of_all)[index] for index in each.pred_classes.tolist()]
+        side = seen["masks"].shape[2:]
+        each.pred_masks = torch.stack(logits)[:, None].sigmoid() if logits else seen["masks"].new_zeros(0, 1, *side)
+    return detections
+
+
+def c4_heads(heads, features, proposed, act, seen):
+    def res5(boxes):
+        x = act("res5.input", heads.pooler([features["res4"]], boxes))
+        for name, each in heads.res5.named_children():
+            x = batch_norm(each, x) if name == "norm" else block(each, x, act, f"res5.{name}")
+        return x
+
+    scores, boxes = predicted(
+        heads.box_predictor, res5([each.proposal_boxes for each in proposed]).mean((2, 3)), act, seen
+    )
+    detections, _ = heads.box_predictor.inference((scores, boxes), proposed)
+    if hasattr(heads, "mask_head"):
+        x = res5([each.pred_boxes for each in detections])
+        detections = masks(heads.mask_head, x, detections, act, seen, is_on_grid=not hasattr(heads.res5, "norm"))
+    return detections
+
+
+def fpn_heads(heads, features, proposed, act, seen):
+    maps = [features[name] for name in ("p2", "p3", "p4", "p5")]
+    x = heads.box_pooler(maps, [each.proposal_boxes for each in proposed]).flatten(1)
+    for name in ("fc1", "fc2"):
+        layer = getattr(heads.box_head, name)
+        x = F.relu(F.linear(act(name, x), layer.weight, layer.bias))
+    detections, _ = heads.box_predictor.inference(predicted(heads.box_predictor, x, act, seen), proposed)
+    if hasattr(heads, "mask_head"):
+        x = heads.mask_pooler(maps, [each.pred_boxes for each in detections])
+        detections = masks(heads.mask_head, x, detections, act, seen, is_on_grid=False)
+    return detections
+
+
+@torch.no_grad()
+def by_hand(model, batch, act):
+    """What the detector puts out, and what passes on the way."""
+    seen = {}
+    images = d2.ImageList.from_tensors(
+        [(each["image"] - model.pixel_mean) / model.pixel_std for each in batch], model.backbone.size_divisibility
+    )
+    is_fpn = hasattr(model.backbone, "bottom_up")
+    features = (pyramid if is_fpn else resnet)(model.backbone, images.tensor, act)
+    seen["features"] = list(features.values()) if is_fpn else [features["res4"]]
+    proposed = proposals(model.proposal_generator, images, seen["features"], act, seen)
+    detections = (fpn_heads if is_fpn else c4_heads)(model.roi_heads, features, proposed, act, seen)
+    answers = [
+        d2.detector_postprocess(each, asked["height"], asked["width"])
+        for each, asked in zip(detections, batch, strict=True)
+    ]
+    return answers, seen
