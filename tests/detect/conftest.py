@@ -1,5 +1,9 @@
 import pytest
+import torch
+from detect.making import C4, config
 from toy_names import toy_names_at
+
+from ssql_det.detect.train import train
 
 
 @pytest.fixture(autouse=True)
@@ -27,3 +31,13 @@ def in_two(in_process, tmp_path_factory):
         return folder
 
     return run
+
+
+@pytest.fixture(scope="session")
+def whole_run(toy, tmp_path_factory):
+    """A training that was never stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    torch.set_num_threads(1)
+    with toy_names_at(toy):  # a session's fixtures come before those of its modules
+        assert train(config(C4, folder), C4) == folder / "model_final.pth"
+    return folder

@@ -12,6 +12,7 @@ from ssql_det.detect import SSQL_DEFAULTS
 
 CONFIGS = Path(ssql_det.__file__).parents[1] / "configs" / "detection"
 C4, FPN = "toy_voc_narrow_c4.yaml", "toy_coco_narrow_fpn.yaml"
+PERIOD, LAST = 3, 8  # of checkpoints, and the last iteration, in every tiny config
 _TINY = {
     "MODEL.DEVICE": "cpu",
     "SEED": 3,
@@ -28,10 +29,10 @@ _TINY = {
     "SOLVER.IMS_PER_BATCH": 2,
     "SOLVER.BASE_LR": 0.005,
     "SOLVER.LR_SCHEDULER_NAME": "WarmupMultiStepLR",
-    "SOLVER.MAX_ITER": 9,
+    "SOLVER.MAX_ITER": LAST + 1,
     "SOLVER.STEPS": (6,),
     "SOLVER.WARMUP_ITERS": 3,
-    "SOLVER.CHECKPOINT_PERIOD": 3,
+    "SOLVER.CHECKPOINT_PERIOD": PERIOD,
     "TEST.PRECISE_BN.NUM_ITER": 2,
 }
 

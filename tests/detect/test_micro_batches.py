@@ -1,0 +1,45 @@
+"""Micro-batches: a batch that goes through the network in parts, and has the gradient of the whole."""
+
+import pytest
+from detect.making import C4, config
+from detect.runs import farthest, first_gradients, sampling_the_first
+
+from ssql_det.core.errors import UserError
+from ssql_det.d2 import get_detection_dataset_dicts
+from ssql_det.detect.train import train
+
+
+def gradients(tmp_path, micro_batches, **keys):
+    """With as many regions of each image and no norm that mixes images."""
+    frozen = {"MODEL__RESNETS__NORM": "FrozenBN", "SSQL__EXTRA_NORM": "", "SOLVER__IMS_PER_BATCH": 4}
+    with sampling_the_first():
+        return first_gradients(config(C4, tmp_path, SSQL__MICRO_BATCHES=micro_batches, **frozen, **keys))
+
+
+@pytest.fixture
+def one_size(monkeypatch):
+    """All records are one image: nothing of a batch is padding."""
+    records = get_detection_dataset_dicts(("toy_voc_2007_trainval",))
+    wide = [each for each in records if each["width"] > each["height"]]
+    monkeypatch.setattr("ssql_det.detect.stream.get_detection_dataset_dicts", lambda *args, **kwargs: wide[:1])
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_micro_batches_add_up_to_the_gradient_of_the_whole_batch(parts, one_size, tmp_path):
+    keys = {"INPUT__MIN_SIZE_TRAIN": (64,), "INPUT__RANDOM_FLIP": "none"}
+    assert farthest(gradients(tmp_path, parts, **keys), gradients(tmp_path, 1, **keys)) <= 1e-3
+
+
+def test_each_part_of_a_batch_counts_the_same_however_many_regions_it_has(tmp_path):
+    """Detectron2 divides by what one forward has sampled: the mean of two parts is not quite the mean over all."""
+    keys = {"INPUT__MIN_SIZE_TRAIN": (64,), "INPUT__RANDOM_FLIP": "none"}
+    sampled = {"MODEL__ROI_HEADS__BATCH_SIZE_PER_IMAGE": 512}  # more than there are: all are taken
+    whole, parts = (gradients(tmp_path, count, **keys, **sampled) for count in (1, 2))
+    assert 1e-3 < farthest(parts, whole) <= 0.5
+
+
+@pytest.mark.parametrize("parts", [0, -1, 3])
+def test_micro_batches_divide_a_batch(parts, tmp_path):
+    with pytest.raises(UserError, match=rf"SSQL\.MICRO_BATCHES must divide SOLVER\.IMS_PER_BATCH 4, got {parts}"):
+        train(config(C4, tmp_path / "run", SSQL__MICRO_BATCHES=parts, SOLVER__IMS_PER_BATCH=4), C4)
+    assert not (tmp_path / "run").exists()

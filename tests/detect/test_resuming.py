@@ -1,0 +1,163 @@
+"""Resuming a training: the resumed run is the run that was not stopped, wherever it was stopped or killed."""
+
+import itertools
+import shutil
+
+import pytest
+import torch
+from detect.making import C4, PERIOD, config
+from detect.runs import StoppedError, arguments, curves, ends_as, final, same, stopped_in_step
+from kills import kill_until_done
+
+from ssql_det.core.errors import UserError
+from ssql_det.detect import train as training
+from ssql_det.detect.train import train
+
+LONGER = {"SOLVER__MAX_ITER": 25}  # so that there is more to be killed, and a second line of curves
+
+
+# ---- stopped -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [1, 3, 4, 5, 9])
+def test_a_resumed_run_is_the_run_that_was_not_stopped(number, whole_run, tmp_path):
+    with stopped_in_step(number):
+        train(config(C4, tmp_path), C4)
+    assert (tmp_path / "last_checkpoint").exists() == (number > PERIOD)
+    train(config(C4, tmp_path), C4, resume=True)
+    assert same(final(tmp_path), final(whole_run))  # weights, statistics, momenta, schedule, generators, scalars
+    assert curves(tmp_path) == curves(whole_run)  # medians over iterations before and after the stop
+
+
+def test_a_run_is_resumed_again_and_again(whole_run, tmp_path):
+    for number in (5, 2, 3):
+        with stopped_in_step(number):
+            train(config(C4, tmp_path), C4, resume=True)
+    train(config(C4, tmp_path), C4, resume=True)
+    assert same(final(tmp_path), final(whole_run))
+
+
+@pytest.mark.parametrize("keys", [{"SSQL__MICRO_BATCHES": 2}, {"DATALOADER__NUM_WORKERS": 2}])
+def test_it_goes_on_at_its_place_in_the_data_however_batches_are_made(keys, tmp_path):
+    train(config(C4, tmp_path / "whole", **keys), C4)
+    with stopped_in_step(6):
+        train(config(C4, tmp_path / "stopped", **keys), C4)
+    train(config(C4, tmp_path / "stopped", **keys), C4, resume=True)
+    assert same(final(tmp_path / "stopped"), final(tmp_path / "whole"))
+
+
+def test_a_finished_run_stays_as_it_is(whole_run, tmp_path):
+    shutil.copytree(whole_run, tmp_path / "run")
+    train(config(C4, tmp_path / "run"), C4, resume=True)
+    assert same(final(tmp_path / "run"), final(whole_run))
+    assert (tmp_path / "run/metrics.jsonl").read_text() == (whole_run / "metrics.jsonl").read_text()
+
+
+def test_the_images_go_on_where_they_stopped(monkeypatch, tmp_path):
+    """Which are fed, by iteration; whatever else of a run is the same or not."""
+    fed = []
+
+    def spy(model, batch, *rest):
+        fed.append([each["file_name"] for each in batch])
+        return losses(model, batch, *rest)
+
+    losses = training._losses
+    monkeypatch.setattr(training, "_losses", spy)
+    train(config(C4, tmp_path / "whole"), C4)
+    expected = fed.copy()
+    fed.clear()
+    with stopped_in_step(5):
+        train(config(C4, tmp_path / "stopped"), C4)
+    assert fed == expected[:5]
+    fed.clear()
+    train(config(C4, tmp_path / "stopped"), C4, resume=True)
+    assert fed == expected[PERIOD:]
+
+
+# ---- killed --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def longer(in_process, tmp_path_factory):
+    """A run in a process of its own that was not stopped, and how many seconds it took."""
+    folder = tmp_path_factory.mktemp("longer")
+    ended = in_process(arguments(folder / "run", **LONGER), folder / "log")
+    assert ended["status"] == 0, (folder / "log").read_text()
+    return folder / "run", ended["seconds"]
+
+
+def test_a_killed_run_resumes_to_the_same_bits(longer, in_process, tmp_path):
+    """kill -9 at moments that nobody chose, most of them between checkpoints."""
+    killed = []
+    for attempt in itertools.count():
+        out = tmp_path / f"attempt {attempt}"
+        command = arguments(out, "--resume", **LONGER)
+        killed += kill_until_done(in_process, command, tmp_path / "log", longer[1])
+        assert ends_as(out, longer[0]), f"killed after {killed} s"
+        if len(killed) >= 10:
+            break
+
+
+def test_a_run_killed_while_it_writes_a_checkpoint_resumes_to_the_same_bits(longer, in_process, tmp_path):
+    """As soon as there is a file, in the middle of it, and when it is there but no tag names it yet."""
+    out, log = tmp_path / "run", tmp_path / "log"
+    command = arguments(out, "--resume", **LONGER)
+    for pattern, size in ((".model_*", 0), (".model_*", 2_000_000), (".model_*", 5_000_000), ("model_*.pth", 0)):
+        assert in_process(command, log, pattern=f"{out}/{pattern}", size=size)["status"] == -9, log.read_text()
+    assert in_process(command, log)["status"] == 0, log.read_text()
+    assert ends_as(out, longer[0])
+
+
+def test_a_kill_in_the_middle_of_a_checkpoint_leaves_the_one_before(whole_run, monkeypatch, tmp_path):
+    def torn(content, file):
+        file.write(b"half of it")
+        raise StoppedError
+
+    with pytest.MonkeyPatch.context() as patch:
+        save, count = torch.save, []
+
+        def second(content, file):
+            count.append(1)
+            return torn(content, file) if len(count) == 2 else save(content, file)
+
+        patch.setattr(torch, "save", second)
+        with pytest.raises(StoppedError):
+            train(config(C4, tmp_path), C4)
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000002.pth"
+    assert not (tmp_path / "model_0000005.pth").exists()
+    train(config(C4, tmp_path), C4, resume=True)
+    assert same(final(tmp_path)["model"], final(whole_run)["model"])
+
+
+# ---- what is resumed, and what is not ------------------------------------------------------------------------------
+
+
+def test_without_a_checkpoint_resuming_is_beginning(whole_run, tmp_path):
+    train(config(C4, tmp_path), C4, resume=True)
+    assert same(final(tmp_path), final(whole_run))
+
+
+def test_a_run_goes_on_with_its_config_alone(whole_run, tmp_path):
+    shutil.copytree(whole_run, tmp_path / "run")
+    keys = {"SSQL__EXTRA_NORM": "", "SOLVER__BASE_LR": 0.01, "SOLVER__MAX_ITER": 20, "SSQL__EVAL_PERIOD": 10}
+    said = r"the run in .*run has SOLVER\.BASE_LR 0\.005 \(now 0\.01\), SSQL\.EXTRA_NORM 'BN' \(now ''\); resume with"
+    with pytest.raises(UserError, match=said):
+        train(config(C4, tmp_path / "run", **keys), C4, resume=True)
+
+
+def test_a_checkpoint_of_another_network_is_not_resumed(whole_run, tmp_path):
+    shutil.copytree(whole_run, tmp_path / "run")
+    content = final(whole_run)
+    del content["model"]["roi_heads.res5.norm.weight"]
+    torch.save(content, tmp_path / "run" / "model_final.pth")
+    with pytest.raises(UserError, match=r"model_final\.pth does not fit this config .*; resume with the config of"):
+        train(config(C4, tmp_path / "run"), C4, resume=True)
+
+
+def test_a_checkpoint_without_state_is_not_resumed(whole_run, tmp_path):
+    content = final(whole_run)
+    torch.save({key: content[key] for key in ("model", "iteration")}, tmp_path / "model_final.pth")
+    (tmp_path / "last_checkpoint").write_text("model_final.pth")
+    shutil.copy(whole_run / "config.yaml", tmp_path)
+    with pytest.raises(UserError, match=r"model_final\.pth cannot be resumed from: it has no optimizer; train anew"):
+        train(config(C4, tmp_path), C4, resume=True)
