@@ -1,6 +1,7 @@
 import pytest
 import torch
 from detect.making import C4, config
+from detect.sweeps import swept
 from toy_names import toy_names_at
 
 from ssql_det.detect.train import train
@@ -41,3 +42,21 @@ def whole_run(toy, tmp_path_factory):
     with toy_names_at(toy):  # a session's fixtures come before those of its modules
         assert train(config(C4, folder), C4) == folder / "model_final.pth"
     return folder
+
+
+@pytest.fixture(scope="session")
+def learned(toy, tmp_path_factory):
+    """Weights of a detector that has learned a little."""
+    folder = tmp_path_factory.mktemp("learned")
+    torch.set_num_threads(1)
+    keys = {"SOLVER__MAX_ITER": 45, "SOLVER__STEPS": (), "SOLVER__BASE_LR": 0.02, "SOLVER__IMS_PER_BATCH": 4}
+    with toy_names_at(toy):
+        return train(config(C4, folder, **keys), C4)
+
+
+@pytest.fixture(scope="session")
+def whole_sweep(toy, learned, tmp_path_factory):
+    """The folder of a sweep of them, and its rows."""
+    folder = tmp_path_factory.mktemp("whole_sweep")
+    with toy_names_at(toy):
+        return folder, swept(learned, folder)

@@ -1,0 +1,22 @@
+"""Small sweeps, by a call and by the command."""
+
+from detect.making import C4, CONFIGS, config, tiny
+
+from ssql_det.detect.measure import Plan
+from ssql_det.detect.sweep import sweep
+from ssql_det.detect.weights import trained_detector
+from ssql_det.quant import parse_widths
+
+TEST = "toy_voc_2007_test"
+PLAN = Plan("all", 4)
+MANY = {"MODEL__RPN__POST_NMS_TOPK_TEST": 60, "TEST__DETECTIONS_PER_IMAGE": 400}  # so that no AP is zero
+
+
+def swept(weights, out, text="FP,8,4", plan=PLAN, **keys):
+    cfg = config(C4, out, MODEL__WEIGHTS=weights, **MANY, **keys)
+    return list(sweep(cfg, C4, *trained_detector(cfg), parse_widths(text), plan))
+
+
+def command(weights, out, *flags, bits="FP,8,4", calib_images="4", **keys):
+    given = ["sweep", "--config-file", str(CONFIGS / C4), "--bits", bits, "--calib-images", calib_images, *flags]
+    return [*given, *tiny(OUTPUT_DIR=out, MODEL__WEIGHTS=weights, **MANY, **keys)]

@@ -1,0 +1,67 @@
+"""Images are decoded once, where they fit in memory."""
+
+import pytest
+import torch
+from detect.sweeps import swept
+
+from ssql_det.d2 import DatasetMapper
+from ssql_det.detect.data import Decoded
+
+
+class Loader:
+    """Four batches of 100 bytes; counts how often each is decoded."""
+
+    def __init__(self):
+        self.decoded = 0
+
+    def __len__(self):
+        return 4
+
+    def __iter__(self):
+        for index in range(4):
+            self.decoded += 1
+            yield [{"image": torch.full((100,), index, dtype=torch.uint8)}]
+
+
+def values(images):
+    return [int(batch[0]["image"][0]) for batch in images]
+
+
+@pytest.mark.parametrize(("memory", "decoded"), [(400, 4), (None, 4), (399, 12), (0, 12)])
+def test_images_are_decoded_once_if_they_fit_and_never_kept_in_part(memory, decoded):
+    loader = Loader()
+    images = Decoded(loader, memory)
+    for _ in range(3):
+        assert values(images) == [0, 1, 2, 3]
+    assert len(images) == 4
+    assert loader.decoded == decoded
+    assert len(images._kept) == (4 if decoded == 4 else 0)
+
+
+@pytest.mark.parametrize("memory", [400, None])
+def test_a_look_at_the_first_image_costs_no_more_than_that(memory):
+    loader = Loader()
+    images = Decoded(loader, memory)
+    assert next(iter(images))[0]["image"][0] == 0
+    for _ in range(3):
+        assert values(images) == [0, 1, 2, 3]
+    assert loader.decoded <= 5
+
+
+def test_a_sweep_decodes_each_image_of_the_test_set_once(learned, monkeypatch, tmp_path):
+    seen = []
+    call = DatasetMapper.__call__
+
+    def counted(self, record):
+        seen.append(record["file_name"])
+        return call(self, record)
+
+    monkeypatch.setattr(DatasetMapper, "__call__", counted)
+    swept(learned, tmp_path, "FP,8,4")
+    tested = 15
+    assert len(seen) <= 4 + tested + 1  # to calibrate; to evaluate; the first once more for its cost
+
+
+def test_images_come_in_their_order_only():
+    with pytest.raises(TypeError, match="iterate"):
+        Decoded(Loader())[0]

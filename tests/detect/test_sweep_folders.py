@@ -1,0 +1,147 @@
+"""A folder holds one sweep: another is refused, and one that was killed goes on to the same rows."""
+
+import itertools
+
+import pytest
+import torch
+from detect.runs import numbers
+from detect.sweeps import PLAN, TEST, command, swept
+from kills import kill_until_done
+
+from ssql_det import d2
+from ssql_det.core import rows
+from ssql_det.core.errors import UserError
+from ssql_det.detect import measure as measuring
+from ssql_det.detect.measure import Plan
+from ssql_det.quant import Bits
+
+# ---- which sweep it is ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("plan", "keys", "difference"),
+    [
+        (PLAN, {"MODEL__ROI_HEADS__NMS_THRESH_TEST": 0.3}, "MODEL.ROI_HEADS.NMS_THRESH_TEST 0.5 (now 0.3)"),
+        (PLAN, {"INPUT__MIN_SIZE_TEST": 72}, "INPUT.MIN_SIZE_TEST 64 (now 72)"),
+        (Plan("all", 5), {}, "--calib-images 4 (now 5)"),
+        (Plan("backbone", 4), {}, "--scope 'all' (now 'backbone')"),
+        (Plan("all", 4, seed=1), {}, "--calib-seed 0 (now 1)"),
+        (Plan("all", 4, recalibrate_bn=True), {}, "--recalibrate-bn False (now True)"),
+        (Plan("all", 4, overrides={"*": Bits(8, 8)}), {}, "--bits-file {} (now {'*': '8w8a'})"),
+        (Plan("backbone", 5), {}, "--scope 'all' (now 'backbone'), --calib-images 4 (now 5)"),
+    ],
+)
+def test_another_sweep_in_the_same_folder_is_refused_and_says_what_differs(
+    plan, keys, difference, whole_sweep, learned
+):
+    folder, _ = whole_sweep
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(UserError) as refusal:
+        swept(learned, folder, "FP,5", plan, **keys)
+    assert str(refusal.value) == f"the sweep in {folder} has {difference}; choose another OUTPUT_DIR"
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_so_are_other_weights(whole_sweep, learned, tmp_path):
+    content = torch.load(learned, weights_only=False)
+    content["model"]["backbone.stem.conv1.weight"] += 1e-3
+    torch.save(content, tmp_path / "model_final.pth")
+    with pytest.raises(UserError, match=r"the sweep in .* has weights' sha256 "):
+        swept(tmp_path / "model_final.pth", whole_sweep[0])
+
+
+def test_so_are_other_objects_under_the_same_name(whole_sweep, learned, monkeypatch):
+    records = d2.DatasetCatalog.get(TEST)
+    records[0]["annotations"] = records[0]["annotations"][1:]
+    monkeypatch.setattr(d2.DatasetCatalog, "get", lambda name: records)
+    with pytest.raises(UserError, match=r"the sweep in .* has the objects' sha256 '"):
+        swept(learned, whole_sweep[0])
+
+
+def test_so_is_another_order_of_overrides(learned, tmp_path):
+    first = {"*": Bits(8, 8), "backbone.*": Bits(4, 4)}
+    swept(learned, tmp_path, "5", Plan("all", 4, overrides=first))
+    with pytest.raises(UserError, match="--bits-file"):
+        swept(learned, tmp_path, "5", Plan("all", 4, overrides=dict(reversed(first.items()))))
+
+
+def test_where_the_weights_lie_and_who_decodes_does_not_matter(whole_sweep, learned, tmp_path):
+    copy = tmp_path / "elsewhere.pth"
+    copy.write_bytes(learned.read_bytes())
+    assert swept(copy, whole_sweep[0], DATALOADER__NUM_WORKERS=1) == whole_sweep[1]
+
+
+def test_a_damaged_plan_is_refused(learned, tmp_path):
+    for content in ("{", "[1]"):
+        (tmp_path / "sweep.json").write_text(content)
+        with pytest.raises(UserError, match=r"sweep\.json is damaged; choose another OUTPUT_DIR"):
+            swept(learned, tmp_path)
+
+
+# ---- killed --------------------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_killed_between_widths_resumes_to_the_same_rows(whole_sweep, learned, in_process, tmp_path):
+    log, results = tmp_path / "log", tmp_path / "out/results.jsonl"
+    killed = in_process(command(learned, tmp_path / "out"), log, file=str(results), lines=1)
+    assert killed["status"] == -9, log.read_text()
+    first = results.read_bytes()
+    assert 1 <= first.count(b"\n") < 3
+    results.write_bytes(first + b'{"method": "SSQ')  # as a kill in mid-line leaves it
+    assert in_process(command(learned, tmp_path / "out"), log)["status"] == 0, log.read_text()
+    assert results.read_bytes().startswith(first)
+    found = rows.read(results)
+    assert [row.bits for row in found] == ["FP", "8w8a", "4w4a"]
+    assert [row.metrics for row in found] == [row.metrics for row in whole_sweep[1]]
+
+
+def test_a_sweep_killed_anywhere_resumes_to_the_same_rows_and_ranges(learned, in_process, tmp_path):
+    """kill -9 at moments that nobody chose, many of them in the calibration."""
+    log, folder, many = tmp_path / "log", tmp_path / "whole", {"bits": "FP,8,6,5,4", "calib_images": "12"}
+    ended = in_process(command(learned, folder, **many), log)
+    assert ended["status"] == 0, log.read_text()
+    killed = []
+    for attempt in itertools.count():
+        out = tmp_path / f"attempt {attempt}"
+        killed += kill_until_done(in_process, command(learned, out, **many), log, ended["seconds"])
+        ours, theirs = (numbers(rows.read(each / "results.jsonl")) for each in (out, folder))
+        assert list(ours) == list(theirs) == ["FP", "8w8a", "6w6a", "5w5a", "4w4a"], f"killed after {killed} s"
+        assert ours == theirs
+        assert (out / "ranges.json").read_bytes() == (folder / "ranges.json").read_bytes()
+        assert not list(out.glob(".*"))
+        if len(killed) >= 10:
+            break
+
+
+# ---- sweeps that came to nothing -----------------------------------------------------------------------------------
+
+
+def test_a_plan_that_came_to_no_row_gives_way_to_another(learned, monkeypatch, tmp_path):
+    out, new, other = tmp_path / "out", tmp_path / "new", Plan("all", 12)
+    with monkeypatch.context() as patch:
+        patch.setattr("ssql_det.detect.sweep.measure", lambda *ignored: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            swept(learned, out, plan=Plan("all", 1))
+    assert {path.name for path in out.iterdir()} == {"sweep.json", "ranges.json"}
+    assert numbers(swept(learned, out, "4", other)) == numbers(swept(learned, new, "4", other))
+    for name in ("sweep.json", "ranges.json"):
+        assert (out / name).read_bytes() == (new / name).read_bytes()
+
+
+def test_a_sweep_whose_folder_another_took_adds_no_row(learned, monkeypatch, tmp_path):
+    def beside(*given):
+        patch.setattr("ssql_det.detect.sweep.measure", measuring.measure)
+        swept(learned, tmp_path, "4", Plan("all", 12))
+        return measuring.measure(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ssql_det.detect.sweep.measure", beside)
+        with pytest.raises(UserError, match=r"has --calib-images 12 \(now 4\); choose another OUTPUT_DIR"):
+            swept(learned, tmp_path, "8")
+    assert [row.bits for row in rows.read(tmp_path / "results.jsonl")] == ["4w4a"]
+
+
+def test_a_sweep_that_could_not_begin_leaves_its_folder_free(learned, tmp_path):
+    with pytest.raises(UserError, match="toy_voc_2007_trianval"):
+        swept(learned, tmp_path, DATASETS__TRAIN=("toy_voc_2007_trianval",))
+    assert len(swept(learned, tmp_path, "FP")) == 1
