@@ -112,9 +112,9 @@ class Builder:
         parts = {"DATA.TRAIN": self._images(pretraining.data), "OUTPUT_DIR": folder, "SEED": seed}
         arguments = ("pretrain", "--config-file", pretraining.config, *self._gpus(), "--resume")
         arguments += (*pretraining.overrides, *_pairs(parts))
-        minutes = pretraining.minutes * self._choices.budget / self._choices.num_gpus
+        minutes, size = pretraining.minutes * self._choices.budget / self._choices.num_gpus, pretraining.megabytes
         reads = (Path(pretraining.config), *self._data())
-        self._step(f"pretrain-{name}", "pretrain", arguments, folder, reads, (path,), minutes, 10)
+        self._step(f"pretrain-{name}", "pretrain", arguments, folder, reads, (path,), minutes, size)
         return path
 
     def _images(self, data: str) -> str:

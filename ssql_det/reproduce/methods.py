@@ -28,8 +28,8 @@ _MINUTES = {  # of a method alone, and with SSQL over it
     "mini": {"": (1.8, 3.3), "byol": (2.2, 3.8), "moco": (2.2, 3.2), "simclr": (1.8, 3.4)},
     "small": {"": (1.0, 2.0), "byol": (1.3, 2.3), "moco": (1.3, 1.9), "simclr": (1.0, 2.0)},
 }
-_EPOCHS_200, _HOUR = "_200ep", 60
-_GUESSED = {("imagenet", 18): 24, ("imagenet", 50): 72, ("cifar10", 18): 2, ("cifar10", 34): 3, ("cifar10", 50): 6}
+_MEGABYTES = {"mini": 20, "small": 150, 18: 230, 34: 310, 50: 400}  # of a checkpoint: of a preset, or by depth
+_HOURS = {("imagenet", 18): 24, ("imagenet", 50): 72, ("cifar10", 18): 2, ("cifar10", 34): 3, ("cifar10", 50): 6}
 
 
 @cache
@@ -39,18 +39,17 @@ def toy(preset: str) -> dict[str, Pretraining]:
     for method, (with_ssql, file) in _BASES.items():
         config = f"{_FOLDER}/{preset}{file and f'_{file}'}.yaml"
         alone, both = _MINUTES[preset][file]
-        found[method] = Pretraining(file or "simsiam", config, _ALONE, alone)
-        found[with_ssql] = Pretraining(f"ssql{file and f'-{file}'}", config, (), both)
+        found[method] = Pretraining(file or "simsiam", config, _ALONE, alone, _MEGABYTES[preset])
+        found[with_ssql] = Pretraining(f"ssql{file and f'-{file}'}", config, (), both, _MEGABYTES[preset])
     return found
 
 
 @cache
 def ablation(preset: str) -> dict[str, Pretraining]:
     """Table 8's nine rows on the toy presets' network."""
-    minutes = _MINUTES[preset][""][1]
+    config, cost = f"{_FOLDER}/table8/{preset}_", (_MINUTES[preset][""][1], _MEGABYTES[preset])
     inner = {
-        f"({letter})": Pretraining(f"table8-{letter}", f"{_FOLDER}/table8/{preset}_{letter}.yaml", (), minutes)
-        for letter in "bcdefgh"
+        f"({letter})": Pretraining(f"table8-{letter}", f"{config}{letter}.yaml", (), *cost) for letter in "bcdefgh"
     }
     return {"(a)": toy(preset)[SIMSIAM], **inner, "(i)": toy(preset)[SSQL]}
 
@@ -71,5 +70,5 @@ def recipe(config: str) -> Pretraining:
     data = "imagenet" if name.startswith("imagenet") else "cifar10"
     depth = next((depth for depth in (18, 50) if f"_r{depth}_" in name), 34)
     passes = 1 if "ssql" not in name and not name.startswith("table8") else 2.1
-    hours = _GUESSED[data, depth] * passes * (2 if name.endswith(_EPOCHS_200) else 1)
-    return Pretraining(name, config, (), hours * _HOUR, data)
+    hours = _HOURS[data, depth] * passes * (2 if name.endswith("_200ep") else 1)
+    return Pretraining(name, config, (), 60 * hours, _MEGABYTES[depth], data)

@@ -25,6 +25,7 @@ class Pretraining:
     config: str
     overrides: tuple[str, ...] = ()
     minutes: float = 0.0
+    megabytes: float = 0.0
     data: str = "imagenet"
 
 
