@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ssql_det.report.producing import probe_of
 from ssql_det.report.published import published_table
@@ -42,19 +43,13 @@ class Part:
     dataset: str
     methods: Mapping[str, Pretraining | None]
 
+    metric: ClassVar[str]  # the first that a reader asks for
+    figure: ClassVar[str]  # what that is called
+
     @property
     def title(self) -> str:
         """What stands before its figures."""
-        return {6: "Faster R-CNN, C4", 7: "Mask R-CNN, FPN"}.get(self.table, "Linear probe")
-
-    @property
-    def metric(self) -> str:
-        """The first that its reader asks for; ``figure`` is what it is called."""
-        return "bbox/AP"
-
-    @property
-    def figure(self) -> str:
-        return "box AP"
+        raise NotImplementedError
 
     @property
     def all_methods(self) -> tuple[str, ...]:
@@ -78,6 +73,8 @@ class Part:
 class Transfer(Part):
     """A detector, begun with each method's backbone, trained and swept."""
 
+    metric, figure = "bbox/AP", "box AP"
+
     config: str
     calibration: int
     minutes: float
@@ -85,6 +82,10 @@ class Transfer(Part):
     megabytes: float
     image: str  # the path of a test image, by its number, below the folder of data sets
     shown: tuple[int, ...] = ()  # numbers of images to draw; the first two of toy data
+
+    @property
+    def title(self) -> str:
+        return {6: "Faster R-CNN, C4", 7: "Mask R-CNN, FPN"}[self.table]
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,8 @@ class Probing(Part):
     ``arguments`` are those of the probe, beside the checkpoint, the data and the place of its rows; ``data`` as in
     `Pretraining`.
     """
+
+    metric, figure = "linear/top1", "top-1"
 
     methods: Mapping[str, Pretraining]
     minutes: float
@@ -105,14 +108,6 @@ class Probing(Part):
     @property
     def title(self) -> str:
         return f"Linear probe, {self.network}" if self.network else "Linear probe"
-
-    @property
-    def metric(self) -> str:
-        return "linear/top1"
-
-    @property
-    def figure(self) -> str:
-        return "top-1"
 
     @property
     def meaning(self) -> Mapping[str, str]:
