@@ -55,6 +55,11 @@ class Analysis:
     map: Map
 
 
+def widths_of_weights(found: Sequence[Analysis]) -> tuple[Bits, ...]:
+    """Those at which any layer was rounded, each once."""
+    return tuple(dict.fromkeys(bits for each in found for layer in each.weights for bits in layer.errors))
+
+
 def by_features(found: Sequence[Analysis]) -> dict[str, TermsByName]:
     """The terms of each kind of features, of those checkpoints that have them.
 

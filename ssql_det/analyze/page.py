@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
-from ssql_det.analyze.analysis import BACKBONE, LOSS, Analysis, TermsByName, by_features
+from ssql_det.analyze.analysis import BACKBONE, LOSS, Analysis, TermsByName, by_features, widths_of_weights
 from ssql_det.analyze.drawing import drawn
 from ssql_det.analyze.terms import Terms
 from ssql_det.analyze.weights import OUTLIER, LayerWeights
@@ -115,7 +115,7 @@ def _widths(of: TermsByName) -> tuple[Bits, ...]:
 
 
 def _weights(found: Sequence[Analysis]) -> Iterator[Block]:
-    widths = tuple(dict.fromkeys(bits for each in found for layer in each.weights for bits in layer.errors))
+    widths = widths_of_weights(found)
     yield Heading("Weights")
     yield Text(
         f"An outlier lies beyond {OUTLIER:g} standard deviations of its layer. Excess kurtosis is 0 for a normal "

@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 
-from ssql_det.analyze.analysis import Analysis, TermsAtBits, TermsByName
+from ssql_det.analyze.analysis import Analysis, TermsAtBits, TermsByName, widths_of_weights
 from ssql_det.analyze.terms import Terms
 from ssql_det.quant import Bits
 from ssql_det.report.as_csv import Record, written
@@ -27,7 +27,7 @@ def csv_files(found: Sequence[Analysis]) -> dict[str, str]:
     >>> csv_files([analysis])["terms.csv"].splitlines()[0]
     'checkpoint,method,features,spread,pairs,bits,quantization,contrastive,cross,total'
     """
-    widths = tuple(dict.fromkeys(bits for each in found for layer in each.weights for bits in layer.errors))
+    widths = widths_of_weights(found)
     return {
         "terms.csv": written(_TERMS, _terms(found)),
         "weights.csv": written((*_WEIGHTS, *(f"error at {bits}" for bits in widths)), _weights(found, widths)),

@@ -119,9 +119,7 @@ class Builder:
 
     def _images(self, data: str) -> str:
         """What backbones are pretrained on and probed with."""
-        if self._preset.data:
-            return str(self._out / "data" / "crops")
-        return f"cifar10:{self._choices.cifar10}" if data == "cifar10" else str(self._choices.imagenet)
+        return str(self._out / "data" / "crops") if self._preset.data else self._choices.images(data)
 
     def _probed(self, probing: Probing, method: str, seed: int) -> str:
         """The step that makes its rows; tables that have one backbone in common share it, so letters are told only

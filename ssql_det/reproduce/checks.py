@@ -30,8 +30,8 @@ def _check_data_sets(plan: Plan) -> None:
     """What pretraining and probes read is an option, what detectors read a variable."""
     choices = plan.choices
     for name, option, folder in (("ImageNet", "imagenet", choices.imagenet), ("CIFAR-10", "cifar10", choices.cifar10)):
-        named = str(folder) if option == "imagenet" else f"{option}:{folder}"
-        users = [step for step in plan.steps if step.kind in ("pretrain", "probe") and named in step.arguments]
+        kinds, named = ("pretrain", "probe"), choices.images(option)
+        users = [step for step in plan.steps if step.kind in kinds and named in step.arguments]
         if users and not folder.is_dir():
             doing = "probe with" if all(step.kind == "probe" for step in users) else "pretrain on"
             raise UserError(f"there is no folder {folder} to {doing}; say where {name} is: --{option} DIR")

@@ -33,6 +33,14 @@ class Choices:
     cifar10: Path = Path("datasets")
     on_gpu: bool = False
 
+    def images(self, data: str) -> str:
+        """ImageNet or CIFAR-10 as commands take it.
+
+        >>> Choices(Path("runs/paper")).images("cifar10")
+        'cifar10:datasets'
+        """
+        return {"imagenet": str(self.imagenet), "cifar10": f"cifar10:{self.cifar10}"}[data]
+
 
 def seeds_of(part: Part, preset: Preset, choices: Choices) -> int:
     """Published backbones are one of each method, unless more are asked for."""

@@ -29,7 +29,7 @@ def evidence(of: Reproduction) -> Iterator[Block]:
 
 
 def _coverage(of: Reproduction) -> Iterator[Block]:
-    if not any(step.kind == "train" for step in of.plan.steps):
+    if not of.plan.has("train"):
         return
     yield Heading("What was loaded")
     yield Text("All of a backbone finds its place in the detector, or the training is refused; heads begin anew.")

@@ -17,9 +17,8 @@ from ssql_det.reproduce.reproduction import Reproduction
 
 def write_tables(found: Reproduction) -> Iterator[Table]:
     """``tables/table6.md`` and ``.csv``; gives what to show of each on a terminal."""
-    shown = {part.table: part for part in found.plan.parts}
     for number, table in found.tables.items():
-        part = shown[number]
+        part = found.parts_of(number)[0]
         place = found.plan.out / "tables" / f"table{number}"
         write_text(place.with_suffix(".md"), as_markdown(Document("", blocks_of(table))))
         write_text(place.with_suffix(".csv"), as_csv(table))

@@ -52,11 +52,7 @@ def report(reproduction: Reproduction) -> Document:
 
 
 def _subject(of: Reproduction) -> str:
-    return "detector" if _is_planned(of, "train") else "backbone"
-
-
-def _is_planned(of: Reproduction, kind: str) -> bool:
-    return any(step.kind == kind for step in of.plan.steps)
+    return "detector" if of.plan.has("train") else "backbone"
 
 
 def _beginning(of: Reproduction) -> Iterator[Block]:
@@ -64,7 +60,7 @@ def _beginning(of: Reproduction) -> Iterator[Block]:
     uses = {"train": "moved to a detector, and that evaluated", "probe": "frozen under a linear layer, and evaluated"}
     yield Text(
         "Backbones pretrained with and without SSQL (Cao et al., ECCV 2022), each "
-        f"{', or '.join(use for kind, use in uses.items() if _is_planned(of, kind))} at full precision and at few "
+        f"{', or '.join(use for kind, use in uses.items() if of.plan.has(kind))} at full precision and at few "
         f"bits, from one copy of its weights. Every number is the mean of {' or '.join(map(str, seeds))} "
         f"seed{'' if seeds == [1] else 's'}; all of it was made by `{of.command}`."
     )
@@ -99,7 +95,7 @@ def _missing(of: Reproduction) -> Iterator[Block]:
 
 
 def _table(of: Reproduction, number: int) -> Iterator[Block]:
-    table, part = of.tables[number], next(part for part in of.plan.parts if part.table == number)
+    table, part = of.tables[number], of.parts_of(number)[0]
     on_toys = f"{part.title}, on toy data, beside Table {number}"
     yield Heading(on_toys if of.plan.preset.data else f"Table {number}: {unmarked(table.title)}")
     metrics = [metric for metric in _FIGURES if metric in table.metrics]
@@ -144,7 +140,7 @@ def _figure(value: float) -> str:
 
 
 def _pictures(of: Reproduction) -> Iterator[Block]:
-    if not _is_planned(of, "predict"):
+    if not of.plan.has("predict"):
         return
     yield Heading("Detections")
     drawn = list(of.done("predict"))

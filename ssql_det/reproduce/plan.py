@@ -41,6 +41,10 @@ class Plan:
         """Those of which there is a step."""
         return tuple(part for part in self.preset.parts if self.rows_of.get(part.name))
 
+    def has(self, kind: str) -> bool:
+        """Whether there is a step of that kind."""
+        return any(step.kind == kind for step in self.steps)
+
     def seeds(self, part: Part) -> int:
         return seeds_of(part, self.preset, self.choices)
 

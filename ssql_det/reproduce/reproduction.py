@@ -37,13 +37,15 @@ class Reproduction:
     @functools.cached_property
     def tables(self) -> Mapping[int, Comparison]:
         """By number, those that were asked for."""
-        of_table: dict[int, list[Part]] = {}
-        for part in self.plan.parts:
-            of_table.setdefault(part.table, []).append(part)
+        parts_of = {number: self.parts_of(number) for number in dict.fromkeys(part.table for part in self.plan.parts)}
         return {
             number: compare(number, [row for part in parts for row in self.rows[part.name]], dataset=parts[0].dataset)
-            for number, parts in of_table.items()
+            for number, parts in parts_of.items()
         }
+
+    def parts_of(self, number: int) -> list[Part]:
+        """What fills a table: one part, or one for each of its networks."""
+        return [part for part in self.plan.parts if part.table == number]
 
     def done(self, kind: str) -> Iterator[Step]:
         for step in self.plan.steps:
