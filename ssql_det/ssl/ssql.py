@@ -76,7 +76,7 @@ class SSQL(nn.Module):
         targets = None if self.quantize_targets else method.targets(views, encoded)
         with nullcontext() if self.quantize_predictions else torch.no_grad(), self._quantized(ranges, bits):
             low = method.encode(views)
-        if targets is None:
+        if self.quantize_targets:
             targets = method.targets(views, low)
         if not self.quantize_predictions:
             return method.loss(encoded, targets)

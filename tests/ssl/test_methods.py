@@ -123,6 +123,17 @@ def test_a_step_under_ssql_without_the_float_loss(kind):
 
 
 @EVERY
+@pytest.mark.parametrize("bits", [None, Bits(2, 4)], ids=str)
+def test_targets_are_asked_for_once_a_step(kind, bits, monkeypatch):
+    """They may change what moves with the steps."""
+    method, asked = small(kind), []
+    targets = method.targets
+    monkeypatch.setattr(method, "targets", lambda *given: asked.append(given) or targets(*given))
+    (SSQL(method, FixedBits(bits)) if bits else method)(two_views(), step=0)
+    assert len(asked) == 1
+
+
+@EVERY
 @pytest.mark.parametrize("predictions", [True, False])
 def test_targets_that_ssql_does_not_choose_are_not_quantized(kind, predictions):
     with pytest.raises(UserError, match=f"{small(kind).title} says itself what it is held against"):
