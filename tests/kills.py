@@ -1,6 +1,9 @@
-"""kill -9 at moments that nobody chose."""
+"""kill -9, at named events of a command, and at moments that nobody chose."""
 
+import os
 import random
+import time
+from contextlib import suppress
 
 _MOST = 6  # in one run: on a machine that has become slower it would never end
 
@@ -18,3 +21,31 @@ def kill_until_done(in_process, arguments, log, seconds, **how):
     ended = in_process(arguments, log, **how)
     assert ended["status"] == 0, log.read_text()
     return killed
+
+
+def kill_at(process, event):
+    """Kill a process as soon as something has happened; whether it was still running."""
+    while process.poll() is None and not event():
+        time.sleep(0.0005)
+    was_running = process.poll() is None
+    process.kill()
+    process.communicate(timeout=5)
+    return was_running
+
+
+def written(path, times):
+    """The event that a file has been put in place so many times."""
+    seen = set()
+
+    def has_happened():
+        with suppress(FileNotFoundError):
+            found = os.stat(path)  # each is a file of its own, renamed; its number may come round again
+            seen.add((found.st_ino, found.st_mtime_ns))
+        return len(seen) >= times
+
+    return has_happened
+
+
+def being_written(path):
+    """The event that a new content of a file is on its way, beside it."""
+    return lambda: any(path.parent.glob(f".{path.name}.*.tmp"))

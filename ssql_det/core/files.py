@@ -25,8 +25,8 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
     A kill, an exception or a full disk leaves the old file as it was. Readers see the old
     content or the new, never a part.
 
-    >>> with atomic_write("model.pth") as file:
-    ...     torch.save(state, file)
+    >>> with atomic_write("notes.json", "w") as file:
+    ...     json.dump(notes, file)
     """
     if "w" not in mode:
         raise ValueError(f"atomic_write replaces a whole file: mode must be 'w' or 'wb', got {mode!r}")

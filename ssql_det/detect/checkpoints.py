@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ssql_det.convert import Facts
 from ssql_det.convert.checkpoint import KEY
 from ssql_det.convert.coverage import some
@@ -25,6 +23,7 @@ from ssql_det.core.generators import every_ranks_state, restore_own_state
 from ssql_det.core.optimizers import take_up
 from ssql_det.core.ranks import all_gather, is_main, rank
 from ssql_det.core.reader import read_tensors
+from ssql_det.core.saving import save_tensors
 from ssql_det.d2 import EventStorage
 from ssql_det.detect import history
 from ssql_det.detect.stream import BadImages
@@ -56,7 +55,7 @@ class Run:
             content = {key: part.state_dict() for key, part in self.parts.items()}
             content |= {"iteration": iteration, "history": history.latest(self.storage), KEY: dict(description)}
             with atomic_write(path) as file:
-                torch.save(content | of_ranks, file)
+                save_tensors(content | of_ranks, file)
             with atomic_write(self.folder / TAG, "w") as tag:
                 tag.write(path.name)
         return path

@@ -22,6 +22,7 @@ from ssql_det.core.generators import every_ranks_state, restore_own_state
 from ssql_det.core.optimizers import take_up
 from ssql_det.core.ranks import is_main
 from ssql_det.core.reader import read_tensors
+from ssql_det.core.saving import save_tensors
 
 NAME = "checkpoint.pth"
 _BRANCHES = {"online": "encoder.backbone.", "momentum": "momentum.network.backbone."}  # not every method has both
@@ -48,7 +49,7 @@ class Run:
         generators = every_ranks_state()
         if is_main():
             with atomic_write(path) as file:
-                torch.save(self._content(steps, generators), file)
+                save_tensors(self._content(steps, generators), file)
         return path
 
     def resume(self, folder: Path, total: int) -> int:

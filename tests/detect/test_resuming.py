@@ -10,6 +10,7 @@ from detect.runs import StoppedError, arguments, curves, ends_as, final, same, s
 from kills import kill_until_done
 
 from ssql_det.core.errors import UserError
+from ssql_det.core.files import sha256
 from ssql_det.detect import train as training
 from ssql_det.detect.train import train
 
@@ -26,6 +27,7 @@ def test_a_resumed_run_is_the_run_that_was_not_stopped(number, whole_run, tmp_pa
     assert (tmp_path / "last_checkpoint").exists() == (number > PERIOD)
     train(config(C4, tmp_path), C4, resume=True)
     assert same(final(tmp_path), final(whole_run))  # weights, statistics, momenta, schedule, generators, scalars
+    assert sha256(tmp_path / "model_final.pth") == sha256(whole_run / "model_final.pth")
     assert curves(tmp_path) == curves(whole_run)  # medians over iterations before and after the stop
 
 
@@ -109,16 +111,16 @@ def test_a_run_killed_while_it_writes_a_checkpoint_resumes_to_the_same_bits(long
 
 
 def test_a_kill_in_the_middle_of_a_checkpoint_leaves_the_one_before(whole_run, monkeypatch, tmp_path):
-    def torn(content, file):
+    def torn(content, file, **options):
         file.write(b"half of it")
         raise StoppedError
 
     with pytest.MonkeyPatch.context() as patch:
         save, count = torch.save, []
 
-        def second(content, file):
+        def second(content, file, **options):
             count.append(1)
-            return torn(content, file) if len(count) == 2 else save(content, file)
+            return (torn if len(count) == 2 else save)(content, file, **options)
 
         patch.setattr(torch, "save", second)
         with pytest.raises(StoppedError):

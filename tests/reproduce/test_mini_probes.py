@@ -5,6 +5,7 @@ import time
 from dataclasses import replace
 
 import pytest
+from kills import being_written, kill_at, written
 from report.pages import Tags
 from reproduce.making import at_work_in, ended, started
 
@@ -54,14 +55,26 @@ def test_the_page_shows_them_where_they_belong(whole):
     )
 
 
-def test_a_kill_changes_no_number(place, whole):
-    seed = random.randrange(1 << 32)
-    seconds = random.Random(seed).uniform(2, 25)
-    process = started(place, *FEW)
-    time.sleep(seconds)
-    process.kill()
-    process.communicate(timeout=5)
-    time.sleep(1)
-    assert not at_work_in(place), f"seed {seed}"
+def test_kills_change_no_number(place, whole):
+    """After checkpoints, in the middle of a write, after the first row; and at a moment that nobody chose."""
+    byol, rows_of_d = place / "pretrain/byol-0/checkpoint.pth", place / "probes/table8-d-0/results.jsonl"
+    seconds = random.SystemRandom().uniform(2, 10)
+    begun = time.monotonic()
+    events = {
+        "a moment": lambda: time.monotonic() - begun > seconds,
+        "the first checkpoint": written(byol, 1),
+        "a write": being_written(byol),
+        "two checkpoints later": written(byol, 3),
+        "a row": rows_of_d.exists,
+    }
+    killed = {name for name, event in events.items() if killed_in(place, event)}
+    assert killed >= {"the first checkpoint", "two checkpoints later", "a row"}
     ended(place, *FEW)
-    assert found(place) == found(whole), f"killed after {seconds} s, seed {seed}"
+    assert found(place) == found(whole), f"killed at {sorted(killed)}, {seconds} s"
+
+
+def killed_in(place, event):
+    was_running = kill_at(started(place, *FEW), event)
+    time.sleep(1)
+    assert not at_work_in(place)
+    return was_running

@@ -11,14 +11,13 @@ from collections.abc import Mapping
 from functools import partial
 from typing import IO, Any
 
-import torch
-
 from ssql_det.convert.checkpoint import KEY, Checkpoint
 from ssql_det.convert.format import Format, Part, Writer
 from ssql_det.convert.formats.detectron2 import NAMES, facts_of, write_names
 from ssql_det.convert.layout import Layout
 from ssql_det.convert.tensors import as_tensor
 from ssql_det.core.errors import UserError
+from ssql_det.core.saving import save_tensors
 
 FPN_LAYOUT = Layout("backbone.bottom_up.", NAMES)
 C4_LAYOUT = Layout("backbone.", NAMES, marks=("roi_heads.res5.*",), last_prefix="roi_heads.")
@@ -45,7 +44,7 @@ def _write(layout: Layout, checkpoint: Checkpoint, file: IO[bytes]) -> Mapping[s
             f"{checkpoint.called} is {here} detector and cannot become {other} one; take its backbone: --to detectron2"
         )
     named, left_behind = write_names(checkpoint, layout)
-    torch.save({"model": {**named, **checkpoint.detector}, KEY: checkpoint.description()}, file)
+    save_tensors({"model": {**named, **checkpoint.detector}, KEY: checkpoint.description()}, file)
     return left_behind
 
 

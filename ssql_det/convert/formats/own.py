@@ -16,14 +16,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import IO, Any
 
-import torch
-
 from ssql_det.convert.architecture import Architecture
 from ssql_det.convert.checkpoint import KEY, Checkpoint, described
 from ssql_det.convert.facts import BRANCHES, Facts
 from ssql_det.convert.format import Format, Found, Part, Writer
 from ssql_det.convert.layout import Layout
 from ssql_det.convert.tensors import as_tensor
+from ssql_det.core.saving import save_tensors
 
 
 def _facts(content: Any, found: Found, architecture: Architecture) -> Facts:
@@ -44,7 +43,7 @@ def _write(checkpoint: Checkpoint, file: IO[bytes]) -> Mapping[str, str]:
     content: dict[str, Any] = {KEY: checkpoint.description(), checkpoint.facts.branch: dict(checkpoint.tensors)}
     if checkpoint.detector:
         content["detector"] = dict(checkpoint.detector)
-    torch.save(content, file)
+    save_tensors(content, file)
     return {}
 
 

@@ -8,18 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import IO
 
-import torch
-
 from ssql_det.convert.checkpoint import Checkpoint
 from ssql_det.convert.facts import customary
 from ssql_det.convert.format import Format, Writer
 from ssql_det.convert.layout import Layout
 from ssql_det.convert.pytorch import as_pytorch
+from ssql_det.core.saving import save_tensors
 
 
 def write(checkpoint: Checkpoint, file: IO[bytes]) -> Mapping[str, str]:
     tensors, left_behind = as_pytorch(checkpoint)
-    torch.save(tensors, file)
+    save_tensors(tensors, file)
     facts, custom = checkpoint.facts, customary(checkpoint.architecture)
     if facts.input is not None and custom.input is not None:
         images = facts.input if facts.input.channels == "RGB" else facts.input.turned()
