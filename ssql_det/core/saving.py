@@ -16,7 +16,7 @@ import torch
 
 class _Pickler(pickle._Pickler):
     def save(self, obj: Any, save_persistent_id: bool = True) -> None:
-        super().save(sys.intern(obj) if type(obj) is str else obj, save_persistent_id)
+        super().save(sys.intern(obj) if type(obj) is str else obj, save_persistent_id)  # type: ignore[misc]
 
 
 class _PickleModule:
