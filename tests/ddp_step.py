@@ -5,23 +5,22 @@ from networks import CifarResNet
 from torch import nn
 
 from ssql_det.core.ranks import rank
-from ssql_det.quant import Bits, calibrate, observing, quant_points, quantized
+from ssql_det.quant import Bits, Quantization, Scheme
 
 
 class Step(nn.Module):
     """Float pass, ranges over the ranks, quantized pass: all in one ``forward``."""
 
-    def __init__(self):
+    def __init__(self, scheme="minmax"):
         super().__init__()
         torch.manual_seed(0)
         self.net = CifarResNet().double().eval()
-        self.points = quant_points(self.net)
+        self.quantization = Quantization(self.net, scheme=Scheme.parse(scheme))
 
     def forward(self, x):
-        with observing(self.net, self.points) as ranges:
+        with self.quantization.observing():
             plain = self.net(x)
-        ranges.all_reduce()
-        with quantized(self.net, self.points, ranges, Bits(3, 4)):
+        with self.quantization.at(Bits(3, 4)):
             return plain, self.net(x)
 
 
@@ -29,10 +28,12 @@ def loss(plain, quantized_output):
     return plain.square().mean() + quantized_output.square().mean()
 
 
-def run(images, directory):
-    """Take every second image, calibrate, step under DDP, save ranges, outputs and gradients."""
-    step = Step()
-    calibrate(step.net, images[rank() :: 2].split(1), step.points).save(directory / f"{rank()}.json", step.net)
+def run(images, directory, scheme):
+    """Take every second image, calibrate, step under DDP, save what was observed, outputs and gradients."""
+    step = Step(scheme)
+    calibrated = Quantization(step.net, scheme=Scheme.parse(scheme))
+    calibrated.calibrate(images[rank() :: 2].split(1))
+    calibrated.save(directory / f"{rank()}.safetensors")
     parallel = nn.parallel.DistributedDataParallel(step)  # has to outlive backward
     outputs = parallel(images[rank() :: 2])
     loss(*outputs).backward()

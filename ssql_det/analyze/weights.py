@@ -7,14 +7,15 @@ their precision. Each is measured in its layer's own standard deviations, which 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from ssql_det.quant import Bits, QuantPoint, quantized
-from ssql_det.quant.taps import float_weight, module_at
+from ssql_det.quant import Bits, Quantization, QuantPoint, Scheme, at_widths
+from ssql_det.quant.hooks import float_weight, module_at
+from ssql_det.quant.scheme import TRAINED
 
 OUTLIER = 3.0  # standard deviations from the mean; of a normal distribution .27 % lie beyond
 
@@ -38,7 +39,7 @@ class LayerWeights:
 
 
 def layer_weights(
-    backbone: nn.Module, points: Sequence[QuantPoint], widths: Sequence[Bits]
+    backbone: nn.Module, points: Sequence[QuantPoint], widths: Sequence[Bits], scheme: Scheme | None = None
 ) -> tuple[LayerWeights, ...]:
     """Every layer whose weight is quantized, in the network's order, with its error at each width that rounds weights.
 
@@ -48,13 +49,20 @@ def layer_weights(
     'conv1'
     """
     places = [point for point in points if point.is_weight]
+    full = {point.path: float_weight(backbone, point) for point in places}
     errors: dict[str, dict[Bits, float]] = {point.path: {} for point in places}
-    for width in (each for each in widths if each.weight is not None):
-        with torch.no_grad(), quantized(backbone, places, None, width):
-            for point in places:
-                low = cast(Tensor, module_at(backbone, point).weight)
-                errors[point.path][width] = relative_error(low, float_weight(backbone, point))
-    return tuple(described(point.path, float_weight(backbone, point).detach(), errors[point.path]) for point in places)
+
+    def errors_at(bits: Bits) -> dict[str, float]:
+        low = {point.path: cast(Tensor, module_at(backbone, point).weight) for point in places}
+        return {path: relative_error(low[path], full[path]) for path in low}
+
+    weights_alone = replace(scheme or Scheme(), norms=TRAINED)
+    with torch.no_grad():
+        quantization = Quantization(backbone, places, weights_alone)
+        for width, found in at_widths(quantization, (each for each in widths if each.weight is not None), errors_at):
+            for path, error in found.items():
+                errors[path][width] = error
+    return tuple(described(path, weight.detach(), errors[path]) for path, weight in full.items())
 
 
 def described(layer: str, weight: Tensor, errors: Mapping[Bits, float]) -> LayerWeights:

@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 
 from ssql_det.cli.numbers import positive, seed
+from ssql_det.cli.quantizing import add_calibration_images, add_scheme, scheme_of
 
 HELP = "quantization and contrastive terms, weights' outliers and t-SNE at few bits, side by side"
 BITS = "FP,8,4,2w4a"
@@ -22,8 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pairs", type=positive, default=512, help="of views, for the terms (default: %(default)s)")
     parser.add_argument("--points", type=positive, default=200, help="images in a map (default: %(default)s)")
     parser.add_argument("--perplexity", type=positive, default=30, help="of the map (default: %(default)s)")
-    parser.add_argument("--recalibrate-bn", action="store_true", help="estimate the norms' statistics at each width")
-    parser.add_argument("--calib-images", type=positive, default=512, help="for the map (default: %(default)s)")
+    add_scheme(parser)
+    add_calibration_images(parser)
     parser.add_argument(
         "--recipe", default="", help="imagenet, cifar or digits: how images are shown (default: by network)"
     )
@@ -48,8 +49,16 @@ def run(options: argparse.Namespace) -> None:
 
     set_up_logging()
     plan = Plan(
-        *(tuple(parse_widths(options.bits)), options.pairs, options.calib_images, options.points),
-        *(options.perplexity, options.recalibrate_bn, options.recipe, options.size, options.seed, options.device),
+        widths=tuple(parse_widths(options.bits)),
+        pairs=options.pairs,
+        calibration=options.calib_images,
+        points=options.points,
+        perplexity=options.perplexity,
+        scheme=scheme_of(options),
+        shown=options.recipe,
+        size=options.size,
+        seed=options.seed,
+        device=options.device,
     )
     out = Path(options.out)
     if out.exists() and not out.is_dir():

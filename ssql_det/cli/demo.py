@@ -10,6 +10,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from ssql_det.cli.numbers import positive, seed
+from ssql_det.cli.quantizing import add_scheme, scheme_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,6 +23,7 @@ HEADER = ("bits", "cosine to FP", "relative error", "size, MB", "Gbit-ops")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--arch", default="resnet18", help="a backbone by name (default: %(default)s)")
     parser.add_argument("--bits", default=BITS, help="bit-widths, comma-separated (default: %(default)s)")
+    add_scheme(parser)
     parser.add_argument("--size", type=positive, default=128, help="side of the image crops (default: %(default)s)")
     parser.add_argument("--seed", type=seed, default=0, help="of the weights and the crops (default: %(default)s)")
 
@@ -31,7 +33,7 @@ def run(options: argparse.Namespace) -> None:
 
     from ssql_det.backbones import build_backbone
     from ssql_det.core.console import print_table, set_up_logging
-    from ssql_det.quant import calibrate, parse_widths, profile_cost, quant_points, quantized
+    from ssql_det.quant import Quantization, at_widths, parse_widths, profile_cost
 
     set_up_logging()
     widths = parse_widths(options.bits)
@@ -42,22 +44,21 @@ def run(options: argparse.Namespace) -> None:
     model = backbone.module.eval()
     shown, seen = crops[:16], crops[16:]  # features are shown of crops that calibration has not seen
 
-    points = quant_points(model)
-    ranges = calibrate(model, seen.split(16), points)
-    profile = profile_cost(model, points, shown[:1])
+    quantization = Quantization(model, scheme=scheme_of(options))
+    quantization.calibrate(seen.split(16))
+    profile = profile_cost(model, quantization.points, shown[:1])
     rows = []
     with torch.no_grad():
         reference = model(shown)
-        for bits in widths:
-            with quantized(model, points, ranges, bits):
-                features = model(shown)
+        for bits, features in at_widths(quantization, widths, lambda _: model(shown), batches=seen.split(16)):
             cosine = torch.cosine_similarity(features, reference).mean().item()
             error = ((features - reference).norm() / reference.norm()).item()
             cost = profile.at(bits)
             rows.append(
                 (str(bits), f"{cosine:.4f}", f"{error:.4f}", f"{cost.bytes / 1e6:.2f}", f"{cost.bit_ops / 1e9:.1f}")
             )
-    print_table(HEADER, rows, f"{options.arch}, random weights, seed {options.seed}: features of {len(shown)} crops")
+    how = f"{options.arch}, random weights, seed {options.seed}, {quantization.scheme}"
+    print_table(HEADER, rows, f"{how}: features of {len(shown)} crops")
 
 
 def _photo_crops(count: int, size: int, seed: int) -> Tensor:

@@ -1,16 +1,18 @@
 """Draw what a detector sees in images of yours at several bit-widths, side by side, and write it as COCO's JSON.
 
-KEY VALUE pairs and images come last: MODEL.WEIGHTS FILE image.jpg folder. Few bits need calibrated ranges: those
-of a sweep of the same weights (--ranges), else they are calibrated on the config's training images.
+KEY VALUE pairs and images come last: MODEL.WEIGHTS FILE image.jpg folder. Few bits need a calibration: that
+of a sweep of the same weights (--quantization), else one on the config's training images.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ssql_det.cli.detector import add_config_arguments, read_detector_config
-from ssql_det.cli.numbers import positive
+from ssql_det.cli.quantizing import add_calibration, add_scheme, calibration_of, scheme_of
 
 HELP = "boxes and masks on your own images, at several bit-widths side by side"
 
@@ -19,10 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
     parser.add_argument("--bits", default="FP,4", help="FP, 8 or 2w4a, comma-separated (default: %(default)s)")
     parser.add_argument("--scope", default="all", help="all, or backbone (default: %(default)s)")
-    parser.add_argument("--ranges", metavar="FILE", help="the ranges.json of a sweep of these weights")
-    parser.add_argument(
-        "--calib-images", type=positive, default=32, help="training images to calibrate with (default: %(default)s)"
-    )
+    parser.add_argument("--quantization", metavar="FILE", help="quantization.safetensors of a sweep of these weights")
+    add_scheme(parser, None, "the file's, else minmax")
+    add_calibration(parser)
     parser.add_argument("--score", type=float, default=0.5, help="least score to show (default: %(default)s)")
     parser.add_argument("--out", default="predictions", help="folder for pictures and JSON (default: %(default)s)")
     parser.add_argument("rest", metavar="KEY VALUE ... IMAGE ...", nargs=argparse.REMAINDER, help="config, then images")
@@ -33,11 +34,12 @@ def run(options: argparse.Namespace) -> None:
     from ssql_det.d2 import set_up_logging
     from ssql_det.detect import SCOPES
     from ssql_det.detect.data import calibration_images
-    from ssql_det.detect.measure import calibrated
+    from ssql_det.detect.measure import calibrate
     from ssql_det.detect.points import detector_points
     from ssql_det.detect.predict import check_outputs, detect, find_images, save
     from ssql_det.detect.weights import trained_detector
-    from ssql_det.quant import Bits, Ranges, parse_widths
+    from ssql_det.quant import Quantization, parse_widths
+    from ssql_det.quant.scheme import RE_ESTIMATED
 
     set_up_logging()
     overrides, images = _split(options.rest)
@@ -45,17 +47,22 @@ def run(options: argparse.Namespace) -> None:
     check_outputs(Path(options.out), paths)
     if options.scope not in SCOPES:
         raise UserError(f"--scope is {' or '.join(SCOPES)}, got {options.scope!r}")
+    scheme = scheme_of(options)
     if not 0 <= options.score <= 1:
         raise UserError(f"--score is 0 to 1, got {options.score}")
     cfg = read_detector_config(options, overrides)
     model, _ = trained_detector(cfg)
     points = detector_points(model, options.scope)
-    ranges = None
-    if options.ranges:
-        ranges = Ranges.load(options.ranges, model, points)
-    elif any(bits.act is not None for bits in widths if bits != Bits.FP):
-        ranges = calibrated(model, points, calibration_images(cfg, options.calib_images))
-    found = detect(cfg, model, paths, widths, points, ranges, options.score)
+    batches: Sequence[Any] = ()
+    if options.quantization:
+        asked = None if options.scheme is None else scheme
+        quantization = Quantization.load(options.quantization, model, points, asked)
+    else:
+        quantization = Quantization(model, points, scheme)
+        if any(bits.act is not None for bits in widths) or scheme.norms == RE_ESTIMATED:
+            batches = calibration_images(cfg, calibration_of(options))
+            calibrate(quantization, batches)
+    found = detect(cfg, quantization, paths, widths, options.score, batches)
     save(Path(options.out), cfg, paths, found)
     for bits, detections in found.items():
         print(f"{bits}: {sum(map(len, detections))} objects of score {options.score} or more in {len(paths)} image(s)")

@@ -11,6 +11,7 @@ import argparse
 from pathlib import Path
 
 from ssql_det.cli.numbers import positive, seed
+from ssql_det.cli.quantizing import add_calibration_images, add_scheme, scheme_of
 
 HELP = "kNN and linear accuracy of a frozen backbone, at several bit-widths"
 BITS = "FP,8,6,5,4,2w4a"
@@ -23,8 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", metavar="FILE", required=True, help="a backbone, in any format")
     parser.add_argument("--data", required=True, help="a folder with train and val of classes, or cifar10:FOLDER")
     parser.add_argument("--bits", default=BITS, help="FP, 8 or 2w4a, comma-separated (default: %(default)s)")
-    parser.add_argument("--recalibrate-bn", action="store_true", help="estimate the norms' statistics at each width")
-    parser.add_argument("--calib-images", type=positive, default=512, help="default: %(default)s")
+    add_scheme(parser)
+    add_calibration_images(parser)
     parser.add_argument("--images", type=positive, help="of each split at most (default: all)")
     parser.add_argument(
         "--recipe", default="", help="imagenet, cifar or digits: how images are shown (default: by network)"
@@ -57,7 +58,7 @@ def run(options: argparse.Namespace) -> None:
     set_up_logging()
     rows.check_place(options.out)
     plan = Plan(
-        *(tuple(options.kind), options.calib_images, options.recalibrate_bn, options.images, options.seed),
+        *(tuple(options.kind), options.calib_images, scheme_of(options), options.images, options.seed),
         *(options.size, options.device),
         Protocol(options.protocol, options.epochs, options.batch, options.cached_views),
         options.workers,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ssql_det.cli.detector import add_config_arguments, add_overrides, read_detector_config
 from ssql_det.cli.numbers import positive
+from ssql_det.cli.quantizing import add_calibration, add_scheme, calibration_of, scheme_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,9 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
     parser.add_argument("--bits", default="4", help="of the one part that is quantized (default: %(default)s)")
     parser.add_argument("--fast", action="store_true", help="rank by the error of features instead of AP")
-    parser.add_argument(
-        "--calib-images", type=positive, default=32, help="training images to calibrate with (default: %(default)s)"
-    )
+    add_scheme(parser)
+    add_calibration(parser)
     parser.add_argument("--keep", type=positive, default=2, help="parts to keep at more bits (default: %(default)s)")
     parser.add_argument("--keep-bits", default="8", help="how many (default: %(default)s)")
     parser.add_argument("--out", default="bits.json", help="the bits file to write (default: %(default)s)")
@@ -59,7 +59,7 @@ def run(options: argparse.Namespace) -> None:
         raise UserError("DATASETS.TEST is empty, and AP is measured on it; name a data set there, or say --fast")
     model, checkpoint = trained_detector(cfg)
     look = _by_features if options.fast else _by_ap
-    found = ranked(look(cfg, model, Plan("all", options.calib_images), widths[0]))
+    found = ranked(look(cfg, model, Plan("all", calibration_of(options), scheme_of(options)), widths[0]))
     measure = "relative error" if options.fast else "AP lost"
     title = f"{checkpoint.called}: one part at {widths[0]}, the rest float"
     print_table(("part", measure), [(each.pattern, f"{each.loss:.4f}") for each in found], title)
@@ -70,18 +70,18 @@ def run(options: argparse.Namespace) -> None:
 
 def _by_features(cfg: CfgNode, model: nn.Module, plan: Plan, bits: Bits) -> list[Hurt]:
     from ssql_det.detect.data import calibration_images
-    from ssql_det.detect.measure import calibrated
+    from ssql_det.detect.measure import calibrate
     from ssql_det.detect.points import detector_points
     from ssql_det.detect.sensitivity import feature_errors
+    from ssql_det.quant import Quantization
 
-    points = detector_points(model, plan.scope)
-    batches = calibration_images(cfg, plan.images, plan.seed)
-    return list(feature_errors(model, points, calibrated(model, points, batches), bits, batches))
+    quantization = Quantization(model, detector_points(model, plan.scope), plan.scheme)
+    batches = calibration_images(cfg, plan.calibration)
+    calibrate(quantization, batches)
+    return list(feature_errors(quantization, bits, batches))
 
 
 def _by_ap(cfg: CfgNode, model: nn.Module, plan: Plan, bits: Bits) -> list[Hurt]:
-    from dataclasses import replace
-
     from ssql_det.detect.data import evaluation_images
     from ssql_det.detect.measure import measure, prepare
     from ssql_det.detect.sensitivity import Hurt, groups
@@ -89,11 +89,10 @@ def _by_ap(cfg: CfgNode, model: nn.Module, plan: Plan, bits: Bits) -> list[Hurt]
 
     dataset = cfg.DATASETS.TEST[0]
     images = evaluation_images(cfg, dataset)
-    tools = prepare(cfg, model, plan, images)
+    context = prepare(cfg, model, plan, images)
 
     def ap(overrides: dict[str, Bits]) -> float:
-        alone = replace(plan, overrides=overrides)
-        return measure(model, tools, Bits.FP, alone, images, dataset)[0]["bbox/AP"]
+        return measure(model, context, Bits.FP, images, dataset, overrides)[0]["bbox/AP"]
 
     whole = ap({})
-    return [Hurt(group, whole - ap({group: bits})) for group in groups(tools.points)]
+    return [Hurt(group, whole - ap({group: bits})) for group in groups(context.quantization.points)]

@@ -17,7 +17,7 @@ from ssql_det.cli.detector import (
     read_detector_config,
     set_up_process,
 )
-from ssql_det.cli.numbers import positive, seed
+from ssql_det.cli.quantizing import add_calibration, add_scheme, calibration_of, scheme_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,11 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--scope", default="all", help="all, or backbone: only what was pretrained (default: %(default)s)"
     )
-    parser.add_argument(
-        "--calib-images", type=positive, default=256, help="training images to calibrate with (default: %(default)s)"
-    )
-    parser.add_argument("--calib-seed", type=seed, default=0, help="another seed, other images (default: %(default)s)")
-    parser.add_argument("--recalibrate-bn", action="store_true", help="estimate the norms' statistics at each width")
+    add_scheme(parser)
+    add_calibration(parser)
     parser.add_argument("--bits-file", metavar="FILE.json", help="bits of single modules: {pattern: bits}")
     add_overrides(parser, "MODEL.WEIGHTS FILE")
 
@@ -58,7 +55,7 @@ def run(options: argparse.Namespace) -> None:
     if options.scope not in SCOPES:
         raise UserError(f"--scope is {' or '.join(SCOPES)}, got {options.scope!r}")
     overrides = _bits_file(options.bits_file) if options.bits_file else {}
-    plan = Plan(options.scope, options.calib_images, options.calib_seed, options.recalibrate_bn, overrides=overrides)
+    plan = Plan(options.scope, calibration_of(options), scheme_of(options), overrides)
     cfg = read_detector_config(options, options.overrides)
     name = config_name(options.config_file, options.overrides)
     launch(_sweep, cfg, name, widths, plan, processes=options.num_gpus)
@@ -69,12 +66,14 @@ def _sweep(cfg, name, widths, plan):  # type: ignore[no-untyped-def]  # the type
     from ssql_det.core.ranks import is_main
     from ssql_det.detect.sweep import RESULTS_NAME, sweep
     from ssql_det.detect.weights import trained_detector
+    from ssql_det.report.wording import scheme_of as scheme_of_row
 
     set_up_process()
     model, checkpoint = trained_detector(cfg)
     found = list(sweep(cfg, name, model, checkpoint, widths, plan))
     if is_main():
-        title = f"{checkpoint.called} on {found[0].dataset}, scope {plan.scope}, {found[0].calibration}"
+        how = f"{scheme_of_row(found[0])}, {found[0].calibration}"
+        title = f"{checkpoint.called} on {found[0].dataset}, scope {plan.scope}, {how}"
         print_table(("bits", *_columns(found)), [_cells(row, found) for row in found], title)
         print(f"rows: {Path(cfg.OUTPUT_DIR) / RESULTS_NAME}")
 

@@ -21,7 +21,7 @@ from ssql_det.convert import IMAGENET, Checkpoint, Input, load_backbone
 from ssql_det.convert.files import open_weights
 from ssql_det.core.errors import UserError
 from ssql_det.core.files import work_folder
-from ssql_det.quant.taps import recorded
+from ssql_det.quant.hooks import recorded
 
 BAR = 1e-5  # of the largest feature of a stage
 _STAGES = (("layer1", "layer2", "layer3", "layer4"), ("res2", "res3", "res4", "res5"))

@@ -92,12 +92,18 @@ def require_same(before: Mapping[str, Any], now: Mapping[str, Any], where: str, 
         raise UserError(f"{where} has {named}{more}; {cure}")
 
 
-def require_same_run(config: CfgNode, directory: str | os.PathLike[str], may_change: Collection[str]) -> None:
-    """Refuse to go on with a run in another config than was saved beside it, but for some keys."""
+def require_same_run(
+    config: CfgNode, directory: str | os.PathLike[str], may_change: Collection[str], defaults: Mapping[str, Any]
+) -> None:
+    """Refuse to go on with a run in another config than was saved beside it, but for some keys.
+
+    A key that was not there when the run began had its default.
+    """
     before, now = (
         {key: value for key, value in values.items() if key not in may_change}
         for values in (read_plain_values(directory), plain_values(config))
     )
+    before |= {key: value for key, value in defaults.items() if key in now and key not in before}
     require_same(before, now, f"the run in {directory}", "resume with its config, or choose another OUTPUT_DIR")
 
 
@@ -116,13 +122,18 @@ def decisive(file: str | os.PathLike[str], no_matter: Collection[str]) -> Path:
 
 
 def goes_on(
-    config: CfgNode, directory: str | os.PathLike[str], is_there: bool, resume: bool, may_change: Collection[str]
+    config: CfgNode,
+    directory: str | os.PathLike[str],
+    is_there: bool,
+    resume: bool,
+    may_change: Collection[str],
+    defaults: Mapping[str, Any],
 ) -> bool:
     """Whether a run that ``is_there`` is to be gone on with: refused without being asked to, and in another config."""
     if is_there and not resume:
         raise UserError(f"{directory} holds a run already; say --resume to go on with it, or choose another OUTPUT_DIR")
     if is_there:
-        require_same_run(config, directory, may_change)
+        require_same_run(config, directory, may_change, defaults)
     return is_there
 
 

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -79,6 +79,18 @@ def mean(values: Tensor) -> Tensor:
     total = values.detach().clone()
     dist.all_reduce(total)
     return total / world_size()
+
+
+def all_reduced(values: Tensor, by: Literal["max", "sum"]) -> Tensor:
+    """The largest of each over the ranks, or their sum, on every rank, in one collective.
+
+    >>> all_reduced(counts, "sum")
+    """
+    if not _grouped():
+        return values
+    reduced = values.clone()
+    dist.all_reduce(reduced, dist.ReduceOp.MAX if by == "max" else dist.ReduceOp.SUM)
+    return reduced
 
 
 def concatenated(values: Tensor) -> Tensor:

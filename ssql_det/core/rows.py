@@ -19,14 +19,17 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from ssql_det.core.calibration import Calibration
 from ssql_det.core.errors import UserError
+from ssql_det.core.rows_schema1 import upgrade
 
-SCHEMA = 1
+SCHEMA = 2
 _VERSIONED = ("ssql_det", "torch", "torchvision", "numpy", "detectron2")
 _TEXTS = (
     *("method", "checkpoint", "checkpoint_hash", "config", "dataset"),
-    *("bits", "scope", "calibration", "engine"),
+    *("bits", "scope", "engine", "scheme", "placement", "network"),
 )
+Protocol = Mapping[str, str | int | float | list[str]]
 _logger = logging.getLogger(__name__)
 
 
@@ -50,8 +53,12 @@ class Row:
     """One evaluation of one checkpoint at one bit-width.
 
     >>> append(out / "results.jsonl", Row(method="SSQL", checkpoint="ssql.pth", checkpoint_hash="9f3c...",
-    ...        config="configs/...", dataset="voc_2007_test", bits="4w4a", scope="backbone",
-    ...        calibration="128 images, MinMax", metrics={"AP50": 61.2}, seed=0, engine="minid2", seconds=92.5))
+    ...        config="voc_r18_c4.yaml", dataset="voc_2007_test", bits="4w4a", scope="backbone",
+    ...        metrics={"AP50": 61.2}, seed=0, engine="minid2", seconds=92.5, scheme="act=mse", network="resnet18",
+    ...        calibration=Calibration(128, 0, "voc_2007_trainval")))
+
+    ``scheme`` and ``overrides`` are as ``--scheme`` and a bits file have them; ``protocol`` says how a probe was made,
+    by plain names. Prose is for whoever shows a row.
     """
 
     method: str
@@ -61,11 +68,16 @@ class Row:
     dataset: str
     bits: str
     scope: str
-    calibration: str
     metrics: Mapping[str, float | None]
     seed: int
     engine: str
     seconds: float
+    scheme: str
+    calibration: Calibration
+    network: str = ""
+    protocol: Protocol = field(default_factory=dict)
+    overrides: Mapping[str, str] = field(default_factory=dict)
+    placement: str = "published"
     versions: Mapping[str, str] = field(default_factory=versions)
     time: str = field(default_factory=now)
     schema: int = SCHEMA
@@ -128,13 +140,16 @@ def _to_row(record: Any, where: str) -> Row:
             f"{where} has schema {record['schema']}, this version reads up to {SCHEMA}; update ssql_det to read it"
         )
     try:
+        record = upgrade(record) if record["schema"] == 1 else record
         row = Row(**record)
     except TypeError as mismatch:
         raise UserError(f"{where} does not have a row's fields: {mismatch}") from None
+    except ValueError as unknown:
+        raise UserError(f"{where} is a row of schema 1 that cannot be read: {unknown}") from None
     wrong = list(_wrong_fields(row))
     if wrong:
         raise UserError(f"{where} is a row whose {', '.join(wrong)} is not what a row holds; was it edited by hand?")
-    return row
+    return dataclasses.replace(row, calibration=Calibration(**record["calibration"]))
 
 
 def _wrong_fields(row: Row) -> Iterator[str]:
@@ -144,6 +159,12 @@ def _wrong_fields(row: Row) -> Iterator[str]:
         yield "seed"
     if not isinstance(row.metrics, dict) or not all(map(_is_figure, row.metrics.values())):
         yield "metrics"
+    if not isinstance(row.overrides, dict) or not all(isinstance(bits, str) for bits in row.overrides.values()):
+        yield "overrides"
+    if not isinstance(row.protocol, dict) or not all(map(_is_plain, row.protocol.values())):
+        yield "protocol"
+    if not _is_calibration(row.calibration):
+        yield "calibration"
     try:
         datetime.fromisoformat(row.time)
     except (TypeError, ValueError):
@@ -153,6 +174,22 @@ def _wrong_fields(row: Row) -> Iterator[str]:
 def _is_figure(value: object) -> bool:
     """A number that is not finite was written as null, so another one is not of this project; nor is 1e300."""
     return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300)
+
+
+def _is_plain(value: object) -> bool:
+    """What a protocol may say."""
+    if isinstance(value, list):
+        return all(isinstance(each, str) for each in value)
+    return isinstance(value, str) or (value is not None and _is_figure(value))
+
+
+def _is_calibration(value: object) -> bool:
+    kinds = {"images": int, "seed": int, "data": str}
+    return (
+        isinstance(value, dict)
+        and value.keys() == kinds.keys()
+        and all(type(value[name]) is kind for name, kind in kinds.items())
+    )
 
 
 def finite_or_none(value: float | None) -> float | None:

@@ -11,7 +11,7 @@ from ssql_det.core.config import require_least
 from ssql_det.core.errors import UserError
 from ssql_det.d2 import CfgNode
 from ssql_det.detect.points import SCOPES
-from ssql_det.quant import parse_widths
+from ssql_det.quant import Scheme, parse_widths
 
 _LEAST = {
     **dict.fromkeys(("MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE"), 1),
@@ -41,7 +41,7 @@ def check(cfg: CfgNode) -> None:
         raise UserError(f"INPUT.MIN_SIZE_TRAIN has to name sizes of 0 or more, got {sizes}")
     if cfg.SSQL.SCOPE not in SCOPES:
         raise UserError(f"SSQL.SCOPE is {' or '.join(SCOPES)}, got {cfg.SSQL.SCOPE!r}")
-    parse_widths(",".join(map(str, cfg.SSQL.EVAL_BITS)))
+    Scheme.parse(cfg.SSQL.SCHEME).require_widths(parse_widths(",".join(map(str, cfg.SSQL.EVAL_BITS))))
     _check_model(cfg.MODEL)
 
 

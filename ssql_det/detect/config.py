@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ssql_det.core.calibration import Calibration
 from ssql_det.core.config import decisive
 
 if TYPE_CHECKING:
@@ -24,8 +25,11 @@ SSQL_DEFAULTS: dict[str, Any] = {
     "EVAL_PERIOD": 0,  # iterations between evaluations in training, and one after the last; 0 for none
     "EVAL_BITS": ["FP", "8w8a", "4w4a"],  # of those
     "SCOPE": "all",
-    "CALIB_IMAGES": 32,
+    "CALIB_IMAGES": Calibration().images,
+    "SCHEME": "minmax",  # quantizers of an evaluation in training, as "weight=centred, act=mse"
 }
+DEFAULT_VALUES = {f"SSQL.{key}": value for key, value in SSQL_DEFAULTS.items()}
+OF_TRAINING = tuple(f"SSQL.{key}" for key in ("EVAL_PERIOD", "EVAL_BITS", "SCOPE", "CALIB_IMAGES", "SCHEME"))
 
 
 def config_name(file: str, overrides: Sequence[str]) -> str:

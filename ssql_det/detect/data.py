@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ssql_det.core.calibration import Calibration
 from ssql_det.core.errors import UserError, did_you_mean
 from ssql_det.core.ranks import rank, world_size
 from ssql_det.d2 import (
@@ -88,7 +89,7 @@ def objects_hash(name: str) -> str:
 class Chosen(Sequence[Batch]):
     """Images to calibrate with, a batch each; one is decoded when it is first asked for.
 
-    >>> chosen = calibration_images(cfg, 256)
+    >>> chosen = calibration_images(cfg, Calibration(images=256))
     >>> own_share(chosen)  # decodes those of this process
     """
 
@@ -114,8 +115,15 @@ def own_share(batches: Sequence[Batch]) -> Sequence[Batch]:
     return batches[rank() :: world_size()]
 
 
-def calibration_images(cfg: CfgNode, count: int, seed: int = 0) -> Chosen:
-    """``count`` images of the training data in test form, chosen by the seed alone."""
+def in_eights(batches: Sequence[Batch]) -> Iterator[Batch]:
+    """Batches of one image, eight at a time: norms are re-estimated from them, and one image has no variance."""
+    for first in range(0, len(batches), 8):
+        yield [image for batch in batches[first : first + 8] for image in batch]
+
+
+def calibration_images(cfg: CfgNode, calibration: Calibration) -> Chosen:
+    """As many images of the training data in test form, chosen by the seed alone."""
+    count, seed = calibration.images, calibration.seed
     if count < 1:
         raise UserError(f"calibration needs at least 1 image, got --calib-images {count}")
     for name in cfg.DATASETS.TRAIN:

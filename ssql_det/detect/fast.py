@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ssql_det.d2 import FrozenBatchNorm2d
-from ssql_det.quant.taps import shadowed
+from ssql_det.quant.hooks import shadowed
 
 _FOLDABLE = (nn.modules.batchnorm._BatchNorm, FrozenBatchNorm2d)
 
@@ -26,7 +26,7 @@ def fast(model: nn.Module) -> Iterator[None]:
 
     The innermost of blocks: what weights and statistics are now is taken.
 
-    >>> with quantized(model, points, ranges, Bits(4, 4)), fast(model), torch.no_grad():
+    >>> with quantization.at(Bits(4, 4)), fast(model), torch.no_grad():
     ...     detections = model(images)
     """
     with ExitStack() as stack:

@@ -6,8 +6,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import nn
@@ -18,13 +17,12 @@ from ssql_det.core.ranks import from_main, is_main, world_size
 from ssql_det.core.rows import Row
 from ssql_det.d2 import CfgNode, engine
 from ssql_det.detect.answers import answered
-from ssql_det.detect.data import Batch, Decoded, calibration_images, own_share
+from ssql_det.detect.data import Batch, Decoded, calibration_images, in_eights, own_share
 from ssql_det.detect.evaluate import evaluate
 from ssql_det.detect.own_data import row_name
 from ssql_det.detect.points import detector_points
-from ssql_det.quant import Bits, CostProfile, QuantPoint, Ranges, calibrate, profile_cost, quantized, recalibrated
+from ssql_det.quant import Bits, Calibration, CostProfile, Quantization, Scheme, evaluate_at, profile_cost
 
-_TOGETHER = 8
 _logger = logging.getLogger(__name__)
 
 
@@ -33,19 +31,17 @@ class Plan:
     """What of a measurement is not in the config. ``overrides`` are bits for patterns of module paths."""
 
     scope: str
-    images: int
-    seed: int = 0
-    recalibrate_bn: bool = False
+    calibration: Calibration = field(default_factory=Calibration)
+    scheme: Scheme = field(default_factory=Scheme)
     overrides: Mapping[str, Bits] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Tools:
-    """What every width shares: one calibration, one profile of costs, one way through the network."""
+class EvaluationContext:
+    """What every width shares: one quantization, the images it was calibrated with, one profile of costs."""
 
-    points: tuple[QuantPoint, ...]
-    calibration: Sequence[Batch]
-    ranges: Ranges
+    quantization: Quantization
+    images: Sequence[Batch]
     profile: CostProfile
     is_fast: bool = True
 
@@ -57,20 +53,22 @@ def prepare(
     images: Decoded,
     calibration: Sequence[Batch] | None = None,
     saved: Path | None = None,
-) -> Tools:
-    """Calibrate the float network, or take the ranges that are ``saved`` for these weights."""
+) -> EvaluationContext:
+    """Calibrate the float network, or take the quantization that is ``saved`` for these weights."""
     points = detector_points(model, plan.scope)
-    calibration = calibration or calibration_images(cfg, plan.images, plan.seed)
-    ranges = from_main(lambda: Ranges.load(saved, model, points) if saved is not None and saved.exists() else None)
-    if ranges is not None:
+    calibration = calibration or calibration_images(cfg, plan.calibration)
+    if saved is not None and from_main(saved.exists):
+        quantization = Quantization.load(saved, model, points, plan.scheme)
         _logger.info("calibrated already: %s", saved)
     else:
-        ranges = calibrated(model, points, calibration)
+        quantization = Quantization(model, points, plan.scheme)
+        quantization.calibration = calibrated_with(cfg, plan, calibration)
+        calibrate(quantization, calibration)
         if saved is not None and is_main():
-            ranges.save(saved, model)
+            quantization.save(saved)
     model.eval()
     profile = from_main(lambda: profile_cost(model, points, _first(images)))
-    return Tools(points, calibration, ranges, profile, cfg.SSQL.FAST_EVALUATION)
+    return EvaluationContext(quantization, calibration, profile, cfg.SSQL.FAST_EVALUATION)
 
 
 def _first(images: Decoded) -> Batch:
@@ -78,26 +76,30 @@ def _first(images: Decoded) -> Batch:
         return next(iter(images))
 
 
-def calibrated(model: nn.Module, points: Sequence[QuantPoint], batches: Sequence[Batch]) -> Ranges:
-    """The ranges of a detector's points: it is fed whole batches of the engine's dicts, the ranks share them."""
+def calibrated_with(cfg: CfgNode, plan: Plan, images: Sequence[Batch]) -> Calibration:
+    """What the calibration comes to: as many images as there are, and what they are called."""
+    data = "+".join(map(row_name, cfg.DATASETS.TRAIN))
+    return replace(plan.calibration, images=len(images), data=data)
+
+
+def calibrate(quantization: Quantization, batches: Sequence[Batch]) -> None:
+    """Of a detector: it is fed whole batches of the engine's dicts, the ranks share them."""
     if len(batches) < world_size():
         raise UserError(f"{world_size()} processes cannot share {len(batches)} images; calibrate with more")
-    return calibrate(model, own_share(batches), points, forward=_feed)
+    quantization.calibrate(own_share(batches), forward=feed)
 
 
-def _feed(network: nn.Module, batch: Batch) -> None:
+def feed(network: nn.Module, batch: Batch) -> None:
     network(batch)
 
 
-def following(model: nn.Module, batches: Sequence[Batch]) -> AbstractContextManager[None]:
-    """Norms follow what these images make of the network as it is now, eight at a time: one image has no variance."""
-    images = [image for batch in batches for image in batch]
-    together = [images[first : first + _TOGETHER] for first in range(0, len(images), _TOGETHER)]
-    return recalibrated(model, together, _feed)
-
-
 def measure(
-    model: nn.Module, tools: Tools, bits: Bits, plan: Plan, images: Decoded, dataset: str
+    model: nn.Module,
+    context: EvaluationContext,
+    bits: Bits,
+    images: Decoded,
+    dataset: str,
+    overrides: Mapping[str, Bits] | None = None,
 ) -> tuple[dict[str, float], float]:
     """Metrics and costs at one width, and the seconds it took. The network is float again afterwards.
 
@@ -105,13 +107,25 @@ def measure(
     """
     _logger.info("evaluating at %s on %s", bits, dataset)
     start = time.perf_counter()
-    at_width = quantized(model, tools.points, tools.ranges, bits, plan.overrides)
-    norms = following(model, tools.calibration) if plan.recalibrate_bn else nullcontext()
-    with tempfile.TemporaryDirectory() as scratch, at_width, norms:
-        metrics = evaluate(model, images, dataset, scratch, tools.is_fast)
-    cost = tools.profile.at(bits, plan.overrides)
+
+    def metrics_on_images() -> dict[str, float]:
+        with tempfile.TemporaryDirectory() as scratch:
+            return evaluate(model, images, dataset, scratch, context.is_fast)
+
+    metrics = evaluate_at(context.quantization, bits, metrics_on_images, overrides, in_eights(context.images), feed)
+    cost = context.profile.at(bits, overrides)
     metrics |= {"MB": cost.bytes / 1e6, "GFLOPs": cost.macs / 1e9, "GBOPs": cost.bit_ops / 1e9}
     return metrics, round(time.perf_counter() - start, 2)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a detector is, for its rows: its file or the moment of its training, and what its backbone is."""
+
+    checkpoint: str
+    facts: Facts
+    network: str
+    sha256: str = ""
 
 
 def make_row(
@@ -120,28 +134,27 @@ def make_row(
     dataset: str,
     bits: Bits,
     plan: Plan,
-    calibrated_with: int,
-    metrics: Mapping[str, float],
-    seconds: float,
-    facts: Facts,
-    checkpoint: str,
-    checkpoint_hash: str = "",
+    context: EvaluationContext,
+    measured: tuple[Mapping[str, float], float],
+    origin: Origin,
 ) -> Row:
     """A measurement with everything that it depends on. Method and seed are the config's, else the checkpoint's."""
-    bn = ", BN recalibrated" if plan.recalibrate_bn else ""
-    own = "".join(f", {pattern} at {width}" for pattern, width in plan.overrides.items())
-    calibrated_on = "+".join(map(row_name, cfg.DATASETS.TRAIN))
+    metrics, seconds = measured
     return Row(
-        method=cfg.SSQL.METHOD or facts.method or "",
-        checkpoint=checkpoint,
-        checkpoint_hash=checkpoint_hash,
+        method=cfg.SSQL.METHOD or origin.facts.method or "",
+        checkpoint=origin.checkpoint,
+        checkpoint_hash=origin.sha256,
         config=config_name,
         dataset=row_name(dataset),
         bits=str(bits),
         scope=plan.scope,
-        calibration=f"{calibrated_with} images of {calibrated_on}, seed {plan.seed}, MinMax{bn}{own}",
         metrics=metrics,
-        seed=cfg.SEED if cfg.SEED >= 0 or facts.seed is None else facts.seed,
+        seed=cfg.SEED if cfg.SEED >= 0 or origin.facts.seed is None else origin.facts.seed,
         engine=engine(),
         seconds=seconds,
+        scheme=str(plan.scheme),
+        calibration=context.quantization.calibration or plan.calibration,
+        network=origin.network,
+        overrides={pattern: str(width) for pattern, width in plan.overrides.items()},
+        placement=plan.scheme.placement,
     )

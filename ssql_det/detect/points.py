@@ -40,8 +40,7 @@ _LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 def detector_points(model: nn.Module, scope: str) -> tuple[QuantPoint, ...]:
     """The points of a detector. Scope ``backbone`` is what was pretrained: stem to ``res5``, also in a C4 head.
 
-    >>> with quantized(detector, detector_points(detector, "all"), ranges, Bits(4, 4)):
-    ...     detector(images)
+    >>> quantization = Quantization(detector, detector_points(detector, "all"))
     """
     if scope not in SCOPES:
         raise UserError(f"a scope is one of {', '.join(SCOPES)}; got {scope!r}")

@@ -12,7 +12,6 @@ import cv2
 import numpy as np
 import torch
 from pycocotools import mask as coco_mask
-from torch import nn
 
 from ssql_det.checkdata.draw import Canvas, drawn
 from ssql_det.checkdata.findings import Picture
@@ -21,10 +20,11 @@ from ssql_det.core.errors import UserError
 from ssql_det.core.files import atomic_write
 from ssql_det.d2 import CfgNode, MetadataCatalog, ResizeShortestEdge, read_image
 from ssql_det.detect.answers import answered
-from ssql_det.detect.data import Batch
+from ssql_det.detect.data import Batch, in_eights
 from ssql_det.detect.fast import fast
+from ssql_det.detect.measure import feed
 from ssql_det.detect.own_data import is_own, register_own
-from ssql_det.quant import Bits, QuantPoint, Ranges, quantized
+from ssql_det.quant import Bits, Quantization, at_widths
 
 Detections = list[dict[str, Any]]  # of one image, as in COCO's results: bbox [x, y, w, h], category_id, score, ...
 
@@ -73,22 +73,25 @@ def prepared(cfg: CfgNode, path: Path) -> Batch:
 
 def detect(
     cfg: CfgNode,
-    model: nn.Module,
+    quantization: Quantization,
     paths: Sequence[Path],
     widths: Iterable[Bits],
-    points: Sequence[QuantPoint],
-    ranges: Ranges | None,
     least_score: float,
+    batches: Sequence[Batch] = (),
 ) -> dict[Bits, list[Detections]]:
-    """The detections of every image at every width, from one copy of weights."""
-    model.eval()
-    found: dict[Bits, list[Detections]] = {}
-    for bits in widths:
-        way = fast(model) if cfg.SSQL.FAST_EVALUATION else nullcontext()
-        with quantized(model, points, ranges, bits), way, torch.no_grad():
+    """The detections of every image at every width, from one copy of weights.
+
+    ``batches`` are the images of the calibration, where norms are re-estimated.
+    """
+    model = quantization.model.eval()
+
+    def detections(bits: Bits) -> list[Detections]:
+        faster = fast(model) if cfg.SSQL.FAST_EVALUATION else nullcontext()
+        with faster, torch.no_grad():
             outputs = (model(prepared(cfg, path))[0]["instances"] for path in track(paths, f"detecting at {bits}"))
-            found[bits] = [list(_as_coco(instances, least_score)) for instances in outputs]
-    return found
+            return [list(_as_coco(instances, least_score)) for instances in outputs]
+
+    return dict(at_widths(quantization, widths, detections, None, [*in_eights(batches)], feed))  # for each width
 
 
 def save(out: Path, cfg: CfgNode, paths: Sequence[Path], found: Mapping[Bits, list[Detections]]) -> None:

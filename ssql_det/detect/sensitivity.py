@@ -9,15 +9,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from ssql_det.core.console import track
 from ssql_det.core.errors import UserError
-from ssql_det.detect.data import Batch
-from ssql_det.quant import Bits, QuantPoint, Ranges, quantized
-from ssql_det.quant.taps import recorded
+from ssql_det.detect.data import Batch, in_eights
+from ssql_det.detect.measure import feed
+from ssql_det.quant import Bits, Quantization, QuantPoint, evaluate_at
+from ssql_det.quant.hooks import recorded
 
 _GROUPS = (  # a pattern of paths, and how the group is called in a bits file
     (r"(backbone(?:\.bottom_up)?\.stem).*", r"\1*"),
@@ -51,18 +53,17 @@ def groups(points: Sequence[QuantPoint]) -> list[str]:
     return list(dict.fromkeys(_group(point.path) for point in points))
 
 
-def feature_errors(
-    model: nn.Module, points: Sequence[QuantPoint], ranges: Ranges, bits: Bits, batches: Sequence[Batch]
-) -> Iterator[Hurt]:
+def feature_errors(quantization: Quantization, bits: Bits, batches: Sequence[Batch]) -> Iterator[Hurt]:
     """For each group the relative error of its branch's outputs, averaged over the images."""
-    model.eval()
-    for group in track(groups(points), "groups of modules"):
+    model = quantization.model.eval()
+    for group in track(groups(quantization.points), "groups of modules"):
         sinks = next(names for beginning, names in _BRANCHES if group.startswith(beginning))
         errors = []
         for batch in batches:
-            reference = _outputs(model, sinks, batch)
-            with quantized(model, points, ranges, Bits.FP, {group: bits}):
-                errors.append(_relative_error(_outputs(model, sinks, batch), reference))
+            outputs = partial(_outputs, model, sinks, batch)
+            reference = outputs()
+            found = evaluate_at(quantization, Bits.FP, outputs, {group: bits}, in_eights(batches), feed)
+            errors.append(_relative_error(found, reference))
         yield Hurt(group, sum(errors) / len(errors))
 
 

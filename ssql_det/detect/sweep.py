@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +23,16 @@ from ssql_det.core.files import atomic_write
 from ssql_det.core.ranks import from_main, is_main
 from ssql_det.core.rows import Row
 from ssql_det.d2 import CfgNode, engine
-from ssql_det.detect.config import NO_MATTER
+from ssql_det.detect.config import NO_MATTER, OF_TRAINING
 from ssql_det.detect.data import calibration_images, evaluation_images, objects_hash, own_share
-from ssql_det.detect.measure import Plan, Tools, make_row, measure, prepare
+from ssql_det.detect.measure import EvaluationContext, Origin, Plan, make_row, measure, prepare
 from ssql_det.detect.points import detector_points
-from ssql_det.quant import Bits
+from ssql_det.quant import Bits, Scheme
 from ssql_det.quant.points import assign_bits
+from ssql_det.quant.scheme import RE_ESTIMATED, TRAINED
 
-RESULTS_NAME, RANGES_NAME, PLAN_NAME = "results.jsonl", "ranges.json", "sweep.json"
+RESULTS_NAME, QUANTIZATION_NAME, PLAN_NAME = "results.jsonl", "quantization.safetensors", "sweep.json"
+_OLD_RANGES_NAME = "ranges.json"  # of min-max calibrations before there were schemes
 _logger = logging.getLogger(__name__)
 
 
@@ -42,33 +43,36 @@ def sweep(
 
     Under a process group the ranks share the images, and rank 0 writes.
 
-    >>> for row in sweep(cfg, "voc_r18_c4.yaml", model, checkpoint, parse_widths("FP,8,4"), Plan("all", 256)):
+    >>> for row in sweep(cfg, "voc_r18_c4.yaml", model, checkpoint, parse_widths("FP,8,4"), Plan("all")):
     ...     print(row.bits, row.metrics["bbox/AP50"])
     """
     out = run_folder(cfg)
     dataset = _only_test_set(cfg)
-    assign_bits(detector_points(model, plan.scope), Bits.FP, plan.overrides)  # refused before anything is written
+    plan.scheme.require_widths([*widths, *plan.overrides.values()])  # refused before anything is written
+    assign_bits(detector_points(model, plan.scope), Bits.FP, plan.overrides)
     sha256 = checkpoint.source.sha256 if checkpoint.source else ""
     identity = _identity(cfg, dataset, sha256, plan)
     done = {row.bits: row for row in from_main(lambda: _rows_of(out, identity))}
     images = evaluation_images(cfg, dataset)
-    tools: Tools | None = None
+    origin = Origin(checkpoint.called, checkpoint.facts, checkpoint.architecture.name, sha256)
+    context: EvaluationContext | None = None
     for bits in widths:
         if str(bits) in done:
             _logger.info("%s is there already, in %s", bits, out / RESULTS_NAME)
             yield done[str(bits)]
             continue
-        if tools is None:
-            calibration = calibration_images(cfg, plan.images, plan.seed)
+        if context is None:
+            calibration = calibration_images(cfg, plan.calibration)
             own_share(calibration)  # what cannot be read is refused before anything is written
             from_main(lambda: _claim(out, identity))
-            tools = prepare(cfg, model, plan, images, calibration, out / RANGES_NAME)
-        own = replace(plan, overrides={}) if bits == Bits.FP else plan  # a row called FP is full precision
-        metrics, seconds = measure(model, tools, bits, own, images, dataset)
-        who = (checkpoint.facts, checkpoint.called, sha256)
-        row = make_row(cfg, config_name, dataset, bits, plan, len(tools.calibration), metrics, seconds, *who)
+            context = prepare(cfg, model, plan, images, calibration, out / QUANTIZATION_NAME)
+        overrides = None if bits == Bits.FP else plan.overrides  # a row called FP is full precision
+        measured = measure(model, context, bits, images, dataset, overrides)
+        row = make_row(cfg, config_name, dataset, bits, plan, context, measured, origin)
         if is_main():
             _keep_to_the_plan(out, identity)  # another may have begun while this one had no row
+            if context.quantization.norms:  # those of this width are in it now
+                context.quantization.save(out / QUANTIZATION_NAME)
             rows.append(out / RESULTS_NAME, row)
         yield row
 
@@ -83,14 +87,14 @@ def _only_test_set(cfg: CfgNode) -> str:
 def _identity(cfg: CfgNode, dataset: str, sha256: str, plan: Plan) -> dict[str, Any]:
     """Everything that decides the rows' numbers, by plain keys."""
     return {
-        **{key: value for key, value in plain_values(cfg).items() if key not in NO_MATTER},
+        **{key: value for key, value in plain_values(cfg).items() if key not in (*NO_MATTER, *OF_TRAINING)},
         "weights' sha256": sha256,
         "the objects' sha256": objects_hash(dataset),
         "engine": engine(),
         "--scope": plan.scope,
-        "--calib-images": plan.images,
-        "--calib-seed": plan.seed,
-        "--recalibrate-bn": plan.recalibrate_bn,
+        "--calib-images": plan.calibration.images,
+        "--calib-seed": plan.calibration.seed,
+        "--scheme": str(plan.scheme),
         "--bits-file": {pattern: str(bits) for pattern, bits in plan.overrides.items()},
     }
 
@@ -104,10 +108,13 @@ def _rows_of(out: Path, identity: dict[str, Any]) -> list[Row]:
 
 
 def _claim(out: Path, identity: dict[str, Any]) -> None:
-    """From here on the folder is this sweep's; the ranges of a plan that came to no row go."""
-    is_other = not _rows_of(out, identity) and json.dumps(_plan_of(out)) != json.dumps(identity)
-    if is_other and (out / RANGES_NAME).exists():
-        (out / RANGES_NAME).unlink()
+    """From here on the folder is this sweep's; the calibration of a plan that came to no row goes."""
+    before = _plan_of(out)
+    is_other = any(json.dumps(before.get(key)) != json.dumps(identity.get(key)) for key in {**before, **identity})
+    if not _rows_of(out, identity) and is_other and (out / QUANTIZATION_NAME).exists():
+        (out / QUANTIZATION_NAME).unlink()
+    if (out / _OLD_RANGES_NAME).exists() and not (out / QUANTIZATION_NAME).exists():
+        _logger.warning("%s is of an older ssql_det and is not read; calibrating again", out / _OLD_RANGES_NAME)
     with atomic_write(out / PLAN_NAME, "w") as file:
         json.dump(identity, file, indent=1)
 
@@ -116,14 +123,21 @@ def _plan_of(out: Path) -> dict[str, Any]:
     """What decides the numbers of the folder's sweep; nothing where none has begun."""
     path = out / PLAN_NAME
     if not path.exists():
-        for name in (RESULTS_NAME, RANGES_NAME):
+        for name in (RESULTS_NAME, QUANTIZATION_NAME):
             if (out / name).exists():
                 raise UserError(f"{out / name} is of a sweep whose {PLAN_NAME} is gone; choose another OUTPUT_DIR")
         return {}
     try:
-        return dict(json.loads(path.read_text("utf-8")))
+        return _upgraded(dict(json.loads(path.read_text("utf-8"))))
     except (RecursionError, TypeError, ValueError):
         raise UserError(f"{path} is damaged; choose another OUTPUT_DIR") from None
+
+
+def _upgraded(plan: dict[str, Any]) -> dict[str, Any]:
+    """A plan from before there were schemes says whether norms were recalibrated, and has keys that decide nothing."""
+    if "--recalibrate-bn" in plan:
+        plan["--scheme"] = str(Scheme(norms=RE_ESTIMATED if plan.pop("--recalibrate-bn") else TRAINED))
+    return {key: value for key, value in plan.items() if key not in OF_TRAINING}
 
 
 def _keep_to_the_plan(out: Path, identity: dict[str, Any]) -> None:

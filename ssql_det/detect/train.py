@@ -31,7 +31,7 @@ from ssql_det.d2 import (
 )
 from ssql_det.detect import checkpoints, history
 from ssql_det.detect.answers import answered
-from ssql_det.detect.config import NO_MATTER, seed_of
+from ssql_det.detect.config import DEFAULT_VALUES, NO_MATTER, OF_TRAINING, seed_of
 from ssql_det.detect.data import Batch, check_dataset
 from ssql_det.detect.own_data import is_own, require_fit
 from ssql_det.detect.precise_bn import estimate_norms
@@ -42,7 +42,7 @@ from ssql_det.detect.weights import build_detector, described_by, pretrained_det
 COVERAGE_NAME = "coverage.json"
 _MAY_CHANGE = (  # when a run goes on
     *(*NO_MATTER, "SOLVER.MAX_ITER", "SOLVER.CHECKPOINT_PERIOD"),
-    *("SSQL.EVAL_PERIOD", "SSQL.EVAL_BITS", "TEST.EVAL_PERIOD"),
+    *(*OF_TRAINING, "TEST.EVAL_PERIOD"),
 )
 _CURE = "lower SOLVER.BASE_LR or lengthen SOLVER.WARMUP_ITERS, and train in another OUTPUT_DIR"
 _logger = logging.getLogger(__name__)
@@ -59,7 +59,8 @@ def train(cfg: CfgNode, config_name: str, resume: bool = False) -> Path:
     _check_data(cfg)
     _check_norms(cfg)
     seed_all(seed + rank())  # Detectron2's way: ranks sample different regions; weights are the first's
-    is_resumed = goes_on(cfg, folder, (folder / checkpoints.TAG).exists(), resume, _MAY_CHANGE)
+    is_there = (folder / checkpoints.TAG).exists()
+    is_resumed = goes_on(cfg, folder, is_there, resume, _MAY_CHANGE, DEFAULT_VALUES)
     model, description, coverage = _network(cfg, begins=not is_resumed)
     with answered("the solver cannot be built"):
         optimizer = build_optimizer(cfg, model)
@@ -81,7 +82,7 @@ def train(cfg: CfgNode, config_name: str, resume: bool = False) -> Path:
         _logger.info("going on at iteration %d", start)
     parts = cfg.SSQL.MICRO_BATCHES
     batches = training_batches(cfg, seed, first=start * parts)
-    watch = Watch(cfg, config_name, Facts.from_plain(description))
+    watch = Watch(cfg, config_name, Facts.from_plain(description), str(description.get("arch", "")))
     printer = CommonMetricPrinter(cfg.SOLVER.MAX_ITER)
     barrier()  # nobody writes before all have read
     if is_main():

@@ -16,9 +16,9 @@ from ssql_det.core.ranks import from_main, is_main, world_size
 from ssql_det.core.rows import Row
 from ssql_det.d2 import CfgNode
 from ssql_det.detect.data import Decoded, evaluation_images
-from ssql_det.detect.measure import Plan, Tools, make_row, measure, prepare
+from ssql_det.detect.measure import EvaluationContext, Origin, Plan, make_row, measure, prepare
 from ssql_det.detect.own_data import row_name
-from ssql_det.quant import Bits, parse_widths
+from ssql_det.quant import Bits, Calibration, Scheme, parse_widths
 
 LOOKS_NAME = "looks.jsonl"
 
@@ -28,20 +28,20 @@ class Watch:
 
     Without a period it never looks.
 
-    >>> watch = Watch(cfg, "voc_r18_c4.yaml", checkpoint.facts)
+    >>> watch = Watch(cfg, "voc_r18_c4.yaml", checkpoint.facts, "resnet18")
     >>> if watch.is_due(iteration, last):
     ...     scalars = watch.look(model, iteration)
     """
 
-    def __init__(self, cfg: CfgNode, config_name: str, facts: Facts) -> None:
-        self._cfg, self._config_name, self._facts = cfg, config_name, facts
+    def __init__(self, cfg: CfgNode, config_name: str, facts: Facts, network: str) -> None:
+        self._cfg, self._config_name, self._facts, self._network = cfg, config_name, facts, network
         self._period = cfg.SSQL.EVAL_PERIOD or cfg.TEST.EVAL_PERIOD
         self._widths = parse_widths(",".join(map(str, cfg.SSQL.EVAL_BITS)))
-        self._plan = Plan(cfg.SSQL.SCOPE, cfg.SSQL.CALIB_IMAGES)
-        if self._period > 0 and self._plan.images < world_size():
+        self._plan = Plan(cfg.SSQL.SCOPE, Calibration(cfg.SSQL.CALIB_IMAGES), Scheme.parse(cfg.SSQL.SCHEME))
+        if self._period > 0 and world_size() > cfg.SSQL.CALIB_IMAGES:
             raise UserError(
                 f"calibration needs at least 1 image a process, of {world_size()}; got SSQL.CALIB_IMAGES "
-                f"{self._plan.images}"
+                f"{cfg.SSQL.CALIB_IMAGES}"
             )
         self._images: dict[str, Decoded] = {}
 
@@ -61,22 +61,24 @@ class Watch:
         for dataset in self._cfg.DATASETS.TEST:
             name = row_name(dataset)
             images = self._images.setdefault(dataset, evaluation_images(self._cfg, dataset))
-            tools: Tools | None = None
+            context: EvaluationContext | None = None
             for bits in self._widths:
                 row = seen.get((place, name, str(bits)))
                 if row is None:
-                    tools = tools or prepare(self._cfg, model, self._plan, images)
-                    row = self._measured(model, tools, bits, images, dataset, place)
+                    context = context or prepare(self._cfg, model, self._plan, images)
+                    row = self._measured(model, context, bits, images, dataset, place)
                     if is_main():
                         rows.append(path, row)
                 scalars |= {f"{name}/{bits}/{metric}": value for metric, value in _figures(row)}
         generators.restore()
         return scalars
 
-    def _measured(self, model: nn.Module, tools: Tools, bits: Bits, images: Decoded, dataset: str, place: str) -> Row:
-        metrics, seconds = measure(model, tools, bits, self._plan, images, dataset)
-        measured = (len(tools.calibration), metrics, seconds)
-        return make_row(self._cfg, self._config_name, dataset, bits, self._plan, *measured, self._facts, place)
+    def _measured(
+        self, model: nn.Module, context: EvaluationContext, bits: Bits, images: Decoded, dataset: str, place: str
+    ) -> Row:
+        measured = measure(model, context, bits, images, dataset)
+        origin = Origin(place, self._facts, self._network)
+        return make_row(self._cfg, self._config_name, dataset, bits, self._plan, context, measured, origin)
 
 
 def _figures(row: Row) -> Iterator[tuple[str, float]]:

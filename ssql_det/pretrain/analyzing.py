@@ -6,15 +6,15 @@ map      of images as a probe sees them; ranges are those of training images, as
 ======== ============================================================================================================
 
 Networks are in evaluation mode, and features have unit length, as in losses by cosine and in votes of neighbours.
-Recalibrated norms have statistics of the same images as the ranges, at each width.
+Re-estimated norms have statistics of the same images as the ranges, at each width.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -36,8 +36,10 @@ from ssql_det.pretrain.monitor import spread
 from ssql_det.pretrain.probing import shown_to
 from ssql_det.pretrain.stream import training_batches
 from ssql_det.pretrain.trained import Trained, read_trained
-from ssql_det.quant import Bits, calibrate, observing, quant_points, quantized, recalibrated
-from ssql_det.quant.taps import recorded
+from ssql_det.quant import Bits, Calibration, Quantization, Scheme, at_widths, evaluate_at, quant_points
+from ssql_det.quant.hooks import recorded
+from ssql_det.quant.norms import estimate_statistics, with_statistics
+from ssql_det.quant.scheme import RE_ESTIMATED
 from ssql_det.report.names import slug
 from ssql_det.ssl import encoder_points
 from ssql_det.ssl.method import Views
@@ -53,18 +55,18 @@ class Plan:
 
     widths: tuple[Bits, ...]
     pairs: int = 512
-    calibration: int = 512
+    calibration: int = Calibration().images
     points: int = 200  # images of a map
     perplexity: float = 30.0
-    recalibrate_bn: bool = False
+    scheme: Scheme = field(default_factory=Scheme)
     shown: str = ""  # the recipe; by the network if it is not given
     size: int | None = None
     seed: int = 0
     device: str = "cuda"
 
     def __post_init__(self) -> None:
-        if self.recalibrate_bn and min(self.pairs, self.calibration) < 2:
-            raise UserError("--recalibrate-bn needs two images or more: --pairs 512 --calib-images 512")
+        if self.scheme.norms == RE_ESTIMATED and min(self.pairs, self.calibration) < 2:
+            raise UserError("norms=re-estimated needs two images or more: --pairs 512 --calib-images 256")
 
 
 def names_of(paths: Sequence[str]) -> list[str]:
@@ -107,10 +109,10 @@ def _analysis(name: str, trained: Trained, seen: Images, asked: Images, plan: Pl
         sha256=source.source.sha256 if source.source else "",
         method=source.facts.method or "",
         architecture=source.architecture.name,
-        shown=f"{asked.name}, {way.name} at {way.size} px{', BN recalibrated' if plan.recalibrate_bn else ''}",
+        shown=f"{asked.name}, {way.name} at {way.size} px, {plan.scheme}",
         pairs=sum(len(first) for first, _ in views),
-        terms=terms_at_bits(trained, views, plan.widths, plan.recalibrate_bn),
-        weights=layer_weights(backbone, quant_points(backbone), plan.widths),
+        terms=terms_at_bits(trained, views, plan.widths, plan.scheme),
+        weights=layer_weights(backbone, quant_points(backbone), plan.widths, plan.scheme),
         map=map,
     )
 
@@ -128,29 +130,31 @@ def pairs(images: Images, way: Recipe, plan: Plan) -> Iterator[Views]:
 
 @torch.no_grad()
 def terms_at_bits(
-    trained: Trained, views: Sequence[Views], widths: Sequence[Bits], recalibrate_bn: bool = False
+    trained: Trained, views: Sequence[Views], widths: Sequence[Bits], scheme: Scheme
 ) -> tuple[TermsAtBits, ...]:
     """Those of the backbone's features, against those of the other view; then, where there are heads, those of what the
     loss compares. Both ways round."""
     every = [view for pair in views for view in pair]
-    points = encoder_points(trained.encoder)
-    with _norms(trained.encoder, every, recalibrate_bn), observing(trained.encoder, points) as ranges:
-        full = _features(trained, every)
+    quantization = Quantization(trained.encoder, encoder_points(trained.encoder), scheme)
+    features_now = partial(_features, trained, every)
+
+    def observed() -> dict[str, Tensor]:
+        with quantization.observing():
+            return features_now()
+
+    full = evaluate_at(quantization, Bits.FP, observed, batches=every)
     targets = {name: features.flip(0) for name, features in full.items()}
     if trained.has_heads:
-        with _norms(trained.target, every, recalibrate_bn):
+        re_estimates = scheme.norms == RE_ESTIMATED
+        statistics = estimate_statistics(trained.target, every) if re_estimates else {}
+        with with_statistics(trained.target, statistics):
             targets[LOSS] = _of_unit_length([trained.target(view) for view in every]).flip(0)
     found: dict[str, dict[Bits, Terms]] = {name: {} for name in full}
-    for width in track(widths, "comparing features"):
-        with quantized(trained.encoder, points, ranges, width), _norms(trained.encoder, every, recalibrate_bn):
-            low = _features(trained, every)
+    compared = at_widths(quantization, widths, lambda _: features_now(), batches=every)
+    for width, low in track(compared, "comparing features", len(widths)):
         for name in full:
             found[name][width] = terms(*(each[name].flatten(0, 1) for each in (low, full, targets)))
     return tuple(TermsAtBits(name, spread(full[name].flatten(0, 1)), found[name]) for name in full)
-
-
-def _norms(network: nn.Module, images: Sequence[Tensor], recalibrate_bn: bool) -> AbstractContextManager[None]:
-    return recalibrated(network, images) if recalibrate_bn else nullcontext()
 
 
 def _features(trained: Trained, views: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -168,17 +172,18 @@ def _of_unit_length(features: Sequence[Tensor]) -> Tensor:
 
 def mapped(backbone: nn.Module, seen: Images, asked: Images, way: Recipe, input: Input, plan: Plan) -> Map:
     """Of all widths together: so a point can be followed from one to the next."""
-    points = quant_points(backbone)
     calibration = list(labelled(seen, way, plan.calibration, plan.seed).batches(input, _TOGETHER))
-    ranges = calibrate(backbone, calibration, points)
+    quantization = Quantization(backbone, scheme=plan.scheme)
+    quantization.calibrate(calibration)
     few = _of_first_classes(asked)
     shown = labelled(few, way, plan.points, plan.seed)
     if len(shown.labels) < _LEAST:
         raise UserError(f"a map needs {_LEAST} images or more, got {len(shown.labels)}; raise --points or add images")
-    found = {}
-    for width in plan.widths:
-        with quantized(backbone, points, ranges, width), _norms(backbone, calibration, plan.recalibrate_bn):
-            found[width] = F.normalize(features(backbone, shown.batches(input)).double(), dim=1)
+
+    def of_unit_length(bits: Bits) -> Tensor:
+        return F.normalize(features(backbone, shown.batches(input)).double(), dim=1)
+
+    found = dict(at_widths(quantization, plan.widths, of_unit_length, batches=calibration))
     places = tsne(torch.cat([*found.values()]), plan.perplexity, plan.seed).chunk(len(found))
     files = tuple("/".join(Path(few.file(index)).parts[-2:]) for index in chosen(few, plan.points, plan.seed))
     return Map(dict(zip(found, places, strict=True)), files, shown.labels, asked.classes)

@@ -83,7 +83,7 @@ def _together(samples: list[Tensor | str]) -> Tensor | str:
 def anew(backbone: nn.Module, augmented: Augmented, input: Input) -> Seen:
     """Features of a new view of each image in each epoch, through the backbone as it is at that moment.
 
-    >>> with quantized(backbone, points, ranges, Bits(4, 4)):
+    >>> with quantization.at(Bits(4, 4)):
     ...     train(layer, anew(backbone, augmented, CIFAR), augmented.labels, training)
     """
 

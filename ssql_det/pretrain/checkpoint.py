@@ -42,6 +42,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     facts: Facts
     images: str = ""  # what it is trained on, by its identity
+    quantizers: nn.Module | None = None  # what they learn, where they learn
 
     def save(self, folder: Path, steps: int) -> Path:
         """After so many steps. Every rank takes part, one writes."""
@@ -66,6 +67,8 @@ class Run:
             for branch, prefix in self._branches().items():
                 state |= {prefix + name: tensor for name, tensor in content[branch].items()}
             self.method.load_state_dict(state)
+            if self._learned:
+                self._learned.load_state_dict(content["quantizers"])
             take_up(self.optimizer, content["resume"]["optimizer"])
             restore_own_state(generators)
         except KeyError as failure:
@@ -74,6 +77,10 @@ class Run:
             reason = printable(" ".join(str(failure).split()), 200)
             raise UserError(f"{path} cannot be resumed from ({reason}); pretrain in another OUTPUT_DIR") from failure
         return steps
+
+    @property
+    def _learned(self) -> nn.Module | None:
+        return self.quantizers if self.quantizers is not None and self.quantizers.state_dict() else None
 
     def _branches(self) -> dict[str, str]:
         """Those that the method has, and what their names begin with in it."""
@@ -96,7 +103,8 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "rng": list(generators),
         }
-        return {KEY: description, **branches, "heads": heads, "resume": resume}
+        learned = {"quantizers": self._learned.state_dict()} if self._learned else {}
+        return {KEY: description, **branches, "heads": heads, **learned, "resume": resume}
 
 
 def is_in(folder: str | os.PathLike[str]) -> bool:

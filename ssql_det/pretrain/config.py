@@ -13,7 +13,7 @@ from ssql_det.backbones import Backbone, build_backbone
 from ssql_det.convert import Checkpoint, Facts, Input, load_backbone, read
 from ssql_det.core.config import load_config
 from ssql_det.core.errors import UserError, did_you_mean
-from ssql_det.quant.bits import Bits, BitsSchedule, FixedBits, SampledBits
+from ssql_det.quant import Bits, BitsSchedule, FixedBits, SampledBits, Scheme
 from ssql_det.ssl import BYOL, SSQL, Method, MoCo, SimCLR, SimSiam
 from ssql_det.ssl.views import Recipe, recipe
 
@@ -38,6 +38,7 @@ DEFAULTS: dict[str, Any] = {
         "QUANTIZE_TARGETS": False,
         "AUXILIARY": True,  # the float loss is half of the loss
         "PER_RANK": False,  # each process quantizes by its own ranges, as published
+        "SCHEME": "minmax",  # the published quantizers, or others, as "weight=centred, act=mse"
     },
     "BACKBONE": "resnet50",
     "ZERO_INIT_RESIDUAL": False,
@@ -66,6 +67,7 @@ DEFAULTS: dict[str, Any] = {
         "PERIOD": 0,  # epochs between kNN looks; 0 for none
         "DATA": "",  # labelled; "" for DATA.TRAIN's own
         "BITS": ["FP", "2w4a"],
+        "SCHEME": "minmax",
         "IMAGES": 2000,  # of each split at most
     },
     "PERIODS": {"LOG": 20, "CHECKPOINT": 1},  # steps, epochs
@@ -105,7 +107,7 @@ def build_network(cfg: CfgNode, begins: bool = True) -> tuple[SSQL | Method, Bac
         return method, backbone
     node = cfg.SSQL
     switches = (node.QUANTIZE_PREDICTIONS, node.QUANTIZE_TARGETS, node.AUXILIARY, node.PER_RANK)
-    return SSQL(method, _bits(cfg), *switches), backbone
+    return SSQL(method, _bits(cfg), *switches, Scheme.parse(node.SCHEME)), backbone
 
 
 def _begin_with(checkpoint: Checkpoint, backbone: Backbone, images: Input) -> None:

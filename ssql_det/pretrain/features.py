@@ -1,4 +1,4 @@
-"""A frozen backbone's features of labelled images, as it is: inside ``quantized(...)`` those of its few bits."""
+"""A frozen backbone's features of labelled images, as it is: inside ``quantization.at(...)`` those of its few bits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ssql_det.convert import Input
 from ssql_det.core.console import track
 from ssql_det.core.errors import UserError
 from ssql_det.pretrain.data import Images
-from ssql_det.quant.calibrate import evaluating
+from ssql_det.quant.feeding import evaluating
 from ssql_det.ssl.views import Recipe, normalized
 
 MOST_BYTES = 8 << 30  # of decoded images, or of features, that are kept
@@ -77,7 +77,7 @@ def framed(images: Images, index: int, frame: Callable[[Image], Tensor]) -> Tens
 def features(backbone: nn.Module, batches: Sequence[Tensor] | Iterator[Tensor]) -> Tensor:
     """[N, D] in evaluation mode, on the CPU; the network's mode is put back.
 
-    >>> with quantized(backbone, points, ranges, Bits(4, 4)):
+    >>> with quantization.at(Bits(4, 4)):
     ...     low = features(backbone, images.batches(IMAGENET))
     """
     device = next(backbone.parameters()).device

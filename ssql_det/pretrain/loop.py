@@ -14,22 +14,22 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ssql_det.core.choices import seed_all
-from ssql_det.core.config import goes_on, run_folder, save_config
+from ssql_det.core.config import goes_on, plain_values, run_folder, save_config
 from ssql_det.core.devices import device_named
 from ssql_det.core.errors import UserError
 from ssql_det.core.ranks import barrier, is_main, rank, world_size
 from ssql_det.core.writers import JsonWriter, TensorBoardWriter, Writers
 from ssql_det.pretrain import checkpoint
 from ssql_det.pretrain.checks import check
-from ssql_det.pretrain.config import NO_MATTER, build_network, facts_of, views_of
+from ssql_det.pretrain.config import DEFAULTS, NO_MATTER, build_network, facts_of, views_of
 from ssql_det.pretrain.data import Cached, identity, open_images
 from ssql_det.pretrain.features import labelled
 from ssql_det.pretrain.monitor import neighbours, spread
 from ssql_det.pretrain.optim import build_optimizer, learning_rate
 from ssql_det.pretrain.stream import Tolerance, steps_per_epoch, training_batches
 from ssql_det.pretrain.sync_norm import synchronized
-from ssql_det.quant import parse_widths
-from ssql_det.quant.taps import recorded
+from ssql_det.quant import Scheme, parse_widths
+from ssql_det.quant.hooks import recorded
 from ssql_det.ssl import SSQL
 from ssql_det.ssl.views import draws_of
 
@@ -41,6 +41,7 @@ _MAY_CHANGE = (
     "MONITOR.PERIOD",
     "MONITOR.DATA",
     "MONITOR.BITS",
+    "MONITOR.SCHEME",
     "MONITOR.IMAGES",
 )
 _logger = logging.getLogger(__name__)
@@ -59,13 +60,14 @@ def pretrain(cfg: CfgNode, resume: bool = False) -> Path:
     if not per_epoch:
         raise UserError(f"{cfg.DATA.TRAIN} has {len(images)} images and OPTIM.BATCH is {cfg.OPTIM.BATCH}; lower it")
     seed_all(cfg.SEED)
-    is_resumed = goes_on(cfg, folder, checkpoint.is_in(folder), resume, _MAY_CHANGE)
+    defaults = plain_values(CfgNode(DEFAULTS))
+    is_resumed = goes_on(cfg, folder, checkpoint.is_in(folder), resume, _MAY_CHANGE, defaults)
     network, backbone = build_network(cfg, begins=not is_resumed)
     network = network.to(device)
     if cfg.SYNC_NORM:
         synchronized(network)
-    method = network.method if isinstance(network, SSQL) else network
-    run = checkpoint.Run(method, build_optimizer(cfg, network), facts_of(cfg), identity(images))
+    method, quantizers = (network.method, network.quantizers) if isinstance(network, SSQL) else (network, None)
+    run = checkpoint.Run(method, build_optimizer(cfg, network), facts_of(cfg), identity(images), quantizers)
     total, tolerance = cfg.OPTIM.EPOCHS * per_epoch, Tolerance(cfg.DATA.MOST_BAD_IMAGES)
     looks = _Looks(cfg, backbone.module) if cfg.MONITOR.PERIOD else None
     start = run.resume(folder, total) if is_resumed else 0
@@ -144,11 +146,13 @@ class _Looks:
         recipe, path = views_of(cfg), cfg.MONITOR.DATA or cfg.DATA.TRAIN
         self._backbone, self._input = backbone, recipe.input
         self._widths = parse_widths(",".join(map(str, cfg.MONITOR.BITS)))
+        self._scheme = Scheme.parse(cfg.MONITOR.SCHEME)
+        self._scheme.require_widths(self._widths)
         splits = [open_images(path, split) for split in ("train", "val")]
         self._seen, self._asked = (labelled(images, recipe, cfg.MONITOR.IMAGES) for images in splits)
 
     def take(self, step: int) -> Mapping[str, float]:
-        found = neighbours(self._backbone, self._seen, self._asked, self._input, self._widths)
+        found = neighbours(self._backbone, self._seen, self._asked, self._input, self._widths, self._scheme)
         if is_main():
             _logger.info("step %d: %s", step + 1, ", ".join(f"{name} {value:.1f}" for name, value in found.items()))
         return found

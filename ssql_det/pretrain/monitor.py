@@ -11,9 +11,7 @@ from torch import Tensor, nn
 from ssql_det.convert import Input
 from ssql_det.pretrain.features import Labelled, features
 from ssql_det.pretrain.probe import knn
-from ssql_det.quant import Bits, calibrate, quant_points, quantized
-
-_CALIBRATION = 256  # images
+from ssql_det.quant import Bits, Calibration, Quantization, Scheme, at_widths
 
 
 def spread(features: Tensor) -> float:
@@ -27,14 +25,17 @@ def spread(features: Tensor) -> float:
 
 
 def neighbours(
-    backbone: nn.Module, seen: Labelled, asked: Labelled, input: Input, widths: Sequence[Bits]
+    backbone: nn.Module, seen: Labelled, asked: Labelled, input: Input, widths: Sequence[Bits], scheme: Scheme
 ) -> Mapping[str, float]:
     """kNN accuracy of the frozen backbone at each width, by ``knn/4w4a``."""
-    points = quant_points(backbone)
-    ranges = calibrate(backbone, list(seen.first(_CALIBRATION).batches(input)), points)
-    found = {}
-    for bits in widths:
-        with torch.no_grad(), quantized(backbone, points, ranges, bits):
-            known, other = (features(backbone, each.batches(input)) for each in (seen, asked))
-        found[f"knn/{bits}"] = knn(known, seen.labels, other, asked.labels)
-    return found
+    calibration = list(seen.first(Calibration().images).batches(input))
+    quantization = Quantization(backbone, scheme=scheme)
+    quantization.calibrate(calibration)
+
+    def accuracy(bits: Bits) -> float:
+        known, other = (features(backbone, each.batches(input)) for each in (seen, asked))
+        return knn(known, seen.labels, other, asked.labels)
+
+    with torch.no_grad():
+        found = at_widths(quantization, widths, accuracy, batches=calibration)
+        return {f"knn/{bits}": accuracy for bits, accuracy in found}

@@ -6,8 +6,8 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from torch import nn
 
@@ -15,6 +15,7 @@ from ssql_det.backbones import build_backbone
 from ssql_det.convert import IMAGENET, Checkpoint, Input, load_backbone, read
 from ssql_det.core.devices import device_named
 from ssql_det.core.errors import UserError
+from ssql_det.core.rows import Protocol as RowProtocol
 from ssql_det.core.rows import Row, now
 from ssql_det.pretrain.augmented import Augmented, anew, kept
 from ssql_det.pretrain.data import Cached, open_images
@@ -22,7 +23,8 @@ from ssql_det.pretrain.features import MOST_BYTES, Labelled, chosen, features, l
 from ssql_det.pretrain.layer import Training
 from ssql_det.pretrain.probe import knn, linear, linear_of_views
 from ssql_det.pretrain.protocol import Protocol
-from ssql_det.quant import Bits, calibrate, parse_widths, profile_cost, quant_points, quantized, recalibrated
+from ssql_det.quant import Bits, Calibration, Quantization, Scheme, evaluate_at, parse_widths, profile_cost
+from ssql_det.quant.scheme import RE_ESTIMATED
 from ssql_det.ssl.views import Recipe, recipe
 
 _logger = logging.getLogger(__name__)
@@ -34,8 +36,8 @@ class Plan:
     """What of a probe is not the backbone and the data."""
 
     kinds: tuple[str, ...]
-    calibration: int = 512
-    recalibrate_bn: bool = False
+    calibration: int = Calibration().images  # the first of the images that are chosen
+    scheme: Scheme = field(default_factory=Scheme)
     most: int | None = None
     seed: int = 0
     size: int | None = None  # of the images, in pixels; the recipe's own if it is not given
@@ -45,8 +47,8 @@ class Plan:
     method: str = ""  # how rows call it; as the checkpoint says if it is not given
 
     def __post_init__(self) -> None:
-        if self.recalibrate_bn and self.calibration < 2:
-            raise UserError("--recalibrate-bn needs two images or more: --calib-images 512")
+        if self.scheme.norms == RE_ESTIMATED and self.calibration < 2:
+            raise UserError("norms=re-estimated needs two images or more: --calib-images 256")
         if self.protocol != Protocol() and "linear" not in self.kinds:
             raise UserError("a protocol, its epochs and batches are of the linear probe: ssql-det probe linear ...")
 
@@ -59,9 +61,10 @@ class _Shown:
     asked: Labelled
     views: Augmented | None
 
-    def __str__(self) -> str:
-        count = len(self.seen.labels if self.views is None else self.views.labels)
-        return f"{count} and {len(self.asked.labels)} images"
+    @property
+    def counts(self) -> dict[str, int]:
+        train = self.seen.labels if self.views is None else self.views.labels
+        return {"train_images": len(train), "val_images": len(self.asked.labels)}
 
 
 def probed(checkpoint: str, data: str, bits: str, shown: str, plan: Plan, there: Sequence[Row] = ()) -> Iterator[Row]:
@@ -79,12 +82,11 @@ def probed(checkpoint: str, data: str, bits: str, shown: str, plan: Plan, there:
     way = plan.protocol.shown(recipe(shown or shown_to(source), plan.size))
     training = plan.protocol.training(way, backbone.width)
     images = _opened(data, way, backbone.width, plan)
-    if plan.recalibrate_bn and len(images.seen.labels) < 2:
-        raise UserError(f"--recalibrate-bn needs two images or more, and {data} has {len(images.seen.labels)}")
-    linear = f"{plan.protocol.described(training)}; " if "linear" in plan.kinds else ""
-    network = source.architecture.name  # by which tables know their lines
-    how = f"{network}; {', '.join(plan.kinds)}; {linear}{way.name} at {way.size} px, {images}"
-    yield from _rows(source, backbone.module, images, training, widths, plan, how, there)
+    if plan.scheme.norms == RE_ESTIMATED and len(images.seen.labels) < 2:
+        raise UserError(f"norms=re-estimated needs two images or more, and {data} has {len(images.seen.labels)}")
+    linear = plan.protocol.described(training) if "linear" in plan.kinds else {}
+    protocol = {"probes": list(plan.kinds), **linear, "recipe": way.name, "size": way.size, **images.counts}
+    yield from _rows(source, backbone.module, images, training, widths, plan, protocol, there)
 
 
 def shown_to(source: Checkpoint) -> str:
@@ -118,27 +120,31 @@ def _rows(
     training: Training,
     widths: Sequence[Bits],
     plan: Plan,
-    how: str,
+    protocol: RowProtocol,
     there: Sequence[Row],
 ) -> Iterator[Row]:
     images = source.facts.input or IMAGENET
-    points = quant_points(backbone)
     calibration = list(shown.seen.first(plan.calibration).batches(images, _TOGETHER))
-    ranges = calibrate(backbone, calibration, points)
-    profile = profile_cost(backbone, points, calibration[0][:1].to(next(backbone.parameters()).device))
+    quantization = Quantization(backbone, scheme=plan.scheme)
+    quantization.calibrate(calibration)
+    profile = profile_cost(backbone, quantization.points, calibration[0][:1].to(next(backbone.parameters()).device))
     question = Row(
         method=plan.method or source.facts.method or "",
         checkpoint=source.called,
         checkpoint_hash=source.source.sha256 if source.source else "",
-        config=how,
+        config="",
         dataset=shown.asked.name,
         bits="",
         scope="backbone",
-        calibration=_described(plan, shown.seen),
         metrics={},
         seed=-1 if source.facts.seed is None else source.facts.seed,
         engine="",
         seconds=0.0,
+        scheme=str(plan.scheme),
+        calibration=Calibration(min(plan.calibration, len(shown.seen.labels)), plan.seed, shown.seen.name),
+        network=source.architecture.name,  # by which tables know their lines
+        protocol=protocol,
+        placement=plan.scheme.placement,
     )
     for width in widths:
         asked = replace(question, bits=str(width))
@@ -148,9 +154,8 @@ def _rows(
             yield answer
             continue
         start = time.perf_counter()
-        norms = recalibrated(backbone, calibration) if plan.recalibrate_bn else nullcontext()
-        with quantized(backbone, points, ranges, width), norms:
-            metrics = _accuracies(backbone, images, shown, training, plan)
+        accuracies = partial(_accuracies, backbone, images, shown, training, plan)
+        metrics = evaluate_at(quantization, width, accuracies, batches=calibration)
         cost = profile.at(width)
         metrics |= {"MB": cost.bytes / 1e6, "GBOPs": cost.bit_ops / 1e9}
         yield replace(asked, metrics=metrics, seconds=round(time.perf_counter() - start, 2), time=now())
@@ -176,8 +181,3 @@ def _accuracies(backbone: nn.Module, images: Input, shown: _Shown, training: Tra
 
     ways = {"knn": lambda: knn(known, labels, other, truth), "linear": layer}
     return {f"{kind}/top1": ways[kind]() for kind in plan.kinds}
-
-
-def _described(plan: Plan, seen: Labelled) -> str:
-    bn = ", BN recalibrated" if plan.recalibrate_bn else ""
-    return f"{min(plan.calibration, len(seen.labels))} images of {seen.name}, seed {plan.seed}, MinMax{bn}"

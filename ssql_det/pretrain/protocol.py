@@ -59,9 +59,11 @@ class Protocol:
         """The recipe with the protocol's frame and plain way; a recipe's look is not a probe's."""
         return _as_published(recipe) if self.is_published else recipe
 
-    def described(self, training: Training) -> str:
-        views = f", {self.cached_views} views of each image" if self.cached_views else ""
-        return f"{self.name}: {training}{views}"
+    def described(self, training: Training) -> dict[str, str | int | float]:
+        """As rows have it."""
+        how: dict[str, str | int | float] = {"linear": self.name, "optimizer": training.optimizer}
+        how |= {"rate": training.rate, "batch": training.batch, "epochs": training.epochs}
+        return how | ({"cached_views": self.cached_views} if self.cached_views else {})
 
 
 def _as_published(recipe: Recipe) -> Recipe:

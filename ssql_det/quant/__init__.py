@@ -1,44 +1,59 @@
 """Quantize a network at any bit-width with one copy of weights. The public names are these:
 
->>> from ssql_det.quant import Bits, calibrate, quant_points, quantized
->>> points = quant_points(model)
->>> ranges = calibrate(model, loader, points)
->>> with quantized(model, points, ranges, Bits(4, 4)):
+>>> from ssql_det.quant import Bits, Quantization, Scheme
+>>> quantization = Quantization(model, scheme=Scheme.parse("act=mse"))
+>>> quantization.calibrate(loader)
+>>> with quantization.at(Bits(4, 4)):
 ...     features = model(images)
+
+============ ==========================================================================
+affine       the arithmetic, exact
+bits         widths, and schedules that draw them
+points       where: a list of points by a network's structure
+quantizers   how: one file each
+scheme       which of them serve a network
+quantization what was learned about one network, and its modes
+widths       the loop over widths
+norms        statistics of norms at a width
+cost         bytes, multiply-adds, bit-operations
+============ ==========================================================================
 """
 
+from ssql_det.core.calibration import Calibration
 from ssql_det.quant.affine import QParams, choose_qparams, fake_quantize, fake_quantize_weight
 from ssql_det.quant.bits import Bits, BitsSchedule, FixedBits, SampledBits, parse_widths
-from ssql_det.quant.calibrate import calibrate
-from ssql_det.quant.context import observing, quantized
 from ssql_det.quant.cost import Cost, CostProfile, profile_cost
-from ssql_det.quant.observers import MinMax, Observer
 from ssql_det.quant.points import QuantPoint, Side, block_points, quant_points
-from ssql_det.quant.ranges import Ranges
-from ssql_det.quant.recalibrate import recalibrated
+from ssql_det.quant.quantization import Quantization
+from ssql_det.quant.quantizers import ACTIVATIONS, WEIGHTS, Integers, Quantizer, RangeQuantizer
+from ssql_det.quant.scheme import Scheme
+from ssql_det.quant.widths import at_widths, evaluate_at
 
 __all__ = [
+    "ACTIVATIONS",
+    "WEIGHTS",
     "Bits",
     "BitsSchedule",
+    "Calibration",
     "Cost",
     "CostProfile",
     "FixedBits",
-    "MinMax",
-    "Observer",
+    "Integers",
     "QParams",
     "QuantPoint",
-    "Ranges",
+    "Quantization",
+    "Quantizer",
+    "RangeQuantizer",
     "SampledBits",
+    "Scheme",
     "Side",
+    "at_widths",
     "block_points",
-    "calibrate",
     "choose_qparams",
+    "evaluate_at",
     "fake_quantize",
     "fake_quantize_weight",
-    "observing",
     "parse_widths",
     "profile_cost",
     "quant_points",
-    "quantized",
-    "recalibrated",
 ]

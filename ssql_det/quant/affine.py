@@ -25,7 +25,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_COMPUTED_IN = (torch.float32, torch.float64)
 _BLOCK_ELEMENTS = 1 << 18  # 1 MB of float32: stays in a core's cache from one operation to the next
 
 
@@ -41,6 +40,16 @@ class QParams:
     qmin: int
     qmax: int
     axis: int | None = None
+
+
+def computing_type(x: Tensor) -> torch.dtype:
+    """What a tensor is quantized in: float64 stays, all others are float32."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def version_of(weight: Tensor) -> tuple[int, int]:
+    """Another one after each change in place; a tensor made in inference mode cannot change."""
+    return weight.data_ptr(), 0 if weight.is_inference() else weight._version
 
 
 def choose_qparams(
@@ -70,7 +79,7 @@ def fake_quantize(x: Tensor, qparams: QParams) -> Tensor:
     """
     if x.numel() == 0:
         return x
-    work = x if x.dtype in _COMPUTED_IN else x.float()
+    work = x.to(computing_type(x))
     scale, zero_point = (_broadcastable(value, qparams.axis, work) for value in (qparams.scale, qparams.zero_point))
     if torch.is_grad_enabled() and (work.requires_grad or scale.requires_grad):
         on_grid: Tensor = _FakeQuantize.apply(work, scale, zero_point, qparams.qmin, qparams.qmax)
@@ -86,16 +95,40 @@ def fake_quantize_weight(weight: Tensor, bits: int, axis: int = 0) -> Tensor:
     """
     if weight.numel() == 0:
         return weight
-    work = weight if weight.dtype in _COMPUTED_IN else weight.float()
+    work = weight.to(computing_type(weight))
     if torch.is_grad_enabled() and work.requires_grad:
         on_grid: Tensor = _FakeQuantizeWeight.apply(work, bits, axis)
     else:
-        bound = _bound(work, axis)
+        bound = largest_magnitude(work, axis)
         on_grid = fake_quantize(work, choose_qparams(-bound, bound, bits, symmetric=True))
     return on_grid.to(weight.dtype)
 
 
-def _bound(weight: Tensor, axis: int) -> Tensor:
+def integer_codes(x: Tensor, qparams: QParams) -> Tensor:
+    """The integers ``q`` of ``fake_quantize``, as floats; where the scale is 0 they are the zero point's.
+
+    >>> integer_codes(torch.tensor([-3.0, 0.4, 9.0]), choose_qparams(torch.tensor(-1.0), torch.tensor(2.0), bits=2))
+    tensor([0., 1., 3.])
+    """
+    work = x.to(computing_type(x))
+    scale, zero_point = (_broadcastable(value, qparams.axis, work) for value in (qparams.scale, qparams.zero_point))
+    codes = torch.round(work / _nonzero(scale)) + zero_point
+    return torch.where(scale == 0, zero_point, codes.clamp(qparams.qmin, qparams.qmax))
+
+
+def straight_through(x: Tensor, on_grid: Tensor, inside: Tensor) -> Tensor:
+    """The values of ``on_grid`` with the gradient of ``x``, where ``inside`` is true.
+
+    >>> x = torch.tensor([0.4, 9.0], requires_grad=True)
+    >>> straight_through(x, torch.tensor([0.5, 1.5]), torch.tensor([True, False])).sum().backward()
+    >>> x.grad
+    tensor([1., 0.])
+    """
+    through: Tensor = _StraightThrough.apply(x, on_grid, inside)
+    return through
+
+
+def largest_magnitude(weight: Tensor, axis: int) -> Tensor:
     """The largest magnitude of each output channel, broadcastable to the weight."""
     others = [dim for dim in range(weight.ndim) if dim != axis % weight.ndim]
     return torch.maximum(weight.amax(others, keepdim=True), -weight.amin(others, keepdim=True))
@@ -136,12 +169,24 @@ class _FakeQuantize(torch.autograd.Function):
         return _keep_empty_ranges(scale, grad, grad_x), grad_scale, None, None, None
 
 
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, on_grid: Tensor, inside: Tensor) -> Tensor:
+        ctx.save_for_backward(inside)
+        return on_grid.to(x.dtype, copy=True)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return torch.where(ctx.saved_tensors[0], grad, 0), None, None
+
+
 class _FakeQuantizeWeight(torch.autograd.Function):
     """On the grid of each channel's own bound, which the gradient reaches. Keeps nothing but the weight itself."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, bits: int, axis: int) -> Tensor:
-        bound = _bound(weight, axis)
+        bound = largest_magnitude(weight, axis)
         grid = choose_qparams(-bound, bound, bits, symmetric=True)
         ctx.save_for_backward(weight, bound, grid.scale)
         ctx.qmin, ctx.qmax = grid.qmin, grid.qmax
@@ -197,9 +242,14 @@ def _rows_in_cache(x: Tensor) -> int:
 
 
 def _keep_empty_ranges(scale: Tensor, original: Tensor, computed: Tensor) -> Tensor:
-    """``original`` where the scale is 0. Asking is free on the CPU; on a GPU it would stall the stream."""
+    """``original`` where the scale is 0."""
     empty = scale == 0
-    return torch.where(empty, original, computed) if empty.is_cuda or empty.any() else computed
+    return computed if _reading_is_free(empty) and not empty.any() else torch.where(empty, original, computed)
+
+
+def _reading_is_free(x: Tensor) -> bool:
+    """On the CPU; on a GPU whoever asks a tensor for a value waits until all before it is done."""
+    return x.device.type == "cpu"
 
 
 def _nonzero(scale: Tensor) -> Tensor:

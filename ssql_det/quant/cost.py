@@ -18,8 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ssql_det.quant.bits import Bits
+from ssql_det.quant.hooks import hooked
 from ssql_det.quant.points import QuantPoint, assign_bits
-from ssql_det.quant.taps import tapped
 
 FLOAT_BITS = 32
 IMAGE_BITS = 8  # what the first layer reads
@@ -53,6 +53,14 @@ class LayerCall:
 
 
 @dataclass(frozen=True)
+class ParameterSize:
+    """How many elements a parameter has, and the bytes of one in float."""
+
+    elements: int
+    element_bytes: int
+
+
+@dataclass(frozen=True)
 class CostProfile:
     """One traced pass, priced at any bits.
 
@@ -63,25 +71,25 @@ class CostProfile:
 
     points: tuple[QuantPoint, ...]
     calls: tuple[LayerCall, ...]
-    parameters: Mapping[str, Tensor]
+    parameters: Mapping[str, ParameterSize]
     channels: Mapping[str, int]
 
     def at(self, bits: Bits, overrides: Mapping[str, Bits] | None = None) -> Cost:
-        """The cost at these bits, with the same overrides as ``quantized`` takes."""
+        """The cost at these bits, with the same overrides as ``Quantization.at`` takes."""
         widths = assign_bits(self.points, bits, overrides)
         weights = {point.path: width for point, width in widths.items() if point.is_weight}
         return Cost(
-            bytes=sum(self._bytes(name, tensor, weights) for name, tensor in self.parameters.items()),
+            bytes=sum(self._bytes(name, size, weights) for name, size in self.parameters.items()),
             macs=sum(call.macs for call in self.calls),
             bit_ops=sum(call.macs * _product(call, weights, widths) for call in self.calls),
         )
 
-    def _bytes(self, name: str, tensor: Tensor, weights: Mapping[str, int | None]) -> int:
+    def _bytes(self, name: str, size: ParameterSize, weights: Mapping[str, int | None]) -> int:
         path, _, leaf = name.rpartition(".")
         width = weights.get(path) if leaf == "weight" else None
         if width is None:
-            return tensor.numel() * tensor.element_size()
-        return -(-tensor.numel() * width // 8) + self.channels[path] * FLOAT_BITS // 8  # and a scale a channel
+            return size.elements * size.element_bytes
+        return -(-size.elements * width // 8) + self.channels[path] * FLOAT_BITS // 8  # and a scale a channel
 
 
 def profile_cost(
@@ -105,13 +113,14 @@ def profile_cost(
         stack.enter_context(torch.no_grad())
         for point in points:
             if not point.is_weight:
-                stack.enter_context(tapped(model, point, grid.marker(point)))
+                stack.enter_context(hooked(model, point, grid.marker(point)))
         for module in layers:
             stack.callback(module.register_forward_hook(count).remove)
         stack.enter_context(grid)
         (forward or (lambda network, batch: network(batch)))(model, inputs)
     channels = {path: _channels(module) for module, path in layers.items()}
-    return CostProfile(points, tuple(calls), dict(model.named_parameters()), channels)
+    sizes = {name: ParameterSize(tensor.numel(), tensor.element_size()) for name, tensor in model.named_parameters()}
+    return CostProfile(points, tuple(calls), sizes, channels)
 
 
 _COUNTED = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)

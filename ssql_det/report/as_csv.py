@@ -13,7 +13,7 @@ from typing import TypeAlias
 from ssql_det.report.tables import Comparison, Line, Measured
 
 HEADER = (
-    *("table", "dataset", "scope", "comparable", "backbone", "method", "settings", "config", "calibration"),
+    *("table", "dataset", "scope", "comparable", "backbone", "method", "settings", "config", "scheme", "calibration"),
     *("bits", "metric", "published", "measured", "std", "n", "difference", "state", "filled_by"),
 )
 _NOT_MEASURED = Measured(None, None, 0)
@@ -41,7 +41,7 @@ def written(header: Record, records: Iterable[Record]) -> str:
 def _records(table: Comparison, line: Line) -> Iterator[Record]:
     """``state`` is measured, empty, or published only: this project cannot produce it yet."""
     of_table = (table.number, line.dataset, table.scope, "yes" if table.is_comparable else "no")
-    of_line = (line.backbone, line.method, line.settings, line.config, line.calibration, line.bits)
+    of_line = (line.backbone, line.method, line.settings, line.config, line.scheme, line.calibration, line.bits)
     for metric, cell in line.cells.items():
         measured = cell.measured or _NOT_MEASURED
         is_known = line.is_published_only and cell.published is not None

@@ -17,6 +17,7 @@ from ssql_det.report.tables import Cell, Comparison, Line, Measured
 from ssql_det.report.texts import unmarked
 
 _TASKS = {"bbox": "Boxes", "segm": "Masks", "linear": "Linear probe", "finetune": "Fine-tuning", "": "Cost"}
+_HOW = ("config", "scheme", "calibration")  # in which lines of one method may differ
 _NOTHING = "-"
 _PUBLISHED_ONLY = "published only"
 _GAPS = f"Cells that say {_PUBLISHED_ONLY} are of lines that this project cannot produce yet."
@@ -114,12 +115,12 @@ def _section(table: Comparison, task: str, commands: Sequence[str]) -> tuple[Hea
 
 
 def _by_name(table: Comparison) -> dict[str, list[Line]]:
-    """Lines by their method and, where those of one method differ in it, their config and calibration."""
+    """Lines by their method and, where those of one method differ in it, their config, scheme and calibration."""
     named: dict[str, list[Line]] = {}
     for line in table.lines:
         title = _title(table, line)
         of_method = [each for each in table.lines if _title(table, each) == title]
-        several = [name for name in ("config", "calibration") if len({getattr(each, name) for each in of_method}) > 1]
+        several = [name for name in _HOW if len({getattr(each, name) for each in of_method}) > 1]
         differs = [value for name in several if (value := getattr(line, name))]
         named.setdefault(unmarked(" · ".join([title, *differs])), []).append(line)
     return named

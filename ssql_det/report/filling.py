@@ -1,6 +1,6 @@
 """The command that fills what is empty in a table: a sweep of a detector, with the method's name for its rows.
 
->>> filling_command(6, "SSQL (ours)", ["FP", "8w8a"], "all", "voc_2007_test")
+>>> filling_command(6, "SSQL (ours)", ["FP", "8w8a"], "all", Group("voc_2007_test", "", "SSQL (ours)"))
 'ssql-det sweep --config-file configs/detection/voc_r18_c4.yaml --bits FP,8 MODEL.WEIGHTS <ssql.pth> \
 SSQL.METHOD SSQL OUTPUT_DIR sweeps/ssql'
 """
@@ -11,6 +11,7 @@ import re
 import shlex
 from collections.abc import Iterable
 
+from ssql_det.report.grouping import Group
 from ssql_det.report.names import plain_name, slug
 
 DATASETS = {6: "voc_2007_test", 7: "coco_2017_val"}  # of the tables that sweeps fill
@@ -34,18 +35,16 @@ def filling_command(
     method: str,
     bits: Iterable[str],
     scope: str,
-    dataset: str,
-    config: str = "",
-    calibration: str = "",
+    group: Group,
 ) -> str:
-    """``config`` and ``calibration`` are those of the rows already there, so that the new ones join them.
+    """The group is of the data set, and of the rows already there, so that the new ones join them.
 
     A config that is not of this repository stands in angle brackets: where it lies the rows do not say.
     """
-    name = plain_name(method)
+    dataset, name = group.dataset, plain_name(method)
     file_name = slug(name) or "detector"
     elsewhere = dataset != DATASETS[number]
-    file, *changed = shlex.split(config) or [CONFIGS.get(dataset, f"{dataset}.yaml")]
+    file, *changed = shlex.split(group.config) or [CONFIGS.get(dataset, f"{dataset}.yaml")]
     is_ours = file in CONFIGS.values() or file in _OTHERS or file.startswith(_FOLDERS)
     path = f"{_FOLDER}/{file}" if is_ours else f"<{file}>"
     folder = "-".join([file_name, *([scope] if scope != "all" else []), *([dataset] if elsewhere else [])])
@@ -58,7 +57,7 @@ def filling_command(
         *([shlex.join(changed)] if changed else []),
         *([f"DATASETS.TEST {shlex.quote(f'({dataset!r},)')}"] if dataset not in CONFIGS else []),
         f"OUTPUT_DIR {shlex.quote(f'sweeps/{folder}')}",
-        *([f"# calibration: {calibration}"] if calibration else []),
+        *([f"# scheme: {group.scheme}; calibration: {group.calibration}"] if group.calibration else []),
     ]
     return " ".join(parts)
 

@@ -1,4 +1,4 @@
-"""Which rows may be averaged: those of one line, config and calibration. They differ in bits, seed and checkpoint.
+"""Which rows may be averaged: of one line, config, scheme and calibration. They differ in bits, seed and checkpoint.
 
 >>> printed = [Group("voc_2007_test", "", row.method) for row in published_table(6).rows]
 >>> [(group.method, len(rows)) for group, rows in grouped(newest(rows), printed, group_of)]
@@ -27,13 +27,14 @@ class Group:
     dataset: str
     backbone: str
     method: str
-    config: str = ""
+    config: str = ""  # of a probe, its protocol
+    scheme: str = ""
     calibration: str = ""
 
     @property
     def line(self) -> Group:
         """What a published table tells it from others by."""
-        return replace(self, config="", calibration="")
+        return replace(self, config="", scheme="", calibration="")
 
 
 def grouped(

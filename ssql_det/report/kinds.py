@@ -3,7 +3,7 @@
 `producing` says which table is of which kind.
 
 >>> Sweep("voc_2007_test").line(published_table(6).find("BYOL"), "toy_voc_2007_test")
-Group(dataset='toy_voc_2007_test', backbone='', method='BYOL', config='', calibration='')
+Group(dataset='toy_voc_2007_test', backbone='', method='BYOL', config='', scheme='', calibration='')
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from ssql_det.report.filling import as_option, filling_command
 from ssql_det.report.grouping import UNNAMED, Group
 from ssql_det.report.names import network_name, plain_name, published_name, slug
 from ssql_det.report.published import PublishedRow, PublishedTable
+from ssql_det.report.wording import described, scheme_of
 
 
 @dataclass(frozen=True)
@@ -54,16 +55,16 @@ class Sweep(Kind):
 
     def group(self, row: Row, table: PublishedTable) -> Group:
         method = published_name(row.method, table.methods) or row.method.strip() or UNNAMED
-        return Group(row.dataset, "", method, row.config, row.calibration)
+        return Group(row.dataset, "", method, row.config, scheme_of(row), str(row.calibration))
 
     def command(self, table: PublishedTable, group: Group, bits: Sequence[str], scope: str) -> str:
         method = "" if group.method == UNNAMED else group.method
-        return filling_command(table.number, method, bits, scope, group.dataset, group.config, group.calibration)
+        return filling_command(table.number, method, bits, scope, group)
 
 
 @dataclass(frozen=True)
 class Probe(Kind):
-    """Frozen backbones. Rows begin their config with the network's name: ``cifar_resnet18; linear; ...``.
+    """Frozen backbones, by the network that rows name.
 
     ``data`` is what ``--data`` takes. ``configs`` are those that pretrain a line, by its backbone and method: a line
     without one is published only, as long as there are no rows of it. ``known_as`` is what letters for methods mean;
@@ -83,7 +84,6 @@ class Probe(Kind):
         return Group(dataset, row.backbone, row.method)
 
     def group(self, row: Row, table: PublishedTable) -> Group:
-        network, _, config = row.config.partition("; ")
         printed = {
             each: method
             for method in (*table.methods, *self.beside)
@@ -91,7 +91,8 @@ class Probe(Kind):
         }
         known = published_name(row.method, printed)
         method = printed[known] if known else row.method.strip() or UNNAMED
-        return Group(row.dataset, network_name(network, self.on_cifar), method, config, row.calibration)
+        network = network_name(row.network, self.on_cifar)
+        return Group(row.dataset, network, method, described(row.protocol), scheme_of(row), str(row.calibration))
 
     def command(self, table: PublishedTable, group: Group, bits: Sequence[str], scope: str) -> str:
         method = self.known_as.get(group.method, group.method)
@@ -100,7 +101,7 @@ class Probe(Kind):
         probes, checkpoint, remark = ["linear"], f"<{slug(plain_name(method)) or 'backbone'}.pth>", ""
         if group.config:
             probes = group.config.partition(";")[0].split(", ")
-            remark = f" # as those there: {group.config}; calibration: {group.calibration}"
+            remark = f" # as those there: {group.config}; {group.scheme}; calibration: {group.calibration}"
         elif pretrained_by is None:
             return ""
         elif group.dataset == self.dataset:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from ssql_det.core.rows import Row, finite_or_none
 from ssql_det.report.grouping import Group, by_bits
 from ssql_det.report.published import PublishedTable
+from ssql_det.report.wording import described, scheme_of
 
 
 def notes(
@@ -54,7 +55,12 @@ def _epochs(table: PublishedTable) -> Iterator[str]:
 
 def _origin(kept: Sequence[Row]) -> str:
     """Of probes nothing states an engine."""
-    values = {name: sorted({getattr(row, name) for row in kept}) for name in ("config", "calibration", "engine")}
+    values = {
+        "config": sorted({row.config or described(row.protocol) for row in kept}),
+        "scheme": sorted({scheme_of(row) for row in kept}),
+        "calibration": sorted({str(row.calibration) for row in kept}),
+        "engine": sorted({row.engine for row in kept}),
+    }
     stated = {name: each for name, each in values.items() if each != [""] or name != "engine"}
     return "; ".join(f"{name} {' or '.join(value or '(not stated)' for value in stated[name])}" for name in stated)
 

@@ -15,6 +15,7 @@ from ssql_det.core import rows
 from ssql_det.core.errors import UserError
 from ssql_det.core.rows import Row
 from ssql_det.report.texts import one_line
+from ssql_det.report.wording import described, scheme_of
 
 
 def read_rows(paths: Iterable[str | os.PathLike[str]]) -> list[Row]:
@@ -39,7 +40,11 @@ def newest(found: Sequence[Row]) -> list[Row]:
 
 def _measurement(row: Row) -> tuple[str | int, ...]:
     weights = row.checkpoint_hash or row.checkpoint
-    return (weights, row.config, row.dataset, row.bits, row.scope, row.calibration, row.seed)
+    return (weights, row.config, row.dataset, row.bits, row.scope, row.seed, str(row.calibration), *_how(row))
+
+
+def _how(row: Row) -> tuple[str, ...]:
+    return row.network, described(row.protocol), scheme_of(row), row.placement
 
 
 def _moment(row: Row) -> datetime:
@@ -50,4 +55,13 @@ def _moment(row: Row) -> datetime:
 def _in_lines(row: Row) -> Row:
     """Whatever a foreign file has for a text, it is one printable line."""
     texts: dict[str, Any] = {name: one_line(value) for name, value in vars(row).items() if isinstance(value, str)}
-    return dataclasses.replace(row, **texts)
+    calibration = dataclasses.replace(row.calibration, data=one_line(row.calibration.data))
+    overrides = {one_line(pattern): one_line(bits) for pattern, bits in row.overrides.items()}
+    protocol = {one_line(name): _line(value) for name, value in row.protocol.items()}
+    return dataclasses.replace(row, **texts, calibration=calibration, overrides=overrides, protocol=protocol)
+
+
+def _line(value: str | int | float | list[str]) -> str | int | float | list[str]:
+    return (
+        list(map(one_line, value)) if isinstance(value, list) else one_line(value) if isinstance(value, str) else value
+    )

@@ -1,7 +1,7 @@
 """A published table beside our own rows: for each method and bit-width the figure, our mean, the difference.
 
-A table is of one data set and one scope. Rows of another config or calibration stand on a line of their own. What this
-project cannot produce yet is there, too, published only.
+A table is of one data set and one scope. Rows of another config, scheme or calibration stand on a line of their own.
+What this project cannot produce yet is there, too, published only.
 
 >>> table = compare(6, read_rows(["results.jsonl"]), scope="backbone")
 >>> table.lines[0].cells["bbox/AP50"]

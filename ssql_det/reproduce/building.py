@@ -37,6 +37,7 @@ _EXTENDED_BY = {  # what is done by then stays as it is
     "probe": ("--bits",),
 }
 _ANALYZED = "FP,8,4,2w4a"
+_IMAGES = ("--calib-images", "512")  # of backbones, as the figures on the pages were measured
 _START = 0.1  # minutes that a process takes before it does anything
 
 
@@ -69,7 +70,7 @@ class Builder:
         checkpoints = tuple(step.makes[0] for step in runs)
         maps = (folder / f"tsne_{step.folder.name}.png" for step in runs)
         arguments = ("analyze", "--checkpoints", *map(str, checkpoints), "--data", str(self._out / "data" / "crops"))
-        arguments += ("--bits", _ANALYZED, "--pairs", "256", "--points", "100", "--out", str(folder))
+        arguments += ("--bits", _ANALYZED, "--pairs", "256", "--points", "100", *_IMAGES, "--out", str(folder))
         reads, makes = (*checkpoints, *self._data()), (folder / "terms.csv", *maps)
         self._step("analyze", "analyze", arguments, folder, reads, makes, 0.05 * len(runs), 1)
 
@@ -133,7 +134,7 @@ class Builder:
         folder = self._out / "probes" / name
         rows = folder / "results.jsonl"
         bits = ("--bits", self._choices.bits or probing.bits)
-        arguments = ("probe", *probing.arguments, "--resume", "--checkpoint", str(source))
+        arguments = ("probe", *probing.arguments, *_IMAGES, "--resume", "--checkpoint", str(source))
         arguments += ("--data", self._images(probing.data), *bits, "--out", str(rows))
         if given is not None or (method.startswith("(") and method not in probing.meaning):
             arguments += ("--method", plain_name(given or method))
@@ -149,7 +150,8 @@ class Builder:
         plain = plain_name(method)
         name = f"{transfer.name}-{slug(plain)}-{seed}"
         detector, sweep, pictures = (self._out / kind / name for kind in ("detectors", "sweeps", "pictures"))
-        weights, ranges, rows = detector / "model_final.pth", sweep / "ranges.json", sweep / "results.jsonl"
+        weights, rows = detector / "model_final.pth", sweep / "results.jsonl"
+        quantization = sweep / "quantization.safetensors"
         config, data = ("--config-file", transfer.config), (Path(transfer.config), *self._data())
         same = {"SSQL.METHOD": plain, **self._shortened(transfer)}
         trained = {"MODEL.WEIGHTS": backbone or "", **same, "SEED": seed, "OUTPUT_DIR": detector}
@@ -171,15 +173,15 @@ class Builder:
             *swept,
         )
         minutes = transfer.sweep_minutes * self._choices.budget / self._choices.num_gpus
-        self._step(f"sweep-{name}", "sweep", arguments, sweep, (*data, weights), (rows, ranges), minutes, 0.1)
+        self._step(f"sweep-{name}", "sweep", arguments, sweep, (*data, weights), (rows, quantization), minutes, 0.1)
         if seed == 0:
             images = list(self._shown(transfer))
             score = ("--score", str(self._preset.score)) if self._preset.score else ()
-            drawn = ("predict", *config, "--bits", self._preset.bits, *score, "--ranges", str(ranges))
+            drawn = ("predict", *config, "--bits", self._preset.bits, *score, "--quantization", str(quantization))
             drawn += ("--out", str(pictures))
             arguments = (*drawn, *_pairs({"MODEL.WEIGHTS": weights, **same}), *map(str, images))
             made = tuple(pictures / f"{image.stem}.png" for image in images)
-            reads = (*data, weights, ranges)
+            reads = (*data, weights, quantization)
             self._step(f"predict-{name}", "predict", arguments, pictures, reads, made, 0.05, 0.3)
         return f"sweep-{name}"
 

@@ -7,15 +7,15 @@ passes update the BatchNorm statistics. The predictor stays float; the projector
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from ssql_det.core.errors import UserError
-from ssql_det.quant import Bits, QuantPoint, Ranges, Side, observing, quant_points, quantized
-from ssql_det.quant.bits import BitsSchedule
+from ssql_det.quant import BitsSchedule, Quantization, QuantPoint, Scheme, Side, quant_points
+from ssql_det.quant.scheme import TRAINED
 from ssql_det.ssl.method import Encoder, Method, Views
 
 PROJECTOR_BITS = 8
@@ -39,6 +39,7 @@ class SSQL(nn.Module):
     quantize_targets        the targets are those of a quantized pass, else of the float one
     auxiliary               the float loss is half of the loss, beside that of quantized predictions
     per_rank                each process quantizes by what it has seen alone, as published
+    scheme                  other quantizers than the published ones
     ======================  ====================================================================
 
     >>> ssql = SSQL(SimSiam(build_backbone("resnet18")), SampledBits(seed=0))
@@ -53,6 +54,7 @@ class SSQL(nn.Module):
         quantize_targets: bool = False,
         auxiliary: bool = True,
         per_rank: bool = False,
+        scheme: Scheme | None = None,
     ) -> None:
         if not quantize_predictions and not quantize_targets:
             raise UserError("SSQL quantizes predictions or targets, or both; without either it is the method itself")
@@ -61,20 +63,21 @@ class SSQL(nn.Module):
         super().__init__()
         self.method = method
         self.bits = bits
-        self.points = encoder_points(method.encoder)
+        self.quantization = Quantization(method.encoder, encoder_points(method.encoder), scheme)
+        if self.quantization.scheme.norms != TRAINED:
+            raise UserError("in training norms have the statistics of each batch: a scheme without norms= serves it")
+        self.quantizers = self.quantization.quantizers  # what they learn is trained with the network
         self.quantize_predictions, self.quantize_targets = quantize_predictions, quantize_targets
         self.auxiliary, self.per_rank = auxiliary, per_rank
 
     def forward(self, views: Views, step: int) -> Tensor:
         method, bits = self.method, self.bits(step)
         is_trained = self.auxiliary or not self.quantize_predictions
-        with observing(method.encoder, self.points) as ranges, nullcontext() if is_trained else torch.no_grad():
+        with self.quantization.observing(self.per_rank), nullcontext() if is_trained else torch.no_grad():
             encoded = method.encode(views)
-        if not self.per_rank:
-            ranges.all_reduce()
         # Before the quantized pass: behind it, amid two passes' memory, a moving average takes a quarter longer.
         targets = None if self.quantize_targets else method.targets(views, encoded)
-        with nullcontext() if self.quantize_predictions else torch.no_grad(), self._quantized(ranges, bits):
+        with nullcontext() if self.quantize_predictions else torch.no_grad(), self.quantization.at(bits):
             low = method.encode(views)
         if self.quantize_targets:
             targets = method.targets(views, low)
@@ -82,6 +85,3 @@ class SSQL(nn.Module):
             return method.loss(encoded, targets)
         loss = method.loss(low, targets)
         return (method.loss(encoded, targets) + loss) / 2 if self.auxiliary else loss
-
-    def _quantized(self, ranges: Ranges, bits: Bits) -> AbstractContextManager[None]:
-        return quantized(self.method.encoder, self.points, ranges, bits)

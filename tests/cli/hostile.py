@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 EARLIER = (  # whatever commands write into a folder that they are given, but for what they ask before they go on with
     *("config.yaml", "coverage.json", "metrics.jsonl", "looks.jsonl", "model_final.pth", "out.pth"),
@@ -275,6 +277,31 @@ def earlier(kind, change=lambda run: None):
 def replaced(name, content):
     """Of an earlier run a file has another content."""
     return lambda run: Path(run, name).write_bytes(content)
+
+
+def truncated(name, end):
+    """Of an earlier run a file ends here; below 0: so many bytes before its own end."""
+    return lambda run: Path(run, name).write_bytes(Path(run, name).read_bytes()[:end])
+
+
+def quantization(change=lambda tensors: None, **metadata):
+    """Of an earlier sweep the calibration has other tensors, or other metadata: JSON, of which a part was changed."""
+
+    def spoil(run):
+        path = Path(run, "quantization.safetensors")
+        with safe_open(path, framework="pt") as file:
+            told, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        change(tensors)
+        for name, changed in metadata.items():
+            if isinstance(changed, str):
+                told[name] = changed
+            else:
+                content = json.loads(told[name])
+                changed(content)
+                told[name] = json.dumps(content)
+        save_file(tensors, path, told)
+
+    return spoil
 
 
 def record(name, change):

@@ -40,6 +40,7 @@ from cli.hostile import (
     pipe,
     postscript,
     program,
+    quantization,
     raw_program,
     record,
     replaced,
@@ -49,6 +50,7 @@ from cli.hostile import (
     tar,
     tensor,
     torchscript,
+    truncated,
     weights,
 )
 from detect.making import C4, CONFIGS, FPN, as_file
@@ -99,6 +101,8 @@ def convert(checkpoint="{good}/backbone.pth", out="{out}/new.pth --to timm"):
     return f"convert {checkpoint} {out}"
 
 
+QUANTIZATION = "quantization.safetensors"
+OF_A_SWEEP = "--quantization {here}/run/quantization.safetensors --bits 8"
 SWEEP_AGAIN = sweep(out="{here}/run")
 RESUME = "train-det --config-file {good}/c4.yaml --resume OUTPUT_DIR {here}/run SOLVER.MAX_ITER 2"
 PRETRAIN_ON = "pretrain --config-file {good}/pretrain.yaml --resume OUTPUT_DIR {here}/run"
@@ -112,6 +116,53 @@ LINES = {  # the command line itself is what is wrong
     "forty bits": ("demo --bits 40w8a", "must be 2 to 16, or None for float; got 40 in '40w8a'"),
     "no bits": ("demo --bits=", "cannot read bits ''; write FP, 4w4a"),
     "bits of 5000 digits": (f"demo --bits {'9' * 5000}", "cannot read bits '99999999999999999999..."),
+    "scheme that is mistyped": (
+        sweep(flags="--scheme minmx"),
+        "unknown weight quantizer 'minmx'; did you mean 'minmax'? (known: centred, minmax, mse)",
+    ),
+    "scheme that is none": ("demo --scheme=", "unknown weight quantizer '' (known: centred, minmax, mse)"),
+    "scheme of the other side": (
+        predict(flags="--scheme weight=percentile"),
+        "'percentile' is no weight quantizer, it serves the other side (weight quantizers: centred, minmax, mse)",
+    ),
+    "scheme of a part that is none": (
+        probe("--scheme weigth=mse"),
+        "a scheme has no 'weigth'; did you mean 'weight'? (it has weight, act, norms, placement)",
+    ),
+    "scheme that says it twice": (sensitivity(flags="--scheme mse,act=minmax"), "'mse,act=minmax' says act twice"),
+    "scheme of another value": (sweep(flags="--scheme act=mse:99"), "the exponent of an error is 1 to 10, got 99"),
+    "scheme of a value that is none": (analyze("--scheme act=mse:two"), "a name and numbers behind colons, as mse:2.4"),
+    "scheme of too many values": (sweep(flags="--scheme weight=minmax:1"), "takes 0 value(s) behind its name, got 1"),
+    "scheme of other norms": (sweep(flags="--scheme norms=re-estimate"), "'re-estimate'; did you mean 're-estimated'?"),
+    "scheme that plays tricks": (
+        sweep(flags="--scheme 'act={tricks}'"),
+        r"a quantizer is a name and numbers behind colons, as mse:2.4; got 'a\\n\\x1b[31merror: b'",
+    ),
+    "scheme of other bits": (
+        sweep(flags="--scheme act=mse --bits FP,12"),
+        "act=mse gives 2 to 10 bits, asked for are 12",
+    ),
+    "scheme of other bits, of a probe": (
+        probe("--scheme act=mse --bits FP,2w12a"),
+        "act=mse gives 2 to 10 bits, asked for are 12",
+    ),
+    "looks in a scheme of other bits": (
+        train("SSQL.SCHEME act=mse SSQL.EVAL_BITS \"['12w12a']\""),
+        "act=mse gives 2 to 10 bits, asked for are 12",
+    ),
+    "looks in a scheme that is none": (train("SSQL.SCHEME minmx"), "unknown weight quantizer 'minmx'; did you mean"),
+    "kNN in a scheme that is none": (
+        pretrain("MONITOR.PERIOD 1 MONITOR.SCHEME minmx"),
+        "unknown weight quantizer 'minmx'; did you mean",
+    ),
+    "pretraining in a scheme that is none": (
+        pretrain("SSQL.SCHEME act=percentil"),
+        "unknown activation quantizer 'percentil'; did you mean 'percentile'?",
+    ),
+    "quantization that is not there": (
+        predict(flags="--quantization {here}/no.safetensors"),
+        "cannot read a quantization from {here}/no.safetensors: there is no such file",
+    ),
     "negative seed": ("demo --seed -1", "argument --seed: '-1' is not a whole number, 0 or more"),
     "network for one size": ("demo --arch timm/vit_tiny_patch16_224 --size 64", "cannot take images of 64 pixels"),
     "0 GPUs": (train(flags="--num-gpus 0"), "argument --num-gpus: '0' is not a whole number, 1 or more"),
@@ -232,11 +283,24 @@ LINES = {  # the command line itself is what is wrong
         "fpn.pth is an FPN detector and cannot become a C4 one",
     ),
     "format that is none": ("inspect {good}/backbone.pth --from mocco", "there is no format 'mocco'; did you mean"),
-    "ranges of another network": (
+    "quantization of another network": (
         predict(
-            "MODEL.WEIGHTS {good}/fpn.pth" + PHOTO, "--config-file {good}/fpn.yaml --ranges {good}/sweep/ranges.json"
+            "MODEL.WEIGHTS {good}/fpn.pth" + PHOTO,
+            f"--config-file {{good}}/fpn.yaml --quantization {{good}}/sweep/{QUANTIZATION}",
         ),
-        "they are of another model or another scope",
+        f"{QUANTIZATION} was calibrated on another model: backbone.fpn_lateral2.weight is missing there",
+    ),
+    "quantization of another scope": (
+        predict(flags=f"--scope backbone --quantization {{good}}/sweep/{QUANTIZATION}"),
+        f"{QUANTIZATION} is of other points: proposal_generator.rpn_head.anchor_deltas:input is quantized there",
+    ),
+    "quantization of another scheme": (
+        predict(flags=f"--scheme act=mse --quantization {{good}}/sweep/{QUANTIZATION}"),
+        f"{QUANTIZATION} is of the scheme minmax, asked for is act=mse; calibrate again for it",
+    ),
+    "checkpoint for a quantization": (
+        predict(flags="--quantization {good}/backbone.pth"),
+        "backbone.pth does not hold a quantization; name a file that a sweep or Quantization.save wrote",
     ),
     "rows of no data set": (
         "tables --table 6 --dataset toy_voc",
@@ -475,17 +539,117 @@ FILES = {  # something that lies in the case's folder is
     "row of the future": (
         "tables --table 6 --rows {here}/run/results.jsonl",
         earlier("sweep", first_row(lambda row: row.update(schema=99))),
-        "line 1 has schema 99, this version reads up to 1",
+        "line 1 has schema 99, this version reads up to 2",
     ),
-    "ranges of other weights": (
-        predict(flags="--ranges {here}/run/ranges.json"),
-        earlier("sweep", record("ranges.json", lambda found: found["model"].update(digest=""))),
-        "ranges.json was calibrated on other weights of this model",
+    "row of schema 1 whose calibration is none": (
+        SWEEP_AGAIN,
+        earlier("sweep", first_row(lambda row: row.update(schema=1, calibration="many images"))),
+        "results.jsonl, line 1 is a row of schema 1 that cannot be read: its calibration says 'many images'",
     ),
-    "ranges upside down": (
-        predict(flags="--ranges {here}/run/ranges.json"),
-        earlier("sweep", record("ranges.json", lambda found: next(iter(found["points"].values())).update(high=-1e9))),
-        "ranges.json is damaged (",
+    "quantization of other weights": (
+        predict(flags=OF_A_SWEEP),
+        earlier("sweep", quantization(model=lambda found: found.update(digest=""))),
+        f"{QUANTIZATION} was calibrated on other weights of this model; calibrate again with these",
+    ),
+    "quantization of other weights, of a sweep": (
+        sweep(flags="--bits FP,4", out="{here}/run"),
+        earlier("sweep", quantization(model=lambda found: found.update(digest=""))),
+        f"{QUANTIZATION} was calibrated on other weights of this model; calibrate again with these",
+    ),
+    "quantization upside down": (
+        predict(flags=OF_A_SWEEP),
+        earlier("sweep", quantization(lambda found: next(iter(found.values())).copy_(torch.tensor([-9.0, -9.0])))),
+        f"{QUANTIZATION} is damaged (",
+    ),
+    "quantization of NaN": (
+        predict(flags=OF_A_SWEEP),
+        earlier("sweep", quantization(lambda found: next(iter(found.values())).fill_(float("nan")))),
+        f"{QUANTIZATION} is damaged (",
+    ),
+    "quantization of another shape": (
+        predict(flags=OF_A_SWEEP),
+        earlier("sweep", quantization(lambda found: found.update({next(iter(found)): torch.ones(2, 2)}))),
+        f"{QUANTIZATION} is damaged (",
+    ),
+    "quantization of half the points": (
+        predict(flags=OF_A_SWEEP),
+        earlier("sweep", quantization(points=lambda found: found.pop())),
+        f"{QUANTIZATION} is of other points: ",
+    ),
+    "quantization whose tensors are gone": (
+        predict(flags=OF_A_SWEEP),
+        earlier("sweep", quantization(lambda found: found.pop(next(iter(found))))),
+        "during calibration",
+    ),
+    "quantization of more tensors": (
+        predict(flags=OF_A_SWEEP),
+        earlier("sweep", quantization(lambda found: found.update({TRICKS: torch.ones(2)}))),
+        f"{QUANTIZATION} is damaged (",
+    ),
+    "quantization of norms of no layer": (
+        predict(flags=OF_A_SWEEP),
+        earlier("sweep", quantization(lambda found: found.update({"8w8a/norms.magic.running_mean": torch.ones(2)}))),
+        f"{QUANTIZATION} is damaged (",
+    ),
+    "quantization of a scheme from elsewhere": (
+        predict(flags=OF_A_SWEEP),
+        earlier("sweep", quantization(scheme="weight=magic")),
+        f"{QUANTIZATION} is of a scheme that cannot be served here: unknown weight quantizer 'magic'",
+    ),
+    "quantization of the future": (
+        predict(flags=OF_A_SWEEP),
+        earlier("sweep", quantization(version="99")),
+        f"{QUANTIZATION} has version 99, this ssql_det reads up to 1; update it",
+    ),
+    "quantization that plays tricks": (
+        predict(flags=OF_A_SWEEP),
+        earlier("sweep", quantization(version=TRICKS)),
+        r"has version a\n\x1b[31merror: b, this ssql_det",
+    ),
+    "quantization without points": (
+        predict(flags=OF_A_SWEEP),
+        earlier("sweep", quantization(points="5")),
+        f"{QUANTIZATION} is damaged (",
+    ),
+    "quantization whose points are nested without end": (
+        predict(flags=OF_A_SWEEP),
+        earlier("sweep", quantization(points="[" * 99999)),
+        f"{QUANTIZATION} is damaged (",
+    ),
+    "quantization of something else": (
+        predict(flags=OF_A_SWEEP),
+        earlier("sweep", quantization(format="pt")),
+        f"{QUANTIZATION} does not hold a quantization; name a file that a sweep or Quantization.save wrote",
+    ),
+    "quantization cut short": (
+        predict(flags=OF_A_SWEEP),
+        earlier("sweep", truncated(QUANTIZATION, -4)),
+        f"{QUANTIZATION} is not a readable safetensors file: ",
+    ),
+    "quantization cut short in its header": (
+        predict(flags=OF_A_SWEEP),
+        earlier("sweep", truncated(QUANTIZATION, 500)),
+        f"{QUANTIZATION} does not hold a quantization; name a file",
+    ),
+    "quantization of no bytes": (
+        predict(flags=OF_A_SWEEP),
+        earlier("sweep", truncated(QUANTIZATION, 0)),
+        f"{QUANTIZATION} does not hold a quantization; name a file",
+    ),
+    "quantization that is a folder": (
+        predict(flags="--quantization {here}/bad.safetensors"),
+        folder("bad.safetensors"),
+        "bad.safetensors does not hold a quantization; name a file",
+    ),
+    "quantization cut short, of a sweep": (
+        sweep(flags="--bits FP,4", out="{here}/run"),
+        earlier("sweep", truncated(QUANTIZATION, -4)),
+        f"{QUANTIZATION} is not a readable safetensors file: ",
+    ),
+    "plan of a sweep that is gone": (
+        SWEEP_AGAIN,
+        earlier("sweep", lambda run: (run / "sweep.json").unlink()),
+        "results.jsonl is of a sweep whose sweep.json is gone; choose another OUTPUT_DIR",
     ),
     "damaged plan of a sweep": (
         SWEEP_AGAIN,
@@ -617,7 +781,7 @@ FULL = {
     "convert": convert(),
     "convert and verify": convert(out="{out}/new.pth --to timm --verify"),
     "check-data": "check-data {toy} --draw 9 {out}/new.png",
-    "predict": predict(flags="--bits FP,8,6,5,4 --ranges {good}/sweep/ranges.json"),
+    "predict": predict(flags=f"--bits FP,8,6,5,4 --quantization {{good}}/sweep/{QUANTIZATION}"),
     "make-toy-data": "make-toy-data {here}/new --scenes 4 --crops 5 --size 600 600 --difficulty 1",
 }
 

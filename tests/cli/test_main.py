@@ -60,6 +60,9 @@ MISTAKES = {
     "demo --bits 4x4": "'4x4'",
     "demo --bits 99w8a": "got 99",
     "demo --bits=": "''",
+    "demo --scheme minmx": "unknown weight quantizer 'minmx'; did you mean 'minmax'? (known: centred, minmax, mse)",
+    "demo --scheme weight=percentile": "'percentile' is no weight quantizer, it serves the other side",
+    "demo --scheme act=mse --bits 12": "act=mse gives 2 to 10 bits, asked for are 12",
 }
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from ssql_det.cli.main import main
 from ssql_det.core import rows
+from ssql_det.core.calibration import Calibration
 from ssql_det.core.rows import Row
 
 WITHOUT_TORCH = """
@@ -26,8 +27,8 @@ def _logging_as_it_was(monkeypatch):
 @pytest.fixture
 def results(tmp_path):
     """Two sweeps' files: 4 bits over all with two seeds, and one row of the backbone alone."""
-    common = {"config": "voc_r18_c4.yaml", "dataset": "voc_2007_test", "bits": "4w4a", "calibration": "c"}
-    common |= {"engine": "minid2", "seconds": 1.0, "method": "SSQL", "checkpoint": "ssql.pth"}
+    common = {"config": "voc_r18_c4.yaml", "dataset": "voc_2007_test", "bits": "4w4a", "calibration": Calibration(256)}
+    common |= {"scheme": "minmax", "engine": "minid2", "seconds": 1.0, "method": "SSQL", "checkpoint": "ssql.pth"}
     paths = []
     for seed, (scope, ap50) in enumerate([("all", 60.0), ("all", 61.0), ("backbone", 70.0)]):
         paths.append(str(tmp_path / f"seed{seed}" / "results.jsonl"))

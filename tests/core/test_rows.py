@@ -1,3 +1,4 @@
+import dataclasses
 import fcntl
 import json
 import logging
@@ -9,16 +10,20 @@ import time
 
 import pytest
 
+from ssql_det.core.calibration import Calibration
 from ssql_det.core.errors import UserError
 from ssql_det.core.rows import SCHEMA, Row, append, check_place, read, versions
 
 APPEND_MANY = """
 import sys
+from ssql_det.core.calibration import Calibration
 from ssql_det.core.rows import Row, append
 path, name, count = sys.argv[1:]
+how = {"scheme": "minmax", "calibration": Calibration(64, 0, "voc")}
 for seed in range(int(count)):
     filler = {"x": name * seed}  # rows of all lengths
-    append(path, Row(name, "a.pth", "9f", "a.yaml", "voc", "4w4a", "all", "none", {"AP": 1.5}, seed, "e", 1.0, filler))
+    what = ("a.pth", "9f", "a.yaml", "voc", "4w4a", "all", {"AP": 1.5}, seed, "e", 1.0)
+    append(path, Row(name, *what, versions=filler, **how))
 """
 
 
@@ -31,13 +36,21 @@ def row(**changes):
         "dataset": "voc_2007_test",
         "bits": "4w4a",
         "scope": "backbone",
-        "calibration": "128 images, MinMax",
         "metrics": {"AP50": 61.2, "AP": 0.1 + 0.2},
         "seed": 0,
         "engine": "minid2",
         "seconds": 92.5,
+        "scheme": "act=mse",
+        "calibration": Calibration(128, 3, "voc_2007_trainval"),
+        "network": "resnet18",
+        "overrides": {"backbone.res5.*": "8w8a"},
     }
     return Row(**(fields | changes))
+
+
+def line_of(**changes):
+    """A row as its line has it."""
+    return json.dumps(dataclasses.asdict(row()) | changes)
 
 
 @pytest.fixture
@@ -53,7 +66,8 @@ def warnings(caplog, monkeypatch):
 
 
 def test_rows_come_back_equal_and_in_order(results):
-    rows = [row(), row(seed=1, metrics={}), row(bits="FP")]
+    protocol = {"probes": ["knn", "linear"], "rate": 0.1, "epochs": 100, "recipe": "cifar"}
+    rows = [row(), row(seed=1, metrics={}), row(bits="FP", overrides={}), row(config="", protocol=protocol)]
     for each in rows:
         append(results, each)
     assert read(results) == rows
@@ -122,13 +136,13 @@ FOREIGN = {
     "a number": ("3", "not a result row"),
     "a newer schema": (f'{{"schema": {SCHEMA + 1}, "method": "SSQL"}}', "update ssql_det"),
     "a schema that is no number": ('{"schema": "new"}', "not a result row"),
-    "too few fields": ('{"schema": 1, "method": "SSQL"}', "missing .*'seed'"),
-    "bits that are a number": (json.dumps({**vars(row()), "bits": 4}), "whose bits is not what a row holds"),
-    "metrics that are words": (json.dumps({**vars(row()), "metrics": {"AP": "x"}}), "whose metrics is not what"),
-    "a time that is none": (json.dumps({**vars(row()), "time": 5}), "whose time is not what a row holds"),
+    "too few fields": (f'{{"schema": {SCHEMA}, "method": "SSQL"}}', "missing .*'seed'"),
+    "bits that are a number": (line_of(bits=4), "whose bits is not what a row holds"),
+    "metrics that are words": (line_of(metrics={"AP": "x"}), "whose metrics is not what"),
+    "a time that is none": (line_of(time=5), "whose time is not what a row holds"),
     "a nest": ("[" * 100_000, "not a result row"),
     "a number without end": (f'{{"schema": {"9" * 5000}}}', "not a result row"),
-    "an unknown field": (json.dumps({**vars(row()), "colour": "red"}), "'colour'"),
+    "an unknown field": (line_of(colour="red"), "'colour'"),
 }
 
 
@@ -139,6 +153,152 @@ def test_what_is_no_row_is_one_sentence_with_its_line(results, line, hint):
         file.write(f"\n{line}\n")
     with pytest.raises(UserError, match=f"^{results}, line 3 .*{hint}"):
         read(results)
+
+
+WRONG = {
+    "calibration": (
+        *("64 images of voc, seed 0", None, {}, {"images": 64, "seed": 0}, [64, 0, "voc"]),
+        *({"images": "64", "seed": 0, "data": ""}, {"images": 64, "seed": False, "data": ""}),
+        *({"images": 64, "seed": 0, "data": None}, {"images": 64, "seed": 0, "data": "", "more": 1}),
+    ),
+    "overrides": ("res5 at 8w8a", None, ["res5"], {"res5": 8}, {"res5": ["8w8a"]}),
+    "protocol": ("linear", None, ["linear"], {"rate": None}, {"probes": [1]}, {"probes": {"knn": 1}}),
+    "scheme": (None, 5, ["minmax"], {"act": "mse"}),
+    "placement": (None, 5, ["published"]),
+    "network": (None, 5, ["resnet18"]),
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG.items() for value in values])
+def test_a_field_of_a_wrong_type_is_named(results, name, value):
+    results.parent.mkdir()
+    results.write_text(f"{line_of(**{name: value})}\n")
+    with pytest.raises(UserError, match=f"^{results}, line 1 is a row whose {name} is not what a row holds; was it "):
+        read(results)
+
+
+# ---- schema 1 ------------------------------------------------------------------------------------------------------
+
+DETECTOR = "64 images of toy_voc_2007_trainval, seed 3, MinMax"
+PROBE = (
+    "narrow_resnet; knn, linear; fast: SGD at 30 for a batch of 512, 100 epochs; digits at 96 px, 800 and 200 images"
+)
+PROTOCOL = {
+    "probes": ["knn", "linear"],
+    "linear": "fast",
+    "optimizer": "SGD",
+    "rate": 30.0,
+    "batch": 512,
+    "epochs": 100,
+    "recipe": "digits",
+    "size": 96,
+    "train_images": 800,
+    "val_images": 200,
+}
+FOLLOWED = {"scheme": "norms=re-estimated"}
+
+
+def old_line(calibration, config="voc_r18_c4.yaml SOLVER.MAX_ITER 9", **changes):
+    """What schema 1 wrote."""
+    fields = dataclasses.asdict(row())
+    for name in ("scheme", "network", "protocol", "overrides", "placement"):
+        del fields[name]
+    return json.dumps(fields | {"calibration": calibration, "config": config, "schema": 1} | changes)
+
+
+def old_row(results, *prose):
+    results.parent.mkdir(exist_ok=True)
+    results.write_text(f"{old_line(*prose)}\n")
+    (found,) = read(results)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("more", "typed"),
+    [
+        ("", {}),
+        (", BN recalibrated", FOLLOWED),
+        (", backbone.res5.* at 8w8a", {"overrides": {"backbone.res5.*": "8w8a"}}),
+        (
+            ", BN recalibrated, backbone.res5.* at 8w8a, roi_heads.[a, b]* at FP",
+            FOLLOWED | {"overrides": {"backbone.res5.*": "8w8a", "roi_heads.[a, b]*": "FP"}},
+        ),
+    ],
+)
+def test_a_detectors_row_of_schema_1_is_typed(results, more, typed):
+    found = old_row(results, DETECTOR + more)
+    expected = row(
+        config="voc_r18_c4.yaml SOLVER.MAX_ITER 9",
+        time=found.time,
+        calibration=Calibration(64, 3, "toy_voc_2007_trainval"),
+        **{"scheme": "minmax", "network": "", "overrides": {}} | typed,
+    )
+    assert found == expected
+    assert list(found.overrides) == list(expected.overrides)  # of patterns the last one counts
+    assert (found.schema, found.placement) == (SCHEMA, "published")
+    append(results, found)
+    assert read(results) == [found, found]
+
+
+@pytest.mark.parametrize(
+    ("config", "typed"),
+    [
+        (PROBE, PROTOCOL),
+        (
+            "narrow_resnet; linear, knn; published: LARS at 0.8 for a batch of 64, 2 epochs, 3 views of each image; "
+            "digits at 96 px, 800 and 200 images",
+            PROTOCOL
+            | {"probes": ["linear", "knn"], "linear": "published", "optimizer": "LARS", "rate": 0.8, "batch": 64}
+            | {"epochs": 2, "cached_views": 3},
+        ),
+        (
+            "narrow_resnet; knn; digits at 96 px, 800 and 200 images",
+            {"probes": ["knn"]} | dict(list(PROTOCOL.items())[6:]),
+        ),
+    ],
+)
+def test_a_probes_row_of_schema_1_is_typed(results, config, typed):
+    found = old_row(results, "512 images of crops, seed 0, MinMax, BN recalibrated", config)
+    expected = {"config": "", "network": "narrow_resnet", "protocol": typed, "overrides": {}} | FOLLOWED
+    assert found == row(time=found.time, calibration=Calibration(512, 0, "crops"), **expected)
+    assert {name: type(value) for name, value in found.protocol.items()} == {
+        name: type(value) for name, value in typed.items()
+    }
+
+
+@pytest.mark.parametrize(
+    "prose",
+    [
+        ("64 images of voc, seed 0, MSE",),
+        ("MinMax",),
+        ("64 images of voc, seed 0, MinMax, BN frozen",),
+        ("64 images of voc, seed 0, MinMax, backbone.res5.*",),
+        (f"64 images, MinMax{', a at b' * 60}!",),  # tried in every reading it would take for ever
+        (f"64 images of {', seed 0, MinMax' * 2000}!",),
+        (64,),
+        (None,),
+        (DETECTOR, None),
+        (DETECTOR, PROBE.replace("100 epochs", "some epochs")),
+        (DETECTOR, "narrow_resnet; finetune; digits at 96 px, 800 and 200 images"),
+    ],
+)
+def test_other_prose_of_schema_1_is_one_sentence_with_its_line(results, prose):
+    append(results, row())
+    with open(results, "a") as file:
+        file.write(f"{old_line(DETECTOR)}\n{old_line(*prose)}\n")
+    where = f"{results}, line 3 is a row of schema 1 that cannot be read: its "
+    with pytest.raises(UserError, match=rf"^{where}(calibration|config) [^\n]+$"):
+        read(results)
+
+
+def test_fields_that_schema_1_had_typed_are_looked_at_as_well(results):
+    results.parent.mkdir()
+    results.write_text(f"{old_line(DETECTOR, seed='0')}\n")
+    with pytest.raises(UserError, match="line 1 is a row whose seed is not what a row holds"):
+        read(results)
+
+
+# ---- files ---------------------------------------------------------------------------------------------------------
 
 
 def test_rows_go_to_a_file_of_rows_or_to_a_new_one(results, tmp_path, warnings):

@@ -5,10 +5,10 @@ from detect.making import C4, CONFIGS, config, tiny
 from ssql_det.detect.measure import Plan
 from ssql_det.detect.sweep import sweep
 from ssql_det.detect.weights import trained_detector
-from ssql_det.quant import parse_widths
+from ssql_det.quant import Calibration, parse_widths
 
 TEST = "toy_voc_2007_test"
-PLAN = Plan("all", 4)
+PLAN = Plan("all", Calibration(4))
 MANY = {"MODEL__RPN__POST_NMS_TOPK_TEST": 60, "TEST__DETECTIONS_PER_IMAGE": 400}  # so that no AP is zero
 
 

@@ -11,10 +11,10 @@ from ssql_det.core import rows
 from ssql_det.d2 import read_config
 from ssql_det.detect import SSQL_DEFAULTS, detector_points
 from ssql_det.detect.data import calibration_images
-from ssql_det.detect.measure import calibrated
+from ssql_det.detect.measure import calibrate
 from ssql_det.detect.weights import trained_detector
-from ssql_det.quant import parse_widths, quantized
-from ssql_det.quant.taps import recorded
+from ssql_det.quant import Calibration, Quantization, parse_widths
+from ssql_det.quant.hooks import recorded
 from ssql_det.toydata.dataset import Settings, make_toy_data
 
 WIDTHS = "FP,8,6,5,4,2w4a"
@@ -77,11 +77,12 @@ def test_the_error_of_features_grows_as_bits_fall(trained):
     name, keys, _ = trained
     cfg = read_config(CONFIGS / name, pairs(keys), SSQL_DEFAULTS)
     model, _ = trained_detector(cfg)
-    points, batches = detector_points(model, "backbone"), calibration_images(cfg, 4)
-    ranges = calibrated(model, points, batches)
+    quantization = Quantization(model, detector_points(model, "backbone"))
+    batches = calibration_images(cfg, Calibration(4))
+    calibrate(quantization, batches)
 
     def features(bits):
-        with quantized(model, points, ranges, bits), recorded(model, ["backbone"]) as seen, torch.no_grad():
+        with quantization.at(bits), recorded(model, ["backbone"]) as seen, torch.no_grad():
             for batch in batches:
                 model.eval()(batch)
         return torch.cat([each.flatten() for each in seen])

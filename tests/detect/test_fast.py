@@ -8,10 +8,10 @@ from torch import nn
 from ssql_det.d2 import FrozenBatchNorm2d
 from ssql_det.detect import detector_points
 from ssql_det.detect.fast import fast
-from ssql_det.detect.measure import calibrated
+from ssql_det.detect.measure import calibrate
 from ssql_det.detect.weights import build_detector
-from ssql_det.quant import Bits, Side, quantized
-from ssql_det.quant.taps import recorded
+from ssql_det.quant import Bits, Quantization, Side
+from ssql_det.quant.hooks import recorded
 
 NORMS = {"BN": {}, "FrozenBN": {"MODEL__RESNETS__NORM": "FrozenBN", "MODEL__FPN__NORM": "", "SSQL__EXTRA_NORM": ""}}
 CASES = [(name, norm) for name in (C4, FPN) for norm in NORMS]
@@ -29,8 +29,9 @@ def detector(name, norm="BN", dtype=torch.float64):
 
 def calibrated_detector(name, norm="BN", dtype=torch.float64):
     model = detector(name, norm, dtype)
-    points, batches = detector_points(model, "all"), [[each] for each in pictures(3)]
-    return model, points, calibrated(model, points, batches), batches
+    quantization, batches = Quantization(model, detector_points(model, "all")), [[each] for each in pictures(3)]
+    calibrate(quantization, batches)
+    return model, quantization, batches
 
 
 SINKS = ("proposal_generator.rpn_head.objectness_logits", "roi_heads.box_predictor.cls_score")
@@ -39,8 +40,8 @@ SINKS = ("proposal_generator.rpn_head.objectness_logits", "roi_heads.box_predict
 @pytest.mark.parametrize("bits", ["FP", "8w8a", "4w4a"])
 @pytest.mark.parametrize(("name", "norm"), CASES)
 def test_it_detects_the_same(name, norm, bits):
-    model, points, ranges, batches = calibrated_detector(name, norm)
-    with torch.no_grad(), quantized(model, points, ranges, Bits.parse(bits)):
+    model, quantization, batches = calibrated_detector(name, norm)
+    with torch.no_grad(), quantization.at(Bits.parse(bits)):
         with recorded(model, SINKS) as plain:
             detections = [model(batch)[0]["instances"] for batch in batches]
         with fast(model), recorded(model, SINKS) as found:
@@ -70,16 +71,18 @@ def test_no_norm_behind_a_conv_is_computed(name, norm):
 @pytest.mark.parametrize("name", [C4, FPN])
 def test_few_elements_are_a_step_apart_in_float32(name):
     """Rounding tips over where a float differs; the share of it is what a published AP could be moved by."""
-    model, points, ranges, batches = calibrated_detector(name, dtype=torch.float32)
-    outputs = [point for point in points if point.side is Side.OUTPUT and point.path.startswith("backbone")]
+    model, quantization, batches = calibrated_detector(name, dtype=torch.float32)
+    outputs = [
+        point for point in quantization.points if point.side is Side.OUTPUT and point.path.startswith("backbone")
+    ]
     paths = [point.path for point in outputs]
     for bits in (Bits(8, 8), Bits(4, 4)):
-        with torch.no_grad(), quantized(model, points, ranges, bits):
+        with torch.no_grad(), quantization.at(bits):
             with recorded(model, paths) as plain:
                 model(batches[0])
             with fast(model), recorded(model, paths) as found:
                 model(batches[0])
-        scales = [ranges.qparams(point, point.bits or bits.act, torch.device("cpu")).scale for point in outputs]
+        scales = [quantization[point].grid(point.bits or bits.act).scale for point in outputs]
         steps = torch.cat([(a - b).flatten() / scale for a, b, scale in zip(plain, found, scales, strict=True)]).round()
         assert steps.abs().max() <= 1
         assert (steps != 0).double().mean() < 0.01  # one that tips over moves those behind it

@@ -9,7 +9,7 @@ from detect.making import C4, FPN, choosing_in_float32, config, pictures, unsett
 
 from ssql_det.detect import detector_points
 from ssql_det.detect.weights import build_detector
-from ssql_det.quant import Bits, calibrate, quantized
+from ssql_det.quant import Bits, Quantization
 
 THIN = {"DEPTH": 50, "STEM_OUT_CHANNELS": 8, "RES2_OUT_CHANNELS": 16, "WIDTH_PER_GROUP": 4}
 BOTTLENECKS = {f"MODEL__RESNETS__{key}": value for key, value in THIN.items()} | {"MODEL__RESNETS__NORM": "BN"}
@@ -67,9 +67,10 @@ def detector(case):
     observer = Observer()
     for batch in calibration:
         by_hand(model, batch, observer)
-    feed = {"forward": lambda network, batch: network(batch)}
-    ranges = {scope: calibrate(model, calibration, detector_points(model, scope), **feed) for scope in SCOPES}
-    return model, pictures(3, seed=12), observer.ends, ranges
+    quantizations = {scope: Quantization(model, detector_points(model, scope)) for scope in SCOPES}
+    for quantization in quantizations.values():
+        quantization.calibrate(calibration, forward=lambda network, batch: network(batch))
+    return model, pictures(3, seed=12), observer.ends, quantizations
 
 
 SCOPES = ("backbone", "all")
@@ -127,8 +128,8 @@ def test_the_detector_by_hand_is_the_detector(case):
 @pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("case", DETECTORS)
 def test_quantized_detection_is_what_is_computed_by_hand(case, scope, width):
-    model, batch, ends, ranges = detector(case)
-    with quantized(model, detector_points(model, scope), ranges[scope], Bits(width, width)):
+    model, batch, ends, quantizations = detector(case)
+    with quantizations[scope].at(Bits(width, width)):
         answers, seen = run(model, batch)
     expected, seen_by_hand = by_hand(with_weights_on_grid(model, width, scope), batch, Quantizer(ends, width, scope))
     same_on_the_way(seen, seen_by_hand)
@@ -138,8 +139,8 @@ def test_quantized_detection_is_what_is_computed_by_hand(case, scope, width):
 @pytest.mark.parametrize("case", ["C4, norm, masks, bottlenecks", "FPN, masks"])
 @pytest.mark.parametrize(("weight", "act"), [(2, 8), (8, 4)])
 def test_weights_and_activations_have_widths_of_their_own(case, weight, act):
-    model, batch, ends, ranges = detector(case)
-    with quantized(model, detector_points(model, "all"), ranges["all"], Bits(weight, act)):
+    model, batch, ends, quantizations = detector(case)
+    with quantizations["all"].at(Bits(weight, act)):
         answers, seen = run(model, batch)
     expected, seen_by_hand = by_hand(with_weights_on_grid(model, weight, "all"), batch, Quantizer(ends, act, "all"))
     same_on_the_way(seen, seen_by_hand)
@@ -147,10 +148,10 @@ def test_weights_and_activations_have_widths_of_their_own(case, weight, act):
 
 
 def test_every_width_and_scope_gives_something_else():
-    model, batch, _, ranges = detector("FPN, masks")
+    model, batch, _, quantizations = detector("FPN, masks")
     scores = [run(model, batch)[1]["scores"]]
     for scope in SCOPES:
         for width in (8, 6, 5, 4):
-            with quantized(model, detector_points(model, scope), ranges[scope], Bits(width, width)):
+            with quantizations[scope].at(Bits(width, width)):
                 scores.append(run(model, batch)[1]["scores"])
     assert not any(torch.equal(a, b) for index, a in enumerate(scores) for b in scores[:index])

@@ -7,6 +7,7 @@ from detect.making import C4, LAST, config
 from detect.runs import LOOKING, final, same, stopped_in_step
 
 from ssql_det.core import rows
+from ssql_det.core.calibration import Calibration
 from ssql_det.core.errors import UserError
 from ssql_det.detect.train import train
 
@@ -26,12 +27,18 @@ def test_looking_leaves_rows_and_does_not_change_what_is_trained(whole_run, tmp_
     assert [line["step"] for line in lines if "toy_voc_2007_test/4w4a/bbox/AP50" in line] == [3, 7, LAST]
 
 
-def test_a_resumed_run_has_each_look_once(tmp_path):
+def test_a_resumed_run_has_each_look_once_and_may_look_in_another_scheme(tmp_path):
     with stopped_in_step(6):
         train(config(C4, tmp_path, **LOOKING), C4)
-    train(config(C4, tmp_path, **LOOKING), C4, resume=True)
-    looks = [(row.checkpoint, row.bits) for row in rows.read(tmp_path / "looks.jsonl")]
+    scheme = "weight=centred, act=mse, norms=re-estimated"
+    train(config(C4, tmp_path, **(LOOKING | {"SSQL__SCHEME": scheme})), C4, resume=True)
+    found = rows.read(tmp_path / "looks.jsonl")
+    looks = [(row.checkpoint, row.bits) for row in found]
     assert len(looks) == len(set(looks)) == 6
+    assert [row.scheme for row in found] == ["minmax", "minmax", *[scheme] * 4]
+    for row in found:
+        assert row.calibration == Calibration(2, 0, "toy_voc_2007_trainval")
+        assert (row.network, row.checkpoint_hash) == ("narrow_resnet", "")
 
 
 @pytest.mark.parametrize(
@@ -40,6 +47,11 @@ def test_a_resumed_run_has_each_look_once(tmp_path):
         pytest.param({"SSQL__SCOPE": "head"}, "SSQL.SCOPE is backbone or all, got 'head'"),
         pytest.param({"SSQL__CALIB_IMAGES": 0}, "SSQL.CALIB_IMAGES must be 1 or more, got 0"),
         ({"SSQL__EVAL_BITS": ["99"]}, "99"),
+        ({"SSQL__SCHEME": "minmx"}, "unknown weight quantizer 'minmx'; did you mean 'minmax'?"),
+        (
+            {"SSQL__SCHEME": "act=mse", "SSQL__EVAL_BITS": ["8", "12"]},
+            "act=mse gives 2 to 10 bits, asked for are 12",
+        ),
     ],
 )
 def test_a_look_that_cannot_be_is_refused_before_the_training(keys, complaint, tmp_path):

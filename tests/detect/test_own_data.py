@@ -8,6 +8,7 @@ from refusals import refused
 
 from ssql_det.cli.main import main
 from ssql_det.core import rows
+from ssql_det.core.calibration import Calibration
 from ssql_det.core.errors import UserError
 from ssql_det.core.reader import read_tensors
 from ssql_det.d2 import MetadataCatalog
@@ -65,7 +66,8 @@ def test_the_saved_config_finds_them_again_and_rows_are_the_same(trained, tmp_pa
     ours, theirs = (rows.read(tmp_path / name / "results.jsonl") for name in ("own", "toy"))
     assert [row.metrics for row in ours] == [row.metrics for row in theirs]
     assert {row.dataset for row in ours} == {"coco:val2017:instances_val2017.json"}
-    assert {row.calibration for row in ours} == {"3 images of coco:train2017:instances_train2017.json, seed 0, MinMax"}
+    assert {row.calibration for row in ours} == {Calibration(3, 0, "coco:train2017:instances_train2017.json")}
+    assert {row.scheme for row in ours} == {"minmax"}
 
 
 def test_classes_and_their_numbers_are_the_files(toy, tmp_path):

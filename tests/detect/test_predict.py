@@ -114,7 +114,7 @@ def test_keys_come_before_images():
         (["--score", "2"], "--score is 0 to 1, got 2.0"),
         (["--scope", "head"], "--scope is backbone or all"),
         (["--bits", "x"], "cannot read bits 'x'"),
-        (["--ranges", "nowhere.json"], "nowhere.json"),
+        (["--quantization", "nowhere.safetensors"], "nowhere.safetensors: there is no such file"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_writes_nothing(flags, said, weights, photos, tmp_path, capsys):

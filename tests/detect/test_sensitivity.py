@@ -11,7 +11,7 @@ from ssql_det.cli.main import main
 from ssql_det.detect.points import detector_points
 from ssql_det.detect.sensitivity import Hurt, feature_errors, groups, kept_at, ranked
 from ssql_det.detect.weights import build_detector
-from ssql_det.quant import Bits, calibrate, quantized
+from ssql_det.quant import Bits, Quantization
 
 GROUPS = {
     C4: [
@@ -29,31 +29,28 @@ BATCHES = [[picture] for picture in pictures(2)]
 
 @pytest.fixture(scope="module", params=[C4, FPN])
 def detector(request):
-    """A detector with its points and ranges."""
+    """A detector by name, calibrated."""
     torch.manual_seed(0)
     model = unsettled(build_detector(config(request.param)))
-    points = detector_points(model, "all")
-    return (
-        request.param,
-        model,
-        points,
-        calibrate(model, BATCHES, points, forward=lambda network, batch: network(batch)),
-    )
+    quantization = Quantization(model, detector_points(model, "all"))
+    quantization.calibrate(BATCHES, forward=lambda network, batch: network(batch))
+    return request.param, quantization
 
 
 def errors(detector, bits):
-    _, model, points, ranges = detector
-    return {each.pattern: each.loss for each in feature_errors(model, points, ranges, Bits(bits, bits), BATCHES)}
+    _, quantization = detector
+    return {each.pattern: each.loss for each in feature_errors(quantization, Bits(bits, bits), BATCHES)}
 
 
 def test_the_groups_are_the_parts_of_a_detector(detector):
-    name, _, points, _ = detector
-    assert groups(points) == GROUPS[name]
+    name, quantization = detector
+    assert groups(quantization.points) == GROUPS[name]
 
 
 def test_every_point_is_in_one_group(detector):
-    name, _, points, _ = detector
-    assert all(sum(fnmatchcase(point.path, group) for group in GROUPS[name]) == 1 for point in points)
+    name, quantization = detector
+    for point in quantization.points:
+        assert sum(fnmatchcase(point.path, group) for group in GROUPS[name]) == 1, point
 
 
 def test_fewer_bits_hurt_every_group_more(detector):
@@ -64,21 +61,22 @@ def test_fewer_bits_hurt_every_group_more(detector):
 
 def test_an_error_is_that_of_the_features_with_the_group_alone_quantized(detector):
     """Of the second stage, computed without the module's own functions."""
-    _, model, points, ranges = detector
+    _, quantization = detector
+    model = quantization.model
     group = GROUPS[detector[0]][1]
     expected = []
     for batch in BATCHES:
         images = model.preprocess_image(batch).tensor
         with torch.no_grad():
             reference = torch.cat([each.flatten() for each in model.backbone(images).values()])
-            with quantized(model, points, ranges, Bits.FP, {group: Bits(4, 4)}):
+            with quantization.at(Bits.FP, {group: Bits(4, 4)}):
                 found = torch.cat([each.flatten() for each in model.backbone(images).values()])
         expected.append(((found - reference).norm() / reference.norm()).item())
     assert errors(detector, 4)[group] == pytest.approx(sum(expected) / len(expected), rel=1e-4)
 
 
 def test_looking_changes_no_weight(detector):
-    _, model, _, _ = detector
+    model = detector[1].model
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     errors(detector, 4)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
@@ -90,11 +88,12 @@ def test_the_most_hurt_are_kept_at_more_bits():
     assert kept_at(found, 2, Bits(8, 8)) == {"b.*": "8w8a", "d.*": "8w8a"}
 
 
+@pytest.mark.parametrize("scheme", ["minmax", "weight=centred, act=mse, norms=re-estimated"])
 @pytest.mark.parametrize("flags", [["--fast"], []], ids=["by features", "by AP"])
-def test_a_sweep_takes_the_file_that_is_written(flags, tmp_path, capsys):
+def test_a_sweep_takes_the_file_that_is_written(flags, scheme, tmp_path, capsys):
     torch.manual_seed(0)
     torch.save({"model": unsettled(build_detector(config(C4))).state_dict()}, tmp_path / "model.pth")
-    named = ["--config-file", str(CONFIGS / C4), "--calib-images", "2"]
+    named = ["--config-file", str(CONFIGS / C4), "--calib-images", "2", "--scheme", scheme]
     keys = tiny(OUTPUT_DIR=tmp_path / "sweep", MODEL__WEIGHTS=tmp_path / "model.pth")
     main(["sensitivity", *named, *flags, "--keep", "3", "--out", str(tmp_path / "bits.json"), *keys])
     said = capsys.readouterr().out

@@ -11,6 +11,7 @@ from detect.making import C4, config
 from detect.runs import numbers
 from detect.sweeps import MANY, PLAN, TEST, command, swept
 from refusals import refused
+from safetensors.torch import load_file
 
 from ssql_det.cli.main import main
 from ssql_det.core import rows
@@ -22,7 +23,7 @@ from ssql_det.detect.data import evaluation_images
 from ssql_det.detect.evaluate import evaluate
 from ssql_det.detect.sweep import sweep
 from ssql_det.detect.weights import trained_detector
-from ssql_det.quant import Bits, Ranges, parse_widths, quantized
+from ssql_det.quant import Bits, Calibration, Quantization, Scheme, parse_widths
 
 # ---- rows ----------------------------------------------------------------------------------------------------------
 
@@ -35,7 +36,9 @@ def test_a_row_says_what_it_depends_on(whole_sweep, learned):
         assert (row.method, row.checkpoint, row.config, row.dataset) == ("", "model_final.pth", C4, TEST)
         assert row.checkpoint_hash == hashlib.sha256(learned.read_bytes()).hexdigest()
         assert (row.scope, row.seed, row.engine) == ("all", 3, engine())
-        assert row.calibration == "4 images of toy_voc_2007_trainval, seed 0, MinMax"
+        assert row.calibration == Calibration(4, 0, "toy_voc_2007_trainval")
+        assert (row.scheme, row.placement, row.network) == ("minmax", "published", "narrow_resnet")
+        assert (row.overrides, row.protocol) == ({}, {})
         assert set(row.metrics) == {"bbox/AP", "bbox/AP50", "bbox/AP75", "MB", "GFLOPs", "GBOPs"}
         assert row.seconds > 0
         assert row.versions["torch"] == importlib.metadata.version("torch")
@@ -69,11 +72,12 @@ def test_float_is_the_detector_as_it_is(whole_sweep, learned, tmp_path):
 def test_a_width_is_the_detector_quantized(whole_sweep, learned, tmp_path):
     cfg = config(C4, MODEL__WEIGHTS=learned, **MANY)
     model, _ = trained_detector(cfg)
-    ranges = json.loads((whole_sweep[0] / "ranges.json").read_text())["points"]
     points = detector_points(model, "all")
-    loaded = Ranges.load(whole_sweep[0] / "ranges.json", model, points)
-    assert set(ranges) == {point.key for point in points if not point.is_weight}
-    with quantized(model, points, loaded, Bits(4, 4)):
+    saved = whole_sweep[0] / "quantization.safetensors"
+    assert set(load_file(saved)) == {f"{point.key}/maxima" for point in points if not point.is_weight}
+    quantization = Quantization.load(saved, model, points)
+    assert quantization.calibration == Calibration(4, 0, "toy_voc_2007_trainval")
+    with quantization.at(Bits(4, 4)):
         metrics = evaluate(model, evaluation_images(cfg, TEST), TEST, str(tmp_path))
     assert metrics.items() <= whole_sweep[1][2].metrics.items()
 
@@ -138,7 +142,7 @@ def test_the_command_prints_the_rows_it_writes(whole_sweep, learned, capsys, tmp
     for row in found:
         (line,) = [line for line in said.splitlines() if line.split()[:1] == [row.bits]]
         assert line.split()[2] == f"{row.metrics['bbox/AP50']:.2f}"
-    assert f"model_final.pth on {TEST}, scope all, 4 images of" in said
+    assert f"model_final.pth on {TEST}, scope all, minmax, 4 images of" in " ".join(said.split())
 
 
 # ---- bits of single modules ----------------------------------------------------------------------------------------
@@ -151,7 +155,7 @@ def test_bits_of_a_file_go_before_the_sweeps(whole_sweep, learned, tmp_path):
     (row,) = rows.read(tmp_path / "all/results.jsonl")
     assert row.bits == "4w4a"
     assert row.metrics == whole_sweep[1][1].metrics  # those of 8 bits
-    assert "* at 8w8a" in row.calibration
+    assert row.overrides == {"*": "8w8a"}
     path.write_text(json.dumps({"backbone.*": "8w8a"}))
     main(command(learned, tmp_path / "some", "--bits-file", str(path), bits="4"))
     (row,) = rows.read(tmp_path / "some/results.jsonl")
@@ -176,6 +180,18 @@ def test_a_bits_file_that_is_none_is_refused(content, complaint, learned, capsys
         path.write_text(content)
     assert complaint in refused(capsys, *command(learned, tmp_path / "out", "--bits-file", str(path), bits="4"))
     assert not (tmp_path / "out/results.jsonl").exists()
+
+
+def test_bits_that_the_scheme_cannot_give_are_refused_wherever_they_are_asked_for(learned, capsys, tmp_path):
+    path = tmp_path / "bits.json"
+    path.write_text(json.dumps({"backbone.*": "12w12a"}))
+    for flags in (("--bits-file", str(path)), ("--bits", "FP,12")):
+        line = refused(capsys, *command(learned, tmp_path / "out", "--scheme", "act=mse", *flags))
+        assert line == "error: act=mse gives 2 to 10 bits, asked for are 12"
+    plan = dataclasses.replace(PLAN, scheme=Scheme.parse("act=mse"))
+    with pytest.raises(UserError, match="act=mse gives 2 to 10 bits, asked for are 11"):
+        swept(learned, tmp_path / "out", "FP,4w11a", plan)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("bits", ["1", "17", "4x4", "", "FP,,4"])

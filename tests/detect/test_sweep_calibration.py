@@ -8,52 +8,57 @@ from detect.sweeps import MANY, command, swept
 from refusals import refused
 
 from ssql_det.core.errors import UserError
-from ssql_det.detect.data import calibration_images
-from ssql_det.detect.measure import Plan, following
+from ssql_det.detect.data import calibration_images, in_eights
+from ssql_det.detect.measure import Plan, feed
+from ssql_det.detect.points import detector_points
 from ssql_det.detect.sweep import sweep
 from ssql_det.detect.weights import trained_detector
-from ssql_det.quant import parse_widths
+from ssql_det.quant import Bits, Calibration, Quantization, Scheme, parse_widths
+
+RE_ESTIMATED = Scheme(norms="re-estimated")
+STEM_MEAN = "backbone.stem.conv1.norm.running_mean"
 
 # ---- images --------------------------------------------------------------------------------------------------------
 
 
 def test_calibration_images_are_chosen_by_the_seed_alone():
     cfg = config(C4)
-    chosen = [batch[0]["file_name"] for batch in calibration_images(cfg, 6)]
+    chosen = [batch[0]["file_name"] for batch in calibration_images(cfg, Calibration(6))]
     torch.rand(1)
-    assert [batch[0]["file_name"] for batch in calibration_images(cfg, 6)] == chosen
-    assert [batch[0]["file_name"] for batch in calibration_images(cfg, 4)] == chosen[:4]
-    assert [batch[0]["file_name"] for batch in calibration_images(cfg, 6, seed=1)] != chosen
+    assert [batch[0]["file_name"] for batch in calibration_images(cfg, Calibration(6))] == chosen
+    assert [batch[0]["file_name"] for batch in calibration_images(cfg, Calibration(4))] == chosen[:4]
+    assert [batch[0]["file_name"] for batch in calibration_images(cfg, Calibration(6, seed=1))] != chosen
     assert len(set(chosen)) == 6
-    image = calibration_images(cfg, 1)[0][0]
+    image = calibration_images(cfg, Calibration(1))[0][0]
     assert min(image["image"].shape[1:]) == 64  # in test form
     assert "instances" not in image
 
 
 def test_a_row_does_not_claim_more_images_than_there_are(learned, tmp_path):
-    (row,) = swept(learned, tmp_path, "4", Plan("all", 1000))
-    assert row.calibration.startswith("30 images of toy_voc_2007_trainval")
+    (row,) = swept(learned, tmp_path, "4", Plan("all", Calibration(1000)))
+    assert row.calibration == Calibration(30, 0, "toy_voc_2007_trainval")
 
 
 def test_calibration_on_no_images_is_refused(learned, capsys, tmp_path):
     assert "--calib-images" in refused(capsys, *command(learned, tmp_path / "out", calib_images="0"))
     with pytest.raises(UserError, match="calibration needs at least 1 image, got --calib-images 0"):
-        swept(learned, tmp_path / "out", plan=Plan("all", 0))
+        swept(learned, tmp_path / "out", plan=Plan("all", Calibration(0)))
     assert not (tmp_path / "out/results.jsonl").exists()
 
 
-# ---- recalibrated norms --------------------------------------------------------------------------------------------
+# ---- re-estimated norms ---------------------------------------------------------------------------------------------
 
 
-def test_recalibrated_norms_change_the_rows_and_are_put_back(whole_sweep, learned, tmp_path):
+def test_re_estimated_norms_change_the_rows_and_are_put_back(whole_sweep, learned, tmp_path):
     cfg = config(C4, tmp_path, MODEL__WEIGHTS=learned, **MANY)
     model, checkpoint = trained_detector(cfg)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    plan = Plan("all", 4, recalibrate_bn=True)
+    plan = Plan("all", Calibration(4), RE_ESTIMATED)
     found = list(sweep(cfg, C4, model, checkpoint, parse_widths("FP,8,4"), plan))
     for row, plain in zip(found, whole_sweep[1], strict=True):
         assert row.metrics["bbox/AP"] != plain.metrics["bbox/AP"]
-        assert row.calibration == f"{plain.calibration}, BN recalibrated"
+        assert (row.scheme, plain.scheme) == ("norms=re-estimated", "minmax")
+        assert row.calibration == plain.calibration
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
     norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     assert {norm.momentum for norm in norms} == {0.1}
@@ -61,10 +66,10 @@ def test_recalibrated_norms_change_the_rows_and_are_put_back(whole_sweep, learne
     assert numbers(backwards) == numbers(found)
 
 
-def test_recalibrated_norms_have_the_statistics_of_the_images(learned):
+def test_re_estimated_norms_have_the_statistics_of_the_images(learned):
     cfg = config(C4, MODEL__WEIGHTS=learned, **MANY)
     model, _ = trained_detector(cfg)
-    images = calibration_images(cfg, 11)
+    images = calibration_images(cfg, Calibration(11))
     weight, norm = model.backbone.stem.conv1.weight, model.backbone.stem.conv1.norm
     means, variances = [], []
     with torch.no_grad():
@@ -73,26 +78,33 @@ def test_recalibrated_norms_have_the_statistics_of_the_images(learned):
             x = torch.nn.functional.conv2d(x, weight, stride=2, padding=3)
             means.append(x.mean((0, 2, 3)))
             variances.append(x.var((0, 2, 3)))
+    quantization = Quantization(model, detector_points(model, "all"), RE_ESTIMATED)
     model.train()
-    with following(model, images):
-        assert not any(module.training for module in model.modules())
+    quantization.estimate_norms(Bits.FP, in_eights(images), forward=feed)
+    assert all(module.training for module in model.modules())
+    with quantization.at(Bits.FP):
         torch.testing.assert_close(norm.running_mean, torch.stack(means).mean(0), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(norm.running_var, torch.stack(variances).mean(0), rtol=1e-4, atol=1e-5)
-    assert model.training
 
 
 def test_norms_come_back_after_an_accident(learned):
     model, _ = trained_detector(config(C4, MODEL__WEIGHTS=learned))
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    for images in (calibration_images(config(C4), 2), [None]):  # inside, and on the way in
-        with pytest.raises((ZeroDivisionError, TypeError)), following(model, images):
-            raise ZeroDivisionError
+    accidents = {ZeroDivisionError: calibration_images(config(C4), Calibration(2)), TypeError: [[None]]}
+    for accident, images in accidents.items():  # inside, and on the way in
+        quantization = Quantization(model, detector_points(model, "all"), RE_ESTIMATED)
+        with pytest.raises(accident):
+            quantization.estimate_norms(Bits.FP, in_eights(images), forward=feed)
+            with quantization.at(Bits.FP):
+                assert not torch.equal(model.backbone.stem.conv1.norm.running_mean, before[STEM_MEAN])
+                raise ZeroDivisionError
+        assert quantization.has_norms(Bits.FP) == (accident is ZeroDivisionError)
         assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
         assert model.backbone.stem.conv1.norm.momentum == 0.1
 
 
-def test_frozen_norms_cannot_be_recalibrated(learned, capsys, tmp_path):
+def test_frozen_norms_cannot_be_re_estimated(learned, capsys, tmp_path):
     frozen = {"MODEL__RESNETS__NORM": "FrozenBN", "SSQL__EXTRA_NORM": "FrozenBN"}
-    line = refused(capsys, *command(learned, tmp_path / "out", "--recalibrate-bn", **frozen))
+    line = refused(capsys, *command(learned, tmp_path / "out", "--scheme", "norms=re-estimated", **frozen))
     assert "this network's norms are frozen" in line
     assert not (tmp_path / "out/results.jsonl").exists()

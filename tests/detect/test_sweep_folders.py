@@ -13,7 +13,9 @@ from ssql_det.core import rows
 from ssql_det.core.errors import UserError
 from ssql_det.detect import measure as measuring
 from ssql_det.detect.measure import Plan
-from ssql_det.quant import Bits
+from ssql_det.quant import Bits, Calibration, Scheme
+
+QUANTIZATION = "quantization.safetensors"
 
 # ---- which sweep it is ---------------------------------------------------------------------------------------------
 
@@ -23,12 +25,12 @@ from ssql_det.quant import Bits
     [
         (PLAN, {"MODEL__ROI_HEADS__NMS_THRESH_TEST": 0.3}, "MODEL.ROI_HEADS.NMS_THRESH_TEST 0.5 (now 0.3)"),
         (PLAN, {"INPUT__MIN_SIZE_TEST": 72}, "INPUT.MIN_SIZE_TEST 64 (now 72)"),
-        (Plan("all", 5), {}, "--calib-images 4 (now 5)"),
-        (Plan("backbone", 4), {}, "--scope 'all' (now 'backbone')"),
-        (Plan("all", 4, seed=1), {}, "--calib-seed 0 (now 1)"),
-        (Plan("all", 4, recalibrate_bn=True), {}, "--recalibrate-bn False (now True)"),
-        (Plan("all", 4, overrides={"*": Bits(8, 8)}), {}, "--bits-file {} (now {'*': '8w8a'})"),
-        (Plan("backbone", 5), {}, "--scope 'all' (now 'backbone'), --calib-images 4 (now 5)"),
+        (Plan("all", Calibration(5)), {}, "--calib-images 4 (now 5)"),
+        (Plan("backbone", Calibration(4)), {}, "--scope 'all' (now 'backbone')"),
+        (Plan("all", Calibration(4, seed=1)), {}, "--calib-seed 0 (now 1)"),
+        (Plan("all", Calibration(4), Scheme(norms="re-estimated")), {}, "--scheme 'minmax' (now 'norms=re-estimated')"),
+        (Plan("all", Calibration(4), overrides={"*": Bits(8, 8)}), {}, "--bits-file {} (now {'*': '8w8a'})"),
+        (Plan("backbone", Calibration(5)), {}, "--scope 'all' (now 'backbone'), --calib-images 4 (now 5)"),
     ],
 )
 def test_another_sweep_in_the_same_folder_is_refused_and_says_what_differs(
@@ -60,9 +62,9 @@ def test_so_are_other_objects_under_the_same_name(whole_sweep, learned, monkeypa
 
 def test_so_is_another_order_of_overrides(learned, tmp_path):
     first = {"*": Bits(8, 8), "backbone.*": Bits(4, 4)}
-    swept(learned, tmp_path, "5", Plan("all", 4, overrides=first))
+    swept(learned, tmp_path, "5", Plan("all", Calibration(4), overrides=first))
     with pytest.raises(UserError, match="--bits-file"):
-        swept(learned, tmp_path, "5", Plan("all", 4, overrides=dict(reversed(first.items()))))
+        swept(learned, tmp_path, "5", Plan("all", Calibration(4), overrides=dict(reversed(first.items()))))
 
 
 def test_where_the_weights_lie_and_who_decodes_does_not_matter(whole_sweep, learned, tmp_path):
@@ -95,7 +97,7 @@ def test_a_sweep_killed_between_widths_resumes_to_the_same_rows(whole_sweep, lea
     assert [row.metrics for row in found] == [row.metrics for row in whole_sweep[1]]
 
 
-def test_a_sweep_killed_anywhere_resumes_to_the_same_rows_and_ranges(learned, in_process, tmp_path):
+def test_a_sweep_killed_anywhere_resumes_to_the_same_rows_and_calibration(learned, in_process, tmp_path):
     """kill -9 at moments that nobody chose, many of them in the calibration."""
     log, folder, many = tmp_path / "log", tmp_path / "whole", {"bits": "FP,8,6,5,4", "calib_images": "12"}
     ended = in_process(command(learned, folder, **many), log)
@@ -107,7 +109,7 @@ def test_a_sweep_killed_anywhere_resumes_to_the_same_rows_and_ranges(learned, in
         ours, theirs = (numbers(rows.read(each / "results.jsonl")) for each in (out, folder))
         assert list(ours) == list(theirs) == ["FP", "8w8a", "6w6a", "5w5a", "4w4a"], f"killed after {killed} s"
         assert ours == theirs
-        assert (out / "ranges.json").read_bytes() == (folder / "ranges.json").read_bytes()
+        assert (out / QUANTIZATION).read_bytes() == (folder / QUANTIZATION).read_bytes()
         assert not list(out.glob(".*"))
         if len(killed) >= 10:
             break
@@ -117,21 +119,21 @@ def test_a_sweep_killed_anywhere_resumes_to_the_same_rows_and_ranges(learned, in
 
 
 def test_a_plan_that_came_to_no_row_gives_way_to_another(learned, monkeypatch, tmp_path):
-    out, new, other = tmp_path / "out", tmp_path / "new", Plan("all", 12)
+    out, new, other = tmp_path / "out", tmp_path / "new", Plan("all", Calibration(12))
     with monkeypatch.context() as patch:
         patch.setattr("ssql_det.detect.sweep.measure", lambda *ignored: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            swept(learned, out, plan=Plan("all", 1))
-    assert {path.name for path in out.iterdir()} == {"sweep.json", "ranges.json"}
+            swept(learned, out, plan=Plan("all", Calibration(1)))
+    assert {path.name for path in out.iterdir()} == {"sweep.json", QUANTIZATION}
     assert numbers(swept(learned, out, "4", other)) == numbers(swept(learned, new, "4", other))
-    for name in ("sweep.json", "ranges.json"):
+    for name in ("sweep.json", QUANTIZATION):
         assert (out / name).read_bytes() == (new / name).read_bytes()
 
 
 def test_a_sweep_whose_folder_another_took_adds_no_row(learned, monkeypatch, tmp_path):
     def beside(*given):
         patch.setattr("ssql_det.detect.sweep.measure", measuring.measure)
-        swept(learned, tmp_path, "4", Plan("all", 12))
+        swept(learned, tmp_path, "4", Plan("all", Calibration(12)))
         return measuring.measure(*given)
 
     with monkeypatch.context() as patch:

@@ -15,7 +15,7 @@ from ssql_det.minid2.layers import FrozenBatchNorm2d
 from ssql_det.minid2.modeling import build_backbone, build_model
 from ssql_det.minid2.structures import BitMasks, Boxes, ImageList, Instances, PolygonMasks, ROIMasks
 from ssql_det.minid2.utils.events import EventStorage
-from ssql_det.quant import Bits, Side, fake_quantize_weight, observing, quant_points, quantized
+from ssql_det.quant import Bits, Quantization, Side, fake_quantize_weight
 
 COPIES = {"deepcopy": copy.deepcopy, "pickle": lambda thing: pickle.loads(pickle.dumps(thing))}
 
@@ -185,7 +185,8 @@ def test_of_the_other_images_only_the_largest_size_matters():
 
 def test_a_backbone_is_quantized_as_any_resnet():
     net = seeded("FPN").backbone.eval()
-    points = quant_points(net)
+    quantization = Quantization(net)
+    points = quantization.points
     counts = {side: sum(point.side is side for point in points) for side in Side}
     assert counts == {Side.WEIGHT: 53, Side.INPUT: 32, Side.OUTPUT: 17}
     assert [point.key for point in points][:8] == [
@@ -198,11 +199,11 @@ def test_a_backbone_is_quantized_as_any_resnet():
         layer.weight.data = fake_quantize_weight(layer.weight.data, width)
     before, coarse, saved = net(x), twin(x), copy.deepcopy(net.state_dict())
     assert differing(coarse, before) == list(before)
-    with observing(net, points) as ranges:
-        assert not differing(net(x), before)
-    with quantized(net, points, None, Bits(4, None)):
+    with quantization.at(Bits(4, None)):
         assert not differing(net(x), coarse)
-    with quantized(net, points, ranges, Bits(4, 4)):
+    with quantization.observing():
+        assert not differing(net(x), before)
+    with quantization.at(Bits(4, 4)):
         assert differing(net(x), coarse) == list(before)
         assert not differing(net.state_dict(), saved)
     assert not differing(net(x), before)
@@ -211,16 +212,16 @@ def test_a_backbone_is_quantized_as_any_resnet():
 
 def test_a_whole_detector_trains_quantized_also_in_the_stage_that_regions_go_through():
     model = seeded("C4", *NORMED)
-    points = quant_points(model)
-    assert "roi_heads.res5.2.conv3:input" in [point.key for point in points]
+    quantization = Quantization(model)
+    assert "roi_heads.res5.2.conv3:input" in [point.key for point in quantization.points]
     batch = inputs(engine, SIZES, None)
-    with observing(model, points) as ranges, torch.no_grad():
+    with quantization.observing(), torch.no_grad():
         losses_of(model, batch)
-    with quantized(model, points, ranges, Bits(4, 4)):
+    with quantization.at(Bits(4, 4)):
         loss = losses_of(model, batch)
     loss.backward()
     assert loss.isfinite()
-    for point in points:
+    for point in quantization.points:
         if point.is_weight:
             assert model.get_submodule(point.path).weight.grad.abs().sum() > 0, point.path
 

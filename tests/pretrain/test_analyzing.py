@@ -21,7 +21,7 @@ from ssql_det.pretrain.checkpoint import Run
 from ssql_det.pretrain.config import build_network, facts_of, read_config
 from ssql_det.pretrain.data import open_images
 from ssql_det.pretrain.trained import read_trained
-from ssql_det.quant import observing, parse_widths, quantized
+from ssql_det.quant import Quantization, Scheme, parse_widths
 from ssql_det.ssl import encoder_points
 from ssql_det.ssl.views import recipe
 
@@ -35,6 +35,7 @@ METHODS = {
     "simclr": [],
 }
 PLAN = Plan(tuple(parse_widths("FP,8,4,2w4a")), pairs=12, calibration=16, points=12, size=16, device="cpu")
+RE_ESTIMATED = Scheme(norms="re-estimated")
 
 pytestmark = pytest.mark.usefixtures("one_thread", "logging_as_it_was")
 
@@ -82,14 +83,14 @@ def test_heads_are_those_that_were_trained(kind, views, tmp_path):
 def test_terms_of_the_loss_are_the_methods_own_losses(kind, views, tmp_path):
     method, path = saved(tmp_path, kind)
     together = [torch.cat(view) for view in zip(*views, strict=True)]
-    points = encoder_points(method.encoder)
-    _, found = terms_at_bits(read_trained(path), views, PLAN.widths)
+    quantization = Quantization(method.encoder, encoder_points(method.encoder))
+    _, found = terms_at_bits(read_trained(path), views, PLAN.widths, Scheme())
     with torch.no_grad():
-        with observing(method.encoder, points) as ranges:
+        with quantization.observing():
             encoded = method.encode(together)
         targets = [method.momentum(view) for view in together] if kind == "byol" else encoded
         for bits in PLAN.widths:
-            with quantized(method.encoder, points, ranges, bits):
+            with quantization.at(bits):
                 loss = float(method.loss(method.encode(together), targets))
             terms = found.terms[bits]
             assert terms.total / 2 - 1 == pytest.approx(loss, abs=1e-5)
@@ -98,13 +99,13 @@ def test_terms_of_the_loss_are_the_methods_own_losses(kind, views, tmp_path):
 
 def test_terms_of_the_backbone_are_between_the_views(views, tmp_path):
     method, path = saved(tmp_path)
-    found, _ = terms_at_bits(read_trained(path), views, PLAN.widths)
+    found, _ = terms_at_bits(read_trained(path), views, PLAN.widths, Scheme())
     together = [torch.cat(view) for view in zip(*views, strict=True)]
-    points = encoder_points(method.encoder)
+    quantization = Quantization(method.encoder, encoder_points(method.encoder))
     with torch.no_grad():
-        with observing(method.encoder, points) as ranges:
+        with quantization.observing():
             full = [F.normalize(method.encoder.backbone(view), dim=1) for view in together]
-        with quantized(method.encoder, points, ranges, PLAN.widths[-1]):
+        with quantization.at(PLAN.widths[-1]):
             low = [F.normalize(method.encoder.backbone(view), dim=1) for view in together]
     terms = found.terms[PLAN.widths[-1]]
     moved = [(one - other).square().sum(1).mean() for one, other in zip(low, full, strict=True)]
@@ -115,7 +116,7 @@ def test_terms_of_the_backbone_are_between_the_views(views, tmp_path):
 
 @pytest.mark.parametrize("kind", METHODS)
 def test_terms_of_real_features_add_up_at_every_width(kind, views, tmp_path):
-    found = terms_at_bits(read_trained(saved(tmp_path, kind)[1]), views, PLAN.widths)
+    found = terms_at_bits(read_trained(saved(tmp_path, kind)[1]), views, PLAN.widths, Scheme())
     assert [each.features for each in found] == [BACKBONE, LOSS]
     for each in found:
         assert 0 < each.spread < 2
@@ -130,18 +131,18 @@ def test_terms_of_real_features_add_up_at_every_width(kind, views, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["simsiam", "byol"])
-def test_recalibrated_norms_have_the_statistics_of_the_views(kind, views, tmp_path):
+def test_re_estimated_norms_have_the_statistics_of_the_views(kind, views, tmp_path):
     """Wrong statistics of the training change nothing then, and terms still add up from nothing at full precision."""
     trained = read_trained(saved(tmp_path, kind)[1])
-    first = terms_at_bits(trained, views, PLAN.widths, recalibrate_bn=True)
+    first = terms_at_bits(trained, views, PLAN.widths, RE_ESTIMATED)
     before = trained.encoder.backbone.bn1.running_mean.clone()
     for module in {*trained.encoder.modules(), *trained.target.modules()}:
         if isinstance(module, (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)):
             module.running_mean += 1
-    second = terms_at_bits(trained, views, PLAN.widths, recalibrate_bn=True)
+    second = terms_at_bits(trained, views, PLAN.widths, RE_ESTIMATED)
     assert second == first
     assert torch.equal(trained.encoder.backbone.bn1.running_mean, before + 1)
-    assert terms_at_bits(trained, views, PLAN.widths) != first
+    assert terms_at_bits(trained, views, PLAN.widths, Scheme()) != first
     for each in first:
         assert (each.terms[PLAN.widths[0]].quantization, each.terms[PLAN.widths[0]].cross) == (0, 0)
         for terms in each.terms.values():
@@ -154,8 +155,8 @@ def test_a_foreign_file_has_the_terms_of_its_backbone(toy, tmp_path):
     foreign, ours = analyses([str(path), own], str(toy / "crops"), PLAN)
     assert (foreign.name, foreign.method, foreign.architecture) == ("file", "moco", "resnet18")
     assert [each.features for each in foreign.terms] == [BACKBONE]
-    assert foreign.shown == "crops, imagenet at 16 px"
-    assert (ours.name, ours.method, ours.shown, ours.pairs) == ("ssql", "SSQL", "crops, digits at 16 px", 12)
+    assert foreign.shown == "crops, imagenet at 16 px, minmax"
+    assert (ours.name, ours.method, ours.shown, ours.pairs) == ("ssql", "SSQL", "crops, digits at 16 px, minmax", 12)
     assert len(foreign.weights) == 20
     assert len(ours.weights) == 12
 
@@ -283,7 +284,9 @@ def test_damaged_heads_are_refused(damage, broken, toy, capsys):
         (["--recipe", "digit"], "did you mean 'digits'?"),
         (["--points", "3"], "a map needs 10 images or more, got 3"),
         (["--bits", "99"], "got 99"),
-        (["--pairs", "1", "--recalibrate-bn"], "--recalibrate-bn needs two images or more"),
+        (["--pairs", "1", "--scheme", "norms=re-estimated"], "norms=re-estimated needs two images or more: --pairs"),
+        (["--scheme", "mze"], "unknown weight quantizer 'mze'; did you mean 'mse'?"),
+        (["--scheme", "norms=frozen"], "unknown norms 'frozen'"),
         (["--device", "tpu"], "--device 'tpu' is not here"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

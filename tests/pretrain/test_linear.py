@@ -26,7 +26,7 @@ from ssql_det.pretrain.layer import Training, begun, top1, train
 from ssql_det.pretrain.probe import linear, linear_of_views
 from ssql_det.pretrain.probing import Plan, probed
 from ssql_det.pretrain.protocol import FAST, Protocol
-from ssql_det.quant import Bits, calibrate, quant_points, quantized
+from ssql_det.quant import Bits, Quantization
 from ssql_det.ssl import SimSiam
 from ssql_det.ssl.views import recipe
 
@@ -241,9 +241,9 @@ def frozen(crops):
     """A backbone in its quantized mode, and crops as a test shows them."""
     backbone, way = UnitFeatures().eval(), recipe("digits", 16)
     images = labelled(crops, way)
-    points = quant_points(backbone.network)
-    ranges = calibrate(backbone.network, list(images.batches(IMAGENET)), points)
-    with quantized(backbone.network, points, ranges, Bits(4, 4)):
+    quantization = Quantization(backbone.network)
+    quantization.calibrate(list(images.batches(IMAGENET)))
+    with quantization.at(Bits(4, 4)):
         yield backbone, images, way
 
 
@@ -321,21 +321,25 @@ def test_classes_that_anything_tells_apart_are_told_apart(more, colours, tmp_pat
     main(given(colours, tmp_path, "--protocol", "published", "--epochs", "40", *more))
     found = rows.read(tmp_path / "rows.jsonl")
     assert accuracies(found) == [100, 100]
-    views = ", 3 views of each image" if more else ""
-    how = f"published: SGD at 30 for a batch of 512, 40 epochs{views}; digits at 16 px, 36 and 12 images"
-    assert {row.config for row in found} == {f"narrow_resnet; linear; {how}"}
+    layer = {"linear": "published", "optimizer": "SGD", "rate": 30.0, "batch": 512, "epochs": 40}
+    views = {"cached_views": 3} if more else {}
+    images = {"recipe": "digits", "size": 16, "train_images": 36, "val_images": 12}
+    for row in found:
+        assert row.protocol == {"probes": ["linear"], **layer, **views, **images}
+        assert (row.network, row.config) == ("narrow_resnet", "")
 
 
 def test_a_row_tells_the_protocol_and_neighbours_need_none(colours, tmp_path):
     main(given(colours, tmp_path, "--protocol", "published", "--batch", "64", "--epochs", "2", kinds=("linear", "knn")))
     main(given(colours, tmp_path, kinds=("knn", "linear")))
     main(given(colours, tmp_path, kinds=("knn",)))
-    said = [row.config.split("; ")[1:-1] for row in rows.read(tmp_path / "rows.jsonl")]
-    assert said[::2] == [
-        ["linear, knn", "published: SGD at 3.75 for a batch of 64, 2 epochs"],
-        ["knn, linear", "fast: SGD at 30 for a batch of 512, 100 epochs"],
-        ["knn"],
-    ]
+    first, second, third = [row.protocol for row in rows.read(tmp_path / "rows.jsonl")][::2]
+    images = {"recipe": "digits", "size": 16, "train_images": 36, "val_images": 12}
+    published = {"linear": "published", "optimizer": "SGD", "rate": 3.75, "batch": 64, "epochs": 2}
+    assert first == {"probes": ["linear", "knn"], **published, **images}
+    fast = {"linear": "fast", "optimizer": "SGD", "rate": 30.0, "batch": 512, "epochs": 100}
+    assert second == {"probes": ["knn", "linear"], **fast, **images}
+    assert third == {"probes": ["knn"], **images}
 
 
 def test_the_same_seed_is_the_same_probe(toy, colours):

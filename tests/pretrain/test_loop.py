@@ -13,6 +13,7 @@ from refusals import refused
 from ssql_det.cli.main import main
 from ssql_det.convert import read
 from ssql_det.core import rows
+from ssql_det.core.calibration import Calibration
 from ssql_det.core.errors import UserError
 from ssql_det.core.ranks import launch
 from ssql_det.pretrain.config import build_network, facts_of, read_config
@@ -161,6 +162,9 @@ def test_a_config_reaches_the_method(method, name, options, toy, tmp_path):
         ({"SSQL.WEIGHT_BITS": "[1, 8]"}, "bits must be 2 to 16"),
         ({"SSQL.ACT_BITS": "[8]"}, "SSQL.ACT_BITS is the least and the most"),
         ({"BACKBONE": "resnet19"}, "there is no backbone 'resnet19'"),
+        ({"SSQL.SCHEME": "mze"}, "unknown weight quantizer 'mze'; did you mean 'mse'?"),
+        ({"SSQL.SCHEME": "norms=re-estimated"}, "in training norms have the statistics of each batch"),
+        ({"MONITOR.PERIOD": "1", "MONITOR.SCHEME": "act=centred"}, "'centred' is no activation quantizer"),
         ({"OPTIM.LR": "1e30"}, "step 1 at "),
         ({"INIT": "nowhere.pth"}, "nowhere.pth"),
     ],
@@ -215,6 +219,8 @@ def test_a_probe_writes_a_row_for_each_width(whole, toy, tmp_path, capsys):
     assert all(0 <= row.metrics[f"{kind}/top1"] <= 100 for row in found for kind in ("knn", "linear"))
     assert found[2].metrics["MB"] < found[1].metrics["MB"] < found[0].metrics["MB"]
     assert "knn/top1" in capsys.readouterr().out
-    main(["probe", "knn", *given, "--bits", "2w4a", "--recalibrate-bn", "--out", str(tmp_path / "bn.jsonl")])
-    (row,) = rows.read(tmp_path / "bn.jsonl")
-    assert row.calibration.endswith("MinMax, BN recalibrated")
+    assert {(row.scheme, row.calibration) for row in found} == {("minmax", Calibration(48, 0, "crops"))}
+    others = ("norms=re-estimated", "weight=centred, act=mse")
+    for scheme in others:
+        main(["probe", "knn", *given, "--bits", "2w4a", "--scheme", scheme, "--out", str(tmp_path / "other.jsonl")])
+    assert [row.scheme for row in rows.read(tmp_path / "other.jsonl")] == list(others)

@@ -1,4 +1,4 @@
-"""Rows of probes as tables find them: the network's name comes first in their config."""
+"""Rows of probes as tables find them: by their network."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -10,6 +10,7 @@ from report.making import line
 
 from ssql_det.cli.main import main
 from ssql_det.core import rows
+from ssql_det.core.calibration import Calibration
 from ssql_det.pretrain import data
 from ssql_det.pretrain.checkpoint import Run
 from ssql_det.pretrain.config import build_network, facts_of, read_config
@@ -55,8 +56,12 @@ def test_a_row_lands_in_the_line_of_its_network_and_method(backbone, is_ssql, ch
     for row in probed(checkpoint(backbone, is_ssql), "cifar10:there", "FP,2w4a", "cifar", plan):
         rows.append(tmp_path / "results.jsonl", row)
     found = read_rows([tmp_path / "results.jsonl"])
-    how = "linear; fast: SGD at 30 for a batch of 512, 100 epochs; cifar at 32 px, 24 and 24 images"
-    assert {row.config for row in found} == {f"{backbone}; {how}"}
+    layer = {"linear": "fast", "optimizer": "SGD", "rate": 30.0, "batch": 512, "epochs": 100}
+    images = {"recipe": "cifar", "size": 32, "train_images": 24, "val_images": 24}
+    for row in found:
+        assert (row.network, row.config, row.scheme, row.overrides) == (backbone, "", "minmax", {})
+        assert row.protocol == {"probes": ["linear"], **layer, **images}
+        assert row.calibration == Calibration(8, 0, "cifar10")
     table = compare(1, found)
     name, method = LINES[backbone, is_ssql]
     assert [(each.backbone, each.method, each.bits) for each in table.lines if each.cells["linear/top1"].measured] == [
@@ -85,7 +90,7 @@ def asked(checkpoint, out, bits, *more):
             *more,
         ]
     )
-    return [(row.bits, row.checkpoint_hash, row.calibration) for row in rows.read(out)]
+    return [(row.bits, row.checkpoint_hash, row.calibration, row.scheme) for row in rows.read(out)]
 
 
 def test_resumed_it_measures_what_is_not_there(checkpoint, tmp_path, capsys):
@@ -100,8 +105,11 @@ def test_resumed_it_measures_what_is_not_there(checkpoint, tmp_path, capsys):
     assert [bits for bits, *_ in asked(ours, out, "FP,4,2w4a", "--resume")] == ["FP", "4w4a", "2w4a"]
     changed = [asked(checkpoint(seed=1), out, "FP", "--resume")]
     changed += [asked(ours, out, "FP", "--resume", *more) for more in (("--calib-images", "8"), ("--images", "20"))]
-    changed += [asked(ours, out, "FP", "--resume", "--recalibrate-bn"), asked(ours, out, "FP")]
-    assert list(map(len, changed)) == [4, 5, 6, 7, 8]
+    schemes = ("norms=re-estimated", "act=mse", "weight=centred, act=mse")
+    changed += [asked(ours, out, "FP", "--resume", "--scheme", scheme) for scheme in schemes]
+    changed += [asked(ours, out, "FP", "--resume", "--scheme", "act=mse:2"), asked(ours, out, "FP")]
+    assert list(map(len, changed)) == [4, 5, 6, 7, 8, 9, 9, 10]
+    assert tuple(scheme for *_, scheme in changed[-1][6:9]) == schemes
 
 
 def test_a_row_that_is_there_is_the_one_that_would_be_measured(checkpoint, tmp_path):

@@ -3,6 +3,7 @@
 import itertools
 from datetime import datetime, timedelta, timezone
 
+from ssql_det.core.calibration import Calibration
 from ssql_det.core.rows import Row
 
 WIDTHS = ("FP", "8w8a", "6w6a", "5w5a", "4w4a")
@@ -20,11 +21,12 @@ def row(ap50=60.0, **changes):
         "dataset": "voc_2007_test",
         "bits": "4w4a",
         "scope": "all",
-        "calibration": "256 images of voc_2007_trainval, seed 0, MinMax",
         "metrics": {"bbox/AP50": ap50, "bbox/AP": ap50 / 2, "bbox/AP75": ap50 / 3},
         "seed": 0,
         "engine": "minid2",
         "seconds": 92.5,
+        "scheme": "minmax",
+        "calibration": Calibration(256, 0, "voc_2007_trainval"),
         "versions": {},
         "time": (_START + timedelta(seconds=next(_serial))).isoformat(),
     }
@@ -34,14 +36,25 @@ def row(ap50=60.0, **changes):
 def probe(top1=90.0, network="cifar_resnet18", **changes):
     """A row of a linear probe of SSQL on CIFAR-10 at 4 bits."""
     fields = {
-        "config": f"{network}; linear; cifar at 32 px, 50000 and 10000 images",
+        "config": "",
         "dataset": "cifar10",
         "scope": "backbone",
-        "calibration": "512 images of cifar10, seed 0, MinMax",
+        "calibration": Calibration(512, 0, "cifar10"),
+        "network": network,
+        "protocol": protocol("linear"),
         "metrics": {"linear/top1": top1},
         "engine": "",
     }
     return row(**(fields | changes))
+
+
+def protocol(*probes):
+    """As a probe of CIFAR-10 has it."""
+    images = {"train_images": 50000, "val_images": 10000}
+    if "linear" not in probes:
+        return {"probes": list(probes), "recipe": "cifar", "size": 32, **images}
+    layer = {"linear": "fast", "optimizer": "SGD", "rate": 30.0, "batch": 512, "epochs": 100}
+    return {"probes": list(probes), **layer, "recipe": "cifar", "size": 32, **images}
 
 
 def line(table, method="SSQL (ours)", bits="4w4a", backbone=""):

@@ -5,9 +5,10 @@ import shlex
 from pathlib import Path
 
 import pytest
-from report.making import line, probe, row
+from report.making import line, probe, protocol, row
 
 from ssql_det.cli.main import _parser
+from ssql_det.core.calibration import Calibration
 from ssql_det.pretrain.config import facts_of, read_config
 from ssql_det.report.comparison import overview
 from ssql_det.report.published import NUMBERS, published_table
@@ -131,9 +132,29 @@ def test_rows_of_neighbours_alone_or_of_detectors_fill_nothing():
     assert compare(6, [probe(dataset="voc_2007_test", scope="all")]).lines == compare(6, []).lines
 
 
+@pytest.mark.parametrize(
+    ("change", "config", "scheme", "calibration"),
+    [
+        ({"scheme": "act=mse"}, False, True, False),
+        ({"overrides": {"layer4.*": "8w8a"}}, False, True, False),
+        ({"calibration": Calibration(256, 0, "cifar10")}, False, False, True),
+        ({"protocol": protocol("linear") | {"epochs": 60}}, True, False, False),
+        ({"protocol": protocol("linear") | {"cached_views": 3}}, True, False, False),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_rows_of_one_network_and_method_are_apart_by_what_they_differ_in(change, config, scheme, calibration):
+    table = compare(1, [probe(90.0), probe(80.0, **change)])
+    one, other = [each for each in table.lines if top1(each).measured]
+    assert {top1(each).measured.mean for each in (one, other)} == {90.0, 80.0}
+    assert (one.backbone, one.method) == (other.backbone, other.method) == ("ResNet-18", "SSQL (ours)")
+    differs = (one.config != other.config, one.scheme != other.scheme, one.calibration != other.calibration)
+    assert differs == (config, scheme, calibration)
+
+
 def test_neighbours_beside_a_linear_probe_change_nothing_and_cost_is_shown():
     metrics = {"knn/top1": 80.0, "linear/top1": 90.6, "MB": 5.5, "GBOPs": 12.0}
-    table = compare(1, [probe(metrics=metrics, config="cifar_resnet18; knn, linear; cifar at 32 px")])
+    table = compare(1, [probe(metrics=metrics, protocol=protocol("knn", "linear"))])
     assert table.metrics == ("linear/top1", "MB", "GBOPs")
     found = line(table, backbone="ResNet-18")
     assert (top1(found).difference, found.cells["MB"].measured) == (pytest.approx(0.5), Measured(5.5, None, 1))
@@ -143,11 +164,16 @@ def test_neighbours_beside_a_linear_probe_change_nothing_and_cost_is_shown():
 
 
 def test_notes_say_what_rows_do_not():
-    notes = compare(3, [probe(50.0, "resnet18", dataset="imagenet")]).notes
-    assert notes[0].startswith("Measured with config resnet18; linear; cifar at 32 px, 50000")
+    notes = compare(3, [probe(50.0, "resnet18", dataset="imagenet", scheme="act=mse")]).notes
+    assert notes[0] == (
+        "Measured with config linear; fast: SGD at 30 for a batch of 512, 100 epochs; cifar at 32 px, 50000 and 10000 "
+        "images; scheme act=mse; calibration 512 images of cifar10, seed 0."
+    )
     assert "engine" not in notes[0]
     assert notes[1] == "Published are 100 epochs of pretraining; how many ours had, rows do not say."
-    assert not any("epochs" in note for number in (6, 8) for note in compare(number, [row(), probe()]).notes)
+    assert not any(
+        "epochs of pretraining" in note for number in (6, 8) for note in compare(number, [row(), probe()]).notes
+    )
     doubtful = [probe(), probe(checkpoint_hash="other")]
     assert any(each.startswith("ResNet-18 · SSQL (ours) at 4w4a averages 2 ch") for each in compare(1, doubtful).notes)
     assert (
@@ -195,9 +221,10 @@ def test_a_command_probes_what_its_config_pretrains(number, found):
 
 def test_rows_that_are_there_say_what_the_command_must_be_like():
     table = compare(1, [probe(), probe(80.0, method="simclr", bits="FP"), probe(70.0, "narrow_resnet", method="x/y")])
-    how = "# as those there: linear; cifar at 32 px, 50000 and 10000 images; calibration: 512 images of cifar10, seed 0"
+    how = "linear; fast: SGD at 30 for a batch of 512, 100 epochs; cifar at 32 px, 50000 and 10000 images"
+    how = f"# as those there: {how}; minmax; calibration: 512 images of cifar10, seed 0"
     ssql = line(table, bits="FP", backbone="ResNet-18")
-    assert ssql.filled_by.startswith(
+    assert ssql.filled_by == (
         f"ssql-det probe linear --checkpoint <ssql.pth> --data cifar10:datasets --bits FP,8,6,5,3,2w8a,2w4a {how}"
     )
     assert "<simclr.pth>" in line(table, "SimCLR", backbone="ResNet-18").filled_by

@@ -2,11 +2,16 @@ import dataclasses
 import json
 
 import pytest
-from report.making import row
+from report.making import line, probe, row
 
 from ssql_det.core import rows
+from ssql_det.core.calibration import Calibration
 from ssql_det.core.errors import UserError
+from ssql_det.report.as_markdown import as_markdown
+from ssql_det.report.comparison import blocks_of
+from ssql_det.report.document import Document
 from ssql_det.report.reading import newest, read_rows
+from ssql_det.report.tables import compare
 
 
 def test_rows_of_several_files_are_read_in_order(tmp_path):
@@ -31,7 +36,8 @@ FOREIGN = {
     "binary": ("\x00\x01PK\x03", "holds no result row"),
     "JSON": ("[1, 2]", "line 1 is not a result row"),
     "other JSON": ('{"total_loss": 3.2, "iteration": 19}', "line 1 is not a result row"),
-    "fields": ('{"schema": 1, "loss": 2}', "does not have a row's fields"),
+    "fields": ('{"schema": 2, "loss": 2}', "does not have a row's fields"),
+    "fields of schema 1": ('{"schema": 1, "loss": 2}', "line 1 is a row of schema 1 that cannot be read"),
 }
 
 
@@ -50,10 +56,14 @@ WRONG = {
     "bits": 4,
     "config": ["a"],
     "calibration": {},
+    "scheme": None,
+    "network": 18,
+    "overrides": {"res5": 8},
     "seed": "0",
     "time": "yesterday",
     "metrics": [1.0],
     **{f"metrics {value!r}": {"AP": value} for value in ("61.2", True, [1], float("nan"), 1e301, 10**400)},
+    **{f"protocol {value!r}": {"rate": value} for value in (None, True, [1], {}, float("nan"), 1e301, 10**400)},
 }
 
 
@@ -66,8 +76,54 @@ def test_a_row_with_a_field_of_another_kind_is_refused(tmp_path, name):
 
 
 def test_texts_become_one_printable_line(tmp_path):
-    rows.append(tmp_path / "a.jsonl", row(method="a\nb \x1b[31mred \ud800"))
-    assert read_rows([tmp_path / "a.jsonl"])[0].method == "a b ?[31mred ?"
+    odd, printed = "a\nb \x1b[31mred \ud800", "a b ?[31mred ?"
+    texts = {"method": odd, "scheme": odd, "network": odd, "placement": odd, "calibration": Calibration(8, 0, odd)}
+    maps = {"overrides": {odd: odd}, "protocol": {odd: odd, "probes": ["knn", odd], "rate": 0.5}}
+    rows.append(tmp_path / "a.jsonl", row(**texts, **maps))
+    (found,) = read_rows([tmp_path / "a.jsonl"])
+    assert {getattr(found, name) for name in ("method", "scheme", "network", "placement")} == {printed}
+    assert found.calibration == Calibration(8, 0, printed)
+    assert found.overrides == {printed: printed}
+    assert found.protocol == {printed: printed, "probes": ["knn", printed], "rate": 0.5}
+
+
+ODD_PROTOCOLS = (
+    *({"linear": "fast", "rate": "high"}, {"linear": "fast", "rate": ["30"]}, {"linear": "fast"}),
+    *({"probes": "linear"}, {"probes": 3}, {"linear": ["fast"], "epochs": "many"}, {"colour": "red"}),
+)
+
+
+@pytest.mark.parametrize("odd", ODD_PROTOCOLS, ids=str)
+def test_a_protocol_of_somebody_else_is_shown_as_it_is(tmp_path, odd):
+    rows.append(tmp_path / "a.jsonl", probe(61.25, protocol=odd))
+    found = read_rows([tmp_path / "a.jsonl"])
+    table = compare(1, found)
+    assert line(table, backbone="ResNet-18").cells["linear/top1"].measured.mean == 61.25
+    assert "61.2" in as_markdown(Document("", blocks_of(table)))
+
+
+def test_a_file_of_schema_1_fills_the_lines_that_it_filled(tmp_path):
+    """A detector's row and a probe's, as they were written then, beside one of today."""
+    how = "fast: SGD at 30 for a batch of 512, 100 epochs; cifar at 32 px, 50000 and 10000 images"
+    prose = {"config": f"cifar_resnet18; linear; {how}", "calibration": "512 images of cifar10, seed 0, MinMax"}
+    followed = {"calibration": "64 images of voc_2007_trainval, seed 0, MinMax, BN recalibrated"}
+    old = [
+        dataclasses.asdict(row(50.0)) | followed,
+        dataclasses.asdict(probe(80.0, seed=1, checkpoint_hash="other")) | prose,
+    ]
+    for each in old:
+        for name in ("scheme", "network", "protocol", "overrides", "placement"):
+            del each[name]
+        each["schema"] = 1
+    (tmp_path / "a.jsonl").write_text("".join(f"{json.dumps(each)}\n" for each in old))
+    rows.append(tmp_path / "a.jsonl", probe(90.0))
+    found = read_rows([tmp_path / "a.jsonl"])
+    detector = line(compare(6, found))
+    assert (detector.scheme, detector.calibration) == (
+        "norms=re-estimated",
+        "64 images of voc_2007_trainval, seed 0",
+    )
+    assert line(compare(1, found), backbone="ResNet-18").cells["linear/top1"].measured.mean == 85.0
 
 
 def test_of_one_second_the_later_counts_and_without_a_hash_the_name_tells():

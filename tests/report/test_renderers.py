@@ -4,12 +4,16 @@ import io
 import pytest
 from report.making import WIDTHS, row
 
+from ssql_det.cli.main import main
+from ssql_det.core.calibration import Calibration
+from ssql_det.core.rows import append
 from ssql_det.report.as_csv import HEADER, as_csv
 from ssql_det.report.as_markdown import as_markdown
 from ssql_det.report.comparison import blocks_of, curves, overview
 from ssql_det.report.document import Document
 from ssql_det.report.tables import compare
 
+pytestmark = pytest.mark.usefixtures("logging_as_it_was")
 SEEDS = [row(60.84 + 0.5 * seed, seed=seed, checkpoint_hash=f"h{seed}") for seed in (-1, 0, 1)]
 
 
@@ -66,17 +70,40 @@ def test_lines_that_differ_in_config_say_so_and_others_do_not():
 
 
 def test_a_label_has_what_lines_of_one_method_differ_in_and_not_what_methods_do():
-    byol = row(60.0, method="BYOL", config="table6/byol.yaml", calibration="64 images")
-    ours = [row(50.0, config="table6/ssql.yaml"), row(40.0, config="table6/ssql.yaml", calibration="32 images")]
+    byol = row(60.0, method="BYOL", config="table6/byol.yaml", calibration=Calibration(64))
+    ours = [row(50.0, config="table6/ssql.yaml"), row(40.0, config="table6/ssql.yaml", calibration=Calibration(32, 1))]
     text = text_of(compare(6, [byol, *ours]))
     assert cells(text, "BYOL", "4w4a")[3] == "60.0"
     assert cells(text, f"SSQL (ours) · {ours[0].calibration}", "4w4a")[3] == "50.0"
-    assert cells(text, "SSQL (ours) · 32 images", "4w4a")[3] == "40.0"
+    assert cells(text, "SSQL (ours) · 32 images, seed 1", "4w4a")[3] == "40.0"
     assert cells(text, "SimSiam", "FP")
     assert [curve.name for curve in curves(compare(6, [byol, ours[0]]), "bbox/AP", "boxes", "Boxes").curves] == [
         "BYOL",
         "SSQL (ours)",
     ]
+
+
+def test_rows_that_differ_in_scheme_alone_stand_on_two_lines_named_by_it(tmp_path, capsys):
+    """As `tables` writes them, which reads them from a file."""
+    with_own_bits = {"scheme": "act=mse", "overrides": {"backbone.res5.*": "8w8a"}}
+    for each in (row(50.0), row(40.0, scheme="act=mse"), row(30.0, **with_own_bits)):
+        append(tmp_path / "results.jsonl", each)
+    given = ["tables", "--table", "6", "--rows", str(tmp_path / "results.jsonl")]
+    main(given)
+    text = capsys.readouterr().out
+    assert cells(text, "SSQL (ours) · minmax", "4w4a")[3] == "50.0"
+    assert cells(text, "SSQL (ours) · act=mse", "4w4a")[3] == "40.0"
+    assert cells(text, "SSQL (ours) · act=mse, backbone.res5.\\* at 8w8a", "4w4a")[3] == "30.0"
+    assert cells(text, "SimSiam", "FP")
+    schemes = "act=mse or act=mse, backbone.res5.\\* at 8w8a or minmax"
+    assert f"Measured with config voc_r18_c4.yaml; scheme {schemes}; calibration 256" in text
+    main([*given, "--format", "csv"])
+    records = [r for r in csv.DictReader(io.StringIO(capsys.readouterr().out)) if r["state"] == "measured"]
+    assert {(r["method"], r["config"], r["calibration"]) for r in records} == {
+        ("SSQL (ours)", "voc_r18_c4.yaml", "256 images of voc_2007_trainval, seed 0")
+    }
+    found = {r["scheme"]: r["measured"] for r in records if r["metric"] == "bbox/AP50"}
+    assert found == {"minmax": "50.0", "act=mse": "40.0", "act=mse, backbone.res5.* at 8w8a": "30.0"}
 
 
 def test_a_line_whose_config_is_not_stated_is_not_mixed_with_one_that_says_it():

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from report.making import WIDTHS, cell, line, row
 
+from ssql_det.core.calibration import Calibration
 from ssql_det.core.errors import UserError
 from ssql_det.report.published import published_table
 from ssql_det.report.tables import Measured, compare
@@ -77,10 +78,15 @@ def test_another_measurement_does_not_replace(change):
 
 @pytest.mark.parametrize(
     "change",
-    [{"config": "short.yaml"}, {"calibration": "256 images of voc_2007_trainval, seed 0, MinMax, BN recalibrated"}],
-    ids=["config", "BN recalibrated"],
+    [
+        {"config": "short.yaml"},
+        {"scheme": "norms=re-estimated"},
+        {"overrides": {"backbone.res5.*": "8w8a"}},
+        {"calibration": Calibration(256, 1, "voc_2007_trainval")},
+    ],
+    ids=["config", "norms", "bits of single modules", "calibration"],
 )
-def test_rows_of_another_config_or_calibration_stand_on_their_own_line(change):
+def test_rows_of_another_config_scheme_or_calibration_stand_on_their_own_line(change):
     table = compare(6, [row(50.0), row(60.0, seed=1, **change)])
     lines = [each for each in table.lines if (each.method, each.bits) == ("SSQL (ours)", "4w4a")]
     assert sorted(each.cells["bbox/AP50"].measured.mean for each in lines) == [50.0, 60.0]
@@ -154,7 +160,7 @@ def test_the_command_fills_what_is_missing_and_nothing_else():
     assert line(table, bits="5w5a").filled_by == (
         "ssql-det sweep --config-file configs/detection/voc_r18_c4.yaml --bits 8,5 --scope backbone "
         "MODEL.WEIGHTS <ssql.pth> SSQL.METHOD SSQL OUTPUT_DIR sweeps/ssql-backbone "
-        "# calibration: 256 images of voc_2007_trainval, seed 0, MinMax"
+        "# scheme: minmax; calibration: 256 images of voc_2007_trainval, seed 0"
     )
     assert "SSQL.METHOD 'random init.' " in line(table, "random init.").filled_by
 

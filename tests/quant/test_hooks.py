@@ -4,7 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from ssql_det.quant.taps import OWN, recorded, shadowed
+from ssql_det.quant import QuantPoint, Side
+from ssql_det.quant.hooks import hooked, recorded, shadowed
+
+WEIGHT = QuantPoint("0", Side.WEIGHT)
 
 
 def test_attributes_are_others_inside_and_their_own_again_after():
@@ -15,12 +18,42 @@ def test_attributes_are_others_inside_and_their_own_again_after():
         assert layer.weight is other
         assert layer.norm == "a norm"
         assert layer.state_dict()["weight"].data_ptr() == weight.data_ptr()
-        with shadowed(layer, weight=OWN, bias=None):
+        with shadowed(layer, weight=weight, bias=None):
             assert layer.weight is weight
             assert layer.bias is None
         assert layer.weight is other
         assert layer.bias is bias
     assert (layer.weight, layer.bias, layer.norm) == (weight, bias, None)
+
+
+def test_a_hooked_weight_is_made_from_the_parameter_and_the_innermost_one_counts():
+    network = nn.Sequential(nn.Linear(2, 2))
+    weight, x = network[0].weight, torch.ones(1, 2)
+    with hooked(network, WEIGHT, lambda own: 2 * own):
+        assert torch.equal(network[0].weight, 2 * weight)
+        with hooked(network, WEIGHT, lambda own: 3 * own):
+            assert torch.equal(network[0].weight, 3 * weight)  # not six times: of the parameter
+        assert torch.equal(network[0].weight, 2 * weight)
+        with hooked(network, WEIGHT, None):
+            assert network[0].weight is weight
+        with shadowed(network[0], weight=torch.zeros(2, 2)):
+            assert torch.equal(network(x)[0], network[0].bias)
+        assert torch.equal(network(x), x @ (2 * weight).T + network[0].bias)
+    assert network[0].weight is weight
+    assert not network[0]._forward_pre_hooks
+
+
+def test_an_action_that_fails_leaves_no_trace():
+    network = nn.Sequential(nn.Linear(2, 2))
+    weight = network[0].weight
+    with pytest.raises(ZeroDivisionError), hooked(network, WEIGHT, lambda own: 1 / 0):
+        pass
+    with hooked(network, WEIGHT, lambda own: 2 * own):
+        with pytest.raises(ZeroDivisionError), hooked(network, WEIGHT, lambda own: 1 / 0):
+            pass
+        assert torch.equal(network[0].weight, 2 * weight)
+    assert network[0].weight is weight
+    assert not network[0]._forward_pre_hooks
 
 
 def test_a_failure_lets_go():

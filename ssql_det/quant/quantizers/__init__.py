@@ -1,0 +1,29 @@
+"""How a tensor is quantized: one file a quantizer, registered by name for weights or for activations.
+
+=========== ================== ==========================================================================
+minmax      weight, activation the published one: the range is all that there is
+percentile  activation         without the farthest values
+mse         weight, activation the range, or the scale of a channel, of the least error
+centred     weight             a grid symmetric about 0, by least squares
+=========== ================== ==========================================================================
+"""
+
+from ssql_det.quant.quantizers import centred, minmax, mse, percentile
+from ssql_det.quant.quantizers.observers import Histogram, MinMaxObserver, Observer
+from ssql_det.quant.quantizers.quantizer import ACTIVATIONS, WEIGHTS, Integers, Place, Quantizer, RangeQuantizer
+
+__all__ = [
+    "ACTIVATIONS",
+    "WEIGHTS",
+    "Histogram",
+    "Integers",
+    "MinMaxObserver",
+    "Observer",
+    "Place",
+    "Quantizer",
+    "RangeQuantizer",
+    "centred",
+    "minmax",
+    "mse",
+    "percentile",
+]

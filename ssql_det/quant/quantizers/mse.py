@@ -1,0 +1,98 @@
+"""``mse``: the range or the scale of the least error, ``sum |x - x_q| ** exponent``. ``mse:2.4`` has QDrop's exponent.
+
+Activations are searched on a histogram. A weight is searched channel by channel, on the published grid: from
+``-2^(b-1)`` to ``2^(b-1) - 1``, which clips the positive side by one step more than the negative. At 2 bits a scale
+that clips makes such a grid biased, and the network with it: there ``centred`` is the one to use.
+
+QDrop: Wei et al., ICLR 2022.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ssql_det.core.errors import UserError
+from ssql_det.quant.affine import QParams, choose_qparams, fake_quantize
+from ssql_det.quant.quantizers.observers import Histogram
+from ssql_det.quant.quantizers.quantizer import (
+    ACTIVATIONS,
+    WEIGHTS,
+    Integers,
+    Place,
+    Quantizer,
+    RangeQuantizer,
+    integers_on,
+)
+from ssql_det.quant.quantizers.scale_search import ScaleSearch
+
+_COARSE, _FINE = 20, 100  # parts of an end: searched on the whole first, then about the best
+
+
+@WEIGHTS.register("mse")
+class MseWeight(Quantizer):
+    """Per output channel, symmetric; the scale is a constant for gradients."""
+
+    def __init__(self, place: Place, exponent: float = 2.0) -> None:
+        super().__init__(place)
+        self._search = ScaleSearch(_on_grid, place.axis or 0, _checked(exponent))
+
+    def forward(self, x: Tensor, bits: int) -> Tensor:
+        return fake_quantize(x, _grid(self._search(x, bits), bits))
+
+    def integers(self, x: Tensor, bits: int) -> Integers | None:
+        return integers_on(x.detach(), _grid(self._search(x, bits), bits))
+
+
+@ACTIVATIONS.register("mse")
+class MseActivation(RangeQuantizer):
+    """Per tensor, asymmetric. An end lies between 0, or what is nearest to it, and the farthest value on its side."""
+
+    observe_with = Histogram
+    observer: Histogram
+    widths = range(2, 11)  # a step has to be wider than a bin
+
+    def __init__(self, place: Place, exponent: float = 2.0) -> None:
+        super().__init__(place)
+        self._exponent = _checked(exponent)
+
+    def range(self, bits: int) -> tuple[Tensor, Tensor]:
+        low, high = (end.double() for end in self.observer.ends)
+        edges, counts = self.observer.bins()
+        values = (edges + self.observer.width / 2).clamp(low, high)
+        nearest = low.new_zeros(()).clamp(low, high)
+
+        def error(lows: int, highs: int) -> float:
+            grid = choose_qparams(*self._ends(low, high, nearest, lows, highs), bits)
+            return float((values - fake_quantize(values, grid)).abs().pow(self._exponent) @ counts)
+
+        step = _FINE // _COARSE
+        lows, highs = (
+            range(step, _FINE + 1, step) if end != nearest else range(_FINE, _FINE + 1) for end in (low, high)
+        )
+        best = min((error(a, b), -a, -b) for a in lows for b in highs)
+        fine_lows, fine_highs = (
+            range(max(-place - step, 1), min(-place + step, _FINE) + 1) if len(among) > 1 else among
+            for place, among in zip(best[1:], (lows, highs), strict=True)
+        )
+        _, a, b = min((error(a, b), -a, -b) for a in fine_lows for b in fine_highs)
+        found = self._ends(low, high, nearest, -a, -b)
+        return found[0].to(self.observer.ends[0]), found[1].to(self.observer.ends[0])
+
+    @staticmethod
+    def _ends(low: Tensor, high: Tensor, nearest: Tensor, lows: int, highs: int) -> tuple[Tensor, Tensor]:
+        return nearest + (low - nearest) * lows / _FINE, nearest + (high - nearest) * highs / _FINE
+
+
+def _grid(scale: Tensor, bits: int) -> QParams:
+    return QParams(scale, torch.zeros_like(scale), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+
+
+def _on_grid(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
+    return fake_quantize(weight, _grid(scale, bits))
+
+
+def _checked(exponent: float) -> float:
+    if not 1 <= exponent <= 10:
+        raise UserError(f"the exponent of an error is 1 to 10, got {exponent:g}: mse:2.4")
+    return exponent

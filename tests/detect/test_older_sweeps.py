@@ -1,0 +1,111 @@
+"""A sweep that was begun before there were schemes goes on: rows of schema 1, a plan of other keys, a ranges.json."""
+
+import dataclasses
+import json
+import logging
+
+import pytest
+from detect.runs import numbers
+from detect.sweeps import PLAN, swept
+
+from ssql_det.core import rows
+from ssql_det.core.errors import UserError
+from ssql_det.detect.measure import Plan
+from ssql_det.quant import Bits, Calibration, Scheme
+
+RE_ESTIMATED = Plan("all", Calibration(4), Scheme(norms="re-estimated"))
+OVERRIDDEN = Plan("all", Calibration(4), overrides={"backbone.res4.*": Bits(8, 8), "roi_heads.*": Bits(6, 6)})
+PROSE = "4 images of toy_voc_2007_trainval, seed 0, MinMax"
+SAID = {  # by a row of schema 1
+    "minmax": (PLAN, PROSE),
+    "norms": (RE_ESTIMATED, f"{PROSE}, BN recalibrated"),
+    "bits file": (OVERRIDDEN, f"{PROSE}, backbone.res4.* at 8w8a, roi_heads.* at 6w6a"),
+}
+OF_TRAINING = {"EVAL_PERIOD": 0, "EVAL_BITS": ["FP", "8w8a", "4w4a"], "SCOPE": "all", "CALIB_IMAGES": 32}
+
+
+def make_older(folder, calibration, widths=("FP", "4w4a")):
+    """Turn what a sweep has left into what it would have been, with the rows of these widths."""
+    kept = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    for row in kept:
+        for name in ("scheme", "network", "protocol", "overrides", "placement"):
+            del row[name]
+        row.update(calibration=calibration, schema=1)
+    lines = [json.dumps(row) + "\n" for row in kept if row["bits"] in widths]
+    assert len(lines) == len(widths)
+    (folder / "results.jsonl").write_text("".join(lines))
+    plan = json.loads((folder / "sweep.json").read_text())
+    plan["--recalibrate-bn"] = plan.pop("--scheme") == "norms=re-estimated"
+    plan |= {f"SSQL.{key}": value for key, value in OF_TRAINING.items()}
+    (folder / "sweep.json").write_text(json.dumps(dict(sorted(plan.items())), indent=1))
+    (folder / "quantization.safetensors").unlink()
+    (folder / "ranges.json").write_text(json.dumps({"format": "ssql_det ranges", "version": 1, "points": {}}))
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def warnings(caplog):
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@pytest.mark.parametrize(("plan", "said"), SAID.values(), ids=SAID)
+def test_it_takes_the_rows_and_calibrates_again_for_the_rest(plan, said, learned, caplog, tmp_path):
+    expected = swept(learned, tmp_path, "FP,4,5", plan)
+    saved = (tmp_path / "quantization.safetensors").read_bytes()
+    make_older(tmp_path, said)
+    before = files(tmp_path)
+    found = swept(learned, tmp_path, "FP,4,5", plan)
+    as_older = [dataclasses.replace(row, network="") for row in expected[:2]]  # schema 1 did not say
+    assert found[:2] == as_older
+    assert numbers(found[2:]) == numbers(expected[2:])
+    assert warnings(caplog) == [f"{tmp_path}/ranges.json is of an older ssql_det and is not read; calibrating again"]
+    after = files(tmp_path)
+    assert after["results.jsonl"].startswith(before["results.jsonl"])
+    assert rows.read(tmp_path / "results.jsonl") == found
+    assert after["ranges.json"] == before["ranges.json"]
+    if plan is not RE_ESTIMATED:  # those of FP and of 4 bits are not needed again
+        assert after["quantization.safetensors"] == saved
+    swept(learned, tmp_path, "FP,6", plan)
+    assert len(warnings(caplog)) == 1, "there is a calibration now"
+
+
+def test_one_that_is_done_is_taken_as_it_is(whole_sweep, learned, caplog, tmp_path):
+    swept(learned, tmp_path)
+    make_older(tmp_path, PROSE, ("FP", "8w8a", "4w4a"))
+    before = files(tmp_path)
+    found = swept(learned, tmp_path)
+    assert {bits: dataclasses.replace(row, network="narrow_resnet") for bits, row in numbers(found).items()} == numbers(
+        whole_sweep[1]
+    )
+    assert not warnings(caplog)
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("plan", "other", "difference"),
+    [
+        (PLAN, RE_ESTIMATED, "--scheme 'minmax' (now 'norms=re-estimated')"),
+        (RE_ESTIMATED, PLAN, "--scheme 'norms=re-estimated' (now 'minmax')"),
+        (PLAN, Plan("all", Calibration(5)), "--calib-images 4 (now 5)"),
+    ],
+)
+def test_another_sweep_in_its_folder_is_refused(plan, other, difference, learned, tmp_path):
+    (said,) = [prose for known, prose in SAID.values() if known is plan]
+    swept(learned, tmp_path, "FP", plan)
+    make_older(tmp_path, said, ("FP",))
+    before = files(tmp_path)
+    with pytest.raises(UserError) as refusal:
+        swept(learned, tmp_path, "FP,4", other)
+    assert str(refusal.value) == f"the sweep in {tmp_path} has {difference}; choose another OUTPUT_DIR"
+    assert files(tmp_path) == before
+
+
+def test_one_that_came_to_no_row_is_begun_again(learned, caplog, tmp_path):
+    """Killed in its first evaluation: the plan and the ranges were there."""
+    expected = swept(learned, tmp_path, "4")
+    make_older(tmp_path, PROSE, ("4w4a",))
+    (tmp_path / "results.jsonl").unlink()
+    assert numbers(swept(learned, tmp_path, "4")) == numbers(expected)
+    assert len(warnings(caplog)) == 1

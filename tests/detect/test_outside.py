@@ -1,0 +1,63 @@
+"""A quantizer that a module outside the package registers goes the whole way: no other file knows it."""
+
+import outside
+import torch
+from detect.sweeps import command
+
+from ssql_det.backbones import build_backbone
+from ssql_det.cli.main import main
+from ssql_det.convert import Checkpoint, architecture_of, write
+from ssql_det.core import rows
+from ssql_det.core.ranks import launch
+from ssql_det.quant import Quantization, parse_widths
+
+IMAGES = torch.randn(6, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+
+
+def sums(quantization):
+    return torch.stack([quantization[point].observer.sums for point in quantization.points if not point.is_weight])
+
+
+def test_it_is_calibrated_saved_and_loaded(tmp_path):
+    quantization = outside.calibrated(IMAGES.split(2))
+    quantization.save(tmp_path / "q.safetensors")
+    again = Quantization.load(tmp_path / "q.safetensors", quantization.model)
+    assert str(again.scheme) == "act=sigmas"  # three is its default
+    for bits in parse_widths("8,4,2w4a"):
+        with quantization.at(bits):
+            expected = quantization.model(IMAGES)
+        with again.at(bits):
+            assert torch.equal(again.model(IMAGES), expected)
+
+
+def test_two_processes_are_one(tmp_path):
+    launch(outside.calibrate_share, IMAGES, tmp_path, processes=2)
+    whole = outside.calibrated(IMAGES.split(1))
+    for rank in range(2):
+        half = Quantization.load(tmp_path / f"{rank}.safetensors", outside.network())
+        torch.testing.assert_close(sums(half), sums(whole), rtol=1e-12, atol=1e-12)
+
+
+def test_it_is_swept_drawn_and_put_in_tables(learned, toy, tmp_path, capsys):
+    out = tmp_path / "sweep"
+    main(command(learned, out, "--scheme", outside.SCHEME, bits="FP,4"))
+    main(command(learned, tmp_path / "minmax", bits="FP,4"))
+    found = rows.read(out / "results.jsonl")
+    assert {row.scheme for row in found} == {"act=sigmas"}
+    assert found[0].metrics == rows.read(tmp_path / "minmax/results.jsonl")[0].metrics  # full precision
+    assert found[1].metrics != rows.read(tmp_path / "minmax/results.jsonl")[1].metrics
+    capsys.readouterr()
+    both = [str(each / "results.jsonl") for each in (out, tmp_path / "minmax")]
+    main(["tables", "--table", "6", "--rows", *both, "--dataset", "toy_voc_2007_test"])
+    page = capsys.readouterr().out
+    assert "act=sigmas" in page
+    assert "minmax" in page
+
+
+def test_it_is_probed(toy, tmp_path):
+    torch.manual_seed(0)
+    backbone = build_backbone("narrow_resnet").module
+    write(Checkpoint(architecture_of(backbone), backbone.state_dict()), tmp_path / "b.pth", "ssql_det")
+    given = ["--checkpoint", str(tmp_path / "b.pth"), "--data", str(toy / "crops"), "--scheme", outside.SCHEME]
+    main(["probe", "knn", *given, "--bits", "FP,4", "--out", str(tmp_path / "rows.jsonl")])
+    assert {row.scheme for row in rows.read(tmp_path / "rows.jsonl")} == {"act=sigmas"}

@@ -1,0 +1,138 @@
+"""Another scheme than the published one, from a sweep's rows over its calibration on disk to predictions."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+from detect.making import C4, CONFIGS, config, tiny
+from detect.runs import numbers
+from detect.sweeps import MANY, command, swept
+from refusals import refused
+
+from ssql_det.cli.main import main
+from ssql_det.core import rows
+from ssql_det.core.errors import UserError
+from ssql_det.detect import detector_points
+from ssql_det.detect.data import calibration_images
+from ssql_det.detect.measure import Plan, calibrate
+from ssql_det.detect.predict import detect
+from ssql_det.detect.weights import trained_detector
+from ssql_det.quant import Calibration, Quantization, Scheme, parse_widths
+
+SCHEME = "weight=centred, act=mse, norms=re-estimated"
+PLAN = Plan("all", Calibration(4), Scheme.parse(SCHEME))
+
+
+@pytest.fixture(scope="module")
+def in_scheme(toy_data_in_place, learned, tmp_path_factory):
+    """The folder of a sweep in it, by the command."""
+    folder = tmp_path_factory.mktemp("in_scheme")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ssql_det.core.console.set_up_logging", lambda *ignored: None)
+        main(command(learned, folder, "--scheme", SCHEME))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    generator = np.random.default_rng(0)
+    for name, size in (("a.png", (90, 60)), ("b.png", (50, 80))):
+        cv2.imwrite(str(folder / name), cv2.resize(generator.integers(0, 255, (8, 8, 3), np.uint8), size))
+    return folder
+
+
+def predict(weights, out, photos, *flags, bits="FP,8,4"):
+    given = ["--bits", bits, "--score", "0", "--calib-images", "4", "--out", str(out), *map(str, flags)]
+    return ["predict", "--config-file", str(CONFIGS / C4), *given, *tiny(MODEL__WEIGHTS=weights, **MANY), str(photos)]
+
+
+def written(out):
+    """The detections in the files of a prediction, by bits and image."""
+    found = {}
+    for path in out.glob("detections_*.json"):
+        by_image = found.setdefault(path.stem.removeprefix("detections_"), ([], []))
+        for each in json.loads(path.read_text())["annotations"]:
+            by_image[each.pop("image_id") - 1].append(each)
+            del each["id"]
+    return found
+
+
+def test_rows_say_the_scheme_and_are_those_of_no_other(in_scheme, whole_sweep):
+    found = rows.read(in_scheme / "results.jsonl")
+    assert [row.bits for row in found] == ["FP", "8w8a", "4w4a"]
+    for row, plain in zip(found, whole_sweep[1], strict=True):
+        assert (row.scheme, row.placement) == (SCHEME, "published")
+        assert row.calibration == plain.calibration == Calibration(4, 0, "toy_voc_2007_trainval")
+        assert row.metrics["bbox/AP"] != plain.metrics["bbox/AP"]
+        assert row.metrics["MB"] == plain.metrics["MB"]
+
+
+def test_each_part_of_it_changes_the_numbers(in_scheme, learned, tmp_path):
+    found = {SCHEME: rows.read(in_scheme / "results.jsonl")[-1].metrics["bbox/AP"]}
+    for text in ("minmax", "weight=centred", "act=mse", "norms=re-estimated", "weight=centred, act=mse"):
+        plan = Plan("all", Calibration(4), Scheme.parse(text))
+        (row,) = swept(learned, tmp_path / text, "4", plan)
+        found[text] = row.metrics["bbox/AP"]
+    assert len(set(found.values())) == len(found) == 6
+
+
+def test_more_widths_later_are_as_if_from_the_first(in_scheme, learned, tmp_path):
+    swept(learned, tmp_path, "4", PLAN)
+    found = swept(learned, tmp_path, "FP,8,4", PLAN)
+    expected = rows.read(in_scheme / "results.jsonl")
+    assert [row.metrics for row in found] == [row.metrics for row in expected]
+    name = "quantization.safetensors"
+    assert (tmp_path / name).read_bytes() == (in_scheme / name).read_bytes()
+
+
+def test_predictions_are_those_of_the_same_quantization_in_process(in_scheme, learned, photos, tmp_path):
+    main(predict(learned, tmp_path / "saved", photos, "--quantization", in_scheme / "quantization.safetensors"))
+    main(predict(learned, tmp_path / "anew", photos, "--scheme", SCHEME))
+    cfg = config(C4, MODEL__WEIGHTS=learned, **MANY)
+    model, _ = trained_detector(cfg)
+    quantization = Quantization(model, detector_points(model, "all"), Scheme.parse(SCHEME))
+    batches = calibration_images(cfg, Calibration(4))
+    calibrate(quantization, batches)
+    paths = [photos / "a.png", photos / "b.png"]
+    found = detect(cfg, quantization, paths, parse_widths("FP,8,4"), 0.0, batches)
+    expected = {str(bits): tuple(detections) for bits, detections in found.items()}
+    assert list(expected) == ["FP", "8w8a", "4w4a"]
+    assert all(detections for of_width in expected.values() for detections in of_width)
+    assert expected["FP"] != expected["8w8a"] != expected["4w4a"] != expected["FP"]
+    assert written(tmp_path / "saved") == written(tmp_path / "anew") == expected
+
+
+def test_a_width_that_was_not_swept_has_no_norms(in_scheme, learned, photos, capsys, tmp_path):
+    given = predict(learned, tmp_path, photos, "--quantization", in_scheme / "quantization.safetensors", bits="6")
+    assert refused(capsys, *given) == (
+        "error: norms=re-estimated has no images to estimate this width's statistics from; calibrate it, too"
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_of_another_scheme_than_is_asked_for_is_refused(in_scheme, learned, photos, capsys, tmp_path):
+    saved = in_scheme / "quantization.safetensors"
+    line = refused(capsys, *predict(learned, tmp_path, photos, "--quantization", saved, "--scheme", "act=mse"))
+    assert line == f"error: {saved} is of the scheme {SCHEME}, asked for is act=mse; calibrate again for it"
+    line = refused(capsys, *predict(learned, tmp_path, photos, "--quantization", saved, "--scope", "backbone"))
+    assert f"{saved} is of other points: " in line
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("text", ["minmax", "act=mse, norms=re-estimated", "weight=centred, act=mse:2.4"])
+def test_another_scheme_in_the_same_folder_is_refused(text, in_scheme, learned):
+    before = {path.name: path.read_bytes() for path in in_scheme.iterdir()}
+    with pytest.raises(UserError) as refusal:
+        swept(learned, in_scheme, "FP,5", Plan("all", Calibration(4), Scheme.parse(text)))
+    difference = f"--scheme {SCHEME!r} (now {text!r})"
+    assert str(refusal.value) == f"the sweep in {in_scheme} has {difference}; choose another OUTPUT_DIR"
+    assert {path.name: path.read_bytes() for path in in_scheme.iterdir()} == before
+
+
+def test_one_scheme_written_in_two_ways_is_one_sweep(in_scheme, learned):
+    same = Scheme.parse("norms = re-estimated,act=mse:2,weight=centred,placement=published")
+    found = swept(learned, in_scheme, plan=Plan("all", Calibration(4), same))
+    assert found == rows.read(in_scheme / "results.jsonl")
+    assert len(numbers(found)) == 3

@@ -1,0 +1,57 @@
+"""A quantizer from outside the package: a range of some standard deviations, with an observer and a collective's sums
+of its own. And what runs in two processes with it."""
+
+import torch
+
+from ssql_det.core.ranks import rank
+from ssql_det.quant import ACTIVATIONS, Quantization, RangeQuantizer, Scheme
+from ssql_det.quant.quantizers import Observer
+
+SCHEME = "act=sigmas:3"
+
+
+class Moments(Observer):
+    """How many, their sum, the sum of their squares."""
+
+    def update(self, x):
+        if x.numel() == 0:
+            return
+        x = x.detach().double()
+        maxima = torch.stack((-x.min(), x.max())).float()
+        self.align(maxima if self.maxima is None else torch.maximum(self.maxima, maxima))
+        self.sums = self.sums + torch.stack((torch.tensor(x.numel()).double(), x.sum(), x.square().sum()))
+
+    def align(self, maxima):
+        self.maxima = maxima
+        self.sums = torch.zeros(3, dtype=torch.float64) if self.sums is None else self.sums
+
+
+@ACTIVATIONS.register("sigmas")
+class Sigmas(RangeQuantizer):
+    observe_with = Moments
+
+    def __init__(self, place, count=3.0):
+        super().__init__(place)
+        self.count = count
+
+    def range(self, bits):
+        number, total, squares = self.observer.sums
+        mean, reach = total / number, self.count * (squares / number - (total / number) ** 2).clamp(min=0).sqrt()
+        low, high = self.observer.ends
+        return torch.maximum(low, (mean - reach).float()), torch.minimum(high, (mean + reach).float())
+
+
+def network():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(*(torch.nn.Conv2d(3, 3, 3) for _ in range(3))).eval()
+
+
+def calibrated(images):
+    quantization = Quantization(network(), scheme=Scheme.parse(SCHEME))
+    quantization.calibrate(images)
+    return quantization
+
+
+def calibrate_share(images, directory):
+    """Of two processes: each calibrates with every second image."""
+    calibrated(images[rank() :: 2].split(1)).save(directory / f"{rank()}.safetensors")

@@ -1,0 +1,48 @@
+"""What a step of SSQL costs beyond arithmetic: reads of tensors back to Python, and collectives."""
+
+import collectives_step
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ssql_det.backbones import build_backbone
+from ssql_det.core.ranks import launch
+from ssql_det.quant import SampledBits, affine
+from ssql_det.ssl import SSQL, SimSiam
+
+
+class Reads(TorchDispatchMode):
+    """Counts what makes a GPU's queue run empty: values that go to Python."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_of_a_resnet50_reads_at_most_three_values(monkeypatch):
+    """On a GPU's path, which is taken on the CPU here. A list of values is one read."""
+    monkeypatch.setattr(affine, "_reading_is_free", lambda x: False)
+    lists, tolist = [], torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: lists.append(1) or tolist(tensor))
+    torch.manual_seed(0)
+    network = SSQL(SimSiam(build_backbone("resnet50"), 64, 32), SampledBits(0)).train()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
+    views = [torch.randn(2, 3, 32, 32) for _ in range(2)]
+    with Reads() as reads:
+        loss = network(views, 0)
+        assert loss.isfinite()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert 1 <= reads.count + len(lists) <= 3
+
+
+@pytest.mark.parametrize(("scheme", "collectives"), [("minmax", ["max"]), ("act=mse", ["max", "sum"])])
+def test_ranges_of_all_ranks_are_one_collective_and_counts_another(scheme, collectives, tmp_path):
+    launch(collectives_step.run, scheme, tmp_path, processes=2)
+    for rank in range(2):
+        assert (tmp_path / str(rank)).read_text().split() == collectives

@@ -1,0 +1,65 @@
+"""Schemes as people write them: read, printed, read again; what cannot be served is one sentence."""
+
+import itertools
+
+import pytest
+
+from ssql_det.core.errors import UserError
+from ssql_det.quant import Scheme
+
+
+@pytest.mark.parametrize(
+    ("text", "scheme", "printed"),
+    [
+        ("minmax", Scheme(), "minmax"),
+        ("act=mse", Scheme(act="mse"), "act=mse"),
+        ("mse", Scheme("mse", "mse"), "mse"),
+        (" weight = centred , act=mse:2.4 ", Scheme("centred", "mse:2.4"), "weight=centred, act=mse:2.4"),
+        ("act=mse:2", Scheme(act="mse"), "act=mse"),  # the default exponent
+        ("act=percentile:99.90", Scheme(act="percentile:99.9"), "act=percentile:99.9"),
+        ("norms=re-estimated", Scheme(norms="re-estimated"), "norms=re-estimated"),
+        ("mse:2.4, norms=re-estimated", Scheme("mse:2.4", "mse:2.4", "re-estimated"), "mse:2.4, norms=re-estimated"),
+        ("minmax, placement=published", Scheme(), "minmax"),
+    ],
+)
+def test_texts_are_read_and_printed_in_one_way(text, scheme, printed):
+    assert Scheme.parse(text) == scheme
+    assert str(scheme) == printed
+    assert Scheme.parse(printed) == scheme
+
+
+def test_every_scheme_is_what_it_prints():
+    weights, acts = ("minmax", "mse", "mse:3", "centred"), ("minmax", "percentile:99", "mse", "mse:3")
+    schemes = {Scheme(*each) for each in itertools.product(weights, acts, ("trained", "re-estimated"))}
+    assert len({str(scheme) for scheme in schemes}) == len(schemes) == 32
+    assert all(Scheme.parse(str(scheme)) == scheme for scheme in schemes)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("minmx", "unknown weight quantizer 'minmx'; did you mean 'minmax'?"),
+        ("act=percentle", "unknown activation quantizer 'percentle'; did you mean 'percentile'?"),
+        (
+            "weight=percentile",
+            "'percentile' is no weight quantizer, it serves the other side (weight quantizers: centred, minmax, mse)",
+        ),
+        ("centred", "'centred' is no activation quantizer"),
+        ("wieght=mse", "a scheme has no 'wieght'; did you mean 'weight'?"),
+        ("act=mse, act=minmax", "says act twice"),
+        ("mse, act=minmax", "says act twice"),
+        ("act=mse:x", "a quantizer is a name and numbers behind colons, as mse:2.4; got 'mse:x'"),
+        ("act=minmax:3", "'minmax' takes 0 value"),
+        ("act=mse:2:3", "'mse' takes 1 value"),
+        ("norms=matched", "unknown norms 'matched'"),
+        ("placement=publisht", "unknown placement 'publisht'; did you mean 'published'?"),
+        ("", "unknown weight quantizer ''"),
+        ("act=mse:99", "the exponent of an error is 1 to 10, got 99"),
+        ("act=mse:nan", "the exponent of an error is 1 to 10, got nan"),
+        ("act=percentile:50", "a percentile is more than 50 and at most 100, got 50"),
+    ],
+)
+def test_mistakes_are_one_sentence(text, said):
+    with pytest.raises(UserError) as refusal:
+        Scheme.parse(text)
+    assert said in str(refusal.value)
