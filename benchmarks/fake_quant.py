@@ -14,7 +14,7 @@ import torch
 import torchvision
 from timing import alternate, report
 
-from ssql_det.quant import choose_qparams, fake_quantize, observing, quant_points
+from ssql_det.quant import Quantization, choose_qparams, fake_quantize
 
 
 class Round(torch.autograd.Function):
@@ -65,14 +65,14 @@ def bytes_kept() -> bool:
 
 def observing_cost(rounds: int, batch: int, size: int) -> bool:
     model, images = torchvision.models.resnet18().eval(), torch.randn(batch, 3, size, size)
-    points = quant_points(model)
+    quantization = Quantization(model)
 
     def plain() -> None:
         with torch.no_grad():
             model(images)
 
     def observed() -> None:
-        with torch.no_grad(), observing(model, points):
+        with torch.no_grad(), quantization.observing():
             model(images)
 
     return report(

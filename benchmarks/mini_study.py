@@ -1,7 +1,7 @@
 """What SSQL's pretraining is worth at each bit-width, on two CPU cores: ``python benchmarks/mini_study.py OUT``.
 
 The mini config over several seeds: random weights, SimSiam, SSQL, all from the same start. Linear and kNN accuracy of
-the frozen backbone at every bit-width, with the norms' statistics as trained and estimated anew; and the gap in the
+the frozen backbone at every bit-width, with the norms' statistics as trained and re-estimated; and the gap in the
 training loss between 2w4a and full precision. Mean and standard deviation over the seeds, whatever they show, as
 Markdown on the terminal; rows in OUT. What is finished is not run again. Two jobs at a time, of one thread each.
 """
@@ -20,6 +20,7 @@ CONFIG = Path(__file__).parents[1] / "configs" / "pretrain" / "mini.yaml"
 METHODS = ("random", "SimSiam", "SSQL")
 BITS = ("FP", "8w8a", "6w6a", "5w5a", "4w4a", "3w3a", "2w4a")
 KINDS = ("linear", "knn")
+NORMS = ("trained", "re-estimated")
 
 
 def job(method: str, seed: int, out: str, data: str, changes: list[str]) -> None:
@@ -34,13 +35,14 @@ def job(method: str, seed: int, out: str, data: str, changes: list[str]) -> None
     from ssql_det.pretrain.loop import pretrain
     from ssql_det.pretrain.optim import build_optimizer
     from ssql_det.pretrain.probing import Plan, probed
+    from ssql_det.quant import Scheme
 
     torch.set_num_threads(1)
     folder = Path(out) / f"{method}_{seed}"
     keys = ["DATA.TRAIN", data, "OUTPUT_DIR", str(folder), "SEED", str(seed), "MONITOR.PERIOD", "0", *changes]
     cfg = read_config(CONFIG, [*keys, "SSQL.ENABLED", str(method == "SSQL")])
     if (folder / "gap.json").exists():
-        require_same_run(cfg, folder, ())
+        require_same_run(cfg, folder, (), {})
         return
     if method != "random":
         pretrain(cfg, resume=True)
@@ -53,8 +55,8 @@ def job(method: str, seed: int, out: str, data: str, changes: list[str]) -> None
         save_config(cfg, folder)
     run.resume(folder, total=1 << 62)
     (folder / "results.jsonl").unlink(missing_ok=True)
-    for is_recalibrated in (False, True):
-        plan = Plan(KINDS, recalibrate_bn=is_recalibrated, seed=seed)
+    for norms in NORMS:
+        plan = Plan(KINDS, calibration=512, scheme=Scheme(norms=norms), seed=seed)
         for row in probed(str(folder / NAME), data, ",".join(BITS), cfg.DATA.RECIPE, plan):
             rows.append(folder / "results.jsonl", row)
     (folder / "gap.json").write_text(json.dumps(loss_gap(cfg, run.method)))
@@ -67,11 +69,12 @@ def loss_gap(cfg, method, batches: int = 20) -> float:
     from ssql_det.pretrain.config import views_of
     from ssql_det.pretrain.data import open_images
     from ssql_det.pretrain.stream import training_batches
-    from ssql_det.quant import Bits, observing, quantized
+    from ssql_det.quant import Bits, Quantization
     from ssql_det.ssl import encoder_points
     from ssql_det.ssl.views import draws_of
 
-    recipe, points, gaps = views_of(cfg), encoder_points(method.encoder), []
+    recipe, gaps = views_of(cfg), []
+    quantization = Quantization(method.encoder, encoder_points(method.encoder))
     stream = training_batches(open_images(cfg.DATA.TRAIN), recipe.frame, cfg.OPTIM.BATCH, cfg.SEED + 1000)
     method.train()
     for _, batch in zip(range(batches), stream, strict=False):
@@ -80,10 +83,10 @@ def loss_gap(cfg, method, batches: int = 20) -> float:
             for number, view in enumerate(batch.views)
         ]
         with torch.no_grad():
-            with observing(method.encoder, points) as ranges:
+            with quantization.observing():
                 encoded = method.encode(views)
             targets = method.targets(views, encoded)
-            with quantized(method.encoder, points, ranges, Bits(2, 4)):
+            with quantization.at(Bits(2, 4)):
                 low = method.encode(views)
             gaps.append(float(method.loss(low, targets) - method.loss(encoded, targets)))
     return statistics.fmean(gaps)
@@ -92,6 +95,7 @@ def loss_gap(cfg, method, batches: int = 20) -> float:
 def table(out: str, seeds: list[int]) -> None:
     """Mean and sample deviation over the seeds."""
     from ssql_det.core import rows
+    from ssql_det.quant import Scheme
 
     def said(values: list[float], digits: int) -> str:
         spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
@@ -102,14 +106,10 @@ def table(out: str, seeds: list[int]) -> None:
         for method in METHODS
     }
     print("| norms | probe | method | " + " | ".join(BITS) + " |\n|" + "---|" * (3 + len(BITS)))
-    for norms in ("as trained", "BN recalibrated"):
+    for norms in NORMS:
         for kind in KINDS:
             for method in METHODS:
-                kept = [
-                    row
-                    for row in found[method]
-                    if row.calibration.endswith("BN recalibrated") == (norms != "as trained")
-                ]
+                kept = [row for row in found[method] if Scheme.parse(row.scheme).norms == norms]
                 cells = [said([row.metrics[f"{kind}/top1"] for row in kept if row.bits == bits], 1) for bits in BITS]
                 print(f"| {norms} | {kind} | {method} | " + " | ".join(cells) + " |")
     print("\n| method | loss at 2w4a less the float loss |\n|---|---|")

@@ -52,7 +52,7 @@ def jobs(name: str, folder: Path):
     from ssql_det.detect.evaluate import evaluate
     from ssql_det.detect.measure import Plan
     from ssql_det.detect.sweep import sweep
-    from ssql_det.quant import parse_widths
+    from ssql_det.quant import Calibration, parse_widths
 
     cfg, model = seeded(name)
     torch.save({"model": model.state_dict()}, folder / "model.pth")
@@ -62,12 +62,14 @@ def jobs(name: str, folder: Path):
         with tempfile.TemporaryDirectory() as scratch:
             evaluate(model, evaluation_images(cfg, dataset), dataset, scratch)
 
+    widths, plan = parse_widths("FP,8,6,5,4"), Plan("all", Calibration(CALIBRATION))
+
     def swept(says_where: bool = False) -> None:
         own = cfg.clone()
         own.defrost()
         start = time.perf_counter()
         with tempfile.TemporaryDirectory() as own.OUTPUT_DIR, clocked(model) as passes:
-            rows = list(sweep(own, name, model, checkpoint, parse_widths("FP,8,6,5,4"), Plan("all", CALIBRATION)))
+            rows = list(sweep(own, name, model, checkpoint, widths, plan))
         if says_where:
             widths = ", ".join(f"{row.bits} {row.seconds}" for row in rows)
             total = time.perf_counter() - start

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -71,6 +71,15 @@ def parse_widths(text: str) -> list[Bits]:
     parts = [part.strip() for part in text.split(",")]
     widths = [Bits(int(part), int(part)) if _WHOLE.fullmatch(part) else Bits.parse(part) for part in parts]
     return list(dict.fromkeys(widths))
+
+
+def width_name(bits: Bits, overrides: Mapping[str, Bits] | None = None) -> str:
+    """What a width is called where parts of a network have bits of their own.
+
+    >>> width_name(Bits(4, 4), {"layer1.*": Bits(8, 8)})
+    '4w4a, layer1.* at 8w8a'
+    """
+    return ", ".join([str(bits), *(f"{pattern} at {width}" for pattern, width in (overrides or {}).items())])
 
 
 BitsSchedule = Callable[[int], Bits]

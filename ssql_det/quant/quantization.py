@@ -6,6 +6,7 @@ import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,15 +15,16 @@ from torch import Tensor, nn
 from ssql_det.core.calibration import Calibration
 from ssql_det.core.console import track
 from ssql_det.core.errors import UserError
-from ssql_det.core.ranks import all_reduced, from_main, world_size
+from ssql_det.core.ranks import from_main
 from ssql_det.quant import quantization_file
-from ssql_det.quant.bits import Bits
+from ssql_det.quant.bits import Bits, width_name
 from ssql_det.quant.feeding import Forward, evaluating, feed_images
 from ssql_det.quant.hooks import Action, float_weight, hooked, module_at
 from ssql_det.quant.norms import Statistics, estimate_statistics, with_statistics
 from ssql_det.quant.points import QuantPoint, assign_bits, quant_points
 from ssql_det.quant.quantization_file import Content
 from ssql_det.quant.quantizers import Observer, Place, Quantizer
+from ssql_det.quant.quantizers.observers import all_reduce, require_finite
 from ssql_det.quant.scheme import RE_ESTIMATED, Scheme
 
 _LEARNED, _NORMS = "learned.", "norms."  # what names in a file begin with
@@ -80,7 +82,7 @@ class Quantization:
         self._require_widths(widths)
         with ExitStack() as stack:
             for point, width in widths.items():
-                action = None if width is None else _at_width(self[point], width)
+                action = None if width is None else partial(self[point], bits=width)
                 stack.enter_context(hooked(self.model, point, action))
             yield
 
@@ -111,7 +113,7 @@ class Quantization:
                     stack.enter_context(hooked(self.model, point, None if point.is_weight else _watch(self[point])))
                 yield
             if not per_rank:
-                self._all_reduce()
+                all_reduce(self._observers.values(), _device(self.model))
             self._require_finite()
         except BaseException:
             for quantizer, observer in before.items():
@@ -248,41 +250,8 @@ class Quantization:
         quantizers = (self[point] for point in self.points)
         return {quantizer: each for quantizer in quantizers if (each := quantizer.observer) is not None}
 
-    def _all_reduce(self) -> None:
-        """Make what every rank observed that of all. A point that a rank has not reached is -inf to it."""
-        observers = list(self._observers.values())
-        if world_size() == 1 or not observers:
-            return
-        nothing = torch.full((2,), -torch.inf, dtype=torch.float64, device=_device(self.model))
-        dtype = next((each.maxima.dtype for each in observers if each.maxima is not None), torch.float32)
-        own = [nothing if each.maxima is None else each.maxima.double() for each in observers]
-        # A NaN may lose against a number, so it takes part as what it is refused as.
-        joint = all_reduced(torch.cat(own).nan_to_num(nan=torch.inf, neginf=-torch.inf), "max")
-        for observer, maxima in zip(observers, joint.split([len(each) for each in own]), strict=True):
-            observer.align(maxima.to(dtype))
-        counted = [each for each in observers if each.sums is not None]
-        if counted:
-            sums = all_reduced(torch.cat([_sums(each) for each in counted]), "sum")
-            for observer, part in zip(counted, sums.split([len(_sums(each)) for each in counted]), strict=True):
-                observer.sums = part.clone()
-
     def _require_finite(self) -> None:
-        """Refuse NaN, infinities and ranges too wide for their type, naming where they first passed; read once."""
-        seen = [(point, observer) for point in self.points if (observer := self[point].observer) is not None]
-        seen = [(point, observer) for point, observer in seen if observer.maxima is not None]
-        if not seen:
-            return
-        maxima = torch.stack([_two(observer).to(seen[0][1].maxima) for _, observer in seen])
-        wide = maxima.sum(dim=1)
-        states = torch.where(wide == -torch.inf, 2, torch.where(wide.isfinite(), 0, 1)).tolist()
-        for (point, observer), state in zip(seen, states, strict=True):
-            if state == 1:
-                raise UserError(
-                    f"NaN or infinite values reached {point.key}; check the images' normalization and that the weights "
-                    "are finite"
-                )
-            if state == 2:  # no rank has reached it
-                observer.maxima = observer.sums = None
+        require_finite({quantizer.place.point.key: observer for quantizer, observer in self._observers.items()})
 
     def _require_widths(self, widths: Mapping[QuantPoint, int | None]) -> None:
         activations = {point for point, width in widths.items() if width is not None and not point.is_weight}
@@ -305,14 +274,6 @@ def module_name(point: QuantPoint) -> str:
     return point.key.replace(".", "/")
 
 
-def width_name(bits: Bits, overrides: Mapping[str, Bits] | None = None) -> str:
-    """
-    >>> width_name(Bits(4, 4), {"layer1.*": Bits(8, 8)})
-    '4w4a, layer1.* at 8w8a'
-    """
-    return ", ".join([str(bits), *(f"{pattern} at {width}" for pattern, width in (overrides or {}).items())])
-
-
 def _place(model: nn.Module, point: QuantPoint) -> Place:
     module = module_at(model, point)
     if not point.is_weight:
@@ -325,13 +286,6 @@ def _device(model: nn.Module) -> torch.device:
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
-def _at_width(quantizer: Quantizer, width: int) -> Action:
-    def quantize(x: Tensor) -> Tensor:
-        return quantizer(x, width)
-
-    return quantize
-
-
 def _watch(quantizer: Quantizer) -> Action:
     def watch(x: Tensor) -> Tensor:
         # A pass that activation checkpointing runs again, in the middle of a backward pass, was seen the first time.
@@ -340,13 +294,3 @@ def _watch(quantizer: Quantizer) -> Action:
         return x
 
     return watch
-
-
-def _two(observer: Observer) -> Tensor:
-    assert observer.maxima is not None
-    return observer.maxima[:2]
-
-
-def _sums(observer: Observer) -> Tensor:
-    assert observer.sums is not None
-    return observer.sums

@@ -1,6 +1,7 @@
 import pytest
-from pretrain.runs import config
+from pretrain.runs import StoppedError, config
 
+from ssql_det.pretrain.checkpoint import Run
 from ssql_det.pretrain.loop import pretrain
 
 
@@ -9,3 +10,22 @@ def whole(toy, one_thread, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     pretrain(config(toy, folder))
     return folder
+
+
+@pytest.fixture
+def stop_after(monkeypatch):
+    """Makes a run that is stopped right behind the checkpoint of so many steps."""
+    save = Run.save
+
+    def run(cfg, stop):
+        def stopping(self, folder, steps):
+            save(self, folder, steps)
+            if steps == stop:
+                raise StoppedError
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Run, "save", stopping)
+            with pytest.raises(StoppedError):
+                pretrain(cfg)
+
+    return run

@@ -241,6 +241,24 @@ def test_the_command_writes_tables_pictures_and_a_page(toy, tmp_path, capsys):
     assert [each["total"] for each in terms[:4]] == [each["total"] for each in terms[4:]]
 
 
+def test_a_scheme_reaches_the_page_and_all_figures(toy, tmp_path):
+    path, schemes = saved(tmp_path / "ssql")[1], ("minmax", "weight=centred, act=mse, norms=re-estimated")
+    few = ["--pairs", "8", "--points", "10", "--calib-images", "8", "--size", "16", "--bits", "FP,2w4a"]
+    names, found = ("terms", "weights", "tsne"), []
+    for number, scheme in enumerate(schemes):
+        out = tmp_path / str(number)
+        given = ["analyze", "--checkpoints", path, "--data", str(toy / "crops"), "--out", str(out), *few]
+        main([*given, "--scheme", scheme])
+        assert f"crops, digits at 16 px, {scheme} |" in (out / "report.md").read_text()
+        assert f"crops, digits at 16 px, {scheme}<" in (out / "report.html").read_text()
+        found.append([list(csv.DictReader((out / f"{name}.csv").open())) for name in names])
+    terms, weights, points = (list(zip(*tables, strict=True)) for tables in zip(*found, strict=True))
+    for published, other in weights:
+        assert float(other["error at 2w4a"]) < float(published["error at 2w4a"])  # of a scale of the least error
+    assert all(published["total"] != other["total"] for published, other in terms)
+    assert all(published["x"] != other["x"] for published, other in points)
+
+
 @pytest.fixture
 def broken(tmp_path):
     """A checkpoint whose heads were changed by a function."""

@@ -9,6 +9,7 @@ import torch
 from pretrain import two_processes
 from pretrain.runs import MINI, StoppedError, config, content, keys, same
 
+from ssql_det.core.config import read_plain_values
 from ssql_det.core.errors import UserError
 from ssql_det.core.files import sha256
 from ssql_det.core.ranks import launch
@@ -40,21 +41,11 @@ def test_a_killed_run_resumes_to_the_same_bits(method, is_ssql, in_process, toy,
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_run_resumed_after_a_checkpoint_ends_in_the_same_bytes(method, toy, monkeypatch, tmp_path):
+def test_a_run_resumed_after_a_checkpoint_ends_in_the_same_bytes(method, toy, stop_after, tmp_path):
     """Not in equal tensors alone: the file's hash is an identity in rows. Stopped behind the second of three."""
     run = {"METHOD": method, "QUEUE": 40, "OPTIM__EPOCHS": 3}
     pretrain(config(toy, tmp_path / "whole", **run))
-    save = Run.save
-
-    def stop_after_the_second(self, folder, steps):
-        save(self, folder, steps)
-        if steps == 6:
-            raise StoppedError
-
-    monkeypatch.setattr(Run, "save", stop_after_the_second)
-    with pytest.raises(StoppedError):
-        pretrain(config(toy, tmp_path / "stopped", **run))
-    monkeypatch.setattr(Run, "save", save)
+    stop_after(config(toy, tmp_path / "stopped", **run), 6)
     pretrain(config(toy, tmp_path / "stopped", **run), resume=True)
     ours, theirs = (sha256(tmp_path / name / "checkpoint.pth") for name in ("stopped", "whole"))
     assert ours == theirs
@@ -109,6 +100,35 @@ def test_another_config_is_not_resumed(whole, toy):
         pretrain(config(toy, whole, OPTIM__LR=0.1, HIDDEN=9), resume=True)
     with pytest.raises(UserError, match="holds a run already; say --resume"):
         pretrain(config(toy, whole))
+
+
+def forget_schemes(folder):
+    """Make a folder one of the time when there were no schemes."""
+    kept = [line for line in (folder / "config.yaml").read_text().splitlines() if "SCHEME:" not in line]
+    (folder / "config.yaml").write_text("\n".join([*kept, ""]))
+
+
+def test_a_run_from_before_there_were_schemes_is_resumed(whole, toy, stop_after, tmp_path):
+    stop_after(config(toy, tmp_path), 6)
+    before = read_plain_values(tmp_path)
+    forget_schemes(tmp_path)
+    assert before.keys() - read_plain_values(tmp_path).keys() == {"SSQL.SCHEME", "MONITOR.SCHEME"}
+    with pytest.raises(UserError, match=r"has SSQL\.SCHEME 'minmax' \(now 'act=mse'\); resume with its config"):
+        pretrain(config(toy, tmp_path, SSQL__SCHEME="act=mse"), resume=True)
+    pretrain(config(toy, tmp_path), resume=True)
+    assert sha256(tmp_path / "checkpoint.pth") == sha256(whole / "checkpoint.pth")
+    assert read_plain_values(tmp_path) == before
+
+
+def test_a_run_resumes_in_its_scheme_alone(toy, stop_after, tmp_path):
+    run = {"SSQL__SCHEME": "weight=centred, act=mse", "OPTIM__EPOCHS": 2}
+    pretrain(config(toy, tmp_path / "whole", **run))
+    stop_after(config(toy, tmp_path / "stopped", **run), 3)
+    with pytest.raises(UserError, match=r"has SSQL\.SCHEME 'weight=centred, act=mse' \(now 'minmax'\)"):
+        pretrain(config(toy, tmp_path / "stopped", OPTIM__EPOCHS=2), resume=True)
+    pretrain(config(toy, tmp_path / "stopped", **run, MONITOR__SCHEME="mse"), resume=True)
+    ours, theirs = (sha256(tmp_path / name / "checkpoint.pth") for name in ("stopped", "whole"))
+    assert ours == theirs
 
 
 def test_other_images_are_not_resumed(whole, toy, tmp_path):

@@ -11,6 +11,7 @@ from reproduce.making import plan_of
 
 from ssql_det.analyze.tables import csv_files
 from ssql_det.core import rows
+from ssql_det.core.calibration import Calibration
 from ssql_det.core.rows import Row
 from ssql_det.quant import parse_widths
 from ssql_det.report.as_html import as_html
@@ -31,6 +32,19 @@ PROBED = {  # as checkpoints call themselves, by what their runs are called
     "ssql-byol": "SSQL-BYOL",
     "ssql-moco": "SSQL-MoCo v2",
     "ssql-simclr": "SSQL-SimCLR",
+}
+
+PROTOCOL = {  # of a probe
+    "probes": ["linear"],
+    "linear": "fast",
+    "optimizer": "SGD",
+    "rate": 30.0,
+    "batch": 512,
+    "epochs": 100,
+    "recipe": "cifar",
+    "size": 32,
+    "train_images": 50000,
+    "val_images": 10000,
 }
 
 
@@ -71,12 +85,13 @@ def _sweep(step, plan, names):
         if detector == "fpn":
             metrics |= {"segm/AP": box - 2, "segm/AP50": box + 8, "segm/AP75": box - 3}
         config = transfer.config.rpartition("/")[2]
-        _row(step, names[method], "model_final.pth", config, transfer.dataset, bits, "all", metrics, seed, "minid2")
+        said = {"method": names[method], "checkpoint": "model_final.pth", "config": config, "scope": "all"}
+        _row(step, bits, metrics, seed, **said, dataset=transfer.dataset, engine="minid2", network="narrow_resnet")
 
 
-def _row(step, method, checkpoint, config, dataset, bits, scope, metrics, seed, engine):
-    who = (method, checkpoint, step.name, config, dataset)
-    rows.append(step.makes[0], Row(*who, bits, scope, "64 images", metrics, int(seed), engine, 1.0))
+def _row(step, bits, metrics, seed, **said):
+    said |= {"scheme": "minmax", "calibration": Calibration(64), "checkpoint_hash": step.name, "seconds": 1.0}
+    rows.append(step.makes[0], Row(bits=bits, metrics=metrics, seed=int(seed), **said))
 
 
 def _probe(step, plan, names):
@@ -87,7 +102,8 @@ def _probe(step, plan, names):
     for place, bits in enumerate(map(str, parse_widths(options["--bits"]))):
         metrics = {"linear/top1": top1(name, int(seed), place), "MB": 2.0 / (place + 1), "GBOPs": 3.0 / (place + 1)}
         method = options.get("--method", PROBED.get(name, name))
-        _row(step, method, "checkpoint.pth", f"{network}; linear", data, bits, "backbone", metrics, seed, "")
+        said = {"method": method, "checkpoint": "checkpoint.pth", "config": "", "scope": "backbone", "engine": ""}
+        _row(step, bits, metrics, seed, **said, dataset=data, network=network, protocol=PROTOCOL)
 
 
 def _train(step, plan, names):

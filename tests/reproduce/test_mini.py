@@ -137,8 +137,8 @@ def test_kills_change_no_number(place, whole):
     names = ("c4-ssql-0", "c4-random-init-0")
     assert ours == {key: row for key, row in theirs.items() if key[0] in names}, f"first killed after {seconds} s"
     for name in names:
-        ranges = f"sweeps/{name}/ranges.json"
-        assert (place / ranges).read_bytes() == (whole / ranges).read_bytes()
+        quantization = f"sweeps/{name}/quantization.safetensors"
+        assert (place / quantization).read_bytes() == (whole / quantization).read_bytes()
     assert [path.name for path in place.rglob(".*")] == [".lock"], f"first killed after {seconds} s"
 
 

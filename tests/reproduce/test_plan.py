@@ -18,7 +18,7 @@ from ssql_det.core.config import read_config_file as uncached
 from ssql_det.core.errors import UserError
 from ssql_det.detect import SSQL_DEFAULTS
 from ssql_det.detect.checkpoints import FINAL
-from ssql_det.detect.sweep import RANGES_NAME, RESULTS_NAME
+from ssql_det.detect.sweep import QUANTIZATION_NAME, RESULTS_NAME
 from ssql_det.pretrain.analyzing import names_of
 from ssql_det.pretrain.checkpoint import NAME
 from ssql_det.pretrain.config import read_config
@@ -92,9 +92,10 @@ def test_every_command_is_one_and_says_what_its_step_reads_and_makes(plan):
             case "sweep":
                 assert cfg.MODEL.WEIGHTS in read
                 assert list(map(str, parse_widths(options.bits))) == list(map(str, parse_widths(plan.preset.bits)))
-                assert step.makes == (Path(cfg.OUTPUT_DIR) / RESULTS_NAME, Path(cfg.OUTPUT_DIR) / RANGES_NAME)
+                assert options.scheme == "minmax"
+                assert step.makes == tuple(Path(cfg.OUTPUT_DIR) / name for name in (RESULTS_NAME, QUANTIZATION_NAME))
             case "predict":
-                assert {cfg.MODEL.WEIGHTS, options.ranges} <= read
+                assert {cfg.MODEL.WEIGHTS, options.quantization} <= read
                 images = [Path(each) for each in _split(options.rest)[1]]
                 assert step.makes == tuple(Path(options.out) / f"{image.stem}.png" for image in images)
                 assert all(image.is_relative_to(plan.data) for image in images)
@@ -105,9 +106,11 @@ def test_every_command_is_one_and_says_what_its_step_reads_and_makes(plan):
                 assert (f"{plan.data}/crops" == options.data) == (plan.preset.data is not None)
                 assert (options.protocol == "published") == (plan.preset.data is None)
                 assert "linear" in options.kind
+                assert (options.scheme, options.calib_images) == ("minmax", 512)  # as the figures on the pages
             case "analyze":
                 assert read == {*options.checkpoints, (plan.data / MANIFEST).as_posix()}
                 assert options.data == f"{plan.data}/crops"
+                assert (options.scheme, options.calib_images) == ("minmax", 512)
                 maps = [Path(options.out) / f"tsne_{name}.png" for name in names_of(options.checkpoints)]
                 assert step.makes == (Path(options.out) / "terms.csv", *maps)
                 assert all(name.endswith("-0") for name in names_of(options.checkpoints))

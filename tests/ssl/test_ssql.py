@@ -8,7 +8,7 @@ from by_hand import Pass, cosine_loss, statistics_after
 from methods import gradients, same, small, two_views
 
 from ssql_det.core.errors import UserError
-from ssql_det.quant import Bits, FixedBits, SampledBits
+from ssql_det.quant import Bits, FixedBits, Quantization, SampledBits, Scheme
 from ssql_det.ssl import SSQL, encoder_points
 
 
@@ -50,6 +50,26 @@ def test_the_switches_of_table_8(predictions, targets, auxiliary):
     loss = SSQL(method, FixedBits(Bits(3, 5)), predictions, targets, auxiliary)(views, step=0)
     assert abs(loss - expected) < 1e-12
     same(gradients(loss, method), gradients(expected, method))
+
+
+def test_another_scheme_serves_the_quantized_pass_alone():
+    method, views, scheme = small("simsiam"), two_views(), Scheme("centred", "mse")
+    quantization = Quantization(method.encoder, encoder_points(method.encoder), scheme)
+    with quantization.observing():
+        encoded = method.encode(views)
+    with quantization.at(Bits(3, 5)):
+        low = method.encode(views)
+    targets = [each.detach() for each in encoded]
+    loss = SSQL(method, FixedBits(Bits(3, 5)), scheme=scheme)(views, step=0)
+    expected = (method.loss(encoded, targets) + method.loss(low, targets)) / 2
+    assert abs(loss - expected) < 1e-12
+    same(gradients(loss, method), gradients(expected, method))
+    assert abs(loss - SSQL(method, FixedBits(Bits(3, 5)))(views, step=0)) > 1e-4
+
+
+def test_norms_are_not_re_estimated_in_training():
+    with pytest.raises(UserError, match=r"a scheme without norms= serves it"):
+        SSQL(small("simsiam"), FixedBits(Bits(4, 4)), scheme=Scheme(norms="re-estimated"))
 
 
 def test_the_views_may_be_swapped():

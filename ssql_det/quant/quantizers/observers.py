@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
 
+from ssql_det.core.errors import UserError
+from ssql_det.core.ranks import all_reduced, world_size
 from ssql_det.quant.affine import computing_type
+
+_FINE, _ENDLESS, _UNREACHED = range(3)
 
 
 class Observer(ABC):
@@ -140,6 +145,44 @@ class Histogram(Observer):
         reach = 0.0 if maxima is None else float(maxima.max())
         exponent = math.frexp(reach)[1] if 0 < reach < math.inf else self._LEAST_EXPONENT
         return max(exponent, self._LEAST_EXPONENT) - (self.BINS // 2).bit_length() + 1
+
+
+def all_reduce(observers: Collection[Observer], device: torch.device) -> None:
+    """Make what every rank observed that of all, in one collective, and one more where something is counted.
+
+    A point that a rank has not reached is -inf to it.
+    """
+    if world_size() == 1 or not observers:
+        return
+    nothing = torch.full((2,), -torch.inf, dtype=torch.float64, device=device)
+    dtype = next((each.maxima.dtype for each in observers if each.maxima is not None), torch.float32)
+    own = [nothing if each.maxima is None else each.maxima.double() for each in observers]
+    # A NaN may lose against a number, so it takes part as what it is refused as.
+    joint = all_reduced(torch.cat(own).nan_to_num(nan=torch.inf, neginf=-torch.inf), "max")
+    for observer, maxima in zip(observers, joint.split([len(each) for each in own]), strict=True):
+        observer.align(maxima.to(dtype))
+    sums = {each: each.sums for each in observers if each.sums is not None}
+    if sums:
+        total = all_reduced(torch.cat([*sums.values()]), "sum")
+        for observer, part in zip(sums, total.split([len(each) for each in sums.values()]), strict=True):
+            observer.sums = part.clone()
+
+
+def require_finite(observers: Mapping[str, Observer]) -> None:
+    """Refuse NaN, infinities and ranges too wide for their type, naming the first point they reached; read once."""
+    seen = {key: each.maxima for key, each in observers.items() if each.maxima is not None}
+    if not seen:
+        return
+    one, *_ = seen.values()
+    wide = torch.stack([maxima[:2].to(one) for maxima in seen.values()]).sum(dim=1)
+    states = torch.where(wide == -torch.inf, _UNREACHED, torch.where(wide.isfinite(), _FINE, _ENDLESS)).tolist()
+    for key, state in zip(seen, states, strict=True):
+        if state == _ENDLESS:
+            raise UserError(
+                f"NaN or infinite values reached {key}; check the images' normalization and that the weights are finite"
+            )
+        if state == _UNREACHED:
+            observers[key].maxima = observers[key].sums = None
 
 
 def _maxima(x: Tensor) -> Tensor:
