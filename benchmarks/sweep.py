@@ -71,9 +71,9 @@ def jobs(name: str, folder: Path):
         with tempfile.TemporaryDirectory() as own.OUTPUT_DIR, clocked(model) as passes:
             rows = list(sweep(own, name, model, checkpoint, widths, plan))
         if says_where:
-            widths = ", ".join(f"{row.bits} {row.seconds}" for row in rows)
+            seconds = ", ".join(f"{row.bits} {row.seconds}" for row in rows)
             total = time.perf_counter() - start
-            print(f"  seconds: {widths}; in all {total:.2f}, the network's share {sum(passes) / total:.0%}")
+            print(f"  seconds: {seconds}; in all {total:.2f}, the network's share {sum(passes) / total:.0%}")
 
     return evaluated, swept
 

@@ -13,7 +13,7 @@ from ssql_det.backbones import Backbone, build_backbone
 from ssql_det.convert import Checkpoint, Facts, Input, load_backbone, read
 from ssql_det.core.config import load_config
 from ssql_det.core.errors import UserError, did_you_mean
-from ssql_det.quant import Bits, BitsSchedule, FixedBits, SampledBits, Scheme
+from ssql_det.quant import Bits, FixedBits, SampledBits, Scheme
 from ssql_det.ssl import BYOL, SSQL, Method, MoCo, SimCLR, SimSiam
 from ssql_det.ssl.views import Recipe, recipe
 
@@ -107,7 +107,9 @@ def build_network(cfg: CfgNode, begins: bool = True) -> tuple[SSQL | Method, Bac
         return method, backbone
     node = cfg.SSQL
     switches = (node.QUANTIZE_PREDICTIONS, node.QUANTIZE_TARGETS, node.AUXILIARY, node.PER_RANK)
-    return SSQL(method, _bits(cfg), *switches, Scheme.parse(node.SCHEME)), backbone
+    bits, scheme = _bits(cfg), Scheme.parse(node.SCHEME)
+    scheme.require_widths(bits.ends)
+    return SSQL(method, bits, *switches, scheme), backbone
 
 
 def _begin_with(checkpoint: Checkpoint, backbone: Backbone, images: Input) -> None:
@@ -137,7 +139,7 @@ def facts_of(cfg: CfgNode) -> Facts:
     return Facts(views_of(cfg).input, stride_in_1x1=False, method=method, seed=cfg.SEED, from_file=True)
 
 
-def _bits(cfg: CfgNode) -> BitsSchedule:
+def _bits(cfg: CfgNode) -> FixedBits | SampledBits:
     node = cfg.SSQL
     if node.FIXED_BITS:
         return FixedBits(Bits.parse(node.FIXED_BITS))

@@ -96,6 +96,10 @@ class FixedBits:
 
     bits: Bits
 
+    @property
+    def ends(self) -> tuple[Bits, ...]:
+        return (self.bits,)
+
     def __call__(self, step: int) -> Bits:
         return self.bits
 
@@ -123,6 +127,11 @@ class SampledBits:
                 raise UserError(f"bits are drawn from low to high, got {low} to {high}; swap them")
         if self.shared and self.weight != self.act:
             raise UserError(f"one shared draw needs equal intervals, got {self.weight} and {self.act}")
+
+    @property
+    def ends(self) -> tuple[Bits, ...]:
+        """The fewest and the most."""
+        return tuple(Bits(weight, act) for weight, act in zip(self.weight, self.act, strict=True))
 
     def __call__(self, step: int) -> Bits:
         weight = self._draw(step, "weight", self.weight)

@@ -284,22 +284,23 @@ def truncated(name, end):
     return lambda run: Path(run, name).write_bytes(Path(run, name).read_bytes()[:end])
 
 
-def quantization(change=lambda tensors: None, **metadata):
-    """Of an earlier sweep the calibration has other tensors, or other metadata: JSON, of which a part was changed."""
+def quantization(change=lambda tensors: None, **changes):
+    """Of an earlier sweep the calibration has other tensors, or other metadata: a text, or JSON of which a part is
+    changed."""
 
     def spoil(run):
         path = Path(run, "quantization.safetensors")
         with safe_open(path, framework="pt") as file:
-            told, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         change(tensors)
-        for name, changed in metadata.items():
+        for name, changed in changes.items():
             if isinstance(changed, str):
-                told[name] = changed
+                metadata[name] = changed
             else:
-                content = json.loads(told[name])
+                content = json.loads(metadata[name])
                 changed(content)
-                told[name] = json.dumps(content)
-        save_file(tensors, path, told)
+                metadata[name] = json.dumps(content)
+        save_file(tensors, path, metadata)
 
     return spoil
 

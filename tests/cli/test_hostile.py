@@ -120,7 +120,7 @@ LINES = {  # the command line itself is what is wrong
         sweep(flags="--scheme minmx"),
         "unknown weight quantizer 'minmx'; did you mean 'minmax'? (known: centred, minmax, mse)",
     ),
-    "scheme that is none": ("demo --scheme=", "unknown weight quantizer '' (known: centred, minmax, mse)"),
+    "scheme that is empty": ("demo --scheme=", "unknown weight quantizer '' (known: centred, minmax, mse)"),
     "scheme of the other side": (
         predict(flags="--scheme weight=percentile"),
         "'percentile' is no weight quantizer, it serves the other side (weight quantizers: centred, minmax, mse)",
@@ -131,7 +131,10 @@ LINES = {  # the command line itself is what is wrong
     ),
     "scheme that says it twice": (sensitivity(flags="--scheme mse,act=minmax"), "'mse,act=minmax' says act twice"),
     "scheme of another value": (sweep(flags="--scheme act=mse:99"), "the exponent of an error is 1 to 10, got 99"),
-    "scheme of a value that is none": (analyze("--scheme act=mse:two"), "a name and numbers behind colons, as mse:2.4"),
+    "scheme of a value that is no number": (
+        analyze("--scheme act=mse:two"),
+        "a name and numbers behind colons, as mse:2.4",
+    ),
     "scheme of too many values": (sweep(flags="--scheme weight=minmax:1"), "takes 0 value(s) behind its name, got 1"),
     "scheme of other norms": (sweep(flags="--scheme norms=re-estimate"), "'re-estimate'; did you mean 're-estimated'?"),
     "scheme that plays tricks": (
@@ -146,16 +149,19 @@ LINES = {  # the command line itself is what is wrong
         probe("--scheme act=mse --bits FP,2w12a"),
         "act=mse gives 2 to 10 bits, asked for are 12",
     ),
-    "looks in a scheme of other bits": (
+    "evaluation in training in a scheme of other bits": (
         train("SSQL.SCHEME act=mse SSQL.EVAL_BITS \"['12w12a']\""),
         "act=mse gives 2 to 10 bits, asked for are 12",
     ),
-    "looks in a scheme that is none": (train("SSQL.SCHEME minmx"), "unknown weight quantizer 'minmx'; did you mean"),
-    "kNN in a scheme that is none": (
+    "evaluation in training in a scheme that is unknown": (
+        train("SSQL.SCHEME minmx"),
+        "unknown weight quantizer 'minmx'; did you mean",
+    ),
+    "kNN in a scheme that is unknown": (
         pretrain("MONITOR.PERIOD 1 MONITOR.SCHEME minmx"),
         "unknown weight quantizer 'minmx'; did you mean",
     ),
-    "pretraining in a scheme that is none": (
+    "pretraining in a scheme that is unknown": (
         pretrain("SSQL.SCHEME act=percentil"),
         "unknown activation quantizer 'percentil'; did you mean 'percentile'?",
     ),

@@ -27,7 +27,7 @@ def test_looking_leaves_rows_and_does_not_change_what_is_trained(whole_run, tmp_
     assert [line["step"] for line in lines if "toy_voc_2007_test/4w4a/bbox/AP50" in line] == [3, 7, LAST]
 
 
-def test_a_resumed_run_has_each_look_once_and_may_look_in_another_scheme(tmp_path):
+def test_a_resumed_run_has_each_look_once_and_may_change_its_scheme(tmp_path):
     with stopped_in_step(6):
         train(config(C4, tmp_path, **LOOKING), C4)
     scheme = "weight=centred, act=mse, norms=re-estimated"

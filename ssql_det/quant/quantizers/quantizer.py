@@ -80,7 +80,11 @@ ACTIVATIONS: Registry[Factory] = Registry("activation quantizer")
 
 
 class RangeQuantizer(Quantizer):
-    """An activation on the asymmetric grid of a range, which is chosen for a width from what was observed."""
+    """An activation on the asymmetric grid of a range, which is chosen for a width from what was observed.
+
+    Chosen once, until something else is observed; where parameters take part in the choice, each time, and gradients
+    reach them.
+    """
 
     observe_with: ClassVar[Callable[[], Observer]] = MinMaxObserver
     observer: Observer
@@ -95,19 +99,22 @@ class RangeQuantizer(Quantizer):
         """The low and the high end of the grid of this many bits."""
 
     def grid(self, bits: int) -> QParams:
-        """Chosen once for a width, until something else is observed."""
+        """That of a width; an error where nothing was observed."""
         seen = self.observer.maxima
         if seen is None:
             raise UserError(
                 f"nothing was observed at {self.place.point.key} during calibration; use more, or other, images"
             )
-        chosen = self._grids.get(bits)
-        if chosen is None or chosen[0] is not seen:
-            with torch.no_grad():
-                low, high = self.range(bits)
-                chosen = (seen, choose_qparams(low.clamp(max=0) if self.place.point.from_zero else low, high, bits))
-            self._grids[bits] = chosen
-        return chosen[1]
+        if next(self.parameters(), None) is not None:
+            return self._chosen(bits)
+        kept = self._grids.get(bits)
+        if kept is None or kept[0] is not seen:
+            self._grids[bits] = kept = (seen, self._chosen(bits))
+        return kept[1]
+
+    def _chosen(self, bits: int) -> QParams:
+        low, high = self.range(bits)
+        return choose_qparams(low.clamp(max=0) if self.place.point.from_zero else low, high, bits)
 
     def forward(self, x: Tensor, bits: int) -> Tensor:
         return fake_quantize(x, self.grid(bits)) if x.numel() else x
