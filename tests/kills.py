@@ -33,6 +33,17 @@ def kill_at(process, event):
     return was_running
 
 
+def after(seconds):
+    """The event that so much time has passed since it was first waited for."""
+    begun = []
+
+    def has_happened():
+        begun.append(time.monotonic())
+        return begun[-1] - begun[0] > seconds
+
+    return has_happened
+
+
 def written(path, times):
     """The event that a file has been put in place so many times."""
     seen = set()
