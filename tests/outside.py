@@ -17,12 +17,11 @@ class Moments(Observer):
         if x.numel() == 0:
             return
         x = x.detach().double()
-        maxima = torch.stack((-x.min(), x.max())).float()
-        self.align(maxima if self.maxima is None else torch.maximum(self.maxima, maxima))
+        self.widen(x.min().float(), x.max().float())
         self.sums = self.sums + torch.stack((torch.tensor(x.numel()).double(), x.sum(), x.square().sum()))
 
-    def align(self, maxima):
-        self.maxima = maxima
+    def align(self, low, high):
+        super().align(low, high)
         self.sums = torch.zeros(3, dtype=torch.float64) if self.sums is None else self.sums
 
 

@@ -215,8 +215,8 @@ class Quantization:
             quantizer = self[point]
             for name, tensor in quantizer.state_dict().items():
                 found[f"{point.key}/{_LEARNED}{name}"] = tensor
-            if quantizer.observer is not None and quantizer.observer.maxima is not None:
-                found[f"{point.key}/maxima"] = quantizer.observer.maxima
+            if quantizer.observer is not None and quantizer.observer.low is not None:
+                found[f"{point.key}/ends"] = torch.stack(quantizer.observer.ends)
                 if quantizer.observer.sums is not None:
                     found[f"{point.key}/sums"] = quantizer.observer.sums
         for width, statistics in self.norms.items():
@@ -230,8 +230,8 @@ class Quantization:
         for point in self.points:
             quantizer, prefix = self[point], f"{point.key}/"
             own = {name.removeprefix(prefix): tensors.pop(name) for name in [*tensors] if name.startswith(prefix)}
-            if quantizer.observer is not None and "maxima" in own:
-                quantizer.observer.restore(own.pop("maxima"), own.pop("sums", None))
+            if quantizer.observer is not None and "ends" in own:
+                quantizer.observer.restore(own.pop("ends"), own.pop("sums", None))
             learned = {name.removeprefix(_LEARNED): tensor for name, tensor in own.items() if name.startswith(_LEARNED)}
             quantizer.load_state_dict(learned)
             if len(learned) != len(own):
@@ -256,7 +256,7 @@ class Quantization:
     def _require_widths(self, widths: Mapping[QuantPoint, int | None]) -> None:
         activations = {point for point, width in widths.items() if width is not None and not point.is_weight}
         observers = self._observers
-        if observers and activations and all(observer.maxima is None for observer in observers.values()):
+        if observers and activations and all(observer.low is None for observer in observers.values()):
             first = next(point.key for point in widths if point in activations)
             raise UserError(f"nothing was observed yet, at {first} or elsewhere: calibrate first")
         for point, width in widths.items():

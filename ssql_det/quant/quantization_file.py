@@ -6,7 +6,7 @@
                   scheme   "act=mse"                    calibration  {"images": 256, "seed": 0, "data": "..."}
                   points   [{"path": "conv1", "side": "weight", "bits": 8}, ...]
                   model    {"digest": "9f3c...", "tensors": {"conv1.weight": [64, 3, 7, 7], ...}}
-    layer1.0.conv2:input/maxima     what was observed at a point
+    layer1.0.conv2:input/ends       the least and the greatest value observed at a point
     layer1.0.conv2:input/learned.x  what its quantizer learned
     4w4a/norms.bn1.running_mean     what norms have at a width
 """

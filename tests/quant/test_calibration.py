@@ -42,7 +42,11 @@ def seen(quantization):
     observers = {point.key: quantization[point].observer for point in quantization.points}
     found = {key: each for key, each in observers.items() if each is not None}
     return {
-        key: (each.maxima.tolist(), None if each.sums is None else each.sums.tolist()) for key, each in found.items()
+        key: (
+            None if each.low is None else [float(end) for end in each.ends],
+            None if each.sums is None else each.sums.tolist(),
+        )
+        for key, each in found.items()
     }
 
 
@@ -176,7 +180,7 @@ def test_the_header_is_readable(model, batches, tmp_path):
     )
     assert json.loads(metadata["points"])[0] == {"path": "conv1", "side": "weight", "bits": 8}
     assert json.loads(metadata["model"])["tensors"]["conv1.weight"] == [8, 3, 3, 3]
-    assert header["layer1.0.conv2:input/maxima"]["shape"] == [2]
+    assert header["layer1.0.conv2:input/ends"]["shape"] == [2]
 
 
 def test_one_of_another_model_is_refused_by_the_first_tensor(model, batches, tmp_path):
@@ -254,18 +258,18 @@ def test_a_header_of_something_else_is_one_sentence(model, batches, tmp_path, me
 KEY = "layer1:input"
 HIST = torch.zeros(8192, dtype=torch.int64)
 TENSORS = {
-    "no number": {f"{KEY}/maxima": torch.tensor([torch.nan, 1.0])},
-    "endless": {f"{KEY}/maxima": torch.tensor([1.0, torch.inf])},
-    "upside down": {f"{KEY}/maxima": torch.tensor([-5.0, -5.0])},
-    "three": {f"{KEY}/maxima": torch.tensor([[1.0, 1.0]])},
-    "whole numbers": {f"{KEY}/maxima": torch.tensor([1, 1])},
+    "no number": {f"{KEY}/ends": torch.tensor([torch.nan, 1.0])},
+    "endless": {f"{KEY}/ends": torch.tensor([-1.0, torch.inf])},
+    "upside down": {f"{KEY}/ends": torch.tensor([5.0, -5.0])},
+    "three": {f"{KEY}/ends": torch.tensor([[1.0, 1.0]])},
+    "whole numbers": {f"{KEY}/ends": torch.tensor([1, 1])},
     "without counts": {f"{KEY}/sums": None},
     "counts below nothing": {f"{KEY}/sums": HIST - 1},
     "other counts": {f"{KEY}/sums": HIST[:5]},
     "counts that are no numbers of things": {f"{KEY}/sums": HIST.double()},
     "too much": {f"{KEY}/learned.step": torch.ones(1)},
     "more": {f"{KEY}/else": torch.ones(1)},
-    "of nothing": {"somewhere/maxima": torch.ones(2)},
+    "of nothing": {"somewhere/ends": torch.ones(2)},
     "norms of nothing": {"4w4a/norms.bn9.running_mean": torch.ones(2)},
     "norms of other channels": {"4w4a/norms.bn1.running_mean": torch.ones(2)},
 }

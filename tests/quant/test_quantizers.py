@@ -24,7 +24,7 @@ def seen(kind, stream):
 
 
 def same(one, other):
-    tensors = ((one.maxima, other.maxima), (one.sums, other.sums))
+    tensors = ((one.low, other.low), (one.high, other.high), (one.sums, other.sums))
     return all(ours is theirs or torch.equal(ours, theirs) for ours, theirs in tensors)
 
 
@@ -37,7 +37,7 @@ def test_the_ends_are_the_streams_least_and_greatest(stream):
     values = [value for x in stream for value in x]
     for kind in KINDS:
         observer = seen(kind, stream)
-        assert (observer.maxima is None) == (not values)
+        assert (observer.low is None) == (not values)
         if values:
             assert [end.item() for end in observer.ends] == [min(values), max(values)]
 
@@ -76,8 +76,8 @@ def test_ends_are_in_the_type_that_is_computed_in(kind, dtype):
     x = (torch.randn(3, 7) / 3).to(dtype).requires_grad_()
     observer = kind()
     observer.update(2 * x)
-    assert observer.maxima.dtype is (torch.float64 if dtype is torch.float64 else torch.float32)
-    assert not observer.maxima.requires_grad
+    assert observer.low.dtype is (torch.float64 if dtype is torch.float64 else torch.float32)
+    assert not observer.high.requires_grad
 
 
 # ---- activations against NumPy ---------------------------------------------------------------------------------------

@@ -119,6 +119,28 @@ def test_a_step_is_gone_when_its_pipe_is(seconds, tmp_path):
         process.wait()
 
 
+SLOW_TO_EXIT = """
+import builtins, time
+class Slow:
+    def __del__(self, sleep=time.sleep):
+        sleep(60)
+builtins.slow = Slow()
+"""
+
+
+def test_a_step_that_is_done_is_gone_at_once(tmp_path):
+    """However long Python would take to take apart what is in memory, when no thread runs any more."""
+    (tmp_path / "sitecustomize.py").write_text(SLOW_TO_EXIT)
+    command = [*CHILD, LONG[0], str(tmp_path / "data"), "--scenes", "4", "--crops", "5", "--workers", "1"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    try:
+        until((tmp_path / "data/manifest.json").is_file)
+        assert process.wait(timeout=5) == 0
+    finally:
+        process.kill()
+        process.communicate()
+
+
 def test_a_step_that_is_let_be_ends_as_the_command_does(tmp_path):
     made = subprocess.Popen(
         [*CHILD, *LONG[:1], str(tmp_path / "a"), "--scenes", "4", "--crops", "5"], stdin=subprocess.PIPE

@@ -1,7 +1,7 @@
-"""Observers watch a point's activations in float passes; what they hold is two tensors, so that they merge by tensors.
+"""Observers watch a point's activations in float passes; what they hold is tensors, so that they merge by tensors.
 
-``maxima`` are merged by the larger of each, ``sums`` by adding up. Merging is exact and in any order: shards and ranks
-give what one stream would have given.
+``low`` is merged by the lesser, ``high`` by the greater, ``sums`` by adding up. Merging is exact and in any order:
+shards and ranks give what one stream would have given.
 """
 
 from __future__ import annotations
@@ -21,34 +21,42 @@ _FINE, _ENDLESS, _UNREACHED = range(3)
 
 
 class Observer(ABC):
-    """``maxima`` begins with minus the least value and the greatest; it is ``None`` while nothing was observed."""
+    """``low`` and ``high`` are the ends of what was observed; they are ``None`` while nothing was."""
 
-    maxima: Tensor | None = None
+    low: Tensor | None = None
+    high: Tensor | None = None
     sums: Tensor | None = None
 
     @abstractmethod
     def update(self, x: Tensor) -> None:
         """Take in a tensor; an empty one changes nothing."""
 
-    @abstractmethod
-    def align(self, maxima: Tensor) -> None:
-        """Take over the maxima of several, so that ``sums`` are of their kind and can be added up."""
+    def align(self, low: Tensor, high: Tensor) -> None:
+        """Take over the ends of several observers, so that ``sums`` are of their kind and can be added up."""
+        self.low, self.high = low, high
 
     @property
     def ends(self) -> tuple[Tensor, Tensor]:
         """The least and the greatest value observed."""
-        if self.maxima is None:
+        if self.low is None or self.high is None:
             raise ValueError("nothing was observed")
-        return -self.maxima[0], self.maxima[1]
+        return self.low, self.high
 
-    def restore(self, maxima: Tensor, sums: Tensor | None) -> None:
+    def widen(self, low: Tensor, high: Tensor) -> None:
+        """Take in values from ``low`` to ``high``."""
+        if self.low is not None and self.high is not None:
+            low = torch.minimum(self.low, low.to(self.low.device))
+            high = torch.maximum(self.high, high.to(self.high.device))
+        self.align(low, high)
+
+    def restore(self, ends: Tensor, sums: Tensor | None) -> None:
         """Become what was saved; a ``ValueError`` if no observer of this kind can have held it."""
-        if maxima.dtype not in (torch.float32, torch.float64) or maxima.ndim != 1 or len(maxima) < 2:
+        if ends.dtype not in (torch.float32, torch.float64) or ends.shape != (2,):
             raise ValueError("its ends are no two numbers")
-        low, high = -maxima[0], maxima[1]
+        low, high = ends
         if not (low <= high and (high - low).isfinite()):
             raise ValueError(f"it goes from {low.item()} to {high.item()}")
-        self.align(maxima)
+        self.align(low, high)
         kind = None if self.sums is None else (self.sums.shape, self.sums.dtype)
         if kind != (None if sums is None else (sums.shape, sums.dtype)):
             raise ValueError("it is of another observer")
@@ -56,13 +64,13 @@ class Observer(ABC):
 
     def merge(self, other: Observer) -> None:
         """Become the observer of both streams."""
-        if other.maxima is None:
+        if other.low is None:
             return
         theirs = type(self)()
-        theirs.maxima, theirs.sums = other.maxima, None if other.sums is None else other.sums.clone()
-        joint = theirs.maxima if self.maxima is None else torch.maximum(self.maxima, theirs.maxima.to(self.maxima))
-        for each in (self, theirs):
-            each.align(joint)
+        theirs.align(*other.ends)
+        theirs.sums = None if other.sums is None else other.sums.clone()
+        self.widen(*theirs.ends)
+        theirs.align(*self.ends)
         if theirs.sums is not None:
             self.sums = theirs.sums if self.sums is None else self.sums + theirs.sums.to(self.sums.device)
 
@@ -77,13 +85,8 @@ class MinMaxObserver(Observer):
     """
 
     def update(self, x: Tensor) -> None:
-        if x.numel() == 0:
-            return
-        maxima = _maxima(x)
-        self.align(maxima if self.maxima is None else torch.maximum(self.maxima, maxima.to(self.maxima.device)))
-
-    def align(self, maxima: Tensor) -> None:
-        self.maxima = maxima
+        if x.numel():
+            self.widen(*_ends(x))
 
 
 class Histogram(Observer):
@@ -102,35 +105,36 @@ class Histogram(Observer):
     _LEAST_EXPONENT = -120
     _AT_ONCE = 1 << 20  # elements, for indices take eight bytes each
 
+    _exponent = _LEAST_EXPONENT - BINS.bit_length() + 2
+
     @property
     def width(self) -> float:
-        return math.ldexp(1.0, self._exponent(self.maxima))
+        return math.ldexp(1.0, self._exponent)
 
     def update(self, x: Tensor) -> None:
         if x.numel() == 0:
             return
-        maxima = _maxima(x)
-        self.align(maxima if self.maxima is None else torch.maximum(self.maxima, maxima.to(self.maxima.device)))
-        if not maxima.isfinite().all():
+        low, high = _ends(x)
+        self.widen(low, high)
+        if not (high - low).isfinite():
             return  # there are no bins for it; who observes refuses it, with its name
         assert self.sums is not None
         for part in x.detach().flatten().split(self._AT_ONCE):
             places = torch.floor(part.double() / self.width).long() + self.BINS // 2
             self.sums += torch.bincount(places, minlength=self.BINS)
 
-    def align(self, maxima: Tensor) -> None:
+    def align(self, low: Tensor, high: Tensor) -> None:
+        super().align(low, high)
+        before, self._exponent = self._exponent, self._exponent_for(float(torch.maximum(-low, high)))
         if self.sums is None:
-            self.sums = torch.zeros(self.BINS, dtype=torch.int64, device=maxima.device)
-        elif self.maxima is not None:
-            halvings = self._exponent(maxima) - self._exponent(self.maxima)
-            if halvings > 0:
-                half = self.BINS // 2
-                places = (torch.arange(-half, half, device=self.sums.device) >> min(halvings, 62)) + half
-                self.sums = torch.zeros_like(self.sums).index_add_(0, places, self.sums)
-        self.maxima = maxima
+            self.sums = torch.zeros(self.BINS, dtype=torch.int64, device=low.device)
+        elif self._exponent > before:
+            half = self.BINS // 2
+            places = (torch.arange(-half, half, device=self.sums.device) >> min(self._exponent - before, 62)) + half
+            self.sums = torch.zeros_like(self.sums).index_add_(0, places, self.sums)
 
-    def restore(self, maxima: Tensor, sums: Tensor | None) -> None:
-        super().restore(maxima, sums)
+    def restore(self, ends: Tensor, sums: Tensor | None) -> None:
+        super().restore(ends, sums)
         if sums is not None and (sums < 0).any():
             raise ValueError("it has counts below 0")
 
@@ -140,11 +144,10 @@ class Histogram(Observer):
         places = self.sums.nonzero().flatten()
         return (places - self.BINS // 2).double() * self.width, self.sums[places].double()
 
-    def _exponent(self, maxima: Tensor | None) -> int:
+    def _exponent_for(self, reach: float) -> int:
         """Bins of ``2 ** exponent`` reach from the least to the greatest value."""
-        reach = 0.0 if maxima is None else float(maxima.max())
         exponent = math.frexp(reach)[1] if 0 < reach < math.inf else self._LEAST_EXPONENT
-        return max(exponent, self._LEAST_EXPONENT) - (self.BINS // 2).bit_length() + 1
+        return max(exponent, self._LEAST_EXPONENT) - self.BINS.bit_length() + 2
 
 
 def all_reduce(observers: Collection[Observer], device: torch.device) -> None:
@@ -154,13 +157,14 @@ def all_reduce(observers: Collection[Observer], device: torch.device) -> None:
     """
     if world_size() == 1 or not observers:
         return
-    nothing = torch.full((2,), -torch.inf, dtype=torch.float64, device=device)
-    dtype = next((each.maxima.dtype for each in observers if each.maxima is not None), torch.float32)
-    own = [nothing if each.maxima is None else each.maxima.double() for each in observers]
+    dtype = next((each.low.dtype for each in observers if each.low is not None), torch.float32)
+    nothing = torch.tensor(torch.inf, dtype=torch.float64, device=device)
+    lows = torch.stack([nothing if each.low is None else each.low.to(nothing) for each in observers])
+    highs = torch.stack([-nothing if each.high is None else each.high.to(nothing) for each in observers])
     # A NaN may lose against a number, so it takes part as what it is refused as.
-    joint = all_reduced(torch.cat(own).nan_to_num(nan=torch.inf, neginf=-torch.inf), "max")
-    for observer, maxima in zip(observers, joint.split([len(each) for each in own]), strict=True):
-        observer.align(maxima.to(dtype))
+    joint = all_reduced(torch.stack((-lows, highs)).nan_to_num(nan=torch.inf, neginf=-torch.inf), "max").to(dtype)
+    for observer, low, high in zip(observers, -joint[0], joint[1], strict=True):
+        observer.align(low, high)
     sums = {each: each.sums for each in observers if each.sums is not None}
     if sums:
         total = all_reduced(torch.cat([*sums.values()]), "sum")
@@ -170,11 +174,12 @@ def all_reduce(observers: Collection[Observer], device: torch.device) -> None:
 
 def require_finite(observers: Mapping[str, Observer]) -> None:
     """Refuse NaN, infinities and ranges too wide for their type, naming the first point they reached; read once."""
-    seen = {key: each.maxima for key, each in observers.items() if each.maxima is not None}
+    seen = {key: each.ends for key, each in observers.items() if each.low is not None}
     if not seen:
         return
-    one, *_ = seen.values()
-    wide = torch.stack([maxima[:2].to(one) for maxima in seen.values()]).sum(dim=1)
+    like, _ = next(iter(seen.values()))
+    lows, highs = (torch.stack([end.to(like) for end in ends]) for ends in zip(*seen.values(), strict=True))
+    wide = highs - lows
     states = torch.where(wide == -torch.inf, _UNREACHED, torch.where(wide.isfinite(), _FINE, _ENDLESS)).tolist()
     for key, state in zip(seen, states, strict=True):
         if state == _ENDLESS:
@@ -182,9 +187,11 @@ def require_finite(observers: Mapping[str, Observer]) -> None:
                 f"NaN or infinite values reached {key}; check the images' normalization and that the weights are finite"
             )
         if state == _UNREACHED:
-            observers[key].maxima = observers[key].sums = None
+            observers[key].low = observers[key].high = observers[key].sums = None
 
 
-def _maxima(x: Tensor) -> Tensor:
+def _ends(x: Tensor) -> tuple[Tensor, Tensor]:
     low, high = x.detach().aminmax()
-    return torch.stack((-low, high)).to(computing_type(x))
+    if low.dtype not in (torch.float32, torch.float64):
+        low, high = low.to(computing_type(x)), high.to(computing_type(x))
+    return low, high

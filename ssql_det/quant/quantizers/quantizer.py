@@ -92,7 +92,7 @@ class RangeQuantizer(Quantizer):
     def __init__(self, place: Place) -> None:
         super().__init__(place)
         self.observer = type(self).observe_with()
-        self._grids: dict[int, tuple[Tensor, QParams]] = {}
+        self._grids: dict[int, tuple[Tensor, Tensor, QParams]] = {}
 
     @abstractmethod
     def range(self, bits: int) -> tuple[Tensor, Tensor]:
@@ -100,17 +100,17 @@ class RangeQuantizer(Quantizer):
 
     def grid(self, bits: int) -> QParams:
         """That of a width; an error where nothing was observed."""
-        seen = self.observer.maxima
-        if seen is None:
+        low, high = self.observer.low, self.observer.high
+        if low is None or high is None:
             raise UserError(
                 f"nothing was observed at {self.place.point.key} during calibration; use more, or other, images"
             )
         if next(self.parameters(), None) is not None:
             return self._chosen(bits)
         kept = self._grids.get(bits)
-        if kept is None or kept[0] is not seen:
-            self._grids[bits] = kept = (seen, self._chosen(bits))
-        return kept[1]
+        if kept is None or kept[0] is not low or kept[1] is not high:
+            self._grids[bits] = kept = (low, high, self._chosen(bits))
+        return kept[2]
 
     def _chosen(self, bits: int) -> QParams:
         low, high = self.range(bits)
