@@ -30,7 +30,7 @@ def job(method: str, seed: int, out: str, data: str, changes: list[str]) -> None
     from ssql_det.core import rows
     from ssql_det.core.config import require_same_run, save_config
     from ssql_det.pretrain.checkpoint import NAME, Run
-    from ssql_det.pretrain.config import build_network, facts_of, read_config
+    from ssql_det.pretrain.config import build_network, facts_of, moved, read_config
     from ssql_det.pretrain.data import identity, open_images
     from ssql_det.pretrain.loop import pretrain
     from ssql_det.pretrain.optim import build_optimizer
@@ -42,22 +42,24 @@ def job(method: str, seed: int, out: str, data: str, changes: list[str]) -> None
     keys = ["DATA.TRAIN", data, "OUTPUT_DIR", str(folder), "SEED", str(seed), "MONITOR.PERIOD", "0", *changes]
     cfg = read_config(CONFIG, [*keys, "SSQL.ENABLED", str(method == "SSQL")])
     if (folder / "gap.json").exists():
-        require_same_run(cfg, folder, (), {})
+        require_same_run(cfg.values, folder, (), {}, moved())
         return
     if method != "random":
         pretrain(cfg, resume=True)
     torch.manual_seed(seed)
     network, _ = build_network(cfg)
     facts = replace(facts_of(cfg), method=method)
-    run = Run(getattr(network, "method", network), build_optimizer(cfg, network), facts, identity(open_images(data)))
+    run = Run(
+        getattr(network, "method", network), build_optimizer(cfg.optim, network), facts, identity(open_images(data))
+    )
     if method == "random":
         run.save(folder, 0)
-        save_config(cfg, folder)
+        save_config(cfg.values, folder)
     run.resume(folder, total=1 << 62)
     (folder / "results.jsonl").unlink(missing_ok=True)
     for norms in NORMS:
-        plan = Plan(KINDS, calibration=512, scheme=Scheme(norms=norms), seed=seed)
-        for row in probed(str(folder / NAME), data, ",".join(BITS), cfg.DATA.RECIPE, plan):
+        plan = Plan(KINDS, seed, "cuda", workers=0, calibration=512, scheme=Scheme(norms=norms))
+        for row in probed(str(folder / NAME), data, ",".join(BITS), cfg.data.views.name, plan):
             rows.append(folder / "results.jsonl", row)
     (folder / "gap.json").write_text(json.dumps(loss_gap(cfg, run.method)))
 
@@ -66,20 +68,19 @@ def loss_gap(cfg, method, batches: int = 20) -> float:
     """The mean of the loss at 2w4a less the float loss, both in training mode against the float targets."""
     import torch
 
-    from ssql_det.pretrain.config import views_of
     from ssql_det.pretrain.data import open_images
     from ssql_det.pretrain.stream import training_batches
     from ssql_det.quant import Bits, Quantization
     from ssql_det.ssl import encoder_points
     from ssql_det.ssl.views import draws_of
 
-    recipe, gaps = views_of(cfg), []
+    recipe, gaps = cfg.data.views, []
     quantization = Quantization(method.encoder, encoder_points(method.encoder))
-    stream = training_batches(open_images(cfg.DATA.TRAIN), recipe.frame, cfg.OPTIM.BATCH, cfg.SEED + 1000)
+    stream = training_batches(open_images(cfg.data.train), recipe.frame, cfg.optim.batch, cfg.seed + 1000)
     method.train()
     for _, batch in zip(range(batches), stream, strict=False):
         views = [
-            recipe.look(view, draws_of(cfg.SEED + 1000, batch.positions, number, recipe.draws))
+            recipe.look(view, draws_of(cfg.seed + 1000, batch.positions, number, recipe.draws))
             for number, view in enumerate(batch.views)
         ]
         with torch.no_grad():

@@ -25,10 +25,10 @@ from ssql_det.ssl.method import Encoder
 
 ROUNDS, BAR, IMAGES = 9, 1.075, 64
 METHODS = {
-    "simsiam": lambda backbone, hidden: SimSiam(backbone, 2048, hidden),
-    "byol": lambda backbone, hidden: BYOL(backbone, 512, hidden),
-    "moco": lambda backbone, hidden: MoCo(backbone, 256, hidden, queue=4096),
-    "simclr": lambda backbone, hidden: SimCLR(backbone, 256, hidden),
+    "simsiam": lambda backbone, hidden: SimSiam(backbone, dim=2048, hidden=hidden),
+    "byol": lambda backbone, hidden: BYOL(backbone, dim=512, hidden=hidden),
+    "moco": lambda backbone, hidden: MoCo(backbone, dim=256, hidden=hidden, queue=4096),
+    "simclr": lambda backbone, hidden: SimCLR(backbone, dim=256, hidden=hidden),
 }
 CPU = {"arch": "cifar_resnet18", "side": 32, "hidden": 2048, "device": "cpu"}
 CUDA = {"arch": "resnet50", "side": 224, "hidden": 512, "device": "cuda"}

@@ -22,7 +22,7 @@ COLLECTIVES = (
 def run(scheme, directory):
     torch.manual_seed(0)
     backbone = build_backbone("cifar_resnet18")
-    network = SSQL(SimSiam(backbone, 16, 8), FixedBits(Bits(4, 4)), scheme=Scheme.parse(scheme)).train()
+    network = SSQL(SimSiam(backbone, dim=16, hidden=8), FixedBits(Bits(4, 4)), scheme=Scheme.parse(scheme)).train()
     found = []
 
     def noted(name, collective):

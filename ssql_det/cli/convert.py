@@ -133,10 +133,10 @@ def _by_reason(what: str, reasons: Mapping[str, str]) -> Iterator[str]:
 def _facts_of_config(facts: Facts, file: str) -> Facts:
     from ssql_det.convert import told
     from ssql_det.d2 import read_config
-    from ssql_det.detect import SSQL_DEFAULTS
+    from ssql_det.detect import SSQL_DET_DEFAULTS
     from ssql_det.detect.weights import images_of
 
-    cfg = read_config(file, own=SSQL_DEFAULTS)
+    cfg = read_config(file, own=SSQL_DET_DEFAULTS)
     return told(facts, images_of(cfg), cfg.MODEL.RESNETS.STRIDE_IN_1X1)
 
 
@@ -145,18 +145,12 @@ def _config(checkpoint: Checkpoint, out: str) -> Iterator[str]:
     import yaml
 
     from ssql_det.convert import config_lines
+    from ssql_det.core.config import nested
 
     lines = {"MODEL.WEIGHTS": str(Path(out).resolve()), **config_lines(checkpoint)}
-    tree: dict[str, Any] = {}
-    for key, value in lines.items():
-        *path, name = key.split(".")
-        node = tree
-        for part in path:
-            node = node.setdefault(part, {})
-        if value is not None:
-            node[name] = value
+    known = {key: value for key, value in lines.items() if value is not None}
     yield "in a Detectron2 config:\n"
-    yield yaml.safe_dump({key: node for key, node in tree.items() if node}, default_flow_style=None, sort_keys=True)
+    yield yaml.safe_dump(nested(known), default_flow_style=None, sort_keys=True)
     unknown = [key for key, value in lines.items() if value is None]
     if unknown:
         yield f"# not known, set as it was trained: {', '.join(unknown)}"

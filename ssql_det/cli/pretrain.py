@@ -29,19 +29,21 @@ def run(options: argparse.Namespace) -> None:
 
     set_up_logging()
     begin_with = ["INIT", options.init] if options.init else []
-    cfg = read_config(options.config_file, [*options.overrides, *begin_with])
+    pretraining = read_config(options.config_file, [*options.overrides, *begin_with])
     if options.num_gpus > 1:
-        check(cfg, options.num_gpus)  # before processes are started, each of which would say the same
-    launch(_pretrain, cfg, options.resume, processes=options.num_gpus)
+        check(pretraining, options.num_gpus)  # before processes are started, each of which would say the same
+    launch(_pretrain, pretraining, options.resume, processes=options.num_gpus)
 
 
-def _pretrain(cfg, resume):  # type: ignore[no-untyped-def]  # the types would import torch
+def _pretrain(pretraining, resume):  # type: ignore[no-untyped-def]  # the types would import torch
     from ssql_det.core.console import set_up_logging
     from ssql_det.core.ranks import is_main
     from ssql_det.pretrain.loop import pretrain
+    from ssql_det.ssl.views import SIZES
 
     set_up_logging()
-    path = pretrain(cfg, resume)
+    path = pretrain(pretraining, resume)
     if is_main():
-        shown = f"--recipe {cfg.DATA.RECIPE}{f' --size {cfg.DATA.SIZE}' if cfg.DATA.SIZE else ''}"
+        name, size = pretraining.data.views.name, pretraining.data.views.size
+        shown = f"--recipe {name}{f' --size {size}' if size != SIZES[name] else ''}"
         print(f"pretrained: {path}; with labels: ssql-det probe knn --checkpoint {path} --data LABELLED {shown}")

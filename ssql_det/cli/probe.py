@@ -58,11 +58,16 @@ def run(options: argparse.Namespace) -> None:
     set_up_logging()
     rows.check_place(options.out)
     plan = Plan(
-        *(tuple(options.kind), options.calib_images, scheme_of(options), options.images, options.seed),
-        *(options.size, options.device),
-        Protocol(options.protocol, options.epochs, options.batch, options.cached_views),
-        options.workers,
-        options.method,
+        kinds=tuple(options.kind),
+        seed=options.seed,
+        device=options.device,
+        workers=options.workers,
+        calibration=options.calib_images,
+        scheme=scheme_of(options),
+        most=options.images,
+        size=options.size,
+        protocol=Protocol(options.protocol, options.epochs, options.batch, options.cached_views),
+        method=options.method,
     )
     found, out = [], Path(options.out)
     there = rows.read(out) if options.resume and out.exists() else []

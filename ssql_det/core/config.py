@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import math
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -25,38 +26,64 @@ _MOST_NAMED = 5
 _MOST_VALUES = 10_000  # in a file, or in one key: aliases make any number of few bytes
 _LARGEST = 3.4e38  # a float32's; infinity is beyond it too
 _MOST_WHOLE = 1 << 32  # steps, sizes, a seed: with more a run neither ends nor fits
+_logger = logging.getLogger(__name__)
+
+Moved = Mapping[str, Sequence[str]]
+"""By the name that a key had in earlier versions, the keys that took its place."""
+_NONE: Moved = {}
 
 
 def load_config(
-    defaults: CfgNode, file: str | os.PathLike[str] | None = None, overrides: Sequence[str] = ()
+    defaults: CfgNode,
+    file: str | os.PathLike[str] | None = None,
+    overrides: Sequence[str] = (),
+    moved: Moved = _NONE,
 ) -> CfgNode:
     """A frozen copy of ``defaults``, with the file merged over it, then ``KEY VALUE`` pairs.
+
+    A key that ``moved`` is refused with its name of today; what a run saved is read as it was meant.
 
     >>> cfg = load_config(defaults, "configs/pretrain/mini.yaml", ["OPTIM.LR", "0.1"])
     """
     config = defaults.clone()
     config.defrost()
     if file is not None:
-        for key, value in read_config_file(file).items():
-            _set(config, key, value, str(file))
-    _merge_overrides(config, overrides)
+        for key, value in read_config_file(file, moved).items():
+            _set(config, key, value, str(file), moved)
+    _merge_overrides(config, overrides, moved)
     config.freeze()
     return config
 
 
-def save_config(config: CfgNode, directory: str | os.PathLike[str]) -> Path:
-    """Write the resolved config beside the run; ``load_config(defaults, path)`` gives it back."""
+def save_config(values: Mapping[str, Any], directory: str | os.PathLike[str]) -> Path:
+    """Write the plain values of a config beside its run; ``load_config(defaults, path)`` gives it back."""
     path = Path(directory) / RESOLVED_NAME
     with atomic_write(path, "w") as file:
-        file.write(config.dump())
+        yaml.safe_dump(nested(values), file)
     return path
 
 
-def run_folder(config: CfgNode) -> Path:
-    """``OUTPUT_DIR``. An empty one would be the current folder, where a run's files are among others."""
-    if not config.OUTPUT_DIR:
+def run_folder(output_dir: str) -> Path:
+    """The folder of ``OUTPUT_DIR``. An empty one would be the current folder, with a run's files among others."""
+    if not output_dir:
         raise UserError("OUTPUT_DIR is empty; say where the run goes: OUTPUT_DIR FOLDER")
-    return Path(config.OUTPUT_DIR)
+    return Path(output_dir)
+
+
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A tree of values by their full keys.
+
+    >>> nested({"OPTIM.LR": 0.1, "SEED": 0})
+    {'OPTIM': {'LR': 0.1}, 'SEED': 0}
+    """
+    tree: dict[str, Any] = {}
+    for key, value in values.items():
+        *groups, name = key.split(".")
+        node = tree
+        for group in groups:
+            node = node.setdefault(group, {})
+        node[name] = value
+    return tree
 
 
 def leaves(config: CfgNode, prefix: str = "") -> Iterator[str]:
@@ -73,14 +100,23 @@ def plain_values(config: CfgNode) -> dict[str, Any]:
     return dict(_flat(yaml.safe_load(config.dump())))
 
 
-def read_plain_values(directory: str | os.PathLike[str]) -> dict[str, Any]:
+def read_plain_values(directory: str | os.PathLike[str], moved: Moved = _NONE) -> dict[str, Any]:
     """The same of the config that was saved beside a run."""
-    return read_config_file(Path(directory) / RESOLVED_NAME)
+    return read_config_file(Path(directory) / RESOLVED_NAME, moved)
 
 
-def read_config_file(file: str | os.PathLike[str]) -> dict[str, Any]:
+def read_config_file(file: str | os.PathLike[str], moved: Moved = _NONE) -> dict[str, Any]:
     """The same of what a file and its bases say, without any defaults."""
-    return _read_with_bases(Path(os.path.expanduser(file)), ())
+    return _read_with_bases(Path(os.path.expanduser(file)), (), moved)
+
+
+def renamed(values: Mapping[str, Any], moved: Moved) -> dict[str, Any]:
+    """Values of an earlier version by the keys of today.
+
+    >>> renamed({"SSQL.METHOD": "BYOL", "SEED": 0}, {"SSQL.METHOD": ["SSQL_DET.METHOD"]})
+    {'SSQL_DET.METHOD': 'BYOL', 'SEED': 0}
+    """
+    return {new: value for key, value in values.items() for new in moved.get(key, (key,))}
 
 
 def require_same(before: Mapping[str, Any], now: Mapping[str, Any], where: str, cure: str) -> None:
@@ -93,15 +129,19 @@ def require_same(before: Mapping[str, Any], now: Mapping[str, Any], where: str, 
 
 
 def require_same_run(
-    config: CfgNode, directory: str | os.PathLike[str], may_change: Collection[str], defaults: Mapping[str, Any]
+    values: Mapping[str, Any],
+    directory: str | os.PathLike[str],
+    may_change: Collection[str],
+    defaults: Mapping[str, Any],
+    moved: Moved,
 ) -> None:
     """Refuse to go on with a run in another config than was saved beside it, but for some keys.
 
     A key that was not there when the run began had its default.
     """
     before, now = (
-        {key: value for key, value in values.items() if key not in may_change}
-        for values in (read_plain_values(directory), plain_values(config))
+        {key: value for key, value in each.items() if key not in may_change}
+        for each in (read_plain_values(directory, moved), values)
     )
     before |= {key: value for key, value in defaults.items() if key in now and key not in before}
     require_same(before, now, f"the run in {directory}", "resume with its config, or choose another OUTPUT_DIR")
@@ -110,7 +150,7 @@ def require_same_run(
 def decisive(file: str | os.PathLike[str], no_matter: Collection[str]) -> Path:
     """The file itself, or the base that it only gives another name: where all it sets are keys that do not matter.
 
-    >>> decisive("configs/detection/table6/ssql.yaml", ["MODEL.WEIGHTS", "SSQL.METHOD", "OUTPUT_DIR"])
+    >>> decisive("configs/detection/table6/ssql.yaml", ["MODEL.WEIGHTS", "SSQL_DET.METHOD", "OUTPUT_DIR"])
     PosixPath('configs/detection/voc_r18_c4.yaml')
     """
     path = Path(file)
@@ -122,18 +162,19 @@ def decisive(file: str | os.PathLike[str], no_matter: Collection[str]) -> Path:
 
 
 def goes_on(
-    config: CfgNode,
+    values: Mapping[str, Any],
     directory: str | os.PathLike[str],
     is_there: bool,
     resume: bool,
     may_change: Collection[str],
     defaults: Mapping[str, Any],
+    moved: Moved,
 ) -> bool:
     """Whether a run that ``is_there`` is to be gone on with: refused without being asked to, and in another config."""
     if is_there and not resume:
         raise UserError(f"{directory} holds a run already; say --resume to go on with it, or choose another OUTPUT_DIR")
     if is_there:
-        require_same_run(config, directory, may_change, defaults)
+        require_same_run(values, directory, may_change, defaults, moved)
     return is_there
 
 
@@ -149,7 +190,7 @@ def require_least(config: CfgNode, least: Mapping[str, float]) -> None:
             raise UserError(f"{key} is too large, got {value}; a float32 ends at 3.4e38")
 
 
-def _read_with_bases(path: Path, opened: tuple[Path, ...]) -> dict[str, Any]:
+def _read_with_bases(path: Path, opened: tuple[Path, ...], moved: Moved) -> dict[str, Any]:
     """The file's keys over its bases' (relative to the file), nearest last."""
     if path.is_dir():
         raise UserError(f"config file {path} is a directory; name a .yaml file in it")
@@ -159,10 +200,13 @@ def _read_with_bases(path: Path, opened: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in opened:
         raise UserError(f"config file {path} inherits from itself; remove {BASE_KEY} from one file of the circle")
     content = _read(path)
+    if path.name == RESOLVED_NAME and (former := content.keys() & moved.keys()):  # a run's: nobody wrote them by hand
+        _logger.info("%s has keys of an earlier version, such as %s; they are read as today's", path, min(former))
+        content = renamed(content, moved)
     bases = content.pop(BASE_KEY, [])
     merged: dict[str, Any] = {}
     for base in bases if isinstance(bases, list) else [bases]:
-        merged |= _read_with_bases(path.parent / os.path.expanduser(str(base)), (*opened, path.resolve()))
+        merged |= _read_with_bases(path.parent / os.path.expanduser(str(base)), (*opened, path.resolve()), moved)
     return merged | content
 
 
@@ -192,17 +236,20 @@ def _flat(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield f"{prefix}{name}", value
 
 
-def _merge_overrides(config: CfgNode, overrides: Sequence[str]) -> None:
+def _merge_overrides(config: CfgNode, overrides: Sequence[str], moved: Moved) -> None:
     for option in overrides:
         if option.startswith("--"):
             raise UserError(f"{option} stands behind KEY VALUE pairs; options come before them")
     if len(overrides) % 2:
         raise UserError(f"overrides come as KEY VALUE pairs, but {overrides[-1]!r} stands alone; write KEY VALUE")
     for key, value in zip(overrides[::2], overrides[1::2], strict=True):
-        _set(config, key, value, "the command line")
+        _set(config, key, value, "the command line", moved)
 
 
-def _set(config: CfgNode, key: str, value: Any, where: str) -> None:
+def _set(config: CfgNode, key: str, value: Any, where: str, moved: Moved) -> None:
+    if key in moved:
+        one_of = "one of " if len(moved[key]) > 1 else ""
+        raise UserError(f"config key {key} in {where} is now {one_of}{', '.join(moved[key])}; write that")
     known = list(leaves(config))
     if key not in known:
         below = [name for name in known if name.startswith(f"{key}.")]

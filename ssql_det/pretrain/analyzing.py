@@ -51,18 +51,18 @@ _CLASSES, _LEAST = 10, 10  # of a map: as many classes as can be told apart, and
 
 @dataclass(frozen=True)
 class Plan:
-    """What of an analysis is neither a checkpoint nor the data."""
+    """What of an analysis is neither a checkpoint nor the data. What has no default here has one in the command."""
 
     widths: tuple[Bits, ...]
-    pairs: int = 512
+    pairs: int
+    points: int  # images of a map
+    perplexity: float
+    seed: int
+    device: str
     calibration: int = Calibration().images
-    points: int = 200  # images of a map
-    perplexity: float = 30.0
     scheme: Scheme = field(default_factory=Scheme)
     shown: str = ""  # the recipe; by the network if it is not given
     size: int | None = None
-    seed: int = 0
-    device: str = "cuda"
 
     def __post_init__(self) -> None:
         if self.scheme.norms == RE_ESTIMATED and min(self.pairs, self.calibration) < 2:
@@ -86,7 +86,8 @@ def names_of(paths: Sequence[str]) -> list[str]:
 def analyses(paths: Sequence[str], data: str, plan: Plan) -> Iterator[Analysis]:
     """All that is found of each checkpoint; all are read before the first is looked at.
 
-    >>> found = list(analyses(["runs/ssql/checkpoint.pth"], "toy/crops", Plan(tuple(parse_widths("FP,4,2w4a")))))
+    >>> plan = Plan(tuple(parse_widths("FP,4,2w4a")), pairs=512, points=200, perplexity=30, seed=0, device="cuda")
+    >>> found = list(analyses(["runs/ssql/checkpoint.pth"], "toy/crops", plan))
     """
     networks = {name: read_trained(path) for name, path in zip(names_of(paths), paths, strict=True)}
     seen, asked = (open_images(data, split) for split in ("train", "val"))

@@ -1,43 +1,46 @@
-"""The keys of a pretraining config with their defaults, and the network that a config describes."""
+"""The keys of a pretraining config with their defaults, what is read from them, and the network that it describes."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from fvcore.common.config import CfgNode
 
 from ssql_det.backbones import Backbone, build_backbone
 from ssql_det.convert import Checkpoint, Facts, Input, load_backbone, read
-from ssql_det.core.config import load_config
-from ssql_det.core.errors import UserError, did_you_mean
-from ssql_det.quant import Bits, FixedBits, SampledBits, Scheme
-from ssql_det.ssl import BYOL, SSQL, Method, MoCo, SimCLR, SimSiam
-from ssql_det.ssl.views import Recipe, recipe
+from ssql_det.core.config import Moved, load_config, plain_values
+from ssql_det.core.errors import UserError
+from ssql_det.pretrain.checks import check_values
+from ssql_det.pretrain.data import Data
+from ssql_det.pretrain.monitor import Monitoring
+from ssql_det.pretrain.optim import Optimization
+from ssql_det.quant import Bits, FixedBits, SampledBits, Scheme, parse_widths
+from ssql_det.ssl import METHODS, SSQL, Method, SimSiam
+from ssql_det.ssl.method import hyperparameters
+from ssql_det.ssl.views import recipe
 
 NO_MATTER = ("OUTPUT_DIR", "DEVICE", "DATA.WORKERS", "PERIODS.LOG", "PERIODS.CHECKPOINT")  # to what is learned
+_FLAT = ("DIM", "HIDDEN", "LAST_NORM", "MOMENTUM", "QUEUE", "TEMPERATURE", "CROSS")  # of all methods, once
 
-DEFAULTS: dict[str, Any] = {
-    "METHOD": "simsiam",  # or byol, moco, simclr
-    "DIM": 2048,  # of the features that views are compared in
-    "HIDDEN": 512,  # of the predictor, and but for SimSiam of the projector
-    "LAST_NORM": False,  # BYOL: the projector ends in a norm, as SimSiam's always does
-    "MOMENTUM": 0.99,  # BYOL, MoCo: of the moving average
-    "QUEUE": 4096,  # MoCo: keys
-    "TEMPERATURE": 0.2,  # MoCo, SimCLR
-    "CROSS": False,  # SSQL over SimCLR: quantized views against float ones, not as published against quantized ones
+
+def _node(kind: type) -> dict[str, Any]:
+    """The keys of a method, or of what wraps it: its hyperparameters, with its own defaults."""
+    return {name.upper(): default for name, default in hyperparameters(kind).items()}
+
+
+_KEYS: dict[str, Any] = {  # beside a node for each method, as MOCO
+    "METHOD": "simsiam",  # or byol, moco, simclr, or what a module of yours registers
     "SSQL": {
         "ENABLED": True,  # False: the method alone
         "WEIGHT_BITS": [2, 8],  # drawn anew each step, ends included
         "ACT_BITS": [4, 8],
         "SHARED_DRAW": False,
         "FIXED_BITS": "",  # as 4w4a: the same each step
-        "QUANTIZE_PREDICTIONS": True,
-        "QUANTIZE_TARGETS": False,
-        "AUXILIARY": True,  # the float loss is half of the loss
-        "PER_RANK": False,  # each process quantizes by its own ranges, as published
+        **_node(SSQL),  # QUANTIZE_PREDICTIONS, QUANTIZE_TARGETS, AUXILIARY, PER_RANK
         "SCHEME": "minmax",  # the published quantizers, or others, as "weight=centred, act=mse"
     },
     "BACKBONE": "resnet50",
@@ -76,40 +79,139 @@ DEFAULTS: dict[str, Any] = {
     "OUTPUT_DIR": "./output/pretrain",
 }
 _logger = logging.getLogger(__name__)
-_BUILDERS: dict[str, Callable[[Backbone, CfgNode], Method]] = {
-    "simsiam": lambda backbone, cfg: SimSiam(backbone, cfg.DIM, cfg.HIDDEN),
-    "byol": lambda backbone, cfg: BYOL(backbone, cfg.DIM, cfg.HIDDEN, cfg.MOMENTUM, cfg.LAST_NORM),
-    "moco": lambda backbone, cfg: MoCo(backbone, cfg.DIM, cfg.HIDDEN, cfg.QUEUE, cfg.TEMPERATURE, cfg.MOMENTUM),
-    "simclr": lambda backbone, cfg: SimCLR(backbone, cfg.DIM, cfg.HIDDEN, cfg.TEMPERATURE, cfg.CROSS),
-}
-_TITLES = {"simsiam": SimSiam.title, "byol": BYOL.title, "moco": MoCo.title, "simclr": SimCLR.title}
 
 
-def read_config(file: str | os.PathLike[str] | None, overrides: Sequence[str] = ()) -> CfgNode:
-    """The defaults, the file over them, then ``KEY VALUE`` pairs; frozen."""
-    return load_config(CfgNode(DEFAULTS), file, overrides)
+@dataclass(frozen=True)
+class Pretraining:
+    """All that a run is made of. ``values`` are the keys that it was read from, as they are saved beside it.
+
+    >>> pretraining = read_config("configs/pretrain/mini_moco.yaml", ["OPTIM.EPOCHS", "3"])
+    >>> pretraining.method, pretraining.hyperparameters["queue"], pretraining.optim.epochs
+    (<class 'ssql_det.ssl.moco.MoCo'>, 1024, 3)
+    """
+
+    method: type[Method]
+    hyperparameters: Mapping[str, Any]
+    ssql: Mapping[str, Any] | None  # what SSQL is told beside the method; None: the method alone
+    backbone: str
+    zero_init_residual: bool
+    init: str
+    data: Data
+    optim: Optimization
+    amp: bool
+    sync_norm: bool
+    monitor: Monitoring | None
+    log_period: int  # steps
+    checkpoint_period: int  # epochs
+    device: str
+    seed: int
+    output_dir: str
+    values: Mapping[str, Any] = field(repr=False)
 
 
-def build_network(cfg: CfgNode, begins: bool = True) -> tuple[SSQL | Method, Backbone]:
+def default_values() -> dict[str, Any]:
+    """Every key, those of all methods among them, with its default."""
+    return plain_values(_defaults())
+
+
+def moved() -> Moved:
+    """Hyperparameters were once keys of all methods together; now each method has those that it takes."""
+    return {key: [f"{name}.{key}" for name, node in _method_nodes().items() if key in node] for key in _FLAT}
+
+
+def _method_nodes() -> dict[str, dict[str, Any]]:
+    return {name.upper(): _node(METHODS.get(name)) for name in METHODS}
+
+
+def _defaults() -> CfgNode:
+    nodes = _method_nodes()
+    for name in nodes.keys() & _KEYS.keys():
+        raise ValueError(f"a method cannot be called {name.lower()!r}: {name} is another key of a config")
+    return CfgNode({**_KEYS, **nodes})
+
+
+def read_config(file: str | os.PathLike[str] | None, overrides: Sequence[str] = ()) -> Pretraining:
+    """The defaults, the file over them, then ``KEY VALUE`` pairs."""
+    return _pretraining(load_config(_defaults(), file, overrides, moved()))
+
+
+def _pretraining(cfg: CfgNode) -> Pretraining:
+    check_values(cfg)
+    method, data = METHODS.get(cfg.METHOD), cfg.DATA
+    others = tuple(f"{name.upper()}." for name in METHODS if name != cfg.METHOD)
+    return Pretraining(
+        method=method,
+        hyperparameters=_lowered(cfg[cfg.METHOD.upper()]),
+        ssql=_ssql(cfg.SSQL, cfg.SEED) if cfg.SSQL.ENABLED else None,
+        backbone=cfg.BACKBONE,
+        zero_init_residual=cfg.ZERO_INIT_RESIDUAL,
+        init=cfg.INIT,
+        data=Data(
+            train=data.TRAIN,
+            views=recipe(data.RECIPE, data.SIZE or None),
+            workers=data.WORKERS,
+            most_bad_images=data.MOST_BAD_IMAGES,
+            cache_mb=data.CACHE_MB,
+        ),
+        optim=Optimization(**_lowered(cfg.OPTIM)),
+        amp=cfg.AMP,
+        sync_norm=cfg.SYNC_NORM,
+        monitor=_monitoring(cfg.MONITOR, data.TRAIN) if cfg.MONITOR.PERIOD else None,
+        log_period=cfg.PERIODS.LOG,
+        checkpoint_period=cfg.PERIODS.CHECKPOINT,
+        device=cfg.DEVICE,
+        seed=cfg.SEED,
+        output_dir=cfg.OUTPUT_DIR,
+        values={key: value for key, value in plain_values(cfg).items() if not key.startswith(others)},
+    )
+
+
+def _lowered(node: CfgNode) -> dict[str, Any]:
+    return {key.lower(): value for key, value in node.items()}
+
+
+def _monitoring(node: CfgNode, images: str) -> Monitoring:
+    return Monitoring(
+        period=node.PERIOD,
+        data=node.DATA or images,
+        widths=tuple(parse_widths(",".join(map(str, node.BITS)))),
+        scheme=Scheme.parse(node.SCHEME),
+        images=node.IMAGES,
+    )
+
+
+def _ssql(node: CfgNode, seed: int) -> dict[str, Any]:
+    bits, scheme = _bits(node, seed), Scheme.parse(node.SCHEME)
+    scheme.require_widths(bits.ends)
+    return {"bits": bits, "scheme": scheme, **{name: node[name.upper()] for name in hyperparameters(SSQL)}}
+
+
+def _bits(node: CfgNode, seed: int) -> FixedBits | SampledBits:
+    if node.FIXED_BITS:
+        return FixedBits(Bits.parse(node.FIXED_BITS))
+    ends = {}
+    for key in ("WEIGHT_BITS", "ACT_BITS"):
+        if len(node[key]) != 2:
+            raise UserError(f"SSQL.{key} is the least and the most, as [2, 8]; got {list(node[key])}")
+        ends[key] = tuple(node[key])
+    return SampledBits(seed, ends["WEIGHT_BITS"], ends["ACT_BITS"], node.SHARED_DRAW)
+
+
+def build_network(pretraining: Pretraining, begins: bool = True) -> tuple[SSQL | Method, Backbone]:
     """What is trained, and the backbone in it, from scratch, or where it ``begins`` from ``INIT``.
 
     >>> network, backbone = build_network(read_config("configs/pretrain/cifar10_r18_ssql.yaml"))
     """
-    if cfg.METHOD not in _BUILDERS:
-        known = ", ".join(_BUILDERS)
-        raise UserError(f"METHOD {cfg.METHOD!r} is not here{did_you_mean(cfg.METHOD, _BUILDERS)} (known: {known})")
-    backbone = build_backbone(cfg.BACKBONE, cfg.ZERO_INIT_RESIDUAL)
-    backbone.require_size(views_of(cfg).size)
-    if cfg.INIT and begins:
-        _begin_with(read(os.path.expanduser(cfg.INIT)), backbone, views_of(cfg).input)
-    method = _BUILDERS[cfg.METHOD](backbone, cfg)
-    if not cfg.SSQL.ENABLED:
-        return method, backbone
-    node = cfg.SSQL
-    switches = (node.QUANTIZE_PREDICTIONS, node.QUANTIZE_TARGETS, node.AUXILIARY, node.PER_RANK)
-    bits, scheme = _bits(cfg), Scheme.parse(node.SCHEME)
-    scheme.require_widths(bits.ends)
-    return SSQL(method, bits, *switches, scheme), backbone
+    backbone, views = build_backbone(pretraining.backbone, pretraining.zero_init_residual), pretraining.data.views
+    backbone.require_size(views.size)
+    if pretraining.init and begins:
+        _begin_with(read(os.path.expanduser(pretraining.init)), backbone, views.input)
+    try:
+        method = pretraining.method(backbone, **pretraining.hyperparameters)
+        method.require_batch(pretraining.optim.batch)
+    except UserError as mistake:
+        raise UserError(f"{pretraining.values['METHOD'].upper()}: {mistake}") from None
+    return method if pretraining.ssql is None else SSQL(method, **pretraining.ssql), backbone
 
 
 def _begin_with(checkpoint: Checkpoint, backbone: Backbone, images: Input) -> None:
@@ -124,28 +226,13 @@ def _begin_with(checkpoint: Checkpoint, backbone: Backbone, images: Input) -> No
     load_backbone(backbone.module, checkpoint)
 
 
-def views_of(cfg: CfgNode) -> Recipe:
-    return recipe(cfg.DATA.RECIPE, cfg.DATA.SIZE or None)
-
-
-def facts_of(cfg: CfgNode) -> Facts:
+def facts_of(pretraining: Pretraining) -> Facts:
     """What whoever uses the backbone has to know of it."""
-    title = _TITLES[cfg.METHOD]
-    method = title
-    if cfg.SSQL.ENABLED:
-        method = "SSQL" if cfg.METHOD == "simsiam" else f"SSQL-{title}"
-        altered = [key for key, value in DEFAULTS["SSQL"].items() if key != "PER_RANK" and cfg.SSQL[key] != value]
-        method += f", altered: {', '.join(f'{key} {cfg.SSQL[key]}' for key in altered)}" if altered else ""
-    return Facts(views_of(cfg).input, stride_in_1x1=False, method=method, seed=cfg.SEED, from_file=True)
-
-
-def _bits(cfg: CfgNode) -> FixedBits | SampledBits:
-    node = cfg.SSQL
-    if node.FIXED_BITS:
-        return FixedBits(Bits.parse(node.FIXED_BITS))
-    ends = {}
-    for key in ("WEIGHT_BITS", "ACT_BITS"):
-        if len(node[key]) != 2:
-            raise UserError(f"SSQL.{key} is the least and the most, as [2, 8]; got {list(node[key])}")
-        ends[key] = tuple(node[key])
-    return SampledBits(cfg.SEED, ends["WEIGHT_BITS"], ends["ACT_BITS"], node.SHARED_DRAW)
+    method = pretraining.method.title
+    if pretraining.ssql is not None:
+        method = "SSQL" if pretraining.method is SimSiam else f"SSQL-{method}"
+        now = {key: pretraining.values[f"SSQL.{key}"] for key in _KEYS["SSQL"] if key != "PER_RANK"}
+        altered = [f"{key} {value}" for key, value in now.items() if value != _KEYS["SSQL"][key]]
+        method += f", altered: {', '.join(altered)}" if altered else ""
+    images, seed = pretraining.data.views.input, pretraining.seed
+    return Facts(images, stride_in_1x1=False, method=method, seed=seed, from_file=True)

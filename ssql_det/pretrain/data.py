@@ -16,6 +16,7 @@ from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from ssql_det.core.errors import UserError
+from ssql_det.ssl.views import Recipe
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 SPLITS = {"train": ("train",), "val": ("val", "test")}  # and their folders; of two, the first that is there
@@ -58,6 +59,20 @@ class Cached(Images):
 
     def __init__(self, images: Images, most_bytes: int = 256 * 2**20) -> None:
         super().__init__(images.name, images.files, _Kept(images.read, most_bytes), images.labels, images.classes)
+
+
+@dataclass(frozen=True)
+class Data:
+    """The keys of ``DATA``: images to train on, and how views of them are made."""
+
+    train: str
+    views: Recipe
+    workers: int
+    most_bad_images: int
+    cache_mb: int
+
+    def open(self) -> Images:
+        return Cached(open_images(self.train), self.cache_mb << 20)
 
 
 class _Kept:

@@ -9,108 +9,109 @@ from contextlib import closing
 from pathlib import Path
 
 import torch
-from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ssql_det.core.choices import seed_all
-from ssql_det.core.config import goes_on, plain_values, run_folder, save_config
+from ssql_det.core.config import goes_on, run_folder, save_config
 from ssql_det.core.devices import device_named
 from ssql_det.core.errors import UserError
 from ssql_det.core.ranks import barrier, is_main, rank, world_size
 from ssql_det.core.writers import JsonWriter, TensorBoardWriter, Writers
 from ssql_det.pretrain import checkpoint
 from ssql_det.pretrain.checks import check
-from ssql_det.pretrain.config import DEFAULTS, NO_MATTER, build_network, facts_of, views_of
-from ssql_det.pretrain.data import Cached, identity, open_images
+from ssql_det.pretrain.config import NO_MATTER, Pretraining, build_network, default_values, facts_of, moved
+from ssql_det.pretrain.data import identity, open_images
 from ssql_det.pretrain.features import labelled
-from ssql_det.pretrain.monitor import neighbours, spread
+from ssql_det.pretrain.monitor import Monitoring, neighbours, spread
 from ssql_det.pretrain.optim import build_optimizer, learning_rate
 from ssql_det.pretrain.stream import Tolerance, steps_per_epoch, training_batches
 from ssql_det.pretrain.sync_norm import synchronized
-from ssql_det.quant import Scheme, parse_widths
 from ssql_det.quant.hooks import recorded
 from ssql_det.ssl import SSQL
-from ssql_det.ssl.views import draws_of
+from ssql_det.ssl.views import Recipe, draws_of
 
 _MAY_CHANGE = (
-    *NO_MATTER,
-    "INIT",
-    "DATA.MOST_BAD_IMAGES",
-    "DATA.CACHE_MB",
-    "MONITOR.PERIOD",
-    "MONITOR.DATA",
-    "MONITOR.BITS",
-    "MONITOR.SCHEME",
-    "MONITOR.IMAGES",
+    *(*NO_MATTER, "INIT", "DATA.MOST_BAD_IMAGES", "DATA.CACHE_MB"),
+    *("MONITOR.PERIOD", "MONITOR.DATA", "MONITOR.BITS", "MONITOR.SCHEME", "MONITOR.IMAGES"),
 )
 _logger = logging.getLogger(__name__)
 
 
-def pretrain(cfg: CfgNode, resume: bool = False) -> Path:
+def pretrain(pretraining: Pretraining, resume: bool = False) -> Path:
     """Train what a config describes; returns the path of the checkpoint.
 
     With ``resume`` a run that was stopped becomes, on the CPU bit for bit, the run that was not. Under a process group
     every rank calls it, each takes its part of a batch, and rank 0 writes.
+
+    >>> pretrain(read_config("configs/pretrain/mini.yaml", ["OUTPUT_DIR", "runs/ssql"]))
+    PosixPath('runs/ssql/checkpoint.pth')
     """
-    folder, device, world = run_folder(cfg), device_named(cfg.DEVICE, "DEVICE"), world_size()
-    check(cfg)
-    images, recipe = Cached(open_images(cfg.DATA.TRAIN), cfg.DATA.CACHE_MB << 20), views_of(cfg)
-    per_epoch = steps_per_epoch(len(images), cfg.OPTIM.BATCH)
+    folder, device = run_folder(pretraining.output_dir), device_named(pretraining.device, "DEVICE")
+    data, optim, monitor, seed = pretraining.data, pretraining.optim, pretraining.monitor, pretraining.seed
+    world, amp = world_size(), pretraining.amp
+    check(pretraining)
+    images, recipe = data.open(), data.views
+    per_epoch = steps_per_epoch(len(images), optim.batch)
     if not per_epoch:
-        raise UserError(f"{cfg.DATA.TRAIN} has {len(images)} images and OPTIM.BATCH is {cfg.OPTIM.BATCH}; lower it")
-    seed_all(cfg.SEED)
-    defaults = plain_values(CfgNode(DEFAULTS))
-    is_resumed = goes_on(cfg, folder, checkpoint.is_in(folder), resume, _MAY_CHANGE, defaults)
-    network, backbone = build_network(cfg, begins=not is_resumed)
+        raise UserError(f"{data.train} has {len(images)} images and OPTIM.BATCH is {optim.batch}; lower it")
+    seed_all(seed)
+    is_resumed = _goes_on(pretraining, folder, resume)
+    network, backbone = build_network(pretraining, begins=not is_resumed)
     network = network.to(device)
-    if cfg.SYNC_NORM:
+    if pretraining.sync_norm:
         synchronized(network)
     method, quantizers = (network.method, network.quantizers) if isinstance(network, SSQL) else (network, None)
-    run = checkpoint.Run(method, build_optimizer(cfg, network), facts_of(cfg), identity(images), quantizers)
-    total, tolerance = cfg.OPTIM.EPOCHS * per_epoch, Tolerance(cfg.DATA.MOST_BAD_IMAGES)
-    looks = _Looks(cfg, backbone.module) if cfg.MONITOR.PERIOD else None
+    run = checkpoint.Run(method, build_optimizer(optim, network), facts_of(pretraining), identity(images), quantizers)
+    total, tolerance = optim.epochs * per_epoch, Tolerance(data.most_bad_images)
+    looks = _Looks(monitor, recipe, backbone.module) if monitor else None
     start = run.resume(folder, total) if is_resumed else 0
     barrier()  # nobody writes before all have read
     if is_main():
         _logger.info("on %s, %d steps an epoch, from step %d of %d", device, per_epoch, start, total)
-        save_config(cfg, folder)
+        save_config(pretraining.values, folder)
     if start == total:
         return folder / checkpoint.NAME
     trained = DistributedDataParallel(network) if world > 1 else network
 
-    parts = {"workers": cfg.DATA.WORKERS, "rank": rank(), "world": world}
-    batches = training_batches(images, recipe.frame, cfg.OPTIM.BATCH, cfg.SEED, start, **parts)
+    parts = {"workers": data.workers, "rank": rank(), "world": world}
+    batches = training_batches(images, recipe.frame, optim.batch, seed, start, **parts)
     with closing(_writers(folder, start)) as writer:
         begun, before = time.perf_counter(), start
         for step in range(start, total):
             batch = next(batches)
             tolerance.take(batch)
             views = [
-                recipe.look(view.to(device), draws_of(cfg.SEED, batch.positions, number, recipe.draws).to(device))
+                recipe.look(view.to(device), draws_of(seed, batch.positions, number, recipe.draws).to(device))
                 for number, view in enumerate(batch.views)
             ]
-            rate = learning_rate(cfg, step, per_epoch)
+            rate = learning_rate(optim, step, per_epoch)
             run.optimizer.param_groups[0]["lr"] = rate
-            with recorded(method.encoder, [""]) as features, torch.autocast(device.type, torch.bfloat16, cfg.AMP):
+            with recorded(method.encoder, [""]) as features, torch.autocast(device.type, torch.bfloat16, amp):
                 loss = _finite_loss(trained, views, step, network)
             run.optimizer.zero_grad()
             loss.backward()
             run.optimizer.step()
 
             done, ends_epoch = step + 1, (step + 1) % per_epoch == 0
-            if done % cfg.PERIODS.LOG == 0 or done == total:
+            if done % pretraining.log_period == 0 or done == total:
                 seconds = (time.perf_counter() - begun) / max(done - before, 1)
                 begun, before = time.perf_counter(), done
                 scalars = {"loss": loss.item(), "lr": rate, "spread": spread(features[0]), "seconds": seconds}
                 writer.write(step, scalars)
                 _tell(step, total, scalars)
-            if looks is not None and ends_epoch and (done // per_epoch % cfg.MONITOR.PERIOD == 0 or done == total):
+            if looks is not None and ends_epoch and (done // per_epoch % looks.period == 0 or done == total):
                 writer.write(step, looks.take(step))
                 begun, before = time.perf_counter(), done  # the seconds of a step are without those of a look
-            if ends_epoch and done // per_epoch % cfg.PERIODS.CHECKPOINT == 0 and done != total:
+            if ends_epoch and done // per_epoch % pretraining.checkpoint_period == 0 and done != total:
                 run.save(folder, done)
     return run.save(folder, total)
+
+
+def _goes_on(pretraining: Pretraining, folder: Path, resume: bool) -> bool:
+    values, defaults = pretraining.values, default_values()
+    may_change = {*_MAY_CHANGE, *(defaults.keys() - values.keys())}  # hyperparameters of other methods decide nothing
+    return goes_on(values, folder, checkpoint.is_in(folder), resume, may_change, defaults, moved())
 
 
 def _finite_loss(trained: nn.Module, views: Sequence[Tensor], step: int, network: nn.Module) -> Tensor:
@@ -142,14 +143,12 @@ def _tell(step: int, total: int, scalars: Mapping[str, float]) -> None:
 class _Looks:
     """kNN accuracy at some bit-widths, now and then."""
 
-    def __init__(self, cfg: CfgNode, backbone: nn.Module) -> None:
-        recipe, path = views_of(cfg), cfg.MONITOR.DATA or cfg.DATA.TRAIN
+    def __init__(self, monitor: Monitoring, recipe: Recipe, backbone: nn.Module) -> None:
+        self.period = monitor.period  # epochs
         self._backbone, self._input = backbone, recipe.input
-        self._widths = parse_widths(",".join(map(str, cfg.MONITOR.BITS)))
-        self._scheme = Scheme.parse(cfg.MONITOR.SCHEME)
-        self._scheme.require_widths(self._widths)
-        splits = [open_images(path, split) for split in ("train", "val")]
-        self._seen, self._asked = (labelled(images, recipe, cfg.MONITOR.IMAGES) for images in splits)
+        self._widths, self._scheme = monitor.widths, monitor.scheme
+        splits = [open_images(monitor.data, split) for split in ("train", "val")]
+        self._seen, self._asked = (labelled(images, recipe, monitor.images) for images in splits)
 
     def take(self, step: int) -> Mapping[str, float]:
         found = neighbours(self._backbone, self._seen, self._asked, self._input, self._widths, self._scheme)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,20 @@ from ssql_det.convert import Input
 from ssql_det.pretrain.features import Labelled, features
 from ssql_det.pretrain.probe import knn
 from ssql_det.quant import Bits, Calibration, Quantization, Scheme, at_widths
+
+
+@dataclass(frozen=True)
+class Monitoring:
+    """The keys of ``MONITOR``: how often neighbours are asked, at which widths, and of which images."""
+
+    period: int  # epochs
+    data: str
+    widths: tuple[Bits, ...]
+    scheme: Scheme
+    images: int  # of each split at most
+
+    def __post_init__(self) -> None:
+        self.scheme.require_widths(self.widths)
 
 
 def spread(features: Tensor) -> float:

@@ -33,17 +33,17 @@ _TOGETHER = 64  # images in a batch that norms are estimated from
 
 @dataclass(frozen=True)
 class Plan:
-    """What of a probe is not the backbone and the data."""
+    """What of a probe is not the backbone and the data. What has no default here has one in the command."""
 
     kinds: tuple[str, ...]
+    seed: int
+    device: str
+    workers: int  # processes that make views
     calibration: int = Calibration().images  # the first of the images that are chosen
     scheme: Scheme = field(default_factory=Scheme)
     most: int | None = None
-    seed: int = 0
     size: int | None = None  # of the images, in pixels; the recipe's own if it is not given
-    device: str = "cuda"
     protocol: Protocol = field(default_factory=Protocol)
-    workers: int = 0  # processes that make views
     method: str = ""  # how rows call it; as the checkpoint says if it is not given
 
     def __post_init__(self) -> None:
@@ -70,7 +70,7 @@ class _Shown:
 def probed(checkpoint: str, data: str, bits: str, shown: str, plan: Plan, there: Sequence[Row] = ()) -> Iterator[Row]:
     """A row for each of the bits; of ``there`` where one answers the same question.
 
-    >>> for row in probed("ssql.pth", "toy/crops", "FP,4w4a,2w4a", "digits", Plan(("knn", "linear"))):
+    >>> for row in probed("ssql.pth", "toy/crops", "FP,4w4a,2w4a", "digits", Plan(("knn", "linear"), 0, "cuda", 4)):
     ...     print(row.bits, row.metrics)
     """
     widths = parse_widths(bits)

@@ -5,20 +5,22 @@ views    what is done to an image before a network sees it, twice
 heads    projectors and predictors from lists of widths
 losses   pure functions
 momentum a moving average of a network, and a queue of what it has seen
-method   what a method is: encode, targets, loss
+method   what a method is: encode, targets, loss; and the table of methods, which each file enters its own into
 simsiam  Chen and He, CVPR 2021
 byol     Grill et al., NeurIPS 2020
 moco     He et al., CVPR 2020, in its second version
 simclr   Chen et al., ICML 2020
 ssql     Cao et al., ECCV 2022: the same network quantized, against its float targets
 ======== ==============================================================================
+
+A method of a user's module joins them: ``@METHODS.register("mine")`` over a :class:`Method`, then ``METHOD mine``.
 """
 
 from ssql_det.ssl.byol import BYOL
-from ssql_det.ssl.method import Method
+from ssql_det.ssl.method import METHODS, Method
 from ssql_det.ssl.moco import MoCo
 from ssql_det.ssl.simclr import SimCLR
 from ssql_det.ssl.simsiam import SimSiam
 from ssql_det.ssl.ssql import SSQL, encoder_points
 
-__all__ = ["BYOL", "SSQL", "Method", "MoCo", "SimCLR", "SimSiam", "encoder_points"]
+__all__ = ["BYOL", "METHODS", "SSQL", "Method", "MoCo", "SimCLR", "SimSiam", "encoder_points"]

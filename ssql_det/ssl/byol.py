@@ -12,12 +12,14 @@ from torch import Tensor
 from ssql_det.backbones import Backbone
 from ssql_det.ssl.heads import mlp
 from ssql_det.ssl.losses import negative_cosine
-from ssql_det.ssl.method import Encoder, Method, Views
+from ssql_det.ssl.method import METHODS, Encoder, Method, Views, require_positive
 from ssql_det.ssl.momentum import Momentum
 
 
+@METHODS.register("byol")
 class BYOL(Method):
     """``D(h(z1), z2')`` and ``D(h(z2), z1')``, half each, where ``z'`` are the moving copy's. It moves first.
+    ``last_norm``: its projector ends in a norm, as SimSiam's always does.
 
     >>> BYOL(build_backbone("resnet18"), dim=512, hidden=2048, momentum=0.99)
     """
@@ -25,9 +27,10 @@ class BYOL(Method):
     title = "BYOL"
 
     def __init__(
-        self, backbone: Backbone, dim: int = 512, hidden: int = 2048, momentum: float = 0.99, last_norm: bool = False
+        self, backbone: Backbone, *, dim: int = 512, hidden: int = 2048, momentum: float = 0.99, last_norm: bool = False
     ) -> None:
         super().__init__()
+        require_positive(dim=dim, hidden=hidden)
         self.encoder = Encoder(backbone.module, mlp([backbone.width, hidden, hidden, dim], last_norm=last_norm))
         self.predictor = mlp([dim, hidden, dim])
         self.momentum = Momentum(self.encoder, momentum)

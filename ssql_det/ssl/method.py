@@ -5,11 +5,15 @@ SSQL needs these three apart: it encodes twice, float and quantized, and both ar
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
+
+from ssql_det.core.errors import UserError
+from ssql_det.core.registry import Registry
 
 Views = Sequence[Tensor]  # of one batch of images: two tensors [N, 3, H, W]
 
@@ -35,9 +39,10 @@ class Method(nn.Module, ABC):
     """One step of a method is ``method(views)``, a loss. ``encoder`` is its online network.
 
     ``title`` is its name for people. ``targets`` is called once a step, so that it may change what only moves with the
-    steps, as a moving average.
+    steps, as a moving average. It is built from a backbone and, by keyword alone, its hyperparameters, whose defaults
+    stand in its constructor and nowhere else: a registered method has a config node of them.
 
-    >>> method = SimSiam(build_backbone("resnet18"))
+    >>> method = SimSiam(build_backbone("resnet18"), hidden=2048)
     >>> method([view_1, view_2]).backward()
     """
 
@@ -57,7 +62,34 @@ class Method(nn.Module, ABC):
     def loss(self, encoded: Sequence[Tensor], targets: Any) -> Tensor:
         """How far features, float or quantized, are from their targets."""
 
+    def require_batch(self, size: int) -> None:
+        """Refuse a batch, of all processes together, that cannot serve."""
+
     def forward(self, views: Views, step: int = 0) -> Tensor:
         """The loss of a step; its number is for what wraps a method."""
         encoded = self.encode(views)
         return self.loss(encoded, self.targets(views, encoded))
+
+
+METHODS: Registry[type[Method]] = Registry("method")
+
+
+def hyperparameters(kind: type) -> dict[str, Any]:
+    """What a class is told by keyword alone, with its defaults.
+
+    >>> hyperparameters(SimSiam)
+    {'dim': 2048, 'hidden': 512}
+    """
+    parameters = inspect.signature(kind).parameters.values()
+    return {each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY}
+
+
+def require_positive(**numbers: float) -> None:
+    """Refuse hyperparameters that have to be more than 0, by their names.
+
+    >>> require_positive(dim=256, temperature=0.0)
+    UserError: temperature must be more than 0, got 0.0
+    """
+    for name, number in numbers.items():
+        if not number > 0:
+            raise UserError(f"{name} must be more than 0, got {number}")

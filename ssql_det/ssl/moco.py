@@ -14,10 +14,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ssql_det.backbones import Backbone
+from ssql_det.core.errors import UserError
 from ssql_det.core.ranks import concatenated, rank, world_size
 from ssql_det.ssl.heads import mlp
 from ssql_det.ssl.losses import info_nce, unit_length
-from ssql_det.ssl.method import Encoder, Method, Views
+from ssql_det.ssl.method import METHODS, Encoder, Method, Views, require_positive
 from ssql_det.ssl.momentum import Momentum, Queue
 
 
@@ -28,8 +29,10 @@ class Keys(NamedTuple):
     queue: Tensor
 
 
+@METHODS.register("moco")
 class MoCo(Method):
     """InfoNCE of queries, against keys and the queue as it was before them. Only the first view meets the network.
+    Defaults are the authors', on ImageNet.
 
     >>> MoCo(build_backbone("resnet18"), dim=256, hidden=2048, queue=4096, temperature=0.2, momentum=0.999)
     """
@@ -39,6 +42,7 @@ class MoCo(Method):
     def __init__(
         self,
         backbone: Backbone,
+        *,
         dim: int = 128,
         hidden: int = 2048,
         queue: int = 65536,
@@ -46,10 +50,15 @@ class MoCo(Method):
         momentum: float = 0.999,
     ) -> None:
         super().__init__()
+        require_positive(dim=dim, hidden=hidden, queue=queue, temperature=temperature)
         self.encoder = Encoder(backbone.module, mlp([backbone.width, hidden, dim], norm=False))
         self.momentum = Momentum(self.encoder, momentum)
         self.queue = Queue(queue, dim)
         self.temperature = temperature
+
+    def require_batch(self, size: int) -> None:
+        if size > len(self.queue.keys):
+            raise UserError(f"a queue of {len(self.queue.keys)} is less than a batch of {size} keys; make it more")
 
     def encode(self, views: Views) -> list[Tensor]:
         return [unit_length(self.encoder(views[0]))]

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssql_det.core.errors import UserError
+
 
 class Momentum(nn.Module):
     """A copy whose weights are an exponential moving average of the network's: ``rate * own + (1 - rate) * theirs``.
@@ -25,6 +27,8 @@ class Momentum(nn.Module):
 
     def __init__(self, network: nn.Module, rate: float) -> None:
         super().__init__()
+        if not 0 <= rate <= 1:
+            raise UserError(f"momentum must be 0 to 1, got {rate}")
         self.network = copy.deepcopy(network).requires_grad_(False)
         self.rate = rate
 

@@ -15,9 +15,10 @@ from ssql_det.backbones import Backbone
 from ssql_det.core.ranks import rank, world_size
 from ssql_det.ssl.heads import mlp
 from ssql_det.ssl.losses import nt_xent, unit_length
-from ssql_det.ssl.method import Encoder, Method, Views
+from ssql_det.ssl.method import METHODS, Encoder, Method, Views, require_positive
 
 
+@METHODS.register("simclr")
 class SimCLR(Method):
     """NT-Xent over the views of all processes. Quantized views are held against quantized ones, as published; with
     ``cross`` against the float ones, without gradient.
@@ -28,9 +29,10 @@ class SimCLR(Method):
     title = "SimCLR"
 
     def __init__(
-        self, backbone: Backbone, dim: int = 128, hidden: int = 2048, temperature: float = 0.5, cross: bool = False
+        self, backbone: Backbone, *, dim: int = 128, hidden: int = 2048, temperature: float = 0.5, cross: bool = False
     ) -> None:
         super().__init__()
+        require_positive(dim=dim, hidden=hidden, temperature=temperature)
         self.encoder = Encoder(backbone.module, mlp([backbone.width, hidden, dim], norm=False))
         self.temperature, self.cross = temperature, cross
 

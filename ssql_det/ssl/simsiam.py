@@ -12,11 +12,12 @@ from torch import Tensor
 from ssql_det.backbones import Backbone
 from ssql_det.ssl.heads import mlp
 from ssql_det.ssl.losses import negative_cosine
-from ssql_det.ssl.method import Encoder, Method, Views
+from ssql_det.ssl.method import METHODS, Encoder, Method, Views, require_positive
 
 
+@METHODS.register("simsiam")
 class SimSiam(Method):
-    """``D(h(z1), sg z2)`` and ``D(h(z2), sg z1)``, half each.
+    """``D(h(z1), sg z2)`` and ``D(h(z2), sg z1)``, half each. The projector is ``dim`` wide, the predictor ``hidden``.
 
     >>> SimSiam(build_backbone("resnet18"), dim=2048, hidden=512)
     """
@@ -24,8 +25,9 @@ class SimSiam(Method):
     title = "SimSiam"
     may_quantize_targets = True
 
-    def __init__(self, backbone: Backbone, dim: int = 2048, hidden: int = 512) -> None:
+    def __init__(self, backbone: Backbone, *, dim: int = 2048, hidden: int = 512) -> None:
         super().__init__()
+        require_positive(dim=dim, hidden=hidden)
         width = max(backbone.width, dim)
         self.encoder = Encoder(backbone.module, mlp([backbone.width, width, width, dim], last_norm=True))
         self.predictor = mlp([dim, hidden, dim])

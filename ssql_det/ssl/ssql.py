@@ -50,11 +50,12 @@ class SSQL(nn.Module):
         self,
         method: Method,
         bits: BitsSchedule,
+        scheme: Scheme | None = None,
+        *,
         quantize_predictions: bool = True,
         quantize_targets: bool = False,
         auxiliary: bool = True,
         per_rank: bool = False,
-        scheme: Scheme | None = None,
     ) -> None:
         if not quantize_predictions and not quantize_targets:
             raise UserError("SSQL quantizes predictions or targets, or both; without either it is the method itself")

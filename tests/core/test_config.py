@@ -114,14 +114,14 @@ def get(config, key):
 @pytest.mark.parametrize(("key", "text", "value"), LEAVES)
 def test_a_resolved_config_gives_itself_back(tmp_path, key, text, value):
     config = load_config(defaults(), overrides=[key, text.strip("'").removeprefix(".")])
-    path = save_config(config, tmp_path / "run")
+    path = save_config(plain_values(config), tmp_path / "run")
     assert path == tmp_path / "run" / "config.yaml"
     assert load_config(defaults(), path) == config
 
 
 def test_values_of_a_saved_config_are_the_same_and_others_are_refused(tmp_path):
     before, now = (load_config(defaults(), overrides=["OPTIM.LR", rate, "NAME", "123"]) for rate in ("0.1", "0.2"))
-    save_config(before, tmp_path)
+    save_config(plain_values(before), tmp_path)
     saved = read_plain_values(tmp_path)
     assert saved == plain_values(before)
     assert saved["OPTIM.WARMUP.EPOCHS"] == before.OPTIM.WARMUP.EPOCHS
@@ -129,6 +129,25 @@ def test_values_of_a_saved_config_are_the_same_and_others_are_refused(tmp_path):
     with pytest.raises(UserError) as refusal:
         require_same(saved, plain_values(now), "the run", "try again")
     assert str(refusal.value) == "the run has OPTIM.LR 0.1 (now 0.2); try again"
+
+
+MOVED = {"OPTIM.RATE": ["OPTIM.LR"], "DEPTH": ["OPTIM.STEPS", "OPTIM.BETAS"]}
+
+
+def test_a_key_that_moved_is_refused_with_its_name_of_today(write):
+    file = write("a.yaml", "OPTIM: {RATE: 0.2}\n")
+    with pytest.raises(UserError, match=rf"^config key OPTIM\.RATE in {file} is now OPTIM\.LR; write that$"):
+        load_config(defaults(), file, (), MOVED)
+    with pytest.raises(UserError, match=r"DEPTH in the command line is now one of OPTIM\.STEPS, OPTIM\.BETAS; write"):
+        load_config(defaults(), None, ["DEPTH", "[1, 2]"], MOVED)
+
+
+def test_what_a_run_saved_before_a_key_moved_is_read_as_it_was_meant(write, caplog):
+    write("config.yaml", "OPTIM: {RATE: 0.2}\nDEPTH: [1, 2]\nSEED: 3\n")
+    with caplog.at_level("INFO"):
+        config = load_config(defaults(), write("top.yaml", "_BASE_: config.yaml\nSEED: 4\n"), (), MOVED)
+    assert (config.OPTIM.LR, config.OPTIM.STEPS, config.OPTIM.BETAS, config.SEED) == (0.2, (1, 2), [1, 2], 4)
+    assert "has keys of an earlier version, such as DEPTH" in caplog.text
 
 
 def test_of_many_differences_five_are_named():

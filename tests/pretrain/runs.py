@@ -9,8 +9,6 @@ from ssql_det.pretrain.config import read_config
 
 MINI = Path(ssql_det.__file__).parents[1] / "configs" / "pretrain" / "mini.yaml"
 TINY = {
-    "DIM": 16,
-    "HIDDEN": 8,
     "DATA.SIZE": 16,
     "OPTIM.BATCH": 16,
     "OPTIM.EPOCHS": 4,
@@ -24,7 +22,9 @@ TINY = {
 
 
 def keys(toy, out, **more):
-    values = TINY | {"DATA.TRAIN": toy / "crops", "OUTPUT_DIR": out}
+    """KEY VALUE pairs of a tiny run of ``METHOD``; ``OPTIM__LR=0.1`` is ``OPTIM.LR 0.1``."""
+    node = more.get("METHOD", "simsiam").upper()
+    values = TINY | {f"{node}.DIM": 16, f"{node}.HIDDEN": 8, "DATA.TRAIN": toy / "crops", "OUTPUT_DIR": out}
     values |= {key.replace("__", "."): value for key, value in more.items()}
     return [str(each) for pair in values.items() for each in pair]
 

@@ -29,12 +29,12 @@ MINI = Path(ssql_det.__file__).parents[1] / "configs" / "pretrain" / "mini.yaml"
 METHODS = {
     "simsiam": [],
     "simsiam alone": ["SSQL.ENABLED", "False"],
-    "byol": ["MOMENTUM", "0.5"],
-    "byol with a last norm": ["LAST_NORM", "True"],
-    "moco": ["QUEUE", "8"],
+    "byol": ["BYOL.MOMENTUM", "0.5"],
+    "byol with a last norm": ["BYOL.LAST_NORM", "True"],
+    "moco": ["MOCO.QUEUE", "64"],
     "simclr": [],
 }
-PLAN = Plan(tuple(parse_widths("FP,8,4,2w4a")), pairs=12, calibration=16, points=12, size=16, device="cpu")
+PLAN = Plan(tuple(parse_widths("FP,8,4,2w4a")), 12, 12, 30, 0, "cpu", calibration=16, size=16)
 RE_ESTIMATED = Scheme(norms="re-estimated")
 
 pytestmark = pytest.mark.usefixtures("one_thread", "logging_as_it_was")
@@ -43,7 +43,9 @@ pytestmark = pytest.mark.usefixtures("one_thread", "logging_as_it_was")
 def saved(folder, kind="simsiam"):
     """A method with weights and statistics that do something, and its checkpoint."""
     torch.manual_seed(0)
-    cfg = read_config(MINI, ["METHOD", kind.split()[0], "DIM", "16", "HIDDEN", "8", *METHODS[kind]])
+    method = kind.split()[0]
+    sizes = [f"{method.upper()}.DIM", "16", f"{method.upper()}.HIDDEN", "8"]
+    cfg = read_config(MINI, ["METHOD", method, *sizes, *METHODS[kind]])
     network, _ = build_network(cfg)
     method = getattr(network, "method", network)
     with torch.no_grad():

@@ -12,12 +12,13 @@ from ssql_det.convert import read
 from ssql_det.pretrain.loop import pretrain
 
 pytestmark = pytest.mark.usefixtures("one_thread", "logging_as_it_was")
+METHODS = {"byol": {"BYOL__MOMENTUM": 0.9}, "moco": {"MOCO__MOMENTUM": 0.9, "MOCO__QUEUE": 40}}
 
 
-@pytest.fixture(scope="module", params=["byol", "moco"])
+@pytest.fixture(scope="module", params=METHODS)
 def run(request, toy, one_thread, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
-    pretrain(config(toy, folder, METHOD=request.param, MOMENTUM=0.9, QUEUE=40, OPTIM__EPOCHS=2))
+    pretrain(config(toy, folder, METHOD=request.param, **METHODS[request.param], OPTIM__EPOCHS=2))
     return folder
 
 

@@ -302,7 +302,7 @@ def colours(tmp_path_factory):
                 pixels = np.clip(np.array(colour) + generator.integers(-25, 26, (16, 16, 3)), 0, 255)
                 Image.fromarray(pixels.astype(np.uint8)).save(folder / split / name / f"{index}.png")
     torch.manual_seed(0)
-    method = SimSiam(build_backbone("narrow_resnet"), 16, 8)
+    method = SimSiam(build_backbone("narrow_resnet"), dim=16, hidden=8)
     Run(method, torch.optim.SGD(method.parameters(), lr=1), Facts(IMAGENET, False, seed=3)).save(folder, 0)
     return folder
 
@@ -343,7 +343,7 @@ def test_a_row_tells_the_protocol_and_neighbours_need_none(colours, tmp_path):
 
 
 def test_the_same_seed_is_the_same_probe(toy, colours):
-    plan = Plan(("linear",), size=16, device="cpu", protocol=Protocol("published", epochs=2), seed=4)
+    plan = Plan(("linear",), seed=4, device="cpu", workers=0, size=16, protocol=Protocol("published", epochs=2))
     file = str(colours / "checkpoint.pth")
 
     def asked(plan):

@@ -6,7 +6,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from fvcore.common.config import CfgNode
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
@@ -15,12 +14,12 @@ from ssql_det.convert import IMAGENET
 from ssql_det.core.errors import UserError
 from ssql_det.pretrain.features import Labelled, features
 from ssql_det.pretrain.monitor import spread
-from ssql_det.pretrain.optim import learning_rate
+from ssql_det.pretrain.optim import Optimization, learning_rate
 from ssql_det.pretrain.probe import knn, linear
 
 
-def schedule(**keys):
-    return CfgNode({"OPTIM": {"LR": 0.5, "EPOCHS": 10, "WARMUP_EPOCHS": 0.0, "PER_EPOCH": True} | keys})
+def schedule(warmup_epochs=0.0, per_epoch=True):
+    return Optimization("sgd", 256, 10, 0.5, 0.9, 1e-4, warmup_epochs, per_epoch)
 
 
 def test_the_published_schedule_is_a_cosine_a_epoch():
@@ -29,18 +28,18 @@ def test_the_published_schedule_is_a_cosine_a_epoch():
 
 
 def test_in_steps_it_warms_up_and_falls_to_nothing():
-    cfg = schedule(PER_EPOCH=False, WARMUP_EPOCHS=2.0)
-    rates = [learning_rate(cfg, step, 5) for step in range(50)]
+    optim = schedule(warmup_epochs=2.0, per_epoch=False)
+    rates = [learning_rate(optim, step, 5) for step in range(50)]
     assert rates[:10] == [pytest.approx(0.05 * (step + 1)) for step in range(10)]
     assert rates[10] == 0.5
     assert all(later < earlier for earlier, later in itertools.pairwise(rates[10:]))
     assert rates[-1] < 0.001
-    assert learning_rate(cfg, 30, 5) == pytest.approx(0.25)
+    assert learning_rate(optim, 30, 5) == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize("warm", [0.5, 1.5, 2.0])
 def test_a_warm_up_never_goes_above_the_rate(warm):
-    rates = [learning_rate(schedule(WARMUP_EPOCHS=warm), step, 4) for step in range(40)]
+    rates = [learning_rate(schedule(warmup_epochs=warm), step, 4) for step in range(40)]
     assert max(rates) == 0.5
     assert rates[0] == pytest.approx(0.5 / (4 * warm))
 

@@ -42,9 +42,10 @@ def checkpoint(tmp_path, monkeypatch):
 
     def make(backbone="narrow_resnet", is_ssql=True, seed=0):
         torch.manual_seed(seed)
-        cfg = read_config(None, ["BACKBONE", backbone, "SSQL.ENABLED", str(is_ssql), "DIM", "8", "HIDDEN", "8"])
+        sizes = ["SIMSIAM.DIM", "8", "SIMSIAM.HIDDEN", "8"]
+        cfg = read_config(None, ["BACKBONE", backbone, "SSQL.ENABLED", str(is_ssql), *sizes])
         network, _ = build_network(cfg)
-        run = Run(getattr(network, "method", network), build_optimizer(cfg, network), facts_of(cfg))
+        run = Run(getattr(network, "method", network), build_optimizer(cfg.optim, network), facts_of(cfg))
         return str(run.save(tmp_path / str(seed), 0))
 
     return make
@@ -52,7 +53,7 @@ def checkpoint(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("backbone", "is_ssql"), LINES)
 def test_a_row_lands_in_the_line_of_its_network_and_method(backbone, is_ssql, checkpoint, tmp_path):
-    plan = Plan(("linear",), calibration=8, device="cpu")
+    plan = Plan(("linear",), seed=0, device="cpu", workers=0, calibration=8)
     for row in probed(checkpoint(backbone, is_ssql), "cifar10:there", "FP,2w4a", "cifar", plan):
         rows.append(tmp_path / "results.jsonl", row)
     found = read_rows([tmp_path / "results.jsonl"])

@@ -10,7 +10,6 @@ import pytest
 from pretrain.test_loop import MINI
 from torch import nn
 
-from ssql_det.core.config import plain_values
 from ssql_det.pretrain.config import build_network, facts_of, read_config
 from ssql_det.quant import Bits
 from ssql_det.report.published import published_table
@@ -35,14 +34,15 @@ IMAGENET = BOTH | {
 
 
 def recipe(method, rate, batch, decay, dim, hidden, ssql=False, **more):
-    names = ("METHOD", "OPTIM.LR", "OPTIM.BATCH", "OPTIM.WEIGHT_DECAY", "DIM", "HIDDEN", "SSQL.ENABLED")
+    node = method.upper()
+    names = ("METHOD", "OPTIM.LR", "OPTIM.BATCH", "OPTIM.WEIGHT_DECAY", f"{node}.DIM", f"{node}.HIDDEN", "SSQL.ENABLED")
     values = (method, rate, batch, decay, dim, hidden, ssql)
     return dict(zip(names, values, strict=True)) | {key.replace("__", "."): value for key, value in more.items()}
 
 
 SIMSIAM = {"ZERO_INIT_RESIDUAL": True, "SYNC_NORM": True}  # on ImageNet, and SSQL over it
 OWN_NORMS = {"ZERO_INIT_RESIDUAL": False, "SYNC_NORM": False}
-EMA, QUEUE = {"MOMENTUM": 0.99}, {"MOMENTUM": 0.999, "TEMPERATURE": 0.2}
+EMA, QUEUE = {"BYOL.MOMENTUM": 0.99}, {"MOCO.MOMENTUM": 0.999, "MOCO.TEMPERATURE": 0.2}
 RECIPES = {
     "cifar10_r18_simsiam": CIFAR | recipe("simsiam", 0.05, 512, 5e-4, 2048, 2048),
     "cifar10_r34_simsiam": CIFAR | recipe("simsiam", 0.05, 512, 5e-4, 2048, 2048),
@@ -52,14 +52,14 @@ RECIPES = {
     "cifar10_r50_ssql": CIFAR | recipe("simsiam", 0.025, 256, 5e-4, 2048, 2048, ssql=True),
     "cifar10_r18_byol": CIFAR | recipe("byol", 0.05, 512, 1e-4, 512, 2048, **EMA),
     "cifar10_r50_byol": CIFAR | recipe("byol", 0.05, 512, 1e-4, 512, 2048, **EMA),
-    "cifar10_r18_ssql_byol": CIFAR | recipe("byol", 0.05, 512, 5e-4, 2048, 2048, True, LAST_NORM=True, **EMA),
-    "cifar10_r18_moco": CIFAR | recipe("moco", 0.3, 256, 1e-4, 256, 2048, QUEUE=2048, **QUEUE),
-    "cifar10_r50_moco": CIFAR | recipe("moco", 0.3, 256, 1e-4, 256, 2048, QUEUE=2048, **QUEUE),
-    "cifar10_r18_ssql_moco": CIFAR | recipe("moco", 0.3, 256, 1e-4, 256, 2048, True, QUEUE=4096, **QUEUE),
-    "cifar10_r18_simclr": CIFAR | recipe("simclr", 0.5, 512, 1e-4, 256, 2048, TEMPERATURE=0.5),
-    "cifar10_r50_simclr": CIFAR | recipe("simclr", 0.5, 512, 1e-4, 256, 2048, TEMPERATURE=0.5),
-    "cifar10_r18_ssql_simclr": CIFAR | recipe("simclr", 0.5, 512, 1e-4, 256, 2048, True, TEMPERATURE=0.5),
-    "cifar10_r50_ssql_simclr": CIFAR | recipe("simclr", 0.5, 512, 1e-4, 256, 2048, True, TEMPERATURE=0.5),
+    "cifar10_r18_ssql_byol": CIFAR | recipe("byol", 0.05, 512, 5e-4, 2048, 2048, True, BYOL__LAST_NORM=True, **EMA),
+    "cifar10_r18_moco": CIFAR | recipe("moco", 0.3, 256, 1e-4, 256, 2048, MOCO__QUEUE=2048, **QUEUE),
+    "cifar10_r50_moco": CIFAR | recipe("moco", 0.3, 256, 1e-4, 256, 2048, MOCO__QUEUE=2048, **QUEUE),
+    "cifar10_r18_ssql_moco": CIFAR | recipe("moco", 0.3, 256, 1e-4, 256, 2048, True, MOCO__QUEUE=4096, **QUEUE),
+    "cifar10_r18_simclr": CIFAR | recipe("simclr", 0.5, 512, 1e-4, 256, 2048, SIMCLR__TEMPERATURE=0.5),
+    "cifar10_r50_simclr": CIFAR | recipe("simclr", 0.5, 512, 1e-4, 256, 2048, SIMCLR__TEMPERATURE=0.5),
+    "cifar10_r18_ssql_simclr": CIFAR | recipe("simclr", 0.5, 512, 1e-4, 256, 2048, True, SIMCLR__TEMPERATURE=0.5),
+    "cifar10_r50_ssql_simclr": CIFAR | recipe("simclr", 0.5, 512, 1e-4, 256, 2048, True, SIMCLR__TEMPERATURE=0.5),
     "imagenet_r18_simsiam": IMAGENET | SIMSIAM | recipe("simsiam", 0.05, 256, 1e-4, 2048, 2048),
     "imagenet_r50_simsiam": IMAGENET | SIMSIAM | recipe("simsiam", 0.05, 256, 1e-4, 2048, 512),
     "imagenet_r18_ssql": IMAGENET | SIMSIAM | recipe("simsiam", 0.05, 256, 1e-4, 2048, 2048, ssql=True),
@@ -69,7 +69,7 @@ RECIPES = {
     "imagenet_r50_byol": IMAGENET | OWN_NORMS | recipe("byol", 4 * 0.05, 256, 1e-4 / 4, 512, 2048, **EMA),
     "imagenet_r50_moco": IMAGENET
     | OWN_NORMS
-    | recipe("moco", 0.03, 256, 1e-4, 128, 2048, OPTIM__EPOCHS=200, QUEUE=65536, **QUEUE),
+    | recipe("moco", 0.03, 256, 1e-4, 128, 2048, OPTIM__EPOCHS=200, MOCO__QUEUE=65536, **QUEUE),
 }
 LONGER = {name: f"{name}_200ep" for name in RECIPES if name.startswith("imagenet") and name.endswith(("siam", "ssql"))}
 RECIPES |= {longer: RECIPES[name] | {"OPTIM.EPOCHS": 200} for name, longer in LONGER.items()}
@@ -80,7 +80,7 @@ ROWS = "abcdefghi"
 
 @cache
 def resolved(name):
-    return plain_values(read_config(CONFIGS / f"{name}.yaml"))
+    return read_config(CONFIGS / f"{name}.yaml").values
 
 
 def but_for(keys, values):
@@ -97,7 +97,7 @@ def test_a_config_is_the_recipe_and_else_the_defaults(name):
     expected["BACKBONE"] = ("cifar_" if data == "cifar10" else "") + f"resnet{depth[1:]}"
     assert {key: values[key] for key in expected} == expected
     free = {*expected, "OUTPUT_DIR"}
-    assert but_for(free, values) == but_for(free, plain_values(read_config(None)))
+    assert but_for(free, values) == but_for(free, read_config(None, ["METHOD", values["METHOD"]]).values)
 
 
 def test_nothing_is_without_a_recipe_but_what_is_for_toy_data():
@@ -109,8 +109,8 @@ def test_nothing_is_without_a_recipe_but_what_is_for_toy_data():
 def test_a_methods_toy_forms_differ_in_size_alone(method):
     """But for MoCo v2's rate, which goes with the batch, and its queue, with the number of images."""
     mini, small = ({**resolved(f"{form}_{method}")} for form in ("mini", "small"))
-    size = {key for key in mini if resolved("mini")[key] != resolved("small")[key]} | {"OUTPUT_DIR"}
-    rates = {"OPTIM.LR", "QUEUE"} if method == "moco" else set()
+    size = {key for key, value in resolved("mini").items() if value != resolved("small")[key]} | {"OUTPUT_DIR"}
+    rates = {"OPTIM.LR", "MOCO.QUEUE"} if method == "moco" else set()
     assert but_for(size | rates, mini) == but_for(size | rates, small)
     if method == "moco":
         assert mini["OPTIM.LR"] / mini["OPTIM.BATCH"] == pytest.approx(small["OPTIM.LR"] / small["OPTIM.BATCH"])
@@ -150,9 +150,9 @@ def test_the_network_is_the_methods(name, title, projector, has_last_norm):
     assert isinstance(last, nn.BatchNorm1d) == has_last_norm
     assert backbone.module.conv1.kernel_size == ((3, 3) if "cifar" in name else (7, 7))
     if "moco" in name:
-        assert sorted(method.queue.keys.shape) == sorted((cfg.QUEUE, cfg.DIM))
+        assert sorted(method.queue.keys.shape) == sorted((cfg.hyperparameters["queue"], cfg.hyperparameters["dim"]))
     if "byol" in name:
-        assert linears(method.predictor) == [(cfg.DIM, 2048), (2048, cfg.DIM)]
+        assert linears(method.predictor) == [(cfg.hyperparameters["dim"], 2048), (2048, cfg.hyperparameters["dim"])]
 
 
 # ---- Table 8 -------------------------------------------------------------------------------------------------------

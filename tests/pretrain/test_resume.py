@@ -18,6 +18,7 @@ from ssql_det.pretrain.loop import pretrain
 
 pytestmark = pytest.mark.usefixtures("one_thread", "logging_as_it_was")
 METHODS = ("simsiam", "byol", "moco", "simclr")
+QUEUES = {"moco": {"MOCO.QUEUE": 40}}
 
 
 @pytest.mark.parametrize("is_ssql", [True, False], ids=["SSQL", "alone"])
@@ -25,7 +26,7 @@ METHODS = ("simsiam", "byol", "moco", "simclr")
 def test_a_killed_run_resumes_to_the_same_bits(method, is_ssql, in_process, toy, tmp_path):
     """kill -9 at three moments that nobody chose, of nine steps."""
     log, out, moments = tmp_path / "log", tmp_path / "killed", sorted(random.Random().sample(range(1, 9), 3))
-    run = {"METHOD": method, "SSQL.ENABLED": is_ssql, "QUEUE": 40, "OPTIM.EPOCHS": 3}
+    run = {"METHOD": method, "SSQL.ENABLED": is_ssql, **QUEUES.get(method, {}), "OPTIM.EPOCHS": 3}
     command = ["pretrain", "--config-file", str(MINI), "--resume", *keys(toy, out, **run)]
     ended = in_process([*command[:3], *keys(toy, tmp_path / "whole", **run)], log)
     assert ended["status"] == 0, log.read_text()
@@ -43,7 +44,7 @@ def test_a_killed_run_resumes_to_the_same_bits(method, is_ssql, in_process, toy,
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_resumed_after_a_checkpoint_ends_in_the_same_bytes(method, toy, stop_after, tmp_path):
     """Not in equal tensors alone: the file's hash is an identity in rows. Stopped behind the second of three."""
-    run = {"METHOD": method, "QUEUE": 40, "OPTIM__EPOCHS": 3}
+    run = {"METHOD": method, **QUEUES.get(method, {}), "OPTIM__EPOCHS": 3}
     pretrain(config(toy, tmp_path / "whole", **run))
     stop_after(config(toy, tmp_path / "stopped", **run), 6)
     pretrain(config(toy, tmp_path / "stopped", **run), resume=True)
@@ -95,9 +96,9 @@ def test_a_finished_run_goes_on_where_it_ended(whole, toy, tmp_path):
 
 def test_another_config_is_not_resumed(whole, toy):
     with pytest.raises(
-        UserError, match=r"has HIDDEN 8 \(now 9\), OPTIM\.LR 0\.02 \(now 0\.1\); resume with its config"
+        UserError, match=r"has OPTIM\.LR 0\.02 \(now 0\.1\), SIMSIAM\.HIDDEN 8 \(now 9\); resume with its config"
     ):
-        pretrain(config(toy, whole, OPTIM__LR=0.1, HIDDEN=9), resume=True)
+        pretrain(config(toy, whole, OPTIM__LR=0.1, SIMSIAM__HIDDEN=9), resume=True)
     with pytest.raises(UserError, match="holds a run already; say --resume"):
         pretrain(config(toy, whole))
 
@@ -180,7 +181,7 @@ def test_a_damaged_checkpoint_is_not_resumed(damage, said, whole, toy, tmp_path)
     ],
 )
 def test_without_its_moving_average_or_its_queue_it_is_not_resumed(damage, said, toy, tmp_path):
-    run = config(toy, tmp_path, METHOD="moco", QUEUE=40, OPTIM__EPOCHS=1)
+    run = config(toy, tmp_path, METHOD="moco", MOCO__QUEUE=40, OPTIM__EPOCHS=1)
     pretrain(run)
     found = content(tmp_path)
     damage(found)
@@ -191,7 +192,7 @@ def test_without_its_moving_average_or_its_queue_it_is_not_resumed(damage, said,
 
 def test_two_processes_that_shuffle_images_resume_to_the_same_bits(toy, tmp_path):
     """The order of a shuffle is drawn: it goes on where it was. In bfloat16, which passes between them as well."""
-    run = {"METHOD": "moco", "QUEUE": 40, "OPTIM.EPOCHS": 2, "AMP": True, "DATA.SIZE": 32}
+    run = {"METHOD": "moco", "MOCO.QUEUE": 40, "OPTIM.EPOCHS": 2, "AMP": True, "DATA.SIZE": 32}
     out = [keys(toy, tmp_path / name, **run) for name in ("whole", "stopped")]
     launch(two_processes.whole_and_stopped, MINI, *out, processes=2)
     assert same(content(tmp_path / "stopped"), content(tmp_path / "whole"))

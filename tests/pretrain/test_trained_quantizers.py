@@ -91,7 +91,7 @@ def test_a_step_and_its_gradients_are_those_written_out_by_hand(bits):
 def test_it_is_in_the_optimizer(toy, tmp_path):
     cfg = config(toy, tmp_path, **RUN)
     network, _ = build_network(cfg)
-    (group,) = build_optimizer(cfg, network).param_groups
+    (group,) = build_optimizer(cfg.optim, network).param_groups
     trained = {id(parameter) for parameter in group["params"]}
     learned = stretches(network)
     assert len(learned) > 4

@@ -210,12 +210,12 @@ def test_a_command_probes_what_its_config_pretrains(number, found):
     assert options.bits.split(",")[0] == "FP"
     file = shlex.split(pretrained)[-1]
     config = read_config(ROOT / file)
-    assert options.checkpoint == str(Path(config.OUTPUT_DIR, "checkpoint.pth"))
-    assert options.data == config.DATA.TRAIN
+    assert options.checkpoint == str(Path(config.output_dir, "checkpoint.pth"))
+    assert options.data == config.data.train
     assert options.protocol == "published"
     is_theirs = file.endswith("imagenet_r50_moco.yaml")  # MoCo's own checkpoint, of 200 epochs
-    assert is_theirs or published_table(number).rows[0].epochs in (config.OPTIM.EPOCHS, None)
-    row = probe(1.0, config.BACKBONE, method=options.method or facts_of(config).method, dataset=dataset(number))
+    assert is_theirs or published_table(number).rows[0].epochs in (config.optim.epochs, None)
+    row = probe(1.0, config.backbone, method=options.method or facts_of(config).method, dataset=dataset(number))
     assert top1(line(compare(number, [row]), found.method, backbone=found.backbone)).measured
 
 

@@ -137,7 +137,7 @@ def test_targets_are_asked_for_once_a_step(kind, bits, monkeypatch):
 @pytest.mark.parametrize("predictions", [True, False])
 def test_targets_that_ssql_does_not_choose_are_not_quantized(kind, predictions):
     with pytest.raises(UserError, match=f"{small(kind).title} says itself what it is held against"):
-        SSQL(small(kind), FixedBits(Bits(4, 4)), predictions, quantize_targets=True)
+        SSQL(small(kind), FixedBits(Bits(4, 4)), quantize_predictions=predictions, quantize_targets=True)
 
 
 @pytest.mark.parametrize("kind", ["byol", "simclr", "simclr, cross"])

@@ -42,12 +42,13 @@ def test_a_step_is_what_the_paper_says(bits):
 @pytest.mark.parametrize(("predictions", "targets", "auxiliary"), list(itertools.product([True, False], repeat=3)))
 def test_the_switches_of_table_8(predictions, targets, auxiliary):
     method, views = small("simsiam"), two_views()
+    switches = {"quantize_predictions": predictions, "quantize_targets": targets, "auxiliary": auxiliary}
     if not predictions and not targets:
         with pytest.raises(UserError, match="quantizes predictions or targets"):
-            SSQL(method, FixedBits(Bits(4, 4)), predictions, targets, auxiliary)
+            SSQL(method, FixedBits(Bits(4, 4)), **switches)
         return
     expected, *_ = by_hand(method, views, Bits(3, 5), predictions, targets, auxiliary)
-    loss = SSQL(method, FixedBits(Bits(3, 5)), predictions, targets, auxiliary)(views, step=0)
+    loss = SSQL(method, FixedBits(Bits(3, 5)), **switches)(views, step=0)
     assert abs(loss - expected) < 1e-12
     same(gradients(loss, method), gradients(expected, method))
 
