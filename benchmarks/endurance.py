@@ -31,7 +31,7 @@ KEYS = (
     *("MODEL.RPN.PRE_NMS_TOPK_TRAIN", "100", "MODEL.RPN.POST_NMS_TOPK_TRAIN", "30"),
     *("MODEL.RPN.PRE_NMS_TOPK_TEST", "100", "MODEL.RPN.POST_NMS_TOPK_TEST", "12"),
     *("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "8", "SOLVER.IMS_PER_BATCH", "2", "SOLVER.BASE_LR", "0.02"),
-    *("SSQL.EVAL_BITS", "['FP', '4w4a']", "SSQL.CALIB_IMAGES", "4", "TEST.PRECISE_BN.NUM_ITER", "10"),
+    *("SSQL_DET.EVAL_BITS", "['FP', '4w4a']", "SSQL_DET.CALIB_IMAGES", "4", "TEST.PRECISE_BN.NUM_ITER", "10"),
 )
 WARM_UP, MEMORY = 0.2, 1.02
 
@@ -73,7 +73,7 @@ def trained(iterations: int, folder: str) -> tuple[list[Sample], list[float]]:
     lasting = {
         "SOLVER.MAX_ITER": iterations,
         "SOLVER.CHECKPOINT_PERIOD": max(1, iterations // 10),
-        "SSQL.EVAL_PERIOD": max(1, iterations // 4),
+        "SSQL_DET.EVAL_PERIOD": max(1, iterations // 4),
         "OUTPUT_DIR": f"{folder}/run",
     }
     keys = [*KEYS, *(str(each) for pair in lasting.items() for each in pair)]

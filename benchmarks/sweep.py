@@ -34,12 +34,12 @@ def seeded(name: str):
     import torch
 
     from ssql_det.d2 import read_config
-    from ssql_det.detect import SSQL_DEFAULTS
+    from ssql_det.detect import SSQL_DET_DEFAULTS
     from ssql_det.detect.weights import build_detector
 
     logging.disable(logging.WARNING)
     torch.manual_seed(0)
-    cfg = read_config(CONFIGS / name, ["MODEL.DEVICE", "cpu"], SSQL_DEFAULTS)
+    cfg = read_config(CONFIGS / name, ["MODEL.DEVICE", "cpu"], SSQL_DET_DEFAULTS)
     return cfg, build_detector(cfg).eval()
 
 

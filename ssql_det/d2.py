@@ -108,6 +108,7 @@ if TYPE_CHECKING:  # both engines have the same names; types are those of the on
         get_event_storage,
     )
 
+NODE = "SSQL_DET"  # of a config: what the suite adds to the engine's keys
 ENGINE_VARIABLE = "SSQL_DET_ENGINE"
 DETECTRON2, MINID2 = "detectron2", "minid2"
 
@@ -171,11 +172,11 @@ def engine() -> str:
 def read_config(
     file: str | os.PathLike[str] | None = None, overrides: Sequence[str] = (), own: Mapping[str, Any] | None = None
 ) -> CfgNode:
-    """The engine's defaults, then ``own`` as its ``SSQL`` node, then the file, then ``KEY VALUE`` pairs; frozen.
+    """The engine's defaults, then ``own`` as its ``SSQL_DET`` node, then the file, then ``KEY VALUE`` pairs; frozen.
 
     The default device is a GPU: where there is none it becomes the CPU, and a log line says so.
 
-    >>> read_config("mask_rcnn.yaml", ["SOLVER.BASE_LR", "0.01"], {"EVAL_BITS": ["4w4a"]}).SSQL.EVAL_BITS
+    >>> read_config("mask_rcnn.yaml", ["SOLVER.BASE_LR", "0.01"], {"EVAL_BITS": ["4w4a"]}).SSQL_DET.EVAL_BITS
     ['4w4a']
     """
     from ssql_det.core.config import load_config
@@ -183,14 +184,19 @@ def read_config(
 
     names = _names()
     defaults = names["get_cfg"]()
-    defaults.SSQL = names["CfgNode"](dict(own or {}))
-    cfg = load_config(defaults, file, overrides)
+    defaults[NODE] = names["CfgNode"](dict(own or {}))
+    cfg = load_config(defaults, file, overrides, former_names(own or {}))
     device = str(device_named(cfg.MODEL.DEVICE, "MODEL.DEVICE"))
     if device != cfg.MODEL.DEVICE:
         cfg.defrost()
         cfg.MODEL.DEVICE = device
         cfg.freeze()
     return cfg
+
+
+def former_names(own: Mapping[str, Any]) -> Mapping[str, Sequence[str]]:
+    """Where keys of the node are that was called ``SSQL``, as a method is."""
+    return {f"SSQL.{key}": [f"{NODE}.{key}"] for key in own}
 
 
 def set_up_logging(level: int = logging.INFO) -> None:

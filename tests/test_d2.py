@@ -155,13 +155,13 @@ print(d2.DatasetCatalog.get("toy_coco_2017_val"))
 
 def test_a_config_has_our_node_is_frozen_and_names_a_device_that_is_there(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    (tmp_path / "base.yaml").write_text("MODEL:\n  MASK_ON: True\nSSQL:\n  EVAL_PERIOD: 5\nVERSION: 2\n")
+    (tmp_path / "base.yaml").write_text("MODEL:\n  MASK_ON: True\nSSQL_DET:\n  EVAL_PERIOD: 5\nVERSION: 2\n")
     (tmp_path / "top.yaml").write_text("_BASE_: base.yaml\nSOLVER:\n  BASE_LR: 0.5\n")
     own = {"EVAL_PERIOD": 0, "EVAL_BITS": ["8w8a"]}
     with caplog.at_level("WARNING"):
         cfg = d2.read_config(tmp_path / "top.yaml", ["SEED", "7"], own)
     assert (cfg.MODEL.MASK_ON, cfg.SOLVER.BASE_LR, cfg.SEED) == (True, 0.5, 7)
-    assert cfg.SSQL == {"EVAL_PERIOD": 5, "EVAL_BITS": ["8w8a"]}
+    assert cfg.SSQL_DET == {"EVAL_PERIOD": 5, "EVAL_BITS": ["8w8a"]}
     assert cfg.MODEL.DEVICE == "cpu"
     assert "MODEL.DEVICE is cpu instead of cuda" in caplog.text
     assert cfg.is_frozen()
@@ -180,8 +180,13 @@ def test_a_device_that_is_not_there_is_refused(device):
     ("text", "overrides", "sentence"),
     [
         ("SOLVER:\n  BASE_RL: 1\n", [], "did you mean 'SOLVER.BASE_LR'"),
-        ("", ["SSQL.EVAL_BIT", "8w8a"], "SSQL.EVAL_BIT"),
+        ("", ["SSQL_DET.EVAL_BIT", "8w8a"], "SSQL_DET.EVAL_BIT"),
         ("SEED: !!python/object/apply:os.getpid []\n", [], "config.yaml"),
+        (
+            "",
+            ["SSQL.EVAL_BITS", "['4w4a']"],
+            "SSQL.EVAL_BITS in the command line is now SSQL_DET.EVAL_BITS; write that",
+        ),
         (None, [], "config.yaml"),
     ],
 )
@@ -190,6 +195,15 @@ def test_a_config_that_cannot_be_used_is_one_sentence(tmp_path, text, overrides,
         (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(UserError, match=re.escape(sentence)):
         d2.read_config(tmp_path / "config.yaml", overrides, {"EVAL_BITS": ["8w8a"]})
+
+
+def test_the_former_name_of_our_node_is_read_where_a_run_saved_it_and_refused_where_somebody_wrote_it(tmp_path):
+    own = {"EVAL_BITS": ["8w8a"], "SCOPE": "all"}
+    for name in ("config.yaml", "mine.yaml"):
+        (tmp_path / name).write_text("SSQL:\n  EVAL_BITS: [4w4a]\n")
+    assert d2.read_config(tmp_path / "config.yaml", (), own).SSQL_DET == {"EVAL_BITS": ["4w4a"], "SCOPE": "all"}
+    with pytest.raises(UserError, match=r"SSQL\.EVAL_BITS in .*mine\.yaml is now SSQL_DET\.EVAL_BITS; write that"):
+        d2.read_config(tmp_path / "mine.yaml", (), own)
 
 
 def test_log_lines_of_both_roots_appear_once():

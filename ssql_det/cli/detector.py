@@ -32,9 +32,9 @@ def add_num_gpus(parser: argparse.ArgumentParser) -> None:
 def read_detector_config(options: argparse.Namespace, overrides: Sequence[str]) -> CfgNode:
     """The config with own data in it; what the line itself changes goes before that."""
     from ssql_det.d2 import read_config
-    from ssql_det.detect import SSQL_DEFAULTS
+    from ssql_det.detect import SSQL_DET_DEFAULTS
 
-    return read_config(options.config_file, [*_own_data(options), *overrides], SSQL_DEFAULTS)
+    return read_config(options.config_file, [*_own_data(options), *overrides], SSQL_DET_DEFAULTS)
 
 
 def set_up_process() -> None:

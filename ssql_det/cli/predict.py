@@ -69,7 +69,8 @@ def run(options: argparse.Namespace) -> None:
     print(f"pictures and JSON: {options.out}")
 
 
-_ROOTS = ("MODEL", "INPUT", "DATASETS", "DATALOADER", "TEST", "SOLVER", "SSQL", "OUTPUT_DIR", "SEED")
+# The last one had what SSQL_DET has now: its keys are refused with their names of today.
+_ROOTS = ("MODEL", "INPUT", "DATASETS", "DATALOADER", "TEST", "SOLVER", "SSQL_DET", "OUTPUT_DIR", "SEED", "SSQL")
 
 
 def _split(rest: list[str]) -> tuple[list[str], list[str]]:

@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import platform
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -149,7 +150,8 @@ def _to_row(record: Any, where: str) -> Row:
     wrong = list(_wrong_fields(row))
     if wrong:
         raise UserError(f"{where} is a row whose {', '.join(wrong)} is not what a row holds; was it edited by hand?")
-    return dataclasses.replace(row, calibration=Calibration(**record["calibration"]))
+    config = re.sub(r" SSQL\.(?=[A-Z])", " SSQL_DET.", row.config)  # keys' names of today, so that rows join
+    return dataclasses.replace(row, config=config, calibration=Calibration(**record["calibration"]))
 
 
 def _wrong_fields(row: Row) -> Iterator[str]:

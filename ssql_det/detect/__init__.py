@@ -1,7 +1,7 @@
 """Floor 3: detectors, on the door alone, so that all of it works the same on Detectron2 and on minid2.
 
 ============ ===========================================================================
-config       the ``SSQL`` node and its defaults
+config       the ``SSQL_DET`` node and its defaults
 checks       what a config may not say
 heads        a C4 head whose ``res5`` has the backbone's blocks
 narrow       the narrow ResNet of small machines as a detector's backbone
@@ -22,7 +22,7 @@ Importing this package registers its parts with the engine, under the names that
 """
 
 from ssql_det.detect import heads, narrow
-from ssql_det.detect.config import SSQL_DEFAULTS, config_name
+from ssql_det.detect.config import SSQL_DET_DEFAULTS, config_name
 from ssql_det.detect.points import SCOPES, detector_points
 
-__all__ = ["SCOPES", "SSQL_DEFAULTS", "config_name", "detector_points", "heads", "narrow"]
+__all__ = ["SCOPES", "SSQL_DET_DEFAULTS", "config_name", "detector_points", "heads", "narrow"]

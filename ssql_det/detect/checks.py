@@ -18,9 +18,9 @@ _LEAST = {
     **dict.fromkeys(("MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION"), 1),
     **dict.fromkeys(("MODEL.RPN.PRE_NMS_TOPK_TRAIN", "MODEL.RPN.PRE_NMS_TOPK_TEST"), 1),
     **dict.fromkeys(("MODEL.RPN.POST_NMS_TOPK_TRAIN", "MODEL.RPN.POST_NMS_TOPK_TEST"), 1),
-    **dict.fromkeys(("MODEL.RPN.BATCH_SIZE_PER_IMAGE", "SOLVER.IMS_PER_BATCH", "SSQL.CALIB_IMAGES"), 1),
+    **dict.fromkeys(("MODEL.RPN.BATCH_SIZE_PER_IMAGE", "SOLVER.IMS_PER_BATCH", "SSQL_DET.CALIB_IMAGES"), 1),
     **dict.fromkeys(("INPUT.MAX_SIZE_TRAIN", "INPUT.MAX_SIZE_TEST"), 1),
-    **dict.fromkeys(("INPUT.MIN_SIZE_TEST", "DATALOADER.NUM_WORKERS", "TEST.EVAL_PERIOD", "SSQL.EVAL_PERIOD"), 0),
+    **dict.fromkeys(("INPUT.MIN_SIZE_TEST", "DATALOADER.NUM_WORKERS", "TEST.EVAL_PERIOD", "SSQL_DET.EVAL_PERIOD"), 0),
     **dict.fromkeys(("SOLVER.BASE_LR", "SOLVER.MOMENTUM", "SOLVER.WEIGHT_DECAY", "SOLVER.GAMMA"), 0),
     **dict.fromkeys(("SOLVER.WARMUP_ITERS", "SOLVER.WARMUP_FACTOR", "SOLVER.CLIP_GRADIENTS.CLIP_VALUE"), 0),
 }
@@ -30,7 +30,7 @@ _BOX_LOSSES = ("smooth_l1", "giou", "diou", "ciou")
 def check(cfg: CfgNode) -> None:
     """Refuse in one sentence, before anything is read or written.
 
-    >>> check(read_config("configs/detection/voc_r18_c4.yaml", ["INPUT.MAX_SIZE_TEST", "0"], SSQL_DEFAULTS))
+    >>> check(read_config("configs/detection/voc_r18_c4.yaml", ["INPUT.MAX_SIZE_TEST", "0"], SSQL_DET_DEFAULTS))
     UserError: INPUT.MAX_SIZE_TEST must be 1 or more, got 0
     """
     require_least(cfg, _LEAST)
@@ -39,9 +39,9 @@ def check(cfg: CfgNode) -> None:
     sizes = cfg.INPUT.MIN_SIZE_TRAIN
     if not sizes or not all(isinstance(size, int) and size >= 0 for size in sizes):
         raise UserError(f"INPUT.MIN_SIZE_TRAIN has to name sizes of 0 or more, got {sizes}")
-    if cfg.SSQL.SCOPE not in SCOPES:
-        raise UserError(f"SSQL.SCOPE is {' or '.join(SCOPES)}, got {cfg.SSQL.SCOPE!r}")
-    Scheme.parse(cfg.SSQL.SCHEME).require_widths(parse_widths(",".join(map(str, cfg.SSQL.EVAL_BITS))))
+    if cfg.SSQL_DET.SCOPE not in SCOPES:
+        raise UserError(f"SSQL_DET.SCOPE is {' or '.join(SCOPES)}, got {cfg.SSQL_DET.SCOPE!r}")
+    Scheme.parse(cfg.SSQL_DET.SCHEME).require_widths(parse_widths(",".join(map(str, cfg.SSQL_DET.EVAL_BITS))))
     _check_model(cfg.MODEL)
 
 

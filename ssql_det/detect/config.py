@@ -1,4 +1,4 @@
-"""The ``SSQL`` node of a detection config: what the suite adds to Detectron2's keys, with every default."""
+"""The ``SSQL_DET`` node of a detection config: what the suite adds to Detectron2's keys, with every default."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from ssql_det.core.calibration import Calibration
 from ssql_det.core.config import decisive
+from ssql_det.d2 import NODE, former_names
 
 if TYPE_CHECKING:
     from ssql_det.d2 import CfgNode
 
 FOLDER = "configs/detection/"
-NO_MATTER = ("OUTPUT_DIR", "MODEL.WEIGHTS", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS", "SSQL.METHOD")  # to a number
+NO_MATTER = ("OUTPUT_DIR", "MODEL.WEIGHTS", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS", "SSQL_DET.METHOD")  # to a number
 
-SSQL_DEFAULTS: dict[str, Any] = {
+SSQL_DET_DEFAULTS: dict[str, Any] = {
     "METHOD": "",  # how the backbone was pretrained, for rows and tables; "" for what the checkpoint says
     "EXTRA_NORM": "",  # of a C4 head, after res5: "" for none, else as MODEL.RESNETS.NORM (He et al., CVPR 2020, MoCo)
     "MICRO_BATCHES": 1,  # parts of a batch that are taken one after the other, where memory is short
@@ -28,8 +29,9 @@ SSQL_DEFAULTS: dict[str, Any] = {
     "CALIB_IMAGES": Calibration().images,
     "SCHEME": "minmax",  # quantizers of an evaluation in training, as "weight=centred, act=mse"
 }
-DEFAULT_VALUES = {f"SSQL.{key}": value for key, value in SSQL_DEFAULTS.items()}
-OF_TRAINING = tuple(f"SSQL.{key}" for key in ("EVAL_PERIOD", "EVAL_BITS", "SCOPE", "CALIB_IMAGES", "SCHEME"))
+DEFAULT_VALUES = {f"{NODE}.{key}": value for key, value in SSQL_DET_DEFAULTS.items()}
+MOVED = former_names(SSQL_DET_DEFAULTS)
+OF_TRAINING = tuple(f"{NODE}.{key}" for key in ("EVAL_PERIOD", "EVAL_BITS", "SCOPE", "CALIB_IMAGES", "SCHEME"))
 
 
 def config_name(file: str, overrides: Sequence[str]) -> str:

@@ -1,7 +1,7 @@
 """A C4 head that fits the backbone. Detectron2's own builds three bottlenecks for ``res5`` at any depth.
 
 With it a pretrained ResNet-18 or 34 loses its whole last stage in silence. The names of a config are
-``MODEL.ROI_HEADS.NAME: C4ROIHeads`` and, after MoCo's detection transfer, ``SSQL.EXTRA_NORM``.
+``MODEL.ROI_HEADS.NAME: C4ROIHeads`` and, after MoCo's detection transfer, ``SSQL_DET.EXTRA_NORM``.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class C4ROIHeads(Res5ROIHeads):
     @classmethod
     def _build_res5_block(cls, cfg: CfgNode) -> tuple[nn.Module, int]:
         res5, channels = cls._blocks(cfg)
-        if cfg.SSQL.EXTRA_NORM:
-            res5.add_module("norm", get_norm(cfg.SSQL.EXTRA_NORM, channels))
+        if cfg.SSQL_DET.EXTRA_NORM:
+            res5.add_module("norm", get_norm(cfg.SSQL_DET.EXTRA_NORM, channels))
         return res5, channels
 
     @classmethod

@@ -68,7 +68,7 @@ def prepare(
             quantization.save(saved)
     model.eval()
     profile = from_main(lambda: profile_cost(model, points, _first(images)))
-    return EvaluationContext(quantization, calibration, profile, cfg.SSQL.FAST_EVALUATION)
+    return EvaluationContext(quantization, calibration, profile, cfg.SSQL_DET.FAST_EVALUATION)
 
 
 def _first(images: Decoded) -> Batch:
@@ -141,7 +141,7 @@ def make_row(
     """A measurement with everything that it depends on. Method and seed are the config's, else the checkpoint's."""
     metrics, seconds = measured
     return Row(
-        method=cfg.SSQL.METHOD or origin.facts.method or "",
+        method=cfg.SSQL_DET.METHOD or origin.facts.method or "",
         checkpoint=origin.checkpoint,
         checkpoint_hash=origin.sha256,
         config=config_name,

@@ -86,7 +86,7 @@ def detect(
     model = quantization.model.eval()
 
     def detections(bits: Bits) -> list[Detections]:
-        faster = fast(model) if cfg.SSQL.FAST_EVALUATION else nullcontext()
+        faster = fast(model) if cfg.SSQL_DET.FAST_EVALUATION else nullcontext()
         with faster, torch.no_grad():
             outputs = (model(prepared(cfg, path))[0]["instances"] for path in track(paths, f"detecting at {bits}"))
             return [list(_as_coco(instances, least_score)) for instances in outputs]

@@ -87,7 +87,8 @@ class SeededSamples(Dataset[Record]):
                 file = record.get("file_name", "?")
                 if self._on_bad_image == "stop":
                     reason = " ".join(str(failure).split())
-                    return {STOP: f"cannot train on {file}: {reason}; mend or remove it, or set SSQL.ON_BAD_IMAGE skip"}
+                    cure = "mend or remove it, or set SSQL_DET.ON_BAD_IMAGE skip"
+                    return {STOP: f"cannot train on {file}: {reason}; {cure}"}
                 bad.append(file)
             else:
                 return {**sample, BAD_IMAGES: bad} if bad else sample
@@ -116,10 +117,10 @@ def part_of_batch(cfg: CfgNode) -> int:
 
     Each part counts the same, as a rank's does.
     """
-    size, parts, world = cfg.SOLVER.IMS_PER_BATCH, cfg.SSQL.MICRO_BATCHES, world_size()
+    size, parts, world = cfg.SOLVER.IMS_PER_BATCH, cfg.SSQL_DET.MICRO_BATCHES, world_size()
     require_least(cfg, {"SOLVER.IMS_PER_BATCH": 1})
     if parts < 1 or size % parts:
-        raise UserError(f"SSQL.MICRO_BATCHES must divide SOLVER.IMS_PER_BATCH {size}, got {parts}")
+        raise UserError(f"SSQL_DET.MICRO_BATCHES must divide SOLVER.IMS_PER_BATCH {size}, got {parts}")
     if size // parts % world:
         share = f"{world} processes cannot share {size // parts} images"
         raise UserError(f"{share}: make SOLVER.IMS_PER_BATCH {size} a multiple of {parts * world}")
@@ -133,9 +134,9 @@ def training_batches(cfg: CfgNode, seed: int, first: int = 0) -> Iterator[Batch]
         raise UserError(
             f"DATALOADER.SAMPLER_TRAIN {cfg.DATALOADER.SAMPLER_TRAIN} is not here; leave it TrainingSampler"
         )
-    policy = cfg.SSQL.ON_BAD_IMAGE
+    policy = cfg.SSQL_DET.ON_BAD_IMAGE
     if policy not in BAD_IMAGE_POLICIES:
-        raise UserError(f"SSQL.ON_BAD_IMAGE is {' or '.join(BAD_IMAGE_POLICIES)}, got {policy!r}")
+        raise UserError(f"SSQL_DET.ON_BAD_IMAGE is {' or '.join(BAD_IMAGE_POLICIES)}, got {policy!r}")
     for name in cfg.DATASETS.TRAIN:
         check_dataset(name)
     with answered("the training data, those of DATASETS.TRAIN, cannot be read"):

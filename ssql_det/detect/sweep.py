@@ -17,13 +17,13 @@ from torch import nn
 
 from ssql_det.convert import Checkpoint
 from ssql_det.core import rows
-from ssql_det.core.config import plain_values, require_same, run_folder
+from ssql_det.core.config import plain_values, renamed, require_same, run_folder
 from ssql_det.core.errors import UserError
 from ssql_det.core.files import atomic_write
 from ssql_det.core.ranks import from_main, is_main
 from ssql_det.core.rows import Row
 from ssql_det.d2 import CfgNode, engine
-from ssql_det.detect.config import NO_MATTER, OF_TRAINING
+from ssql_det.detect.config import MOVED, NO_MATTER, OF_TRAINING
 from ssql_det.detect.data import calibration_images, evaluation_images, objects_hash, own_share
 from ssql_det.detect.measure import EvaluationContext, Origin, Plan, make_row, measure, prepare
 from ssql_det.detect.points import detector_points
@@ -46,7 +46,7 @@ def sweep(
     >>> for row in sweep(cfg, "voc_r18_c4.yaml", model, checkpoint, parse_widths("FP,8,4"), Plan("all")):
     ...     print(row.bits, row.metrics["bbox/AP50"])
     """
-    out = run_folder(cfg)
+    out = run_folder(cfg.OUTPUT_DIR)
     dataset = _only_test_set(cfg)
     plan.scheme.require_widths([*widths, *plan.overrides.values()])  # refused before anything is written
     assign_bits(detector_points(model, plan.scope), Bits.FP, plan.overrides)
@@ -134,7 +134,8 @@ def _plan_of(out: Path) -> dict[str, Any]:
 
 
 def _upgraded(plan: dict[str, Any]) -> dict[str, Any]:
-    """A plan from before there were schemes says whether norms were recalibrated, and has keys that decide nothing."""
+    """An older plan may have former names, say whether norms were recalibrated, and have keys that decide nothing."""
+    plan = renamed(plan, MOVED)
     if "--recalibrate-bn" in plan:
         plan["--scheme"] = str(Scheme(norms=RE_ESTIMATED if plan.pop("--recalibrate-bn") else TRAINED))
     return {key: value for key, value in plan.items() if key not in OF_TRAINING}

@@ -31,7 +31,7 @@ from ssql_det.d2 import (
 )
 from ssql_det.detect import checkpoints, history
 from ssql_det.detect.answers import answered
-from ssql_det.detect.config import DEFAULT_VALUES, NO_MATTER, OF_TRAINING, seed_of
+from ssql_det.detect.config import DEFAULT_VALUES, MOVED, NO_MATTER, OF_TRAINING, seed_of
 from ssql_det.detect.data import Batch, check_dataset
 from ssql_det.detect.own_data import is_own, require_fit
 from ssql_det.detect.precise_bn import estimate_norms
@@ -54,13 +54,14 @@ def train(cfg: CfgNode, config_name: str, resume: bool = False) -> Path:
     Returns the path of the final checkpoint. With ``resume`` a run that was stopped becomes, on the CPU bit for bit,
     the run that was not. Under a process group every rank calls it, each takes its part of a batch, and rank 0 writes.
     """
-    folder, last, seed = run_folder(cfg), cfg.SOLVER.MAX_ITER - 1, seed_of(cfg)
+    folder, last, seed = run_folder(cfg.OUTPUT_DIR), cfg.SOLVER.MAX_ITER - 1, seed_of(cfg)
     _check_numbers(cfg)
     _check_data(cfg)
     _check_norms(cfg)
     seed_all(seed + rank())  # Detectron2's way: ranks sample different regions; weights are the first's
     is_there = (folder / checkpoints.TAG).exists()
-    is_resumed = goes_on(cfg, folder, is_there, resume, _MAY_CHANGE, DEFAULT_VALUES)
+    values = plain_values(cfg)
+    is_resumed = goes_on(values, folder, is_there, resume, _MAY_CHANGE, DEFAULT_VALUES, MOVED)
     model, description, coverage = _network(cfg, begins=not is_resumed)
     with answered("the solver cannot be built"):
         optimizer = build_optimizer(cfg, model)
@@ -80,13 +81,13 @@ def train(cfg: CfgNode, config_name: str, resume: bool = False) -> Path:
                 "nothing is left to do"
             )
         _logger.info("going on at iteration %d", start)
-    parts = cfg.SSQL.MICRO_BATCHES
+    parts = cfg.SSQL_DET.MICRO_BATCHES
     batches = training_batches(cfg, seed, first=start * parts)
     watch = Watch(cfg, config_name, Facts.from_plain(description), str(description.get("arch", "")))
     printer = CommonMetricPrinter(cfg.SOLVER.MAX_ITER)
     barrier()  # nobody writes before all have read
     if is_main():
-        save_config(cfg, folder)
+        save_config(values, folder)
         if coverage is not None:
             with atomic_write(folder / COVERAGE_NAME, "w") as file:
                 json.dump(coverage.to_plain(), file, indent=1)

@@ -24,7 +24,7 @@ LOOKS_NAME = "looks.jsonl"
 
 
 class Watch:
-    """Looks every ``SSQL.EVAL_PERIOD`` iterations, or Detectron2's ``TEST.EVAL_PERIOD``, and after the last one.
+    """Looks every ``SSQL_DET.EVAL_PERIOD`` iterations, or Detectron2's ``TEST.EVAL_PERIOD``, and after the last one.
 
     Without a period it never looks.
 
@@ -35,13 +35,13 @@ class Watch:
 
     def __init__(self, cfg: CfgNode, config_name: str, facts: Facts, network: str) -> None:
         self._cfg, self._config_name, self._facts, self._network = cfg, config_name, facts, network
-        self._period = cfg.SSQL.EVAL_PERIOD or cfg.TEST.EVAL_PERIOD
-        self._widths = parse_widths(",".join(map(str, cfg.SSQL.EVAL_BITS)))
-        self._plan = Plan(cfg.SSQL.SCOPE, Calibration(cfg.SSQL.CALIB_IMAGES), Scheme.parse(cfg.SSQL.SCHEME))
-        if self._period > 0 and world_size() > cfg.SSQL.CALIB_IMAGES:
+        self._period = cfg.SSQL_DET.EVAL_PERIOD or cfg.TEST.EVAL_PERIOD
+        self._widths = parse_widths(",".join(map(str, cfg.SSQL_DET.EVAL_BITS)))
+        self._plan = Plan(cfg.SSQL_DET.SCOPE, Calibration(cfg.SSQL_DET.CALIB_IMAGES), Scheme.parse(cfg.SSQL_DET.SCHEME))
+        if self._period > 0 and world_size() > cfg.SSQL_DET.CALIB_IMAGES:
             raise UserError(
-                f"calibration needs at least 1 image a process, of {world_size()}; got SSQL.CALIB_IMAGES "
-                f"{cfg.SSQL.CALIB_IMAGES}"
+                f"calibration needs at least 1 image a process, of {world_size()}; got SSQL_DET.CALIB_IMAGES "
+                f"{cfg.SSQL_DET.CALIB_IMAGES}"
             )
         self._images: dict[str, Decoded] = {}
 

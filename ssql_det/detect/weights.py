@@ -31,7 +31,7 @@ _logger = logging.getLogger(__name__)
 def build_detector(cfg: CfgNode) -> nn.Module:
     """The network that a config describes, with fresh weights.
 
-    >>> detector = build_detector(read_config("configs/detection/voc_r18_c4.yaml", own=SSQL_DEFAULTS))
+    >>> detector = build_detector(read_config("configs/detection/voc_r18_c4.yaml", own=SSQL_DET_DEFAULTS))
     """
     check(cfg)
     with answered("this config does not describe a detector", RuntimeError):
@@ -62,7 +62,7 @@ def pretrained_detector(cfg: CfgNode) -> tuple[nn.Module, Checkpoint, Coverage]:
 
 def described_by(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
     """What is known about a network that began from scratch: what its config says."""
-    facts = told(Facts(method=cfg.SSQL.METHOD or None), images_of(cfg), cfg.MODEL.RESNETS.STRIDE_IN_1X1)
+    facts = told(Facts(method=cfg.SSQL_DET.METHOD or None), images_of(cfg), cfg.MODEL.RESNETS.STRIDE_IN_1X1)
     return Checkpoint(architecture_of(model), {}, facts).description()
 
 

@@ -2,7 +2,7 @@
 
 >>> filling_command(6, "SSQL (ours)", ["FP", "8w8a"], "all", Group("voc_2007_test", "", "SSQL (ours)"))
 'ssql-det sweep --config-file configs/detection/voc_r18_c4.yaml --bits FP,8 MODEL.WEIGHTS <ssql.pth> \
-SSQL.METHOD SSQL OUTPUT_DIR sweeps/ssql'
+SSQL_DET.METHOD SSQL OUTPUT_DIR sweeps/ssql'
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def filling_command(
         f"--bits {as_option(bits)}",
         *([f"--scope {shlex.quote(scope)}"] if scope != "all" else []),
         f"MODEL.WEIGHTS <{file_name}.pth>",
-        f"SSQL.METHOD {shlex.quote(name)}",
+        f"SSQL_DET.METHOD {shlex.quote(name)}",
         *([shlex.join(changed)] if changed else []),
         *([f"DATASETS.TEST {shlex.quote(f'({dataset!r},)')}"] if dataset not in CONFIGS else []),
         f"OUTPUT_DIR {shlex.quote(f'sweeps/{folder}')}",

@@ -153,7 +153,7 @@ class Builder:
         weights, rows = detector / "model_final.pth", sweep / "results.jsonl"
         quantization = sweep / "quantization.safetensors"
         config, data = ("--config-file", transfer.config), (Path(transfer.config), *self._data())
-        same = {"SSQL.METHOD": plain, **self._shortened(transfer)}
+        same = {"SSQL_DET.METHOD": plain, **self._shortened(transfer)}
         trained = {"MODEL.WEIGHTS": backbone or "", **same, "SEED": seed, "OUTPUT_DIR": detector}
         self._step(
             *(f"train-{name}", "train", ("train-det", *config, *self._gpus(), "--resume", *_pairs(trained))),

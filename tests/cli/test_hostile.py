@@ -150,11 +150,11 @@ LINES = {  # the command line itself is what is wrong
         "act=mse gives 2 to 10 bits, asked for are 12",
     ),
     "evaluation in training in a scheme of other bits": (
-        train("SSQL.SCHEME act=mse SSQL.EVAL_BITS \"['12w12a']\""),
+        train("SSQL_DET.SCHEME act=mse SSQL_DET.EVAL_BITS \"['12w12a']\""),
         "act=mse gives 2 to 10 bits, asked for are 12",
     ),
     "evaluation in training in a scheme that is unknown": (
-        train("SSQL.SCHEME minmx"),
+        train("SSQL_DET.SCHEME minmx"),
         "unknown weight quantizer 'minmx'; did you mean",
     ),
     "kNN in a scheme that is unknown": (
@@ -231,7 +231,7 @@ LINES = {  # the command line itself is what is wrong
         "IMS_PER_BATCH is too large, got 10000000000000000000...00000000000000000; a whole number is 2**32 at most",
     ),
     "epochs without end": (pretrain(f"OPTIM.EPOCHS 1{'0' * 23}"), "OPTIM.EPOCHS is too large, got 1000000"),
-    "queue without end": (pretrain(f"METHOD moco QUEUE 1{'0' * 23}"), "QUEUE is too large, got 1000000"),
+    "queue without end": (pretrain(f"METHOD moco MOCO.QUEUE 1{'0' * 23}"), "MOCO.QUEUE is too large, got 1000000"),
     "rate that is no number": (train("SOLVER.BASE_LR nan"), "SOLVER.BASE_LR in the command line cannot be nan"),
     "rate below zero": (train("SOLVER.BASE_LR -1"), "SOLVER.BASE_LR must be 0 or more, got -1.0"),
     "rate without end": (pretrain("OPTIM.LR inf"), "OPTIM.LR is too large, got inf"),
@@ -260,10 +260,13 @@ LINES = {  # the command line itself is what is wrong
     ),
     "number for a data set": (train("DATASETS.TRAIN (5,)"), "a data set has a name, got 5"),
     "data set that is none": (sweep("DATASETS.TEST \"('toy_voc',)\""), "there is no data set 'toy_voc'; did you mean"),
-    "looks at bits that are none": (train("SSQL.EVAL_BITS \"['many']\""), "cannot read bits 'many'"),
+    "looks at bits that are none": (train("SSQL_DET.EVAL_BITS \"['many']\""), "cannot read bits 'many'"),
     "device of another house": (train("MODEL.DEVICE tpu"), "MODEL.DEVICE 'tpu' is not here"),
     "device without values": (pretrain("DEVICE meta"), "DEVICE 'meta' is not here"),
-    "network larger than the memory": (pretrain("DIM 4000000000 HIDDEN 10000"), "the memory does not suffice"),
+    "network larger than the memory": (
+        pretrain("SIMSIAM.DIM 4000000000 SIMSIAM.HIDDEN 10000"),
+        "the memory does not suffice",
+    ),
     # ---- data
     "data that are not there": ("check-data {here}/no", "there is no folder {here}/no; give the one"),
     "file for a folder of data": ("check-data {out}/notes.txt", "there is no folder {out}/notes.txt"),
@@ -694,7 +697,8 @@ def good(one_thread, toy, tmp_path_factory):
     """Configs, checkpoints, and what each kind of run leaves."""
     place = tmp_path_factory.mktemp("good")
     shortest = {"SOLVER.MAX_ITER": 1, "SOLVER.STEPS": [], "SOLVER.CHECKPOINT_PERIOD": 1, "TEST.PRECISE_BN.NUM_ITER": 1}
-    smallest = {"DIM": 16, "HIDDEN": 8, "OPTIM.BATCH": 16, "OPTIM.EPOCHS": 1, "MONITOR.PERIOD": 0, "DEVICE": "cpu"}
+    smallest = {"SIMSIAM.DIM": 16, "SIMSIAM.HIDDEN": 8, "OPTIM.BATCH": 16, "OPTIM.EPOCHS": 1}
+    smallest |= {"MONITOR.PERIOD": 0, "DEVICE": "cpu"}
     as_file(place / "c4.yaml", C4, **shortest)
     as_file(place / "fpn.yaml", FPN, **shortest)
     mini = {"_BASE_": f"{ROOT}/configs/pretrain/mini.yaml", "DATA.TRAIN": f"{toy}/crops"}

@@ -177,6 +177,13 @@ def test_a_field_of_a_wrong_type_is_named(results, name, value):
         read(results)
 
 
+def test_a_config_says_keys_by_their_names_of_today(tmp_path):
+    before = row(config="voc_r18_c4.yaml SSQL.EXTRA_NORM BN 'DATASETS.TEST' SSQL")
+    append(tmp_path / "rows.jsonl", before)
+    (found,) = read(tmp_path / "rows.jsonl")
+    assert found.config == "voc_r18_c4.yaml SSQL_DET.EXTRA_NORM BN 'DATASETS.TEST' SSQL"
+
+
 # ---- schema 1 ------------------------------------------------------------------------------------------------------
 
 DETECTOR = "64 images of toy_voc_2007_trainval, seed 3, MinMax"

@@ -8,7 +8,7 @@ from torch import nn
 
 import ssql_det
 from ssql_det.d2 import FrozenBatchNorm2d, read_config
-from ssql_det.detect import SSQL_DEFAULTS
+from ssql_det.detect import SSQL_DET_DEFAULTS
 
 CONFIGS = Path(ssql_det.__file__).parents[1] / "configs" / "detection"
 C4, FPN = "toy_voc_narrow_c4.yaml", "toy_coco_narrow_fpn.yaml"
@@ -55,13 +55,13 @@ def as_file(path, name, **keys):
 
 def config(name, out="", **keys):
     """A config of the repository, tiny."""
-    return read_config(CONFIGS / name, tiny(OUTPUT_DIR=out, **keys), SSQL_DEFAULTS)
+    return read_config(CONFIGS / name, tiny(OUTPUT_DIR=out, **keys), SSQL_DET_DEFAULTS)
 
 
 def as_given(name, **keys):
     """A config of the repository with these keys alone."""
     keys = {"MODEL.DEVICE": "cpu"} | {key.replace("__", "."): value for key, value in keys.items()}
-    return read_config(CONFIGS / name, pairs(keys), SSQL_DEFAULTS)
+    return read_config(CONFIGS / name, pairs(keys), SSQL_DET_DEFAULTS)
 
 
 def unsettled(model, seed=0):

@@ -13,7 +13,7 @@ from ssql_det.detect import train as training
 from ssql_det.detect.train import train
 from ssql_det.detect.weights import build_detector
 
-LOOKING = {"SSQL__EVAL_PERIOD": 4, "SSQL__EVAL_BITS": ["FP", "4w4a"], "SSQL__CALIB_IMAGES": 2}
+LOOKING = {"SSQL_DET__EVAL_PERIOD": 4, "SSQL_DET__EVAL_BITS": ["FP", "4w4a"], "SSQL_DET__CALIB_IMAGES": 2}
 
 
 def arguments(out, *flags, **keys):

@@ -129,7 +129,7 @@ def test_a_backbone_of_another_depth_is_refused(given, wanted, kind, tmp_path):
 @pytest.mark.parametrize(("norm", "kind"), [("naiveSyncBN", nn.BatchNorm2d), ("", None)])
 @pytest.mark.parametrize(("name", "blocks"), [("resnet18", 2), ("resnet34", 3), ("resnet50", 3), ("narrow_resnet", 1)])
 def test_the_extra_norm_stands_behind_the_backbones_last_stage(name, blocks, norm, kind):
-    cfg = detector_config(name, "C4", SSQL__EXTRA_NORM=norm)
+    cfg = detector_config(name, "C4", SSQL_DET__EXTRA_NORM=norm)
     torch.manual_seed(0)
     head = unsettled(build_detector(cfg)).roi_heads
     children = dict(head.res5.named_children())
@@ -147,7 +147,9 @@ def test_the_extra_norm_stands_behind_the_backbones_last_stage(name, blocks, nor
 
 
 def test_the_extra_norm_is_of_the_kind_the_config_says():
-    kinds = {norm: build_detector(config(C4, SSQL__EXTRA_NORM=norm)).roi_heads.res5.norm for norm in ("BN", "FrozenBN")}
+    kinds = {
+        norm: build_detector(config(C4, SSQL_DET__EXTRA_NORM=norm)).roi_heads.res5.norm for norm in ("BN", "FrozenBN")
+    }
     assert [type(kind).__name__ for kind in kinds.values()] == ["BatchNorm2d", "FrozenBatchNorm2d"]
 
 

@@ -9,7 +9,7 @@ from detect.making import C4, CONFIGS, FPN, pairs
 from ssql_det.cli.main import main
 from ssql_det.core import rows
 from ssql_det.d2 import read_config
-from ssql_det.detect import SSQL_DEFAULTS, detector_points
+from ssql_det.detect import SSQL_DET_DEFAULTS, detector_points
 from ssql_det.detect.data import calibration_images
 from ssql_det.detect.measure import calibrate
 from ssql_det.detect.weights import trained_detector
@@ -62,7 +62,7 @@ def test_rows_and_a_table(trained, capsys):
     assert found["FP"] > least, "it has not learned what it saw, and the rest would say nothing"
     assert found["8w8a"] >= found["FP"] - 2
     assert found["2w4a"] < found["FP"] - 2
-    plain = swept(name, keys, folder / "plain", "FP,4", SSQL__FAST_EVALUATION=False)
+    plain = swept(name, keys, folder / "plain", "FP,4", SSQL_DET__FAST_EVALUATION=False)
     assert abs(plain["FP"] - found["FP"]) < 0.1
     assert abs(plain["4w4a"] - found["4w4a"]) < 1
     capsys.readouterr()
@@ -75,7 +75,7 @@ def test_rows_and_a_table(trained, capsys):
 
 def test_the_error_of_features_grows_as_bits_fall(trained):
     name, keys, _ = trained
-    cfg = read_config(CONFIGS / name, pairs(keys), SSQL_DEFAULTS)
+    cfg = read_config(CONFIGS / name, pairs(keys), SSQL_DET_DEFAULTS)
     model, _ = trained_detector(cfg)
     quantization = Quantization(model, detector_points(model, "backbone"))
     batches = calibration_images(cfg, Calibration(4))

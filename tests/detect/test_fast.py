@@ -13,7 +13,7 @@ from ssql_det.detect.weights import build_detector
 from ssql_det.quant import Bits, Quantization, Side
 from ssql_det.quant.hooks import recorded
 
-NORMS = {"BN": {}, "FrozenBN": {"MODEL__RESNETS__NORM": "FrozenBN", "MODEL__FPN__NORM": "", "SSQL__EXTRA_NORM": ""}}
+NORMS = {"BN": {}, "FrozenBN": {"MODEL__RESNETS__NORM": "FrozenBN", "MODEL__FPN__NORM": "", "SSQL_DET__EXTRA_NORM": ""}}
 CASES = [(name, norm) for name in (C4, FPN) for norm in NORMS]
 
 

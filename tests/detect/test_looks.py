@@ -31,7 +31,7 @@ def test_a_resumed_run_has_each_look_once_and_may_change_its_scheme(tmp_path):
     with stopped_in_step(6):
         train(config(C4, tmp_path, **LOOKING), C4)
     scheme = "weight=centred, act=mse, norms=re-estimated"
-    train(config(C4, tmp_path, **(LOOKING | {"SSQL__SCHEME": scheme})), C4, resume=True)
+    train(config(C4, tmp_path, **(LOOKING | {"SSQL_DET__SCHEME": scheme})), C4, resume=True)
     found = rows.read(tmp_path / "looks.jsonl")
     looks = [(row.checkpoint, row.bits) for row in found]
     assert len(looks) == len(set(looks)) == 6
@@ -44,12 +44,12 @@ def test_a_resumed_run_has_each_look_once_and_may_change_its_scheme(tmp_path):
 @pytest.mark.parametrize(
     ("keys", "complaint"),
     [
-        pytest.param({"SSQL__SCOPE": "head"}, "SSQL.SCOPE is backbone or all, got 'head'"),
-        pytest.param({"SSQL__CALIB_IMAGES": 0}, "SSQL.CALIB_IMAGES must be 1 or more, got 0"),
-        ({"SSQL__EVAL_BITS": ["99"]}, "99"),
-        ({"SSQL__SCHEME": "minmx"}, "unknown weight quantizer 'minmx'; did you mean 'minmax'?"),
+        pytest.param({"SSQL_DET__SCOPE": "head"}, "SSQL_DET.SCOPE is backbone or all, got 'head'"),
+        pytest.param({"SSQL_DET__CALIB_IMAGES": 0}, "SSQL_DET.CALIB_IMAGES must be 1 or more, got 0"),
+        ({"SSQL_DET__EVAL_BITS": ["99"]}, "99"),
+        ({"SSQL_DET__SCHEME": "minmx"}, "unknown weight quantizer 'minmx'; did you mean 'minmax'?"),
         (
-            {"SSQL__SCHEME": "act=mse", "SSQL__EVAL_BITS": ["8", "12"]},
+            {"SSQL_DET__SCHEME": "act=mse", "SSQL_DET__EVAL_BITS": ["8", "12"]},
             "act=mse gives 2 to 10 bits, asked for are 12",
         ),
     ],

@@ -11,9 +11,9 @@ from ssql_det.detect.train import train
 
 def gradients(tmp_path, micro_batches, **keys):
     """With as many regions of each image and no norm that mixes images."""
-    frozen = {"MODEL__RESNETS__NORM": "FrozenBN", "SSQL__EXTRA_NORM": "", "SOLVER__IMS_PER_BATCH": 4}
+    frozen = {"MODEL__RESNETS__NORM": "FrozenBN", "SSQL_DET__EXTRA_NORM": "", "SOLVER__IMS_PER_BATCH": 4}
     with sampling_the_first():
-        return first_gradients(config(C4, tmp_path, SSQL__MICRO_BATCHES=micro_batches, **frozen, **keys))
+        return first_gradients(config(C4, tmp_path, SSQL_DET__MICRO_BATCHES=micro_batches, **frozen, **keys))
 
 
 @pytest.fixture
@@ -40,6 +40,6 @@ def test_each_part_of_a_batch_counts_the_same_however_many_regions_it_has(tmp_pa
 
 @pytest.mark.parametrize("parts", [0, -1, 3])
 def test_micro_batches_divide_a_batch(parts, tmp_path):
-    with pytest.raises(UserError, match=rf"SSQL\.MICRO_BATCHES must divide SOLVER\.IMS_PER_BATCH 4, got {parts}"):
-        train(config(C4, tmp_path / "run", SSQL__MICRO_BATCHES=parts, SOLVER__IMS_PER_BATCH=4), C4)
+    with pytest.raises(UserError, match=rf"SSQL_DET\.MICRO_BATCHES must divide SOLVER\.IMS_PER_BATCH 4, got {parts}"):
+        train(config(C4, tmp_path / "run", SSQL_DET__MICRO_BATCHES=parts, SOLVER__IMS_PER_BATCH=4), C4)
     assert not (tmp_path / "run").exists()

@@ -36,6 +36,7 @@ def make_older(folder, calibration, widths=("FP", "4w4a")):
     (folder / "results.jsonl").write_text("".join(lines))
     plan = json.loads((folder / "sweep.json").read_text())
     plan["--recalibrate-bn"] = plan.pop("--scheme") == "norms=re-estimated"
+    plan = {key.replace("SSQL_DET.", "SSQL."): value for key, value in plan.items()}
     plan |= {f"SSQL.{key}": value for key, value in OF_TRAINING.items()}
     (folder / "sweep.json").write_text(json.dumps(dict(sorted(plan.items())), indent=1))
     (folder / "quantization.safetensors").unlink()

@@ -106,7 +106,7 @@ roi_heads.mask_head.deconv weight
 """
 FPN_MASK += MASK_PREDICTOR
 
-NO_NORM, MASKS = {"SSQL__EXTRA_NORM": ""}, {"MODEL__MASK_ON": True}
+NO_NORM, MASKS = {"SSQL_DET__EXTRA_NORM": ""}, {"MODEL__MASK_ON": True}
 CASES = {
     "C4": (C4, NO_NORM, C4_BACKBONE, C4_REST),
     "C4, norm": (C4, {}, C4_BACKBONE, C4_REST),

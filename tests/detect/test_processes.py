@@ -134,14 +134,14 @@ ON_GPUS_ONLY = "SyncBN shares its statistics between GPUs only; for several proc
             "2 processes cannot share 3 images: make SOLVER.IMS_PER_BATCH 3 a multiple of 2",
         ),
         (
-            {"SOLVER__IMS_PER_BATCH": 6, "SSQL__MICRO_BATCHES": 2},
+            {"SOLVER__IMS_PER_BATCH": 6, "SSQL_DET__MICRO_BATCHES": 2},
             "2 processes cannot share 3 images: make SOLVER.IMS_PER_BATCH 6 a multiple of 4",
         ),
         ({"MODEL__RESNETS__NORM": "SyncBN"}, ON_GPUS_ONLY + "MODEL.RESNETS.NORM to naiveSyncBN"),
-        ({"SSQL__EXTRA_NORM": "SyncBN"}, ON_GPUS_ONLY + "SSQL.EXTRA_NORM to naiveSyncBN"),
+        ({"SSQL_DET__EXTRA_NORM": "SyncBN"}, ON_GPUS_ONLY + "SSQL_DET.EXTRA_NORM to naiveSyncBN"),
         (
-            LOOKING | {"SSQL__CALIB_IMAGES": 1},
-            "calibration needs at least 1 image a process, of 2; got SSQL.CALIB_IMAGES 1",
+            LOOKING | {"SSQL_DET__CALIB_IMAGES": 1},
+            "calibration needs at least 1 image a process, of 2; got SSQL_DET.CALIB_IMAGES 1",
         ),
     ],
 )

@@ -19,7 +19,7 @@ from torch import nn
 from ssql_det.cli.main import _parser
 from ssql_det.core.config import plain_values, read_config_file
 from ssql_det.d2 import get_cfg, read_config
-from ssql_det.detect import SSQL_DEFAULTS
+from ssql_det.detect import SSQL_DET_DEFAULTS
 from ssql_det.detect.weights import build_detector, pretrained_detector
 from ssql_det.pretrain.checkpoint import NAME
 from ssql_det.report.names import published_name
@@ -56,7 +56,7 @@ C4 = BOTH | {
     "MODEL.BACKBONE.NAME": "build_resnet_backbone",
     "MODEL.RESNETS.OUT_FEATURES": ["res4"],
     "MODEL.RESNETS.NORM": "naiveSyncBN",
-    "SSQL.EXTRA_NORM": "naiveSyncBN",
+    "SSQL_DET.EXTRA_NORM": "naiveSyncBN",
     "MODEL.MASK_ON": False,
     "MODEL.ANCHOR_GENERATOR.SIZES": [[32, 64, 128, 256, 512]],
     "MODEL.RPN.IN_FEATURES": ["res4"],
@@ -81,7 +81,7 @@ FPN = BOTH | {
     "MODEL.FPN.IN_FEATURES": ["res2", "res3", "res4", "res5"],
     "MODEL.FPN.NORM": "SyncBN",
     "MODEL.FPN.OUT_CHANNELS": 256,
-    "SSQL.EXTRA_NORM": "",
+    "SSQL_DET.EXTRA_NORM": "",
     "MODEL.MASK_ON": True,
     "MODEL.ANCHOR_GENERATOR.SIZES": [[32], [64], [128], [256], [512]],
     "MODEL.RPN.IN_FEATURES": ["p2", "p3", "p4", "p5", "p6"],
@@ -124,7 +124,7 @@ ROWS = {
     for number in OF_TABLE
     for path in sorted((CONFIGS / f"table{number}").glob("*.yaml"))
 }
-OF_A_ROW = {"SSQL.METHOD", "MODEL.WEIGHTS", "OUTPUT_DIR"}
+OF_A_ROW = {"SSQL_DET.METHOD", "MODEL.WEIGHTS", "OUTPUT_DIR"}
 MADE_HERE = {name: number for name, number in ROWS.items() if "simsiam" in name or "ssql" in name}
 
 
@@ -142,7 +142,7 @@ def test_a_config_is_the_recipe_and_else_the_defaults(name):
     values = resolved(name)
     expected = RECIPES[OF_TABLE[ROWS[name]] if name in ROWS else name]
     assert {key: values[key] for key in expected} == expected
-    defaults = plain_values(get_cfg()) | {f"SSQL.{key}": value for key, value in SSQL_DEFAULTS.items()}
+    defaults = plain_values(get_cfg()) | {f"SSQL_DET.{key}": value for key, value in SSQL_DET_DEFAULTS.items()}
     free = OF_A_ROW | {"MODEL.DEVICE"}
     assert but_for({*expected, *free}, values) == but_for({*expected, *free}, defaults)
 
@@ -160,7 +160,7 @@ def test_every_detector_has_a_folder_of_its_own():
 @pytest.mark.parametrize("number", OF_TABLE)
 def test_every_published_row_has_one_config(number):
     methods = published_table(number).methods
-    named = [published_name(resolved(name)["SSQL.METHOD"], methods) for name in ROWS if ROWS[name] == number]
+    named = [published_name(resolved(name)["SSQL_DET.METHOD"], methods) for name in ROWS if ROWS[name] == number]
     assert Counter(named) == Counter(methods)
 
 
@@ -172,7 +172,7 @@ def test_random_weights_alone_come_from_nowhere():
 
 @pytest.mark.parametrize("name", MADE_HERE)
 def test_a_backbone_is_where_its_pretraining_leaves_it(name):
-    weights, method = (resolved(name)[key] for key in ("MODEL.WEIGHTS", "SSQL.METHOD"))
+    weights, method = (resolved(name)[key] for key in ("MODEL.WEIGHTS", "SSQL_DET.METHOD"))
     (config,) = (
         file
         for file in (ROOT / "configs/pretrain").glob("*.yaml")
@@ -235,7 +235,7 @@ def test_reproduce_trains_the_rows(number, monkeypatch):
     of_a_run = {"MODEL.WEIGHTS", "MODEL.DEVICE", "SEED", "OUTPUT_DIR"}
     trained = []
     for options in (_parser().parse_args(step.arguments) for step in plan.steps if step.kind == "train"):
-        values = plain_values(read_config(options.config_file, options.overrides, SSQL_DEFAULTS))
+        values = plain_values(read_config(options.config_file, options.overrides, SSQL_DET_DEFAULTS))
         trained.append(but_for(of_a_run, values))
     rows = [but_for(of_a_run, resolved(name)) for name in ROWS if ROWS[name] == number]
     assert sorted(trained, key=str) == sorted(rows, key=str)

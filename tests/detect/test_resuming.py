@@ -39,7 +39,7 @@ def test_a_run_is_resumed_again_and_again(whole_run, tmp_path):
     assert same(final(tmp_path), final(whole_run))
 
 
-@pytest.mark.parametrize("keys", [{"SSQL__MICRO_BATCHES": 2}, {"DATALOADER__NUM_WORKERS": 2}])
+@pytest.mark.parametrize("keys", [{"SSQL_DET__MICRO_BATCHES": 2}, {"DATALOADER__NUM_WORKERS": 2}])
 def test_it_goes_on_at_its_place_in_the_data_however_batches_are_made(keys, tmp_path):
     train(config(C4, tmp_path / "whole", **keys), C4)
     with stopped_in_step(6):
@@ -139,10 +139,24 @@ def test_without_a_checkpoint_resuming_is_beginning(whole_run, tmp_path):
     assert same(final(tmp_path), final(whole_run))
 
 
+def test_a_run_goes_on_that_saved_the_suites_keys_in_a_node_called_ssql(whole_run, tmp_path):
+    with stopped_in_step(5):
+        train(config(C4, tmp_path), C4)
+    saved = (tmp_path / "config.yaml").read_text()
+    (tmp_path / "config.yaml").write_text(saved.replace("SSQL_DET:", "SSQL:"))
+    with pytest.raises(UserError, match=r"has SSQL_DET\.EXTRA_NORM 'BN' \(now ''\); resume"):
+        train(config(C4, tmp_path, SSQL_DET__EXTRA_NORM=""), C4, resume=True)
+    train(config(C4, tmp_path), C4, resume=True)
+    assert same(final(tmp_path), final(whole_run))
+    assert (tmp_path / "config.yaml").read_text() == saved
+
+
 def test_a_run_goes_on_with_its_config_alone(whole_run, tmp_path):
     shutil.copytree(whole_run, tmp_path / "run")
-    keys = {"SSQL__EXTRA_NORM": "", "SOLVER__BASE_LR": 0.01, "SOLVER__MAX_ITER": 20, "SSQL__EVAL_PERIOD": 10}
-    said = r"the run in .*run has SOLVER\.BASE_LR 0\.005 \(now 0\.01\), SSQL\.EXTRA_NORM 'BN' \(now ''\); resume with"
+    keys = {"SSQL_DET__EXTRA_NORM": "", "SOLVER__BASE_LR": 0.01, "SOLVER__MAX_ITER": 20, "SSQL_DET__EVAL_PERIOD": 10}
+    said = (
+        r"the run in .*run has SOLVER\.BASE_LR 0\.005 \(now 0\.01\), SSQL_DET\.EXTRA_NORM 'BN' \(now ''\); resume with"
+    )
     with pytest.raises(UserError, match=said):
         train(config(C4, tmp_path / "run", **keys), C4, resume=True)
 

@@ -11,7 +11,7 @@ from ssql_det.cli.main import main
 from ssql_det.core.errors import UserError
 from ssql_det.core.rows import read
 from ssql_det.d2 import build_model, read_config
-from ssql_det.detect import SSQL_DEFAULTS
+from ssql_det.detect import SSQL_DET_DEFAULTS
 from ssql_det.detect.weights import trained_detector
 
 ZOO = Path(ssql_det.__file__).parents[1] / "configs" / "detection" / "zoo"
@@ -40,7 +40,7 @@ def overrides(settings):
 def published(config, path, drop=(), **more):
     """The file as the zoo has it: arrays, an author, and of an old one anchors and the images' mean."""
     torch.manual_seed(0)
-    cfg = read_config(ZOO / f"{config}.yaml", overrides(CONFIGS[config]), SSQL_DEFAULTS)
+    cfg = read_config(ZOO / f"{config}.yaml", overrides(CONFIGS[config]), SSQL_DET_DEFAULTS)
     model = build_model(cfg)
     arrays = {name: tensor.numpy() for name, tensor in model.state_dict().items() if name not in drop}
     arrays["proposal_generator.anchor_generator.cell_anchors.0"] = torch.zeros(3, 4).numpy()
@@ -61,7 +61,7 @@ def test_a_published_detector_is_swept_as_it_is(config, tmp_path, capsys):
     assert all(row.checkpoint == "model_final_f10217.pkl" for row in found)
     assert ("segm/AP" in found[0].metrics) == config.startswith("mask")
     assert "4w4a" in capsys.readouterr().out
-    cfg = read_config(ZOO / f"{config}.yaml", overrides(settings), SSQL_DEFAULTS)
+    cfg = read_config(ZOO / f"{config}.yaml", overrides(settings), SSQL_DET_DEFAULTS)
     loaded = trained_detector(cfg)[0].state_dict()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in model.state_dict().items())
 
@@ -77,7 +77,7 @@ def test_a_published_detector_is_swept_as_it_is(config, tmp_path, capsys):
 )
 def test_a_detector_that_does_not_fit_is_refused(drop, more, said, tmp_path):
     path, _ = published("mask_r50_fpn", tmp_path / "x.pkl", drop, **more)
-    cfg = read_config(ZOO / "mask_r50_fpn.yaml", overrides({**SMALL, "MODEL.WEIGHTS": str(path)}), SSQL_DEFAULTS)
+    cfg = read_config(ZOO / "mask_r50_fpn.yaml", overrides({**SMALL, "MODEL.WEIGHTS": str(path)}), SSQL_DET_DEFAULTS)
     with pytest.raises(UserError) as refusal:
         trained_detector(cfg)
     assert said in str(refusal.value)
@@ -86,7 +86,7 @@ def test_a_detector_that_does_not_fit_is_refused(drop, more, said, tmp_path):
 def test_a_config_that_feeds_other_images_is_refused(tmp_path):
     path, _ = published("mask_r50_fpn", tmp_path / "x.pkl")
     settings = {**SMALL, "MODEL.WEIGHTS": str(path), "INPUT.FORMAT": "RGB"}
-    cfg = read_config(ZOO / "mask_r50_fpn.yaml", overrides(settings), SSQL_DEFAULTS)
+    cfg = read_config(ZOO / "mask_r50_fpn.yaml", overrides(settings), SSQL_DET_DEFAULTS)
     with pytest.raises(UserError, match=r"was trained on other images .* set INPUT\.FORMAT BGR"):
         trained_detector(cfg)
 
@@ -94,7 +94,7 @@ def test_a_config_that_feeds_other_images_is_refused(tmp_path):
 @pytest.mark.parametrize("config", [path.stem for path in sorted(ZOO.glob("*.yaml"))])
 def test_each_config_of_the_zoo_has_the_models_own_names(config):
     """As many as Detectron2's own configs give: 275 for R50-C4, 307 for Mask R50-FPN."""
-    cfg = read_config(ZOO / f"{config}.yaml", ["MODEL.DEVICE", "cpu"], SSQL_DEFAULTS).clone()
+    cfg = read_config(ZOO / f"{config}.yaml", ["MODEL.DEVICE", "cpu"], SSQL_DET_DEFAULTS).clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = "meta"  # nobody trains there, so no command takes it
     with torch.device("meta"):

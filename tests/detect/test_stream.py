@@ -183,7 +183,7 @@ def samples(records, policy):
 def test_a_bad_image_stops_the_stream_and_is_named(index, name, broken):
     before = generators()
     why = samples(broken, "stop")[0, index]["stop"]
-    assert re.match(rf"cannot train on \S*{name}: .*; mend or remove it, or set SSQL\.ON_BAD", why)
+    assert re.match(rf"cannot train on \S*{name}: .*; mend or remove it, or set SSQL_DET\.ON_BAD", why)
     assert generators() == before
 
 
@@ -213,7 +213,7 @@ def test_the_last_ones_stand_in_is_the_first(broken):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_each_bad_image_is_named_once_and_counted(workers, broken, caplog):
-    cfg = config(C4, DATASETS__TRAIN=("broken",), DATALOADER__NUM_WORKERS=workers, SSQL__ON_BAD_IMAGE="skip")
+    cfg = config(C4, DATASETS__TRAIN=("broken",), DATALOADER__NUM_WORKERS=workers, SSQL_DET__ON_BAD_IMAGE="skip")
     bad = BadImages()
     with caplog.at_level(logging.WARNING, "ssql_det"):
         for batch in taken(cfg, 12):  # four times through
@@ -232,5 +232,5 @@ def test_where_no_image_can_be_read_it_ends(broken):
 
 
 def test_an_unknown_policy_is_refused():
-    with pytest.raises(UserError, match=r"SSQL\.ON_BAD_IMAGE is stop or skip, got 'ignore'"):
-        training_batches(config(C4, SSQL__ON_BAD_IMAGE="ignore"), 0)
+    with pytest.raises(UserError, match=r"SSQL_DET\.ON_BAD_IMAGE is stop or skip, got 'ignore'"):
+        training_batches(config(C4, SSQL_DET__ON_BAD_IMAGE="ignore"), 0)

@@ -166,7 +166,7 @@ def test_a_run_that_is_there_is_not_written_over(whole_run, capsys, tmp_path):
 def test_neither_is_what_it_says_of_its_weights(weights, capsys, tmp_path):
     train(config(C4, tmp_path, MODEL__WEIGHTS=weights, SOLVER__MAX_ITER=1, SOLVER__STEPS=()), C4)
     before = contents(tmp_path)
-    line = refused(capsys, *arguments(tmp_path, MODEL__WEIGHTS=weights, SSQL__EXTRA_NORM=""))
+    line = refused(capsys, *arguments(tmp_path, MODEL__WEIGHTS=weights, SSQL_DET__EXTRA_NORM=""))
     assert "holds a run already" in line
     assert contents(tmp_path) == before
 
@@ -193,7 +193,7 @@ def test_a_bad_image_ends_the_run_or_is_counted_in_its_curves(monkeypatch, capsy
     monkeypatch.setattr("ssql_det.detect.stream.get_detection_dataset_dicts", lambda *args, **kwargs: records)
     line = refused(capsys, *arguments(tmp_path / "stop"))
     assert f"cannot train on {tmp_path}/missing.jpg: " in line
-    train(config(C4, tmp_path / "skip", SSQL__ON_BAD_IMAGE="skip"), C4)
+    train(config(C4, tmp_path / "skip", SSQL_DET__ON_BAD_IMAGE="skip"), C4)
     (line,) = map(json.loads, (tmp_path / "skip/metrics.jsonl").read_text().splitlines())
     assert line["bad_images"] == 1
 

@@ -21,9 +21,9 @@ FEEDING = {"SOLVER__IMS_PER_BATCH": 6, "TEST__PRECISE_BN__ENABLED": False}
 WHOLE_BATCHES = {"SOLVER__IMS_PER_BATCH": 4, "SOLVER__CLIP_GRADIENTS__ENABLED": False}
 CASES = {  # of gradients
     "C4": (C4, {}),
-    "C4, frozen norms": (C4, {"MODEL__RESNETS__NORM": "FrozenBN", "SSQL__EXTRA_NORM": ""}),
+    "C4, frozen norms": (C4, {"MODEL__RESNETS__NORM": "FrozenBN", "SSQL_DET__EXTRA_NORM": ""}),
     "FPN": (FPN, {}),
-    "C4, two parts": (C4, {"SSQL__MICRO_BATCHES": 2}),
+    "C4, two parts": (C4, {"SSQL_DET__MICRO_BATCHES": 2}),
 }
 
 
@@ -62,7 +62,7 @@ def seen_by_each_part():
 def gradients_with(folder, norm):
     """Of one size of images: each rank sees the same one, as it is or in a mirror, and samples as many regions."""
     records = get_detection_dataset_dicts(("toy_voc_2007_trainval",))[:1]
-    keys = {"MODEL__RESNETS__NORM": norm, "SSQL__EXTRA_NORM": norm, "INPUT__MIN_SIZE_TRAIN": (64,), "SEED": 0}
+    keys = {"MODEL__RESNETS__NORM": norm, "SSQL_DET__EXTRA_NORM": norm, "INPUT__MIN_SIZE_TRAIN": (64,), "SEED": 0}
     with pytest.MonkeyPatch.context() as patch, sampling_the_first():
         patch.setattr("ssql_det.detect.stream.get_detection_dataset_dicts", lambda *args, **kwargs: records)
         found = first_gradients(config(C4, f"{folder}/run", **WHOLE_BATCHES, **keys), in_float64)

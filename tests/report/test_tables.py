@@ -159,10 +159,10 @@ def test_the_command_fills_what_is_missing_and_nothing_else():
     assert [line(table, bits=bits).filled_by == "" for bits in WIDTHS] == [True, False, True, False, True]
     assert line(table, bits="5w5a").filled_by == (
         "ssql-det sweep --config-file configs/detection/voc_r18_c4.yaml --bits 8,5 --scope backbone "
-        "MODEL.WEIGHTS <ssql.pth> SSQL.METHOD SSQL OUTPUT_DIR sweeps/ssql-backbone "
+        "MODEL.WEIGHTS <ssql.pth> SSQL_DET.METHOD SSQL OUTPUT_DIR sweeps/ssql-backbone "
         "# scheme: minmax; calibration: 256 images of voc_2007_trainval, seed 0"
     )
-    assert "SSQL.METHOD 'random init.' " in line(table, "random init.").filled_by
+    assert "SSQL_DET.METHOD 'random init.' " in line(table, "random init.").filled_by
 
 
 def test_on_other_data_the_command_names_them():

@@ -16,7 +16,7 @@ from ssql_det.cli.predict import _split
 from ssql_det.convert import FORMATS
 from ssql_det.core.config import read_config_file as uncached
 from ssql_det.core.errors import UserError
-from ssql_det.detect import SSQL_DEFAULTS
+from ssql_det.detect import SSQL_DET_DEFAULTS
 from ssql_det.detect.checkpoints import FINAL
 from ssql_det.detect.sweep import QUANTIZATION_NAME, RESULTS_NAME
 from ssql_det.pretrain.analyzing import names_of
@@ -60,7 +60,7 @@ def asked(step):
         return options, read_config(options.config_file, options.overrides)
     if options.command in ("train-det", "sweep", "predict"):
         overrides = _split(options.rest)[0] if options.command == "predict" else options.overrides
-        return options, d2.read_config(options.config_file, overrides, SSQL_DEFAULTS)
+        return options, d2.read_config(options.config_file, overrides, SSQL_DET_DEFAULTS)
     return options, None
 
 
@@ -78,8 +78,8 @@ def test_every_command_is_one_and_says_what_its_step_reads_and_makes(plan):
                 assert step.makes == (Path(options.out) / MANIFEST,)
             case "pretrain":
                 assert options.resume
-                assert step.makes == (Path(cfg.OUTPUT_DIR) / NAME,)
-                assert (f"{plan.data}/crops" == cfg.DATA.TRAIN) == (plan.preset.data is not None)
+                assert step.makes == (Path(cfg.output_dir) / NAME,)
+                assert (f"{plan.data}/crops" == cfg.data.train) == (plan.preset.data is not None)
             case "convert":
                 assert options.to == "detectron2"
                 assert options.to in [each.name for each in FORMATS if each.writer]
@@ -143,19 +143,19 @@ def test_weights_go_from_a_method_to_its_rows(plan):
             continue
         _, cfg = asked(step)
         detector = asked(makers[cfg.MODEL.WEIGHTS])[1]
-        same = ("SSQL.METHOD", "SOLVER.MAX_ITER", "DATASETS.TEST")
+        same = ("SSQL_DET.METHOD", "SOLVER.MAX_ITER", "DATASETS.TEST")
         assert all(value(cfg, key) == value(detector, key) for key in same)
         assert step.name.endswith(f"-{detector.SEED}")
         backbone = detector.MODEL.WEIGHTS
-        assert (backbone == "") == (cfg.SSQL.METHOD == "random init.")
+        assert (backbone == "") == (cfg.SSQL_DET.METHOD == "random init.")
         source = backbone and asked(makers[backbone])[0].checkpoint
         if source in makers:
             pretrained = asked(makers[source])[1]
-            assert cfg.SSQL.METHOD.startswith("SSQL") == pretrained.SSQL.ENABLED
-            assert ("200ep" in makers[source].name) == ("200ep" in cfg.SSQL.METHOD)
-            assert (detector.SEED if plan.preset.pretrains_each_seed else 0) == pretrained.SEED
+            assert cfg.SSQL_DET.METHOD.startswith("SSQL") == (pretrained.ssql is not None)
+            assert ("200ep" in makers[source].name) == ("200ep" in cfg.SSQL_DET.METHOD)
+            assert (detector.SEED if plan.preset.pretrains_each_seed else 0) == pretrained.seed
         elif source:
-            assert source == {**GIVEN, "SSQL": "ssql.pth"}[cfg.SSQL.METHOD]
+            assert source == {**GIVEN, "SSQL": "ssql.pth"}[cfg.SSQL_DET.METHOD]
 
 
 def value(cfg, key):
@@ -165,7 +165,7 @@ def value(cfg, key):
 
 
 def test_of_every_published_row_there_is_a_sweep_or_a_word(plan):
-    swept = {(asked(step)[1].SSQL.METHOD, step.name.split("-")[1]) for step in plan.steps if step.kind == "sweep"}
+    swept = {(asked(step)[1].SSQL_DET.METHOD, step.name.split("-")[1]) for step in plan.steps if step.kind == "sweep"}
     for table in set(plan.choices.tables) & {6, 7}:
         for method in published_table(table).methods:
             words = [words for words in plan.left_out if words.startswith(f"{method} of Table {table}: ")]
