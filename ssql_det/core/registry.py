@@ -46,3 +46,7 @@ class Registry(Generic[T]):
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._parts))
+
+    def latest_first(self) -> Iterator[T]:
+        """The parts, where one of them is asked before another."""
+        return iter([*self._parts.values()][::-1])
