@@ -78,7 +78,7 @@ def run(options: argparse.Namespace) -> None:
     print("\n".join([*description(checkpoint), *coverage(checkpoint)]))
     checkpoint.coverage.check(options.checkpoint, options.allow_unmatched)
     if options.verify:
-        from ssql_det.cli.verify import verified
+        from ssql_det.cli._verify import verified
 
         with verified(checkpoint, options) as unproven:
             left_behind = write(checkpoint, unproven, options.to)

@@ -85,7 +85,7 @@ def test_the_config_lines_are_yaml_to_paste(moco, tmp_path, capsys):
 
 
 def test_a_network_that_is_not_the_same_is_not_written(moco, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("ssql_det.cli.verify.BAR", -1.0)
+    monkeypatch.setattr("ssql_det.cli._verify.BAR", -1.0)
     out = tmp_path / "out.pth"
     assert refused("convert", moco, out, "--to", "torchvision", "--verify")
     assert "was not written: the features of its network differ by" in capsys.readouterr().err
