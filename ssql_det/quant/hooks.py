@@ -145,10 +145,16 @@ class _Hook:
             return None
         if not args:
             raise UserError(f"{self.point.path} must be called with its input as first positional argument")
-        return (self.action(self.tensor(args[0])), *args[1:])
+        return (self.act(self.tensor(args[0])), *args[1:])
 
     def on_output(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Tensor | None:
-        return None if self.action is None else self.action(self.tensor(output))
+        return None if self.action is None else self.act(self.tensor(output))
+
+    def act(self, x: Tensor) -> Tensor:
+        """Let the action happen, unseen by hooks of functions: what it calls is not of the module's forward."""
+        assert self.action is not None
+        with torch._C.DisableTorchFunction():
+            return self.action(x)
 
     def tensor(self, value: Any) -> Tensor:
         if not isinstance(value, Tensor):
@@ -190,10 +196,10 @@ class _FunctionHook(_Hook):
         if point.call is not None and point.call != self.calls - 1:
             return func(*args, **kwargs)
         if point.side is Side.OUTPUT:
-            return self.action(self.tensor(func(*args, **kwargs)))
+            return self.act(self.tensor(func(*args, **kwargs)))
         if point.operand >= len(args):
             raise UserError(f"{point.path} must call {point.function} with positional arguments, for {point.key}")
-        changed = self.action(self.tensor(args[point.operand]))
+        changed = self.act(self.tensor(args[point.operand]))
         return func(*args[: point.operand], changed, *args[point.operand + 1 :], **kwargs)
 
 
@@ -232,7 +238,7 @@ class _WeightHook(_Hook):
         if self.action is None:
             self.module.__dict__.pop(self._name, None)
         else:
-            self._make(self.action)
+            self._make()
 
     def removed(self) -> None:
         self._made = None  # its hook refers back to this object
@@ -241,11 +247,11 @@ class _WeightHook(_Hook):
 
     def on_input(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if self.action is not None and self._is_stale():
-            self._make(self.action)
+            self._make()
 
-    def _make(self, action: Action) -> None:
+    def _make(self) -> None:
         self._version, self._has_graph, self._is_used_up = version_of(self._parameter), torch.is_grad_enabled(), False
-        self._made = action(self._parameter)
+        self._made = self.act(self._parameter)
         if self._made.requires_grad and self._made is not self._parameter:
             self._made.register_hook(self._use_up)
         self.module.__dict__[self._name] = self._made

@@ -88,4 +88,5 @@ def test_the_sum_of_an_fpn_is_one_tensor_of_8_bits():
     assert torch.equal(coarse, laterals[5])  # a summand lies on its grid
     upsampled = torch.nn.functional.interpolate(coarse, scale_factor=2.0, mode="nearest")
     total = points["backbone/add#0:output"](laterals[4] + upsampled, 8)
-    assert torch.equal(read[4], points["backbone.fpn_output4:input"](total, 4))
+    expected = points["backbone.fpn_output4:input"](total, 4)
+    assert torch.equal(read[4], expected)
