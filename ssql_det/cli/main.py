@@ -6,18 +6,16 @@ A user's own registers one with ``COMMANDS.register("its-name")(sys.modules[__na
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
-import pkgutil
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from ssql_det import __version__, cli
 from ssql_det.core.errors import EXIT_BAD_INPUT, UserError, did_you_mean, one_sentence
 from ssql_det.core.plugins import import_plugins, import_plugins_again
-from ssql_det.core.registry import Registry
+from ssql_det.core.registry import Registry, import_modules
 
 
 class Command(Protocol):
@@ -39,15 +37,9 @@ _IN_ORDER_OF_WORK = (
 )
 
 
-def _register_own() -> None:
-    for found in pkgutil.iter_modules(cli.__path__):
-        if found.name != "main" and not found.name.startswith("_"):  # a module with an underscore imports torch
-            module: Any = importlib.import_module(f"{cli.__name__}.{found.name}")
-            if hasattr(module, "HELP"):
-                COMMANDS.register(found.name.replace("_", "-"))(module)
-
-
-_register_own()
+for _module in import_modules(cli.__name__, cli.__path__):
+    if hasattr(_module, "HELP"):
+        COMMANDS.register(_module.__name__.rpartition(".")[2].replace("_", "-"))(_module)  # type: ignore[arg-type]
 
 _ON_IMPORTING_FVCORE = "`torch.jit.script` is deprecated"
 

@@ -9,10 +9,11 @@ inverted_residual MobileNetV2 and EfficientNet, torchvision's and timm's
 vit               vision transformers, torchvision's and timm's
 ================= ======================================================================
 
-A family registers itself in ``FAMILIES``; the one that was registered last is asked first.
+A family is one file and registers itself in ``FAMILIES``; the one that was registered last is asked first.
 """
 
-from ssql_det.quant.points import generic, inverted_residual, resnet, vit  # noqa: F401 (in this order they register)
+from ssql_det.core.registry import import_modules
+from ssql_det.quant.points import generic  # noqa: F401 (registered first, it is asked last)
 from ssql_det.quant.points.family import (
     FAMILIES,
     INTEGER,
@@ -42,3 +43,5 @@ __all__ = [
     "quant_points",
     "require_placement",
 ]
+
+all(import_modules(__name__, __path__))
