@@ -1,4 +1,4 @@
-"""What docs/extending.md shows, as a module outside the package: through pretraining, a kill, resume, probes and a sweep."""
+"""What docs/extending.md shows, as a module outside the package: pretrained, killed, resumed, probed, swept."""
 
 import hashlib
 import json
@@ -11,16 +11,17 @@ import pytest
 import torch
 from detect.sweeps import command
 from pages import ROOT, commands, python_blocks
+from safetensors import safe_open
 
 PAGE = ROOT / "docs/extending.md"
 OF_DETECTORS = """
-from ssql_det.quant import FAMILIES, Family, QuantPoint, Side
+from ssql_det.quant import FAMILIES, Side
 from ssql_det.quant.points.resnet import ResNets
 
 
 class Coarse(ResNets):
     def points(self, model, placement, image):
-        return (point for point in super().points(model, placement, image) if not point.is_weight)
+        return (point for point in super().points(model, placement, image) if point.side is not Side.INPUT)
 
 
 FAMILIES.register("coarse")(Coarse())
@@ -41,7 +42,10 @@ def lab(tmp_path_factory):
 def run(lab, *arguments, status=0):
     ended = subprocess.run(
         [sys.executable, "-c", "from ssql_det.cli.main import main; main()", *map(str, arguments)],
-        **{"cwd": lab, "capture_output": True, "text": True, "env": {**os.environ, "OMP_NUM_THREADS": "1"}},
+        cwd=lab,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert ended.returncode == status, ended.stderr
     return ended.stdout if status == 0 else ended.stderr
@@ -63,7 +67,9 @@ def test_a_method_a_network_and_a_quantizer_are_trained_killed_resumed_and_probe
     run(lab, *pretraining(toy, whole))
     process = subprocess.Popen(
         [sys.executable, "-c", "from ssql_det.cli.main import main; main()", *map(str, pretraining(toy, killed))],
-        **{"cwd": lab, "stderr": subprocess.DEVNULL, "env": {**os.environ, "OMP_NUM_THREADS": "1"}},
+        cwd=lab,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     while not (killed / "checkpoint.pth").exists():
         assert process.poll() is None
@@ -86,9 +92,11 @@ def test_a_method_a_network_and_a_quantizer_are_trained_killed_resumed_and_probe
 
 def test_a_family_is_swept(lab, learned, toy, tmp_path):
     run(lab, "--plugin", "coarse", *command(learned, tmp_path / "sweep", bits="4"))
-    header = (tmp_path / "sweep/quantization.safetensors").read_bytes()[:20000]
-    assert b"backbone.res2.0:" in header.replace(b'\\"', b'"') or b"backbone.res2.0" in header
-    assert b"backbone.res2.0.conv1" not in header.split(b'"model"')[0]
+    with safe_open(tmp_path / "sweep/quantization.safetensors", framework="pt") as file:
+        points = {(point["path"], point["side"]) for point in json.loads(file.metadata()["points"])}
+    assert ("backbone.res3.0", "output") in points
+    assert not [path for path, side in points if path.startswith("backbone.") and side == "input"]
+    assert len((tmp_path / "sweep/results.jsonl").read_text().splitlines()) == 1
 
 
 def test_a_config_names_plugins_too(lab, toy, tmp_path):
