@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ssql_det.core.errors import UserError, did_you_mean
-from ssql_det.report.filling import as_option
+from ssql_det.report.kinds import as_option
 from ssql_det.report.producing import kind_of
 from ssql_det.report.published import published_table
 from ssql_det.reproduce.methods import RANDOM, SIMSIAM, SSQL, ablation, published, recipe, toy
