@@ -26,7 +26,7 @@ from ssql_det.report.document import (
     Table,
     Text,
 )
-from ssql_det.report.page_style import CSS
+from ssql_det.report.style import PAGE_CSS
 from ssql_det.report.texts import Style, lines, marked, plain
 
 _KINDS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".gif": "gif", ".webp": "webp"}
@@ -39,7 +39,7 @@ _HEAD = f"""\
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
 <link rel="icon" href="data:,">
 <style>
-{CSS}</style>"""  # without an icon, browsers ask the server for one
+{PAGE_CSS}</style>"""  # without an icon, browsers ask the server for one
 
 
 def as_html(document: Document) -> str:
