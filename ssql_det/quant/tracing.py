@@ -5,6 +5,7 @@ Max-pooling, ReLU, nearest upsampling and changes of shape keep a tensor on its 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -33,6 +34,9 @@ _NORMS = frozenset(
     ("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "_native_batch_norm_legit_no_training")
 )
 _ACTIVATIONS = frozenset(("relu", "hardtanh", "silu", "gelu", "hardswish", "sigmoid", "elu", "leaky_relu"))
+
+_NAMED = 3  # operations, in a log line
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -144,7 +148,13 @@ def trace_pass(
         )
     weights = {point.parameter_name for point in points if point.is_weight}
     left = tuple(_float_operations(follower.operations, weights))
-    return Trace(tuple(follower.operations), tuple(follower.clean_chains()), left)
+    trace = Trace(tuple(follower.operations), tuple(follower.clean_chains()), left)
+    reasons = list(dict.fromkeys(f"{each.path}: {each.reason}" for each in left))
+    named = f"; float are {'; '.join(reasons[:_NAMED])}" + f" and {len(reasons) - _NAMED} more" * (
+        len(reasons) > _NAMED
+    )
+    _logger.info("points serve %.2f %% of the multiply-adds%s", 100 * trace.coverage, named if left else "")
+    return trace
 
 
 def _float_operations(operations: Iterable[Operation], weights: Collection[str]) -> Iterator[FloatOperation]:
