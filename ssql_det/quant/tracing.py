@@ -150,10 +150,8 @@ def trace_pass(
     left = tuple(_float_operations(follower.operations, weights))
     trace = Trace(tuple(follower.operations), tuple(follower.clean_chains()), left)
     reasons = list(dict.fromkeys(f"{each.path}: {each.reason}" for each in left))
-    named = f"; float are {'; '.join(reasons[:_NAMED])}" + f" and {len(reasons) - _NAMED} more" * (
-        len(reasons) > _NAMED
-    )
-    _logger.info("points serve %.2f %% of the multiply-adds%s", 100 * trace.coverage, named if left else "")
+    named = "; ".join(reasons[:_NAMED]) + ("; ..." if len(reasons) > _NAMED else "")
+    _logger.info("points serve %.2f %% of the multiply-adds; float: %s", 100 * trace.coverage, named or "nothing")
     return trace
 
 
