@@ -49,9 +49,8 @@ def job(method: str, seed: int, out: str, data: str, changes: list[str]) -> None
     torch.manual_seed(seed)
     network, _ = build_network(cfg)
     facts = replace(facts_of(cfg), method=method)
-    run = Run(
-        getattr(network, "method", network), build_optimizer(cfg.optim, network), facts, identity(open_images(data))
-    )
+    optimizer, images = build_optimizer(cfg.optim, network), identity(open_images(data))
+    run = Run(getattr(network, "method", network), cfg.backbone, optimizer, facts, images)
     if method == "random":
         run.save(folder, 0)
         save_config(cfg.values, folder)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ssql_det.analyze.analysis import Map
-from ssql_det.report.colours import CURVES, LIGHT
+from ssql_det.report.style import CURVES, LIGHT
 
 _PANEL, _CAPTION, _EDGE, _ROW = 320, 28, 12, 22  # pixels
 _MOST_ACROSS = 4  # panels

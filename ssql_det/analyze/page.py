@@ -8,7 +8,7 @@ from functools import partial
 
 from ssql_det.analyze.analysis import BACKBONE, LOSS, Analysis, TermsByName, by_features, widths_of_weights
 from ssql_det.analyze.drawing import drawn
-from ssql_det.analyze.terms import Terms
+from ssql_det.analyze.terms import TERMS
 from ssql_det.analyze.weights import OUTLIER, LayerWeights
 from ssql_det.core.rows import versions
 from ssql_det.quant import Bits
@@ -16,12 +16,6 @@ from ssql_det.report.document import Block, Chart, Curve, Document, Folded, Head
 from ssql_det.report.texts import unmarked
 
 _TITLES = {BACKBONE: "Features of the backbone", LOSS: "What the loss compares"}
-_TERMS: Mapping[str, Callable[[Terms], float]] = {
-    "quantization": lambda terms: terms.quantization,
-    "contrastive": lambda terms: terms.contrastive,
-    "cross": lambda terms: terms.cross,
-    "total": lambda terms: terms.total,
-}
 _FIGURES: Mapping[str, Callable[[LayerWeights], str]] = {
     "Range": lambda layer: f"{layer.low:.3f} to {layer.high:.3f}",
     "Standard deviation": lambda layer: f"{layer.deviation:.4f}",
@@ -66,20 +60,21 @@ def tables_of_terms(kinds: Mapping[str, TermsByName]) -> Iterator[Table]:
     for features, of in kinds.items():
         widths = _widths(of)
         rows = tuple(
-            (name, f"{found.spread:.2f}", term, *(_four(value(found.terms[bits])) for bits in widths))
+            (name, f"{found.spread:.2f}", term, *(_four(getattr(found.terms[bits], term)) for bits in widths))
             for name, found in of.items()
-            for term, value in _TERMS.items()
+            for term in TERMS
         )
         yield Table(("checkpoint", "spread", "term", *map(str, widths)), rows, names=3, caption=_TITLES[features])
 
 
 def _terms(found: Sequence[Analysis]) -> Iterator[Block]:
+    counts = " and ".join(map(str, sorted({each.pairs for each in found})))
     yield Heading("Terms of the loss")
     yield Text(
         "A quantized network's squared distance from its float target is the sum of three terms: how far quantization "
         "moves its features, how far the float features are from the target (the contrastive term), and the cross "
         "term, twice the product of both differences. Features have unit length, so a distance of d is a cosine of "
-        f"1 - d / 2. Means over pairs of views ({_counts(found)}), both ways round, in evaluation mode."
+        f"1 - d / 2. Means over pairs of views ({counts}), both ways round, in evaluation mode."
     )
     yield Text(
         "A spread near 1: float features point everywhere; near 0: they have collapsed, and nothing is left to move."
@@ -91,11 +86,6 @@ def _terms(found: Sequence[Analysis]) -> Iterator[Block]:
     without = [each.name for each in found if LOSS not in [terms.features for terms in each.terms]]
     if without:
         yield Text(f"Without projector and predictor in their files, so of the backbone alone: {', '.join(without)}.")
-
-
-def _counts(found: Sequence[Analysis]) -> str:
-    counts = {each.pairs for each in found}
-    return " and ".join(map(str, sorted(counts)))
 
 
 def _quantization(features: str, of: TermsByName) -> Chart:

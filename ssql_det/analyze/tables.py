@@ -5,15 +5,13 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
 
 from ssql_det.analyze.analysis import Analysis, TermsAtBits, TermsByName, widths_of_weights
-from ssql_det.analyze.terms import Terms
+from ssql_det.analyze.terms import TERMS, Terms
 from ssql_det.quant import Bits
 from ssql_det.report.as_csv import Record, written
 
-_OF_TERMS = tuple(field.name for field in fields(Terms))
-_TERMS = ("checkpoint", "method", "features", "spread", "pairs", "bits", *_OF_TERMS)
+_TERMS = ("checkpoint", "method", "features", "spread", "pairs", "bits", *TERMS)
 _WEIGHTS = (
     *("checkpoint", "method", "layer", "weights", "min", "max"),
     *("std", "kurtosis", "outliers", "farthest"),
@@ -45,7 +43,7 @@ def terms_in(text: str) -> Mapping[str, TermsByName]:
     for line in csv.DictReader(io.StringIO(text)):
         of = found.setdefault(line["features"], {})
         before = of.get(line["checkpoint"])
-        terms = Terms(**{name: float(line[name]) for name in _OF_TERMS})
+        terms = Terms(**{name: float(line[name]) for name in TERMS})
         at_bits = {**(before.terms if before else {}), Bits.parse(line["bits"]): terms}
         of[line["checkpoint"]] = TermsAtBits(line["features"], float(line["spread"]), at_bits)
     return found
@@ -55,8 +53,7 @@ def _terms(found: Sequence[Analysis]) -> Iterator[Record]:
     for each in found:
         for of in each.terms:
             for bits, terms in of.terms.items():
-                figures = (getattr(terms, name) for name in _OF_TERMS)
-                yield each.name, each.method, of.features, of.spread, each.pairs, str(bits), *figures
+                yield each.name, each.method, of.features, of.spread, each.pairs, str(bits), *vars(terms).values()
 
 
 def _weights(found: Sequence[Analysis], widths: Sequence[Bits]) -> Iterator[Record]:

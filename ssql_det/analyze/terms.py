@@ -14,7 +14,7 @@ quantized one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from torch import Tensor
 
@@ -27,6 +27,9 @@ class Terms:
     contrastive: float
     cross: float
     total: float
+
+
+TERMS = tuple(field.name for field in fields(Terms))
 
 
 def terms(low: Tensor, full: Tensor, target: Tensor) -> Terms:

@@ -79,14 +79,8 @@ def conditional_probabilities(squares: Tensor, perplexity: float) -> Tensor:
     return torch.softmax(-others * sharpness[:, None], dim=1)
 
 
-def divergence(joint: Tensor, place: Tensor) -> Tensor:
-    """``KL(P, Q)`` of a map [N, 2]; pairs that are nothing to ``P`` add nothing."""
-    nearness, least = _nearness(place), torch.finfo(joint.dtype).tiny
-    return (joint * (joint.clamp(min=least) / (nearness / nearness.sum()).clamp(min=least)).log()).sum()
-
-
 def kl_gradient(joint: Tensor, place: Tensor) -> Tensor:
-    """Of :func:`divergence` with respect to the map: ``4 sum_j (p_ij - q_ij) (y_i - y_j) / (1 + |y_i - y_j|^2)``."""
+    """Of ``KL(P, Q)`` with respect to the map: ``4 sum_j (p_ij - q_ij) (y_i - y_j) / (1 + |y_i - y_j|^2)``."""
     nearness = _nearness(place)
     pull = joint.sub(nearness, alpha=1 / float(nearness.sum())).mul_(nearness)
     return 4 * (pull.sum(dim=1, keepdim=True) * place - pull @ place)

@@ -5,7 +5,6 @@ findings  what is found: faults that would end a training, and things worth know
 images    can every image be decoded, and is it of the size that its annotation says?
 voc       PASCAL VOC's layout
 coco      COCO's layout, or any COCO-format file with its images
-published the counts of the published data sets
 draw      a contact sheet: images with their boxes and masks
 ========= ====================================================================================
 """

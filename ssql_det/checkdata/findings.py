@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from ssql_det.core.errors import printable
 
+T = TypeVar("T")
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1, ends exclusive
 
 
@@ -37,11 +41,10 @@ class Picture:
 
 @dataclass
 class SplitCheck:
-    """One split: its pictures, its objects by class, and what was found."""
+    """One split: its pictures, and what was found."""
 
     name: str
     pictures: list[Picture] = field(default_factory=list)
-    objects: dict[str, int] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
 
     def error(self, where: object, what: str) -> None:
@@ -51,8 +54,9 @@ class SplitCheck:
         self.findings.append(Finding(str(where), what, fatal=False))
 
     @property
-    def is_fit(self) -> bool:
-        return not any(finding.fatal for finding in self.findings)
+    def objects(self) -> Counter[str]:
+        """How many there are of each class."""
+        return Counter(label for picture in self.pictures for label in picture.labels)
 
     def check_box(self, where: object, what: str, box: Box, size: tuple[int, int] | None) -> None:
         """An empty, inverted or endless box is a fault; one that leaves its image is clipped by every reader."""
@@ -65,12 +69,22 @@ class SplitCheck:
             self.warn(where, f"{what} has a box {_short(box)} that leaves the image of {size[0]}x{size[1]}")
 
     def check_classes(self, where: object, known: list[str]) -> None:
-        """To be called when all objects are counted."""
-        absent = [name for name in known if not self.objects.get(name)]
+        """To be called when all pictures are there."""
+        objects = self.objects
+        absent = [name for name in known if name not in objects]
         if absent and len(absent) < len(known):
             self.warn(where, f"no object of {', '.join(absent)}")
         if self.pictures and not any(picture.boxes for picture in self.pictures):
             self.error(where, "no image has an object; nothing can be trained on it")
+
+    def check_count(self, where: object, published: int | None) -> None:
+        """``published``: how many images the published split has, if this is one."""
+        if published and len(self.pictures) != published:
+            self.warn(where, f"{len(self.pictures)} images, the published split has {published}")
+
+
+def repeated(ids: Iterable[T]) -> list[T]:
+    return [found for found, count in Counter(ids).items() if count > 1]
 
 
 def _short(box: Box) -> str:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from xml.etree import ElementTree as Xml
 
-from ssql_det.checkdata.findings import Box, Picture, SplitCheck
-from ssql_det.checkdata.published import VOC_CLASSES, VOC_IMAGES
+from ssql_det.checkdata.findings import Box, Picture, SplitCheck, repeated
 
-YEARS = ("VOC2007", "VOC2012")
-SPLITS = {"VOC2007": ("trainval", "test"), "VOC2012": ("trainval",)}  # what the reference recipe reads
+CLASSES = [
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+]
+SPLITS = {  # what the reference recipe reads, with the images of the detection task by the development kits
+    "VOC2007": {"trainval": 5011, "test": 4952},
+    "VOC2012": {"trainval": 11540},
+}
 
 
 def check_voc(folder: Path) -> list[SplitCheck]:
     """Check the splits of one year's folder; images are checked apart."""
-    splits = [_check_split(folder, name) for name in SPLITS.get(folder.name, ("trainval",))]
+    splits = [_check_split(folder, name) for name in SPLITS[folder.name]]
     first, *others = splits
     train = {picture.path.stem for picture in first.pictures}
     for other in others:
@@ -47,8 +51,8 @@ def _check_split(folder: Path, name: str) -> SplitCheck:
         return split
     if not names:
         split.error(listing, "the list is empty")
-    for repeated in [found for found, count in Counter(names).items() if count > 1]:
-        split.error(listing, f"{repeated} is listed more than once")
+    for twice in repeated(names):
+        split.error(listing, f"{twice} is listed more than once")
     for image in dict.fromkeys(names):
         _check_annotation(split, folder, image)
     _check_counts(split, folder, listing, name)
@@ -76,7 +80,6 @@ def _check_annotation(split: SplitCheck, folder: Path, name: str) -> None:
             split.error(path, f"object {number} cannot be read ({failure})")
             continue
         split.check_box(path, f"object {number} ({label})", box, size)
-        split.objects[label] = split.objects.get(label, 0) + 1
         boxes.append(box)
         labels.append(label)
     split.pictures.append(Picture(picture, size, tuple(boxes), tuple(labels)))
@@ -97,12 +100,10 @@ def _text(element: Xml.Element, path: str) -> str:
 
 def _check_counts(split: SplitCheck, folder: Path, listing: Path, name: str) -> None:
     found = set(split.objects)
-    real = bool(found & set(VOC_CLASSES))
-    split.check_classes(listing, VOC_CLASSES if real else sorted(found))
+    real = bool(found & set(CLASSES))
+    split.check_classes(listing, CLASSES if real else sorted(found))
     if not real:
         return
-    for unknown in sorted(found - set(VOC_CLASSES)):
+    for unknown in sorted(found - set(CLASSES)):
         split.error(folder / "Annotations", f"class {unknown!r} is none of VOC's twenty")
-    published = VOC_IMAGES.get((folder.name, name))
-    if published and len(split.pictures) != published:
-        split.warn(listing, f"{len(split.pictures)} images, the published split has {published}")
+    split.check_count(listing, SPLITS[folder.name][name])

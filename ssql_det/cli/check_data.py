@@ -66,7 +66,7 @@ def _find(root: Path, dataset: str | None) -> Sequence[SplitCheck]:
     if dataset not in (None, "voc", "coco"):
         raise UserError(f"--dataset is voc, coco or the path of a COCO-format .json file, got {dataset!r}")
     splits: list[SplitCheck] = []
-    for year in voc.YEARS:
+    for year in voc.SPLITS:
         if dataset in (None, "voc") and (root / year).is_dir():
             splits += voc.check_voc(root / year)
     if dataset in (None, "coco") and (root / "coco").is_dir():

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 from ssql_det.cli.numbers import positive
 
 if TYPE_CHECKING:
-    from ssql_det.reproduce.choices import Choices
     from ssql_det.reproduce.plan import Plan
+    from ssql_det.reproduce.presets import Choices
     from ssql_det.reproduce.reproduction import Reproduction
 
 _MOST_SEEDS = 1000
@@ -80,8 +80,7 @@ def run(options: argparse.Namespace) -> None:
 
     from ssql_det.core.console import set_up_logging
     from ssql_det.core.errors import EXIT_INCOMPLETE
-    from ssql_det.reproduce.checks import check
-    from ssql_det.reproduce.plan import make_plan
+    from ssql_det.reproduce.plan import check, make_plan
     from ssql_det.reproduce.presets import preset
     from ssql_det.reproduce.reproduction import Reproduction
     from ssql_det.reproduce.runner import DONE, environment
@@ -108,7 +107,7 @@ def run(options: argparse.Namespace) -> None:
 def _choices(options: argparse.Namespace, on_gpu: bool) -> Choices:
     from ssql_det.core.errors import UserError
     from ssql_det.quant import parse_widths
-    from ssql_det.reproduce.choices import Choices
+    from ssql_det.reproduce.presets import Choices
 
     if options.bits:
         parse_widths(options.bits)
@@ -167,7 +166,7 @@ def _minutes(minutes: float) -> str:
 def _write(found: Reproduction) -> None:
     """Tables and report below the run's folder, and on the terminal what a reader asks first."""
     from ssql_det.core.console import print_table
-    from ssql_det.reproduce.output import write_report, write_tables
+    from ssql_det.reproduce.page import write_report, write_tables
     from ssql_det.reproduce.reproduction import minutes_by_kind
 
     print_table(("steps", "count", "minutes of work"), minutes_by_kind(found), f"{found.minutes:.1f} minutes in all")

@@ -10,7 +10,6 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Protocol
 
 from torch.utils.tensorboard import SummaryWriter
@@ -70,7 +69,7 @@ class TensorBoardWriter:
 class Writers:
     """Several writers as one, closed together.
 
-    >>> with Writers([JsonWriter(run), TensorBoardWriter(run)]) as writer:
+    >>> with closing(Writers([JsonWriter(run), TensorBoardWriter(run)])) as writer:
     ...     writer.write(step, {"loss": loss.item()})
     """
 
@@ -84,12 +83,6 @@ class Writers:
     def close(self) -> None:
         for writer in self._writers:
             writer.close()
-
-    def __enter__(self) -> Writers:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
 
 
 def _lines_until(path: Path, last_step: int) -> list[str]:

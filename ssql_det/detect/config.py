@@ -15,9 +15,13 @@ if TYPE_CHECKING:
     from ssql_det.d2 import CfgNode
 
 FOLDER = "configs/detection/"
-NO_MATTER = ("OUTPUT_DIR", "MODEL.WEIGHTS", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS", "SSQL_DET.METHOD")  # to a number
+NO_MATTER = (  # to a number
+    *("OUTPUT_DIR", "MODEL.WEIGHTS", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS"),
+    *("SSQL_DET.METHOD", "SSQL_DET.PLUGINS"),
+)
 
 SSQL_DET_DEFAULTS: dict[str, Any] = {
+    "PLUGINS": [],  # modules of the user's, imported before the rest is read
     "METHOD": "",  # how the backbone was pretrained, for rows and tables; "" for what the checkpoint says
     "EXTRA_NORM": "",  # of a C4 head, after res5: "" for none, else as MODEL.RESNETS.NORM (He et al., CVPR 2020, MoCo)
     "MICRO_BATCHES": 1,  # parts of a batch that are taken one after the other, where memory is short

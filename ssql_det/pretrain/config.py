@@ -11,19 +11,22 @@ from typing import Any
 from fvcore.common.config import CfgNode
 
 from ssql_det.backbones import Backbone, build_backbone
-from ssql_det.convert import Checkpoint, Facts, Input, load_backbone, read
+from ssql_det.convert import Facts, Input
 from ssql_det.core.config import Moved, load_config, plain_values
 from ssql_det.core.errors import UserError
+from ssql_det.core.plugins import import_plugins_of
+from ssql_det.pretrain.checkpoint import require_savable
 from ssql_det.pretrain.checks import check_values
 from ssql_det.pretrain.data import Data
 from ssql_det.pretrain.monitor import Monitoring
 from ssql_det.pretrain.optim import Optimization
+from ssql_det.pretrain.trained import read_backbone
 from ssql_det.quant import Bits, FixedBits, SampledBits, Scheme, parse_widths
 from ssql_det.ssl import METHODS, SSQL, Method, SimSiam
 from ssql_det.ssl.method import hyperparameters
 from ssql_det.ssl.views import recipe
 
-NO_MATTER = ("OUTPUT_DIR", "DEVICE", "DATA.WORKERS", "PERIODS.LOG", "PERIODS.CHECKPOINT")  # to what is learned
+NO_MATTER = ("OUTPUT_DIR", "DEVICE", "DATA.WORKERS", "PERIODS.LOG", "PERIODS.CHECKPOINT", "PLUGINS")  # to weights
 _FLAT = ("DIM", "HIDDEN", "LAST_NORM", "MOMENTUM", "QUEUE", "TEMPERATURE", "CROSS")  # of all methods, once
 
 
@@ -33,7 +36,8 @@ def _node(kind: type) -> dict[str, Any]:
 
 
 _KEYS: dict[str, Any] = {  # beside a node for each method, as MOCO
-    "METHOD": "simsiam",  # or byol, moco, simclr, or what a module of yours registers
+    "PLUGINS": [],  # modules of yours, imported before the rest is read
+    "METHOD": "simsiam",  # or byol, moco, simclr, or what a plugin registers
     "SSQL": {
         "ENABLED": True,  # False: the method alone
         "WEIGHT_BITS": [2, 8],  # drawn anew each step, ends included
@@ -132,6 +136,7 @@ def _defaults() -> CfgNode:
 
 def read_config(file: str | os.PathLike[str] | None, overrides: Sequence[str] = ()) -> Pretraining:
     """The defaults, the file over them, then ``KEY VALUE`` pairs."""
+    import_plugins_of("PLUGINS", file, overrides)
     return _pretraining(load_config(_defaults(), file, overrides, moved()))
 
 
@@ -203,9 +208,10 @@ def build_network(pretraining: Pretraining, begins: bool = True) -> tuple[SSQL |
     >>> network, backbone = build_network(read_config("configs/pretrain/cifar10_r18_ssql.yaml"))
     """
     backbone, views = build_backbone(pretraining.backbone, pretraining.zero_init_residual), pretraining.data.views
+    require_savable(backbone)
     backbone.require_size(views.size)
     if pretraining.init and begins:
-        _begin_with(read(os.path.expanduser(pretraining.init)), backbone, views.input)
+        _begin_with(pretraining.init, backbone, views.input)
     try:
         method = pretraining.method(backbone, **pretraining.hyperparameters)
         method.require_batch(pretraining.optim.batch)
@@ -214,16 +220,16 @@ def build_network(pretraining: Pretraining, begins: bool = True) -> tuple[SSQL |
     return method if pretraining.ssql is None else SSQL(method, **pretraining.ssql), backbone
 
 
-def _begin_with(checkpoint: Checkpoint, backbone: Backbone, images: Input) -> None:
-    theirs = checkpoint.facts.input
+def _begin_with(path: str, backbone: Backbone, images: Input) -> None:
+    pretrained = read_backbone(path, into=backbone)
+    name, theirs = pretrained.source.name, pretrained.facts.input
     if theirs is not None and theirs.channels != images.channels:
         raise UserError(
-            f"{checkpoint.called} was trained on {theirs.channels} images and is fed {images.channels} here; turn it "
-            f"first: ssql-det convert {checkpoint.called} OUT.pth --to torchvision"
+            f"{name} was trained on {theirs.channels} images and is fed {images.channels} here; turn it "
+            f"first: ssql-det convert {name} OUT.pth --to torchvision"
         )
     if theirs not in (None, images):
-        _logger.warning("%s was trained on images normalized by %s, here it is %s", checkpoint.called, theirs, images)
-    load_backbone(backbone.module, checkpoint)
+        _logger.warning("%s was trained on images normalized by %s, here it is %s", name, theirs, images)
 
 
 def facts_of(pretraining: Pretraining) -> Facts:

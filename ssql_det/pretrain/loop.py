@@ -62,7 +62,8 @@ def pretrain(pretraining: Pretraining, resume: bool = False) -> Path:
     if pretraining.sync_norm:
         synchronized(network)
     method, quantizers = (network.method, network.quantizers) if isinstance(network, SSQL) else (network, None)
-    run = checkpoint.Run(method, build_optimizer(optim, network), facts_of(pretraining), identity(images), quantizers)
+    optimizer = build_optimizer(optim, network)
+    run = checkpoint.Run(method, backbone.name, optimizer, facts_of(pretraining), identity(images), quantizers)
     total, tolerance = optim.epochs * per_epoch, Tolerance(data.most_bad_images)
     looks = _Looks(monitor, recipe, backbone.module) if monitor else None
     start = run.resume(folder, total) if is_resumed else 0

@@ -14,24 +14,11 @@ from html import escape
 from pathlib import PurePath
 
 from ssql_det.report.charts import as_svg
-from ssql_det.report.document import (
-    Block,
-    Chart,
-    Document,
-    Folded,
-    Heading,
-    Items,
-    Listing,
-    Picture,
-    Table,
-    Text,
-)
-from ssql_det.report.page_style import CSS
+from ssql_det.report.document import Block, Chart, Document, Folded, Heading, Items, Listing, Picture, Table, Text
+from ssql_det.report.style import PAGE_CSS
 from ssql_det.report.texts import Style, lines, marked, plain
 
 _KINDS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".gif": "gif", ".webp": "webp"}
-
-
 _HEAD = f"""\
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -39,17 +26,17 @@ _HEAD = f"""\
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
 <link rel="icon" href="data:,">
 <style>
-{CSS}</style>"""  # without an icon, browsers ask the server for one
+{PAGE_CSS}</style>"""  # without an icon, browsers ask the server for one
 
 
 def as_html(document: Document) -> str:
     """The whole file. What is said before the first section stands before the list of contents, too."""
     anchors = document.anchors
     writer = _Writer(anchors, iter(anchors))
-    first = next((place for place, block in enumerate(document.blocks) if _is_section(block)), 0)
-    title = writer.block(Heading(document.title, level=1)) if document.title else ""
-    before, after = writer.blocks(document.blocks[:first]), writer.blocks(document.blocks[first:])
-    parts = [part for part in (title, before, _contents(document), after) if part]
+    blocks, after_title = document.with_title, 1 if document.title else 0
+    first = next((place for place, block in enumerate(blocks) if _is_section(block)), after_title)
+    before, after = writer.blocks(blocks[:first]), writer.blocks(blocks[first:])
+    parts = [part for part in (before, _contents(document), after) if part]
     head = f"{_HEAD}\n<title>{escape(plain(document.title))}</title>"
     body = "<main>\n" + "\n".join(parts) + "\n</main>"
     return f'<!DOCTYPE html>\n<html lang="en">\n<head>\n{head}\n</head>\n<body>\n{body}\n</body>\n</html>\n'
@@ -60,11 +47,9 @@ def _is_section(block: Block) -> bool:
 
 
 def _contents(document: Document) -> str:
-    headings = [block for block in document.all_blocks() if isinstance(block, Heading)]
-    anchors = document.anchors[1:] if document.title else document.anchors
     links = [
         f'<li><a href="#{escape(anchor)}">{escape(plain(heading.text))}</a></li>'
-        for heading, anchor in zip(headings, anchors, strict=True)
+        for heading, anchor in zip(document.headings, document.anchors, strict=True)
         if _is_section(heading)
     ]
     return f'<nav aria-label="Contents"><ul>{"".join(links)}</ul></nav>' if len(links) > 1 else ""

@@ -25,18 +25,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from ssql_det.report.as_markdown import picture_file
-from ssql_det.report.document import (
-    Block,
-    Chart,
-    Document,
-    Folded,
-    Heading,
-    Items,
-    Listing,
-    Picture,
-    Table,
-    Text,
-)
+from ssql_det.report.document import Block, Chart, Document, Folded, Heading, Items, Listing, Picture, Table, Text
 from ssql_det.report.texts import Style, lines, marked
 
 _PACKAGES = {"booktabs": r"\toprule", "graphicx": r"\includegraphics \resizebox", "longtable": r"\begin{longtable}"}
@@ -72,8 +61,7 @@ _WRITTEN = {
 
 def as_latex(document: Document) -> str:
     """The whole text, with a newline at its end. Of links, those within the page are their words alone."""
-    title = [Heading(document.title, level=1)] if document.title else []
-    text = _Writer(document.anchors).blocks([*title, *document.blocks])
+    text = _Writer(document.anchors).blocks(document.with_title)
     used = [name for name, commands in _PACKAGES.items() if any(command in text for command in commands.split())]
     return f"% \\usepackage{{{','.join(used)}}}\n\n{text}\n" if used else f"{text}\n"
 

@@ -21,18 +21,7 @@ from dataclasses import dataclass
 from html import escape
 
 from ssql_det.report.charts import as_svg
-from ssql_det.report.document import (
-    Block,
-    Chart,
-    Document,
-    Folded,
-    Heading,
-    Items,
-    Listing,
-    Picture,
-    Table,
-    Text,
-)
+from ssql_det.report.document import Block, Chart, Document, Folded, Heading, Items, Listing, Picture, Table, Text
 from ssql_det.report.texts import Style, lines, marked, plain
 
 _SPECIAL = re.compile(
@@ -52,8 +41,7 @@ def as_markdown(document: Document, pictures: str = "") -> str:
 
     A document without a title is a part of another text.
     """
-    title = [Heading(document.title, level=1)] if document.title else []
-    return _Writer(document.anchors, pictures).blocks([*title, *document.blocks]) + "\n"
+    return _Writer(document.anchors, pictures).blocks(document.with_title) + "\n"
 
 
 def picture_files(document: Document) -> dict[str, bytes]:

@@ -10,29 +10,19 @@ room that is left for them is that of the large ones.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from html import escape
 from itertools import groupby
 from typing import NamedTuple
 
 from ssql_det.core.rows import finite_or_none
-from ssql_det.report.colours import CURVES, themed
 from ssql_det.report.document import Chart, Curve
-from ssql_det.report.lettering import widest, wrapped
-from ssql_det.report.scale import Scale, labels, round_ticks
+from ssql_det.report.style import CHART_CSS, CURVES, themed
 from ssql_det.report.texts import one_line, plain
 
-STYLE = """
-.chart{font:12px system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
-.chart text{fill:var(--ink);font-variant-numeric:tabular-nums}
-.chart .quiet{fill:var(--quiet)}
-.chart .title{font-weight:600}
-.chart .grid{stroke:var(--rule);stroke-width:1}
-.chart .line{fill:none;stroke:currentColor;stroke-width:2;stroke-linejoin:round;stroke-linecap:round}
-.chart .spread{fill:none;stroke:currentColor;stroke-width:1.25;stroke-opacity:.75}
-.chart .mark{fill:currentColor;stroke:var(--paper);stroke-width:1}
-@media (max-width:460px){.chart{font-size:16px}}
-"""
 _WIDTH, _EDGE, _PLOT = 440.0, 6.0, 210.0
 _LETTER, _LINE = 16.0, 21.0  # of the large letters
 _SAMPLE = 36.0  # of a line, before its name in the legend
@@ -42,6 +32,9 @@ _SHAPES = (  # not as many as colours: so the two together tell 63 curves apart
     "M-2-5.8H2V-2H5.8V2H2V5.8H-2V2H-5.8V-2H-2Z",
     "M0-6.8L2-2.2L6.6-2.2L3 .9L4.2 5.6L0 3L-4.2 5.6L-3 .9L-6.6-2.2L-2-2.2Z",
 )
+_MOST_TICKS = 6
+_NARROW = frozenset(" .,:;!|'()[]ijlftrI")
+_BROAD = frozenset("mwMW@%—…#&+<=>^~±")
 
 
 class _Point(NamedTuple):
@@ -51,7 +44,7 @@ class _Point(NamedTuple):
 
 
 def as_svg(chart: Chart, standalone: bool = False) -> str:
-    """A part of a page that has `STYLE` and the colours and tells the title; or, ``standalone``, a whole file."""
+    """A part of a page that has `CHART_CSS` and the colours and tells the title; or, ``standalone``, a whole file."""
     curves = [_points(curve, len(chart.places)) for curve in chart.curves]
     ends = [point.value + sign * point.spread for points in curves for point in points if point for sign in (-1, 1)]
     ticks = round_ticks(min(ends), max(ends)) if ends else ()
@@ -78,7 +71,7 @@ def as_svg(chart: Chart, standalone: bool = False) -> str:
     ]
     size = f' width="600" height="{600 / _WIDTH * height:.0f}"' if standalone else ""
     told = f"<title>{escape(plain(chart.title))}</title><desc>{escape(_told(chart, curves))}</desc>"
-    look = f'<style>{themed(":root")}{STYLE}</style><rect width="100%" height="100%" fill="var(--paper)"/>'
+    look = f'<style>{themed(":root")}{CHART_CSS}</style><rect width="100%" height="100%" fill="var(--paper)"/>'
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" viewBox="0 0 {_WIDTH:g} {height:g}"{size} role="img">'
         f"{told}{look if standalone else ''}{''.join(drawn)}</svg>"
@@ -163,3 +156,72 @@ def _text(lines: Sequence[str], x: float, y: float, kind: str = "", anchor: str 
         for number, line in enumerate(lines)
         if line
     )
+
+
+@dataclass(frozen=True)
+class Scale:
+    """From values to places on an axis: ``low`` lies at ``start``, ``high`` at ``end``."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def place(self, value: float) -> float:
+        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
+
+
+def round_ticks(low: float, high: float) -> tuple[float, ...]:
+    """Four to six, a step of 1, 2, 2.5 or 5 times a power of ten apart. Equal values lie in the middle of theirs."""
+    size = max(abs(low), abs(high))
+    if high - low <= 1e-9 * size:
+        room = size / 10 or 1.0
+        low, high = low - room, high + room
+    power = math.floor(math.log10((high - low) / _MOST_TICKS))
+    for step in (times * 10.0 ** (power + more) for more in (0, 1) for times in (1.0, 2.0, 2.5, 5.0)):
+        first, last = math.floor(low / step), math.ceil(high / step)
+        if last - first < _MOST_TICKS:  # and at least 3: the step before, at least half of this, took 6 or more
+            return tuple(round(count * step, 12 - power) for count in range(first, last + 1))
+    raise AssertionError(f"no step from {low} to {high}")
+
+
+def labels(ticks: Sequence[float]) -> tuple[str, ...]:
+    """All with the digits that the finest of them needs."""
+    if not ticks:
+        return ()
+    if max(map(abs, ticks)) >= 1e6 or ticks[1] - ticks[0] < 1e-4:
+        return tuple(f"{tick:.10g}" for tick in ticks)
+    digits = max(len(f"{tick:.10f}".rstrip("0").partition(".")[2]) for tick in ticks)
+    return tuple(f"{tick + 0.0:.{digits}f}" for tick in ticks)
+
+
+def width(text: str, size: float) -> float:
+    """Of a text in a font of that size, guessed without one: rather too much than too little."""
+    return size * sum(map(_share, text))
+
+
+def widest(texts: Iterable[str], size: float) -> float:
+    return max((width(text, size) for text in texts), default=0.0)
+
+
+def wrapped(text: str, room: float, size: float) -> list[str]:
+    """Lines that fit: broken between words, and within those that are too long for a line of their own."""
+    lines = [""]
+    for word in text.split():
+        joined = f"{lines[-1]} {word}".strip()
+        if width(joined, size) <= room:
+            lines[-1] = joined
+            continue
+        if lines[-1]:
+            lines.append("")
+        for letter in word:
+            if lines[-1] and width(lines[-1] + letter, size) > room:
+                lines.append("")
+            lines[-1] += letter
+    return lines
+
+
+def _share(letter: str) -> float:
+    if letter in _BROAD or unicodedata.east_asian_width(letter) in "WF":
+        return 1.0
+    return 0.45 if letter in _NARROW else 0.8 if letter.isupper() else 0.65

@@ -32,8 +32,11 @@ class Heading:
 
     @property
     def anchor(self) -> str:
-        """What links call it; of several headings with one text this is the first, as `Document.anchors` says."""
-        return _anchor(self.text)
+        """As GitHub makes it, so that a link in a page of Markdown leads where it does in HTML.
+
+        Of several headings with one text this is the first's: see `Document.anchors`.
+        """
+        return re.sub(r"[^\w -]", "", plain(self.text).lower()).replace(" ", "-") or "section"
 
 
 @dataclass(frozen=True)
@@ -113,29 +116,31 @@ class Document:
     title: str
     blocks: tuple[Block, ...]
 
+    @property
+    def with_title(self) -> tuple[Block, ...]:
+        """Its blocks, after a heading with the title where there is one."""
+        return (Heading(self.title, level=1), *self.blocks) if self.title else self.blocks
+
     def all_blocks(self) -> Iterator[Block]:
-        """Those that are folded too."""
-        yield from _unfolded(self.blocks)
+        """The title's heading and those that are folded too."""
+        yield from _unfolded(self.with_title)
+
+    @property
+    def headings(self) -> tuple[Heading, ...]:
+        return tuple(block for block in self.all_blocks() if isinstance(block, Heading))
 
     @property
     def anchors(self) -> tuple[str, ...]:
-        """The title's, where there is one, and those of the headings in their order; each is there once.
+        """Those of the headings in their order; each is there once.
 
         >>> Document("Boxes", (Heading("Boxes"), Heading("4 bits, 8 bits"))).anchors
         ('boxes', 'boxes-1', '4-bits-8-bits')
         """
-        headings = [block.text for block in self.all_blocks() if isinstance(block, Heading)]
         found: dict[str, None] = {}
-        for text in [self.title, *headings] if self.title else headings:
-            anchor = _anchor(text)
+        for anchor in (heading.anchor for heading in self.headings):
             numbered = (anchor if number == 0 else f"{anchor}-{number}" for number in itertools.count())
             found[next(each for each in numbered if each not in found)] = None
         return tuple(found)
-
-
-def _anchor(text: str) -> str:
-    """As GitHub makes it, so that a link in a page of Markdown leads where it does in HTML."""
-    return re.sub(r"[^\w -]", "", plain(text).lower()).replace(" ", "-") or "section"
 
 
 def _unfolded(blocks: Sequence[Block]) -> Iterator[Block]:

@@ -8,17 +8,30 @@ Group(dataset='toy_voc_2007_test', backbone='', method='BYOL', config='', scheme
 
 from __future__ import annotations
 
+import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ssql_det.core.rows import Row
-from ssql_det.report.filling import as_option, filling_command
 from ssql_det.report.grouping import UNNAMED, Group
 from ssql_det.report.names import network_name, plain_name, published_name, slug
 from ssql_det.report.published import PublishedRow, PublishedTable
 from ssql_det.report.wording import described, scheme_of
+
+CONFIGS = {  # of detectors, by what they evaluate on
+    "voc_2007_test": "voc_r18_c4.yaml",
+    "coco_2017_val": "coco_mask_r50_fpn.yaml",
+    "toy_voc_2007_test": "toy_voc_narrow_c4.yaml",
+    "toy_coco_2017_val": "toy_coco_narrow_fpn.yaml",
+}
+_OTHERS = (  # of this repository; rows name each by its path below the folder
+    *("voc_r34_c4.yaml", "voc_r50_c4.yaml", "coco_mask_r18_fpn.yaml", "coco_mask_r34_fpn.yaml"),
+    *("toy_voc_r18_c4.yaml", "toy_coco_r18_fpn.yaml"),
+)
+_FOLDERS = ("table6/", "table7/", "zoo/")
+_EQUAL = re.compile(r"(\d+)w\1a")
 
 
 @dataclass(frozen=True)
@@ -58,8 +71,33 @@ class Sweep(Kind):
         return Group(row.dataset, "", method, row.config, scheme_of(row), str(row.calibration))
 
     def command(self, table: PublishedTable, group: Group, bits: Sequence[str], scope: str) -> str:
-        method = "" if group.method == UNNAMED else group.method
-        return filling_command(table.number, method, bits, scope, group)
+        """A sweep with the method's name for its rows, and as those already there, so that the new ones join them.
+
+        A config that is not of this repository stands in angle brackets: where it lies the rows do not say.
+
+        >>> Sweep("voc_2007_test").command(published_table(6), Group("voc_2007_test", "", "BYOL"), ["8w8a"], "all")
+        'ssql-det sweep --config-file configs/detection/voc_r18_c4.yaml --bits 8 MODEL.WEIGHTS <byol.pth> \
+SSQL_DET.METHOD BYOL OUTPUT_DIR sweeps/byol'
+        """
+        name = plain_name("" if group.method == UNNAMED else group.method)
+        file_name = slug(name) or "detector"
+        file, *changed = shlex.split(group.config) or [CONFIGS.get(group.dataset, f"{group.dataset}.yaml")]
+        is_ours = file in CONFIGS.values() or file in _OTHERS or file.startswith(_FOLDERS)
+        path = f"configs/detection/{file}" if is_ours else f"<{file}>"
+        elsewhere = [group.dataset] if group.dataset != self.dataset else []
+        folder = "-".join([file_name, *([scope] if scope != "all" else []), *elsewhere])
+        parts = [
+            f"ssql-det sweep --config-file {path}",
+            f"--bits {as_option(bits)}",
+            *([f"--scope {shlex.quote(scope)}"] if scope != "all" else []),
+            f"MODEL.WEIGHTS <{file_name}.pth>",
+            f"SSQL_DET.METHOD {shlex.quote(name)}",
+            *([shlex.join(changed)] if changed else []),
+            *([f"DATASETS.TEST {shlex.quote(f'({group.dataset!r},)')}"] if group.dataset not in CONFIGS else []),
+            f"OUTPUT_DIR {shlex.quote(f'sweeps/{folder}')}",
+            *([f"# scheme: {group.scheme}; calibration: {group.calibration}"] if group.calibration else []),
+        ]
+        return " ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -105,7 +143,8 @@ class Probe(Kind):
         elif pretrained_by is None:
             return ""
         elif group.dataset == self.dataset:
-            checkpoint = f"{_output_of(pretrained_by)}/checkpoint.pth"
+            run = Path(pretrained_by).relative_to("configs/pretrain").with_suffix("")
+            checkpoint = f"output/{run}/checkpoint.pth"  # where the config writes to
             probes += ["--protocol", "published"]
             remark = f" # after ssql-det pretrain --config-file {pretrained_by}"
         if group.method.startswith("(") and group.method not in self.known_as:  # checkpoints do not tell letters
@@ -114,10 +153,10 @@ class Probe(Kind):
         return f"ssql-det probe {asked}{remark}"
 
 
-def _output_of(config: str) -> str:
-    """Where a config of the repository writes to.
+def as_option(bits: Iterable[str]) -> str:
+    """Bit-widths as ``--bits`` takes them.
 
-    >>> _output_of("configs/pretrain/table8/a.yaml")
-    'output/table8/a'
+    >>> as_option(["FP", "8w8a", "2w4a"])
+    'FP,8,2w4a'
     """
-    return f"output/{Path(config).relative_to('configs/pretrain').with_suffix('')}"
+    return shlex.quote(",".join(_EQUAL.sub(r"\1", width) for width in bits))

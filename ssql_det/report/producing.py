@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ssql_det.report.filling import DATASETS
 from ssql_det.report.kinds import Kind, Probe, Sweep
 
 _DEPTHS = {"r18": "ResNet-18", "r34": "ResNet-34", "r50": "ResNet-50"}
@@ -37,8 +36,8 @@ _CIFAR = "cifar10:datasets"
 _KINDS: Mapping[int, Kind] = {
     1: Probe("cifar10", _CIFAR, True, _of_table_1("r18") | _of_table_1("r50"), beside=("BYOL+SSQL", "MoCov2+SSQL")),
     3: Probe("imagenet", "datasets/imagenet", False, _IMAGENET),
-    6: Sweep(DATASETS[6]),
-    7: Sweep(DATASETS[7]),
+    6: Sweep("voc_2007_test"),
+    7: Sweep("coco_2017_val"),
     8: Probe("cifar10", _CIFAR, True, _ABLATION, {"(a)": "SimSiam", "(i)": "SSQL (ours)"}),
     12: Probe("cifar10", _CIFAR, True, _configs("cifar10", "r18", _BOTH_WAYS)),
 }

@@ -16,9 +16,8 @@ from dataclasses import dataclass
 
 from ssql_det.core.errors import UserError, did_you_mean
 from ssql_det.core.rows import Row, finite_or_none
-from ssql_det.report.filling import CONFIGS
 from ssql_det.report.grouping import Group, averages, by_bits, grouped
-from ssql_det.report.kinds import Kind
+from ssql_det.report.kinds import CONFIGS, Kind
 from ssql_det.report.notes import notes
 from ssql_det.report.producing import data_sets, kind_of
 from ssql_det.report.published import Column, PublishedRow, PublishedTable, published_table

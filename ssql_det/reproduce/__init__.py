@@ -3,17 +3,13 @@
 step          one command: what it reads, what it makes
 parts         a detector's rows of a table, or a probe's: what they are made of
 methods       how each preset pretrains a method
-presets       what is reproduced at which size: mini, small, paper
-choices       what a user may say of it
+presets       what is reproduced at which size: mini, small, paper; what a user may say of it
 building      the steps behind a table's rows
-plan          a preset and a user's choices as steps in their order
+plan          a preset and a user's choices as steps in their order; what would end them after hours
 ledger        what is done already, and from which inputs
 runner        steps in lanes, with progress; one that fails does not end the others
-checks        what would end a plan after hours, asked before it begins
 reproduction  a plan with what became of it
-page          the report on it
+page          the report on it and its tables, as files
 answer        what it costs at few bits: how the report begins
 evidence      what stands behind its numbers
-features      what few bits did to the pretrained features
-output        tables and report as files
 """

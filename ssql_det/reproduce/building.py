@@ -20,22 +20,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from ssql_det.core.config import read_config_file
 from ssql_det.report.names import plain_name, slug
-from ssql_det.reproduce.choices import LEAST, Choices, data_sets, seeds_of
 from ssql_det.reproduce.parts import Part, Pretraining, Probing, Transfer
-from ssql_det.reproduce.presets import Preset
+from ssql_det.reproduce.presets import LEAST, Choices, Preset, data_sets, seeds_of
 from ssql_det.reproduce.step import Step
 from ssql_det.toydata.dataset import MANIFEST, Settings
 
-_EXTENDED_BY = {  # what is done by then stays as it is
-    "pretrain": ("--num-gpus",),
-    "train": ("--num-gpus",),
-    "sweep": ("--bits", "--num-gpus"),
-    "probe": ("--bits",),
-}
 _ANALYZED = "FP,8,4,2w4a"
 _IMAGES = ("--calib-images", "512")  # of backbones, as the figures on the pages were measured
 _START = 0.1  # minutes that a process takes before it does anything
@@ -57,7 +51,7 @@ class Builder:
         names = self.rows_of.setdefault(part.name, [])
         for seed in range(seeds_of(part, self._preset, self._choices)):
             if isinstance(part, Transfer):
-                names.append(self._detector(part, method, seed, self._backbone(part, method, seed)))
+                names.append(self._detector(part, method, seed))
             elif isinstance(part, Probing) and (seed == 0 or part.among(method, self._files) is None):
                 names.append(self._probed(part, method, seed))
 
@@ -72,7 +66,7 @@ class Builder:
         arguments = ("analyze", "--checkpoints", *map(str, checkpoints), "--data", str(self._out / "data" / "crops"))
         arguments += ("--bits", _ANALYZED, "--pairs", "256", "--points", "100", *_IMAGES, "--out", str(folder))
         reads, makes = (*checkpoints, *self._data()), (folder / "terms.csv", *maps)
-        self._step("analyze", "analyze", arguments, folder, reads, makes, 0.05 * len(runs), 1)
+        self._add(Step("analyze", "analyze", arguments, folder, reads, makes, 0.05 * len(runs), 1))
 
     def _data(self) -> tuple[Path, ...]:
         """What a step reads of the toy data: their manifest names every file's hash."""
@@ -83,28 +77,31 @@ class Builder:
         arguments = ("make-toy-data", str(folder), *_as_options(data))
         minutes = (0.05 * data.scenes + 0.006 * data.crops) / 1000
         made = (folder / MANIFEST,)
-        self._step("data", "data", arguments, folder, (), made, minutes, data.megabytes)
+        self._add(Step("data", "data", arguments, folder, (), made, minutes, data.megabytes))
         return made
+
+    def _source(self, part: Part, method: str, seed: int) -> tuple[Path, str] | None:
+        """A backbone's file, given or pretrained, and a name for what is made of it; nothing for random weights."""
+        given, pretraining = part.among(method, self._files), part.methods.get(method)
+        if given is not None:
+            return Path(os.path.expanduser(self._files[given])), slug(plain_name(given))
+        if pretraining is None:
+            return None
+        path = self._pretrained(pretraining, seed)
+        return path, path.parent.name
 
     def _backbone(self, transfer: Transfer, method: str, seed: int) -> Path | None:
         """The converted backbone's path, or nothing for random weights."""
-        pretraining, given = transfer.methods.get(method), transfer.among(method, self._files)
-        if given is not None:
-            source, name = self._given(given)
-        elif pretraining is None:
+        found = self._source(transfer, method, seed if self._preset.pretrains_each_seed else 0)
+        if found is None:
             return None
-        else:
-            source = self._pretrained(pretraining, seed if self._preset.pretrains_each_seed else 0)
-            name = source.parent.name
+        source, name = found
         folder = self._out / "backbones" / name
         path = folder / "backbone.pkl"
         arguments = ("convert", str(source), str(path), "--to", "detectron2", "--verify", "--force")
-        self._step(f"convert-{name}", "convert", arguments, folder, (source,), (path,), 0.05, 0.1 * transfer.megabytes)
+        megabytes = 0.1 * transfer.megabytes
+        self._add(Step(f"convert-{name}", "convert", arguments, folder, (source,), (path,), 0.05, megabytes))
         return path
-
-    def _given(self, method: str) -> tuple[Path, str]:
-        """The file that a user gave, and a name for what is made of it."""
-        return Path(os.path.expanduser(self._files[method])), slug(plain_name(method))
 
     def _pretrained(self, pretraining: Pretraining, seed: int) -> Path:
         name = f"{pretraining.name}-{seed}"
@@ -113,9 +110,9 @@ class Builder:
         parts = {"DATA.TRAIN": self._images(pretraining.data), "OUTPUT_DIR": folder, "SEED": seed}
         arguments = ("pretrain", "--config-file", pretraining.config, *self._gpus(), "--resume")
         arguments += (*pretraining.overrides, *_pairs(parts))
-        minutes, size = pretraining.minutes * self._choices.budget / self._choices.num_gpus, pretraining.megabytes
+        minutes, size = self._on_gpus(pretraining.minutes), pretraining.megabytes
         reads = (Path(pretraining.config), *self._data())
-        self._step(f"pretrain-{name}", "pretrain", arguments, folder, reads, (path,), minutes, size)
+        self._add(Step(f"pretrain-{name}", "pretrain", arguments, folder, reads, (path,), minutes, size))
         return path
 
     def _images(self, data: str) -> str:
@@ -125,12 +122,9 @@ class Builder:
     def _probed(self, probing: Probing, method: str, seed: int) -> str:
         """The step that makes its rows; tables that have one backbone in common share it, so letters are told only
         where they alone say which it is."""
-        given = probing.among(method, self._files)
-        if given is not None:
-            source, name = self._given(given)
-        else:
-            source = self._pretrained(probing.methods[method], seed)
-            name = source.parent.name
+        found, given = self._source(probing, method, seed), probing.among(method, self._files)
+        assert found is not None, f"{method} has random weights, which nothing probes"
+        source, name = found
         folder = self._out / "probes" / name
         rows = folder / "results.jsonl"
         bits = ("--bits", self._choices.bits or probing.bits)
@@ -138,51 +132,46 @@ class Builder:
         arguments += ("--data", self._images(probing.data), *bits, "--out", str(rows))
         if given is not None or (method.startswith("(") and method not in probing.meaning):
             arguments += ("--method", plain_name(given or method))
-        minutes = probing.minutes * self._choices.budget
-        self._step(f"probe-{name}", "probe", arguments, folder, (source, *self._data()), (rows,), minutes, 0.1)
-        return f"probe-{name}"
+        reads, minutes = (source, *self._data()), probing.minutes * self._choices.budget
+        return self._add(Step(f"probe-{name}", "probe", arguments, folder, reads, (rows,), minutes, 0.1))
 
     def _gpus(self) -> tuple[str, ...]:
         return ("--num-gpus", str(self._choices.num_gpus)) if self._choices.num_gpus > 1 else ()
 
-    def _detector(self, transfer: Transfer, method: str, seed: int, backbone: Path | None) -> str:
+    def _on_gpus(self, minutes: float) -> float:
+        """How long what takes so many of them takes here."""
+        return minutes * self._choices.budget / self._choices.num_gpus
+
+    def _detector(self, transfer: Transfer, method: str, seed: int) -> str:
         """Trained, swept, and for the first seed drawn; the step that makes its rows."""
-        plain = plain_name(method)
+        backbone, plain = self._backbone(transfer, method, seed), plain_name(method)
         name = f"{transfer.name}-{slug(plain)}-{seed}"
         detector, sweep, pictures = (self._out / kind / name for kind in ("detectors", "sweeps", "pictures"))
-        weights, rows = detector / "model_final.pth", sweep / "results.jsonl"
-        quantization = sweep / "quantization.safetensors"
-        config, data = ("--config-file", transfer.config), (Path(transfer.config), *self._data())
+        weights, quantization = detector / "model_final.pth", sweep / "quantization.safetensors"
+        config, reads = ("--config-file", transfer.config), (Path(transfer.config), *self._data())
         same = {"SSQL_DET.METHOD": plain, **self._shortened(transfer)}
+
         trained = {"MODEL.WEIGHTS": backbone or "", **same, "SEED": seed, "OUTPUT_DIR": detector}
-        self._step(
-            *(f"train-{name}", "train", ("train-det", *config, *self._gpus(), "--resume", *_pairs(trained))),
-            *(detector, (*data, *([backbone] if backbone else [])), (weights,)),
-            *(transfer.minutes * self._choices.budget / self._choices.num_gpus, transfer.megabytes),
-        )
-        calibration = str(max(round(transfer.calibration * self._choices.budget), LEAST["calibration"]))
-        swept = _pairs({"MODEL.WEIGHTS": weights, **same, "OUTPUT_DIR": sweep})
-        arguments = (
-            "sweep",
-            *config,
-            *self._gpus(),
-            "--bits",
-            self._preset.bits,
-            "--calib-images",
-            calibration,
-            *swept,
-        )
-        minutes = transfer.sweep_minutes * self._choices.budget / self._choices.num_gpus
-        self._step(f"sweep-{name}", "sweep", arguments, sweep, (*data, weights), (rows, quantization), minutes, 0.1)
+        arguments = ("train-det", *config, *self._gpus(), "--resume", *_pairs(trained))
+        minutes, size = self._on_gpus(transfer.minutes), transfer.megabytes
+        begins_with = (*reads, *([backbone] if backbone else []))
+        self._add(Step(f"train-{name}", "train", arguments, detector, begins_with, (weights,), minutes, size))
+
+        bits = ("--bits", self._preset.bits)
+        images = str(max(round(transfer.calibration * self._choices.budget), LEAST["calibration"]))
+        arguments = ("sweep", *config, *self._gpus(), *bits, "--calib-images", images)
+        arguments += _pairs({"MODEL.WEIGHTS": weights, **same, "OUTPUT_DIR": sweep})
+        reads, minutes = (*reads, weights), self._on_gpus(transfer.sweep_minutes)
+        makes = (sweep / "results.jsonl", quantization)
+        self._add(Step(f"sweep-{name}", "sweep", arguments, sweep, reads, makes, minutes, 0.1))
+
         if seed == 0:
-            images = list(self._shown(transfer))
+            shown = list(self._shown(transfer))
             score = ("--score", str(self._preset.score)) if self._preset.score else ()
-            drawn = ("predict", *config, "--bits", self._preset.bits, *score, "--quantization", str(quantization))
-            drawn += ("--out", str(pictures))
-            arguments = (*drawn, *_pairs({"MODEL.WEIGHTS": weights, **same}), *map(str, images))
-            made = tuple(pictures / f"{image.stem}.png" for image in images)
-            reads = (*data, weights, quantization)
-            self._step(f"predict-{name}", "predict", arguments, pictures, reads, made, 0.05, 0.3)
+            arguments = ("predict", *config, *bits, *score, "--quantization", str(quantization), "--out", str(pictures))
+            arguments += (*_pairs({"MODEL.WEIGHTS": weights, **same}), *map(str, shown))
+            drawn = tuple(pictures / f"{image.stem}.png" for image in shown)
+            self._add(Step(f"predict-{name}", "predict", arguments, pictures, (*reads, quantization), drawn, 0.05, 0.3))
         return f"sweep-{name}"
 
     def _shortened(self, transfer: Transfer) -> dict[str, object]:
@@ -198,19 +187,10 @@ class Builder:
         numbers = (data.first_test_scene, data.first_test_scene + 1) if data else transfer.shown
         yield from (root / transfer.image.format(number) for number in numbers)
 
-    def _step(
-        self,
-        name: str,
-        kind: str,
-        arguments: tuple[str, ...],
-        folder: Path,
-        reads: tuple[Path, ...],
-        makes: tuple[Path, ...],
-        minutes: float,
-        megabytes: float,
-    ) -> None:
-        parts = (arguments, folder, reads, makes, minutes + _START, megabytes, _EXTENDED_BY.get(kind, ()))
-        self.steps.setdefault(name, Step(name, kind, *parts))
+    def _add(self, step: Step) -> str:
+        """Its name; one that is there already is the same."""
+        self.steps.setdefault(step.name, replace(step, minutes=step.minutes + _START))
+        return step.name
 
 
 def _as_options(data: Settings) -> tuple[str, ...]:

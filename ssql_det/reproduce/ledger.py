@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,12 @@ from ssql_det.core.files import atomic_write, sha256
 from ssql_det.reproduce.step import Step
 
 _CONFIGS = (".yaml", ".yml")
+_EXTENDED_BY = {  # with other values of these options it goes on in its folder: what is done by then stays as it is
+    "pretrain": ("--num-gpus",),
+    "train": ("--num-gpus",),
+    "sweep": ("--bits", "--num-gpus"),
+    "probe": ("--bits",),
+}
 _logger = logging.getLogger(__name__)
 
 
@@ -108,7 +115,8 @@ class Ledger:
 
 def _same_run(step: Step, before: dict[str, Any], now: dict[str, Any]) -> bool:
     """But for what extends it."""
-    then, here = ({**each, "arguments": without(each["arguments"], step.extended_by)} for each in (before, now))
+    options = _EXTENDED_BY.get(step.kind, ())
+    then, here = ({**each, "arguments": without(each["arguments"], options)} for each in (before, now))
     return then == here
 
 
@@ -118,16 +126,8 @@ def without(arguments: Sequence[str], options: Sequence[str]) -> list[str]:
     >>> without(["sweep", "--bits", "FP,4", "--scope", "all"], ["--bits"])
     ['sweep', '--scope', 'all']
     """
-
-    def kept() -> Iterator[str]:
-        rest = iter(arguments)
-        for argument in rest:
-            if argument in options:
-                next(rest, None)
-            else:
-                yield argument
-
-    return list(kept())
+    pairs = pairwise(["", *arguments])
+    return [argument for before, argument in pairs if before not in options and argument not in options]
 
 
 def fingerprint(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""The report on a folder: tables, curves, cost, detections, what was loaded, where the minutes went, commands.
+"""Tables and report on a folder: curves, cost, detections, what was loaded, where the minutes went, commands.
 
 Everything is read from what the steps left: rows, coverage, pictures. What is not there is told, not left out.
 """
@@ -12,12 +12,16 @@ from typing import Any
 
 import cv2
 
+from ssql_det.analyze.page import tables_of_terms
+from ssql_det.analyze.tables import terms_in
+from ssql_det.report.as_csv import as_csv
+from ssql_det.report.as_markdown import as_markdown
 from ssql_det.report.comparison import blocks_of, curves, overview
 from ssql_det.report.document import Block, Document, Folded, Heading, Items, Picture, Table, Text
+from ssql_det.report.files import write_page, write_text
 from ssql_det.report.texts import unmarked
 from ssql_det.reproduce.answer import answer, place
 from ssql_det.reproduce.evidence import evidence
-from ssql_det.reproduce.features import features
 from ssql_det.reproduce.parts import Part
 from ssql_det.reproduce.reproduction import Reproduction
 from ssql_det.reproduce.runner import DONE, log_of
@@ -29,6 +33,22 @@ _FIGURES: Mapping[str, tuple[str, str]] = {  # of metrics, with the ends of char
 }
 _COSTS = {"MB": "MB", "Gbit-ops": "GBOPs"}
 _MOST_PIXELS = 1800  # across a picture
+_FEW = 4  # networks that a reader can take in side by side
+
+
+def write_tables(found: Reproduction) -> Iterator[Table]:
+    """``tables/table6.md`` and ``.csv``; gives what to show of each on a terminal."""
+    for number, table in found.tables.items():
+        part = found.parts_of(number)[0]
+        place = found.plan.out / "tables" / f"table{number}"
+        write_text(place.with_suffix(".md"), as_markdown(Document("", blocks_of(table))))
+        write_text(place.with_suffix(".csv"), as_csv(table))
+        yield replace(overview(table, part.metric), caption=f"Table {number}, {part.figure}: {table.dataset}")
+
+
+def write_report(found: Reproduction) -> Path:
+    """``report/index.html``, one file; beside it ``report.md`` with its pictures."""
+    return write_page(report(found), found.plan.out / "report" / "index.html")
 
 
 def report(reproduction: Reproduction) -> Document:
@@ -45,7 +65,7 @@ def report(reproduction: Reproduction) -> Document:
             *(block for number in reproduction.tables for block in _table(reproduction, number)),
             *_cost(reproduction),
             *_pictures(reproduction),
-            *features(reproduction),
+            *_features(reproduction),
             *evidence(reproduction),
         ),
     )
@@ -162,3 +182,26 @@ def _smaller(path: Path) -> bytes:
     scale = min(1.0, _MOST_PIXELS / image.shape[1])
     image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     return bytes(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 88])[1])
+
+
+def _features(of: Reproduction) -> Iterator[Block]:
+    """What `analyze` left."""
+    for step in of.done("analyze"):
+        terms, *maps = step.makes
+        yield Heading("What few bits do to features")
+        yield Text(
+            "Networks of the first seed, before any detector. The squared distance of a quantized network's features "
+            "from their float target, both of unit length, is the sum of three terms: what quantization moves, what "
+            "two views of an image are apart (the contrastive term), and the cross term. With a spread near 0 features "
+            f"have collapsed, and nothing is left to move. Weights are in `{step.folder.name}/report.html`."
+        )
+        blocks: tuple[Block, ...] = (*tables_of_terms(terms_in(terms.read_text("utf-8"))), *map(_map, maps))
+        if len(maps) > _FEW:
+            blocks = (Folded(f"Terms and maps of all {len(maps)} networks", blocks),)
+        yield from blocks
+
+
+def _map(path: Path) -> Picture:
+    name = path.stem.removeprefix("tsne_")
+    words = f"{name}: t-SNE of the backbone's features, all bit-widths embedded together, coloured by class"
+    return Picture(path.name, path.read_bytes(), words)

@@ -1,4 +1,4 @@
-"""A preset and a user's choices as a plan: which steps there are, in which order, and what is left out."""
+"""A preset and a user's choices as a plan: which steps there are, in which order, what is left out, what would fail."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssql_det.core.errors import UserError, did_you_mean
+from ssql_det.core.files import require_room
 from ssql_det.report.names import plain_name, published_name
 from ssql_det.reproduce.building import Builder
-from ssql_det.reproduce.choices import LEAST, Choices, data_sets, seeds_of
 from ssql_det.reproduce.methods import RANDOM
 from ssql_det.reproduce.parts import Part
-from ssql_det.reproduce.presets import Preset
+from ssql_det.reproduce.presets import LEAST, Choices, Preset, data_sets, seeds_of
 from ssql_det.reproduce.step import Step
 from ssql_det.toydata.dataset import Settings
 
@@ -68,7 +68,6 @@ def make_plan(preset: Preset, choices: Choices) -> Plan:
         preset,
         data=preset.data and _scaled(preset.data, choices.budget),
         bits=choices.bits or preset.bits,
-        seeds=preset.seeds if choices.seeds is None else choices.seeds,
     )
     builder = Builder(preset, choices, files)
     left_out = []
@@ -133,3 +132,38 @@ def _printed(name: str, parts: Sequence[Part]) -> str:
         near = did_you_mean(name, map(plain_name, known))
         raise UserError(f"there is no method {name!r}{near} (known: {', '.join(known)})")
     return printed
+
+
+def check(plan: Plan) -> None:
+    """What would end it after hours: configs, given files and data sets are there, and the disk has room."""
+    if plan.out.exists() and not plan.out.is_dir():
+        raise UserError(f"--out {plan.out} is a file; name a folder")
+    made = {path for step in plan.steps for path in step.makes}
+    for step in plan.steps:
+        for path in step.reads:
+            if path in made or path.is_file():
+                continue
+            if path.suffix == ".yaml":
+                raise UserError(f"there is no {path} in {Path.cwd()}; run it in a clone of the repository")
+            raise UserError(f"there is no file {path}, which {step.name} begins with; check --checkpoint")
+    if plan.preset.data is None:
+        _check_data_sets(plan)
+    require_room(plan.out, sum(step.megabytes for step in plan.steps if not step.folder.exists()))
+
+
+def _check_data_sets(plan: Plan) -> None:
+    """What pretraining and probes read is an option, what detectors read a variable."""
+    choices = plan.choices
+    for name, option, folder in (("ImageNet", "imagenet", choices.imagenet), ("CIFAR-10", "cifar10", choices.cifar10)):
+        kinds, named = ("pretrain", "probe"), choices.images(option)
+        users = [step for step in plan.steps if step.kind in kinds and named in step.arguments]
+        if users and not folder.is_dir():
+            doing = "probe with" if all(step.kind == "probe" for step in users) else "pretrain on"
+            raise UserError(f"there is no folder {folder} to {doing}; say where {name} is: --{option} DIR")
+    for table, names in {6: ("VOC2007", "VOC2012"), 7: ("coco",)}.items():
+        for name in names if table in choices.tables else ():
+            if not (plan.data / name).is_dir():
+                raise UserError(
+                    f"Table {table} needs {name}, and {plan.data} has no folder of that name; point "
+                    "DETECTRON2_DATASETS to the data sets, and see `ssql-det check-data`"
+                )

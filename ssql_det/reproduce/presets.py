@@ -1,5 +1,5 @@
-"""What is reproduced, at which size. Minutes are estimates of one lane: measured for ``mini`` on a machine of two
-cores that had nothing else to do, guessed for the others.
+"""What is reproduced, at which size, and what a user may say of it. Minutes are estimates of one lane: measured for
+``mini`` on a machine of two cores that had nothing else to do, guessed for the others.
 
 =====  =======================================================================================================
 mini   two CPU cores, minutes: the narrow ResNet on toy data, one seed
@@ -10,17 +10,20 @@ paper  the published recipes on CIFAR-10, ImageNet, VOC and COCO; what was never
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from ssql_det.core.errors import UserError, did_you_mean
-from ssql_det.report.filling import as_option
+from ssql_det.report.kinds import as_option
 from ssql_det.report.producing import kind_of
 from ssql_det.report.published import published_table
 from ssql_det.reproduce.methods import RANDOM, SIMSIAM, SSQL, ablation, published, recipe, toy
-from ssql_det.reproduce.parts import Part, Pretraining, Probing, Transfer
+from ssql_det.reproduce.parts import Part, Probing, Transfer
 from ssql_det.toydata.dataset import Settings
 
+LEAST = {"scenes": 24, "crops": 400, "iterations": 4, "calibration": 4}  # of a budget however small
 _DETECT = "configs/detection"
 _IMAGENET = "configs/pretrain/imagenet"
 
@@ -45,20 +48,52 @@ class Preset:
         return tuple(sorted({part.table for part in self.parts}))
 
 
+@dataclass(frozen=True)
+class Choices:
+    """What a user may say. ``checkpoints``: methods and files; ``budget``: the share of toy data and training."""
+
+    out: Path
+    tables: tuple[int, ...] = (6, 7)  # those of detectors
+    methods: tuple[str, ...] = ()
+    bits: str = ""
+    seeds: int | None = None
+    checkpoints: tuple[tuple[str, str], ...] = ()
+    budget: float = 1.0
+    num_gpus: int = 1
+    imagenet: Path = Path("datasets/imagenet")
+    cifar10: Path = Path("datasets")
+    on_gpu: bool = False
+
+    def images(self, data: str) -> str:
+        """ImageNet or CIFAR-10 as commands take it.
+
+        >>> Choices(Path("runs/paper")).images("cifar10")
+        'cifar10:datasets'
+        """
+        return {"imagenet": str(self.imagenet), "cifar10": f"cifar10:{self.cifar10}"}[data]
+
+
+def seeds_of(part: Part, preset: Preset, choices: Choices) -> int:
+    """Published backbones are one of each method, unless more are asked for."""
+    is_one = isinstance(part, Probing) and not preset.pretrains_each_seed
+    return choices.seeds or (1 if is_one else preset.seeds)
+
+
+def data_sets() -> Path:
+    """Where the real data sets are."""
+    return Path(os.path.expanduser(os.environ.get("DETECTRON2_DATASETS", "datasets")))
+
+
 _VOC_IMAGE, _COCO_IMAGE = "VOC2007/JPEGImages/{:06d}.jpg", "coco/val2017/{:012d}.jpg"
 _MINI_DATA = Settings(scenes=1000, crops=10000, least_side=128, most_side=128, difficulty=0.0)
 _SMALL_DATA = Settings(scenes=4000, crops=40000, least_side=128, most_side=256, difficulty=0.25)
 _PUBLISHED, _WITH_TWO = "FP,8,6,5,4", "FP,8,6,5,4,2w4a"
 
 
-def _transferred(preset: str) -> Mapping[str, Pretraining | None]:
-    return {RANDOM: None, SIMSIAM: toy(preset)[SIMSIAM], SSQL: toy(preset)[SSQL]}
-
-
 def _toy_detectors(
     preset: str, network: str, c4: tuple[float, float, float], fpn: tuple[float, float, float]
 ) -> tuple[Part, ...]:
-    methods = _transferred(preset)
+    methods = {RANDOM: None, SIMSIAM: toy(preset)[SIMSIAM], SSQL: toy(preset)[SSQL]}
     voc, coco = ("toy_voc_2007_test", methods), ("toy_coco_2017_val", methods)
     return (
         Transfer("c4", 6, *voc, f"{_DETECT}/toy_voc_{network}_c4.yaml", 64, *c4, _VOC_IMAGE),

@@ -55,12 +55,9 @@ class Reproduction:
 
 def minutes_by_kind(of: Reproduction) -> tuple[tuple[str, str, str], ...]:
     kinds = dict.fromkeys(step.kind for step in of.plan.steps)
-    rows = []
-    for kind in kinds:
-        seconds = [of.outcomes[step.name].seconds for step in of.done(kind)]
-        rows.append((kind, str(len(seconds)), f"{sum(seconds) / 60:.1f}"))
-    total = sum(of.outcomes[step.name].seconds for kind in kinds for step in of.done(kind))
-    return (*rows, ("all", str(sum(int(count) for _, count, _ in rows)), f"{total / 60:.1f}"))
+    seconds = {kind: [of.outcomes[step.name].seconds for step in of.done(kind)] for kind in kinds}
+    seconds["all"] = [each for of_kind in seconds.values() for each in of_kind]
+    return tuple((kind, str(len(each)), f"{sum(each) / 60:.1f}") for kind, each in seconds.items())
 
 
 def by_hand(plan: Plan) -> str:

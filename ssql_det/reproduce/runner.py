@@ -51,12 +51,12 @@ def run(
     """
     ledger, outcomes = Ledger(out), dict[str, Outcome]()
     with _alone_in(out):
-        running: list[_Running] = []
+        running: dict[str, _Running] = {}
         progress = _Progress(steps, lanes)
         try:
             while len(outcomes) < len(steps):
                 _settle(running, ledger, outcomes)
-                waiting = [step for step in steps if step.name not in outcomes and not _is_in(step, running)]
+                waiting = [step for step in steps if step.name not in outcomes and step.name not in running]
                 for step in waiting:
                     needed = [outcomes.get(other.name) for other in needed_by(step, steps)]
                     if any(each is not None and each.state != DONE for each in needed):
@@ -66,7 +66,7 @@ def run(
                 progress.tell(outcomes, running)
                 time.sleep(_LOOK if running else 0)
         finally:
-            for each in running:
+            for each in running.values():
                 each.process.kill()
                 each.process.wait()
     return outcomes
@@ -76,7 +76,7 @@ def _begin(
     step: Step,
     ledger: Ledger,
     outcomes: dict[str, Outcome],
-    running: list[_Running],
+    running: dict[str, _Running],
     program: Sequence[str],
     environment: Mapping[str, str],
 ) -> None:
@@ -95,16 +95,15 @@ def _begin(
     with open(log, "wb") as file:
         command = [*program, *step.arguments]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=file, stderr=file, env=dict(environment))
-    running.append(_Running(step, process, time.monotonic()))
+    running[step.name] = _Running(step, process, time.monotonic())
     _logger.info("%s begins", step.name)
 
 
-def _settle(running: list[_Running], ledger: Ledger, outcomes: dict[str, Outcome]) -> None:
+def _settle(running: dict[str, _Running], ledger: Ledger, outcomes: dict[str, Outcome]) -> None:
     """Take what has ended out of the lanes."""
-    for each in [each for each in running if each.process.poll() is not None]:
-        running.remove(each)
-        name, seconds = each.step.name, time.monotonic() - each.began
-        reason = ""
+    for name in [name for name, each in running.items() if each.process.poll() is not None]:
+        each = running.pop(name)
+        seconds, reason = time.monotonic() - each.began, ""
         if each.process.returncode:
             reason = _last_words(log_of(ledger.out, each.step), each.process.returncode)
         else:
@@ -135,10 +134,6 @@ def environment(data: Path, on_gpu: bool = False) -> dict[str, str]:
     return {**os.environ, **threads, "DETECTRON2_DATASETS": str(data)}
 
 
-def _is_in(step: Step, running: Sequence[_Running]) -> bool:
-    return any(each.step.name == step.name for each in running)
-
-
 @contextmanager
 def _alone_in(out: Path) -> Iterator[None]:
     """One run a folder; the lock goes with the process, however it ends."""
@@ -158,18 +153,22 @@ class _Progress:
         self._steps, self._lanes = steps, lanes
         self._began = self._told = time.monotonic()
 
-    def tell(self, outcomes: Mapping[str, Outcome], running: Sequence[_Running]) -> None:
+    def tell(self, outcomes: Mapping[str, Outcome], running: Mapping[str, _Running]) -> None:
         now = time.monotonic()
         if now - self._told < _TELL:
             return
         self._told = now
-        began = {each.step.name: (now - each.began) / 60 for each in running}
-        left = [step for step in self._steps if step.name not in outcomes]
+        behind = {name: (now - each.began) / 60 for name, each in running.items()}
         factor = self._factor(outcomes)
-        minutes = max(makespan([_rest(step, factor, began.get(step.name, 0.0)) for step in left], self._lanes), 0.1)
+        left = [
+            replace(step, minutes=max(step.minutes * factor - behind.get(step.name, 0.0), 0.05))
+            for step in self._steps
+            if step.name not in outcomes
+        ]
+        minutes = max(makespan(left, self._lanes), 0.1)
         _logger.info(
             "%d of %d steps, %.1f min so far, about %.0f min left; now %s",
-            *(len(outcomes), len(self._steps), (now - self._began) / 60, minutes, ", ".join(began)),
+            *(len(outcomes), len(self._steps), (now - self._began) / 60, minutes, ", ".join(behind)),
         )
 
     def _factor(self, outcomes: Mapping[str, Outcome]) -> float:
@@ -178,7 +177,3 @@ class _Progress:
         expected = sum(step.minutes for step in done)
         taken = sum(outcomes[step.name].seconds for step in done) / 60
         return (taken + _DOUBT) / (expected + _DOUBT)
-
-
-def _rest(step: Step, factor: float, behind: float) -> Step:
-    return replace(step, minutes=max(step.minutes * factor - behind, 0.05))

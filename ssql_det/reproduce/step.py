@@ -10,8 +10,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Step:
-    """``ssql-det`` with ``arguments``. ``folder`` is the step's own. With other values of the options ``extended_by``
-    it goes on in its folder; with any other change it begins anew.
+    """``ssql-det`` with ``arguments``. ``folder`` is the step's own.
 
     >>> Step("convert-ssql-0", "convert", ("convert", "a.pth", "b/b.pkl", "--to", "detectron2"), Path("b"),
     ...      reads=(Path("a.pth"),), makes=(Path("b/b.pkl"),), minutes=0.2, megabytes=3)
@@ -25,7 +24,6 @@ class Step:
     makes: tuple[Path, ...]
     minutes: float
     megabytes: float
-    extended_by: tuple[str, ...] = ()
 
     @property
     def command(self) -> str:

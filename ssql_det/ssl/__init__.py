@@ -12,10 +12,9 @@ moco     He et al., CVPR 2020, in its second version
 simclr   Chen et al., ICML 2020
 ssql     Cao et al., ECCV 2022: the same network quantized, against its float targets
 ======== ==============================================================================
-
-A method of a user's module joins them: ``@METHODS.register("mine")`` over a :class:`Method`, then ``METHOD mine``.
 """
 
+from ssql_det.core.registry import import_modules
 from ssql_det.ssl.byol import BYOL
 from ssql_det.ssl.method import METHODS, Method
 from ssql_det.ssl.moco import MoCo
@@ -24,3 +23,5 @@ from ssql_det.ssl.simsiam import SimSiam
 from ssql_det.ssl.ssql import SSQL, encoder_points
 
 __all__ = ["BYOL", "METHODS", "SSQL", "Method", "MoCo", "SimCLR", "SimSiam", "encoder_points"]
+
+all(import_modules(__name__, __path__))  # each method registers itself

@@ -1,4 +1,4 @@
-"""Putting a digit onto a background. Pure functions of a random generator; images are float RGB, 0 to 255."""
+"""Digits onto backgrounds, and finished crops. Pure functions of a random generator; images are float RGB, 0 to 255."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from ssql_det.toydata.digits import Digits
+
+CROP_SIZES = (32, 64)
 Image = NDArray[np.float32]  # [H, W, 3]
 Alpha = NDArray[np.float32]  # [H, W], 0 to 1
 
@@ -17,7 +20,7 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 @functools.cache
 def photographs() -> tuple[NDArray[np.uint8], ...]:
-    """scikit-learn's two bundled photographs (china.jpg, flower.jpg; CC BY 2.0, see ``coco.LICENCES``)."""
+    """scikit-learn's two bundled photographs (china.jpg, flower.jpg; CC BY 2.0, see ``layouts.LICENCES``)."""
     from sklearn.datasets import load_sample_images
 
     return tuple(load_sample_images().images)
@@ -69,3 +72,22 @@ def add_noise(rng: np.random.Generator, image: Image, sigma: float) -> NDArray[n
     """A finished image: Gaussian noise, then whole numbers."""
     noisy = image + sigma * rng.standard_normal(image.shape, dtype=np.float32)
     return np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
+
+
+def make_crop(rng: np.random.Generator, source: Digits, size: int, difficulty: float) -> tuple[NDArray[np.uint8], int]:
+    """One crop [size, size, 3] of one digit, and its class: for probes, and for pretraining from files.
+
+    At a difficulty of 0 it is large and dark on a flat colour, at 1 in either polarity on the texture of a photograph,
+    of any size, turned and noisy.
+
+    >>> image, label = make_crop(np.random.default_rng(0), digits("train"), 32, 0.5)
+    """
+    index = int(rng.integers(len(source.labels)))
+    side = size * rng.uniform(0.95 - 0.55 * difficulty, 0.95)
+    room = (size - side) / 2
+    centre = (size - 1) / 2 + rng.uniform(-room, room, 2)
+    behind = background(rng, size, size, texture=difficulty)
+    degrees = rng.uniform(-25 * difficulty, 25 * difficulty)
+    where = place(source.alphas[index], size, size, tuple(centre), side, degrees)
+    image = paint(behind, where, ink(rng, behind, where, inverted=min(0.5, difficulty)))
+    return add_noise(rng, image, sigma=12 * difficulty), int(source.labels[index])

@@ -30,12 +30,10 @@ import numpy as np
 from ssql_det.core.console import track
 from ssql_det.core.errors import UserError
 from ssql_det.core.files import atomic_write, require_room, sha256, work_folder, work_path
-from ssql_det.toydata.coco import write_coco
-from ssql_det.toydata.crops import SIZES, Dial, make_crop
+from ssql_det.toydata.compose import CROP_SIZES, make_crop
 from ssql_det.toydata.digits import CLASSES, digits
-from ssql_det.toydata.record import SceneRecord, record_scene
+from ssql_det.toydata.layouts import SceneRecord, record_scene, write_coco, write_voc
 from ssql_det.toydata.scenes import SIDES, make_scene
-from ssql_det.toydata.voc import write_voc
 
 MANIFEST = "manifest.json"
 FORMAT = "ssql_det toy data"
@@ -63,14 +61,15 @@ class Settings:
             count = getattr(self, name)
             if count < least:
                 raise UserError(f"--{name} must be at least {least}, so that every split has one; got {count}")
-        if self.crop_size not in SIZES:
-            raise UserError(f"--crop-size must be one of {', '.join(map(str, SIZES))}; got {self.crop_size}")
+        if self.crop_size not in CROP_SIZES:
+            raise UserError(f"--crop-size must be one of {', '.join(map(str, CROP_SIZES))}; got {self.crop_size}")
         if not 96 <= self.least_side <= self.most_side <= 2048:
             sides = f"{self.least_side} {self.most_side}"
             raise UserError(f"--size goes from 96 to 2048 pixels, the lesser first; got {sides}")
         if self.seed < 0:
             raise UserError(f"--seed must be 0 or more, got {self.seed}")
-        Dial(self.difficulty)
+        if not 0 <= self.difficulty <= 1:
+            raise UserError(f"difficulty goes from 0 to 1, got {self.difficulty}")
 
     @property
     def megabytes(self) -> float:
@@ -210,5 +209,5 @@ def _scene(settings: Settings, part: int, split: str, index: int) -> SceneRecord
 
 def _crop(settings: Settings, part: int, split: str, index: int) -> tuple[bytes, int]:
     rng = np.random.default_rng([settings.seed, 1, part, index])
-    image, label = make_crop(rng, digits(split), settings.crop_size, Dial(settings.difficulty))
+    image, label = make_crop(rng, digits(split), settings.crop_size, settings.difficulty)
     return cv2.imencode(".png", image[..., ::-1])[1].tobytes(), label

@@ -1,6 +1,9 @@
-"""A mask as polygons along its pixels' edges: COCO's rasterizer turns them back into the same mask, bit for bit."""
+"""A mask as COCO has it: run lengths, or polygons along its pixels' edges that rasterize back to it, bit for bit."""
 
 from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +28,14 @@ def polygons(mask: Mask) -> list[list[float]]:
     left, right = mask.copy(), mask.copy()
     left[:, column:], right[:, :column] = False, False
     return polygons(left) + polygons(right)
+
+
+def run_lengths(mask: Mask) -> dict[str, Any]:
+    """COCO's uncompressed RLE: lengths of runs down the columns, beginning with a run of zeros."""
+    column_wise = mask.flatten(order="F")
+    changes = np.flatnonzero(np.diff(column_wise, prepend=False)).tolist()
+    bounds = [0, *changes, len(column_wise)]
+    return {"size": list(mask.shape), "counts": [end - start for start, end in pairwise(bounds)]}
 
 
 def _loops(mask: Mask) -> list[list[Corner]]:

@@ -8,14 +8,7 @@ from scipy.spatial.distance import squareform
 from sklearn.manifold import TSNE
 from sklearn.manifold._t_sne import _joint_probabilities
 
-from ssql_det.analyze.tsne import (
-    conditional_probabilities,
-    divergence,
-    joint_probabilities,
-    kl_gradient,
-    squared_distances,
-    tsne,
-)
+from ssql_det.analyze.tsne import conditional_probabilities, joint_probabilities, kl_gradient, squared_distances, tsne
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -27,6 +20,13 @@ def blobs(each=30, groups=4, apart=8.0, width=10, seed=0):
     return points + torch.randn(points.shape, generator=generator, dtype=torch.float64), torch.arange(
         groups
     ).repeat_interleave(each)
+
+
+def divergence(joint, place):
+    """``KL(P, Q)`` of a map, of pairs of two points."""
+    pairs = ~torch.eye(len(place), dtype=torch.bool)
+    near, nearness = joint[pairs], 1 / (1 + squared_distances(place)[pairs])
+    return (torch.xlogy(near, near) - torch.xlogy(near, nearness / nearness.sum())).sum()
 
 
 @pytest.mark.parametrize("perplexity", [2.0, 10.0, 35.0])

@@ -1,4 +1,5 @@
 import json
+from contextlib import closing
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -22,7 +23,7 @@ def kind(request):
 
 
 def write(writer, losses):
-    with Writers([writer]) as writers:
+    with closing(Writers([writer])) as writers:
         for step, loss in losses:
             writers.write(step, {"loss": loss})
 

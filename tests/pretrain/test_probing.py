@@ -45,7 +45,7 @@ def checkpoint(tmp_path, monkeypatch):
         sizes = ["SIMSIAM.DIM", "8", "SIMSIAM.HIDDEN", "8"]
         cfg = read_config(None, ["BACKBONE", backbone, "SSQL.ENABLED", str(is_ssql), *sizes])
         network, _ = build_network(cfg)
-        run = Run(getattr(network, "method", network), build_optimizer(cfg.optim, network), facts_of(cfg))
+        run = Run(getattr(network, "method", network), backbone, build_optimizer(cfg.optim, network), facts_of(cfg))
         return str(run.save(tmp_path / str(seed), 0))
 
     return make

@@ -10,10 +10,8 @@ from matplotlib.font_manager import findfont
 from PIL import ImageFont
 from report.pages import CHART, HOSTILE, WIDTHS
 
-from ssql_det.report.charts import as_svg
+from ssql_det.report.charts import Scale, as_svg, labels, round_ticks, width, wrapped
 from ssql_det.report.document import Chart, Curve
-from ssql_det.report.lettering import width, wrapped
-from ssql_det.report.scale import Scale, labels, round_ticks
 
 SVG = "{http://www.w3.org/2000/svg}"
 FINITE = st.floats(-1e300, 1e300).filter(lambda value: value == 0 or abs(value) > 1e-200)

@@ -6,10 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ssql_det.reproduce.choices import Choices
 from ssql_det.reproduce.ledger import Ledger
 from ssql_det.reproduce.plan import make_plan
-from ssql_det.reproduce.presets import preset
+from ssql_det.reproduce.presets import Choices, preset
 from ssql_det.reproduce.runner import run
 from ssql_det.reproduce.step import Step
 

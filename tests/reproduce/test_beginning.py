@@ -52,7 +52,7 @@ def test_one_that_has_changed_begins_in_an_empty_folder(change, is_finished, tmp
 @pytest.mark.parametrize("is_finished", [True, False])
 def test_one_that_is_extended_goes_on_in_its_folder(is_finished, tmp_path):
     ledger, step = begun(tmp_path)
-    step = replace(step, arguments=("sweep", "--bits", "FP,4", "SEED", "0"), extended_by=("--bits",))
+    step = replace(step, arguments=("sweep", "--bits", "FP,4", "SEED", "0"), kind="sweep")
     ledger.begin(replace(step, folder=tmp_path / "elsewhere"))  # the folder stays, the command is another
     if is_finished:
         ledger.finish(step, 1.0)

@@ -8,8 +8,7 @@ from reproduce.folders import checked, made_up, tables, texts
 from reproduce.making import ROOT, plan_of
 
 from ssql_det.report.document import Folded, Heading, Items
-from ssql_det.reproduce.output import write_report, write_tables
-from ssql_det.reproduce.page import report
+from ssql_det.reproduce.page import report, write_report, write_tables
 from ssql_det.reproduce.runner import FAILED, WAITED, Outcome
 
 WAITS = "a step that it needs is not done"

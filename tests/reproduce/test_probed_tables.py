@@ -12,8 +12,7 @@ from ssql_det.core.errors import UserError
 from ssql_det.report.document import Folded, Heading, Picture
 from ssql_det.report.producing import kind_of
 from ssql_det.report.published import published_table
-from ssql_det.reproduce.output import write_tables
-from ssql_det.reproduce.page import report
+from ssql_det.reproduce.page import report, write_tables
 
 WIDTHS = ("FP", "8w8a", "6w6a", "5w5a", "4w4a", "3w3a", "2w8a", "2w4a")
 RUNS = {  # of Table 1's methods on toy data, and beside them the two of Table 12 alone

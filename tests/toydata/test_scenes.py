@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from ssql_det.core.errors import UserError
-from ssql_det.toydata.compose import background, ink, paint, place
-from ssql_det.toydata.crops import Dial, make_crop
+from ssql_det.toydata.compose import background, ink, make_crop, paint, place
+from ssql_det.toydata.dataset import Settings
 from ssql_det.toydata.digits import digits
 from ssql_det.toydata.scenes import make_scene
 
@@ -73,12 +73,11 @@ def test_ink_stands_out_from_any_background():
         assert abs(difference) > 45
 
 
-def test_the_dial_goes_from_flat_and_large_to_textured_and_small():
+def test_crops_go_from_flat_and_large_to_textured_and_small():
     def texture(difficulty):
-        crops = [make_crop(np.random.default_rng(seed), digits("train"), 64, Dial(difficulty))[0] for seed in range(30)]
+        crops = [make_crop(np.random.default_rng(seed), digits("train"), 64, difficulty)[0] for seed in range(30)]
         return np.mean([np.abs(np.diff(crop.astype(float), axis=0)).mean() for crop in crops])
 
     assert texture(0) < texture(0.5) < texture(1)
-    assert Dial(0).noise == Dial(0).degrees == Dial(0).inverted == 0
     with pytest.raises(UserError, match=r"difficulty goes from 0 to 1, got 1\.5"):
-        Dial(1.5)
+        Settings(difficulty=1.5)

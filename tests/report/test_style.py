@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from ssql_det.report.colours import CURVES, DARK, LIGHT, themed
+from ssql_det.report.style import CURVES, DARK, LIGHT, themed
 
 SIGHT = {  # what dichromats see, in linear RGB: Machado, Oliveira, Fernandes 2009, at full severity
     "all": np.eye(3),
