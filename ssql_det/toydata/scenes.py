@@ -23,8 +23,8 @@ _ATTEMPTS = 12
 
 @dataclass(frozen=True)
 class Object:
-    """``mask`` [H, W] is what is visible of it; ``whole`` is its area before anything cut or covered it, ``size`` the side
-    of its digits."""
+    """``mask`` [H, W] is what is visible of it; ``whole`` is its area before anything cut or covered it, and ``size``
+    the side of its digits."""
 
     label: int
     whole: float
