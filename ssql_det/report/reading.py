@@ -14,8 +14,8 @@ from typing import Any
 from ssql_det.core import rows
 from ssql_det.core.errors import UserError
 from ssql_det.core.rows import Row
+from ssql_det.report.names import described, scheme_of
 from ssql_det.report.texts import one_line
-from ssql_det.report.wording import described, scheme_of
 
 
 def read_rows(paths: Iterable[str | os.PathLike[str]]) -> list[Row]:
