@@ -50,20 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="a backbone that is there already, in any format; may be repeated",
     )
-    parser.add_argument(
-        "--imagenet",
-        metavar="DIR",
-        type=Path,
-        default=Path("datasets/imagenet"),
-        help="what the paper's preset pretrains on (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--cifar10",
-        metavar="DIR",
-        type=Path,
-        default=Path("datasets"),
-        help="where the paper's preset finds cifar-10-batches-py (default: %(default)s)",
-    )
+    for data, folder, use in (
+        ("imagenet", "datasets/imagenet", "what the paper's preset pretrains on"),
+        ("cifar10", "datasets", "where the paper's preset finds cifar-10-batches-py"),
+    ):
+        text = f"{use} (default: %(default)s)"
+        parser.add_argument(f"--{data}", metavar="DIR", type=Path, default=Path(folder), help=text)
     parser.add_argument("--out", metavar="DIR", help="where everything goes (default: runs/<preset>)")
     parser.add_argument("--lanes", type=positive, help="steps at a time (default: one a CPU core, or one on a GPU)")
     parser.add_argument(
