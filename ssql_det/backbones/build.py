@@ -1,113 +1,68 @@
-"""``build_backbone(name)``: torchvision's ResNets, their CIFAR forms, a narrow one for small machines, timm's models.
+"""``build_backbone(name)``: torchvision's models, CIFAR forms of ResNets, a narrow one for small machines, timm's.
 
 ===================  =======================================================================================
-``resnet50``         any ResNet of torchvision: ``resnet18`` ... ``wide_resnet101_2``
-``cifar_resnet18``   the same with a 3x3 stem of stride 1 and no pool, for images of 32 pixels
+``resnet50``         any classification model of torchvision: ``mobilenet_v2``, ``regnet_y_400mf``, ``vit_b_16``
+``cifar_resnet18``   a ResNet with a 3x3 stem of stride 1 and no pool, for images of 32 pixels
 ``narrow_resnet``    four stages of one BasicBlock, 24 to 192 channels: a small machine's ResNet
 ``timm/<name>``      any model of timm
+``my_net``           what a module has registered in ``BACKBONES``
 ===================  =======================================================================================
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import timm
-import torch
-import torchvision
-from timm.models.resnet import BasicBlock
-from timm.models.resnet import ResNet as TimmResNet
+from timm.models.resnet import BasicBlock, ResNet
 from torch import nn
 
-from ssql_det.core.errors import UserError, did_you_mean, printable
+from ssql_det.backbones.backbone import BACKBONES, Backbone, refuse_zero_init
+from ssql_det.backbones.of_torchvision import stem_conv
+from ssql_det.core.errors import UserError, did_you_mean
 
 # The stem has as many channels as the first stage, so that its block needs no shortcut conv; from then on widths
 # increase, so that every later one does. timm's BasicBlock and Detectron2's then agree part by part.
 NARROW_WIDTHS = (24, 48, 96, 192)
 NARROW_DEPTHS = (1, 1, 1, 1)
 
-_FAMILIES = ("resnet", "resnext", "wide_resnet")
-_CIFAR, _TIMM = "cifar_", "timm/"
-
-
-@dataclass(frozen=True)
-class Backbone:
-    """A network that maps images [N, 3, H, W] to features [N, width].
-
-    >>> backbone = build_backbone("resnet18")
-    >>> backbone.width, backbone.module(torch.zeros(2, 3, 64, 64)).shape
-    (512, torch.Size([2, 512]))
-    """
-
-    name: str
-    module: nn.Module
-    width: int
-
-    @torch.no_grad()
-    def require_size(self, size: int) -> None:
-        """Refuse images that the network cannot take: some are made for one size alone."""
-        training = self.module.training
-        try:
-            self.module.eval()(torch.zeros(1, 3, size, size))
-        except (AssertionError, RuntimeError, ValueError) as failure:
-            reason = " ".join(str(failure).split())
-            raise UserError(f"{self.name} cannot take images of {size} pixels: {printable(reason, 200)}") from failure
-        finally:
-            self.module.train(training)
+_TIMM = "timm/"
+_KNOWN = f"torchvision's models, cifar_<a ResNet>, narrow_resnet, {_TIMM}<a model>"
 
 
 def build_backbone(name: str, zero_init_residual: bool = False) -> Backbone:
     """A backbone with fresh random weights. ``zero_init_residual`` starts each residual branch at zero."""
-    if name.startswith(_TIMM):
-        return _timm_model(name, zero_init_residual)
-    if name == "narrow_resnet":
-        return _narrow_resnet(zero_init_residual)
-    known = _torchvision_resnets()
-    if name.removeprefix(_CIFAR) not in known:
-        names = [*known, *(_CIFAR + each for each in known), "narrow_resnet"]
-        others = f"known: {', '.join(known)}, each also as cifar_<name>; narrow_resnet; timm/<name>"
-        raise UserError(f"there is no backbone {name!r}{did_you_mean(name, names)} ({others})")
-    model = torchvision.models.get_model(name.removeprefix(_CIFAR), weights=None, zero_init_residual=zero_init_residual)
-    width = model.fc.in_features
-    model.fc = nn.Identity()
-    if name.startswith(_CIFAR):
-        model.conv1 = _stem_conv(64, kernel=3, stride=1)
-        model.maxpool = nn.Identity()
-    return Backbone(name, model, width)
+    if name in BACKBONES:
+        return Backbone(name, *BACKBONES.get(name)(zero_init_residual))
+    theirs = name.removeprefix(_TIMM)
+    # What stands behind a dot names weights of theirs.
+    if theirs != name and timm.is_model(theirs) and ("." not in theirs or theirs in timm.list_pretrained()):
+        return Backbone(name, *_timm_model(theirs, zero_init_residual))
+    near = did_you_mean(name, [*BACKBONES, *(_TIMM + each for each in timm.list_models())])
+    raise UserError(
+        f"there is no backbone {name!r}{near} (known: {_KNOWN}; one of your own needs its module: --plugin MODULE)"
+    )
 
 
-def _torchvision_resnets() -> list[str]:
-    return [name for name in torchvision.models.list_models(torchvision.models) if name.startswith(_FAMILIES)]
+def _timm_model(name: str, zero_init_residual: bool) -> tuple[nn.Module, int]:
+    model: Any = timm.create_model(name, pretrained=False, num_classes=0)
+    if isinstance(model, ResNet):  # timm's own default is to start at zero
+        model = timm.create_model(name, pretrained=False, num_classes=0, zero_init_last=zero_init_residual)
+    elif zero_init_residual:
+        raise refuse_zero_init(name)
+    return model, int(getattr(model, "head_hidden_size", model.num_features))
 
 
-def _narrow_resnet(zero_init_residual: bool) -> Backbone:
+@BACKBONES.register("narrow_resnet")
+def _narrow_resnet(zero_init_residual: bool) -> tuple[nn.Module, int]:
     """Stem 7x7 of stride 2 and a pool of stride 2, as in any four-stage ResNet; strides 4, 8, 16 and 32."""
     block: Any = BasicBlock  # timm's annotation says an instance and means the class
-    model: Any = TimmResNet(  # timm's plain stem has 64 channels, always; a deep one is as wide as it is told
+    model: Any = ResNet(  # timm's plain stem has 64 channels, always; a deep one is as wide as it is told
         *(block, NARROW_DEPTHS, 0),
         channels=NARROW_WIDTHS,
         zero_init_last=zero_init_residual,
         stem_type="deep",
         stem_width=NARROW_WIDTHS[0] // 2,
     )
-    model.conv1 = _stem_conv(NARROW_WIDTHS[0], kernel=7, stride=2)
-    return Backbone("narrow_resnet", model, NARROW_WIDTHS[-1])
-
-
-def _stem_conv(width: int, kernel: int, stride: int) -> nn.Conv2d:
-    conv = nn.Conv2d(3, width, kernel, stride, padding=kernel // 2, bias=False)
-    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-    return conv
-
-
-def _timm_model(name: str, zero_init_residual: bool) -> Backbone:
-    wanted = name.removeprefix(_TIMM)
-    if not timm.is_model(wanted):
-        raise UserError(f"timm has no model {wanted!r}{did_you_mean(wanted, timm.list_models())}")
-    model: Any = timm.create_model(wanted, pretrained=False, num_classes=0)
-    if isinstance(model, TimmResNet):  # timm's own default is to start at zero
-        model = timm.create_model(wanted, pretrained=False, num_classes=0, zero_init_last=zero_init_residual)
-    elif zero_init_residual:
-        raise UserError(f"{name} has no residual branches that could start at zero; leave zero_init_residual off")
-    return Backbone(name, model, int(getattr(model, "head_hidden_size", model.num_features)))
+    model.conv1 = stem_conv(NARROW_WIDTHS[0], kernel=7, stride=2)
+    return model, NARROW_WIDTHS[-1]

@@ -78,7 +78,7 @@ def run(options: argparse.Namespace) -> None:
     print("\n".join([*description(checkpoint), *coverage(checkpoint)]))
     checkpoint.coverage.check(options.checkpoint, options.allow_unmatched)
     if options.verify:
-        from ssql_det.cli.verify import verified
+        from ssql_det.cli._verify import verified
 
         with verified(checkpoint, options) as unproven:
             left_behind = write(checkpoint, unproven, options.to)
@@ -90,11 +90,13 @@ def run(options: argparse.Namespace) -> None:
 
 def description(checkpoint: Checkpoint) -> Iterator[str]:
     """What is known about a network, for a person."""
+    from ssql_det.convert.checkpoint import describe_branch
+
     source, facts = checkpoint.source, checkpoint.facts
     assert source is not None
     yield f"{source.name} is {source.format}: {source.why}"
     method = f", trained with {facts.method}" if facts.method else ""
-    yield f"  {checkpoint.architecture.name}{method}, {checkpoint.branch}"
+    yield f"  {checkpoint.architecture.name}{method}, {describe_branch(facts, source)}"
     says = "the file says so" if facts.from_file else "by custom, the file does not say"
     if facts.input is None:
         yield "  images: not known; --trained-with CONFIG.yaml tells"

@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> None:
     except UserError as unknown:
         if any(reading):
             raise
-        digest, said = sha256(path), [f"format not known: {unknown}"]
+        digest, said = sha256(path), [f"not convertible: {unknown}"]
     else:
         assert checkpoint.source is not None
         digest, said = checkpoint.source.sha256, [*description(checkpoint), *coverage(checkpoint)]

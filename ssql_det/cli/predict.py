@@ -39,6 +39,7 @@ def run(options: argparse.Namespace) -> None:
     from ssql_det.detect.predict import check_outputs, detect, find_images, save
     from ssql_det.detect.weights import trained_detector
     from ssql_det.quant import Quantization, parse_widths
+    from ssql_det.quant.quantization_file import require_same_points
     from ssql_det.quant.scheme import RE_ESTIMATED
 
     set_up_logging()
@@ -52,13 +53,14 @@ def run(options: argparse.Namespace) -> None:
         raise UserError(f"--score is 0 to 1, got {options.score}")
     cfg = read_detector_config(options, overrides)
     model, _ = trained_detector(cfg)
-    points = detector_points(model, options.scope)
     batches: Sequence[Any] = ()
     if options.quantization:
         asked = None if options.scheme is None else scheme
-        quantization = Quantization.load(options.quantization, model, points, asked)
+        quantization = Quantization.load(options.quantization, model, asked)
+        points = detector_points(model, options.scope, quantization.scheme.placement)
+        require_same_points(points, quantization.points, options.quantization)
     else:
-        quantization = Quantization(model, points, scheme)
+        quantization = Quantization(model, detector_points(model, options.scope, scheme.placement), scheme)
         if any(bits.act is not None for bits in widths) or scheme.norms == RE_ESTIMATED:
             batches = calibration_images(cfg, calibration_of(options))
             calibrate(quantization, batches)

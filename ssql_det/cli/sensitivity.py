@@ -75,7 +75,7 @@ def _by_features(cfg: CfgNode, model: nn.Module, plan: Plan, bits: Bits) -> list
     from ssql_det.detect.sensitivity import feature_errors
     from ssql_det.quant import Quantization
 
-    quantization = Quantization(model, detector_points(model, plan.scope), plan.scheme)
+    quantization = Quantization(model, detector_points(model, plan.scope, plan.scheme.placement), plan.scheme)
     batches = calibration_images(cfg, plan.calibration)
     calibrate(quantization, batches)
     return list(feature_errors(quantization, bits, batches))

@@ -52,12 +52,15 @@ def load_detector(model: nn.Module, checkpoint: Checkpoint) -> Coverage:
 
 
 def architecture_of(model: nn.Module) -> Architecture:
-    """Which ResNet a network has, by its tensors.
+    """Which ResNet a network has, by its tensors; an error where it is none of those that are known.
 
     >>> architecture_of(build_model(cfg)).name
     'resnet18'
     """
-    return best_fit(_layout_of(model), {name: tensor.shape for name, tensor in model.state_dict().items()}).architecture
+    best = best_fit(_layout_of(model), {name: tensor.shape for name, tensor in model.state_dict().items()})
+    if faults := [*best.wrong, *best.missing]:
+        raise UserError(f"this network is near a {best.architecture.name} but for {some(faults)}; build a known ResNet")
+    return best.architecture
 
 
 def _layout_of(model: nn.Module) -> Layout:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from ssql_det.convert.architecture import COUNTER, architecture
-from ssql_det.convert.checkpoint import Checkpoint, Source
+from ssql_det.convert.architecture import ARCHITECTURES, COUNTER, architecture
+from ssql_det.convert.checkpoint import Checkpoint, Source, backbone_named, network_named
 from ssql_det.convert.coverage import Coverage, some
 from ssql_det.convert.files import open_weights
 from ssql_det.convert.format import Format, Found
@@ -69,20 +70,40 @@ def examine_content(
     prefix: str | None = None,
 ) -> Checkpoint:
     """As :func:`examine`, of what is opened already."""
+    if arch is None:
+        _require_resnet(content, path)
     found = find_format(content, os.fspath(path), format, branch, prefix)
     state = {name: tensor for name, value in found.state.items() if (tensor := as_tensor(value)) is not None}
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     best = fit(architecture(arch), found.layout, shapes) if arch else best_fit(found.layout, shapes)
-    try:
+    with understood(path):
         tensors, coverage, detector = _sorted_out(content, found, state, best)
         facts = found.format.facts_of(content, found, best.architecture)
-    except Exception as failure:  # what a file says about itself can be wrong in any way
-        reason = printable(repr(failure), 200)
-        raise UserError(f"{path}: what it says about itself is not understood ({reason}); get it anew") from failure
     beside = [key for key in content if found.container and key != found.container.split("/")[0]]
     coverage = replace(coverage, beside=tuple(printable(str(key), _LONGEST) for key in beside))
     source = Source(Path(path).name, sha256(path), found.format.name, found.why, found.format.branches_in(content))
     return Checkpoint(best.architecture, tensors, facts, source, coverage, detector)
+
+
+@contextmanager
+def understood(path: str | os.PathLike[str]) -> Iterator[None]:
+    """What a file says about itself can be wrong in any way."""
+    try:
+        yield
+    except Exception as failure:
+        reason = printable(repr(failure), 200)
+        raise UserError(f"{path}: what it says about itself is not understood ({reason}); get it anew") from failure
+
+
+def _require_resnet(content: Any, path: str | os.PathLike[str]) -> None:
+    """A training's file may have any network, and other formats have a form for ResNets alone."""
+    with understood(path):
+        name = backbone_named(content)
+    if name is not None and network_named(name) not in ARCHITECTURES:
+        raise UserError(
+            f"{path}: its backbone is {name}, and the formats of Detectron2 and torchvision that are known here are of "
+            "ResNets alone; give it to probe, analyze, or pretrain --init"
+        )
 
 
 def find_format(

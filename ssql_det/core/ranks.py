@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, spawn
 
 from ssql_det.core.errors import EXIT_BAD_INPUT, UserError, one_sentence
+from ssql_det.core.plugins import import_plugins_again
 
 T = TypeVar("T")
 
@@ -156,6 +157,7 @@ def leave_interrupts_to_the_main_process(worker: int) -> None:
 def _as_rank(index: int, processes: int, address: dict[str, str], work: Callable[..., None], args: Any) -> None:
     place = {"RANK": str(index), "LOCAL_RANK": str(index), "WORLD_SIZE": str(processes)}
     os.environ.update(address | place | {"LOCAL_WORLD_SIZE": str(processes)})
+    import_plugins_again()
     _in_group(work, args)
 
 

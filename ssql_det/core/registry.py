@@ -9,12 +9,25 @@ UserError: unknown method 'simsam'; did you mean 'simsiam'? (known: simsiam)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterable, Iterator
+from types import ModuleType
 from typing import Generic, TypeVar
 
 from ssql_det.core.errors import UserError, did_you_mean
 
 T = TypeVar("T")
+
+
+def import_modules(package: str, path: Iterable[str]) -> Iterator[ModuleType]:
+    """Each module of a folder, so that it registers what it has: ``all(import_modules(__name__, __path__))``.
+
+    One whose name begins with an underscore is left out.
+    """
+    for found in pkgutil.iter_modules(path):
+        if not found.name.startswith("_"):
+            yield importlib.import_module(f"{package}.{found.name}")
 
 
 class Registry(Generic[T]):
@@ -46,3 +59,7 @@ class Registry(Generic[T]):
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._parts))
+
+    def latest_first(self) -> Iterator[T]:
+        """The parts, where one of them is asked before another."""
+        return iter([*self._parts.values()][::-1])

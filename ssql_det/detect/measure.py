@@ -22,6 +22,7 @@ from ssql_det.detect.evaluate import evaluate
 from ssql_det.detect.own_data import row_name
 from ssql_det.detect.points import detector_points
 from ssql_det.quant import Bits, Calibration, CostProfile, Quantization, Scheme, evaluate_at, profile_cost
+from ssql_det.quant.quantization_file import require_same_points
 
 _logger = logging.getLogger(__name__)
 
@@ -55,10 +56,11 @@ def prepare(
     saved: Path | None = None,
 ) -> EvaluationContext:
     """Calibrate the float network, or take the quantization that is ``saved`` for these weights."""
-    points = detector_points(model, plan.scope)
+    points = detector_points(model, plan.scope, plan.scheme.placement)
     calibration = calibration or calibration_images(cfg, plan.calibration)
     if saved is not None and from_main(saved.exists):
-        quantization = Quantization.load(saved, model, points, plan.scheme)
+        quantization = Quantization.load(saved, model, plan.scheme)
+        require_same_points(points, quantization.points, saved)
         _logger.info("calibrated already: %s", saved)
     else:
         quantization = Quantization(model, points, plan.scheme)

@@ -18,65 +18,98 @@ class, box, mask predictors     ReLU or average-pooled                input, 8 b
 ==============================  ====================================  ==================================
 
 Every weight is quantized; where the input is at 8 bits, so is the weight.
+
+Placement ``integer`` has in addition, at 8 bits at every width: the image; both summands of each residual block; the
+FPN's lateral results, each of its sums, which the top-down path and an output conv read, and its outputs; what the
+RPN's and the mask predictors put out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
 from ssql_det.core.errors import UserError
-from ssql_det.quant import QuantPoint, Side, block_points, quant_points
-from ssql_det.quant.points import is_residual_block
+from ssql_det.quant import QuantPoint, Side, quant_points
+from ssql_det.quant.points import INTEGER, PUBLISHED, placed
+from ssql_det.quant.points.family import LAYERS, RESULT_BITS
+from ssql_det.quant.points.resnet import block_points, is_residual_block
 
-SCOPES = ("backbone", "all")
+SCOPES = ("backbone", "backbone+neck", "all")
 PREDICTOR_BITS = 8
 
-_LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+_PREDICTORS = ("objectness_logits", "anchor_deltas", "predictor", "cls_score", "bbox_pred")
+_OF_BOXES = ("cls_score", "bbox_pred")  # what they put out is read once, in float
 
 
-def detector_points(model: nn.Module, scope: str) -> tuple[QuantPoint, ...]:
-    """The points of a detector. Scope ``backbone`` is what was pretrained: stem to ``res5``, also in a C4 head.
+def detector_points(model: nn.Module, scope: str, placement: str = PUBLISHED) -> tuple[QuantPoint, ...]:
+    """The points of a detector. Scope ``backbone`` is what was pretrained: stem to ``res5``, also in a C4 head;
+    ``backbone+neck`` has the FPN in addition.
 
     >>> quantization = Quantization(detector, detector_points(detector, "all"))
     """
     if scope not in SCOPES:
         raise UserError(f"a scope is one of {', '.join(SCOPES)}; got {scope!r}")
     is_fpn = hasattr(model.backbone, "bottom_up")
-    points = [*_backbone_points(model, is_fpn)]
+    if scope == "backbone+neck" and not is_fpn:
+        raise UserError("this detector has no FPN, which scope backbone+neck is about; use scope backbone or all")
+    points = [*_backbone_points(model, is_fpn, placement)]
+    if scope != "backbone" and is_fpn:
+        points += _neck_points(model, placement)
     if scope == "all":
-        points += _neck_and_head_points(model, is_fpn)
+        points += _head_points(model, is_fpn, placement)
         _require_all_layers(model, points)
-    return tuple(points)
+    return placed(points, placement)
 
 
-def _backbone_points(model: nn.Module, is_fpn: bool) -> Iterator[QuantPoint]:
+def _backbone_points(model: nn.Module, is_fpn: bool, placement: str) -> Iterator[QuantPoint]:
     root = "backbone.bottom_up" if is_fpn else "backbone"
-    for point in quant_points(model.get_submodule(root)):
+    for point in quant_points(model.get_submodule(root), placement, _image_ends(model)):
         yield replace(point, path=f"{root}.{point.path}")
     if not hasattr(model.roi_heads, "res5"):
         return
     yield QuantPoint("roi_heads.res5.0", Side.INPUT)
     for name, block in model.get_submodule("roi_heads.res5").named_children():
         if is_residual_block(block):
-            yield from block_points(f"roi_heads.res5.{name}", block)
+            yield from block_points(f"roi_heads.res5.{name}", block, placement)
 
 
-def _neck_and_head_points(model: nn.Module, is_fpn: bool) -> Iterator[QuantPoint]:
+def _image_ends(model: nn.Module) -> tuple[float, float]:
+    """Of normalized images with values from 0 to 255."""
+    mean: Any = model.pixel_mean
+    std: Any = model.pixel_std
+    return float((-mean / std).min()), float(((255 - mean) / std).max())
+
+
+def _neck_points(model: nn.Module, placement: str) -> Iterator[QuantPoint]:
+    names = [name for name, _ in model.get_submodule("backbone").named_children()]
+    results = placement == INTEGER
+    for name in names:
+        path = f"backbone.{name}"
+        if name.startswith("fpn_lateral"):
+            yield QuantPoint(path, Side.WEIGHT)
+        elif name.startswith("fpn_output"):
+            yield from _input_and_weight(path)
+        if results and name.startswith("fpn_"):
+            yield QuantPoint(path, Side.OUTPUT, RESULT_BITS)
+    for call in range(sum(name.startswith("fpn_lateral") for name in names) - 1 if results else 0):
+        yield QuantPoint("backbone", Side.OUTPUT, RESULT_BITS, function="add", call=call)
+
+
+def _head_points(model: nn.Module, is_fpn: bool, placement: str) -> Iterator[QuantPoint]:
     for path, layer in model.named_modules():
-        if not isinstance(layer, _LAYERS):
+        if not isinstance(layer, LAYERS):
             continue
         part, _, name = path.rpartition(".")
-        if part == "backbone" and name.startswith("fpn_lateral"):
-            yield QuantPoint(path, Side.WEIGHT)
-        elif part == "backbone" and name.startswith("fpn_output"):
-            yield from _input_and_weight(path)
-        elif path == "proposal_generator.rpn_head.conv":
+        if path == "proposal_generator.rpn_head.conv":
             yield from _input_and_weight(path) if is_fpn else [QuantPoint(path, Side.WEIGHT)]
-        elif name in ("objectness_logits", "anchor_deltas", "cls_score", "bbox_pred", "predictor"):
+        elif name in _PREDICTORS:
             yield from _input_and_weight(path, PREDICTOR_BITS)
+            if placement == INTEGER and name not in _OF_BOXES:
+                yield QuantPoint(path, Side.OUTPUT, RESULT_BITS)
         elif part == "roi_heads.mask_head" and _is_fed_by_res5(model, name):
             yield QuantPoint(path, Side.WEIGHT)
         elif part in ("roi_heads.box_head", "roi_heads.mask_head"):
@@ -94,7 +127,7 @@ def _is_fed_by_res5(model: nn.Module, name: str) -> bool:
     first = next(
         child
         for child, layer in model.get_submodule("roi_heads.mask_head").named_children()
-        if isinstance(layer, _LAYERS)
+        if isinstance(layer, LAYERS)
     )
     *_, last = model.get_submodule("roi_heads.res5").children()
     return name == first and is_residual_block(last)
@@ -103,7 +136,7 @@ def _is_fed_by_res5(model: nn.Module, name: str) -> bool:
 def _require_all_layers(model: nn.Module, points: list[QuantPoint]) -> None:
     """A layer that no rule knows would stay float unseen, and the numbers would be of another thing."""
     weights = {point.path for point in points if point.is_weight}
-    unknown = [path for path, layer in model.named_modules() if isinstance(layer, _LAYERS) and path not in weights]
+    unknown = [path for path, layer in model.named_modules() if isinstance(layer, LAYERS) and path not in weights]
     if unknown:
         raise UserError(
             f"no rule says how {unknown[0]} is quantized ({len(unknown)} such layer(s)): known are Faster and Mask "

@@ -49,7 +49,7 @@ def sweep(
     out = run_folder(cfg)
     dataset = _only_test_set(cfg)
     plan.scheme.require_widths([*widths, *plan.overrides.values()])  # refused before anything is written
-    assign_bits(detector_points(model, plan.scope), Bits.FP, plan.overrides)
+    assign_bits(detector_points(model, plan.scope, plan.scheme.placement), Bits.FP, plan.overrides)
     sha256 = checkpoint.source.sha256 if checkpoint.source else ""
     identity = _identity(cfg, dataset, sha256, plan)
     done = {row.bits: row for row in from_main(lambda: _rows_of(out, identity))}

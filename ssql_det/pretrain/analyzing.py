@@ -98,17 +98,17 @@ def analyses(paths: Sequence[str], data: str, plan: Plan) -> Iterator[Analysis]:
 
 
 def _analysis(name: str, trained: Trained, seen: Images, asked: Images, plan: Plan) -> Analysis:
-    source, backbone = trained.source, trained.encoder.backbone
-    way = recipe(plan.shown or shown_to(source), plan.size)
-    images, device = source.facts.input or way.input, next(backbone.parameters()).device
+    pretrained, backbone = trained.pretrained, trained.encoder.backbone
+    way = recipe(plan.shown or shown_to(pretrained.network), plan.size)
+    images, device = pretrained.facts.input or way.input, next(backbone.parameters()).device
     map = mapped(backbone, seen, asked, way, images, plan)
     views = [[_as_fed(view, way.input, images).to(device) for view in pair] for pair in pairs(asked, way, plan)]
     return Analysis(
         name=name,
-        file=source.called,
-        sha256=source.source.sha256 if source.source else "",
-        method=source.facts.method or "",
-        architecture=source.architecture.name,
+        file=pretrained.source.name,
+        sha256=pretrained.source.sha256,
+        method=pretrained.facts.method or "",
+        architecture=pretrained.network,
         shown=f"{asked.name}, {way.name} at {way.size} px, {plan.scheme}",
         pairs=sum(len(first) for first, _ in views),
         terms=terms_at_bits(trained, views, plan.widths, plan.scheme),

@@ -1,6 +1,7 @@
 """One file of a run: the backbone for everybody, its heads, and what a resumed run needs; whole or absent.
 
-It is the project's own layout (``ssql_det.convert.formats.own``): detectors, ``ssql-det convert`` and probes take it.
+It is the project's own layout (``ssql_det.convert.formats.own``): probes take it, and of a ResNet detectors and
+``ssql-det convert``.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
-from ssql_det.convert import Checkpoint, Facts, architecture_of
-from ssql_det.convert.checkpoint import KEY
+from ssql_det.backbones import NO_TENSOR, Backbone, differences, expected_state, state_of
+from ssql_det.convert import Facts
+from ssql_det.convert.checkpoint import KEY, backbone_named, describe_network
+from ssql_det.convert.coverage import some
 from ssql_det.core.errors import UserError, printable
 from ssql_det.core.files import atomic_write
 from ssql_det.core.generators import every_ranks_state, restore_own_state
@@ -32,13 +36,14 @@ _BRANCHES = {"online": "encoder.backbone.", "momentum": "momentum.network.backbo
 class Run:
     """What is trained, under the names that a checkpoint gives it.
 
-    >>> run = Run(method, optimizer, facts)
+    >>> run = Run(method, "resnet18", optimizer, facts)
     >>> run.save(folder, steps=500)
-    >>> Run(method, optimizer, facts).resume(folder, total=1000)
+    >>> Run(method, "resnet18", optimizer, facts).resume(folder, total=1000)
     500
     """
 
     method: nn.Module
+    backbone: str  # the name of its builder
     optimizer: torch.optim.Optimizer
     facts: Facts
     images: str = ""  # what it is trained on, by its identity
@@ -59,6 +64,8 @@ class Run:
         content = read_tensors(path)
         try:
             generators, steps = list(content["resume"]["rng"]), int(content["resume"]["steps"])
+            if (name := backbone_named(content)) not in (None, self.backbone):
+                raise ValueError(f"its backbone is {name}, and not {self.backbone}")
             if content["resume"]["images"] != self.images:
                 raise ValueError("the images are not those that it began with")
             if not 0 <= steps <= total:
@@ -95,8 +102,6 @@ class Run:
             branch: {name.removeprefix(prefix): heads.pop(name) for name in list(heads) if name.startswith(prefix)}
             for branch, prefix in self._branches().items()
         }
-        backbone = self.method.get_submodule(_BRANCHES["online"].removesuffix("."))
-        description = Checkpoint(architecture_of(backbone), {}, self.facts).description()
         resume = {
             "steps": steps,
             "images": self.images,
@@ -104,8 +109,22 @@ class Run:
             "rng": list(generators),
         }
         learned = {"quantizers": self._learned.state_dict()} if self._learned else {}
+        description = describe_network(self.backbone, self.facts)
         return {KEY: description, **branches, "heads": heads, **learned, "resume": resume}
 
 
 def is_in(folder: str | os.PathLike[str]) -> bool:
     return (Path(folder) / NAME).exists()
+
+
+def require_savable(backbone: Backbone) -> None:
+    """Refuse, before any work, a network that could not be read again from its checkpoint."""
+    state = state_of(backbone.module.state_dict())
+    parts = backbone.module.named_modules()
+    faults = [f"{path or 'the network'} is parametrized" for path, module in parts if is_parametrized(module)]
+    faults += [f"{name} is {kind}" for name, kind in state.items() if kind == NO_TENSOR]
+    if faults := faults or differences(state, expected_state(backbone.name)):
+        raise UserError(
+            f"a checkpoint of {backbone.name} could not be read again: {some(faults)}; its builder has to make a "
+            "network of plain parameters and buffers, the same each time"
+        )

@@ -10,9 +10,11 @@ from typing import Any
 from fvcore.common.config import CfgNode
 
 from ssql_det.backbones import Backbone, build_backbone
-from ssql_det.convert import Checkpoint, Facts, Input, load_backbone, read
+from ssql_det.convert import Facts, Input
 from ssql_det.core.config import load_config
 from ssql_det.core.errors import UserError, did_you_mean
+from ssql_det.pretrain.checkpoint import require_savable
+from ssql_det.pretrain.trained import read_backbone
 from ssql_det.quant import Bits, FixedBits, SampledBits, Scheme
 from ssql_det.ssl import BYOL, SSQL, Method, MoCo, SimCLR, SimSiam
 from ssql_det.ssl.views import Recipe, recipe
@@ -99,9 +101,10 @@ def build_network(cfg: CfgNode, begins: bool = True) -> tuple[SSQL | Method, Bac
         known = ", ".join(_BUILDERS)
         raise UserError(f"METHOD {cfg.METHOD!r} is not here{did_you_mean(cfg.METHOD, _BUILDERS)} (known: {known})")
     backbone = build_backbone(cfg.BACKBONE, cfg.ZERO_INIT_RESIDUAL)
+    require_savable(backbone)
     backbone.require_size(views_of(cfg).size)
     if cfg.INIT and begins:
-        _begin_with(read(os.path.expanduser(cfg.INIT)), backbone, views_of(cfg).input)
+        _begin_with(cfg.INIT, backbone, views_of(cfg).input)
     method = _BUILDERS[cfg.METHOD](backbone, cfg)
     if not cfg.SSQL.ENABLED:
         return method, backbone
@@ -112,16 +115,16 @@ def build_network(cfg: CfgNode, begins: bool = True) -> tuple[SSQL | Method, Bac
     return SSQL(method, bits, *switches, scheme), backbone
 
 
-def _begin_with(checkpoint: Checkpoint, backbone: Backbone, images: Input) -> None:
-    theirs = checkpoint.facts.input
+def _begin_with(path: str, backbone: Backbone, images: Input) -> None:
+    pretrained = read_backbone(path, into=backbone)
+    name, theirs = pretrained.source.name, pretrained.facts.input
     if theirs is not None and theirs.channels != images.channels:
         raise UserError(
-            f"{checkpoint.called} was trained on {theirs.channels} images and is fed {images.channels} here; turn it "
-            f"first: ssql-det convert {checkpoint.called} OUT.pth --to torchvision"
+            f"{name} was trained on {theirs.channels} images and is fed {images.channels} here; turn it "
+            f"first: ssql-det convert {name} OUT.pth --to torchvision"
         )
     if theirs not in (None, images):
-        _logger.warning("%s was trained on images normalized by %s, here it is %s", checkpoint.called, theirs, images)
-    load_backbone(backbone.module, checkpoint)
+        _logger.warning("%s was trained on images normalized by %s, here it is %s", name, theirs, images)
 
 
 def views_of(cfg: CfgNode) -> Recipe:

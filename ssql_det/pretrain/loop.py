@@ -67,7 +67,8 @@ def pretrain(cfg: CfgNode, resume: bool = False) -> Path:
     if cfg.SYNC_NORM:
         synchronized(network)
     method, quantizers = (network.method, network.quantizers) if isinstance(network, SSQL) else (network, None)
-    run = checkpoint.Run(method, build_optimizer(cfg, network), facts_of(cfg), identity(images), quantizers)
+    optimizer = build_optimizer(cfg, network)
+    run = checkpoint.Run(method, backbone.name, optimizer, facts_of(cfg), identity(images), quantizers)
     total, tolerance = cfg.OPTIM.EPOCHS * per_epoch, Tolerance(cfg.DATA.MOST_BAD_IMAGES)
     looks = _Looks(cfg, backbone.module) if cfg.MONITOR.PERIOD else None
     start = run.resume(folder, total) if is_resumed else 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,8 +10,8 @@ from functools import partial
 
 from torch import nn
 
-from ssql_det.backbones import build_backbone
-from ssql_det.convert import IMAGENET, Checkpoint, Input, load_backbone, read
+from ssql_det.convert import IMAGENET, Input
+from ssql_det.convert.checkpoint import describe_branch
 from ssql_det.core.devices import device_named
 from ssql_det.core.errors import UserError
 from ssql_det.core.rows import Protocol as RowProtocol
@@ -23,6 +22,7 @@ from ssql_det.pretrain.features import MOST_BYTES, Labelled, chosen, features, l
 from ssql_det.pretrain.layer import Training
 from ssql_det.pretrain.probe import knn, linear, linear_of_views
 from ssql_det.pretrain.protocol import Protocol
+from ssql_det.pretrain.trained import Pretrained, read_backbone
 from ssql_det.quant import Bits, Calibration, Quantization, Scheme, evaluate_at, parse_widths, profile_cost
 from ssql_det.quant.scheme import RE_ESTIMATED
 from ssql_det.ssl.views import Recipe, recipe
@@ -74,26 +74,25 @@ def probed(checkpoint: str, data: str, bits: str, shown: str, plan: Plan, there:
     ...     print(row.bits, row.metrics)
     """
     widths = parse_widths(bits)
-    source = read(os.path.expanduser(checkpoint))
-    _logger.info("%s: %s, %s", source.called, source.architecture.name, source.branch)
-    backbone = build_backbone(source.architecture.name)
-    load_backbone(backbone.module.eval(), source)
-    backbone.module.to(device_named(plan.device, "--device"))
-    way = plan.protocol.shown(recipe(shown or shown_to(source), plan.size))
+    pretrained = read_backbone(checkpoint)
+    backbone, source = pretrained.backbone, pretrained.source
+    _logger.info("%s: %s, %s", source.name, pretrained.network, describe_branch(pretrained.facts, source))
+    backbone.module.eval().to(device_named(plan.device, "--device"))
+    way = plan.protocol.shown(recipe(shown or shown_to(pretrained.network), plan.size))
     training = plan.protocol.training(way, backbone.width)
     images = _opened(data, way, backbone.width, plan)
     if plan.scheme.norms == RE_ESTIMATED and len(images.seen.labels) < 2:
         raise UserError(f"norms=re-estimated needs two images or more, and {data} has {len(images.seen.labels)}")
     linear = plan.protocol.described(training) if "linear" in plan.kinds else {}
     protocol = {"probes": list(plan.kinds), **linear, "recipe": way.name, "size": way.size, **images.counts}
-    yield from _rows(source, backbone.module, images, training, widths, plan, protocol, there)
+    yield from _rows(pretrained, images, training, widths, plan, protocol, there)
 
 
-def shown_to(source: Checkpoint) -> str:
-    """The recipe of images that a network is for, by its architecture."""
-    if source.architecture.is_cifar:
+def shown_to(network: str) -> str:
+    """The recipe of images that a network is for, by its name."""
+    if network.startswith("cifar_"):
         return "cifar"
-    return "digits" if source.architecture.name == "narrow_resnet" else "imagenet"
+    return "digits" if network == "narrow_resnet" else "imagenet"
 
 
 def _opened(data: str, way: Recipe, width: int, plan: Plan) -> _Shown:
@@ -114,8 +113,7 @@ def _require_room(views: int, size: int) -> None:
 
 
 def _rows(
-    source: Checkpoint,
-    backbone: nn.Module,
+    pretrained: Pretrained,
     shown: _Shown,
     training: Training,
     widths: Sequence[Bits],
@@ -123,26 +121,27 @@ def _rows(
     protocol: RowProtocol,
     there: Sequence[Row],
 ) -> Iterator[Row]:
-    images = source.facts.input or IMAGENET
+    backbone, facts = pretrained.backbone.module, pretrained.facts
+    images = facts.input or IMAGENET
     calibration = list(shown.seen.first(plan.calibration).batches(images, _TOGETHER))
     quantization = Quantization(backbone, scheme=plan.scheme)
     quantization.calibrate(calibration)
     profile = profile_cost(backbone, quantization.points, calibration[0][:1].to(next(backbone.parameters()).device))
     question = Row(
-        method=plan.method or source.facts.method or "",
-        checkpoint=source.called,
-        checkpoint_hash=source.source.sha256 if source.source else "",
+        method=plan.method or facts.method or "",
+        checkpoint=pretrained.source.name,
+        checkpoint_hash=pretrained.source.sha256,
         config="",
         dataset=shown.asked.name,
         bits="",
         scope="backbone",
         metrics={},
-        seed=-1 if source.facts.seed is None else source.facts.seed,
+        seed=-1 if facts.seed is None else facts.seed,
         engine="",
         seconds=0.0,
         scheme=str(plan.scheme),
         calibration=Calibration(min(plan.calibration, len(shown.seen.labels)), plan.seed, shown.seen.name),
-        network=source.architecture.name,  # by which tables know their lines
+        network=pretrained.network,  # by which tables know their lines
         protocol=protocol,
         placement=plan.scheme.placement,
     )

@@ -4,21 +4,45 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from ssql_det.backbones import build_backbone
-from ssql_det.convert import Checkpoint, examine_content, load_backbone, open_weights
+from ssql_det.backbones import Backbone, build_backbone, differences, expected_state, state_of
+from ssql_det.convert import Facts, Source, examine_content, load_backbone, open_weights
 from ssql_det.convert.architecture import COUNTER
-from ssql_det.convert.checkpoint import KEY
+from ssql_det.convert.checkpoint import KEY, backbone_named, network_named
+from ssql_det.convert.coverage import some
+from ssql_det.convert.facts import BRANCHES
+from ssql_det.convert.reading import understood
 from ssql_det.convert.tensors import as_tensor, faults, is_spread
 from ssql_det.core.errors import UserError, printable
+from ssql_det.core.files import sha256
 from ssql_det.ssl.heads import mlp_of
 from ssql_det.ssl.method import Encoder
 
 _PROJECTOR, _PREDICTOR, _TARGET = "encoder.projector.", "predictor.", "momentum.network.projector."
+
+
+@dataclass(frozen=True, eq=False)
+class Pretrained:
+    """A backbone with its weights, and what is known about it.
+
+    >>> pretrained = read_backbone("runs/ssql/checkpoint.pth")
+    >>> pretrained.network, pretrained.facts.method
+    ('resnet18', 'SSQL')
+    """
+
+    backbone: Backbone
+    facts: Facts
+    source: Source
+
+    @property
+    def network(self) -> str:
+        """Its name in rows: a ResNet's architecture, whoever builds it, and of another network the builder's name."""
+        return network_named(self.backbone.name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,45 +51,82 @@ class Trained:
     moving average. Without heads, projector and predictor change nothing.
 
     >>> trained = read_trained("runs/ssql/checkpoint.pth")
-    >>> trained.has_heads, trained.source.facts.method
+    >>> trained.has_heads, trained.pretrained.facts.method
     (True, 'SSQL')
     """
 
-    source: Checkpoint
+    pretrained: Pretrained
     encoder: Encoder
     predictor: nn.Module
     target: Encoder
     has_heads: bool
 
 
+def read_backbone(path: str | os.PathLike[str], into: Backbone | None = None) -> Pretrained:
+    """The backbone in a file: any that a training of this project wrote, a ResNet in any format that convert reads.
+
+    It is built by the name in the file, or its weights go ``into`` one that is there; all of them, or it is refused.
+    """
+    path = os.path.expanduser(path)
+    return _backbone_in(open_weights(path), path, into=into)
+
+
 def read_trained(path: str | os.PathLike[str]) -> Trained:
     """All of a file that a network's features pass through, in evaluation mode; of foreign files the backbone."""
     path = os.path.expanduser(path)
     content = open_weights(path)
-    source = examine_content(content, path)
-    source.coverage.check(path)
+    pretrained = _backbone_in(content, path)
+    backbone = pretrained.backbone.module
     heads = content.get("heads", {}) if KEY in content else {}
     if not heads:
-        encoder = Encoder(_backbone(source), nn.Identity()).eval()
-        return Trained(source, encoder, nn.Identity(), encoder, has_heads=False)
+        encoder = Encoder(backbone, nn.Identity()).eval()
+        return Trained(pretrained, encoder, nn.Identity(), encoder, has_heads=False)
     try:
-        encoder = target = Encoder(_backbone(source), mlp_of(_below(_PROJECTOR, heads))).eval()
+        encoder = target = Encoder(backbone, mlp_of(_below(_PROJECTOR, heads))).eval()
         predictor = mlp_of(found).eval() if (found := _below(_PREDICTOR, heads)) else nn.Identity()
         average = _below(_TARGET, heads)
         if average:
-            moving = examine_content(content, path, branch="momentum")
-            moving.coverage.check(path)
-            target = Encoder(_backbone(moving), mlp_of(average)).eval()
+            target = Encoder(_backbone_in(content, path, "momentum").backbone.module, mlp_of(average)).eval()
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as failure:
         reason = printable(" ".join(str(failure).split()), 200)
         raise UserError(f"{path}: its projector and predictor are not understood ({reason}); get it anew") from failure
-    return Trained(source, encoder, predictor, target, has_heads=True)
+    return Trained(pretrained, encoder, predictor, target, has_heads=True)
 
 
-def _backbone(source: Checkpoint) -> nn.Module:
-    backbone = build_backbone(source.architecture.name).module
-    load_backbone(backbone, source)
-    return backbone
+def _backbone_in(content: Any, path: str, branch: str | None = None, into: Backbone | None = None) -> Pretrained:
+    with understood(path):
+        name = backbone_named(content)
+    if name is not None:
+        return _of_training(content, path, name, branch or "online", into)
+    checkpoint = examine_content(content, path, branch=branch)
+    checkpoint.coverage.check(path)
+    backbone = into or build_backbone(checkpoint.architecture.name)
+    load_backbone(backbone.module, checkpoint)
+    assert checkpoint.source is not None
+    return Pretrained(backbone, checkpoint.facts, checkpoint.source)
+
+
+def _of_training(content: Any, path: str, name: str, branch: str, into: Backbone | None) -> Pretrained:
+    """A network in its own names: what its builder makes is to have just these tensors."""
+    with understood(path):
+        facts = replace(Facts.from_plain(content[KEY]), branch=branch)
+        state = {key: as_tensor(value) for key, value in content[branch].items()}
+    if into and network_named(into.name) != network_named(name):
+        raise UserError(f"{path} is of the backbone {name}, not {into.name}; train that one: BACKBONE {name}")
+    try:
+        wanted = state_of(into.module.state_dict()) if into else expected_state(name)
+    except UserError as failure:
+        raise UserError(f"{path}: {failure}") from failure
+    wrong = differences(state_of(state), wanted)
+    tensors = {key: tensor for key, tensor in state.items() if tensor is not None}
+    wrong += [f"{key} claims more elements than the file has" for key in tensors if is_spread(tensors[key])]
+    floats = (each for each in tensors.items() if each[1].is_floating_point())
+    if wrong := wrong or [f"{key} {fault}" for key, fault in faults(floats).items()]:
+        raise UserError(f"{path} is no {name} as it is built here: {some(wrong)}; is it whole, and of this version?")
+    backbone = into or build_backbone(name)
+    backbone.module.load_state_dict(tensors)
+    there = tuple(each for each in BRANCHES if each in content)
+    return Pretrained(backbone, facts, Source(Path(path).name, sha256(path), KEY, branches=there))
 
 
 def _below(prefix: str, heads: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@
 ============ ==========================================================================
 affine       the arithmetic, exact
 bits         widths, and schedules that draw them
-points       where: a list of points by a network's structure
+points       where: a list of points, by families of networks
 quantizers   how: one file each
 scheme       which of them serve a network
 quantization what was learned about one network, and its modes
@@ -23,7 +23,7 @@ from ssql_det.core.calibration import Calibration
 from ssql_det.quant.affine import QParams, choose_qparams, fake_quantize, fake_quantize_weight
 from ssql_det.quant.bits import Bits, BitsSchedule, FixedBits, SampledBits, parse_widths
 from ssql_det.quant.cost import Cost, CostProfile, profile_cost
-from ssql_det.quant.points import QuantPoint, Side, block_points, quant_points
+from ssql_det.quant.points import FAMILIES, Family, QuantPoint, Side, quant_points
 from ssql_det.quant.quantization import Quantization
 from ssql_det.quant.quantizers import ACTIVATIONS, WEIGHTS, Integers, Quantizer, RangeQuantizer
 from ssql_det.quant.scheme import Scheme
@@ -31,12 +31,14 @@ from ssql_det.quant.widths import at_widths, evaluate_at
 
 __all__ = [
     "ACTIVATIONS",
+    "FAMILIES",
     "WEIGHTS",
     "Bits",
     "BitsSchedule",
     "Calibration",
     "Cost",
     "CostProfile",
+    "Family",
     "FixedBits",
     "Integers",
     "QParams",
@@ -48,7 +50,6 @@ __all__ = [
     "Scheme",
     "Side",
     "at_widths",
-    "block_points",
     "choose_qparams",
     "evaluate_at",
     "fake_quantize",

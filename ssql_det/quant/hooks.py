@@ -7,11 +7,14 @@ before. No module is swapped and no parameter touched.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from ssql_det.core.errors import UserError, did_you_mean
 from ssql_det.quant.affine import version_of
@@ -27,9 +30,7 @@ def hooked(model: nn.Module, point: QuantPoint, action: Action | None) -> Iterat
     At a weight it makes, from the parameter, the weight that the module has inside.
     """
     module = module_at(model, point)
-    hooks = module._forward_hooks if point.side is Side.OUTPUT else module._forward_pre_hooks
-    held = (getattr(hook, "__self__", None) for hook in hooks.values())
-    outer = next((hook for hook in held if isinstance(hook, _Hook) and hook.point.side is point.side), None)
+    outer = next((hook for hook in _hooks_of(module) if hook.serves(point)), None)
     if outer is not None:
         before, outer.action = outer.action, action
         try:
@@ -39,17 +40,21 @@ def hooked(model: nn.Module, point: QuantPoint, action: Action | None) -> Iterat
             outer.action = before
             outer.changed()
         return
-    hook = _WeightHook(module, point, action) if point.is_weight else _Hook(point, action)
-    if point.side is Side.OUTPUT:
-        handle: Any = module.register_forward_hook(hook.on_output)
-    else:
-        handle = module.register_forward_pre_hook(hook.on_input)
-    try:
+    kind = _WeightHook if point.is_weight else _FunctionHook if point.function else _Hook
+    hook = kind(module, point, action)
+    with ExitStack() as stack:
+        stack.callback(hook.removed)
+        for handle in hook.registered():
+            stack.callback(handle.remove)
         hook.changed()
         yield
-    finally:
-        handle.remove()
-        hook.removed()
+
+
+def _hooks_of(module: nn.Module) -> Iterator[_Hook]:
+    for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
+        held = getattr(hook, "__self__", None)
+        if isinstance(held, _Hook):
+            yield held
 
 
 @contextmanager
@@ -103,17 +108,31 @@ def module_at(model: nn.Module, point: QuantPoint) -> nn.Module:
 
 
 def _plain_weight(module: nn.Module, point: QuantPoint) -> nn.Parameter:
-    weight = module._parameters.get("weight")
+    weight = module._parameters.get(point.parameter)
     if weight is None:
-        raise UserError(f"{point.path} has no plain weight parameter; remove the parametrization that computes it")
+        name = point.parameter
+        raise UserError(f"{point.path} has no plain {name} parameter; remove the parametrization that computes it")
     return weight
 
 
 class _Hook:
     """The hook at one side of one module. What it does can be exchanged, so that contexts nest."""
 
-    def __init__(self, point: QuantPoint, action: Action | None) -> None:
-        self.point, self.action = point, action
+    def __init__(self, module: nn.Module, point: QuantPoint, action: Action | None) -> None:
+        self.module, self.point, self.action = module, point, action
+
+    def serves(self, point: QuantPoint) -> bool:
+        """Whether a point is at this very place, whatever its bits."""
+        ours = self.point
+        if ours.side is not point.side or ours.parameter != point.parameter or ours.function != point.function:
+            return False
+        return (ours.operand, ours.call) == (point.operand, point.call)
+
+    def registered(self) -> Iterator[RemovableHandle]:
+        if self.point.side is Side.OUTPUT:
+            yield self.module.register_forward_hook(self.on_output)
+        else:
+            yield self.module.register_forward_pre_hook(self.on_input)
 
     def changed(self) -> None:
         """There is another action from here on."""
@@ -126,50 +145,116 @@ class _Hook:
             return None
         if not args:
             raise UserError(f"{self.point.path} must be called with its input as first positional argument")
-        return (self.action(self._tensor(args[0])), *args[1:])
+        return (self.act(self.tensor(args[0])), *args[1:])
 
     def on_output(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Tensor | None:
-        return None if self.action is None else self.action(self._tensor(output))
+        return None if self.action is None else self.act(self.tensor(output))
 
-    def _tensor(self, value: Any) -> Tensor:
+    def act(self, x: Tensor) -> Tensor:
+        """Let the action happen, unseen by hooks of functions: what it calls is not of the module's forward."""
+        assert self.action is not None
+        with torch._C.DisableTorchFunction():
+            return self.action(x)
+
+    def tensor(self, value: Any) -> Tensor:
         if not isinstance(value, Tensor):
             kind = type(value).__name__
             raise UserError(f"the {self.point.side.value} of {self.point.path} is a {kind}; a point needs one tensor")
         return value
 
 
+class _FunctionHook(_Hook):
+    """At a side of a function that the module's own forward calls; within modules inside it is deaf."""
+
+    def __init__(self, module: nn.Module, point: QuantPoint, action: Action | None) -> None:
+        super().__init__(module, point, action)
+        self.calls = self.depth = 0
+
+    def registered(self) -> Iterator[RemovableHandle]:
+        yield self.module.register_forward_pre_hook(self.on_input)
+        yield self.module.register_forward_hook(self.on_output, always_call=True)
+        for child in _called_children(self.module):
+            yield child.register_forward_pre_hook(partial(self._deeper, 1))
+            yield child.register_forward_hook(partial(self._deeper, -1), always_call=True)
+
+    def on_input(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        self.calls = self.depth = 0
+        _Functions(self).__enter__()
+
+    def on_output(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        torch.overrides._pop_mode()
+
+    def _deeper(self, by: int, *_: Any) -> None:
+        self.depth += by
+
+    def called(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What a function gives that is called somewhere in the module's forward."""
+        point = self.point
+        if self.action is None or self.depth or getattr(func, "__name__", "").strip("_") != point.function:
+            return func(*args, **kwargs)
+        self.calls += 1
+        if point.call is not None and point.call != self.calls - 1:
+            return func(*args, **kwargs)
+        if point.side is Side.OUTPUT:
+            return self.act(self.tensor(func(*args, **kwargs)))
+        if point.operand >= len(args):
+            raise UserError(f"{point.path} must call {point.function} with positional arguments, for {point.key}")
+        changed = self.act(self.tensor(args[point.operand]))
+        return func(*args[: point.operand], changed, *args[point.operand + 1 :], **kwargs)
+
+
+class _Functions(TorchFunctionMode):
+    """Shows a hook the functions that are called."""
+
+    def __init__(self, hook: _FunctionHook) -> None:
+        super().__init__()
+        self._hook = hook
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self._hook.called(func, args, kwargs or {})
+
+
+def _called_children(module: nn.Module) -> Iterator[nn.Module]:
+    """The modules that its forward calls itself: a list of them is none that can be called."""
+    for child in module.children():
+        if isinstance(child, (nn.ModuleList, nn.ModuleDict)):
+            yield from _called_children(child)
+        else:
+            yield child
+
+
 class _WeightHook(_Hook):
     """A weight is made once and shared by all passes, until a backward pass has used its graph up or it has changed."""
 
     def __init__(self, module: nn.Module, point: QuantPoint, action: Action | None) -> None:
-        super().__init__(point, action)
-        self._module = module
+        super().__init__(module, point, action)
         self._parameter = _plain_weight(module, point)
-        self._before = {name: value for name, value in module.__dict__.items() if name == "weight"}
+        self._name = point.parameter
+        self._before = {name: value for name, value in module.__dict__.items() if name == self._name}
         self._made: Tensor | None = None
 
     def changed(self) -> None:
         self._made = None
         if self.action is None:
-            self._module.__dict__.pop("weight", None)
+            self.module.__dict__.pop(self._name, None)
         else:
-            self._make(self.action)
+            self._make()
 
     def removed(self) -> None:
         self._made = None  # its hook refers back to this object
-        self._module.__dict__.pop("weight", None)
-        self._module.__dict__.update(self._before)
+        self.module.__dict__.pop(self._name, None)
+        self.module.__dict__.update(self._before)
 
     def on_input(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if self.action is not None and self._is_stale():
-            self._make(self.action)
+            self._make()
 
-    def _make(self, action: Action) -> None:
+    def _make(self) -> None:
         self._version, self._has_graph, self._is_used_up = version_of(self._parameter), torch.is_grad_enabled(), False
-        self._made = action(self._parameter)
+        self._made = self.act(self._parameter)
         if self._made.requires_grad and self._made is not self._parameter:
             self._made.register_hook(self._use_up)
-        self._module.__dict__["weight"] = self._made
+        self.module.__dict__[self._name] = self._made
 
     def _is_stale(self) -> bool:
         if self._made is None or version_of(self._parameter) != self._version:

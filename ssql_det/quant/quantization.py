@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -20,12 +20,14 @@ from ssql_det.quant import quantization_file
 from ssql_det.quant.bits import Bits, width_name
 from ssql_det.quant.feeding import Forward, evaluating, feed_images
 from ssql_det.quant.hooks import Action, float_weight, hooked, module_at
+from ssql_det.quant.integer import chains_of, folded
 from ssql_det.quant.norms import Statistics, estimate_statistics, with_statistics
-from ssql_det.quant.points import QuantPoint, assign_bits, quant_points
+from ssql_det.quant.points import INTEGER, QuantPoint, assign_bits, quant_points
 from ssql_det.quant.quantization_file import Content
 from ssql_det.quant.quantizers import Observer, Place, Quantizer
 from ssql_det.quant.quantizers.observers import all_reduce, require_finite
 from ssql_det.quant.scheme import RE_ESTIMATED, Scheme
+from ssql_det.quant.tracing import Chain, trace_pass
 
 _LEARNED, _NORMS = "learned.", "norms."  # what names in a file begin with
 
@@ -52,13 +54,14 @@ class Quantization:
         if hasattr(model, "_orig_mod"):  # torch.compile's wrapper
             raise UserError("a compiled graph does not see these contexts; give and call the model that was compiled")
         self.model = model
-        self.points = quant_points(model) if points is None else tuple(points)
         self.scheme = scheme or Scheme()
+        self.points = quant_points(model, self.scheme.placement) if points is None else tuple(points)
         self.calibration: Calibration | None = None
         self.quantizers = nn.ModuleDict(
             {module_name(point): self.scheme.quantizer(_place(model, point)) for point in self.points}
         )
         self.norms: dict[str, Statistics] = {}  # by ``width_name``
+        self.chains: tuple[Chain, ...] = ()  # placement ``integer``: what is folded
 
     def __getitem__(self, point: QuantPoint) -> Quantizer:
         quantizer = self.quantizers[module_name(point)]
@@ -73,7 +76,7 @@ class Quantization:
 
         Weights are quantized once and shared by the passes inside.
         """
-        with self._rounded(bits, overrides), self._with_norms(bits, overrides):
+        with self._rounded(bits, overrides), self._with_norms(bits, overrides), self._folded(bits, overrides):
             yield
 
     @contextmanager
@@ -85,6 +88,10 @@ class Quantization:
                 action = None if width is None else partial(self[point], bits=width)
                 stack.enter_context(hooked(self.model, point, action))
             yield
+
+    def _folded(self, bits: Bits, overrides: Mapping[str, Bits] | None) -> AbstractContextManager[None]:
+        """Norms and biases as an integer machine has them."""
+        return folded(self.model, self.chains, assign_bits(self.points, bits, overrides), self.__getitem__)
 
     def _with_norms(self, bits: Bits, overrides: Mapping[str, Bits] | None) -> AbstractContextManager[None]:
         if self.scheme.norms != RE_ESTIMATED:
@@ -138,6 +145,8 @@ class Quantization:
         fed = 0
         with self.observing(), evaluating(self.model), torch.no_grad():
             for batch in track(itertools.islice(loader, batches), "calibrating", total):
+                if self.scheme.placement == INTEGER and not fed:
+                    self.chains = chains_of(trace_pass(self.model, self.points, batch, forward), self.points)
                 forward(self.model, batch)
                 self._require_finite()
                 fed += 1
@@ -177,19 +186,13 @@ class Quantization:
     def save(self, path: str | os.PathLike[str]) -> None:
         """One safetensors file, tied to the weights. Its header tells what is in it."""
         signature = quantization_file.signature_of(self.model)
-        content = Content(self.scheme, self.points, self.calibration, signature, self._tensors())
+        content = Content(self.scheme, self.points, self.calibration, signature, self._tensors(), self.chains)
         quantization_file.write(path, content)
 
     @classmethod
-    def load(
-        cls,
-        path: str | os.PathLike[str],
-        model: nn.Module,
-        points: Sequence[QuantPoint] | None = None,
-        scheme: Scheme | None = None,
-    ) -> Quantization:
-        """Read the quantization of this model. One of other weights is refused, and one of other points or another
-        scheme than are asked for. Under a process group every rank calls it, and rank 0 reads.
+    def load(cls, path: str | os.PathLike[str], model: nn.Module, scheme: Scheme | None = None) -> Quantization:
+        """Read the quantization of this model. One of other weights is refused, and one of another scheme than is asked
+        for. Under a process group every rank calls it, and rank 0 reads.
 
         >>> quantization = Quantization.load("quantization.safetensors", model)
         """
@@ -197,12 +200,8 @@ class Quantization:
         quantization_file.signature_of(model).require_same(content.signature, path)
         if scheme is not None and scheme != content.scheme:
             raise UserError(f"{path} is of the scheme {content.scheme}, asked for is {scheme}; calibrate again for it")
-        if points is not None and set(points) != set(content.points):
-            first = min(set(points) ^ set(content.points), key=lambda point: point.key)
-            where = "is quantized there and not here" if first in content.points else "is not quantized there"
-            raise UserError(f"{path} is of other points: {first.key} {where}; use its scope, or calibrate again")
         quantization = cls(model, content.points, content.scheme)
-        quantization.calibration = content.calibration
+        quantization.calibration, quantization.chains = content.calibration, content.chains
         try:
             quantization._take(dict(content.tensors))
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as damage:

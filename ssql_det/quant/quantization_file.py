@@ -16,8 +16,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from ssql_det.core.files import atomic_write
 from ssql_det.core.safetensors_file import is_safetensors, read_safetensors, write_safetensors
 from ssql_det.quant.points import QuantPoint, Side
 from ssql_det.quant.scheme import Scheme
+from ssql_det.quant.tracing import Chain
 
 FORMAT, VERSION = "ssql_det quantization", 1
 
@@ -63,6 +64,7 @@ class Content:
     calibration: Calibration | None
     signature: Signature
     tensors: Mapping[str, Tensor]
+    chains: tuple[Chain, ...] = ()
 
 
 def signature_of(model: nn.Module) -> Signature:
@@ -82,6 +84,7 @@ def write(path: str | os.PathLike[str], content: Content) -> None:
         "calibration": json.dumps(asdict(content.calibration) if content.calibration else None),
         "points": json.dumps([_plain(point) for point in content.points]),
         "model": json.dumps(asdict(content.signature)),
+        "chains": json.dumps([[each.layer, each.norm, each.source and each.source.key] for each in content.chains]),
     }
     with atomic_write(path) as file:
         write_safetensors(content.tensors, metadata, file)
@@ -104,15 +107,29 @@ def read(path: str | os.PathLike[str]) -> Content:
     try:
         calibration = json.loads(metadata["calibration"])
         model = json.loads(metadata["model"])
+        points = tuple(_point(**each) for each in json.loads(metadata["points"]))
+        places = {point.key: point for point in points}
         return Content(
             scheme=scheme,
-            points=tuple(_point(**each) for each in json.loads(metadata["points"])),
+            points=points,
             calibration=None if calibration is None else _calibration(**calibration),
             signature=Signature(str(model["digest"]), dict(model["tensors"])),
             tensors=tensors,
+            chains=tuple(
+                Chain(str(layer), places[source], str(norm)) for layer, norm, source in json.loads(metadata["chains"])
+            ),
         )
     except (AttributeError, KeyError, RecursionError, TypeError, UserError, ValueError) as damage:
         raise damaged(path, damage) from None
+
+
+def require_same_points(wanted: Iterable[QuantPoint], found: Iterable[QuantPoint], path: object) -> None:
+    """Refuse a file's quantization that is of another scope."""
+    here, there = set(wanted), set(found)
+    if here != there:
+        first = min(here ^ there, key=lambda point: point.key)
+        where = "is quantized there and not here" if first in there else "is not quantized there"
+        raise UserError(f"{path} is of other points: {first.key} {where}; use its scope, or calibrate again")
 
 
 def damaged(path: str | os.PathLike[str], reason: object) -> UserError:
@@ -128,14 +145,19 @@ def _scheme(path: str | os.PathLike[str], text: str) -> Scheme:
 
 
 def _plain(point: QuantPoint) -> dict[str, Any]:
-    plain = {"path": point.path, "side": point.side.value}
-    return plain | {name: value for name in ("bits", "from_zero") if (value := getattr(point, name))}
+    """What is not the default."""
+    given = {field.name: getattr(point, field.name) for field in fields(point)}
+    plain = {field.name: given[field.name] for field in fields(point) if given[field.name] != field.default}
+    return plain | {"side": point.side.value}
 
 
-def _point(path: str, side: str, bits: int | None = None, from_zero: bool = False) -> QuantPoint:
-    if not isinstance(path, str) or not isinstance(bits, int | None) or not isinstance(from_zero, bool):
-        raise TypeError(f"a point is {path!r}, {bits!r}, {from_zero!r}")
-    return QuantPoint(path, Side(side), bits, from_zero)
+def _point(path: str, side: str, ends: Any = None, **others: Any) -> QuantPoint:
+    point = QuantPoint(path, Side(side), ends=None if ends is None else (float(ends[0]), float(ends[1])), **others)
+    kinds = {"path": str, "bits": int | None, "with_zero": bool, "parameter": str, "function": str}
+    for name, kind in {**kinds, "operand": int, "call": int | None}.items():
+        if not isinstance(getattr(point, name), kind):
+            raise TypeError(f"a point's {name} is {getattr(point, name)!r}")
+    return point
 
 
 def _calibration(images: int, seed: int, data: str) -> Calibration:

@@ -9,12 +9,11 @@ from dataclasses import dataclass, fields
 from ssql_det.core.errors import UserError, did_you_mean, printable
 from ssql_det.core.registry import Registry
 from ssql_det.quant.bits import Bits
-from ssql_det.quant.points import QuantPoint, Side
+from ssql_det.quant.points import PLACEMENTS, PUBLISHED, QuantPoint, Side
 from ssql_det.quant.quantizers.quantizer import ACTIVATIONS, WEIGHTS, Factory, Place, Quantizer
 
 TRAINED, RE_ESTIMATED = "trained", "re-estimated"
 NORMS = (TRAINED, RE_ESTIMATED)
-PLACEMENTS = ("published",)
 _DEFAULT = "minmax"
 _TRIAL = Place(QuantPoint("", Side.WEIGHT), shape=(1, 1), axis=0)
 
@@ -23,7 +22,8 @@ _TRIAL = Place(QuantPoint("", Side.WEIGHT), shape=(1, 1), axis=0)
 class Scheme:
     """The published scheme by default. A quantizer is its name, with values behind colons where it takes some.
 
-    ``norms``: ``trained`` statistics, or ``re-estimated`` from the calibration images at each width.
+    ``norms``: ``trained`` statistics, or ``re-estimated`` from the calibration images at each width. ``placement``: the
+    ``published`` one, or what an ``integer`` machine needs.
 
     >>> Scheme.parse("weight=centred, act=mse:2.4")
     Scheme(weight='centred', act='mse:2.4', norms='trained', placement='published')
@@ -34,7 +34,7 @@ class Scheme:
     weight: str = _DEFAULT
     act: str = _DEFAULT
     norms: str = TRAINED
-    placement: str = PLACEMENTS[0]
+    placement: str = PUBLISHED
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "weight", _canonical(self.weight, WEIGHTS, ACTIVATIONS))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ssql_det.core.errors import UserError
 from ssql_det.quant import BitsSchedule, Quantization, QuantPoint, Scheme, Side, quant_points
+from ssql_det.quant.points import PUBLISHED
 from ssql_det.quant.scheme import TRAINED
 from ssql_det.ssl.method import Encoder, Method, Views
 
@@ -60,6 +61,8 @@ class SSQL(nn.Module):
             raise UserError("SSQL quantizes predictions or targets, or both; without either it is the method itself")
         if quantize_targets and not method.may_quantize_targets:
             raise UserError(f"{method.title} says itself what it is held against; leave QUANTIZE_TARGETS off")
+        if scheme is not None and scheme.placement != PUBLISHED:
+            raise UserError("in training norms are not folded: use a scheme with placement=published")
         super().__init__()
         self.method = method
         self.bits = bits

@@ -3,9 +3,23 @@
 import pytest
 import torch
 import torchvision
+from torch import nn
 
-from ssql_det.backbones import build_backbone
+from ssql_det.backbones import BACKBONES, build_backbone, differences, expected_state, state_of
 from ssql_det.core.errors import UserError
+
+TORCHVISIONS = [
+    ("mobilenet_v2", 1280, 64),
+    ("mobilenet_v3_small", 1024, 64),
+    ("efficientnet_b0", 1280, 64),
+    ("regnet_y_400mf", 440, 64),
+    ("shufflenet_v2_x0_5", 1024, 64),
+    ("squeezenet1_1", 512, 64),
+    ("mnasnet0_5", 1280, 64),
+    ("convnext_tiny", 768, 64),
+    ("googlenet", 1024, 64),
+    ("alexnet", 4096, 64),
+]
 
 
 @pytest.mark.parametrize(
@@ -25,6 +39,16 @@ def test_features_have_the_stated_width(name, width):
     backbone = build_backbone(name)
     assert backbone.width == width
     assert backbone.module.eval()(torch.randn(2, 3, 64, 64)).shape == (2, width)
+
+
+@pytest.mark.parametrize(("name", "width", "size"), TORCHVISIONS)
+def test_a_network_of_torchvision_has_no_classifier_left(name, width, size):
+    """Not even a dropout of it: in training it puts out plain features as well."""
+    backbone = build_backbone(name)
+    assert backbone.width == width
+    assert backbone.module(torch.randn(2, 3, size, size)).shape == (2, width)
+    dropouts = [each for each in backbone.module.modules() if isinstance(each, torch.nn.Dropout) and each.p]
+    assert bool(dropouts) == (name == "alexnet")  # between layers that stay
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "wide_resnet50_2"])
@@ -72,6 +96,8 @@ def test_residual_branches_can_start_at_zero(name):
 def test_what_has_no_residual_branches_cannot_start_them_at_zero():
     with pytest.raises(UserError, match="no residual branches"):
         build_backbone("timm/mobilenetv3_small_050", zero_init_residual=True)
+    with pytest.raises(UserError, match="mobilenet_v2 has no residual branches"):
+        build_backbone("mobilenet_v2", zero_init_residual=True)
 
 
 def test_images_of_a_size_that_a_network_cannot_take_are_refused():
@@ -82,12 +108,62 @@ def test_images_of_a_size_that_a_network_cannot_take_are_refused():
     assert backbone.module.training
 
 
-NEAR = [("resnet81", "mean 'resnet"), ("cifar_resnet81", "mean 'cifar_resnet"), ("vgg16", "known: resnet101")]
+NEAR = [
+    ("resnet81", "mean 'resnet"),
+    ("cifar_resnet81", "mean 'cifar_resnet"),
+    ("mobilenetv2_050", "mean 'timm/mobilenetv2_050'"),
+    ("timm/resnet9999", "mean 'timm/resnet"),
+    ("timm/resnet50.my_weights", "mean 'timm/resnet50"),
+    ("timm/hf-hub:somebody/net", "one of your own needs its module: --plugin"),
+    ("", "known: torchvision's models"),
+]
 
 
 @pytest.mark.parametrize(("name", "hint"), NEAR)
 def test_an_unknown_name_is_answered_with_the_known_ones(name, hint):
     with pytest.raises(UserError, match=f"no backbone '{name}'.*{hint}"):
         build_backbone(name)
-    with pytest.raises(UserError, match=r"timm has no model 'resnet9999'; did you mean"):
-        build_backbone("timm/resnet9999")
+
+
+def small(width):
+    layers = nn.Conv2d(3, width, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    return nn.Sequential(*layers)
+
+
+def test_a_network_of_ones_own_has_a_name(monkeypatch):
+    monkeypatch.setattr(BACKBONES, "_parts", dict(BACKBONES._parts))
+
+    @BACKBONES.register("my_net")
+    def my_net(zero_init_residual):
+        return small(8), 8
+
+    @BACKBONES.register("wrong_net")
+    def wrong_net(zero_init_residual):
+        return small(8), 9
+
+    backbone = build_backbone("my_net")
+    assert (backbone.name, backbone.width) == ("my_net", 8)
+    backbone.require_size(16)
+    with pytest.raises(UserError, match=r"wrong_net puts out \[1, 8\] for one image, and its builder says \[1, 9\]"):
+        build_backbone("wrong_net").require_size(16)
+    with pytest.raises(UserError, match="no backbone 'my_nett'; did you mean 'my_net'"):
+        build_backbone("my_nett")
+    with pytest.raises(ValueError, match="a backbone 'resnet18' already"):
+        BACKBONES.register("resnet18")(my_net)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "cifar_resnet18", "timm/vit_tiny_patch16_224", "regnet_y_400mf"])
+def test_a_state_is_known_without_building_and_without_a_draw(name):
+    before = torch.get_rng_state()
+    expected = expected_state(name)
+    assert torch.equal(torch.get_rng_state(), before)
+    state = state_of(build_backbone(name).module.state_dict())
+    assert expected == state
+    first, second, *_ = state
+    other = {**state, first: "int64 [3]", "more": "float32 [1]"}
+    del other[second]
+    assert differences(other, state) == [
+        f"{first} is int64 [3], not {state[first]}",
+        f"{second} is missing, not {state[second]}",
+        "more has no place",
+    ]

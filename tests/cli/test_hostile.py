@@ -564,7 +564,7 @@ FILES = {  # something that lies in the case's folder is
     ),
     "quantization upside down": (
         predict(flags=OF_A_SWEEP),
-        earlier("sweep", quantization(lambda found: next(iter(found.values())).copy_(torch.tensor([-9.0, -9.0])))),
+        earlier("sweep", quantization(lambda found: next(iter(found.values())).copy_(torch.tensor([9.0, -9.0])))),
         f"{QUANTIZATION} is damaged (",
     ),
     "quantization of NaN": (

@@ -119,7 +119,7 @@ CASES = {
 
 def written(point):
     bits = "" if point.bits is None else f" @{point.bits}"
-    return f"{point.path} {point.side.value}{bits}{' from 0' * point.from_zero}"
+    return f"{point.path} {point.side.value}{bits}{' from 0' * point.with_zero}"
 
 
 def lines(text):
@@ -180,5 +180,5 @@ def test_a_layer_that_no_rule_knows_is_refused_where_all_is_to_be_quantized(name
 
 
 def test_an_unknown_scope_is_refused():
-    with pytest.raises(UserError, match="a scope is one of backbone, all; got 'head'"):
+    with pytest.raises(UserError, match="a scope is one of backbone, backbone\\+neck, all; got 'head'"):
         detector_points(build_detector(config(C4)), "head")

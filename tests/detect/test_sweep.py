@@ -75,7 +75,8 @@ def test_a_width_is_the_detector_quantized(whole_sweep, learned, tmp_path):
     points = detector_points(model, "all")
     saved = whole_sweep[0] / "quantization.safetensors"
     assert set(load_file(saved)) == {f"{point.key}/ends" for point in points if not point.is_weight}
-    quantization = Quantization.load(saved, model, points)
+    quantization = Quantization.load(saved, model)
+    assert set(quantization.points) == set(points)
     assert quantization.calibration == Calibration(4, 0, "toy_voc_2007_trainval")
     with quantization.at(Bits(4, 4)):
         metrics = evaluate(model, evaluation_images(cfg, TEST), TEST, str(tmp_path))

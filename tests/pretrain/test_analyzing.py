@@ -51,7 +51,7 @@ def saved(folder, kind="simsiam"):
             if name.endswith("running_mean") or (tensor.is_floating_point() and tensor.ndim == 1):
                 tensor.add_(0.2 * torch.randn(tensor.shape).abs())
     optimizer = torch.optim.SGD(method.parameters(), lr=0.1)
-    return method.eval(), str(Run(method, optimizer, facts_of(cfg)).save(folder, steps=1))
+    return method.eval(), str(Run(method, cfg.BACKBONE, optimizer, facts_of(cfg)).save(folder, steps=1))
 
 
 @pytest.fixture

@@ -303,7 +303,8 @@ def colours(tmp_path_factory):
                 Image.fromarray(pixels.astype(np.uint8)).save(folder / split / name / f"{index}.png")
     torch.manual_seed(0)
     method = SimSiam(build_backbone("narrow_resnet"), 16, 8)
-    Run(method, torch.optim.SGD(method.parameters(), lr=1), Facts(IMAGENET, False, seed=3)).save(folder, 0)
+    optimizer = torch.optim.SGD(method.parameters(), lr=1)
+    Run(method, "narrow_resnet", optimizer, Facts(IMAGENET, False, seed=3)).save(folder, 0)
     return folder
 
 

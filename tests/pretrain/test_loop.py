@@ -64,7 +64,7 @@ def test_it_begins_with_any_backbone(whole, toy, tmp_path):
     network, _ = build_network(config(toy, tmp_path, INIT=whole / "checkpoint.pth"))
     begun = network.method.encoder.backbone.state_dict()
     assert all(torch.equal(begun[name], tensor) for name, tensor in content(whole)["online"].items())
-    with pytest.raises(UserError, match="is a narrow_resnet and does not fit this network"):
+    with pytest.raises(UserError, match=r"is of the backbone narrow_resnet, not resnet18; .* BACKBONE narrow"):
         build_network(config(toy, tmp_path, INIT=whole / "checkpoint.pth", BACKBONE="resnet18"))
 
 

@@ -44,7 +44,7 @@ def checkpoint(tmp_path, monkeypatch):
         torch.manual_seed(seed)
         cfg = read_config(None, ["BACKBONE", backbone, "SSQL.ENABLED", str(is_ssql), "DIM", "8", "HIDDEN", "8"])
         network, _ = build_network(cfg)
-        run = Run(getattr(network, "method", network), build_optimizer(cfg, network), facts_of(cfg))
+        run = Run(getattr(network, "method", network), backbone, build_optimizer(cfg, network), facts_of(cfg))
         return str(run.save(tmp_path / str(seed), 0))
 
     return make

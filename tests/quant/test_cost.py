@@ -44,7 +44,7 @@ def test_size_is_weights_at_their_bits_a_scale_a_channel_and_the_rest_in_float()
 
 @pytest.mark.parametrize("make", [torchvision.models.resnet18, torchvision.models.resnet50, CifarResNet, D2ResNet])
 def test_every_conv_of_a_resnet_reads_a_quantized_tensor_and_the_first_the_image(make):
-    calls = profile(make()).calls
+    calls = profile(make()).trace.operations
     convs = [call for call in calls if call.path not in ("fc", "linear")]
     assert [call.path for call in convs if call.source is None] == [calls[0].path]
     assert [call.path for call in calls if call.reads_image] == [calls[0].path]
@@ -54,7 +54,7 @@ def test_every_conv_of_a_resnet_reads_a_quantized_tensor_and_the_first_the_image
 
 def test_bit_operations_by_hand():
     cost = profile(CifarResNet(), size=16)
-    macs = {call.path: call.macs for call in cost.calls}
+    macs = {call.path: call.macs for call in cost.trace.operations}
     pixels = 16 * 16
     assert macs["conv1"] == pixels * 8 * 27
     first_stage = pixels * 8 * 8 * 9
@@ -91,7 +91,7 @@ def test_a_tensor_that_is_changed_in_place_leaves_its_grid():
         model = Shifted(shift)
         model.hidden = torch.nn.Identity()
         points = [QuantPoint("second", Side.WEIGHT), QuantPoint("hidden", Side.OUTPUT)]
-        source = profile_cost(model, points, torch.zeros(1, 4)).calls[-1].source
+        source = profile_cost(model, points, torch.zeros(1, 4)).trace.operations[-1].source
         assert (source and source.key) == found
 
 

@@ -327,7 +327,7 @@ def test_other_layouts_are_quantized_at_every_point(make):
 def test_the_stem_that_pools_inside_is_quantized_from_zero():
     model = D2ResNet().eval()
     q = observed(model, images())
-    stem = q[next(point for point in q.points if point.from_zero)]
+    stem = q[next(point for point in q.points if point.with_zero)]
     low, high = stem.observer.ends
     assert stem.grid(8).zero_point == 0 or low < 0
     stem.observer.align(low + 0.5, high)  # as where every pooled value is above zero

@@ -26,11 +26,11 @@ from ssql_det.convert.formats.torchvision import TORCHVISION
 from ssql_det.convert.formats.vissl import VISSL
 from ssql_det.convert.layout import WRAPPERS, Layout
 
-FORMATS: tuple[Format, ...] = (
+FORMATS: list[Format] = [  # a user's module puts its own before them: FORMATS.insert(0, MINE)
     *(OWN, PUBLISHED, SOLO_LEARN, LIGHTLY, SIMSIAM, SIMCLR, BYOL, SWAV, DINO, MOCO, VISSL),
     *(DETECTRON2_FPN, DETECTRON2_C4, DETECTRON2, CAFFE2, HUGGINGFACE),
     *(BACKBONE, SAFETENSORS, TORCHVISION, TIMM),
-)
+]
 
 
 def under_prefix(prefix: str, format: Format | None = None) -> Format:
@@ -38,7 +38,7 @@ def under_prefix(prefix: str, format: Format | None = None) -> Format:
     for wrapper in WRAPPERS:
         prefix = prefix.removeprefix(wrapper)
     prefix = prefix if not prefix or prefix.endswith(".") else f"{prefix}."
-    known = FORMATS if format is None else (format,)
+    known = FORMATS if format is None else [format]
     layouts = [layout for each in known for branch in each.branches.values() for layout in branch]
     tables = {layout.first.removeprefix(layout.prefix): layout.names for layout in reversed(layouts)}
     return replace(

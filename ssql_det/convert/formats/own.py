@@ -7,6 +7,9 @@
      "momentum": {"conv1.weight": tensor, ...},    # where the method has a moving average
      "detector": {...},                            # the rest of a detector, Detectron2's names
      "heads": {...}, "resume": {...}}              # of a training: projector, predictor, queue; optimizer, step
+
+A training writes version 2, of any network: ``"backbone": {"name": "timm/mobilenetv2_050"}`` stands for ``arch``, and
+tensors are under that network's own names. Of a ResNet it is read here as well; others have no neutral form.
 """
 
 from __future__ import annotations

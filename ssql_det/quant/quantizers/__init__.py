@@ -8,7 +8,7 @@ centred     weight             a grid symmetric about 0, by least squares
 =========== ================== ==========================================================================
 """
 
-from ssql_det.quant.quantizers import centred, minmax, mse, percentile
+from ssql_det.core.registry import import_modules
 from ssql_det.quant.quantizers.observers import Histogram, MinMaxObserver, Observer
 from ssql_det.quant.quantizers.quantizer import ACTIVATIONS, WEIGHTS, Integers, Place, Quantizer, RangeQuantizer
 
@@ -22,8 +22,6 @@ __all__ = [
     "Place",
     "Quantizer",
     "RangeQuantizer",
-    "centred",
-    "minmax",
-    "mse",
-    "percentile",
 ]
+
+all(import_modules(__name__, __path__))

@@ -113,8 +113,11 @@ class RangeQuantizer(Quantizer):
         return kept[2]
 
     def _chosen(self, bits: int) -> QParams:
-        low, high = self.range(bits)
-        return choose_qparams(low.clamp(max=0) if self.place.point.from_zero else low, high, bits)
+        point, (low, high) = self.place.point, self.observer.ends
+        low, high = self.range(bits) if point.ends is None else (low.new_tensor(end) for end in point.ends)
+        if point.with_zero:
+            low, high = low.clamp(max=0), high.clamp(min=0)
+        return choose_qparams(low, high, bits)
 
     def forward(self, x: Tensor, bits: int) -> Tensor:
         return fake_quantize(x, self.grid(bits)) if x.numel() else x

@@ -1,0 +1,40 @@
+"""Networks of no known family: the weight of every conv and linear layer, and its input but for the first.
+
+First and last layer at 8 bits.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+from torch import nn
+
+from ssql_det.quant.points.family import FAMILIES, STEM_BITS, Ends, Family, layers
+from ssql_det.quant.points.point import QuantPoint, Side
+
+_logger = logging.getLogger(__name__)
+
+
+class Generic(Family):
+    def knows(self, model: nn.Module) -> bool:
+        return next(layers(model), None) is not None
+
+    def points(self, model: nn.Module, placement: str, image: Ends) -> Iterator[QuantPoint]:
+        _logger.warning(
+            "%s is of no known family, so the generic rule places its quantization points: the weight of every conv "
+            "and linear layer, and its input but for the first; first and last layer at %d bits",
+            *(type(model).__name__, STEM_BITS),
+        )
+        names = [name for name, _ in layers(model)]
+        for name in names:
+            bits = STEM_BITS if name in (names[0], names[-1]) else None
+            if name != names[0]:
+                yield QuantPoint(name, Side.INPUT, bits)
+            yield QuantPoint(name, Side.WEIGHT, bits)
+
+    def blocks(self, model: nn.Module) -> Iterator[str]:
+        return (name for name, _ in layers(model))
+
+
+FAMILIES.register("generic")(Generic())

@@ -1,0 +1,94 @@
+"""Networks of inverted residual blocks: MobileNetV2 (Sandler et al., CVPR 2018) and EfficientNet (Tan and Le, ICML
+2019), torchvision's and timm's.
+
+As in a ResNet: every conv weight; the stem's output, at 8 bits as its weight; the input of each conv in a block but the
+first, which reads a block's output; each block's output. And the output of the conv behind the blocks.
+
+Placement ``integer`` has in addition the image, and the last conv's result, at 8 bits, where a block's input is added
+to it. Blocks with squeeze-and-excitation have no rules for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from ssql_det.core.errors import UserError
+from ssql_det.quant.points.family import (
+    FAMILIES,
+    INTEGER,
+    PLACEMENTS,
+    RESULT_BITS,
+    STEM_BITS,
+    Ends,
+    Family,
+    join,
+    layers,
+)
+from ssql_det.quant.points.point import QuantPoint, Side
+
+
+class InvertedResiduals(Family):
+    placements = PLACEMENTS
+
+    def knows(self, model: nn.Module) -> bool:
+        return any(map(_is_block, model.modules()))
+
+    def points(self, model: nn.Module, placement: str, image: Ends) -> Iterator[QuantPoint]:
+        for number, path in enumerate(self.blocks(model)):
+            if _is_block(model.get_submodule(path)):
+                yield from _block_points(path, model.get_submodule(path), placement)
+                continue
+            bits = None if number else STEM_BITS
+            if placement == INTEGER and not number:
+                yield QuantPoint(path, Side.INPUT, bits, ends=image)
+            yield QuantPoint(path, Side.WEIGHT, bits)
+            yield QuantPoint(_output_of(path, model), Side.OUTPUT, bits)
+
+    def blocks(self, model: nn.Module) -> Iterator[str]:
+        """The stem's conv, the blocks, the conv behind them; no classifier."""
+        inside = None
+        for path, module in model.named_modules():
+            if inside is not None and path.startswith(inside):
+                continue
+            if _is_block(module) or isinstance(module, nn.Conv2d):
+                inside = f"{path}."
+                yield path
+
+
+def _is_block(module: nn.Module) -> bool:
+    """timm's has its convs as children, torchvision's as a sequence; one is depthwise, or widens."""
+    body = getattr(module, "conv", getattr(module, "block", None))
+    if isinstance(body, nn.Sequential):
+        found = [layer for _, layer in layers(body)]
+        is_depthwise = any(isinstance(each, nn.Conv2d) and each.groups == each.in_channels > 1 for each in found)
+        return is_depthwise and not any(isinstance(each, nn.Linear) for each in found)  # those are ConvNeXt's
+    return hasattr(module, "bn1") and (hasattr(module, "conv_dw") or hasattr(module, "conv_exp"))
+
+
+def _block_points(path: str, block: nn.Module, placement: str) -> Iterator[QuantPoint]:
+    first, *_ = names = [name for name, _ in layers(block)]
+    for name in names:
+        if name != first:
+            yield QuantPoint(join(path, name), Side.INPUT)
+        yield QuantPoint(join(path, name), Side.WEIGHT)
+    if placement == INTEGER:
+        if any(isinstance(each, nn.AdaptiveAvgPool2d) or hasattr(each, "conv_reduce") for each in block.modules()):
+            raise UserError(f"{path} has squeeze-and-excitation, for which placement={placement} has no rules")
+        if getattr(block, "use_res_connect", getattr(block, "has_skip", False)):
+            *_, norm = (name for name, each in block.named_modules() if isinstance(each, nn.BatchNorm2d))
+            yield QuantPoint(join(path, norm), Side.OUTPUT, RESULT_BITS)
+    yield QuantPoint(path, Side.OUTPUT)
+
+
+def _output_of(path: str, model: nn.Module) -> str:
+    """What puts out a conv's result behind its norm and activation: its sequence, or the norm, which has both."""
+    parent, _, name = path.rpartition(".")
+    if isinstance(model.get_submodule(parent), nn.Sequential):
+        return parent
+    names = [child for child, _ in model.get_submodule(parent).named_children()]
+    return join(parent, names[names.index(name) + 1])
+
+
+FAMILIES.register("inverted residual")(InvertedResiduals())

@@ -1,0 +1,279 @@
+"""Networks of any family: trained, resumed, probed and begun with, from a file that names their builder."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pretrain.runs import config, content
+from refusals import refused
+from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
+
+from ssql_det.backbones import BACKBONES, build_backbone
+from ssql_det.cli.main import main
+from ssql_det.convert import IMAGENET, Facts, read
+from ssql_det.core.errors import UserError
+from ssql_det.core.files import sha256
+from ssql_det.pretrain.checkpoint import Run
+from ssql_det.pretrain.loop import pretrain
+from ssql_det.pretrain.probing import Plan, probed
+from ssql_det.pretrain.trained import read_backbone, read_trained
+from ssql_det.ssl import BYOL
+
+pytestmark = pytest.mark.usefixtures("one_thread", "logging_as_it_was")
+SIZES = {
+    "timm/mobilenetv2_050": 32,
+    "timm/resnet26": 32,
+    "timm/vit_tiny_patch16_224": 224,
+    "timm/regnety_002": 32,
+    "timm/efficientnet_b0": 64,  # of smaller ones a last stage of one pixel leaves a norm two values
+    "mobilenet_v2": 32,
+}
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    """Two images to train on, and two for probes."""
+    folder, generator = tmp_path_factory.mktemp("few"), np.random.default_rng(0)
+    for place in ("train/cat", "train/dog", "val/cat", "val/dog"):
+        (folder / place).mkdir(parents=True)
+        pixels = generator.integers(0, 255, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / place / "0.png")
+    return folder
+
+
+def two_steps(few, out, name, size=32, **more):
+    return config(few, out, BACKBONE=name, DATA__TRAIN=few, DATA__SIZE=size, OPTIM__BATCH=2, OPTIM__EPOCHS=2, **more)
+
+
+def rows(path, few, size=32, bits="FP,4w4a"):
+    found = probed(str(path), str(few), bits, "digits", Plan(("knn",), calibration=2, device="cpu", size=size))
+    return {row.bits: (row.network, row.metrics["knn/top1"], row.metrics["MB"]) for row in found}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_a_network_is_trained_stopped_resumed_and_probed(name, few, monkeypatch, tmp_path):
+    save = Run.save
+
+    def save_and_copy(run, folder, steps):
+        path = save(run, folder, steps)
+        if steps == 1:
+            shutil.copytree(folder, tmp_path / "stopped")  # as a kill at this moment leaves it
+        return path
+
+    run = {"size": SIZES[name], "SSQL__ENABLED": SIZES[name] < 224}  # for speed
+    whole, stopped = (two_steps(few, tmp_path / each, name, **run) for each in ("whole", "stopped"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "save", save_and_copy)
+        path = pretrain(whole)
+    assert sha256(pretrain(stopped, resume=True)) == sha256(path)
+    file = content(path.parent)
+    assert (file["ssql_det"]["version"], file["ssql_det"]["backbone"]) == (2, {"name": name})
+    assert file["online"].keys() == build_backbone(name).module.state_dict().keys()
+    found = rows(path, few, SIZES[name])
+    assert [network for network, *_ in found.values()] == [name, name]
+    assert found["4w4a"][2] < found["FP"][2] / 3
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Makes a checkpoint of BYOL over a backbone, whose branches differ; once for each backbone."""
+    folder, there = tmp_path_factory.mktemp("made"), {}
+
+    def make(name):
+        if name not in there:
+            torch.manual_seed(0)
+            method = BYOL(build_backbone(name), 8, 8)
+            with torch.no_grad():
+                for parameter in method.momentum.parameters():
+                    parameter.add_(0.01)
+            optimizer = torch.optim.SGD(method.parameters(), lr=0.1)
+            there[name] = Run(method, name, optimizer, Facts(IMAGENET, False, "BYOL")).save(folder / name, 0)
+        return there[name]
+
+    return make
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "timm/resnet18", "narrow_resnet"])
+def test_what_is_read_is_what_was_written(name, made):
+    file, trained = content(made(name).parent), read_trained(made(name))
+    for branch, encoder in (("online", trained.encoder), ("momentum", trained.target)):
+        state = encoder.backbone.state_dict()
+        assert state.keys() == file[branch].keys()
+        assert all(torch.equal(state[key], tensor) for key, tensor in file[branch].items())
+    found = read_backbone(made(name))
+    assert (found.backbone.name, found.network) == (name, name.removeprefix("timm/"))
+    assert (found.facts.branch, found.source.branches) == ("online", ("online", "momentum"))
+    assert found.facts == Facts(IMAGENET, False, "BYOL")
+
+
+@pytest.mark.parametrize("name", ["timm/resnet18", "narrow_resnet"])
+def test_a_resnet_is_converted_whoever_built_it(name, made, tmp_path, capsys):
+    main(["convert", str(made(name)), str(tmp_path / "out.pkl"), "--to", "detectron2", "--branch", "momentum"])
+    main(["inspect", str(made(name))])
+    assert f"{name.removeprefix('timm/')}, trained with BYOL, online branch" in capsys.readouterr().out
+    found, expected = read(tmp_path / "out.pkl"), content(made(name).parent)["momentum"]
+    assert found.architecture.name == name.removeprefix("timm/")
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in found.tensors.items())
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "timm/resnet26"])
+def test_another_network_is_not_converted(name, made, tmp_path, capsys):
+    """Nor taken for the ResNet whose names it has."""
+    said = f"its backbone is {name}, and the formats .* are of ResNets alone; give it to probe, analyze, or pretrain"
+    with pytest.raises(UserError, match=said):
+        read(made(name))
+    assert f"its backbone is {name}" in refused(
+        capsys, "convert", str(made(name)), str(tmp_path / "out.pkl"), "--to", "detectron2"
+    )
+    main(["inspect", str(made(name))])
+    assert f"not convertible: {made(name)}: its backbone is {name}" in capsys.readouterr().out
+
+
+def test_the_same_tensors_do_not_make_the_same_network(made, tmp_path):
+    file = content(made("timm/resnet18").parent)
+    named({"name": "timm/resnetblur18"})(file)
+    torch.save(file, tmp_path / "x.pth")
+    with pytest.raises(UserError, match="its backbone is timm/resnetblur18"):
+        read(tmp_path / "x.pth")
+    assert read(tmp_path / "x.pth", arch="resnet18").architecture.name == "resnet18"
+    assert read_backbone(tmp_path / "x.pth").network == "timm/resnetblur18"
+
+
+@pytest.fixture
+def version_1(few, stop_after, tmp_path):
+    """A run that was stopped after its first step, in a file as it was written before there were builders' names."""
+    cfg = two_steps(few, tmp_path / "old", "narrow_resnet", METHOD="byol", MOMENTUM=0.9)
+    stop_after(cfg, 1)
+    file = content(tmp_path / "old")
+    known = {key: value for key, value in file["ssql_det"].items() if key not in ("version", "backbone")}
+    file["ssql_det"] = {"version": 1, "arch": "narrow_resnet", **known, "source": None}
+    torch.save(file, tmp_path / "old" / "checkpoint.pth")
+    return cfg
+
+
+def test_a_file_of_version_1_is_read_as_ever(version_1, few, tmp_path):
+    stopped = tmp_path / "old" / "checkpoint.pth"
+    shutil.copy(stopped, tmp_path / "old.pth")
+    state = content(tmp_path / "old")
+    trained = read_trained(stopped)
+    for branch, encoder in (("online", trained.encoder), ("momentum", trained.target)):
+        assert all(torch.equal(tensor, state[branch][key]) for key, tensor in encoder.backbone.state_dict().items())
+    assert rows(stopped, few, bits="FP")["FP"][0] == "narrow_resnet"
+    main(["convert", str(stopped), str(tmp_path / "out.pth"), "--to", "torchvision"])
+    assert torch.load(tmp_path / "out.pth").keys() == state["online"].keys()
+    pretrain(two_steps(few, tmp_path / "from", "narrow_resnet", INIT=stopped))
+    pretrain(version_1, resume=True)
+    pretrain(two_steps(few, tmp_path / "whole", "narrow_resnet", METHOD="byol", MOMENTUM=0.9))
+    assert sha256(stopped) == sha256(tmp_path / "whole" / "checkpoint.pth")
+
+
+def test_a_run_begins_with_a_network_of_its_own_kind(made, few, tmp_path):
+    path = made("mobilenet_v2")
+    run = {"INIT": path, "OPTIM__LR": 0.0}
+    pretrain(two_steps(few, tmp_path / "run", "mobilenet_v2", **run))
+    ours, theirs = content(tmp_path / "run")["online"], content(path.parent)["online"]
+    assert torch.equal(ours["features.0.0.weight"], theirs["features.0.0.weight"])
+    with pytest.raises(UserError, match=r"is of the backbone mobilenet_v2, not timm/.*: BACKBONE mobilenet_v2"):
+        pretrain(two_steps(few, tmp_path / "other", "timm/mobilenetv2_050", **run))
+
+
+def named(backbone):
+    return lambda file: file["ssql_det"].update(backbone=backbone)
+
+
+def first(change):
+    """A change of the first tensor of the network."""
+    return lambda file: change(file["online"], next(iter(file["online"])))
+
+
+BAD = {
+    "another's tensors": (named({"name": "timm/mobilenetv2_050"}), r"is no timm/mobilenetv2_050 as it is built here: "),
+    "a tensor too few": (
+        first(lambda state, name: state.pop(name)),
+        "weight is missing, not float32 .* is it whole",
+    ),
+    "a tensor too many": (lambda file: file["online"].update(more=torch.ones(1)), "more has no place"),
+    "no tensor": (first(lambda state, name: state.update({name: 5})), "weight is no plain tensor, not float32"),
+    "another shape": (first(lambda state, name: state.update({name: torch.ones(3)})), r"float32 \[3\], not float32 \["),
+    "another type": (first(lambda state, name: state.update({name: state[name].double()})), "is float64"),
+    "NaN": (first(lambda state, name: state[name].fill_(torch.nan)), "has NaN or infinite values"),
+    "no network": (lambda file: file.pop("online"), r"not understood \(KeyError\('online'\)\)"),
+    "a network that is none": (lambda file: file.update(online=[1]), "not understood"),
+    "an unknown one": (named({"name": "mobilenet_v9"}), r"no backbone 'mobilenet_v9'; did you mean 'mobilenet_v2'"),
+    "one of one's own": (named({"name": "zzz"}), r"no backbone 'zzz' \(.* --plugin MODULE"),
+    "a program": (named({"name": "os.system"}), "no backbone 'os.system'"),
+    "a file": (named({"name": "timm/../x"}), r"no backbone 'timm/\.\./x'"),
+    "a repository": (named({"name": "timm/hf-hub:x/y"}), "no backbone 'timm/hf-hub:x/y'"),
+    "a number": (named({"name": 5}), "not understood"),
+    "a list": (named(["resnet18"]), "not understood"),
+    "nothing": (named(None), "not understood"),
+    "a long name": (named({"name": "resnet" * 10000}), "not understood"),
+    "arguments": (named({"name": "mobilenet_v2", "weights": "evil"}), "not understood"),
+    "a later version": (lambda file: file["ssql_det"].update(version=3), "."),
+    "versions": (lambda file: file["ssql_det"].update(version=torch.tensor([2, 2])), "not understood"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_file_that_does_not_fit_is_refused_in_a_sentence(kind, made, tmp_path):
+    damage, said = BAD[kind]
+    file = content(made("mobilenet_v2").parent)
+    damage(file)
+    path = tmp_path / "x.pth"
+    torch.save(file, path)
+    with pytest.raises(UserError, match=said) as refusal:
+        read_backbone(path)
+    assert str(path) in str(refusal.value)
+    assert len(str(refusal.value)) < 800
+    for reading in (read_trained, read):
+        with pytest.raises(UserError):
+            reading(path)
+
+
+class WithExtraState(nn.Conv2d):
+    def get_extra_state(self):
+        return {"seen": 3}
+
+    def set_extra_state(self, state):
+        pass
+
+
+UNSAVABLE = {
+    "parametrized": (lambda count: weight_norm(nn.Conv2d(3, 4, 3)), "0 is parametrized"),
+    "extra state": (lambda count: WithExtraState(3, 4, 3), "0._extra_state is no plain tensor"),
+    "another each time": (
+        lambda count: nn.Sequential(nn.Conv2d(3, 4 + count, 1), nn.Conv2d(4 + count, 4, 1)),
+        r"0\.0\.weight is float32 \[5, 3, 1, 1\], not float32 \[6",
+    ),
+}
+
+
+def registered(monkeypatch, layer):
+    built = []
+
+    def builder(zero_init_residual):
+        built.append(1)
+        return nn.Sequential(layer(len(built)), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()), 4
+
+    monkeypatch.setattr(BACKBONES, "_parts", {**BACKBONES._parts, "my_net": builder})
+
+
+@pytest.mark.parametrize("kind", UNSAVABLE)
+def test_what_could_not_be_read_again_is_not_trained(kind, few, monkeypatch, tmp_path):
+    layer, said = UNSAVABLE[kind]
+    registered(monkeypatch, layer)
+    with pytest.raises(UserError, match=f"a checkpoint of my_net could not be read again: {said}"):
+        pretrain(two_steps(few, tmp_path / "run", "my_net"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_network_of_ones_own_is_trained_and_needs_its_module_to_be_read(few, monkeypatch, tmp_path):
+    with monkeypatch.context() as patch:
+        registered(patch, lambda count: nn.Conv2d(3, 4, 3))
+        path = pretrain(two_steps(few, tmp_path / "run", "my_net"))
+        assert rows(path, few)["4w4a"][0] == "my_net"
+    with pytest.raises(UserError, match=r"checkpoint\.pth: there is no backbone 'my_net'.*--plugin MODULE"):
+        read_backbone(path)

@@ -1,0 +1,141 @@
+"""What docs/extending.md shows, as a module outside the package: pretrained, killed, resumed, probed, swept."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from detect.sweeps import command
+from pages import ROOT, commands, python_blocks
+from safetensors import safe_open
+
+PAGE = ROOT / "docs/extending.md"
+OF_DETECTORS = """
+from ssql_det.quant import FAMILIES, Side
+from ssql_det.quant.points.resnet import ResNets
+
+
+class Coarse(ResNets):
+    def points(self, model, placement, image):
+        return (point for point in super().points(model, placement, image) if point.side is not Side.INPUT)
+
+
+FAMILIES.register("coarse")(Coarse())
+"""
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """A folder with the page's blocks as one module, and another with a family of detectors' backbones."""
+    folder = tmp_path_factory.mktemp("lab")
+    (folder / "my_lab.py").write_text("\n".join(block.text for block in python_blocks(PAGE)))
+    (folder / "coarse.py").write_text(OF_DETECTORS)
+    (folder / "broken.py").write_text("import my_lab\n\nraise ZeroDivisionError('mine')\n")
+    (folder / "wants.py").write_text("import not_to_be_found\n")
+    return folder
+
+
+def run(lab, *arguments, status=0):
+    ended = subprocess.run(
+        [sys.executable, "-c", "from ssql_det.cli.main import main; main()", *map(str, arguments)],
+        cwd=lab,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert ended.returncode == status, ended.stderr
+    return ended.stdout if status == 0 else ended.stderr
+
+
+def pretraining(toy, out, *more):
+    keys = {"METHOD": "pulled", "PULLED.DIM": 16, "BACKBONE": "plain", "SSQL.SCHEME": "act=shrunk:0.9"}
+    keys |= {"DATA.TRAIN": toy / "crops", "DATA.SIZE": 16, "OPTIM.BATCH": 16, "OPTIM.EPOCHS": 3, "DEVICE": "cpu"}
+    pairs = [word for pair in (keys | {"MONITOR.PERIOD": 0, "OUTPUT_DIR": out}).items() for word in pair]
+    return ["--plugin", "my_lab", "pretrain", "--config-file", ROOT / "configs/pretrain/mini.yaml", *more, *pairs]
+
+
+def digest(folder):
+    return hashlib.sha256((folder / "checkpoint.pth").read_bytes()).hexdigest()
+
+
+def test_a_method_a_network_and_a_quantizer_are_trained_killed_resumed_and_probed(lab, toy, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run(lab, *pretraining(toy, whole))
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from ssql_det.cli.main import main; main()", *map(str, pretraining(toy, killed))],
+        cwd=lab,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    while not (killed / "checkpoint.pth").exists():
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    run(lab, *pretraining(toy, killed, "--resume"))
+    assert digest(killed) == digest(whole)
+    rows = tmp_path / "rows.jsonl"
+    given = ["--checkpoint", whole / "checkpoint.pth", "--data", toy / "crops", "--recipe", "digits", "--out", rows]
+    run(lab, "probe", "knn", *given, "--bits", "FP,4", "--scheme", "act=shrunk:0.9", "--plugin=my_lab")
+    found = [json.loads(line) for line in rows.read_text().splitlines()]
+    assert [(row["network"], row["method"].split(",")[0], row["scheme"], row["bits"]) for row in found] == [
+        ("plain", "SSQL-Pulled", "act=shrunk:0.9", bits) for bits in ("FP", "4w4a")
+    ]
+    said = run(lab, "probe", "knn", *given, status=2)
+    assert "there is no backbone 'plain'" in said
+    assert "--plugin" in said
+
+
+def test_a_family_is_swept(lab, learned, toy, tmp_path):
+    run(lab, "--plugin", "coarse", *command(learned, tmp_path / "sweep", bits="4"))
+    with safe_open(tmp_path / "sweep/quantization.safetensors", framework="pt") as file:
+        points = {(point["path"], point["side"]) for point in json.loads(file.metadata()["points"])}
+    assert ("backbone.res3.0", "output") in points
+    assert not [path for path, side in points if path.startswith("backbone.") and side == "input"]
+    assert len((tmp_path / "sweep/results.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_config_names_plugins_too(lab, toy, tmp_path):
+    (tmp_path / "mine.yaml").write_text(
+        f"_BASE_: {ROOT}/configs/pretrain/mini.yaml\nPLUGINS: [my_lab]\nMETHOD: pulled\n"
+    )
+    _, _, _, _, *pairs = pretraining(toy, tmp_path / "out")[1:]
+    words = ["pretrain", "--config-file", tmp_path / "mine.yaml", *pairs, "OPTIM.EPOCHS", 1]
+    run(lab, *words)
+    assert (tmp_path / "out/checkpoint.pth").exists()
+
+
+def test_a_format_is_read(lab, tmp_path):
+    from ssql_det.backbones import build_backbone
+
+    state = {f"student.body.{name}": tensor for name, tensor in build_backbone("resnet18").module.state_dict().items()}
+    torch.save({"my_lab": 1, "state_dict": state}, tmp_path / "theirs.pth")
+    assert "my-lab" in run(lab, "--plugin", "my_lab", "inspect", tmp_path / "theirs.pth")
+
+
+def test_the_pages_commands_run(lab):
+    of_points = next(each.words for each in commands(PAGE) if "count-points" in each.words)
+    assert run(lab, *of_points[1:]) == "plain: 4 points\n"
+    assert run(lab, "--plugin", "my_lab", "count-points", "nothing", status=2).startswith(
+        "error: nothing has no points"
+    )
+    assert "count-points" in run(lab, "--plugin", "my_lab", "--help")
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "said"),
+    [
+        ("my_lib", 2, "error: there is no module my_lib for --plugin: run where it is, or set PYTHONPATH\n"),
+        ("broken", 1, "ZeroDivisionError: mine\n"),
+        ("wants", 1, "ModuleNotFoundError: No module named 'not_to_be_found'\n"),
+        ("", 2, "error: --plugin needs a module's name: --plugin my_module\n"),
+    ],
+)
+def test_a_plugin_that_cannot_be_imported(lab, name, status, said):
+    found = run(lab, "demo", "--plugin", name, status=status)
+    assert found.endswith(said)
+    assert ("Traceback" in found) == (status == 1)
