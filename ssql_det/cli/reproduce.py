@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ssql_det.cli.numbers import positive
+from ssql_det.core.errors import EXIT_INCOMPLETE, UserError
 
 if TYPE_CHECKING:
     from ssql_det.reproduce.plan import Plan
@@ -71,7 +72,6 @@ def run(options: argparse.Namespace) -> None:
     import torch
 
     from ssql_det.core.console import set_up_logging
-    from ssql_det.core.errors import EXIT_INCOMPLETE
     from ssql_det.reproduce.plan import check, make_plan
     from ssql_det.reproduce.presets import preset
     from ssql_det.reproduce.reproduction import Reproduction
@@ -97,7 +97,6 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _choices(options: argparse.Namespace, on_gpu: bool) -> Choices:
-    from ssql_det.core.errors import UserError
     from ssql_det.quant import parse_widths
     from ssql_det.reproduce.presets import Choices
 
