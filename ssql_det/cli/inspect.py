@@ -30,14 +30,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from ssql_det.convert import examine_content, open_weights
+    from ssql_det.convert import examine, open_weights
     from ssql_det.core.files import sha256
 
     path = Path(options.checkpoint)
     content = open_weights(path)
     reading = (options.format, options.arch, options.branch, options.prefix)
     try:
-        checkpoint = examine_content(content, path, *reading)
+        checkpoint = examine(path, *reading, content)
     except UserError as unknown:
         if any(reading):
             raise

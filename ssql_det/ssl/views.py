@@ -27,7 +27,7 @@ from PIL.Image import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from ssql_det.convert.facts import CIFAR, IMAGENET, Input
+from ssql_det.convert.checkpoint import CIFAR, IMAGENET, Input
 from ssql_det.core.choices import number_of
 from ssql_det.core.errors import UserError, did_you_mean
 

@@ -5,9 +5,8 @@ import torch
 
 from ssql_det.backbones import build_backbone
 from ssql_det.convert import ARCHITECTURES, architecture
+from ssql_det.convert.format import Layout, best_fit, neutral
 from ssql_det.convert.formats import FORMATS
-from ssql_det.convert.layout import Layout, best_fit
-from ssql_det.convert.names import neutral
 from ssql_det.core.errors import UserError
 
 

@@ -4,9 +4,7 @@
 classifier is trained beside a benchmark's network. In its DINO the plain ``backbone`` is the teacher.
 """
 
-from ssql_det.convert.format import Format
-from ssql_det.convert.layout import Layout
-from ssql_det.convert.names import Names
+from ssql_det.convert.format import Format, Layout, Names
 
 NUMBERED = Names(
     stem="0",
