@@ -102,7 +102,8 @@ def normalized(images: Tensor, input: Input) -> Tensor:
     """RGB images [..., 3, H, W] of values 0 to 255, as a network of this input takes them."""
     if input.channels == "BGR":
         images = images.flip(-3)
-    mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (input.mean, input.std))
+    kind = torch.promote_types(images.dtype, torch.float32)
+    mean, std = (torch.tensor(each, dtype=kind, device=images.device).view(3, 1, 1) for each in (input.mean, input.std))
     return (images - mean) / std
 
 
