@@ -22,9 +22,10 @@ LIGHTLY = Format(
     name="lightly",
     title="lightly's benchmarks and examples",
     branches={
-        "online": (
-            *(Layout("student_backbone.", names, marks=marks) for names, marks in ((Names(), _MARKS), (NUMBERED, ()))),
-            *(Layout("backbone.", names, marks=marks) for names, marks in ((Names(), _MARKS), (NUMBERED, ()))),
+        "online": tuple(
+            Layout(prefix, names, marks=marks)
+            for prefix in ("student_backbone.", "backbone.")
+            for names, marks in ((Names(), _MARKS), (NUMBERED, ()))
         ),
         "momentum": (
             *(Layout(prefix, Names(), marks=_MARKS) for prefix in _AVERAGES),
