@@ -11,8 +11,7 @@ paired by position; every tensor is used, left out for a stated reason, or the f
 """
 
 from ssql_det.convert.architecture import ARCHITECTURES, Architecture, architecture
-from ssql_det.convert.checkpoint import CIFAR, IMAGENET, MSRA, Checkpoint, Facts, Input, Source, told
-from ssql_det.convert.coverage import Coverage
+from ssql_det.convert.checkpoint import CIFAR, IMAGENET, MSRA, Checkpoint, Coverage, Facts, Input, Source, told
 from ssql_det.convert.files import check_output, examine, open_weights, read, write, writers
 from ssql_det.convert.formats import FORMATS
 from ssql_det.convert.formats.detectron2 import config_lines

@@ -12,8 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from ssql_det.convert.architecture import ARCHITECTURES, COUNTER, architecture
-from ssql_det.convert.checkpoint import Checkpoint, Source, backbone_named, network_named
-from ssql_det.convert.coverage import Coverage, some
+from ssql_det.convert.checkpoint import Checkpoint, Coverage, Source, backbone_named, network_named, some
 from ssql_det.convert.format import Fit, Format, Found, Writer, best_fit, contained, fit, neutral
 from ssql_det.convert.formats import FORMATS, under_prefix
 from ssql_det.convert.tensors import alone, as_tensor, faults, is_spread

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from ssql_det.backbones import Backbone, build_backbone, differences, expected_state, state_of
 from ssql_det.convert import Facts, Source, examine, load_backbone, open_weights
 from ssql_det.convert.architecture import COUNTER
-from ssql_det.convert.checkpoint import BRANCHES, KEY, backbone_named, network_named
-from ssql_det.convert.coverage import some
+from ssql_det.convert.checkpoint import BRANCHES, KEY, backbone_named, network_named, some
 from ssql_det.convert.files import understood
 from ssql_det.convert.tensors import as_tensor, faults, is_spread
 from ssql_det.core.errors import UserError, printable
