@@ -27,86 +27,26 @@ from ssql_det.core import console
 from ssql_det.core.errors import UserError
 from ssql_det.toydata.digits import CLASSES
 
-if TYPE_CHECKING:  # both engines have the same names; types are those of the one that is always there
-    from ssql_det.minid2.checkpoint import DetectionCheckpointer
-    from ssql_det.minid2.config import CfgNode, configurable, get_cfg
-    from ssql_det.minid2.data import (
-        DatasetCatalog,
-        DatasetMapper,
-        MetadataCatalog,
-        build_detection_test_loader,
-        build_detection_train_loader,
-        get_detection_dataset_dicts,
-    )
-    from ssql_det.minid2.data.datasets import (
-        register_coco_instances,
-        register_pascal_voc,
-    )
-    from ssql_det.minid2.data.detection_utils import read_image
-    from ssql_det.minid2.data.samplers import InferenceSampler, TrainingSampler
-    from ssql_det.minid2.data.transforms import ResizeShortestEdge
-    from ssql_det.minid2.engine import (
-        default_argument_parser,
-        default_setup,
-        default_writers,
-    )
-    from ssql_det.minid2.evaluation import (
-        COCOEvaluator,
-        DatasetEvaluator,
-        DatasetEvaluators,
-        PascalVOCDetectionEvaluator,
-        inference_on_dataset,
-        print_csv_format,
-        verify_results,
-    )
-    from ssql_det.minid2.layers import (
-        CNNBlockBase,
-        Conv2d,
-        FrozenBatchNorm2d,
-        ShapeSpec,
-        get_norm,
-    )
-    from ssql_det.minid2.modeling import (
-        BACKBONE_REGISTRY,
-        FPN,
-        META_ARCH_REGISTRY,
-        ROI_HEADS_REGISTRY,
-        Backbone,
-        GeneralizedRCNN,
-        ResNet,
-        StandardROIHeads,
-        build_backbone,
-        build_model,
-        detector_postprocess,
-    )
+if TYPE_CHECKING:  # both engines have the same names, those below; types are those of the one that is always there
+    from ssql_det.minid2.checkpoint import *
+    from ssql_det.minid2.config import *
+    from ssql_det.minid2.config import CfgNode
+    from ssql_det.minid2.data import *
+    from ssql_det.minid2.data.datasets import *
+    from ssql_det.minid2.data.detection_utils import *
+    from ssql_det.minid2.data.samplers import *
+    from ssql_det.minid2.data.transforms import *
+    from ssql_det.minid2.engine import *
+    from ssql_det.minid2.evaluation import *
+    from ssql_det.minid2.layers import *
+    from ssql_det.minid2.modeling import *
     from ssql_det.minid2.modeling.backbone.fpn import LastLevelMaxPool
-    from ssql_det.minid2.modeling.backbone.resnet import (
-        BasicBlock,
-        BasicStem,
-        BottleneckBlock,
-    )
-    from ssql_det.minid2.modeling.roi_heads import (
-        FastRCNNOutputLayers,
-        Res5ROIHeads,
-    )
-    from ssql_det.minid2.solver import build_lr_scheduler, build_optimizer
-    from ssql_det.minid2.structures import (
-        BitMasks,
-        Boxes,
-        BoxMode,
-        ImageList,
-        Instances,
-        PolygonMasks,
-        pairwise_iou,
-    )
+    from ssql_det.minid2.modeling.backbone.resnet import *
+    from ssql_det.minid2.modeling.roi_heads import *
+    from ssql_det.minid2.solver import *
+    from ssql_det.minid2.structures import *
     from ssql_det.minid2.utils import comm
-    from ssql_det.minid2.utils.events import (
-        CommonMetricPrinter,
-        EventStorage,
-        JSONWriter,
-        TensorboardXWriter,
-        get_event_storage,
-    )
+    from ssql_det.minid2.utils.events import *
 
 NODE = "SSQL_DET"  # of a config: what the suite adds to the engine's keys
 ENGINE_VARIABLE = "SSQL_DET_ENGINE"

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from ssql_det.backbones import build_backbone
-from ssql_det.convert import IMAGENET, Checkpoint, Input, load_backbone
-from ssql_det.convert.files import open_weights
+from ssql_det.convert import IMAGENET, Checkpoint, load_backbone, open_weights
 from ssql_det.core.errors import UserError
 from ssql_det.core.files import work_folder
 from ssql_det.quant.hooks import recorded
+from ssql_det.ssl.views import normalized
 
 BAR = 1e-5  # of the largest feature of a stage
 _STAGES = (("layer1", "layer2", "layer3", "layer4"), ("res2", "res3", "res4", "res5"))
@@ -58,7 +58,9 @@ def largest_difference(checkpoint: Checkpoint, path: Path, format: str) -> float
     images = checkpoint.facts.input or IMAGENET
     theirs = images if format in _ENGINE or format == "ssql_det" or images.channels == "RGB" else images.turned()
     pixels = 255 * torch.rand(2, 3, 96, 96, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    pairs = zip(_features(source, _fed(pixels, images)), _features(target, _fed(pixels, theirs)), strict=True)
+    pairs = zip(
+        _features(source, normalized(pixels, images)), _features(target, normalized(pixels, theirs)), strict=True
+    )
     return max(((one - other).abs().max() / one.abs().max()).item() for one, other in pairs)
 
 
@@ -116,10 +118,3 @@ def _features(network: nn.Module, images: Tensor) -> list[Tensor]:
     with recorded(network, stages) as seen, torch.no_grad():
         network(images)
     return seen
-
-
-def _fed(pixels: Tensor, images: Input) -> Tensor:
-    """RGB pixels as a network takes them: [N, 3, H, W]."""
-    ordered = pixels if images.channels == "RGB" else pixels.flip(1)
-    mean, std = (torch.tensor(each, dtype=pixels.dtype).view(3, 1, 1) for each in (images.mean, images.std))
-    return (ordered - mean) / std

@@ -110,7 +110,7 @@ def description(checkpoint: Checkpoint) -> Iterator[str]:
 
 def coverage(checkpoint: Checkpoint) -> Iterator[str]:
     """What became of the file's tensors, for a person."""
-    from ssql_det.convert.coverage import some
+    from ssql_det.convert.checkpoint import some
 
     found = checkpoint.coverage
     yield f"  {found.percent:.1f} % of the backbone: {len(found.used)} tensors used"
@@ -125,7 +125,7 @@ def coverage(checkpoint: Checkpoint) -> Iterator[str]:
 
 
 def _by_reason(what: str, reasons: Mapping[str, str]) -> Iterator[str]:
-    from ssql_det.convert.coverage import some
+    from ssql_det.convert.checkpoint import some
 
     for reason in dict.fromkeys(reasons.values()):
         names = [name for name in reasons if reasons[name] == reason]

@@ -66,7 +66,9 @@ def _photo_crops(count: int, size: int, seed: int) -> Tensor:
     import torch
     from sklearn.datasets import load_sample_images
 
+    from ssql_det.convert import IMAGENET
     from ssql_det.core.errors import UserError
+    from ssql_det.ssl.views import normalized
 
     photos = [torch.from_numpy(photo.copy()).permute(2, 0, 1) for photo in load_sample_images().images]
     most = min(min(photo.shape[1:]) for photo in photos)
@@ -78,6 +80,4 @@ def _photo_crops(count: int, size: int, seed: int) -> Tensor:
         photo = photos[index % len(photos)]
         top, left = (int(torch.randint(side - size + 1, (), generator=generator)) for side in photo.shape[1:])
         crops.append(photo[:, top : top + size, left : left + size])
-    mean = torch.tensor([123.675, 116.28, 103.53]).view(3, 1, 1)
-    std = torch.tensor([58.395, 57.12, 57.375]).view(3, 1, 1)
-    return (torch.stack(crops).float() - mean) / std
+    return normalized(torch.stack(crops), IMAGENET)

@@ -30,14 +30,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from ssql_det.convert import examine_content, open_weights
+    from ssql_det.convert import examine, open_weights
     from ssql_det.core.files import sha256
 
     path = Path(options.checkpoint)
     content = open_weights(path)
     reading = (options.format, options.arch, options.branch, options.prefix)
     try:
-        checkpoint = examine_content(content, path, *reading)
+        checkpoint = examine(path, *reading, content)
     except UserError as unknown:
         if any(reading):
             raise
@@ -92,6 +92,7 @@ def _group(name: str, most: int) -> str:
 def _beside(content: Any) -> Iterator[str]:
     """What is stored beside the tensors, each entry with a line; dicts and inert objects with a line a field."""
     from ssql_det.convert.tensors import as_tensor
+    from ssql_det.core.reader import Inert
 
     if not isinstance(content, dict):
         yield f"the file is not a dict but {_text(content)}"
@@ -100,16 +101,9 @@ def _beside(content: Any) -> Iterator[str]:
         if as_tensor(value) is not None or any(True for _ in _tensors(value)):
             continue
         yield f"beside: {printable(str(key), _LONGEST)} = {_text(value)}"
-        fields = _fields(value)
+        held = value.state if isinstance(value, Inert) else value
+        fields = held if isinstance(held, dict) else {}
         yield from _most(f"  {printable(str(name), _LONGEST)} = {_text(field)}" for name, field in fields.items())
-
-
-def _fields(value: Any) -> Mapping[Any, Any]:
-    """A config's entries: a dict's, or what an inert object held."""
-    from ssql_det.core.reader import Inert
-
-    held = value.state if isinstance(value, Inert) else value
-    return held if isinstance(held, dict) else {}
 
 
 def _most(lines: Iterator[str]) -> Iterator[str]:

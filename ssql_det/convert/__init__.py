@@ -11,15 +11,11 @@ paired by position; every tensor is used, left out for a stated reason, or the f
 """
 
 from ssql_det.convert.architecture import ARCHITECTURES, Architecture, architecture
-from ssql_det.convert.checkpoint import Checkpoint, Source
-from ssql_det.convert.coverage import Coverage
-from ssql_det.convert.facts import CIFAR, IMAGENET, MSRA, Facts, Input, told
-from ssql_det.convert.files import open_weights
+from ssql_det.convert.checkpoint import CIFAR, IMAGENET, MSRA, Checkpoint, Coverage, Facts, Input, Source, told
+from ssql_det.convert.files import check_output, examine, open_weights, read, write, writers
 from ssql_det.convert.formats import FORMATS
 from ssql_det.convert.formats.detectron2 import config_lines
 from ssql_det.convert.loading import architecture_of, load_backbone, load_detector
-from ssql_det.convert.reading import examine, examine_content, read
-from ssql_det.convert.writing import check_output, write, writers
 
 __all__ = [
     "ARCHITECTURES",
@@ -38,7 +34,6 @@ __all__ = [
     "check_output",
     "config_lines",
     "examine",
-    "examine_content",
     "load_backbone",
     "load_detector",
     "open_weights",

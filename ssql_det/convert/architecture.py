@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ssql_det.core.errors import UserError, did_you_mean
 
@@ -111,10 +111,7 @@ ARCHITECTURES = {
     each.name: each
     for each in (
         *_PLAIN,
-        *(
-            Architecture(f"cifar_{plain.name}", plain.depths, plain.widths, plain.inner, plain.groups, stem_kernel=3)
-            for plain in _PLAIN
-        ),
+        *(replace(plain, name=f"cifar_{plain.name}", stem_kernel=3) for plain in _PLAIN),
         Architecture("narrow_resnet", (1, 1, 1, 1), (24, 48, 96, 192)),
     )
 }

@@ -1,4 +1,4 @@
-"""The neutral form: a ResNet's tensors under torchvision's names, and what is known about them.
+"""The neutral form: a ResNet's tensors under torchvision's names, and what they do not say themselves.
 
 A file tells what is known in a description. Of version 1 it is of a ResNet, by its architecture; of version 2, which a
 training writes, of any network, by its builder's name, and the tensors are under the network's own names.
@@ -6,20 +6,162 @@ training writes, of any network, by its builder's name, and the tensors are unde
 
 from __future__ import annotations
 
+import fnmatch
+import math
+import os
 import reprlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 
 from ssql_det.convert.architecture import ARCHITECTURES, Architecture
-from ssql_det.convert.coverage import Coverage
-from ssql_det.convert.facts import Facts
+from ssql_det.core.errors import UserError, printable
 
 KEY = "ssql_det"  # under which a file keeps what is known about its network
 _OF_RESNET, _OF_ANY = 1, 2  # versions
-_LONGEST = 200  # characters of a name
+_SHOWN, _LONGEST = 3, 200  # names in a sentence, characters of each
+BRANCHES = ("online", "momentum")  # the network that is trained, and its moving average
+
+
+@dataclass(frozen=True)
+class Input:
+    """The images a network was trained on: values 0 to 255, less ``mean``, divided by ``std``, in channel order."""
+
+    channels: str  # "RGB" or "BGR"
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def turned(self) -> Input:
+        """The same images with their channels in the opposite order.
+
+        >>> IMAGENET.turned().channels
+        'BGR'
+        """
+        return Input(self.channels[::-1], self.mean[::-1], self.std[::-1])
+
+
+IMAGENET = Input("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+# As in the published SSQL configs: .4914, .4822, .4465 and .2023, .1994, .2010 of 255.
+CIFAR = Input("RGB", (125.307, 122.961, 113.8575), (51.5865, 50.847, 51.255))
+UNIT = Input("RGB", (0.0, 0.0, 0.0), (255.0, 255.0, 255.0))  # values 0 to 1, not normalized
+MSRA = Input("BGR", (103.53, 116.28, 123.675), (1.0, 1.0, 1.0))  # Detectron2's default
+
+
+@dataclass(frozen=True)
+class Facts:
+    """``None`` is unknown. ``stride_in_1x1``: a bottleneck strides in its first 1x1 conv, as in MSRA's networks.
+
+    ``seed`` is that of the training; ``from_file`` tells whether the file says it, or the custom of its format.
+    """
+
+    input: Input | None = None
+    stride_in_1x1: bool | None = None
+    method: str | None = None
+    branch: str = "online"
+    seed: int | None = None
+    from_file: bool = False
+
+    def to_plain(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> Facts:
+        """What :meth:`to_plain` gave, also after a trip through JSON; an error for anything else."""
+        images = plain.get("input")
+        if images is not None:
+            channels, mean, std = images["channels"], images["mean"], images["std"]
+            images = Input(channels, _triple(mean), _triple(std))
+            if channels not in ("RGB", "BGR") or min(images.std) <= 0:
+                raise ValueError(f"its images are {reprlib.repr([channels, mean, std])}")
+        stride, method, branch = plain.get("stride_in_1x1"), plain.get("method"), plain.get("branch", "online")
+        if not isinstance(stride, bool | None) or not isinstance(method, str | None) or branch not in BRANCHES:
+            raise ValueError(f"stride_in_1x1, method and branch are {reprlib.repr([stride, method, branch])}")
+        seed = plain.get("seed")
+        if not isinstance(seed, int | None):
+            raise ValueError(f"its seed is {reprlib.repr(seed)}")
+        return cls(images, stride, method, branch, seed, plain.get("from_file", True) is True)
+
+
+def _triple(values: Sequence[float]) -> tuple[float, float, float]:
+    first, second, third = values
+    if not all(isinstance(each, float | int) and math.isfinite(each) for each in (first, second, third)):
+        raise ValueError(f"{reprlib.repr(values)} are not three numbers")
+    return float(first), float(second), float(third)
+
+
+def customary(architecture: Architecture, method: str | None = None, images: Input | None = None) -> Facts:
+    """What nearly every PyTorch ResNet is: RGB, normalized as its data set is by custom, a stride in the 3x3 conv."""
+    return Facts(images or (CIFAR if architecture.is_cifar else IMAGENET), stride_in_1x1=False, method=method)
+
+
+def customary_in_zoo(architecture: Architecture) -> Facts:
+    """What Detectron2's model zoo is trained from: MSRA's ResNets, and Facebook's ResNeXts."""
+    if architecture.groups == 1:
+        return Facts(MSRA, stride_in_1x1=True)
+    return Facts(Input("BGR", MSRA.mean, (57.375, 57.12, 58.395)), stride_in_1x1=False)
+
+
+def told(facts: Facts, images: Input, stride_in_1x1: bool) -> Facts:
+    """Facts from whoever trained the network."""
+    return replace(facts, input=images, stride_in_1x1=stride_in_1x1, from_file=True)
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What became of every tensor, of a file that is read or of a network that is loaded: nothing goes in silence.
+
+    Names in the file, or in the network; ``left_out`` says why of each.
+    """
+
+    used: tuple[str, ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    unmatched: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    wrong: Mapping[str, str] = field(default_factory=dict)  # a name, and what is wrong with its tensor
+    beside: tuple[str, ...] = ()  # what else the file has, such as an optimizer or another branch
+
+    @property
+    def percent(self) -> float:
+        """How much of the backbone found its place, of 100."""
+        wanted = len(self.used) + len(self.missing) + len(self.wrong)
+        return 100 * len(self.used) / wanted if wanted else 0.0
+
+    def check(self, what: str, allow: Sequence[str] = ()) -> None:
+        """Refuse unless all is in its place. What is unmatched may be allowed, by patterns such as ``neck.*``."""
+        if self.wrong:
+            faults = [f"{name} {fault}" for name, fault in self.wrong.items()]
+            raise UserError(f"{what}: {some(faults)}; is it the right file, whole, and the right architecture?")
+        if self.missing:
+            raise UserError(
+                f"{what}: {len(self.missing)} tensor(s) are missing: {some(self.missing)}; get the whole file"
+            )
+        unmatched = [name for name in self.unmatched if not any(fnmatch.fnmatch(name, each) for each in allow)]
+        if unmatched:
+            raise UserError(
+                f"{what}: {len(unmatched)} tensor(s) have no place: {some(unmatched)}; "
+                f"if that is right, say --allow-unmatched '{_pattern(unmatched)}'"
+            )
+
+    def to_plain(self) -> dict[str, Any]:
+        """For a JSON file beside a run."""
+        return {"percent": self.percent, **asdict(self)}
+
+
+def some(names: Sequence[str]) -> str:
+    """
+    >>> some(["a", "b", "c", "d", "e"])
+    'a, b, c and 2 more'
+    """
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(printable(name, _LONGEST) for name in names[:_SHOWN]) + more
+
+
+def _pattern(names: Sequence[str]) -> str:
+    """The narrowest simple pattern that one could mean: a common beginning, else a name."""
+    common = os.path.commonprefix(list(names)).rpartition(".")[0]  # noqa: RUF071 (letter by letter is meant)
+    return printable(f"{common}.*" if common and len(names) > 1 else names[0], _LONGEST)
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from ssql_det.convert.architecture import COUNTER, Architecture
-from ssql_det.convert.checkpoint import Checkpoint
-from ssql_det.convert.coverage import Coverage, some
+from ssql_det.convert.checkpoint import Checkpoint, Coverage, some
+from ssql_det.convert.format import Layout, best_fit, renamed
 from ssql_det.convert.formats.detectron2 import DETECTRON2, config_lines
 from ssql_det.convert.formats.detectron2_detector import DETECTRON2_C4, DETECTRON2_FPN
 from ssql_det.convert.formats.torchvision import TORCHVISION
-from ssql_det.convert.layout import Layout, best_fit, renamed
 from ssql_det.core.errors import UserError
 
 _FORMATS = (DETECTRON2_FPN, DETECTRON2_C4, DETECTRON2, TORCHVISION)

@@ -6,8 +6,7 @@ files       atomic writes, file hashes
 reader      the only way a checkpoint file is read; nothing in it is executed
 rebuild     arrays and tensors from what a pickle says about them, checked
 rows        result rows: append-only, two writers, no torn line
-generators  the state of random generators: a resumed run is the run not stopped
-choices     random choices that follow from the seed and a sample's place
+choices     random choices that follow from the seed and a sample's place, and generators' state
 devices     a GPU, or what is there
 config      YAML with ``_BASE_``, ``KEY VALUE`` overrides, typos answered
 ranks       one process or many: ``torchrun`` and ``--num-gpus`` meet here

@@ -7,82 +7,48 @@ so that the history is the one of a run that was never stopped.
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
 
 from torch.utils.tensorboard import SummaryWriter
 
 from ssql_det.core.errors import UserError
 from ssql_det.core.files import atomic_write
+from ssql_det.core.ranks import is_main
 from ssql_det.core.rows import finite_or_none
 
-CURVES_NAME = "metrics.jsonl"
 
+@contextmanager
+def curves(folder: Path, resume_step: int | None = None) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
+    """Inside, a function takes the scalars of a step; of several processes the first writes them.
 
-class Writer(Protocol):
-    """Takes named scalars of one step."""
+    A line each, ``{"step": 40, "loss": 0.71, ...}``, is on its way to disk when written; ``tensorboard --logdir``
+    shows the events. ``resume_step`` is the last step that is kept of what was written before.
 
-    def write(self, step: int, scalars: Mapping[str, float]) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class JsonWriter:
-    """One line a step: ``{"step": 40, "loss": 0.71, ...}``; each line is on its way to disk when written.
-
-    >>> JsonWriter(run, resume_step=state.step)
+    >>> with curves(run, resume_step=state.step) as write:
+    ...     write(step, {"loss": loss.item()})
     """
+    if not is_main():
+        yield lambda step, scalars: None
+        return
+    path = folder / "metrics.jsonl"
+    kept = _lines_until(path, resume_step) if resume_step is not None and path.exists() else []
+    with atomic_write(path, "w") as file:
+        file.writelines(kept)
+    purge = None if resume_step is None else resume_step + 1
+    with (
+        open(path, "a", encoding="utf-8", buffering=1) as lines,
+        SummaryWriter(str(folder / "tensorboard"), purge_step=purge) as events,
+    ):
 
-    def __init__(self, directory: str | os.PathLike[str], resume_step: int | None = None) -> None:
-        path = Path(directory) / CURVES_NAME
-        kept = _lines_until(path, resume_step) if resume_step is not None and path.exists() else []
-        with atomic_write(path, "w") as file:
-            file.writelines(kept)
-        self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (lives as long as the run)
+        def write(step: int, scalars: Mapping[str, float]) -> None:
+            finite = {name: finite_or_none(value) for name, value in scalars.items()}
+            lines.write(json.dumps({"step": step} | finite) + "\n")
+            for name, value in scalars.items():
+                events.add_scalar(name, value, step)
 
-    def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        self._file.write(
-            json.dumps({"step": step} | {name: finite_or_none(value) for name, value in scalars.items()}) + "\n"
-        )
-
-    def close(self) -> None:
-        self._file.close()
-
-
-class TensorBoardWriter:
-    """Event files in ``directory``; ``tensorboard --logdir`` shows them."""
-
-    def __init__(self, directory: str | os.PathLike[str], resume_step: int | None = None) -> None:
-        purge = None if resume_step is None else resume_step + 1
-        self._writer = SummaryWriter(str(directory), purge_step=purge)
-
-    def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        for name, value in scalars.items():
-            self._writer.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-class Writers:
-    """Several writers as one, closed together.
-
-    >>> with closing(Writers([JsonWriter(run), TensorBoardWriter(run)])) as writer:
-    ...     writer.write(step, {"loss": loss.item()})
-    """
-
-    def __init__(self, writers: Sequence[Writer]) -> None:
-        self._writers = writers
-
-    def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        for writer in self._writers:
-            writer.write(step, scalars)
-
-    def close(self) -> None:
-        for writer in self._writers:
-            writer.close()
+        yield write
 
 
 def _lines_until(path: Path, last_step: int) -> list[str]:

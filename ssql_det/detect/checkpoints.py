@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from ssql_det.convert import Facts
-from ssql_det.convert.checkpoint import KEY
-from ssql_det.convert.coverage import some
+from ssql_det.convert.checkpoint import KEY, some
 from ssql_det.convert.tensors import faults
+from ssql_det.core.choices import every_ranks_state, restore_own_state
 from ssql_det.core.errors import UserError
 from ssql_det.core.files import atomic_write
-from ssql_det.core.generators import every_ranks_state, restore_own_state
 from ssql_det.core.optimizers import take_up
 from ssql_det.core.ranks import all_gather, is_main, rank
 from ssql_det.core.reader import read_tensors

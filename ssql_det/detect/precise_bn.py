@@ -9,7 +9,7 @@ from __future__ import annotations
 from fvcore.nn.precise_bn import get_bn_modules, update_bn_stats
 from torch import nn
 
-from ssql_det.core.generators import RngState
+from ssql_det.core.choices import RngState
 from ssql_det.core.ranks import mean, share_from_main
 from ssql_det.d2 import CfgNode, EventStorage
 from ssql_det.detect.answers import answered

@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from ssql_det.core.config import goes_on, plain_values, require_least, run_folde
 from ssql_det.core.errors import UserError
 from ssql_det.core.files import atomic_write
 from ssql_det.core.ranks import all_gather, barrier, is_main, mean, rank, world_size
-from ssql_det.core.writers import JsonWriter, TensorBoardWriter, Writers
+from ssql_det.core.writers import curves
 from ssql_det.d2 import (
     CfgNode,
     CommonMetricPrinter,
@@ -95,7 +95,7 @@ def train(cfg: CfgNode, config_name: str, resume: bool = False) -> Path:
             (folder / LOOKS_NAME).unlink(missing_ok=True)  # of a run that was killed before its first checkpoint
     trained = DistributedDataParallel(model) if world_size() > 1 else model
 
-    with storage, closing(_writers(folder, start - 1 if is_resumed else None)) as writer:
+    with storage, curves(folder, start - 1 if is_resumed else None) as write:
         for iteration in range(start, cfg.SOLVER.MAX_ITER):
             storage.iter = iteration
             begun = time.perf_counter()
@@ -120,11 +120,11 @@ def train(cfg: CfgNode, config_name: str, resume: bool = False) -> Path:
             if (iteration + 1) % history.WINDOW == 0 or iteration == last:
                 storage.put_scalar("bad_images", sum(all_gather(len(bad_images.names))), smoothing_hint=False)
                 printer.write()
-                writer.write(iteration, history.medians(storage))
+                write(iteration, history.medians(storage))
             if iteration == last or watch.is_due(iteration, last):
                 estimate_norms(cfg, model, seed)
             if watch.is_due(iteration, last):
-                writer.write(iteration, watch.look(model, iteration))
+                write(iteration, watch.look(model, iteration))
             if (iteration + 1) % cfg.SOLVER.CHECKPOINT_PERIOD == 0 and iteration != last:
                 run.save(f"model_{iteration:07d}", iteration, description)
         return run.save(checkpoints.FINAL, last, description)
@@ -141,13 +141,6 @@ def _network(cfg: CfgNode, begins: bool) -> tuple[nn.Module, dict[str, Any], Cov
         return model, {**checkpoint.description(), **seed}, coverage
     model = build_detector(cfg)
     return model, {**described_by(cfg, model), **seed}, None
-
-
-def _writers(folder: Path, resumed: int | None) -> Writers:
-    """The main process's; ``resumed`` is the last iteration that is kept of what was written before."""
-    if not is_main():
-        return Writers([])
-    return Writers([JsonWriter(folder, resumed), TensorBoardWriter(folder / "tensorboard", resumed)])
 
 
 def _reduced(trained: nn.Module, is_last: bool) -> AbstractContextManager[None]:

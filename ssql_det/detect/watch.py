@@ -10,8 +10,8 @@ from torch import nn
 
 from ssql_det.convert import Facts
 from ssql_det.core import rows
+from ssql_det.core.choices import RngState
 from ssql_det.core.errors import UserError
-from ssql_det.core.generators import RngState
 from ssql_det.core.ranks import from_main, is_main, world_size
 from ssql_det.core.rows import Row
 from ssql_det.d2 import CfgNode

@@ -18,11 +18,10 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from ssql_det.backbones import NO_TENSOR, Backbone, differences, expected_state, state_of
 from ssql_det.convert import Facts
-from ssql_det.convert.checkpoint import KEY, backbone_named, describe_network
-from ssql_det.convert.coverage import some
+from ssql_det.convert.checkpoint import KEY, backbone_named, describe_network, some
+from ssql_det.core.choices import every_ranks_state, restore_own_state
 from ssql_det.core.errors import UserError, printable
 from ssql_det.core.files import atomic_write
-from ssql_det.core.generators import every_ranks_state, restore_own_state
 from ssql_det.core.optimizers import take_up
 from ssql_det.core.ranks import is_main
 from ssql_det.core.reader import read_tensors

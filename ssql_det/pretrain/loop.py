@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -17,7 +16,7 @@ from ssql_det.core.config import goes_on, run_folder, save_config
 from ssql_det.core.devices import device_named
 from ssql_det.core.errors import UserError
 from ssql_det.core.ranks import barrier, is_main, rank, world_size
-from ssql_det.core.writers import JsonWriter, TensorBoardWriter, Writers
+from ssql_det.core.writers import curves
 from ssql_det.pretrain import checkpoint
 from ssql_det.pretrain.checks import check
 from ssql_det.pretrain.config import NO_MATTER, Pretraining, build_network, default_values, facts_of, moved
@@ -77,7 +76,8 @@ def pretrain(pretraining: Pretraining, resume: bool = False) -> Path:
 
     parts = {"workers": data.workers, "rank": rank(), "world": world}
     batches = training_batches(images, recipe.frame, optim.batch, seed, start, **parts)
-    with closing(_writers(folder, start)) as writer:
+    # What a run wrote that was killed before its first checkpoint goes as well.
+    with curves(folder, start - 1) as write:
         begun, before = time.perf_counter(), start
         for step in range(start, total):
             batch = next(batches)
@@ -99,10 +99,10 @@ def pretrain(pretraining: Pretraining, resume: bool = False) -> Path:
                 seconds = (time.perf_counter() - begun) / max(done - before, 1)
                 begun, before = time.perf_counter(), done
                 scalars = {"loss": loss.item(), "lr": rate, "spread": spread(features[0]), "seconds": seconds}
-                writer.write(step, scalars)
+                write(step, scalars)
                 _tell(step, total, scalars)
             if looks is not None and ends_epoch and (done // per_epoch % looks.period == 0 or done == total):
-                writer.write(step, looks.take(step))
+                write(step, looks.take(step))
                 begun, before = time.perf_counter(), done  # the seconds of a step are without those of a look
             if ends_epoch and done // per_epoch % pretraining.checkpoint_period == 0 and done != total:
                 run.save(folder, done)
@@ -125,11 +125,6 @@ def _finite_loss(trained: nn.Module, views: Sequence[Tensor], step: int, network
     if not loss.isfinite():
         raise UserError(f"the loss is {loss.item()} in step {step}{drawn}; lower OPTIM.LR, in another OUTPUT_DIR")
     return loss
-
-
-def _writers(folder: Path, start: int) -> Writers:
-    last = start - 1  # what a run wrote that was killed before its first checkpoint goes as well
-    return Writers([JsonWriter(folder, last), TensorBoardWriter(folder / "tensorboard", last)] if is_main() else [])
 
 
 def _tell(step: int, total: int, scalars: Mapping[str, float]) -> None:

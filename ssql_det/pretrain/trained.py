@@ -11,12 +11,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from ssql_det.backbones import Backbone, build_backbone, differences, expected_state, state_of
-from ssql_det.convert import Facts, Source, examine_content, load_backbone, open_weights
+from ssql_det.convert import Facts, Source, examine, load_backbone, open_weights
 from ssql_det.convert.architecture import COUNTER
-from ssql_det.convert.checkpoint import KEY, backbone_named, network_named
-from ssql_det.convert.coverage import some
-from ssql_det.convert.facts import BRANCHES
-from ssql_det.convert.reading import understood
+from ssql_det.convert.checkpoint import BRANCHES, KEY, backbone_named, network_named, some
+from ssql_det.convert.files import understood
 from ssql_det.convert.tensors import as_tensor, faults, is_spread
 from ssql_det.core.errors import UserError, printable
 from ssql_det.core.files import sha256
@@ -98,7 +96,7 @@ def _backbone_in(content: Any, path: str, branch: str | None = None, into: Backb
         name = backbone_named(content)
     if name is not None:
         return _of_training(content, path, name, branch or "online", into)
-    checkpoint = examine_content(content, path, branch=branch)
+    checkpoint = examine(path, branch=branch, content=content)
     checkpoint.coverage.check(path)
     backbone = into or build_backbone(checkpoint.architecture.name)
     load_backbone(backbone.module, checkpoint)

@@ -32,14 +32,13 @@ _BLOCK_ELEMENTS = 1 << 18  # 1 MB of float32: stays in a core's cache from one o
 class QParams:
     """A quantization grid: ``(q - zero_point) * scale`` for integers ``q`` in ``[qmin, qmax]``.
 
-    ``scale`` and ``zero_point`` are scalars, or vectors over the channels of ``axis``.
+    ``scale`` and ``zero_point`` are scalars, or of a shape that goes along with the tensor's: one a channel.
     """
 
     scale: Tensor
     zero_point: Tensor
     qmin: int
     qmax: int
-    axis: int | None = None
 
 
 def computing_type(x: Tensor) -> torch.dtype:
@@ -52,20 +51,18 @@ def version_of(weight: Tensor) -> tuple[int, int]:
     return weight.data_ptr(), 0 if weight.is_inference() else weight._version
 
 
-def choose_qparams(
-    low: Tensor, high: Tensor, bits: int, *, symmetric: bool = False, axis: int | None = None
-) -> QParams:
+def choose_qparams(low: Tensor, high: Tensor, bits: int, *, symmetric: bool = False) -> QParams:
     """The grid for a range: from its ``low`` to its ``high`` end, or symmetric about zero.
 
     >>> choose_qparams(torch.tensor(-1.0), torch.tensor(2.0), bits=2)
-    QParams(scale=tensor(1.), zero_point=tensor(1.), qmin=0, qmax=3, axis=None)
+    QParams(scale=tensor(1.), zero_point=tensor(1.), qmin=0, qmax=3)
     """
     if symmetric:
         scale = torch.maximum(low.abs(), high.abs()) / ((2**bits - 1) / 2)
-        return QParams(scale, torch.zeros_like(scale), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1, axis)
+        return QParams(scale, torch.zeros_like(scale), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
     scale = (high - low) / (2**bits - 1)
     zero_point = -torch.round(low / _nonzero(scale))
-    return QParams(scale, zero_point, 0, 2**bits - 1, axis)
+    return QParams(scale, zero_point, 0, 2**bits - 1)
 
 
 def fake_quantize(x: Tensor, qparams: QParams) -> Tensor:
@@ -79,8 +76,7 @@ def fake_quantize(x: Tensor, qparams: QParams) -> Tensor:
     """
     if x.numel() == 0:
         return x
-    work = x.to(computing_type(x))
-    scale, zero_point = (_broadcastable(value, qparams.axis, work) for value in (qparams.scale, qparams.zero_point))
+    work, scale, zero_point = _beside_each_other(x, qparams)
     if torch.is_grad_enabled() and (work.requires_grad or scale.requires_grad):
         on_grid: Tensor = _FakeQuantize.apply(work, scale, zero_point, qparams.qmin, qparams.qmax)
     else:
@@ -110,8 +106,7 @@ def integer_codes(x: Tensor, qparams: QParams) -> Tensor:
     >>> integer_codes(torch.tensor([-3.0, 0.4, 9.0]), choose_qparams(torch.tensor(-1.0), torch.tensor(2.0), bits=2))
     tensor([0., 1., 3.])
     """
-    work = x.to(computing_type(x))
-    scale, zero_point = (_broadcastable(value, qparams.axis, work) for value in (qparams.scale, qparams.zero_point))
+    work, scale, zero_point = _beside_each_other(x, qparams)
     codes = torch.round(work / _nonzero(scale)) + zero_point
     return torch.where(scale == 0, zero_point, codes.clamp(qparams.qmin, qparams.qmax))
 
@@ -256,9 +251,8 @@ def _nonzero(scale: Tensor) -> Tensor:
     return torch.where(scale == 0, torch.ones_like(scale), scale)
 
 
-def _broadcastable(value: Tensor, axis: int | None, like: Tensor) -> Tensor:
+def _beside_each_other(x: Tensor, qparams: QParams) -> tuple[Tensor, Tensor, Tensor]:
+    """A tensor, its scale and its zero point, in the type that it is quantized in."""
+    work = x.to(computing_type(x))
     # On the tensor's own device: torch divides a CUDA tensor by a CPU scalar as a product with 1/s.
-    value = value.to(like.device, like.dtype)
-    if axis is None:
-        return value
-    return value.reshape([-1 if dim == axis % like.ndim else 1 for dim in range(like.ndim)])
+    return work, qparams.scale.to(work), qparams.zero_point.to(work)

@@ -27,7 +27,7 @@ from PIL.Image import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from ssql_det.convert.facts import CIFAR, IMAGENET, Input
+from ssql_det.convert.checkpoint import CIFAR, IMAGENET, Input
 from ssql_det.core.choices import number_of
 from ssql_det.core.errors import UserError, did_you_mean
 
@@ -102,7 +102,8 @@ def normalized(images: Tensor, input: Input) -> Tensor:
     """RGB images [..., 3, H, W] of values 0 to 255, as a network of this input takes them."""
     if input.channels == "BGR":
         images = images.flip(-3)
-    mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (input.mean, input.std))
+    kind = torch.promote_types(images.dtype, torch.float32)
+    mean, std = (torch.tensor(each, dtype=kind, device=images.device).view(3, 1, 1) for each in (input.mean, input.std))
     return (images - mean) / std
 
 

@@ -5,9 +5,8 @@ import torch
 
 from ssql_det.backbones import build_backbone
 from ssql_det.convert import ARCHITECTURES, architecture
+from ssql_det.convert.format import Layout, best_fit, neutral
 from ssql_det.convert.formats import FORMATS
-from ssql_det.convert.layout import Layout, best_fit
-from ssql_det.convert.names import neutral
 from ssql_det.core.errors import UserError
 
 
@@ -34,7 +33,7 @@ def test_a_network_is_known_by_its_tensors(name):
 
 @pytest.mark.parametrize("arch", ["resnet18", "resnet50", "wide_resnet50_2", "cifar_resnet18"])
 def test_a_network_is_not_taken_for_a_deeper_one_whatever_their_order(arch, monkeypatch):
-    monkeypatch.setattr("ssql_det.convert.layout.ARCHITECTURES", dict(reversed(ARCHITECTURES.items())))
+    monkeypatch.setattr("ssql_det.convert.format.ARCHITECTURES", dict(reversed(ARCHITECTURES.items())))
     assert best_fit(Layout(), shapes(arch)).architecture.name == arch
 
 

@@ -29,9 +29,8 @@ from ssql_det.convert import (
     write,
     writers,
 )
-from ssql_det.convert.layout import Layout, best_fit, contained, fit, renamed
-from ssql_det.convert.names import TORCHVISION, Names, neutral
-from ssql_det.convert.numpy_pickle import as_array
+from ssql_det.convert.format import TORCHVISION, Layout, Names, best_fit, contained, fit, neutral, renamed
+from ssql_det.convert.formats.detectron2 import _as_array
 from ssql_det.convert.tensors import alone, as_tensor, faults
 from ssql_det.core.errors import UserError
 
@@ -293,9 +292,9 @@ def test_faults_are_of_values_and_of_types():
 
 def test_numpy_gets_every_value_of_a_bfloat16():
     tensor = torch.tensor([1.5, -3e38, 1e-40]).to(torch.bfloat16)
-    assert as_array(tensor).dtype == np.float32
-    assert as_array(tensor).tolist() == tensor.tolist()
-    assert as_array(torch.ones(2, dtype=torch.float16)).dtype == np.float16
+    assert _as_array(tensor).dtype == np.float32
+    assert _as_array(tensor).tolist() == tensor.tolist()
+    assert _as_array(torch.ones(2, dtype=torch.float16)).dtype == np.float16
 
 
 # ---------------------------------------------------------------- files

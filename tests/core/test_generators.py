@@ -7,8 +7,8 @@ import time
 import numpy as np
 import torch
 
+from ssql_det.core.choices import RngState
 from ssql_det.core.files import atomic_write
-from ssql_det.core.generators import RngState
 from ssql_det.core.reader import read_tensors
 
 

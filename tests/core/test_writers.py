@@ -1,11 +1,10 @@
 import json
-from contextlib import closing
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ssql_det.core.errors import UserError
-from ssql_det.core.writers import JsonWriter, TensorBoardWriter, Writers
+from ssql_det.core.writers import curves
 
 
 def lines(run):
@@ -14,48 +13,44 @@ def lines(run):
 
 def events(run):
     """(step, value) of the loss, as TensorBoard shows it."""
-    return [(event.step, event.value) for event in EventAccumulator(str(run)).Reload().Scalars("loss")]
+    return [(event.step, event.value) for event in EventAccumulator(str(run / "tensorboard")).Reload().Scalars("loss")]
 
 
-@pytest.fixture(params=[(JsonWriter, lines), (TensorBoardWriter, events)], ids=["JSON", "TensorBoard"])
-def kind(request):
-    return request.param
-
-
-def write(writer, losses):
-    with closing(Writers([writer])) as writers:
+def write_losses(run, losses, resume_step=None):
+    with curves(run, resume_step) as write:
         for step, loss in losses:
-            writers.write(step, {"loss": loss})
+            write(step, {"loss": loss})
 
 
-def test_a_line_of_json_for_each_step(tmp_path):
-    write(JsonWriter(tmp_path / "new"), [(0, 0.1 + 0.2), (20, 1e-9)])
-    assert lines(tmp_path / "new") == [{"step": 0, "loss": 0.1 + 0.2}, {"step": 20, "loss": 1e-9}]
+def test_each_step_is_a_line_of_json_and_an_event(tmp_path):
+    write_losses(tmp_path / "new", [(0, 0.1 + 0.2), (20, 0.25)])
+    assert lines(tmp_path / "new") == [{"step": 0, "loss": 0.1 + 0.2}, {"step": 20, "loss": 0.25}]
+    assert events(tmp_path / "new") == [(0, pytest.approx(0.3)), (20, 0.25)]
 
 
 def test_a_line_can_be_read_as_soon_as_it_is_written(tmp_path):
-    writer = JsonWriter(tmp_path)
-    writer.write(1, {"loss": 0.5, "lr": 0.1})
-    assert lines(tmp_path) == [{"step": 1, "loss": 0.5, "lr": 0.1}]
-    writer.close()
+    with curves(tmp_path) as write:
+        write(1, {"loss": 0.5, "lr": 0.1})
+        assert lines(tmp_path) == [{"step": 1, "loss": 0.5, "lr": 0.1}]
 
 
-def test_events_can_be_read_back(tmp_path):
-    write(TensorBoardWriter(tmp_path / "new"), [(0, 0.5), (20, 0.25)])
-    assert events(tmp_path / "new") == [(0, 0.5), (20, 0.25)]
+def test_of_several_processes_the_first_writes(tmp_path, monkeypatch):
+    monkeypatch.setattr("ssql_det.core.writers.is_main", lambda: False)
+    write_losses(tmp_path / "new", [(0, 0.5)])
+    assert not (tmp_path / "new").exists()
 
 
-def test_a_resumed_run_drops_what_came_after_its_checkpoint(tmp_path, kind):
-    writer, read = kind
-    write(writer(tmp_path), [(step, 1.0) for step in (1, 2, 3, 4, 5)])
-    write(writer(tmp_path, resume_step=3), [(4, 2.0), (5, 2.0)])
+def test_a_resumed_run_drops_what_came_after_its_checkpoint(tmp_path):
+    write_losses(tmp_path, [(step, 1.0) for step in (1, 2, 3, 4, 5)])
+    write_losses(tmp_path, [(4, 2.0), (5, 2.0)], resume_step=3)
     history = [(1, 1.0), (2, 1.0), (3, 1.0), (4, 2.0), (5, 2.0)]
-    assert read(tmp_path) in (history, [{"step": step, "loss": loss} for step, loss in history])
+    assert lines(tmp_path) == [{"step": step, "loss": loss} for step, loss in history]
+    assert events(tmp_path) == history
 
 
 def test_a_run_that_starts_anew_starts_an_empty_file(tmp_path):
-    write(JsonWriter(tmp_path), [(1, 1.0)])
-    write(JsonWriter(tmp_path), [(1, 2.0)])
+    write_losses(tmp_path, [(1, 1.0)])
+    write_losses(tmp_path, [(1, 2.0)])
     assert lines(tmp_path) == [{"step": 1, "loss": 2.0}]
 
 
@@ -66,7 +61,7 @@ def test_a_run_that_starts_anew_starts_an_empty_file(tmp_path):
 )
 def test_a_resumed_run_drops_a_torn_line(tmp_path, torn, kept):
     (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + torn)
-    write(JsonWriter(tmp_path, resume_step=2), [(3, 2.0)])
+    write_losses(tmp_path, [(3, 2.0)], resume_step=2)
     assert [line["step"] for line in lines(tmp_path)] == [*kept, 3]
 
 
@@ -74,41 +69,22 @@ def test_a_resumed_run_drops_a_torn_line(tmp_path, torn, kept):
 def test_a_history_of_something_else_is_not_gone_on_with(tmp_path, foreign):
     (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1}}\n{foreign}\n')
     with pytest.raises(UserError, match=r"metrics\.jsonl has a line without a step"):
-        JsonWriter(tmp_path, resume_step=2)
+        write_losses(tmp_path, [], resume_step=2)
     assert (tmp_path / "metrics.jsonl").read_text() == f'{{"step": 1}}\n{foreign}\n'
 
 
 def test_resuming_without_a_history_starts_one(tmp_path):
-    write(JsonWriter(tmp_path / "new", resume_step=7), [(8, 1.0)])
+    write_losses(tmp_path / "new", [(8, 1.0)], resume_step=7)
     assert lines(tmp_path / "new") == [{"step": 8, "loss": 1.0}]
 
 
 def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"could not write .*metrics\.jsonl"):
-        JsonWriter(tmp_path / "file")
-
-
-class Recorder:
-    def __init__(self):
-        self.calls = []
-
-    def write(self, step, scalars):
-        self.calls.append((step, scalars))
-
-    def close(self):
-        self.calls.append("closed")
-
-
-def test_several_writers_are_written_and_closed_as_one():
-    recorders = [Recorder(), Recorder()]
-    with pytest.raises(ZeroDivisionError):
-        write(Writers(recorders), ((step, 1 / (2 - step)) for step in (1, 2)))
-    assert [recorder.calls for recorder in recorders] == [[(1, {"loss": 1.0}), "closed"]] * 2
+        write_losses(tmp_path / "file", [])
 
 
 def test_a_value_that_json_does_not_know_is_null(tmp_path):
-    writer = JsonWriter(tmp_path)
-    writer.write(1, {"loss": float("nan"), "scale": float("inf"), "lr": 0.5})
-    writer.close()
+    with curves(tmp_path) as write:
+        write(1, {"loss": float("nan"), "scale": float("inf"), "lr": 0.5})
     assert lines(tmp_path) == [{"step": 1, "loss": None, "scale": None, "lr": 0.5}]

@@ -138,10 +138,10 @@ def test_a_tensor_without_dimensions_is_one_element():
 
 def test_per_channel_activation_ranges():
     x = torch.randn(2, 3, 4, 4)
-    low, high = x.amin((0, 2, 3)), x.amax((0, 2, 3))
-    together = fake_quantize(x, choose_qparams(low, high, 3, axis=1))
+    low, high = x.amin((0, 2, 3), keepdim=True), x.amax((0, 2, 3), keepdim=True)
+    together = fake_quantize(x, choose_qparams(low, high, 3))
     for channel in range(3):
-        alone = fake_quantize(x[:, channel], choose_qparams(low[channel], high[channel], 3))
+        alone = fake_quantize(x[:, channel], choose_qparams(low[0, channel, 0, 0], high[0, channel, 0, 0], 3))
         assert torch.equal(together[:, channel], alone)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ssql_det.convert.format import Format
+from ssql_det.convert.format import WRAPPERS, Format, Layout
 from ssql_det.convert.formats.backbone import BACKBONE
 from ssql_det.convert.formats.byol import BYOL
 from ssql_det.convert.formats.caffe2 import CAFFE2
@@ -24,7 +24,6 @@ from ssql_det.convert.formats.swav import SWAV
 from ssql_det.convert.formats.timm import TIMM
 from ssql_det.convert.formats.torchvision import TORCHVISION
 from ssql_det.convert.formats.vissl import VISSL
-from ssql_det.convert.layout import WRAPPERS, Layout
 
 FORMATS: list[Format] = [  # a user's module puts its own before them: FORMATS.insert(0, MINE)
     *(OWN, PUBLISHED, SOLO_LEARN, LIGHTLY, SIMSIAM, SIMCLR, BYOL, SWAV, DINO, MOCO, VISSL),

@@ -3,8 +3,7 @@
 Does not carry: the method.
 """
 
-from ssql_det.convert.format import Format
-from ssql_det.convert.layout import Layout
+from ssql_det.convert.format import Format, Layout
 
 _HEADS = ("head", "neck", "projector", "predictor", "bn", "classifier", "backbone.fc")
 _BRANCHES = ("target_net.", "online_net.", "encoder_k.", "encoder_q.", "momentum_encoder.", "queue")  # of mmselfsup

@@ -9,10 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 from ssql_det.convert.architecture import Architecture
-from ssql_det.convert.facts import UNIT, Facts, customary
-from ssql_det.convert.format import Format, Found
+from ssql_det.convert.checkpoint import UNIT, Facts, customary
+from ssql_det.convert.format import Format, Found, Layout
 from ssql_det.convert.formats.lightly import NUMBERED
-from ssql_det.convert.layout import Layout
 
 
 def _facts(content: Any, found: Found, architecture: Architecture) -> Facts:

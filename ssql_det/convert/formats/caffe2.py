@@ -17,10 +17,8 @@ import torch
 from torch import Tensor
 
 from ssql_det.convert.architecture import Architecture
-from ssql_det.convert.facts import MSRA, Facts, Input
-from ssql_det.convert.format import Format, Found, Part
-from ssql_det.convert.layout import Layout
-from ssql_det.convert.names import Names
+from ssql_det.convert.checkpoint import Facts, Input, customary_in_zoo
+from ssql_det.convert.format import Format, Found, Layout, Names, Part
 from ssql_det.convert.tensors import as_tensor
 
 
@@ -90,9 +88,7 @@ def _without_background_first(name: str, tensor: Tensor) -> Tensor:
 def _facts(content: Any, found: Found, architecture: Architecture) -> Facts:
     if found.layout is _FIRST:
         return Facts(_DETECTRON1, stride_in_1x1=architecture.groups == 1)
-    if architecture.groups == 1:
-        return Facts(MSRA, stride_in_1x1=True)
-    return Facts(Input("BGR", MSRA.mean, (57.375, 57.12, 58.395)), stride_in_1x1=False)  # Facebook's ResNeXts
+    return customary_in_zoo(architecture)
 
 
 def _parts(content: Any, leftover: dict[str, Any]) -> list[Part]:

@@ -8,18 +8,16 @@ Does not carry: ``num_batches_tracked``, which FrozenBN has no place for.
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
 from typing import IO, Any
 
+import torch
 from torch import Tensor
 
-from ssql_det.convert import numpy_pickle
 from ssql_det.convert.architecture import COUNTER, Architecture
-from ssql_det.convert.checkpoint import KEY, Checkpoint, described
-from ssql_det.convert.facts import MSRA, Facts, Input, customary
-from ssql_det.convert.format import Format, Found, Writer
-from ssql_det.convert.layout import Layout, renamed
-from ssql_det.convert.names import Names
+from ssql_det.convert.checkpoint import KEY, Checkpoint, Facts, Input, customary, customary_in_zoo, described
+from ssql_det.convert.format import Format, Found, Layout, Names, Writer, renamed
 from ssql_det.convert.tensors import as_tensor
 from ssql_det.core.errors import UserError
 
@@ -34,6 +32,8 @@ NAMES = Names(
 )
 _BACKBONE = Layout(names=NAMES)
 _DEPTHS = (18, 34, 50, 101, 152)  # that Detectron2 builds
+_PROTOCOL = 3  # of pickle: the last that writes a function's name as a line of text
+_OLD_NAMES = {"numpy._core.multiarray": "numpy.core.multiarray"}  # since NumPy 2 pickles name what older ones lack
 
 
 def config_lines(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -68,9 +68,7 @@ def facts_of(content: Any, found: Found, architecture: Architecture) -> Facts:
     if author in ("torchvision", "MOCO"):  # by the scripts that convert torchvision's and MoCo's networks
         return customary(architecture, method="moco" if author == "MOCO" else None)
     if author == "Detectron2 Model Zoo" and not any(name.endswith(COUNTER) for name in found.state):
-        if architecture.groups == 1:  # trained from MSRA's ResNets, with norms frozen
-            return Facts(MSRA, stride_in_1x1=True)
-        return Facts(Input("BGR", MSRA.mean, (57.375, 57.12, 58.395)), stride_in_1x1=False)
+        return customary_in_zoo(architecture)  # trained with norms frozen
     mean, std = (as_tensor(found.state.get(name)) for name in ("pixel_mean", "pixel_std"))
     if mean is None or std is None:
         return Facts()
@@ -98,11 +96,28 @@ def write_names(checkpoint: Checkpoint, layout: Layout) -> tuple[dict[str, Tenso
     return renamed(kept, checkpoint.architecture, layout), dict.fromkeys(sorted(counters), reason)
 
 
+class _Pickler(pickle._Pickler):
+    """Python's pickler, the one written in Python, with NumPy's functions by the names that all versions know."""
+
+    def save_global(self, obj: Any, name: str | None = None) -> None:
+        module = _OLD_NAMES.get(getattr(obj, "__module__", None) or "")
+        if module is None:
+            super().save_global(obj, name)  # type: ignore[misc]
+        else:
+            self.write(pickle.GLOBAL + f"{module}\n{obj.__name__}\n".encode())  # type: ignore[attr-defined]
+            self.memoize(obj)  # type: ignore[attr-defined]
+
+
+def _as_array(tensor: Tensor) -> Any:
+    """NumPy has no bfloat16; float32 holds every value of it."""
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
 def _write(checkpoint: Checkpoint, file: IO[bytes]) -> Mapping[str, str]:
     named, left_behind = write_names(checkpoint, _BACKBONE)
-    arrays = {name: numpy_pickle.as_array(tensor) for name, tensor in named.items()}
+    arrays = {name: _as_array(tensor) for name, tensor in named.items()}
     content = {"model": arrays, "__author__": "ssql_det", "matching_heuristics": True, KEY: checkpoint.description()}
-    numpy_pickle.dump(content, file)
+    _Pickler(file, _PROTOCOL).dump(content)
     return left_behind | dict.fromkeys(checkpoint.detector, "a detector's, not of the backbone")
 
 

@@ -12,9 +12,8 @@ from functools import partial
 from typing import IO, Any
 
 from ssql_det.convert.checkpoint import KEY, Checkpoint
-from ssql_det.convert.format import Format, Part, Writer
+from ssql_det.convert.format import Format, Layout, Part, Writer
 from ssql_det.convert.formats.detectron2 import NAMES, facts_of, write_names
-from ssql_det.convert.layout import Layout
 from ssql_det.convert.tensors import as_tensor
 from ssql_det.core.errors import UserError
 from ssql_det.core.saving import save_tensors

@@ -4,8 +4,7 @@ The teacher, a moving average, is what DINO's authors evaluate, and what is read
 the backbone alone are in torchvision's format.
 """
 
-from ssql_det.convert.format import Format
-from ssql_det.convert.layout import Layout
+from ssql_det.convert.format import Format, Layout
 
 DINO = Format(
     name="dino",

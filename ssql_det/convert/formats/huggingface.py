@@ -4,9 +4,7 @@ Does not carry, in the file itself: whether its bottlenecks stride in the 1x1 (`
 ``config.json``; off in Microsoft's ResNets).
 """
 
-from ssql_det.convert.format import Format
-from ssql_det.convert.layout import Layout
-from ssql_det.convert.names import Names
+from ssql_det.convert.format import Format, Layout, Names
 
 NAMES = Names(
     stem="embedder.embedder.convolution",

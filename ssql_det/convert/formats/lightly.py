@@ -4,9 +4,7 @@
 classifier is trained beside a benchmark's network. In its DINO the plain ``backbone`` is the teacher.
 """
 
-from ssql_det.convert.format import Format
-from ssql_det.convert.layout import Layout
-from ssql_det.convert.names import Names
+from ssql_det.convert.format import Format, Layout, Names
 
 NUMBERED = Names(
     stem="0",
@@ -24,9 +22,10 @@ LIGHTLY = Format(
     name="lightly",
     title="lightly's benchmarks and examples",
     branches={
-        "online": (
-            *(Layout("student_backbone.", names, marks=marks) for names, marks in ((Names(), _MARKS), (NUMBERED, ()))),
-            *(Layout("backbone.", names, marks=marks) for names, marks in ((Names(), _MARKS), (NUMBERED, ()))),
+        "online": tuple(
+            Layout(prefix, names, marks=marks)
+            for prefix in ("student_backbone.", "backbone.")
+            for names, marks in ((Names(), _MARKS), (NUMBERED, ()))
         ),
         "momentum": (
             *(Layout(prefix, Names(), marks=_MARKS) for prefix in _AVERAGES),

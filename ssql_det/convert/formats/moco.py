@@ -8,9 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from ssql_det.convert.architecture import Architecture
-from ssql_det.convert.facts import Facts, customary
-from ssql_det.convert.format import Format, Found
-from ssql_det.convert.layout import Layout
+from ssql_det.convert.checkpoint import Facts, customary
+from ssql_det.convert.format import Format, Found, Layout
 
 _V3 = (Layout("base_encoder."), Layout("momentum_encoder."))
 

@@ -20,10 +20,8 @@ from dataclasses import replace
 from typing import IO, Any
 
 from ssql_det.convert.architecture import Architecture
-from ssql_det.convert.checkpoint import KEY, Checkpoint, described
-from ssql_det.convert.facts import BRANCHES, Facts
-from ssql_det.convert.format import Format, Found, Part, Writer
-from ssql_det.convert.layout import Layout
+from ssql_det.convert.checkpoint import BRANCHES, KEY, Checkpoint, Facts, described
+from ssql_det.convert.format import Format, Found, Layout, Part, Writer
 from ssql_det.convert.tensors import as_tensor
 from ssql_det.core.saving import save_tensors
 

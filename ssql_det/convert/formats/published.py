@@ -11,10 +11,8 @@ from __future__ import annotations
 from typing import Any
 
 from ssql_det.convert.architecture import Architecture
-from ssql_det.convert.facts import Facts, customary
-from ssql_det.convert.format import Format, Found
-from ssql_det.convert.layout import Layout
-from ssql_det.convert.names import Names
+from ssql_det.convert.checkpoint import Facts, customary
+from ssql_det.convert.format import Format, Found, Layout, Names
 
 NAMES = Names(
     stem_norm="conv1.bn_function",

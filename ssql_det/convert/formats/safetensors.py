@@ -10,12 +10,9 @@ from collections.abc import Mapping
 from typing import IO, Any
 
 from ssql_det.convert.architecture import Architecture
-from ssql_det.convert.checkpoint import KEY, Checkpoint, described
-from ssql_det.convert.facts import Facts, customary
-from ssql_det.convert.format import Format, Found, Writer
-from ssql_det.convert.formats.torchvision import TORCHVISION
-from ssql_det.convert.layout import Layout
-from ssql_det.convert.pytorch import as_pytorch
+from ssql_det.convert.checkpoint import KEY, Checkpoint, Facts, customary, described
+from ssql_det.convert.format import Format, Found, Layout, Writer
+from ssql_det.convert.formats.torchvision import TORCHVISION, as_pytorch
 from ssql_det.core.safetensors_file import METADATA, write_safetensors
 
 

@@ -4,9 +4,8 @@ Both (sthalles/SimCLR, Spijkervet/SimCLR) train on values 0 to 1. The authors' o
 TensorFlow, are in torchvision's format.
 """
 
-from ssql_det.convert.facts import UNIT
-from ssql_det.convert.format import Format
-from ssql_det.convert.layout import Layout
+from ssql_det.convert.checkpoint import UNIT
+from ssql_det.convert.format import Format, Layout
 
 SIMCLR = Format(
     name="simclr",

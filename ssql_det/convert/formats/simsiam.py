@@ -1,7 +1,6 @@
 """SimSiam (Chen and He, CVPR 2021), as its authors publish it: the projector is the encoder's ``fc``."""
 
-from ssql_det.convert.format import Format
-from ssql_det.convert.layout import Layout
+from ssql_det.convert.format import Format, Layout
 
 SIMSIAM = Format(
     name="simsiam",

@@ -6,8 +6,7 @@ the network is called ``encoder``.
 Does not carry: the method, which is in ``args.json`` beside the file.
 """
 
-from ssql_det.convert.format import Format
-from ssql_det.convert.layout import Layout
+from ssql_det.convert.format import Format, Layout
 
 _MARKS = ("classifier.*",)
 _HEADS = ("classifier", "projector", "predictor", "prototypes", "head", "queue", "dino_loss_func")

@@ -1,8 +1,7 @@
 """SwAV and DeepCluster-v2 (Caron et al., NeurIPS 2020): a ResNet with a head and prototypes as its own parts."""
 
-from ssql_det.convert.facts import IMAGENET, Input
-from ssql_det.convert.format import Format
-from ssql_det.convert.layout import Layout
+from ssql_det.convert.checkpoint import IMAGENET, Input
+from ssql_det.convert.format import Format, Layout
 
 SWAV = Format(
     name="swav",

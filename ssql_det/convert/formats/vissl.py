@@ -3,8 +3,7 @@
 Does not carry: the method, which is in the run's config.
 """
 
-from ssql_det.convert.format import Format
-from ssql_det.convert.layout import Layout
+from ssql_det.convert.format import Format, Layout
 
 VISSL = Format(
     name="vissl",
