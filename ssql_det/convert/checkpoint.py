@@ -33,6 +33,12 @@ class Input:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The least and the greatest value that an image can have."""
+        channels = list(zip(self.mean, self.std, strict=True))
+        return min(-mean / std for mean, std in channels), max((255 - mean) / std for mean, std in channels)
+
     def turned(self) -> Input:
         """The same images with their channels in the opposite order.
 

@@ -39,6 +39,7 @@ from ssql_det.pretrain.trained import Trained, read_trained
 from ssql_det.quant import Bits, Calibration, Quantization, Scheme, at_widths, evaluate_at, quant_points
 from ssql_det.quant.hooks import recorded
 from ssql_det.quant.norms import estimate_statistics, with_statistics
+from ssql_det.quant.points import PUBLISHED
 from ssql_det.quant.scheme import RE_ESTIMATED
 from ssql_det.report.names import slug
 from ssql_det.ssl import encoder_points
@@ -67,6 +68,8 @@ class Plan:
     def __post_init__(self) -> None:
         if self.scheme.norms == RE_ESTIMATED and min(self.pairs, self.calibration) < 2:
             raise UserError("norms=re-estimated needs two images or more: --pairs 512 --calib-images 256")
+        if self.scheme.placement != PUBLISHED:
+            raise UserError(f"projectors have no rules for placement={self.scheme.placement}; use a scheme without it")
 
 
 def names_of(paths: Sequence[str]) -> list[str]:

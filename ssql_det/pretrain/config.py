@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from fvcore.common.config import CfgNode
 
 from ssql_det.backbones import Backbone, build_backbone
@@ -22,6 +23,7 @@ from ssql_det.pretrain.monitor import Monitoring
 from ssql_det.pretrain.optim import Optimization
 from ssql_det.pretrain.trained import read_backbone
 from ssql_det.quant import Bits, FixedBits, SampledBits, Scheme, parse_widths
+from ssql_det.quant.tracing import trace_pass
 from ssql_det.ssl import METHODS, SSQL, Method, SimSiam
 from ssql_det.ssl.method import hyperparameters
 from ssql_det.ssl.views import recipe
@@ -217,7 +219,11 @@ def build_network(pretraining: Pretraining, begins: bool = True) -> tuple[SSQL |
         method.require_batch(pretraining.optim.batch)
     except UserError as mistake:
         raise UserError(f"{pretraining.values['METHOD'].upper()}: {mistake}") from None
-    return method if pretraining.ssql is None else SSQL(method, **pretraining.ssql), backbone
+    if pretraining.ssql is None:
+        return method, backbone
+    network = SSQL(method, **pretraining.ssql)
+    trace_pass(method.encoder, network.quantization.points, torch.zeros(1, 3, views.size, views.size))
+    return network, backbone
 
 
 def _begin_with(path: str, backbone: Backbone, images: Input) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ssql_det.convert import Input
 from ssql_det.pretrain.features import Labelled, features
 from ssql_det.pretrain.probe import knn
-from ssql_det.quant import Bits, Calibration, Quantization, Scheme, at_widths
+from ssql_det.quant import Bits, Calibration, Quantization, Scheme, at_widths, quant_points
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def neighbours(
 ) -> Mapping[str, float]:
     """kNN accuracy of the frozen backbone at each width, by ``knn/4w4a``."""
     calibration = list(seen.first(Calibration().images).batches(input))
-    quantization = Quantization(backbone, scheme=scheme)
+    quantization = Quantization(backbone, quant_points(backbone, scheme.placement, input.ends), scheme)
     quantization.calibrate(calibration)
 
     def accuracy(bits: Bits) -> float:

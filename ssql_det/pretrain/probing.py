@@ -23,7 +23,16 @@ from ssql_det.pretrain.layer import Training
 from ssql_det.pretrain.probe import knn, linear, linear_of_views
 from ssql_det.pretrain.protocol import Protocol
 from ssql_det.pretrain.trained import Pretrained, read_backbone
-from ssql_det.quant import Bits, Calibration, Quantization, Scheme, evaluate_at, parse_widths, profile_cost
+from ssql_det.quant import (
+    Bits,
+    Calibration,
+    Quantization,
+    Scheme,
+    evaluate_at,
+    parse_widths,
+    profile_cost,
+    quant_points,
+)
 from ssql_det.quant.scheme import RE_ESTIMATED
 from ssql_det.ssl.views import Recipe, recipe
 
@@ -124,7 +133,8 @@ def _rows(
     backbone, facts = pretrained.backbone.module, pretrained.facts
     images = facts.input or IMAGENET
     calibration = list(shown.seen.first(plan.calibration).batches(images, _TOGETHER))
-    quantization = Quantization(backbone, scheme=plan.scheme)
+    points = quant_points(backbone, plan.scheme.placement, images.ends)
+    quantization = Quantization(backbone, points, plan.scheme)
     quantization.calibrate(calibration)
     profile = profile_cost(backbone, quantization.points, calibration[0][:1].to(next(backbone.parameters()).device))
     question = Row(
