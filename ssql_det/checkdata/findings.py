@@ -7,11 +7,9 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 from ssql_det.core.errors import printable
 
-T = TypeVar("T")
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1, ends exclusive
 
 
@@ -83,7 +81,7 @@ class SplitCheck:
             self.warn(where, f"{len(self.pictures)} images, the published split has {published}")
 
 
-def repeated(ids: Iterable[T]) -> list[T]:
+def repeated(ids: Iterable[object]) -> list[object]:
     return [found for found, count in Counter(ids).items() if count > 1]
 
 

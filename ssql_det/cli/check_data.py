@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ssql_det.cli.numbers import positive
-from ssql_det.core.errors import printable
+from ssql_det.core.errors import UserError, printable
 
 if TYPE_CHECKING:
     from ssql_det.checkdata.findings import SplitCheck
@@ -33,7 +33,6 @@ def run(options: argparse.Namespace) -> None:
     from ssql_det.checkdata.draw import check_sheet, draw_sheet
     from ssql_det.checkdata.images import check_images
     from ssql_det.core.console import print_table
-    from ssql_det.core.errors import UserError
 
     wanted = check_sheet(*options.draw) if options.draw else 0
     root = Path(options.root)
@@ -57,7 +56,6 @@ def run(options: argparse.Namespace) -> None:
 
 def _find(root: Path, dataset: str | None) -> Sequence[SplitCheck]:
     from ssql_det.checkdata import coco, voc
-    from ssql_det.core.errors import UserError
 
     if not root.is_dir():
         raise UserError(f"there is no folder {root}; give the one that DETECTRON2_DATASETS names, or should name")

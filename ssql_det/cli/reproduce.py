@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ssql_det.cli.numbers import positive
+from ssql_det.core.errors import EXIT_INCOMPLETE, UserError
 
 if TYPE_CHECKING:
     from ssql_det.reproduce.plan import Plan
@@ -50,20 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="a backbone that is there already, in any format; may be repeated",
     )
-    parser.add_argument(
-        "--imagenet",
-        metavar="DIR",
-        type=Path,
-        default=Path("datasets/imagenet"),
-        help="what the paper's preset pretrains on (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--cifar10",
-        metavar="DIR",
-        type=Path,
-        default=Path("datasets"),
-        help="where the paper's preset finds cifar-10-batches-py (default: %(default)s)",
-    )
+    for data, folder, use in (
+        ("imagenet", "datasets/imagenet", "what the paper's preset pretrains on"),
+        ("cifar10", "datasets", "where the paper's preset finds cifar-10-batches-py"),
+    ):
+        text = f"{use} (default: %(default)s)"
+        parser.add_argument(f"--{data}", metavar="DIR", type=Path, default=Path(folder), help=text)
     parser.add_argument("--out", metavar="DIR", help="where everything goes (default: runs/<preset>)")
     parser.add_argument("--lanes", type=positive, help="steps at a time (default: one a CPU core, or one on a GPU)")
     parser.add_argument(
@@ -79,7 +72,6 @@ def run(options: argparse.Namespace) -> None:
     import torch
 
     from ssql_det.core.console import set_up_logging
-    from ssql_det.core.errors import EXIT_INCOMPLETE
     from ssql_det.reproduce.plan import check, make_plan
     from ssql_det.reproduce.presets import preset
     from ssql_det.reproduce.reproduction import Reproduction
@@ -105,7 +97,6 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _choices(options: argparse.Namespace, on_gpu: bool) -> Choices:
-    from ssql_det.core.errors import UserError
     from ssql_det.quant import parse_widths
     from ssql_det.reproduce.presets import Choices
 

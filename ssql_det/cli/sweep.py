@@ -66,7 +66,7 @@ def _sweep(cfg, name, widths, plan):  # type: ignore[no-untyped-def]  # the type
     from ssql_det.core.ranks import is_main
     from ssql_det.detect.sweep import RESULTS_NAME, sweep
     from ssql_det.detect.weights import trained_detector
-    from ssql_det.report.wording import scheme_of as scheme_of_row
+    from ssql_det.report.names import scheme_of as scheme_of_row
 
     set_up_process()
     model, checkpoint = trained_detector(cfg)

@@ -47,12 +47,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from ssql_det.core.console import set_up_logging
     from ssql_det.core.errors import UserError
-    from ssql_det.core.files import atomic_write, require_other_file
+    from ssql_det.core.files import require_other_file
     from ssql_det.report.as_csv import as_csv
     from ssql_det.report.as_latex import as_latex
     from ssql_det.report.as_markdown import as_markdown
     from ssql_det.report.comparison import blocks_of
     from ssql_det.report.document import Document
+    from ssql_det.report.files import write_text
     from ssql_det.report.published import NUMBERS
     from ssql_det.report.reading import read_rows
     from ssql_det.report.tables import SCOPES, compare
@@ -73,8 +74,7 @@ def run(options: argparse.Namespace) -> None:
     if options.out is None:
         sys.stdout.write(text)
         return
-    with atomic_write(options.out, "w") as file:
-        file.write(text)
+    write_text(options.out, text)
     for table in tables:
         scope = f", scope {table.scope}" if table.scope else ""
         print(f"{options.out}: Table {table.number}, {table.dataset}{scope}", file=sys.stderr)

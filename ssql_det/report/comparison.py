@@ -41,7 +41,7 @@ def blocks_of(table: Comparison, with_commands: bool = True) -> tuple[Block, ...
             f"Published: {table.source}. Data set: {unmarked(table.dataset)}.{measured} A name's (ours) is the paper's."
         ),
         *([Items(tuple(map(unmarked, table.notes)))] if table.notes else []),
-        *(block for task in _tasks(table) for block in _section(table, task, commands)),
+        *(block for task in dict.fromkeys(map(_task, table.metrics)) for block in _section(table, task, commands)),
         *([Text(_GAPS)] if any(line.is_published_only for line in table.lines) else []),
         *(filling if commands else []),
     )
@@ -87,10 +87,6 @@ def curves(table: Comparison, metric: str, name: str, title: str) -> Chart:
         ),
         unit=metric.rpartition("/")[2],
     )
-
-
-def _tasks(table: Comparison) -> list[str]:
-    return list(dict.fromkeys(_task(metric) for metric in table.metrics))
 
 
 def _task(metric: str) -> str:
@@ -140,7 +136,7 @@ def _cells(line: Line, metrics: Sequence[str], is_published: bool, commands: Seq
             continue
         yield _figure(cell.published)
         yield _mean(cell.measured, 1) if cell.measured else _empty(line, cell, commands)
-        yield _difference(cell)
+        yield _NOTHING if cell.difference is None else f"{tenths(cell.difference):+.1f}"
 
 
 def _empty(line: Line, cell: Cell, commands: Sequence[str]) -> str:
@@ -164,7 +160,3 @@ def _mean(measured: Measured, digits: int) -> str:
 def tenths(value: float) -> float:
     """Rounded; next to nothing has no sign."""
     return round(value, 1) + 0.0
-
-
-def _difference(cell: Cell) -> str:
-    return _NOTHING if cell.difference is None else f"{tenths(cell.difference):+.1f}"

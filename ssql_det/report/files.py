@@ -25,6 +25,6 @@ def write_page(document: Document, html: Path) -> Path:
     return html
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: str | Path, text: str) -> None:
     with atomic_write(path, "w") as file:
         file.write(text)

@@ -16,9 +16,8 @@ from pathlib import Path
 
 from ssql_det.core.rows import Row
 from ssql_det.report.grouping import UNNAMED, Group
-from ssql_det.report.names import network_name, plain_name, published_name, slug
+from ssql_det.report.names import described, network_name, plain_name, published_name, scheme_of, slug
 from ssql_det.report.published import PublishedRow, PublishedTable
-from ssql_det.report.wording import described, scheme_of
 
 CONFIGS = {  # of detectors, by what they evaluate on
     "voc_2007_test": "voc_r18_c4.yaml",

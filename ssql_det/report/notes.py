@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 
 from ssql_det.core.rows import Row, finite_or_none
 from ssql_det.report.grouping import Group, by_bits
+from ssql_det.report.names import described, scheme_of
 from ssql_det.report.published import PublishedTable
-from ssql_det.report.wording import described, scheme_of
 
 
 def notes(

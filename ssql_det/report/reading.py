@@ -14,8 +14,8 @@ from typing import Any
 from ssql_det.core import rows
 from ssql_det.core.errors import UserError
 from ssql_det.core.rows import Row
+from ssql_det.report.names import described, scheme_of
 from ssql_det.report.texts import one_line
-from ssql_det.report.wording import described, scheme_of
 
 
 def read_rows(paths: Iterable[str | os.PathLike[str]]) -> list[Row]:
@@ -40,11 +40,8 @@ def newest(found: Sequence[Row]) -> list[Row]:
 
 def _measurement(row: Row) -> tuple[str | int, ...]:
     weights = row.checkpoint_hash or row.checkpoint
-    return (weights, row.config, row.dataset, row.bits, row.scope, row.seed, str(row.calibration), *_how(row))
-
-
-def _how(row: Row) -> tuple[str, ...]:
-    return row.network, described(row.protocol), scheme_of(row), row.placement
+    how = (row.network, described(row.protocol), scheme_of(row), row.placement, str(row.calibration))
+    return (weights, row.config, row.dataset, row.bits, row.scope, row.seed, *how)
 
 
 def _moment(row: Row) -> datetime:
@@ -62,6 +59,6 @@ def _in_lines(row: Row) -> Row:
 
 
 def _line(value: str | int | float | list[str]) -> str | int | float | list[str]:
-    return (
-        list(map(one_line, value)) if isinstance(value, list) else one_line(value) if isinstance(value, str) else value
-    )
+    if isinstance(value, list):
+        return list(map(one_line, value))
+    return one_line(value) if isinstance(value, str) else value

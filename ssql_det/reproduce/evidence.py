@@ -80,15 +80,12 @@ def _environment(of: Reproduction) -> Iterator[Block]:
     engines = sorted({row.engine for row in found if row.engine})
     software = {**versions(), **(found[-1].versions if found else {})}
     yield Heading("Environment")
-    yield Listing(
-        "\n".join(
-            [
-                f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
-                *([f"detectors on {' and '.join(engines)}"] if engines else []),
-                *(f"{name} {version}" for name, version in software.items()),
-            ]
-        )
-    )
+    lines = [
+        f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
+        *([f"detectors on {' and '.join(engines)}"] if engines else []),
+        *(f"{name} {version}" for name, version in software.items()),
+    ]
+    yield Listing("\n".join(lines))
 
 
 def _commands(of: Reproduction) -> Iterator[Block]:

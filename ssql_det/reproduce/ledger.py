@@ -69,8 +69,7 @@ class Ledger:
 
     def seconds(self, step: Step) -> float | None:
         """How long it took when it was done; of one that was killed before, only what came after."""
-        entry = self._entry(step)
-        return None if entry is None else entry.get("seconds")
+        return (self._entry(step) or {}).get("seconds")
 
     def _is_intact(self, step: Step, entry: dict[str, Any]) -> bool:
         """Whether nobody has altered what it made, if it has ended before."""

@@ -12,8 +12,7 @@ from ssql_det.core.errors import UserError, did_you_mean
 from ssql_det.core.files import require_room
 from ssql_det.report.names import plain_name, published_name
 from ssql_det.reproduce.building import Builder
-from ssql_det.reproduce.methods import RANDOM
-from ssql_det.reproduce.parts import Part
+from ssql_det.reproduce.parts import RANDOM, Part
 from ssql_det.reproduce.presets import LEAST, Choices, Preset, data_sets, seeds_of
 from ssql_det.reproduce.step import Step
 from ssql_det.toydata.dataset import Settings

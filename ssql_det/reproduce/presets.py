@@ -19,8 +19,7 @@ from ssql_det.core.errors import UserError, did_you_mean
 from ssql_det.report.kinds import as_option
 from ssql_det.report.producing import kind_of
 from ssql_det.report.published import published_table
-from ssql_det.reproduce.methods import RANDOM, SIMSIAM, SSQL, ablation, published, recipe, toy
-from ssql_det.reproduce.parts import Part, Probing, Transfer
+from ssql_det.reproduce.parts import RANDOM, SIMSIAM, SSQL, Part, Probing, Transfer, ablation, published, recipe, toy
 from ssql_det.toydata.dataset import Settings
 
 LEAST = {"scenes": 24, "crops": 400, "iterations": 4, "calibration": 4}  # of a budget however small

@@ -191,11 +191,8 @@ def _write_manifest(root: Path, settings: Settings) -> None:
 def _in_parallel(pool: ThreadPoolExecutor, make: Callable[[int], T], count: int, what: str) -> Iterator[T]:
     """``make(0)``, ..., ``make(count - 1)`` in order. Each item has its own generator, so workers do not matter."""
     chunks = [range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
-    return chain.from_iterable(track(pool.map(partial(_make_all, make), chunks), f"making {what}", len(chunks)))
-
-
-def _make_all(make: Callable[[int], T], indices: range) -> list[T]:
-    return [make(index) for index in indices]
+    made = pool.map(lambda chunk: [make(index) for index in chunk], chunks)
+    return chain.from_iterable(track(made, f"making {what}", len(chunks)))
 
 
 def _scene(settings: Settings, part: int, split: str, index: int) -> SceneRecord:

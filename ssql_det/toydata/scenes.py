@@ -23,19 +23,30 @@ _ATTEMPTS = 12
 
 @dataclass(frozen=True)
 class Object:
-    """One annotation. ``mask`` [H, W] is what is visible of it; ``box`` (x0, y0, x1, y1) holds it, ends exclusive."""
+    """``mask`` [H, W] is what is visible of it; ``whole`` is its area before anything cut or covered it, and ``size``
+    the side of its digits."""
 
     label: int
+    whole: float
     mask: NDArray[np.bool_]
     truncated: bool
-    occluded: bool
-    difficult: bool
     crowd: bool
+    size: float
+    occluded: bool = False
 
     @property
     def box(self) -> tuple[int, int, int, int]:
+        """(x0, y0, x1, y1), ends exclusive."""
         rows, columns = np.flatnonzero(self.mask.any(1)), np.flatnonzero(self.mask.any(0))
         return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+    @property
+    def visible(self) -> float:
+        return float(self.mask.sum() / self.whole)
+
+    @property
+    def difficult(self) -> bool:
+        return self.crowd or self.visible < _DIFFICULT_BELOW or self.size < _SMALL
 
 
 @dataclass(frozen=True)
@@ -44,23 +55,6 @@ class Scene:
 
     image: NDArray[np.uint8]
     objects: tuple[Object, ...]
-
-
-@dataclass(frozen=True)
-class _Painted:
-    """An object while the scene grows: its area before anything cut or covered it, and what is left."""
-
-    label: int
-    area: float
-    mask: NDArray[np.bool_]
-    truncated: bool
-    crowd: bool
-    size: float
-    covered: bool = False
-
-    @property
-    def visible(self) -> float:
-        return float(self.mask.sum() / self.area)
 
 
 def make_scene(
@@ -77,7 +71,7 @@ def make_scene(
     share = min(1.0, 2 * difficulty)
     image = background(rng, height, width, texture=share * float(rng.uniform(0.2, 1)), lift=0.6 * (1 - share))
     count = 0 if rng.random() < _EMPTY else int(rng.integers(1, round(MOST_OBJECTS * (0.5 + 0.5 * share)) + 1))
-    painted: list[_Painted] = []
+    painted: list[Object] = []
     for number in range(count):
         crowd = number == 0 and rng.random() < _CROWD / (1 - _EMPTY)
         for _ in range(_ATTEMPTS):
@@ -90,10 +84,10 @@ def make_scene(
                 image = paint(image, where, ink(rng, image, where, inverted=0.5 * share))
                 break
     noisy = add_noise(rng, image, sigma=share * float(rng.uniform(0, 8)))
-    return Scene(noisy, tuple(_annotate(each) for each in painted))
+    return Scene(noisy, tuple(painted))
 
 
-def _draw(rng: np.random.Generator, source: Digits, height: int, width: int, share: float) -> tuple[Alpha, _Painted]:
+def _draw(rng: np.random.Generator, source: Digits, height: int, width: int, share: float) -> tuple[Alpha, Object]:
     index = int(rng.integers(len(source.labels)))
     least, most = 0.16 + 0.14 * (1 - share), 0.62 - 0.02 * (1 - share)
     size = float(min(height, width) * np.exp(rng.uniform(np.log(least), np.log(most))))
@@ -101,7 +95,7 @@ def _draw(rng: np.random.Generator, source: Digits, height: int, width: int, sha
     return _put(source, [index], [centre], size, float(rng.uniform(-20, 20)), height, width, crowd=False)
 
 
-def _draw_crowd(rng: np.random.Generator, source: Digits, height: int, width: int) -> tuple[Alpha, _Painted]:
+def _draw_crowd(rng: np.random.Generator, source: Digits, height: int, width: int) -> tuple[Alpha, Object]:
     label = source.labels[rng.integers(len(source.labels))]
     members = rng.choice(np.flatnonzero(source.labels == label), size=int(rng.integers(4, 8)))
     size = min(float(rng.uniform(18, 28)), min(height, width) / 4)  # a crowd has room in the least scene
@@ -120,7 +114,7 @@ def _put(
     height: int,
     width: int,
     crowd: bool,
-) -> tuple[Alpha, _Painted]:
+) -> tuple[Alpha, Object]:
     """Draw on a canvas with a margin, so that what the border cuts off is known."""
     margin = int(size) + 1
     whole = np.zeros((height + 2 * margin, width + 2 * margin), np.float32)
@@ -130,14 +124,9 @@ def _put(
     where = whole[margin:-margin, margin:-margin]
     area, mask = float((whole > 0.5).sum()), where > 0.5
     label = int(source.labels[members[0]])
-    return where, _Painted(label, max(area, 1.0), mask, bool(mask.sum() < area), crowd, size)
+    return where, Object(label, max(area, 1.0), mask, bool(mask.sum() < area), crowd, size)
 
 
-def _covered_by(before: _Painted, mask: NDArray[np.bool_]) -> _Painted:
+def _covered_by(before: Object, mask: NDArray[np.bool_]) -> Object:
     covered = bool((before.mask & mask).any())
-    return replace(before, mask=before.mask & ~mask, covered=True) if covered else before
-
-
-def _annotate(painted: _Painted) -> Object:
-    difficult = painted.crowd or painted.visible < _DIFFICULT_BELOW or painted.size < _SMALL
-    return Object(painted.label, painted.mask, painted.truncated, painted.covered, difficult, painted.crowd)
+    return replace(before, mask=before.mask & ~mask, occluded=True) if covered else before
