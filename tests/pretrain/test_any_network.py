@@ -49,7 +49,7 @@ def two_steps(few, out, name, size=32, **more):
 
 
 def rows(path, few, size=32, bits="FP,4w4a"):
-    found = probed(str(path), str(few), bits, "digits", Plan(("knn",), calibration=2, device="cpu", size=size))
+    found = probed(str(path), str(few), bits, "digits", Plan(("knn",), 0, "cpu", workers=0, calibration=2, size=size))
     return {row.bits: (row.network, row.metrics["knn/top1"], row.metrics["MB"]) for row in found}
 
 
@@ -145,7 +145,7 @@ def test_the_same_tensors_do_not_make_the_same_network(made, tmp_path):
 @pytest.fixture
 def version_1(few, stop_after, tmp_path):
     """A run that was stopped after its first step, in a file as it was written before there were builders' names."""
-    cfg = two_steps(few, tmp_path / "old", "narrow_resnet", METHOD="byol", MOMENTUM=0.9)
+    cfg = two_steps(few, tmp_path / "old", "narrow_resnet", METHOD="byol", BYOL__MOMENTUM=0.9)
     stop_after(cfg, 1)
     file = content(tmp_path / "old")
     known = {key: value for key, value in file["ssql_det"].items() if key not in ("version", "backbone")}
@@ -166,7 +166,7 @@ def test_a_file_of_version_1_is_read_as_ever(version_1, few, tmp_path):
     assert torch.load(tmp_path / "out.pth").keys() == state["online"].keys()
     pretrain(two_steps(few, tmp_path / "from", "narrow_resnet", INIT=stopped))
     pretrain(version_1, resume=True)
-    pretrain(two_steps(few, tmp_path / "whole", "narrow_resnet", METHOD="byol", MOMENTUM=0.9))
+    pretrain(two_steps(few, tmp_path / "whole", "narrow_resnet", METHOD="byol", BYOL__MOMENTUM=0.9))
     assert sha256(stopped) == sha256(tmp_path / "whole" / "checkpoint.pth")
 
 
