@@ -49,8 +49,7 @@ def jobs(name: str, folder: Path):
 
     from ssql_det.convert import read
     from ssql_det.detect.data import evaluation_images
-    from ssql_det.detect.evaluate import evaluate
-    from ssql_det.detect.measure import Plan
+    from ssql_det.detect.measure import Plan, evaluate
     from ssql_det.detect.sweep import sweep
     from ssql_det.quant import Calibration, parse_widths
 

@@ -62,7 +62,7 @@ def _evaluate(cfg):  # type: ignore[no-untyped-def]
     from ssql_det.core.errors import UserError
     from ssql_det.core.ranks import is_main
     from ssql_det.detect.data import evaluation_images
-    from ssql_det.detect.evaluate import evaluate
+    from ssql_det.detect.measure import evaluate
     from ssql_det.detect.weights import trained_detector
 
     set_up_process()

@@ -9,8 +9,7 @@ points       where a detector is quantized, in scope ``backbone`` or ``all``
 weights      a detector from a config and a file: all its weights, or its backbone's
 data         images to calibrate with and to evaluate on
 stream       images to train on, in an order that is a function of the seed
-evaluate     one evaluation, as the data set wants it
-measure      calibrate, quantize, evaluate: one row
+measure      calibrate, quantize, evaluate as the data set wants it: one row
 sweep        a row for every bit-width
 sensitivity  which part few bits hurt
 predict      a user's own images

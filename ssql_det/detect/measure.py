@@ -1,13 +1,19 @@
-"""One detector measured at one bit-width: calibrate once, quantize, evaluate, and a row of what came out."""
+"""One detector measured at one bit-width: calibrate once, quantize, evaluate, and a row of what came out.
+
+An evaluation is the engine's loop with the data set's own evaluator, its metrics under plain names.
+"""
 
 from __future__ import annotations
 
 import logging
+import math
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -15,10 +21,18 @@ from ssql_det.convert import Facts
 from ssql_det.core.errors import UserError
 from ssql_det.core.ranks import from_main, is_main, world_size
 from ssql_det.core.rows import Row
-from ssql_det.d2 import CfgNode, engine
+from ssql_det.d2 import (
+    CfgNode,
+    COCOEvaluator,
+    DatasetEvaluator,
+    MetadataCatalog,
+    PascalVOCDetectionEvaluator,
+    engine,
+    inference_on_dataset,
+)
 from ssql_det.detect.answers import answered
 from ssql_det.detect.data import Batch, Decoded, calibration_images, in_eights, own_share
-from ssql_det.detect.evaluate import evaluate
+from ssql_det.detect.fast import fast
 from ssql_det.detect.own_data import row_name
 from ssql_det.detect.points import detector_points
 from ssql_det.quant import Bits, Calibration, CostProfile, Quantization, Scheme, evaluate_at, profile_cost
@@ -64,7 +78,8 @@ def prepare(
         _logger.info("calibrated already: %s", saved)
     else:
         quantization = Quantization(model, points, plan.scheme)
-        quantization.calibration = calibrated_with(cfg, plan, calibration)
+        data = "+".join(map(row_name, cfg.DATASETS.TRAIN))
+        quantization.calibration = replace(plan.calibration, images=len(calibration), data=data)  # what there is
         calibrate(quantization, calibration)
         if saved is not None and is_main():
             quantization.save(saved)
@@ -78,12 +93,6 @@ def _first(images: Decoded) -> Batch:
         return next(iter(images))
 
 
-def calibrated_with(cfg: CfgNode, plan: Plan, images: Sequence[Batch]) -> Calibration:
-    """What the calibration comes to: as many images as there are, and what they are called."""
-    data = "+".join(map(row_name, cfg.DATASETS.TRAIN))
-    return replace(plan.calibration, images=len(images), data=data)
-
-
 def calibrate(quantization: Quantization, batches: Sequence[Batch]) -> None:
     """Of a detector: it is fed whole batches of the engine's dicts, the ranks share them."""
     if len(batches) < world_size():
@@ -93,6 +102,36 @@ def calibrate(quantization: Quantization, batches: Sequence[Batch]) -> None:
 
 def feed(network: nn.Module, batch: Batch) -> None:
     network(batch)
+
+
+def evaluate(model: nn.Module, images: Decoded, dataset: str, scratch: str, is_fast: bool = True) -> dict[str, float]:
+    """Metrics of the data set's own evaluator: ``{"bbox/AP": 41.2, "bbox/AP50": 62.0, ...}``.
+
+    ``scratch`` is a folder for what the evaluator writes. Under a process group each rank brings its share of the
+    images, and all get the metrics of all.
+    """
+    with answered(f"{dataset} cannot be evaluated on"), fast(model) if is_fast else nullcontext():
+        results = inference_on_dataset(model, images, _evaluator(dataset, scratch))
+    return from_main(lambda: dict(_flat(results or {})))
+
+
+def _evaluator(dataset: str, scratch: str) -> DatasetEvaluator:
+    kind = getattr(MetadataCatalog.get(dataset), "evaluator_type", None)
+    if kind == "pascal_voc":
+        return PascalVOCDetectionEvaluator(dataset)
+    if kind == "coco":
+        return COCOEvaluator(dataset, output_dir=scratch)
+    raise UserError(f"{dataset} is evaluated as {kind!r}; only COCO's and VOC's way are known here")
+
+
+def _flat(results: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """Without the APs of single classes: a row has what tables are made of."""
+    return [
+        (f"{task}/{name}", float(value))
+        for task, metrics in results.items()
+        for name, value in metrics.items()
+        if "-" not in name and not (isinstance(value, float) and math.isinf(value))
+    ]
 
 
 def measure(
