@@ -29,7 +29,7 @@ from ssql_det.d2 import (
     build_lr_scheduler,
     build_optimizer,
 )
-from ssql_det.detect import checkpoints, history
+from ssql_det.detect import checkpoints
 from ssql_det.detect.answers import answered
 from ssql_det.detect.config import DEFAULT_VALUES, MOVED, NO_MATTER, OF_TRAINING, seed_of
 from ssql_det.detect.data import Batch, check_dataset
@@ -117,10 +117,11 @@ def train(cfg: CfgNode, config_name: str, resume: bool = False) -> Path:
             scheduler.step()
             storage.put_scalar("time", time.perf_counter() - begun)
 
-            if (iteration + 1) % history.WINDOW == 0 or iteration == last:
+            if (iteration + 1) % checkpoints.WINDOW == 0 or iteration == last:
                 storage.put_scalar("bad_images", sum(all_gather(len(bad_images.names))), smoothing_hint=False)
                 printer.write()
-                writer.write(iteration, history.medians(storage))
+                medians = storage.latest_with_smoothing_hint(checkpoints.WINDOW)  # of what is noisy
+                writer.write(iteration, {name: value for name, (value, _) in medians.items()})
             if iteration == last or watch.is_due(iteration, last):
                 estimate_norms(cfg, model, seed)
             if watch.is_due(iteration, last):
