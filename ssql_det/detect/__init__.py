@@ -1,8 +1,7 @@
 """Floor 3: detectors, on the door alone, so that all of it works the same on Detectron2 and on minid2.
 
 ============ ===========================================================================
-config       the ``SSQL_DET`` node and its defaults
-checks       what a config may not say
+config       the ``SSQL_DET`` node and its defaults, and what a config may not say
 heads        a C4 head whose ``res5`` has the backbone's blocks
 narrow       the narrow ResNet of small machines as a detector's backbone
 points       where a detector is quantized, in scope ``backbone`` or ``all``
