@@ -2,8 +2,7 @@
 
 ============ ===========================================================================
 config       the ``SSQL_DET`` node and its defaults, and what a config may not say
-heads        a C4 head whose ``res5`` has the backbone's blocks
-narrow       the narrow ResNet of small machines as a detector's backbone
+modeling     the narrow ResNet of small machines, and a C4 head whose ``res5`` has the backbone's blocks
 points       where a detector is quantized, in scope ``backbone`` or ``all``
 weights      a detector from a config and a file: all its weights, or its backbone's
 data         images to calibrate with and to evaluate on
@@ -19,8 +18,8 @@ answers      the engine's exceptions as sentences
 Importing this package registers its parts with the engine, under the names that configs give.
 """
 
-from ssql_det.detect import heads, narrow
+from ssql_det.detect import modeling
 from ssql_det.detect.config import SSQL_DET_DEFAULTS, config_name
 from ssql_det.detect.points import SCOPES, detector_points
 
-__all__ = ["SCOPES", "SSQL_DET_DEFAULTS", "config_name", "detector_points", "heads", "narrow"]
+__all__ = ["SCOPES", "SSQL_DET_DEFAULTS", "config_name", "detector_points", "modeling"]
