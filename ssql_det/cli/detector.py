@@ -46,7 +46,7 @@ def set_up_process() -> None:
 
 
 def _own_data(options: argparse.Namespace) -> list[str]:
-    from ssql_det.detect.own_data import classes_of, own_name
+    from ssql_det.detect.data import classes_of, own_name
 
     given = {"DATASETS.TRAIN": options.coco_train, "DATASETS.TEST": options.coco_val}
     names = {key: own_name(data) for key, data in given.items() if data is not None}

@@ -31,9 +31,8 @@ from ssql_det.d2 import (
     inference_on_dataset,
 )
 from ssql_det.detect.answers import answered
-from ssql_det.detect.data import Batch, Decoded, calibration_images, in_eights, own_share
+from ssql_det.detect.data import Batch, Decoded, calibration_images, in_eights, own_share, row_name
 from ssql_det.detect.fast import fast
-from ssql_det.detect.own_data import row_name
 from ssql_det.detect.points import detector_points
 from ssql_det.quant import Bits, Calibration, CostProfile, Quantization, Scheme, evaluate_at, profile_cost
 from ssql_det.quant.quantization_file import require_same_points

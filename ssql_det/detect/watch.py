@@ -15,9 +15,8 @@ from ssql_det.core.generators import RngState
 from ssql_det.core.ranks import from_main, is_main, world_size
 from ssql_det.core.rows import Row
 from ssql_det.d2 import CfgNode
-from ssql_det.detect.data import Decoded, evaluation_images
+from ssql_det.detect.data import Decoded, evaluation_images, row_name
 from ssql_det.detect.measure import EvaluationContext, Origin, Plan, make_row, measure, prepare
-from ssql_det.detect.own_data import row_name
 from ssql_det.quant import Bits, Calibration, Scheme, parse_widths
 
 LOOKS_NAME = "looks.jsonl"
