@@ -11,8 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ssql_det.cli.detector import add_config_arguments, read_detector_config
-from ssql_det.cli.quantizing import add_calibration, add_scheme, calibration_of, scheme_of
+from ssql_det.cli.arguments import (
+    add_calibration,
+    add_config_arguments,
+    add_scheme,
+    calibration_of,
+    read_detector_config,
+    scheme_of,
+)
 
 HELP = "boxes and masks on your own images, at several bit-widths side by side"
 

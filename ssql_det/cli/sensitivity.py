@@ -8,9 +8,16 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from ssql_det.cli.detector import add_config_arguments, add_overrides, read_detector_config
-from ssql_det.cli.numbers import positive
-from ssql_det.cli.quantizing import add_calibration, add_scheme, calibration_of, scheme_of
+from ssql_det.cli.arguments import (
+    add_calibration,
+    add_config_arguments,
+    add_overrides,
+    add_scheme,
+    calibration_of,
+    positive,
+    read_detector_config,
+    scheme_of,
+)
 
 if TYPE_CHECKING:
     from torch import nn

@@ -10,14 +10,17 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ssql_det.cli.detector import (
+from ssql_det.cli.arguments import (
+    add_calibration,
     add_config_arguments,
     add_num_gpus,
     add_overrides,
+    add_scheme,
+    calibration_of,
     read_detector_config,
+    scheme_of,
     set_up_process,
 )
-from ssql_det.cli.quantizing import add_calibration, add_scheme, calibration_of, scheme_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

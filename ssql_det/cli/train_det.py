@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 
-from ssql_det.cli.detector import (
+from ssql_det.cli.arguments import (
     add_config_arguments,
     add_num_gpus,
     add_overrides,

@@ -1,4 +1,4 @@
-"""What every command about a detector is told: a config, its changes, and a user's own data."""
+"""What several commands are told: whole numbers, a scheme and a calibration, a detector's config and own data."""
 
 from __future__ import annotations
 
@@ -6,10 +6,67 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ssql_det.cli.numbers import positive
+from ssql_det.core.calibration import Calibration
 
 if TYPE_CHECKING:
     from ssql_det.d2 import CfgNode
+    from ssql_det.quant import Scheme
+
+_DEFAULT = Calibration()
+
+
+def positive(text: str) -> int:
+    """A whole number of 1 or more."""
+    return _whole(text, least=1, kind="1 or more")
+
+
+def seed(text: str) -> int:
+    """A whole number that every generator takes as a seed."""
+    return _whole(text, least=0, kind="0 or more")
+
+
+def _whole(text: str, least: int, kind: str) -> int:
+    if not (text.isdecimal() and len(text) <= 18 and int(text) >= least):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, {kind}")
+    return int(text)
+
+
+def add_scheme(parser: argparse.ArgumentParser, default: str | None = "minmax", shown: str = "%(default)s") -> None:
+    parser.add_argument(
+        "--scheme",
+        default=default,
+        help=f"quantizers and norms, as 'weight=centred, act=mse, norms=re-estimated' (default: {shown})",
+    )
+
+
+def add_calibration_images(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--calib-images",
+        type=positive,
+        default=_DEFAULT.images,
+        help="training images to calibrate with (default: %(default)s)",
+    )
+
+
+def add_calibration(parser: argparse.ArgumentParser) -> None:
+    """The images are chosen by a seed of their own."""
+    add_calibration_images(parser)
+    parser.add_argument(
+        "--calib-seed", type=seed, default=_DEFAULT.seed, help="another seed, other images (default: %(default)s)"
+    )
+
+
+def calibration_of(options: argparse.Namespace) -> Calibration:
+    return Calibration(options.calib_images, options.calib_seed)
+
+
+def scheme_of(options: argparse.Namespace) -> Scheme:
+    """Refused where it cannot give ``--bits``."""
+    from ssql_det.quant import Scheme, parse_widths
+
+    scheme = Scheme() if options.scheme is None else Scheme.parse(options.scheme)
+    scheme.require_widths(parse_widths(options.bits))
+    return scheme
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
