@@ -77,15 +77,11 @@ def run(options: argparse.Namespace) -> None:
 
 def _by_features(cfg: CfgNode, model: nn.Module, plan: Plan, bits: Bits) -> list[Hurt]:
     from ssql_det.detect.data import calibration_images
-    from ssql_det.detect.measure import calibrate
-    from ssql_det.detect.points import detector_points
+    from ssql_det.detect.measure import calibrated
     from ssql_det.detect.sensitivity import feature_errors
-    from ssql_det.quant import Quantization
 
-    quantization = Quantization(model, detector_points(model, plan.scope, plan.scheme.placement), plan.scheme)
     batches = calibration_images(cfg, plan.calibration)
-    calibrate(quantization, batches)
-    return list(feature_errors(quantization, bits, batches))
+    return list(feature_errors(calibrated(cfg, model, plan, batches), bits, batches))
 
 
 def _by_ap(cfg: CfgNode, model: nn.Module, plan: Plan, bits: Bits) -> list[Hurt]:
@@ -95,11 +91,10 @@ def _by_ap(cfg: CfgNode, model: nn.Module, plan: Plan, bits: Bits) -> list[Hurt]
     from ssql_det.quant import Bits
 
     dataset = cfg.DATASETS.TEST[0]
-    images = evaluation_images(cfg, dataset)
-    context = prepare(cfg, model, plan, images)
+    context = prepare(cfg, model, plan, dataset, evaluation_images(cfg, dataset))
 
     def ap(overrides: dict[str, Bits]) -> float:
-        return measure(model, context, Bits.FP, images, dataset, overrides)[0]["bbox/AP"]
+        return measure(context, Bits.FP, overrides)[0]["bbox/AP"]
 
     whole = ap({})
     return [Hurt(group, whole - ap({group: bits})) for group in groups(context.quantization.points)]

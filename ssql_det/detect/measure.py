@@ -52,44 +52,54 @@ class Plan:
 
 @dataclass(frozen=True)
 class EvaluationContext:
-    """What every width shares: one quantization, the images it was calibrated with, one profile of costs."""
+    """What all widths of a detector share on a data set: ``batches`` are the images it was calibrated with."""
 
+    cfg: CfgNode
+    plan: Plan
+    dataset: str
+    images: Decoded
     quantization: Quantization
-    images: Sequence[Batch]
+    batches: Sequence[Batch]
     profile: CostProfile
-    is_fast: bool = True
 
 
 def prepare(
     cfg: CfgNode,
     model: nn.Module,
     plan: Plan,
+    dataset: str,
     images: Decoded,
-    calibration: Sequence[Batch] | None = None,
+    batches: Sequence[Batch] | None = None,
     saved: Path | None = None,
 ) -> EvaluationContext:
     """Calibrate the float network, or take the quantization that is ``saved`` for these weights."""
     points = detector_points(model, plan.scope, plan.scheme.placement)
-    calibration = calibration or calibration_images(cfg, plan.calibration)
+    batches = batches or calibration_images(cfg, plan.calibration)
     if saved is not None and from_main(saved.exists):
         quantization = Quantization.load(saved, model, plan.scheme)
         require_same_points(points, quantization.points, saved)
         _logger.info("calibrated already: %s", saved)
     else:
-        quantization = Quantization(model, points, plan.scheme)
-        data = "+".join(map(row_name, cfg.DATASETS.TRAIN))
-        quantization.calibration = replace(plan.calibration, images=len(calibration), data=data)  # what there is
-        calibrate(quantization, calibration)
+        quantization = calibrated(cfg, model, plan, batches)
         if saved is not None and is_main():
             quantization.save(saved)
     model.eval()
     profile = from_main(lambda: profile_cost(model, points, _first(images)))
-    return EvaluationContext(quantization, calibration, profile, cfg.SSQL_DET.FAST_EVALUATION)
+    return EvaluationContext(cfg, plan, dataset, images, quantization, batches, profile)
 
 
 def _first(images: Decoded) -> Batch:
     with answered("the first test image cannot be read"):
         return next(iter(images))
+
+
+def calibrated(cfg: CfgNode, model: nn.Module, plan: Plan, batches: Sequence[Batch]) -> Quantization:
+    """What the float network is quantized by, and from which images: as many as there are, by their data's names."""
+    quantization = Quantization(model, detector_points(model, plan.scope, plan.scheme.placement), plan.scheme)
+    data = "+".join(map(row_name, cfg.DATASETS.TRAIN))
+    quantization.calibration = replace(plan.calibration, images=len(batches), data=data)
+    calibrate(quantization, batches)
+    return quantization
 
 
 def calibrate(quantization: Quantization, batches: Sequence[Batch]) -> None:
@@ -134,25 +144,21 @@ def _flat(results: Mapping[str, Any]) -> list[tuple[str, float]]:
 
 
 def measure(
-    model: nn.Module,
-    context: EvaluationContext,
-    bits: Bits,
-    images: Decoded,
-    dataset: str,
-    overrides: Mapping[str, Bits] | None = None,
+    context: EvaluationContext, bits: Bits, overrides: Mapping[str, Bits] | None = None
 ) -> tuple[dict[str, float], float]:
     """Metrics and costs at one width, and the seconds it took. The network is float again afterwards.
 
     ``GFLOPs`` are billions of multiply-adds, ``GBOPs`` of bit-operations, of the first image.
     """
-    _logger.info("evaluating at %s on %s", bits, dataset)
+    quantization, is_fast = context.quantization, context.cfg.SSQL_DET.FAST_EVALUATION
+    _logger.info("evaluating at %s on %s", bits, context.dataset)
     start = time.perf_counter()
 
     def metrics_on_images() -> dict[str, float]:
         with tempfile.TemporaryDirectory() as scratch:
-            return evaluate(model, images, dataset, scratch, context.is_fast)
+            return evaluate(quantization.model, context.images, context.dataset, scratch, is_fast)
 
-    metrics = evaluate_at(context.quantization, bits, metrics_on_images, overrides, in_eights(context.images), feed)
+    metrics = evaluate_at(quantization, bits, metrics_on_images, overrides, in_eights(context.batches), feed)
     cost = context.profile.at(bits, overrides)
     metrics |= {"MB": cost.bytes / 1e6, "GFLOPs": cost.macs / 1e9, "GBOPs": cost.bit_ops / 1e9}
     return metrics, round(time.perf_counter() - start, 2)
@@ -169,23 +175,20 @@ class Origin:
 
 
 def make_row(
-    cfg: CfgNode,
-    config_name: str,
-    dataset: str,
-    bits: Bits,
-    plan: Plan,
     context: EvaluationContext,
+    config_name: str,
+    bits: Bits,
     measured: tuple[Mapping[str, float], float],
     origin: Origin,
 ) -> Row:
     """A measurement with everything that it depends on. Method and seed are the config's, else the checkpoint's."""
-    metrics, seconds = measured
+    cfg, plan, (metrics, seconds) = context.cfg, context.plan, measured
     return Row(
         method=cfg.SSQL_DET.METHOD or origin.facts.method or "",
         checkpoint=origin.checkpoint,
         checkpoint_hash=origin.sha256,
         config=config_name,
-        dataset=row_name(dataset),
+        dataset=row_name(context.dataset),
         bits=str(bits),
         scope=plan.scope,
         metrics=metrics,

@@ -17,7 +17,7 @@ from ssql_det.core.rows import Row
 from ssql_det.d2 import CfgNode
 from ssql_det.detect.data import Decoded, evaluation_images, row_name
 from ssql_det.detect.measure import EvaluationContext, Origin, Plan, make_row, measure, prepare
-from ssql_det.quant import Bits, Calibration, Scheme, parse_widths
+from ssql_det.quant import Calibration, Scheme, parse_widths
 
 LOOKS_NAME = "looks.jsonl"
 
@@ -55,6 +55,7 @@ class Watch:
         path, place = Path(self._cfg.OUTPUT_DIR) / LOOKS_NAME, f"iteration {iteration}"
         there = from_main(lambda: rows.read(path) if path.exists() else [])
         seen = {(row.checkpoint, row.dataset, row.bits): row for row in there}
+        origin = Origin(place, self._facts, self._network)
         generators = RngState.capture()
         scalars: dict[str, float] = {}
         for dataset in self._cfg.DATASETS.TEST:
@@ -64,20 +65,13 @@ class Watch:
             for bits in self._widths:
                 row = seen.get((place, name, str(bits)))
                 if row is None:
-                    context = context or prepare(self._cfg, model, self._plan, images)
-                    row = self._measured(model, context, bits, images, dataset, place)
+                    context = context or prepare(self._cfg, model, self._plan, dataset, images)
+                    row = make_row(context, self._config_name, bits, measure(context, bits), origin)
                     if is_main():
                         rows.append(path, row)
                 scalars |= {f"{name}/{bits}/{metric}": value for metric, value in _figures(row)}
         generators.restore()
         return scalars
-
-    def _measured(
-        self, model: nn.Module, context: EvaluationContext, bits: Bits, images: Decoded, dataset: str, place: str
-    ) -> Row:
-        measured = measure(model, context, bits, images, dataset)
-        origin = Origin(place, self._facts, self._network)
-        return make_row(self._cfg, self._config_name, dataset, bits, self._plan, context, measured, origin)
 
 
 def _figures(row: Row) -> Iterator[tuple[str, float]]:
