@@ -21,10 +21,8 @@ from ssql_det.quant.points.family import (
     PUBLISHED,
     Family,
     blocks,
-    family_of,
     placed,
     quant_points,
-    require_placement,
 )
 from ssql_det.quant.points.point import QuantPoint, Side, assign_bits
 
@@ -38,10 +36,8 @@ __all__ = [
     "Side",
     "assign_bits",
     "blocks",
-    "family_of",
     "placed",
     "quant_points",
-    "require_placement",
 ]
 
 all(import_modules(__name__, __path__))
