@@ -87,10 +87,11 @@ def add_num_gpus(parser: argparse.ArgumentParser) -> None:
 
 
 def read_detector_config(options: argparse.Namespace, overrides: Sequence[str]) -> CfgNode:
-    """The config with own data in it; what the line itself changes goes before that."""
-    from ssql_det.d2 import read_config
+    """The config with own data in it; what the line itself changes goes before that. Log lines come from here on."""
+    from ssql_det.d2 import read_config, set_up_logging
     from ssql_det.detect import SSQL_DET_DEFAULTS
 
+    set_up_logging()
     return read_config(options.config_file, [*_own_data(options), *overrides], SSQL_DET_DEFAULTS)
 
 

@@ -48,13 +48,11 @@ def run(options: argparse.Namespace) -> None:
     from ssql_det.core.console import print_table
     from ssql_det.core.errors import UserError
     from ssql_det.core.files import atomic_write, require_other_file
-    from ssql_det.d2 import set_up_logging
     from ssql_det.detect.measure import Plan
     from ssql_det.detect.sensitivity import kept_at, ranked
     from ssql_det.detect.weights import trained_detector
     from ssql_det.quant import Bits, parse_widths
 
-    set_up_logging()
     widths, kept = parse_widths(options.bits), parse_widths(options.keep_bits)
     if len(widths) != 1 or len(kept) != 1:
         raise UserError(f"--bits and --keep-bits are one bit-width each, got {options.bits} and {options.keep_bits}")

@@ -48,12 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from ssql_det.core.errors import UserError
     from ssql_det.core.ranks import launch
-    from ssql_det.d2 import set_up_logging
     from ssql_det.detect import SCOPES, config_name
     from ssql_det.detect.measure import Plan
     from ssql_det.quant import parse_widths
 
-    set_up_logging()
     widths = parse_widths(options.bits)
     if options.scope not in SCOPES:
         raise UserError(f"--scope is {' or '.join(SCOPES)}, got {options.scope!r}")

@@ -30,10 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from ssql_det.core.ranks import launch
-    from ssql_det.d2 import set_up_logging
     from ssql_det.detect import config_name
 
-    set_up_logging()
     cfg = read_detector_config(options, options.overrides)
     if options.eval_only:
         launch(_evaluate, cfg, processes=options.num_gpus)
