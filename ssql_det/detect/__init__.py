@@ -11,7 +11,7 @@ measure      calibrate, quantize, evaluate as the data set wants it: one row
 sweep        a row for every bit-width
 sensitivity  which part few bits hurt
 predict      a user's own images
-train        the loop, with ``checkpoints``, ``precise_bn`` and ``watch``
+train        the loop and the norms after it, with ``checkpoints`` and ``watch``
 answers      the engine's exceptions as sentences
 ============ ===========================================================================
 
