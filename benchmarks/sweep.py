@@ -58,8 +58,7 @@ def jobs(name: str, folder: Path):
     checkpoint, dataset = read(folder / "model.pth"), cfg.DATASETS.TEST[0]
 
     def evaluated() -> None:
-        with tempfile.TemporaryDirectory() as scratch:
-            evaluate(model, evaluation_images(cfg, dataset), dataset, scratch)
+        evaluate(model, evaluation_images(cfg, dataset), dataset)
 
     widths, plan = parse_widths("FP,8,6,5,4"), Plan("all", Calibration(CALIBRATION))
 

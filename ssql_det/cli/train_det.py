@@ -54,8 +54,6 @@ def _train(cfg, name, resume):  # type: ignore[no-untyped-def]  # the types woul
 
 def _evaluate(cfg):  # type: ignore[no-untyped-def]
     """The metrics of each test set, in float."""
-    import tempfile
-
     from ssql_det.core.console import print_table
     from ssql_det.core.errors import UserError
     from ssql_det.core.ranks import is_main
@@ -68,8 +66,7 @@ def _evaluate(cfg):  # type: ignore[no-untyped-def]
         raise UserError("DATASETS.TEST is empty, and metrics are measured on it; name a data set there")
     model, checkpoint = trained_detector(cfg)
     for dataset in cfg.DATASETS.TEST:
-        with tempfile.TemporaryDirectory() as scratch:
-            metrics = evaluate(model, evaluation_images(cfg, dataset), dataset, scratch)
+        metrics = evaluate(model, evaluation_images(cfg, dataset), dataset)
         if is_main():
             rows = [(name, f"{value:.2f}") for name, value in metrics.items()]
             print_table(("metric", dataset), rows, checkpoint.called)

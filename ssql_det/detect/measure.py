@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,13 +114,13 @@ def feed(network: nn.Module, batch: Batch) -> None:
     network(batch)
 
 
-def evaluate(model: nn.Module, images: Decoded, dataset: str, scratch: str, is_fast: bool = True) -> dict[str, float]:
+def evaluate(model: nn.Module, images: Decoded, dataset: str, is_fast: bool = True) -> dict[str, float]:
     """Metrics of the data set's own evaluator: ``{"bbox/AP": 41.2, "bbox/AP50": 62.0, ...}``.
 
-    ``scratch`` is a folder for what the evaluator writes. Under a process group each rank brings its share of the
-    images, and all get the metrics of all.
+    Under a process group each rank brings its share of the images, and all get the metrics of all.
     """
-    with answered(f"{dataset} cannot be evaluated on"), fast(model) if is_fast else nullcontext():
+    faster = fast(model) if is_fast else nullcontext()
+    with tempfile.TemporaryDirectory() as scratch, answered(f"{dataset} cannot be evaluated on"), faster:
         results = inference_on_dataset(model, images, _evaluator(dataset, scratch))
     return from_main(lambda: dict(_flat(results or {})))
 
@@ -153,12 +154,8 @@ def measure(
     quantization, is_fast = context.quantization, context.cfg.SSQL_DET.FAST_EVALUATION
     _logger.info("evaluating at %s on %s", bits, context.dataset)
     start = time.perf_counter()
-
-    def metrics_on_images() -> dict[str, float]:
-        with tempfile.TemporaryDirectory() as scratch:
-            return evaluate(quantization.model, context.images, context.dataset, scratch, is_fast)
-
-    metrics = evaluate_at(quantization, bits, metrics_on_images, overrides, in_eights(context.batches), feed)
+    found = partial(evaluate, quantization.model, context.images, context.dataset, is_fast)
+    metrics = evaluate_at(quantization, bits, found, overrides, in_eights(context.batches), feed)
     cost = context.profile.at(bits, overrides)
     metrics |= {"MB": cost.bytes / 1e6, "GFLOPs": cost.macs / 1e9, "GBOPs": cost.bit_ops / 1e9}
     return metrics, round(time.perf_counter() - start, 2)
