@@ -23,14 +23,7 @@ from ssql_det.core.files import atomic_write
 from ssql_det.core.generators import RngState
 from ssql_det.core.ranks import all_gather, barrier, is_main, mean, rank, share_from_main, world_size
 from ssql_det.core.writers import JsonWriter, TensorBoardWriter, Writers
-from ssql_det.d2 import (
-    CfgNode,
-    CommonMetricPrinter,
-    EventStorage,
-    MetadataCatalog,
-    build_lr_scheduler,
-    build_optimizer,
-)
+from ssql_det.d2 import CfgNode, CommonMetricPrinter, EventStorage, MetadataCatalog, build_lr_scheduler, build_optimizer
 from ssql_det.detect import checkpoints
 from ssql_det.detect.answers import answered
 from ssql_det.detect.config import DEFAULT_VALUES, MOVED, NO_MATTER, OF_TRAINING, seed_of

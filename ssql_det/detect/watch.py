@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 from torch import nn
@@ -13,7 +12,6 @@ from ssql_det.core import rows
 from ssql_det.core.errors import UserError
 from ssql_det.core.generators import RngState
 from ssql_det.core.ranks import from_main, is_main, world_size
-from ssql_det.core.rows import Row
 from ssql_det.d2 import CfgNode
 from ssql_det.detect.data import Decoded, evaluation_images, row_name
 from ssql_det.detect.measure import EvaluationContext, Origin, Plan, make_row, measure, prepare
@@ -69,11 +67,10 @@ class Watch:
                     row = make_row(context, self._config_name, bits, measure(context, bits), origin)
                     if is_main():
                         rows.append(path, row)
-                scalars |= {f"{name}/{bits}/{metric}": value for metric, value in _figures(row)}
+                scalars |= {
+                    f"{name}/{bits}/{metric}": math.nan if value is None else value
+                    for metric, value in row.metrics.items()
+                    if "/" in metric  # what an evaluator said, not the costs
+                }
         generators.restore()
         return scalars
-
-
-def _figures(row: Row) -> Iterator[tuple[str, float]]:
-    """What an evaluator said, not the costs; a figure that does not exist is not a number."""
-    yield from ((name, math.nan if value is None else value) for name, value in row.metrics.items() if "/" in name)
