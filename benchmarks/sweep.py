@@ -49,8 +49,7 @@ def jobs(name: str, folder: Path):
 
     from ssql_det.convert import read
     from ssql_det.detect.data import evaluation_images
-    from ssql_det.detect.evaluate import evaluate
-    from ssql_det.detect.measure import Plan
+    from ssql_det.detect.measure import Plan, evaluate
     from ssql_det.detect.sweep import sweep
     from ssql_det.quant import Calibration, parse_widths
 
@@ -59,8 +58,7 @@ def jobs(name: str, folder: Path):
     checkpoint, dataset = read(folder / "model.pth"), cfg.DATASETS.TEST[0]
 
     def evaluated() -> None:
-        with tempfile.TemporaryDirectory() as scratch:
-            evaluate(model, evaluation_images(cfg, dataset), dataset, scratch)
+        evaluate(model, evaluation_images(cfg, dataset), dataset)
 
     widths, plan = parse_widths("FP,8,6,5,4"), Plan("all", Calibration(CALIBRATION))
 

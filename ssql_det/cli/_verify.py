@@ -82,7 +82,7 @@ def _engine_resnet(checkpoint: Checkpoint) -> nn.Module:
 
     lines = {key: value for key, value in config_lines(checkpoint).items() if key.startswith("MODEL.RESNETS.")}
     if checkpoint.architecture.name == "narrow_resnet":
-        from ssql_det.detect.narrow import NARROW_BACKBONES
+        from ssql_det.detect.modeling import NARROW_BACKBONES
 
         lines = {"MODEL.BACKBONE.NAME": NARROW_BACKBONES[0]}
     elif "MODEL.RESNETS.DEPTH" not in lines:

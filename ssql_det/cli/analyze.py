@@ -9,8 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ssql_det.cli.numbers import positive, seed
-from ssql_det.cli.quantizing import add_calibration_images, add_scheme, scheme_of
+from ssql_det.cli.arguments import add_calibration_images, add_scheme, positive, scheme_of, seed
 
 HELP = "quantization and contrastive terms, weights' outliers and t-SNE at few bits, side by side"
 BITS = "FP,8,4,2w4a"

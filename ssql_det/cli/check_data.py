@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ssql_det.cli.numbers import positive
+from ssql_det.cli.arguments import positive
 from ssql_det.core.errors import UserError, printable
 
 if TYPE_CHECKING:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from ssql_det.cli.numbers import positive, seed
-from ssql_det.cli.quantizing import add_scheme, scheme_of
+from ssql_det.cli.arguments import add_scheme, positive, scheme_of, seed
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 
-from ssql_det.cli.numbers import positive, seed
+from ssql_det.cli.arguments import positive, seed
 
 HELP = "toy scenes in VOC and COCO layout and digit crops, made offline"
 

@@ -11,8 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ssql_det.cli.detector import add_config_arguments, read_detector_config
-from ssql_det.cli.quantizing import add_calibration, add_scheme, calibration_of, scheme_of
+from ssql_det.cli.arguments import (
+    add_calibration,
+    add_config_arguments,
+    add_scheme,
+    calibration_of,
+    read_detector_config,
+    scheme_of,
+)
 
 HELP = "boxes and masks on your own images, at several bit-widths side by side"
 
@@ -31,7 +37,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from ssql_det.core.errors import UserError
-    from ssql_det.d2 import set_up_logging
     from ssql_det.detect import SCOPES
     from ssql_det.detect.data import calibration_images
     from ssql_det.detect.measure import calibrate
@@ -42,7 +47,6 @@ def run(options: argparse.Namespace) -> None:
     from ssql_det.quant.quantization_file import require_same_points
     from ssql_det.quant.scheme import RE_ESTIMATED
 
-    set_up_logging()
     overrides, images = _split(options.rest)
     paths, widths = find_images(images), parse_widths(options.bits)
     check_outputs(Path(options.out), paths)

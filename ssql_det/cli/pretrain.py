@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 
-from ssql_det.cli.numbers import positive
+from ssql_det.cli.arguments import positive
 
 HELP = "a backbone from images without labels, good at full precision and at few bits"
 

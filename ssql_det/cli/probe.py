@@ -10,8 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ssql_det.cli.numbers import positive, seed
-from ssql_det.cli.quantizing import add_calibration_images, add_scheme, scheme_of
+from ssql_det.cli.arguments import add_calibration_images, add_scheme, positive, scheme_of, seed
 
 HELP = "kNN and linear accuracy of a frozen backbone, at several bit-widths"
 BITS = "FP,8,6,5,4,2w4a"

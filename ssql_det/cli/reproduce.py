@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ssql_det.cli.numbers import positive
+from ssql_det.cli.arguments import positive
 from ssql_det.core.errors import EXIT_INCOMPLETE, UserError
 
 if TYPE_CHECKING:

@@ -8,9 +8,16 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from ssql_det.cli.detector import add_config_arguments, add_overrides, read_detector_config
-from ssql_det.cli.numbers import positive
-from ssql_det.cli.quantizing import add_calibration, add_scheme, calibration_of, scheme_of
+from ssql_det.cli.arguments import (
+    add_calibration,
+    add_config_arguments,
+    add_overrides,
+    add_scheme,
+    calibration_of,
+    positive,
+    read_detector_config,
+    scheme_of,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,13 +48,11 @@ def run(options: argparse.Namespace) -> None:
     from ssql_det.core.console import print_table
     from ssql_det.core.errors import UserError
     from ssql_det.core.files import atomic_write, require_other_file
-    from ssql_det.d2 import set_up_logging
     from ssql_det.detect.measure import Plan
     from ssql_det.detect.sensitivity import kept_at, ranked
     from ssql_det.detect.weights import trained_detector
     from ssql_det.quant import Bits, parse_widths
 
-    set_up_logging()
     widths, kept = parse_widths(options.bits), parse_widths(options.keep_bits)
     if len(widths) != 1 or len(kept) != 1:
         raise UserError(f"--bits and --keep-bits are one bit-width each, got {options.bits} and {options.keep_bits}")
@@ -70,15 +75,11 @@ def run(options: argparse.Namespace) -> None:
 
 def _by_features(cfg: CfgNode, model: nn.Module, plan: Plan, bits: Bits) -> list[Hurt]:
     from ssql_det.detect.data import calibration_images
-    from ssql_det.detect.measure import calibrate
-    from ssql_det.detect.points import detector_points
+    from ssql_det.detect.measure import calibrated
     from ssql_det.detect.sensitivity import feature_errors
-    from ssql_det.quant import Quantization
 
-    quantization = Quantization(model, detector_points(model, plan.scope, plan.scheme.placement), plan.scheme)
     batches = calibration_images(cfg, plan.calibration)
-    calibrate(quantization, batches)
-    return list(feature_errors(quantization, bits, batches))
+    return list(feature_errors(calibrated(cfg, model, plan, batches), bits, batches))
 
 
 def _by_ap(cfg: CfgNode, model: nn.Module, plan: Plan, bits: Bits) -> list[Hurt]:
@@ -88,11 +89,10 @@ def _by_ap(cfg: CfgNode, model: nn.Module, plan: Plan, bits: Bits) -> list[Hurt]
     from ssql_det.quant import Bits
 
     dataset = cfg.DATASETS.TEST[0]
-    images = evaluation_images(cfg, dataset)
-    context = prepare(cfg, model, plan, images)
+    context = prepare(cfg, model, plan, dataset, evaluation_images(cfg, dataset))
 
     def ap(overrides: dict[str, Bits]) -> float:
-        return measure(model, context, Bits.FP, images, dataset, overrides)[0]["bbox/AP"]
+        return measure(context, Bits.FP, overrides)[0]["bbox/AP"]
 
     whole = ap({})
     return [Hurt(group, whole - ap({group: bits})) for group in groups(context.quantization.points)]

@@ -10,14 +10,17 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ssql_det.cli.detector import (
+from ssql_det.cli.arguments import (
+    add_calibration,
     add_config_arguments,
     add_num_gpus,
     add_overrides,
+    add_scheme,
+    calibration_of,
     read_detector_config,
+    scheme_of,
     set_up_process,
 )
-from ssql_det.cli.quantizing import add_calibration, add_scheme, calibration_of, scheme_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,12 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from ssql_det.core.errors import UserError
     from ssql_det.core.ranks import launch
-    from ssql_det.d2 import set_up_logging
     from ssql_det.detect import SCOPES, config_name
     from ssql_det.detect.measure import Plan
     from ssql_det.quant import parse_widths
 
-    set_up_logging()
     widths = parse_widths(options.bits)
     if options.scope not in SCOPES:
         raise UserError(f"--scope is {' or '.join(SCOPES)}, got {options.scope!r}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ssql_det.cli.numbers import positive
+from ssql_det.cli.arguments import positive
 
 HELP = "the published tables beside our rows"
 FORMATS = ("markdown", "csv", "latex")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 
-from ssql_det.cli.detector import (
+from ssql_det.cli.arguments import (
     add_config_arguments,
     add_num_gpus,
     add_overrides,
@@ -30,10 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from ssql_det.core.ranks import launch
-    from ssql_det.d2 import set_up_logging
     from ssql_det.detect import config_name
 
-    set_up_logging()
     cfg = read_detector_config(options, options.overrides)
     if options.eval_only:
         launch(_evaluate, cfg, processes=options.num_gpus)
@@ -56,13 +54,11 @@ def _train(cfg, name, resume):  # type: ignore[no-untyped-def]  # the types woul
 
 def _evaluate(cfg):  # type: ignore[no-untyped-def]
     """The metrics of each test set, in float."""
-    import tempfile
-
     from ssql_det.core.console import print_table
     from ssql_det.core.errors import UserError
     from ssql_det.core.ranks import is_main
     from ssql_det.detect.data import evaluation_images
-    from ssql_det.detect.evaluate import evaluate
+    from ssql_det.detect.measure import evaluate
     from ssql_det.detect.weights import trained_detector
 
     set_up_process()
@@ -70,8 +66,7 @@ def _evaluate(cfg):  # type: ignore[no-untyped-def]
         raise UserError("DATASETS.TEST is empty, and metrics are measured on it; name a data set there")
     model, checkpoint = trained_detector(cfg)
     for dataset in cfg.DATASETS.TEST:
-        with tempfile.TemporaryDirectory() as scratch:
-            metrics = evaluate(model, evaluation_images(cfg, dataset), dataset, scratch)
+        metrics = evaluate(model, evaluation_images(cfg, dataset), dataset)
         if is_main():
             rows = [(name, f"{value:.2f}") for name, value in metrics.items()]
             print_table(("metric", dataset), rows, checkpoint.called)

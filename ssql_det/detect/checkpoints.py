@@ -24,11 +24,12 @@ from ssql_det.core.ranks import all_gather, is_main, rank
 from ssql_det.core.reader import read_tensors
 from ssql_det.core.saving import save_tensors
 from ssql_det.d2 import EventStorage
-from ssql_det.detect import history
 from ssql_det.detect.stream import BadImages
 
 TAG = "last_checkpoint"
 FINAL = "model_final"
+WINDOW = 20  # iterations that a median of scalars is of, and between log lines
+_BY_THE_CLOCK = ("time", "eta_seconds")  # scalars that are left out: equal runs have equal checkpoints, to the byte
 _KEYS = ("model", "optimizer", "scheduler", "iteration", "rng", "history", "bad_images", KEY)
 
 
@@ -52,7 +53,7 @@ class Run:
         of_ranks = {"rng": every_ranks_state(), "bad_images": all_gather(sorted(self.bad_images.names))}
         if is_main():
             content = {key: part.state_dict() for key, part in self.parts.items()}
-            content |= {"iteration": iteration, "history": history.latest(self.storage), KEY: dict(description)}
+            content |= {"iteration": iteration, "history": _latest_scalars(self.storage), KEY: dict(description)}
             with atomic_write(path) as file:
                 save_tensors(content | of_ranks, file)
             with atomic_write(self.folder / TAG, "w") as tag:
@@ -80,7 +81,7 @@ class Run:
                 raise ValueError(f"its scheduler is not as this config has it at iteration {iteration}")
             scheduler.load_state_dict(content["scheduler"])
             Facts.from_plain(content[KEY])
-            history.put_back(self.storage, content["history"])
+            _restore_scalars(self.storage, content["history"])
             self.bad_images.names.update(*content["bad_images"][rank() : rank() + 1])
             restore_own_state(content["rng"])
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as failure:
@@ -100,3 +101,27 @@ def _newest(folder: Path) -> Path:
             f"{folder / TAG} names {name!r}, which is no file of that folder; write a checkpoint's name there"
         )
     return folder / name
+
+
+def _latest_scalars(storage: EventStorage) -> dict[str, dict[str, Any]]:
+    """Of the last ``WINDOW`` iterations, so that a resumed run has the medians of one that was not stopped.
+
+    >>> _latest_scalars(storage)["total_loss"]
+    {'is_noisy': True, 'values': [(2.41, 480), ..., (2.12, 499)]}
+    """
+    is_noisy, first = storage.smoothing_hints(), storage.iter - WINDOW + 1
+    return {
+        name: {
+            "is_noisy": is_noisy[name],
+            "values": [(value, int(iteration)) for value, iteration in history.values() if iteration >= first],
+        }
+        for name, history in storage.histories().items()
+        if name not in _BY_THE_CLOCK
+    }
+
+
+def _restore_scalars(storage: EventStorage, scalars: Mapping[str, Mapping[str, Any]]) -> None:
+    """Into a storage that is new."""
+    for name, kept in scalars.items():
+        for value, iteration in kept["values"]:
+            storage.put_scalar(name, value, smoothing_hint=kept["is_noisy"], cur_iter=iteration)

@@ -1,13 +1,20 @@
-"""One detector measured at one bit-width: calibrate once, quantize, evaluate, and a row of what came out."""
+"""One detector measured at one bit-width: calibrate once, quantize, evaluate, and a row of what came out.
+
+An evaluation is the engine's loop with the data set's own evaluator, its metrics under plain names.
+"""
 
 from __future__ import annotations
 
 import logging
+import math
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -15,11 +22,18 @@ from ssql_det.convert import Facts
 from ssql_det.core.errors import UserError
 from ssql_det.core.ranks import from_main, is_main, world_size
 from ssql_det.core.rows import Row
-from ssql_det.d2 import CfgNode, engine
+from ssql_det.d2 import (
+    CfgNode,
+    COCOEvaluator,
+    DatasetEvaluator,
+    MetadataCatalog,
+    PascalVOCDetectionEvaluator,
+    engine,
+    inference_on_dataset,
+)
 from ssql_det.detect.answers import answered
-from ssql_det.detect.data import Batch, Decoded, calibration_images, in_eights, own_share
-from ssql_det.detect.evaluate import evaluate
-from ssql_det.detect.own_data import row_name
+from ssql_det.detect.data import Batch, Decoded, calibration_images, in_eights, own_share, row_name
+from ssql_det.detect.fast import fast
 from ssql_det.detect.points import detector_points
 from ssql_det.quant import Bits, Calibration, CostProfile, Quantization, Scheme, evaluate_at, profile_cost
 from ssql_det.quant.quantization_file import require_same_points
@@ -39,38 +53,40 @@ class Plan:
 
 @dataclass(frozen=True)
 class EvaluationContext:
-    """What every width shares: one quantization, the images it was calibrated with, one profile of costs."""
+    """What all widths of a detector share on a data set: ``batches`` are the images it was calibrated with."""
 
+    cfg: CfgNode
+    plan: Plan
+    dataset: str
+    images: Decoded
     quantization: Quantization
-    images: Sequence[Batch]
+    batches: Sequence[Batch]
     profile: CostProfile
-    is_fast: bool = True
 
 
 def prepare(
     cfg: CfgNode,
     model: nn.Module,
     plan: Plan,
+    dataset: str,
     images: Decoded,
-    calibration: Sequence[Batch] | None = None,
+    batches: Sequence[Batch] | None = None,
     saved: Path | None = None,
 ) -> EvaluationContext:
     """Calibrate the float network, or take the quantization that is ``saved`` for these weights."""
     points = detector_points(model, plan.scope, plan.scheme.placement)
-    calibration = calibration or calibration_images(cfg, plan.calibration)
+    batches = batches or calibration_images(cfg, plan.calibration)
     if saved is not None and from_main(saved.exists):
         quantization = Quantization.load(saved, model, plan.scheme)
         require_same_points(points, quantization.points, saved)
         _logger.info("calibrated already: %s", saved)
     else:
-        quantization = Quantization(model, points, plan.scheme)
-        quantization.calibration = calibrated_with(cfg, plan, calibration)
-        calibrate(quantization, calibration)
+        quantization = calibrated(cfg, model, plan, batches)
         if saved is not None and is_main():
             quantization.save(saved)
     model.eval()
     profile = from_main(lambda: profile_cost(model, points, _first(images)))
-    return EvaluationContext(quantization, calibration, profile, cfg.SSQL_DET.FAST_EVALUATION)
+    return EvaluationContext(cfg, plan, dataset, images, quantization, batches, profile)
 
 
 def _first(images: Decoded) -> Batch:
@@ -78,10 +94,13 @@ def _first(images: Decoded) -> Batch:
         return next(iter(images))
 
 
-def calibrated_with(cfg: CfgNode, plan: Plan, images: Sequence[Batch]) -> Calibration:
-    """What the calibration comes to: as many images as there are, and what they are called."""
+def calibrated(cfg: CfgNode, model: nn.Module, plan: Plan, batches: Sequence[Batch]) -> Quantization:
+    """What the float network is quantized by, and from which images: as many as there are, by their data's names."""
+    quantization = Quantization(model, detector_points(model, plan.scope, plan.scheme.placement), plan.scheme)
     data = "+".join(map(row_name, cfg.DATASETS.TRAIN))
-    return replace(plan.calibration, images=len(images), data=data)
+    quantization.calibration = replace(plan.calibration, images=len(batches), data=data)
+    calibrate(quantization, batches)
+    return quantization
 
 
 def calibrate(quantization: Quantization, batches: Sequence[Batch]) -> None:
@@ -95,26 +114,48 @@ def feed(network: nn.Module, batch: Batch) -> None:
     network(batch)
 
 
+def evaluate(model: nn.Module, images: Decoded, dataset: str, is_fast: bool = True) -> dict[str, float]:
+    """Metrics of the data set's own evaluator: ``{"bbox/AP": 41.2, "bbox/AP50": 62.0, ...}``.
+
+    Under a process group each rank brings its share of the images, and all get the metrics of all.
+    """
+    faster = fast(model) if is_fast else nullcontext()
+    with tempfile.TemporaryDirectory() as scratch, answered(f"{dataset} cannot be evaluated on"), faster:
+        results = inference_on_dataset(model, images, _evaluator(dataset, scratch))
+    return from_main(lambda: dict(_flat(results or {})))
+
+
+def _evaluator(dataset: str, scratch: str) -> DatasetEvaluator:
+    kind = getattr(MetadataCatalog.get(dataset), "evaluator_type", None)
+    if kind == "pascal_voc":
+        return PascalVOCDetectionEvaluator(dataset)
+    if kind == "coco":
+        return COCOEvaluator(dataset, output_dir=scratch)
+    raise UserError(f"{dataset} is evaluated as {kind!r}; only COCO's and VOC's way are known here")
+
+
+def _flat(results: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """Without the APs of single classes: a row has what tables are made of."""
+    return [
+        (f"{task}/{name}", float(value))
+        for task, metrics in results.items()
+        for name, value in metrics.items()
+        if "-" not in name and not (isinstance(value, float) and math.isinf(value))
+    ]
+
+
 def measure(
-    model: nn.Module,
-    context: EvaluationContext,
-    bits: Bits,
-    images: Decoded,
-    dataset: str,
-    overrides: Mapping[str, Bits] | None = None,
+    context: EvaluationContext, bits: Bits, overrides: Mapping[str, Bits] | None = None
 ) -> tuple[dict[str, float], float]:
     """Metrics and costs at one width, and the seconds it took. The network is float again afterwards.
 
     ``GFLOPs`` are billions of multiply-adds, ``GBOPs`` of bit-operations, of the first image.
     """
-    _logger.info("evaluating at %s on %s", bits, dataset)
+    quantization, is_fast = context.quantization, context.cfg.SSQL_DET.FAST_EVALUATION
+    _logger.info("evaluating at %s on %s", bits, context.dataset)
     start = time.perf_counter()
-
-    def metrics_on_images() -> dict[str, float]:
-        with tempfile.TemporaryDirectory() as scratch:
-            return evaluate(model, images, dataset, scratch, context.is_fast)
-
-    metrics = evaluate_at(context.quantization, bits, metrics_on_images, overrides, in_eights(context.images), feed)
+    found = partial(evaluate, quantization.model, context.images, context.dataset, is_fast)
+    metrics = evaluate_at(quantization, bits, found, overrides, in_eights(context.batches), feed)
     cost = context.profile.at(bits, overrides)
     metrics |= {"MB": cost.bytes / 1e6, "GFLOPs": cost.macs / 1e9, "GBOPs": cost.bit_ops / 1e9}
     return metrics, round(time.perf_counter() - start, 2)
@@ -131,23 +172,20 @@ class Origin:
 
 
 def make_row(
-    cfg: CfgNode,
-    config_name: str,
-    dataset: str,
-    bits: Bits,
-    plan: Plan,
     context: EvaluationContext,
+    config_name: str,
+    bits: Bits,
     measured: tuple[Mapping[str, float], float],
     origin: Origin,
 ) -> Row:
     """A measurement with everything that it depends on. Method and seed are the config's, else the checkpoint's."""
-    metrics, seconds = measured
+    cfg, plan, (metrics, seconds) = context.cfg, context.plan, measured
     return Row(
         method=cfg.SSQL_DET.METHOD or origin.facts.method or "",
         checkpoint=origin.checkpoint,
         checkpoint_hash=origin.sha256,
         config=config_name,
-        dataset=row_name(dataset),
+        dataset=row_name(context.dataset),
         bits=str(bits),
         scope=plan.scope,
         metrics=metrics,

@@ -20,10 +20,9 @@ from ssql_det.core.errors import UserError
 from ssql_det.core.files import atomic_write
 from ssql_det.d2 import CfgNode, MetadataCatalog, ResizeShortestEdge, read_image
 from ssql_det.detect.answers import answered
-from ssql_det.detect.data import Batch, in_eights
+from ssql_det.detect.data import Batch, in_eights, is_own, register_own
 from ssql_det.detect.fast import fast
 from ssql_det.detect.measure import feed
-from ssql_det.detect.own_data import is_own, register_own
 from ssql_det.quant import Bits, Quantization, at_widths
 
 Detections = list[dict[str, Any]]  # of one image, as in COCO's results: bbox [x, y, w, h], category_id, score, ...
@@ -103,9 +102,10 @@ def save(out: Path, cfg: CfgNode, paths: Sequence[Path], found: Mapping[Bits, li
             file.write(cv2.imencode(".png", np.hstack(panels))[1].tobytes())
     for bits, detections in found.items():
         images = [{"id": number, "file_name": path.name} for number, path in enumerate(paths, start=1)]
+        numbered = ((image, detection) for image, each in enumerate(detections, start=1) for detection in each)
         annotations = [
             {"id": number, "image_id": image, **detection, "category_id": ids[detection["category_id"]]}
-            for number, (image, detection) in enumerate(_numbered(detections), start=1)
+            for number, (image, detection) in enumerate(numbered, start=1)
         ]
         categories = [{"id": ids[number], "name": name} for number, name in enumerate(classes)]
         content = {"images": images, "categories": categories, "annotations": annotations}
@@ -115,29 +115,27 @@ def save(out: Path, cfg: CfgNode, paths: Sequence[Path], found: Mapping[Bits, li
 
 def class_names(cfg: CfgNode) -> list[str]:
     """As the first data set of the config names them, else numbers."""
-    count = cfg.MODEL.ROI_HEADS.NUM_CLASSES
-    for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
-        if is_own(name):
-            register_own(name)
-        known = getattr(MetadataCatalog.get(name), "thing_classes", None)
-        if known is not None and len(known) == count:
-            return list(known)
-    return [str(number) for number in range(count)]
+    known = _of_classes(cfg, "thing_classes")
+    return [str(number) for number in range(cfg.MODEL.ROI_HEADS.NUM_CLASSES)] if known is None else list(known)
 
 
 def category_ids(cfg: CfgNode) -> list[int]:
     """The data set's own numbers of its classes, as COCO's 1 to 90; else 0 and up."""
-    count = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    contiguous = _of_classes(cfg, "thing_dataset_id_to_contiguous_id")
+    if contiguous is None:
+        return list(range(cfg.MODEL.ROI_HEADS.NUM_CLASSES))
+    return sorted(contiguous, key=contiguous.__getitem__)
+
+
+def _of_classes(cfg: CfgNode, attribute: str) -> Any:
+    """What the first data set of the config that has as many classes says of them."""
     for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
-        contiguous = getattr(MetadataCatalog.get(name), "thing_dataset_id_to_contiguous_id", None)
-        if contiguous is not None and len(contiguous) == count:
-            return sorted(contiguous, key=contiguous.__getitem__)
-    return list(range(count))
-
-
-def _numbered(detections: Iterable[Detections]) -> Iterator[tuple[int, dict[str, Any]]]:
-    for image, each in enumerate(detections, start=1):
-        yield from ((image, detection) for detection in each)
+        if is_own(name):
+            register_own(name)
+        known = getattr(MetadataCatalog.get(name), attribute, None)
+        if known is not None and len(known) == cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+            return known
+    return None
 
 
 def _as_coco(instances: Any, least_score: float) -> Iterator[dict[str, Any]]:

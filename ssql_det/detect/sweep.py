@@ -65,10 +65,9 @@ def sweep(
             calibration = calibration_images(cfg, plan.calibration)
             own_share(calibration)  # what cannot be read is refused before anything is written
             from_main(lambda: _claim(out, identity))
-            context = prepare(cfg, model, plan, images, calibration, out / QUANTIZATION_NAME)
+            context = prepare(cfg, model, plan, dataset, images, calibration, out / QUANTIZATION_NAME)
         overrides = None if bits == Bits.FP else plan.overrides  # a row called FP is full precision
-        measured = measure(model, context, bits, images, dataset, overrides)
-        row = make_row(cfg, config_name, dataset, bits, plan, context, measured, origin)
+        row = make_row(context, config_name, bits, measure(context, bits, overrides), origin)
         if is_main():
             _keep_to_the_plan(out, identity)  # another may have begun while this one had no row
             if context.quantization.norms:  # those of this width are in it now

@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fvcore.nn.precise_bn import get_bn_modules, update_bn_stats
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ssql_det.convert import Coverage, Facts
-from ssql_det.core.choices import seed_all
+from ssql_det.core.choices import RngState, seed_all
 from ssql_det.core.config import goes_on, plain_values, require_least, run_folder, save_config
 from ssql_det.core.errors import UserError
 from ssql_det.core.files import atomic_write
-from ssql_det.core.ranks import all_gather, barrier, is_main, mean, rank, world_size
+from ssql_det.core.ranks import all_gather, barrier, is_main, mean, rank, share_from_main, world_size
 from ssql_det.core.writers import curves
 from ssql_det.d2 import (
     CfgNode,
@@ -29,12 +30,10 @@ from ssql_det.d2 import (
     build_lr_scheduler,
     build_optimizer,
 )
-from ssql_det.detect import checkpoints, history
+from ssql_det.detect import checkpoints
 from ssql_det.detect.answers import answered
 from ssql_det.detect.config import DEFAULT_VALUES, MOVED, NO_MATTER, OF_TRAINING, seed_of
-from ssql_det.detect.data import Batch, check_dataset
-from ssql_det.detect.own_data import is_own, require_fit
-from ssql_det.detect.precise_bn import estimate_norms
+from ssql_det.detect.data import Batch, check_dataset, is_own, require_fit
 from ssql_det.detect.stream import BadImages, part_of_batch, training_batches
 from ssql_det.detect.watch import LOOKS_NAME, Watch
 from ssql_det.detect.weights import build_detector, described_by, pretrained_detector
@@ -117,10 +116,11 @@ def train(cfg: CfgNode, config_name: str, resume: bool = False) -> Path:
             scheduler.step()
             storage.put_scalar("time", time.perf_counter() - begun)
 
-            if (iteration + 1) % history.WINDOW == 0 or iteration == last:
+            if (iteration + 1) % checkpoints.WINDOW == 0 or iteration == last:
                 storage.put_scalar("bad_images", sum(all_gather(len(bad_images.names))), smoothing_hint=False)
                 printer.write()
-                write(iteration, history.medians(storage))
+                medians = storage.latest_with_smoothing_hint(checkpoints.WINDOW)  # of what is noisy
+                write(iteration, {name: value for name, (value, _) in medians.items()})
             if iteration == last or watch.is_due(iteration, last):
                 estimate_norms(cfg, model, seed)
             if watch.is_due(iteration, last):
@@ -128,6 +128,35 @@ def train(cfg: CfgNode, config_name: str, resume: bool = False) -> Path:
             if (iteration + 1) % cfg.SOLVER.CHECKPOINT_PERIOD == 0 and iteration != last:
                 run.save(f"model_{iteration:07d}", iteration, description)
         return run.save(checkpoints.FINAL, last, description)
+
+
+def estimate_norms(cfg: CfgNode, model: nn.Module, seed: int) -> None:
+    """Precise BN, where the config says so and norms are not frozen: statistics over many batches, estimated anew.
+
+    Wu and Johnson, "Rethinking Batch in BatchNorm" (2021); the computation is fvcore's. Generators stay as they are.
+    The images are the beginning of a stream of their own, the same each time, which the ranks share. Afterwards every
+    rank has the same statistics: those of all, or where nothing is estimated the main process's.
+    """
+    norms = get_bn_modules(model) if cfg.TEST.PRECISE_BN.ENABLED else []
+    if norms:
+        generators = RngState.capture()
+        is_training = model.training
+        model.train()
+        with EventStorage(), answered("the norms' statistics cannot be estimated"):  # losses report to a storage
+            update_bn_stats(model, training_batches(cfg, seed + 1), cfg.TEST.PRECISE_BN.NUM_ITER)
+        model.train(is_training)
+        generators.restore()
+    for norm in norms:
+        _average(norm)
+    share_from_main(model.buffers())
+
+
+def _average(norm: nn.Module) -> None:
+    """Over the ranks, which count the same: the variance of all is that within each and that of their means."""
+    average, variance = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
+    of_all = mean(average)
+    variance.copy_(mean(variance + (average - of_all).square()))
+    average.copy_(of_all)
 
 
 def _network(cfg: CfgNode, begins: bool) -> tuple[nn.Module, dict[str, Any], Coverage | None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 from torch import nn
@@ -13,12 +12,10 @@ from ssql_det.core import rows
 from ssql_det.core.choices import RngState
 from ssql_det.core.errors import UserError
 from ssql_det.core.ranks import from_main, is_main, world_size
-from ssql_det.core.rows import Row
 from ssql_det.d2 import CfgNode
-from ssql_det.detect.data import Decoded, evaluation_images
+from ssql_det.detect.data import Decoded, evaluation_images, row_name
 from ssql_det.detect.measure import EvaluationContext, Origin, Plan, make_row, measure, prepare
-from ssql_det.detect.own_data import row_name
-from ssql_det.quant import Bits, Calibration, Scheme, parse_widths
+from ssql_det.quant import Calibration, Scheme, parse_widths
 
 LOOKS_NAME = "looks.jsonl"
 
@@ -56,6 +53,7 @@ class Watch:
         path, place = Path(self._cfg.OUTPUT_DIR) / LOOKS_NAME, f"iteration {iteration}"
         there = from_main(lambda: rows.read(path) if path.exists() else [])
         seen = {(row.checkpoint, row.dataset, row.bits): row for row in there}
+        origin = Origin(place, self._facts, self._network)
         generators = RngState.capture()
         scalars: dict[str, float] = {}
         for dataset in self._cfg.DATASETS.TEST:
@@ -65,22 +63,14 @@ class Watch:
             for bits in self._widths:
                 row = seen.get((place, name, str(bits)))
                 if row is None:
-                    context = context or prepare(self._cfg, model, self._plan, images)
-                    row = self._measured(model, context, bits, images, dataset, place)
+                    context = context or prepare(self._cfg, model, self._plan, dataset, images)
+                    row = make_row(context, self._config_name, bits, measure(context, bits), origin)
                     if is_main():
                         rows.append(path, row)
-                scalars |= {f"{name}/{bits}/{metric}": value for metric, value in _figures(row)}
+                scalars |= {
+                    f"{name}/{bits}/{metric}": math.nan if value is None else value
+                    for metric, value in row.metrics.items()
+                    if "/" in metric  # what an evaluator said, not the costs
+                }
         generators.restore()
         return scalars
-
-    def _measured(
-        self, model: nn.Module, context: EvaluationContext, bits: Bits, images: Decoded, dataset: str, place: str
-    ) -> Row:
-        measured = measure(model, context, bits, images, dataset)
-        origin = Origin(place, self._facts, self._network)
-        return make_row(self._cfg, self._config_name, dataset, bits, self._plan, context, measured, origin)
-
-
-def _figures(row: Row) -> Iterator[tuple[str, float]]:
-    """What an evaluator said, not the costs; a figure that does not exist is not a number."""
-    yield from ((name, math.nan if value is None else value) for name, value in row.metrics.items() if "/" in name)

@@ -23,7 +23,7 @@ from ssql_det.convert import (
 from ssql_det.core.errors import UserError
 from ssql_det.d2 import CfgNode, build_model
 from ssql_det.detect.answers import answered
-from ssql_det.detect.checks import check
+from ssql_det.detect.config import check
 
 _logger = logging.getLogger(__name__)
 

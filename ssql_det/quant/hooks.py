@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from ssql_det.quant.affine import version_of
 from ssql_det.quant.points import QuantPoint, Side
 
 Action = Callable[[Tensor], Tensor]
+_PLACE = attrgetter("side", "parameter", "function", "operand", "call")  # of a point in its module, at any bits
 
 
 @contextmanager
@@ -30,7 +32,7 @@ def hooked(model: nn.Module, point: QuantPoint, action: Action | None) -> Iterat
     At a weight it makes, from the parameter, the weight that the module has inside.
     """
     module = module_at(model, point)
-    outer = next((hook for hook in _hooks_of(module) if hook.serves(point)), None)
+    outer = next((hook for hook in _hooks_of(module) if _PLACE(hook.point) == _PLACE(point)), None)
     if outer is not None:
         before, outer.action = outer.action, action
         try:
@@ -120,13 +122,6 @@ class _Hook:
 
     def __init__(self, module: nn.Module, point: QuantPoint, action: Action | None) -> None:
         self.module, self.point, self.action = module, point, action
-
-    def serves(self, point: QuantPoint) -> bool:
-        """Whether a point is at this very place, whatever its bits."""
-        ours = self.point
-        if ours.side is not point.side or ours.parameter != point.parameter or ours.function != point.function:
-            return False
-        return (ours.operand, ours.call) == (point.operand, point.call)
 
     def registered(self) -> Iterator[RemovableHandle]:
         if self.point.side is Side.OUTPUT:

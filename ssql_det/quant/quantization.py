@@ -76,22 +76,19 @@ class Quantization:
 
         Weights are quantized once and shared by the passes inside.
         """
-        with self._rounded(bits, overrides), self._with_norms(bits, overrides), self._folded(bits, overrides):
+        widths = assign_bits(self.points, bits, overrides)
+        as_integers = folded(self.model, self.chains, widths, self.__getitem__)
+        with self._rounded(widths), self._with_norms(bits, overrides), as_integers:
             yield
 
     @contextmanager
-    def _rounded(self, bits: Bits, overrides: Mapping[str, Bits] | None) -> Iterator[None]:
-        widths = assign_bits(self.points, bits, overrides)
+    def _rounded(self, widths: Mapping[QuantPoint, int | None]) -> Iterator[None]:
         self._require_widths(widths)
         with ExitStack() as stack:
             for point, width in widths.items():
                 action = None if width is None else partial(self[point], bits=width)
                 stack.enter_context(hooked(self.model, point, action))
             yield
-
-    def _folded(self, bits: Bits, overrides: Mapping[str, Bits] | None) -> AbstractContextManager[None]:
-        """Norms and biases as an integer machine has them."""
-        return folded(self.model, self.chains, assign_bits(self.points, bits, overrides), self.__getitem__)
 
     def _with_norms(self, bits: Bits, overrides: Mapping[str, Bits] | None) -> AbstractContextManager[None]:
         if self.scheme.norms != RE_ESTIMATED:
@@ -164,7 +161,7 @@ class Quantization:
         forward: Forward = feed_images,
     ) -> None:
         """Give the norms, for this width, the statistics of these batches as the quantized network sees them."""
-        with self._rounded(bits, overrides):
+        with self._rounded(assign_bits(self.points, bits, overrides)):
             self.norms[width_name(bits, overrides)] = estimate_statistics(self.model, batches, forward)
 
     def has_norms(self, bits: Bits, overrides: Mapping[str, Bits] | None = None) -> bool:

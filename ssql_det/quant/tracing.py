@@ -53,11 +53,6 @@ class Operation:
     sources: tuple[QuantPoint | None, ...]
     reads_image: bool = False
 
-    @property
-    def source(self) -> QuantPoint | None:
-        """Of its input."""
-        return self.sources[0]
-
 
 @dataclass(frozen=True)
 class Chain:

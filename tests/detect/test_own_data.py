@@ -12,7 +12,7 @@ from ssql_det.core.calibration import Calibration
 from ssql_det.core.errors import UserError
 from ssql_det.core.reader import read_tensors
 from ssql_det.d2 import MetadataCatalog
-from ssql_det.detect.own_data import classes_of, own_name
+from ssql_det.detect.data import classes_of, own_name
 
 SHORT = {"SOLVER__MAX_ITER": 2, "SOLVER__STEPS": (), "SOLVER__IMS_PER_BATCH": 2}
 

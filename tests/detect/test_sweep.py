@@ -20,7 +20,7 @@ from ssql_det.d2 import engine
 from ssql_det.detect import detector_points
 from ssql_det.detect import measure as measuring
 from ssql_det.detect.data import evaluation_images
-from ssql_det.detect.evaluate import evaluate
+from ssql_det.detect.measure import evaluate
 from ssql_det.detect.sweep import sweep
 from ssql_det.detect.weights import trained_detector
 from ssql_det.quant import Bits, Calibration, Quantization, Scheme, parse_widths
@@ -62,14 +62,14 @@ def test_the_costs_are_those_of_the_widths(whole_sweep, learned):
     assert fp["GBOPs"] > 10 * eight["GBOPs"] > 10 * four["GBOPs"]
 
 
-def test_float_is_the_detector_as_it_is(whole_sweep, learned, tmp_path):
+def test_float_is_the_detector_as_it_is(whole_sweep, learned):
     cfg = config(C4, MODEL__WEIGHTS=learned, **MANY)
     model, _ = trained_detector(cfg)
-    metrics = evaluate(model, evaluation_images(cfg, TEST), TEST, str(tmp_path))
+    metrics = evaluate(model, evaluation_images(cfg, TEST), TEST)
     assert metrics.items() <= whole_sweep[1][0].metrics.items()
 
 
-def test_a_width_is_the_detector_quantized(whole_sweep, learned, tmp_path):
+def test_a_width_is_the_detector_quantized(whole_sweep, learned):
     cfg = config(C4, MODEL__WEIGHTS=learned, **MANY)
     model, _ = trained_detector(cfg)
     points = detector_points(model, "all")
@@ -79,7 +79,7 @@ def test_a_width_is_the_detector_quantized(whole_sweep, learned, tmp_path):
     assert set(quantization.points) == set(points)
     assert quantization.calibration == Calibration(4, 0, "toy_voc_2007_trainval")
     with quantization.at(Bits(4, 4)):
-        metrics = evaluate(model, evaluation_images(cfg, TEST), TEST, str(tmp_path))
+        metrics = evaluate(model, evaluation_images(cfg, TEST), TEST)
     assert metrics.items() <= whole_sweep[1][2].metrics.items()
 
 

@@ -12,8 +12,7 @@ from detect.runs import LOOKING, first_gradients, sampling_the_first, stopped_in
 from ssql_det.core.ranks import rank
 from ssql_det.d2 import get_detection_dataset_dicts
 from ssql_det.detect import train as training
-from ssql_det.detect.precise_bn import estimate_norms
-from ssql_det.detect.train import train
+from ssql_det.detect.train import estimate_norms, train
 from ssql_det.detect.watch import Watch
 from ssql_det.detect.weights import build_detector
 

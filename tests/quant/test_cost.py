@@ -46,9 +46,9 @@ def test_size_is_weights_at_their_bits_a_scale_a_channel_and_the_rest_in_float()
 def test_every_conv_of_a_resnet_reads_a_quantized_tensor_and_the_first_the_image(make):
     calls = profile(make()).trace.operations
     convs = [call for call in calls if call.path not in ("fc", "linear")]
-    assert [call.path for call in convs if call.source is None] == [calls[0].path]
+    assert [call.path for call in convs if call.sources[0] is None] == [calls[0].path]
     assert [call.path for call in calls if call.reads_image] == [calls[0].path]
-    stem_readers = [call.path for call in calls if call.source and call.source.bits == 8]
+    stem_readers = [call.path for call in calls if call.sources[0] and call.sources[0].bits == 8]
     assert stem_readers[0].endswith("0.conv1") or stem_readers[0].endswith("0.shortcut")
 
 
@@ -91,7 +91,7 @@ def test_a_tensor_that_is_changed_in_place_leaves_its_grid():
         model = Shifted(shift)
         model.hidden = torch.nn.Identity()
         points = [QuantPoint("second", Side.WEIGHT), QuantPoint("hidden", Side.OUTPUT)]
-        source = profile_cost(model, points, torch.zeros(1, 4)).trace.operations[-1].source
+        source = profile_cost(model, points, torch.zeros(1, 4)).trace.operations[-1].sources[0]
         assert (source and source.key) == found
 
 

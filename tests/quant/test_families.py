@@ -12,7 +12,8 @@ from torch import nn
 
 from ssql_det.core.errors import UserError
 from ssql_det.quant import FAMILIES, Bits, Family, Quantization, QuantPoint, Side, profile_cost, quant_points
-from ssql_det.quant.points import blocks, family_of
+from ssql_det.quant.points import blocks
+from ssql_det.quant.points.family import family_of
 from ssql_det.quant.tracing import trace_pass
 
 

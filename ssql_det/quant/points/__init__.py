@@ -14,18 +14,7 @@ A family is one file and registers itself in ``FAMILIES``; the one that was regi
 
 from ssql_det.core.registry import import_modules
 from ssql_det.quant.points import generic  # noqa: F401 (registered first, it is asked last)
-from ssql_det.quant.points.family import (
-    FAMILIES,
-    INTEGER,
-    PLACEMENTS,
-    PUBLISHED,
-    Family,
-    blocks,
-    family_of,
-    placed,
-    quant_points,
-    require_placement,
-)
+from ssql_det.quant.points.family import FAMILIES, INTEGER, PLACEMENTS, PUBLISHED, Family, blocks, placed, quant_points
 from ssql_det.quant.points.point import QuantPoint, Side, assign_bits
 
 __all__ = [
@@ -38,10 +27,8 @@ __all__ = [
     "Side",
     "assign_bits",
     "blocks",
-    "family_of",
     "placed",
     "quant_points",
-    "require_placement",
 ]
 
 all(import_modules(__name__, __path__))
