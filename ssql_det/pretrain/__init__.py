@@ -1,8 +1,7 @@
 """Floor 3: pretraining, from a folder of images to a backbone, and probes of what it has learned.
 
 ===========  =====================================================================
-config       every key, with its default; a network from it
-checks       what a config may not say
+config       every key, with its default; what a config may not say; a network from it
 data         images, wherever they are
 stream       batches of views, in an order that is a function of the seed
 optim        the optimizer and its schedule, a function of progress; LARS
