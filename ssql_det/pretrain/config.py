@@ -21,11 +21,10 @@ from ssql_det.core.config import Moved, load_config, plain_values, require_least
 from ssql_det.core.errors import UserError
 from ssql_det.core.plugins import import_plugins_of
 from ssql_det.core.ranks import world_size
-from ssql_det.pretrain.checkpoint import require_savable
+from ssql_det.pretrain.checkpoint import read_backbone, require_savable
 from ssql_det.pretrain.data import Data
 from ssql_det.pretrain.monitor import Monitoring
 from ssql_det.pretrain.optim import Optimization
-from ssql_det.pretrain.trained import read_backbone
 from ssql_det.quant import Bits, FixedBits, SampledBits, Scheme, parse_widths
 from ssql_det.ssl import METHODS, SSQL, Method, SimSiam
 from ssql_det.ssl.method import hyperparameters

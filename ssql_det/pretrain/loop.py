@@ -101,8 +101,8 @@ def pretrain(pretraining: Pretraining, resume: bool = False) -> Path:
                 _tell(step, total, scalars)
             if looks is not None and ends_epoch and (done // per_epoch % looks.period == 0 or done == total):
                 found = looks.take()
-                writer.write(step, found)
                 _tell_look(step, found)
+                writer.write(step, found)
                 begun, before = time.perf_counter(), done  # the seconds of a step are without those of a look
             if ends_epoch and done // per_epoch % pretraining.checkpoint_period == 0 and done != total:
                 run.save(folder, done)
