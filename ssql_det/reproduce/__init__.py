@@ -8,7 +8,6 @@ plan          a preset and a user's choices as steps in their order; what would 
 ledger        what is done already, and from which inputs
 runner        steps in lanes, with progress; one that fails does not end the others
 reproduction  a plan with what became of it
-page          the report on it and its tables, as files
-answer        what it costs at few bits: how the report begins
+page          the report on it and its tables, as files; what it costs at few bits comes first
 evidence      what stands behind its numbers
 """
