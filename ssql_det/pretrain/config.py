@@ -19,8 +19,8 @@ from ssql_det.backbones import Backbone, build_backbone
 from ssql_det.convert import Facts, Input
 from ssql_det.core.config import Moved, load_config, plain_values, require_least
 from ssql_det.core.errors import UserError
-from ssql_det.core.plugins import import_plugins_of
 from ssql_det.core.ranks import world_size
+from ssql_det.core.registry import import_plugins_of
 from ssql_det.pretrain.checkpoint import read_backbone, require_savable
 from ssql_det.pretrain.data import Data
 from ssql_det.pretrain.monitor import Monitoring
