@@ -27,7 +27,7 @@ from ssql_det.report.published import published_table
 from ssql_det.report.texts import unmarked
 from ssql_det.reproduce.evidence import evidence
 from ssql_det.reproduce.parts import Part
-from ssql_det.reproduce.reproduction import Reproduction
+from ssql_det.reproduce.plan import Reproduction
 from ssql_det.reproduce.runner import DONE, log_of
 
 _FIGURES: Mapping[str, tuple[str, str]] = {  # of metrics, with the ends of charts' names
@@ -37,7 +37,7 @@ _FIGURES: Mapping[str, tuple[str, str]] = {  # of metrics, with the ends of char
 }
 _COSTS = {"MB": "MB", "Gbit-ops": "GBOPs"}
 _KINDS = {"bbox/AP": "detector", "linear/top1": "probe"}
-_AT_BITS = ("8w8a", "4w4a", "2w4a")
+_LOW = ("8w8a", "4w4a", "2w4a")
 _MOST_PIXELS = 1800  # across a picture
 _FEW = 4  # networks that a reader can take in side by side
 
@@ -118,9 +118,7 @@ def _answer(of: Reproduction) -> Iterator[Block]:
         rows = tuple(dict.fromkeys(row for part in parts for row in _losses(part, of.rows[part.name])))
         if rows:
             nothing = False
-            yield Table(
-                (kind, "method", f"{parts[0].figure} at FP", *(f"lost at {bits}" for bits in _AT_BITS)), rows, 2
-            )
+            yield Table((kind, "method", f"{parts[0].figure} at FP", *(f"lost at {bits}" for bits in _LOW)), rows, 2)
     if nothing:
         yield Text("Nothing was measured at FP, so what is lost cannot be told.")
 
@@ -140,10 +138,10 @@ def _losses(part: Part, rows: Sequence[Row]) -> Iterator[tuple[str, ...]]:
     for method in sorted({name for name, _, _ in figures}, key=lambda name: (_place(part, name), name)):
         of_bits = {
             width: {seed: figures[name, seed, bits] for name, seed, bits in figures if (name, bits) == (method, width)}
-            for width in ("FP", *_AT_BITS)
+            for width in ("FP", *_LOW)
         }
         whole = of_bits["FP"]
-        losses = [[whole[seed] - left for seed, left in of_bits[bits].items() if seed in whole] for bits in _AT_BITS]
+        losses = [[whole[seed] - left for seed, left in of_bits[bits].items() if seed in whole] for bits in _LOW]
         if whole:
             yield (part.title, unmarked(method), *map(spread, ([*whole.values()], *losses)))
 
