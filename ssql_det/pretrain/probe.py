@@ -56,9 +56,6 @@ class Training:
     epochs: int
     falls: tuple[float, ...] = ()
 
-    def __str__(self) -> str:
-        return f"{self.optimizer} at {self.rate:g} for a batch of {self.batch}, {self.epochs} epochs"
-
     def at_batch(self, batch: int) -> Training:
         """With batches of another size, and a rate in proportion."""
         return replace(self, rate=self.rate * batch / self.batch, batch=batch)
