@@ -28,7 +28,7 @@ def job(method: str, seed: int, out: str, data: str, changes: list[str]) -> None
     import torch
 
     from ssql_det.core import rows
-    from ssql_det.core.config import require_same_run, save_config
+    from ssql_det.core.config import goes_on, save_config
     from ssql_det.pretrain.checkpoint import NAME, Run
     from ssql_det.pretrain.config import build_network, facts_of, moved, read_config
     from ssql_det.pretrain.data import identity, open_images
@@ -41,8 +41,7 @@ def job(method: str, seed: int, out: str, data: str, changes: list[str]) -> None
     folder = Path(out) / f"{method}_{seed}"
     keys = ["DATA.TRAIN", data, "OUTPUT_DIR", str(folder), "SEED", str(seed), "MONITOR.PERIOD", "0", *changes]
     cfg = read_config(CONFIG, [*keys, "SSQL.ENABLED", str(method == "SSQL")])
-    if (folder / "gap.json").exists():
-        require_same_run(cfg.values, folder, (), {}, moved())
+    if goes_on(cfg.values, folder, (folder / "gap.json").exists(), True, (), {}, moved()):
         return
     if method != "random":
         pretrain(cfg, resume=True)

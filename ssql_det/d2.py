@@ -121,7 +121,7 @@ def read_config(
     """
     from ssql_det.core.config import load_config
     from ssql_det.core.devices import device_named
-    from ssql_det.core.plugins import import_plugins_of
+    from ssql_det.core.registry import import_plugins_of
 
     import_plugins_of(f"{NODE}.PLUGINS", file, overrides)
     names = _names()

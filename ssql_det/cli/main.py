@@ -14,8 +14,7 @@ from typing import Protocol
 
 from ssql_det import __version__, cli
 from ssql_det.core.errors import EXIT_BAD_INPUT, UserError, did_you_mean, one_sentence
-from ssql_det.core.plugins import import_plugins, import_plugins_again
-from ssql_det.core.registry import Registry, import_modules
+from ssql_det.core.registry import Registry, import_modules, import_plugins, import_plugins_again
 
 
 class Command(Protocol):

@@ -24,8 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from ssql_det.core.console import set_up_logging
     from ssql_det.core.ranks import launch
-    from ssql_det.pretrain.checks import check
-    from ssql_det.pretrain.config import read_config
+    from ssql_det.pretrain.config import check, read_config
 
     set_up_logging()
     begin_with = ["INIT", options.init] if options.init else []

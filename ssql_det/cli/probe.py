@@ -51,8 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from ssql_det.core import rows
     from ssql_det.core.console import print_table, set_up_logging
+    from ssql_det.pretrain.probe import Protocol
     from ssql_det.pretrain.probing import Plan, probed
-    from ssql_det.pretrain.protocol import Protocol
 
     set_up_logging()
     rows.check_place(options.out)

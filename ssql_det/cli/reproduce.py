@@ -18,9 +18,8 @@ from ssql_det.cli.arguments import positive
 from ssql_det.core.errors import EXIT_INCOMPLETE, UserError
 
 if TYPE_CHECKING:
-    from ssql_det.reproduce.plan import Plan
+    from ssql_det.reproduce.plan import Plan, Reproduction
     from ssql_det.reproduce.presets import Choices
-    from ssql_det.reproduce.reproduction import Reproduction
 
 _MOST_SEEDS = 1000
 HELP = "the tables, from nothing: one command for all of it"
@@ -72,9 +71,8 @@ def run(options: argparse.Namespace) -> None:
     import torch
 
     from ssql_det.core.console import set_up_logging
-    from ssql_det.reproduce.plan import check, make_plan
+    from ssql_det.reproduce.plan import Reproduction, check, make_plan
     from ssql_det.reproduce.presets import preset
-    from ssql_det.reproduce.reproduction import Reproduction
     from ssql_det.reproduce.runner import DONE, environment
     from ssql_det.reproduce.runner import run as run_steps
 
@@ -133,7 +131,7 @@ def _choices(options: argparse.Namespace, on_gpu: bool) -> Choices:
 
 def _print_plan(plan: Plan, lanes: int) -> None:
     from ssql_det.core.console import print_table
-    from ssql_det.reproduce.reproduction import by_hand
+    from ssql_det.reproduce.plan import by_hand
     from ssql_det.reproduce.step import makespan
 
     print(f"by hand it would be:\n\n{by_hand(plan)}\n")
@@ -158,7 +156,7 @@ def _write(found: Reproduction) -> None:
     """Tables and report below the run's folder, and on the terminal what a reader asks first."""
     from ssql_det.core.console import print_table
     from ssql_det.reproduce.page import write_report, write_tables
-    from ssql_det.reproduce.reproduction import minutes_by_kind
+    from ssql_det.reproduce.plan import minutes_by_kind
 
     print_table(("steps", "count", "minutes of work"), minutes_by_kind(found), f"{found.minutes:.1f} minutes in all")
     if not any(found.rows.values()):

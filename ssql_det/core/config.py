@@ -6,10 +6,12 @@ is answered with its key and its file, and a typo with the nearest key there is.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import logging
 import math
+import operator
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -86,13 +88,9 @@ def nested(values: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def leaves(config: CfgNode, prefix: str = "") -> Iterator[str]:
-    """Every full key of a config tree: ``OPTIM.LR``, ``SEED``, ..."""
-    for name, value in config.items():
-        if isinstance(value, CfgNode):
-            yield from leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
+def leaves(config: CfgNode) -> list[str]:
+    """Every full key of a config tree: ``OPTIM.LR``, ``SEED``, ...; a group without keys has none."""
+    return [key for key, value in _flat(config) if not isinstance(value, CfgNode)]
 
 
 def plain_values(config: CfgNode) -> dict[str, Any]:
@@ -128,25 +126,6 @@ def require_same(before: Mapping[str, Any], now: Mapping[str, Any], where: str, 
         raise UserError(f"{where} has {named}{more}; {cure}")
 
 
-def require_same_run(
-    values: Mapping[str, Any],
-    directory: str | os.PathLike[str],
-    may_change: Collection[str],
-    defaults: Mapping[str, Any],
-    moved: Moved,
-) -> None:
-    """Refuse to go on with a run in another config than was saved beside it, but for some keys.
-
-    A key that was not there when the run began had its default.
-    """
-    before, now = (
-        {key: value for key, value in each.items() if key not in may_change}
-        for each in (read_plain_values(directory, moved), values)
-    )
-    before |= {key: value for key, value in defaults.items() if key in now and key not in before}
-    require_same(before, now, f"the run in {directory}", "resume with its config, or choose another OUTPUT_DIR")
-
-
 def decisive(file: str | os.PathLike[str], no_matter: Collection[str]) -> Path:
     """The file itself, or the base that it only gives another name: where all it sets are keys that do not matter.
 
@@ -170,12 +149,20 @@ def goes_on(
     defaults: Mapping[str, Any],
     moved: Moved,
 ) -> bool:
-    """Whether a run that ``is_there`` is to be gone on with: refused without being asked to, and in another config."""
-    if is_there and not resume:
+    """Whether a run that ``is_there`` is to be gone on with: refused without being asked to, and in another config than
+    was saved beside it, but for some keys. A key that was not there when the run began had its default.
+    """
+    if not is_there:
+        return False
+    if not resume:
         raise UserError(f"{directory} holds a run already; say --resume to go on with it, or choose another OUTPUT_DIR")
-    if is_there:
-        require_same_run(values, directory, may_change, defaults, moved)
-    return is_there
+    before, now = (
+        {key: value for key, value in each.items() if key not in may_change}
+        for each in (read_plain_values(directory, moved), values)
+    )
+    before |= {key: value for key, value in defaults.items() if key in now and key not in before}
+    require_same(before, now, f"the run in {directory}", "resume with its config, or choose another OUTPUT_DIR")
+    return True
 
 
 def require_least(config: CfgNode, least: Mapping[str, float]) -> None:
@@ -250,7 +237,7 @@ def _set(config: CfgNode, key: str, value: Any, where: str, moved: Moved) -> Non
     if key in moved:
         one_of = "one of " if len(moved[key]) > 1 else ""
         raise UserError(f"config key {key} in {where} is now {one_of}{', '.join(moved[key])}; write that")
-    known = list(leaves(config))
+    known = leaves(config)
     if key not in known:
         below = [name for name in known if name.startswith(f"{key}.")]
         hint = f"; it is a group, set one of its keys, such as {below[0]}" if below else did_you_mean(key, known)
@@ -275,10 +262,7 @@ def _set(config: CfgNode, key: str, value: Any, where: str, moved: Moved) -> Non
 
 
 def _get(config: CfgNode, key: str) -> Any:
-    node: Any = config
-    for part in key.split("."):
-        node = node[part]
-    return node
+    return functools.reduce(operator.getitem, key.split("."), config)
 
 
 def _as_float(value: int | str) -> Any:

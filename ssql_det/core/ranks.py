@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, spawn
 
 from ssql_det.core.errors import EXIT_BAD_INPUT, UserError, one_sentence
-from ssql_det.core.plugins import import_plugins_again
+from ssql_det.core.registry import import_plugins_again
 
 T = TypeVar("T")
 
@@ -75,11 +75,7 @@ def from_main(find: Callable[[], T]) -> T:
 
 def mean(values: Tensor) -> Tensor:
     """Over the ranks, on every rank, without gradients."""
-    if not _grouped():
-        return values.detach()
-    total = values.detach().clone()
-    dist.all_reduce(total)
-    return total / world_size()
+    return all_reduced(values.detach(), "sum") / world_size()
 
 
 def all_reduced(values: Tensor, by: Literal["max", "sum"]) -> Tensor:

@@ -5,19 +5,26 @@
 ... class SimSiam: ...
 >>> METHODS.get("simsam")
 UserError: unknown method 'simsam'; did you mean 'simsiam'? (known: simsiam)
+
+A user's own modules register as the suite's own files do: methods, quantizers, families, networks, formats, commands.
+They are imported before anything is looked up by its name, in every process of a job.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
-from collections.abc import Callable, Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import ModuleType
 from typing import Generic, TypeVar
 
 from ssql_det.core.errors import UserError, did_you_mean
 
 T = TypeVar("T")
+
+_PLUGINS = "SSQL_DET_PLUGINS"  # tells further processes
 
 
 def import_modules(package: str, path: Iterable[str]) -> Iterator[ModuleType]:
@@ -63,3 +70,44 @@ class Registry(Generic[T]):
     def latest_first(self) -> Iterator[T]:
         """The parts, where one of them is asked before another."""
         return iter([*self._parts.values()][::-1])
+
+
+def import_plugins(names: Iterable[str]) -> None:
+    """Import each once. A module that fails on import fails with its own traceback.
+
+    >>> import_plugins(["my_lab.methods"])
+    """
+    known = [name for name in os.environ.get(_PLUGINS, "").split(",") if name]
+    for name in names:
+        if os.getcwd() not in sys.path:  # a console script does not look there
+            sys.path.append(os.getcwd())
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as missing:
+            if missing.name is None or not f"{name}.".startswith(f"{missing.name}."):
+                raise  # one that the plugin itself wants
+            raise UserError(f"there is no module {name} for --plugin: run where it is, or set PYTHONPATH") from None
+        known += [] if name in known else [name]
+    os.environ[_PLUGINS] = ",".join(known)
+
+
+def import_plugins_of(key: str, file: str | os.PathLike[str] | None, overrides: Sequence[str]) -> None:
+    """Those that a config names, before it is read: they bring keys of their own.
+
+    >>> import_plugins_of("PLUGINS", "mine.yaml", ["PLUGINS", "['my_lab']"])
+    """
+    import yaml
+
+    from ssql_det.core.config import read_config_file  # not before it is needed: every command imports this module
+
+    named = read_config_file(file).get(key, []) if file else []
+    for pair in zip(overrides[::2], overrides[1::2], strict=False):
+        named = yaml.safe_load(pair[1]) if pair[0] == key else named
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        raise UserError(f"{key} is a list of modules' names, as ['my_lab']; got {named!r}")
+    import_plugins(named)
+
+
+def import_plugins_again() -> None:
+    """In a further process: those of the one that started it."""
+    import_plugins(name for name in os.environ.get(_PLUGINS, "").split(",") if name)

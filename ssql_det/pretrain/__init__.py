@@ -1,25 +1,19 @@
 """Floor 3: pretraining, from a folder of images to a backbone, and probes of what it has learned.
 
-===========  =====================================================================
-config       every key, with its default; a network from it
-checks       what a config may not say
+===========  =============================================================================================
+config       every key, with its default; what a config may not say; a network from it
 data         images, wherever they are
 stream       batches of views, in an order that is a function of the seed
-optim        the optimizer and its schedule, a function of progress
-lars         an optimizer whose steps are in proportion to the weights
+optim        the optimizer and its schedule, a function of progress; LARS
 sync_norm    BatchNorm over all processes, also on the CPU
 loop         the training, on one page
-checkpoint   one file: the backbone for everybody, the rest for a resumed run
+checkpoint   one file: the backbone for everybody, the rest for a resumed run; a network from it, with its heads
 monitor      does it collapse? what do neighbours say?
-features     a frozen backbone's features, at any bit-width
-augmented    the same of views that differ in each epoch
-layer        a linear layer on features, and its training
-protocol     how a linear probe is done: fast, or as published
-probe        kNN and linear accuracy
+features     a frozen backbone's features, at any bit-width, also of views that differ in each epoch
+probe        kNN and linear accuracy; how a linear probe is done: fast, or as published
 probing      both, of a checkpoint: one row a bit-width
-trained      a network from its checkpoint, with its heads
 analyzing    what few bits do to it: terms of its loss, its weights, a map of its features
-===========  =====================================================================
+===========  =============================================================================================
 
 Pretraining and detection meet at a checkpoint file, nowhere else.
 """

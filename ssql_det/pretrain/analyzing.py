@@ -29,13 +29,12 @@ from ssql_det.convert import Input
 from ssql_det.core.console import track
 from ssql_det.core.devices import device_named
 from ssql_det.core.errors import UserError
-from ssql_det.pretrain import checkpoint
+from ssql_det.pretrain.checkpoint import NAME, Trained, read_trained
 from ssql_det.pretrain.data import Images, open_images
 from ssql_det.pretrain.features import chosen, features, labelled
 from ssql_det.pretrain.monitor import spread
 from ssql_det.pretrain.probing import shown_to
 from ssql_det.pretrain.stream import training_batches
-from ssql_det.pretrain.trained import Trained, read_trained
 from ssql_det.quant import Bits, Calibration, Quantization, Scheme, at_widths, evaluate_at, quant_points
 from ssql_det.quant.hooks import recorded
 from ssql_det.quant.norms import estimate_statistics, with_statistics
@@ -80,7 +79,7 @@ def names_of(paths: Sequence[str]) -> list[str]:
     """
     names: list[str] = []
     for path in map(Path, paths):
-        name = slug(path.resolve().parent.name if path.name == checkpoint.NAME else path.name.split(".")[0])
+        name = slug(path.resolve().parent.name if path.name == NAME else path.name.split(".")[0])
         numbered = (f"{name or 'checkpoint'}-{number}".removesuffix("-1") for number in itertools.count(1))
         names.append(next(each for each in numbered if each not in names))
     return names

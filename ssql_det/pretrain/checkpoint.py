@@ -1,4 +1,5 @@
-"""One file of a run: the backbone for everybody, its heads, and what a resumed run needs; whole or absent.
+"""One file of a run: the backbone for everybody, its heads, and what a resumed run needs; whole or absent. And a
+pretrained network from a file: the backbone of any, and the heads where this project trained them.
 
 It is the project's own layout (``ssql_det.convert.formats.own``): probes take it, and of a ResNet detectors and
 ``ssql-det convert``.
@@ -8,27 +9,33 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from ssql_det.backbones import NO_TENSOR, Backbone, differences, expected_state, state_of
-from ssql_det.convert import Facts
-from ssql_det.convert.checkpoint import KEY, backbone_named, describe_network, some
+from ssql_det.backbones import NO_TENSOR, Backbone, build_backbone, differences, expected_state, state_of
+from ssql_det.convert import Facts, Source, examine, load_backbone, open_weights
+from ssql_det.convert.architecture import COUNTER
+from ssql_det.convert.checkpoint import BRANCHES, KEY, backbone_named, describe_network, network_named, some
+from ssql_det.convert.files import understood
+from ssql_det.convert.tensors import as_tensor, faults, is_spread
 from ssql_det.core.choices import every_ranks_state, restore_own_state
 from ssql_det.core.errors import UserError, printable
-from ssql_det.core.files import atomic_write
+from ssql_det.core.files import atomic_write, sha256
 from ssql_det.core.optimizers import take_up
 from ssql_det.core.ranks import is_main
 from ssql_det.core.reader import read_tensors
 from ssql_det.core.saving import save_tensors
+from ssql_det.ssl.heads import mlp_of
+from ssql_det.ssl.method import Encoder
 
 NAME = "checkpoint.pth"
 _BRANCHES = {"online": "encoder.backbone.", "momentum": "momentum.network.backbone."}  # not every method has both
+_PROJECTOR, _PREDICTOR, _TARGET = "encoder.projector.", "predictor.", "momentum.network.projector."
 
 
 @dataclass(frozen=True)
@@ -127,3 +134,120 @@ def require_savable(backbone: Backbone) -> None:
             f"a checkpoint of {backbone.name} could not be read again: {some(faults)}; its builder has to make a "
             "network of plain parameters and buffers, the same each time"
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Pretrained:
+    """A backbone with its weights, and what is known about it.
+
+    >>> pretrained = read_backbone("runs/ssql/checkpoint.pth")
+    >>> pretrained.network, pretrained.facts.method
+    ('resnet18', 'SSQL')
+    """
+
+    backbone: Backbone
+    facts: Facts
+    source: Source
+
+    @property
+    def network(self) -> str:
+        """Its name in rows: a ResNet's architecture, whoever builds it, and of another network the builder's name."""
+        return network_named(self.backbone.name)
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """``predictor(encoder(view))`` is what was held against ``target(other view)``, which is the encoder itself or its
+    moving average. Without heads, projector and predictor change nothing.
+
+    >>> trained = read_trained("runs/ssql/checkpoint.pth")
+    >>> trained.has_heads, trained.pretrained.facts.method
+    (True, 'SSQL')
+    """
+
+    pretrained: Pretrained
+    encoder: Encoder
+    predictor: nn.Module
+    target: Encoder
+    has_heads: bool
+
+
+def read_backbone(path: str | os.PathLike[str], into: Backbone | None = None) -> Pretrained:
+    """The backbone in a file: any that a training of this project wrote, a ResNet in any format that convert reads.
+
+    It is built by the name in the file, or its weights go ``into`` one that is there; all of them, or it is refused.
+    """
+    path = os.path.expanduser(path)
+    return _backbone_in(open_weights(path), path, into=into)
+
+
+def read_trained(path: str | os.PathLike[str]) -> Trained:
+    """All of a file that a network's features pass through, in evaluation mode; of foreign files the backbone."""
+    path = os.path.expanduser(path)
+    content = open_weights(path)
+    pretrained = _backbone_in(content, path)
+    backbone = pretrained.backbone.module
+    heads = content.get("heads", {}) if KEY in content else {}
+    if not heads:
+        encoder = Encoder(backbone, nn.Identity()).eval()
+        return Trained(pretrained, encoder, nn.Identity(), encoder, has_heads=False)
+    try:
+        encoder = target = Encoder(backbone, mlp_of(_below(_PROJECTOR, heads))).eval()
+        predictor = mlp_of(found).eval() if (found := _below(_PREDICTOR, heads)) else nn.Identity()
+        average = _below(_TARGET, heads)
+        if average:
+            target = Encoder(_backbone_in(content, path, "momentum").backbone.module, mlp_of(average)).eval()
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as failure:
+        reason = printable(" ".join(str(failure).split()), 200)
+        raise UserError(f"{path}: its projector and predictor are not understood ({reason}); get it anew") from failure
+    return Trained(pretrained, encoder, predictor, target, has_heads=True)
+
+
+def _backbone_in(content: Any, path: str, branch: str | None = None, into: Backbone | None = None) -> Pretrained:
+    with understood(path):
+        name = backbone_named(content)
+    if name is not None:
+        return _of_training(content, path, name, branch or "online", into)
+    checkpoint = examine(path, branch=branch, content=content)
+    checkpoint.coverage.check(path)
+    backbone = into or build_backbone(checkpoint.architecture.name)
+    load_backbone(backbone.module, checkpoint)
+    assert checkpoint.source is not None
+    return Pretrained(backbone, checkpoint.facts, checkpoint.source)
+
+
+def _of_training(content: Any, path: str, name: str, branch: str, into: Backbone | None) -> Pretrained:
+    """A network in its own names: what its builder makes is to have just these tensors."""
+    with understood(path):
+        facts = replace(Facts.from_plain(content[KEY]), branch=branch)
+        state = {key: as_tensor(value) for key, value in content[branch].items()}
+    if into and network_named(into.name) != network_named(name):
+        raise UserError(f"{path} is of the backbone {name}, not {into.name}; train that one: BACKBONE {name}")
+    try:
+        wanted = state_of(into.module.state_dict()) if into else expected_state(name)
+    except UserError as failure:
+        raise UserError(f"{path}: {failure}") from failure
+    wrong = differences(state_of(state), wanted)
+    tensors = {key: tensor for key, tensor in state.items() if tensor is not None}
+    wrong += [f"{key} claims more elements than the file has" for key in tensors if is_spread(tensors[key])]
+    floats = (each for each in tensors.items() if each[1].is_floating_point())
+    if wrong := wrong or [f"{key} {fault}" for key, fault in faults(floats).items()]:
+        raise UserError(f"{path} is no {name} as it is built here: {some(wrong)}; is it whole, and of this version?")
+    backbone = into or build_backbone(name)
+    backbone.module.load_state_dict(tensors)
+    there = tuple(each for each in BRANCHES if each in content)
+    return Pretrained(backbone, facts, Source(Path(path).name, sha256(path), KEY, branches=there))
+
+
+def _below(prefix: str, heads: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of one head under their names in it, fit to be computed with."""
+    found = {}
+    for name, value in heads.items():
+        if name.startswith(prefix):
+            tensor = as_tensor(value)
+            if tensor is None or is_spread(tensor):
+                raise ValueError(f"{name} is no tensor, or claims more elements than the file has")
+            found[name.removeprefix(prefix)] = tensor
+    for name, fault in faults(each for each in found.items() if not each[0].endswith(COUNTER)).items():
+        raise ValueError(f"{prefix}{name} {fault}")
+    return found

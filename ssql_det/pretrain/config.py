@@ -1,8 +1,12 @@
-"""The keys of a pretraining config with their defaults, what is read from them, and the network that it describes."""
+"""The keys of a pretraining config with their defaults, what is read from them, and the network that it describes.
+
+What a config may not say would end in a traceback, or never, or in a backbone that is worth nothing.
+"""
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,15 +17,14 @@ from fvcore.common.config import CfgNode
 
 from ssql_det.backbones import Backbone, build_backbone
 from ssql_det.convert import Facts, Input
-from ssql_det.core.config import Moved, load_config, plain_values
+from ssql_det.core.config import Moved, load_config, plain_values, require_least
 from ssql_det.core.errors import UserError
-from ssql_det.core.plugins import import_plugins_of
-from ssql_det.pretrain.checkpoint import require_savable
-from ssql_det.pretrain.checks import check_values
+from ssql_det.core.ranks import world_size
+from ssql_det.core.registry import import_plugins_of
+from ssql_det.pretrain.checkpoint import read_backbone, require_savable
 from ssql_det.pretrain.data import Data
 from ssql_det.pretrain.monitor import Monitoring
 from ssql_det.pretrain.optim import Optimization
-from ssql_det.pretrain.trained import read_backbone
 from ssql_det.quant import Bits, FixedBits, SampledBits, Scheme, parse_widths
 from ssql_det.quant.tracing import trace_pass
 from ssql_det.ssl import METHODS, SSQL, Method, SimSiam
@@ -84,6 +87,12 @@ _KEYS: dict[str, Any] = {  # beside a node for each method, as MOCO
     "SEED": 0,
     "OUTPUT_DIR": "./output/pretrain",
 }
+_LEAST = {
+    **dict.fromkeys(("OPTIM.BATCH", "OPTIM.EPOCHS", "PERIODS.LOG", "PERIODS.CHECKPOINT"), 1),
+    **dict.fromkeys(("DATA.WORKERS", "DATA.SIZE", "DATA.CACHE_MB", "DATA.MOST_BAD_IMAGES", "MONITOR.PERIOD"), 0),
+    **dict.fromkeys(("OPTIM.LR", "OPTIM.MOMENTUM", "OPTIM.WEIGHT_DECAY", "OPTIM.WARMUP_EPOCHS", "SEED"), 0),
+    "MONITOR.IMAGES": 2,
+}
 _logger = logging.getLogger(__name__)
 
 
@@ -143,7 +152,7 @@ def read_config(file: str | os.PathLike[str] | None, overrides: Sequence[str] = 
 
 
 def _pretraining(cfg: CfgNode) -> Pretraining:
-    check_values(cfg)
+    _check_values(cfg)
     method, data = METHODS.get(cfg.METHOD), cfg.DATA
     others = tuple(f"{name.upper()}." for name in METHODS if name != cfg.METHOD)
     return Pretraining(
@@ -171,6 +180,16 @@ def _pretraining(cfg: CfgNode) -> Pretraining:
         output_dir=cfg.OUTPUT_DIR,
         values={key: value for key, value in plain_values(cfg).items() if not key.startswith(others)},
     )
+
+
+def _check_values(cfg: CfgNode) -> None:
+    """Refuse in one sentence what no run can be made of; what a method cannot take it refuses itself."""
+    numbers = [key for key, value in plain_values(cfg).items() if isinstance(value, (int, float))]
+    require_least(cfg, dict.fromkeys(numbers, -math.inf) | _LEAST)
+    if cfg.OPTIM.MOMENTUM >= 1:
+        raise UserError(f"OPTIM.MOMENTUM must be less than 1, got {cfg.OPTIM.MOMENTUM}")
+    if cfg.SEED >= 1 << 32:
+        raise UserError(f"SEED must be less than 2**32, got {cfg.SEED}")
 
 
 def _lowered(node: CfgNode) -> dict[str, Any]:
@@ -202,6 +221,19 @@ def _bits(node: CfgNode, seed: int) -> FixedBits | SampledBits:
             raise UserError(f"SSQL.{key} is the least and the most, as [2, 8]; got {list(node[key])}")
         ends[key] = tuple(node[key])
     return SampledBits(seed, ends["WEIGHT_BITS"], ends["ACT_BITS"], node.SHARED_DRAW)
+
+
+def check(pretraining: Pretraining, processes: int | None = None) -> None:
+    """Refuse in one sentence, before anything is read or written; so many ``processes`` are there, or will be."""
+    world, batch = world_size() if processes is None else processes, pretraining.optim.batch
+    if not pretraining.data.train:
+        raise UserError("DATA.TRAIN is empty; say which images: DATA.TRAIN FOLDER")
+    if 2 * world > batch:
+        raise UserError(f"OPTIM.BATCH {batch} is too small: a BatchNorm needs two images a process")
+    if batch % world:
+        raise UserError(f"OPTIM.BATCH {batch} cannot be shared by {world} processes; make it a multiple")
+    if world > 1 and torch.cuda.is_available() and pretraining.device != "cuda":
+        raise UserError(f"several processes have a GPU each: DEVICE is cuda for them, got {pretraining.device!r}")
 
 
 def build_network(pretraining: Pretraining, begins: bool = True) -> tuple[SSQL | Method, Backbone]:

@@ -1,22 +1,36 @@
-"""A frozen backbone's features of labelled images, as it is: inside ``quantization.at(...)`` those of its few bits."""
+"""A frozen backbone's features of labelled images, as it is: inside ``quantization.at(...)`` those of its few bits.
+
+Images are as a test shows them, or look different in each epoch; then their features are made anew, or kept.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from PIL.Image import Image
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from ssql_det.convert import Input
+from ssql_det.core.choices import choices_of
 from ssql_det.core.console import track
 from ssql_det.core.errors import UserError
 from ssql_det.pretrain.data import Images
+from ssql_det.pretrain.stream import loaded
 from ssql_det.quant.feeding import evaluating
 from ssql_det.ssl.views import Recipe, normalized
 
 MOST_BYTES = 8 << 30  # of decoded images, or of features, that are kept
+_TOGETHER = 256  # images that pass through the network where no batch is asked for
+
+Place = tuple[int, Tensor]
+"""An epoch, and the numbers [N] of the images that make up a batch of it."""
+
+Seen = Callable[[Iterator[Place]], Iterable[Tensor]]
+"""The features [N, D] of each place, one after the other."""
 
 
 @dataclass(frozen=True)
@@ -83,3 +97,67 @@ def features(backbone: nn.Module, batches: Sequence[Tensor] | Iterator[Tensor]) 
     device = next(backbone.parameters()).device
     with evaluating(backbone):
         return torch.cat([backbone(batch.to(device)).float().cpu() for batch in batches])
+
+
+class Augmented(Dataset[Tensor | str]):
+    """``chosen`` of some images. What a view of one is follows from the seed, the image and the view's number alone.
+
+    >>> augmented = Augmented(images, range(len(images)), recipe("cifar").frame)
+    >>> next(augmented.views([(0, torch.tensor([5, 6]))])).shape  # uint8, in their first view
+    torch.Size([2, 3, 32, 32])
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        chosen: Sequence[int],
+        frame: Callable[[Image], Tensor],
+        seed: int = 0,
+        workers: int = 0,
+    ) -> None:
+        self.labels = labels_of(images, chosen)
+        self._images, self._chosen, self._frame, self._seed, self._workers = images, chosen, frame, seed, workers
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def __getitem__(self, place: tuple[int, int]) -> Tensor | str:
+        """A view, or why there is none."""
+        view, number = place
+        index = self._chosen[number]
+        try:
+            with choices_of(self._seed, index, view):
+                return framed(self._images, index, self._frame)
+        except UserError as mistake:
+            return str(mistake)
+
+    def views(self, places: Iterable[Place]) -> Iterator[Tensor]:
+        """Of each place the images in the view that has its epoch's number: uint8 [N, 3, S, S]."""
+        numbers = ([(view, number) for number in part.tolist()] for view, part in places)
+        return loaded(self, numbers, torch.stack, self._seed, self._workers)
+
+
+def anew(backbone: nn.Module, augmented: Augmented, input: Input) -> Seen:
+    """Features of a new view of each image in each epoch, through the backbone as it is at that moment.
+
+    >>> with quantization.at(Bits(4, 4)):
+    ...     train(layer, anew(backbone, augmented, CIFAR), augmented.labels, training)
+    """
+
+    def seen(places: Iterable[Place]) -> Iterator[Tensor]:
+        device = next(backbone.parameters()).device
+        for pixels in augmented.views(places):
+            yield features(backbone, [normalized(pixels.to(device), input)])
+
+    return seen
+
+
+def kept(backbone: nn.Module, augmented: Augmented, input: Input, views: int) -> Seen:
+    """Features of so many views of each image, made now; they come round again. With a view for each epoch it is
+    ``anew``, with fewer the layer sees less of what the frame can do.
+    """
+    parts = torch.arange(len(augmented)).split(_TOGETHER)
+    places = ((view, part) for view in range(views) for part in parts)
+    made = iter(track(anew(backbone, augmented, input)(places), "keeping features", views * len(parts)))
+    known = [torch.cat(list(itertools.islice(made, len(parts)))) for _ in range(views)]
+    return lambda places: (known[epoch % views][part] for epoch, part in places)

@@ -18,17 +18,15 @@ from ssql_det.core.errors import UserError
 from ssql_det.core.ranks import barrier, is_main, rank, world_size
 from ssql_det.core.writers import curves
 from ssql_det.pretrain import checkpoint
-from ssql_det.pretrain.checks import check
-from ssql_det.pretrain.config import NO_MATTER, Pretraining, build_network, default_values, facts_of, moved
-from ssql_det.pretrain.data import identity, open_images
-from ssql_det.pretrain.features import labelled
-from ssql_det.pretrain.monitor import Monitoring, neighbours, spread
+from ssql_det.pretrain.config import NO_MATTER, Pretraining, build_network, check, default_values, facts_of, moved
+from ssql_det.pretrain.data import identity
+from ssql_det.pretrain.monitor import Looks, spread
 from ssql_det.pretrain.optim import build_optimizer, learning_rate
 from ssql_det.pretrain.stream import Tolerance, steps_per_epoch, training_batches
 from ssql_det.pretrain.sync_norm import synchronized
 from ssql_det.quant.hooks import recorded
 from ssql_det.ssl import SSQL
-from ssql_det.ssl.views import Recipe, draws_of
+from ssql_det.ssl.views import draws_of
 
 _MAY_CHANGE = (
     *(*NO_MATTER, "INIT", "DATA.MOST_BAD_IMAGES", "DATA.CACHE_MB"),
@@ -64,7 +62,7 @@ def pretrain(pretraining: Pretraining, resume: bool = False) -> Path:
     optimizer = build_optimizer(optim, network)
     run = checkpoint.Run(method, backbone.name, optimizer, facts_of(pretraining), identity(images), quantizers)
     total, tolerance = optim.epochs * per_epoch, Tolerance(data.most_bad_images)
-    looks = _Looks(monitor, recipe, backbone.module) if monitor else None
+    looks = Looks(monitor, recipe, backbone.module) if monitor else None
     start = run.resume(folder, total) if is_resumed else 0
     barrier()  # nobody writes before all have read
     if is_main():
@@ -102,7 +100,9 @@ def pretrain(pretraining: Pretraining, resume: bool = False) -> Path:
                 write(step, scalars)
                 _tell(step, total, scalars)
             if looks is not None and ends_epoch and (done // per_epoch % looks.period == 0 or done == total):
-                write(step, looks.take(step))
+                found = looks.take()
+                _tell_look(step, found)
+                write(step, found)
                 begun, before = time.perf_counter(), done  # the seconds of a step are without those of a look
             if ends_epoch and done // per_epoch % pretraining.checkpoint_period == 0 and done != total:
                 run.save(folder, done)
@@ -136,18 +136,6 @@ def _tell(step: int, total: int, scalars: Mapping[str, float]) -> None:
         )
 
 
-class _Looks:
-    """kNN accuracy at some bit-widths, now and then."""
-
-    def __init__(self, monitor: Monitoring, recipe: Recipe, backbone: nn.Module) -> None:
-        self.period = monitor.period  # epochs
-        self._backbone, self._input = backbone, recipe.input
-        self._widths, self._scheme = monitor.widths, monitor.scheme
-        splits = [open_images(monitor.data, split) for split in ("train", "val")]
-        self._seen, self._asked = (labelled(images, recipe, monitor.images) for images in splits)
-
-    def take(self, step: int) -> Mapping[str, float]:
-        found = neighbours(self._backbone, self._seen, self._asked, self._input, self._widths, self._scheme)
-        if is_main():
-            _logger.info("step %d: %s", step + 1, ", ".join(f"{name} {value:.1f}" for name, value in found.items()))
-        return found
+def _tell_look(step: int, found: Mapping[str, float]) -> None:
+    if is_main():
+        _logger.info("step %d: %s", step + 1, ", ".join(f"{name} {value:.1f}" for name, value in found.items()))

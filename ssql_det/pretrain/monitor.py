@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssql_det.convert import Input
-from ssql_det.pretrain.features import Labelled, features
+from ssql_det.pretrain.data import open_images
+from ssql_det.pretrain.features import features, labelled
 from ssql_det.pretrain.probe import knn
 from ssql_det.quant import Bits, Calibration, Quantization, Scheme, at_widths, quant_points
+from ssql_det.ssl.views import Recipe
 
 
 @dataclass(frozen=True)
@@ -39,18 +39,25 @@ def spread(features: Tensor) -> float:
     return float(F.normalize(features.detach().float(), dim=1).std(dim=0).mean() * features.shape[1] ** 0.5)
 
 
-def neighbours(
-    backbone: nn.Module, seen: Labelled, asked: Labelled, input: Input, widths: Sequence[Bits], scheme: Scheme
-) -> Mapping[str, float]:
-    """kNN accuracy of the frozen backbone at each width, by ``knn/4w4a``."""
-    calibration = list(seen.first(Calibration().images).batches(input))
-    quantization = Quantization(backbone, quant_points(backbone, scheme.placement, input.ends), scheme)
-    quantization.calibrate(calibration)
+class Looks:
+    """kNN accuracy of the frozen backbone at some bit-widths, now and then, by ``knn/4w4a``."""
 
-    def accuracy(bits: Bits) -> float:
-        known, other = (features(backbone, each.batches(input)) for each in (seen, asked))
-        return knn(known, seen.labels, other, asked.labels)
+    def __init__(self, monitoring: Monitoring, recipe: Recipe, backbone: nn.Module) -> None:
+        self.period = monitoring.period
+        self._widths, self._scheme = monitoring.widths, monitoring.scheme
+        self._backbone, self._input = backbone, recipe.input
+        splits = [open_images(monitoring.data, split) for split in ("train", "val")]
+        self._seen, self._asked = (labelled(images, recipe, monitoring.images) for images in splits)
 
-    with torch.no_grad():
-        found = at_widths(quantization, widths, accuracy, batches=calibration)
+    @torch.no_grad()
+    def take(self) -> dict[str, float]:
+        calibration = list(self._seen.first(Calibration().images).batches(self._input))
+        points = quant_points(self._backbone, self._scheme.placement, self._input.ends)
+        quantization = Quantization(self._backbone, points, self._scheme)
+        quantization.calibrate(calibration)
+        found = at_widths(quantization, self._widths, lambda _: self._accuracy(), batches=calibration)
         return {f"knn/{bits}": accuracy for bits, accuracy in found}
+
+    def _accuracy(self) -> float:
+        known, other = (features(self._backbone, each.batches(self._input)) for each in (self._seen, self._asked))
+        return knn(known, self._seen.labels, other, self._asked.labels)

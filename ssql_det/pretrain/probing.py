@@ -16,13 +16,10 @@ from ssql_det.core.devices import device_named
 from ssql_det.core.errors import UserError
 from ssql_det.core.rows import Protocol as RowProtocol
 from ssql_det.core.rows import Row, now
-from ssql_det.pretrain.augmented import Augmented, anew, kept
+from ssql_det.pretrain.checkpoint import Pretrained, read_backbone
 from ssql_det.pretrain.data import Cached, open_images
-from ssql_det.pretrain.features import MOST_BYTES, Labelled, chosen, features, labelled
-from ssql_det.pretrain.layer import Training
-from ssql_det.pretrain.probe import knn, linear, linear_of_views
-from ssql_det.pretrain.protocol import Protocol
-from ssql_det.pretrain.trained import Pretrained, read_backbone
+from ssql_det.pretrain.features import MOST_BYTES, Augmented, Labelled, anew, chosen, features, kept, labelled
+from ssql_det.pretrain.probe import Protocol, Training, knn, linear, linear_of_views
 from ssql_det.quant import (
     Bits,
     Calibration,

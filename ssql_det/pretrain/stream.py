@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from PIL.Image import Image
@@ -20,6 +22,8 @@ from ssql_det.core.choices import choices_of, number_of
 from ssql_det.core.errors import UserError, printable
 from ssql_det.core.ranks import leave_interrupts_to_the_main_process
 from ssql_det.pretrain.data import Images
+
+T = TypeVar("T")
 
 _MOST_SUBSTITUTES = 100
 _logger = logging.getLogger(__name__)
@@ -96,15 +100,24 @@ def training_batches(
         raise UserError(f"a batch of {size} cannot be shared by {world} processes; make it a multiple, 1 or more each")
     if len(images) < size:
         raise UserError(f"{images.name} has {len(images)} images, too few for a batch of {size}; make that smaller")
+    samples, places = _Samples(images, frame, seed, views), _places(len(images), size, seed, first, rank, world)
+    return loaded(samples, places, _together, seed, workers)
+
+
+def loaded(
+    samples: Dataset[T | str], places: Iterable[Any], together: Callable[[list[T]], T], seed: int, workers: int
+) -> Iterator[T]:
+    """What stands at each list of places, put together. A sample may be a sentence instead, which says why there is
+    none: a worker's exception would come with its whole traceback."""
     loader = DataLoader(
-        _Samples(images, frame, seed, views),
-        batch_sampler=_places(len(images), size, seed, first, rank, world),
+        samples,
+        batch_sampler=places,
         num_workers=workers,
-        collate_fn=_together,
+        collate_fn=partial(_whole, together),
         generator=torch.Generator().manual_seed(number_of(seed)),  # else it draws from the global one, once a run
         worker_init_fn=leave_interrupts_to_the_main_process,
     )
-    return map(_require_batch, loader)
+    return map(_require, loader)
 
 
 def _places(images: int, size: int, seed: int, first: int, rank: int, world: int) -> Iterator[list[_Place]]:
@@ -120,7 +133,7 @@ def _places(images: int, size: int, seed: int, first: int, rank: int, world: int
 
 
 class _Samples(Dataset[Batch | str]):
-    """Batches of one, or why there is none: a worker's exception would come with its whole traceback."""
+    """Batches of one, or why there is none."""
 
     def __init__(self, images: Images, frame: Callable[[Image], Tensor], seed: int, views: int) -> None:
         self._images, self._frame, self._seed, self._views = images, frame, seed, views
@@ -153,18 +166,18 @@ def _said(failure: Exception) -> str:
     return " ".join(f"{type(failure).__name__}: {failure}".split())
 
 
-def _together(samples: list[Batch | str]) -> Batch | str:
-    batches = []
-    for sample in samples:
-        if isinstance(sample, str):
-            return sample
-        batches.append(sample)
+def _together(batches: list[Batch]) -> Batch:
     views = tuple(map(torch.cat, zip(*(batch.views for batch in batches), strict=True)))
     positions = tuple(position for batch in batches for position in batch.positions)
     return Batch(views, positions, tuple(dict.fromkeys(file for batch in batches for file in batch.bad)))
 
 
-def _require_batch(batch: Batch | str) -> Batch:
-    if isinstance(batch, str):
-        raise UserError(batch)
-    return batch
+def _whole(together: Callable[[list[T]], T], samples: list[T | str]) -> T | str:
+    refusals = [sample for sample in samples if isinstance(sample, str)]
+    return refusals[0] if refusals else together([sample for sample in samples if not isinstance(sample, str)])
+
+
+def _require(sample: T | str) -> T:
+    if isinstance(sample, str):
+        raise UserError(sample)
+    return sample

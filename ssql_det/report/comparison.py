@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from ssql_det.report.document import Block, Chart, Curve, Heading, Items, Table, Text
-from ssql_det.report.grouping import in_order
+from ssql_det.report.reading import in_order
 from ssql_det.report.tables import Cell, Comparison, Line, Measured
 from ssql_det.report.texts import unmarked
 

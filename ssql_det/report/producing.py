@@ -1,16 +1,168 @@
 """What this project can produce of the published tables: the one place to extend when it can produce more.
 
-A table that is not here is published only, and so is a line of a probe's table that no config pretrains.
+A kind of table says which rows are of one, which line a row is of, and the command that fills a line. A table that is
+not here is published only, and so is a line of a probe's table that no config pretrains.
 
 >>> kind_of(1).configs["ResNet-18", "SSQL (ours)"], kind_of(13)
 ('configs/pretrain/cifar10_r18_ssql.yaml', Kind(dataset=''))
+>>> kind_of(6).line(published_table(6).find("BYOL"), "toy_voc_2007_test")
+Group(dataset='toy_voc_2007_test', backbone='', method='BYOL', config='', scheme='', calibration='')
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
-from ssql_det.report.kinds import Kind, Probe, Sweep
+from ssql_det.core.rows import Row
+from ssql_det.report.names import described, network_name, plain_name, published_name, scheme_of, slug
+from ssql_det.report.published import PublishedRow, PublishedTable
+from ssql_det.report.reading import UNNAMED, Group
+
+CONFIGS = {  # of detectors, by what they evaluate on
+    "voc_2007_test": "voc_r18_c4.yaml",
+    "coco_2017_val": "coco_mask_r50_fpn.yaml",
+    "toy_voc_2007_test": "toy_voc_narrow_c4.yaml",
+    "toy_coco_2017_val": "toy_coco_narrow_fpn.yaml",
+}
+_OTHERS = (  # of this repository; rows name each by its path below the folder
+    *("voc_r34_c4.yaml", "voc_r50_c4.yaml", "coco_mask_r18_fpn.yaml", "coco_mask_r34_fpn.yaml"),
+    *("toy_voc_r18_c4.yaml", "toy_coco_r18_fpn.yaml"),
+)
+_FOLDERS = ("table6/", "table7/", "zoo/")
+_EQUAL = re.compile(r"(\d+)w\1a")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """By itself: nothing here fills it yet, all of it is published only. ``dataset`` is as rows name it."""
+
+    dataset: str = ""
+
+    def scope(self, asked: str) -> str:
+        """That of its rows."""
+        return ""
+
+    def line(self, row: PublishedRow, dataset: str) -> Group:
+        """What names a published line; its data set is the one that rows are of."""
+        return Group(row.dataset, row.backbone, row.method)
+
+    def group(self, row: Row, table: PublishedTable) -> Group:
+        raise NotImplementedError("no row is of a table that nothing fills")
+
+    def command(self, table: PublishedTable, group: Group, bits: Sequence[str], scope: str) -> str:
+        """What fills a line at these bits; nothing for one that is published only."""
+        return ""
+
+
+@dataclass(frozen=True)
+class Sweep(Kind):
+    """Detectors. A sweep takes any, so every line can be filled. Rows do not say their backbone."""
+
+    def scope(self, asked: str) -> str:
+        return asked
+
+    def line(self, row: PublishedRow, dataset: str) -> Group:
+        return Group(dataset, "", row.method)
+
+    def group(self, row: Row, table: PublishedTable) -> Group:
+        method = published_name(row.method, table.methods) or row.method.strip() or UNNAMED
+        return Group(row.dataset, "", method, row.config, scheme_of(row), str(row.calibration))
+
+    def command(self, table: PublishedTable, group: Group, bits: Sequence[str], scope: str) -> str:
+        """A sweep with the method's name for its rows, and as those already there, so that the new ones join them.
+
+        A config that is not of this repository stands in angle brackets: where it lies the rows do not say.
+
+        >>> Sweep("voc_2007_test").command(published_table(6), Group("voc_2007_test", "", "BYOL"), ["8w8a"], "all")
+        'ssql-det sweep --config-file configs/detection/voc_r18_c4.yaml --bits 8 MODEL.WEIGHTS <byol.pth> \
+SSQL_DET.METHOD BYOL OUTPUT_DIR sweeps/byol'
+        """
+        name = plain_name("" if group.method == UNNAMED else group.method)
+        file_name = slug(name) or "detector"
+        file, *changed = shlex.split(group.config) or [CONFIGS.get(group.dataset, f"{group.dataset}.yaml")]
+        is_ours = file in CONFIGS.values() or file in _OTHERS or file.startswith(_FOLDERS)
+        path = f"configs/detection/{file}" if is_ours else f"<{file}>"
+        elsewhere = [group.dataset] if group.dataset != self.dataset else []
+        folder = "-".join([file_name, *([scope] if scope != "all" else []), *elsewhere])
+        parts = [
+            f"ssql-det sweep --config-file {path}",
+            f"--bits {as_option(bits)}",
+            *([f"--scope {shlex.quote(scope)}"] if scope != "all" else []),
+            f"MODEL.WEIGHTS <{file_name}.pth>",
+            f"SSQL_DET.METHOD {shlex.quote(name)}",
+            *([shlex.join(changed)] if changed else []),
+            *([f"DATASETS.TEST {shlex.quote(f'({group.dataset!r},)')}"] if group.dataset not in CONFIGS else []),
+            f"OUTPUT_DIR {shlex.quote(f'sweeps/{folder}')}",
+            *([f"# scheme: {group.scheme}; calibration: {group.calibration}"] if group.calibration else []),
+        ]
+        return " ".join(parts)
+
+
+@dataclass(frozen=True)
+class Probe(Kind):
+    """Frozen backbones, by the network that rows name.
+
+    ``data`` is what ``--data`` takes. ``configs`` are those that pretrain a line, by its backbone and method: a line
+    without one is published only, as long as there are no rows of it. ``known_as`` is what letters for methods mean;
+    ``beside`` are methods that another table prints and rows may be of.
+    """
+
+    data: str = ""
+    on_cifar: bool = False
+    configs: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    known_as: Mapping[str, str] = field(default_factory=dict)
+    beside: tuple[str, ...] = ()
+
+    def scope(self, asked: str) -> str:
+        return "backbone"
+
+    def line(self, row: PublishedRow, dataset: str) -> Group:
+        return Group(dataset, row.backbone, row.method)
+
+    def group(self, row: Row, table: PublishedTable) -> Group:
+        printed = {
+            each: method
+            for method in (*table.methods, *self.beside)
+            for each in (method, self.known_as.get(method, method))
+        }
+        known = published_name(row.method, printed)
+        method = printed[known] if known else row.method.strip() or UNNAMED
+        network = network_name(row.network, self.on_cifar)
+        return Group(row.dataset, network, method, described(row.protocol), scheme_of(row), str(row.calibration))
+
+    def command(self, table: PublishedTable, group: Group, bits: Sequence[str], scope: str) -> str:
+        method = self.known_as.get(group.method, group.method)
+        pretrained_by = self.configs.get((group.backbone, group.method))
+        data = self.data if group.dataset == self.dataset else f"<{group.dataset}>"
+        probes, checkpoint, remark = ["linear"], f"<{slug(plain_name(method)) or 'backbone'}.pth>", ""
+        if group.config:
+            probes = group.config.partition(";")[0].split(", ")
+            remark = f" # as those there: {group.config}; {group.scheme}; calibration: {group.calibration}"
+        elif pretrained_by is None:
+            return ""
+        elif group.dataset == self.dataset:
+            run = Path(pretrained_by).relative_to("configs/pretrain").with_suffix("")
+            checkpoint = f"output/{run}/checkpoint.pth"  # where the config writes to
+            probes += ["--protocol", "published"]
+            remark = f" # after ssql-det pretrain --config-file {pretrained_by}"
+        if group.method.startswith("(") and group.method not in self.known_as:  # checkpoints do not tell letters
+            probes += ["--method", group.method]
+        asked = f"{shlex.join(probes)} --checkpoint {checkpoint} --data {data} --bits {as_option(bits)}"
+        return f"ssql-det probe {asked}{remark}"
+
+
+def as_option(bits: Iterable[str]) -> str:
+    """Bit-widths as ``--bits`` takes them.
+
+    >>> as_option(["FP", "8w8a", "2w4a"])
+    'FP,8,2w4a'
+    """
+    return shlex.quote(",".join(_EQUAL.sub(r"\1", width) for width in bits))
+
 
 _DEPTHS = {"r18": "ResNet-18", "r34": "ResNet-34", "r50": "ResNet-50"}
 _SIMSIAM = {"simsiam": "SimSiam", "ssql": "SSQL (ours)"}

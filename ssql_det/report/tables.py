@@ -11,17 +11,16 @@ Cell(published=58.9, measured=Measured(mean=58.6, std=0.2, n=3), difference=-0.3
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ssql_det.core.errors import UserError, did_you_mean
 from ssql_det.core.rows import Row, finite_or_none
-from ssql_det.report.grouping import Group, averages, by_bits, grouped
-from ssql_det.report.kinds import CONFIGS, Kind
-from ssql_det.report.notes import notes
-from ssql_det.report.producing import data_sets, kind_of
+from ssql_det.report.names import described, scheme_of
+from ssql_det.report.producing import CONFIGS, Kind, data_sets, kind_of
 from ssql_det.report.published import Column, PublishedRow, PublishedTable, published_table
-from ssql_det.report.reading import newest
+from ssql_det.report.reading import Group, averages, by_bits, grouped, newest
 
 SCOPES = ("all", "backbone")
 COSTS = ("MB", "GFLOPs", "GBOPs")
@@ -109,7 +108,7 @@ def compare(number: int, found: Sequence[Row], scope: str = "all", dataset: str 
             for group, rows in groups
             for line in _lines(group, rows, printed.get(group.line), metrics, table, kind, scope)
         ),
-        notes=tuple(notes(table, found, asked, groups, dataset, is_comparable)),
+        notes=tuple(_notes(table, found, asked, groups, dataset, is_comparable)),
     )
 
 
@@ -162,3 +161,77 @@ def _cell(published: float | None, rows: Sequence[Row], metric: str, comparable:
     std = statistics.stdev(values) if len(values) > 1 else None
     difference = mean - published if comparable and published is not None else None
     return Cell(published, Measured(mean, std, len(values)), difference)
+
+
+def _notes(
+    table: PublishedTable,
+    found: Sequence[Row],
+    asked: Sequence[Row],
+    groups: Sequence[tuple[Group, list[Row]]],
+    dataset: str,
+    is_comparable: bool,
+) -> Iterator[str]:
+    """What a reader must know beside the numbers: where ours are from, what was left out, what is in doubt.
+
+    ``found`` are all rows that were read, ``asked`` those the table is of, ``groups`` the newest of these.
+    """
+    kept = [row for _, rows in groups for row in rows]
+    if not is_comparable:
+        kind = "toy data" if dataset.startswith("toy_") else "other data than the published table's"
+        yield f"{dataset} is {kind}: not comparable with the published figures, so no difference is given."
+    if kept:
+        yield f"Measured with {_origin(kept)}."
+        yield from _epochs(table)
+    kinds = Counter(map(_kind, found)) - Counter(map(_kind, asked))
+    if kinds:
+        yield f"Left out: {'; '.join(f'{_count(kinds[kind])} of {kind}' for kind in sorted(kinds))}."
+    if len(asked) > len(kept):
+        yield f"Replaced by a newer row of the same measurement: {_count(len(asked) - len(kept))}."
+    for group, rows in groups:
+        name = " · ".join(part for part in (group.backbone, group.method) if part)
+        for bits, averaged in by_bits(rows).items():
+            yield from _doubts(f"{name} at {bits}", averaged)
+    for row in table.rows:
+        if row.settings:
+            yield f"{row.method}: {row.described}."
+    for doubt in table.suspect:
+        yield f"Published figures in doubt: {doubt}."
+
+
+def _epochs(table: PublishedTable) -> Iterator[str]:
+    printed = {row.epochs for row in table.rows}
+    if len(printed) == 1 and None not in printed:
+        yield f"Published are {printed.pop()} epochs of pretraining; how many ours had, rows do not say."
+
+
+def _origin(kept: Sequence[Row]) -> str:
+    """Of probes nothing states an engine."""
+    values = {
+        "config": sorted({row.config or described(row.protocol) for row in kept}),
+        "scheme": sorted({scheme_of(row) for row in kept}),
+        "calibration": sorted({str(row.calibration) for row in kept}),
+        "engine": sorted({row.engine for row in kept}),
+    }
+    stated = {name: each for name, each in values.items() if each != [""] or name != "engine"}
+    return "; ".join(f"{name} {' or '.join(value or '(not stated)' for value in stated[name])}" for name in stated)
+
+
+def _kind(row: Row) -> str:
+    return f"{row.dataset}, scope {row.scope}"
+
+
+def _doubts(where: str, averaged: Sequence[Row]) -> Iterator[str]:
+    """Rows that are averaged although they may not be repetitions of one another."""
+    checkpoints = Counter(row.seed for row in averaged if row.seed >= 0)  # Detectron2's -1: no seed was fixed
+    for seed in sorted(checkpoints):
+        if checkpoints[seed] > 1:
+            yield f"{where} averages {checkpoints[seed]} checkpoints of the one seed {seed}."
+    lacking = sum(None in map(finite_or_none, row.metrics.values()) for row in averaged)
+    if lacking:
+        yield f"{where}: {_count(lacking)} with a metric that is not a number; means are without it."
+    if len({row.metrics.get("MB") for row in averaged}) > 1:
+        yield f"{where} averages detectors of different size; were bits of single modules set?"
+
+
+def _count(rows: int) -> str:
+    return f"{rows} row" if rows == 1 else f"{rows} rows"

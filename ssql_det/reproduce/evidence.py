@@ -12,7 +12,7 @@ from typing import Any
 from ssql_det.core.rows import versions
 from ssql_det.report.document import Block, Folded, Heading, Listing, Table, Text
 from ssql_det.report.texts import unmarked
-from ssql_det.reproduce.reproduction import Reproduction, by_hand, minutes_by_kind
+from ssql_det.reproduce.plan import Reproduction, by_hand, minutes_by_kind
 
 _LOOKS = {"kNN at FP": "knn/FP", "kNN at 2w4a": "knn/2w4a"}
 

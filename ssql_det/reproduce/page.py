@@ -5,6 +5,7 @@ Everything is read from what the steps left: rows, coverage, pictures. What is n
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,16 +15,19 @@ import cv2
 
 from ssql_det.analyze.page import tables_of_terms
 from ssql_det.analyze.tables import terms_in
+from ssql_det.core.rows import Row, finite_or_none
 from ssql_det.report.as_csv import as_csv
 from ssql_det.report.as_markdown import as_markdown
-from ssql_det.report.comparison import blocks_of, curves, overview
+from ssql_det.report.comparison import blocks_of, curves, overview, tenths
 from ssql_det.report.document import Block, Document, Folded, Heading, Items, Picture, Table, Text
 from ssql_det.report.files import write_page, write_text
+from ssql_det.report.names import plain_name
+from ssql_det.report.producing import kind_of
+from ssql_det.report.published import published_table
 from ssql_det.report.texts import unmarked
-from ssql_det.reproduce.answer import answer, place
 from ssql_det.reproduce.evidence import evidence
 from ssql_det.reproduce.parts import Part
-from ssql_det.reproduce.reproduction import Reproduction
+from ssql_det.reproduce.plan import Reproduction
 from ssql_det.reproduce.runner import DONE, log_of
 
 _FIGURES: Mapping[str, tuple[str, str]] = {  # of metrics, with the ends of charts' names
@@ -32,6 +36,8 @@ _FIGURES: Mapping[str, tuple[str, str]] = {  # of metrics, with the ends of char
     "linear/top1": ("Top-1", "top1"),
 }
 _COSTS = {"MB": "MB", "Gbit-ops": "GBOPs"}
+_KINDS = {"bbox/AP": "detector", "linear/top1": "probe"}
+_LOW = ("8w8a", "4w4a", "2w4a")
 _MOST_PIXELS = 1800  # across a picture
 _FEW = 4  # networks that a reader can take in side by side
 
@@ -60,7 +66,7 @@ def report(reproduction: Reproduction) -> Document:
         f"What bits cost a {_subject(reproduction)}: preset {reproduction.plan.preset.name}",
         (
             *_beginning(reproduction),
-            *answer(reproduction),
+            *_answer(reproduction),
             *_missing(reproduction),
             *(block for number in reproduction.tables for block in _table(reproduction, number)),
             *_cost(reproduction),
@@ -100,6 +106,63 @@ def _beginning(of: Reproduction) -> Iterator[Block]:
         )
 
 
+def _answer(of: Reproduction) -> Iterator[Block]:
+    """What a reader came for: what each method reaches at full precision, and what each seed loses of it at few bits.
+
+    A table of detectors and one of probes. What two of the published tables ask for stands once.
+    """
+    yield Heading("What does it cost at few bits?")
+    nothing = True
+    for metric, kind in _KINDS.items():
+        parts = [part for part in of.plan.parts if part.metric == metric]
+        rows = tuple(dict.fromkeys(row for part in parts for row in _losses(part, of.rows[part.name])))
+        if rows:
+            nothing = False
+            yield Table((kind, "method", f"{parts[0].figure} at FP", *(f"lost at {bits}" for bits in _LOW)), rows, 2)
+    if nothing:
+        yield Text("Nothing was measured at FP, so what is lost cannot be told.")
+
+
+def _place(part: Part, method: str) -> int:
+    """The same in tables that print different methods: so a method has one colour."""
+    known, plain = [plain_name(name) for name in part.methods], plain_name(method)
+    return known.index(plain) if plain in known else len(known)
+
+
+def _losses(part: Part, rows: Sequence[Row]) -> Iterator[tuple[str, ...]]:
+    figures = {
+        (_name(part, row), row.seed, row.bits): figure
+        for row in rows
+        if row.dataset == part.dataset and (figure := finite_or_none(row.metrics.get(part.metric))) is not None
+    }
+    for method in sorted({name for name, _, _ in figures}, key=lambda name: (_place(part, name), name)):
+        of_bits = {
+            width: {seed: figures[name, seed, bits] for name, seed, bits in figures if (name, bits) == (method, width)}
+            for width in ("FP", *_LOW)
+        }
+        whole = of_bits["FP"]
+        losses = [[whole[seed] - left for seed, left in of_bits[bits].items() if seed in whole] for bits in _LOW]
+        if whole:
+            yield (part.title, unmarked(method), *map(spread, ([*whole.values()], *losses)))
+
+
+def _name(part: Part, row: Row) -> str:
+    """As its table prints it."""
+    return plain_name(kind_of(part.table).group(row, published_table(part.table)).method)
+
+
+def spread(values: Sequence[float]) -> str:
+    """The mean, and the deviation of several.
+
+    >>> spread([93.1, 92.1])
+    '92.6 ± 0.7'
+    """
+    if not values:
+        return "-"
+    mean = f"{tenths(statistics.fmean(values)):.1f}"
+    return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
+
+
 def _missing(of: Reproduction) -> Iterator[Block]:
     lost = [(step, of.outcomes[step.name]) for step in of.plan.steps if of.outcomes[step.name].state != DONE]
     if lost:
@@ -122,7 +185,7 @@ def _table(of: Reproduction, number: int) -> Iterator[Block]:
     for metric in metrics:
         figure, name = _FIGURES[metric]
         chart = curves(table, metric, f"{part.name}-{name}", f"{figure} over bit-widths")
-        yield replace(chart, curves=tuple(sorted(chart.curves, key=lambda curve: place(part, curve.name))))
+        yield replace(chart, curves=tuple(sorted(chart.curves, key=lambda curve: _place(part, curve.name))))
     for metric in metrics:
         yield Heading(f"{_FIGURES[metric][0]}, {part.title}", level=3)
         yield overview(table, metric)

@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssql_det.core.errors import UserError, did_you_mean
-from ssql_det.report.kinds import as_option
-from ssql_det.report.producing import kind_of
+from ssql_det.report.producing import as_option, kind_of
 from ssql_det.report.published import published_table
 from ssql_det.reproduce.parts import RANDOM, SIMSIAM, SSQL, Part, Probing, Transfer, ablation, published, recipe, toy
 from ssql_det.toydata.dataset import Settings

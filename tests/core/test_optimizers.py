@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ssql_det.core.optimizers import take_up
-from ssql_det.pretrain.lars import LARS
+from ssql_det.pretrain.optim import LARS
 
 KINDS = {
     "SGD": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),

@@ -17,10 +17,9 @@ from ssql_det.cli.main import main
 from ssql_det.convert import IMAGENET
 from ssql_det.convert.checkpoint import KEY
 from ssql_det.pretrain.analyzing import Plan, analyses, mapped, names_of, pairs, terms_at_bits
-from ssql_det.pretrain.checkpoint import Run
+from ssql_det.pretrain.checkpoint import Run, read_trained
 from ssql_det.pretrain.config import build_network, facts_of, read_config
 from ssql_det.pretrain.data import open_images
-from ssql_det.pretrain.trained import read_trained
 from ssql_det.quant import Quantization, Scheme, parse_widths
 from ssql_det.ssl import encoder_points
 from ssql_det.ssl.views import recipe

@@ -16,10 +16,9 @@ from ssql_det.cli.main import main
 from ssql_det.convert import IMAGENET, Facts, read
 from ssql_det.core.errors import UserError
 from ssql_det.core.files import sha256
-from ssql_det.pretrain.checkpoint import Run
+from ssql_det.pretrain.checkpoint import Run, read_backbone, read_trained
 from ssql_det.pretrain.loop import pretrain
 from ssql_det.pretrain.probing import Plan, probed
-from ssql_det.pretrain.trained import read_backbone, read_trained
 from ssql_det.ssl import BYOL
 
 pytestmark = pytest.mark.usefixtures("one_thread", "logging_as_it_was")

@@ -10,8 +10,7 @@ from torch import nn
 
 from ssql_det.core.errors import UserError
 from ssql_det.pretrain.config import read_config
-from ssql_det.pretrain.lars import LARS
-from ssql_det.pretrain.optim import build_optimizer
+from ssql_det.pretrain.optim import LARS, build_optimizer
 
 RATES = (0.5, 0.5, 0.2, 0.05)
 

@@ -18,14 +18,11 @@ from ssql_det.convert import IMAGENET, Facts
 from ssql_det.core import rows
 from ssql_det.core.choices import choices_of
 from ssql_det.core.errors import UserError
-from ssql_det.pretrain.augmented import Augmented, anew, kept
 from ssql_det.pretrain.checkpoint import Run
 from ssql_det.pretrain.data import open_images
-from ssql_det.pretrain.features import features, labelled
-from ssql_det.pretrain.layer import Training, begun, top1, train
-from ssql_det.pretrain.probe import linear, linear_of_views
+from ssql_det.pretrain.features import Augmented, anew, features, kept, labelled
+from ssql_det.pretrain.probe import FAST, Protocol, Training, begun, linear, linear_of_views, top1, train
 from ssql_det.pretrain.probing import Plan, probed
-from ssql_det.pretrain.protocol import FAST, Protocol
 from ssql_det.quant import Bits, Quantization
 from ssql_det.ssl import SimSiam
 from ssql_det.ssl.views import recipe

@@ -10,10 +10,10 @@ from torch import nn
 from ssql_det.convert import read
 from ssql_det.core.errors import UserError
 from ssql_det.core.files import sha256
+from ssql_det.pretrain.checkpoint import read_trained
 from ssql_det.pretrain.config import build_network
 from ssql_det.pretrain.loop import pretrain
 from ssql_det.pretrain.optim import build_optimizer
-from ssql_det.pretrain.trained import read_trained
 from ssql_det.quant import ACTIVATIONS, Bits, FixedBits, RangeQuantizer, Scheme
 from ssql_det.ssl import SSQL
 

@@ -17,7 +17,7 @@ from ssql_det.quant import parse_widths
 from ssql_det.report.as_html import as_html
 from ssql_det.report.as_markdown import as_markdown, picture_files
 from ssql_det.report.document import Table, Text
-from ssql_det.reproduce.reproduction import Reproduction
+from ssql_det.reproduce.plan import Reproduction
 from ssql_det.reproduce.runner import DONE, Outcome
 
 READER = MarkdownIt("commonmark").enable(["table"])  # an independent one

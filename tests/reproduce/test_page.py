@@ -16,8 +16,7 @@ from reproduce.making import ROOT, WIDTHS
 from ssql_det.analyze.tables import terms_in
 from ssql_det.report.as_html import as_html
 from ssql_det.report.document import Heading, Picture
-from ssql_det.reproduce.answer import spread
-from ssql_det.reproduce.page import report, write_report, write_tables
+from ssql_det.reproduce.page import report, spread, write_report, write_tables
 
 
 @pytest.fixture(autouse=True)
