@@ -112,7 +112,7 @@ def test_keys_come_before_images():
     ("flags", "said"),
     [
         (["--score", "2"], "--score is 0 to 1, got 2.0"),
-        (["--scope", "head"], "--scope is backbone or all"),
+        (["--scope", "head"], "--scope is backbone or backbone+neck or all"),
         (["--bits", "x"], "cannot read bits 'x'"),
         (["--quantization", "nowhere.safetensors"], "nowhere.safetensors: there is no such file"),
     ],

@@ -206,7 +206,7 @@ def test_widths_are_written_in_several_ways_and_come_once():
 
 
 def test_an_unknown_scope_and_two_test_sets_are_refused(learned, capsys, tmp_path):
-    assert "--scope is backbone or all, got 'head'" in refused(
+    assert "--scope is backbone or backbone+neck or all, got 'head'" in refused(
         capsys, *command(learned, tmp_path / "out", "--scope", "head")
     )
     with pytest.raises(UserError, match=r"a sweep has one data set to evaluate on; DATASETS\.TEST names 2"):
