@@ -93,7 +93,7 @@ def ways(name: str):
     """Four images through a reference detector as the engine does it, and in the fast way, its preparation included."""
     import torch
 
-    from ssql_det.detect.fast import fast
+    from ssql_det.detect.measure import fast
 
     _, model = seeded(name)
     generator = torch.Generator().manual_seed(0)

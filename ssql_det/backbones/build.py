@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,8 +20,10 @@ import timm
 import torch
 import torchvision
 from timm.models.resnet import BasicBlock, ResNet
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
+from ssql_det.core.choices import choices_of
 from ssql_det.core.errors import UserError, did_you_mean, printable
 from ssql_det.core.registry import Registry
 
@@ -154,3 +156,37 @@ for _name in torchvision.models.list_models(torchvision.models):
     BACKBONES.register(_name)(partial(_of_torchvision, _name))
     if _name.startswith(_RESNETS):
         BACKBONES.register(f"cifar_{_name}")(partial(_cifar, _name))
+
+
+NO_TENSOR = "no plain tensor"
+
+
+def state_of(entries: Mapping[Any, Any]) -> dict[str, str]:
+    """
+    >>> state_of(nn.Linear(2, 1).state_dict())
+    {'weight': 'float32 [1, 2]', 'bias': 'float32 [1]'}
+    """
+    return {str(name): _kind(value) for name, value in entries.items()}
+
+
+def expected_state(name: str) -> dict[str, str]:
+    """That of a network which is built by name; without memory, where its code allows it."""
+    with choices_of(name):  # the generators outside do not move
+        try:
+            with torch.device("meta"):
+                return state_of(build_backbone(name).module.state_dict())
+        except Exception:  # code that looks at values fails there, in any way
+            return state_of(build_backbone(name).module.state_dict())
+
+
+def differences(found: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
+    """Why the one state is not the other, a reason for each entry that is at fault."""
+    kinds = {name: found.get(name, "missing") for name in wanted}
+    wrong = [f"{name} is {kind}, not {wanted[name]}" for name, kind in kinds.items() if kind != wanted[name]]
+    return wrong + [f"{name} has no place" for name in found if name not in wanted]
+
+
+def _kind(value: Any) -> str:
+    if not isinstance(value, Tensor) or is_lazy(value):
+        return NO_TENSOR
+    return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import repeat
 from pathlib import Path
 
+from PIL import EpsImagePlugin, Image
+
+from ssql_det.core.console import track
 from ssql_det.core.errors import printable
 
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1, ends exclusive
@@ -87,3 +93,35 @@ def repeated(ids: Iterable[object]) -> list[object]:
 
 def _short(box: Box) -> str:
     return "[" + ", ".join(f"{value:g}" for value in box) + "]"
+
+
+_ORIENTATION = 0x0112  # the EXIF tag
+EpsImagePlugin.gs_binary = False  # PostScript may come under any name, and Pillow would start Ghostscript for it
+
+
+def check_images(split: SplitCheck, quick: bool = False, workers: int | None = None) -> None:
+    """Add a finding for each image that is missing, cannot be decoded, or is of another size.
+
+    ``quick`` reads the headers only, and so misses files that are cut short.
+    """
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:  # decoders work without the interpreter's lock
+        faults = pool.map(_fault, split.pictures, repeat(quick))
+        for picture, fault in zip(track(split.pictures, f"reading images of {split.name}"), faults, strict=True):
+            if fault:
+                split.error(picture.path, fault)
+
+
+def _fault(picture: Picture, quick: bool) -> str | None:
+    if not picture.path.is_file():  # a pipe would be waited for without end
+        return "the image is missing, or is no file"
+    try:
+        with Image.open(picture.path) as image:
+            turned = image.getexif().get(_ORIENTATION, 1) >= 5  # readers turn such an image upright
+            size = image.size[::-1] if turned else image.size
+            if not quick:
+                image.load()
+    except Exception as failure:  # a damaged file can make a decoder fail in any way
+        return f"the image cannot be read ({failure})"
+    if picture.size is not None and size != picture.size:
+        return f"the image is {size[0]}x{size[1]}, its annotation says {picture.size[0]}x{picture.size[1]}"
+    return None

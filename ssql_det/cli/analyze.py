@@ -38,8 +38,7 @@ def run(options: argparse.Namespace) -> None:
     import sys
 
     from ssql_det.analyze.analysis import by_features
-    from ssql_det.analyze.page import page, tables_of_terms
-    from ssql_det.analyze.tables import csv_files
+    from ssql_det.analyze.page import csv_files, page, tables_of_terms
     from ssql_det.core.console import print_table, set_up_logging
     from ssql_det.core.errors import UserError
     from ssql_det.pretrain.analyzing import Plan, analyses

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ssql_det.core.calibration import Calibration
+from ssql_det.core.rows import Calibration
 
 if TYPE_CHECKING:
     from ssql_det.d2 import CfgNode

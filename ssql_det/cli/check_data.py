@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from ssql_det.checkdata.draw import check_sheet, draw_sheet
-    from ssql_det.checkdata.images import check_images
+    from ssql_det.checkdata.findings import check_images
     from ssql_det.core.console import print_table
 
     wanted = check_sheet(*options.draw) if options.draw else 0

@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> None:
 
 def _tensors(content: Any, where: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
     """Every tensor in dicts in dicts, by its path."""
-    from ssql_det.convert.tensors import as_tensor
+    from ssql_det.convert.format import as_tensor
 
     if not isinstance(content, dict) or depth == _DEEPEST:
         return
@@ -91,7 +91,7 @@ def _group(name: str, most: int) -> str:
 
 def _beside(content: Any) -> Iterator[str]:
     """What is stored beside the tensors, each entry with a line; dicts and inert objects with a line a field."""
-    from ssql_det.convert.tensors import as_tensor
+    from ssql_det.convert.format import as_tensor
     from ssql_det.core.reader import Inert
 
     if not isinstance(content, dict):

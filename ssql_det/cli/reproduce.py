@@ -131,8 +131,8 @@ def _choices(options: argparse.Namespace, on_gpu: bool) -> Choices:
 
 def _print_plan(plan: Plan, lanes: int) -> None:
     from ssql_det.core.console import print_table
+    from ssql_det.reproduce.ledger import makespan
     from ssql_det.reproduce.plan import by_hand
-    from ssql_det.reproduce.step import makespan
 
     print(f"by hand it would be:\n\n{by_hand(plan)}\n")
     rows = [(step.name, _minutes(step.minutes), f"{step.megabytes:.0f}") for step in plan.steps]

@@ -13,13 +13,25 @@ from torch import Tensor
 
 from ssql_det.convert.architecture import ARCHITECTURES, COUNTER, architecture
 from ssql_det.convert.checkpoint import Checkpoint, Coverage, Source, backbone_named, network_named, some
-from ssql_det.convert.format import Fit, Format, Found, Writer, best_fit, contained, fit, neutral
+from ssql_det.convert.format import (
+    Fit,
+    Format,
+    Found,
+    Writer,
+    alone,
+    as_tensor,
+    best_fit,
+    contained,
+    faults,
+    fit,
+    is_spread,
+    neutral,
+)
 from ssql_det.convert.formats import FORMATS, under_prefix
-from ssql_det.convert.tensors import alone, as_tensor, faults, is_spread
 from ssql_det.core.errors import UserError, did_you_mean, printable
 from ssql_det.core.files import atomic_write, sha256
 from ssql_det.core.reader import read_tensors
-from ssql_det.core.safetensors_file import METADATA, is_safetensors, read_safetensors
+from ssql_det.core.tensor_files import METADATA, is_safetensors, read_safetensors
 
 _FIRST_BLOCKS = ("layer1.0.conv1.weight", "res2.0.conv1.weight", "4.0.conv1.weight")  # of unknown prefixes
 _LONGEST = 200  # characters of a prefix in a message

@@ -5,6 +5,7 @@ errors      a user's mistake: one sentence, exit code 2
 files       atomic writes, file hashes
 reader      the only way a checkpoint file is read; nothing in it is executed
 rebuild     arrays and tensors from what a pickle says about them, checked
+tensor_files tensors in files, the same bytes for the same content; safetensors
 rows        result rows: append-only, two writers, no torn line
 choices     random choices that follow from the seed and a sample's place, and generators' state
 devices     a GPU, or what is there

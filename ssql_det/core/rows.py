@@ -20,7 +20,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from ssql_det.core.calibration import Calibration
 from ssql_det.core.errors import UserError
 from ssql_det.core.rows_schema1 import upgrade
 
@@ -197,3 +196,20 @@ def _is_calibration(value: object) -> bool:
 def finite_or_none(value: float | None) -> float | None:
     """JSON has no NaN and no infinity; a value that is none is null."""
     return None if value is None or not math.isfinite(value) else float(value)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """So many ``images`` of ``data``, chosen by the ``seed``. Asked for without ``data``: those that there are.
+
+    >>> str(Calibration(64, 0, "toy_voc_2007_trainval"))
+    '64 images of toy_voc_2007_trainval, seed 0'
+    """
+
+    images: int = 256  # as QDrop's detectors are calibrated with (Wei et al., ICLR 2022)
+    seed: int = 0
+    data: str = ""
+
+    def __str__(self) -> str:
+        data = f" of {self.data}" if self.data else ""
+        return f"{self.images} images{data}, seed {self.seed}"

@@ -15,14 +15,14 @@ from typing import Any
 
 from ssql_det.convert import Facts
 from ssql_det.convert.checkpoint import KEY, some
-from ssql_det.convert.tensors import faults
+from ssql_det.convert.format import faults
 from ssql_det.core.choices import every_ranks_state, restore_own_state
 from ssql_det.core.errors import UserError
 from ssql_det.core.files import atomic_write
 from ssql_det.core.optimizers import take_up
 from ssql_det.core.ranks import all_gather, is_main, rank
 from ssql_det.core.reader import read_tensors
-from ssql_det.core.saving import save_tensors
+from ssql_det.core.tensor_files import save_tensors
 from ssql_det.d2 import EventStorage
 from ssql_det.detect.stream import BadImages
 

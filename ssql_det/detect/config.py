@@ -8,9 +8,9 @@ import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from ssql_det.core.calibration import Calibration
 from ssql_det.core.config import decisive, require_least
 from ssql_det.core.errors import UserError
+from ssql_det.core.rows import Calibration
 from ssql_det.d2 import NODE, CfgNode, former_names
 from ssql_det.detect.points import SCOPES
 from ssql_det.quant import Scheme, parse_widths

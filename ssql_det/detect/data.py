@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from ssql_det.checkdata.coco import check_coco_file
-from ssql_det.core.calibration import Calibration
 from ssql_det.core.errors import UserError, did_you_mean
 from ssql_det.core.ranks import rank, world_size
+from ssql_det.core.rows import Calibration
 from ssql_det.d2 import (
     CfgNode,
     DatasetCatalog,

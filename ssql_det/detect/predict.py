@@ -21,8 +21,7 @@ from ssql_det.core.files import atomic_write
 from ssql_det.d2 import CfgNode, MetadataCatalog, ResizeShortestEdge, read_image
 from ssql_det.detect.answers import answered
 from ssql_det.detect.data import Batch, in_eights, is_own, register_own
-from ssql_det.detect.fast import fast
-from ssql_det.detect.measure import feed
+from ssql_det.detect.measure import fast, feed
 from ssql_det.quant import Bits, Quantization, at_widths
 
 Detections = list[dict[str, Any]]  # of one image, as in COCO's results: bbox [x, y, w, h], category_id, score, ...

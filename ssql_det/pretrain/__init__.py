@@ -8,7 +8,6 @@ optim        the optimizer and its schedule, a function of progress; LARS
 sync_norm    BatchNorm over all processes, also on the CPU
 loop         the training, on one page
 checkpoint   one file: the backbone for everybody, the rest for a resumed run; a network from it, with its heads
-monitor      does it collapse? what do neighbours say?
 features     a frozen backbone's features, at any bit-width, also of views that differ in each epoch
 probe        kNN and linear accuracy; how a linear probe is done: fast, or as published
 probing      both, of a checkpoint: one row a bit-width

@@ -21,8 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssql_det.analyze.analysis import BACKBONE, LOSS, Analysis, Map, TermsAtBits
-from ssql_det.analyze.terms import Terms, terms
+from ssql_det.analyze.analysis import BACKBONE, LOSS, Analysis, Map, Terms, TermsAtBits, terms
 from ssql_det.analyze.tsne import tsne
 from ssql_det.analyze.weights import layer_weights
 from ssql_det.convert import Input
@@ -32,7 +31,7 @@ from ssql_det.core.errors import UserError
 from ssql_det.pretrain.checkpoint import NAME, Trained, read_trained
 from ssql_det.pretrain.data import Images, open_images
 from ssql_det.pretrain.features import chosen, features, labelled
-from ssql_det.pretrain.monitor import spread
+from ssql_det.pretrain.probe import spread
 from ssql_det.pretrain.probing import shown_to
 from ssql_det.pretrain.stream import training_batches
 from ssql_det.quant import Bits, Calibration, Quantization, Scheme, at_widths, evaluate_at, quant_points

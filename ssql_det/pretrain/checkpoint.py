@@ -22,14 +22,14 @@ from ssql_det.convert import Facts, Source, examine, load_backbone, open_weights
 from ssql_det.convert.architecture import COUNTER
 from ssql_det.convert.checkpoint import BRANCHES, KEY, backbone_named, describe_network, network_named, some
 from ssql_det.convert.files import understood
-from ssql_det.convert.tensors import as_tensor, faults, is_spread
+from ssql_det.convert.format import as_tensor, faults, is_spread
 from ssql_det.core.choices import every_ranks_state, restore_own_state
 from ssql_det.core.errors import UserError, printable
 from ssql_det.core.files import atomic_write, sha256
 from ssql_det.core.optimizers import take_up
 from ssql_det.core.ranks import is_main
 from ssql_det.core.reader import read_tensors
-from ssql_det.core.saving import save_tensors
+from ssql_det.core.tensor_files import save_tensors
 from ssql_det.ssl.heads import mlp_of
 from ssql_det.ssl.method import Encoder
 

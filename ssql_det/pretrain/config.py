@@ -23,8 +23,8 @@ from ssql_det.core.ranks import world_size
 from ssql_det.core.registry import import_plugins_of
 from ssql_det.pretrain.checkpoint import read_backbone, require_savable
 from ssql_det.pretrain.data import Data
-from ssql_det.pretrain.monitor import Monitoring
 from ssql_det.pretrain.optim import Optimization
+from ssql_det.pretrain.probe import Monitoring
 from ssql_det.quant import Bits, FixedBits, SampledBits, Scheme, parse_widths
 from ssql_det.quant.tracing import trace_pass
 from ssql_det.ssl import METHODS, SSQL, Method, SimSiam

@@ -20,8 +20,8 @@ from ssql_det.core.writers import curves
 from ssql_det.pretrain import checkpoint
 from ssql_det.pretrain.config import NO_MATTER, Pretraining, build_network, check, default_values, facts_of, moved
 from ssql_det.pretrain.data import identity
-from ssql_det.pretrain.monitor import Looks, spread
 from ssql_det.pretrain.optim import build_optimizer, learning_rate
+from ssql_det.pretrain.probe import Looks, spread
 from ssql_det.pretrain.stream import Tolerance, steps_per_epoch, training_batches
 from ssql_det.pretrain.sync_norm import synchronized
 from ssql_det.quant.hooks import recorded

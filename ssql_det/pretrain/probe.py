@@ -29,8 +29,10 @@ from torchvision.transforms import InterpolationMode, v2
 from ssql_det.core.choices import choices_of
 from ssql_det.core.console import track
 from ssql_det.core.errors import UserError
-from ssql_det.pretrain.features import Place, Seen
+from ssql_det.pretrain.data import open_images
+from ssql_det.pretrain.features import Place, Seen, features, labelled
 from ssql_det.pretrain.optim import LARS
+from ssql_det.quant import Bits, Calibration, Quantization, Scheme, at_widths, quant_points
 from ssql_det.ssl.views import Recipe
 
 NEIGHBOURS, TEMPERATURE = 20, 0.07
@@ -180,10 +182,10 @@ def train(layer: nn.Linear, seen: Seen, labels: Tensor, training: Training, seed
     places = partial(_places, len(labels), training, seed)
     steps = training.epochs * -(-len(labels) // training.batch)
     batches = zip(places(), seen(places()), strict=True)
-    for (epoch, part), features in track(batches, "training a linear layer", steps):
+    for (epoch, part), known in track(batches, "training a linear layer", steps):
         optimizer.param_groups[0]["lr"] = training.rate_in(epoch)
         optimizer.zero_grad()
-        F.cross_entropy(layer(features.to(device)), labels[part].to(device)).backward()
+        F.cross_entropy(layer(known.to(device)), labels[part].to(device)).backward()
         optimizer.step()
 
 
@@ -212,3 +214,51 @@ def _as_published(recipe: Recipe) -> Recipe:
         return recipe
     whole = v2.Resize(size * 8 // 7, interpolation=resampling)
     return replace(recipe, plain=v2.Compose([whole, v2.CenterCrop(size), v2.PILToTensor()]))
+
+
+@dataclass(frozen=True)
+class Monitoring:
+    """The keys of ``MONITOR``: how often neighbours are asked, at which widths, and of which images."""
+
+    period: int  # epochs
+    data: str
+    widths: tuple[Bits, ...]
+    scheme: Scheme
+    images: int  # of each split at most
+
+    def __post_init__(self) -> None:
+        self.scheme.require_widths(self.widths)
+
+
+def spread(features: Tensor) -> float:
+    """Near 1 where features [N, D] point everywhere, 0 where all are one: the standard deviation of each normalized
+    feature, times ``sqrt(D)`` (Chen and He, CVPR 2021).
+
+    >>> spread(torch.randn(4096, 128))
+    0.99
+    """
+    return float(F.normalize(features.detach().float(), dim=1).std(dim=0).mean() * features.shape[1] ** 0.5)
+
+
+class Looks:
+    """kNN accuracy of the frozen backbone at some bit-widths, now and then, by ``knn/4w4a``."""
+
+    def __init__(self, monitoring: Monitoring, recipe: Recipe, backbone: nn.Module) -> None:
+        self.period = monitoring.period
+        self._widths, self._scheme = monitoring.widths, monitoring.scheme
+        self._backbone, self._input = backbone, recipe.input
+        splits = [open_images(monitoring.data, split) for split in ("train", "val")]
+        self._seen, self._asked = (labelled(images, recipe, monitoring.images) for images in splits)
+
+    @torch.no_grad()
+    def take(self) -> dict[str, float]:
+        calibration = list(self._seen.first(Calibration().images).batches(self._input))
+        points = quant_points(self._backbone, self._scheme.placement, self._input.ends)
+        quantization = Quantization(self._backbone, points, self._scheme)
+        quantization.calibrate(calibration)
+        found = at_widths(quantization, self._widths, lambda _: self._accuracy(), batches=calibration)
+        return {f"knn/{bits}": accuracy for bits, accuracy in found}
+
+    def _accuracy(self) -> float:
+        known, other = (features(self._backbone, each.batches(self._input)) for each in (self._seen, self._asked))
+        return knn(known, self._seen.labels, other, self._asked.labels)

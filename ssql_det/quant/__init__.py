@@ -19,7 +19,7 @@ cost         bytes, multiply-adds, bit-operations
 ============ ==========================================================================
 """
 
-from ssql_det.core.calibration import Calibration
+from ssql_det.core.rows import Calibration
 from ssql_det.quant.affine import QParams, choose_qparams, fake_quantize, fake_quantize_weight
 from ssql_det.quant.bits import Bits, BitsSchedule, FixedBits, SampledBits, parse_widths
 from ssql_det.quant.cost import Cost, CostProfile, profile_cost

@@ -23,10 +23,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ssql_det.core.calibration import Calibration
 from ssql_det.core.errors import UserError, printable
 from ssql_det.core.files import atomic_write
-from ssql_det.core.safetensors_file import is_safetensors, read_safetensors, write_safetensors
+from ssql_det.core.rows import Calibration
+from ssql_det.core.tensor_files import is_safetensors, read_safetensors, write_safetensors
 from ssql_det.quant.points import QuantPoint, Side
 from ssql_det.quant.scheme import Scheme
 from ssql_det.quant.tracing import Chain

@@ -19,8 +19,7 @@ from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ssql_det.core.errors import UserError
-from ssql_det.quant.feeding import evaluating
-from ssql_det.quant.hooks import hooked
+from ssql_det.quant.hooks import evaluating, hooked
 from ssql_det.quant.points import QuantPoint
 
 _RESHAPES = frozenset(
@@ -44,7 +43,8 @@ class Operation:
     """A convolution or a matrix product, in the forward of the module at ``path``.
 
     ``parameter`` is the weight that takes part, under its full name; without one it is a product of two activations.
-    ``sources`` are the points on whose grids its activations lie; ``None`` lies on none.
+    ``sources`` are the points on whose grids its activations lie; ``None`` lies on none. ``reason`` says why no points
+    serve it, where none do.
     """
 
     path: str
@@ -52,6 +52,7 @@ class Operation:
     parameter: str
     sources: tuple[QuantPoint | None, ...]
     reads_image: bool = False
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,15 +70,6 @@ class Chain:
 
 
 @dataclass(frozen=True)
-class FloatOperation:
-    """Multiply-adds that no points serve, with the reason."""
-
-    path: str
-    macs: int
-    reason: str
-
-
-@dataclass(frozen=True)
 class Trace:
     """What was seen of one pass.
 
@@ -90,7 +82,10 @@ class Trace:
 
     operations: tuple[Operation, ...]
     chains: tuple[Chain, ...]
-    float_operations: tuple[FloatOperation, ...]
+
+    @property
+    def float_operations(self) -> tuple[Operation, ...]:
+        return tuple(each for each in self.operations if each.reason)
 
     @property
     def macs(self) -> int:
@@ -142,20 +137,18 @@ def trace_pass(
             "out of the network, or its points out"
         )
     weights = {point.parameter_name for point in points if point.is_weight}
-    left = tuple(_float_operations(follower.operations, weights))
-    trace = Trace(tuple(follower.operations), tuple(follower.clean_chains()), left)
-    reasons = list(dict.fromkeys(f"{each.path}: {each.reason}" for each in left))
+    operations = (replace(each, reason=_why_float(each, weights)) for each in follower.operations)
+    trace = Trace(tuple(operations), tuple(follower.clean_chains()))
+    reasons = list(dict.fromkeys(f"{each.path}: {each.reason}" for each in trace.float_operations))
     named = "; ".join(reasons[:_NAMED]) + ("; ..." if len(reasons) > _NAMED else "")
     _logger.info("points serve %.2f %% of the multiply-adds; float: %s", 100 * trace.coverage, named or "nothing")
     return trace
 
 
-def _float_operations(operations: Iterable[Operation], weights: Collection[str]) -> Iterator[FloatOperation]:
-    for each in operations:
-        if each.parameter and each.parameter not in weights:
-            yield FloatOperation(each.path, each.macs, f"{each.parameter} has no point")
-        elif not each.parameter and None in each.sources:
-            yield FloatOperation(each.path, each.macs, "a product of activations, of which one lies on no grid")
+def _why_float(operation: Operation, weights: Collection[str]) -> str:
+    if operation.parameter:
+        return "" if operation.parameter in weights else f"{operation.parameter} has no point"
+    return "a product of activations, of which one lies on no grid" if None in operation.sources else ""
 
 
 @contextmanager

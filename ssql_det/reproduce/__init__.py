@@ -1,6 +1,5 @@
 """Floor 3: from nothing to the tables. A plan of single commands, run side by side, resumed, and reported on.
 
-step      one command: what it reads, what it makes
 parts     a detector's rows of a table, or a probe's: what they are made of; how methods are pretrained
 presets   what is reproduced at which size: mini, small, paper; what a user may say of it
 building  the steps behind a table's rows

@@ -25,9 +25,9 @@ from pathlib import Path
 
 from ssql_det.core.config import read_config_file
 from ssql_det.report.names import plain_name, slug
+from ssql_det.reproduce.ledger import Step
 from ssql_det.reproduce.parts import Part, Pretraining, Probing, Transfer
 from ssql_det.reproduce.presets import LEAST, Choices, Preset, data_sets, seeds_of
-from ssql_det.reproduce.step import Step
 from ssql_det.toydata.dataset import MANIFEST, Settings
 
 _ANALYZED = "FP,8,4,2w4a"

@@ -13,8 +13,7 @@ from typing import Any
 
 import cv2
 
-from ssql_det.analyze.page import tables_of_terms
-from ssql_det.analyze.tables import terms_in
+from ssql_det.analyze.page import tables_of_terms, terms_in
 from ssql_det.core.rows import Row, finite_or_none
 from ssql_det.report.as_csv import as_csv
 from ssql_det.report.as_markdown import as_markdown

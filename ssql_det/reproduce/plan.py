@@ -18,10 +18,10 @@ from ssql_det.report.names import plain_name, published_name
 from ssql_det.report.reading import read_rows
 from ssql_det.report.tables import Comparison, compare
 from ssql_det.reproduce.building import Builder
+from ssql_det.reproduce.ledger import Step
 from ssql_det.reproduce.parts import RANDOM, Part
 from ssql_det.reproduce.presets import LEAST, Choices, Preset, data_sets, seeds_of
 from ssql_det.reproduce.runner import DONE, Outcome
-from ssql_det.reproduce.step import Step
 from ssql_det.toydata.dataset import Settings
 
 _KINDS = ("data", "pretrain", "convert", "train", "sweep", "predict", "probe", "analyze")

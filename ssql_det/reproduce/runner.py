@@ -16,8 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ssql_det.core.errors import UserError
-from ssql_det.reproduce.ledger import Ledger
-from ssql_det.reproduce.step import Step, makespan, needed_by
+from ssql_det.reproduce.ledger import Ledger, Step, makespan, needed_by
 
 DONE, FAILED, WAITED = "done", "failed", "not begun"
 _LOOK, _TELL = 0.1, 30.0  # seconds between looks at the processes, and between lines

@@ -4,7 +4,6 @@
 digits    real handwritten digits as smooth alphas, in splits that share none
 compose   a digit onto a background: ink, scale, rotation, shift, noise; finished crops of one
 scenes    several digits in one image, with boxes and masks that fit to the pixel
-outline   a mask as polygons that rasterize back to it exactly, or as run lengths
 layouts   scenes as files, in VOC's layout and in COCO's
 dataset   the whole folder, made in parallel, whole or absent
 ========= ====================================================================================

@@ -17,8 +17,7 @@ from xml.etree import ElementTree as Xml
 import cv2
 
 from ssql_det.toydata.digits import CLASSES
-from ssql_det.toydata.outline import polygons, run_lengths
-from ssql_det.toydata.scenes import Object, Scene
+from ssql_det.toydata.scenes import Object, Scene, polygons, run_lengths
 
 _JPEG_QUALITY = 92
 LICENCES = [

@@ -12,8 +12,7 @@ from reproduce.folders import checked, tables
 
 from ssql_det.analyze.analysis import Map, by_features
 from ssql_det.analyze.drawing import drawn
-from ssql_det.analyze.page import page
-from ssql_det.analyze.tables import csv_files, terms_in
+from ssql_det.analyze.page import csv_files, page, terms_in
 from ssql_det.report.as_markdown import picture_files
 from ssql_det.report.document import Chart
 

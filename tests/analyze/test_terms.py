@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ssql_det.analyze.terms import Terms, terms
+from ssql_det.analyze.analysis import Terms, terms
 
 
 def vectors(count=3, dtype=torch.float64, scale=1.0):

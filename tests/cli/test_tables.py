@@ -6,8 +6,7 @@ import pytest
 
 from ssql_det.cli.main import main
 from ssql_det.core import rows
-from ssql_det.core.calibration import Calibration
-from ssql_det.core.rows import Row
+from ssql_det.core.rows import Calibration, Row
 
 WITHOUT_TORCH = """
 import sys

@@ -29,9 +29,20 @@ from ssql_det.convert import (
     write,
     writers,
 )
-from ssql_det.convert.format import TORCHVISION, Layout, Names, best_fit, contained, fit, neutral, renamed
+from ssql_det.convert.format import (
+    TORCHVISION,
+    Layout,
+    Names,
+    alone,
+    as_tensor,
+    best_fit,
+    contained,
+    faults,
+    fit,
+    neutral,
+    renamed,
+)
 from ssql_det.convert.formats.detectron2 import _as_array
-from ssql_det.convert.tensors import alone, as_tensor, faults
 from ssql_det.core.errors import UserError
 
 FORMATS = {

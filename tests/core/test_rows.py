@@ -10,13 +10,12 @@ import time
 
 import pytest
 
-from ssql_det.core.calibration import Calibration
 from ssql_det.core.errors import UserError
-from ssql_det.core.rows import SCHEMA, Row, append, check_place, read, versions
+from ssql_det.core.rows import SCHEMA, Calibration, Row, append, check_place, read, versions
 
 APPEND_MANY = """
 import sys
-from ssql_det.core.calibration import Calibration
+from ssql_det.core.rows import Calibration
 from ssql_det.core.rows import Row, append
 path, name, count = sys.argv[1:]
 how = {"scheme": "minmax", "calibration": Calibration(64, 0, "voc")}

@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 
 from ssql_det.core.errors import UserError
-from ssql_det.core.safetensors_file import is_safetensors, read_safetensors, write_safetensors
+from ssql_det.core.tensor_files import is_safetensors, read_safetensors, write_safetensors
 
 DTYPES = (
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16),

@@ -9,7 +9,7 @@ from core.test_reader import same
 from torch import nn
 
 from ssql_det.core.reader import read_tensors
-from ssql_det.core.saving import save_tensors
+from ssql_det.core.tensor_files import save_tensors
 
 
 def another(text):

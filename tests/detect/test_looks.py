@@ -7,8 +7,8 @@ from detect.making import C4, LAST, config
 from detect.runs import LOOKING, final, same, stopped_in_step
 
 from ssql_det.core import rows
-from ssql_det.core.calibration import Calibration
 from ssql_det.core.errors import UserError
+from ssql_det.core.rows import Calibration
 from ssql_det.detect.train import train
 
 

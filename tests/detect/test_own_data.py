@@ -8,9 +8,9 @@ from refusals import refused
 
 from ssql_det.cli.main import main
 from ssql_det.core import rows
-from ssql_det.core.calibration import Calibration
 from ssql_det.core.errors import UserError
 from ssql_det.core.reader import read_tensors
+from ssql_det.core.rows import Calibration
 from ssql_det.d2 import MetadataCatalog
 from ssql_det.detect.data import classes_of, own_name
 

@@ -13,9 +13,9 @@ from refusals import refused
 from ssql_det.cli.main import main
 from ssql_det.convert import read
 from ssql_det.core import rows
-from ssql_det.core.calibration import Calibration
 from ssql_det.core.errors import UserError
 from ssql_det.core.ranks import launch
+from ssql_det.core.rows import Calibration
 from ssql_det.pretrain.config import build_network, facts_of, read_config
 from ssql_det.pretrain.loop import pretrain
 from ssql_det.quant import SampledBits

@@ -13,9 +13,8 @@ from torch import nn
 from ssql_det.convert import IMAGENET
 from ssql_det.core.errors import UserError
 from ssql_det.pretrain.features import Labelled, features
-from ssql_det.pretrain.monitor import spread
 from ssql_det.pretrain.optim import Optimization, learning_rate
-from ssql_det.pretrain.probe import knn, linear
+from ssql_det.pretrain.probe import knn, linear, spread
 
 
 def schedule(warmup_epochs=0.0, per_epoch=True):

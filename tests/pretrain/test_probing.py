@@ -10,7 +10,7 @@ from report.making import line
 
 from ssql_det.cli.main import main
 from ssql_det.core import rows
-from ssql_det.core.calibration import Calibration
+from ssql_det.core.rows import Calibration
 from ssql_det.pretrain import data
 from ssql_det.pretrain.checkpoint import Run
 from ssql_det.pretrain.config import build_network, facts_of, read_config

@@ -12,7 +12,7 @@ from torch import nn
 
 from ssql_det.core.errors import UserError
 from ssql_det.core.files import atomic_write
-from ssql_det.core.safetensors_file import read_safetensors, write_safetensors
+from ssql_det.core.tensor_files import read_safetensors, write_safetensors
 from ssql_det.quant import Bits, Calibration, Quantization, QuantPoint, Scheme, Side, at_widths, evaluate_at
 from ssql_det.quant.quantization_file import require_same_points
 

@@ -3,8 +3,7 @@
 import itertools
 from datetime import datetime, timedelta, timezone
 
-from ssql_det.core.calibration import Calibration
-from ssql_det.core.rows import Row
+from ssql_det.core.rows import Calibration, Row
 
 WIDTHS = ("FP", "8w8a", "6w6a", "5w5a", "4w4a")
 _serial = itertools.count()

@@ -8,7 +8,7 @@ import pytest
 from report.making import line, probe, protocol, row
 
 from ssql_det.cli.main import _parser
-from ssql_det.core.calibration import Calibration
+from ssql_det.core.rows import Calibration
 from ssql_det.pretrain.config import facts_of, read_config
 from ssql_det.report.comparison import overview
 from ssql_det.report.published import NUMBERS, published_table

@@ -5,8 +5,8 @@ import pytest
 from report.making import line, probe, row
 
 from ssql_det.core import rows
-from ssql_det.core.calibration import Calibration
 from ssql_det.core.errors import UserError
+from ssql_det.core.rows import Calibration
 from ssql_det.report.as_markdown import as_markdown
 from ssql_det.report.comparison import blocks_of
 from ssql_det.report.document import Document

@@ -5,8 +5,7 @@ import pytest
 from report.making import WIDTHS, row
 
 from ssql_det.cli.main import main
-from ssql_det.core.calibration import Calibration
-from ssql_det.core.rows import append
+from ssql_det.core.rows import Calibration, append
 from ssql_det.report.as_csv import HEADER, as_csv
 from ssql_det.report.as_markdown import as_markdown
 from ssql_det.report.comparison import blocks_of, curves, overview

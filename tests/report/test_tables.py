@@ -9,8 +9,8 @@ import pytest
 import yaml
 from report.making import WIDTHS, cell, line, row
 
-from ssql_det.core.calibration import Calibration
 from ssql_det.core.errors import UserError
+from ssql_det.core.rows import Calibration
 from ssql_det.report.published import published_table
 from ssql_det.report.tables import Measured, compare
 

@@ -9,10 +9,9 @@ from markdown_it import MarkdownIt
 from report.pages import Tags, png
 from reproduce.making import plan_of
 
-from ssql_det.analyze.tables import csv_files
+from ssql_det.analyze.page import csv_files
 from ssql_det.core import rows
-from ssql_det.core.calibration import Calibration
-from ssql_det.core.rows import Row
+from ssql_det.core.rows import Calibration, Row
 from ssql_det.quant import parse_widths
 from ssql_det.report.as_html import as_html
 from ssql_det.report.as_markdown import as_markdown, picture_files

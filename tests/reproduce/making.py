@@ -6,11 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ssql_det.reproduce.ledger import Ledger
+from ssql_det.reproduce.ledger import Ledger, Step
 from ssql_det.reproduce.plan import make_plan
 from ssql_det.reproduce.presets import Choices, preset
 from ssql_det.reproduce.runner import run
-from ssql_det.reproduce.step import Step
 
 ROOT = Path(__file__).parents[2]
 WIDTHS = ("FP", "8w8a", "6w6a", "5w5a", "4w4a", "2w4a")  # of the toy presets

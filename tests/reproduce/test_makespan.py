@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reproduce.making import a_step
 
-from ssql_det.reproduce.step import makespan, needed_by
+from ssql_det.reproduce.ledger import makespan, needed_by
 
 
 @st.composite

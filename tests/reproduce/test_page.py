@@ -13,7 +13,7 @@ from report.pages import Tags
 from reproduce.folders import IN_ROWS, NAMES, average_precision, checked, made_up, tables
 from reproduce.making import ROOT, WIDTHS
 
-from ssql_det.analyze.tables import terms_in
+from ssql_det.analyze.page import terms_in
 from ssql_det.report.as_html import as_html
 from ssql_det.report.document import Heading, Picture
 from ssql_det.reproduce.page import report, spread, write_report, write_tables

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis.extra import numpy as hnp
 from pycocotools import mask as coco
 
-from ssql_det.toydata.outline import polygons, run_lengths
+from ssql_det.toydata.scenes import polygons, run_lengths
 
 MASKS = hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=9))
 

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from ssql_det.convert.architecture import Architecture
 from ssql_det.convert.checkpoint import Facts, Input, customary_in_zoo
-from ssql_det.convert.format import Format, Found, Layout, Names, Part
-from ssql_det.convert.tensors import as_tensor
+from ssql_det.convert.format import Format, Found, Layout, Names, Part, as_tensor
 
 
 def _names(**norm_leaves: str) -> Names:

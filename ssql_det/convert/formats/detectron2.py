@@ -17,8 +17,7 @@ from torch import Tensor
 
 from ssql_det.convert.architecture import COUNTER, Architecture
 from ssql_det.convert.checkpoint import KEY, Checkpoint, Facts, Input, customary, customary_in_zoo, described
-from ssql_det.convert.format import Format, Found, Layout, Names, Writer, renamed
-from ssql_det.convert.tensors import as_tensor
+from ssql_det.convert.format import Format, Found, Layout, Names, Writer, as_tensor, renamed
 from ssql_det.core.errors import UserError
 
 NAMES = Names(

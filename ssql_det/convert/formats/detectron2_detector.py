@@ -12,11 +12,10 @@ from functools import partial
 from typing import IO, Any
 
 from ssql_det.convert.checkpoint import KEY, Checkpoint
-from ssql_det.convert.format import Format, Layout, Part, Writer
+from ssql_det.convert.format import Format, Layout, Part, Writer, as_tensor
 from ssql_det.convert.formats.detectron2 import NAMES, facts_of, write_names
-from ssql_det.convert.tensors import as_tensor
 from ssql_det.core.errors import UserError
-from ssql_det.core.saving import save_tensors
+from ssql_det.core.tensor_files import save_tensors
 
 FPN_LAYOUT = Layout("backbone.bottom_up.", NAMES)
 C4_LAYOUT = Layout("backbone.", NAMES, marks=("roi_heads.res5.*",), last_prefix="roi_heads.")

@@ -21,9 +21,8 @@ from typing import IO, Any
 
 from ssql_det.convert.architecture import Architecture
 from ssql_det.convert.checkpoint import BRANCHES, KEY, Checkpoint, Facts, described
-from ssql_det.convert.format import Format, Found, Layout, Part, Writer
-from ssql_det.convert.tensors import as_tensor
-from ssql_det.core.saving import save_tensors
+from ssql_det.convert.format import Format, Found, Layout, Part, Writer, as_tensor
+from ssql_det.core.tensor_files import save_tensors
 
 
 def _facts(content: Any, found: Found, architecture: Architecture) -> Facts:

@@ -13,7 +13,7 @@ from ssql_det.convert.architecture import Architecture
 from ssql_det.convert.checkpoint import KEY, Checkpoint, Facts, customary, described
 from ssql_det.convert.format import Format, Found, Layout, Writer
 from ssql_det.convert.formats.torchvision import TORCHVISION, as_pytorch
-from ssql_det.core.safetensors_file import METADATA, write_safetensors
+from ssql_det.core.tensor_files import METADATA, write_safetensors
 
 
 def _facts(content: Any, found: Found, architecture: Architecture) -> Facts:

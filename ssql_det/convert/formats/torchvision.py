@@ -15,7 +15,7 @@ from torch import Tensor
 from ssql_det.convert.checkpoint import Checkpoint, customary
 from ssql_det.convert.format import Format, Layout, Writer
 from ssql_det.core.errors import UserError
-from ssql_det.core.saving import save_tensors
+from ssql_det.core.tensor_files import save_tensors
 
 _TRAINED_WITH = "say which with --trained-with CONFIG.yaml, the config it was trained with"
 

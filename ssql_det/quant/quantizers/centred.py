@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ssql_det.quant.affine import straight_through
+from ssql_det.quant.quantizers.mse import ScaleSearch
 from ssql_det.quant.quantizers.quantizer import WEIGHTS, Integers, Place, Quantizer, smallest_type
-from ssql_det.quant.quantizers.scale_search import ScaleSearch
 
 
 @WEIGHTS.register("centred")

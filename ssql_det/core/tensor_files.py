@@ -1,14 +1,17 @@
-"""Safetensors files: tensors by name, and strings about them in a header that any JSON reader shows.
+"""Tensors in files whose bytes follow from their content alone, so that a file's hash can name what is in it.
 
-Nothing in such a file can be executed, so its own library reads it; the bytes are written here, since the library
-orders a header anew each time, and equal content is to be equal bytes.
+Safetensors files have tensors by name, and strings about them in a header that any JSON reader shows. Nothing in one
+can be executed, so its own library reads it; written they are here, since the library orders a header anew each time.
+Torch's files are pickles: where checkpoints go in and out.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import pickle
 import struct
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -79,3 +82,28 @@ def write_safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     file.write(struct.pack("<Q", len(encoded)) + encoded)
     for name in ordered:
         file.write(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+class _Pickler(pickle._Pickler):
+    """Pickle writes a string once and refers to it from every other place that holds the same *object*. Which equal
+    strings are one object hangs on a program's history: a resumed run would write equal tensors in other bytes. Here
+    equal strings are one.
+    """
+
+    def save(self, obj: Any, save_persistent_id: bool = True) -> None:
+        super().save(sys.intern(obj) if type(obj) is str else obj, save_persistent_id)  # type: ignore[misc]
+
+
+class _PickleModule:
+    """What ``torch.save`` takes of a pickle module."""
+
+    Pickler = _Pickler
+
+
+def save_tensors(content: Any, file: IO[bytes]) -> None:
+    """``torch.save`` of tensors and plain containers, in the same bytes for the same content.
+
+    >>> with atomic_write("model.pth") as file:
+    ...     save_tensors({"model": model.state_dict()}, file)
+    """
+    torch.save(content, file, pickle_module=_PickleModule)
