@@ -35,7 +35,7 @@ def seeded(name: str):
 
     from ssql_det.d2 import read_config
     from ssql_det.detect import SSQL_DET_DEFAULTS
-    from ssql_det.detect.weights import build_detector
+    from ssql_det.detect.checkpoints import build_detector
 
     logging.disable(logging.WARNING)
     torch.manual_seed(0)

@@ -25,7 +25,7 @@ from PIL import EpsImagePlugin
 
 from ssql_det.core import console
 from ssql_det.core.errors import UserError
-from ssql_det.toydata.digits import CLASSES
+from ssql_det.toydata.compose import CLASSES
 
 if TYPE_CHECKING:  # both engines have the same names, those below; types are those of the one that is always there
     from ssql_det.minid2.checkpoint import *

@@ -18,7 +18,7 @@ from local_group import write_local_ranks
 from ssql_det import d2
 from ssql_det.core.errors import UserError
 from ssql_det.core.ranks import launch
-from ssql_det.toydata.digits import CLASSES
+from ssql_det.toydata.compose import CLASSES
 
 USE = """
 from ssql_det.core.errors import one_sentence

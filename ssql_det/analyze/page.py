@@ -11,16 +11,17 @@ from functools import partial
 from ssql_det.analyze.analysis import (
     BACKBONE,
     LOSS,
+    OUTLIER,
     TERMS,
     Analysis,
+    LayerWeights,
     Terms,
     TermsAtBits,
     TermsByName,
     by_features,
     widths_of_weights,
 )
-from ssql_det.analyze.drawing import drawn
-from ssql_det.analyze.weights import OUTLIER, LayerWeights
+from ssql_det.analyze.tsne import drawn
 from ssql_det.core.rows import versions
 from ssql_det.quant import Bits
 from ssql_det.report.as_csv import Record, written

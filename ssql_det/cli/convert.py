@@ -136,7 +136,7 @@ def _facts_of_config(facts: Facts, file: str) -> Facts:
     from ssql_det.convert import told
     from ssql_det.d2 import read_config
     from ssql_det.detect import SSQL_DET_DEFAULTS
-    from ssql_det.detect.weights import images_of
+    from ssql_det.detect.checkpoints import images_of
 
     cfg = read_config(file, own=SSQL_DET_DEFAULTS)
     return told(facts, images_of(cfg), cfg.MODEL.RESNETS.STRIDE_IN_1X1)

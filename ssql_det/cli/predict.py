@@ -38,11 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from ssql_det.core.errors import UserError
     from ssql_det.detect import SCOPES
+    from ssql_det.detect.checkpoints import trained_detector
     from ssql_det.detect.data import calibration_images
     from ssql_det.detect.measure import calibrate
     from ssql_det.detect.points import detector_points
     from ssql_det.detect.predict import check_outputs, detect, find_images, save
-    from ssql_det.detect.weights import trained_detector
     from ssql_det.quant import Quantization, parse_widths
     from ssql_det.quant.quantization_file import require_same_points
     from ssql_det.quant.scheme import RE_ESTIMATED

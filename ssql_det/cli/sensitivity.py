@@ -48,9 +48,9 @@ def run(options: argparse.Namespace) -> None:
     from ssql_det.core.console import print_table
     from ssql_det.core.errors import UserError
     from ssql_det.core.files import atomic_write, require_other_file
+    from ssql_det.detect.checkpoints import trained_detector
     from ssql_det.detect.measure import Plan
     from ssql_det.detect.sensitivity import kept_at, ranked
-    from ssql_det.detect.weights import trained_detector
     from ssql_det.quant import Bits, parse_widths
 
     widths, kept = parse_widths(options.bits), parse_widths(options.keep_bits)

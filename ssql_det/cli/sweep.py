@@ -65,8 +65,8 @@ def run(options: argparse.Namespace) -> None:
 def _sweep(cfg, name, widths, plan):  # type: ignore[no-untyped-def]  # the types would import torch
     from ssql_det.core.console import print_table
     from ssql_det.core.ranks import is_main
+    from ssql_det.detect.checkpoints import trained_detector
     from ssql_det.detect.sweep import RESULTS_NAME, sweep
-    from ssql_det.detect.weights import trained_detector
     from ssql_det.report.names import scheme_of as scheme_of_row
 
     set_up_process()

@@ -57,9 +57,9 @@ def _evaluate(cfg):  # type: ignore[no-untyped-def]
     from ssql_det.core.console import print_table
     from ssql_det.core.errors import UserError
     from ssql_det.core.ranks import is_main
+    from ssql_det.detect.checkpoints import trained_detector
     from ssql_det.detect.data import evaluation_images
     from ssql_det.detect.measure import evaluate
-    from ssql_det.detect.weights import trained_detector
 
     set_up_process()
     if not cfg.DATASETS.TEST:

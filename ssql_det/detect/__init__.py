@@ -4,14 +4,13 @@
 config       the ``SSQL_DET`` node and its defaults, and what a config may not say
 modeling     the narrow ResNet of small machines, and a C4 head whose ``res5`` has the backbone's blocks
 points       where a detector is quantized, in scope ``backbone`` or ``all``
-weights      a detector from a config and a file: all its weights, or its backbone's
 data         images to calibrate with and to evaluate on
 stream       images to train on, in an order that is a function of the seed
 measure      calibrate, quantize, evaluate as the data set wants it: one row
 sweep        a row for every bit-width
 sensitivity  which part few bits hurt
 predict      a user's own images
-train        the loop and the norms after it, with ``checkpoints`` and ``watch``
+train        the loop and the norms after it, with ``watch``; a detector from a file, and its ``checkpoints``
 answers      the engine's exceptions as sentences
 ============ ===========================================================================
 

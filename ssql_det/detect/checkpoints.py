@@ -1,4 +1,5 @@
-"""Checkpoints of a detection training: Detectron2's layout, whole or absent, with all that a resumed run needs.
+"""A detector from a file, every tensor in its place, and checkpoints of its training: Detectron2's layout, whole or
+absent, with all that a resumed run needs.
 
 ``OUTPUT_DIR/model_0004999.pth`` has ``model``, ``optimizer``, ``scheduler`` and ``iteration``, as Detectron2 writes
 them, and beside them the generators' state, the latest scalars and what is known about the network.
@@ -7,13 +8,27 @@ them, and beside them the generators' state, the latest scalars and what is know
 
 from __future__ import annotations
 
+import logging
+import os
 import reprlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ssql_det.convert import Facts
+from torch import nn
+
+from ssql_det.convert import (
+    Checkpoint,
+    Coverage,
+    Facts,
+    Input,
+    architecture_of,
+    load_backbone,
+    load_detector,
+    read,
+    told,
+)
 from ssql_det.convert.checkpoint import KEY, some
 from ssql_det.convert.format import faults
 from ssql_det.core.choices import every_ranks_state, restore_own_state
@@ -23,7 +38,9 @@ from ssql_det.core.optimizers import take_up
 from ssql_det.core.ranks import all_gather, is_main, rank
 from ssql_det.core.reader import read_tensors
 from ssql_det.core.tensor_files import save_tensors
-from ssql_det.d2 import EventStorage
+from ssql_det.d2 import CfgNode, EventStorage, build_model
+from ssql_det.detect.answers import answered
+from ssql_det.detect.config import check
 from ssql_det.detect.stream import BadImages
 
 TAG = "last_checkpoint"
@@ -125,3 +142,66 @@ def _restore_scalars(storage: EventStorage, scalars: Mapping[str, Mapping[str, A
     for name, kept in scalars.items():
         for value, iteration in kept["values"]:
             storage.put_scalar(name, value, smoothing_hint=kept["is_noisy"], cur_iter=iteration)
+
+
+_logger = logging.getLogger(__name__)
+
+
+def build_detector(cfg: CfgNode) -> nn.Module:
+    """The network that a config describes, with fresh weights.
+
+    >>> detector = build_detector(read_config("configs/detection/voc_r18_c4.yaml", own=SSQL_DET_DEFAULTS))
+    """
+    check(cfg)
+    with answered("this config does not describe a detector", RuntimeError):
+        model: nn.Module = build_model(cfg)
+        return model
+
+
+def trained_detector(cfg: CfgNode) -> tuple[nn.Module, Checkpoint]:
+    """The network with all the weights in ``MODEL.WEIGHTS``: a whole detector, one's own or of the model zoo."""
+    checkpoint = _read(cfg)
+    if not checkpoint.detector:
+        raise UserError(f"{cfg.MODEL.WEIGHTS} is a backbone alone; train a detector with it first, and give that")
+    model = build_detector(cfg)
+    _report(load_detector(model, checkpoint), checkpoint, "the detector")
+    return model, checkpoint
+
+
+def pretrained_detector(cfg: CfgNode) -> tuple[nn.Module, Checkpoint, Coverage]:
+    """The network with the backbone in ``MODEL.WEIGHTS``, all of it."""
+    checkpoint = _read(cfg)
+    if checkpoint.detector:
+        _logger.warning("%s is a whole detector: its backbone is taken, its heads begin anew", checkpoint.called)
+    model = build_detector(cfg)
+    coverage = load_backbone(model, checkpoint)
+    _report(coverage, checkpoint, "the backbone")
+    return model, checkpoint, coverage
+
+
+def described_by(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+    """What is known about a network that began from scratch: what its config says."""
+    facts = told(Facts(method=cfg.SSQL_DET.METHOD or None), images_of(cfg), cfg.MODEL.RESNETS.STRIDE_IN_1X1)
+    return Checkpoint(architecture_of(model), {}, facts).description()
+
+
+def images_of(cfg: CfgNode) -> Input:
+    """The images that a config feeds."""
+    return Input(cfg.INPUT.FORMAT, tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD))
+
+
+def _read(cfg: CfgNode) -> Checkpoint:
+    """What a file does not say of its images and strides, the config it comes with does."""
+    if not cfg.MODEL.WEIGHTS:
+        raise UserError("MODEL.WEIGHTS is empty; say which weights, at the end of the command: MODEL.WEIGHTS FILE")
+    checkpoint = read(os.path.expanduser(cfg.MODEL.WEIGHTS))
+    facts = checkpoint.facts
+    stride = cfg.MODEL.RESNETS.STRIDE_IN_1X1 if facts.stride_in_1x1 is None else facts.stride_in_1x1
+    return replace(checkpoint, facts=told(facts, facts.input or images_of(cfg), stride))
+
+
+def _report(coverage: Coverage, checkpoint: Checkpoint, what: str) -> None:
+    _logger.info(
+        "%s: %.1f %% of %s, %d tensors; %d left as they were",
+        *(checkpoint.called, coverage.percent, what, len(coverage.used), len(coverage.left_out)),
+    )

@@ -32,11 +32,11 @@ from ssql_det.d2 import (
 )
 from ssql_det.detect import checkpoints
 from ssql_det.detect.answers import answered
+from ssql_det.detect.checkpoints import build_detector, described_by, pretrained_detector
 from ssql_det.detect.config import DEFAULT_VALUES, MOVED, NO_MATTER, OF_TRAINING, seed_of
 from ssql_det.detect.data import Batch, check_dataset, is_own, require_fit
 from ssql_det.detect.stream import BadImages, part_of_batch, training_batches
 from ssql_det.detect.watch import LOOKS_NAME, Watch
-from ssql_det.detect.weights import build_detector, described_by, pretrained_detector
 
 COVERAGE_NAME = "coverage.json"
 _MAY_CHANGE = (  # when a run goes on

@@ -21,9 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssql_det.analyze.analysis import BACKBONE, LOSS, Analysis, Map, Terms, TermsAtBits, terms
+from ssql_det.analyze.analysis import BACKBONE, LOSS, Analysis, Map, Terms, TermsAtBits, layer_weights, terms
 from ssql_det.analyze.tsne import tsne
-from ssql_det.analyze.weights import layer_weights
 from ssql_det.convert import Input
 from ssql_det.core.console import track
 from ssql_det.core.devices import device_named

@@ -30,8 +30,7 @@ from ssql_det.core.optimizers import take_up
 from ssql_det.core.ranks import is_main
 from ssql_det.core.reader import read_tensors
 from ssql_det.core.tensor_files import save_tensors
-from ssql_det.ssl.heads import mlp_of
-from ssql_det.ssl.method import Encoder
+from ssql_det.ssl.method import Encoder, mlp_of
 
 NAME = "checkpoint.pth"
 _BRANCHES = {"online": "encoder.backbone.", "momentum": "momentum.network.backbone."}  # not every method has both

@@ -2,10 +2,9 @@
 
 ======== ==============================================================================
 views    what is done to an image before a network sees it, twice
-heads    projectors and predictors from lists of widths
 losses   pure functions
 momentum a moving average of a network, and a queue of what it has seen
-method   what a method is: encode, targets, loss; and the table of methods, which each file enters its own into
+method   what a method is: encode, targets, loss; its heads; the table of methods, which each file enters its own into
 simsiam  Chen and He, CVPR 2021
 byol     Grill et al., NeurIPS 2020
 moco     He et al., CVPR 2020, in its second version

@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ssql_det.backbones import Backbone
-from ssql_det.ssl.heads import mlp
 from ssql_det.ssl.losses import negative_cosine
-from ssql_det.ssl.method import METHODS, Encoder, Method, Views, require_positive
+from ssql_det.ssl.method import METHODS, Encoder, Method, Views, mlp, require_positive
 from ssql_det.ssl.momentum import Momentum
 
 

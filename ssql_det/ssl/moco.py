@@ -16,9 +16,8 @@ from torch import Tensor
 from ssql_det.backbones import Backbone
 from ssql_det.core.errors import UserError
 from ssql_det.core.ranks import concatenated, rank, world_size
-from ssql_det.ssl.heads import mlp
 from ssql_det.ssl.losses import info_nce, unit_length
-from ssql_det.ssl.method import METHODS, Encoder, Method, Views, require_positive
+from ssql_det.ssl.method import METHODS, Encoder, Method, Views, mlp, require_positive
 from ssql_det.ssl.momentum import Momentum, Queue
 
 

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from ssql_det.backbones import Backbone
 from ssql_det.core.ranks import rank, world_size
-from ssql_det.ssl.heads import mlp
 from ssql_det.ssl.losses import nt_xent, unit_length
-from ssql_det.ssl.method import METHODS, Encoder, Method, Views, require_positive
+from ssql_det.ssl.method import METHODS, Encoder, Method, Views, mlp, require_positive
 
 
 @METHODS.register("simclr")

@@ -30,8 +30,7 @@ import numpy as np
 from ssql_det.core.console import track
 from ssql_det.core.errors import UserError
 from ssql_det.core.files import atomic_write, require_room, sha256, work_folder, work_path
-from ssql_det.toydata.compose import CROP_SIZES, make_crop
-from ssql_det.toydata.digits import CLASSES, digits
+from ssql_det.toydata.compose import CLASSES, CROP_SIZES, digits, make_crop
 from ssql_det.toydata.layouts import SceneRecord, record_scene, write_coco, write_voc
 from ssql_det.toydata.scenes import SIDES, make_scene
 

@@ -16,7 +16,7 @@ from xml.etree import ElementTree as Xml
 
 import cv2
 
-from ssql_det.toydata.digits import CLASSES
+from ssql_det.toydata.compose import CLASSES
 from ssql_det.toydata.scenes import Object, Scene, polygons, run_lengths
 
 _JPEG_QUALITY = 92

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ssql_det.toydata.compose import Alpha, add_noise, background, ink, paint, place
-from ssql_det.toydata.digits import Digits
+from ssql_det.toydata.compose import Alpha, Digits, add_noise, background, ink, paint, place
 
 SIDES = (128, 320)
 MOST_OBJECTS = 8

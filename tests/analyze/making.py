@@ -2,8 +2,7 @@
 
 import torch
 
-from ssql_det.analyze.analysis import BACKBONE, LOSS, Analysis, Map, TermsAtBits, terms
-from ssql_det.analyze.weights import described
+from ssql_det.analyze.analysis import BACKBONE, LOSS, Analysis, Map, TermsAtBits, described, terms
 from ssql_det.quant import Bits
 
 WIDTHS = (Bits.FP, Bits(8, 8), Bits(2, 4))

@@ -8,7 +8,7 @@ import scipy.stats
 import torch
 from torch import nn
 
-from ssql_det.analyze.weights import described, layer_weights
+from ssql_det.analyze.analysis import described, layer_weights
 from ssql_det.backbones import build_backbone
 from ssql_det.quant import Bits, parse_widths, quant_points
 

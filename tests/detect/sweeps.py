@@ -2,9 +2,9 @@
 
 from detect.making import C4, CONFIGS, config, tiny
 
+from ssql_det.detect.checkpoints import trained_detector
 from ssql_det.detect.measure import Plan
 from ssql_det.detect.sweep import sweep
-from ssql_det.detect.weights import trained_detector
 from ssql_det.quant import Calibration, parse_widths
 
 TEST = "toy_voc_2007_test"

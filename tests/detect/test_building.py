@@ -8,7 +8,7 @@ from torch import nn
 from ssql_det.backbones import build_backbone
 from ssql_det.core.errors import UserError
 from ssql_det.d2 import GeneralizedRCNN
-from ssql_det.detect.weights import build_detector, pretrained_detector, trained_detector
+from ssql_det.detect.checkpoints import build_detector, pretrained_detector, trained_detector
 
 STAGES = {"layer1": "res2", "layer2": "res3", "layer3": "res4", "layer4": "res5"}
 SMALL_HEADS = {"MODEL__FPN__OUT_CHANNELS": 16, "MODEL__ROI_BOX_HEAD__FC_DIM": 16, "MODEL__ROI_MASK_HEAD__CONV_DIM": 16}

@@ -10,9 +10,9 @@ from ssql_det.cli.main import main
 from ssql_det.core import rows
 from ssql_det.d2 import read_config
 from ssql_det.detect import SSQL_DET_DEFAULTS, detector_points
+from ssql_det.detect.checkpoints import trained_detector
 from ssql_det.detect.data import calibration_images
 from ssql_det.detect.measure import calibrate
-from ssql_det.detect.weights import trained_detector
 from ssql_det.quant import Calibration, Quantization, parse_widths
 from ssql_det.quant.hooks import recorded
 from ssql_det.toydata.dataset import Settings, make_toy_data

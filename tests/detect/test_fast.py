@@ -7,8 +7,8 @@ from torch import nn
 
 from ssql_det.d2 import FrozenBatchNorm2d
 from ssql_det.detect import detector_points
+from ssql_det.detect.checkpoints import build_detector
 from ssql_det.detect.measure import calibrate, fast
-from ssql_det.detect.weights import build_detector
 from ssql_det.quant import Bits, Quantization, Side
 from ssql_det.quant.hooks import recorded
 

@@ -20,7 +20,7 @@ from ssql_det.cli.main import _parser
 from ssql_det.core.config import plain_values, read_config_file
 from ssql_det.d2 import get_cfg, read_config
 from ssql_det.detect import SSQL_DET_DEFAULTS
-from ssql_det.detect.weights import build_detector, pretrained_detector
+from ssql_det.detect.checkpoints import build_detector, pretrained_detector
 from ssql_det.pretrain.checkpoint import NAME
 from ssql_det.report.names import published_name
 from ssql_det.report.published import published_table

@@ -14,10 +14,10 @@ from ssql_det.cli.main import main
 from ssql_det.core import rows
 from ssql_det.core.errors import UserError
 from ssql_det.detect import detector_points
+from ssql_det.detect.checkpoints import trained_detector
 from ssql_det.detect.data import calibration_images
 from ssql_det.detect.measure import Plan, calibrate
 from ssql_det.detect.predict import detect
-from ssql_det.detect.weights import trained_detector
 from ssql_det.quant import Calibration, Quantization, Scheme, parse_widths
 
 SCHEME = "weight=centred, act=mse, norms=re-estimated"

@@ -8,9 +8,9 @@ import torch
 from detect.making import C4, CONFIGS, FPN, config, pictures, tiny, unsettled
 
 from ssql_det.cli.main import main
+from ssql_det.detect.checkpoints import build_detector
 from ssql_det.detect.points import detector_points
 from ssql_det.detect.sensitivity import Hurt, feature_errors, groups, kept_at, ranked
-from ssql_det.detect.weights import build_detector
 from ssql_det.quant import Bits, Quantization
 
 GROUPS = {

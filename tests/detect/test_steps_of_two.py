@@ -10,8 +10,8 @@ from detect.runs import farthest, first_gradients, same
 
 from ssql_det.core.choices import seed_all
 from ssql_det.detect import train as training
+from ssql_det.detect.checkpoints import build_detector
 from ssql_det.detect.stream import training_batches
-from ssql_det.detect.weights import build_detector
 
 
 def ranks_of(folder, name="{}.pt"):

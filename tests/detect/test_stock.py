@@ -12,7 +12,7 @@ from ssql_det.core.errors import UserError
 from ssql_det.core.rows import read
 from ssql_det.d2 import build_model, read_config
 from ssql_det.detect import SSQL_DET_DEFAULTS
-from ssql_det.detect.weights import trained_detector
+from ssql_det.detect.checkpoints import trained_detector
 
 ZOO = Path(ssql_det.__file__).parents[1] / "configs" / "detection" / "zoo"
 SMALL = {

@@ -19,10 +19,10 @@ from ssql_det.core.errors import UserError
 from ssql_det.d2 import engine
 from ssql_det.detect import detector_points
 from ssql_det.detect import measure as measuring
+from ssql_det.detect.checkpoints import trained_detector
 from ssql_det.detect.data import evaluation_images
 from ssql_det.detect.measure import evaluate
 from ssql_det.detect.sweep import sweep
-from ssql_det.detect.weights import trained_detector
 from ssql_det.quant import Bits, Calibration, Quantization, Scheme, parse_widths
 
 # ---- rows ----------------------------------------------------------------------------------------------------------

@@ -8,11 +8,11 @@ from detect.sweeps import MANY, command, swept
 from refusals import refused
 
 from ssql_det.core.errors import UserError
+from ssql_det.detect.checkpoints import trained_detector
 from ssql_det.detect.data import calibration_images, in_eights
 from ssql_det.detect.measure import Plan, feed
 from ssql_det.detect.points import detector_points
 from ssql_det.detect.sweep import sweep
-from ssql_det.detect.weights import trained_detector
 from ssql_det.quant import Bits, Calibration, Quantization, Scheme, parse_widths
 
 RE_ESTIMATED = Scheme(norms="re-estimated")

@@ -18,9 +18,9 @@ from ssql_det.core.config import load_config
 from ssql_det.core.reader import read_tensors
 from ssql_det.d2 import get_detection_dataset_dicts
 from ssql_det.detect import train as training
+from ssql_det.detect.checkpoints import build_detector
 from ssql_det.detect.stream import training_batches
 from ssql_det.detect.train import train
-from ssql_det.detect.weights import build_detector
 
 
 def contents(folder):

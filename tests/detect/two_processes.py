@@ -12,9 +12,9 @@ from detect.runs import LOOKING, first_gradients, sampling_the_first, stopped_in
 from ssql_det.core.ranks import rank
 from ssql_det.d2 import get_detection_dataset_dicts
 from ssql_det.detect import train as training
+from ssql_det.detect.checkpoints import build_detector
 from ssql_det.detect.train import estimate_norms, train
 from ssql_det.detect.watch import Watch
-from ssql_det.detect.weights import build_detector
 
 FEEDING = {"SOLVER__IMS_PER_BATCH": 6, "TEST__PRECISE_BN__ENABLED": False}
 WHOLE_BATCHES = {"SOLVER__IMS_PER_BATCH": 4, "SOLVER__CLIP_GRADIENTS__ENABLED": False}

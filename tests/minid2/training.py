@@ -7,8 +7,8 @@ import numpy as np
 from minid2.detectors import NORMED
 from minid2.modules import named, nms_of_doubles, seed_weights, small_config, told
 
+from ssql_det.toydata.compose import CLASSES
 from ssql_det.toydata.dataset import Settings, make_toy_data
-from ssql_det.toydata.digits import CLASSES
 
 STEPS = 20
 DETECTORS = {

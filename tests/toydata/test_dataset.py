@@ -20,8 +20,8 @@ from pycocotools.cocoeval import COCOeval
 
 from ssql_det.core.errors import UserError
 from ssql_det.core.files import sha256
+from ssql_det.toydata.compose import CLASSES
 from ssql_det.toydata.dataset import MANIFEST, Settings, make_toy_data
-from ssql_det.toydata.digits import CLASSES
 
 SMALL = Settings(scenes=8, crops=10)
 

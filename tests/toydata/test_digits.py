@@ -5,7 +5,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from ssql_det.core.errors import UserError
-from ssql_det.toydata.digits import CLASSES, SPLITS, digits
+from ssql_det.toydata.compose import CLASSES, SPLITS, digits
 
 
 def test_no_digit_is_in_two_splits_and_none_is_lost():

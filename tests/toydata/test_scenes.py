@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 from ssql_det.core.errors import UserError
-from ssql_det.toydata.compose import background, ink, make_crop, paint, place
+from ssql_det.toydata.compose import background, digits, ink, make_crop, paint, place
 from ssql_det.toydata.dataset import Settings
-from ssql_det.toydata.digits import digits
 from ssql_det.toydata.scenes import make_scene
 
 
