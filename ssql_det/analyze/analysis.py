@@ -18,6 +18,7 @@ from ssql_det.quant.hooks import float_weight, module_at
 from ssql_det.quant.scheme import TRAINED
 
 BACKBONE, LOSS = "backbone", "loss"  # which features: the backbone's, or those that the loss compares
+OUTLIER = 3.0  # standard deviations from the mean; of a normal distribution .27 % lie beyond
 
 
 @dataclass(frozen=True)
@@ -120,9 +121,6 @@ def by_features(found: Sequence[Analysis]) -> dict[str, TermsByName]:
         for features in (BACKBONE, LOSS)
     }
     return {features: of for features, of in kinds.items() if of}
-
-
-OUTLIER = 3.0  # standard deviations from the mean; of a normal distribution .27 % lie beyond
 
 
 @dataclass(frozen=True)

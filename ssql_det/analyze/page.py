@@ -37,6 +37,12 @@ _FIGURES: Mapping[str, Callable[[LayerWeights], str]] = {
     "Farthest weight, in deviations": lambda layer: f"{layer.farthest:.1f}",
 }
 _NOTHING = "-"
+_TERMS = ("checkpoint", "method", "features", "spread", "pairs", "bits", *TERMS)
+_WEIGHTS = (
+    *("checkpoint", "method", "layer", "weights", "min", "max"),
+    *("std", "kurtosis", "outliers", "farthest"),
+)
+_MAP = ("checkpoint", "bits", "image", "class", "x", "y")
 
 
 def page(found: Sequence[Analysis], command: str) -> Document:
@@ -175,14 +181,6 @@ def _maps(found: Sequence[Analysis]) -> Iterator[Block]:
         widths = ", ".join(map(str, each.map.places))
         words = f"{each.name}: {len(each.map.labels)} images at {widths}, coloured by class"
         yield Picture(f"tsne_{each.name}.png", drawn(each.map), words)
-
-
-_TERMS = ("checkpoint", "method", "features", "spread", "pairs", "bits", *TERMS)
-_WEIGHTS = (
-    *("checkpoint", "method", "layer", "weights", "min", "max"),
-    *("std", "kurtosis", "outliers", "farthest"),
-)
-_MAP = ("checkpoint", "bits", "image", "class", "x", "y")
 
 
 def csv_files(found: Sequence[Analysis]) -> dict[str, str]:

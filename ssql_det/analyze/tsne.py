@@ -29,6 +29,15 @@ _MOMENTA = (0.5, 0.8)  # meanwhile, and afterwards
 _START = 1e-4  # the map's first extent
 _HALVINGS = 64
 _NEAR = 1e-6  # of an entropy
+_PANEL, _CAPTION, _EDGE, _ROW = 320, 28, 12, 22  # pixels
+_MOST_ACROSS = 4  # panels
+_MARK = 7
+_SHAPES = (
+    *(cv2.MARKER_SQUARE, cv2.MARKER_TILTED_CROSS, cv2.MARKER_TRIANGLE_UP, cv2.MARKER_DIAMOND),
+    *(cv2.MARKER_CROSS, cv2.MARKER_TRIANGLE_DOWN, cv2.MARKER_STAR),
+)
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+Canvas = NDArray[np.uint8]
 
 
 def tsne(points: Tensor, perplexity: float = 30.0, seed: int = 0, steps: int = 750) -> Tensor:
@@ -110,18 +119,6 @@ def _principal(points: Tensor, seed: int) -> Tensor:
     place = place / place[:, :1].std().clamp(min=torch.finfo(points.dtype).tiny)
     noise = torch.randn(place.shape, generator=torch.Generator().manual_seed(seed), dtype=points.dtype)
     return _START * (place + 0.01 * noise)
-
-
-_PANEL, _CAPTION, _EDGE, _ROW = 320, 28, 12, 22  # pixels
-_MOST_ACROSS = 4  # panels
-_MARK = 7
-_SHAPES = (
-    *(cv2.MARKER_SQUARE, cv2.MARKER_TILTED_CROSS, cv2.MARKER_TRIANGLE_UP, cv2.MARKER_DIAMOND),
-    *(cv2.MARKER_CROSS, cv2.MARKER_TRIANGLE_DOWN, cv2.MARKER_STAR),
-)
-_FONT = cv2.FONT_HERSHEY_SIMPLEX
-
-Canvas = NDArray[np.uint8]
 
 
 def drawn(map: Map) -> bytes:

@@ -44,6 +44,7 @@ _TIMM = "timm/"
 _KNOWN = f"torchvision's models, cifar_<a ResNet>, narrow_resnet, {_TIMM}<a model>"
 _RESNETS = ("resnet", "resnext", "wide_resnet")
 _AUXILIARY = ("googlenet", "inception_v3")  # in training they put out further classifiers' answers too
+NO_TENSOR = "no plain tensor"
 
 
 @dataclass(frozen=True)
@@ -156,9 +157,6 @@ for _name in torchvision.models.list_models(torchvision.models):
     BACKBONES.register(_name)(partial(_of_torchvision, _name))
     if _name.startswith(_RESNETS):
         BACKBONES.register(f"cifar_{_name}")(partial(_cifar, _name))
-
-
-NO_TENSOR = "no plain tensor"
 
 
 def state_of(entries: Mapping[Any, Any]) -> dict[str, str]:

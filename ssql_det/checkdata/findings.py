@@ -17,6 +17,8 @@ from ssql_det.core.console import track
 from ssql_det.core.errors import printable
 
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1, ends exclusive
+_ORIENTATION = 0x0112  # the EXIF tag
+EpsImagePlugin.gs_binary = False  # PostScript may come under any name, and Pillow would start Ghostscript for it
 
 
 @dataclass(frozen=True)
@@ -93,10 +95,6 @@ def repeated(ids: Iterable[object]) -> list[object]:
 
 def _short(box: Box) -> str:
     return "[" + ", ".join(f"{value:g}" for value in box) + "]"
-
-
-_ORIENTATION = 0x0112  # the EXIF tag
-EpsImagePlugin.gs_binary = False  # PostScript may come under any name, and Pillow would start Ghostscript for it
 
 
 def check_images(split: SplitCheck, quick: bool = False, workers: int | None = None) -> None:

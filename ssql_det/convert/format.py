@@ -20,6 +20,8 @@ from ssql_det.convert.checkpoint import Checkpoint, Facts, Input, customary
 
 WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 _NESTED = (*WRAPPERS, *WRAPPERS)  # one in the other, either way
+_LARGEST = 1 << 30  # bytes of a weight, generously
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -249,10 +251,6 @@ class Format:
         else:
             facts = self.facts(content, found, architecture)
         return facts if facts.from_file else replace(facts, branch=found.branch)
-
-
-_LARGEST = 1 << 30  # bytes of a weight, generously
-_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def as_tensor(value: Any) -> Tensor | None:

@@ -30,6 +30,20 @@ _TEXTS = (
 )
 Protocol = Mapping[str, str | int | float | list[str]]
 _logger = logging.getLogger(__name__)
+# Of schema 1, whose calibration and config were prose: "64 images of toy_voc_2007_trainval, seed 0, MinMax, BN
+# recalibrated, backbone.res5.* at 8w8a"; of probes "narrow_resnet; knn, linear; fast: SGD at 30 for a batch of 512, 100
+# epochs; digits at 96 px, 800 and 200 images".
+_CALIBRATION = re.compile(  # what follows a part ends it: one reading alone, or a hostile text would be tried for ever
+    r"(?P<images>\d{1,9}) images(?: of (?P<data>(?:(?!, MinMax).)+?))?(?:, seed (?P<seed>-?\d{1,19}))?, MinMax"
+    r"(?P<norms>, BN recalibrated)?(?P<overrides>(?:, (?:(?! at \w+(?:, |\Z)).)+ at \w+)*)"
+)
+_PROBE = re.compile(
+    r"(?P<network>\w+); (?P<probes>knn|linear|knn, linear|linear, knn); "
+    r"(?:(?P<linear>\w+): (?P<optimizer>\w+) at (?P<rate>[\d.e+-]+) for a batch of (?P<batch>\d{1,9}), "
+    r"(?P<epochs>\d{1,9}) epochs(?:, (?P<cached_views>\d{1,9}) views of each image)?; )?"
+    r"(?P<recipe>\w+) at (?P<size>\d{1,9}) px, (?P<train_images>\d{1,9}) and (?P<val_images>\d{1,9}) images"
+)
+_WHOLE = ("batch", "epochs", "cached_views", "size", "train_images", "val_images")
 
 
 def versions() -> dict[str, str]:
@@ -212,22 +226,6 @@ class Calibration:
     def __str__(self) -> str:
         data = f" of {self.data}" if self.data else ""
         return f"{self.images} images{data}, seed {self.seed}"
-
-
-# Of schema 1, whose calibration and config were prose: "64 images of toy_voc_2007_trainval, seed 0, MinMax, BN
-# recalibrated, backbone.res5.* at 8w8a"; of probes "narrow_resnet; knn, linear; fast: SGD at 30 for a batch of 512, 100
-# epochs; digits at 96 px, 800 and 200 images".
-_CALIBRATION = re.compile(  # what follows a part ends it: one reading alone, or a hostile text would be tried for ever
-    r"(?P<images>\d{1,9}) images(?: of (?P<data>(?:(?!, MinMax).)+?))?(?:, seed (?P<seed>-?\d{1,19}))?, MinMax"
-    r"(?P<norms>, BN recalibrated)?(?P<overrides>(?:, (?:(?! at \w+(?:, |\Z)).)+ at \w+)*)"
-)
-_PROBE = re.compile(
-    r"(?P<network>\w+); (?P<probes>knn|linear|knn, linear|linear, knn); "
-    r"(?:(?P<linear>\w+): (?P<optimizer>\w+) at (?P<rate>[\d.e+-]+) for a batch of (?P<batch>\d{1,9}), "
-    r"(?P<epochs>\d{1,9}) epochs(?:, (?P<cached_views>\d{1,9}) views of each image)?; )?"
-    r"(?P<recipe>\w+) at (?P<size>\d{1,9}) px, (?P<train_images>\d{1,9}) and (?P<val_images>\d{1,9}) images"
-)
-_WHOLE = ("batch", "epochs", "cached_views", "size", "train_images", "val_images")
 
 
 def upgrade(record: dict[str, Any]) -> dict[str, Any]:

@@ -48,6 +48,7 @@ FINAL = "model_final"
 WINDOW = 20  # iterations that a median of scalars is of, and between log lines
 _BY_THE_CLOCK = ("time", "eta_seconds")  # scalars that are left out: equal runs have equal checkpoints, to the byte
 _KEYS = ("model", "optimizer", "scheduler", "iteration", "rng", "history", "bad_images", KEY)
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -142,9 +143,6 @@ def _restore_scalars(storage: EventStorage, scalars: Mapping[str, Mapping[str, A
     for name, kept in scalars.items():
         for value, iteration in kept["values"]:
             storage.put_scalar(name, value, smoothing_hint=kept["is_noisy"], cur_iter=iteration)
-
-
-_logger = logging.getLogger(__name__)
 
 
 def build_detector(cfg: CfgNode) -> nn.Module:

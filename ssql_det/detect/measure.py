@@ -42,6 +42,7 @@ from ssql_det.quant.hooks import shadowed
 from ssql_det.quant.quantization_file import require_same_points
 
 _logger = logging.getLogger(__name__)
+_FOLDABLE = (nn.modules.batchnorm._BatchNorm, FrozenBatchNorm2d)
 
 
 @dataclass(frozen=True)
@@ -201,9 +202,6 @@ def make_row(
         overrides={pattern: str(width) for pattern, width in plan.overrides.items()},
         placement=plan.scheme.placement,
     )
-
-
-_FOLDABLE = (nn.modules.batchnorm._BatchNorm, FrozenBatchNorm2d)
 
 
 @contextmanager

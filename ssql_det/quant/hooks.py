@@ -23,6 +23,7 @@ from ssql_det.quant.points import QuantPoint, Side
 
 Action = Callable[[Tensor], Tensor]
 _PLACE = attrgetter("side", "parameter", "function", "operand", "call")  # of a point in its module, at any bits
+Forward = Callable[[nn.Module, Any], Any]
 
 
 @contextmanager
@@ -258,9 +259,6 @@ class _WeightHook(_Hook):
 
     def _use_up(self, grad: Tensor) -> None:
         self._is_used_up = True
-
-
-Forward = Callable[[nn.Module, Any], Any]
 
 
 @contextmanager

@@ -21,6 +21,10 @@ Alpha = NDArray[np.float32]  # [H, W], 0 to 1
 
 _LEAST_CONTRAST = 70.0  # between ink and background, in luma: below it digits stop being legible
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+SPLITS = {"train": 0.6, "val": 0.2, "test": 0.2}
+SIDE = 80
+_STROKE_FROM, _STROKE_TO = 0.38, 0.62  # of the ink, where a stroke's soft edge begins and ends
 
 
 @functools.cache
@@ -96,13 +100,6 @@ def make_crop(rng: np.random.Generator, source: Digits, size: int, difficulty: f
     where = place(source.alphas[index], size, size, tuple(centre), side, degrees)
     image = paint(behind, where, ink(rng, behind, where, inverted=min(0.5, difficulty)))
     return add_noise(rng, image, sigma=12 * difficulty), int(source.labels[index])
-
-
-CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-SPLITS = {"train": 0.6, "val": 0.2, "test": 0.2}
-SIDE = 80
-
-_STROKE_FROM, _STROKE_TO = 0.38, 0.62  # of the ink, where a stroke's soft edge begins and ends
 
 
 @dataclass(frozen=True)

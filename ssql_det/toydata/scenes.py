@@ -20,6 +20,9 @@ _LEAST_VISIBLE = 0.35  # of an object: less is not a fair thing to ask for
 _DIFFICULT_BELOW = 0.6
 _SMALL = 24.0
 _ATTEMPTS = 12
+Mask = NDArray[np.bool_]
+Corner = tuple[int, int]  # (x, y) on the grid between the pixels
+_RIGHT_OF = {(1, 0): (0, 1), (0, 1): (-1, 0), (-1, 0): (0, -1), (0, -1): (1, 0)}
 
 
 @dataclass(frozen=True)
@@ -131,12 +134,6 @@ def _put(
 def _covered_by(before: Object, mask: NDArray[np.bool_]) -> Object:
     covered = bool((before.mask & mask).any())
     return replace(before, mask=before.mask & ~mask, occluded=True) if covered else before
-
-
-Mask = NDArray[np.bool_]
-Corner = tuple[int, int]  # (x, y) on the grid between the pixels
-
-_RIGHT_OF = {(1, 0): (0, 1), (0, 1): (-1, 0), (-1, 0): (0, -1), (0, -1): (1, 0)}
 
 
 def polygons(mask: Mask) -> list[list[float]]:

@@ -28,6 +28,8 @@ from ssql_det.quant.quantizers.quantizer import (
 )
 
 _COARSE, _FINE = 20, 100  # parts of an end: searched on the whole first, then about the best
+PARTS = 100
+OnGrid = Callable[[Tensor, Tensor, int], Tensor]  # of a weight, the scales of its channels, and bits
 
 
 @WEIGHTS.register("mse")
@@ -97,11 +99,6 @@ def _checked(exponent: float) -> float:
     if not 1 <= exponent <= 10:
         raise UserError(f"the exponent of an error is 1 to 10, got {exponent:g}: mse:2.4")
     return exponent
-
-
-PARTS = 100
-
-OnGrid = Callable[[Tensor, Tensor, int], Tensor]  # of a weight, the scales of its channels, and bits
 
 
 class ScaleSearch:
