@@ -170,13 +170,14 @@ def _in_group(work: Callable[..., None], args: Any) -> None:
                 time.sleep(_FIRST_SPEAKS if rank() else 0)
                 raise
     except SystemExit as stop:
-        # At once: to take the group down makes the ranks that wait for this one fail first and hide the mistake;
-        # to end with the group up can abort the interpreter and lose the exit code.
-        if isinstance(stop.code, str):  # as the interpreter would
-            print(stop.code, file=sys.stderr)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(stop.code if isinstance(stop.code, int) else 1 if stop.code else 0)
+        if stop.code:
+            # At once: to take the group down makes the ranks that wait for this one fail first and hide the mistake;
+            # to end with the group up can abort the interpreter and lose the exit code.
+            if isinstance(stop.code, str):  # as the interpreter would
+                print(stop.code, file=sys.stderr)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(stop.code if isinstance(stop.code, int) else 1)
     with suppress(RuntimeError):  # another rank made a mistake, and has said so
         dist.barrier()  # a rank that leaves while its last message is on the way can abort the interpreter
     dist.destroy_process_group()
