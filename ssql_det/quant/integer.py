@@ -64,7 +64,7 @@ def folded(
             width, act = widths[point], widths[source] if source is not None else None
             if source is not None and width is not None and act is not None:
                 weight = quantizer(point).integers(float_weight(model, point), width)
-                grid = quantizer(source).integers(torch.zeros_like(float_weight(model, point)[:1]), act)
+                grid = quantizer(source).integers(float_weight(model, point).new_zeros(1), act)
                 if weight is None or grid is None:
                     raise UserError(f"{chain.layer} has no integers by its quantizers: placement={INTEGER} needs them")
                 scales = Scales(grid.scale, weight.scale.flatten(), width)

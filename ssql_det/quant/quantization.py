@@ -175,6 +175,7 @@ class Quantization:
             observer, theirs = self[point].observer, other[point].observer
             if observer is not None and theirs is not None:
                 observer.merge(theirs)
+        self.chains = self.chains or other.chains
         self.norms.clear()
 
     # ---- files -----------------------------------------------------------------------------------------------------
@@ -254,6 +255,8 @@ class Quantization:
         if observers and activations and all(observer.low is None for observer in observers.values()):
             first = next(point.key for point in widths if point in activations)
             raise UserError(f"nothing was observed yet, at {first} or elsewhere: calibrate first")
+        if self.scheme.placement == INTEGER and activations and not self.chains:
+            raise UserError(f"placement={INTEGER} folds norms as calibrate() traces them: calibrate first")
         for point, width in widths.items():
             if width is not None and width not in self[point].widths:
                 given = self[point].widths

@@ -131,6 +131,27 @@ def test_it_is_saved_and_outside_the_network_is_float(tmp_path):
         assert not torch.equal(model(images(1)), found[0])
 
 
+def test_shards_are_folded_as_one_stream_and_what_was_never_traced_is_refused():
+    model = trained_by_chance(torchvision.models.resnet18())
+    whole, part, shards = (Quantization(model, quant_points(model, "integer", ENDS), SCHEME) for _ in range(3))
+    whole.calibrate([images(2)])
+    part.calibrate([images(2)])
+    shards.merge(part)
+    found = []
+    for each in (whole, shards):
+        with torch.no_grad(), each.at(Bits(4, 4)):
+            found.append(model(images(1)))
+    assert torch.equal(*found)
+    observed = Quantization(model, scheme=SCHEME)
+    with torch.no_grad(), observed.observing():
+        model(images(1))
+    with (
+        pytest.raises(UserError, match="folds norms as calibrate\\(\\) traces them: calibrate first"),
+        observed.at(Bits(4, 4)),
+    ):
+        pass
+
+
 def test_re_estimated_norms_are_folded_as_they_are_at_the_width():
     model = trained_by_chance(torchvision.models.resnet18())
     quantization = Quantization(model, scheme=Scheme(norms="re-estimated", placement="integer"))
