@@ -20,7 +20,7 @@ from ssql_det.core.console import track
 from ssql_det.core.errors import UserError
 from ssql_det.pretrain.data import Images
 from ssql_det.pretrain.stream import loaded
-from ssql_det.quant.hooks import evaluating
+from ssql_det.quant.feeding import evaluating
 from ssql_det.ssl.views import Recipe, normalized
 
 MOST_BYTES = 8 << 30  # of decoded images, or of features, that are kept

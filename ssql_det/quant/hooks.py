@@ -23,7 +23,6 @@ from ssql_det.quant.points import QuantPoint, Side
 
 Action = Callable[[Tensor], Tensor]
 _PLACE = attrgetter("side", "parameter", "function", "operand", "call")  # of a point in its module, at any bits
-Forward = Callable[[nn.Module, Any], Any]
 
 
 @contextmanager
@@ -259,24 +258,3 @@ class _WeightHook(_Hook):
 
     def _use_up(self, grad: Tensor) -> None:
         self._is_used_up = True
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Inside, the network is in evaluation mode; afterwards each module is in its own again."""
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, was_training in training.items():
-            module.training = was_training
-
-
-def feed_images(model: nn.Module, batch: Any) -> None:
-    """A tensor of images, or a tuple that begins with one, in the network's own type and on its device."""
-    images = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
-    if not isinstance(images, Tensor):
-        raise UserError(f"a calibration batch holds a {type(images).__name__}, not images; pass forward= to feed it")
-    parameter = next(model.parameters(), images)
-    model(images.to(parameter.device, parameter.dtype if images.is_floating_point() else None))

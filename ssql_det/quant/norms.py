@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from ssql_det.core.console import track
 from ssql_det.core.errors import UserError
-from ssql_det.quant.hooks import Forward, evaluating, feed_images, shadowed
+from ssql_det.quant.feeding import Forward, evaluating, feed_images
+from ssql_det.quant.hooks import shadowed
 
 Statistics = Mapping[str, Tensor]
 """The mean and the variance of each norm, by the names of its buffers: ``bn1.running_mean``."""

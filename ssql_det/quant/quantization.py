@@ -18,7 +18,8 @@ from ssql_det.core.ranks import from_main
 from ssql_det.core.rows import Calibration
 from ssql_det.quant import quantization_file
 from ssql_det.quant.bits import Bits, width_name
-from ssql_det.quant.hooks import Action, Forward, evaluating, feed_images, float_weight, hooked, module_at
+from ssql_det.quant.feeding import Forward, evaluating, feed_images
+from ssql_det.quant.hooks import Action, float_weight, hooked, module_at
 from ssql_det.quant.integer import chains_of, folded
 from ssql_det.quant.norms import Statistics, estimate_statistics, with_statistics
 from ssql_det.quant.points import INTEGER, QuantPoint, assign_bits, quant_points

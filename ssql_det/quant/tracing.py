@@ -19,7 +19,8 @@ from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ssql_det.core.errors import UserError
-from ssql_det.quant.hooks import evaluating, hooked
+from ssql_det.quant.feeding import evaluating
+from ssql_det.quant.hooks import hooked
 from ssql_det.quant.points import QuantPoint
 
 _RESHAPES = frozenset(

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from ssql_det.quant.bits import Bits
-from ssql_det.quant.hooks import Forward, feed_images
+from ssql_det.quant.feeding import Forward, feed_images
 from ssql_det.quant.quantization import Quantization
 from ssql_det.quant.scheme import RE_ESTIMATED
 
