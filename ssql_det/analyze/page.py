@@ -21,7 +21,7 @@ from ssql_det.analyze.analysis import (
     by_features,
     widths_of_weights,
 )
-from ssql_det.analyze.tsne import drawn
+from ssql_det.analyze.drawing import drawn
 from ssql_det.core.rows import versions
 from ssql_det.quant import Bits
 from ssql_det.report.as_csv import Record, written

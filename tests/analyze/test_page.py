@@ -11,8 +11,8 @@ from analyze.making import CLASSES, WIDTHS, an_analysis
 from reproduce.folders import checked, tables
 
 from ssql_det.analyze.analysis import Map, by_features
+from ssql_det.analyze.drawing import drawn
 from ssql_det.analyze.page import csv_files, page, terms_in
-from ssql_det.analyze.tsne import drawn
 from ssql_det.report.as_markdown import picture_files
 from ssql_det.report.document import Chart
 
