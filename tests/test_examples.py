@@ -1,0 +1,32 @@
+"""Every example in a docstring runs and prints what it says."""
+
+import doctest
+import importlib
+import pkgutil
+
+import pytest
+from support.examples import namespace
+
+import ssql_det
+
+NOT_IMPORTED = ("ssql_det.cli.child", "ssql_det.__main__")  # programs: to import them is to run them
+OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+
+
+def examples():
+    for module in pkgutil.walk_packages(ssql_det.__path__, "ssql_det."):
+        if module.name not in NOT_IMPORTED:
+            for test in doctest.DocTestFinder().find(importlib.import_module(module.name)):
+                if test.examples:
+                    yield test
+
+
+@pytest.mark.parametrize("example", examples(), ids=lambda test: test.name)
+def test_an_example_runs(example, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    example.globs = namespace() | example.globs
+    report = []
+    runner = doctest.DocTestRunner(optionflags=OPTIONS)
+    failed, tried = runner.run(example, out=report.append)
+    assert tried
+    assert not failed, "".join(report)
