@@ -2,12 +2,20 @@
 
 from ssql_det.backbones.build import (
     BACKBONES,
-    NO_TENSOR,
+    NOT_A_TENSOR,
     Backbone,
     build_backbone,
-    differences,
-    expected_state,
-    state_of,
+    describe_expected_state,
+    describe_state_dict,
+    find_state_differences,
 )
 
-__all__ = ["BACKBONES", "NO_TENSOR", "Backbone", "build_backbone", "differences", "expected_state", "state_of"]
+__all__ = [
+    "BACKBONES",
+    "NOT_A_TENSOR",
+    "Backbone",
+    "build_backbone",
+    "describe_expected_state",
+    "describe_state_dict",
+    "find_state_differences",
+]

@@ -44,7 +44,7 @@ _TIMM = "timm/"
 _KNOWN = f"torchvision's models, cifar_<a ResNet>, narrow_resnet, {_TIMM}<a model>"
 _RESNETS = ("resnet", "resnext", "wide_resnet")
 _AUXILIARY = ("googlenet", "inception_v3")  # in training they put out further classifiers' answers too
-NO_TENSOR = "no plain tensor"
+NOT_A_TENSOR = "no plain tensor"
 
 
 @dataclass(frozen=True)
@@ -159,25 +159,25 @@ for _name in torchvision.models.list_models(torchvision.models):
         BACKBONES.register(f"cifar_{_name}")(partial(_cifar, _name))
 
 
-def state_of(entries: Mapping[Any, Any]) -> dict[str, str]:
+def describe_state_dict(entries: Mapping[Any, Any]) -> dict[str, str]:
     """
-    >>> state_of(nn.Linear(2, 1).state_dict())
+    >>> describe_state_dict(nn.Linear(2, 1).state_dict())
     {'weight': 'float32 [1, 2]', 'bias': 'float32 [1]'}
     """
     return {str(name): _kind(value) for name, value in entries.items()}
 
 
-def expected_state(name: str) -> dict[str, str]:
+def describe_expected_state(name: str) -> dict[str, str]:
     """That of a network which is built by name; without memory, where its code allows it."""
     with choices_of(name):  # the generators outside do not move
         try:
             with torch.device("meta"):
-                return state_of(build_backbone(name).module.state_dict())
+                return describe_state_dict(build_backbone(name).module.state_dict())
         except Exception:  # code that looks at values fails there, in any way
-            return state_of(build_backbone(name).module.state_dict())
+            return describe_state_dict(build_backbone(name).module.state_dict())
 
 
-def differences(found: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
+def find_state_differences(found: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
     """Why the one state is not the other, a reason for each entry that is at fault."""
     kinds = {name: found.get(name, "missing") for name in wanted}
     wrong = [f"{name} is {kind}, not {wanted[name]}" for name, kind in kinds.items() if kind != wanted[name]]
@@ -186,5 +186,5 @@ def differences(found: Mapping[str, str], wanted: Mapping[str, str]) -> list[str
 
 def _kind(value: Any) -> str:
     if not isinstance(value, Tensor) or is_lazy(value):
-        return NO_TENSOR
+        return NOT_A_TENSOR
     return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"

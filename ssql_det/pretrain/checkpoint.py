@@ -17,7 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from ssql_det.backbones import NO_TENSOR, Backbone, build_backbone, differences, expected_state, state_of
+from ssql_det.backbones import (
+    NOT_A_TENSOR,
+    Backbone,
+    build_backbone,
+    describe_expected_state,
+    describe_state_dict,
+    find_state_differences,
+)
 from ssql_det.convert import Facts, Source, examine, load_backbone, open_weights
 from ssql_det.convert.architecture import COUNTER
 from ssql_det.convert.checkpoint import BRANCHES, KEY, backbone_named, describe_network, network_named, some
@@ -124,11 +131,11 @@ def is_in(folder: str | os.PathLike[str]) -> bool:
 
 def require_savable(backbone: Backbone) -> None:
     """Refuse, before any work, a network that could not be read again from its checkpoint."""
-    state = state_of(backbone.module.state_dict())
+    state = describe_state_dict(backbone.module.state_dict())
     parts = backbone.module.named_modules()
     faults = [f"{path or 'the network'} is parametrized" for path, module in parts if is_parametrized(module)]
-    faults += [f"{name} is {kind}" for name, kind in state.items() if kind == NO_TENSOR]
-    if faults := faults or differences(state, expected_state(backbone.name)):
+    faults += [f"{name} is {kind}" for name, kind in state.items() if kind == NOT_A_TENSOR]
+    if faults := faults or find_state_differences(state, describe_expected_state(backbone.name)):
         raise UserError(
             f"a checkpoint of {backbone.name} could not be read again: {some(faults)}; its builder has to make a "
             "network of plain parameters and buffers, the same each time"
@@ -223,10 +230,10 @@ def _of_training(content: Any, path: str, name: str, branch: str, into: Backbone
     if into and network_named(into.name) != network_named(name):
         raise UserError(f"{path} is of the backbone {name}, not {into.name}; train that one: BACKBONE {name}")
     try:
-        wanted = state_of(into.module.state_dict()) if into else expected_state(name)
+        wanted = describe_state_dict(into.module.state_dict()) if into else describe_expected_state(name)
     except UserError as failure:
         raise UserError(f"{path}: {failure}") from failure
-    wrong = differences(state_of(state), wanted)
+    wrong = find_state_differences(describe_state_dict(state), wanted)
     tensors = {key: tensor for key, tensor in state.items() if tensor is not None}
     wrong += [f"{key} claims more elements than the file has" for key in tensors if is_spread(tensors[key])]
     floats = (each for each in tensors.items() if each[1].is_floating_point())

@@ -5,7 +5,13 @@ import torch
 import torchvision
 from torch import nn
 
-from ssql_det.backbones import BACKBONES, build_backbone, differences, expected_state, state_of
+from ssql_det.backbones import (
+    BACKBONES,
+    build_backbone,
+    describe_expected_state,
+    describe_state_dict,
+    find_state_differences,
+)
 from ssql_det.core.errors import UserError
 
 TORCHVISIONS = [
@@ -155,14 +161,14 @@ def test_a_network_of_ones_own_has_a_name(monkeypatch):
 @pytest.mark.parametrize("name", ["resnet18", "cifar_resnet18", "timm/vit_tiny_patch16_224", "regnet_y_400mf"])
 def test_a_state_is_known_without_building_and_without_a_draw(name):
     before = torch.get_rng_state()
-    expected = expected_state(name)
+    expected = describe_expected_state(name)
     assert torch.equal(torch.get_rng_state(), before)
-    state = state_of(build_backbone(name).module.state_dict())
+    state = describe_state_dict(build_backbone(name).module.state_dict())
     assert expected == state
     first, second, *_ = state
     other = {**state, first: "int64 [3]", "more": "float32 [1]"}
     del other[second]
-    assert differences(other, state) == [
+    assert find_state_differences(other, state) == [
         f"{first} is int64 [3], not {state[first]}",
         f"{second} is missing, not {state[second]}",
         "more has no place",
