@@ -35,7 +35,7 @@ def seeded(name: str):
 
     from ssql_det.d2 import read_config
     from ssql_det.detect import SSQL_DET_DEFAULTS
-    from ssql_det.detect.checkpoints import build_detector
+    from ssql_det.detect.detector import build_detector
 
     logging.disable(logging.WARNING)
     torch.manual_seed(0)
@@ -48,8 +48,9 @@ def jobs(name: str, folder: Path):
     import torch
 
     from ssql_det.convert import read
-    from ssql_det.detect.data import evaluation_images
-    from ssql_det.detect.measure import Plan, evaluate
+    from ssql_det.detect.evaluation import evaluate
+    from ssql_det.detect.evaluation_data import build_evaluation_loader
+    from ssql_det.detect.quantized_evaluation import QuantizationSettings
     from ssql_det.detect.sweep import sweep
     from ssql_det.quant import Calibration, parse_widths
 
@@ -58,9 +59,9 @@ def jobs(name: str, folder: Path):
     checkpoint, dataset = read(folder / "model.pth"), cfg.DATASETS.TEST[0]
 
     def evaluated() -> None:
-        evaluate(model, evaluation_images(cfg, dataset), dataset)
+        evaluate(model, build_evaluation_loader(cfg, dataset), dataset)
 
-    widths, plan = parse_widths("FP,8,6,5,4"), Plan("all", Calibration(CALIBRATION))
+    widths, plan = parse_widths("FP,8,6,5,4"), QuantizationSettings("all", Calibration(CALIBRATION))
 
     def swept(says_where: bool = False) -> None:
         own = cfg.clone()
@@ -93,7 +94,7 @@ def ways(name: str):
     """Four images through a reference detector as the engine does it, and in the fast way, its preparation included."""
     import torch
 
-    from ssql_det.detect.measure import fast
+    from ssql_det.detect.evaluation import fast_inference
 
     _, model = seeded(name)
     generator = torch.Generator().manual_seed(0)
@@ -105,7 +106,7 @@ def ways(name: str):
             model(batch)
 
     def fastly() -> None:
-        with fast(model):
+        with fast_inference(model):
             plain()
 
     return plain, fastly

@@ -8,7 +8,7 @@ The choice is made once a process, on the first name taken:
 
 >>> from ssql_det.d2 import Instances, build_model, get_cfg
 >>> from ssql_det import d2
->>> d2.engine()
+>>> d2.engine_name()
 'minid2'
 """
 
@@ -88,7 +88,7 @@ _logger = logging.getLogger(__name__)
 
 
 @functools.cache
-def engine() -> str:
+def engine_name() -> str:
     """Which engine this process uses, ``"detectron2"`` or ``"minid2"``; imports neither."""
     forced = os.environ.get(ENGINE_VARIABLE, "")
     if forced not in ("", *_ROOTS):
@@ -110,7 +110,9 @@ def engine() -> str:
 
 
 def read_config(
-    file: str | os.PathLike[str] | None = None, overrides: Sequence[str] = (), own: Mapping[str, Any] | None = None
+    file: str | os.PathLike[str] | None = None,
+    overrides: Sequence[str] = (),
+    node_defaults: Mapping[str, Any] | None = None,
 ) -> CfgNode:
     """The engine's defaults, then ``own`` as its ``SSQL_DET`` node, then the file, then ``KEY VALUE`` pairs; frozen.
 
@@ -126,8 +128,8 @@ def read_config(
     import_plugins_of(f"{NODE}.PLUGINS", file, overrides)
     names = _names()
     defaults = names["get_cfg"]()
-    defaults[NODE] = names["CfgNode"](dict(own or {}))
-    cfg = load_config(defaults, file, overrides, former_names(own or {}))
+    defaults[NODE] = names["CfgNode"](dict(node_defaults or {}))
+    cfg = load_config(defaults, file, overrides, map_former_keys(node_defaults or {}))
     device = str(device_named(cfg.MODEL.DEVICE, "MODEL.DEVICE"))
     if device != cfg.MODEL.DEVICE:
         cfg.defrost()
@@ -136,7 +138,7 @@ def read_config(
     return cfg
 
 
-def former_names(own: Mapping[str, Any]) -> Mapping[str, Sequence[str]]:
+def map_former_keys(own: Mapping[str, Any]) -> Mapping[str, Sequence[str]]:
     """Where keys of the node are that was called ``SSQL``, as a method is."""
     return {f"SSQL.{key}": [f"{NODE}.{key}"] for key in own}
 
@@ -146,7 +148,7 @@ def set_up_logging(level: int = logging.INFO) -> None:
     console.set_up_logging(level, ("ssql_det", DETECTRON2, "fvcore"))
 
 
-def join_local_group() -> None:
+def create_local_group() -> None:
     """Tell the engine which ranks share this machine; ``torchrun``'s environment knows. Once, on every rank."""
     comm = _names()["comm"]
     if comm.get_world_size() > 1 and comm._LOCAL_PROCESS_GROUP is None:
@@ -207,10 +209,10 @@ def _names() -> dict[str, Any]:
                 missing.append(f"{package}.{name}")
     if missing:
         raise UserError(
-            f"{engine()} lacks {', '.join(missing)}: it is too old; install the current one as docs/engine.md says, "
+            f"{engine_name()} lacks {', '.join(missing)}: it is too old; install the current one as docs/engine.md says, "
             f"or set {ENGINE_VARIABLE}=minid2"
         )
-    if engine() == MINID2:  # Detectron2's own opens pickles: foreign files never go there
+    if engine_name() == MINID2:  # Detectron2's own opens pickles: foreign files never go there
         from ssql_det.core.reader import read_tensors
 
         found["DetectionCheckpointer"].read_file = staticmethod(read_tensors)
@@ -219,11 +221,11 @@ def _names() -> dict[str, Any]:
 
 def _imported(package: str, names: Sequence[str]) -> Any:
     """The sub-package; those of the names that are modules in it are imported too."""
-    name = f"{_ROOTS[engine()]}.{package}"
+    name = f"{_ROOTS[engine_name()]}.{package}"
     try:
         return __import__(name, fromlist=names)
     except Exception as failure:
-        if engine() == MINID2:
+        if engine_name() == MINID2:
             raise
         spec = importlib.util.find_spec(DETECTRON2)
         raise UserError(

@@ -25,7 +25,7 @@ from ssql_det.core.errors import one_sentence
 with one_sentence():
     from ssql_det import d2
     d2.set_up_logging()
-    print(d2.engine(), d2.Instances.__module__)
+    print(d2.engine_name(), d2.Instances.__module__)
 """
 
 
@@ -69,7 +69,7 @@ def test_without_detectron2_minid2_stands_in(no_detectron2):
 
 
 def test_an_installed_detectron2_wins(tmp_path):
-    done = run("from ssql_det import d2; print(d2.engine())", package(tmp_path))
+    done = run("from ssql_det import d2; print(d2.engine_name())", package(tmp_path))
     assert done.stdout.split() == ["detectron2"]
     done = run(USE, package(tmp_path), SSQL_DET_ENGINE="minid2")
     assert done.stdout.split()[0] == "minid2"
@@ -118,7 +118,7 @@ def test_to_import_the_door_imports_no_engine_and_no_torch():
 
 
 def test_what_comes_through_is_the_engines_own():
-    root = d2._ROOTS[d2.engine()]
+    root = d2._ROOTS[d2.engine_name()]
     for sub_package, names in d2._NAMES.items():
         __import__(f"{root}.{sub_package}")
         for name in names:
@@ -159,7 +159,7 @@ def test_toy_data_have_names_of_their_own_and_are_registered_once():
 def test_a_name_that_a_user_registered_stays():
     own = """
 from ssql_det import d2
-catalog = __import__(d2._ROOTS[d2.engine()] + ".data", fromlist=["DatasetCatalog"]).DatasetCatalog
+catalog = __import__(d2._ROOTS[d2.engine_name()] + ".data", fromlist=["DatasetCatalog"]).DatasetCatalog
 catalog.register("toy_coco_2017_val", lambda: ["mine"])
 print(d2.DatasetCatalog.get("toy_coco_2017_val"))
 """

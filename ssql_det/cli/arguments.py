@@ -104,12 +104,12 @@ def set_up_process() -> None:
 
 
 def _own_data(options: argparse.Namespace) -> list[str]:
-    from ssql_det.detect.data import classes_of, own_name
+    from ssql_det.detect.datasets import load_class_names, make_custom_name
 
     given = {"DATASETS.TRAIN": options.coco_train, "DATASETS.TEST": options.coco_val}
-    names = {key: own_name(data) for key, data in given.items() if data is not None}
+    names = {key: make_custom_name(data) for key, data in given.items() if data is not None}
     if not names:
         return []
-    count = len(classes_of(next(iter(names.values()))))
+    count = len(load_class_names(next(iter(names.values()))))
     pairs = {key: repr((name,)) for key, name in names.items()} | {"MODEL.ROI_HEADS.NUM_CLASSES": str(count)}
     return [text for pair in pairs.items() for text in pair]

@@ -136,10 +136,10 @@ def _facts_of_config(facts: Facts, file: str) -> Facts:
     from ssql_det.convert import told
     from ssql_det.d2 import read_config
     from ssql_det.detect import SSQL_DET_DEFAULTS
-    from ssql_det.detect.checkpoints import images_of
+    from ssql_det.detect.detector import get_input_format
 
-    cfg = read_config(file, own=SSQL_DET_DEFAULTS)
-    return told(facts, images_of(cfg), cfg.MODEL.RESNETS.STRIDE_IN_1X1)
+    cfg = read_config(file, node_defaults=SSQL_DET_DEFAULTS)
+    return told(facts, get_input_format(cfg), cfg.MODEL.RESNETS.STRIDE_IN_1X1)
 
 
 def _config(checkpoint: Checkpoint, out: str) -> Iterator[str]:

@@ -38,25 +38,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from ssql_det.core.errors import UserError
     from ssql_det.detect import SCOPES
-    from ssql_det.detect.checkpoints import trained_detector
-    from ssql_det.detect.data import calibration_images
-    from ssql_det.detect.measure import calibrate
+    from ssql_det.detect.detector import load_trained_detector
+    from ssql_det.detect.evaluation_data import select_calibration_images
     from ssql_det.detect.points import detector_points
-    from ssql_det.detect.predict import check_outputs, detect, find_images, save
+    from ssql_det.detect.predict import check_output_paths, detect, find_images, save
+    from ssql_det.detect.quantized_evaluation import calibrate_detector
     from ssql_det.quant import Quantization, parse_widths
     from ssql_det.quant.quantization_file import require_same_points
     from ssql_det.quant.scheme import RE_ESTIMATED
 
     overrides, images = _split(options.rest)
     paths, widths = find_images(images), parse_widths(options.bits)
-    check_outputs(Path(options.out), paths)
+    check_output_paths(Path(options.out), paths)
     if options.scope not in SCOPES:
         raise UserError(f"--scope is {' or '.join(SCOPES)}, got {options.scope!r}")
     scheme = scheme_of(options)
     if not 0 <= options.score <= 1:
         raise UserError(f"--score is 0 to 1, got {options.score}")
     cfg = read_detector_config(options, overrides)
-    model, _ = trained_detector(cfg)
+    model, _ = load_trained_detector(cfg)
     batches: Sequence[Any] = ()
     if options.quantization:
         asked = None if options.scheme is None else scheme
@@ -66,8 +66,8 @@ def run(options: argparse.Namespace) -> None:
     else:
         quantization = Quantization(model, detector_points(model, options.scope, scheme.placement), scheme)
         if any(bits.act is not None for bits in widths) or scheme.norms == RE_ESTIMATED:
-            batches = calibration_images(cfg, calibration_of(options))
-            calibrate(quantization, batches)
+            batches = select_calibration_images(cfg, calibration_of(options))
+            calibrate_detector(quantization, batches)
     found = detect(cfg, quantization, paths, widths, options.score, batches)
     save(Path(options.out), cfg, paths, found)
     for bits, detections in found.items():

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ssql_det.d2 import CfgNode
-    from ssql_det.detect.measure import Plan
-    from ssql_det.detect.sensitivity import Hurt
+    from ssql_det.detect.quantized_evaluation import QuantizationSettings
+    from ssql_det.detect.sensitivity import GroupSensitivity
     from ssql_det.quant import Bits
 
 HELP = "which part of a detector suffers most at few bits"
@@ -48,9 +48,9 @@ def run(options: argparse.Namespace) -> None:
     from ssql_det.core.console import print_table
     from ssql_det.core.errors import UserError
     from ssql_det.core.files import atomic_write, require_other_file
-    from ssql_det.detect.checkpoints import trained_detector
-    from ssql_det.detect.measure import Plan
-    from ssql_det.detect.sensitivity import kept_at, ranked
+    from ssql_det.detect.detector import load_trained_detector
+    from ssql_det.detect.quantized_evaluation import QuantizationSettings
+    from ssql_det.detect.sensitivity import select_overrides, sort_by_loss
     from ssql_det.quant import Bits, parse_widths
 
     widths, kept = parse_widths(options.bits), parse_widths(options.keep_bits)
@@ -62,37 +62,39 @@ def run(options: argparse.Namespace) -> None:
     require_other_file(options.out, [options.config_file, cfg.MODEL.WEIGHTS])
     if not options.fast and not cfg.DATASETS.TEST:
         raise UserError("DATASETS.TEST is empty, and AP is measured on it; name a data set there, or say --fast")
-    model, checkpoint = trained_detector(cfg)
+    model, checkpoint = load_trained_detector(cfg)
     look = _by_features if options.fast else _by_ap
-    found = ranked(look(cfg, model, Plan("all", calibration_of(options), scheme_of(options)), widths[0]))
+    found = sort_by_loss(
+        look(cfg, model, QuantizationSettings("all", calibration_of(options), scheme_of(options)), widths[0])
+    )
     measure = "relative error" if options.fast else "AP lost"
     title = f"{checkpoint.called}: one part at {widths[0]}, the rest float"
     print_table(("part", measure), [(each.pattern, f"{each.loss:.4f}") for each in found], title)
     with atomic_write(options.out, "w") as file:
-        json.dump(kept_at(found, options.keep, kept[0]), file, indent=1)
+        json.dump(select_overrides(found, options.keep, kept[0]), file, indent=1)
     print(f"bits file: {options.out}")
 
 
-def _by_features(cfg: CfgNode, model: nn.Module, plan: Plan, bits: Bits) -> list[Hurt]:
-    from ssql_det.detect.data import calibration_images
-    from ssql_det.detect.measure import calibrated
-    from ssql_det.detect.sensitivity import feature_errors
+def _by_features(cfg: CfgNode, model: nn.Module, plan: QuantizationSettings, bits: Bits) -> list[GroupSensitivity]:
+    from ssql_det.detect.evaluation_data import select_calibration_images
+    from ssql_det.detect.quantized_evaluation import quantize_detector
+    from ssql_det.detect.sensitivity import measure_feature_errors
 
-    batches = calibration_images(cfg, plan.calibration)
-    return list(feature_errors(calibrated(cfg, model, plan, batches), bits, batches))
+    batches = select_calibration_images(cfg, plan.calibration)
+    return list(measure_feature_errors(quantize_detector(cfg, model, plan, batches), bits, batches))
 
 
-def _by_ap(cfg: CfgNode, model: nn.Module, plan: Plan, bits: Bits) -> list[Hurt]:
-    from ssql_det.detect.data import evaluation_images
-    from ssql_det.detect.measure import measure, prepare
-    from ssql_det.detect.sensitivity import Hurt, groups
+def _by_ap(cfg: CfgNode, model: nn.Module, plan: QuantizationSettings, bits: Bits) -> list[GroupSensitivity]:
+    from ssql_det.detect.evaluation_data import build_evaluation_loader
+    from ssql_det.detect.quantized_evaluation import evaluate_quantized, prepare_evaluation
+    from ssql_det.detect.sensitivity import GroupSensitivity, list_groups
     from ssql_det.quant import Bits
 
     dataset = cfg.DATASETS.TEST[0]
-    context = prepare(cfg, model, plan, dataset, evaluation_images(cfg, dataset))
+    context = prepare_evaluation(cfg, model, plan, dataset, build_evaluation_loader(cfg, dataset))
 
     def ap(overrides: dict[str, Bits]) -> float:
-        return measure(context, Bits.FP, overrides)[0]["bbox/AP"]
+        return evaluate_quantized(context, Bits.FP, overrides)[0]["bbox/AP"]
 
     whole = ap({})
-    return [Hurt(group, whole - ap({group: bits})) for group in groups(context.quantization.points)]
+    return [GroupSensitivity(group, whole - ap({group: bits})) for group in list_groups(context.quantization.points)]

@@ -48,29 +48,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from ssql_det.core.errors import UserError
     from ssql_det.core.ranks import launch
-    from ssql_det.detect import SCOPES, config_name
-    from ssql_det.detect.measure import Plan
+    from ssql_det.detect import SCOPES, make_config_label
+    from ssql_det.detect.quantized_evaluation import QuantizationSettings
     from ssql_det.quant import parse_widths
 
     widths = parse_widths(options.bits)
     if options.scope not in SCOPES:
         raise UserError(f"--scope is {' or '.join(SCOPES)}, got {options.scope!r}")
     overrides = _bits_file(options.bits_file) if options.bits_file else {}
-    plan = Plan(options.scope, calibration_of(options), scheme_of(options), overrides)
+    plan = QuantizationSettings(options.scope, calibration_of(options), scheme_of(options), overrides)
     cfg = read_detector_config(options, options.overrides)
-    name = config_name(options.config_file, options.overrides)
+    name = make_config_label(options.config_file, options.overrides)
     launch(_sweep, cfg, name, widths, plan, processes=options.num_gpus)
 
 
 def _sweep(cfg, name, widths, plan):  # type: ignore[no-untyped-def]  # the types would import torch
     from ssql_det.core.console import print_table
     from ssql_det.core.ranks import is_main
-    from ssql_det.detect.checkpoints import trained_detector
+    from ssql_det.detect.detector import load_trained_detector
     from ssql_det.detect.sweep import RESULTS_NAME, sweep
     from ssql_det.report.names import scheme_of as scheme_of_row
 
     set_up_process()
-    model, checkpoint = trained_detector(cfg)
+    model, checkpoint = load_trained_detector(cfg)
     found = list(sweep(cfg, name, model, checkpoint, widths, plan))
     if is_main():
         how = f"{scheme_of_row(found[0])}, {found[0].calibration}"

@@ -30,13 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from ssql_det.core.ranks import launch
-    from ssql_det.detect import config_name
+    from ssql_det.detect import make_config_label
 
     cfg = read_detector_config(options, options.overrides)
     if options.eval_only:
         launch(_evaluate, cfg, processes=options.num_gpus)
         return
-    name = config_name(options.config_file, options.overrides)
+    name = make_config_label(options.config_file, options.overrides)
     launch(_train, cfg, name, options.resume, processes=options.num_gpus)
 
 
@@ -57,16 +57,16 @@ def _evaluate(cfg):  # type: ignore[no-untyped-def]
     from ssql_det.core.console import print_table
     from ssql_det.core.errors import UserError
     from ssql_det.core.ranks import is_main
-    from ssql_det.detect.checkpoints import trained_detector
-    from ssql_det.detect.data import evaluation_images
-    from ssql_det.detect.measure import evaluate
+    from ssql_det.detect.detector import load_trained_detector
+    from ssql_det.detect.evaluation import evaluate
+    from ssql_det.detect.evaluation_data import build_evaluation_loader
 
     set_up_process()
     if not cfg.DATASETS.TEST:
         raise UserError("DATASETS.TEST is empty, and metrics are measured on it; name a data set there")
-    model, checkpoint = trained_detector(cfg)
+    model, checkpoint = load_trained_detector(cfg)
     for dataset in cfg.DATASETS.TEST:
-        metrics = evaluate(model, evaluation_images(cfg, dataset), dataset)
+        metrics = evaluate(model, build_evaluation_loader(cfg, dataset), dataset)
         if is_main():
             rows = [(name, f"{value:.2f}") for name, value in metrics.items()]
             print_table(("metric", dataset), rows, checkpoint.called)

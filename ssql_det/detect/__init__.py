@@ -18,7 +18,7 @@ Importing this package registers its parts with the engine, under the names that
 """
 
 from ssql_det.detect import modeling
-from ssql_det.detect.config import SSQL_DET_DEFAULTS, config_name
+from ssql_det.detect.config import SSQL_DET_DEFAULTS, make_config_label
 from ssql_det.detect.points import SCOPES, detector_points
 
-__all__ = ["SCOPES", "SSQL_DET_DEFAULTS", "config_name", "detector_points", "modeling"]
+__all__ = ["SCOPES", "SSQL_DET_DEFAULTS", "make_config_label", "detector_points", "modeling"]

@@ -11,12 +11,12 @@ from typing import Any
 from ssql_det.core.config import decisive, require_least
 from ssql_det.core.errors import UserError
 from ssql_det.core.rows import Calibration
-from ssql_det.d2 import NODE, CfgNode, former_names
+from ssql_det.d2 import NODE, CfgNode, map_former_keys
 from ssql_det.detect.points import SCOPES
 from ssql_det.quant import Scheme, parse_widths
 
 FOLDER = "configs/detection/"
-NO_MATTER = (  # to a number
+IGNORED_KEYS = (  # to a number
     *("OUTPUT_DIR", "MODEL.WEIGHTS", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS"),
     *("SSQL_DET.METHOD", "SSQL_DET.PLUGINS"),
 )
@@ -35,8 +35,10 @@ SSQL_DET_DEFAULTS: dict[str, Any] = {
     "SCHEME": "minmax",  # quantizers of an evaluation in training, as "weight=centred, act=mse"
 }
 DEFAULT_VALUES = {f"{NODE}.{key}": value for key, value in SSQL_DET_DEFAULTS.items()}
-MOVED = former_names(SSQL_DET_DEFAULTS)
-OF_TRAINING = tuple(f"{NODE}.{key}" for key in ("EVAL_PERIOD", "EVAL_BITS", "SCOPE", "CALIB_IMAGES", "SCHEME"))
+RENAMED_KEYS = map_former_keys(SSQL_DET_DEFAULTS)
+TRAINING_EVALUATION_KEYS = tuple(
+    f"{NODE}.{key}" for key in ("EVAL_PERIOD", "EVAL_BITS", "SCOPE", "CALIB_IMAGES", "SCHEME")
+)
 _LEAST = {
     **dict.fromkeys(("MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE"), 1),
     **dict.fromkeys(("MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION"), 1),
@@ -59,23 +61,23 @@ _POSITIVE = (
 )
 
 
-def config_name(file: str, overrides: Sequence[str]) -> str:
+def make_config_label(file: str, overrides: Sequence[str]) -> str:
     """How a row names its config: the file, below ``configs/detection`` if it is there, and what the command changed.
 
     A file that only names a method and its weights is called as its base is: rows of one recipe have one name.
 
-    >>> config_name("configs/detection/zoo/mask_r50_c4.yaml", ["MODEL.WEIGHTS", "w.pth", "SOLVER.MAX_ITER", "90"])
+    >>> make_config_label("configs/detection/zoo/mask_r50_c4.yaml", ["MODEL.WEIGHTS", "w.pth", "SOLVER.MAX_ITER", "90"])
     'zoo/mask_r50_c4.yaml SOLVER.MAX_ITER 90'
-    >>> config_name("configs/detection/table6/ssql.yaml", [])
+    >>> make_config_label("configs/detection/table6/ssql.yaml", [])
     'voc_r18_c4.yaml'
     """
-    path = decisive(file, NO_MATTER)
+    path = decisive(file, IGNORED_KEYS)
     _, is_ours, below = path.as_posix().rpartition(FOLDER)
-    pairs = [pair for pair in zip(overrides[::2], overrides[1::2], strict=False) if pair[0] not in NO_MATTER]
+    pairs = [pair for pair in zip(overrides[::2], overrides[1::2], strict=False) if pair[0] not in IGNORED_KEYS]
     return shlex.join([below if is_ours else path.name, *itertools.chain.from_iterable(pairs)])
 
 
-def seed_of(cfg: CfgNode) -> int:
+def get_training_seed(cfg: CfgNode) -> int:
     """The seed of a training: every run has one, where Detectron2's -1 would leave it to chance."""
     return max(int(cfg.SEED), 0)
 

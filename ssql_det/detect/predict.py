@@ -19,9 +19,11 @@ from ssql_det.core.console import track
 from ssql_det.core.errors import UserError
 from ssql_det.core.files import atomic_write
 from ssql_det.d2 import CfgNode, MetadataCatalog, ResizeShortestEdge, read_image
-from ssql_det.detect.answers import answered
-from ssql_det.detect.data import Batch, in_eights, is_own, register_own
-from ssql_det.detect.measure import fast, feed
+from ssql_det.detect.datasets import is_custom, register_custom_dataset
+from ssql_det.detect.engine_errors import translate_errors
+from ssql_det.detect.evaluation import fast_inference
+from ssql_det.detect.evaluation_data import Batch, merge_batches
+from ssql_det.detect.quantized_evaluation import run_detector
 from ssql_det.quant import Bits, Quantization, at_widths
 
 Detections = list[dict[str, Any]]  # of one image, as in COCO's results: bbox [x, y, w, h], category_id, score, ...
@@ -50,7 +52,7 @@ def find_images(paths: Sequence[str]) -> list[Path]:
     return found
 
 
-def check_outputs(out: Path, paths: Sequence[Path]) -> None:
+def check_output_paths(out: Path, paths: Sequence[Path]) -> None:
     """Refuse to write a picture over an image that was given."""
     given = {path.resolve() for path in paths}
     for path in paths:
@@ -60,7 +62,7 @@ def check_outputs(out: Path, paths: Sequence[Path]) -> None:
 
 def prepared(cfg: CfgNode, path: Path) -> Batch:
     """One image as the config tests images: resized, in its channel order, with the size to scale back to."""
-    with answered(f"{path} cannot be read"):
+    with translate_errors(f"{path} cannot be read"):
         image = read_image(str(path), cfg.INPUT.FORMAT)
         height, width = image.shape[:2]
         resize = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
@@ -84,12 +86,14 @@ def detect(
     model = quantization.model.eval()
 
     def detections(bits: Bits) -> list[Detections]:
-        faster = fast(model) if cfg.SSQL_DET.FAST_EVALUATION else nullcontext()
+        faster = fast_inference(model) if cfg.SSQL_DET.FAST_EVALUATION else nullcontext()
         with faster, torch.no_grad():
             outputs = (model(prepared(cfg, path))[0]["instances"] for path in track(paths, f"detecting at {bits}"))
             return [list(_as_coco(instances, least_score)) for instances in outputs]
 
-    return dict(at_widths(quantization, widths, detections, None, [*in_eights(batches)], feed))  # for each width
+    return dict(
+        at_widths(quantization, widths, detections, None, [*merge_batches(batches)], run_detector)
+    )  # for each width
 
 
 def save(out: Path, cfg: CfgNode, paths: Sequence[Path], found: Mapping[Bits, list[Detections]]) -> None:
@@ -129,8 +133,8 @@ def category_ids(cfg: CfgNode) -> list[int]:
 def _of_classes(cfg: CfgNode, attribute: str) -> Any:
     """What the first data set of the config that has as many classes says of them."""
     for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
-        if is_own(name):
-            register_own(name)
+        if is_custom(name):
+            register_custom_dataset(name)
         known = getattr(MetadataCatalog.get(name), attribute, None)
         if known is not None and len(known) == cfg.MODEL.ROI_HEADS.NUM_CLASSES:
             return known

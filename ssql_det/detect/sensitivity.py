@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from ssql_det.core.console import track
 from ssql_det.core.errors import UserError
-from ssql_det.detect.data import Batch, in_eights
-from ssql_det.detect.measure import feed
+from ssql_det.detect.evaluation_data import Batch, merge_batches
+from ssql_det.detect.quantized_evaluation import run_detector
 from ssql_det.quant import Bits, Quantization, QuantPoint, evaluate_at
 from ssql_det.quant.hooks import recorded
 
@@ -37,48 +37,50 @@ _BRANCHES = (  # where the error of a group is looked at: by the beginning of it
 
 
 @dataclass(frozen=True)
-class Hurt:
+class GroupSensitivity:
     """A group, by its pattern for a bits file, and what it loses alone at few bits: AP, or a relative error."""
 
     pattern: str
     loss: float
 
 
-def groups(points: Sequence[QuantPoint]) -> list[str]:
+def list_groups(points: Sequence[QuantPoint]) -> list[str]:
     """The groups of a detector's points, in their order.
 
-    >>> groups(detector_points(detector, "all"))
+    >>> list_groups(detector_points(detector, "all"))
     ['backbone.stem*', 'backbone.res2.*', ..., 'roi_heads.box_predictor.*']
     """
     return list(dict.fromkeys(_group(point.path) for point in points))
 
 
-def feature_errors(quantization: Quantization, bits: Bits, batches: Sequence[Batch]) -> Iterator[Hurt]:
+def measure_feature_errors(
+    quantization: Quantization, bits: Bits, batches: Sequence[Batch]
+) -> Iterator[GroupSensitivity]:
     """For each group the relative error of its branch's outputs, averaged over the images."""
     model = quantization.model.eval()
-    for group in track(groups(quantization.points), "groups of modules"):
+    for group in track(list_groups(quantization.points), "groups of modules"):
         sinks = next(names for beginning, names in _BRANCHES if group.startswith(beginning))
         errors = []
         for batch in batches:
             outputs = partial(_outputs, model, sinks, batch)
             reference = outputs()
-            found = evaluate_at(quantization, Bits.FP, outputs, {group: bits}, in_eights(batches), feed)
+            found = evaluate_at(quantization, Bits.FP, outputs, {group: bits}, merge_batches(batches), run_detector)
             errors.append(_relative_error(found, reference))
-        yield Hurt(group, sum(errors) / len(errors))
+        yield GroupSensitivity(group, sum(errors) / len(errors))
 
 
-def ranked(found: Sequence[Hurt]) -> list[Hurt]:
+def sort_by_loss(found: Sequence[GroupSensitivity]) -> list[GroupSensitivity]:
     """The most hurt first."""
     return sorted(found, key=lambda each: -each.loss)
 
 
-def kept_at(found: Sequence[Hurt], keep: int, bits: Bits) -> dict[str, str]:
+def select_overrides(found: Sequence[GroupSensitivity], keep: int, bits: Bits) -> dict[str, str]:
     """A bits file: the ``keep`` most hurt groups at more bits than the rest.
 
-    >>> kept_at([Hurt("a.*", 0.1), Hurt("b.*", 3.0)], 1, Bits(8, 8))
+    >>> select_overrides([GroupSensitivity("a.*", 0.1), GroupSensitivity("b.*", 3.0)], 1, Bits(8, 8))
     {'b.*': '8w8a'}
     """
-    return {each.pattern: str(bits) for each in ranked(found)[:keep]}
+    return {each.pattern: str(bits) for each in sort_by_loss(found)[:keep]}
 
 
 def _group(path: str) -> str:

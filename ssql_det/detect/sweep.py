@@ -22,11 +22,19 @@ from ssql_det.core.errors import UserError
 from ssql_det.core.files import atomic_write
 from ssql_det.core.ranks import from_main, is_main
 from ssql_det.core.rows import Row
-from ssql_det.d2 import CfgNode, engine
-from ssql_det.detect.config import MOVED, NO_MATTER, OF_TRAINING
-from ssql_det.detect.data import calibration_images, evaluation_images, objects_hash, own_share
-from ssql_det.detect.measure import EvaluationContext, Origin, Plan, make_row, measure, prepare
+from ssql_det.d2 import CfgNode, engine_name
+from ssql_det.detect.config import IGNORED_KEYS, RENAMED_KEYS, TRAINING_EVALUATION_KEYS
+from ssql_det.detect.datasets import hash_annotations
+from ssql_det.detect.evaluation_data import build_evaluation_loader, select_calibration_images, take_rank_share
 from ssql_det.detect.points import detector_points
+from ssql_det.detect.quantized_evaluation import (
+    EvaluatedDetector,
+    EvaluationContext,
+    QuantizationSettings,
+    evaluate_quantized,
+    make_row,
+    prepare_evaluation,
+)
 from ssql_det.quant import Bits, Scheme
 from ssql_det.quant.points import assign_bits
 from ssql_det.quant.scheme import RE_ESTIMATED, TRAINED
@@ -37,13 +45,18 @@ _logger = logging.getLogger(__name__)
 
 
 def sweep(
-    cfg: CfgNode, config_name: str, model: nn.Module, checkpoint: Checkpoint, widths: Sequence[Bits], plan: Plan
+    cfg: CfgNode,
+    config_label: str,
+    model: nn.Module,
+    checkpoint: Checkpoint,
+    widths: Sequence[Bits],
+    plan: QuantizationSettings,
 ) -> Iterator[Row]:
     """The rows of ``widths`` in their order, of ``OUTPUT_DIR``'s file where they are there, else evaluated.
 
     Under a process group the ranks share the images, and rank 0 writes.
 
-    >>> for row in sweep(cfg, "voc_r18_c4.yaml", model, checkpoint, parse_widths("FP,8,4"), Plan("all")):
+    >>> for row in sweep(cfg, "voc_r18_c4.yaml", model, checkpoint, parse_widths("FP,8,4"), QuantizationSettings("all")):
     ...     print(row.bits, row.metrics["bbox/AP50"])
     """
     out = run_folder(cfg.OUTPUT_DIR)
@@ -53,8 +66,8 @@ def sweep(
     sha256 = checkpoint.source.sha256 if checkpoint.source else ""
     identity = _identity(cfg, dataset, sha256, plan)
     done = {row.bits: row for row in from_main(lambda: _rows_of(out, identity))}
-    images = evaluation_images(cfg, dataset)
-    origin = Origin(checkpoint.called, checkpoint.facts, checkpoint.architecture.name, sha256)
+    images = build_evaluation_loader(cfg, dataset)
+    origin = EvaluatedDetector(checkpoint.called, checkpoint.facts, checkpoint.architecture.name, sha256)
     context: EvaluationContext | None = None
     for bits in widths:
         if str(bits) in done:
@@ -62,12 +75,12 @@ def sweep(
             yield done[str(bits)]
             continue
         if context is None:
-            calibration = calibration_images(cfg, plan.calibration)
-            own_share(calibration)  # what cannot be read is refused before anything is written
+            calibration = select_calibration_images(cfg, plan.calibration)
+            take_rank_share(calibration)  # what cannot be read is refused before anything is written
             from_main(lambda: _claim(out, identity))
-            context = prepare(cfg, model, plan, dataset, images, calibration, out / QUANTIZATION_NAME)
+            context = prepare_evaluation(cfg, model, plan, dataset, images, calibration, out / QUANTIZATION_NAME)
         overrides = None if bits == Bits.FP else plan.overrides  # a row called FP is full precision
-        row = make_row(context, config_name, bits, measure(context, bits, overrides), origin)
+        row = make_row(context, config_label, bits, evaluate_quantized(context, bits, overrides), origin)
         if is_main():
             _keep_to_the_plan(out, identity)  # another may have begun while this one had no row
             if context.quantization.norms:  # those of this width are in it now
@@ -83,13 +96,17 @@ def _only_test_set(cfg: CfgNode) -> str:
     return name
 
 
-def _identity(cfg: CfgNode, dataset: str, sha256: str, plan: Plan) -> dict[str, Any]:
+def _identity(cfg: CfgNode, dataset: str, sha256: str, plan: QuantizationSettings) -> dict[str, Any]:
     """Everything that decides the rows' numbers, by plain keys."""
     return {
-        **{key: value for key, value in plain_values(cfg).items() if key not in (*NO_MATTER, *OF_TRAINING)},
+        **{
+            key: value
+            for key, value in plain_values(cfg).items()
+            if key not in (*IGNORED_KEYS, *TRAINING_EVALUATION_KEYS)
+        },
         "weights' sha256": sha256,
-        "the objects' sha256": objects_hash(dataset),
-        "engine": engine(),
+        "the objects' sha256": hash_annotations(dataset),
+        "engine": engine_name(),
         "--scope": plan.scope,
         "--calib-images": plan.calibration.images,
         "--calib-seed": plan.calibration.seed,
@@ -134,10 +151,10 @@ def _plan_of(out: Path) -> dict[str, Any]:
 
 def _upgraded(plan: dict[str, Any]) -> dict[str, Any]:
     """An older plan may have former names, say whether norms were recalibrated, and have keys that decide nothing."""
-    plan = renamed(plan, MOVED)
+    plan = renamed(plan, RENAMED_KEYS)
     if "--recalibrate-bn" in plan:
         plan["--scheme"] = str(Scheme(norms=RE_ESTIMATED if plan.pop("--recalibrate-bn") else TRAINED))
-    return {key: value for key, value in plan.items() if key not in OF_TRAINING}
+    return {key: value for key, value in plan.items() if key not in TRAINING_EVALUATION_KEYS}
 
 
 def _keep_to_the_plan(out: Path, identity: dict[str, Any]) -> None:

@@ -30,50 +30,59 @@ from ssql_det.d2 import (
     build_lr_scheduler,
     build_optimizer,
 )
-from ssql_det.detect import checkpoints
-from ssql_det.detect.answers import answered
-from ssql_det.detect.checkpoints import build_detector, described_by, pretrained_detector
-from ssql_det.detect.config import DEFAULT_VALUES, MOVED, NO_MATTER, OF_TRAINING, seed_of
-from ssql_det.detect.data import Batch, check_dataset, is_own, require_fit
-from ssql_det.detect.stream import BadImages, part_of_batch, training_batches
-from ssql_det.detect.watch import LOOKS_NAME, Watch
+from ssql_det.detect import training_checkpoint
+from ssql_det.detect.config import (
+    DEFAULT_VALUES,
+    IGNORED_KEYS,
+    RENAMED_KEYS,
+    TRAINING_EVALUATION_KEYS,
+    get_training_seed,
+)
+from ssql_det.detect.datasets import check_custom_annotations, check_dataset, is_custom
+from ssql_det.detect.detector import build_detector, describe_untrained, load_pretrained_detector
+from ssql_det.detect.engine_errors import translate_errors
+from ssql_det.detect.evaluation_data import Batch
+from ssql_det.detect.periodic_evaluation import EVALUATIONS_NAME, PeriodicEvaluation
+from ssql_det.detect.train_loader import BadImageLog, build_train_loader, get_micro_batch_size
 
 COVERAGE_NAME = "coverage.json"
 _MAY_CHANGE = (  # when a run goes on
-    *(*NO_MATTER, "SOLVER.MAX_ITER", "SOLVER.CHECKPOINT_PERIOD"),
-    *(*OF_TRAINING, "TEST.EVAL_PERIOD"),
+    *(*IGNORED_KEYS, "SOLVER.MAX_ITER", "SOLVER.CHECKPOINT_PERIOD"),
+    *(*TRAINING_EVALUATION_KEYS, "TEST.EVAL_PERIOD"),
 )
 _CURE = "lower SOLVER.BASE_LR or lengthen SOLVER.WARMUP_ITERS, and train in another OUTPUT_DIR"
 _logger = logging.getLogger(__name__)
 
 
-def train(cfg: CfgNode, config_name: str, resume: bool = False) -> Path:
+def train(cfg: CfgNode, config_label: str, resume: bool = False) -> Path:
     """Train what a config describes, from ``MODEL.WEIGHTS``'s backbone, or from scratch where that is empty.
 
     Returns the path of the final checkpoint. With ``resume`` a run that was stopped becomes, on the CPU bit for bit,
     the run that was not. Under a process group every rank calls it, each takes its part of a batch, and rank 0 writes.
     """
-    folder, last, seed = run_folder(cfg.OUTPUT_DIR), cfg.SOLVER.MAX_ITER - 1, seed_of(cfg)
+    folder, last, seed = run_folder(cfg.OUTPUT_DIR), cfg.SOLVER.MAX_ITER - 1, get_training_seed(cfg)
     _check_numbers(cfg)
     _check_data(cfg)
     _check_norms(cfg)
     seed_all(seed + rank())  # Detectron2's way: ranks sample different regions; weights are the first's
-    is_there = (folder / checkpoints.TAG).exists()
+    is_there = (folder / training_checkpoint.LAST_CHECKPOINT_NAME).exists()
     values = plain_values(cfg)
-    is_resumed = goes_on(values, folder, is_there, resume, _MAY_CHANGE, DEFAULT_VALUES, MOVED)
+    is_resumed = goes_on(values, folder, is_there, resume, _MAY_CHANGE, DEFAULT_VALUES, RENAMED_KEYS)
     model, description, coverage = _network(cfg, begins=not is_resumed)
-    with answered("the solver cannot be built"):
+    with translate_errors("the solver cannot be built"):
         optimizer = build_optimizer(cfg, model)
         scheduler = build_lr_scheduler(cfg, optimizer)
-    storage, bad_images = EventStorage(), BadImages()
-    run = checkpoints.Run(folder, {"model": model, "optimizer": optimizer, "scheduler": scheduler}, storage, bad_images)
+    storage, bad_images = EventStorage(), BadImageLog()
+    run = training_checkpoint.TrainingCheckpointer(
+        folder, {"model": model, "optimizer": optimizer, "scheduler": scheduler}, storage, bad_images
+    )
     start = 0
     if is_resumed:
         newest, description = run.resume()
         start = newest + 1
         if start == cfg.SOLVER.MAX_ITER:
             _logger.info("%s is finished already", folder)
-            return folder / f"{checkpoints.FINAL}.pth"
+            return folder / f"{training_checkpoint.FINAL_NAME}.pth"
         if start > cfg.SOLVER.MAX_ITER:
             raise UserError(
                 f"{folder} is trained up to iteration {newest}, beyond SOLVER.MAX_ITER {cfg.SOLVER.MAX_ITER}; "
@@ -81,8 +90,8 @@ def train(cfg: CfgNode, config_name: str, resume: bool = False) -> Path:
             )
         _logger.info("going on at iteration %d", start)
     parts = cfg.SSQL_DET.MICRO_BATCHES
-    batches = training_batches(cfg, seed, first=start * parts)
-    watch = Watch(cfg, config_name, Facts.from_plain(description), str(description.get("arch", "")))
+    batches = build_train_loader(cfg, seed, first=start * parts)
+    watch = PeriodicEvaluation(cfg, config_label, Facts.from_plain(description), str(description.get("arch", "")))
     printer = CommonMetricPrinter(cfg.SOLVER.MAX_ITER)
     barrier()  # nobody writes before all have read
     if is_main():
@@ -91,7 +100,7 @@ def train(cfg: CfgNode, config_name: str, resume: bool = False) -> Path:
             with atomic_write(folder / COVERAGE_NAME, "w") as file:
                 json.dump(coverage.to_plain(), file, indent=1)
         if not is_resumed:
-            (folder / LOOKS_NAME).unlink(missing_ok=True)  # of a run that was killed before its first checkpoint
+            (folder / EVALUATIONS_NAME).unlink(missing_ok=True)  # of a run that was killed before its first checkpoint
     trained = DistributedDataParallel(model) if world_size() > 1 else model
 
     with storage, curves(folder, start - 1 if is_resumed else None) as write:
@@ -116,10 +125,10 @@ def train(cfg: CfgNode, config_name: str, resume: bool = False) -> Path:
             scheduler.step()
             storage.put_scalar("time", time.perf_counter() - begun)
 
-            if (iteration + 1) % checkpoints.WINDOW == 0 or iteration == last:
+            if (iteration + 1) % training_checkpoint.WINDOW_SIZE == 0 or iteration == last:
                 storage.put_scalar("bad_images", sum(all_gather(len(bad_images.names))), smoothing_hint=False)
                 printer.write()
-                medians = storage.latest_with_smoothing_hint(checkpoints.WINDOW)  # of what is noisy
+                medians = storage.latest_with_smoothing_hint(training_checkpoint.WINDOW_SIZE)  # of what is noisy
                 write(iteration, {name: value for name, (value, _) in medians.items()})
             if iteration == last or watch.is_due(iteration, last):
                 estimate_norms(cfg, model, seed)
@@ -127,7 +136,7 @@ def train(cfg: CfgNode, config_name: str, resume: bool = False) -> Path:
                 write(iteration, watch.look(model, iteration))
             if (iteration + 1) % cfg.SOLVER.CHECKPOINT_PERIOD == 0 and iteration != last:
                 run.save(f"model_{iteration:07d}", iteration, description)
-        return run.save(checkpoints.FINAL, last, description)
+        return run.save(training_checkpoint.FINAL_NAME, last, description)
 
 
 def estimate_norms(cfg: CfgNode, model: nn.Module, seed: int) -> None:
@@ -142,8 +151,11 @@ def estimate_norms(cfg: CfgNode, model: nn.Module, seed: int) -> None:
         generators = RngState.capture()
         is_training = model.training
         model.train()
-        with EventStorage(), answered("the norms' statistics cannot be estimated"):  # losses report to a storage
-            update_bn_stats(model, training_batches(cfg, seed + 1), cfg.TEST.PRECISE_BN.NUM_ITER)
+        with (
+            EventStorage(),
+            translate_errors("the norms' statistics cannot be estimated"),
+        ):  # losses report to a storage
+            update_bn_stats(model, build_train_loader(cfg, seed + 1), cfg.TEST.PRECISE_BN.NUM_ITER)
         model.train(is_training)
         generators.restore()
     for norm in norms:
@@ -164,12 +176,12 @@ def _network(cfg: CfgNode, begins: bool) -> tuple[nn.Module, dict[str, Any], Cov
 
     Then also how it was covered.
     """
-    seed = {"seed": seed_of(cfg)}
+    seed = {"seed": get_training_seed(cfg)}
     if cfg.MODEL.WEIGHTS and begins:
-        model, checkpoint, coverage = pretrained_detector(cfg)
+        model, checkpoint, coverage = load_pretrained_detector(cfg)
         return model, {**checkpoint.description(), **seed}, coverage
     model = build_detector(cfg)
-    return model, {**described_by(cfg, model), **seed}, None
+    return model, {**describe_untrained(cfg, model), **seed}, None
 
 
 def _reduced(trained: nn.Module, is_last: bool) -> AbstractContextManager[None]:
@@ -198,7 +210,7 @@ def _require_finite(losses: Mapping[str, Tensor], iteration: int) -> None:
 def _check_numbers(cfg: CfgNode) -> None:
     """What would end in a traceback, or never."""
     require_least(cfg, dict.fromkeys(("SOLVER.MAX_ITER", "SOLVER.CHECKPOINT_PERIOD", "TEST.PRECISE_BN.NUM_ITER"), 1))
-    part_of_batch(cfg)
+    get_micro_batch_size(cfg)
     if cfg.SEED + world_size() > 1 << 32:  # each rank has a seed of its own
         raise UserError(f"SEED must be less than 2**32, got {cfg.SEED}")
 
@@ -231,5 +243,5 @@ def _check_data(cfg: CfgNode) -> None:
         for other, theirs in known.items():
             if theirs != known[name]:
                 raise UserError(f"the classes of {other} are {', '.join(theirs)}, those of {name} {', '.join(classes)}")
-    for name in filter(is_own, cfg.DATASETS.TRAIN):
-        require_fit(name)
+    for name in filter(is_custom, cfg.DATASETS.TRAIN):
+        check_custom_annotations(name)

@@ -20,7 +20,7 @@ class Checkpointer(d2.DetectionCheckpointer):
 
 
 def main(folder):
-    assert d2.engine() == "detectron2"
+    assert d2.engine_name() == "detectron2"
     for name, file, arch, kind in json.loads((folder / "jobs.json").read_text()):
         model = detector(arch, kind)
         checkpointer = Checkpointer(model)

@@ -10,7 +10,7 @@ from detect.making import C4, CONFIGS, tiny
 
 from ssql_det.core.reader import read_tensors
 from ssql_det.detect import train as training
-from ssql_det.detect.checkpoints import build_detector
+from ssql_det.detect.detector import build_detector
 from ssql_det.detect.train import train
 
 LOOKING = {"SSQL_DET__EVAL_PERIOD": 4, "SSQL_DET__EVAL_BITS": ["FP", "4w4a"], "SSQL_DET__CALIB_IMAGES": 2}

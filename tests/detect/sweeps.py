@@ -2,19 +2,19 @@
 
 from detect.making import C4, CONFIGS, config, tiny
 
-from ssql_det.detect.checkpoints import trained_detector
-from ssql_det.detect.measure import Plan
+from ssql_det.detect.detector import load_trained_detector
+from ssql_det.detect.quantized_evaluation import QuantizationSettings
 from ssql_det.detect.sweep import sweep
 from ssql_det.quant import Calibration, parse_widths
 
 TEST = "toy_voc_2007_test"
-PLAN = Plan("all", Calibration(4))
+PLAN = QuantizationSettings("all", Calibration(4))
 MANY = {"MODEL__RPN__POST_NMS_TOPK_TEST": 60, "TEST__DETECTIONS_PER_IMAGE": 400}  # so that no AP is zero
 
 
 def swept(weights, out, text="FP,8,4", plan=PLAN, **keys):
     cfg = config(C4, out, MODEL__WEIGHTS=weights, **MANY, **keys)
-    return list(sweep(cfg, C4, *trained_detector(cfg), parse_widths(text), plan))
+    return list(sweep(cfg, C4, *load_trained_detector(cfg), parse_widths(text), plan))
 
 
 def command(weights, out, *flags, bits="FP,8,4", calib_images="4", **keys):

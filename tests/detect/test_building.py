@@ -8,7 +8,7 @@ from torch import nn
 from ssql_det.backbones import build_backbone
 from ssql_det.core.errors import UserError
 from ssql_det.d2 import GeneralizedRCNN
-from ssql_det.detect.checkpoints import build_detector, pretrained_detector, trained_detector
+from ssql_det.detect.detector import build_detector, load_pretrained_detector, load_trained_detector
 
 STAGES = {"layer1": "res2", "layer2": "res3", "layer3": "res4", "layer4": "res5"}
 SMALL_HEADS = {"MODEL__FPN__OUT_CHANNELS": 16, "MODEL__ROI_BOX_HEAD__FC_DIM": 16, "MODEL__ROI_MASK_HEAD__CONV_DIM": 16}
@@ -79,7 +79,7 @@ def test_all_of_a_backbone_finds_its_place(name, kind, tmp_path):
     torch.manual_seed(1)
     fresh = build_detector(cfg).state_dict()
     torch.manual_seed(1)
-    detector, checkpoint, coverage = pretrained_detector(cfg)
+    detector, checkpoint, coverage = load_pretrained_detector(cfg)
     state = detector.state_dict()
     given = {place(key, kind): value for key, value in network.state_dict().items()}
     assert all(torch.equal(state[key], value) for key, value in given.items())
@@ -98,13 +98,13 @@ def test_detectron2s_own_c4_head_would_lose_a_shallow_networks_last_stage_and_is
     _, path = saved(name, tmp_path)
     keys = {"MODEL__ROI_HEADS__NAME": "Res5ROIHeads", "MODEL__WEIGHTS": path}
     with pytest.raises(UserError, match=r"does not fit this network.*Res5ROIHeads has bottlenecks at any depth"):
-        pretrained_detector(detector_config(name, "C4", **keys))
+        load_pretrained_detector(detector_config(name, "C4", **keys))
 
 
 def test_detectron2s_own_c4_head_fits_a_deep_network(tmp_path):
     _, path = saved("resnet50", tmp_path)
     keys = {"MODEL__ROI_HEADS__NAME": "Res5ROIHeads", "MODEL__WEIGHTS": path}
-    *_, coverage = pretrained_detector(detector_config("resnet50", "C4", **keys))
+    *_, coverage = load_pretrained_detector(detector_config("resnet50", "C4", **keys))
     assert coverage.percent == 100
 
 
@@ -112,7 +112,7 @@ def test_detectron2s_own_c4_head_fits_a_deep_network(tmp_path):
 def test_a_detector_of_the_other_kind_is_refused(given, wanted, tmp_path):
     torch.save({"model": build_detector(config(given)).state_dict()}, tmp_path / "given.pth")
     with pytest.raises(UserError, match="one of the two is a C4 detector, the other has an FPN"):
-        trained_detector(config(wanted, MODEL__WEIGHTS=tmp_path / "given.pth"))
+        load_trained_detector(config(wanted, MODEL__WEIGHTS=tmp_path / "given.pth"))
 
 
 @pytest.mark.parametrize("kind", ["C4", "FPN"])
@@ -123,7 +123,7 @@ def test_a_detector_of_the_other_kind_is_refused(given, wanted, tmp_path):
 def test_a_backbone_of_another_depth_is_refused(given, wanted, kind, tmp_path):
     _, path = saved(given, tmp_path)
     with pytest.raises(UserError, match=f"is a {given} and does not fit this network"):
-        pretrained_detector(detector_config(wanted, kind, MODEL__WEIGHTS=path))
+        load_pretrained_detector(detector_config(wanted, kind, MODEL__WEIGHTS=path))
 
 
 @pytest.mark.parametrize(("norm", "kind"), [("naiveSyncBN", nn.BatchNorm2d), ("", None)])
@@ -156,7 +156,7 @@ def test_the_extra_norm_is_of_the_kind_the_config_says():
 @pytest.mark.parametrize("kind", ["C4", "FPN"])
 def test_the_narrow_detectors_features_are_the_pretrained_networks(kind, tmp_path):
     network, path = saved("narrow_resnet", tmp_path)
-    detector, *_ = pretrained_detector(detector_config("narrow_resnet", kind, MODEL__WEIGHTS=path))
+    detector, *_ = load_pretrained_detector(detector_config("narrow_resnet", kind, MODEL__WEIGHTS=path))
     network, detector = network.double(), detector.double().eval()
     images = torch.randn(2, 3, 96, 128, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
@@ -179,9 +179,9 @@ def test_the_narrow_detectors_features_are_the_pretrained_networks(kind, tmp_pat
 def test_weights_that_are_no_detector_are_not_evaluated(tmp_path):
     _, path = saved("resnet18", tmp_path)
     with pytest.raises(UserError, match=r"resnet18\.pth is a backbone alone; train a detector"):
-        trained_detector(detector_config("resnet18", "C4", MODEL__WEIGHTS=path))
+        load_trained_detector(detector_config("resnet18", "C4", MODEL__WEIGHTS=path))
     with pytest.raises(UserError, match=r"MODEL\.WEIGHTS is empty"):
-        trained_detector(detector_config("resnet18", "C4"))
+        load_trained_detector(detector_config("resnet18", "C4"))
 
 
 def test_a_detectors_weights_come_back_whole(tmp_path):
@@ -189,7 +189,7 @@ def test_a_detectors_weights_come_back_whole(tmp_path):
     torch.manual_seed(0)
     detector = unsettled(build_detector(cfg))
     torch.save({"model": detector.state_dict()}, tmp_path / "whole.pth")
-    again, checkpoint = trained_detector(cfg)
+    again, checkpoint = load_trained_detector(cfg)
     assert checkpoint.called == "whole.pth"
     assert all(torch.equal(value, again.state_dict()[key]) for key, value in detector.state_dict().items())
 

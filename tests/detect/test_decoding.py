@@ -5,7 +5,7 @@ import torch
 from detect.sweeps import swept
 
 from ssql_det.d2 import DatasetMapper
-from ssql_det.detect.data import Decoded
+from ssql_det.detect.evaluation_data import CachedLoader
 
 
 class Loader:
@@ -30,7 +30,7 @@ def values(images):
 @pytest.mark.parametrize(("memory", "decoded"), [(400, 4), (None, 4), (399, 12), (0, 12)])
 def test_images_are_decoded_once_if_they_fit_and_never_kept_in_part(memory, decoded):
     loader = Loader()
-    images = Decoded(loader, memory)
+    images = CachedLoader(loader, memory)
     for _ in range(3):
         assert values(images) == [0, 1, 2, 3]
     assert len(images) == 4
@@ -41,7 +41,7 @@ def test_images_are_decoded_once_if_they_fit_and_never_kept_in_part(memory, deco
 @pytest.mark.parametrize("memory", [400, None])
 def test_a_look_at_the_first_image_costs_no_more_than_that(memory):
     loader = Loader()
-    images = Decoded(loader, memory)
+    images = CachedLoader(loader, memory)
     assert next(iter(images))[0]["image"][0] == 0
     for _ in range(3):
         assert values(images) == [0, 1, 2, 3]
@@ -64,4 +64,4 @@ def test_a_sweep_decodes_each_image_of_the_test_set_once(learned, monkeypatch, t
 
 def test_images_come_in_their_order_only():
     with pytest.raises(TypeError, match="iterate"):
-        Decoded(Loader())[0]
+        CachedLoader(Loader())[0]

@@ -10,9 +10,9 @@ from ssql_det.cli.main import main
 from ssql_det.core import rows
 from ssql_det.d2 import read_config
 from ssql_det.detect import SSQL_DET_DEFAULTS, detector_points
-from ssql_det.detect.checkpoints import trained_detector
-from ssql_det.detect.data import calibration_images
-from ssql_det.detect.measure import calibrate
+from ssql_det.detect.detector import load_trained_detector
+from ssql_det.detect.evaluation_data import select_calibration_images
+from ssql_det.detect.quantized_evaluation import calibrate_detector
 from ssql_det.quant import Calibration, Quantization, parse_widths
 from ssql_det.quant.hooks import recorded
 from ssql_det.toydata.dataset import Settings, make_toy_data
@@ -76,10 +76,10 @@ def test_rows_and_a_table(trained, capsys):
 def test_the_error_of_features_grows_as_bits_fall(trained):
     name, keys, _ = trained
     cfg = read_config(CONFIGS / name, pairs(keys), SSQL_DET_DEFAULTS)
-    model, _ = trained_detector(cfg)
+    model, _ = load_trained_detector(cfg)
     quantization = Quantization(model, detector_points(model, "backbone"))
-    batches = calibration_images(cfg, Calibration(4))
-    calibrate(quantization, batches)
+    batches = select_calibration_images(cfg, Calibration(4))
+    calibrate_detector(quantization, batches)
 
     def features(bits):
         with quantization.at(bits), recorded(model, ["backbone"]) as seen, torch.no_grad():

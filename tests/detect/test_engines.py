@@ -10,7 +10,7 @@ import pytest
 import torch
 from detect.making import C4, CONFIGS, FPN, config, tiny, unsettled
 
-from ssql_det.detect.checkpoints import build_detector
+from ssql_det.detect.detector import build_detector
 
 spec = importlib.util.find_spec("detectron2")
 RUN = "from ssql_det.cli.main import main; main()"

@@ -7,8 +7,9 @@ from torch import nn
 
 from ssql_det.d2 import FrozenBatchNorm2d
 from ssql_det.detect import detector_points
-from ssql_det.detect.checkpoints import build_detector
-from ssql_det.detect.measure import calibrate, fast
+from ssql_det.detect.detector import build_detector
+from ssql_det.detect.evaluation import fast_inference
+from ssql_det.detect.quantized_evaluation import calibrate_detector
 from ssql_det.quant import Bits, Quantization, Side
 from ssql_det.quant.hooks import recorded
 
@@ -29,7 +30,7 @@ def detector(name, norm="BN", dtype=torch.float64):
 def calibrated_detector(name, norm="BN", dtype=torch.float64):
     model = detector(name, norm, dtype)
     quantization, batches = Quantization(model, detector_points(model, "all")), [[each] for each in pictures(3)]
-    calibrate(quantization, batches)
+    calibrate_detector(quantization, batches)
     return model, quantization, batches
 
 
@@ -43,7 +44,7 @@ def test_it_detects_the_same(name, norm, bits):
     with torch.no_grad(), quantization.at(Bits.parse(bits)):
         with recorded(model, SINKS) as plain:
             detections = [model(batch)[0]["instances"] for batch in batches]
-        with fast(model), recorded(model, SINKS) as found:
+        with fast_inference(model), recorded(model, SINKS) as found:
             again = [model(batch)[0]["instances"] for batch in batches]
     assert len(plain) == len(found) > 2 * len(batches) - 1
     for one, other in zip(plain, found, strict=True):
@@ -60,7 +61,7 @@ def test_no_norm_behind_a_conv_is_computed(name, norm):
     norms = [path for path, module in model.named_modules() if path.endswith(".norm")]
     norms = [path for path in norms if isinstance(model.get_submodule(path.removesuffix(".norm")), nn.Conv2d)]
     with recorded(model, norms) as seen, torch.no_grad():
-        with fast(model):
+        with fast_inference(model):
             model([pictures(1)[0]])
         assert not seen
         model([pictures(1)[0]])
@@ -79,7 +80,7 @@ def test_few_elements_are_a_step_apart_in_float32(name):
         with torch.no_grad(), quantization.at(bits):
             with recorded(model, paths) as plain:
                 model(batches[0])
-            with fast(model), recorded(model, paths) as found:
+            with fast_inference(model), recorded(model, paths) as found:
                 model(batches[0])
         scales = [quantization[point].grid(point.bits or bits.act).scale for point in outputs]
         steps = torch.cat([(a - b).flatten() / scale for a, b, scale in zip(plain, found, scales, strict=True)]).round()
@@ -91,7 +92,7 @@ def test_everything_is_as_it_was_afterwards_and_in_a_checkpoint_taken_inside():
     model = detector(C4)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     attributes = {path: dict(vars(module)) for path, module in model.named_modules()}
-    with fast(model):
+    with fast_inference(model):
         inside = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for state in (inside, model.state_dict()):
         assert list(state) == list(before)
@@ -107,7 +108,7 @@ def test_a_failure_inside_restores_too():
     weight = model.backbone.fpn_output2.weight
 
     def fail():
-        with fast(model):
+        with fast_inference(model):
             assert model.backbone.fpn_output2.weight is not weight
             raise ZeroDivisionError
 

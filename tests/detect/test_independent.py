@@ -8,7 +8,7 @@ from detect.detector_by_hand import Observer, Quantizer, by_hand, with_weights_o
 from detect.making import C4, FPN, choosing_in_float32, config, pictures, unsettled
 
 from ssql_det.detect import detector_points
-from ssql_det.detect.checkpoints import build_detector
+from ssql_det.detect.detector import build_detector
 from ssql_det.quant import Bits, Quantization
 
 THIN = {"DEPTH": 50, "STEM_OUT_CHANNELS": 8, "RES2_OUT_CHANNELS": 16, "WIDTH_PER_GROUP": 4}

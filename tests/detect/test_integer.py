@@ -6,7 +6,7 @@ from detect.making import C4, FPN, config
 
 from ssql_det.core.errors import UserError
 from ssql_det.detect import detector_points
-from ssql_det.detect.checkpoints import build_detector
+from ssql_det.detect.detector import build_detector
 from ssql_det.quant import Bits, Quantization, Scheme
 from ssql_det.quant.tracing import trace_pass
 

@@ -21,7 +21,7 @@ def one_size(monkeypatch):
     """All records are one image: nothing of a batch is padding."""
     records = get_detection_dataset_dicts(("toy_voc_2007_trainval",))
     wide = [each for each in records if each["width"] > each["height"]]
-    monkeypatch.setattr("ssql_det.detect.stream.get_detection_dataset_dicts", lambda *args, **kwargs: wide[:1])
+    monkeypatch.setattr("ssql_det.detect.train_loader.get_detection_dataset_dicts", lambda *args, **kwargs: wide[:1])
 
 
 @pytest.mark.parametrize("parts", [2, 4])

@@ -10,18 +10,20 @@ from detect.sweeps import PLAN, swept
 
 from ssql_det.core import rows
 from ssql_det.core.errors import UserError
-from ssql_det.detect.measure import Plan
+from ssql_det.detect.quantized_evaluation import QuantizationSettings
 from ssql_det.quant import Bits, Calibration, Scheme
 
-RE_ESTIMATED = Plan("all", Calibration(4), Scheme(norms="re-estimated"))
-OVERRIDDEN = Plan("all", Calibration(4), overrides={"backbone.res4.*": Bits(8, 8), "roi_heads.*": Bits(6, 6)})
+RE_ESTIMATED = QuantizationSettings("all", Calibration(4), Scheme(norms="re-estimated"))
+OVERRIDDEN = QuantizationSettings(
+    "all", Calibration(4), overrides={"backbone.res4.*": Bits(8, 8), "roi_heads.*": Bits(6, 6)}
+)
 PROSE = "4 images of toy_voc_2007_trainval, seed 0, MinMax"
 SAID = {  # by a row of schema 1
     "minmax": (PLAN, PROSE),
     "norms": (RE_ESTIMATED, f"{PROSE}, BN recalibrated"),
     "bits file": (OVERRIDDEN, f"{PROSE}, backbone.res4.* at 8w8a, roi_heads.* at 6w6a"),
 }
-OF_TRAINING = {"EVAL_PERIOD": 0, "EVAL_BITS": ["FP", "8w8a", "4w4a"], "SCOPE": "all", "CALIB_IMAGES": 32}
+TRAINING_EVALUATION_KEYS = {"EVAL_PERIOD": 0, "EVAL_BITS": ["FP", "8w8a", "4w4a"], "SCOPE": "all", "CALIB_IMAGES": 32}
 
 
 def make_older(folder, calibration, widths=("FP", "4w4a")):
@@ -37,7 +39,7 @@ def make_older(folder, calibration, widths=("FP", "4w4a")):
     plan = json.loads((folder / "sweep.json").read_text())
     plan["--recalibrate-bn"] = plan.pop("--scheme") == "norms=re-estimated"
     plan = {key.replace("SSQL_DET.", "SSQL."): value for key, value in plan.items()}
-    plan |= {f"SSQL.{key}": value for key, value in OF_TRAINING.items()}
+    plan |= {f"SSQL.{key}": value for key, value in TRAINING_EVALUATION_KEYS.items()}
     (folder / "sweep.json").write_text(json.dumps(dict(sorted(plan.items())), indent=1))
     (folder / "quantization.safetensors").unlink()
     (folder / "ranges.json").write_text(json.dumps({"format": "ssql_det ranges", "version": 1, "points": {}}))
@@ -89,7 +91,7 @@ def test_one_that_is_done_is_taken_as_it_is(whole_sweep, learned, caplog, tmp_pa
     [
         (PLAN, RE_ESTIMATED, "--scheme 'minmax' (now 'norms=re-estimated')"),
         (RE_ESTIMATED, PLAN, "--scheme 'norms=re-estimated' (now 'minmax')"),
-        (PLAN, Plan("all", Calibration(5)), "--calib-images 4 (now 5)"),
+        (PLAN, QuantizationSettings("all", Calibration(5)), "--calib-images 4 (now 5)"),
     ],
 )
 def test_another_sweep_in_its_folder_is_refused(plan, other, difference, learned, tmp_path):

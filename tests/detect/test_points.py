@@ -5,7 +5,7 @@ from detect.making import C4, FPN, config
 
 from ssql_det.core.errors import UserError
 from ssql_det.detect import detector_points
-from ssql_det.detect.checkpoints import build_detector
+from ssql_det.detect.detector import build_detector
 
 # "path side", "@8" where it stays at 8 bits, "from 0" where the range goes down to zero.
 C4_BACKBONE = """

@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 from ssql_det.cli.main import main
 from ssql_det.cli.predict import _split
 from ssql_det.core.errors import UserError
-from ssql_det.detect.checkpoints import build_detector
+from ssql_det.detect.detector import build_detector
 from ssql_det.detect.predict import category_ids, find_images, prepared
 
 

@@ -15,7 +15,7 @@ from refusals import refused
 
 import ssql_det
 from ssql_det.core import rows
-from ssql_det.detect.checkpoints import build_detector
+from ssql_det.detect.detector import build_detector
 
 TOOLS = Path(ssql_det.__file__).parents[1] / "tools"
 MANY = {"MODEL__RPN__POST_NMS_TOPK_TEST": 30, "TEST__DETECTIONS_PER_IMAGE": 60}

@@ -20,7 +20,7 @@ from ssql_det.cli.main import _parser
 from ssql_det.core.config import plain_values, read_config_file
 from ssql_det.d2 import get_cfg, read_config
 from ssql_det.detect import SSQL_DET_DEFAULTS
-from ssql_det.detect.checkpoints import build_detector, pretrained_detector
+from ssql_det.detect.detector import build_detector, load_pretrained_detector
 from ssql_det.pretrain.checkpoint import NAME
 from ssql_det.report.names import published_name
 from ssql_det.report.published import published_table
@@ -195,7 +195,7 @@ def test_a_supervised_row_takes_torchvisions_file_as_it_is(number, tmp_path, mon
     file.parent.mkdir(parents=True)
     network = torchvision.models.get_model(name, weights=None)
     torch.save(network.state_dict(), file)
-    detector, _, coverage = pretrained_detector(as_given(f"table{number}/imagenet_supervised.yaml"))
+    detector, _, coverage = load_pretrained_detector(as_given(f"table{number}/imagenet_supervised.yaml"))
     assert coverage.percent == 100
     last = detector.roi_heads.res5 if number == 6 else detector.backbone.bottom_up.res5
     assert torch.equal(last[0].conv1.weight, network.layer4[0].conv1.weight)

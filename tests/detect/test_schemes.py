@@ -14,14 +14,14 @@ from ssql_det.cli.main import main
 from ssql_det.core import rows
 from ssql_det.core.errors import UserError
 from ssql_det.detect import detector_points
-from ssql_det.detect.checkpoints import trained_detector
-from ssql_det.detect.data import calibration_images
-from ssql_det.detect.measure import Plan, calibrate
+from ssql_det.detect.detector import load_trained_detector
+from ssql_det.detect.evaluation_data import select_calibration_images
 from ssql_det.detect.predict import detect
+from ssql_det.detect.quantized_evaluation import QuantizationSettings, calibrate_detector
 from ssql_det.quant import Calibration, Quantization, Scheme, parse_widths
 
 SCHEME = "weight=centred, act=mse, norms=re-estimated"
-PLAN = Plan("all", Calibration(4), Scheme.parse(SCHEME))
+PLAN = QuantizationSettings("all", Calibration(4), Scheme.parse(SCHEME))
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_rows_say_the_scheme_and_are_those_of_no_other(in_scheme, whole_sweep):
 def test_each_part_of_it_changes_the_numbers(in_scheme, learned, tmp_path):
     found = {SCHEME: rows.read(in_scheme / "results.jsonl")[-1].metrics["bbox/AP"]}
     for text in ("minmax", "weight=centred", "act=mse", "norms=re-estimated", "weight=centred, act=mse"):
-        plan = Plan("all", Calibration(4), Scheme.parse(text))
+        plan = QuantizationSettings("all", Calibration(4), Scheme.parse(text))
         (row,) = swept(learned, tmp_path / text, "4", plan)
         found[text] = row.metrics["bbox/AP"]
     assert len(set(found.values())) == len(found) == 6
@@ -91,10 +91,10 @@ def test_predictions_are_those_of_the_same_quantization_in_process(in_scheme, le
     main(predict(learned, tmp_path / "saved", photos, "--quantization", in_scheme / "quantization.safetensors"))
     main(predict(learned, tmp_path / "anew", photos, "--scheme", SCHEME))
     cfg = config(C4, MODEL__WEIGHTS=learned, **MANY)
-    model, _ = trained_detector(cfg)
+    model, _ = load_trained_detector(cfg)
     quantization = Quantization(model, detector_points(model, "all"), Scheme.parse(SCHEME))
-    batches = calibration_images(cfg, Calibration(4))
-    calibrate(quantization, batches)
+    batches = select_calibration_images(cfg, Calibration(4))
+    calibrate_detector(quantization, batches)
     paths = [photos / "a.png", photos / "b.png"]
     found = detect(cfg, quantization, paths, parse_widths("FP,8,4"), 0.0, batches)
     expected = {str(bits): tuple(detections) for bits, detections in found.items()}
@@ -125,7 +125,7 @@ def test_a_file_of_another_scheme_than_is_asked_for_is_refused(in_scheme, learne
 def test_another_scheme_in_the_same_folder_is_refused(text, in_scheme, learned):
     before = {path.name: path.read_bytes() for path in in_scheme.iterdir()}
     with pytest.raises(UserError) as refusal:
-        swept(learned, in_scheme, "FP,5", Plan("all", Calibration(4), Scheme.parse(text)))
+        swept(learned, in_scheme, "FP,5", QuantizationSettings("all", Calibration(4), Scheme.parse(text)))
     difference = f"--scheme {SCHEME!r} (now {text!r})"
     assert str(refusal.value) == f"the sweep in {in_scheme} has {difference}; choose another OUTPUT_DIR"
     assert {path.name: path.read_bytes() for path in in_scheme.iterdir()} == before
@@ -133,6 +133,6 @@ def test_another_scheme_in_the_same_folder_is_refused(text, in_scheme, learned):
 
 def test_one_scheme_written_in_two_ways_is_one_sweep(in_scheme, learned):
     same = Scheme.parse("norms = re-estimated,act=mse:2,weight=centred,placement=published")
-    found = swept(learned, in_scheme, plan=Plan("all", Calibration(4), same))
+    found = swept(learned, in_scheme, plan=QuantizationSettings("all", Calibration(4), same))
     assert found == rows.read(in_scheme / "results.jsonl")
     assert len(numbers(found)) == 3

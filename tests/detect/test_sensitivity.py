@@ -8,9 +8,15 @@ import torch
 from detect.making import C4, CONFIGS, FPN, config, pictures, tiny, unsettled
 
 from ssql_det.cli.main import main
-from ssql_det.detect.checkpoints import build_detector
+from ssql_det.detect.detector import build_detector
 from ssql_det.detect.points import detector_points
-from ssql_det.detect.sensitivity import Hurt, feature_errors, groups, kept_at, ranked
+from ssql_det.detect.sensitivity import (
+    GroupSensitivity,
+    list_groups,
+    measure_feature_errors,
+    select_overrides,
+    sort_by_loss,
+)
 from ssql_det.quant import Bits, Quantization
 
 GROUPS = {
@@ -39,12 +45,12 @@ def detector(request):
 
 def errors(detector, bits):
     _, quantization = detector
-    return {each.pattern: each.loss for each in feature_errors(quantization, Bits(bits, bits), BATCHES)}
+    return {each.pattern: each.loss for each in measure_feature_errors(quantization, Bits(bits, bits), BATCHES)}
 
 
 def test_the_groups_are_the_parts_of_a_detector(detector):
     name, quantization = detector
-    assert groups(quantization.points) == GROUPS[name]
+    assert list_groups(quantization.points) == GROUPS[name]
 
 
 def test_every_point_is_in_one_group(detector):
@@ -83,9 +89,14 @@ def test_looking_changes_no_weight(detector):
 
 
 def test_the_most_hurt_are_kept_at_more_bits():
-    found = [Hurt("a.*", 0.1), Hurt("b.*", 3.0), Hurt("c.*", -1.0), Hurt("d.*", 0.2)]
-    assert [each.pattern for each in ranked(found)] == ["b.*", "d.*", "a.*", "c.*"]
-    assert kept_at(found, 2, Bits(8, 8)) == {"b.*": "8w8a", "d.*": "8w8a"}
+    found = [
+        GroupSensitivity("a.*", 0.1),
+        GroupSensitivity("b.*", 3.0),
+        GroupSensitivity("c.*", -1.0),
+        GroupSensitivity("d.*", 0.2),
+    ]
+    assert [each.pattern for each in sort_by_loss(found)] == ["b.*", "d.*", "a.*", "c.*"]
+    assert select_overrides(found, 2, Bits(8, 8)) == {"b.*": "8w8a", "d.*": "8w8a"}
 
 
 @pytest.mark.parametrize("scheme", ["minmax", "weight=centred, act=mse, norms=re-estimated"])

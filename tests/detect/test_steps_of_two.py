@@ -10,8 +10,8 @@ from detect.runs import farthest, first_gradients, same
 
 from ssql_det.core.choices import seed_all
 from ssql_det.detect import train as training
-from ssql_det.detect.checkpoints import build_detector
-from ssql_det.detect.stream import training_batches
+from ssql_det.detect.detector import build_detector
+from ssql_det.detect.train_loader import build_train_loader
 
 
 def ranks_of(folder, name="{}.pt"):
@@ -29,7 +29,7 @@ def reduced(in_two):
 def alone(rank, case, folder, monkeypatch):
     """The gradients of one process that is given a rank's images and seed, and the weights of the first."""
     cfg = two_processes.of_case(case, folder)
-    shares = (batch[rank::2] for batch in training_batches(cfg, cfg.SEED))
+    shares = (batch[rank::2] for batch in build_train_loader(cfg, cfg.SEED))
 
     def build(cfg):
         torch.manual_seed(cfg.SEED)
@@ -98,7 +98,7 @@ def test_precise_norms_have_the_statistics_of_all_ranks_images(in_two, tmp_path)
     assert len(norms) == 9
     shares = []
     for rank in (0, 1):
-        batches = itertools.islice(training_batches(cfg, cfg.SEED + 1), cfg.TEST.PRECISE_BN.NUM_ITER)
+        batches = itertools.islice(build_train_loader(cfg, cfg.SEED + 1), cfg.TEST.PRECISE_BN.NUM_ITER)
         shares.append(statistics(model, norms, (batch[rank::2] for batch in batches)))
     for name in norms:
         means, variances = map(torch.stack, zip(*(share[name] for share in shares), strict=True))

@@ -12,7 +12,7 @@ from ssql_det.core.errors import UserError
 from ssql_det.core.rows import read
 from ssql_det.d2 import build_model, read_config
 from ssql_det.detect import SSQL_DET_DEFAULTS
-from ssql_det.detect.checkpoints import trained_detector
+from ssql_det.detect.detector import load_trained_detector
 
 ZOO = Path(ssql_det.__file__).parents[1] / "configs" / "detection" / "zoo"
 SMALL = {
@@ -62,7 +62,7 @@ def test_a_published_detector_is_swept_as_it_is(config, tmp_path, capsys):
     assert ("segm/AP" in found[0].metrics) == config.startswith("mask")
     assert "4w4a" in capsys.readouterr().out
     cfg = read_config(ZOO / f"{config}.yaml", overrides(settings), SSQL_DET_DEFAULTS)
-    loaded = trained_detector(cfg)[0].state_dict()
+    loaded = load_trained_detector(cfg)[0].state_dict()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in model.state_dict().items())
 
 
@@ -79,7 +79,7 @@ def test_a_detector_that_does_not_fit_is_refused(drop, more, said, tmp_path):
     path, _ = published("mask_r50_fpn", tmp_path / "x.pkl", drop, **more)
     cfg = read_config(ZOO / "mask_r50_fpn.yaml", overrides({**SMALL, "MODEL.WEIGHTS": str(path)}), SSQL_DET_DEFAULTS)
     with pytest.raises(UserError) as refusal:
-        trained_detector(cfg)
+        load_trained_detector(cfg)
     assert said in str(refusal.value)
 
 
@@ -88,7 +88,7 @@ def test_a_config_that_feeds_other_images_is_refused(tmp_path):
     settings = {**SMALL, "MODEL.WEIGHTS": str(path), "INPUT.FORMAT": "RGB"}
     cfg = read_config(ZOO / "mask_r50_fpn.yaml", overrides(settings), SSQL_DET_DEFAULTS)
     with pytest.raises(UserError, match=r"was trained on other images .* set INPUT\.FORMAT BGR"):
-        trained_detector(cfg)
+        load_trained_detector(cfg)
 
 
 @pytest.mark.parametrize("config", [path.stem for path in sorted(ZOO.glob("*.yaml"))])

@@ -16,12 +16,11 @@ from safetensors.torch import load_file
 from ssql_det.cli.main import main
 from ssql_det.core import rows
 from ssql_det.core.errors import UserError
-from ssql_det.d2 import engine
-from ssql_det.detect import detector_points
-from ssql_det.detect import measure as measuring
-from ssql_det.detect.checkpoints import trained_detector
-from ssql_det.detect.data import evaluation_images
-from ssql_det.detect.measure import evaluate
+from ssql_det.d2 import engine_name
+from ssql_det.detect import detector_points, quantized_evaluation
+from ssql_det.detect.detector import load_trained_detector
+from ssql_det.detect.evaluation import evaluate
+from ssql_det.detect.evaluation_data import build_evaluation_loader
 from ssql_det.detect.sweep import sweep
 from ssql_det.quant import Bits, Calibration, Quantization, Scheme, parse_widths
 
@@ -35,7 +34,7 @@ def test_a_row_says_what_it_depends_on(whole_sweep, learned):
     for row in found:
         assert (row.method, row.checkpoint, row.config, row.dataset) == ("", "model_final.pth", C4, TEST)
         assert row.checkpoint_hash == hashlib.sha256(learned.read_bytes()).hexdigest()
-        assert (row.scope, row.seed, row.engine) == ("all", 3, engine())
+        assert (row.scope, row.seed, row.engine) == ("all", 3, engine_name())
         assert row.calibration == Calibration(4, 0, "toy_voc_2007_trainval")
         assert (row.scheme, row.placement, row.network) == ("minmax", "published", "narrow_resnet")
         assert (row.overrides, row.protocol) == ({}, {})
@@ -54,7 +53,7 @@ def test_a_row_has_the_seed_that_its_weights_were_trained_with(learned, tmp_path
 
 def test_the_costs_are_those_of_the_widths(whole_sweep, learned):
     fp, eight, four = (row.metrics for row in whole_sweep[1])
-    model, _ = trained_detector(config(C4, MODEL__WEIGHTS=learned))
+    model, _ = load_trained_detector(config(C4, MODEL__WEIGHTS=learned))
     assert fp["MB"] == pytest.approx(sum(each.numel() for each in model.parameters()) * 4 / 1e6)
     assert fp["GBOPs"] == pytest.approx(fp["GFLOPs"] * 32 * 32)
     assert fp["GFLOPs"] == eight["GFLOPs"] == four["GFLOPs"]
@@ -64,14 +63,14 @@ def test_the_costs_are_those_of_the_widths(whole_sweep, learned):
 
 def test_float_is_the_detector_as_it_is(whole_sweep, learned):
     cfg = config(C4, MODEL__WEIGHTS=learned, **MANY)
-    model, _ = trained_detector(cfg)
-    metrics = evaluate(model, evaluation_images(cfg, TEST), TEST)
+    model, _ = load_trained_detector(cfg)
+    metrics = evaluate(model, build_evaluation_loader(cfg, TEST), TEST)
     assert metrics.items() <= whole_sweep[1][0].metrics.items()
 
 
 def test_a_width_is_the_detector_quantized(whole_sweep, learned):
     cfg = config(C4, MODEL__WEIGHTS=learned, **MANY)
-    model, _ = trained_detector(cfg)
+    model, _ = load_trained_detector(cfg)
     points = detector_points(model, "all")
     saved = whole_sweep[0] / "quantization.safetensors"
     assert set(load_file(saved)) == {f"{point.key}/ends" for point in points if not point.is_weight}
@@ -79,13 +78,13 @@ def test_a_width_is_the_detector_quantized(whole_sweep, learned):
     assert set(quantization.points) == set(points)
     assert quantization.calibration == Calibration(4, 0, "toy_voc_2007_trainval")
     with quantization.at(Bits(4, 4)):
-        metrics = evaluate(model, evaluation_images(cfg, TEST), TEST)
+        metrics = evaluate(model, build_evaluation_loader(cfg, TEST), TEST)
     assert metrics.items() <= whole_sweep[1][2].metrics.items()
 
 
 def test_a_sweep_leaves_the_weights_bit_for_bit_and_float_after_it_is_float_before(whole_sweep, learned, tmp_path):
     cfg = config(C4, tmp_path / "one", MODEL__WEIGHTS=learned, **MANY)
-    model, checkpoint = trained_detector(cfg)
+    model, checkpoint = load_trained_detector(cfg)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     list(sweep(cfg, C4, model, checkpoint, parse_widths("4,8"), PLAN))
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
@@ -112,8 +111,8 @@ def test_a_sweep_that_is_done_does_nothing_again(whole_sweep, learned, monkeypat
 
     folder, found = whole_sweep
     before = (folder / "results.jsonl").read_bytes()
-    monkeypatch.setattr("ssql_det.detect.sweep.measure", never)
-    monkeypatch.setattr("ssql_det.detect.sweep.prepare", never)
+    monkeypatch.setattr("ssql_det.detect.sweep.evaluate_quantized", never)
+    monkeypatch.setattr("ssql_det.detect.sweep.prepare_evaluation", never)
     assert swept(learned, folder) == found
     assert swept(learned, folder, "4") == found[2:]
     assert (folder / "results.jsonl").read_bytes() == before
@@ -124,10 +123,10 @@ def test_a_sweep_calibrates_once(learned, monkeypatch, tmp_path):
 
     def counted(*args, **kwargs):
         calls.append(args)
-        return calibrate(*args, **kwargs)
+        return calibrate_detector(*args, **kwargs)
 
-    calibrate = measuring.calibrate
-    monkeypatch.setattr(measuring, "calibrate", counted)
+    calibrate_detector = quantized_evaluation.calibrate_detector
+    monkeypatch.setattr(quantized_evaluation, "calibrate_detector", counted)
     swept(learned, tmp_path, "8,4")
     swept(learned, tmp_path, "8,4,6")
     assert len(calls) == 1

@@ -8,10 +8,10 @@ from detect.sweeps import MANY, command, swept
 from refusals import refused
 
 from ssql_det.core.errors import UserError
-from ssql_det.detect.checkpoints import trained_detector
-from ssql_det.detect.data import calibration_images, in_eights
-from ssql_det.detect.measure import Plan, feed
+from ssql_det.detect.detector import load_trained_detector
+from ssql_det.detect.evaluation_data import merge_batches, select_calibration_images
 from ssql_det.detect.points import detector_points
+from ssql_det.detect.quantized_evaluation import QuantizationSettings, run_detector
 from ssql_det.detect.sweep import sweep
 from ssql_det.quant import Bits, Calibration, Quantization, Scheme, parse_widths
 
@@ -22,26 +22,26 @@ RE_ESTIMATED = Scheme(norms="re-estimated")
 
 def test_calibration_images_are_chosen_by_the_seed_alone():
     cfg = config(C4)
-    chosen = [batch[0]["file_name"] for batch in calibration_images(cfg, Calibration(6))]
+    chosen = [batch[0]["file_name"] for batch in select_calibration_images(cfg, Calibration(6))]
     torch.rand(1)
-    assert [batch[0]["file_name"] for batch in calibration_images(cfg, Calibration(6))] == chosen
-    assert [batch[0]["file_name"] for batch in calibration_images(cfg, Calibration(4))] == chosen[:4]
-    assert [batch[0]["file_name"] for batch in calibration_images(cfg, Calibration(6, seed=1))] != chosen
+    assert [batch[0]["file_name"] for batch in select_calibration_images(cfg, Calibration(6))] == chosen
+    assert [batch[0]["file_name"] for batch in select_calibration_images(cfg, Calibration(4))] == chosen[:4]
+    assert [batch[0]["file_name"] for batch in select_calibration_images(cfg, Calibration(6, seed=1))] != chosen
     assert len(set(chosen)) == 6
-    image = calibration_images(cfg, Calibration(1))[0][0]
+    image = select_calibration_images(cfg, Calibration(1))[0][0]
     assert min(image["image"].shape[1:]) == 64  # in test form
     assert "instances" not in image
 
 
 def test_a_row_does_not_claim_more_images_than_there_are(learned, tmp_path):
-    (row,) = swept(learned, tmp_path, "4", Plan("all", Calibration(1000)))
+    (row,) = swept(learned, tmp_path, "4", QuantizationSettings("all", Calibration(1000)))
     assert row.calibration == Calibration(30, 0, "toy_voc_2007_trainval")
 
 
 def test_calibration_on_no_images_is_refused(learned, capsys, tmp_path):
     assert "--calib-images" in refused(capsys, *command(learned, tmp_path / "out", calib_images="0"))
     with pytest.raises(UserError, match="calibration needs at least 1 image, got --calib-images 0"):
-        swept(learned, tmp_path / "out", plan=Plan("all", Calibration(0)))
+        swept(learned, tmp_path / "out", plan=QuantizationSettings("all", Calibration(0)))
     assert not (tmp_path / "out/results.jsonl").exists()
 
 
@@ -50,9 +50,9 @@ def test_calibration_on_no_images_is_refused(learned, capsys, tmp_path):
 
 def test_re_estimated_norms_change_the_rows_and_are_put_back(whole_sweep, learned, tmp_path):
     cfg = config(C4, tmp_path, MODEL__WEIGHTS=learned, **MANY)
-    model, checkpoint = trained_detector(cfg)
+    model, checkpoint = load_trained_detector(cfg)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    plan = Plan("all", Calibration(4), RE_ESTIMATED)
+    plan = QuantizationSettings("all", Calibration(4), RE_ESTIMATED)
     found = list(sweep(cfg, C4, model, checkpoint, parse_widths("FP,8,4"), plan))
     for row, plain in zip(found, whole_sweep[1], strict=True):
         assert row.metrics["bbox/AP"] != plain.metrics["bbox/AP"]
@@ -67,8 +67,8 @@ def test_re_estimated_norms_change_the_rows_and_are_put_back(whole_sweep, learne
 
 def test_re_estimated_norms_have_the_statistics_of_the_images(learned):
     cfg = config(C4, MODEL__WEIGHTS=learned, **MANY)
-    model, _ = trained_detector(cfg)
-    images = calibration_images(cfg, Calibration(11))
+    model, _ = load_trained_detector(cfg)
+    images = select_calibration_images(cfg, Calibration(11))
     weight, norm = model.backbone.stem.conv1.weight, model.backbone.stem.conv1.norm
     means, variances = [], []
     with torch.no_grad():
@@ -79,7 +79,7 @@ def test_re_estimated_norms_have_the_statistics_of_the_images(learned):
             variances.append(x.var((0, 2, 3)))
     quantization = Quantization(model, detector_points(model, "all"), RE_ESTIMATED)
     model.train()
-    quantization.estimate_norms(Bits.FP, in_eights(images), forward=feed)
+    quantization.estimate_norms(Bits.FP, merge_batches(images), forward=run_detector)
     assert all(module.training for module in model.modules())
     with quantization.at(Bits.FP):
         torch.testing.assert_close(norm.running_mean, torch.stack(means).mean(0), rtol=1e-4, atol=1e-5)
@@ -89,16 +89,16 @@ def test_re_estimated_norms_have_the_statistics_of_the_images(learned):
 def run_into_an_accident(quantization, images):
     norm = quantization.model.backbone.stem.conv1.norm
     trained = norm.running_mean
-    quantization.estimate_norms(Bits.FP, in_eights(images), forward=feed)
+    quantization.estimate_norms(Bits.FP, merge_batches(images), forward=run_detector)
     with quantization.at(Bits.FP):
         assert not torch.equal(norm.running_mean, trained)
         raise ZeroDivisionError
 
 
 def test_norms_come_back_after_an_accident(learned):
-    model, _ = trained_detector(config(C4, MODEL__WEIGHTS=learned))
+    model, _ = load_trained_detector(config(C4, MODEL__WEIGHTS=learned))
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    accidents = {ZeroDivisionError: calibration_images(config(C4), Calibration(2)), TypeError: [[None]]}
+    accidents = {ZeroDivisionError: select_calibration_images(config(C4), Calibration(2)), TypeError: [[None]]}
     for accident, images in accidents.items():  # inside, and on the way in
         quantization = Quantization(model, detector_points(model, "all"), RE_ESTIMATED)
         with pytest.raises(accident):

@@ -11,8 +11,8 @@ from kills import kill_until_done
 from ssql_det import d2
 from ssql_det.core import rows
 from ssql_det.core.errors import UserError
-from ssql_det.detect import measure as measuring
-from ssql_det.detect.measure import Plan
+from ssql_det.detect import quantized_evaluation
+from ssql_det.detect.quantized_evaluation import QuantizationSettings
 from ssql_det.quant import Bits, Calibration, Scheme
 
 QUANTIZATION = "quantization.safetensors"
@@ -25,12 +25,24 @@ QUANTIZATION = "quantization.safetensors"
     [
         (PLAN, {"MODEL__ROI_HEADS__NMS_THRESH_TEST": 0.3}, "MODEL.ROI_HEADS.NMS_THRESH_TEST 0.5 (now 0.3)"),
         (PLAN, {"INPUT__MIN_SIZE_TEST": 72}, "INPUT.MIN_SIZE_TEST 64 (now 72)"),
-        (Plan("all", Calibration(5)), {}, "--calib-images 4 (now 5)"),
-        (Plan("backbone", Calibration(4)), {}, "--scope 'all' (now 'backbone')"),
-        (Plan("all", Calibration(4, seed=1)), {}, "--calib-seed 0 (now 1)"),
-        (Plan("all", Calibration(4), Scheme(norms="re-estimated")), {}, "--scheme 'minmax' (now 'norms=re-estimated')"),
-        (Plan("all", Calibration(4), overrides={"*": Bits(8, 8)}), {}, "--bits-file {} (now {'*': '8w8a'})"),
-        (Plan("backbone", Calibration(5)), {}, "--scope 'all' (now 'backbone'), --calib-images 4 (now 5)"),
+        (QuantizationSettings("all", Calibration(5)), {}, "--calib-images 4 (now 5)"),
+        (QuantizationSettings("backbone", Calibration(4)), {}, "--scope 'all' (now 'backbone')"),
+        (QuantizationSettings("all", Calibration(4, seed=1)), {}, "--calib-seed 0 (now 1)"),
+        (
+            QuantizationSettings("all", Calibration(4), Scheme(norms="re-estimated")),
+            {},
+            "--scheme 'minmax' (now 'norms=re-estimated')",
+        ),
+        (
+            QuantizationSettings("all", Calibration(4), overrides={"*": Bits(8, 8)}),
+            {},
+            "--bits-file {} (now {'*': '8w8a'})",
+        ),
+        (
+            QuantizationSettings("backbone", Calibration(5)),
+            {},
+            "--scope 'all' (now 'backbone'), --calib-images 4 (now 5)",
+        ),
     ],
 )
 def test_another_sweep_in_the_same_folder_is_refused_and_says_what_differs(
@@ -62,9 +74,11 @@ def test_so_are_other_objects_under_the_same_name(whole_sweep, learned, monkeypa
 
 def test_so_is_another_order_of_overrides(learned, tmp_path):
     first = {"*": Bits(8, 8), "backbone.*": Bits(4, 4)}
-    swept(learned, tmp_path, "5", Plan("all", Calibration(4), overrides=first))
+    swept(learned, tmp_path, "5", QuantizationSettings("all", Calibration(4), overrides=first))
     with pytest.raises(UserError, match="--bits-file"):
-        swept(learned, tmp_path, "5", Plan("all", Calibration(4), overrides=dict(reversed(first.items()))))
+        swept(
+            learned, tmp_path, "5", QuantizationSettings("all", Calibration(4), overrides=dict(reversed(first.items())))
+        )
 
 
 def test_where_the_weights_lie_and_who_decodes_does_not_matter(whole_sweep, learned, tmp_path):
@@ -119,11 +133,11 @@ def test_a_sweep_killed_anywhere_resumes_to_the_same_rows_and_calibration(learne
 
 
 def test_a_plan_that_came_to_no_row_gives_way_to_another(learned, monkeypatch, tmp_path):
-    out, new, other = tmp_path / "out", tmp_path / "new", Plan("all", Calibration(12))
+    out, new, other = tmp_path / "out", tmp_path / "new", QuantizationSettings("all", Calibration(12))
     with monkeypatch.context() as patch:
-        patch.setattr("ssql_det.detect.sweep.measure", lambda *ignored: 1 / 0)
+        patch.setattr("ssql_det.detect.sweep.evaluate_quantized", lambda *ignored: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            swept(learned, out, plan=Plan("all", Calibration(1)))
+            swept(learned, out, plan=QuantizationSettings("all", Calibration(1)))
     assert {path.name for path in out.iterdir()} == {"sweep.json", QUANTIZATION}
     assert numbers(swept(learned, out, "4", other)) == numbers(swept(learned, new, "4", other))
     for name in ("sweep.json", QUANTIZATION):
@@ -132,12 +146,12 @@ def test_a_plan_that_came_to_no_row_gives_way_to_another(learned, monkeypatch, t
 
 def test_a_sweep_whose_folder_another_took_adds_no_row(learned, monkeypatch, tmp_path):
     def beside(*given):
-        patch.setattr("ssql_det.detect.sweep.measure", measuring.measure)
-        swept(learned, tmp_path, "4", Plan("all", Calibration(12)))
-        return measuring.measure(*given)
+        patch.setattr("ssql_det.detect.sweep.evaluate_quantized", quantized_evaluation.evaluate_quantized)
+        swept(learned, tmp_path, "4", QuantizationSettings("all", Calibration(12)))
+        return quantized_evaluation.evaluate_quantized(*given)
 
     with monkeypatch.context() as patch:
-        patch.setattr("ssql_det.detect.sweep.measure", beside)
+        patch.setattr("ssql_det.detect.sweep.evaluate_quantized", beside)
         with pytest.raises(UserError, match=r"has --calib-images 12 \(now 4\); choose another OUTPUT_DIR"):
             swept(learned, tmp_path, "8")
     assert [row.bits for row in rows.read(tmp_path / "results.jsonl")] == ["4w4a"]

@@ -18,9 +18,9 @@ from ssql_det.core.config import load_config
 from ssql_det.core.reader import read_tensors
 from ssql_det.d2 import get_detection_dataset_dicts
 from ssql_det.detect import train as training
-from ssql_det.detect.checkpoints import build_detector
-from ssql_det.detect.stream import training_batches
+from ssql_det.detect.detector import build_detector
 from ssql_det.detect.train import train
+from ssql_det.detect.train_loader import build_train_loader
 
 
 def contents(folder):
@@ -103,7 +103,7 @@ def test_precise_bn_gives_a_norm_the_statistics_of_all_its_images(tmp_path):
     model = build_detector(cfg)
     state = final(tmp_path)["model"]
     model.load_state_dict(state)
-    batches = training_batches(cfg, cfg.SEED + 1)
+    batches = build_train_loader(cfg, cfg.SEED + 1)
     pixels = []
     for _ in range(3):
         x = model.preprocess_image(next(batches)).tensor
@@ -190,7 +190,7 @@ def test_an_unknown_data_set_comes_with_the_nearest_name(key, capsys, tmp_path):
 def test_a_bad_image_ends_the_run_or_is_counted_in_its_curves(monkeypatch, capsys, tmp_path):
     records = [dict(each) for each in get_detection_dataset_dicts(("toy_voc_2007_trainval",))[:4]]
     records[1]["file_name"] = str(tmp_path / "missing.jpg")
-    monkeypatch.setattr("ssql_det.detect.stream.get_detection_dataset_dicts", lambda *args, **kwargs: records)
+    monkeypatch.setattr("ssql_det.detect.train_loader.get_detection_dataset_dicts", lambda *args, **kwargs: records)
     line = refused(capsys, *arguments(tmp_path / "stop"))
     assert f"cannot train on {tmp_path}/missing.jpg: " in line
     train(config(C4, tmp_path / "skip", SSQL_DET__ON_BAD_IMAGE="skip"), C4)

@@ -12,9 +12,9 @@ from detect.runs import LOOKING, first_gradients, sampling_the_first, stopped_in
 from ssql_det.core.ranks import rank
 from ssql_det.d2 import get_detection_dataset_dicts
 from ssql_det.detect import train as training
-from ssql_det.detect.checkpoints import build_detector
+from ssql_det.detect.detector import build_detector
+from ssql_det.detect.periodic_evaluation import PeriodicEvaluation
 from ssql_det.detect.train import estimate_norms, train
-from ssql_det.detect.watch import Watch
 
 FEEDING = {"SOLVER__IMS_PER_BATCH": 6, "TEST__PRECISE_BN__ENABLED": False}
 WHOLE_BATCHES = {"SOLVER__IMS_PER_BATCH": 4, "SOLVER__CLIP_GRADIENTS__ENABLED": False}
@@ -63,7 +63,7 @@ def gradients_with(folder, norm):
     records = get_detection_dataset_dicts(("toy_voc_2007_trainval",))[:1]
     keys = {"MODEL__RESNETS__NORM": norm, "SSQL_DET__EXTRA_NORM": norm, "INPUT__MIN_SIZE_TRAIN": (64,), "SEED": 0}
     with pytest.MonkeyPatch.context() as patch, sampling_the_first():
-        patch.setattr("ssql_det.detect.stream.get_detection_dataset_dicts", lambda *args, **kwargs: records)
+        patch.setattr("ssql_det.detect.train_loader.get_detection_dataset_dicts", lambda *args, **kwargs: records)
         found = first_gradients(config(C4, f"{folder}/run", **WHOLE_BATCHES, **keys), in_float64)
     torch.save(found, f"{folder}/{rank()}.pt")
 
@@ -80,14 +80,14 @@ def estimated(folder):
 
 def looked_at(folder, is_precise):
     """A training that looks on the way; the network as each look found it."""
-    look, found = Watch.look, []
+    look, found = PeriodicEvaluation.look, []
 
     def spy(watch, model, iteration):
         found.append({name: value.clone() for name, value in model.state_dict().items()})
         return look(watch, model, iteration)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Watch, "look", spy)
+        patch.setattr(PeriodicEvaluation, "look", spy)
         train(config(C4, f"{folder}/run", TEST__PRECISE_BN__ENABLED=is_precise, **LOOKING), C4)
     torch.save(found, f"{folder}/{rank()}.pt")
 

@@ -17,8 +17,8 @@ from ssql_det.convert import FORMATS
 from ssql_det.core.config import read_config_file as uncached
 from ssql_det.core.errors import UserError
 from ssql_det.detect import SSQL_DET_DEFAULTS
-from ssql_det.detect.checkpoints import FINAL
 from ssql_det.detect.sweep import QUANTIZATION_NAME, RESULTS_NAME
+from ssql_det.detect.training_checkpoint import FINAL_NAME
 from ssql_det.pretrain.analyzing import names_of
 from ssql_det.pretrain.checkpoint import NAME
 from ssql_det.pretrain.config import read_config
@@ -88,7 +88,7 @@ def test_every_command_is_one_and_says_what_its_step_reads_and_makes(plan):
             case "train-det":
                 assert options.resume
                 assert cfg.MODEL.WEIGHTS in (read | {""})
-                assert step.makes == (Path(cfg.OUTPUT_DIR) / f"{FINAL}.pth",)
+                assert step.makes == (Path(cfg.OUTPUT_DIR) / f"{FINAL_NAME}.pth",)
             case "sweep":
                 assert cfg.MODEL.WEIGHTS in read
                 assert list(map(str, parse_widths(options.bits))) == list(map(str, parse_widths(plan.preset.bits)))

@@ -14,12 +14,12 @@ _LONGEST = 400  # characters of what is said: some checks list all classes of a 
 
 
 @contextmanager
-def answered(what: str, *more: type[Exception]) -> Iterator[None]:
+def translate_errors(what: str, *more: type[Exception]) -> Iterator[None]:
     """Turn what the engine raises about a config or a file into one sentence that begins with ``what``.
 
     ``more`` are kinds that elsewhere would be bugs; a plain ``Exception`` is how pycocotools refuses.
 
-    >>> with answered("the data set cannot be read"):
+    >>> with translate_errors("the data set cannot be read"):
     ...     loader = build_detection_test_loader(cfg, "voc_2007_test")
     """
     try:

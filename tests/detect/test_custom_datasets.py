@@ -12,7 +12,7 @@ from ssql_det.core.errors import UserError
 from ssql_det.core.reader import read_tensors
 from ssql_det.core.rows import Calibration
 from ssql_det.d2 import MetadataCatalog
-from ssql_det.detect.data import classes_of, own_name
+from ssql_det.detect.datasets import load_class_names, make_custom_name
 
 SHORT = {"SOLVER__MAX_ITER": 2, "SOLVER__STEPS": (), "SOLVER__IMS_PER_BATCH": 2}
 
@@ -82,8 +82,8 @@ def test_classes_and_their_numbers_are_the_files(toy, tmp_path):
     main(train_det(tmp_path / "run", *own(toy, **files)))
     state = read_tensors(tmp_path / "run/model_final.pth")["model"]
     assert len(state["roi_heads.box_predictor.cls_score.bias"]) == 3
-    name = own_name(f"{places(toy, 'train')[0]}:{files['train']}")
-    assert classes_of(name) == ["even", "odd"]
+    name = make_custom_name(f"{places(toy, 'train')[0]}:{files['train']}")
+    assert load_class_names(name) == ["even", "odd"]
     image = next(places(toy, "val")[0].iterdir())
     main(
         [
@@ -162,14 +162,14 @@ def test_places_that_are_none_are_refused(given, complaint, capsys, tmp_path):
 
 def test_a_name_says_where_the_data_lie_from_anywhere(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    assert own_name("photos:labels.json") == f"coco:{tmp_path}/photos:{tmp_path}/labels.json"
-    assert own_name("~/a:b:c.json").endswith("/a:b:" + str(tmp_path / "c.json"))
-    assert own_name("~nobody-is-called-so:c.json") == f"coco:{tmp_path}/~nobody-is-called-so:{tmp_path}/c.json"
+    assert make_custom_name("photos:labels.json") == f"coco:{tmp_path}/photos:{tmp_path}/labels.json"
+    assert make_custom_name("~/a:b:c.json").endswith("/a:b:" + str(tmp_path / "c.json"))
+    assert make_custom_name("~nobody-is-called-so:c.json") == f"coco:{tmp_path}/~nobody-is-called-so:{tmp_path}/c.json"
     with pytest.raises(UserError, match="there is no folder of images"):
-        classes_of(own_name("photos:labels.json"))
+        load_class_names(make_custom_name("photos:labels.json"))
 
 
 def test_its_classes_are_known_before_it_is_loaded(toy):
-    name = own_name("{}:{}".format(*places(toy, "val")))
-    assert classes_of(name) == list(MetadataCatalog.get(name).thing_classes)
-    assert len(classes_of(name)) == 10
+    name = make_custom_name("{}:{}".format(*places(toy, "val")))
+    assert load_class_names(name) == list(MetadataCatalog.get(name).thing_classes)
+    assert len(load_class_names(name)) == 10

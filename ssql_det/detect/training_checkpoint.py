@@ -9,25 +9,14 @@ them, and beside them the generators' state, the latest scalars and what is know
 from __future__ import annotations
 
 import logging
-import os
 import reprlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from ssql_det.convert import (
-    Checkpoint,
-    Coverage,
     Facts,
-    Input,
-    architecture_of,
-    load_backbone,
-    load_detector,
-    read,
-    told,
 )
 from ssql_det.convert.checkpoint import KEY, some
 from ssql_det.convert.format import faults
@@ -38,32 +27,30 @@ from ssql_det.core.optimizers import take_up
 from ssql_det.core.ranks import all_gather, is_main, rank
 from ssql_det.core.reader import read_tensors
 from ssql_det.core.tensor_files import save_tensors
-from ssql_det.d2 import CfgNode, EventStorage, build_model
-from ssql_det.detect.answers import answered
-from ssql_det.detect.config import check
-from ssql_det.detect.stream import BadImages
+from ssql_det.d2 import EventStorage
+from ssql_det.detect.train_loader import BadImageLog
 
-TAG = "last_checkpoint"
-FINAL = "model_final"
-WINDOW = 20  # iterations that a median of scalars is of, and between log lines
+LAST_CHECKPOINT_NAME = "last_checkpoint"
+FINAL_NAME = "model_final"
+WINDOW_SIZE = 20  # iterations that a median of scalars is of, and between log lines
 _BY_THE_CLOCK = ("time", "eta_seconds")  # scalars that are left out: equal runs have equal checkpoints, to the byte
 _KEYS = ("model", "optimizer", "scheduler", "iteration", "rng", "history", "bad_images", KEY)
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingCheckpointer:
     """What a training changes. ``parts`` are model, optimizer and scheduler, each with a ``state_dict``.
 
-    >>> run = Run(folder, {"model": model, "optimizer": optimizer, "scheduler": scheduler}, storage, bad_images)
+    >>> run = TrainingCheckpointer(folder, {"model": model, "optimizer": optimizer, "scheduler": scheduler}, storage, bad_images)
     >>> run.save("model_0000499", 499, description)
-    >>> iteration, description = Run(folder, parts, storage, bad_images).resume()
+    >>> iteration, description = TrainingCheckpointer(folder, parts, storage, bad_images).resume()
     """
 
     folder: Path
     parts: Mapping[str, Any]
     storage: EventStorage
-    bad_images: BadImages
+    bad_images: BadImageLog
 
     def save(self, name: str, iteration: int, description: Mapping[str, Any]) -> Path:
         """Write ``name.pth``, then the tag. ``iteration`` is the last that is in it; every rank takes part."""
@@ -74,7 +61,7 @@ class Run:
             content |= {"iteration": iteration, "history": _latest_scalars(self.storage), KEY: dict(description)}
             with atomic_write(path) as file:
                 save_tensors(content | of_ranks, file)
-            with atomic_write(self.folder / TAG, "w") as tag:
+            with atomic_write(self.folder / LAST_CHECKPOINT_NAME, "w") as tag:
                 tag.write(path.name)
         return path
 
@@ -113,21 +100,21 @@ class Run:
 
 def _newest(folder: Path) -> Path:
     """What the tag names; it lies beside it, wherever the folder was moved."""
-    name = (folder / TAG).read_text("utf-8", errors="replace").strip()
+    name = (folder / LAST_CHECKPOINT_NAME).read_text("utf-8", errors="replace").strip()
     if not name or Path(name).name != name:
         raise UserError(
-            f"{folder / TAG} names {name!r}, which is no file of that folder; write a checkpoint's name there"
+            f"{folder / LAST_CHECKPOINT_NAME} names {name!r}, which is no file of that folder; write a checkpoint's name there"
         )
     return folder / name
 
 
 def _latest_scalars(storage: EventStorage) -> dict[str, dict[str, Any]]:
-    """Of the last ``WINDOW`` iterations, so that a resumed run has the medians of one that was not stopped.
+    """Of the last ``WINDOW_SIZE`` iterations, so that a resumed run has the medians of one that was not stopped.
 
     >>> _latest_scalars(storage)["total_loss"]
     {'is_noisy': True, 'values': [(2.41, 480), ..., (2.12, 499)]}
     """
-    is_noisy, first = storage.smoothing_hints(), storage.iter - WINDOW + 1
+    is_noisy, first = storage.smoothing_hints(), storage.iter - WINDOW_SIZE + 1
     return {
         name: {
             "is_noisy": is_noisy[name],
@@ -143,63 +130,3 @@ def _restore_scalars(storage: EventStorage, scalars: Mapping[str, Mapping[str, A
     for name, kept in scalars.items():
         for value, iteration in kept["values"]:
             storage.put_scalar(name, value, smoothing_hint=kept["is_noisy"], cur_iter=iteration)
-
-
-def build_detector(cfg: CfgNode) -> nn.Module:
-    """The network that a config describes, with fresh weights.
-
-    >>> detector = build_detector(read_config("configs/detection/voc_r18_c4.yaml", own=SSQL_DET_DEFAULTS))
-    """
-    check(cfg)
-    with answered("this config does not describe a detector", RuntimeError):
-        model: nn.Module = build_model(cfg)
-        return model
-
-
-def trained_detector(cfg: CfgNode) -> tuple[nn.Module, Checkpoint]:
-    """The network with all the weights in ``MODEL.WEIGHTS``: a whole detector, one's own or of the model zoo."""
-    checkpoint = _read(cfg)
-    if not checkpoint.detector:
-        raise UserError(f"{cfg.MODEL.WEIGHTS} is a backbone alone; train a detector with it first, and give that")
-    model = build_detector(cfg)
-    _report(load_detector(model, checkpoint), checkpoint, "the detector")
-    return model, checkpoint
-
-
-def pretrained_detector(cfg: CfgNode) -> tuple[nn.Module, Checkpoint, Coverage]:
-    """The network with the backbone in ``MODEL.WEIGHTS``, all of it."""
-    checkpoint = _read(cfg)
-    if checkpoint.detector:
-        _logger.warning("%s is a whole detector: its backbone is taken, its heads begin anew", checkpoint.called)
-    model = build_detector(cfg)
-    coverage = load_backbone(model, checkpoint)
-    _report(coverage, checkpoint, "the backbone")
-    return model, checkpoint, coverage
-
-
-def described_by(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
-    """What is known about a network that began from scratch: what its config says."""
-    facts = told(Facts(method=cfg.SSQL_DET.METHOD or None), images_of(cfg), cfg.MODEL.RESNETS.STRIDE_IN_1X1)
-    return Checkpoint(architecture_of(model), {}, facts).description()
-
-
-def images_of(cfg: CfgNode) -> Input:
-    """The images that a config feeds."""
-    return Input(cfg.INPUT.FORMAT, tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD))
-
-
-def _read(cfg: CfgNode) -> Checkpoint:
-    """What a file does not say of its images and strides, the config it comes with does."""
-    if not cfg.MODEL.WEIGHTS:
-        raise UserError("MODEL.WEIGHTS is empty; say which weights, at the end of the command: MODEL.WEIGHTS FILE")
-    checkpoint = read(os.path.expanduser(cfg.MODEL.WEIGHTS))
-    facts = checkpoint.facts
-    stride = cfg.MODEL.RESNETS.STRIDE_IN_1X1 if facts.stride_in_1x1 is None else facts.stride_in_1x1
-    return replace(checkpoint, facts=told(facts, facts.input or images_of(cfg), stride))
-
-
-def _report(coverage: Coverage, checkpoint: Checkpoint, what: str) -> None:
-    _logger.info(
-        "%s: %.1f %% of %s, %d tensors; %d left as they were",
-        *(checkpoint.called, coverage.percent, what, len(coverage.used), len(coverage.left_out)),
-    )

@@ -13,13 +13,13 @@ from detect.making import C4, FPN, config
 
 from ssql_det import d2
 from ssql_det.core.errors import UserError
-from ssql_det.detect.stream import BadImages, GroupedBatches, SeededSamples, training_batches
+from ssql_det.detect.train_loader import AspectRatioBatchSampler, BadImageLog, SeededDataset, build_train_loader
 
 TRAIN = "toy_voc_2007_trainval"
 
 
 def taken(cfg, count, seed=5, first=0):
-    return list(itertools.islice(training_batches(cfg, seed, first), count))
+    return list(itertools.islice(build_train_loader(cfg, seed, first), count))
 
 
 def plain(batches):
@@ -67,7 +67,7 @@ def test_another_seed_gives_another_stream(stream):
 
 
 def test_what_is_drawn_meanwhile_does_not_matter(stream):
-    batches = training_batches(config(C4), 5)
+    batches = build_train_loader(config(C4), 5)
     got = []
     for _ in range(4):
         disturb()
@@ -85,7 +85,7 @@ def test_masks_come_with_it_where_the_config_wants_them():
 
 def test_an_image_is_augmented_anew_each_time_it_comes():
     records = d2.get_detection_dataset_dicts((TRAIN,))[:1]
-    samples = SeededSamples(records, d2.DatasetMapper(config(C4), True), seed=0)
+    samples = SeededDataset(records, d2.DatasetMapper(config(C4), True), seed=0)
     forms = {(image.shape, image.numpy().tobytes()) for image in (samples[n, 0]["image"] for n in range(20))}
     assert len(forms) == 4  # two sizes, flipped and not
     assert torch.equal(samples[7, 0]["image"], samples[7, 0]["image"])
@@ -93,7 +93,7 @@ def test_an_image_is_augmented_anew_each_time_it_comes():
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_mapping_leaves_the_global_generators_as_they_are(workers):
-    batches = training_batches(config(C4, DATALOADER__NUM_WORKERS=workers), 5)
+    batches = build_train_loader(config(C4, DATALOADER__NUM_WORKERS=workers), 5)
     before = generators()
     for _ in range(3):
         next(batches)
@@ -102,7 +102,7 @@ def test_mapping_leaves_the_global_generators_as_they_are(workers):
 
 def test_starting_leaves_the_global_generators_as_they_are():
     before = generators()
-    training_batches(config(C4), 5)
+    build_train_loader(config(C4), 5)
     assert generators() == before
 
 
@@ -110,7 +110,7 @@ def test_starting_leaves_the_global_generators_as_they_are():
 
 
 def batches_of(wide, size, count, **more):
-    return list(itertools.islice(GroupedBatches(wide, size, **({"seed": 3} | more)), count))
+    return list(itertools.islice(AspectRatioBatchSampler(wide, size, **({"seed": 3} | more)), count))
 
 
 @pytest.mark.parametrize("size", [1, 3, 4])
@@ -176,7 +176,7 @@ def broken(tmp_path):
 
 
 def samples(records, policy):
-    return SeededSamples(records, d2.DatasetMapper(config(C4), True), seed=0, on_bad_image=policy)
+    return SeededDataset(records, d2.DatasetMapper(config(C4), True), seed=0, on_bad_image=policy)
 
 
 @pytest.mark.parametrize(("index", "name"), [(2, "torn.jpg"), (3, "missing.jpg")])
@@ -214,7 +214,7 @@ def test_the_last_ones_stand_in_is_the_first(broken):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_each_bad_image_is_named_once_and_counted(workers, broken, caplog):
     cfg = config(C4, DATASETS__TRAIN=("broken",), DATALOADER__NUM_WORKERS=workers, SSQL_DET__ON_BAD_IMAGE="skip")
-    bad = BadImages()
+    bad = BadImageLog()
     with caplog.at_level(logging.WARNING, "ssql_det"):
         for batch in taken(cfg, 12):  # four times through
             bad.take_from(batch)
@@ -233,4 +233,4 @@ def test_where_no_image_can_be_read_it_ends(broken):
 
 def test_an_unknown_policy_is_refused():
     with pytest.raises(UserError, match=r"SSQL_DET\.ON_BAD_IMAGE is stop or skip, got 'ignore'"):
-        training_batches(config(C4, SSQL_DET__ON_BAD_IMAGE="ignore"), 0)
+        build_train_loader(config(C4, SSQL_DET__ON_BAD_IMAGE="ignore"), 0)

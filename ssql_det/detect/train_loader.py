@@ -20,8 +20,9 @@ from ssql_det.core.config import require_least
 from ssql_det.core.errors import UserError
 from ssql_det.core.ranks import leave_interrupts_to_the_main_process, rank, world_size
 from ssql_det.d2 import CfgNode, DatasetMapper, get_detection_dataset_dicts
-from ssql_det.detect.answers import answered
-from ssql_det.detect.data import Batch, check_dataset
+from ssql_det.detect.datasets import check_dataset
+from ssql_det.detect.engine_errors import translate_errors
+from ssql_det.detect.evaluation_data import Batch
 
 BAD_IMAGE_POLICIES = ("stop", "skip")
 BAD_IMAGES = "bad_images"  # in a sample: the files that it stands in for
@@ -33,12 +34,12 @@ Record = dict[str, Any]
 Place = tuple[int, int]  # a position in the stream, and the record that stands there
 
 
-class GroupedBatches(Sampler[list[Place]]):
+class AspectRatioBatchSampler(Sampler[list[Place]]):
     """Endless batches of one orientation, wide or tall, so that little of a batch is padding; from batch ``first`` on.
 
     Of each batch this is the part of one of ``world`` ranks.
 
-    >>> batches = GroupedBatches([True, True, False, False], size=2, seed=0)
+    >>> batches = AspectRatioBatchSampler([True, True, False, False], size=2, seed=0)
     >>> sorted(index for _, index in next(iter(batches)))
     [2, 3]
     """
@@ -67,7 +68,7 @@ class GroupedBatches(Sampler[list[Place]]):
             yield from torch.randperm(len(self._is_wide), generator=generator).tolist()
 
 
-class SeededSamples(Dataset[Record]):
+class SeededDataset(Dataset[Record]):
     """Records mapped to samples, each with random choices of its own position; a bad image stops or is stood in for."""
 
     def __init__(
@@ -98,7 +99,7 @@ class SeededSamples(Dataset[Record]):
         return len(self._records)
 
 
-class BadImages:
+class BadImageLog:
     """Names each bad image once and counts all."""
 
     def __init__(self) -> None:
@@ -112,7 +113,7 @@ class BadImages:
                     _logger.warning("%s cannot be read; the next image stands in (%d so far)", name, len(self.names))
 
 
-def part_of_batch(cfg: CfgNode) -> int:
+def get_micro_batch_size(cfg: CfgNode) -> int:
     """How many images all ranks take at once: a batch may come in several parts, one after the other.
 
     Each part counts the same, as a rank's does.
@@ -127,9 +128,9 @@ def part_of_batch(cfg: CfgNode) -> int:
     return int(size // parts)
 
 
-def training_batches(cfg: CfgNode, seed: int, first: int = 0) -> Iterator[Batch]:
+def build_train_loader(cfg: CfgNode, seed: int, first: int = 0) -> Iterator[Batch]:
     """This rank's share of every part of a batch from part ``first`` on, in the config's training form, without end."""
-    size = part_of_batch(cfg)
+    size = get_micro_batch_size(cfg)
     if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
         raise UserError(
             f"DATALOADER.SAMPLER_TRAIN {cfg.DATALOADER.SAMPLER_TRAIN} is not here; leave it TrainingSampler"
@@ -139,7 +140,7 @@ def training_batches(cfg: CfgNode, seed: int, first: int = 0) -> Iterator[Batch]
         raise UserError(f"SSQL_DET.ON_BAD_IMAGE is {' or '.join(BAD_IMAGE_POLICIES)}, got {policy!r}")
     for name in cfg.DATASETS.TRAIN:
         check_dataset(name)
-    with answered("the training data, those of DATASETS.TRAIN, cannot be read"):
+    with translate_errors("the training data, those of DATASETS.TRAIN, cannot be read"):
         records = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
         mapper = DatasetMapper(cfg, is_train=True)
         grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING
@@ -147,8 +148,8 @@ def training_batches(cfg: CfgNode, seed: int, first: int = 0) -> Iterator[Batch]
     if cfg.MODEL.MASK_ON:
         _require_masks(records)
     loader = DataLoader(
-        SeededSamples(records, mapper, seed, policy),
-        batch_sampler=GroupedBatches(is_wide, size, seed, first, rank(), world_size()),
+        SeededDataset(records, mapper, seed, policy),
+        batch_sampler=AspectRatioBatchSampler(is_wide, size, seed, first, rank(), world_size()),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=list,
         generator=torch.Generator().manual_seed(seed),  # else it draws from the global one, once a run
