@@ -21,8 +21,8 @@ from ssql_det.core.ranks import launch
 from ssql_det.toydata.compose import CLASSES
 
 USE = """
-from ssql_det.core.errors import one_sentence
-with one_sentence():
+from ssql_det.core.errors import reporting_errors
+with reporting_errors():
     from ssql_det import d2
     d2.set_up_logging()
     print(d2.engine_name(), d2.Instances.__module__)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from ssql_det import __version__, cli
-from ssql_det.core.errors import EXIT_BAD_INPUT, UserError, did_you_mean, one_sentence
+from ssql_det.core.errors import EXIT_BAD_INPUT, UserError, did_you_mean, reporting_errors
 from ssql_det.core.registry import Registry, import_modules, import_plugins, import_plugins_again
 
 
@@ -53,7 +53,7 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> None:
     warnings.filterwarnings("ignore", _ON_IMPORTING_FVCORE, FutureWarning)
     os.environ.setdefault("PYTHONWARNINGS", f"ignore:{_ON_IMPORTING_FVCORE}:FutureWarning")  # for further processes
-    with one_sentence():
+    with reporting_errors():
         import_plugins_again()
         plugins, given = _without_plugins(sys.argv[1:] if arguments is None else arguments)
         import_plugins(plugins)

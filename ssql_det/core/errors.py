@@ -1,81 +1,172 @@
-"""A user's mistake is one sentence (what, where, what to do) and exit code 2, never a traceback."""
+"""How a command ends when something fails: a user's mistake is one sentence, a bug is a traceback.
+
+====================================  =========================================================  =========
+what failed                           what stderr shows                                          exit code
+====================================  =========================================================  =========
+a mistake (:class:`UserError`), a     ``error: SENTENCE``; before it one line on the exception   2
+full disk, too little memory          that caused it; with ``SSQL_DET_DEBUG=1`` the traceback
+a bug: any other exception            the traceback, then where to report it                     1
+Ctrl-C, SIGTERM                       one line                                                   130, 143
+====================================  =========================================================  =========
+"""
 
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import re
+import signal
 import sys
+import threading
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import NoReturn
 
+EXIT_BUG = 1
 EXIT_BAD_INPUT = 2
 EXIT_INCOMPLETE = 3  # of several steps some failed
-EXIT_INTERRUPTED = 130
-EXIT_BROKEN_PIPE = 141
+EXIT_INTERRUPTED = 128 + signal.SIGINT
+EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE
+EXIT_TERMINATED = 128 + signal.SIGTERM
+
+DEBUG_VARIABLE = "SSQL_DET_DEBUG"
+REPORT_LINE = (
+    "this is a bug in ssql_det or in a plugin: please report it with the lines above and `ssql-det --version`"
+)
+_MAX_CAUSE_LENGTH = 300
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+_OUT_OF_MEMORY = re.compile(r"\[enforce fail at alloc_cpu\.cpp:\d+\].*DefaultCPUAllocator: |CUDA error: out of memory")
 
 
 class UserError(Exception):
-    """Something the user can mend. The message says what is wrong, where, and what to do.
+    """Something the user can correct. The message says what is wrong, where, and what to do.
 
-    It stays one line that a terminal shows as it is, whatever names a foreign file brought into it.
+    Control characters, which a name in a foreign file may contain, are escaped, so the message is a single line.
 
     >>> raise UserError("bits must be 2 to 16, got 17 in '17w8a'; write for example 8w8a")
+    Traceback (most recent call last):
+    ssql_det.core.errors.UserError: bits must be 2 to 16, got 17 in '17w8a'; write for example 8w8a
     """
 
     def __init__(self, message: object = "") -> None:
         super().__init__(printable(str(message)))
 
 
-def printable(text: str, most: int | None = None) -> str:
-    """Text without control characters, cut in the middle where it is longer than ``most``.
+class Terminated(BaseException):
+    """SIGTERM arrived. As with ``KeyboardInterrupt``, ``except Exception`` does not catch it."""
 
-    >>> printable("a\\n\\x1b[31mb" * 9, most=12)
-    'a\\\\n\\\\x1...31mb'
+
+def printable(text: str, most: int | None = None) -> str:
+    r"""Escape control characters; a text longer than ``most`` is cut in the middle.
+
+    >>> printable("a\n\x1b[31mb" * 9, most=12)
+    'a\\n\\x1...31mb'
     """
     text = text if most is None or len(text) <= most else f"{text[: most // 2]}...{text[len(text) - most // 2 + 3 :]}"
     return text if text.isprintable() else "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
 
 
 @contextmanager
-def one_sentence() -> Iterator[None]:
-    """The one place where a :class:`UserError`, or a refusal of the machine, becomes a line and exit code 2."""
+def reporting_errors() -> Iterator[None]:
+    """Turn every exception into the output and the exit code of the table above."""
     try:
         yield
     except UserError as mistake:
-        _refuse(mistake)
-    except BrokenPipeError:  # the reader of a pipe has had enough
+        _report_mistake(mistake, mistake.__cause__)
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(EXIT_BROKEN_PIPE) from None
-    except OSError as failure:  # a full disk, a forbidden folder, a name too long: the machine's no, not a bug
-        where = f": {failure.filename}" if failure.filename else ""
-        _refuse(UserError(f"{failure.strerror or failure}{where}; check the path, its rights and the disk"))
-    except (MemoryError, RuntimeError) as failure:
-        if not _is_about_memory(failure):
-            raise
-        reason = str(failure).partition("\n")[0] or "it is used up"
-        _refuse(UserError(f"the memory does not suffice ({reason}); make images, batches or the network smaller"))
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        raise SystemExit(EXIT_INTERRUPTED) from None
+        _report_signal("interrupted", EXIT_INTERRUPTED)
+    except Terminated:
+        _report_signal("terminated", EXIT_TERMINATED)
+    except Exception as failure:
+        mistake = _describe_machine_failure(failure)
+        if mistake is None:
+            _report_bug(failure)
+        _report_mistake(mistake, failure)
 
 
-def _refuse(mistake: UserError) -> NoReturn:
-    print(f"error: {mistake}", file=sys.stderr)
-    raise SystemExit(EXIT_BAD_INPUT) from None
+@contextmanager
+def raising_on_sigterm() -> Iterator[None]:
+    """Inside, SIGTERM raises :class:`Terminated`, so that files and child processes are cleaned up.
 
-
-def _is_about_memory(failure: Exception) -> bool:
-    """Torch says it in words: on the CPU it can't allocate memory, a GPU is out of memory."""
-    return isinstance(failure, MemoryError) or bool(re.search("allocate memory|out of memory", str(failure)))
+    Signal handlers belong to the main thread; in any other thread this does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, _raise_terminated)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """``"; did you mean 'X'?"`` for the nearest known name, or nothing when none is near.
+    """``"; did you mean 'X'?"`` for the most similar known name, or nothing when none is similar.
 
     >>> did_you_mean("SOLVER.BASE_RL", ["SOLVER.BASE_LR", "SEED"])
     "; did you mean 'SOLVER.BASE_LR'?"
     """
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _raise_terminated(signum: int, frame: FrameType | None) -> NoReturn:
+    raise Terminated
+
+
+def _describe_machine_failure(failure: Exception) -> UserError | None:
+    """The sentence for a full disk, a path that cannot be used or too little memory; ``None`` for a bug."""
+    if isinstance(failure, OSError) and failure.errno is not None:
+        path = failure.filename
+        if path is not None or failure.errno in _DISK_ERRORS:
+            where = "" if path is None else f": {os.fsdecode(path) if isinstance(path, bytes) else path}"
+            return UserError(f"{failure.strerror}{where}; check the path, its permissions and the disk")
+    if _is_out_of_memory(failure):
+        reason = str(failure).partition("\n")[0] or "the machine has no more"
+        return UserError(f"out of memory ({reason}); make images, batches or the network smaller")
+    return None
+
+
+def _is_out_of_memory(failure: Exception) -> bool:
+    """Python and torch's GPU allocator have a class for it; torch's CPU allocator only has words."""
+    if isinstance(failure, MemoryError):
+        return True
+    classes = {f"{each.__module__}.{each.__name__}" for each in type(failure).__mro__}
+    if classes & {"torch.OutOfMemoryError", "torch.cuda.OutOfMemoryError"}:
+        return True
+    return isinstance(failure, RuntimeError) and _OUT_OF_MEMORY.match(str(failure)) is not None
+
+
+def _report_mistake(mistake: UserError, cause: BaseException | None) -> NoReturn:
+    if os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0"):
+        traceback.print_exception(mistake if cause is mistake.__cause__ else cause)
+    if cause is not None:
+        print(f"caused by {_describe_cause(cause)}", file=sys.stderr)
+    print(f"error: {mistake}", file=sys.stderr)
+    raise SystemExit(EXIT_BAD_INPUT) from None
+
+
+def _describe_cause(cause: BaseException) -> str:
+    """Its type, text and the line that raised it."""
+    frames = traceback.extract_tb(cause.__traceback__)
+    where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    text = printable(" ".join(str(cause).split()), _MAX_CAUSE_LENGTH)
+    return printable(f"{type(cause).__name__}: {text}{where}" if text else f"{type(cause).__name__}{where}")
+
+
+def _report_bug(failure: Exception) -> NoReturn:
+    traceback.print_exception(failure)
+    print(REPORT_LINE, file=sys.stderr)
+    raise SystemExit(EXIT_BUG) from None
+
+
+def _report_signal(line: str, code: int) -> NoReturn:
+    if os.environ.get("RANK", "0") == "0":  # one process of a job is enough
+        print(line, file=sys.stderr)
+    raise SystemExit(code) from None

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, spawn
 
-from ssql_det.core.errors import EXIT_BAD_INPUT, UserError, one_sentence
+from ssql_det.core.errors import EXIT_BAD_INPUT, UserError, reporting_errors
 from ssql_det.core.registry import import_plugins_again
 
 T = TypeVar("T")
@@ -163,7 +163,7 @@ def _in_group(work: Callable[..., None], args: Any) -> None:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     dist.init_process_group("nccl" if on_gpu else "gloo")
     try:
-        with one_sentence():
+        with reporting_errors():
             try:
                 work(*args)
             except UserError:  # most often all ranks have found the same mistake, and one sentence is enough

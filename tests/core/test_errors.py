@@ -1,6 +1,6 @@
 import pytest
 
-from ssql_det.core.errors import UserError, did_you_mean, one_sentence
+from ssql_det.core.errors import UserError, did_you_mean, reporting_errors
 
 
 @pytest.mark.parametrize(
@@ -11,7 +11,7 @@ from ssql_det.core.errors import UserError, did_you_mean, one_sentence
     ],
 )
 def test_a_mistake_is_one_line_on_stderr_and_an_exit_code(raised, code, said, capsys):
-    with pytest.raises(SystemExit) as stopped, one_sentence():
+    with pytest.raises(SystemExit) as stopped, reporting_errors():
         raise raised
     assert stopped.value.code == code
     assert capsys.readouterr() == ("", said)
@@ -19,7 +19,7 @@ def test_a_mistake_is_one_line_on_stderr_and_an_exit_code(raised, code, said, ca
 
 @pytest.mark.parametrize("bug", [ZeroDivisionError("division by zero"), RuntimeError("shapes do not match")])
 def test_a_bug_keeps_its_traceback(bug):
-    with pytest.raises(type(bug)), one_sentence():
+    with pytest.raises(type(bug)), reporting_errors():
         raise bug
 
 
@@ -51,7 +51,7 @@ MACHINE = {
 
 @pytest.mark.parametrize(("refusal", "said"), MACHINE.values(), ids=MACHINE)
 def test_the_machines_refusal_is_a_sentence_too(refusal, said, capsys):
-    with pytest.raises(SystemExit) as stop, one_sentence():
+    with pytest.raises(SystemExit) as stop, reporting_errors():
         raise refusal
     assert stop.value.code == 2
     assert capsys.readouterr().err == f"error: {said}\n"

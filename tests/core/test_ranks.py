@@ -11,7 +11,7 @@ from ssql_det.core.ranks import all_gather, barrier, is_main, launch, rank, worl
 SCRIPT = """
 import json, sys
 from pathlib import Path
-from ssql_det.core.errors import UserError, one_sentence
+from ssql_det.core.errors import UserError, reporting_errors
 from ssql_det.core.ranks import all_gather, barrier, is_main, launch, rank, world_size
 
 def work(folder, mistaken_rank):
@@ -22,7 +22,7 @@ def work(folder, mistaken_rank):
     barrier()
 
 if __name__ == "__main__":
-    with one_sentence():
+    with reporting_errors():
         launch(work, sys.argv[1], int(sys.argv[2]), processes=2)
     print("done")
 """
