@@ -67,9 +67,9 @@ def ends(samples: Sequence[Sample]) -> tuple[Sequence[Sample], Sequence[Sample]]
 
 def trained(iterations: int, folder: str) -> tuple[list[Sample], list[float]]:
     """Samples of a training, and its losses."""
-    from ssql_det.toydata.dataset import Settings, make_toy_data
+    from ssql_det.toydata.dataset import ToyDataSettings, make_toy_data
 
-    os.environ["DETECTRON2_DATASETS"] = str(make_toy_data(f"{folder}/toy", Settings(scenes=20, crops=20), 2))
+    os.environ["DETECTRON2_DATASETS"] = str(make_toy_data(f"{folder}/toy", ToyDataSettings(scenes=20, crops=20), 2))
     lasting = {
         "SOLVER.MAX_ITER": iterations,
         "SOLVER.CHECKPOINT_PERIOD": max(1, iterations // 10),

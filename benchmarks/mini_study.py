@@ -28,7 +28,7 @@ def job(method: str, seed: int, out: str, data: str, changes: list[str]) -> None
     import torch
 
     from ssql_det.core import rows
-    from ssql_det.core.config import goes_on, save_config
+    from ssql_det.core.config import check_resume, save_config
     from ssql_det.pretrain.checkpoint import NAME, Run
     from ssql_det.pretrain.config import build_network, facts_of, moved, read_config
     from ssql_det.pretrain.data import identity, open_images
@@ -41,7 +41,7 @@ def job(method: str, seed: int, out: str, data: str, changes: list[str]) -> None
     folder = Path(out) / f"{method}_{seed}"
     keys = ["DATA.TRAIN", data, "OUTPUT_DIR", str(folder), "SEED", str(seed), "MONITOR.PERIOD", "0", *changes]
     cfg = read_config(CONFIG, [*keys, "SSQL.ENABLED", str(method == "SSQL")])
-    if goes_on(cfg.values, folder, (folder / "gap.json").exists(), True, (), {}, moved()):
+    if check_resume(cfg.values, folder, (folder / "gap.json").exists(), True, (), {}, moved()):
         return
     if method != "random":
         pretrain(cfg, resume=True)
@@ -58,7 +58,7 @@ def job(method: str, seed: int, out: str, data: str, changes: list[str]) -> None
     for norms in NORMS:
         plan = Plan(KINDS, seed, "cuda", workers=0, calibration=512, scheme=Scheme(norms=norms))
         for row in probed(str(folder / NAME), data, ",".join(BITS), cfg.data.views.name, plan):
-            rows.append(folder / "results.jsonl", row)
+            rows.append_row(folder / "results.jsonl", row)
     (folder / "gap.json").write_text(json.dumps(loss_gap(cfg, run.method)))
 
 
@@ -101,7 +101,7 @@ def table(out: str, seeds: list[int]) -> None:
         return f"{statistics.fmean(values):.{digits}f}{spread}"
 
     found = {
-        method: [row for seed in seeds for row in rows.read(Path(out) / f"{method}_{seed}" / "results.jsonl")]
+        method: [row for seed in seeds for row in rows.read_rows(Path(out) / f"{method}_{seed}" / "results.jsonl")]
         for method in METHODS
     }
     print("| norms | probe | method | " + " | ".join(BITS) + " |\n|" + "---|" * (3 + len(BITS)))

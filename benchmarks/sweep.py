@@ -127,11 +127,11 @@ def peak(name: str, which: str, folder: str) -> int:
 
 
 def main() -> None:
-    from ssql_det.toydata.dataset import Settings, make_toy_data
+    from ssql_det.toydata.dataset import ToyDataSettings, make_toy_data
 
     kept = True
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["DETECTRON2_DATASETS"] = str(make_toy_data(f"{folder}/toy", Settings(4 * IMAGES, 100), 2))
+        os.environ["DETECTRON2_DATASETS"] = str(make_toy_data(f"{folder}/toy", ToyDataSettings(4 * IMAGES, 100), 2))
         for name in TOYS:
             evaluated, swept = jobs(name, Path(folder))
             kept &= report(f"{name}: sweep / evaluation", *alternate(evaluated, swept, ROUNDS), TIME)

@@ -25,7 +25,7 @@ from PIL import EpsImagePlugin
 
 from ssql_det.core import console
 from ssql_det.core.errors import UserError
-from ssql_det.toydata.compose import CLASSES
+from ssql_det.toydata.digits import CLASSES
 
 if TYPE_CHECKING:  # both engines have the same names, those below; types are those of the one that is always there
     from ssql_det.minid2.checkpoint import *
@@ -122,15 +122,15 @@ def read_config(
     ['4w4a']
     """
     from ssql_det.core.config import load_config
-    from ssql_det.core.devices import device_named
-    from ssql_det.core.registry import import_plugins_of
+    from ssql_det.core.devices import resolve_device
+    from ssql_det.core.registry import import_config_plugins
 
-    import_plugins_of(f"{NODE}.PLUGINS", file, overrides)
+    import_config_plugins(f"{NODE}.PLUGINS", file, overrides)
     names = _names()
     defaults = names["get_cfg"]()
     defaults[NODE] = names["CfgNode"](dict(node_defaults or {}))
     cfg = load_config(defaults, file, overrides, map_former_keys(node_defaults or {}))
-    device = str(device_named(cfg.MODEL.DEVICE, "MODEL.DEVICE"))
+    device = str(resolve_device(cfg.MODEL.DEVICE, "MODEL.DEVICE"))
     if device != cfg.MODEL.DEVICE:
         cfg.defrost()
         cfg.MODEL.DEVICE = device
@@ -213,7 +213,7 @@ def _names() -> dict[str, Any]:
             f"or set {ENGINE_VARIABLE}=minid2"
         )
     if engine_name() == MINID2:  # Detectron2's own opens pickles: foreign files never go there
-        from ssql_det.core.reader import read_tensors
+        from ssql_det.core.unpickler import read_tensors
 
         found["DetectionCheckpointer"].read_file = staticmethod(read_tensors)
     return found

@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 
 from ssql_det.backbones import build_backbone
-from ssql_det.core.ranks import rank
+from ssql_det.core.distributed import rank
 from ssql_det.quant import Bits, FixedBits, Scheme
 from ssql_det.ssl import SSQL, SimSiam
 

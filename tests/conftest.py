@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ssql_det.toydata.dataset import Settings, make_toy_data
+from ssql_det.toydata.dataset import ToyDataSettings, make_toy_data
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,9 @@ def logging_as_it_was(monkeypatch):
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory):
     """A small data set, made once."""
-    return make_toy_data(tmp_path_factory.mktemp("toy") / "data", Settings(scenes=60, crops=60, seed=6), workers=2)
+    return make_toy_data(
+        tmp_path_factory.mktemp("toy") / "data", ToyDataSettings(scenes=60, crops=60, seed=6), workers=2
+    )
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ import torch
 from networks import CifarResNet
 from torch import nn
 
-from ssql_det.core.ranks import rank
+from ssql_det.core.distributed import rank
 from ssql_det.quant import Bits, Quantization, Scheme
 
 

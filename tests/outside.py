@@ -3,7 +3,7 @@ of its own. And what runs in two processes with it."""
 
 import torch
 
-from ssql_det.core.ranks import rank
+from ssql_det.core.distributed import rank
 from ssql_det.quant import ACTIVATIONS, Quantization, RangeQuantizer, Scheme
 from ssql_det.quant.quantizers import Observer
 

@@ -16,9 +16,9 @@ import torch
 from local_group import write_local_ranks
 
 from ssql_det import d2
+from ssql_det.core.distributed import launch
 from ssql_det.core.errors import UserError
-from ssql_det.core.ranks import launch
-from ssql_det.toydata.compose import CLASSES
+from ssql_det.toydata.digits import CLASSES
 
 USE = """
 from ssql_det.core.errors import reporting_errors

@@ -17,7 +17,7 @@ from torch.distributed.run import get_args_parser
 from ssql_det import d2
 from ssql_det.cli.main import _parser
 from ssql_det.cli.predict import _split
-from ssql_det.core.config import leaves
+from ssql_det.core.config import config_keys
 from ssql_det.detect import SSQL_DET_DEFAULTS
 from ssql_det.pretrain.config import default_values, read_config
 
@@ -85,7 +85,7 @@ def check_config(command, file, overrides):
         read_config(*given)
         known = default_values().keys()
     else:
-        known = set(leaves(d2.read_config(*given, SSQL_DET_DEFAULTS)))
+        known = set(config_keys(d2.read_config(*given, SSQL_DET_DEFAULTS)))
     for key, _ in pairs:
         assert key in known, f"unknown config key {key}"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from detect.making import C4, CONFIGS, tiny
 
 from ssql_det.core import rows
-from ssql_det.core.reader import read_tensors
+from ssql_det.core.unpickler import read_tensors
 
 ROOT = Path(__file__).parents[1]
 SRUN = '#!/bin/bash\n"$@" &\n"$@" &\nwait -n && wait -n\n'  # what srun does: the same on every node
@@ -49,5 +49,5 @@ def test_two_nodes_train_one_detector_and_sweep_it(toy, tmp_path):
     weights = {"MODEL__WEIGHTS": run / "model_final.pth", "OUTPUT_DIR": tmp_path / "sweep"}
     swept = job(toy, tmp_path, "eval_quantized.py", *config, "--bits", "8", *tiny(**weights, **keys))
     assert swept.returncode == 0, swept.stderr
-    (row,) = rows.read(tmp_path / "sweep/results.jsonl")
+    (row,) = rows.read_rows(tmp_path / "sweep/results.jsonl")
     assert row.bits == "8w8a"

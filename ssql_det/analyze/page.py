@@ -22,7 +22,7 @@ from ssql_det.analyze.analysis import (
     widths_of_weights,
 )
 from ssql_det.analyze.drawing import drawn
-from ssql_det.core.rows import versions
+from ssql_det.core.rows import package_versions
 from ssql_det.quant import Bits
 from ssql_det.report.as_csv import Record, written
 from ssql_det.report.document import Block, Chart, Curve, Document, Folded, Heading, Listing, Picture, Table, Text
@@ -58,7 +58,7 @@ def page(found: Sequence[Analysis], command: str) -> Document:
             *_weights(found),
             *_maps(found),
             Heading("Environment"),
-            Listing("\n".join(f"{name} {version}" for name, version in versions().items())),
+            Listing("\n".join(f"{name} {version}" for name, version in package_versions().items())),
         ),
     )
 

@@ -23,9 +23,9 @@ from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ssql_det.core.choices import choices_of
 from ssql_det.core.errors import UserError, did_you_mean, printable
 from ssql_det.core.registry import Registry
+from ssql_det.core.rng import seeded_rng
 
 BACKBONES: Registry[Callable[[bool], tuple[nn.Module, int]]] = Registry("backbone")
 """Of ``zero_init_residual`` a builder makes a network with fresh weights, and the width of its features.
@@ -169,7 +169,7 @@ def describe_state_dict(entries: Mapping[Any, Any]) -> dict[str, str]:
 
 def describe_expected_state(name: str) -> dict[str, str]:
     """That of a network which is built by name; without memory, where its code allows it."""
-    with choices_of(name):  # the generators outside do not move
+    with seeded_rng(name):  # the generators outside do not move
         try:
             with torch.device("meta"):
                 return describe_state_dict(build_backbone(name).module.state_dict())

@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ssql_det.checkdata.findings import Box, Picture, SplitCheck, repeated
+from ssql_det.checkdata.findings import AnnotatedImage, Box, SplitReport, find_duplicates
 
 SPLITS = {"train2017": 118287, "val2017": 5000}  # with the images of the COCO 2017 release
 CATEGORIES = 80
 _LARGEST = 1e6  # pixels: no image is larger, and rasterizers break on what is
 
 
-def check_coco(folder: Path) -> list[SplitCheck]:
+def check_coco(folder: Path) -> list[SplitReport]:
     """Check both splits of a ``coco`` folder; images are checked apart."""
     return [
         check_coco_file(folder / "annotations" / f"instances_{split}.json", folder / split, f"coco {split}")
@@ -21,8 +21,8 @@ def check_coco(folder: Path) -> list[SplitCheck]:
     ]
 
 
-def check_coco_file(path: Path, images: Path, name: str) -> SplitCheck:
-    split = SplitCheck(name)
+def check_coco_file(path: Path, images: Path, name: str) -> SplitReport:
+    split = SplitReport(name)
     if not images.is_dir():
         split.error(images, "the folder of images is missing")
     if not path.is_file():
@@ -44,9 +44,9 @@ def check_coco_file(path: Path, images: Path, name: str) -> SplitCheck:
     return split
 
 
-def _check_document(split: SplitCheck, path: Path, folder: Path, document: dict[str, Any]) -> None:
+def _check_document(split: SplitReport, path: Path, folder: Path, document: dict[str, Any]) -> None:
     for kind in ("images", "annotations", "categories"):
-        for twice in repeated(each["id"] for each in document[kind]):
+        for twice in find_duplicates(each["id"] for each in document[kind]):
             split.error(path, f"id {twice} is given to more than one of its {kind}")
     categories = {each["id"]: str(each.get("name", each["id"])) for each in document["categories"]}
     by_image: dict[Any, list[dict[str, Any]]] = {each["id"]: [] for each in document["images"]}
@@ -69,7 +69,7 @@ def _check_document(split: SplitCheck, path: Path, folder: Path, document: dict[
 
 
 def _check_image(
-    split: SplitCheck,
+    split: SplitReport,
     path: Path,
     folder: Path,
     image: dict[str, Any],
@@ -93,7 +93,7 @@ def _check_image(
         boxes.append(box)
         labels.append(categories[each["category_id"]])
     masks = tuple(each.get("segmentation") for each in annotations)
-    split.pictures.append(Picture(folder / image["file_name"], size, tuple(boxes), tuple(labels), masks))
+    split.pictures.append(AnnotatedImage(folder / image["file_name"], size, tuple(boxes), tuple(labels), masks))
 
 
 def _segmentation_fault(annotation: dict[str, Any], size: tuple[int, int]) -> str | None:

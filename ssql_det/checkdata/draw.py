@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from ssql_det.checkdata.findings import Picture
+from ssql_det.checkdata.findings import AnnotatedImage
 from ssql_det.core.errors import UserError
 from ssql_det.core.files import atomic_write
 
@@ -24,7 +24,7 @@ _MOST_PICTURES = 100
 _COLOURS = ((60, 76, 231), (113, 204, 46), (219, 152, 52), (18, 156, 243), (182, 89, 155), (156, 188, 26))  # BGR
 
 
-def check_sheet(count: str, out: str) -> int:
+def parse_draw_option(count: str, out: str) -> int:
     """The number of pictures asked for, once the number and the file are known to be fit."""
     path = Path(out)
     if not count.isdecimal() or not 1 <= int(count[:6]) <= _MOST_PICTURES:
@@ -36,7 +36,7 @@ def check_sheet(count: str, out: str) -> int:
     return int(count)
 
 
-def draw_sheet(pictures: Sequence[Picture], count: int, out: str | os.PathLike[str]) -> None:
+def draw_contact_sheet(pictures: Sequence[AnnotatedImage], count: int, out: str | os.PathLike[str]) -> None:
     """Write ``count`` pictures, evenly spread over the data set, as one PNG."""
     if not pictures:
         raise UserError("there is no image to draw")
@@ -47,13 +47,13 @@ def draw_sheet(pictures: Sequence[Picture], count: int, out: str | os.PathLike[s
     sheet = np.full((_CELL * math.ceil(len(chosen) / columns), _CELL * columns, 3), 255, np.uint8)
     for number, picture in enumerate(chosen):
         top, left = (_CELL * place for place in divmod(number, columns))
-        cell = drawn(picture)
+        cell = draw_annotations(picture)
         sheet[top : top + cell.shape[0], left : left + cell.shape[1]] = cell
     with atomic_write(out) as file:
         file.write(cv2.imencode(".png", sheet)[1].tobytes())
 
 
-def drawn(picture: Picture, enlarged_to: int = _CELL - 4) -> Canvas:
+def draw_annotations(picture: AnnotatedImage, enlarged_to: int = _CELL - 4) -> Canvas:
     """The picture enlarged by a whole factor, or reduced to fit, with its annotations on the pixels' edges."""
     image = cv2.imread(str(picture.path), cv2.IMREAD_COLOR)
     if image is None:

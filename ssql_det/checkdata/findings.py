@@ -35,7 +35,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Picture:
+class AnnotatedImage:
     """An image with what is annotated in it: enough to check its file, and to draw it."""
 
     path: Path
@@ -46,11 +46,11 @@ class Picture:
 
 
 @dataclass
-class SplitCheck:
+class SplitReport:
     """One split: its pictures, and what was found."""
 
     name: str
-    pictures: list[Picture] = field(default_factory=list)
+    pictures: list[AnnotatedImage] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
     def error(self, where: object, what: str) -> None:
@@ -89,7 +89,7 @@ class SplitCheck:
             self.warn(where, f"{len(self.pictures)} images, the published split has {published}")
 
 
-def repeated(ids: Iterable[object]) -> list[object]:
+def find_duplicates(ids: Iterable[object]) -> list[object]:
     return [found for found, count in Counter(ids).items() if count > 1]
 
 
@@ -97,7 +97,7 @@ def _short(box: Box) -> str:
     return "[" + ", ".join(f"{value:g}" for value in box) + "]"
 
 
-def check_images(split: SplitCheck, quick: bool = False, workers: int | None = None) -> None:
+def check_images(split: SplitReport, quick: bool = False, workers: int | None = None) -> None:
     """Add a finding for each image that is missing, cannot be decoded, or is of another size.
 
     ``quick`` reads the headers only, and so misses files that are cut short.
@@ -109,7 +109,7 @@ def check_images(split: SplitCheck, quick: bool = False, workers: int | None = N
                 split.error(picture.path, fault)
 
 
-def _fault(picture: Picture, quick: bool) -> str | None:
+def _fault(picture: AnnotatedImage, quick: bool) -> str | None:
     if not picture.path.is_file():  # a pipe would be waited for without end
         return "the image is missing, or is no file"
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from xml.etree import ElementTree as Xml
 
-from ssql_det.checkdata.findings import Box, Picture, SplitCheck, repeated
+from ssql_det.checkdata.findings import AnnotatedImage, Box, SplitReport, find_duplicates
 
 CLASSES = [
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -17,7 +17,7 @@ SPLITS = {  # what the reference recipe reads, with the images of the detection 
 }
 
 
-def check_voc(folder: Path) -> list[SplitCheck]:
+def check_voc(folder: Path) -> list[SplitReport]:
     """Check the splits of one year's folder; images are checked apart."""
     splits = [_check_split(folder, name) for name in SPLITS[folder.name]]
     first, *others = splits
@@ -29,12 +29,12 @@ def check_voc(folder: Path) -> list[SplitCheck]:
     return splits
 
 
-def _list_of(folder: Path, split: SplitCheck) -> Path:
+def _list_of(folder: Path, split: SplitReport) -> Path:
     return folder / "ImageSets/Main" / f"{split.name.split()[-1]}.txt"
 
 
-def _check_split(folder: Path, name: str) -> SplitCheck:
-    split = SplitCheck(f"{folder.name} {name}")
+def _check_split(folder: Path, name: str) -> SplitReport:
+    split = SplitReport(f"{folder.name} {name}")
     missing = [part for part in ("JPEGImages", "Annotations", "ImageSets/Main") if not (folder / part).is_dir()]
     for part in missing:
         split.error(folder / part, "the folder is missing")
@@ -51,7 +51,7 @@ def _check_split(folder: Path, name: str) -> SplitCheck:
         return split
     if not names:
         split.error(listing, "the list is empty")
-    for twice in repeated(names):
+    for twice in find_duplicates(names):
         split.error(listing, f"{twice} is listed more than once")
     for image in dict.fromkeys(names):
         _check_annotation(split, folder, image)
@@ -59,7 +59,7 @@ def _check_split(folder: Path, name: str) -> SplitCheck:
     return split
 
 
-def _check_annotation(split: SplitCheck, folder: Path, name: str) -> None:
+def _check_annotation(split: SplitReport, folder: Path, name: str) -> None:
     path = folder / "Annotations" / f"{name}.xml"
     picture = folder / "JPEGImages" / f"{name}.jpg"
     if not path.is_file():
@@ -82,7 +82,7 @@ def _check_annotation(split: SplitCheck, folder: Path, name: str) -> None:
         split.check_box(path, f"object {number} ({label})", box, size)
         boxes.append(box)
         labels.append(label)
-    split.pictures.append(Picture(picture, size, tuple(boxes), tuple(labels)))
+    split.pictures.append(AnnotatedImage(picture, size, tuple(boxes), tuple(labels)))
 
 
 def _box(element: Xml.Element) -> Box:
@@ -98,7 +98,7 @@ def _text(element: Xml.Element, path: str) -> str:
     return text.strip()
 
 
-def _check_counts(split: SplitCheck, folder: Path, listing: Path, name: str) -> None:
+def _check_counts(split: SplitReport, folder: Path, listing: Path, name: str) -> None:
     found = set(split.objects)
     real = bool(found & set(CLASSES))
     split.check_classes(listing, CLASSES if real else sorted(found))

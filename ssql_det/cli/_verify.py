@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ssql_det.backbones import build_backbone
 from ssql_det.convert import IMAGENET, Checkpoint, load_backbone, open_weights
 from ssql_det.core.errors import UserError
-from ssql_det.core.files import work_folder
+from ssql_det.core.files import temporary_folder
 from ssql_det.quant.hooks import recorded
 from ssql_det.ssl.views import normalized
 
@@ -32,7 +32,7 @@ _ENGINE = ("detectron2", "detectron2-c4", "detectron2-fpn", "caffe2")
 def verified(checkpoint: Checkpoint, options: argparse.Namespace) -> Iterator[Path]:
     """A place beside the output; what is written there becomes the output if its network is the same."""
     out = Path(options.out)
-    with work_folder(out) as folder:
+    with temporary_folder(out) as folder:
         unproven = folder / out.name
         yield unproven
         difference = largest_difference(checkpoint, unproven, options.to)

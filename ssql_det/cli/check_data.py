@@ -14,7 +14,7 @@ from ssql_det.cli.arguments import positive
 from ssql_det.core.errors import UserError, printable
 
 if TYPE_CHECKING:
-    from ssql_det.checkdata.findings import SplitCheck
+    from ssql_det.checkdata.findings import SplitReport
 
 HELP = "is a VOC, COCO or COCO-format data set fit to train on?"
 HEADER = ("split", "images", "objects", "classes", "errors", "warnings")
@@ -30,11 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from ssql_det.checkdata.draw import check_sheet, draw_sheet
+    from ssql_det.checkdata.draw import draw_contact_sheet, parse_draw_option
     from ssql_det.checkdata.findings import check_images
     from ssql_det.core.console import print_table
 
-    wanted = check_sheet(*options.draw) if options.draw else 0
+    wanted = parse_draw_option(*options.draw) if options.draw else 0
     root = Path(options.root)
     splits = _find(root, options.dataset)
     for split in splits:
@@ -49,12 +49,12 @@ def run(options: argparse.Namespace) -> None:
     if faults:
         raise UserError(f"{root} has {faults} fault(s) that would end a training; mend the files named above")
     if options.draw:
-        draw_sheet([picture for split in splits for picture in split.pictures], wanted, options.draw[1])
+        draw_contact_sheet([picture for split in splits for picture in split.pictures], wanted, options.draw[1])
     if options.dataset in (None, "voc", "coco"):
         print(f"fit to train on: export DETECTRON2_DATASETS={root.resolve()}")
 
 
-def _find(root: Path, dataset: str | None) -> Sequence[SplitCheck]:
+def _find(root: Path, dataset: str | None) -> Sequence[SplitReport]:
     from ssql_det.checkdata import coco, voc
 
     if not root.is_dir():
@@ -63,7 +63,7 @@ def _find(root: Path, dataset: str | None) -> Sequence[SplitCheck]:
         return [coco.check_coco_file(Path(dataset), root, Path(dataset).stem)]
     if dataset not in (None, "voc", "coco"):
         raise UserError(f"--dataset is voc, coco or the path of a COCO-format .json file, got {dataset!r}")
-    splits: list[SplitCheck] = []
+    splits: list[SplitReport] = []
     for year in voc.SPLITS:
         if dataset in (None, "voc") and (root / year).is_dir():
             splits += voc.check_voc(root / year)
@@ -75,7 +75,7 @@ def _find(root: Path, dataset: str | None) -> Sequence[SplitCheck]:
     return splits
 
 
-def _summary(split: SplitCheck) -> tuple[str, ...]:
+def _summary(split: SplitReport) -> tuple[str, ...]:
     fatal = sum(finding.fatal for finding in split.findings)
     numbers = (len(split.pictures), sum(split.objects.values()), len(split.objects), fatal, len(split.findings) - fatal)
     return (printable(split.name), *map(str, numbers))

@@ -66,11 +66,11 @@ def run(options: argparse.Namespace) -> None:
 
     from ssql_det.convert import check_output, examine, write
     from ssql_det.core.console import set_up_logging
-    from ssql_det.core.files import require_other_file
+    from ssql_det.core.files import check_not_an_input
 
     set_up_logging()
     check_output(options.out, options.to, options.force)
-    require_other_file(options.out, [options.checkpoint])
+    check_not_an_input(options.out, [options.checkpoint])
     reading = (options.format, options.arch, options.branch, options.prefix)
     checkpoint = examine(options.checkpoint, *reading)
     if options.trained_with is not None:
@@ -147,12 +147,12 @@ def _config(checkpoint: Checkpoint, out: str) -> Iterator[str]:
     import yaml
 
     from ssql_det.convert import config_lines
-    from ssql_det.core.config import nested
+    from ssql_det.core.config import unflatten
 
     lines = {"MODEL.WEIGHTS": str(Path(out).resolve()), **config_lines(checkpoint)}
     known = {key: value for key, value in lines.items() if value is not None}
     yield "in a Detectron2 config:\n"
-    yield yaml.safe_dump(nested(known), default_flow_style=None, sort_keys=True)
+    yield yaml.safe_dump(unflatten(known), default_flow_style=None, sort_keys=True)
     unknown = [key for key, value in lines.items() if value is None]
     if unknown:
         yield f"# not known, set as it was trained: {', '.join(unknown)}"

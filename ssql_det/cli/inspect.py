@@ -92,7 +92,7 @@ def _group(name: str, most: int) -> str:
 def _beside(content: Any) -> Iterator[str]:
     """What is stored beside the tensors, each entry with a line; dicts and inert objects with a line a field."""
     from ssql_det.convert.format import as_tensor
-    from ssql_det.core.reader import Inert
+    from ssql_det.core.unpickler import InertObject
 
     if not isinstance(content, dict):
         yield f"the file is not a dict but {_text(content)}"
@@ -101,7 +101,7 @@ def _beside(content: Any) -> Iterator[str]:
         if as_tensor(value) is not None or any(True for _ in _tensors(value)):
             continue
         yield f"beside: {printable(str(key), _LONGEST)} = {_text(value)}"
-        held = value.state if isinstance(value, Inert) else value
+        held = value.state if isinstance(value, InertObject) else value
         fields = held if isinstance(held, dict) else {}
         yield from _most(f"  {printable(str(name), _LONGEST)} = {_text(field)}" for name, field in fields.items())
 

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from ssql_det import __version__, cli
 from ssql_det.core.errors import EXIT_BAD_INPUT, UserError, did_you_mean, reporting_errors
-from ssql_det.core.registry import Registry, import_modules, import_plugins, import_plugins_again
+from ssql_det.core.registry import Registry, import_inherited_plugins, import_modules, import_plugins
 
 
 class Command(Protocol):
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     warnings.filterwarnings("ignore", _ON_IMPORTING_FVCORE, FutureWarning)
     os.environ.setdefault("PYTHONWARNINGS", f"ignore:{_ON_IMPORTING_FVCORE}:FutureWarning")  # for further processes
     with reporting_errors():
-        import_plugins_again()
+        import_inherited_plugins()
         plugins, given = _without_plugins(sys.argv[1:] if arguments is None else arguments)
         import_plugins(plugins)
         _check_command(given)

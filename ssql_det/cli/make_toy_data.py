@@ -33,9 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from ssql_det.toydata.dataset import Settings, make_toy_data
+    from ssql_det.toydata.dataset import ToyDataSettings, make_toy_data
 
-    settings = Settings(
+    settings = ToyDataSettings(
         scenes=options.scenes,
         crops=options.crops,
         crop_size=options.crop_size,

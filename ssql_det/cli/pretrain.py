@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from ssql_det.core.console import set_up_logging
-    from ssql_det.core.ranks import launch
+    from ssql_det.core.distributed import launch
     from ssql_det.pretrain.config import check, read_config
 
     set_up_logging()
@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> None:
 
 def _pretrain(pretraining, resume):  # type: ignore[no-untyped-def]  # the types would import torch
     from ssql_det.core.console import set_up_logging
-    from ssql_det.core.ranks import is_main
+    from ssql_det.core.distributed import is_main
     from ssql_det.pretrain.loop import pretrain
     from ssql_det.ssl.views import SIZES
 

@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> None:
     from ssql_det.pretrain.probing import Plan, probed
 
     set_up_logging()
-    rows.check_place(options.out)
+    rows.check_results_file(options.out)
     plan = Plan(
         kinds=tuple(options.kind),
         seed=options.seed,
@@ -69,10 +69,10 @@ def run(options: argparse.Namespace) -> None:
         method=options.method,
     )
     found, out = [], Path(options.out)
-    there = rows.read(out) if options.resume and out.exists() else []
+    there = rows.read_rows(out) if options.resume and out.exists() else []
     for row in probed(options.checkpoint, options.data, options.bits, options.recipe, plan, there):
         if row not in there:
-            rows.append(out, row)
+            rows.append_row(out, row)
         found.append(row)
     cells = [(row.bits, *(f"{value:.2f}" for value in row.metrics.values())) for row in found]
     print_table(("bits", *found[0].metrics), cells, f"{Path(options.checkpoint).name} on {found[0].dataset}")

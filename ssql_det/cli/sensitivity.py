@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> None:
 
     from ssql_det.core.console import print_table
     from ssql_det.core.errors import UserError
-    from ssql_det.core.files import atomic_write, require_other_file
+    from ssql_det.core.files import atomic_write, check_not_an_input
     from ssql_det.detect.detector import load_trained_detector
     from ssql_det.detect.quantized_evaluation import QuantizationSettings
     from ssql_det.detect.sensitivity import select_overrides, sort_by_loss
@@ -59,7 +59,7 @@ def run(options: argparse.Namespace) -> None:
     if widths[0] == Bits.FP:
         raise UserError("--bits FP quantizes nothing, so no part can suffer; ask for few bits, as --bits 4")
     cfg = read_detector_config(options, options.overrides)
-    require_other_file(options.out, [options.config_file, cfg.MODEL.WEIGHTS])
+    check_not_an_input(options.out, [options.config_file, cfg.MODEL.WEIGHTS])
     if not options.fast and not cfg.DATASETS.TEST:
         raise UserError("DATASETS.TEST is empty, and AP is measured on it; name a data set there, or say --fast")
     model, checkpoint = load_trained_detector(cfg)

@@ -46,8 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    from ssql_det.core.distributed import launch
     from ssql_det.core.errors import UserError
-    from ssql_det.core.ranks import launch
     from ssql_det.detect import SCOPES, make_config_label
     from ssql_det.detect.quantized_evaluation import QuantizationSettings
     from ssql_det.quant import parse_widths
@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> None:
 
 def _sweep(cfg, name, widths, plan):  # type: ignore[no-untyped-def]  # the types would import torch
     from ssql_det.core.console import print_table
-    from ssql_det.core.ranks import is_main
+    from ssql_det.core.distributed import is_main
     from ssql_det.detect.detector import load_trained_detector
     from ssql_det.detect.sweep import RESULTS_NAME, sweep
     from ssql_det.report.names import scheme_of as scheme_of_row

@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from ssql_det.core.console import set_up_logging
     from ssql_det.core.errors import UserError
-    from ssql_det.core.files import require_other_file
+    from ssql_det.core.files import check_not_an_input
     from ssql_det.report.as_csv import as_csv
     from ssql_det.report.as_latex import as_latex
     from ssql_det.report.as_markdown import as_markdown
@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> None:
     if options.scope not in SCOPES:
         raise UserError(f"--scope is {' or '.join(SCOPES)}, got {options.scope!r}")
     if options.out is not None:
-        require_other_file(options.out, options.rows)
+        check_not_an_input(options.out, options.rows)
     numbers = NUMBERS if ALL in options.table else tuple(dict.fromkeys(options.table))
     rows = read_rows(options.rows)
     tables = [compare(number, rows, options.scope, options.dataset) for number in numbers]

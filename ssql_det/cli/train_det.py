@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from ssql_det.core.ranks import launch
+    from ssql_det.core.distributed import launch
     from ssql_det.detect import make_config_label
 
     cfg = read_detector_config(options, options.overrides)
@@ -41,22 +41,22 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _train(cfg, name, resume):  # type: ignore[no-untyped-def]  # the types would import torch
-    from ssql_det.core.config import RESOLVED_NAME
-    from ssql_det.core.ranks import is_main
+    from ssql_det.core.config import SAVED_CONFIG_NAME
+    from ssql_det.core.distributed import is_main
     from ssql_det.detect.train import train
 
     set_up_process()
     path = train(cfg, name, resume)
     if is_main():
-        sweep = f"ssql-det sweep --config-file {path.with_name(RESOLVED_NAME)} MODEL.WEIGHTS {path}"
+        sweep = f"ssql-det sweep --config-file {path.with_name(SAVED_CONFIG_NAME)} MODEL.WEIGHTS {path}"
         print(f"trained: {path}; at few bits: {sweep}")
 
 
 def _evaluate(cfg):  # type: ignore[no-untyped-def]
     """The metrics of each test set, in float."""
     from ssql_det.core.console import print_table
+    from ssql_det.core.distributed import is_main
     from ssql_det.core.errors import UserError
-    from ssql_det.core.ranks import is_main
     from ssql_det.detect.detector import load_trained_detector
     from ssql_det.detect.evaluation import evaluate
     from ssql_det.detect.evaluation_data import build_evaluation_loader

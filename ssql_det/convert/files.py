@@ -30,8 +30,8 @@ from ssql_det.convert.format import (
 from ssql_det.convert.formats import FORMATS, under_prefix
 from ssql_det.core.errors import UserError, did_you_mean, printable
 from ssql_det.core.files import atomic_write, sha256
-from ssql_det.core.reader import read_tensors
 from ssql_det.core.tensor_files import METADATA, is_safetensors, read_safetensors
+from ssql_det.core.unpickler import read_tensors
 
 _FIRST_BLOCKS = ("layer1.0.conv1.weight", "res2.0.conv1.weight", "4.0.conv1.weight")  # of unknown prefixes
 _LONGEST = 200  # characters of a prefix in a message

@@ -23,23 +23,23 @@ from fvcore.common.config import BASE_KEY, CfgNode
 from ssql_det.core.errors import UserError, did_you_mean, printable
 from ssql_det.core.files import atomic_write
 
-RESOLVED_NAME = "config.yaml"
+SAVED_CONFIG_NAME = "config.yaml"
 _MOST_NAMED = 5
 _MOST_VALUES = 10_000  # in a file, or in one key: aliases make any number of few bytes
 _LARGEST = 3.4e38  # a float32's; infinity is beyond it too
 _MOST_WHOLE = 1 << 32  # steps, sizes, a seed: with more a run neither ends nor fits
 _logger = logging.getLogger(__name__)
 
-Moved = Mapping[str, Sequence[str]]
+RenamedKeys = Mapping[str, Sequence[str]]
 """By the name that a key had in earlier versions, the keys that took its place."""
-_NONE: Moved = {}
+_NONE: RenamedKeys = {}
 
 
 def load_config(
     defaults: CfgNode,
     file: str | os.PathLike[str] | None = None,
     overrides: Sequence[str] = (),
-    moved: Moved = _NONE,
+    moved: RenamedKeys = _NONE,
 ) -> CfgNode:
     """A frozen copy of ``defaults``, with the file merged over it, then ``KEY VALUE`` pairs.
 
@@ -59,23 +59,23 @@ def load_config(
 
 def save_config(values: Mapping[str, Any], directory: str | os.PathLike[str]) -> Path:
     """Write the plain values of a config beside its run; ``load_config(defaults, path)`` gives it back."""
-    path = Path(directory) / RESOLVED_NAME
+    path = Path(directory) / SAVED_CONFIG_NAME
     with atomic_write(path, "w") as file:
-        yaml.safe_dump(nested(values), file)
+        yaml.safe_dump(unflatten(values), file)
     return path
 
 
-def run_folder(output_dir: str) -> Path:
+def check_output_dir(output_dir: str) -> Path:
     """The folder of ``OUTPUT_DIR``. An empty one would be the current folder, with a run's files among others."""
     if not output_dir:
         raise UserError("OUTPUT_DIR is empty; say where the run goes: OUTPUT_DIR FOLDER")
     return Path(output_dir)
 
 
-def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+def unflatten(values: Mapping[str, Any]) -> dict[str, Any]:
     """A tree of values by their full keys.
 
-    >>> nested({"OPTIM.LR": 0.1, "SEED": 0})
+    >>> unflatten({"OPTIM.LR": 0.1, "SEED": 0})
     {'OPTIM': {'LR': 0.1}, 'SEED': 0}
     """
     tree: dict[str, Any] = {}
@@ -88,36 +88,36 @@ def nested(values: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def leaves(config: CfgNode) -> list[str]:
+def config_keys(config: CfgNode) -> list[str]:
     """Every full key of a config tree: ``OPTIM.LR``, ``SEED``, ...; a group without keys has none."""
     return [key for key, value in _flat(config) if not isinstance(value, CfgNode)]
 
 
-def plain_values(config: CfgNode) -> dict[str, Any]:
+def flatten_config(config: CfgNode) -> dict[str, Any]:
     """The tree flat, in values that YAML and JSON have: ``{"OPTIM.LR": 0.1, ...}``."""
     return dict(_flat(yaml.safe_load(config.dump())))
 
 
-def read_plain_values(directory: str | os.PathLike[str], moved: Moved = _NONE) -> dict[str, Any]:
+def read_saved_config(directory: str | os.PathLike[str], moved: RenamedKeys = _NONE) -> dict[str, Any]:
     """The same of the config that was saved beside a run."""
-    return read_config_file(Path(directory) / RESOLVED_NAME, moved)
+    return read_config_file(Path(directory) / SAVED_CONFIG_NAME, moved)
 
 
-def read_config_file(file: str | os.PathLike[str], moved: Moved = _NONE) -> dict[str, Any]:
+def read_config_file(file: str | os.PathLike[str], moved: RenamedKeys = _NONE) -> dict[str, Any]:
     """The same of what a file and its bases say, without any defaults."""
     return _read_with_bases(Path(os.path.expanduser(file)), (), moved)
 
 
-def renamed(values: Mapping[str, Any], moved: Moved) -> dict[str, Any]:
+def rename_keys(values: Mapping[str, Any], moved: RenamedKeys) -> dict[str, Any]:
     """Values of an earlier version by the keys of today.
 
-    >>> renamed({"SSQL.METHOD": "BYOL", "SEED": 0}, {"SSQL.METHOD": ["SSQL_DET.METHOD"]})
+    >>> rename_keys({"SSQL.METHOD": "BYOL", "SEED": 0}, {"SSQL.METHOD": ["SSQL_DET.METHOD"]})
     {'SSQL_DET.METHOD': 'BYOL', 'SEED': 0}
     """
     return {new: value for key, value in values.items() for new in moved.get(key, (key,))}
 
 
-def require_same(before: Mapping[str, Any], now: Mapping[str, Any], where: str, cure: str) -> None:
+def check_same_config(before: Mapping[str, Any], now: Mapping[str, Any], where: str, cure: str) -> None:
     """Refuse to go on at ``where`` with other values; the order of a mapping's entries counts as well."""
     keys = [key for key in {**before, **now} if json.dumps(before.get(key)) != json.dumps(now.get(key))]
     if keys:
@@ -126,10 +126,10 @@ def require_same(before: Mapping[str, Any], now: Mapping[str, Any], where: str, 
         raise UserError(f"{where} has {named}{more}; {cure}")
 
 
-def decisive(file: str | os.PathLike[str], no_matter: Collection[str]) -> Path:
+def find_effective_config(file: str | os.PathLike[str], no_matter: Collection[str]) -> Path:
     """The file itself, or the base that it only gives another name: where all it sets are keys that do not matter.
 
-    >>> decisive("configs/detection/table6/ssql.yaml", ["MODEL.WEIGHTS", "SSQL_DET.METHOD", "OUTPUT_DIR"])
+    >>> find_effective_config("configs/detection/table6/ssql.yaml", ["MODEL.WEIGHTS", "SSQL_DET.METHOD", "OUTPUT_DIR"])
     PosixPath('configs/detection/voc_r18_c4.yaml')
     """
     path = Path(file)
@@ -137,17 +137,17 @@ def decisive(file: str | os.PathLike[str], no_matter: Collection[str]) -> Path:
     base = own.pop(BASE_KEY, None)
     if not isinstance(base, str) or not own.keys() <= set(no_matter):
         return path
-    return decisive(os.path.normpath(path.parent / base), no_matter)
+    return find_effective_config(os.path.normpath(path.parent / base), no_matter)
 
 
-def goes_on(
+def check_resume(
     values: Mapping[str, Any],
     directory: str | os.PathLike[str],
     is_there: bool,
     resume: bool,
     may_change: Collection[str],
     defaults: Mapping[str, Any],
-    moved: Moved,
+    moved: RenamedKeys,
 ) -> bool:
     """Whether a run that ``is_there`` is to be gone on with: refused without being asked to, and in another config than
     was saved beside it, but for some keys. A key that was not there when the run began had its default.
@@ -158,14 +158,14 @@ def goes_on(
         raise UserError(f"{directory} holds a run already; say --resume to go on with it, or choose another OUTPUT_DIR")
     before, now = (
         {key: value for key, value in each.items() if key not in may_change}
-        for each in (read_plain_values(directory, moved), values)
+        for each in (read_saved_config(directory, moved), values)
     )
     before |= {key: value for key, value in defaults.items() if key in now and key not in before}
-    require_same(before, now, f"the run in {directory}", "resume with its config, or choose another OUTPUT_DIR")
+    check_same_config(before, now, f"the run in {directory}", "resume with its config, or choose another OUTPUT_DIR")
     return True
 
 
-def require_least(config: CfgNode, least: Mapping[str, float]) -> None:
+def check_minimums(config: CfgNode, least: Mapping[str, float]) -> None:
     """Refuse a number that would end in a traceback, or never: ``{"OPTIM.EPOCHS": 1, "SEED": 0}``."""
     for key, bound in least.items():
         value = _get(config, key)
@@ -177,7 +177,7 @@ def require_least(config: CfgNode, least: Mapping[str, float]) -> None:
             raise UserError(f"{key} is too large, got {value}; a float32 ends at 3.4e38")
 
 
-def _read_with_bases(path: Path, opened: tuple[Path, ...], moved: Moved) -> dict[str, Any]:
+def _read_with_bases(path: Path, opened: tuple[Path, ...], moved: RenamedKeys) -> dict[str, Any]:
     """The file's keys over its bases' (relative to the file), nearest last."""
     if path.is_dir():
         raise UserError(f"config file {path} is a directory; name a .yaml file in it")
@@ -187,9 +187,9 @@ def _read_with_bases(path: Path, opened: tuple[Path, ...], moved: Moved) -> dict
     if path.resolve() in opened:
         raise UserError(f"config file {path} inherits from itself; remove {BASE_KEY} from one file of the circle")
     content = _read(path)
-    if path.name == RESOLVED_NAME and (former := content.keys() & moved.keys()):  # a run's: nobody wrote them by hand
+    if path.name == SAVED_CONFIG_NAME and (former := content.keys() & moved.keys()):  # nobody wrote it by hand
         _logger.info("%s has keys of an earlier version, such as %s; they are read as today's", path, min(former))
-        content = renamed(content, moved)
+        content = rename_keys(content, moved)
     bases = content.pop(BASE_KEY, [])
     merged: dict[str, Any] = {}
     for base in bases if isinstance(bases, list) else [bases]:
@@ -223,7 +223,7 @@ def _flat(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield f"{prefix}{name}", value
 
 
-def _merge_overrides(config: CfgNode, overrides: Sequence[str], moved: Moved) -> None:
+def _merge_overrides(config: CfgNode, overrides: Sequence[str], moved: RenamedKeys) -> None:
     for option in overrides:
         if option.startswith("--"):
             raise UserError(f"{option} stands behind KEY VALUE pairs; options come before them")
@@ -233,11 +233,11 @@ def _merge_overrides(config: CfgNode, overrides: Sequence[str], moved: Moved) ->
         _set(config, key, value, "the command line", moved)
 
 
-def _set(config: CfgNode, key: str, value: Any, where: str, moved: Moved) -> None:
+def _set(config: CfgNode, key: str, value: Any, where: str, moved: RenamedKeys) -> None:
     if key in moved:
         one_of = "one of " if len(moved[key]) > 1 else ""
         raise UserError(f"config key {key} in {where} is now {one_of}{', '.join(moved[key])}; write that")
-    known = leaves(config)
+    known = config_keys(config)
     if key not in known:
         below = [name for name in known if name.startswith(f"{key}.")]
         hint = f"; it is a group, set one of its keys, such as {below[0]}" if below else did_you_mean(key, known)

@@ -11,10 +11,10 @@ from ssql_det.core.errors import UserError
 _logger = logging.getLogger(__name__)
 
 
-def device_named(name: str, key: str) -> torch.device:
+def resolve_device(name: str, key: str) -> torch.device:
     """``cuda``, the default of every config, is the CPU where there is no GPU, and a log line says so.
 
-    >>> device_named("cuda", "MODEL.DEVICE")
+    >>> resolve_device("cuda", "MODEL.DEVICE")
     device(type='cpu')
     """
     if name == "cuda":

@@ -33,9 +33,7 @@ EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE
 EXIT_TERMINATED = 128 + signal.SIGTERM
 
 DEBUG_VARIABLE = "SSQL_DET_DEBUG"
-REPORT_LINE = (
-    "this is a bug in ssql_det or in a plugin: please report it with the lines above and `ssql-det --version`"
-)
+REPORT_LINE = "this is a bug in ssql_det or in a plugin: please report it with the lines above and `ssql-det --version`"
 _MAX_CAUSE_LENGTH = 300
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 _OUT_OF_MEMORY = re.compile(r"\[enforce fail at alloc_cpu\.cpp:\d+\].*DefaultCPUAllocator: |CUDA error: out of memory")

@@ -36,7 +36,7 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(target)
-        temporary = work_path(target, "tmp")
+        temporary = temporary_path(target, "tmp")
         file = open(temporary, mode, encoding=None if "b" in mode else "utf-8")  # noqa: SIM115 (closed below)
     except OSError as failure:
         raise _cannot_write(path, failure) from failure
@@ -56,17 +56,17 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
         temporary.unlink(missing_ok=True)
 
 
-def require_other_file(out: str | os.PathLike[str], read: Iterable[str | os.PathLike[str]]) -> None:
+def check_not_an_input(out: str | os.PathLike[str], read: Iterable[str | os.PathLike[str]]) -> None:
     """Refuse an output that is one of the files that are read: what is in it would be lost.
 
-    >>> require_other_file(options.out, [options.config_file])
+    >>> check_not_an_input(options.out, [options.config_file])
     """
     for path in read:
         if os.path.realpath(os.path.expanduser(path)) == os.path.realpath(out):
             raise UserError(f"{out} is a file that is read; writing there would lose it, so name another")
 
 
-def require_room(place: Path, megabytes: float) -> None:
+def check_disk_space(place: Path, megabytes: float) -> None:
     """Refuse what the disk has no room for, before hours of work on it."""
     existing = next(each for each in (place.resolve(), *place.resolve().parents) if each.exists())
     free = shutil.disk_usage(existing).free
@@ -98,21 +98,21 @@ def _failed_write(failure: BaseException | None) -> OSError | None:
     return failure if failure is not None and failure.filename is None else None  # a named file is another one
 
 
-def work_path(target: Path, suffix: str) -> Path:
+def temporary_path(target: Path, suffix: str) -> Path:
     """A hidden name beside ``target`` for work on it: this process's own, until it is renamed over ``target``."""
     return target.with_name(f"{_stem(target)}{os.getpid()}-{next(_serial)}.{suffix}")
 
 
 @contextmanager
-def work_folder(target: Path) -> Iterator[Path]:
+def temporary_folder(target: Path) -> Iterator[Path]:
     """An empty folder beside ``target`` to make it in; it is gone afterwards, or if killed, with the next one.
 
-    >>> with work_folder(Path("toy")) as making:
+    >>> with temporary_folder(Path("toy")) as making:
     ...     (making / "notes.txt").write_text("whole")
     ...     making.rename("toy")
     """
     remove_leftovers(target)
-    folder = work_path(target, "making")
+    folder = temporary_path(target, "making")
     try:
         folder.mkdir(parents=True)
         yield folder

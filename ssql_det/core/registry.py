@@ -91,10 +91,10 @@ def import_plugins(names: Iterable[str]) -> None:
     os.environ[_PLUGINS] = ",".join(known)
 
 
-def import_plugins_of(key: str, file: str | os.PathLike[str] | None, overrides: Sequence[str]) -> None:
+def import_config_plugins(key: str, file: str | os.PathLike[str] | None, overrides: Sequence[str]) -> None:
     """Those that a config names, before it is read: they bring keys of their own.
 
-    >>> import_plugins_of("PLUGINS", "mine.yaml", ["PLUGINS", "['my_lab']"])
+    >>> import_config_plugins("PLUGINS", "mine.yaml", ["PLUGINS", "['my_lab']"])
     """
     import yaml
 
@@ -108,6 +108,6 @@ def import_plugins_of(key: str, file: str | os.PathLike[str] | None, overrides: 
     import_plugins(named)
 
 
-def import_plugins_again() -> None:
+def import_inherited_plugins() -> None:
     """In a further process: those of the one that started it."""
     import_plugins(name for name in os.environ.get(_PLUGINS, "").split(",") if name)

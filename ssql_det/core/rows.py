@@ -46,7 +46,7 @@ _PROBE = re.compile(
 _WHOLE = ("batch", "epochs", "cached_views", "size", "train_images", "val_images")
 
 
-def versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     """Versions of what can change a number; a package that is not installed is left out."""
     found = {"python": platform.python_version()}
     for package in _VERSIONED:
@@ -57,7 +57,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def now() -> str:
+def timestamp() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
@@ -65,7 +65,7 @@ def now() -> str:
 class Row:
     """One evaluation of one checkpoint at one bit-width.
 
-    >>> append(out / "results.jsonl", Row(method="SSQL", checkpoint="ssql.pth", checkpoint_hash="9f3c...",
+    >>> append_row(out / "results.jsonl", Row(method="SSQL", checkpoint="ssql.pth", checkpoint_hash="9f3c...",
     ...        config="voc_r18_c4.yaml", dataset="voc_2007_test", bits="4w4a", scope="backbone",
     ...        metrics={"AP50": 61.2}, seed=0, engine="minid2", seconds=92.5, scheme="act=mse", network="resnet18",
     ...        calibration=Calibration(128, 0, "voc_2007_trainval")))
@@ -91,12 +91,12 @@ class Row:
     protocol: Protocol = field(default_factory=dict)
     overrides: Mapping[str, str] = field(default_factory=dict)
     placement: str = "published"
-    versions: Mapping[str, str] = field(default_factory=versions)
-    time: str = field(default_factory=now)
+    versions: Mapping[str, str] = field(default_factory=package_versions)
+    time: str = field(default_factory=timestamp)
     schema: int = SCHEMA
 
 
-def append(path: str | os.PathLike[str], row: Row) -> None:
+def append_row(path: str | os.PathLike[str], row: Row) -> None:
     """Add a row; it is on disk when this returns. A metric that is not finite is stored as null."""
     record = dataclasses.asdict(row)
     record["metrics"] = {name: finite_or_none(value) for name, value in row.metrics.items()}
@@ -115,7 +115,7 @@ def append(path: str | os.PathLike[str], row: Row) -> None:
         raise UserError(f"could not append a row to {path}: {failure.strerror or failure}") from failure
 
 
-def read(path: str | os.PathLike[str]) -> list[Row]:
+def read_rows(path: str | os.PathLike[str]) -> list[Row]:
     """All whole rows of a file, in order. A line torn by a kill is skipped with a warning."""
     if not Path(path).is_file():
         raise UserError(f"there are no results at {path}; run an evaluation first, or check the path")
@@ -137,11 +137,11 @@ def read(path: str | os.PathLike[str]) -> list[Row]:
     return rows
 
 
-def check_place(path: str | os.PathLike[str]) -> None:
+def check_results_file(path: str | os.PathLike[str]) -> None:
     """Refuse a file of something else, to which rows would be appended, before anything is measured."""
     if Path(path).is_dir():
         raise UserError(f"cannot write {path}: it is a directory; name a file in it")
-    if Path(path).exists() and os.path.getsize(path) and not read(path):
+    if Path(path).exists() and os.path.getsize(path) and not read_rows(path):
         raise UserError(f"{path} holds something else than result rows; name another file")
 
 
@@ -153,7 +153,7 @@ def _to_row(record: Any, where: str) -> Row:
             f"{where} has schema {record['schema']}, this version reads up to {SCHEMA}; update ssql_det to read it"
         )
     try:
-        record = upgrade(record) if record["schema"] == 1 else record
+        record = upgrade_record(record) if record["schema"] == 1 else record
         row = Row(**record)
     except TypeError as mismatch:
         raise UserError(f"{where} does not have a row's fields: {mismatch}") from None
@@ -228,7 +228,7 @@ class Calibration:
         return f"{self.images} images{data}, seed {self.seed}"
 
 
-def upgrade(record: dict[str, Any]) -> dict[str, Any]:
+def upgrade_record(record: dict[str, Any]) -> dict[str, Any]:
     """The record in schema 2's fields; a ``ValueError`` for prose that schema 1 did not write."""
     calibration, config = record.get("calibration"), record.get("config")
     if not isinstance(calibration, str) or not isinstance(config, str):

@@ -21,4 +21,4 @@ from ssql_det.detect import modeling
 from ssql_det.detect.config import SSQL_DET_DEFAULTS, make_config_label
 from ssql_det.detect.points import SCOPES, detector_points
 
-__all__ = ["SCOPES", "SSQL_DET_DEFAULTS", "make_config_label", "detector_points", "modeling"]
+__all__ = ["SCOPES", "SSQL_DET_DEFAULTS", "detector_points", "make_config_label", "modeling"]

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from ssql_det.core.config import decisive, require_least
+from ssql_det.core.config import check_minimums, find_effective_config
 from ssql_det.core.errors import UserError
 from ssql_det.core.rows import Calibration
 from ssql_det.d2 import NODE, CfgNode, map_former_keys
@@ -71,7 +71,7 @@ def make_config_label(file: str, overrides: Sequence[str]) -> str:
     >>> make_config_label("configs/detection/table6/ssql.yaml", [])
     'voc_r18_c4.yaml'
     """
-    path = decisive(file, IGNORED_KEYS)
+    path = find_effective_config(file, IGNORED_KEYS)
     _, is_ours, below = path.as_posix().rpartition(FOLDER)
     pairs = [pair for pair in zip(overrides[::2], overrides[1::2], strict=False) if pair[0] not in IGNORED_KEYS]
     return shlex.join([below if is_ours else path.name, *itertools.chain.from_iterable(pairs)])
@@ -90,7 +90,7 @@ def check(cfg: CfgNode) -> None:
     >>> check(read_config("configs/detection/voc_r18_c4.yaml", ["INPUT.MAX_SIZE_TEST", "0"], SSQL_DET_DEFAULTS))
     UserError: INPUT.MAX_SIZE_TEST must be 1 or more, got 0
     """
-    require_least(cfg, _LEAST)
+    check_minimums(cfg, _LEAST)
     if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
         raise UserError(f"INPUT.FORMAT is RGB or BGR, got {cfg.INPUT.FORMAT!r}")
     sizes = cfg.INPUT.MIN_SIZE_TRAIN

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from ssql_det.core.distributed import broadcast_from_main
 from ssql_det.core.errors import UserError
-from ssql_det.core.ranks import from_main
 from ssql_det.d2 import (
     COCOEvaluator,
     DatasetEvaluator,
@@ -44,7 +44,7 @@ def evaluate(model: nn.Module, images: CachedLoader, dataset: str, is_fast: bool
     faster = fast_inference(model) if is_fast else nullcontext()
     with tempfile.TemporaryDirectory() as scratch, translate_errors(f"{dataset} cannot be evaluated on"), faster:
         results = inference_on_dataset(model, images, _evaluator(dataset, scratch))
-    return from_main(lambda: dict(_flat(results or {})))
+    return broadcast_from_main(lambda: dict(_flat(results or {})))
 
 
 def _evaluator(dataset: str, scratch: str) -> DatasetEvaluator:

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
+from ssql_det.core.distributed import rank, world_size
 from ssql_det.core.errors import UserError
-from ssql_det.core.ranks import rank, world_size
 from ssql_det.core.rows import Calibration
 from ssql_det.d2 import (
     CfgNode,

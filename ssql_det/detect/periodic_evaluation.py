@@ -9,9 +9,9 @@ from torch import nn
 
 from ssql_det.convert import Facts
 from ssql_det.core import rows
-from ssql_det.core.choices import RngState
+from ssql_det.core.distributed import broadcast_from_main, is_main, world_size
 from ssql_det.core.errors import UserError
-from ssql_det.core.ranks import from_main, is_main, world_size
+from ssql_det.core.rng import RngState
 from ssql_det.d2 import CfgNode
 from ssql_det.detect.datasets import shorten_dataset_name
 from ssql_det.detect.evaluation_data import CachedLoader, build_evaluation_loader
@@ -61,7 +61,7 @@ class PeriodicEvaluation:
         What a run that was killed saw after its last checkpoint is there already, and is not looked at again.
         """
         path, place = Path(self._cfg.OUTPUT_DIR) / EVALUATIONS_NAME, f"iteration {iteration}"
-        there = from_main(lambda: rows.read(path) if path.exists() else [])
+        there = broadcast_from_main(lambda: rows.read_rows(path) if path.exists() else [])
         seen = {(row.checkpoint, row.dataset, row.bits): row for row in there}
         origin = EvaluatedDetector(place, self._facts, self._network)
         generators = RngState.capture()
@@ -76,7 +76,7 @@ class PeriodicEvaluation:
                     context = context or prepare_evaluation(self._cfg, model, self._plan, dataset, images)
                     row = make_row(context, self._config_label, bits, evaluate_quantized(context, bits), origin)
                     if is_main():
-                        rows.append(path, row)
+                        rows.append_row(path, row)
                 scalars |= {
                     f"{name}/{bits}/{metric}": math.nan if value is None else value
                     for metric, value in row.metrics.items()

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from pycocotools import mask as coco_mask
 
-from ssql_det.checkdata.draw import Canvas, drawn
-from ssql_det.checkdata.findings import Picture
+from ssql_det.checkdata.draw import Canvas, draw_annotations
+from ssql_det.checkdata.findings import AnnotatedImage
 from ssql_det.core.console import track
 from ssql_det.core.errors import UserError
 from ssql_det.core.files import atomic_write
@@ -161,7 +161,7 @@ def _panel(path: Path, caption: str, detections: Detections, classes: Sequence[s
     boxes = tuple((x, y, x + width, y + height) for x, y, width, height in (each["bbox"] for each in detections))
     labels = tuple(f"{classes[each['category_id']]} {each['score']:.2f}" for each in detections)
     masks = tuple(each.get("segmentation") for each in detections)
-    canvas = drawn(Picture(path, None, boxes, labels, masks), _ENLARGED_TO)
+    canvas = draw_annotations(AnnotatedImage(path, None, boxes, labels, masks), _ENLARGED_TO)
     framed = cv2.copyMakeBorder(canvas, _CAPTION, 4, 2, 2, cv2.BORDER_CONSTANT, value=_WHITE)
     cv2.putText(framed, caption, (6, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.6, _BLACK, 1, cv2.LINE_AA)
     return np.asarray(framed, np.uint8)

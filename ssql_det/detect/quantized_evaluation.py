@@ -15,8 +15,8 @@ from pathlib import Path
 from torch import nn
 
 from ssql_det.convert import Facts
+from ssql_det.core.distributed import broadcast_from_main, is_main, world_size
 from ssql_det.core.errors import UserError
-from ssql_det.core.ranks import from_main, is_main, world_size
 from ssql_det.core.rows import Row
 from ssql_det.d2 import (
     CfgNode,
@@ -74,7 +74,7 @@ def prepare_evaluation(
     """Calibrate the float network, or take the quantization that is ``saved`` for these weights."""
     points = detector_points(model, plan.scope, plan.scheme.placement)
     batches = batches or select_calibration_images(cfg, plan.calibration)
-    if saved is not None and from_main(saved.exists):
+    if saved is not None and broadcast_from_main(saved.exists):
         quantization = Quantization.load(saved, model, plan.scheme)
         require_same_points(points, quantization.points, saved)
         _logger.info("calibrated already: %s", saved)
@@ -83,7 +83,7 @@ def prepare_evaluation(
         if saved is not None and is_main():
             quantization.save(saved)
     model.eval()
-    profile = from_main(lambda: profile_cost(model, points, _first(images)))
+    profile = broadcast_from_main(lambda: profile_cost(model, points, _first(images)))
     return EvaluationContext(cfg, plan, dataset, images, quantization, batches, profile)
 
 

@@ -17,10 +17,10 @@ from torch import nn
 
 from ssql_det.convert import Checkpoint
 from ssql_det.core import rows
-from ssql_det.core.config import plain_values, renamed, require_same, run_folder
+from ssql_det.core.config import check_output_dir, check_same_config, flatten_config, rename_keys
+from ssql_det.core.distributed import broadcast_from_main, is_main
 from ssql_det.core.errors import UserError
 from ssql_det.core.files import atomic_write
-from ssql_det.core.ranks import from_main, is_main
 from ssql_det.core.rows import Row
 from ssql_det.d2 import CfgNode, engine_name
 from ssql_det.detect.config import IGNORED_KEYS, RENAMED_KEYS, TRAINING_EVALUATION_KEYS
@@ -59,13 +59,13 @@ def sweep(
     >>> for row in sweep(cfg, "voc_r18_c4.yaml", model, checkpoint, parse_widths("FP,8,4"), QuantizationSettings("all")):
     ...     print(row.bits, row.metrics["bbox/AP50"])
     """
-    out = run_folder(cfg.OUTPUT_DIR)
+    out = check_output_dir(cfg.OUTPUT_DIR)
     dataset = _only_test_set(cfg)
     plan.scheme.require_widths([*widths, *plan.overrides.values()])  # refused before anything is written
     assign_bits(detector_points(model, plan.scope, plan.scheme.placement), Bits.FP, plan.overrides)
     sha256 = checkpoint.source.sha256 if checkpoint.source else ""
     identity = _identity(cfg, dataset, sha256, plan)
-    done = {row.bits: row for row in from_main(lambda: _rows_of(out, identity))}
+    done = {row.bits: row for row in broadcast_from_main(lambda: _rows_of(out, identity))}
     images = build_evaluation_loader(cfg, dataset)
     origin = EvaluatedDetector(checkpoint.called, checkpoint.facts, checkpoint.architecture.name, sha256)
     context: EvaluationContext | None = None
@@ -77,7 +77,7 @@ def sweep(
         if context is None:
             calibration = select_calibration_images(cfg, plan.calibration)
             take_rank_share(calibration)  # what cannot be read is refused before anything is written
-            from_main(lambda: _claim(out, identity))
+            broadcast_from_main(lambda: _claim(out, identity))
             context = prepare_evaluation(cfg, model, plan, dataset, images, calibration, out / QUANTIZATION_NAME)
         overrides = None if bits == Bits.FP else plan.overrides  # a row called FP is full precision
         row = make_row(context, config_label, bits, evaluate_quantized(context, bits, overrides), origin)
@@ -85,7 +85,7 @@ def sweep(
             _keep_to_the_plan(out, identity)  # another may have begun while this one had no row
             if context.quantization.norms:  # those of this width are in it now
                 context.quantization.save(out / QUANTIZATION_NAME)
-            rows.append(out / RESULTS_NAME, row)
+            rows.append_row(out / RESULTS_NAME, row)
         yield row
 
 
@@ -101,7 +101,7 @@ def _identity(cfg: CfgNode, dataset: str, sha256: str, plan: QuantizationSetting
     return {
         **{
             key: value
-            for key, value in plain_values(cfg).items()
+            for key, value in flatten_config(cfg).items()
             if key not in (*IGNORED_KEYS, *TRAINING_EVALUATION_KEYS)
         },
         "weights' sha256": sha256,
@@ -117,7 +117,7 @@ def _identity(cfg: CfgNode, dataset: str, sha256: str, plan: QuantizationSetting
 
 def _rows_of(out: Path, identity: dict[str, Any]) -> list[Row]:
     """What is measured already. A folder that has rows of another plan is refused; while it has none, any may begin."""
-    found = rows.read(out / RESULTS_NAME) if (out / RESULTS_NAME).exists() else []
+    found = rows.read_rows(out / RESULTS_NAME) if (out / RESULTS_NAME).exists() else []
     if found:
         _keep_to_the_plan(out, identity)
     return found
@@ -151,7 +151,7 @@ def _plan_of(out: Path) -> dict[str, Any]:
 
 def _upgraded(plan: dict[str, Any]) -> dict[str, Any]:
     """An older plan may have former names, say whether norms were recalibrated, and have keys that decide nothing."""
-    plan = renamed(plan, RENAMED_KEYS)
+    plan = rename_keys(plan, RENAMED_KEYS)
     if "--recalibrate-bn" in plan:
         plan["--scheme"] = str(Scheme(norms=RE_ESTIMATED if plan.pop("--recalibrate-bn") else TRAINED))
     return {key: value for key, value in plan.items() if key not in TRAINING_EVALUATION_KEYS}
@@ -159,4 +159,4 @@ def _upgraded(plan: dict[str, Any]) -> dict[str, Any]:
 
 def _keep_to_the_plan(out: Path, identity: dict[str, Any]) -> None:
     """Refuse where the folder has another plan, and say in what. The order of patterns is part of it."""
-    require_same(_plan_of(out), identity, f"the sweep in {out}", "choose another OUTPUT_DIR")
+    check_same_config(_plan_of(out), identity, f"the sweep in {out}", "choose another OUTPUT_DIR")

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ssql_det.convert import Coverage, Facts
-from ssql_det.core.choices import RngState, seed_all
-from ssql_det.core.config import goes_on, plain_values, require_least, run_folder, save_config
+from ssql_det.core.config import check_minimums, check_output_dir, check_resume, flatten_config, save_config
+from ssql_det.core.distributed import all_gather, all_reduce_mean, barrier, broadcast_tensors, is_main, rank, world_size
 from ssql_det.core.errors import UserError
 from ssql_det.core.files import atomic_write
-from ssql_det.core.ranks import all_gather, barrier, is_main, mean, rank, share_from_main, world_size
-from ssql_det.core.writers import curves
+from ssql_det.core.rng import RngState, seed_all
+from ssql_det.core.scalar_writer import scalar_writer
 from ssql_det.d2 import (
     CfgNode,
     CommonMetricPrinter,
@@ -60,14 +60,14 @@ def train(cfg: CfgNode, config_label: str, resume: bool = False) -> Path:
     Returns the path of the final checkpoint. With ``resume`` a run that was stopped becomes, on the CPU bit for bit,
     the run that was not. Under a process group every rank calls it, each takes its part of a batch, and rank 0 writes.
     """
-    folder, last, seed = run_folder(cfg.OUTPUT_DIR), cfg.SOLVER.MAX_ITER - 1, get_training_seed(cfg)
+    folder, last, seed = check_output_dir(cfg.OUTPUT_DIR), cfg.SOLVER.MAX_ITER - 1, get_training_seed(cfg)
     _check_numbers(cfg)
     _check_data(cfg)
     _check_norms(cfg)
     seed_all(seed + rank())  # Detectron2's way: ranks sample different regions; weights are the first's
     is_there = (folder / training_checkpoint.LAST_CHECKPOINT_NAME).exists()
-    values = plain_values(cfg)
-    is_resumed = goes_on(values, folder, is_there, resume, _MAY_CHANGE, DEFAULT_VALUES, RENAMED_KEYS)
+    values = flatten_config(cfg)
+    is_resumed = check_resume(values, folder, is_there, resume, _MAY_CHANGE, DEFAULT_VALUES, RENAMED_KEYS)
     model, description, coverage = _network(cfg, begins=not is_resumed)
     with translate_errors("the solver cannot be built"):
         optimizer = build_optimizer(cfg, model)
@@ -103,7 +103,7 @@ def train(cfg: CfgNode, config_label: str, resume: bool = False) -> Path:
             (folder / EVALUATIONS_NAME).unlink(missing_ok=True)  # of a run that was killed before its first checkpoint
     trained = DistributedDataParallel(model) if world_size() > 1 else model
 
-    with storage, curves(folder, start - 1 if is_resumed else None) as write:
+    with storage, scalar_writer(folder, start - 1 if is_resumed else None) as write:
         for iteration in range(start, cfg.SOLVER.MAX_ITER):
             storage.iter = iteration
             begun = time.perf_counter()
@@ -118,7 +118,7 @@ def train(cfg: CfgNode, config_label: str, resume: bool = False) -> Path:
                     total = torch.stack(list(losses.values())).sum()
                     (total / parts).backward()
                 named = {"total_loss": total, **losses}
-                for name, loss in zip(named, mean(torch.stack(list(named.values()))).tolist(), strict=True):
+                for name, loss in zip(named, all_reduce_mean(torch.stack(list(named.values()))).tolist(), strict=True):
                     storage.put_scalar(name, loss)
             optimizer.step()
             storage.put_scalar("lr", optimizer.param_groups[0]["lr"], smoothing_hint=False)
@@ -160,14 +160,14 @@ def estimate_norms(cfg: CfgNode, model: nn.Module, seed: int) -> None:
         generators.restore()
     for norm in norms:
         _average(norm)
-    share_from_main(model.buffers())
+    broadcast_tensors(model.buffers())
 
 
 def _average(norm: nn.Module) -> None:
     """Over the ranks, which count the same: the variance of all is that within each and that of their means."""
     average, variance = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
-    of_all = mean(average)
-    variance.copy_(mean(variance + (average - of_all).square()))
+    of_all = all_reduce_mean(average)
+    variance.copy_(all_reduce_mean(variance + (average - of_all).square()))
     average.copy_(of_all)
 
 
@@ -209,7 +209,7 @@ def _require_finite(losses: Mapping[str, Tensor], iteration: int) -> None:
 
 def _check_numbers(cfg: CfgNode) -> None:
     """What would end in a traceback, or never."""
-    require_least(cfg, dict.fromkeys(("SOLVER.MAX_ITER", "SOLVER.CHECKPOINT_PERIOD", "TEST.PRECISE_BN.NUM_ITER"), 1))
+    check_minimums(cfg, dict.fromkeys(("SOLVER.MAX_ITER", "SOLVER.CHECKPOINT_PERIOD", "TEST.PRECISE_BN.NUM_ITER"), 1))
     get_micro_batch_size(cfg)
     if cfg.SEED + world_size() > 1 << 32:  # each rank has a seed of its own
         raise UserError(f"SEED must be less than 2**32, got {cfg.SEED}")
@@ -218,7 +218,7 @@ def _check_numbers(cfg: CfgNode) -> None:
 def _check_norms(cfg: CfgNode) -> None:
     if world_size() == 1 or cfg.MODEL.DEVICE != "cpu":
         return
-    keys = [key for key, value in plain_values(cfg).items() if value in ("SyncBN", "nnSyncBN")]
+    keys = [key for key, value in flatten_config(cfg).items() if value in ("SyncBN", "nnSyncBN")]
     if keys:
         raise UserError(
             "SyncBN shares its statistics between GPUs only; for several processes on the CPU set "

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ssql_det.core.choices import choices_of
-from ssql_det.core.config import require_least
+from ssql_det.core.config import check_minimums
+from ssql_det.core.distributed import ignore_interrupts, rank, world_size
 from ssql_det.core.errors import UserError
-from ssql_det.core.ranks import leave_interrupts_to_the_main_process, rank, world_size
+from ssql_det.core.rng import seeded_rng
 from ssql_det.d2 import CfgNode, DatasetMapper, get_detection_dataset_dicts
 from ssql_det.detect.datasets import check_dataset
 from ssql_det.detect.engine_errors import translate_errors
@@ -82,7 +82,7 @@ class SeededDataset(Dataset[Record]):
         for offset in range(_MOST_SUBSTITUTES):
             record = self._records[(index + offset) % len(self._records)]
             try:
-                with choices_of(self._seed, position):
+                with seeded_rng(self._seed, position):
                     sample: Record = self._mapper(record)
             except Exception as failure:  # a decoder can fail in any way
                 file = record.get("file_name", "?")
@@ -119,7 +119,7 @@ def get_micro_batch_size(cfg: CfgNode) -> int:
     Each part counts the same, as a rank's does.
     """
     size, parts, world = cfg.SOLVER.IMS_PER_BATCH, cfg.SSQL_DET.MICRO_BATCHES, world_size()
-    require_least(cfg, {"SOLVER.IMS_PER_BATCH": 1})
+    check_minimums(cfg, {"SOLVER.IMS_PER_BATCH": 1})
     if parts < 1 or size % parts:
         raise UserError(f"SSQL_DET.MICRO_BATCHES must divide SOLVER.IMS_PER_BATCH {size}, got {parts}")
     if size // parts % world:
@@ -153,7 +153,7 @@ def build_train_loader(cfg: CfgNode, seed: int, first: int = 0) -> Iterator[Batc
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=list,
         generator=torch.Generator().manual_seed(seed),  # else it draws from the global one, once a run
-        worker_init_fn=leave_interrupts_to_the_main_process,
+        worker_init_fn=ignore_interrupts,
     )
     return map(_require_samples, loader)
 

@@ -20,13 +20,13 @@ from ssql_det.convert import (
 )
 from ssql_det.convert.checkpoint import KEY, some
 from ssql_det.convert.format import faults
-from ssql_det.core.choices import every_ranks_state, restore_own_state
+from ssql_det.core.distributed import all_gather, is_main, rank
 from ssql_det.core.errors import UserError
 from ssql_det.core.files import atomic_write
-from ssql_det.core.optimizers import take_up
-from ssql_det.core.ranks import all_gather, is_main, rank
-from ssql_det.core.reader import read_tensors
+from ssql_det.core.optimizer_state import load_optimizer_state
+from ssql_det.core.rng import gather_rng_states, restore_rng_state
 from ssql_det.core.tensor_files import save_tensors
+from ssql_det.core.unpickler import read_tensors
 from ssql_det.d2 import EventStorage
 from ssql_det.detect.train_loader import BadImageLog
 
@@ -55,7 +55,7 @@ class TrainingCheckpointer:
     def save(self, name: str, iteration: int, description: Mapping[str, Any]) -> Path:
         """Write ``name.pth``, then the tag. ``iteration`` is the last that is in it; every rank takes part."""
         path = self.folder / f"{name}.pth"
-        of_ranks = {"rng": every_ranks_state(), "bad_images": all_gather(sorted(self.bad_images.names))}
+        of_ranks = {"rng": gather_rng_states(), "bad_images": all_gather(sorted(self.bad_images.names))}
         if is_main():
             content = {key: part.state_dict() for key, part in self.parts.items()}
             content |= {"iteration": iteration, "history": _latest_scalars(self.storage), KEY: dict(description)}
@@ -78,7 +78,7 @@ class TrainingCheckpointer:
             wrong = faults(model.named_parameters())
             if wrong:
                 raise ValueError(some([f"{name} {fault}" for name, fault in wrong.items()]))
-            take_up(optimizer, content["optimizer"])
+            load_optimizer_state(optimizer, content["optimizer"])
             iteration = content["iteration"]
             if not isinstance(iteration, int) or iteration < 0:
                 raise ValueError(f"its iteration is {reprlib.repr(iteration)}")
@@ -88,7 +88,7 @@ class TrainingCheckpointer:
             Facts.from_plain(content[KEY])
             _restore_scalars(self.storage, content["history"])
             self.bad_images.names.update(*content["bad_images"][rank() : rank() + 1])
-            restore_own_state(content["rng"])
+            restore_rng_state(content["rng"])
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as failure:
             reason = str(failure).splitlines()[0]
             raise UserError(

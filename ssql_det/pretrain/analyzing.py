@@ -25,7 +25,7 @@ from ssql_det.analyze.analysis import BACKBONE, LOSS, Analysis, Map, Terms, Term
 from ssql_det.analyze.tsne import tsne
 from ssql_det.convert import Input
 from ssql_det.core.console import track
-from ssql_det.core.devices import device_named
+from ssql_det.core.devices import resolve_device
 from ssql_det.core.errors import UserError
 from ssql_det.pretrain.checkpoint import NAME, Trained, read_trained
 from ssql_det.pretrain.data import Images, open_images
@@ -91,7 +91,7 @@ def analyses(paths: Sequence[str], data: str, plan: Plan) -> Iterator[Analysis]:
     """
     networks = {name: read_trained(path) for name, path in zip(names_of(paths), paths, strict=True)}
     seen, asked = (open_images(data, split) for split in ("train", "val"))
-    device = device_named(plan.device, "--device")
+    device = resolve_device(plan.device, "--device")
     for name, trained in networks.items():
         for module in (trained.encoder, trained.predictor, trained.target):
             module.to(device)

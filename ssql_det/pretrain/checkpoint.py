@@ -30,13 +30,13 @@ from ssql_det.convert.architecture import COUNTER
 from ssql_det.convert.checkpoint import BRANCHES, KEY, backbone_named, describe_network, network_named, some
 from ssql_det.convert.files import understood
 from ssql_det.convert.format import as_tensor, faults, is_spread
-from ssql_det.core.choices import every_ranks_state, restore_own_state
+from ssql_det.core.distributed import is_main
 from ssql_det.core.errors import UserError, printable
 from ssql_det.core.files import atomic_write, sha256
-from ssql_det.core.optimizers import take_up
-from ssql_det.core.ranks import is_main
-from ssql_det.core.reader import read_tensors
+from ssql_det.core.optimizer_state import load_optimizer_state
+from ssql_det.core.rng import gather_rng_states, restore_rng_state
 from ssql_det.core.tensor_files import save_tensors
+from ssql_det.core.unpickler import read_tensors
 from ssql_det.ssl.method import Encoder, mlp_of
 
 NAME = "checkpoint.pth"
@@ -64,7 +64,7 @@ class Run:
     def save(self, folder: Path, steps: int) -> Path:
         """After so many steps. Every rank takes part, one writes."""
         path = folder / NAME
-        generators = every_ranks_state()
+        generators = gather_rng_states()
         if is_main():
             with atomic_write(path) as file:
                 save_tensors(self._content(steps, generators), file)
@@ -88,8 +88,8 @@ class Run:
             self.method.load_state_dict(state)
             if self._learned:
                 self._learned.load_state_dict(content["quantizers"])
-            take_up(self.optimizer, content["resume"]["optimizer"])
-            restore_own_state(generators)
+            load_optimizer_state(self.optimizer, content["resume"]["optimizer"])
+            restore_rng_state(generators)
         except KeyError as failure:
             raise UserError(f"{path} cannot be resumed from: it has no {failure.args[0]}") from failure
         except (AttributeError, RuntimeError, TypeError, ValueError) as failure:

@@ -17,10 +17,10 @@ from fvcore.common.config import CfgNode
 
 from ssql_det.backbones import Backbone, build_backbone
 from ssql_det.convert import Facts, Input
-from ssql_det.core.config import Moved, load_config, plain_values, require_least
+from ssql_det.core.config import RenamedKeys, check_minimums, flatten_config, load_config
+from ssql_det.core.distributed import world_size
 from ssql_det.core.errors import UserError
-from ssql_det.core.ranks import world_size
-from ssql_det.core.registry import import_plugins_of
+from ssql_det.core.registry import import_config_plugins
 from ssql_det.pretrain.checkpoint import read_backbone, require_savable
 from ssql_det.pretrain.data import Data
 from ssql_det.pretrain.optim import Optimization
@@ -31,7 +31,7 @@ from ssql_det.ssl import METHODS, SSQL, Method, SimSiam
 from ssql_det.ssl.method import hyperparameters
 from ssql_det.ssl.views import recipe
 
-NO_MATTER = ("OUTPUT_DIR", "DEVICE", "DATA.WORKERS", "PERIODS.LOG", "PERIODS.CHECKPOINT", "PLUGINS")  # to weights
+IGNORED_KEYS = ("OUTPUT_DIR", "DEVICE", "DATA.WORKERS", "PERIODS.LOG", "PERIODS.CHECKPOINT", "PLUGINS")  # to weights
 _FLAT = ("DIM", "HIDDEN", "LAST_NORM", "MOMENTUM", "QUEUE", "TEMPERATURE", "CROSS")  # of all methods, once
 
 
@@ -126,10 +126,10 @@ class Pretraining:
 
 def default_values() -> dict[str, Any]:
     """Every key, those of all methods among them, with its default."""
-    return plain_values(_defaults())
+    return flatten_config(_defaults())
 
 
-def moved() -> Moved:
+def moved() -> RenamedKeys:
     """Hyperparameters were once keys of all methods together; now each method has those that it takes."""
     return {key: [f"{name}.{key}" for name, node in _method_nodes().items() if key in node] for key in _FLAT}
 
@@ -147,7 +147,7 @@ def _defaults() -> CfgNode:
 
 def read_config(file: str | os.PathLike[str] | None, overrides: Sequence[str] = ()) -> Pretraining:
     """The defaults, the file over them, then ``KEY VALUE`` pairs."""
-    import_plugins_of("PLUGINS", file, overrides)
+    import_config_plugins("PLUGINS", file, overrides)
     return _pretraining(load_config(_defaults(), file, overrides, moved()))
 
 
@@ -178,14 +178,14 @@ def _pretraining(cfg: CfgNode) -> Pretraining:
         device=cfg.DEVICE,
         seed=cfg.SEED,
         output_dir=cfg.OUTPUT_DIR,
-        values={key: value for key, value in plain_values(cfg).items() if not key.startswith(others)},
+        values={key: value for key, value in flatten_config(cfg).items() if not key.startswith(others)},
     )
 
 
 def _check_values(cfg: CfgNode) -> None:
     """Refuse in one sentence what no run can be made of; what a method cannot take it refuses itself."""
-    numbers = [key for key, value in plain_values(cfg).items() if isinstance(value, (int, float))]
-    require_least(cfg, dict.fromkeys(numbers, -math.inf) | _LEAST)
+    numbers = [key for key, value in flatten_config(cfg).items() if isinstance(value, (int, float))]
+    check_minimums(cfg, dict.fromkeys(numbers, -math.inf) | _LEAST)
     if cfg.OPTIM.MOMENTUM >= 1:
         raise UserError(f"OPTIM.MOMENTUM must be less than 1, got {cfg.OPTIM.MOMENTUM}")
     if cfg.SEED >= 1 << 32:

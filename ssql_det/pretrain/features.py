@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ssql_det.convert import Input
-from ssql_det.core.choices import choices_of
 from ssql_det.core.console import track
 from ssql_det.core.errors import UserError
+from ssql_det.core.rng import seeded_rng
 from ssql_det.pretrain.data import Images
 from ssql_det.pretrain.stream import loaded
 from ssql_det.quant.feeding import evaluating
@@ -126,7 +126,7 @@ class Augmented(Dataset[Tensor | str]):
         view, number = place
         index = self._chosen[number]
         try:
-            with choices_of(self._seed, index, view):
+            with seeded_rng(self._seed, index, view):
                 return framed(self._images, index, self._frame)
         except UserError as mistake:
             return str(mistake)

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ssql_det.core.choices import seed_all
-from ssql_det.core.config import goes_on, run_folder, save_config
-from ssql_det.core.devices import device_named
+from ssql_det.core.config import check_output_dir, check_resume, save_config
+from ssql_det.core.devices import resolve_device
+from ssql_det.core.distributed import barrier, is_main, rank, world_size
 from ssql_det.core.errors import UserError
-from ssql_det.core.ranks import barrier, is_main, rank, world_size
-from ssql_det.core.writers import curves
+from ssql_det.core.rng import seed_all
+from ssql_det.core.scalar_writer import scalar_writer
 from ssql_det.pretrain import checkpoint
-from ssql_det.pretrain.config import NO_MATTER, Pretraining, build_network, check, default_values, facts_of, moved
+from ssql_det.pretrain.config import IGNORED_KEYS, Pretraining, build_network, check, default_values, facts_of, moved
 from ssql_det.pretrain.data import identity
 from ssql_det.pretrain.optim import build_optimizer, learning_rate
 from ssql_det.pretrain.probe import Looks, spread
@@ -29,7 +29,7 @@ from ssql_det.ssl import SSQL
 from ssql_det.ssl.views import draws_of
 
 _MAY_CHANGE = (
-    *(*NO_MATTER, "INIT", "DATA.MOST_BAD_IMAGES", "DATA.CACHE_MB"),
+    *(*IGNORED_KEYS, "INIT", "DATA.MOST_BAD_IMAGES", "DATA.CACHE_MB"),
     *("MONITOR.PERIOD", "MONITOR.DATA", "MONITOR.BITS", "MONITOR.SCHEME", "MONITOR.IMAGES"),
 )
 _logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def pretrain(pretraining: Pretraining, resume: bool = False) -> Path:
     >>> pretrain(read_config("configs/pretrain/mini.yaml", ["OUTPUT_DIR", "runs/ssql"]))
     PosixPath('runs/ssql/checkpoint.pth')
     """
-    folder, device = run_folder(pretraining.output_dir), device_named(pretraining.device, "DEVICE")
+    folder, device = check_output_dir(pretraining.output_dir), resolve_device(pretraining.device, "DEVICE")
     data, optim, monitor, seed = pretraining.data, pretraining.optim, pretraining.monitor, pretraining.seed
     world, amp = world_size(), pretraining.amp
     check(pretraining)
@@ -75,7 +75,7 @@ def pretrain(pretraining: Pretraining, resume: bool = False) -> Path:
     parts = {"workers": data.workers, "rank": rank(), "world": world}
     batches = training_batches(images, recipe.frame, optim.batch, seed, start, **parts)
     # What a run wrote that was killed before its first checkpoint goes as well.
-    with curves(folder, start - 1) as write:
+    with scalar_writer(folder, start - 1) as write:
         begun, before = time.perf_counter(), start
         for step in range(start, total):
             batch = next(batches)
@@ -112,7 +112,7 @@ def pretrain(pretraining: Pretraining, resume: bool = False) -> Path:
 def _goes_on(pretraining: Pretraining, folder: Path, resume: bool) -> bool:
     values, defaults = pretraining.values, default_values()
     may_change = {*_MAY_CHANGE, *(defaults.keys() - values.keys())}  # hyperparameters of other methods decide nothing
-    return goes_on(values, folder, checkpoint.is_in(folder), resume, may_change, defaults, moved())
+    return check_resume(values, folder, checkpoint.is_in(folder), resume, may_change, defaults, moved())
 
 
 def _finite_loss(trained: nn.Module, views: Sequence[Tensor], step: int, network: nn.Module) -> Tensor:

@@ -26,9 +26,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
 
-from ssql_det.core.choices import choices_of
 from ssql_det.core.console import track
 from ssql_det.core.errors import UserError
+from ssql_det.core.rng import seeded_rng
 from ssql_det.pretrain.data import open_images
 from ssql_det.pretrain.features import Place, Seen, features, labelled
 from ssql_det.pretrain.optim import LARS
@@ -168,7 +168,7 @@ def linear_of_views(
 
 def begun(width: int, classes: int, seed: int = 0) -> nn.Linear:
     """A layer as torch begins one, the same for the same seed."""
-    with choices_of(seed, "layer"):
+    with seeded_rng(seed, "layer"):
         return nn.Linear(width, classes)
 
 

@@ -12,10 +12,10 @@ from torch import nn
 
 from ssql_det.convert import IMAGENET, Input
 from ssql_det.convert.checkpoint import describe_branch
-from ssql_det.core.devices import device_named
+from ssql_det.core.devices import resolve_device
 from ssql_det.core.errors import UserError
 from ssql_det.core.rows import Protocol as RowProtocol
-from ssql_det.core.rows import Row, now
+from ssql_det.core.rows import Row, timestamp
 from ssql_det.pretrain.checkpoint import Pretrained, read_backbone
 from ssql_det.pretrain.data import Cached, open_images
 from ssql_det.pretrain.features import MOST_BYTES, Augmented, Labelled, anew, chosen, features, kept, labelled
@@ -83,7 +83,7 @@ def probed(checkpoint: str, data: str, bits: str, shown: str, plan: Plan, there:
     pretrained = read_backbone(checkpoint)
     backbone, source = pretrained.backbone, pretrained.source
     _logger.info("%s: %s, %s", source.name, pretrained.network, describe_branch(pretrained.facts, source))
-    backbone.module.eval().to(device_named(plan.device, "--device"))
+    backbone.module.eval().to(resolve_device(plan.device, "--device"))
     way = plan.protocol.shown(recipe(shown or shown_to(pretrained.network), plan.size))
     training = plan.protocol.training(way, backbone.width)
     images = _opened(data, way, backbone.width, plan)
@@ -164,7 +164,7 @@ def _rows(
         metrics = evaluate_at(quantization, width, accuracies, batches=calibration)
         cost = profile.at(width)
         metrics |= {"MB": cost.bytes / 1e6, "GBOPs": cost.bit_ops / 1e9}
-        yield replace(asked, metrics=metrics, seconds=round(time.perf_counter() - start, 2), time=now())
+        yield replace(asked, metrics=metrics, seconds=round(time.perf_counter() - start, 2), time=timestamp())
 
 
 def _unanswered(row: Row, asked: Row) -> Row:

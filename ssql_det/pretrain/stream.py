@@ -18,9 +18,9 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ssql_det.core.choices import choices_of, number_of
+from ssql_det.core.distributed import ignore_interrupts
 from ssql_det.core.errors import UserError, printable
-from ssql_det.core.ranks import leave_interrupts_to_the_main_process
+from ssql_det.core.rng import derive_seed, seeded_rng
 from ssql_det.pretrain.data import Images
 
 T = TypeVar("T")
@@ -114,8 +114,8 @@ def loaded(
         batch_sampler=places,
         num_workers=workers,
         collate_fn=partial(_whole, together),
-        generator=torch.Generator().manual_seed(number_of(seed)),  # else it draws from the global one, once a run
-        worker_init_fn=leave_interrupts_to_the_main_process,
+        generator=torch.Generator().manual_seed(derive_seed(seed)),  # else it draws from the global one, once a run
+        worker_init_fn=ignore_interrupts,
     )
     return map(_require, loader)
 
@@ -124,7 +124,7 @@ def _places(images: int, size: int, seed: int, first: int, rank: int, world: int
     """The process's part of each batch; no epoch before that of the first batch is gone through."""
     steps, share = steps_per_epoch(images, size), size // world
     for epoch in itertools.count(first // steps):
-        generator = torch.Generator().manual_seed(number_of(seed, "epoch", epoch))
+        generator = torch.Generator().manual_seed(derive_seed(seed, "epoch", epoch))
         order = torch.randperm(images, generator=generator)
         for batch in range(max(first, epoch * steps), (epoch + 1) * steps):
             start = batch * size + rank * share
@@ -158,7 +158,7 @@ class _Samples(Dataset[Batch | str]):
         return f"{len(bad)} images in a row cannot be read, from {bad[0]} on ({reason}); mend them or name others"
 
     def _view(self, image: Image, position: int, view: int) -> Tensor:
-        with choices_of(self._seed, position, view):
+        with seeded_rng(self._seed, position, view):
             return self._frame(image)[None]
 
 

@@ -11,7 +11,7 @@ from fvcore.nn.distributed import differentiable_all_reduce
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ssql_det.core.ranks import world_size
+from ssql_det.core.distributed import world_size
 
 
 class SyncNorm(_BatchNorm):

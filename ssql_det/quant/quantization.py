@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ssql_det.core.console import track
+from ssql_det.core.distributed import broadcast_from_main
 from ssql_det.core.errors import UserError
-from ssql_det.core.ranks import from_main
 from ssql_det.core.rows import Calibration
 from ssql_det.quant import quantization_file
 from ssql_det.quant.bits import Bits, width_name
@@ -194,7 +194,7 @@ class Quantization:
 
         >>> quantization = Quantization.load("quantization.safetensors", model)
         """
-        content = from_main(lambda: quantization_file.read(path))
+        content = broadcast_from_main(lambda: quantization_file.read(path))
         quantization_file.signature_of(model).require_same(content.signature, path)
         if scheme is not None and scheme != content.scheme:
             raise UserError(f"{path} is of the scheme {content.scheme}, asked for is {scheme}; calibrate again for it")

@@ -51,7 +51,7 @@ def read_rows(paths: Iterable[str | os.PathLike[str]]) -> list[Row]:
     """All whole rows of these files. A line torn by a kill is skipped with a warning; a file of none is refused."""
     found: list[Row] = []
     for path in paths:
-        of_this = rows.read(path)
+        of_this = rows.read_rows(path)
         if not of_this:
             raise UserError(f"{path} holds no result row; give the results.jsonl that an evaluation wrote")
         found += map(_in_lines, of_this)

@@ -28,7 +28,7 @@ from ssql_det.report.names import plain_name, slug
 from ssql_det.reproduce.ledger import Step
 from ssql_det.reproduce.parts import Part, Pretraining, Probing, Transfer
 from ssql_det.reproduce.presets import LEAST, Choices, Preset, data_sets, seeds_of
-from ssql_det.toydata.dataset import MANIFEST, Settings
+from ssql_det.toydata.dataset import MANIFEST, ToyDataSettings
 
 _ANALYZED = "FP,8,4,2w4a"
 _IMAGES = ("--calib-images", "512")  # of backbones, as the figures on the pages were measured
@@ -193,9 +193,9 @@ class Builder:
         return step.name
 
 
-def _as_options(data: Settings) -> tuple[str, ...]:
+def _as_options(data: ToyDataSettings) -> tuple[str, ...]:
     """What of the settings is not the command's default."""
-    plain = Settings()
+    plain = ToyDataSettings()
     named = {"scenes": data.scenes, "crops": data.crops, "crop-size": data.crop_size, "difficulty": data.difficulty}
     options = [f"--{name} {value}" for name, value in named.items() if value != getattr(plain, name.replace("-", "_"))]
     if (data.least_side, data.most_side) != (plain.least_side, plain.most_side):

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ssql_det.core.rows import versions
+from ssql_det.core.rows import package_versions
 from ssql_det.report.document import Block, Folded, Heading, Listing, Table, Text
 from ssql_det.report.texts import unmarked
 from ssql_det.reproduce.plan import Reproduction, by_hand, minutes_by_kind
@@ -78,7 +78,7 @@ def _minutes(of: Reproduction) -> Iterator[Block]:
 def _environment(of: Reproduction) -> Iterator[Block]:
     found = [row for rows in of.rows.values() for row in rows]
     engines = sorted({row.engine for row in found if row.engine})
-    software = {**versions(), **(found[-1].versions if found else {})}
+    software = {**package_versions(), **(found[-1].versions if found else {})}
     yield Heading("Environment")
     lines = [
         f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",

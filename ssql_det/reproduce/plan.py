@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssql_det.core.errors import UserError, did_you_mean
-from ssql_det.core.files import require_room
+from ssql_det.core.files import check_disk_space
 from ssql_det.core.rows import Row
 from ssql_det.report.names import plain_name, published_name
 from ssql_det.report.reading import read_rows
@@ -22,7 +22,7 @@ from ssql_det.reproduce.ledger import Step
 from ssql_det.reproduce.parts import RANDOM, Part
 from ssql_det.reproduce.presets import LEAST, Choices, Preset, data_sets, seeds_of
 from ssql_det.reproduce.runner import DONE, Outcome
-from ssql_det.toydata.dataset import Settings
+from ssql_det.toydata.dataset import ToyDataSettings
 
 _KINDS = ("data", "pretrain", "convert", "train", "sweep", "predict", "probe", "analyze")
 
@@ -125,7 +125,7 @@ def _files(choices: Choices, parts: Sequence[Part], wanted: Sequence[str]) -> di
     return files
 
 
-def _scaled(data: Settings, budget: float) -> Settings:
+def _scaled(data: ToyDataSettings, budget: float) -> ToyDataSettings:
     counts = {name: max(round(getattr(data, name) * budget), LEAST[name]) for name in ("scenes", "crops")}
     return dataclasses.replace(data, **counts)
 
@@ -154,7 +154,7 @@ def check(plan: Plan) -> None:
             raise UserError(f"there is no file {path}, which {step.name} begins with; check --checkpoint")
     if plan.preset.data is None:
         _check_data_sets(plan)
-    require_room(plan.out, sum(step.megabytes for step in plan.steps if not step.folder.exists()))
+    check_disk_space(plan.out, sum(step.megabytes for step in plan.steps if not step.folder.exists()))
 
 
 def _check_data_sets(plan: Plan) -> None:

@@ -19,7 +19,7 @@ from ssql_det.core.errors import UserError, did_you_mean
 from ssql_det.report.producing import as_option, kind_of
 from ssql_det.report.published import published_table
 from ssql_det.reproduce.parts import RANDOM, SIMSIAM, SSQL, Part, Probing, Transfer, ablation, published, recipe, toy
-from ssql_det.toydata.dataset import Settings
+from ssql_det.toydata.dataset import ToyDataSettings
 
 LEAST = {"scenes": 24, "crops": 400, "iterations": 4, "calibration": 4}  # of a budget however small
 _DETECT = "configs/detection"
@@ -32,7 +32,7 @@ class Preset:
     all seeds of a detector begin with one backbone, and what is probed has one seed if no number is asked for."""
 
     name: str
-    data: Settings | None
+    data: ToyDataSettings | None
     parts: tuple[Part, ...]
     bits: str
     seeds: int
@@ -83,8 +83,8 @@ def data_sets() -> Path:
 
 
 _VOC_IMAGE, _COCO_IMAGE = "VOC2007/JPEGImages/{:06d}.jpg", "coco/val2017/{:012d}.jpg"
-_MINI_DATA = Settings(scenes=1000, crops=10000, least_side=128, most_side=128, difficulty=0.0)
-_SMALL_DATA = Settings(scenes=4000, crops=40000, least_side=128, most_side=256, difficulty=0.25)
+_MINI_DATA = ToyDataSettings(scenes=1000, crops=10000, least_side=128, most_side=128, difficulty=0.0)
+_SMALL_DATA = ToyDataSettings(scenes=4000, crops=40000, least_side=128, most_side=256, difficulty=0.25)
 _PUBLISHED, _WITH_TWO = "FP,8,6,5,4", "FP,8,6,5,4,2w4a"
 
 

@@ -14,8 +14,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ssql_det.backbones import Backbone
+from ssql_det.core.distributed import concat_all_gather, rank, world_size
 from ssql_det.core.errors import UserError
-from ssql_det.core.ranks import concatenated, rank, world_size
 from ssql_det.ssl.losses import info_nce, unit_length
 from ssql_det.ssl.method import METHODS, Encoder, Method, Views, mlp, require_positive
 from ssql_det.ssl.momentum import Momentum, Queue
@@ -66,7 +66,7 @@ class MoCo(Method):
         self.momentum.follow(self.encoder)
         keys = unit_length(self._shuffled_pass(views[1]))
         targets = Keys(keys, self.queue.keys.clone())
-        self.queue.push(concatenated(keys))
+        self.queue.push(concat_all_gather(keys))
         return targets
 
     def loss(self, encoded: Sequence[Tensor], targets: Keys) -> Tensor:
@@ -78,9 +78,9 @@ class MoCo(Method):
         if world_size() == 1:
             features: Tensor = self.momentum(images)
             return features
-        everyone = concatenated(images)
+        everyone = concat_all_gather(images)
         order = torch.randperm(len(everyone)).to(images.device)
         dist.broadcast(order, 0)
         own = slice(rank() * len(images), (rank() + 1) * len(images))
-        features = concatenated(self.momentum(everyone[order[own]]))
+        features = concat_all_gather(self.momentum(everyone[order[own]]))
         return features[order.argsort()[own]]

@@ -12,7 +12,7 @@ from fvcore.nn.distributed import differentiable_all_gather
 from torch import Tensor
 
 from ssql_det.backbones import Backbone
-from ssql_det.core.ranks import rank, world_size
+from ssql_det.core.distributed import rank, world_size
 from ssql_det.ssl.losses import nt_xent, unit_length
 from ssql_det.ssl.method import METHODS, Encoder, Method, Views, mlp, require_positive
 

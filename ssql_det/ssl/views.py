@@ -28,8 +28,8 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from ssql_det.convert.checkpoint import CIFAR, IMAGENET, Input
-from ssql_det.core.choices import number_of
 from ssql_det.core.errors import UserError, did_you_mean
+from ssql_det.core.rng import derive_seed
 
 SIZES = {"cifar": 32, "digits": 32, "imagenet": 224}
 
@@ -46,7 +46,7 @@ class Recipe:
     """How views are made. ``draws`` is how many numbers ``look`` takes for a sample; ``input`` is what it gives.
 
     >>> cifar = recipe("cifar")
-    >>> with choices_of(seed, position, view):
+    >>> with seeded_rng(seed, position, view):
     ...     framed = cifar.frame(image)  # PIL, RGB -> uint8 [3, 32, 32]
     >>> cifar.look(batch, draws_of(seed, positions, view, cifar.draws))  # uint8 [N, 3, 32, 32] -> float, normalized
     >>> normalized(cifar.plain(image), cifar.input)  # to test with
@@ -91,7 +91,7 @@ def draws_of(seed: int, positions: Iterable[int] | Tensor, view: int, count: int
     True
     """
     # "look": the frame's choices come from the same place, and must not go along with these.
-    seeds = [number_of(seed, int(position), view, "look") for position in positions]
+    seeds = [derive_seed(seed, int(position), view, "look") for position in positions]
     draws = torch.empty(len(seeds), count)
     for row, own in zip(draws, seeds, strict=True):
         row.uniform_(generator=torch.Generator().manual_seed(own))

@@ -29,9 +29,9 @@ import numpy as np
 
 from ssql_det.core.console import track
 from ssql_det.core.errors import UserError
-from ssql_det.core.files import atomic_write, require_room, sha256, work_folder, work_path
-from ssql_det.toydata.compose import CLASSES, CROP_SIZES, digits, make_crop
-from ssql_det.toydata.layouts import SceneRecord, record_scene, write_coco, write_voc
+from ssql_det.core.files import atomic_write, check_disk_space, sha256, temporary_folder, temporary_path
+from ssql_det.toydata.digits import CLASSES, CROP_SIZES, load_digit_split, make_crop
+from ssql_det.toydata.layouts import EncodedScene, encode_scene, write_coco, write_voc
 from ssql_det.toydata.scenes import SIDES, make_scene
 
 MANIFEST = "manifest.json"
@@ -43,7 +43,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Settings:
+class ToyDataSettings:
     """Everything that decides the bytes. Half of the scenes train (VOC2007 and COCO), a quarter more train
     (VOC2012), a quarter test; four fifths of the crops train."""
 
@@ -81,20 +81,20 @@ class Settings:
         return self.scenes - 2 * (self.scenes // 4) + 1
 
 
-def make_toy_data(out: str | os.PathLike[str], settings: Settings, workers: int | None = None) -> Path:
+def make_toy_data(out: str | os.PathLike[str], settings: ToyDataSettings, workers: int | None = None) -> Path:
     """Make the folder, or find it made: with equal settings nothing is done again.
 
     Older toy data are replaced; a folder with anything else in it is refused.
 
-    >>> make_toy_data("toy", Settings(scenes=40, crops=200))
+    >>> make_toy_data("toy", ToyDataSettings(scenes=40, crops=200))
     """
     place = Path(out).resolve()
     if is_made(place, settings):
         return place
     _refuse_foreign(place)
-    require_room(place, settings.megabytes)
+    check_disk_space(place, settings.megabytes)
     try:
-        with work_folder(place) as making:
+        with temporary_folder(place) as making:
             with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
                 _write_scenes(making, settings, pool)
                 _write_crops(making, settings, pool)
@@ -106,7 +106,7 @@ def make_toy_data(out: str | os.PathLike[str], settings: Settings, workers: int 
     return place
 
 
-def is_made(place: Path, settings: Settings) -> bool:
+def is_made(place: Path, settings: ToyDataSettings) -> bool:
     """Whether the folder is there with these settings, and no file of it is missing."""
     manifest = _read_manifest(place)
     if manifest is None or manifest.get("settings") != asdict(settings) or manifest.get("version") != VERSION:
@@ -116,7 +116,7 @@ def is_made(place: Path, settings: Settings) -> bool:
 
 def _put_in_place(making: Path, place: Path) -> None:
     """By renaming, so that at each moment what is there is whole."""
-    old = work_path(place, "old")
+    old = temporary_path(place, "old")
     if place.exists():
         place.rename(old)
     making.rename(place)
@@ -149,7 +149,7 @@ def _read_manifest(place: Path) -> dict[str, Any] | None:
     return manifest if is_ours and isinstance(manifest.get("files"), dict) else None
 
 
-def _write_scenes(root: Path, settings: Settings, pool: ThreadPoolExecutor) -> None:
+def _write_scenes(root: Path, settings: ToyDataSettings, pool: ThreadPoolExecutor) -> None:
     test, more = settings.scenes // 4, settings.scenes // 4
     train = settings.scenes - test - more
     parts = {"train": ("train", train), "more": ("train", more), "test": ("test", test)}
@@ -165,7 +165,7 @@ def _write_scenes(root: Path, settings: Settings, pool: ThreadPoolExecutor) -> N
     write_coco(root / "coco", "val2017", train + 1, made["test"])
 
 
-def _write_crops(root: Path, settings: Settings, pool: ThreadPoolExecutor) -> None:
+def _write_crops(root: Path, settings: ToyDataSettings, pool: ThreadPoolExecutor) -> None:
     test = settings.crops // 5
     for number, (split, count) in enumerate({"train": settings.crops - test, "test": test}.items()):
         for category in CLASSES:
@@ -175,7 +175,7 @@ def _write_crops(root: Path, settings: Settings, pool: ThreadPoolExecutor) -> No
             (root / "crops" / split / CLASSES[label] / f"{index:06d}.png").write_bytes(png)
 
 
-def _write_manifest(root: Path, settings: Settings) -> None:
+def _write_manifest(root: Path, settings: ToyDataSettings) -> None:
     files = sorted(path for path in root.rglob("*") if path.is_file())
     manifest = {
         "format": FORMAT,
@@ -194,16 +194,16 @@ def _in_parallel(pool: ThreadPoolExecutor, make: Callable[[int], T], count: int,
     return chain.from_iterable(track(made, f"making {what}", len(chunks)))
 
 
-def _scene(settings: Settings, part: int, split: str, index: int) -> SceneRecord:
+def _scene(settings: ToyDataSettings, part: int, split: str, index: int) -> EncodedScene:
     rng = np.random.default_rng([settings.seed, 0, part, index])
     sides = (settings.least_side, settings.most_side)
     while True:
-        scene = make_scene(rng, digits(split), sides, settings.difficulty)
+        scene = make_scene(rng, load_digit_split(split), sides, settings.difficulty)
         if index or scene.objects:  # the first of a split has objects: however few scenes, one can be trained on
-            return record_scene(scene)
+            return encode_scene(scene)
 
 
-def _crop(settings: Settings, part: int, split: str, index: int) -> tuple[bytes, int]:
+def _crop(settings: ToyDataSettings, part: int, split: str, index: int) -> tuple[bytes, int]:
     rng = np.random.default_rng([settings.seed, 1, part, index])
-    image, label = make_crop(rng, digits(split), settings.crop_size, settings.difficulty)
+    image, label = make_crop(rng, load_digit_split(split), settings.crop_size, settings.difficulty)
     return cv2.imencode(".png", image[..., ::-1])[1].tobytes(), label

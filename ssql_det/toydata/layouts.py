@@ -16,7 +16,7 @@ from xml.etree import ElementTree as Xml
 
 import cv2
 
-from ssql_det.toydata.compose import CLASSES
+from ssql_det.toydata.digits import CLASSES
 from ssql_det.toydata.scenes import Object, Scene, polygons, run_lengths
 
 _JPEG_QUALITY = 92
@@ -31,7 +31,7 @@ LICENCES = [
 
 
 @dataclass(frozen=True)
-class ObjectRecord:
+class AnnotatedObject:
     """``box`` is (x0, y0, x1, y1), ends exclusive; ``segmentation`` is COCO's: polygons, or a crowd's run lengths."""
 
     label: int
@@ -45,24 +45,24 @@ class ObjectRecord:
 
 
 @dataclass(frozen=True)
-class SceneRecord:
+class EncodedScene:
     """An encoded image, its size, and what is in it."""
 
     jpeg: bytes
     height: int
     width: int
-    objects: tuple[ObjectRecord, ...]
+    objects: tuple[AnnotatedObject, ...]
 
 
-def record_scene(scene: Scene) -> SceneRecord:
+def encode_scene(scene: Scene) -> EncodedScene:
     """Encode the image, outline the masks: little enough to keep for a whole data set."""
     height, width = scene.image.shape[:2]
     encoded = cv2.imencode(".jpg", scene.image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])[1]
-    return SceneRecord(encoded.tobytes(), height, width, tuple(_record(each) for each in scene.objects))
+    return EncodedScene(encoded.tobytes(), height, width, tuple(_record(each) for each in scene.objects))
 
 
-def _record(each: Object) -> ObjectRecord:
-    return ObjectRecord(
+def _record(each: Object) -> AnnotatedObject:
+    return AnnotatedObject(
         label=each.label,
         box=each.box,
         area=int(each.mask.sum()),
@@ -74,7 +74,7 @@ def _record(each: Object) -> ObjectRecord:
     )
 
 
-def write_voc(root: Path, split: str, names: Sequence[str], scenes: Sequence[SceneRecord]) -> None:
+def write_voc(root: Path, split: str, names: Sequence[str], scenes: Sequence[EncodedScene]) -> None:
     """Write one image set: images, annotations, and the lists of its names, overall and by class."""
     for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (root / folder).mkdir(parents=True, exist_ok=True)
@@ -90,13 +90,13 @@ def write_voc(root: Path, split: str, names: Sequence[str], scenes: Sequence[Sce
         (lists / f"{category}_{split}.txt").write_text("".join(lines))
 
 
-def _presence(scene: SceneRecord, label: int) -> int:
+def _presence(scene: EncodedScene, label: int) -> int:
     """VOC's: 1 where the class is in the image, 0 where only difficult ones are, else -1."""
     found = [each.difficult for each in scene.objects if each.label == label]
     return -1 if not found else 0 if all(found) else 1
 
 
-def _annotation(folder: str, name: str, scene: SceneRecord) -> Xml.Element:
+def _annotation(folder: str, name: str, scene: EncodedScene) -> Xml.Element:
     root = Xml.Element("annotation")
     _text(root, folder=folder, filename=f"{name}.jpg")
     _text(Xml.SubElement(root, "source"), database="ssql_det toy scenes", image="generated")
@@ -107,7 +107,7 @@ def _annotation(folder: str, name: str, scene: SceneRecord) -> Xml.Element:
     return root
 
 
-def _object(record: ObjectRecord) -> Xml.Element:
+def _object(record: AnnotatedObject) -> Xml.Element:
     element = Xml.Element("object")
     _text(element, name=CLASSES[record.label], pose="Unspecified", truncated=int(record.truncated))
     _text(element, occluded=int(record.occluded), difficult=int(record.difficult))
@@ -121,7 +121,7 @@ def _text(parent: Xml.Element, **children: object) -> None:
         Xml.SubElement(parent, tag).text = str(value)
 
 
-def write_coco(root: Path, split: str, first_id: int, scenes: Sequence[SceneRecord]) -> None:
+def write_coco(root: Path, split: str, first_id: int, scenes: Sequence[EncodedScene]) -> None:
     """Write one split; image ids count from ``first_id``, annotation ids from a thousand times that."""
     (root / split).mkdir(parents=True, exist_ok=True)
     (root / "annotations").mkdir(exist_ok=True)
@@ -141,7 +141,7 @@ def write_coco(root: Path, split: str, first_id: int, scenes: Sequence[SceneReco
     (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(document))
 
 
-def _annotations(image_id: int, scene: SceneRecord) -> list[dict[str, Any]]:
+def _annotations(image_id: int, scene: EncodedScene) -> list[dict[str, Any]]:
     return [
         {
             "id": image_id * 1000 + number,

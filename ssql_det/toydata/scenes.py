@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ssql_det.toydata.compose import Alpha, Digits, add_noise, background, ink, paint, place
+from ssql_det.toydata.digits import Alpha, Digits, add_noise, background, ink, paint, place
 
 SIDES = (128, 320)
 MOST_OBJECTS = 8
@@ -69,7 +69,7 @@ def make_scene(
     At a difficulty of 0 there are dark digits of middling size on flat colours; from 0.5 on, photographs behind
     either polarity, any size and noise.
 
-    >>> scene = make_scene(np.random.default_rng(0), digits("train"))
+    >>> scene = make_scene(np.random.default_rng(0), load_digit_split("train"))
     """
     height, width = (int(rng.integers(sides[0], sides[1] + 1)) for _ in range(2))
     share = min(1.0, 2 * difficulty)

@@ -32,7 +32,7 @@ def results(tmp_path):
     for seed, (scope, ap50) in enumerate([("all", 60.0), ("all", 61.0), ("backbone", 70.0)]):
         paths.append(str(tmp_path / f"seed{seed}" / "results.jsonl"))
         metrics = {"bbox/AP50": ap50, "bbox/AP": 33.0, "bbox/AP75": 32.0}
-        rows.append(paths[-1], Row(**common, checkpoint_hash=str(seed), scope=scope, metrics=metrics, seed=seed))
+        rows.append_row(paths[-1], Row(**common, checkpoint_hash=str(seed), scope=scope, metrics=metrics, seed=seed))
     return paths
 
 

@@ -8,7 +8,7 @@ import io
 import pickle
 import zipfile
 
-from ssql_det.core.reader import read_tensors
+from ssql_det.core.unpickler import read_tensors
 
 
 def read_bytes(content, path):

@@ -14,7 +14,7 @@ from core.forge import archive, called, given, legacy, name, program, read_bytes
 from torch import nn
 
 from ssql_det.core.errors import UserError
-from ssql_det.core.reader import Inert
+from ssql_det.core.unpickler import InertObject
 
 ROUTES = {
     "pickle": lambda content: content,
@@ -65,7 +65,7 @@ REFUSED = {
     "numpy": ["load", "fromfile", "memmap", "ndarray", "vectorize"],
     "numpy.lib.format": ["read_array"],
     "numpy.ctypeslib": ["load_library"],
-    "ssql_det.core.reader": ["read_tensors"],
+    "ssql_det.core.unpickler": ["read_tensors"],
 }
 
 
@@ -122,7 +122,7 @@ def test_no_opcode_calls_by_a_back_door(body, marker):
 @pytest.mark.parametrize(("module", "kind"), [("logging", "FileHandler"), ("tarfile", "TarFile"), ("_io", "FileIO")])
 def test_a_class_that_would_make_a_file_is_inert(module, kind, marker):
     content = attack(module, kind, "MARKER", "w")
-    assert isinstance(read_bytes(content, marker.parent / "x"), Inert)
+    assert isinstance(read_bytes(content, marker.parent / "x"), InertObject)
     assert not marker.exists()
     pickle.loads(content)
     assert marker.exists()

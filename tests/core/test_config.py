@@ -3,7 +3,14 @@ import math
 import pytest
 from fvcore.common.config import CfgNode
 
-from ssql_det.core.config import leaves, load_config, plain_values, read_plain_values, require_same, save_config
+from ssql_det.core.config import (
+    check_same_config,
+    config_keys,
+    flatten_config,
+    load_config,
+    read_saved_config,
+    save_config,
+)
 from ssql_det.core.errors import UserError
 
 
@@ -114,20 +121,20 @@ def get(config, key):
 @pytest.mark.parametrize(("key", "text", "value"), LEAVES)
 def test_a_resolved_config_gives_itself_back(tmp_path, key, text, value):
     config = load_config(defaults(), overrides=[key, text.strip("'").removeprefix(".")])
-    path = save_config(plain_values(config), tmp_path / "run")
+    path = save_config(flatten_config(config), tmp_path / "run")
     assert path == tmp_path / "run" / "config.yaml"
     assert load_config(defaults(), path) == config
 
 
 def test_values_of_a_saved_config_are_the_same_and_others_are_refused(tmp_path):
     before, now = (load_config(defaults(), overrides=["OPTIM.LR", rate, "NAME", "123"]) for rate in ("0.1", "0.2"))
-    save_config(plain_values(before), tmp_path)
-    saved = read_plain_values(tmp_path)
-    assert saved == plain_values(before)
+    save_config(flatten_config(before), tmp_path)
+    saved = read_saved_config(tmp_path)
+    assert saved == flatten_config(before)
     assert saved["OPTIM.WARMUP.EPOCHS"] == before.OPTIM.WARMUP.EPOCHS
-    require_same(saved, plain_values(before), "the run", "try again")
+    check_same_config(saved, flatten_config(before), "the run", "try again")
     with pytest.raises(UserError) as refusal:
-        require_same(saved, plain_values(now), "the run", "try again")
+        check_same_config(saved, flatten_config(now), "the run", "try again")
     assert str(refusal.value) == "the run has OPTIM.LR 0.1 (now 0.2); try again"
 
 
@@ -152,7 +159,7 @@ def test_what_a_run_saved_before_a_key_moved_is_read_as_it_was_meant(write, capl
 
 def test_of_many_differences_five_are_named():
     with pytest.raises(UserError, match=r"has A 0 \(now 1\), .* E 0 \(now 1\) and 2 more that differ; cure"):
-        require_same(dict.fromkeys("ABCDEFG", 0), dict.fromkeys("ABCDEFG", 1), "it", "cure")
+        check_same_config(dict.fromkeys("ABCDEFG", 0), dict.fromkeys("ABCDEFG", 1), "it", "cure")
 
 
 def test_leaves_are_the_full_keys():
@@ -167,7 +174,7 @@ def test_leaves_are_the_full_keys():
         "OPTIM.WARMUP.EPOCHS",
         "DATA.ROOT",
     ]
-    assert sorted(leaves(defaults())) == sorted(keys)
+    assert sorted(config_keys(defaults())) == sorted(keys)
 
 
 def bomb(pair, depth=30):

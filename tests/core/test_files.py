@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ssql_det.core.errors import UserError
-from ssql_det.core.files import atomic_write, require_other_file, sha256, work_folder
+from ssql_det.core.files import atomic_write, check_not_an_input, sha256, temporary_folder
 
 WRITE_UNTIL_KILLED = """
 import sys
@@ -32,8 +32,8 @@ with atomic_write(sys.argv[1]) as file:
 
 DIE_IN_A_FOLDER = """
 import os, pathlib, signal, sys
-from ssql_det.core.files import work_folder
-with work_folder(pathlib.Path(sys.argv[1])) as folder:
+from ssql_det.core.files import temporary_folder
+with temporary_folder(pathlib.Path(sys.argv[1])) as folder:
     (folder / "half").write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -49,10 +49,10 @@ def target(tmp_path):
 def test_what_is_read_is_not_written_over(tmp_path):
     (tmp_path / "a").touch()
     (tmp_path / "link").symlink_to("a")
-    require_other_file(tmp_path / "b", [tmp_path / "a", tmp_path / "link", ""])
+    check_not_an_input(tmp_path / "b", [tmp_path / "a", tmp_path / "link", ""])
     for out in ("a", "link", "x/../a"):
         with pytest.raises(UserError, match=f"{out} is a file that is read; writing there would lose it"):
-            require_other_file(tmp_path / out, [tmp_path / "b", tmp_path / "a"])
+            check_not_an_input(tmp_path / out, [tmp_path / "b", tmp_path / "a"])
 
 
 def test_a_kill_at_any_moment_leaves_one_whole_content(target):
@@ -78,7 +78,7 @@ def test_the_next_write_removes_what_a_killed_writer_left(target):
 def test_a_folder_to_work_in_goes_with_its_block_or_when_killed_with_the_next(target):
     subprocess.run([sys.executable, "-c", DIE_IN_A_FOLDER, target])
     assert len(os.listdir(target.parent)) == 2
-    with work_folder(target) as folder:
+    with temporary_folder(target) as folder:
         assert (folder.parent, os.listdir(folder)) == (target.parent, [])
         assert len(os.listdir(target.parent)) == 2
         (folder / "half").write_text("half")

@@ -11,18 +11,18 @@ import time
 import pytest
 
 from ssql_det.core.errors import UserError
-from ssql_det.core.rows import SCHEMA, Calibration, Row, append, check_place, read, versions
+from ssql_det.core.rows import SCHEMA, Calibration, Row, append_row, check_results_file, package_versions, read_rows
 
 APPEND_MANY = """
 import sys
 from ssql_det.core.rows import Calibration
-from ssql_det.core.rows import Row, append
+from ssql_det.core.rows import Row, append_row
 path, name, count = sys.argv[1:]
 how = {"scheme": "minmax", "calibration": Calibration(64, 0, "voc")}
 for seed in range(int(count)):
     filler = {"x": name * seed}  # rows of all lengths
     what = ("a.pth", "9f", "a.yaml", "voc", "4w4a", "all", {"AP": 1.5}, seed, "e", 1.0)
-    append(path, Row(name, *what, versions=filler, **how))
+    append_row(path, Row(name, *what, versions=filler, **how))
 """
 
 
@@ -68,21 +68,21 @@ def test_rows_come_back_equal_and_in_order(results):
     protocol = {"probes": ["knn", "linear"], "rate": 0.1, "epochs": 100, "recipe": "cifar"}
     rows = [row(), row(seed=1, metrics={}), row(bits="FP", overrides={}), row(config="", protocol=protocol)]
     for each in rows:
-        append(results, each)
-    assert read(results) == rows
+        append_row(results, each)
+    assert read_rows(results) == rows
 
 
 def test_a_row_says_when_and_with_what_it_was_made():
-    assert row().versions == versions()
-    assert {"python", "torch", "numpy"} <= versions().keys()
+    assert row().versions == package_versions()
+    assert {"python", "torch", "numpy"} <= package_versions().keys()
     assert row().time.endswith("+00:00")
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, None])
 def test_a_metric_that_is_not_finite_is_null(results, value):
-    append(results, row(metrics={"AP": value, "AP50": 1.5}))
+    append_row(results, row(metrics={"AP": value, "AP50": 1.5}))
     assert '"AP": null' in results.read_text()
-    assert read(results)[0].metrics == {"AP": None, "AP50": 1.5}
+    assert read_rows(results)[0].metrics == {"AP": None, "AP50": 1.5}
 
 
 def test_two_writers_lose_no_row_and_tear_none(results):
@@ -91,15 +91,15 @@ def test_two_writers_lose_no_row_and_tear_none(results):
     command = [sys.executable, "-c", APPEND_MANY, results]
     writers = [subprocess.Popen([*command, name, str(count)]) for name in ("one", "two")]
     assert [writer.wait() for writer in writers] == [0, 0]
-    rows = read(results)
+    rows = read_rows(results)
     assert len(rows) == 2 * count
     for name in ("one", "two"):
         assert [each.seed for each in rows if each.method == name] == list(range(count))
 
 
 def test_a_writer_waits_for_the_one_in_the_middle_of_a_line(results):
-    append(results, row())
-    writer = threading.Thread(target=append, args=(results, row(seed=1)))
+    append_row(results, row())
+    writer = threading.Thread(target=append_row, args=(results, row(seed=1)))
     with open(results, "ab", buffering=0) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.write(b'{"torn": ')
@@ -112,20 +112,20 @@ def test_a_writer_waits_for_the_one_in_the_middle_of_a_line(results):
 
 @pytest.mark.parametrize("left", [1, 40, -1], ids=["first byte", "half", "all but the line's end"])
 def test_a_torn_line_costs_that_row_only(results, warnings, left):
-    append(results, row(seed=0))
-    append(results, row(seed=1))
+    append_row(results, row(seed=0))
+    append_row(results, row(seed=1))
     first, second = results.read_bytes().splitlines()
     results.write_bytes(first + b"\n" + (second if left < 0 else second[:left]))
-    append(results, row(seed=2))
-    assert [each.seed for each in read(results)] == ([0, 1, 2] if left < 0 else [0, 2])
+    append_row(results, row(seed=2))
+    assert [each.seed for each in read_rows(results)] == ([0, 1, 2] if left < 0 else [0, 2])
     assert ["line 2 is torn" in record.getMessage() for record in warnings.records] == ([] if left < 0 else [True])
 
 
 def test_half_a_letter_is_a_torn_line_too(results, warnings):
-    append(results, row())
+    append_row(results, row())
     with open(results, "ab") as file:
         file.write('{"method": "ä'.encode()[:-1])
-    assert read(results) == [row(time=read(results)[0].time)]
+    assert read_rows(results) == [row(time=read_rows(results)[0].time)]
     assert "is torn" in warnings.text
 
 
@@ -147,11 +147,11 @@ FOREIGN = {
 
 @pytest.mark.parametrize(("line", "hint"), FOREIGN.values(), ids=FOREIGN)
 def test_what_is_no_row_is_one_sentence_with_its_line(results, line, hint):
-    append(results, row())
+    append_row(results, row())
     with open(results, "a") as file:
         file.write(f"\n{line}\n")
     with pytest.raises(UserError, match=f"^{results}, line 3 .*{hint}"):
-        read(results)
+        read_rows(results)
 
 
 WRONG = {
@@ -173,13 +173,13 @@ def test_a_field_of_a_wrong_type_is_named(results, name, value):
     results.parent.mkdir()
     results.write_text(f"{line_of(**{name: value})}\n")
     with pytest.raises(UserError, match=f"^{results}, line 1 is a row whose {name} is not what a row holds; was it "):
-        read(results)
+        read_rows(results)
 
 
 def test_a_config_says_keys_by_their_names_of_today(tmp_path):
     before = row(config="voc_r18_c4.yaml SSQL.EXTRA_NORM BN 'DATASETS.TEST' SSQL")
-    append(tmp_path / "rows.jsonl", before)
-    (found,) = read(tmp_path / "rows.jsonl")
+    append_row(tmp_path / "rows.jsonl", before)
+    (found,) = read_rows(tmp_path / "rows.jsonl")
     assert found.config == "voc_r18_c4.yaml SSQL_DET.EXTRA_NORM BN 'DATASETS.TEST' SSQL"
 
 
@@ -215,7 +215,7 @@ def old_line(calibration, config="voc_r18_c4.yaml SOLVER.MAX_ITER 9", **changes)
 def old_row(results, *prose):
     results.parent.mkdir(exist_ok=True)
     results.write_text(f"{old_line(*prose)}\n")
-    (found,) = read(results)
+    (found,) = read_rows(results)
     return found
 
 
@@ -242,8 +242,8 @@ def test_a_detectors_row_of_schema_1_is_typed(results, more, typed):
     assert found == expected
     assert list(found.overrides) == list(expected.overrides)  # of patterns the last one counts
     assert (found.schema, found.placement) == (SCHEMA, "published")
-    append(results, found)
-    assert read(results) == [found, found]
+    append_row(results, found)
+    assert read_rows(results) == [found, found]
 
 
 @pytest.mark.parametrize(
@@ -289,53 +289,53 @@ def test_a_probes_row_of_schema_1_is_typed(results, config, typed):
     ],
 )
 def test_other_prose_of_schema_1_is_one_sentence_with_its_line(results, prose):
-    append(results, row())
+    append_row(results, row())
     with open(results, "a") as file:
         file.write(f"{old_line(DETECTOR)}\n{old_line(*prose)}\n")
     where = f"{results}, line 3 is a row of schema 1 that cannot be read: its "
     with pytest.raises(UserError, match=rf"^{where}(calibration|config) [^\n]+$"):
-        read(results)
+        read_rows(results)
 
 
 def test_fields_that_schema_1_had_typed_are_looked_at_as_well(results):
     results.parent.mkdir()
     results.write_text(f"{old_line(DETECTOR, seed='0')}\n")
     with pytest.raises(UserError, match="line 1 is a row whose seed is not what a row holds"):
-        read(results)
+        read_rows(results)
 
 
 # ---- files ---------------------------------------------------------------------------------------------------------
 
 
 def test_rows_go_to_a_file_of_rows_or_to_a_new_one(results, tmp_path, warnings):
-    check_place(results)
-    append(results, row())
-    check_place(results)
+    check_results_file(results)
+    append_row(results, row())
+    check_results_file(results)
     (tmp_path / "empty.jsonl").touch()
-    check_place(tmp_path / "empty.jsonl")
+    check_results_file(tmp_path / "empty.jsonl")
     (tmp_path / "notes.txt").write_text("my notes\nand more\nof them\n")
     with pytest.raises(UserError, match=r"notes\.txt holds something else than result rows; name another file"):
-        check_place(tmp_path / "notes.txt")
+        check_results_file(tmp_path / "notes.txt")
     assert ["line 1 and 2 more are torn" in record.getMessage() for record in warnings.records] == [True]
     with pytest.raises(UserError, match="it is a directory"):
-        check_place(tmp_path)
+        check_results_file(tmp_path)
 
 
 def test_a_missing_file_is_one_sentence(results):
     with pytest.raises(UserError, match=f"no results at {results}"):
-        read(results)
+        read_rows(results)
 
 
 @pytest.mark.parametrize("place", [".", "file/results.jsonl"])
 def test_a_place_where_no_file_can_be_is_one_sentence(tmp_path, place):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="could not append a row"):
-        append(tmp_path / place, row())
+        append_row(tmp_path / place, row())
 
 
 def test_a_full_disk_is_one_sentence_and_costs_no_row(results, small_disk):
-    append(results, row())
+    append_row(results, row())
     small_disk()
     with pytest.raises(UserError, match=f"could not append a row to {results}: File too large"):
-        append(results, row(config="x" * 100_000))
-    assert len(read(results)) == 1
+        append_row(results, row(config="x" * 100_000))
+    assert len(read_rows(results)) == 1

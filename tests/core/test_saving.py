@@ -5,11 +5,11 @@ from collections import OrderedDict
 
 import pytest
 import torch
-from core.test_reader import same
+from core.test_unpickler import same
 from torch import nn
 
-from ssql_det.core.reader import read_tensors
 from ssql_det.core.tensor_files import save_tensors
+from ssql_det.core.unpickler import read_tensors
 
 
 def another(text):

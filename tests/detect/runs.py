@@ -8,7 +8,7 @@ import pytest
 import torch
 from detect.making import C4, CONFIGS, tiny
 
-from ssql_det.core.reader import read_tensors
+from ssql_det.core.unpickler import read_tensors
 from ssql_det.detect import train as training
 from ssql_det.detect.detector import build_detector
 from ssql_det.detect.train import train

@@ -9,8 +9,8 @@ from refusals import refused
 from ssql_det.cli.main import main
 from ssql_det.core import rows
 from ssql_det.core.errors import UserError
-from ssql_det.core.reader import read_tensors
 from ssql_det.core.rows import Calibration
+from ssql_det.core.unpickler import read_tensors
 from ssql_det.d2 import MetadataCatalog
 from ssql_det.detect.datasets import load_class_names, make_custom_name
 
@@ -63,7 +63,7 @@ def test_the_saved_config_finds_them_again_and_rows_are_the_same(trained, tmp_pa
     sweep = ["sweep", "--bits", "FP,4", "--calib-images", "3", "--config-file"]
     main([*sweep, str(trained / "config.yaml"), *weights, str(tmp_path / "own")])
     main([*sweep, str(CONFIGS / FPN), *tiny(**SHORT, MODEL__WEIGHTS=weights[1], OUTPUT_DIR=tmp_path / "toy")])
-    ours, theirs = (rows.read(tmp_path / name / "results.jsonl") for name in ("own", "toy"))
+    ours, theirs = (rows.read_rows(tmp_path / name / "results.jsonl") for name in ("own", "toy"))
     assert [row.metrics for row in ours] == [row.metrics for row in theirs]
     assert {row.dataset for row in ours} == {"coco:val2017:instances_val2017.json"}
     assert {row.calibration for row in ours} == {Calibration(3, 0, "coco:train2017:instances_train2017.json")}

@@ -15,7 +15,7 @@ from ssql_det.detect.evaluation_data import select_calibration_images
 from ssql_det.detect.quantized_evaluation import calibrate_detector
 from ssql_det.quant import Calibration, Quantization, parse_widths
 from ssql_det.quant.hooks import recorded
-from ssql_det.toydata.dataset import Settings, make_toy_data
+from ssql_det.toydata.dataset import ToyDataSettings, make_toy_data
 
 WIDTHS = "FP,8,6,5,4,2w4a"
 DETECTORS = {C4: ("toy_voc_2007_trainval", 6, 15.0), FPN: ("toy_coco_2017_train", 7, 6.0)}  # data, table, least AP
@@ -30,7 +30,7 @@ KEYS = {
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
     """Few, small, clear scenes."""
-    settings = Settings(scenes=64, crops=5, least_side=96, most_side=128, difficulty=0.0)
+    settings = ToyDataSettings(scenes=64, crops=5, least_side=96, most_side=128, difficulty=0.0)
     return make_toy_data(tmp_path_factory.mktemp("toy") / "data", settings)
 
 
@@ -51,7 +51,7 @@ def swept(name, keys, out, bits=WIDTHS, **more):
     config = ["--config-file", str(CONFIGS / name), "--bits", bits, "--calib-images", "16"]
     more = {key.replace("__", "."): value for key, value in more.items()}
     main(["sweep", *config, *pairs(keys | more | {"OUTPUT_DIR": out})])
-    return {row.bits: row.metrics["bbox/AP"] for row in rows.read(out / "results.jsonl")}
+    return {row.bits: row.metrics["bbox/AP"] for row in rows.read_rows(out / "results.jsonl")}
 
 
 def test_rows_and_a_table(trained, capsys):

@@ -66,7 +66,7 @@ def test_it_takes_the_rows_and_calibrates_again_for_the_rest(plan, said, learned
     assert warnings(caplog) == [f"{tmp_path}/ranges.json is of an older ssql_det and is not read; calibrating again"]
     after = files(tmp_path)
     assert after["results.jsonl"].startswith(before["results.jsonl"])
-    assert rows.read(tmp_path / "results.jsonl") == found
+    assert rows.read_rows(tmp_path / "results.jsonl") == found
     assert after["ranges.json"] == before["ranges.json"]
     if plan is not RE_ESTIMATED:  # those of FP and of 4 bits are not needed again
         assert after["quantization.safetensors"] == saved

@@ -8,7 +8,7 @@ from ssql_det.backbones import build_backbone
 from ssql_det.cli.main import main
 from ssql_det.convert import Checkpoint, architecture_of, write
 from ssql_det.core import rows
-from ssql_det.core.ranks import launch
+from ssql_det.core.distributed import launch
 from ssql_det.quant import Quantization, parse_widths
 
 IMAGES = torch.randn(6, 3, 12, 12, generator=torch.Generator().manual_seed(1))
@@ -42,10 +42,10 @@ def test_it_is_swept_drawn_and_put_in_tables(learned, toy, tmp_path, capsys):
     out = tmp_path / "sweep"
     main(command(learned, out, "--scheme", outside.SCHEME, bits="FP,4"))
     main(command(learned, tmp_path / "minmax", bits="FP,4"))
-    found = rows.read(out / "results.jsonl")
+    found = rows.read_rows(out / "results.jsonl")
     assert {row.scheme for row in found} == {"act=sigmas"}
-    assert found[0].metrics == rows.read(tmp_path / "minmax/results.jsonl")[0].metrics  # full precision
-    assert found[1].metrics != rows.read(tmp_path / "minmax/results.jsonl")[1].metrics
+    assert found[0].metrics == rows.read_rows(tmp_path / "minmax/results.jsonl")[0].metrics  # full precision
+    assert found[1].metrics != rows.read_rows(tmp_path / "minmax/results.jsonl")[1].metrics
     capsys.readouterr()
     both = [str(each / "results.jsonl") for each in (out, tmp_path / "minmax")]
     main(["tables", "--table", "6", "--rows", *both, "--dataset", "toy_voc_2007_test"])
@@ -60,4 +60,4 @@ def test_it_is_probed(toy, tmp_path):
     write(Checkpoint(architecture_of(backbone), backbone.state_dict()), tmp_path / "b.pth", "ssql_det")
     given = ["--checkpoint", str(tmp_path / "b.pth"), "--data", str(toy / "crops"), "--scheme", outside.SCHEME]
     main(["probe", "knn", *given, "--bits", "FP,4", "--out", str(tmp_path / "rows.jsonl")])
-    assert {row.scheme for row in rows.read(tmp_path / "rows.jsonl")} == {"act=sigmas"}
+    assert {row.scheme for row in rows.read_rows(tmp_path / "rows.jsonl")} == {"act=sigmas"}

@@ -14,7 +14,7 @@ from ssql_det.detect.train import train
 
 def test_looking_leaves_rows_and_does_not_change_what_is_trained(whole_run, tmp_path):
     train(config(C4, tmp_path, **LOOKING), C4)
-    looks = [(row.checkpoint, row.bits, row.dataset, row.scope) for row in rows.read(tmp_path / "looks.jsonl")]
+    looks = [(row.checkpoint, row.bits, row.dataset, row.scope) for row in rows.read_rows(tmp_path / "looks.jsonl")]
     places = [f"iteration {iteration}" for iteration in (3, 7, LAST)]
     assert looks == [(place, bits, "toy_voc_2007_test", "all") for place in places for bits in ("FP", "4w4a")]
     ours, theirs = final(tmp_path), final(whole_run)
@@ -32,7 +32,7 @@ def test_a_resumed_run_has_each_look_once_and_may_change_its_scheme(tmp_path):
         train(config(C4, tmp_path, **LOOKING), C4)
     scheme = "weight=centred, act=mse, norms=re-estimated"
     train(config(C4, tmp_path, **(LOOKING | {"SSQL_DET__SCHEME": scheme})), C4, resume=True)
-    found = rows.read(tmp_path / "looks.jsonl")
+    found = rows.read_rows(tmp_path / "looks.jsonl")
     looks = [(row.checkpoint, row.bits) for row in found]
     assert len(looks) == len(set(looks)) == 6
     assert [row.scheme for row in found] == ["minmax", "minmax", *[scheme] * 4]

@@ -54,7 +54,7 @@ def swept(weights, in_process, tmp_path):
 
 
 def has_the_rows_of(two, one):
-    found, expected = (rows.read(folder / "results.jsonl") for folder in (two, one))
+    found, expected = (rows.read_rows(folder / "results.jsonl") for folder in (two, one))
     assert [row.bits for row in found] == [row.bits for row in expected] == ["FP", "4w4a"]
     saved, as_saved = ((folder / "quantization.safetensors").read_bytes() for folder in (two, one))
     return numbers(found) == numbers(expected) and saved == as_saved
@@ -64,7 +64,7 @@ def has_the_rows_of(two, one):
 def test_a_sweep_of_two_processes_is_that_of_one(flags, swept):
     one = swept(1, *flags)
     assert has_the_rows_of(swept(2, *flags), one)
-    assert any(row.metrics["bbox/AP50"] > 0 for row in rows.read(one / "results.jsonl"))
+    assert any(row.metrics["bbox/AP50"] > 0 for row in rows.read_rows(one / "results.jsonl"))
 
 
 @pytest.mark.parametrize("weights", [FPN], indirect=True)
@@ -88,7 +88,7 @@ def test_killed_processes_resume_to_the_same_bits(in_process, tmp_path):
     assert ended["status"] == 0, log.read_text()
     moments = kill_until_done(in_process, arguments(killed, "--resume", **LOOKING), log, ended["seconds"], processes=2)
     assert ends_as(killed, whole), f"killed after {moments} s"
-    found, expected = (rows.read(folder / "looks.jsonl") for folder in (killed, whole))
+    found, expected = (rows.read_rows(folder / "looks.jsonl") for folder in (killed, whole))
     assert [(row.checkpoint, row.bits) for row in found] == [(row.checkpoint, row.bits) for row in expected]
     assert [row.metrics for row in found] == [row.metrics for row in expected]
     assert len(found) == 6
@@ -164,7 +164,7 @@ def test_fewer_images_than_processes_are_not_calibrated_with(weights, in_process
 NOT_A_NUMBER_ON_THE_SECOND = """
 import torch
 from ssql_det.cli.main import main
-from ssql_det.core.ranks import rank
+from ssql_det.core.distributed import rank
 from ssql_det.detect import train as training
 
 losses = training._losses

@@ -17,7 +17,7 @@ from reproduce.making import ROOT, plan_of
 from torch import nn
 
 from ssql_det.cli.main import _parser
-from ssql_det.core.config import plain_values, read_config_file
+from ssql_det.core.config import flatten_config, read_config_file
 from ssql_det.d2 import get_cfg, read_config
 from ssql_det.detect import SSQL_DET_DEFAULTS
 from ssql_det.detect.detector import build_detector, load_pretrained_detector
@@ -130,7 +130,7 @@ MADE_HERE = {name: number for name, number in ROWS.items() if "simsiam" in name 
 
 @cache
 def resolved(name):
-    return plain_values(as_given(name))
+    return flatten_config(as_given(name))
 
 
 def but_for(keys, values):
@@ -142,7 +142,7 @@ def test_a_config_is_the_recipe_and_else_the_defaults(name):
     values = resolved(name)
     expected = RECIPES[OF_TABLE[ROWS[name]] if name in ROWS else name]
     assert {key: values[key] for key in expected} == expected
-    defaults = plain_values(get_cfg()) | {f"SSQL_DET.{key}": value for key, value in SSQL_DET_DEFAULTS.items()}
+    defaults = flatten_config(get_cfg()) | {f"SSQL_DET.{key}": value for key, value in SSQL_DET_DEFAULTS.items()}
     free = OF_A_ROW | {"MODEL.DEVICE"}
     assert but_for({*expected, *free}, values) == but_for({*expected, *free}, defaults)
 
@@ -235,7 +235,7 @@ def test_reproduce_trains_the_rows(number, monkeypatch):
     of_a_run = {"MODEL.WEIGHTS", "MODEL.DEVICE", "SEED", "OUTPUT_DIR"}
     trained = []
     for options in (_parser().parse_args(step.arguments) for step in plan.steps if step.kind == "train"):
-        values = plain_values(read_config(options.config_file, options.overrides, SSQL_DET_DEFAULTS))
+        values = flatten_config(read_config(options.config_file, options.overrides, SSQL_DET_DEFAULTS))
         trained.append(but_for(of_a_run, values))
     rows = [but_for(of_a_run, resolved(name)) for name in ROWS if ROWS[name] == number]
     assert sorted(trained, key=str) == sorted(rows, key=str)

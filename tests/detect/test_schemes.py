@@ -60,7 +60,7 @@ def written(out):
 
 
 def test_rows_say_the_scheme_and_are_those_of_no_other(in_scheme, whole_sweep):
-    found = rows.read(in_scheme / "results.jsonl")
+    found = rows.read_rows(in_scheme / "results.jsonl")
     assert [row.bits for row in found] == ["FP", "8w8a", "4w4a"]
     for row, plain in zip(found, whole_sweep[1], strict=True):
         assert (row.scheme, row.placement) == (SCHEME, "published")
@@ -70,7 +70,7 @@ def test_rows_say_the_scheme_and_are_those_of_no_other(in_scheme, whole_sweep):
 
 
 def test_each_part_of_it_changes_the_numbers(in_scheme, learned, tmp_path):
-    found = {SCHEME: rows.read(in_scheme / "results.jsonl")[-1].metrics["bbox/AP"]}
+    found = {SCHEME: rows.read_rows(in_scheme / "results.jsonl")[-1].metrics["bbox/AP"]}
     for text in ("minmax", "weight=centred", "act=mse", "norms=re-estimated", "weight=centred, act=mse"):
         plan = QuantizationSettings("all", Calibration(4), Scheme.parse(text))
         (row,) = swept(learned, tmp_path / text, "4", plan)
@@ -81,7 +81,7 @@ def test_each_part_of_it_changes_the_numbers(in_scheme, learned, tmp_path):
 def test_more_widths_later_are_as_if_from_the_first(in_scheme, learned, tmp_path):
     swept(learned, tmp_path, "4", PLAN)
     found = swept(learned, tmp_path, "FP,8,4", PLAN)
-    expected = rows.read(in_scheme / "results.jsonl")
+    expected = rows.read_rows(in_scheme / "results.jsonl")
     assert [row.metrics for row in found] == [row.metrics for row in expected]
     name = "quantization.safetensors"
     assert (tmp_path / name).read_bytes() == (in_scheme / name).read_bytes()
@@ -134,5 +134,5 @@ def test_another_scheme_in_the_same_folder_is_refused(text, in_scheme, learned):
 def test_one_scheme_written_in_two_ways_is_one_sweep(in_scheme, learned):
     same = Scheme.parse("norms = re-estimated,act=mse:2,weight=centred,placement=published")
     found = swept(learned, in_scheme, plan=QuantizationSettings("all", Calibration(4), same))
-    assert found == rows.read(in_scheme / "results.jsonl")
+    assert found == rows.read_rows(in_scheme / "results.jsonl")
     assert len(numbers(found)) == 3

@@ -8,7 +8,7 @@ import torch
 from detect import two_processes
 from detect.runs import farthest, first_gradients, same
 
-from ssql_det.core.choices import seed_all
+from ssql_det.core.rng import seed_all
 from ssql_det.detect import train as training
 from ssql_det.detect.detector import build_detector
 from ssql_det.detect.train_loader import build_train_loader

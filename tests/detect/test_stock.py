@@ -9,7 +9,7 @@ import torch
 import ssql_det
 from ssql_det.cli.main import main
 from ssql_det.core.errors import UserError
-from ssql_det.core.rows import read
+from ssql_det.core.rows import read_rows
 from ssql_det.d2 import build_model, read_config
 from ssql_det.detect import SSQL_DET_DEFAULTS
 from ssql_det.detect.detector import load_trained_detector
@@ -56,7 +56,7 @@ def test_a_published_detector_is_swept_as_it_is(config, tmp_path, capsys):
     settings = CONFIGS[config] | {"MODEL.WEIGHTS": str(path), "OUTPUT_DIR": str(tmp_path / "sweep")}
     command = ["sweep", "--config-file", str(ZOO / f"{config}.yaml"), "--bits", "FP,4", "--calib-images", "2"]
     main([*command, *overrides(settings)])
-    found = read(tmp_path / "sweep" / "results.jsonl")
+    found = read_rows(tmp_path / "sweep" / "results.jsonl")
     assert [row.bits for row in found] == ["FP", "4w4a"]
     assert all(row.checkpoint == "model_final_f10217.pkl" for row in found)
     assert ("segm/AP" in found[0].metrics) == config.startswith("mask")

@@ -30,7 +30,7 @@ from ssql_det.quant import Bits, Calibration, Quantization, Scheme, parse_widths
 def test_a_row_says_what_it_depends_on(whole_sweep, learned):
     folder, found = whole_sweep
     assert [row.bits for row in found] == ["FP", "8w8a", "4w4a"]
-    assert rows.read(folder / "results.jsonl") == found
+    assert rows.read_rows(folder / "results.jsonl") == found
     for row in found:
         assert (row.method, row.checkpoint, row.config, row.dataset) == ("", "model_final.pth", C4, TEST)
         assert row.checkpoint_hash == hashlib.sha256(learned.read_bytes()).hexdigest()
@@ -102,7 +102,7 @@ def test_the_order_of_widths_does_not_matter(whole_sweep, learned, tmp_path):
 def test_more_widths_later_are_as_if_from_the_first(whole_sweep, learned, tmp_path):
     swept(learned, tmp_path, "8")
     assert numbers(swept(learned, tmp_path)) == numbers(whole_sweep[1])
-    assert [row.bits for row in rows.read(tmp_path / "results.jsonl")] == ["8w8a", "FP", "4w4a"]
+    assert [row.bits for row in rows.read_rows(tmp_path / "results.jsonl")] == ["8w8a", "FP", "4w4a"]
 
 
 def test_a_sweep_that_is_done_does_nothing_again(whole_sweep, learned, monkeypatch):
@@ -135,7 +135,7 @@ def test_a_sweep_calibrates_once(learned, monkeypatch, tmp_path):
 def test_the_command_prints_the_rows_it_writes(whole_sweep, learned, capsys, tmp_path):
     main(command(learned, tmp_path))
     said = capsys.readouterr().out
-    found = rows.read(tmp_path / "results.jsonl")
+    found = rows.read_rows(tmp_path / "results.jsonl")
     theirs = {bits: dataclasses.replace(row, config="") for bits, row in numbers(whole_sweep[1]).items()}
     assert {bits: dataclasses.replace(row, config="") for bits, row in numbers(found).items()} == theirs
     assert all(row.config.startswith(C4) for row in found)
@@ -152,13 +152,13 @@ def test_bits_of_a_file_go_before_the_sweeps(whole_sweep, learned, tmp_path):
     path = tmp_path / "bits.json"
     path.write_text(json.dumps({"*": "8w8a"}))
     main(command(learned, tmp_path / "all", "--bits-file", str(path), bits="4"))
-    (row,) = rows.read(tmp_path / "all/results.jsonl")
+    (row,) = rows.read_rows(tmp_path / "all/results.jsonl")
     assert row.bits == "4w4a"
     assert row.metrics == whole_sweep[1][1].metrics  # those of 8 bits
     assert row.overrides == {"*": "8w8a"}
     path.write_text(json.dumps({"backbone.*": "8w8a"}))
     main(command(learned, tmp_path / "some", "--bits-file", str(path), bits="4"))
-    (row,) = rows.read(tmp_path / "some/results.jsonl")
+    (row,) = rows.read_rows(tmp_path / "some/results.jsonl")
     eight, four = whole_sweep[1][1].metrics, whole_sweep[1][2].metrics
     assert four["MB"] < row.metrics["MB"] < eight["MB"]
 

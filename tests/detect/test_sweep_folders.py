@@ -106,7 +106,7 @@ def test_a_sweep_killed_between_widths_resumes_to_the_same_rows(whole_sweep, lea
     results.write_bytes(first + b'{"method": "SSQ')  # as a kill in mid-line leaves it
     assert in_process(command(learned, tmp_path / "out"), log)["status"] == 0, log.read_text()
     assert results.read_bytes().startswith(first)
-    found = rows.read(results)
+    found = rows.read_rows(results)
     assert [row.bits for row in found] == ["FP", "8w8a", "4w4a"]
     assert [row.metrics for row in found] == [row.metrics for row in whole_sweep[1]]
 
@@ -120,7 +120,7 @@ def test_a_sweep_killed_anywhere_resumes_to_the_same_rows_and_calibration(learne
     for attempt in itertools.count():
         out = tmp_path / f"attempt {attempt}"
         killed += kill_until_done(in_process, command(learned, out, **many), log, ended["seconds"])
-        ours, theirs = (numbers(rows.read(each / "results.jsonl")) for each in (out, folder))
+        ours, theirs = (numbers(rows.read_rows(each / "results.jsonl")) for each in (out, folder))
         assert list(ours) == list(theirs) == ["FP", "8w8a", "6w6a", "5w5a", "4w4a"], f"killed after {killed} s"
         assert ours == theirs
         assert (out / QUANTIZATION).read_bytes() == (folder / QUANTIZATION).read_bytes()
@@ -154,7 +154,7 @@ def test_a_sweep_whose_folder_another_took_adds_no_row(learned, monkeypatch, tmp
         patch.setattr("ssql_det.detect.sweep.evaluate_quantized", beside)
         with pytest.raises(UserError, match=r"has --calib-images 12 \(now 4\); choose another OUTPUT_DIR"):
             swept(learned, tmp_path, "8")
-    assert [row.bits for row in rows.read(tmp_path / "results.jsonl")] == ["4w4a"]
+    assert [row.bits for row in rows.read_rows(tmp_path / "results.jsonl")] == ["4w4a"]
 
 
 def test_a_sweep_that_could_not_begin_leaves_its_folder_free(learned, tmp_path):

@@ -15,7 +15,7 @@ from torch import nn
 from ssql_det.backbones import build_backbone
 from ssql_det.cli.main import main
 from ssql_det.core.config import load_config
-from ssql_det.core.reader import read_tensors
+from ssql_det.core.unpickler import read_tensors
 from ssql_det.d2 import get_detection_dataset_dicts
 from ssql_det.detect import train as training
 from ssql_det.detect.detector import build_detector

@@ -9,7 +9,7 @@ import torch
 from detect.making import C4, FPN, choosing_in_float32, config
 from detect.runs import LOOKING, first_gradients, sampling_the_first, stopped_in_step
 
-from ssql_det.core.ranks import rank
+from ssql_det.core.distributed import rank
 from ssql_det.d2 import get_detection_dataset_dicts
 from ssql_det.detect import train as training
 from ssql_det.detect.detector import build_detector

@@ -5,7 +5,7 @@ import json
 
 from minid2.judged_data import DETECTIONS, batches, judged, registered
 
-from ssql_det.core.ranks import rank
+from ssql_det.core.distributed import rank
 
 
 def judge(root, voc, coco, folder, images):

@@ -15,7 +15,7 @@ from minid2.parts import tensor
 from minid2.running import caught, lines, refused
 from torch import nn
 
-from ssql_det.core.reader import read_tensors
+from ssql_det.core.unpickler import read_tensors
 
 
 def solver(engine, *keys):

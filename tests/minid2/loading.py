@@ -332,11 +332,13 @@ def with_one_kind(record, kind):
 
 def toy_images(engine):
     """Images of toy data: real JPEGs, which are decoded as the machine's libraries do."""
-    from ssql_det.toydata.dataset import Settings, make_toy_data
+    from ssql_det.toydata.dataset import ToyDataSettings, make_toy_data
 
     kit, answers = engine("data"), {}
     with tempfile.TemporaryDirectory() as folder:
-        root = make_toy_data(Path(folder) / "toy", Settings(scenes=2 * COUNT, crops=5, least_side=96, most_side=160))
+        root = make_toy_data(
+            Path(folder) / "toy", ToyDataSettings(scenes=2 * COUNT, crops=5, least_side=96, most_side=160)
+        )
         classes = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
         engine("data.datasets").register_pascal_voc("toy_voc", str(root / "VOC2007"), "trainval", 2007, classes)
         path = str(root / "coco/annotations/instances_train2017.json")

@@ -5,7 +5,7 @@ import importlib
 import torch
 from minid2.modules import seed_weights
 
-from ssql_det.core.ranks import rank
+from ssql_det.core.distributed import rank
 
 
 def step(norm, images, direction):

@@ -28,7 +28,7 @@ from minid2.judged_data import (
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from ssql_det.core.ranks import launch
+from ssql_det.core.distributed import launch
 from ssql_det.minid2.evaluation import (
     COCOEvaluator,
     DatasetEvaluator,

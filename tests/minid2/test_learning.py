@@ -11,7 +11,7 @@ from minid2.learning import toy
 from torch import nn
 
 from ssql_det.core.errors import UserError
-from ssql_det.core.reader import read_tensors
+from ssql_det.core.unpickler import read_tensors
 from ssql_det.minid2.checkpoint import DetectionCheckpointer
 from ssql_det.minid2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from ssql_det.minid2.config import get_cfg

@@ -10,7 +10,7 @@ from minid2.modules import seed_weights
 from minid2.parts import tensor
 from torch import nn
 
-from ssql_det.core.ranks import launch
+from ssql_det.core.distributed import launch
 from ssql_det.minid2.layers import get_norm
 from ssql_det.minid2.utils import comm
 

@@ -7,8 +7,8 @@ import numpy as np
 from minid2.detectors import NORMED
 from minid2.modules import named, nms_of_doubles, seed_weights, small_config, told
 
-from ssql_det.toydata.compose import CLASSES
-from ssql_det.toydata.dataset import Settings, make_toy_data
+from ssql_det.toydata.dataset import ToyDataSettings, make_toy_data
+from ssql_det.toydata.digits import CLASSES
 
 STEPS = 20
 DETECTORS = {
@@ -34,7 +34,7 @@ def register(engine, toy):
 def first_steps(engine):
     answers = {}
     with tempfile.TemporaryDirectory() as folder:
-        toy = make_toy_data(Path(folder) / "toy", Settings(scenes=24, crops=5, seed=2), workers=1)
+        toy = make_toy_data(Path(folder) / "toy", ToyDataSettings(scenes=24, crops=5, seed=2), workers=1)
         register(engine, toy)
         for kind, (data, keys) in DETECTORS.items():
             cfg = small_config(engine, kind)

@@ -14,7 +14,7 @@ from torchvision.datasets import CIFAR10, CIFAR100, ImageFolder
 
 from ssql_det.core.errors import UserError
 from ssql_det.pretrain.data import Cached, Images, identity, open_images, read_image
-from ssql_det.toydata.compose import CLASSES
+from ssql_det.toydata.digits import CLASSES
 
 RED, GRAY = (200, 30, 40), (7, 7, 7)
 

@@ -16,8 +16,8 @@ from ssql_det.backbones import build_backbone
 from ssql_det.cli.main import main
 from ssql_det.convert import IMAGENET, Facts
 from ssql_det.core import rows
-from ssql_det.core.choices import choices_of
 from ssql_det.core.errors import UserError
+from ssql_det.core.rng import seeded_rng
 from ssql_det.pretrain.checkpoint import Run
 from ssql_det.pretrain.data import open_images
 from ssql_det.pretrain.features import Augmented, anew, features, kept, labelled
@@ -158,9 +158,9 @@ def test_the_published_views_are_those_of_its_program(name):
     frame, plain = old_frames(name)
     ours = PUBLISHED.shown(recipe(name))
     for seed in range(8):
-        with choices_of(seed):
+        with seeded_rng(seed):
             expected = frame(image)
-        with choices_of(seed):
+        with seeded_rng(seed):
             assert torch.equal(ours.frame(image), expected)
     assert torch.equal(ours.plain(image), plain(image))
 
@@ -170,7 +170,7 @@ def test_digits_are_not_flipped():
     ramp = Image.fromarray(np.tile(np.arange(0, 256, 8, dtype=np.uint8)[None, :, None], (32, 1, 3)))
     frame = PUBLISHED.shown(recipe("digits")).frame
     for seed in range(20):
-        with choices_of(seed):
+        with seeded_rng(seed):
             view = frame(ramp).int()
         assert (view[..., -1] > view[..., 0]).all()
 
@@ -317,7 +317,7 @@ def accuracies(found):
 @pytest.mark.parametrize("more", [(), ("--cached-views", "3")])
 def test_classes_that_anything_tells_apart_are_told_apart(more, colours, tmp_path):
     main(given(colours, tmp_path, "--protocol", "published", "--epochs", "40", *more))
-    found = rows.read(tmp_path / "rows.jsonl")
+    found = rows.read_rows(tmp_path / "rows.jsonl")
     assert accuracies(found) == [100, 100]
     layer = {"linear": "published", "optimizer": "SGD", "rate": 30.0, "batch": 512, "epochs": 40}
     views = {"cached_views": 3} if more else {}
@@ -331,7 +331,7 @@ def test_a_row_tells_the_protocol_and_neighbours_need_none(colours, tmp_path):
     main(given(colours, tmp_path, "--protocol", "published", "--batch", "64", "--epochs", "2", kinds=("linear", "knn")))
     main(given(colours, tmp_path, kinds=("knn", "linear")))
     main(given(colours, tmp_path, kinds=("knn",)))
-    first, second, third = [row.protocol for row in rows.read(tmp_path / "rows.jsonl")][::2]
+    first, second, third = [row.protocol for row in rows.read_rows(tmp_path / "rows.jsonl")][::2]
     images = {"recipe": "digits", "size": 16, "train_images": 36, "val_images": 12}
     published = {"linear": "published", "optimizer": "SGD", "rate": 3.75, "batch": 64, "epochs": 2}
     assert first == {"probes": ["linear", "knn"], **published, **images}

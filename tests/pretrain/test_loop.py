@@ -13,8 +13,8 @@ from refusals import refused
 from ssql_det.cli.main import main
 from ssql_det.convert import read
 from ssql_det.core import rows
+from ssql_det.core.distributed import launch
 from ssql_det.core.errors import UserError
-from ssql_det.core.ranks import launch
 from ssql_det.core.rows import Calibration
 from ssql_det.pretrain.config import build_network, facts_of, read_config
 from ssql_det.pretrain.loop import pretrain
@@ -216,7 +216,7 @@ def test_a_probe_writes_a_row_for_each_width(whole, toy, tmp_path, capsys):
     out = tmp_path / "rows.jsonl"
     given = ["--checkpoint", str(whole / "checkpoint.pth"), "--data", str(toy / "crops"), "--recipe", "digits"]
     main(["probe", "knn", "linear", *given, "--bits", "FP,4w4a,2w4a", "--out", str(out)])
-    found = rows.read(out)
+    found = rows.read_rows(out)
     assert [row.bits for row in found] == ["FP", "4w4a", "2w4a"]
     assert {(row.method, row.seed, row.scope) for row in found} == {("SSQL", 5, "backbone")}
     assert all(0 <= row.metrics[f"{kind}/top1"] <= 100 for row in found for kind in ("knn", "linear"))
@@ -226,4 +226,4 @@ def test_a_probe_writes_a_row_for_each_width(whole, toy, tmp_path, capsys):
     others = ("norms=re-estimated", "weight=centred, act=mse")
     for scheme in others:
         main(["probe", "knn", *given, "--bits", "2w4a", "--scheme", scheme, "--out", str(tmp_path / "other.jsonl")])
-    assert [row.scheme for row in rows.read(tmp_path / "other.jsonl")] == list(others)
+    assert [row.scheme for row in rows.read_rows(tmp_path / "other.jsonl")] == list(others)

@@ -55,7 +55,7 @@ def checkpoint(tmp_path, monkeypatch):
 def test_a_row_lands_in_the_line_of_its_network_and_method(backbone, is_ssql, checkpoint, tmp_path):
     plan = Plan(("linear",), seed=0, device="cpu", workers=0, calibration=8)
     for row in probed(checkpoint(backbone, is_ssql), "cifar10:there", "FP,2w4a", "cifar", plan):
-        rows.append(tmp_path / "results.jsonl", row)
+        rows.append_row(tmp_path / "results.jsonl", row)
     found = read_rows([tmp_path / "results.jsonl"])
     layer = {"linear": "fast", "optimizer": "SGD", "rate": 30.0, "batch": 512, "epochs": 100}
     images = {"recipe": "cifar", "size": 32, "train_images": 24, "val_images": 24}
@@ -91,7 +91,7 @@ def asked(checkpoint, out, bits, *more):
             *more,
         ]
     )
-    return [(row.bits, row.checkpoint_hash, row.calibration, row.scheme) for row in rows.read(out)]
+    return [(row.bits, row.checkpoint_hash, row.calibration, row.scheme) for row in rows.read_rows(out)]
 
 
 def test_resumed_it_measures_what_is_not_there(checkpoint, tmp_path, capsys):
@@ -119,7 +119,7 @@ def test_a_row_that_is_there_is_the_one_that_would_be_measured(checkpoint, tmp_p
     asked(ours, tmp_path / "again.jsonl", "8")
     asked(ours, tmp_path / "again.jsonl", "FP,8,2w4a", "--resume")
     whole, parts = (
-        {row.bits: replace(row, seconds=0.0, time="") for row in rows.read(path)}
+        {row.bits: replace(row, seconds=0.0, time="") for row in rows.read_rows(path)}
         for path in (out, tmp_path / "again.jsonl")
     )
     assert whole == parts

@@ -9,10 +9,10 @@ import torch
 from pretrain import two_processes
 from pretrain.runs import MINI, StoppedError, config, content, keys, same
 
-from ssql_det.core.config import read_plain_values
+from ssql_det.core.config import read_saved_config
+from ssql_det.core.distributed import launch
 from ssql_det.core.errors import UserError
 from ssql_det.core.files import sha256
-from ssql_det.core.ranks import launch
 from ssql_det.pretrain.checkpoint import Run
 from ssql_det.pretrain.loop import pretrain
 
@@ -111,14 +111,14 @@ def forget_schemes(folder):
 
 def test_a_run_from_before_there_were_schemes_is_resumed(whole, toy, stop_after, tmp_path):
     stop_after(config(toy, tmp_path), 6)
-    before = read_plain_values(tmp_path)
+    before = read_saved_config(tmp_path)
     forget_schemes(tmp_path)
-    assert before.keys() - read_plain_values(tmp_path).keys() == {"SSQL.SCHEME", "MONITOR.SCHEME"}
+    assert before.keys() - read_saved_config(tmp_path).keys() == {"SSQL.SCHEME", "MONITOR.SCHEME"}
     with pytest.raises(UserError, match=r"has SSQL\.SCHEME 'minmax' \(now 'act=mse'\); resume with its config"):
         pretrain(config(toy, tmp_path, SSQL__SCHEME="act=mse"), resume=True)
     pretrain(config(toy, tmp_path), resume=True)
     assert sha256(tmp_path / "checkpoint.pth") == sha256(whole / "checkpoint.pth")
-    assert read_plain_values(tmp_path) == before
+    assert read_saved_config(tmp_path) == before
 
 
 def test_a_run_resumes_in_its_scheme_alone(toy, stop_after, tmp_path):

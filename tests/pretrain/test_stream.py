@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from ssql_det.core.choices import choices_of, number_of
 from ssql_det.core.errors import UserError
+from ssql_det.core.rng import derive_seed, seeded_rng
 from ssql_det.pretrain.data import Cached, Images, open_images
 from ssql_det.pretrain.stream import Batch, Tolerance, steps_per_epoch, training_batches
 
@@ -124,14 +124,14 @@ def test_every_choice_follows_from_seed_position_and_view(view):
         assert len(batch.views) == 3
         for position, got in zip(batch.positions, batch.views[view], strict=True):
             image = Image.new("RGB", (1, 1), (int(got.flatten()[0]), 0, 0))
-            with choices_of(5, position, view):
+            with seeded_rng(5, position, view):
                 assert torch.equal(got, drawing(image))
 
 
 def test_the_order_is_a_permutation_by_seed_and_epoch():
     batches = taken(painted(11), 6)
     for epoch in range(3):
-        order = torch.randperm(11, generator=torch.Generator().manual_seed(number_of(5, "epoch", epoch))).tolist()
+        order = torch.randperm(11, generator=torch.Generator().manual_seed(derive_seed(5, "epoch", epoch))).tolist()
         assert numbers(batches[2 * epoch]) + numbers(batches[2 * epoch + 1]) == order[:8]
 
 
@@ -244,7 +244,7 @@ def test_a_stand_in_is_drawn_as_for_its_place():
     [batch] = taken(painted(4, {0, 1, 3}), 1, drawing)
     for view in range(2):
         for position, got in zip(batch.positions, batch.views[view], strict=True):
-            with choices_of(5, position, view):
+            with seeded_rng(5, position, view):
                 assert torch.equal(got, drawing(Image.new("RGB", (1, 1), (2, 0, 0))))
 
 

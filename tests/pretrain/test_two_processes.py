@@ -5,7 +5,7 @@ import torch
 from methods import KINDS, same
 from pretrain import two_processes
 
-from ssql_det.core.ranks import launch
+from ssql_det.core.distributed import launch
 from ssql_det.ssl.losses import unit_length
 
 

@@ -9,7 +9,7 @@ from pretrain.runs import StoppedError
 from torch import nn
 
 from ssql_det.backbones import Backbone
-from ssql_det.core.ranks import barrier, rank, world_size
+from ssql_det.core.distributed import barrier, rank, world_size
 from ssql_det.pretrain.checkpoint import Run
 from ssql_det.pretrain.config import read_config
 from ssql_det.pretrain.loop import pretrain

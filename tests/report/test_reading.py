@@ -15,15 +15,15 @@ from ssql_det.report.tables import compare
 
 
 def test_rows_of_several_files_are_read_in_order(tmp_path):
-    rows.append(tmp_path / "a.jsonl", row(50.0))
-    rows.append(tmp_path / "b.jsonl", row(60.0))
+    rows.append_row(tmp_path / "a.jsonl", row(50.0))
+    rows.append_row(tmp_path / "b.jsonl", row(60.0))
     assert [each.metrics["bbox/AP50"] for each in read_rows([tmp_path / "b.jsonl", tmp_path / "a.jsonl"])] == [60, 50]
     assert read_rows([]) == []
 
 
 def test_a_torn_last_line_costs_that_line_alone(tmp_path, caplog):
     path = tmp_path / "results.jsonl"
-    rows.append(path, row())
+    rows.append_row(path, row())
     path.write_text(path.read_text() + path.read_text()[:50])
     assert len(read_rows([path])) == 1
     assert "line 2 is torn" in caplog.text
@@ -79,7 +79,7 @@ def test_texts_become_one_printable_line(tmp_path):
     odd, printed = "a\nb \x1b[31mred \ud800", "a b ?[31mred ?"
     texts = {"method": odd, "scheme": odd, "network": odd, "placement": odd, "calibration": Calibration(8, 0, odd)}
     maps = {"overrides": {odd: odd}, "protocol": {odd: odd, "probes": ["knn", odd], "rate": 0.5}}
-    rows.append(tmp_path / "a.jsonl", row(**texts, **maps))
+    rows.append_row(tmp_path / "a.jsonl", row(**texts, **maps))
     (found,) = read_rows([tmp_path / "a.jsonl"])
     assert {getattr(found, name) for name in ("method", "scheme", "network", "placement")} == {printed}
     assert found.calibration == Calibration(8, 0, printed)
@@ -95,7 +95,7 @@ ODD_PROTOCOLS = (
 
 @pytest.mark.parametrize("odd", ODD_PROTOCOLS, ids=str)
 def test_a_protocol_of_somebody_else_is_shown_as_it_is(tmp_path, odd):
-    rows.append(tmp_path / "a.jsonl", probe(61.25, protocol=odd))
+    rows.append_row(tmp_path / "a.jsonl", probe(61.25, protocol=odd))
     found = read_rows([tmp_path / "a.jsonl"])
     table = compare(1, found)
     assert line(table, backbone="ResNet-18").cells["linear/top1"].measured.mean == 61.25
@@ -116,7 +116,7 @@ def test_a_file_of_schema_1_fills_the_lines_that_it_filled(tmp_path):
             del each[name]
         each["schema"] = 1
     (tmp_path / "a.jsonl").write_text("".join(f"{json.dumps(each)}\n" for each in old))
-    rows.append(tmp_path / "a.jsonl", probe(90.0))
+    rows.append_row(tmp_path / "a.jsonl", probe(90.0))
     found = read_rows([tmp_path / "a.jsonl"])
     detector = line(compare(6, found))
     assert (detector.scheme, detector.calibration) == (

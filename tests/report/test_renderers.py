@@ -5,7 +5,7 @@ import pytest
 from report.making import WIDTHS, row
 
 from ssql_det.cli.main import main
-from ssql_det.core.rows import Calibration, append
+from ssql_det.core.rows import Calibration, append_row
 from ssql_det.report.as_csv import HEADER, as_csv
 from ssql_det.report.as_markdown import as_markdown
 from ssql_det.report.comparison import blocks_of, curves, overview
@@ -86,7 +86,7 @@ def test_rows_that_differ_in_scheme_alone_stand_on_two_lines_named_by_it(tmp_pat
     """As `tables` writes them, which reads them from a file."""
     with_own_bits = {"scheme": "act=mse", "overrides": {"backbone.res5.*": "8w8a"}}
     for each in (row(50.0), row(40.0, scheme="act=mse"), row(30.0, **with_own_bits)):
-        append(tmp_path / "results.jsonl", each)
+        append_row(tmp_path / "results.jsonl", each)
     given = ["tables", "--table", "6", "--rows", str(tmp_path / "results.jsonl")]
     main(given)
     text = capsys.readouterr().out

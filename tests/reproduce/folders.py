@@ -90,7 +90,7 @@ def _sweep(step, plan, names):
 
 def _row(step, bits, metrics, seed, **said):
     said |= {"scheme": "minmax", "calibration": Calibration(64), "checkpoint_hash": step.name, "seconds": 1.0}
-    rows.append(step.makes[0], Row(bits=bits, metrics=metrics, seed=int(seed), **said))
+    rows.append_row(step.makes[0], Row(bits=bits, metrics=metrics, seed=int(seed), **said))
 
 
 def _probe(step, plan, names):

@@ -38,7 +38,7 @@ def found(out):
     """Each row by detector and bit-width, without when and how long."""
     kept = {}
     for path in sorted(out.glob("sweeps/*/results.jsonl")):
-        for row in rows.read(path):
+        for row in rows.read_rows(path):
             assert (path.parent.name, row.bits) not in kept
             kept[path.parent.name, row.bits] = {**asdict(row), "seconds": None, "time": None}
     return kept

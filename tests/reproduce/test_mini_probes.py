@@ -33,7 +33,7 @@ def found(out):
     return {
         (path.parent.name, row.bits): replace(row, seconds=0.0, time="")
         for path in out.glob("probes/*/results.jsonl")
-        for row in rows.read(path)
+        for row in rows.read_rows(path)
     }
 
 

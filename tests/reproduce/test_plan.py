@@ -25,7 +25,7 @@ from ssql_det.pretrain.config import read_config
 from ssql_det.quant import parse_widths
 from ssql_det.report.published import published_table
 from ssql_det.reproduce.presets import PRESETS, preset
-from ssql_det.toydata.dataset import MANIFEST, Settings, make_toy_data
+from ssql_det.toydata.dataset import MANIFEST, ToyDataSettings, make_toy_data
 
 GIVEN = {"IN supervised": "in.pth", "BYOL": "byol.pth"}
 PLANS = {
@@ -74,7 +74,7 @@ def test_every_command_is_one_and_says_what_its_step_reads_and_makes(plan):
             case "make-toy-data":
                 size = dict(zip(("least_side", "most_side"), options.size, strict=True))
                 counts = {name: getattr(options, name) for name in ("scenes", "crops", "crop_size", "difficulty")}
-                assert Settings(**size, **counts, seed=options.seed) == plan.preset.data
+                assert ToyDataSettings(**size, **counts, seed=options.seed) == plan.preset.data
                 assert step.makes == (Path(options.out) / MANIFEST,)
             case "pretrain":
                 assert options.resume

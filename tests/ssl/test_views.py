@@ -11,8 +11,8 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as V
 
 from ssql_det.convert.checkpoint import CIFAR, IMAGENET, MSRA
-from ssql_det.core.choices import choices_of
 from ssql_det.core.errors import UserError
+from ssql_det.core.rng import seeded_rng
 from ssql_det.ssl import views
 from ssql_det.ssl.views import draws_of, normalized, recipe
 
@@ -300,7 +300,7 @@ def test_draws_follow_from_their_place_alone():
 
 
 def test_draws_are_not_those_of_the_frame():
-    with choices_of(3, 17, 1):
+    with seeded_rng(3, 17, 1):
         of_frame = torch.rand(40)
     assert (draws_of(3, [17], 1, 40)[0] != of_frame).all()
 
@@ -331,7 +331,7 @@ def map_of_places(side=256):
 
 
 def framed(settings, image, position, view=0):
-    with choices_of(0, position, view):
+    with seeded_rng(0, position, view):
         return settings.frame(image)
 
 

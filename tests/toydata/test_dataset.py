@@ -20,10 +20,10 @@ from pycocotools.cocoeval import COCOeval
 
 from ssql_det.core.errors import UserError
 from ssql_det.core.files import sha256
-from ssql_det.toydata.compose import CLASSES
-from ssql_det.toydata.dataset import MANIFEST, Settings, make_toy_data
+from ssql_det.toydata.dataset import MANIFEST, ToyDataSettings, make_toy_data
+from ssql_det.toydata.digits import CLASSES
 
-SMALL = Settings(scenes=8, crops=10)
+SMALL = ToyDataSettings(scenes=8, crops=10)
 
 
 def files(root):
@@ -105,7 +105,7 @@ def test_voc_class_lists_say_where_a_class_is(toy):
 
 
 def test_crops_are_of_the_size_and_number_asked_for(tmp_path):
-    toy = make_toy_data(tmp_path / "toy", Settings(scenes=4, crops=50, crop_size=64), workers=1)
+    toy = make_toy_data(tmp_path / "toy", ToyDataSettings(scenes=4, crops=50, crop_size=64), workers=1)
     crops = list((toy / "crops").rglob("*.png"))
     assert len(crops) == 50
     assert len([path for path in crops if path.parts[-3] == "test"]) == 10
@@ -116,7 +116,7 @@ def test_crops_are_of_the_size_and_number_asked_for(tmp_path):
 def test_same_seed_same_bytes_on_any_number_of_workers_and_another_seed_differs(tmp_path):
     one = files(make_toy_data(tmp_path / "one", SMALL, workers=1))
     three = files(make_toy_data(tmp_path / "three", SMALL, workers=3))
-    other = files(make_toy_data(tmp_path / "other", Settings(scenes=8, crops=10, seed=1), workers=2))
+    other = files(make_toy_data(tmp_path / "other", ToyDataSettings(scenes=8, crops=10, seed=1), workers=2))
     assert one == three
     pictures = [name for name in one if name.suffix == ".jpg"]
     assert all(one[name] != other[name] for name in pictures)
@@ -127,7 +127,7 @@ def test_a_folder_that_is_made_is_not_made_again_and_other_settings_replace_it(t
     before = (toy / MANIFEST).stat().st_mtime_ns
     make_toy_data(toy, SMALL, workers=1)
     assert (toy / MANIFEST).stat().st_mtime_ns == before
-    make_toy_data(toy, Settings(scenes=4, crops=10), workers=1)
+    make_toy_data(toy, ToyDataSettings(scenes=4, crops=10), workers=1)
     assert len(list((toy / "coco/train2017").iterdir())) == 2
 
 
@@ -154,7 +154,7 @@ def test_a_file_of_the_users_among_toy_data_is_not_touched(tmp_path):
     (toy / "results").mkdir()
     (toy / "results/model.pth").write_text("trained for a week")
     with pytest.raises(UserError, match=r"something else than toy data, such as model\.pth"):
-        make_toy_data(toy, Settings(scenes=8, crops=10, seed=1))
+        make_toy_data(toy, ToyDataSettings(scenes=8, crops=10, seed=1))
     assert (toy / "results/model.pth").read_text() == "trained for a week"
 
 
@@ -183,7 +183,8 @@ def test_toy_data_of_a_newer_version_are_not_replaced(tmp_path):
 
 def test_several_makers_of_one_folder_do_not_disturb_each_other(tmp_path):
     code = (
-        "import sys; from ssql_det.toydata.dataset import *; make_toy_data(sys.argv[1], Settings(scenes=8, crops=10))"
+        "import sys; from ssql_det.toydata.dataset import *;"
+        " make_toy_data(sys.argv[1], ToyDataSettings(scenes=8, crops=10))"
     )
     makers = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "toy")]) for _ in range(3)]
     assert [maker.wait() for maker in makers] == [0, 0, 0]
@@ -193,7 +194,7 @@ def test_several_makers_of_one_folder_do_not_disturb_each_other(tmp_path):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_however_few_scenes_there_are_every_split_has_an_object(tmp_path, seed):
-    toy = make_toy_data(tmp_path / "toy", Settings(scenes=4, crops=5, seed=seed), workers=1)
+    toy = make_toy_data(tmp_path / "toy", ToyDataSettings(scenes=4, crops=5, seed=seed), workers=1)
     for split in ("train2017", "val2017"):
         assert json.loads((toy / f"coco/annotations/instances_{split}.json").read_text())["annotations"]
 
@@ -211,11 +212,12 @@ def test_however_few_scenes_there_are_every_split_has_an_object(tmp_path, seed):
 )
 def test_settings_are_checked(wrong):
     with pytest.raises(UserError, match=r"must be|goes from"):
-        Settings(**wrong)
+        ToyDataSettings(**wrong)
 
 
 MAKE = (
-    "import sys; from ssql_det.toydata.dataset import *; make_toy_data(sys.argv[1], Settings(scenes=400, crops=10), 1)"
+    "import sys; from ssql_det.toydata.dataset import *;"
+    " make_toy_data(sys.argv[1], ToyDataSettings(scenes=400, crops=10), 1)"
 )
 
 

@@ -5,23 +5,23 @@ import pytest
 from sklearn.datasets import load_digits
 
 from ssql_det.core.errors import UserError
-from ssql_det.toydata.compose import CLASSES, SPLITS, digits
+from ssql_det.toydata.digits import CLASSES, SPLITS, load_digit_split
 
 
 def test_no_digit_is_in_two_splits_and_none_is_lost():
-    indices = np.concatenate([digits(split).indices for split in SPLITS])
+    indices = np.concatenate([load_digit_split(split).indices for split in SPLITS])
     assert sorted(indices) == list(range(1797))
 
 
 def test_every_class_has_its_share_of_every_split():
     for split, share in SPLITS.items():
-        counts = np.bincount(digits(split).labels, minlength=len(CLASSES))
+        counts = np.bincount(load_digit_split(split).labels, minlength=len(CLASSES))
         assert (abs(counts - share * 179.7) < 5).all()
 
 
 def test_labels_and_strokes_are_the_sources():
     source = load_digits()
-    train = digits("train")
+    train = load_digit_split("train")
     assert (train.labels == source.target[train.indices]).all()
     shrunk = train.alphas.reshape(-1, 10, 8, 10, 8).mean((2, 4))[:, 1:-1, 1:-1]
     correlation = [
@@ -31,7 +31,7 @@ def test_labels_and_strokes_are_the_sources():
 
 
 def test_alphas_end_before_the_border():
-    alphas = digits("val").alphas
+    alphas = load_digit_split("val").alphas
     assert 0 <= alphas.min() < alphas.max() == 1
     assert not alphas[:, [0, -1]].any()
     assert not alphas[:, :, [0, -1]].any()
@@ -39,4 +39,4 @@ def test_alphas_end_before_the_border():
 
 def test_an_unknown_split_is_named():
     with pytest.raises(UserError, match="no digit split 'dev'; choose one of train, val, test"):
-        digits("dev")
+        load_digit_split("dev")

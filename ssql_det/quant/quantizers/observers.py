@@ -13,8 +13,8 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor
 
+from ssql_det.core.distributed import all_reduce_tensor, world_size
 from ssql_det.core.errors import UserError
-from ssql_det.core.ranks import all_reduced, world_size
 from ssql_det.quant.affine import computing_type
 
 _FINE, _ENDLESS, _UNREACHED = range(3)
@@ -162,12 +162,12 @@ def all_reduce(observers: Collection[Observer], device: torch.device) -> None:
     lows = torch.stack([nothing if each.low is None else each.low.to(nothing) for each in observers])
     highs = torch.stack([-nothing if each.high is None else each.high.to(nothing) for each in observers])
     # A NaN may lose against a number, so it takes part as what it is refused as.
-    joint = all_reduced(torch.stack((-lows, highs)).nan_to_num(nan=torch.inf, neginf=-torch.inf), "max").to(dtype)
+    joint = all_reduce_tensor(torch.stack((-lows, highs)).nan_to_num(nan=torch.inf, neginf=-torch.inf), "max").to(dtype)
     for observer, low, high in zip(observers, -joint[0], joint[1], strict=True):
         observer.align(low, high)
     sums = {each: each.sums for each in observers if each.sums is not None}
     if sums:
-        total = all_reduced(torch.cat([*sums.values()]), "sum")
+        total = all_reduce_tensor(torch.cat([*sums.values()]), "sum")
         for observer, part in zip(sums, total.split([len(each) for each in sums.values()]), strict=True):
             observer.sums = part.clone()
 

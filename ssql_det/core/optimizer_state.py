@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 
-def take_up(optimizer: Optimizer, state: dict[str, Any]) -> None:
+def load_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
     """Load a state; a ``ValueError``, or what torch raises, where no step could be made with it.
 
-    >>> take_up(optimizer, content["optimizer"])
+    >>> load_optimizer_state(optimizer, content["optimizer"])
     ValueError: its optimizer has a momentum_buffer that does not fit a parameter of shape [64, 3, 7, 7]
     """
     numbers = [

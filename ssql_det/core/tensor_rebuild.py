@@ -2,7 +2,7 @@
 
 A pickle makes an array by calling functions of NumPy and torch by name and by handing over their state. Those
 functions trust it: a forged dtype makes pointers of bytes, a wrong length reads past an end. Here stand the few
-that :mod:`ssql_det.core.reader` calls instead. What is not an array's value is left out: hooks, attributes.
+that :mod:`ssql_det.core.unpickler` calls instead. What is not an array's value is left out: hooks, attributes.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 
-from ssql_det.core.optimizers import take_up
+from ssql_det.core.optimizer_state import load_optimizer_state
 from ssql_det.pretrain.optim import LARS
 
 KINDS = {
@@ -19,7 +19,7 @@ def stepped(kind, steps, state=None):
     layer = torch.nn.Linear(3, 2)
     optimizer = KINDS[kind](layer.parameters())
     if state is not None:
-        take_up(optimizer, state)
+        load_optimizer_state(optimizer, state)
     for _ in range(steps):
         optimizer.zero_grad()
         layer(torch.ones(1, 3)).square().sum().backward()

@@ -2,8 +2,8 @@
 
 So any run finds its place again: a resumed one, one with other workers, one that is spread over more processes.
 
->>> content["rng"] = every_ranks_state()  # into a checkpoint, on every rank
->>> restore_own_state(content["rng"])  # out of it
+>>> content["rng"] = gather_rng_states()  # into a checkpoint, on every rank
+>>> restore_rng_state(content["rng"])  # out of it
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from ssql_det.core.ranks import all_gather, rank
+from ssql_det.core.distributed import all_gather, rank
 
 
-def number_of(*parts: int | str) -> int:
+def derive_seed(*parts: int | str) -> int:
     """32 bits that depend on all parts, the same on every machine and in every version.
 
-    >>> number_of(0, 17), number_of(0, 18)
+    >>> derive_seed(0, 17), derive_seed(0, 18)
     (1231862990, 2863823384)
     """
     return int.from_bytes(hashlib.sha256(" ".join(map(str, parts)).encode()).digest()[:4], "little")
@@ -37,14 +37,14 @@ def seed_all(seed: int) -> None:
 
 
 @contextmanager
-def choices_of(*place: int | str) -> Iterator[None]:
+def seeded_rng(*place: int | str) -> Iterator[None]:
     """Inside, Python's, NumPy's and torch's generators are as the place alone makes them; afterwards as they were.
 
-    >>> with choices_of(seed, position):
+    >>> with seeded_rng(seed, position):
     ...     view = augment(image)
     """
     before = RngState.capture(with_cuda=False)
-    drawn = number_of(*place)
+    drawn = derive_seed(*place)
     random.seed(drawn)
     np.random.seed(drawn)
     torch.default_generator.manual_seed(drawn)
@@ -81,12 +81,12 @@ class RngState:
             torch.cuda.set_rng_state(self.cuda)
 
 
-def every_ranks_state() -> list[dict[str, Any]]:
+def gather_rng_states() -> list[dict[str, Any]]:
     """The generators of all processes in plain containers, by rank."""
     return all_gather(vars(RngState.capture()))
 
 
-def restore_own_state(states: Sequence[Mapping[str, Any]]) -> None:
+def restore_rng_state(states: Sequence[Mapping[str, Any]]) -> None:
     """This process's of them. One that was not there before keeps the generators that it began with."""
     if rank() < len(states):
         RngState(**states[rank()]).restore()

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, spawn
 
 from ssql_det.core.errors import EXIT_BAD_INPUT, UserError, reporting_errors
-from ssql_det.core.registry import import_plugins_again
+from ssql_det.core.registry import import_inherited_plugins
 
 T = TypeVar("T")
 
@@ -58,12 +58,12 @@ def all_gather(value: T) -> list[T]:
     return gathered
 
 
-def from_main(find: Callable[[], T]) -> T:
+def broadcast_from_main(find: Callable[[], T]) -> T:
     """What ``find`` gives the main process, on every rank (pickled: for small objects).
 
     So all decide alike, also where only the first sees the folder, or sees it earlier.
 
-    >>> done = from_main(lambda: rows.read(path) if path.exists() else [])
+    >>> done = broadcast_from_main(lambda: rows.read_rows(path) if path.exists() else [])
     """
     if not _grouped():
         return find()
@@ -73,15 +73,15 @@ def from_main(find: Callable[[], T]) -> T:
     return result
 
 
-def mean(values: Tensor) -> Tensor:
+def all_reduce_mean(values: Tensor) -> Tensor:
     """Over the ranks, on every rank, without gradients."""
-    return all_reduced(values.detach(), "sum") / world_size()
+    return all_reduce_tensor(values.detach(), "sum") / world_size()
 
 
-def all_reduced(values: Tensor, by: Literal["max", "sum"]) -> Tensor:
+def all_reduce_tensor(values: Tensor, by: Literal["max", "sum"]) -> Tensor:
     """The largest of each over the ranks, or their sum, on every rank, in one collective.
 
-    >>> all_reduced(counts, "sum")
+    >>> all_reduce_tensor(counts, "sum")
     """
     if not _grouped():
         return values
@@ -90,7 +90,7 @@ def all_reduced(values: Tensor, by: Literal["max", "sum"]) -> Tensor:
     return reduced
 
 
-def concatenated(values: Tensor) -> Tensor:
+def concat_all_gather(values: Tensor) -> Tensor:
     """Those of all ranks [N, ...] one after the other, without gradients; each has as many."""
     if not _grouped():
         return values.detach()
@@ -100,7 +100,7 @@ def concatenated(values: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def share_from_main(tensors: Iterable[Tensor]) -> None:
+def broadcast_tensors(tensors: Iterable[Tensor]) -> None:
     """Make every rank's tensors the main process's, in place."""
     if _grouped():
         for tensor in tensors:
@@ -142,10 +142,10 @@ def launch(work: Callable[..., None], *args: Any, processes: int = 1) -> None:
         raise
 
 
-def leave_interrupts_to_the_main_process(worker: int) -> None:
+def ignore_interrupts(worker: int) -> None:
     """Ctrl-C reaches every process of a terminal; a loader's workers are stopped by the one that answers it.
 
-    >>> DataLoader(images, num_workers=4, worker_init_fn=leave_interrupts_to_the_main_process)
+    >>> DataLoader(images, num_workers=4, worker_init_fn=ignore_interrupts)
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -153,7 +153,7 @@ def leave_interrupts_to_the_main_process(worker: int) -> None:
 def _as_rank(index: int, processes: int, address: dict[str, str], work: Callable[..., None], args: Any) -> None:
     place = {"RANK": str(index), "LOCAL_RANK": str(index), "WORLD_SIZE": str(processes)}
     os.environ.update(address | place | {"LOCAL_WORLD_SIZE": str(processes)})
-    import_plugins_again()
+    import_inherited_plugins()
     _in_group(work, args)
 
 

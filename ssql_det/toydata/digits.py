@@ -89,7 +89,7 @@ def make_crop(rng: np.random.Generator, source: Digits, size: int, difficulty: f
     At a difficulty of 0 it is large and dark on a flat colour, at 1 in either polarity on the texture of a photograph,
     of any size, turned and noisy.
 
-    >>> image, label = make_crop(np.random.default_rng(0), digits("train"), 32, 0.5)
+    >>> image, label = make_crop(np.random.default_rng(0), load_digit_split("train"), 32, 0.5)
     """
     index = int(rng.integers(len(source.labels)))
     side = size * rng.uniform(0.95 - 0.55 * difficulty, 0.95)
@@ -112,10 +112,10 @@ class Digits:
 
 
 @functools.cache
-def digits(split: str) -> Digits:
+def load_digit_split(split: str) -> Digits:
     """The digits of one split; no two splits share one, whatever the seed of a data set.
 
-    >>> digits("train").alphas.shape
+    >>> load_digit_split("train").alphas.shape
     (1074, 80, 80)
     """
     if split not in SPLITS:

@@ -7,9 +7,9 @@ import time
 import numpy as np
 import torch
 
-from ssql_det.core.choices import RngState
 from ssql_det.core.files import atomic_write
-from ssql_det.core.reader import read_tensors
+from ssql_det.core.rng import RngState
+from ssql_det.core.unpickler import read_tensors
 
 
 def save(path, content):

@@ -4,7 +4,7 @@ A pickle is a program. Here it may build tensors, arrays and plain containers, n
 
 - names on the short list below are resolved, or answered by functions of ours;
 - any other class (``argparse.Namespace``, a config class, a whole pickled module) becomes an
-  :class:`Inert` object that keeps its state and does nothing;
+  :class:`InertObject` object that keeps its state and does nothing;
 - state is given to inert objects, arrays and a state_dict only: on a function or a class it would
   rewrite the running program;
 - any other function, and any class of a module that can start programs, ends the reading with an
@@ -32,7 +32,7 @@ from typing import IO, Any, ClassVar
 import numpy as np
 import torch
 
-from ssql_det.core import rebuild
+from ssql_det.core import tensor_rebuild
 from ssql_det.core.errors import UserError
 
 _ARCHIVE_HEAD = b"PK\x03\x04"  # of a zip archive: torch.save since torch 1.6
@@ -62,7 +62,7 @@ _CAN_START_PROGRAMS = frozenset(
 )
 
 
-class Inert:
+class InertObject:
     """Stands where a foreign class stood. ``state`` is what the file wanted to put into it; nothing of it ran."""
 
     name = "?"
@@ -71,7 +71,7 @@ class Inert:
     entries: dict[Any, Any]  # of a dict subclass
     elements: list[Any]  # of a list subclass
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Inert:
+    def __new__(cls, *args: Any, **kwargs: Any) -> InertObject:
         instance = super().__new__(cls)
         instance.args, instance.state, instance.entries, instance.elements = args, kwargs, {}, []
         return instance
@@ -112,8 +112,8 @@ class _Unpickler(pickle._Unpickler):
             return _OUR_OWN[module, name]
         if (module, name) in _RESOLVED:
             return getattr(importlib.import_module(module), name)
-        if module in ("torch", "torch.cuda") and name in rebuild.ELEMENTS:
-            return rebuild.ELEMENTS[name]
+        if module in ("torch", "torch.cuda") and name in tensor_rebuild.ELEMENTS:
+            return tensor_rebuild.ELEMENTS[name]
         if _looks_like_a_class(name) and module.split(".")[0] not in _CAN_START_PROGRAMS:
             return _inert_class(f"{module}.{name}")
         return _refuse_when_called(f"{module}.{name}")
@@ -130,12 +130,12 @@ class _Unpickler(pickle._Unpickler):
     def load_build(self) -> None:
         state = self.stack.pop()
         target = self.stack[-1]
-        if isinstance(target, Inert):
+        if isinstance(target, InertObject):
             target.state = state
         elif isinstance(target, np.dtype):
-            rebuild.set_dtype(target, state)
+            tensor_rebuild.set_dtype(target, state)
         elif isinstance(target, np.ndarray):
-            rebuild.set_array(target, state)
+            tensor_rebuild.set_array(target, state)
         elif type(target) is OrderedDict:  # a state_dict has _metadata
             vars(target).update(state)
         else:
@@ -198,11 +198,11 @@ def _read_archive(file: IO[bytes]) -> Any:
 
         def storage(dtype: torch.dtype, key: str, location: str, count: int) -> torch.Tensor:
             if key not in storages:
-                rebuild.check_claim(count * dtype.itemsize, archive.getinfo(f"{folder}data/{key}").file_size)
+                tensor_rebuild.check_claim(count * dtype.itemsize, archive.getinfo(f"{folder}data/{key}").file_size)
                 storages[key] = torch.empty(count, dtype=dtype)
                 with archive.open(f"{folder}data/{key}") as record:
-                    rebuild.fill(storages[key], record.read(storages[key].nbytes))
-            return rebuild.as_announced(storages[key], dtype, count)
+                    tensor_rebuild.fill(storages[key], record.read(storages[key].nbytes))
+            return tensor_rebuild.as_announced(storages[key], dtype, count)
 
         return _Unpickler(io.BytesIO(archive.read(f"{folder}data.pkl")), storage).load()
 
@@ -220,15 +220,15 @@ def _read_legacy(file: IO[bytes]) -> Any:
         nonlocal claimed
         if key not in storages:
             claimed += count * dtype.itemsize
-            rebuild.check_claim(claimed, length)
+            tensor_rebuild.check_claim(claimed, length)
             storages[key] = torch.empty(count, dtype=dtype)
-        return rebuild.as_announced(storages[key], dtype, count)
+        return tensor_rebuild.as_announced(storages[key], dtype, count)
 
     content = _Unpickler(file, storage).load()
     for key in _Unpickler(file).load():
         if int.from_bytes(file.read(8), "little") != len(storages[key]):
             raise ValueError(f"storage {key} is not of the size announced")
-        rebuild.fill(storages[key], file.read(storages[key].nbytes))
+        tensor_rebuild.fill(storages[key], file.read(storages[key].nbytes))
     return content
 
 
@@ -239,7 +239,7 @@ def _length(file: IO[bytes]) -> int:
     return length
 
 
-def _foreign(kind: type[Inert], base: Any, value: Any) -> Inert:
+def _foreign(kind: type[InertObject], base: Any, value: Any) -> InertObject:
     """How pickle protocols 0 and 1 make an object of a foreign class: with what its built-in base class holds."""
     instance = kind.__new__(kind)
     if isinstance(value, dict):
@@ -251,17 +251,17 @@ def _foreign(kind: type[Inert], base: Any, value: Any) -> Inert:
     return instance
 
 
-def _member(*args: Any) -> Inert:
+def _member(*args: Any) -> InertObject:
     """How some versions of Python pickle a member of an enumeration: an attribute of a class, which is foreign here."""
-    if len(args) == 2 and isinstance(args[0], type) and issubclass(args[0], Inert):
+    if len(args) == 2 and isinstance(args[0], type) and issubclass(args[0], InertObject):
         return args[0](args[1])
     raise _RefusedError("it wants to call 'builtins.getattr', which a checkpoint has no need of")
 
 
-_OUR_OWN: dict[tuple[str, str], Callable[..., Any]] = rebuild.CALLS | {
+_OUR_OWN: dict[tuple[str, str], Callable[..., Any]] = tensor_rebuild.CALLS | {
     ("builtins", "long"): int,  # protocol 2 writes Python 2's names
     ("builtins", "unicode"): str,
-    ("builtins", "xrange"): rebuild.short_range,
+    ("builtins", "xrange"): tensor_rebuild.short_range,
     ("builtins", "getattr"): _member,
     ("copyreg", "_reconstructor"): _foreign,
     # A tensor in a plain pickle is a torch.save file in bytes.
@@ -274,8 +274,8 @@ def _looks_like_a_class(name: str) -> bool:
 
 
 @functools.cache
-def _inert_class(name: str) -> type[Inert]:
-    return type("Inert", (Inert,), {"name": name})
+def _inert_class(name: str) -> type[InertObject]:
+    return type("InertObject", (InertObject,), {"name": name})
 
 
 def _refuse_when_called(name: str) -> Callable[..., Any]:

@@ -5,14 +5,14 @@ import sys
 import pytest
 import torch.distributed as dist
 
+from ssql_det.core.distributed import all_gather, barrier, is_main, launch, rank, world_size
 from ssql_det.core.errors import UserError
-from ssql_det.core.ranks import all_gather, barrier, is_main, launch, rank, world_size
 
 SCRIPT = """
 import json, sys
 from pathlib import Path
 from ssql_det.core.errors import UserError, reporting_errors
-from ssql_det.core.ranks import all_gather, barrier, is_main, launch, rank, world_size
+from ssql_det.core.distributed import all_gather, barrier, is_main, launch, rank, world_size
 
 def work(folder, mistaken_rank):
     gathered = all_gather({"rank": rank(), "main": is_main(), "text": "ab" * rank()})
@@ -92,7 +92,7 @@ def test_fewer_than_one_process_is_one_sentence(processes):
 def test_a_rank_that_exits_is_heard(code, status, said, tmp_path):
     program = tmp_path / "program.py"
     program.write_text(
-        "import sys\nfrom ssql_det.core.ranks import launch\n"
+        "import sys\nfrom ssql_det.core.distributed import launch\n"
         f"def work():\n    sys.exit({code!r})\n"
         "if __name__ == '__main__':\n    launch(work, processes=2)\n"
     )

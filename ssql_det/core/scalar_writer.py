@@ -13,20 +13,20 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
+from ssql_det.core.distributed import is_main
 from ssql_det.core.errors import UserError
 from ssql_det.core.files import atomic_write
-from ssql_det.core.ranks import is_main
 from ssql_det.core.rows import finite_or_none
 
 
 @contextmanager
-def curves(folder: Path, resume_step: int | None = None) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
+def scalar_writer(folder: Path, resume_step: int | None = None) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
     """Inside, a function takes the scalars of a step; of several processes the first writes them.
 
     A line each, ``{"step": 40, "loss": 0.71, ...}``, is on its way to disk when written; ``tensorboard --logdir``
     shows the events. ``resume_step`` is the last step that is kept of what was written before.
 
-    >>> with curves(run, resume_step=state.step) as write:
+    >>> with scalar_writer(run, resume_step=state.step) as write:
     ...     write(step, {"loss": loss.item()})
     """
     if not is_main():

@@ -1,4 +1,4 @@
-"""Good files come back as they were written, bad ones are one sentence. Hostile ones: test_attacks, test_rebuild."""
+"""Valid files are read back as they were written; a broken one is one sentence. Hostile files are in test_attacks."""
 
 import argparse
 import collections
@@ -15,7 +15,7 @@ from core.forge import archive, called, name, program, read_bytes, value
 from torch import nn
 
 from ssql_det.core.errors import UserError
-from ssql_det.core.reader import Inert, read_tensors
+from ssql_det.core.unpickler import InertObject, read_tensors
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 WRITERS = {
@@ -146,7 +146,7 @@ def test_foreign_objects_are_inert_and_keep_what_they_held(write, tmp_path):
     group.source = "file"
     foreign = [argparse.Namespace(lr=0.1), Config(lr=0.1, sub=Config(a=1)), group, names, Pair((1, 2))]
     namespace, config, group, names, pair = read = written_and_read(foreign, tmp_path / "x", write)
-    assert all(isinstance(thing, Inert) for thing in read)
+    assert all(isinstance(thing, InertObject) for thing in read)
     assert repr(namespace) == "<inert argparse.Namespace>"
     assert namespace.state == {"lr": 0.1}
     assert config.state["lr"] == 0.1
@@ -171,7 +171,7 @@ def test_a_member_of_an_enumeration_is_inert_however_it_was_pickled(tmp_path):
 def test_a_whole_module_is_inert_and_shows_its_weights(write, tmp_path):
     linear = nn.Linear(2, 3)
     read = written_and_read(linear, tmp_path / "x", write)
-    assert isinstance(read, Inert)
+    assert isinstance(read, InertObject)
     assert same(read.state["_parameters"]["weight"], linear.weight)
 
 

@@ -4,7 +4,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ssql_det.core.errors import UserError
-from ssql_det.core.writers import curves
+from ssql_det.core.scalar_writer import scalar_writer
 
 
 def lines(run):
@@ -17,7 +17,7 @@ def events(run):
 
 
 def write_losses(run, losses, resume_step=None):
-    with curves(run, resume_step) as write:
+    with scalar_writer(run, resume_step) as write:
         for step, loss in losses:
             write(step, {"loss": loss})
 
@@ -29,13 +29,13 @@ def test_each_step_is_a_line_of_json_and_an_event(tmp_path):
 
 
 def test_a_line_can_be_read_as_soon_as_it_is_written(tmp_path):
-    with curves(tmp_path) as write:
+    with scalar_writer(tmp_path) as write:
         write(1, {"loss": 0.5, "lr": 0.1})
         assert lines(tmp_path) == [{"step": 1, "loss": 0.5, "lr": 0.1}]
 
 
 def test_of_several_processes_the_first_writes(tmp_path, monkeypatch):
-    monkeypatch.setattr("ssql_det.core.writers.is_main", lambda: False)
+    monkeypatch.setattr("ssql_det.core.scalar_writer.is_main", lambda: False)
     write_losses(tmp_path / "new", [(0, 0.5)])
     assert not (tmp_path / "new").exists()
 
@@ -85,6 +85,6 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
 
 
 def test_a_value_that_json_does_not_know_is_null(tmp_path):
-    with curves(tmp_path) as write:
+    with scalar_writer(tmp_path) as write:
         write(1, {"loss": float("nan"), "scale": float("inf"), "lr": 0.5})
     assert lines(tmp_path) == [{"step": 1, "loss": None, "scale": None, "lr": 0.5}]
