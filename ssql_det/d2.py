@@ -144,8 +144,13 @@ def map_former_keys(own: Mapping[str, Any]) -> Mapping[str, Sequence[str]]:
 
 
 def set_up_logging(level: int = logging.INFO) -> None:
-    """Send the log lines of the suite, of Detectron2 and of fvcore to the same place, each once."""
+    """Send the log lines of this package, of Detectron2 and of fvcore to the same place, each once.
+
+    Of the engine's lines only warnings and the progress of a training are shown, unless ``--verbose`` was given.
+    """
     console.set_up_logging(level, ("ssql_det", DETECTRON2, "fvcore"))
+    quiet = dict.fromkeys((*_ROOTS.values(), "fvcore"), logging.WARNING)
+    console.quiet_loggers(quiet | {f"{root}.utils.events": level for root in _ROOTS.values()})
 
 
 def create_local_group() -> None:

@@ -24,6 +24,7 @@ FLOORS = {
     "ssl": 2,
     "pretrain": 3,
     "cli": 4,
+    "__main__": 5,
 }
 LONGEST = 300
 

@@ -15,7 +15,7 @@ from pages import ROOT, at, called, check_link, commands, links, parser_of, pyth
 from torch.distributed.run import get_args_parser
 
 from ssql_det import d2
-from ssql_det.cli.main import _parser
+from ssql_det.cli.main import make_parser
 from ssql_det.cli.predict import _split
 from ssql_det.core.config import config_keys
 from ssql_det.detect import SSQL_DET_DEFAULTS
@@ -52,7 +52,7 @@ def check(piece, config):
 
 
 def check_ssql_det(arguments, is_whole):
-    parser = _parser()
+    parser = make_parser()
     (commands,) = (each for each in parser._actions if isinstance(each, argparse._SubParsersAction))
     command = commands.choices.get(arguments[0], parser)
     options = read(parser, arguments, is_whole, command)

@@ -1,6 +1,7 @@
-"""The console script. A command is a module of this folder with ``HELP``, ``add_arguments`` and ``run``.
+"""The program ``ssql-det``. A command is a module of this folder with ``HELP``, ``EXAMPLES``, ``add_arguments``, ``run``.
 
-A user's own registers one with ``COMMANDS.register("its-name")(sys.modules[__name__])`` and is named by ``--plugin``.
+A command of your own registers itself with ``COMMANDS.register("its-name")(sys.modules[__name__])`` and is loaded with
+``--plugin its_module``; it needs no ``EXAMPLES``.
 """
 
 from __future__ import annotations
@@ -9,11 +10,19 @@ import argparse
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from ssql_det import __version__, cli
-from ssql_det.core.errors import EXIT_BAD_INPUT, UserError, did_you_mean, reporting_errors
+from ssql_det.core.console import VERBOSE_VARIABLE
+from ssql_det.core.errors import (
+    DEBUG_VARIABLE,
+    EXIT_BAD_INPUT,
+    UserError,
+    did_you_mean,
+    raising_on_sigterm,
+    reporting_errors,
+)
 from ssql_det.core.registry import Registry, import_inherited_plugins, import_modules, import_plugins
 
 
@@ -29,12 +38,16 @@ class Command(Protocol):
 
 
 COMMANDS: Registry[Command] = Registry("command")
-_IN_ORDER_OF_WORK = (
-    *("demo", "make-toy-data", "check-data", "convert", "inspect"),
-    *("pretrain", "probe", "analyze"),
-    *("train-det", "sweep", "sensitivity", "predict", "tables", "reproduce"),
-)
-
+GROUPS = {
+    "Data": ("make-toy-data", "check-data"),
+    "Pretrain": ("pretrain", "probe", "analyze"),
+    "Detect": ("train-det", "sweep", "sensitivity", "predict"),
+    "Report": ("reproduce", "tables"),
+    "Convert": ("convert", "inspect"),
+    "Explore": ("demo", "configs"),
+}
+_OTHERS = "More"  # commands of plugins
+_HELP_COLUMN = 17
 
 for _module in import_modules(cli.__name__, cli.__path__):
     if hasattr(_module, "HELP"):
@@ -44,7 +57,7 @@ _ON_IMPORTING_FVCORE = "`torch.jit.script` is deprecated"
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse's complaints in the project's own form: one sentence, exit code 2."""
+    """Reports a wrong command line as every other mistake: one sentence, exit code 2."""
 
     def error(self, message: str) -> None:  # type: ignore[override]
         raise UserError(f"{message}; see `{self.prog} --help`")
@@ -53,27 +66,35 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> None:
     warnings.filterwarnings("ignore", _ON_IMPORTING_FVCORE, FutureWarning)
     os.environ.setdefault("PYTHONWARNINGS", f"ignore:{_ON_IMPORTING_FVCORE}:FutureWarning")  # for further processes
-    with reporting_errors():
+    with raising_on_sigterm(), reporting_errors():
         import_inherited_plugins()
-        plugins, given = _without_plugins(sys.argv[1:] if arguments is None else arguments)
+        if "_ARGCOMPLETE" in os.environ:
+            _complete()
+        plugins, rest = _take_global_options(sys.argv[1:] if arguments is None else arguments)
         import_plugins(plugins)
-        _check_command(given)
-        parser = _parser()
-        options = parser.parse_args(given)
+        _check_command(rest)
+        parser = make_parser()
+        options = parser.parse_args(rest)
         if options.command is None:
             parser.print_help()
             raise SystemExit(EXIT_BAD_INPUT)
         options.run(options)
 
 
-def _without_plugins(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """What ``--plugin`` names, wherever it stands, and the rest: there may be no command without them."""
-    plugins, rest, waiting = [], [], iter(arguments)
-    for each in waiting:
-        option, is_pair, value = each.partition("=")
-        if option != "--plugin":
-            rest.append(each)
-        elif name := value if is_pair else next(waiting, ""):
+def _take_global_options(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The modules that ``--plugin`` names and the rest of the line; ``--debug`` and ``--verbose`` are set on the way.
+
+    These options may stand anywhere, also behind KEY VALUE pairs. Environment variables carry them to further processes.
+    """
+    switches = {"--debug": DEBUG_VARIABLE, "--verbose": VERBOSE_VARIABLE, "-v": VERBOSE_VARIABLE}
+    plugins, rest, remaining = [], [], iter(arguments)
+    for argument in remaining:
+        option, has_value, value = argument.partition("=")
+        if argument in switches:
+            os.environ[switches[argument]] = "1"
+        elif option != "--plugin":
+            rest.append(argument)
+        elif name := value if has_value else next(remaining, ""):
             plugins.append(name)
         else:
             raise UserError("--plugin needs a module's name: --plugin my_module")
@@ -81,28 +102,67 @@ def _without_plugins(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _check_command(arguments: Sequence[str]) -> None:
-    """Before argparse, which would list all commands and not say which is near."""
-    name = next((each for each in arguments if not each.startswith("-")), "demo")
-    if name not in COMMANDS:
-        near, known = did_you_mean(name, COMMANDS), ", ".join(_ordered())
-        raise UserError(f"there is no command {name!r}{near} (known: {known}); see `ssql-det --help`")
+    """Reject an unknown command with the most similar one; argparse would only list them all."""
+    name = next((argument for argument in arguments if not argument.startswith("-")), None)
+    if name is not None and name not in COMMANDS:
+        known = ", ".join(name for names in _group_commands().values() for name in names)
+        raise UserError(
+            f"there is no command {name!r}{did_you_mean(name, COMMANDS)} (known: {known}); see `ssql-det --help`"
+        )
 
 
-def _ordered() -> list[str]:
-    return [*_IN_ORDER_OF_WORK, *(name for name in COMMANDS if name not in _IN_ORDER_OF_WORK)]
+def _group_commands() -> dict[str, tuple[str, ...]]:
+    grouped = {name for names in GROUPS.values() for name in names}
+    others = tuple(name for name in COMMANDS if name not in grouped)
+    return {**GROUPS, _OTHERS: others} if others else GROUPS
 
 
-def _parser() -> argparse.ArgumentParser:
+def _complete() -> None:
+    """Answer the shell, which asks for completions in this way."""
+    try:
+        import argcomplete
+    except ModuleNotFoundError:
+        raise UserError("completion needs argcomplete: pip install 'ssql_det[completion]'") from None
+    argcomplete.autocomplete(make_parser())
+
+
+def make_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="ssql-det",
+        usage="%(prog)s [options] <command> ...",
         description="Pretrain a ResNet that survives quantization and measure its detector at every bit-width.",
+        epilog="\n".join(_list_commands()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    subparsers = parser.add_subparsers(title="commands", dest="command", metavar="<command>")
-    for name in _ordered():
-        command = COMMANDS.get(name)
-        subparser = subparsers.add_parser(name, help=command.HELP, description=command.__doc__)
-        command.add_arguments(subparser)
-        subparser.add_argument("--plugin", metavar="MODULE", help="a module of yours that is imported first")
-        subparser.set_defaults(run=command.run)
+    parser.add_argument("-V", "--version", action="version", version=f"%(prog)s {__version__}")
+    _add_global_options(parser)
+    subparsers = parser.add_subparsers(prog="ssql-det", dest="command", help=argparse.SUPPRESS)  # the epilog lists them
+    for names in _group_commands().values():
+        for name in names:
+            command = COMMANDS.get(name)
+            subparser = subparsers.add_parser(
+                name,
+                description=command.__doc__,
+                epilog="\n".join(["examples:", *(f"  {line}" for line in getattr(command, "EXAMPLES", ()))]),
+                formatter_class=argparse.RawDescriptionHelpFormatter,
+            )
+            command.add_arguments(subparser)
+            _add_global_options(subparser.add_argument_group("options of every command"))
+            subparser.set_defaults(run=command.run)
     return parser
+
+
+def _list_commands() -> Iterator[str]:
+    """Each command with its purpose, below the title of its group."""
+    for title, names in _group_commands().items():
+        yield f"{title}:"
+        yield from (f"  {name:{_HELP_COLUMN}}{COMMANDS.get(name).HELP}" for name in names)
+        yield ""
+    yield "`ssql-det <command> --help` shows a command's options and examples."
+
+
+def _add_global_options(parser: argparse._ActionsContainer) -> None:
+    """For ``--help`` alone: the values are taken from the line before it is parsed."""
+    parser.add_argument("--plugin", metavar="MODULE", help="import your own module first")
+    parser.add_argument("-v", "--verbose", action="store_true", help="show the engine's log lines too")
+    parser.add_argument("--debug", action="store_true", help="show the traceback behind a mistake")

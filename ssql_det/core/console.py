@@ -1,6 +1,6 @@
-"""What a person sees: log lines, progress with an ETA on a terminal (plain lines elsewhere), tables.
+"""What a terminal shows: log lines, progress with the time left, tables.
 
-Results go to stdout; progress and log lines go to stderr, so that a table can be piped.
+Results go to stdout, so that they can be piped; progress and log lines go to stderr.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from typing import TypeVar
 
 import rich.box
@@ -19,15 +19,16 @@ from rich.table import Table
 
 T = TypeVar("T")
 
+VERBOSE_VARIABLE = "SSQL_DET_VERBOSE"
 _SECONDS_BETWEEN_LINES = 10.0  # of progress, where there is no terminal
 
 
 def set_up_logging(level: int = logging.INFO, names: Sequence[str] = ("ssql_det",)) -> None:
-    """Send the log lines of these logger roots to stderr, each once, whatever was set up before.
+    """Send the log lines of these loggers and of those below them to stderr, each once, whatever was set up before.
 
-    Of several processes the first speaks; the others only warn.
+    Of several processes only rank 0 logs; the others only warn.
     """
-    level = level if _is_first() else max(level, logging.WARNING)
+    level = level if _is_rank_zero() else max(level, logging.WARNING)
     for name in names:
         logger = logging.getLogger(name)
         for handler in [handler for handler in logger.handlers if getattr(handler, "of_ssql_det", False)]:
@@ -40,22 +41,32 @@ def set_up_logging(level: int = logging.INFO, names: Sequence[str] = ("ssql_det"
         logger.propagate = False
 
 
-def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
-    """Yield the items and show how far along they are and when they will be done.
+def quiet_loggers(levels: Mapping[str, int]) -> None:
+    """Give each of these loggers a level of its own; with ``--verbose`` they log as all others do.
 
-    >>> for image in track(images, "calibrating"):
-    ...     model(image)
+    >>> quiet_loggers({"a_library": logging.WARNING, "a_library.progress": logging.INFO})
+    """
+    is_verbose = os.environ.get(VERBOSE_VARIABLE, "0") not in ("", "0")
+    for name, level in levels.items() if _is_rank_zero() else ():
+        logging.getLogger(name).setLevel(logging.INFO if is_verbose else level)
+
+
+def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
+    """Yield the items and show how many are done and how long the others will take.
+
+    >>> sum(track([1, 2, 3], "adding"))
+    6
     """
     if total is None:
         total = len(items) if isinstance(items, Sized) else None
-    if not _is_first():
+    if not _is_rank_zero():
         yield from items
         return
     yield from _bar(items, what, total) if sys.stderr.isatty() else _lines(items, what, total)
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
-    """A small table on stdout: the first column is text, the others are numbers and stand right."""
+    """Print a small table to stdout: the first column is text, the others are numbers, aligned right."""
     table = Table(title=title, title_justify="left", box=rich.box.SIMPLE_HEAD)
     for index, name in enumerate(header):
         table.add_column(name, justify="right" if index else "left", no_wrap=True)
@@ -67,8 +78,8 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], title: str
     console.print(table)
 
 
-def _is_first() -> bool:
-    """Of the processes of a job; the environment knows, before torch is imported."""
+def _is_rank_zero() -> bool:
+    """By the environment: this module does not import torch."""
     return os.environ.get("RANK", "0") == "0"
 
 

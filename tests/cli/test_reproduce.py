@@ -10,7 +10,7 @@ from refusals import refused
 from reproduce.making import ROOT, plan_of
 
 from ssql_det.cli import reproduce
-from ssql_det.cli.main import _parser, main
+from ssql_det.cli.main import main, make_parser
 
 pytestmark = pytest.mark.usefixtures("logging_as_it_was")
 Usage = namedtuple("Usage", "total used free")
@@ -174,13 +174,13 @@ def test_a_dry_run_prints_every_command_and_writes_nothing(arguments, out, capsy
     main(["reproduce", "--dry-run", *given])
     printed = capsys.readouterr().out
     lines = [shlex.split(line) for line in printed.splitlines() if line.startswith(("ssql-det ", "export "))]
-    options = _parser().parse_args(["reproduce", *given])
+    options = make_parser().parse_args(["reproduce", *given])
     steps = plan_of(options.preset, out, **chosen(options)).steps
     assert [words[1:] for words in lines[1:]] == [list(step.arguments) for step in steps]
     data = "/no/data sets" if options.preset == "paper" else f"{out}/data"
     assert lines[0][:2] == ["export", f"DETECTRON2_DATASETS={data}"]
     for words in lines[1:]:
-        _parser().parse_args(words[1:])
+        make_parser().parse_args(words[1:])
     assert all(f"  {step.name} " in printed for step in steps)
     assert f"\n{len(steps)} steps, about " in printed
     assert ("a guess: it was not measured" in printed) == (options.preset != "mini")

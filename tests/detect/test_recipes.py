@@ -16,7 +16,7 @@ from detect.making import CONFIGS, as_given
 from reproduce.making import ROOT, plan_of
 from torch import nn
 
-from ssql_det.cli.main import _parser
+from ssql_det.cli.main import make_parser
 from ssql_det.core.config import flatten_config, read_config_file
 from ssql_det.d2 import get_cfg, read_config
 from ssql_det.detect import SSQL_DET_DEFAULTS
@@ -234,7 +234,7 @@ def test_reproduce_trains_the_rows(number, monkeypatch):
     plan = plan_of("paper", tables=(number,), seeds=1, checkpoints=given)
     of_a_run = {"MODEL.WEIGHTS", "MODEL.DEVICE", "SEED", "OUTPUT_DIR"}
     trained = []
-    for options in (_parser().parse_args(step.arguments) for step in plan.steps if step.kind == "train"):
+    for options in (make_parser().parse_args(step.arguments) for step in plan.steps if step.kind == "train"):
         values = flatten_config(read_config(options.config_file, options.overrides, SSQL_DET_DEFAULTS))
         trained.append(but_for(of_a_run, values))
     rows = [but_for(of_a_run, resolved(name)) for name in ROWS if ROWS[name] == number]

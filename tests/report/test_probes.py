@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from report.making import line, probe, protocol, row
 
-from ssql_det.cli.main import _parser
+from ssql_det.cli.main import make_parser
 from ssql_det.core.rows import Calibration
 from ssql_det.pretrain.config import facts_of, read_config
 from ssql_det.report.comparison import overview
@@ -204,7 +204,7 @@ COMMANDS = [
 def test_a_command_probes_what_its_config_pretrains(number, found):
     """The config is of that network, method and data, and leaves its checkpoint where the command looks for it."""
     probed, pretrained = found.filled_by.split(" # after ")
-    options = _parser().parse_args(shlex.split(probed)[1:])
+    options = make_parser().parse_args(shlex.split(probed)[1:])
     assert options.kind == ["linear"]
     assert "Avg." not in options.bits
     assert options.bits.split(",")[0] == "FP"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from reproduce.making import ROOT, plan_of
 
 from ssql_det import d2
-from ssql_det.cli.main import _parser
+from ssql_det.cli.main import make_parser
 from ssql_det.cli.predict import _split
 from ssql_det.convert import FORMATS
 from ssql_det.core.config import read_config_file as uncached
@@ -40,7 +40,7 @@ PLANS = {
     "paper given": {"tables": (8,), "checkpoints": {"(d)": "d.pth"}},
     "paper masks": {"tables": (7,), "checkpoints": GIVEN | {"SSQL": "ssql.pth"}, "bits": "FP,4"},
 }
-parser, read_config_file = _parser(), cache(uncached)
+parser, read_config_file = make_parser(), cache(uncached)
 
 
 @pytest.fixture(autouse=True)
