@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 from fvcore.common.config import BASE_KEY, CfgNode
 
+from ssql_det.core.config_files import find_config
 from ssql_det.core.errors import UserError, did_you_mean, printable
 from ssql_det.core.files import atomic_write
 
@@ -105,7 +106,7 @@ def read_saved_config(directory: str | os.PathLike[str], moved: RenamedKeys = _N
 
 def read_config_file(file: str | os.PathLike[str], moved: RenamedKeys = _NONE) -> dict[str, Any]:
     """The same of what a file and its bases say, without any defaults."""
-    return _read_with_bases(Path(os.path.expanduser(file)), (), moved)
+    return _read_with_bases(find_config(file), (), moved)
 
 
 def rename_keys(values: Mapping[str, Any], moved: RenamedKeys) -> dict[str, Any]:
@@ -129,11 +130,11 @@ def check_same_config(before: Mapping[str, Any], now: Mapping[str, Any], where: 
 def find_effective_config(file: str | os.PathLike[str], no_matter: Collection[str]) -> Path:
     """The file itself, or the base that it only gives another name: where all it sets are keys that do not matter.
 
-    >>> find_effective_config("configs/detection/table6/ssql.yaml", ["MODEL.WEIGHTS", "SSQL_DET.METHOD", "OUTPUT_DIR"])
-    PosixPath('configs/detection/voc_r18_c4.yaml')
+    >>> find_effective_config("table6/ssql", ["MODEL.WEIGHTS", "SSQL_DET.METHOD", "OUTPUT_DIR"]).name
+    'voc_r18_c4.yaml'
     """
-    path = Path(file)
-    own = _read(Path(os.path.expanduser(file)))
+    path = find_config(file)
+    own = _read(path)
     base = own.pop(BASE_KEY, None)
     if not isinstance(base, str) or not own.keys() <= set(no_matter):
         return path

@@ -49,7 +49,7 @@ def test_no_command_is_answered_with_the_help(capsys):
 
 
 MISTAKES = {
-    "dmeo": "there is no command 'dmeo'; did you mean 'demo'? (known: demo, make-toy-data, ",
+    "dmeo": "there is no command 'dmeo'; did you mean 'demo'? (known: make-toy-data, check-data, ",
     "--fast": "see `ssql-det --help`",
     "demo --fast": "unrecognized arguments: --fast",
     "demo --size big": "argument --size: 'big' is not a whole number, 1 or more; see `ssql-det demo --help`",
