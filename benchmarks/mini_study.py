@@ -29,35 +29,35 @@ def job(method: str, seed: int, out: str, data: str, changes: list[str]) -> None
 
     from ssql_det.core import rows
     from ssql_det.core.config import check_resume, save_config
-    from ssql_det.pretrain.checkpoint import NAME, Run
-    from ssql_det.pretrain.config import build_network, facts_of, moved, read_config
-    from ssql_det.pretrain.data import identity, open_images
+    from ssql_det.pretrain.checkpoint import CHECKPOINT_NAME, TrainingState
+    from ssql_det.pretrain.config import build_metadata, build_network, moved_keys, read_config
+    from ssql_det.pretrain.data import hash_file_names, open_images
     from ssql_det.pretrain.loop import pretrain
     from ssql_det.pretrain.optim import build_optimizer
-    from ssql_det.pretrain.probing import Plan, probed
+    from ssql_det.pretrain.probe_checkpoint import ProbeSettings, probe_checkpoint
     from ssql_det.quant import Scheme
 
     torch.set_num_threads(1)
     folder = Path(out) / f"{method}_{seed}"
     keys = ["DATA.TRAIN", data, "OUTPUT_DIR", str(folder), "SEED", str(seed), "MONITOR.PERIOD", "0", *changes]
     cfg = read_config(CONFIG, [*keys, "SSQL.ENABLED", str(method == "SSQL")])
-    if check_resume(cfg.values, folder, (folder / "gap.json").exists(), True, (), {}, moved()):
+    if check_resume(cfg.values, folder, (folder / "gap.json").exists(), True, (), {}, moved_keys()):
         return
     if method != "random":
         pretrain(cfg, resume=True)
     torch.manual_seed(seed)
     network, _ = build_network(cfg)
-    facts = replace(facts_of(cfg), method=method)
-    optimizer, images = build_optimizer(cfg.optim, network), identity(open_images(data))
-    run = Run(getattr(network, "method", network), cfg.backbone, optimizer, facts, images)
+    facts = replace(build_metadata(cfg), method=method)
+    optimizer, images = build_optimizer(cfg.optim, network), hash_file_names(open_images(data))
+    run = TrainingState(getattr(network, "method", network), cfg.backbone, optimizer, facts, images)
     if method == "random":
         run.save(folder, 0)
         save_config(cfg.values, folder)
     run.resume(folder, total=1 << 62)
     (folder / "results.jsonl").unlink(missing_ok=True)
     for norms in NORMS:
-        plan = Plan(KINDS, seed, "cuda", workers=0, calibration=512, scheme=Scheme(norms=norms))
-        for row in probed(str(folder / NAME), data, ",".join(BITS), cfg.data.views.name, plan):
+        plan = ProbeSettings(KINDS, seed, "cuda", workers=0, calibration=512, scheme=Scheme(norms=norms))
+        for row in probe_checkpoint(str(folder / CHECKPOINT_NAME), data, ",".join(BITS), cfg.data.views.name, plan):
             rows.append_row(folder / "results.jsonl", row)
     (folder / "gap.json").write_text(json.dumps(loss_gap(cfg, run.method)))
 
@@ -67,18 +67,20 @@ def loss_gap(cfg, method, batches: int = 20) -> float:
     import torch
 
     from ssql_det.pretrain.data import open_images
-    from ssql_det.pretrain.stream import training_batches
+    from ssql_det.pretrain.view_loader import build_view_loader
     from ssql_det.quant import Bits, Quantization
     from ssql_det.ssl import encoder_points
-    from ssql_det.ssl.views import draws_of
+    from ssql_det.ssl.augmentations import draw_random_numbers
 
     recipe, gaps = cfg.data.views, []
     quantization = Quantization(method.encoder, encoder_points(method.encoder))
-    stream = training_batches(open_images(cfg.data.train), recipe.frame, cfg.optim.batch, cfg.seed + 1000)
+    stream = build_view_loader(open_images(cfg.data.train), recipe.image_transform, cfg.optim.batch, cfg.seed + 1000)
     method.train()
     for _, batch in zip(range(batches), stream, strict=False):
         views = [
-            recipe.look(view, draws_of(cfg.seed + 1000, batch.positions, number, recipe.draws))
+            recipe.batch_transform(
+                view, draw_random_numbers(cfg.seed + 1000, batch.positions, number, recipe.num_random_numbers)
+            )
             for number, view in enumerate(batch.views)
         ]
         with torch.no_grad():

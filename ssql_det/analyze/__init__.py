@@ -7,5 +7,5 @@ analysis  what is found of one checkpoint: terms of a quantized network's loss, 
 page      all of it as a page, and as CSV
 ========  ==========================================================================
 
-What brings a checkpoint and images to them is :mod:`ssql_det.pretrain.analyzing`.
+What brings a checkpoint and images to them is :mod:`ssql_det.pretrain.analyze_checkpoints`.
 """

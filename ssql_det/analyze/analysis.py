@@ -105,15 +105,15 @@ class Analysis:
     map: Map
 
 
-def widths_of_weights(found: Sequence[Analysis]) -> tuple[Bits, ...]:
+def list_weight_widths(found: Sequence[Analysis]) -> tuple[Bits, ...]:
     """Those at which any layer was rounded, each once."""
     return tuple(dict.fromkeys(bits for each in found for layer in each.weights for bits in layer.errors))
 
 
-def by_features(found: Sequence[Analysis]) -> dict[str, TermsByName]:
+def group_terms_by_features(found: Sequence[Analysis]) -> dict[str, TermsByName]:
     """The terms of each kind of features, of those checkpoints that have them.
 
-    >>> by_features(found)["loss"]["ssql"].terms[Bits(2, 4)].quantization
+    >>> group_terms_by_features(found)["loss"]["ssql"].terms[Bits(2, 4)].quantization
     0.135
     """
     kinds = {

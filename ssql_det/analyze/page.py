@@ -18,8 +18,8 @@ from ssql_det.analyze.analysis import (
     Terms,
     TermsAtBits,
     TermsByName,
-    by_features,
-    widths_of_weights,
+    group_terms_by_features,
+    list_weight_widths,
 )
 from ssql_det.analyze.drawing import drawn
 from ssql_det.core.rows import package_versions
@@ -74,8 +74,8 @@ def _checkpoints(found: Sequence[Analysis]) -> Table:
     return Table(("checkpoint", "method", "network", "images", "file", "SHA-256"), tuple(rows), names=6)
 
 
-def tables_of_terms(kinds: Mapping[str, TermsByName]) -> Iterator[Table]:
-    """A table for each kind of features, of what :func:`by_features` gives."""
+def build_term_tables(kinds: Mapping[str, TermsByName]) -> Iterator[Table]:
+    """A table for each kind of features, of what :func:`group_terms_by_features` gives."""
     for features, of in kinds.items():
         widths = _widths(of)
         rows = tuple(
@@ -98,8 +98,8 @@ def _terms(found: Sequence[Analysis]) -> Iterator[Block]:
     yield Text(
         "A spread near 1: float features point everywhere; near 0: they have collapsed, and nothing is left to move."
     )
-    kinds = by_features(found)
-    yield from tables_of_terms(kinds)
+    kinds = group_terms_by_features(found)
+    yield from build_term_tables(kinds)
     for features, of in kinds.items():
         yield _quantization(features, of)
     without = [each.name for each in found if LOSS not in [terms.features for terms in each.terms]]
@@ -124,7 +124,7 @@ def _widths(of: TermsByName) -> tuple[Bits, ...]:
 
 
 def _weights(found: Sequence[Analysis]) -> Iterator[Block]:
-    widths = widths_of_weights(found)
+    widths = list_weight_widths(found)
     yield Heading("Weights")
     yield Text(
         f"An outlier lies beyond {OUTLIER:g} standard deviations of its layer. Excess kurtosis is 0 for a normal "
@@ -183,13 +183,13 @@ def _maps(found: Sequence[Analysis]) -> Iterator[Block]:
         yield Picture(f"tsne_{each.name}.png", drawn(each.map), words)
 
 
-def csv_files(found: Sequence[Analysis]) -> dict[str, str]:
+def build_csv_files(found: Sequence[Analysis]) -> dict[str, str]:
     """The content of each file by its name.
 
-    >>> csv_files([analysis])["terms.csv"].splitlines()[0]
+    >>> build_csv_files([analysis])["terms.csv"].splitlines()[0]
     'checkpoint,method,features,spread,pairs,bits,quantization,contrastive,cross,total'
     """
-    widths = widths_of_weights(found)
+    widths = list_weight_widths(found)
     return {
         "terms.csv": written(_TERMS, _term_records(found)),
         "weights.csv": written((*_WEIGHTS, *(f"error at {bits}" for bits in widths)), _weight_records(found, widths)),
@@ -197,10 +197,10 @@ def csv_files(found: Sequence[Analysis]) -> dict[str, str]:
     }
 
 
-def terms_in(text: str) -> Mapping[str, TermsByName]:
+def read_terms(text: str) -> Mapping[str, TermsByName]:
     """What ``terms.csv`` was made from, by features.
 
-    >>> terms_in(Path("analysis/terms.csv").read_text())["loss"]["ssql"].terms[Bits(2, 4)].quantization
+    >>> read_terms(Path("analysis/terms.csv").read_text())["loss"]["ssql"].terms[Bits(2, 4)].quantization
     0.135
     """
     found: dict[str, dict[str, TermsAtBits]] = {}

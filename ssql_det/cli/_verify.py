@@ -21,7 +21,7 @@ from ssql_det.convert import IMAGENET, Checkpoint, load_backbone, open_weights
 from ssql_det.core.errors import UserError
 from ssql_det.core.files import temporary_folder
 from ssql_det.quant.hooks import recorded
-from ssql_det.ssl.views import normalized
+from ssql_det.ssl.augmentations import normalize
 
 BAR = 1e-5  # of the largest feature of a stage
 _STAGES = (("layer1", "layer2", "layer3", "layer4"), ("res2", "res3", "res4", "res5"))
@@ -58,9 +58,7 @@ def largest_difference(checkpoint: Checkpoint, path: Path, format: str) -> float
     images = checkpoint.facts.input or IMAGENET
     theirs = images if format in _ENGINE or format == "ssql_det" or images.channels == "RGB" else images.turned()
     pixels = 255 * torch.rand(2, 3, 96, 96, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    pairs = zip(
-        _features(source, normalized(pixels, images)), _features(target, normalized(pixels, theirs)), strict=True
-    )
+    pairs = zip(_features(source, normalize(pixels, images)), _features(target, normalize(pixels, theirs)), strict=True)
     return max(((one - other).abs().max() / one.abs().max()).item() for one, other in pairs)
 
 

@@ -37,16 +37,16 @@ def run(options: argparse.Namespace) -> None:
     import shlex
     import sys
 
-    from ssql_det.analyze.analysis import by_features
-    from ssql_det.analyze.page import csv_files, page, tables_of_terms
+    from ssql_det.analyze.analysis import group_terms_by_features
+    from ssql_det.analyze.page import build_csv_files, build_term_tables, page
     from ssql_det.core.console import print_table, set_up_logging
     from ssql_det.core.errors import UserError
-    from ssql_det.pretrain.analyzing import Plan, analyses
+    from ssql_det.pretrain.analyze_checkpoints import AnalysisSettings, analyze_checkpoints
     from ssql_det.quant import parse_widths
     from ssql_det.report.files import write_page, write_text
 
     set_up_logging()
-    plan = Plan(
+    plan = AnalysisSettings(
         widths=tuple(parse_widths(options.bits)),
         pairs=options.pairs,
         calibration=options.calib_images,
@@ -61,10 +61,10 @@ def run(options: argparse.Namespace) -> None:
     out = Path(options.out)
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file; name a folder")
-    found = list(analyses(options.checkpoints, options.data, plan))
-    for file, text in csv_files(found).items():
+    found = list(analyze_checkpoints(options.checkpoints, options.data, plan))
+    for file, text in build_csv_files(found).items():
         write_text(out / file, text)
-    for table in tables_of_terms(by_features(found)):
+    for table in build_term_tables(group_terms_by_features(found)):
         print_table(table.header, table.rows, table.caption)
     document = page(found, shlex.join(["ssql-det", *sys.argv[1:]]))
     print(f"report: {write_page(document, out / 'report.html')}")

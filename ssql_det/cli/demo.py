@@ -67,7 +67,7 @@ def _photo_crops(count: int, size: int, seed: int) -> Tensor:
 
     from ssql_det.convert import IMAGENET
     from ssql_det.core.errors import UserError
-    from ssql_det.ssl.views import normalized
+    from ssql_det.ssl.augmentations import normalize
 
     photos = [torch.from_numpy(photo.copy()).permute(2, 0, 1) for photo in load_sample_images().images]
     most = min(min(photo.shape[1:]) for photo in photos)
@@ -79,4 +79,4 @@ def _photo_crops(count: int, size: int, seed: int) -> Tensor:
         photo = photos[index % len(photos)]
         top, left = (int(torch.randint(side - size + 1, (), generator=generator)) for side in photo.shape[1:])
         crops.append(photo[:, top : top + size, left : left + size])
-    return normalized(torch.stack(crops), IMAGENET)
+    return normalize(torch.stack(crops), IMAGENET)

@@ -38,7 +38,7 @@ def _pretrain(pretraining, resume):  # type: ignore[no-untyped-def]  # the types
     from ssql_det.core.console import set_up_logging
     from ssql_det.core.distributed import is_main
     from ssql_det.pretrain.loop import pretrain
-    from ssql_det.ssl.views import SIZES
+    from ssql_det.ssl.augmentations import SIZES
 
     set_up_logging()
     path = pretrain(pretraining, resume)

@@ -51,12 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from ssql_det.core import rows
     from ssql_det.core.console import print_table, set_up_logging
-    from ssql_det.pretrain.probe import Protocol
-    from ssql_det.pretrain.probing import Plan, probed
+    from ssql_det.pretrain.classifiers import Protocol
+    from ssql_det.pretrain.probe_checkpoint import ProbeSettings, probe_checkpoint
 
     set_up_logging()
     rows.check_results_file(options.out)
-    plan = Plan(
+    plan = ProbeSettings(
         kinds=tuple(options.kind),
         seed=options.seed,
         device=options.device,
@@ -70,7 +70,7 @@ def run(options: argparse.Namespace) -> None:
     )
     found, out = [], Path(options.out)
     there = rows.read_rows(out) if options.resume and out.exists() else []
-    for row in probed(options.checkpoint, options.data, options.bits, options.recipe, plan, there):
+    for row in probe_checkpoint(options.checkpoint, options.data, options.bits, options.recipe, plan, there):
         if row not in there:
             rows.append_row(out, row)
         found.append(row)

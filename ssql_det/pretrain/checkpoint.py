@@ -37,20 +37,20 @@ from ssql_det.core.optimizer_state import load_optimizer_state
 from ssql_det.core.rng import gather_rng_states, restore_rng_state
 from ssql_det.core.tensor_files import save_tensors
 from ssql_det.core.unpickler import read_tensors
-from ssql_det.ssl.method import Encoder, mlp_of
+from ssql_det.ssl.method import Encoder, mlp_from_state_dict
 
-NAME = "checkpoint.pth"
+CHECKPOINT_NAME = "checkpoint.pth"
 _BRANCHES = {"online": "encoder.backbone.", "momentum": "momentum.network.backbone."}  # not every method has both
 _PROJECTOR, _PREDICTOR, _TARGET = "encoder.projector.", "predictor.", "momentum.network.projector."
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingState:
     """What is trained, under the names that a checkpoint gives it.
 
-    >>> run = Run(method, "resnet18", optimizer, facts)
+    >>> run = TrainingState(method, "resnet18", optimizer, facts)
     >>> run.save(folder, steps=500)
-    >>> Run(method, "resnet18", optimizer, facts).resume(folder, total=1000)
+    >>> TrainingState(method, "resnet18", optimizer, facts).resume(folder, total=1000)
     500
     """
 
@@ -63,7 +63,7 @@ class Run:
 
     def save(self, folder: Path, steps: int) -> Path:
         """After so many steps. Every rank takes part, one writes."""
-        path = folder / NAME
+        path = folder / CHECKPOINT_NAME
         generators = gather_rng_states()
         if is_main():
             with atomic_write(path) as file:
@@ -72,7 +72,7 @@ class Run:
 
     def resume(self, folder: Path, total: int) -> int:
         """Take up the state in the folder; how many of the steps are behind it."""
-        path = folder / NAME
+        path = folder / CHECKPOINT_NAME
         content = read_tensors(path)
         try:
             generators, steps = list(content["resume"]["rng"]), int(content["resume"]["steps"])
@@ -126,7 +126,7 @@ class Run:
 
 
 def is_in(folder: str | os.PathLike[str]) -> bool:
-    return (Path(folder) / NAME).exists()
+    return (Path(folder) / CHECKPOINT_NAME).exists()
 
 
 def require_savable(backbone: Backbone) -> None:
@@ -143,7 +143,7 @@ def require_savable(backbone: Backbone) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class Pretrained:
+class PretrainedBackbone:
     """A backbone with its weights, and what is known about it.
 
     >>> pretrained = read_backbone("runs/ssql/checkpoint.pth")
@@ -162,23 +162,23 @@ class Pretrained:
 
 
 @dataclass(frozen=True, eq=False)
-class Trained:
+class PretrainedMethod:
     """``predictor(encoder(view))`` is what was held against ``target(other view)``, which is the encoder itself or its
     moving average. Without heads, projector and predictor change nothing.
 
-    >>> trained = read_trained("runs/ssql/checkpoint.pth")
+    >>> trained = read_pretrained_method("runs/ssql/checkpoint.pth")
     >>> trained.has_heads, trained.pretrained.facts.method
     (True, 'SSQL')
     """
 
-    pretrained: Pretrained
+    pretrained: PretrainedBackbone
     encoder: Encoder
     predictor: nn.Module
     target: Encoder
     has_heads: bool
 
 
-def read_backbone(path: str | os.PathLike[str], into: Backbone | None = None) -> Pretrained:
+def read_backbone(path: str | os.PathLike[str], into: Backbone | None = None) -> PretrainedBackbone:
     """The backbone in a file: any that a training of this project wrote, a ResNet in any format that convert reads.
 
     It is built by the name in the file, or its weights go ``into`` one that is there; all of them, or it is refused.
@@ -187,7 +187,7 @@ def read_backbone(path: str | os.PathLike[str], into: Backbone | None = None) ->
     return _backbone_in(open_weights(path), path, into=into)
 
 
-def read_trained(path: str | os.PathLike[str]) -> Trained:
+def read_pretrained_method(path: str | os.PathLike[str]) -> PretrainedMethod:
     """All of a file that a network's features pass through, in evaluation mode; of foreign files the backbone."""
     path = os.path.expanduser(path)
     content = open_weights(path)
@@ -196,20 +196,24 @@ def read_trained(path: str | os.PathLike[str]) -> Trained:
     heads = content.get("heads", {}) if KEY in content else {}
     if not heads:
         encoder = Encoder(backbone, nn.Identity()).eval()
-        return Trained(pretrained, encoder, nn.Identity(), encoder, has_heads=False)
+        return PretrainedMethod(pretrained, encoder, nn.Identity(), encoder, has_heads=False)
     try:
-        encoder = target = Encoder(backbone, mlp_of(_below(_PROJECTOR, heads))).eval()
-        predictor = mlp_of(found).eval() if (found := _below(_PREDICTOR, heads)) else nn.Identity()
+        encoder = target = Encoder(backbone, mlp_from_state_dict(_below(_PROJECTOR, heads))).eval()
+        predictor = mlp_from_state_dict(found).eval() if (found := _below(_PREDICTOR, heads)) else nn.Identity()
         average = _below(_TARGET, heads)
         if average:
-            target = Encoder(_backbone_in(content, path, "momentum").backbone.module, mlp_of(average)).eval()
+            target = Encoder(
+                _backbone_in(content, path, "momentum").backbone.module, mlp_from_state_dict(average)
+            ).eval()
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as failure:
         reason = printable(" ".join(str(failure).split()), 200)
         raise UserError(f"{path}: its projector and predictor are not understood ({reason}); get it anew") from failure
-    return Trained(pretrained, encoder, predictor, target, has_heads=True)
+    return PretrainedMethod(pretrained, encoder, predictor, target, has_heads=True)
 
 
-def _backbone_in(content: Any, path: str, branch: str | None = None, into: Backbone | None = None) -> Pretrained:
+def _backbone_in(
+    content: Any, path: str, branch: str | None = None, into: Backbone | None = None
+) -> PretrainedBackbone:
     with understood(path):
         name = backbone_named(content)
     if name is not None:
@@ -219,10 +223,10 @@ def _backbone_in(content: Any, path: str, branch: str | None = None, into: Backb
     backbone = into or build_backbone(checkpoint.architecture.name)
     load_backbone(backbone.module, checkpoint)
     assert checkpoint.source is not None
-    return Pretrained(backbone, checkpoint.facts, checkpoint.source)
+    return PretrainedBackbone(backbone, checkpoint.facts, checkpoint.source)
 
 
-def _of_training(content: Any, path: str, name: str, branch: str, into: Backbone | None) -> Pretrained:
+def _of_training(content: Any, path: str, name: str, branch: str, into: Backbone | None) -> PretrainedBackbone:
     """A network in its own names: what its builder makes is to have just these tensors."""
     with understood(path):
         facts = replace(Facts.from_plain(content[KEY]), branch=branch)
@@ -242,7 +246,7 @@ def _of_training(content: Any, path: str, name: str, branch: str, into: Backbone
     backbone = into or build_backbone(name)
     backbone.module.load_state_dict(tensors)
     there = tuple(each for each in BRANCHES if each in content)
-    return Pretrained(backbone, facts, Source(Path(path).name, sha256(path), KEY, branches=there))
+    return PretrainedBackbone(backbone, facts, Source(Path(path).name, sha256(path), KEY, branches=there))
 
 
 def _below(prefix: str, heads: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -22,14 +22,14 @@ from ssql_det.core.distributed import world_size
 from ssql_det.core.errors import UserError
 from ssql_det.core.registry import import_config_plugins
 from ssql_det.pretrain.checkpoint import read_backbone, require_savable
-from ssql_det.pretrain.data import Data
-from ssql_det.pretrain.optim import Optimization
-from ssql_det.pretrain.probe import Monitoring
+from ssql_det.pretrain.classifiers import MonitorConfig
+from ssql_det.pretrain.data import DataConfig
+from ssql_det.pretrain.optim import OptimConfig
 from ssql_det.quant import Bits, FixedBits, SampledBits, Scheme, parse_widths
 from ssql_det.quant.tracing import trace_pass
 from ssql_det.ssl import METHODS, SSQL, Method, SimSiam
+from ssql_det.ssl.augmentations import build_augmentation
 from ssql_det.ssl.method import hyperparameters
-from ssql_det.ssl.views import recipe
 
 IGNORED_KEYS = ("OUTPUT_DIR", "DEVICE", "DATA.WORKERS", "PERIODS.LOG", "PERIODS.CHECKPOINT", "PLUGINS")  # to weights
 _FLAT = ("DIM", "HIDDEN", "LAST_NORM", "MOMENTUM", "QUEUE", "TEMPERATURE", "CROSS")  # of all methods, once
@@ -97,7 +97,7 @@ _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Pretraining:
+class PretrainConfig:
     """All that a run is made of. ``values`` are the keys that it was read from, as they are saved beside it.
 
     >>> pretraining = read_config("configs/pretrain/mini_moco.yaml", ["OPTIM.EPOCHS", "3"])
@@ -111,11 +111,11 @@ class Pretraining:
     backbone: str
     zero_init_residual: bool
     init: str
-    data: Data
-    optim: Optimization
+    data: DataConfig
+    optim: OptimConfig
     amp: bool
     sync_norm: bool
-    monitor: Monitoring | None
+    monitor: MonitorConfig | None
     log_period: int  # steps
     checkpoint_period: int  # epochs
     device: str
@@ -129,7 +129,7 @@ def default_values() -> dict[str, Any]:
     return flatten_config(_defaults())
 
 
-def moved() -> RenamedKeys:
+def moved_keys() -> RenamedKeys:
     """Hyperparameters were once keys of all methods together; now each method has those that it takes."""
     return {key: [f"{name}.{key}" for name, node in _method_nodes().items() if key in node] for key in _FLAT}
 
@@ -145,31 +145,31 @@ def _defaults() -> CfgNode:
     return CfgNode({**_KEYS, **nodes})
 
 
-def read_config(file: str | os.PathLike[str] | None, overrides: Sequence[str] = ()) -> Pretraining:
+def read_config(file: str | os.PathLike[str] | None, overrides: Sequence[str] = ()) -> PretrainConfig:
     """The defaults, the file over them, then ``KEY VALUE`` pairs."""
     import_config_plugins("PLUGINS", file, overrides)
-    return _pretraining(load_config(_defaults(), file, overrides, moved()))
+    return _pretraining(load_config(_defaults(), file, overrides, moved_keys()))
 
 
-def _pretraining(cfg: CfgNode) -> Pretraining:
+def _pretraining(cfg: CfgNode) -> PretrainConfig:
     _check_values(cfg)
     method, data = METHODS.get(cfg.METHOD), cfg.DATA
     others = tuple(f"{name.upper()}." for name in METHODS if name != cfg.METHOD)
-    return Pretraining(
+    return PretrainConfig(
         method=method,
         hyperparameters=_lowered(cfg[cfg.METHOD.upper()]),
         ssql=_ssql(cfg.SSQL, cfg.SEED) if cfg.SSQL.ENABLED else None,
         backbone=cfg.BACKBONE,
         zero_init_residual=cfg.ZERO_INIT_RESIDUAL,
         init=cfg.INIT,
-        data=Data(
+        data=DataConfig(
             train=data.TRAIN,
-            views=recipe(data.RECIPE, data.SIZE or None),
+            views=build_augmentation(data.RECIPE, data.SIZE or None),
             workers=data.WORKERS,
             most_bad_images=data.MOST_BAD_IMAGES,
             cache_mb=data.CACHE_MB,
         ),
-        optim=Optimization(**_lowered(cfg.OPTIM)),
+        optim=OptimConfig(**_lowered(cfg.OPTIM)),
         amp=cfg.AMP,
         sync_norm=cfg.SYNC_NORM,
         monitor=_monitoring(cfg.MONITOR, data.TRAIN) if cfg.MONITOR.PERIOD else None,
@@ -196,8 +196,8 @@ def _lowered(node: CfgNode) -> dict[str, Any]:
     return {key.lower(): value for key, value in node.items()}
 
 
-def _monitoring(node: CfgNode, images: str) -> Monitoring:
-    return Monitoring(
+def _monitoring(node: CfgNode, images: str) -> MonitorConfig:
+    return MonitorConfig(
         period=node.PERIOD,
         data=node.DATA or images,
         widths=tuple(parse_widths(",".join(map(str, node.BITS)))),
@@ -223,7 +223,7 @@ def _bits(node: CfgNode, seed: int) -> FixedBits | SampledBits:
     return SampledBits(seed, ends["WEIGHT_BITS"], ends["ACT_BITS"], node.SHARED_DRAW)
 
 
-def check(pretraining: Pretraining, processes: int | None = None) -> None:
+def check(pretraining: PretrainConfig, processes: int | None = None) -> None:
     """Refuse in one sentence, before anything is read or written; so many ``processes`` are there, or will be."""
     world, batch = world_size() if processes is None else processes, pretraining.optim.batch
     if not pretraining.data.train:
@@ -236,7 +236,7 @@ def check(pretraining: Pretraining, processes: int | None = None) -> None:
         raise UserError(f"several processes have a GPU each: DEVICE is cuda for them, got {pretraining.device!r}")
 
 
-def build_network(pretraining: Pretraining, begins: bool = True) -> tuple[SSQL | Method, Backbone]:
+def build_network(pretraining: PretrainConfig, begins: bool = True) -> tuple[SSQL | Method, Backbone]:
     """What is trained, and the backbone in it, from scratch, or where it ``begins`` from ``INIT``.
 
     >>> network, backbone = build_network(read_config("configs/pretrain/cifar10_r18_ssql.yaml"))
@@ -270,7 +270,7 @@ def _begin_with(path: str, backbone: Backbone, images: Input) -> None:
         _logger.warning("%s was trained on images normalized by %s, here it is %s", name, theirs, images)
 
 
-def facts_of(pretraining: Pretraining) -> Facts:
+def build_metadata(pretraining: PretrainConfig) -> Facts:
     """What whoever uses the backbone has to know of it."""
     method = pretraining.method.title
     if pretraining.ssql is not None:

@@ -16,7 +16,7 @@ from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from ssql_det.core.errors import UserError
-from ssql_det.ssl.views import Recipe
+from ssql_det.ssl.augmentations import Augmentation
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 SPLITS = {"train": ("train",), "val": ("val", "test")}  # and their folders; of two, the first that is there
@@ -25,7 +25,7 @@ _CIFAR = {"cifar10": CIFAR10, "cifar100": CIFAR100}
 
 
 @dataclass(frozen=True, eq=False)
-class Images:
+class ImageDataset:
     """Images of any sizes in a fixed order. ``labels`` are indices into ``classes``; None where nothing tells them.
 
     >>> images = open_images("toy/crops", "val")
@@ -51,28 +51,28 @@ class Images:
         return self.files[index]
 
 
-class Cached(Images):
+class CachedDataset(ImageDataset):
     """Images that stay decoded once they were read, while there is room; each worker process has room of its own.
 
-    >>> images = Cached(open_images("toy/crops"))
+    >>> images = CachedDataset(open_images("toy/crops"))
     """
 
-    def __init__(self, images: Images, most_bytes: int = 256 * 2**20) -> None:
+    def __init__(self, images: ImageDataset, most_bytes: int = 256 * 2**20) -> None:
         super().__init__(images.name, images.files, _Kept(images.read, most_bytes), images.labels, images.classes)
 
 
 @dataclass(frozen=True)
-class Data:
+class DataConfig:
     """The keys of ``DATA``: images to train on, and how views of them are made."""
 
     train: str
-    views: Recipe
+    views: Augmentation
     workers: int
     most_bad_images: int
     cache_mb: int
 
-    def open(self) -> Images:
-        return Cached(open_images(self.train), self.cache_mb << 20)
+    def open(self) -> ImageDataset:
+        return CachedDataset(open_images(self.train), self.cache_mb << 20)
 
 
 class _Kept:
@@ -91,7 +91,7 @@ class _Kept:
         return image
 
 
-def open_images(path: str, split: str = "train") -> Images:
+def open_images(path: str, split: str = "train") -> ImageDataset:
     """The images of one split; files are found, not yet read. ``path`` is one of
 
     - ``cifar10:ROOT`` or ``cifar100:ROOT``, as torchvision lays them out in ROOT
@@ -125,7 +125,7 @@ def open_images(path: str, split: str = "train") -> Images:
         raise UserError(f"{what}: {failure.strerror or failure}; check the path and its rights") from failure
 
 
-def identity(images: Images) -> str:
+def hash_file_names(images: ImageDataset) -> str:
     """A hash of the files' names and the folders they lie in: the same wherever the data lie."""
     content = hashlib.sha256()
     for file in images.files:
@@ -149,7 +149,7 @@ def read_image(file: str) -> Image.Image:
             return image.convert("RGB")
 
 
-def _open_cifar(kind: str, root: Path, split: str) -> Images:
+def _open_cifar(kind: str, root: Path, split: str) -> ImageDataset:
     source = _CIFAR[kind]
     place = root / source.base_folder
     try:
@@ -159,7 +159,7 @@ def _open_cifar(kind: str, root: Path, split: str) -> Images:
         raise UserError(f"{place} {fault}; unpack {source.filename} in {root}, for torchvision's layout") from failure
     files = tuple(os.path.join(place, f"{split} image {index}") for index in range(len(content.data)))
     pixels = np.ascontiguousarray(content.data)  # torchvision's is a view of planes
-    return Images(kind, files, partial(_from_pixels, pixels), tuple(content.targets), tuple(content.classes))
+    return ImageDataset(kind, files, partial(_from_pixels, pixels), tuple(content.targets), tuple(content.classes))
 
 
 def _parts(place: Path) -> dict[str, Path]:
@@ -170,12 +170,12 @@ def _parts(place: Path) -> dict[str, Path]:
     return found if len(found) == len(SPLITS) or any(map(_folders, found.values())) else {}
 
 
-def _open_folder(folder: Path, name: str, train: Path | None) -> Images:
+def _open_folder(folder: Path, name: str, train: Path | None) -> ImageDataset:
     inside = sorted(_files_under(folder))
     if not inside:
         raise UserError(f"{folder} has no images in it, no *{', *'.join(SUFFIXES)}; name a folder that has")
     files = tuple(os.path.join(folder, each) for each in inside)
-    images, own = Images(name, files, partial(_from_file, files)), _folders(folder)
+    images, own = ImageDataset(name, files, partial(_from_file, files)), _folders(folder)
     if len(own) < 2 or any(each.count(os.sep) != 1 for each in inside):
         return images
     classes = (train and _folders(train)) or own
@@ -187,7 +187,7 @@ def _open_folder(folder: Path, name: str, train: Path | None) -> Images:
     return replace(images, labels=tuple(numbers[each] for each in owners), classes=tuple(classes))
 
 
-def _open_list(file: Path) -> Images:
+def _open_list(file: Path) -> ImageDataset:
     try:
         lines = file.read_text("utf-8-sig").split("\n")
     except UnicodeDecodeError as failure:
@@ -203,7 +203,7 @@ def _open_list(file: Path) -> Images:
     files = tuple(os.path.join(file.parent, path) for _, path, _ in entries)
     labels = tuple(label for _, _, label in entries if label is not None)
     classes = tuple(map(str, range(max(labels, default=-1) + 1)))
-    return Images(file.stem, files, partial(_from_file, files), labels or None, classes)
+    return ImageDataset(file.stem, files, partial(_from_file, files), labels or None, classes)
 
 
 def _entry(line: str) -> tuple[str, int | None]:

@@ -18,10 +18,10 @@ from ssql_det.convert import Input
 from ssql_det.core.console import track
 from ssql_det.core.errors import UserError
 from ssql_det.core.rng import seeded_rng
-from ssql_det.pretrain.data import Images
-from ssql_det.pretrain.stream import loaded
+from ssql_det.pretrain.data import ImageDataset
+from ssql_det.pretrain.view_loader import loaded
 from ssql_det.quant.feeding import evaluating
-from ssql_det.ssl.views import Recipe, normalized
+from ssql_det.ssl.augmentations import Augmentation, normalize
 
 MOST_BYTES = 8 << 30  # of decoded images, or of features, that are kept
 _TOGETHER = 256  # images that pass through the network where no batch is asked for
@@ -34,26 +34,26 @@ Seen = Callable[[Iterator[Place]], Iterable[Tensor]]
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelledImages:
     """Images [N, 3, S, S], uint8, as a recipe shows them in a test, and their classes [N]."""
 
     name: str
     pixels: Tensor
     labels: Tensor
 
-    def first(self, count: int) -> Labelled:
-        return Labelled(self.name, self.pixels[:count], self.labels[:count])
+    def first(self, count: int) -> LabelledImages:
+        return LabelledImages(self.name, self.pixels[:count], self.labels[:count])
 
     def batches(self, input: Input, size: int = 256) -> Iterator[Tensor]:
         """Normalized, in even parts of at most ``size``: a part of one image has no variance."""
         for part in self.pixels.tensor_split(-(-len(self.pixels) // size)):
-            yield normalized(part, input)
+            yield normalize(part, input)
 
 
-def labelled(images: Images, recipe: Recipe, most: int | None = None, seed: int = 0) -> Labelled:
+def labelled(images: ImageDataset, recipe: Augmentation, most: int | None = None, seed: int = 0) -> LabelledImages:
     """All images, or ``most`` of them chosen by the seed."""
     order = chosen(images, most, seed)
-    labels = labels_of(images, order)
+    labels = get_labels(images, order)
     size = len(order) * 3 * recipe.size**2
     if size > MOST_BYTES:
         fitting = MOST_BYTES // (3 * recipe.size**2)
@@ -63,22 +63,22 @@ def labelled(images: Images, recipe: Recipe, most: int | None = None, seed: int 
         )
     pixels = torch.empty(len(order), 3, recipe.size, recipe.size, dtype=torch.uint8)
     for place, index in enumerate(track(order, f"reading {images.name}")):
-        pixels[place] = framed(images, index, recipe.plain)
-    return Labelled(images.name, pixels, labels)
+        pixels[place] = framed(images, index, recipe.test_transform)
+    return LabelledImages(images.name, pixels, labels)
 
 
-def chosen(images: Images, most: int | None = None, seed: int = 0) -> list[int]:
+def chosen(images: ImageDataset, most: int | None = None, seed: int = 0) -> list[int]:
     """The numbers of ``most`` of the images, or of all, in an order that follows from the seed; fewer are the first."""
     return torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()[:most]
 
 
-def labels_of(images: Images, indices: Sequence[int]) -> Tensor:
+def get_labels(images: ImageDataset, indices: Sequence[int]) -> Tensor:
     if images.labels is None:
         raise UserError(f"{images.name} has no labels; name folders of classes, a labelled list or CIFAR")
     return torch.tensor([images.labels[index] for index in indices])
 
 
-def framed(images: Images, index: int, frame: Callable[[Image], Tensor]) -> Tensor:
+def framed(images: ImageDataset, index: int, frame: Callable[[Image], Tensor]) -> Tensor:
     """An image as it is shown, uint8 [3, S, S]; of one that cannot be read, its file."""
     try:
         return frame(images[index])
@@ -99,23 +99,23 @@ def features(backbone: nn.Module, batches: Sequence[Tensor] | Iterator[Tensor]) 
         return torch.cat([backbone(batch.to(device)).float().cpu() for batch in batches])
 
 
-class Augmented(Dataset[Tensor | str]):
+class AugmentedImages(Dataset[Tensor | str]):
     """``chosen`` of some images. What a view of one is follows from the seed, the image and the view's number alone.
 
-    >>> augmented = Augmented(images, range(len(images)), recipe("cifar").frame)
+    >>> augmented = AugmentedImages(images, range(len(images)), build_augmentation("cifar").image_transform)
     >>> next(augmented.views([(0, torch.tensor([5, 6]))])).shape  # uint8, in their first view
     torch.Size([2, 3, 32, 32])
     """
 
     def __init__(
         self,
-        images: Images,
+        images: ImageDataset,
         chosen: Sequence[int],
         frame: Callable[[Image], Tensor],
         seed: int = 0,
         workers: int = 0,
     ) -> None:
-        self.labels = labels_of(images, chosen)
+        self.labels = get_labels(images, chosen)
         self._images, self._chosen, self._frame, self._seed, self._workers = images, chosen, frame, seed, workers
 
     def __len__(self) -> int:
@@ -137,7 +137,7 @@ class Augmented(Dataset[Tensor | str]):
         return loaded(self, numbers, torch.stack, self._seed, self._workers)
 
 
-def anew(backbone: nn.Module, augmented: Augmented, input: Input) -> Seen:
+def anew(backbone: nn.Module, augmented: AugmentedImages, input: Input) -> Seen:
     """Features of a new view of each image in each epoch, through the backbone as it is at that moment.
 
     >>> with quantization.at(Bits(4, 4)):
@@ -147,12 +147,12 @@ def anew(backbone: nn.Module, augmented: Augmented, input: Input) -> Seen:
     def seen(places: Iterable[Place]) -> Iterator[Tensor]:
         device = next(backbone.parameters()).device
         for pixels in augmented.views(places):
-            yield features(backbone, [normalized(pixels.to(device), input)])
+            yield features(backbone, [normalize(pixels.to(device), input)])
 
     return seen
 
 
-def kept(backbone: nn.Module, augmented: Augmented, input: Input, views: int) -> Seen:
+def kept(backbone: nn.Module, augmented: AugmentedImages, input: Input, views: int) -> Seen:
     """Features of so many views of each image, made now; they come round again. With a view for each epoch it is
     ``anew``, with fewer the layer sees less of what the frame can do.
     """

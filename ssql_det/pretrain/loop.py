@@ -18,15 +18,23 @@ from ssql_det.core.errors import UserError
 from ssql_det.core.rng import seed_all
 from ssql_det.core.scalar_writer import scalar_writer
 from ssql_det.pretrain import checkpoint
-from ssql_det.pretrain.config import IGNORED_KEYS, Pretraining, build_network, check, default_values, facts_of, moved
-from ssql_det.pretrain.data import identity
+from ssql_det.pretrain.classifiers import Monitor, spread
+from ssql_det.pretrain.config import (
+    IGNORED_KEYS,
+    PretrainConfig,
+    build_metadata,
+    build_network,
+    check,
+    default_values,
+    moved_keys,
+)
+from ssql_det.pretrain.data import hash_file_names
 from ssql_det.pretrain.optim import build_optimizer, learning_rate
-from ssql_det.pretrain.probe import Looks, spread
-from ssql_det.pretrain.stream import Tolerance, steps_per_epoch, training_batches
 from ssql_det.pretrain.sync_norm import synchronized
+from ssql_det.pretrain.view_loader import BadImageCounter, build_view_loader, steps_per_epoch
 from ssql_det.quant.hooks import recorded
 from ssql_det.ssl import SSQL
-from ssql_det.ssl.views import draws_of
+from ssql_det.ssl.augmentations import draw_random_numbers
 
 _MAY_CHANGE = (
     *(*IGNORED_KEYS, "INIT", "DATA.MOST_BAD_IMAGES", "DATA.CACHE_MB"),
@@ -35,7 +43,7 @@ _MAY_CHANGE = (
 _logger = logging.getLogger(__name__)
 
 
-def pretrain(pretraining: Pretraining, resume: bool = False) -> Path:
+def pretrain(pretraining: PretrainConfig, resume: bool = False) -> Path:
     """Train what a config describes; returns the path of the checkpoint.
 
     With ``resume`` a run that was stopped becomes, on the CPU bit for bit, the run that was not. Under a process group
@@ -60,20 +68,22 @@ def pretrain(pretraining: Pretraining, resume: bool = False) -> Path:
         synchronized(network)
     method, quantizers = (network.method, network.quantizers) if isinstance(network, SSQL) else (network, None)
     optimizer = build_optimizer(optim, network)
-    run = checkpoint.Run(method, backbone.name, optimizer, facts_of(pretraining), identity(images), quantizers)
-    total, tolerance = optim.epochs * per_epoch, Tolerance(data.most_bad_images)
-    looks = Looks(monitor, recipe, backbone.module) if monitor else None
+    run = checkpoint.TrainingState(
+        method, backbone.name, optimizer, build_metadata(pretraining), hash_file_names(images), quantizers
+    )
+    total, tolerance = optim.epochs * per_epoch, BadImageCounter(data.most_bad_images)
+    looks = Monitor(monitor, recipe, backbone.module) if monitor else None
     start = run.resume(folder, total) if is_resumed else 0
     barrier()  # nobody writes before all have read
     if is_main():
         _logger.info("on %s, %d steps an epoch, from step %d of %d", device, per_epoch, start, total)
         save_config(pretraining.values, folder)
     if start == total:
-        return folder / checkpoint.NAME
+        return folder / checkpoint.CHECKPOINT_NAME
     trained = DistributedDataParallel(network) if world > 1 else network
 
     parts = {"workers": data.workers, "rank": rank(), "world": world}
-    batches = training_batches(images, recipe.frame, optim.batch, seed, start, **parts)
+    batches = build_view_loader(images, recipe.image_transform, optim.batch, seed, start, **parts)
     # What a run wrote that was killed before its first checkpoint goes as well.
     with scalar_writer(folder, start - 1) as write:
         begun, before = time.perf_counter(), start
@@ -81,7 +91,10 @@ def pretrain(pretraining: Pretraining, resume: bool = False) -> Path:
             batch = next(batches)
             tolerance.take(batch)
             views = [
-                recipe.look(view.to(device), draws_of(seed, batch.positions, number, recipe.draws).to(device))
+                recipe.batch_transform(
+                    view.to(device),
+                    draw_random_numbers(seed, batch.positions, number, recipe.num_random_numbers).to(device),
+                )
                 for number, view in enumerate(batch.views)
             ]
             rate = learning_rate(optim, step, per_epoch)
@@ -109,10 +122,10 @@ def pretrain(pretraining: Pretraining, resume: bool = False) -> Path:
     return run.save(folder, total)
 
 
-def _goes_on(pretraining: Pretraining, folder: Path, resume: bool) -> bool:
+def _goes_on(pretraining: PretrainConfig, folder: Path, resume: bool) -> bool:
     values, defaults = pretraining.values, default_values()
     may_change = {*_MAY_CHANGE, *(defaults.keys() - values.keys())}  # hyperparameters of other methods decide nothing
-    return check_resume(values, folder, checkpoint.is_in(folder), resume, may_change, defaults, moved())
+    return check_resume(values, folder, checkpoint.is_in(folder), resume, may_change, defaults, moved_keys())
 
 
 def _finite_loss(trained: nn.Module, views: Sequence[Tensor], step: int, network: nn.Module) -> Tensor:

@@ -77,7 +77,7 @@ _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"sgd": torch.opt
 
 
 @dataclass(frozen=True)
-class Optimization:
+class OptimConfig:
     """The keys of ``OPTIM``: the optimizer, and how long it goes at which rate."""
 
     name: str
@@ -95,13 +95,13 @@ class Optimization:
             raise UserError(f"OPTIM.NAME {self.name!r} is unknown{near} (known: {known})")
 
 
-def build_optimizer(optim: Optimization, network: nn.Module) -> torch.optim.Optimizer:
+def build_optimizer(optim: OptimConfig, network: nn.Module) -> torch.optim.Optimizer:
     """Over all that is trained, with weight decay on all of it, as published, but that LARS spares biases and norms."""
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     return _OPTIMIZERS[optim.name](trained, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay)
 
 
-def learning_rate(optim: Optimization, step: int, steps_per_epoch: int) -> float:
+def learning_rate(optim: OptimConfig, step: int, steps_per_epoch: int) -> float:
     """A linear warm-up, then half a cosine to 0; in steps, or as published in whole epochs.
 
     >>> optim = read_config(None).optim  # LR 0.05, 100 epochs

@@ -13,7 +13,7 @@ from typing import Any
 
 import cv2
 
-from ssql_det.analyze.page import tables_of_terms, terms_in
+from ssql_det.analyze.page import build_term_tables, read_terms
 from ssql_det.core.rows import Row, finite_or_none
 from ssql_det.report.as_csv import as_csv
 from ssql_det.report.as_markdown import as_markdown
@@ -257,7 +257,7 @@ def _features(of: Reproduction) -> Iterator[Block]:
             "two views of an image are apart (the contrastive term), and the cross term. With a spread near 0 features "
             f"have collapsed, and nothing is left to move. Weights are in `{step.folder.name}/report.html`."
         )
-        blocks: tuple[Block, ...] = (*tables_of_terms(terms_in(terms.read_text("utf-8"))), *map(_map, maps))
+        blocks: tuple[Block, ...] = (*build_term_tables(read_terms(terms.read_text("utf-8"))), *map(_map, maps))
         if len(maps) > _FEW:
             blocks = (Folded(f"Terms and maps of all {len(maps)} networks", blocks),)
         yield from blocks

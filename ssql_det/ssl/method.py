@@ -117,10 +117,10 @@ def mlp(widths: Sequence[int], norm: bool = True, last_norm: bool = False) -> nn
     return nn.Sequential(*layers)
 
 
-def mlp_of(state: Mapping[str, Tensor]) -> nn.Sequential:
+def mlp_from_state_dict(state: Mapping[str, Tensor]) -> nn.Sequential:
     """The one whose ``state_dict`` this is; an error where :func:`mlp` makes none that it fits.
 
-    >>> mlp_of(mlp([512, 128, 512]).state_dict())[3]
+    >>> mlp_from_state_dict(mlp([512, 128, 512]).state_dict())[3]
     Linear(in_features=128, out_features=512, bias=True)
     """
     linears = [name for name, tensor in state.items() if tensor.ndim == 2]

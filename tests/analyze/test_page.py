@@ -10,9 +10,9 @@ import torch
 from analyze.making import CLASSES, WIDTHS, an_analysis
 from reproduce.folders import checked, tables
 
-from ssql_det.analyze.analysis import Map, by_features
+from ssql_det.analyze.analysis import Map, group_terms_by_features
 from ssql_det.analyze.drawing import drawn
-from ssql_det.analyze.page import csv_files, page, terms_in
+from ssql_det.analyze.page import build_csv_files, page, read_terms
 from ssql_det.report.as_markdown import picture_files
 from ssql_det.report.document import Chart
 
@@ -25,7 +25,7 @@ def document():
 
 
 def records(name):
-    return list(csv.DictReader(io.StringIO(csv_files([SSQL, FOREIGN])[name])))
+    return list(csv.DictReader(io.StringIO(build_csv_files([SSQL, FOREIGN])[name])))
 
 
 def test_every_term_has_a_line_with_all_digits():
@@ -41,7 +41,7 @@ def test_every_term_has_a_line_with_all_digits():
 
 
 def test_terms_are_read_as_they_were_written():
-    assert terms_in(csv_files([SSQL, FOREIGN])["terms.csv"]) == by_features([SSQL, FOREIGN])
+    assert read_terms(build_csv_files([SSQL, FOREIGN])["terms.csv"]) == group_terms_by_features([SSQL, FOREIGN])
 
 
 def test_every_layer_and_every_point_has_a_line():

@@ -21,7 +21,7 @@ from ssql_det.core.config import flatten_config, read_config_file
 from ssql_det.d2 import get_cfg, read_config
 from ssql_det.detect import SSQL_DET_DEFAULTS
 from ssql_det.detect.detector import build_detector, load_pretrained_detector
-from ssql_det.pretrain.checkpoint import NAME
+from ssql_det.pretrain.checkpoint import CHECKPOINT_NAME
 from ssql_det.report.names import published_name
 from ssql_det.report.published import published_table
 
@@ -176,7 +176,7 @@ def test_a_backbone_is_where_its_pretraining_leaves_it(name):
     (config,) = (
         file
         for file in (ROOT / "configs/pretrain").glob("*.yaml")
-        if Path(read_config_file(file)["OUTPUT_DIR"]) / NAME == Path(weights)
+        if Path(read_config_file(file)["OUTPUT_DIR"]) / CHECKPOINT_NAME == Path(weights)
     )
     assert f"configs/pretrain/{config.name}" in (CONFIGS / name).read_text("utf-8")
     pretraining = read_config_file(config)

@@ -1,7 +1,7 @@
 import pytest
 from pretrain.runs import StoppedError, config
 
-from ssql_det.pretrain.checkpoint import Run
+from ssql_det.pretrain.checkpoint import TrainingState
 from ssql_det.pretrain.loop import pretrain
 
 
@@ -15,7 +15,7 @@ def whole(toy, one_thread, tmp_path_factory):
 @pytest.fixture
 def stop_after(monkeypatch):
     """Makes a run that is stopped right behind the checkpoint of so many steps."""
-    save = Run.save
+    save = TrainingState.save
 
     def run(cfg, stop):
         def stopping(self, folder, steps):
@@ -24,7 +24,7 @@ def stop_after(monkeypatch):
                 raise StoppedError
 
         with monkeypatch.context() as patch:
-            patch.setattr(Run, "save", stopping)
+            patch.setattr(TrainingState, "save", stopping)
             with pytest.raises(StoppedError):
                 pretrain(cfg)
 

@@ -16,9 +16,9 @@ from ssql_det.cli.main import main
 from ssql_det.convert import IMAGENET, Facts, read
 from ssql_det.core.errors import UserError
 from ssql_det.core.files import sha256
-from ssql_det.pretrain.checkpoint import Run, read_backbone, read_trained
+from ssql_det.pretrain.checkpoint import TrainingState, read_backbone, read_pretrained_method
 from ssql_det.pretrain.loop import pretrain
-from ssql_det.pretrain.probing import Plan, probed
+from ssql_det.pretrain.probe_checkpoint import ProbeSettings, probe_checkpoint
 from ssql_det.ssl import BYOL
 
 pytestmark = pytest.mark.usefixtures("one_thread", "logging_as_it_was")
@@ -48,13 +48,15 @@ def two_steps(few, out, name, size=32, **more):
 
 
 def rows(path, few, size=32, bits="FP,4w4a"):
-    found = probed(str(path), str(few), bits, "digits", Plan(("knn",), 0, "cpu", workers=0, calibration=2, size=size))
+    found = probe_checkpoint(
+        str(path), str(few), bits, "digits", ProbeSettings(("knn",), 0, "cpu", workers=0, calibration=2, size=size)
+    )
     return {row.bits: (row.network, row.metrics["knn/top1"], row.metrics["MB"]) for row in found}
 
 
 @pytest.mark.parametrize("name", SIZES)
 def test_a_network_is_trained_stopped_resumed_and_probed(name, few, monkeypatch, tmp_path):
-    save = Run.save
+    save = TrainingState.save
 
     def save_and_copy(run, folder, steps):
         path = save(run, folder, steps)
@@ -65,7 +67,7 @@ def test_a_network_is_trained_stopped_resumed_and_probed(name, few, monkeypatch,
     run = {"size": SIZES[name], "SSQL__ENABLED": SIZES[name] < 224}  # for speed
     whole, stopped = (two_steps(few, tmp_path / each, name, **run) for each in ("whole", "stopped"))
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "save", save_and_copy)
+        patch.setattr(TrainingState, "save", save_and_copy)
         path = pretrain(whole)
     assert sha256(pretrain(stopped, resume=True)) == sha256(path)
     file = content(path.parent)
@@ -89,7 +91,7 @@ def made(tmp_path_factory):
                 for parameter in method.momentum.parameters():
                     parameter.add_(0.01)
             optimizer = torch.optim.SGD(method.parameters(), lr=0.1)
-            there[name] = Run(method, name, optimizer, Facts(IMAGENET, False, "BYOL")).save(folder / name, 0)
+            there[name] = TrainingState(method, name, optimizer, Facts(IMAGENET, False, "BYOL")).save(folder / name, 0)
         return there[name]
 
     return make
@@ -97,7 +99,7 @@ def made(tmp_path_factory):
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", "timm/resnet18", "narrow_resnet"])
 def test_what_is_read_is_what_was_written(name, made):
-    file, trained = content(made(name).parent), read_trained(made(name))
+    file, trained = content(made(name).parent), read_pretrained_method(made(name))
     for branch, encoder in (("online", trained.encoder), ("momentum", trained.target)):
         state = encoder.backbone.state_dict()
         assert state.keys() == file[branch].keys()
@@ -157,7 +159,7 @@ def test_a_file_of_version_1_is_read_as_ever(version_1, few, tmp_path):
     stopped = tmp_path / "old" / "checkpoint.pth"
     shutil.copy(stopped, tmp_path / "old.pth")
     state = content(tmp_path / "old")
-    trained = read_trained(stopped)
+    trained = read_pretrained_method(stopped)
     for branch, encoder in (("online", trained.encoder), ("momentum", trained.target)):
         assert all(torch.equal(tensor, state[branch][key]) for key, tensor in encoder.backbone.state_dict().items())
     assert rows(stopped, few, bits="FP")["FP"][0] == "narrow_resnet"
@@ -227,7 +229,7 @@ def test_a_file_that_does_not_fit_is_refused_in_a_sentence(kind, made, tmp_path)
         read_backbone(path)
     assert str(path) in str(refusal.value)
     assert len(str(refusal.value)) < 800
-    for reading in (read_trained, read):
+    for reading in (read_pretrained_method, read):
         with pytest.raises(UserError):
             reading(path)
 

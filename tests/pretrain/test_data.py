@@ -10,11 +10,11 @@ import warnings
 import numpy as np
 import pytest
 from PIL import Image
+from ssql_det.toydata.compose import CLASSES
 from torchvision.datasets import CIFAR10, CIFAR100, ImageFolder
 
 from ssql_det.core.errors import UserError
-from ssql_det.pretrain.data import Cached, Images, identity, open_images, read_image
-from ssql_det.toydata.digits import CLASSES
+from ssql_det.pretrain.data import CachedDataset, ImageDataset, hash_file_names, open_images, read_image
 
 RED, GRAY = (200, 30, 40), (7, 7, 7)
 
@@ -314,8 +314,8 @@ def test_cifar(kind, split, labels, part, cifar):
 def test_an_identity_is_that_of_names_and_not_of_places(cifar, tmp_path):
     root, _ = cifar
     shutil.copytree(root, tmp_path / "elsewhere")
-    here, there = (identity(open_images(f"cifar10:{place}")) for place in (root, tmp_path / "elsewhere"))
-    assert here == there != identity(open_images(f"cifar10:{root}", "val"))
+    here, there = (hash_file_names(open_images(f"cifar10:{place}")) for place in (root, tmp_path / "elsewhere"))
+    assert here == there != hash_file_names(open_images(f"cifar10:{root}", "val"))
 
 
 def test_cifar_that_is_not_there_or_not_whole(cifar, monkeypatch):
@@ -467,14 +467,14 @@ def counted(images):
         asked.append(index)
         return images[index]
 
-    return Images(images.name, images.files, read, images.labels, images.classes), asked
+    return ImageDataset(images.name, images.files, read, images.labels, images.classes), asked
 
 
 def test_what_is_kept_is_read_once(toy):
     plain = open_images(str(toy / "crops"))
     watched, asked = counted(plain)
-    cached = Cached(watched)
-    assert isinstance(cached, Images)
+    cached = CachedDataset(watched)
+    assert isinstance(cached, ImageDataset)
     for field in ("name", "files", "labels", "classes"):
         assert getattr(cached, field) == getattr(plain, field)
     for _ in range(3):
@@ -489,7 +489,7 @@ def test_there_is_a_limit_to_what_is_kept(tmp_path):
     put(tmp_path, "1.png", "2.png", "3.png", "4.png")
     Image.new("RGB", (99, 99)).save(tmp_path / "0.png")
     watched, asked = counted(open_images(str(tmp_path)))
-    cached = Cached(watched, most_bytes=2 * 6 * 4 * 3 + 1)
+    cached = CachedDataset(watched, most_bytes=2 * 6 * 4 * 3 + 1)
     first, second = (reds(cached[index] for index in range(5)) for _ in range(2))
     assert first == second == [0, 0, 1, 2, 3]
     assert asked == [0, 1, 2, 3, 4, 0, 3, 4]
@@ -497,7 +497,7 @@ def test_there_is_a_limit_to_what_is_kept(tmp_path):
 
 def test_what_fails_is_not_kept(tmp_path):
     (tmp_path / "a.jpg").touch()
-    cached = Cached(open_images(str(tmp_path)))
+    cached = CachedDataset(open_images(str(tmp_path)))
     with pytest.raises(Image.UnidentifiedImageError):
         cached[0]
     put(tmp_path, "a.jpg")
@@ -505,5 +505,5 @@ def test_what_fails_is_not_kept(tmp_path):
 
 
 def test_images_go_to_another_process(toy):
-    for images in (open_images(str(toy / "crops")), Cached(open_images(str(toy / "crops")))):
+    for images in (open_images(str(toy / "crops")), CachedDataset(open_images(str(toy / "crops")))):
         assert np.array_equal(pickle.loads(pickle.dumps(images))[3], images[3])

@@ -18,14 +18,14 @@ from ssql_det.convert import IMAGENET, Facts
 from ssql_det.core import rows
 from ssql_det.core.errors import UserError
 from ssql_det.core.rng import seeded_rng
-from ssql_det.pretrain.checkpoint import Run
+from ssql_det.pretrain.checkpoint import TrainingState
+from ssql_det.pretrain.classifiers import FAST, Protocol, Training, begun, linear, linear_of_views, top1, train
 from ssql_det.pretrain.data import open_images
-from ssql_det.pretrain.features import Augmented, anew, features, kept, labelled
-from ssql_det.pretrain.probe import FAST, Protocol, Training, begun, linear, linear_of_views, top1, train
-from ssql_det.pretrain.probing import Plan, probed
+from ssql_det.pretrain.features import AugmentedImages, anew, features, kept, labelled
+from ssql_det.pretrain.probe_checkpoint import ProbeSettings, probe_checkpoint
 from ssql_det.quant import Bits, Quantization
 from ssql_det.ssl import SimSiam
-from ssql_det.ssl.views import recipe
+from ssql_det.ssl.augmentations import build_augmentation
 
 PUBLISHED = Protocol("published")
 SHORT = Training("SGD", 30.0, 512, 5, (0.6, 0.8))
@@ -53,19 +53,19 @@ def zeroed(layer):
 
 
 def test_the_published_schedules():
-    cifar = PUBLISHED.training(recipe("cifar"), 512)
+    cifar = PUBLISHED.training(build_augmentation("cifar"), 512)
     assert (cifar.optimizer, cifar.batch, cifar.epochs) == ("SGD", 512, 100)
     assert [cifar.rate_in(epoch) for epoch in range(100)] == pytest.approx([30.0] * 60 + [3.0] * 20 + [0.3] * 20)
-    assert cifar == FAST == Protocol().training(recipe("imagenet"), 2048)
+    assert cifar == FAST == Protocol().training(build_augmentation("imagenet"), 2048)
     for width, rate in ((512, 0.8), (2048, 2.4)):
-        imagenet = PUBLISHED.training(recipe("imagenet"), width)
+        imagenet = PUBLISHED.training(build_augmentation("imagenet"), width)
         assert (imagenet.optimizer, imagenet.batch, imagenet.epochs) == ("LARS", 2048, 60)
         expected = [0.5 * rate * (1 + math.cos(math.pi * epoch / 60)) for epoch in range(60)]
         assert [imagenet.rate_in(epoch) for epoch in range(60)] == pytest.approx(expected)
 
 
 def test_another_batch_and_fewer_epochs_keep_the_shape():
-    training = Protocol("published", epochs=10, batch=128).training(recipe("cifar"), 512)
+    training = Protocol("published", epochs=10, batch=128).training(build_augmentation("cifar"), 512)
     rates = [training.rate_in(epoch) for epoch in range(10)]
     assert rates == pytest.approx([7.5] * 6 + [0.75] * 2 + [0.075] * 2)
     assert training.batch == 128
@@ -156,19 +156,19 @@ def test_the_published_views_are_those_of_its_program(name):
     size = (40, 32) if name == "cifar" else (300, 280)
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
     frame, plain = old_frames(name)
-    ours = PUBLISHED.shown(recipe(name))
+    ours = PUBLISHED.shown(build_augmentation(name))
     for seed in range(8):
         with seeded_rng(seed):
             expected = frame(image)
         with seeded_rng(seed):
-            assert torch.equal(ours.frame(image), expected)
-    assert torch.equal(ours.plain(image), plain(image))
+            assert torch.equal(ours.image_transform(image), expected)
+    assert torch.equal(ours.test_transform(image), plain(image))
 
 
 def test_digits_are_not_flipped():
     """A ramp that gets lighter to the right does so in every view."""
     ramp = Image.fromarray(np.tile(np.arange(0, 256, 8, dtype=np.uint8)[None, :, None], (32, 1, 3)))
-    frame = PUBLISHED.shown(recipe("digits")).frame
+    frame = PUBLISHED.shown(build_augmentation("digits")).image_transform
     for seed in range(20):
         with seeded_rng(seed):
             view = frame(ramp).int()
@@ -176,8 +176,8 @@ def test_digits_are_not_flipped():
 
 
 def test_the_fast_protocol_leaves_a_recipe_as_it_is():
-    assert Protocol().shown(recipe("cifar", 16)).plain is not None
-    way = recipe("cifar")
+    assert Protocol().shown(build_augmentation("cifar", 16)).test_transform is not None
+    way = build_augmentation("cifar")
     assert Protocol().shown(way) is way
 
 
@@ -187,8 +187,8 @@ def crops(toy):
 
 
 def shown(crops, chosen=None, seed=0, workers=0, frame=None):
-    frame = frame or PUBLISHED.shown(recipe("digits", 16)).frame
-    return Augmented(crops, range(len(crops)) if chosen is None else chosen, frame, seed, workers)
+    frame = frame or PUBLISHED.shown(build_augmentation("digits", 16)).image_transform
+    return AugmentedImages(crops, range(len(crops)) if chosen is None else chosen, frame, seed, workers)
 
 
 def views(augmented, *places):
@@ -236,7 +236,7 @@ class UnitFeatures(nn.Module):
 @pytest.fixture
 def frozen(crops):
     """A backbone in its quantized mode, and crops as a test shows them."""
-    backbone, way = UnitFeatures().eval(), recipe("digits", 16)
+    backbone, way = UnitFeatures().eval(), build_augmentation("digits", 16)
     images = labelled(crops, way)
     quantization = Quantization(backbone.network)
     quantization.calibrate(list(images.batches(IMAGENET)))
@@ -248,7 +248,7 @@ def test_fast_and_published_agree_where_views_do_not_differ(frozen, crops):
     backbone, images, way = frozen
     known = features(backbone, images.batches(IMAGENET))
     order = torch.randperm(len(crops), generator=torch.Generator().manual_seed(0)).tolist()
-    seen = anew(backbone, shown(crops, chosen=order, frame=way.plain), IMAGENET)
+    seen = anew(backbone, shown(crops, chosen=order, frame=way.test_transform), IMAGENET)
     layers = [zeroed(begun(192, 10)) for _ in range(2)]
     for layer, way_of_seeing in zip(layers, (of(known), seen), strict=True):
         train(layer, way_of_seeing, images.labels, SHORT)
@@ -301,7 +301,7 @@ def colours(tmp_path_factory):
     torch.manual_seed(0)
     method = SimSiam(build_backbone("narrow_resnet"), dim=16, hidden=8)
     optimizer = torch.optim.SGD(method.parameters(), lr=1)
-    Run(method, "narrow_resnet", optimizer, Facts(IMAGENET, False, seed=3)).save(folder, 0)
+    TrainingState(method, "narrow_resnet", optimizer, Facts(IMAGENET, False, seed=3)).save(folder, 0)
     return folder
 
 
@@ -341,11 +341,13 @@ def test_a_row_tells_the_protocol_and_neighbours_need_none(colours, tmp_path):
 
 
 def test_the_same_seed_is_the_same_probe(toy, colours):
-    plan = Plan(("linear",), seed=4, device="cpu", workers=0, size=16, protocol=Protocol("published", epochs=2))
+    plan = ProbeSettings(
+        ("linear",), seed=4, device="cpu", workers=0, size=16, protocol=Protocol("published", epochs=2)
+    )
     file = str(colours / "checkpoint.pth")
 
     def asked(plan):
-        return accuracies(probed(file, str(toy / "crops"), "FP,4w4a,2w4a", "digits", plan))
+        return accuracies(probe_checkpoint(file, str(toy / "crops"), "FP,4w4a,2w4a", "digits", plan))
 
     assert asked(plan) == asked(replace(plan, workers=2))
     assert asked(plan) != asked(replace(plan, seed=5))

@@ -16,7 +16,7 @@ from ssql_det.core import rows
 from ssql_det.core.distributed import launch
 from ssql_det.core.errors import UserError
 from ssql_det.core.rows import Calibration
-from ssql_det.pretrain.config import build_network, facts_of, read_config
+from ssql_det.pretrain.config import build_metadata, build_network, read_config
 from ssql_det.pretrain.loop import pretrain
 from ssql_det.quant import SampledBits
 from ssql_det.ssl import METHODS, SSQL
@@ -131,7 +131,7 @@ def test_a_config_reaches_the_method(method, name, options, toy, tmp_path):
         network, _ = build_network(cfg)
         built = network.method if is_ssql else network
         assert isinstance(network, SSQL) == is_ssql
-        assert facts_of(cfg).method == (f"SSQL-{name}" if is_ssql else name)
+        assert build_metadata(cfg).method == (f"SSQL-{name}" if is_ssql else name)
         assert {path: attrgetter(path)(built) for path in options} == options
         linears = [layer for layer in built.encoder.projector if isinstance(layer, torch.nn.Linear)]
         assert ({layer.out_features for layer in linears[:-1]}, linears[-1].out_features) == ({8}, 16)

@@ -12,13 +12,13 @@ from torch import nn
 
 from ssql_det.convert import IMAGENET
 from ssql_det.core.errors import UserError
-from ssql_det.pretrain.features import Labelled, features
-from ssql_det.pretrain.optim import Optimization, learning_rate
-from ssql_det.pretrain.probe import knn, linear, spread
+from ssql_det.pretrain.classifiers import knn, linear, spread
+from ssql_det.pretrain.features import LabelledImages, features
+from ssql_det.pretrain.optim import OptimConfig, learning_rate
 
 
 def schedule(warmup_epochs=0.0, per_epoch=True):
-    return Optimization("sgd", 256, 10, 0.5, 0.9, 1e-4, warmup_epochs, per_epoch)
+    return OptimConfig("sgd", 256, 10, 0.5, 0.9, 1e-4, warmup_epochs, per_epoch)
 
 
 def test_the_published_schedule_is_a_cosine_a_epoch():
@@ -86,7 +86,7 @@ def test_a_linear_layer_is_as_good_as_another_implementations():
 def test_features_are_of_evaluation_mode_and_the_mode_comes_back():
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.Flatten()).train()
     network[1].eval()
-    images = Labelled("some", torch.randint(0, 256, (10, 3, 6, 6), dtype=torch.uint8), torch.arange(10))
+    images = LabelledImages("some", torch.randint(0, 256, (10, 3, 6, 6), dtype=torch.uint8), torch.arange(10))
     found = features(network, images.batches(IMAGENET, 4))
     assert [module.training for module in network] == [True, False, True, True]
     whole = features(network, images.batches(IMAGENET))
@@ -99,8 +99,8 @@ def test_a_probe_needs_labels(tmp_path):
 
     from ssql_det.pretrain.data import open_images
     from ssql_det.pretrain.features import labelled
-    from ssql_det.ssl.views import recipe
+    from ssql_det.ssl.augmentations import build_augmentation
 
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     with pytest.raises(UserError, match="has no labels"):
-        labelled(open_images(str(tmp_path)), recipe("digits"))
+        labelled(open_images(str(tmp_path)), build_augmentation("digits"))

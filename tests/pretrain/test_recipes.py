@@ -10,7 +10,7 @@ import pytest
 from pretrain.test_loop import MINI
 from torch import nn
 
-from ssql_det.pretrain.config import build_network, facts_of, read_config
+from ssql_det.pretrain.config import build_metadata, build_network, read_config
 from ssql_det.quant import Bits
 from ssql_det.report.published import published_table
 from ssql_det.ssl import SSQL
@@ -144,7 +144,7 @@ def test_the_network_is_the_methods(name, title, projector, has_last_norm):
     cfg = read_config(CONFIGS / f"{name}.yaml")
     network, backbone = build_network(cfg)
     method = network.method if isinstance(network, SSQL) else network
-    assert (facts_of(cfg).method, isinstance(network, SSQL)) == (title, title.startswith("SSQL"))
+    assert (build_metadata(cfg).method, isinstance(network, SSQL)) == (title, title.startswith("SSQL"))
     assert linears(method.encoder.projector) == projector
     *_, last = (layer for layer in method.encoder.projector.modules() if not list(layer.children()))
     assert isinstance(last, nn.BatchNorm1d) == has_last_norm

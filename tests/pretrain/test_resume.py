@@ -13,7 +13,7 @@ from ssql_det.core.config import read_saved_config
 from ssql_det.core.distributed import launch
 from ssql_det.core.errors import UserError
 from ssql_det.core.files import sha256
-from ssql_det.pretrain.checkpoint import Run
+from ssql_det.pretrain.checkpoint import TrainingState
 from ssql_det.pretrain.loop import pretrain
 
 pytestmark = pytest.mark.usefixtures("one_thread", "logging_as_it_was")
@@ -74,14 +74,14 @@ def test_a_kill_in_the_middle_of_a_checkpoint_leaves_the_one_before(whole, toy, 
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(toy, tmp_path, small_disk, monkeypatch):
-    save = Run.save
+    save = TrainingState.save
 
     def once(run, folder, steps):
         path = save(run, folder, steps)
         small_disk()
         return path
 
-    monkeypatch.setattr(Run, "save", once)
+    monkeypatch.setattr(TrainingState, "save", once)
     with pytest.raises(UserError, match=r"could not write .*checkpoint\.pth"):
         pretrain(config(toy, tmp_path))
     assert content(tmp_path)["resume"]["steps"] == 3

@@ -10,7 +10,7 @@ from torch import nn
 from ssql_det.convert import read
 from ssql_det.core.errors import UserError
 from ssql_det.core.files import sha256
-from ssql_det.pretrain.checkpoint import read_trained
+from ssql_det.pretrain.checkpoint import read_pretrained_method
 from ssql_det.pretrain.config import build_network
 from ssql_det.pretrain.loop import pretrain
 from ssql_det.pretrain.optim import build_optimizer
@@ -110,7 +110,7 @@ def test_it_moves_and_is_in_the_checkpoint_beside_the_network(learned, whole):
 
 
 def test_others_read_the_backbone_as_any(learned):
-    checkpoint, trained = read(learned / "checkpoint.pth"), read_trained(learned / "checkpoint.pth")
+    checkpoint, trained = read(learned / "checkpoint.pth"), read_pretrained_method(learned / "checkpoint.pth")
     assert checkpoint.facts.method == f"SSQL, altered: SCHEME act={NAME}"
     assert torch.equal(trained.encoder.backbone.conv1.weight, content(learned)["online"]["conv1.weight"])
     assert trained.has_heads

@@ -10,7 +10,7 @@ from torch import nn
 
 from ssql_det.backbones import Backbone
 from ssql_det.core.distributed import barrier, rank, world_size
-from ssql_det.pretrain.checkpoint import Run
+from ssql_det.pretrain.checkpoint import TrainingState
 from ssql_det.pretrain.config import read_config
 from ssql_det.pretrain.loop import pretrain
 from ssql_det.pretrain.sync_norm import synchronized
@@ -70,14 +70,14 @@ def images_to_shuffle():
 def whole_and_stopped(file, whole, stopped):
     """A run, and the same again that ends at its first checkpoint and is resumed."""
     pretrained(file, whole)
-    save = Run.save
+    save = TrainingState.save
 
     def once(run, folder, steps):
         save(run, folder, steps)
         barrier()  # rank 0 has written it
         raise StoppedError
 
-    with patch.object(Run, "save", once), suppress(StoppedError):
+    with patch.object(TrainingState, "save", once), suppress(StoppedError):
         pretrained(file, stopped)
     pretrain(read_config(file, stopped), resume=True)
 

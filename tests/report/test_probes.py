@@ -9,7 +9,7 @@ from report.making import line, probe, protocol, row
 
 from ssql_det.cli.main import make_parser
 from ssql_det.core.rows import Calibration
-from ssql_det.pretrain.config import facts_of, read_config
+from ssql_det.pretrain.config import build_metadata, read_config
 from ssql_det.report.comparison import overview
 from ssql_det.report.published import NUMBERS, published_table
 from ssql_det.report.tables import Measured, compare
@@ -215,7 +215,7 @@ def test_a_command_probes_what_its_config_pretrains(number, found):
     assert options.protocol == "published"
     is_theirs = file.endswith("imagenet_r50_moco.yaml")  # MoCo's own checkpoint, of 200 epochs
     assert is_theirs or published_table(number).rows[0].epochs in (config.optim.epochs, None)
-    row = probe(1.0, config.backbone, method=options.method or facts_of(config).method, dataset=dataset(number))
+    row = probe(1.0, config.backbone, method=options.method or build_metadata(config).method, dataset=dataset(number))
     assert top1(line(compare(number, [row]), found.method, backbone=found.backbone)).measured
 
 

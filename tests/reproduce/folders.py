@@ -9,7 +9,7 @@ from markdown_it import MarkdownIt
 from report.pages import Tags, png
 from reproduce.making import plan_of
 
-from ssql_det.analyze.page import csv_files
+from ssql_det.analyze.page import build_csv_files
 from ssql_det.core import rows
 from ssql_det.core.rows import Calibration, Row
 from ssql_det.quant import parse_widths
@@ -126,7 +126,7 @@ def _predict(step, plan, names):
 def _analyze(step, plan, names):
     terms, *maps = step.makes
     found = [an_analysis(path.stem.removeprefix("tsne_")) for path in maps]
-    terms.write_text(csv_files(found)["terms.csv"])
+    terms.write_text(build_csv_files(found)["terms.csv"])
     for path in maps:
         path.write_bytes(png(640, 348, rgb=(90, 0, 90)))
 

@@ -13,7 +13,7 @@ from report.pages import Tags
 from reproduce.folders import IN_ROWS, NAMES, average_precision, checked, made_up, tables
 from reproduce.making import ROOT, WIDTHS
 
-from ssql_det.analyze.page import terms_in
+from ssql_det.analyze.page import read_terms
 from ssql_det.report.as_html import as_html
 from ssql_det.report.document import Heading, Picture
 from ssql_det.reproduce.page import report, spread, write_report, write_tables
@@ -115,7 +115,7 @@ def test_features_are_those_of_the_analysis(small):
     backbone, loss = (table for table in tables(document, "checkpoint") if "term" in table.header)
     assert backbone.header == ("checkpoint", "spread", "term", *("FP", "8w8a", "2w4a"))
     (step,) = small.done("analyze")
-    of = terms_in(step.makes[0].read_text())["loss"]["ssql-0"].terms
+    of = read_terms(step.makes[0].read_text())["loss"]["ssql-0"].terms
     assert next(row for row in loss.rows if row[0] == "ssql-0")[3:] == tuple(f"{of[b].quantization:.4f}" for b in of)
     maps = [block for block in document.blocks if isinstance(block, Picture) and block.name.startswith("tsne_")]
     assert {block.name: block.content for block in maps} == {path.name: path.read_bytes() for path in step.makes[1:]}

@@ -19,8 +19,8 @@ from ssql_det.core.errors import UserError
 from ssql_det.detect import SSQL_DET_DEFAULTS
 from ssql_det.detect.sweep import QUANTIZATION_NAME, RESULTS_NAME
 from ssql_det.detect.training_checkpoint import FINAL_NAME
-from ssql_det.pretrain.analyzing import names_of
-from ssql_det.pretrain.checkpoint import NAME
+from ssql_det.pretrain.analyze_checkpoints import name_checkpoints
+from ssql_det.pretrain.checkpoint import CHECKPOINT_NAME
 from ssql_det.pretrain.config import read_config
 from ssql_det.quant import parse_widths
 from ssql_det.report.published import published_table
@@ -78,7 +78,7 @@ def test_every_command_is_one_and_says_what_its_step_reads_and_makes(plan):
                 assert step.makes == (Path(options.out) / MANIFEST,)
             case "pretrain":
                 assert options.resume
-                assert step.makes == (Path(cfg.output_dir) / NAME,)
+                assert step.makes == (Path(cfg.output_dir) / CHECKPOINT_NAME,)
                 assert (f"{plan.data}/crops" == cfg.data.train) == (plan.preset.data is not None)
             case "convert":
                 assert options.to == "detectron2"
@@ -111,9 +111,9 @@ def test_every_command_is_one_and_says_what_its_step_reads_and_makes(plan):
                 assert read == {*options.checkpoints, (plan.data / MANIFEST).as_posix()}
                 assert options.data == f"{plan.data}/crops"
                 assert (options.scheme, options.calib_images) == ("minmax", 512)
-                maps = [Path(options.out) / f"tsne_{name}.png" for name in names_of(options.checkpoints)]
+                maps = [Path(options.out) / f"tsne_{name}.png" for name in name_checkpoints(options.checkpoints)]
                 assert step.makes == (Path(options.out) / "terms.csv", *maps)
-                assert all(name.endswith("-0") for name in names_of(options.checkpoints))
+                assert all(name.endswith("-0") for name in name_checkpoints(options.checkpoints))
         assert all(path.is_relative_to(step.folder) for path in step.makes)
         assert step.minutes > 0 < step.megabytes
 

@@ -27,12 +27,12 @@ from ssql_det.convert import Input
 from ssql_det.core.console import track
 from ssql_det.core.devices import resolve_device
 from ssql_det.core.errors import UserError
-from ssql_det.pretrain.checkpoint import NAME, Trained, read_trained
-from ssql_det.pretrain.data import Images, open_images
+from ssql_det.pretrain.checkpoint import CHECKPOINT_NAME, PretrainedMethod, read_pretrained_method
+from ssql_det.pretrain.classifiers import spread
+from ssql_det.pretrain.data import ImageDataset, open_images
 from ssql_det.pretrain.features import chosen, features, labelled
-from ssql_det.pretrain.probe import spread
-from ssql_det.pretrain.probing import shown_to
-from ssql_det.pretrain.stream import training_batches
+from ssql_det.pretrain.probe_checkpoint import default_recipe
+from ssql_det.pretrain.view_loader import build_view_loader
 from ssql_det.quant import Bits, Calibration, Quantization, Scheme, at_widths, evaluate_at, quant_points
 from ssql_det.quant.hooks import recorded
 from ssql_det.quant.norms import estimate_statistics, with_statistics
@@ -40,15 +40,15 @@ from ssql_det.quant.points import PUBLISHED
 from ssql_det.quant.scheme import RE_ESTIMATED
 from ssql_det.report.names import slug
 from ssql_det.ssl import encoder_points
+from ssql_det.ssl.augmentations import Augmentation, build_augmentation, draw_random_numbers, normalize
 from ssql_det.ssl.method import Views
-from ssql_det.ssl.views import Recipe, draws_of, normalized, recipe
 
 _TOGETHER = 64  # images
 _CLASSES, _LEAST = 10, 10  # of a map: as many classes as can be told apart, and images
 
 
 @dataclass(frozen=True)
-class Plan:
+class AnalysisSettings:
     """What of an analysis is neither a checkpoint nor the data. What has no default here has one in the command."""
 
     widths: tuple[Bits, ...]
@@ -69,27 +69,27 @@ class Plan:
             raise UserError(f"projectors have no rules for placement={self.scheme.placement}; use a scheme without it")
 
 
-def names_of(paths: Sequence[str]) -> list[str]:
+def name_checkpoints(paths: Sequence[str]) -> list[str]:
     """A name for each: the file's, or the folder's for this project's own, which are all called alike; no name twice.
 
-    >>> names_of(["runs/ssql/checkpoint.pth", "moco_v2_800ep.pth.tar", "other/ssql/checkpoint.pth"])
+    >>> name_checkpoints(["runs/ssql/checkpoint.pth", "moco_v2_800ep.pth.tar", "other/ssql/checkpoint.pth"])
     ['ssql', 'moco-v2-800ep', 'ssql-2']
     """
     names: list[str] = []
     for path in map(Path, paths):
-        name = slug(path.resolve().parent.name if path.name == NAME else path.name.split(".")[0])
+        name = slug(path.resolve().parent.name if path.name == CHECKPOINT_NAME else path.name.split(".")[0])
         numbered = (f"{name or 'checkpoint'}-{number}".removesuffix("-1") for number in itertools.count(1))
         names.append(next(each for each in numbered if each not in names))
     return names
 
 
-def analyses(paths: Sequence[str], data: str, plan: Plan) -> Iterator[Analysis]:
+def analyze_checkpoints(paths: Sequence[str], data: str, plan: AnalysisSettings) -> Iterator[Analysis]:
     """All that is found of each checkpoint; all are read before the first is looked at.
 
-    >>> plan = Plan(tuple(parse_widths("FP,4,2w4a")), pairs=512, points=200, perplexity=30, seed=0, device="cuda")
-    >>> found = list(analyses(["runs/ssql/checkpoint.pth"], "toy/crops", plan))
+    >>> plan = AnalysisSettings(tuple(parse_widths("FP,4,2w4a")), pairs=512, points=200, perplexity=30, seed=0, device="cuda")
+    >>> found = list(analyze_checkpoints(["runs/ssql/checkpoint.pth"], "toy/crops", plan))
     """
-    networks = {name: read_trained(path) for name, path in zip(names_of(paths), paths, strict=True)}
+    networks = {name: read_pretrained_method(path) for name, path in zip(name_checkpoints(paths), paths, strict=True)}
     seen, asked = (open_images(data, split) for split in ("train", "val"))
     device = resolve_device(plan.device, "--device")
     for name, trained in networks.items():
@@ -98,9 +98,11 @@ def analyses(paths: Sequence[str], data: str, plan: Plan) -> Iterator[Analysis]:
         yield _analysis(name, trained, seen, asked, plan)
 
 
-def _analysis(name: str, trained: Trained, seen: Images, asked: Images, plan: Plan) -> Analysis:
+def _analysis(
+    name: str, trained: PretrainedMethod, seen: ImageDataset, asked: ImageDataset, plan: AnalysisSettings
+) -> Analysis:
     pretrained, backbone = trained.pretrained, trained.encoder.backbone
-    way = recipe(plan.shown or shown_to(pretrained.network), plan.size)
+    way = build_augmentation(plan.shown or default_recipe(pretrained.network), plan.size)
     images, device = pretrained.facts.input or way.input, next(backbone.parameters()).device
     map = mapped(backbone, seen, asked, way, images, plan)
     views = [[_as_fed(view, way.input, images).to(device) for view in pair] for pair in pairs(asked, way, plan)]
@@ -118,20 +120,23 @@ def _analysis(name: str, trained: Trained, seen: Images, asked: Images, plan: Pl
     )
 
 
-def pairs(images: Images, way: Recipe, plan: Plan) -> Iterator[Views]:
+def pairs(images: ImageDataset, way: Augmentation, plan: AnalysisSettings) -> Iterator[Views]:
     """Two views each of as many images as the plan has pairs, or of all, made as in pretraining; by the seed."""
-    batch = next(training_batches(images, way.frame, min(plan.pairs, len(images)), plan.seed))
+    batch = next(build_view_loader(images, way.image_transform, min(plan.pairs, len(images)), plan.seed))
     if batch.bad:
         raise UserError(f"{batch.bad[0]} cannot be read; mend it, or leave it out")
     count = -(-len(batch.positions) // _TOGETHER)  # even parts: one of a single image would have no variance
     parts = [each.tensor_split(count) for each in (torch.tensor(batch.positions), *batch.views)]
     for positions, *views in zip(*parts, strict=True):
-        yield [way.look(view, draws_of(plan.seed, positions, number, way.draws)) for number, view in enumerate(views)]
+        yield [
+            way.batch_transform(view, draw_random_numbers(plan.seed, positions, number, way.num_random_numbers))
+            for number, view in enumerate(views)
+        ]
 
 
 @torch.no_grad()
 def terms_at_bits(
-    trained: Trained, views: Sequence[Views], widths: Sequence[Bits], scheme: Scheme
+    trained: PretrainedMethod, views: Sequence[Views], widths: Sequence[Bits], scheme: Scheme
 ) -> tuple[TermsAtBits, ...]:
     """Those of the backbone's features, against those of the other view; then, where there are heads, those of what the
     loss compares. Both ways round."""
@@ -158,7 +163,7 @@ def terms_at_bits(
     return tuple(TermsAtBits(name, spread(full[name].flatten(0, 1)), found[name]) for name in full)
 
 
-def _features(trained: Trained, views: Sequence[Tensor]) -> dict[str, Tensor]:
+def _features(trained: PretrainedMethod, views: Sequence[Tensor]) -> dict[str, Tensor]:
     with recorded(trained.encoder, ["backbone"]) as pooled:
         compared = [trained.predictor(trained.encoder(view)) for view in views]
     found = {BACKBONE: _of_unit_length(pooled)}
@@ -171,7 +176,14 @@ def _of_unit_length(features: Sequence[Tensor]) -> Tensor:
     return F.normalize(both.double().cpu(), dim=2)
 
 
-def mapped(backbone: nn.Module, seen: Images, asked: Images, way: Recipe, input: Input, plan: Plan) -> Map:
+def mapped(
+    backbone: nn.Module,
+    seen: ImageDataset,
+    asked: ImageDataset,
+    way: Augmentation,
+    input: Input,
+    plan: AnalysisSettings,
+) -> Map:
     """Of all widths together: so a point can be followed from one to the next."""
     calibration = list(labelled(seen, way, plan.calibration, plan.seed).batches(input, _TOGETHER))
     quantization = Quantization(backbone, scheme=plan.scheme)
@@ -190,7 +202,7 @@ def mapped(backbone: nn.Module, seen: Images, asked: Images, way: Recipe, input:
     return Map(dict(zip(found, places, strict=True)), files, shown.labels, asked.classes)
 
 
-def _of_first_classes(images: Images) -> Images:
+def _of_first_classes(images: ImageDataset) -> ImageDataset:
     if images.labels is None:
         return images
     kept = [index for index, label in enumerate(images.labels) if label < _CLASSES]
@@ -203,4 +215,4 @@ def _as_fed(views: Tensor, given: Input, wanted: Input) -> Tensor:
     if given == wanted:
         return views
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (given.mean, given.std))
-    return normalized(views * std + mean, wanted)
+    return normalize(views * std + mean, wanted)

@@ -12,10 +12,10 @@ from ssql_det.cli.main import main
 from ssql_det.core import rows
 from ssql_det.core.rows import Calibration
 from ssql_det.pretrain import data
-from ssql_det.pretrain.checkpoint import Run
-from ssql_det.pretrain.config import build_network, facts_of, read_config
+from ssql_det.pretrain.checkpoint import TrainingState
+from ssql_det.pretrain.config import build_metadata, build_network, read_config
 from ssql_det.pretrain.optim import build_optimizer
-from ssql_det.pretrain.probing import Plan, probed
+from ssql_det.pretrain.probe_checkpoint import ProbeSettings, probe_checkpoint
 from ssql_det.report.reading import read_rows
 from ssql_det.report.tables import compare
 
@@ -45,7 +45,9 @@ def checkpoint(tmp_path, monkeypatch):
         sizes = ["SIMSIAM.DIM", "8", "SIMSIAM.HIDDEN", "8"]
         cfg = read_config(None, ["BACKBONE", backbone, "SSQL.ENABLED", str(is_ssql), *sizes])
         network, _ = build_network(cfg)
-        run = Run(getattr(network, "method", network), backbone, build_optimizer(cfg.optim, network), facts_of(cfg))
+        run = TrainingState(
+            getattr(network, "method", network), backbone, build_optimizer(cfg.optim, network), build_metadata(cfg)
+        )
         return str(run.save(tmp_path / str(seed), 0))
 
     return make
@@ -53,8 +55,8 @@ def checkpoint(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("backbone", "is_ssql"), LINES)
 def test_a_row_lands_in_the_line_of_its_network_and_method(backbone, is_ssql, checkpoint, tmp_path):
-    plan = Plan(("linear",), seed=0, device="cpu", workers=0, calibration=8)
-    for row in probed(checkpoint(backbone, is_ssql), "cifar10:there", "FP,2w4a", "cifar", plan):
+    plan = ProbeSettings(("linear",), seed=0, device="cpu", workers=0, calibration=8)
+    for row in probe_checkpoint(checkpoint(backbone, is_ssql), "cifar10:there", "FP,2w4a", "cifar", plan):
         rows.append_row(tmp_path / "results.jsonl", row)
     found = read_rows([tmp_path / "results.jsonl"])
     layer = {"linear": "fast", "optimizer": "SGD", "rate": 30.0, "batch": 512, "epochs": 100}

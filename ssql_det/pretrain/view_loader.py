@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from ssql_det.core.distributed import ignore_interrupts
 from ssql_det.core.errors import UserError, printable
 from ssql_det.core.rng import derive_seed, seeded_rng
-from ssql_det.pretrain.data import Images
+from ssql_det.pretrain.data import ImageDataset
 
 T = TypeVar("T")
 
@@ -36,7 +36,7 @@ class Batch:
     """This process's part of a batch: the same N images in each view.
 
     >>> first, second = batch.views  # uint8 [N, 3, S, S] each
-    >>> draws_of(seed, batch.positions, 0, count)  # further choices that follow from the place
+    >>> draw_random_numbers(seed, batch.positions, 0, count)  # further choices that follow from the place
     """
 
     views: tuple[Tensor, ...]
@@ -44,10 +44,10 @@ class Batch:
     bad: tuple[str, ...]  # files that could not be read; the images after them stand in
 
 
-class Tolerance:
+class BadImageCounter:
     """Names each bad image once, counts all of them, and ends a run that meets more than ``most``.
 
-    >>> tolerance = Tolerance(most=10)
+    >>> tolerance = BadImageCounter(most=10)
     >>> for batch in batches:
     ...     tolerance.take(batch)
     """
@@ -77,8 +77,8 @@ def steps_per_epoch(images: int, size: int) -> int:
     return images // size
 
 
-def training_batches(
-    images: Images,
+def build_view_loader(
+    images: ImageDataset,
     frame: Callable[[Image], Tensor],
     size: int,
     seed: int,
@@ -92,7 +92,7 @@ def training_batches(
 
     ``frame`` makes a view, uint8 [3, S, S], drawing from the global generators, which are then as they were.
 
-    >>> batches = training_batches(images, recipe("cifar").frame, size=256, seed=0, first=step)
+    >>> batches = build_view_loader(images, build_augmentation("cifar").image_transform, size=256, seed=0, first=step)
     >>> next(batches).views[0].shape
     torch.Size([256, 3, 32, 32])
     """
@@ -135,7 +135,7 @@ def _places(images: int, size: int, seed: int, first: int, rank: int, world: int
 class _Samples(Dataset[Batch | str]):
     """Batches of one, or why there is none."""
 
-    def __init__(self, images: Images, frame: Callable[[Image], Tensor], seed: int, views: int) -> None:
+    def __init__(self, images: ImageDataset, frame: Callable[[Image], Tensor], seed: int, views: int) -> None:
         self._images, self._frame, self._seed, self._views = images, frame, seed, views
 
     def __getitem__(self, place: _Place) -> Batch | str:

@@ -16,13 +16,20 @@ from ssql_det.analyze.analysis import BACKBONE, LOSS
 from ssql_det.cli.main import main
 from ssql_det.convert import IMAGENET
 from ssql_det.convert.checkpoint import KEY
-from ssql_det.pretrain.analyzing import Plan, analyses, mapped, names_of, pairs, terms_at_bits
-from ssql_det.pretrain.checkpoint import Run, read_trained
-from ssql_det.pretrain.config import build_network, facts_of, read_config
+from ssql_det.pretrain.analyze_checkpoints import (
+    AnalysisSettings,
+    analyze_checkpoints,
+    mapped,
+    name_checkpoints,
+    pairs,
+    terms_at_bits,
+)
+from ssql_det.pretrain.checkpoint import TrainingState, read_pretrained_method
+from ssql_det.pretrain.config import build_metadata, build_network, read_config
 from ssql_det.pretrain.data import open_images
 from ssql_det.quant import Quantization, Scheme, parse_widths
 from ssql_det.ssl import encoder_points
-from ssql_det.ssl.views import recipe
+from ssql_det.ssl.augmentations import build_augmentation
 
 MINI = Path(ssql_det.__file__).parents[1] / "configs" / "pretrain" / "mini.yaml"
 METHODS = {
@@ -33,7 +40,7 @@ METHODS = {
     "moco": ["MOCO.QUEUE", "64"],
     "simclr": [],
 }
-PLAN = Plan(tuple(parse_widths("FP,8,4,2w4a")), 12, 12, 30, 0, "cpu", calibration=16, size=16)
+PLAN = AnalysisSettings(tuple(parse_widths("FP,8,4,2w4a")), 12, 12, 30, 0, "cpu", calibration=16, size=16)
 RE_ESTIMATED = Scheme(norms="re-estimated")
 
 pytestmark = pytest.mark.usefixtures("one_thread", "logging_as_it_was")
@@ -52,7 +59,7 @@ def saved(folder, kind="simsiam"):
             if name.endswith("running_mean") or (tensor.is_floating_point() and tensor.ndim == 1):
                 tensor.add_(0.2 * torch.randn(tensor.shape).abs())
     optimizer = torch.optim.SGD(method.parameters(), lr=0.1)
-    return method.eval(), str(Run(method, cfg.backbone, optimizer, facts_of(cfg)).save(folder, steps=1))
+    return method.eval(), str(TrainingState(method, cfg.backbone, optimizer, build_metadata(cfg)).save(folder, steps=1))
 
 
 @pytest.fixture
@@ -68,7 +75,7 @@ def asked(toy):
 @pytest.mark.parametrize("kind", METHODS)
 def test_heads_are_those_that_were_trained(kind, views, tmp_path):
     method, path = saved(tmp_path, kind)
-    trained, view = read_trained(path), views[0][0]
+    trained, view = read_pretrained_method(path), views[0][0]
     assert trained.has_heads
     with torch.no_grad():
         encoded = method.encoder(view)
@@ -85,7 +92,7 @@ def test_terms_of_the_loss_are_the_methods_own_losses(kind, views, tmp_path):
     method, path = saved(tmp_path, kind)
     together = [torch.cat(view) for view in zip(*views, strict=True)]
     quantization = Quantization(method.encoder, encoder_points(method.encoder))
-    _, found = terms_at_bits(read_trained(path), views, PLAN.widths, Scheme())
+    _, found = terms_at_bits(read_pretrained_method(path), views, PLAN.widths, Scheme())
     with torch.no_grad():
         with quantization.observing():
             encoded = method.encode(together)
@@ -100,7 +107,7 @@ def test_terms_of_the_loss_are_the_methods_own_losses(kind, views, tmp_path):
 
 def test_terms_of_the_backbone_are_between_the_views(views, tmp_path):
     method, path = saved(tmp_path)
-    found, _ = terms_at_bits(read_trained(path), views, PLAN.widths, Scheme())
+    found, _ = terms_at_bits(read_pretrained_method(path), views, PLAN.widths, Scheme())
     together = [torch.cat(view) for view in zip(*views, strict=True)]
     quantization = Quantization(method.encoder, encoder_points(method.encoder))
     with torch.no_grad():
@@ -117,7 +124,7 @@ def test_terms_of_the_backbone_are_between_the_views(views, tmp_path):
 
 @pytest.mark.parametrize("kind", METHODS)
 def test_terms_of_real_features_add_up_at_every_width(kind, views, tmp_path):
-    found = terms_at_bits(read_trained(saved(tmp_path, kind)[1]), views, PLAN.widths, Scheme())
+    found = terms_at_bits(read_pretrained_method(saved(tmp_path, kind)[1]), views, PLAN.widths, Scheme())
     assert [each.features for each in found] == [BACKBONE, LOSS]
     for each in found:
         assert 0 < each.spread < 2
@@ -134,7 +141,7 @@ def test_terms_of_real_features_add_up_at_every_width(kind, views, tmp_path):
 @pytest.mark.parametrize("kind", ["simsiam", "byol"])
 def test_re_estimated_norms_have_the_statistics_of_the_views(kind, views, tmp_path):
     """Wrong statistics of the training change nothing then, and terms still add up from nothing at full precision."""
-    trained = read_trained(saved(tmp_path, kind)[1])
+    trained = read_pretrained_method(saved(tmp_path, kind)[1])
     first = terms_at_bits(trained, views, PLAN.widths, RE_ESTIMATED)
     before = trained.encoder.backbone.bn1.running_mean.clone()
     for module in {*trained.encoder.modules(), *trained.target.modules()}:
@@ -153,7 +160,7 @@ def test_re_estimated_norms_have_the_statistics_of_the_views(kind, views, tmp_pa
 def test_a_foreign_file_has_the_terms_of_its_backbone(toy, tmp_path):
     path, _ = write_source("MoCo v2", "resnet18", tmp_path)
     own = saved(tmp_path / "ssql")[1]
-    foreign, ours = analyses([str(path), own], str(toy / "crops"), PLAN)
+    foreign, ours = analyze_checkpoints([str(path), own], str(toy / "crops"), PLAN)
     assert (foreign.name, foreign.method, foreign.architecture) == ("file", "moco", "resnet18")
     assert [each.features for each in foreign.terms] == [BACKBONE]
     assert foreign.shown == "crops, imagenet at 16 px, minmax"
@@ -171,14 +178,14 @@ def test_a_network_is_fed_the_images_that_it_was_trained_on(toy, tmp_path):
     content[KEY]["input"] = vars(IMAGENET.turned())
     (tmp_path / "bgr").mkdir()
     torch.save(content, tmp_path / "bgr" / "checkpoint.pth")
-    rgb, bgr = analyses([str(path), str(tmp_path / "bgr" / "checkpoint.pth")], str(toy / "crops"), PLAN)
+    rgb, bgr = analyze_checkpoints([str(path), str(tmp_path / "bgr" / "checkpoint.pth")], str(toy / "crops"), PLAN)
     for one, other in zip(rgb.terms, bgr.terms, strict=True):
         for bits in PLAN.widths:
             assert vars(one.terms[bits]) == pytest.approx(vars(other.terms[bits]), abs=1e-3)
 
 
 def test_views_follow_from_the_seed(toy):
-    way = recipe("digits", 16)
+    way = build_augmentation("digits", 16)
 
     def drawn(**changed):
         return [torch.cat(list(view)) for view in zip(*pairs(asked(toy), way, replace(PLAN, **changed)), strict=True)]
@@ -192,8 +199,8 @@ def test_views_follow_from_the_seed(toy):
 
 
 def test_a_map_follows_points_from_width_to_width(toy, tmp_path):
-    backbone = read_trained(saved(tmp_path)[1]).encoder.backbone
-    seen, way = open_images(str(toy / "crops")), recipe("digits", 16)
+    backbone = read_pretrained_method(saved(tmp_path)[1]).encoder.backbone
+    seen, way = open_images(str(toy / "crops")), build_augmentation("digits", 16)
     found = mapped(backbone, seen, asked(toy), way, IMAGENET, PLAN)
     assert list(found.places) == list(PLAN.widths)
     full, near, _, far = found.places.values()
@@ -211,7 +218,7 @@ def test_a_map_has_ten_classes_at_most(tmp_path):
             folder.mkdir(parents=True)
             for number in range(2):
                 Image.new("RGB", (16, 16), (20 * name, 40 * number, 0)).save(folder / f"{number}.png")
-    (found,) = analyses([saved(tmp_path)[1]], str(tmp_path / "data"), replace(PLAN, points=100))
+    (found,) = analyze_checkpoints([saved(tmp_path)[1]], str(tmp_path / "data"), replace(PLAN, points=100))
     assert sorted(set(found.map.labels.tolist())) == list(range(10))
     assert len(found.map.labels) == 20
 
@@ -224,7 +231,7 @@ def test_names_are_files_or_folders_and_apart():
         "c/ssql-1.pth",
         "é.pth",
     ]
-    assert names_of(paths) == ["ssql-1", "moco-v2-800ep", "ssql-1-2", "ssql-1-3", "checkpoint"]
+    assert name_checkpoints(paths) == ["ssql-1", "moco-v2-800ep", "ssql-1-2", "ssql-1-3", "checkpoint"]
 
 
 def test_the_command_writes_tables_pictures_and_a_page(toy, tmp_path, capsys):

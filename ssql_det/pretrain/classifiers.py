@@ -33,7 +33,7 @@ from ssql_det.pretrain.data import open_images
 from ssql_det.pretrain.features import Place, Seen, features, labelled
 from ssql_det.pretrain.optim import LARS
 from ssql_det.quant import Bits, Calibration, Quantization, Scheme, at_widths, quant_points
-from ssql_det.ssl.views import Recipe
+from ssql_det.ssl.augmentations import Augmentation
 
 NEIGHBOURS, TEMPERATURE = 20, 0.07
 _WIDE = 2048  # features of a ResNet of bottlenecks
@@ -79,7 +79,7 @@ class Protocol:
     """What is said of a linear probe; ``None``: as the protocol has it. ``cached_views`` of each image stand for all
     that the published one would make.
 
-    >>> Protocol("published", epochs=10).training(recipe("cifar"), 512)
+    >>> Protocol("published", epochs=10).training(build_augmentation("cifar"), 512)
     Training(optimizer='SGD', rate=30.0, batch=512, epochs=10, falls=(0.6, 0.8))
     """
 
@@ -96,14 +96,14 @@ class Protocol:
     def is_published(self) -> bool:
         return self.name == "published"
 
-    def training(self, recipe: Recipe, width: int) -> Training:
+    def training(self, recipe: Augmentation, width: int) -> Training:
         """Of a layer on features of this width."""
         training = FAST
         if self.is_published and recipe.name == "imagenet":
             training = Training("LARS", 2.4 if width >= _WIDE else 0.8, 2048, 60)
         return replace(training, epochs=self.epochs or training.epochs).at_batch(self.batch or training.batch)
 
-    def shown(self, recipe: Recipe) -> Recipe:
+    def shown(self, recipe: Augmentation) -> Augmentation:
         """The recipe with the protocol's frame and plain way; a recipe's look is not a probe's."""
         return _as_published(recipe) if self.is_published else recipe
 
@@ -203,21 +203,21 @@ def top1(layer: nn.Linear, asked: Tensor, truth: Tensor) -> float:
     return 100 * int((predicted == truth).sum()) / len(truth)
 
 
-def _as_published(recipe: Recipe) -> Recipe:
+def _as_published(recipe: Augmentation) -> Augmentation:
     size, name = recipe.size, recipe.name
     resampling = InterpolationMode.BICUBIC if name == "cifar" else InterpolationMode.BILINEAR
     least = 0.08 if name == "imagenet" else 0.8
     crop = v2.RandomResizedCrop(size, scale=(least, 1), ratio=(3 / 4, 4 / 3), interpolation=resampling)
     flips = [] if name == "digits" else [v2.RandomHorizontalFlip()]
-    recipe = replace(recipe, frame=v2.Compose([crop, *flips, v2.PILToTensor()]))
+    recipe = replace(recipe, image_transform=v2.Compose([crop, *flips, v2.PILToTensor()]))
     if name != "cifar":
         return recipe
     whole = v2.Resize(size * 8 // 7, interpolation=resampling)
-    return replace(recipe, plain=v2.Compose([whole, v2.CenterCrop(size), v2.PILToTensor()]))
+    return replace(recipe, test_transform=v2.Compose([whole, v2.CenterCrop(size), v2.PILToTensor()]))
 
 
 @dataclass(frozen=True)
-class Monitoring:
+class MonitorConfig:
     """The keys of ``MONITOR``: how often neighbours are asked, at which widths, and of which images."""
 
     period: int  # epochs
@@ -240,10 +240,10 @@ def spread(features: Tensor) -> float:
     return float(F.normalize(features.detach().float(), dim=1).std(dim=0).mean() * features.shape[1] ** 0.5)
 
 
-class Looks:
+class Monitor:
     """kNN accuracy of the frozen backbone at some bit-widths, now and then, by ``knn/4w4a``."""
 
-    def __init__(self, monitoring: Monitoring, recipe: Recipe, backbone: nn.Module) -> None:
+    def __init__(self, monitoring: MonitorConfig, recipe: Augmentation, backbone: nn.Module) -> None:
         self.period = monitoring.period
         self._widths, self._scheme = monitoring.widths, monitoring.scheme
         self._backbone, self._input = backbone, recipe.input

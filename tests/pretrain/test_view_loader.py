@@ -13,8 +13,8 @@ from torchvision.transforms import v2
 
 from ssql_det.core.errors import UserError
 from ssql_det.core.rng import derive_seed, seeded_rng
-from ssql_det.pretrain.data import Cached, Images, open_images
-from ssql_det.pretrain.stream import Batch, Tolerance, steps_per_epoch, training_batches
+from ssql_det.pretrain.data import CachedDataset, ImageDataset, open_images
+from ssql_det.pretrain.view_loader import BadImageCounter, Batch, build_view_loader, steps_per_epoch
 
 crop = v2.Compose([v2.RandomResizedCrop(8, scale=(0.2, 1)), v2.PILToTensor()])
 
@@ -42,11 +42,11 @@ class Painted:
 
 
 def painted(count, bad=()):
-    return Images("painted", tuple(f"image {index}" for index in range(count)), Painted(bad))
+    return ImageDataset("painted", tuple(f"image {index}" for index in range(count)), Painted(bad))
 
 
 def taken(images, count, frame=whole, size=4, seed=5, **more):
-    return list(itertools.islice(training_batches(images, frame, size, seed, **more), count))
+    return list(itertools.islice(build_view_loader(images, frame, size, seed, **more), count))
 
 
 def plain(batches):
@@ -88,7 +88,7 @@ def test_whoever_decodes_and_from_wherever_on_it_is_the_same_stream(first, worke
 
 
 def test_kept_images_give_the_same_stream(crops, stream):
-    assert plain(taken(Cached(crops), 30, crop, size=10)) == stream
+    assert plain(taken(CachedDataset(crops), 30, crop, size=10)) == stream
 
 
 def test_another_seed_gives_another_stream():
@@ -97,7 +97,7 @@ def test_another_seed_gives_another_stream():
 
 
 def test_what_is_drawn_meanwhile_does_not_matter(crops, stream):
-    batches = training_batches(crops, crop, 10, 5)
+    batches = build_view_loader(crops, crop, 10, 5)
     got = []
     for _ in range(6):
         disturb()
@@ -112,7 +112,7 @@ def test_a_far_batch_is_found_at_once():
         asked.append(index)
         return Painted()(index)
 
-    images = Images("painted", ("",) * 10, read)
+    images = ImageDataset("painted", ("",) * 10, read)
     [batch] = taken(images, 1, first=10**12 + 1)
     assert batch.positions == tuple(range(4 * 10**12 + 4, 4 * 10**12 + 8))
     assert asked == numbers(batch)
@@ -151,7 +151,7 @@ def test_an_image_has_new_views_each_time_it_comes():
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_global_generators_are_left_as_they_are(workers):
     before = generators()
-    batches = training_batches(painted(9), drawing, 4, 5, workers=workers)
+    batches = build_view_loader(painted(9), drawing, 4, 5, workers=workers)
     assert generators() == before
     for _ in range(5):
         next(batches)
@@ -221,7 +221,7 @@ def test_ranks_share_each_batch_in_their_order(world, first):
 )
 def test_a_batch_that_cannot_be_is_refused_before_any_image_is_asked_for(size, world, message):
     with pytest.raises(UserError, match=message):
-        training_batches(painted(11), whole, size, 0, world=world)
+        build_view_loader(painted(11), whole, size, 0, world=world)
 
 
 # ---- bad images ----------------------------------------------------------------------------------------------------
@@ -288,7 +288,7 @@ def batch_of(*bad):
 
 
 def test_each_bad_image_is_named_once_and_counted(caplog):
-    tolerance = Tolerance(2)
+    tolerance = BadImageCounter(2)
     with caplog.at_level(logging.WARNING, "ssql_det"):
         for bad in ((), ("a.jpg",), ("a.jpg", "b\n.jpg"), ("b\n.jpg", "a.jpg")):
             tolerance.take(batch_of(*bad))
@@ -301,7 +301,7 @@ def test_each_bad_image_is_named_once_and_counted(caplog):
 
 @pytest.mark.parametrize("most", [0, 1, 3])
 def test_more_bad_images_than_the_limit_end_the_run(most, caplog):
-    tolerance = Tolerance(most)
+    tolerance = BadImageCounter(most)
     tolerance.take(batch_of(*(f"{index}.jpg" for index in range(most))))
     with pytest.raises(UserError) as stop:
         tolerance.take(batch_of("last.jpg", "later.jpg"))

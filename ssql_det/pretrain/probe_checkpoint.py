@@ -16,10 +16,19 @@ from ssql_det.core.devices import resolve_device
 from ssql_det.core.errors import UserError
 from ssql_det.core.rows import Protocol as RowProtocol
 from ssql_det.core.rows import Row, timestamp
-from ssql_det.pretrain.checkpoint import Pretrained, read_backbone
-from ssql_det.pretrain.data import Cached, open_images
-from ssql_det.pretrain.features import MOST_BYTES, Augmented, Labelled, anew, chosen, features, kept, labelled
-from ssql_det.pretrain.probe import Protocol, Training, knn, linear, linear_of_views
+from ssql_det.pretrain.checkpoint import PretrainedBackbone, read_backbone
+from ssql_det.pretrain.classifiers import Protocol, Training, knn, linear, linear_of_views
+from ssql_det.pretrain.data import CachedDataset, open_images
+from ssql_det.pretrain.features import (
+    MOST_BYTES,
+    AugmentedImages,
+    LabelledImages,
+    anew,
+    chosen,
+    features,
+    kept,
+    labelled,
+)
 from ssql_det.quant import (
     Bits,
     Calibration,
@@ -31,14 +40,14 @@ from ssql_det.quant import (
     quant_points,
 )
 from ssql_det.quant.scheme import RE_ESTIMATED
-from ssql_det.ssl.views import Recipe, recipe
+from ssql_det.ssl.augmentations import Augmentation, build_augmentation
 
 _logger = logging.getLogger(__name__)
 _TOGETHER = 64  # images in a batch that norms are estimated from
 
 
 @dataclass(frozen=True)
-class Plan:
+class ProbeSettings:
     """What of a probe is not the backbone and the data. What has no default here has one in the command."""
 
     kinds: tuple[str, ...]
@@ -63,9 +72,9 @@ class Plan:
 class _Shown:
     """Images as they are shown to a backbone. Where a layer is trained on views that differ, ``seen`` may be few."""
 
-    seen: Labelled
-    asked: Labelled
-    views: Augmented | None
+    seen: LabelledImages
+    asked: LabelledImages
+    views: AugmentedImages | None
 
     @property
     def counts(self) -> dict[str, int]:
@@ -73,10 +82,12 @@ class _Shown:
         return {"train_images": len(train), "val_images": len(self.asked.labels)}
 
 
-def probed(checkpoint: str, data: str, bits: str, shown: str, plan: Plan, there: Sequence[Row] = ()) -> Iterator[Row]:
+def probe_checkpoint(
+    checkpoint: str, data: str, bits: str, shown: str, plan: ProbeSettings, there: Sequence[Row] = ()
+) -> Iterator[Row]:
     """A row for each of the bits; of ``there`` where one answers the same question.
 
-    >>> for row in probed("ssql.pth", "toy/crops", "FP,4w4a,2w4a", "digits", Plan(("knn", "linear"), 0, "cuda", 4)):
+    >>> for row in probe_checkpoint("ssql.pth", "toy/crops", "FP,4w4a,2w4a", "digits", ProbeSettings(("knn", "linear"), 0, "cuda", 4)):
     ...     print(row.bits, row.metrics)
     """
     widths = parse_widths(bits)
@@ -84,7 +95,7 @@ def probed(checkpoint: str, data: str, bits: str, shown: str, plan: Plan, there:
     backbone, source = pretrained.backbone, pretrained.source
     _logger.info("%s: %s, %s", source.name, pretrained.network, describe_branch(pretrained.facts, source))
     backbone.module.eval().to(resolve_device(plan.device, "--device"))
-    way = plan.protocol.shown(recipe(shown or shown_to(pretrained.network), plan.size))
+    way = plan.protocol.shown(build_augmentation(shown or default_recipe(pretrained.network), plan.size))
     training = plan.protocol.training(way, backbone.width)
     images = _opened(data, way, backbone.width, plan)
     if plan.scheme.norms == RE_ESTIMATED and len(images.seen.labels) < 2:
@@ -94,20 +105,20 @@ def probed(checkpoint: str, data: str, bits: str, shown: str, plan: Plan, there:
     yield from _rows(pretrained, images, training, widths, plan, protocol, there)
 
 
-def shown_to(network: str) -> str:
+def default_recipe(network: str) -> str:
     """The recipe of images that a network is for, by its name."""
     if network.startswith("cifar_"):
         return "cifar"
     return "digits" if network == "narrow_resnet" else "imagenet"
 
 
-def _opened(data: str, way: Recipe, width: int, plan: Plan) -> _Shown:
+def _opened(data: str, way: Augmentation, width: int, plan: ProbeSettings) -> _Shown:
     train, test = (open_images(data, split) for split in ("train", "val"))
     order, views = chosen(train, plan.most, plan.seed), None
     enough = len(order)
     if plan.protocol.is_published:
         _require_room(plan.protocol.cached_views or 0, 4 * width * len(order))
-        views = Augmented(Cached(train), order, way.frame, plan.seed, plan.workers)
+        views = AugmentedImages(CachedDataset(train), order, way.image_transform, plan.seed, plan.workers)
         enough = enough if "knn" in plan.kinds else min(plan.calibration, enough)
     return _Shown(labelled(train, way, enough, plan.seed), labelled(test, way, plan.most, plan.seed), views)
 
@@ -119,11 +130,11 @@ def _require_room(views: int, size: int) -> None:
 
 
 def _rows(
-    pretrained: Pretrained,
+    pretrained: PretrainedBackbone,
     shown: _Shown,
     training: Training,
     widths: Sequence[Bits],
-    plan: Plan,
+    plan: ProbeSettings,
     protocol: RowProtocol,
     there: Sequence[Row],
 ) -> Iterator[Row]:
@@ -172,7 +183,9 @@ def _unanswered(row: Row, asked: Row) -> Row:
     return replace(row, metrics={}, seconds=0.0, time=asked.time, versions=asked.versions, schema=asked.schema)
 
 
-def _accuracies(backbone: nn.Module, images: Input, shown: _Shown, training: Training, plan: Plan) -> dict[str, float]:
+def _accuracies(
+    backbone: nn.Module, images: Input, shown: _Shown, training: Training, plan: ProbeSettings
+) -> dict[str, float]:
     """Of the backbone as it is at this moment."""
     known, other = (features(backbone, each.batches(images)) for each in (shown.seen, shown.asked))
     labels, truth, views = shown.seen.labels, shown.asked.labels, shown.views
