@@ -19,7 +19,7 @@ import torch
 from timing import alternate, report
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from minid2 import detectors, modules, parts
+from support.minid2 import detectors, modules, parts
 
 MODELS = ("R18-C4", "Mask R50-FPN")
 SIZE = (480, 640)

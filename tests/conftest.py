@@ -35,13 +35,14 @@ def toy(tmp_path_factory):
 @pytest.fixture(scope="session")
 def in_process(toy):
     """Runs a command of ssql-det in a process of its own or in several, which may be killed; see ``process_server``."""
-    env = {**os.environ, "DETECTRON2_DATASETS": str(toy), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    env = {"DETECTRON2_DATASETS": str(toy), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path}
     server = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("process_server.py"))],
+        [sys.executable, "-m", "support.process_server"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env=env,
+        env=os.environ | env,
     )
 
     def run(arguments, log, **how):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from local_group import write_local_ranks
+from support.local_group import write_local_ranks
 
 from ssql_det import d2
 from ssql_det.core.distributed import launch

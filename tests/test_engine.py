@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from toy_names import toy_names_at
+from support.toy_datasets import toy_names_at
 
 from ssql_det import d2
 

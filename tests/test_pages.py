@@ -10,8 +10,8 @@ import os
 import re
 
 import pytest
-from convert.foreign import write_source
-from pages import ROOT, at, called, check_link, commands, links, parser_of, python_blocks
+from support.convert.checkpoints import write_source
+from support.pages import ROOT, at, called, check_link, commands, links, parser_of, python_blocks
 from torch.distributed.run import get_args_parser
 
 from ssql_det import d2

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from detect.making import C4, CONFIGS, tiny
+from support.detect.configs import C4, CONFIGS, tiny
 
 from ssql_det.core import rows
 from ssql_det.core.unpickler import read_tensors

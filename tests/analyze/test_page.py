@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from analyze.making import CLASSES, WIDTHS, an_analysis
-from reproduce.folders import checked, tables
+from support.analyze.analyses import CLASSES, WIDTHS, an_analysis
+from support.reproduce.folders import checked, tables
 
 from ssql_det.analyze.analysis import Map, group_terms_by_features
 from ssql_det.analyze.drawing import drawn

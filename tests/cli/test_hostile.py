@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from cli.hostile import (
+from support.cli.hostile import (
     EARLIER,
     TRICKS,
     Place,
@@ -53,8 +53,8 @@ from cli.hostile import (
     truncated,
     weights,
 )
-from detect.making import C4, CONFIGS, FPN, as_file
-from toy_names import toy_names_at
+from support.detect.configs import C4, CONFIGS, FPN, as_file
+from support.toy_datasets import toy_names_at
 
 from ssql_det.backbones import build_backbone
 from ssql_det.cli.main import COMMANDS, main

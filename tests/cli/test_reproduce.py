@@ -6,8 +6,8 @@ import shutil
 from collections import namedtuple
 
 import pytest
-from refusals import refused
-from reproduce.making import ROOT, plan_of
+from support.refusals import refused
+from support.reproduce.plans import ROOT, plan_of
 
 from ssql_det.cli import reproduce
 from ssql_det.cli.main import main, make_parser

@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from convert.foreign import backbone, classifier, config, detectron2_names, network, pickled, uncounted
+from support.convert.checkpoints import backbone, classifier, config, detectron2_names, network, pickled, uncounted
 
 from ssql_det import d2
 from ssql_det.convert import IMAGENET, MSRA, config_lines, load_backbone, read, write

@@ -18,7 +18,7 @@ import pytest
 import safetensors.torch
 import torch
 import torchvision
-from convert.forging import (
+from support.convert.crafted_checkpoints import (
     FILES,
     WRITERS,
     Claimed,
@@ -33,7 +33,7 @@ from convert.forging import (
     pickled,
     state,
 )
-from core.forge import archive, legacy
+from support.core.crafted_pickles import archive, legacy
 
 from ssql_det.convert import MSRA, check_output, read, write
 from ssql_det.core.errors import UserError

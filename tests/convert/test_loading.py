@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from convert.forging import made, state
+from support.convert.crafted_checkpoints import made, state
 from torch import nn
 
 from ssql_det import d2

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from convert.foreign import ARCHS, SOURCES, backbone, detector_states, same, uncounted, write_source
+from support.convert.checkpoints import ARCHS, SOURCES, backbone, detector_states, same, uncounted, write_source
 
 from ssql_det.convert import IMAGENET, MSRA, Checkpoint, Facts, Input, architecture, read, write, writers
 from ssql_det.core.errors import UserError

@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from convert.forging import as_arrays, made, pickled, state
+from support.convert.crafted_checkpoints import as_arrays, made, pickled, state
 from torch import nn
 
 from ssql_det.convert import (

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from convert.foreign import (
+from support.convert.checkpoints import (
     backbone,
     detector,
     detectron2_names,
@@ -58,7 +58,7 @@ def folder(tmp_path_factory):
         jobs.append((f"{name} {kind}", f"{name}.pkl", "resnet50", kind))
     (folder / "jobs.json").write_text(json.dumps(jobs))
     environment = {**os.environ, "SSQL_DET_ENGINE": "detectron2"}
-    command = [sys.executable, "-m", "convert.real_worker", str(folder)]
+    command = [sys.executable, "-m", "support.convert.detectron2_loader", str(folder)]
     subprocess.run(command, cwd=HERE.parent, env=environment, check=True)
     return folder
 

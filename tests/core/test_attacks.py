@@ -10,7 +10,7 @@ import tarfile
 
 import pytest
 import torch
-from core.forge import archive, called, given, legacy, name, program, read_bytes, value
+from support.core.crafted_pickles import archive, called, given, legacy, name, program, read_bytes, value
 from torch import nn
 
 from ssql_det.core.errors import UserError

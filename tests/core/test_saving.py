@@ -5,7 +5,7 @@ from collections import OrderedDict
 
 import pytest
 import torch
-from core.test_unpickler import same
+from support.core.comparison import same
 from torch import nn
 
 from ssql_det.core.tensor_files import save_tensors

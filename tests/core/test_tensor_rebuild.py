@@ -4,7 +4,7 @@ import struct
 
 import numpy as np
 import pytest
-from core.forge import archive, array, called, dtype, given, legacy, name, program, read_bytes, value
+from support.core.crafted_pickles import archive, array, called, dtype, given, legacy, name, program, read_bytes, value
 
 from ssql_det.core.errors import UserError
 

@@ -11,7 +11,8 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from core.forge import archive, called, name, program, read_bytes, value
+from support.core.comparison import same
+from support.core.crafted_pickles import archive, called, name, program, read_bytes, value
 from torch import nn
 
 from ssql_det.core.errors import UserError
@@ -33,23 +34,6 @@ def written_and_read(content, path, write):
 
 
 # ---------------------------------------------------------------- good files
-
-
-def same(read, written):
-    """Whether type, layout and every bit agree, all the way down."""
-    if type(read) is not type(written):
-        return False
-    if isinstance(written, torch.Tensor):
-        facts = [(tensor.dtype, tensor.shape, tensor.stride(), tensor.requires_grad) for tensor in (read, written)]
-        return facts[0] == facts[1] and torch.equal(read, written)
-    if isinstance(written, (np.ndarray, np.generic)):
-        native = [array.dtype.newbyteorder("=") for array in (read, written)]  # NumPy turns some arrays when it reads
-        return native[0] == native[1] and read.shape == written.shape and np.array_equal(read, written)
-    if isinstance(written, dict):
-        return list(read) == list(written) and all(same(read[key], written[key]) for key in written)
-    if isinstance(written, (list, tuple)):
-        return len(read) == len(written) and all(map(same, read, written))
-    return read == written
 
 
 def tensors():

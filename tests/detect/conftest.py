@@ -1,8 +1,8 @@
 import pytest
 import torch
-from detect.making import C4, config
-from detect.sweeps import swept
-from toy_names import toy_names_at
+from support.detect.configs import C4, config
+from support.detect.sweeps import swept
+from support.toy_datasets import toy_names_at
 
 from ssql_det.detect.train import train
 
@@ -26,7 +26,7 @@ def in_two(in_process, tmp_path_factory):
     def run(work, *more, processes=2, folder=None):
         folder = folder or tmp_path_factory.mktemp(work)
         done = in_process(
-            [folder, *more], folder / "log", work=f"detect.two_processes:{work}", processes=processes, seconds=300
+            [folder, *more], folder / "log", work=f"support.detect.processes:{work}", processes=processes, seconds=300
         )
         assert done["status"] == 0, (folder / "log").read_text()
         return folder

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from detect.making import C4, CONFIGS, FPN, as_given, config, pictures, unsettled
+from support.detect.configs import C4, CONFIGS, FPN, as_given, config, pictures, unsettled
 from torch import nn
 
 from ssql_det.backbones import build_backbone

@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from detect.making import CONFIGS, FPN, tiny
-from refusals import refused
+from support.detect.configs import CONFIGS, FPN, tiny
+from support.refusals import refused
 
 from ssql_det.cli.main import main
 from ssql_det.core import rows

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from detect.sweeps import swept
+from support.detect.sweeps import swept
 
 from ssql_det.d2 import DatasetMapper
 from ssql_det.detect.evaluation_data import CachedLoader

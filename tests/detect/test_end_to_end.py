@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from detect.making import C4, CONFIGS, FPN, pairs
+from support.detect.configs import C4, CONFIGS, FPN, pairs
 
 from ssql_det.cli.main import main
 from ssql_det.core import rows

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from detect.making import C4, CONFIGS, FPN, config, tiny, unsettled
+from support.detect.configs import C4, CONFIGS, FPN, config, tiny, unsettled
 
 from ssql_det.detect.detector import build_detector
 

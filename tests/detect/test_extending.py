@@ -9,9 +9,9 @@ import time
 
 import pytest
 import torch
-from detect.sweeps import command
-from pages import ROOT, commands, python_blocks
 from safetensors import safe_open
+from support.detect.sweeps import command
+from support.pages import ROOT, commands, python_blocks
 
 PAGE = ROOT / "docs/extending.md"
 OF_DETECTORS = """

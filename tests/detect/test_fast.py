@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from detect.making import C4, FPN, choosing_in_float32, config, pictures, unsettled
+from support.detect.configs import C4, FPN, choosing_in_float32, config, pictures, unsettled
 from torch import nn
 
 from ssql_det.d2 import FrozenBatchNorm2d

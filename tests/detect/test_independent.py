@@ -4,8 +4,8 @@ import functools
 
 import pytest
 import torch
-from detect.detector_by_hand import Observer, Quantizer, by_hand, with_weights_on_grid
-from detect.making import C4, FPN, choosing_in_float32, config, pictures, unsettled
+from support.detect.configs import C4, FPN, choosing_in_float32, config, pictures, unsettled
+from support.detect.detector_by_hand import Observer, Quantizer, by_hand, with_weights_on_grid
 
 from ssql_det.detect import detector_points
 from ssql_det.detect.detector import build_detector

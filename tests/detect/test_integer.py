@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from detect.making import C4, FPN, config
+from support.detect.configs import C4, FPN, config
 
 from ssql_det.core.errors import UserError
 from ssql_det.detect import detector_points

@@ -1,8 +1,8 @@
 """Micro-batches: a batch that goes through the network in parts, and has the gradient of the whole."""
 
 import pytest
-from detect.making import C4, config
-from detect.runs import farthest, first_gradients, sampling_the_first
+from support.detect.configs import C4, config
+from support.detect.training_runs import farthest, first_gradients, sampling_the_first
 
 from ssql_det.core.errors import UserError
 from ssql_det.d2 import get_detection_dataset_dicts

@@ -5,8 +5,8 @@ import json
 import logging
 
 import pytest
-from detect.runs import numbers
-from detect.sweeps import PLAN, swept
+from support.detect.sweeps import PLAN, swept
+from support.detect.training_runs import numbers
 
 from ssql_det.core import rows
 from ssql_det.core.errors import UserError

@@ -1,8 +1,8 @@
 """A quantizer that a module outside the package registers goes the whole way: no other file knows it."""
 
-import outside
 import torch
-from detect.sweeps import command
+from support import custom_quantizer
+from support.detect.sweeps import command
 
 from ssql_det.backbones import build_backbone
 from ssql_det.cli.main import main
@@ -19,7 +19,7 @@ def sums(quantization):
 
 
 def test_it_is_calibrated_saved_and_loaded(tmp_path):
-    quantization = outside.calibrated(IMAGES.split(2))
+    quantization = custom_quantizer.calibrated(IMAGES.split(2))
     quantization.save(tmp_path / "q.safetensors")
     again = Quantization.load(tmp_path / "q.safetensors", quantization.model)
     assert str(again.scheme) == "act=sigmas"  # three is its default
@@ -31,16 +31,16 @@ def test_it_is_calibrated_saved_and_loaded(tmp_path):
 
 
 def test_two_processes_are_one(tmp_path):
-    launch(outside.calibrate_share, IMAGES, tmp_path, processes=2)
-    whole = outside.calibrated(IMAGES.split(1))
+    launch(custom_quantizer.calibrate_share, IMAGES, tmp_path, processes=2)
+    whole = custom_quantizer.calibrated(IMAGES.split(1))
     for rank in range(2):
-        half = Quantization.load(tmp_path / f"{rank}.safetensors", outside.network())
+        half = Quantization.load(tmp_path / f"{rank}.safetensors", custom_quantizer.network())
         torch.testing.assert_close(sums(half), sums(whole), rtol=1e-12, atol=1e-12)
 
 
 def test_it_is_swept_drawn_and_put_in_tables(learned, toy, tmp_path, capsys):
     out = tmp_path / "sweep"
-    main(command(learned, out, "--scheme", outside.SCHEME, bits="FP,4"))
+    main(command(learned, out, "--scheme", custom_quantizer.SCHEME, bits="FP,4"))
     main(command(learned, tmp_path / "minmax", bits="FP,4"))
     found = rows.read_rows(out / "results.jsonl")
     assert {row.scheme for row in found} == {"act=sigmas"}
@@ -58,6 +58,6 @@ def test_it_is_probed(toy, tmp_path):
     torch.manual_seed(0)
     backbone = build_backbone("narrow_resnet").module
     write(Checkpoint(architecture_of(backbone), backbone.state_dict()), tmp_path / "b.pth", "ssql_det")
-    given = ["--checkpoint", str(tmp_path / "b.pth"), "--data", str(toy / "crops"), "--scheme", outside.SCHEME]
+    given = ["--checkpoint", str(tmp_path / "b.pth"), "--data", str(toy / "crops"), "--scheme", custom_quantizer.SCHEME]
     main(["probe", "knn", *given, "--bits", "FP,4", "--out", str(tmp_path / "rows.jsonl")])
     assert {row.scheme for row in rows.read_rows(tmp_path / "rows.jsonl")} == {"act=sigmas"}

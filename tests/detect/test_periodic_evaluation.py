@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from detect.making import C4, LAST, config
-from detect.runs import LOOKING, final, same, stopped_in_step
+from support.detect.configs import C4, LAST, config
+from support.detect.training_runs import LOOKING, final, same, stopped_in_step
 
 from ssql_det.core import rows
 from ssql_det.core.errors import UserError

@@ -1,7 +1,7 @@
 """The points of a detector, written out."""
 
 import pytest
-from detect.making import C4, FPN, config
+from support.detect.configs import C4, FPN, config
 
 from ssql_det.core.errors import UserError
 from ssql_det.detect import detector_points

@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from detect.making import C4, CONFIGS, FPN, config, tiny, unsettled
 from pycocotools import mask as coco_mask
+from support.detect.configs import C4, CONFIGS, FPN, config, tiny, unsettled
 
 from ssql_det.cli.main import main
 from ssql_det.cli.predict import _split

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from detect.making import C4, CONFIGS, FPN, config, tiny, unsettled
-from detect.runs import LOOKING, arguments, ends_as, numbers
-from kills import kill_until_done
-from refusals import refused
+from support.detect.configs import C4, CONFIGS, FPN, config, tiny, unsettled
+from support.detect.training_runs import LOOKING, arguments, ends_as, numbers
+from support.kills import kill_until_done
+from support.refusals import refused
 
 import ssql_det
 from ssql_det.core import rows

@@ -12,8 +12,8 @@ from urllib.parse import urlparse
 import pytest
 import torch
 import torchvision
-from detect.making import CONFIGS, as_given
-from reproduce.making import ROOT, plan_of
+from support.detect.configs import CONFIGS, as_given
+from support.reproduce.plans import ROOT, plan_of
 from torch import nn
 
 from ssql_det.cli.main import make_parser

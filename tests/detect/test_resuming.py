@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 import torch
-from detect.making import C4, PERIOD, config
-from detect.runs import StoppedError, arguments, curves, ends_as, final, same, stopped_in_step
-from kills import kill_until_done
+from support.detect.configs import C4, PERIOD, config
+from support.detect.training_runs import StoppedError, arguments, curves, ends_as, final, same, stopped_in_step
+from support.kills import kill_until_done
 
 from ssql_det.core.errors import UserError
 from ssql_det.core.files import sha256

@@ -5,10 +5,10 @@ import json
 import cv2
 import numpy as np
 import pytest
-from detect.making import C4, CONFIGS, config, tiny
-from detect.runs import numbers
-from detect.sweeps import MANY, command, swept
-from refusals import refused
+from support.detect.configs import C4, CONFIGS, config, tiny
+from support.detect.sweeps import MANY, command, swept
+from support.detect.training_runs import numbers
+from support.refusals import refused
 
 from ssql_det.cli.main import main
 from ssql_det.core import rows

@@ -5,7 +5,7 @@ from fnmatch import fnmatchcase
 
 import pytest
 import torch
-from detect.making import C4, CONFIGS, FPN, config, pictures, tiny, unsettled
+from support.detect.configs import C4, CONFIGS, FPN, config, pictures, tiny, unsettled
 
 from ssql_det.cli.main import main
 from ssql_det.detect.detector import build_detector

@@ -5,8 +5,8 @@ import re
 
 import pytest
 import torch
-from detect import two_processes
-from detect.runs import farthest, first_gradients, same
+from support.detect import processes as two_processes
+from support.detect.training_runs import farthest, first_gradients, same
 
 from ssql_det.core.rng import seed_all
 from ssql_det.detect import train as training

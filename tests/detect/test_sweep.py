@@ -7,11 +7,11 @@ import json
 
 import pytest
 import torch
-from detect.making import C4, config
-from detect.runs import numbers
-from detect.sweeps import MANY, PLAN, TEST, command, swept
-from refusals import refused
 from safetensors.torch import load_file
+from support.detect.configs import C4, config
+from support.detect.sweeps import MANY, PLAN, TEST, command, swept
+from support.detect.training_runs import numbers
+from support.refusals import refused
 
 from ssql_det.cli.main import main
 from ssql_det.core import rows

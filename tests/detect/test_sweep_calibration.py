@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from detect.making import C4, config
-from detect.runs import numbers
-from detect.sweeps import MANY, command, swept
-from refusals import refused
+from support.detect.configs import C4, config
+from support.detect.sweeps import MANY, command, swept
+from support.detect.training_runs import numbers
+from support.refusals import refused
 
 from ssql_det.core.errors import UserError
 from ssql_det.detect.detector import load_trained_detector

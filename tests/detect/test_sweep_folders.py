@@ -4,9 +4,9 @@ import itertools
 
 import pytest
 import torch
-from detect.runs import numbers
-from detect.sweeps import PLAN, TEST, command, swept
-from kills import kill_until_done
+from support.detect.sweeps import PLAN, TEST, command, swept
+from support.detect.training_runs import numbers
+from support.kills import kill_until_done
 
 from ssql_det import d2
 from ssql_det.core import rows

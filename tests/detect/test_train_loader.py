@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from detect.making import C4, FPN, config
+from support.detect.configs import C4, FPN, config
 
 from ssql_det import d2
 from ssql_det.core.errors import UserError

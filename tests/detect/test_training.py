@@ -7,9 +7,9 @@ import shutil
 import pytest
 import torch
 import yaml
-from detect.making import C4, FPN, LAST, config
-from detect.runs import arguments, final, same
-from refusals import refused
+from support.detect.configs import C4, FPN, LAST, config
+from support.detect.training_runs import arguments, final, same
+from support.refusals import refused
 from torch import nn
 
 from ssql_det.backbones import build_backbone

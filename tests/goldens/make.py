@@ -12,7 +12,7 @@ DUMP = "import sys; from detectron2.config import get_cfg; open(sys.argv[1], 'w'
 
 if __name__ == "__main__":
     subprocess.run([sys.executable, "-c", DUMP, GOLDENS / "default_config.yaml"], check=True)
-    ask = [sys.executable, "-m", "minid2.ask", "detectron2", GOLDENS / "answers.npz"]
+    ask = [sys.executable, "-m", "support.minid2.ask", "detectron2", GOLDENS / "answers.npz"]
     subprocess.run(ask, cwd=GOLDENS.parent, check=True)
     for record in sorted(GOLDENS.iterdir()):
         print(f"{record.name}: {record.stat().st_size / 1e3:.0f} kB")

@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from minid2 import judging_worker
-from minid2.judged_data import (
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from support.minid2 import judging_worker
+from support.minid2.judged_data import (
     CLASSES,
     DETECTIONS,
     HEIGHT,
@@ -25,8 +27,6 @@ from minid2.judged_data import (
     write_coco,
     write_voc,
 )
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from ssql_det.core.distributed import launch
 from ssql_det.minid2.evaluation import (

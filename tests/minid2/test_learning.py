@@ -7,7 +7,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from minid2.learning import toy
+from support.minid2.learning import toy
 from torch import nn
 
 from ssql_det.core.errors import UserError

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from minid2.layouts import CLASSES, picture, write_coco, write_voc
 from PIL import Image
+from support.minid2.layouts import CLASSES, picture, write_coco, write_voc
 
 from ssql_det.minid2 import data
 from ssql_det.minid2.config import get_cfg

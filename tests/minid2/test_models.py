@@ -7,9 +7,9 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from minid2.detectors import FEW, NORMED, REFERENCES, build, full_config, inputs
-from minid2.modules import SIZES, nms_of_doubles, seed_weights, small_config
-from minid2.parts import POLYGONS, random_boxes, tensor
+from support.minid2.detectors import FEW, NORMED, REFERENCES, build, full_config, inputs
+from support.minid2.modules import SIZES, nms_of_doubles, seed_weights, small_config
+from support.minid2.parts import POLYGONS, random_boxes, tensor
 
 from ssql_det.minid2.layers import FrozenBatchNorm2d
 from ssql_det.minid2.modeling import build_backbone, build_model

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from minid2 import ask
+from support.minid2 import ask
 
 HERE = Path(__file__).parent
 GOLDEN = HERE.parent / "goldens/answers.npz"
@@ -75,7 +75,7 @@ def test_the_live_answers(tmp_path):
     answers = []
     for root in ("ssql_det.minid2", "detectron2"):
         path = tmp_path / f"{root}.npz"
-        subprocess.run([sys.executable, "-m", "minid2.ask", root, path, "--live"], cwd=HERE.parent, check=True)
+        subprocess.run([sys.executable, "-m", "support.minid2.ask", root, path, "--live"], cwd=HERE.parent, check=True)
         with np.load(path) as live:
             answers.append(dict(live))
     assert_equal(*answers)

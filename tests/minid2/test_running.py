@@ -12,8 +12,8 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from minid2 import running_worker
-from minid2.running import restored
+from support.minid2 import running_worker
+from support.minid2.running import restored
 
 from ssql_det.minid2.config import get_cfg
 from ssql_det.minid2.engine import default_argument_parser, default_setup, launch

@@ -5,9 +5,9 @@ Gradients of affine parameters are summed over the ranks: what DDP averages.
 
 import pytest
 import torch
-from minid2 import sync_norm_worker
-from minid2.modules import seed_weights
-from minid2.parts import tensor
+from support.minid2 import sync_norm_worker
+from support.minid2.modules import seed_weights
+from support.minid2.parts import tensor
 from torch import nn
 
 from ssql_det.core.distributed import launch

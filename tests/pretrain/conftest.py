@@ -1,5 +1,5 @@
 import pytest
-from pretrain.runs import StoppedError, config
+from support.pretrain.runs import StoppedError, config
 
 from ssql_det.pretrain.checkpoint import TrainingState
 from ssql_det.pretrain.loop import pretrain

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from convert.foreign import write_source
 from PIL import Image
-from refusals import refused
+from support.convert.checkpoints import write_source
+from support.refusals import refused
 
 import ssql_det
 from ssql_det.analyze.analysis import BACKBONE, LOSS

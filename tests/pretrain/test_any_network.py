@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pretrain.runs import config, content
-from refusals import refused
+from support.pretrain.runs import config, content
+from support.refusals import refused
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 

@@ -4,8 +4,8 @@ import logging
 
 import pytest
 import torch
-from pretrain.runs import config, content
-from refusals import refused
+from support.pretrain.runs import config, content
+from support.refusals import refused
 
 from ssql_det.cli.main import main
 from ssql_det.convert import read

@@ -4,8 +4,8 @@ import inspect
 
 import pytest
 import yaml
-from pretrain.runs import MINI, config, content, keys, same
-from refusals import refused
+from support.pretrain.runs import MINI, config, content, keys, same
+from support.refusals import refused
 
 from ssql_det.core.errors import UserError
 from ssql_det.pretrain.config import build_network, default_values, read_config

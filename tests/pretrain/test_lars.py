@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from pretrain.test_loop import MINI
+from support.pretrain.runs import MINI
 from torch import nn
 
 from ssql_det.core.errors import UserError

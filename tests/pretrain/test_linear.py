@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from refusals import refused
+from support.refusals import refused
 from torch import nn
 from torchvision import transforms as v1
 

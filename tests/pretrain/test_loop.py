@@ -6,9 +6,9 @@ from operator import attrgetter
 
 import pytest
 import torch
-from pretrain import two_processes
-from pretrain.runs import MINI, config, content, keys, same
-from refusals import refused
+from support.pretrain import processes as two_processes
+from support.pretrain.runs import MINI, config, content, keys, same
+from support.refusals import refused
 
 from ssql_det.cli.main import main
 from ssql_det.convert import read

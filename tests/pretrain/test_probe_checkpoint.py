@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from report.making import line
+from support.report.rows import line
 
 from ssql_det.cli.main import main
 from ssql_det.core import rows

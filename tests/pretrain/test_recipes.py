@@ -7,7 +7,7 @@ from collections import Counter
 from functools import cache
 
 import pytest
-from pretrain.test_loop import MINI
+from support.pretrain.runs import MINI
 from torch import nn
 
 from ssql_det.pretrain.config import build_metadata, build_network, read_config

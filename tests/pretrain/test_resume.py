@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 import torch
-from pretrain import two_processes
-from pretrain.runs import MINI, StoppedError, config, content, keys, same
+from support.pretrain import processes as two_processes
+from support.pretrain.runs import MINI, StoppedError, config, content, keys, same
 
 from ssql_det.core.config import read_saved_config
 from ssql_det.core.distributed import launch

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from by_hand import Pass, cosine_loss
-from methods import gradients, same, small, two_views
-from pretrain.runs import config, content
+from support.methods import gradients, same, small, two_views
+from support.methods_by_hand import Pass, cosine_loss
+from support.pretrain.runs import config, content
 from torch import nn
 
 from ssql_det.convert import read

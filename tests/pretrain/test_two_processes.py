@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from methods import KINDS, same
-from pretrain import two_processes
+from support.methods import KINDS, same
+from support.pretrain import processes as two_processes
 
 from ssql_det.core.distributed import launch
 from ssql_det.ssl.losses import unit_length

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from plain import Round, clamp
+from support.straight_through import Round, clamp
 
 from ssql_det.quant import choose_qparams, fake_quantize, fake_quantize_weight
 

@@ -7,7 +7,7 @@ import struct
 import pytest
 import torch
 import torchvision
-from networks import CifarResNet, PlainNet
+from support.networks import CifarResNet, PlainNet
 from torch import nn
 
 from ssql_det.core.errors import UserError

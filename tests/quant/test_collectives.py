@@ -1,8 +1,8 @@
 """What a step of SSQL costs beyond arithmetic: reads of tensors back to Python, and collectives."""
 
-import collectives_step
 import pytest
 import torch
+from support import collectives_step
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ssql_det.backbones import build_backbone

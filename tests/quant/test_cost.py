@@ -4,7 +4,7 @@ import pytest
 import torch
 import torchvision
 from fvcore.nn import FlopCountAnalysis
-from networks import CifarResNet, D2ResNet, PlainNet
+from support.networks import CifarResNet, D2ResNet, PlainNet
 
 from ssql_det.quant import Bits, profile_cost, quant_points
 

@@ -7,7 +7,7 @@ import timm
 import torch
 import torchvision
 from fvcore.nn import FlopCountAnalysis
-from networks import CifarResNet
+from support.networks import CifarResNet
 from torch import nn
 
 from ssql_det.core.errors import UserError

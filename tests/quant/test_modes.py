@@ -4,13 +4,13 @@ import copy
 from contextlib import nullcontext
 from functools import partial
 
-import ddp_step
 import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from networks import CifarResNet, D2ResNet, PlainNet
-from plain import Round, clamp
+from support import ddp_step
+from support.networks import CifarResNet, D2ResNet, PlainNet
+from support.straight_through import Round, clamp
 from torch import nn
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint

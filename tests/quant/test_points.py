@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch.fx
 import torchvision
-from networks import CifarResNet, D2ResNet, PlainNet
+from support.networks import CifarResNet, D2ResNet, PlainNet
 from torch import nn
 
 from ssql_det.core.errors import UserError

@@ -1,8 +1,8 @@
 """Pages as a browser shows them. Without Chromium these tests are skipped."""
 
 import pytest
-from report import chromium
-from report.pages import HOSTILE, PAGE, WIDTHS, hostile_page
+from support.report import chromium
+from support.report.pages import HOSTILE, PAGE, WIDTHS, hostile_page
 
 from ssql_det.report.as_html import as_html
 from ssql_det.report.charts import as_svg

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.font_manager import findfont
 from PIL import ImageFont
-from report.pages import CHART, HOSTILE, WIDTHS
+from support.report.pages import CHART, HOSTILE, WIDTHS
 
 from ssql_det.report.charts import Scale, as_svg, labels, round_ticks, width, wrapped
 from ssql_det.report.document import Chart, Curve

@@ -7,8 +7,8 @@ from importlib.resources import files
 
 import pytest
 from markdown_it import MarkdownIt
-from report.latex import grids
-from report.making import probe, row
+from support.report.latex import grids
+from support.report.rows import probe, row
 
 from ssql_det.report.as_csv import as_csv
 from ssql_det.report.as_latex import as_latex

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 from PIL import Image
-from report.pages import HOSTILE, PAGE, Tags, hostile_page, png
+from support.report.pages import HOSTILE, PAGE, Tags, hostile_page, png
 
 from ssql_det.report.as_html import as_html
 from ssql_det.report.document import Document, Heading, Picture, Table, Text

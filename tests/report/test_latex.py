@@ -5,9 +5,9 @@ import subprocess
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from report.latex import grids, words
-from report.making import probe, row
-from report.pages import HOSTILE, PAGE, hostile_page, png
+from support.report.latex import grids, words
+from support.report.pages import HOSTILE, PAGE, hostile_page, png
+from support.report.rows import probe, row
 
 from ssql_det.report.as_latex import as_latex
 from ssql_det.report.comparison import blocks_of

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
-from report.pages import HOSTILE, PAGE, Tags, hostile_page, png
+from support.report.pages import HOSTILE, PAGE, Tags, hostile_page, png
 
 from ssql_det.report.as_markdown import as_markdown, picture_files
 from ssql_det.report.document import Document, Folded, Heading, Items, Listing, Picture, Table, Text

@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from report.making import line, probe, protocol, row
+from support.report.rows import line, probe, protocol, row
 
 from ssql_det.cli.main import make_parser
 from ssql_det.core.rows import Calibration

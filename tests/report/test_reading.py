@@ -2,7 +2,7 @@ import dataclasses
 import json
 
 import pytest
-from report.making import line, probe, row
+from support.report.rows import line, probe, row
 
 from ssql_det.core import rows
 from ssql_det.core.errors import UserError

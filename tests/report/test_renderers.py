@@ -2,7 +2,7 @@ import csv
 import io
 
 import pytest
-from report.making import WIDTHS, row
+from support.report.rows import WIDTHS, row
 
 from ssql_det.cli.main import main
 from ssql_det.core.rows import Calibration, append_row

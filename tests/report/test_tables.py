@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from report.making import WIDTHS, cell, line, row
+from support.report.rows import WIDTHS, cell, line, row
 
 from ssql_det.core.errors import UserError
 from ssql_det.core.rows import Calibration

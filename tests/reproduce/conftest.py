@@ -1,7 +1,7 @@
 """What the tests of this folder share."""
 
 import pytest
-from reproduce.making import Fake
+from support.reproduce.plans import Fake
 
 from ssql_det.reproduce import runner
 

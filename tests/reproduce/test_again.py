@@ -1,6 +1,6 @@
 """Steps run once more: what is there is not done again, what changed is, with all behind it."""
 
-from reproduce.making import states
+from support.reproduce.plans import states
 
 
 def test_nothing_is_done_twice(fake):

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from reproduce.making import a_step, begun
+from support.reproduce.plans import a_step, begun
 
 from ssql_det.core.errors import UserError
 from ssql_det.reproduce.ledger import Ledger

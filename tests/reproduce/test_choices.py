@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from reproduce.making import ROOT, plan_of
+from support.reproduce.plans import ROOT, plan_of
 
 from ssql_det.core.errors import UserError
 from ssql_det.reproduce.presets import preset

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from reproduce.making import is_running, states
+from support.reproduce.plans import is_running, states
 
 from ssql_det.core.errors import UserError
 from ssql_det.reproduce import runner

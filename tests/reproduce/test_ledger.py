@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reproduce.making import a_step, begun
+from support.reproduce.plans import a_step, begun
 
 from ssql_det.core.errors import UserError
 from ssql_det.reproduce.ledger import Ledger, fingerprint

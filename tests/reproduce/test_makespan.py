@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from reproduce.making import a_step
+from support.reproduce.plans import a_step
 
 from ssql_det.reproduce.ledger import makespan, needed_by
 

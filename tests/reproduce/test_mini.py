@@ -9,9 +9,9 @@ import time
 from dataclasses import asdict
 
 import pytest
-from kills import after, kill_at, written
-from report.pages import Tags
-from reproduce.making import WIDTHS, at_work_in, ended, plan_of, started
+from support.kills import after, kill_at, written
+from support.report.pages import Tags
+from support.reproduce.plans import WIDTHS, at_work_in, ended, plan_of, started
 
 from ssql_det.core import rows
 from ssql_det.report.published import published_table

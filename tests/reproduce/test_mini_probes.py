@@ -5,9 +5,9 @@ import time
 from dataclasses import replace
 
 import pytest
-from kills import after, being_written, kill_at, written
-from report.pages import Tags
-from reproduce.making import at_work_in, ended, started
+from support.kills import after, being_written, kill_at, written
+from support.report.pages import Tags
+from support.reproduce.plans import at_work_in, ended, started
 
 from ssql_det.core import rows
 

@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 import pytest
-from report.pages import HOSTILE
-from reproduce.folders import checked, made_up, tables, texts
-from reproduce.making import ROOT, plan_of
+from support.report.pages import HOSTILE
+from support.reproduce.folders import checked, made_up, tables, texts
+from support.reproduce.plans import ROOT, plan_of
 
 from ssql_det.report.document import Folded, Heading, Items
 from ssql_det.reproduce.page import report, write_report, write_tables

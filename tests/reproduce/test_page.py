@@ -9,9 +9,9 @@ from xml.etree import ElementTree
 
 import pytest
 from PIL import Image
-from report.pages import Tags
-from reproduce.folders import IN_ROWS, NAMES, average_precision, checked, made_up, tables
-from reproduce.making import ROOT, WIDTHS
+from support.report.pages import Tags
+from support.reproduce.folders import IN_ROWS, NAMES, average_precision, checked, made_up, tables
+from support.reproduce.plans import ROOT, WIDTHS
 
 from ssql_det.analyze.page import read_terms
 from ssql_det.report.as_html import as_html

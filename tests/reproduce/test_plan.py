@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reproduce.making import ROOT, plan_of
+from support.reproduce.plans import ROOT, plan_of
 
 from ssql_det import d2
 from ssql_det.cli.main import make_parser

@@ -5,8 +5,8 @@ import statistics
 from collections import Counter
 
 import pytest
-from reproduce.folders import checked, made_up, tables, texts, top1
-from reproduce.making import ROOT, plan_of
+from support.reproduce.folders import checked, made_up, tables, texts, top1
+from support.reproduce.plans import ROOT, plan_of
 
 from ssql_det.core.errors import UserError
 from ssql_det.report.document import Folded, Heading, Picture

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from reproduce.making import Fake, states
+from support.reproduce.plans import Fake, states
 
 from ssql_det.reproduce import runner
 from ssql_det.reproduce.runner import DONE, FAILED, WAITED, environment, log_of

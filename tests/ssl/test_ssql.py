@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 import torch
-from by_hand import Pass, cosine_loss, statistics_after
-from methods import gradients, same, small, two_views
+from support.methods import gradients, same, small, two_views
+from support.methods_by_hand import Pass, cosine_loss, statistics_after
 
 from ssql_det.core.errors import UserError
 from ssql_det.quant import Bits, FixedBits, Quantization, SampledBits, Scheme

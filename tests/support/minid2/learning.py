@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from minid2 import running
-from minid2.modules import letters, seed_weights, small_config
-from minid2.parts import tensor
-from minid2.running import caught, lines, refused
+from support.minid2 import running
+from support.minid2.modules import letters, seed_weights, small_config
+from support.minid2.parts import tensor
+from support.minid2.running import caught, lines, refused
 from torch import nn
 
 from ssql_det.core.unpickler import read_tensors

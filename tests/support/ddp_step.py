@@ -1,11 +1,11 @@
 """A training step as SSQL makes it, for two processes: a file of its own, so that they can import it."""
 
 import torch
-from networks import CifarResNet
 from torch import nn
 
 from ssql_det.core.distributed import rank
 from ssql_det.quant import Bits, Quantization, Scheme
+from support.networks import CifarResNet
 
 
 class Step(nn.Module):

@@ -4,8 +4,8 @@ from contextlib import suppress
 from unittest.mock import patch
 
 import torch
-from methods import KINDS, small, two_views
-from pretrain.runs import StoppedError
+from support.methods import KINDS, small, two_views
+from support.pretrain.runs import StoppedError
 from torch import nn
 
 from ssql_det.backbones import Backbone

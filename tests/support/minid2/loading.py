@@ -14,9 +14,9 @@ from unittest import mock
 
 import numpy as np
 import torch
-from minid2.layouts import CLASSES, COUNT, picture, write_coco, write_voc
-from minid2.modules import letters, named
 from PIL import Image
+from support.minid2.layouts import CLASSES, COUNT, picture, write_coco, write_voc
+from support.minid2.modules import letters, named
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """Small sweeps, by a call and by the command."""
 
-from detect.making import C4, CONFIGS, config, tiny
+from support.detect.configs import C4, CONFIGS, config, tiny
 
 from ssql_det.detect.detector import load_trained_detector
 from ssql_det.detect.quantized_evaluation import QuantizationSettings

@@ -2,7 +2,7 @@
 
 As a program, so that each engine has a process of its own (in ``tests``)::
 
-    python -m minid2.ask detectron2 answers.npz [--live]
+    python -m support.minid2.ask detectron2 answers.npz [--live]
 
 ``--live`` adds what is too large to be recorded.
 """
@@ -12,7 +12,7 @@ import sys
 
 import numpy as np
 import torch
-from minid2 import detectors, judging, learning, loading, modules, parts, training
+from support.minid2 import detectors, judging, learning, loading, modules, parts, training
 
 # Of each kind of question, how far answers may differ, as a share of a tensor's largest magnitude.
 TOLERANCES = {

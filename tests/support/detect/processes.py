@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from detect.making import C4, FPN, choosing_in_float32, config
-from detect.runs import LOOKING, first_gradients, sampling_the_first, stopped_in_step
+from support.detect.configs import C4, FPN, choosing_in_float32, config
+from support.detect.training_runs import LOOKING, first_gradients, sampling_the_first, stopped_in_step
 
 from ssql_det.core.distributed import rank
 from ssql_det.d2 import get_detection_dataset_dicts

@@ -3,7 +3,7 @@
 import importlib
 
 import torch
-from minid2.modules import seed_weights
+from support.minid2.modules import seed_weights
 
 from ssql_det.core.distributed import rank
 

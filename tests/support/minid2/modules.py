@@ -8,7 +8,7 @@ from unittest import mock
 import numpy as np
 import torch
 import torchvision
-from minid2.parts import POLYGONS, random_boxes, tensor
+from support.minid2.parts import POLYGONS, random_boxes, tensor
 
 SIZES = [(61, 83), (64, 50)]
 

@@ -1,4 +1,4 @@
-"""What Detectron2's own loader makes of files: a program, ``python -m convert.real_worker FOLDER``, see test_real.
+"""What Detectron2's own loader reads from files: ``python -m support.convert.detectron2_loader FOLDER``.
 
 Of every job in ``jobs.json``, ``[name, file, arch, kind]``, the detector's state and what found no place.
 """
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import torch
-from convert.foreign import detector
+from support.convert.checkpoints import detector
 
 from ssql_det import d2
 

@@ -4,10 +4,10 @@ import itertools
 import json
 import re
 
-from analyze.making import an_analysis
 from markdown_it import MarkdownIt
-from report.pages import Tags, png
-from reproduce.making import plan_of
+from support.analyze.analyses import an_analysis
+from support.report.pages import Tags, png
+from support.reproduce.plans import plan_of
 
 from ssql_det.analyze.page import build_csv_files
 from ssql_det.core import rows

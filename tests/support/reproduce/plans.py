@@ -11,7 +11,7 @@ from ssql_det.reproduce.plan import make_plan
 from ssql_det.reproduce.presets import Choices, preset
 from ssql_det.reproduce.runner import run
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 WIDTHS = ("FP", "8w8a", "6w6a", "5w5a", "4w4a", "2w4a")  # of the toy presets
 
 

@@ -12,7 +12,7 @@ from unittest import mock
 
 import numpy as np
 import torch
-from minid2.judged_data import (
+from support.minid2.judged_data import (
     CLASSES,
     DETECTIONS,
     HALVES,
@@ -25,7 +25,7 @@ from minid2.judged_data import (
     write_coco,
     write_voc,
 )
-from minid2.modules import letters, named
+from support.minid2.modules import letters, named
 
 
 def as_arrays(results):

@@ -2,7 +2,8 @@
 
 import torch
 import torch.nn.functional as F
-from plain import Round, clamp
+
+from support.straight_through import Round, clamp
 
 
 def weight_on_grid(weight, bits):

@@ -6,7 +6,7 @@ one with ground truth, one without.
 
 import numpy as np
 import torch
-from minid2.modules import (
+from support.minid2.modules import (
     SIZES,
     described,
     gradients,
@@ -17,7 +17,7 @@ from minid2.modules import (
     small_config,
     truths,
 )
-from minid2.parts import tensor
+from support.minid2.parts import tensor
 
 
 def full_config(engine, name, *keys):

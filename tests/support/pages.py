@@ -19,7 +19,7 @@ from urllib.parse import unquote
 
 from ssql_det.cli.main import COMMANDS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PYTHON = ("python", "py")
 QUIET = ("", "text", "console", "yaml", "json", "html")  # any other language is taken for a shell's, and judged as that
 FENCE = re.compile(r"\s*(`{3,}(?!.*`)|~{3,})\s*([\w-]*)")

@@ -3,8 +3,8 @@
 From a checkout of Detectron2, some files, or the folder, which stands for the tests of the parts that minid2 has; then
 what else pytest is to know::
 
-    python tests/minid2/upstream.py detectron2/tests -rs
-    python tests/minid2/upstream.py detectron2/tests/structures/test_boxes.py -k iou
+    python tests/support/minid2/upstream.py detectron2/tests -rs
+    python tests/support/minid2/upstream.py detectron2/tests/structures/test_boxes.py -k iou
 
 Whole modules that minid2 lacks are the checkout's, on minid2's parts. A test that uses a name which a module of
 minid2 leaves out is skipped, by that name; TorchScript and tracing, which it leaves out too, fail. Ends with pytest's

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from detect.making import C4, CONFIGS, tiny
+from support.detect.configs import C4, CONFIGS, tiny
 
 from ssql_det.core.unpickler import read_tensors
 from ssql_det.detect import train as training

@@ -3,7 +3,7 @@
 import importlib
 import json
 
-from minid2.judged_data import DETECTIONS, batches, judged, registered
+from support.minid2.judged_data import DETECTIONS, batches, judged, registered
 
 from ssql_det.core.distributed import rank
 

@@ -15,8 +15,8 @@ from unittest import mock
 
 import numpy as np
 import torch
-from minid2.modules import letters
-from minid2.parts import tensor
+from support.minid2.modules import letters
+from support.minid2.parts import tensor
 from torch import nn
 
 

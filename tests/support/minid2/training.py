@@ -4,8 +4,8 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from minid2.detectors import NORMED
-from minid2.modules import named, nms_of_doubles, seed_weights, small_config, told
+from support.minid2.detectors import NORMED
+from support.minid2.modules import named, nms_of_doubles, seed_weights, small_config, told
 
 from ssql_det.toydata.dataset import ToyDataSettings, make_toy_data
 from ssql_det.toydata.digits import CLASSES
