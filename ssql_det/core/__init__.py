@@ -1,19 +1,21 @@
-"""Floor 0: what every other floor stands on. One noun a file; import the file you need.
+"""Floor 0: what every other package uses. Import the file you need.
 
-=========== ==================================================================
-errors      a user's mistake: one sentence, exit code 2
-files       atomic writes, file hashes
-reader      the only way a checkpoint file is read; nothing in it is executed
-rebuild     arrays and tensors from what a pickle says about them, checked
-tensor_files tensors in files, the same bytes for the same content; safetensors
-rows        result rows: append-only, two writers, no torn line
-choices     random choices that follow from the seed and a sample's place, and generators' state
-devices     a GPU, or what is there
-config      YAML with ``_BASE_``, ``KEY VALUE`` overrides, typos answered
-ranks       one process or many: ``torchrun`` and ``--num-gpus`` meet here
-console     log lines, progress bars, tables
-writers     training curves as JSON lines and TensorBoard
-=========== ==================================================================
+================ ================================================================
+errors           user errors: one sentence and exit code 2
+files            atomic writes, temporary folders, file hashes
+unpickler        safe reading of ``.pth`` and ``.pkl`` files: no code in them runs
+tensor_rebuild   its arrays and tensors, with checked shapes and sizes
+tensor_files     reproducible ``torch.save``; safetensors files
+optimizer_state  loading and checking an optimizer's state
+rows             result rows in ``results.jsonl``
+rng              seeded generators, and saving and restoring their state
+devices          the device that a config names
+config           YAML configs: ``_BASE_``, ``KEY VALUE`` overrides, resuming
+registry         parts by name; plugins
+distributed      ``torchrun`` and ``--num-gpus``; collectives
+console          log lines, progress bars, tables
+scalar_writer    training curves as JSON lines and TensorBoard events
+================ ================================================================
 
-Nothing is imported here, so that ``errors`` costs no torch.
+Nothing is imported here, so that importing ``errors`` does not import torch.
 """

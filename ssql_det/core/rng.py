@@ -1,9 +1,7 @@
-"""Random choices that follow from the seed and the place of a sample, and the state of generators for all others.
+"""Random number generators: seeds derived from a sample's position, and saving and restoring generator state.
 
-So any run finds its place again: a resumed one, one with other workers, one that is spread over more processes.
-
->>> content["rng"] = gather_rng_states()  # into a checkpoint, on every rank
->>> restore_rng_state(content["rng"])  # out of it
+A sample's seed depends only on the run's seed and the sample's position, so a resumed run, or one with another number
+of workers or processes, draws the same random numbers for it.
 """
 
 from __future__ import annotations
@@ -22,32 +20,35 @@ from ssql_det.core.distributed import all_gather, rank
 
 
 def derive_seed(*parts: int | str) -> int:
-    """32 bits that depend on all parts, the same on every machine and in every version.
+    """A 32-bit seed from all parts, the same on every machine and in every version.
 
     >>> derive_seed(0, 17), derive_seed(0, 18)
-    (1231862990, 2863823384)
+    (3381194822, 2311754897)
     """
     return int.from_bytes(hashlib.sha256(" ".join(map(str, parts)).encode()).digest()[:4], "little")
 
 
 def seed_all(seed: int) -> None:
-    """Begin every generator of this process: Python's, NumPy's and torch's, on every device."""
-    for begin in (random.seed, np.random.seed, torch.manual_seed):
-        begin(seed)
+    """Seed Python's, NumPy's and torch's global generators, on every device."""
+    for seed_generator in (random.seed, np.random.seed, torch.manual_seed):
+        seed_generator(seed)
 
 
 @contextmanager
-def seeded_rng(*place: int | str) -> Iterator[None]:
-    """Inside, Python's, NumPy's and torch's generators are as the place alone makes them; afterwards as they were.
+def seeded_rng(*seed_parts: int | str) -> Iterator[None]:
+    """Seed Python's, NumPy's and torch's CPU generators from ``seed_parts``; on exit their state is restored.
 
-    >>> with seeded_rng(seed, position):
-    ...     view = augment(image)
+    >>> with seeded_rng(seed, "sample 17"):
+    ...     first = torch.rand(2)
+    >>> with seeded_rng(seed, "sample 17"):
+    ...     torch.equal(torch.rand(2), first)
+    True
     """
     before = RngState.capture(with_cuda=False)
-    drawn = derive_seed(*place)
-    random.seed(drawn)
-    np.random.seed(drawn)
-    torch.default_generator.manual_seed(drawn)
+    seed = derive_seed(*seed_parts)
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)
     try:
         yield
     finally:
@@ -56,7 +57,7 @@ def seeded_rng(*place: int | str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class RngState:
-    """Python's, NumPy's and torch's global generators (and this process's CUDA device's)."""
+    """State of Python's, NumPy's and torch's global generators, including the current CUDA device's."""
 
     python: tuple[Any, ...]
     numpy: tuple[Any, ...]
@@ -65,10 +66,10 @@ class RngState:
 
     @classmethod
     def capture(cls, with_cuda: bool = True) -> RngState:
-        """``with_cuda=False`` for worker processes, which may not touch the device."""
+        """``with_cuda=False`` is for data loader workers, which must not touch the device."""
         return cls(
             python=random.getstate(),
-            numpy=_plain(np.random.get_state(legacy=True)),
+            numpy=_to_plain_numbers(np.random.get_state(legacy=True)),
             cpu=torch.get_rng_state(),
             cuda=torch.cuda.get_rng_state() if with_cuda and torch.cuda.is_available() else None,
         )
@@ -82,17 +83,24 @@ class RngState:
 
 
 def gather_rng_states() -> list[dict[str, Any]]:
-    """The generators of all processes in plain containers, by rank."""
+    """The generator states of all ranks, in plain containers that a checkpoint can hold; call it on every rank."""
     return all_gather(vars(RngState.capture()))
 
 
 def restore_rng_state(states: Sequence[Mapping[str, Any]]) -> None:
-    """This process's of them. One that was not there before keeps the generators that it began with."""
+    """Restore this rank's generators. A rank that the saved run did not have keeps its current state.
+
+    >>> states = gather_rng_states()
+    >>> drawn = torch.rand(2)
+    >>> restore_rng_state(states)
+    >>> torch.equal(torch.rand(2), drawn)
+    True
+    """
     if rank() < len(states):
         RngState(**states[rank()]).restore()
 
 
-def _plain(state: Any) -> tuple[Any, ...]:
-    """NumPy's state in numbers: a checkpoint with arrays in it cannot be read by ``torch.load`` as it is by default."""
-    name, keys, *rest = state
+def _to_plain_numbers(numpy_state: Any) -> tuple[Any, ...]:
+    """A state without arrays, which ``torch.load(weights_only=True)`` could not read."""
+    name, keys, *rest = numpy_state
     return (name, keys.tolist(), *rest)

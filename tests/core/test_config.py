@@ -46,21 +46,21 @@ def test_file_over_defaults_and_command_line_over_file(write):
 
 
 @pytest.mark.parametrize("file", [None, "empty.yaml"])
-def test_no_file_and_an_empty_file_are_the_defaults(write, file):
+def test_no_file_and_an_empty_file_give_the_defaults(write, file):
     path = file and write(file, "# nothing yet\n")
     assert load_config(defaults(), path) == defaults()
 
 
-def test_the_result_is_frozen_and_the_defaults_stay_as_they_were():
-    given = defaults()
-    config = load_config(given, overrides=["OPTIM.BETAS", "[0.5, 0.9]"])
+def test_the_result_is_frozen_and_the_defaults_are_unchanged():
+    tree = defaults()
+    config = load_config(tree, overrides=["OPTIM.BETAS", "[0.5, 0.9]"])
     with pytest.raises(AttributeError):
         config.OPTIM.LR = 0.2
-    assert given == defaults()
-    given.OPTIM.LR = 0.2  # still thawed
+    assert tree == defaults()
+    tree.OPTIM.LR = 0.2  # the defaults are not frozen
 
 
-def test_a_base_is_below_the_file_that_names_it(write):
+def test_a_file_overrides_its_base(write):
     write("base.yaml", "SEED: 1\nNAME: base\nOPTIM: {LR: 0.5, WARMUP: {EPOCHS: 1}}\n")
     write("more/middle.yaml", "_BASE_: ../base.yaml\nNAME: middle\nOPTIM: {WARMUP: {EPOCHS: 2}}\n")
     config = load_config(defaults(), write("more/top.yaml", "_BASE_: middle.yaml\nOPTIM: {BETAS: [0.5]}\n"))
@@ -74,14 +74,14 @@ def test_a_key_with_dots_is_the_same_key(write):
     assert (config.OPTIM.LR, config.SEED) == (0.2, 1)
 
 
-def test_of_several_bases_the_later_one_is_nearer(write):
+def test_the_last_of_several_bases_wins(write):
     write("one.yaml", "SEED: 1\nNAME: one\n")
-    write("two.yaml", "SEED: 2\n_BASE_: one.yaml\n")  # a base may come in twice, a circle it is not
+    write("two.yaml", "SEED: 2\n_BASE_: one.yaml\n")  # a base may occur twice; that is not a cycle
     config = load_config(defaults(), write("top.yaml", "_BASE_: [one.yaml, two.yaml]\n"))
     assert (config.SEED, config.NAME) == (2, "one")
 
 
-LEAVES = [
+VALUES = [
     ("OPTIM.LR", "1e-3", 0.001),
     ("OPTIM.LR", "1", 1.0),
     ("OPTIM.LR", ".inf", math.inf),
@@ -98,18 +98,18 @@ LEAVES = [
 ]
 
 
-@pytest.mark.parametrize(("key", "text", "value"), LEAVES)
-def test_a_value_in_a_file_has_the_leafs_type(write, key, text, value):
-    *groups, leaf = key.split(".")
-    file = write("a.yaml", "".join(f"{group}:\n  " for group in groups) + f"{leaf}: {text}\n")
-    found = get(load_config(defaults(), file), key)
-    assert (found, type(found)) == (value, type(value))
+@pytest.mark.parametrize(("key", "text", "value"), VALUES)
+def test_a_value_in_a_file_has_the_type_of_its_default(write, key, text, value):
+    *groups, name = key.split(".")
+    file = write("a.yaml", "".join(f"{group}:\n  " for group in groups) + f"{name}: {text}\n")
+    loaded = get(load_config(defaults(), file), key)
+    assert (loaded, type(loaded)) == (value, type(value))
 
 
-@pytest.mark.parametrize(("key", "text", "value"), LEAVES)
-def test_a_value_on_the_command_line_has_the_leafs_type(key, text, value):
-    found = get(load_config(defaults(), overrides=[key, text.strip("'").removeprefix(".")]), key)
-    assert (found, type(found)) == (value, type(value))
+@pytest.mark.parametrize(("key", "text", "value"), VALUES)
+def test_a_value_on_the_command_line_has_the_type_of_its_default(key, text, value):
+    loaded = get(load_config(defaults(), overrides=[key, text.strip("'").removeprefix(".")]), key)
+    assert (loaded, type(loaded)) == (value, type(value))
 
 
 def get(config, key):
@@ -118,15 +118,15 @@ def get(config, key):
     return config
 
 
-@pytest.mark.parametrize(("key", "text", "value"), LEAVES)
-def test_a_resolved_config_gives_itself_back(tmp_path, key, text, value):
+@pytest.mark.parametrize(("key", "text", "value"), VALUES)
+def test_a_saved_config_loads_as_it_was(tmp_path, key, text, value):
     config = load_config(defaults(), overrides=[key, text.strip("'").removeprefix(".")])
     path = save_config(flatten_config(config), tmp_path / "run")
     assert path == tmp_path / "run" / "config.yaml"
     assert load_config(defaults(), path) == config
 
 
-def test_values_of_a_saved_config_are_the_same_and_others_are_refused(tmp_path):
+def test_a_saved_config_is_accepted_and_another_is_refused(tmp_path):
     before, now = (load_config(defaults(), overrides=["OPTIM.LR", rate, "NAME", "123"]) for rate in ("0.1", "0.2"))
     save_config(flatten_config(before), tmp_path)
     saved = read_saved_config(tmp_path)
@@ -138,31 +138,31 @@ def test_values_of_a_saved_config_are_the_same_and_others_are_refused(tmp_path):
     assert str(refusal.value) == "the run has OPTIM.LR 0.1 (now 0.2); try again"
 
 
-MOVED = {"OPTIM.RATE": ["OPTIM.LR"], "DEPTH": ["OPTIM.STEPS", "OPTIM.BETAS"]}
+RENAMED = {"OPTIM.RATE": ["OPTIM.LR"], "DEPTH": ["OPTIM.STEPS", "OPTIM.BETAS"]}
 
 
-def test_a_key_that_moved_is_refused_with_its_name_of_today(write):
+def test_a_renamed_key_is_refused_with_its_new_name(write):
     file = write("a.yaml", "OPTIM: {RATE: 0.2}\n")
     with pytest.raises(UserError, match=rf"^config key OPTIM\.RATE in {file} is now OPTIM\.LR; write that$"):
-        load_config(defaults(), file, (), MOVED)
+        load_config(defaults(), file, (), RENAMED)
     with pytest.raises(UserError, match=r"DEPTH in the command line is now one of OPTIM\.STEPS, OPTIM\.BETAS; write"):
-        load_config(defaults(), None, ["DEPTH", "[1, 2]"], MOVED)
+        load_config(defaults(), None, ["DEPTH", "[1, 2]"], RENAMED)
 
 
-def test_what_a_run_saved_before_a_key_moved_is_read_as_it_was_meant(write, caplog):
+def test_renamed_keys_in_a_saved_config_are_translated(write, caplog):
     write("config.yaml", "OPTIM: {RATE: 0.2}\nDEPTH: [1, 2]\nSEED: 3\n")
     with caplog.at_level("INFO"):
-        config = load_config(defaults(), write("top.yaml", "_BASE_: config.yaml\nSEED: 4\n"), (), MOVED)
+        config = load_config(defaults(), write("top.yaml", "_BASE_: config.yaml\nSEED: 4\n"), (), RENAMED)
     assert (config.OPTIM.LR, config.OPTIM.STEPS, config.OPTIM.BETAS, config.SEED) == (0.2, (1, 2), [1, 2], 4)
     assert "has keys of an earlier version, such as DEPTH" in caplog.text
 
 
-def test_of_many_differences_five_are_named():
-    with pytest.raises(UserError, match=r"has A 0 \(now 1\), .* E 0 \(now 1\) and 2 more that differ; cure"):
-        check_same_config(dict.fromkeys("ABCDEFG", 0), dict.fromkeys("ABCDEFG", 1), "it", "cure")
+def test_of_many_differences_five_are_listed():
+    with pytest.raises(UserError, match=r"has A 0 \(now 1\), .* E 0 \(now 1\) and 2 more that differ; advice"):
+        check_same_config(dict.fromkeys("ABCDEFG", 0), dict.fromkeys("ABCDEFG", 1), "it", "advice")
 
 
-def test_leaves_are_the_full_keys():
+def test_config_keys_are_full_keys():
     keys = [
         "SEED",
         "NAME",
@@ -177,8 +177,8 @@ def test_leaves_are_the_full_keys():
     assert sorted(config_keys(defaults())) == sorted(keys)
 
 
-def bomb(pair, depth=30):
-    """YAML of few bytes: each pair has the next in it, and by its alias once more."""
+def alias_bomb(pair, depth=30):
+    """A few bytes of YAML that expand to 2**depth values: each pair contains the next one twice, once as an alias."""
     text = "1"
     for level in range(depth):
         text = pair.format(text, level)
@@ -187,10 +187,10 @@ def bomb(pair, depth=30):
 
 MISTAKES = {
     "unknown key": ("OPTIM: {RL: 1}", "unknown config key OPTIM.RL in {file}; did you mean 'OPTIM.LR'?"),
-    "key like no other": ("ZEBRA: 1", "unknown config key ZEBRA in {file}"),
+    "key without a near one": ("ZEBRA: 1", "unknown config key ZEBRA in {file}"),
     "key that is a number": ("5: 1", "unknown config key 5 in {file}"),
     "group": ("OPTIM: 3", "OPTIM in {file}; it is a group, set one of its keys, such as OPTIM.LR"),
-    "leaf as a group": ("SEED: {LR: 1}", "unknown config key SEED.LR in {file}"),
+    "value as a group": ("SEED: {LR: 1}", "unknown config key SEED.LR in {file}"),
     "word for a number": ("SEED: many", "config key SEED in {file} cannot be 'many': it is of type int, now 0"),
     "fraction for an integer": ("SEED: 1.5", "SEED in {file} cannot be 1.5: it is of type int, now 0"),
     "word for a float": ("OPTIM: {LR: fast}", "OPTIM.LR in {file} cannot be 'fast': it is of type float, now 0.1"),
@@ -199,19 +199,25 @@ MISTAKES = {
     "list": ("- SEED\n- 1", "config file {file} holds a list; it must hold KEY: VALUE pairs"),
     "invalid": ("SEED: [1", "config file {file} is not valid YAML: "),
     "code": ("SEED: !!python/object/apply:os.getpid []", "config file {file} is not valid YAML: "),
-    "many digits": (f"SEED: {'9' * 5000}", "config file {file} is not valid YAML: Exceeds the limit"),
-    "deep": ("[" * 3000, "config file {file} is nested too deeply, or in itself"),
-    "mapping of itself": ("OPTIM: &a {LR: *a}", "config file {file} is nested too deeply, or in itself"),
-    "list of itself": ("OPTIM: {BETAS: &a [*a, *a]}", "config key OPTIM.BETAS in {file} is too long, or holds itself"),
-    "bomb of keys": (bomb("{{a: &a{1} {0}, b: *a{1}}}"), "config file {file} has more than 10000 keys"),
-    "bomb of values": (
-        f"OPTIM: {{BETAS: {bomb('[&a{1} {0}, *a{1}]')}}}",
+    "too many digits": (f"SEED: {'9' * 5000}", "config file {file} is not valid YAML: Exceeds the limit"),
+    "nested too deeply": ("[" * 3000, "config file {file} is nested too deeply, or contains itself"),
+    "mapping that contains itself": (
+        "OPTIM: &a {LR: *a}",
+        "config file {file} is nested too deeply, or contains itself",
+    ),
+    "list that contains itself": (
+        "OPTIM: {BETAS: &a [*a, *a]}",
+        "config key OPTIM.BETAS in {file} is too long, or contains itself",
+    ),
+    "alias bomb of keys": (alias_bomb("{{a: &a{1} {0}, b: *a{1}}}"), "config file {file} has more than 10000 keys"),
+    "alias bomb of values": (
+        f"OPTIM: {{BETAS: {alias_bomb('[&a{1} {0}, *a{1}]')}}}",
         "config key OPTIM.BETAS in {file} is too long",
     ),
-    "no number": ("OPTIM: {LR: .nan}", "config key OPTIM.LR in {file} cannot be nan: a number is wanted"),
-    "no number in a list": ("OPTIM: {BETAS: [0.9, .nan]}", "OPTIM.BETAS in {file} cannot be [0.9, nan]"),
-    "missing base": ("_BASE_: gone.yaml", "there is no config file {folder}/gone.yaml, named as _BASE_ in {file}"),
-    "circle": ("_BASE_: ./a.yaml", "config file {folder}/a.yaml inherits from itself"),
+    "NaN": ("OPTIM: {LR: .nan}", "config key OPTIM.LR in {file} cannot be nan; set a number"),
+    "NaN in a list": ("OPTIM: {BETAS: [0.9, .nan]}", "OPTIM.BETAS in {file} cannot be [0.9, nan]"),
+    "missing base": ("_BASE_: gone.yaml", "there is no config file {folder}/gone.yaml, which _BASE_ in {file} names"),
+    "cycle": ("_BASE_: ./a.yaml", "config file {folder}/a.yaml inherits from itself"),
     "base that is a folder": ("_BASE_: .", "config file {folder} is a directory"),
 }
 
@@ -225,7 +231,7 @@ def test_a_mistake_in_a_file_is_one_sentence(write, text, sentence):
     assert "\n" not in str(mistake.value)
 
 
-def test_a_circle_of_several_files_is_found(write, tmp_path, monkeypatch):
+def test_a_cycle_of_several_files_is_found(write, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write("a.yaml", "_BASE_: b.yaml")
     write("b.yaml", "_BASE_: c.yaml")
@@ -234,7 +240,7 @@ def test_a_circle_of_several_files_is_found(write, tmp_path, monkeypatch):
         load_config(defaults(), "a.yaml")
 
 
-def test_bytes_that_are_no_text_are_one_sentence(tmp_path):
+def test_bytes_that_are_not_utf8_are_one_sentence(tmp_path):
     (tmp_path / "a.yaml").write_bytes(b"NAME: \xff\xfe")
     with pytest.raises(UserError, match="is not valid YAML"):
         load_config(defaults(), tmp_path / "a.yaml")
@@ -246,8 +252,8 @@ def test_bytes_that_are_no_text_are_one_sentence(tmp_path):
         (["OPTIM.RL", "1"], "unknown config key OPTIM.RL in the command line; did you mean 'OPTIM.LR'?"),
         (["OPTIM", "1"], "OPTIM in the command line; it is a group, set one of its keys, such as OPTIM.LR"),
         (["SEED", "many"], "SEED in the command line cannot be 'many': it is of type int"),
-        (["SEED", "1", "NAME"], "KEY VALUE pairs, but 'NAME' stands alone"),
-        (["SEED", "1", "--resume"], "--resume stands behind KEY VALUE pairs; options come before them"),
+        (["SEED", "1", "NAME"], "KEY VALUE pairs, but 'NAME' has no value"),
+        (["SEED", "1", "--resume"], "--resume comes after KEY VALUE pairs; move it before them"),
         (["_BASE_", "a.yaml"], "unknown config key _BASE_ in the command line"),
     ],
 )

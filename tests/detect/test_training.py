@@ -159,7 +159,7 @@ def test_a_run_that_is_there_is_not_written_over(whole_run, capsys, tmp_path):
     shutil.copytree(whole_run, tmp_path / "run")
     before = contents(tmp_path / "run")
     line = refused(capsys, *arguments(tmp_path / "run", SOLVER__BASE_LR=0.001))
-    assert "run holds a run already; say --resume to go on with it, or choose another OUTPUT_DIR" in line
+    assert "run already holds a run; add --resume to continue it, or choose another OUTPUT_DIR" in line
     assert contents(tmp_path / "run") == before
 
 
@@ -167,7 +167,7 @@ def test_neither_is_what_it_says_of_its_weights(weights, capsys, tmp_path):
     train(config(C4, tmp_path, MODEL__WEIGHTS=weights, SOLVER__MAX_ITER=1, SOLVER__STEPS=()), C4)
     before = contents(tmp_path)
     line = refused(capsys, *arguments(tmp_path, MODEL__WEIGHTS=weights, SSQL_DET__EXTRA_NORM=""))
-    assert "holds a run already" in line
+    assert "already holds a run" in line
     assert contents(tmp_path) == before
 
 

@@ -99,7 +99,7 @@ def test_another_config_is_not_resumed(whole, toy):
         UserError, match=r"has OPTIM\.LR 0\.02 \(now 0\.1\), SIMSIAM\.HIDDEN 8 \(now 9\); resume with its config"
     ):
         pretrain(config(toy, whole, OPTIM__LR=0.1, SIMSIAM__HIDDEN=9), resume=True)
-    with pytest.raises(UserError, match="holds a run already; say --resume"):
+    with pytest.raises(UserError, match="already holds a run; add --resume"):
         pretrain(config(toy, whole))
 
 
