@@ -28,17 +28,17 @@ def measure(source: str, out: str, format: str) -> None:
     import torch
     import torchvision  # noqa: F401 (an import is not the conversion's cost)
 
-    from ssql_det.convert import open_weights, read, write
+    from ssql_det.convert import read_checkpoint, read_content, write_checkpoint
 
     torch.set_num_threads(2)
     forget_peak()  # exec and imports are not in it
     before = memory("VmRSS")
     start = time.perf_counter()
-    write(read(source), out, format, replace=True)
+    write_checkpoint(read_checkpoint(source), out, format, replace=True)
     total = time.perf_counter() - start
     peak = memory("VmHWM") - before
     start = time.perf_counter()
-    open_weights(source)
+    read_content(source)
     content = Path(out).read_bytes()
     with open(out, "wb") as file:
         file.write(content)
@@ -50,7 +50,7 @@ def main() -> None:
     import torch
     import torchvision
 
-    from ssql_det.convert import writers
+    from ssql_det.convert import get_writers
 
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "resnet50.pth"
@@ -58,7 +58,7 @@ def main() -> None:
         size = source.stat().st_size
         print(f"torchvision's ResNet-50, {size / 1e6:.0f} MB; medians of {RUNS} processes")
         kept = True
-        for name, writer in writers().items():
+        for name, writer in get_writers().items():
             out = Path(folder) / f"out{writer.suffixes[0]}"
             command = [sys.executable, __file__, str(source), str(out), name]
             runs = [json.loads(subprocess.run(command, check=True, capture_output=True).stdout) for _ in range(RUNS)]

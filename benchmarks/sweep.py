@@ -47,7 +47,7 @@ def jobs(name: str, folder: Path):
     """The evaluation of one toy detector, and its sweep, which can say where its time goes."""
     import torch
 
-    from ssql_det.convert import read
+    from ssql_det.convert import read_checkpoint
     from ssql_det.detect.evaluation import evaluate
     from ssql_det.detect.evaluation_data import build_evaluation_loader
     from ssql_det.detect.quantized_evaluation import QuantizationSettings
@@ -56,7 +56,7 @@ def jobs(name: str, folder: Path):
 
     cfg, model = seeded(name)
     torch.save({"model": model.state_dict()}, folder / "model.pth")
-    checkpoint, dataset = read(folder / "model.pth"), cfg.DATASETS.TEST[0]
+    checkpoint, dataset = read_checkpoint(folder / "model.pth"), cfg.DATASETS.TEST[0]
 
     def evaluated() -> None:
         evaluate(model, build_evaluation_loader(cfg, dataset), dataset)

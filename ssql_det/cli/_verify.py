@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ssql_det.backbones import build_backbone
-from ssql_det.convert import IMAGENET, Checkpoint, load_backbone, open_weights
+from ssql_det.convert import IMAGENET, Checkpoint, load_backbone, read_content
 from ssql_det.core.errors import UserError
 from ssql_det.core.files import temporary_folder
 from ssql_det.quant.hooks import recorded
@@ -39,7 +39,7 @@ def verified(checkpoint: Checkpoint, options: argparse.Namespace) -> Iterator[Pa
         if not difference <= BAR:
             raise UserError(
                 f"{out} was not written: the features of its network differ by {difference:.1e} of their largest from "
-                f"those of {checkpoint.called}; please report it, with both formats"
+                f"those of {checkpoint.display_name}; please report it, with both formats"
             )
         os.replace(unproven, out)
     print(f"verified: features of all four stages differ by {difference:.1e} of their largest (bar {BAR:.0e})")
@@ -54,9 +54,9 @@ def largest_difference(checkpoint: Checkpoint, path: Path, format: str) -> float
     source = _built(source_format, checkpoint).double().eval()
     load_backbone(source, checkpoint)
     target = _built(format, checkpoint).double().eval()
-    _load_as_its_users_do(target, format, open_weights(path))
-    images = checkpoint.facts.input or IMAGENET
-    theirs = images if format in _ENGINE or format == "ssql_det" or images.channels == "RGB" else images.turned()
+    _load_as_its_users_do(target, format, read_content(path))
+    images = checkpoint.metadata.input or IMAGENET
+    theirs = images if format in _ENGINE or format == "ssql_det" or images.channels == "RGB" else images.flip_channels()
     pixels = 255 * torch.rand(2, 3, 96, 96, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     pairs = zip(_features(source, normalize(pixels, images)), _features(target, normalize(pixels, theirs)), strict=True)
     return max(((one - other).abs().max() / one.abs().max()).item() for one, other in pairs)
@@ -76,9 +76,9 @@ def _built(format: str, checkpoint: Checkpoint) -> nn.Module:
 
 def _engine_resnet(checkpoint: Checkpoint) -> nn.Module:
     from ssql_det import d2
-    from ssql_det.convert import config_lines
+    from ssql_det.convert import get_config_overrides
 
-    lines = {key: value for key, value in config_lines(checkpoint).items() if key.startswith("MODEL.RESNETS.")}
+    lines = {key: value for key, value in get_config_overrides(checkpoint).items() if key.startswith("MODEL.RESNETS.")}
     if checkpoint.architecture.name == "narrow_resnet":
         from ssql_det.detect.modeling import NARROW_BACKBONES
 

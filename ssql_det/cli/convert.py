@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ssql_det.convert import Checkpoint, Facts
+    from ssql_det.convert import Checkpoint, Metadata
 
 HELP = "a backbone from any checkpoint format into any other"
 
@@ -64,7 +64,7 @@ def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from dataclasses import replace
 
-    from ssql_det.convert import check_output, examine, write
+    from ssql_det.convert import check_output, inspect_checkpoint, write_checkpoint
     from ssql_det.core.console import set_up_logging
     from ssql_det.core.files import check_not_an_input
 
@@ -72,18 +72,18 @@ def run(options: argparse.Namespace) -> None:
     check_output(options.out, options.to, options.force)
     check_not_an_input(options.out, [options.checkpoint])
     reading = (options.format, options.arch, options.branch, options.prefix)
-    checkpoint = examine(options.checkpoint, *reading)
+    checkpoint = inspect_checkpoint(options.checkpoint, *reading)
     if options.trained_with is not None:
-        checkpoint = replace(checkpoint, facts=_facts_of_config(checkpoint.facts, options.trained_with))
+        checkpoint = replace(checkpoint, metadata=_facts_of_config(checkpoint.metadata, options.trained_with))
     print("\n".join([*description(checkpoint), *coverage(checkpoint)]))
     checkpoint.coverage.check(options.checkpoint, options.allow_unmatched)
     if options.verify:
         from ssql_det.cli._verify import verified
 
         with verified(checkpoint, options) as unproven:
-            left_behind = write(checkpoint, unproven, options.to)
+            left_behind = write_checkpoint(checkpoint, unproven, options.to)
     else:
-        left_behind = write(checkpoint, options.out, options.to, options.force)
+        left_behind = write_checkpoint(checkpoint, options.out, options.to, options.force)
     config = _config(checkpoint, options.out) if options.to.startswith("detectron2") else ()
     print("\n".join([f"wrote {options.out}", *_by_reason("left behind", left_behind), *config]))
 
@@ -92,25 +92,25 @@ def description(checkpoint: Checkpoint) -> Iterator[str]:
     """What is known about a network, for a person."""
     from ssql_det.convert.checkpoint import describe_branch
 
-    source, facts = checkpoint.source, checkpoint.facts
+    source, metadata = checkpoint.source, checkpoint.metadata
     assert source is not None
     yield f"{source.name} is {source.format}: {source.why}"
-    method = f", trained with {facts.method}" if facts.method else ""
-    yield f"  {checkpoint.architecture.name}{method}, {describe_branch(facts, source)}"
-    says = "the file says so" if facts.from_file else "by custom, the file does not say"
-    if facts.input is None:
+    method = f", trained with {metadata.method}" if metadata.method else ""
+    yield f"  {checkpoint.architecture.name}{method}, {describe_branch(metadata, source)}"
+    says = "the file says so" if metadata.from_file else "by custom, the file does not say"
+    if metadata.input is None:
         yield "  images: not known; --trained-with CONFIG.yaml tells"
     else:
-        mean, std = list(facts.input.mean), list(facts.input.std)
-        yield f"  images: {facts.input.channels}, less {mean}, divided by {std}; {says}"
+        mean, std = list(metadata.input.mean), list(metadata.input.std)
+        yield f"  images: {metadata.input.channels}, less {mean}, divided by {std}; {says}"
     if checkpoint.architecture.is_bottleneck:
         where = {True: "the 1x1 conv", False: "the 3x3 conv", None: "not known; --trained-with CONFIG.yaml tells"}
-        yield f"  stride of a block: {where[facts.stride_in_1x1]}"
+        yield f"  stride of a block: {where[metadata.stride_in_1x1]}"
 
 
 def coverage(checkpoint: Checkpoint) -> Iterator[str]:
     """What became of the file's tensors, for a person."""
-    from ssql_det.convert.checkpoint import some
+    from ssql_det.convert.checkpoint import summarize_names
 
     found = checkpoint.coverage
     yield f"  {found.percent:.1f} % of the backbone: {len(found.used)} tensors used"
@@ -118,38 +118,38 @@ def coverage(checkpoint: Checkpoint) -> Iterator[str]:
         yield f"  and {len(checkpoint.detector)} of a detector"
     yield from _by_reason("left out", found.left_out)
     if found.beside:
-        yield f"  beside the weights, not read: {some(found.beside)}"
+        yield f"  beside the weights, not read: {summarize_names(found.beside)}"
     for what, names in (("no place", found.unmatched), ("missing", found.missing), ("wrong", [*found.wrong])):
         if names:
-            yield f"  {what}: {len(names)} ({some(names)})"
+            yield f"  {what}: {len(names)} ({summarize_names(names)})"
 
 
 def _by_reason(what: str, reasons: Mapping[str, str]) -> Iterator[str]:
-    from ssql_det.convert.checkpoint import some
+    from ssql_det.convert.checkpoint import summarize_names
 
     for reason in dict.fromkeys(reasons.values()):
         names = [name for name in reasons if reasons[name] == reason]
-        yield f"  {what}: {len(names)}, {reason} ({some(names)})"
+        yield f"  {what}: {len(names)}, {reason} ({summarize_names(names)})"
 
 
-def _facts_of_config(facts: Facts, file: str) -> Facts:
-    from ssql_det.convert import told
+def _facts_of_config(metadata: Metadata, file: str) -> Metadata:
+    from ssql_det.convert import confirm_metadata
     from ssql_det.d2 import read_config
     from ssql_det.detect import SSQL_DET_DEFAULTS
     from ssql_det.detect.detector import get_input_format
 
     cfg = read_config(file, node_defaults=SSQL_DET_DEFAULTS)
-    return told(facts, get_input_format(cfg), cfg.MODEL.RESNETS.STRIDE_IN_1X1)
+    return confirm_metadata(metadata, get_input_format(cfg), cfg.MODEL.RESNETS.STRIDE_IN_1X1)
 
 
 def _config(checkpoint: Checkpoint, out: str) -> Iterator[str]:
     """The keys as a piece of YAML, to paste; what is not known is a comment."""
     import yaml
 
-    from ssql_det.convert import config_lines
+    from ssql_det.convert import get_config_overrides
     from ssql_det.core.config import unflatten
 
-    lines = {"MODEL.WEIGHTS": str(Path(out).resolve()), **config_lines(checkpoint)}
+    lines = {"MODEL.WEIGHTS": str(Path(out).resolve()), **get_config_overrides(checkpoint)}
     known = {key: value for key, value in lines.items() if value is not None}
     yield "in a Detectron2 config:\n"
     yield yaml.safe_dump(unflatten(known), default_flow_style=None, sort_keys=True)

@@ -30,14 +30,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from ssql_det.convert import examine, open_weights
+    from ssql_det.convert import inspect_checkpoint, read_content
     from ssql_det.core.files import sha256
 
     path = Path(options.checkpoint)
-    content = open_weights(path)
+    content = read_content(path)
     reading = (options.format, options.arch, options.branch, options.prefix)
     try:
-        checkpoint = examine(path, *reading, content)
+        checkpoint = inspect_checkpoint(path, *reading, content)
     except UserError as unknown:
         if any(reading):
             raise

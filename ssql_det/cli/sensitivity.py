@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> None:
         look(cfg, model, QuantizationSettings("all", calibration_of(options), scheme_of(options)), widths[0])
     )
     measure = "relative error" if options.fast else "AP lost"
-    title = f"{checkpoint.called}: one part at {widths[0]}, the rest float"
+    title = f"{checkpoint.display_name}: one part at {widths[0]}, the rest float"
     print_table(("part", measure), [(each.pattern, f"{each.loss:.4f}") for each in found], title)
     with atomic_write(options.out, "w") as file:
         json.dump(select_overrides(found, options.keep, kept[0]), file, indent=1)

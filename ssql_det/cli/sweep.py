@@ -74,7 +74,7 @@ def _sweep(cfg, name, widths, plan):  # type: ignore[no-untyped-def]  # the type
     found = list(sweep(cfg, name, model, checkpoint, widths, plan))
     if is_main():
         how = f"{scheme_of_row(found[0])}, {found[0].calibration}"
-        title = f"{checkpoint.called} on {found[0].dataset}, scope {plan.scope}, {how}"
+        title = f"{checkpoint.display_name} on {found[0].dataset}, scope {plan.scope}, {how}"
         print_table(("bits", *_columns(found)), [_cells(row, found) for row in found], title)
         print(f"rows: {Path(cfg.OUTPUT_DIR) / RESULTS_NAME}")
 

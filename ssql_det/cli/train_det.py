@@ -69,4 +69,4 @@ def _evaluate(cfg):  # type: ignore[no-untyped-def]
         metrics = evaluate(model, build_evaluation_loader(cfg, dataset), dataset)
         if is_main():
             rows = [(name, f"{value:.2f}") for name, value in metrics.items()]
-            print_table(("metric", dataset), rows, checkpoint.called)
+            print_table(("metric", dataset), rows, checkpoint.display_name)

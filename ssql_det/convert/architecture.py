@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from ssql_det.core.errors import UserError, did_you_mean
 
 NORM_LEAVES = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-COUNTER = "num_batches_tracked"  # counts batches seen, a fact of the training; FrozenBN has none
+NUM_BATCHES_TRACKED = "num_batches_tracked"  # counts batches seen, a fact of the training; FrozenBN has none
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Slot:
 class Architecture:
     """A ResNet's proportions.
 
-    >>> len(architecture("resnet18").slots)
+    >>> len(get_architecture("resnet18").slots)
     120
     """
 
@@ -58,7 +58,7 @@ class Architecture:
     def depth(self) -> int:
         """As in its name: convs and the classifier, shortcuts not counted.
 
-        >>> architecture("cifar_resnet34").depth
+        >>> get_architecture("cifar_resnet34").depth
         34
         """
         return (3 if self.is_bottleneck else 2) * sum(self.depths) + 2
@@ -88,7 +88,7 @@ class Architecture:
 def _conv_and_norm(stage: int, block: int, conv: int, shape: tuple[int, ...]) -> Iterator[Slot]:
     yield Slot(stage, block, conv, False, "weight", shape)
     for leaf in NORM_LEAVES:
-        yield Slot(stage, block, conv, True, leaf, () if leaf == COUNTER else shape[:1])
+        yield Slot(stage, block, conv, True, leaf, () if leaf == NUM_BATCHES_TRACKED else shape[:1])
 
 
 def _bottleneck(name: str, depths: tuple[int, ...], inner: int, groups: int = 1) -> Architecture:
@@ -117,7 +117,7 @@ ARCHITECTURES = {
 }
 
 
-def architecture(name: str) -> Architecture:
+def get_architecture(name: str) -> Architecture:
     if name not in ARCHITECTURES:
         near = did_you_mean(name, ARCHITECTURES)
         raise UserError(f"there is no architecture {name!r}{near} (known: {', '.join(ARCHITECTURES)})")

@@ -19,14 +19,14 @@ from torch import Tensor
 from ssql_det.convert.architecture import ARCHITECTURES, Architecture
 from ssql_det.core.errors import UserError, printable
 
-KEY = "ssql_det"  # under which a file keeps what is known about its network
+METADATA_KEY = "ssql_det"  # under which a file keeps what is known about its network
 _OF_RESNET, _OF_ANY = 1, 2  # versions
 _SHOWN, _LONGEST = 3, 200  # names in a sentence, characters of each
 BRANCHES = ("online", "momentum")  # the network that is trained, and its moving average
 
 
 @dataclass(frozen=True)
-class Input:
+class InputFormat:
     """The images a network was trained on: values 0 to 255, less ``mean``, divided by ``std``, in channel order."""
 
     channels: str  # "RGB" or "BGR"
@@ -34,51 +34,51 @@ class Input:
     std: tuple[float, float, float]
 
     @property
-    def ends(self) -> tuple[float, float]:
+    def value_range(self) -> tuple[float, float]:
         """The least and the greatest value that an image can have."""
         channels = list(zip(self.mean, self.std, strict=True))
         return min(-mean / std for mean, std in channels), max((255 - mean) / std for mean, std in channels)
 
-    def turned(self) -> Input:
+    def flip_channels(self) -> InputFormat:
         """The same images with their channels in the opposite order.
 
-        >>> IMAGENET.turned().channels
+        >>> IMAGENET.flip_channels().channels
         'BGR'
         """
-        return Input(self.channels[::-1], self.mean[::-1], self.std[::-1])
+        return InputFormat(self.channels[::-1], self.mean[::-1], self.std[::-1])
 
 
-IMAGENET = Input("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+IMAGENET = InputFormat("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 # As in the published SSQL configs: .4914, .4822, .4465 and .2023, .1994, .2010 of 255.
-CIFAR = Input("RGB", (125.307, 122.961, 113.8575), (51.5865, 50.847, 51.255))
-UNIT = Input("RGB", (0.0, 0.0, 0.0), (255.0, 255.0, 255.0))  # values 0 to 1, not normalized
-MSRA = Input("BGR", (103.53, 116.28, 123.675), (1.0, 1.0, 1.0))  # Detectron2's default
+CIFAR = InputFormat("RGB", (125.307, 122.961, 113.8575), (51.5865, 50.847, 51.255))
+UNIT = InputFormat("RGB", (0.0, 0.0, 0.0), (255.0, 255.0, 255.0))  # values 0 to 1, not normalized
+MSRA = InputFormat("BGR", (103.53, 116.28, 123.675), (1.0, 1.0, 1.0))  # Detectron2's default
 
 
 @dataclass(frozen=True)
-class Facts:
+class Metadata:
     """``None`` is unknown. ``stride_in_1x1``: a bottleneck strides in its first 1x1 conv, as in MSRA's networks.
 
     ``seed`` is that of the training; ``from_file`` tells whether the file says it, or the custom of its format.
     """
 
-    input: Input | None = None
+    input: InputFormat | None = None
     stride_in_1x1: bool | None = None
     method: str | None = None
     branch: str = "online"
     seed: int | None = None
     from_file: bool = False
 
-    def to_plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
-    def from_plain(cls, plain: Mapping[str, Any]) -> Facts:
-        """What :meth:`to_plain` gave, also after a trip through JSON; an error for anything else."""
+    def from_dict(cls, plain: Mapping[str, Any]) -> Metadata:
+        """What :meth:`to_dict` gave, also after a trip through JSON; an error for anything else."""
         images = plain.get("input")
         if images is not None:
             channels, mean, std = images["channels"], images["mean"], images["std"]
-            images = Input(channels, _triple(mean), _triple(std))
+            images = InputFormat(channels, _triple(mean), _triple(std))
             if channels not in ("RGB", "BGR") or min(images.std) <= 0:
                 raise ValueError(f"its images are {reprlib.repr([channels, mean, std])}")
         stride, method, branch = plain.get("stride_in_1x1"), plain.get("method"), plain.get("branch", "online")
@@ -97,21 +97,21 @@ def _triple(values: Sequence[float]) -> tuple[float, float, float]:
     return float(first), float(second), float(third)
 
 
-def customary(architecture: Architecture, method: str | None = None, images: Input | None = None) -> Facts:
+def customary(architecture: Architecture, method: str | None = None, images: InputFormat | None = None) -> Metadata:
     """What nearly every PyTorch ResNet is: RGB, normalized as its data set is by custom, a stride in the 3x3 conv."""
-    return Facts(images or (CIFAR if architecture.is_cifar else IMAGENET), stride_in_1x1=False, method=method)
+    return Metadata(images or (CIFAR if architecture.is_cifar else IMAGENET), stride_in_1x1=False, method=method)
 
 
-def customary_in_zoo(architecture: Architecture) -> Facts:
+def customary_in_zoo(architecture: Architecture) -> Metadata:
     """What Detectron2's model zoo is trained from: MSRA's ResNets, and Facebook's ResNeXts."""
     if architecture.groups == 1:
-        return Facts(MSRA, stride_in_1x1=True)
-    return Facts(Input("BGR", MSRA.mean, (57.375, 57.12, 58.395)), stride_in_1x1=False)
+        return Metadata(MSRA, stride_in_1x1=True)
+    return Metadata(InputFormat("BGR", MSRA.mean, (57.375, 57.12, 58.395)), stride_in_1x1=False)
 
 
-def told(facts: Facts, images: Input, stride_in_1x1: bool) -> Facts:
+def confirm_metadata(metadata: Metadata, images: InputFormat, stride_in_1x1: bool) -> Metadata:
     """Facts from whoever trained the network."""
-    return replace(facts, input=images, stride_in_1x1=stride_in_1x1, from_file=True)
+    return replace(metadata, input=images, stride_in_1x1=stride_in_1x1, from_file=True)
 
 
 @dataclass(frozen=True)
@@ -137,27 +137,28 @@ class Coverage:
     def check(self, what: str, allow: Sequence[str] = ()) -> None:
         """Refuse unless all is in its place. What is unmatched may be allowed, by patterns such as ``neck.*``."""
         if self.wrong:
-            faults = [f"{name} {fault}" for name, fault in self.wrong.items()]
-            raise UserError(f"{what}: {some(faults)}; is it the right file, whole, and the right architecture?")
+            faults = summarize_names([f"{name} {fault}" for name, fault in self.wrong.items()])
+            raise UserError(f"{what}: {faults}; is it the right file, whole, and the right architecture?")
         if self.missing:
             raise UserError(
-                f"{what}: {len(self.missing)} tensor(s) are missing: {some(self.missing)}; get the whole file"
+                f"{what}: {len(self.missing)} tensor(s) are missing: {summarize_names(self.missing)}; "
+                "get the whole file"
             )
         unmatched = [name for name in self.unmatched if not any(fnmatch.fnmatch(name, each) for each in allow)]
         if unmatched:
             raise UserError(
-                f"{what}: {len(unmatched)} tensor(s) have no place: {some(unmatched)}; "
+                f"{what}: {len(unmatched)} tensor(s) have no place: {summarize_names(unmatched)}; "
                 f"if that is right, say --allow-unmatched '{_pattern(unmatched)}'"
             )
 
-    def to_plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """For a JSON file beside a run."""
         return {"percent": self.percent, **asdict(self)}
 
 
-def some(names: Sequence[str]) -> str:
+def summarize_names(names: Sequence[str]) -> str:
     """
-    >>> some(["a", "b", "c", "d", "e"])
+    >>> summarize_names(["a", "b", "c", "d", "e"])
     'a, b, c and 2 more'
     """
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
@@ -171,7 +172,7 @@ def _pattern(names: Sequence[str]) -> str:
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceFile:
     """The file a checkpoint was read from, by its content, and ``why`` it is taken to be of its format.
 
     ``branches`` are all that it has: the network that is trained, its moving average, or both.
@@ -188,42 +189,42 @@ class Source:
 class Checkpoint:
     """A backbone, whatever file it came in. ``detector`` has the rest of a detector, under Detectron2's names.
 
-    >>> checkpoint = read("r50.pkl")
+    >>> checkpoint = read_checkpoint("r50.pkl")
     >>> checkpoint.architecture.name, checkpoint.tensors["conv1.weight"].shape
     ('resnet50', torch.Size([64, 3, 7, 7]))
     """
 
     architecture: Architecture
     tensors: Mapping[str, Tensor]
-    facts: Facts = field(default_factory=Facts)
-    source: Source | None = None
+    metadata: Metadata = field(default_factory=Metadata)
+    source: SourceFile | None = None
     coverage: Coverage = field(default_factory=Coverage)
     detector: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
-    def called(self) -> str:
+    def display_name(self) -> str:
         """The name for it in a sentence."""
         return "the checkpoint" if self.source is None else self.source.name
 
-    def description(self) -> dict[str, Any]:
+    def metadata_dict(self) -> dict[str, Any]:
         """What is known, in plain values, for files that have room for it."""
         source = self.source and {key: vars(self.source)[key] for key in ("name", "sha256", "format")}
-        return {"version": _OF_RESNET, "arch": self.architecture.name, **self.facts.to_plain(), "source": source}
+        return {"version": _OF_RESNET, "arch": self.architecture.name, **self.metadata.to_dict(), "source": source}
 
 
-def describe_branch(facts: Facts, source: Source) -> str:
+def describe_branch(metadata: Metadata, source: SourceFile) -> str:
     """Which network of its file it is, for a person: ``online branch, of online and momentum``."""
     among = f", of {' and '.join(source.branches)}" if len(source.branches) > 1 else ""
-    return f"{facts.branch} branch{among}"
+    return f"{metadata.branch} branch{among}"
 
 
-def describe_network(backbone: str, facts: Facts) -> dict[str, Any]:
-    return {"version": _OF_ANY, "backbone": {"name": backbone}, **facts.to_plain()}
+def build_metadata_dict(backbone: str, metadata: Metadata) -> dict[str, Any]:
+    return {"version": _OF_ANY, "backbone": {"name": backbone}, **metadata.to_dict()}
 
 
-def backbone_named(content: Any) -> str | None:
+def read_backbone_name(content: Any) -> str | None:
     """The builder that a file of version 2 names; None in other files, an error where that is no name."""
-    plain = content.get(KEY) if isinstance(content, Mapping) else None
+    plain = content.get(METADATA_KEY) if isinstance(content, Mapping) else None
     if not isinstance(plain, Mapping) or plain.get("version") != _OF_ANY:
         return None
     match plain["backbone"]:
@@ -233,7 +234,7 @@ def backbone_named(content: Any) -> str | None:
             raise ValueError(f"its backbone is {reprlib.repr(other)}")
 
 
-def network_named(backbone: str) -> str:
+def resolve_network_name(backbone: str) -> str:
     """What a builder of this name makes: a ResNet's architecture, whoever builds it; else the builder's own name.
 
     Names tell and not tensors: an anti-aliased ResNet has those of the plain one, and is another network.
@@ -245,14 +246,14 @@ def network_named(backbone: str) -> str:
     return name if name in ARCHITECTURES else backbone
 
 
-def described(plain: Mapping[str, Any], architecture: Architecture) -> Facts:
+def described(plain: Mapping[str, Any], architecture: Architecture) -> Metadata:
     """The facts in a description that came with a file; an error where it is of another network than the tensors."""
     if not isinstance(plain, Mapping):
         raise ValueError(f"it is {reprlib.repr(plain)}")
-    version, backbone = plain["version"], backbone_named({KEY: plain})
+    version, backbone = plain["version"], read_backbone_name({METADATA_KEY: plain})
     if version not in (_OF_RESNET, _OF_ANY):
         raise ValueError(f"it is of version {reprlib.repr(version)}, and known are versions {_OF_RESNET} and {_OF_ANY}")
-    arch = plain["arch"] if backbone is None else network_named(backbone)
+    arch = plain["arch"] if backbone is None else resolve_network_name(backbone)
     if arch != architecture.name and (backbone is None or arch in ARCHITECTURES):  # else somebody said which it is
         raise ValueError(f"it calls itself {reprlib.repr(arch)}, and its tensors are a {architecture.name}'s")
-    return Facts.from_plain(plain)
+    return Metadata.from_dict(plain)

@@ -1,4 +1,4 @@
-"""``read(path)`` and ``write(checkpoint, path, format)``: a file of any known format, exact and whole, or a refusal."""
+"""Read and write checkpoint files of any known format, completely or not at all."""
 
 from __future__ import annotations
 
@@ -11,8 +11,15 @@ from typing import Any
 
 from torch import Tensor
 
-from ssql_det.convert.architecture import ARCHITECTURES, COUNTER, architecture
-from ssql_det.convert.checkpoint import Checkpoint, Coverage, Source, backbone_named, network_named, some
+from ssql_det.convert.architecture import ARCHITECTURES, NUM_BATCHES_TRACKED, get_architecture
+from ssql_det.convert.checkpoint import (
+    Checkpoint,
+    Coverage,
+    SourceFile,
+    read_backbone_name,
+    resolve_network_name,
+    summarize_names,
+)
 from ssql_det.convert.format import (
     Fit,
     Format,
@@ -22,9 +29,9 @@ from ssql_det.convert.format import (
     as_tensor,
     best_fit,
     contained,
-    faults,
+    find_invalid_values,
     fit,
-    is_spread,
+    is_oversized_view,
     neutral,
 )
 from ssql_det.convert.formats import FORMATS, under_prefix
@@ -37,7 +44,7 @@ _FIRST_BLOCKS = ("layer1.0.conv1.weight", "res2.0.conv1.weight", "4.0.conv1.weig
 _LONGEST = 200  # characters of a prefix in a message
 
 
-def open_weights(path: str | os.PathLike[str]) -> Any:
+def read_content(path: str | os.PathLike[str]) -> Any:
     """The content of a ``.pth``, ``.pkl``, ``.tar``, ``.bin`` or ``.safetensors`` file, known by its first bytes.
 
     Of a safetensors file: ``{"model": tensors, "__metadata__": strings}``.
@@ -48,7 +55,7 @@ def open_weights(path: str | os.PathLike[str]) -> Any:
     return read_tensors(path)
 
 
-def read(
+def read_checkpoint(
     path: str | os.PathLike[str],
     format: str | None = None,
     arch: str | None = None,
@@ -62,16 +69,16 @@ def read(
     (``online``) and its moving average (``momentum``) where both are there. ``prefix`` is for a ResNet that stands
     under one that no format knows. ``allow`` has patterns of names that may be left over.
 
-    >>> checkpoint = read("moco_v2_800ep_pretrain.pth.tar")
+    >>> checkpoint = read_checkpoint("moco_v2_800ep_pretrain.pth.tar")
     >>> checkpoint.source.format, checkpoint.architecture.name
     ('moco', 'resnet50')
     """
-    checkpoint = examine(path, format, arch, branch, prefix)
+    checkpoint = inspect_checkpoint(path, format, arch, branch, prefix)
     checkpoint.coverage.check(os.fspath(path), allow)
     return checkpoint
 
 
-def examine(
+def inspect_checkpoint(
     path: str | os.PathLike[str],
     format: str | None = None,
     arch: str | None = None,
@@ -79,34 +86,34 @@ def examine(
     prefix: str | None = None,
     content: Any = None,
 ) -> Checkpoint:
-    """As :func:`read`, but what is wrong is in ``coverage`` alone: a report, not a refusal.
+    """As :func:`read_checkpoint`, but what is wrong is in ``coverage`` alone: a report, not a refusal.
 
     ``content`` is what :func:`open_weights` gave, where the file is opened already.
     """
-    content = open_weights(path) if content is None else content
+    content = read_content(path) if content is None else content
     if arch is None:
         _require_resnet(content, path)
     found = find_format(content, os.fspath(path), format, branch, prefix)
     state = {name: tensor for name, value in found.state.items() if (tensor := as_tensor(value)) is not None}
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    best = fit(architecture(arch), found.layout, shapes) if arch else best_fit(found.layout, shapes)
-    with understood(path):
+    best = fit(get_architecture(arch), found.layout, shapes) if arch else best_fit(found.layout, shapes)
+    with translate_metadata_errors(path):
         tensors, coverage, detector = _sorted_out(content, found, state, best)
-        facts = found.format.facts_of(content, found, best.architecture)
+        metadata = found.format.facts_of(content, found, best.architecture)
     beside = [key for key in content if found.container and key != found.container.split("/")[0]]
     coverage = replace(coverage, beside=tuple(printable(str(key), _LONGEST) for key in beside))
-    source = Source(Path(path).name, sha256(path), found.format.name, found.why, found.format.branches_in(content))
-    return Checkpoint(best.architecture, tensors, facts, source, coverage, detector)
+    source = SourceFile(Path(path).name, sha256(path), found.format.name, found.why, found.format.branches_in(content))
+    return Checkpoint(best.architecture, tensors, metadata, source, coverage, detector)
 
 
-def writers() -> dict[str, Writer]:
+def get_writers() -> dict[str, Writer]:
     """The formats that can be written, by name."""
     return {each.name: each.writer for each in FORMATS if each.writer is not None}
 
 
 def check_output(path: str | os.PathLike[str], format: str, replace: bool = False) -> Writer:
     """Everything about an output that can be refused before a long reading."""
-    known = writers()
+    known = get_writers()
     if format not in known:
         raise UserError(f"cannot write {format!r}{did_you_mean(format, known)} (can write: {', '.join(known)})")
     writer = known[format]
@@ -117,12 +124,12 @@ def check_output(path: str | os.PathLike[str], format: str, replace: bool = Fals
     return writer
 
 
-def write(
+def write_checkpoint(
     checkpoint: Checkpoint, path: str | os.PathLike[str], format: str, replace: bool = False
 ) -> Mapping[str, str]:
     """Write the file, whole or not at all; return what the format could not carry, by name and reason.
 
-    >>> write(read("moco_v2.pth.tar"), "moco_v2.pkl", "detectron2")
+    >>> write_checkpoint(read_checkpoint("moco_v2.pth.tar"), "moco_v2.pkl", "detectron2")
     {'bn1.num_batches_tracked': 'FrozenBN has no place for it, and none of the norms uses it', ...}
     """
     writer = check_output(path, format, replace)
@@ -131,7 +138,7 @@ def write(
 
 
 @contextmanager
-def understood(path: str | os.PathLike[str]) -> Iterator[None]:
+def translate_metadata_errors(path: str | os.PathLike[str]) -> Iterator[None]:
     """What a file says about itself can be wrong in any way."""
     try:
         yield
@@ -142,9 +149,9 @@ def understood(path: str | os.PathLike[str]) -> Iterator[None]:
 
 def _require_resnet(content: Any, path: str | os.PathLike[str]) -> None:
     """A training's file may have any network, and other formats have a form for ResNets alone."""
-    with understood(path):
-        name = backbone_named(content)
-    if name is not None and network_named(name) not in ARCHITECTURES:
+    with translate_metadata_errors(path):
+        name = read_backbone_name(content)
+    if name is not None and resolve_network_name(name) not in ARCHITECTURES:
         raise UserError(
             f"{path}: its backbone is {name}, and the formats of Detectron2 and torchvision that are known here are of "
             "ResNets alone; give it to probe, analyze, or pretrain --init"
@@ -181,16 +188,18 @@ def _sorted_out(
         if (make := found.layout.computed.get(slot.leaf)) is not None and slot.is_norm and slot not in best.right:
             tensors[neutral(slot)] = make(slot.shape)
     floats = ((name, state[name]) for slot, name in best.right.items() if slot.shape)
-    wrong = {**best.wrong, **faults(floats)}
+    wrong = {**best.wrong, **find_invalid_values(floats)}
     used = [name for name in best.right.values() if name not in wrong]
     placed = {*best.right.values(), *best.wrong}
     leftover = {name: value for name, value in found.state.items() if name not in placed}
     parts = found.format.rest(content, leftover) if found.format.rest else []
-    spread = {part.source for part in parts if is_spread(part.tensor)}
+    spread = {part.source for part in parts if is_oversized_view(part.tensor)}
     wrong |= dict.fromkeys(spread, "claims more elements than the file has")
     detector = {part.name: alone(part.tensor) for part in parts if part.source not in spread}
     of_detector = {part.source for part in parts}
-    wrong |= faults((name, tensor) for name, tensor in detector.items() if not name.endswith(COUNTER))
+    wrong |= find_invalid_values(
+        (name, tensor) for name, tensor in detector.items() if not name.endswith(NUM_BATCHES_TRACKED)
+    )
     left_out, unmatched = {}, []
     for name, value in leftover.items():
         reason = found.format.reason_to_leave(name, found) if as_tensor(value) is not None else "not a tensor"
@@ -219,4 +228,4 @@ def _why_unknown(content: Any, asked: Sequence[Format]) -> str:
             prefix = printable(near.removesuffix(end), _LONGEST)
             return f"its ResNet is under an unknown prefix; say --prefix {prefix!r}"
     known = ", ".join(each.name for each in FORMATS)
-    return f"no ResNet is found in it; its tensors are {some(names)} (known formats: {known})"
+    return f"no ResNet is found in it; its tensors are {summarize_names(names)} (known formats: {known})"

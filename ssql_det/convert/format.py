@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssql_det.convert.architecture import ARCHITECTURES, COUNTER, NORM_LEAVES, Architecture, Slot
-from ssql_det.convert.checkpoint import Checkpoint, Facts, Input, customary
+from ssql_det.convert.architecture import ARCHITECTURES, NORM_LEAVES, NUM_BATCHES_TRACKED, Architecture, Slot
+from ssql_det.convert.checkpoint import Checkpoint, InputFormat, Metadata, customary
 
 WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 _NESTED = (*WRAPPERS, *WRAPPERS)  # one in the other, either way
@@ -30,7 +30,7 @@ class Names:
 
     In the templates stages count from ``first_stage``, blocks from 0, and ``convs`` spells the convs of a block.
 
-    >>> Names()(architecture("resnet50").slots[-1])
+    >>> Names()(get_architecture("resnet50").slots[-1])
     'layer4.2.bn3.num_batches_tracked'
     """
 
@@ -67,7 +67,7 @@ TORCHVISION = Names()
 def neutral(slot: Slot) -> str:
     """The name of a place in the neutral form.
 
-    >>> neutral(architecture("resnet18").slots[0])
+    >>> neutral(get_architecture("resnet18").slots[0])
     'conv1.weight'
     """
     name = TORCHVISION(slot)
@@ -119,7 +119,7 @@ class Fit:
 
 def fit(architecture: Architecture, layout: Layout, shapes: Mapping[str, Sequence[int]]) -> Fit:
     """
-    >>> len(fit(architecture("resnet18"), Layout(), {"conv1.weight": (64, 3, 7, 7)}).missing)
+    >>> len(fit(get_architecture("resnet18"), Layout(), {"conv1.weight": (64, 3, 7, 7)}).missing)
     99
     """
     right: dict[Slot, str] = {}
@@ -130,7 +130,7 @@ def fit(architecture: Architecture, layout: Layout, shapes: Mapping[str, Sequenc
         if name is None:
             continue
         if name not in shapes:
-            if slot.leaf != COUNTER:
+            if slot.leaf != NUM_BATCHES_TRACKED:
                 missing.append(name)
         elif tuple(shapes[name]) != slot.shape:
             wrong[name] = f"is of shape {list(shapes[name])}, in a {architecture.name} it is {list(slot.shape)}"
@@ -212,8 +212,8 @@ class Format:
     left_out: Mapping[str, str] = field(default_factory=dict)
     outside: str | None = None
     method: str | None = None
-    images: Input | None = None
-    facts: Callable[[Any, Found, Architecture], Facts] | None = None
+    images: InputFormat | None = None
+    metadata: Callable[[Any, Found, Architecture], Metadata] | None = None
     rest: Callable[[Any, dict[str, Any]], list[Part]] | None = None
     writer: Writer | None = None
     note: str = ""  # what the format does not carry
@@ -244,13 +244,13 @@ class Format:
             return self.outside
         return next((why for pattern, why in self.left_out.items() if fnmatch.fnmatchcase(name, pattern)), None)
 
-    def facts_of(self, content: Any, found: Found, architecture: Architecture) -> Facts:
+    def facts_of(self, content: Any, found: Found, architecture: Architecture) -> Metadata:
         """What is known about the network beside its tensors: the branch is the one found."""
-        if self.facts is None:
-            facts = customary(architecture, self.method, self.images)
+        if self.metadata is None:
+            metadata = customary(architecture, self.method, self.images)
         else:
-            facts = self.facts(content, found, architecture)
-        return facts if facts.from_file else replace(facts, branch=found.branch)
+            metadata = self.metadata(content, found, architecture)
+        return metadata if metadata.from_file else replace(metadata, branch=found.branch)
 
 
 def as_tensor(value: Any) -> Tensor | None:
@@ -260,7 +260,7 @@ def as_tensor(value: Any) -> Tensor | None:
     return value.detach() if isinstance(value, Tensor) else None
 
 
-def is_spread(tensor: Tensor) -> bool:
+def is_oversized_view(tensor: Tensor) -> bool:
     """Whether it claims more than it has and than a weight takes: one number can be spread over any shape."""
     return tensor.nbytes > max(tensor.untyped_storage().nbytes(), _LARGEST)
 
@@ -271,7 +271,7 @@ def alone(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.untyped_storage().nbytes() != tensor.nbytes else tensor
 
 
-def faults(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
+def find_invalid_values(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
     """Tensors that no network can be run with: of integers, or with NaN or infinite values."""
     found = {}
     for name, tensor in tensors:

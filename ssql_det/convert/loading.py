@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from ssql_det.convert.architecture import COUNTER, Architecture
-from ssql_det.convert.checkpoint import Checkpoint, Coverage, some
+from ssql_det.convert.architecture import NUM_BATCHES_TRACKED, Architecture
+from ssql_det.convert.checkpoint import Checkpoint, Coverage, summarize_names
 from ssql_det.convert.format import Layout, best_fit, renamed
-from ssql_det.convert.formats.detectron2 import DETECTRON2, config_lines
+from ssql_det.convert.formats.detectron2 import DETECTRON2, get_config_overrides
 from ssql_det.convert.formats.detectron2_detector import DETECTRON2_C4, DETECTRON2_FPN
 from ssql_det.convert.formats.torchvision import TORCHVISION
 from ssql_det.core.errors import UserError
@@ -31,7 +31,7 @@ def load_backbone(model: nn.Module, checkpoint: Checkpoint) -> Coverage:
     Refused, before anything is changed: another architecture, a tensor without its place on either side, a network
     that is fed other images than the backbone was trained on, or that strides elsewhere.
 
-    >>> load_backbone(build_model(cfg), read("r50.pkl")).percent
+    >>> load_backbone(build_model(cfg), read_checkpoint("r50.pkl")).percent
     100.0
     """
     layout = _layout_of(model)
@@ -42,7 +42,7 @@ def load_backbone(model: nn.Module, checkpoint: Checkpoint) -> Coverage:
 def load_detector(model: nn.Module, checkpoint: Checkpoint) -> Coverage:
     """Give a detector all its tensors, from a file of a whole detector; refused as in :func:`load_backbone`.
 
-    >>> load_detector(build_model(cfg), read("model_final_f10217.pkl")).percent
+    >>> load_detector(build_model(cfg), read_checkpoint("model_final_f10217.pkl")).percent
     100.0
     """
     layout = _layout_of(model)
@@ -50,7 +50,7 @@ def load_detector(model: nn.Module, checkpoint: Checkpoint) -> Coverage:
     return _load(model, layout, checkpoint, given, set(model.state_dict()))
 
 
-def architecture_of(model: nn.Module) -> Architecture:
+def identify_architecture(model: nn.Module) -> Architecture:
     """Which ResNet a network has, by its tensors; an error where it is none of those that are known.
 
     >>> architecture_of(build_model(cfg)).name
@@ -58,7 +58,9 @@ def architecture_of(model: nn.Module) -> Architecture:
     """
     best = best_fit(_layout_of(model), {name: tensor.shape for name, tensor in model.state_dict().items()})
     if faults := [*best.wrong, *best.missing]:
-        raise UserError(f"this network is near a {best.architecture.name} but for {some(faults)}; build a known ResNet")
+        raise UserError(
+            f"this network is near a {best.architecture.name} but for {summarize_names(faults)}; build a known ResNet"
+        )
     return best.architecture
 
 
@@ -93,9 +95,9 @@ def _load(
         if name in state and state[name].shape != tensor.shape
     }
     used = tuple(name for name in given if name in state and name not in wrong)
-    missing = tuple(name for name in state if name in wanted - given.keys() and not name.endswith(COUNTER))
+    missing = tuple(name for name in state if name in wanted - given.keys() and not name.endswith(NUM_BATCHES_TRACKED))
     homeless = [name for name in given if name not in state]
-    left_out = {name: "FrozenBN has no place for it" for name in homeless if name.endswith(COUNTER)}
+    left_out = {name: "FrozenBN has no place for it" for name in homeless if name.endswith(NUM_BATCHES_TRACKED)}
     left_out |= {name: "not of the backbone" for name in state if name not in given and name not in missing}
     unmatched = tuple(name for name in homeless if name not in left_out)
     coverage = Coverage(used, left_out, unmatched, missing, wrong)
@@ -122,12 +124,14 @@ def _check(coverage: Coverage, checkpoint: Checkpoint) -> None:
     elif not checkpoint.architecture.is_bottleneck and any("res5" in fault for fault in faults):
         hint += " and a C4 head with the same blocks (Detectron2's own Res5ROIHeads has bottlenecks at any depth)"
     name = checkpoint.architecture.name
-    raise UserError(f"{checkpoint.called} is a {name} and does not fit this network: {some(faults)}; {hint}")
+    raise UserError(
+        f"{checkpoint.display_name} is a {name} and does not fit this network: {summarize_names(faults)}; {hint}"
+    )
 
 
 def _check_images(model: nn.Module, checkpoint: Checkpoint) -> None:
     """Images in another order, or normalized in another way, cost many AP and no error."""
-    images = checkpoint.facts.input
+    images = checkpoint.metadata.input
     mean, std = getattr(model, "pixel_mean", None), getattr(model, "pixel_std", None)
     if images is None or not isinstance(mean, Tensor) or not isinstance(std, Tensor):
         return
@@ -136,18 +140,18 @@ def _check_images(model: nn.Module, checkpoint: Checkpoint) -> None:
         math.isclose(a, b, abs_tol=_AS_NEAR) for a, b in zip(ours, theirs, strict=True)
     )
     if not same or getattr(model, "input_format", images.channels) != images.channels:
-        lines = " ".join(f"{key} {value}" for key, value in list(config_lines(checkpoint).items())[:3])
-        raise UserError(f"{checkpoint.called} was trained on other images than this network is fed; set {lines}")
+        lines = " ".join(f"{key} {value}" for key, value in list(get_config_overrides(checkpoint).items())[:3])
+        raise UserError(f"{checkpoint.display_name} was trained on other images than this network is fed; set {lines}")
 
 
 def _check_stride(model: nn.Module, layout: Layout, checkpoint: Checkpoint) -> None:
-    in_1x1 = checkpoint.facts.stride_in_1x1
+    in_1x1 = checkpoint.metadata.stride_in_1x1
     if in_1x1 is None or not checkpoint.architecture.is_bottleneck:
         return
     slot = next(each for each in checkpoint.architecture.slots if (each.stage, each.conv) == (2, 1))
     first = model.get_submodule(str(layout(slot)).removesuffix(".weight"))
     if (getattr(first, "stride", (1, 1)) != (1, 1)) != in_1x1:
         raise UserError(
-            f"{checkpoint.called} strides in its {'1x1' if in_1x1 else '3x3'} convs and this network does not; "
+            f"{checkpoint.display_name} strides in its {'1x1' if in_1x1 else '3x3'} convs and this network does not; "
             f"set MODEL.RESNETS.STRIDE_IN_1X1 {in_1x1}"
         )

@@ -18,13 +18,13 @@ from torch import nn
 from ssql_det.convert import (
     Checkpoint,
     Coverage,
-    Facts,
-    Input,
-    architecture_of,
+    InputFormat,
+    Metadata,
+    confirm_metadata,
+    identify_architecture,
     load_backbone,
     load_detector,
-    read,
-    told,
+    read_checkpoint,
 )
 from ssql_det.core.errors import UserError
 from ssql_det.d2 import CfgNode, build_model
@@ -59,7 +59,7 @@ def load_pretrained_detector(cfg: CfgNode) -> tuple[nn.Module, Checkpoint, Cover
     """The network with the backbone in ``MODEL.WEIGHTS``, all of it."""
     checkpoint = _read(cfg)
     if checkpoint.detector:
-        _logger.warning("%s is a whole detector: its backbone is taken, its heads begin anew", checkpoint.called)
+        _logger.warning("%s is a whole detector: its backbone is taken, its heads begin anew", checkpoint.display_name)
     model = build_detector(cfg)
     coverage = load_backbone(model, checkpoint)
     _report(coverage, checkpoint, "the backbone")
@@ -68,27 +68,29 @@ def load_pretrained_detector(cfg: CfgNode) -> tuple[nn.Module, Checkpoint, Cover
 
 def describe_untrained(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
     """What is known about a network that began from scratch: what its config says."""
-    facts = told(Facts(method=cfg.SSQL_DET.METHOD or None), get_input_format(cfg), cfg.MODEL.RESNETS.STRIDE_IN_1X1)
-    return Checkpoint(architecture_of(model), {}, facts).description()
+    facts = confirm_metadata(
+        Metadata(method=cfg.SSQL_DET.METHOD or None), get_input_format(cfg), cfg.MODEL.RESNETS.STRIDE_IN_1X1
+    )
+    return Checkpoint(identify_architecture(model), {}, facts).metadata_dict()
 
 
-def get_input_format(cfg: CfgNode) -> Input:
+def get_input_format(cfg: CfgNode) -> InputFormat:
     """The images that a config feeds."""
-    return Input(cfg.INPUT.FORMAT, tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD))
+    return InputFormat(cfg.INPUT.FORMAT, tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD))
 
 
 def _read(cfg: CfgNode) -> Checkpoint:
     """What a file does not say of its images and strides, the config it comes with does."""
     if not cfg.MODEL.WEIGHTS:
         raise UserError("MODEL.WEIGHTS is empty; say which weights, at the end of the command: MODEL.WEIGHTS FILE")
-    checkpoint = read(os.path.expanduser(cfg.MODEL.WEIGHTS))
-    facts = checkpoint.facts
+    checkpoint = read_checkpoint(os.path.expanduser(cfg.MODEL.WEIGHTS))
+    facts = checkpoint.metadata
     stride = cfg.MODEL.RESNETS.STRIDE_IN_1X1 if facts.stride_in_1x1 is None else facts.stride_in_1x1
-    return replace(checkpoint, facts=told(facts, facts.input or get_input_format(cfg), stride))
+    return replace(checkpoint, metadata=confirm_metadata(facts, facts.input or get_input_format(cfg), stride))
 
 
 def _report(coverage: Coverage, checkpoint: Checkpoint, what: str) -> None:
     _logger.info(
         "%s: %.1f %% of %s, %d tensors; %d left as they were",
-        *(checkpoint.called, coverage.percent, what, len(coverage.used), len(coverage.left_out)),
+        *(checkpoint.display_name, coverage.percent, what, len(coverage.used), len(coverage.left_out)),
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from ssql_det.convert import Facts
+from ssql_det.convert import Metadata
 from ssql_det.core import rows
 from ssql_det.core.distributed import broadcast_from_main, is_main, world_size
 from ssql_det.core.errors import UserError
@@ -33,12 +33,12 @@ class PeriodicEvaluation:
 
     Without a period it never looks.
 
-    >>> watch = PeriodicEvaluation(cfg, "voc_r18_c4.yaml", checkpoint.facts, "resnet18")
+    >>> watch = PeriodicEvaluation(cfg, "voc_r18_c4.yaml", checkpoint.metadata, "resnet18")
     >>> if watch.is_due(iteration, last):
     ...     scalars = watch.look(model, iteration)
     """
 
-    def __init__(self, cfg: CfgNode, config_label: str, facts: Facts, network: str) -> None:
+    def __init__(self, cfg: CfgNode, config_label: str, facts: Metadata, network: str) -> None:
         self._cfg, self._config_label, self._facts, self._network = cfg, config_label, facts, network
         self._period = cfg.SSQL_DET.EVAL_PERIOD or cfg.TEST.EVAL_PERIOD
         self._widths = parse_widths(",".join(map(str, cfg.SSQL_DET.EVAL_BITS)))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from torch import nn
 
-from ssql_det.convert import Facts
+from ssql_det.convert import Metadata
 from ssql_det.core.distributed import broadcast_from_main, is_main, world_size
 from ssql_det.core.errors import UserError
 from ssql_det.core.rows import Row
@@ -136,7 +136,7 @@ class EvaluatedDetector:
     """What a detector is, for its rows: its file or the moment of its training, and what its backbone is."""
 
     checkpoint: str
-    facts: Facts
+    facts: Metadata
     network: str
     sha256: str = ""
 

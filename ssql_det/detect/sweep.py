@@ -67,7 +67,7 @@ def sweep(
     identity = _identity(cfg, dataset, sha256, plan)
     done = {row.bits: row for row in broadcast_from_main(lambda: _rows_of(out, identity))}
     images = build_evaluation_loader(cfg, dataset)
-    origin = EvaluatedDetector(checkpoint.called, checkpoint.facts, checkpoint.architecture.name, sha256)
+    origin = EvaluatedDetector(checkpoint.display_name, checkpoint.metadata, checkpoint.architecture.name, sha256)
     context: EvaluationContext | None = None
     for bits in widths:
         if str(bits) in done:

@@ -15,7 +15,7 @@ from fvcore.nn.precise_bn import get_bn_modules, update_bn_stats
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ssql_det.convert import Coverage, Facts
+from ssql_det.convert import Coverage, Metadata
 from ssql_det.core.config import check_minimums, check_output_dir, check_resume, flatten_config, save_config
 from ssql_det.core.distributed import all_gather, all_reduce_mean, barrier, broadcast_tensors, is_main, rank, world_size
 from ssql_det.core.errors import UserError
@@ -91,14 +91,14 @@ def train(cfg: CfgNode, config_label: str, resume: bool = False) -> Path:
         _logger.info("going on at iteration %d", start)
     parts = cfg.SSQL_DET.MICRO_BATCHES
     batches = build_train_loader(cfg, seed, first=start * parts)
-    watch = PeriodicEvaluation(cfg, config_label, Facts.from_plain(description), str(description.get("arch", "")))
+    watch = PeriodicEvaluation(cfg, config_label, Metadata.from_dict(description), str(description.get("arch", "")))
     printer = CommonMetricPrinter(cfg.SOLVER.MAX_ITER)
     barrier()  # nobody writes before all have read
     if is_main():
         save_config(values, folder)
         if coverage is not None:
             with atomic_write(folder / COVERAGE_NAME, "w") as file:
-                json.dump(coverage.to_plain(), file, indent=1)
+                json.dump(coverage.to_dict(), file, indent=1)
         if not is_resumed:
             (folder / EVALUATIONS_NAME).unlink(missing_ok=True)  # of a run that was killed before its first checkpoint
     trained = DistributedDataParallel(model) if world_size() > 1 else model
@@ -179,7 +179,7 @@ def _network(cfg: CfgNode, begins: bool) -> tuple[nn.Module, dict[str, Any], Cov
     seed = {"seed": get_training_seed(cfg)}
     if cfg.MODEL.WEIGHTS and begins:
         model, checkpoint, coverage = load_pretrained_detector(cfg)
-        return model, {**checkpoint.description(), **seed}, coverage
+        return model, {**checkpoint.metadata_dict(), **seed}, coverage
     model = build_detector(cfg)
     return model, {**describe_untrained(cfg, model), **seed}, None
 

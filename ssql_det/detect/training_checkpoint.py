@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from ssql_det.convert import (
-    Facts,
+    Metadata,
 )
-from ssql_det.convert.checkpoint import KEY, some
-from ssql_det.convert.format import faults
+from ssql_det.convert.checkpoint import METADATA_KEY, summarize_names
+from ssql_det.convert.format import find_invalid_values
 from ssql_det.core.distributed import all_gather, is_main, rank
 from ssql_det.core.errors import UserError
 from ssql_det.core.files import atomic_write
@@ -34,7 +34,7 @@ LAST_CHECKPOINT_NAME = "last_checkpoint"
 FINAL_NAME = "model_final"
 WINDOW_SIZE = 20  # iterations that a median of scalars is of, and between log lines
 _BY_THE_CLOCK = ("time", "eta_seconds")  # scalars that are left out: equal runs have equal checkpoints, to the byte
-_KEYS = ("model", "optimizer", "scheduler", "iteration", "rng", "history", "bad_images", KEY)
+_KEYS = ("model", "optimizer", "scheduler", "iteration", "rng", "history", "bad_images", METADATA_KEY)
 _logger = logging.getLogger(__name__)
 
 
@@ -58,7 +58,11 @@ class TrainingCheckpointer:
         of_ranks = {"rng": gather_rng_states(), "bad_images": all_gather(sorted(self.bad_images.names))}
         if is_main():
             content = {key: part.state_dict() for key, part in self.parts.items()}
-            content |= {"iteration": iteration, "history": _latest_scalars(self.storage), KEY: dict(description)}
+            content |= {
+                "iteration": iteration,
+                "history": _latest_scalars(self.storage),
+                METADATA_KEY: dict(description),
+            }
             with atomic_write(path) as file:
                 save_tensors(content | of_ranks, file)
             with atomic_write(self.folder / LAST_CHECKPOINT_NAME, "w") as tag:
@@ -75,9 +79,9 @@ class TrainingCheckpointer:
         try:
             model, optimizer, scheduler = (self.parts[key] for key in ("model", "optimizer", "scheduler"))
             model.load_state_dict(content["model"])
-            wrong = faults(model.named_parameters())
+            wrong = find_invalid_values(model.named_parameters())
             if wrong:
-                raise ValueError(some([f"{name} {fault}" for name, fault in wrong.items()]))
+                raise ValueError(summarize_names([f"{name} {fault}" for name, fault in wrong.items()]))
             load_optimizer_state(optimizer, content["optimizer"])
             iteration = content["iteration"]
             if not isinstance(iteration, int) or iteration < 0:
@@ -85,7 +89,7 @@ class TrainingCheckpointer:
             if content["scheduler"] != {**scheduler.state_dict(), "last_epoch": iteration + 1}:
                 raise ValueError(f"its scheduler is not as this config has it at iteration {iteration}")
             scheduler.load_state_dict(content["scheduler"])
-            Facts.from_plain(content[KEY])
+            Metadata.from_dict(content[METADATA_KEY])
             _restore_scalars(self.storage, content["history"])
             self.bad_images.names.update(*content["bad_images"][rank() : rank() + 1])
             restore_rng_state(content["rng"])
@@ -95,7 +99,7 @@ class TrainingCheckpointer:
                 f"{path} does not fit this config ({reason}); resume with the config of that run, or train in another "
                 "OUTPUT_DIR"
             ) from failure
-        return iteration, content[KEY]
+        return iteration, content[METADATA_KEY]
 
 
 def _newest(folder: Path) -> Path:

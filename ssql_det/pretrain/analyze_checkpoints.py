@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ssql_det.analyze.analysis import BACKBONE, LOSS, Analysis, Map, Terms, TermsAtBits, layer_weights, terms
 from ssql_det.analyze.tsne import tsne
-from ssql_det.convert import Input
+from ssql_det.convert import InputFormat
 from ssql_det.core.console import track
 from ssql_det.core.devices import resolve_device
 from ssql_det.core.errors import UserError
@@ -181,7 +181,7 @@ def mapped(
     seen: ImageDataset,
     asked: ImageDataset,
     way: Augmentation,
-    input: Input,
+    input: InputFormat,
     plan: AnalysisSettings,
 ) -> Map:
     """Of all widths together: so a point can be followed from one to the next."""
@@ -210,7 +210,7 @@ def _of_first_classes(images: ImageDataset) -> ImageDataset:
     return replace(images, files=files, labels=labels, read=lambda index: images.read(kept[index]))
 
 
-def _as_fed(views: Tensor, given: Input, wanted: Input) -> Tensor:
+def _as_fed(views: Tensor, given: InputFormat, wanted: InputFormat) -> Tensor:
     """Views that are normalized for one network as another takes them."""
     if given == wanted:
         return views

@@ -25,11 +25,18 @@ from ssql_det.backbones import (
     describe_state_dict,
     find_state_differences,
 )
-from ssql_det.convert import Facts, Source, examine, load_backbone, open_weights
-from ssql_det.convert.architecture import COUNTER
-from ssql_det.convert.checkpoint import BRANCHES, KEY, backbone_named, describe_network, network_named, some
-from ssql_det.convert.files import understood
-from ssql_det.convert.format import as_tensor, faults, is_spread
+from ssql_det.convert import Metadata, SourceFile, inspect_checkpoint, load_backbone, read_content
+from ssql_det.convert.architecture import NUM_BATCHES_TRACKED
+from ssql_det.convert.checkpoint import (
+    BRANCHES,
+    METADATA_KEY,
+    build_metadata_dict,
+    read_backbone_name,
+    resolve_network_name,
+    summarize_names,
+)
+from ssql_det.convert.files import translate_metadata_errors
+from ssql_det.convert.format import as_tensor, find_invalid_values, is_oversized_view
 from ssql_det.core.distributed import is_main
 from ssql_det.core.errors import UserError, printable
 from ssql_det.core.files import atomic_write, sha256
@@ -57,7 +64,7 @@ class TrainingState:
     method: nn.Module
     backbone: str  # the name of its builder
     optimizer: torch.optim.Optimizer
-    facts: Facts
+    facts: Metadata
     images: str = ""  # what it is trained on, by its identity
     quantizers: nn.Module | None = None  # what they learn, where they learn
 
@@ -76,7 +83,7 @@ class TrainingState:
         content = read_tensors(path)
         try:
             generators, steps = list(content["resume"]["rng"]), int(content["resume"]["steps"])
-            if (name := backbone_named(content)) not in (None, self.backbone):
+            if (name := read_backbone_name(content)) not in (None, self.backbone):
                 raise ValueError(f"its backbone is {name}, and not {self.backbone}")
             if content["resume"]["images"] != self.images:
                 raise ValueError("the images are not those that it began with")
@@ -121,8 +128,8 @@ class TrainingState:
             "rng": list(generators),
         }
         learned = {"quantizers": self._learned.state_dict()} if self._learned else {}
-        description = describe_network(self.backbone, self.facts)
-        return {KEY: description, **branches, "heads": heads, **learned, "resume": resume}
+        description = build_metadata_dict(self.backbone, self.facts)
+        return {METADATA_KEY: description, **branches, "heads": heads, **learned, "resume": resume}
 
 
 def is_in(folder: str | os.PathLike[str]) -> bool:
@@ -137,8 +144,8 @@ def require_savable(backbone: Backbone) -> None:
     faults += [f"{name} is {kind}" for name, kind in state.items() if kind == NOT_A_TENSOR]
     if faults := faults or find_state_differences(state, describe_expected_state(backbone.name)):
         raise UserError(
-            f"a checkpoint of {backbone.name} could not be read again: {some(faults)}; its builder has to make a "
-            "network of plain parameters and buffers, the same each time"
+            f"a checkpoint of {backbone.name} could not be read again: {summarize_names(faults)}; its builder has to "
+            "make a network of plain parameters and buffers, the same each time"
         )
 
 
@@ -152,13 +159,13 @@ class PretrainedBackbone:
     """
 
     backbone: Backbone
-    facts: Facts
-    source: Source
+    facts: Metadata
+    source: SourceFile
 
     @property
     def network(self) -> str:
         """Its name in rows: a ResNet's architecture, whoever builds it, and of another network the builder's name."""
-        return network_named(self.backbone.name)
+        return resolve_network_name(self.backbone.name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,16 +191,16 @@ def read_backbone(path: str | os.PathLike[str], into: Backbone | None = None) ->
     It is built by the name in the file, or its weights go ``into`` one that is there; all of them, or it is refused.
     """
     path = os.path.expanduser(path)
-    return _backbone_in(open_weights(path), path, into=into)
+    return _backbone_in(read_content(path), path, into=into)
 
 
 def read_pretrained_method(path: str | os.PathLike[str]) -> PretrainedMethod:
     """All of a file that a network's features pass through, in evaluation mode; of foreign files the backbone."""
     path = os.path.expanduser(path)
-    content = open_weights(path)
+    content = read_content(path)
     pretrained = _backbone_in(content, path)
     backbone = pretrained.backbone.module
-    heads = content.get("heads", {}) if KEY in content else {}
+    heads = content.get("heads", {}) if METADATA_KEY in content else {}
     if not heads:
         encoder = Encoder(backbone, nn.Identity()).eval()
         return PretrainedMethod(pretrained, encoder, nn.Identity(), encoder, has_heads=False)
@@ -214,24 +221,24 @@ def read_pretrained_method(path: str | os.PathLike[str]) -> PretrainedMethod:
 def _backbone_in(
     content: Any, path: str, branch: str | None = None, into: Backbone | None = None
 ) -> PretrainedBackbone:
-    with understood(path):
-        name = backbone_named(content)
+    with translate_metadata_errors(path):
+        name = read_backbone_name(content)
     if name is not None:
         return _of_training(content, path, name, branch or "online", into)
-    checkpoint = examine(path, branch=branch, content=content)
+    checkpoint = inspect_checkpoint(path, branch=branch, content=content)
     checkpoint.coverage.check(path)
     backbone = into or build_backbone(checkpoint.architecture.name)
     load_backbone(backbone.module, checkpoint)
     assert checkpoint.source is not None
-    return PretrainedBackbone(backbone, checkpoint.facts, checkpoint.source)
+    return PretrainedBackbone(backbone, checkpoint.metadata, checkpoint.source)
 
 
 def _of_training(content: Any, path: str, name: str, branch: str, into: Backbone | None) -> PretrainedBackbone:
     """A network in its own names: what its builder makes is to have just these tensors."""
-    with understood(path):
-        facts = replace(Facts.from_plain(content[KEY]), branch=branch)
+    with translate_metadata_errors(path):
+        facts = replace(Metadata.from_dict(content[METADATA_KEY]), branch=branch)
         state = {key: as_tensor(value) for key, value in content[branch].items()}
-    if into and network_named(into.name) != network_named(name):
+    if into and resolve_network_name(into.name) != resolve_network_name(name):
         raise UserError(f"{path} is of the backbone {name}, not {into.name}; train that one: BACKBONE {name}")
     try:
         wanted = describe_state_dict(into.module.state_dict()) if into else describe_expected_state(name)
@@ -239,14 +246,16 @@ def _of_training(content: Any, path: str, name: str, branch: str, into: Backbone
         raise UserError(f"{path}: {failure}") from failure
     wrong = find_state_differences(describe_state_dict(state), wanted)
     tensors = {key: tensor for key, tensor in state.items() if tensor is not None}
-    wrong += [f"{key} claims more elements than the file has" for key in tensors if is_spread(tensors[key])]
+    wrong += [f"{key} claims more elements than the file has" for key in tensors if is_oversized_view(tensors[key])]
     floats = (each for each in tensors.items() if each[1].is_floating_point())
-    if wrong := wrong or [f"{key} {fault}" for key, fault in faults(floats).items()]:
-        raise UserError(f"{path} is no {name} as it is built here: {some(wrong)}; is it whole, and of this version?")
+    if wrong := wrong or [f"{key} {fault}" for key, fault in find_invalid_values(floats).items()]:
+        raise UserError(
+            f"{path} is no {name} as it is built here: {summarize_names(wrong)}; is it whole, and of this version?"
+        )
     backbone = into or build_backbone(name)
     backbone.module.load_state_dict(tensors)
     there = tuple(each for each in BRANCHES if each in content)
-    return PretrainedBackbone(backbone, facts, Source(Path(path).name, sha256(path), KEY, branches=there))
+    return PretrainedBackbone(backbone, facts, SourceFile(Path(path).name, sha256(path), METADATA_KEY, branches=there))
 
 
 def _below(prefix: str, heads: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -255,9 +264,11 @@ def _below(prefix: str, heads: Mapping[str, Any]) -> dict[str, Tensor]:
     for name, value in heads.items():
         if name.startswith(prefix):
             tensor = as_tensor(value)
-            if tensor is None or is_spread(tensor):
+            if tensor is None or is_oversized_view(tensor):
                 raise ValueError(f"{name} is no tensor, or claims more elements than the file has")
             found[name.removeprefix(prefix)] = tensor
-    for name, fault in faults(each for each in found.items() if not each[0].endswith(COUNTER)).items():
+    for name, fault in find_invalid_values(
+        each for each in found.items() if not each[0].endswith(NUM_BATCHES_TRACKED)
+    ).items():
         raise ValueError(f"{prefix}{name} {fault}")
     return found

@@ -253,7 +253,7 @@ class Monitor:
     @torch.no_grad()
     def take(self) -> dict[str, float]:
         calibration = list(self._seen.first(Calibration().images).batches(self._input))
-        points = quant_points(self._backbone, self._scheme.placement, self._input.ends)
+        points = quant_points(self._backbone, self._scheme.placement, self._input.value_range)
         quantization = Quantization(self._backbone, points, self._scheme)
         quantization.calibrate(calibration)
         found = at_widths(quantization, self._widths, lambda _: self._accuracy(), batches=calibration)

@@ -16,7 +16,7 @@ import torch
 from fvcore.common.config import CfgNode
 
 from ssql_det.backbones import Backbone, build_backbone
-from ssql_det.convert import Facts, Input
+from ssql_det.convert import InputFormat, Metadata
 from ssql_det.core.config import RenamedKeys, check_minimums, flatten_config, load_config
 from ssql_det.core.distributed import world_size
 from ssql_det.core.errors import UserError
@@ -258,7 +258,7 @@ def build_network(pretraining: PretrainConfig, begins: bool = True) -> tuple[SSQ
     return network, backbone
 
 
-def _begin_with(path: str, backbone: Backbone, images: Input) -> None:
+def _begin_with(path: str, backbone: Backbone, images: InputFormat) -> None:
     pretrained = read_backbone(path, into=backbone)
     name, theirs = pretrained.source.name, pretrained.facts.input
     if theirs is not None and theirs.channels != images.channels:
@@ -270,7 +270,7 @@ def _begin_with(path: str, backbone: Backbone, images: Input) -> None:
         _logger.warning("%s was trained on images normalized by %s, here it is %s", name, theirs, images)
 
 
-def build_metadata(pretraining: PretrainConfig) -> Facts:
+def build_metadata(pretraining: PretrainConfig) -> Metadata:
     """What whoever uses the backbone has to know of it."""
     method = pretraining.method.title
     if pretraining.ssql is not None:
@@ -279,4 +279,4 @@ def build_metadata(pretraining: PretrainConfig) -> Facts:
         altered = [f"{key} {value}" for key, value in now.items() if value != _KEYS["SSQL"][key]]
         method += f", altered: {', '.join(altered)}" if altered else ""
     images, seed = pretraining.data.views.input, pretraining.seed
-    return Facts(images, stride_in_1x1=False, method=method, seed=seed, from_file=True)
+    return Metadata(images, stride_in_1x1=False, method=method, seed=seed, from_file=True)

@@ -14,7 +14,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ssql_det.convert import Input
+from ssql_det.convert import InputFormat
 from ssql_det.core.console import track
 from ssql_det.core.errors import UserError
 from ssql_det.core.rng import seeded_rng
@@ -44,7 +44,7 @@ class LabelledImages:
     def first(self, count: int) -> LabelledImages:
         return LabelledImages(self.name, self.pixels[:count], self.labels[:count])
 
-    def batches(self, input: Input, size: int = 256) -> Iterator[Tensor]:
+    def batches(self, input: InputFormat, size: int = 256) -> Iterator[Tensor]:
         """Normalized, in even parts of at most ``size``: a part of one image has no variance."""
         for part in self.pixels.tensor_split(-(-len(self.pixels) // size)):
             yield normalize(part, input)
@@ -137,7 +137,7 @@ class AugmentedImages(Dataset[Tensor | str]):
         return loaded(self, numbers, torch.stack, self._seed, self._workers)
 
 
-def anew(backbone: nn.Module, augmented: AugmentedImages, input: Input) -> Seen:
+def anew(backbone: nn.Module, augmented: AugmentedImages, input: InputFormat) -> Seen:
     """Features of a new view of each image in each epoch, through the backbone as it is at that moment.
 
     >>> with quantization.at(Bits(4, 4)):
@@ -152,7 +152,7 @@ def anew(backbone: nn.Module, augmented: AugmentedImages, input: Input) -> Seen:
     return seen
 
 
-def kept(backbone: nn.Module, augmented: AugmentedImages, input: Input, views: int) -> Seen:
+def kept(backbone: nn.Module, augmented: AugmentedImages, input: InputFormat, views: int) -> Seen:
     """Features of so many views of each image, made now; they come round again. With a view for each epoch it is
     ``anew``, with fewer the layer sees less of what the frame can do.
     """

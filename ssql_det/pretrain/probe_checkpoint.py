@@ -10,7 +10,7 @@ from functools import partial
 
 from torch import nn
 
-from ssql_det.convert import IMAGENET, Input
+from ssql_det.convert import IMAGENET, InputFormat
 from ssql_det.convert.checkpoint import describe_branch
 from ssql_det.core.devices import resolve_device
 from ssql_det.core.errors import UserError
@@ -141,7 +141,7 @@ def _rows(
     backbone, facts = pretrained.backbone.module, pretrained.facts
     images = facts.input or IMAGENET
     calibration = list(shown.seen.first(plan.calibration).batches(images, _TOGETHER))
-    points = quant_points(backbone, plan.scheme.placement, images.ends)
+    points = quant_points(backbone, plan.scheme.placement, images.value_range)
     quantization = Quantization(backbone, points, plan.scheme)
     quantization.calibrate(calibration)
     profile = profile_cost(backbone, quantization.points, calibration[0][:1].to(next(backbone.parameters()).device))
@@ -184,7 +184,7 @@ def _unanswered(row: Row, asked: Row) -> Row:
 
 
 def _accuracies(
-    backbone: nn.Module, images: Input, shown: _Shown, training: Training, plan: ProbeSettings
+    backbone: nn.Module, images: InputFormat, shown: _Shown, training: Training, plan: ProbeSettings
 ) -> dict[str, float]:
     """Of the backbone as it is at this moment."""
     known, other = (features(backbone, each.batches(images)) for each in (shown.seen, shown.asked))

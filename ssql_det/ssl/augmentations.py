@@ -27,7 +27,7 @@ from PIL.Image import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from ssql_det.convert.checkpoint import CIFAR, IMAGENET, Input
+from ssql_det.convert.checkpoint import CIFAR, IMAGENET, InputFormat
 from ssql_det.core.errors import UserError, did_you_mean
 from ssql_det.core.rng import derive_seed
 
@@ -54,7 +54,7 @@ class Augmentation:
 
     name: str
     size: int
-    input: Input
+    input: InputFormat
     image_transform: Callable[[Image], Tensor]
     batch_transform: Callable[[Tensor, Tensor], Tensor]
     num_random_numbers: int
@@ -98,7 +98,7 @@ def draw_random_numbers(seed: int, positions: Iterable[int] | Tensor, view: int,
     return draws
 
 
-def normalize(images: Tensor, input: Input) -> Tensor:
+def normalize(images: Tensor, input: InputFormat) -> Tensor:
     """RGB images [..., 3, H, W] of values 0 to 255, as a network of this input takes them."""
     if input.channels == "BGR":
         images = images.flip(-3)
@@ -107,7 +107,7 @@ def normalize(images: Tensor, input: Input) -> Tensor:
     return (images - mean) / std
 
 
-def augment_photos(images: Tensor, draws: Tensor, input: Input, blurred: bool) -> Tensor:
+def augment_photos(images: Tensor, draws: Tensor, input: InputFormat, blurred: bool) -> Tensor:
     """Jittered (.8), then gray (.2), then, where the recipe has it, blurred (.5)."""
     chances, ranks, amounts, sigmas = draws.split(_PHOTO_PARTS, dim=1)
     jitters, grays, blurs = chances.unbind(1)

@@ -12,7 +12,7 @@ import yaml
 
 import ssql_det
 from ssql_det.cli.main import main
-from ssql_det.convert import read, writers
+from ssql_det.convert import get_writers, read_checkpoint
 
 LAUNCHER = Path(ssql_det.__file__).parents[1] / "tools" / "convert_checkpoint.py"
 
@@ -51,9 +51,9 @@ def refused(*arguments):
     return stopped.value.code == 2
 
 
-@pytest.mark.parametrize("format", writers())
+@pytest.mark.parametrize("format", get_writers())
 def test_a_conversion_tells_what_it_did_and_proves_it(format, moco, tmp_path, capsys):
-    out = tmp_path / f"out{writers()[format].suffixes[0]}"
+    out = tmp_path / f"out{get_writers()[format].suffixes[0]}"
     main(["convert", str(moco), str(out), "--to", format, "--verify"])
     said = capsys.readouterr().out
     assert "moco.pth.tar is moco: it has encoder_q.conv1.weight in 'state_dict'" in said
@@ -65,7 +65,7 @@ def test_a_conversion_tells_what_it_did_and_proves_it(format, moco, tmp_path, ca
     assert f"wrote {out}" in said
     assert ("left behind: 20" in said) == format.startswith("detectron2")
     assert list(tmp_path.glob(".*")) == []
-    tensors, written = read(moco).tensors, read(out).tensors
+    tensors, written = read_checkpoint(moco).tensors, read_checkpoint(out).tensors
     assert all(torch.equal(tensors[name], written[name]) for name in written)
 
 
@@ -139,7 +139,7 @@ def test_an_output_is_replaced_only_by_force(moco, tmp_path, capsys):
     assert out.read_text() == "precious"
     assert "exists already" in capsys.readouterr().err
     main(["convert", str(moco), str(out), "--to", "timm", "--force"])
-    assert read(out).architecture.name == "resnet18"
+    assert read_checkpoint(out).architecture.name == "resnet18"
 
 
 MISTAKES = {
@@ -202,11 +202,11 @@ def test_the_formats_are_listed(capsys):
         main(["convert", "--formats"])
     assert not stopped.value.code
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines if "read, write" in line] == list(writers())
+    assert [line.split()[0] for line in lines if "read, write" in line] == list(get_writers())
 
 
 def test_the_launcher_is_the_command(moco, tmp_path):
     command = [sys.executable, LAUNCHER, moco, tmp_path / "out.safetensors", "--to", "safetensors"]
     ended = subprocess.run(command, capture_output=True, text=True)
     assert (ended.returncode, ended.stderr) == (0, "")
-    assert read(tmp_path / "out.safetensors").facts.method == "moco"
+    assert read_checkpoint(tmp_path / "out.safetensors").metadata.method == "moco"

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ssql_det.backbones import build_backbone
-from ssql_det.convert import ARCHITECTURES, architecture
+from ssql_det.convert import ARCHITECTURES, get_architecture
 from ssql_det.convert.format import Layout, best_fit, neutral
 from ssql_det.convert.formats import FORMATS
 from ssql_det.core.errors import UserError
@@ -22,7 +22,7 @@ def name(request):
 
 
 def test_an_architecture_has_the_tensors_of_its_network_in_their_order(name):
-    assert [(neutral(slot), slot.shape) for slot in architecture(name).slots] == list(shapes(name).items())
+    assert [(neutral(slot), slot.shape) for slot in get_architecture(name).slots] == list(shapes(name).items())
 
 
 def test_a_network_is_known_by_its_tensors(name):
@@ -47,7 +47,7 @@ def test_a_network_is_known_without_counters_too(name):
 def test_a_network_is_known_in_any_formats_names(arch, format):
     for layouts in format.branches.values():
         for layout in layouts:
-            named = {layout(slot): slot.shape for slot in architecture(arch).slots}
+            named = {layout(slot): slot.shape for slot in get_architecture(arch).slots}
             named.pop(None, None)
             found = best_fit(layout, named)
             assert (found.architecture.name, found.missing, found.wrong) == (arch, (), {})
@@ -55,9 +55,9 @@ def test_a_network_is_known_in_any_formats_names(arch, format):
 
 def test_a_depth_is_that_of_the_name(name):
     if name == "narrow_resnet":
-        assert architecture(name).depth == 10
+        assert get_architecture(name).depth == 10
     else:
-        assert f"{architecture(name).depth}" in name.replace("_", "t").split("t")
+        assert f"{get_architecture(name).depth}" in name.replace("_", "t").split("t")
 
 
 def test_a_few_lost_tensors_do_not_make_it_another():
@@ -79,4 +79,4 @@ def test_a_stem_alone_does_not_make_a_cifar_network():
 
 def test_an_unknown_architecture_is_answered_with_the_known_ones():
     with pytest.raises(UserError, match=r"no architecture 'resnet51'; did you mean 'resnet"):
-        architecture("resnet51")
+        get_architecture("resnet51")

@@ -10,7 +10,7 @@ import torchvision
 from support.convert.checkpoints import backbone, classifier, config, detectron2_names, network, pickled, uncounted
 
 from ssql_det import d2
-from ssql_det.convert import IMAGENET, MSRA, config_lines, load_backbone, read, write
+from ssql_det.convert import IMAGENET, MSRA, get_config_overrides, load_backbone, read_checkpoint, write_checkpoint
 from ssql_det.core.errors import UserError
 
 STAGES = ("res2", "res3", "res4", "res5")
@@ -48,7 +48,7 @@ def plain(build, arch, state):
 @torch.no_grad()
 def features_of_engine(checkpoint, image):
     """Of a whole detector, set up as the checkpoint says, which flips and normalizes the image itself."""
-    lines = config_lines(checkpoint)
+    lines = get_config_overrides(checkpoint)
     pairs = [each for line in lines.items() for each in line]
     model = d2.build_model(config(checkpoint.architecture.name, "FPN", *pairs))
     load_backbone(model, checkpoint)
@@ -82,15 +82,15 @@ def test_torchvision_timm_and_the_engine_agree_in_every_stage(arch, image, tmp_p
     with torch.no_grad():
         expected = stage_by_stage(source, normalized(image, IMAGENET))
 
-    write(read(tmp_path / "x.pth"), tmp_path / "timm.bin", "timm")
+    write_checkpoint(read_checkpoint(tmp_path / "x.pth"), tmp_path / "timm.bin", "timm")
     there = plain(BUILDERS["timm"], arch, torch.load(tmp_path / "timm.bin"))
-    write(read(tmp_path / "timm.bin"), tmp_path / "x.pkl", "detectron2")
-    write(read(tmp_path / "x.pkl"), tmp_path / "back.pt", "torchvision")
+    write_checkpoint(read_checkpoint(tmp_path / "timm.bin"), tmp_path / "x.pkl", "detectron2")
+    write_checkpoint(read_checkpoint(tmp_path / "x.pkl"), tmp_path / "back.pt", "torchvision")
     back = plain(BUILDERS["torchvision"], arch, torch.load(tmp_path / "back.pt"))
     with torch.no_grad():
         for model in (there, back):
             assert_agree(stage_by_stage(model, normalized(image, IMAGENET)), expected)
-    assert_agree(features_of_engine(read(tmp_path / "x.pkl"), image), expected)
+    assert_agree(features_of_engine(read_checkpoint(tmp_path / "x.pkl"), image), expected)
 
 
 def zoo_backbone(path, arch):
@@ -100,7 +100,7 @@ def zoo_backbone(path, arch):
     content = {"model": {name: value.numpy() for name, value in state.items()}, "__author__": "Detectron2 Model Zoo"}
     with open(path, "wb") as file:
         pickled(2)(content, file)
-    return read(path)
+    return read_checkpoint(path)
 
 
 def strided_in_1x1(model):
@@ -126,8 +126,8 @@ def test_a_network_of_the_zoo_is_fed_bgr_and_strides_in_its_1x1(arch, image, tmp
 def test_a_network_of_bgr_images_takes_rgb_ones_once_it_is_torchvisions(format, name, image, tmp_path):
     checkpoint = zoo_backbone(tmp_path / "x.pkl", "resnet18")
     expected = features_of_engine(checkpoint, image)
-    write(checkpoint, tmp_path / name, format)
-    converted = read(tmp_path / name)
+    write_checkpoint(checkpoint, tmp_path / name, format)
+    converted = read_checkpoint(tmp_path / name)
     model = plain(BUILDERS["torchvision"], "resnet18", converted.tensors)
     with torch.no_grad():
         assert_agree(stage_by_stage(model, normalized(image, MSRA.turned())), expected)

@@ -35,7 +35,7 @@ from support.convert.crafted_checkpoints import (
 )
 from support.core.crafted_pickles import archive, legacy
 
-from ssql_det.convert import MSRA, check_output, read, write
+from ssql_det.convert import MSRA, check_output, read_checkpoint, write_checkpoint
 from ssql_det.core.errors import UserError
 
 LONG = "x" * 100_000
@@ -47,7 +47,7 @@ def refusal(path, **options):
     """The one sentence that a conversion of the file ends in."""
     before = sorted(os.listdir(path.parent))
     with pytest.raises(UserError) as mistake:
-        write(read(path, **options), path.parent / "converted.pth", "ssql_det")
+        write_checkpoint(read_checkpoint(path, **options), path.parent / "converted.pth", "ssql_det")
     sentence = str(mistake.value)
     assert sorted(os.listdir(path.parent)) == before
     assert str(path) in sentence
@@ -116,9 +116,9 @@ def test_code_where_nobody_looks_does_no_harm(tmp_path):
     torch.save(state(), path)
     with zipfile.ZipFile(path, "a") as file:
         file.writestr("x/code.pkl", code)
-    assert len(read(path).tensors) == 72
+    assert len(read_checkpoint(path).tensors) == 72
     path.write_bytes(pickle.dumps(as_arrays(state())) + code)
-    assert len(read(path).tensors) == 72
+    assert len(read_checkpoint(path).tensors) == 72
     assert not marker.exists()
 
 
@@ -142,7 +142,7 @@ def test_foreign_objects_beside_the_tensors_are_left_alone(writer, tmp_path):
         "function": torch.nn.functional.relu,
         "optimizer": {"state": {0: {"step": torch.ones(())}}, "param_groups": [{"lr": 0.1}]},
     }
-    checkpoint = read(saved({**foreign, "state_dict": state()}, tmp_path / "x.pth", writer))
+    checkpoint = read_checkpoint(saved({**foreign, "state_dict": state()}, tmp_path / "x.pth", writer))
     assert checkpoint.coverage.percent == 100
     assert all(torch.equal(checkpoint.tensors[name], tensor) for name, tensor in state().items())
 
@@ -187,7 +187,7 @@ def test_a_bad_path_is_told_so(tmp_path):
     assert "is a directory" in refusal(tmp_path)
     assert "there is no file" in refusal(tmp_path / "no.pth")
     with pytest.raises(UserError, match="too long"):
-        read(tmp_path / ("x" * 5000))
+        read_checkpoint(tmp_path / ("x" * 5000))
 
 
 def cyclic():
@@ -219,7 +219,7 @@ def test_a_file_with_cycles_beside_its_tensors_is_read(tmp_path):
     content["state_dict"] = content
     content["list"] = [content]
     content["list"].append(content["list"])
-    assert read(saved(content, tmp_path / "x.pth")).coverage.percent == 100
+    assert read_checkpoint(saved(content, tmp_path / "x.pth")).coverage.percent == 100
 
 
 STEM, BLOCK, SHORTCUT = "conv1.weight", "layer1.0.conv1.weight", "layer2.0.downsample.0.weight"
@@ -273,7 +273,7 @@ def test_what_is_missing_is_named(start, name, fault, tmp_path):
 
 def test_counters_alone_may_be_missing(tmp_path):
     tensors = {name: tensor for name, tensor in state().items() if tensor.dim()}
-    assert len(read(saved(tensors, tmp_path / "x.pth")).tensors) == 60
+    assert len(read_checkpoint(saved(tensors, tmp_path / "x.pth")).tensors) == 60
 
 
 @pytest.mark.parametrize(
@@ -301,7 +301,7 @@ def test_an_extra_tensor_is_named_with_what_would_allow_it(tmp_path):
     path = saved({**state(), "neck.0.weight": torch.ones(1), "neck.1.weight": torch.ones(1)}, tmp_path / "x.pth")
     assert "2 tensor(s) have no place: neck.0.weight, neck.1.weight;" in refusal(path)
     assert "--allow-unmatched 'neck.*'" in refusal(path)
-    assert read(path, allow=["neck.*"]).coverage.unmatched == ("neck.0.weight", "neck.1.weight")
+    assert read_checkpoint(path, allow=["neck.*"]).coverage.unmatched == ("neck.0.weight", "neck.1.weight")
 
 
 @pytest.mark.parametrize("prefix", ["net.encoder.", "a.b.c.d."])
@@ -311,8 +311,8 @@ def test_an_unknown_prefix_is_told_and_reading_with_it_works(prefix, wrapper, tm
     path = saved({"state_dict": {**tensors, f"{wrapper}other": torch.ones(1)}}, tmp_path / "x.pth")
     assert refusal(path).endswith(f"its ResNet is under an unknown prefix; say --prefix {prefix!r}")
     for spelled in (prefix, prefix.removesuffix("."), wrapper + prefix):
-        assert read(path, prefix=spelled).coverage.percent == 100
-    checkpoint = read(path, prefix=prefix)
+        assert read_checkpoint(path, prefix=spelled).coverage.percent == 100
+    checkpoint = read_checkpoint(path, prefix=prefix)
     assert all(torch.equal(checkpoint.tensors[name], tensor) for name, tensor in state().items())
     assert checkpoint.coverage.left_out == {"other": f"not under {prefix}"}
 
@@ -471,7 +471,7 @@ DETECTORS = {
 
 @pytest.mark.parametrize("extra", DETECTORS.values(), ids=DETECTORS)
 def test_a_detector_with_bad_parts_is_refused(extra, tmp_path):
-    write(made(), tmp_path / "x.pth", "detectron2-fpn")
+    write_checkpoint(made(), tmp_path / "x.pth", "detectron2-fpn")
     content = torch.load(tmp_path / "x.pth")
     del content["ssql_det"]
     refusal(saved({"model": {**content["model"], **extra}}, tmp_path / "x.pth"))
@@ -525,7 +525,7 @@ ZEROS = 128 << 20
 ALLOWED = 64 << 20
 JUDGE = """
 import json, resource, sys, time
-from ssql_det.convert import read
+from ssql_det.convert import read_checkpoint
 from ssql_det.core.errors import UserError
 
 def size(of):
@@ -539,7 +539,7 @@ for path in sys.argv[1:]:
         file.write("5")
     before, start = size("VmRSS"), time.process_time()
     try:
-        read(path)
+        read_checkpoint(path)
         outcome = ["read", ""]
     except UserError as mistake:
         outcome = ["refused", str(mistake)]
@@ -626,7 +626,7 @@ def spread(*names):
     """Tensors of one value whose shape says that there are 10**12."""
 
     def make(path):
-        write(made(), path, "detectron2-fpn")
+        write_checkpoint(made(), path, "detectron2-fpn")
         content = torch.load(path)
         content["model"] |= {name: torch.ones(()).expand(10**6, 10**6) for name in names}
         del content["ssql_det"]
@@ -701,7 +701,7 @@ def test_a_bomb_does_not_go_off(name, judged):
 def test_a_wrong_option_is_told_so(options, said, tmp_path):
     path = saved(state(), tmp_path / "x.pth")
     with pytest.raises(UserError) as mistake:
-        read(path, **options)
+        read_checkpoint(path, **options)
     assert said in str(mistake.value)
     assert "\n" not in str(mistake.value)
 
@@ -732,7 +732,7 @@ def taken(tmp_path):
     ],
 )
 def test_a_wrong_output_is_refused_and_nothing_changes(name, format, said, taken):
-    for refused in (check_output, lambda path, format: write(made(), path, format)):
+    for refused in (check_output, lambda path, format: write_checkpoint(made(), path, format)):
         with pytest.raises(UserError) as mistake:
             refused(taken.parent / name, format)
         assert said in str(mistake.value)
@@ -742,8 +742,8 @@ def test_a_wrong_output_is_refused_and_nothing_changes(name, format, said, taken
 
 
 def test_an_output_is_replaced_when_that_is_said(taken):
-    write(made(), taken, "ssql_det", replace=True)
-    assert read(taken).coverage.percent == 100
+    write_checkpoint(made(), taken, "ssql_det", replace=True)
+    assert read_checkpoint(taken).coverage.percent == 100
     assert os.listdir(taken.parent) == ["out.pth"]
 
 
@@ -759,7 +759,7 @@ def test_an_output_is_replaced_when_that_is_said(taken):
 def test_what_a_format_cannot_carry_leaves_the_old_file(checkpoint, format, said, taken):
     target = taken.rename(taken.with_suffix(".bin")) if format == "timm" else taken
     with pytest.raises(UserError, match=said) as mistake:
-        write(checkpoint(), target, format, replace=True)
+        write_checkpoint(checkpoint(), target, format, replace=True)
     assert "\n" not in str(mistake.value)
     assert os.listdir(target.parent) == [target.name]
     assert target.read_bytes() == b"precious"
@@ -772,7 +772,7 @@ def test_a_detector_does_not_become_another(head, other, tmp_path):
     checkpoint = made()
     checkpoint.detector[head] = torch.ones(1)
     with pytest.raises(UserError, match="and cannot become"):
-        write(checkpoint, tmp_path / "x.pth", other)
+        write_checkpoint(checkpoint, tmp_path / "x.pth", other)
     assert os.listdir(tmp_path) == []
 
 
@@ -780,11 +780,11 @@ def test_a_folder_in_the_place_of_an_output_stays(tmp_path):
     (tmp_path / "x.pth").mkdir()
     for replace in (False, True):
         with pytest.raises(UserError, match=r"x\.pth"):
-            write(made(), tmp_path / "x.pth", "ssql_det", replace=replace)
+            write_checkpoint(made(), tmp_path / "x.pth", "ssql_det", replace=replace)
     assert os.listdir(tmp_path) == ["x.pth"]
 
 
 @pytest.mark.parametrize("name", ["a/data.pkl", "b/c/data.pkl"])
 def test_an_archive_is_read_whatever_its_folder_is_called(name, tmp_path):
     (tmp_path / "x.pth").write_bytes(archive({name: pickle.dumps(as_arrays(state()))}))
-    assert read(tmp_path / "x.pth").coverage.percent == 100
+    assert read_checkpoint(tmp_path / "x.pth").coverage.percent == 100

@@ -16,13 +16,13 @@ from ssql_det.convert import (
     IMAGENET,
     MSRA,
     Checkpoint,
-    Facts,
-    architecture,
-    config_lines,
+    Metadata,
+    get_architecture,
+    get_config_overrides,
     load_backbone,
     load_detector,
-    read,
-    write,
+    read_checkpoint,
+    write_checkpoint,
 )
 from ssql_det.core.errors import UserError
 
@@ -227,7 +227,7 @@ def test_the_engines_network_then_computes_what_torchvisions_does(name):
             tensor.copy_(torch.randn(tensor.shape) * (2 / tensor[0].numel()) ** 0.5)
         elif tensor.dim() == 1:
             tensor.copy_(torch.rand(tensor.shape) + 0.5)
-    load_backbone(ours, Checkpoint(architecture(name), theirs.state_dict(), Facts(IMAGENET, False)))
+    load_backbone(ours, Checkpoint(get_architecture(name), theirs.state_dict(), Metadata(IMAGENET, False)))
     theirs.avgpool, theirs.fc = nn.Identity(), nn.Identity()
     images = torch.rand(1, 3, 64, 96)
     with torch.no_grad():
@@ -240,7 +240,7 @@ def test_other_precisions_become_the_networks_own(dtype, tmp_path):
     tensors = {name: tensor.to(dtype) if tensor.dim() else tensor for name, tensor in state().items()}
     torch.save(tensors, tmp_path / "x.pth")
     model = build_backbone("narrow_resnet").module
-    load_backbone(model, read(tmp_path / "x.pth"))
+    load_backbone(model, read_checkpoint(tmp_path / "x.pth"))
     assert {tensor.dtype for tensor in model.state_dict().values() if tensor.dim()} == {torch.float32}
     assert torch.equal(model.conv1.weight, tensors["conv1.weight"].float())
 
@@ -369,7 +369,7 @@ def test_a_stride_in_the_1x1_is_no_torchvision_network():
 @pytest.mark.parametrize(("images", "stride"), [(MSRA, True), (CIFAR, False)])
 def test_a_network_built_of_the_lines_told_is_loaded(images, stride):
     checkpoint = made("resnet50", images=images, stride_in_1x1=stride)
-    assert load_backbone(detector(FPN, config_lines(checkpoint)), checkpoint).percent == 100
+    assert load_backbone(detector(FPN, get_config_overrides(checkpoint)), checkpoint).percent == 100
 
 
 @pytest.mark.parametrize(
@@ -385,7 +385,7 @@ def test_a_network_without_a_resnet_is_refused(build, load):
 
 def test_the_file_is_named():
     torch.save(state(), "x.pth")
-    assert refusal(torchvision.models.resnet18(), read("x.pth")).startswith("x.pth is a narrow_resnet")
+    assert refusal(torchvision.models.resnet18(), read_checkpoint("x.pth")).startswith("x.pth is a narrow_resnet")
 
 
 # ---------------------------------------------------------------- whole detectors
@@ -413,7 +413,7 @@ def saved_detector(*parts, change=lambda state: None):
 @pytest.mark.parametrize(("format", "parts"), [(each[0], each[1:]) for each in WHOLE.values()], ids=WHOLE)
 def test_a_whole_detector_comes_back_bit_for_bit(format, parts):
     trained = saved_detector(*parts)
-    checkpoint = read("model_final.pth")
+    checkpoint = read_checkpoint("model_final.pth")
     assert checkpoint.source.format == format
     fresh = detector(*parts)
     coverage = load_detector(fresh, checkpoint)
@@ -425,11 +425,11 @@ def test_a_whole_detector_comes_back_bit_for_bit(format, parts):
 
 def test_a_detector_goes_through_our_own_format_and_back():
     trained = saved_detector(FPN, R(18), PYTORCH)
-    write(read("model_final.pth"), "own.pth", "ssql_det")
-    write(read("own.pth"), "again.pth", "detectron2-fpn")
+    write_checkpoint(read_checkpoint("model_final.pth"), "own.pth", "ssql_det")
+    write_checkpoint(read_checkpoint("own.pth"), "again.pth", "detectron2-fpn")
     for file in ("own.pth", "again.pth"):
         fresh = detector(FPN, R(18), PYTORCH)
-        load_detector(fresh, read(file))
+        load_detector(fresh, read_checkpoint(file))
         assert all(torch.equal(tensor, trained.state_dict()[name]) for name, tensor in fresh.state_dict().items())
 
 
@@ -458,12 +458,12 @@ def with_extra(name):
 )
 def test_another_detector_is_refused_and_nothing_moves(change, parts, fault):
     saved_detector(FPN, R(18), PYTORCH, change=change)
-    assert fault in refusal(detector(FPN, R(18), PYTORCH, *parts), read("model_final.pth"), load_detector)
+    assert fault in refusal(detector(FPN, R(18), PYTORCH, *parts), read_checkpoint("model_final.pth"), load_detector)
 
 
 def test_a_detectors_backbone_alone_is_loaded_without_its_heads():
     trained = saved_detector(FPN, R(18), PYTORCH)
-    checkpoint = read("model_final.pth")
+    checkpoint = read_checkpoint("model_final.pth")
     model = detector(FPN, R(18), PYTORCH, {"MODEL.ROI_HEADS.NUM_CLASSES": 5})
     before = copied(model)
     assert load_backbone(model, checkpoint).percent == 100
@@ -477,10 +477,10 @@ def test_a_backbone_is_no_detector():
 
 def test_a_detector_that_is_fed_other_images_is_refused_too():
     saved_detector(FPN, R(18), PYTORCH)
-    write(read("model_final.pth"), "own.pth", "ssql_det")
-    checkpoint = read("own.pth")
-    facts = Facts(MSRA, False, from_file=True)
-    turned = Checkpoint(checkpoint.architecture, checkpoint.tensors, facts, detector=checkpoint.detector)
+    write_checkpoint(read_checkpoint("model_final.pth"), "own.pth", "ssql_det")
+    checkpoint = read_checkpoint("own.pth")
+    metadata = Metadata(MSRA, False, from_file=True)
+    turned = Checkpoint(checkpoint.architecture, checkpoint.tensors, metadata, detector=checkpoint.detector)
     assert "set INPUT.FORMAT BGR MODEL.PIXEL_MEAN [103.53, " in refusal(
         detector(FPN, R(18), PYTORCH), turned, load_detector
     )

@@ -8,7 +8,17 @@ import pytest
 import torch
 from support.convert.checkpoints import ARCHS, SOURCES, backbone, detector_states, same, uncounted, write_source
 
-from ssql_det.convert import IMAGENET, MSRA, Checkpoint, Facts, Input, architecture, read, write, writers
+from ssql_det.convert import (
+    IMAGENET,
+    MSRA,
+    Checkpoint,
+    InputFormat,
+    Metadata,
+    get_architecture,
+    get_writers,
+    read_checkpoint,
+    write_checkpoint,
+)
 from ssql_det.core.errors import UserError
 
 PLAIN = ("torchvision", "timm", "safetensors")  # these hold networks of RGB images that stride in the 3x3
@@ -48,7 +58,7 @@ CASES = [(arch, name) for arch in ARCHS for name in SOURCES if name in FILES[arc
 def case(request, tmp_path_factory):
     arch, name = request.param
     path, extras = write_source(name, arch, tmp_path_factory.mktemp("source"))
-    yield Case(name, arch, path, extras, read(path))
+    yield Case(name, arch, path, extras, read_checkpoint(path))
     path.unlink()
 
 
@@ -74,13 +84,13 @@ def test_what_is_not_of_the_backbone_is_named_with_a_reason(case):
 
 
 def test_what_is_known_of_a_network_is_by_the_custom_of_its_format(case):
-    facts = case.checkpoint.facts
-    assert (facts.input and facts.input.channels) == case.source.channels
+    metadata = case.checkpoint.metadata
+    assert (metadata.input and metadata.input.channels) == case.source.channels
     mean, std = case.source.means_and_stds() or (None, None)
-    assert (facts.input and facts.input.mean) == (mean and pytest.approx(mean))  # in a file it may be of float32
-    assert (facts.input and facts.input.std) == (std and pytest.approx(std))
-    assert (facts.stride_in_1x1, facts.method) == (case.source.stride_in_1x1, case.source.method)
-    assert facts.branch == case.source.branches[0]
+    assert (metadata.input and metadata.input.mean) == (mean and pytest.approx(mean))  # in a file it may be of float32
+    assert (metadata.input and metadata.input.std) == (std and pytest.approx(std))
+    assert (metadata.stride_in_1x1, metadata.method) == (case.source.stride_in_1x1, case.source.method)
+    assert metadata.branch == case.source.branches[0]
 
 
 @pytest.mark.parametrize("case", [("resnet18", name) for name in SOURCES], indirect=True, ids=SOURCES)
@@ -88,11 +98,11 @@ def test_a_branch_is_read_by_its_name_and_one_that_is_not_there_is_refused(case)
     for branch, other in (("online", "momentum"), ("momentum", "online")):
         if branch not in case.source.branches:
             with pytest.raises(UserError, match=f"has no branch '{branch}' here, only {other}"):
-                read(case.path, branch=branch)
+                read_checkpoint(case.path, branch=branch)
         elif branch != case.source.branches[0]:  # that one is read already
-            checkpoint = read(case.path, branch=branch)
+            checkpoint = read_checkpoint(case.path, branch=branch)
             assert same(checkpoint.tensors, case.backbone(branch)) == set()
-            assert (checkpoint.facts.branch, checkpoint.source.format) == (branch, case.source.format)
+            assert (checkpoint.metadata.branch, checkpoint.source.format) == (branch, case.source.format)
             left_out = set(checkpoint.coverage.left_out)
             assert not left_out & set(checkpoint.coverage.used)
             assert left_out | set(checkpoint.coverage.used) == case.extras | set(case.checkpoint.coverage.used)
@@ -106,7 +116,7 @@ _trips = set()
 def test_what_is_written_comes_back_to_the_bit_or_is_refused(case, tmp_path):
     """Files in which a writer sees the same are written once; of deeper networks, fewer kinds."""
     source = case.source
-    for format in writers():
+    for format in get_writers():
         detector = source.kind if format in (*DETECTORS.values(), "ssql_det") else source.kind is not None
         kinds = (source.channels, source.stride_in_1x1, detector, source.tensors)
         kind = (case.arch, format, *kinds[: {"resnet18": 4, "resnet34": 1, "resnet50": 3}[case.arch]])
@@ -129,14 +139,14 @@ def refusal(case, format):
 
 
 def check_trip(case, format, folder):
-    path = folder / f"written{writers()[format].suffixes[0]}"
+    path = folder / f"written{get_writers()[format].suffixes[0]}"
     if reason := refusal(case, format):
         with pytest.raises(UserError, match=reason):
-            write(case.checkpoint, path, format)
+            write_checkpoint(case.checkpoint, path, format)
         assert not path.exists()
         return
-    left_behind = write(case.checkpoint, path, format)
-    again = read(path)
+    left_behind = write_checkpoint(case.checkpoint, path, format)
+    again = read_checkpoint(path)
     path.unlink()
 
     assert again.source.format == ("torchvision" if format == "timm" else format)
@@ -154,13 +164,13 @@ def check_trip(case, format, folder):
     keeps_detector = format in ("ssql_det", DETECTORS.get(case.source.kind))
     assert same(again.detector, case.checkpoint.detector if keeps_detector else {}) == set()
     lost |= set() if keeps_detector else set(case.checkpoint.detector)
-    images = case.checkpoint.facts.input
+    images = case.checkpoint.metadata.input
     if images is not None and images.channels == "BGR" and format in PLAIN:
-        images = images.turned()
+        images = images.flip_channels()
     assert left_behind.keys() - {"input"} == lost
     assert all(left_behind.values())
     if format in TELL:
-        assert again.facts == replace(case.checkpoint.facts, input=images)
+        assert again.metadata == replace(case.checkpoint.metadata, input=images)
 
 
 # ---------------------------------------------------------------- what other networks than RGB's become
@@ -169,7 +179,7 @@ def check_trip(case, format, folder):
 def narrow(images, stride_in_1x1=False):
     """A checkpoint by hand: it costs nothing to write."""
     numbers = torch.Generator().manual_seed(0)
-    slots = architecture("narrow_resnet").slots
+    slots = get_architecture("narrow_resnet").slots
     names = (
         (f"layer{slot.stage}.{slot.block}." if slot.stage else "", "bn" if slot.is_norm else "conv", slot)
         for slot in slots
@@ -179,31 +189,31 @@ def narrow(images, stride_in_1x1=False):
         module = f"{kind}{slot.conv}" if slot.conv else f"downsample.{int(slot.is_norm)}"
         value = torch.randn(slot.shape, generator=numbers)
         tensors[f"{prefix}{module}.{slot.leaf}"] = value if slot.shape else torch.tensor(100)
-    return Checkpoint(architecture("narrow_resnet"), tensors, Facts(images, stride_in_1x1))
+    return Checkpoint(get_architecture("narrow_resnet"), tensors, Metadata(images, stride_in_1x1))
 
 
 @pytest.mark.parametrize("format", PLAIN)
 def test_a_stem_of_bgr_images_is_turned_once_and_turned_back_is_the_same(format, tmp_path):
-    images = Input("BGR", (103.5, 116.3, 123.7), (57.4, 57.1, 58.4))
+    images = InputFormat("BGR", (103.5, 116.3, 123.7), (57.4, 57.1, 58.4))
     ours = narrow(images)
-    path = tmp_path / f"x{writers()[format].suffixes[0]}"
-    write(ours, path, format)
-    theirs = read(path)
+    path = tmp_path / f"x{get_writers()[format].suffixes[0]}"
+    write_checkpoint(ours, path, format)
+    theirs = read_checkpoint(path)
     assert {name for name in ours.tensors if not torch.equal(ours.tensors[name], theirs.tensors[name])} == {
         "conv1.weight"
     }
     assert torch.equal(theirs.tensors["conv1.weight"][:, [2, 1, 0]], ours.tensors["conv1.weight"])
     if format == "safetensors":
-        assert theirs.facts.input == Input("RGB", (123.7, 116.3, 103.5), (58.4, 57.1, 57.4))
-    back = narrow(images.turned())
+        assert theirs.metadata.input == InputFormat("RGB", (123.7, 116.3, 103.5), (58.4, 57.1, 57.4))
+    back = narrow(images.flip_channels())
     back = replace(back, tensors={**theirs.tensors})
-    write(back, path, format, replace=True)
-    assert same(read(path).tensors, theirs.tensors) == set()
+    write_checkpoint(back, path, format, replace=True)
+    assert same(read_checkpoint(path).tensors, theirs.tensors) == set()
 
 
 @pytest.mark.parametrize("format", ["torchvision", "timm"])
 def test_what_a_file_cannot_say_of_the_images_is_said_when_it_is_written(format):
-    for images, said in ((IMAGENET, False), (IMAGENET.turned(), False), (MSRA, True)):
-        left_behind = writers()[format].write(narrow(images), io.BytesIO())
+    for images, said in ((IMAGENET, False), (IMAGENET.flip_channels(), False), (MSRA, True)):
+        left_behind = get_writers()[format].write(narrow(images), io.BytesIO())
         assert list(left_behind) == (["input"] if said else []), images
     assert "mean [123.675, 116.28, 103.53] and std [1.0, 1.0, 1.0]" in left_behind["input"]

@@ -19,15 +19,15 @@ from ssql_det.convert import (
     IMAGENET,
     MSRA,
     Coverage,
-    Facts,
-    Input,
-    architecture,
-    config_lines,
-    examine,
-    read,
-    told,
-    write,
-    writers,
+    InputFormat,
+    Metadata,
+    confirm_metadata,
+    get_architecture,
+    get_config_overrides,
+    get_writers,
+    inspect_checkpoint,
+    read_checkpoint,
+    write_checkpoint,
 )
 from ssql_det.convert.format import (
     TORCHVISION,
@@ -37,7 +37,7 @@ from ssql_det.convert.format import (
     as_tensor,
     best_fit,
     contained,
-    faults,
+    find_invalid_values,
     fit,
     neutral,
     renamed,
@@ -130,7 +130,7 @@ def test_the_percentage_is_of_the_backbone_alone(coverage, percent):
 
 def test_a_coverage_fits_into_json(tmp_path):
     torch.save({**state(), "fc.weight": torch.ones(1), "neck.x": torch.ones(1)}, tmp_path / "x.pth")
-    plain = json.loads(json.dumps(examine(tmp_path / "x.pth").coverage.to_plain()))
+    plain = json.loads(json.dumps(inspect_checkpoint(tmp_path / "x.pth").coverage.to_dict()))
     assert plain["percent"] == 100
     assert plain["used"] == list(state())
     assert plain["left_out"] == {"fc.weight": "a classifier"}
@@ -144,7 +144,7 @@ def test_a_report_tells_what_a_reading_refuses(tmp_path):
     tensors["bn1.weight"] = tensors["bn1.weight"] / 0
     del tensors["layer1.0.conv2.weight"]
     torch.save(tensors, tmp_path / "x.pth")
-    coverage = examine(tmp_path / "x.pth").coverage
+    coverage = inspect_checkpoint(tmp_path / "x.pth").coverage
     assert coverage.missing == ("layer1.0.conv2.weight",)
     assert coverage.wrong.keys() == {"conv1.weight", "bn1.weight"}
     assert coverage.percent == pytest.approx(100 * 69 / 72)
@@ -196,12 +196,12 @@ def test_marks_are_looked_for_among_tensors_and_in_the_file():
 
 def test_a_fit_sorts_each_place():
     shapes = {name: tuple(tensor.shape) for name, tensor in state("resnet18").items()}
-    whole = fit(architecture("resnet18"), Layout(), shapes)
+    whole = fit(get_architecture("resnet18"), Layout(), shapes)
     assert set(whole.right.values()) == set(shapes)
     assert (whole.missing, whole.wrong) == ((), {})
     del shapes["bn1.bias"], shapes["bn1.num_batches_tracked"]
     shapes["layer1.0.conv1.weight"] = (64, 64, 1, 1)
-    partly = fit(architecture("resnet18"), Layout(), {**shapes, "other": (1,)})
+    partly = fit(get_architecture("resnet18"), Layout(), {**shapes, "other": (1,)})
     assert partly.missing == ("bn1.bias",)
     assert partly.wrong == {"layer1.0.conv1.weight": "is of shape [64, 64, 1, 1], in a resnet18 it is [64, 64, 3, 3]"}
     assert len(partly.right) == 117
@@ -209,7 +209,7 @@ def test_a_fit_sorts_each_place():
 
 @pytest.mark.parametrize("name", ["resnet34", "wide_resnet50_2", "resnext50_32x4d", "cifar_resnet18", "narrow_resnet"])
 def test_the_best_fit_is_the_right_one_even_with_a_tensor_less(name):
-    shapes = {neutral(slot): slot.shape for slot in architecture(name).slots}
+    shapes = {neutral(slot): slot.shape for slot in get_architecture(name).slots}
     del shapes["layer3.0.conv2.weight"]
     best = best_fit(Layout(), shapes)
     assert best.architecture.name == name
@@ -219,19 +219,19 @@ def test_the_best_fit_is_the_right_one_even_with_a_tensor_less(name):
 def test_the_last_stage_may_be_elsewhere_and_places_without_a_name_are_left_out():
     names = Names(norm_leaves={"weight": ".scale"})
     layout = Layout("a.", names, last_prefix="")
-    named = renamed(state("resnet18"), architecture("resnet18"), layout)
+    named = renamed(state("resnet18"), get_architecture("resnet18"), layout)
     assert {name.split(".")[0] for name in named} == {"a", "layer4"}
     assert "a.bn1.scale" in named
     assert not any(name.endswith(("bias", "running_var", "num_batches_tracked")) for name in named)
     assert torch.equal(named["layer4.1.conv2.weight"], state("resnet18")["layer4.1.conv2.weight"])
-    assert set(renamed({"conv1.weight": torch.ones(1)}, architecture("resnet18"), layout)) == {"a.conv1.weight"}
+    assert set(renamed({"conv1.weight": torch.ones(1)}, get_architecture("resnet18"), layout)) == {"a.conv1.weight"}
 
 
 def test_neutral_names_are_torchvisions():
-    assert [neutral(slot) for slot in architecture("resnet50").slots] == [
-        TORCHVISION(slot) for slot in architecture("resnet50").slots
+    assert [neutral(slot) for slot in get_architecture("resnet50").slots] == [
+        TORCHVISION(slot) for slot in get_architecture("resnet50").slots
     ]
-    assert {neutral(slot): slot.shape for slot in architecture("resnet50").slots} == {
+    assert {neutral(slot): slot.shape for slot in get_architecture("resnet50").slots} == {
         name: tuple(tensor.shape) for name, tensor in state("resnet50").items()
     }
 
@@ -294,7 +294,7 @@ def test_faults_are_of_values_and_of_types():
         "nan": torch.tensor([1, float("nan")]),
         "inf": torch.tensor([1, float("-inf")]),
     }
-    assert faults(tensors.items()) == {
+    assert find_invalid_values(tensors.items()) == {
         "int64": "holds int64 values, not floats",
         "nan": "has NaN or infinite values",
         "inf": "has NaN or infinite values",
@@ -312,7 +312,7 @@ def test_numpy_gets_every_value_of_a_bfloat16():
 
 
 def test_all_formats_that_can_be_written_are_tried_here():
-    assert set(FORMATS) == set(writers())
+    assert set(FORMATS) == set(get_writers())
 
 
 @each_format
@@ -321,8 +321,8 @@ def test_values_come_back_exactly_and_of_their_type(format, dtype, tmp_path):
     checkpoint = made()
     for name, tensor in checkpoint.tensors.items():
         checkpoint.tensors[name] = tensor.to(dtype) if tensor.dim() else tensor
-    write(checkpoint, tmp_path / FORMATS[format], format)
-    back = read(tmp_path / FORMATS[format])
+    write_checkpoint(checkpoint, tmp_path / FORMATS[format], format)
+    back = read_checkpoint(tmp_path / FORMATS[format])
     assert back.architecture == checkpoint.architecture
     for name, tensor in back.tensors.items():
         assert tensor.dtype == checkpoint.tensors[name].dtype
@@ -334,7 +334,7 @@ def test_values_come_back_exactly_and_of_their_type(format, dtype, tmp_path):
 
 @each_format
 def test_what_is_left_behind_is_told(format, tmp_path):
-    left_behind = write(made(), tmp_path / FORMATS[format], format)
+    left_behind = write_checkpoint(made(), tmp_path / FORMATS[format], format)
     counters = {name for name in state() if name.endswith("num_batches_tracked")}
     assert set(left_behind) == (counters if format.startswith("detectron2") else set())
     assert all("FrozenBN has no place for it" in why for why in left_behind.values())
@@ -349,42 +349,44 @@ def test_a_view_of_a_larger_storage_is_not_saved_along(format, tmp_path):
     tensors["layer1.0.conv1.weight"] = tensors["layer1.0.conv1.weight"].to(memory_format=torch.channels_last)
     torch.save(tensors, tmp_path / "in.pth")
     assert (tmp_path / "in.pth").stat().st_size > 16_000_000
-    write(read(tmp_path / "in.pth"), tmp_path / FORMATS[format], format)
+    write_checkpoint(read_checkpoint(tmp_path / "in.pth"), tmp_path / FORMATS[format], format)
     bytes_of_tensors = sum(tensor.nbytes for tensor in state().values())
     assert (tmp_path / FORMATS[format]).stat().st_size < bytes_of_tensors + 40_000
-    back = read(tmp_path / FORMATS[format]).tensors
+    back = read_checkpoint(tmp_path / FORMATS[format]).tensors
     assert torch.equal(back["conv1.weight"], whole[7 : 7 + size].view(24, 3, 7, 7))
     assert torch.equal(back["layer1.0.conv1.weight"], tensors["layer1.0.conv1.weight"])
 
 
 @pytest.mark.parametrize("format", ["ssql_det", "detectron2-fpn"])
 def test_a_detectors_view_of_a_larger_storage_is_not_saved_along(format, tmp_path):
-    write(made(), tmp_path / "in.pth", "detectron2-fpn")
+    write_checkpoint(made(), tmp_path / "in.pth", "detectron2-fpn")
     content = torch.load(tmp_path / "in.pth")
     whole = torch.rand(4_000_000)
     content["model"]["backbone.fpn_output2.weight"] = whole[:8].view(2, 4).t()
     torch.save(content, tmp_path / "in.pth")
-    write(read(tmp_path / "in.pth"), tmp_path / "out.pth", format)
-    assert torch.equal(read(tmp_path / "out.pth").detector["backbone.fpn_output2.weight"], whole[:8].view(2, 4).t())
+    write_checkpoint(read_checkpoint(tmp_path / "in.pth"), tmp_path / "out.pth", format)
+    assert torch.equal(
+        read_checkpoint(tmp_path / "out.pth").detector["backbone.fpn_output2.weight"], whole[:8].view(2, 4).t()
+    )
     assert (tmp_path / "out.pth").stat().st_size < 4_000_000
 
 
 WRITE_ALL = """
 import sys
-from ssql_det.convert import read, write
+from ssql_det.convert import read_checkpoint, write_checkpoint
 for each in sys.argv[1:]:
     format, name = each.split()
-    write(read("in.pth"), f"elsewhere-{format}-{name}", format)
+    write_checkpoint(read_checkpoint("in.pth"), f"elsewhere-{format}-{name}", format)
 """
 
 
 def test_the_same_checkpoint_gives_the_same_bytes(tmp_path):
     """Often here, and in a process whose sets have another order."""
-    write(made(method="moco"), tmp_path / "in.pth", "ssql_det")
+    write_checkpoint(made(method="moco"), tmp_path / "in.pth", "ssql_det")
     for time in range(8):
-        checkpoint = read(tmp_path / "in.pth")
+        checkpoint = read_checkpoint(tmp_path / "in.pth")
         for format, name in FORMATS.items():
-            write(checkpoint, tmp_path / f"{time}-{format}-{name}", format)
+            write_checkpoint(checkpoint, tmp_path / f"{time}-{format}-{name}", format)
     asked = [f"{format} {name}" for format, name in FORMATS.items()]
     place = {**os.environ, "PYTHONHASHSEED": "12345"}
     subprocess.run([sys.executable, "-c", WRITE_ALL, *asked], cwd=tmp_path, env=place, check=True)
@@ -398,7 +400,7 @@ def test_the_same_checkpoint_gives_the_same_bytes(tmp_path):
 
 def test_a_pkl_is_for_every_python_and_numpy(tmp_path):
     path = tmp_path / "x.pkl"
-    write(made(), path, "detectron2")
+    write_checkpoint(made(), path, "detectron2")
     content = path.read_bytes()
     assert b"numpy.core.multiarray" in content
     assert b"numpy._core" not in content
@@ -410,7 +412,7 @@ def test_a_pkl_is_for_every_python_and_numpy(tmp_path):
 @pytest.mark.filterwarnings("ignore:numpy.core:DeprecationWarning")
 def test_a_pkl_is_read_by_plain_pickle_as_detectron2_does(tmp_path):
     path = tmp_path / "x.pkl"
-    write(made(), path, "detectron2")
+    write_checkpoint(made(), path, "detectron2")
     with open(path, "rb") as file:
         content = pickle.load(file, encoding="latin1")
     assert content["__author__"] == "ssql_det"
@@ -423,7 +425,9 @@ def test_a_pkl_is_read_by_plain_pickle_as_detectron2_does(tmp_path):
 @pytest.mark.filterwarnings("error")
 def test_arrays_that_cannot_be_written_to_are_read_without_a_warning(tmp_path):
     pickled(as_arrays(state()), tmp_path / "x.pkl", protocol=5)
-    assert all(torch.equal(tensor, state()[name]) for name, tensor in read(tmp_path / "x.pkl").tensors.items())
+    assert all(
+        torch.equal(tensor, state()[name]) for name, tensor in read_checkpoint(tmp_path / "x.pkl").tensors.items()
+    )
 
 
 def test_big_endian_arrays_are_read(tmp_path):
@@ -431,12 +435,12 @@ def test_big_endian_arrays_are_read(tmp_path):
         {name: array.astype(array.dtype.newbyteorder(">")) for name, array in as_arrays(state()).items()},
         tmp_path / "x",
     )
-    assert all(torch.equal(tensor, state()[name]) for name, tensor in read(tmp_path / "x").tensors.items())
+    assert all(torch.equal(tensor, state()[name]) for name, tensor in read_checkpoint(tmp_path / "x").tensors.items())
 
 
 def test_a_checkpoint_knows_its_file(tmp_path):
     torch.save(state(), tmp_path / "x.pth")
-    source = read(tmp_path / "x.pth").source
+    source = read_checkpoint(tmp_path / "x.pth").source
     assert source.name == "x.pth"
     assert source.sha256 == hashlib.sha256((tmp_path / "x.pth").read_bytes()).hexdigest()
     assert source.format == "torchvision"
@@ -455,8 +459,8 @@ KNOWN = {
 @pytest.mark.parametrize("known", KNOWN.values(), ids=KNOWN)
 def test_what_is_known_comes_back(known, format, tmp_path):
     checkpoint = made(**known)
-    write(checkpoint, tmp_path / FORMATS[format], format)
-    assert read(tmp_path / FORMATS[format]).facts == checkpoint.facts
+    write_checkpoint(checkpoint, tmp_path / FORMATS[format], format)
+    assert read_checkpoint(tmp_path / FORMATS[format]).metadata == checkpoint.metadata
 
 
 @pytest.mark.parametrize("format", ["ssql_det", "detectron2-fpn", "detectron2-c4", "detectron2"])
@@ -464,21 +468,21 @@ def test_what_is_known_comes_back(known, format, tmp_path):
 @pytest.mark.parametrize("images", [MSRA, None])
 def test_strides_and_bgr_images_and_what_is_unknown_come_back(images, stride, format, tmp_path):
     checkpoint = made(images=images, stride_in_1x1=stride)
-    write(checkpoint, tmp_path / FORMATS[format], format)
-    assert read(tmp_path / FORMATS[format]).facts == checkpoint.facts
+    write_checkpoint(checkpoint, tmp_path / FORMATS[format], format)
+    assert read_checkpoint(tmp_path / FORMATS[format]).metadata == checkpoint.metadata
 
 
 @pytest.mark.parametrize("format", ["safetensors", "torchvision", "timm"])
 def test_bgr_filters_are_turned_exactly_and_their_images_with_them(format, tmp_path):
-    left_behind = write(made(images=MSRA), tmp_path / FORMATS[format], format)
-    back = read(tmp_path / FORMATS[format])
+    left_behind = write_checkpoint(made(images=MSRA), tmp_path / FORMATS[format], format)
+    back = read_checkpoint(tmp_path / FORMATS[format])
     assert torch.equal(back.tensors["conv1.weight"], state()["conv1.weight"][:, [2, 1, 0]])
     assert torch.equal(back.tensors["bn1.weight"], state()["bn1.weight"])
     if format == "safetensors":
-        assert back.facts.input == Input("RGB", (123.675, 116.28, 103.53), (1.0, 1.0, 1.0))
+        assert back.metadata.input == InputFormat("RGB", (123.675, 116.28, 103.53), (1.0, 1.0, 1.0))
         assert left_behind == {}
     else:
-        assert back.facts.input == IMAGENET
+        assert back.metadata.input == IMAGENET
         assert left_behind == {
             "input": "the file has no room for mean [123.675, 116.28, 103.53] and std [1.0, 1.0, 1.0]"
         }
@@ -499,28 +503,30 @@ def described_in(path):
 def test_a_file_says_which_file_it_was_made_of(format, tmp_path):
     torch.save({"state_dict": {f"encoder_q.{name}": tensor for name, tensor in state().items()}}, tmp_path / "in.tar")
     path = tmp_path / FORMATS[format]
-    write(read(tmp_path / "in.tar"), path, format)
+    write_checkpoint(read_checkpoint(tmp_path / "in.tar"), path, format)
     description = described_in(path)
     sha256 = hashlib.sha256((tmp_path / "in.tar").read_bytes()).hexdigest()
     assert description["source"] == {"name": "in.tar", "sha256": sha256, "format": "moco"}
     assert description["version"] == 1
     assert description["arch"] == "narrow_resnet"
-    assert read(path).source.format == format
+    assert read_checkpoint(path).source.format == format
 
 
 def test_facts_survive_json():
-    for facts in (Facts(), Facts(CIFAR, True, "byol", "momentum"), Facts(MSRA, False)):
-        sure = told(facts, facts.input, facts.stride_in_1x1)
-        for each in (facts, sure):  # a custom stays one: no conversion makes it what the file said
-            assert Facts.from_plain(json.loads(json.dumps(each.to_plain()))) == each
+    for metadata in (Metadata(), Metadata(CIFAR, True, "byol", "momentum"), Metadata(MSRA, False)):
+        sure = confirm_metadata(metadata, metadata.input, metadata.stride_in_1x1)
+        for each in (metadata, sure):  # a custom stays one: no conversion makes it what the file said
+            assert Metadata.from_dict(json.loads(json.dumps(each.to_dict()))) == each
 
 
 GOOD = {"input": {"channels": "RGB", "mean": [1, 2, 3], "std": [1, 1, 1]}, "stride_in_1x1": True, "method": "moco"}
 
 
 def test_good_facts_are_understood():
-    assert Facts.from_plain(GOOD) == Facts(Input("RGB", (1.0, 2.0, 3.0), (1.0, 1.0, 1.0)), True, "moco", from_file=True)
-    assert Facts.from_plain({}) == Facts(from_file=True)
+    assert Metadata.from_dict(GOOD) == Metadata(
+        InputFormat("RGB", (1.0, 2.0, 3.0), (1.0, 1.0, 1.0)), True, "moco", from_file=True
+    )
+    assert Metadata.from_dict({}) == Metadata(from_file=True)
 
 
 NONSENSE = [
@@ -538,23 +544,23 @@ NONSENSE = [
 @pytest.mark.parametrize("part", NONSENSE, ids=str)
 def test_nonsense_is_not_taken_for_facts(part):
     with pytest.raises((AttributeError, KeyError, TypeError, ValueError)):
-        Facts.from_plain(GOOD | part)
+        Metadata.from_dict(GOOD | part)
 
 
 def test_turned_twice_is_as_before():
-    assert IMAGENET.turned() == Input("BGR", (103.53, 116.28, 123.675), (57.375, 57.12, 58.395))
-    assert IMAGENET.turned().turned() == IMAGENET
+    assert IMAGENET.flip_channels() == InputFormat("BGR", (103.53, 116.28, 123.675), (57.375, 57.12, 58.395))
+    assert IMAGENET.flip_channels().flip_channels() == IMAGENET
 
 
 def test_the_lines_of_a_config_are_told():
-    assert config_lines(made("resnet50", images=MSRA, stride_in_1x1=True)) == {
+    assert get_config_overrides(made("resnet50", images=MSRA, stride_in_1x1=True)) == {
         "INPUT.FORMAT": "BGR",
         "MODEL.PIXEL_MEAN": [103.53, 116.28, 123.675],
         "MODEL.PIXEL_STD": [1.0, 1.0, 1.0],
         "MODEL.RESNETS.DEPTH": 50,
         "MODEL.RESNETS.STRIDE_IN_1X1": True,
     }
-    assert config_lines(made("resnet18", images=None)) == {
+    assert get_config_overrides(made("resnet18", images=None)) == {
         "INPUT.FORMAT": None,
         "MODEL.PIXEL_MEAN": None,
         "MODEL.PIXEL_STD": None,
@@ -565,7 +571,7 @@ def test_the_lines_of_a_config_are_told():
 
 def test_a_file_is_read_the_same_whatever_order_its_tensors_have(tmp_path):
     torch.save(dict(reversed(state().items())), tmp_path / "x.pth")
-    assert list(read(tmp_path / "x.pth").tensors) == list(state())
+    assert list(read_checkpoint(tmp_path / "x.pth").tensors) == list(state())
 
 
 @pytest.mark.parametrize("branch", ["online", "momentum"])
@@ -576,16 +582,16 @@ def test_each_branch_is_read_when_asked(branch, tmp_path):
         for name, tensor in state(seed=seed).items()
     }
     torch.save({"state_dict": {**networks, "queue": torch.ones(1)}}, tmp_path / "x.pth")
-    checkpoint = read(tmp_path / "x.pth", branch=branch)
+    checkpoint = read_checkpoint(tmp_path / "x.pth", branch=branch)
     expected, other = (state(seed=1), "momentum") if branch == "online" else (state(seed=2), "online")
     assert all(torch.equal(checkpoint.tensors[name], tensor) for name, tensor in expected.items())
-    assert (checkpoint.facts.branch, checkpoint.facts.method) == (branch, "moco")
+    assert (checkpoint.metadata.branch, checkpoint.metadata.method) == (branch, "moco")
     assert set(checkpoint.coverage.left_out.values()) == {f"of the {other} branch", "MoCo's queue"}
-    assert torch.equal(read(tmp_path / "x.pth").tensors["conv1.weight"], state(seed=1)["conv1.weight"])
+    assert torch.equal(read_checkpoint(tmp_path / "x.pth").tensors["conv1.weight"], state(seed=1)["conv1.weight"])
 
 
 def test_tensors_of_the_same_branch_under_another_prefix_are_not_left_out_in_silence(tmp_path):
     tensors = {f"backbone.{name}": tensor for name, tensor in state().items()}
     torch.save({**tensors, "classifier.weight": torch.ones(1), "encoder.x": torch.ones(1)}, tmp_path / "x.pth")
     with pytest.raises(UserError, match=r"1 tensor\(s\) have no place: encoder\.x;"):
-        read(tmp_path / "x.pth", format="solo-learn")
+        read_checkpoint(tmp_path / "x.pth", format="solo-learn")

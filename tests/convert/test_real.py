@@ -20,7 +20,7 @@ from support.convert.checkpoints import (
     write_source,
 )
 
-from ssql_det.convert import load_backbone, load_detector, read, write
+from ssql_det.convert import load_backbone, load_detector, read_checkpoint, write_checkpoint
 
 HERE = Path(__file__).parent
 
@@ -50,7 +50,7 @@ def folder(tmp_path_factory):
     jobs = []
     for arch, kind in CONVERTED:
         torch.save(network(arch), folder / f"{arch}.pth")
-        write(read(folder / f"{arch}.pth"), folder / f"{arch}.pkl", "detectron2", replace=True)
+        write_checkpoint(read_checkpoint(folder / f"{arch}.pth"), folder / f"{arch}.pkl", "detectron2", replace=True)
         jobs.append((f"{arch} {kind}", f"{arch}.pkl", arch, kind))
     for name, kind in OLD:
         path, _ = write_source(name, "resnet50", folder)
@@ -75,7 +75,7 @@ def test_detectron2_finds_a_place_for_every_tensor_of_a_converted_file(folder, a
 @pytest.mark.parametrize(("name", "kind"), OLD)
 def test_an_old_file_becomes_the_detector_that_detectron2_makes_of_it(folder, name, kind):
     theirs = torch.load(folder / f"{name} {kind}.answer")["state"]
-    checkpoint = read(folder / f"{name}.pkl")
+    checkpoint = read_checkpoint(folder / f"{name}.pkl")
     model = detector("resnet50", kind, *OLD[name, kind])
     load = load_detector if checkpoint.detector else load_backbone
     used = load(model, checkpoint).used

@@ -86,7 +86,7 @@ def test_all_of_a_backbone_finds_its_place(name, kind, tmp_path):
     assert all(torch.equal(state[key], value) for key, value in fresh.items() if key not in given)
     assert checkpoint.architecture.name == name
 
-    found = coverage.to_plain()
+    found = coverage.to_dict()
     assert found["percent"] == 100
     assert set(found["used"]) == set(given)
     assert set(found["left_out"]) == set(fresh) - set(given)
@@ -190,7 +190,7 @@ def test_a_detectors_weights_come_back_whole(tmp_path):
     detector = unsettled(build_detector(cfg))
     torch.save({"model": detector.state_dict()}, tmp_path / "whole.pth")
     again, checkpoint = load_trained_detector(cfg)
-    assert checkpoint.called == "whole.pth"
+    assert checkpoint.display_name == "whole.pth"
     assert all(torch.equal(value, again.state_dict()[key]) for key, value in detector.state_dict().items())
 
 

@@ -6,7 +6,7 @@ from support.detect.sweeps import command
 
 from ssql_det.backbones import build_backbone
 from ssql_det.cli.main import main
-from ssql_det.convert import Checkpoint, architecture_of, write
+from ssql_det.convert import Checkpoint, identify_architecture, write_checkpoint
 from ssql_det.core import rows
 from ssql_det.core.distributed import launch
 from ssql_det.quant import Quantization, parse_widths
@@ -57,7 +57,7 @@ def test_it_is_swept_drawn_and_put_in_tables(learned, toy, tmp_path, capsys):
 def test_it_is_probed(toy, tmp_path):
     torch.manual_seed(0)
     backbone = build_backbone("narrow_resnet").module
-    write(Checkpoint(architecture_of(backbone), backbone.state_dict()), tmp_path / "b.pth", "ssql_det")
+    write_checkpoint(Checkpoint(identify_architecture(backbone), backbone.state_dict()), tmp_path / "b.pth", "ssql_det")
     given = ["--checkpoint", str(tmp_path / "b.pth"), "--data", str(toy / "crops"), "--scheme", custom_quantizer.SCHEME]
     main(["probe", "knn", *given, "--bits", "FP,4", "--out", str(tmp_path / "rows.jsonl")])
     assert {row.scheme for row in rows.read_rows(tmp_path / "rows.jsonl")} == {"act=sigmas"}

@@ -15,7 +15,7 @@ import ssql_det
 from ssql_det.analyze.analysis import BACKBONE, LOSS
 from ssql_det.cli.main import main
 from ssql_det.convert import IMAGENET
-from ssql_det.convert.checkpoint import KEY
+from ssql_det.convert.checkpoint import METADATA_KEY
 from ssql_det.pretrain.analyze_checkpoints import (
     AnalysisSettings,
     analyze_checkpoints,
@@ -175,7 +175,7 @@ def test_a_network_is_fed_the_images_that_it_was_trained_on(toy, tmp_path):
     content = torch.load(path)
     weight = content["online"]["conv1.weight"]
     content["online"]["conv1.weight"] = weight.flip(1).clone()
-    content[KEY]["input"] = vars(IMAGENET.turned())
+    content[METADATA_KEY]["input"] = vars(IMAGENET.flip_channels())
     (tmp_path / "bgr").mkdir()
     torch.save(content, tmp_path / "bgr" / "checkpoint.pth")
     rgb, bgr = analyze_checkpoints([str(path), str(tmp_path / "bgr" / "checkpoint.pth")], str(toy / "crops"), PLAN)

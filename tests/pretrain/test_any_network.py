@@ -13,7 +13,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from ssql_det.backbones import BACKBONES, build_backbone
 from ssql_det.cli.main import main
-from ssql_det.convert import IMAGENET, Facts, read
+from ssql_det.convert import IMAGENET, Metadata, read_checkpoint
 from ssql_det.core.errors import UserError
 from ssql_det.core.files import sha256
 from ssql_det.pretrain.checkpoint import TrainingState, read_backbone, read_pretrained_method
@@ -91,7 +91,9 @@ def made(tmp_path_factory):
                 for parameter in method.momentum.parameters():
                     parameter.add_(0.01)
             optimizer = torch.optim.SGD(method.parameters(), lr=0.1)
-            there[name] = TrainingState(method, name, optimizer, Facts(IMAGENET, False, "BYOL")).save(folder / name, 0)
+            there[name] = TrainingState(method, name, optimizer, Metadata(IMAGENET, False, "BYOL")).save(
+                folder / name, 0
+            )
         return there[name]
 
     return make
@@ -107,7 +109,7 @@ def test_what_is_read_is_what_was_written(name, made):
     found = read_backbone(made(name))
     assert (found.backbone.name, found.network) == (name, name.removeprefix("timm/"))
     assert (found.facts.branch, found.source.branches) == ("online", ("online", "momentum"))
-    assert found.facts == Facts(IMAGENET, False, "BYOL")
+    assert found.facts == Metadata(IMAGENET, False, "BYOL")
 
 
 @pytest.mark.parametrize("name", ["timm/resnet18", "narrow_resnet"])
@@ -115,7 +117,7 @@ def test_a_resnet_is_converted_whoever_built_it(name, made, tmp_path, capsys):
     main(["convert", str(made(name)), str(tmp_path / "out.pkl"), "--to", "detectron2", "--branch", "momentum"])
     main(["inspect", str(made(name))])
     assert f"{name.removeprefix('timm/')}, trained with BYOL, online branch" in capsys.readouterr().out
-    found, expected = read(tmp_path / "out.pkl"), content(made(name).parent)["momentum"]
+    found, expected = read_checkpoint(tmp_path / "out.pkl"), content(made(name).parent)["momentum"]
     assert found.architecture.name == name.removeprefix("timm/")
     assert all(torch.equal(tensor, expected[key]) for key, tensor in found.tensors.items())
 
@@ -125,7 +127,7 @@ def test_another_network_is_not_converted(name, made, tmp_path, capsys):
     """Nor taken for the ResNet whose names it has."""
     said = f"its backbone is {name}, and the formats .* are of ResNets alone; give it to probe, analyze, or pretrain"
     with pytest.raises(UserError, match=said):
-        read(made(name))
+        read_checkpoint(made(name))
     assert f"its backbone is {name}" in refused(
         capsys, "convert", str(made(name)), str(tmp_path / "out.pkl"), "--to", "detectron2"
     )
@@ -138,8 +140,8 @@ def test_the_same_tensors_do_not_make_the_same_network(made, tmp_path):
     named({"name": "timm/resnetblur18"})(file)
     torch.save(file, tmp_path / "x.pth")
     with pytest.raises(UserError, match="its backbone is timm/resnetblur18"):
-        read(tmp_path / "x.pth")
-    assert read(tmp_path / "x.pth", arch="resnet18").architecture.name == "resnet18"
+        read_checkpoint(tmp_path / "x.pth")
+    assert read_checkpoint(tmp_path / "x.pth", arch="resnet18").architecture.name == "resnet18"
     assert read_backbone(tmp_path / "x.pth").network == "timm/resnetblur18"
 
 
@@ -229,7 +231,7 @@ def test_a_file_that_does_not_fit_is_refused_in_a_sentence(kind, made, tmp_path)
         read_backbone(path)
     assert str(path) in str(refusal.value)
     assert len(str(refusal.value)) < 800
-    for reading in (read_pretrained_method, read):
+    for reading in (read_pretrained_method, read_checkpoint):
         with pytest.raises(UserError):
             reading(path)
 

@@ -8,7 +8,7 @@ from support.pretrain.runs import config, content
 from support.refusals import refused
 
 from ssql_det.cli.main import main
-from ssql_det.convert import read
+from ssql_det.convert import read_checkpoint
 from ssql_det.pretrain.loop import pretrain
 
 pytestmark = pytest.mark.usefixtures("one_thread", "logging_as_it_was")
@@ -34,8 +34,8 @@ def test_the_branch_that_is_asked_for_is_converted(options, run, tmp_path, capsy
     text = said(capsys, "convert", run / "checkpoint.pth", out, "--to", "detectron2", *options)
     assert f"{branch} branch, of online and momentum" in text
     assert f"it has conv1.weight in '{branch}'" in text
-    found, expected = read(out), content(run)[branch]
-    assert found.facts.branch == branch
+    found, expected = read_checkpoint(out), content(run)[branch]
+    assert found.metadata.branch == branch
     kept = {name: tensor for name, tensor in expected.items() if not name.endswith("num_batches_tracked")}
     assert all(torch.equal(found.tensors[name], tensor) for name, tensor in kept.items())
     differing = [name for name, tensor in content(run)[other].items() if not torch.equal(expected[name], tensor)]

@@ -14,7 +14,7 @@ from torchvision import transforms as v1
 
 from ssql_det.backbones import build_backbone
 from ssql_det.cli.main import main
-from ssql_det.convert import IMAGENET, Facts
+from ssql_det.convert import IMAGENET, Metadata
 from ssql_det.core import rows
 from ssql_det.core.errors import UserError
 from ssql_det.core.rng import seeded_rng
@@ -301,7 +301,7 @@ def colours(tmp_path_factory):
     torch.manual_seed(0)
     method = SimSiam(build_backbone("narrow_resnet"), dim=16, hidden=8)
     optimizer = torch.optim.SGD(method.parameters(), lr=1)
-    TrainingState(method, "narrow_resnet", optimizer, Facts(IMAGENET, False, seed=3)).save(folder, 0)
+    TrainingState(method, "narrow_resnet", optimizer, Metadata(IMAGENET, False, seed=3)).save(folder, 0)
     return folder
 
 

@@ -11,7 +11,7 @@ from support.pretrain.runs import MINI, config, content, keys, same
 from support.refusals import refused
 
 from ssql_det.cli.main import main
-from ssql_det.convert import read
+from ssql_det.convert import read_checkpoint
 from ssql_det.core import rows
 from ssql_det.core.distributed import launch
 from ssql_det.core.errors import UserError
@@ -29,9 +29,13 @@ pytestmark = pytest.mark.usefixtures("one_thread", "logging_as_it_was")
 
 
 def test_the_checkpoint_is_a_backbone_that_convert_reads(whole):
-    checkpoint = read(whole / "checkpoint.pth")
+    checkpoint = read_checkpoint(whole / "checkpoint.pth")
     assert (checkpoint.architecture.name, checkpoint.source.format) == ("narrow_resnet", "ssql_det")
-    assert (checkpoint.facts.method, checkpoint.facts.seed, checkpoint.facts.input.channels) == ("SSQL", 5, "RGB")
+    assert (checkpoint.metadata.method, checkpoint.metadata.seed, checkpoint.metadata.input.channels) == (
+        "SSQL",
+        5,
+        "RGB",
+    )
     assert all(tensor.isfinite().all() for tensor in checkpoint.tensors.values())
 
 
@@ -58,7 +62,7 @@ def test_workers_change_nothing(whole, toy, tmp_path):
 
 def test_without_ssql_it_is_the_method_alone(toy, tmp_path):
     pretrain(config(toy, tmp_path, SSQL__ENABLED=False))
-    assert read(tmp_path / "checkpoint.pth").facts.method == "SimSiam"
+    assert read_checkpoint(tmp_path / "checkpoint.pth").metadata.method == "SimSiam"
 
 
 def test_it_begins_with_any_backbone(whole, toy, tmp_path):

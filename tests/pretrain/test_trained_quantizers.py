@@ -7,7 +7,7 @@ from support.methods_by_hand import Pass, cosine_loss
 from support.pretrain.runs import config, content
 from torch import nn
 
-from ssql_det.convert import read
+from ssql_det.convert import read_checkpoint
 from ssql_det.core.errors import UserError
 from ssql_det.core.files import sha256
 from ssql_det.pretrain.checkpoint import read_pretrained_method
@@ -110,8 +110,11 @@ def test_it_moves_and_is_in_the_checkpoint_beside_the_network(learned, whole):
 
 
 def test_others_read_the_backbone_as_any(learned):
-    checkpoint, trained = read(learned / "checkpoint.pth"), read_pretrained_method(learned / "checkpoint.pth")
-    assert checkpoint.facts.method == f"SSQL, altered: SCHEME act={NAME}"
+    checkpoint, trained = (
+        read_checkpoint(learned / "checkpoint.pth"),
+        read_pretrained_method(learned / "checkpoint.pth"),
+    )
+    assert checkpoint.metadata.method == f"SSQL, altered: SCHEME act={NAME}"
     assert torch.equal(trained.encoder.backbone.conv1.weight, content(learned)["online"]["conv1.weight"])
     assert trained.has_heads
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 from ssql_det.convert.architecture import Architecture
-from ssql_det.convert.checkpoint import UNIT, Facts, customary
+from ssql_det.convert.checkpoint import UNIT, Metadata, customary
 from ssql_det.convert.format import Format, Found, Layout
 from ssql_det.convert.formats.lightly import NUMBERED
 
 
-def _facts(content: Any, found: Found, architecture: Architecture) -> Facts:
+def _facts(content: Any, found: Found, architecture: Architecture) -> Metadata:
     """The first trains on values 0 to 1, the second normalizes as for ImageNet."""
     return customary(architecture, "byol", UNIT if found.layout.names == NUMBERED else None)
 
@@ -39,5 +39,5 @@ BYOL = Format(
         "*.fc.*": "a classifier",
         "net.*": "the online branch once more",
     },
-    facts=_facts,
+    metadata=_facts,
 )

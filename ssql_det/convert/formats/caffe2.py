@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ssql_det.convert.architecture import Architecture
-from ssql_det.convert.checkpoint import Facts, Input, customary_in_zoo
+from ssql_det.convert.checkpoint import InputFormat, Metadata, customary_in_zoo
 from ssql_det.convert.format import Format, Found, Layout, Names, Part, as_tensor
 
 
@@ -45,7 +45,7 @@ _FROZEN: dict[str, Callable[[tuple[int, ...]], Tensor]] = {  # as FrozenBN has t
 }
 _CONTAINERS = ("blobs", "")
 _FIRST = Layout("", _AFFINE, _CONTAINERS, ("res_conv1_bn_s",), computed=_FROZEN)
-_DETECTRON1 = Input("BGR", (102.9801, 115.9465, 122.7717), (1.0, 1.0, 1.0))
+_DETECTRON1 = InputFormat("BGR", (102.9801, 115.9465, 122.7717), (1.0, 1.0, 1.0))
 
 _PARTS = (  # of a detector: a pattern, and Detectron2's name; "w" and "b" follow
     (r"fpn_inner_res(\d)_\d+_sum(?:_lateral)?", r"backbone.fpn_lateral\1"),
@@ -84,9 +84,9 @@ def _without_background_first(name: str, tensor: Tensor) -> Tensor:
     return tensor.roll(-1, dims=0) if ".cls_score." in name else tensor
 
 
-def _facts(content: Any, found: Found, architecture: Architecture) -> Facts:
+def _facts(content: Any, found: Found, architecture: Architecture) -> Metadata:
     if found.layout is _FIRST:
-        return Facts(_DETECTRON1, stride_in_1x1=architecture.groups == 1)
+        return Metadata(_DETECTRON1, stride_in_1x1=architecture.groups == 1)
     return customary_in_zoo(architecture)
 
 
@@ -117,7 +117,7 @@ CAFFE2 = Format(
             ("conv1_b", "res*_branch1_b", "res*_branch2?_b"), "a bias before a norm, which Detectron2 ignores"
         ),
     },
-    facts=_facts,
+    metadata=_facts,
     rest=_parts,
     note="anything about images or strides",
 )

@@ -15,8 +15,16 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from ssql_det.convert.architecture import COUNTER, Architecture
-from ssql_det.convert.checkpoint import KEY, Checkpoint, Facts, Input, customary, customary_in_zoo, described
+from ssql_det.convert.architecture import NUM_BATCHES_TRACKED, Architecture
+from ssql_det.convert.checkpoint import (
+    METADATA_KEY,
+    Checkpoint,
+    InputFormat,
+    Metadata,
+    customary,
+    customary_in_zoo,
+    described,
+)
 from ssql_det.convert.format import Format, Found, Layout, Names, Writer, as_tensor, renamed
 from ssql_det.core.errors import UserError
 
@@ -35,14 +43,14 @@ _PROTOCOL = 3  # of pickle: the last that writes a function's name as a line of 
 _OLD_NAMES = {"numpy._core.multiarray": "numpy.core.multiarray"}  # since NumPy 2 pickles name what older ones lack
 
 
-def config_lines(checkpoint: Checkpoint) -> dict[str, Any]:
+def get_config_overrides(checkpoint: Checkpoint) -> dict[str, Any]:
     """What a Detectron2 config has to say for this backbone; None where the file does not tell.
 
-    >>> config_lines(read("moco_v2.pth.tar"))["INPUT.FORMAT"]
+    >>> config_lines(read_checkpoint("moco_v2.pth.tar"))["INPUT.FORMAT"]
     'RGB'
     """
-    architecture, facts = checkpoint.architecture, checkpoint.facts
-    images = facts.input
+    architecture, metadata = checkpoint.architecture, checkpoint.metadata
+    images = metadata.input
     lines: dict[str, Any] = {
         "INPUT.FORMAT": images and images.channels,
         "MODEL.PIXEL_MEAN": images and list(images.mean),
@@ -52,25 +60,25 @@ def config_lines(checkpoint: Checkpoint) -> dict[str, Any]:
         lines["MODEL.RESNETS.DEPTH"] = architecture.depth
     if not architecture.is_bottleneck:
         return lines | {"MODEL.RESNETS.RES2_OUT_CHANNELS": architecture.widths[0]}
-    lines["MODEL.RESNETS.STRIDE_IN_1X1"] = facts.stride_in_1x1
+    lines["MODEL.RESNETS.STRIDE_IN_1X1"] = metadata.stride_in_1x1
     if architecture.inner[0] != 64:
         lines["MODEL.RESNETS.NUM_GROUPS"] = architecture.groups
         lines["MODEL.RESNETS.WIDTH_PER_GROUP"] = architecture.inner[0] // architecture.groups
     return lines
 
 
-def facts_of(content: Any, found: Found, architecture: Architecture) -> Facts:
+def facts_of(content: Any, found: Found, architecture: Architecture) -> Metadata:
     """From our own description; else from the author; else the images alone, from what old detectors kept of them."""
-    if KEY in content:
-        return described(content.get(KEY), architecture)
+    if METADATA_KEY in content:
+        return described(content.get(METADATA_KEY), architecture)
     author = content.get("__author__")
     if author in ("torchvision", "MOCO"):  # by the scripts that convert torchvision's and MoCo's networks
         return customary(architecture, method="moco" if author == "MOCO" else None)
-    if author == "Detectron2 Model Zoo" and not any(name.endswith(COUNTER) for name in found.state):
+    if author == "Detectron2 Model Zoo" and not any(name.endswith(NUM_BATCHES_TRACKED) for name in found.state):
         return customary_in_zoo(architecture)  # trained with norms frozen
     mean, std = (as_tensor(found.state.get(name)) for name in ("pixel_mean", "pixel_std"))
     if mean is None or std is None:
-        return Facts()
+        return Metadata()
     if (mean.numel(), std.numel()) != (3, 3):
         raise ValueError(f"pixel_mean has {mean.numel()} and pixel_std {std.numel()} numbers, not three each")
     (first, second, third), (one, two, three) = (
@@ -78,18 +86,18 @@ def facts_of(content: Any, found: Found, architecture: Architecture) -> Facts:
         for tensor in (mean, std)  # as they were written
     )
     if first == third:  # which says nothing of their order
-        return Facts()
-    return Facts(Input("BGR" if first < third else "RGB", (first, second, third), (one, two, three)))
+        return Metadata()
+    return Metadata(InputFormat("BGR" if first < third else "RGB", (first, second, third), (one, two, three)))
 
 
 def write_names(checkpoint: Checkpoint, layout: Layout) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The backbone for Detectron2 under a layout's names; the counters are left behind."""
     if checkpoint.architecture.is_cifar:
         raise UserError(
-            f"{checkpoint.called} is a {checkpoint.architecture.name}, its stem of stride 1 for images of 32 pixels, "
-            "and Detectron2's ResNet one of stride 4; convert it to torchvision, safetensors or ssql_det"
+            f"{checkpoint.display_name} is a {checkpoint.architecture.name}, its stem of stride 1 for images of 32 "
+            "pixels, and Detectron2's ResNet one of stride 4; convert it to torchvision, safetensors or ssql_det"
         )
-    counters = {name for name in checkpoint.tensors if name.endswith(COUNTER)}
+    counters = {name for name in checkpoint.tensors if name.endswith(NUM_BATCHES_TRACKED)}
     kept = {name: tensor for name, tensor in checkpoint.tensors.items() if name not in counters}
     reason = "FrozenBN has no place for it, and no norm of Detectron2's uses it"
     return renamed(kept, checkpoint.architecture, layout), dict.fromkeys(sorted(counters), reason)
@@ -115,7 +123,12 @@ def _as_array(tensor: Tensor) -> Any:
 def _write(checkpoint: Checkpoint, file: IO[bytes]) -> Mapping[str, str]:
     named, left_behind = write_names(checkpoint, _BACKBONE)
     arrays = {name: _as_array(tensor) for name, tensor in named.items()}
-    content = {"model": arrays, "__author__": "ssql_det", "matching_heuristics": True, KEY: checkpoint.description()}
+    content = {
+        "model": arrays,
+        "__author__": "ssql_det",
+        "matching_heuristics": True,
+        METADATA_KEY: checkpoint.metadata_dict(),
+    }
     _Pickler(file, _PROTOCOL).dump(content)
     return left_behind | dict.fromkeys(checkpoint.detector, "a detector's, not of the backbone")
 
@@ -125,7 +138,7 @@ DETECTRON2 = Format(
     title="Detectron2's ResNet alone, under its names",
     branches={"online": (_BACKBONE,)},
     left_out={"stem.fc.*": "a classifier", "fc.*": "a classifier", "linear.*": "a classifier"},
-    facts=facts_of,
+    metadata=facts_of,
     writer=Writer((".pkl",), _write),
     note="num_batches_tracked",
 )

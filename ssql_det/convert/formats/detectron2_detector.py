@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import IO, Any
 
-from ssql_det.convert.checkpoint import KEY, Checkpoint
+from ssql_det.convert.checkpoint import METADATA_KEY, Checkpoint
 from ssql_det.convert.format import Format, Layout, Part, Writer, as_tensor
 from ssql_det.convert.formats.detectron2 import NAMES, facts_of, write_names
 from ssql_det.core.errors import UserError
@@ -39,10 +39,11 @@ def _write(layout: Layout, checkpoint: Checkpoint, file: IO[bytes]) -> Mapping[s
     if checkpoint.detector and is_fpn != (layout is FPN_LAYOUT):
         here, other = ("an FPN", "a C4") if is_fpn else ("a C4", "an FPN")
         raise UserError(
-            f"{checkpoint.called} is {here} detector and cannot become {other} one; take its backbone: --to detectron2"
+            f"{checkpoint.display_name} is {here} detector and cannot become {other} one; convert its backbone: "
+            "--to detectron2"
         )
     named, left_behind = write_names(checkpoint, layout)
-    save_tensors({"model": {**named, **checkpoint.detector}, KEY: checkpoint.description()}, file)
+    save_tensors({"model": {**named, **checkpoint.detector}, METADATA_KEY: checkpoint.metadata_dict()}, file)
     return left_behind
 
 
@@ -52,7 +53,7 @@ def _format(name: str, title: str, layout: Layout) -> Format:
         title=title,
         branches={"online": (layout,)},
         left_out=_LEFT_OUT,
-        facts=facts_of,
+        metadata=facts_of,
         rest=_parts,
         writer=Writer((".pth",), partial(_write, layout)),
         note="num_batches_tracked",

@@ -8,13 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 from ssql_det.convert.architecture import Architecture
-from ssql_det.convert.checkpoint import Facts, customary
+from ssql_det.convert.checkpoint import Metadata, customary
 from ssql_det.convert.format import Format, Found, Layout
 
 _V3 = (Layout("base_encoder."), Layout("momentum_encoder."))
 
 
-def _facts(content: Any, found: Found, architecture: Architecture) -> Facts:
+def _facts(content: Any, found: Found, architecture: Architecture) -> Metadata:
     return customary(architecture, "moco" if "queue" in found.state or found.layout in _V3 else None)
 
 
@@ -30,5 +30,5 @@ MOCO = Format(
         "queue*": "MoCo's queue",
         "predictor.*": "the predictor",
     },
-    facts=_facts,
+    metadata=_facts,
 )

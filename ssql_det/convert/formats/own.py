@@ -20,13 +20,13 @@ from dataclasses import replace
 from typing import IO, Any
 
 from ssql_det.convert.architecture import Architecture
-from ssql_det.convert.checkpoint import BRANCHES, KEY, Checkpoint, Facts, described
+from ssql_det.convert.checkpoint import BRANCHES, METADATA_KEY, Checkpoint, Metadata, described
 from ssql_det.convert.format import Format, Found, Layout, Part, Writer, as_tensor
 from ssql_det.core.tensor_files import save_tensors
 
 
-def _facts(content: Any, found: Found, architecture: Architecture) -> Facts:
-    return replace(described(content.get(KEY), architecture), branch=found.branch)
+def _facts(content: Any, found: Found, architecture: Architecture) -> Metadata:
+    return replace(described(content.get(METADATA_KEY), architecture), branch=found.branch)
 
 
 def _detector(content: Any, leftover: dict[str, Any]) -> list[Part]:
@@ -40,7 +40,10 @@ def _detector(content: Any, leftover: dict[str, Any]) -> list[Part]:
 
 
 def _write(checkpoint: Checkpoint, file: IO[bytes]) -> Mapping[str, str]:
-    content: dict[str, Any] = {KEY: checkpoint.description(), checkpoint.facts.branch: dict(checkpoint.tensors)}
+    content: dict[str, Any] = {
+        METADATA_KEY: checkpoint.metadata_dict(),
+        checkpoint.metadata.branch: dict(checkpoint.tensors),
+    }
     if checkpoint.detector:
         content["detector"] = dict(checkpoint.detector)
     save_tensors(content, file)
@@ -50,8 +53,8 @@ def _write(checkpoint: Checkpoint, file: IO[bytes]) -> Mapping[str, str]:
 OWN = Format(
     name="ssql_det",
     title="this project's own: the network, both its branches, and what is known about it",
-    branches={branch: (Layout(containers=(branch,), marks=(KEY,)),) for branch in BRANCHES},
-    facts=_facts,
+    branches={branch: (Layout(containers=(branch,), marks=(METADATA_KEY,)),) for branch in BRANCHES},
+    metadata=_facts,
     rest=_detector,
     writer=Writer((".pth",), _write),
 )

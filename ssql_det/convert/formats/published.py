@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from ssql_det.convert.architecture import Architecture
-from ssql_det.convert.checkpoint import Facts, customary
+from ssql_det.convert.checkpoint import Metadata, customary
 from ssql_det.convert.format import Format, Found, Layout, Names
 
 NAMES = Names(
@@ -23,7 +23,7 @@ NAMES = Names(
 _MARKS = ("*conv1.bn_function.weight",)
 
 
-def _facts(content: Any, found: Found, architecture: Architecture) -> Facts:
+def _facts(content: Any, found: Found, architecture: Architecture) -> Metadata:
     """Pretraining has a queue (MoCo), or a second encoder (BYOL), or a predictor alone (SimSiam)."""
     signs = {"queue": "ssql-moco", "encoder_k.conv1.weight": "ssql-byol", "predictor.0.weight": "ssql-simsiam"}
     return customary(architecture, next((method for sign, method in signs.items() if sign in found.state), None))
@@ -42,5 +42,5 @@ PUBLISHED = Format(
         "predictor.*": "the predictor",
         "queue*": "MoCo's queue",
     },
-    facts=_facts,
+    metadata=_facts,
 )

@@ -22,20 +22,20 @@ _TRAINED_WITH = "say which with --trained-with CONFIG.yaml, the config it was tr
 
 def as_pytorch(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The backbone for a network of that convention, and what is left behind. BGR filters are turned, exactly."""
-    facts = checkpoint.facts
-    if checkpoint.architecture.is_bottleneck and facts.stride_in_1x1 is None:
+    metadata = checkpoint.metadata
+    if checkpoint.architecture.is_bottleneck and metadata.stride_in_1x1 is None:
         raise UserError(
-            f"{checkpoint.called} does not say whether it strides in its 1x1 or its 3x3 convs; {_TRAINED_WITH}"
+            f"{checkpoint.display_name} does not say whether it strides in its 1x1 or its 3x3 convs; {_TRAINED_WITH}"
         )
-    if checkpoint.architecture.is_bottleneck and facts.stride_in_1x1:
+    if checkpoint.architecture.is_bottleneck and metadata.stride_in_1x1:
         raise UserError(
-            f"{checkpoint.called} strides in its 1x1 convs, as MSRA's networks do, and torchvision's and timm's in the "
-            "3x3: the same weights there are another network; convert it to detectron2 or ssql_det"
+            f"{checkpoint.display_name} strides in its 1x1 convs, as MSRA's networks do, and torchvision's and timm's "
+            "do in the 3x3 convs, so the same weights would compute something else; use detectron2 or ssql_det"
         )
-    if facts.input is None:
-        raise UserError(f"{checkpoint.called} does not say whether it takes RGB or BGR images; {_TRAINED_WITH}")
+    if metadata.input is None:
+        raise UserError(f"{checkpoint.display_name} does not say whether it takes RGB or BGR images; {_TRAINED_WITH}")
     tensors = dict(checkpoint.tensors)
-    if facts.input.channels == "BGR":
+    if metadata.input.channels == "BGR":
         tensors["conv1.weight"] = tensors["conv1.weight"].flip(1)
     return tensors, dict.fromkeys(checkpoint.detector, "a detector's, not of the backbone")
 
@@ -43,9 +43,9 @@ def as_pytorch(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, str
 def write(checkpoint: Checkpoint, file: IO[bytes]) -> Mapping[str, str]:
     tensors, left_behind = as_pytorch(checkpoint)
     save_tensors(tensors, file)
-    facts, custom = checkpoint.facts, customary(checkpoint.architecture)
-    if facts.input is not None and custom.input is not None:
-        images = facts.input if facts.input.channels == "RGB" else facts.input.turned()
+    metadata, custom = checkpoint.metadata, customary(checkpoint.architecture)
+    if metadata.input is not None and custom.input is not None:
+        images = metadata.input if metadata.input.channels == "RGB" else metadata.input.flip_channels()
         if images != custom.input:
             left_behind["input"] = f"the file has no room for mean {list(images.mean)} and std {list(images.std)}"
     return left_behind

@@ -11,7 +11,7 @@ import timm
 import torch
 
 from ssql_det.backbones import build_backbone
-from ssql_det.convert import IMAGENET, Checkpoint, Facts, architecture
+from ssql_det.convert import IMAGENET, Checkpoint, Metadata, get_architecture
 
 
 @functools.cache
@@ -37,9 +37,11 @@ def light(name):
     return {key: torch.ones(()).expand(each.shape) for key, each in model.state_dict().items()}
 
 
-def made(name="narrow_resnet", seed=0, images=IMAGENET, stride_in_1x1=False, **facts):
+def made(name="narrow_resnet", seed=0, images=IMAGENET, stride_in_1x1=False, **metadata):
     """A checkpoint in memory."""
-    return Checkpoint(architecture(name), state(name, seed), Facts(images, stride_in_1x1, **facts, from_file=True))
+    return Checkpoint(
+        get_architecture(name), state(name, seed), Metadata(images, stride_in_1x1, **metadata, from_file=True)
+    )
 
 
 def as_arrays(tensors):
