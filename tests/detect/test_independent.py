@@ -5,7 +5,8 @@ import functools
 import pytest
 import torch
 from support.detect.configs import C4, FPN, choosing_in_float32, config, pictures, unsettled
-from support.detect.detector_by_hand import Observer, Quantizer, by_hand, with_weights_on_grid
+from support.detect.detector_by_hand import Quantizer, by_hand, with_weights_on_grid
+from support.reference_quantizer import RangeRecorder
 
 from ssql_det.detect import detector_points
 from ssql_det.detect.detector import build_detector
@@ -64,13 +65,13 @@ def detector(case):
         layer.weight.data *= 20  # so that the detections depend on what is seen
     model = choosing_in_float32(model.double())
     calibration = [pictures(2, seed=seed) for seed in (10, 11)]
-    observer = Observer()
+    observer = RangeRecorder()
     for batch in calibration:
         by_hand(model, batch, observer)
     quantizations = {scope: Quantization(model, detector_points(model, scope)) for scope in SCOPES}
     for quantization in quantizations.values():
         quantization.calibrate(calibration, forward=lambda network, batch: network(batch))
-    return model, pictures(3, seed=12), observer.ends, quantizations
+    return model, pictures(3, seed=12), observer.ranges, quantizations
 
 
 SCOPES = ("backbone", "all")

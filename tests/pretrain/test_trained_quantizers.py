@@ -71,8 +71,8 @@ def test_a_step_and_its_gradients_are_those_written_out_by_hand(bits):
         stretch.data.fill_(0.6 + 0.08 * number)
     plain = Pass(method.encoder.named_parameters())
     encoded = [plain.encode(view) for view in views]
-    assert learned.keys() == plain.ends.keys()
-    ends = {place: tuple(end * learned[place] for end in observed) for place, observed in plain.ends.items()}
+    assert learned.keys() == plain.ranges.keys()
+    ends = {place: tuple(end * learned[place] for end in observed) for place, observed in plain.ranges.items()}
     low = Pass(method.encoder.named_parameters(), bits, ends)
     targets = [each.detach() for each in encoded]
     losses = [cosine_loss(method, each, targets) for each in (encoded, [low.encode(view) for view in views])]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 import torchvision
 from support import ddp_step
 from support.networks import CifarResNet, D2ResNet, PlainNet
-from support.straight_through import Round, clamp
+from support.reference_quantizer import RangeRecorder, quantize_activation, quantize_weight
 from torch import nn
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
@@ -47,28 +47,19 @@ def ends(quantization):
 # ---- a ResNet-18 forward written out: no hooks, no module of ours ------------------------------------------------
 
 
-def by_hand_weight(weight, bits):
-    scale = weight.abs().amax((1, 2, 3), keepdim=True) / ((2**bits - 1) / 2)
-    return clamp(Round.apply(weight / scale), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1) * scale
-
-
 class ByHand:
     """Two passes over the same images: ``bits=None`` keeps every activation's range, then bits quantize by them."""
 
     def __init__(self, model):
-        self.model, self.ranges = model, {}
+        self.model, self.record = model, RangeRecorder()
 
     def act(self, name, x, bits):
         if bits is None:
-            self.ranges[name] = (x.detach().min(), x.detach().max())
-            return x
-        low, high = self.ranges[name]
-        scale = (high - low) / (2**bits - 1)
-        zero = -torch.round(low / scale)
-        return (clamp(Round.apply(x / scale) + zero, 0, 2**bits - 1) - zero) * scale
+            return self.record(name, x)
+        return quantize_activation(x, *self.record.ranges[name], bits)
 
     def conv(self, layer, x, bits):
-        weight = layer.weight if bits is None else by_hand_weight(layer.weight, bits)
+        weight = layer.weight if bits is None else quantize_weight(layer.weight, bits)
         return F.conv2d(x, weight, None, layer.stride, layer.padding)
 
     def norm(self, layer, x):

@@ -25,7 +25,7 @@ def twice(method, passes, bits, encode):
     found = [encode(plain)]
     if bits is None:
         return found, [plain]
-    low = passes(method.encoder.named_parameters(), bits, plain.ends)
+    low = passes(method.encoder.named_parameters(), bits, plain.ranges)
     return [*found, encode(low)], [plain, low]
 
 

@@ -16,7 +16,7 @@ def by_hand(method, views, bits, predictions=True, targets=False, auxiliary=True
     """The loss of a step, and the float and the quantized pass."""
     plain = Pass(method.encoder.named_parameters())
     encoded = [plain.encode(view) for view in views]
-    low = Pass(method.encoder.named_parameters(), bits, plain.ends)
+    low = Pass(method.encoder.named_parameters(), bits, plain.ranges)
     low_encoded = [low.encode(view) for view in views]
     held_against = [each.detach() for each in (low_encoded if targets else encoded)]
     losses = []

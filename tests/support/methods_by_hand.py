@@ -3,12 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from support.straight_through import Round, clamp
-
-
-def weight_on_grid(weight, bits):
-    scale = weight.abs().amax(tuple(range(1, weight.ndim)), keepdim=True) / ((2**bits - 1) / 2)
-    return clamp(Round.apply(weight / scale), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1) * scale
+from support.reference_quantizer import RangeRecorder, quantize_activation, quantize_weight
 
 
 def normed(x, weight=None, bias=None):
@@ -26,26 +21,23 @@ class Pass:
 
     last_norm = True
 
-    def __init__(self, weights, bits=None, ends=None):
+    def __init__(self, weights, bits=None, ranges=None):
         self.weights = dict(weights)
-        self.bits, self.ends, self.statistics = bits, {} if ends is None else ends, {}
+        self.bits, self.statistics = bits, {}
+        self.record = RangeRecorder()
+        self.ranges = self.record.ranges if ranges is None else ranges
 
     def weight(self, path):
         weight = self.weights[f"{path}.weight"]
         if self.bits is None:
             return weight
         eight = path == "backbone.conv1" or path.startswith("projector")
-        return weight_on_grid(weight, 8 if eight else self.bits.weight)
+        return quantize_weight(weight, 8 if eight else self.bits.weight)
 
     def act(self, place, x, bits=None):
         if self.bits is None:
-            low, high = self.ends.get(place, (x.min().detach(), x.max().detach()))
-            self.ends[place] = (torch.minimum(low, x.min().detach()), torch.maximum(high, x.max().detach()))
-            return x
-        (low, high), bits = self.ends[place], bits or self.bits.act
-        scale = (high - low) / (2**bits - 1)
-        zero = -torch.round(low / scale)
-        return (clamp(Round.apply(x / scale) + zero, 0, 2**bits - 1) - zero) * scale
+            return self.record(place, x)
+        return quantize_activation(x, *self.ranges[place], bits or self.bits.act)
 
     def norm(self, path, x):
         over = [dim for dim in range(x.dim()) if dim != 1]

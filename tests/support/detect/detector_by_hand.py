@@ -9,37 +9,12 @@ import copy
 
 import torch
 import torch.nn.functional as F
+from support.reference_quantizer import quantize_activation, quantize_weight
 from torch import nn
 
 from ssql_det import d2
 
 # ---- quantization --------------------------------------------------------------------------------------------------
-
-
-def weight_on_grid(weight, bits, axis):
-    """Per output channel, symmetric."""
-    scale = weight.abs().amax([dim for dim in range(weight.dim()) if dim != axis], keepdim=True) / ((2**bits - 1) / 2)
-    integers = torch.round(weight / scale).clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-    return integers * scale
-
-
-def on_grid(x, low, high, bits):
-    """Per tensor, asymmetric."""
-    scale = (high - low) / (2**bits - 1)
-    zero = -torch.round(low / scale)
-    return ((torch.round(x / scale) + zero).clamp(0, 2**bits - 1) - zero) * scale
-
-
-class Observer:
-    """What happens to activations in the float pass: their ends are written down."""
-
-    def __init__(self):
-        self.ends = {}
-
-    def __call__(self, place, x, bits=None):
-        low, high = self.ends.get(place, (x.min(), x.max()))
-        self.ends[place] = (torch.minimum(low, x.min()), torch.maximum(high, x.max()))
-        return x
 
 
 class Quantizer:
@@ -54,7 +29,7 @@ class Quantizer:
         low, high = self.ends[place]
         if place == "stem":  # the pool hides the zeros of the ReLU
             low = low.clamp(max=0)
-        return on_grid(x, low, high, bits or self.bits)
+        return quantize_activation(x, low, high, bits or self.bits)
 
 
 def with_weights_on_grid(model, bits, scope):
@@ -69,7 +44,7 @@ def with_weights_on_grid(model, bits, scope):
             continue
         own = 8 if "stem" in path or path.endswith(predictors) else bits
         axis = 1 if isinstance(layer, nn.ConvTranspose2d) else 0
-        layer.weight.data = weight_on_grid(layer.weight.data, own, axis)
+        layer.weight.data = quantize_weight(layer.weight.data, own, axis)
     return model
 
 
