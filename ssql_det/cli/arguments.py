@@ -100,7 +100,7 @@ def set_up_process() -> None:
     from ssql_det import d2
 
     d2.set_up_logging()
-    d2.join_local_group()
+    d2.create_local_group()
 
 
 def _own_data(options: argparse.Namespace) -> list[str]:

@@ -4,6 +4,6 @@ from ssql_det import d2
 
 
 def write_local_ranks(directory):
-    d2.join_local_group()
-    d2.join_local_group()  # a second time changes nothing
+    d2.create_local_group()
+    d2.create_local_group()  # a second time changes nothing
     (directory / str(d2.comm.get_rank())).write_text(f"{d2.comm.get_local_rank()} of {d2.comm.get_local_size()}")
