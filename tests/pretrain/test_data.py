@@ -10,7 +10,7 @@ import warnings
 import numpy as np
 import pytest
 from PIL import Image
-from ssql_det.toydata.compose import CLASSES
+from ssql_det.toydata.digits import CLASSES
 from torchvision.datasets import CIFAR10, CIFAR100, ImageFolder
 
 from ssql_det.core.errors import UserError
