@@ -13,8 +13,8 @@ from typing import TypeAlias, cast
 import torch
 from torch import Tensor, nn
 
-from ssql_det.quant import Bits, Quantization, QuantPoint, Scheme, at_widths
-from ssql_det.quant.hooks import float_weight, module_at
+from ssql_det.quant import Bits, Quantization, QuantPoint, Scheme, evaluate_at_widths
+from ssql_det.quant.hooks import get_float_weight, get_module
 from ssql_det.quant.scheme import TRAINED
 
 BACKBONE, LOSS = "backbone", "loss"  # which features: the backbone's, or those that the loss compares
@@ -152,17 +152,19 @@ def layer_weights(
     'conv1'
     """
     places = [point for point in points if point.is_weight]
-    full = {point.path: float_weight(backbone, point) for point in places}
+    full = {point.path: get_float_weight(backbone, point) for point in places}
     errors: dict[str, dict[Bits, float]] = {point.path: {} for point in places}
 
     def errors_at(bits: Bits) -> dict[str, float]:
-        low = {point.path: cast(Tensor, module_at(backbone, point).weight) for point in places}
+        low = {point.path: cast(Tensor, get_module(backbone, point).weight) for point in places}
         return {path: relative_error(low[path], full[path]) for path in low}
 
     weights_alone = replace(scheme or Scheme(), norms=TRAINED)
     with torch.no_grad():
         quantization = Quantization(backbone, places, weights_alone)
-        for width, found in at_widths(quantization, (each for each in widths if each.weight is not None), errors_at):
+        for width, found in evaluate_at_widths(
+            quantization, (each for each in widths if each.weight is not None), errors_at
+        ):
             for path, error in found.items():
                 errors[path][width] = error
     return tuple(described(path, weight.detach(), errors[path]) for path, weight in full.items())

@@ -20,7 +20,7 @@ from ssql_det.backbones import build_backbone
 from ssql_det.convert import IMAGENET, Checkpoint, load_backbone, read_content
 from ssql_det.core.errors import UserError
 from ssql_det.core.files import temporary_folder
-from ssql_det.quant.hooks import recorded
+from ssql_det.quant.hooks import recording_outputs
 from ssql_det.ssl.augmentations import normalize
 
 BAR = 1e-5  # of the largest feature of a stage
@@ -113,6 +113,6 @@ def _load_as_its_users_do(network: nn.Module, format: str, content: Any) -> None
 def _features(network: nn.Module, images: Tensor) -> list[Tensor]:
     """What each of the four stages puts out."""
     stages = next(names for names in _STAGES if hasattr(network, names[0]))
-    with recorded(network, stages) as seen, torch.no_grad():
+    with recording_outputs(network, stages) as seen, torch.no_grad():
         network(images)
     return seen

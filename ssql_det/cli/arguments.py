@@ -65,7 +65,7 @@ def scheme_of(options: argparse.Namespace) -> Scheme:
     from ssql_det.quant import Scheme, parse_widths
 
     scheme = Scheme() if options.scheme is None else Scheme.parse(options.scheme)
-    scheme.require_widths(parse_widths(options.bits))
+    scheme.check_bits(parse_widths(options.bits))
     return scheme
 
 

@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> None:
 
     from ssql_det.backbones import build_backbone
     from ssql_det.core.console import print_table, set_up_logging
-    from ssql_det.quant import Quantization, at_widths, parse_widths, profile_cost
+    from ssql_det.quant import Quantization, evaluate_at_widths, parse_widths, profile_cost
 
     set_up_logging()
     widths = parse_widths(options.bits)
@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> None:
     rows = []
     with torch.no_grad():
         reference = model(shown)
-        for bits, features in at_widths(quantization, widths, lambda _: model(shown), batches=seen.split(16)):
+        for bits, features in evaluate_at_widths(quantization, widths, lambda _: model(shown), batches=seen.split(16)):
             cosine = torch.cosine_similarity(features, reference).mean().item()
             error = ((features - reference).norm() / reference.norm()).item()
             cost = profile.at(bits)

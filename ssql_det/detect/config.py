@@ -98,7 +98,7 @@ def check(cfg: CfgNode) -> None:
         raise UserError(f"INPUT.MIN_SIZE_TRAIN has to name sizes of 0 or more, got {sizes}")
     if cfg.SSQL_DET.SCOPE not in SCOPES:
         raise UserError(f"SSQL_DET.SCOPE is {' or '.join(SCOPES)}, got {cfg.SSQL_DET.SCOPE!r}")
-    Scheme.parse(cfg.SSQL_DET.SCHEME).require_widths(parse_widths(",".join(map(str, cfg.SSQL_DET.EVAL_BITS))))
+    Scheme.parse(cfg.SSQL_DET.SCHEME).check_bits(parse_widths(",".join(map(str, cfg.SSQL_DET.EVAL_BITS))))
     _check_model(cfg)
 
 

@@ -30,7 +30,7 @@ from ssql_det.detect.engine_errors import translate_errors
 from ssql_det.detect.evaluation_data import (
     CachedLoader,
 )
-from ssql_det.quant.hooks import shadowed
+from ssql_det.quant.hooks import overriding_attributes
 
 _logger = logging.getLogger(__name__)
 _FOLDABLE = (nn.modules.batchnorm._BatchNorm, FrozenBatchNorm2d)
@@ -78,7 +78,7 @@ def fast_inference(model: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         for layer in model.modules():
             if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
-                stack.enter_context(shadowed(layer, **_faster(layer)))
+                stack.enter_context(overriding_attributes(layer, **_faster(layer)))
         yield
 
 

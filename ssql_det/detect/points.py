@@ -34,8 +34,8 @@ from torch import nn
 
 from ssql_det.core.errors import UserError
 from ssql_det.quant import QuantPoint, Side, quant_points
-from ssql_det.quant.points import INTEGER, PUBLISHED, placed
-from ssql_det.quant.points.family import LAYERS, RESULT_BITS
+from ssql_det.quant.points import INTEGER, PUBLISHED, extend_ranges_to_zero
+from ssql_det.quant.points.family import INTEGER_OUTPUT_BITS, LAYER_TYPES
 from ssql_det.quant.points.resnet import block_points, is_residual_block
 
 SCOPES = ("backbone", "backbone+neck", "all")
@@ -62,7 +62,7 @@ def detector_points(model: nn.Module, scope: str, placement: str = PUBLISHED) ->
     if scope == "all":
         points += _head_points(model, is_fpn, placement)
         _require_all_layers(model, points)
-    return placed(points, placement)
+    return extend_ranges_to_zero(points, placement)
 
 
 def _backbone_points(model: nn.Module, is_fpn: bool, placement: str) -> Iterator[QuantPoint]:
@@ -94,14 +94,14 @@ def _neck_points(model: nn.Module, placement: str) -> Iterator[QuantPoint]:
         elif name.startswith("fpn_output"):
             yield from _input_and_weight(path)
         if results and name.startswith("fpn_"):
-            yield QuantPoint(path, Side.OUTPUT, RESULT_BITS)
+            yield QuantPoint(path, Side.OUTPUT, INTEGER_OUTPUT_BITS)
     for call in range(sum(name.startswith("fpn_lateral") for name in names) - 1 if results else 0):
-        yield QuantPoint("backbone", Side.OUTPUT, RESULT_BITS, function="add", call=call)
+        yield QuantPoint("backbone", Side.OUTPUT, INTEGER_OUTPUT_BITS, function="add", call=call)
 
 
 def _head_points(model: nn.Module, is_fpn: bool, placement: str) -> Iterator[QuantPoint]:
     for path, layer in model.named_modules():
-        if not isinstance(layer, LAYERS):
+        if not isinstance(layer, LAYER_TYPES):
             continue
         part, _, name = path.rpartition(".")
         if path == "proposal_generator.rpn_head.conv":
@@ -109,7 +109,7 @@ def _head_points(model: nn.Module, is_fpn: bool, placement: str) -> Iterator[Qua
         elif name in _PREDICTORS:
             yield from _input_and_weight(path, PREDICTOR_BITS)
             if placement == INTEGER and name not in _OF_BOXES:
-                yield QuantPoint(path, Side.OUTPUT, RESULT_BITS)
+                yield QuantPoint(path, Side.OUTPUT, INTEGER_OUTPUT_BITS)
         elif part == "roi_heads.mask_head" and _is_fed_by_res5(model, name):
             yield QuantPoint(path, Side.WEIGHT)
         elif part in ("roi_heads.box_head", "roi_heads.mask_head"):
@@ -127,7 +127,7 @@ def _is_fed_by_res5(model: nn.Module, name: str) -> bool:
     first = next(
         child
         for child, layer in model.get_submodule("roi_heads.mask_head").named_children()
-        if isinstance(layer, LAYERS)
+        if isinstance(layer, LAYER_TYPES)
     )
     *_, last = model.get_submodule("roi_heads.res5").children()
     return name == first and is_residual_block(last)
@@ -136,7 +136,7 @@ def _is_fed_by_res5(model: nn.Module, name: str) -> bool:
 def _require_all_layers(model: nn.Module, points: list[QuantPoint]) -> None:
     """A layer that no rule knows would stay float unseen, and the numbers would be of another thing."""
     weights = {point.path for point in points if point.is_weight}
-    unknown = [path for path, layer in model.named_modules() if isinstance(layer, LAYERS) and path not in weights]
+    unknown = [path for path, layer in model.named_modules() if isinstance(layer, LAYER_TYPES) and path not in weights]
     if unknown:
         raise UserError(
             f"no rule says how {unknown[0]} is quantized ({len(unknown)} such layer(s)): known are Faster and Mask "

@@ -24,7 +24,7 @@ from ssql_det.detect.engine_errors import translate_errors
 from ssql_det.detect.evaluation import fast_inference
 from ssql_det.detect.evaluation_data import Batch, merge_batches
 from ssql_det.detect.quantized_evaluation import run_detector
-from ssql_det.quant import Bits, Quantization, at_widths
+from ssql_det.quant import Bits, Quantization, evaluate_at_widths
 
 Detections = list[dict[str, Any]]  # of one image, as in COCO's results: bbox [x, y, w, h], category_id, score, ...
 
@@ -92,7 +92,7 @@ def detect(
             return [list(_as_coco(instances, least_score)) for instances in outputs]
 
     return dict(
-        at_widths(quantization, widths, detections, None, [*merge_batches(batches)], run_detector)
+        evaluate_at_widths(quantization, widths, detections, None, [*merge_batches(batches)], run_detector)
     )  # for each width
 
 

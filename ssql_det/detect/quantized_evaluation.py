@@ -33,7 +33,7 @@ from ssql_det.detect.evaluation_data import (
     take_rank_share,
 )
 from ssql_det.detect.points import detector_points
-from ssql_det.quant import Bits, Calibration, CostProfile, Quantization, Scheme, evaluate_at, profile_cost
+from ssql_det.quant import Bits, Calibration, CostProfile, Quantization, Scheme, evaluate_at_width, profile_cost
 from ssql_det.quant.quantization_file import require_same_points
 
 _logger = logging.getLogger(__name__)
@@ -125,7 +125,7 @@ def evaluate_quantized(
     _logger.info("evaluating at %s on %s", bits, context.dataset)
     start = time.perf_counter()
     found = partial(evaluate, quantization.model, context.images, context.dataset, is_fast)
-    metrics = evaluate_at(quantization, bits, found, overrides, merge_batches(context.batches), run_detector)
+    metrics = evaluate_at_width(quantization, bits, found, overrides, merge_batches(context.batches), run_detector)
     cost = context.profile.at(bits, overrides)
     metrics |= {"MB": cost.bytes / 1e6, "GFLOPs": cost.macs / 1e9, "GBOPs": cost.bit_ops / 1e9}
     return metrics, round(time.perf_counter() - start, 2)

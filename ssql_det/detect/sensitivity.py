@@ -18,8 +18,8 @@ from ssql_det.core.console import track
 from ssql_det.core.errors import UserError
 from ssql_det.detect.evaluation_data import Batch, merge_batches
 from ssql_det.detect.quantized_evaluation import run_detector
-from ssql_det.quant import Bits, Quantization, QuantPoint, evaluate_at
-from ssql_det.quant.hooks import recorded
+from ssql_det.quant import Bits, Quantization, QuantPoint, evaluate_at_width
+from ssql_det.quant.hooks import recording_outputs
 
 _GROUPS = (  # a pattern of paths, and how the group is called in a bits file
     (r"(backbone(?:\.bottom_up)?\.stem).*", r"\1*"),
@@ -64,7 +64,9 @@ def measure_feature_errors(
         for batch in batches:
             outputs = partial(_outputs, model, sinks, batch)
             reference = outputs()
-            found = evaluate_at(quantization, Bits.FP, outputs, {group: bits}, merge_batches(batches), run_detector)
+            found = evaluate_at_width(
+                quantization, Bits.FP, outputs, {group: bits}, merge_batches(batches), run_detector
+            )
             errors.append(_relative_error(found, reference))
         yield GroupSensitivity(group, sum(errors) / len(errors))
 
@@ -91,7 +93,7 @@ def _group(path: str) -> str:
 
 
 def _outputs(model: nn.Module, sinks: Sequence[str], batch: Batch) -> list[Tensor]:
-    with recorded(model, sinks) as seen, torch.no_grad():
+    with recording_outputs(model, sinks) as seen, torch.no_grad():
         model(batch)
     return seen
 

@@ -61,7 +61,7 @@ def sweep(
     """
     out = check_output_dir(cfg.OUTPUT_DIR)
     dataset = _only_test_set(cfg)
-    plan.scheme.require_widths([*widths, *plan.overrides.values()])  # refused before anything is written
+    plan.scheme.check_bits([*widths, *plan.overrides.values()])  # refused before anything is written
     assign_bits(detector_points(model, plan.scope, plan.scheme.placement), Bits.FP, plan.overrides)
     sha256 = checkpoint.source.sha256 if checkpoint.source else ""
     identity = _identity(cfg, dataset, sha256, plan)
@@ -83,7 +83,7 @@ def sweep(
         row = make_row(context, config_label, bits, evaluate_quantized(context, bits, overrides), origin)
         if is_main():
             _keep_to_the_plan(out, identity)  # another may have begun while this one had no row
-            if context.quantization.norms:  # those of this width are in it now
+            if context.quantization.norm_statistics:  # those of this width are in it now
                 context.quantization.save(out / QUANTIZATION_NAME)
             rows.append_row(out / RESULTS_NAME, row)
         yield row

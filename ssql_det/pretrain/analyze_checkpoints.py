@@ -33,9 +33,9 @@ from ssql_det.pretrain.data import ImageDataset, open_images
 from ssql_det.pretrain.features import chosen, features, labelled
 from ssql_det.pretrain.probe_checkpoint import default_recipe
 from ssql_det.pretrain.view_loader import build_view_loader
-from ssql_det.quant import Bits, Calibration, Quantization, Scheme, at_widths, evaluate_at, quant_points
-from ssql_det.quant.hooks import recorded
-from ssql_det.quant.norms import estimate_statistics, with_statistics
+from ssql_det.quant import Bits, Calibration, Quantization, Scheme, evaluate_at_width, evaluate_at_widths, quant_points
+from ssql_det.quant.hooks import recording_outputs
+from ssql_det.quant.norms import estimate_norm_statistics, overriding_statistics
 from ssql_det.quant.points import PUBLISHED
 from ssql_det.quant.scheme import RE_ESTIMATED
 from ssql_det.report.names import slug
@@ -148,15 +148,15 @@ def terms_at_bits(
         with quantization.observing():
             return features_now()
 
-    full = evaluate_at(quantization, Bits.FP, observed, batches=every)
+    full = evaluate_at_width(quantization, Bits.FP, observed, batches=every)
     targets = {name: features.flip(0) for name, features in full.items()}
     if trained.has_heads:
         re_estimates = scheme.norms == RE_ESTIMATED
-        statistics = estimate_statistics(trained.target, every) if re_estimates else {}
-        with with_statistics(trained.target, statistics):
+        statistics = estimate_norm_statistics(trained.target, every) if re_estimates else {}
+        with overriding_statistics(trained.target, statistics):
             targets[LOSS] = _of_unit_length([trained.target(view) for view in every]).flip(0)
     found: dict[str, dict[Bits, Terms]] = {name: {} for name in full}
-    compared = at_widths(quantization, widths, lambda _: features_now(), batches=every)
+    compared = evaluate_at_widths(quantization, widths, lambda _: features_now(), batches=every)
     for width, low in track(compared, "comparing features", len(widths)):
         for name in full:
             found[name][width] = terms(*(each[name].flatten(0, 1) for each in (low, full, targets)))
@@ -164,7 +164,7 @@ def terms_at_bits(
 
 
 def _features(trained: PretrainedMethod, views: Sequence[Tensor]) -> dict[str, Tensor]:
-    with recorded(trained.encoder, ["backbone"]) as pooled:
+    with recording_outputs(trained.encoder, ["backbone"]) as pooled:
         compared = [trained.predictor(trained.encoder(view)) for view in views]
     found = {BACKBONE: _of_unit_length(pooled)}
     return found | ({LOSS: _of_unit_length(compared)} if trained.has_heads else {})
@@ -196,7 +196,7 @@ def mapped(
     def of_unit_length(bits: Bits) -> Tensor:
         return F.normalize(features(backbone, shown.batches(input)).double(), dim=1)
 
-    found = dict(at_widths(quantization, plan.widths, of_unit_length, batches=calibration))
+    found = dict(evaluate_at_widths(quantization, plan.widths, of_unit_length, batches=calibration))
     places = tsne(torch.cat([*found.values()]), plan.perplexity, plan.seed).chunk(len(found))
     files = tuple("/".join(Path(few.file(index)).parts[-2:]) for index in chosen(few, plan.points, plan.seed))
     return Map(dict(zip(found, places, strict=True)), files, shown.labels, asked.classes)

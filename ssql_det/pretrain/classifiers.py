@@ -32,7 +32,7 @@ from ssql_det.core.rng import seeded_rng
 from ssql_det.pretrain.data import open_images
 from ssql_det.pretrain.features import Place, Seen, features, labelled
 from ssql_det.pretrain.optim import LARS
-from ssql_det.quant import Bits, Calibration, Quantization, Scheme, at_widths, quant_points
+from ssql_det.quant import Bits, Calibration, Quantization, Scheme, evaluate_at_widths, quant_points
 from ssql_det.ssl.augmentations import Augmentation
 
 NEIGHBOURS, TEMPERATURE = 20, 0.07
@@ -227,7 +227,7 @@ class MonitorConfig:
     images: int  # of each split at most
 
     def __post_init__(self) -> None:
-        self.scheme.require_widths(self.widths)
+        self.scheme.check_bits(self.widths)
 
 
 def spread(features: Tensor) -> float:
@@ -256,7 +256,7 @@ class Monitor:
         points = quant_points(self._backbone, self._scheme.placement, self._input.value_range)
         quantization = Quantization(self._backbone, points, self._scheme)
         quantization.calibrate(calibration)
-        found = at_widths(quantization, self._widths, lambda _: self._accuracy(), batches=calibration)
+        found = evaluate_at_widths(quantization, self._widths, lambda _: self._accuracy(), batches=calibration)
         return {f"knn/{bits}": accuracy for bits, accuracy in found}
 
     def _accuracy(self) -> float:

@@ -208,7 +208,7 @@ def _monitoring(node: CfgNode, images: str) -> MonitorConfig:
 
 def _ssql(node: CfgNode, seed: int) -> dict[str, Any]:
     bits, scheme = _bits(node, seed), Scheme.parse(node.SCHEME)
-    scheme.require_widths(bits.ends)
+    scheme.check_bits(bits.bounds)
     return {"bits": bits, "scheme": scheme, **{name: node[name.upper()] for name in hyperparameters(SSQL)}}
 
 

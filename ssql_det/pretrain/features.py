@@ -20,7 +20,7 @@ from ssql_det.core.errors import UserError
 from ssql_det.core.rng import seeded_rng
 from ssql_det.pretrain.data import ImageDataset
 from ssql_det.pretrain.view_loader import loaded
-from ssql_det.quant.feeding import evaluating
+from ssql_det.quant.forward import evaluating
 from ssql_det.ssl.augmentations import Augmentation, normalize
 
 MOST_BYTES = 8 << 30  # of decoded images, or of features, that are kept

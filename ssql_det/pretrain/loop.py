@@ -32,7 +32,7 @@ from ssql_det.pretrain.data import hash_file_names
 from ssql_det.pretrain.optim import build_optimizer, learning_rate
 from ssql_det.pretrain.sync_norm import synchronized
 from ssql_det.pretrain.view_loader import BadImageCounter, build_view_loader, steps_per_epoch
-from ssql_det.quant.hooks import recorded
+from ssql_det.quant.hooks import recording_outputs
 from ssql_det.ssl import SSQL
 from ssql_det.ssl.augmentations import draw_random_numbers
 
@@ -99,7 +99,7 @@ def pretrain(pretraining: PretrainConfig, resume: bool = False) -> Path:
             ]
             rate = learning_rate(optim, step, per_epoch)
             run.optimizer.param_groups[0]["lr"] = rate
-            with recorded(method.encoder, [""]) as features, torch.autocast(device.type, torch.bfloat16, amp):
+            with recording_outputs(method.encoder, [""]) as features, torch.autocast(device.type, torch.bfloat16, amp):
                 loss = _finite_loss(trained, views, step, network)
             run.optimizer.zero_grad()
             loss.backward()

@@ -34,7 +34,7 @@ from ssql_det.quant import (
     Calibration,
     Quantization,
     Scheme,
-    evaluate_at,
+    evaluate_at_width,
     parse_widths,
     profile_cost,
     quant_points,
@@ -172,7 +172,7 @@ def _rows(
             continue
         start = time.perf_counter()
         accuracies = partial(_accuracies, backbone, images, shown, training, plan)
-        metrics = evaluate_at(quantization, width, accuracies, batches=calibration)
+        metrics = evaluate_at_width(quantization, width, accuracies, batches=calibration)
         cost = profile.at(width)
         metrics |= {"MB": cost.bytes / 1e6, "GBOPs": cost.bit_ops / 1e9}
         yield replace(asked, metrics=metrics, seconds=round(time.perf_counter() - start, 2), time=timestamp())

@@ -25,9 +25,9 @@ from ssql_det.quant.bits import Bits, BitsSchedule, FixedBits, SampledBits, pars
 from ssql_det.quant.cost import Cost, CostProfile, profile_cost
 from ssql_det.quant.points import FAMILIES, Family, QuantPoint, Side, quant_points
 from ssql_det.quant.quantization import Quantization
-from ssql_det.quant.quantizers import ACTIVATIONS, WEIGHTS, Integers, Quantizer, RangeQuantizer
+from ssql_det.quant.quantizers import ACTIVATIONS, WEIGHTS, QuantizedTensor, Quantizer, RangeQuantizer
 from ssql_det.quant.scheme import Scheme
-from ssql_det.quant.widths import at_widths, evaluate_at
+from ssql_det.quant.widths import evaluate_at_width, evaluate_at_widths
 
 __all__ = [
     "ACTIVATIONS",
@@ -40,18 +40,18 @@ __all__ = [
     "CostProfile",
     "Family",
     "FixedBits",
-    "Integers",
     "QParams",
     "QuantPoint",
     "Quantization",
+    "QuantizedTensor",
     "Quantizer",
     "RangeQuantizer",
     "SampledBits",
     "Scheme",
     "Side",
-    "at_widths",
     "choose_qparams",
-    "evaluate_at",
+    "evaluate_at_width",
+    "evaluate_at_widths",
     "fake_quantize",
     "fake_quantize_weight",
     "parse_widths",

@@ -41,12 +41,12 @@ class QParams:
     qmax: int
 
 
-def computing_type(x: Tensor) -> torch.dtype:
+def compute_dtype(x: Tensor) -> torch.dtype:
     """What a tensor is quantized in: float64 stays, all others are float32."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def version_of(weight: Tensor) -> tuple[int, int]:
+def tensor_version(weight: Tensor) -> tuple[int, int]:
     """Another one after each change in place; a tensor made in inference mode cannot change."""
     return weight.data_ptr(), 0 if weight.is_inference() else weight._version
 
@@ -91,19 +91,19 @@ def fake_quantize_weight(weight: Tensor, bits: int, axis: int = 0) -> Tensor:
     """
     if weight.numel() == 0:
         return weight
-    work = weight.to(computing_type(weight))
+    work = weight.to(compute_dtype(weight))
     if torch.is_grad_enabled() and work.requires_grad:
         on_grid: Tensor = _FakeQuantizeWeight.apply(work, bits, axis)
     else:
-        bound = largest_magnitude(work, axis)
+        bound = max_abs_per_channel(work, axis)
         on_grid = fake_quantize(work, choose_qparams(-bound, bound, bits, symmetric=True))
     return on_grid.to(weight.dtype)
 
 
-def integer_codes(x: Tensor, qparams: QParams) -> Tensor:
+def quantize(x: Tensor, qparams: QParams) -> Tensor:
     """The integers ``q`` of ``fake_quantize``, as floats; where the scale is 0 they are the zero point's.
 
-    >>> integer_codes(torch.tensor([-3.0, 0.4, 9.0]), choose_qparams(torch.tensor(-1.0), torch.tensor(2.0), bits=2))
+    >>> quantize(torch.tensor([-3.0, 0.4, 9.0]), choose_qparams(torch.tensor(-1.0), torch.tensor(2.0), bits=2))
     tensor([0., 1., 3.])
     """
     work, scale, zero_point = _beside_each_other(x, qparams)
@@ -123,7 +123,7 @@ def straight_through(x: Tensor, on_grid: Tensor, inside: Tensor) -> Tensor:
     return through
 
 
-def largest_magnitude(weight: Tensor, axis: int) -> Tensor:
+def max_abs_per_channel(weight: Tensor, axis: int) -> Tensor:
     """The largest magnitude of each output channel, broadcastable to the weight."""
     others = [dim for dim in range(weight.ndim) if dim != axis % weight.ndim]
     return torch.maximum(weight.amax(others, keepdim=True), -weight.amin(others, keepdim=True))
@@ -181,7 +181,7 @@ class _FakeQuantizeWeight(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, bits: int, axis: int) -> Tensor:
-        bound = largest_magnitude(weight, axis)
+        bound = max_abs_per_channel(weight, axis)
         grid = choose_qparams(-bound, bound, bits, symmetric=True)
         ctx.save_for_backward(weight, bound, grid.scale)
         ctx.qmin, ctx.qmax = grid.qmin, grid.qmax
@@ -253,6 +253,6 @@ def _nonzero(scale: Tensor) -> Tensor:
 
 def _beside_each_other(x: Tensor, qparams: QParams) -> tuple[Tensor, Tensor, Tensor]:
     """A tensor, its scale and its zero point, in the type that it is quantized in."""
-    work = x.to(computing_type(x))
+    work = x.to(compute_dtype(x))
     # On the tensor's own device: torch divides a CUDA tensor by a CPU scalar as a product with 1/s.
     return work, qparams.scale.to(work), qparams.zero_point.to(work)

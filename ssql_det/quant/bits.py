@@ -73,10 +73,10 @@ def parse_widths(text: str) -> list[Bits]:
     return list(dict.fromkeys(widths))
 
 
-def width_name(bits: Bits, overrides: Mapping[str, Bits] | None = None) -> str:
+def format_bits(bits: Bits, overrides: Mapping[str, Bits] | None = None) -> str:
     """What a width is called where parts of a network have bits of their own.
 
-    >>> width_name(Bits(4, 4), {"layer1.*": Bits(8, 8)})
+    >>> format_bits(Bits(4, 4), {"layer1.*": Bits(8, 8)})
     '4w4a, layer1.* at 8w8a'
     """
     return ", ".join([str(bits), *(f"{pattern} at {width}" for pattern, width in (overrides or {}).items())])
@@ -97,7 +97,7 @@ class FixedBits:
     bits: Bits
 
     @property
-    def ends(self) -> tuple[Bits, ...]:
+    def bounds(self) -> tuple[Bits, ...]:
         return (self.bits,)
 
     def __call__(self, step: int) -> Bits:
@@ -129,7 +129,7 @@ class SampledBits:
             raise UserError(f"one shared draw needs equal intervals, got {self.weight} and {self.act}")
 
     @property
-    def ends(self) -> tuple[Bits, ...]:
+    def bounds(self) -> tuple[Bits, ...]:
         """The fewest and the most."""
         return tuple(Bits(weight, act) for weight, act in zip(self.weight, self.act, strict=True))
 

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from ssql_det.core.errors import UserError, did_you_mean
-from ssql_det.quant.affine import version_of
+from ssql_det.quant.affine import tensor_version
 from ssql_det.quant.points import QuantPoint, Side
 
 Action = Callable[[Tensor], Tensor]
@@ -26,12 +26,12 @@ _PLACE = attrgetter("side", "parameter", "function", "operand", "call")  # of a 
 
 
 @contextmanager
-def hooked(model: nn.Module, point: QuantPoint, action: Action | None) -> Iterator[None]:
+def hooking(model: nn.Module, point: QuantPoint, action: Action | None) -> Iterator[None]:
     """Let ``action`` happen at a point, in place of what an outer context does there; ``None``: nothing.
 
     At a weight it makes, from the parameter, the weight that the module has inside.
     """
-    module = module_at(model, point)
+    module = get_module(model, point)
     outer = next((hook for hook in _hooks_of(module) if _PLACE(hook.point) == _PLACE(point)), None)
     if outer is not None:
         before, outer.action = outer.action, action
@@ -60,10 +60,10 @@ def _hooks_of(module: nn.Module) -> Iterator[_Hook]:
 
 
 @contextmanager
-def recorded(model: nn.Module, paths: Iterable[str]) -> Iterator[list[Tensor]]:
+def recording_outputs(model: nn.Module, paths: Iterable[str]) -> Iterator[list[Tensor]]:
     """What modules put out inside, pass by pass; where one puts out a dict, its values.
 
-    >>> with recorded(resnet, ["layer3", "layer4"]) as features:
+    >>> with recording_outputs(resnet, ["layer3", "layer4"]) as features:
     ...     resnet(images)
     """
     seen: list[Tensor] = []
@@ -80,8 +80,8 @@ def recorded(model: nn.Module, paths: Iterable[str]) -> Iterator[list[Tensor]]:
 
 
 @contextmanager
-def shadowed(module: nn.Module, **others: Any) -> Iterator[None]:
-    """Let attributes of a module be others: ``shadowed(norm, running_mean=mean)``.
+def overriding_attributes(module: nn.Module, **others: Any) -> Iterator[None]:
+    """Let attributes of a module be others: ``overriding_attributes(norm, running_mean=mean)``.
 
     The instance dictionary is looked up before ``nn.Module`` looks for parameters, buffers and children.
     """
@@ -95,12 +95,12 @@ def shadowed(module: nn.Module, **others: Any) -> Iterator[None]:
         module.__dict__.update(before)
 
 
-def float_weight(model: nn.Module, point: QuantPoint) -> nn.Parameter:
+def get_float_weight(model: nn.Module, point: QuantPoint) -> nn.Parameter:
     """The parameter at a weight point, whatever shadows it."""
-    return _plain_weight(module_at(model, point), point)
+    return _plain_weight(get_module(model, point), point)
 
 
-def module_at(model: nn.Module, point: QuantPoint) -> nn.Module:
+def get_module(model: nn.Module, point: QuantPoint) -> nn.Module:
     try:
         return model.get_submodule(point.path)
     except AttributeError:
@@ -245,14 +245,18 @@ class _WeightHook(_Hook):
             self._make()
 
     def _make(self) -> None:
-        self._version, self._has_graph, self._is_used_up = version_of(self._parameter), torch.is_grad_enabled(), False
+        self._version, self._has_graph, self._is_used_up = (
+            tensor_version(self._parameter),
+            torch.is_grad_enabled(),
+            False,
+        )
         self._made = self.act(self._parameter)
         if self._made.requires_grad and self._made is not self._parameter:
             self._made.register_hook(self._use_up)
         self.module.__dict__[self._name] = self._made
 
     def _is_stale(self) -> bool:
-        if self._made is None or version_of(self._parameter) != self._version:
+        if self._made is None or tensor_version(self._parameter) != self._version:
             return True
         return torch.is_grad_enabled() and (self._is_used_up or not self._has_graph)
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ssql_det.core.errors import UserError
-from ssql_det.quant.hooks import float_weight, shadowed
+from ssql_det.quant.hooks import get_float_weight, overriding_attributes
 from ssql_det.quant.points import INTEGER, QuantPoint
 from ssql_det.quant.quantizers import Quantizer
 from ssql_det.quant.tracing import Chain, Trace
@@ -39,7 +39,7 @@ class Scales:
         return self.input * weight / 2 ** max(CARRIED_BITS - self.weight_bits, 0)
 
 
-def chains_of(trace: Trace, points: Sequence[QuantPoint]) -> tuple[Chain, ...]:
+def find_chains(trace: Trace, points: Sequence[QuantPoint]) -> tuple[Chain, ...]:
     """The layers that an integer machine computes; an input that lies on no grid is an error."""
     weights = {point.path for point in points if point.is_weight}
     chains = tuple(chain for chain in trace.chains if chain.layer in weights)
@@ -63,13 +63,13 @@ def folded(
             point, source = weights[chain.layer], chain.source
             width, act = widths[point], widths[source] if source is not None else None
             if source is not None and width is not None and act is not None:
-                weight = quantizer(point).integers(float_weight(model, point), width)
-                grid = quantizer(source).integers(float_weight(model, point).new_zeros(1), act)
+                weight = quantizer(point).quantize(get_float_weight(model, point), width)
+                grid = quantizer(source).quantize(get_float_weight(model, point).new_zeros(1), act)
                 if weight is None or grid is None:
                     raise UserError(f"{chain.layer} has no integers by its quantizers: placement={INTEGER} needs them")
                 scales = Scales(grid.scale, weight.scale.flatten(), width)
                 for module, others in _stand_ins(model, chain, scales):
-                    stack.enter_context(shadowed(module, **others))
+                    stack.enter_context(overriding_attributes(module, **others))
         yield
 
 

@@ -1,7 +1,7 @@
 """BatchNorm statistics for a bit-width: estimated from some images as the network is now, and put in for a while.
 
 Quantization shifts what a norm sees; its statistics can follow at no cost but some forward passes. Frozen norms have
-none to follow. Statistics are shadowed: the network's own stay as they are.
+none to follow. Statistics are overridden: the network's own stay as they are.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from ssql_det.core.console import track
 from ssql_det.core.errors import UserError
-from ssql_det.quant.feeding import Forward, evaluating, feed_images
-from ssql_det.quant.hooks import shadowed
+from ssql_det.quant.forward import Forward, evaluating, forward_images
+from ssql_det.quant.hooks import overriding_attributes
 
 Statistics = Mapping[str, Tensor]
 """The mean and the variance of each norm, by the names of its buffers: ``bn1.running_mean``."""
@@ -24,7 +24,7 @@ Statistics = Mapping[str, Tensor]
 _NAMES = ("running_mean", "running_var")
 
 
-def estimate_statistics(model: nn.Module, batches: Iterable[Any], forward: Forward = feed_images) -> Statistics:
+def estimate_norm_statistics(model: nn.Module, batches: Iterable[Any], forward: Forward = forward_images) -> Statistics:
     """Mean and variance of every BatchNorm on these batches, averaged over them.
 
     Batches of some images: the variance within one is not that of the data.
@@ -44,7 +44,7 @@ def estimate_statistics(model: nn.Module, batches: Iterable[Any], forward: Forwa
             count = torch.zeros_like(_own(norm, "num_batches_tracked"))
             stack.callback(norm._buffers.update, dict(norm._buffers))  # Detectron2's synchronized norm assigns to them
             # No momentum is torch's way to say: the average over all batches.
-            stack.enter_context(shadowed(norm, **empty, num_batches_tracked=count, momentum=None))
+            stack.enter_context(overriding_attributes(norm, **empty, num_batches_tracked=count, momentum=None))
             norm.train()
         with torch.no_grad():
             fed = False
@@ -57,12 +57,12 @@ def estimate_statistics(model: nn.Module, batches: Iterable[Any], forward: Forwa
 
 
 @contextmanager
-def with_statistics(model: nn.Module, statistics: Statistics) -> Iterator[None]:
+def overriding_statistics(model: nn.Module, statistics: Statistics) -> Iterator[None]:
     """Inside, norms have these."""
     with ExitStack() as stack:
         for path in dict.fromkeys(name.rpartition(".")[0] for name in statistics):
             own = {name: statistics[f"{path}.{name}"] for name in _NAMES}
-            stack.enter_context(shadowed(model.get_submodule(path), **own))
+            stack.enter_context(overriding_attributes(model.get_submodule(path), **own))
         yield
 
 

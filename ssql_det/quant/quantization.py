@@ -17,14 +17,14 @@ from ssql_det.core.distributed import broadcast_from_main
 from ssql_det.core.errors import UserError
 from ssql_det.core.rows import Calibration
 from ssql_det.quant import quantization_file
-from ssql_det.quant.bits import Bits, width_name
-from ssql_det.quant.feeding import Forward, evaluating, feed_images
-from ssql_det.quant.hooks import Action, float_weight, hooked, module_at
-from ssql_det.quant.integer import chains_of, folded
-from ssql_det.quant.norms import Statistics, estimate_statistics, with_statistics
+from ssql_det.quant.bits import Bits, format_bits
+from ssql_det.quant.forward import Forward, evaluating, forward_images
+from ssql_det.quant.hooks import Action, get_float_weight, get_module, hooking
+from ssql_det.quant.integer import find_chains, folded
+from ssql_det.quant.norms import Statistics, estimate_norm_statistics, overriding_statistics
 from ssql_det.quant.points import INTEGER, QuantPoint, assign_bits, quant_points
 from ssql_det.quant.quantization_file import Content
-from ssql_det.quant.quantizers import Observer, Place, Quantizer
+from ssql_det.quant.quantizers import Observer, Quantizer, TensorSpec
 from ssql_det.quant.quantizers.observers import all_reduce, require_finite
 from ssql_det.quant.scheme import RE_ESTIMATED, Scheme
 from ssql_det.quant.tracing import Chain, trace_pass
@@ -58,9 +58,9 @@ class Quantization:
         self.points = quant_points(model, self.scheme.placement) if points is None else tuple(points)
         self.calibration: Calibration | None = None
         self.quantizers = nn.ModuleDict(
-            {module_name(point): self.scheme.quantizer(_place(model, point)) for point in self.points}
+            {module_name(point): self.scheme.build_quantizer(_place(model, point)) for point in self.points}
         )
-        self.norms: dict[str, Statistics] = {}  # by ``width_name``
+        self.norm_statistics: dict[str, Statistics] = {}  # by ``format_bits``
         self.chains: tuple[Chain, ...] = ()  # placement ``integer``: what is folded
 
     def __getitem__(self, point: QuantPoint) -> Quantizer:
@@ -87,16 +87,16 @@ class Quantization:
         with ExitStack() as stack:
             for point, width in widths.items():
                 action = None if width is None else partial(self[point], bits=width)
-                stack.enter_context(hooked(self.model, point, action))
+                stack.enter_context(hooking(self.model, point, action))
             yield
 
     def _with_norms(self, bits: Bits, overrides: Mapping[str, Bits] | None) -> AbstractContextManager[None]:
         if self.scheme.norms != RE_ESTIMATED:
             return nullcontext()
-        if not self.has_norms(bits, overrides):
-            name = width_name(bits, overrides)
+        if not self.has_norm_statistics(bits, overrides):
+            name = format_bits(bits, overrides)
             raise UserError(f"the norms of {name} are not re-estimated yet; calibrate this width as well")
-        return with_statistics(self.model, self.norms[width_name(bits, overrides)])
+        return overriding_statistics(self.model, self.norm_statistics[format_bits(bits, overrides)])
 
     @contextmanager
     def observing(self, per_rank: bool = False) -> Iterator[None]:
@@ -114,7 +114,7 @@ class Quantization:
         try:
             with ExitStack() as stack:
                 for point in self.points:
-                    stack.enter_context(hooked(self.model, point, None if point.is_weight else _watch(self[point])))
+                    stack.enter_context(hooking(self.model, point, None if point.is_weight else _watch(self[point])))
                 yield
             if not per_rank:
                 all_reduce(self._observers.values(), _device(self.model))
@@ -126,7 +126,7 @@ class Quantization:
 
     # ---- calibration -----------------------------------------------------------------------------------------------
 
-    def calibrate(self, loader: Iterable[Any], batches: int | None = None, forward: Forward = feed_images) -> None:
+    def calibrate(self, loader: Iterable[Any], batches: int | None = None, forward: Forward = forward_images) -> None:
         """Observe the activations in evaluation mode, without gradients, over the loader's batches.
 
         Under a process group each rank brings its share of the images, and all get the ranges of all.
@@ -143,7 +143,7 @@ class Quantization:
         with self.observing(), evaluating(self.model), torch.no_grad():
             for batch in track(itertools.islice(loader, batches), "calibrating", total):
                 if self.scheme.placement == INTEGER and not fed:
-                    self.chains = chains_of(trace_pass(self.model, self.points, batch, forward), self.points)
+                    self.chains = find_chains(trace_pass(self.model, self.points, batch, forward), self.points)
                 forward(self.model, batch)
                 self._require_finite()
                 fed += 1
@@ -151,22 +151,22 @@ class Quantization:
                 raise UserError(
                     "the calibration loader is empty; give it images, and check the folder and the batch size"
                 )
-        self.norms.clear()
+        self.norm_statistics.clear()
 
-    def estimate_norms(
+    def reestimate_norms(
         self,
         bits: Bits,
         batches: Iterable[Any],
         overrides: Mapping[str, Bits] | None = None,
-        forward: Forward = feed_images,
+        forward: Forward = forward_images,
     ) -> None:
         """Give the norms, for this width, the statistics of these batches as the quantized network sees them."""
         with self._rounded(assign_bits(self.points, bits, overrides)):
-            self.norms[width_name(bits, overrides)] = estimate_statistics(self.model, batches, forward)
+            self.norm_statistics[format_bits(bits, overrides)] = estimate_norm_statistics(self.model, batches, forward)
 
-    def has_norms(self, bits: Bits, overrides: Mapping[str, Bits] | None = None) -> bool:
+    def has_norm_statistics(self, bits: Bits, overrides: Mapping[str, Bits] | None = None) -> bool:
         """Whether the norms' statistics at this width are there."""
-        return width_name(bits, overrides) in self.norms
+        return format_bits(bits, overrides) in self.norm_statistics
 
     def merge(self, other: Quantization) -> None:
         """Observe what both have observed: calibration in shards."""
@@ -177,13 +177,13 @@ class Quantization:
             if observer is not None and theirs is not None:
                 observer.merge(theirs)
         self.chains = self.chains or other.chains
-        self.norms.clear()
+        self.norm_statistics.clear()
 
     # ---- files -----------------------------------------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """One safetensors file, tied to the weights. Its header tells what is in it."""
-        signature = quantization_file.signature_of(self.model)
+        signature = quantization_file.compute_signature(self.model)
         content = Content(self.scheme, self.points, self.calibration, signature, self._tensors(), self.chains)
         quantization_file.write(path, content)
 
@@ -195,7 +195,7 @@ class Quantization:
         >>> quantization = Quantization.load("quantization.safetensors", model)
         """
         content = broadcast_from_main(lambda: quantization_file.read(path))
-        quantization_file.signature_of(model).require_same(content.signature, path)
+        quantization_file.compute_signature(model).require_same(content.signature, path)
         if scheme is not None and scheme != content.scheme:
             raise UserError(f"{path} is of the scheme {content.scheme}, asked for is {scheme}; calibrate again for it")
         quantization = cls(model, content.points, content.scheme)
@@ -212,11 +212,11 @@ class Quantization:
             quantizer = self[point]
             for name, tensor in quantizer.state_dict().items():
                 found[f"{point.key}/{_LEARNED}{name}"] = tensor
-            if quantizer.observer is not None and quantizer.observer.low is not None:
-                found[f"{point.key}/ends"] = torch.stack(quantizer.observer.ends)
+            if quantizer.observer is not None and quantizer.observer.min_val is not None:
+                found[f"{point.key}/ends"] = torch.stack(quantizer.observer.range)
                 if quantizer.observer.sums is not None:
                     found[f"{point.key}/sums"] = quantizer.observer.sums
-        for width, statistics in self.norms.items():
+        for width, statistics in self.norm_statistics.items():
             found |= {f"{width}/{_NORMS}{name}": tensor for name, tensor in statistics.items()}
         return found
 
@@ -238,7 +238,7 @@ class Quantization:
             width, _, buffer = name.partition(f"/{_NORMS}")
             if tensor.shape != buffers[buffer].shape or not tensor.isfinite().all():
                 raise ValueError(f"{name} is not what its norm has")
-            self.norms[width] = {**self.norms.get(width, {}), buffer: tensor}
+            self.norm_statistics[width] = {**self.norm_statistics.get(width, {}), buffer: tensor}
 
     # ---- what was observed -----------------------------------------------------------------------------------------
 
@@ -248,19 +248,19 @@ class Quantization:
         return {quantizer: each for quantizer in quantizers if (each := quantizer.observer) is not None}
 
     def _require_finite(self) -> None:
-        require_finite({quantizer.place.point.key: observer for quantizer, observer in self._observers.items()})
+        require_finite({quantizer.spec.point.key: observer for quantizer, observer in self._observers.items()})
 
     def _require_widths(self, widths: Mapping[QuantPoint, int | None]) -> None:
         activations = {point for point, width in widths.items() if width is not None and not point.is_weight}
         observers = self._observers
-        if observers and activations and all(observer.low is None for observer in observers.values()):
+        if observers and activations and all(observer.min_val is None for observer in observers.values()):
             first = next(point.key for point in widths if point in activations)
             raise UserError(f"nothing was observed yet, at {first} or elsewhere: calibrate first")
         if self.scheme.placement == INTEGER and activations and not self.chains:
             raise UserError(f"placement={INTEGER} folds norms as calibrate() traces them: calibrate first")
         for point, width in widths.items():
-            if width is not None and width not in self[point].widths:
-                given = self[point].widths
+            if width is not None and width not in self[point].supported_bits:
+                given = self[point].supported_bits
                 side = "weight" if point.is_weight else "act"
                 raise UserError(
                     f"{side}={getattr(self.scheme, side)} gives {given[0]} to {given[-1]} bits, {point.key} is asked "
@@ -273,12 +273,12 @@ def module_name(point: QuantPoint) -> str:
     return point.key.replace(".", "/")
 
 
-def _place(model: nn.Module, point: QuantPoint) -> Place:
-    module = module_at(model, point)
+def _place(model: nn.Module, point: QuantPoint) -> TensorSpec:
+    module = get_module(model, point)
     if not point.is_weight:
-        return Place(point)
-    shape = tuple(float_weight(model, point).shape)
-    return Place(point, shape, axis=1 if isinstance(module, nn.ConvTranspose2d) else 0)
+        return TensorSpec(point)
+    shape = tuple(get_float_weight(model, point).shape)
+    return TensorSpec(point, shape, axis=1 if isinstance(module, nn.ConvTranspose2d) else 0)
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -32,6 +32,7 @@ from ssql_det.quant.scheme import Scheme
 from ssql_det.quant.tracing import Chain
 
 FORMAT, VERSION = "ssql_det quantization", 1
+_STORED_NAMES = {"fixed_range": "ends", "include_zero": "with_zero"}  # of a point's fields
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Content:
     chains: tuple[Chain, ...] = ()
 
 
-def signature_of(model: nn.Module) -> Signature:
+def compute_signature(model: nn.Module) -> Signature:
     digest = hashlib.sha256()
     tensors = {}
     for name, tensor in model.state_dict().items():
@@ -148,12 +149,14 @@ def _plain(point: QuantPoint) -> dict[str, Any]:
     """What is not the default."""
     given = {field.name: getattr(point, field.name) for field in fields(point)}
     plain = {field.name: given[field.name] for field in fields(point) if given[field.name] != field.default}
+    plain = {_STORED_NAMES.get(name, name): value for name, value in plain.items()}
     return plain | {"side": point.side.value}
 
 
-def _point(path: str, side: str, ends: Any = None, **others: Any) -> QuantPoint:
-    point = QuantPoint(path, Side(side), ends=None if ends is None else (float(ends[0]), float(ends[1])), **others)
-    kinds = {"path": str, "bits": int | None, "with_zero": bool, "parameter": str, "function": str}
+def _point(path: str, side: str, ends: Any = None, with_zero: bool = False, **others: Any) -> QuantPoint:
+    fixed_range = None if ends is None else (float(ends[0]), float(ends[1]))
+    point = QuantPoint(path, Side(side), fixed_range=fixed_range, include_zero=with_zero, **others)
+    kinds = {"path": str, "bits": int | None, "include_zero": bool, "parameter": str, "function": str}
     for name, kind in {**kinds, "operand": int, "call": int | None}.items():
         if not isinstance(getattr(point, name), kind):
             raise TypeError(f"a point's {name} is {getattr(point, name)!r}")

@@ -10,12 +10,12 @@ from ssql_det.core.errors import UserError, did_you_mean, printable
 from ssql_det.core.registry import Registry
 from ssql_det.quant.bits import Bits
 from ssql_det.quant.points import PLACEMENTS, PUBLISHED, QuantPoint, Side
-from ssql_det.quant.quantizers.quantizer import ACTIVATIONS, WEIGHTS, Factory, Place, Quantizer
+from ssql_det.quant.quantizers.quantizer import ACTIVATIONS, WEIGHTS, Factory, Quantizer, TensorSpec
 
 TRAINED, RE_ESTIMATED = "trained", "re-estimated"
 NORMS = (TRAINED, RE_ESTIMATED)
 _DEFAULT = "minmax"
-_TRIAL = Place(QuantPoint("", Side.WEIGHT), shape=(1, 1), axis=0)
+_TRIAL = TensorSpec(QuantPoint("", Side.WEIGHT), shape=(1, 1), axis=0)
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,10 @@ class Scheme:
                 parts.append(f"{name}={value}")
         return ", ".join(parts) or _DEFAULT
 
-    def require_widths(self, widths: Iterable[Bits]) -> None:
+    def check_bits(self, widths: Iterable[Bits]) -> None:
         """Refuse bits that a quantizer does not give, before anything is calibrated for them.
 
-        >>> Scheme.parse("act=mse").require_widths([Bits(4, 4), Bits(12, 12)])
+        >>> Scheme.parse("act=mse").check_bits([Bits(4, 4), Bits(12, 12)])
         UserError: act=mse gives 2 to 10 bits, asked for are 12
         """
         for bits in widths:
@@ -82,15 +82,15 @@ class Scheme:
                 ("act", self.act, ACTIVATIONS, bits.act),
             ):
                 name, values = _split(text)
-                given = table.get(name)(_TRIAL, *values).widths
+                given = table.get(name)(_TRIAL, *values).supported_bits
                 if width is not None and width not in given:
                     raise UserError(f"{side}={text} gives {given[0]} to {given[-1]} bits, asked for are {width}")
 
-    def quantizer(self, place: Place) -> Quantizer:
-        """The one that serves a place."""
-        text, table = (self.weight, WEIGHTS) if place.point.is_weight else (self.act, ACTIVATIONS)
+    def build_quantizer(self, spec: TensorSpec) -> Quantizer:
+        """The one that serves a spec."""
+        text, table = (self.weight, WEIGHTS) if spec.point.is_weight else (self.act, ACTIVATIONS)
         name, values = _split(text)
-        return table.get(name)(place, *values)
+        return table.get(name)(spec, *values)
 
 
 def _canonical(text: str, table: Registry[Factory], other: Registry[Factory]) -> str:

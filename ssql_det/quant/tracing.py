@@ -19,8 +19,8 @@ from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ssql_det.core.errors import UserError
-from ssql_det.quant.feeding import evaluating
-from ssql_det.quant.hooks import hooked
+from ssql_det.quant.forward import evaluating
+from ssql_det.quant.hooks import hooking
 from ssql_det.quant.points import QuantPoint
 
 _RESHAPES = frozenset(
@@ -125,7 +125,7 @@ def trace_pass(
             stack.enter_context(context)
         for point in points:
             if not point.is_weight:
-                stack.enter_context(hooked(model, point, mark(point)))
+                stack.enter_context(hooking(model, point, mark(point)))
         stack.enter_context(follower)
         (forward or (lambda network, batch: network(batch)))(model, inputs)
     used = {operation.parameter for operation in follower.operations}

@@ -14,7 +14,7 @@ from ssql_det.detect.detector import load_trained_detector
 from ssql_det.detect.evaluation_data import select_calibration_images
 from ssql_det.detect.quantized_evaluation import calibrate_detector
 from ssql_det.quant import Calibration, Quantization, parse_widths
-from ssql_det.quant.hooks import recorded
+from ssql_det.quant.hooks import recording_outputs
 from ssql_det.toydata.dataset import ToyDataSettings, make_toy_data
 
 WIDTHS = "FP,8,6,5,4,2w4a"
@@ -82,7 +82,7 @@ def test_the_error_of_features_grows_as_bits_fall(trained):
     calibrate_detector(quantization, batches)
 
     def features(bits):
-        with quantization.at(bits), recorded(model, ["backbone"]) as seen, torch.no_grad():
+        with quantization.at(bits), recording_outputs(model, ["backbone"]) as seen, torch.no_grad():
             for batch in batches:
                 model.eval()(batch)
         return torch.cat([each.flatten() for each in seen])

@@ -20,8 +20,8 @@ from ssql_det.quant.points.resnet import ResNets
 
 
 class Coarse(ResNets):
-    def points(self, model, placement, image):
-        return (point for point in super().points(model, placement, image) if point.side is not Side.INPUT)
+    def find_points(self, model, placement, image_range):
+        return (point for point in super().find_points(model, placement, image_range) if point.side is not Side.INPUT)
 
 
 FAMILIES.register("coarse")(Coarse())

@@ -11,7 +11,7 @@ from ssql_det.detect.detector import build_detector
 from ssql_det.detect.evaluation import fast_inference
 from ssql_det.detect.quantized_evaluation import calibrate_detector
 from ssql_det.quant import Bits, Quantization, Side
-from ssql_det.quant.hooks import recorded
+from ssql_det.quant.hooks import recording_outputs
 
 NORMS = {"BN": {}, "FrozenBN": {"MODEL__RESNETS__NORM": "FrozenBN", "MODEL__FPN__NORM": "", "SSQL_DET__EXTRA_NORM": ""}}
 CASES = [(name, norm) for name in (C4, FPN) for norm in NORMS]
@@ -42,9 +42,9 @@ SINKS = ("proposal_generator.rpn_head.objectness_logits", "roi_heads.box_predict
 def test_it_detects_the_same(name, norm, bits):
     model, quantization, batches = calibrated_detector(name, norm)
     with torch.no_grad(), quantization.at(Bits.parse(bits)):
-        with recorded(model, SINKS) as plain:
+        with recording_outputs(model, SINKS) as plain:
             detections = [model(batch)[0]["instances"] for batch in batches]
-        with fast_inference(model), recorded(model, SINKS) as found:
+        with fast_inference(model), recording_outputs(model, SINKS) as found:
             again = [model(batch)[0]["instances"] for batch in batches]
     assert len(plain) == len(found) > 2 * len(batches) - 1
     for one, other in zip(plain, found, strict=True):
@@ -60,7 +60,7 @@ def test_no_norm_behind_a_conv_is_computed(name, norm):
     model = detector(name, norm)
     norms = [path for path, module in model.named_modules() if path.endswith(".norm")]
     norms = [path for path in norms if isinstance(model.get_submodule(path.removesuffix(".norm")), nn.Conv2d)]
-    with recorded(model, norms) as seen, torch.no_grad():
+    with recording_outputs(model, norms) as seen, torch.no_grad():
         with fast_inference(model):
             model([pictures(1)[0]])
         assert not seen
@@ -78,11 +78,11 @@ def test_few_elements_are_a_step_apart_in_float32(name):
     paths = [point.path for point in outputs]
     for bits in (Bits(8, 8), Bits(4, 4)):
         with torch.no_grad(), quantization.at(bits):
-            with recorded(model, paths) as plain:
+            with recording_outputs(model, paths) as plain:
                 model(batches[0])
-            with fast_inference(model), recorded(model, paths) as found:
+            with fast_inference(model), recording_outputs(model, paths) as found:
                 model(batches[0])
-        scales = [quantization[point].grid(point.bits or bits.act).scale for point in outputs]
+        scales = [quantization[point].get_qparams(point.bits or bits.act).scale for point in outputs]
         steps = torch.cat([(a - b).flatten() / scale for a, b, scale in zip(plain, found, scales, strict=True)]).round()
         assert steps.abs().max() <= 1
         assert (steps != 0).double().mean() < 0.01  # one that tips over moves those behind it

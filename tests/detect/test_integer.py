@@ -64,9 +64,9 @@ def test_each_multiply_add_is_between_two_grids(name):
     trace = trace_pass(model, detector_points(model, "all", "integer"), images())
     assert trace.coverage == 1
     assert [each.path for each in trace.operations if None in each.sources] == []
-    (image,) = (point for point in detector_points(model, "all", "integer") if point.ends)
+    (image,) = (point for point in detector_points(model, "all", "integer") if point.fixed_range)
     mean, std = torch.tensor([123.675, 116.28, 103.53]), torch.tensor([58.395, 57.12, 57.375])
-    assert image.ends == pytest.approx((float((-mean / std).min()), float(((255 - mean) / std).max())))
+    assert image.fixed_range == pytest.approx((float((-mean / std).min()), float(((255 - mean) / std).max())))
 
 
 @torch.no_grad()

@@ -119,7 +119,7 @@ CASES = {
 
 def written(point):
     bits = "" if point.bits is None else f" @{point.bits}"
-    return f"{point.path} {point.side.value}{bits}{' from 0' * point.with_zero}"
+    return f"{point.path} {point.side.value}{bits}{' from 0' * point.include_zero}"
 
 
 def lines(text):

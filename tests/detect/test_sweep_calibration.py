@@ -79,7 +79,7 @@ def test_re_estimated_norms_have_the_statistics_of_the_images(learned):
             variances.append(x.var((0, 2, 3)))
     quantization = Quantization(model, detector_points(model, "all"), RE_ESTIMATED)
     model.train()
-    quantization.estimate_norms(Bits.FP, merge_batches(images), forward=run_detector)
+    quantization.reestimate_norms(Bits.FP, merge_batches(images), forward=run_detector)
     assert all(module.training for module in model.modules())
     with quantization.at(Bits.FP):
         torch.testing.assert_close(norm.running_mean, torch.stack(means).mean(0), rtol=1e-4, atol=1e-5)
@@ -89,7 +89,7 @@ def test_re_estimated_norms_have_the_statistics_of_the_images(learned):
 def run_into_an_accident(quantization, images):
     norm = quantization.model.backbone.stem.conv1.norm
     trained = norm.running_mean
-    quantization.estimate_norms(Bits.FP, merge_batches(images), forward=run_detector)
+    quantization.reestimate_norms(Bits.FP, merge_batches(images), forward=run_detector)
     with quantization.at(Bits.FP):
         assert not torch.equal(norm.running_mean, trained)
         raise ZeroDivisionError
@@ -103,7 +103,7 @@ def test_norms_come_back_after_an_accident(learned):
         quantization = Quantization(model, detector_points(model, "all"), RE_ESTIMATED)
         with pytest.raises(accident):
             run_into_an_accident(quantization, images)
-        assert quantization.has_norms(Bits.FP) == (accident is ZeroDivisionError)
+        assert quantization.has_norm_statistics(Bits.FP) == (accident is ZeroDivisionError)
         assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
         assert model.backbone.stem.conv1.norm.momentum == 0.1
 

@@ -26,12 +26,12 @@ pytestmark = pytest.mark.usefixtures("one_thread", "logging_as_it_was")
 class Stretched(RangeQuantizer):
     """The range that was observed, times what is learned."""
 
-    def __init__(self, place):
-        super().__init__(place)
+    def __init__(self, spec):
+        super().__init__(spec)
         self.stretch = nn.Parameter(torch.ones(()))
 
-    def range(self, bits):
-        low, high = self.observer.ends
+    def choose_range(self, bits):
+        low, high = self.observer.range
         return low * self.stretch, high * self.stretch
 
 

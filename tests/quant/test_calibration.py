@@ -13,7 +13,16 @@ from torch import nn
 from ssql_det.core.errors import UserError
 from ssql_det.core.files import atomic_write
 from ssql_det.core.tensor_files import read_safetensors, write_safetensors
-from ssql_det.quant import Bits, Calibration, Quantization, QuantPoint, Scheme, Side, at_widths, evaluate_at
+from ssql_det.quant import (
+    Bits,
+    Calibration,
+    Quantization,
+    QuantPoint,
+    Scheme,
+    Side,
+    evaluate_at_width,
+    evaluate_at_widths,
+)
 from ssql_det.quant.quantization_file import require_same_points
 
 SCHEMES = ("minmax", "weight=centred, act=mse", "act=percentile:99, norms=re-estimated")
@@ -44,7 +53,7 @@ def seen(quantization):
     found = {key: each for key, each in observers.items() if each is not None}
     return {
         key: (
-            None if each.low is None else [float(end) for end in each.ends],
+            None if each.min_val is None else [float(end) for end in each.range],
             None if each.sums is None else each.sums.tolist(),
         )
         for key, each in found.items()
@@ -62,7 +71,7 @@ def test_calibration_sees_every_batch_in_evaluation_mode_and_puts_the_flags_back
 
     model.eval()
     by_hand = [model.layer1(torch.relu(model.bn1(model.conv1(x)))).aminmax() for x in batches]
-    output = quantization[QuantPoint("layer1.0", Side.OUTPUT)].observer.ends
+    output = quantization[QuantPoint("layer1.0", Side.OUTPUT)].observer.range
     assert output == (min(each.min for each in by_hand), max(each.max for each in by_hand))
 
 
@@ -98,7 +107,9 @@ def test_norms_are_re_estimated_at_each_width_from_what_the_quantized_network_se
     quantization = calibrated(model, batches, "norms=re-estimated")
     with pytest.raises(UserError, match="the norms of 4w4a are not re-estimated yet"), quantization.at(FOUR):
         pass
-    found = dict(at_widths(quantization, [FOUR, Bits(2, 4)], lambda _: model.eval()(batches[0]), None, batches))
+    found = dict(
+        evaluate_at_widths(quantization, [FOUR, Bits(2, 4)], lambda _: model.eval()(batches[0]), None, batches)
+    )
     reference = copy.deepcopy(model)
     reference.bn1.reset_running_stats()
     reference.bn1.momentum = None
@@ -108,7 +119,7 @@ def test_norms_are_re_estimated_at_each_width_from_what_the_quantized_network_se
     with plain.at(Bits(4, None)), torch.no_grad():
         for x in batches:
             reference.bn1(reference.conv1(x))
-    statistics = quantization.norms["4w4a"]
+    statistics = quantization.norm_statistics["4w4a"]
     torch.testing.assert_close(statistics["bn1.running_mean"], reference.bn1.running_mean)
     torch.testing.assert_close(statistics["bn1.running_var"], reference.bn1.running_var)
     with quantization.at(FOUR):
@@ -121,23 +132,25 @@ def test_norms_are_re_estimated_at_each_width_from_what_the_quantized_network_se
 def test_norms_are_of_a_width_and_its_overrides(model, batches):
     quantization = calibrated(model, batches, "norms=re-estimated")
     overrides = {"layer1.*": Bits(8, 8)}
-    mixed = evaluate_at(quantization, FOUR, lambda: model.eval()(batches[0]), overrides, batches)
-    assert list(quantization.norms) == ["4w4a, layer1.* at 8w8a"]
-    plain = evaluate_at(quantization, FOUR, lambda: model(batches[0]), None, batches)
+    mixed = evaluate_at_width(quantization, FOUR, lambda: model.eval()(batches[0]), overrides, batches)
+    assert list(quantization.norm_statistics) == ["4w4a, layer1.* at 8w8a"]
+    plain = evaluate_at_width(quantization, FOUR, lambda: model(batches[0]), None, batches)
     assert not torch.equal(mixed, plain)
-    (full,) = at_widths(quantization, [Bits.FP], lambda _: model(batches[0]), overrides, batches)
-    assert "FP" in quantization.norms  # a width called FP is full precision
-    assert torch.equal(full[1], evaluate_at(quantization, Bits.FP, lambda: model(batches[0])))
+    (full,) = evaluate_at_widths(quantization, [Bits.FP], lambda _: model(batches[0]), overrides, batches)
+    assert "FP" in quantization.norm_statistics  # a width called FP is full precision
+    assert torch.equal(full[1], evaluate_at_width(quantization, Bits.FP, lambda: model(batches[0])))
 
 
 def test_norms_that_cannot_be_re_estimated_are_one_sentence(model, batches):
     frozen = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1))
     with pytest.raises(UserError, match="norms are frozen"):
         list(
-            at_widths(Quantization(frozen, scheme=Scheme(norms="re-estimated")), [Bits.FP], lambda _: 0, None, batches)
+            evaluate_at_widths(
+                Quantization(frozen, scheme=Scheme(norms="re-estimated")), [Bits.FP], lambda _: 0, None, batches
+            )
         )
     with pytest.raises(UserError, match="no images to estimate this width's statistics from"):
-        evaluate_at(calibrated(model, batches, "norms=re-estimated"), FOUR, list)
+        evaluate_at_width(calibrated(model, batches, "norms=re-estimated"), FOUR, list)
 
 
 # ---- the file ------------------------------------------------------------------------------------------------------
@@ -148,7 +161,7 @@ def test_a_saved_file_gives_what_was_saved_and_equal_outputs(model, batches, tmp
     file = tmp_path / "q.safetensors"
     quantization = calibrated(model.eval(), batches, scheme)
     quantization.calibration = Calibration(8, 3, "crops")
-    expected = evaluate_at(quantization, FOUR, lambda: model(batches[0]), None, batches)
+    expected = evaluate_at_width(quantization, FOUR, lambda: model(batches[0]), None, batches)
     quantization.save(file)
     again = Quantization.load(file, model)
     assert seen(again) == seen(quantization)
@@ -157,7 +170,7 @@ def test_a_saved_file_gives_what_was_saved_and_equal_outputs(model, batches, tmp
         quantization.points,
         Calibration(8, 3, "crops"),
     )
-    assert torch.equal(evaluate_at(again, FOUR, lambda: model(batches[0])), expected)  # with its norms
+    assert torch.equal(evaluate_at_width(again, FOUR, lambda: model(batches[0])), expected)  # with its norms
     written = file.read_bytes()
     again.save(file)
     assert file.read_bytes() == written
@@ -347,6 +360,6 @@ def test_the_generic_network_goes_the_whole_way(batches):
     quantization = calibrated(model, batches)
     expected = model(batches[0])
     widths = [Bits(bits, bits) for bits in (8, 4, 2)]
-    outputs = at_widths(quantization, widths, lambda _: model(batches[0]))
+    outputs = evaluate_at_widths(quantization, widths, lambda _: model(batches[0]))
     errors = [(output - expected).norm().item() for _, output in outputs]
     assert 0 < errors[0] < errors[1] < errors[2]

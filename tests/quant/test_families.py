@@ -12,8 +12,8 @@ from torch import nn
 
 from ssql_det.core.errors import UserError
 from ssql_det.quant import FAMILIES, Bits, Family, Quantization, QuantPoint, Side, profile_cost, quant_points
-from ssql_det.quant.points import blocks
-from ssql_det.quant.points.family import family_of
+from ssql_det.quant.points import find_blocks
+from ssql_det.quant.points.family import find_family
 from ssql_det.quant.tracing import trace_pass
 
 
@@ -156,7 +156,7 @@ def test_a_function_inside_another_module_is_not_meant_and_calls_are_counted():
         quantization = Quantization(model, [point])
         with quantization.observing():
             model(torch.zeros(1))
-        assert [end.item() for end in quantization[point].observer.ends] == [min(expected), max(expected)]
+        assert [end.item() for end in quantization[point].observer.range] == [min(expected), max(expected)]
     model.inner.forward = lambda x: torch.zeros(2, 3) @ torch.zeros(2)
     with pytest.raises(RuntimeError), quantization.observing():
         model(torch.zeros(1))
@@ -166,7 +166,7 @@ def test_a_function_inside_another_module_is_not_meant_and_calls_are_counted():
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "vit_b_16", "regnet_y_400mf"])
 def test_each_layer_with_a_point_is_in_one_block(name):
     model = torchvisions(name)
-    parts = blocks(model)
+    parts = find_blocks(model)
     for point in quant_points(model):
         if point.is_weight:
             assert sum(point.path == part or point.path.startswith(f"{part}.") for part in parts) == 1, point
@@ -213,13 +213,13 @@ def test_a_family_from_outside_comes_first(caplog):
         """A network of a user's."""
 
     class Mine(Family):
-        def knows(self, model):
+        def matches(self, model):
             return isinstance(model, Named)
 
-        def points(self, model, placement, image):
+        def find_points(self, model, placement, image_range):
             yield QuantPoint("0", Side.WEIGHT)
 
-        def blocks(self, model):
+        def find_blocks(self, model):
             yield "0"
 
     caplog.set_level(logging.INFO, "ssql_det")
@@ -227,8 +227,8 @@ def test_a_family_from_outside_comes_first(caplog):
     FAMILIES.register("mine")(Mine())
     try:
         assert [point.key for point in quant_points(model)] == ["0:weight"]
-        assert isinstance(family_of(model), Mine)
-        assert blocks(model) == ("0",)
+        assert isinstance(find_family(model), Mine)
+        assert find_blocks(model) == ("0",)
         assert "Named: 1 stay float" in caplog.text
     finally:
         FAMILIES._parts.pop("mine")

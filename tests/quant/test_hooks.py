@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from ssql_det.quant import QuantPoint, Side
-from ssql_det.quant.hooks import hooked, recorded, shadowed
+from ssql_det.quant.hooks import hooking, overriding_attributes, recording_outputs
 
 WEIGHT = QuantPoint("0", Side.WEIGHT)
 
@@ -14,11 +14,11 @@ def test_attributes_are_others_inside_and_their_own_again_after():
     layer = nn.Conv2d(2, 3, 1)
     layer.norm = None  # torch keeps this one in the instance dictionary
     weight, bias, other = layer.weight, layer.bias, torch.ones(3, 2, 1, 1)
-    with shadowed(layer, weight=other, norm="a norm"):
+    with overriding_attributes(layer, weight=other, norm="a norm"):
         assert layer.weight is other
         assert layer.norm == "a norm"
         assert layer.state_dict()["weight"].data_ptr() == weight.data_ptr()
-        with shadowed(layer, weight=weight, bias=None):
+        with overriding_attributes(layer, weight=weight, bias=None):
             assert layer.weight is weight
             assert layer.bias is None
         assert layer.weight is other
@@ -29,14 +29,14 @@ def test_attributes_are_others_inside_and_their_own_again_after():
 def test_a_hooked_weight_is_made_from_the_parameter_and_the_innermost_one_counts():
     network = nn.Sequential(nn.Linear(2, 2))
     weight, x = network[0].weight, torch.ones(1, 2)
-    with hooked(network, WEIGHT, lambda own: 2 * own):
+    with hooking(network, WEIGHT, lambda own: 2 * own):
         assert torch.equal(network[0].weight, 2 * weight)
-        with hooked(network, WEIGHT, lambda own: 3 * own):
+        with hooking(network, WEIGHT, lambda own: 3 * own):
             assert torch.equal(network[0].weight, 3 * weight)  # not six times: of the parameter
         assert torch.equal(network[0].weight, 2 * weight)
-        with hooked(network, WEIGHT, None):
+        with hooking(network, WEIGHT, None):
             assert network[0].weight is weight
-        with shadowed(network[0], weight=torch.zeros(2, 2)):
+        with overriding_attributes(network[0], weight=torch.zeros(2, 2)):
             assert torch.equal(network(x)[0], network[0].bias)
         assert torch.equal(network(x), x @ (2 * weight).T + network[0].bias)
     assert network[0].weight is weight
@@ -46,10 +46,10 @@ def test_a_hooked_weight_is_made_from_the_parameter_and_the_innermost_one_counts
 def test_an_action_that_fails_leaves_no_trace():
     network = nn.Sequential(nn.Linear(2, 2))
     weight = network[0].weight
-    with pytest.raises(ZeroDivisionError), hooked(network, WEIGHT, lambda own: 1 / 0):
+    with pytest.raises(ZeroDivisionError), hooking(network, WEIGHT, lambda own: 1 / 0):
         pass
-    with hooked(network, WEIGHT, lambda own: 2 * own):
-        with pytest.raises(ZeroDivisionError), hooked(network, WEIGHT, lambda own: 1 / 0):
+    with hooking(network, WEIGHT, lambda own: 2 * own):
+        with pytest.raises(ZeroDivisionError), hooking(network, WEIGHT, lambda own: 1 / 0):
             pass
         assert torch.equal(network[0].weight, 2 * weight)
     assert network[0].weight is weight
@@ -61,7 +61,7 @@ def test_a_failure_lets_go():
     weight = layer.weight
 
     def fail():
-        with shadowed(layer, weight=torch.zeros(2, 2)), recorded(layer, [""]):
+        with overriding_attributes(layer, weight=torch.zeros(2, 2)), recording_outputs(layer, [""]):
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -77,7 +77,7 @@ class Twofold(nn.Module):
 
 def test_what_modules_put_out_is_recorded_pass_by_pass_as_it_was_then():
     network = nn.Sequential(nn.ReLU(), Twofold())
-    with recorded(network, ["0", "1"]) as seen:
+    with recording_outputs(network, ["0", "1"]) as seen:
         one = network(torch.ones(2))["once"]
         network(torch.full((2,), 3.0))
         one.fill_(7)

@@ -38,12 +38,12 @@ class Machine:
         self.q, self.bits, self.model = quantization, bits, quantization.model
         self.points = {point.key: point for point in quantization.points}
 
-    def grid(self, key):
+    def get_qparams(self, key):
         point = self.points[key]
-        return self.q[point].grid(point.bits or self.bits.act)
+        return self.q[point].get_qparams(point.bits or self.bits.act)
 
     def on_grid(self, real, key):
-        grid = self.grid(key)
+        grid = self.get_qparams(key)
         codes = torch.clamp(torch.round(real / grid.scale) + grid.zero_point, grid.qmin, grid.qmax)
         return codes - grid.zero_point, grid.scale
 
@@ -77,7 +77,7 @@ class Machine:
         tensor = self.on_grid(pixels, "conv1:input")
         codes, scale = self.on_grid(F.relu(self.conv("conv1", "bn1", tensor)), "relu:output")
         tensor = F.max_pool2d(codes, 3, 2, 1), scale  # its zero point is exactly 0
-        assert self.grid("relu:output").zero_point == 0
+        assert self.get_qparams("relu:output").zero_point == 0
         for stage in range(1, 5):
             for number in range(2):
                 tensor = self.block(f"layer{stage}.{number}", tensor)
@@ -105,8 +105,8 @@ def test_all_that_is_computed_with_lies_on_a_grid_that_has_a_zero():
     assert all(chain.source is not None for chain in quantization.chains)
     for point in quantization.points:
         if not point.is_weight:
-            low, high = quantization[point].observer.ends
-            zero = quantization[point].grid(8).zero_point
+            low, high = quantization[point].observer.range
+            zero = quantization[point].get_qparams(8).zero_point
             assert 0 <= zero <= 255
             assert zero == 0 or low < 0
             assert zero == 255 or high > 0
@@ -156,7 +156,7 @@ def test_re_estimated_norms_are_folded_as_they_are_at_the_width():
     model = trained_by_chance(torchvision.models.resnet18())
     quantization = Quantization(model, scheme=Scheme(norms="re-estimated", placement="integer"))
     quantization.calibrate([images(4)])
-    quantization.estimate_norms(Bits(4, 4), [images(4)])
+    quantization.reestimate_norms(Bits(4, 4), [images(4)])
     seen = []
     with torch.no_grad(), quantization.at(Bits(4, 4)):
         handle = model.bn1.register_forward_hook(lambda module, args, output: seen.append(output.clone()))
@@ -190,6 +190,6 @@ def test_the_images_ends_are_given_or_observed():
         quantization = Quantization(model, quant_points(model, "integer", ends), SCHEME)
         quantization.calibrate([images(2)])
         image = next(point for point in quantization.points if point.side is Side.INPUT)
-        grid = quantization[image].grid(8)
+        grid = quantization[image].get_qparams(8)
         low, high = ends or (images(2).min(), images(2).max())
         assert grid.scale.item() == pytest.approx(float(high - low) / 255)

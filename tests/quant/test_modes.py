@@ -41,7 +41,7 @@ def observed(model, x):
 def ends(quantization):
     """What was observed, by point."""
     observers = {point.key: quantization[point].observer for point in quantization.points}
-    return {key: [float(end) for end in each.ends] for key, each in observers.items() if each is not None}
+    return {key: [float(end) for end in each.range] for key, each in observers.items() if each is not None}
 
 
 # ---- a ResNet-18 forward written out: no hooks, no module of ours ------------------------------------------------
@@ -318,12 +318,12 @@ def test_other_layouts_are_quantized_at_every_point(make):
 def test_the_stem_that_pools_inside_is_quantized_from_zero():
     model = D2ResNet().eval()
     q = observed(model, images())
-    stem = q[next(point for point in q.points if point.with_zero)]
-    low, high = stem.observer.ends
-    assert stem.grid(8).zero_point == 0 or low < 0
-    stem.observer.align(low + 0.5, high)  # as where every pooled value is above zero
-    assert stem.grid(8).zero_point == 0
-    assert stem.grid(8).scale == high / 255
+    stem = q[next(point for point in q.points if point.include_zero)]
+    low, high = stem.observer.range
+    assert stem.get_qparams(8).zero_point == 0 or low < 0
+    stem.observer.set_range(low + 0.5, high)  # as where every pooled value is above zero
+    assert stem.get_qparams(8).zero_point == 0
+    assert stem.get_qparams(8).scale == high / 255
 
 
 # ---- backward passes inside, and passes that are run again -----------------------------------------------------------
@@ -384,7 +384,7 @@ def test_activation_checkpointing_changes_neither_gradients_nor_what_is_observed
             block.forward = partial(checkpoint, block.forward, use_reentrant=use_reentrant)
     assert_close(step(again), expected)
     observers = ((plain[point].observer, again[point].observer) for point in plain.points if not point.is_weight)
-    assert all(one.ends == two.ends and torch.equal(one.sums, two.sums) for one, two in observers)
+    assert all(one.range == two.range and torch.equal(one.sums, two.sums) for one, two in observers)
 
 
 # ---- mistakes ----------------------------------------------------------------------------------------------------

@@ -81,7 +81,7 @@ def test_a_cifar_net_with_functional_relu_is_tapped_before_its_first_stage():
 def test_detectron2_blocks_carry_their_norm_inside_and_their_stem_pools():
     points = quant_points(D2ResNet())
     assert activations(points)[:4] == ["stem:output", "res2.0.conv2:input", "res2.0.conv3:input", "res2.0:output"]
-    assert [point.key for point in points if point.with_zero] == ["stem:output"]
+    assert [point.key for point in points if point.include_zero] == ["stem:output"]
     assert {"stem.conv1:weight", "res2.0.shortcut:weight"} < set(keys(points))
 
 

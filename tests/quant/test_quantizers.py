@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 
 from ssql_det.core.errors import UserError
 from ssql_det.quant import ACTIVATIONS, WEIGHTS, QuantPoint, Side
-from ssql_det.quant.quantizers import Histogram, MinMaxObserver, Place
+from ssql_det.quant.quantizers import Histogram, MinMaxObserver, TensorSpec
 
 STREAMS = st.lists(st.lists(st.floats(-(2.0**99), 2.0**99, width=32), max_size=6), max_size=6)
 KINDS = (MinMaxObserver, Histogram)
-ACT = Place(QuantPoint("relu", Side.OUTPUT))
-WEIGHT = Place(QuantPoint("conv", Side.WEIGHT), (16, 8, 3, 3), 0)
+ACT = TensorSpec(QuantPoint("relu", Side.OUTPUT))
+WEIGHT = TensorSpec(QuantPoint("conv", Side.WEIGHT), (16, 8, 3, 3), 0)
 
 
 def seen(kind, stream):
@@ -24,7 +24,7 @@ def seen(kind, stream):
 
 
 def same(one, other):
-    tensors = ((one.low, other.low), (one.high, other.high), (one.sums, other.sums))
+    tensors = ((one.min_val, other.min_val), (one.max_val, other.max_val), (one.sums, other.sums))
     return all(ours is theirs or torch.equal(ours, theirs) for ours, theirs in tensors)
 
 
@@ -37,9 +37,9 @@ def test_the_ends_are_the_streams_least_and_greatest(stream):
     values = [value for x in stream for value in x]
     for kind in KINDS:
         observer = seen(kind, stream)
-        assert (observer.low is None) == (not values)
+        assert (observer.min_val is None) == (not values)
         if values:
-            assert [end.item() for end in observer.ends] == [min(values), max(values)]
+            assert [end.item() for end in observer.range] == [min(values), max(values)]
 
 
 @settings(max_examples=100, deadline=None)
@@ -76,8 +76,8 @@ def test_ends_are_in_the_type_that_is_computed_in(kind, dtype):
     x = (torch.randn(3, 7) / 3).to(dtype).requires_grad_()
     observer = kind()
     observer.update(2 * x)
-    assert observer.low.dtype is (torch.float64 if dtype is torch.float64 else torch.float32)
-    assert not observer.high.requires_grad
+    assert observer.min_val.dtype is (torch.float64 if dtype is torch.float64 else torch.float32)
+    assert not observer.max_val.requires_grad
 
 
 # ---- activations against NumPy ---------------------------------------------------------------------------------------
@@ -162,15 +162,15 @@ def test_what_never_changes_stays_as_it_is():
     for name in ("minmax", "percentile", "mse"):
         quantizer = quantizer_of(name, np.full(9, 0.7))
         assert torch.equal(quantizer(torch.full((3,), 0.7), 4), torch.full((3,), 0.7))
-        assert quantizer.integers(torch.full((3,), 0.7), 4) is None
+        assert quantizer.quantize(torch.full((3,), 0.7), 4) is None
 
 
 def test_a_grid_is_chosen_again_when_more_is_observed():
     quantizer = quantizer_of("mse", np.arange(9.0))
-    before = quantizer.grid(4)
-    assert quantizer.grid(4) is before
+    before = quantizer.get_qparams(4)
+    assert quantizer.get_qparams(4) is before
     quantizer.observer.update(torch.tensor([99.0]))
-    assert quantizer.grid(4).scale > before.scale
+    assert quantizer.get_qparams(4).scale > before.scale
 
 
 def test_a_width_that_a_quantizer_cannot_give_is_refused():
@@ -228,7 +228,7 @@ def test_weights_are_those_of_a_search_in_numpy(name, values, on_grid, bits):
 def test_centred_weights_have_no_bias_where_they_clip():
     """Of a symmetric weight; the published grid at the scale of least error has."""
     symmetric = torch.cat([weight()[:1], -weight()[:1]], dim=1)
-    place = Place(WEIGHT.point, tuple(symmetric.shape), 0)
+    place = TensorSpec(WEIGHT.point, tuple(symmetric.shape), 0)
     low = {name: WEIGHTS.get(name)(place)(symmetric, 2) for name in ("centred", "mse")}
     assert low["centred"].mean().abs() < 1e-12
     assert low["mse"].mean().abs() > 1e-3
@@ -238,7 +238,7 @@ def test_a_transposed_weight_has_its_channels_on_the_other_axis():
     turned = weight().transpose(0, 1)
     for name in WEIGHTS:
         expected = WEIGHTS.get(name)(WEIGHT)(weight(), 3)
-        place = Place(WEIGHT.point, tuple(turned.shape), 1)
+        place = TensorSpec(WEIGHT.point, tuple(turned.shape), 1)
         assert torch.equal(WEIGHTS.get(name)(place)(turned, 3), expected.transpose(0, 1))
 
 
@@ -259,7 +259,7 @@ def test_gradients_are_one_inside_the_grid_and_none_outside(name, halves, centre
     quantizer = WEIGHTS.get(name)(WEIGHT)
     low = quantizer(own, 2)
     low.backward(torch.full_like(low, 3.0))
-    scale = halves * quantizer.integers(own, 2).scale
+    scale = halves * quantizer.quantize(own, 2).scale
     codes = torch.round(own.detach() / torch.where(scale == 0, 1, scale) - centre)
     inside = (codes >= -2) & (codes <= 1)
     assert torch.equal(own.grad, torch.where(inside, 3.0, 0.0).double())
@@ -273,7 +273,7 @@ def test_gradients_are_one_inside_the_grid_and_none_outside(name, halves, centre
 @pytest.mark.parametrize("bits", [2, 4, 7, 8, 12])
 def test_a_weights_codes_are_integers_with_its_very_values(name, bits):
     quantizer, own = WEIGHTS.get(name)(WEIGHT), weight().float()
-    codes = quantizer.integers(own, bits)
+    codes = quantizer.quantize(own, bits)
     assert torch.equal(codes.values, quantizer(own, bits))
     is_int8 = bits <= (7 if name == "centred" else 8)
     assert codes.codes.dtype is (torch.int8 if is_int8 else torch.int16)
@@ -288,7 +288,7 @@ def test_a_weights_codes_are_integers_with_its_very_values(name, bits):
 def test_an_activations_codes_are_integers_with_its_very_values(name, make, bits):
     data = torch.as_tensor(make(np.random.default_rng(0))).float()
     quantizer = quantizer_of(name, data)
-    codes = quantizer.integers(data, bits)
+    codes = quantizer.quantize(data, bits)
     assert torch.equal(codes.values, quantizer(data, bits))
     assert codes.codes.dtype is (torch.uint8 if bits <= 8 else torch.int16)
     assert 0 <= codes.codes.int().min() <= codes.codes.int().max() < 2**bits

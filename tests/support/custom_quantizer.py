@@ -17,26 +17,26 @@ class Moments(Observer):
         if x.numel() == 0:
             return
         x = x.detach().double()
-        self.widen(x.min().float(), x.max().float())
+        self.extend_range(x.min().float(), x.max().float())
         self.sums = self.sums + torch.stack((torch.tensor(x.numel()).double(), x.sum(), x.square().sum()))
 
-    def align(self, low, high):
-        super().align(low, high)
+    def set_range(self, min_val, max_val):
+        super().set_range(min_val, max_val)
         self.sums = torch.zeros(3, dtype=torch.float64) if self.sums is None else self.sums
 
 
 @ACTIVATIONS.register("sigmas")
 class Sigmas(RangeQuantizer):
-    observe_with = Moments
+    observer_class = Moments
 
-    def __init__(self, place, count=3.0):
-        super().__init__(place)
+    def __init__(self, spec, count=3.0):
+        super().__init__(spec)
         self.count = count
 
-    def range(self, bits):
+    def choose_range(self, bits):
         number, total, squares = self.observer.sums
         mean, reach = total / number, self.count * (squares / number - (total / number) ** 2).clamp(min=0).sqrt()
-        low, high = self.observer.ends
+        low, high = self.observer.range
         return torch.maximum(low, (mean - reach).float()), torch.minimum(high, (mean + reach).float())
 
 

@@ -14,7 +14,16 @@ A family is one file and registers itself in ``FAMILIES``; the one that was regi
 
 from ssql_det.core.registry import import_modules
 from ssql_det.quant.points import generic  # noqa: F401 (registered first, it is asked last)
-from ssql_det.quant.points.family import FAMILIES, INTEGER, PLACEMENTS, PUBLISHED, Family, blocks, placed, quant_points
+from ssql_det.quant.points.family import (
+    FAMILIES,
+    INTEGER,
+    PLACEMENTS,
+    PUBLISHED,
+    Family,
+    extend_ranges_to_zero,
+    find_blocks,
+    quant_points,
+)
 from ssql_det.quant.points.point import QuantPoint, Side, assign_bits
 
 __all__ = [
@@ -26,8 +35,8 @@ __all__ = [
     "QuantPoint",
     "Side",
     "assign_bits",
-    "blocks",
-    "placed",
+    "extend_ranges_to_zero",
+    "find_blocks",
     "quant_points",
 ]
 

@@ -18,13 +18,13 @@ from ssql_det.core.errors import UserError
 from ssql_det.quant.points.family import (
     FAMILIES,
     INTEGER,
+    INTEGER_OUTPUT_BITS,
     PLACEMENTS,
-    RESULT_BITS,
     STEM_BITS,
-    Ends,
     Family,
-    join,
-    layers,
+    Range,
+    join_path,
+    named_layers,
 )
 from ssql_det.quant.points.point import QuantPoint, Side
 
@@ -32,21 +32,21 @@ from ssql_det.quant.points.point import QuantPoint, Side
 class InvertedResiduals(Family):
     placements = PLACEMENTS
 
-    def knows(self, model: nn.Module) -> bool:
+    def matches(self, model: nn.Module) -> bool:
         return any(map(_is_block, model.modules()))
 
-    def points(self, model: nn.Module, placement: str, image: Ends) -> Iterator[QuantPoint]:
-        for number, path in enumerate(self.blocks(model)):
+    def find_points(self, model: nn.Module, placement: str, image_range: Range | None) -> Iterator[QuantPoint]:
+        for number, path in enumerate(self.find_blocks(model)):
             if _is_block(model.get_submodule(path)):
                 yield from _block_points(path, model.get_submodule(path), placement)
                 continue
             bits = None if number else STEM_BITS
             if placement == INTEGER and not number:
-                yield QuantPoint(path, Side.INPUT, bits, ends=image)
+                yield QuantPoint(path, Side.INPUT, bits, fixed_range=image_range)
             yield QuantPoint(path, Side.WEIGHT, bits)
             yield QuantPoint(_output_of(path, model), Side.OUTPUT, bits)
 
-    def blocks(self, model: nn.Module) -> Iterator[str]:
+    def find_blocks(self, model: nn.Module) -> Iterator[str]:
         """The stem's conv, the blocks, the conv behind them; no classifier."""
         inside = None
         for path, module in model.named_modules():
@@ -61,24 +61,24 @@ def _is_block(module: nn.Module) -> bool:
     """timm's has its convs as children, torchvision's as a sequence; one is depthwise, or widens."""
     body = getattr(module, "conv", getattr(module, "block", None))
     if isinstance(body, nn.Sequential):
-        found = [layer for _, layer in layers(body)]
+        found = [layer for _, layer in named_layers(body)]
         is_depthwise = any(isinstance(each, nn.Conv2d) and each.groups == each.in_channels > 1 for each in found)
         return is_depthwise and not any(isinstance(each, nn.Linear) for each in found)  # those are ConvNeXt's
     return hasattr(module, "bn1") and (hasattr(module, "conv_dw") or hasattr(module, "conv_exp"))
 
 
 def _block_points(path: str, block: nn.Module, placement: str) -> Iterator[QuantPoint]:
-    first, *_ = names = [name for name, _ in layers(block)]
+    first, *_ = names = [name for name, _ in named_layers(block)]
     for name in names:
         if name != first:
-            yield QuantPoint(join(path, name), Side.INPUT)
-        yield QuantPoint(join(path, name), Side.WEIGHT)
+            yield QuantPoint(join_path(path, name), Side.INPUT)
+        yield QuantPoint(join_path(path, name), Side.WEIGHT)
     if placement == INTEGER:
         if any(isinstance(each, nn.AdaptiveAvgPool2d) or hasattr(each, "conv_reduce") for each in block.modules()):
             raise UserError(f"{path} has squeeze-and-excitation, for which placement={placement} has no rules")
         if getattr(block, "use_res_connect", getattr(block, "has_skip", False)):
             *_, norm = (name for name, each in block.named_modules() if isinstance(each, nn.BatchNorm2d))
-            yield QuantPoint(join(path, norm), Side.OUTPUT, RESULT_BITS)
+            yield QuantPoint(join_path(path, norm), Side.OUTPUT, INTEGER_OUTPUT_BITS)
     yield QuantPoint(path, Side.OUTPUT)
 
 
@@ -88,7 +88,7 @@ def _output_of(path: str, model: nn.Module) -> str:
     if isinstance(model.get_submodule(parent), nn.Sequential):
         return parent
     names = [child for child, _ in model.get_submodule(parent).named_children()]
-    return join(parent, names[names.index(name) + 1])
+    return join_path(parent, names[names.index(name) + 1])
 
 
 FAMILIES.register("inverted residual")(InvertedResiduals())

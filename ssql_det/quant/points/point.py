@@ -25,7 +25,7 @@ class QuantPoint:
 
     ========== ===================================================================================================
     bits       a width of its own, whenever its side is quantized at all
-    with_zero  the range is widened to reach 0: a ReLU's output that can only be seen after a max-pool
+    include_zero  the range is widened to reach 0: a ReLU's output that can only be seen after a max-pool
     ends       the range, where it is known and not observed: an image's
     parameter  the weight's name, where it is not ``weight``
     function   a function that the module's own forward calls (not those of modules inside): its side, not the
@@ -41,8 +41,8 @@ class QuantPoint:
     path: str
     side: Side
     bits: int | None = None
-    with_zero: bool = False
-    ends: tuple[float, float] | None = None
+    include_zero: bool = False
+    fixed_range: tuple[float, float] | None = None
     parameter: str = "weight"
     function: str = ""
     operand: int = 0

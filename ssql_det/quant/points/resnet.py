@@ -18,14 +18,14 @@ from ssql_det.core.errors import UserError
 from ssql_det.quant.points.family import (
     FAMILIES,
     INTEGER,
+    INTEGER_OUTPUT_BITS,
     PLACEMENTS,
     PUBLISHED,
-    RESULT_BITS,
     STEM_BITS,
-    Ends,
     Family,
-    join,
-    layers,
+    Range,
+    join_path,
+    named_layers,
 )
 from ssql_det.quant.points.point import QuantPoint, Side
 
@@ -33,22 +33,22 @@ from ssql_det.quant.points.point import QuantPoint, Side
 class ResNets(Family):
     placements = PLACEMENTS
 
-    def knows(self, model: nn.Module) -> bool:
+    def matches(self, model: nn.Module) -> bool:
         return any(map(is_residual_block, model.modules()))
 
-    def points(self, model: nn.Module, placement: str, image: Ends) -> Iterator[QuantPoint]:
+    def find_points(self, model: nn.Module, placement: str, image_range: Range | None) -> Iterator[QuantPoint]:
         for path, module in model.named_modules():
             if is_residual_block(module):
                 yield from block_points(path, module, placement)
             elif _holds_stages(module):
-                yield from _stem_points(path, module, placement, image)
+                yield from _stem_points(path, module, placement, image_range)
 
-    def blocks(self, model: nn.Module) -> Iterator[str]:
+    def find_blocks(self, model: nn.Module) -> Iterator[str]:
         for path, module in model.named_modules():
             if is_residual_block(module):
                 yield path
             elif _holds_stages(module):
-                yield from (join(path, root) for root in ("conv1", "stem") if hasattr(module, root))
+                yield from (join_path(path, root) for root in ("conv1", "stem") if hasattr(module, root))
 
 
 def is_residual_block(module: nn.Module) -> bool:
@@ -68,11 +68,11 @@ def _normalizes_after_its_convs(block: nn.Module) -> bool:
 
 def block_points(path: str, block: nn.Module, placement: str = PUBLISHED) -> Iterator[QuantPoint]:
     """Every conv weight, the input of ``conv2`` and ``conv3``, and the block's output."""
-    for name, layer in layers(block):
+    for name, layer in named_layers(block):
         if name in ("conv2", "conv3"):
-            yield QuantPoint(join(path, name), Side.INPUT)
+            yield QuantPoint(join_path(path, name), Side.INPUT)
         if not isinstance(layer, nn.Linear):
-            yield QuantPoint(join(path, name), Side.WEIGHT)
+            yield QuantPoint(join_path(path, name), Side.WEIGHT)
     if placement == INTEGER:
         yield from _summands(path, block)
     yield QuantPoint(path, Side.OUTPUT)
@@ -83,34 +83,36 @@ def _summands(path: str, block: nn.Module) -> Iterator[QuantPoint]:
         raise UserError(f"{path} squeezes and excites, which placement={INTEGER} has no rules for; use {PUBLISHED}")
     last = "3" if hasattr(block, "conv3") else "2"
     norm_is_inside = hasattr(block.get_submodule(f"conv{last}"), "norm")
-    yield QuantPoint(join(path, f"conv{last}" if norm_is_inside else f"bn{last}"), Side.OUTPUT, RESULT_BITS)
+    yield QuantPoint(
+        join_path(path, f"conv{last}" if norm_is_inside else f"bn{last}"), Side.OUTPUT, INTEGER_OUTPUT_BITS
+    )
     for name in ("downsample", "shortcut"):
         shortcut = getattr(block, name, None)
-        first = next((child for child, _ in layers(shortcut)), None) if shortcut is not None else None
+        first = next((child for child, _ in named_layers(shortcut)), None) if shortcut is not None else None
         if first is None:
             continue
         if first not in ("", "0"):  # pooled before
-            yield QuantPoint(join(path, name, first), Side.INPUT)
-        yield QuantPoint(join(path, name), Side.OUTPUT, RESULT_BITS)
+            yield QuantPoint(join_path(path, name, first), Side.INPUT)
+        yield QuantPoint(join_path(path, name), Side.OUTPUT, INTEGER_OUTPUT_BITS)
 
 
-def _stem_points(path: str, resnet: nn.Module, placement: str, image: Ends) -> list[QuantPoint]:
+def _stem_points(path: str, resnet: nn.Module, placement: str, image_range: Range | None) -> list[QuantPoint]:
     """The convs before the first stage, and their output where it is first to be had after ReLU."""
     children = dict(resnet.named_children())
     points = []
     for root in ("conv1", "stem"):
-        for index, (name, _) in enumerate(layers(children[root]) if root in children else ()):
-            layer_path = join(path, root, name)
+        for index, (name, _) in enumerate(named_layers(children[root]) if root in children else ()):
+            layer_path = join_path(path, root, name)
             if index or placement == INTEGER:  # a deep stem has activations within
-                points.append(QuantPoint(layer_path, Side.INPUT, STEM_BITS, ends=None if index else image))
+                points.append(QuantPoint(layer_path, Side.INPUT, STEM_BITS, fixed_range=None if index else image_range))
             points.append(QuantPoint(layer_path, Side.WEIGHT, STEM_BITS))
     for name in ("relu", "act1"):
         if name in children:
-            return [*points, QuantPoint(join(path, name), Side.OUTPUT, STEM_BITS)]
+            return [*points, QuantPoint(join_path(path, name), Side.OUTPUT, STEM_BITS)]
     if "stem" in children:  # Detectron2's pools inside; the pool hides the zeros, so the range is [0, max]
-        return [*points, QuantPoint(join(path, "stem"), Side.OUTPUT, STEM_BITS, with_zero=True)]
+        return [*points, QuantPoint(join_path(path, "stem"), Side.OUTPUT, STEM_BITS, include_zero=True)]
     after = next(name for name in children if name == "maxpool" or _is_stage(children[name]))
-    return [*points, QuantPoint(join(path, after), Side.INPUT, STEM_BITS, with_zero=True)]
+    return [*points, QuantPoint(join_path(path, after), Side.INPUT, STEM_BITS, include_zero=True)]
 
 
 def _is_stage(module: nn.Module) -> bool:

@@ -10,18 +10,25 @@ centred     weight             a grid symmetric about 0, by least squares
 
 from ssql_det.core.registry import import_modules
 from ssql_det.quant.quantizers.observers import Histogram, MinMaxObserver, Observer
-from ssql_det.quant.quantizers.quantizer import ACTIVATIONS, WEIGHTS, Integers, Place, Quantizer, RangeQuantizer
+from ssql_det.quant.quantizers.quantizer import (
+    ACTIVATIONS,
+    WEIGHTS,
+    QuantizedTensor,
+    Quantizer,
+    RangeQuantizer,
+    TensorSpec,
+)
 
 __all__ = [
     "ACTIVATIONS",
     "WEIGHTS",
     "Histogram",
-    "Integers",
     "MinMaxObserver",
     "Observer",
-    "Place",
+    "QuantizedTensor",
     "Quantizer",
     "RangeQuantizer",
+    "TensorSpec",
 ]
 
 all(import_modules(__name__, __path__))

@@ -12,26 +12,26 @@ from torch import Tensor
 
 from ssql_det.quant.affine import straight_through
 from ssql_det.quant.quantizers.mse import ScaleSearch
-from ssql_det.quant.quantizers.quantizer import WEIGHTS, Integers, Place, Quantizer, smallest_type
+from ssql_det.quant.quantizers.quantizer import WEIGHTS, QuantizedTensor, Quantizer, TensorSpec, smallest_int_dtype
 
 
 @WEIGHTS.register("centred")
 class CentredWeight(Quantizer):
     """Per output channel. A channel of zeros stays one; the scale is a constant for gradients."""
 
-    def __init__(self, place: Place) -> None:
-        super().__init__(place)
-        self._search = ScaleSearch(_on_grid, place.axis or 0, exponent=2.0)
+    def __init__(self, spec: TensorSpec) -> None:
+        super().__init__(spec)
+        self._search = ScaleSearch(_on_grid, spec.axis or 0, exponent=2.0)
 
     def forward(self, x: Tensor, bits: int) -> Tensor:
         scale = self._search(x, bits)
         codes, inside = _codes(x.detach().to(scale.dtype), scale, bits)
         return straight_through(x, (codes + 0.5) * scale, inside)
 
-    def integers(self, x: Tensor, bits: int) -> Integers | None:
+    def quantize(self, x: Tensor, bits: int) -> QuantizedTensor | None:
         scale = self._search(x, bits)
         odd = 2 * _codes(x.detach().to(scale.dtype), scale, bits)[0] + 1
-        return Integers(odd.to(smallest_type(1 - 2**bits, 2**bits - 1)), scale / 2, torch.zeros_like(scale))
+        return QuantizedTensor(odd.to(smallest_int_dtype(1 - 2**bits, 2**bits - 1)), scale / 2, torch.zeros_like(scale))
 
 
 def _codes(weight: Tensor, scale: Tensor, bits: int) -> tuple[Tensor, Tensor]:

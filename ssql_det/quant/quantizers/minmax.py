@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ssql_det.quant.affine import choose_qparams, fake_quantize_weight, largest_magnitude
-from ssql_det.quant.quantizers.quantizer import ACTIVATIONS, WEIGHTS, Integers, Quantizer, RangeQuantizer, integers_on
+from ssql_det.quant.affine import choose_qparams, fake_quantize_weight, max_abs_per_channel
+from ssql_det.quant.quantizers.quantizer import (
+    ACTIVATIONS,
+    WEIGHTS,
+    QuantizedTensor,
+    Quantizer,
+    RangeQuantizer,
+    quantize_tensor,
+)
 
 
 @WEIGHTS.register("minmax")
@@ -13,16 +20,16 @@ class MinMaxWeight(Quantizer):
     """Per output channel, symmetric, by the largest magnitude, which the gradient reaches."""
 
     def forward(self, x: Tensor, bits: int) -> Tensor:
-        return fake_quantize_weight(x, bits, self.place.axis or 0)
+        return fake_quantize_weight(x, bits, self.spec.axis or 0)
 
-    def integers(self, x: Tensor, bits: int) -> Integers | None:
-        bound = largest_magnitude(x.detach(), self.place.axis or 0)
-        return integers_on(x.detach(), choose_qparams(-bound, bound, bits, symmetric=True))
+    def quantize(self, x: Tensor, bits: int) -> QuantizedTensor | None:
+        bound = max_abs_per_channel(x.detach(), self.spec.axis or 0)
+        return quantize_tensor(x.detach(), choose_qparams(-bound, bound, bits, symmetric=True))
 
 
 @ACTIVATIONS.register("minmax")
 class MinMaxActivation(RangeQuantizer):
     """Per tensor, asymmetric, from the least to the greatest value observed."""
 
-    def range(self, bits: int) -> tuple[Tensor, Tensor]:
-        return self.observer.ends
+    def choose_range(self, bits: int) -> tuple[Tensor, Tensor]:
+        return self.observer.range

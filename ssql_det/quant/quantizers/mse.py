@@ -15,16 +15,23 @@ import torch
 from torch import Tensor
 
 from ssql_det.core.errors import UserError
-from ssql_det.quant.affine import QParams, choose_qparams, computing_type, fake_quantize, largest_magnitude, version_of
+from ssql_det.quant.affine import (
+    QParams,
+    choose_qparams,
+    compute_dtype,
+    fake_quantize,
+    max_abs_per_channel,
+    tensor_version,
+)
 from ssql_det.quant.quantizers.observers import Histogram
 from ssql_det.quant.quantizers.quantizer import (
     ACTIVATIONS,
     WEIGHTS,
-    Integers,
-    Place,
+    QuantizedTensor,
     Quantizer,
     RangeQuantizer,
-    integers_on,
+    TensorSpec,
+    quantize_tensor,
 )
 
 _COARSE, _FINE = 20, 100  # parts of an end: searched on the whole first, then about the best
@@ -36,31 +43,31 @@ OnGrid = Callable[[Tensor, Tensor, int], Tensor]  # of a weight, the scales of i
 class MseWeight(Quantizer):
     """Per output channel, symmetric; the scale is a constant for gradients."""
 
-    def __init__(self, place: Place, exponent: float = 2.0) -> None:
-        super().__init__(place)
-        self._search = ScaleSearch(_on_grid, place.axis or 0, _checked(exponent))
+    def __init__(self, spec: TensorSpec, exponent: float = 2.0) -> None:
+        super().__init__(spec)
+        self._search = ScaleSearch(_on_grid, spec.axis or 0, _checked(exponent))
 
     def forward(self, x: Tensor, bits: int) -> Tensor:
         return fake_quantize(x, _grid(self._search(x, bits), bits))
 
-    def integers(self, x: Tensor, bits: int) -> Integers | None:
-        return integers_on(x.detach(), _grid(self._search(x, bits), bits))
+    def quantize(self, x: Tensor, bits: int) -> QuantizedTensor | None:
+        return quantize_tensor(x.detach(), _grid(self._search(x, bits), bits))
 
 
 @ACTIVATIONS.register("mse")
 class MseActivation(RangeQuantizer):
     """Per tensor, asymmetric. An end lies between 0, or what is nearest to it, and the farthest value on its side."""
 
-    observe_with = Histogram
+    observer_class = Histogram
     observer: Histogram
-    widths = range(2, 11)  # a step has to be wider than a bin
+    supported_bits = range(2, 11)  # a step has to be wider than a bin
 
-    def __init__(self, place: Place, exponent: float = 2.0) -> None:
-        super().__init__(place)
+    def __init__(self, spec: TensorSpec, exponent: float = 2.0) -> None:
+        super().__init__(spec)
         self._exponent = _checked(exponent)
 
-    def range(self, bits: int) -> tuple[Tensor, Tensor]:
-        low, high = (end.double() for end in self.observer.ends)
+    def choose_range(self, bits: int) -> tuple[Tensor, Tensor]:
+        low, high = (end.double() for end in self.observer.range)
         edges, counts = self.observer.bins()
         values = (edges + self.observer.width / 2).clamp(low, high)
         nearest = low.new_zeros(()).clamp(low, high)
@@ -80,7 +87,7 @@ class MseActivation(RangeQuantizer):
         )
         _, a, b = min((error(a, b), -a, -b) for a in fine_lows for b in fine_highs)
         found = self._ends(low, high, nearest, -a, -b)
-        return found[0].to(self.observer.ends[0]), found[1].to(self.observer.ends[0])
+        return found[0].to(self.observer.range[0]), found[1].to(self.observer.range[0])
 
     @staticmethod
     def _ends(low: Tensor, high: Tensor, nearest: Tensor, lows: int, highs: int) -> tuple[Tensor, Tensor]:
@@ -115,15 +122,15 @@ class ScaleSearch:
 
     @torch.no_grad()
     def __call__(self, weight: Tensor, bits: int) -> Tensor:
-        version = version_of(weight)
+        version = tensor_version(weight)
         if bits not in self._found or self._found[bits][0] != version:
-            self._found[bits] = (version, self._search(weight.detach().to(computing_type(weight)), bits))
+            self._found[bits] = (version, self._search(weight.detach().to(compute_dtype(weight)), bits))
         return self._found[bits][1]
 
     def _search(self, weight: Tensor, bits: int) -> Tensor:
         """Of equally good ones the largest, which clips least."""
         others = [dim for dim in range(weight.ndim) if dim != self._axis % weight.ndim]
-        whole = largest_magnitude(weight, self._axis) / ((2**bits - 1) / 2)
+        whole = max_abs_per_channel(weight, self._axis) / ((2**bits - 1) / 2)
         best, least = whole, None
         for part in range(PARTS, 0, -1):
             scale = whole * (part / PARTS)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ssql_det.core.distributed import all_reduce_tensor, world_size
 from ssql_det.core.errors import UserError
-from ssql_det.quant.affine import computing_type
+from ssql_det.quant.affine import compute_dtype
 
 _FINE, _ENDLESS, _UNREACHED = range(3)
 
@@ -23,31 +23,31 @@ _FINE, _ENDLESS, _UNREACHED = range(3)
 class Observer(ABC):
     """``low`` and ``high`` are the ends of what was observed; they are ``None`` while nothing was."""
 
-    low: Tensor | None = None
-    high: Tensor | None = None
+    min_val: Tensor | None = None
+    max_val: Tensor | None = None
     sums: Tensor | None = None
 
     @abstractmethod
     def update(self, x: Tensor) -> None:
         """Take in a tensor; an empty one changes nothing."""
 
-    def align(self, low: Tensor, high: Tensor) -> None:
+    def set_range(self, low: Tensor, high: Tensor) -> None:
         """Take over the ends of several observers, so that ``sums`` are of their kind and can be added up."""
-        self.low, self.high = low, high
+        self.min_val, self.max_val = low, high
 
     @property
-    def ends(self) -> tuple[Tensor, Tensor]:
+    def range(self) -> tuple[Tensor, Tensor]:
         """The least and the greatest value observed."""
-        if self.low is None or self.high is None:
+        if self.min_val is None or self.max_val is None:
             raise ValueError("nothing was observed")
-        return self.low, self.high
+        return self.min_val, self.max_val
 
-    def widen(self, low: Tensor, high: Tensor) -> None:
+    def extend_range(self, low: Tensor, high: Tensor) -> None:
         """Take in values from ``low`` to ``high``."""
-        if self.low is not None and self.high is not None:
-            low = torch.minimum(self.low, low.to(self.low.device))
-            high = torch.maximum(self.high, high.to(self.high.device))
-        self.align(low, high)
+        if self.min_val is not None and self.max_val is not None:
+            low = torch.minimum(self.min_val, low.to(self.min_val.device))
+            high = torch.maximum(self.max_val, high.to(self.max_val.device))
+        self.set_range(low, high)
 
     def restore(self, ends: Tensor, sums: Tensor | None) -> None:
         """Become what was saved; a ``ValueError`` if no observer of this kind can have held it."""
@@ -56,7 +56,7 @@ class Observer(ABC):
         low, high = ends
         if not (low <= high and (high - low).isfinite()):
             raise ValueError(f"it goes from {low.item()} to {high.item()}")
-        self.align(low, high)
+        self.set_range(low, high)
         kind = None if self.sums is None else (self.sums.shape, self.sums.dtype)
         if kind != (None if sums is None else (sums.shape, sums.dtype)):
             raise ValueError("it is of another observer")
@@ -64,13 +64,13 @@ class Observer(ABC):
 
     def merge(self, other: Observer) -> None:
         """Become the observer of both streams."""
-        if other.low is None:
+        if other.min_val is None:
             return
         theirs = type(self)()
-        theirs.align(*other.ends)
+        theirs.set_range(*other.range)
         theirs.sums = None if other.sums is None else other.sums.clone()
-        self.widen(*theirs.ends)
-        theirs.align(*self.ends)
+        self.extend_range(*theirs.range)
+        theirs.set_range(*self.range)
         if theirs.sums is not None:
             self.sums = theirs.sums if self.sums is None else self.sums + theirs.sums.to(self.sums.device)
 
@@ -80,13 +80,13 @@ class MinMaxObserver(Observer):
 
     >>> observer = MinMaxObserver()
     >>> observer.update(torch.tensor([1.0, -2.0])); observer.update(torch.tensor([3.0]))
-    >>> observer.ends
+    >>> observer.range
     (tensor(-2.), tensor(3.))
     """
 
     def update(self, x: Tensor) -> None:
         if x.numel():
-            self.widen(*_ends(x))
+            self.extend_range(*_ends(x))
 
 
 class Histogram(Observer):
@@ -115,7 +115,7 @@ class Histogram(Observer):
         if x.numel() == 0:
             return
         low, high = _ends(x)
-        self.widen(low, high)
+        self.extend_range(low, high)
         if not (high - low).isfinite():
             return  # there are no bins for it; who observes refuses it, with its name
         assert self.sums is not None
@@ -123,8 +123,8 @@ class Histogram(Observer):
             places = torch.floor(part.double() / self.width).long() + self.BINS // 2
             self.sums += torch.bincount(places, minlength=self.BINS)
 
-    def align(self, low: Tensor, high: Tensor) -> None:
-        super().align(low, high)
+    def set_range(self, low: Tensor, high: Tensor) -> None:
+        super().set_range(low, high)
         before, self._exponent = self._exponent, self._exponent_for(float(torch.maximum(-low, high)))
         if self.sums is None:
             self.sums = torch.zeros(self.BINS, dtype=torch.int64, device=low.device)
@@ -157,14 +157,14 @@ def all_reduce(observers: Collection[Observer], device: torch.device) -> None:
     """
     if world_size() == 1 or not observers:
         return
-    dtype = next((each.low.dtype for each in observers if each.low is not None), torch.float32)
+    dtype = next((each.min_val.dtype for each in observers if each.min_val is not None), torch.float32)
     nothing = torch.tensor(torch.inf, dtype=torch.float64, device=device)
-    lows = torch.stack([nothing if each.low is None else each.low.to(nothing) for each in observers])
-    highs = torch.stack([-nothing if each.high is None else each.high.to(nothing) for each in observers])
+    lows = torch.stack([nothing if each.min_val is None else each.min_val.to(nothing) for each in observers])
+    highs = torch.stack([-nothing if each.max_val is None else each.max_val.to(nothing) for each in observers])
     # A NaN may lose against a number, so it takes part as what it is refused as.
     joint = all_reduce_tensor(torch.stack((-lows, highs)).nan_to_num(nan=torch.inf, neginf=-torch.inf), "max").to(dtype)
     for observer, low, high in zip(observers, -joint[0], joint[1], strict=True):
-        observer.align(low, high)
+        observer.set_range(low, high)
     sums = {each: each.sums for each in observers if each.sums is not None}
     if sums:
         total = all_reduce_tensor(torch.cat([*sums.values()]), "sum")
@@ -174,7 +174,7 @@ def all_reduce(observers: Collection[Observer], device: torch.device) -> None:
 
 def require_finite(observers: Mapping[str, Observer]) -> None:
     """Refuse NaN, infinities and ranges too wide for their type, naming the first point they reached; read once."""
-    seen = {key: each.ends for key, each in observers.items() if each.low is not None}
+    seen = {key: each.range for key, each in observers.items() if each.min_val is not None}
     if not seen:
         return
     like, _ = next(iter(seen.values()))
@@ -187,11 +187,11 @@ def require_finite(observers: Mapping[str, Observer]) -> None:
                 f"NaN or infinite values reached {key}; check the images' normalization and that the weights are finite"
             )
         if state == _UNREACHED:
-            observers[key].low = observers[key].high = observers[key].sums = None
+            observers[key].min_val = observers[key].max_val = observers[key].sums = None
 
 
 def _ends(x: Tensor) -> tuple[Tensor, Tensor]:
     low, high = x.detach().aminmax()
     if low.dtype not in (torch.float32, torch.float64):
-        low, high = low.to(computing_type(x)), high.to(computing_type(x))
+        low, high = low.to(compute_dtype(x)), high.to(compute_dtype(x))
     return low, high

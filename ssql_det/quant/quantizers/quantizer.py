@@ -4,8 +4,8 @@ A new one is one file: a subclass of :class:`Quantizer`, registered for weights 
 
 >>> @ACTIVATIONS.register("half")
 ... class Half(RangeQuantizer):  # of the range that was observed
-...     def range(self, bits):
-...         low, high = self.observer.ends
+...     def choose_range(self, bits):
+...         low, high = self.observer.range
 ...         return low / 2, high / 2
 >>> Scheme.parse("act=half")
 """
@@ -22,14 +22,14 @@ from torch import Tensor, nn
 
 from ssql_det.core.errors import UserError
 from ssql_det.core.registry import Registry
-from ssql_det.quant.affine import QParams, choose_qparams, fake_quantize, integer_codes
+from ssql_det.quant.affine import QParams, choose_qparams, fake_quantize, quantize
 from ssql_det.quant.bits import LEAST, MOST
 from ssql_det.quant.points import QuantPoint
 from ssql_det.quant.quantizers.observers import MinMaxObserver, Observer
 
 
 @dataclass(frozen=True)
-class Place:
+class TensorSpec:
     """What a quantizer may know of the tensor it serves. Of a weight: its shape, and the axis of output channels."""
 
     point: QuantPoint
@@ -38,7 +38,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Integers:
+class QuantizedTensor:
     """A tensor as an integer machine holds it: ``(codes - zero_point) * scale``, in the smallest type that serves."""
 
     codes: Tensor
@@ -57,11 +57,11 @@ class Quantizer(nn.Module, ABC):
     sees of a float pass; a weight needs none. ``widths`` are the bits that it can give.
     """
 
-    widths: ClassVar[range] = range(LEAST, MOST + 1)
+    supported_bits: ClassVar[range] = range(LEAST, MOST + 1)
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, spec: TensorSpec) -> None:
         super().__init__()
-        self.place = place
+        self.spec = spec
         self.observer: Observer | None = None
 
     @abstractmethod
@@ -69,7 +69,7 @@ class Quantizer(nn.Module, ABC):
         """``x`` on the grid, in its own shape and type; gradients go straight through the rounding."""
 
     @abstractmethod
-    def integers(self, x: Tensor, bits: int) -> Integers | None:
+    def quantize(self, x: Tensor, bits: int) -> QuantizedTensor | None:
         """``x`` in integers whose values are those of ``forward``; ``None`` where it has no such form."""
 
 
@@ -86,24 +86,24 @@ class RangeQuantizer(Quantizer):
     reach them.
     """
 
-    observe_with: ClassVar[Callable[[], Observer]] = MinMaxObserver
+    observer_class: ClassVar[Callable[[], Observer]] = MinMaxObserver
     observer: Observer
 
-    def __init__(self, place: Place) -> None:
-        super().__init__(place)
-        self.observer = type(self).observe_with()
+    def __init__(self, spec: TensorSpec) -> None:
+        super().__init__(spec)
+        self.observer = type(self).observer_class()
         self._grids: dict[int, tuple[Tensor, Tensor, QParams]] = {}
 
     @abstractmethod
-    def range(self, bits: int) -> tuple[Tensor, Tensor]:
+    def choose_range(self, bits: int) -> tuple[Tensor, Tensor]:
         """The low and the high end of the grid of this many bits."""
 
-    def grid(self, bits: int) -> QParams:
+    def get_qparams(self, bits: int) -> QParams:
         """That of a width; an error where nothing was observed."""
-        low, high = self.observer.low, self.observer.high
+        low, high = self.observer.min_val, self.observer.max_val
         if low is None or high is None:
             raise UserError(
-                f"nothing was observed at {self.place.point.key} during calibration; use more, or other, images"
+                f"nothing was observed at {self.spec.point.key} during calibration; use more, or other, images"
             )
         if next(self.parameters(), None) is not None:
             return self._chosen(bits)
@@ -113,29 +113,31 @@ class RangeQuantizer(Quantizer):
         return kept[2]
 
     def _chosen(self, bits: int) -> QParams:
-        point, (low, high) = self.place.point, self.observer.ends
-        low, high = self.range(bits) if point.ends is None else (low.new_tensor(end) for end in point.ends)
-        if point.with_zero:
+        point, (low, high) = self.spec.point, self.observer.range
+        low, high = (
+            self.choose_range(bits) if point.fixed_range is None else (low.new_tensor(end) for end in point.fixed_range)
+        )
+        if point.include_zero:
             low, high = low.clamp(max=0), high.clamp(min=0)
         return choose_qparams(low, high, bits)
 
     def forward(self, x: Tensor, bits: int) -> Tensor:
-        return fake_quantize(x, self.grid(bits)) if x.numel() else x
+        return fake_quantize(x, self.get_qparams(bits)) if x.numel() else x
 
-    def integers(self, x: Tensor, bits: int) -> Integers | None:
-        grid = self.grid(bits)
-        return None if (grid.scale == 0).any() else integers_on(x, grid)
+    def quantize(self, x: Tensor, bits: int) -> QuantizedTensor | None:
+        grid = self.get_qparams(bits)
+        return None if (grid.scale == 0).any() else quantize_tensor(x, grid)
 
 
-def integers_on(x: Tensor, grid: QParams) -> Integers:
+def quantize_tensor(x: Tensor, grid: QParams) -> QuantizedTensor:
     """A tensor on a grid with integer zero points."""
-    codes = integer_codes(x, grid)
-    return Integers(codes.to(smallest_type(grid.qmin, grid.qmax)), grid.scale, grid.zero_point)
+    codes = quantize(x, grid)
+    return QuantizedTensor(codes.to(smallest_int_dtype(grid.qmin, grid.qmax)), grid.scale, grid.zero_point)
 
 
-def smallest_type(least: int, most: int) -> torch.dtype:
+def smallest_int_dtype(least: int, most: int) -> torch.dtype:
     """
-    >>> smallest_type(0, 255), smallest_type(-255, 255)
+    >>> smallest_int_dtype(0, 255), smallest_int_dtype(-255, 255)
     (torch.uint8, torch.int16)
     """
     types = (torch.uint8, torch.int8, torch.int16, torch.int32)

@@ -25,7 +25,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = was_training
 
 
-def feed_images(model: nn.Module, batch: Any) -> None:
+def forward_images(model: nn.Module, batch: Any) -> None:
     """A tensor of images, or a tuple that begins with one, in the network's own type and on its device."""
     images = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
     if not isinstance(images, Tensor):
