@@ -5,27 +5,32 @@ Outside a process group every function here answers for a single process, so cal
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from multiprocessing.process import BaseProcess
 from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, spawn
+from torch.multiprocessing.spawn import ProcessExitedException, spawn
 
-from ssql_det.core.errors import EXIT_BAD_INPUT, UserError, reporting_errors
+from ssql_det.core.errors import Terminated, UserError, reporting_errors
 from ssql_det.core.registry import import_inherited_plugins
 
 T = TypeVar("T")
 
 _MOST_A_CORE = 4  # processes: more of them than that are a mistake
 _FIRST_SPEAKS = 1.0  # seconds that the other ranks leave it to say what all have found
+_BUG_DELAY = 0.5  # seconds more, as a rank that has lost another one to a mistake fails too
+_STOP_SECONDS = 5.0  # that a rank has to end after SIGTERM
 
 
 def rank() -> int:
@@ -132,14 +137,25 @@ def launch(work: Callable[..., None], *args: Any, processes: int = 1) -> None:
         work(*args)
         return
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    logging.getLogger(spawn.__module__).setLevel(logging.ERROR)  # else it logs each process that it ends
     ranks = spawn(_as_rank, (processes, address, work, args), nprocs=processes, join=False)
     try:
         while not ranks.join():
             pass
-    except (ProcessExitedException, ProcessRaisedException):
-        if any(process.exitcode == EXIT_BAD_INPUT for process in ranks.processes):  # it has said its sentence
-            raise SystemExit(EXIT_BAD_INPUT) from None
+    except ProcessExitedException as failure:
+        codes = [process.exitcode or 0 for process in ranks.processes]
+        if max(codes) > 0:  # that rank has reported why
+            raise SystemExit(max(codes)) from None
+        if failure.signal_name == "SIGINT":
+            raise KeyboardInterrupt from None
+        if failure.signal_name == "SIGTERM":
+            raise Terminated from None
+        if failure.signal_name == "SIGKILL":
+            hint = "if the machine ran out of memory, use fewer processes or a smaller batch"
+            raise UserError(f"rank {failure.error_index} was killed (SIGKILL); {hint}") from None
         raise
+    finally:
+        _stop(ranks.processes)
 
 
 def ignore_interrupts(worker: int) -> None:
@@ -150,14 +166,28 @@ def ignore_interrupts(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+def _stop(processes: Sequence[BaseProcess]) -> None:
+    """End those that still run, when this process was interrupted or terminated."""
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.join(_STOP_SECONDS)
+        if process.is_alive():
+            process.kill()
+
+
 def _as_rank(index: int, processes: int, address: dict[str, str], work: Callable[..., None], args: Any) -> None:
-    place = {"RANK": str(index), "LOCAL_RANK": str(index), "WORLD_SIZE": str(processes)}
-    os.environ.update(address | place | {"LOCAL_WORLD_SIZE": str(processes)})
-    import_inherited_plugins()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the process that started it reports the interrupt
+    environment = {"RANK": str(index), "LOCAL_RANK": str(index), "WORLD_SIZE": str(processes)}
+    os.environ.update(address | environment | {"LOCAL_WORLD_SIZE": str(processes)})
+    with reporting_errors():
+        import_inherited_plugins()
     _in_group(work, args)
 
 
 def _in_group(work: Callable[..., None], args: Any) -> None:
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # at once, also while it waits for the other ranks
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
@@ -168,6 +198,9 @@ def _in_group(work: Callable[..., None], args: Any) -> None:
                 work(*args)
             except UserError:  # most often all ranks have found the same mistake, and one sentence is enough
                 time.sleep(_FIRST_SPEAKS if rank() else 0)
+                raise
+            except Exception:
+                time.sleep(_BUG_DELAY + (_FIRST_SPEAKS if rank() else 0))
                 raise
     except SystemExit as stop:
         if stop.code:

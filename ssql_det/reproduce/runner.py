@@ -20,6 +20,7 @@ from ssql_det.reproduce.ledger import Ledger, Step, makespan, needed_by
 
 DONE, FAILED, WAITED = "done", "failed", "not begun"
 _LOOK, _TELL = 0.1, 30.0  # seconds between looks at the processes, and between lines
+_STOP_SECONDS = 5.0  # that steps have to end after SIGTERM
 _DOUBT = 3.0  # minutes of work until what was measured counts as much as what was expected
 _logger = logging.getLogger(__name__)
 
@@ -65,9 +66,7 @@ def run(
                 progress.tell(outcomes, running)
                 time.sleep(_LOOK if running else 0)
         finally:
-            for each in running.values():
-                each.process.kill()
-                each.process.wait()
+            _stop([each.process for each in running.values()])
     return outcomes
 
 
@@ -115,6 +114,19 @@ def _settle(running: dict[str, _Running], ledger: Ledger, outcomes: dict[str, Ou
             _logger.error("%s failed: %s; all it said: %s", name, reason, log_of(ledger.out, each.step))
         else:
             _logger.info("%s is done, %.0f s", name, seconds)
+
+
+def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """End the steps that still run, and with SIGTERM first, so that they end their own processes."""
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + _STOP_SECONDS
+    for process in processes:
+        try:
+            process.wait(max(deadline - time.monotonic(), 0))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def log_of(out: Path, step: Step) -> Path:
