@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ssql_det.core.config_files import find_config
 from ssql_det.core.errors import UserError, did_you_mean
 from ssql_det.core.files import check_disk_space
 from ssql_det.core.rows import Row
@@ -150,7 +151,8 @@ def check(plan: Plan) -> None:
             if path in made or path.is_file():
                 continue
             if path.suffix == ".yaml":
-                raise UserError(f"there is no {path} in {Path.cwd()}; run it in a clone of the repository")
+                find_config(path)  # the package's
+                continue
             raise UserError(f"there is no file {path}, which {step.name} begins with; check --checkpoint")
     if plan.preset.data is None:
         _check_data_sets(plan)

@@ -123,12 +123,11 @@ def test_what_is_there_already_needs_no_room(tmp_path, capsys, monkeypatch, runs
     assert "nothing is measured yet, so there is nothing to report" in capsys.readouterr().out
 
 
-def test_out_of_a_clone(out, capsys, monkeypatch):
+def test_out_of_a_clone_the_configs_are_the_packages(out, capsys, monkeypatch, runs):
     monkeypatch.chdir(out.parent)
-    said = refused(capsys, "reproduce", "--out", str(out))
-    assert said.startswith("error: there is no configs/")
-    assert said.endswith(f" in {out.parent}; run it in a clone of the repository")
-    assert "there is no config file configs/" in refused(capsys, "reproduce", "--out", str(out), "--budget", "0.5")
+    main(["reproduce", "--out", str(out), "--budget", "0.5"])
+    steps, *_ = runs.pop()
+    assert "--config-file configs/pretrain/mini.yaml" in " ".join(word for step in steps for word in step.arguments)
 
 
 def really(monkeypatch):
