@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ssql_det.analyze.analysis import Map
-from ssql_det.report.style import CURVES, LIGHT
+from ssql_det.report.stylesheet import LIGHT, NUM_CURVE_COLOURS
 
 _PANEL, _CAPTION, _EDGE, _ROW = 320, 28, 12, 22  # pixels
 _MOST_ACROSS = 4  # panels
@@ -74,7 +74,7 @@ def _legend(classes: Sequence[tuple[int, str]], width: int) -> Canvas:
 
 
 def _mark(canvas: Canvas, place: tuple[int, int], label: int) -> None:
-    colour, shape = _bgr(f"curve-{label % CURVES}"), _SHAPES[label % len(_SHAPES)]
+    colour, shape = _bgr(f"curve-{label % NUM_CURVE_COLOURS}"), _SHAPES[label % len(_SHAPES)]
     cv2.drawMarker(canvas, place, colour, shape, _MARK, 1, cv2.LINE_AA)
 
 

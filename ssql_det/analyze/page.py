@@ -24,9 +24,20 @@ from ssql_det.analyze.analysis import (
 from ssql_det.analyze.drawing import drawn
 from ssql_det.core.rows import package_versions
 from ssql_det.quant import Bits
-from ssql_det.report.as_csv import Record, written
-from ssql_det.report.document import Block, Chart, Curve, Document, Folded, Heading, Listing, Picture, Table, Text
-from ssql_det.report.texts import unmarked
+from ssql_det.report.document import (
+    Block,
+    Chart,
+    CodeBlock,
+    Collapsible,
+    Curve,
+    Document,
+    Figure,
+    Heading,
+    Paragraph,
+    Table,
+)
+from ssql_det.report.markup import escape_markup
+from ssql_det.report.render_csv import Record, format_csv
 
 _TITLES = {BACKBONE: "Features of the backbone", LOSS: "What the loss compares"}
 _FIGURES: Mapping[str, Callable[[LayerWeights], str]] = {
@@ -52,13 +63,13 @@ def page(found: Sequence[Analysis], command: str) -> Document:
     return Document(
         "What few bits do to a pretrained network",
         (
-            Text(f"One copy of weights at every bit-width. Made by `{unmarked(command)}`."),
+            Paragraph(f"One copy of weights at every bit-width. Made by `{escape_markup(command)}`."),
             _checkpoints(found),
             *_terms(found),
             *_weights(found),
             *_maps(found),
             Heading("Environment"),
-            Listing("\n".join(f"{name} {version}" for name, version in package_versions().items())),
+            CodeBlock("\n".join(f"{name} {version}" for name, version in package_versions().items())),
         ),
     )
 
@@ -66,8 +77,8 @@ def page(found: Sequence[Analysis], command: str) -> Document:
 def _checkpoints(found: Sequence[Analysis]) -> Table:
     rows = [
         (
-            *(each.name, unmarked(each.method) or _NOTHING, each.architecture, unmarked(each.shown)),
-            *(unmarked(each.file), each.sha256[:12]),
+            *(each.name, escape_markup(each.method) or _NOTHING, each.architecture, escape_markup(each.shown)),
+            *(escape_markup(each.file), each.sha256[:12]),
         )
         for each in found
     ]
@@ -89,13 +100,13 @@ def build_term_tables(kinds: Mapping[str, TermsByName]) -> Iterator[Table]:
 def _terms(found: Sequence[Analysis]) -> Iterator[Block]:
     counts = " and ".join(map(str, sorted({each.pairs for each in found})))
     yield Heading("Terms of the loss")
-    yield Text(
+    yield Paragraph(
         "A quantized network's squared distance from its float target is the sum of three terms: how far quantization "
         "moves its features, how far the float features are from the target (the contrastive term), and the cross "
         "term, twice the product of both differences. Features have unit length, so a distance of d is a cosine of "
         f"1 - d / 2. Means over pairs of views ({counts}), both ways round, in evaluation mode."
     )
-    yield Text(
+    yield Paragraph(
         "A spread near 1: float features point everywhere; near 0: they have collapsed, and nothing is left to move."
     )
     kinds = group_terms_by_features(found)
@@ -104,7 +115,9 @@ def _terms(found: Sequence[Analysis]) -> Iterator[Block]:
         yield _quantization(features, of)
     without = [each.name for each in found if LOSS not in [terms.features for terms in each.terms]]
     if without:
-        yield Text(f"Without projector and predictor in their files, so of the backbone alone: {', '.join(without)}.")
+        yield Paragraph(
+            f"Without projector and predictor in their files, so of the backbone alone: {', '.join(without)}."
+        )
 
 
 def _quantization(features: str, of: TermsByName) -> Chart:
@@ -126,7 +139,7 @@ def _widths(of: TermsByName) -> tuple[Bits, ...]:
 def _weights(found: Sequence[Analysis]) -> Iterator[Block]:
     widths = list_weight_widths(found)
     yield Heading("Weights")
-    yield Text(
+    yield Paragraph(
         f"An outlier lies beyond {OUTLIER:g} standard deviations of its layer. Excess kurtosis is 0 for a normal "
         "distribution and -1.2 for a uniform one. Errors are relative, of weights rounded per output channel; the stem "
         "is rounded to 8 bits at every bit-width, as it is in use."
@@ -145,7 +158,7 @@ def _weights(found: Sequence[Analysis]) -> Iterator[Block]:
     )
     errors = {f"Relative error at {bits}": partial(_error, bits) for bits in widths}
     figures: dict[str, Callable[[LayerWeights], str]] = {**_FIGURES, **errors}
-    yield Folded("Every layer", tuple(_by_layer(found, title, figure) for title, figure in figures.items()))
+    yield Collapsible("Every layer", tuple(_by_layer(found, title, figure) for title, figure in figures.items()))
 
 
 def _error(bits: Bits, layer: LayerWeights) -> str:
@@ -172,7 +185,7 @@ def _by_layer(found: Sequence[Analysis], title: str, figure: Callable[[LayerWeig
 
 def _maps(found: Sequence[Analysis]) -> Iterator[Block]:
     yield Heading("Features in the plane")
-    yield Text(
+    yield Paragraph(
         "t-SNE of the backbone's features. All bit-widths of a checkpoint are embedded together, so panels have the "
         "same axes and a point that quantization does not move stays where it is. Distances between groups mean "
         "little, and maps of two checkpoints have nothing in common but the images."
@@ -180,7 +193,7 @@ def _maps(found: Sequence[Analysis]) -> Iterator[Block]:
     for each in found:
         widths = ", ".join(map(str, each.map.places))
         words = f"{each.name}: {len(each.map.labels)} images at {widths}, coloured by class"
-        yield Picture(f"tsne_{each.name}.png", drawn(each.map), words)
+        yield Figure(f"tsne_{each.name}.png", drawn(each.map), words)
 
 
 def build_csv_files(found: Sequence[Analysis]) -> dict[str, str]:
@@ -191,9 +204,11 @@ def build_csv_files(found: Sequence[Analysis]) -> dict[str, str]:
     """
     widths = list_weight_widths(found)
     return {
-        "terms.csv": written(_TERMS, _term_records(found)),
-        "weights.csv": written((*_WEIGHTS, *(f"error at {bits}" for bits in widths)), _weight_records(found, widths)),
-        "tsne.csv": written(_MAP, _map_records(found)),
+        "terms.csv": format_csv(_TERMS, _term_records(found)),
+        "weights.csv": format_csv(
+            (*_WEIGHTS, *(f"error at {bits}" for bits in widths)), _weight_records(found, widths)
+        ),
+        "tsne.csv": format_csv(_MAP, _map_records(found)),
     }
 
 

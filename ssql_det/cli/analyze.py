@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> None:
     from ssql_det.core.errors import UserError
     from ssql_det.pretrain.analyze_checkpoints import AnalysisSettings, analyze_checkpoints
     from ssql_det.quant import parse_widths
-    from ssql_det.report.files import write_page, write_text
+    from ssql_det.report.page_files import write_page, write_text
 
     set_up_logging()
     plan = AnalysisSettings(

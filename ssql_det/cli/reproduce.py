@@ -18,8 +18,8 @@ from ssql_det.cli.arguments import positive
 from ssql_det.core.errors import EXIT_INCOMPLETE, UserError
 
 if TYPE_CHECKING:
-    from ssql_det.reproduce.plan import Plan, Reproduction
-    from ssql_det.reproduce.presets import Choices
+    from ssql_det.reproduce.plan import Plan, RunResults
+    from ssql_det.reproduce.presets import Options
 
 _MOST_SEEDS = 1000
 HELP = "the tables, from nothing: one command for all of it"
@@ -71,32 +71,31 @@ def run(options: argparse.Namespace) -> None:
     import torch
 
     from ssql_det.core.console import set_up_logging
-    from ssql_det.reproduce.plan import Reproduction, check, make_plan
-    from ssql_det.reproduce.presets import preset
-    from ssql_det.reproduce.runner import DONE, environment
-    from ssql_det.reproduce.runner import run as run_steps
+    from ssql_det.reproduce.plan import RunResults, check_plan, make_plan
+    from ssql_det.reproduce.presets import get_preset
+    from ssql_det.reproduce.runner import DONE, make_environment, run_steps
 
     set_up_logging()
-    plan = make_plan(preset(options.preset), _choices(options, torch.cuda.is_available()))
+    plan = make_plan(get_preset(options.preset), _choices(options, torch.cuda.is_available()))
     lanes = options.lanes or (1 if plan.choices.on_gpu else os.cpu_count() or 1)
     if not options.dry_run:
-        check(plan)
+        check_plan(plan)
     _print_plan(plan, lanes)
     if options.dry_run:
         return
     begun = time.monotonic()
     program = [sys.executable, "-m", "ssql_det.cli.child"]
-    outcomes = run_steps(plan.steps, plan.out, lanes, program, environment(plan.data, plan.choices.on_gpu))
+    outcomes = run_steps(plan.steps, plan.out, lanes, program, make_environment(plan.data, plan.choices.on_gpu))
     typed = shlex.join(["ssql-det", *sys.argv[1:]])
-    found = Reproduction(plan, outcomes, typed, (time.monotonic() - begun) / 60)
+    found = RunResults(plan, outcomes, typed, (time.monotonic() - begun) / 60)
     _write(found)
     if any(outcome.state != DONE for outcome in outcomes.values()):
         raise SystemExit(EXIT_INCOMPLETE)
 
 
-def _choices(options: argparse.Namespace, on_gpu: bool) -> Choices:
+def _choices(options: argparse.Namespace, on_gpu: bool) -> Options:
     from ssql_det.quant import parse_widths
-    from ssql_det.reproduce.presets import Choices
+    from ssql_det.reproduce.presets import Options
 
     if options.bits:
         parse_widths(options.bits)
@@ -114,7 +113,7 @@ def _choices(options: argparse.Namespace, on_gpu: bool) -> Choices:
     out = Path(os.path.expanduser(options.out or f"runs/{options.preset}"))
     if not out.name:
         raise UserError(f"--out {out} is no folder of its own; name one, as runs/mini")
-    return Choices(
+    return Options(
         out=out,
         methods=tuple(options.methods),
         bits=options.bits,
@@ -131,15 +130,15 @@ def _choices(options: argparse.Namespace, on_gpu: bool) -> Choices:
 
 def _print_plan(plan: Plan, lanes: int) -> None:
     from ssql_det.core.console import print_table
-    from ssql_det.reproduce.ledger import makespan
-    from ssql_det.reproduce.plan import by_hand
+    from ssql_det.reproduce.plan import format_commands
+    from ssql_det.reproduce.step_cache import estimate_makespan
 
-    print(f"by hand it would be:\n\n{by_hand(plan)}\n")
+    print(f"by hand it would be:\n\n{format_commands(plan)}\n")
     rows = [(step.name, _minutes(step.minutes), f"{step.megabytes:.0f}") for step in plan.steps]
     print_table(("step", "time", "MB"), rows, f"preset {plan.preset.name}, in {plan.out}")
     megabytes = sum(step.megabytes for step in plan.steps)
     print(
-        f"{len(plan.steps)} steps, about {_minutes(makespan(plan.steps, lanes))} with {lanes} at a time"
+        f"{len(plan.steps)} steps, about {_minutes(estimate_makespan(plan.steps, lanes))} with {lanes} at a time"
         f"{'' if plan.preset.is_measured else ' (a guess: it was not measured)'}, {megabytes / 1000:.1f} GB of disk"
     )
     if plan.preset.is_for_gpu and not plan.choices.on_gpu:
@@ -152,13 +151,15 @@ def _minutes(minutes: float) -> str:
     return f"{minutes:.1f} min" if minutes < 100 else f"{minutes / 60:.0f} h"
 
 
-def _write(found: Reproduction) -> None:
+def _write(found: RunResults) -> None:
     """Tables and report below the run's folder, and on the terminal what a reader asks first."""
     from ssql_det.core.console import print_table
-    from ssql_det.reproduce.page import write_report, write_tables
-    from ssql_det.reproduce.plan import minutes_by_kind
+    from ssql_det.reproduce.plan import sum_minutes_by_kind
+    from ssql_det.reproduce.report_page import write_report, write_tables
 
-    print_table(("steps", "count", "minutes of work"), minutes_by_kind(found), f"{found.minutes:.1f} minutes in all")
+    print_table(
+        ("steps", "count", "minutes of work"), sum_minutes_by_kind(found), f"{found.minutes:.1f} minutes in all"
+    )
     if not any(found.rows.values()):
         print("nothing is measured yet, so there is nothing to report")
         return

@@ -67,13 +67,13 @@ def _sweep(cfg, name, widths, plan):  # type: ignore[no-untyped-def]  # the type
     from ssql_det.core.distributed import is_main
     from ssql_det.detect.detector import load_trained_detector
     from ssql_det.detect.sweep import RESULTS_NAME, sweep
-    from ssql_det.report.names import scheme_of as scheme_of_row
+    from ssql_det.report.display_names import format_scheme
 
     set_up_process()
     model, checkpoint = load_trained_detector(cfg)
     found = list(sweep(cfg, name, model, checkpoint, widths, plan))
     if is_main():
-        how = f"{scheme_of_row(found[0])}, {found[0].calibration}"
+        how = f"{format_scheme(found[0])}, {found[0].calibration}"
         title = f"{checkpoint.display_name} on {found[0].dataset}, scope {plan.scope}, {how}"
         print_table(("bits", *_columns(found)), [_cells(row, found) for row in found], title)
         print(f"rows: {Path(cfg.OUTPUT_DIR) / RESULTS_NAME}")

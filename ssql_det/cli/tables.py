@@ -48,29 +48,29 @@ def run(options: argparse.Namespace) -> None:
     from ssql_det.core.console import set_up_logging
     from ssql_det.core.errors import UserError
     from ssql_det.core.files import check_not_an_input
-    from ssql_det.report.as_csv import as_csv
-    from ssql_det.report.as_latex import as_latex
-    from ssql_det.report.as_markdown import as_markdown
-    from ssql_det.report.comparison import blocks_of
+    from ssql_det.report.comparison import SCOPES, compare_with_published
+    from ssql_det.report.comparison_blocks import build_comparison_blocks
     from ssql_det.report.document import Document
-    from ssql_det.report.files import write_text
-    from ssql_det.report.published import NUMBERS
-    from ssql_det.report.reading import read_rows
-    from ssql_det.report.tables import SCOPES, compare
+    from ssql_det.report.page_files import write_text
+    from ssql_det.report.published import TABLE_NUMBERS
+    from ssql_det.report.render_csv import render_csv
+    from ssql_det.report.render_latex import render_latex
+    from ssql_det.report.render_markdown import render_markdown
+    from ssql_det.report.row_groups import load_rows
 
     set_up_logging()
     if options.scope not in SCOPES:
         raise UserError(f"--scope is {' or '.join(SCOPES)}, got {options.scope!r}")
     if options.out is not None:
         check_not_an_input(options.out, options.rows)
-    numbers = NUMBERS if ALL in options.table else tuple(dict.fromkeys(options.table))
-    rows = read_rows(options.rows)
-    tables = [compare(number, rows, options.scope, options.dataset) for number in numbers]
+    numbers = TABLE_NUMBERS if ALL in options.table else tuple(dict.fromkeys(options.table))
+    rows = load_rows(options.rows)
+    tables = [compare_with_published(number, rows, options.scope, options.dataset) for number in numbers]
     if options.format == "csv":
-        text = as_csv(*tables)
+        text = render_csv(*tables)
     else:
-        document = Document("", tuple(block for table in tables for block in blocks_of(table)))
-        text = as_latex(document) if options.format == "latex" else as_markdown(document)
+        document = Document("", tuple(block for table in tables for block in build_comparison_blocks(table)))
+        text = render_latex(document) if options.format == "latex" else render_markdown(document)
     if options.out is None:
         sys.stdout.write(text)
         return

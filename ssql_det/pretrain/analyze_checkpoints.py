@@ -38,7 +38,7 @@ from ssql_det.quant.hooks import recording_outputs
 from ssql_det.quant.norms import estimate_norm_statistics, overriding_statistics
 from ssql_det.quant.points import PUBLISHED
 from ssql_det.quant.scheme import RE_ESTIMATED
-from ssql_det.report.names import slug
+from ssql_det.report.display_names import slugify
 from ssql_det.ssl import encoder_points
 from ssql_det.ssl.augmentations import Augmentation, build_augmentation, draw_random_numbers, normalize
 from ssql_det.ssl.method import Views
@@ -77,7 +77,7 @@ def name_checkpoints(paths: Sequence[str]) -> list[str]:
     """
     names: list[str] = []
     for path in map(Path, paths):
-        name = slug(path.resolve().parent.name if path.name == CHECKPOINT_NAME else path.name.split(".")[0])
+        name = slugify(path.resolve().parent.name if path.name == CHECKPOINT_NAME else path.name.split(".")[0])
         numbered = (f"{name or 'checkpoint'}-{number}".removesuffix("-1") for number in itertools.count(1))
         names.append(next(each for each in numbered if each not in names))
     return names

@@ -4,7 +4,7 @@ Each curve has a colour and a shape, and is broken where nothing was measured. I
 room that is left for them is that of the large ones.
 
 >>> chart = Chart("boxes", "Boxes", ("FP", "4w4a"), (Curve("SSQL", (48.8, 44.7), (0.2, 0.4)),), unit="AP")
->>> as_svg(chart)[:60]
+>>> render_svg(chart)[:60]
 '<svg xmlns="http://www.w3.org/2000/svg" class="chart" viewBo'
 """
 
@@ -20,8 +20,8 @@ from typing import NamedTuple
 
 from ssql_det.core.rows import finite_or_none
 from ssql_det.report.document import Chart, Curve
-from ssql_det.report.style import CHART_CSS, CURVES, themed
-from ssql_det.report.texts import one_line, plain
+from ssql_det.report.markup import strip_markup, to_one_line
+from ssql_det.report.stylesheet import CHART_CSS, NUM_CURVE_COLOURS, theme_css
 
 _WIDTH, _EDGE, _PLOT = 440.0, 6.0, 210.0
 _LETTER, _LINE = 16.0, 21.0  # of the large letters
@@ -43,23 +43,23 @@ class _Point(NamedTuple):
     spread: float
 
 
-def as_svg(chart: Chart, standalone: bool = False) -> str:
+def render_svg(chart: Chart, standalone: bool = False) -> str:
     """A part of a page that has `CHART_CSS` and the colours and tells the title; or, ``standalone``, a whole file."""
     curves = [_points(curve, len(chart.places)) for curve in chart.curves]
     ends = [point.value + sign * point.spread for points in curves for point in points if point for sign in (-1, 1)]
-    ticks = round_ticks(min(ends), max(ends)) if ends else ()
+    ticks = choose_ticks(min(ends), max(ends)) if ends else ()
 
-    title = wrapped(plain(chart.title), _WIDTH - 2 * _EDGE, _LETTER * 1.1) if standalone else []
-    unit = wrapped(plain(chart.unit), _WIDTH - 2 * _EDGE, _LETTER)
+    title = wrap_text(strip_markup(chart.title), _WIDTH - 2 * _EDGE, _LETTER * 1.1) if standalone else []
+    unit = wrap_text(strip_markup(chart.unit), _WIDTH - 2 * _EDGE, _LETTER)
     top = _EDGE + _LINE * (len(title) + len(unit)) + 12
     bottom = top + (_PLOT if ends else 3 * _LINE)
-    left = _EDGE + widest(labels(ticks), _LETTER) + 8
+    left = _EDGE + max_text_width(format_ticks(ticks), _LETTER) + 8
     step = (_WIDTH - _EDGE - left) / max(1, len(chart.places))
     across = Scale(0, 1, left + step / 2, left + step * 3 / 2)
     up = Scale(ticks[0], ticks[-1], bottom, top) if ticks else Scale(0, 1, bottom, top)
-    places = [wrapped(one_line(place), step, _LETTER) for place in chart.places]
+    places = [wrap_text(to_one_line(place), step, _LETTER) for place in chart.places]
     below = bottom + 10 + _LINE * max(map(len, places), default=0)
-    legend, height = _legend([one_line(curve.name) for curve in chart.curves], below + 12)
+    legend, height = _legend([to_one_line(curve.name) for curve in chart.curves], below + 12)
     drawn = [
         _text(title, _EDGE, _EDGE + 15, "title"),
         _text(unit, _EDGE, _EDGE + 15 + _LINE * len(title), "quiet"),
@@ -70,8 +70,8 @@ def as_svg(chart: Chart, standalone: bool = False) -> str:
         *legend,
     ]
     size = f' width="600" height="{600 / _WIDTH * height:.0f}"' if standalone else ""
-    told = f"<title>{escape(plain(chart.title))}</title><desc>{escape(_told(chart, curves))}</desc>"
-    look = f'<style>{themed(":root")}{CHART_CSS}</style><rect width="100%" height="100%" fill="var(--paper)"/>'
+    told = f"<title>{escape(strip_markup(chart.title))}</title><desc>{escape(_told(chart, curves))}</desc>"
+    look = f'<style>{theme_css(":root")}{CHART_CSS}</style><rect width="100%" height="100%" fill="var(--paper)"/>'
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" viewBox="0 0 {_WIDTH:g} {height:g}"{size} role="img">'
         f"{told}{look if standalone else ''}{''.join(drawn)}</svg>"
@@ -98,14 +98,14 @@ def _told(chart: Chart, curves: Sequence[Sequence[_Point | None]]) -> str:
         return f"{point.value:.6g}" + (f" ± {point.spread:.3g}" if point.spread else "")
 
     return "; ".join(
-        f"{one_line(curve.name)}: "
-        + ", ".join(f"{one_line(place)} {figure(point)}" for place, point in zip(chart.places, points, strict=True))
+        f"{to_one_line(curve.name)}: "
+        + ", ".join(f"{to_one_line(place)} {figure(point)}" for place, point in zip(chart.places, points, strict=True))
         for curve, points in zip(chart.curves, curves, strict=True)
     )
 
 
 def _grid(ticks: Sequence[float], up: Scale, left: float) -> Iterator[str]:
-    for tick, label in zip(ticks, labels(ticks), strict=True):
+    for tick, label in zip(ticks, format_ticks(ticks), strict=True):
         y = up.place(tick)
         yield f'<path class="grid" d="M{left:.1f} {y:.1f}H{_WIDTH - _EDGE:.1f}"/>'
         yield _text([label], left - 8, y + 5, "quiet", "end")
@@ -123,7 +123,7 @@ def _curve(points: Sequence[_Point | None], number: int, across: Scale, up: Scal
             if point.spread:
                 parts.append(f'<path class="spread" d="M{x - 4:.1f} {high:.1f}h8m-4 0V{low:.1f}m-4 0h8"/>')
             parts.append(_mark(number, x, y))
-    return f'<g style="color:var(--curve-{number % CURVES})">{"".join(parts)}</g>'
+    return f'<g style="color:var(--curve-{number % NUM_CURVE_COLOURS})">{"".join(parts)}</g>'
 
 
 def _mark(number: int, x: float, y: float) -> str:
@@ -132,8 +132,8 @@ def _mark(number: int, x: float, y: float) -> str:
 
 def _legend(names: Sequence[str], top: float) -> tuple[list[str], float]:
     """In columns of one width, as many as there is room for; and where it ends."""
-    lines = [wrapped(name, _WIDTH - 2 * _EDGE - _SAMPLE, _LETTER) for name in names]
-    column = _SAMPLE + widest((line for name in lines for line in name), _LETTER) + 12
+    lines = [wrap_text(name, _WIDTH - 2 * _EDGE - _SAMPLE, _LETTER) for name in names]
+    column = _SAMPLE + max_text_width((line for name in lines for line in name), _LETTER) + 12
     columns = max(1, int((_WIDTH - 2 * _EDGE + 12) // column))
     parts = []
     for first in range(0, len(names), columns):
@@ -141,7 +141,7 @@ def _legend(names: Sequence[str], top: float) -> tuple[list[str], float]:
         for place, name in enumerate(of_row):
             x, number = _EDGE + place * column, first + place
             parts += [
-                f'<g style="color:var(--curve-{number % CURVES})"><path class="line" d="M{x:.1f} {top + 10:.1f}h26"/>',
+                f'<g style="color:var(--curve-{number % NUM_CURVE_COLOURS})"><path class="line" d="M{x:.1f} {top + 10:.1f}h26"/>',
                 f"{_mark(number, x + 13, top + 10)}</g>{_text(name, x + _SAMPLE, top + 15)}",
             ]
         top += _LINE * max(map(len, of_row))
@@ -171,7 +171,7 @@ class Scale:
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
 
-def round_ticks(low: float, high: float) -> tuple[float, ...]:
+def choose_ticks(low: float, high: float) -> tuple[float, ...]:
     """Four to six, a step of 1, 2, 2.5 or 5 times a power of ten apart. Equal values lie in the middle of theirs."""
     size = max(abs(low), abs(high))
     if high - low <= 1e-9 * size:
@@ -185,7 +185,7 @@ def round_ticks(low: float, high: float) -> tuple[float, ...]:
     raise AssertionError(f"no step from {low} to {high}")
 
 
-def labels(ticks: Sequence[float]) -> tuple[str, ...]:
+def format_ticks(ticks: Sequence[float]) -> tuple[str, ...]:
     """All with the digits that the finest of them needs."""
     if not ticks:
         return ()
@@ -195,27 +195,27 @@ def labels(ticks: Sequence[float]) -> tuple[str, ...]:
     return tuple(f"{tick + 0.0:.{digits}f}" for tick in ticks)
 
 
-def width(text: str, size: float) -> float:
+def text_width(text: str, size: float) -> float:
     """Of a text in a font of that size, guessed without one: rather too much than too little."""
     return size * sum(map(_share, text))
 
 
-def widest(texts: Iterable[str], size: float) -> float:
-    return max((width(text, size) for text in texts), default=0.0)
+def max_text_width(texts: Iterable[str], size: float) -> float:
+    return max((text_width(text, size) for text in texts), default=0.0)
 
 
-def wrapped(text: str, room: float, size: float) -> list[str]:
+def wrap_text(text: str, room: float, size: float) -> list[str]:
     """Lines that fit: broken between words, and within those that are too long for a line of their own."""
     lines = [""]
     for word in text.split():
         joined = f"{lines[-1]} {word}".strip()
-        if width(joined, size) <= room:
+        if text_width(joined, size) <= room:
             lines[-1] = joined
             continue
         if lines[-1]:
             lines.append("")
         for letter in word:
-            if lines[-1] and width(lines[-1] + letter, size) > room:
+            if lines[-1] and text_width(lines[-1] + letter, size) > room:
                 lines.append("")
             lines[-1] += letter
     return lines

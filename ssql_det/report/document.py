@@ -4,10 +4,10 @@ Texts may hold ```code``` between backticks and links as ``[words](target)``, se
 
 >>> page = Document("What bits cost", (
 ...     Heading("Boxes"),
-...     Text("Measured with `ssql-det sweep`; see [the environment](#environment)."),
+...     Paragraph("Measured with `ssql-det sweep`; see [the environment](#environment)."),
 ...     Table(("method", "FP", "4w4a"), (("SSQL", "48.8", "44.7"),)),
 ...     Heading("Environment"),
-...     Listing("torch 2.14.1"),
+...     CodeBlock("torch 2.14.1"),
 ... ))
 >>> as_html(page), as_markdown(page)
 """
@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from ssql_det.report.texts import plain
+from ssql_det.report.markup import strip_markup
 
 
 @dataclass(frozen=True)
@@ -36,18 +36,18 @@ class Heading:
 
         Of several headings with one text this is the first's: see `Document.anchors`.
         """
-        return re.sub(r"[^\w -]", "", plain(self.text).lower()).replace(" ", "-") or "section"
+        return re.sub(r"[^\w -]", "", strip_markup(self.text).lower()).replace(" ", "-") or "section"
 
 
 @dataclass(frozen=True)
-class Text:
+class Paragraph:
     """One paragraph."""
 
     text: str
 
 
 @dataclass(frozen=True)
-class Items:
+class ItemList:
     """A list of points, or of numbered steps."""
 
     texts: tuple[str, ...]
@@ -65,14 +65,14 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Listing:
+class CodeBlock:
     """Lines to copy: commands, versions."""
 
     text: str
 
 
 @dataclass(frozen=True)
-class Picture:
+class Figure:
     """The bytes of an image file; ``name`` is that file's, ``words`` say what it shows."""
 
     name: str
@@ -101,14 +101,14 @@ class Chart:
 
 
 @dataclass(frozen=True)
-class Folded:
+class Collapsible:
     """What is there for who asks: shut until it is opened."""
 
     summary: str
     blocks: tuple[Block, ...]
 
 
-Block: TypeAlias = Heading | Text | Items | Table | Listing | Picture | Chart | Folded
+Block: TypeAlias = Heading | Paragraph | ItemList | Table | CodeBlock | Figure | Chart | Collapsible
 
 
 @dataclass(frozen=True)
@@ -146,5 +146,5 @@ class Document:
 def _unfolded(blocks: Sequence[Block]) -> Iterator[Block]:
     for block in blocks:
         yield block
-        if isinstance(block, Folded):
+        if isinstance(block, Collapsible):
             yield from _unfolded(block.blocks)

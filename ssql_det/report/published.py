@@ -3,7 +3,7 @@
 Source: Y.-H. Cao, P. Sun, Y. Huang, J. Wu, S. Zhou, ECCV 2022, https://arxiv.org/abs/2207.05432. Figures are per
 cent, as printed; a file's ``suspect`` lists those that look misprinted. Metrics are spelled as in result rows.
 
->>> table = published_table(6)
+>>> table = load_published_table(6)
 >>> table.find("SSQL (ours)").figures[Column("4w4a", "bbox/AP50")]
 61.2
 """
@@ -20,7 +20,7 @@ from typing import Any
 
 from ssql_det.core.errors import UserError
 
-NUMBERS = (1, 3, 4, 5, 6, 7, 8, 12, 13)
+TABLE_NUMBERS = (1, 3, 4, 5, 6, 7, 8, 12, 13)
 _BITS = re.compile(r"FP|\d+w\d+a")
 _SETTINGS = {
     "q_pred": "quantized predictions",
@@ -57,7 +57,7 @@ class PublishedRow:
     def described(self) -> str:
         """Its settings in words.
 
-        >>> published_table(8).find("(e)").described
+        >>> load_published_table(8).find("(e)").described
         'quantized predictions, weight bits 6, activation bits 6'
         """
         chosen = {_SETTINGS[key]: value for key, value in self.settings.items() if value not in (False, "-")}
@@ -106,10 +106,10 @@ class PublishedTable:
 
 
 @cache
-def published_table(number: int) -> PublishedTable:
+def load_published_table(number: int) -> PublishedTable:
     """A table of the paper by its number."""
-    if number not in NUMBERS:
-        raise UserError(f"there is no published Table {number} here; there are {', '.join(map(str, NUMBERS))}")
+    if number not in TABLE_NUMBERS:
+        raise UserError(f"there is no published Table {number} here; there are {', '.join(map(str, TABLE_NUMBERS))}")
     text = (files("ssql_det.report") / "published" / f"ssql_table{number}.json").read_text("utf-8")
     content: dict[str, Any] = json.loads(text)
     columns = tuple(_column(heading, content["metrics"]) for heading in content["columns"])

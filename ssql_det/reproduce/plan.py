@@ -15,14 +15,14 @@ from ssql_det.core.config_files import find_config
 from ssql_det.core.errors import UserError, did_you_mean
 from ssql_det.core.files import check_disk_space
 from ssql_det.core.rows import Row
-from ssql_det.report.names import plain_name, published_name
-from ssql_det.report.reading import read_rows
-from ssql_det.report.tables import Comparison, compare
-from ssql_det.reproduce.building import Builder
-from ssql_det.reproduce.ledger import Step
-from ssql_det.reproduce.parts import RANDOM, Part
-from ssql_det.reproduce.presets import LEAST, Choices, Preset, data_sets, seeds_of
-from ssql_det.reproduce.runner import DONE, Outcome
+from ssql_det.report.comparison import Comparison, compare_with_published
+from ssql_det.report.display_names import match_published_name, strip_ours
+from ssql_det.report.row_groups import load_rows
+from ssql_det.reproduce.experiments import RANDOM, Experiment
+from ssql_det.reproduce.plan_builder import PlanBuilder
+from ssql_det.reproduce.presets import MINIMUMS, Options, Preset, count_seeds, get_datasets_root
+from ssql_det.reproduce.runner import DONE, StepOutcome
+from ssql_det.reproduce.step_cache import Step
 from ssql_det.toydata.dataset import ToyDataSettings
 
 _KINDS = ("data", "pretrain", "convert", "train", "sweep", "predict", "probe", "analyze")
@@ -34,7 +34,7 @@ class Plan:
     has not, with the reason."""
 
     preset: Preset
-    choices: Choices
+    choices: Options
     steps: tuple[Step, ...]
     rows_of: Mapping[str, Sequence[str]]
     left_out: tuple[str, ...]
@@ -44,7 +44,7 @@ class Plan:
         return self.choices.out
 
     @property
-    def parts(self) -> tuple[Part, ...]:
+    def parts(self) -> tuple[Experiment, ...]:
         """Those of which there is a step."""
         return tuple(part for part in self.preset.parts if self.rows_of.get(part.name))
 
@@ -52,18 +52,18 @@ class Plan:
         """Whether there is a step of that kind."""
         return any(step.kind == kind for step in self.steps)
 
-    def seeds(self, part: Part) -> int:
-        return seeds_of(part, self.preset, self.choices)
+    def seeds(self, part: Experiment) -> int:
+        return count_seeds(part, self.preset, self.choices)
 
     @property
     def data(self) -> Path:
         """What ``DETECTRON2_DATASETS`` has to say."""
-        return self.out / "data" if self.preset.data else data_sets()
+        return self.out / "data" if self.preset.data else get_datasets_root()
 
 
-def make_plan(preset: Preset, choices: Choices) -> Plan:
+def make_plan(preset: Preset, choices: Options) -> Plan:
     """
-    >>> [step.command for step in make_plan(preset("mini"), Choices(Path("runs/mini"))).steps]
+    >>> [step.command for step in make_plan(preset("mini"), Options(Path("runs/mini"))).steps]
     ['ssql-det make-toy-data runs/mini/data --scenes 1000 ...', ...]
     """
     if preset.data is None and choices.budget != 1:
@@ -76,7 +76,7 @@ def make_plan(preset: Preset, choices: Choices) -> Plan:
         data=preset.data and _scaled(preset.data, choices.budget),
         bits=choices.bits or preset.bits,
     )
-    builder = Builder(preset, choices, files)
+    builder = PlanBuilder(preset, choices, files)
     left_out = []
     for part in parts:
         for method in part.all_methods:
@@ -95,7 +95,7 @@ def make_plan(preset: Preset, choices: Choices) -> Plan:
     return Plan(preset, choices, tuple(steps), builder.rows_of, tuple(left_out))
 
 
-def _asked(preset: Preset, choices: Choices) -> list[Part]:
+def _asked(preset: Preset, choices: Options) -> list[Experiment]:
     lacking = [str(table) for table in choices.tables if table not in preset.tables]
     if lacking:
         has = ", ".join(map(str, preset.tables))
@@ -111,7 +111,7 @@ def _asked(preset: Preset, choices: Choices) -> list[Part]:
     return parts
 
 
-def _files(choices: Choices, parts: Sequence[Part], wanted: Sequence[str]) -> dict[str, str]:
+def _files(choices: Options, parts: Sequence[Experiment], wanted: Sequence[str]) -> dict[str, str]:
     """The given checkpoints by the printed names of their methods."""
     files: dict[str, str] = {}
     for name, file in choices.checkpoints:
@@ -127,21 +127,21 @@ def _files(choices: Choices, parts: Sequence[Part], wanted: Sequence[str]) -> di
 
 
 def _scaled(data: ToyDataSettings, budget: float) -> ToyDataSettings:
-    counts = {name: max(round(getattr(data, name) * budget), LEAST[name]) for name in ("scenes", "crops")}
+    counts = {name: max(round(getattr(data, name) * budget), MINIMUMS[name]) for name in ("scenes", "crops")}
     return dataclasses.replace(data, **counts)
 
 
-def _printed(name: str, parts: Sequence[Part]) -> str:
+def _printed(name: str, parts: Sequence[Experiment]) -> str:
     methods = [method for part in parts for method in part.all_methods]
     known = dict.fromkeys([*methods, *(meant for part in parts for meant in part.meaning.values())])
-    printed = published_name(name, known)
+    printed = match_published_name(name, known)
     if printed is None:
-        near = did_you_mean(name, map(plain_name, known))
+        near = did_you_mean(name, map(strip_ours, known))
         raise UserError(f"there is no method {name!r}{near} (known: {', '.join(known)})")
     return printed
 
 
-def check(plan: Plan) -> None:
+def check_plan(plan: Plan) -> None:
     """What would end it after hours: configs, given files and data sets are there, and the disk has room."""
     if plan.out.exists() and not plan.out.is_dir():
         raise UserError(f"--out {plan.out} is a file; name a folder")
@@ -178,11 +178,11 @@ def _check_data_sets(plan: Plan) -> None:
 
 
 @dataclass(frozen=True)
-class Reproduction:
+class RunResults:
     """``command`` is what was typed, ``minutes`` what it took this time."""
 
     plan: Plan
-    outcomes: Mapping[str, Outcome]
+    outcomes: Mapping[str, StepOutcome]
     command: str
     minutes: float
 
@@ -192,7 +192,7 @@ class Reproduction:
         made = {step.name: step.makes[0] for kind in ("sweep", "probe") for step in self.done(kind)}
         names = self.plan.rows_of
         return {
-            part.name: read_rows(made[name] for name in names[part.name] if name in made) for part in self.plan.parts
+            part.name: load_rows(made[name] for name in names[part.name] if name in made) for part in self.plan.parts
         }
 
     @functools.cached_property
@@ -200,11 +200,13 @@ class Reproduction:
         """By number, those that were asked for."""
         parts_of = {number: self.parts_of(number) for number in dict.fromkeys(part.table for part in self.plan.parts)}
         return {
-            number: compare(number, [row for part in parts for row in self.rows[part.name]], dataset=parts[0].dataset)
+            number: compare_with_published(
+                number, [row for part in parts for row in self.rows[part.name]], dataset=parts[0].dataset
+            )
             for number, parts in parts_of.items()
         }
 
-    def parts_of(self, number: int) -> list[Part]:
+    def parts_of(self, number: int) -> list[Experiment]:
         """What fills a table: one part, or one for each of its networks."""
         return [part for part in self.plan.parts if part.table == number]
 
@@ -214,14 +216,14 @@ class Reproduction:
                 yield step
 
 
-def minutes_by_kind(of: Reproduction) -> tuple[tuple[str, str, str], ...]:
+def sum_minutes_by_kind(of: RunResults) -> tuple[tuple[str, str, str], ...]:
     kinds = dict.fromkeys(step.kind for step in of.plan.steps)
     seconds = {kind: [of.outcomes[step.name].seconds for step in of.done(kind)] for kind in kinds}
     seconds["all"] = [each for of_kind in seconds.values() for each in of_kind]
     return tuple((kind, str(len(each)), f"{sum(each) / 60:.1f}") for kind, each in seconds.items())
 
 
-def by_hand(plan: Plan) -> str:
+def format_commands(plan: Plan) -> str:
     """The plan as lines for a shell."""
     head = f"export DETECTRON2_DATASETS={shlex.quote(str(plan.data))}"
     one_thread = "" if plan.choices.on_gpu else " OMP_NUM_THREADS=1"  # as here: so that sums are rounded alike

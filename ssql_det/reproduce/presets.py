@@ -16,12 +16,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssql_det.core.errors import UserError, did_you_mean
-from ssql_det.report.producing import as_option, kind_of
-from ssql_det.report.published import published_table
-from ssql_det.reproduce.parts import RANDOM, SIMSIAM, SSQL, Part, Probing, Transfer, ablation, published, recipe, toy
+from ssql_det.report.published import load_published_table
+from ssql_det.report.table_sources import format_bits_option, get_source
+from ssql_det.reproduce.experiments import (
+    RANDOM,
+    SIMSIAM,
+    SSQL,
+    DetectorExperiment,
+    Experiment,
+    ProbeExperiment,
+    ablation_pretrainings,
+    pretraining_from_config,
+    published_pretrainings,
+    toy_pretrainings,
+)
 from ssql_det.toydata.dataset import ToyDataSettings
 
-LEAST = {"scenes": 24, "crops": 400, "iterations": 4, "calibration": 4}  # of a budget however small
+MINIMUMS = {"scenes": 24, "crops": 400, "iterations": 4, "calibration": 4}  # of a budget however small
 _DETECT = "configs/detection"
 _IMAGENET = "configs/pretrain/imagenet"
 
@@ -33,7 +44,7 @@ class Preset:
 
     name: str
     data: ToyDataSettings | None
-    parts: tuple[Part, ...]
+    parts: tuple[Experiment, ...]
     bits: str
     seeds: int
     pretrains_each_seed: bool = True
@@ -47,7 +58,7 @@ class Preset:
 
 
 @dataclass(frozen=True)
-class Choices:
+class Options:
     """What a user may say. ``checkpoints``: methods and files; ``budget``: the share of toy data and training."""
 
     out: Path
@@ -65,19 +76,19 @@ class Choices:
     def images(self, data: str) -> str:
         """ImageNet or CIFAR-10 as commands take it.
 
-        >>> Choices(Path("runs/paper")).images("cifar10")
+        >>> Options(Path("runs/paper")).images("cifar10")
         'cifar10:datasets'
         """
         return {"imagenet": str(self.imagenet), "cifar10": f"cifar10:{self.cifar10}"}[data]
 
 
-def seeds_of(part: Part, preset: Preset, choices: Choices) -> int:
+def count_seeds(part: Experiment, preset: Preset, choices: Options) -> int:
     """Published backbones are one of each method, unless more are asked for."""
-    is_one = isinstance(part, Probing) and not preset.pretrains_each_seed
+    is_one = isinstance(part, ProbeExperiment) and not preset.pretrains_each_seed
     return choices.seeds or (1 if is_one else preset.seeds)
 
 
-def data_sets() -> Path:
+def get_datasets_root() -> Path:
     """Where the real data sets are."""
     return Path(os.path.expanduser(os.environ.get("DETECTRON2_DATASETS", "datasets")))
 
@@ -90,34 +101,34 @@ _PUBLISHED, _WITH_TWO = "FP,8,6,5,4", "FP,8,6,5,4,2w4a"
 
 def _toy_detectors(
     preset: str, network: str, c4: tuple[float, float, float], fpn: tuple[float, float, float]
-) -> tuple[Part, ...]:
-    methods = {RANDOM: None, SIMSIAM: toy(preset)[SIMSIAM], SSQL: toy(preset)[SSQL]}
+) -> tuple[Experiment, ...]:
+    methods = {RANDOM: None, SIMSIAM: toy_pretrainings(preset)[SIMSIAM], SSQL: toy_pretrainings(preset)[SSQL]}
     voc, coco = ("toy_voc_2007_test", methods), ("toy_coco_2017_val", methods)
     return (
-        Transfer("c4", 6, *voc, f"{_DETECT}/toy_voc_{network}_c4.yaml", 64, *c4, _VOC_IMAGE),
-        Transfer("fpn", 7, *coco, f"{_DETECT}/toy_coco_{network}_fpn.yaml", 64, *fpn, _COCO_IMAGE),
+        DetectorExperiment("c4", 6, *voc, f"{_DETECT}/toy_voc_{network}_c4.yaml", 64, *c4, _VOC_IMAGE),
+        DetectorExperiment("fpn", 7, *coco, f"{_DETECT}/toy_coco_{network}_fpn.yaml", 64, *fpn, _COCO_IMAGE),
     )
 
 
-def _toy_probes(preset: str, minutes: float) -> tuple[Part, ...]:
+def _toy_probes(preset: str, minutes: float) -> tuple[Experiment, ...]:
     """Table 1 with all eight methods, so that each stands beside SSQL over it."""
-    all_methods = toy(preset)
-    of_12 = {method: all_methods[method] for method in published_table(12).methods}
-    methods = {1: all_methods, 8: ablation(preset), 12: of_12}
-    return tuple(Probing(f"table{number}", number, "crops", each, minutes) for number, each in methods.items())
+    all_methods = toy_pretrainings(preset)
+    of_12 = {method: all_methods[method] for method in load_published_table(12).methods}
+    methods = {1: all_methods, 8: ablation_pretrainings(preset), 12: of_12}
+    return tuple(ProbeExperiment(f"table{number}", number, "crops", each, minutes) for number, each in methods.items())
 
 
-def _published_probes(table: int, data: str, minutes: Mapping[str, float]) -> tuple[Part, ...]:
+def _published_probes(table: int, data: str, minutes: Mapping[str, float]) -> tuple[Experiment, ...]:
     """One for each network of a table, as published. ``minutes`` are of one bit-width."""
-    widths, asked = published_table(table).widths, ("linear", "--protocol", "published")
+    widths, asked = load_published_table(table).widths, ("linear", "--protocol", "published")
     return tuple(
-        Probing(
+        ProbeExperiment(
             f"table{table}-{network.lower()}",
             table,
-            kind_of(table).dataset,
-            published(table, network),
+            get_source(table).dataset,
+            published_pretrainings(table, network),
             minutes=each * len(widths),
-            bits=as_option(widths),
+            bits=format_bits_option(widths),
             arguments=asked,
             network=network,
             data=data,
@@ -128,23 +139,23 @@ def _published_probes(table: int, data: str, minutes: Mapping[str, float]) -> tu
 
 _VOC = {
     RANDOM: None,
-    "BYOL": recipe(f"{_IMAGENET}_r18_byol.yaml"),
-    SIMSIAM: recipe(f"{_IMAGENET}_r18_simsiam.yaml"),
-    "SimSiam-200ep": recipe(f"{_IMAGENET}_r18_simsiam_200ep.yaml"),
-    SSQL: recipe(f"{_IMAGENET}_r18_ssql.yaml"),
-    "SSQL-200ep (ours)": recipe(f"{_IMAGENET}_r18_ssql_200ep.yaml"),
+    "BYOL": pretraining_from_config(f"{_IMAGENET}_r18_byol.yaml"),
+    SIMSIAM: pretraining_from_config(f"{_IMAGENET}_r18_simsiam.yaml"),
+    "SimSiam-200ep": pretraining_from_config(f"{_IMAGENET}_r18_simsiam_200ep.yaml"),
+    SSQL: pretraining_from_config(f"{_IMAGENET}_r18_ssql.yaml"),
+    "SSQL-200ep (ours)": pretraining_from_config(f"{_IMAGENET}_r18_ssql_200ep.yaml"),
 }
 _COCO = {
-    "BYOL": recipe(f"{_IMAGENET}_r50_byol.yaml"),
-    SIMSIAM: recipe(f"{_IMAGENET}_r50_simsiam.yaml"),
-    SSQL: recipe(f"{_IMAGENET}_r50_ssql.yaml"),
+    "BYOL": pretraining_from_config(f"{_IMAGENET}_r50_byol.yaml"),
+    SIMSIAM: pretraining_from_config(f"{_IMAGENET}_r50_simsiam.yaml"),
+    SSQL: pretraining_from_config(f"{_IMAGENET}_r50_ssql.yaml"),
 }
 _PAPER = (
-    Transfer(
+    DetectorExperiment(
         *("c4", 6, "voc_2007_test", _VOC, f"{_DETECT}/voc_r18_c4.yaml", 256, 180, 20, 300),
         *(_VOC_IMAGE, (1, 4)),
     ),
-    Transfer(
+    DetectorExperiment(
         *("fpn", 7, "coco_2017_val", _COCO, f"{_DETECT}/coco_mask_r50_fpn.yaml", 256, 750, 40, 500),
         *(_COCO_IMAGE, (139, 285)),
     ),
@@ -180,9 +191,9 @@ PRESETS = {
 }
 
 
-def preset(name: str) -> Preset:
+def get_preset(name: str) -> Preset:
     """
-    >>> preset("mini").tables
+    >>> get_preset("mini").tables
     (1, 6, 7, 8, 12)
     """
     if name not in PRESETS:

@@ -16,9 +16,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ssql_det.core.errors import UserError
-from ssql_det.reproduce.ledger import Ledger, Step, makespan, needed_by
+from ssql_det.reproduce.step_cache import Step, StepCache, estimate_makespan, find_dependencies
 
-DONE, FAILED, WAITED = "done", "failed", "not begun"
+DONE, FAILED, SKIPPED = "done", "failed", "not begun"
 _LOOK, _TELL = 0.1, 30.0  # seconds between looks at the processes, and between lines
 _STOP_SECONDS = 5.0  # that steps have to end after SIGTERM
 _DOUBT = 3.0  # minutes of work until what was measured counts as much as what was expected
@@ -26,7 +26,7 @@ _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StepOutcome:
     """What became of a step. ``reason`` is one sentence where it is not done."""
 
     state: str
@@ -42,14 +42,14 @@ class _Running:
     began: float
 
 
-def run(
+def run_steps(
     steps: Sequence[Step], out: Path, lanes: int, program: Sequence[str], environment: Mapping[str, str]
-) -> dict[str, Outcome]:
+) -> dict[str, StepOutcome]:
     """What became of each step, by its name. ``program`` takes a step's arguments.
 
-    >>> outcomes = run(plan.steps, plan.out, 2, [sys.executable, "-m", "ssql_det.cli.child"], environment(plan.data))
+    >>> outcomes = run_steps(plan.steps, plan.out, 2, [sys.executable, "-m", "ssql_det.cli.child"], make_environment(plan.data))
     """
-    ledger, outcomes = Ledger(out), dict[str, Outcome]()
+    ledger, outcomes = StepCache(out), dict[str, StepOutcome]()
     with _alone_in(out):
         running: dict[str, _Running] = {}
         progress = _Progress(steps, lanes)
@@ -58,9 +58,9 @@ def run(
                 _settle(running, ledger, outcomes)
                 waiting = [step for step in steps if step.name not in outcomes and step.name not in running]
                 for step in waiting:
-                    needed = [outcomes.get(other.name) for other in needed_by(step, steps)]
+                    needed = [outcomes.get(other.name) for other in find_dependencies(step, steps)]
                     if any(each is not None and each.state != DONE for each in needed):
-                        outcomes[step.name] = Outcome(WAITED, reason="a step that it needs is not done")
+                        outcomes[step.name] = StepOutcome(SKIPPED, reason="a step that it needs is not done")
                     elif len(running) < lanes and None not in needed:
                         _begin(step, ledger, outcomes, running, program, environment)
                 progress.tell(outcomes, running)
@@ -72,23 +72,23 @@ def run(
 
 def _begin(
     step: Step,
-    ledger: Ledger,
-    outcomes: dict[str, Outcome],
+    ledger: StepCache,
+    outcomes: dict[str, StepOutcome],
     running: dict[str, _Running],
     program: Sequence[str],
     environment: Mapping[str, str],
 ) -> None:
     try:
         if ledger.is_done(step):
-            outcomes[step.name] = Outcome(DONE, ledger.seconds(step) or 0.0, was_there=True)
+            outcomes[step.name] = StepOutcome(DONE, ledger.seconds(step) or 0.0, was_there=True)
             _logger.info("%s is done already", step.name)
             return
         ledger.begin(step)
     except UserError as refusal:
-        outcomes[step.name] = Outcome(FAILED, reason=str(refusal))
+        outcomes[step.name] = StepOutcome(FAILED, reason=str(refusal))
         _logger.error("%s: %s", step.name, refusal)
         return
-    log = log_of(ledger.out, step)
+    log = get_log_path(ledger.out, step)
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "wb") as file:
         command = [*program, *step.arguments]
@@ -97,21 +97,21 @@ def _begin(
     _logger.info("%s begins", step.name)
 
 
-def _settle(running: dict[str, _Running], ledger: Ledger, outcomes: dict[str, Outcome]) -> None:
+def _settle(running: dict[str, _Running], ledger: StepCache, outcomes: dict[str, StepOutcome]) -> None:
     """Take what has ended out of the lanes."""
     for name in [name for name, each in running.items() if each.process.poll() is not None]:
         each = running.pop(name)
         seconds, reason = time.monotonic() - each.began, ""
         if each.process.returncode:
-            reason = _last_words(log_of(ledger.out, each.step), each.process.returncode)
+            reason = _last_words(get_log_path(ledger.out, each.step), each.process.returncode)
         else:
             try:
                 ledger.finish(each.step, seconds)
             except UserError as refusal:
                 reason = str(refusal)
-        outcomes[name] = Outcome(FAILED if reason else DONE, seconds, reason)
+        outcomes[name] = StepOutcome(FAILED if reason else DONE, seconds, reason)
         if reason:
-            _logger.error("%s failed: %s; all it said: %s", name, reason, log_of(ledger.out, each.step))
+            _logger.error("%s failed: %s; all it said: %s", name, reason, get_log_path(ledger.out, each.step))
         else:
             _logger.info("%s is done, %.0f s", name, seconds)
 
@@ -129,7 +129,7 @@ def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
             process.wait()
 
 
-def log_of(out: Path, step: Step) -> Path:
+def get_log_path(out: Path, step: Step) -> Path:
     return out / "logs" / f"{step.name}.txt"
 
 
@@ -139,7 +139,7 @@ def _last_words(log: Path, status: int) -> str:
     return said[-1] if said else f"it ended with status {status} and said nothing"
 
 
-def environment(data: Path, on_gpu: bool = False) -> dict[str, str]:
+def make_environment(data: Path, on_gpu: bool = False) -> dict[str, str]:
     """This process's, and one thread a step on the CPU."""
     threads = {} if on_gpu else {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     return {**os.environ, **threads, "DETECTRON2_DATASETS": str(data)}
@@ -164,7 +164,7 @@ class _Progress:
         self._steps, self._lanes = steps, lanes
         self._began = self._told = time.monotonic()
 
-    def tell(self, outcomes: Mapping[str, Outcome], running: Mapping[str, _Running]) -> None:
+    def tell(self, outcomes: Mapping[str, StepOutcome], running: Mapping[str, _Running]) -> None:
         now = time.monotonic()
         if now - self._told < _TELL:
             return
@@ -176,13 +176,13 @@ class _Progress:
             for step in self._steps
             if step.name not in outcomes
         ]
-        minutes = max(makespan(left, self._lanes), 0.1)
+        minutes = max(estimate_makespan(left, self._lanes), 0.1)
         _logger.info(
             "%d of %d steps, %.1f min so far, about %.0f min left; now %s",
             *(len(outcomes), len(self._steps), (now - self._began) / 60, minutes, ", ".join(behind)),
         )
 
-    def _factor(self, outcomes: Mapping[str, Outcome]) -> float:
+    def _factor(self, outcomes: Mapping[str, StepOutcome]) -> float:
         """How much longer than expected steps take here; a few short ones do not say much."""
         done = [step for step in self._steps if step.name in outcomes and outcomes[step.name].state == DONE]
         expected = sum(step.minutes for step in done)

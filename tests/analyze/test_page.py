@@ -13,8 +13,8 @@ from support.reproduce.folders import checked, tables
 from ssql_det.analyze.analysis import Map, group_terms_by_features
 from ssql_det.analyze.drawing import drawn
 from ssql_det.analyze.page import build_csv_files, page, read_terms
-from ssql_det.report.as_markdown import picture_files
 from ssql_det.report.document import Chart
+from ssql_det.report.render_markdown import collect_image_files
 
 SSQL, FOREIGN = an_analysis("ssql"), an_analysis("moco", "moco <b>`v2`", False, 1, ("conv1", "layer9.0.conv1"))
 
@@ -68,7 +68,7 @@ def test_a_page_stands_in_both_formats(document):
         text.strip() for text in shown.texts
     }
     names = {"quantization-backbone.svg", "quantization-loss.svg", "tsne_ssql.png", "tsne_moco.png"}
-    assert set(picture_files(document)) == names
+    assert set(collect_image_files(document)) == names
 
 
 def test_terms_stand_side_by_side(document):

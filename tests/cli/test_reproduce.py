@@ -25,7 +25,7 @@ def _in_the_clone(monkeypatch):
 def runs(monkeypatch):
     """Steps that were begun; there are none."""
     begun = []
-    monkeypatch.setattr("ssql_det.reproduce.runner.run", lambda *given: begun.append(given) or {})
+    monkeypatch.setattr("ssql_det.reproduce.runner.run_steps", lambda *given: begun.append(given) or {})
     yield begun
     assert not begun
 

@@ -22,8 +22,8 @@ from ssql_det.d2 import get_cfg, read_config
 from ssql_det.detect import SSQL_DET_DEFAULTS
 from ssql_det.detect.detector import build_detector, load_pretrained_detector
 from ssql_det.pretrain.checkpoint import CHECKPOINT_NAME
-from ssql_det.report.names import published_name
-from ssql_det.report.published import published_table
+from ssql_det.report.display_names import match_published_name
+from ssql_det.report.published import load_published_table
 
 BOTH = {
     "INPUT.FORMAT": "RGB",
@@ -159,8 +159,8 @@ def test_every_detector_has_a_folder_of_its_own():
 
 @pytest.mark.parametrize("number", OF_TABLE)
 def test_every_published_row_has_one_config(number):
-    methods = published_table(number).methods
-    named = [published_name(resolved(name)["SSQL_DET.METHOD"], methods) for name in ROWS if ROWS[name] == number]
+    methods = load_published_table(number).methods
+    named = [match_published_name(resolved(name)["SSQL_DET.METHOD"], methods) for name in ROWS if ROWS[name] == number]
     assert Counter(named) == Counter(methods)
 
 

@@ -10,11 +10,11 @@ import warnings
 import numpy as np
 import pytest
 from PIL import Image
-from ssql_det.toydata.digits import CLASSES
 from torchvision.datasets import CIFAR10, CIFAR100, ImageFolder
 
 from ssql_det.core.errors import UserError
 from ssql_det.pretrain.data import CachedDataset, ImageDataset, hash_file_names, open_images, read_image
+from ssql_det.toydata.digits import CLASSES
 
 RED, GRAY = (200, 30, 40), (7, 7, 7)
 

@@ -16,8 +16,8 @@ from ssql_det.pretrain.checkpoint import TrainingState
 from ssql_det.pretrain.config import build_metadata, build_network, read_config
 from ssql_det.pretrain.optim import build_optimizer
 from ssql_det.pretrain.probe_checkpoint import ProbeSettings, probe_checkpoint
-from ssql_det.report.reading import read_rows
-from ssql_det.report.tables import compare
+from ssql_det.report.comparison import compare_with_published
+from ssql_det.report.row_groups import load_rows
 
 pytestmark = pytest.mark.usefixtures("one_thread", "logging_as_it_was")
 LINES = {  # a backbone, whether it is SSQL's: the table's line
@@ -58,14 +58,14 @@ def test_a_row_lands_in_the_line_of_its_network_and_method(backbone, is_ssql, ch
     plan = ProbeSettings(("linear",), seed=0, device="cpu", workers=0, calibration=8)
     for row in probe_checkpoint(checkpoint(backbone, is_ssql), "cifar10:there", "FP,2w4a", "cifar", plan):
         rows.append_row(tmp_path / "results.jsonl", row)
-    found = read_rows([tmp_path / "results.jsonl"])
+    found = load_rows([tmp_path / "results.jsonl"])
     layer = {"linear": "fast", "optimizer": "SGD", "rate": 30.0, "batch": 512, "epochs": 100}
     images = {"recipe": "cifar", "size": 32, "train_images": 24, "val_images": 24}
     for row in found:
         assert (row.network, row.config, row.scheme, row.overrides) == (backbone, "", "minmax", {})
         assert row.protocol == {"probes": ["linear"], **layer, **images}
         assert row.calibration == Calibration(8, 0, "cifar10")
-    table = compare(1, found)
+    table = compare_with_published(1, found)
     name, method = LINES[backbone, is_ssql]
     assert [(each.backbone, each.method, each.bits) for each in table.lines if each.cells["linear/top1"].measured] == [
         (name, method, "FP"),

@@ -12,7 +12,7 @@ from torch import nn
 
 from ssql_det.pretrain.config import build_metadata, build_network, read_config
 from ssql_det.quant import Bits
-from ssql_det.report.published import published_table
+from ssql_det.report.published import load_published_table
 from ssql_det.ssl import SSQL
 
 CONFIGS = MINI.parent
@@ -118,7 +118,7 @@ def test_a_methods_toy_forms_differ_in_size_alone(method):
 
 @pytest.mark.parametrize(("number", "data"), [(1, "cifar10"), (3, "imagenet")])
 def test_every_published_row_has_a_config(number, data):
-    rows = [row for row in published_table(number).rows if row.method != "SimSiam-PACT"]  # a quantizer of its own
+    rows = [row for row in load_published_table(number).rows if row.method != "SimSiam-PACT"]  # a quantizer of its own
     names = [f"{data}_r{row.backbone.removeprefix('ResNet-')}_{FILES[row.method]}" for row in rows]
     assert set(names) <= RECIPES.keys()
     assert set(Counter(names).values()) == {1}
@@ -159,7 +159,7 @@ def test_the_network_is_the_methods(name, title, projector, has_last_norm):
 
 
 def of_row(letter):
-    (row,) = (row.settings for row in published_table(8).rows if row.method == f"({letter})")
+    (row,) = (row.settings for row in load_published_table(8).rows if row.method == f"({letter})")
     return row
 
 

@@ -4,9 +4,9 @@ import pytest
 from support.report import chromium
 from support.report.pages import HOSTILE, PAGE, WIDTHS, hostile_page
 
-from ssql_det.report.as_html import as_html
-from ssql_det.report.charts import as_svg
+from ssql_det.report.charts import render_svg
 from ssql_det.report.document import Chart, Curve, Document
+from ssql_det.report.render_html import render_html
 
 LONG = "SSQL-200ep (ours) <&> with 256 images of voc_2007_trainval, seed 0, MinMax · voc_r18_c4.yaml"
 NINE = Chart(
@@ -48,7 +48,7 @@ def open_page(browser, tmp_path):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1200])
 def test_a_page_fits_and_nothing_is_complained_of(open_page, width, scheme):
-    page = open_page(as_html(PAGE), width, scheme)
+    page = open_page(render_html(PAGE), width, scheme)
     page.value("document.querySelector('details').open = true")
     assert page.complaints() == []
     assert page.value("innerWidth") == width
@@ -61,7 +61,7 @@ def test_a_page_fits_and_nothing_is_complained_of(open_page, width, scheme):
 def test_hostile_texts_neither_run_nor_break_the_page(open_page):
     pages = [hostile_page(text) for text in HOSTILE]
     together = Document("all", tuple(block for page in pages for block in page.blocks))
-    page = open_page(as_html(together), 360, "light")
+    page = open_page(render_html(together), 360, "light")
     assert page.complaints() == []
     assert page.value("document.documentElement.scrollWidth") <= 360
     assert page.value("document.querySelectorAll('main > details').length") == len(HOSTILE)
@@ -70,7 +70,7 @@ def test_hostile_texts_neither_run_nor_break_the_page(open_page):
 @pytest.mark.parametrize("chart", [NINE, BROAD], ids=lambda chart: chart.name)
 @pytest.mark.parametrize("width", [360, 1200])
 def test_letters_of_a_chart_neither_overlap_nor_leave_it(open_page, width, chart):
-    page = open_page(as_svg(chart, standalone=True), width, "dark", "chart.svg")
+    page = open_page(render_svg(chart, standalone=True), width, "dark", "chart.svg")
     assert page.complaints() == []
     _, _, *size = map(float, page.value("document.documentElement.getAttribute('viewBox')").split())
     boxes = page.value(TEXT_BOXES)

@@ -10,7 +10,7 @@ from matplotlib.font_manager import findfont
 from PIL import ImageFont
 from support.report.pages import CHART, HOSTILE, WIDTHS
 
-from ssql_det.report.charts import Scale, as_svg, labels, round_ticks, width, wrapped
+from ssql_det.report.charts import Scale, choose_ticks, format_ticks, render_svg, text_width, wrap_text
 from ssql_det.report.document import Chart, Curve
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -18,7 +18,7 @@ FINITE = st.floats(-1e300, 1e300).filter(lambda value: value == 0 or abs(value) 
 
 
 def drawn(*curves, places=WIDTHS, standalone=False, **fields):
-    return ElementTree.fromstring(as_svg(Chart("c", "Title", places, curves, **fields), standalone))
+    return ElementTree.fromstring(render_svg(Chart("c", "Title", places, curves, **fields), standalone))
 
 
 def lines(svg):
@@ -114,7 +114,7 @@ def test_a_curve_of_another_length_is_refused():
 @pytest.mark.parametrize("text", HOSTILE)
 def test_foreign_names_are_texts(text):
     svg = ElementTree.fromstring(
-        as_svg(Chart("c", text, (text,), (Curve(text, (1.0,)),), text), standalone=True).encode()
+        render_svg(Chart("c", text, (text,), (Curve(text, (1.0,)),), text), standalone=True).encode()
     )
     assert {each.tag.removeprefix(SVG) for each in svg.iter()} == {
         *("svg", "title", "desc", "style", "rect", "path", "g", "text")
@@ -123,7 +123,7 @@ def test_foreign_names_are_texts(text):
 
 
 def test_alone_a_chart_brings_its_colours_paper_and_title():
-    alone, part = as_svg(CHART, standalone=True), as_svg(CHART)
+    alone, part = render_svg(CHART, standalone=True), render_svg(CHART)
     assert "prefers-color-scheme:dark" in alone
     assert ">Boxes over bit-widths</text>" in alone
     assert "<rect" in alone
@@ -135,7 +135,7 @@ def test_alone_a_chart_brings_its_colours_paper_and_title():
 @given(FINITE, FINITE)
 def test_ticks_are_few_round_and_embrace_the_values(one, other):
     low, high = sorted((one, other))
-    ticks = round_ticks(low, high)
+    ticks = choose_ticks(low, high)
     assert 4 <= len(ticks) <= 6
     step = (ticks[-1] - ticks[0]) / (len(ticks) - 1)
     room = 1e-6 * step
@@ -143,7 +143,7 @@ def test_ticks_are_few_round_and_embrace_the_values(one, other):
     assert high - room <= ticks[-1]
     assert [right - left for left, right in itertools.pairwise(ticks)] == pytest.approx([step] * (len(ticks) - 1))
     assert step / 10 ** math.floor(math.log10(step * (1 + 1e-9))) == pytest.approx(1, rel=4.1)
-    assert len(set(labels(ticks))) == len(ticks)
+    assert len(set(format_ticks(ticks))) == len(ticks)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_ticks_are_few_round_and_embrace_the_values(one, other):
     ],
 )
 def test_ticks_as_one_would_choose_them(low, high, said):
-    assert labels(round_ticks(low, high)) == said
+    assert format_ticks(choose_ticks(low, high)) == said
 
 
 def test_a_scale_is_linear():
@@ -169,11 +169,11 @@ def test_a_scale_is_linear():
 @pytest.mark.parametrize("text", ["SSQL-200ep (ours)", "WWW MMM", "voc_r18_c4.yaml · 0123456789 ± 4%", "iiii llll"])
 def test_a_text_is_not_wider_than_was_guessed(text):
     font = ImageFont.truetype(findfont("DejaVu Sans"), 160)
-    assert font.getlength(text) / 10 <= width(text, 16) <= 2.2 * font.getlength(text) / 10
+    assert font.getlength(text) / 10 <= text_width(text, 16) <= 2.2 * font.getlength(text) / 10
 
 
 @given(st.text(st.characters(codec="ascii")), st.floats(20, 200))
 def test_lines_fit_and_lose_no_letter(text, room):
-    broken = wrapped(text, room, 16)
-    assert all(width(line, 16) <= room or len(line) == 1 for line in broken)
+    broken = wrap_text(text, room, 16)
+    assert all(text_width(line, 16) <= room or len(line) == 1 for line in broken)
     assert "".join("".join(broken).split()) == "".join(text.split())

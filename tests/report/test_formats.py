@@ -10,13 +10,13 @@ from markdown_it import MarkdownIt
 from support.report.latex import grids
 from support.report.rows import probe, row
 
-from ssql_det.report.as_csv import as_csv
-from ssql_det.report.as_latex import as_latex
-from ssql_det.report.as_markdown import as_markdown
-from ssql_det.report.comparison import blocks_of
+from ssql_det.report.comparison import compare_with_published
+from ssql_det.report.comparison_blocks import build_comparison_blocks
 from ssql_det.report.document import Document
-from ssql_det.report.published import NUMBERS
-from ssql_det.report.tables import compare
+from ssql_det.report.published import TABLE_NUMBERS
+from ssql_det.report.render_csv import render_csv
+from ssql_det.report.render_latex import render_latex
+from ssql_det.report.render_markdown import render_markdown
 
 COLUMNS = {  # where a printed heading's figures stand: section, metric
     "": ("Linear probe", "top1"),
@@ -69,12 +69,14 @@ def markdown_tables(text):
 
 
 def of_markdown(table):
-    return _shown(markdown_tables(as_markdown(Document("", blocks_of(table)))))
+    return _shown(markdown_tables(render_markdown(Document("", build_comparison_blocks(table)))))
 
 
 def of_latex(table):
     """Without spaces: the reader gives none."""
-    return _shown((g.heading, g.header, g.rows) for g in grids(as_latex(Document("", blocks_of(table)))))
+    return _shown(
+        (g.heading, g.header, g.rows) for g in grids(render_latex(Document("", build_comparison_blocks(table))))
+    )
 
 
 def _shown(tables):
@@ -96,7 +98,7 @@ def squeezed(text):
 
 def of_csv(table):
     found = {}
-    for record in csv.DictReader(io.StringIO(as_csv(table))):
+    for record in csv.DictReader(io.StringIO(render_csv(table))):
         assert record["table"] == str(table.number)
         name = (record["backbone"], record["dataset"], record["method"])
         key = (*name, record["metric"], record["bits"])
@@ -132,9 +134,9 @@ def rows_of(number):
     return rows, values
 
 
-@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("number", TABLE_NUMBERS)
 def test_every_published_figure_stands_in_its_place(number):
-    table = compare(number, [])
+    table = compare_with_published(number, [])
     markdown, latex, records = of_markdown(table), of_latex(table), of_csv(table)
     count = 0
     for (backbone, dataset, method), (section, metric, bits), figure in printed(number):
@@ -155,7 +157,7 @@ def test_every_published_figure_stands_in_its_place(number):
 @pytest.mark.parametrize("number", [1, 3, 6, 7, 12])
 def test_every_measured_figure_stands_beside_with_its_difference(number):
     rows, values = rows_of(number)
-    table = compare(number, rows)
+    table = compare_with_published(number, rows)
     markdown, latex, records = of_markdown(table), of_latex(table), of_csv(table)
     for (backbone, dataset, method), (section, metric, bits), figure in printed(number):
         ours = values[(backbone, dataset, method), section, metric, bits]
@@ -178,7 +180,7 @@ def test_every_measured_figure_stands_beside_with_its_difference(number):
 def test_the_ablation_is_measured_at_its_ends():
     """Here those without a letter of their own; the average is over the bit-widths."""
     rows, values = rows_of(8)
-    table = compare(8, [each for each in rows if each.method in ("SimSiam", "SSQL")])
+    table = compare_with_published(8, [each for each in rows if each.method in ("SimSiam", "SSQL")])
     markdown = of_markdown(table)
     for (backbone, dataset, method), (section, metric, bits), figure in printed(8):
         _, ours, difference = markdown[method, squeezed(section), metric, bits]
@@ -191,6 +193,6 @@ def test_the_ablation_is_measured_at_its_ends():
 
 
 def test_several_tables_are_one_csv():
-    tables = [compare(number, []) for number in (1, 6)]
-    text = as_csv(*tables)
-    assert text == as_csv(tables[0]) + as_csv(tables[1]).partition("\n")[2]
+    tables = [compare_with_published(number, []) for number in (1, 6)]
+    text = render_csv(*tables)
+    assert text == render_csv(tables[0]) + render_csv(tables[1]).partition("\n")[2]

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 from support.report.pages import HOSTILE, PAGE, Tags, hostile_page, png
 
-from ssql_det.report.as_html import as_html
-from ssql_det.report.document import Document, Heading, Picture, Table, Text
+from ssql_det.report.document import Document, Figure, Heading, Paragraph, Table
+from ssql_det.report.render_html import render_html
 
 KNOWN = {
     *("html", "head", "meta", "link", "title", "style", "body", "main", "nav", "h1", "h2", "h3", "p", "ul", "ol", "li"),
@@ -37,7 +37,7 @@ def is_inside(target):
 
 
 def test_a_page_is_one_whole_file_that_needs_nothing_else():
-    page = as_html(PAGE)
+    page = render_html(PAGE)
     found = Tags(page)
     assert page.startswith("<!DOCTYPE html>\n")
     assert {tag for tag, _ in found.tags} <= KNOWN
@@ -52,22 +52,22 @@ def test_a_page_is_one_whole_file_that_needs_nothing_else():
 
 
 def test_ids_are_unique_and_every_link_within_leads_to_one():
-    found = Tags(as_html(PAGE))
+    found = Tags(render_html(PAGE))
     ids = found.values("id")
     assert ids == ["what-fewer-bits-cost", "boxes", "boxes-1", "settings", "environment"]
     assert {each[1:] for each in found.values("href") if each.startswith("#")} == {"boxes", "boxes-1", "environment"}
 
 
 def test_the_contents_are_the_sections():
-    page = as_html(PAGE)
+    page = render_html(PAGE)
     nav = page[page.index("<nav") : page.index("</nav>")]
     assert re.findall(r'href="#(.*?)">(.*?)<', nav) == [("boxes", "Boxes"), ("environment", "Environment")]
     assert page.index("Measured with") < page.index("<nav") < page.index('<h2 id="boxes"')
-    assert "<nav" not in as_html(Document("One", (Heading("Alone"),)))
+    assert "<nav" not in render_html(Document("One", (Heading("Alone"),)))
 
 
 def test_what_a_reader_without_eyes_needs_is_there():
-    page = as_html(PAGE)
+    page = render_html(PAGE)
     found = Tags(page)
     assert found.all("html") == [{"lang": "en"}]
     assert "<title>What fewer bits cost</title>" in page
@@ -81,24 +81,24 @@ def test_what_a_reader_without_eyes_needs_is_there():
 
 
 def test_words_stand_left_and_figures_right():
-    page = as_html(Document("", (Table(("name", "kind", "AP"), (("a", "b", "1.0"),), names=2),)))
+    page = render_html(Document("", (Table(("name", "kind", "AP"), (("a", "b", "1.0"),), names=2),)))
     assert '<th scope="row">a</th><td>b</td><td class="figure">1.0</td>' in page
-    assert '<tr><td class="figure">1</td></tr>' in as_html(Document("", (Table(("n",), (("1",),), names=0),)))
+    assert '<tr><td class="figure">1</td></tr>' in render_html(Document("", (Table(("n",), (("1",),), names=0),)))
 
 
 def test_a_picture_is_in_the_page_byte_by_byte():
     content = png(5, 3)
-    (image,) = Tags(as_html(Document("", (Picture("a.png", content, "words"),)))).all("img")
+    (image,) = Tags(render_html(Document("", (Figure("a.png", content, "words"),)))).all("img")
     decoded = base64.b64decode(image["src"].removeprefix("data:image/png;base64,"), validate=True)
     assert decoded == content
     assert Image.open(io.BytesIO(decoded)).size == (5, 3)
     with pytest.raises(ValueError, match=r"shows pictures of .png.*'a.html'"):
-        as_html(Document("", (Picture("a.html", content, "words"),)))
+        render_html(Document("", (Figure("a.html", content, "words"),)))
 
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_foreign_texts_are_inert_and_are_shown(text):
-    page = as_html(hostile_page(text))
+    page = render_html(hostile_page(text))
     page.encode()
     found = Tags(page)
     assert {tag for tag, _ in found.tags} <= KNOWN
@@ -113,7 +113,7 @@ def test_foreign_texts_are_inert_and_are_shown(text):
 
 def test_only_addresses_files_and_headings_become_links():
     text = "[a](#here) [b](https://x.example/y?z=1) [c](rows.jsonl) [d](x/y.md) [`e`](z.md)"
-    page = as_html(Document("Here", (Text(text),)))
+    page = render_html(Document("Here", (Paragraph(text),)))
     assert Tags(page).values("href")[1:] == ["#here", "https://x.example/y?z=1", "rows.jsonl", "x/y.md", "z.md"]
     assert '<a href="z.md"><code>e</code></a>' in page
 

@@ -9,12 +9,12 @@ from support.report.latex import grids, words
 from support.report.pages import HOSTILE, PAGE, hostile_page, png
 from support.report.rows import probe, row
 
-from ssql_det.report.as_latex import as_latex
-from ssql_det.report.comparison import blocks_of
-from ssql_det.report.document import Chart, Curve, Document, Folded, Heading, Items, Listing, Table, Text
-from ssql_det.report.published import NUMBERS
-from ssql_det.report.tables import compare
-from ssql_det.report.texts import lines, plain
+from ssql_det.report.comparison import compare_with_published
+from ssql_det.report.comparison_blocks import build_comparison_blocks
+from ssql_det.report.document import Chart, CodeBlock, Collapsible, Curve, Document, Heading, ItemList, Paragraph, Table
+from ssql_det.report.markup import clean_lines, strip_markup
+from ssql_det.report.published import TABLE_NUMBERS
+from ssql_det.report.render_latex import render_latex
 
 with_latex = pytest.mark.skipif(shutil.which("pdflatex") is None, reason="there is no pdflatex to compile with")
 ROWS = [row(60.8), row(61.9, seed=1), row(method=r"C:\x_1 & 100% #{$}^~", checkpoint_hash="b")]
@@ -22,7 +22,7 @@ ROWS += [probe(90.6), probe(70.0, "narrow_resnet", method="[1]*")]
 
 
 def part(*blocks):
-    return as_latex(Document("", blocks))
+    return render_latex(Document("", blocks))
 
 
 def table(columns, rows, names=1):
@@ -46,7 +46,7 @@ def compiled(folder, text, packages="booktabs,graphicx,longtable"):
 
 
 def test_every_block_is_there():
-    text = as_latex(PAGE)
+    text = render_latex(PAGE)
     assert text.startswith("% \\usepackage{booktabs,graphicx}\n\n\\section*{What fewer bits cost}\n")
     assert re.findall(r"\\(\w+)\*\{(.*)\}", text) == [
         ("section", "What fewer bits cost"),
@@ -76,7 +76,7 @@ def test_a_chart_is_a_table_of_its_values():
 
 
 def test_packages_are_those_that_are_needed():
-    assert part(Text("one")) == "\\begin{sloppypar}\none\n\\end{sloppypar}\n"
+    assert part(Paragraph("one")) == "\\begin{sloppypar}\none\n\\end{sloppypar}\n"
     assert part(table(4, 30)).splitlines()[0] == r"% \usepackage{booktabs}"
     assert part(table(4, 31)).splitlines()[0] == r"% \usepackage{booktabs,longtable}"
     assert part(table(7, 4)).splitlines()[0] == r"% \usepackage{booktabs,graphicx}"
@@ -110,32 +110,32 @@ def test_columns_of_names_stand_left_and_figures_right_with_a_true_minus():
 @given(st.text("ab1 *_`[]()<>&;#!-+=|~\\{}%$^\"',.:/?±·", min_size=1))
 def test_any_text_reads_as_it_was_written(text):
     """But for spaces."""
-    expected = "".join(plain(text).split())
-    for block in (Text(text), Heading(text), Items((text,)), Folded(text, ())):
+    expected = "".join(strip_markup(text).split())
+    for block in (Paragraph(text), Heading(text), ItemList((text,)), Collapsible(text, ())):
         assert words(part(block)) == expected, block
     (grid,) = grids(part(Table((text, text), ((text, text),))))
     assert [*grid.header, *grid.rows[0]] == [expected] * 4
-    assert words(part(Listing(text))) == "".join(lines(text).split())
+    assert words(part(CodeBlock(text))) == "".join(clean_lines(text).split())
 
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_foreign_texts_bring_no_commands_and_are_shown(text):
-    found = words(as_latex(hostile_page(text)))
+    found = words(render_latex(hostile_page(text)))
     if not set("`!\x00") & set(text):
         assert found.count("".join(text.split())) >= 20
 
 
-@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("number", TABLE_NUMBERS)
 def test_a_comparison_is_whole(number):
-    text = part(*blocks_of(compare(number, ROWS)))
+    text = part(*build_comparison_blocks(compare_with_published(number, ROWS)))
     assert words(text)
     assert all(len(grid.header) == len(grid.spec) for grid in grids(text))
 
 
 @with_latex
-@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("number", TABLE_NUMBERS)
 def test_latex_takes_each_table_and_nothing_stands_out(number, tmp_path):
-    text = part(*blocks_of(compare(number, ROWS)))
+    text = part(*build_comparison_blocks(compare_with_published(number, ROWS)))
     packages = re.match(r"% \\usepackage\{(.*)\}", text)[1]
     said = compiled(tmp_path, text, packages)
     assert [float(width) for width in re.findall(r"Overfull \\hbox \(([\d.]+)pt", said) if float(width) > 3] == []
@@ -146,4 +146,4 @@ def test_latex_takes_each_table_and_nothing_stands_out(number, tmp_path):
 def test_latex_takes_every_block_and_foreign_texts(tmp_path):
     pages = [PAGE, *map(hostile_page, HOSTILE)]
     (tmp_path / "toy.png").write_bytes(png())
-    compiled(tmp_path, "\n".join(map(as_latex, pages)))
+    compiled(tmp_path, "\n".join(map(render_latex, pages)))

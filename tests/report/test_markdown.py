@@ -7,20 +7,20 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from support.report.pages import HOSTILE, PAGE, Tags, hostile_page, png
 
-from ssql_det.report.as_markdown import as_markdown, picture_files
-from ssql_det.report.document import Document, Folded, Heading, Items, Listing, Picture, Table, Text
-from ssql_det.report.texts import plain
+from ssql_det.report.document import CodeBlock, Collapsible, Document, Figure, Heading, ItemList, Paragraph, Table
+from ssql_det.report.markup import strip_markup
+from ssql_det.report.render_markdown import collect_image_files, render_markdown
 
 READER = MarkdownIt("commonmark").enable(["table", "strikethrough"])  # an independent one
 
 
 def read(document):
-    return Tags(READER.render(as_markdown(document)))
+    return Tags(READER.render(render_markdown(document)))
 
 
 def test_pictures_are_files_beside_the_page():
-    referred = re.findall(r"!\[.*?\]\((.*?)\)", as_markdown(PAGE, "pictures/"))
-    files = picture_files(PAGE)
+    referred = re.findall(r"!\[.*?\]\((.*?)\)", render_markdown(PAGE, "pictures/"))
+    files = collect_image_files(PAGE)
     assert referred == ["pictures/boxes.svg", "pictures/toy.png"]
     assert list(files) == [each.removeprefix("pictures/") for each in referred]
     assert files["toy.png"] == png(900, 40)
@@ -28,7 +28,7 @@ def test_pictures_are_files_beside_the_page():
 
 
 def test_links_within_lead_to_headings_as_github_names_them():
-    text = as_markdown(PAGE)
+    text = render_markdown(PAGE)
     headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     assert headings == ["What fewer bits cost", "Boxes", "Boxes", "Settings", "Environment"]
     assert re.findall(r"\(#(.*?)\)", text) == ["environment", "boxes-1"]
@@ -48,7 +48,7 @@ def test_every_block_is_what_it_was():
 
 
 def test_a_document_without_a_title_is_a_part():
-    assert as_markdown(Document("", (Heading("Boxes"), Text("`a`")))) == "## Boxes\n\n`a`\n"
+    assert render_markdown(Document("", (Heading("Boxes"), Paragraph("`a`")))) == "## Boxes\n\n`a`\n"
 
 
 @pytest.mark.parametrize("text", HOSTILE)
@@ -66,10 +66,16 @@ def test_foreign_texts_are_inert_and_are_shown(text):
 @given(st.text("ab1 *_`[]()<>&;#!-+=|~\\\\.:$/^", min_size=1))
 def test_any_text_reads_as_it_was_written(text):
     """But for spaces, which code at the end of a line may lose."""
-    for block in (Text(text), Heading(text), Items((text,)), Table((text,), ((text,),)), Folded("", (Text(text),))):
+    for block in (
+        Paragraph(text),
+        Heading(text),
+        ItemList((text,)),
+        Table((text,), ((text,),)),
+        Collapsible("", (Paragraph(text),)),
+    ):
         words = "".join("".join(read(Document("", (block,))).texts).split())
         times = 2 if isinstance(block, Table) else 1
-        assert words == "".join(plain(text).split()) * times, block
+        assert words == "".join(strip_markup(text).split()) * times, block
 
 
 def test_what_stands_in_cells_stays_in_them():
@@ -78,31 +84,31 @@ def test_what_stands_in_cells_stays_in_them():
 
 
 def test_names_keep_their_underscores_as_they_are():
-    assert as_markdown(Document("", (Text("voc_2007_test is 4w4a; [1] (2) - 3.5 _x_"),))) == (
+    assert render_markdown(Document("", (Paragraph("voc_2007_test is 4w4a; [1] (2) - 3.5 _x_"),))) == (
         "voc_2007_test is 4w4a; [1] (2) - 3.5 \\_x\\_\n"
     )
 
 
 def test_a_listing_keeps_its_fences_and_spaces():
     text = "````\n  a `b`\n````"
-    assert read(Document("", (Listing(text),))).texts[0] == text + "\n"
+    assert read(Document("", (CodeBlock(text),))).texts[0] == text + "\n"
 
 
 def test_what_is_folded_is_markdown_too():
-    folded = Folded("`a` & b", (Items(("one",)), Folded("deeper", (Text("two"),))))
+    folded = Collapsible("`a` & b", (ItemList(("one",)), Collapsible("deeper", (Paragraph("two"),))))
     found = read(Document("", (folded,)))
     assert [tag for tag, _ in found.tags] == ["details", "summary", "ul", "li", "details", "summary", "p"]
     assert "a & b" in found.texts
 
 
 def test_two_pictures_need_two_names():
-    one = Picture("a.png", png(), "one")
-    assert list(picture_files(Document("", (one, one)))) == ["a.png"]
+    one = Figure("a.png", png(), "one")
+    assert list(collect_image_files(Document("", (one, one)))) == ["a.png"]
     with pytest.raises(ValueError, match=r"two pictures of one page are called 'a.png'"):
-        picture_files(Document("", (one, Folded("", (Picture("a.png", png(3, 3), "other"),)))))
+        collect_image_files(Document("", (one, Collapsible("", (Figure("a.png", png(3, 3), "other"),)))))
 
 
 @pytest.mark.parametrize("name", ["../a.png", "/a.png", "b/a.png", "", "a b.png", ".png"])
 def test_a_picture_lies_in_no_other_folder(name):
     with pytest.raises(ValueError, match="without a folder"):
-        picture_files(Document("", (Picture(name, png(), "words"),)))
+        collect_image_files(Document("", (Figure(name, png(), "words"),)))

@@ -10,9 +10,9 @@ from support.report.rows import line, probe, protocol, row
 from ssql_det.cli.main import make_parser
 from ssql_det.core.rows import Calibration
 from ssql_det.pretrain.config import build_metadata, read_config
-from ssql_det.report.comparison import overview
-from ssql_det.report.published import NUMBERS, published_table
-from ssql_det.report.tables import Measured, compare
+from ssql_det.report.comparison import Measurement, compare_with_published
+from ssql_det.report.comparison_blocks import build_overview_table
+from ssql_det.report.published import TABLE_NUMBERS, load_published_table
 
 ROOT = Path(__file__).parents[2]
 WIDTHS = ("FP", "6w6a", "4w4a", "3w3a", "2w4a")  # of Table 8
@@ -54,10 +54,10 @@ def dataset(number):
     return "imagenet" if number == 3 else "cifar10"
 
 
-@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("number", TABLE_NUMBERS)
 def test_what_nothing_here_can_produce_is_published_only(number):
-    table = compare(number, [])
-    bits = published_table(number).bits[0]
+    table = compare_with_published(number, [])
+    bits = load_published_table(number).bits[0]
     found = [each for each in table.lines if each.bits == bits and each.is_published_only]
     assert [f"{each.backbone} {each.method}" for each in found] == PUBLISHED_ONLY[number]
     assert all(each.is_published_only != bool(each.filled_by) for each in table.lines)
@@ -70,12 +70,12 @@ def test_a_row_is_of_its_networks_line(number, network, method, backbone, printe
         probe(figure + 1 + seed, network, method=method, dataset=dataset(number), seed=seed, checkpoint_hash=str(seed))
         for seed in (0, 1)
     ]
-    table = compare(number, rows)
+    table = compare_with_published(number, rows)
     found = top1(line(table, printed, backbone=backbone))
     assert (found.published, found.measured.mean, found.measured.n) == (figure, pytest.approx(figure + 1.5), 2)
     assert found.difference == pytest.approx(1.5)
     assert sum(top1(each).measured is not None for each in table.lines) == 1
-    assert len(table.lines) == len(published_table(number).rows) * len(published_table(number).bits)
+    assert len(table.lines) == len(load_published_table(number).rows) * len(load_published_table(number).bits)
 
 
 @pytest.mark.parametrize(
@@ -88,20 +88,22 @@ def test_a_row_is_of_its_networks_line(number, network, method, backbone, printe
     ],
 )
 def test_another_network_is_no_published_line(number, network, name):
-    found = line(compare(number, [probe(99.0, network, dataset=dataset(number))]), backbone=name)
+    found = line(compare_with_published(number, [probe(99.0, network, dataset=dataset(number))]), backbone=name)
     assert (top1(found).published, top1(found).measured.mean, top1(found).difference) == (None, 99.0, None)
 
 
 @pytest.mark.parametrize("number", [1, 3, 8, 12])
 def test_toy_rows_get_no_difference(number):
     networks = ("cifar_resnet18", "cifar_resnet34", "resnet50", "narrow_resnet")
-    table = compare(number, [probe(99.0, network, dataset="crops") for network in networks], dataset="crops")
+    table = compare_with_published(
+        number, [probe(99.0, network, dataset="crops") for network in networks], dataset="crops"
+    )
     measured = [each for each in table.lines if top1(each).measured]
     assert len(measured) == len(networks)
     assert {top1(each).difference for each in table.lines} == {None}
     assert not table.is_comparable
     assert table.notes[0].startswith("crops is other data than the published table's: not comparable")
-    assert not any(top1(each).measured for each in compare(number, [probe(99.0, dataset="crops")]).lines)
+    assert not any(top1(each).measured for each in compare_with_published(number, [probe(99.0, dataset="crops")]).lines)
 
 
 def test_what_is_over_bit_widths_is_averaged_by_checkpoint():
@@ -112,24 +114,27 @@ def test_what_is_over_bit_widths_is_averaged_by_checkpoint():
         for bits, figure in zip(WIDTHS, of_seed, strict=True)
     ]
     rows += [probe(10.0, "cifar_resnet34", bits="5w5a"), probe(70.0, "cifar_resnet34", seed=2, checkpoint_hash="2")]
-    found = top1(line(compare(8, random.Random(0).sample(rows, len(rows))), "(i)", "Avg."))
+    found = top1(line(compare_with_published(8, random.Random(0).sample(rows, len(rows))), "(i)", "Avg."))
     assert found.measured.mean == pytest.approx((439 / 5 + 445 / 5) / 2)
     assert (found.measured.n, found.published) == (2, 88.3)
     assert found.difference == pytest.approx(88.4 - 88.3)
-    of_one = compare(8, rows[:4])
+    of_one = compare_with_published(8, rows[:4])
     assert top1(line(of_one, "(i)", "Avg.")).measured is None
     assert "--bits 2w4a " in line(of_one, "(i)", "Avg.").filled_by
     undone = [*rows[:4], probe(None, "cifar_resnet34", bits="2w4a", seed=0, checkpoint_hash="0")]
-    without = line(compare(8, undone), "(i)", "Avg.")
+    without = line(compare_with_published(8, undone), "(i)", "Avg.")
     assert (top1(without).measured, without.filled_by, without.is_published_only) == (None, "", False)
 
 
 def test_rows_of_neighbours_alone_or_of_detectors_fill_nothing():
     rows = [probe(metrics={"knn/top1": 80.0}), row(dataset="cifar10", scope="backbone"), row()]
-    table = compare(1, rows)
-    assert table.lines == compare(1, []).lines
+    table = compare_with_published(1, rows)
+    assert table.lines == compare_with_published(1, []).lines
     assert "Left out: 2 rows of cifar10, scope backbone; 1 row of voc_2007_test, scope all." in table.notes
-    assert compare(6, [probe(dataset="voc_2007_test", scope="all")]).lines == compare(6, []).lines
+    assert (
+        compare_with_published(6, [probe(dataset="voc_2007_test", scope="all")]).lines
+        == compare_with_published(6, []).lines
+    )
 
 
 @pytest.mark.parametrize(
@@ -144,7 +149,7 @@ def test_rows_of_neighbours_alone_or_of_detectors_fill_nothing():
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
 def test_rows_of_one_network_and_method_are_apart_by_what_they_differ_in(change, config, scheme, calibration):
-    table = compare(1, [probe(90.0), probe(80.0, **change)])
+    table = compare_with_published(1, [probe(90.0), probe(80.0, **change)])
     one, other = [each for each in table.lines if top1(each).measured]
     assert {top1(each).measured.mean for each in (one, other)} == {90.0, 80.0}
     assert (one.backbone, one.method) == (other.backbone, other.method) == ("ResNet-18", "SSQL (ours)")
@@ -154,17 +159,17 @@ def test_rows_of_one_network_and_method_are_apart_by_what_they_differ_in(change,
 
 def test_neighbours_beside_a_linear_probe_change_nothing_and_cost_is_shown():
     metrics = {"knn/top1": 80.0, "linear/top1": 90.6, "MB": 5.5, "GBOPs": 12.0}
-    table = compare(1, [probe(metrics=metrics, protocol=protocol("knn", "linear"))])
+    table = compare_with_published(1, [probe(metrics=metrics, protocol=protocol("knn", "linear"))])
     assert table.metrics == ("linear/top1", "MB", "GBOPs")
     found = line(table, backbone="ResNet-18")
-    assert (top1(found).difference, found.cells["MB"].measured) == (pytest.approx(0.5), Measured(5.5, None, 1))
+    assert (top1(found).difference, found.cells["MB"].measured) == (pytest.approx(0.5), Measurement(5.5, None, 1))
     assert (
         "ssql-det probe knn linear --checkpoint <ssql.pth> " in line(table, bits="FP", backbone="ResNet-18").filled_by
     )
 
 
 def test_notes_say_what_rows_do_not():
-    notes = compare(3, [probe(50.0, "resnet18", dataset="imagenet", scheme="act=mse")]).notes
+    notes = compare_with_published(3, [probe(50.0, "resnet18", dataset="imagenet", scheme="act=mse")]).notes
     assert notes[0] == (
         "Measured with config linear; fast: SGD at 30 for a batch of 512, 100 epochs; cifar at 32 px, 50000 and 10000 "
         "images; scheme act=mse; calibration 512 images of cifar10, seed 0."
@@ -172,18 +177,23 @@ def test_notes_say_what_rows_do_not():
     assert "engine" not in notes[0]
     assert notes[1] == "Published are 100 epochs of pretraining; how many ours had, rows do not say."
     assert not any(
-        "epochs of pretraining" in note for number in (6, 8) for note in compare(number, [row(), probe()]).notes
+        "epochs of pretraining" in note
+        for number in (6, 8)
+        for note in compare_with_published(number, [row(), probe()]).notes
     )
     doubtful = [probe(), probe(checkpoint_hash="other")]
-    assert any(each.startswith("ResNet-18 · SSQL (ours) at 4w4a averages 2 ch") for each in compare(1, doubtful).notes)
+    assert any(
+        each.startswith("ResNet-18 · SSQL (ours) at 4w4a averages 2 ch")
+        for each in compare_with_published(1, doubtful).notes
+    )
     assert (
         "(i): quantized predictions, auxiliary loss, weight bits 2 to 8, activation bits 4 to 8."
-        in compare(8, []).notes
+        in compare_with_published(8, []).notes
     )
 
 
 def test_an_overview_keeps_backbones_apart():
-    shown = overview(compare(1, [probe(90.6), probe(91.0, "cifar_resnet50")]), "linear/top1")
+    shown = build_overview_table(compare_with_published(1, [probe(90.6), probe(91.0, "cifar_resnet50")]), "linear/top1")
     ours = [each for each in shown.rows if "SSQL (ours)" in each[0]]
     assert [each[:2] for each in ours] == [
         (f"{backbone} · SSQL (ours)", figures)
@@ -194,7 +204,10 @@ def test_an_overview_keeps_backbones_apart():
 
 
 COMMANDS = [
-    (number, each) for number in (1, 3, 8) for each in compare(number, []).lines if each.filled_by and each.bits == "FP"
+    (number, each)
+    for number in (1, 3, 8)
+    for each in compare_with_published(number, []).lines
+    if each.filled_by and each.bits == "FP"
 ]
 
 
@@ -214,13 +227,15 @@ def test_a_command_probes_what_its_config_pretrains(number, found):
     assert options.data == config.data.train
     assert options.protocol == "published"
     is_theirs = file.endswith("imagenet_r50_moco.yaml")  # MoCo's own checkpoint, of 200 epochs
-    assert is_theirs or published_table(number).rows[0].epochs in (config.optim.epochs, None)
+    assert is_theirs or load_published_table(number).rows[0].epochs in (config.optim.epochs, None)
     row = probe(1.0, config.backbone, method=options.method or build_metadata(config).method, dataset=dataset(number))
-    assert top1(line(compare(number, [row]), found.method, backbone=found.backbone)).measured
+    assert top1(line(compare_with_published(number, [row]), found.method, backbone=found.backbone)).measured
 
 
 def test_rows_that_are_there_say_what_the_command_must_be_like():
-    table = compare(1, [probe(), probe(80.0, method="simclr", bits="FP"), probe(70.0, "narrow_resnet", method="x/y")])
+    table = compare_with_published(
+        1, [probe(), probe(80.0, method="simclr", bits="FP"), probe(70.0, "narrow_resnet", method="x/y")]
+    )
     how = "linear; fast: SGD at 30 for a batch of 512, 100 epochs; cifar at 32 px, 50000 and 10000 images"
     how = f"# as those there: {how}; minmax; calibration: 512 images of cifar10, seed 0"
     ssql = line(table, bits="FP", backbone="ResNet-18")
@@ -234,7 +249,7 @@ def test_rows_that_are_there_say_what_the_command_must_be_like():
 
 
 def test_on_other_data_the_command_names_them():
-    table = compare(8, [], dataset="crops")
+    table = compare_with_published(8, [], dataset="crops")
     assert line(table, "(i)", "FP").filled_by == (
         "ssql-det probe linear --checkpoint <ssql.pth> --data <crops> --bits FP,6,4,3,2w4a"
     )

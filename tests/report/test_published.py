@@ -4,8 +4,8 @@ from importlib.resources import files
 import pytest
 
 from ssql_det.core.errors import UserError
-from ssql_det.report.names import network_name, published_name
-from ssql_det.report.published import NUMBERS, Column, published_table
+from ssql_det.report.display_names import format_network, match_published_name
+from ssql_det.report.published import TABLE_NUMBERS, Column, load_published_table
 
 PRINTED = [  # by hand, from the paper
     (6, "random init.", "FP", "bbox/AP50", 58.9),
@@ -27,14 +27,14 @@ PRINTED = [  # by hand, from the paper
 
 @pytest.mark.parametrize(("number", "method", "bits", "metric", "figure"), PRINTED)
 def test_figures_are_those_of_the_paper(number, method, bits, metric, figure):
-    assert published_table(number).find(method).figures[Column(bits, metric)] == figure
+    assert load_published_table(number).find(method).figures[Column(bits, metric)] == figure
 
 
 def test_every_table_is_whole_names_its_source_and_is_known():
     folder = files("ssql_det.report") / "published"
-    assert sorted(each.name for each in folder.iterdir()) == sorted(f"ssql_table{n}.json" for n in NUMBERS)
-    for number in NUMBERS:
-        table = published_table(number)
+    assert sorted(each.name for each in folder.iterdir()) == sorted(f"ssql_table{n}.json" for n in TABLE_NUMBERS)
+    for number in TABLE_NUMBERS:
+        table = load_published_table(number)
         content = json.loads((folder / f"ssql_table{number}.json").read_text("utf-8"))
         assert table.source.endswith(f"(arXiv:2207.05432), Table {number}")
         assert len(set(table.columns)) == len(content["columns"]) == len(table.bits) * len(table.metrics)
@@ -43,7 +43,7 @@ def test_every_table_is_whole_names_its_source_and_is_known():
 
 
 def test_rows_say_what_they_are_of():
-    voc, ablation, probe = published_table(6), published_table(8), published_table(5)
+    voc, ablation, probe = load_published_table(6), load_published_table(8), load_published_table(5)
     assert {row.backbone for row in voc.rows} == {"ResNet-18"}
     assert [row.epochs for row in voc.rows] == [None, None, None, None, 200, None, 200]
     assert ablation.find("(c)").settings == {
@@ -54,29 +54,31 @@ def test_rows_say_what_they_are_of():
         "a_bits": "4~16",
     }
     assert probe.rows[3].dataset == "CIFAR-100"
-    assert published_table(1).find("SimSiam-PACT").figures[Column("FP", "linear/top1")] is None
+    assert load_published_table(1).find("SimSiam-PACT").figures[Column("FP", "linear/top1")] is None
 
 
 def test_settings_are_told_in_words():
-    found = {row.method: row.described for row in published_table(8).rows}
+    found = {row.method: row.described for row in load_published_table(8).rows}
     assert found["(a)"] == "nothing quantized"
     assert found["(b)"] == "quantized targets, weight bits 4 to 16, activation bits 4 to 16"
     assert found["(e)"] == "quantized predictions, weight bits 6, activation bits 6"
     assert found["(i)"] == "quantized predictions, auxiliary loss, weight bits 2 to 8, activation bits 4 to 8"
-    assert {row.described for number in NUMBERS if number != 8 for row in published_table(number).rows} == {""}
+    assert {row.described for number in TABLE_NUMBERS if number != 8 for row in load_published_table(number).rows} == {
+        ""
+    }
 
 
 def test_averages_of_table_8_are_averages():
-    table = published_table(8)
+    table = load_published_table(8)
     assert (table.widths, table.averages) == (("FP", "6w6a", "4w4a", "3w3a", "2w4a"), ("Avg.",))
-    assert [number for number in NUMBERS if published_table(number).averages] == [8]
+    assert [number for number in TABLE_NUMBERS if load_published_table(number).averages] == [8]
     for row in table.rows:
         *figures, average = row.figures.values()
         assert sum(figures) / len(figures) == pytest.approx(average, abs=0.0501), row.method
 
 
 def test_what_is_printed_twice_is_the_same():
-    first, again = published_table(1), published_table(12)
+    first, again = load_published_table(1), load_published_table(12)
     for method in ("BYOL", "MoCov2"):
         resnet18 = next(row for row in first.rows if row.method == method and row.backbone == "ResNet-18")
         for column, figure in again.find(method).figures.items():
@@ -85,11 +87,11 @@ def test_what_is_printed_twice_is_the_same():
 
 def test_unknown_tables_and_methods_are_refused_by_name():
     with pytest.raises(UserError, match="no published Table 2 here; there are 1, 3, 4"):
-        published_table(2)
+        load_published_table(2)
     with pytest.raises(KeyError, match="'SSQL' names 0 lines of Table 6; it has: random init"):
-        published_table(6).find("SSQL")
+        load_published_table(6).find("SSQL")
     with pytest.raises(KeyError, match="'BYOL' names 2 lines"):
-        published_table(1).find("BYOL")
+        load_published_table(1).find("BYOL")
 
 
 MEANT = {
@@ -114,11 +116,11 @@ MEANT = {
 
 @pytest.mark.parametrize("method", MEANT)
 def test_a_method_is_known_by_its_letters_and_digits(method):
-    assert published_name(method, published_table(6).methods) == MEANT[method]
+    assert match_published_name(method, load_published_table(6).methods) == MEANT[method]
 
 
 def test_an_alias_leads_nowhere_in_a_table_without_its_line():
-    assert published_name("ssql 200", published_table(7).methods) is None
+    assert match_published_name("ssql 200", load_published_table(7).methods) is None
 
 
 @pytest.mark.parametrize(
@@ -134,4 +136,4 @@ def test_an_alias_leads_nowhere_in_a_table_without_its_line():
     ],
 )
 def test_a_network_has_the_name_of_the_tables_that_print_it(network, on_cifar, printed):
-    assert network_name(network, on_cifar) == printed
+    assert format_network(network, on_cifar) == printed

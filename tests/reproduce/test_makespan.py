@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.reproduce.plans import a_step
 
-from ssql_det.reproduce.ledger import makespan, needed_by
+from ssql_det.reproduce.step_cache import estimate_makespan, find_dependencies
 
 
 @st.composite
@@ -24,7 +24,7 @@ def plans(draw, most=7):
 def longest_path(steps):
     ends = {}
     for step in steps:  # each behind those that it needs
-        ends[step.name] = step.minutes + max((ends[each.name] for each in needed_by(step, steps)), default=0)
+        ends[step.name] = step.minutes + max((ends[each.name] for each in find_dependencies(step, steps)), default=0)
     return max(ends.values())
 
 
@@ -34,7 +34,7 @@ def by_the_minute(steps, lanes):
     begun = []
     while len(done) < len(steps):
         for step in steps:
-            is_ready = all(each.name in done for each in needed_by(step, steps))
+            is_ready = all(each.name in done for each in find_dependencies(step, steps))
             if step.name not in done and step.name not in begun and is_ready and len(begun) < lanes:
                 begun.append(step.name)
         for name in list(begun):
@@ -48,22 +48,22 @@ def by_the_minute(steps, lanes):
 
 @given(plans(), st.integers(1, 8))
 def test_it_is_what_a_clock_says(steps, lanes):
-    assert makespan(steps, lanes) == by_the_minute(steps, lanes)
+    assert estimate_makespan(steps, lanes) == by_the_minute(steps, lanes)
 
 
 @given(plans(), st.integers(1, 8))
 def test_it_is_never_less_than_can_be(steps, lanes):
     total, longest = sum(step.minutes for step in steps), longest_path(steps)
-    assert max(total / lanes, longest) <= makespan(steps, lanes) <= total
-    assert makespan(steps, 1) == total
-    assert makespan(steps, len(steps)) == makespan(steps, 10**6) == longest
+    assert max(total / lanes, longest) <= estimate_makespan(steps, lanes) <= total
+    assert estimate_makespan(steps, 1) == total
+    assert estimate_makespan(steps, len(steps)) == estimate_makespan(steps, 10**6) == longest
 
 
 @given(plans(most=5), st.integers(2, 3))
 def test_it_is_near_the_best_of_all_orders(steps, lanes):
     """Graham's bound (1969) for lanes that are never left empty: less than twice the best."""
-    best = min(makespan(order, lanes) for order in permutations(steps))
-    assert best <= makespan(steps, lanes) <= (2 - 1 / lanes) * best
+    best = min(estimate_makespan(order, lanes) for order in permutations(steps))
+    assert best <= estimate_makespan(steps, lanes) <= (2 - 1 / lanes) * best
 
 
 @pytest.mark.parametrize(("lanes", "minutes"), [(1, 10.0), (2, 6.0), (3, 6.0), (99, 6.0)])
@@ -73,15 +73,15 @@ def test_by_hand(lanes, minutes):
     b, c, d = (a_step(name, Path(name), a.makes, minutes=long) for name, long in (("b", 2.0), ("c", 3.0), ("d", 2.0)))
     e = a_step("e", Path("e"), c.makes, minutes=2.0)
     steps = [a, b, c, d, e]
-    assert makespan(steps, lanes) == minutes
+    assert estimate_makespan(steps, lanes) == minutes
 
 
 def test_of_nothing_it_is_nothing():
-    assert makespan([], 3) == 0
+    assert estimate_makespan([], 3) == 0
 
 
 def test_a_step_needs_those_that_make_what_it_reads():
     a, b = a_step("a", Path("a")), a_step("b", Path("b"))
     both = a_step("c", Path("c"), (*a.makes, *b.makes, Path("given.yaml")))
-    assert [each.name for each in needed_by(both, [b, a, both])] == ["b", "a"]
-    assert not list(needed_by(a, [a, b, both]))
+    assert [each.name for each in find_dependencies(both, [b, a, both])] == ["b", "a"]
+    assert not list(find_dependencies(a, [a, b, both]))

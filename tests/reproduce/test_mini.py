@@ -14,7 +14,7 @@ from support.report.pages import Tags
 from support.reproduce.plans import WIDTHS, at_work_in, ended, plan_of, started
 
 from ssql_det.core import rows
-from ssql_det.report.published import published_table
+from ssql_det.report.published import load_published_table
 
 METHODS = {"random init.": "random init.", "SimSiam": "SimSiam", "SSQL": "SSQL (ours)"}  # in rows and in tables
 FEW = ("--table", "6", "--methods", "SSQL", "random init.")
@@ -79,7 +79,7 @@ def test_a_table_holds_the_rows_beside_the_published_figures(detector, whole):
             for metric, place in columns.items():
                 assert line[place + 1] == f"{row['metrics'][f'bbox/{metric}']:.1f}"
                 assert line[place + 2] == "-"  # not comparable
-    assert published_table(number).source in text
+    assert load_published_table(number).source in text
 
 
 def test_the_report_holds_the_rows_the_curves_and_the_detections(whole):

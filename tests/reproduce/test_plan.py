@@ -23,8 +23,8 @@ from ssql_det.pretrain.analyze_checkpoints import name_checkpoints
 from ssql_det.pretrain.checkpoint import CHECKPOINT_NAME
 from ssql_det.pretrain.config import read_config
 from ssql_det.quant import parse_widths
-from ssql_det.report.published import published_table
-from ssql_det.reproduce.presets import PRESETS, preset
+from ssql_det.report.published import load_published_table
+from ssql_det.reproduce.presets import PRESETS, get_preset
 from ssql_det.toydata.dataset import MANIFEST, ToyDataSettings, make_toy_data
 
 GIVEN = {"IN supervised": "in.pth", "BYOL": "byol.pth"}
@@ -167,7 +167,7 @@ def value(cfg, key):
 def test_of_every_published_row_there_is_a_sweep_or_a_word(plan):
     swept = {(asked(step)[1].SSQL_DET.METHOD, step.name.split("-")[1]) for step in plan.steps if step.kind == "sweep"}
     for table in set(plan.choices.tables) & {6, 7}:
-        for method in published_table(table).methods:
+        for method in load_published_table(table).methods:
             words = [words for words in plan.left_out if words.startswith(f"{method} of Table {table}: ")]
             assert len(words) == ((method.removesuffix(" (ours)"), {6: "c4", 7: "fpn"}[table]) not in swept)
 
@@ -187,7 +187,7 @@ def test_the_images_to_draw_are_in_the_toy_data_and_were_not_trained_on(tmp_path
 @given(st.floats(0, 1, exclude_min=True))
 def test_a_budget_scales_down_to_what_still_works(budget):
     for name in ("mini", "small"):
-        tables = preset(name).tables
+        tables = get_preset(name).tables
         plan, whole = (plan_of(name, budget=share, seeds=1, tables=tables) for share in (budget, 1.0))
         now, full = plan.preset.data, PRESETS[name].data
         assert (now.scenes, now.crops) == (max(24, round(full.scenes * budget)), max(400, round(full.crops * budget)))

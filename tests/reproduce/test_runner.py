@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from support.reproduce.plans import Fake, states
 
 from ssql_det.reproduce import runner
-from ssql_det.reproduce.runner import DONE, FAILED, WAITED, environment, log_of
+from ssql_det.reproduce.runner import DONE, FAILED, SKIPPED, get_log_path, make_environment
 
 
 def at_a_time(events):
@@ -39,8 +39,8 @@ def test_each_begins_behind_those_it_needs_and_lanes_are_full(lanes, fake):
 def test_each_has_a_log_of_its_own(fake):
     steps = [fake.step(name, say=f"this is {name}") for name in "abc"]
     fake.run(steps, lanes=3)
-    assert [log_of(fake.out, step).read_text() for step in steps] == [f"this is {name}\n" for name in "abc"]
-    assert len({log_of(fake.out, step) for step in steps}) == 3
+    assert [get_log_path(fake.out, step).read_text() for step in steps] == [f"this is {name}\n" for name in "abc"]
+    assert len({get_log_path(fake.out, step) for step in steps}) == 3
 
 
 # ---- what fails ----------------------------------------------------------------------------------------------------
@@ -54,7 +54,7 @@ def test_one_that_fails_stops_those_that_need_it_and_no_other(fake):
     d = fake.step("d", seconds=0.1)
     e = fake.step("e", d)
     outcomes = fake.run([a, b, c, d, e])
-    assert states(outcomes) == {"a": FAILED, "b": WAITED, "c": WAITED, "d": DONE, "e": DONE}
+    assert states(outcomes) == {"a": FAILED, "b": SKIPPED, "c": SKIPPED, "d": DONE, "e": DONE}
     assert outcomes["a"].reason == "there is no room; make some"
     assert outcomes["c"].reason == "a step that it needs is not done"
     assert sorted({name for _, name in fake.events}) == ["a", "d", "e"]
@@ -89,7 +89,7 @@ def test_what_was_killed_or_says_what_is_no_text_has_a_reason(fake):
 def test_one_that_ends_well_without_its_file_has_failed(fake):
     a = fake.step("a", makes=False)
     outcomes = fake.run([a, fake.step("b", a)])
-    assert states(outcomes) == {"a": FAILED, "b": WAITED}
+    assert states(outcomes) == {"a": FAILED, "b": SKIPPED}
     assert outcomes["a"].reason == f"a ended well and did not make {a.makes[0]}; please report it"
 
 
@@ -99,7 +99,7 @@ def test_a_refusal_of_the_ledger_is_that_steps_alone(fake):
     assert states(fake.run([a, b])) == {"a": FAILED, "b": DONE}
     (fake.out / "steps/b.json").write_text("{")
     outcomes = fake.run([b, fake.step("c", b)])
-    assert states(outcomes) == {"b": FAILED, "c": WAITED}
+    assert states(outcomes) == {"b": FAILED, "c": SKIPPED}
     assert "is damaged; delete it" in outcomes["b"].reason
 
 
@@ -153,6 +153,6 @@ def test_progress_says_how_far_it_is(fake, monkeypatch, told):
 def test_steps_have_one_thread_each_and_know_their_data(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "64")
     monkeypatch.setenv("OF_THE_USER", "kept")
-    on_cpu, on_gpu = environment(Path("a/data")), environment(Path("a/data"), on_gpu=True)
+    on_cpu, on_gpu = make_environment(Path("a/data")), make_environment(Path("a/data"), on_gpu=True)
     assert (on_cpu["OMP_NUM_THREADS"], on_gpu["OMP_NUM_THREADS"]) == ("1", "64")
     assert (on_cpu["DETECTRON2_DATASETS"], on_cpu["OF_THE_USER"]) == ("a/data", "kept")

@@ -6,15 +6,15 @@ from html.parser import HTMLParser
 
 from ssql_det.report.document import (
     Chart,
+    CodeBlock,
+    Collapsible,
     Curve,
     Document,
-    Folded,
+    Figure,
     Heading,
-    Items,
-    Listing,
-    Picture,
+    ItemList,
+    Paragraph,
     Table,
-    Text,
 )
 
 WIDTHS = ("FP", "8w8a", "6w6a", "5w5a", "4w4a")
@@ -45,7 +45,7 @@ CHART = Chart(
 PAGE = Document(
     "What fewer bits cost",
     (
-        Text(
+        Paragraph(
             "Measured with `ssql-det sweep`; see [the environment](#environment), [again](#boxes-1), [rows](a/b.jsonl)."
         ),
         Heading("Boxes"),
@@ -57,12 +57,15 @@ PAGE = Document(
             caption="Every method on the [published](https://arxiv.org/abs/2207.05432) data, and `FP` is their start",
         ),
         Heading("Boxes", level=3),
-        Items(("one", "`two`")),
-        Items(("first", "second"), is_numbered=True),
-        Picture("toy.png", png(900, 40), "A toy scene at `4w4a`"),
-        Folded("All `settings`", (Heading("Settings", 3), Listing("SEED 3\n\tLR " + "0" * 200), Text("That is all."))),
+        ItemList(("one", "`two`")),
+        ItemList(("first", "second"), is_numbered=True),
+        Figure("toy.png", png(900, 40), "A toy scene at `4w4a`"),
+        Collapsible(
+            "All `settings`",
+            (Heading("Settings", 3), CodeBlock("SEED 3\n\tLR " + "0" * 200), Paragraph("That is all.")),
+        ),
         Heading("Environment"),
-        Listing("torch 2.14.1"),
+        CodeBlock("torch 2.14.1"),
     ),
 )
 HOSTILE = (
@@ -90,14 +93,14 @@ def hostile_page(text):
         text,
         (
             Heading(text),
-            Text(text),
+            Paragraph(text),
             Heading(text, 3),
-            Items((text, text)),
+            ItemList((text, text)),
             Table((text, text), ((text, text),), caption=text),
-            Listing(text),
-            Picture("toy.png", png(), text),
+            CodeBlock(text),
+            Figure("toy.png", png(), text),
             Chart("chart", text, (text,), (Curve(text, (1.0,)),), text),
-            Folded(text, (Heading(text), Text(text))),
+            Collapsible(text, (Heading(text), Paragraph(text))),
         ),
     )
 

@@ -13,11 +13,11 @@ from ssql_det.analyze.page import build_csv_files
 from ssql_det.core import rows
 from ssql_det.core.rows import Calibration, Row
 from ssql_det.quant import parse_widths
-from ssql_det.report.as_html import as_html
-from ssql_det.report.as_markdown import as_markdown, picture_files
-from ssql_det.report.document import Table, Text
-from ssql_det.reproduce.plan import Reproduction
-from ssql_det.reproduce.runner import DONE, Outcome
+from ssql_det.report.document import Paragraph, Table
+from ssql_det.report.render_html import render_html
+from ssql_det.report.render_markdown import collect_image_files, render_markdown
+from ssql_det.reproduce.plan import RunResults
+from ssql_det.reproduce.runner import DONE, StepOutcome
 
 READER = MarkdownIt("commonmark").enable(["table"])  # an independent one
 NAMES = {"random-init": "random init.", "simsiam": "SimSiam", "ssql": "SSQL (ours)"}  # in tables
@@ -66,11 +66,11 @@ def made_up(
     plan = plan_of(preset, out, methods=asked, **choices)
     outcomes = {}
     for step in plan.steps:
-        outcomes[step.name] = lost.get(step.name, Outcome(DONE, 60.0 if step.kind == "sweep" else 6.0))
+        outcomes[step.name] = lost.get(step.name, StepOutcome(DONE, 60.0 if step.kind == "sweep" else 6.0))
         if step.name not in lost:
             step.folder.mkdir(parents=True)
             _MAKERS[step.kind](step, plan, IN_ROWS | (methods or {}))
-    return Reproduction(plan, outcomes, command, 8.9)
+    return RunResults(plan, outcomes, command, 8.9)
 
 
 def _sweep(step, plan, names):
@@ -148,12 +148,12 @@ def tables(document, first):
 
 
 def texts(document):
-    return [block.text for block in document.blocks if isinstance(block, Text)]
+    return [block.text for block in document.blocks if isinstance(block, Paragraph)]
 
 
 def checked(document):
     """Both renderings; what is true of any page."""
-    html, markdown = as_html(document), as_markdown(document)
+    html, markdown = render_html(document), render_markdown(document)
     html.encode()
     page, read = Tags(html), Tags(READER.render(markdown))
     ids = page.values("id")
@@ -165,7 +165,7 @@ def checked(document):
     assert not {tag for tag, _ in page.tags} & {"script", "iframe", "object", "form", "base"}
     assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
     assert all(image["alt"] for image in page.all("img"))
-    assert set(read.values("src")) == set(picture_files(document))
+    assert set(read.values("src")) == set(collect_image_files(document))
     assert not read.values("href")
     assert not {tag for tag, _ in read.tags} & {"script", "iframe", "object", "form", "style"}
     headings = [tag for tag, _ in page.tags if re.fullmatch(r"h\d", tag)]

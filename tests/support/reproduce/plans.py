@@ -6,10 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ssql_det.reproduce.ledger import Ledger, Step
 from ssql_det.reproduce.plan import make_plan
-from ssql_det.reproduce.presets import Choices, preset
-from ssql_det.reproduce.runner import run
+from ssql_det.reproduce.presets import Options, get_preset
+from ssql_det.reproduce.runner import run_steps
+from ssql_det.reproduce.step_cache import Step, StepCache
 
 ROOT = Path(__file__).parents[3]
 WIDTHS = ("FP", "8w8a", "6w6a", "5w5a", "4w4a", "2w4a")  # of the toy presets
@@ -17,7 +17,7 @@ WIDTHS = ("FP", "8w8a", "6w6a", "5w5a", "4w4a", "2w4a")  # of the toy presets
 
 def plan_of(name, out="runs/x", **choices):
     checkpoints = tuple(dict(choices.pop("checkpoints", ())).items())
-    return make_plan(preset(name), Choices(Path(out), checkpoints=checkpoints, **choices))
+    return make_plan(get_preset(name), Options(Path(out), checkpoints=checkpoints, **choices))
 
 
 def a_step(name, folder, reads=(), makes=("made.txt",), arguments=(), minutes=1.0, kind="train"):
@@ -43,11 +43,11 @@ def begun(folder, out="out", arguments=("train", "LR", "0.1"), given=b"given", m
     for path in before.makes:
         path.parent.mkdir(parents=True)
         path.write_text("of the step before")
-    Ledger(out).begin(step)
+    StepCache(out).begin(step)
     for path in step.makes:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(path.name)
-    return Ledger(out), step
+    return StepCache(out), step
 
 
 FAKE = """
@@ -88,8 +88,8 @@ class Fake:
         asked |= {"text": name if text is None else text, "reads": list(map(str, reads)), "makes": made}
         return a_step(name, folder, reads, ("made.txt",), [json.dumps(asked)], minutes)
 
-    def run(self, steps, lanes=2):
-        return run(steps, self.out, lanes, self.program, self.environment)
+    def run_steps(self, steps, lanes=2):
+        return run_steps(steps, self.out, lanes, self.program, self.environment)
 
     @property
     def events(self):

@@ -6,7 +6,7 @@ import pytest
 from support.reproduce.plans import a_step, begun
 
 from ssql_det.core.errors import UserError
-from ssql_det.reproduce.ledger import Ledger
+from ssql_det.reproduce.step_cache import StepCache
 
 
 @pytest.fixture
@@ -79,10 +79,10 @@ def test_a_folder_that_no_step_has_made_stays_as_it_is(tmp_path):
     mine.write_text("years of work")
     step = a_step("train-a", mine.parent)
     with pytest.raises(UserError, match=r"work/a is there and no step has made it; choose another --out"):
-        Ledger(tmp_path / "out").begin(step)
+        StepCache(tmp_path / "out").begin(step)
     assert mine.read_text() == "years of work"
     assert not (tmp_path / "out/steps").exists()
-    Ledger(tmp_path / "out").begin(replace(step, kind="data"))  # toy data look for themselves
+    StepCache(tmp_path / "out").begin(replace(step, kind="data"))  # toy data look for themselves
     assert mine.read_text() == "years of work"
 
 

@@ -7,7 +7,7 @@ import pytest
 from support.reproduce.plans import ROOT, plan_of
 
 from ssql_det.core.errors import UserError
-from ssql_det.reproduce.presets import preset
+from ssql_det.reproduce.presets import get_preset
 
 
 @pytest.fixture(autouse=True)
@@ -117,7 +117,7 @@ def test_bits():
         if step.kind in ("sweep", "predict"):
             assert step.arguments[step.arguments.index("--bits") + 1] == "FP,3w4a"
     assert plan.preset.bits == "FP,3w4a"
-    assert preset("mini").bits == "FP,8,6,5,4,2w4a"
+    assert get_preset("mini").bits == "FP,8,6,5,4,2w4a"
 
 
 def test_a_checkpoint_takes_the_place_of_a_pretraining(tmp_path):
@@ -161,4 +161,4 @@ def test_what_others_wait_for_comes_first_and_of_that_the_longest():
 
 def test_a_preset_that_there_is_not():
     with pytest.raises(UserError, match=r"there is no preset 'smal'; did you mean 'small'\?"):
-        preset("smal")
+        get_preset("smal")

@@ -3,7 +3,7 @@
 The curves' colours began as those of Okabe and Ito (https://jfly.uni-koeln.de/color/) and were moved until each has a
 contrast of 3 to its paper and all nine are told apart with any kind of colour blindness; the tests measure both.
 
->>> print(themed("svg"))
+>>> print(theme_css("svg"))
 svg{color-scheme:light dark;--paper:#ffffff;...}
 @media screen and (prefers-color-scheme:dark){svg{--paper:#15181c;...}}
 >>> "<style>" + PAGE_CSS + "</style>"
@@ -21,7 +21,7 @@ _CURVES_ON_DARK = (
     *("#40daff", "#e3701b", "#46a06c", "#c876ac", "#f7e61e"),
     *("#9d86ff", "#9ed9d8", "#deb168", "#c7dcb7"),
 )
-CURVES = len(_CURVES_ON_LIGHT)
+NUM_CURVE_COLOURS = len(_CURVES_ON_LIGHT)
 
 
 def _named(curves: tuple[str, ...]) -> dict[str, str]:
@@ -50,7 +50,7 @@ DARK = {
 }
 
 
-def themed(selector: str) -> str:
+def theme_css(selector: str) -> str:
     """The variables on what is selected, by what the reader prefers. Paper is light for everyone."""
     dark = f"{selector}{{{_variables(DARK)}}}"
     return (
@@ -145,4 +145,4 @@ details{border:0;padding:0}
 details::details-content{content-visibility:visible;block-size:auto}
 }
 """
-PAGE_CSS = themed(":root") + CHART_CSS + _LETTERS + _PARTS + _PAPER
+PAGE_CSS = theme_css(":root") + CHART_CSS + _LETTERS + _PARTS + _PAPER

@@ -32,9 +32,9 @@ _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Ledger:
+class StepCache:
     """
-    >>> ledger = Ledger(Path("runs/mini"))
+    >>> ledger = StepCache(Path("runs/mini"))
     >>> if not ledger.is_done(step):
     ...     ledger.begin(step)
     ...     ...
@@ -107,7 +107,7 @@ class Ledger:
         return {"arguments": arguments, "read": self._hashes(step.reads)}
 
     def _hashes(self, paths: tuple[Path, ...]) -> dict[str, str]:
-        return {self._told(str(path)): fingerprint(path) for path in paths}
+        return {self._told(str(path)): compute_fingerprint(path) for path in paths}
 
     def _told(self, text: str) -> str:
         return f"OUT{text[len(str(self.out)) :]}" if f"{text}/".startswith(f"{self.out}/") else text
@@ -116,21 +116,21 @@ class Ledger:
 def _same_run(step: Step, before: dict[str, Any], now: dict[str, Any]) -> bool:
     """But for what extends it."""
     options = _EXTENDED_BY.get(step.kind, ())
-    then, here = ({**each, "arguments": without(each["arguments"], options)} for each in (before, now))
+    then, here = ({**each, "arguments": remove_options(each["arguments"], options)} for each in (before, now))
     return then == here
 
 
-def without(arguments: Sequence[str], options: Sequence[str]) -> list[str]:
+def remove_options(arguments: Sequence[str], options: Sequence[str]) -> list[str]:
     """Arguments without some options and their values.
 
-    >>> without(["sweep", "--bits", "FP,4", "--scope", "all"], ["--bits"])
+    >>> remove_options(["sweep", "--bits", "FP,4", "--scope", "all"], ["--bits"])
     ['sweep', '--scope', 'all']
     """
     pairs = pairwise(["", *arguments])
     return [argument for before, argument in pairs if before not in options and argument not in options]
 
 
-def fingerprint(path: Path) -> str:
+def compute_fingerprint(path: Path) -> str:
     """Of a config what it says, its bases included; of any other file the hash of its bytes."""
     if path.suffix not in _CONFIGS:
         return sha256(path)
@@ -159,18 +159,18 @@ class Step:
         return shlex.join(["ssql-det", *self.arguments])
 
 
-def needed_by(step: Step, steps: Sequence[Step]) -> Iterator[Step]:
+def find_dependencies(step: Step, steps: Sequence[Step]) -> Iterator[Step]:
     """The steps that make what this one reads."""
     read = set(step.reads)
     yield from (other for other in steps if read.intersection(other.makes))
 
 
-def makespan(steps: Sequence[Step], lanes: int) -> float:
+def estimate_makespan(steps: Sequence[Step], lanes: int) -> float:
     """How many minutes the steps take when so many run at a time, each as soon as its inputs are there."""
     now, waiting, running = 0.0, list(steps), dict[str, float]()
     while waiting or running:
         absent = {step.name for step in waiting} | set(running)
-        ready = [step for step in waiting if not any(other.name in absent for other in needed_by(step, steps))]
+        ready = [step for step in waiting if not any(other.name in absent for other in find_dependencies(step, steps))]
         for step in ready[: lanes - len(running)]:
             running[step.name] = now + step.minutes
             waiting.remove(step)

@@ -3,10 +3,10 @@
 A kind of table says which rows are of one, which line a row is of, and the command that fills a line. A table that is
 not here is published only, and so is a line of a probe's table that no config pretrains.
 
->>> kind_of(1).configs["ResNet-18", "SSQL (ours)"], kind_of(13)
-('configs/pretrain/cifar10_r18_ssql.yaml', Kind(dataset=''))
->>> kind_of(6).line(published_table(6).find("BYOL"), "toy_voc_2007_test")
-Group(dataset='toy_voc_2007_test', backbone='', method='BYOL', config='', scheme='', calibration='')
+>>> get_source(1).configs["ResNet-18", "SSQL (ours)"], get_source(13)
+('configs/pretrain/cifar10_r18_ssql.yaml', TableSource(dataset=''))
+>>> get_source(6).line(published_table(6).find("BYOL"), "toy_voc_2007_test")
+RowGroup(dataset='toy_voc_2007_test', backbone='', method='BYOL', config='', scheme='', calibration='')
 """
 
 from __future__ import annotations
@@ -18,11 +18,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ssql_det.core.rows import Row
-from ssql_det.report.names import described, network_name, plain_name, published_name, scheme_of, slug
+from ssql_det.report.display_names import (
+    format_network,
+    format_protocol,
+    format_scheme,
+    match_published_name,
+    slugify,
+    strip_ours,
+)
 from ssql_det.report.published import PublishedRow, PublishedTable
-from ssql_det.report.reading import UNNAMED, Group
+from ssql_det.report.row_groups import UNNAMED, RowGroup
 
-CONFIGS = {  # of detectors, by what they evaluate on
+DETECTOR_CONFIGS = {  # of detectors, by what they evaluate on
     "voc_2007_test": "voc_r18_c4.yaml",
     "coco_2017_val": "coco_mask_r50_fpn.yaml",
     "toy_voc_2007_test": "toy_voc_narrow_c4.yaml",
@@ -37,7 +44,7 @@ _EQUAL = re.compile(r"(\d+)w\1a")
 
 
 @dataclass(frozen=True)
-class Kind:
+class TableSource:
     """By itself: nothing here fills it yet, all of it is published only. ``dataset`` is as rows name it."""
 
     dataset: str = ""
@@ -46,56 +53,60 @@ class Kind:
         """That of its rows."""
         return ""
 
-    def line(self, row: PublishedRow, dataset: str) -> Group:
+    def line(self, row: PublishedRow, dataset: str) -> RowGroup:
         """What names a published line; its data set is the one that rows are of."""
-        return Group(row.dataset, row.backbone, row.method)
+        return RowGroup(row.dataset, row.backbone, row.method)
 
-    def group(self, row: Row, table: PublishedTable) -> Group:
+    def group(self, row: Row, table: PublishedTable) -> RowGroup:
         raise NotImplementedError("no row is of a table that nothing fills")
 
-    def command(self, table: PublishedTable, group: Group, bits: Sequence[str], scope: str) -> str:
+    def command(self, table: PublishedTable, group: RowGroup, bits: Sequence[str], scope: str) -> str:
         """What fills a line at these bits; nothing for one that is published only."""
         return ""
 
 
 @dataclass(frozen=True)
-class Sweep(Kind):
+class SweepSource(TableSource):
     """Detectors. A sweep takes any, so every line can be filled. Rows do not say their backbone."""
 
     def scope(self, asked: str) -> str:
         return asked
 
-    def line(self, row: PublishedRow, dataset: str) -> Group:
-        return Group(dataset, "", row.method)
+    def line(self, row: PublishedRow, dataset: str) -> RowGroup:
+        return RowGroup(dataset, "", row.method)
 
-    def group(self, row: Row, table: PublishedTable) -> Group:
-        method = published_name(row.method, table.methods) or row.method.strip() or UNNAMED
-        return Group(row.dataset, "", method, row.config, scheme_of(row), str(row.calibration))
+    def group(self, row: Row, table: PublishedTable) -> RowGroup:
+        method = match_published_name(row.method, table.methods) or row.method.strip() or UNNAMED
+        return RowGroup(row.dataset, "", method, row.config, format_scheme(row), str(row.calibration))
 
-    def command(self, table: PublishedTable, group: Group, bits: Sequence[str], scope: str) -> str:
+    def command(self, table: PublishedTable, group: RowGroup, bits: Sequence[str], scope: str) -> str:
         """A sweep with the method's name for its rows, and as those already there, so that the new ones join them.
 
         A config that is not of this repository stands in angle brackets: where it lies the rows do not say.
 
-        >>> Sweep("voc_2007_test").command(published_table(6), Group("voc_2007_test", "", "BYOL"), ["8w8a"], "all")
+        >>> SweepSource("voc_2007_test").command(published_table(6), RowGroup("voc_2007_test", "", "BYOL"), ["8w8a"], "all")
         'ssql-det sweep --config-file configs/detection/voc_r18_c4.yaml --bits 8 MODEL.WEIGHTS <byol.pth> \
 SSQL_DET.METHOD BYOL OUTPUT_DIR sweeps/byol'
         """
-        name = plain_name("" if group.method == UNNAMED else group.method)
-        file_name = slug(name) or "detector"
-        file, *changed = shlex.split(group.config) or [CONFIGS.get(group.dataset, f"{group.dataset}.yaml")]
-        is_ours = file in CONFIGS.values() or file in _OTHERS or file.startswith(_FOLDERS)
+        name = strip_ours("" if group.method == UNNAMED else group.method)
+        file_name = slugify(name) or "detector"
+        file, *changed = shlex.split(group.config) or [DETECTOR_CONFIGS.get(group.dataset, f"{group.dataset}.yaml")]
+        is_ours = file in DETECTOR_CONFIGS.values() or file in _OTHERS or file.startswith(_FOLDERS)
         path = f"configs/detection/{file}" if is_ours else f"<{file}>"
         elsewhere = [group.dataset] if group.dataset != self.dataset else []
         folder = "-".join([file_name, *([scope] if scope != "all" else []), *elsewhere])
         parts = [
             f"ssql-det sweep --config-file {path}",
-            f"--bits {as_option(bits)}",
+            f"--bits {format_bits_option(bits)}",
             *([f"--scope {shlex.quote(scope)}"] if scope != "all" else []),
             f"MODEL.WEIGHTS <{file_name}.pth>",
             f"SSQL_DET.METHOD {shlex.quote(name)}",
             *([shlex.join(changed)] if changed else []),
-            *([f"DATASETS.TEST {shlex.quote(f'({group.dataset!r},)')}"] if group.dataset not in CONFIGS else []),
+            *(
+                [f"DATASETS.TEST {shlex.quote(f'({group.dataset!r},)')}"]
+                if group.dataset not in DETECTOR_CONFIGS
+                else []
+            ),
             f"OUTPUT_DIR {shlex.quote(f'sweeps/{folder}')}",
             *([f"# scheme: {group.scheme}; calibration: {group.calibration}"] if group.calibration else []),
         ]
@@ -103,7 +114,7 @@ SSQL_DET.METHOD BYOL OUTPUT_DIR sweeps/byol'
 
 
 @dataclass(frozen=True)
-class Probe(Kind):
+class ProbeSource(TableSource):
     """Frozen backbones, by the network that rows name.
 
     ``data`` is what ``--data`` takes. ``configs`` are those that pretrain a line, by its backbone and method: a line
@@ -120,25 +131,27 @@ class Probe(Kind):
     def scope(self, asked: str) -> str:
         return "backbone"
 
-    def line(self, row: PublishedRow, dataset: str) -> Group:
-        return Group(dataset, row.backbone, row.method)
+    def line(self, row: PublishedRow, dataset: str) -> RowGroup:
+        return RowGroup(dataset, row.backbone, row.method)
 
-    def group(self, row: Row, table: PublishedTable) -> Group:
+    def group(self, row: Row, table: PublishedTable) -> RowGroup:
         printed = {
             each: method
             for method in (*table.methods, *self.beside)
             for each in (method, self.known_as.get(method, method))
         }
-        known = published_name(row.method, printed)
+        known = match_published_name(row.method, printed)
         method = printed[known] if known else row.method.strip() or UNNAMED
-        network = network_name(row.network, self.on_cifar)
-        return Group(row.dataset, network, method, described(row.protocol), scheme_of(row), str(row.calibration))
+        network = format_network(row.network, self.on_cifar)
+        return RowGroup(
+            row.dataset, network, method, format_protocol(row.protocol), format_scheme(row), str(row.calibration)
+        )
 
-    def command(self, table: PublishedTable, group: Group, bits: Sequence[str], scope: str) -> str:
+    def command(self, table: PublishedTable, group: RowGroup, bits: Sequence[str], scope: str) -> str:
         method = self.known_as.get(group.method, group.method)
         pretrained_by = self.configs.get((group.backbone, group.method))
         data = self.data if group.dataset == self.dataset else f"<{group.dataset}>"
-        probes, checkpoint, remark = ["linear"], f"<{slug(plain_name(method)) or 'backbone'}.pth>", ""
+        probes, checkpoint, remark = ["linear"], f"<{slugify(strip_ours(method)) or 'backbone'}.pth>", ""
         if group.config:
             probes = group.config.partition(";")[0].split(", ")
             remark = f" # as those there: {group.config}; {group.scheme}; calibration: {group.calibration}"
@@ -151,14 +164,14 @@ class Probe(Kind):
             remark = f" # after ssql-det pretrain --config-file {pretrained_by}"
         if group.method.startswith("(") and group.method not in self.known_as:  # checkpoints do not tell letters
             probes += ["--method", group.method]
-        asked = f"{shlex.join(probes)} --checkpoint {checkpoint} --data {data} --bits {as_option(bits)}"
+        asked = f"{shlex.join(probes)} --checkpoint {checkpoint} --data {data} --bits {format_bits_option(bits)}"
         return f"ssql-det probe {asked}{remark}"
 
 
-def as_option(bits: Iterable[str]) -> str:
+def format_bits_option(bits: Iterable[str]) -> str:
     """Bit-widths as ``--bits`` takes them.
 
-    >>> as_option(["FP", "8w8a", "2w4a"])
+    >>> format_bits_option(["FP", "8w8a", "2w4a"])
     'FP,8,2w4a'
     """
     return shlex.quote(",".join(_EQUAL.sub(r"\1", width) for width in bits))
@@ -185,31 +198,33 @@ _IMAGENET = {
 }
 _ABLATION = {(_DEPTHS["r34"], f"({letter})"): f"configs/pretrain/table8/{letter}.yaml" for letter in "abcdefghi"}
 _CIFAR = "cifar10:datasets"
-_KINDS: Mapping[int, Kind] = {
-    1: Probe("cifar10", _CIFAR, True, _of_table_1("r18") | _of_table_1("r50"), beside=("BYOL+SSQL", "MoCov2+SSQL")),
-    3: Probe("imagenet", "datasets/imagenet", False, _IMAGENET),
-    6: Sweep("voc_2007_test"),
-    7: Sweep("coco_2017_val"),
-    8: Probe("cifar10", _CIFAR, True, _ABLATION, {"(a)": "SimSiam", "(i)": "SSQL (ours)"}),
-    12: Probe("cifar10", _CIFAR, True, _configs("cifar10", "r18", _BOTH_WAYS)),
+_KINDS: Mapping[int, TableSource] = {
+    1: ProbeSource(
+        "cifar10", _CIFAR, True, _of_table_1("r18") | _of_table_1("r50"), beside=("BYOL+SSQL", "MoCov2+SSQL")
+    ),
+    3: ProbeSource("imagenet", "datasets/imagenet", False, _IMAGENET),
+    6: SweepSource("voc_2007_test"),
+    7: SweepSource("coco_2017_val"),
+    8: ProbeSource("cifar10", _CIFAR, True, _ABLATION, {"(a)": "SimSiam", "(i)": "SSQL (ours)"}),
+    12: ProbeSource("cifar10", _CIFAR, True, _configs("cifar10", "r18", _BOTH_WAYS)),
 }
 
 
-def kind_of(number: int) -> Kind:
-    return _KINDS.get(number, Kind())
+def get_source(number: int) -> TableSource:
+    return _KINDS.get(number, TableSource())
 
 
-def probe_of(number: int) -> Probe:
+def get_probe_source(number: int) -> ProbeSource:
     """Of a table that linear probes fill.
 
-    >>> probe_of(8).known_as
+    >>> get_probe_source(8).known_as
     {'(a)': 'SimSiam', '(i)': 'SSQL (ours)'}
     """
-    kind = kind_of(number)
-    assert isinstance(kind, Probe), f"Table {number} is not of probes"
+    kind = get_source(number)
+    assert isinstance(kind, ProbeSource), f"Table {number} is not of probes"
     return kind
 
 
-def data_sets() -> set[str]:
+def list_datasets() -> set[str]:
     """Those that rows may be of, as rows name them."""
     return {kind.dataset for kind in _KINDS.values()}

@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from ssql_det.report.style import CURVES, DARK, LIGHT, themed
+from ssql_det.report.stylesheet import DARK, LIGHT, NUM_CURVE_COLOURS, theme_css
 
 SIGHT = {  # what dichromats see, in linear RGB: Machado, Oliveira, Fernandes 2009, at full severity
     "all": np.eye(3),
@@ -46,7 +46,7 @@ def lab(rgb):
 @pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
 def test_letters_and_curves_stand_out_from_the_paper(theme):
     assert all(contrast(theme[name], theme[paper]) >= 4.5 for name in ("ink", "quiet", "link") for paper in PAPERS)
-    assert all(contrast(theme[f"curve-{number}"], theme["paper"]) >= 3 for number in range(CURVES))
+    assert all(contrast(theme[f"curve-{number}"], theme["paper"]) >= 3 for number in range(NUM_CURVE_COLOURS))
 
 
 PAPERS = ("paper", "raised")
@@ -55,11 +55,11 @@ PAPERS = ("paper", "raised")
 @pytest.mark.parametrize("sight", SIGHT)
 @pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
 def test_curves_are_told_apart_by_every_eye(theme, sight):
-    seen = [lab(SIGHT[sight] @ linear(theme[f"curve-{number}"])) for number in range(CURVES)]
+    seen = [lab(SIGHT[sight] @ linear(theme[f"curve-{number}"])) for number in range(NUM_CURVE_COLOURS)]
     assert all(np.linalg.norm(one - other) > 12 for one, other in itertools.combinations(seen, 2))
     assert all(np.linalg.norm(one - other) > 20 for one, other in itertools.combinations(seen[:5], 2))
 
 
 def test_both_themes_name_the_same_and_paper_stays_light():
     assert LIGHT.keys() == DARK.keys()
-    assert "@media screen and (prefers-color-scheme:dark)" in themed(":root")
+    assert "@media screen and (prefers-color-scheme:dark)" in theme_css(":root")

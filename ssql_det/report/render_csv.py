@@ -1,6 +1,6 @@
 """Comparisons as CSV: one line for every method, bit-width and metric, with all digits.
 
->>> print(as_csv(compare(6, rows), compare(7, rows)))
+>>> print(render_csv(compare(6, rows), compare(7, rows)))
 """
 
 from __future__ import annotations
@@ -10,25 +10,25 @@ import io
 from collections.abc import Iterable, Iterator
 from typing import TypeAlias
 
-from ssql_det.report.tables import Comparison, Line, Measured
+from ssql_det.report.comparison import Comparison, ComparisonLine, Measurement
 
 HEADER = (
     *("table", "dataset", "scope", "comparable", "backbone", "method", "settings", "config", "scheme", "calibration"),
     *("bits", "metric", "published", "measured", "std", "n", "difference", "state", "filled_by"),
 )
-_NOT_MEASURED = Measured(None, None, 0)
+_NOT_MEASURED = Measurement(None, None, 0)
 
 Record: TypeAlias = tuple[str | int | float | None, ...]
 
 
-def as_csv(*tables: Comparison) -> str:
-    return written(HEADER, (record for table in tables for line in table.lines for record in _records(table, line)))
+def render_csv(*tables: Comparison) -> str:
+    return format_csv(HEADER, (record for table in tables for line in table.lines for record in _records(table, line)))
 
 
-def written(header: Record, records: Iterable[Record]) -> str:
+def format_csv(header: Record, records: Iterable[Record]) -> str:
     """Lines end in a newline alone; a number that does not exist is an empty field.
 
-    >>> written(("method", "AP"), [("SSQL", None)])
+    >>> format_csv(("method", "AP"), [("SSQL", None)])
     'method,AP\\nSSQL,\\n'
     """
     text = io.StringIO()
@@ -38,7 +38,7 @@ def written(header: Record, records: Iterable[Record]) -> str:
     return text.getvalue()
 
 
-def _records(table: Comparison, line: Line) -> Iterator[Record]:
+def _records(table: Comparison, line: ComparisonLine) -> Iterator[Record]:
     """``state`` is measured, empty, or published only: this project cannot produce it yet."""
     of_table = (table.number, line.dataset, table.scope, "yes" if table.is_comparable else "no")
     of_line = (line.backbone, line.method, line.settings, line.config, line.scheme, line.calibration, line.bits)

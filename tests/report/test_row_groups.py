@@ -7,25 +7,25 @@ from support.report.rows import line, probe, row
 from ssql_det.core import rows
 from ssql_det.core.errors import UserError
 from ssql_det.core.rows import Calibration
-from ssql_det.report.as_markdown import as_markdown
-from ssql_det.report.comparison import blocks_of
+from ssql_det.report.comparison import compare_with_published
+from ssql_det.report.comparison_blocks import build_comparison_blocks
 from ssql_det.report.document import Document
-from ssql_det.report.reading import newest, read_rows
-from ssql_det.report.tables import compare
+from ssql_det.report.render_markdown import render_markdown
+from ssql_det.report.row_groups import keep_newest, load_rows
 
 
 def test_rows_of_several_files_are_read_in_order(tmp_path):
     rows.append_row(tmp_path / "a.jsonl", row(50.0))
     rows.append_row(tmp_path / "b.jsonl", row(60.0))
-    assert [each.metrics["bbox/AP50"] for each in read_rows([tmp_path / "b.jsonl", tmp_path / "a.jsonl"])] == [60, 50]
-    assert read_rows([]) == []
+    assert [each.metrics["bbox/AP50"] for each in load_rows([tmp_path / "b.jsonl", tmp_path / "a.jsonl"])] == [60, 50]
+    assert load_rows([]) == []
 
 
 def test_a_torn_last_line_costs_that_line_alone(tmp_path, caplog):
     path = tmp_path / "results.jsonl"
     rows.append_row(path, row())
     path.write_text(path.read_text() + path.read_text()[:50])
-    assert len(read_rows([path])) == 1
+    assert len(load_rows([path])) == 1
     assert "line 2 is torn" in caplog.text
 
 
@@ -47,7 +47,7 @@ def test_what_is_no_file_of_rows_is_refused(tmp_path, kind):
     path = tmp_path / "results.jsonl"
     path.write_text(content)
     with pytest.raises(UserError, match=said) as refusal:
-        read_rows([path])
+        load_rows([path])
     assert str(path) in str(refusal.value)
 
 
@@ -72,7 +72,7 @@ def test_a_row_with_a_field_of_another_kind_is_refused(tmp_path, name):
     path = tmp_path / "results.jsonl"
     path.write_text(json.dumps(dataclasses.asdict(row()) | {name.split()[0]: WRONG[name]}) + "\n")
     with pytest.raises(UserError, match=f"a row whose {name.split()[0]} is not what a row holds"):
-        read_rows([path])
+        load_rows([path])
 
 
 def test_texts_become_one_printable_line(tmp_path):
@@ -80,7 +80,7 @@ def test_texts_become_one_printable_line(tmp_path):
     texts = {"method": odd, "scheme": odd, "network": odd, "placement": odd, "calibration": Calibration(8, 0, odd)}
     maps = {"overrides": {odd: odd}, "protocol": {odd: odd, "probes": ["knn", odd], "rate": 0.5}}
     rows.append_row(tmp_path / "a.jsonl", row(**texts, **maps))
-    (found,) = read_rows([tmp_path / "a.jsonl"])
+    (found,) = load_rows([tmp_path / "a.jsonl"])
     assert {getattr(found, name) for name in ("method", "scheme", "network", "placement")} == {printed}
     assert found.calibration == Calibration(8, 0, printed)
     assert found.overrides == {printed: printed}
@@ -96,10 +96,10 @@ ODD_PROTOCOLS = (
 @pytest.mark.parametrize("odd", ODD_PROTOCOLS, ids=str)
 def test_a_protocol_of_somebody_else_is_shown_as_it_is(tmp_path, odd):
     rows.append_row(tmp_path / "a.jsonl", probe(61.25, protocol=odd))
-    found = read_rows([tmp_path / "a.jsonl"])
-    table = compare(1, found)
+    found = load_rows([tmp_path / "a.jsonl"])
+    table = compare_with_published(1, found)
     assert line(table, backbone="ResNet-18").cells["linear/top1"].measured.mean == 61.25
-    assert "61.2" in as_markdown(Document("", blocks_of(table)))
+    assert "61.2" in render_markdown(Document("", build_comparison_blocks(table)))
 
 
 def test_a_file_of_schema_1_fills_the_lines_that_it_filled(tmp_path):
@@ -117,16 +117,16 @@ def test_a_file_of_schema_1_fills_the_lines_that_it_filled(tmp_path):
         each["schema"] = 1
     (tmp_path / "a.jsonl").write_text("".join(f"{json.dumps(each)}\n" for each in old))
     rows.append_row(tmp_path / "a.jsonl", probe(90.0))
-    found = read_rows([tmp_path / "a.jsonl"])
-    detector = line(compare(6, found))
+    found = load_rows([tmp_path / "a.jsonl"])
+    detector = line(compare_with_published(6, found))
     assert (detector.scheme, detector.calibration) == (
         "norms=re-estimated",
         "64 images of voc_2007_trainval, seed 0",
     )
-    assert line(compare(1, found), backbone="ResNet-18").cells["linear/top1"].measured.mean == 85.0
+    assert line(compare_with_published(1, found), backbone="ResNet-18").cells["linear/top1"].measured.mean == 85.0
 
 
 def test_of_one_second_the_later_counts_and_without_a_hash_the_name_tells():
     first = row(50.0)
-    assert newest([first, row(60.0, time=first.time)])[0].metrics["bbox/AP50"] == 60.0
-    assert len(newest([row(checkpoint_hash=""), row(checkpoint_hash="", checkpoint="other.pth")])) == 2
+    assert keep_newest([first, row(60.0, time=first.time)])[0].metrics["bbox/AP50"] == 60.0
+    assert len(keep_newest([row(checkpoint_hash=""), row(checkpoint_hash="", checkpoint="other.pth")])) == 2

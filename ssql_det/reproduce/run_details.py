@@ -10,16 +10,16 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ssql_det.core.rows import package_versions
-from ssql_det.report.document import Block, Folded, Heading, Listing, Table, Text
-from ssql_det.report.texts import unmarked
-from ssql_det.reproduce.plan import Reproduction, by_hand, minutes_by_kind
+from ssql_det.report.document import Block, CodeBlock, Collapsible, Heading, Paragraph, Table
+from ssql_det.report.markup import escape_markup
+from ssql_det.reproduce.plan import RunResults, format_commands, sum_minutes_by_kind
 
 _LOOKS = {"kNN at FP": "knn/FP", "kNN at 2w4a": "knn/2w4a"}
 
 
-def evidence(of: Reproduction) -> Iterator[Block]:
+def build_run_details(of: RunResults) -> Iterator[Block]:
     """
-    >>> blocks = tuple(evidence(Reproduction(plan, outcomes, "ssql-det reproduce", minutes=8.9)))
+    >>> blocks = tuple(build_run_details(RunResults(plan, outcomes, "ssql-det reproduce", minutes=8.9)))
     """
     yield from _coverage(of)
     yield from _pretraining(of)
@@ -28,11 +28,11 @@ def evidence(of: Reproduction) -> Iterator[Block]:
     yield from _commands(of)
 
 
-def _coverage(of: Reproduction) -> Iterator[Block]:
+def _coverage(of: RunResults) -> Iterator[Block]:
     if not of.plan.has("train"):
         return
     yield Heading("What was loaded")
-    yield Text("All of a backbone finds its place in the detector, or the training is refused; heads begin anew.")
+    yield Paragraph("All of a backbone finds its place in the detector, or the training is refused; heads begin anew.")
     rows = []
     for step in of.done("train"):
         path = step.folder / "coverage.json"
@@ -47,10 +47,10 @@ def _coverage(of: Reproduction) -> Iterator[Block]:
 def _loaded(coverage: Mapping[str, Any]) -> tuple[str, str, str]:
     reasons = Counter(coverage["left_out"].values())
     left = "; ".join(f"{count}: {reason}" for reason, count in reasons.items()) or "none"
-    return f"{coverage['percent']:.1f} %", str(len(coverage["used"])), unmarked(left)
+    return f"{coverage['percent']:.1f} %", str(len(coverage["used"])), escape_markup(left)
 
 
-def _pretraining(of: Reproduction) -> Iterator[Block]:
+def _pretraining(of: RunResults) -> Iterator[Block]:
     runs = []
     for step in of.done("pretrain"):
         path = step.folder / "metrics.jsonl"
@@ -62,20 +62,20 @@ def _pretraining(of: Reproduction) -> Iterator[Block]:
             runs.append((step.folder.name, *figures))
     if runs:
         yield Heading("Pretraining")
-        yield Text(
+        yield Paragraph(
             "A spread near 1: features point everywhere; near 0: they have collapsed. A kNN accuracy far below that of "
             "other runs: collapsed in part, whatever the spread."
         )
         yield Table(("run", "steps", "last loss", "spread", *_LOOKS), tuple(runs))
 
 
-def _minutes(of: Reproduction) -> Iterator[Block]:
+def _minutes(of: RunResults) -> Iterator[Block]:
     yield Heading("Where the minutes went")
-    yield Table(("steps", "count", "minutes of work"), minutes_by_kind(of))
-    yield Text(f"This time it took {of.minutes:.1f} minutes; what was there already was not made again.")
+    yield Table(("steps", "count", "minutes of work"), sum_minutes_by_kind(of))
+    yield Paragraph(f"This time it took {of.minutes:.1f} minutes; what was there already was not made again.")
 
 
-def _environment(of: Reproduction) -> Iterator[Block]:
+def _environment(of: RunResults) -> Iterator[Block]:
     found = [row for rows in of.rows.values() for row in rows]
     engines = sorted({row.engine for row in found if row.engine})
     software = {**package_versions(), **(found[-1].versions if found else {})}
@@ -85,10 +85,10 @@ def _environment(of: Reproduction) -> Iterator[Block]:
         *([f"detectors on {' and '.join(engines)}"] if engines else []),
         *(f"{name} {version}" for name, version in software.items()),
     ]
-    yield Listing("\n".join(lines))
+    yield CodeBlock("\n".join(lines))
 
 
-def _commands(of: Reproduction) -> Iterator[Block]:
+def _commands(of: RunResults) -> Iterator[Block]:
     yield Heading("Commands")
-    yield Text("Each step is one command; run by hand in this order they give the same rows.")
-    yield Folded(f"All {len(of.plan.steps)} commands", (Listing(by_hand(of.plan)),))
+    yield Paragraph("Each step is one command; run by hand in this order they give the same rows.")
+    yield Collapsible(f"All {len(of.plan.steps)} commands", (CodeBlock(format_commands(of.plan)),))

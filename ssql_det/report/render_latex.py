@@ -3,7 +3,7 @@ r"""A page as a part of a LaTeX document, for ``\input``; pictures are files bes
 The first line names the packages that it needs. A long table goes over pages, a wide one is narrowed to the line.
 Letters that pdfLaTeX does not have need XeLaTeX or LuaLaTeX.
 
->>> print(as_latex(Document("", (Table(("method", "difference"), (("SSQL_200", "-0.4"),)),))))
+>>> print(render_latex(Document("", (Table(("method", "difference"), (("SSQL_200", "-0.4"),)),))))
 % \usepackage{booktabs}
 <BLANKLINE>
 \begin{center}
@@ -24,9 +24,20 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from ssql_det.report.as_markdown import picture_file
-from ssql_det.report.document import Block, Chart, Document, Folded, Heading, Items, Listing, Picture, Table, Text
-from ssql_det.report.texts import Style, lines, marked
+from ssql_det.report.document import (
+    Block,
+    Chart,
+    CodeBlock,
+    Collapsible,
+    Document,
+    Figure,
+    Heading,
+    ItemList,
+    Paragraph,
+    Table,
+)
+from ssql_det.report.markup import Style, clean_lines, render_markup
+from ssql_det.report.render_markdown import image_file_name
 
 _PACKAGES = {"booktabs": r"\toprule", "graphicx": r"\includegraphics \resizebox", "longtable": r"\begin{longtable}"}
 _NARROWED = r"""\setlength{{\tabcolsep}}{{3pt}}%
@@ -59,7 +70,7 @@ _WRITTEN = {
 }
 
 
-def as_latex(document: Document) -> str:
+def render_latex(document: Document) -> str:
     """The whole text, with a newline at its end. Of links, those within the page are their words alone."""
     text = _Writer(document.anchors).blocks(document.with_title)
     used = [name for name, commands in _PACKAGES.items() if any(command in text for command in commands.split())]
@@ -77,23 +88,23 @@ class _Writer:
         match block:
             case Heading(text, level):
                 return f"\\{_SECTIONS[min(level, len(_SECTIONS)) - 1]}*{{{self.text(text)}}}"
-            case Text(text):
+            case Paragraph(text):
                 return _within("sloppypar", self.text(text))
-            case Items(texts, is_numbered):
+            case ItemList(texts, is_numbered):
                 items = "\n".join(f"\\item {self.text(text)}" for text in texts)
                 listed = _within("enumerate" if is_numbered else "itemize", items)
                 return _within("sloppypar", listed) if texts else ""
             case Table():
                 return self.table(block)
-            case Listing(text):
-                rows = (r"\mbox{}" + _code(line).replace(" ", r"\ ") for line in lines(text).split("\n"))
+            case CodeBlock(text):
+                rows = (r"\mbox{}" + _code(line).replace(" ", r"\ ") for line in clean_lines(text).split("\n"))
                 return _within("flushleft", "\\\\\n".join(rows))
-            case Picture(_, _, words):
-                image = f"\\includegraphics[width=\\linewidth]{{{picture_file(block)}}}"
+            case Figure(_, _, words):
+                image = f"\\includegraphics[width=\\linewidth]{{{image_file_name(block)}}}"
                 return _within("center", f"{image}\n\n\\emph{{{self.text(words)}}}")
             case Chart():
                 return self.table(_figures(block))
-            case Folded(summary, blocks):
+            case Collapsible(summary, blocks):
                 return f"\\paragraph*{{{self.text(summary)}}}\n\n{self.blocks(blocks)}"
 
     def table(self, table: Table) -> str:
@@ -129,7 +140,7 @@ class _Writer:
         return " & ".join([*cells[:names], *figures]) + r" \\"
 
     def text(self, text: str) -> str:
-        return marked(text, _STYLE, self.anchors)
+        return render_markup(text, _STYLE, self.anchors)
 
 
 def _by_name(rows: Sequence[Sequence[str]]) -> list[list[Sequence[str]]]:

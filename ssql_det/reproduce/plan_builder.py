@@ -24,10 +24,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from ssql_det.core.config import read_config_file
-from ssql_det.report.names import plain_name, slug
-from ssql_det.reproduce.ledger import Step
-from ssql_det.reproduce.parts import Part, Pretraining, Probing, Transfer
-from ssql_det.reproduce.presets import LEAST, Choices, Preset, data_sets, seeds_of
+from ssql_det.report.display_names import slugify, strip_ours
+from ssql_det.reproduce.experiments import DetectorExperiment, Experiment, Pretraining, ProbeExperiment
+from ssql_det.reproduce.presets import MINIMUMS, Options, Preset, count_seeds, get_datasets_root
+from ssql_det.reproduce.step_cache import Step
 from ssql_det.toydata.dataset import MANIFEST, ToyDataSettings
 
 _ANALYZED = "FP,8,4,2w4a"
@@ -35,24 +35,24 @@ _IMAGES = ("--calib-images", "512")  # of backbones, as the figures on the pages
 _START = 0.1  # minutes that a process takes before it does anything
 
 
-class Builder:
+class PlanBuilder:
     """Adds the steps of one part and method after the other; those that several need come once.
 
     ``rows_of``: by the name of a part, the steps that make its rows.
     """
 
-    def __init__(self, preset: Preset, choices: Choices, files: Mapping[str, str]) -> None:
+    def __init__(self, preset: Preset, choices: Options, files: Mapping[str, str]) -> None:
         self._preset, self._choices, self._files = preset, choices, files
         self._out = choices.out
         self.steps: dict[str, Step] = {}
         self.rows_of: dict[str, list[str]] = {}
 
-    def add(self, part: Part, method: str) -> None:
+    def add(self, part: Experiment, method: str) -> None:
         names = self.rows_of.setdefault(part.name, [])
-        for seed in range(seeds_of(part, self._preset, self._choices)):
-            if isinstance(part, Transfer):
+        for seed in range(count_seeds(part, self._preset, self._choices)):
+            if isinstance(part, DetectorExperiment):
                 names.append(self._detector(part, method, seed))
-            elif isinstance(part, Probing) and (seed == 0 or part.among(method, self._files) is None):
+            elif isinstance(part, ProbeExperiment) and (seed == 0 or part.among(method, self._files) is None):
                 names.append(self._probed(part, method, seed))
 
     def analyze(self) -> None:
@@ -80,17 +80,17 @@ class Builder:
         self._add(Step("data", "data", arguments, folder, (), made, minutes, data.megabytes))
         return made
 
-    def _source(self, part: Part, method: str, seed: int) -> tuple[Path, str] | None:
+    def _source(self, part: Experiment, method: str, seed: int) -> tuple[Path, str] | None:
         """A backbone's file, given or pretrained, and a name for what is made of it; nothing for random weights."""
         given, pretraining = part.among(method, self._files), part.methods.get(method)
         if given is not None:
-            return Path(os.path.expanduser(self._files[given])), slug(plain_name(given))
+            return Path(os.path.expanduser(self._files[given])), slugify(strip_ours(given))
         if pretraining is None:
             return None
         path = self._pretrained(pretraining, seed)
         return path, path.parent.name
 
-    def _backbone(self, transfer: Transfer, method: str, seed: int) -> Path | None:
+    def _backbone(self, transfer: DetectorExperiment, method: str, seed: int) -> Path | None:
         """The converted backbone's path, or nothing for random weights."""
         found = self._source(transfer, method, seed if self._preset.pretrains_each_seed else 0)
         if found is None:
@@ -119,7 +119,7 @@ class Builder:
         """What backbones are pretrained on and probed with."""
         return str(self._out / "data" / "crops") if self._preset.data else self._choices.images(data)
 
-    def _probed(self, probing: Probing, method: str, seed: int) -> str:
+    def _probed(self, probing: ProbeExperiment, method: str, seed: int) -> str:
         """The step that makes its rows; tables that have one backbone in common share it, so letters are told only
         where they alone say which it is."""
         found, given = self._source(probing, method, seed), probing.among(method, self._files)
@@ -131,7 +131,7 @@ class Builder:
         arguments = ("probe", *probing.arguments, *_IMAGES, "--resume", "--checkpoint", str(source))
         arguments += ("--data", self._images(probing.data), *bits, "--out", str(rows))
         if given is not None or (method.startswith("(") and method not in probing.meaning):
-            arguments += ("--method", plain_name(given or method))
+            arguments += ("--method", strip_ours(given or method))
         reads, minutes = (source, *self._data()), probing.minutes * self._choices.budget
         return self._add(Step(f"probe-{name}", "probe", arguments, folder, reads, (rows,), minutes, 0.1))
 
@@ -142,10 +142,10 @@ class Builder:
         """How long what takes so many of them takes here."""
         return minutes * self._choices.budget / self._choices.num_gpus
 
-    def _detector(self, transfer: Transfer, method: str, seed: int) -> str:
+    def _detector(self, transfer: DetectorExperiment, method: str, seed: int) -> str:
         """Trained, swept, and for the first seed drawn; the step that makes its rows."""
-        backbone, plain = self._backbone(transfer, method, seed), plain_name(method)
-        name = f"{transfer.name}-{slug(plain)}-{seed}"
+        backbone, plain = self._backbone(transfer, method, seed), strip_ours(method)
+        name = f"{transfer.name}-{slugify(plain)}-{seed}"
         detector, sweep, pictures = (self._out / kind / name for kind in ("detectors", "sweeps", "pictures"))
         weights, quantization = detector / "model_final.pth", sweep / "quantization.safetensors"
         config, reads = ("--config-file", transfer.config), (Path(transfer.config), *self._data())
@@ -158,7 +158,7 @@ class Builder:
         self._add(Step(f"train-{name}", "train", arguments, detector, begins_with, (weights,), minutes, size))
 
         bits = ("--bits", self._preset.bits)
-        images = str(max(round(transfer.calibration * self._choices.budget), LEAST["calibration"]))
+        images = str(max(round(transfer.calibration * self._choices.budget), MINIMUMS["calibration"]))
         arguments = ("sweep", *config, *self._gpus(), *bits, "--calib-images", images)
         arguments += _pairs({"MODEL.WEIGHTS": weights, **same, "OUTPUT_DIR": sweep})
         reads, minutes = (*reads, weights), self._on_gpus(transfer.sweep_minutes)
@@ -174,16 +174,16 @@ class Builder:
             self._add(Step(f"predict-{name}", "predict", arguments, pictures, (*reads, quantization), drawn, 0.05, 0.3))
         return f"sweep-{name}"
 
-    def _shortened(self, transfer: Transfer) -> dict[str, object]:
+    def _shortened(self, transfer: DetectorExperiment) -> dict[str, object]:
         """Fewer iterations for a smaller budget; a sweep says so too, for its rows' sake."""
         if self._choices.budget == 1:
             return {}
         iterations = int(read_config_file(transfer.config)["SOLVER.MAX_ITER"])
-        return {"SOLVER.MAX_ITER": max(round(iterations * self._choices.budget), LEAST["iterations"])}
+        return {"SOLVER.MAX_ITER": max(round(iterations * self._choices.budget), MINIMUMS["iterations"])}
 
-    def _shown(self, transfer: Transfer) -> Iterator[Path]:
+    def _shown(self, transfer: DetectorExperiment) -> Iterator[Path]:
         data = self._preset.data
-        root = self._out / "data" if data else data_sets()
+        root = self._out / "data" if data else get_datasets_root()
         numbers = (data.first_test_scene, data.first_test_scene + 1) if data else transfer.shown
         yield from (root / transfer.image.format(number) for number in numbers)
 

@@ -9,10 +9,10 @@ from support.reproduce.folders import checked, made_up, tables, texts, top1
 from support.reproduce.plans import ROOT, plan_of
 
 from ssql_det.core.errors import UserError
-from ssql_det.report.document import Folded, Heading, Picture
-from ssql_det.report.producing import kind_of
-from ssql_det.report.published import published_table
-from ssql_det.reproduce.page import report, write_tables
+from ssql_det.report.document import Collapsible, Figure, Heading
+from ssql_det.report.published import load_published_table
+from ssql_det.report.table_sources import get_source
+from ssql_det.reproduce.report_page import build_report, write_tables
 
 WIDTHS = ("FP", "8w8a", "6w6a", "5w5a", "4w4a", "3w3a", "2w8a", "2w4a")
 RUNS = {  # of Table 1's methods on toy data, and beside them the two of Table 12 alone
@@ -74,12 +74,12 @@ def test_the_paper_runs_every_config_that_its_tables_name(table):
     configs = [
         step.arguments[step.arguments.index("--config-file") + 1] for step in plan.steps if step.kind == "pretrain"
     ]
-    assert Counter(configs) == Counter(set(kind_of(table).configs.values()))
+    assert Counter(configs) == Counter(set(get_source(table).configs.values()))
     assert {step.name.rpartition("-")[2] for step in plan.steps} == {"0"}  # one seed, unless more are asked for
     assert len(named(plan_of("paper", tables=(table,), seeds=2), "probe")) == 2 * len(named(plan, "probe"))
     data = {step.arguments[step.arguments.index("--data") + 1] for step in plan.steps if step.kind == "probe"}
     assert data == ({"datasets/imagenet"} if table == 3 else {"cifar10:datasets"})
-    lacking = {method for method in published_table(table).methods if "PACT" in method}
+    lacking = {method for method in load_published_table(table).methods if "PACT" in method}
     assert {words.split(" of ")[0] for words in plan.left_out} == lacking
 
 
@@ -132,7 +132,7 @@ def found(tmp_path_factory):
 
 
 def test_a_page_of_probes_alone_speaks_of_no_detector(found):
-    document = report(found)
+    document = build_report(found)
     checked(document)
     assert document.title == "What bits cost a backbone: preset mini"
     assert [block.text for block in document.blocks if isinstance(block, Heading) and block.level == 2] == [
@@ -142,16 +142,16 @@ def test_a_page_of_probes_alone_speaks_of_no_detector(found):
         *("Environment", "Commands"),
     ]
     assert not any("moved to a detector" in text for text in texts(document))
-    (terms,) = (block for block in document.blocks if isinstance(block, Folded) and "15 networks" in block.summary)
-    assert len([block for block in terms.blocks if isinstance(block, Picture)]) == 15
+    (terms,) = (block for block in document.blocks if isinstance(block, Collapsible) and "15 networks" in block.summary)
+    assert len([block for block in terms.blocks if isinstance(block, Figure)]) == 15
     assert len(tables(document, "Linear probe")) == 1  # the cost of three tables' one network
 
 
 def test_figures_are_means_over_seeds_in_the_order_of_the_table(found):
-    of_1, of_8, of_12 = (table for table in tables(report(found), "method") if table.header[1] == "figures")
-    for table, runs in ((of_1, RUNS), (of_12, {method: RUNS[method] for method in published_table(12).methods})):
+    of_1, of_8, of_12 = (table for table in tables(build_report(found), "method") if table.header[1] == "figures")
+    for table, runs in ((of_1, RUNS), (of_12, {method: RUNS[method] for method in load_published_table(12).methods})):
         measured = {row[0].removeprefix("narrow ResNet · "): row[2:] for row in table.rows if row[1] == "measured"}
-        printed = [method for method in published_table(1 if table is of_1 else 12).methods if method in runs]
+        printed = [method for method in load_published_table(1 if table is of_1 else 12).methods if method in runs]
         assert list(measured)[: len(printed)] == printed
         assert len(measured) == len(runs)
         for method, cells in measured.items():
@@ -161,13 +161,13 @@ def test_figures_are_means_over_seeds_in_the_order_of_the_table(found):
     measured = {row[0]: row[2:] for row in of_8.rows if row[1] == "measured"}
     assert list(measured) == [f"narrow ResNet · ({letter})" for letter in "abcdefghi"]
     assert of_8.header[-1] == "Avg."
-    widths = [WIDTHS.index(bits) for bits in published_table(8).widths]
+    widths = [WIDTHS.index(bits) for bits in load_published_table(8).widths]
     means = [statistics.fmean(top1("table8-d", seed, place) for place in widths) for seed in range(3)]
     assert measured["narrow ResNet · (d)"][-1] == f"{statistics.fmean(means):.1f} ± {statistics.stdev(means):.1f} (3)"
 
 
 def test_the_answer_has_each_method_once(found):
-    (answer,) = tables(report(found), "probe")
+    (answer,) = tables(build_report(found), "probe")
     names = [row[1] for row in answer.rows]
     assert len(names) == len(set(names)) == 8 + 9
     assert answer.header[2] == "top-1 at FP"
@@ -185,7 +185,7 @@ def test_files_of_tables_are_named_by_their_numbers(found):
 
 
 def test_detectors_and_probes_stand_on_one_page(tmp_path):
-    document = report(made_up(tmp_path, "mini", tables=(7, 1), asked=("ssql", "simsiam")))
+    document = build_report(made_up(tmp_path, "mini", tables=(7, 1), asked=("ssql", "simsiam")))
     checked(document)
     assert document.title == "What bits cost a detector: preset mini"
     assert [len(tables(document, kind)[0].rows) for kind in ("detector", "probe")] == [2, 2]

@@ -7,14 +7,14 @@ from support.report.pages import HOSTILE
 from support.reproduce.folders import checked, made_up, tables, texts
 from support.reproduce.plans import ROOT, plan_of
 
-from ssql_det.report.document import Folded, Heading, Items
-from ssql_det.reproduce.page import report, write_report, write_tables
-from ssql_det.reproduce.runner import FAILED, WAITED, Outcome
+from ssql_det.report.document import Collapsible, Heading, ItemList
+from ssql_det.reproduce.report_page import build_report, write_report, write_tables
+from ssql_det.reproduce.runner import FAILED, SKIPPED, StepOutcome
 
 WAITS = "a step that it needs is not done"
 LOST = {
-    "convert-ssql-0": Outcome(FAILED, 3.0, "thesis.pth is not a checkpoint; give one"),
-    **{f"{kind}-c4-ssql-0": Outcome(WAITED, reason=WAITS) for kind in ("train", "sweep", "predict")},
+    "convert-ssql-0": StepOutcome(FAILED, 3.0, "thesis.pth is not a checkpoint; give one"),
+    **{f"{kind}-c4-ssql-0": StepOutcome(SKIPPED, reason=WAITS) for kind in ("train", "sweep", "predict")},
 }
 
 
@@ -24,7 +24,9 @@ def _in_the_clone(monkeypatch):
 
 
 def lost_of(preset, kinds, **choices):
-    return {step.name: Outcome(FAILED, 1.0, "no") for step in plan_of(preset, **choices).steps if step.kind in kinds}
+    return {
+        step.name: StepOutcome(FAILED, 1.0, "no") for step in plan_of(preset, **choices).steps if step.kind in kinds
+    }
 
 
 def headings(document):
@@ -42,7 +44,7 @@ def measured(document):
 
 def test_what_failed_is_named_with_its_reason(tmp_path):
     found = made_up(tmp_path, lost=LOST)
-    document = report(found)
+    document = build_report(found)
     page, read = checked(document)
     (missing,) = (each for each in tables(document, "step") if each.header[1] == "state")
     logs = tmp_path / "logs"
@@ -60,11 +62,13 @@ def test_what_failed_is_named_with_its_reason(tmp_path):
 
 
 def test_of_a_whole_run_nothing_is_missing(tmp_path):
-    document = report(made_up(tmp_path))
+    document = build_report(made_up(tmp_path))
     assert "What is missing" not in headings(document)
-    (left_out,) = (block for block in document.blocks if isinstance(block, Folded) and "Published" in block.summary)
+    (left_out,) = (
+        block for block in document.blocks if isinstance(block, Collapsible) and "Published" in block.summary
+    )
     (items,) = left_out.blocks
-    assert isinstance(items, Items)
+    assert isinstance(items, ItemList)
     assert [text.split(":")[0] for text in items.texts if "BYOL" in text] == ["BYOL of Table 6", "BYOL of Table 7"]
 
 
@@ -72,7 +76,7 @@ def test_of_a_whole_run_nothing_is_missing(tmp_path):
     "kinds", [("sweep",), ("predict",), ("pretrain",), ("analyze",), ("train", "sweep", "predict")], ids=str
 )
 def test_of_any_kind_nothing_may_be_there(kinds, tmp_path):
-    document = report(made_up(tmp_path, lost=lost_of("mini", kinds)))
+    document = build_report(made_up(tmp_path, lost=lost_of("mini", kinds)))
     checked(document)
     assert bool(measured(document)) == ("sweep" not in kinds)
     assert ("No step has drawn any." in texts(document)) == ("predict" in kinds)
@@ -84,8 +88,8 @@ def test_of_any_kind_nothing_may_be_there(kinds, tmp_path):
 def test_one_detector_without_any_row(tmp_path):
     lost = {name: outcome for name, outcome in lost_of("mini", ("sweep", "predict")).items() if "fpn" in name}
     found = made_up(tmp_path, lost=lost)
-    checked(report(found))
-    assert {place for place, _ in measured(report(found))} == {0}
+    checked(build_report(found))
+    assert {place for place, _ in measured(build_report(found))} == {0}
     assert len(list(write_tables(found))) == 2
     assert "toy_coco_2017_val" in (tmp_path / "tables/table7.md").read_text()
 
@@ -93,14 +97,17 @@ def test_one_detector_without_any_row(tmp_path):
 def test_nothing_at_all_is_there(tmp_path):
     everything = ("data", "pretrain", "convert", "train", "sweep", "predict", "analyze")
     found = made_up(tmp_path, lost=lost_of("mini", everything))
-    checked(report(found))
+    checked(build_report(found))
     assert write_report(found).is_file()
 
 
 def test_toy_data_are_called_so_and_one_seed_too(tmp_path):
     nothing = lost_of("paper", ("pretrain", "convert", "train", "sweep", "predict"), tables=(6,), seeds=1)
-    paper = report(made_up(tmp_path / "paper", "paper", tables=(6,), seeds=1, lost=nothing))
-    mini, small = report(made_up(tmp_path / "mini")), report(made_up(tmp_path / "small", "small", tables=(6,)))
+    paper = build_report(made_up(tmp_path / "paper", "paper", tables=(6,), seeds=1, lost=nothing))
+    mini, small = (
+        build_report(made_up(tmp_path / "mini")),
+        build_report(made_up(tmp_path / "small", "small", tables=(6,))),
+    )
     for document, is_toy, is_one in ((small, True, False), (mini, True, True), (paper, False, True)):
         assert any(text.startswith("These are toy data") for text in texts(document)) == is_toy
         assert any(text.startswith("With one seed") for text in texts(document)) == is_one
@@ -113,10 +120,10 @@ def test_foreign_texts_are_inert(text, tmp_path):
     names = {"simsiam": text, "reason": text}
     lost = {name: replace(outcome, reason=text) for name, outcome in LOST.items()}
     hostile = made_up(tmp_path / "a", lost=lost, methods=names, command=f"ssql-det reproduce --methods {text}")
-    page, read = checked(report(hostile))
+    page, read = checked(build_report(hostile))
     names = {"simsiam": "words", "reason": "words"}
     lost = {name: replace(outcome, reason="words") for name, outcome in LOST.items()}
-    tame, tame_read = checked(report(made_up(tmp_path / "b", lost=lost, methods=names)))
+    tame, tame_read = checked(build_report(made_up(tmp_path / "b", lost=lost, methods=names)))
     for found, expected in ((page, tame), (read, tame_read)):
         assert structure(found) == structure(expected)
 

@@ -1,7 +1,7 @@
 """A page as Markdown, as GitHub reads it. Pictures and charts are files beside it.
 
->>> page = Document("What bits cost", (Heading("Boxes"), Picture("toy.png", content, "A toy scene")))
->>> print(as_markdown(page, "pictures/"))
+>>> page = Document("What bits cost", (Heading("Boxes"), Figure("toy.png", content, "A toy scene")))
+>>> print(render_markdown(page, "pictures/"))
 # What bits cost
 <BLANKLINE>
 ## Boxes
@@ -9,7 +9,7 @@
 ![A toy scene](pictures/toy.png)
 <BLANKLINE>
 *A toy scene*
->>> list(picture_files(page))
+>>> list(collect_image_files(page))
 ['toy.png']
 """
 
@@ -20,9 +20,20 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from ssql_det.report.charts import as_svg
-from ssql_det.report.document import Block, Chart, Document, Folded, Heading, Items, Listing, Picture, Table, Text
-from ssql_det.report.texts import Style, lines, marked, plain
+from ssql_det.report.charts import render_svg
+from ssql_det.report.document import (
+    Block,
+    Chart,
+    CodeBlock,
+    Collapsible,
+    Document,
+    Figure,
+    Heading,
+    ItemList,
+    Paragraph,
+    Table,
+)
+from ssql_det.report.markup import Style, clean_lines, render_markup, strip_markup
 
 _SPECIAL = re.compile(
     r"""[\\`*~$<]  # starts of code, emphasis, mathematics, HTML
@@ -36,7 +47,7 @@ _SPECIAL = re.compile(
 _START = re.compile(r"\d{1,9}(?=[.)](\s|$))|(?=[-+](\s|$)|--|>|#{1,6}(\s|$))")  # of a list, a rule, a heading
 
 
-def as_markdown(document: Document, pictures: str = "") -> str:
+def render_markdown(document: Document, pictures: str = "") -> str:
     """The whole text, with a newline at its end. ``pictures`` is the path to the picture files, such as ``figures/``.
 
     A document without a title is a part of another text.
@@ -44,21 +55,21 @@ def as_markdown(document: Document, pictures: str = "") -> str:
     return _Writer(document.anchors, pictures).blocks(document.with_title) + "\n"
 
 
-def picture_files(document: Document) -> dict[str, bytes]:
-    """What `as_markdown` refers to: the content of each file by its name."""
+def collect_image_files(document: Document) -> dict[str, bytes]:
+    """What `render_markdown` refers to: the content of each file by its name."""
     files: dict[str, bytes] = {}
     for block in document.all_blocks():
-        if not isinstance(block, (Picture, Chart)):
+        if not isinstance(block, (Figure, Chart)):
             continue
-        name = picture_file(block)
-        content = block.content if isinstance(block, Picture) else as_svg(block, standalone=True).encode()
+        name = image_file_name(block)
+        content = block.content if isinstance(block, Figure) else render_svg(block, standalone=True).encode()
         if files.setdefault(name, content) != content:
             raise ValueError(f"two pictures of one page are called {name!r}")
     return files
 
 
-def picture_file(block: Picture | Chart) -> str:
-    name = block.name if isinstance(block, Picture) else f"{block.name}.svg"
+def image_file_name(block: Figure | Chart) -> str:
+    name = block.name if isinstance(block, Figure) else f"{block.name}.svg"
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise ValueError(f"a picture's name is that of a file without a folder, got {name!r}")
     return name
@@ -76,27 +87,27 @@ class _Writer:
         match block:
             case Heading(text, level):
                 return f"{'#' * level} {self.text(text)}"
-            case Text(text):
+            case Paragraph(text):
                 return self.paragraph(text)
-            case Items(texts, is_numbered):
+            case ItemList(texts, is_numbered):
                 marks = [f"{number}." if is_numbered else "-" for number in range(1, len(texts) + 1)]
                 return "\n".join(f"{mark} {self.paragraph(text)}" for mark, text in zip(marks, texts, strict=True))
             case Table():
                 return self.table(block)
-            case Listing(text):
+            case CodeBlock(text):
                 fence = "`" * max(3, *(len(run) + 1 for run in ["", *re.findall("`+", text)]))
-                return f"{fence}\n{lines(text)}\n{fence}"
-            case Picture(_, _, words):
+                return f"{fence}\n{clean_lines(text)}\n{fence}"
+            case Figure(_, _, words):
                 return f"{self.image(block, words)}\n\n*{self.text(words)}*"
             case Chart(_, title):
                 return self.image(block, title)
-            case Folded(summary, blocks):
-                opened = f"<details>\n<summary>{escape(plain(summary))}</summary>"
+            case Collapsible(summary, blocks):
+                opened = f"<details>\n<summary>{escape(strip_markup(summary))}</summary>"
                 return f"{opened}\n\n{self.blocks(blocks)}\n\n</details>"
 
-    def image(self, block: Picture | Chart, words: str) -> str:
-        words = plain(words).translate({ord("["): "(", ord("]"): ")"})
-        return f"![{_escaped(words)}]({self.pictures}{picture_file(block)})"
+    def image(self, block: Figure | Chart, words: str) -> str:
+        words = strip_markup(words).translate({ord("["): "(", ord("]"): ")"})
+        return f"![{_escaped(words)}]({self.pictures}{image_file_name(block)})"
 
     def table(self, table: Table) -> str:
         rule = ["---" if column < table.names else "---:" for column in range(len(table.header))]
@@ -114,7 +125,7 @@ class _Writer:
         return f"{written[: start.end()]}\\{written[start.end() :]}" if start else written
 
     def text(self, text: str) -> str:
-        return marked(text, _STYLE, self.anchors)
+        return render_markup(text, _STYLE, self.anchors)
 
 
 def _escaped(text: str) -> str:

@@ -2,7 +2,7 @@
 
 Of a method's name letters and digits count, case and punctuation do not.
 
->>> published_name("simsiam 200EP", ["SimSiam", "SimSiam-200ep"]), published_name("ssql", ["SSQL (ours)"])
+>>> match_published_name("simsiam 200EP", ["SimSiam", "SimSiam-200ep"]), match_published_name("ssql", ["SSQL (ours)"])
 ('SimSiam-200ep', 'SSQL (ours)')
 """
 
@@ -36,17 +36,17 @@ _CIFAR = "cifar_"  # a ResNet with a 3x3 stem
 _NETWORKS = {"narrow_resnet": "narrow ResNet"} | {f"resnet{depth}": f"ResNet-{depth}" for depth in (18, 34, 50)}
 
 
-def published_name(method: str, published: Iterable[str]) -> str | None:
+def match_published_name(method: str, published: Iterable[str]) -> str | None:
     """The name among ``published`` that ``method`` means, or ``None`` when it is none of them."""
     names = {_bare(name): name for name in published}
     bare = _bare(method)
     return names.get(bare) or names.get(_bare(_ALIASES.get(bare, "")))
 
 
-def network_name(network: str, on_cifar: bool) -> str:
+def format_network(network: str, on_cifar: bool) -> str:
     """The printed name of a network of `ssql_det.backbones`. Tables of CIFAR print one of a 3x3 stem by its depth.
 
-    >>> [network_name(each, on_cifar=True) for each in ("cifar_resnet18", "resnet18", "narrow_resnet")]
+    >>> [format_network(each, on_cifar=True) for each in ("cifar_resnet18", "resnet18", "narrow_resnet")]
     ['ResNet-18', 'ResNet-18, 7x7 stem', 'narrow ResNet']
     """
     name = _NETWORKS.get(network.removeprefix(_CIFAR), network)
@@ -55,36 +55,36 @@ def network_name(network: str, on_cifar: bool) -> str:
     return f"{name}, {'7x7' if on_cifar else '3x3'} stem"
 
 
-def plain_name(published: str) -> str:
+def strip_ours(published: str) -> str:
     """A published method's name as our rows have it: "(ours)" there is the paper's.
 
-    >>> plain_name("SSQL (ours)")
+    >>> strip_ours("SSQL (ours)")
     'SSQL'
     """
     return published.removesuffix(" (ours)")
 
 
-def slug(name: str) -> str:
+def slugify(name: str) -> str:
     """A name for files; of a name without letters or digits, nothing.
 
-    >>> slug("SSQL-200ep"), slug("random init.")
+    >>> slugify("SSQL-200ep"), slugify("random init.")
     ('ssql-200ep', 'random-init')
     """
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-def scheme_of(row: Row) -> str:
+def format_scheme(row: Row) -> str:
     """How it was quantized, with the bits of single modules.
 
-    >>> scheme_of(row)
+    >>> format_scheme(row)
     'act=mse, backbone.res5.* at 8w8a'
     """
     return ", ".join([row.scheme, *(f"{pattern} at {bits}" for pattern, bits in row.overrides.items())])
 
 
-def described(protocol: Protocol) -> str:
+def format_protocol(protocol: Protocol) -> str:
     """
-    >>> described({"probes": ["knn"], "recipe": "digits", "size": 96, "train_images": 800, "val_images": 200})
+    >>> format_protocol({"probes": ["knn"], "recipe": "digits", "size": 96, "train_images": 800, "val_images": 200})
     'knn; digits at 96 px, 800 and 200 images'
     """
     if not protocol:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from support.reproduce.plans import a_step, begun
 
 from ssql_det.core.errors import UserError
-from ssql_det.reproduce.ledger import Ledger, fingerprint
+from ssql_det.reproduce.step_cache import StepCache, compute_fingerprint
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_what_is_no_change_undoes_nothing(done, tmp_path):
     assert ledger.is_done(step)
     assert ledger.is_done(other(step, minutes=9.0, megabytes=9.0))
     assert ledger.seconds(step) == 71.0
-    assert Ledger(ledger.out).seconds(a_step("another", tmp_path)) is None
+    assert StepCache(ledger.out).seconds(a_step("another", tmp_path)) is None
 
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=9)
@@ -113,9 +113,9 @@ def test_a_folder_that_was_moved_is_done_still(out, moved, is_absolute, tmp_path
         reads=(*step.reads[:2], new(step.reads[2])),
         arguments=(*step.arguments[:-1], str(new(step.folder))),
     )
-    assert Ledger(place / moved).is_done(there)
+    assert StepCache(place / moved).is_done(there)
     there.makes[0].write_text("other")
-    assert not Ledger(place / moved).is_done(there)
+    assert not StepCache(place / moved).is_done(there)
 
 
 @pytest.mark.parametrize(
@@ -142,8 +142,8 @@ def test_a_torn_write_leaves_the_file_before(done, monkeypatch):
 def test_of_a_config_counts_what_it_says(tmp_path):
     config = tmp_path / "a.yml"
     config.write_text("A: 1  # one")
-    said = fingerprint(config)
+    said = compute_fingerprint(config)
     config.write_text("A: 1")
-    assert fingerprint(config) == said
+    assert compute_fingerprint(config) == said
     config.write_text("A: '1'")
-    assert fingerprint(config) != said
+    assert compute_fingerprint(config) != said

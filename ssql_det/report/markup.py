@@ -3,9 +3,9 @@
 Markup is ```code``` between backticks and ``[words](target)``, where a target is a ``#heading`` of the page, an
 ``https://`` address or a file beside the page. Everything else, other targets too, stands as it was written.
 
->>> plain("`ssql-det sweep` fills [the table](#boxes)")
+>>> strip_markup("`ssql-det sweep` fills [the table](#boxes)")
 'ssql-det sweep fills the table'
->>> plain("[here](javascript:alert(1))")
+>>> strip_markup("[here](javascript:alert(1))")
 '[here](javascript:alert(1))'
 """
 
@@ -29,7 +29,7 @@ class Style:
     link: Callable[[str, str], str]
 
 
-def marked(text: str, style: Style, anchors: Collection[str]) -> str:
+def render_markup(text: str, style: Style, anchors: Collection[str]) -> str:
     """A text on one line, in that style. A link to a heading that is not among ``anchors`` is none."""
 
     def written(text: str, are_links_open: bool) -> str:
@@ -45,30 +45,30 @@ def marked(text: str, style: Style, anchors: Collection[str]) -> str:
             end = found.end()
         return "".join([*parts, style.words(text[end:])])
 
-    return written(one_line(text), True)
+    return written(to_one_line(text), True)
 
 
-def plain(text: str) -> str:
+def strip_markup(text: str) -> str:
     """Without markup, for where none can stand."""
     every = {found["target"].removeprefix("#") for found in _MARKUP.finditer(text) if found["target"]}
-    return marked(text, Style(str, str, lambda words, target: words), every)
+    return render_markup(text, Style(str, str, lambda words, target: words), every)
 
 
-def unmarked(text: str) -> str:
+def escape_markup(text: str) -> str:
     """A text of others as one that holds no markup."""
     return text.replace("`", "'").replace("](", "] (")
 
 
-def one_line(text: str) -> str:
-    return printable(" ".join(text.split()))
+def to_one_line(text: str) -> str:
+    return replace_unprintable(" ".join(text.split()))
 
 
-def lines(text: str) -> str:
+def clean_lines(text: str) -> str:
     """The lines of a listing, without spaces at their ends."""
-    return "\n".join(printable(line).rstrip() for line in text.expandtabs().strip("\n").splitlines())
+    return "\n".join(replace_unprintable(line).rstrip() for line in text.expandtabs().strip("\n").splitlines())
 
 
-def printable(text: str) -> str:
+def replace_unprintable(text: str) -> str:
     """No control codes, half characters or turns of the writing direction."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 

@@ -3,9 +3,9 @@
 Toy presets have one network for all tables, so what two tables ask for is one run: SimSiam is row (a) of the ablation,
 SSQL its row (i). The published recipes are the configs that `report.producing` knows; their minutes are guesses.
 
->>> sorted(toy("mini")), toy("mini")["SSQL (ours)"] is ablation("mini")["(i)"]
+>>> sorted(toy_pretrainings("mini")), toy_pretrainings("mini")["SSQL (ours)"] is ablation_pretrainings("mini")["(i)"]
 (['BYOL', 'BYOL+SSQL', 'MoCov2', ...], True)
->>> Probing("crops", 8, "crops", ablation("mini"), minutes=0.4).title
+>>> ProbeExperiment("crops", 8, "crops", ablation_pretrainings("mini"), minutes=0.4).title
 'Linear probe'
 """
 
@@ -17,8 +17,8 @@ from functools import cache
 from pathlib import Path
 from typing import ClassVar
 
-from ssql_det.report.producing import probe_of
-from ssql_det.report.published import published_table
+from ssql_det.report.published import load_published_table
+from ssql_det.report.table_sources import get_probe_source
 
 RANDOM, SIMSIAM, SSQL = "random init.", "SimSiam", "SSQL (ours)"
 _FOLDER = "configs/pretrain"
@@ -53,7 +53,7 @@ class Pretraining:
 
 
 @dataclass(frozen=True)
-class Part:
+class Experiment:
     """What fills a table, or of a table of several networks the lines of one. ``dataset`` is as rows name it.
 
     ``methods``: how each is pretrained, ``None`` for random weights; of published methods that are not here a
@@ -88,11 +88,11 @@ class Part:
         return {}
 
     def _published(self) -> Iterator[str]:
-        yield from published_table(self.table).methods
+        yield from load_published_table(self.table).methods
 
 
 @dataclass(frozen=True)
-class Transfer(Part):
+class DetectorExperiment(Experiment):
     """A detector, begun with each method's backbone, trained and swept."""
 
     metric, figure = "bbox/AP", "box AP"
@@ -111,7 +111,7 @@ class Transfer(Part):
 
 
 @dataclass(frozen=True)
-class Probing(Part):
+class ProbeExperiment(Experiment):
     """Frozen backbones with a linear layer on top. ``network`` is as tables print it, for one of several networks.
 
     ``arguments`` are those of the probe, beside the checkpoint, the data and the place of its rows; ``data`` as in
@@ -133,15 +133,15 @@ class Probing(Part):
 
     @property
     def meaning(self) -> Mapping[str, str]:
-        return probe_of(self.table).known_as
+        return get_probe_source(self.table).known_as
 
     def _published(self) -> Iterator[str]:
-        lines = published_table(self.table).rows
+        lines = load_published_table(self.table).rows
         yield from (line.method for line in lines if not self.network or line.backbone == self.network)
 
 
 @cache
-def toy(preset: str) -> dict[str, Pretraining]:
+def toy_pretrainings(preset: str) -> dict[str, Pretraining]:
     """All eight, of configs ``<preset>.yaml`` and ``<preset>_<method>.yaml``."""
     found = {}
     for method, (with_ssql, file) in _BASES.items():
@@ -153,25 +153,27 @@ def toy(preset: str) -> dict[str, Pretraining]:
 
 
 @cache
-def ablation(preset: str) -> dict[str, Pretraining]:
+def ablation_pretrainings(preset: str) -> dict[str, Pretraining]:
     """Table 8's nine rows on the toy presets' network."""
     config, cost = f"{_FOLDER}/table8/{preset}_", (_MINUTES[preset][""][1], _MEGABYTES[preset])
     inner = {
         f"({letter})": Pretraining(f"table8-{letter}", f"{config}{letter}.yaml", (), *cost) for letter in "bcdefgh"
     }
-    return {"(a)": toy(preset)[SIMSIAM], **inner, "(i)": toy(preset)[SSQL]}
+    return {"(a)": toy_pretrainings(preset)[SIMSIAM], **inner, "(i)": toy_pretrainings(preset)[SSQL]}
 
 
-def published(table: int, network: str) -> dict[str, Pretraining]:
+def published_pretrainings(table: int, network: str) -> dict[str, Pretraining]:
     """The lines of a table that a config of the repository pretrains, of one network."""
-    configs = probe_of(table).configs
-    return {method: recipe(config) for (printed, method), config in configs.items() if printed == network}
+    configs = get_probe_source(table).configs
+    return {
+        method: pretraining_from_config(config) for (printed, method), config in configs.items() if printed == network
+    }
 
 
-def recipe(config: str) -> Pretraining:
+def pretraining_from_config(config: str) -> Pretraining:
     """A config of the published recipes by itself; its name is the file's.
 
-    >>> recipe("configs/pretrain/table8/d.yaml").name
+    >>> pretraining_from_config("configs/pretrain/table8/d.yaml").name
     'table8-d'
     """
     name = "-".join(Path(config).relative_to(_FOLDER).with_suffix("").parts)

@@ -14,9 +14,9 @@ from support.reproduce.folders import IN_ROWS, NAMES, average_precision, checked
 from support.reproduce.plans import ROOT, WIDTHS
 
 from ssql_det.analyze.page import read_terms
-from ssql_det.report.as_html import as_html
-from ssql_det.report.document import Heading, Picture
-from ssql_det.reproduce.page import report, spread, write_report, write_tables
+from ssql_det.report.document import Figure, Heading
+from ssql_det.report.render_html import render_html
+from ssql_det.reproduce.report_page import build_report, format_mean, write_report, write_tables
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,7 @@ def small(tmp_path_factory):
 
 
 def test_a_whole_page_stands_in_both_formats(small):
-    document = report(small)
+    document = build_report(small)
     page, _ = checked(document)
     assert document.title == "What bits cost a detector: preset small"
     assert [block.text for block in document.blocks if isinstance(block, Heading) and block.level == 2] == [
@@ -47,7 +47,7 @@ def test_a_whole_page_stands_in_both_formats(small):
 
 
 def test_figures_are_means_of_the_rows_over_seeds(small):
-    document = report(small)
+    document = build_report(small)
     *boxes, masks = (table for table in tables(document, "method") if table.header[1] == "figures")
     for table, detector in zip(boxes, ("c4", "fpn"), strict=True):
         assert table.header[2:] == WIDTHS
@@ -61,7 +61,7 @@ def test_figures_are_means_of_the_rows_over_seeds(small):
 
 
 def test_the_answer_is_what_is_spread(small):
-    (answer,) = tables(report(small), "detector")[:1]
+    (answer,) = tables(build_report(small), "detector")[:1]
     assert answer.header == ("detector", "method", "box AP at FP", "lost at 8w8a", "lost at 4w4a", "lost at 2w4a")
     places = [WIDTHS.index(bits) for bits in ("8w8a", "4w4a", "2w4a")]
     rows = {row[:2]: row[2:] for row in answer.rows}
@@ -79,11 +79,11 @@ def test_the_answer_is_what_is_spread(small):
 
 
 def test_next_to_nothing_lost_has_no_sign():
-    assert [spread(losses) for losses in ([-0.04], [-0.06], [0.06], [])] == ["0.0", "-0.1", "0.1", "-"]
+    assert [format_mean(losses) for losses in ([-0.04], [-0.06], [0.06], [])] == ["0.0", "-0.1", "0.1", "-"]
 
 
 def test_all_else_is_what_the_steps_left(small):
-    document = report(small)
+    document = build_report(small)
     (loaded,) = [table for table in tables(document, "detector") if "tensors" in table.header]
     rows = {row[0]: row[1:] for row in loaded.rows}
     assert rows["c4-ssql-2"] == ("100.0 %", "20", "2: of the method's head")
@@ -111,18 +111,18 @@ def test_all_else_is_what_the_steps_left(small):
 
 
 def test_features_are_those_of_the_analysis(small):
-    document = report(small)
+    document = build_report(small)
     backbone, loss = (table for table in tables(document, "checkpoint") if "term" in table.header)
     assert backbone.header == ("checkpoint", "spread", "term", *("FP", "8w8a", "2w4a"))
     (step,) = small.done("analyze")
     of = read_terms(step.makes[0].read_text())["loss"]["ssql-0"].terms
     assert next(row for row in loss.rows if row[0] == "ssql-0")[3:] == tuple(f"{of[b].quantization:.4f}" for b in of)
-    maps = [block for block in document.blocks if isinstance(block, Picture) and block.name.startswith("tsne_")]
+    maps = [block for block in document.blocks if isinstance(block, Figure) and block.name.startswith("tsne_")]
     assert {block.name: block.content for block in maps} == {path.name: path.read_bytes() for path in step.makes[1:]}
 
 
 def test_pictures_are_small_enough_for_a_page(small):
-    page = Tags(as_html(report(small)))
+    page = Tags(render_html(build_report(small)))
     for image in page.all("img")[:12]:
         content = Image.open(io.BytesIO(b64decode(image["src"].partition(",")[2])))
         assert content.size == (1800, 68)
@@ -134,7 +134,7 @@ def test_files_are_written_and_are_those_of_the_document(small):
     shown = list(write_tables(small))
     assert [table.caption.split(":")[0] for table in shown] == ["Table 6, box AP", "Table 7, box AP"]
     page = write_report(small)
-    assert page.read_text() == as_html(report(small))
+    assert page.read_text() == render_html(build_report(small))
     referred = set(re.findall(r"\]\(([\w.-]+\.(?:jpg|png|svg))\)", (page.parent / "report.md").read_text()))
     assert referred == {each.name for each in page.parent.iterdir()} - {"report.md", "index.html"}
     for number in (6, 7):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from ssql_det.core.files import atomic_write
-from ssql_det.report.as_html import as_html
-from ssql_det.report.as_markdown import as_markdown, picture_files
 from ssql_det.report.document import Document
+from ssql_det.report.render_html import render_html
+from ssql_det.report.render_markdown import collect_image_files, render_markdown
 
 MARKDOWN = "report.md"
 
@@ -17,11 +17,11 @@ def write_page(document: Document, html: Path) -> Path:
 
     >>> write_page(document, Path("runs/mini/report/index.html"))
     """
-    for name, content in picture_files(document).items():
+    for name, content in collect_image_files(document).items():
         with atomic_write(html.parent / name) as file:
             file.write(content)
-    write_text(html.parent / MARKDOWN, as_markdown(document))
-    write_text(html, as_html(document))
+    write_text(html.parent / MARKDOWN, render_markdown(document))
+    write_text(html, render_html(document))
     return html
 
 

@@ -2,9 +2,9 @@
 
 Rows may be averaged that are of one line, config, scheme and calibration: they differ in bits, seed and checkpoint.
 
->>> rows = newest(read_rows(["runs/seed0/results.jsonl", "runs/seed1/results.jsonl"]))
->>> printed = [Group("voc_2007_test", "", row.method) for row in published_table(6).rows]
->>> [(group.method, len(rows)) for group, rows in grouped(rows, printed, group_of)]
+>>> rows = keep_newest(load_rows(["runs/seed0/results.jsonl", "runs/seed1/results.jsonl"]))
+>>> printed = [RowGroup("voc_2007_test", "", row.method) for row in published_table(6).rows]
+>>> [(group.method, len(rows)) for group, rows in group_rows(rows, printed, group_of)]
 [('random init.', 0), ..., ('SSQL (ours)', 15), ...]
 """
 
@@ -21,14 +21,14 @@ from typing import Any
 from ssql_det.core import rows
 from ssql_det.core.errors import UserError
 from ssql_det.core.rows import Row, finite_or_none
-from ssql_det.report.names import described, scheme_of
-from ssql_det.report.texts import one_line
+from ssql_det.report.display_names import format_protocol, format_scheme
+from ssql_det.report.markup import to_one_line
 
 UNNAMED = "(not named)"
 
 
 @dataclass(frozen=True)
-class Group:
+class RowGroup:
     """``method`` is the printed name where there is one, else the rows' own. Without rows, what comes last is empty.
 
     Rows of detectors do not say their backbone: there it is empty, too.
@@ -42,12 +42,12 @@ class Group:
     calibration: str = ""
 
     @property
-    def line(self) -> Group:
+    def line(self) -> RowGroup:
         """What a published table tells it from others by."""
         return replace(self, config="", scheme="", calibration="")
 
 
-def read_rows(paths: Iterable[str | os.PathLike[str]]) -> list[Row]:
+def load_rows(paths: Iterable[str | os.PathLike[str]]) -> list[Row]:
     """All whole rows of these files. A line torn by a kill is skipped with a warning; a file of none is refused."""
     found: list[Row] = []
     for path in paths:
@@ -58,7 +58,7 @@ def read_rows(paths: Iterable[str | os.PathLike[str]]) -> list[Row]:
     return found
 
 
-def newest(found: Sequence[Row]) -> list[Row]:
+def keep_newest(found: Sequence[Row]) -> list[Row]:
     """One row a measurement: what was measured again replaces what was there.
 
     Of two rows of the same second the later one in ``found`` counts.
@@ -67,12 +67,12 @@ def newest(found: Sequence[Row]) -> list[Row]:
     return list(kept.values())
 
 
-def grouped(
-    rows: Iterable[Row], printed: Sequence[Group], group_of: Callable[[Row], Group]
-) -> list[tuple[Group, list[Row]]]:
+def group_rows(
+    rows: Iterable[Row], printed: Sequence[RowGroup], group_of: Callable[[Row], RowGroup]
+) -> list[tuple[RowGroup, list[Row]]]:
     """Every published line in the printed order, then those of our own, whatever the order of the rows: printed methods
     first, as on a network that the table has not."""
-    groups: dict[Group, list[Row]] = {}
+    groups: dict[RowGroup, list[Row]] = {}
     for row in rows:
         groups.setdefault(group_of(row), []).append(row)
     measured = {group.line for group in groups}
@@ -80,28 +80,28 @@ def grouped(
     place = {line: index for index, line in enumerate(printed)}
     methods = {line.method: index for index, line in reversed([*enumerate(printed)])}
 
-    def order(group: Group) -> tuple[object, ...]:
+    def order(group: RowGroup) -> tuple[object, ...]:
         network, method = (group.dataset, group.backbone), methods.get(group.method, len(place))
         return place.get(group.line, len(place)), network, method, *vars(group).values()
 
     return [(group, groups[group]) for group in sorted(groups, key=order)]
 
 
-def by_bits(rows: Sequence[Row], others: Iterable[str] = ()) -> dict[str, list[Row]]:
+def group_by_bits(rows: Sequence[Row], others: Iterable[str] = ()) -> dict[str, list[Row]]:
     """Rows by bit-width in their order, with an empty list for ``others`` that have none."""
-    widths = in_order([*others, *(row.bits for row in rows)])
+    widths = sort_bits([*others, *(row.bits for row in rows)])
     return {bits: [row for row in rows if row.bits == bits] for bits in widths}
 
 
-def in_order(widths: Iterable[str]) -> tuple[str, ...]:
+def sort_bits(widths: Iterable[str]) -> tuple[str, ...]:
     """Each once: FP first, then from many bits to few."""
     return tuple(sorted(set(widths), key=_width))
 
 
-def averages(rows: Sequence[Row], name: str, widths: Sequence[str], metrics: Sequence[str]) -> list[Row]:
+def average_over_bits(rows: Sequence[Row], name: str, widths: Sequence[str], metrics: Sequence[str]) -> list[Row]:
     """A row for each checkpoint that has every one of these widths, with the mean over them; ``name`` is its bits.
 
-    >>> averages(rows, "Avg.", ["FP", "4w4a"], ["linear/top1"])[0].metrics
+    >>> average_over_bits(rows, "Avg.", ["FP", "4w4a"], ["linear/top1"])[0].metrics
     {'linear/top1': 89.3}
     """
     of_checkpoint: dict[tuple[str, int], dict[str, Row]] = {}
@@ -125,7 +125,7 @@ def averages(rows: Sequence[Row], name: str, widths: Sequence[str], metrics: Seq
 
 def _measurement(row: Row) -> tuple[str | int, ...]:
     weights = row.checkpoint_hash or row.checkpoint
-    how = (row.network, described(row.protocol), scheme_of(row), row.placement, str(row.calibration))
+    how = (row.network, format_protocol(row.protocol), format_scheme(row), row.placement, str(row.calibration))
     return (weights, row.config, row.dataset, row.bits, row.scope, row.seed, *how)
 
 
@@ -136,17 +136,17 @@ def _moment(row: Row) -> datetime:
 
 def _in_lines(row: Row) -> Row:
     """Whatever a foreign file has for a text, it is one printable line."""
-    texts: dict[str, Any] = {name: one_line(value) for name, value in vars(row).items() if isinstance(value, str)}
-    calibration = replace(row.calibration, data=one_line(row.calibration.data))
-    overrides = {one_line(pattern): one_line(bits) for pattern, bits in row.overrides.items()}
-    protocol = {one_line(name): _line(value) for name, value in row.protocol.items()}
+    texts: dict[str, Any] = {name: to_one_line(value) for name, value in vars(row).items() if isinstance(value, str)}
+    calibration = replace(row.calibration, data=to_one_line(row.calibration.data))
+    overrides = {to_one_line(pattern): to_one_line(bits) for pattern, bits in row.overrides.items()}
+    protocol = {to_one_line(name): _line(value) for name, value in row.protocol.items()}
     return replace(row, **texts, calibration=calibration, overrides=overrides, protocol=protocol)
 
 
 def _line(value: str | int | float | list[str]) -> str | int | float | list[str]:
     if isinstance(value, list):
-        return list(map(one_line, value))
-    return one_line(value) if isinstance(value, str) else value
+        return list(map(to_one_line, value))
+    return to_one_line(value) if isinstance(value, str) else value
 
 
 def _width(bits: str) -> tuple[int, int, int, str]:

@@ -1,7 +1,7 @@
 """A page as one file of HTML that opens from a disk: no script, nothing from elsewhere, pictures and charts within.
 
->>> page = Document("What bits cost", (Heading("Boxes"), Text("See [the environment](#environment).")))
->>> as_html(page)[:15]
+>>> page = Document("What bits cost", (Heading("Boxes"), Paragraph("See [the environment](#environment).")))
+>>> render_html(page)[:15]
 '<!DOCTYPE html>'
 """
 
@@ -13,10 +13,21 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import PurePath
 
-from ssql_det.report.charts import as_svg
-from ssql_det.report.document import Block, Chart, Document, Folded, Heading, Items, Listing, Picture, Table, Text
-from ssql_det.report.style import PAGE_CSS
-from ssql_det.report.texts import Style, lines, marked, plain
+from ssql_det.report.charts import render_svg
+from ssql_det.report.document import (
+    Block,
+    Chart,
+    CodeBlock,
+    Collapsible,
+    Document,
+    Figure,
+    Heading,
+    ItemList,
+    Paragraph,
+    Table,
+)
+from ssql_det.report.markup import Style, clean_lines, render_markup, strip_markup
+from ssql_det.report.stylesheet import PAGE_CSS
 
 _KINDS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".gif": "gif", ".webp": "webp"}
 _HEAD = f"""\
@@ -29,7 +40,7 @@ _HEAD = f"""\
 {PAGE_CSS}</style>"""  # without an icon, browsers ask the server for one
 
 
-def as_html(document: Document) -> str:
+def render_html(document: Document) -> str:
     """The whole file. What is said before the first section stands before the list of contents, too."""
     anchors = document.anchors
     writer = _Writer(anchors, iter(anchors))
@@ -37,7 +48,7 @@ def as_html(document: Document) -> str:
     first = next((place for place, block in enumerate(blocks) if _is_section(block)), after_title)
     before, after = writer.blocks(blocks[:first]), writer.blocks(blocks[first:])
     parts = [part for part in (before, _contents(document), after) if part]
-    head = f"{_HEAD}\n<title>{escape(plain(document.title))}</title>"
+    head = f"{_HEAD}\n<title>{escape(strip_markup(document.title))}</title>"
     body = "<main>\n" + "\n".join(parts) + "\n</main>"
     return f'<!DOCTYPE html>\n<html lang="en">\n<head>\n{head}\n</head>\n<body>\n{body}\n</body>\n</html>\n'
 
@@ -48,7 +59,7 @@ def _is_section(block: Block) -> bool:
 
 def _contents(document: Document) -> str:
     links = [
-        f'<li><a href="#{escape(anchor)}">{escape(plain(heading.text))}</a></li>'
+        f'<li><a href="#{escape(anchor)}">{escape(strip_markup(heading.text))}</a></li>'
         for heading, anchor in zip(document.headings, document.anchors, strict=True)
         if _is_section(heading)
     ]
@@ -69,28 +80,28 @@ class _Writer:
         match block:
             case Heading(text, level):
                 return f'<h{level} id="{escape(next(self.ids))}">{self.text(text)}</h{level}>'
-            case Text(text):
+            case Paragraph(text):
                 return f"<p>{self.text(text)}</p>"
-            case Items(texts, is_numbered):
+            case ItemList(texts, is_numbered):
                 kind = "ol" if is_numbered else "ul"
                 items = "".join(f"<li>{self.text(text)}</li>" for text in texts)
                 return f"<{kind}>{items}</{kind}>"
             case Table():
                 return self.table(block)
-            case Listing(text):
-                return f'<pre tabindex="0"><code>{escape(lines(text))}</code></pre>'
-            case Picture(name, content, words):
-                image = f'<img src="{_data(name, content)}" alt="{escape(plain(words))}">'
+            case CodeBlock(text):
+                return f'<pre tabindex="0"><code>{escape(clean_lines(text))}</code></pre>'
+            case Figure(name, content, words):
+                image = f'<img src="{_data(name, content)}" alt="{escape(strip_markup(words))}">'
                 return f"<figure>{image}<figcaption>{self.text(words)}</figcaption></figure>"
             case Chart(_, title):
                 caption = f"<figcaption>{self.text(title)}</figcaption>"
-                return f'<figure class="drawn">{caption}{as_svg(block)}</figure>'
-            case Folded(summary, blocks):
+                return f'<figure class="drawn">{caption}{render_svg(block)}</figure>'
+            case Collapsible(summary, blocks):
                 return f"<details><summary>{self.text(summary)}</summary>\n{self.blocks(blocks)}\n</details>"
 
     def table(self, table: Table) -> str:
         """In a frame that scrolls where the page is too narrow; keys reach it, so it has a name."""
-        name = escape(plain(table.caption or ", ".join(table.header)))
+        name = escape(strip_markup(table.caption or ", ".join(table.header)))
         caption = f"<caption><span>{self.text(table.caption)}</span></caption>" if table.caption else ""
         header = "".join(self.cell(table, column, text, "col") for column, text in enumerate(table.header))
         body = "\n".join(
@@ -110,7 +121,7 @@ class _Writer:
         return f"<{kind}{stands}>{self.text(text)}</{kind[:2]}>"
 
     def text(self, text: str) -> str:
-        return marked(text, _STYLE, self.anchors)
+        return render_markup(text, _STYLE, self.anchors)
 
 
 _STYLE = Style(
