@@ -29,7 +29,7 @@ from ssql_det.quant import Bits, FixedBits, SampledBits, Scheme, parse_widths
 from ssql_det.quant.tracing import trace_pass
 from ssql_det.ssl import METHODS, SSQL, Method, SimSiam
 from ssql_det.ssl.augmentations import build_augmentation
-from ssql_det.ssl.method import hyperparameters
+from ssql_det.ssl.method import get_hyperparameters
 
 IGNORED_KEYS = ("OUTPUT_DIR", "DEVICE", "DATA.WORKERS", "PERIODS.LOG", "PERIODS.CHECKPOINT", "PLUGINS")  # to weights
 _FLAT = ("DIM", "HIDDEN", "LAST_NORM", "MOMENTUM", "QUEUE", "TEMPERATURE", "CROSS")  # of all methods, once
@@ -37,7 +37,7 @@ _FLAT = ("DIM", "HIDDEN", "LAST_NORM", "MOMENTUM", "QUEUE", "TEMPERATURE", "CROS
 
 def _node(kind: type) -> dict[str, Any]:
     """The keys of a method, or of what wraps it: its hyperparameters, with its own defaults."""
-    return {name.upper(): default for name, default in hyperparameters(kind).items()}
+    return {name.upper(): default for name, default in get_hyperparameters(kind).items()}
 
 
 _KEYS: dict[str, Any] = {  # beside a node for each method, as MOCO
@@ -209,7 +209,7 @@ def _monitoring(node: CfgNode, images: str) -> MonitorConfig:
 def _ssql(node: CfgNode, seed: int) -> dict[str, Any]:
     bits, scheme = _bits(node, seed), Scheme.parse(node.SCHEME)
     scheme.check_bits(bits.bounds)
-    return {"bits": bits, "scheme": scheme, **{name: node[name.upper()] for name in hyperparameters(SSQL)}}
+    return {"bits": bits, "scheme": scheme, **{name: node[name.upper()] for name in get_hyperparameters(SSQL)}}
 
 
 def _bits(node: CfgNode, seed: int) -> FixedBits | SampledBits:

@@ -1,16 +1,16 @@
 """Floor 2: self-supervised methods, one file each, and SSQL, which wraps any of them.
 
-======== ==============================================================================
-views    what is done to an image before a network sees it, twice
-losses   pure functions
-momentum a moving average of a network, and a queue of what it has seen
-method   what a method is: encode, targets, loss; its heads; the table of methods, which each file enters its own into
-simsiam  Chen and He, CVPR 2021
-byol     Grill et al., NeurIPS 2020
-moco     He et al., CVPR 2020, in its second version
-simclr   Chen et al., ICML 2020
-ssql     Cao et al., ECCV 2022: the same network quantized, against its float targets
-======== ==============================================================================
+============= =================================================================================================
+augmentations image transforms that make the views of an image
+losses        pure functions of features
+momentum      the momentum encoder and the queue of MoCo
+method        the interface of a method (encode, targets, loss), its MLP heads, the registry of methods
+simsiam       Chen and He, CVPR 2021
+byol          Grill et al., NeurIPS 2020
+moco          MoCo v2, Chen et al., 2020
+simclr        Chen et al., ICML 2020
+ssql          Cao et al., ECCV 2022: a method whose network is also trained quantized, against its float targets
+============= =================================================================================================
 """
 
 from ssql_det.core.registry import import_modules

@@ -1,6 +1,6 @@
 """BYOL (Grill et al., *Bootstrap Your Own Latent*, NeurIPS 2020).
 
-A predictor guesses, from the features of one view, those that a slowly moving copy of the network has of the other.
+A predictor maps the features of one view to those that a momentum encoder has of the other view.
 """
 
 from __future__ import annotations
@@ -12,15 +12,18 @@ from torch import Tensor
 from ssql_det.backbones import Backbone
 from ssql_det.ssl.losses import negative_cosine
 from ssql_det.ssl.method import METHODS, Encoder, Method, Views, mlp, require_positive
-from ssql_det.ssl.momentum import Momentum
+from ssql_det.ssl.momentum import MomentumEncoder
 
 
 @METHODS.register("byol")
 class BYOL(Method):
-    """``D(h(z1), z2')`` and ``D(h(z2), z1')``, half each, where ``z'`` are the moving copy's. It moves first.
-    ``last_norm``: its projector ends in a norm, as SimSiam's always does.
+    """The mean of ``D(h(z1), z2')`` and ``D(h(z2), z1')``: ``D`` is the negative cosine, ``h`` the predictor, ``z'``
+    the features of the momentum encoder, which is updated first. ``last_norm``: the projector ends in a norm.
 
-    >>> BYOL(build_backbone("resnet18"), dim=512, hidden=2048, momentum=0.99)
+    >>> from ssql_det.backbones import build_backbone
+    >>> method = BYOL(build_backbone("narrow_resnet"), dim=16, hidden=32)
+    >>> method([images, images.flip(3)]).shape
+    torch.Size([])
     """
 
     title = "BYOL"
@@ -32,13 +35,13 @@ class BYOL(Method):
         require_positive(dim=dim, hidden=hidden)
         self.encoder = Encoder(backbone.module, mlp([backbone.width, hidden, hidden, dim], last_norm=last_norm))
         self.predictor = mlp([dim, hidden, dim])
-        self.momentum = Momentum(self.encoder, momentum)
+        self.momentum = MomentumEncoder(self.encoder, momentum)
 
     def encode(self, views: Views) -> list[Tensor]:
         return [self.encoder(view) for view in views]
 
     def targets(self, views: Views, encoded: Sequence[Tensor]) -> list[Tensor]:
-        self.momentum.follow(self.encoder)
+        self.momentum.update(self.encoder)
         return [self.momentum(view) for view in views]
 
     def loss(self, encoded: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:

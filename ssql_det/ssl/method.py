@@ -1,6 +1,6 @@
-"""What a self-supervised method is to everything around it: it encodes views, has targets for them, and a loss.
+"""The interface of a self-supervised method: it encodes views, makes targets for them, and computes a loss.
 
-SSQL needs these three apart: it encodes twice, float and quantized, and both are held against the same targets.
+The three are separate because SSQL encodes twice, float and quantized, and compares both with the same targets.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ Views = Sequence[Tensor]  # of one batch of images: two tensors [N, 3, H, W]
 
 
 class Encoder(nn.Module):
-    """A backbone and its projector: what is trained, observed and quantized.
+    """A backbone and its projector: the part of a method that is trained and quantized.
 
-    >>> Encoder(build_backbone("resnet18").module, mlp([512, 2048, 2048]))(images).shape
-    torch.Size([16, 2048])
+    >>> Encoder(model, mlp([192, 64, 32]))(images).shape
+    torch.Size([4, 32])
     """
 
     def __init__(self, backbone: nn.Module, projector: nn.Module) -> None:
@@ -37,37 +37,41 @@ class Encoder(nn.Module):
 
 
 class Method(nn.Module, ABC):
-    """One step of a method is ``method(views)``, a loss. ``encoder`` is its online network.
+    """A self-supervised method; ``method(views)`` is the loss of a step, and ``encoder`` the network that it trains.
 
-    ``title`` is its name for people. ``targets`` is called once a step, so that it may change what only moves with the
-    steps, as a moving average. It is built from a backbone and, by keyword alone, its hyperparameters, whose defaults
-    stand in its constructor and nowhere else: a registered method has a config node of them.
+    A subclass takes a backbone and keyword-only hyperparameters. Their names and defaults become its config node.
+    ``title`` is its name in tables and checkpoints.
 
-    >>> method = SimSiam(build_backbone("resnet18"), hidden=2048)
-    >>> method([view_1, view_2]).backward()
+    >>> from ssql_det.backbones import build_backbone
+    >>> from ssql_det.ssl import SimSiam
+    >>> method = SimSiam(build_backbone("narrow_resnet"), dim=32, hidden=16)
+    >>> method([images, images.flip(3)]).backward()
     """
 
     title: ClassVar[str]
-    may_quantize_targets: ClassVar[bool] = False  # they are any features of its own network: SSQL chooses which
+    may_quantize_targets: ClassVar[bool] = False  # True where targets are features of the encoder itself
     encoder: Encoder
 
     @abstractmethod
     def encode(self, views: Views) -> list[Tensor]:
-        """The online network's features [N, D] of those views that pass through it."""
+        """The encoder's features [N, D], one tensor per view that passes through it."""
 
     @abstractmethod
     def targets(self, views: Views, encoded: Sequence[Tensor]) -> Any:
-        """What features are held against, without gradient; ``encoded`` are the float features of these views."""
+        """What the loss compares features with, without gradient; ``encoded`` are the float features of the views.
+
+        Called once a step, so it may update state such as a moving average or a queue.
+        """
 
     @abstractmethod
     def loss(self, encoded: Sequence[Tensor], targets: Any) -> Tensor:
-        """How far features, float or quantized, are from their targets."""
+        """The loss of features, float or quantized, given their targets."""
 
     def require_batch(self, size: int) -> None:
-        """Refuse a batch, of all processes together, that cannot serve."""
+        """Raise a ``UserError`` if the method cannot work with this batch size, of all processes together."""
 
     def forward(self, views: Views, step: int = 0) -> Tensor:
-        """The loss of a step; its number is for what wraps a method."""
+        """The loss of a step; only wrappers such as SSQL use ``step``."""
         encoded = self.encode(views)
         return self.loss(encoded, self.targets(views, encoded))
 
@@ -75,41 +79,48 @@ class Method(nn.Module, ABC):
 METHODS: Registry[type[Method]] = Registry("method")
 
 
-def hyperparameters(kind: type) -> dict[str, Any]:
-    """What a class is told by keyword alone, with its defaults.
+def get_hyperparameters(cls: type) -> dict[str, Any]:
+    """The keyword-only arguments of a class's constructor, with their defaults.
 
-    >>> hyperparameters(SimSiam)
+    >>> from ssql_det.ssl import SimSiam
+    >>> get_hyperparameters(SimSiam)
     {'dim': 2048, 'hidden': 512}
     """
-    parameters = inspect.signature(kind).parameters.values()
-    return {each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY}
+    parameters = inspect.signature(cls).parameters.values()
+    return {parameter.name: parameter.default for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
 
 
-def require_positive(**numbers: float) -> None:
-    """Refuse hyperparameters that have to be more than 0, by their names.
+def require_positive(**hyperparameters: float) -> None:
+    """Raise a ``UserError`` for a hyperparameter that is not above 0.
 
     >>> require_positive(dim=256, temperature=0.0)
-    UserError: temperature must be more than 0, got 0.0
+    Traceback (most recent call last):
+    ssql_det.core.errors.UserError: temperature must be more than 0, got 0.0
     """
-    for name, number in numbers.items():
-        if not number > 0:
-            raise UserError(f"{name} must be more than 0, got {number}")
+    for name, value in hyperparameters.items():
+        if not value > 0:
+            raise UserError(f"{name} must be more than 0, got {value}")
 
 
 def mlp(widths: Sequence[int], norm: bool = True, last_norm: bool = False) -> nn.Sequential:
-    """Linear layers, a BatchNorm and a ReLU after each but the last; ``last_norm`` adds a BatchNorm without weights.
+    """Linear layers with BatchNorm and ReLU after each but the last; ``last_norm`` adds BatchNorm(affine=False).
 
-    A layer that a norm follows has no bias: the norm would take it away again. ``norm=False`` leaves all norms out.
+    A linear layer before a norm has no bias, since the norm would cancel it. ``norm=False``: no norms but the last.
 
-    >>> mlp([512, 2048, 2048, 2048], last_norm=True)  # SimSiam's projector
-    >>> mlp([2048, 512, 2048])                        # and its predictor
-    >>> mlp([512, 2048, 128], norm=False)             # MoCo v2's projector
+    >>> mlp([4, 8, 2], last_norm=True)
+    Sequential(
+      (0): Linear(in_features=4, out_features=8, bias=False)
+      (1): BatchNorm1d(8, ...)
+      (2): ReLU(inplace=True)
+      (3): Linear(in_features=8, out_features=2, bias=False)
+      (4): BatchNorm1d(2, ...affine=False...)
+    )
     """
     layers: list[nn.Module] = []
     *hidden, last = pairwise(widths)
-    for width, following in hidden:
-        layers.append(nn.Linear(width, following, bias=not norm))
-        layers += [nn.BatchNorm1d(following)] if norm else []
+    for width, next_width in hidden:
+        layers.append(nn.Linear(width, next_width, bias=not norm))
+        layers += [nn.BatchNorm1d(next_width)] if norm else []
         layers.append(nn.ReLU(inplace=True))
     layers.append(nn.Linear(*last, bias=not last_norm))
     if last_norm:
@@ -118,21 +129,21 @@ def mlp(widths: Sequence[int], norm: bool = True, last_norm: bool = False) -> nn
 
 
 def mlp_from_state_dict(state: Mapping[str, Tensor]) -> nn.Sequential:
-    """The one whose ``state_dict`` this is; an error where :func:`mlp` makes none that it fits.
+    """Rebuild an :func:`mlp` from its ``state_dict``; raises where no :func:`mlp` has such a one.
 
     >>> mlp_from_state_dict(mlp([512, 128, 512]).state_dict())[3]
     Linear(in_features=128, out_features=512, bias=True)
     """
     linears = [name for name, tensor in state.items() if tensor.ndim == 2]
     if not linears:
-        raise ValueError("there is no linear layer in it")
+        raise ValueError("it has no linear layer")
     norms = [name for name in state if name.endswith("running_mean")]
-    has_last = bool(norms) and _place(norms[-1]) > _place(linears[-1])
+    has_last_norm = bool(norms) and _layer_index(norms[-1]) > _layer_index(linears[-1])
     widths = [state[linears[0]].shape[1], *(state[name].shape[0] for name in linears)]
-    head = mlp(widths, norm=len(norms) > has_last, last_norm=has_last)
+    head = mlp(widths, norm=len(norms) > has_last_norm, last_norm=has_last_norm)
     head.load_state_dict(dict(state))
     return head
 
 
-def _place(name: str) -> int:
+def _layer_index(name: str) -> int:
     return int(name.split(".")[0])

@@ -1,7 +1,7 @@
 """MoCo v2 (He et al., CVPR 2020; Chen et al., *Improved Baselines with Momentum Contrastive Learning*, 2020).
 
-The first view is a query, the second a key, encoded by a slowly moving copy of the network. The query has to tell its
-key from a queue of keys of earlier batches.
+The first view is the query; the second, encoded by a momentum encoder, is its key. The query has to be told from a
+queue of the keys of earlier batches.
 """
 
 from __future__ import annotations
@@ -16,24 +16,27 @@ from torch import Tensor
 from ssql_det.backbones import Backbone
 from ssql_det.core.distributed import concat_all_gather, rank, world_size
 from ssql_det.core.errors import UserError
-from ssql_det.ssl.losses import info_nce, unit_length
+from ssql_det.ssl.losses import info_nce, l2_normalize
 from ssql_det.ssl.method import METHODS, Encoder, Method, Views, mlp, require_positive
-from ssql_det.ssl.momentum import Momentum, Queue
+from ssql_det.ssl.momentum import MomentumEncoder, Queue
 
 
-class Keys(NamedTuple):
-    """A batch's own keys [N, D], and those of earlier ones [K, D]."""
+class MoCoTargets(NamedTuple):
+    """The keys of a batch [N, D], and the queue [K, D] of those of earlier batches."""
 
-    own: Tensor
+    keys: Tensor
     queue: Tensor
 
 
 @METHODS.register("moco")
 class MoCo(Method):
-    """InfoNCE of queries, against keys and the queue as it was before them. Only the first view meets the network.
-    Defaults are the authors', on ImageNet.
+    """InfoNCE of the queries against their keys and the queue as it was before this batch. Only the first view passes
+    through the encoder. Defaults are the authors' for ImageNet.
 
-    >>> MoCo(build_backbone("resnet18"), dim=256, hidden=2048, queue=4096, temperature=0.2, momentum=0.999)
+    >>> from ssql_det.backbones import build_backbone
+    >>> method = MoCo(build_backbone("narrow_resnet"), dim=16, hidden=32, queue=8)
+    >>> method([images, images.flip(3)]).shape, method.queue.keys.shape
+    (torch.Size([]), torch.Size([8, 16]))
     """
 
     title = "MoCo v2"
@@ -51,36 +54,36 @@ class MoCo(Method):
         super().__init__()
         require_positive(dim=dim, hidden=hidden, queue=queue, temperature=temperature)
         self.encoder = Encoder(backbone.module, mlp([backbone.width, hidden, dim], norm=False))
-        self.momentum = Momentum(self.encoder, momentum)
+        self.momentum = MomentumEncoder(self.encoder, momentum)
         self.queue = Queue(queue, dim)
         self.temperature = temperature
 
     def require_batch(self, size: int) -> None:
         if size > len(self.queue.keys):
-            raise UserError(f"a queue of {len(self.queue.keys)} is less than a batch of {size} keys; make it more")
+            raise UserError(f"a queue of {len(self.queue.keys)} keys is smaller than a batch of {size}; increase it")
 
     def encode(self, views: Views) -> list[Tensor]:
-        return [unit_length(self.encoder(views[0]))]
+        return [l2_normalize(self.encoder(views[0]))]
 
-    def targets(self, views: Views, encoded: Sequence[Tensor]) -> Keys:
-        self.momentum.follow(self.encoder)
-        keys = unit_length(self._shuffled_pass(views[1]))
-        targets = Keys(keys, self.queue.keys.clone())
+    def targets(self, views: Views, encoded: Sequence[Tensor]) -> MoCoTargets:
+        self.momentum.update(self.encoder)
+        keys = l2_normalize(self._encode_shuffled(views[1]))
+        targets = MoCoTargets(keys, self.queue.keys.clone())
         self.queue.push(concat_all_gather(keys))
         return targets
 
-    def loss(self, encoded: Sequence[Tensor], targets: Keys) -> Tensor:
-        return info_nce(encoded[0], targets.own, targets.queue, self.temperature)
+    def loss(self, encoded: Sequence[Tensor], targets: MoCoTargets) -> Tensor:
+        return info_nce(encoded[0], targets.keys, targets.queue, self.temperature)
 
     @torch.no_grad()
-    def _shuffled_pass(self, images: Tensor) -> Tensor:
-        """Each process encodes images of all of them: so the norms' statistics give no key away to its query."""
+    def _encode_shuffled(self, images: Tensor) -> Tensor:
+        """Shuffling BN: images are shuffled over the processes, so that BatchNorm statistics do not leak the match."""
         if world_size() == 1:
             features: Tensor = self.momentum(images)
             return features
-        everyone = concat_all_gather(images)
-        order = torch.randperm(len(everyone)).to(images.device)
+        all_images = concat_all_gather(images)
+        order = torch.randperm(len(all_images)).to(images.device)
         dist.broadcast(order, 0)
         own = slice(rank() * len(images), (rank() + 1) * len(images))
-        features = concat_all_gather(self.momentum(everyone[order[own]]))
+        features = concat_all_gather(self.momentum(all_images[order[own]]))
         return features[order.argsort()[own]]

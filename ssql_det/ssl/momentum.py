@@ -1,7 +1,6 @@
-"""What follows a network instead of being trained: a slowly moving copy of it, and a queue of what that copy has seen.
+"""The momentum encoder of BYOL and MoCo, and MoCo's queue of keys.
 
-Both are state of a training: buffers and parameters without gradient, so that checkpoints and resumed runs have them.
-As the statistics of norms they move in training mode alone.
+Both are buffers or parameters without gradient, so checkpoints hold them. They change in training mode only.
 """
 
 from __future__ import annotations
@@ -15,29 +14,30 @@ from torch import Tensor, nn
 from ssql_det.core.errors import UserError
 
 
-class Momentum(nn.Module):
-    """A copy whose weights are an exponential moving average of the network's: ``rate * own + (1 - rate) * theirs``.
+class MomentumEncoder(nn.Module):
+    """A copy of a network whose weights are an exponential moving average (EMA) of the network's weights.
 
-    Its norms keep statistics of their own, of what passes through it.
+    The statistics of its norms are not averaged: they are those of the images that pass through the copy.
 
-    >>> target = Momentum(encoder, rate=0.99)
-    >>> target.follow(encoder)
-    >>> target(images)  # without gradient
+    >>> target = MomentumEncoder(nn.Linear(1, 1), momentum=0.99)
+    >>> target.update(nn.Linear(1, 1))  # weight = 0.99 * weight + 0.01 * the other's
+    >>> target(torch.ones(1, 1)).requires_grad
+    False
     """
 
-    def __init__(self, network: nn.Module, rate: float) -> None:
+    def __init__(self, network: nn.Module, momentum: float) -> None:
         super().__init__()
-        if not 0 <= rate <= 1:
-            raise UserError(f"momentum must be 0 to 1, got {rate}")
+        if not 0 <= momentum <= 1:
+            raise UserError(f"momentum must be 0 to 1, got {momentum}")
         self.network = copy.deepcopy(network).requires_grad_(False)
-        self.rate = rate
+        self.momentum = momentum
 
     @torch.no_grad()
-    def follow(self, network: nn.Module) -> None:
+    def update(self, network: nn.Module) -> None:
         if not self.training:
             return
-        for own, theirs in zip(self.network.parameters(), network.parameters(), strict=True):
-            own.mul_(self.rate).add_(theirs, alpha=1 - self.rate)
+        for average, parameter in zip(self.network.parameters(), network.parameters(), strict=True):
+            average.mul_(self.momentum).add_(parameter, alpha=1 - self.momentum)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
@@ -46,15 +46,17 @@ class Momentum(nn.Module):
 
 
 class Queue(nn.Module):
-    """The latest ``size`` keys [size, D] of unit length, the oldest replaced first; it begins with random ones.
+    """A ring buffer of the latest keys [size, D] of unit length, initially random.
 
-    >>> queue = Queue(size=4096, dim=256)
-    >>> negatives = queue.keys.clone()
-    >>> queue.push(keys)
+    >>> queue = Queue(size=3, dim=2)
+    >>> queue.push(torch.eye(2))
+    >>> queue.keys[:2]
+    tensor([[1., 0.],
+            [0., 1.]])
     """
 
     keys: Tensor
-    place: Tensor
+    place: Tensor  # index of the oldest key; checkpoints have it under this name
 
     def __init__(self, size: int, dim: int) -> None:
         super().__init__()
@@ -63,7 +65,7 @@ class Queue(nn.Module):
 
     @torch.no_grad()
     def push(self, keys: Tensor) -> None:
-        """Put keys [N, D] in; of more than ``size``, the last ones stay."""
+        """Replace the oldest keys by ``keys`` [N, D]; if N is more than the size, the last ones are kept."""
         if not self.training:
             return
         size = len(self.keys)

@@ -1,6 +1,6 @@
 """SimCLR (Chen et al., *A Simple Framework for Contrastive Learning of Visual Representations*, ICML 2020).
 
-Each view has to tell the other view of its image from all other views in the batch.
+Each view has to be matched with the other view of its image among all views in the batch.
 """
 
 from __future__ import annotations
@@ -13,16 +13,19 @@ from torch import Tensor
 
 from ssql_det.backbones import Backbone
 from ssql_det.core.distributed import rank, world_size
-from ssql_det.ssl.losses import nt_xent, unit_length
+from ssql_det.ssl.losses import l2_normalize, nt_xent
 from ssql_det.ssl.method import METHODS, Encoder, Method, Views, mlp, require_positive
 
 
 @METHODS.register("simclr")
 class SimCLR(Method):
-    """NT-Xent over the views of all processes. Quantized views are held against quantized ones, as published; with
-    ``cross`` against the float ones, without gradient.
+    """NT-Xent over the views of all processes. Under SSQL quantized views are compared with quantized ones, as
+    published, or with ``cross`` with the detached float ones.
 
-    >>> SimCLR(build_backbone("resnet18"), dim=256, hidden=2048, temperature=0.5)
+    >>> from ssql_det.backbones import build_backbone
+    >>> method = SimCLR(build_backbone("narrow_resnet"), dim=16, hidden=32)
+    >>> method([images, images.flip(3)]).shape
+    torch.Size([])
     """
 
     title = "SimCLR"
@@ -36,22 +39,24 @@ class SimCLR(Method):
         self.temperature, self.cross = temperature, cross
 
     def encode(self, views: Views) -> list[Tensor]:
-        return [unit_length(self.encoder(view)) for view in views]
+        return [l2_normalize(self.encoder(view)) for view in views]
 
     def targets(self, views: Views, encoded: Sequence[Tensor]) -> Sequence[Tensor] | None:
         return encoded if self.cross else None
 
     def loss(self, encoded: Sequence[Tensor], targets: Sequence[Tensor] | None) -> Tensor:
-        is_its_own = targets is None or targets is encoded
-        candidates = _everyones(encoded if is_its_own else [features.detach() for features in targets or ()])
+        if targets is None or targets is encoded:
+            candidates = _gather_views(encoded)
+        else:
+            candidates = _gather_views([features.detach() for features in targets])
         count, total = len(encoded[0]), len(candidates) // 2
         first = torch.arange(count, device=candidates.device) + rank() * count
-        own, partner = torch.cat([first, first + total]), torch.cat([first + total, first])
-        return nt_xent(torch.cat(list(encoded)), candidates, own, partner, self.temperature)
+        self_index, positive_index = torch.cat([first, first + total]), torch.cat([first + total, first])
+        return nt_xent(torch.cat(list(encoded)), candidates, self_index, positive_index, self.temperature)
 
 
-def _everyones(encoded: Sequence[Tensor]) -> Tensor:
-    """The first views of all processes, then the second: [2N, D]."""
+def _gather_views(encoded: Sequence[Tensor]) -> Tensor:
+    """The first views of all processes, then the second views: [2N, D]."""
     if world_size() == 1:
         return torch.cat(list(encoded))
     return torch.cat([torch.cat(differentiable_all_gather(features)) for features in encoded])

@@ -1,6 +1,6 @@
 """SimSiam (Chen and He, *Exploring Simple Siamese Representation Learning*, CVPR 2021).
 
-One network sees both views. A predictor guesses, from the features of one, those of the other, which get no gradient.
+A predictor maps the features of one view to those of the other view, which are detached.
 """
 
 from __future__ import annotations
@@ -16,9 +16,13 @@ from ssql_det.ssl.method import METHODS, Encoder, Method, Views, mlp, require_po
 
 @METHODS.register("simsiam")
 class SimSiam(Method):
-    """``D(h(z1), sg z2)`` and ``D(h(z2), sg z1)``, half each. The projector is ``dim`` wide, the predictor ``hidden``.
+    """The mean of ``D(h(z1), sg z2)`` and ``D(h(z2), sg z1)``: ``D`` is the negative cosine, ``h`` the predictor,
+    ``sg`` stop-gradient. ``dim`` is the projector's output width, ``hidden`` the predictor's hidden width.
 
-    >>> SimSiam(build_backbone("resnet18"), dim=2048, hidden=512)
+    >>> from ssql_det.backbones import build_backbone
+    >>> method = SimSiam(build_backbone("narrow_resnet"), dim=32, hidden=16)
+    >>> method([images, images.flip(3)]).shape
+    torch.Size([])
     """
 
     title = "SimSiam"

@@ -20,7 +20,7 @@ from ssql_det.pretrain.config import build_metadata, build_network, read_config
 from ssql_det.pretrain.loop import pretrain
 from ssql_det.quant import SampledBits
 from ssql_det.ssl import METHODS, SSQL
-from ssql_det.ssl.method import hyperparameters
+from ssql_det.ssl.method import get_hyperparameters
 
 pytestmark = pytest.mark.usefixtures("one_thread", "logging_as_it_was")
 
@@ -121,14 +121,14 @@ def test_every_config_describes_a_network(tmp_path):
 @pytest.mark.parametrize(
     ("method", "name", "options"),
     [
-        ("byol", "BYOL", {"momentum.rate": 0.7}),
-        ("moco", "MoCo v2", {"momentum.rate": 0.7, "temperature": 0.3, "queue.keys.shape": (50, 16)}),
+        ("byol", "BYOL", {"momentum.momentum": 0.7}),
+        ("moco", "MoCo v2", {"momentum.momentum": 0.7, "temperature": 0.3, "queue.keys.shape": (50, 16)}),
         ("simclr", "SimCLR", {"temperature": 0.3, "cross": True}),
     ],
 )
 def test_a_config_reaches_the_method(method, name, options, toy, tmp_path):
     values = {"momentum": 0.7, "temperature": 0.3, "queue": 50, "cross": True, "last_norm": True}
-    taken = hyperparameters(METHODS.get(method)).keys() & values.keys()
+    taken = get_hyperparameters(METHODS.get(method)).keys() & values.keys()
     own = {f"{method.upper()}__{name.upper()}": values[name] for name in taken}
     for is_ssql in (True, False):
         cfg = config(toy, tmp_path, METHOD=method, SSQL__ENABLED=is_ssql, **own)
@@ -162,15 +162,18 @@ def test_a_config_reaches_the_method(method, name, options, toy, tmp_path):
         ({"SEED": "4294967296"}, "SEED must be less than 2**32"),
         ({"METHOD": "byol", "BYOL.MOMENTUM": "1.5"}, "BYOL: momentum must be 0 to 1, got 1.5"),
         ({"METHOD": "simclr", "SIMCLR.TEMPERATURE": "0"}, "SIMCLR: temperature must be more than 0, got 0"),
-        ({"METHOD": "moco", "MOCO.QUEUE": "15"}, "MOCO: a queue of 15 is less than a batch of 16 keys"),
-        ({"METHOD": "byol", "SSQL.QUANTIZE_TARGETS": "True"}, "BYOL says itself what it is held against"),
+        ({"METHOD": "moco", "MOCO.QUEUE": "15"}, "MOCO: a queue of 15 keys is smaller than a batch of 16"),
+        (
+            {"METHOD": "byol", "SSQL.QUANTIZE_TARGETS": "True"},
+            "SSQL cannot quantize the targets of BYOL; set SSQL.QUANTIZE_TARGETS False",
+        ),
         ({"DATA.RECIPE": "cifr"}, "did you mean 'cifar'"),
         ({"SSQL.WEIGHT_BITS": "[1, 8]"}, "bits must be 2 to 16"),
         ({"SSQL.SCHEME": "act=mse", "SSQL.ACT_BITS": "[4, 16]"}, "act=mse gives 2 to 10 bits, asked for are 16"),
         ({"SSQL.ACT_BITS": "[8]"}, "SSQL.ACT_BITS is the least and the most"),
         ({"BACKBONE": "resnet19"}, "there is no backbone 'resnet19'"),
         ({"SSQL.SCHEME": "mze"}, "unknown weight quantizer 'mze'; did you mean 'mse'?"),
-        ({"SSQL.SCHEME": "norms=re-estimated"}, "in training norms have the statistics of each batch"),
+        ({"SSQL.SCHEME": "norms=re-estimated"}, "SSQL cannot train with norms=re-estimated"),
         ({"MONITOR.PERIOD": "1", "MONITOR.SCHEME": "act=centred"}, "'centred' is no activation quantizer"),
         ({"OPTIM.LR": "1e30"}, "step 1 at "),
         ({"INIT": "nowhere.pth"}, "nowhere.pth"),

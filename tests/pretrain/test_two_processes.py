@@ -6,7 +6,7 @@ from support.methods import KINDS, same
 from support.pretrain import processes as two_processes
 
 from ssql_det.core.distributed import launch
-from ssql_det.ssl.losses import unit_length
+from ssql_det.ssl.losses import l2_normalize
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_keys_of_shuffled_images_come_back_in_their_order(folder, has_norm):
     assert 0 < sum(place < 4 for place in where[0].tolist()) < 4  # by either process
     expected = torch.zeros(8, 4, dtype=torch.float64)
     for places, (_, (_, features), _) in zip(where, halves, strict=True):
-        expected[places] = unit_length(features)
+        expected[places] = l2_normalize(features)
     torch.testing.assert_close(torch.cat([own for own, _, _ in halves]), expected)
     for _, _, queue in halves:
         torch.testing.assert_close(queue, expected)

@@ -1,4 +1,4 @@
-"""A step of BYOL, MoCo v2 and SimCLR, alone and under SSQL, against the same written out by hand; float64."""
+"""A step of BYOL, MoCo v2 and SimCLR, alone and under SSQL, against the same step written by hand; float64."""
 
 import pytest
 import torch
@@ -12,28 +12,28 @@ from ssql_det.ssl import SSQL
 # ---- by hand -------------------------------------------------------------------------------------------------------
 
 
-def moved(method):
-    """The weights of the moving average after a step at rate .9, of what they are before it."""
+def average_weights(method):
+    """The weights of the momentum encoder after one update at momentum .9."""
     online = dict(method.encoder.named_parameters())
-    kept = method.momentum.network.named_parameters()
-    return {name: 0.9 * weight.clone() + 0.1 * online[name].detach() for name, weight in kept}
+    average = method.momentum.network.named_parameters()
+    return {name: 0.9 * weight.clone() + 0.1 * online[name].detach() for name, weight in average}
 
 
-def twice(method, passes, bits, encode):
-    """What ``encode`` finds in the float pass, and where there are bits in the quantized one; and the passes."""
-    plain = passes(method.encoder.named_parameters())
-    found = [encode(plain)]
+def encode_twice(method, pass_type, bits, encode):
+    """The features of the float pass and, with ``bits``, of the quantized pass; and the passes themselves."""
+    float_pass = pass_type(method.encoder.named_parameters())
+    features = [encode(float_pass)]
     if bits is None:
-        return found, [plain]
-    low = passes(method.encoder.named_parameters(), bits, plain.ranges)
-    return [*found, encode(low)], [plain, low]
+        return features, [float_pass]
+    quantized_pass = pass_type(method.encoder.named_parameters(), bits, float_pass.ranges)
+    return [*features, encode(quantized_pass)], [float_pass, quantized_pass]
 
 
-def byol(method, views, bits, passes=Pass):
-    target = passes(moved(method))
+def byol(method, views, bits, pass_type=Pass):
+    target = pass_type(average_weights(method))
     targets = [target.encode(view).detach() for view in views]
-    found, online = twice(method, passes, bits, lambda way: [way.encode(view) for view in views])
-    losses = [cosine_loss(method, encoded, targets) for encoded in found]
+    features, online = encode_twice(method, pass_type, bits, lambda network: [network.encode(view) for view in views])
+    losses = [cosine_loss(method, encoded, targets) for encoded in features]
     return losses, {"encoder": online, "momentum.network": [target]}
 
 
@@ -42,14 +42,14 @@ def byol_without_last_norm(method, views, bits):
 
 
 def moco(method, views, bits):
-    target, queue = ContrastivePass(moved(method)), method.queue.keys.clone()
+    target, queue = ContrastivePass(average_weights(method)), method.queue.keys.clone()
     keys = target.encode(views[1]).detach()
-    found, online = twice(method, ContrastivePass, bits, lambda way: way.encode(views[0]))
+    features, online = encode_twice(method, ContrastivePass, bits, lambda network: network.encode(views[0]))
     losses = []
-    for queries in found:
-        right = ((queries * keys).sum(1) / 0.2).exp()
-        wrong = (queries @ queue.T / 0.2).exp().sum(1)
-        losses.append(-(right / (right + wrong)).log().mean())
+    for queries in features:
+        positive = ((queries * keys).sum(1) / 0.2).exp()
+        negatives = (queries @ queue.T / 0.2).exp().sum(1)
+        losses.append(-(positive / (positive + negatives)).log().mean())
     return losses, {"encoder": online, "momentum.network": [target]}
 
 
@@ -57,16 +57,19 @@ def nt_xent(anchors, candidates):
     """Both [2N, D]: the first views, then the second."""
     count, losses = len(anchors) // 2, []
     for each in range(2 * count):
-        likeness = (candidates @ anchors[each] / 0.5).exp()
-        losses.append(-(likeness[(each + count) % (2 * count)] / (likeness.sum() - likeness[each])).log())
+        similarities = (candidates @ anchors[each] / 0.5).exp()
+        losses.append(-(similarities[(each + count) % (2 * count)] / (similarities.sum() - similarities[each])).log())
     return sum(losses) / len(losses)
 
 
 def simclr(method, views, bits, cross=False):
-    found, online = twice(method, ContrastivePass, bits, lambda way: torch.cat([way.encode(view) for view in views]))
-    plain, *low = found
-    candidates = [plain.detach()] if cross else low
-    return [nt_xent(plain, plain), *map(nt_xent, low, candidates)], {"encoder": online}
+    features, online = encode_twice(
+        method, ContrastivePass, bits, lambda network: torch.cat([network.encode(view) for view in views])
+    )
+    float_features, *quantized_features = features
+    candidates = [float_features.detach()] if cross else quantized_features
+    losses = [nt_xent(float_features, float_features), *map(nt_xent, quantized_features, candidates)]
+    return losses, {"encoder": online}
 
 
 def simclr_cross(method, views, bits):
@@ -91,29 +94,32 @@ def check_step(kind, bits, auxiliary=True):
     method, views = small(kind), two_views()
     losses, passes = BY_HAND[kind](method, views, bits)
     expected = sum(losses) / len(losses) if auxiliary else losses[-1]
-    average = moved(method) if hasattr(method, "momentum") else {}
+    average = average_weights(method) if hasattr(method, "momentum") else {}
     network = method if bits is None else SSQL(method, FixedBits(bits), auxiliary=auxiliary)
     loss = network(views, step=0)
     assert abs(loss - expected) < 1e-12
     same(gradients(loss, method), gradients(expected, method))
     if average:
         same(dict(method.momentum.network.named_parameters()), average)
-    for path, ways in passes.items():
-        for norm in ways[0].statistics:
-            found, (mean, variance, count) = method.get_submodule(f"{path}.{norm}"), statistics_after(ways, norm)
+    for path, network_passes in passes.items():
+        for norm in network_passes[0].statistics:
+            found, (mean, variance, count) = (
+                method.get_submodule(f"{path}.{norm}"),
+                statistics_after(network_passes, norm),
+            )
             torch.testing.assert_close(found.running_mean, mean, rtol=1e-10, atol=1e-12)
             torch.testing.assert_close(found.running_var, variance, rtol=1e-10, atol=1e-12)
             assert found.num_batches_tracked == count
 
 
 @EVERY
-def test_a_step_alone_is_what_the_paper_says(kind):
+def test_a_step_alone_equals_the_paper(kind):
     check_step(kind, bits=None)
 
 
 @EVERY
 @pytest.mark.parametrize("bits", [Bits(2, 4), Bits(4, 4), Bits(8, 8)], ids=str)
-def test_a_step_under_ssql_is_what_the_paper_says(kind, bits):
+def test_a_step_under_ssql_equals_the_paper(kind, bits):
     check_step(kind, bits)
 
 
@@ -124,19 +130,19 @@ def test_a_step_under_ssql_without_the_float_loss(kind):
 
 @EVERY
 @pytest.mark.parametrize("bits", [None, Bits(2, 4)], ids=str)
-def test_targets_are_asked_for_once_a_step(kind, bits, monkeypatch):
-    """They may change what moves with the steps."""
-    method, asked = small(kind), []
+def test_targets_are_made_once_a_step(kind, bits, monkeypatch):
+    """Because they may update a moving average or a queue."""
+    method, calls = small(kind), []
     targets = method.targets
-    monkeypatch.setattr(method, "targets", lambda *given: asked.append(given) or targets(*given))
+    monkeypatch.setattr(method, "targets", lambda *arguments: calls.append(arguments) or targets(*arguments))
     (SSQL(method, FixedBits(bits)) if bits else method)(two_views(), step=0)
-    assert len(asked) == 1
+    assert len(calls) == 1
 
 
 @EVERY
 @pytest.mark.parametrize("predictions", [True, False])
-def test_targets_that_ssql_does_not_choose_are_not_quantized(kind, predictions):
-    with pytest.raises(UserError, match=f"{small(kind).title} says itself what it is held against"):
+def test_quantized_targets_are_refused(kind, predictions):
+    with pytest.raises(UserError, match=f"the targets of {small(kind).title}; set SSQL.QUANTIZE_TARGETS False"):
         SSQL(small(kind), FixedBits(Bits(4, 4)), quantize_predictions=predictions, quantize_targets=True)
 
 
@@ -162,16 +168,16 @@ def test_the_order_of_images_does_not_matter(kind, bits):
     same(*found)
 
 
-# ---- what moves with the steps ------------------------------------------------------------------------------------
+# ---- state that a step updates ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bits", [None, Bits(2, 4)], ids=str)
-def test_keys_enter_the_queue_after_the_loss_and_around_its_end(bits):
+def test_keys_enter_the_queue_after_the_loss_and_wrap_around(bits):
     method, views = small("moco"), two_views()
     method.queue.place.fill_(7)
-    keys, queue = ContrastivePass(moved(method)).encode(views[1]), list(method.queue.keys.clone())
-    for place, key in zip((7, 8, 9, 0, 1, 2), keys, strict=True):
-        queue[place] = key
+    keys, queue = ContrastivePass(average_weights(method)).encode(views[1]), list(method.queue.keys.clone())
+    for index, key in zip((7, 8, 9, 0, 1, 2), keys, strict=True):
+        queue[index] = key
     losses, _ = moco(method, views, bits)
     loss = (SSQL(method, FixedBits(bits)) if bits else method)(views, step=0)
     assert abs(loss - sum(losses) / len(losses)) < 1e-12
@@ -181,17 +187,17 @@ def test_keys_enter_the_queue_after_the_loss_and_around_its_end(bits):
 
 def test_only_the_first_view_is_a_query():
     method, (query, key) = small("moco"), two_views()
-    seen = {"encoder": [], "momentum": []}
-    method.encoder.register_forward_hook(lambda module, given, out: seen["encoder"].append(given[0]))
-    method.momentum.network.register_forward_hook(lambda module, given, out: seen["momentum"].append(given[0]))
+    inputs = {"encoder": [], "momentum": []}
+    method.encoder.register_forward_hook(lambda module, args, out: inputs["encoder"].append(args[0]))
+    method.momentum.network.register_forward_hook(lambda module, args, out: inputs["momentum"].append(args[0]))
     SSQL(method, FixedBits(Bits(4, 4)))([query, key], step=0)
-    assert [each is query for each in seen["encoder"]] == [True, True]
-    assert [each is key for each in seen["momentum"]] == [True]
+    assert [each is query for each in inputs["encoder"]] == [True, True]
+    assert [each is key for each in inputs["momentum"]] == [True]
 
 
 @pytest.mark.parametrize("kind", ["byol", "moco"])
-def test_the_next_step_goes_on_from_what_the_last_left(kind):
-    """Three steps with an optimizer between them: the average is the sum of what it followed."""
+def test_several_steps_give_the_weighted_sum(kind):
+    """Three steps with an optimizer: the average is the weighted sum of the weights it was updated with."""
     method, views = small(kind), two_views()
     optimizer = torch.optim.SGD([each for each in method.parameters() if each.requires_grad], lr=0.1)
     average = dict(method.momentum.network.named_parameters())
@@ -208,7 +214,7 @@ def test_the_next_step_goes_on_from_what_the_last_left(kind):
 
 
 @pytest.mark.parametrize("kind", ["byol", "moco"])
-def test_in_evaluation_nothing_moves(kind):
+def test_in_evaluation_mode_nothing_is_updated(kind):
     method = small(kind).eval()
     before = {name: tensor.clone() for name, tensor in method.state_dict().items()}
     assert SSQL(method, FixedBits(Bits(4, 4)))(two_views(), step=0).isfinite()

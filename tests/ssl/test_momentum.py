@@ -1,4 +1,4 @@
-"""The moving average against its sum, and the queue against Python's own."""
+"""The momentum encoder against the weighted sum, and the queue against Python's deque."""
 
 import random
 from collections import deque
@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from ssql_det.ssl.momentum import Momentum, Queue
+from ssql_det.ssl.momentum import MomentumEncoder, Queue
 
 
 def network(seed):
@@ -22,43 +22,44 @@ def weights(network):
 # ---- moving average ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rate", [0, 0.5, 1])
-def test_after_some_steps_it_is_the_weighted_sum_of_what_it_followed(rate):
-    momentum, seen = Momentum(network(0), rate), []
+@pytest.mark.parametrize("momentum", [0, 0.5, 1])
+def test_after_some_updates_weights_are_the_weighted_sum(momentum):
+    average, updates = MomentumEncoder(network(0), momentum), []
     expected = weights(network(0))
     for step in (1, 2, 3):
-        momentum.follow(network(step))
-        seen.append(weights(network(step)))
-        expected = [rate * own + (1 - rate) * theirs for own, theirs in zip(expected, seen[-1], strict=True)]
-    for found, wanted in zip(weights(momentum), expected, strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-14, atol=1e-16)
-    if rate != 0.5:  # the last it followed, or what it began with: to the bit
-        assert all(map(torch.equal, weights(momentum), weights(network(0)) if rate == 1 else seen[-1]))
+        average.update(network(step))
+        updates.append(weights(network(step)))
+        pairs = zip(expected, updates[-1], strict=True)
+        expected = [momentum * old + (1 - momentum) * new for old, new in pairs]
+    for result, weight in zip(weights(average), expected, strict=True):
+        torch.testing.assert_close(result, weight, rtol=1e-14, atol=1e-16)
+    if momentum != 0.5:  # bit for bit the last update, or the initial weights
+        assert all(map(torch.equal, weights(average), weights(network(0)) if momentum == 1 else updates[-1]))
 
 
-def test_it_is_a_copy_without_gradient_whose_norms_are_its_own():
+def test_the_copy_has_no_gradient_and_its_own_norm_statistics():
     online = network(0)
-    momentum = Momentum(online, 0.9)
-    assert not {each.data_ptr() for each in momentum.parameters()} & {each.data_ptr() for each in online.parameters()}
+    average = MomentumEncoder(online, 0.9)
+    assert not {each.data_ptr() for each in average.parameters()} & {each.data_ptr() for each in online.parameters()}
     before = weights(online)
-    features = momentum(torch.randn(6, 4, dtype=torch.float64))
+    features = average(torch.randn(6, 4, dtype=torch.float64))
     assert not features.requires_grad
     assert all(parameter.requires_grad for parameter in online.parameters())
-    assert (online[1].num_batches_tracked, momentum.network[1].num_batches_tracked) == (0, 1)
-    momentum.follow(network(1))
+    assert (online[1].num_batches_tracked, average.network[1].num_batches_tracked) == (0, 1)
+    average.update(network(1))
     assert all(map(torch.equal, weights(online), before))
-    assert momentum.network[1].num_batches_tracked == 1
+    assert average.network[1].num_batches_tracked == 1
 
 
-def test_in_evaluation_it_stays_where_it_is():
-    momentum = Momentum(network(0), 0.5).eval()
-    momentum.follow(network(1))
-    assert all(map(torch.equal, weights(momentum), weights(network(0))))
+def test_in_evaluation_mode_weights_do_not_change():
+    average = MomentumEncoder(network(0), 0.5).eval()
+    average.update(network(1))
+    assert all(map(torch.equal, weights(average), weights(network(0))))
 
 
-def test_another_network_is_not_followed():
+def test_another_architecture_is_refused():
     with pytest.raises(ValueError, match="shorter"):
-        Momentum(network(0), 0.5).follow(nn.Linear(4, 3).double())
+        MomentumEncoder(network(0), 0.5).update(nn.Linear(4, 3).double())
 
 
 # ---- queue ---------------------------------------------------------------------------------------------------------
@@ -69,7 +70,7 @@ def oldest_first(queue):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_it_is_a_queue(seed):
+def test_it_behaves_as_a_deque(seed):
     """Batches of any size, also larger than the queue."""
     draw, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     size = draw.randint(1, 12)
@@ -82,13 +83,13 @@ def test_it_is_a_queue(seed):
         assert torch.equal(oldest_first(queue), torch.stack(list(expected)))
 
 
-def test_it_begins_with_keys_of_unit_length_that_differ():
+def test_initial_keys_have_unit_length_and_differ():
     queue = Queue(50, dim=8)
     torch.testing.assert_close(queue.keys.norm(dim=1), torch.ones(50))
     assert (queue.keys @ queue.keys.T - torch.eye(50)).abs().max() < 0.99
 
 
-def test_it_keeps_its_type_and_no_graph():
+def test_keys_keep_their_dtype_and_have_no_graph():
     queue = Queue(4, dim=3)
     keys = torch.ones(2, 3, dtype=torch.bfloat16, requires_grad=True)
     queue.push(keys)
@@ -96,7 +97,7 @@ def test_it_keeps_its_type_and_no_graph():
     assert torch.equal(queue.keys[:2], torch.ones(2, 3))
 
 
-def test_in_evaluation_it_takes_nothing():
+def test_in_evaluation_mode_nothing_is_pushed():
     queue = Queue(4, dim=3).eval()
     before = queue.keys.clone()
     queue.push(torch.ones(2, 3))
@@ -104,7 +105,7 @@ def test_in_evaluation_it_takes_nothing():
     assert queue.place == 0
 
 
-def test_its_state_goes_on_in_another():
+def test_a_loaded_queue_continues_where_the_saved_one_was():
     queue, other = Queue(5, dim=3), Queue(5, dim=3)
     queue.push(torch.ones(3, 3))
     other.load_state_dict(queue.state_dict())

@@ -1,4 +1,4 @@
-"""SSQL's step over SimSiam against the same written out by hand: no contexts, no hooks, float64."""
+"""A step of SSQL over SimSiam against the same step written by hand, without contexts and hooks; float64."""
 
 import itertools
 
@@ -14,24 +14,24 @@ from ssql_det.ssl import SSQL, encoder_points
 
 def by_hand(method, views, bits, predictions=True, targets=False, auxiliary=True):
     """The loss of a step, and the float and the quantized pass."""
-    plain = Pass(method.encoder.named_parameters())
-    encoded = [plain.encode(view) for view in views]
-    low = Pass(method.encoder.named_parameters(), bits, plain.ranges)
-    low_encoded = [low.encode(view) for view in views]
-    held_against = [each.detach() for each in (low_encoded if targets else encoded)]
+    float_pass = Pass(method.encoder.named_parameters())
+    encoded = [float_pass.encode(view) for view in views]
+    quantized = Pass(method.encoder.named_parameters(), bits, float_pass.ranges)
+    encoded_quantized = [quantized.encode(view) for view in views]
+    loss_targets = [each.detach() for each in (encoded_quantized if targets else encoded)]
     losses = []
     if not predictions or auxiliary:
-        losses.append(cosine_loss(method, encoded, held_against))
+        losses.append(cosine_loss(method, encoded, loss_targets))
     if predictions:
-        losses.append(cosine_loss(method, low_encoded, held_against))
-    return sum(losses) / len(losses), plain, low
+        losses.append(cosine_loss(method, encoded_quantized, loss_targets))
+    return sum(losses) / len(losses), float_pass, quantized
 
 
 BITS = [Bits(2, 4), Bits(4, 4), Bits(5, 8), Bits(8, 8)]
 
 
 @pytest.mark.parametrize("bits", BITS, ids=str)
-def test_a_step_is_what_the_paper_says(bits):
+def test_a_step_equals_the_paper(bits):
     method, views = small("simsiam"), two_views()
     expected, *_ = by_hand(method, views, bits)
     loss = SSQL(method, FixedBits(bits))(views, step=0)
@@ -44,7 +44,7 @@ def test_the_switches_of_table_8(predictions, targets, auxiliary):
     method, views = small("simsiam"), two_views()
     switches = {"quantize_predictions": predictions, "quantize_targets": targets, "auxiliary": auxiliary}
     if not predictions and not targets:
-        with pytest.raises(UserError, match="quantizes predictions or targets"):
+        with pytest.raises(UserError, match="quantizes neither predictions nor targets"):
             SSQL(method, FixedBits(Bits(4, 4)), **switches)
         return
     expected, *_ = by_hand(method, views, Bits(3, 5), predictions, targets, auxiliary)
@@ -53,23 +53,23 @@ def test_the_switches_of_table_8(predictions, targets, auxiliary):
     same(gradients(loss, method), gradients(expected, method))
 
 
-def test_another_scheme_serves_the_quantized_pass_alone():
+def test_another_scheme_changes_the_quantized_pass_only():
     method, views, scheme = small("simsiam"), two_views(), Scheme("centred", "mse")
     quantization = Quantization(method.encoder, encoder_points(method.encoder), scheme)
     with quantization.observing():
         encoded = method.encode(views)
     with quantization.at(Bits(3, 5)):
-        low = method.encode(views)
+        quantized = method.encode(views)
     targets = [each.detach() for each in encoded]
     loss = SSQL(method, FixedBits(Bits(3, 5)), scheme=scheme)(views, step=0)
-    expected = (method.loss(encoded, targets) + method.loss(low, targets)) / 2
+    expected = (method.loss(encoded, targets) + method.loss(quantized, targets)) / 2
     assert abs(loss - expected) < 1e-12
     same(gradients(loss, method), gradients(expected, method))
     assert abs(loss - SSQL(method, FixedBits(Bits(3, 5)))(views, step=0)) > 1e-4
 
 
 def test_norms_are_not_re_estimated_in_training():
-    with pytest.raises(UserError, match=r"a scheme without norms= serves it"):
+    with pytest.raises(UserError, match="SSQL cannot train with norms=re-estimated"):
         SSQL(small("simsiam"), FixedBits(Bits(4, 4)), scheme=Scheme(norms="re-estimated"))
 
 
@@ -83,10 +83,10 @@ def test_the_views_may_be_swapped():
 
 def test_both_passes_update_the_statistics_of_norms():
     method, views = small("simsiam"), two_views()
-    _, plain, low = by_hand(method, views, Bits(4, 4))
+    _, float_pass, quantized = by_hand(method, views, Bits(4, 4))
     SSQL(method, FixedBits(Bits(4, 4)))(views, step=0)
-    for path in plain.statistics:
-        mean, variance, count = statistics_after([plain, low], path)
+    for path in float_pass.statistics:
+        mean, variance, count = statistics_after([float_pass, quantized], path)
         norm = method.encoder.get_submodule(path)
         torch.testing.assert_close(norm.running_mean, mean, rtol=1e-10, atol=1e-12)
         torch.testing.assert_close(norm.running_var, variance, rtol=1e-10, atol=1e-12)
@@ -111,8 +111,8 @@ def test_the_projector_is_at_8_bits_and_its_inputs_and_the_predictor_are_float()
 
 def test_simsiam_alone_is_the_float_loss():
     method, views = small("simsiam"), two_views()
-    way = Pass(method.encoder.named_parameters())
-    encoded = [way.encode(view) for view in views]
+    float_pass = Pass(method.encoder.named_parameters())
+    encoded = [float_pass.encode(view) for view in views]
     expected = cosine_loss(method, encoded, [each.detach() for each in encoded])
     loss = method(views)
     assert abs(loss - expected) < 1e-12

@@ -55,9 +55,9 @@ def _shuffled(has_norm):
     method.momentum.network.register_forward_hook(lambda module, given, out: seen.append((given[0], out)))
     images = images_to_shuffle().chunk(world_size())[rank()]
     torch.manual_seed(rank())  # one order holds for all, whatever each would draw
-    keys = method.targets([images, images], ())
+    targets = method.targets([images, images], ())
     (passed,) = seen
-    return keys.own, passed, method.queue.keys
+    return targets.keys, passed, method.queue.keys
 
 
 def images_to_shuffle():
