@@ -176,7 +176,7 @@ def test_a_config_has_our_node_is_frozen_and_names_a_device_that_is_there(tmp_pa
     assert (cfg.MODEL.MASK_ON, cfg.SOLVER.BASE_LR, cfg.SEED) == (True, 0.5, 7)
     assert cfg.SSQL_DET == {"EVAL_PERIOD": 5, "EVAL_BITS": ["8w8a"]}
     assert cfg.MODEL.DEVICE == "cpu"
-    assert "MODEL.DEVICE is cpu instead of cuda" in caplog.text
+    assert "MODEL.DEVICE cuda is replaced by cpu" in caplog.text
     assert cfg.is_frozen()
     assert isinstance(cfg, d2.CfgNode)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -185,7 +185,7 @@ def test_a_config_has_our_node_is_frozen_and_names_a_device_that_is_there(tmp_pa
 
 @pytest.mark.parametrize("device", ["tpu", "cuda:99", ""])
 def test_a_device_that_is_not_there_is_refused(device):
-    with pytest.raises(UserError, match=rf"MODEL\.DEVICE '{device}' is not here \(.*\); set it to cpu, or to cuda"):
+    with pytest.raises(UserError, match=rf"MODEL\.DEVICE '{device}' is not available \(.*\); set it to cpu or cuda"):
         d2.read_config(overrides=["MODEL.DEVICE", device])
 
 

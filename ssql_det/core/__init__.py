@@ -11,6 +11,7 @@ rows             result rows in ``results.jsonl``
 rng              seeded generators, and saving and restoring their state
 devices          the device that a config names
 config           YAML configs: ``_BASE_``, ``KEY VALUE`` overrides, resuming
+config_files     the package's own configs, found by name
 registry         parts by name; plugins
 distributed      ``torchrun`` and ``--num-gpus``; collectives
 console          log lines, progress bars, tables

@@ -1,4 +1,4 @@
-"""The device that a config names: the one that is there, or a refusal that names the key."""
+"""The torch device that a config key or an option names."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ _logger = logging.getLogger(__name__)
 
 
 def resolve_device(name: str, key: str) -> torch.device:
-    """``cuda``, the default of every config, is the CPU where there is no GPU, and a log line says so.
+    """The device called ``name``; ``cuda``, the default of every config, becomes the CPU on a machine without a GPU.
 
-    >>> resolve_device("cuda", "MODEL.DEVICE")
+    >>> resolve_device("cpu", "MODEL.DEVICE")
     device(type='cpu')
     """
     if name == "cuda":
         if torch.cuda.is_available():
             return torch.device(name)
-        _logger.warning("there is no GPU here: %s is cpu instead of cuda", key)
+        _logger.warning("this machine has no GPU: %s cuda is replaced by cpu", key)
         return torch.device("cpu")
     try:
-        torch.zeros(1, device=name).item()  # "meta" is a device that has no values
+        torch.zeros(1, device=name).item()  # fails on "meta", whose tensors have no values
     except (AssertionError, RuntimeError) as failure:
         reason = str(failure).splitlines()[0]
-        raise UserError(f"{key} {name!r} is not here ({reason}); set it to cpu, or to cuda") from None
+        raise UserError(f"{key} {name!r} is not available ({reason}); set it to cpu or cuda") from None
     return torch.device(name)

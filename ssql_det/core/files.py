@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writes, and the hash that names a file's content."""
+"""Atomic writes, temporary folders, file hashes, and checks before writing."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from typing import IO, Any
 
 from ssql_det.core.errors import UserError
 
-_serial = itertools.count()
+_counter = itertools.count()
 
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[Any]]:
-    """Open a temporary file beside ``path``; on success flush it to disk and rename it over ``path``.
+    """Open a temporary file beside ``path``; on success flush it to disk and rename it to ``path``.
 
-    A kill, an exception or a full disk leaves the old file as it was. Readers see the old
-    content or the new, never a part.
+    After a kill, an exception or a full disk the old file is unchanged. Readers see the old content or the new,
+    never a part of it.
 
-    >>> with atomic_write("notes.json", "w") as file:
-    ...     json.dump(notes, file)
+    >>> with atomic_write("notes.txt", "w") as file:
+    ...     _ = file.write("complete")
     """
     if "w" not in mode:
         raise ValueError(f"atomic_write replaces a whole file: mode must be 'w' or 'wb', got {mode!r}")
-    target = Path(os.path.realpath(path))  # a symbolic link stays one; what it points to is replaced
+    target = Path(os.path.realpath(path))  # keeps a symbolic link: the file that it points to is replaced
     if target.is_dir():
         raise UserError(f"cannot write {path}: it is a directory; name a file in it")
     try:
@@ -39,7 +39,7 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
         temporary = temporary_path(target, "tmp")
         file = open(temporary, mode, encoding=None if "b" in mode else "utf-8")  # noqa: SIM115 (closed below)
     except OSError as failure:
-        raise _cannot_write(path, failure) from failure
+        raise _write_error(path, failure) from failure
     try:
         with file:
             yield file
@@ -48,30 +48,32 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
         os.replace(temporary, target)
         _flush_directory(target.parent)
     except (OSError, RuntimeError) as failure:
-        failed_write = _failed_write(failure)
-        if failed_write is None:  # the block's own trouble
+        failed_write = _find_failed_write(failure)
+        if failed_write is None:  # an error of the caller's block that is not about this file
             raise
-        raise _cannot_write(path, failed_write) from failure
+        raise _write_error(path, failed_write) from failure
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def check_not_an_input(out: str | os.PathLike[str], read: Iterable[str | os.PathLike[str]]) -> None:
-    """Refuse an output that is one of the files that are read: what is in it would be lost.
+def check_not_an_input(out: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]]) -> None:
+    """Refuse an output file that is also an input: writing it would destroy the input.
 
-    >>> check_not_an_input(options.out, [options.config_file])
+    >>> check_not_an_input("b.pth", ["a.pth"])
     """
-    for path in read:
+    for path in inputs:
         if os.path.realpath(os.path.expanduser(path)) == os.path.realpath(out):
-            raise UserError(f"{out} is a file that is read; writing there would lose it, so name another")
+            raise UserError(f"{out} is also an input, which would be overwritten; name another output file")
 
 
-def check_disk_space(place: Path, megabytes: float) -> None:
-    """Refuse what the disk has no room for, before hours of work on it."""
-    existing = next(each for each in (place.resolve(), *place.resolve().parents) if each.exists())
+def check_disk_space(path: Path, megabytes: float) -> None:
+    """Refuse an output that does not fit on the disk, before hours of work on it."""
+    existing = next(each for each in (path.resolve(), *path.resolve().parents) if each.exists())
     free = shutil.disk_usage(existing).free
     if megabytes * 1e6 > free:
-        raise UserError(f"{place} needs {megabytes / 1000:,.1f} GB more and the disk has {free / 1e9:,.1f} GB free")
+        raise UserError(
+            f"{path} needs {megabytes / 1000:,.1f} GB, but its disk has {free / 1e9:,.1f} GB free; name another disk"
+        )
 
 
 def sha256(path: str | os.PathLike[str]) -> str:
@@ -86,30 +88,33 @@ def sha256(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
-def _cannot_write(path: str | os.PathLike[str], failure: OSError) -> UserError:
+def _write_error(path: str | os.PathLike[str], failure: OSError) -> UserError:
     reason = failure.strerror or failure
-    return UserError(f"could not write {path}: {reason}; what was there before is untouched")
+    return UserError(f"could not write {path}: {reason}; the old content, if any, is unchanged")
 
 
-def _failed_write(failure: BaseException | None) -> OSError | None:
-    """The failed write behind what the block raised, if one is: ``torch.save`` hides it in a RuntimeError."""
+def _find_failed_write(failure: BaseException | None) -> OSError | None:
+    """The failed write that caused an exception, if one did: ``torch.save`` hides it in a RuntimeError."""
     while failure is not None and not isinstance(failure, OSError):
         failure = failure.__context__
     return failure if failure is not None and failure.filename is None else None  # a named file is another one
 
 
 def temporary_path(target: Path, suffix: str) -> Path:
-    """A hidden name beside ``target`` for work on it: this process's own, until it is renamed over ``target``."""
-    return target.with_name(f"{_stem(target)}{os.getpid()}-{next(_serial)}.{suffix}")
+    """A hidden path beside ``target``, unique to this process and call, to be renamed to ``target`` when complete."""
+    return target.with_name(f"{_temporary_prefix(target)}{os.getpid()}-{next(_counter)}.{suffix}")
 
 
 @contextmanager
 def temporary_folder(target: Path) -> Iterator[Path]:
-    """An empty folder beside ``target`` to make it in; it is gone afterwards, or if killed, with the next one.
+    """An empty folder beside ``target``, to be renamed to it when complete; else it is deleted at the end of the block.
 
-    >>> with temporary_folder(Path("toy")) as making:
-    ...     (making / "notes.txt").write_text("whole")
-    ...     making.rename("toy")
+    After a kill it remains, and the next call for the same target deletes it.
+
+    >>> from pathlib import Path
+    >>> with temporary_folder(Path("toy")) as folder:
+    ...     _ = (folder / "notes.txt").write_text("complete")
+    ...     _ = folder.rename("toy")
     """
     remove_leftovers(target)
     folder = temporary_path(target, "making")
@@ -121,11 +126,11 @@ def temporary_folder(target: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(target: Path) -> None:
-    """Delete the work on ``target``, files and folders, whose process on this host was killed: it adds up."""
-    stem = _stem(target)
-    for leftover in target.parent.glob(f"{glob.escape(stem)}*"):
-        worker = leftover.name.removeprefix(stem).split("-")[0]
-        if not worker.isdecimal() or _is_running(int(worker)):
+    """Delete the temporary files and folders for ``target`` that killed processes of this host left."""
+    prefix = _temporary_prefix(target)
+    for leftover in target.parent.glob(f"{glob.escape(prefix)}*"):
+        pid = leftover.name.removeprefix(prefix).split("-")[0]
+        if not pid.isdecimal() or _is_running(int(pid)):
             continue
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
@@ -133,7 +138,7 @@ def remove_leftovers(target: Path) -> None:
             leftover.unlink(missing_ok=True)
 
 
-def _stem(target: Path) -> str:
+def _temporary_prefix(target: Path) -> str:
     return f".{target.name}.{socket.gethostname()}-"
 
 
@@ -142,7 +147,7 @@ def _is_running(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # it runs, as somebody else
+    except PermissionError:  # it runs, under another user
         return True
     return True
 

@@ -1,4 +1,7 @@
-"""An optimizer's state out of a file. Torch asks how many parameters it is of; what else is wrong would end a step."""
+"""Loading an optimizer's state from a checkpoint, with the checks that torch leaves out.
+
+``Optimizer.load_state_dict`` only compares the number of parameters; any other mismatch would fail in the next step.
+"""
 
 from __future__ import annotations
 
@@ -10,24 +13,26 @@ from torch.optim import Optimizer
 
 
 def load_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Load a state; a ``ValueError``, or what torch raises, where no step could be made with it.
+    """Load ``state``; raise a ``ValueError``, or what torch raises, if the optimizer could not take a step with it.
 
-    >>> load_optimizer_state(optimizer, content["optimizer"])
-    ValueError: its optimizer has a momentum_buffer that does not fit a parameter of shape [64, 3, 7, 7]
+    >>> optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(2))], lr=0.1, momentum=0.9)
+    >>> load_optimizer_state(optimizer, optimizer.state_dict() | {"state": {0: {"momentum_buffer": torch.zeros(3)}}})
+    Traceback (most recent call last):
+    ValueError: its optimizer state has a momentum_buffer that does not fit a parameter of shape [2]
     """
-    numbers = [
+    number_names = [
         {name for name, value in group.items() if type(value) in (int, float)} for group in optimizer.param_groups
     ]
     optimizer.load_state_dict(state)
-    for group, names in zip(optimizer.param_groups, numbers, strict=True):
+    for group, names in zip(optimizer.param_groups, number_names, strict=True):
         for name in names:
             if type(group.get(name)) not in (int, float) or not math.isfinite(group[name]):
-                raise ValueError(f"its optimizer has no number for {name}")
+                raise ValueError(f"its optimizer state has no number for {name}")
         for parameter in group["params"]:
             for name, value in optimizer.state.get(parameter, {}).items():
                 if value is not None and not _fits(value, parameter):
                     shape = list(parameter.shape)
-                    raise ValueError(f"its optimizer has a {name} that does not fit a parameter of shape {shape}")
+                    raise ValueError(f"its optimizer state has a {name} that does not fit a parameter of shape {shape}")
 
 
 def _fits(value: object, parameter: Tensor) -> bool:

@@ -183,16 +183,16 @@ LINES = {  # the command line itself is what is wrong
         "there is no file {out}, which convert-ssql begins with",
     ),
     "table that is none": ("tables --table 2 --out {out}/table.md", "there is no published Table 2 here"),
-    "toy data that no disk holds": ("make-toy-data {here}/new --scenes 999999999999", "GB more and the disk has"),
+    "toy data that no disk holds": ("make-toy-data {here}/new --scenes 999999999999", "GB, but its disk has"),
     # ---- outputs
     "table over its rows": (
         "tables --table 6 --rows {out}/rows.jsonl --out {out}/rows.jsonl",
-        "rows.jsonl is a file that is read; writing there would lose it",
+        "rows.jsonl is also an input, which would be overwritten",
     ),
-    "bits file over the config": (sensitivity(flags="--out {good}/c4.yaml"), "c4.yaml is a file that is read; writing"),
+    "bits file over the config": (sensitivity(flags="--out {good}/c4.yaml"), "c4.yaml is also an input, which"),
     "checkpoint over itself": (
         convert(out="{good}/backbone.pth --to timm --force"),
-        "backbone.pth is a file that is read; writing there would lose it",
+        "backbone.pth is also an input, which would be overwritten",
     ),
     "checkpoint that is there": (convert(out="{out}/out.pth --to timm"), "out.pth exists already; choose another name"),
     "picture over its image": (predict("{out}/000001.png"), "would replace an image of yours"),
@@ -261,8 +261,8 @@ LINES = {  # the command line itself is what is wrong
     "number for a data set": (train("DATASETS.TRAIN (5,)"), "a data set has a name, got 5"),
     "data set that is none": (sweep("DATASETS.TEST \"('toy_voc',)\""), "there is no data set 'toy_voc'; did you mean"),
     "looks at bits that are none": (train("SSQL_DET.EVAL_BITS \"['many']\""), "cannot read bits 'many'"),
-    "device of another house": (train("MODEL.DEVICE tpu"), "MODEL.DEVICE 'tpu' is not here"),
-    "device without values": (pretrain("DEVICE meta"), "DEVICE 'meta' is not here"),
+    "device of another house": (train("MODEL.DEVICE tpu"), "MODEL.DEVICE 'tpu' is not available"),
+    "device without values": (pretrain("DEVICE meta"), "DEVICE 'meta' is not available"),
     "network larger than the memory": (
         pretrain("SIMSIAM.DIM 4000000000 SIMSIAM.HIDDEN 10000"),
         "the memory does not suffice",
@@ -511,12 +511,12 @@ FILES = {  # something that lies in the case's folder is
     "checkpoint of another momentum": (
         RESUME,
         earlier("c4", saved("model_final.pth", other_buffer)),
-        "its optimizer has a momentum_buffer that does not fit a parameter of shape [24, 3, 7, 7]",
+        "its optimizer state has a momentum_buffer that does not fit a parameter of shape [24, 3, 7, 7]",
     ),
     "checkpoint without momentum": (
         RESUME,
         earlier("c4", saved("model_final.pth", lambda found: found["optimizer"]["param_groups"][0].pop("momentum"))),
-        "its optimizer has no number for momentum",
+        "its optimizer state has no number for momentum",
     ),
     "checkpoint of another schedule": (
         RESUME,
@@ -526,7 +526,7 @@ FILES = {  # something that lies in the case's folder is
     "pretraining's checkpoint of another momentum": (
         PRETRAIN_ON,
         earlier("pretrain", saved("checkpoint.pth", lambda content: other_buffer(content["resume"]))),
-        "its optimizer has a momentum_buffer that does not fit a parameter of shape [24, 3, 7, 7]",
+        "its optimizer state has a momentum_buffer that does not fit a parameter of shape [24, 3, 7, 7]",
     ),
     "checkpoint of NaN": (
         RESUME,

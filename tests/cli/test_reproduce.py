@@ -110,7 +110,9 @@ def test_a_full_disk(out, capsys, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: asked.append(path) or Usage(1e9, 1e9, 2e7))
     megabytes = sum(step.megabytes for step in plan_of("mini").steps)
     said = refused(capsys, "reproduce", "--out", str(out / "deep/er"))
-    assert said == f"error: {out}/deep/er needs {megabytes / 1000:.1f} GB more and the disk has 0.0 GB free"
+    assert (
+        said == f"error: {out}/deep/er needs {megabytes / 1000:.1f} GB, but its disk has 0.0 GB free; name another disk"
+    )
     assert asked == [out.parent]
 
 

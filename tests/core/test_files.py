@@ -30,7 +30,7 @@ with atomic_write(sys.argv[1]) as file:
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
-DIE_IN_A_FOLDER = """
+DIE_IN_A_TEMPORARY_FOLDER = """
 import os, pathlib, signal, sys
 from ssql_det.core.files import temporary_folder
 with temporary_folder(pathlib.Path(sys.argv[1])) as folder:
@@ -46,27 +46,27 @@ def target(tmp_path):
     return path
 
 
-def test_what_is_read_is_not_written_over(tmp_path):
+def test_an_input_is_refused_as_output(tmp_path):
     (tmp_path / "a").touch()
     (tmp_path / "link").symlink_to("a")
     check_not_an_input(tmp_path / "b", [tmp_path / "a", tmp_path / "link", ""])
     for out in ("a", "link", "x/../a"):
-        with pytest.raises(UserError, match=f"{out} is a file that is read; writing there would lose it"):
+        with pytest.raises(UserError, match=f"{out} is also an input, which would be overwritten"):
             check_not_an_input(tmp_path / out, [tmp_path / "b", tmp_path / "a"])
 
 
-def test_a_kill_at_any_moment_leaves_one_whole_content(target):
-    whole = [bytes([letter]) * (letter * 8000 * 4) for letter in b"ab"]
-    moments = random.Random(0)
+def test_after_a_kill_at_any_moment_the_file_is_complete(target):
+    complete = [bytes([letter]) * (letter * 8000 * 4) for letter in b"ab"]
+    delays = random.Random(0)
     for _ in range(24):
         with subprocess.Popen([sys.executable, "-c", WRITE_UNTIL_KILLED, target], stdout=subprocess.PIPE) as writer:
             writer.stdout.readline()
-            time.sleep(moments.uniform(0, 0.03))
+            time.sleep(delays.uniform(0, 0.03))
             writer.kill()
-        assert target.read_bytes() in whole
+        assert target.read_bytes() in complete
 
 
-def test_the_next_write_removes_what_a_killed_writer_left(target):
+def test_the_next_write_removes_the_leftovers_of_a_killed_writer(target):
     subprocess.run([sys.executable, "-c", DIE_WHILE_WRITING, target])
     assert target.read_bytes() == b"old"
     assert len(os.listdir(target.parent)) == 2
@@ -75,8 +75,8 @@ def test_the_next_write_removes_what_a_killed_writer_left(target):
     assert os.listdir(target.parent) == [target.name]
 
 
-def test_a_folder_to_work_in_goes_with_its_block_or_when_killed_with_the_next(target):
-    subprocess.run([sys.executable, "-c", DIE_IN_A_FOLDER, target])
+def test_a_temporary_folder_is_deleted_after_its_block_or_after_a_kill_by_the_next_one(target):
+    subprocess.run([sys.executable, "-c", DIE_IN_A_TEMPORARY_FOLDER, target])
     assert len(os.listdir(target.parent)) == 2
     with temporary_folder(target) as folder:
         assert (folder.parent, os.listdir(folder)) == (target.parent, [])
@@ -85,7 +85,7 @@ def test_a_folder_to_work_in_goes_with_its_block_or_when_killed_with_the_next(ta
     assert os.listdir(target.parent) == [target.name]
 
 
-def test_the_next_write_leaves_the_temporary_file_of_a_living_writer(target):
+def test_the_next_write_keeps_the_temporary_file_of_a_running_writer(target):
     with atomic_write(target) as slow:
         with atomic_write(target) as quick:
             quick.write(b"quick")
@@ -103,7 +103,7 @@ def test_readers_see_the_old_content_until_the_block_ends(target):
 
 
 @pytest.mark.parametrize("raised", [ValueError("x"), RuntimeError("x"), KeyboardInterrupt(), UserError("x")], ids=repr)
-def test_an_exception_in_the_block_passes_and_leaves_the_old_file(target, raised):
+def test_an_exception_in_the_block_is_raised_and_the_old_file_is_unchanged(target, raised):
     with pytest.raises(type(raised)) as caught, atomic_write(target) as file:
         _write_half_and_raise(file, raised)
     assert caught.value is raised
@@ -116,7 +116,7 @@ def _write_half_and_raise(file, raised):
     raise raised
 
 
-def test_trouble_with_another_file_is_not_said_to_be_this_ones(target, tmp_path):
+def test_an_error_about_another_file_is_raised_as_it_is(target, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"other\.txt"), atomic_write(target):
         (tmp_path / "other.txt").read_bytes()
     assert target.read_bytes() == b"old"
@@ -127,10 +127,10 @@ def test_trouble_with_another_file_is_not_said_to_be_this_ones(target, tmp_path)
     [lambda file: file.write(b"x" * 1_000_000), lambda file: torch.save({"w": torch.zeros(1_000_000)}, file)],
     ids=["write", "torch.save"],
 )
-def test_a_full_disk_is_one_sentence_and_leaves_the_old_file(target, small_disk, write):
+def test_a_full_disk_is_one_sentence_and_the_old_file_is_unchanged(target, small_disk, write):
     small_disk()
     with (
-        pytest.raises(UserError, match=f"could not write {target}: File too large; .* untouched"),
+        pytest.raises(UserError, match=f"could not write {target}: File too large; .* is unchanged"),
         atomic_write(target) as file,
     ):
         write(file)
@@ -138,7 +138,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_old_file(target, small_disk,
     assert os.listdir(target.parent) == [target.name]
 
 
-def test_a_symbolic_link_stays_one(target, tmp_path):
+def test_a_symbolic_link_is_kept(target, tmp_path):
     link = tmp_path / "last.pth"
     link.symlink_to(target.name)
     with atomic_write(link) as file:
@@ -154,23 +154,23 @@ def test_missing_folders_are_made(tmp_path):
 
 
 @pytest.mark.parametrize("path", [".", "model.pth/x.pth", "model.pth/deep/x.pth"])
-def test_a_place_where_no_file_can_be_is_one_sentence(target, path):
+def test_an_impossible_path_is_one_sentence(target, path):
     with pytest.raises(UserError, match=r"write .*: "), atomic_write(target.parent / path):
         pass
     assert target.read_bytes() == b"old"
 
 
-def test_only_whole_files_are_written(target):
+def test_appending_is_refused(target):
     with pytest.raises(ValueError, match="'a'"), atomic_write(target, "a"):
         pass
 
 
-def test_sha256_is_that_of_the_content(tmp_path):
+def test_sha256_is_the_hash_of_the_content(tmp_path):
     content = os.urandom(3 << 20)
     (tmp_path / "x").write_bytes(content)
     assert sha256(tmp_path / "x") == hashlib.sha256(content).hexdigest()
 
 
-def test_the_hash_of_a_file_that_cannot_be_read_is_a_sentence(tmp_path):
+def test_hashing_an_unreadable_file_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match=r"cannot read .*absent: No such file"):
         sha256(tmp_path / "absent")

@@ -1,4 +1,4 @@
-"""Generators that go on where they were, also from a file; and files of tensors that a kill leaves whole."""
+"""Generator states survive a round trip through a file, and a kill while saving leaves a readable file."""
 
 import multiprocessing
 import random
@@ -17,17 +17,17 @@ def save(path, content):
         torch.save(content, file)
 
 
-def draws():
+def draw_numbers():
     return [random.random(), random.gauss(0, 1), *np.random.rand(3), np.random.randn(), *torch.rand(3), torch.randn(1)]
 
 
 def test_restored_generators_repeat_their_stream(tmp_path):
-    draws()  # an odd number of normal draws: the second half of a pair is waiting in each generator
+    draw_numbers()  # an odd number of normal draws: the second half of a pair is cached in each generator
     save(tmp_path / "x.pth", vars(RngState.capture()))
-    expected = draws()
-    assert draws() != expected
+    expected = draw_numbers()
+    assert draw_numbers() != expected
     RngState(**read_tensors(tmp_path / "x.pth")).restore()
-    assert draws() == expected
+    assert draw_numbers() == expected
 
 
 def save_until_killed(path, started):
@@ -36,14 +36,14 @@ def save_until_killed(path, started):
         started.set()
 
 
-def test_a_kill_while_saving_leaves_a_state_that_loads(tmp_path):
+def test_after_a_kill_while_saving_the_file_loads(tmp_path):
     fork = multiprocessing.get_context("fork")
-    for moment in range(8):
+    for attempt in range(8):
         started = fork.Event()
         writer = fork.Process(target=save_until_killed, args=(tmp_path / "x.pth", started))
         writer.start()
         started.wait()
-        time.sleep(moment * 0.003)
+        time.sleep(attempt * 0.003)
         writer.kill()
         writer.join()
         state = read_tensors(tmp_path / "x.pth")

@@ -313,7 +313,7 @@ def test_damaged_heads_are_refused(damage, broken, toy, capsys):
         (["--pairs", "1", "--scheme", "norms=re-estimated"], "norms=re-estimated needs two images or more: --pairs"),
         (["--scheme", "mze"], "unknown weight quantizer 'mze'; did you mean 'mse'?"),
         (["--scheme", "norms=frozen"], "unknown norms 'frozen'"),
-        (["--device", "tpu"], "--device 'tpu' is not here"),
+        (["--device", "tpu"], "--device 'tpu' is not available"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -158,7 +158,7 @@ def test_a_config_reaches_the_method(method, name, options, toy, tmp_path):
         ({"SIMSIAM.HIDDEN": "0"}, "SIMSIAM: hidden must be more than 0, got 0"),
         ({"DATA.WORKERS": "-1"}, "DATA.WORKERS must be 0 or more, got -1"),
         ({"MONITOR.IMAGES": "0"}, "MONITOR.IMAGES must be 2 or more, got 0"),
-        ({"DEVICE": "gpu"}, "DEVICE 'gpu' is not here"),
+        ({"DEVICE": "gpu"}, "DEVICE 'gpu' is not available"),
         ({"SEED": "4294967296"}, "SEED must be less than 2**32"),
         ({"METHOD": "byol", "BYOL.MOMENTUM": "1.5"}, "BYOL: momentum must be 0 to 1, got 1.5"),
         ({"METHOD": "simclr", "SIMCLR.TEMPERATURE": "0"}, "SIMCLR: temperature must be more than 0, got 0"),
