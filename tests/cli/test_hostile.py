@@ -6,17 +6,12 @@ What a training writes once it has begun is its own, so a fault that shows only 
 """
 
 import os
-import shlex
-import shutil
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from support.cli.hostile import (
-    EARLIER,
     TRICKS,
-    Place,
     annotated,
     as_pipe,
     bomb,
@@ -53,59 +48,34 @@ from support.cli.hostile import (
     truncated,
     weights,
 )
-from support.detect.configs import C4, CONFIGS, FPN, as_file
+from support.cli.lines import (
+    OF_A_SWEEP,
+    PHOTO,
+    PRETRAIN_ON,
+    QUANTIZATION,
+    RESUME,
+    SWEEP_AGAIN,
+    analyze,
+    arguments,
+    convert,
+    predict,
+    pretrain,
+    probe,
+    sensitivity,
+    sweep,
+    train,
+)
+from support.detect.configs import CONFIGS
 from support.toy_datasets import toy_names_at
 
-from ssql_det.backbones import build_backbone
 from ssql_det.cli.main import COMMANDS, main
 
 ROOT = CONFIGS.parents[1]
 CLASSIFIER = "roi_heads.box_predictor.cls_score.weight"
-PHOTO = " {toy}/VOC2007/JPEGImages/000001.jpg"
 BAD_YAML, BAD_PTH, BAD_PKL = "{here}/bad.yaml", "{here}/bad.pth", "{here}/bad.pkl"
 UNFIT = "fault(s) that would end a training; mend the files named above"
 NO_DETECTOR = "this config does not describe a detector"
 
-
-def train(keys="", flags="", of="{good}/c4.yaml"):
-    return f"train-det --config-file {of} {flags} OUTPUT_DIR {{out}} {keys}"
-
-
-def sweep(keys="", flags="", of="c4", out="{out}"):
-    given = f"--config-file {{good}}/{of}.yaml --calib-images 2 --bits FP,8 {flags}"
-    return f"sweep {given} OUTPUT_DIR {out} MODEL.WEIGHTS {{good}}/{of}.pth {keys}"
-
-
-def sensitivity(keys="", flags="--out {out}/bits.json"):
-    return f"sensitivity --config-file {{good}}/c4.yaml {flags} MODEL.WEIGHTS {{good}}/c4.pth {keys}"
-
-
-def predict(rest=PHOTO, flags=""):
-    given = f"--config-file {{good}}/c4.yaml --bits FP --out {{out}} {flags}"
-    return f"predict {given} MODEL.WEIGHTS {{good}}/c4.pth {rest}"
-
-
-def pretrain(keys="", flags="", of="{good}/pretrain.yaml"):
-    return f"pretrain --config-file {of} {flags} OUTPUT_DIR {{out}} {keys}"
-
-
-def probe(flags="", of="{good}/backbone.pth"):
-    return f"probe knn --bits FP --device cpu --data {{toy}}/crops --out {{out}}/rows.jsonl --checkpoint {of} {flags}"
-
-
-def analyze(flags="", of="{good}/backbone.pth"):
-    return f"analyze --device cpu --data {{toy}}/crops --out {{out}} --checkpoints {of} {flags}"
-
-
-def convert(checkpoint="{good}/backbone.pth", out="{out}/new.pth --to timm"):
-    return f"convert {checkpoint} {out}"
-
-
-QUANTIZATION = "quantization.safetensors"
-OF_A_SWEEP = "--quantization {here}/run/quantization.safetensors --bits 8"
-SWEEP_AGAIN = sweep(out="{here}/run")
-RESUME = "train-det --config-file {good}/c4.yaml --resume OUTPUT_DIR {here}/run SOLVER.MAX_ITER 2"
-PRETRAIN_ON = "pretrain --config-file {good}/pretrain.yaml --resume OUTPUT_DIR {here}/run"
 
 LINES = {  # the command line itself is what is wrong
     # ---- arguments
@@ -700,52 +670,12 @@ def calm(one_thread, logging_as_it_was):
     """In every test of this file."""
 
 
-@pytest.fixture(scope="module")
-def good(one_thread, toy, tmp_path_factory):
-    """Configs, checkpoints, and what each kind of run leaves."""
-    place = tmp_path_factory.mktemp("good")
-    shortest = {"SOLVER.MAX_ITER": 1, "SOLVER.STEPS": [], "SOLVER.CHECKPOINT_PERIOD": 1, "TEST.PRECISE_BN.NUM_ITER": 1}
-    smallest = {"SIMSIAM.DIM": 16, "SIMSIAM.HIDDEN": 8, "OPTIM.BATCH": 16, "OPTIM.EPOCHS": 1}
-    smallest |= {"MONITOR.PERIOD": 0, "DEVICE": "cpu"}
-    as_file(place / "c4.yaml", C4, **shortest)
-    as_file(place / "fpn.yaml", FPN, **shortest)
-    mini = {"_BASE_": f"{ROOT}/configs/pretrain/mini.yaml", "DATA.TRAIN": f"{toy}/crops"}
-    (place / "pretrain.yaml").write_text(yaml.safe_dump(mini | smallest))
-    torch.save(build_backbone("narrow_resnet").module.state_dict(), place / "backbone.pth")
-    with toy_names_at(toy), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ssql_det.core.console.set_up_logging", lambda *ignored: None)
-        main(["pretrain", "--config-file", f"{place}/pretrain.yaml", "OUTPUT_DIR", f"{place}/pretrain"])
-        for name in ("c4", "fpn"):
-            main(["train-det", "--config-file", f"{place}/{name}.yaml", "OUTPUT_DIR", f"{place}/{name}"])
-            shutil.copy(place / name / "model_final.pth", place / f"{name}.pth")
-        main(arguments(sweep(out="{good}/sweep"), Place(place, place, toy)))
-    before = contents(place)
-    yield place
-    assert contents(place) == before
-
-
-@pytest.fixture
-def place(tmp_path, toy, good, monkeypatch):
-    """With an earlier run's outputs in it."""
-    place = Place(tmp_path / "here", good, toy)
-    place.out.mkdir(parents=True)
-    for name in EARLIER:
-        (place.out / name).write_text("of an earlier run\n")
-    shutil.copy(good / "sweep/results.jsonl", place.out / "rows.jsonl")
-    monkeypatch.chdir(place.here)
-    monkeypatch.setenv("PATH", str(place.here), prepend=os.pathsep)
-    return place
-
-
-def arguments(line, place):
-    return [place.filled(part) for part in shlex.split(line)]
-
-
 def the_sentence(output):
-    """All that is said, one line, as a terminal shows it."""
-    (line,) = output.splitlines()
+    """The last line on stderr, as a terminal shows it; before it there may be one on the exception that caused it."""
+    *others, line = output.splitlines()
+    assert not others or (len(others) == 1 and others[0].startswith("caused by "))
     assert line.startswith("error: ")
-    assert line.isprintable()
+    assert all(each.isprintable() for each in (*others, line))
     return line
 
 
@@ -754,8 +684,6 @@ def the_sentence(output):
 def test_a_hostile_input_is_one_sentence_and_touches_nothing(line, wrong, said, place, monkeypatch, capsys):
     wrong(place)
     before = contents(place.here)
-    if line.startswith("reproduce"):  # its configs are those of a clone
-        monkeypatch.chdir(ROOT)
     capsys.readouterr()
     with toy_names_at(place.data if place.data.exists() else place.toy), pytest.raises(SystemExit) as stopped:
         main(arguments(line, place))

@@ -1,0 +1,50 @@
+"""Command lines over the files of the fixtures ``good`` and ``place``; ``{good}`` and the like stand for folders."""
+
+import shlex
+
+PHOTO = " {toy}/VOC2007/JPEGImages/000001.jpg"
+
+
+def train(keys="", flags="", of="{good}/c4.yaml"):
+    return f"train-det --config-file {of} {flags} OUTPUT_DIR {{out}} {keys}"
+
+
+def sweep(keys="", flags="", of="c4", out="{out}"):
+    given = f"--config-file {{good}}/{of}.yaml --calib-images 2 --bits FP,8 {flags}"
+    return f"sweep {given} OUTPUT_DIR {out} MODEL.WEIGHTS {{good}}/{of}.pth {keys}"
+
+
+def sensitivity(keys="", flags="--out {out}/bits.json"):
+    return f"sensitivity --config-file {{good}}/c4.yaml {flags} MODEL.WEIGHTS {{good}}/c4.pth {keys}"
+
+
+def predict(rest=PHOTO, flags=""):
+    given = f"--config-file {{good}}/c4.yaml --bits FP --out {{out}} {flags}"
+    return f"predict {given} MODEL.WEIGHTS {{good}}/c4.pth {rest}"
+
+
+def pretrain(keys="", flags="", of="{good}/pretrain.yaml"):
+    return f"pretrain --config-file {of} {flags} OUTPUT_DIR {{out}} {keys}"
+
+
+def probe(flags="", of="{good}/backbone.pth"):
+    return f"probe knn --bits FP --device cpu --data {{toy}}/crops --out {{out}}/rows.jsonl --checkpoint {of} {flags}"
+
+
+def analyze(flags="", of="{good}/backbone.pth"):
+    return f"analyze --device cpu --data {{toy}}/crops --out {{out}} --checkpoints {of} {flags}"
+
+
+def convert(checkpoint="{good}/backbone.pth", out="{out}/new.pth --to timm"):
+    return f"convert {checkpoint} {out}"
+
+
+QUANTIZATION = "quantization.safetensors"
+OF_A_SWEEP = "--quantization {here}/run/quantization.safetensors --bits 8"
+SWEEP_AGAIN = sweep(out="{here}/run")
+RESUME = "train-det --config-file {good}/c4.yaml --resume OUTPUT_DIR {here}/run SOLVER.MAX_ITER 2"
+PRETRAIN_ON = "pretrain --config-file {good}/pretrain.yaml --resume OUTPUT_DIR {here}/run"
+
+
+def arguments(line, place):
+    return [place.filled(part) for part in shlex.split(line)]
