@@ -29,8 +29,8 @@ def find_config(name: str | os.PathLike[str]) -> Path:
         return config_folder() / f"{matches[0]}{_SUFFIX}"
     if path.exists():
         return path
-    short_names = {PurePosixPath(each).name: each for each in list_configs()}
-    similar = did_you_mean(path.name.removesuffix(_SUFFIX), short_names)
+    known = {name for each in list_configs() for name in (each, PurePosixPath(each).name) if len(name) > 2}
+    similar = "" if path.is_absolute() else did_you_mean(_shorten(os.fspath(name)), known)
     hint = similar or "; check the path"
     raise UserError(f"there is no config file {os.fspath(name)}{hint} (`ssql-det configs` lists the package's)")
 
@@ -63,7 +63,11 @@ def _list_files() -> tuple[str, ...]:
 
 def _find_by_name(name: str) -> list[str]:
     """The configs whose path ends as the name does; the one whose whole path it is comes alone."""
-    short = name.removesuffix(_SUFFIX).removeprefix("./").removeprefix("configs/")
+    short = _shorten(name)
     if not short or short in _list_files():
         return [short] if short else []
     return [each for each in list_configs() if each.endswith(f"/{short}")]
+
+
+def _shorten(name: str) -> str:
+    return name.removesuffix(_SUFFIX).removeprefix("./").removeprefix("configs/")

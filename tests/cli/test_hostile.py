@@ -139,6 +139,7 @@ LINES = {  # the command line itself is what is wrong
         predict(flags="--quantization {here}/no.safetensors"),
         "cannot read a quantization from {here}/no.safetensors: there is no such file",
     ),
+    "config of no name": ("configs --show pretrain/mimi", "no config file pretrain/mimi; did you mean 'mini'?"),
     "negative seed": ("demo --seed -1", "argument --seed: '-1' is not a whole number, 0 or more"),
     "network for one size": ("demo --arch timm/vit_tiny_patch16_224 --size 64", "cannot take images of 64 pixels"),
     "0 GPUs": (train(flags="--num-gpus 0"), "argument --num-gpus: '0' is not a whole number, 1 or more"),
@@ -235,7 +236,7 @@ LINES = {  # the command line itself is what is wrong
     "device without values": (pretrain("DEVICE meta"), "DEVICE 'meta' is not available"),
     "network larger than the memory": (
         pretrain("SIMSIAM.DIM 4000000000 SIMSIAM.HIDDEN 10000"),
-        "the memory does not suffice",
+        "out of memory (",
     ),
     # ---- data
     "data that are not there": ("check-data {here}/no", "there is no folder {here}/no; give the one"),
