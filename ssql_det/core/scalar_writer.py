@@ -1,7 +1,7 @@
-"""Training curves: the same scalars as JSON lines and as TensorBoard events.
+"""Training curves: the same scalars as JSON lines in ``metrics.jsonl`` and as TensorBoard events.
 
-A resumed run takes up where its checkpoint stood: what the killed run wrote after that step is dropped,
-so that the history is the one of a run that was never stopped.
+When a run resumes, the lines and events after its checkpoint are dropped, so its history equals that of a run that was
+never stopped.
 """
 
 from __future__ import annotations
@@ -21,25 +21,28 @@ from ssql_det.core.rows import finite_or_none
 
 @contextmanager
 def scalar_writer(folder: Path, resume_step: int | None = None) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
-    """Inside, a function takes the scalars of a step; of several processes the first writes them.
+    """A function that writes the scalars of a step; it writes on rank 0 only.
 
-    A line each, ``{"step": 40, "loss": 0.71, ...}``, is on its way to disk when written; ``tensorboard --logdir``
-    shows the events. ``resume_step`` is the last step that is kept of what was written before.
+    Each line is written at once. ``tensorboard --logdir`` shows the events. ``resume_step`` is the last step of the
+    earlier run to keep.
 
-    >>> with scalar_writer(run, resume_step=state.step) as write:
-    ...     write(step, {"loss": loss.item()})
+    >>> from pathlib import Path
+    >>> with scalar_writer(Path("run")) as write:
+    ...     write(40, {"loss": 0.71})
+    >>> Path("run/metrics.jsonl").read_text()
+    '{"step": 40, "loss": 0.71}\\n'
     """
     if not is_main():
         yield lambda step, scalars: None
         return
     path = folder / "metrics.jsonl"
-    kept = _lines_until(path, resume_step) if resume_step is not None and path.exists() else []
+    kept_lines = _read_lines_until(path, resume_step) if resume_step is not None and path.exists() else []
     with atomic_write(path, "w") as file:
-        file.writelines(kept)
-    purge = None if resume_step is None else resume_step + 1
+        file.writelines(kept_lines)
+    purge_step = None if resume_step is None else resume_step + 1
     with (
         open(path, "a", encoding="utf-8", buffering=1) as lines,
-        SummaryWriter(str(folder / "tensorboard"), purge_step=purge) as events,
+        SummaryWriter(str(folder / "tensorboard"), purge_step=purge_step) as events,
     ):
 
         def write(step: int, scalars: Mapping[str, float]) -> None:
@@ -51,18 +54,18 @@ def scalar_writer(folder: Path, resume_step: int | None = None) -> Iterator[Call
         yield write
 
 
-def _lines_until(path: Path, last_step: int) -> list[str]:
-    """The whole lines up to a step; a line that a kill has torn ends the file."""
+def _read_lines_until(path: Path, last_step: int) -> list[str]:
+    """The lines up to a step; a truncated line, as a kill leaves it, is the end of the file."""
     kept = []
     for line in path.read_text("utf-8", errors="replace").splitlines():
         try:
-            written = json.loads(line)
+            record = json.loads(line)
         except json.JSONDecodeError:
             break
-        except (RecursionError, ValueError):  # nested without end, or a number of thousands of digits
-            written = None
-        if not isinstance(written, dict) or not isinstance(written.get("step"), int):
-            raise UserError(f"{path} has a line without a step, so it is not of this run; move it away to go on")
-        if written["step"] <= last_step:
+        except (RecursionError, ValueError):  # nested too deeply, or a number of thousands of digits
+            record = None
+        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+            raise UserError(f"{path} has a line without a step, so no run wrote it; move it away to resume")
+        if record["step"] <= last_step:
             kept.append(f"{line}\n")
     return kept

@@ -1,4 +1,4 @@
-"""Parts by name: what is registered is found, and what is not is answered with what there is."""
+"""Registered names are found; an error for an unknown name lists the known ones."""
 
 import pytest
 
@@ -8,32 +8,32 @@ from ssql_det.core.registry import Registry
 
 @pytest.fixture
 def methods():
-    table = Registry("method")
+    registry = Registry("method")
     for name in ("simsiam", "byol"):
-        table.register(name)(name.upper())
-    return table
+        registry.register(name)(name.upper())
+    return registry
 
 
-def test_what_is_registered_is_found(methods):
+def test_a_registered_name_is_found(methods):
     assert methods.get("byol") == "BYOL"
     assert "byol" in methods
     assert "BYOL" not in methods
-    assert list(methods) == ["byol", "simsiam"]  # whatever the order of imports
+    assert list(methods) == ["byol", "simsiam"]  # in any order of imports
 
 
-def test_what_is_decorated_stays_what_it_is():
-    table = Registry("method")
+def test_the_decorator_returns_the_class_itself():
+    registry = Registry("method")
 
-    @table.register("moco")
+    @registry.register("moco")
     class MoCo:
         pass
 
     assert isinstance(MoCo, type)
-    assert table.get("moco") is MoCo
+    assert registry.get("moco") is MoCo
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("simsam", "unknown method 'simsam'; did you mean 'simsiam'? (known: byol, simsiam)"),
         ("SimSiam", "unknown method 'SimSiam'; did you mean 'simsiam'? (known: byol, simsiam)"),
@@ -41,19 +41,19 @@ def test_what_is_decorated_stays_what_it_is():
         ("", "unknown method '' (known: byol, simsiam)"),
     ],
 )
-def test_an_unknown_name_is_answered_with_the_nearest(methods, name, said):
+def test_the_error_for_an_unknown_name_suggests_the_nearest(methods, name, message):
     with pytest.raises(UserError) as refusal:
         methods.get(name)
-    assert str(refusal.value) == said
+    assert str(refusal.value) == message
 
 
-def test_a_name_is_given_once(methods):
-    with pytest.raises(ValueError, match="there is a method 'byol' already: 'BYOL'"):
+def test_a_name_cannot_be_registered_twice(methods):
+    with pytest.raises(ValueError, match="method 'byol' is already registered: 'BYOL'"):
         methods.register("byol")("another")
     assert methods.get("byol") == "BYOL"
 
 
-def test_tables_have_nothing_in_common(methods):
+def test_registries_are_independent(methods):
     other = Registry("loss")
     assert list(other) == []
     with pytest.raises(UserError, match=r"unknown loss 'byol' \(known: \)"):
