@@ -167,7 +167,7 @@ LINES = {  # the command line itself is what is wrong
     ),
     "checkpoint that is there": (convert(out="{out}/out.pth --to timm"), "out.pth exists already; choose another name"),
     "picture over its image": (predict("{out}/000001.png"), "would replace an image of yours"),
-    "rows in a file of something else": (probe("--out {out}/notes.txt"), "holds something else than result rows"),
+    "rows in a file of something else": (probe("--out {out}/notes.txt"), "is not a results file"),
     "analysis in a file": (analyze("--out {out}/notes.txt"), "is a file; name a folder"),
     "analysis of what is not there": (analyze(of=BAD_PTH), "there is no file {here}/bad.pth; check the path"),
     "analysis at one bit": (analyze("--bits 1"), "bits must be 2 to 16"),
@@ -522,17 +522,17 @@ FILES = {  # something that lies in the case's folder is
     "row of another kind": (
         SWEEP_AGAIN,
         earlier("sweep", first_row(lambda row: row.update(metrics=5))),
-        "results.jsonl, line 1 is a row whose metrics is not what a row holds",
+        "results.jsonl, line 1 is a result row with an invalid metrics",
     ),
     "row of the future": (
         "tables --table 6 --rows {here}/run/results.jsonl",
         earlier("sweep", first_row(lambda row: row.update(schema=99))),
-        "line 1 has schema 99, this version reads up to 2",
+        "line 1 has schema 99, but this version reads up to 2",
     ),
     "row of schema 1 whose calibration is none": (
         SWEEP_AGAIN,
         earlier("sweep", first_row(lambda row: row.update(schema=1, calibration="many images"))),
-        "results.jsonl, line 1 is a row of schema 1 that cannot be read: its calibration says 'many images'",
+        "results.jsonl, line 1 has schema 1 and cannot be converted: its calibration is 'many images'",
     ),
     "quantization of other weights": (
         predict(flags=OF_A_SWEEP),

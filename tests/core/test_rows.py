@@ -18,11 +18,11 @@ import sys
 from ssql_det.core.rows import Calibration
 from ssql_det.core.rows import Row, append_row
 path, name, count = sys.argv[1:]
-how = {"scheme": "minmax", "calibration": Calibration(64, 0, "voc")}
+settings = {"scheme": "minmax", "calibration": Calibration(64, 0, "voc")}
 for seed in range(int(count)):
-    filler = {"x": name * seed}  # rows of all lengths
-    what = ("a.pth", "9f", "a.yaml", "voc", "4w4a", "all", {"AP": 1.5}, seed, "e", 1.0)
-    append_row(path, Row(name, *what, versions=filler, **how))
+    padding = {"x": name * seed}  # rows of all lengths
+    fields = ("a.pth", "9f", "a.yaml", "voc", "4w4a", "all", {"AP": 1.5}, seed, "e", 1.0)
+    append_row(path, Row(name, *fields, versions=padding, **settings))
 """
 
 
@@ -47,8 +47,8 @@ def row(**changes):
     return Row(**(fields | changes))
 
 
-def line_of(**changes):
-    """A row as its line has it."""
+def to_line(**changes):
+    """The JSON line of a row."""
     return json.dumps(dataclasses.asdict(row()) | changes)
 
 
@@ -59,12 +59,12 @@ def results(tmp_path):
 
 @pytest.fixture
 def warnings(caplog, monkeypatch):
-    """What the project's loggers say, whether or not another test has set them up."""
+    """The log lines of the package, even if another test has set up its loggers."""
     monkeypatch.setattr(logging.getLogger("ssql_det"), "propagate", True)
     return caplog
 
 
-def test_rows_come_back_equal_and_in_order(results):
+def test_rows_are_read_as_written_and_in_order(results):
     protocol = {"probes": ["knn", "linear"], "rate": 0.1, "epochs": 100, "recipe": "cifar"}
     rows = [row(), row(seed=1, metrics={}), row(bits="FP", overrides={}), row(config="", protocol=protocol)]
     for each in rows:
@@ -72,7 +72,7 @@ def test_rows_come_back_equal_and_in_order(results):
     assert read_rows(results) == rows
 
 
-def test_a_row_says_when_and_with_what_it_was_made():
+def test_a_row_has_its_time_and_package_versions():
     assert row().versions == package_versions()
     assert {"python", "torch", "numpy"} <= package_versions().keys()
     assert row().time.endswith("+00:00")
@@ -85,7 +85,7 @@ def test_a_metric_that_is_not_finite_is_null(results, value):
     assert read_rows(results)[0].metrics == {"AP": None, "AP50": 1.5}
 
 
-def test_two_writers_lose_no_row_and_tear_none(results):
+def test_two_writers_lose_and_truncate_no_row(results):
     results.parent.mkdir()
     count = 1000
     command = [sys.executable, "-c", APPEND_MANY, results]
@@ -97,56 +97,58 @@ def test_two_writers_lose_no_row_and_tear_none(results):
         assert [each.seed for each in rows if each.method == name] == list(range(count))
 
 
-def test_a_writer_waits_for_the_one_in_the_middle_of_a_line(results):
+def test_a_writer_waits_while_another_writes_a_line(results):
     append_row(results, row())
     writer = threading.Thread(target=append_row, args=(results, row(seed=1)))
     with open(results, "ab", buffering=0) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        file.write(b'{"torn": ')
+        file.write(b'{"truncated": ')
         writer.start()
         time.sleep(0.1)
         file.write(b'"no"}\n')
     writer.join()
-    assert json.loads(results.read_bytes().splitlines()[1]) == {"torn": "no"}
+    assert json.loads(results.read_bytes().splitlines()[1]) == {"truncated": "no"}
 
 
-@pytest.mark.parametrize("left", [1, 40, -1], ids=["first byte", "half", "all but the line's end"])
-def test_a_torn_line_costs_that_row_only(results, warnings, left):
+@pytest.mark.parametrize("length", [1, 40, -1], ids=["first byte", "half", "all but the line break"])
+def test_a_truncated_line_loses_only_that_row(results, warnings, length):
     append_row(results, row(seed=0))
     append_row(results, row(seed=1))
     first, second = results.read_bytes().splitlines()
-    results.write_bytes(first + b"\n" + (second if left < 0 else second[:left]))
+    results.write_bytes(first + b"\n" + (second if length < 0 else second[:length]))
     append_row(results, row(seed=2))
-    assert [each.seed for each in read_rows(results)] == ([0, 1, 2] if left < 0 else [0, 2])
-    assert ["line 2 is torn" in record.getMessage() for record in warnings.records] == ([] if left < 0 else [True])
+    assert [each.seed for each in read_rows(results)] == ([0, 1, 2] if length < 0 else [0, 2])
+    assert ["line 2 is truncated" in record.getMessage() for record in warnings.records] == (
+        [] if length < 0 else [True]
+    )
 
 
-def test_half_a_letter_is_a_torn_line_too(results, warnings):
+def test_a_line_may_be_truncated_within_a_character(results, warnings):
     append_row(results, row())
     with open(results, "ab") as file:
         file.write('{"method": "ä'.encode()[:-1])
     assert read_rows(results) == [row(time=read_rows(results)[0].time)]
-    assert "is torn" in warnings.text
+    assert "is truncated" in warnings.text
 
 
-FOREIGN = {
+NOT_ROWS = {
     "other JSON": ('{"a": 1}', "not a result row"),
     "a list": ("[1, 2]", "not a result row"),
     "a number": ("3", "not a result row"),
     "a newer schema": (f'{{"schema": {SCHEMA + 1}, "method": "SSQL"}}', "update ssql_det"),
-    "a schema that is no number": ('{"schema": "new"}', "not a result row"),
+    "a schema that is not a number": ('{"schema": "new"}', "not a result row"),
     "too few fields": (f'{{"schema": {SCHEMA}, "method": "SSQL"}}', "missing .*'seed'"),
-    "bits that are a number": (line_of(bits=4), "whose bits is not what a row holds"),
-    "metrics that are words": (line_of(metrics={"AP": "x"}), "whose metrics is not what"),
-    "a time that is none": (line_of(time=5), "whose time is not what a row holds"),
-    "a nest": ("[" * 100_000, "not a result row"),
-    "a number without end": (f'{{"schema": {"9" * 5000}}}', "not a result row"),
-    "an unknown field": (line_of(colour="red"), "'colour'"),
+    "bits that are a number": (to_line(bits=4), "with an invalid bits"),
+    "metrics that are strings": (to_line(metrics={"AP": "x"}), "with an invalid metrics"),
+    "a time that is not one": (to_line(time=5), "with an invalid time"),
+    "nested too deeply": ("[" * 100_000, "not a result row"),
+    "too many digits": (f'{{"schema": {"9" * 5000}}}', "not a result row"),
+    "an unknown field": (to_line(colour="red"), "'colour'"),
 }
 
 
-@pytest.mark.parametrize(("line", "hint"), FOREIGN.values(), ids=FOREIGN)
-def test_what_is_no_row_is_one_sentence_with_its_line(results, line, hint):
+@pytest.mark.parametrize(("line", "hint"), NOT_ROWS.values(), ids=NOT_ROWS)
+def test_the_error_for_another_line_names_its_number(results, line, hint):
     append_row(results, row())
     with open(results, "a") as file:
         file.write(f"\n{line}\n")
@@ -154,7 +156,7 @@ def test_what_is_no_row_is_one_sentence_with_its_line(results, line, hint):
         read_rows(results)
 
 
-WRONG = {
+WRONG_TYPES = {
     "calibration": (
         *("64 images of voc, seed 0", None, {}, {"images": 64, "seed": 0}, [64, 0, "voc"]),
         *({"images": "64", "seed": 0, "data": ""}, {"images": 64, "seed": False, "data": ""}),
@@ -168,19 +170,19 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG.items() for value in values])
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG_TYPES.items() for value in values])
 def test_a_field_of_a_wrong_type_is_named(results, name, value):
     results.parent.mkdir()
-    results.write_text(f"{line_of(**{name: value})}\n")
-    with pytest.raises(UserError, match=f"^{results}, line 1 is a row whose {name} is not what a row holds; was it "):
+    results.write_text(f"{to_line(**{name: value})}\n")
+    with pytest.raises(UserError, match=f"^{results}, line 1 is a result row with an invalid {name}; was it "):
         read_rows(results)
 
 
-def test_a_config_says_keys_by_their_names_of_today(tmp_path):
-    before = row(config="voc_r18_c4.yaml SSQL.EXTRA_NORM BN 'DATASETS.TEST' SSQL")
-    append_row(tmp_path / "rows.jsonl", before)
-    (found,) = read_rows(tmp_path / "rows.jsonl")
-    assert found.config == "voc_r18_c4.yaml SSQL_DET.EXTRA_NORM BN 'DATASETS.TEST' SSQL"
+def test_renamed_keys_in_a_config_are_translated(tmp_path):
+    old = row(config="voc_r18_c4.yaml SSQL.EXTRA_NORM BN 'DATASETS.TEST' SSQL")
+    append_row(tmp_path / "rows.jsonl", old)
+    (loaded,) = read_rows(tmp_path / "rows.jsonl")
+    assert loaded.config == "voc_r18_c4.yaml SSQL_DET.EXTRA_NORM BN 'DATASETS.TEST' SSQL"
 
 
 # ---- schema 1 ------------------------------------------------------------------------------------------------------
@@ -201,53 +203,53 @@ PROTOCOL = {
     "train_images": 800,
     "val_images": 200,
 }
-FOLLOWED = {"scheme": "norms=re-estimated"}
+REESTIMATED = {"scheme": "norms=re-estimated"}
 
 
 def old_line(calibration, config="voc_r18_c4.yaml SOLVER.MAX_ITER 9", **changes):
-    """What schema 1 wrote."""
+    """A line as schema 1 wrote it."""
     fields = dataclasses.asdict(row())
     for name in ("scheme", "network", "protocol", "overrides", "placement"):
         del fields[name]
     return json.dumps(fields | {"calibration": calibration, "config": config, "schema": 1} | changes)
 
 
-def old_row(results, *prose):
+def read_old_row(results, *texts):
     results.parent.mkdir(exist_ok=True)
-    results.write_text(f"{old_line(*prose)}\n")
-    (found,) = read_rows(results)
-    return found
+    results.write_text(f"{old_line(*texts)}\n")
+    (loaded,) = read_rows(results)
+    return loaded
 
 
 @pytest.mark.parametrize(
-    ("more", "typed"),
+    ("suffix", "expected_fields"),
     [
         ("", {}),
-        (", BN recalibrated", FOLLOWED),
+        (", BN recalibrated", REESTIMATED),
         (", backbone.res5.* at 8w8a", {"overrides": {"backbone.res5.*": "8w8a"}}),
         (
             ", BN recalibrated, backbone.res5.* at 8w8a, roi_heads.[a, b]* at FP",
-            FOLLOWED | {"overrides": {"backbone.res5.*": "8w8a", "roi_heads.[a, b]*": "FP"}},
+            REESTIMATED | {"overrides": {"backbone.res5.*": "8w8a", "roi_heads.[a, b]*": "FP"}},
         ),
     ],
 )
-def test_a_detectors_row_of_schema_1_is_typed(results, more, typed):
-    found = old_row(results, DETECTOR + more)
+def test_a_detectors_row_of_schema_1_is_upgraded(results, suffix, expected_fields):
+    loaded = read_old_row(results, DETECTOR + suffix)
     expected = row(
         config="voc_r18_c4.yaml SOLVER.MAX_ITER 9",
-        time=found.time,
+        time=loaded.time,
         calibration=Calibration(64, 3, "toy_voc_2007_trainval"),
-        **{"scheme": "minmax", "network": "", "overrides": {}} | typed,
+        **{"scheme": "minmax", "network": "", "overrides": {}} | expected_fields,
     )
-    assert found == expected
-    assert list(found.overrides) == list(expected.overrides)  # of patterns the last one counts
-    assert (found.schema, found.placement) == (SCHEMA, "published")
-    append_row(results, found)
-    assert read_rows(results) == [found, found]
+    assert loaded == expected
+    assert list(loaded.overrides) == list(expected.overrides)  # the last pattern that matches counts
+    assert (loaded.schema, loaded.placement) == (SCHEMA, "published")
+    append_row(results, loaded)
+    assert read_rows(results) == [loaded, loaded]
 
 
 @pytest.mark.parametrize(
-    ("config", "typed"),
+    ("config", "protocol"),
     [
         (PROBE, PROTOCOL),
         (
@@ -263,23 +265,23 @@ def test_a_detectors_row_of_schema_1_is_typed(results, more, typed):
         ),
     ],
 )
-def test_a_probes_row_of_schema_1_is_typed(results, config, typed):
-    found = old_row(results, "512 images of crops, seed 0, MinMax, BN recalibrated", config)
-    expected = {"config": "", "network": "narrow_resnet", "protocol": typed, "overrides": {}} | FOLLOWED
-    assert found == row(time=found.time, calibration=Calibration(512, 0, "crops"), **expected)
-    assert {name: type(value) for name, value in found.protocol.items()} == {
-        name: type(value) for name, value in typed.items()
+def test_a_probes_row_of_schema_1_is_upgraded(results, config, protocol):
+    loaded = read_old_row(results, "512 images of crops, seed 0, MinMax, BN recalibrated", config)
+    expected = {"config": "", "network": "narrow_resnet", "protocol": protocol, "overrides": {}} | REESTIMATED
+    assert loaded == row(time=loaded.time, calibration=Calibration(512, 0, "crops"), **expected)
+    assert {name: type(value) for name, value in loaded.protocol.items()} == {
+        name: type(value) for name, value in protocol.items()
     }
 
 
 @pytest.mark.parametrize(
-    "prose",
+    "texts",
     [
         ("64 images of voc, seed 0, MSE",),
         ("MinMax",),
         ("64 images of voc, seed 0, MinMax, BN frozen",),
         ("64 images of voc, seed 0, MinMax, backbone.res5.*",),
-        (f"64 images, MinMax{', a at b' * 60}!",),  # tried in every reading it would take for ever
+        (f"64 images, MinMax{', a at b' * 60}!",),  # an ambiguous pattern would backtrack exponentially
         (f"64 images of {', seed 0, MinMax' * 2000}!",),
         (64,),
         (None,),
@@ -288,52 +290,52 @@ def test_a_probes_row_of_schema_1_is_typed(results, config, typed):
         (DETECTOR, "narrow_resnet; finetune; digits at 96 px, 800 and 200 images"),
     ],
 )
-def test_other_prose_of_schema_1_is_one_sentence_with_its_line(results, prose):
+def test_the_error_for_an_unknown_text_of_schema_1_names_the_line(results, texts):
     append_row(results, row())
     with open(results, "a") as file:
-        file.write(f"{old_line(DETECTOR)}\n{old_line(*prose)}\n")
-    where = f"{results}, line 3 is a row of schema 1 that cannot be read: its "
+        file.write(f"{old_line(DETECTOR)}\n{old_line(*texts)}\n")
+    where = f"{results}, line 3 has schema 1 and cannot be converted: its "
     with pytest.raises(UserError, match=rf"^{where}(calibration|config) [^\n]+$"):
         read_rows(results)
 
 
-def test_fields_that_schema_1_had_typed_are_looked_at_as_well(results):
+def test_the_types_of_the_other_fields_of_schema_1_are_checked(results):
     results.parent.mkdir()
     results.write_text(f"{old_line(DETECTOR, seed='0')}\n")
-    with pytest.raises(UserError, match="line 1 is a row whose seed is not what a row holds"):
+    with pytest.raises(UserError, match="line 1 is a result row with an invalid seed"):
         read_rows(results)
 
 
 # ---- files ---------------------------------------------------------------------------------------------------------
 
 
-def test_rows_go_to_a_file_of_rows_or_to_a_new_one(results, tmp_path, warnings):
+def test_a_new_file_and_a_results_file_are_accepted_and_another_is_refused(results, tmp_path, warnings):
     check_results_file(results)
     append_row(results, row())
     check_results_file(results)
     (tmp_path / "empty.jsonl").touch()
     check_results_file(tmp_path / "empty.jsonl")
     (tmp_path / "notes.txt").write_text("my notes\nand more\nof them\n")
-    with pytest.raises(UserError, match=r"notes\.txt holds something else than result rows; name another file"):
+    with pytest.raises(UserError, match=r"notes\.txt is not a results file; name another file"):
         check_results_file(tmp_path / "notes.txt")
-    assert ["line 1 and 2 more are torn" in record.getMessage() for record in warnings.records] == [True]
+    assert ["line 1 and 2 more are truncated" in record.getMessage() for record in warnings.records] == [True]
     with pytest.raises(UserError, match="it is a directory"):
         check_results_file(tmp_path)
 
 
 def test_a_missing_file_is_one_sentence(results):
-    with pytest.raises(UserError, match=f"no results at {results}"):
+    with pytest.raises(UserError, match=f"no results file {results}"):
         read_rows(results)
 
 
-@pytest.mark.parametrize("place", [".", "file/results.jsonl"])
-def test_a_place_where_no_file_can_be_is_one_sentence(tmp_path, place):
+@pytest.mark.parametrize("path", [".", "file/results.jsonl"])
+def test_an_impossible_path_is_one_sentence(tmp_path, path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="could not append a row"):
-        append_row(tmp_path / place, row())
+        append_row(tmp_path / path, row())
 
 
-def test_a_full_disk_is_one_sentence_and_costs_no_row(results, small_disk):
+def test_a_full_disk_is_one_sentence_and_loses_no_row(results, small_disk):
     append_row(results, row())
     small_disk()
     with pytest.raises(UserError, match=f"could not append a row to {results}: File too large"):

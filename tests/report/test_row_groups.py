@@ -36,8 +36,8 @@ FOREIGN = {
     "binary": ("\x00\x01PK\x03", "holds no result row"),
     "JSON": ("[1, 2]", "line 1 is not a result row"),
     "other JSON": ('{"total_loss": 3.2, "iteration": 19}', "line 1 is not a result row"),
-    "fields": ('{"schema": 2, "loss": 2}', "does not have a row's fields"),
-    "fields of schema 1": ('{"schema": 1, "loss": 2}', "line 1 is a row of schema 1 that cannot be read"),
+    "fields": ('{"schema": 2, "loss": 2}', "does not have the fields of a result row"),
+    "fields of schema 1": ('{"schema": 1, "loss": 2}', "line 1 has schema 1 and cannot be converted"),
 }
 
 
@@ -71,7 +71,7 @@ WRONG = {
 def test_a_row_with_a_field_of_another_kind_is_refused(tmp_path, name):
     path = tmp_path / "results.jsonl"
     path.write_text(json.dumps(dataclasses.asdict(row()) | {name.split()[0]: WRONG[name]}) + "\n")
-    with pytest.raises(UserError, match=f"a row whose {name.split()[0]} is not what a row holds"):
+    with pytest.raises(UserError, match=f"a result row with an invalid {name.split()[0]}"):
         load_rows([path])
 
 
