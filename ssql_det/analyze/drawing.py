@@ -53,8 +53,8 @@ def _panels(places: Mapping[Any, Tensor], labels: Tensor) -> list[Canvas]:
     panels = []
     for name, points in places.items():
         panel = np.full((_CAPTION + _PANEL, _PANEL, 3), 255, np.uint8)
-        cv2.rectangle(panel, (2, _CAPTION), (_PANEL - 3, _CAPTION + _PANEL - 3), _bgr("rule"), 1)
-        cv2.putText(panel, str(name), (6, _CAPTION - 9), _FONT, 0.55, _bgr("ink"), 1, cv2.LINE_AA)
+        cv2.rectangle(panel, (2, _CAPTION), (_PANEL - 3, _CAPTION + _PANEL - 3), _bgr("border"), 1)
+        cv2.putText(panel, str(name), (6, _CAPTION - 9), _FONT, 0.55, _bgr("text"), 1, cv2.LINE_AA)
         for (x, y), label in zip((points.numpy() - middle) * scale + _PANEL / 2, labels.tolist(), strict=True):
             _mark(panel, (round(x), _CAPTION + round(_PANEL - y)), label)
         panels.append(panel)
@@ -69,7 +69,7 @@ def _legend(classes: Sequence[tuple[int, str]], width: int) -> Canvas:
     for place, (label, name) in enumerate(classes):
         x, y = _EDGE + place % across * column, _ROW // 2 + place // across * _ROW
         _mark(legend, (x, y), label)
-        cv2.putText(legend, name, (x + 10, y + 5), _FONT, 0.45, _bgr("ink"), 1, cv2.LINE_AA)
+        cv2.putText(legend, name, (x + 10, y + 5), _FONT, 0.45, _bgr("text"), 1, cv2.LINE_AA)
     return legend
 
 

@@ -24,18 +24,8 @@ from ssql_det.analyze.analysis import (
 from ssql_det.analyze.drawing import drawn
 from ssql_det.core.rows import package_versions
 from ssql_det.quant import Bits
-from ssql_det.report.document import (
-    Block,
-    Chart,
-    CodeBlock,
-    Collapsible,
-    Curve,
-    Document,
-    Figure,
-    Heading,
-    Paragraph,
-    Table,
-)
+from ssql_det.report.blocks import Block, Chart, CodeBlock, Collapsible, Curve, Figure, Heading, Paragraph, Table
+from ssql_det.report.document import Document
 from ssql_det.report.markup import escape_markup
 from ssql_det.report.render_csv import Record, format_csv
 
@@ -82,7 +72,7 @@ def _checkpoints(found: Sequence[Analysis]) -> Table:
         )
         for each in found
     ]
-    return Table(("checkpoint", "method", "network", "images", "file", "SHA-256"), tuple(rows), names=6)
+    return Table(("checkpoint", "method", "network", "images", "file", "SHA-256"), tuple(rows), text_columns=6)
 
 
 def build_term_tables(kinds: Mapping[str, TermsByName]) -> Iterator[Table]:
@@ -94,7 +84,9 @@ def build_term_tables(kinds: Mapping[str, TermsByName]) -> Iterator[Table]:
             for name, found in of.items()
             for term in TERMS
         )
-        yield Table(("checkpoint", "spread", "term", *map(str, widths)), rows, names=3, caption=_TITLES[features])
+        yield Table(
+            ("checkpoint", "spread", "term", *map(str, widths)), rows, text_columns=3, caption=_TITLES[features]
+        )
 
 
 def _terms(found: Sequence[Analysis]) -> Iterator[Block]:
@@ -154,7 +146,7 @@ def _weights(found: Sequence[Analysis]) -> Iterator[Block]:
             *(f"error at {bits}" for bits in widths),
         ),
         tuple(_summary(each, widths) for each in found),
-        names=2,
+        text_columns=2,
     )
     errors = {f"Relative error at {bits}": partial(_error, bits) for bits in widths}
     figures: dict[str, Callable[[LayerWeights], str]] = {**_FIGURES, **errors}

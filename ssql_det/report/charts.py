@@ -1,9 +1,9 @@
-"""A chart as SVG: lines over named places at equal steps, with markers, deviations and a legend.
+"""A line chart as SVG: named positions at equal steps, markers, error bars and a legend.
 
-Each curve has a colour and a shape, and is broken where nothing was measured. In a small picture the letters grow; the
-room that is left for them is that of the large ones.
+Written by hand instead of with matplotlib: its SVG cannot follow the reader's light or dark theme, has no text that is
+read aloud, searched or enlarged on small screens, and is ten times as large.
 
->>> chart = Chart("boxes", "Boxes", ("FP", "4w4a"), (Curve("SSQL", (48.8, 44.7), (0.2, 0.4)),), unit="AP")
+>>> chart = Chart("boxes", "Boxes", ("FP", "4w4a"), (Curve("SSQL", (48.8, 44.7), (0.2, 0.4)),), y_label="AP")
 >>> render_svg(chart)[:60]
 '<svg xmlns="http://www.w3.org/2000/svg" class="chart" viewBo'
 """
@@ -19,140 +19,149 @@ from itertools import groupby
 from typing import NamedTuple
 
 from ssql_det.core.rows import finite_or_none
-from ssql_det.report.document import Chart, Curve
+from ssql_det.report.blocks import Chart, Curve
 from ssql_det.report.markup import strip_markup, to_one_line
 from ssql_det.report.stylesheet import CHART_CSS, NUM_CURVE_COLOURS, theme_css
 
-_WIDTH, _EDGE, _PLOT = 440.0, 6.0, 210.0
-_LETTER, _LINE = 16.0, 21.0  # of the large letters
-_SAMPLE = 36.0  # of a line, before its name in the legend
-_SHAPES = (  # not as many as colours: so the two together tell 63 curves apart
+_WIDTH, _MARGIN, _PLOT_HEIGHT = 440.0, 6.0, 210.0
+_FONT_SIZE, _LINE_HEIGHT = 16.0, 21.0  # of small screens, where letters are largest: the layout leaves room for them
+_SAMPLE_WIDTH = 36.0  # of a line, before its name in the legend
+_MARKERS = (  # paths; seven, which has no factor in common with nine colours: together they tell 63 curves apart
     *("M0-5A5 5 0 1 1 0 5A5 5 0 1 1 0-5Z", "M-4.5-4.5H4.5V4.5H-4.5Z", "M0-6.4L6.4 0L0 6.4L-6.4 0Z"),
     *("M0-5.8L5.8 4.4H-5.8Z", "M0 5.8L5.8-4.4H-5.8Z"),
     "M-2-5.8H2V-2H5.8V2H2V5.8H-2V2H-5.8V-2H-2Z",
     "M0-6.8L2-2.2L6.6-2.2L3 .9L4.2 5.6L0 3L-4.2 5.6L-3 .9L-6.6-2.2L-2-2.2Z",
 )
-_MOST_TICKS = 6
-_NARROW = frozenset(" .,:;!|'()[]ijlftrI")
-_BROAD = frozenset("mwMW@%—…#&+<=>^~±")
+_MAX_TICKS = 6
+_NARROW_LETTERS = frozenset(" .,:;!|'()[]ijlftrI")
+_WIDE_LETTERS = frozenset("mwMW@%—…#&+<=>^~±")
 
 
 class _Point(NamedTuple):
-    place: int
+    x: int
     value: float
-    spread: float
+    deviation: float
 
 
 def render_svg(chart: Chart, standalone: bool = False) -> str:
-    """A part of a page that has `CHART_CSS` and the colours and tells the title; or, ``standalone``, a whole file."""
-    curves = [_points(curve, len(chart.places)) for curve in chart.curves]
-    ends = [point.value + sign * point.spread for points in curves for point in points if point for sign in (-1, 1)]
+    """An element for a page that has `CHART_CSS`, the colours and the title; or, ``standalone``, a whole file."""
+    curves = [_make_points(curve, len(chart.x_labels)) for curve in chart.curves]
+    points = [point for curve in curves for point in curve if point]
+    ends = [point.value + sign * point.deviation for point in points for sign in (-1, 1)]
     ticks = choose_ticks(min(ends), max(ends)) if ends else ()
 
-    title = wrap_text(strip_markup(chart.title), _WIDTH - 2 * _EDGE, _LETTER * 1.1) if standalone else []
-    unit = wrap_text(strip_markup(chart.unit), _WIDTH - 2 * _EDGE, _LETTER)
-    top = _EDGE + _LINE * (len(title) + len(unit)) + 12
-    bottom = top + (_PLOT if ends else 3 * _LINE)
-    left = _EDGE + max_text_width(format_ticks(ticks), _LETTER) + 8
-    step = (_WIDTH - _EDGE - left) / max(1, len(chart.places))
-    across = Scale(0, 1, left + step / 2, left + step * 3 / 2)
-    up = Scale(ticks[0], ticks[-1], bottom, top) if ticks else Scale(0, 1, bottom, top)
-    places = [wrap_text(to_one_line(place), step, _LETTER) for place in chart.places]
-    below = bottom + 10 + _LINE * max(map(len, places), default=0)
-    legend, height = _legend([to_one_line(curve.name) for curve in chart.curves], below + 12)
-    drawn = [
-        _text(title, _EDGE, _EDGE + 15, "title"),
-        _text(unit, _EDGE, _EDGE + 15 + _LINE * len(title), "quiet"),
-        *_grid(ticks, up, left),
-        *(_text(place, across.place(number), bottom + 24, "quiet", "middle") for number, place in enumerate(places)),
-        "" if ends else _text(["nothing measured"], (left + _WIDTH - _EDGE) / 2, (top + bottom) / 2, "quiet", "middle"),
-        *(_curve(points, number, across, up) for number, points in enumerate(curves)),
+    title = wrap_text(strip_markup(chart.title), _WIDTH - 2 * _MARGIN, _FONT_SIZE * 1.1) if standalone else []
+    y_label = wrap_text(strip_markup(chart.y_label), _WIDTH - 2 * _MARGIN, _FONT_SIZE)
+    top = _MARGIN + _LINE_HEIGHT * (len(title) + len(y_label)) + 12
+    bottom = top + (_PLOT_HEIGHT if ends else 3 * _LINE_HEIGHT)
+    left = _MARGIN + max_text_width(format_ticks(ticks), _FONT_SIZE) + 8
+    step = (_WIDTH - _MARGIN - left) / max(1, len(chart.x_labels))
+    x_scale = Scale(0, 1, left + step / 2, left + step * 3 / 2)
+    y_scale = Scale(ticks[0], ticks[-1], bottom, top) if ticks else Scale(0, 1, bottom, top)
+    x_labels = [wrap_text(to_one_line(label), step, _FONT_SIZE) for label in chart.x_labels]
+    below_labels = bottom + 10 + _LINE_HEIGHT * max(map(len, x_labels), default=0)
+    legend, height = _render_legend([to_one_line(curve.name) for curve in chart.curves], below_labels + 12)
+    middle = (left + _WIDTH - _MARGIN) / 2, (top + bottom) / 2
+    elements = [
+        _render_text(title, _MARGIN, _MARGIN + 15, "title"),
+        _render_text(y_label, _MARGIN, _MARGIN + 15 + _LINE_HEIGHT * len(title), "muted"),
+        *_render_grid(ticks, y_scale, left),
+        *(
+            _render_text(label, x_scale.position(index), bottom + 24, "muted", "middle")
+            for index, label in enumerate(x_labels)
+        ),
+        "" if ends else _render_text(["nothing measured"], *middle, "muted", "middle"),
+        *(_render_curve(points, number, x_scale, y_scale) for number, points in enumerate(curves)),
         *legend,
     ]
     size = f' width="600" height="{600 / _WIDTH * height:.0f}"' if standalone else ""
-    told = f"<title>{escape(strip_markup(chart.title))}</title><desc>{escape(_told(chart, curves))}</desc>"
-    look = f'<style>{theme_css(":root")}{CHART_CSS}</style><rect width="100%" height="100%" fill="var(--paper)"/>'
+    description = escape(_describe(chart, curves))
+    background = '<rect width="100%" height="100%" fill="var(--background)"/>'
+    style = f"<style>{theme_css(':root')}{CHART_CSS}</style>{background}" if standalone else ""
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" viewBox="0 0 {_WIDTH:g} {height:g}"{size} role="img">'
-        f"{told}{look if standalone else ''}{''.join(drawn)}</svg>"
+        f"<title>{escape(strip_markup(chart.title))}</title><desc>{description}</desc>{style}{''.join(elements)}</svg>"
     )
 
 
-def _points(curve: Curve, places: int) -> list[_Point | None]:
-    spread = curve.spread or (None,) * places
-    if not len(curve.values) == len(spread) == places:
-        raise ValueError(f"the curve {curve.name!r} has not one value, and one deviation or none, for each place")
+def _make_points(curve: Curve, count: int) -> list[_Point | None]:
+    deviations = curve.std or (None,) * count
+    if not len(curve.values) == len(deviations) == count:
+        raise ValueError(f"the curve {curve.name!r} does not have a value, and a deviation or none, for each x label")
     finite = [finite_or_none(value) for value in curve.values]
     return [
-        None if value is None else _Point(place, value, finite_or_none(deviation) or 0.0)
-        for place, (value, deviation) in enumerate(zip(finite, spread, strict=True))
+        None if value is None else _Point(index, value, finite_or_none(deviation) or 0.0)
+        for index, (value, deviation) in enumerate(zip(finite, deviations, strict=True))
     ]
 
 
-def _told(chart: Chart, curves: Sequence[Sequence[_Point | None]]) -> str:
-    """The figures in words, for who does not see the lines."""
+def _describe(chart: Chart, curves: Sequence[Sequence[_Point | None]]) -> str:
+    """The values in words, for screen readers."""
 
-    def figure(point: _Point | None) -> str:
+    def format_point(point: _Point | None) -> str:
         if point is None:
             return "nothing"
-        return f"{point.value:.6g}" + (f" ± {point.spread:.3g}" if point.spread else "")
+        return f"{point.value:.6g}" + (f" ± {point.deviation:.3g}" if point.deviation else "")
 
+    x_labels = list(map(to_one_line, chart.x_labels))
     return "; ".join(
         f"{to_one_line(curve.name)}: "
-        + ", ".join(f"{to_one_line(place)} {figure(point)}" for place, point in zip(chart.places, points, strict=True))
+        + ", ".join(f"{label} {format_point(point)}" for label, point in zip(x_labels, points, strict=True))
         for curve, points in zip(chart.curves, curves, strict=True)
     )
 
 
-def _grid(ticks: Sequence[float], up: Scale, left: float) -> Iterator[str]:
+def _render_grid(ticks: Sequence[float], y_scale: Scale, left: float) -> Iterator[str]:
     for tick, label in zip(ticks, format_ticks(ticks), strict=True):
-        y = up.place(tick)
-        yield f'<path class="grid" d="M{left:.1f} {y:.1f}H{_WIDTH - _EDGE:.1f}"/>'
-        yield _text([label], left - 8, y + 5, "quiet", "end")
+        y = y_scale.position(tick)
+        yield f'<path class="grid" d="M{left:.1f} {y:.1f}H{_WIDTH - _MARGIN:.1f}"/>'
+        yield _render_text([label], left - 8, y + 5, "muted", "end")
 
 
-def _curve(points: Sequence[_Point | None], number: int, across: Scale, up: Scale) -> str:
+def _render_curve(points: Sequence[_Point | None], number: int, x_scale: Scale, y_scale: Scale) -> str:
+    """The curve is broken where nothing was measured."""
     runs = [[point for point in run if point] for _, run in groupby(points, key=bool)]
     parts = []
     for run in runs:
-        places = [(across.place(point.place), up.place(point.value)) for point in run]
+        positions = [(x_scale.position(point.x), y_scale.position(point.value)) for point in run]
         if len(run) > 1:
-            parts.append(f'<polyline class="line" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in places)}"/>')
-        for (x, y), point in zip(places, run, strict=True):
-            low, high = (up.place(point.value + sign * point.spread) for sign in (-1, 1))
-            if point.spread:
-                parts.append(f'<path class="spread" d="M{x - 4:.1f} {high:.1f}h8m-4 0V{low:.1f}m-4 0h8"/>')
-            parts.append(_mark(number, x, y))
+            parts.append(f'<polyline class="line" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in positions)}"/>')
+        for (x, y), point in zip(positions, run, strict=True):
+            low, high = (y_scale.position(point.value + sign * point.deviation) for sign in (-1, 1))
+            if point.deviation:
+                parts.append(f'<path class="deviation" d="M{x - 4:.1f} {high:.1f}h8m-4 0V{low:.1f}m-4 0h8"/>')
+            parts.append(_render_marker(number, x, y))
     return f'<g style="color:var(--curve-{number % NUM_CURVE_COLOURS})">{"".join(parts)}</g>'
 
 
-def _mark(number: int, x: float, y: float) -> str:
-    return f'<path class="mark" transform="translate({x:.1f} {y:.1f})" d="{_SHAPES[number % len(_SHAPES)]}"/>'
+def _render_marker(number: int, x: float, y: float) -> str:
+    return f'<path class="marker" transform="translate({x:.1f} {y:.1f})" d="{_MARKERS[number % len(_MARKERS)]}"/>'
 
 
-def _legend(names: Sequence[str], top: float) -> tuple[list[str], float]:
-    """In columns of one width, as many as there is room for; and where it ends."""
-    lines = [wrap_text(name, _WIDTH - 2 * _EDGE - _SAMPLE, _LETTER) for name in names]
-    column = _SAMPLE + max_text_width((line for name in lines for line in name), _LETTER) + 12
-    columns = max(1, int((_WIDTH - 2 * _EDGE + 12) // column))
+def _render_legend(names: Sequence[str], top: float) -> tuple[list[str], float]:
+    """In as many columns of one width as there is room for; and the y where it ends."""
+    lines = [wrap_text(name, _WIDTH - 2 * _MARGIN - _SAMPLE_WIDTH, _FONT_SIZE) for name in names]
+    column_width = _SAMPLE_WIDTH + max_text_width((line for name in lines for line in name), _FONT_SIZE) + 12
+    columns = max(1, int((_WIDTH - 2 * _MARGIN + 12) // column_width))
     parts = []
     for first in range(0, len(names), columns):
-        of_row = lines[first : first + columns]
-        for place, name in enumerate(of_row):
-            x, number = _EDGE + place * column, first + place
+        row = lines[first : first + columns]
+        for column, name in enumerate(row):
+            x, number = _MARGIN + column * column_width, first + column
+            colour = f"color:var(--curve-{number % NUM_CURVE_COLOURS})"
             parts += [
-                f'<g style="color:var(--curve-{number % NUM_CURVE_COLOURS})"><path class="line" d="M{x:.1f} {top + 10:.1f}h26"/>',
-                f"{_mark(number, x + 13, top + 10)}</g>{_text(name, x + _SAMPLE, top + 15)}",
+                f'<g style="{colour}"><path class="line" d="M{x:.1f} {top + 10:.1f}h26"/>',
+                f"{_render_marker(number, x + 13, top + 10)}</g>{_render_text(name, x + _SAMPLE_WIDTH, top + 15)}",
             ]
-        top += _LINE * max(map(len, of_row))
-    return parts, top + _EDGE
+        top += _LINE_HEIGHT * max(map(len, row))
+    return parts, top + _MARGIN
 
 
-def _text(lines: Sequence[str], x: float, y: float, kind: str = "", anchor: str = "") -> str:
-    """One line below the other. ``y`` is where the first one stands."""
-    named = (f' class="{kind}"' if kind else "") + (f' text-anchor="{anchor}"' if anchor else "")
+def _render_text(lines: Sequence[str], x: float, y: float, css_class: str = "", anchor: str = "") -> str:
+    """Lines below one another; ``y`` is the baseline of the first."""
+    attributes = (f' class="{css_class}"' if css_class else "") + (f' text-anchor="{anchor}"' if anchor else "")
     return "".join(
-        f'<text x="{x:.1f}" y="{y + _LINE * number:.1f}"{named}>{escape(line)}</text>'
+        f'<text x="{x:.1f}" y="{y + _LINE_HEIGHT * number:.1f}"{attributes}>{escape(line)}</text>'
         for number, line in enumerate(lines)
         if line
     )
@@ -160,33 +169,45 @@ def _text(lines: Sequence[str], x: float, y: float, kind: str = "", anchor: str 
 
 @dataclass(frozen=True)
 class Scale:
-    """From values to places on an axis: ``low`` lies at ``start``, ``high`` at ``end``."""
+    """From values to positions on an axis: ``low`` lies at ``start``, ``high`` at ``end``.
+
+    >>> Scale(10, 20, start=100, end=0).position(15)
+    50.0
+    """
 
     low: float
     high: float
     start: float
     end: float
 
-    def place(self, value: float) -> float:
+    def position(self, value: float) -> float:
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
 
 def choose_ticks(low: float, high: float) -> tuple[float, ...]:
-    """Four to six, a step of 1, 2, 2.5 or 5 times a power of ten apart. Equal values lie in the middle of theirs."""
+    """Four to six round ticks, 1, 2, 2.5 or 5 times a power of ten apart; a single value lies in their middle.
+
+    >>> choose_ticks(41.2, 48.8)
+    (40.0, 42.0, 44.0, 46.0, 48.0, 50.0)
+    """
     size = max(abs(low), abs(high))
     if high - low <= 1e-9 * size:
         room = size / 10 or 1.0
         low, high = low - room, high + room
-    power = math.floor(math.log10((high - low) / _MOST_TICKS))
-    for step in (times * 10.0 ** (power + more) for more in (0, 1) for times in (1.0, 2.0, 2.5, 5.0)):
+    power = math.floor(math.log10((high - low) / _MAX_TICKS))
+    for step in (factor * 10.0 ** (power + more) for more in (0, 1) for factor in (1.0, 2.0, 2.5, 5.0)):
         first, last = math.floor(low / step), math.ceil(high / step)
-        if last - first < _MOST_TICKS:  # and at least 3: the step before, at least half of this, took 6 or more
+        if last - first < _MAX_TICKS:  # and at least 3: the step before, at least half of this, took 6 or more
             return tuple(round(count * step, 12 - power) for count in range(first, last + 1))
     raise AssertionError(f"no step from {low} to {high}")
 
 
 def format_ticks(ticks: Sequence[float]) -> tuple[str, ...]:
-    """All with the digits that the finest of them needs."""
+    """All with as many digits as the finest of them needs.
+
+    >>> format_ticks((0.0, 2.5, 5.0))
+    ('0.0', '2.5', '5.0')
+    """
     if not ticks:
         return ()
     if max(map(abs, ticks)) >= 1e6 or ticks[1] - ticks[0] < 1e-4:
@@ -195,33 +216,33 @@ def format_ticks(ticks: Sequence[float]) -> tuple[str, ...]:
     return tuple(f"{tick + 0.0:.{digits}f}" for tick in ticks)
 
 
-def text_width(text: str, size: float) -> float:
-    """Of a text in a font of that size, guessed without one: rather too much than too little."""
-    return size * sum(map(_share, text))
+def text_width(text: str, font_size: float) -> float:
+    """An estimate without the font, rather too large than too small."""
+    return font_size * sum(map(_letter_width, text))
 
 
-def max_text_width(texts: Iterable[str], size: float) -> float:
-    return max((text_width(text, size) for text in texts), default=0.0)
+def max_text_width(texts: Iterable[str], font_size: float) -> float:
+    return max((text_width(text, font_size) for text in texts), default=0.0)
 
 
-def wrap_text(text: str, room: float, size: float) -> list[str]:
-    """Lines that fit: broken between words, and within those that are too long for a line of their own."""
+def wrap_text(text: str, width: float, font_size: float) -> list[str]:
+    """Break a text into lines that fit: between words, and within those that are too long for a line."""
     lines = [""]
     for word in text.split():
         joined = f"{lines[-1]} {word}".strip()
-        if text_width(joined, size) <= room:
+        if text_width(joined, font_size) <= width:
             lines[-1] = joined
             continue
         if lines[-1]:
             lines.append("")
         for letter in word:
-            if lines[-1] and text_width(lines[-1] + letter, size) > room:
+            if lines[-1] and text_width(lines[-1] + letter, font_size) > width:
                 lines.append("")
             lines[-1] += letter
     return lines
 
 
-def _share(letter: str) -> float:
-    if letter in _BROAD or unicodedata.east_asian_width(letter) in "WF":
+def _letter_width(letter: str) -> float:
+    if letter in _WIDE_LETTERS or unicodedata.east_asian_width(letter) in "WF":
         return 1.0
-    return 0.45 if letter in _NARROW else 0.8 if letter.isupper() else 0.65
+    return 0.45 if letter in _NARROW_LETTERS else 0.8 if letter.isupper() else 0.65

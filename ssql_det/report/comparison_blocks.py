@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from ssql_det.report.blocks import Block, Chart, Curve, Heading, ItemList, Paragraph, Table
 from ssql_det.report.comparison import Cell, Comparison, ComparisonLine, Measurement
-from ssql_det.report.document import Block, Chart, Curve, Heading, ItemList, Paragraph, Table
 from ssql_det.report.markup import escape_markup
 from ssql_det.report.row_groups import sort_bits
 
@@ -62,7 +62,7 @@ def build_overview_table(table: Comparison, metric: str) -> Table:
         means = {bits: _mean(cell.measured, 1) for bits, cell in cells.items() if cell.measured}
         if means:
             rows.append((name, "measured", *(means.get(bits, _NOTHING) for bits in widths)))
-    return Table(("method", "figures", *widths), tuple(rows), names=2)
+    return Table(("method", "figures", *widths), tuple(rows), text_columns=2)
 
 
 def build_chart(table: Comparison, metric: str, name: str, title: str) -> Chart:
@@ -85,7 +85,7 @@ def build_chart(table: Comparison, metric: str, name: str, title: str) -> Chart:
             for method, means in measured.items()
             if means
         ),
-        unit=metric.rpartition("/")[2],
+        y_label=metric.rpartition("/")[2],
     )
 
 
@@ -107,7 +107,7 @@ def _section(table: Comparison, task: str, commands: Sequence[str]) -> tuple[Hea
         for line in lines
         if is_published or any(line.cells[metric].measured for metric in metrics)
     )
-    return Heading(_TASKS.get(task, task), level=3), Table(tuple(header), rows, names=2)
+    return Heading(_TASKS.get(task, task), level=3), Table(tuple(header), rows, text_columns=2)
 
 
 def _by_name(table: Comparison) -> dict[str, list[ComparisonLine]]:

@@ -1,150 +1,84 @@
-"""A page as values: what it says, without how it looks. Renderers make HTML, Markdown or LaTeX of it.
+"""A page, as a title and blocks, and what its output formats share; each format is a file ``render_<format>.py``.
 
-Texts may hold ```code``` between backticks and links as ``[words](target)``, see `texts`; nothing else is markup.
-
->>> page = Document("What bits cost", (
-...     Heading("Boxes"),
-...     Paragraph("Measured with `ssql-det sweep`; see [the environment](#environment)."),
-...     Table(("method", "FP", "4w4a"), (("SSQL", "48.8", "44.7"),)),
-...     Heading("Environment"),
-...     CodeBlock("torch 2.14.1"),
-... ))
->>> as_html(page), as_markdown(page)
+>>> from ssql_det.report.blocks import Paragraph
+>>> from ssql_det.report.render_markdown import render_markdown
+>>> page = Document("What bits cost", (Paragraph("See [the table](#boxes)."), Heading("Boxes")))
+>>> print(render_markdown(page))
+# What bits cost
+<BLANKLINE>
+See [the table](#boxes).
+<BLANKLINE>
+## Boxes
+<BLANKLINE>
 """
 
 from __future__ import annotations
 
 import itertools
-import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import ClassVar
 
-from ssql_det.report.markup import strip_markup
-
-
-@dataclass(frozen=True)
-class Heading:
-    """Level 2 is a section of the page, 3 a part of one."""
-
-    text: str
-    level: int = 2
-
-    @property
-    def anchor(self) -> str:
-        """As GitHub makes it, so that a link in a page of Markdown leads where it does in HTML.
-
-        Of several headings with one text this is the first's: see `Document.anchors`.
-        """
-        return re.sub(r"[^\w -]", "", strip_markup(self.text).lower()).replace(" ", "-") or "section"
-
-
-@dataclass(frozen=True)
-class Paragraph:
-    """One paragraph."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class ItemList:
-    """A list of points, or of numbered steps."""
-
-    texts: tuple[str, ...]
-    is_numbered: bool = False
-
-
-@dataclass(frozen=True)
-class Table:
-    """The first ``names`` columns are words and stand left, the others figures and stand right."""
-
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    names: int = 1
-    caption: str = ""
-
-
-@dataclass(frozen=True)
-class CodeBlock:
-    """Lines to copy: commands, versions."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Figure:
-    """The bytes of an image file; ``name`` is that file's, ``words`` say what it shows."""
-
-    name: str
-    content: bytes
-    words: str
-
-
-@dataclass(frozen=True)
-class Curve:
-    """A named line over the chart's places. ``None``: nothing was measured there. ``spread`` is a deviation each."""
-
-    name: str
-    values: tuple[float | None, ...]
-    spread: tuple[float | None, ...] = ()
-
-
-@dataclass(frozen=True)
-class Chart:
-    """Lines over places that have names, such as bit-widths. ``name`` is a file's, without its ending."""
-
-    name: str
-    title: str
-    places: tuple[str, ...]
-    curves: tuple[Curve, ...]
-    unit: str = ""
-
-
-@dataclass(frozen=True)
-class Collapsible:
-    """What is there for who asks: shut until it is opened."""
-
-    summary: str
-    blocks: tuple[Block, ...]
-
-
-Block: TypeAlias = Heading | Paragraph | ItemList | Table | CodeBlock | Figure | Chart | Collapsible
+from ssql_det.report.blocks import Block, Collapsible, Heading
+from ssql_det.report.markup import MarkupStyle, render_markup
 
 
 @dataclass(frozen=True)
 class Document:
+    """Without a title it is a part of another text."""
+
     title: str
     blocks: tuple[Block, ...]
 
     @property
-    def with_title(self) -> tuple[Block, ...]:
-        """Its blocks, after a heading with the title where there is one."""
+    def titled_blocks(self) -> tuple[Block, ...]:
+        """The title as a heading, if there is one, and the blocks."""
         return (Heading(self.title, level=1), *self.blocks) if self.title else self.blocks
 
-    def all_blocks(self) -> Iterator[Block]:
-        """The title's heading and those that are folded too."""
-        yield from _unfolded(self.with_title)
+    def iterate_blocks(self) -> Iterator[Block]:
+        """All blocks in order: the title's heading, and those inside collapsible blocks too."""
+        yield from _flatten(self.titled_blocks)
 
     @property
     def headings(self) -> tuple[Heading, ...]:
-        return tuple(block for block in self.all_blocks() if isinstance(block, Heading))
+        return tuple(block for block in self.iterate_blocks() if isinstance(block, Heading))
 
     @property
     def anchors(self) -> tuple[str, ...]:
-        """Those of the headings in their order; each is there once.
+        """A unique link target for each heading, numbered as GitHub does.
 
         >>> Document("Boxes", (Heading("Boxes"), Heading("4 bits, 8 bits"))).anchors
         ('boxes', 'boxes-1', '4-bits-8-bits')
         """
-        found: dict[str, None] = {}
+        anchors: dict[str, None] = {}
         for anchor in (heading.anchor for heading in self.headings):
-            numbered = (anchor if number == 0 else f"{anchor}-{number}" for number in itertools.count())
-            found[next(each for each in numbered if each not in found)] = None
-        return tuple(found)
+            candidates = (anchor if number == 0 else f"{anchor}-{number}" for number in itertools.count())
+            anchors[next(candidate for candidate in candidates if candidate not in anchors)] = None
+        return tuple(anchors)
 
 
-def _unfolded(blocks: Sequence[Block]) -> Iterator[Block]:
+def _flatten(blocks: Sequence[Block]) -> Iterator[Block]:
     for block in blocks:
         yield block
         if isinstance(block, Collapsible):
-            yield from _unfolded(block.blocks)
+            yield from _flatten(block.blocks)
+
+
+class Renderer(ABC):
+    """Writes a document's blocks in one format: a subclass has the style of inline markup and a case per block."""
+
+    style: ClassVar[MarkupStyle]
+    separator: ClassVar[str] = "\n\n"  # between blocks
+
+    def __init__(self, document: Document) -> None:
+        self.anchors = document.anchors
+
+    @abstractmethod
+    def render_block(self, block: Block) -> str: ...
+
+    def render_blocks(self, blocks: Sequence[Block]) -> str:
+        return self.separator.join(map(self.render_block, blocks))
+
+    def render_text(self, text: str) -> str:
+        return render_markup(text, self.style, self.anchors)

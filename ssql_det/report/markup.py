@@ -1,7 +1,7 @@
-"""Texts of a page: the little markup that they may hold, and what foreign ones must lose.
+"""Inline markup in a page's texts, and the cleaning of texts from other people's files.
 
-Markup is ```code``` between backticks and ``[words](target)``, where a target is a ``#heading`` of the page, an
-``https://`` address or a file beside the page. Everything else, other targets too, stands as it was written.
+Markup is code between backticks and ``[words](target)``. A target is a ``#heading`` of the page, an ``https://``
+address or a file beside the page; a link to anything else is shown as it was written.
 
 >>> strip_markup("`ssql-det sweep` fills [the table](#boxes)")
 'ssql-det sweep fills the table'
@@ -21,41 +21,45 @@ _FILE = re.compile(r"(?!/)[\w./-]+")
 
 
 @dataclass(frozen=True)
-class Style:
-    """How a renderer writes bare words, code, and a link of words that it has written already."""
+class MarkupStyle:
+    """How an output format writes plain text, code, and a link (of words that are rendered already, and a target)."""
 
-    words: Callable[[str], str]
+    escape: Callable[[str], str]
     code: Callable[[str], str]
     link: Callable[[str, str], str]
 
 
-def render_markup(text: str, style: Style, anchors: Collection[str]) -> str:
-    """A text on one line, in that style. A link to a heading that is not among ``anchors`` is none."""
+def render_markup(text: str, style: MarkupStyle, anchors: Collection[str]) -> str:
+    """Render a text on one line. A link to a heading that is not in ``anchors`` stays plain text."""
 
-    def written(text: str, are_links_open: bool) -> str:
+    def render(text: str, allow_links: bool) -> str:
         parts, end = [], 0
-        for found in _MARKUP.finditer(text):
-            if found["code"]:
-                part = style.code(found["code"])
-            elif are_links_open and _is_target(found["target"], anchors):
-                part = style.link(written(found["words"], False), found["target"])
+        for match in _MARKUP.finditer(text):
+            if match["code"]:
+                part = style.code(match["code"])
+            elif allow_links and _is_allowed_target(match["target"], anchors):
+                part = style.link(render(match["words"], False), match["target"])
             else:
                 continue
-            parts += [style.words(text[end : found.start()]), part]
-            end = found.end()
-        return "".join([*parts, style.words(text[end:])])
+            parts += [style.escape(text[end : match.start()]), part]
+            end = match.end()
+        return "".join([*parts, style.escape(text[end:])])
 
-    return written(to_one_line(text), True)
+    return render(to_one_line(text), True)
 
 
 def strip_markup(text: str) -> str:
-    """Without markup, for where none can stand."""
-    every = {found["target"].removeprefix("#") for found in _MARKUP.finditer(text) if found["target"]}
-    return render_markup(text, Style(str, str, lambda words, target: words), every)
+    """The text alone, for places where no markup is possible."""
+    every_anchor = {match["target"].removeprefix("#") for match in _MARKUP.finditer(text) if match["target"]}
+    return render_markup(text, MarkupStyle(str, str, lambda words, target: words), every_anchor)
 
 
 def escape_markup(text: str) -> str:
-    """A text of others as one that holds no markup."""
+    """Other people's text, changed so that none of it is read as markup.
+
+    >>> escape_markup("[a](b.md) and `c`")
+    "[a] (b.md) and 'c'"
+    """
     return text.replace("`", "'").replace("](", "] (")
 
 
@@ -64,16 +68,20 @@ def to_one_line(text: str) -> str:
 
 
 def clean_lines(text: str) -> str:
-    """The lines of a listing, without spaces at their ends."""
+    """The lines of a code block without trailing spaces and tabs."""
     return "\n".join(replace_unprintable(line).rstrip() for line in text.expandtabs().strip("\n").splitlines())
 
 
 def replace_unprintable(text: str) -> str:
-    """No control codes, half characters or turns of the writing direction."""
+    """A question mark for each control code, lone surrogate or change of the writing direction.
+
+    >>> replace_unprintable("a" + chr(27) + "b")
+    'a?b'
+    """
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
-def _is_target(target: str, anchors: Collection[str]) -> bool:
+def _is_allowed_target(target: str, anchors: Collection[str]) -> bool:
     if target.startswith("#"):
         return target[1:] in anchors
     return bool(_ADDRESS.fullmatch(target) or (_FILE.fullmatch(target) and ".." not in target.split("/")))

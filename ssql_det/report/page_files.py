@@ -1,4 +1,4 @@
-"""A page as files: HTML that needs nothing else, and Markdown with its pictures beside it."""
+"""Write a page as files: one self-contained HTML file, and Markdown with its images beside it."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from ssql_det.report.document import Document
 from ssql_det.report.render_html import render_html
 from ssql_det.report.render_markdown import collect_image_files, render_markdown
 
-MARKDOWN = "report.md"
+MARKDOWN_NAME = "report.md"
 
 
 def write_page(document: Document, html: Path) -> Path:
-    """The page there; in its folder ``report.md`` and what that refers to.
+    """Write the HTML file, and into its folder ``report.md`` and the images.
 
-    >>> write_page(document, Path("runs/mini/report/index.html"))
+    >>> sorted(path.name for path in write_page(Document("Title", ()), Path("report/index.html")).parent.iterdir())
+    ['index.html', 'report.md']
     """
     for name, content in collect_image_files(document).items():
         with atomic_write(html.parent / name) as file:
             file.write(content)
-    write_text(html.parent / MARKDOWN, render_markdown(document))
+    write_text(html.parent / MARKDOWN_NAME, render_markdown(document))
     write_text(html, render_html(document))
     return html
 

@@ -1,6 +1,8 @@
-"""Comparisons as CSV: one line for every method, bit-width and metric, with all digits.
+"""Comparisons with the published tables as CSV: one line per method, bit-width and metric, with all digits.
 
->>> print(render_csv(compare(6, rows), compare(7, rows)))
+>>> from ssql_det.report.comparison import compare_with_published
+>>> render_csv(compare_with_published(6, [])).splitlines()[1].partition(",ssql-det")[0]
+'6,voc_2007_test,all,yes,,random init.,,,,,FP,bbox/AP50,58.9,,,0,,empty'
 """
 
 from __future__ import annotations
@@ -21,12 +23,13 @@ _NOT_MEASURED = Measurement(None, None, 0)
 Record: TypeAlias = tuple[str | int | float | None, ...]
 
 
-def render_csv(*tables: Comparison) -> str:
-    return format_csv(HEADER, (record for table in tables for line in table.lines for record in _records(table, line)))
+def render_csv(*comparisons: Comparison) -> str:
+    records = (record for each in comparisons for line in each.lines for record in _make_records(each, line))
+    return format_csv(HEADER, records)
 
 
 def format_csv(header: Record, records: Iterable[Record]) -> str:
-    """Lines end in a newline alone; a number that does not exist is an empty field.
+    """CSV text with plain newlines; ``None`` is an empty field.
 
     >>> format_csv(("method", "AP"), [("SSQL", None)])
     'method,AP\\nSSQL,\\n'
@@ -38,15 +41,19 @@ def format_csv(header: Record, records: Iterable[Record]) -> str:
     return text.getvalue()
 
 
-def _records(table: Comparison, line: ComparisonLine) -> Iterator[Record]:
-    """``state`` is measured, empty, or published only: this project cannot produce it yet."""
-    of_table = (table.number, line.dataset, table.scope, "yes" if table.is_comparable else "no")
-    of_line = (line.backbone, line.method, line.settings, line.config, line.scheme, line.calibration, line.bits)
+def _make_records(comparison: Comparison, line: ComparisonLine) -> Iterator[Record]:
+    """``state`` is "measured", "empty", or "published only" where no command of this package fills the cell."""
+    table = (comparison.number, line.dataset, comparison.scope, "yes" if comparison.is_comparable else "no")
+    setting = (line.backbone, line.method, line.settings, line.config, line.scheme, line.calibration, line.bits)
     for metric, cell in line.cells.items():
         measured = cell.measured or _NOT_MEASURED
-        is_known = line.is_published_only and cell.published is not None
+        is_published_only = line.is_published_only and cell.published is not None
         yield (
-            *(*of_table, *of_line, metric),
+            *(*table, *setting, metric),
             *(cell.published, measured.mean, measured.std, measured.n, cell.difference),
-            *(("measured", "") if cell.measured else ("published only" if is_known else "empty", line.filled_by)),
+            *(
+                ("measured", "")
+                if cell.measured
+                else ("published only" if is_published_only else "empty", line.filled_by)
+            ),
         )

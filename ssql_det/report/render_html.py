@@ -1,6 +1,6 @@
-"""A page as one file of HTML that opens from a disk: no script, nothing from elsewhere, pictures and charts within.
+"""A page as one self-contained HTML file: no script, nothing loaded from elsewhere, images and charts embedded.
 
->>> page = Document("What bits cost", (Heading("Boxes"), Paragraph("See [the environment](#environment).")))
+>>> page = Document("What bits cost", (Heading("Boxes"), Paragraph("See [the boxes](#boxes).")))
 >>> render_html(page)[:15]
 '<!DOCTYPE html>'
 """
@@ -8,28 +8,16 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 from html import escape
 from pathlib import PurePath
 
+from ssql_det.report.blocks import Block, Chart, CodeBlock, Collapsible, Figure, Heading, ItemList, Paragraph, Table
 from ssql_det.report.charts import render_svg
-from ssql_det.report.document import (
-    Block,
-    Chart,
-    CodeBlock,
-    Collapsible,
-    Document,
-    Figure,
-    Heading,
-    ItemList,
-    Paragraph,
-    Table,
-)
-from ssql_det.report.markup import Style, clean_lines, render_markup, strip_markup
+from ssql_det.report.document import Document, Renderer
+from ssql_det.report.markup import MarkupStyle, clean_lines, strip_markup
 from ssql_det.report.stylesheet import PAGE_CSS
 
-_KINDS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".gif": "gif", ".webp": "webp"}
+_IMAGE_TYPES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".gif": "gif", ".webp": "webp"}
 _HEAD = f"""\
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -41,13 +29,12 @@ _HEAD = f"""\
 
 
 def render_html(document: Document) -> str:
-    """The whole file. What is said before the first section stands before the list of contents, too."""
-    anchors = document.anchors
-    writer = _Writer(anchors, iter(anchors))
-    blocks, after_title = document.with_title, 1 if document.title else 0
-    first = next((place for place, block in enumerate(blocks) if _is_section(block)), after_title)
-    before, after = writer.blocks(blocks[:first]), writer.blocks(blocks[first:])
-    parts = [part for part in (before, _contents(document), after) if part]
+    """The whole file. The table of contents follows what stands before the first section."""
+    renderer = _HtmlRenderer(document)
+    blocks, after_title = document.titled_blocks, 1 if document.title else 0
+    first_section = next((index for index, block in enumerate(blocks) if _is_section(block)), after_title)
+    before, after = renderer.render_blocks(blocks[:first_section]), renderer.render_blocks(blocks[first_section:])
+    parts = [part for part in (before, _render_contents(document), after) if part]
     head = f"{_HEAD}\n<title>{escape(strip_markup(document.title))}</title>"
     body = "<main>\n" + "\n".join(parts) + "\n</main>"
     return f'<!DOCTYPE html>\n<html lang="en">\n<head>\n{head}\n</head>\n<body>\n{body}\n</body>\n</html>\n'
@@ -57,7 +44,7 @@ def _is_section(block: Block) -> bool:
     return isinstance(block, Heading) and block.level == 2
 
 
-def _contents(document: Document) -> str:
+def _render_contents(document: Document) -> str:
     links = [
         f'<li><a href="#{escape(anchor)}">{escape(strip_markup(heading.text))}</a></li>'
         for heading, anchor in zip(document.headings, document.anchors, strict=True)
@@ -66,73 +53,65 @@ def _contents(document: Document) -> str:
     return f'<nav aria-label="Contents"><ul>{"".join(links)}</ul></nav>' if len(links) > 1 else ""
 
 
-@dataclass(frozen=True)
-class _Writer:
-    """``ids`` are what is left of the anchors: each heading takes the next."""
+class _HtmlRenderer(Renderer):
+    style = MarkupStyle(
+        escape=escape,
+        code=lambda code: f"<code>{escape(code)}</code>",
+        link=lambda words, target: f'<a href="{escape(target)}">{words}</a>',
+    )
+    separator = "\n"
 
-    anchors: Collection[str]
-    ids: Iterator[str]
+    def __init__(self, document: Document) -> None:
+        super().__init__(document)
+        self._unused_anchors = iter(self.anchors)  # each heading takes the next
 
-    def blocks(self, blocks: Sequence[Block]) -> str:
-        return "\n".join(map(self.block, blocks))
-
-    def block(self, block: Block) -> str:
+    def render_block(self, block: Block) -> str:
         match block:
             case Heading(text, level):
-                return f'<h{level} id="{escape(next(self.ids))}">{self.text(text)}</h{level}>'
+                return f'<h{level} id="{escape(next(self._unused_anchors))}">{self.render_text(text)}</h{level}>'
             case Paragraph(text):
-                return f"<p>{self.text(text)}</p>"
+                return f"<p>{self.render_text(text)}</p>"
             case ItemList(texts, is_numbered):
-                kind = "ol" if is_numbered else "ul"
-                items = "".join(f"<li>{self.text(text)}</li>" for text in texts)
-                return f"<{kind}>{items}</{kind}>"
+                tag = "ol" if is_numbered else "ul"
+                items = "".join(f"<li>{self.render_text(text)}</li>" for text in texts)
+                return f"<{tag}>{items}</{tag}>"
             case Table():
-                return self.table(block)
+                return self._render_table(block)
             case CodeBlock(text):
                 return f'<pre tabindex="0"><code>{escape(clean_lines(text))}</code></pre>'
-            case Figure(name, content, words):
-                image = f'<img src="{_data(name, content)}" alt="{escape(strip_markup(words))}">'
-                return f"<figure>{image}<figcaption>{self.text(words)}</figcaption></figure>"
+            case Figure(name, content, caption):
+                image = f'<img src="{_make_data_url(name, content)}" alt="{escape(strip_markup(caption))}">'
+                return f"<figure>{image}<figcaption>{self.render_text(caption)}</figcaption></figure>"
             case Chart(_, title):
-                caption = f"<figcaption>{self.text(title)}</figcaption>"
-                return f'<figure class="drawn">{caption}{render_svg(block)}</figure>'
+                caption = f"<figcaption>{self.render_text(title)}</figcaption>"
+                return f'<figure class="chart-figure">{caption}{render_svg(block)}</figure>'
             case Collapsible(summary, blocks):
-                return f"<details><summary>{self.text(summary)}</summary>\n{self.blocks(blocks)}\n</details>"
+                summary = self.render_text(summary)
+                return f"<details><summary>{summary}</summary>\n{self.render_blocks(blocks)}\n</details>"
 
-    def table(self, table: Table) -> str:
-        """In a frame that scrolls where the page is too narrow; keys reach it, so it has a name."""
-        name = escape(strip_markup(table.caption or ", ".join(table.header)))
-        caption = f"<caption><span>{self.text(table.caption)}</span></caption>" if table.caption else ""
-        header = "".join(self.cell(table, column, text, "col") for column, text in enumerate(table.header))
-        body = "\n".join(
-            "<tr>"
-            + "".join(self.cell(table, column, text, "" if column else "row") for column, text in enumerate(row))
-            + "</tr>"
+    def _render_table(self, table: Table) -> str:
+        """The surrounding element scrolls where the page is too narrow; the keyboard reaches it, so it has a label."""
+        label = escape(strip_markup(table.caption or ", ".join(table.header)))
+        caption = f"<caption><span>{self.render_text(table.caption)}</span></caption>" if table.caption else ""
+        header = "".join(self._render_cell(table, column, text, "col") for column, text in enumerate(table.header))
+        rows = (
+            "".join(self._render_cell(table, column, text, "" if column else "row") for column, text in enumerate(row))
             for row in table.rows
         )
+        body = "\n".join(f"<tr>{cells}</tr>" for cells in rows)
         return (
-            f'<div class="scroll" role="region" tabindex="0" aria-label="{name}"><table>{caption}\n'
+            f'<div class="scroll" role="region" tabindex="0" aria-label="{label}"><table>{caption}\n'
             f"<thead><tr>{header}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
         )
 
-    def cell(self, table: Table, column: int, text: str, scope: str) -> str:
-        kind = f'th scope="{scope}"' if scope == "col" or (scope and table.names) else "td"
-        stands = ' class="figure"' if column >= table.names else ""
-        return f"<{kind}{stands}>{self.text(text)}</{kind[:2]}>"
-
-    def text(self, text: str) -> str:
-        return render_markup(text, _STYLE, self.anchors)
+    def _render_cell(self, table: Table, column: int, text: str, scope: str) -> str:
+        tag = f'th scope="{scope}"' if scope == "col" or (scope and table.text_columns) else "td"
+        css_class = ' class="number"' if column >= table.text_columns else ""
+        return f"<{tag}{css_class}>{self.render_text(text)}</{tag[:2]}>"
 
 
-_STYLE = Style(
-    words=escape,
-    code=lambda code: f"<code>{escape(code)}</code>",
-    link=lambda words, target: f'<a href="{escape(target)}">{words}</a>',
-)
-
-
-def _data(name: str, content: bytes) -> str:
-    kind = _KINDS.get(PurePath(name).suffix.lower())
-    if kind is None:
-        raise ValueError(f"a page shows pictures of {', '.join(_KINDS)}, got {name!r}")
-    return f"data:image/{kind};base64,{b64encode(content).decode()}"
+def _make_data_url(name: str, content: bytes) -> str:
+    image_type = _IMAGE_TYPES.get(PurePath(name).suffix.lower())
+    if image_type is None:
+        raise ValueError(f"a page shows images of type {', '.join(_IMAGE_TYPES)}; got {name!r}")
+    return f"data:image/{image_type};base64,{b64encode(content).decode()}"

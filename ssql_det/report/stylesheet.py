@@ -1,12 +1,11 @@
-"""How pages and charts look: colours, light and dark, as variables of CSS, and sheets with nothing from elsewhere.
+"""The CSS of pages and charts: colours for light and dark themes as CSS variables, and rules for each kind of block.
 
-The curves' colours began as those of Okabe and Ito (https://jfly.uni-koeln.de/color/) and were moved until each has a
-contrast of 3 to its paper and all nine are told apart with any kind of colour blindness; the tests measure both.
+The curves' colours started from those of Okabe and Ito (https://jfly.uni-koeln.de/color/) and were moved until each has
+a contrast of 3 to its background and all nine stay distinct with any kind of colour blindness; the tests measure both.
 
 >>> print(theme_css("svg"))
-svg{color-scheme:light dark;--paper:#ffffff;...}
-@media screen and (prefers-color-scheme:dark){svg{--paper:#15181c;...}}
->>> "<style>" + PAGE_CSS + "</style>"
+svg{color-scheme:light dark;--background:#ffffff;...}
+@media screen and (prefers-color-scheme:dark){svg{--background:#15181c;...}}
 """
 
 from __future__ import annotations
@@ -24,113 +23,113 @@ _CURVES_ON_DARK = (
 NUM_CURVE_COLOURS = len(_CURVES_ON_LIGHT)
 
 
-def _named(curves: tuple[str, ...]) -> dict[str, str]:
+def _name_curves(curves: tuple[str, ...]) -> dict[str, str]:
     return {f"curve-{number}": colour for number, colour in enumerate(curves)}
 
 
 LIGHT = {
-    "paper": "#ffffff",
+    "background": "#ffffff",
     "raised": "#f5f6f7",
-    "ink": "#1c2024",
-    "quiet": "#5c6570",
-    "rule": "#dfe3e7",
+    "text": "#1c2024",
+    "muted": "#5c6570",
+    "border": "#dfe3e7",
     "link": "#0b5ea8",
-    "shade": "#0000001f",
-    **_named(_CURVES_ON_LIGHT),
+    "shadow": "#0000001f",
+    **_name_curves(_CURVES_ON_LIGHT),
 }
 DARK = {
-    "paper": "#15181c",
+    "background": "#15181c",
     "raised": "#1e2227",
-    "ink": "#e4e7ea",
-    "quiet": "#9da6b0",
-    "rule": "#323840",
+    "text": "#e4e7ea",
+    "muted": "#9da6b0",
+    "border": "#323840",
     "link": "#7cb8f2",
-    "shade": "#00000099",
-    **_named(_CURVES_ON_DARK),
+    "shadow": "#00000099",
+    **_name_curves(_CURVES_ON_DARK),
 }
 
 
 def theme_css(selector: str) -> str:
-    """The variables on what is selected, by what the reader prefers. Paper is light for everyone."""
-    dark = f"{selector}{{{_variables(DARK)}}}"
+    """The colour variables on a selector, in the theme that the reader prefers; print is always light."""
+    dark = f"{selector}{{{_define_variables(DARK)}}}"
     return (
-        f"{selector}{{color-scheme:light dark;{_variables(LIGHT)}}}\n"
+        f"{selector}{{color-scheme:light dark;{_define_variables(LIGHT)}}}\n"
         f"@media screen and (prefers-color-scheme:dark){{{dark}}}"
     )
 
 
-def _variables(colours: Mapping[str, str]) -> str:
+def _define_variables(colours: Mapping[str, str]) -> str:
     return "".join(f"--{name}:{colour};" for name, colour in colours.items())
 
 
 CHART_CSS = """
 .chart{font:12px system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
-.chart text{fill:var(--ink);font-variant-numeric:tabular-nums}
-.chart .quiet{fill:var(--quiet)}
+.chart text{fill:var(--text);font-variant-numeric:tabular-nums}
+.chart .muted{fill:var(--muted)}
 .chart .title{font-weight:600}
-.chart .grid{stroke:var(--rule);stroke-width:1}
+.chart .grid{stroke:var(--border);stroke-width:1}
 .chart .line{fill:none;stroke:currentColor;stroke-width:2;stroke-linejoin:round;stroke-linecap:round}
-.chart .spread{fill:none;stroke:currentColor;stroke-width:1.25;stroke-opacity:.75}
-.chart .mark{fill:currentColor;stroke:var(--paper);stroke-width:1}
+.chart .deviation{fill:none;stroke:currentColor;stroke-width:1.25;stroke-opacity:.75}
+.chart .marker{fill:currentColor;stroke:var(--background);stroke-width:1}
 @media (max-width:460px){.chart{font-size:16px}}
 """
-_LETTERS = """
+_TEXT_CSS = """
 *{box-sizing:border-box}
 html{font:1.0625rem/1.6 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif;
--webkit-text-size-adjust:100%;text-size-adjust:100%;scroll-padding-top:1rem;background:var(--paper);color:var(--ink)}
+-webkit-text-size-adjust:100%;text-size-adjust:100%;scroll-padding-top:1rem;background:var(--background);color:var(--text)}
 body{margin:0}
 main{max-width:60rem;margin:0 auto;padding:clamp(1.5rem,5vw,4rem) clamp(1rem,4vw,2.5rem) 5rem;overflow-wrap:anywhere}
 h1,h2,h3{line-height:1.25;letter-spacing:-.012em;text-wrap:balance;font-weight:650}
 h1{font-size:clamp(1.65rem,1.2rem + 2vw,2.4rem);margin:0 0 1.25rem}
-h2{font-size:1.4rem;margin:3rem 0 1rem;padding-top:1.25rem;border-top:1px solid var(--rule)}
+h2{font-size:1.4rem;margin:3rem 0 1rem;padding-top:1.25rem;border-top:1px solid var(--border)}
 h3{font-size:1.1rem;margin:2.25rem 0 .75rem}
 p,ul,ol{max-width:44rem;margin:0 0 1rem}
 ul,ol{padding-left:1.5rem}
 li{margin:.25rem 0}
-li::marker{color:var(--quiet)}
+li::marker{color:var(--muted)}
 a{color:var(--link);text-decoration-thickness:1px;text-underline-offset:.18em}
 a:hover{text-decoration-thickness:2px}
 :focus-visible{outline:2px solid var(--link);outline-offset:2px;border-radius:2px}
 code,pre{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"Liberation Mono",monospace}
 code{font-size:.875em;background:var(--raised);border-radius:4px;padding:.12em .3em}
-pre{font-size:.85rem;line-height:1.55;background:var(--raised);border:1px solid var(--rule);border-radius:8px;
+pre{font-size:.85rem;line-height:1.55;background:var(--raised);border:1px solid var(--border);border-radius:8px;
 padding:.85rem 1rem;margin:0 0 1.25rem;overflow-x:auto;overflow-wrap:normal}
 pre code{font-size:inherit;background:none;padding:0}
 """
-_PARTS = """
+_BLOCK_CSS = """
 nav{margin:1.75rem 0 0;font-size:.95rem}
 nav ul{list-style:none;display:flex;flex-wrap:wrap;gap:.3rem 1.5rem;padding:0;margin:0;max-width:none}
 nav li{margin:0}
 .scroll{overflow-x:auto;margin:1.25rem 0 1.75rem;
-background:linear-gradient(to left,var(--paper) 1.5rem,transparent) right/2.5rem 100% no-repeat local,
-linear-gradient(to left,transparent 1px,var(--shade) 1px,transparent) right/.75rem 100% no-repeat scroll}
+background:linear-gradient(to left,var(--background) 1.5rem,transparent) right/2.5rem 100% no-repeat local,
+linear-gradient(to left,transparent 1px,var(--shadow) 1px,transparent) right/.75rem 100% no-repeat scroll}
 table{border-collapse:collapse;font-size:.9rem;line-height:1.45;font-variant-numeric:tabular-nums;
-overflow-wrap:normal;min-width:min(100%,24rem);border-bottom:1px solid var(--rule)}
+overflow-wrap:normal;min-width:min(100%,24rem);border-bottom:1px solid var(--border)}
 caption{text-align:left;padding:0 0 .6rem}
 caption span{position:sticky;left:0;display:inline-block;max-width:min(44rem,100vw - 2rem)}
-caption,figcaption{color:var(--quiet);font-size:.9rem;line-height:1.5}
-th,td{padding:.45rem .7rem;text-align:left;font-weight:400;vertical-align:baseline;border-top:1px solid var(--rule)}
+caption,figcaption{color:var(--muted);font-size:.9rem;line-height:1.5}
+th,td{padding:.45rem .7rem;text-align:left;font-weight:400;vertical-align:baseline;border-top:1px solid var(--border)}
 th:first-child,td:first-child{padding-left:0}
 th:last-child,td:last-child{padding-right:.25rem}
-thead th{color:var(--quiet);font-size:.82rem;font-weight:600;vertical-align:bottom;border-top:0;
-border-bottom:1px solid var(--quiet)}
+thead th{color:var(--muted);font-size:.82rem;font-weight:600;vertical-align:bottom;border-top:0;
+border-bottom:1px solid var(--muted)}
 tbody th{font-weight:500;min-width:clamp(6.75rem,14vw,8.5rem)}
-tr>th:first-child{position:sticky;left:0;background:var(--paper)}
-.figure{text-align:right;white-space:nowrap}
-thead .figure{white-space:normal}
+tr>th:first-child{position:sticky;left:0;background:var(--background)}
+.number{text-align:right;white-space:nowrap}
+thead .number{white-space:normal}
 tbody tr:hover>*,tbody tr:hover>th:first-child{background:var(--raised)}
 figure{margin:1.5rem 0 2rem}
 figure img{display:block;max-width:100%;height:auto;border-radius:6px}
 figure .chart{display:block;width:100%;max-width:34rem;height:auto}
 figcaption{max-width:44rem;margin-top:.6rem}
-.drawn figcaption{margin:0 0 .4rem;color:var(--ink);font-weight:600}
-details{margin:1rem 0;border:1px solid var(--rule);border-radius:8px;padding:0 1rem}
+.chart-figure figcaption{margin:0 0 .4rem;color:var(--text);font-weight:600}
+details{margin:1rem 0;border:1px solid var(--border);border-radius:8px;padding:0 1rem}
 summary{cursor:pointer;padding:.65rem 0;font-weight:500}
-details[open]>summary{margin-bottom:.5rem;border-bottom:1px solid var(--rule)}
+details[open]>summary{margin-bottom:.5rem;border-bottom:1px solid var(--border)}
 details>:last-child:not(summary){margin-bottom:1rem}
 details h2{margin-top:1rem;border-top:0;padding-top:0}
 """
-_PAPER = """
+_PRINT_CSS = """
 @media print{
 html{font-size:10pt}
 main{max-width:none;padding:0}
@@ -145,4 +144,4 @@ details{border:0;padding:0}
 details::details-content{content-visibility:visible;block-size:auto}
 }
 """
-PAGE_CSS = theme_css(":root") + CHART_CSS + _LETTERS + _PARTS + _PAPER
+PAGE_CSS = theme_css(":root") + CHART_CSS + _TEXT_CSS + _BLOCK_CSS + _PRINT_CSS

@@ -15,9 +15,10 @@ import cv2
 
 from ssql_det.analyze.page import build_term_tables, read_terms
 from ssql_det.core.rows import Row, finite_or_none
+from ssql_det.report.blocks import Block, Collapsible, Figure, Heading, ItemList, Paragraph, Table
 from ssql_det.report.comparison_blocks import build_chart, build_comparison_blocks, build_overview_table, round_to_tenth
 from ssql_det.report.display_names import strip_ours
-from ssql_det.report.document import Block, Collapsible, Document, Figure, Heading, ItemList, Paragraph, Table
+from ssql_det.report.document import Document
 from ssql_det.report.markup import escape_markup
 from ssql_det.report.page_files import write_page, write_text
 from ssql_det.report.published import load_published_table
@@ -173,7 +174,7 @@ def _missing(of: RunResults) -> Iterator[Block]:
             (step.name, outcome.state, escape_markup(outcome.reason), str(get_log_path(of.plan.out, step)))
             for step, outcome in lost
         ]
-        yield Table(("step", "state", "why", "log"), tuple(rows), names=4)
+        yield Table(("step", "state", "why", "log"), tuple(rows), text_columns=4)
     if of.plan.left_out:
         yield Collapsible("Published rows that were not made", (ItemList(of.plan.left_out),))
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ssql_det.core.rows import package_versions
-from ssql_det.report.document import Block, CodeBlock, Collapsible, Heading, Paragraph, Table
+from ssql_det.report.blocks import Block, CodeBlock, Collapsible, Heading, Paragraph, Table
 from ssql_det.report.markup import escape_markup
 from ssql_det.reproduce.plan import RunResults, format_commands, sum_minutes_by_kind
 

@@ -13,7 +13,7 @@ from support.reproduce.folders import checked, tables
 from ssql_det.analyze.analysis import Map, group_terms_by_features
 from ssql_det.analyze.drawing import drawn
 from ssql_det.analyze.page import build_csv_files, page, read_terms
-from ssql_det.report.document import Chart
+from ssql_det.report.blocks import Chart
 from ssql_det.report.render_markdown import collect_image_files
 
 SSQL, FOREIGN = an_analysis("ssql"), an_analysis("moco", "moco <b>`v2`", False, 1, ("conv1", "layer9.0.conv1"))

@@ -4,8 +4,9 @@ import pytest
 from support.report import chromium
 from support.report.pages import HOSTILE, PAGE, WIDTHS, hostile_page
 
+from ssql_det.report.blocks import Chart, Curve
 from ssql_det.report.charts import render_svg
-from ssql_det.report.document import Chart, Curve, Document
+from ssql_det.report.document import Document
 from ssql_det.report.render_html import render_html
 
 LONG = "SSQL-200ep (ours) <&> with 256 images of voc_2007_trainval, seed 0, MinMax · voc_r18_c4.yaml"
@@ -74,7 +75,7 @@ def test_letters_of_a_chart_neither_overlap_nor_leave_it(open_page, width, chart
     assert page.complaints() == []
     _, _, *size = map(float, page.value("document.documentElement.getAttribute('viewBox')").split())
     boxes = page.value(TEXT_BOXES)
-    assert len(boxes) >= 9 + len(chart.places) + 5
+    assert len(boxes) >= 9 + len(chart.x_labels) + 5
     for number, (left, top, right, bottom) in enumerate(boxes):
         assert min(left, top) >= 0
         assert right <= size[0]

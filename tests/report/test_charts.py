@@ -10,15 +10,15 @@ from matplotlib.font_manager import findfont
 from PIL import ImageFont
 from support.report.pages import CHART, HOSTILE, WIDTHS
 
+from ssql_det.report.blocks import Chart, Curve
 from ssql_det.report.charts import Scale, choose_ticks, format_ticks, render_svg, text_width, wrap_text
-from ssql_det.report.document import Chart, Curve
 
 SVG = "{http://www.w3.org/2000/svg}"
 FINITE = st.floats(-1e300, 1e300).filter(lambda value: value == 0 or abs(value) > 1e-200)
 
 
-def drawn(*curves, places=WIDTHS, standalone=False, **fields):
-    return ElementTree.fromstring(render_svg(Chart("c", "Title", places, curves, **fields), standalone))
+def drawn(*curves, x_labels=WIDTHS, standalone=False, **fields):
+    return ElementTree.fromstring(render_svg(Chart("c", "Title", x_labels, curves, **fields), standalone))
 
 
 def lines(svg):
@@ -28,7 +28,7 @@ def lines(svg):
 
 
 def marks(svg):
-    found = svg.findall(f"{SVG}g")[0].findall(f"{SVG}path[@class='mark']")
+    found = svg.findall(f"{SVG}g")[0].findall(f"{SVG}path[@class='marker']")
     return [tuple(map(float, re.findall(r"[\d.-]+", each.get("transform")))) for each in found]
 
 
@@ -59,7 +59,7 @@ def test_a_line_is_broken_where_nothing_was_measured(gap):
 
 def test_deviations_are_drawn_where_there_are_some_and_lie_within():
     svg = drawn(Curve("a", (10.0, 20.0, 30.0, 40.0, 50.0), (None, 0.0, 5.0, float("nan"), 10.0)))
-    bars = [each.get("d") for each in svg.iter(f"{SVG}path") if each.get("class") == "spread"]
+    bars = [each.get("d") for each in svg.iter(f"{SVG}path") if each.get("class") == "deviation"]
     ends = [re.fullmatch(r"M[\d.]+ ([\d.]+)h8m-4 0V([\d.]+)m-4 0h8", bar).groups() for bar in bars]
     heights = [float(low) - float(high) for high, low in ends]
     assert heights[1] == pytest.approx(2 * heights[0], abs=0.3)
@@ -69,9 +69,9 @@ def test_deviations_are_drawn_where_there_are_some_and_lie_within():
 
 def test_a_curve_has_its_colour_and_shape_and_the_legend_both():
     curves = [Curve(f"method {number}", (1.0 * number,)) for number in range(12)]
-    svg = drawn(*curves, places=("FP",))
+    svg = drawn(*curves, x_labels=("FP",))
     groups = svg.findall(f"{SVG}g")
-    looks = [(group.get("style"), group.find(f"{SVG}path[@class='mark']").get("d")) for group in groups]
+    looks = [(group.get("style"), group.find(f"{SVG}path[@class='marker']").get("d")) for group in groups]
     assert looks[:12] == looks[12:]
     assert len(set(looks)) == 12
     assert len({shape for _, shape in looks[:7]}) == 7
@@ -96,7 +96,7 @@ DEGENERATE = {
 @pytest.mark.parametrize("kind", DEGENERATE)
 def test_what_is_hardly_a_chart_is_one(kind):
     curves, places = DEGENERATE[kind]
-    svg = drawn(*curves, places=places)
+    svg = drawn(*curves, x_labels=places)
     *_, right, bottom = map(float, svg.get("viewBox").split())
     for x, y in [*itertools.chain(*lines(svg)), *texts(svg).values()]:
         assert 0 <= x <= right
@@ -105,9 +105,9 @@ def test_what_is_hardly_a_chart_is_one(kind):
 
 
 def test_a_curve_of_another_length_is_refused():
-    with pytest.raises(ValueError, match="the curve 'a' has not one value"):
+    with pytest.raises(ValueError, match="the curve 'a' does not have a value"):
         drawn(Curve("a", (1.0,)))
-    with pytest.raises(ValueError, match="the curve 'a' has not one value"):
+    with pytest.raises(ValueError, match="the curve 'a' does not have a value"):
         drawn(Curve("a", (1.0,) * 5, (0.1,)))
 
 
@@ -163,7 +163,7 @@ def test_ticks_as_one_would_choose_them(low, high, said):
 
 def test_a_scale_is_linear():
     scale = Scale(10, 20, start=100, end=0)
-    assert [scale.place(value) for value in (10, 15, 20)] == [100, 50, 0]
+    assert [scale.position(value) for value in (10, 15, 20)] == [100, 50, 0]
 
 
 @pytest.mark.parametrize("text", ["SSQL-200ep (ours)", "WWW MMM", "voc_r18_c4.yaml · 0123456789 ± 4%", "iiii llll"])

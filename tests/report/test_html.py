@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 from support.report.pages import HOSTILE, PAGE, Tags, hostile_page, png
 
-from ssql_det.report.document import Document, Figure, Heading, Paragraph, Table
+from ssql_det.report.blocks import Figure, Heading, Paragraph, Table
+from ssql_det.report.document import Document
 from ssql_det.report.render_html import render_html
 
 KNOWN = {
@@ -81,9 +82,11 @@ def test_what_a_reader_without_eyes_needs_is_there():
 
 
 def test_words_stand_left_and_figures_right():
-    page = render_html(Document("", (Table(("name", "kind", "AP"), (("a", "b", "1.0"),), names=2),)))
-    assert '<th scope="row">a</th><td>b</td><td class="figure">1.0</td>' in page
-    assert '<tr><td class="figure">1</td></tr>' in render_html(Document("", (Table(("n",), (("1",),), names=0),)))
+    page = render_html(Document("", (Table(("name", "kind", "AP"), (("a", "b", "1.0"),), text_columns=2),)))
+    assert '<th scope="row">a</th><td>b</td><td class="number">1.0</td>' in page
+    assert '<tr><td class="number">1</td></tr>' in render_html(
+        Document("", (Table(("n",), (("1",),), text_columns=0),))
+    )
 
 
 def test_a_picture_is_in_the_page_byte_by_byte():
@@ -92,7 +95,7 @@ def test_a_picture_is_in_the_page_byte_by_byte():
     decoded = base64.b64decode(image["src"].removeprefix("data:image/png;base64,"), validate=True)
     assert decoded == content
     assert Image.open(io.BytesIO(decoded)).size == (5, 3)
-    with pytest.raises(ValueError, match=r"shows pictures of .png.*'a.html'"):
+    with pytest.raises(ValueError, match=r"shows images of type .png.*'a.html'"):
         render_html(Document("", (Figure("a.html", content, "words"),)))
 
 

@@ -9,9 +9,10 @@ from support.report.latex import grids, words
 from support.report.pages import HOSTILE, PAGE, hostile_page, png
 from support.report.rows import probe, row
 
+from ssql_det.report.blocks import Chart, CodeBlock, Collapsible, Curve, Heading, ItemList, Paragraph, Table
 from ssql_det.report.comparison import compare_with_published
 from ssql_det.report.comparison_blocks import build_comparison_blocks
-from ssql_det.report.document import Chart, CodeBlock, Collapsible, Curve, Document, Heading, ItemList, Paragraph, Table
+from ssql_det.report.document import Document
 from ssql_det.report.markup import clean_lines, strip_markup
 from ssql_det.report.published import TABLE_NUMBERS
 from ssql_det.report.render_latex import render_latex
@@ -25,9 +26,9 @@ def part(*blocks):
     return render_latex(Document("", blocks))
 
 
-def table(columns, rows, names=1):
+def table(columns, rows, text_columns=1):
     return Table(
-        tuple(map(str, range(columns))), tuple((f"a{n // 3}", *"x" * (columns - 1)) for n in range(rows)), names
+        tuple(map(str, range(columns))), tuple((f"a{n // 3}", *"x" * (columns - 1)) for n in range(rows)), text_columns
     )
 
 
@@ -101,7 +102,7 @@ def test_rows_of_one_name_stand_together():
 
 
 def test_columns_of_names_stand_left_and_figures_right_with_a_true_minus():
-    text = part(Table(("method", "bits", "AP50 published"), (("-1", "4w4a", "-0.4"), ("b", "FP", "-")), names=2))
+    text = part(Table(("method", "bits", "AP50 published"), (("-1", "4w4a", "-0.4"), ("b", "FP", "-")), text_columns=2))
     assert r"\begin{tabular}{llr}" in text
     assert r"method & bits & \shortstack[r]{AP50\\published} \\" in text
     assert "-1 & 4w4a & $-$0.4 \\\\\nb & FP & - \\\\" in text

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from support.report.pages import HOSTILE, PAGE, Tags, hostile_page, png
 
-from ssql_det.report.document import CodeBlock, Collapsible, Document, Figure, Heading, ItemList, Paragraph, Table
+from ssql_det.report.blocks import CodeBlock, Collapsible, Figure, Heading, ItemList, Paragraph, Table
+from ssql_det.report.document import Document
 from ssql_det.report.markup import strip_markup
 from ssql_det.report.render_markdown import collect_image_files, render_markdown
 
@@ -104,7 +105,7 @@ def test_what_is_folded_is_markdown_too():
 def test_two_pictures_need_two_names():
     one = Figure("a.png", png(), "one")
     assert list(collect_image_files(Document("", (one, one)))) == ["a.png"]
-    with pytest.raises(ValueError, match=r"two pictures of one page are called 'a.png'"):
+    with pytest.raises(ValueError, match=r"two different images of one page are called 'a.png'"):
         collect_image_files(Document("", (one, Collapsible("", (Figure("a.png", png(3, 3), "other"),)))))
 
 

@@ -156,7 +156,7 @@ def test_an_overview_has_the_published_line_and_below_it_ours():
     rows = [*SEEDS, row(50.0, method="SSQL-BYOL", bits="2w4a")]
     table = build_overview_table(compare_with_published(6, rows), "bbox/AP50")
     assert table.header == ("method", "figures", *WIDTHS, "2w4a")
-    assert table.names == 2
+    assert table.text_columns == 2
     assert table.rows[0] == ("random init.", "published", "58.9", "58.7", "58.4", "57.0", "42.4", "-")
     assert table.rows[-3:] == (
         ("SSQL (ours)", "measured", "-", "-", "-", "-", "60.8 ± 0.5 (3)", "-"),
@@ -185,9 +185,9 @@ def test_curves_are_of_what_was_measured():
     rows = [*SEEDS, row(70.0, bits="FP"), byols, row(method="x", metrics={}, seed=9)]
     rows += [row(bits="2w4a", metrics={"bbox/AP50": None})]
     chart = build_chart(compare_with_published(6, rows), "bbox/AP50", "boxes", "Boxes")
-    assert (chart.name, chart.title, chart.unit, chart.places) == ("boxes", "Boxes", "AP50", ("FP", "4w4a"))
+    assert (chart.name, chart.title, chart.y_label, chart.x_labels) == ("boxes", "Boxes", "AP50", ("FP", "4w4a"))
     byol, ssql = chart.curves
-    assert (byol.name, byol.values, byol.spread) == ("BYOL", (65.0, None), (None, None))
+    assert (byol.name, byol.values, byol.std) == ("BYOL", (65.0, None), (None, None))
     assert ssql.values == (70.0, pytest.approx(60.84))
-    assert ssql.spread == (None, pytest.approx(0.5))
+    assert ssql.std == (None, pytest.approx(0.5))
     assert build_chart(compare_with_published(6, []), "bbox/AP50", "boxes", "Boxes").curves == ()

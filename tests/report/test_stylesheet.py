@@ -45,11 +45,11 @@ def lab(rgb):
 
 @pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
 def test_letters_and_curves_stand_out_from_the_paper(theme):
-    assert all(contrast(theme[name], theme[paper]) >= 4.5 for name in ("ink", "quiet", "link") for paper in PAPERS)
-    assert all(contrast(theme[f"curve-{number}"], theme["paper"]) >= 3 for number in range(NUM_CURVE_COLOURS))
+    assert all(contrast(theme[name], theme[paper]) >= 4.5 for name in ("text", "muted", "link") for paper in PAPERS)
+    assert all(contrast(theme[f"curve-{number}"], theme["background"]) >= 3 for number in range(NUM_CURVE_COLOURS))
 
 
-PAPERS = ("paper", "raised")
+PAPERS = ("background", "raised")
 
 
 @pytest.mark.parametrize("sight", SIGHT)

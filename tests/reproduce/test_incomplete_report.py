@@ -7,7 +7,7 @@ from support.report.pages import HOSTILE
 from support.reproduce.folders import checked, made_up, tables, texts
 from support.reproduce.plans import ROOT, plan_of
 
-from ssql_det.report.document import Collapsible, Heading, ItemList
+from ssql_det.report.blocks import Collapsible, Heading, ItemList
 from ssql_det.reproduce.report_page import build_report, write_report, write_tables
 from ssql_det.reproduce.runner import FAILED, SKIPPED, StepOutcome
 
@@ -30,7 +30,7 @@ def lost_of(preset, kinds, **choices):
 
 
 def headings(document):
-    return [block.text for block in document.all_blocks() if isinstance(block, Heading)]
+    return [block.text for block in document.iterate_blocks() if isinstance(block, Heading)]
 
 
 def measured(document):

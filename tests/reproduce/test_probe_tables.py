@@ -9,7 +9,7 @@ from support.reproduce.folders import checked, made_up, tables, texts, top1
 from support.reproduce.plans import ROOT, plan_of
 
 from ssql_det.core.errors import UserError
-from ssql_det.report.document import Collapsible, Figure, Heading
+from ssql_det.report.blocks import Collapsible, Figure, Heading
 from ssql_det.report.published import load_published_table
 from ssql_det.report.table_sources import get_source
 from ssql_det.reproduce.report_page import build_report, write_tables

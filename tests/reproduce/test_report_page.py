@@ -14,7 +14,7 @@ from support.reproduce.folders import IN_ROWS, NAMES, average_precision, checked
 from support.reproduce.plans import ROOT, WIDTHS
 
 from ssql_det.analyze.page import read_terms
-from ssql_det.report.document import Figure, Heading
+from ssql_det.report.blocks import Figure, Heading
 from ssql_det.report.render_html import render_html
 from ssql_det.reproduce.report_page import build_report, format_mean, write_report, write_tables
 

@@ -4,18 +4,8 @@ import struct
 import zlib
 from html.parser import HTMLParser
 
-from ssql_det.report.document import (
-    Chart,
-    CodeBlock,
-    Collapsible,
-    Curve,
-    Document,
-    Figure,
-    Heading,
-    ItemList,
-    Paragraph,
-    Table,
-)
+from ssql_det.report.blocks import Chart, CodeBlock, Collapsible, Curve, Figure, Heading, ItemList, Paragraph, Table
+from ssql_det.report.document import Document
 
 WIDTHS = ("FP", "8w8a", "6w6a", "5w5a", "4w4a")
 VOID = {"meta", "link", "img", "br", "hr"}
@@ -53,7 +43,7 @@ PAGE = Document(
         Table(
             ("method", "figures", *WIDTHS),
             tuple((f"method {number}", "measured", *["48.8 ± 1.2 (3)"] * 5) for number in range(4)),
-            names=2,
+            text_columns=2,
             caption="Every method on the [published](https://arxiv.org/abs/2207.05432) data, and `FP` is their start",
         ),
         Heading("Boxes", level=3),

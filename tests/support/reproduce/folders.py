@@ -13,7 +13,7 @@ from ssql_det.analyze.page import build_csv_files
 from ssql_det.core import rows
 from ssql_det.core.rows import Calibration, Row
 from ssql_det.quant import parse_widths
-from ssql_det.report.document import Paragraph, Table
+from ssql_det.report.blocks import Paragraph, Table
 from ssql_det.report.render_html import render_html
 from ssql_det.report.render_markdown import collect_image_files, render_markdown
 from ssql_det.reproduce.plan import RunResults
@@ -144,7 +144,7 @@ _MAKERS = {
 
 
 def tables(document, first):
-    return [block for block in document.all_blocks() if isinstance(block, Table) and block.header[0] == first]
+    return [block for block in document.iterate_blocks() if isinstance(block, Table) and block.header[0] == first]
 
 
 def texts(document):

@@ -1,0 +1,102 @@
+"""The blocks that a page is made of, as values: what it says, without how it looks.
+
+Their texts may hold inline code and links, see `markup`; nothing else is markup.
+
+>>> Table(("method", "FP", "4w4a"), (("SSQL", "48.8", "44.7"),)).caption
+''
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from ssql_det.report.markup import strip_markup
+
+
+@dataclass(frozen=True)
+class Heading:
+    """Level 1 is the page's title, 2 a section, 3 a subsection."""
+
+    text: str
+    level: int = 2
+
+    @property
+    def anchor(self) -> str:
+        """The link target that GitHub derives from the text; `Document.anchors` numbers repeated ones.
+
+        >>> Heading("4 bits, `8` bits").anchor
+        '4-bits-8-bits'
+        """
+        return re.sub(r"[^\w -]", "", strip_markup(self.text).lower()).replace(" ", "-") or "section"
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    text: str
+
+
+@dataclass(frozen=True)
+class ItemList:
+    """A bullet list, or a numbered one."""
+
+    texts: tuple[str, ...]
+    is_numbered: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """The first ``text_columns`` columns are aligned left, the others hold numbers and are aligned right."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    text_columns: int = 1
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class CodeBlock:
+    """Preformatted lines, such as commands or package versions."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Figure:
+    """An image: its file name, the bytes of that file, and a caption."""
+
+    name: str
+    content: bytes
+    caption: str
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A named line with one value for each x label; ``None`` leaves a gap. ``std``: standard deviations, if any."""
+
+    name: str
+    values: tuple[float | None, ...]
+    std: tuple[float | None, ...] = ()
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A line chart over named positions, such as bit-widths. ``name`` is its file name without the suffix."""
+
+    name: str
+    title: str
+    x_labels: tuple[str, ...]
+    curves: tuple[Curve, ...]
+    y_label: str = ""
+
+
+@dataclass(frozen=True)
+class Collapsible:
+    """Blocks that are hidden until the reader opens the summary."""
+
+    summary: str
+    blocks: tuple[Block, ...]
+
+
+Block: TypeAlias = Heading | Paragraph | ItemList | Table | CodeBlock | Figure | Chart | Collapsible
