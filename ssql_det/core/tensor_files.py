@@ -1,8 +1,7 @@
-"""Tensors in files whose bytes follow from their content alone, so that a file's hash can name what is in it.
+"""Writing tensors reproducibly: equal content gives equal bytes, so a file's hash identifies its content.
 
-Safetensors files have tensors by name, and strings about them in a header that any JSON reader shows. Nothing in one
-can be executed, so its own library reads it; written they are here, since the library orders a header anew each time.
-Torch's files are pickles: where checkpoints go in and out.
+Safetensors files hold named tensors, and strings in a JSON header; their own library reads them, which runs no code.
+Checkpoints are files of ``torch.save``; :mod:`ssql_det.core.unpickler` reads them.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ from torch import Tensor
 
 from ssql_det.core.errors import UserError, printable
 
-METADATA = "__metadata__"  # safetensors' own name for the strings beside its tensors
+METADATA = "__metadata__"  # the header's key for the strings, as the format defines it
 
-_CODES = {
+_DTYPE_NAMES = {
     torch.float64: "F64",
     torch.int64: "I64",
     torch.float32: "F32",
@@ -40,7 +39,7 @@ _ALIGNMENT = 8
 
 
 def is_safetensors(path: str | os.PathLike[str]) -> bool:
-    """Known by its first bytes: its header's length, then its header, a JSON object."""
+    """Whether the file begins with a header's length and a JSON object, as safetensors files do."""
     try:
         if not Path(path).is_file():
             return False
@@ -52,42 +51,48 @@ def is_safetensors(path: str | os.PathLike[str]) -> bool:
 
 
 def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a file, on the CPU, and the strings of its header."""
+    """The tensors, on the CPU, and the strings of the header."""
     try:
         with safe_open(os.fspath(path), framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError) as failure:
         reason = printable(str(failure), 200)
-        raise UserError(f"{path} is not a readable safetensors file: {reason}; get it anew") from failure
+        raise UserError(f"{path} is not a readable safetensors file: {reason}; download or convert it again") from failure
 
 
 def write_safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], file: IO[bytes]) -> None:
-    """A header's length, the header as JSON, padded, and the tensors' bytes, largest elements first.
+    """Write a safetensors file: the header's length, the padded header, and the tensors, largest element type first.
 
-    >>> with atomic_write("model.safetensors") as file:
-    ...     write_safetensors(model.state_dict(), {"format": "pt"}, file)
+    Used instead of ``safetensors.torch.save``, which writes the metadata in random order (0.8.0): equal content would
+    give different bytes. It also holds a copy of all tensors in memory.
+
+    >>> with open("model.safetensors", "wb") as file:
+    ...     write_safetensors({"weight": torch.ones(2)}, {"format": "pt"}, file)
+    >>> read_safetensors("model.safetensors")
+    ({'weight': tensor([1., 1.])}, {'format': 'pt'})
     """
-    ordered = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     header: dict[str, Any] = {METADATA: metadata}
     end = 0
-    for name in ordered:
+    for name in names:
         start, end = end, end + tensors[name].nbytes
         header[name] = {
-            "dtype": _CODES[tensors[name].dtype],
+            "dtype": _DTYPE_NAMES[tensors[name].dtype],
             "shape": list(tensors[name].shape),
             "data_offsets": [start, end],
         }
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % _ALIGNMENT)
     file.write(struct.pack("<Q", len(encoded)) + encoded)
-    for name in ordered:
+    for name in names:
         file.write(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 class _Pickler(pickle._Pickler):
-    """Pickle writes a string once and refers to it from every other place that holds the same *object*. Which equal
-    strings are one object hangs on a program's history: a resumed run would write equal tensors in other bytes. Here
-    equal strings are one.
+    """A pickler that writes every string once, however many equal string objects there are.
+
+    Python's writes a string again unless it is the same *object*. Whether equal strings are one object depends on how
+    a program made them, so a resumed run would write the same content as other bytes.
     """
 
     def save(self, obj: Any, save_persistent_id: bool = True) -> None:
@@ -95,15 +100,17 @@ class _Pickler(pickle._Pickler):
 
 
 class _PickleModule:
-    """What ``torch.save`` takes of a pickle module."""
+    """The part of a pickle module that ``torch.save`` uses."""
 
     Pickler = _Pickler
 
 
 def save_tensors(content: Any, file: IO[bytes]) -> None:
-    """``torch.save`` of tensors and plain containers, in the same bytes for the same content.
+    """``torch.save`` for tensors and plain containers that writes equal content as equal bytes.
 
-    >>> with atomic_write("model.pth") as file:
-    ...     save_tensors({"model": model.state_dict()}, file)
+    >>> with open("model.pth", "wb") as file:
+    ...     save_tensors({"weight": torch.ones(2)}, file)
+    >>> torch.load("model.pth", weights_only=True)
+    {'weight': tensor([1., 1.])}
     """
     torch.save(content, file, pickle_module=_PickleModule)

@@ -26,7 +26,7 @@ def test_a_torn_last_line_costs_that_line_alone(tmp_path, caplog):
     rows.append_row(path, row())
     path.write_text(path.read_text() + path.read_text()[:50])
     assert len(load_rows([path])) == 1
-    assert "line 2 is torn" in caplog.text
+    assert "line 2 is truncated" in caplog.text
 
 
 FOREIGN = {
