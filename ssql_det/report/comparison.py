@@ -1,11 +1,10 @@
-"""A published table beside our own rows: for each method and bit-width the figure, our mean, the difference.
+"""A published table beside our result rows: per method and bit-width the published value, our mean, the difference.
 
-A table is of one data set and one scope. Rows of another config, scheme or calibration stand on a line of their own.
-What this project cannot produce yet is there, too, published only.
+A comparison is of one dataset and one scope. Rows of different config, scheme or calibration are separate lines.
 
->>> table = compare_with_published(6, read_rows(["results.jsonl"]), scope="backbone")
->>> table.lines[0].cells["bbox/AP50"]
-Cell(published=58.9, measured=Measurement(mean=58.6, std=0.2, n=3), difference=-0.3)
+>>> comparison = compare_with_published(6, [])
+>>> comparison.lines[0].method, comparison.lines[0].bits, comparison.lines[0].cells["bbox/AP50"]
+('random init.', 'FP', Cell(published=58.9, measured=None, difference=None))
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ COSTS = ("MB", "GFLOPs", "GBOPs")
 
 @dataclass(frozen=True)
 class Measurement:
-    """The mean of ``n`` rows and their sample standard deviation; of no finite number, ``None`` and n = 0."""
+    """Mean and sample standard deviation of ``n`` rows; ``None`` and n = 0 where no value is finite."""
 
     mean: float | None
     std: float | None
@@ -37,7 +36,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Cell:
-    """``measured`` is ``None`` where there are no rows; ``difference`` is its mean less the published figure."""
+    """``measured`` is ``None`` where there are no rows; ``difference`` is its mean minus the published value."""
 
     published: float | None
     measured: Measurement | None
@@ -46,24 +45,24 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonLine(RowGroup):
-    """What rows may be averaged, or what is published without rows, at a bit-width.
+    """A group of rows, or a published line without rows, at one bit-width; cells by metric.
 
-    ``filled_by`` is the command that fills the line's empty cells, or nothing when none is empty. Where there are no
-    rows, and no command yet, the line ``is_published_only``. ``settings`` are what else a published line is named by.
+    ``fill_command`` measures the empty cells, if there are any. A line without rows and without such a command
+    ``is_published_only``. ``settings`` tells the published rows of an ablation apart.
     """
 
     bits: str
     cells: Mapping[str, Cell]
-    filled_by: str
+    fill_command: str
     is_published_only: bool
     settings: str = ""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """``is_comparable`` is false for other data than the published table's: then no difference is given.
+    """Not ``is_comparable``: the rows are of another dataset than the published table, so no difference is given.
 
-    ``scope`` is empty for a table that is published only.
+    ``scope`` is empty for a table that is only published.
     """
 
     number: int
@@ -77,24 +76,32 @@ class Comparison:
     notes: tuple[str, ...]
 
 
-def compare_with_published(number: int, found: Sequence[Row], scope: str = "all", dataset: str = "") -> Comparison:
-    """The published table of that number beside these rows; without any, all that there is to fill.
+def compare_with_published(number: int, rows: Sequence[Row], scope: str = "all", dataset: str = "") -> Comparison:
+    """Set rows beside the published table of that number; without rows, all its cells are empty.
 
-    ``scope`` is that of detectors; what is probed is a backbone. ``dataset`` is the published one if it is not given.
+    ``scope`` applies to detectors; probes always have the scope "backbone". ``dataset`` defaults to the published one.
     """
-    table, kind = load_published_table(number), get_source(number)
-    named = {*DETECTOR_CONFIGS, *list_datasets(), *(row.dataset for row in found)}
-    near = did_you_mean(dataset, named)
-    if dataset and dataset not in named and (found or near):  # without rows it may be one's own, yet to be filled
-        raise UserError(f"no row is of {dataset!r}{near}; --dataset is as rows name it")
-    scope, dataset = kind.scope(scope), (dataset or kind.dataset) if kind.dataset else ""
-    asked = [row for row in found if kind.dataset and (row.dataset, row.scope) == (dataset, scope)]
-    asked = [row for row in asked if _is_answer(row, table)]
-    kept = keep_newest(asked)
-    printed = {kind.line(row, dataset): row for row in table.rows}
-    groups = group_rows(kept, list(printed), lambda row: kind.group(row, table))
-    is_comparable = dataset == kind.dataset
-    metrics = (*table.metrics, *(name for name in COSTS if any(name in row.metrics for row in kept)))
+    table, source = load_published_table(number), get_source(number)
+    known_datasets = {*DETECTOR_CONFIGS, *list_datasets(), *(row.dataset for row in rows)}
+    hint = did_you_mean(dataset, known_datasets)
+    if dataset and dataset not in known_datasets and (rows or hint):  # without rows it may be a user's own
+        raise UserError(f"no row has the dataset {dataset!r}{hint}; give --dataset as rows name it")
+    scope = source.resolve_scope(scope)
+    dataset = (dataset or source.dataset) if source.dataset else ""
+    selected = [row for row in rows if source.dataset and (row.dataset, row.scope) == (dataset, scope)]
+    selected = [row for row in selected if _may_belong_to(row, table)]
+    newest = keep_newest(selected)
+    published_rows = {source.get_published_line(row, dataset): row for row in table.rows}
+    groups = group_rows(newest, list(published_rows), lambda row: source.get_group(row, table))
+    is_comparable = dataset == source.dataset
+    metrics = (*table.metrics, *(name for name in COSTS if any(name in row.metrics for row in newest)))
+    lines = (
+        line
+        for group, group_members in groups
+        for line in _make_lines(
+            group, group_members, published_rows.get(group.published_line), metrics, table, source, scope
+        )
+    )
     return Comparison(
         number=number,
         title=table.title,
@@ -103,134 +110,132 @@ def compare_with_published(number: int, found: Sequence[Row], scope: str = "all"
         scope=scope,
         is_comparable=is_comparable,
         metrics=metrics,
-        lines=tuple(
-            line
-            for group, rows in groups
-            for line in _lines(group, rows, printed.get(group.line), metrics, table, kind, scope)
-        ),
-        notes=tuple(_notes(table, found, asked, groups, dataset, is_comparable)),
+        lines=tuple(lines),
+        notes=tuple(_make_notes(table, rows, selected, groups, dataset, is_comparable)),
     )
 
 
-def _is_answer(row: Row, table: PublishedTable) -> bool:
-    """Whether it has a metric of the table; one that has none of any task may be of any table."""
-    of_tasks = {metric for metric in row.metrics if "/" in metric}
-    return not of_tasks or not of_tasks.isdisjoint(table.metrics)
+def _may_belong_to(row: Row, table: PublishedTable) -> bool:
+    """Whether the row has a metric of the table, or no metric of any task (those with a slash in their name)."""
+    task_metrics = {metric for metric in row.metrics if "/" in metric}
+    return not task_metrics or not task_metrics.isdisjoint(table.metrics)
 
 
-def _lines(
+def _make_lines(
     group: RowGroup,
     rows: Sequence[Row],
-    published: PublishedRow | None,
+    published_row: PublishedRow | None,
     metrics: Sequence[str],
     table: PublishedTable,
-    kind: TableSource,
+    source: TableSource,
     scope: str,
 ) -> Iterator[ComparisonLine]:
-    figures = published.figures if published else {}
-    over_bits = [row for name in table.averages for row in average_over_bits(rows, name, table.widths, table.metrics)]
+    published = published_row.values if published_row else {}
+    averages = [
+        row for name in table.average_columns for row in average_over_bits(rows, name, table.bit_widths, table.metrics)
+    ]
     cells = {
         bits: {
-            metric: _cell(figures.get(Column(bits, metric)), of_bits, metric, group.dataset == kind.dataset)
+            metric: _make_cell(published.get(Column(bits, metric)), bits_rows, metric, group.dataset == source.dataset)
             for metric in metrics
         }
-        for bits, of_bits in group_by_bits([*rows, *over_bits], table.bits).items()
+        for bits, bits_rows in group_by_bits([*rows, *averages], table.bit_columns).items()
     }
     empty = [bits for bits in cells if any(cells[bits][metric].measured is None for metric in table.metrics)]
-    lacking = [bits for bits in empty if bits not in table.averages]
-    command = kind.command(table, group, lacking, scope) if lacking else ""
-    for bits, of_bits in cells.items():
+    to_measure = [bits for bits in empty if bits not in table.average_columns]
+    command = source.get_fill_command(table, group, to_measure, scope) if to_measure else ""
+    for bits, bits_cells in cells.items():
         yield ComparisonLine(
             **vars(group),
             bits=bits,
-            cells=of_bits,
-            filled_by=command if bits in empty else "",
+            cells=bits_cells,
+            fill_command=command if bits in empty else "",
             is_published_only=not rows and not command,
-            settings=published.described if published else "",
+            settings=published_row.settings_text if published_row else "",
         )
 
 
-def _cell(published: float | None, rows: Sequence[Row], metric: str, comparable: bool) -> Cell:
-    figures = [finite_or_none(row.metrics[metric]) for row in rows if metric in row.metrics]
-    if not figures:
-        return Cell(published, None, None)
-    values = [value for value in figures if value is not None]
+def _make_cell(published: float | None, rows: Sequence[Row], metric: str, is_comparable: bool) -> Cell:
+    values = [finite_or_none(row.metrics[metric]) for row in rows if metric in row.metrics]
     if not values:
+        return Cell(published, None, None)
+    finite = [value for value in values if value is not None]
+    if not finite:
         return Cell(published, Measurement(None, None, 0), None)
-    mean = statistics.fmean(values)
-    std = statistics.stdev(values) if len(values) > 1 else None
-    difference = mean - published if comparable and published is not None else None
-    return Cell(published, Measurement(mean, std, len(values)), difference)
+    mean = statistics.fmean(finite)
+    std = statistics.stdev(finite) if len(finite) > 1 else None
+    difference = mean - published if is_comparable and published is not None else None
+    return Cell(published, Measurement(mean, std, len(finite)), difference)
 
 
-def _notes(
+def _make_notes(
     table: PublishedTable,
-    found: Sequence[Row],
-    asked: Sequence[Row],
+    rows: Sequence[Row],
+    selected: Sequence[Row],
     groups: Sequence[tuple[RowGroup, list[Row]]],
     dataset: str,
     is_comparable: bool,
 ) -> Iterator[str]:
-    """What a reader must know beside the numbers: where ours are from, what was left out, what is in doubt.
+    """What a reader must know beside the numbers: how ours were measured, which rows were left out, what to doubt.
 
-    ``found`` are all rows that were read, ``asked`` those the table is of, ``groups`` the newest of these.
+    ``selected`` are those of ``rows`` that belong to the table; ``groups`` hold the newest of these.
     """
-    kept = [row for _, rows in groups for row in rows]
+    newest = [row for _, group_members in groups for row in group_members]
     if not is_comparable:
-        kind = "toy data" if dataset.startswith("toy_") else "other data than the published table's"
-        yield f"{dataset} is {kind}: not comparable with the published figures, so no difference is given."
-    if kept:
-        yield f"Measured with {_origin(kept)}."
-        yield from _epochs(table)
-    kinds = Counter(map(_kind, found)) - Counter(map(_kind, asked))
-    if kinds:
-        yield f"Left out: {'; '.join(f'{_count(kinds[kind])} of {kind}' for kind in sorted(kinds))}."
-    if len(asked) > len(kept):
-        yield f"Replaced by a newer row of the same measurement: {_count(len(asked) - len(kept))}."
-    for group, rows in groups:
+        kind = "toy data" if dataset.startswith("toy_") else "not the published table's dataset"
+        yield f"{dataset} is {kind}: not comparable with the published values, so no difference is given."
+    if newest:
+        yield f"Measured with {_describe_settings(newest)}."
+        yield from _note_epochs(table)
+    left_out = Counter(map(_describe_data, rows)) - Counter(map(_describe_data, selected))
+    if left_out:
+        yield f"Left out: {'; '.join(f'{_count(left_out[data])} of {data}' for data in sorted(left_out))}."
+    if len(selected) > len(newest):
+        yield f"Replaced by a newer row of the same measurement: {_count(len(selected) - len(newest))}."
+    for group, group_members in groups:
         name = " · ".join(part for part in (group.backbone, group.method) if part)
-        for bits, averaged in group_by_bits(rows).items():
-            yield from _doubts(f"{name} at {bits}", averaged)
+        for bits, averaged in group_by_bits(group_members).items():
+            yield from _warn_of_averages(f"{name} at {bits}", averaged)
     for row in table.rows:
         if row.settings:
-            yield f"{row.method}: {row.described}."
-    for doubt in table.suspect:
-        yield f"Published figures in doubt: {doubt}."
+            yield f"{row.method}: {row.settings_text}."
+    for suspicion in table.suspect:
+        yield f"Possible misprint in the published table: {suspicion}."
 
 
-def _epochs(table: PublishedTable) -> Iterator[str]:
-    printed = {row.epochs for row in table.rows}
-    if len(printed) == 1 and None not in printed:
-        yield f"Published are {printed.pop()} epochs of pretraining; how many ours had, rows do not say."
+def _note_epochs(table: PublishedTable) -> Iterator[str]:
+    epochs = {row.epochs for row in table.rows}
+    if len(epochs) == 1 and None not in epochs:
+        yield f"The published backbones were pretrained for {epochs.pop()} epochs; our rows do not record theirs."
 
 
-def _origin(kept: Sequence[Row]) -> str:
-    """Of probes nothing states an engine."""
+def _describe_settings(rows: Sequence[Row]) -> str:
+    """The engine is left out where no row names one, as those of probes do not."""
     values = {
-        "config": sorted({row.config or format_protocol(row.protocol) for row in kept}),
-        "scheme": sorted({format_scheme(row) for row in kept}),
-        "calibration": sorted({str(row.calibration) for row in kept}),
-        "engine": sorted({row.engine for row in kept}),
+        "config": sorted({row.config or format_protocol(row.protocol) for row in rows}),
+        "scheme": sorted({format_scheme(row) for row in rows}),
+        "calibration": sorted({str(row.calibration) for row in rows}),
+        "engine": sorted({row.engine for row in rows}),
     }
-    stated = {name: each for name, each in values.items() if each != [""] or name != "engine"}
-    return "; ".join(f"{name} {' or '.join(value or '(not stated)' for value in stated[name])}" for name in stated)
+    named = {name: each for name, each in values.items() if each != [""] or name != "engine"}
+    return "; ".join(f"{name} {' or '.join(value or '(not stated)' for value in named[name])}" for name in named)
 
 
-def _kind(row: Row) -> str:
+def _describe_data(row: Row) -> str:
     return f"{row.dataset}, scope {row.scope}"
 
 
-def _doubts(where: str, averaged: Sequence[Row]) -> Iterator[str]:
-    """Rows that are averaged although they may not be repetitions of one another."""
-    checkpoints = Counter(row.seed for row in averaged if row.seed >= 0)  # Detectron2's -1: no seed was fixed
+def _warn_of_averages(name: str, rows: Sequence[Row]) -> Iterator[str]:
+    """Warn of averaged rows that may not be repetitions of one experiment."""
+    checkpoints = Counter(row.seed for row in rows if row.seed >= 0)  # Detectron2's -1: no seed was fixed
     for seed in sorted(checkpoints):
         if checkpoints[seed] > 1:
-            yield f"{where} averages {checkpoints[seed]} checkpoints of the one seed {seed}."
-    lacking = sum(None in map(finite_or_none, row.metrics.values()) for row in averaged)
-    if lacking:
-        yield f"{where}: {_count(lacking)} with a metric that is not a number; means are without it."
-    if len({row.metrics.get("MB") for row in averaged}) > 1:
-        yield f"{where} averages detectors of different size; were bits of single modules set?"
+            yield f"{name} averages {checkpoints[seed]} checkpoints of the same seed {seed}."
+    without_value = sum(None in map(finite_or_none, row.metrics.values()) for row in rows)
+    if without_value:
+        yield f"{name}: {_count(without_value)} with a metric that is not a number; means leave it out."
+    if len({row.metrics.get("MB") for row in rows}) > 1:
+        yield f"{name} averages detectors of different size; were bits of single modules set?"
 
 
 def _count(rows: int) -> str:

@@ -1,6 +1,6 @@
-"""What rows say as tables print it: methods and networks by their names, schemes and protocols in words.
+"""Names as tables show them: of methods, networks, quantization schemes and probe protocols.
 
-Of a method's name letters and digits count, case and punctuation do not.
+Method names are compared by letters and digits only, so case and punctuation do not matter.
 
 >>> match_published_name("simsiam 200EP", ["SimSiam", "SimSiam-200ep"]), match_published_name("ssql", ["SSQL (ours)"])
 ('SimSiam-200ep', 'SSQL (ours)')
@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 from ssql_det.core.rows import Protocol, Row
 
-_ALIASES = {  # bare spellings of what the tables print otherwise; SSQL there stands on SimSiam
+_ALIASES = {  # normalized spellings of published names; "SSQL" alone is SSQL over SimSiam
     "fromscratch": "random init.",
     "imagenetsupervised": "IN supervised",
     "random": "random init.",
@@ -32,31 +32,31 @@ _ALIASES = {  # bare spellings of what the tables print otherwise; SSQL there st
     "ssqlsimsiam": "SSQL (ours)",
     "supervised": "IN supervised",
 }
-_CIFAR = "cifar_"  # a ResNet with a 3x3 stem
+_CIFAR_PREFIX = "cifar_"  # of ResNets with a 3x3 stem
 _NETWORKS = {"narrow_resnet": "narrow ResNet"} | {f"resnet{depth}": f"ResNet-{depth}" for depth in (18, 34, 50)}
 
 
 def match_published_name(method: str, published: Iterable[str]) -> str | None:
-    """The name among ``published`` that ``method`` means, or ``None`` when it is none of them."""
-    names = {_bare(name): name for name in published}
-    bare = _bare(method)
-    return names.get(bare) or names.get(_bare(_ALIASES.get(bare, "")))
+    """The published name that ``method`` means, or ``None`` when it is none of them."""
+    names = {_normalize(name): name for name in published}
+    normalized = _normalize(method)
+    return names.get(normalized) or names.get(_normalize(_ALIASES.get(normalized, "")))
 
 
-def format_network(network: str, on_cifar: bool) -> str:
-    """The printed name of a network of `ssql_det.backbones`. Tables of CIFAR print one of a 3x3 stem by its depth.
+def format_network(network: str, is_cifar: bool) -> str:
+    """The printed name of a network of `ssql_det.backbones`; the stem is named where a table expects the other one.
 
-    >>> [format_network(each, on_cifar=True) for each in ("cifar_resnet18", "resnet18", "narrow_resnet")]
+    >>> [format_network(network, is_cifar=True) for network in ("cifar_resnet18", "resnet18", "narrow_resnet")]
     ['ResNet-18', 'ResNet-18, 7x7 stem', 'narrow ResNet']
     """
-    name = _NETWORKS.get(network.removeprefix(_CIFAR), network)
-    if not name.startswith("ResNet-") or network.startswith(_CIFAR) == on_cifar:
+    name = _NETWORKS.get(network.removeprefix(_CIFAR_PREFIX), network)
+    if not name.startswith("ResNet-") or network.startswith(_CIFAR_PREFIX) == is_cifar:
         return name
-    return f"{name}, {'7x7' if on_cifar else '3x3'} stem"
+    return f"{name}, {'7x7' if is_cifar else '3x3'} stem"
 
 
 def strip_ours(published: str) -> str:
-    """A published method's name as our rows have it: "(ours)" there is the paper's.
+    """A published method's name as result rows have it: "(ours)" means the paper's authors.
 
     >>> strip_ours("SSQL (ours)")
     'SSQL'
@@ -65,7 +65,7 @@ def strip_ours(published: str) -> str:
 
 
 def slugify(name: str) -> str:
-    """A name for files; of a name without letters or digits, nothing.
+    """A name for files; empty if the name has no letters or digits.
 
     >>> slugify("SSQL-200ep"), slugify("random init.")
     ('ssql-200ep', 'random-init')
@@ -74,11 +74,7 @@ def slugify(name: str) -> str:
 
 
 def format_scheme(row: Row) -> str:
-    """How it was quantized, with the bits of single modules.
-
-    >>> format_scheme(row)
-    'act=mse, backbone.res5.* at 8w8a'
-    """
+    """A row's quantization scheme with the bits of single modules, such as "act=mse, backbone.res5.* at 8w8a"."""
     return ", ".join([row.scheme, *(f"{pattern} at {bits}" for pattern, bits in row.overrides.items())])
 
 
@@ -94,7 +90,7 @@ def format_protocol(protocol: Protocol) -> str:
     if "linear" in protocol:
         views = f", {protocol['cached_views']} views of each image" if "cached_views" in protocol else ""
         rate = protocol.get("rate", 0)
-        rate = rate if isinstance(rate, (str, list)) else f"{rate:g}"  # a number, but in a file of somebody else
+        rate = rate if isinstance(rate, (str, list)) else f"{rate:g}"  # files from elsewhere may hold other types
         parts.append(
             f"{protocol['linear']}: {protocol.get('optimizer')} at {rate} "
             f"for a batch of {protocol.get('batch')}, {protocol.get('epochs')} epochs{views}"
@@ -104,5 +100,5 @@ def format_protocol(protocol: Protocol) -> str:
     return "; ".join(parts)
 
 
-def _bare(name: str) -> str:
+def _normalize(name: str) -> str:
     return "".join(letter for letter in name.casefold() if letter.isalnum())

@@ -1,10 +1,9 @@
 """The published tables of SSQL as values, read from ``published/ssql_table<number>.json``.
 
-Source: Y.-H. Cao, P. Sun, Y. Huang, J. Wu, S. Zhou, ECCV 2022, https://arxiv.org/abs/2207.05432. Figures are per
-cent, as printed; a file's ``suspect`` lists those that look misprinted. Metrics are spelled as in result rows.
+Source: Y.-H. Cao, P. Sun, Y. Huang, J. Wu, S. Zhou, ECCV 2022, https://arxiv.org/abs/2207.05432. Values are percent,
+as printed; ``suspect`` lists those that look misprinted. Metrics are named as in result rows.
 
->>> table = load_published_table(6)
->>> table.find("SSQL (ours)").figures[Column("4w4a", "bbox/AP50")]
+>>> load_published_table(6).find_row("SSQL (ours)").values[Column("4w4a", "bbox/AP50")]
 61.2
 """
 
@@ -22,7 +21,7 @@ from ssql_det.core.errors import UserError
 
 TABLE_NUMBERS = (1, 3, 4, 5, 6, 7, 8, 12, 13)
 _BITS = re.compile(r"FP|\d+w\d+a")
-_SETTINGS = {
+_SETTING_NAMES = {
     "q_pred": "quantized predictions",
     "q_target": "quantized targets",
     "aux": "auxiliary loss",
@@ -33,7 +32,7 @@ _SETTINGS = {
 
 @dataclass(frozen=True)
 class Column:
-    """A metric at a bit-width. Table 8 also has a column over bit-widths, ``Avg.``."""
+    """A metric at a bit-width. Table 8 also has a column ``Avg.``, the mean over its bit-widths."""
 
     bits: str
     metric: str
@@ -41,9 +40,9 @@ class Column:
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """One line of a table. ``None``: the table does not say (epochs), or has a dash there (a figure).
+    """One row of a table. ``None`` stands for epochs that the table does not give, and for a dash among the values.
 
-    ``settings`` is what else names the line, as the switches of the ablation in Table 8.
+    ``settings`` are what tells the rows of an ablation (Table 8) apart.
     """
 
     method: str
@@ -51,16 +50,15 @@ class PublishedRow:
     dataset: str
     epochs: int | None
     settings: Mapping[str, str | bool]
-    figures: Mapping[Column, float | None]
+    values: Mapping[Column, float | None]
 
     @property
-    def described(self) -> str:
-        """Its settings in words.
-
-        >>> load_published_table(8).find("(e)").described
+    def settings_text(self) -> str:
+        """
+        >>> load_published_table(8).find_row("(e)").settings_text
         'quantized predictions, weight bits 6, activation bits 6'
         """
-        chosen = {_SETTINGS[key]: value for key, value in self.settings.items() if value not in (False, "-")}
+        chosen = {_SETTING_NAMES[key]: value for key, value in self.settings.items() if value not in (False, "-")}
         words = [name if value is True else f"{name} {value}".replace("~", " to ") for name, value in chosen.items()]
         return ", ".join(words) or ("nothing quantized" if self.settings else "")
 
@@ -75,18 +73,17 @@ class PublishedTable:
     suspect: tuple[str, ...]
 
     @property
-    def bits(self) -> tuple[str, ...]:
-        """Its bit-widths, and what is printed over them, each once, in the printed order."""
+    def bit_columns(self) -> tuple[str, ...]:
+        """``bits`` of the columns in the printed order, each once: bit-widths, and averages over them."""
         return tuple(dict.fromkeys(column.bits for column in self.columns))
 
     @property
-    def widths(self) -> tuple[str, ...]:
-        return tuple(bits for bits in self.bits if _BITS.fullmatch(bits))
+    def bit_widths(self) -> tuple[str, ...]:
+        return tuple(bits for bits in self.bit_columns if _BITS.fullmatch(bits))
 
     @property
-    def averages(self) -> tuple[str, ...]:
-        """What of ``bits`` is no bit-width but the mean over all of them."""
-        return tuple(bits for bits in self.bits if bits not in self.widths)
+    def average_columns(self) -> tuple[str, ...]:
+        return tuple(bits for bits in self.bit_columns if bits not in self.bit_widths)
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -96,38 +93,35 @@ class PublishedTable:
     def methods(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(row.method for row in self.rows))
 
-    def find(self, method: str) -> PublishedRow:
-        """The line of a method, by its printed name; for tables that name a method once."""
-        found = [row for row in self.rows if row.method == method]
-        if len(found) != 1:
-            known = ", ".join(self.methods)
-            raise KeyError(f"{method!r} names {len(found)} lines of Table {self.number}; it has: {known}")
-        return found[0]
+    def find_row(self, method: str) -> PublishedRow:
+        """The row of a method by its printed name, in a table that has one row for it."""
+        rows = [row for row in self.rows if row.method == method]
+        if len(rows) != 1:
+            raise KeyError(f"Table {self.number} has {len(rows)} rows of {method!r}; it has {', '.join(self.methods)}")
+        return rows[0]
 
 
 @cache
 def load_published_table(number: int) -> PublishedTable:
-    """A table of the paper by its number."""
     if number not in TABLE_NUMBERS:
-        raise UserError(f"there is no published Table {number} here; there are {', '.join(map(str, TABLE_NUMBERS))}")
+        raise UserError(f"there is no published Table {number}; choose one of {', '.join(map(str, TABLE_NUMBERS))}")
     text = (files("ssql_det.report") / "published" / f"ssql_table{number}.json").read_text("utf-8")
     content: dict[str, Any] = json.loads(text)
-    columns = tuple(_column(heading, content["metrics"]) for heading in content["columns"])
+    columns = tuple(_parse_heading(heading, content["metrics"]) for heading in content["columns"])
     defaults = {key: content[key] for key in ("dataset", "backbone", "epochs") if key in content}
     return PublishedTable(
         number=number,
         title=content["title"],
         source=content["source"],
         columns=columns,
-        rows=tuple(_row(defaults | row, columns) for row in content["rows"]),
+        rows=tuple(_parse_row(defaults | row, columns) for row in content["rows"]),
         suspect=tuple(content.get("suspect", ())),
     )
 
 
-def _column(heading: str, metrics: Mapping[str, str]) -> Column:
-    """Read a printed heading.
-
-    >>> _column("4w4a mask AP", {"mask AP": "segm/AP"})
+def _parse_heading(heading: str, metrics: Mapping[str, str]) -> Column:
+    """
+    >>> _parse_heading("4w4a mask AP", {"mask AP": "segm/AP"})
     Column(bits='4w4a', metric='segm/AP')
     """
     bits = _BITS.search(heading)
@@ -136,13 +130,13 @@ def _column(heading: str, metrics: Mapping[str, str]) -> Column:
     return Column(bits.group(), metrics[(heading[: bits.start()] + heading[bits.end() :]).strip()])
 
 
-def _row(content: Mapping[str, Any], columns: tuple[Column, ...]) -> PublishedRow:
-    of_its_own = ("method", "id", "backbone", "dataset", "epochs", "values")
+def _parse_row(content: Mapping[str, Any], columns: tuple[Column, ...]) -> PublishedRow:
+    known_keys = ("method", "id", "backbone", "dataset", "epochs", "values")
     return PublishedRow(
         method=content.get("method") or content["id"],
         backbone=content["backbone"],
         dataset=content["dataset"],
         epochs=content.get("epochs"),
-        settings={key: value for key, value in content.items() if key not in of_its_own},
-        figures=dict(zip(columns, content["values"], strict=True)),
+        settings={key: value for key, value in content.items() if key not in known_keys},
+        values=dict(zip(columns, content["values"], strict=True)),
     )

@@ -1,7 +1,7 @@
 """Comparisons with the published tables as CSV: one line per method, bit-width and metric, with all digits.
 
 >>> from ssql_det.report.comparison import compare_with_published
->>> render_csv(compare_with_published(6, [])).splitlines()[1].partition(",ssql-det")[0]
+>>> render_csv(compare_with_published(6, [])).splitlines()[1].partition(',"')[0]
 '6,voc_2007_test,all,yes,,random init.,,,,,FP,bbox/AP50,58.9,,,0,,empty'
 """
 
@@ -54,6 +54,6 @@ def _make_records(comparison: Comparison, line: ComparisonLine) -> Iterator[Reco
             *(
                 ("measured", "")
                 if cell.measured
-                else ("published only" if is_published_only else "empty", line.filled_by)
+                else ("published only" if is_published_only else "empty", line.fill_command)
             ),
         )

@@ -133,7 +133,7 @@ class ProbeExperiment(Experiment):
 
     @property
     def meaning(self) -> Mapping[str, str]:
-        return get_probe_source(self.table).known_as
+        return get_probe_source(self.table).aliases
 
     def _published(self) -> Iterator[str]:
         lines = load_published_table(self.table).rows

@@ -120,7 +120,7 @@ def _toy_probes(preset: str, minutes: float) -> tuple[Experiment, ...]:
 
 def _published_probes(table: int, data: str, minutes: Mapping[str, float]) -> tuple[Experiment, ...]:
     """One for each network of a table, as published. ``minutes`` are of one bit-width."""
-    widths, asked = load_published_table(table).widths, ("linear", "--protocol", "published")
+    widths, asked = load_published_table(table).bit_widths, ("linear", "--protocol", "published")
     return tuple(
         ProbeExperiment(
             f"table{table}-{network.lower()}",

@@ -150,7 +150,7 @@ def _losses(part: Experiment, rows: Sequence[Row]) -> Iterator[tuple[str, ...]]:
 
 def _name(part: Experiment, row: Row) -> str:
     """As its table prints it."""
-    return strip_ours(get_source(part.table).group(row, load_published_table(part.table)).method)
+    return strip_ours(get_source(part.table).get_group(row, load_published_table(part.table)).method)
 
 
 def format_mean(values: Sequence[float]) -> str:

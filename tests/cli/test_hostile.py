@@ -153,7 +153,7 @@ LINES = {  # the command line itself is what is wrong
         "reproduce --out {here}/new --checkpoint SSQL={out}",
         "there is no file {out}, which convert-ssql begins with",
     ),
-    "table that is none": ("tables --table 2 --out {out}/table.md", "there is no published Table 2 here"),
+    "table that is none": ("tables --table 2 --out {out}/table.md", "there is no published Table 2"),
     "toy data that no disk holds": ("make-toy-data {here}/new --scenes 999999999999", "GB, but its disk has"),
     # ---- outputs
     "table over its rows": (
@@ -284,7 +284,7 @@ LINES = {  # the command line itself is what is wrong
     ),
     "rows of no data set": (
         "tables --table 6 --dataset toy_voc",
-        "no row is of 'toy_voc'; did you mean 'toy_voc_2007_",
+        "no row has the dataset 'toy_voc'; did you mean 'toy_voc_2007_",
     ),
     "rows that are none": ("tables --table 6 --rows {good}/c4.yaml", "c4.yaml holds no result row"),
 }

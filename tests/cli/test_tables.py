@@ -102,9 +102,9 @@ def test_what_is_written_is_what_is_printed(results, tmp_path, capsys):
 
 
 def test_mistakes_are_one_sentence(results, tmp_path, capsys):
-    assert "no published Table 9 here; there are 1, 3, 4" in refusal(capsys, "--table", 6, 9)
+    assert "no published Table 9; choose one of 1, 3, 4" in refusal(capsys, "--table", 6, 9)
     assert "'six' is not a whole number" in refusal(capsys, "--table", "six")
-    assert "no row is of 'voc_2007_tset'; did you" in refusal(
+    assert "no row has the dataset 'voc_2007_tset'; did you" in refusal(
         *(capsys, "--table", "all", "--rows", *results, "--dataset", "voc_2007_tset")
     )
     assert "--table" in refusal(capsys)

@@ -40,7 +40,7 @@ def test_masks_are_set_beside_masks():
     assert cell(table, metric="segm/AP").difference == pytest.approx(25.5 - 26.0)
     assert cell(table, metric="bbox/AP").difference == pytest.approx(28.0 - 28.2)
     assert cell(table, metric="segm/AP50").measured is None
-    assert "--bits FP,6,5,4 " in line(table).filled_by  # the row lacks segm/AP50: 4 bits are not done
+    assert "--bits FP,6,5,4 " in line(table).fill_command  # the row lacks segm/AP50: 4 bits are not done
 
 
 def test_the_order_of_rows_does_not_matter():
@@ -115,7 +115,7 @@ def test_toy_rows_are_called_not_comparable_and_get_no_difference():
     found = cell(table)
     assert (found.published, found.measured.mean, found.difference) == (61.2, 97.0, None)
     assert not table.is_comparable
-    assert table.notes[0].startswith("toy_voc_2007_test is toy data: not comparable with the published figures")
+    assert table.notes[0].startswith("toy_voc_2007_test is toy data: not comparable with the published values")
     assert compare_with_published(6, []).is_comparable
 
 
@@ -153,29 +153,29 @@ def test_without_rows_every_cell_is_empty_and_names_its_command(number):
     table = compare_with_published(number, [])
     published = load_published_table(number)
     assert [(each.method, each.bits) for each in table.lines] == [
-        (method, bits) for method in published.methods for bits in published.bits
+        (method, bits) for method in published.methods for bits in published.bit_columns
     ]
     for each in table.lines:
         assert all(found.measured is None and found.published for found in each.cells.values())
-        assert each.filled_by.startswith("ssql-det sweep --config-file configs/detection/")
-        assert f"--bits {'FP,8,6,5,4' if number == 6 else 'FP,6,5,4'} MODEL.WEIGHTS <" in each.filled_by
+        assert each.fill_command.startswith("ssql-det sweep --config-file configs/detection/")
+        assert f"--bits {'FP,8,6,5,4' if number == 6 else 'FP,6,5,4'} MODEL.WEIGHTS <" in each.fill_command
 
 
 def test_the_command_fills_what_is_missing_and_nothing_else():
     table = compare_with_published(
         6, [row(scope="backbone", bits=bits) for bits in ("FP", "6w6a", "4w4a")], scope="backbone"
     )
-    assert [line(table, bits=bits).filled_by == "" for bits in WIDTHS] == [True, False, True, False, True]
-    assert line(table, bits="5w5a").filled_by == (
+    assert [line(table, bits=bits).fill_command == "" for bits in WIDTHS] == [True, False, True, False, True]
+    assert line(table, bits="5w5a").fill_command == (
         "ssql-det sweep --config-file configs/detection/voc_r18_c4.yaml --bits 8,5 --scope backbone "
         "MODEL.WEIGHTS <ssql.pth> SSQL_DET.METHOD SSQL OUTPUT_DIR sweeps/ssql-backbone "
         "# scheme: minmax; calibration: 256 images of voc_2007_trainval, seed 0"
     )
-    assert "SSQL_DET.METHOD 'random init.' " in line(table, "random init.").filled_by
+    assert "SSQL_DET.METHOD 'random init.' " in line(table, "random init.").fill_command
 
 
 def test_on_other_data_the_command_names_them():
-    words = shlex.split(line(compare_with_published(6, [], dataset="my_dogs")).filled_by)
+    words = shlex.split(line(compare_with_published(6, [], dataset="my_dogs")).fill_command)
     assert words[words.index("--config-file") + 1] == "<my_dogs.yaml>"
     assert words[words.index("DATASETS.TEST") + 1] == "('my_dogs',)"
     assert words[-1] == "sweeps/ssql-my_dogs"
@@ -183,7 +183,7 @@ def test_on_other_data_the_command_names_them():
 
 def test_the_command_repeats_the_config_of_the_rows_and_what_was_changed_in_it():
     changed = """zoo/faster_r50_c4.yaml INPUT.MIN_SIZE_TEST 400 DATASETS.TRAIN "('voc_2007_train',)" """
-    words = shlex.split(line(compare_with_published(6, [row(config=changed)]), bits="FP").filled_by)
+    words = shlex.split(line(compare_with_published(6, [row(config=changed)]), bits="FP").fill_command)
     assert words[words.index("--config-file") + 1] == "configs/detection/zoo/faster_r50_c4.yaml"
     assert words[words.index("INPUT.MIN_SIZE_TEST") + 1] == "400"
     assert words[words.index("DATASETS.TRAIN") + 1] == "('voc_2007_train',)"
@@ -197,7 +197,7 @@ def test_every_config_of_the_repository_is_known_by_the_name_that_rows_have():
     for name in names:
         assert (
             f"--config-file configs/detection/{name} "
-            in line(compare_with_published(6, [row(config=name)]), bits="FP").filled_by
+            in line(compare_with_published(6, [row(config=name)]), bits="FP").fill_command
         )
 
 
@@ -205,12 +205,12 @@ def test_every_config_of_the_repository_is_known_by_the_name_that_rows_have():
 def test_a_config_that_lies_elsewhere_is_to_be_found_by_the_user(name):
     assert (
         f"--config-file <{name}> "
-        in line(compare_with_published(6, [row(config=f"{name} SEED 3")]), bits="FP").filled_by
+        in line(compare_with_published(6, [row(config=f"{name} SEED 3")]), bits="FP").fill_command
     )
 
 
 def test_rows_of_other_data_alone_are_refused():
-    with pytest.raises(UserError, match="no row is of 'voc_2007_tset'; did you mean 'voc_2007_test'"):
+    with pytest.raises(UserError, match="no row has the dataset 'voc_2007_tset'; did you mean 'voc_2007_test'"):
         compare_with_published(6, [row()], dataset="voc_2007_tset")
 
 
@@ -219,7 +219,7 @@ def test_rows_of_other_data_alone_are_refused():
     [(6, "voc_2007_test"), (7, "coco_2017_val"), (6, "toy_voc_2007_test"), (7, "toy_coco_2017_val")],
 )
 def test_the_config_of_a_command_is_there_and_evaluates_on_the_data_set(number, dataset):
-    words = shlex.split(line(compare_with_published(number, [], dataset=dataset)).filled_by)
+    words = shlex.split(line(compare_with_published(number, [], dataset=dataset)).fill_command)
     config = Path(__file__).parents[2] / words[words.index("--config-file") + 1]
     tested_on = yaml.safe_load(config.read_text("utf-8"))["DATASETS"]["TEST"]
     assert ast.literal_eval(tested_on) == (dataset,)
@@ -232,14 +232,14 @@ def test_a_metric_that_is_not_a_number_is_no_empty_cell_and_is_told():
     assert cell(table).measured == cell(table, metric="bbox/AP").measured == Measurement(None, None, 0)
     assert cell(table).difference is None
     assert cell(table, metric="bbox/AP75").measured.mean == 20.0
-    assert line(table).filled_by == ""
+    assert line(table).fill_command == ""
     assert any("1 row with a metric that is not a number" in note for note in table.notes)
     mixed = compare_with_published(6, [row(metrics=nothing), row(60.0, seed=1)])
     assert cell(mixed).measured == Measurement(60.0, None, 1)
 
 
 DOUBTS = {
-    "averages 2 checkpoints of the one seed 0": [row(), row(method="ssql", checkpoint_hash="other")],
+    "averages 2 checkpoints of the same seed 0": [row(), row(method="ssql", checkpoint_hash="other")],
     "averages detectors of different size": [row(metrics={"MB": 5.0}), row(metrics={"MB": 6.0}, seed=1)],
     "engine detectron2 or minid2": [row(), row(seed=1, engine="detectron2")],
     "Left out: 1 row of voc_2007_test, scope backbone.": [row(scope="backbone")],
@@ -258,10 +258,16 @@ def test_checkpoints_without_a_fixed_seed_are_no_doubt():
 
 
 def test_misprints_are_passed_on():
-    assert sum(note.startswith("Published figures in doubt: ") for note in compare_with_published(7, []).notes) == 2
+    assert (
+        sum(
+            note.startswith("Possible misprint in the published table: ")
+            for note in compare_with_published(7, []).notes
+        )
+        == 2
+    )
 
 
 @pytest.mark.parametrize("number", [0, 2, 9])
 def test_a_table_that_the_paper_does_not_have_in_numbers_is_refused(number):
-    with pytest.raises(UserError, match=f"no published Table {number} here; there are 1, 3, 4, 5, 6, 7, 8, 12, 13"):
+    with pytest.raises(UserError, match=f"no published Table {number}; choose one of 1, 3, 4, 5, 6, 7, 8, 12, 13"):
         compare_with_published(number, [])

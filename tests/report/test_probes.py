@@ -57,10 +57,10 @@ def dataset(number):
 @pytest.mark.parametrize("number", TABLE_NUMBERS)
 def test_what_nothing_here_can_produce_is_published_only(number):
     table = compare_with_published(number, [])
-    bits = load_published_table(number).bits[0]
+    bits = load_published_table(number).bit_columns[0]
     found = [each for each in table.lines if each.bits == bits and each.is_published_only]
     assert [f"{each.backbone} {each.method}" for each in found] == PUBLISHED_ONLY[number]
-    assert all(each.is_published_only != bool(each.filled_by) for each in table.lines)
+    assert all(each.is_published_only != bool(each.fill_command) for each in table.lines)
     assert table.is_comparable
 
 
@@ -75,7 +75,7 @@ def test_a_row_is_of_its_networks_line(number, network, method, backbone, printe
     assert (found.published, found.measured.mean, found.measured.n) == (figure, pytest.approx(figure + 1.5), 2)
     assert found.difference == pytest.approx(1.5)
     assert sum(top1(each).measured is not None for each in table.lines) == 1
-    assert len(table.lines) == len(load_published_table(number).rows) * len(load_published_table(number).bits)
+    assert len(table.lines) == len(load_published_table(number).rows) * len(load_published_table(number).bit_columns)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_toy_rows_get_no_difference(number):
     assert len(measured) == len(networks)
     assert {top1(each).difference for each in table.lines} == {None}
     assert not table.is_comparable
-    assert table.notes[0].startswith("crops is other data than the published table's: not comparable")
+    assert table.notes[0].startswith("crops is not the published table's dataset: not comparable")
     assert not any(top1(each).measured for each in compare_with_published(number, [probe(99.0, dataset="crops")]).lines)
 
 
@@ -120,10 +120,10 @@ def test_what_is_over_bit_widths_is_averaged_by_checkpoint():
     assert found.difference == pytest.approx(88.4 - 88.3)
     of_one = compare_with_published(8, rows[:4])
     assert top1(line(of_one, "(i)", "Avg.")).measured is None
-    assert "--bits 2w4a " in line(of_one, "(i)", "Avg.").filled_by
+    assert "--bits 2w4a " in line(of_one, "(i)", "Avg.").fill_command
     undone = [*rows[:4], probe(None, "cifar_resnet34", bits="2w4a", seed=0, checkpoint_hash="0")]
     without = line(compare_with_published(8, undone), "(i)", "Avg.")
-    assert (top1(without).measured, without.filled_by, without.is_published_only) == (None, "", False)
+    assert (top1(without).measured, without.fill_command, without.is_published_only) == (None, "", False)
 
 
 def test_rows_of_neighbours_alone_or_of_detectors_fill_nothing():
@@ -164,7 +164,8 @@ def test_neighbours_beside_a_linear_probe_change_nothing_and_cost_is_shown():
     found = line(table, backbone="ResNet-18")
     assert (top1(found).difference, found.cells["MB"].measured) == (pytest.approx(0.5), Measurement(5.5, None, 1))
     assert (
-        "ssql-det probe knn linear --checkpoint <ssql.pth> " in line(table, bits="FP", backbone="ResNet-18").filled_by
+        "ssql-det probe knn linear --checkpoint <ssql.pth> "
+        in line(table, bits="FP", backbone="ResNet-18").fill_command
     )
 
 
@@ -175,9 +176,9 @@ def test_notes_say_what_rows_do_not():
         "images; scheme act=mse; calibration 512 images of cifar10, seed 0."
     )
     assert "engine" not in notes[0]
-    assert notes[1] == "Published are 100 epochs of pretraining; how many ours had, rows do not say."
+    assert notes[1] == "The published backbones were pretrained for 100 epochs; our rows do not record theirs."
     assert not any(
-        "epochs of pretraining" in note
+        "were pretrained for" in note
         for number in (6, 8)
         for note in compare_with_published(number, [row(), probe()]).notes
     )
@@ -207,7 +208,7 @@ COMMANDS = [
     (number, each)
     for number in (1, 3, 8)
     for each in compare_with_published(number, []).lines
-    if each.filled_by and each.bits == "FP"
+    if each.fill_command and each.bits == "FP"
 ]
 
 
@@ -216,7 +217,7 @@ COMMANDS = [
 )
 def test_a_command_probes_what_its_config_pretrains(number, found):
     """The config is of that network, method and data, and leaves its checkpoint where the command looks for it."""
-    probed, pretrained = found.filled_by.split(" # after ")
+    probed, pretrained = found.fill_command.split(" # after ")
     options = make_parser().parse_args(shlex.split(probed)[1:])
     assert options.kind == ["linear"]
     assert "Avg." not in options.bits
@@ -237,22 +238,22 @@ def test_rows_that_are_there_say_what_the_command_must_be_like():
         1, [probe(), probe(80.0, method="simclr", bits="FP"), probe(70.0, "narrow_resnet", method="x/y")]
     )
     how = "linear; fast: SGD at 30 for a batch of 512, 100 epochs; cifar at 32 px, 50000 and 10000 images"
-    how = f"# as those there: {how}; minmax; calibration: 512 images of cifar10, seed 0"
+    how = f"# as in the existing rows: {how}; minmax; calibration: 512 images of cifar10, seed 0"
     ssql = line(table, bits="FP", backbone="ResNet-18")
-    assert ssql.filled_by == (
+    assert ssql.fill_command == (
         f"ssql-det probe linear --checkpoint <ssql.pth> --data cifar10:datasets --bits FP,8,6,5,3,2w8a,2w4a {how}"
     )
-    assert "<simclr.pth>" in line(table, "SimCLR", backbone="ResNet-18").filled_by
+    assert "<simclr.pth>" in line(table, "SimCLR", backbone="ResNet-18").fill_command
     assert not line(table, "SimCLR", backbone="ResNet-18").is_published_only
-    assert "<simclr.pth>" not in line(table, "SimCLR", backbone="ResNet-50").filled_by
-    assert "<x-y.pth>" in line(table, "x/y", "FP").filled_by
+    assert "<simclr.pth>" not in line(table, "SimCLR", backbone="ResNet-50").fill_command
+    assert "<x-y.pth>" in line(table, "x/y", "FP").fill_command
 
 
 def test_on_other_data_the_command_names_them():
     table = compare_with_published(8, [], dataset="crops")
-    assert line(table, "(i)", "FP").filled_by == (
+    assert line(table, "(i)", "FP").fill_command == (
         "ssql-det probe linear --checkpoint <ssql.pth> --data <crops> --bits FP,6,4,3,2w4a"
     )
-    assert line(table, "(h)", "FP").filled_by == (
+    assert line(table, "(h)", "FP").fill_command == (
         "ssql-det probe linear --method '(h)' --checkpoint <h.pth> --data <crops> --bits FP,6,4,3,2w4a"
     )

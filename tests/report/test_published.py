@@ -27,7 +27,7 @@ PRINTED = [  # by hand, from the paper
 
 @pytest.mark.parametrize(("number", "method", "bits", "metric", "figure"), PRINTED)
 def test_figures_are_those_of_the_paper(number, method, bits, metric, figure):
-    assert load_published_table(number).find(method).figures[Column(bits, metric)] == figure
+    assert load_published_table(number).find_row(method).values[Column(bits, metric)] == figure
 
 
 def test_every_table_is_whole_names_its_source_and_is_known():
@@ -37,16 +37,16 @@ def test_every_table_is_whole_names_its_source_and_is_known():
         table = load_published_table(number)
         content = json.loads((folder / f"ssql_table{number}.json").read_text("utf-8"))
         assert table.source.endswith(f"(arXiv:2207.05432), Table {number}")
-        assert len(set(table.columns)) == len(content["columns"]) == len(table.bits) * len(table.metrics)
-        assert [list(row.figures.values()) for row in table.rows] == [row["values"] for row in content["rows"]]
-        assert all(value is None or 0 < value < 100 for row in table.rows for value in row.figures.values())
+        assert len(set(table.columns)) == len(content["columns"]) == len(table.bit_columns) * len(table.metrics)
+        assert [list(row.values.values()) for row in table.rows] == [row["values"] for row in content["rows"]]
+        assert all(value is None or 0 < value < 100 for row in table.rows for value in row.values.values())
 
 
 def test_rows_say_what_they_are_of():
     voc, ablation, probe = load_published_table(6), load_published_table(8), load_published_table(5)
     assert {row.backbone for row in voc.rows} == {"ResNet-18"}
     assert [row.epochs for row in voc.rows] == [None, None, None, None, 200, None, 200]
-    assert ablation.find("(c)").settings == {
+    assert ablation.find_row("(c)").settings == {
         "q_pred": True,
         "q_target": True,
         "aux": False,
@@ -54,26 +54,26 @@ def test_rows_say_what_they_are_of():
         "a_bits": "4~16",
     }
     assert probe.rows[3].dataset == "CIFAR-100"
-    assert load_published_table(1).find("SimSiam-PACT").figures[Column("FP", "linear/top1")] is None
+    assert load_published_table(1).find_row("SimSiam-PACT").values[Column("FP", "linear/top1")] is None
 
 
 def test_settings_are_told_in_words():
-    found = {row.method: row.described for row in load_published_table(8).rows}
+    found = {row.method: row.settings_text for row in load_published_table(8).rows}
     assert found["(a)"] == "nothing quantized"
     assert found["(b)"] == "quantized targets, weight bits 4 to 16, activation bits 4 to 16"
     assert found["(e)"] == "quantized predictions, weight bits 6, activation bits 6"
     assert found["(i)"] == "quantized predictions, auxiliary loss, weight bits 2 to 8, activation bits 4 to 8"
-    assert {row.described for number in TABLE_NUMBERS if number != 8 for row in load_published_table(number).rows} == {
-        ""
-    }
+    assert {
+        row.settings_text for number in TABLE_NUMBERS if number != 8 for row in load_published_table(number).rows
+    } == {""}
 
 
 def test_averages_of_table_8_are_averages():
     table = load_published_table(8)
-    assert (table.widths, table.averages) == (("FP", "6w6a", "4w4a", "3w3a", "2w4a"), ("Avg.",))
-    assert [number for number in TABLE_NUMBERS if load_published_table(number).averages] == [8]
+    assert (table.bit_widths, table.average_columns) == (("FP", "6w6a", "4w4a", "3w3a", "2w4a"), ("Avg.",))
+    assert [number for number in TABLE_NUMBERS if load_published_table(number).average_columns] == [8]
     for row in table.rows:
-        *figures, average = row.figures.values()
+        *figures, average = row.values.values()
         assert sum(figures) / len(figures) == pytest.approx(average, abs=0.0501), row.method
 
 
@@ -81,17 +81,17 @@ def test_what_is_printed_twice_is_the_same():
     first, again = load_published_table(1), load_published_table(12)
     for method in ("BYOL", "MoCov2"):
         resnet18 = next(row for row in first.rows if row.method == method and row.backbone == "ResNet-18")
-        for column, figure in again.find(method).figures.items():
-            assert resnet18.figures[column] == figure
+        for column, figure in again.find_row(method).values.items():
+            assert resnet18.values[column] == figure
 
 
 def test_unknown_tables_and_methods_are_refused_by_name():
-    with pytest.raises(UserError, match="no published Table 2 here; there are 1, 3, 4"):
+    with pytest.raises(UserError, match="no published Table 2; choose one of 1, 3, 4"):
         load_published_table(2)
-    with pytest.raises(KeyError, match="'SSQL' names 0 lines of Table 6; it has: random init"):
-        load_published_table(6).find("SSQL")
-    with pytest.raises(KeyError, match="'BYOL' names 2 lines"):
-        load_published_table(1).find("BYOL")
+    with pytest.raises(KeyError, match="Table 6 has 0 rows of 'SSQL'; it has random init"):
+        load_published_table(6).find_row("SSQL")
+    with pytest.raises(KeyError, match="Table 1 has 2 rows of 'BYOL'"):
+        load_published_table(1).find_row("BYOL")
 
 
 MEANT = {
@@ -124,7 +124,7 @@ def test_an_alias_leads_nowhere_in_a_table_without_its_line():
 
 
 @pytest.mark.parametrize(
-    ("network", "on_cifar", "printed"),
+    ("network", "is_cifar", "printed"),
     [
         ("cifar_resnet18", True, "ResNet-18"),
         ("resnet34", True, "ResNet-34, 7x7 stem"),
@@ -135,5 +135,5 @@ def test_an_alias_leads_nowhere_in_a_table_without_its_line():
         ("timm/vit_small", True, "timm/vit_small"),
     ],
 )
-def test_a_network_has_the_name_of_the_tables_that_print_it(network, on_cifar, printed):
-    assert format_network(network, on_cifar) == printed
+def test_a_network_has_the_name_of_the_tables_that_print_it(network, is_cifar, printed):
+    assert format_network(network, is_cifar) == printed

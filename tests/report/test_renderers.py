@@ -32,7 +32,7 @@ def test_a_line_has_the_figure_ours_and_the_difference():
     assert cells(text, "SSQL (ours)", "4w4a")[2:5] == ["61.2", "60.8 ± 0.5 (3)", "-0.4"]
     assert cells(text, "SSQL (ours)", "FP")[2:5] == ["73.4", "[6]", "-"]
     assert "\n6. `ssql-det sweep --config-file configs/detection/voc_r18_c4.yaml --bits FP,8,6,5 MODEL" in text
-    assert "Data set: voc_2007_test. Scope: all." in text
+    assert "Dataset: voc_2007_test. Scope: all." in text
     assert text.endswith("`\n")
 
 
@@ -155,7 +155,7 @@ def test_foreign_names_bring_no_markup():
 def test_an_overview_has_the_published_line_and_below_it_ours():
     rows = [*SEEDS, row(50.0, method="SSQL-BYOL", bits="2w4a")]
     table = build_overview_table(compare_with_published(6, rows), "bbox/AP50")
-    assert table.header == ("method", "figures", *WIDTHS, "2w4a")
+    assert table.header == ("method", "values", *WIDTHS, "2w4a")
     assert table.text_columns == 2
     assert table.rows[0] == ("random init.", "published", "58.9", "58.7", "58.4", "57.0", "42.4", "-")
     assert table.rows[-3:] == (

@@ -36,7 +36,7 @@ def headings(document):
 def measured(document):
     return {
         (place, row[0])
-        for place, table in enumerate(each for each in tables(document, "method") if each.header[1] == "figures")
+        for place, table in enumerate(each for each in tables(document, "method") if each.header[1] == "values")
         for row in table.rows
         if row[1] == "measured"
     }

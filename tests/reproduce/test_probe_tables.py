@@ -148,7 +148,7 @@ def test_a_page_of_probes_alone_speaks_of_no_detector(found):
 
 
 def test_figures_are_means_over_seeds_in_the_order_of_the_table(found):
-    of_1, of_8, of_12 = (table for table in tables(build_report(found), "method") if table.header[1] == "figures")
+    of_1, of_8, of_12 = (table for table in tables(build_report(found), "method") if table.header[1] == "values")
     for table, runs in ((of_1, RUNS), (of_12, {method: RUNS[method] for method in load_published_table(12).methods})):
         measured = {row[0].removeprefix("narrow ResNet · "): row[2:] for row in table.rows if row[1] == "measured"}
         printed = [method for method in load_published_table(1 if table is of_1 else 12).methods if method in runs]
@@ -161,7 +161,7 @@ def test_figures_are_means_over_seeds_in_the_order_of_the_table(found):
     measured = {row[0]: row[2:] for row in of_8.rows if row[1] == "measured"}
     assert list(measured) == [f"narrow ResNet · ({letter})" for letter in "abcdefghi"]
     assert of_8.header[-1] == "Avg."
-    widths = [WIDTHS.index(bits) for bits in load_published_table(8).widths]
+    widths = [WIDTHS.index(bits) for bits in load_published_table(8).bit_widths]
     means = [statistics.fmean(top1("table8-d", seed, place) for place in widths) for seed in range(3)]
     assert measured["narrow ResNet · (d)"][-1] == f"{statistics.fmean(means):.1f} ± {statistics.stdev(means):.1f} (3)"
 

@@ -48,7 +48,7 @@ def test_a_whole_page_stands_in_both_formats(small):
 
 def test_figures_are_means_of_the_rows_over_seeds(small):
     document = build_report(small)
-    *boxes, masks = (table for table in tables(document, "method") if table.header[1] == "figures")
+    *boxes, masks = (table for table in tables(document, "method") if table.header[1] == "values")
     for table, detector in zip(boxes, ("c4", "fpn"), strict=True):
         assert table.header[2:] == WIDTHS
         measured = {row[0]: row[2:] for row in table.rows if row[1] == "measured"}

@@ -41,7 +41,7 @@ PAGE = Document(
         Heading("Boxes"),
         CHART,
         Table(
-            ("method", "figures", *WIDTHS),
+            ("method", "values", *WIDTHS),
             tuple((f"method {number}", "measured", *["48.8 ± 1.2 (3)"] * 5) for number in range(4)),
             text_columns=2,
             caption="Every method on the [published](https://arxiv.org/abs/2207.05432) data, and `FP` is their start",
