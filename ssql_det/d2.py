@@ -1,15 +1,15 @@
-"""Floor 2: the one door to Detectron2. What is imported from here is the installed Detectron2's own, else minid2's.
+"""The engine facade: the names of the installed Detectron2, or of minid2, the stand-in for it.
 
-The choice is made once a process, on the first name taken:
+The engine is chosen once per process, when the first name is imported from here:
 
-- an installed ``detectron2`` wins, and ``SSQL_DET_ENGINE=detectron2|minid2`` forces one;
-- one that is found but cannot be imported, or lacks what is needed, is an error, never a silent change of engine;
-- a folder that merely bears the name is not one.
+- an installed ``detectron2`` is used, unless ``SSQL_DET_ENGINE=detectron2|minid2`` says otherwise;
+- a ``detectron2`` that cannot be imported, or is too old, is an error, never a silent change of engine;
+- a folder called ``detectron2`` without a package in it does not count as installed.
 
->>> from ssql_det.d2 import Instances, build_model, get_cfg
+>>> from ssql_det.d2 import Instances
 >>> from ssql_det import d2
->>> d2.engine_name()
-'minid2'
+>>> d2.engine_name() in ("detectron2", "minid2")
+True
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import functools
 import importlib.util
 import logging
 import os
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ from ssql_det.core import console
 from ssql_det.core.errors import UserError
 from ssql_det.toydata.digits import CLASSES
 
-if TYPE_CHECKING:  # both engines have the same names, those below; types are those of the one that is always there
+if TYPE_CHECKING:  # both engines have these names; the types are those of minid2, which is always installed
     from ssql_det.minid2.checkpoint import *
     from ssql_det.minid2.config import *
     from ssql_det.minid2.config import CfgNode
@@ -48,7 +49,7 @@ if TYPE_CHECKING:  # both engines have the same names, those below; types are th
     from ssql_det.minid2.utils import comm
     from ssql_det.minid2.utils.events import *
 
-NODE = "SSQL_DET"  # of a config: what the suite adds to the engine's keys
+NODE = "SSQL_DET"  # the config node with the keys that this package adds to the engine's
 ENGINE_VARIABLE = "SSQL_DET_ENGINE"
 DETECTRON2, MINID2 = "detectron2", "minid2"
 
@@ -89,7 +90,7 @@ _logger = logging.getLogger(__name__)
 
 @functools.cache
 def engine_name() -> str:
-    """Which engine this process uses, ``"detectron2"`` or ``"minid2"``; imports neither."""
+    """Choose the engine of this process, ``"detectron2"`` or ``"minid2"``, without importing it."""
     forced = os.environ.get(ENGINE_VARIABLE, "")
     if forced not in ("", *_ROOTS):
         raise UserError(f"{ENGINE_VARIABLE} must be detectron2 or minid2, got {forced!r}")
@@ -98,14 +99,15 @@ def engine_name() -> str:
     spec = importlib.util.find_spec(DETECTRON2)
     if spec is not None and spec.origin is not None:
         return DETECTRON2
-    where = "" if spec is None else f"; {next(iter(spec.submodule_search_locations or ()), '')} is a mere folder"
+    folder = "" if spec is None else next(iter(spec.submodule_search_locations or ()), "")
+    reason = f"; {folder} is a folder without a package" if folder else ""
     if forced == DETECTRON2:
         raise UserError(
-            f"{ENGINE_VARIABLE}=detectron2, but detectron2 is not installed{where}; "
+            f"{ENGINE_VARIABLE}=detectron2, but detectron2 is not installed{reason}; "
             "install it as docs/engine.md says, or unset the variable"
         )
-    if where:
-        _logger.warning("detectron2 is not installed%s: minid2 stands in for it", where)
+    if reason:
+        _logger.warning("detectron2 is not installed%s: minid2 is used instead", reason)
     return MINID2
 
 
@@ -114,11 +116,11 @@ def read_config(
     overrides: Sequence[str] = (),
     node_defaults: Mapping[str, Any] | None = None,
 ) -> CfgNode:
-    """The engine's defaults, then ``own`` as its ``SSQL_DET`` node, then the file, then ``KEY VALUE`` pairs; frozen.
+    """Read a detection config, frozen: the engine's defaults, the file, then ``KEY VALUE`` pairs.
 
-    The default device is a GPU: where there is none it becomes the CPU, and a log line says so.
+    ``node_defaults`` are the defaults of its ``SSQL_DET`` node. Without a GPU, ``MODEL.DEVICE`` becomes ``cpu``.
 
-    >>> read_config("mask_rcnn.yaml", ["SOLVER.BASE_LR", "0.01"], {"EVAL_BITS": ["4w4a"]}).SSQL_DET.EVAL_BITS
+    >>> read_config(None, ["SOLVER.BASE_LR", "0.01"], {"EVAL_BITS": ["4w4a"]}).SSQL_DET.EVAL_BITS
     ['4w4a']
     """
     from ssql_det.core.config import load_config
@@ -126,7 +128,7 @@ def read_config(
     from ssql_det.core.registry import import_config_plugins
 
     import_config_plugins(f"{NODE}.PLUGINS", file, overrides)
-    names = _names()
+    names = _load_names()
     defaults = names["get_cfg"]()
     defaults[NODE] = names["CfgNode"](dict(node_defaults or {}))
     cfg = load_config(defaults, file, overrides, map_former_keys(node_defaults or {}))
@@ -138,9 +140,15 @@ def read_config(
     return cfg
 
 
-def map_former_keys(own: Mapping[str, Any]) -> Mapping[str, Sequence[str]]:
-    """Where keys of the node are that was called ``SSQL``, as a method is."""
-    return {f"SSQL.{key}": [f"{NODE}.{key}"] for key in own}
+def map_former_keys(node_defaults: Mapping[str, Any]) -> Mapping[str, Sequence[str]]:
+    """Earlier versions called the node ``SSQL``; the keys of today by their former names."""
+    return {f"SSQL.{key}": [f"{NODE}.{key}"] for key in node_defaults}
+
+
+def is_raised_by_engine(failure: Exception) -> bool:
+    """Whether the engine or fvcore raised it, and not other code that they called, such as a plug-in."""
+    *_, (frame, _) = traceback.walk_tb(failure.__traceback__)
+    return str(frame.f_globals.get("__name__")).startswith((f"{_ROOTS[engine_name()]}.", "fvcore."))
 
 
 def set_up_logging(level: int = logging.INFO) -> None:
@@ -154,22 +162,25 @@ def set_up_logging(level: int = logging.INFO) -> None:
 
 
 def create_local_group() -> None:
-    """Tell the engine which ranks share this machine; ``torchrun``'s environment knows. Once, on every rank."""
-    comm = _names()["comm"]
+    """Make the engine's process group of the ranks on this machine, once; to be called on every rank.
+
+    ``torchrun`` says in the environment how many they are.
+    """
+    comm = _load_names()["comm"]
     if comm.get_world_size() > 1 and comm._LOCAL_PROCESS_GROUP is None:
-        ranks_here = os.environ.get("LOCAL_WORLD_SIZE")
-        if ranks_here is None:
+        local_world_size = os.environ.get("LOCAL_WORLD_SIZE")
+        if local_world_size is None:
             raise UserError("LOCAL_WORLD_SIZE is not set: start several processes with torchrun or --num-gpus")
-        comm.create_local_process_group(int(ranks_here))
+        comm.create_local_process_group(int(local_world_size))
 
 
 def register_toy_data() -> None:
-    """Toy data of ``ssql-det make-toy-data`` under ``$DETECTRON2_DATASETS``, with names of their own.
+    """Register the data of ``ssql-det make-toy-data`` under ``$DETECTRON2_DATASETS`` as ``toy_voc_*``, ``toy_coco_*``.
 
-    The built-in names carry 20 and 80 classes. Names that are there already stay.
+    The engine's built-in names have 20 and 80 classes, the toy data 10. A name that is already registered stays.
     """
     root = os.path.expanduser(os.environ.get("DETECTRON2_DATASETS", "datasets"))
-    names = _names()
+    names = _load_names()
     catalog, metadata = names["DatasetCatalog"], names["MetadataCatalog"]
     for split in ("trainval", "test"):
         name = f"toy_voc_2007_{split}"
@@ -186,10 +197,10 @@ def register_toy_data() -> None:
 
 
 def __getattr__(name: str) -> Any:
-    """A name of the engine, the first time it is asked for: with it come all others."""
+    """Load all names of the engine when the first one is used."""
     if not any(name in names for names in _NAMES.values()):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals().update(_names())
+    globals().update(_load_names())
     register_toy_data()
     return globals()[name]
 
@@ -201,31 +212,31 @@ def __dir__() -> Iterator[str]:
 
 
 @functools.cache
-def _names() -> dict[str, Any]:
-    """All names that the suite uses; what is missing is found now, not in the middle of a run."""
-    EpsImagePlugin.gs_binary = False  # an image may be PostScript under any name: no program is started for it
-    found, missing = {}, []
+def _load_names() -> dict[str, Any]:
+    """Import all names at once, so that a missing one is found now and not in the middle of a run."""
+    EpsImagePlugin.gs_binary = False  # a PostScript file called image.jpg would make Pillow start Ghostscript
+    loaded, missing = {}, []
     for package, names in _NAMES.items():
-        module = _imported(package, names)
+        module = _import_package(package, names)
         for name in names:
             if hasattr(module, name):
-                found[name] = getattr(module, name)
+                loaded[name] = getattr(module, name)
             else:
                 missing.append(f"{package}.{name}")
     if missing:
         raise UserError(
-            f"{engine_name()} lacks {', '.join(missing)}: it is too old; install the current one as docs/engine.md says, "
-            f"or set {ENGINE_VARIABLE}=minid2"
+            f"{engine_name()} lacks {', '.join(missing)}: it is too old; install the current version as docs/engine.md "
+            f"says, or set {ENGINE_VARIABLE}=minid2"
         )
-    if engine_name() == MINID2:  # Detectron2's own opens pickles: foreign files never go there
+    if engine_name() == MINID2:  # Detectron2's unpickles: it never gets a file from outside
         from ssql_det.core.unpickler import read_tensors
 
-        found["DetectionCheckpointer"].read_file = staticmethod(read_tensors)
-    return found
+        loaded["DetectionCheckpointer"].read_file = staticmethod(read_tensors)
+    return loaded
 
 
-def _imported(package: str, names: Sequence[str]) -> Any:
-    """The sub-package; those of the names that are modules in it are imported too."""
+def _import_package(package: str, names: Sequence[str]) -> Any:
+    """Import a sub-package of the engine, and those of ``names`` that are modules in it."""
     name = f"{_ROOTS[engine_name()]}.{package}"
     try:
         return __import__(name, fromlist=names)
@@ -235,5 +246,5 @@ def _imported(package: str, names: Sequence[str]) -> Any:
         spec = importlib.util.find_spec(DETECTRON2)
         raise UserError(
             f"detectron2 is installed ({spec.origin if spec else '?'}) but {name} cannot be imported "
-            f"({type(failure).__name__}: {failure}); mend it, or set {ENGINE_VARIABLE}=minid2"
+            f"({type(failure).__name__}: {failure}); repair it, or set {ENGINE_VARIABLE}=minid2"
         ) from failure

@@ -101,7 +101,7 @@ def test_a_folder_of_that_name_is_no_engine(tmp_path, no_detectron2):
     (tmp_path / "detectron2/configs").mkdir(parents=True)
     done = run(USE, tmp_path)
     assert done.stdout.split()[0] == "minid2"
-    assert "mere folder" in refusal(tmp_path, SSQL_DET_ENGINE="detectron2")
+    assert "is a folder without a package" in refusal(tmp_path, SSQL_DET_ENGINE="detectron2")
 
 
 def test_a_detectron2_that_lacks_something_is_refused_by_name(tmp_path):
@@ -123,7 +123,7 @@ def test_what_comes_through_is_the_engines_own():
         __import__(f"{root}.{sub_package}")
         for name in names:
             assert getattr(d2, name) is getattr(sys.modules[f"{root}.{sub_package}"], name)
-    assert set(d2._names()) <= set(dir(d2))
+    assert set(d2._load_names()) <= set(dir(d2))
     with pytest.raises(AttributeError, match="no attribute 'Trainer'"):
         d2.Trainer  # noqa: B018
 
@@ -144,7 +144,7 @@ def test_what_the_suite_imports_is_among_the_names():
     nodes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     imported = {alias.name for node in nodes if node.module == "ssql_det.d2" for alias in node.names}
     assert len(imported) > 20
-    assert imported <= set(d2._names()) | set(vars(d2))
+    assert imported <= set(d2._load_names()) | set(vars(d2))
 
 
 def test_toy_data_have_names_of_their_own_and_are_registered_once():

@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> None:
     from ssql_det.detect.detector import load_trained_detector
     from ssql_det.detect.evaluation_data import select_calibration_images
     from ssql_det.detect.points import detector_points
-    from ssql_det.detect.predict import check_output_paths, detect, find_images, save
+    from ssql_det.detect.predict import check_output_paths, detect_at_widths, find_images, save_predictions
     from ssql_det.detect.quantized_evaluation import calibrate_detector
     from ssql_det.quant import Quantization, parse_widths
     from ssql_det.quant.quantization_file import require_same_points
@@ -68,8 +68,8 @@ def run(options: argparse.Namespace) -> None:
         if any(bits.act is not None for bits in widths) or scheme.norms == RE_ESTIMATED:
             batches = select_calibration_images(cfg, calibration_of(options))
             calibrate_detector(quantization, batches)
-    found = detect(cfg, quantization, paths, widths, options.score, batches)
-    save(Path(options.out), cfg, paths, found)
+    found = detect_at_widths(cfg, quantization, paths, widths, options.score, batches)
+    save_predictions(Path(options.out), cfg, paths, found)
     for bits, detections in found.items():
         print(f"{bits}: {sum(map(len, detections))} objects of score {options.score} or more in {len(paths)} image(s)")
     print(f"pictures and JSON: {options.out}")

@@ -1,20 +1,26 @@
-"""Floor 3: detectors, on the door alone, so that all of it works the same on Detectron2 and on minid2.
+"""Floor 3: detectors. Everything uses the engine through ``d2``, so it works the same on Detectron2 and on minid2.
 
-============ ===========================================================================
-config       the ``SSQL_DET`` node and its defaults, and what a config may not say
-modeling     the narrow ResNet of small machines, and a C4 head whose ``res5`` has the backbone's blocks
-points       where a detector is quantized, in scope ``backbone`` or ``all``
-data         images to calibrate with and to evaluate on
-stream       images to train on, in an order that is a function of the seed
-measure      calibrate, quantize, evaluate as the data set wants it: one row
-sweep        a row for every bit-width
-sensitivity  which part few bits hurt
-predict      a user's own images
-train        the loop and the norms after it, with ``watch``; a detector from a file, and its ``checkpoints``
-answers      the engine's exceptions as sentences
-============ ===========================================================================
+===================== ==================================================================
+config                the ``SSQL_DET`` node, its defaults, and checks of a config's values
+modeling              a narrow ResNet, and a C4 head that fits its backbone
+points                where a detector is quantized, by scope
+detector              build a detector from a config, and load weights into it
+datasets              data sets by name, and custom data sets
+evaluation_data       images to calibrate with and to evaluate on
+evaluation_checks     whether a data set can be evaluated on
+train_loader          training images, in an order that depends on the seed alone
+train                 the training loop and precise BN
+training_checkpoint   checkpoints of a training, and resuming
+periodic_evaluation   evaluations during a training
+evaluation            evaluate with COCO's or VOC's metrics
+quantized_evaluation  calibrate and evaluate at a bit-width: one row
+sweep                 a row for every bit-width
+sensitivity           the loss of each part when it alone is quantized
+predict               detections on a user's images
+engine_errors         the engine's errors about configs and data as user errors
+===================== ==================================================================
 
-Importing this package registers its parts with the engine, under the names that configs give.
+Importing this package registers its backbones and its head with the engine, under the names that configs use.
 """
 
 from ssql_det.detect import modeling

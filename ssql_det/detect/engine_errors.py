@@ -1,4 +1,8 @@
-"""The engine's exceptions as answers to a user: its checks speak of configs and files, and a traceback says less."""
+"""Errors of the engine about a user's config or data, translated to ``UserError``.
+
+Both context managers belong around the reading of data or the building from a config, never around a forward pass, a
+training step or an evaluation: an error there is a bug and keeps its traceback.
+"""
 
 from __future__ import annotations
 
@@ -7,26 +11,56 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ssql_det.core.errors import UserError, printable
+from ssql_det.d2 import is_raised_by_engine
 
-_OF_ENGINE = (ArithmeticError, AssertionError, LookupError, NotImplementedError, OSError, TypeError, ValueError)
-_WORKERS_TRACEBACK = re.compile(r"\ACaught (\w+) in DataLoader worker .*^[\w.]*\1: ", re.DOTALL | re.MULTILINE)
-_LONGEST = 400  # characters of what is said: some checks list all classes of a data set, twice
+_DATA_ERRORS = (ArithmeticError, AssertionError, LookupError, NotImplementedError, OSError, TypeError, ValueError)
+_CONFIG_ERRORS = (ArithmeticError, AssertionError, NotImplementedError, OSError, RuntimeError, ValueError)
+_WORKER_TRACEBACK = re.compile(r"\ACaught (\w+) in DataLoader worker .*^[\w.]*\1: ", re.DOTALL | re.MULTILINE)
+_MAX_LENGTH = 400  # characters: some checks of Detectron2 list all classes of a data set, twice
 
 
 @contextmanager
-def translate_errors(what: str, *more: type[Exception]) -> Iterator[None]:
-    """Turn what the engine raises about a config or a file into one sentence that begins with ``what``.
+def translate_errors(what: str) -> Iterator[None]:
+    """For reading images and annotations: whatever the engine cannot read is the data's fault.
 
-    ``more`` are kinds that elsewhere would be bugs; a plain ``Exception`` is how pycocotools refuses.
-
-    >>> with translate_errors("the data set cannot be read"):
-    ...     loader = build_detection_test_loader(cfg, "voc_2007_test")
+    >>> with translate_errors("photos/a.png cannot be read"):
+    ...     raise OSError("cannot identify image file")
+    Traceback (most recent call last):
+    ssql_det.core.errors.UserError: photos/a.png cannot be read: cannot identify image file
     """
     try:
         yield
     except Exception as failure:
-        if type(failure) is not Exception and not isinstance(failure, (*_OF_ENGINE, *more)):
+        if type(failure) is not Exception and not isinstance(failure, _DATA_ERRORS):  # pycocotools raises a bare one
             raise
-        said = failure.args[0] if isinstance(failure, KeyError) and failure.args else failure
-        reason = " ".join(_WORKERS_TRACEBACK.sub("", str(said)).split()) or type(failure).__name__
-        raise UserError(f"{what}: {printable(reason, _LONGEST)}") from failure
+        raise UserError(f"{what}: {_describe(failure)}") from failure
+
+
+@contextmanager
+def translate_config_errors(what: str) -> Iterator[None]:
+    """For building from a config: a failed check, or a name that the engine does not know.
+
+    A TypeError, an AttributeError or a KeyError of other code, such as a class in a plug-in, is a bug and passes.
+
+    >>> with translate_config_errors("this config does not describe a detector"):
+    ...     assert 18 in (50, 101), "DEPTH is 50 or 101"
+    Traceback (most recent call last):
+    ssql_det.core.errors.UserError: this config does not describe a detector: DEPTH is 50 or 101
+    """
+    try:
+        yield
+    except _CONFIG_ERRORS as failure:
+        raise UserError(f"{what}: {_describe(failure)}") from failure
+    except KeyError as failure:
+        if not is_raised_by_engine(failure):
+            raise
+        raise UserError(f"{what}: {_describe(failure)}") from failure
+
+
+def _describe(failure: Exception) -> str:
+    """The message in one line, without the traceback that a DataLoader's worker puts before it."""
+    message = _WORKER_TRACEBACK.sub("", str(failure))
+    if isinstance(failure, KeyError) and failure.args:
+        (key,) = failure.args[:1]
+        message = key if " " in str(key) else f"unknown {key!r}"  # a sentence, or what was looked up
+    return printable(" ".join(str(message).split()) or type(failure).__name__, _MAX_LENGTH)

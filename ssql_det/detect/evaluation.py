@@ -1,11 +1,7 @@
-"""One detector measured at one bit-width: calibrate once, quantize, evaluate, and a row of what came out.
-
-An evaluation is the engine's loop with the data set's own evaluator, its metrics under plain names.
-"""
+"""Evaluate a detector on a data set: the engine's loop and evaluators, with an optional faster inference."""
 
 from __future__ import annotations
 
-import logging
 import math
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -17,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ssql_det.core.distributed import broadcast_from_main
-from ssql_det.core.errors import UserError
 from ssql_det.d2 import (
     COCOEvaluator,
     DatasetEvaluator,
@@ -27,73 +22,70 @@ from ssql_det.d2 import (
     inference_on_dataset,
 )
 from ssql_det.detect.engine_errors import translate_errors
-from ssql_det.detect.evaluation_data import (
-    CachedLoader,
-)
+from ssql_det.detect.evaluation_checks import COCO_TYPE
+from ssql_det.detect.evaluation_data import CachedLoader
 from ssql_det.quant.hooks import overriding_attributes
 
-_logger = logging.getLogger(__name__)
-_FOLDABLE = (nn.modules.batchnorm._BatchNorm, FrozenBatchNorm2d)
+_FOLDABLE_NORMS = (nn.modules.batchnorm._BatchNorm, FrozenBatchNorm2d)
 
 
-def evaluate(model: nn.Module, images: CachedLoader, dataset: str, is_fast: bool = True) -> dict[str, float]:
-    """Metrics of the data set's own evaluator: ``{"bbox/AP": 41.2, "bbox/AP50": 62.0, ...}``.
+def evaluate(model: nn.Module, loader: CachedLoader, dataset: str, is_fast: bool = True) -> dict[str, float]:
+    """Metrics of COCO's or VOC's evaluator: ``{"bbox/AP": 41.2, "bbox/AP50": 62.0, ...}``.
 
-    Under a process group each rank brings its share of the images, and all get the metrics of all.
+    Under a process group each rank evaluates its share of the images, and every rank returns the metrics of all.
     """
-    faster = fast_inference(model) if is_fast else nullcontext()
-    with tempfile.TemporaryDirectory() as scratch, translate_errors(f"{dataset} cannot be evaluated on"), faster:
-        results = inference_on_dataset(model, images, _evaluator(dataset, scratch))
-    return broadcast_from_main(lambda: dict(_flat(results or {})))
+    inference_mode = fast_inference(model) if is_fast else nullcontext()
+    with tempfile.TemporaryDirectory() as folder, inference_mode:
+        results = inference_on_dataset(model, loader, _build_evaluator(dataset, folder))
+    return broadcast_from_main(lambda: _flatten_metrics(results or {}))
 
 
-def _evaluator(dataset: str, scratch: str) -> DatasetEvaluator:
-    kind = getattr(MetadataCatalog.get(dataset), "evaluator_type", None)
-    if kind == "pascal_voc":
+def _build_evaluator(dataset: str, folder: str) -> DatasetEvaluator:
+    with translate_errors(f"the annotations of {dataset} cannot be read"):
+        if MetadataCatalog.get(dataset).evaluator_type == COCO_TYPE:
+            return COCOEvaluator(dataset, output_dir=folder)
         return PascalVOCDetectionEvaluator(dataset)
-    if kind == "coco":
-        return COCOEvaluator(dataset, output_dir=scratch)
-    raise UserError(f"{dataset} is evaluated as {kind!r}; only COCO's and VOC's way are known here")
 
 
-def _flat(results: Mapping[str, Any]) -> list[tuple[str, float]]:
-    """Without the APs of single classes: a row has what tables are made of."""
-    return [
-        (f"{task}/{name}", float(value))
+def _flatten_metrics(results: Mapping[str, Any]) -> dict[str, float]:
+    """Without the APs of single classes, which Detectron2 calls ``AP-person``."""
+    return {
+        f"{task}/{name}": float(value)
         for task, metrics in results.items()
         for name, value in metrics.items()
         if "-" not in name and not (isinstance(value, float) and math.isinf(value))
-    ]
+    }
 
 
 @contextmanager
 def fast_inference(model: nn.Module) -> Iterator[None]:
-    """Inside, the evaluation mode of ``model`` is faster, and equal but for the rounding of floats.
+    """Inside, norms are folded into their convs, and on the CPU weights are channels-last; only rounding differs.
 
-    The innermost of blocks: what weights and statistics are now is taken.
+    It uses the weights and statistics of the moment, so it is the innermost of nested contexts.
 
-    >>> with quantization.at(Bits(4, 4)), fast_inference(model), torch.no_grad():
-    ...     detections = model(images)
+    >>> expected = model(images)
+    >>> with fast_inference(model), torch.no_grad():
+    ...     torch.testing.assert_close(model(images), expected, rtol=1e-3, atol=1e-4)
     """
     with ExitStack() as stack:
         for layer in model.modules():
             if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
-                stack.enter_context(overriding_attributes(layer, **_faster(layer)))
+                stack.enter_context(overriding_attributes(layer, **_fold_norm(layer)))
         yield
 
 
 @torch.no_grad()
-def _faster(layer: nn.Conv2d | nn.ConvTranspose2d) -> dict[str, Any]:
-    """Weight, and where a norm is folded also bias and norm, to stand in for a layer's own."""
+def _fold_norm(layer: nn.Conv2d | nn.ConvTranspose2d) -> dict[str, Any]:
+    """The layer's attributes to replace: its weight, and with a norm to fold also its bias and norm."""
     norm: Any = getattr(layer, "norm", None)
-    if isinstance(layer, nn.ConvTranspose2d) or not isinstance(norm, _FOLDABLE):
-        return {"weight": _laid_out(layer.weight)}
+    if isinstance(layer, nn.ConvTranspose2d) or not isinstance(norm, _FOLDABLE_NORMS):
+        return {"weight": _to_fast_format(layer.weight)}
     statistics: tuple[Any, ...] = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
     weight, bias = fuse_conv_bn_weights(layer.weight, layer.bias, *statistics)
-    return {"weight": _laid_out(weight), "bias": bias.detach(), "norm": None}
+    return {"weight": _to_fast_format(weight), "bias": bias.detach(), "norm": None}
 
 
-def _laid_out(weight: Tensor) -> Tensor:
-    """As convs on the CPU are fastest; their inputs and outputs follow. On a GPU nobody has measured it."""
-    format = torch.channels_last if weight.device.type == "cpu" else torch.contiguous_format
-    return weight.detach().contiguous(memory_format=format)
+def _to_fast_format(weight: Tensor) -> Tensor:
+    """Channels-last convs are faster on the CPU; on a GPU it was not measured."""
+    memory_format = torch.channels_last if weight.device.type == "cpu" else torch.contiguous_format
+    return weight.detach().contiguous(memory_format=memory_format)

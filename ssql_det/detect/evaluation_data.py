@@ -1,8 +1,4 @@
-"""Data sets and their images to calibrate with and to evaluate on; decoded once where memory allows.
-
-A user's own data in COCO's format have a name that says where they lie, ``coco:IMAGES:FILE.json``, which may stand
-wherever a config names a data set. So the config that a run saves finds its data again, in every command and process.
-"""
+"""Images to calibrate a detector with and to evaluate it on, kept in memory where they fit."""
 
 from __future__ import annotations
 
@@ -16,102 +12,102 @@ import torch
 from ssql_det.core.distributed import rank, world_size
 from ssql_det.core.errors import UserError
 from ssql_det.core.rows import Calibration
-from ssql_det.d2 import (
-    CfgNode,
-    DatasetMapper,
-    build_detection_test_loader,
-    get_detection_dataset_dicts,
-)
+from ssql_det.d2 import CfgNode, DatasetMapper, build_detection_test_loader, get_detection_dataset_dicts
 from ssql_det.detect.datasets import check_dataset
 from ssql_det.detect.engine_errors import translate_errors
+from ssql_det.detect.evaluation_checks import check_evaluation_dataset
 
-Batch = list[dict[str, Any]]
+Batch = list[dict[str, Any]]  # the engine's input: a dict for each image
 
+_MEMORY_FRACTION = 0.25  # of the free memory, for decoded images; all processes together
+_NORM_BATCH_SIZE = 8  # images of a batch that norm statistics are re-estimated from
 _logger = logging.getLogger(__name__)
-
-_SHARE_OF_MEMORY = 0.25  # that decoded images may take of what is free, all processes together
 
 
 class CachedLoader(Sequence[Batch]):
-    """The batches of a loader, kept as long as they fit: later passes decode nothing that is kept.
+    """A data loader that keeps its batches after the first pass, if all of them fit in memory.
 
-    >>> images = CachedLoader(build_detection_test_loader(cfg, "toy_voc_2007_test"))
-    >>> for batch in images: ...  # decoded
-    >>> for batch in images: ...  # from memory
+    >>> batches = CachedLoader([[{"image": images[0]}], [{"image": images[1]}]])
+    >>> [len(batch) for batch in batches], len(batches)
+    ([1, 1], 2)
     """
 
-    def __init__(self, loader: Any, most_bytes: int | None = None) -> None:
+    def __init__(self, loader: Any, max_bytes: int | None = None) -> None:
         self._loader = loader
-        self._most_bytes = _free_memory() * _SHARE_OF_MEMORY / world_size() if most_bytes is None else most_bytes
-        self._kept: list[Batch] = []
+        self._max_bytes = _free_memory() * _MEMORY_FRACTION / world_size() if max_bytes is None else max_bytes
+        self._cache: list[Batch] = []
 
     def __len__(self) -> int:
         return len(self._loader)
 
     def __getitem__(self, index: Any) -> Any:
-        raise TypeError("batches come in their order; iterate")
+        raise TypeError("batches are read in order; iterate over the loader")
 
     def __iter__(self) -> Iterator[Batch]:
-        if self._kept:
-            yield from self._kept
+        if self._cache:
+            yield from self._cache
             return
-        decoded: list[Batch] = []
-        left = self._most_bytes
-        for batch in self._loader:
-            left -= sum(each["image"].nbytes for each in batch)
-            if left >= 0:
-                decoded.append(batch)
+        cache: list[Batch] = []
+        bytes_left = self._max_bytes
+        for batch in self._read():
+            bytes_left -= sum(each["image"].nbytes for each in batch)
+            if bytes_left >= 0:
+                cache.append(batch)
             else:
-                decoded.clear()
+                cache.clear()
             yield batch
-        if left >= 0:
-            self._kept = decoded
+        if bytes_left >= 0:
+            self._cache = cache
+
+    def _read(self) -> Iterator[Batch]:
+        """Only the reading is translated: what fails in the consumer of a batch is not the image's fault."""
+        with translate_errors("the test images cannot be read"):
+            batches = iter(self._loader)
+        while True:
+            with translate_errors("a test image cannot be read"):
+                try:
+                    batch = next(batches)
+                except StopIteration:
+                    return
+            yield batch
 
 
 def build_evaluation_loader(cfg: CfgNode, name: str) -> CachedLoader:
-    """The images of a data set in the config's test form."""
+    """The images of a data set, transformed as the config tests; the data set can be evaluated on."""
     check_dataset(name)
     with translate_errors(f"the data set {name} cannot be read"):
-        return CachedLoader(build_detection_test_loader(cfg, name))
+        loader = build_detection_test_loader(cfg, name)
+    check_evaluation_dataset(cfg, name)
+    return CachedLoader(loader)
 
 
 class CalibrationImages(Sequence[Batch]):
-    """Images to calibrate with, a batch each; one is decoded when it is first asked for.
+    """Images to calibrate with, one per batch; each is decoded when it is first used, then kept.
 
-    >>> chosen = select_calibration_images(cfg, Calibration(images=256))
-    >>> take_rank_share(chosen)  # decodes those of this process
+    >>> batches = CalibrationImages([{"file_name": "a.png"}], lambda record: {"image": images[0], **record})
+    >>> batches[0][0]["file_name"]
+    'a.png'
     """
 
     def __init__(self, records: Sequence[Any], mapper: Callable[[Any], Any]) -> None:
         self._records, self._mapper = records, mapper
-        self._kept: dict[int, Batch] = {}
+        self._cache: dict[int, Batch] = {}
 
     def __len__(self) -> int:
         return len(self._records)
 
-    def __getitem__(self, place: Any) -> Any:
-        if isinstance(place, slice):
-            return [self[index] for index in range(*place.indices(len(self)))]
-        if place not in self._kept:
-            record = self._records[place]
-            with translate_errors(f"{record['file_name']} cannot be calibrated with"):
-                self._kept[place] = [self._mapper(record)]
-        return self._kept[place]
-
-
-def take_rank_share(batches: Sequence[Batch]) -> Sequence[Batch]:
-    """This process's of the batches that all ranks have."""
-    return batches[rank() :: world_size()]
-
-
-def merge_batches(batches: Sequence[Batch]) -> Iterator[Batch]:
-    """Batches of one image, eight at a time: norms are re-estimated from them, and one image has no variance."""
-    for first in range(0, len(batches), 8):
-        yield [image for batch in batches[first : first + 8] for image in batch]
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[each] for each in range(*index.indices(len(self)))]
+        if index not in self._cache:
+            record = self._records[index]
+            with translate_errors(f"{record['file_name']} cannot be read for the calibration"):
+                self._cache[index] = [self._mapper(record)]
+        return self._cache[index]
 
 
 def select_calibration_images(cfg: CfgNode, calibration: Calibration) -> CalibrationImages:
-    """As many images of the training data in test form, chosen by the seed alone."""
+    """Random training images, chosen by the calibration's seed and transformed as the config tests."""
     count, seed = calibration.images, calibration.seed
     if count < 1:
         raise UserError(f"calibration needs at least 1 image, got --calib-images {count}")
@@ -119,10 +115,26 @@ def select_calibration_images(cfg: CfgNode, calibration: Calibration) -> Calibra
         check_dataset(name)
     with translate_errors("the images to calibrate with, those of DATASETS.TRAIN, cannot be read"):
         records = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=False)
-        if count > len(records):
-            _logger.warning("there are only %d images to calibrate with, not %d", len(records), count)
-        order = torch.randperm(len(records), generator=torch.Generator().manual_seed(seed)).tolist()
-        return CalibrationImages([records[index] for index in order[:count]], DatasetMapper(cfg, is_train=False))
+        mapper = DatasetMapper(cfg, is_train=False)
+    if count > len(records):
+        _logger.warning("there are only %d images to calibrate with, not %d", len(records), count)
+    order = torch.randperm(len(records), generator=torch.Generator().manual_seed(seed)).tolist()
+    return CalibrationImages([records[index] for index in order[:count]], mapper)
+
+
+def take_rank_share(batches: Sequence[Batch]) -> Sequence[Batch]:
+    """This rank's part of the batches that all ranks have.
+
+    >>> take_rank_share([[], []])  # one process
+    [[], []]
+    """
+    return batches[rank() :: world_size()]
+
+
+def merge_batches(batches: Sequence[Batch]) -> Iterator[Batch]:
+    """Merge batches of one image into batches of eight: norm statistics need the variance between images."""
+    for first in range(0, len(batches), _NORM_BATCH_SIZE):
+        yield [image for batch in batches[first : first + _NORM_BATCH_SIZE] for image in batch]
 
 
 def _free_memory() -> int:

@@ -1,4 +1,4 @@
-"""A detector on a user's own images at several bit-widths: pictures side by side, detections as COCO's JSON."""
+"""Run a detector on a user's images at several bit-widths, draw the detections and write them as COCO's JSON."""
 
 from __future__ import annotations
 
@@ -26,42 +26,44 @@ from ssql_det.detect.evaluation_data import Batch, merge_batches
 from ssql_det.detect.quantized_evaluation import run_detector
 from ssql_det.quant import Bits, Quantization, evaluate_at_widths
 
-Detections = list[dict[str, Any]]  # of one image, as in COCO's results: bbox [x, y, w, h], category_id, score, ...
+Detections = list[dict[str, Any]]  # of one image, in COCO's results format, but with class indices for category_id
 
-_CAPTION = 26  # pixels above a picture
-_ENLARGED_TO = 320  # a side of a small picture: several lie side by side
+_CAPTION_HEIGHT = 26  # pixels
+_MIN_SIDE = 320  # pixels that a small image is enlarged to
 _WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
-_NAMES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 
 def find_images(paths: Sequence[str]) -> list[Path]:
-    """Files, and the images in folders, in the order of their names."""
-    found: list[Path] = []
+    """The given files, and the image files in the given folders, sorted by name."""
+    images: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            found += sorted(each for each in path.iterdir() if each.suffix.lower() in _NAMES and each.is_file())
+            images += sorted(file for file in path.iterdir() if file.suffix.lower() in _SUFFIXES and file.is_file())
         elif path.is_file():
-            found.append(path)
+            images.append(path)
         else:
-            raise UserError(f"there is no image {path}; give files, or folders of {', '.join(sorted(_NAMES))}")
-    if not found:
-        raise UserError(f"there are no images in {', '.join(paths)}; known are {', '.join(sorted(_NAMES))}")
-    twice = [path for path in found if sum(path.stem == other.stem for other in found) > 1]
-    if twice:
-        raise UserError(f"two images are called {twice[0].stem}, and so would be their pictures; give them one by one")
-    return found
+            raise UserError(f"there is no image {path}; give files, or folders of {', '.join(sorted(_SUFFIXES))}")
+    if not images:
+        raise UserError(f"there are no images in {', '.join(paths)}; supported are {', '.join(sorted(_SUFFIXES))}")
+    duplicates = [path for path in images if sum(path.stem == other.stem for other in images) > 1]
+    if duplicates:
+        raise UserError(
+            f"two images are called {duplicates[0].stem}, and so would be their pictures; give them in two commands"
+        )
+    return images
 
 
-def check_output_paths(out: Path, paths: Sequence[Path]) -> None:
-    """Refuse to write a picture over an image that was given."""
-    given = {path.resolve() for path in paths}
-    for path in paths:
-        if (out / f"{path.stem}.png").resolve() in given:
-            raise UserError(f"the picture of {path} would replace an image of yours; choose another --out than {out}")
+def check_output_paths(out: Path, images: Sequence[Path]) -> None:
+    """Refuse to write a picture over one of the images."""
+    inputs = {image.resolve() for image in images}
+    for image in images:
+        if (out / f"{image.stem}.png").resolve() in inputs:
+            raise UserError(f"the picture of {image} would replace an image of yours; choose another --out than {out}")
 
 
-def prepared(cfg: CfgNode, path: Path) -> Batch:
-    """One image as the config tests images: resized, in its channel order, with the size to scale back to."""
+def load_image(cfg: CfgNode, path: Path) -> Batch:
+    """A batch of one image, resized and in the channel order that the config tests with."""
     with translate_errors(f"{path} cannot be read"):
         image = read_image(str(path), cfg.INPUT.FORMAT)
         height, width = image.shape[:2]
@@ -71,79 +73,77 @@ def prepared(cfg: CfgNode, path: Path) -> Batch:
     return [{"image": tensor, "height": height, "width": width}]
 
 
-def detect(
+def detect_at_widths(
     cfg: CfgNode,
     quantization: Quantization,
-    paths: Sequence[Path],
+    images: Sequence[Path],
     widths: Iterable[Bits],
-    least_score: float,
-    batches: Sequence[Batch] = (),
+    min_score: float,
+    calibration_batches: Sequence[Batch] = (),
 ) -> dict[Bits, list[Detections]]:
-    """The detections of every image at every width, from one copy of weights.
-
-    ``batches`` are the images of the calibration, where norms are re-estimated.
-    """
+    """Detections by bit-width, one list per image. Norm statistics are re-estimated from ``calibration_batches``."""
     model = quantization.model.eval()
 
-    def detections(bits: Bits) -> list[Detections]:
-        faster = fast_inference(model) if cfg.SSQL_DET.FAST_EVALUATION else nullcontext()
-        with faster, torch.no_grad():
-            outputs = (model(prepared(cfg, path))[0]["instances"] for path in track(paths, f"detecting at {bits}"))
-            return [list(_as_coco(instances, least_score)) for instances in outputs]
+    def detect(bits: Bits) -> list[Detections]:
+        inference_mode = fast_inference(model) if cfg.SSQL_DET.FAST_EVALUATION else nullcontext()
+        with inference_mode, torch.no_grad():
+            outputs = (model(load_image(cfg, path))[0]["instances"] for path in track(images, f"detecting at {bits}"))
+            return [list(_to_coco(instances, min_score)) for instances in outputs]
 
-    return dict(
-        evaluate_at_widths(quantization, widths, detections, None, [*merge_batches(batches)], run_detector)
-    )  # for each width
+    norm_batches = [*merge_batches(calibration_batches)]  # a list: each bit-width reads them
+    return dict(evaluate_at_widths(quantization, widths, detect, None, norm_batches, run_detector))
 
 
-def save(out: Path, cfg: CfgNode, paths: Sequence[Path], found: Mapping[Bits, list[Detections]]) -> None:
-    """``out/<image>.png``, the widths side by side, and ``out/detections_<bits>.json`` in COCO's format."""
-    classes, ids = class_names(cfg), category_ids(cfg)
-    for index, path in enumerate(paths):
-        panels = [_panel(path, str(bits), detections[index], classes) for bits, detections in found.items()]
+def save_predictions(
+    out: Path, cfg: CfgNode, images: Sequence[Path], detections_by_bits: Mapping[Bits, list[Detections]]
+) -> None:
+    """Write ``out/IMAGE.png``, the bit-widths side by side, and ``out/detections_BITS.json`` in COCO's format."""
+    classes, category_ids = get_class_names(cfg), get_category_ids(cfg)
+    for index, path in enumerate(images):
+        panels = [_draw(path, str(bits), each[index], classes) for bits, each in detections_by_bits.items()]
         with atomic_write(out / f"{path.stem}.png") as file:
             file.write(cv2.imencode(".png", np.hstack(panels))[1].tobytes())
-    for bits, detections in found.items():
-        images = [{"id": number, "file_name": path.name} for number, path in enumerate(paths, start=1)]
-        numbered = ((image, detection) for image, each in enumerate(detections, start=1) for detection in each)
+    for bits, detections in detections_by_bits.items():
+        image_records = [{"id": image_id, "file_name": path.name} for image_id, path in enumerate(images, start=1)]
+        pairs = ((image_id, each) for image_id, listed in enumerate(detections, start=1) for each in listed)
         annotations = [
-            {"id": number, "image_id": image, **detection, "category_id": ids[detection["category_id"]]}
-            for number, (image, detection) in enumerate(numbered, start=1)
+            {"id": number, "image_id": image_id, **each, "category_id": category_ids[each["category_id"]]}
+            for number, (image_id, each) in enumerate(pairs, start=1)
         ]
-        categories = [{"id": ids[number], "name": name} for number, name in enumerate(classes)]
-        content = {"images": images, "categories": categories, "annotations": annotations}
+        categories = [{"id": category_ids[index], "name": name} for index, name in enumerate(classes)]
+        content = {"images": image_records, "categories": categories, "annotations": annotations}
         with atomic_write(out / f"detections_{bits}.json", "w") as file:
             json.dump(content, file)
 
 
-def class_names(cfg: CfgNode) -> list[str]:
-    """As the first data set of the config names them, else numbers."""
-    known = _of_classes(cfg, "thing_classes")
-    return [str(number) for number in range(cfg.MODEL.ROI_HEADS.NUM_CLASSES)] if known is None else list(known)
+def get_class_names(cfg: CfgNode) -> list[str]:
+    """The class names of the config's data sets; numbers if they are unknown."""
+    names = _find_metadata(cfg, "thing_classes")
+    return [str(number) for number in range(cfg.MODEL.ROI_HEADS.NUM_CLASSES)] if names is None else list(names)
 
 
-def category_ids(cfg: CfgNode) -> list[int]:
-    """The data set's own numbers of its classes, as COCO's 1 to 90; else 0 and up."""
-    contiguous = _of_classes(cfg, "thing_dataset_id_to_contiguous_id")
-    if contiguous is None:
+def get_category_ids(cfg: CfgNode) -> list[int]:
+    """The category ids of the config's data sets, such as COCO's 1 to 90; class indices if they are unknown."""
+    index_by_id = _find_metadata(cfg, "thing_dataset_id_to_contiguous_id")
+    if index_by_id is None:
         return list(range(cfg.MODEL.ROI_HEADS.NUM_CLASSES))
-    return sorted(contiguous, key=contiguous.__getitem__)
+    return sorted(index_by_id, key=index_by_id.__getitem__)
 
 
-def _of_classes(cfg: CfgNode, attribute: str) -> Any:
-    """What the first data set of the config that has as many classes says of them."""
+def _find_metadata(cfg: CfgNode, attribute: str) -> Any:
+    """The attribute of the first data set in the config that has as many classes as the detector."""
     for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
         if is_custom(name):
             register_custom_dataset(name)
-        known = getattr(MetadataCatalog.get(name), attribute, None)
-        if known is not None and len(known) == cfg.MODEL.ROI_HEADS.NUM_CLASSES:
-            return known
+        value = getattr(MetadataCatalog.get(name), attribute, None)
+        if value is not None and len(value) == cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+            return value
     return None
 
 
-def _as_coco(instances: Any, least_score: float) -> Iterator[dict[str, Any]]:
+def _to_coco(instances: Any, min_score: float) -> Iterator[dict[str, Any]]:
     instances = instances.to("cpu")
-    for index in (instances.scores >= least_score).nonzero().flatten().tolist():
+    for index in (instances.scores >= min_score).nonzero().flatten().tolist():
         x0, y0, x1, y1 = instances.pred_boxes.tensor[index].tolist()
         detection = {
             "category_id": int(instances.pred_classes[index]),
@@ -151,17 +151,17 @@ def _as_coco(instances: Any, least_score: float) -> Iterator[dict[str, Any]]:
             "score": float(instances.scores[index]),
         }
         if instances.has("pred_masks"):
-            runs = coco_mask.encode(np.asfortranarray(instances.pred_masks[index].numpy().astype(np.uint8)))
-            detection["segmentation"] = {"size": runs["size"], "counts": runs["counts"].decode()}
+            rle = coco_mask.encode(np.asfortranarray(instances.pred_masks[index].numpy().astype(np.uint8)))
+            detection["segmentation"] = {"size": rle["size"], "counts": rle["counts"].decode()}
         yield detection
 
 
-def _panel(path: Path, caption: str, detections: Detections, classes: Sequence[str]) -> Canvas:
-    """The image with what was detected in it, enlarged if it is small, and the bit-width above."""
+def _draw(path: Path, caption: str, detections: Detections, classes: Sequence[str]) -> Canvas:
+    """The image with its detections, enlarged if it is small, below a caption."""
     boxes = tuple((x, y, x + width, y + height) for x, y, width, height in (each["bbox"] for each in detections))
     labels = tuple(f"{classes[each['category_id']]} {each['score']:.2f}" for each in detections)
     masks = tuple(each.get("segmentation") for each in detections)
-    canvas = draw_annotations(AnnotatedImage(path, None, boxes, labels, masks), _ENLARGED_TO)
-    framed = cv2.copyMakeBorder(canvas, _CAPTION, 4, 2, 2, cv2.BORDER_CONSTANT, value=_WHITE)
+    canvas = draw_annotations(AnnotatedImage(path, None, boxes, labels, masks), _MIN_SIDE)
+    framed = cv2.copyMakeBorder(canvas, _CAPTION_HEIGHT, 4, 2, 2, cv2.BORDER_CONSTANT, value=_WHITE)
     cv2.putText(framed, caption, (6, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.6, _BLACK, 1, cv2.LINE_AA)
     return np.asarray(framed, np.uint8)

@@ -1,7 +1,4 @@
-"""One detector measured at one bit-width: calibrate once, quantize, evaluate, and a row of what came out.
-
-An evaluation is the engine's loop with the data set's own evaluator, its metrics under plain names.
-"""
+"""Calibrate a detector and evaluate it at bit-widths, each as a result row."""
 
 from __future__ import annotations
 
@@ -18,12 +15,8 @@ from ssql_det.convert import Metadata
 from ssql_det.core.distributed import broadcast_from_main, is_main, world_size
 from ssql_det.core.errors import UserError
 from ssql_det.core.rows import Row
-from ssql_det.d2 import (
-    CfgNode,
-    engine_name,
-)
+from ssql_det.d2 import CfgNode, engine_name
 from ssql_det.detect.datasets import shorten_dataset_name
-from ssql_det.detect.engine_errors import translate_errors
 from ssql_det.detect.evaluation import evaluate
 from ssql_det.detect.evaluation_data import (
     Batch,
@@ -41,7 +34,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class QuantizationSettings:
-    """What of a measurement is not in the config. ``overrides`` are bits for patterns of module paths."""
+    """How a detector is quantized for an evaluation. ``overrides`` are bits for patterns of module paths."""
 
     scope: str
     calibration: Calibration = field(default_factory=Calibration)
@@ -51,93 +44,91 @@ class QuantizationSettings:
 
 @dataclass(frozen=True)
 class EvaluationContext:
-    """What all widths of a detector share on a data set: ``batches`` are the images it was calibrated with."""
+    """What the evaluations of a detector at all bit-widths share."""
 
     cfg: CfgNode
-    plan: QuantizationSettings
+    settings: QuantizationSettings
     dataset: str
-    images: CachedLoader
+    loader: CachedLoader
     quantization: Quantization
-    batches: Sequence[Batch]
-    profile: CostProfile
+    calibration_batches: Sequence[Batch]
+    cost_profile: CostProfile
 
 
 def prepare_evaluation(
     cfg: CfgNode,
     model: nn.Module,
-    plan: QuantizationSettings,
+    settings: QuantizationSettings,
     dataset: str,
-    images: CachedLoader,
-    batches: Sequence[Batch] | None = None,
-    saved: Path | None = None,
+    loader: CachedLoader,
+    calibration_batches: Sequence[Batch] | None = None,
+    quantization_file: Path | None = None,
 ) -> EvaluationContext:
-    """Calibrate the float network, or take the quantization that is ``saved`` for these weights."""
-    points = detector_points(model, plan.scope, plan.scheme.placement)
-    batches = batches or select_calibration_images(cfg, plan.calibration)
-    if saved is not None and broadcast_from_main(saved.exists):
-        quantization = Quantization.load(saved, model, plan.scheme)
-        require_same_points(points, quantization.points, saved)
-        _logger.info("calibrated already: %s", saved)
+    """Calibrate the detector, or load the quantization of an earlier calibration if its file exists."""
+    points = detector_points(model, settings.scope, settings.scheme.placement)
+    batches = calibration_batches or select_calibration_images(cfg, settings.calibration)
+    if quantization_file is not None and broadcast_from_main(quantization_file.exists):
+        quantization = Quantization.load(quantization_file, model, settings.scheme)
+        require_same_points(points, quantization.points, quantization_file)
+        _logger.info("using the calibration in %s", quantization_file)
     else:
-        quantization = quantize_detector(cfg, model, plan, batches)
-        if saved is not None and is_main():
-            quantization.save(saved)
+        quantization = quantize_detector(cfg, model, settings, batches)
+        if quantization_file is not None and is_main():
+            quantization.save(quantization_file)
     model.eval()
-    profile = broadcast_from_main(lambda: profile_cost(model, points, _first(images)))
-    return EvaluationContext(cfg, plan, dataset, images, quantization, batches, profile)
-
-
-def _first(images: CachedLoader) -> Batch:
-    with translate_errors("the first test image cannot be read"):
-        return next(iter(images))
+    cost_profile = broadcast_from_main(lambda: profile_cost(model, points, next(iter(loader))))
+    return EvaluationContext(cfg, settings, dataset, loader, quantization, batches, cost_profile)
 
 
 def quantize_detector(
-    cfg: CfgNode, model: nn.Module, plan: QuantizationSettings, batches: Sequence[Batch]
+    cfg: CfgNode, model: nn.Module, settings: QuantizationSettings, batches: Sequence[Batch]
 ) -> Quantization:
-    """What the float network is quantized by, and from which images: as many as there are, by their data's names."""
-    quantization = Quantization(model, detector_points(model, plan.scope, plan.scheme.placement), plan.scheme)
+    """A calibrated quantization of the detector, which records the images it was calibrated with."""
+    points = detector_points(model, settings.scope, settings.scheme.placement)
+    quantization = Quantization(model, points, settings.scheme)
     data = "+".join(map(shorten_dataset_name, cfg.DATASETS.TRAIN))
-    quantization.calibration = replace(plan.calibration, images=len(batches), data=data)
+    quantization.calibration = replace(settings.calibration, images=len(batches), data=data)
     calibrate_detector(quantization, batches)
     return quantization
 
 
 def calibrate_detector(quantization: Quantization, batches: Sequence[Batch]) -> None:
-    """Of a detector: it is fed whole batches of the engine's dicts, the ranks share them."""
+    """Calibrate on the engine's batches; under a process group the ranks share them."""
     if len(batches) < world_size():
         raise UserError(f"{world_size()} processes cannot share {len(batches)} images; calibrate with more")
     quantization.calibrate(take_rank_share(batches), forward=run_detector)
 
 
-def run_detector(network: nn.Module, batch: Batch) -> None:
-    network(batch)
+def run_detector(model: nn.Module, batch: Batch) -> None:
+    """Run a forward pass, as the ``forward`` argument of calibrations."""
+    model(batch)
 
 
 def evaluate_quantized(
     context: EvaluationContext, bits: Bits, overrides: Mapping[str, Bits] | None = None
 ) -> tuple[dict[str, float], float]:
-    """Metrics and costs at one width, and the seconds it took. The network is float again afterwards.
+    """Metrics and costs at a bit-width, and the seconds of the evaluation. Afterwards the detector is float again.
 
-    ``GFLOPs`` are billions of multiply-adds, ``GBOPs`` of bit-operations, of the first image.
+    ``GFLOPs`` counts multiply-adds of the first image and ``GBOPs`` its bit-operations, both in billions.
     """
     quantization, is_fast = context.quantization, context.cfg.SSQL_DET.FAST_EVALUATION
     _logger.info("evaluating at %s on %s", bits, context.dataset)
     start = time.perf_counter()
-    found = partial(evaluate, quantization.model, context.images, context.dataset, is_fast)
-    metrics = evaluate_at_width(quantization, bits, found, overrides, merge_batches(context.batches), run_detector)
-    cost = context.profile.at(bits, overrides)
+    evaluate_model = partial(evaluate, quantization.model, context.loader, context.dataset, is_fast)
+    norm_batches = merge_batches(context.calibration_batches)
+    metrics = evaluate_at_width(quantization, bits, evaluate_model, overrides, norm_batches, run_detector)
+    cost = context.cost_profile.at(bits, overrides)
     metrics |= {"MB": cost.bytes / 1e6, "GFLOPs": cost.macs / 1e9, "GBOPs": cost.bit_ops / 1e9}
     return metrics, round(time.perf_counter() - start, 2)
 
 
 @dataclass(frozen=True)
 class EvaluatedDetector:
-    """What a detector is, for its rows: its file or the moment of its training, and what its backbone is."""
+    """Where a detector comes from, for its rows. ``checkpoint`` is a file, or an iteration of a training."""
 
     checkpoint: str
-    facts: Metadata
-    network: str
+    metadata: Metadata
+    network: str  # the backbone's name
     sha256: str = ""
 
 
@@ -145,26 +136,27 @@ def make_row(
     context: EvaluationContext,
     config_label: str,
     bits: Bits,
-    measured: tuple[Mapping[str, float], float],
-    origin: EvaluatedDetector,
+    result: tuple[Mapping[str, float], float],
+    detector: EvaluatedDetector,
 ) -> Row:
-    """A measurement with everything that it depends on. Method and seed are the config's, else the checkpoint's."""
-    cfg, plan, (metrics, seconds) = context.cfg, context.plan, measured
+    """A row of :func:`evaluate_quantized`'s result. Method and seed are the config's, else the checkpoint's."""
+    cfg, settings, (metrics, seconds) = context.cfg, context.settings, result
+    metadata = detector.metadata
     return Row(
-        method=cfg.SSQL_DET.METHOD or origin.facts.method or "",
-        checkpoint=origin.checkpoint,
-        checkpoint_hash=origin.sha256,
+        method=cfg.SSQL_DET.METHOD or metadata.method or "",
+        checkpoint=detector.checkpoint,
+        checkpoint_hash=detector.sha256,
         config=config_label,
         dataset=shorten_dataset_name(context.dataset),
         bits=str(bits),
-        scope=plan.scope,
+        scope=settings.scope,
         metrics=metrics,
-        seed=cfg.SEED if cfg.SEED >= 0 or origin.facts.seed is None else origin.facts.seed,
+        seed=cfg.SEED if cfg.SEED >= 0 or metadata.seed is None else metadata.seed,
         engine=engine_name(),
         seconds=seconds,
-        scheme=str(plan.scheme),
-        calibration=context.quantization.calibration or plan.calibration,
-        network=origin.network,
-        overrides={pattern: str(width) for pattern, width in plan.overrides.items()},
-        placement=plan.scheme.placement,
+        scheme=str(settings.scheme),
+        calibration=context.quantization.calibration or settings.calibration,
+        network=detector.network,
+        overrides={pattern: str(width) for pattern, width in settings.overrides.items()},
+        placement=settings.scheme.placement,
     )

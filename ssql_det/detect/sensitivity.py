@@ -1,7 +1,7 @@
-"""Which part of a detector a low bit-width hurts: one group of modules quantized at a time, the rest float.
+"""Sensitivity analysis: how much each group of a detector's modules loses when it alone is quantized.
 
-The loss is in AP, or, much faster, the relative error of what the group's branch puts out: with everything before it
-float, a head sees the very proposals that it sees in the float network.
+The loss is in AP, or, much faster, the relative error of the outputs behind the group. As the rest is float, the heads
+see the same proposals as in the float detector.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from ssql_det.detect.quantized_evaluation import run_detector
 from ssql_det.quant import Bits, Quantization, QuantPoint, evaluate_at_width
 from ssql_det.quant.hooks import recording_outputs
 
-_GROUPS = (  # a pattern of paths, and how the group is called in a bits file
+_GROUPS = (  # regular expressions of module paths, and the group's pattern in a bits file
     (r"(backbone(?:\.bottom_up)?\.stem).*", r"\1*"),
     (r"(backbone(?:\.bottom_up)?\.res\d)\..*", r"\1.*"),
     (r"backbone\.fpn_.*", r"backbone.fpn_*"),
     (r"(proposal_generator|roi_heads\.\w+)\..*", r"\1.*"),
 )
 _RPN = "proposal_generator.rpn_head"
-_BRANCHES = (  # where the error of a group is looked at: by the beginning of its name
+_OUTPUT_MODULES = (  # the modules whose outputs are compared, by the beginning of a group's pattern
     ("backbone", ("backbone",)),
     ("proposal_generator", (f"{_RPN}.objectness_logits", f"{_RPN}.anchor_deltas")),
     ("roi_heads.mask_head", ("roi_heads.mask_head.predictor",)),
@@ -38,69 +38,69 @@ _BRANCHES = (  # where the error of a group is looked at: by the beginning of it
 
 @dataclass(frozen=True)
 class GroupSensitivity:
-    """A group, by its pattern for a bits file, and what it loses alone at few bits: AP, or a relative error."""
+    """A group, as its pattern in a bits file, and its loss when it alone is quantized: AP, or a relative error."""
 
     pattern: str
     loss: float
 
 
 def list_groups(points: Sequence[QuantPoint]) -> list[str]:
-    """The groups of a detector's points, in their order.
+    """The groups of a detector's quantization points, in their order.
 
-    >>> list_groups(detector_points(detector, "all"))
-    ['backbone.stem*', 'backbone.res2.*', ..., 'roi_heads.box_predictor.*']
+    >>> from ssql_det.quant import Side
+    >>> list_groups([QuantPoint("backbone.res2.0.conv1", Side.WEIGHT), QuantPoint("backbone.res2.0", Side.OUTPUT)])
+    ['backbone.res2.*']
     """
-    return list(dict.fromkeys(_group(point.path) for point in points))
+    return list(dict.fromkeys(_get_group(point.path) for point in points))
 
 
 def measure_feature_errors(
     quantization: Quantization, bits: Bits, batches: Sequence[Batch]
 ) -> Iterator[GroupSensitivity]:
-    """For each group the relative error of its branch's outputs, averaged over the images."""
+    """Quantize each group alone; yield the relative error of the outputs behind it, averaged over the batches."""
     model = quantization.model.eval()
     for group in track(list_groups(quantization.points), "groups of modules"):
-        sinks = next(names for beginning, names in _BRANCHES if group.startswith(beginning))
+        paths = next(paths for prefix, paths in _OUTPUT_MODULES if group.startswith(prefix))
         errors = []
         for batch in batches:
-            outputs = partial(_outputs, model, sinks, batch)
-            reference = outputs()
-            found = evaluate_at_width(
-                quantization, Bits.FP, outputs, {group: bits}, merge_batches(batches), run_detector
-            )
-            errors.append(_relative_error(found, reference))
+            run = partial(_record_outputs, model, paths, batch)
+            float_outputs = run()
+            norm_batches = merge_batches(batches)
+            outputs = evaluate_at_width(quantization, Bits.FP, run, {group: bits}, norm_batches, run_detector)
+            errors.append(_relative_error(outputs, float_outputs))
         yield GroupSensitivity(group, sum(errors) / len(errors))
 
 
-def sort_by_loss(found: Sequence[GroupSensitivity]) -> list[GroupSensitivity]:
-    """The most hurt first."""
-    return sorted(found, key=lambda each: -each.loss)
+def sort_by_loss(sensitivities: Sequence[GroupSensitivity]) -> list[GroupSensitivity]:
+    """The largest loss first."""
+    return sorted(sensitivities, key=lambda each: -each.loss)
 
 
-def select_overrides(found: Sequence[GroupSensitivity], keep: int, bits: Bits) -> dict[str, str]:
-    """A bits file: the ``keep`` most hurt groups at more bits than the rest.
+def select_overrides(sensitivities: Sequence[GroupSensitivity], count: int, bits: Bits) -> dict[str, str]:
+    """The content of a bits file that gives the ``count`` most sensitive groups these bits.
 
     >>> select_overrides([GroupSensitivity("a.*", 0.1), GroupSensitivity("b.*", 3.0)], 1, Bits(8, 8))
     {'b.*': '8w8a'}
     """
-    return {each.pattern: str(bits) for each in sort_by_loss(found)[:keep]}
+    return {each.pattern: str(bits) for each in sort_by_loss(sensitivities)[:count]}
 
 
-def _group(path: str) -> str:
-    for pattern, name in _GROUPS:
-        if match := re.fullmatch(pattern, path):
-            return match.expand(name)
-    raise UserError(f"{path} belongs to no group that is known here")
+def _get_group(path: str) -> str:
+    for expression, pattern in _GROUPS:
+        if match := re.fullmatch(expression, path):
+            return match.expand(pattern)
+    raise UserError(f"{path} is in none of the groups that the sensitivity analysis supports")
 
 
-def _outputs(model: nn.Module, sinks: Sequence[str], batch: Batch) -> list[Tensor]:
-    with recording_outputs(model, sinks) as seen, torch.no_grad():
+def _record_outputs(model: nn.Module, paths: Sequence[str], batch: Batch) -> list[Tensor]:
+    with recording_outputs(model, paths) as outputs, torch.no_grad():
         model(batch)
-    return seen
+    return outputs
 
 
-def _relative_error(found: Sequence[Tensor], reference: Sequence[Tensor]) -> float:
-    """Of all outputs together; of nothing, as where nothing was detected, there is none."""
-    pairs = list(zip(found, reference, strict=True))
-    error = sum(float((one - other).square().sum()) for one, other in pairs)
-    size = sum(float(other.square().sum()) for _, other in pairs)
+def _relative_error(outputs: Sequence[Tensor], references: Sequence[Tensor]) -> float:
+    """Over all outputs together; 0 if they are empty, as where nothing was detected."""
+    pairs = list(zip(outputs, references, strict=True))
+    error = sum(float((output - reference).square().sum()) for output, reference in pairs)
+    size = sum(float(reference.square().sum()) for _, reference in pairs)
     return float((error / size) ** 0.5) if size else 0.0

@@ -1,8 +1,7 @@
-"""A sweep: one detector, one calibration, one row for every bit-width. Each row is on disk before the next begins.
+"""A sweep evaluates one detector at several bit-widths, with one calibration, and writes a row for each.
 
-A folder holds one sweep. Started again it goes on behind the rows that are there; started again with another config,
-other weights or another calibration it refuses, for rows that differ in what nobody sees are worth nothing. A folder
-without a row yet is anybody's.
+Every row is written before the next evaluation begins. A folder holds one sweep: started again, it continues after its
+rows. Another config, other weights or another calibration are refused, unless the folder has no row yet.
 """
 
 from __future__ import annotations
@@ -39,8 +38,8 @@ from ssql_det.quant import Bits, Scheme
 from ssql_det.quant.points import assign_bits
 from ssql_det.quant.scheme import RE_ESTIMATED, TRAINED
 
-RESULTS_NAME, QUANTIZATION_NAME, PLAN_NAME = "results.jsonl", "quantization.safetensors", "sweep.json"
-_OLD_RANGES_NAME = "ranges.json"  # of min-max calibrations before there were schemes
+RESULTS_NAME, QUANTIZATION_NAME, IDENTITY_NAME = "results.jsonl", "quantization.safetensors", "sweep.json"
+_FORMER_RANGES_NAME = "ranges.json"  # of calibrations before version 1 of the quantization file
 _logger = logging.getLogger(__name__)
 
 
@@ -50,113 +49,110 @@ def sweep(
     model: nn.Module,
     checkpoint: Checkpoint,
     widths: Sequence[Bits],
-    plan: QuantizationSettings,
+    settings: QuantizationSettings,
 ) -> Iterator[Row]:
-    """The rows of ``widths`` in their order, of ``OUTPUT_DIR``'s file where they are there, else evaluated.
+    """Yield a row per bit-width, from ``OUTPUT_DIR``'s results if it is there, otherwise evaluated.
 
     Under a process group the ranks share the images, and rank 0 writes.
-
-    >>> for row in sweep(cfg, "voc_r18_c4.yaml", model, checkpoint, parse_widths("FP,8,4"), QuantizationSettings("all")):
-    ...     print(row.bits, row.metrics["bbox/AP50"])
     """
-    out = check_output_dir(cfg.OUTPUT_DIR)
-    dataset = _only_test_set(cfg)
-    plan.scheme.check_bits([*widths, *plan.overrides.values()])  # refused before anything is written
-    assign_bits(detector_points(model, plan.scope, plan.scheme.placement), Bits.FP, plan.overrides)
+    folder = check_output_dir(cfg.OUTPUT_DIR)
+    dataset = _get_test_dataset(cfg)
+    settings.scheme.check_bits([*widths, *settings.overrides.values()])
+    points = detector_points(model, settings.scope, settings.scheme.placement)
+    assign_bits(points, Bits.FP, settings.overrides)  # raises if a pattern matches no point
     sha256 = checkpoint.source.sha256 if checkpoint.source else ""
-    identity = _identity(cfg, dataset, sha256, plan)
-    done = {row.bits: row for row in broadcast_from_main(lambda: _rows_of(out, identity))}
-    images = build_evaluation_loader(cfg, dataset)
-    origin = EvaluatedDetector(checkpoint.display_name, checkpoint.metadata, checkpoint.architecture.name, sha256)
+    identity = _make_identity(cfg, dataset, sha256, settings)
+    finished = {row.bits: row for row in broadcast_from_main(lambda: _read_finished_rows(folder, identity))}
+    loader = build_evaluation_loader(cfg, dataset)
+    detector = EvaluatedDetector(checkpoint.display_name, checkpoint.metadata, checkpoint.architecture.name, sha256)
     context: EvaluationContext | None = None
     for bits in widths:
-        if str(bits) in done:
-            _logger.info("%s is there already, in %s", bits, out / RESULTS_NAME)
-            yield done[str(bits)]
+        if str(bits) in finished:
+            _logger.info("%s was evaluated already, see %s", bits, folder / RESULTS_NAME)
+            yield finished[str(bits)]
             continue
         if context is None:
-            calibration = select_calibration_images(cfg, plan.calibration)
-            take_rank_share(calibration)  # what cannot be read is refused before anything is written
-            broadcast_from_main(lambda: _claim(out, identity))
-            context = prepare_evaluation(cfg, model, plan, dataset, images, calibration, out / QUANTIZATION_NAME)
-        overrides = None if bits == Bits.FP else plan.overrides  # a row called FP is full precision
-        row = make_row(context, config_label, bits, evaluate_quantized(context, bits, overrides), origin)
+            batches = select_calibration_images(cfg, settings.calibration)
+            take_rank_share(batches)  # decodes them: a damaged image is refused before anything is written
+            broadcast_from_main(lambda: _claim_folder(folder, identity))
+            context = prepare_evaluation(cfg, model, settings, dataset, loader, batches, folder / QUANTIZATION_NAME)
+        overrides = None if bits == Bits.FP else settings.overrides
+        row = make_row(context, config_label, bits, evaluate_quantized(context, bits, overrides), detector)
         if is_main():
-            _keep_to_the_plan(out, identity)  # another may have begun while this one had no row
-            if context.quantization.norm_statistics:  # those of this width are in it now
-                context.quantization.save(out / QUANTIZATION_NAME)
-            rows.append_row(out / RESULTS_NAME, row)
+            _check_identity(folder, identity)  # another sweep may have claimed the folder before this first row
+            if context.quantization.norm_statistics:  # the evaluation may have estimated those of this bit-width
+                context.quantization.save(folder / QUANTIZATION_NAME)
+            rows.append_row(folder / RESULTS_NAME, row)
         yield row
 
 
-def _only_test_set(cfg: CfgNode) -> str:
+def _get_test_dataset(cfg: CfgNode) -> str:
     if len(cfg.DATASETS.TEST) != 1:
-        raise UserError(f"a sweep has one data set to evaluate on; DATASETS.TEST names {len(cfg.DATASETS.TEST)}")
+        raise UserError(f"a sweep needs one data set to evaluate on; DATASETS.TEST names {len(cfg.DATASETS.TEST)}")
     name: str = cfg.DATASETS.TEST[0]
     return name
 
 
-def _identity(cfg: CfgNode, dataset: str, sha256: str, plan: QuantizationSettings) -> dict[str, Any]:
-    """Everything that decides the rows' numbers, by plain keys."""
+def _make_identity(cfg: CfgNode, dataset: str, sha256: str, settings: QuantizationSettings) -> dict[str, Any]:
+    """Everything that decides the numbers of the rows; its keys appear in messages."""
+    ignored_keys = (*IGNORED_KEYS, *TRAINING_EVALUATION_KEYS)
     return {
-        **{
-            key: value
-            for key, value in flatten_config(cfg).items()
-            if key not in (*IGNORED_KEYS, *TRAINING_EVALUATION_KEYS)
-        },
+        **{key: value for key, value in flatten_config(cfg).items() if key not in ignored_keys},
         "weights' sha256": sha256,
         "the objects' sha256": hash_annotations(dataset),
         "engine": engine_name(),
-        "--scope": plan.scope,
-        "--calib-images": plan.calibration.images,
-        "--calib-seed": plan.calibration.seed,
-        "--scheme": str(plan.scheme),
-        "--bits-file": {pattern: str(bits) for pattern, bits in plan.overrides.items()},
+        "--scope": settings.scope,
+        "--calib-images": settings.calibration.images,
+        "--calib-seed": settings.calibration.seed,
+        "--scheme": str(settings.scheme),
+        "--bits-file": {pattern: str(bits) for pattern, bits in settings.overrides.items()},
     }
 
 
-def _rows_of(out: Path, identity: dict[str, Any]) -> list[Row]:
-    """What is measured already. A folder that has rows of another plan is refused; while it has none, any may begin."""
-    found = rows.read_rows(out / RESULTS_NAME) if (out / RESULTS_NAME).exists() else []
-    if found:
-        _keep_to_the_plan(out, identity)
-    return found
+def _read_finished_rows(folder: Path, identity: dict[str, Any]) -> list[Row]:
+    """Rows of another sweep are refused."""
+    finished = rows.read_rows(folder / RESULTS_NAME) if (folder / RESULTS_NAME).exists() else []
+    if finished:
+        _check_identity(folder, identity)
+    return finished
 
 
-def _claim(out: Path, identity: dict[str, Any]) -> None:
-    """From here on the folder is this sweep's; the calibration of a plan that came to no row goes."""
-    before = _plan_of(out)
-    is_other = any(json.dumps(before.get(key)) != json.dumps(identity.get(key)) for key in {**before, **identity})
-    if not _rows_of(out, identity) and is_other and (out / QUANTIZATION_NAME).exists():
-        (out / QUANTIZATION_NAME).unlink()
-    if (out / _OLD_RANGES_NAME).exists() and not (out / QUANTIZATION_NAME).exists():
-        _logger.warning("%s is of an older ssql_det and is not read; calibrating again", out / _OLD_RANGES_NAME)
-    with atomic_write(out / PLAN_NAME, "w") as file:
+def _claim_folder(folder: Path, identity: dict[str, Any]) -> None:
+    """Write this sweep's identity; the calibration of another sweep that has no row is deleted."""
+    previous = _read_identity(folder)
+    is_other = any(json.dumps(previous.get(key)) != json.dumps(identity.get(key)) for key in {**previous, **identity})
+    if not _read_finished_rows(folder, identity) and is_other and (folder / QUANTIZATION_NAME).exists():
+        (folder / QUANTIZATION_NAME).unlink()
+    if (folder / _FORMER_RANGES_NAME).exists() and not (folder / QUANTIZATION_NAME).exists():
+        _logger.warning("%s is of an earlier version and is not read; calibrating again", folder / _FORMER_RANGES_NAME)
+    with atomic_write(folder / IDENTITY_NAME, "w") as file:
         json.dump(identity, file, indent=1)
 
 
-def _plan_of(out: Path) -> dict[str, Any]:
-    """What decides the numbers of the folder's sweep; nothing where none has begun."""
-    path = out / PLAN_NAME
-    if not path.exists():
+def _read_identity(folder: Path) -> dict[str, Any]:
+    """The identity of the folder's sweep; empty if none has begun."""
+    file = folder / IDENTITY_NAME
+    if not file.exists():
         for name in (RESULTS_NAME, QUANTIZATION_NAME):
-            if (out / name).exists():
-                raise UserError(f"{out / name} is of a sweep whose {PLAN_NAME} is gone; choose another OUTPUT_DIR")
+            if (folder / name).exists():
+                raise UserError(
+                    f"{folder / name} belongs to a sweep whose {IDENTITY_NAME} is missing; choose another OUTPUT_DIR"
+                )
         return {}
     try:
-        return _upgraded(dict(json.loads(path.read_text("utf-8"))))
-    except (RecursionError, TypeError, ValueError):
-        raise UserError(f"{path} is damaged; choose another OUTPUT_DIR") from None
+        return _upgrade_identity(dict(json.loads(file.read_text("utf-8"))))
+    except (RecursionError, TypeError, ValueError) as failure:
+        raise UserError(f"{file} is damaged; choose another OUTPUT_DIR") from failure
 
 
-def _upgraded(plan: dict[str, Any]) -> dict[str, Any]:
-    """An older plan may have former names, say whether norms were recalibrated, and have keys that decide nothing."""
-    plan = rename_keys(plan, RENAMED_KEYS)
-    if "--recalibrate-bn" in plan:
-        plan["--scheme"] = str(Scheme(norms=RE_ESTIMATED if plan.pop("--recalibrate-bn") else TRAINED))
-    return {key: value for key, value in plan.items() if key not in TRAINING_EVALUATION_KEYS}
+def _upgrade_identity(identity: dict[str, Any]) -> dict[str, Any]:
+    """Earlier versions had other key names, a key for re-estimated norms, and keys that decide nothing."""
+    identity = rename_keys(identity, RENAMED_KEYS)
+    if "--recalibrate-bn" in identity:
+        identity["--scheme"] = str(Scheme(norms=RE_ESTIMATED if identity.pop("--recalibrate-bn") else TRAINED))
+    return {key: value for key, value in identity.items() if key not in TRAINING_EVALUATION_KEYS}
 
 
-def _keep_to_the_plan(out: Path, identity: dict[str, Any]) -> None:
-    """Refuse where the folder has another plan, and say in what. The order of patterns is part of it."""
-    check_same_config(_plan_of(out), identity, f"the sweep in {out}", "choose another OUTPUT_DIR")
+def _check_identity(folder: Path, identity: dict[str, Any]) -> None:
+    """The order of the patterns in a bits file counts too."""
+    check_same_config(_read_identity(folder), identity, f"the sweep in {folder}", "choose another OUTPUT_DIR")

@@ -1,12 +1,12 @@
-"""The training of a detector, on one page: Detectron2's plain loop, and what small machines and killed runs need."""
+"""Train a detector: Detectron2's plain training loop, with resuming, gradient accumulation and precise BN."""
 
 from __future__ import annotations
 
 import json
 import logging
 import time
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,6 @@ from ssql_det.d2 import (
     build_lr_scheduler,
     build_optimizer,
 )
-from ssql_det.detect import training_checkpoint
 from ssql_det.detect.config import (
     DEFAULT_VALUES,
     IGNORED_KEYS,
@@ -40,178 +39,183 @@ from ssql_det.detect.config import (
 )
 from ssql_det.detect.datasets import check_custom_annotations, check_dataset, is_custom
 from ssql_det.detect.detector import build_detector, describe_untrained, load_pretrained_detector
-from ssql_det.detect.engine_errors import translate_errors
+from ssql_det.detect.engine_errors import translate_config_errors
 from ssql_det.detect.evaluation_data import Batch
-from ssql_det.detect.periodic_evaluation import EVALUATIONS_NAME, PeriodicEvaluation
+from ssql_det.detect.periodic_evaluation import PeriodicEvaluation
 from ssql_det.detect.train_loader import BadImageLog, build_train_loader, get_micro_batch_size
+from ssql_det.detect.training_checkpoint import FINAL_NAME, LAST_CHECKPOINT_NAME, WINDOW_SIZE, TrainingCheckpointer
 
 COVERAGE_NAME = "coverage.json"
-_MAY_CHANGE = (  # when a run goes on
+_RESUMABLE_WITH = (  # keys that may differ from the config of the run that is resumed
     *(*IGNORED_KEYS, "SOLVER.MAX_ITER", "SOLVER.CHECKPOINT_PERIOD"),
     *(*TRAINING_EVALUATION_KEYS, "TEST.EVAL_PERIOD"),
 )
-_CURE = "lower SOLVER.BASE_LR or lengthen SOLVER.WARMUP_ITERS, and train in another OUTPUT_DIR"
+_DIVERGENCE_ADVICE = "lower SOLVER.BASE_LR or lengthen SOLVER.WARMUP_ITERS, and train in another OUTPUT_DIR"
 _logger = logging.getLogger(__name__)
 
 
 def train(cfg: CfgNode, config_label: str, resume: bool = False) -> Path:
-    """Train what a config describes, from ``MODEL.WEIGHTS``'s backbone, or from scratch where that is empty.
+    """Train a detector from the backbone in ``MODEL.WEIGHTS``, or from scratch if that is empty.
 
-    Returns the path of the final checkpoint. With ``resume`` a run that was stopped becomes, on the CPU bit for bit,
-    the run that was not. Under a process group every rank calls it, each takes its part of a batch, and rank 0 writes.
+    Returns the path of the final checkpoint. With ``resume`` an interrupted run ends, on the CPU, with the same bits as
+    an uninterrupted one. Under a process group every rank calls it and trains its part of each batch; rank 0 writes.
     """
     folder, last, seed = check_output_dir(cfg.OUTPUT_DIR), cfg.SOLVER.MAX_ITER - 1, get_training_seed(cfg)
     _check_numbers(cfg)
     _check_data(cfg)
     _check_norms(cfg)
-    seed_all(seed + rank())  # Detectron2's way: ranks sample different regions; weights are the first's
-    is_there = (folder / training_checkpoint.LAST_CHECKPOINT_NAME).exists()
+    seed_all(seed + rank())  # as Detectron2: ranks sample different regions; DDP broadcasts the weights of rank 0
+    has_checkpoint = (folder / LAST_CHECKPOINT_NAME).exists()
     values = flatten_config(cfg)
-    is_resumed = check_resume(values, folder, is_there, resume, _MAY_CHANGE, DEFAULT_VALUES, RENAMED_KEYS)
-    model, description, coverage = _network(cfg, begins=not is_resumed)
-    with translate_errors("the solver cannot be built"):
+    is_resumed = check_resume(values, folder, has_checkpoint, resume, _RESUMABLE_WITH, DEFAULT_VALUES, RENAMED_KEYS)
+    model, metadata, coverage = _build_model(cfg, is_resumed)
+    with translate_config_errors("the solver cannot be built"):
         optimizer = build_optimizer(cfg, model)
         scheduler = build_lr_scheduler(cfg, optimizer)
     storage, bad_images = EventStorage(), BadImageLog()
-    run = training_checkpoint.TrainingCheckpointer(
-        folder, {"model": model, "optimizer": optimizer, "scheduler": scheduler}, storage, bad_images
-    )
+    parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
+    checkpointer = TrainingCheckpointer(folder, parts, storage, bad_images)
     start = 0
     if is_resumed:
-        newest, description = run.resume()
+        newest, metadata = checkpointer.resume()
         start = newest + 1
         if start == cfg.SOLVER.MAX_ITER:
-            _logger.info("%s is finished already", folder)
-            return folder / f"{training_checkpoint.FINAL_NAME}.pth"
+            _logger.info("the run in %s is already finished", folder)
+            return folder / f"{FINAL_NAME}.pth"
         if start > cfg.SOLVER.MAX_ITER:
             raise UserError(
-                f"{folder} is trained up to iteration {newest}, beyond SOLVER.MAX_ITER {cfg.SOLVER.MAX_ITER}; "
-                "nothing is left to do"
+                f"the run in {folder} is trained up to iteration {newest}, beyond SOLVER.MAX_ITER "
+                f"{cfg.SOLVER.MAX_ITER}; raise SOLVER.MAX_ITER to train on"
             )
-        _logger.info("going on at iteration %d", start)
-    parts = cfg.SSQL_DET.MICRO_BATCHES
-    batches = build_train_loader(cfg, seed, first=start * parts)
-    watch = PeriodicEvaluation(cfg, config_label, Metadata.from_dict(description), str(description.get("arch", "")))
+        _logger.info("resuming at iteration %d", start)
+    micro_batches = cfg.SSQL_DET.MICRO_BATCHES
+    loader = build_train_loader(cfg, seed, first=start * micro_batches)
+    evaluation = PeriodicEvaluation(cfg, config_label, Metadata.from_dict(metadata), str(metadata.get("arch", "")))
     printer = CommonMetricPrinter(cfg.SOLVER.MAX_ITER)
-    barrier()  # nobody writes before all have read
+    barrier()  # no rank writes before all have read
     if is_main():
         save_config(values, folder)
         if coverage is not None:
             with atomic_write(folder / COVERAGE_NAME, "w") as file:
                 json.dump(coverage.to_dict(), file, indent=1)
         if not is_resumed:
-            (folder / EVALUATIONS_NAME).unlink(missing_ok=True)  # of a run that was killed before its first checkpoint
-    trained = DistributedDataParallel(model) if world_size() > 1 else model
+            evaluation.clear()
+    ddp_model = DistributedDataParallel(model) if world_size() > 1 else model
 
     with storage, scalar_writer(folder, start - 1 if is_resumed else None) as write:
         for iteration in range(start, cfg.SOLVER.MAX_ITER):
             storage.iter = iteration
-            begun = time.perf_counter()
-            trained.train()
+            start_time = time.perf_counter()
+            ddp_model.train()
             optimizer.zero_grad()
-            for part in range(parts):
-                batch = next(batches)
-                bad_images.take_from(batch)
-                with _reduced(trained, is_last=part == parts - 1):
-                    losses = _losses(trained, batch, iteration, cfg.SOLVER.AMP.ENABLED)
-                    _require_finite(losses, iteration)
-                    total = torch.stack(list(losses.values())).sum()
-                    (total / parts).backward()
-                named = {"total_loss": total, **losses}
-                for name, loss in zip(named, all_reduce_mean(torch.stack(list(named.values()))).tolist(), strict=True):
+            for micro_batch in range(micro_batches):
+                batch = next(loader)
+                bad_images.pop_from(batch)
+                with _reducing_gradients(ddp_model, micro_batch == micro_batches - 1):
+                    losses = _compute_losses(ddp_model, batch, iteration, cfg.SOLVER.AMP.ENABLED)
+                    _check_finite(losses, iteration)
+                    total_loss = torch.stack(list(losses.values())).sum()
+                    (total_loss / micro_batches).backward()
+                named_losses = {"total_loss": total_loss, **losses}
+                means = all_reduce_mean(torch.stack(list(named_losses.values()))).tolist()
+                for name, loss in zip(named_losses, means, strict=True):
                     storage.put_scalar(name, loss)
             optimizer.step()
             storage.put_scalar("lr", optimizer.param_groups[0]["lr"], smoothing_hint=False)
             scheduler.step()
-            storage.put_scalar("time", time.perf_counter() - begun)
+            storage.put_scalar("time", time.perf_counter() - start_time)
 
-            if (iteration + 1) % training_checkpoint.WINDOW_SIZE == 0 or iteration == last:
+            if (iteration + 1) % WINDOW_SIZE == 0 or iteration == last:
                 storage.put_scalar("bad_images", sum(all_gather(len(bad_images.names))), smoothing_hint=False)
                 printer.write()
-                medians = storage.latest_with_smoothing_hint(training_checkpoint.WINDOW_SIZE)  # of what is noisy
+                medians = storage.latest_with_smoothing_hint(WINDOW_SIZE)  # the latest value where no smoothing is due
                 write(iteration, {name: value for name, (value, _) in medians.items()})
-            if iteration == last or watch.is_due(iteration, last):
-                estimate_norms(cfg, model, seed)
-            if watch.is_due(iteration, last):
-                write(iteration, watch.look(model, iteration))
+            if iteration == last or evaluation.is_due(iteration, last):
+                with _translate_divergence(iteration):
+                    estimate_norms(cfg, model, seed)
+            if evaluation.is_due(iteration, last):
+                write(iteration, evaluation.evaluate(model, iteration))
             if (iteration + 1) % cfg.SOLVER.CHECKPOINT_PERIOD == 0 and iteration != last:
-                run.save(f"model_{iteration:07d}", iteration, description)
-        return run.save(training_checkpoint.FINAL_NAME, last, description)
+                checkpointer.save(f"model_{iteration:07d}", iteration, metadata)
+        return checkpointer.save(FINAL_NAME, last, metadata)
 
 
 def estimate_norms(cfg: CfgNode, model: nn.Module, seed: int) -> None:
-    """Precise BN, where the config says so and norms are not frozen: statistics over many batches, estimated anew.
+    """Precise BN: estimate the norms' statistics over many training batches, if ``TEST.PRECISE_BN`` is enabled.
 
-    Wu and Johnson, "Rethinking Batch in BatchNorm" (2021); the computation is fvcore's. Generators stay as they are.
-    The images are the beginning of a stream of their own, the same each time, which the ranks share. Afterwards every
-    rank has the same statistics: those of all, or where nothing is estimated the main process's.
+    Wu and Johnson, "Rethinking Batch in BatchNorm" (2021), computed by fvcore. It uses the same images each time and
+    leaves the random generators as they are. Afterwards every rank has the average of all ranks' statistics, or rank
+    0's where nothing was estimated.
     """
     norms = get_bn_modules(model) if cfg.TEST.PRECISE_BN.ENABLED else []
     if norms:
         generators = RngState.capture()
         is_training = model.training
         model.train()
-        with (
-            EventStorage(),
-            translate_errors("the norms' statistics cannot be estimated"),
-        ):  # losses report to a storage
+        with EventStorage():  # the engine's losses need one
             update_bn_stats(model, build_train_loader(cfg, seed + 1), cfg.TEST.PRECISE_BN.NUM_ITER)
         model.train(is_training)
         generators.restore()
     for norm in norms:
-        _average(norm)
+        _average_over_ranks(norm)
     broadcast_tensors(model.buffers())
 
 
-def _average(norm: nn.Module) -> None:
-    """Over the ranks, which count the same: the variance of all is that within each and that of their means."""
-    average, variance = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
-    of_all = all_reduce_mean(average)
-    variance.copy_(all_reduce_mean(variance + (average - of_all).square()))
-    average.copy_(of_all)
+def _average_over_ranks(norm: nn.Module) -> None:
+    """The variance over all ranks is the mean of their variances plus the variance of their means."""
+    mean, variance = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
+    mean_over_ranks = all_reduce_mean(mean)
+    variance.copy_(all_reduce_mean(variance + (mean - mean_over_ranks).square()))
+    mean.copy_(mean_over_ranks)
 
 
-def _network(cfg: CfgNode, begins: bool) -> tuple[nn.Module, dict[str, Any], Coverage | None]:
-    """The detector, and what is known about it: with the pretrained backbone if there is one and the run begins.
+def _build_model(cfg: CfgNode, is_resumed: bool) -> tuple[nn.Module, dict[str, Any], Coverage | None]:
+    """The detector, the metadata for its checkpoints, and which weights were loaded.
 
-    Then also how it was covered.
+    A resumed run does not load ``MODEL.WEIGHTS``: its checkpoint has all weights.
     """
     seed = {"seed": get_training_seed(cfg)}
-    if cfg.MODEL.WEIGHTS and begins:
+    if cfg.MODEL.WEIGHTS and not is_resumed:
         model, checkpoint, coverage = load_pretrained_detector(cfg)
         return model, {**checkpoint.metadata_dict(), **seed}, coverage
     model = build_detector(cfg)
     return model, {**describe_untrained(cfg, model), **seed}, None
 
 
-def _reduced(trained: nn.Module, is_last: bool) -> AbstractContextManager[None]:
-    """The ranks exchange gradients once a batch, after the last of its parts."""
-    if is_last or not isinstance(trained, DistributedDataParallel):
+def _reducing_gradients(ddp_model: nn.Module, is_last: bool) -> AbstractContextManager[None]:
+    """Ranks exchange gradients once per batch, after its last micro-batch."""
+    if is_last or not isinstance(ddp_model, DistributedDataParallel):
         return nullcontext()
-    return trained.no_sync()
+    return ddp_model.no_sync()
 
 
-def _losses(model: nn.Module, batch: Batch, iteration: int, in_bfloat16: bool) -> dict[str, Tensor]:
+def _compute_losses(model: nn.Module, batch: Batch, iteration: int, is_bfloat16: bool) -> dict[str, Tensor]:
     device = next(model.parameters()).device.type
-    try:
-        with torch.autocast(device, torch.bfloat16, enabled=in_bfloat16):
-            losses: dict[str, Tensor] = model(batch)
-    except FloatingPointError as failure:  # the engine looks at its proposals
-        raise UserError(f"the training diverged at iteration {iteration} ({failure}); {_CURE}") from failure
+    with _translate_divergence(iteration), torch.autocast(device, torch.bfloat16, enabled=is_bfloat16):
+        losses: dict[str, Tensor] = model(batch)
     return losses
 
 
-def _require_finite(losses: Mapping[str, Tensor], iteration: int) -> None:
+@contextmanager
+def _translate_divergence(iteration: int) -> Iterator[None]:
+    """Only FloatingPointError: with it the engine says that proposals are not finite."""
+    try:
+        yield
+    except FloatingPointError as failure:
+        message = f"the training diverged at iteration {iteration} ({failure}); {_DIVERGENCE_ADVICE}"
+        raise UserError(message) from failure
+
+
+def _check_finite(losses: Mapping[str, Tensor], iteration: int) -> None:
     for name, loss in losses.items():
         if not loss.isfinite():
-            raise UserError(f"{name} is {loss.item()} at iteration {iteration}; {_CURE}")
+            raise UserError(f"{name} is {loss.item()} at iteration {iteration}; {_DIVERGENCE_ADVICE}")
 
 
 def _check_numbers(cfg: CfgNode) -> None:
-    """What would end in a traceback, or never."""
     check_minimums(cfg, dict.fromkeys(("SOLVER.MAX_ITER", "SOLVER.CHECKPOINT_PERIOD", "TEST.PRECISE_BN.NUM_ITER"), 1))
     get_micro_batch_size(cfg)
-    if cfg.SEED + world_size() > 1 << 32:  # each rank has a seed of its own
+    if cfg.SEED + world_size() > 1 << 32:  # every rank has its own seed
         raise UserError(f"SEED must be less than 2**32, got {cfg.SEED}")
 
 
@@ -220,15 +224,12 @@ def _check_norms(cfg: CfgNode) -> None:
         return
     keys = [key for key, value in flatten_config(cfg).items() if value in ("SyncBN", "nnSyncBN")]
     if keys:
-        raise UserError(
-            "SyncBN shares its statistics between GPUs only; for several processes on the CPU set "
-            f"{' and '.join(keys)} to naiveSyncBN"
-        )
+        raise UserError(f"SyncBN needs GPUs; for several processes on the CPU set {' and '.join(keys)} to naiveSyncBN")
 
 
 def _check_data(cfg: CfgNode) -> None:
-    """A head of too few classes fails in a kernel, one of too many trains in silence; so do two orders of classes."""
-    known: dict[str, list[str]] = {}
+    """The classes of all data sets must be those of the head; with more or fewer it fails late, or never."""
+    classes_by_dataset: dict[str, list[str]] = {}
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         check_dataset(name)
         classes = getattr(MetadataCatalog.get(name), "thing_classes", None)
@@ -239,9 +240,12 @@ def _check_data(cfg: CfgNode) -> None:
                 f"{name} has {len(classes)} classes and MODEL.ROI_HEADS.NUM_CLASSES is "
                 f"{cfg.MODEL.ROI_HEADS.NUM_CLASSES}; set it to {len(classes)}"
             )
-        known[name] = list(classes)
-        for other, theirs in known.items():
-            if theirs != known[name]:
-                raise UserError(f"the classes of {other} are {', '.join(theirs)}, those of {name} {', '.join(classes)}")
+        classes_by_dataset[name] = list(classes)
+        for other, other_classes in classes_by_dataset.items():
+            if other_classes != classes_by_dataset[name]:
+                raise UserError(
+                    f"the classes of {other} are {', '.join(other_classes)}, those of {name} {', '.join(classes)}; "
+                    "they must be the same, in the same order"
+                )
     for name in filter(is_custom, cfg.DATASETS.TRAIN):
         check_custom_annotations(name)

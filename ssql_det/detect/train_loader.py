@@ -1,14 +1,14 @@
-"""The training images in an order that is a function of the seed: any run finds its place in it again.
+"""The loader of training images, in an order that depends on the seed alone.
 
-Which records make up batch ``n``, and every random choice of each image's augmentation, follow from the seed and the
-position alone, not from the state of a generator, from how many workers decode or from how many processes share a
-batch. So a resumed run sees what the run that was not stopped would have seen.
+The images of batch ``n`` and the random choices of their augmentation follow from the seed and from ``n``, not from the
+number of workers or processes. So a resumed run trains on what the uninterrupted run would have trained on.
 """
 
 from __future__ import annotations
 
 import itertools
 import logging
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -25,140 +25,146 @@ from ssql_det.detect.engine_errors import translate_errors
 from ssql_det.detect.evaluation_data import Batch
 
 BAD_IMAGE_POLICIES = ("stop", "skip")
-BAD_IMAGES = "bad_images"  # in a sample: the files that it stands in for
-STOP = "stop"  # instead of a sample: why there is none; a worker's exception would come with its whole traceback
-_MOST_SUBSTITUTES = 100
+BAD_IMAGES_KEY = "bad_images"  # of a sample: the files that were skipped for it
+ERROR_KEY, TRACEBACK_KEY = "error", "traceback"  # of a sample that could not be read
+_MAX_SKIPPED = 100  # images in a row
 _logger = logging.getLogger(__name__)
 
-Record = dict[str, Any]
-Place = tuple[int, int]  # a position in the stream, and the record that stands there
+Record = dict[str, Any]  # an image in Detectron2's dataset format
+Index = tuple[int, int]  # a position in the training, and the index of the record that is trained on there
 
 
-class AspectRatioBatchSampler(Sampler[list[Place]]):
-    """Endless batches of one orientation, wide or tall, so that little of a batch is padding; from batch ``first`` on.
+class AspectRatioBatchSampler(Sampler[list[Index]]):
+    """Endless batches of either wide or tall images, so that little of a batch is padding.
 
-    Of each batch this is the part of one of ``world`` ranks.
+    It begins with batch ``first``, and yields of each batch the part of one of ``world`` ranks.
 
     >>> batches = AspectRatioBatchSampler([True, True, False, False], size=2, seed=0)
-    >>> sorted(index for _, index in next(iter(batches)))
-    [2, 3]
+    >>> next(iter(batches))
+    [(0, 0), (1, 1)]
     """
 
     def __init__(
         self, is_wide: Sequence[bool], size: int, seed: int, first: int = 0, rank: int = 0, world: int = 1
     ) -> None:
         self._is_wide, self._size, self._seed, self._first = is_wide, size, seed, first
-        self._own = slice(rank, None, world)
+        self._rank_part = slice(rank, None, world)
 
-    def __iter__(self) -> Iterator[list[Place]]:
-        return (batch[self._own] for batch in itertools.islice(self._batches(), self._first, None))
+    def __iter__(self) -> Iterator[list[Index]]:
+        return (batch[self._rank_part] for batch in itertools.islice(self._batches(), self._first, None))
 
-    def _batches(self) -> Iterator[list[Place]]:
-        waiting: dict[bool, list[Place]] = {True: [], False: []}
-        for position, index in enumerate(self._indices()):
-            group = waiting[self._is_wide[index]]
-            group.append((position, index))
-            if len(group) == self._size:
-                yield list(group)
-                group.clear()
+    def _batches(self) -> Iterator[list[Index]]:
+        buckets: dict[bool, list[Index]] = {True: [], False: []}
+        for position, index in enumerate(self._shuffled_indices()):
+            bucket = buckets[self._is_wide[index]]
+            bucket.append((position, index))
+            if len(bucket) == self._size:
+                yield list(bucket)
+                bucket.clear()
 
-    def _indices(self) -> Iterator[int]:
+    def _shuffled_indices(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self._seed)
         while True:
             yield from torch.randperm(len(self._is_wide), generator=generator).tolist()
 
 
 class SeededDataset(Dataset[Record]):
-    """Records mapped to samples, each with random choices of its own position; a bad image stops or is stood in for."""
+    """Maps records to samples; the random choices of a sample are seeded by its position.
+
+    A sample of an image that cannot be read holds the error under ``ERROR_KEY``: an exception of a worker process
+    would not arrive as it was raised.
+    """
 
     def __init__(
         self, records: Sequence[Record], mapper: Callable[[Record], Any], seed: int, on_bad_image: str = "stop"
     ) -> None:
         self._records, self._mapper, self._seed, self._on_bad_image = records, mapper, seed, on_bad_image
 
-    def __getitem__(self, place: Place) -> Record:
-        position, index = place
-        bad: list[str] = []
-        for offset in range(_MOST_SUBSTITUTES):
-            record = self._records[(index + offset) % len(self._records)]
+    def __getitem__(self, index: Index) -> Record:
+        position, first_record = index
+        skipped: list[str] = []
+        for offset in range(_MAX_SKIPPED):
+            record = self._records[(first_record + offset) % len(self._records)]
             try:
                 with seeded_rng(self._seed, position):
                     sample: Record = self._mapper(record)
-            except Exception as failure:  # a decoder can fail in any way
+            except Exception as failure:  # a damaged file can make a decoder fail in any way
                 file = record.get("file_name", "?")
                 if self._on_bad_image == "stop":
                     reason = " ".join(str(failure).split())
-                    cure = "mend or remove it, or set SSQL_DET.ON_BAD_IMAGE skip"
-                    return {STOP: f"cannot train on {file}: {reason}; {cure}"}
-                bad.append(file)
+                    error = f"cannot train on {file}: {reason}; repair or remove it, or set SSQL_DET.ON_BAD_IMAGE skip"
+                    return {ERROR_KEY: error, TRACEBACK_KEY: traceback.format_exc()}
+                skipped.append(file)
+                last_traceback = traceback.format_exc()
             else:
-                return {**sample, BAD_IMAGES: bad} if bad else sample
-        return {STOP: f"{_MOST_SUBSTITUTES} images in a row cannot be read, from {bad[0]} on; see ssql-det check-data"}
+                return {**sample, BAD_IMAGES_KEY: skipped} if skipped else sample
+        error = f"{_MAX_SKIPPED} images in a row cannot be read, from {skipped[0]} on; see ssql-det check-data"
+        return {ERROR_KEY: error, TRACEBACK_KEY: last_traceback}
 
     def __len__(self) -> int:
         return len(self._records)
 
 
 class BadImageLog:
-    """Names each bad image once and counts all."""
+    """Logs each skipped image once, and counts them."""
 
     def __init__(self) -> None:
         self.names: set[str] = set()
 
-    def take_from(self, batch: Batch) -> None:
+    def pop_from(self, batch: Batch) -> None:
+        """Take note of the skipped images in the batch's samples."""
         for sample in batch:
-            for name in sample.pop(BAD_IMAGES, ()):
+            for name in sample.pop(BAD_IMAGES_KEY, ()):
                 if name not in self.names:
                     self.names.add(name)
-                    _logger.warning("%s cannot be read; the next image stands in (%d so far)", name, len(self.names))
+                    _logger.warning("%s cannot be read and is skipped (%d so far)", name, len(self.names))
 
 
 def get_micro_batch_size(cfg: CfgNode) -> int:
-    """How many images all ranks take at once: a batch may come in several parts, one after the other.
-
-    Each part counts the same, as a rank's does.
-    """
+    """Images of a forward pass, of all ranks together: a batch is trained in ``MICRO_BATCHES`` equal parts."""
     size, parts, world = cfg.SOLVER.IMS_PER_BATCH, cfg.SSQL_DET.MICRO_BATCHES, world_size()
     check_minimums(cfg, {"SOLVER.IMS_PER_BATCH": 1})
     if parts < 1 or size % parts:
         raise UserError(f"SSQL_DET.MICRO_BATCHES must divide SOLVER.IMS_PER_BATCH {size}, got {parts}")
     if size // parts % world:
-        share = f"{world} processes cannot share {size // parts} images"
-        raise UserError(f"{share}: make SOLVER.IMS_PER_BATCH {size} a multiple of {parts * world}")
+        raise UserError(
+            f"{world} processes cannot share {size // parts} images: make SOLVER.IMS_PER_BATCH {size} a multiple of "
+            f"{parts * world}"
+        )
     return int(size // parts)
 
 
 def build_train_loader(cfg: CfgNode, seed: int, first: int = 0) -> Iterator[Batch]:
-    """This rank's share of every part of a batch from part ``first`` on, in the config's training form, without end."""
+    """Endless micro-batches from number ``first`` on, transformed as the config trains; of each, this rank's part."""
     size = get_micro_batch_size(cfg)
     if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
         raise UserError(
-            f"DATALOADER.SAMPLER_TRAIN {cfg.DATALOADER.SAMPLER_TRAIN} is not here; leave it TrainingSampler"
+            f"DATALOADER.SAMPLER_TRAIN {cfg.DATALOADER.SAMPLER_TRAIN} is not supported; leave it TrainingSampler"
         )
     policy = cfg.SSQL_DET.ON_BAD_IMAGE
     if policy not in BAD_IMAGE_POLICIES:
-        raise UserError(f"SSQL_DET.ON_BAD_IMAGE is {' or '.join(BAD_IMAGE_POLICIES)}, got {policy!r}")
+        raise UserError(f"SSQL_DET.ON_BAD_IMAGE must be {' or '.join(BAD_IMAGE_POLICIES)}, got {policy!r}")
     for name in cfg.DATASETS.TRAIN:
         check_dataset(name)
     with translate_errors("the training data, those of DATASETS.TRAIN, cannot be read"):
         records = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
         mapper = DatasetMapper(cfg, is_train=True)
-        grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING
-        is_wide = [not grouped or record["width"] > record["height"] for record in records]
+        has_groups = cfg.DATALOADER.ASPECT_RATIO_GROUPING
+        is_wide = [not has_groups or record["width"] > record["height"] for record in records]
     if cfg.MODEL.MASK_ON:
-        _require_masks(records)
+        _check_masks(records)
     loader = DataLoader(
         SeededDataset(records, mapper, seed, policy),
         batch_sampler=AspectRatioBatchSampler(is_wide, size, seed, first, rank(), world_size()),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=list,
-        generator=torch.Generator().manual_seed(seed),  # else it draws from the global one, once a run
+        generator=torch.Generator().manual_seed(seed),  # otherwise it draws a number from the global one
         worker_init_fn=ignore_interrupts,
     )
-    return map(_require_samples, loader)
+    return map(_raise_read_errors, loader)
 
 
-def _require_masks(records: Sequence[Record]) -> None:
+def _check_masks(records: Sequence[Record]) -> None:
     for record in records:
         if any("segmentation" not in each for each in record["annotations"]):
             raise UserError(
@@ -166,8 +172,8 @@ def _require_masks(records: Sequence[Record]) -> None:
             )
 
 
-def _require_samples(batch: Batch) -> Batch:
+def _raise_read_errors(batch: Batch) -> Batch:
     for sample in batch:
-        if STOP in sample:
-            raise UserError(sample[STOP])
+        if ERROR_KEY in sample:
+            raise UserError(sample[ERROR_KEY]) from OSError(f"reading the image failed:\n{sample[TRACEBACK_KEY]}")
     return batch

@@ -214,7 +214,7 @@ LINES = {  # the command line itself is what is wrong
     "no classes": (train("MODEL.ROI_HEADS.NUM_CLASSES 0"), "NUM_CLASSES is 0; set it to 10"),
     "other classes": (sweep("MODEL.ROI_HEADS.NUM_CLASSES 20"), "was trained with: MODEL.ROI_HEADS.NUM_CLASSES"),
     "test size below zero": (sweep("INPUT.MIN_SIZE_TEST -1"), "INPUT.MIN_SIZE_TEST must be 0 or more, got -1"),
-    "no anchors": (train("MODEL.ANCHOR_GENERATOR.SIZES [[]]"), "GENERATOR.SIZES has to have numbers above 0"),
+    "no anchors": (train("MODEL.ANCHOR_GENERATOR.SIZES [[]]"), "GENERATOR.SIZES must have numbers above 0"),
     "no pooling": (train("MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION 0"), "POOLER_RESOLUTION must be 1 or more, got 0"),
     "depth of nineteen": (
         train("MODEL.BACKBONE.NAME build_resnet_backbone MODEL.RESNETS.DEPTH 19"),
@@ -248,7 +248,7 @@ LINES = {  # the command line itself is what is wrong
     # ---- checkpoints
     "checkpoint that is not there": (probe(of=BAD_PTH), "there is no file {here}/bad.pth; check the path"),
     "checkpoint that is a folder": (convert("{out}"), "{out} is a directory; name the checkpoint file in it"),
-    "no weights": (sweep("MODEL.WEIGHTS ''"), "MODEL.WEIGHTS is empty; say which weights"),
+    "no weights": (sweep("MODEL.WEIGHTS ''"), "MODEL.WEIGHTS is empty; name the weights"),
     "backbone for a detector": (
         predict("MODEL.WEIGHTS {good}/backbone.pth" + PHOTO),
         "backbone.pth is a backbone alone",
@@ -467,7 +467,7 @@ FILES = {  # something that lies in the case's folder is
     "tag that leads outside": (
         RESUME,
         earlier("c4", replaced("last_checkpoint", b"../../../../../../etc/passwd")),
-        "last_checkpoint names '../../../../../../etc/passwd', which is no file of that folder",
+        "last_checkpoint names '../../../../../../etc/passwd', which is not a file in that folder",
     ),
     "checkpoint without generators": (
         RESUME,
@@ -492,7 +492,7 @@ FILES = {  # something that lies in the case's folder is
     "checkpoint of another schedule": (
         RESUME,
         earlier("c4", saved("model_final.pth", lambda content: content["scheduler"].update(last_epoch="five"))),
-        "its scheduler is not as this config has it at iteration 0",
+        "its scheduler is not that of this config at iteration 0",
     ),
     "pretraining's checkpoint of another momentum": (
         PRETRAIN_ON,
@@ -637,7 +637,7 @@ FILES = {  # something that lies in the case's folder is
     "plan of a sweep that is gone": (
         SWEEP_AGAIN,
         earlier("sweep", lambda run: (run / "sweep.json").unlink()),
-        "results.jsonl is of a sweep whose sweep.json is gone; choose another OUTPUT_DIR",
+        "results.jsonl belongs to a sweep whose sweep.json is missing; choose another OUTPUT_DIR",
     ),
     "damaged plan of a sweep": (
         SWEEP_AGAIN,

@@ -132,9 +132,9 @@ def faulty(content):
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        (faulty, "is of image 12345, which is not in the file (and 1 more faults); `ssql-det check-data"),
+        (faulty, "is of image 12345, which is not in the file (and 1 more errors); `ssql-det check-data"),
         (lambda content: content.pop("categories"), "is not in COCO's instances format"),
-        (lambda content: content["categories"].clear(), "names no classes"),
+        (lambda content: content["categories"].clear(), "has no class names"),
         (lambda content: content["categories"][0].pop("name"), "is not in COCO's instances format"),
         (lambda content: content["annotations"].clear(), "no image has an object; nothing can be trained on it"),
     ],
@@ -148,10 +148,13 @@ def test_files_that_would_end_a_training_are_refused_before_it(change, complaint
 @pytest.mark.parametrize(
     ("given", "complaint"),
     [
-        ("labels.json", "own data are IMAGES:FILE.json, a folder and a file, as photos:labels.json; got 'labels.json'"),
-        (":labels.json", "own data are IMAGES:FILE.json"),
+        (
+            "labels.json",
+            "a custom data set is IMAGES:FILE.json, a folder and a file, as photos:labels.json; got 'labels.json'",
+        ),
+        (":labels.json", "a custom data set is IMAGES:FILE.json"),
         ("nowhere:labels.json", "there is no folder of images "),
-        (".:nothing.json", "there is no file "),
+        (".:nothing.json", "there is no annotation file "),
     ],
 )
 def test_places_that_are_none_are_refused(given, complaint, capsys, tmp_path):

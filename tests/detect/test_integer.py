@@ -54,7 +54,7 @@ def test_the_scope_with_the_neck_is_an_fpns():
     neck = {point.path for point in detector_points(model, "backbone+neck")}
     neck -= {point.path for point in detector_points(model, "backbone")}
     assert neck == {f"backbone.fpn_{kind}{level}" for level in (2, 3, 4, 5) for kind in ("lateral", "output")}
-    with pytest.raises(UserError, match=r"has no FPN, which scope backbone\+neck is about"):
+    with pytest.raises(UserError, match=r"scope backbone\+neck needs an FPN"):
         detector_points(build_detector(config(C4)), "backbone+neck")
 
 

@@ -44,7 +44,9 @@ def test_a_resumed_run_has_each_look_once_and_may_change_its_scheme(tmp_path):
 @pytest.mark.parametrize(
     ("keys", "complaint"),
     [
-        pytest.param({"SSQL_DET__SCOPE": "head"}, r"SSQL_DET.SCOPE is backbone or backbone\+neck or all, got 'head'"),
+        pytest.param(
+            {"SSQL_DET__SCOPE": "head"}, r"SSQL_DET.SCOPE must be backbone or backbone\+neck or all, got 'head'"
+        ),
         pytest.param({"SSQL_DET__CALIB_IMAGES": 0}, "SSQL_DET.CALIB_IMAGES must be 1 or more, got 0"),
         ({"SSQL_DET__EVAL_BITS": ["99"]}, "99"),
         ({"SSQL_DET__SCHEME": "minmx"}, "unknown weight quantizer 'minmx'; did you mean 'minmax'?"),

@@ -13,7 +13,7 @@ from ssql_det.cli.main import main
 from ssql_det.cli.predict import _split
 from ssql_det.core.errors import UserError
 from ssql_det.detect.detector import build_detector
-from ssql_det.detect.predict import category_ids, find_images, prepared
+from ssql_det.detect.predict import find_images, get_category_ids, load_image
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_float_is_what_the_detector_says(weights, photos, tmp_path):
     model = build_detector(cfg)
     model.load_state_dict(torch.load(weights / f"{C4}.pth")["model"])
     with torch.no_grad():
-        expected = model.eval()(prepared(cfg, photos / "b.png"))[0]["instances"]
+        expected = model.eval()(load_image(cfg, photos / "b.png"))[0]["instances"]
     found = json.loads((tmp_path / "out" / "detections_FP.json").read_text())["annotations"]
     assert [each["score"] for each in found] == pytest.approx(expected.scores.tolist(), rel=1e-5)
     assert [each["category_id"] for each in found] == expected.pred_classes.tolist()
@@ -78,9 +78,9 @@ def test_float_is_what_the_detector_says(weights, photos, tmp_path):
 
 def test_categories_have_the_data_sets_own_numbers():
     cfg = config(FPN, DATASETS__TEST=("coco_2017_val",), MODEL__ROI_HEADS__NUM_CLASSES=80)
-    assert category_ids(cfg)[:13] == [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 14]
-    assert category_ids(cfg)[-1] == 90
-    assert category_ids(config(C4)) == list(range(10))
+    assert get_category_ids(cfg)[:13] == [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 14]
+    assert get_category_ids(cfg)[-1] == 90
+    assert get_category_ids(config(C4)) == list(range(10))
 
 
 def test_images_are_files_and_those_of_folders_in_order(photos):
@@ -97,7 +97,7 @@ def test_what_is_no_image_is_refused(photos, tmp_path):
     with pytest.raises(UserError, match="two images are called a"):
         find_images([str(photos), str(photos / "a.jpg")])
     with pytest.raises(UserError, match=r"notes\.txt cannot be read"):
-        prepared(config(C4), photos / "notes.txt")
+        load_image(config(C4), photos / "notes.txt")
 
 
 def test_keys_come_before_images():

@@ -63,8 +63,8 @@ def test_the_images_go_on_where_they_stopped(monkeypatch, tmp_path):
         fed.append([each["file_name"] for each in batch])
         return losses(model, batch, *rest)
 
-    losses = training._losses
-    monkeypatch.setattr(training, "_losses", spy)
+    losses = training._compute_losses
+    monkeypatch.setattr(training, "_compute_losses", spy)
     train(config(C4, tmp_path / "whole"), C4)
     expected = fed.copy()
     fed.clear()
@@ -175,5 +175,5 @@ def test_a_checkpoint_without_state_is_not_resumed(whole_run, tmp_path):
     torch.save({key: content[key] for key in ("model", "iteration")}, tmp_path / "model_final.pth")
     (tmp_path / "last_checkpoint").write_text("model_final.pth")
     shutil.copy(whole_run / "config.yaml", tmp_path)
-    with pytest.raises(UserError, match=r"model_final\.pth cannot be resumed from: it has no optimizer; train anew"):
+    with pytest.raises(UserError, match=r"model_final\.pth cannot be resumed from: it has no optimizer; train again"):
         train(config(C4, tmp_path), C4, resume=True)

@@ -208,6 +208,6 @@ def test_an_unknown_scope_and_two_test_sets_are_refused(learned, capsys, tmp_pat
     assert "--scope is backbone or backbone+neck or all, got 'head'" in refused(
         capsys, *command(learned, tmp_path / "out", "--scope", "head")
     )
-    with pytest.raises(UserError, match=r"a sweep has one data set to evaluate on; DATASETS\.TEST names 2"):
+    with pytest.raises(UserError, match=r"a sweep needs one data set to evaluate on; DATASETS\.TEST names 2"):
         swept(learned, tmp_path / "out", DATASETS__TEST=(TEST, "toy_voc_2007_trainval"))
     assert not (tmp_path / "out").exists()

@@ -182,8 +182,8 @@ def samples(records, policy):
 @pytest.mark.parametrize(("index", "name"), [(2, "torn.jpg"), (3, "missing.jpg")])
 def test_a_bad_image_stops_the_stream_and_is_named(index, name, broken):
     before = generators()
-    why = samples(broken, "stop")[0, index]["stop"]
-    assert re.match(rf"cannot train on \S*{name}: .*; mend or remove it, or set SSQL_DET\.ON_BAD", why)
+    why = samples(broken, "stop")[0, index]["error"]
+    assert re.match(rf"cannot train on \S*{name}: .*; repair or remove it, or set SSQL_DET\.ON_BAD", why)
     assert generators() == before
 
 
@@ -217,7 +217,7 @@ def test_each_bad_image_is_named_once_and_counted(workers, broken, caplog):
     bad = BadImageLog()
     with caplog.at_level(logging.WARNING, "ssql_det"):
         for batch in taken(cfg, 12):  # four times through
-            bad.take_from(batch)
+            bad.pop_from(batch)
             assert not any("bad_images" in sample for sample in batch)
     assert bad.names == {broken[2]["file_name"], broken[3]["file_name"]}
     said = [record.getMessage() for record in caplog.records]
@@ -227,10 +227,10 @@ def test_each_bad_image_is_named_once_and_counted(workers, broken, caplog):
 
 
 def test_where_no_image_can_be_read_it_ends(broken):
-    why = samples(broken[2:4], "skip")[0, 0]["stop"]
+    why = samples(broken[2:4], "skip")[0, 0]["error"]
     assert re.match(r"100 images in a row cannot be read, from \S*torn\.jpg on", why)
 
 
 def test_an_unknown_policy_is_refused():
-    with pytest.raises(UserError, match=r"SSQL_DET\.ON_BAD_IMAGE is stop or skip, got 'ignore'"):
+    with pytest.raises(UserError, match=r"SSQL_DET\.ON_BAD_IMAGE must be stop or skip, got 'ignore'"):
         build_train_loader(config(C4, SSQL_DET__ON_BAD_IMAGE="ignore"), 0)

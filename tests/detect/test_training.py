@@ -120,14 +120,14 @@ def test_precise_bn_gives_a_norm_the_statistics_of_all_its_images(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_in_one_sentence(whole_run, monkeypatch, capsys, tmp_path):
-    losses, seen = training._losses, []
+    losses, seen = training._compute_losses, []
 
     def at_last_nan(*args):
         seen.append(1)
         return losses(*args) if len(seen) < 5 else losses(*args) | {"loss_cls": torch.tensor(float("nan"))}
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "_losses", at_last_nan)
+        patch.setattr(training, "_compute_losses", at_last_nan)
         line = refused(capsys, *arguments(tmp_path))
     assert line == (
         "error: loss_cls is nan at iteration 4; lower SOLVER.BASE_LR or lengthen SOLVER.WARMUP_ITERS, and train in "

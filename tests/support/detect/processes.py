@@ -46,7 +46,7 @@ def gradients(folder):
 
 @contextlib.contextmanager
 def seen_by_each_part():
-    losses, found = training._losses, []
+    losses, found = training._compute_losses, []
 
     def spy(model, *rest):
         grad = next(model.parameters()).grad
@@ -54,7 +54,7 @@ def seen_by_each_part():
         return losses(model, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "_losses", spy)
+        patch.setattr(training, "_compute_losses", spy)
         yield found
 
 
@@ -94,13 +94,13 @@ def looked_at(folder, is_precise):
 
 def fed(folder, name, stop):
     """The files that a training which goes on feeds this rank, a list a step, until a step does not come back."""
-    losses, found = training._losses, []
+    losses, found = training._compute_losses, []
 
     def spy(model, batch, *rest):
         found.append([each["file_name"] for each in batch])
         return losses(model, batch, *rest)
 
     with pytest.MonkeyPatch.context() as patch, stopped_in_step(stop) if stop else contextlib.nullcontext():
-        patch.setattr(training, "_losses", spy)
+        patch.setattr(training, "_compute_losses", spy)
         train(config(C4, f"{folder}/run", **FEEDING), C4, resume=True)
     Path(f"{folder}/{name} {rank()}.json").write_text(json.dumps(found))
