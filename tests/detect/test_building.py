@@ -67,7 +67,7 @@ def test_every_config_builds_a_detector_that_answers(name):
 
 
 def test_channels_in_an_order_that_is_none_are_refused():
-    with pytest.raises(UserError, match=r"INPUT\.FORMAT is RGB or BGR, got 'GRB'"):
+    with pytest.raises(UserError, match=r"INPUT\.FORMAT must be RGB or BGR, got 'GRB'"):
         build_detector(config(C4, INPUT__FORMAT="GRB"))
 
 
