@@ -1,7 +1,7 @@
-"""Draw what a detector sees in images of yours at several bit-widths, side by side, and write it as COCO's JSON.
+"""Run a detector on your images at several bit-widths: draw the detections side by side, and write COCO's JSON.
 
-KEY VALUE pairs and images come last: MODEL.WEIGHTS FILE image.jpg folder. Few bits need a calibration: that
-of a sweep of the same weights (--quantization), else one on the config's training images.
+KEY VALUE pairs and images come last: MODEL.WEIGHTS FILE image.jpg folder. Quantized activations need a calibration:
+that of a sweep of the same weights (--quantization), otherwise one on the config's training images.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quantization", metavar="FILE", help="quantization.safetensors of a sweep of these weights")
     add_scheme(parser, None, "the file's, else minmax")
     add_calibration(parser)
-    parser.add_argument("--score", type=float, default=0.5, help="least score to show (default: %(default)s)")
+    parser.add_argument("--score", type=float, default=0.5, help="least score of a detection (default: %(default)s)")
     parser.add_argument("--out", default="predictions", help="folder for pictures and JSON (default: %(default)s)")
     parser.add_argument("rest", metavar="KEY VALUE ... IMAGE ...", nargs=argparse.REMAINDER, help="config, then images")
 
@@ -47,20 +47,20 @@ def run(options: argparse.Namespace) -> None:
     from ssql_det.quant.quantization_file import require_same_points
     from ssql_det.quant.scheme import RE_ESTIMATED
 
-    overrides, images = _split(options.rest)
+    overrides, images = _split_keys_and_images(options.rest)
     paths, widths = find_images(images), parse_widths(options.bits)
     check_output_paths(Path(options.out), paths)
     if options.scope not in SCOPES:
-        raise UserError(f"--scope is {' or '.join(SCOPES)}, got {options.scope!r}")
+        raise UserError(f"--scope must be {' or '.join(SCOPES)}, got {options.scope!r}")
     scheme = scheme_of(options)
     if not 0 <= options.score <= 1:
-        raise UserError(f"--score is 0 to 1, got {options.score}")
+        raise UserError(f"--score must be 0 to 1, got {options.score}")
     cfg = read_detector_config(options, overrides)
     model, _ = load_trained_detector(cfg)
     batches: Sequence[Any] = ()
     if options.quantization:
-        asked = None if options.scheme is None else scheme
-        quantization = Quantization.load(options.quantization, model, asked)
+        expected_scheme = None if options.scheme is None else scheme
+        quantization = Quantization.load(options.quantization, model, expected_scheme)
         points = detector_points(model, options.scope, quantization.scheme.placement)
         require_same_points(points, quantization.points, options.quantization)
     else:
@@ -68,19 +68,19 @@ def run(options: argparse.Namespace) -> None:
         if any(bits.act is not None for bits in widths) or scheme.norms == RE_ESTIMATED:
             batches = select_calibration_images(cfg, calibration_of(options))
             calibrate_detector(quantization, batches)
-    found = detect_at_widths(cfg, quantization, paths, widths, options.score, batches)
-    save_predictions(Path(options.out), cfg, paths, found)
-    for bits, detections in found.items():
+    detections_by_bits = detect_at_widths(cfg, quantization, paths, widths, options.score, batches)
+    save_predictions(Path(options.out), cfg, paths, detections_by_bits)
+    for bits, detections in detections_by_bits.items():
         print(f"{bits}: {sum(map(len, detections))} objects of score {options.score} or more in {len(paths)} image(s)")
     print(f"pictures and JSON: {options.out}")
 
 
-# The last one had what SSQL_DET has now: its keys are refused with their names of today.
+# SSQL is the former name of SSQL_DET: its keys are refused with a message that gives the new name.
 _ROOTS = ("MODEL", "INPUT", "DATASETS", "DATALOADER", "TEST", "SOLVER", "SSQL_DET", "OUTPUT_DIR", "SEED", "SSQL")
 
 
-def _split(rest: list[str]) -> tuple[list[str], list[str]]:
-    """Config keys come in pairs and are in capitals with a dot, as MODEL.WEIGHTS; what follows them are images."""
+def _split_keys_and_images(rest: list[str]) -> tuple[list[str], list[str]]:
+    """Config keys, in pairs with their values, then images."""
     from ssql_det.core.errors import UserError
 
     pairs = 0
@@ -88,7 +88,7 @@ def _split(rest: list[str]) -> tuple[list[str], list[str]]:
         pairs += 2
     for option in rest[pairs:]:
         if option.startswith("--"):
-            raise UserError(f"{option} stands behind KEY VALUE pairs or images; options come before them")
+            raise UserError(f"{option} must come before the KEY VALUE pairs and the images")
     return rest[:pairs], rest[pairs:]
 
 

@@ -1,4 +1,4 @@
-"""Rank the parts of a detector by what a low bit-width costs them, each quantized alone, the rest float.
+"""Rank the parts of a detector by the loss when each alone is quantized to few bits.
 
 Writes a bits file that keeps the most sensitive parts at more bits: `ssql-det sweep --bits 4 --bits-file FILE`.
 """
@@ -27,17 +27,19 @@ if TYPE_CHECKING:
     from ssql_det.detect.sensitivity import GroupSensitivity
     from ssql_det.quant import Bits
 
-HELP = "which part of a detector suffers most at few bits"
+HELP = "rank the parts of a detector by their loss at few bits"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
-    parser.add_argument("--bits", default="4", help="of the one part that is quantized (default: %(default)s)")
+    parser.add_argument("--bits", default="4", help="bit-width of the quantized part (default: %(default)s)")
     parser.add_argument("--fast", action="store_true", help="rank by the error of features instead of AP")
     add_scheme(parser)
     add_calibration(parser)
-    parser.add_argument("--keep", type=positive, default=2, help="parts to keep at more bits (default: %(default)s)")
-    parser.add_argument("--keep-bits", default="8", help="how many (default: %(default)s)")
+    parser.add_argument(
+        "--keep", type=positive, default=2, help="parts that get more bits in the bits file (default: %(default)s)"
+    )
+    parser.add_argument("--keep-bits", default="8", help="their bit-width (default: %(default)s)")
     parser.add_argument("--out", default="bits.json", help="the bits file to write (default: %(default)s)")
     add_overrides(parser, "MODEL.WEIGHTS FILE")
 
@@ -53,48 +55,52 @@ def run(options: argparse.Namespace) -> None:
     from ssql_det.detect.sensitivity import select_overrides, sort_by_loss
     from ssql_det.quant import Bits, parse_widths
 
-    widths, kept = parse_widths(options.bits), parse_widths(options.keep_bits)
-    if len(widths) != 1 or len(kept) != 1:
+    widths, keep_widths = parse_widths(options.bits), parse_widths(options.keep_bits)
+    if len(widths) != 1 or len(keep_widths) != 1:
         raise UserError(f"--bits and --keep-bits are one bit-width each, got {options.bits} and {options.keep_bits}")
     if widths[0] == Bits.FP:
-        raise UserError("--bits FP quantizes nothing, so no part can suffer; ask for few bits, as --bits 4")
+        raise UserError("--bits FP quantizes nothing, so no part has a loss; give few bits, as --bits 4")
     cfg = read_detector_config(options, options.overrides)
     check_not_an_input(options.out, [options.config_file, cfg.MODEL.WEIGHTS])
     if not options.fast and not cfg.DATASETS.TEST:
-        raise UserError("DATASETS.TEST is empty, and AP is measured on it; name a data set there, or say --fast")
+        raise UserError("DATASETS.TEST is empty, and the AP is measured on it; name a data set there, or use --fast")
     model, checkpoint = load_trained_detector(cfg)
-    look = _by_features if options.fast else _by_ap
-    found = sort_by_loss(
-        look(cfg, model, QuantizationSettings("all", calibration_of(options), scheme_of(options)), widths[0])
-    )
-    measure = "relative error" if options.fast else "AP lost"
+    measure = _measure_by_features if options.fast else _measure_by_ap
+    settings = QuantizationSettings("all", calibration_of(options), scheme_of(options))
+    sensitivities = sort_by_loss(measure(cfg, model, settings, widths[0]))
+    loss = "relative error" if options.fast else "AP lost"
     title = f"{checkpoint.display_name}: one part at {widths[0]}, the rest float"
-    print_table(("part", measure), [(each.pattern, f"{each.loss:.4f}") for each in found], title)
+    print_table(("part", loss), [(each.pattern, f"{each.loss:.4f}") for each in sensitivities], title)
     with atomic_write(options.out, "w") as file:
-        json.dump(select_overrides(found, options.keep, kept[0]), file, indent=1)
+        json.dump(select_overrides(sensitivities, options.keep, keep_widths[0]), file, indent=1)
     print(f"bits file: {options.out}")
 
 
-def _by_features(cfg: CfgNode, model: nn.Module, plan: QuantizationSettings, bits: Bits) -> list[GroupSensitivity]:
+def _measure_by_features(
+    cfg: CfgNode, model: nn.Module, settings: QuantizationSettings, bits: Bits
+) -> list[GroupSensitivity]:
     from ssql_det.detect.evaluation_data import select_calibration_images
     from ssql_det.detect.quantized_evaluation import quantize_detector
     from ssql_det.detect.sensitivity import measure_feature_errors
 
-    batches = select_calibration_images(cfg, plan.calibration)
-    return list(measure_feature_errors(quantize_detector(cfg, model, plan, batches), bits, batches))
+    batches = select_calibration_images(cfg, settings.calibration)
+    return list(measure_feature_errors(quantize_detector(cfg, model, settings, batches), bits, batches))
 
 
-def _by_ap(cfg: CfgNode, model: nn.Module, plan: QuantizationSettings, bits: Bits) -> list[GroupSensitivity]:
+def _measure_by_ap(
+    cfg: CfgNode, model: nn.Module, settings: QuantizationSettings, bits: Bits
+) -> list[GroupSensitivity]:
     from ssql_det.detect.evaluation_data import build_evaluation_loader
     from ssql_det.detect.quantized_evaluation import evaluate_quantized, prepare_evaluation
     from ssql_det.detect.sensitivity import GroupSensitivity, list_groups
     from ssql_det.quant import Bits
 
     dataset = cfg.DATASETS.TEST[0]
-    context = prepare_evaluation(cfg, model, plan, dataset, build_evaluation_loader(cfg, dataset))
+    context = prepare_evaluation(cfg, model, settings, dataset, build_evaluation_loader(cfg, dataset))
 
-    def ap(overrides: dict[str, Bits]) -> float:
+    def get_ap(overrides: dict[str, Bits]) -> float:
         return evaluate_quantized(context, Bits.FP, overrides)[0]["bbox/AP"]
 
-    whole = ap({})
-    return [GroupSensitivity(group, whole - ap({group: bits})) for group in list_groups(context.quantization.points)]
+    float_ap = get_ap({})
+    groups = list_groups(context.quantization.points)
+    return [GroupSensitivity(group, float_ap - get_ap({group: bits})) for group in groups]

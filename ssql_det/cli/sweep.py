@@ -1,7 +1,8 @@
 """Evaluate one detector at full precision and at few bits, from one copy of weights and one calibration.
 
-KEY VALUE pairs are Detectron2's: MODEL.WEIGHTS names the detector, OUTPUT_DIR the folder of the sweep. A sweep that
-was stopped goes on where it was. Several GPUs: --num-gpus N, or torchrun --nproc-per-node N tools/eval_quantized.py.
+KEY VALUE pairs override the config, as in Detectron2: MODEL.WEIGHTS is the detector, OUTPUT_DIR the folder of the
+sweep. Started again, an interrupted sweep continues. Several GPUs: --num-gpus N, or torchrun --nproc-per-node N
+tools/eval_quantized.py.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 HELP = "a detector at FP, 8, 6, 5 and 4 bits: one row each"
 BITS = "FP,8,6,5,4"
+_HEADINGS = {"GFLOPs": "GMACs"}  # what rows call GFLOPs are multiply-adds
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_scheme(parser)
     add_calibration(parser)
-    parser.add_argument("--bits-file", metavar="FILE.json", help="bits of single modules: {pattern: bits}")
+    parser.add_argument("--bits-file", metavar="FILE.json", help="bits of single modules, as JSON: {pattern: bits}")
     add_overrides(parser, "MODEL.WEIGHTS FILE")
 
 
@@ -54,15 +56,15 @@ def run(options: argparse.Namespace) -> None:
 
     widths = parse_widths(options.bits)
     if options.scope not in SCOPES:
-        raise UserError(f"--scope is {' or '.join(SCOPES)}, got {options.scope!r}")
-    overrides = _bits_file(options.bits_file) if options.bits_file else {}
-    plan = QuantizationSettings(options.scope, calibration_of(options), scheme_of(options), overrides)
+        raise UserError(f"--scope must be {' or '.join(SCOPES)}, got {options.scope!r}")
+    overrides = _read_bits_file(options.bits_file) if options.bits_file else {}
+    settings = QuantizationSettings(options.scope, calibration_of(options), scheme_of(options), overrides)
     cfg = read_detector_config(options, options.overrides)
-    name = make_config_label(options.config_file, options.overrides)
-    launch(_sweep, cfg, name, widths, plan, processes=options.num_gpus)
+    config_label = make_config_label(options.config_file, options.overrides)
+    launch(_sweep, cfg, config_label, widths, settings, processes=options.num_gpus)
 
 
-def _sweep(cfg, name, widths, plan):  # type: ignore[no-untyped-def]  # the types would import torch
+def _sweep(cfg, config_label, widths, settings):  # type: ignore[no-untyped-def]  # the types would import torch
     from ssql_det.core.console import print_table
     from ssql_det.core.distributed import is_main
     from ssql_det.detect.detector import load_trained_detector
@@ -71,26 +73,27 @@ def _sweep(cfg, name, widths, plan):  # type: ignore[no-untyped-def]  # the type
 
     set_up_process()
     model, checkpoint = load_trained_detector(cfg)
-    found = list(sweep(cfg, name, model, checkpoint, widths, plan))
+    rows = list(sweep(cfg, config_label, model, checkpoint, widths, settings))
     if is_main():
-        how = f"{format_scheme(found[0])}, {found[0].calibration}"
-        title = f"{checkpoint.display_name} on {found[0].dataset}, scope {plan.scope}, {how}"
-        print_table(("bits", *_columns(found)), [_cells(row, found) for row in found], title)
+        quantization = f"scope {settings.scope}, {format_scheme(rows[0])}, {rows[0].calibration}"
+        columns = _select_metrics(rows)
+        cells = [[row.bits, *(_format(row.metrics[name]) for name in columns)] for row in rows]
+        headings = [_HEADINGS.get(name, name) for name in columns]
+        print_table(("bits", *headings), cells, f"{checkpoint.display_name} on {rows[0].dataset}, {quantization}")
         print(f"rows: {Path(cfg.OUTPUT_DIR) / RESULTS_NAME}")
 
 
-def _columns(found: list[Row]) -> list[str]:
-    """The metrics that every row of a detector has, most telling first."""
-    wanted = [f"{task}/{name}" for task in ("bbox", "segm") for name in ("AP", "AP50", "AP75")]
-    return [name for name in (*wanted, "MB", "GFLOPs", "GBOPs") if all(name in row.metrics for row in found)]
+def _select_metrics(rows: list[Row]) -> list[str]:
+    """The metrics and costs that all rows have, in the order of the table's columns."""
+    metrics = [f"{task}/{name}" for task in ("bbox", "segm") for name in ("AP", "AP50", "AP75")]
+    return [name for name in (*metrics, "MB", "GFLOPs", "GBOPs") if all(name in row.metrics for row in rows)]
 
 
-def _cells(row: Row, found: list[Row]) -> list[str]:
-    values = [row.metrics[name] for name in _columns(found)]
-    return [row.bits, *("-" if value is None else f"{value:.2f}" for value in values)]
+def _format(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
-def _bits_file(path: str) -> Mapping[str, Bits]:
+def _read_bits_file(path: str) -> Mapping[str, Bits]:
     import json
 
     from ssql_det.core.errors import UserError
@@ -99,9 +102,9 @@ def _bits_file(path: str) -> Mapping[str, Bits]:
     try:
         content = json.loads(Path(path).read_text("utf-8"))
     except OSError as failure:
-        raise UserError(f"cannot read {path}: {failure.strerror or failure}") from None
+        raise UserError(f"cannot read {path}: {failure.strerror or failure}") from failure
     except (RecursionError, ValueError) as failure:
-        raise UserError(f"{path} is not JSON: {failure}") from None
+        raise UserError(f"{path} is not JSON: {failure}") from failure
     if not isinstance(content, dict) or not all(isinstance(bits, str) for bits in content.values()):
-        raise UserError(f'{path} is to hold bits by pattern, as {{"backbone.bottom_up.res5.*": "8w8a"}}')
+        raise UserError(f'{path} must hold bits by pattern, as {{"backbone.bottom_up.res5.*": "8w8a"}}')
     return {pattern: Bits.parse(bits) for pattern, bits in content.items()}

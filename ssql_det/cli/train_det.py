@@ -1,8 +1,8 @@
-"""Train a detector from a pretrained backbone, in Detectron2's grammar.
+"""Train a detector from a pretrained backbone.
 
-KEY VALUE pairs are Detectron2's: MODEL.WEIGHTS names the backbone, in any format that `ssql-det convert` reads,
-OUTPUT_DIR the folder of the run. Several GPUs: --num-gpus N, or torchrun --nproc-per-node N tools/train_net.py
---config-file F. Own data: --coco-train IMAGES:FILE.json --coco-val IMAGES:FILE.json.
+KEY VALUE pairs override the config, as in Detectron2: MODEL.WEIGHTS is the backbone, in any format that `ssql-det
+convert` reads, OUTPUT_DIR the folder of the run. Several GPUs: --num-gpus N, or torchrun --nproc-per-node N
+tools/train_net.py --config-file FILE. Custom data: --coco-train IMAGES:FILE.json --coco-val IMAGES:FILE.json.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ HELP = "Faster or Mask R-CNN from a pretrained backbone"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
     add_num_gpus(parser)
-    parser.add_argument("--resume", action="store_true", help="go on with the run in OUTPUT_DIR")
-    parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, a whole detector, in float")
+    parser.add_argument("--resume", action="store_true", help="resume the run in OUTPUT_DIR")
+    parser.add_argument(
+        "--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, a trained detector, at full precision"
+    )
     add_overrides(parser, "SOLVER.BASE_LR 0.01")
 
 
@@ -36,24 +38,24 @@ def run(options: argparse.Namespace) -> None:
     if options.eval_only:
         launch(_evaluate, cfg, processes=options.num_gpus)
         return
-    name = make_config_label(options.config_file, options.overrides)
-    launch(_train, cfg, name, options.resume, processes=options.num_gpus)
+    config_label = make_config_label(options.config_file, options.overrides)
+    launch(_train, cfg, config_label, options.resume, processes=options.num_gpus)
 
 
-def _train(cfg, name, resume):  # type: ignore[no-untyped-def]  # the types would import torch
+def _train(cfg, config_label, resume):  # type: ignore[no-untyped-def]  # the types would import torch
     from ssql_det.core.config import SAVED_CONFIG_NAME
     from ssql_det.core.distributed import is_main
     from ssql_det.detect.train import train
 
     set_up_process()
-    path = train(cfg, name, resume)
+    path = train(cfg, config_label, resume)
     if is_main():
         sweep = f"ssql-det sweep --config-file {path.with_name(SAVED_CONFIG_NAME)} MODEL.WEIGHTS {path}"
         print(f"trained: {path}; at few bits: {sweep}")
 
 
 def _evaluate(cfg):  # type: ignore[no-untyped-def]
-    """The metrics of each test set, in float."""
+    """Print the metrics on each test set, at full precision."""
     from ssql_det.core.console import print_table
     from ssql_det.core.distributed import is_main
     from ssql_det.core.errors import UserError
@@ -63,7 +65,7 @@ def _evaluate(cfg):  # type: ignore[no-untyped-def]
 
     set_up_process()
     if not cfg.DATASETS.TEST:
-        raise UserError("DATASETS.TEST is empty, and metrics are measured on it; name a data set there")
+        raise UserError("DATASETS.TEST is empty; name a data set to evaluate on")
     model, checkpoint = load_trained_detector(cfg)
     for dataset in cfg.DATASETS.TEST:
         metrics = evaluate(model, build_evaluation_loader(cfg, dataset), dataset)

@@ -224,10 +224,10 @@ LINES = {  # the command line itself is what is wrong
     "backbone that is none": (train("MODEL.BACKBONE.NAME build_magic"), NO_DETECTOR),
     "head that is none": (sweep("MODEL.ROI_HEADS.NAME Magic"), NO_DETECTOR),
     "nothing to calibrate with": (sweep("DATASETS.TRAIN ()"), "those of DATASETS.TRAIN, cannot be read"),
-    "nothing to measure on": (sensitivity("DATASETS.TEST ()"), "DATASETS.TEST is empty, and AP is measured on it"),
+    "nothing to measure on": (sensitivity("DATASETS.TEST ()"), "DATASETS.TEST is empty, and the AP is measured on it"),
     "nothing to evaluate on": (
         train("MODEL.WEIGHTS {good}/c4.pth DATASETS.TEST ()", "--eval-only"),
-        "DATASETS.TEST is empty, and metrics are measured on it",
+        "DATASETS.TEST is empty; name a data set to evaluate on",
     ),
     "number for a data set": (train("DATASETS.TRAIN (5,)"), "a data set has a name, got 5"),
     "data set that is none": (sweep("DATASETS.TEST \"('toy_voc',)\""), "there is no data set 'toy_voc'; did you mean"),
@@ -392,7 +392,7 @@ FILES = {  # something that lies in the case's folder is
     "images that a worker process cannot read": (
         train("MODEL.WEIGHTS {good}/c4.pth DATALOADER.NUM_WORKERS 1", "--eval-only"),
         pictured(lambda path: os.truncate(path, 900)),
-        "toy_voc_2007_test cannot be evaluated on: the image {data}/VOC2007/JPEGImages/",
+        "a test image cannot be read: the image {data}/VOC2007/JPEGImages/",
     ),
     "images of no bytes": ("check-data {data}", pictured(lambda path: os.truncate(path, 0)), UNFIT),
     "text for an image": (predict("{here}/a.jpg"), file("a.jpg", "a text"), "{here}/a.jpg cannot be read: "),

@@ -104,15 +104,15 @@ def test_keys_come_before_images():
     rest = ["MODEL.WEIGHTS", "w.pth", "INPUT.MIN_SIZE_TEST", "64", "IMG_1.JPG", "photos"]
     assert _split(rest) == (rest[:4], rest[4:])
     assert _split(["photos"]) == ([], ["photos"])
-    with pytest.raises(UserError, match="--out stands behind KEY VALUE pairs or images"):
+    with pytest.raises(UserError, match="--out must come before the KEY VALUE pairs"):
         _split(["MODEL.WEIGHTS", "w.pth", "photos", "--out", "elsewhere"])
 
 
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--score", "2"], "--score is 0 to 1, got 2.0"),
-        (["--scope", "head"], "--scope is backbone or backbone+neck or all"),
+        (["--score", "2"], "--score must be 0 to 1, got 2.0"),
+        (["--scope", "head"], "--scope must be backbone or backbone+neck or all"),
         (["--bits", "x"], "cannot read bits 'x'"),
         (["--quantization", "nowhere.safetensors"], "nowhere.safetensors: there is no such file"),
     ],

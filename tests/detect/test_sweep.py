@@ -167,8 +167,8 @@ def test_bits_of_a_file_go_before_the_sweeps(whole_sweep, learned, tmp_path):
     ("content", "complaint"),
     [
         ("{", "is not JSON"),
-        ("[]", "is to hold bits by pattern"),
-        ('{"*": 8}', "is to hold bits by pattern"),
+        ("[]", "must hold bits by pattern"),
+        ('{"*": 8}', "must hold bits by pattern"),
         ('{"*": "99w8a"}', "99"),
         ('{"backbon.*": "8w8a"}', "no quantization point matches the override 'backbon.*'"),
         (None, "cannot read"),
@@ -205,7 +205,7 @@ def test_widths_are_written_in_several_ways_and_come_once():
 
 
 def test_an_unknown_scope_and_two_test_sets_are_refused(learned, capsys, tmp_path):
-    assert "--scope is backbone or backbone+neck or all, got 'head'" in refused(
+    assert "--scope must be backbone or backbone+neck or all, got 'head'" in refused(
         capsys, *command(learned, tmp_path / "out", "--scope", "head")
     )
     with pytest.raises(UserError, match=r"a sweep needs one data set to evaluate on; DATASETS\.TEST names 2"):
