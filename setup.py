@@ -1,12 +1,26 @@
 """Package metadata; the build system and the tools' settings are in pyproject.toml."""
 
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "ssql_det/__init__.py").read_text("utf-8")).group(1)
+
+
+class BuildWithConfigs(build_py):
+    """Puts the repository's configs/ into the wheel as ssql_det/configs, where core/config_files.py looks for them."""
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            target = Path(self.build_lib) / "ssql_det/configs"
+            shutil.rmtree(target, ignore_errors=True)  # of an earlier build
+            shutil.copytree(HERE / "configs", target)
+
 
 setup(
     name="ssql_det",
@@ -17,6 +31,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.10",
+    cmdclass={"build_py": BuildWithConfigs},
     packages=find_packages(include=["ssql_det", "ssql_det.*"]),
     package_data={"ssql_det": ["py.typed"], "ssql_det.report": ["published/*.json"]},
     install_requires=[
@@ -34,12 +49,15 @@ setup(
         "tabulate>=0.9",
         "termcolor>=2.0",
         "tensorboard>=2.15",
-        "matplotlib>=3.8",
         "scikit-learn>=1.4",
         "safetensors>=0.4.3",
     ],
     extras_require={
-        "dev": ["hypothesis>=6.100", "mypy>=1.11", "pytest>=8.0", "ruff>=0.6", "types-PyYAML"],
+        "completion": ["argcomplete>=3.1"],
+        "dev": [
+            *("argcomplete>=3.1", "hypothesis>=6.100", "matplotlib>=3.8", "mypy>=1.11", "pytest>=8.0"),
+            *("pytest-xdist>=3.5", "ruff>=0.6", "types-PyYAML"),
+        ],
     },
     entry_points={"console_scripts": ["ssql-det = ssql_det.cli.main:main"]},
 )
