@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ssql_det.cli.arguments import add_calibration_images, add_scheme, positive, scheme_of, seed
+from ssql_det.cli.arguments import add_calibration_images, add_scheme, make_scheme, positive_int, seed_int
 
 HELP = "quantization and contrastive terms, weights' outliers and t-SNE at few bits, side by side"
 BITS = "FP,8,4,2w4a"
@@ -19,17 +19,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoints", metavar="FILE", nargs="+", required=True, help="backbones, in any format")
     parser.add_argument("--data", required=True, help="a folder with train and val of classes, or cifar10:FOLDER")
     parser.add_argument("--bits", default=BITS, help="FP, 8 or 2w4a, comma-separated (default: %(default)s)")
-    parser.add_argument("--pairs", type=positive, default=512, help="of views, for the terms (default: %(default)s)")
-    parser.add_argument("--points", type=positive, default=200, help="images in a map (default: %(default)s)")
-    parser.add_argument("--perplexity", type=positive, default=30, help="of the map (default: %(default)s)")
+    parser.add_argument(
+        "--pairs", type=positive_int, default=512, help="of views, for the terms (default: %(default)s)"
+    )
+    parser.add_argument("--points", type=positive_int, default=200, help="images in a map (default: %(default)s)")
+    parser.add_argument("--perplexity", type=positive_int, default=30, help="of the map (default: %(default)s)")
     add_scheme(parser)
     add_calibration_images(parser)
     parser.add_argument(
         "--recipe", default="", help="imagenet, cifar or digits: how images are shown (default: by network)"
     )
-    parser.add_argument("--size", type=positive, help="of the images, in pixels (default: the recipe's)")
+    parser.add_argument("--size", type=positive_int, help="of the images, in pixels (default: the recipe's)")
     parser.add_argument("--device", default="cuda", help="the CPU where there is none (default: %(default)s)")
-    parser.add_argument("--seed", type=seed, default=0, help="of images, views and the map (default: %(default)s)")
+    parser.add_argument("--seed", type=seed_int, default=0, help="of images, views and the map (default: %(default)s)")
     parser.add_argument("--out", metavar="DIR", default="analysis", help="where files go (default: %(default)s)")
 
 
@@ -52,7 +54,7 @@ def run(options: argparse.Namespace) -> None:
         calibration=options.calib_images,
         points=options.points,
         perplexity=options.perplexity,
-        scheme=scheme_of(options),
+        scheme=make_scheme(options),
         shown=options.recipe,
         size=options.size,
         seed=options.seed,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ssql_det.cli.arguments import positive
+from ssql_det.cli.arguments import positive_int
 from ssql_det.core.errors import UserError, printable
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", metavar="voc|coco|FILE.json", help="which to check (default: all that are there)")
     parser.add_argument("--draw", nargs=2, metavar=("N", "OUT.png"), help="a contact sheet of N images")
     parser.add_argument("--quick", action="store_true", help="read image headers only: misses files cut short")
-    parser.add_argument("--most", type=positive, default=20, help="findings to print (default: %(default)s)")
-    parser.add_argument("--workers", type=positive, default=None, help="threads (default: one a core)")
+    parser.add_argument("--most", type=positive_int, default=20, help="findings to print (default: %(default)s)")
+    parser.add_argument("--workers", type=positive_int, default=None, help="threads (default: one a core)")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from ssql_det.cli.arguments import add_scheme, positive, scheme_of, seed
+from ssql_det.cli.arguments import add_scheme, make_scheme, positive_int, seed_int
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,8 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--arch", default="resnet18", help="a backbone by name (default: %(default)s)")
     parser.add_argument("--bits", default=BITS, help="bit-widths, comma-separated (default: %(default)s)")
     add_scheme(parser)
-    parser.add_argument("--size", type=positive, default=128, help="side of the image crops (default: %(default)s)")
-    parser.add_argument("--seed", type=seed, default=0, help="of the weights and the crops (default: %(default)s)")
+    parser.add_argument("--size", type=positive_int, default=128, help="side of the image crops (default: %(default)s)")
+    parser.add_argument("--seed", type=seed_int, default=0, help="of the weights and the crops (default: %(default)s)")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> None:
     model = backbone.module.eval()
     shown, seen = crops[:16], crops[16:]  # features are shown of crops that calibration has not seen
 
-    quantization = Quantization(model, scheme=scheme_of(options))
+    quantization = Quantization(model, scheme=make_scheme(options))
     quantization.calibrate(seen.split(16))
     profile = profile_cost(model, quantization.points, shown[:1])
     rows = []

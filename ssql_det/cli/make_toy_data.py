@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 
-from ssql_det.cli.arguments import positive, seed
+from ssql_det.cli.arguments import positive_int, seed_int
 
 HELP = "toy scenes in VOC and COCO layout and digit crops, made offline"
 
@@ -28,8 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--difficulty", type=float, default=0.5, help="0 to 1: of flat colours to photographs (default: %(default)s)"
     )
-    parser.add_argument("--seed", type=seed, default=0, help="another seed, other data (default: %(default)s)")
-    parser.add_argument("--workers", type=positive, default=None, help="threads (default: one a core)")
+    parser.add_argument("--seed", type=seed_int, default=0, help="another seed, other data (default: %(default)s)")
+    parser.add_argument("--workers", type=positive_int, default=None, help="threads (default: one a core)")
 
 
 def run(options: argparse.Namespace) -> None:

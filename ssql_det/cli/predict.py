@@ -15,9 +15,9 @@ from ssql_det.cli.arguments import (
     add_calibration,
     add_config_arguments,
     add_scheme,
-    calibration_of,
+    make_calibration,
+    make_scheme,
     read_detector_config,
-    scheme_of,
 )
 
 HELP = "boxes and masks on your own images, at several bit-widths side by side"
@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> None:
     check_output_paths(Path(options.out), paths)
     if options.scope not in SCOPES:
         raise UserError(f"--scope must be {' or '.join(SCOPES)}, got {options.scope!r}")
-    scheme = scheme_of(options)
+    scheme = make_scheme(options)
     if not 0 <= options.score <= 1:
         raise UserError(f"--score must be 0 to 1, got {options.score}")
     cfg = read_detector_config(options, overrides)
@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> None:
     else:
         quantization = Quantization(model, detector_points(model, options.scope, scheme.placement), scheme)
         if any(bits.act is not None for bits in widths) or scheme.norms == RE_ESTIMATED:
-            batches = select_calibration_images(cfg, calibration_of(options))
+            batches = select_calibration_images(cfg, make_calibration(options))
             calibrate_detector(quantization, batches)
     detections_by_bits = detect_at_widths(cfg, quantization, paths, widths, options.score, batches)
     save_predictions(Path(options.out), cfg, paths, detections_by_bits)

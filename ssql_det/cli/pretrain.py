@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 
-from ssql_det.cli.arguments import positive
+from ssql_det.cli.arguments import positive_int
 
 HELP = "a backbone from images without labels, good at full precision and at few bits"
 
@@ -16,7 +16,9 @@ HELP = "a backbone from images without labels, good at full precision and at few
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config-file", metavar="FILE", required=True, help="what to train, and how")
     parser.add_argument("--init", metavar="FILE", help="a backbone to begin with, in any format that convert reads")
-    parser.add_argument("--num-gpus", type=positive, default=1, help="or processes, without one (default: %(default)s)")
+    parser.add_argument(
+        "--num-gpus", type=positive_int, default=1, help="or processes, without one (default: %(default)s)"
+    )
     parser.add_argument("--resume", action="store_true", help="go on with the run in OUTPUT_DIR")
     parser.add_argument("overrides", metavar="KEY VALUE", nargs=argparse.REMAINDER, help="as OPTIM.LR 0.1")
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ssql_det.cli.arguments import add_calibration_images, add_scheme, positive, scheme_of, seed
+from ssql_det.cli.arguments import add_calibration_images, add_scheme, make_scheme, positive_int, seed_int
 
 HELP = "kNN and linear accuracy of a frozen backbone, at several bit-widths"
 BITS = "FP,8,6,5,4,2w4a"
@@ -25,25 +25,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bits", default=BITS, help="FP, 8 or 2w4a, comma-separated (default: %(default)s)")
     add_scheme(parser)
     add_calibration_images(parser)
-    parser.add_argument("--images", type=positive, help="of each split at most (default: all)")
+    parser.add_argument("--images", type=positive_int, help="of each split at most (default: all)")
     parser.add_argument(
         "--recipe", default="", help="imagenet, cifar or digits: how images are shown (default: by network)"
     )
-    parser.add_argument("--size", type=positive, help="of the images, in pixels (default: the recipe's)")
+    parser.add_argument("--size", type=positive_int, help="of the images, in pixels (default: the recipe's)")
     parser.add_argument(
         "--protocol", choices=PROTOCOLS, default="fast", help="of the linear probe (default: %(default)s)"
     )
-    parser.add_argument("--epochs", type=positive, help="of the linear probe (default: the protocol's, 100 or 60)")
+    parser.add_argument("--epochs", type=positive_int, help="of the linear probe (default: the protocol's, 100 or 60)")
     parser.add_argument(
-        "--batch", type=positive, help="of the linear probe, the rate in proportion (default: 512 or 2048)"
+        "--batch", type=positive_int, help="of the linear probe, the rate in proportion (default: 512 or 2048)"
     )
     parser.add_argument(
-        "--cached-views", metavar="N", type=positive, help="of each image come round again, as published"
+        "--cached-views", metavar="N", type=positive_int, help="of each image come round again, as published"
     )
-    parser.add_argument("--workers", type=positive, default=4, help="processes that make views (default: %(default)s)")
+    parser.add_argument(
+        "--workers", type=positive_int, default=4, help="processes that make views (default: %(default)s)"
+    )
     parser.add_argument("--device", default="cuda", help="the CPU where there is none (default: %(default)s)")
     parser.add_argument("--method", default="", help="how rows call it (default: as the checkpoint says)")
-    parser.add_argument("--seed", type=seed, default=0, help="of the choice of images, and of views (default: 0)")
+    parser.add_argument("--seed", type=seed_int, default=0, help="of the choice of images, and of views (default: 0)")
     parser.add_argument("--resume", action="store_true", help="what --out has of these rows is not measured again")
     parser.add_argument("--out", default="probes/results.jsonl", help="where rows go (default: %(default)s)")
 
@@ -62,7 +64,7 @@ def run(options: argparse.Namespace) -> None:
         device=options.device,
         workers=options.workers,
         calibration=options.calib_images,
-        scheme=scheme_of(options),
+        scheme=make_scheme(options),
         most=options.images,
         size=options.size,
         protocol=Protocol(options.protocol, options.epochs, options.batch, options.cached_views),

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ssql_det.cli.arguments import positive
+from ssql_det.cli.arguments import positive_int
 from ssql_det.core.errors import EXIT_INCOMPLETE, UserError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--methods", nargs="+", default=[], help="as tables print them, such as SSQL (default: all)")
     parser.add_argument("--bits", default="", help="FP, 8 or 2w4a, comma-separated (default: the preset's)")
-    parser.add_argument("--seeds", type=positive, help="how many (default: the preset's)")
+    parser.add_argument("--seeds", type=positive_int, help="how many (default: the preset's)")
     parser.add_argument(
         "--checkpoint",
         metavar="METHOD=FILE",
@@ -57,9 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         text = f"{use} (default: %(default)s)"
         parser.add_argument(f"--{data}", metavar="DIR", type=Path, default=Path(folder), help=text)
     parser.add_argument("--out", metavar="DIR", help="where everything goes (default: runs/<preset>)")
-    parser.add_argument("--lanes", type=positive, help="steps at a time (default: one a CPU core, or one on a GPU)")
+    parser.add_argument("--lanes", type=positive_int, help="steps at a time (default: one a CPU core, or one on a GPU)")
     parser.add_argument(
-        "--num-gpus", type=positive, default=1, help="for each step of training or sweeping (default: %(default)s)"
+        "--num-gpus", type=positive_int, default=1, help="for each step of training or sweeping (default: %(default)s)"
     )
     parser.add_argument(
         "--budget", type=float, default=1.0, help="share of toy data and training, as 0.05 to try it (default: 1)"

@@ -13,10 +13,10 @@ from ssql_det.cli.arguments import (
     add_config_arguments,
     add_overrides,
     add_scheme,
-    calibration_of,
-    positive,
+    make_calibration,
+    make_scheme,
+    positive_int,
     read_detector_config,
-    scheme_of,
 )
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_scheme(parser)
     add_calibration(parser)
     parser.add_argument(
-        "--keep", type=positive, default=2, help="parts that get more bits in the bits file (default: %(default)s)"
+        "--keep", type=positive_int, default=2, help="parts that get more bits in the bits file (default: %(default)s)"
     )
     parser.add_argument("--keep-bits", default="8", help="their bit-width (default: %(default)s)")
     parser.add_argument("--out", default="bits.json", help="the bits file to write (default: %(default)s)")
@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> None:
         raise UserError("DATASETS.TEST is empty, and the AP is measured on it; name a data set there, or use --fast")
     model, checkpoint = load_trained_detector(cfg)
     measure = _measure_by_features if options.fast else _measure_by_ap
-    settings = QuantizationSettings("all", calibration_of(options), scheme_of(options))
+    settings = QuantizationSettings("all", make_calibration(options), make_scheme(options))
     sensitivities = sort_by_loss(measure(cfg, model, settings, widths[0]))
     loss = "relative error" if options.fast else "AP lost"
     title = f"{checkpoint.display_name}: one part at {widths[0]}, the rest float"

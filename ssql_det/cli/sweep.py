@@ -17,9 +17,9 @@ from ssql_det.cli.arguments import (
     add_num_gpus,
     add_overrides,
     add_scheme,
-    calibration_of,
+    make_calibration,
+    make_scheme,
     read_detector_config,
-    scheme_of,
     set_up_process,
 )
 
@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> None:
     if options.scope not in SCOPES:
         raise UserError(f"--scope must be {' or '.join(SCOPES)}, got {options.scope!r}")
     overrides = _read_bits_file(options.bits_file) if options.bits_file else {}
-    settings = QuantizationSettings(options.scope, calibration_of(options), scheme_of(options), overrides)
+    settings = QuantizationSettings(options.scope, make_calibration(options), make_scheme(options), overrides)
     cfg = read_detector_config(options, options.overrides)
     config_label = make_config_label(options.config_file, options.overrides)
     launch(_sweep, cfg, config_label, widths, settings, processes=options.num_gpus)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ssql_det.cli.arguments import positive
+from ssql_det.cli.arguments import positive_int
 
 HELP = "the published tables beside our rows"
 FORMATS = ("markdown", "csv", "latex")
@@ -81,4 +81,4 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _number(text: str) -> int | str:
-    return ALL if text == ALL else positive(text)
+    return ALL if text == ALL else positive_int(text)
