@@ -57,7 +57,9 @@ def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], d
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError) as failure:
         reason = printable(str(failure), 200)
-        raise UserError(f"{path} is not a readable safetensors file: {reason}; download or convert it again") from failure
+        raise UserError(
+            f"{path} is not a readable safetensors file: {reason}; download or convert it again"
+        ) from failure
 
 
 def write_safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], file: IO[bytes]) -> None:

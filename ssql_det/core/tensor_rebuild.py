@@ -1,8 +1,8 @@
-"""Arrays and tensors from what a pickle says about them, none of it believed unchecked.
+"""Checked replacements for the functions that a pickle calls to make arrays and tensors.
 
-A pickle makes an array by calling functions of NumPy and torch by name and by handing over their state. Those
-functions trust it: a forged dtype makes pointers of bytes, a wrong length reads past an end. Here stand the few
-that :mod:`ssql_det.core.unpickler` calls instead. What is not an array's value is left out: hooks, attributes.
+A pickle makes an array by calling functions of NumPy and torch with arguments from the file. Those functions do not
+check them: a forged dtype turns bytes into pointers, a wrong length reads beyond a buffer.
+:mod:`ssql_det.core.unpickler` calls these functions instead. Hooks and attributes of tensors are not restored.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import torch
 
 Array = np.ndarray[Any, Any]
 
-_LONGEST_RANGE = 1_000_000
+_MAX_RANGE_LENGTH = 1_000_000
 
-ELEMENTS = {  # of the storages that torch names by their type
+STORAGE_DTYPES = {  # torch pickles a dtype as the name of a storage class
     "BFloat16Storage": torch.bfloat16,
     "BoolStorage": torch.bool,
     "ByteStorage": torch.uint8,
@@ -34,101 +34,103 @@ ELEMENTS = {  # of the storages that torch names by their type
 }
 
 
-def check_claim(claimed: int, there: int) -> None:
-    """Before memory is asked for: a few bytes can claim any number of elements."""
-    if claimed > there:
-        raise EOFError(f"its tensors claim {claimed} bytes where {there} are")
+def check_size(claimed: int, available: int) -> None:
+    """Called before memory is allocated: a few bytes of a pickle can claim any number of elements."""
+    if claimed > available:
+        raise EOFError(f"its tensors claim {claimed} bytes, but the file has {available}")
 
 
-def as_announced(elements: torch.Tensor, dtype: torch.dtype, count: int) -> torch.Tensor:
-    """A storage that is referred to again, if it is meant to be the same."""
-    if (elements.dtype, len(elements)) != (dtype, count):
-        raise ValueError("a storage is announced twice, each time as something else")
-    return elements
+def check_same_storage(storage: torch.Tensor, dtype: torch.dtype, length: int) -> torch.Tensor:
+    """The storage, if a further reference to it gives the same dtype and length."""
+    if (storage.dtype, len(storage)) != (dtype, length):
+        raise ValueError("two references to a storage disagree about its type or size")
+    return storage
 
 
-def fill(elements: torch.Tensor, content: bytes) -> None:
-    """The elements of a storage from their bytes, in place."""
-    if len(content) != elements.nbytes:
+def fill_storage(storage: torch.Tensor, content: bytes) -> None:
+    """Copy the bytes of the file into a storage."""
+    if len(content) != storage.nbytes:
         raise EOFError("it ends in the middle of a tensor")
-    elements.view(torch.uint8).numpy()[:] = np.frombuffer(content, np.uint8)
+    storage.view(torch.uint8).numpy()[:] = np.frombuffer(content, np.uint8)
 
 
-def tensor(storage: torch.Tensor, offset: int, size: Any, stride: Any, requires_grad: bool = False, *_: Any) -> Any:
-    """A tensor over a storage, or over a part of it. A storage is a tensor of one dimension."""
-    storage.as_strided(size, stride, offset)  # an error if it reaches outside; set_ would make the storage longer
-    made = torch.empty(0, dtype=storage.dtype).set_(storage.untyped_storage(), offset, size, stride)
-    return made.requires_grad_(requires_grad)
+def rebuild_tensor(
+    storage: torch.Tensor, offset: int, size: Any, stride: Any, requires_grad: bool = False, *_: Any
+) -> torch.Tensor:
+    """A tensor that views a storage, which is itself a tensor of one dimension."""
+    storage.as_strided(size, stride, offset)  # raises if the view exceeds the storage; set_ would enlarge it
+    view = torch.empty(0, dtype=storage.dtype).set_(storage.untyped_storage(), offset, size, stride)
+    return view.requires_grad_(requires_grad)
 
 
-def parameter(data: torch.Tensor, requires_grad: bool = True, *_: Any) -> torch.nn.Parameter:
+def rebuild_parameter(data: torch.Tensor, requires_grad: bool = True, *_: Any) -> torch.nn.Parameter:
     return torch.nn.Parameter(data, requires_grad)
 
 
-def dtype(name: str, *_: Any) -> np.dtype[Any]:
-    """A plain element type; a copy, because it is about to be given a state."""
-    made = np.dtype(name, copy=True)
-    if made.kind not in "biufcSUO":
-        raise ValueError(f"arrays of {made} are not understood")
-    return made
+def rebuild_dtype(name: str, *_: Any) -> np.dtype[Any]:
+    """A dtype without fields; a copy, because ``set_dtype_state`` changes it."""
+    dtype = np.dtype(name, copy=True)
+    if dtype.kind not in "biufcSUO":
+        raise ValueError(f"arrays of {dtype} are not supported")
+    return dtype
 
 
-def set_dtype(target: np.dtype[Any], state: Any) -> None:
-    """Of all that a state could say about a dtype, its byte order is taken."""
-    target.__setstate__(target.newbyteorder(state[1]).__reduce__()[2])  # type: ignore[attr-defined]
+def set_dtype_state(dtype: np.dtype[Any], state: Any) -> None:
+    """Set the byte order and ignore the rest of the state, such as fields and flags."""
+    dtype.__setstate__(dtype.newbyteorder(state[1]).__reduce__()[2])  # type: ignore[attr-defined]
 
 
-def set_array(target: Array, state: Any) -> None:
-    """Fill an array that is still empty: one with elements may have been handed out already."""
+def set_array_state(array: Array, state: Any) -> None:
+    """Fill an empty array. One with elements is refused: other objects may already use them."""
     shape, _dtype, _is_fortran, content = state[-4:]
-    if target.size:
+    if array.size:
         raise ValueError("an array is given a second state")
-    if isinstance(content, list) and len(content) != math.prod(shape):  # NumPy does not count them
+    if isinstance(content, list) and len(content) != math.prod(shape):  # NumPy does not check this
         raise ValueError(f"an array of shape {shape} is given {len(content)} elements")
-    target.__setstate__(state)
+    array.__setstate__(state)
 
 
-def array(buffer: Any, dtype: np.dtype[Any], shape: Any, order: Any, axes: Any = None) -> Array:
-    """How pickle protocol 5 makes an array. ``frombuffer`` makes none of objects: bytes cannot say where they are."""
+def rebuild_array(buffer: Any, dtype: np.dtype[Any], shape: Any, order: Any, axes: Any = None) -> Array:
+    """An array as pickle protocol 5 makes it. ``frombuffer`` refuses arrays of objects, whose bytes are pointers."""
     flat = np.frombuffer(buffer, dtype)
     return flat.reshape(shape, order=order) if axes is None else flat.reshape(shape).transpose(axes)
 
 
-def scalar(dtype: np.dtype[Any], content: bytes | str) -> Any:
-    """A NumPy scalar; its bytes are a string where Python 2 wrote them."""
-    return array(content.encode("latin1") if isinstance(content, str) else content, dtype, (), "C")[()]
+def rebuild_scalar(dtype: np.dtype[Any], content: bytes | str) -> Any:
+    """A NumPy scalar; Python 2 pickles its bytes as a string."""
+    return rebuild_array(content.encode("latin1") if isinstance(content, str) else content, dtype, (), "C")[()]
 
 
-def of_content(kind: Callable[..., Any]) -> Callable[..., Any]:
-    """Bytes of what is there, not of so many zeros: that is how a short pickle takes all memory."""
+def refuse_length(make_bytes: Callable[..., Any]) -> Callable[..., Any]:
+    """``bytes`` or ``bytearray`` without the form ``bytes(LENGTH)``, by which a short pickle could fill the memory."""
 
     def make(*args: Any) -> Any:
         if args and isinstance(args[0], int):
-            raise ValueError(f"{args[0]} bytes are made of nothing")
-        return kind(*args)
+            raise ValueError(f"it makes {args[0]} bytes without content")
+        return make_bytes(*args)
 
     return make
 
 
-def short_range(*args: int) -> range:
-    """Whatever is made of a range, a list or a set, has its length."""
+def rebuild_range(*args: int) -> range:
+    """A range of limited length, since a short pickle could make a list or a set of it."""
     made = range(*args)
-    if len(made) > _LONGEST_RANGE:
-        raise ValueError(f"{made!r} is longer than any a checkpoint has")
+    if len(made) > _MAX_RANGE_LENGTH:
+        raise ValueError(f"{made!r} is too long for a checkpoint")
     return made
 
 
-CALLS: dict[tuple[str, str], Callable[..., Any]] = {
-    ("builtins", "bytearray"): of_content(bytearray),
-    ("builtins", "bytes"): of_content(bytes),
-    ("builtins", "range"): short_range,
-    ("numpy", "dtype"): dtype,
-    ("numpy._core.multiarray", "_reconstruct"): lambda kind, shape, code: np.empty(0, np.uint8),
-    ("numpy._core.multiarray", "scalar"): scalar,
-    ("numpy._core.numeric", "_frombuffer"): array,
-    ("torch._tensor", "_rebuild_from_type_v2"): lambda build, kind, args, state: build(*args),
-    ("torch._utils", "_rebuild_parameter"): parameter,
-    ("torch._utils", "_rebuild_parameter_with_state"): parameter,
-    ("torch._utils", "_rebuild_tensor"): tensor,
-    ("torch._utils", "_rebuild_tensor_v2"): tensor,
+REPLACEMENTS: dict[tuple[str, str], Callable[..., Any]] = {
+    ("builtins", "bytearray"): refuse_length(bytearray),
+    ("builtins", "bytes"): refuse_length(bytes),
+    ("builtins", "range"): rebuild_range,
+    ("numpy", "dtype"): rebuild_dtype,
+    ("numpy._core.multiarray", "_reconstruct"): lambda cls, shape, dtype_code: np.empty(0, np.uint8),
+    ("numpy._core.multiarray", "scalar"): rebuild_scalar,
+    ("numpy._core.numeric", "_frombuffer"): rebuild_array,
+    ("torch._tensor", "_rebuild_from_type_v2"): lambda rebuild, cls, args, state: rebuild(*args),
+    ("torch._utils", "_rebuild_parameter"): rebuild_parameter,
+    ("torch._utils", "_rebuild_parameter_with_state"): rebuild_parameter,
+    ("torch._utils", "_rebuild_tensor"): rebuild_tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): rebuild_tensor,
 }

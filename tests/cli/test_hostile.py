@@ -413,12 +413,12 @@ FILES = {  # something that lies in the case's folder is
     "pickle that runs a command": (
         convert(BAD_PKL),
         raw_program,
-        "bad.pkl is refused: it wants to call 'posix.system'",
+        "bad.pkl is refused: it calls 'posix.system'",
     ),
     "checkpoint that runs a command": (
         pretrain(flags=f"--init {BAD_PTH}"),
         program,
-        "bad.pth is refused: it wants to call 'posix.system'",
+        "bad.pth is refused: it calls 'posix.system'",
     ),
     "TorchScript": (train(f"MODEL.WEIGHTS {BAD_PTH}"), torchscript, "bad.pth is refused: it is a TorchScript program"),
     "tar archive": (f"inspect {BAD_PTH}", tar, "bad.pth is not a readable checkpoint"),

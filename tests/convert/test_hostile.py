@@ -33,7 +33,7 @@ from support.convert.crafted_checkpoints import (
     pickled,
     state,
 )
-from support.core.crafted_pickles import archive, legacy
+from support.core.crafted_pickles import make_zip, make_legacy_file
 
 from ssql_det.convert import MSRA, check_output, read_checkpoint, write_checkpoint
 from ssql_det.core.errors import UserError
@@ -100,7 +100,7 @@ def with_metadata(tensors, metadata):
 def test_code_in_a_file_never_runs(place, writer, tmp_path):
     marker = tmp_path / "ran"
     path = saved(place(Code(f"touch {marker}"), as_arrays(state())), tmp_path / "x.pth", writer)
-    assert "is refused: it wants to call 'posix.system'" in refusal(path)
+    assert "is refused: it calls 'posix.system'" in refusal(path)
     assert not marker.exists()
     if writer in (WRITERS["zip"], WRITERS["legacy"]):
         torch.load(path, weights_only=False)
@@ -589,13 +589,13 @@ def storage_and_record_without_end(path):
 def legacy_storage_without_end(path):
     buffer = io.BytesIO()
     announced({"conv1.weight": Claimed(Storage(10**12))}, buffer, None)
-    path.write_bytes(legacy(buffer.getvalue(), ["0"]) + (10**12).to_bytes(8, "little") + b"1234")
+    path.write_bytes(make_legacy_file(buffer.getvalue(), ["0"]) + (10**12).to_bytes(8, "little") + b"1234")
 
 
 def legacy_storages_never_filled(path):
     buffer = io.BytesIO()
     announced([Claimed(Storage(10**8, str(key))) for key in range(1000)], buffer, None)
-    path.write_bytes(legacy(buffer.getvalue(), []))
+    path.write_bytes(make_legacy_file(buffer.getvalue(), []))
 
 
 def overlapping_records(path):
@@ -614,7 +614,7 @@ def one_record_as_many_storages(path):
     zipped([Claimed(storage) for storage in storages], path, {"0": record})
 
 
-def called(function, *arguments):
+def push_call(function, *arguments):
     class Call:
         def __reduce__(self):
             return function, arguments
@@ -645,10 +645,10 @@ BOMBS = {
     "legacy storages never filled": legacy_storages_never_filled,
     "overlapping records": overlapping_records,
     "one record as many storages": one_record_as_many_storages,
-    "bytes by the count": lambda path: pickled({"x": called(bytearray, 10**9)}, path),
-    "range as a list": lambda path: pickled({"x": called(list, range(10**9))}, path),
-    "range as a set": lambda path: pickled({"x": called(set, range(10**9))}, path),
-    "range as a size": lambda path: pickled({"x": called(torch.Size, range(10**9))}, path),
+    "bytes by the count": lambda path: pickled({"x": push_call(bytearray, 10**9)}, path),
+    "range as a list": lambda path: pickled({"x": push_call(list, range(10**9))}, path),
+    "range as a set": lambda path: pickled({"x": push_call(set, range(10**9))}, path),
+    "range as a size": lambda path: pickled({"x": push_call(torch.Size, range(10**9))}, path),
     "long bytes announced": lambda path: path.write_bytes(b"\x80\x04\x8e" + (1 << 29).to_bytes(8, "little") + b"x"),
     "spread detector": spread("roi_heads.x"),
     "spread mean": spread("pixel_mean", "pixel_std"),
@@ -786,5 +786,5 @@ def test_a_folder_in_the_place_of_an_output_stays(tmp_path):
 
 @pytest.mark.parametrize("name", ["a/data.pkl", "b/c/data.pkl"])
 def test_an_archive_is_read_whatever_its_folder_is_called(name, tmp_path):
-    (tmp_path / "x.pth").write_bytes(archive({name: pickle.dumps(as_arrays(state()))}))
+    (tmp_path / "x.pth").write_bytes(make_zip({name: pickle.dumps(as_arrays(state()))}))
     assert read_checkpoint(tmp_path / "x.pth").coverage.percent == 100

@@ -1,4 +1,4 @@
-"""Shared by the tests of the ground floor."""
+"""Fixtures of these tests."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What a hostile file tries. Each attack works on ``pickle.load``, or did on ``torch.load`` when it was written."""
+"""Hostile files. Each attack works on ``pickle.load``, or worked on ``torch.load`` when it was written."""
 
 import contextlib
 import io
@@ -10,20 +10,29 @@ import tarfile
 
 import pytest
 import torch
-from support.core.crafted_pickles import archive, called, given, legacy, name, program, read_bytes, value
+from support.core.crafted_pickles import (
+    make_legacy_file,
+    make_pickle,
+    make_zip,
+    push_build,
+    push_call,
+    push_global,
+    push,
+    read_bytes,
+)
 from torch import nn
 
 from ssql_det.core.errors import UserError
 from ssql_det.core.unpickler import InertObject
 
-ROUTES = {
+FORMATS = {
     "pickle": lambda content: content,
-    "archive": lambda content: archive({"x/data.pkl": content}),
-    "legacy": legacy,
-    "in bytes": lambda content: program(called(name("torch.storage", "_load_from_bytes"), value(content))),
-    "in bytes, legacy": lambda content: ROUTES["in bytes"](legacy(content)),
+    "archive": lambda content: make_zip({"x/data.pkl": content}),
+    "legacy": make_legacy_file,
+    "in bytes": lambda content: make_pickle(push_call(push_global("torch.storage", "_load_from_bytes"), push(content))),
+    "in bytes, legacy": lambda content: FORMATS["in bytes"](make_legacy_file(content)),
 }
-each_route = pytest.mark.parametrize("route", ROUTES.values(), ids=ROUTES)
+all_formats = pytest.mark.parametrize("wrap", FORMATS.values(), ids=FORMATS)
 
 CODE = "open('MARKER', 'w')"
 ATTACKS = [
@@ -70,57 +79,57 @@ REFUSED = {
 
 
 def attack(module, attribute, *arguments):
-    return program(called(name(module, attribute), *(value(part) for part in arguments)))
+    return make_pickle(push_call(push_global(module, attribute), *(push(part) for part in arguments)))
 
 
 @pytest.fixture
 def marker(tmp_path, monkeypatch):
-    """The file that an attack makes if it is let."""
+    """The file that an attack creates if it succeeds."""
     monkeypatch.chdir(tmp_path)
     return tmp_path / "MARKER"
 
 
 @pytest.mark.parametrize("parts", ATTACKS, ids=lambda parts: ".".join(parts[:2]))
-def test_the_attacks_are_real(parts, marker):
+def test_the_attacks_work_on_pickle(parts, marker):
     pickle.loads(attack(*parts))
     assert marker.exists()
 
 
-@each_route
+@all_formats
 @pytest.mark.parametrize("parts", ATTACKS, ids=lambda parts: ".".join(parts[:2]))
-def test_an_attack_is_refused_before_it_runs(parts, route, marker):
-    with pytest.raises(UserError, match=f"x is refused: it wants to call '{parts[0]}.{parts[1]}'"):
-        read_bytes(route(attack(*parts)), marker.parent / "x")
+def test_an_attack_is_refused_before_it_runs(parts, wrap, marker):
+    with pytest.raises(UserError, match=f"x is refused: it calls '{parts[0]}.{parts[1]}'"):
+        read_bytes(wrap(attack(*parts)), marker.parent / "x")
     assert not marker.exists()
 
 
 @pytest.mark.parametrize(
     ("module", "attribute"), [(module, attribute) for module, names in REFUSED.items() for attribute in names]
 )
-def test_a_call_of_what_is_not_on_the_list_is_refused(module, attribute, tmp_path):
-    with pytest.raises(UserError, match=f"x is refused: it wants to call '{module}.{attribute}'"):
+def test_a_call_of_any_other_function_is_refused(module, attribute, tmp_path):
+    with pytest.raises(UserError, match=f"x is refused: it calls '{module}.{attribute}'"):
         read_bytes(attack(module, attribute, "x"), tmp_path / "x")
 
 
 @pytest.mark.parametrize(
     "body",
     [
-        b"(" + value("touch MARKER") + b"ios\nsystem\n",
-        b"(" + name("os", "system") + value("touch MARKER") + b"o",
-        name("os", "system") + value(("touch MARKER",)) + b"\x81",
-        name("subprocess", "Popen") + value((["touch", "MARKER"],)) + b"\x81",
-        name("subprocess", "Popen") + value(()) + value({"args": ["touch", "MARKER"]}) + b"\x92",
+        b"(" + push("touch MARKER") + b"ios\nsystem\n",
+        b"(" + push_global("os", "system") + push("touch MARKER") + b"o",
+        push_global("os", "system") + push(("touch MARKER",)) + b"\x81",
+        push_global("subprocess", "Popen") + push((["touch", "MARKER"],)) + b"\x81",
+        push_global("subprocess", "Popen") + push(()) + push({"args": ["touch", "MARKER"]}) + b"\x92",
     ],
     ids=["INST", "OBJ", "NEWOBJ of a function", "NEWOBJ", "NEWOBJ_EX"],
 )
-def test_no_opcode_calls_by_a_back_door(body, marker):
+def test_every_opcode_that_calls_is_restricted(body, marker):
     with pytest.raises(UserError):
-        read_bytes(program(body), marker.parent / "x")
+        read_bytes(make_pickle(body), marker.parent / "x")
     assert not marker.exists()
 
 
 @pytest.mark.parametrize(("module", "kind"), [("logging", "FileHandler"), ("tarfile", "TarFile"), ("_io", "FileIO")])
-def test_a_class_that_would_make_a_file_is_inert(module, kind, marker):
+def test_a_class_that_creates_a_file_is_inert(module, kind, marker):
     content = attack(module, kind, "MARKER", "w")
     assert isinstance(read_bytes(content, marker.parent / "x"), InertObject)
     assert not marker.exists()
@@ -129,20 +138,20 @@ def test_a_class_that_would_make_a_file_is_inert(module, kind, marker):
 
 
 TARGETS = {
-    "class": name("collections", "Counter"),
-    "inert class": name("argparse", "Namespace"),
-    "function": name("torch._utils", "_rebuild_tensor_v2"),
-    "refused function": name("os", "system"),
-    "type of torch": name("torch", "Size"),
-    "tensor type": name("torch", "float32"),
+    "class": push_global("collections", "Counter"),
+    "inert class": push_global("argparse", "Namespace"),
+    "function": push_global("torch._utils", "_rebuild_tensor_v2"),
+    "refused function": push_global("os", "system"),
+    "type of torch": push_global("torch", "Size"),
+    "tensor type": push_global("torch", "float32"),
     "container": b"}",
 }
 
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
-def test_a_state_that_would_change_the_program_is_refused(target, tmp_path):
-    with pytest.raises(UserError, match="it wants to change a"):
-        read_bytes(program(given(target, b"N" + value({"__doc__": "changed"}) + b"\x86")), tmp_path / "x")
+def test_a_state_for_a_function_or_class_is_refused(target, tmp_path):
+    with pytest.raises(UserError, match="it changes a"):
+        read_bytes(make_pickle(push_build(target, b"N" + push({"__doc__": "changed"}) + b"\x86")), tmp_path / "x")
 
 
 def torchscript():
@@ -158,8 +167,8 @@ def test_a_torchscript_program_is_refused(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_a_torchscript_program_behind_a_second_directory_is_not_read(tmp_path):
-    """Python takes the directory at the end of an archive, torch the one whose place is written down."""
+def test_a_torchscript_program_with_a_second_directory_is_refused(tmp_path):
+    """Python reads the directory at the end of an archive, torch the one at the recorded offset."""
     content = torchscript()
     end = content.rindex(b"PK\x05\x06")
     size, start = struct.unpack_from("<II", content, end + 12)
@@ -169,8 +178,8 @@ def test_a_torchscript_program_behind_a_second_directory_is_not_read(tmp_path):
         read_bytes(content[: start + size] + decoy + content[end:], tmp_path / "x")
 
 
-def test_a_tar_archive_that_looks_legacy_is_not_unpacked(tmp_path):
-    """``torch.load`` would: a hard link in it lets the file set the mode of any other."""
+def test_a_tar_archive_in_the_legacy_format_is_not_unpacked(tmp_path):
+    """``torch.load`` would unpack it, and a hard link in it could change the mode of any other file."""
     victim = tmp_path / "victim"
     victim.touch(mode=0o600)
     link = tarfile.TarInfo("storages")
@@ -189,12 +198,12 @@ def test_a_tar_archive_that_looks_legacy_is_not_unpacked(tmp_path):
     assert stat.S_IMODE(victim.stat().st_mode) == 0o600
 
 
-def test_the_source_of_a_module_is_never_written_out(tmp_path, monkeypatch):
-    """``torch.load`` writes NAME.patch for what has ``dump_patches`` and another source than the file says."""
+def test_the_source_of_a_module_is_never_written(tmp_path, monkeypatch):
+    """``torch.load`` writes NAME.patch if ``dump_patches`` is set and the source differs from that in the file."""
     monkeypatch.chdir(tmp_path)
-    patched = given(name("torch._utils", "_rebuild_tensor"), value({"dump_patches": True}))
-    for thing in patched, name("torch.nn", "Module"):
-        body = b"(" + value("module") + thing + value("x.py") + value("another source\n") + b"tQ"
+    patched = push_build(push_global("torch._utils", "_rebuild_tensor"), push({"dump_patches": True}))
+    for kind in patched, push_global("torch.nn", "Module"):
+        body = b"(" + push("module") + kind + push("x.py") + push("another source\n") + b"tQ"
         with contextlib.suppress(UserError):
-            read_bytes(legacy(program(body)), tmp_path / "x")
+            read_bytes(make_legacy_file(make_pickle(body)), tmp_path / "x")
     assert os.listdir(tmp_path) == ["x"]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from support.core.comparison import same
-from support.core.crafted_pickles import archive, called, name, program, read_bytes, value
+from support.core.crafted_pickles import make_pickle, make_zip, push_call, push_global, push, read_bytes
 from torch import nn
 
 from ssql_det.core.errors import UserError
@@ -24,22 +24,22 @@ WRITERS = {
     "legacy": lambda content, file: torch.save(content, file, _use_new_zipfile_serialization=False),
     **{f"pickle {protocol}": lambda content, file, p=protocol: pickle.dump(content, file, p) for protocol in PROTOCOLS},
 }
-each_writer = pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
+all_writers = pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
 
 
-def written_and_read(content, path, write):
+def write_and_read(content, path, write):
     with open(path, "wb") as file:
         write(content, file)
     return read_tensors(path)
 
 
-# ---------------------------------------------------------------- good files
+# ---- valid files ---------------------------------------------------------------------------------------------------
 
 
 def tensors():
     table = torch.arange(12.0).view(3, 4) / 7
-    tagged = [table.clone(), nn.Parameter(table.clone())]
-    for tensor in tagged:
+    with_attributes = [table.clone(), nn.Parameter(table.clone())]
+    for tensor in with_attributes:
         tensor.tag = "an attribute"
     types = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16, torch.bfloat16)
     return {
@@ -52,7 +52,7 @@ def tensors():
         "requires grad": table.clone().requires_grad_(),
         "parameter": nn.Parameter(table.clone()),
         "frozen parameter": nn.Parameter(table.clone(), requires_grad=False),
-        "with attributes": tagged,
+        "with attributes": with_attributes,
         "state_dict": nn.BatchNorm2d(3).state_dict(),
     }
 
@@ -81,30 +81,30 @@ def plain():
     }
 
 
-@each_writer
+@all_writers
 @pytest.mark.parametrize("content", [tensors, arrays, plain])
-def test_what_was_written_is_read(content, write, tmp_path):
-    read, written = written_and_read(content(), tmp_path / "x", write), content()
+def test_content_is_read_as_written(content, write, tmp_path):
+    read, written = write_and_read(content(), tmp_path / "x", write), content()
     assert [name for name in written if not same(read[name], written[name])] == []
 
 
-@each_writer
+@all_writers
 def test_a_state_dict_keeps_its_metadata(write, tmp_path):
     state = nn.BatchNorm2d(3).state_dict()
-    assert written_and_read(state, tmp_path / "x", write)._metadata == state._metadata
+    assert write_and_read(state, tmp_path / "x", write)._metadata == state._metadata
 
 
 @pytest.mark.parametrize("write", [WRITERS["archive"], WRITERS["legacy"]], ids=["archive", "legacy"])
-def test_tensors_that_shared_a_storage_still_do(write, tmp_path):
-    whole = torch.zeros(4)
-    read = written_and_read([whole, whole[2:]], tmp_path / "x", write)
+def test_tensors_that_share_a_storage_still_do(write, tmp_path):
+    tensor = torch.zeros(4)
+    read = write_and_read([tensor, tensor[2:]], tmp_path / "x", write)
     read[0][3] = 1
     assert read[1].tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("factory", [int, str, list, dict])
-def test_a_default_factory_still_works(factory, tmp_path):
-    assert written_and_read(collections.defaultdict(factory), tmp_path / "x", torch.save)["missing"] == factory()
+def test_a_default_factory_is_kept(factory, tmp_path):
+    assert write_and_read(collections.defaultdict(factory), tmp_path / "x", torch.save)["missing"] == factory()
 
 
 class Config:
@@ -124,13 +124,13 @@ class Pair(tuple):
     __slots__ = ()
 
 
-@each_writer
-def test_foreign_objects_are_inert_and_keep_what_they_held(write, tmp_path):
+@all_writers
+def test_objects_of_other_classes_are_inert_and_keep_their_state(write, tmp_path):
     group, names = Group(lr=0.1), Names(["cat", "dog"])
     group.source = "file"
-    foreign = [argparse.Namespace(lr=0.1), Config(lr=0.1, sub=Config(a=1)), group, names, Pair((1, 2))]
-    namespace, config, group, names, pair = read = written_and_read(foreign, tmp_path / "x", write)
-    assert all(isinstance(thing, InertObject) for thing in read)
+    objects = [argparse.Namespace(lr=0.1), Config(lr=0.1, sub=Config(a=1)), group, names, Pair((1, 2))]
+    namespace, config, group, names, pair = read = write_and_read(objects, tmp_path / "x", write)
+    assert all(isinstance(each, InertObject) for each in read)
     assert repr(namespace) == "<inert argparse.Namespace>"
     assert namespace.state == {"lr": 0.1}
     assert config.state["lr"] == 0.1
@@ -140,27 +140,27 @@ def test_foreign_objects_are_inert_and_keep_what_they_held(write, tmp_path):
     assert pair.args == ((1, 2),)
 
 
-def test_a_member_of_an_enumeration_is_inert_however_it_was_pickled(tmp_path):
-    """Python 3.11 before .4 takes it from its class by ``getattr``; of anything that is not foreign that is refused."""
-    member = called(name("builtins", "getattr"), name("torch_extra", "Mode"), value("TRAIN"))
-    read = read_bytes(program(member), tmp_path / "x.pkl")
+def test_an_enumeration_member_is_inert_in_either_pickled_form(tmp_path):
+    """Python before 3.11.4 pickles it as a ``getattr`` call, which is refused for any class that is not inert."""
+    member = push_call(push_global("builtins", "getattr"), push_global("torch_extra", "Mode"), push("TRAIN"))
+    read = read_bytes(make_pickle(member), tmp_path / "x.pkl")
     assert (repr(read), read.args) == ("<inert torch_extra.Mode>", ("TRAIN",))
-    taken = called(name("builtins", "getattr"), name("builtins", "dict"), value("__subclasses__"))
+    other = push_call(push_global("builtins", "getattr"), push_global("builtins", "dict"), push("__subclasses__"))
     with pytest.raises(UserError, match=r"builtins\.getattr"):
-        read_bytes(program(taken), tmp_path / "x.pkl")
+        read_bytes(make_pickle(other), tmp_path / "x.pkl")
 
 
 @pytest.mark.parametrize("write", [WRITERS["archive"], WRITERS["legacy"]], ids=["archive", "legacy"])
 @pytest.mark.filterwarnings("error")
-def test_a_whole_module_is_inert_and_shows_its_weights(write, tmp_path):
+def test_a_pickled_module_is_inert_and_keeps_its_weights(write, tmp_path):
     linear = nn.Linear(2, 3)
-    read = written_and_read(linear, tmp_path / "x", write)
+    read = write_and_read(linear, tmp_path / "x", write)
     assert isinstance(read, InertObject)
     assert same(read.state["_parameters"]["weight"], linear.weight)
 
 
 def test_a_pickle_of_python_2_and_numpy_1_is_read(tmp_path):
-    """As Detectron's and Detectron2's model zoo has them: strings without encoding, modules by their old names."""
+    """As in the model zoos of Detectron and Detectron2: strings without encoding, modules by their old names."""
     data = np.array([1, -2, 3.5], np.float32).tobytes()
     content = (
         b"\x80\x02}(U\x01wcnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
@@ -178,41 +178,44 @@ def test_a_pickle_of_python_2_and_numpy_1_is_read(tmp_path):
     assert read["k"] == {7}
 
 
-@each_writer
+@all_writers
 @pytest.mark.parametrize("array", [np.zeros(2, "f4,i4"), np.zeros(2, "M8[D]")], ids=["structured", "dates"])
-def test_an_array_is_read_right_or_not_at_all(array, write, tmp_path):
-    with pytest.raises(UserError, match=r"arrays of .* are not understood"):
-        written_and_read(array, tmp_path / "x", write)
+def test_an_array_of_an_unsupported_type_is_refused(array, write, tmp_path):
+    with pytest.raises(UserError, match=r"arrays of .* are not supported"):
+        write_and_read(array, tmp_path / "x", write)
 
 
-# ---------------------------------------------------------------- bad files
+# ---- invalid files -------------------------------------------------------------------------------------------------
 
 
-def good(write, content=None):
+def make_valid_file(write, content=None):
     buffer = io.BytesIO()
     write(content or {**tensors(), **arrays(), "foreign": argparse.Namespace(a=1)}, buffer)
     return buffer.getvalue()
 
 
-BAD = {
+INVALID = {
     "empty": (b"", "the file is empty"),
     "web page": (b"<!DOCTYPE html>\n<html>404</html>", "web page"),
     "Git LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
     "text": (b"hello\nworld\n", "another format"),
     "random bytes": (random.Random(0).randbytes(4096), "another format"),
-    "archive cut short": (good(torch.save)[:-100], "cut short"),
-    "legacy cut short": (good(WRITERS["legacy"])[:-10], "middle of a tensor"),
-    "pickle cut short": (good(pickle.dump)[:-10], "cut short"),
-    "arrays of NumPy": (archive({"w.npy": b"\x93NUMPY"}), "not one that torch.save wrote"),
-    "empty archive": (archive({}), "another format"),
-    "two archives in one": (archive({"a/data.pkl": b"N.", "b/data.pkl": b"N."}), "not one that torch.save wrote"),
-    "big-endian": (archive({"a/data.pkl": b"N.", "a/byteorder": b"big"}), "big-endian"),
-    "a long story": (good(WRITERS["legacy"], [1])[:-4] + pickle.dumps(["no\nsuch storage " * 1000]), "[...]"),
+    "archive cut short": (make_valid_file(torch.save)[:-100], "cut short"),
+    "legacy cut short": (make_valid_file(WRITERS["legacy"])[:-10], "middle of a tensor"),
+    "pickle cut short": (make_valid_file(pickle.dump)[:-10], "cut short"),
+    "arrays of NumPy": (make_zip({"w.npy": b"\x93NUMPY"}), "that torch.save did not write"),
+    "empty archive": (make_zip({}), "another format"),
+    "two archives in one": (make_zip({"a/data.pkl": b"N.", "b/data.pkl": b"N."}), "that torch.save did not write"),
+    "big-endian": (make_zip({"a/data.pkl": b"N.", "a/byteorder": b"big"}), "big-endian"),
+    "a long error": (
+        make_valid_file(WRITERS["legacy"], [1])[:-4] + pickle.dumps(["no\nsuch storage " * 1000]),
+        "[...]",
+    ),
 }
 
 
-@pytest.mark.parametrize(("content", "hint"), BAD.values(), ids=BAD)
-def test_a_bad_file_is_one_sentence(content, hint, tmp_path):
+@pytest.mark.parametrize(("content", "hint"), INVALID.values(), ids=INVALID)
+def test_an_invalid_file_is_one_sentence(content, hint, tmp_path):
     path = tmp_path / "x.pth"
     with pytest.raises(UserError) as mistake:
         read_bytes(content, path)
@@ -226,45 +229,45 @@ def test_a_bad_file_is_one_sentence(content, hint, tmp_path):
 @pytest.mark.parametrize(
     ("name", "hint"), [("no.pth", "there is no file"), (".", "is a directory"), ("x/y", "no file")]
 )
-def test_a_bad_path_is_one_sentence(name, hint, tmp_path):
+def test_an_invalid_path_is_one_sentence(name, hint, tmp_path):
     (tmp_path / "x").touch()
     with pytest.raises(UserError, match=hint) as mistake:
         read_tensors(tmp_path / name)
     assert str(tmp_path / name) in str(mistake.value)
 
 
-def rezipped(change):
-    """A good archive whose pickle is changed and whose checksums are right."""
-    with zipfile.ZipFile(io.BytesIO(good(torch.save))) as file:
+def change_archived_pickle(change):
+    """A valid archive in which ``change`` was applied to the pickle, with correct checksums."""
+    with zipfile.ZipFile(io.BytesIO(make_valid_file(torch.save))) as file:
         records = {name: file.read(name) for name in file.namelist()}
-    return archive(records | {"archive/data.pkl": change(records["archive/data.pkl"])})
+    return make_zip(records | {"archive/data.pkl": change(records["archive/data.pkl"])})
 
 
-FUZZED = {
-    "archive": lambda change: change(good(torch.save)),
-    "archive's pickle": rezipped,
-    "legacy": lambda change: change(good(WRITERS["legacy"])),
-    "pickle 2": lambda change: change(good(WRITERS["pickle 2"])),
-    "pickle 5": lambda change: change(good(WRITERS["pickle 5"])),
+TO_DAMAGE = {
+    "archive": lambda change: change(make_valid_file(torch.save)),
+    "archive's pickle": change_archived_pickle,
+    "legacy": lambda change: change(make_valid_file(WRITERS["legacy"])),
+    "pickle 2": lambda change: change(make_valid_file(WRITERS["pickle 2"])),
+    "pickle 5": lambda change: change(make_valid_file(WRITERS["pickle 5"])),
 }
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("damaged", FUZZED.values(), ids=FUZZED)
-def test_damage_anywhere_is_a_sentence_or_goes_unnoticed(damaged, tmp_path):
-    dice = random.Random(0)
+@pytest.mark.parametrize("apply", TO_DAMAGE.values(), ids=TO_DAMAGE)
+def test_a_damaged_file_is_read_or_one_sentence(apply, tmp_path):
+    rng = random.Random(0)
 
     def damage(content):
         content = bytearray(content)
-        for _ in range(dice.choice([0, 1, 1, 2, 20])):
-            content[dice.randrange(len(content))] = dice.randrange(256)
-        return bytes(content[: dice.choice([len(content), len(content), dice.randrange(len(content))])])
+        for _ in range(rng.choice([0, 1, 1, 2, 20])):
+            content[rng.randrange(len(content))] = rng.randrange(256)
+        return bytes(content[: rng.choice([len(content), len(content), rng.randrange(len(content))])])
 
     outcomes = collections.Counter()
     for _ in range(80):
         try:
-            read_bytes(damaged(damage), tmp_path / "x")
+            read_bytes(apply(damage), tmp_path / "x")
             outcomes["read"] += 1
         except UserError:
-            outcomes["sentence"] += 1
-    assert outcomes["sentence"] > outcomes["read"] > 0
+            outcomes["refused"] += 1
+    assert outcomes["refused"] > outcomes["read"] > 0

@@ -1,7 +1,7 @@
-"""Pickles and archives put together by hand, as no library would write them.
+"""Pickles and archives built opcode by opcode, as no library would write them.
 
-What :func:`value` to :func:`array` return is a piece of a pickle that leaves one
-object on the stack; :func:`program` makes a whole one of it.
+Each ``push`` function returns opcodes that push one object on the unpickler's stack; :func:`make_pickle` makes a pickle
+of them.
 """
 
 import io
@@ -16,7 +16,7 @@ def read_bytes(content, path):
     return read_tensors(path)
 
 
-def archive(records):
+def make_zip(records):
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as file:
         for name, content in records.items():
@@ -24,37 +24,42 @@ def archive(records):
     return buffer.getvalue()
 
 
-def value(thing):
-    return pickle.dumps(thing, 3)[2:-1]
+def push(value):
+    return pickle.dumps(value, 3)[2:-1]
 
 
-def name(module, attribute):
-    """What ``find_class`` finds; protocol 4, so that the attribute may have dots in it."""
+def push_global(module, attribute):
+    """What ``find_class`` returns; in protocol 4, whose attribute names may contain dots."""
     return b"".join(b"\x8c" + bytes([len(part)]) + part.encode() for part in (module, attribute)) + b"\x93"
 
 
-def called(function, *arguments):
+def push_call(function, *arguments):
     return function + b"(" + b"".join(arguments) + b"tR"
 
 
-def given(target, state):
+def push_build(target, state):
     return target + state + b"b"
 
 
-def dtype(code):
-    return called(name("numpy", "dtype"), value(code), b"\x89", b"\x88")
+def push_dtype(code):
+    return push_call(push_global("numpy", "dtype"), push(code), b"\x89", b"\x88")
 
 
-def array(shape, code, content):
-    made = called(name("numpy._core.multiarray", "_reconstruct"), name("numpy", "ndarray"), value((0,)), value(b"b"))
-    return given(made, b"(" + value(1) + value(shape) + code + value(False) + value(content) + b"t")
+def push_array(shape, code, content):
+    made = push_call(
+        push_global("numpy._core.multiarray", "_reconstruct"),
+        push_global("numpy", "ndarray"),
+        push((0,)),
+        push(b"b"),
+    )
+    return push_build(made, b"(" + push(1) + push(shape) + code + push(False) + push(content) + b"t")
 
 
-def program(body):
+def make_pickle(body):
     return b"\x80\x04" + body + b"."
 
 
-def legacy(content, storages=()):
-    """What torch.save wrote before torch 1.6, up to the bytes of the storages."""
+def make_legacy_file(content, storages=()):
+    """A file as torch.save wrote it before torch 1.6, without the bytes of the storages."""
     head = [pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})]
     return b"".join(head) + content + pickle.dumps(storages, 2)
