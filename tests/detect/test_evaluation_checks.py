@@ -1,0 +1,110 @@
+"""What COCO's and VOC's metrics would fail on is refused before an evaluation, with the file and the object."""
+
+import json
+
+import pytest
+from support.detect.configs import C4, FPN, config
+
+from ssql_det import d2
+from ssql_det.core.errors import UserError
+from ssql_det.detect.evaluation_checks import check_evaluation_dataset
+
+OBJECT = {"name": "cat", "pose": "Left", "truncated": "0", "difficult": "0"}
+BOX = {"xmin": "1", "ymin": "1", "xmax": "9", "ymax": "9"}
+ANNOTATION = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5], "area": 25, "iscrowd": 0}
+ANNOTATION |= {"segmentation": [[1, 1, 6, 1, 6, 6]]}
+
+
+@pytest.fixture
+def dataset():
+    """Registers a data set with its metadata; removes it afterwards."""
+    name = "to be checked"
+
+    def register(**metadata):
+        d2.DatasetCatalog.register(name, list)
+        d2.MetadataCatalog.get(name).set(**metadata)
+        return name
+
+    yield register
+    if name in d2.DatasetCatalog.list():
+        d2.DatasetCatalog.remove(name)
+    d2.MetadataCatalog.remove(name)
+
+
+def write_voc(folder, listed="a\n", fields=OBJECT, box=BOX):
+    for each in ("Annotations", "ImageSets/Main"):
+        (folder / each).mkdir(parents=True)
+    (folder / "ImageSets/Main/test.txt").write_text(listed)
+    tags = "".join(f"<{name}>{value}</{name}>" for name, value in fields.items())
+    corners = "".join(f"<{name}>{value}</{name}>" for name, value in box.items())
+    text = f"<annotation><object>{tags}<bndbox>{corners}</bndbox></object></annotation>"
+    (folder / "Annotations/a.xml").write_text(text)
+    return {"evaluator_type": "pascal_voc", "dirname": str(folder), "split": "test"}
+
+
+def write_coco(file, without=(), **changes):
+    annotation = {key: value for key, value in (ANNOTATION | changes).items() if key not in without}
+    image = {"id": 1, "file_name": "a.jpg", "width": 10, "height": 10}
+    content = {"images": [image], "annotations": [annotation], "categories": [{"id": 1, "name": "cat"}]}
+    file.write_text(json.dumps(content))
+    return {"evaluator_type": "coco", "json_file": str(file)}
+
+
+def without(*names):
+    return {name: value for name, value in OBJECT.items() if name not in names}
+
+
+def test_a_data_set_that_can_be_evaluated_on_passes(dataset, tmp_path):
+    check_evaluation_dataset(config(C4), dataset(**write_voc(tmp_path)))
+
+
+@pytest.mark.parametrize("name", [C4, FPN])
+def test_so_does_one_of_coco(name, dataset, tmp_path):
+    check_evaluation_dataset(config(name), dataset(**write_coco(tmp_path / "a.json")))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fields": without("difficult")}, "object 1 has difficult ''; VOC's metric needs a whole number"),
+        ({"fields": without("pose")}, "object 1 has no pose, which VOC's metric needs"),
+        ({"fields": OBJECT | {"truncated": "no"}}, "object 1 has truncated 'no'"),
+        ({"box": BOX | {"xmax": "8.5"}}, "object 1 has bndbox/xmax '8.5'"),
+        ({"listed": "a\n\na\n"}, "test.txt: line 2 is empty; remove it"),
+        ({"listed": "b\n"}, "b.xml cannot be read: "),
+    ],
+)
+def test_annotations_of_voc_are_refused(changes, message, dataset, tmp_path):
+    with pytest.raises(UserError) as raised:
+        check_evaluation_dataset(config(C4), dataset(**write_voc(tmp_path, **changes)))
+    assert message in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        *(({"without": (key,)}, f"annotation 1 has no {key}, ") for key in ("area", "iscrowd", "bbox")),
+        ({"bbox": [1, 2, 3]}, "annotation 1 has no bbox"),
+        ({"without": ("segmentation",)}, "annotation 1 has no segmentation; for boxes alone set MODEL.MASK_ON False"),
+        ({"segmentation": 5}, "annotation 1 has an invalid segmentation: "),
+        ({"segmentation": []}, "annotation 1 has an invalid segmentation: "),
+    ],
+)
+def test_annotations_of_coco_are_refused(changes, message, dataset, tmp_path):
+    name = dataset(**write_coco(tmp_path / "a.json", **changes))
+    with pytest.raises(UserError) as raised:
+        check_evaluation_dataset(config(FPN), name)
+    assert message in str(raised.value)
+    if "segmentation" in message:
+        check_evaluation_dataset(config(FPN, MODEL__MASK_ON=False), name)
+
+
+def test_fewer_classes_than_the_detector_has_are_refused(dataset, tmp_path):
+    name = dataset(**write_coco(tmp_path / "a.json"), thing_dataset_id_to_contiguous_id={1: 0})
+    with pytest.raises(UserError, match=r"has 1 classes and MODEL\.ROI_HEADS\.NUM_CLASSES is 10"):
+        check_evaluation_dataset(config(FPN), name)
+
+
+def test_another_kind_of_evaluation_is_refused(dataset):
+    with pytest.raises(UserError, match="has the evaluator_type 'lvis'; supported are coco and pascal_voc"):
+        check_evaluation_dataset(config(C4), dataset(evaluator_type="lvis"))
