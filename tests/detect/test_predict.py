@@ -10,7 +10,7 @@ from pycocotools import mask as coco_mask
 from support.detect.configs import C4, CONFIGS, FPN, config, tiny, unsettled
 
 from ssql_det.cli.main import main
-from ssql_det.cli.predict import _split
+from ssql_det.cli.predict import _split_keys_and_images
 from ssql_det.core.errors import UserError
 from ssql_det.detect.detector import build_detector
 from ssql_det.detect.predict import find_images, get_category_ids, load_image
@@ -102,10 +102,10 @@ def test_what_is_no_image_is_refused(photos, tmp_path):
 
 def test_keys_come_before_images():
     rest = ["MODEL.WEIGHTS", "w.pth", "INPUT.MIN_SIZE_TEST", "64", "IMG_1.JPG", "photos"]
-    assert _split(rest) == (rest[:4], rest[4:])
-    assert _split(["photos"]) == ([], ["photos"])
+    assert _split_keys_and_images(rest) == (rest[:4], rest[4:])
+    assert _split_keys_and_images(["photos"]) == ([], ["photos"])
     with pytest.raises(UserError, match="--out must come before the KEY VALUE pairs"):
-        _split(["MODEL.WEIGHTS", "w.pth", "photos", "--out", "elsewhere"])
+        _split_keys_and_images(["MODEL.WEIGHTS", "w.pth", "photos", "--out", "elsewhere"])
 
 
 @pytest.mark.parametrize(
