@@ -1,4 +1,4 @@
-"""The arithmetic of uniform quantization: pure functions, exact to the last bit.
+"""Uniform affine quantization as pure functions, exact to the last bit.
 
 ==========  ===============================================================================
 weight      per output channel, symmetric: ``s = max|w| / ((2^b - 1) / 2)``,
@@ -7,12 +7,12 @@ activation  per tensor, asymmetric: ``s = (max - min) / (2^b - 1)``, ``z = -roun
             ``q = clamp(round(x / s) + z, 0, 2^b - 1)``, ``x_q = (q - z) * s``
 ==========  ===============================================================================
 
-Rounding is half to even, the division a true one (a product with ``1/s`` moves the largest element of one
-channel in six). An empty range (``s = 0``) passes its elements through unchanged.
+Rounding is half to even and the division is exact (multiplying by ``1/s`` instead changes the largest element in one
+channel out of six). Where the range is empty (``s = 0``), elements pass through unchanged.
 
-Gradient: straight through ``round``, then 1 where the rounded integer lies in its range, ends included, and 0
-elsewhere. (That was ``torch.clamp``'s gradient when SSQL was trained; since torch 2.14 it is 0 at the ends, hence
-a function of our own.) A weight's scale is part of the graph; an activation's range is a constant.
+Gradient: straight through ``round``; then 1 where the rounded integer lies within ``[qmin, qmax]``, ends included, and
+0 elsewhere. This was the gradient of ``torch.clamp`` when SSQL was published; since torch 2.14 it is 0 at the ends, so
+``clamp`` is not used here. The gradient also flows through a weight's scale; an activation's range is a constant.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_BLOCK_ELEMENTS = 1 << 18  # 1 MB of float32: stays in a core's cache from one operation to the next
+_BLOCK_ELEMENTS = 1 << 18  # 1 MB of float32, which stays in a core's cache between operations
 
 
 @dataclass(frozen=True)
 class QParams:
-    """A quantization grid: ``(q - zero_point) * scale`` for integers ``q`` in ``[qmin, qmax]``.
+    """Scale and zero point: an integer ``q`` in ``[qmin, qmax]`` stands for ``(q - zero_point) * scale``.
 
-    ``scale`` and ``zero_point`` are scalars, or of a shape that goes along with the tensor's: one a channel.
+    ``scale`` and ``zero_point`` are scalars, or one per channel in a shape that broadcasts to the tensor.
     """
 
     scale: Tensor
@@ -42,133 +42,134 @@ class QParams:
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """What a tensor is quantized in: float64 stays, all others are float32."""
+    """The type that ``x`` is quantized in: float64 for float64, else float32."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def tensor_version(weight: Tensor) -> tuple[int, int]:
-    """Another one after each change in place; a tensor made in inference mode cannot change."""
-    return weight.data_ptr(), 0 if weight.is_inference() else weight._version
+def tensor_version(tensor: Tensor) -> tuple[int, int]:
+    """A value that changes with every in-place change of the tensor. (A tensor of inference mode cannot change.)"""
+    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
 
 
-def choose_qparams(low: Tensor, high: Tensor, bits: int, *, symmetric: bool = False) -> QParams:
-    """The grid for a range: from its ``low`` to its ``high`` end, or symmetric about zero.
+def choose_qparams(min_val: Tensor, max_val: Tensor, bits: int, *, symmetric: bool = False) -> QParams:
+    """Scale and zero point for a range; with ``symmetric`` for the range about zero that includes both ends.
 
     >>> choose_qparams(torch.tensor(-1.0), torch.tensor(2.0), bits=2)
     QParams(scale=tensor(1.), zero_point=tensor(1.), qmin=0, qmax=3)
     """
     if symmetric:
-        scale = torch.maximum(low.abs(), high.abs()) / ((2**bits - 1) / 2)
+        scale = torch.maximum(min_val.abs(), max_val.abs()) / ((2**bits - 1) / 2)
         return QParams(scale, torch.zeros_like(scale), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-    scale = (high - low) / (2**bits - 1)
-    zero_point = -torch.round(low / _nonzero(scale))
+    scale = (max_val - min_val) / (2**bits - 1)
+    zero_point = -torch.round(min_val / _replace_zeros(scale))
     return QParams(scale, zero_point, 0, 2**bits - 1)
 
 
 def fake_quantize(x: Tensor, qparams: QParams) -> Tensor:
-    """``x`` rounded to the grid, same shape and dtype; half precision computes in float32.
+    """Quantize and dequantize ``x``; shape and dtype stay, half precision is computed in float32.
 
-    Keeps one byte an element for the backward pass.
+    Saves one byte per element for the backward pass.
 
-    >>> grid = choose_qparams(torch.tensor(-1.0), torch.tensor(2.0), bits=2)
-    >>> fake_quantize(torch.tensor([-3.0, 0.4, 0.6, 9.0]), grid)
+    >>> qparams = choose_qparams(torch.tensor(-1.0), torch.tensor(2.0), bits=2)
+    >>> fake_quantize(torch.tensor([-3.0, 0.4, 0.6, 9.0]), qparams)
     tensor([-1.,  0.,  1.,  2.])
     """
     if x.numel() == 0:
         return x
-    work, scale, zero_point = _beside_each_other(x, qparams)
-    if torch.is_grad_enabled() and (work.requires_grad or scale.requires_grad):
-        on_grid: Tensor = _FakeQuantize.apply(work, scale, zero_point, qparams.qmin, qparams.qmax)
+    converted, scale, zero_point = _to_common_type(x, qparams)
+    if torch.is_grad_enabled() and (converted.requires_grad or scale.requires_grad):
+        output: Tensor = _FakeQuantize.apply(converted, scale, zero_point, qparams.qmin, qparams.qmax)
     else:
-        on_grid = _to_grid(work, scale, zero_point, qparams.qmin, qparams.qmax)
-    return on_grid.to(x.dtype)
+        output = _fake_quantize(converted, scale, zero_point, qparams.qmin, qparams.qmax)
+    return output.to(x.dtype)
 
 
 def fake_quantize_weight(weight: Tensor, bits: int, axis: int = 0) -> Tensor:
-    """``weight`` on the symmetric grid of each output channel; gradients flow through the scale as well.
+    """Quantize and dequantize ``weight`` per output channel, symmetric; gradients also flow through the scale.
 
-    ``axis`` is the output channels': 0, or 1 for a transposed convolution.
+    ``axis`` is that of the output channels: 0, or 1 for a transposed convolution.
     """
     if weight.numel() == 0:
         return weight
-    work = weight.to(compute_dtype(weight))
-    if torch.is_grad_enabled() and work.requires_grad:
-        on_grid: Tensor = _FakeQuantizeWeight.apply(work, bits, axis)
+    converted = weight.to(compute_dtype(weight))
+    if torch.is_grad_enabled() and converted.requires_grad:
+        output: Tensor = _FakeQuantizeWeight.apply(converted, bits, axis)
     else:
-        bound = max_abs_per_channel(work, axis)
-        on_grid = fake_quantize(work, choose_qparams(-bound, bound, bits, symmetric=True))
-    return on_grid.to(weight.dtype)
+        max_abs = max_abs_per_channel(converted, axis)
+        output = fake_quantize(converted, choose_qparams(-max_abs, max_abs, bits, symmetric=True))
+    return output.to(weight.dtype)
 
 
 def quantize(x: Tensor, qparams: QParams) -> Tensor:
-    """The integers ``q`` of ``fake_quantize``, as floats; where the scale is 0 they are the zero point's.
+    """The integers of ``x``, in floating point; where the scale is 0 they are the zero point.
 
     >>> quantize(torch.tensor([-3.0, 0.4, 9.0]), choose_qparams(torch.tensor(-1.0), torch.tensor(2.0), bits=2))
     tensor([0., 1., 3.])
     """
-    work, scale, zero_point = _beside_each_other(x, qparams)
-    codes = torch.round(work / _nonzero(scale)) + zero_point
-    return torch.where(scale == 0, zero_point, codes.clamp(qparams.qmin, qparams.qmax))
+    converted, scale, zero_point = _to_common_type(x, qparams)
+    integers = torch.round(converted / _replace_zeros(scale)) + zero_point
+    return torch.where(scale == 0, zero_point, integers.clamp(qparams.qmin, qparams.qmax))
 
 
-def straight_through(x: Tensor, on_grid: Tensor, inside: Tensor) -> Tensor:
-    """The values of ``on_grid`` with the gradient of ``x``, where ``inside`` is true.
+def straight_through(x: Tensor, quantized: Tensor, mask: Tensor) -> Tensor:
+    """The values of ``quantized`` with the gradient of ``x``, where ``mask`` is true.
 
     >>> x = torch.tensor([0.4, 9.0], requires_grad=True)
     >>> straight_through(x, torch.tensor([0.5, 1.5]), torch.tensor([True, False])).sum().backward()
     >>> x.grad
     tensor([1., 0.])
     """
-    through: Tensor = _StraightThrough.apply(x, on_grid, inside)
-    return through
+    output: Tensor = _StraightThrough.apply(x, quantized, mask)
+    return output
 
 
 def max_abs_per_channel(weight: Tensor, axis: int) -> Tensor:
-    """The largest magnitude of each output channel, broadcastable to the weight."""
-    others = [dim for dim in range(weight.ndim) if dim != axis % weight.ndim]
-    return torch.maximum(weight.amax(others, keepdim=True), -weight.amin(others, keepdim=True))
+    """The largest magnitude of each output channel, in a shape that broadcasts to the weight."""
+    reduced = [dim for dim in range(weight.ndim) if dim != axis % weight.ndim]
+    return torch.maximum(weight.amax(reduced, keepdim=True), -weight.amin(reduced, keepdim=True))
 
 
-def _to_grid(
-    x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, inside: Tensor | None = None
+def _fake_quantize(
+    x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, in_range: Tensor | None = None
 ) -> Tensor:
-    """Block by block in the processor's cache; ``inside`` is filled with where the integers lie in their range."""
-    step, out = _nonzero(scale), torch.empty_like(x)
-    for source, target, width, zero, *mask in _blocks(x, out, step, zero_point, *([] if inside is None else [inside])):
-        rounded = torch.div(source, width, out=None if mask else target).round_().add_(zero)
-        torch.clamp(rounded, qmin, qmax, out=target)
+    """Block by block, each within the processor's cache. ``in_range`` is filled: is the integer in [qmin, qmax]?"""
+    safe_scale, out = _replace_zeros(scale), torch.empty_like(x)
+    masks = [] if in_range is None else [in_range]
+    for x_block, out_block, s, z, *mask in _split_blocks(x, out, safe_scale, zero_point, *masks):
+        rounded = torch.div(x_block, s, out=None if mask else out_block).round_().add_(z)
+        torch.clamp(rounded, qmin, qmax, out=out_block)
         if mask:
-            mask[0].copy_(rounded.eq_(target))  # faster than a comparison into booleans
-        target.sub_(zero).mul_(width)
-    return _keep_empty_ranges(scale, x, out)
+            mask[0].copy_(rounded.eq_(out_block))  # faster than a comparison that makes booleans
+        out_block.sub_(z).mul_(s)
+    return _restore_zero_scale(scale, x, out)
 
 
 class _FakeQuantize(torch.autograd.Function):
-    """Keeps one boolean an element for the backward pass, and all of them only where a scale is learned."""
+    """Saves a boolean per element for the backward pass, and ``x`` only where the scale is learned."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> Tensor:
-        inside = torch.empty_like(x, dtype=torch.bool)
-        ctx.save_for_backward(inside, scale, zero_point, *([x] if ctx.needs_input_grad[1] else []))
+        in_range = torch.empty_like(x, dtype=torch.bool)
+        ctx.save_for_backward(in_range, scale, zero_point, *([x] if ctx.needs_input_grad[1] else []))
         ctx.qmin, ctx.qmax = qmin, qmax
-        return _to_grid(x, scale, zero_point, qmin, qmax, inside)
+        return _fake_quantize(x, scale, zero_point, qmin, qmax, in_range)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        inside, scale, zero_point, *saved = ctx.saved_tensors
-        grad_x, grad_scale = torch.where(inside, grad, 0), None
+        in_range, scale, zero_point, *saved = ctx.saved_tensors
+        grad_x, grad_scale = torch.where(in_range, grad, 0), None
         if saved:
-            _, of_scale = _pulled_back(saved[0], grad, _nonzero(scale), zero_point, ctx.qmin, ctx.qmax)
-            grad_scale = of_scale.sum_to_size(scale.shape) * (scale != 0)
-        return _keep_empty_ranges(scale, grad, grad_x), grad_scale, None, None, None
+            _, grad_scale = _compute_gradients(saved[0], grad, _replace_zeros(scale), zero_point, ctx.qmin, ctx.qmax)
+            grad_scale = grad_scale.sum_to_size(scale.shape) * (scale != 0)
+        return _restore_zero_scale(scale, grad, grad_x), grad_scale, None, None, None
 
 
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, on_grid: Tensor, inside: Tensor) -> Tensor:
-        ctx.save_for_backward(inside)
-        return on_grid.to(x.dtype, copy=True)
+    def forward(ctx: Any, x: Tensor, quantized: Tensor, mask: Tensor) -> Tensor:
+        ctx.save_for_backward(mask)
+        return quantized.to(x.dtype, copy=True)
 
     @staticmethod
     @once_differentiable
@@ -177,82 +178,89 @@ class _StraightThrough(torch.autograd.Function):
 
 
 class _FakeQuantizeWeight(torch.autograd.Function):
-    """On the grid of each channel's own bound, which the gradient reaches. Keeps nothing but the weight itself."""
+    """Symmetric, per channel, with the gradient of the scale. Saves nothing large but the weight itself."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, bits: int, axis: int) -> Tensor:
-        bound = max_abs_per_channel(weight, axis)
-        grid = choose_qparams(-bound, bound, bits, symmetric=True)
-        ctx.save_for_backward(weight, bound, grid.scale)
-        ctx.qmin, ctx.qmax = grid.qmin, grid.qmax
-        return _to_grid(weight, grid.scale, grid.zero_point, grid.qmin, grid.qmax)
+        max_abs = max_abs_per_channel(weight, axis)
+        qparams = choose_qparams(-max_abs, max_abs, bits, symmetric=True)
+        ctx.save_for_backward(weight, max_abs, qparams.scale)
+        ctx.qmin, ctx.qmax = qparams.qmin, qparams.qmax
+        return _fake_quantize(weight, qparams.scale, qparams.zero_point, qparams.qmin, qparams.qmax)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        weight, bound, scale = ctx.saved_tensors
+        weight, max_abs, scale = ctx.saved_tensors
         out = torch.empty_like(weight)
-        others = [dim for dim, size in enumerate(bound.shape) if size == 1]
-        rows = _rows_in_cache(weight) if len(bound) == len(weight) else len(weight)  # a channel is summed up as one
-        for w, g, target, most, step in _pieces(rows, weight, grad, out, bound, _nonzero(scale)):
-            grad_weight, of_scale = _pulled_back(w, g, step, torch.zeros_like(step), ctx.qmin, ctx.qmax)
-            of_bound = of_scale.sum(others, keepdim=True) / ((ctx.qmax - ctx.qmin) / 2)
-            decides = w.abs().eq_(most)  # as torch.amax, elements that are equally large share the gradient
-            share = of_bound / decides.sum(others, keepdim=True)
-            torch.add(grad_weight, decides.mul_(w.sign()).mul_(share), out=target)
-        return _keep_empty_ranges(scale, grad, out), None, None
+        reduced = [dim for dim, size in enumerate(max_abs.shape) if size == 1]
+        # A channel is summed up in one piece: only where channels are the first axis can the weight be split.
+        rows = _count_cached_rows(weight) if len(max_abs) == len(weight) else len(weight)
+        for w, g, out_block, m, s in _split_rows(rows, weight, grad, out, max_abs, _replace_zeros(scale)):
+            grad_weight, grad_scale = _compute_gradients(w, g, s, torch.zeros_like(s), ctx.qmin, ctx.qmax)
+            grad_max_abs = grad_scale.sum(reduced, keepdim=True) / ((ctx.qmax - ctx.qmin) / 2)
+            is_max = w.abs().eq_(m)  # as in torch.amax, equally large elements share the gradient
+            grad_each = grad_max_abs / is_max.sum(reduced, keepdim=True)
+            torch.add(grad_weight, is_max.mul_(w.sign()).mul_(grad_each), out=out_block)
+        return _restore_zero_scale(scale, grad, out), None, None
 
 
-def _pulled_back(x: Tensor, grad: Tensor, step: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> tuple[Tensor, ...]:
-    """The gradient of ``x``, and element by element that of the scale."""
-    ratio = x / step
+def _compute_gradients(
+    x: Tensor, grad: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int
+) -> tuple[Tensor, Tensor]:
+    """The gradient of ``x``, and that of the scale before it is summed over elements."""
+    ratio = x / scale
     rounded = ratio.round().add_(zero_point)
     integer = rounded.clamp(qmin, qmax)
-    inside = rounded.eq_(integer)  # 1 and 0: many times faster than booleans
-    # d(integer * s)/ds = integer + s * d(integer)/ds, and inside the range d(integer)/ds = -x / s^2
-    of_scale = integer.sub_(zero_point).sub_(ratio.mul_(inside)).mul_(grad)
-    return inside.mul_(grad), of_scale
+    in_range = rounded.eq_(integer)  # as 1 and 0, which is many times faster than booleans
+    # d(integer * s)/ds = integer + s * d(integer)/ds, and in the range d(integer)/ds = -x / s^2
+    grad_scale = integer.sub_(zero_point).sub_(ratio.mul_(in_range)).mul_(grad)
+    return in_range.mul_(grad), grad_scale
 
 
-def _blocks(x: Tensor, out: Tensor, scale: Tensor, zero_point: Tensor, *inside: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Pieces of the tensors that go together: of one grid in their order in memory, else of their first axis."""
-    along = [x, out, *inside]
+def _split_blocks(
+    x: Tensor, out: Tensor, scale: Tensor, zero_point: Tensor, *masks: Tensor
+) -> Iterator[tuple[Tensor, ...]]:
+    """Matching blocks of the tensors: in the order of memory where the scale is a scalar, else of the first axis."""
+    tensors = [x, out, *masks]
     order = sorted(range(x.ndim), key=x.stride, reverse=True)
     if scale.ndim == 0 and x.permute(order).is_contiguous():
-        along = [each.permute(order).view(-1) for each in along]
-    source, target, *mask = along
-    return _pieces(_rows_in_cache(source), source, target, scale, zero_point, *mask)
+        tensors = [tensor.permute(order).view(-1) for tensor in tensors]
+    x, out, *flat_masks = tensors
+    return _split_rows(_count_cached_rows(x), x, out, scale, zero_point, *flat_masks)
 
 
-def _pieces(rows: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """So many entries at a time of the first tensor's first axis; what has not as many there goes along whole."""
+def _split_rows(rows: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """``rows`` entries of the first axis at a time; a tensor of another length is passed whole each time."""
     length = len(tensors[0])
     for start in range(0, length, rows):
-        piece = slice(start, start + rows)
-        yield tuple(each[piece] if each.ndim and len(each) == length else each for each in tensors)
+        block = slice(start, start + rows)
+        yield tuple(tensor[block] if tensor.ndim and len(tensor) == length else tensor for tensor in tensors)
 
 
-def _rows_in_cache(x: Tensor) -> int:
+def _count_cached_rows(x: Tensor) -> int:
+    """How many entries of the first axis fit into the cache; on a GPU all."""
     return len(x) if x.is_cuda else max(1, _BLOCK_ELEMENTS * len(x) // x.numel())
 
 
-def _keep_empty_ranges(scale: Tensor, original: Tensor, computed: Tensor) -> Tensor:
-    """``original`` where the scale is 0."""
-    empty = scale == 0
-    return computed if _reading_is_free(empty) and not empty.any() else torch.where(empty, original, computed)
+def _restore_zero_scale(scale: Tensor, original: Tensor, computed: Tensor) -> Tensor:
+    """``original`` where the scale is 0, else ``computed``."""
+    is_zero = scale == 0
+    return computed if _reads_without_sync(is_zero) and not is_zero.any() else torch.where(is_zero, original, computed)
 
 
-def _reading_is_free(x: Tensor) -> bool:
-    """On the CPU; on a GPU whoever asks a tensor for a value waits until all before it is done."""
+def _reads_without_sync(x: Tensor) -> bool:
+    """On the CPU; on a GPU, reading a value in Python waits for all operations in the queue."""
     return x.device.type == "cpu"
 
 
-def _nonzero(scale: Tensor) -> Tensor:
+def _replace_zeros(scale: Tensor) -> Tensor:
+    """1 where the scale is 0, so that it can be divided by."""
     return torch.where(scale == 0, torch.ones_like(scale), scale)
 
 
-def _beside_each_other(x: Tensor, qparams: QParams) -> tuple[Tensor, Tensor, Tensor]:
-    """A tensor, its scale and its zero point, in the type that it is quantized in."""
-    work = x.to(compute_dtype(x))
+def _to_common_type(x: Tensor, qparams: QParams) -> tuple[Tensor, Tensor, Tensor]:
+    """The tensor, its scale and its zero point, in the type that it is quantized in."""
+    converted = x.to(compute_dtype(x))
     # On the tensor's own device: torch divides a CUDA tensor by a CPU scalar as a product with 1/s.
-    return work, qparams.scale.to(work), qparams.zero_point.to(work)
+    return converted, qparams.scale.to(converted), qparams.zero_point.to(converted)

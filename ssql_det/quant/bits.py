@@ -1,4 +1,4 @@
-"""Bit-widths as values: one pair, and schedules that draw a pair for each training step."""
+"""Bit-widths of weights and activations as values, and schedules that give the bit-widths of each training step."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import ClassVar
 
 from ssql_det.core.errors import UserError, printable
 
-LEAST, MOST = 2, 16
+MIN_BITS, MAX_BITS = 2, 16
 
-_WHOLE = re.compile(r"\d{1,4}")
-_SPELLINGS = (  # 4w4a, and W4A4 as much of the literature writes
+_INTEGER = re.compile(r"\d{1,4}")
+_PATTERNS = (  # 4w4a, and W4A4 as in much of the literature
     re.compile(r"(?:(?P<weight>\d{1,4})w)?(?:(?P<act>\d{1,4})a)?"),
     re.compile(r"(?:w(?P<weight>\d{1,4}))?(?:a(?P<act>\d{1,4}))?"),
 )
@@ -21,7 +21,7 @@ _SPELLINGS = (  # 4w4a, and W4A4 as much of the literature writes
 
 @dataclass(frozen=True)
 class Bits:
-    """Bits of the weights and of the activations; ``None`` stays float.
+    """The bit-width of the weights and that of the activations; ``None`` means float.
 
     >>> Bits(4, 4) == Bits.parse("4w4a"), str(Bits(8, None)), Bits.parse("FP")
     (True, '8w', Bits(weight=None, act=None))
@@ -34,24 +34,25 @@ class Bits:
 
     def __post_init__(self) -> None:
         for side, bits in (("weight", self.weight), ("activation", self.act)):
-            if bits is not None and (isinstance(bits, bool) or not isinstance(bits, int) or not LEAST <= bits <= MOST):
-                raise UserError(f"{side} bits must be {LEAST} to {MOST}, or None for float; got {bits!r}")
+            is_integer = isinstance(bits, int) and not isinstance(bits, bool)
+            if bits is not None and not (is_integer and MIN_BITS <= bits <= MAX_BITS):
+                raise UserError(f"{side} bits must be {MIN_BITS} to {MAX_BITS}, or None for float; got {bits!r}")
 
     @classmethod
     def parse(cls, text: str) -> Bits:
-        """Read ``FP``, ``4w4a``, ``8w`` (float activations) or ``6a`` (float weights); any case."""
-        spelled = text.strip().lower()
-        if spelled == "fp":
+        """Read ``FP``, ``4w4a``, ``8w`` (float activations) or ``6a`` (float weights), in upper or lower case."""
+        lowered = text.strip().lower()
+        if lowered == "fp":
             return cls.FP
-        for spelling in _SPELLINGS:
-            match = spelling.fullmatch(spelled)
-            if match and spelled:
+        for pattern in _PATTERNS:
+            match = pattern.fullmatch(lowered)
+            if match and lowered:
                 try:
                     return cls(*(int(bits) if bits else None for bits in match.group("weight", "act")))
-                except UserError as mistake:
-                    raise UserError(f"{mistake} in {text!r}") from None
-        shown = printable(text, 40)
-        raise UserError(f"cannot read bits {shown!r}; write FP, 4w4a, 8w (float activations) or 6a (float weights)")
+                except UserError as error:
+                    raise UserError(f"{error} in {text!r}") from None
+        quoted = printable(text, 40)
+        raise UserError(f"cannot read bits {quoted!r}; write FP, 4w4a, 8w (float activations) or 6a (float weights)")
 
     def __str__(self) -> str:
         weight = f"{self.weight}w" if self.weight else ""
@@ -63,23 +64,23 @@ Bits.FP = Bits(None, None)
 
 
 def parse_widths(text: str) -> list[Bits]:
-    """Bit-widths as people write them: ``FP``, ``8`` for weights and activations alike, ``2w4a``.
+    """Read a list of bit-widths: ``FP``, ``8`` for weights and activations alike, ``2w4a``.
 
     >>> [str(bits) for bits in parse_widths("FP,8,2w4a")]
     ['FP', '8w8a', '2w4a']
     """
     parts = [part.strip() for part in text.split(",")]
-    widths = [Bits(int(part), int(part)) if _WHOLE.fullmatch(part) else Bits.parse(part) for part in parts]
+    widths = [Bits(int(part), int(part)) if _INTEGER.fullmatch(part) else Bits.parse(part) for part in parts]
     return list(dict.fromkeys(widths))
 
 
 def format_bits(bits: Bits, overrides: Mapping[str, Bits] | None = None) -> str:
-    """What a width is called where parts of a network have bits of their own.
+    """The name of a bit-width where parts of the network have another one.
 
     >>> format_bits(Bits(4, 4), {"layer1.*": Bits(8, 8)})
     '4w4a, layer1.* at 8w8a'
     """
-    return ", ".join([str(bits), *(f"{pattern} at {width}" for pattern, width in (overrides or {}).items())])
+    return ", ".join([str(bits), *(f"{pattern} at {other}" for pattern, other in (overrides or {}).items())])
 
 
 BitsSchedule = Callable[[int], Bits]
@@ -106,10 +107,10 @@ class FixedBits:
 
 @dataclass(frozen=True)
 class SampledBits:
-    """Bits drawn anew each step, uniformly from closed intervals: SSQL's 2 to 8 and 4 to 8.
+    """Random bits at every step, uniform in closed intervals; the defaults are SSQL's.
 
-    A pure function of ``(seed, step)``: every rank and every resumed run draws the same. Weight and
-    activation are drawn independently, or share one draw (``shared=True``, equal intervals).
+    A pure function of ``(seed, step)``: every rank and every resumed run draws the same bits. Those of weights and of
+    activations are drawn independently, or with ``shared=True`` (and equal intervals) once for both.
 
     >>> SampledBits(seed=0)(step=7) == SampledBits(seed=0)(step=7)
     True
@@ -122,7 +123,7 @@ class SampledBits:
 
     def __post_init__(self) -> None:
         for low, high in (self.weight, self.act):
-            Bits(low, high)  # each end is a valid width
+            Bits(low, high)  # raises an error for invalid bits
             if low > high:
                 raise UserError(f"bits are drawn from low to high, got {low} to {high}; swap them")
         if self.shared and self.weight != self.act:
@@ -130,7 +131,7 @@ class SampledBits:
 
     @property
     def bounds(self) -> tuple[Bits, ...]:
-        """The fewest and the most."""
+        """The fewest and the most bits."""
         return tuple(Bits(weight, act) for weight, act in zip(self.weight, self.act, strict=True))
 
     def __call__(self, step: int) -> Bits:
@@ -138,7 +139,7 @@ class SampledBits:
         return Bits(weight, weight if self.shared else self._draw(step, "act", self.act))
 
     def _draw(self, step: int, side: str, interval: tuple[int, int]) -> int:
-        # A hash, because NumPy and torch do not promise the same stream from one version to the next.
+        # By a hash: NumPy and torch do not guarantee the same random numbers in every version.
         digest = hashlib.blake2b(f"{self.seed}/{step}/{side}".encode(), digest_size=8).digest()
         low, high = interval
         return low + int.from_bytes(digest, "big") % (high - low + 1)

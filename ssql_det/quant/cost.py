@@ -1,7 +1,7 @@
-"""What a network costs at given bits: size, multiply-adds, bit-operations, from the same quantization points.
+"""What a network costs at a bit-width: model size, multiply-adds and bit-operations.
 
-A multiply-add of a ``b_w``-bit weight with a ``b_a``-bit activation counts ``b_w * b_a`` bit-operations, with
-32 for float. Which point an activation comes from is traced.
+A multiply-add of a ``b_w``-bit weight and a ``b_a``-bit activation counts as ``b_w * b_a`` bit-operations, float as
+32 bits. The point that quantizes each activation is found by tracing a pass.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from ssql_det.quant.points import QuantPoint, assign_bits
 from ssql_det.quant.tracing import Operation, Trace, trace_pass
 
 FLOAT_BITS = 32
-IMAGE_BITS = 8  # what the first layer reads
+IMAGE_BITS = 8  # of the first layer's input
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Bytes of the parameters, and multiply-adds and bit-operations of the convs and linears of one pass."""
+    """Bytes of all parameters; multiply-adds and bit-operations of the conv and linear layers in one pass."""
 
     bytes: int
     macs: int
@@ -32,7 +32,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class ParameterSize:
-    """How many elements a parameter has, the bytes of one in float, and how many scales a weight has."""
+    """The number of elements of a parameter, the bytes of one in float, and the number of scales once quantized."""
 
     elements: int
     element_bytes: int
@@ -41,11 +41,12 @@ class ParameterSize:
 
 @dataclass(frozen=True)
 class CostProfile:
-    """One traced pass, priced at any bits.
+    """One traced pass, from which the cost at any bits follows.
 
-    >>> profile = profile_cost(model, points, torch.zeros(1, 3, 224, 224))
-    >>> profile.at(Bits(4, 4)).bytes / profile.at(Bits.FP).bytes  # of a ResNet-18, its classifier in float
-    0.165
+    >>> from ssql_det.quant import profile_cost, quant_points
+    >>> profile = profile_cost(model, quant_points(model), images)
+    >>> round(profile.at(Bits(4, 4)).bytes / profile.at(Bits.FP).bytes, 3)
+    0.13
     """
 
     points: tuple[QuantPoint, ...]
@@ -53,13 +54,13 @@ class CostProfile:
     parameters: Mapping[str, ParameterSize]
 
     def at(self, bits: Bits, overrides: Mapping[str, Bits] | None = None) -> Cost:
-        """The cost at these bits, with the same overrides as ``Quantization.at`` takes."""
-        widths = assign_bits(self.points, bits, overrides)
-        weights = {point.parameter_name: width for point, width in widths.items() if point.is_weight}
+        """The cost at these bits; ``overrides`` as in ``Quantization.at``."""
+        assigned = assign_bits(self.points, bits, overrides)
+        weights = {point.parameter_name: width for point, width in assigned.items() if point.is_weight}
         return Cost(
-            bytes=sum(_bytes(size, weights.get(name)) for name, size in self.parameters.items()),
+            bytes=sum(_count_bytes(size, weights.get(name)) for name, size in self.parameters.items()),
             macs=self.trace.macs,
-            bit_ops=sum(each.macs * _product(each, weights, widths) for each in self.trace.operations),
+            bit_ops=sum(each.macs * _count_bit_ops(each, weights, assigned) for each in self.trace.operations),
         )
 
 
@@ -69,11 +70,11 @@ def profile_cost(
     inputs: Any,
     forward: Callable[[nn.Module, Any], Any] | None = None,
 ) -> CostProfile:
-    """Trace one float pass of ``model(inputs)``, or ``forward(model, inputs)``."""
+    """Trace one float pass of ``model(inputs)``, or of ``forward(model, inputs)``."""
     points = tuple(points)
     sizes = {
         f"{path}.{name}" if path else name: ParameterSize(
-            parameter.numel(), parameter.element_size(), _channels(module, parameter)
+            parameter.numel(), parameter.element_size(), _count_channels(module, parameter)
         )
         for path, module in model.named_modules()
         for name, parameter in module.named_parameters(recurse=False)
@@ -81,22 +82,25 @@ def profile_cost(
     return CostProfile(points, trace_pass(model, points, inputs, forward), sizes)
 
 
-def _bytes(size: ParameterSize, width: int | None) -> int:
-    if width is None:
+def _count_bytes(size: ParameterSize, bits: int | None) -> int:
+    if bits is None:
         return size.elements * size.element_bytes
-    return -(-size.elements * width // 8) + size.channels * FLOAT_BITS // 8  # and a scale a channel
+    return -(-size.elements * bits // 8) + size.channels * FLOAT_BITS // 8  # with a float scale per channel
 
 
-def _channels(module: nn.Module, parameter: nn.Parameter) -> int:
+def _count_channels(module: nn.Module, parameter: nn.Parameter) -> int:
     if isinstance(module, nn.ConvTranspose2d):
         return int(module.out_channels)
     return len(parameter) if parameter.ndim else 1
 
 
-def _product(operation: Operation, weights: Mapping[str, int | None], widths: Mapping[QuantPoint, int | None]) -> int:
+def _count_bit_ops(
+    operation: Operation, weights: Mapping[str, int | None], assigned: Mapping[QuantPoint, int | None]
+) -> int:
+    """Of one multiply-add of the operation."""
     weight = weights.get(operation.parameter)
-    acts = [widths[source] if source else None for source in operation.sources]
-    if operation.reads_image and acts[0] is None and weight is not None:
-        acts[0] = IMAGE_BITS
-    factors = acts if not operation.parameter else [weight, acts[0]]
-    return math.prod(factor or FLOAT_BITS for factor in factors)
+    activations = [assigned[source] if source else None for source in operation.sources]
+    if operation.reads_image and activations[0] is None and weight is not None:
+        activations[0] = IMAGE_BITS
+    factors = activations if not operation.parameter else [weight, activations[0]]
+    return math.prod(bits or FLOAT_BITS for bits in factors)

@@ -1,4 +1,4 @@
-"""How a network is fed a batch of what a loader gives, and evaluation mode as a context."""
+"""How a batch is passed to a network, and a context that sets evaluation mode."""
 
 from __future__ import annotations
 
@@ -11,11 +11,18 @@ from torch import Tensor, nn
 from ssql_det.core.errors import UserError
 
 Forward = Callable[[nn.Module, Any], Any]
+"""Runs a network on a batch: ``forward(model, batch)``."""
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Inside, the network is in evaluation mode; afterwards each module is in its own again."""
+    """Set evaluation mode inside; afterwards each module has its former mode.
+
+    >>> with evaluating(model.train()):
+    ...     assert not model.training
+    >>> model.training
+    True
+    """
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -26,9 +33,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def forward_images(model: nn.Module, batch: Any) -> None:
-    """A tensor of images, or a tuple that begins with one, in the network's own type and on its device."""
+    """Run the network on a batch of images, or on the first entry of a tuple, in its own type and on its device."""
     images = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
     if not isinstance(images, Tensor):
-        raise UserError(f"a calibration batch holds a {type(images).__name__}, not images; pass forward= to feed it")
+        raise UserError(f"a calibration batch holds a {type(images).__name__}, not images; pass forward= to run it")
     parameter = next(model.parameters(), images)
     model(images.to(parameter.device, parameter.dtype if images.is_floating_point() else None))

@@ -1,7 +1,7 @@
-"""How a mode takes hold of a network and lets go again: exchangeable hooks, and weights that shadow parameters.
+"""Contexts that change a network while they are active: hooks at quantization points, overridden attributes, recording.
 
-The innermost context decides what happens at its points; leaving it, by whatever way, brings back what was there
-before. No module is swapped and no parameter touched.
+Contexts nest: at each point the innermost one is active, and leaving it restores the one outside, also after an error.
+No module is replaced and no parameter is changed.
 """
 
 from __future__ import annotations
@@ -22,85 +22,101 @@ from ssql_det.quant.affine import tensor_version
 from ssql_det.quant.points import QuantPoint, Side
 
 Action = Callable[[Tensor], Tensor]
-_PLACE = attrgetter("side", "parameter", "function", "operand", "call")  # of a point in its module, at any bits
+"""What a hook does: it returns the tensor to use instead."""
+
+_IDENTITY = attrgetter("side", "parameter", "function", "operand", "call")  # which tensor of its module a point is
 
 
 @contextmanager
 def hooking(model: nn.Module, point: QuantPoint, action: Action | None) -> Iterator[None]:
-    """Let ``action`` happen at a point, in place of what an outer context does there; ``None``: nothing.
+    """Replace the tensor at a point by ``action(tensor)``; ``None`` leaves it as it is. Suspends outer contexts.
 
-    At a weight it makes, from the parameter, the weight that the module has inside.
+    At a weight, the action gets the parameter, and the module uses what it returns.
+
+    >>> point = QuantPoint("relu", Side.OUTPUT)
+    >>> with hooking(model, point, lambda x: x.clamp(max=6)), recording_outputs(model, ["relu"]) as outputs:
+    ...     features = model(images)
+    >>> outputs[0].max() <= 6
+    tensor(True)
     """
     module = get_module(model, point)
-    outer = next((hook for hook in _hooks_of(module) if _PLACE(hook.point) == _PLACE(point)), None)
-    if outer is not None:
-        before, outer.action = outer.action, action
+    hook = next((hook for hook in _get_hooks(module) if _IDENTITY(hook.point) == _IDENTITY(point)), None)
+    if hook is not None:
+        outer_action, hook.action = hook.action, action
         try:
-            outer.changed()
+            hook.on_action_changed()
             yield
         finally:
-            outer.action = before
-            outer.changed()
+            hook.action = outer_action
+            hook.on_action_changed()
         return
-    kind = _WeightHook if point.is_weight else _FunctionHook if point.function else _Hook
-    hook = kind(module, point, action)
+    hook_class = _WeightHook if point.is_weight else _FunctionHook if point.function else _Hook
+    hook = hook_class(module, point, action)
     with ExitStack() as stack:
-        stack.callback(hook.removed)
-        for handle in hook.registered():
+        stack.callback(hook.on_removed)
+        for handle in hook.register():
             stack.callback(handle.remove)
-        hook.changed()
+        hook.on_action_changed()
         yield
 
 
-def _hooks_of(module: nn.Module) -> Iterator[_Hook]:
-    for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
-        held = getattr(hook, "__self__", None)
-        if isinstance(held, _Hook):
-            yield held
+def _get_hooks(module: nn.Module) -> Iterator[_Hook]:
+    for method in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
+        hook = getattr(method, "__self__", None)
+        if isinstance(hook, _Hook):
+            yield hook
 
 
 @contextmanager
 def recording_outputs(model: nn.Module, paths: Iterable[str]) -> Iterator[list[Tensor]]:
-    """What modules put out inside, pass by pass; where one puts out a dict, its values.
+    """Record copies of the outputs of modules, pass by pass; of an output that is a dict, its values.
 
-    >>> with recording_outputs(resnet, ["layer3", "layer4"]) as features:
-    ...     resnet(images)
+    >>> with recording_outputs(model, ["layer3", "layer4"]) as outputs:
+    ...     features = model(images)
+    >>> [output.shape[1] for output in outputs]
+    [96, 192]
     """
-    seen: list[Tensor] = []
+    outputs: list[Tensor] = []
 
     def record(module: nn.Module, args: Any, output: Any) -> None:
-        seen.extend(tensor.clone() for tensor in (output.values() if isinstance(output, Mapping) else [output]))
+        outputs.extend(tensor.clone() for tensor in (output.values() if isinstance(output, Mapping) else [output]))
 
-    hooks = [model.get_submodule(path).register_forward_hook(record) for path in paths]
+    handles = [model.get_submodule(path).register_forward_hook(record) for path in paths]
     try:
-        yield seen
+        yield outputs
     finally:
-        for hook in hooks:
-            hook.remove()
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager
-def overriding_attributes(module: nn.Module, **others: Any) -> Iterator[None]:
-    """Let attributes of a module be others: ``overriding_attributes(norm, running_mean=mean)``.
+def overriding_attributes(module: nn.Module, **attributes: Any) -> Iterator[None]:
+    """Give a module other attributes inside, also in place of parameters, buffers and children.
 
-    The instance dictionary is looked up before ``nn.Module`` looks for parameters, buffers and children.
+    Python looks into the instance dictionary before it calls ``nn.Module.__getattr__``.
+
+    >>> with overriding_attributes(model.bn1, eps=0.0, running_mean=torch.zeros(24)):
+    ...     features = model(images)
+    >>> model.bn1.eps
+    1e-05
     """
-    before = {name: module.__dict__[name] for name in others if name in module.__dict__}
-    module.__dict__.update(others)
+    original = {name: module.__dict__[name] for name in attributes if name in module.__dict__}
+    module.__dict__.update(attributes)
     try:
         yield
     finally:
-        for name in others:
+        for name in attributes:
             module.__dict__.pop(name, None)
-        module.__dict__.update(before)
+        module.__dict__.update(original)
 
 
 def get_float_weight(model: nn.Module, point: QuantPoint) -> nn.Parameter:
-    """The parameter at a weight point, whatever shadows it."""
-    return _plain_weight(get_module(model, point), point)
+    """The parameter of a weight point, also inside contexts that override it."""
+    return _get_parameter(get_module(model, point), point)
 
 
 def get_module(model: nn.Module, point: QuantPoint) -> nn.Module:
+    """The module of a point; an error if the model has none at its path."""
     try:
         return model.get_submodule(point.path)
     except AttributeError:
@@ -109,49 +125,49 @@ def get_module(model: nn.Module, point: QuantPoint) -> nn.Module:
         raise UserError(f"{name} has no module {point.path}: the points are of another model{hint}") from None
 
 
-def _plain_weight(module: nn.Module, point: QuantPoint) -> nn.Parameter:
+def _get_parameter(module: nn.Module, point: QuantPoint) -> nn.Parameter:
     weight = module._parameters.get(point.parameter)
     if weight is None:
         name = point.parameter
-        raise UserError(f"{point.path} has no plain {name} parameter; remove the parametrization that computes it")
+        raise UserError(f"{point.path}.{name} is not a parameter; remove the parametrization that computes it")
     return weight
 
 
 class _Hook:
-    """The hook at one side of one module. What it does can be exchanged, so that contexts nest."""
+    """The hook at the input or the output of a module. Nested contexts exchange its action."""
 
     def __init__(self, module: nn.Module, point: QuantPoint, action: Action | None) -> None:
         self.module, self.point, self.action = module, point, action
 
-    def registered(self) -> Iterator[RemovableHandle]:
+    def register(self) -> Iterator[RemovableHandle]:
         if self.point.side is Side.OUTPUT:
             yield self.module.register_forward_hook(self.on_output)
         else:
             yield self.module.register_forward_pre_hook(self.on_input)
 
-    def changed(self) -> None:
-        """There is another action from here on."""
+    def on_action_changed(self) -> None:
+        """Called when a context at this point is entered or left."""
 
-    def removed(self) -> None:
-        """The outermost context has been left."""
+    def on_removed(self) -> None:
+        """Called when the outermost context is left."""
 
     def on_input(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if self.action is None:
             return None
         if not args:
             raise UserError(f"{self.point.path} must be called with its input as first positional argument")
-        return (self.act(self.tensor(args[0])), *args[1:])
+        return (self.apply(self.check_tensor(args[0])), *args[1:])
 
     def on_output(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Tensor | None:
-        return None if self.action is None else self.act(self.tensor(output))
+        return None if self.action is None else self.apply(self.check_tensor(output))
 
-    def act(self, x: Tensor) -> Tensor:
-        """Let the action happen, unseen by hooks of functions: what it calls is not of the module's forward."""
+    def apply(self, x: Tensor) -> Tensor:
+        """Run the action without triggering hooks of functions: what it calls is not part of the module's forward."""
         assert self.action is not None
         with torch._C.DisableTorchFunction():
             return self.action(x)
 
-    def tensor(self, value: Any) -> Tensor:
+    def check_tensor(self, value: Any) -> Tensor:
         if not isinstance(value, Tensor):
             kind = type(value).__name__
             raise UserError(f"the {self.point.side.value} of {self.point.path} is a {kind}; a point needs one tensor")
@@ -159,106 +175,104 @@ class _Hook:
 
 
 class _FunctionHook(_Hook):
-    """At a side of a function that the module's own forward calls; within modules inside it is deaf."""
+    """The hook at a function that the module's forward calls itself; calls in the forward of children are ignored."""
 
     def __init__(self, module: nn.Module, point: QuantPoint, action: Action | None) -> None:
         super().__init__(module, point, action)
-        self.calls = self.depth = 0
+        self.calls = 0  # of the function, in this pass
+        self.depth = 0  # of calls of children
 
-    def registered(self) -> Iterator[RemovableHandle]:
+    def register(self) -> Iterator[RemovableHandle]:
         yield self.module.register_forward_pre_hook(self.on_input)
         yield self.module.register_forward_hook(self.on_output, always_call=True)
-        for child in _called_children(self.module):
-            yield child.register_forward_pre_hook(partial(self._deeper, 1))
-            yield child.register_forward_hook(partial(self._deeper, -1), always_call=True)
+        for child in _get_callable_children(self.module):
+            yield child.register_forward_pre_hook(partial(self._change_depth, 1))
+            yield child.register_forward_hook(partial(self._change_depth, -1), always_call=True)
 
     def on_input(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         self.calls = self.depth = 0
-        _Functions(self).__enter__()
+        _FunctionMode(self).__enter__()
 
     def on_output(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         torch.overrides._pop_mode()
 
-    def _deeper(self, by: int, *_: Any) -> None:
-        self.depth += by
+    def _change_depth(self, change: int, *_: Any) -> None:
+        self.depth += change
 
-    def called(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What a function gives that is called somewhere in the module's forward."""
+    def call_function(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a function, with the action at its input or output if it is the point's."""
         point = self.point
-        if self.action is None or self.depth or getattr(func, "__name__", "").strip("_") != point.function:
-            return func(*args, **kwargs)
+        if self.action is None or self.depth or getattr(function, "__name__", "").strip("_") != point.function:
+            return function(*args, **kwargs)
         self.calls += 1
         if point.call is not None and point.call != self.calls - 1:
-            return func(*args, **kwargs)
+            return function(*args, **kwargs)
         if point.side is Side.OUTPUT:
-            return self.act(self.tensor(func(*args, **kwargs)))
+            return self.apply(self.check_tensor(function(*args, **kwargs)))
         if point.operand >= len(args):
             raise UserError(f"{point.path} must call {point.function} with positional arguments, for {point.key}")
-        changed = self.act(self.tensor(args[point.operand]))
-        return func(*args[: point.operand], changed, *args[point.operand + 1 :], **kwargs)
+        changed = self.apply(self.check_tensor(args[point.operand]))
+        return function(*args[: point.operand], changed, *args[point.operand + 1 :], **kwargs)
 
 
-class _Functions(TorchFunctionMode):
-    """Shows a hook the functions that are called."""
+class _FunctionMode(TorchFunctionMode):
+    """Passes every torch function that is called to a hook."""
 
     def __init__(self, hook: _FunctionHook) -> None:
         super().__init__()
         self._hook = hook
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return self._hook.called(func, args, kwargs or {})
+        return self._hook.call_function(func, args, kwargs or {})
 
 
-def _called_children(module: nn.Module) -> Iterator[nn.Module]:
-    """The modules that its forward calls itself: a list of them is none that can be called."""
+def _get_callable_children(module: nn.Module) -> Iterator[nn.Module]:
+    """The children that a forward can call; those of a ``ModuleList`` in place of the list, which has no forward."""
     for child in module.children():
         if isinstance(child, (nn.ModuleList, nn.ModuleDict)):
-            yield from _called_children(child)
+            yield from _get_callable_children(child)
         else:
             yield child
 
 
 class _WeightHook(_Hook):
-    """A weight is made once and shared by all passes, until a backward pass has used its graph up or it has changed."""
+    """Computes a weight once for all passes; again once its parameter changed or a backward pass freed its graph."""
 
     def __init__(self, module: nn.Module, point: QuantPoint, action: Action | None) -> None:
         super().__init__(module, point, action)
-        self._parameter = _plain_weight(module, point)
+        self._parameter = _get_parameter(module, point)
         self._name = point.parameter
-        self._before = {name: value for name, value in module.__dict__.items() if name == self._name}
-        self._made: Tensor | None = None
+        self._original = {name: value for name, value in module.__dict__.items() if name == self._name}
+        self._weight: Tensor | None = None
 
-    def changed(self) -> None:
-        self._made = None
+    def on_action_changed(self) -> None:
+        self._weight = None
         if self.action is None:
             self.module.__dict__.pop(self._name, None)
         else:
-            self._make()
+            self._compute_weight()
 
-    def removed(self) -> None:
-        self._made = None  # its hook refers back to this object
+    def on_removed(self) -> None:
+        self._weight = None  # its gradient hook refers back to this object
         self.module.__dict__.pop(self._name, None)
-        self.module.__dict__.update(self._before)
+        self.module.__dict__.update(self._original)
 
     def on_input(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if self.action is not None and self._is_stale():
-            self._make()
+        if self.action is not None and self._is_outdated():
+            self._compute_weight()
 
-    def _make(self) -> None:
-        self._version, self._has_graph, self._is_used_up = (
-            tensor_version(self._parameter),
-            torch.is_grad_enabled(),
-            False,
-        )
-        self._made = self.act(self._parameter)
-        if self._made.requires_grad and self._made is not self._parameter:
-            self._made.register_hook(self._use_up)
-        self.module.__dict__[self._name] = self._made
+    def _compute_weight(self) -> None:
+        self._version = tensor_version(self._parameter)
+        self._has_graph, self._is_graph_freed = torch.is_grad_enabled(), False
+        self._weight = self.apply(self._parameter)
+        if self._weight.requires_grad and self._weight is not self._parameter:
+            self._weight.register_hook(self._on_backward)
+        self.module.__dict__[self._name] = self._weight
 
-    def _is_stale(self) -> bool:
-        if self._made is None or tensor_version(self._parameter) != self._version:
+    def _is_outdated(self) -> bool:
+        if self._weight is None or tensor_version(self._parameter) != self._version:
             return True
-        return torch.is_grad_enabled() and (self._is_used_up or not self._has_graph)
+        return torch.is_grad_enabled() and (self._is_graph_freed or not self._has_graph)
 
-    def _use_up(self, grad: Tensor) -> None:
-        self._is_used_up = True
+    def _on_backward(self, grad: Tensor) -> None:
+        self._is_graph_freed = True

@@ -1,7 +1,7 @@
-"""BatchNorm statistics for a bit-width: estimated from some images as the network is now, and put in for a while.
+"""Re-estimate BatchNorm statistics at a bit-width, and use them inside a context.
 
-Quantization shifts what a norm sees; its statistics can follow at no cost but some forward passes. Frozen norms have
-none to follow. Statistics are overridden: the network's own stay as they are.
+Quantization changes the mean and variance of a norm's input; statistics of the quantized network follow that change
+and cost only some forward passes. Frozen norms have no statistics to re-estimate. The network's own are not changed.
 """
 
 from __future__ import annotations
@@ -18,56 +18,60 @@ from ssql_det.core.errors import UserError
 from ssql_det.quant.forward import Forward, evaluating, forward_images
 from ssql_det.quant.hooks import overriding_attributes
 
-Statistics = Mapping[str, Tensor]
+NormStatistics = Mapping[str, Tensor]
 """The mean and the variance of each norm, by the names of its buffers: ``bn1.running_mean``."""
 
-_NAMES = ("running_mean", "running_var")
+_BUFFERS = ("running_mean", "running_var")
 
 
-def estimate_norm_statistics(model: nn.Module, batches: Iterable[Any], forward: Forward = forward_images) -> Statistics:
-    """Mean and variance of every BatchNorm on these batches, averaged over them.
+def estimate_norm_statistics(
+    model: nn.Module, batches: Iterable[Any], forward: Forward = forward_images
+) -> NormStatistics:
+    """The mean and variance of every BatchNorm's input, averaged over the batches.
 
-    Batches of some images: the variance within one is not that of the data.
+    A batch needs several images: the variance within one image is smaller than that of the data.
     """
     norms = {
         path: module for path, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)
     }
     if not norms:
-        raise UserError("this network's norms are frozen: norms=re-estimated has nothing to estimate")
-    found: dict[str, Tensor] = {}
+        raise UserError("norms=re-estimated: all norms of this network are frozen; use norms=trained")
+    statistics: dict[str, Tensor] = {}
     with ExitStack() as stack:
         stack.enter_context(evaluating(model))
         for path, norm in norms.items():
-            empty = {"running_mean": torch.zeros_like(_own(norm, "running_mean"))}
-            empty["running_var"] = torch.ones_like(_own(norm, "running_var"))
-            found |= {f"{path}.{name}": tensor for name, tensor in empty.items()}
-            count = torch.zeros_like(_own(norm, "num_batches_tracked"))
+            initial = {"running_mean": torch.zeros_like(_get_buffer(norm, "running_mean"))}
+            initial["running_var"] = torch.ones_like(_get_buffer(norm, "running_var"))
+            statistics |= {f"{path}.{name}": tensor for name, tensor in initial.items()}
+            count = torch.zeros_like(_get_buffer(norm, "num_batches_tracked"))
             stack.callback(norm._buffers.update, dict(norm._buffers))  # Detectron2's synchronized norm assigns to them
-            # No momentum is torch's way to say: the average over all batches.
-            stack.enter_context(overriding_attributes(norm, **empty, num_batches_tracked=count, momentum=None))
+            # With momentum=None torch averages over all batches, in place.
+            stack.enter_context(overriding_attributes(norm, **initial, num_batches_tracked=count, momentum=None))
             norm.train()
         with torch.no_grad():
-            fed = False
+            has_images = False
             for batch in track(batches, "re-estimating norms"):
                 forward(model, batch)
-                fed = True
-    if not fed:
-        raise UserError("norms=re-estimated has no images to estimate this width's statistics from; calibrate it, too")
-    return found
+                has_images = True
+    if not has_images:
+        raise UserError(
+            "norms=re-estimated: there are no images to estimate the statistics of this bit-width from; calibrate again"
+        )
+    return statistics
 
 
 @contextmanager
-def overriding_statistics(model: nn.Module, statistics: Statistics) -> Iterator[None]:
-    """Inside, norms have these."""
+def overriding_statistics(model: nn.Module, statistics: NormStatistics) -> Iterator[None]:
+    """Use these statistics in place of the network's own."""
     with ExitStack() as stack:
         for path in dict.fromkeys(name.rpartition(".")[0] for name in statistics):
-            own = {name: statistics[f"{path}.{name}"] for name in _NAMES}
-            stack.enter_context(overriding_attributes(model.get_submodule(path), **own))
+            buffers = {name: statistics[f"{path}.{name}"] for name in _BUFFERS}
+            stack.enter_context(overriding_attributes(model.get_submodule(path), **buffers))
         yield
 
 
-def _own(norm: nn.Module, name: str) -> Tensor:
+def _get_buffer(norm: nn.Module, name: str) -> Tensor:
     buffer = norm._buffers[name]
     if buffer is None:
-        raise UserError("a norm without running statistics has none that norms=re-estimated could estimate")
+        raise UserError("norms=re-estimated: a norm has no running statistics; use norms=trained")
     return buffer

@@ -1,4 +1,4 @@
-"""What was learned about quantizing one network, and the modes that it has by that, from one copy of weights."""
+"""``Quantization``: the quantizers of one network, with contexts that run it quantized from one copy of its weights."""
 
 from __future__ import annotations
 
@@ -16,32 +16,38 @@ from ssql_det.core.console import track
 from ssql_det.core.distributed import broadcast_from_main
 from ssql_det.core.errors import UserError
 from ssql_det.core.rows import Calibration
-from ssql_det.quant import quantization_file
 from ssql_det.quant.bits import Bits, format_bits
+from ssql_det.quant.folding import find_foldable_chains, folding_norms
 from ssql_det.quant.forward import Forward, evaluating, forward_images
-from ssql_det.quant.hooks import Action, get_float_weight, get_module, hooking
-from ssql_det.quant.integer import find_chains, folded
-from ssql_det.quant.norms import Statistics, estimate_norm_statistics, overriding_statistics
+from ssql_det.quant.hooks import get_float_weight, get_module, hooking
+from ssql_det.quant.norms import NormStatistics, estimate_norm_statistics, overriding_statistics
 from ssql_det.quant.points import INTEGER, QuantPoint, assign_bits, quant_points
-from ssql_det.quant.quantization_file import Content
+from ssql_det.quant.quantization_file import (
+    QuantizationContent,
+    compute_signature,
+    damaged_file_error,
+    read_quantization,
+    write_quantization,
+)
 from ssql_det.quant.quantizers import Observer, Quantizer, TensorSpec
-from ssql_det.quant.quantizers.observers import all_reduce, require_finite
+from ssql_det.quant.quantizers.observers import all_reduce_observers, check_finite
 from ssql_det.quant.scheme import RE_ESTIMATED, Scheme
 from ssql_det.quant.tracing import Chain, trace_pass
 
-_LEARNED, _NORMS = "learned.", "norms."  # what names in a file begin with
+_LEARNED, _NORMS = "learned.", "norms."  # prefixes of names in a file
 
 
 class Quantization:
-    """A quantizer for each point of a network, and what norms have at each width.
+    """A quantizer for each point of a network, and the norm statistics of each bit-width.
 
-    Contexts nest (the innermost decides what happens at its points) and restore what they found. No module is swapped;
-    a ``state_dict`` taken at any time is the ordinary, float one. ``backward`` may be called between two passes, and
-    with activation checkpointing it is called inside the context, since it runs forward passes again. Inside: no
-    deepcopy, and no step of what quantizers learn. ``torch.compile`` does not see contexts: call the model itself.
+    Contexts nest (at each point the innermost is active) and restore the state they found. No module is replaced, and
+    ``state_dict`` is the float one at any time. ``backward`` may be called between two passes; with activation
+    checkpointing it is called inside the context, since it runs forward passes again. Inside a context, do not deepcopy
+    the model and do not update parameters of quantizers. ``torch.compile`` ignores contexts: call the model itself.
 
-    ``quantizers`` are a module of their own: who trains what they learn hands its parameters to an optimizer.
+    ``quantizers`` is a module of its own. To train its parameters, pass them to an optimizer.
 
+    >>> from ssql_det.quant import Bits, Quantization, Scheme, quant_points
     >>> quantization = Quantization(model, quant_points(model), Scheme.parse("act=mse"))
     >>> quantization.calibrate(loader)
     >>> with quantization.at(Bits(4, 4)):
@@ -52,105 +58,104 @@ class Quantization:
         self, model: nn.Module, points: Iterable[QuantPoint] | None = None, scheme: Scheme | None = None
     ) -> None:
         if hasattr(model, "_orig_mod"):  # torch.compile's wrapper
-            raise UserError("a compiled graph does not see these contexts; give and call the model that was compiled")
+            raise UserError("quantization does not work on a compiled model; pass and call the model that was compiled")
         self.model = model
         self.scheme = scheme or Scheme()
         self.points = quant_points(model, self.scheme.placement) if points is None else tuple(points)
         self.calibration: Calibration | None = None
         self.quantizers = nn.ModuleDict(
-            {module_name(point): self.scheme.build_quantizer(_place(model, point)) for point in self.points}
+            {_module_name(point): self.scheme.build_quantizer(_get_tensor_spec(model, point)) for point in self.points}
         )
-        self.norm_statistics: dict[str, Statistics] = {}  # by ``format_bits``
-        self.chains: tuple[Chain, ...] = ()  # placement ``integer``: what is folded
+        self.norm_statistics: dict[str, NormStatistics] = {}  # by the name that ``format_bits`` gives
+        self.chains: tuple[Chain, ...] = ()  # in placement ``integer``: the layers to fold
 
     def __getitem__(self, point: QuantPoint) -> Quantizer:
-        quantizer = self.quantizers[module_name(point)]
+        quantizer = self.quantizers[_module_name(point)]
         assert isinstance(quantizer, Quantizer)
         return quantizer
 
-    # ---- modes -----------------------------------------------------------------------------------------------------
+    # ---- contexts --------------------------------------------------------------------------------------------------
 
     @contextmanager
     def at(self, bits: Bits, overrides: Mapping[str, Bits] | None = None) -> Iterator[None]:
-        """Run at ``bits``; ``overrides`` give paths their own, as ``{"layer1.*": Bits(8, 8)}``.
+        """Run quantized at ``bits``; ``overrides`` give modules their own, as in ``{"layer1.*": Bits(8, 8)}``.
 
-        Weights are quantized once and shared by the passes inside.
+        Weights are quantized once and shared by all passes inside.
         """
-        widths = assign_bits(self.points, bits, overrides)
-        as_integers = folded(self.model, self.chains, widths, self.__getitem__)
-        with self._rounded(widths), self._with_norms(bits, overrides), as_integers:
+        assigned = assign_bits(self.points, bits, overrides)
+        folding = folding_norms(self.model, self.chains, assigned, self.__getitem__)
+        with self._quantizing(assigned), self._using_statistics(bits, overrides), folding:
             yield
 
     @contextmanager
-    def _rounded(self, widths: Mapping[QuantPoint, int | None]) -> Iterator[None]:
-        self._require_widths(widths)
+    def _quantizing(self, assigned: Mapping[QuantPoint, int | None]) -> Iterator[None]:
+        self._check_ready(assigned)
         with ExitStack() as stack:
-            for point, width in widths.items():
+            for point, width in assigned.items():
                 action = None if width is None else partial(self[point], bits=width)
                 stack.enter_context(hooking(self.model, point, action))
             yield
 
-    def _with_norms(self, bits: Bits, overrides: Mapping[str, Bits] | None) -> AbstractContextManager[None]:
+    def _using_statistics(self, bits: Bits, overrides: Mapping[str, Bits] | None) -> AbstractContextManager[None]:
         if self.scheme.norms != RE_ESTIMATED:
             return nullcontext()
         if not self.has_norm_statistics(bits, overrides):
             name = format_bits(bits, overrides)
-            raise UserError(f"the norms of {name} are not re-estimated yet; calibrate this width as well")
+            raise UserError(f"norm statistics were not re-estimated at {name}; call reestimate_norms() for these bits")
         return overriding_statistics(self.model, self.norm_statistics[format_bits(bits, overrides)])
 
     @contextmanager
     def observing(self, per_rank: bool = False) -> Iterator[None]:
-        """Run float, and begin anew to observe what passes the activation points.
+        """Run in float and observe the activations, replacing former observations.
 
-        Afterwards every rank has the observations of all, in one collective (in two, where something is counted), or
-        with ``per_rank`` its own. If the block fails, what was observed before stays.
+        Afterwards the observations of all ranks are merged, in one collective (two if there are histograms); with
+        ``per_rank`` each rank keeps its own. After an error the former observations are restored.
 
+        >>> from ssql_det.quant import Quantization
+        >>> quantization = Quantization(model)
         >>> with quantization.observing():
-        ...     model(view_1), model(view_2)
+        ...     features = model(images[:2]), model(images[2:])
         """
-        before = self._observers
-        for quantizer, observer in before.items():
+        former = self._observers
+        for quantizer, observer in former.items():
             quantizer.observer = type(observer)()
         try:
             with ExitStack() as stack:
                 for point in self.points:
-                    stack.enter_context(hooking(self.model, point, None if point.is_weight else _watch(self[point])))
+                    stack.enter_context(hooking(self.model, point, None if point.is_weight else self[point].observe))
                 yield
             if not per_rank:
-                all_reduce(self._observers.values(), _device(self.model))
-            self._require_finite()
+                all_reduce_observers(self._observers.values(), _get_device(self.model))
+            self._check_finite()
         except BaseException:
-            for quantizer, observer in before.items():
+            for quantizer, observer in former.items():
                 quantizer.observer = observer
             raise
 
     # ---- calibration -----------------------------------------------------------------------------------------------
 
     def calibrate(self, loader: Iterable[Any], batches: int | None = None, forward: Forward = forward_images) -> None:
-        """Observe the activations in evaluation mode, without gradients, over the loader's batches.
+        """Observe the activations over the loader's batches, in evaluation mode and without gradients.
 
-        Under a process group each rank brings its share of the images, and all get the ranges of all.
-        ``forward(model, batch)`` says how a batch is fed; by default it is a tensor of images, or a tuple that begins
-        with one. The model's training flags are put back.
-
-        >>> quantization.calibrate(loader, batches=8)
+        With several processes, each one passes its share of the images, and all get the observations of all.
+        ``forward(model, batch)`` runs the model; by default a batch is a tensor of images, or a tuple that begins with
+        one. The model's training mode is restored.
         """
         if batches is not None and batches < 1:
             raise UserError(f"calibration needs at least 1 batch, got batches={batches}")
         length = len(loader) if isinstance(loader, Sized) else None
         total = batches if length is None else length if batches is None else min(length, batches)
-        fed = 0
+        count = 0
         with self.observing(), evaluating(self.model), torch.no_grad():
             for batch in track(itertools.islice(loader, batches), "calibrating", total):
-                if self.scheme.placement == INTEGER and not fed:
-                    self.chains = find_chains(trace_pass(self.model, self.points, batch, forward), self.points)
+                if self.scheme.placement == INTEGER and not count:
+                    trace = trace_pass(self.model, self.points, batch, forward)
+                    self.chains = find_foldable_chains(trace, self.points)
                 forward(self.model, batch)
-                self._require_finite()
-                fed += 1
-            if not fed:
-                raise UserError(
-                    "the calibration loader is empty; give it images, and check the folder and the batch size"
-                )
+                self._check_finite()
+                count += 1
+            if not count:
+                raise UserError("the calibration loader is empty; check the folder of images and the batch size")
         self.norm_statistics.clear()
 
     def reestimate_norms(
@@ -160,120 +165,126 @@ class Quantization:
         overrides: Mapping[str, Bits] | None = None,
         forward: Forward = forward_images,
     ) -> None:
-        """Give the norms, for this width, the statistics of these batches as the quantized network sees them."""
-        with self._rounded(assign_bits(self.points, bits, overrides)):
-            self.norm_statistics[format_bits(bits, overrides)] = estimate_norm_statistics(self.model, batches, forward)
+        """Estimate norm statistics for these bits, from batches that run through the quantized network."""
+        with self._quantizing(assign_bits(self.points, bits, overrides)):
+            statistics = estimate_norm_statistics(self.model, batches, forward)
+            self.norm_statistics[format_bits(bits, overrides)] = statistics
 
     def has_norm_statistics(self, bits: Bits, overrides: Mapping[str, Bits] | None = None) -> bool:
-        """Whether the norms' statistics at this width are there."""
         return format_bits(bits, overrides) in self.norm_statistics
 
     def merge(self, other: Quantization) -> None:
-        """Observe what both have observed: calibration in shards."""
+        """Add the observations of another one, as when shards of the images are calibrated separately."""
         if (self.points, self.scheme) != (other.points, other.scheme):
             raise ValueError("only quantizations of the same points and scheme can be merged")
         for point in self.points:
-            observer, theirs = self[point].observer, other[point].observer
-            if observer is not None and theirs is not None:
-                observer.merge(theirs)
+            observer, other_observer = self[point].observer, other[point].observer
+            if observer is not None and other_observer is not None:
+                observer.merge(other_observer)
         self.chains = self.chains or other.chains
         self.norm_statistics.clear()
 
     # ---- files -----------------------------------------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """One safetensors file, tied to the weights. Its header tells what is in it."""
-        signature = quantization_file.compute_signature(self.model)
-        content = Content(self.scheme, self.points, self.calibration, signature, self._tensors(), self.chains)
-        quantization_file.write(path, content)
+        """Write one safetensors file, which is tied to the weights. Its header describes its content."""
+        signature = compute_signature(self.model)
+        tensors = self._collect_tensors()
+        content = QuantizationContent(self.scheme, self.points, self.calibration, signature, tensors, self.chains)
+        write_quantization(path, content)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: nn.Module, scheme: Scheme | None = None) -> Quantization:
-        """Read the quantization of this model. One of other weights is refused, and one of another scheme than is asked
-        for. Under a process group every rank calls it, and rank 0 reads.
+        """Read a quantization of this model; other weights, or another scheme than ``scheme``, are an error.
 
+        With several processes every rank calls it, and rank 0 reads.
+
+        >>> from ssql_det.quant import Quantization
+        >>> quantization = Quantization(model)
+        >>> quantization.calibrate(loader)
+        >>> quantization.save("quantization.safetensors")
         >>> quantization = Quantization.load("quantization.safetensors", model)
         """
-        content = broadcast_from_main(lambda: quantization_file.read(path))
-        quantization_file.compute_signature(model).require_same(content.signature, path)
+        content = broadcast_from_main(lambda: read_quantization(path))
+        compute_signature(model).check_same(content.signature, path)
         if scheme is not None and scheme != content.scheme:
-            raise UserError(f"{path} is of the scheme {content.scheme}, asked for is {scheme}; calibrate again for it")
+            raise UserError(f"{path} has scheme {content.scheme}, not {scheme}; calibrate again with this scheme")
         quantization = cls(model, content.points, content.scheme)
         quantization.calibration, quantization.chains = content.calibration, content.chains
         try:
-            quantization._take(dict(content.tensors))
-        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as damage:
-            raise quantization_file.damaged(path, damage) from None
+            quantization._load_tensors(dict(content.tensors))
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise damaged_file_error(path, error) from None
         return quantization
 
-    def _tensors(self) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
+    def _collect_tensors(self) -> dict[str, Tensor]:
+        tensors: dict[str, Tensor] = {}
         for point in self.points:
             quantizer = self[point]
             for name, tensor in quantizer.state_dict().items():
-                found[f"{point.key}/{_LEARNED}{name}"] = tensor
+                tensors[f"{point.key}/{_LEARNED}{name}"] = tensor
             if quantizer.observer is not None and quantizer.observer.min_val is not None:
-                found[f"{point.key}/ends"] = torch.stack(quantizer.observer.range)
+                tensors[f"{point.key}/ends"] = torch.stack(quantizer.observer.range)
                 if quantizer.observer.sums is not None:
-                    found[f"{point.key}/sums"] = quantizer.observer.sums
+                    tensors[f"{point.key}/sums"] = quantizer.observer.sums
         for width, statistics in self.norm_statistics.items():
-            found |= {f"{width}/{_NORMS}{name}": tensor for name, tensor in statistics.items()}
-        return found
+            tensors |= {f"{width}/{_NORMS}{name}": tensor for name, tensor in statistics.items()}
+        return tensors
 
-    def _take(self, tensors: dict[str, Tensor]) -> None:
-        """What :meth:`_tensors` gave; a ``ValueError`` where something is left, missing or not what it should be."""
-        device = _device(self.model)
-        tensors = {name: tensor.to(device, copy=True) for name, tensor in tensors.items()}  # not pages of the file
+    def _load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Load what :meth:`_collect_tensors` returned; a ``ValueError`` for unexpected, missing or invalid tensors."""
+        device = _get_device(self.model)
+        tensors = {name: tensor.to(device, copy=True) for name, tensor in tensors.items()}  # not mapped to the file
         for point in self.points:
             quantizer, prefix = self[point], f"{point.key}/"
-            own = {name.removeprefix(prefix): tensors.pop(name) for name in [*tensors] if name.startswith(prefix)}
-            if quantizer.observer is not None and "ends" in own:
-                quantizer.observer.restore(own.pop("ends"), own.pop("sums", None))
-            learned = {name.removeprefix(_LEARNED): tensor for name, tensor in own.items() if name.startswith(_LEARNED)}
-            quantizer.load_state_dict(learned)
-            if len(learned) != len(own):
-                raise ValueError(f"{point.key} has more than it should")
+            state = {name.removeprefix(prefix): tensors.pop(name) for name in [*tensors] if name.startswith(prefix)}
+            if quantizer.observer is not None and "ends" in state:
+                quantizer.observer.restore(state.pop("ends"), state.pop("sums", None))
+            learned = {name: tensor for name, tensor in state.items() if name.startswith(_LEARNED)}
+            quantizer.load_state_dict({name.removeprefix(_LEARNED): tensor for name, tensor in learned.items()})
+            if len(learned) != len(state):
+                raise ValueError(f"unexpected tensors at {point.key}")
         buffers = dict(self.model.named_buffers())
         for name, tensor in tensors.items():
             width, _, buffer = name.partition(f"/{_NORMS}")
             if tensor.shape != buffers[buffer].shape or not tensor.isfinite().all():
-                raise ValueError(f"{name} is not what its norm has")
+                raise ValueError(f"{name} has another shape than its norm, or is not finite")
             self.norm_statistics[width] = {**self.norm_statistics.get(width, {}), buffer: tensor}
 
-    # ---- what was observed -----------------------------------------------------------------------------------------
+    # ---- checks ----------------------------------------------------------------------------------------------------
 
     @property
     def _observers(self) -> dict[Quantizer, Observer]:
         quantizers = (self[point] for point in self.points)
         return {quantizer: each for quantizer in quantizers if (each := quantizer.observer) is not None}
 
-    def _require_finite(self) -> None:
-        require_finite({quantizer.spec.point.key: observer for quantizer, observer in self._observers.items()})
+    def _check_finite(self) -> None:
+        check_finite({quantizer.spec.point.key: observer for quantizer, observer in self._observers.items()})
 
-    def _require_widths(self, widths: Mapping[QuantPoint, int | None]) -> None:
-        activations = {point for point, width in widths.items() if width is not None and not point.is_weight}
+    def _check_ready(self, assigned: Mapping[QuantPoint, int | None]) -> None:
+        """Raise an error if activations are not calibrated, or a quantizer does not support its bit-width."""
+        activations = [point for point, width in assigned.items() if width is not None and not point.is_weight]
         observers = self._observers
         if observers and activations and all(observer.min_val is None for observer in observers.values()):
-            first = next(point.key for point in widths if point in activations)
-            raise UserError(f"nothing was observed yet, at {first} or elsewhere: calibrate first")
+            raise UserError(f"nothing was observed at {activations[0].key} or elsewhere; calibrate first")
         if self.scheme.placement == INTEGER and activations and not self.chains:
-            raise UserError(f"placement={INTEGER} folds norms as calibrate() traces them: calibrate first")
-        for point, width in widths.items():
+            raise UserError(f"placement={INTEGER} folds the norms that calibrate() finds; calibrate first")
+        for point, width in assigned.items():
             if width is not None and width not in self[point].supported_bits:
-                given = self[point].supported_bits
+                supported = self[point].supported_bits
                 side = "weight" if point.is_weight else "act"
                 raise UserError(
-                    f"{side}={getattr(self.scheme, side)} gives {given[0]} to {given[-1]} bits, {point.key} is asked "
-                    f"for {width}"
+                    f"{side}={getattr(self.scheme, side)} supports {supported[0]} to {supported[-1]} bits, not {width} "
+                    f"as for {point.key}"
                 )
 
 
-def module_name(point: QuantPoint) -> str:
-    """A point's key, as torch lets modules be called."""
+def _module_name(point: QuantPoint) -> str:
+    """A point's key without dots, which torch does not allow in names of modules."""
     return point.key.replace(".", "/")
 
 
-def _place(model: nn.Module, point: QuantPoint) -> TensorSpec:
+def _get_tensor_spec(model: nn.Module, point: QuantPoint) -> TensorSpec:
     module = get_module(model, point)
     if not point.is_weight:
         return TensorSpec(point)
@@ -281,15 +292,5 @@ def _place(model: nn.Module, point: QuantPoint) -> TensorSpec:
     return TensorSpec(point, shape, axis=1 if isinstance(module, nn.ConvTranspose2d) else 0)
 
 
-def _device(model: nn.Module) -> torch.device:
+def _get_device(model: nn.Module) -> torch.device:
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-
-
-def _watch(quantizer: Quantizer) -> Action:
-    def watch(x: Tensor) -> Tensor:
-        # A pass that activation checkpointing runs again, in the middle of a backward pass, was seen the first time.
-        if quantizer.observer is not None and torch._C._current_graph_task_id() == -1:
-            quantizer.observer.update(x)
-        return x
-
-    return watch

@@ -1,4 +1,4 @@
-"""The file of a quantization: safetensors, whose header says in JSON which network, scheme, points and images it is of.
+"""The file of a ``Quantization``: safetensors, with a header in JSON.
 
 ::
 
@@ -6,9 +6,11 @@
                   scheme   "act=mse"                    calibration  {"images": 256, "seed": 0, "data": "..."}
                   points   [{"path": "conv1", "side": "weight", "bits": 8}, ...]
                   model    {"digest": "9f3c...", "tensors": {"conv1.weight": [64, 3, 7, 7], ...}}
+                  chains   [["conv1", "bn1", "conv1:input"], ...]: layer, norm and source, in placement integer
     layer1.0.conv2:input/ends       the least and the greatest value observed at a point
-    layer1.0.conv2:input/learned.x  what its quantizer learned
-    4w4a/norms.bn1.running_mean     what norms have at a width
+    layer1.0.conv2:input/sums       the histogram, or other sums, of its observer
+    layer1.0.conv2:input/learned.x  a parameter or buffer of its quantizer
+    4w4a/norms.bn1.running_mean     a statistic of a norm at a bit-width
 """
 
 from __future__ import annotations
@@ -32,58 +34,58 @@ from ssql_det.quant.scheme import Scheme
 from ssql_det.quant.tracing import Chain
 
 FORMAT, VERSION = "ssql_det quantization", 1
-_STORED_NAMES = {"fixed_range": "ends", "include_zero": "with_zero"}  # of a point's fields
+_STORED_NAMES = {"fixed_range": "ends", "include_zero": "with_zero"}  # of a point's fields, in the file
 
 
 @dataclass(frozen=True)
-class Signature:
-    """What names a model: every parameter's and buffer's shape, and a digest of their values."""
+class ModelSignature:
+    """Identifies a model with its weights: the shapes of all parameters and buffers, and a digest of their values."""
 
     digest: str
     tensors: Mapping[str, list[int]]
 
-    def require_same(self, theirs: Signature, path: object) -> None:
-        """Refuse a file that is of another network, naming the first tensor that differs, or of other weights."""
-        for name in [*self.tensors, *theirs.tensors]:
-            ours, other = self.tensors.get(name, "missing"), theirs.tensors.get(name, "missing")
-            if ours != other:
-                shown = printable(name, 80)
+    def check_same(self, saved: ModelSignature, path: object) -> None:
+        """Raise an error if a file belongs to another network or to other weights."""
+        for name in [*self.tensors, *saved.tensors]:
+            here, there = self.tensors.get(name, "missing"), saved.tensors.get(name, "missing")
+            if here != there:
+                tensor = printable(name, 80)
                 raise UserError(
-                    f"{path} was calibrated on another model: {shown} is {other} there and {ours} here; calibrate this "
-                    "one"
+                    f"{path} was calibrated on another model: {tensor} is {there} in the file and {here} here; "
+                    "calibrate this model"
                 )
-        if self.digest != theirs.digest:
+        if self.digest != saved.digest:
             raise UserError(f"{path} was calibrated on other weights of this model; calibrate again with these")
 
 
 @dataclass(frozen=True)
-class Content:
+class QuantizationContent:
     """All that a file holds."""
 
     scheme: Scheme
     points: tuple[QuantPoint, ...]
     calibration: Calibration | None
-    signature: Signature
+    signature: ModelSignature
     tensors: Mapping[str, Tensor]
     chains: tuple[Chain, ...] = ()
 
 
-def compute_signature(model: nn.Module) -> Signature:
+def compute_signature(model: nn.Module) -> ModelSignature:
     digest = hashlib.sha256()
     tensors = {}
     for name, tensor in model.state_dict().items():
         tensors[name] = list(tensor.shape)
         digest.update(tensor.detach().cpu().double().numpy().tobytes())
-    return Signature(digest.hexdigest(), tensors)
+    return ModelSignature(digest.hexdigest(), tensors)
 
 
-def write(path: str | os.PathLike[str], content: Content) -> None:
+def write_quantization(path: str | os.PathLike[str], content: QuantizationContent) -> None:
     metadata = {
         "format": FORMAT,
         "version": str(VERSION),
         "scheme": str(content.scheme),
         "calibration": json.dumps(asdict(content.calibration) if content.calibration else None),
-        "points": json.dumps([_plain(point) for point in content.points]),
+        "points": json.dumps([_point_to_dict(point) for point in content.points]),
         "model": json.dumps(asdict(content.signature)),
         "chains": json.dumps([[each.layer, each.norm, each.source and each.source.key] for each in content.chains]),
     }
@@ -91,8 +93,8 @@ def write(path: str | os.PathLike[str], content: Content) -> None:
         write_safetensors(content.tensors, metadata, file)
 
 
-def read(path: str | os.PathLike[str]) -> Content:
-    """The content of a file, each part of its type; whether it fits a model is for the caller to ask."""
+def read_quantization(path: str | os.PathLike[str]) -> QuantizationContent:
+    """Read a file and check the type of each part. Whether it fits a model is checked by the caller."""
     if not Path(path).exists():
         raise UserError(f"cannot read a quantization from {path}: there is no such file")
     if not Path(path).is_file() or not is_safetensors(path):
@@ -102,68 +104,70 @@ def read(path: str | os.PathLike[str]) -> Content:
         raise UserError(f"{path} does not hold a quantization; name a file that a sweep or Quantization.save wrote")
     version = metadata.get("version", "")
     if not version.isdecimal() or len(version) > 4 or int(version) > VERSION:
-        shown = printable(version, 20)
-        raise UserError(f"{path} has version {shown}, this ssql_det reads up to {VERSION}; update it")
-    scheme = _scheme(path, metadata.get("scheme", ""))
+        quoted = printable(version, 20)
+        raise UserError(f"{path} has version {quoted}, this ssql_det reads up to {VERSION}; update it")
+    scheme = _parse_scheme(path, metadata.get("scheme", ""))
     try:
         calibration = json.loads(metadata["calibration"])
         model = json.loads(metadata["model"])
-        points = tuple(_point(**each) for each in json.loads(metadata["points"]))
-        places = {point.key: point for point in points}
-        return Content(
+        points = tuple(_build_point(**each) for each in json.loads(metadata["points"]))
+        by_key = {point.key: point for point in points}
+        return QuantizationContent(
             scheme=scheme,
             points=points,
-            calibration=None if calibration is None else _calibration(**calibration),
-            signature=Signature(str(model["digest"]), dict(model["tensors"])),
+            calibration=None if calibration is None else _build_calibration(**calibration),
+            signature=ModelSignature(str(model["digest"]), dict(model["tensors"])),
             tensors=tensors,
             chains=tuple(
-                Chain(str(layer), places[source], str(norm)) for layer, norm, source in json.loads(metadata["chains"])
+                Chain(str(layer), by_key[source], str(norm)) for layer, norm, source in json.loads(metadata["chains"])
             ),
         )
-    except (AttributeError, KeyError, RecursionError, TypeError, UserError, ValueError) as damage:
-        raise damaged(path, damage) from None
+    except (AttributeError, KeyError, RecursionError, TypeError, UserError, ValueError) as error:
+        raise damaged_file_error(path, error) from None
 
 
-def require_same_points(wanted: Iterable[QuantPoint], found: Iterable[QuantPoint], path: object) -> None:
-    """Refuse a file's quantization that is of another scope."""
-    here, there = set(wanted), set(found)
+def require_same_points(expected: Iterable[QuantPoint], saved: Iterable[QuantPoint], path: object) -> None:
+    """Raise an error if a file quantizes other points, as with another scope."""
+    here, there = set(expected), set(saved)
     if here != there:
         first = min(here ^ there, key=lambda point: point.key)
-        where = "is quantized there and not here" if first in there else "is not quantized there"
-        raise UserError(f"{path} is of other points: {first.key} {where}; use its scope, or calibrate again")
+        difference = "quantized in the file and not here" if first in there else "not quantized in the file"
+        raise UserError(
+            f"{path} has other points: {first.key} is {difference}; use the scope it was saved with, or calibrate again"
+        )
 
 
-def damaged(path: str | os.PathLike[str], reason: object) -> UserError:
+def damaged_file_error(path: str | os.PathLike[str], reason: object) -> UserError:
     return UserError(f"{path} is damaged ({printable(str(reason), 200)}); calibrate again")
 
 
-def _scheme(path: str | os.PathLike[str], text: str) -> Scheme:
-    """An unknown quantizer is no damage: whoever made it has to be there."""
+def _parse_scheme(path: str | os.PathLike[str], text: str) -> Scheme:
+    """An unknown quantizer does not mean a damaged file: it may need a plugin."""
     try:
         return Scheme.parse(text)
-    except UserError as mistake:
-        raise UserError(f"{path} is of a scheme that cannot be served here: {mistake}") from None
+    except UserError as error:
+        raise UserError(f"{path} has an unsupported scheme: {error}") from None
 
 
-def _plain(point: QuantPoint) -> dict[str, Any]:
-    """What is not the default."""
-    given = {field.name: getattr(point, field.name) for field in fields(point)}
-    plain = {field.name: given[field.name] for field in fields(point) if given[field.name] != field.default}
-    plain = {_STORED_NAMES.get(name, name): value for name, value in plain.items()}
-    return plain | {"side": point.side.value}
+def _point_to_dict(point: QuantPoint) -> dict[str, Any]:
+    """The fields that differ from their defaults."""
+    values = {field.name: getattr(point, field.name) for field in fields(point)}
+    changed = {field.name: values[field.name] for field in fields(point) if values[field.name] != field.default}
+    stored = {_STORED_NAMES.get(name, name): value for name, value in changed.items()}
+    return stored | {"side": point.side.value}
 
 
-def _point(path: str, side: str, ends: Any = None, with_zero: bool = False, **others: Any) -> QuantPoint:
+def _build_point(path: str, side: str, ends: Any = None, with_zero: Any = False, **others: Any) -> QuantPoint:
     fixed_range = None if ends is None else (float(ends[0]), float(ends[1]))
     point = QuantPoint(path, Side(side), fixed_range=fixed_range, include_zero=with_zero, **others)
-    kinds = {"path": str, "bits": int | None, "include_zero": bool, "parameter": str, "function": str}
-    for name, kind in {**kinds, "operand": int, "call": int | None}.items():
-        if not isinstance(getattr(point, name), kind):
+    types = {"path": str, "bits": int | None, "include_zero": bool, "parameter": str, "function": str}
+    for name, expected in {**types, "operand": int, "call": int | None}.items():
+        if not isinstance(getattr(point, name), expected):
             raise TypeError(f"a point's {name} is {getattr(point, name)!r}")
     return point
 
 
-def _calibration(images: int, seed: int, data: str) -> Calibration:
+def _build_calibration(images: int, seed: int, data: str) -> Calibration:
     if not isinstance(images, int) or not isinstance(seed, int) or not isinstance(data, str):
-        raise TypeError(f"it was calibrated with {images!r}, {seed!r}, {data!r}")
+        raise TypeError(f"invalid calibration: images {images!r}, seed {seed!r}, data {data!r}")
     return Calibration(images, seed, data)

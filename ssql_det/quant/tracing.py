@@ -1,6 +1,8 @@
-"""One float pass of a network, followed operation by operation: what multiplies what, and what follows each layer.
+"""Trace one float pass of a network: which tensors are multiplied, which points quantize them, and what follows each
+layer.
 
-Max-pooling, ReLU, nearest upsampling and changes of shape keep a tensor on its grid; everything else leaves it.
+Max-pooling, ReLU, nearest upsampling and changes of shape keep the values of a quantized tensor quantized; after any
+other operation they are float again.
 """
 
 from __future__ import annotations
@@ -35,17 +37,17 @@ _NORMS = frozenset(
 )
 _ACTIVATIONS = frozenset(("relu", "hardtanh", "silu", "gelu", "hardswish", "sigmoid", "elu", "leaky_relu"))
 
-_NAMED = 3  # operations, in a log line
+_MAX_LOGGED = 3  # operations in a log line
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Operation:
-    """A convolution or a matrix product, in the forward of the module at ``path``.
+    """A convolution or matrix product, called in the forward of the module at ``path``.
 
-    ``parameter`` is the weight that takes part, under its full name; without one it is a product of two activations.
-    ``sources`` are the points on whose grids its activations lie; ``None`` lies on none. ``reason`` says why no points
-    serve it, where none do.
+    ``parameter`` is the full name of its weight; empty if both factors are activations. ``sources`` are the points that
+    quantize its activations, ``None`` for a float one. ``reason`` says why the operation stays float; empty if it does
+    not.
     """
 
     path: str
@@ -58,9 +60,9 @@ class Operation:
 
 @dataclass(frozen=True)
 class Chain:
-    """A layer, and what follows it directly: ``layer -> norm -> activation -> point``, as far as they are there.
+    """A layer and what follows it directly: ``layer -> norm -> activation -> point``. All but the layer may be missing.
 
-    ``source`` is the point on whose grid the layer's input lies.
+    ``source`` is the point that quantizes the layer's input.
     """
 
     layer: str
@@ -72,13 +74,14 @@ class Chain:
 
 @dataclass(frozen=True)
 class Trace:
-    """What was seen of one pass.
+    """The operations and the chains of one pass.
 
-    >>> trace = trace_pass(model, quant_points(model), torch.zeros(1, 3, 224, 224))
-    >>> trace.coverage, [each.path for each in trace.float_operations]
-    (0.9997, ['fc'])
-    >>> trace.chains[0]
-    Chain(layer='conv1', source=None, norm='bn1', activation='relu', point=QuantPoint('relu', Side.OUTPUT, 8))
+    >>> from ssql_det.quant import quant_points
+    >>> trace = trace_pass(model, quant_points(model), images)
+    >>> trace.coverage, trace.float_operations
+    (1.0, ())
+    >>> trace.chains[0].layer, trace.chains[0].norm, trace.chains[0].activation, trace.chains[0].point.key
+    ('conv1', 'bn1', 'relu', 'relu:output')
     """
 
     operations: tuple[Operation, ...]
@@ -94,7 +97,7 @@ class Trace:
 
     @property
     def coverage(self) -> float:
-        """The share of multiply-adds that points serve: whose weight has one, or both of whose activations do."""
+        """The share of multiply-adds whose weight has a point, or whose two activations are quantized."""
         return 1 - sum(each.macs for each in self.float_operations) / max(self.macs, 1)
 
 
@@ -104,81 +107,88 @@ def trace_pass(
     inputs: Any,
     forward: Callable[[nn.Module, Any], Any] | None = None,
 ) -> Trace:
-    """Follow one float pass of ``model(inputs)``, or ``forward(model, inputs)``, in evaluation mode.
+    """Trace one float pass of ``model(inputs)``, or of ``forward(model, inputs)``, in evaluation mode.
 
-    A point that the pass does not reach is an error: nothing would ever be quantized there.
+    A point that the pass does not reach is an error: it would never quantize anything.
     """
     points = tuple(points)
-    follower = _Follower(model)
+    tracer = _Tracer(model)
     reached: set[QuantPoint] = set()
 
-    def mark(point: QuantPoint) -> Callable[[Tensor], Tensor]:
-        def marked(x: Tensor) -> Tensor:
+    def mark_at(point: QuantPoint) -> Callable[[Tensor], Tensor]:
+        def mark(x: Tensor) -> Tensor:
             reached.add(point)
-            follower.mark(x, point)
+            tracer.mark_quantized(x, point)
             return x
 
-        return marked
+        return mark
 
     with ExitStack() as stack:
-        for context in (torch.no_grad(), evaluating(model), _attention_in_parts(), follower.watching_modules()):
+        for context in (torch.no_grad(), evaluating(model), _unfused_attention(), tracer.tracking_modules()):
             stack.enter_context(context)
         for point in points:
             if not point.is_weight:
-                stack.enter_context(hooking(model, point, mark(point)))
-        stack.enter_context(follower)
+                stack.enter_context(hooking(model, point, mark_at(point)))
+        stack.enter_context(tracer)
         (forward or (lambda network, batch: network(batch)))(model, inputs)
-    used = {operation.parameter for operation in follower.operations}
-    missed = [
-        point.key for point in points if (point.parameter_name not in used if point.is_weight else point not in reached)
-    ]
-    if missed:
-        raise UserError(
-            f"{type(model).__name__} never reaches {missed[0]} ({len(missed)} such point(s)): leave what is not used "
-            "out of the network, or its points out"
-        )
+    _check_all_reached(model, points, reached, {operation.parameter for operation in tracer.operations})
     weights = {point.parameter_name for point in points if point.is_weight}
-    operations = (replace(each, reason=_why_float(each, weights)) for each in follower.operations)
-    trace = Trace(tuple(operations), tuple(follower.clean_chains()))
+    operations = (replace(each, reason=_explain_float(each, weights)) for each in tracer.operations)
+    trace = Trace(tuple(operations), tuple(tracer.get_chains()))
     reasons = list(dict.fromkeys(f"{each.path}: {each.reason}" for each in trace.float_operations))
-    named = "; ".join(reasons[:_NAMED]) + ("; ..." if len(reasons) > _NAMED else "")
-    _logger.info("points serve %.2f %% of the multiply-adds; float: %s", 100 * trace.coverage, named or "nothing")
+    logged = "; ".join(reasons[:_MAX_LOGGED]) + ("; ..." if len(reasons) > _MAX_LOGGED else "")
+    _logger.info("%.2f %% of the multiply-adds are quantized; float: %s", 100 * trace.coverage, logged or "none")
     return trace
 
 
-def _why_float(operation: Operation, weights: Collection[str]) -> str:
+def _check_all_reached(
+    model: nn.Module, points: Iterable[QuantPoint], reached: Collection[QuantPoint], parameters: Collection[str]
+) -> None:
+    missed = [
+        point.key
+        for point in points
+        if (point.parameter_name not in parameters if point.is_weight else point not in reached)
+    ]
+    if missed:
+        raise UserError(
+            f"a forward pass of {type(model).__name__} never reaches {missed[0]} ({len(missed)} such point(s)); remove "
+            "the unused modules, or leave out their points"
+        )
+
+
+def _explain_float(operation: Operation, weights: Collection[str]) -> str:
     if operation.parameter:
         return "" if operation.parameter in weights else f"{operation.parameter} has no point"
-    return "a product of activations, of which one lies on no grid" if None in operation.sources else ""
+    return "a product of activations, one of which is not quantized" if None in operation.sources else ""
 
 
 @contextmanager
-def _attention_in_parts() -> Iterator[None]:
-    """Attention as the products that it is made of: fused kernels are one operation, without a count."""
-    fused = torch.backends.mha.get_fastpath_enabled()
+def _unfused_attention() -> Iterator[None]:
+    """Run attention as separate matrix products: a fused kernel is one operation, which cannot be counted."""
+    is_fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
+        torch.backends.mha.set_fastpath_enabled(is_fused)
 
 
 @dataclass(frozen=True)
 class _Origin:
-    """Where a tensor comes from: the point whose grid it lies on, a parameter, or a layer that it is the result of."""
+    """Where a tensor comes from: the point that quantizes it, a parameter, or the layer whose result it is."""
 
     point: QuantPoint | None = None
     parameter: str = ""
     layer: str = ""
-    is_plain: bool = False  # the layer's very result, before norm and activation
+    is_layer_output: bool = False  # the layer's output itself, before norm and activation
 
 
-_NOWHERE = _Origin()
+_UNKNOWN = _Origin()
 
 
-class _Follower(TorchDispatchMode):
-    """Remembers the origin of each tensor, and takes down operations and chains."""
+class _Tracer(TorchDispatchMode):
+    """Keeps the origin of each tensor, and collects operations and chains."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -186,61 +196,62 @@ class _Follower(TorchDispatchMode):
         self._origins = WeakTensorKeyDictionary()
         for name, parameter in model.named_parameters():
             self._origins[parameter] = _Origin(parameter=name)
-        self._paths: list[str] = [""]
-        self._read = WeakTensorKeyDictionary()  # plain results that were read
-        self._shared: set[str] = set()  # layers whose plain result is read twice: nothing can be folded into them
+        self._paths: list[str] = [""]  # of the modules whose forward is running
+        self._read_outputs = WeakTensorKeyDictionary()  # layer outputs that were read
+        self._layers_read_twice: set[str] = set()  # nothing can be folded into these layers
         self.operations: list[Operation] = []
-        self.chains: dict[str, Chain] = {}
+        self._chains: dict[str, Chain] = {}
 
     @contextmanager
-    def watching_modules(self) -> Iterator[None]:
-        """Inside, it is known in which module's forward an operation is."""
+    def tracking_modules(self) -> Iterator[None]:
+        """Keep track of the module whose forward is running."""
         with ExitStack() as stack:
             for path, module in self._model.named_modules():
-                enter, leave = (lambda *_, path=path: self._paths.append(path)), (lambda *_: self._leave())
+                enter, leave = (lambda *_, path=path: self._paths.append(path)), (lambda *_: self._leave_module())
                 stack.callback(module.register_forward_pre_hook(enter).remove)
                 stack.callback(module.register_forward_hook(leave, always_call=True).remove)
             yield
 
-    def _leave(self) -> None:
+    def _leave_module(self) -> None:
         self._paths.pop()
 
-    def mark(self, x: Tensor, point: QuantPoint) -> None:
-        layer = self._origin(x).layer
-        if layer and self.chains[layer].point is None:
-            self.chains[layer] = replace(self.chains[layer], point=point)
+    def mark_quantized(self, x: Tensor, point: QuantPoint) -> None:
+        layer = self._get_origin(x).layer
+        if layer and self._chains[layer].point is None:
+            self._chains[layer] = replace(self._chains[layer], point=point)
         self._origins[x] = _Origin(point=point)
 
-    def clean_chains(self) -> Iterator[Chain]:
-        for layer, chain in self.chains.items():
-            yield Chain(layer, chain.source) if layer in self._shared else chain
+    def get_chains(self) -> Iterator[Chain]:
+        for layer, chain in self._chains.items():
+            yield Chain(layer, chain.source) if layer in self._layers_read_twice else chain
 
-    def _origin(self, x: Any) -> _Origin:
-        found: _Origin = self._origins.get(x, _NOWHERE) if isinstance(x, Tensor) else _NOWHERE
-        return found
+    def _get_origin(self, x: Any) -> _Origin:
+        origin: _Origin = self._origins.get(x, _UNKNOWN) if isinstance(x, Tensor) else _UNKNOWN
+        return origin
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        origin = self._origin(args[0] if args else None)
-        for each in args:
-            if (found := self._origin(each)).is_plain:
-                if each in self._read:
-                    self._shared.add(found.layer)
-                self._read[each] = True
+        input_origin = self._get_origin(args[0] if args else None)
+        for arg in args:
+            if (origin := self._get_origin(arg)).is_layer_output:
+                if arg in self._read_outputs:
+                    self._layers_read_twice.add(origin.layer)
+                self._read_outputs[arg] = True
         result = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
         if func.overloadpacket in flop_registry:
-            after = self._multiplied(func, name, args, kwargs or {}, result)
+            result_origin = self._add_operation(func, name, args, kwargs or {}, result)
         else:
-            after = self._followed(name.rstrip("_"), args, origin)
+            result_origin = self._follow(name.rstrip("_"), args, input_origin)
         for each in result if isinstance(result, (tuple, list)) else [result]:
-            if isinstance(each, Tensor) and (after is not _NOWHERE or each in self._origins):  # changed in place
-                self._origins[each] = after
+            is_changed_in_place = isinstance(each, Tensor) and each in self._origins
+            if isinstance(each, Tensor) and (result_origin is not _UNKNOWN or is_changed_in_place):
+                self._origins[each] = result_origin
         return result
 
-    def _multiplied(self, func: Any, name: str, args: Any, kwargs: Any, result: Any) -> _Origin:
-        """An operation that is counted; its result begins a chain where a layer's weight takes part."""
+    def _add_operation(self, func: Any, name: str, args: Any, kwargs: Any, result: Any) -> _Origin:
+        """Add a convolution or matrix product; with a weight of the running module it begins a chain."""
         factors = args[1:3] if name in ("addmm", "baddbmm") else args[:2]
-        origins = [self._origin(each) for each in factors]
+        origins = [self._get_origin(each) for each in factors]
         parameter = next((each.parameter for each in origins if each.parameter), "")
         sources = tuple(each.point for each in origins if not each.parameter)
         macs = flop_registry[func.overloadpacket](*args, **kwargs, out_val=result) // 2
@@ -248,19 +259,20 @@ class _Follower(TorchDispatchMode):
         self.operations.append(Operation(path, macs, parameter, sources or (None,), not self.operations))
         layer = parameter.rpartition(".")[0]
         if not parameter or layer != path:
-            return _NOWHERE
-        self.chains.setdefault(layer, Chain(layer, sources[0] if sources else None))
-        return _Origin(layer=layer, is_plain=True)
+            return _UNKNOWN
+        self._chains.setdefault(layer, Chain(layer, sources[0] if sources else None))
+        return _Origin(layer=layer, is_layer_output=True)
 
-    def _followed(self, name: str, args: Any, origin: _Origin) -> _Origin:
+    def _follow(self, name: str, args: Any, origin: _Origin) -> _Origin:
+        """The origin of the result of any other operation; norms and activations are added to their chain."""
         if name in _RESHAPES:
             return origin
-        chain = self.chains.get(origin.layer)
+        chain = self._chains.get(origin.layer)
         if chain is not None and name in _NORMS and not (chain.norm or chain.activation):
-            self.chains[chain.layer] = replace(chain, norm=self._paths[-1])
+            self._chains[chain.layer] = replace(chain, norm=self._paths[-1])
             return _Origin(layer=origin.layer)
         if chain is not None and name in _ACTIVATIONS:
-            self.chains[chain.layer] = replace(chain, activation=chain.activation or name)
+            self._chains[chain.layer] = replace(chain, activation=chain.activation or name)
             return _Origin(layer=origin.layer)
-        keeps_grid = name in _POOLS or name == "relu" or (name == "mul" and not isinstance(args[1], Tensor))
-        return _Origin(point=origin.point) if keeps_grid else _NOWHERE
+        stays_quantized = name in _POOLS or name == "relu" or (name == "mul" and not isinstance(args[1], Tensor))
+        return _Origin(point=origin.point) if stays_quantized else _UNKNOWN

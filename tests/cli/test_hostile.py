@@ -93,35 +93,35 @@ LINES = {  # the command line itself is what is wrong
     "scheme that is empty": ("demo --scheme=", "unknown weight quantizer '' (known: centred, minmax, mse)"),
     "scheme of the other side": (
         predict(flags="--scheme weight=percentile"),
-        "'percentile' is no weight quantizer, it serves the other side (weight quantizers: centred, minmax, mse)",
+        "'percentile' is no weight quantizer; use one of centred, minmax, mse",
     ),
     "scheme of a part that is none": (
         probe("--scheme weigth=mse"),
-        "a scheme has no 'weigth'; did you mean 'weight'? (it has weight, act, norms, placement)",
+        "unknown key 'weigth' in a scheme; did you mean 'weight'? (known: weight, act, norms, placement)",
     ),
-    "scheme that says it twice": (sensitivity(flags="--scheme mse,act=minmax"), "'mse,act=minmax' says act twice"),
-    "scheme of another value": (sweep(flags="--scheme act=mse:99"), "the exponent of an error is 1 to 10, got 99"),
+    "scheme that says it twice": (sensitivity(flags="--scheme mse,act=minmax"), "'mse,act=minmax' sets act twice"),
+    "scheme of another value": (sweep(flags="--scheme act=mse:99"), "the exponent of mse must be 1 to 10, as in mse:2.4; got 99"),
     "scheme of a value that is no number": (
         analyze("--scheme act=mse:two"),
-        "a name and numbers behind colons, as mse:2.4",
+        "a name and numbers after colons, as in mse:2.4",
     ),
-    "scheme of too many values": (sweep(flags="--scheme weight=minmax:1"), "takes 0 value(s) behind its name, got 1"),
+    "scheme of too many values": (sweep(flags="--scheme weight=minmax:1"), "takes 0 parameter(s), got 1"),
     "scheme of other norms": (sweep(flags="--scheme norms=re-estimate"), "'re-estimate'; did you mean 're-estimated'?"),
     "scheme that plays tricks": (
         sweep(flags="--scheme 'act={tricks}'"),
-        r"a quantizer is a name and numbers behind colons, as mse:2.4; got 'a\\n\\x1b[31merror: b'",
+        r"a quantizer is a name and numbers after colons, as in mse:2.4; got 'a\\n\\x1b[31merror: b'",
     ),
     "scheme of other bits": (
         sweep(flags="--scheme act=mse --bits FP,12"),
-        "act=mse gives 2 to 10 bits, asked for are 12",
+        "act=mse supports 2 to 10 bits, not 12",
     ),
     "scheme of other bits, of a probe": (
         probe("--scheme act=mse --bits FP,2w12a"),
-        "act=mse gives 2 to 10 bits, asked for are 12",
+        "act=mse supports 2 to 10 bits, not 12",
     ),
     "evaluation in training in a scheme of other bits": (
         train("SSQL_DET.SCHEME act=mse SSQL_DET.EVAL_BITS \"['12w12a']\""),
-        "act=mse gives 2 to 10 bits, asked for are 12",
+        "act=mse supports 2 to 10 bits, not 12",
     ),
     "evaluation in training in a scheme that is unknown": (
         train("SSQL_DET.SCHEME minmx"),
@@ -268,15 +268,15 @@ LINES = {  # the command line itself is what is wrong
             "MODEL.WEIGHTS {good}/fpn.pth" + PHOTO,
             f"--config-file {{good}}/fpn.yaml --quantization {{good}}/sweep/{QUANTIZATION}",
         ),
-        f"{QUANTIZATION} was calibrated on another model: backbone.fpn_lateral2.weight is missing there",
+        f"{QUANTIZATION} was calibrated on another model: backbone.fpn_lateral2.weight is missing in the file",
     ),
     "quantization of another scope": (
         predict(flags=f"--scope backbone --quantization {{good}}/sweep/{QUANTIZATION}"),
-        f"{QUANTIZATION} is of other points: proposal_generator.rpn_head.anchor_deltas:input is quantized there",
+        f"{QUANTIZATION} has other points: proposal_generator.rpn_head.anchor_deltas:input is quantized in the file",
     ),
     "quantization of another scheme": (
         predict(flags=f"--scheme act=mse --quantization {{good}}/sweep/{QUANTIZATION}"),
-        f"{QUANTIZATION} is of the scheme minmax, asked for is act=mse; calibrate again for it",
+        f"{QUANTIZATION} has scheme minmax, not act=mse; calibrate again with this scheme",
     ),
     "checkpoint for a quantization": (
         predict(flags="--quantization {good}/backbone.pth"),
@@ -562,7 +562,7 @@ FILES = {  # something that lies in the case's folder is
     "quantization of half the points": (
         predict(flags=OF_A_SWEEP),
         earlier("sweep", quantization(points=lambda found: found.pop())),
-        f"{QUANTIZATION} is of other points: ",
+        f"{QUANTIZATION} has other points: ",
     ),
     "quantization whose tensors are gone": (
         predict(flags=OF_A_SWEEP),
@@ -582,7 +582,7 @@ FILES = {  # something that lies in the case's folder is
     "quantization of a scheme from elsewhere": (
         predict(flags=OF_A_SWEEP),
         earlier("sweep", quantization(scheme="weight=magic")),
-        f"{QUANTIZATION} is of a scheme that cannot be served here: unknown weight quantizer 'magic'",
+        f"{QUANTIZATION} has an unsupported scheme: unknown weight quantizer 'magic'",
     ),
     "quantization of the future": (
         predict(flags=OF_A_SWEEP),

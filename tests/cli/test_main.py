@@ -61,8 +61,8 @@ MISTAKES = {
     "demo --bits 99w8a": "got 99",
     "demo --bits=": "''",
     "demo --scheme minmx": "unknown weight quantizer 'minmx'; did you mean 'minmax'? (known: centred, minmax, mse)",
-    "demo --scheme weight=percentile": "'percentile' is no weight quantizer, it serves the other side",
-    "demo --scheme act=mse --bits 12": "act=mse gives 2 to 10 bits, asked for are 12",
+    "demo --scheme weight=percentile": "'percentile' is no weight quantizer; use one of",
+    "demo --scheme act=mse --bits 12": "act=mse supports 2 to 10 bits, not 12",
 }
 
 

@@ -52,7 +52,7 @@ def test_a_resumed_run_has_each_look_once_and_may_change_its_scheme(tmp_path):
         ({"SSQL_DET__SCHEME": "minmx"}, "unknown weight quantizer 'minmx'; did you mean 'minmax'?"),
         (
             {"SSQL_DET__SCHEME": "act=mse", "SSQL_DET__EVAL_BITS": ["8", "12"]},
-            "act=mse gives 2 to 10 bits, asked for are 12",
+            "act=mse supports 2 to 10 bits, not 12",
         ),
     ],
 )

@@ -107,7 +107,7 @@ def test_predictions_are_those_of_the_same_quantization_in_process(in_scheme, le
 def test_a_width_that_was_not_swept_has_no_norms(in_scheme, learned, photos, capsys, tmp_path):
     given = predict(learned, tmp_path, photos, "--quantization", in_scheme / "quantization.safetensors", bits="6")
     assert refused(capsys, *given) == (
-        "error: norms=re-estimated has no images to estimate this width's statistics from; calibrate it, too"
+        "error: norms=re-estimated: there are no images to estimate the statistics of this bit-width from; calibrate again"
     )
     assert not list(tmp_path.iterdir())
 
@@ -115,9 +115,9 @@ def test_a_width_that_was_not_swept_has_no_norms(in_scheme, learned, photos, cap
 def test_a_file_of_another_scheme_than_is_asked_for_is_refused(in_scheme, learned, photos, capsys, tmp_path):
     saved = in_scheme / "quantization.safetensors"
     line = refused(capsys, *predict(learned, tmp_path, photos, "--quantization", saved, "--scheme", "act=mse"))
-    assert line == f"error: {saved} is of the scheme {SCHEME}, asked for is act=mse; calibrate again for it"
+    assert line == f"error: {saved} has scheme {SCHEME}, not act=mse; calibrate again with this scheme"
     line = refused(capsys, *predict(learned, tmp_path, photos, "--quantization", saved, "--scope", "backbone"))
-    assert f"{saved} is of other points: " in line
+    assert f"{saved} has other points: " in line
     assert not list(tmp_path.iterdir())
 
 

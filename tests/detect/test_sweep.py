@@ -187,9 +187,9 @@ def test_bits_that_the_scheme_cannot_give_are_refused_wherever_they_are_asked_fo
     path.write_text(json.dumps({"backbone.*": "12w12a"}))
     for flags in (("--bits-file", str(path)), ("--bits", "FP,12")):
         line = refused(capsys, *command(learned, tmp_path / "out", "--scheme", "act=mse", *flags))
-        assert line == "error: act=mse gives 2 to 10 bits, asked for are 12"
+        assert line == "error: act=mse supports 2 to 10 bits, not 12"
     plan = dataclasses.replace(PLAN, scheme=Scheme.parse("act=mse"))
-    with pytest.raises(UserError, match="act=mse gives 2 to 10 bits, asked for are 11"):
+    with pytest.raises(UserError, match="act=mse supports 2 to 10 bits, not 11"):
         swept(learned, tmp_path / "out", "FP,4w11a", plan)
     assert not (tmp_path / "out").exists()
 

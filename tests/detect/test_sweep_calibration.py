@@ -111,5 +111,5 @@ def test_norms_come_back_after_an_accident(learned):
 def test_frozen_norms_cannot_be_re_estimated(learned, capsys, tmp_path):
     frozen = {"MODEL__RESNETS__NORM": "FrozenBN", "SSQL_DET__EXTRA_NORM": "FrozenBN"}
     line = refused(capsys, *command(learned, tmp_path / "out", "--scheme", "norms=re-estimated", **frozen))
-    assert "this network's norms are frozen" in line
+    assert "all norms of this network are frozen" in line
     assert not (tmp_path / "out/results.jsonl").exists()

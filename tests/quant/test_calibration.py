@@ -105,7 +105,7 @@ def test_calibrating_again_begins_anew(model, batches):
 def test_norms_are_re_estimated_at_each_width_from_what_the_quantized_network_sees(model, batches):
     own = copy.deepcopy(model.state_dict())
     quantization = calibrated(model, batches, "norms=re-estimated")
-    with pytest.raises(UserError, match="the norms of 4w4a are not re-estimated yet"), quantization.at(FOUR):
+    with pytest.raises(UserError, match="norm statistics were not re-estimated at 4w4a"), quantization.at(FOUR):
         pass
     found = dict(
         evaluate_at_widths(quantization, [FOUR, Bits(2, 4)], lambda _: model.eval()(batches[0]), None, batches)
@@ -143,13 +143,13 @@ def test_norms_are_of_a_width_and_its_overrides(model, batches):
 
 def test_norms_that_cannot_be_re_estimated_are_one_sentence(model, batches):
     frozen = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1))
-    with pytest.raises(UserError, match="norms are frozen"):
+    with pytest.raises(UserError, match="norms of this network are frozen"):
         list(
             evaluate_at_widths(
                 Quantization(frozen, scheme=Scheme(norms="re-estimated")), [Bits.FP], lambda _: 0, None, batches
             )
         )
-    with pytest.raises(UserError, match="no images to estimate this width's statistics from"):
+    with pytest.raises(UserError, match="no images to estimate the statistics of this bit-width from"):
         evaluate_at_width(calibrated(model, batches, "norms=re-estimated"), FOUR, list)
 
 
@@ -199,7 +199,7 @@ def test_one_of_another_model_is_refused_by_the_first_tensor(model, batches, tmp
     calibrated(model, batches).save(file)
     wide = copy.deepcopy(model)
     wide.linear = nn.Linear(16, 20)
-    with pytest.raises(UserError, match=r"another model: linear.weight is \[10, 16\] there and \[20, 16\] here"):
+    with pytest.raises(UserError, match=r"another model: linear.weight is \[10, 16\] in the file and \[20, 16\] here"):
         Quantization.load(file, wide)
     with pytest.raises(
         UserError, match=r"another model: conv1.weight is \[8, 3, 3, 3\] there and \[64, 3, 7, 7\] here"
@@ -211,11 +211,11 @@ def test_one_of_other_weights_points_or_scheme_is_refused(model, batches, tmp_pa
     file = tmp_path / "q.safetensors"
     quantization = calibrated(model, batches, "act=mse")
     quantization.save(file)
-    with pytest.raises(UserError, match="is of the scheme act=mse, asked for is minmax"):
+    with pytest.raises(UserError, match="has scheme act=mse, not minmax"):
         Quantization.load(file, model, scheme=Scheme())
-    with pytest.raises(UserError, match="is of other points: conv1:weight is quantized there and not here"):
+    with pytest.raises(UserError, match="has other points: conv1:weight is quantized in the file and not here"):
         require_same_points(quantization.points[1:], quantization.points, file)
-    with pytest.raises(UserError, match="is of other points: linear:input is not quantized there"):
+    with pytest.raises(UserError, match="has other points: linear:input is not quantized in the file"):
         require_same_points((*quantization.points, QuantPoint("linear", Side.INPUT)), quantization.points, file)
     with torch.no_grad():
         model.conv1.weight[0, 0, 0, 0] += 1e-3
@@ -242,8 +242,8 @@ def altered(file, metadata=(), tensors=()):
         ({"format": "pt"}, "does not hold a quantization"),
         ({"version": "9"}, "has version 9, this ssql_det reads up to 1"),
         ({"version": "9" * 5000}, "has version 9"),
-        ({"scheme": "act=mye"}, "is of a scheme that cannot be served here: unknown activation quantizer 'mye'"),
-        ({"scheme": None}, "cannot be served here"),
+        ({"scheme": "act=mye"}, "has an unsupported scheme: unknown activation quantizer 'mye'"),
+        ({"scheme": None}, "has an unsupported scheme"),
         ({"points": None}, "is damaged"),
         ({"points": "["}, "is damaged"),
         ({"points": "[" * 100_000}, "is damaged"),
@@ -327,9 +327,9 @@ def test_mistakes_are_one_sentence(model, batches):
         calibrated(model, [])
     with pytest.raises(UserError, match="at least 1 batch, got batches=-1"):
         calibrated(model, batches, batches=-1)
-    with pytest.raises(UserError, match="reached layer1:input"):
+    with pytest.raises(UserError, match="values at layer1:input"):
         calibrated(model, [batches[0] * float("nan")])
-    with pytest.raises(UserError, match="reached layer1:input"):
+    with pytest.raises(UserError, match="values at layer1:input"):
         calibrated(model, [batches[0] * float("nan")], "act=mse")
     with pytest.raises(UserError, match="holds a dict, not images"):
         calibrated(model, [{"image": batches[0]}])
@@ -351,7 +351,7 @@ def test_a_bad_batch_ends_calibration_at_once(model, batches):
         yield batches[0] * float("nan")
         raise AssertionError("went on after a bad batch")
 
-    with pytest.raises(UserError, match="reached layer1:input"):
+    with pytest.raises(UserError, match="values at layer1:input"):
         calibrated(model, loader())
 
 

@@ -25,7 +25,7 @@ class Reads(TorchDispatchMode):
 
 def test_a_step_of_a_resnet50_reads_at_most_three_values(monkeypatch):
     """On a GPU's path, which is taken on the CPU here. A list of values is one read."""
-    monkeypatch.setattr(affine, "_reading_is_free", lambda x: False)
+    monkeypatch.setattr(affine, "_reads_without_sync", lambda x: False)
     lists, tolist = [], torch.Tensor.tolist
     monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: lists.append(1) or tolist(tensor))
     torch.manual_seed(0)

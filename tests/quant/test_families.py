@@ -66,7 +66,7 @@ def test_multiply_adds_belong_to_points_or_are_named(name):
     assert trace.coverage >= least
     if least < 1:
         assert {each.reason for each in trace.float_operations} == {
-            "a product of activations, of which one lies on no grid"
+            "a product of activations, one of which is not quantized"
         }
         assert len(trace.float_operations) in (12, 24)  # of twelve blocks, one product or both
     counts = FlopCountAnalysis(model, torch.zeros(1, 3, size, size)).unsupported_ops_warnings(False)

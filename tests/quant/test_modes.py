@@ -397,7 +397,7 @@ def test_what_is_not_finite_or_too_wide_names_the_path_it_first_reached(value):
         model.layer2[0].bn1.bias[0] = value
         model.layer2[0].bn1.bias[1] = -value
         model.layer2[0].relu = nn.Identity()
-    match = r"NaN or infinite values reached layer2\.0\.conv2:input"
+    match = r"NaN or infinite values at layer2\.0\.conv2:input"
     with pytest.raises(UserError, match=match), Quantization(model).observing():
         model(images())
 
@@ -417,13 +417,13 @@ def test_points_may_come_from_a_generator():
 
 def test_a_compiled_model_is_refused():
     compiled = torch.compile(nn.Linear(2, 2), backend="eager")
-    with pytest.raises(UserError, match="a compiled graph does not see"):
+    with pytest.raises(UserError, match="quantization does not work on a compiled model"):
         Quantization(compiled, ())
 
 
 def test_a_weight_that_is_computed_is_named():
     model = nn.Sequential(nn.Linear(4, 4), parametrizations.weight_norm(nn.Linear(4, 2)))
-    with pytest.raises(UserError, match="1 has no plain weight parameter"):
+    with pytest.raises(UserError, match=r"1\.weight is not a parameter"):
         Quantization(model)
 
 
@@ -431,7 +431,10 @@ def test_activation_bits_need_a_calibration():
     quantization = Quantization(network())
     with quantization.at(Bits(4, None)):
         pass
-    with pytest.raises(UserError, match="nothing was observed yet, at relu:output"), quantization.at(Bits(4, 4)):
+    with (
+        pytest.raises(UserError, match="nothing was observed at relu:output or elsewhere"),
+        quantization.at(Bits(4, 4)),
+    ):
         pass
 
 

@@ -117,7 +117,7 @@ def test_pre_activation_blocks_are_not_taken_for_others(caplog):
 
 
 def test_a_traced_graph_is_refused():
-    with pytest.raises(UserError, match="place the points on the model itself"):
+    with pytest.raises(UserError, match="find the points of the original model"):
         quant_points(torch.fx.symbolic_trace(torchvision.models.resnet18()))
 
 

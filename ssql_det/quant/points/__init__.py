@@ -1,19 +1,19 @@
-"""Where a network is quantized: a list of points, by the rules of the family that knows the network.
+"""Which tensors of a network are quantized: a list of points, from the rules of the network's family.
 
 ================= ======================================================================
-point             a place, as a value; the bits that it has at a width
-family            what a family is; the points and the blocks of a network
-generic           networks of no known family
-resnet            torchvision's, timm's, CIFAR's and Detectron2's
-inverted_residual MobileNetV2 and EfficientNet, torchvision's and timm's
-vit               vision transformers, torchvision's and timm's
+point             a quantization point, and the bit-widths of points
+family            what a family implements; the points and the blocks of a network
+generic           networks of no other family
+resnet            ResNets of torchvision, timm, CIFAR and Detectron2
+inverted_residual MobileNetV2 and EfficientNet of torchvision and timm
+vit               vision transformers of torchvision and timm
 ================= ======================================================================
 
-A family is one file and registers itself in ``FAMILIES``; the one that was registered last is asked first.
+A family is one file and registers itself in ``FAMILIES``. Families registered later are tried first.
 """
 
 from ssql_det.core.registry import import_modules
-from ssql_det.quant.points import generic  # noqa: F401 (registered first, it is asked last)
+from ssql_det.quant.points import generic  # noqa: F401 (registered first, so it is tried last)
 from ssql_det.quant.points.family import (
     FAMILIES,
     INTEGER,

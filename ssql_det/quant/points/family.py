@@ -1,4 +1,4 @@
-"""What a family of networks is to the suite: it knows its networks, and says where they are quantized."""
+"""What a family of networks implements: it recognizes its networks and lists their quantization points."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ssql_det.quant.points.point import QuantPoint
 PUBLISHED, INTEGER = "published", "integer"
 PLACEMENTS = (PUBLISHED, INTEGER)
 STEM_BITS = 8
-INTEGER_OUTPUT_BITS = 8  # of what is added up, in placement ``integer``
+INTEGER_OUTPUT_BITS = 8  # of layer outputs that only placement ``integer`` quantizes, as summands
 
 Range = tuple[float, float]
 LAYER_TYPES = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
@@ -25,31 +25,31 @@ _logger = logging.getLogger(__name__)
 
 
 class Family(ABC):
-    """Networks that are quantized by the same rules, known by their structure, not by their class."""
+    """Networks that are quantized by the same rules, recognized by their structure, not by their class."""
 
-    placements: tuple[str, ...] = (PUBLISHED,)  # that it has rules for
+    placements: tuple[str, ...] = (PUBLISHED,)  # those that the family supports
 
     @abstractmethod
     def matches(self, model: nn.Module) -> bool:
-        """Whether a network is of this family."""
+        """Whether a network belongs to this family."""
 
     @abstractmethod
     def find_points(self, model: nn.Module, placement: str, image_range: Range | None) -> Iterator[QuantPoint]:
-        """In the order of its modules; ``image`` has the ends of its point, in placement ``integer``."""
+        """The points, in the order of modules. ``image_range``: of the image's point, in placement ``integer``."""
 
     @abstractmethod
     def find_blocks(self, model: nn.Module) -> Iterator[str]:
-        """Paths of the parts that are reconstructed one after the other: each layer with a point is in one of them."""
+        """Paths of the blocks to reconstruct one after the other; each layer with a point is in exactly one of them."""
 
 
 FAMILIES: Registry[Family] = Registry("family of networks")
 
 
 def find_family(model: nn.Module) -> Family:
-    """The family that knows a network: of several the one that was registered last, so that a user's comes first."""
+    """The family of a network; if several match, the one that was registered last, so that a user's own wins."""
     name = type(model).__name__
     if isinstance(model, torch.fx.GraphModule):
-        raise UserError(f"{name} is a traced graph, which has lost its blocks; place the points on the model itself")
+        raise UserError(f"{name} is a traced graph, which has no blocks; find the points of the original model")
     family = next((each for each in FAMILIES.latest_first() if each.matches(model)), None)
     if family is None:
         raise UserError(f"{name} has nothing to quantize: no Conv2d, ConvTranspose2d or Linear layer in it")
@@ -59,50 +59,50 @@ def find_family(model: nn.Module) -> Family:
 def quant_points(
     model: nn.Module, placement: str = PUBLISHED, image_range: Range | None = None
 ) -> tuple[QuantPoint, ...]:
-    """The points of a network, in the order of its modules. ``image``: the least and the greatest value of its images,
-    normalized, for placement ``integer``; without, they are observed.
+    """The points of a network, in the order of its modules.
 
-    >>> [point.key for point in quant_points(torchvision.models.resnet18())][:3]
+    ``image_range`` is that of its normalized images, used by placement ``integer``; without it, it is observed.
+
+    >>> [point.key for point in quant_points(model)][:3]
     ['conv1:weight', 'relu:output', 'layer1.0.conv1:weight']
     """
     family = find_family(model)
-    require_placement(placement, family.placements, type(model).__name__)
+    check_placement(placement, family.placements, type(model).__name__)
     points = extend_ranges_to_zero(family.find_points(model, placement, image_range), placement)
     quantized = {point.path for point in points if point.is_weight}
-    left = [path for path, _ in named_layers(model) if path not in quantized]
-    if left:
-        _logger.info("%s: %s stay float", type(model).__name__, ", ".join(left))
+    float_layers = [path for path, _ in named_layers(model) if path not in quantized]
+    if float_layers:
+        _logger.info("%s: %s stay float", type(model).__name__, ", ".join(float_layers))
     return points
 
 
 def extend_ranges_to_zero(points: Iterable[QuantPoint], placement: str) -> tuple[QuantPoint, ...]:
-    """An integer machine pads with zeros, so each of its grids has one."""
-    reaches_zero = placement == INTEGER
-    return tuple(
-        replace(point, include_zero=True) if reaches_zero and not point.is_weight else point for point in points
-    )
+    """In placement ``integer`` all ranges of activations include 0, since padding adds zeros."""
+    if placement != INTEGER:
+        return tuple(points)
+    return tuple(point if point.is_weight else replace(point, include_zero=True) for point in points)
 
 
 def find_blocks(model: nn.Module) -> tuple[str, ...]:
-    """Paths of the parts of a network that are reconstructed one after the other.
+    """Paths of the blocks of a network that are reconstructed one after the other.
 
-    >>> find_blocks(torchvision.models.resnet18())[:3]
+    >>> find_blocks(model)[:3]
     ('conv1', 'layer1.0', 'layer1.1')
     """
     return tuple(find_family(model).find_blocks(model))
 
 
-def require_placement(placement: str, known: tuple[str, ...], what: str) -> None:
+def check_placement(placement: str, supported: tuple[str, ...], name: str) -> None:
     if placement not in PLACEMENTS:
         raise UserError(
             f"unknown placement {placement!r}{did_you_mean(placement, PLACEMENTS)} (known: {', '.join(PLACEMENTS)})"
         )
-    if placement not in known:
-        raise UserError(f"{what} has no rules for placement={placement}; use placement={', '.join(known)}")
+    if placement not in supported:
+        raise UserError(f"{name} has no rules for placement={placement}; use placement={', '.join(supported)}")
 
 
 def named_layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Convs and linear layers inside, by path."""
+    """The conv and linear layers inside a module, with their paths."""
     return ((name, child) for name, child in module.named_modules() if isinstance(child, LAYER_TYPES))
 
 

@@ -1,11 +1,12 @@
-"""Networks of inverted residual blocks: MobileNetV2 (Sandler et al., CVPR 2018) and EfficientNet (Tan and Le, ICML
-2019), torchvision's and timm's.
+"""Networks of inverted residual blocks, of torchvision and timm: MobileNetV2 (Sandler et al., CVPR 2018) and
+EfficientNet (Tan and Le, ICML 2019).
 
-As in a ResNet: every conv weight; the stem's output, at 8 bits as its weight; the input of each conv in a block but the
-first, which reads a block's output; each block's output. And the output of the conv behind the blocks.
+Points as in a ResNet: every conv weight; the stem's output, at 8 bits as its weight; in each block the input of every
+conv but the first (which reads the output of the block before) and the block's output; the output of the last conv,
+which follows the blocks.
 
-Placement ``integer`` has in addition the image, and the last conv's result, at 8 bits, where a block's input is added
-to it. Blocks with squeeze-and-excitation have no rules for it.
+Placement ``integer`` adds the image and, where a block has a residual connection, the output of its last conv at
+8 bits. It does not support blocks with squeeze-and-excitation.
 """
 
 from __future__ import annotations
@@ -36,34 +37,34 @@ class InvertedResiduals(Family):
         return any(map(_is_block, model.modules()))
 
     def find_points(self, model: nn.Module, placement: str, image_range: Range | None) -> Iterator[QuantPoint]:
-        for number, path in enumerate(self.find_blocks(model)):
+        for index, path in enumerate(self.find_blocks(model)):
             if _is_block(model.get_submodule(path)):
                 yield from _block_points(path, model.get_submodule(path), placement)
                 continue
-            bits = None if number else STEM_BITS
-            if placement == INTEGER and not number:
+            bits = None if index else STEM_BITS
+            if placement == INTEGER and not index:
                 yield QuantPoint(path, Side.INPUT, bits, fixed_range=image_range)
             yield QuantPoint(path, Side.WEIGHT, bits)
-            yield QuantPoint(_output_of(path, model), Side.OUTPUT, bits)
+            yield QuantPoint(_find_output_module(path, model), Side.OUTPUT, bits)
 
     def find_blocks(self, model: nn.Module) -> Iterator[str]:
-        """The stem's conv, the blocks, the conv behind them; no classifier."""
-        inside = None
+        """The stem's conv, the blocks, the conv after them; not the classifier."""
+        parent = None
         for path, module in model.named_modules():
-            if inside is not None and path.startswith(inside):
+            if parent is not None and path.startswith(parent):
                 continue
             if _is_block(module) or isinstance(module, nn.Conv2d):
-                inside = f"{path}."
+                parent = f"{path}."
                 yield path
 
 
 def _is_block(module: nn.Module) -> bool:
-    """timm's has its convs as children, torchvision's as a sequence; one is depthwise, or widens."""
+    """In timm the convs are children of a block, in torchvision they are in a sequence; one is depthwise or expands."""
     body = getattr(module, "conv", getattr(module, "block", None))
     if isinstance(body, nn.Sequential):
-        found = [layer for _, layer in named_layers(body)]
-        is_depthwise = any(isinstance(each, nn.Conv2d) and each.groups == each.in_channels > 1 for each in found)
-        return is_depthwise and not any(isinstance(each, nn.Linear) for each in found)  # those are ConvNeXt's
+        body_layers = [layer for _, layer in named_layers(body)]
+        is_depthwise = any(isinstance(each, nn.Conv2d) and each.groups == each.in_channels > 1 for each in body_layers)
+        return is_depthwise and not any(isinstance(each, nn.Linear) for each in body_layers)  # ConvNeXt's blocks
     return hasattr(module, "bn1") and (hasattr(module, "conv_dw") or hasattr(module, "conv_exp"))
 
 
@@ -75,15 +76,15 @@ def _block_points(path: str, block: nn.Module, placement: str) -> Iterator[Quant
         yield QuantPoint(join_path(path, name), Side.WEIGHT)
     if placement == INTEGER:
         if any(isinstance(each, nn.AdaptiveAvgPool2d) or hasattr(each, "conv_reduce") for each in block.modules()):
-            raise UserError(f"{path} has squeeze-and-excitation, for which placement={placement} has no rules")
+            raise UserError(f"{path} has squeeze-and-excitation, which placement={placement} does not support")
         if getattr(block, "use_res_connect", getattr(block, "has_skip", False)):
             *_, norm = (name for name, each in block.named_modules() if isinstance(each, nn.BatchNorm2d))
             yield QuantPoint(join_path(path, norm), Side.OUTPUT, INTEGER_OUTPUT_BITS)
     yield QuantPoint(path, Side.OUTPUT)
 
 
-def _output_of(path: str, model: nn.Module) -> str:
-    """What puts out a conv's result behind its norm and activation: its sequence, or the norm, which has both."""
+def _find_output_module(path: str, model: nn.Module) -> str:
+    """The module that outputs a conv's result after norm and activation: torchvision's sequence, or timm's norm."""
     parent, _, name = path.rpartition(".")
     if isinstance(model.get_submodule(parent), nn.Sequential):
         return parent

@@ -1,4 +1,4 @@
-"""A place where a network is quantized, as a value, and the bits that it has at a width."""
+"""Quantization points: which tensors of a network are quantized, and the bit-width of each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ssql_det.quant.bits import Bits
 
 
 class Side(Enum):
-    """What of a module is quantized."""
+    """Which tensor of a module is quantized."""
 
     WEIGHT = "weight"
     INPUT = "input"
@@ -21,16 +21,17 @@ class Side(Enum):
 
 @dataclass(frozen=True)
 class QuantPoint:
-    """One place where a network is quantized: one side of the module at ``path``.
+    """One quantized tensor of a network: the weight, the input or the output of the module at ``path``.
 
-    ========== ===================================================================================================
-    bits       a width of its own, whenever its side is quantized at all
-    include_zero  the range is widened to reach 0: a ReLU's output that can only be seen after a max-pool
-    ends       the range, where it is known and not observed: an image's
-    parameter  the weight's name, where it is not ``weight``
-    function   a function that the module's own forward calls (not those of modules inside): its side, not the
-               module's. ``operand`` is the argument, of an input; ``call`` counts the function's calls in a forward
-    ========== ===================================================================================================
+    ============ =====================================================================================================
+    bits         a fixed bit-width, used whenever weights (or activations) are quantized at all
+    include_zero extend the range to 0: a ReLU's output that can only be observed after a max-pool
+    fixed_range  the range, where it is known and need not be observed: that of images
+    parameter    the name of the weight, if it is not ``weight``
+    function     a function called in the module's own ``forward`` (not in those of its children): the point is an input
+                 or the output of that function. ``operand`` is the index of the input; ``call`` says which call of a
+                 forward pass is meant, ``None`` means all
+    ============ =====================================================================================================
 
     >>> QuantPoint("layer1.0.conv2", Side.INPUT).key
     'layer1.0.conv2:input'
@@ -63,28 +64,34 @@ class QuantPoint:
 
     @property
     def parameter_name(self) -> str:
-        """As the network calls a weight point's parameter."""
+        """The full name of a weight point's parameter, as in ``named_parameters``."""
         return f"{self.path}.{self.parameter}" if self.path else self.parameter
 
 
 def assign_bits(
     points: Sequence[QuantPoint], bits: Bits, overrides: Mapping[str, Bits] | None = None
 ) -> dict[QuantPoint, int | None]:
-    """The width of every point: an override whose pattern matches its path, else its own, else ``bits``.
+    """The bit-width of every point: that of an override whose pattern matches its path, else its own, else ``bits``.
 
-    Patterns are a shell's (``layer1.*``); of several that match, the last one counts. Where ``bits`` is float
-    only an override quantizes.
+    Patterns are shell patterns (``layer1.*``); if several match, the last one is used. Where ``bits`` is float, only
+    points with an override are quantized.
+
+    >>> points = [QuantPoint("conv1", Side.WEIGHT, bits=8), QuantPoint("conv2", Side.WEIGHT)]
+    >>> list(assign_bits(points, Bits(4, 4)).values())
+    [8, 4]
+    >>> list(assign_bits(points, Bits(4, 4), {"conv2": Bits(6, 6)}).values())
+    [8, 6]
     """
     overrides = overrides or {}
     paths = [point.path for point in points]
     for pattern in overrides:
         if not fnmatch.filter(paths, pattern):
             raise UserError(f"no quantization point matches the override {pattern!r}{did_you_mean(pattern, paths)}")
-    return {point: _width(point, bits, overrides) for point in points}
+    return {point: _find_width(point, bits, overrides) for point in points}
 
 
-def _width(point: QuantPoint, bits: Bits, overrides: Mapping[str, Bits]) -> int | None:
-    matching = [chosen for pattern, chosen in overrides.items() if fnmatch.fnmatchcase(point.path, pattern)]
-    chosen = matching[-1] if matching else bits
-    width = chosen.weight if point.is_weight else chosen.act
+def _find_width(point: QuantPoint, bits: Bits, overrides: Mapping[str, Bits]) -> int | None:
+    matching = [override for pattern, override in overrides.items() if fnmatch.fnmatchcase(point.path, pattern)]
+    used = matching[-1] if matching else bits
+    width = used.weight if point.is_weight else used.act
     return width if matching or width is None else point.bits or width

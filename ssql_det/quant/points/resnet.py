@@ -1,11 +1,11 @@
-"""ResNets of torchvision, timm, CIFAR and Detectron2, by structure, not by class.
+"""ResNets of torchvision, timm, CIFAR and Detectron2, recognized by their structure, not by their class.
 
-As published (SSQL, ECCV 2022): every conv weight; the stem's output after ReLU and before the pool; the input of
-``conv2`` (and ``conv3``) of each residual block; each block's output after the addition and ReLU. What the residual
-branch and the shortcut add up is not quantized before the addition. The stem stays at 8 bits.
+As published (SSQL, ECCV 2022): every conv weight; the stem's output after ReLU and before the pool; in each residual
+block the input of ``conv2`` (and ``conv3``) and the block's output after the addition and ReLU. The outputs of the last
+conv and of the shortcut are not quantized before the addition. The stem stays at 8 bits.
 
-Placement ``integer`` has in addition the image, and both summands of a block at 8 bits, but for a shortcut that is the
-block's input and lies on a grid already.
+Placement ``integer`` adds the image and both summands of each block at 8 bits. A shortcut that is the identity needs no
+point: the block's input is quantized already.
 """
 
 from __future__ import annotations
@@ -40,27 +40,27 @@ class ResNets(Family):
         for path, module in model.named_modules():
             if is_residual_block(module):
                 yield from block_points(path, module, placement)
-            elif _holds_stages(module):
+            elif _has_stages(module):
                 yield from _stem_points(path, module, placement, image_range)
 
     def find_blocks(self, model: nn.Module) -> Iterator[str]:
         for path, module in model.named_modules():
             if is_residual_block(module):
                 yield path
-            elif _holds_stages(module):
-                yield from (join_path(path, root) for root in ("conv1", "stem") if hasattr(module, root))
+            elif _has_stages(module):
+                yield from (join_path(path, name) for name in ("conv1", "stem") if hasattr(module, name))
 
 
 def is_residual_block(module: nn.Module) -> bool:
-    """A BasicBlock or Bottleneck of torchvision, timm, CIFAR nets or Detectron2."""
+    """Whether a module is a BasicBlock or Bottleneck of torchvision, timm, CIFAR nets or Detectron2."""
     has_shortcut = hasattr(module, "downsample") or hasattr(module, "shortcut")
     has_convs = all(isinstance(getattr(module, name, None), nn.Conv2d) for name in ("conv1", "conv2"))
-    return has_shortcut and has_convs and _normalizes_after_its_convs(module)
+    return has_shortcut and has_convs and _is_post_activation(module)
 
 
-def _normalizes_after_its_convs(block: nn.Module) -> bool:
-    """Not so in pre-activation blocks, whose output is no ReLU's: there the norm comes first."""
-    if hasattr(block.conv1, "norm"):  # Detectron2's convs carry theirs
+def _is_post_activation(block: nn.Module) -> bool:
+    """Whether norms follow their convs. In pre-activation blocks they come first, and the output is not a ReLU's."""
+    if hasattr(block.conv1, "norm"):  # in Detectron2 the norm is a child of its conv
         return True
     order = [name for name, _ in block.named_children()]
     return "bn1" in order and order.index("conv1") < order.index("bn1")
@@ -74,53 +74,54 @@ def block_points(path: str, block: nn.Module, placement: str = PUBLISHED) -> Ite
         if not isinstance(layer, nn.Linear):
             yield QuantPoint(join_path(path, name), Side.WEIGHT)
     if placement == INTEGER:
-        yield from _summands(path, block)
+        yield from _summand_points(path, block)
     yield QuantPoint(path, Side.OUTPUT)
 
 
-def _summands(path: str, block: nn.Module) -> Iterator[QuantPoint]:
+def _summand_points(path: str, block: nn.Module) -> Iterator[QuantPoint]:
     if getattr(block, "se", None) is not None:
-        raise UserError(f"{path} squeezes and excites, which placement={INTEGER} has no rules for; use {PUBLISHED}")
+        raise UserError(
+            f"{path} has squeeze-and-excitation, which placement={INTEGER} does not support; use placement={PUBLISHED}"
+        )
     last = "3" if hasattr(block, "conv3") else "2"
-    norm_is_inside = hasattr(block.get_submodule(f"conv{last}"), "norm")
-    yield QuantPoint(
-        join_path(path, f"conv{last}" if norm_is_inside else f"bn{last}"), Side.OUTPUT, INTEGER_OUTPUT_BITS
-    )
+    is_norm_in_conv = hasattr(block.get_submodule(f"conv{last}"), "norm")
+    output = f"conv{last}" if is_norm_in_conv else f"bn{last}"
+    yield QuantPoint(join_path(path, output), Side.OUTPUT, INTEGER_OUTPUT_BITS)
     for name in ("downsample", "shortcut"):
         shortcut = getattr(block, name, None)
-        first = next((child for child, _ in named_layers(shortcut)), None) if shortcut is not None else None
-        if first is None:
+        conv = next((child for child, _ in named_layers(shortcut)), None) if shortcut is not None else None
+        if conv is None:
             continue
-        if first not in ("", "0"):  # pooled before
-            yield QuantPoint(join_path(path, name, first), Side.INPUT)
+        if conv not in ("", "0"):  # after a pool, so that its input is no block's output
+            yield QuantPoint(join_path(path, name, conv), Side.INPUT)
         yield QuantPoint(join_path(path, name), Side.OUTPUT, INTEGER_OUTPUT_BITS)
 
 
 def _stem_points(path: str, resnet: nn.Module, placement: str, image_range: Range | None) -> list[QuantPoint]:
-    """The convs before the first stage, and their output where it is first to be had after ReLU."""
+    """The convs before the first stage, and their output after ReLU at the first module that has it."""
     children = dict(resnet.named_children())
     points = []
     for root in ("conv1", "stem"):
         for index, (name, _) in enumerate(named_layers(children[root]) if root in children else ()):
             layer_path = join_path(path, root, name)
-            if index or placement == INTEGER:  # a deep stem has activations within
+            if index or placement == INTEGER:  # a stem of several convs has activations between them
                 points.append(QuantPoint(layer_path, Side.INPUT, STEM_BITS, fixed_range=None if index else image_range))
             points.append(QuantPoint(layer_path, Side.WEIGHT, STEM_BITS))
     for name in ("relu", "act1"):
         if name in children:
             return [*points, QuantPoint(join_path(path, name), Side.OUTPUT, STEM_BITS)]
-    if "stem" in children:  # Detectron2's pools inside; the pool hides the zeros, so the range is [0, max]
+    if "stem" in children:  # Detectron2's stem ends in the pool, which hides zeros, so the range must be extended
         return [*points, QuantPoint(join_path(path, "stem"), Side.OUTPUT, STEM_BITS, include_zero=True)]
     after = next(name for name in children if name == "maxpool" or _is_stage(children[name]))
     return [*points, QuantPoint(join_path(path, after), Side.INPUT, STEM_BITS, include_zero=True)]
 
 
 def _is_stage(module: nn.Module) -> bool:
-    blocks = list(module.children())
-    return bool(blocks) and all(is_residual_block(block) for block in blocks)
+    children = list(module.children())
+    return bool(children) and all(is_residual_block(child) for child in children)
 
 
-def _holds_stages(module: nn.Module) -> bool:
+def _has_stages(module: nn.Module) -> bool:
     names = [name for name, _ in module.named_children()]
     return ("conv1" in names or "stem" in names) and any(_is_stage(child) for child in module.children())
 

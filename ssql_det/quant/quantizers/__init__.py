@@ -1,10 +1,10 @@
-"""How a tensor is quantized: one file a quantizer, registered by name for weights or for activations.
+"""Quantizers: how a tensor is quantized. One file each, registered by name for weights or for activations.
 
 =========== ================== ==========================================================================
-minmax      weight, activation the published one: the range is all that there is
-percentile  activation         without the farthest values
-mse         weight, activation the range, or the scale of a channel, of the least error
-centred     weight             a grid symmetric about 0, by least squares
+minmax      weight, activation as published: the whole range
+percentile  activation         without the outermost values
+mse         weight, activation the range, or a channel's scale, of least error
+centred     weight             a grid symmetric about 0, its scale by least squares
 =========== ================== ==========================================================================
 """
 

@@ -1,4 +1,4 @@
-"""``minmax``, the quantizer of SSQL as published: the range is all that there is. Its rule: ``quant/affine.py``."""
+"""``minmax``, SSQL's published quantizer, which uses the whole range. Its formulas are in ``quant/affine.py``."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from ssql_det.quant.quantizers.quantizer import (
 
 @WEIGHTS.register("minmax")
 class MinMaxWeight(Quantizer):
-    """Per output channel, symmetric, by the largest magnitude, which the gradient reaches."""
+    """Per output channel, symmetric, up to the largest magnitude; the gradient flows through the scale."""
 
     def forward(self, x: Tensor, bits: int) -> Tensor:
         return fake_quantize_weight(x, bits, self.spec.axis or 0)
 
     def quantize(self, x: Tensor, bits: int) -> QuantizedTensor | None:
-        bound = max_abs_per_channel(x.detach(), self.spec.axis or 0)
-        return quantize_tensor(x.detach(), choose_qparams(-bound, bound, bits, symmetric=True))
+        max_abs = max_abs_per_channel(x.detach(), self.spec.axis or 0)
+        return quantize_tensor(x.detach(), choose_qparams(-max_abs, max_abs, bits, symmetric=True))
 
 
 @ACTIVATIONS.register("minmax")
 class MinMaxActivation(RangeQuantizer):
-    """Per tensor, asymmetric, from the least to the greatest value observed."""
+    """Per tensor, asymmetric, from the least to the greatest observed value."""
 
     def choose_range(self, bits: int) -> tuple[Tensor, Tensor]:
         return self.observer.range

@@ -1,8 +1,8 @@
-"""``mse``: the range or the scale of the least error, ``sum |x - x_q| ** exponent``. ``mse:2.4`` has QDrop's exponent.
+"""``mse``: the range or the scale of least error, ``sum |x - x_q| ** exponent``. ``mse:2.4`` is QDrop's exponent.
 
-Activations are searched on a histogram. A weight is searched channel by channel, on the published grid: from
-``-2^(b-1)`` to ``2^(b-1) - 1``, which clips the positive side by one step more than the negative. At 2 bits a scale
-that clips makes such a grid biased, and the network with it: there ``centred`` is the one to use.
+The range of an activation is searched on a histogram. The scale of a weight is searched per channel, on the published
+grid from ``-2^(b-1)`` to ``2^(b-1) - 1``, which clips positive values one step earlier than negative ones. At 2 bits a
+scale that clips therefore biases the weights and the network: use ``centred`` there.
 
 QDrop: Wei et al., ICLR 2022.
 """
@@ -34,107 +34,113 @@ from ssql_det.quant.quantizers.quantizer import (
     quantize_tensor,
 )
 
-_COARSE, _FINE = 20, 100  # parts of an end: searched on the whole first, then about the best
-PARTS = 100
-OnGrid = Callable[[Tensor, Tensor, int], Tensor]  # of a weight, the scales of its channels, and bits
+# A bound of a range is searched among multiples of 1/20 of its largest value first, then of 1/100 around the best one.
+_COARSE_PARTS, _FINE_PARTS = 20, 100
+SCALE_PARTS = 100  # the scale of a weight is searched among multiples of 1/100 of the min-max scale
+FakeQuantize = Callable[[Tensor, Tensor, int], Tensor]  # takes a weight, the scales of its channels, and bits
 
 
 @WEIGHTS.register("mse")
 class MseWeight(Quantizer):
-    """Per output channel, symmetric; the scale is a constant for gradients."""
+    """Per output channel, symmetric; no gradient flows through the scale."""
 
     def __init__(self, spec: TensorSpec, exponent: float = 2.0) -> None:
         super().__init__(spec)
-        self._search = ScaleSearch(_on_grid, spec.axis or 0, _checked(exponent))
+        self._search = ScaleSearch(_fake_quantize, spec.axis or 0, _check_exponent(exponent))
 
     def forward(self, x: Tensor, bits: int) -> Tensor:
-        return fake_quantize(x, _grid(self._search(x, bits), bits))
+        return fake_quantize(x, _symmetric_qparams(self._search(x, bits), bits))
 
     def quantize(self, x: Tensor, bits: int) -> QuantizedTensor | None:
-        return quantize_tensor(x.detach(), _grid(self._search(x, bits), bits))
+        return quantize_tensor(x.detach(), _symmetric_qparams(self._search(x, bits), bits))
 
 
 @ACTIVATIONS.register("mse")
 class MseActivation(RangeQuantizer):
-    """Per tensor, asymmetric. An end lies between 0, or what is nearest to it, and the farthest value on its side."""
+    """Per tensor, asymmetric. Each bound lies between the observed value that is closest to 0 and the outermost one."""
 
     observer_class = Histogram
     observer: Histogram
-    supported_bits = range(2, 11)  # a step has to be wider than a bin
+    supported_bits = range(2, 11)  # the scale must be greater than the width of a bin
 
     def __init__(self, spec: TensorSpec, exponent: float = 2.0) -> None:
         super().__init__(spec)
-        self._exponent = _checked(exponent)
+        self._exponent = _check_exponent(exponent)
 
     def choose_range(self, bits: int) -> tuple[Tensor, Tensor]:
-        low, high = (end.double() for end in self.observer.range)
+        min_val, max_val = (bound.double() for bound in self.observer.range)
         edges, counts = self.observer.bins()
-        values = (edges + self.observer.width / 2).clamp(low, high)
-        nearest = low.new_zeros(()).clamp(low, high)
+        values = (edges + self.observer.bin_width / 2).clamp(min_val, max_val)
+        origin = min_val.new_zeros(()).clamp(min_val, max_val)
 
-        def error(lows: int, highs: int) -> float:
-            grid = choose_qparams(*self._ends(low, high, nearest, lows, highs), bits)
-            return float((values - fake_quantize(values, grid)).abs().pow(self._exponent) @ counts)
+        def shrink(low_part: int, high_part: int) -> tuple[Tensor, Tensor]:
+            low = origin + (min_val - origin) * low_part / _FINE_PARTS
+            return low, origin + (max_val - origin) * high_part / _FINE_PARTS
 
-        step = _FINE // _COARSE
-        lows, highs = (
-            range(step, _FINE + 1, step) if end != nearest else range(_FINE, _FINE + 1) for end in (low, high)
+        def compute_error(low_part: int, high_part: int) -> float:
+            qparams = choose_qparams(*shrink(low_part, high_part), bits)
+            return float((values - fake_quantize(values, qparams)).abs().pow(self._exponent) @ counts)
+
+        def search(low_parts: range, high_parts: range) -> tuple[int, int]:
+            """Of equally good ranges the widest."""
+            _, low, high = min((compute_error(low, high), -low, -high) for low in low_parts for high in high_parts)
+            return -low, -high
+
+        step = _FINE_PARTS // _COARSE_PARTS
+        coarse = [
+            range(step, _FINE_PARTS + 1, step) if bound != origin else range(_FINE_PARTS, _FINE_PARTS + 1)
+            for bound in (min_val, max_val)
+        ]
+        fine = (
+            range(max(best - step, 1), min(best + step, _FINE_PARTS) + 1) if len(parts) > 1 else parts
+            for best, parts in zip(search(*coarse), coarse, strict=True)
         )
-        best = min((error(a, b), -a, -b) for a in lows for b in highs)
-        fine_lows, fine_highs = (
-            range(max(-place - step, 1), min(-place + step, _FINE) + 1) if len(among) > 1 else among
-            for place, among in zip(best[1:], (lows, highs), strict=True)
-        )
-        _, a, b = min((error(a, b), -a, -b) for a in fine_lows for b in fine_highs)
-        found = self._ends(low, high, nearest, -a, -b)
-        return found[0].to(self.observer.range[0]), found[1].to(self.observer.range[0])
-
-    @staticmethod
-    def _ends(low: Tensor, high: Tensor, nearest: Tensor, lows: int, highs: int) -> tuple[Tensor, Tensor]:
-        return nearest + (low - nearest) * lows / _FINE, nearest + (high - nearest) * highs / _FINE
+        low, high = shrink(*search(*fine))
+        return low.to(self.observer.range[0]), high.to(self.observer.range[0])
 
 
-def _grid(scale: Tensor, bits: int) -> QParams:
+def _symmetric_qparams(scale: Tensor, bits: int) -> QParams:
     return QParams(scale, torch.zeros_like(scale), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
 
 
-def _on_grid(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
-    return fake_quantize(weight, _grid(scale, bits))
+def _fake_quantize(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
+    return fake_quantize(weight, _symmetric_qparams(scale, bits))
 
 
-def _checked(exponent: float) -> float:
+def _check_exponent(exponent: float) -> float:
     if not 1 <= exponent <= 10:
-        raise UserError(f"the exponent of an error is 1 to 10, got {exponent:g}: mse:2.4")
+        raise UserError(f"the exponent of mse must be 1 to 10, as in mse:2.4; got {exponent:g}")
     return exponent
 
 
 class ScaleSearch:
-    """Searched once for a weight and a width: as long as the weight is what it was, the answer is kept.
+    """Finds the scale of least error for each channel of a weight, and caches it until the weight changes.
 
-    >>> search = ScaleSearch(on_grid, axis=0, exponent=2.0)
-    >>> search(conv.weight, bits=2).shape
+    >>> search = ScaleSearch(_fake_quantize, axis=0, exponent=2.0)
+    >>> search(torch.randn(64, 3, 7, 7), bits=2).shape
     torch.Size([64, 1, 1, 1])
     """
 
-    def __init__(self, on_grid: OnGrid, axis: int, exponent: float) -> None:
-        self._on_grid, self._axis, self._exponent = on_grid, axis, exponent
-        self._found: dict[int, tuple[tuple[int, int], Tensor]] = {}
+    def __init__(self, fake_quantize: FakeQuantize, axis: int, exponent: float) -> None:
+        self._fake_quantize, self._axis, self._exponent = fake_quantize, axis, exponent
+        self._cache: dict[int, tuple[tuple[int, int], Tensor]] = {}
 
     @torch.no_grad()
     def __call__(self, weight: Tensor, bits: int) -> Tensor:
         version = tensor_version(weight)
-        if bits not in self._found or self._found[bits][0] != version:
-            self._found[bits] = (version, self._search(weight.detach().to(compute_dtype(weight)), bits))
-        return self._found[bits][1]
+        if bits not in self._cache or self._cache[bits][0] != version:
+            self._cache[bits] = (version, self._search(weight.detach().to(compute_dtype(weight)), bits))
+        return self._cache[bits][1]
 
     def _search(self, weight: Tensor, bits: int) -> Tensor:
-        """Of equally good ones the largest, which clips least."""
-        others = [dim for dim in range(weight.ndim) if dim != self._axis % weight.ndim]
-        whole = max_abs_per_channel(weight, self._axis) / ((2**bits - 1) / 2)
-        best, least = whole, None
-        for part in range(PARTS, 0, -1):
-            scale = whole * (part / PARTS)
-            error = (self._on_grid(weight, scale, bits) - weight).abs().pow(self._exponent).sum(others, keepdim=True)
+        """Of equally good scales the largest, which clips least."""
+        reduced = [dim for dim in range(weight.ndim) if dim != self._axis % weight.ndim]
+        max_scale = max_abs_per_channel(weight, self._axis) / ((2**bits - 1) / 2)
+        best, least = max_scale, None
+        for part in range(SCALE_PARTS, 0, -1):
+            scale = max_scale * (part / SCALE_PARTS)
+            difference = self._fake_quantize(weight, scale, bits) - weight
+            error = difference.abs().pow(self._exponent).sum(reduced, keepdim=True)
             if least is None:
                 least = error
                 continue

@@ -1,13 +1,17 @@
-"""What a quantizer is: one object a point, with what it learned, that rounds a tensor to a width, also in integers.
+"""The base classes of quantizers. A quantizer serves one point of a network, at every bit-width.
 
-A new one is one file: a subclass of :class:`Quantizer`, registered for weights or for activations.
+A new one is one file: a subclass of :class:`Quantizer`, registered for weights or for activations. With the decorator
+``@ACTIVATIONS.register("half")`` this class is the scheme ``act=half``:
 
->>> @ACTIVATIONS.register("half")
-... class Half(RangeQuantizer):  # of the range that was observed
+>>> class HalfRange(RangeQuantizer):
 ...     def choose_range(self, bits):
-...         low, high = self.observer.range
-...         return low / 2, high / 2
->>> Scheme.parse("act=half")
+...         min_val, max_val = self.observer.range
+...         return min_val / 2, max_val / 2
+>>> from ssql_det.quant import Side
+>>> quantizer = HalfRange(TensorSpec(QuantPoint("relu", Side.OUTPUT)))
+>>> quantizer.observer.update(torch.tensor([0.0, 6.0]))
+>>> quantizer(torch.tensor([0.9, 1.7, 5.0]), bits=2)
+tensor([1., 2., 3.])
 """
 
 from __future__ import annotations
@@ -23,14 +27,14 @@ from torch import Tensor, nn
 from ssql_det.core.errors import UserError
 from ssql_det.core.registry import Registry
 from ssql_det.quant.affine import QParams, choose_qparams, fake_quantize, quantize
-from ssql_det.quant.bits import LEAST, MOST
+from ssql_det.quant.bits import MAX_BITS, MIN_BITS
 from ssql_det.quant.points import QuantPoint
 from ssql_det.quant.quantizers.observers import MinMaxObserver, Observer
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """What a quantizer may know of the tensor it serves. Of a weight: its shape, and the axis of output channels."""
+    """The tensor that a quantizer serves: its point, and for a weight its shape and the axis of output channels."""
 
     point: QuantPoint
     shape: tuple[int, ...] | None = None
@@ -39,51 +43,57 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class QuantizedTensor:
-    """A tensor as an integer machine holds it: ``(codes - zero_point) * scale``, in the smallest type that serves."""
+    """A tensor in integers, of the smallest type that holds them: ``(integers - zero_point) * scale``."""
 
-    codes: Tensor
+    integers: Tensor
     scale: Tensor
     zero_point: Tensor
 
-    @property
-    def values(self) -> Tensor:
-        return (self.codes.to(self.scale.dtype) - self.zero_point) * self.scale
+    def dequantize(self) -> Tensor:
+        return (self.integers.to(self.scale.dtype) - self.zero_point) * self.scale
 
 
 class Quantizer(nn.Module, ABC):
-    """A tensor rounded to the grid of a width. One quantizer serves one point, at every width.
+    """Quantizes one tensor of a network. ``supported_bits`` are the bit-widths that it supports.
 
-    What it learns are parameters and buffers: they are trained with the network, and saved. ``observer`` is what it
-    sees of a float pass; a weight needs none. ``widths`` are the bits that it can give.
+    Its parameters and buffers are trained with the network, and saved. ``observer`` observes the tensor in float
+    passes; a weight needs none.
     """
 
-    supported_bits: ClassVar[range] = range(LEAST, MOST + 1)
+    supported_bits: ClassVar[range] = range(MIN_BITS, MAX_BITS + 1)
 
     def __init__(self, spec: TensorSpec) -> None:
         super().__init__()
         self.spec = spec
         self.observer: Observer | None = None
 
+    def observe(self, x: Tensor) -> Tensor:
+        """Pass ``x`` to the observer, and return it."""
+        # A pass that activation checkpointing runs again, within a backward pass, was observed the first time.
+        if self.observer is not None and torch._C._current_graph_task_id() == -1:
+            self.observer.update(x)
+        return x
+
     @abstractmethod
     def forward(self, x: Tensor, bits: int) -> Tensor:
-        """``x`` on the grid, in its own shape and type; gradients go straight through the rounding."""
+        """Fake-quantize ``x``: same shape and type, with gradients straight through the rounding."""
 
     @abstractmethod
     def quantize(self, x: Tensor, bits: int) -> QuantizedTensor | None:
-        """``x`` in integers whose values are those of ``forward``; ``None`` where it has no such form."""
+        """``x`` in integers, with the values of ``forward``; ``None`` if these are no multiples of a scale."""
 
 
-Factory = Callable[..., Quantizer]  # takes the place, then the values behind the name in a scheme
+QuantizerFactory = Callable[..., Quantizer]  # takes a TensorSpec, then the numbers after the name in a scheme
 
-WEIGHTS: Registry[Factory] = Registry("weight quantizer")
-ACTIVATIONS: Registry[Factory] = Registry("activation quantizer")
+WEIGHTS: Registry[QuantizerFactory] = Registry("weight quantizer")
+ACTIVATIONS: Registry[QuantizerFactory] = Registry("activation quantizer")
 
 
 class RangeQuantizer(Quantizer):
-    """An activation on the asymmetric grid of a range, which is chosen for a width from what was observed.
+    """An activation quantizer, per tensor and asymmetric, whose range is chosen from what was observed.
 
-    Chosen once, until something else is observed; where parameters take part in the choice, each time, and gradients
-    reach them.
+    The scale and zero point of a bit-width are cached until the observed range changes. A quantizer with parameters
+    computes them each time, so that gradients reach its parameters.
     """
 
     observer_class: ClassVar[Callable[[], Observer]] = MinMaxObserver
@@ -92,31 +102,32 @@ class RangeQuantizer(Quantizer):
     def __init__(self, spec: TensorSpec) -> None:
         super().__init__(spec)
         self.observer = type(self).observer_class()
-        self._grids: dict[int, tuple[Tensor, Tensor, QParams]] = {}
+        self._cache: dict[int, tuple[Tensor, Tensor, QParams]] = {}
 
     @abstractmethod
     def choose_range(self, bits: int) -> tuple[Tensor, Tensor]:
-        """The low and the high end of the grid of this many bits."""
+        """The least and the greatest value to represent at this bit-width."""
 
     def get_qparams(self, bits: int) -> QParams:
-        """That of a width; an error where nothing was observed."""
-        low, high = self.observer.min_val, self.observer.max_val
-        if low is None or high is None:
+        """Scale and zero point at a bit-width; an error if nothing was observed."""
+        min_val, max_val = self.observer.min_val, self.observer.max_val
+        if min_val is None or max_val is None:
             raise UserError(
                 f"nothing was observed at {self.spec.point.key} during calibration; use more, or other, images"
             )
         if next(self.parameters(), None) is not None:
-            return self._chosen(bits)
-        kept = self._grids.get(bits)
-        if kept is None or kept[0] is not low or kept[1] is not high:
-            self._grids[bits] = kept = (low, high, self._chosen(bits))
-        return kept[2]
+            return self._compute_qparams(bits)
+        cached = self._cache.get(bits)
+        if cached is None or cached[0] is not min_val or cached[1] is not max_val:
+            self._cache[bits] = cached = (min_val, max_val, self._compute_qparams(bits))
+        return cached[2]
 
-    def _chosen(self, bits: int) -> QParams:
-        point, (low, high) = self.spec.point, self.observer.range
-        low, high = (
-            self.choose_range(bits) if point.fixed_range is None else (low.new_tensor(end) for end in point.fixed_range)
-        )
+    def _compute_qparams(self, bits: int) -> QParams:
+        point = self.spec.point
+        if point.fixed_range is None:
+            low, high = self.choose_range(bits)
+        else:
+            low, high = (self.observer.range[0].new_tensor(bound) for bound in point.fixed_range)
         if point.include_zero:
             low, high = low.clamp(max=0), high.clamp(min=0)
         return choose_qparams(low, high, bits)
@@ -125,20 +136,27 @@ class RangeQuantizer(Quantizer):
         return fake_quantize(x, self.get_qparams(bits)) if x.numel() else x
 
     def quantize(self, x: Tensor, bits: int) -> QuantizedTensor | None:
-        grid = self.get_qparams(bits)
-        return None if (grid.scale == 0).any() else quantize_tensor(x, grid)
+        qparams = self.get_qparams(bits)
+        return None if (qparams.scale == 0).any() else quantize_tensor(x, qparams)
 
 
-def quantize_tensor(x: Tensor, grid: QParams) -> QuantizedTensor:
-    """A tensor on a grid with integer zero points."""
-    codes = quantize(x, grid)
-    return QuantizedTensor(codes.to(smallest_int_dtype(grid.qmin, grid.qmax)), grid.scale, grid.zero_point)
+def quantize_tensor(x: Tensor, qparams: QParams) -> QuantizedTensor:
+    """Quantize ``x``, in the smallest integer type.
 
-
-def smallest_int_dtype(least: int, most: int) -> torch.dtype:
+    >>> quantize_tensor(torch.tensor([-3.0, 0.4, 9.0]), choose_qparams(torch.tensor(-1.0), torch.tensor(2.0), bits=2))
+    QuantizedTensor(integers=tensor([0, 1, 3], dtype=torch.uint8), scale=tensor(1.), zero_point=tensor(1.))
     """
+    integers = quantize(x, qparams)
+    return QuantizedTensor(
+        integers.to(smallest_int_dtype(qparams.qmin, qparams.qmax)), qparams.scale, qparams.zero_point
+    )
+
+
+def smallest_int_dtype(min_val: int, max_val: int) -> torch.dtype:
+    """The smallest integer type that holds these values.
+
     >>> smallest_int_dtype(0, 255), smallest_int_dtype(-255, 255)
     (torch.uint8, torch.int16)
     """
-    types = (torch.uint8, torch.int8, torch.int16, torch.int32)
-    return next(each for each in types if torch.iinfo(each).min <= least and most <= torch.iinfo(each).max)
+    dtypes = (torch.uint8, torch.int8, torch.int16, torch.int32)
+    return next(each for each in dtypes if torch.iinfo(each).min <= min_val and max_val <= torch.iinfo(each).max)

@@ -1,0 +1,60 @@
+"""Evaluate a calibrated network at several bit-widths, with one copy of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any, TypeVar
+
+from ssql_det.quant.bits import Bits
+from ssql_det.quant.forward import Forward, forward_images
+from ssql_det.quant.quantization import Quantization
+from ssql_det.quant.scheme import RE_ESTIMATED
+
+T = TypeVar("T")
+
+
+def evaluate_at_widths(
+    quantization: Quantization,
+    widths: Iterable[Bits],
+    evaluate: Callable[[Bits], T],
+    overrides: Mapping[str, Bits] | None = None,
+    batches: Iterable[Any] = (),
+    forward: Forward = forward_images,
+) -> Iterator[tuple[Bits, T]]:
+    """Each bit-width with the result of ``evaluate`` at it. FP is full precision everywhere: overrides are ignored.
+
+    ``batches``: the images from which norm statistics are re-estimated, where the scheme says so and none are there.
+
+    >>> from ssql_det.quant import Quantization, parse_widths
+    >>> quantization = Quantization(model)
+    >>> quantization.calibrate(loader)
+    >>> results = dict(evaluate_at_widths(quantization, parse_widths("FP,8,4"), lambda bits: model(images).std()))
+    >>> [str(bits) for bits in results]
+    ['FP', '8w8a', '4w4a']
+    """
+    for bits in widths:
+        used = None if bits == Bits.FP else overrides
+        yield bits, evaluate_at_width(quantization, bits, partial(evaluate, bits), used, batches, forward)
+
+
+def evaluate_at_width(
+    quantization: Quantization,
+    bits: Bits,
+    evaluate: Callable[[], T],
+    overrides: Mapping[str, Bits] | None = None,
+    batches: Iterable[Any] = (),
+    forward: Forward = forward_images,
+) -> T:
+    """The result of ``evaluate`` at one bit-width; ``overrides`` give parts of the network another one.
+
+    >>> from ssql_det.quant import Quantization
+    >>> quantization = Quantization(model)
+    >>> quantization.calibrate(loader)
+    >>> evaluate_at_width(quantization, Bits.FP, lambda: model(images), {"layer1.*": Bits(4, 4)}).shape
+    torch.Size([4, 192])
+    """
+    if quantization.scheme.norms == RE_ESTIMATED and not quantization.has_norm_statistics(bits, overrides):
+        quantization.reestimate_norms(bits, batches, overrides, forward)
+    with quantization.at(bits, overrides):
+        return evaluate()
