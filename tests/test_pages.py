@@ -16,7 +16,7 @@ from torch.distributed.run import get_args_parser
 
 from ssql_det import d2
 from ssql_det.cli.main import make_parser
-from ssql_det.cli.predict import _split
+from ssql_det.cli.predict import _split_keys_and_images
 from ssql_det.core.config import config_keys
 from ssql_det.detect import SSQL_DET_DEFAULTS
 from ssql_det.pretrain.config import default_values, read_config
@@ -59,7 +59,7 @@ def check_ssql_det(arguments, is_whole):
     for option in (word.partition("=")[0] for word in arguments if word.startswith("--")):
         assert option in command._option_string_actions, f"{arguments[0]} has no option {option}"  # nor a longer one
     if "config_file" in options:
-        pairs = options.overrides if "overrides" in options else _split(options.rest)[0]
+        pairs = options.overrides if "overrides" in options else _split_keys_and_images(options.rest)[0]
         check_config(options.command, options.config_file, pairs)
 
 

@@ -12,7 +12,7 @@ from support.reproduce.plans import ROOT, plan_of
 
 from ssql_det import d2
 from ssql_det.cli.main import make_parser
-from ssql_det.cli.predict import _split
+from ssql_det.cli.predict import _split_keys_and_images
 from ssql_det.convert import FORMATS
 from ssql_det.core.config import read_config_file as uncached
 from ssql_det.core.errors import UserError
@@ -59,7 +59,7 @@ def asked(step):
     if options.command == "pretrain":
         return options, read_config(options.config_file, options.overrides)
     if options.command in ("train-det", "sweep", "predict"):
-        overrides = _split(options.rest)[0] if options.command == "predict" else options.overrides
+        overrides = _split_keys_and_images(options.rest)[0] if options.command == "predict" else options.overrides
         return options, d2.read_config(options.config_file, overrides, SSQL_DET_DEFAULTS)
     return options, None
 
@@ -96,7 +96,7 @@ def test_every_command_is_one_and_says_what_its_step_reads_and_makes(plan):
                 assert step.makes == tuple(Path(cfg.OUTPUT_DIR) / name for name in (RESULTS_NAME, QUANTIZATION_NAME))
             case "predict":
                 assert {cfg.MODEL.WEIGHTS, options.quantization} <= read
-                images = [Path(each) for each in _split(options.rest)[1]]
+                images = [Path(each) for each in _split_keys_and_images(options.rest)[1]]
                 assert step.makes == tuple(Path(options.out) / f"{image.stem}.png" for image in images)
                 assert all(image.is_relative_to(plan.data) for image in images)
             case "probe":
@@ -178,7 +178,7 @@ def test_the_images_to_draw_are_in_the_toy_data_and_were_not_trained_on(tmp_path
         make_toy_data(plan.data, plan.preset.data, workers=2)
         tested = (plan.data / "VOC2007/ImageSets/Main/test.txt").read_text().split()
         for step in plan.steps:
-            for image in _split(asked(step)[0].rest)[1] if step.kind == "predict" else ():
+            for image in _split_keys_and_images(asked(step)[0].rest)[1] if step.kind == "predict" else ():
                 assert Path(image).is_file()
                 assert f"{int(Path(image).stem):06d}" in tested
 
