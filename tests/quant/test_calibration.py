@@ -202,7 +202,7 @@ def test_one_of_another_model_is_refused_by_the_first_tensor(model, batches, tmp
     with pytest.raises(UserError, match=r"another model: linear.weight is \[10, 16\] in the file and \[20, 16\] here"):
         Quantization.load(file, wide)
     with pytest.raises(
-        UserError, match=r"another model: conv1.weight is \[8, 3, 3, 3\] there and \[64, 3, 7, 7\] here"
+        UserError, match=r"another model: conv1.weight is \[8, 3, 3, 3\] in the file and \[64, 3, 7, 7\] here"
     ):
         Quantization.load(file, torchvision.models.resnet18())
 
