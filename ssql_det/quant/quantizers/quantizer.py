@@ -80,7 +80,7 @@ class Quantizer(nn.Module, ABC):
 
     @abstractmethod
     def quantize(self, x: Tensor, bits: int) -> QuantizedTensor | None:
-        """``x`` in integers, with the values of ``forward``; ``None`` if these are no multiples of a scale."""
+        """``x`` in integers, with the values of ``forward``; ``None`` if there are none, as for an empty range."""
 
 
 QuantizerFactory = Callable[..., Quantizer]  # takes a TensorSpec, then the numbers after the name in a scheme
