@@ -1,3 +1,4 @@
+import fcntl
 import json
 import os
 import subprocess
@@ -5,18 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
+
+os.environ["OMP_NUM_THREADS"] = (
+    "1"  # before torch: more would wait for each other, and one gives the same bits everywhere
+)
 
 from ssql_det.toydata.dataset import ToyDataSettings, make_toy_data
-
-
-@pytest.fixture(scope="module")
-def one_thread():
-    """Two would wait for each other wherever a core is busy, and one gives the same bits everywhere."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -25,10 +20,27 @@ def logging_as_it_was(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def toy(tmp_path_factory):
-    """A small data set, made once."""
-    return make_toy_data(
-        tmp_path_factory.mktemp("toy") / "data", ToyDataSettings(scenes=60, crops=60, seed=6), workers=2
+def made_once(tmp_path_factory, worker_id):
+    """A function that fills a folder for all workers of pytest-xdist: the first that needs it makes it."""
+
+    def make_once(name, make):
+        root = tmp_path_factory.getbasetemp()
+        folder = (root if worker_id == "master" else root.parent) / f"shared-{name}"
+        with open(folder.with_suffix(".lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not folder.with_suffix(".done").exists():
+                make(folder)
+                folder.with_suffix(".done").touch()
+        return folder
+
+    return make_once
+
+
+@pytest.fixture(scope="session")
+def toy(made_once):
+    """A small data set."""
+    return made_once(
+        "toy", lambda folder: make_toy_data(folder, ToyDataSettings(scenes=60, crops=60, seed=6), workers=2)
     )
 
 
@@ -36,7 +48,7 @@ def toy(tmp_path_factory):
 def in_process(toy):
     """Runs a command of ssql-det in a process of its own or in several, which may be killed; see ``process_server``."""
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    env = {"DETECTRON2_DATASETS": str(toy), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path}
+    env = {"DETECTRON2_DATASETS": str(toy), "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path}
     server = subprocess.Popen(
         [sys.executable, "-m", "support.process_server"],
         stdin=subprocess.PIPE,

@@ -34,15 +34,6 @@ DETECTORS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Two would wait for each other wherever a core is busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module", autouse=True)
 def toy_data_in_place(toy):
     """The toy names, registered again under the folder that was just made."""

@@ -10,8 +10,6 @@ from sklearn.manifold._t_sne import _joint_probabilities
 
 from ssql_det.analyze.tsne import conditional_probabilities, joint_probabilities, kl_gradient, squared_distances, tsne
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def blobs(each=30, groups=4, apart=8.0, width=10, seed=0):
     generator = torch.Generator().manual_seed(seed)

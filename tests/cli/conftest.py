@@ -18,7 +18,6 @@ ROOT = CONFIGS.parents[1]
 @pytest.fixture(scope="session")
 def good(toy, tmp_path_factory):
     """Configs, checkpoints, and the folder of a run of each kind."""
-    torch.set_num_threads(1)  # for the rest of the session, as other fixtures of its scope do
     place = tmp_path_factory.mktemp("good")
     shortest = {"SOLVER.MAX_ITER": 1, "SOLVER.STEPS": [], "SOLVER.CHECKPOINT_PERIOD": 1, "TEST.PRECISE_BN.NUM_ITER": 1}
     smallest = {"SIMSIAM.DIM": 16, "SIMSIAM.HIDDEN": 8, "OPTIM.BATCH": 16, "OPTIM.EPOCHS": 1}

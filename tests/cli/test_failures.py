@@ -46,7 +46,7 @@ OTHERS = {
 
 
 @pytest.fixture(autouse=True)
-def calm(one_thread, logging_as_it_was, monkeypatch):
+def calm(logging_as_it_was, monkeypatch):
     """In every test of this file; variables that a command sets are restored."""
     monkeypatch.setenv(DEBUG_VARIABLE, "0")
 

@@ -100,7 +100,10 @@ LINES = {  # the command line itself is what is wrong
         "unknown key 'weigth' in a scheme; did you mean 'weight'? (known: weight, act, norms, placement)",
     ),
     "scheme that says it twice": (sensitivity(flags="--scheme mse,act=minmax"), "'mse,act=minmax' sets act twice"),
-    "scheme of another value": (sweep(flags="--scheme act=mse:99"), "the exponent of mse must be 1 to 10, as in mse:2.4; got 99"),
+    "scheme of another value": (
+        sweep(flags="--scheme act=mse:99"),
+        "the exponent of mse must be 1 to 10, as in mse:2.4; got 99",
+    ),
     "scheme of a value that is no number": (
         analyze("--scheme act=mse:two"),
         "a name and numbers after colons, as in mse:2.4",
@@ -667,7 +670,7 @@ CASES = {name: (line, lambda place: None, said) for name, (line, said) in LINES.
 
 
 @pytest.fixture(autouse=True)
-def calm(one_thread, logging_as_it_was):
+def calm(logging_as_it_was):
     """In every test of this file."""
 
 

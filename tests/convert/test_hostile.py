@@ -33,7 +33,7 @@ from support.convert.crafted_checkpoints import (
     pickled,
     state,
 )
-from support.core.crafted_pickles import make_zip, make_legacy_file
+from support.core.crafted_pickles import make_legacy_file, make_zip
 
 from ssql_det.convert import MSRA, check_output, read_checkpoint, write_checkpoint
 from ssql_det.core.errors import UserError

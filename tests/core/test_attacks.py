@@ -14,10 +14,10 @@ from support.core.crafted_pickles import (
     make_legacy_file,
     make_pickle,
     make_zip,
+    push,
     push_build,
     push_call,
     push_global,
-    push,
     read_bytes,
 )
 from torch import nn

@@ -8,12 +8,12 @@ from support.core.crafted_pickles import (
     make_legacy_file,
     make_pickle,
     make_zip,
+    push,
     push_array,
     push_build,
     push_call,
     push_dtype,
     push_global,
-    push,
     read_bytes,
 )
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from support.core.comparison import same
-from support.core.crafted_pickles import make_pickle, make_zip, push_call, push_global, push, read_bytes
+from support.core.crafted_pickles import make_pickle, make_zip, push, push_call, push_global, read_bytes
 from torch import nn
 
 from ssql_det.core.errors import UserError

@@ -1,14 +1,14 @@
 import pytest
-import torch
 from support.detect.configs import C4, config
 from support.detect.sweeps import swept
 from support.toy_datasets import toy_names_at
 
+from ssql_det.core import rows
 from ssql_det.detect.train import train
 
 
 @pytest.fixture(autouse=True)
-def calm(one_thread, logging_as_it_was):
+def calm(logging_as_it_was):
     """In every test of this folder."""
 
 
@@ -35,28 +35,30 @@ def in_two(in_process, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def whole_run(toy, tmp_path_factory):
-    """A training that was never stopped."""
-    folder = tmp_path_factory.mktemp("whole")
-    torch.set_num_threads(1)
-    with toy_names_at(toy):  # a session's fixtures come before those of its modules
-        assert train(config(C4, folder), C4) == folder / "model_final.pth"
-    return folder
+def whole_run(toy, made_once):
+    """A training that was never interrupted."""
+    return made_once("whole-run", lambda folder: trained(toy, folder))
 
 
 @pytest.fixture(scope="session")
-def learned(toy, tmp_path_factory):
+def learned(toy, made_once):
     """Weights of a detector that has learned a little."""
-    folder = tmp_path_factory.mktemp("learned")
-    torch.set_num_threads(1)
     keys = {"SOLVER__MAX_ITER": 45, "SOLVER__STEPS": (), "SOLVER__BASE_LR": 0.02, "SOLVER__IMS_PER_BATCH": 4}
-    with toy_names_at(toy):
-        return train(config(C4, folder, **keys), C4)
+    return made_once("learned", lambda folder: trained(toy, folder, **keys)) / "model_final.pth"
+
+
+def trained(toy, folder, **keys):
+    with toy_names_at(toy):  # a session's fixtures come before those of its modules
+        assert train(config(C4, folder, **keys), C4) == folder / "model_final.pth"
 
 
 @pytest.fixture(scope="session")
-def whole_sweep(toy, learned, tmp_path_factory):
+def whole_sweep(toy, learned, made_once):
     """The folder of a sweep of them, and its rows."""
-    folder = tmp_path_factory.mktemp("whole_sweep")
-    with toy_names_at(toy):
-        return folder, swept(learned, folder)
+
+    def sweep_whole(folder):
+        with toy_names_at(toy):
+            swept(learned, folder)
+
+    folder = made_once("whole-sweep", sweep_whole)
+    return folder, rows.read_rows(folder / "results.jsonl")

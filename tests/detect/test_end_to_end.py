@@ -37,12 +37,9 @@ def toy(tmp_path_factory):
 @pytest.fixture(scope="module", params=list(DETECTORS))
 def trained(request, toy_data_in_place, tmp_path_factory):
     """A config, its keys with the weights it trained, and a folder."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("run")
     config = str(CONFIGS / request.param)
     main(["train-det", "--config-file", config, *pairs(KEYS | {"OUTPUT_DIR": folder})])
-    torch.set_num_threads(threads)
     weights = {"MODEL.WEIGHTS": folder / "model_final.pth", "DATASETS.TEST": (DETECTORS[request.param][0],)}
     return request.param, KEYS | weights, folder
 

@@ -43,7 +43,7 @@ METHODS = {
 PLAN = AnalysisSettings(tuple(parse_widths("FP,8,4,2w4a")), 12, 12, 30, 0, "cpu", calibration=16, size=16)
 RE_ESTIMATED = Scheme(norms="re-estimated")
 
-pytestmark = pytest.mark.usefixtures("one_thread", "logging_as_it_was")
+pytestmark = pytest.mark.usefixtures("logging_as_it_was")
 
 
 def saved(folder, kind="simsiam"):

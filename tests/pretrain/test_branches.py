@@ -11,12 +11,12 @@ from ssql_det.cli.main import main
 from ssql_det.convert import read_checkpoint
 from ssql_det.pretrain.loop import pretrain
 
-pytestmark = pytest.mark.usefixtures("one_thread", "logging_as_it_was")
+pytestmark = pytest.mark.usefixtures("logging_as_it_was")
 METHODS = {"byol": {"BYOL__MOMENTUM": 0.9}, "moco": {"MOCO__MOMENTUM": 0.9, "MOCO__QUEUE": 40}}
 
 
 @pytest.fixture(scope="module", params=METHODS)
-def run(request, toy, one_thread, tmp_path_factory):
+def run(request, toy, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     pretrain(config(toy, folder, METHOD=request.param, **METHODS[request.param], OPTIM__EPOCHS=2))
     return folder

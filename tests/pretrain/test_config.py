@@ -12,7 +12,7 @@ from ssql_det.pretrain.config import build_network, default_values, read_config
 from ssql_det.pretrain.loop import pretrain
 from ssql_det.ssl import METHODS, SSQL, SimSiam
 
-pytestmark = pytest.mark.usefixtures("one_thread", "logging_as_it_was")
+pytestmark = pytest.mark.usefixtures("logging_as_it_was")
 
 
 @pytest.mark.parametrize("name", [*METHODS, "ssql"])

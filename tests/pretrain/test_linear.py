@@ -30,7 +30,7 @@ from ssql_det.ssl.augmentations import build_augmentation
 PUBLISHED = Protocol("published")
 SHORT = Training("SGD", 30.0, 512, 5, (0.6, 0.8))
 
-pytestmark = pytest.mark.usefixtures("one_thread", "logging_as_it_was")
+pytestmark = pytest.mark.usefixtures("logging_as_it_was")
 
 
 def some(count=70, width=6, classes=3, seed=0):

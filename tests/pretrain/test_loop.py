@@ -22,7 +22,7 @@ from ssql_det.quant import SampledBits
 from ssql_det.ssl import METHODS, SSQL
 from ssql_det.ssl.method import get_hyperparameters
 
-pytestmark = pytest.mark.usefixtures("one_thread", "logging_as_it_was")
+pytestmark = pytest.mark.usefixtures("logging_as_it_was")
 
 
 # ---- what comes out ------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from ssql_det.pretrain.probe_checkpoint import ProbeSettings, probe_checkpoint
 from ssql_det.report.comparison import compare_with_published
 from ssql_det.report.row_groups import load_rows
 
-pytestmark = pytest.mark.usefixtures("one_thread", "logging_as_it_was")
+pytestmark = pytest.mark.usefixtures("logging_as_it_was")
 LINES = {  # a backbone, whether it is SSQL's: the table's line
     ("cifar_resnet18", True): ("ResNet-18", "SSQL (ours)"),
     ("cifar_resnet18", False): ("ResNet-18", "SimSiam"),

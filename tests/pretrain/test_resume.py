@@ -16,7 +16,7 @@ from ssql_det.core.files import sha256
 from ssql_det.pretrain.checkpoint import TrainingState
 from ssql_det.pretrain.loop import pretrain
 
-pytestmark = pytest.mark.usefixtures("one_thread", "logging_as_it_was")
+pytestmark = pytest.mark.usefixtures("logging_as_it_was")
 METHODS = ("simsiam", "byol", "moco", "simclr")
 QUEUES = {"moco": {"MOCO.QUEUE": 40}}
 

@@ -20,7 +20,7 @@ from ssql_det.ssl import SSQL
 NAME = "stretched"
 RUN = {"SSQL__SCHEME": f"act={NAME}", "OPTIM__EPOCHS": 3}
 
-pytestmark = pytest.mark.usefixtures("one_thread", "logging_as_it_was")
+pytestmark = pytest.mark.usefixtures("logging_as_it_was")
 
 
 class Stretched(RangeQuantizer):
@@ -44,7 +44,7 @@ def _registered():
 
 
 @pytest.fixture(scope="module")
-def learned(toy, one_thread, _registered, tmp_path_factory):
+def learned(toy, _registered, tmp_path_factory):
     """The folder of a whole run."""
     folder = tmp_path_factory.mktemp("learned")
     pretrain(config(toy, folder, **RUN))

@@ -16,8 +16,6 @@ import sys
 import time
 import traceback
 
-import torch
-
 import ssql_det.detect.sweep
 import ssql_det.detect.train
 import ssql_det.pretrain.loop  # noqa: F401 (imported once, for all forks)
@@ -92,6 +90,5 @@ def run(command):
 
 
 if __name__ == "__main__":  # a command that starts processes imports this file in each
-    torch.set_num_threads(1)
     for line in sys.stdin:
         print(json.dumps(run(json.loads(line))), flush=True)

@@ -20,7 +20,6 @@ from ssql_det.ssl import SSQL, MoCo
 
 def step_by_step(folder):
     """A few steps of every method, alone and under SSQL, on this process's part of the batches; then the shuffle."""
-    torch.set_num_threads(1)
     found = {(kind, is_ssql): _steps(kind, is_ssql) for kind in KINDS for is_ssql in (False, True)}
     torch.save(found, folder / f"{world_size()}_{rank()}.pt")
     torch.save([_shuffled(has_norm) for has_norm in (False, True)], folder / f"shuffled_{world_size()}_{rank()}.pt")
@@ -84,5 +83,4 @@ def whole_and_stopped(file, whole, stopped):
 
 def pretrained(file, overrides):
     """A whole run, as every rank of a job makes it."""
-    torch.set_num_threads(1)
     pretrain(read_config(file, overrides))
