@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-os.environ["OMP_NUM_THREADS"] = (
-    "1"  # before torch: more would wait for each other, and one gives the same bits everywhere
-)
+# Before torch is imported. Two threads would wait for each other on busy cores; one gives the same bits everywhere.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 from ssql_det.toydata.dataset import ToyDataSettings, make_toy_data
 
