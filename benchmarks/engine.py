@@ -1,7 +1,7 @@
-"""minid2 against Detectron2, in turns: ``python benchmarks/engine.py``, where Detectron2 can be imported.
+"""Compare the speed of minid2 and Detectron2: ``python benchmarks/engine.py``, where Detectron2 can be imported.
 
-Detection and one training step of the reference detectors on a 480x640 image, each engine in a process of its own.
-Exit code 1 if minid2 takes more than 1.05 of Detectron2's time anywhere.
+Alternates detection, and a training step, of the reference detectors on a 480x640 image, with each engine in a process
+of its own. Exit code 1 if minid2 takes more than 1.05 times Detectron2's time for any of them.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from support.minid2 import detectors, modules, parts
 
 MODELS = ("R18-C4", "Mask R50-FPN")
 SIZE = (480, 640)
-BAR = 1.05
+LIMIT = 1.05
 
 
 def prepare(root: str, name: str) -> dict[str, Callable[[], object]]:
-    """What can be run of a detector with seeded weights: ``detection`` and ``training step``."""
+    """The functions to time, of a detector with seeded weights: ``detection`` and ``training step``."""
 
     def engine(package: str) -> Any:
         return importlib.import_module(f"{root}.{package}")
@@ -55,13 +55,13 @@ def prepare(root: str, name: str) -> dict[str, Callable[[], object]]:
     return {"detection": detect, "training step": train}
 
 
-def serve(root: str, name: str, questions: Connection) -> None:
-    """Run what is asked for until ``None`` is."""
-    runs = prepare(root, name)
-    questions.send("ready")
-    while (what := questions.recv()) is not None:
-        runs[what]()
-        questions.send("done")
+def serve(root: str, name: str, connection: Connection) -> None:
+    """Run the functions whose names are received, until ``None`` is received."""
+    functions = prepare(root, name)
+    connection.send("ready")
+    while (function := connection.recv()) is not None:
+        functions[function]()
+        connection.send("done")
 
 
 class Engine:
@@ -69,35 +69,35 @@ class Engine:
 
     def __init__(self, root: str, name: str) -> None:
         spawn = multiprocessing.get_context("spawn")
-        self.questions, theirs = spawn.Pipe()
-        self.process = spawn.Process(target=serve, args=(root, name, theirs), daemon=True)
+        self.connection, child_end = spawn.Pipe()
+        self.process = spawn.Process(target=serve, args=(root, name, child_end), daemon=True)
         self.process.start()
-        theirs.close()
-        self.questions.recv()
+        child_end.close()
+        self.connection.recv()
 
-    def run(self, what: str) -> None:
-        self.questions.send(what)
-        self.questions.recv()
+    def run(self, function: str) -> None:
+        self.connection.send(function)
+        self.connection.recv()
 
     def stop(self) -> None:
-        self.questions.send(None)
+        self.connection.send(None)
         self.process.join()
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7, help="timed turns each (default 7)")
+    parser.add_argument("--rounds", type=int, default=7, help="timed runs of each engine (default: %(default)s)")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
     arguments = parser.parse_args()
-    kept = []
+    is_kept = []
     for name in arguments.models:
-        theirs, ours = Engine("detectron2", name), Engine("ssql_det.minid2", name)
-        for what in ("detection", "training step"):
-            times = alternate(lambda: theirs.run(what), lambda: ours.run(what), arguments.rounds)  # noqa: B023
-            kept.append(report(f"{name}, {what}", *times, bar=BAR))
-        theirs.stop()
-        ours.stop()
-    return 0 if all(kept) else 1
+        detectron2, minid2 = Engine("detectron2", name), Engine("ssql_det.minid2", name)
+        for function in ("detection", "training step"):
+            times = alternate(lambda: detectron2.run(function), lambda: minid2.run(function), arguments.rounds)  # noqa: B023
+            is_kept.append(report(f"{name}, {function}", *times, limit=LIMIT))
+        detectron2.stop()
+        minid2.stop()
+    return 0 if all(is_kept) else 1
 
 
 if __name__ == "__main__":

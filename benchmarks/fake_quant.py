@@ -1,8 +1,8 @@
-"""What fake quantization costs on this machine: ``python benchmarks/fake_quant.py``; exit code 1 if a bar is missed.
+"""Time and memory of fake quantization: ``python benchmarks/fake_quant.py``; exit code 1 if a limit is exceeded.
 
-1. Forward and backward of an activation's fake quantization, against the plain chain of torch operations.
-2. Bytes kept for the backward pass, per element.
-3. A float ResNet-18 forward with every activation point observed, against one without.
+1. Forward and backward of fake-quantizing an activation, compared with plain torch operations.
+2. Bytes saved for the backward pass, per element.
+3. A float forward of ResNet-18 that observes every activation point, compared with one that does not.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ssql_det.quant import Quantization, choose_qparams, fake_quantize
 
 
 class Round(torch.autograd.Function):
-    """The straight-through estimator that the plain chain needs."""
+    """The straight-through estimator for plain torch operations."""
 
     @staticmethod
     def forward(ctx, x):
@@ -29,7 +29,7 @@ class Round(torch.autograd.Function):
         return grad
 
 
-def fake_quantize_cost(rounds: int) -> bool:
+def measure_fake_quantize(rounds: int) -> bool:
     x = torch.randn(64, 64, 32, 32, requires_grad=True)
     grad = torch.randn_like(x)
     qparams = choose_qparams(x.detach().min(), x.detach().max(), 4)
@@ -44,26 +44,26 @@ def fake_quantize_cost(rounds: int) -> bool:
         fake_quantize(x, qparams).backward(grad)
         x.grad = None
 
-    return report("fake-quantize 64x64x32x32, forward + backward", *alternate(plain, ours, rounds), bar=0.5)
+    return report("fake-quantize 64x64x32x32, forward + backward", *alternate(plain, ours, rounds), limit=0.5)
 
 
-def bytes_kept() -> bool:
+def measure_saved_bytes() -> bool:
     x = torch.randn(64, 64, 32, 32, requires_grad=True)
-    kept: list[int] = []
+    saved: list[int] = []
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
-        kept.append(tensor.numel() * tensor.element_size())
+        saved.append(tensor.numel() * tensor.element_size())
         return tensor
 
     qparams = choose_qparams(x.detach().min(), x.detach().max(), 4)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         fake_quantize(x, qparams)
-    each = sum(kept) / x.numel()
-    print(f"kept for backward: {each:.4f} bytes an element (bar 1, and the two scalars)")
-    return sum(kept) <= x.numel() + 16
+    per_element = sum(saved) / x.numel()
+    print(f"saved for the backward pass: {per_element:.4f} bytes per element (limit: 1, and two scalars)")
+    return sum(saved) <= x.numel() + 16
 
 
-def observing_cost(rounds: int, batch: int, size: int) -> bool:
+def measure_observing(rounds: int, batch: int, size: int) -> bool:
     model, images = torchvision.models.resnet18().eval(), torch.randn(batch, 3, size, size)
     quantization = Quantization(model)
 
@@ -76,21 +76,21 @@ def observing_cost(rounds: int, batch: int, size: int) -> bool:
             model(images)
 
     return report(
-        f"ResNet-18 at {batch}x3x{size}x{size}, every point observed", *alternate(plain, observed, rounds), bar=1.1
+        f"ResNet-18 at {batch}x3x{size}x{size}, observing every point", *alternate(plain, observed, rounds), limit=1.1
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=25, help="of each side, in turns (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=25, help="timed runs of each function (default: %(default)s)")
     rounds = parser.parse_args().rounds
-    kept = [
-        fake_quantize_cost(rounds),
-        bytes_kept(),
-        observing_cost(rounds, batch=8, size=224),
-        observing_cost(rounds, batch=64, size=32),
+    is_kept = [
+        measure_fake_quantize(rounds),
+        measure_saved_bytes(),
+        measure_observing(rounds, batch=8, size=224),
+        measure_observing(rounds, batch=64, size=32),
     ]
-    sys.exit(0 if all(kept) else 1)
+    sys.exit(0 if all(is_kept) else 1)
 
 
 if __name__ == "__main__":

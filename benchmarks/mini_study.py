@@ -1,9 +1,10 @@
-"""What SSQL's pretraining is worth at each bit-width, on two CPU cores: ``python benchmarks/mini_study.py OUT``.
+"""Compare SSQL's pretraining with SimSiam's at each bit-width, on toy data: ``python benchmarks/mini_study.py OUT``.
 
-The mini config over several seeds: random weights, SimSiam, SSQL, all from the same start. Linear and kNN accuracy of
-the frozen backbone at every bit-width, with the norms' statistics as trained and re-estimated; and the gap in the
-training loss between 2w4a and full precision. Mean and standard deviation over the seeds, whatever they show, as
-Markdown on the terminal; rows in OUT. What is finished is not run again. Two jobs at a time, of one thread each.
+Pretrains with the mini config from several seeds: SimSiam and SSQL, with random weights as baseline, all from the same
+initial weights. Evaluates the linear and kNN accuracy of the frozen backbone at every bit-width, with trained and with
+re-estimated norm statistics, and the gap in the training loss between 2w4a and full precision. Prints mean and standard
+deviation over the seeds as Markdown; rows are written to OUT. Finished jobs are skipped. Runs two jobs at a time, with
+one thread each.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from pathlib import Path
 CONFIG = Path(__file__).parents[1] / "configs" / "pretrain" / "mini.yaml"
 METHODS = ("random", "SimSiam", "SSQL")
 BITS = ("FP", "8w8a", "6w6a", "5w5a", "4w4a", "3w3a", "2w4a")
-KINDS = ("linear", "knn")
+PROBES = ("linear", "knn")
 NORMS = ("trained", "re-estimated")
 
 
-def job(method: str, seed: int, out: str, data: str, changes: list[str]) -> None:
-    """Pretrain one network and probe it; its rows and its gap lie in a folder of its own."""
+def run_job(method: str, seed: int, out: str, data: str, changes: list[str]) -> None:
+    """Pretrain one network and probe it; its rows and its loss gap are written to a folder of its own."""
     import torch
 
     from ssql_det.core import rows
@@ -47,23 +48,23 @@ def job(method: str, seed: int, out: str, data: str, changes: list[str]) -> None
         pretrain(cfg, resume=True)
     torch.manual_seed(seed)
     network, _ = build_network(cfg)
-    facts = replace(build_metadata(cfg), method=method)
+    metadata = replace(build_metadata(cfg), method=method)
     optimizer, images = build_optimizer(cfg.optim, network), hash_file_names(open_images(data))
-    run = TrainingState(getattr(network, "method", network), cfg.backbone, optimizer, facts, images)
+    state = TrainingState(getattr(network, "method", network), cfg.backbone, optimizer, metadata, images)
     if method == "random":
-        run.save(folder, 0)
+        state.save(folder, 0)
         save_config(cfg.values, folder)
-    run.resume(folder, total=1 << 62)
+    state.resume(folder, total=1 << 62)
     (folder / "results.jsonl").unlink(missing_ok=True)
     for norms in NORMS:
-        plan = ProbeSettings(KINDS, seed, "cuda", workers=0, calibration=512, scheme=Scheme(norms=norms))
-        for row in probe_checkpoint(str(folder / CHECKPOINT_NAME), data, ",".join(BITS), cfg.data.views.name, plan):
+        settings = ProbeSettings(PROBES, seed, "cuda", workers=0, calibration=512, scheme=Scheme(norms=norms))
+        for row in probe_checkpoint(str(folder / CHECKPOINT_NAME), data, ",".join(BITS), cfg.data.views.name, settings):
             rows.append_row(folder / "results.jsonl", row)
-    (folder / "gap.json").write_text(json.dumps(loss_gap(cfg, run.method)))
+    (folder / "gap.json").write_text(json.dumps(measure_loss_gap(cfg, state.method)))
 
 
-def loss_gap(cfg, method, batches: int = 20) -> float:
-    """The mean of the loss at 2w4a less the float loss, both in training mode against the float targets."""
+def measure_loss_gap(cfg, method, batches: int = 20) -> float:
+    """The mean difference of the losses at 2w4a and in float, both in training mode with float targets."""
     import torch
 
     from ssql_det.pretrain.data import open_images
@@ -74,13 +75,12 @@ def loss_gap(cfg, method, batches: int = 20) -> float:
 
     recipe, gaps = cfg.data.views, []
     quantization = Quantization(method.encoder, encoder_points(method.encoder))
-    stream = build_view_loader(open_images(cfg.data.train), recipe.image_transform, cfg.optim.batch, cfg.seed + 1000)
+    seed = cfg.seed + 1000
+    loader = build_view_loader(open_images(cfg.data.train), recipe.image_transform, cfg.optim.batch, seed)
     method.train()
-    for _, batch in zip(range(batches), stream, strict=False):
+    for _, batch in zip(range(batches), loader, strict=False):
         views = [
-            recipe.batch_transform(
-                view, draw_random_numbers(cfg.seed + 1000, batch.positions, number, recipe.num_random_numbers)
-            )
+            recipe.batch_transform(view, draw_random_numbers(seed, batch.positions, number, recipe.num_random_numbers))
             for number, view in enumerate(batch.views)
         ]
         with torch.no_grad():
@@ -88,35 +88,36 @@ def loss_gap(cfg, method, batches: int = 20) -> float:
                 encoded = method.encode(views)
             targets = method.targets(views, encoded)
             with quantization.at(Bits(2, 4)):
-                low = method.encode(views)
-            gaps.append(float(method.loss(low, targets) - method.loss(encoded, targets)))
+                quantized = method.encode(views)
+            gaps.append(float(method.loss(quantized, targets) - method.loss(encoded, targets)))
     return statistics.fmean(gaps)
 
 
-def table(out: str, seeds: list[int]) -> None:
-    """Mean and sample deviation over the seeds."""
+def print_tables(out: str, seeds: list[int]) -> None:
+    """Print mean and sample standard deviation over the seeds."""
     from ssql_det.core import rows
     from ssql_det.quant import Scheme
 
-    def said(values: list[float], digits: int) -> str:
+    def format_values(values: list[float], digits: int) -> str:
         spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
         return f"{statistics.fmean(values):.{digits}f}{spread}"
 
-    found = {
+    by_method = {
         method: [row for seed in seeds for row in rows.read_rows(Path(out) / f"{method}_{seed}" / "results.jsonl")]
         for method in METHODS
     }
     print("| norms | probe | method | " + " | ".join(BITS) + " |\n|" + "---|" * (3 + len(BITS)))
     for norms in NORMS:
-        for kind in KINDS:
+        for probe in PROBES:
             for method in METHODS:
-                kept = [row for row in found[method] if Scheme.parse(row.scheme).norms == norms]
-                cells = [said([row.metrics[f"{kind}/top1"] for row in kept if row.bits == bits], 1) for bits in BITS]
-                print(f"| {norms} | {kind} | {method} | " + " | ".join(cells) + " |")
-    print("\n| method | loss at 2w4a less the float loss |\n|---|---|")
+                matching = [row for row in by_method[method] if Scheme.parse(row.scheme).norms == norms]
+                values = [[row.metrics[f"{probe}/top1"] for row in matching if row.bits == bits] for bits in BITS]
+                cells = [format_values(each, 1) for each in values]
+                print(f"| {norms} | {probe} | {method} | " + " | ".join(cells) + " |")
+    print("\n| method | loss at 2w4a minus float loss |\n|---|---|")
     for method in METHODS[1:]:
         gaps = [json.loads((Path(out) / f"{method}_{seed}" / "gap.json").read_text()) for seed in seeds]
-        print(f"| {method} | {said(gaps, 3)} |")
+        print(f"| {method} | {format_values(gaps, 3)} |")
 
 
 def main() -> None:
@@ -124,18 +125,18 @@ def main() -> None:
     parser.add_argument("out", help="folder of checkpoints and rows")
     parser.add_argument("--data", default="digits/crops", help="labelled crops (default: %(default)s)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("changes", metavar="KEY VALUE", nargs="*", help="of the config")
+    parser.add_argument("changes", metavar="KEY VALUE", nargs="*", help="config keys to change")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     with ProcessPoolExecutor(2) as pool:
         jobs = [
-            pool.submit(job, method, seed, options.out, options.data, options.changes)
+            pool.submit(run_job, method, seed, options.out, options.data, options.changes)
             for seed in options.seeds
             for method in reversed(METHODS)
         ]
         for each in jobs:
             each.result()
-    table(options.out, options.seeds)
+    print_tables(options.out, options.seeds)
 
 
 if __name__ == "__main__":

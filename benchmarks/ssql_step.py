@@ -1,10 +1,10 @@
-"""What SSQL costs beside the method that it wraps: ``python benchmarks/ssql_step.py --method simsiam moco``.
+"""Compare SSQL with the method that it wraps: ``python benchmarks/ssql_step.py --method simsiam moco``.
 
-A training step of the CIFAR ResNet-18, 64 images, on the CPU: SSQL over a method against the method alone, in turns;
-and the peak memory of each, in processes of their own. The floor of the time is what passes through the network alone
-would cost: they are counted in a step of each, and what one with its backward pass costs beside one without is measured
-(by operations it would be 3). Bar: 1.075 times the floor. Exit code 1 if one is missed. With ``--device cuda``:
-ResNet-50, 224 pixels, bfloat16, images a second.
+Alternates training steps of the CIFAR ResNet-18 with 64 images on the CPU, of SSQL around a method and of the method
+alone; then measures the peak memory of each in a process of its own. The lower bound of the time ratio is that of the
+passes through the network alone: they are counted in a step of each, and the cost of a pass with backward relative to
+one without is measured (counting operations it would be 3). Limit: 1.075 times the lower bound. Exit code 1 if it is
+exceeded. With ``--device cuda``: ResNet-50, 224 pixels, bfloat16, images per second.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import sys
 from collections.abc import Sequence
 
 import torch
-from timing import alternate, forget_peak, memory, report
+from timing import alternate, read_memory, report, reset_peak_memory
 
 from ssql_det.backbones import build_backbone
 from ssql_det.quant import SampledBits
 from ssql_det.ssl import BYOL, SSQL, MoCo, SimCLR, SimSiam
 from ssql_det.ssl.method import Encoder
 
-ROUNDS, BAR, IMAGES = 9, 1.075, 64
+ROUNDS, LIMIT, IMAGES = 9, 1.075, 64
 METHODS = {
     "simsiam": lambda backbone, hidden: SimSiam(backbone, dim=2048, hidden=hidden),
     "byol": lambda backbone, hidden: BYOL(backbone, dim=512, hidden=hidden),
@@ -35,102 +35,109 @@ CUDA = {"arch": "resnet50", "side": 224, "hidden": 512, "device": "cuda"}
 
 
 class Step:
-    """A training step of a method, alone or under SSQL; both begin the same."""
+    """A training step of a method, alone or with SSQL; the initial weights are the same."""
 
     def __init__(self, method: str, is_ssql: bool, arch: str, side: int, hidden: int, device: str) -> None:
         torch.manual_seed(0)
-        alone = METHODS[method](build_backbone(arch), hidden)
-        self.network = (SSQL(alone, SampledBits(seed=0)) if is_ssql else alone).to(device).train()
+        base = METHODS[method](build_backbone(arch), hidden)
+        self.network = (SSQL(base, SampledBits(seed=0)) if is_ssql else base).to(device).train()
         trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.SGD(trained, lr=0.05, momentum=0.9, weight_decay=5e-4)
         self.views = [torch.randn(IMAGES, 3, side, side, device=device) for _ in range(2)]
-        self.title, self.device, self.done = alone.title, device, 0
+        self.title, self.device, self.step = base.title, device, 0
 
     def __call__(self) -> None:
         with torch.autocast(self.device, torch.bfloat16, self.device == "cuda"):
-            loss = self.network(self.views, self.done)
+            loss = self.network(self.views, self.step)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
         loss.item()
-        self.done += 1
+        self.step += 1
 
-    def passes(self) -> list[bool]:
-        """Through the network and its moving average, of a step that is taken for it: which are trained."""
-        found: list[bool] = []
+    def record_passes(self) -> list[bool]:
+        """Take a step; returns for each pass through the network or its moving average whether it has gradients."""
+        passes: list[bool] = []
 
-        def count(encoder: Encoder, views: object, features: torch.Tensor) -> None:
-            found.append(features.requires_grad)
+        def record(encoder: Encoder, views: object, features: torch.Tensor) -> None:
+            passes.append(features.requires_grad)
 
         encoders = [module for module in self.network.modules() if isinstance(module, Encoder)]
-        hooks = [encoder.register_forward_hook(count) for encoder in encoders]
+        hooks = [encoder.register_forward_hook(record) for encoder in encoders]
         self()
         for hook in hooks:
             hook.remove()
-        return found
+        return passes
 
-    def trained_pass(self) -> float:
-        """What a pass with its backward pass costs, as a number of passes without."""
+    def measure_training_pass(self) -> float:
+        """The time of a forward and a backward pass, relative to that of a forward pass without gradients."""
         encoder = next(module for module in self.network.modules() if isinstance(module, Encoder))
 
         def forward() -> None:
             with torch.no_grad():
                 encoder(self.views[0])
 
-        def trained() -> None:
+        def train() -> None:
             encoder(self.views[0]).square().mean().backward()
 
-        once, whole = alternate(forward, trained, ROUNDS)
-        return whole / once
+        forward_time, train_time = alternate(forward, train, ROUNDS)
+        return train_time / forward_time
 
 
-def floor_of(alone: Step, ssql: Step, trained_pass: float) -> float:
-    """The ratio of what their passes cost."""
-    base, wrapped = (sum(trained_pass if each else 1 for each in step.passes()) for step in (alone, ssql))
-    return wrapped / base
+def compute_lower_bound(alone: Step, ssql: Step, training_pass: float) -> float:
+    """The ratio of the times of their passes."""
+    alone_time, ssql_time = (
+        sum(training_pass if has_gradients else 1 for has_gradients in step.record_passes()) for step in (alone, ssql)
+    )
+    return ssql_time / alone_time
 
 
-def compared_on_cpu(method: str) -> bool:
-    """Print a method's lines; whether it keeps the bar."""
+def compare_on_cpu(method: str) -> bool:
+    """Print the results of a method; returns whether it is within the limit."""
     alone, ssql = (Step(method, is_ssql, **CPU) for is_ssql in (False, True))
-    price = alone.trained_pass()
-    floor, by_operations = (floor_of(alone, ssql, each) for each in (price, 3))
-    print(f"{alone.title}: {told(alone.passes())}; under SSQL {told(ssql.passes())}; a trained pass costs {price:.2f}")
-    what = (
-        f"CIFAR ResNet-18, {IMAGES} images: SSQL / {alone.title}, floor {floor:.3f} ({by_operations:.2f} by operations)"
-    )
-    kept = report(what, *alternate(alone, ssql, ROUNDS), round(BAR * floor, 3))
-    print(f"  peak memory above the imports: {peak(method, 'ssql') / peak(method, 'alone'):.2f}", flush=True)
-    return kept
-
-
-def compared_on_cuda(method: str) -> None:
-    alone, ssql = (Step(method, is_ssql, **CUDA) for is_ssql in (False, True))
-    floor = floor_of(alone, ssql, alone.trained_pass())
-    before, after = alternate(alone, ssql, ROUNDS)
+    training_pass = alone.measure_training_pass()
+    lower_bound, by_operations = (compute_lower_bound(alone, ssql, each) for each in (training_pass, 3))
     print(
-        f"ResNet-50, 224 pixels, bfloat16, images a second: {alone.title} {IMAGES / before:.0f}, "
-        f"SSQL {IMAGES / after:.0f}; SSQL / {alone.title} {after / before:.3f}, whose floor is {floor:.3g}"
+        f"{alone.title}: {describe(alone.record_passes())}; with SSQL {describe(ssql.record_passes())}; "
+        f"a training pass takes {training_pass:.2f} times a forward pass"
+    )
+    name = (
+        f"CIFAR ResNet-18, {IMAGES} images: SSQL / {alone.title}, lower bound {lower_bound:.3f} "
+        f"({by_operations:.2f} by operations)"
+    )
+    is_kept = report(name, *alternate(alone, ssql, ROUNDS), round(LIMIT * lower_bound, 3))
+    print(f"  peak memory above the imports: {run_child(method, 'ssql') / run_child(method, 'alone'):.2f}", flush=True)
+    return is_kept
+
+
+def compare_on_cuda(method: str) -> None:
+    alone, ssql = (Step(method, is_ssql, **CUDA) for is_ssql in (False, True))
+    lower_bound = compute_lower_bound(alone, ssql, alone.measure_training_pass())
+    alone_time, ssql_time = alternate(alone, ssql, ROUNDS)
+    print(
+        f"ResNet-50, 224 pixels, bfloat16, images per second: {alone.title} {IMAGES / alone_time:.0f}, "
+        f"SSQL {IMAGES / ssql_time:.0f}; SSQL / {alone.title} {ssql_time / alone_time:.3f}, "
+        f"lower bound {lower_bound:.3g}"
     )
 
 
-def told(passes: Sequence[bool]) -> str:
-    return f"{sum(passes)} trained passes and {len(passes) - sum(passes)} forward"
+def describe(passes: Sequence[bool]) -> str:
+    return f"{sum(passes)} training passes and {len(passes) - sum(passes)} forward-only"
 
 
-def peak(method: str, which: str) -> int:
-    """Bytes that three steps need at most above the imports, in a process of its own."""
-    command = [sys.executable, __file__, "--method", method, "--peak", which]
+def run_child(method: str, variant: str) -> int:
+    """The peak memory of three steps above that of the imports, measured in a process of its own."""
+    command = [sys.executable, __file__, "--method", method, "--peak", variant]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
 
-def print_peak(method: str, which: str) -> None:
-    step = Step(method, which == "ssql", **CPU)
-    forget_peak()
-    before = memory("VmRSS")
+def print_peak_memory(method: str, variant: str) -> None:
+    step = Step(method, variant == "ssql", **CPU)
+    reset_peak_memory()
+    before = read_memory("VmRSS")
     for _ in range(3):
         step()
-    print(memory("VmHWM") - before)
+    print(read_memory("VmHWM") - before)
 
 
 def main() -> None:
@@ -140,13 +147,13 @@ def main() -> None:
     parser.add_argument("--peak", choices=("alone", "ssql"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peak:
-        print_peak(options.method[0], options.peak)
+        print_peak_memory(options.method[0], options.peak)
     elif options.device == "cuda":
         for method in options.method:
-            compared_on_cuda(method)
+            compare_on_cuda(method)
     else:
-        kept = [compared_on_cpu(method) for method in options.method]
-        raise SystemExit(not all(kept))
+        is_kept = [compare_on_cpu(method) for method in options.method]
+        raise SystemExit(not all(is_kept))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,9 @@
-"""What five bit-widths cost beside one, and what an evaluation costs beside the engine's own.
+"""Time and memory of a sweep and of fast inference: ``python benchmarks/sweep.py``.
 
-    python benchmarks/sweep.py
-
-A sweep of FP, 8, 6, 5 and 4 bits against one evaluation at full precision: 50 toy images, 10 to calibrate with, scope
-all, loading and scoring included, in turns, for both toy detectors with seeded weights. Bars: 6 times its time, 1.3
-times its peak memory. Then both reference detectors on images of 480x640, in the fast way against the engine's: bar
-0.9. Exit code 1 if a bar is missed.
+Compares a sweep of FP, 8, 6, 5 and 4 bits with one evaluation at full precision, for both toy detectors with random
+weights: 50 toy images, 10 calibration images, scope all, loading and scoring included. Limits: 6 times the time and 1.3
+times the peak memory. Then compares fast inference with the engine's own, for both reference detectors on 480x640
+images. Limit: 0.9 times the time. Exit code 1 if a limit is exceeded.
 """
 
 from __future__ import annotations
@@ -20,17 +18,17 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from timing import alternate, forget_peak, memory, report
+from timing import alternate, read_memory, report, reset_peak_memory
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "detection"
 TOYS = ("toy_voc_narrow_c4.yaml", "toy_coco_narrow_fpn.yaml")
 REFERENCES = ("voc_r18_c4.yaml", "coco_mask_r50_fpn.yaml")
 IMAGES, CALIBRATION, ROUNDS = 50, 10, 7
-TIME, MEMORY, FAST = 6.0, 1.3, 0.9
+SWEEP_TIME, SWEEP_MEMORY, FAST_TIME = 6.0, 1.3, 0.9  # limits
 
 
-def seeded(name: str):
-    """A config and its detector with seeded weights, on the CPU."""
+def build(name: str):
+    """A config and its detector with random weights, on the CPU."""
     import torch
 
     from ssql_det.d2 import read_config
@@ -43,8 +41,8 @@ def seeded(name: str):
     return cfg, build_detector(cfg).eval()
 
 
-def jobs(name: str, folder: Path):
-    """The evaluation of one toy detector, and its sweep, which can say where its time goes."""
+def make_jobs(name: str, folder: Path):
+    """Functions that run the evaluation and the sweep of a toy detector; the sweep can print its times."""
     import torch
 
     from ssql_det.convert import read_checkpoint
@@ -54,95 +52,95 @@ def jobs(name: str, folder: Path):
     from ssql_det.detect.sweep import sweep
     from ssql_det.quant import Calibration, parse_widths
 
-    cfg, model = seeded(name)
+    cfg, model = build(name)
     torch.save({"model": model.state_dict()}, folder / "model.pth")
     checkpoint, dataset = read_checkpoint(folder / "model.pth"), cfg.DATASETS.TEST[0]
 
-    def evaluated() -> None:
+    def run_evaluation() -> None:
         evaluate(model, build_evaluation_loader(cfg, dataset), dataset)
 
     widths, plan = parse_widths("FP,8,6,5,4"), QuantizationSettings("all", Calibration(CALIBRATION))
 
-    def swept(says_where: bool = False) -> None:
-        own = cfg.clone()
-        own.defrost()
+    def run_sweep(print_times: bool = False) -> None:
+        sweep_cfg = cfg.clone()
+        sweep_cfg.defrost()
         start = time.perf_counter()
-        with tempfile.TemporaryDirectory() as own.OUTPUT_DIR, clocked(model) as passes:
-            rows = list(sweep(own, name, model, checkpoint, widths, plan))
-        if says_where:
+        with tempfile.TemporaryDirectory() as sweep_cfg.OUTPUT_DIR, timing_passes(model) as passes:
+            rows = list(sweep(sweep_cfg, name, model, checkpoint, widths, plan))
+        if print_times:
             seconds = ", ".join(f"{row.bits} {row.seconds}" for row in rows)
             total = time.perf_counter() - start
-            print(f"  seconds: {seconds}; in all {total:.2f}, the network's share {sum(passes) / total:.0%}")
+            print(f"  seconds: {seconds}; total {total:.2f}, of which the network takes {sum(passes) / total:.0%}")
 
-    return evaluated, swept
+    return run_evaluation, run_sweep
 
 
 @contextmanager
-def clocked(model):
-    """The seconds of each pass of a network."""
-    begun, seconds = [], []
+def timing_passes(model):
+    """Record the seconds of each pass of a network."""
+    starts, seconds = [], []
     hooks = [
-        model.register_forward_pre_hook(lambda *_: begun.append(time.perf_counter())),
-        model.register_forward_hook(lambda *_: seconds.append(time.perf_counter() - begun[-1])),
+        model.register_forward_pre_hook(lambda *_: starts.append(time.perf_counter())),
+        model.register_forward_hook(lambda *_: seconds.append(time.perf_counter() - starts[-1])),
     ]
     yield seconds
     for hook in hooks:
         hook.remove()
 
 
-def ways(name: str):
-    """Four images through a reference detector as the engine does it, and in the fast way, its preparation included."""
+def make_inference_jobs(name: str):
+    """Functions that run a reference detector on four images: as the engine does, and with fast inference."""
     import torch
 
     from ssql_det.detect.evaluation import fast_inference
 
-    _, model = seeded(name)
+    _, model = build(name)
     generator = torch.Generator().manual_seed(0)
     batches = [[{"image": torch.randint(0, 256, (3, 480, 640), generator=generator)}] for _ in range(4)]
 
     @torch.no_grad()
-    def plain() -> None:
+    def run_plain() -> None:
         for batch in batches:
             model(batch)
 
-    def fastly() -> None:
+    def run_fast() -> None:
         with fast_inference(model):
-            plain()
+            run_plain()
 
-    return plain, fastly
+    return run_plain, run_fast
 
 
-def measure(name: str, which: str, folder: str) -> None:
-    """In a child: the peak of memory of one job."""
-    job = jobs(name, Path(folder))[which == "sweep"]
-    forget_peak()
+def measure_in_child(name: str, kind: str, folder: str) -> None:
+    """Print the peak memory of an evaluation or a sweep."""
+    job = make_jobs(name, Path(folder))[kind == "sweep"]
+    reset_peak_memory()
     job()
-    print(json.dumps(memory("VmHWM")))
+    print(json.dumps(read_memory("VmHWM")))
 
 
-def peak(name: str, which: str, folder: str) -> int:
-    """The same, asked for."""
-    command = [sys.executable, __file__, name, which, folder]
+def run_child(name: str, kind: str, folder: str) -> int:
+    """The peak memory of an evaluation or a sweep, in a process of its own."""
+    command = [sys.executable, __file__, name, kind, folder]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
 
 def main() -> None:
     from ssql_det.toydata.dataset import ToyDataSettings, make_toy_data
 
-    kept = True
+    is_kept = True
     with tempfile.TemporaryDirectory() as folder:
         os.environ["DETECTRON2_DATASETS"] = str(make_toy_data(f"{folder}/toy", ToyDataSettings(4 * IMAGES, 100), 2))
         for name in TOYS:
-            evaluated, swept = jobs(name, Path(folder))
-            kept &= report(f"{name}: sweep / evaluation", *alternate(evaluated, swept, ROUNDS), TIME)
-            swept(says_where=True)
-            ratio = peak(name, "sweep", folder) / peak(name, "evaluation", folder)
-            kept &= ratio <= MEMORY
-            print(f"{name}: peak memory of the process {ratio:.2f} (bar {MEMORY})")
+            run_evaluation, run_sweep = make_jobs(name, Path(folder))
+            is_kept &= report(f"{name}: sweep / evaluation", *alternate(run_evaluation, run_sweep, ROUNDS), SWEEP_TIME)
+            run_sweep(print_times=True)
+            ratio = run_child(name, "sweep", folder) / run_child(name, "evaluation", folder)
+            is_kept &= ratio <= SWEEP_MEMORY
+            print(f"{name}: peak memory of the process {ratio:.2f} (limit {SWEEP_MEMORY})")
     for name in REFERENCES:
-        kept &= report(f"{name}: fast / the engine's", *alternate(*ways(name), ROUNDS), FAST)
-    raise SystemExit(not kept)
+        is_kept &= report(f"{name}: fast / plain inference", *alternate(*make_inference_jobs(name), ROUNDS), FAST_TIME)
+    raise SystemExit(not is_kept)
 
 
 if __name__ == "__main__":
-    measure(*sys.argv[1:]) if len(sys.argv) > 1 else main()
+    measure_in_child(*sys.argv[1:]) if len(sys.argv) > 1 else main()
