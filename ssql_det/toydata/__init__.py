@@ -1,9 +1,9 @@
-"""Floor 1: images where none can be fetched, in the layouts of the real data sets.
+"""Floor 1: toy data sets of handwritten digits, in the layouts of PASCAL VOC and COCO, made without a download.
 
 ========= ====================================================================================
-compose   handwritten digits; one onto a background: ink, scale, rotation, shift, noise; finished crops of one
-scenes    several digits in one image, with boxes and masks that fit to the pixel
-layouts   scenes as files, in VOC's layout and in COCO's
-dataset   the whole folder, made in parallel, whole or absent
+digits    handwritten digits drawn onto backgrounds; crops of one digit
+scenes    images of several digits, with exact boxes and masks
+layouts   writing scenes in the layouts of VOC and COCO
+dataset   the complete folder, made in parallel
 ========= ====================================================================================
 """

@@ -1,14 +1,14 @@
-"""The whole folder of toy data: made beside its place, checked into it by one rename, described by a manifest.
+"""Making the toy data folder. It is made in a temporary folder and renamed, so it is always complete.
 
 ::
 
     OUT/VOC2007    trainval, test     the scenes of coco/train2017 and coco/val2017
-    OUT/VOC2012    trainval           further scenes of training digits
+    OUT/VOC2012    trainval           more scenes with train digits
     OUT/coco       train2017, val2017
     OUT/crops      train/<class>/, test/<class>/: one digit each, PNG
-    OUT/manifest.json                 settings, and the SHA-256 of every file
+    OUT/manifest.json                 the settings and the SHA-256 of every file
 
-``DETECTRON2_DATASETS=OUT`` is all that a reader of VOC or COCO needs to be told.
+Detectron2 finds these data sets with ``DETECTRON2_DATASETS=OUT``.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from ssql_det.toydata.scenes import SIDES, make_scene
 
 MANIFEST = "manifest.json"
 FORMAT = "ssql_det toy data"
-VERSION = 2  # of the bytes that equal settings give
+VERSION = 2  # increased when the same settings give other files
 
-_CHUNK = 25  # items a worker makes at a time; threads serve, for OpenCV and NumPy work without the interpreter's lock
+_CHUNK_SIZE = 25  # images per task of a worker thread; threads suffice, since OpenCV and NumPy release the GIL
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class ToyDataSettings:
-    """Everything that decides the bytes. Half of the scenes train (VOC2007 and COCO), a quarter more train
-    (VOC2012), a quarter test; four fifths of the crops train."""
+    """All that determines the files. Half of the scenes are train images of VOC2007 and COCO, a quarter are those of
+    VOC2012, a quarter are test images; four fifths of the crops are train images."""
 
     scenes: int = 1000
     crops: int = 10000
@@ -59,90 +59,92 @@ class ToyDataSettings:
         for name, least in (("scenes", 4), ("crops", 5)):
             count = getattr(self, name)
             if count < least:
-                raise UserError(f"--{name} must be at least {least}, so that every split has one; got {count}")
+                raise UserError(f"--{name} must be at least {least}, so that no split is empty; got {count}")
         if self.crop_size not in CROP_SIZES:
             raise UserError(f"--crop-size must be one of {', '.join(map(str, CROP_SIZES))}; got {self.crop_size}")
         if not 96 <= self.least_side <= self.most_side <= 2048:
             sides = f"{self.least_side} {self.most_side}"
-            raise UserError(f"--size goes from 96 to 2048 pixels, the lesser first; got {sides}")
+            raise UserError(f"--size must be two sizes from 96 to 2048 pixels, the smaller first; got {sides}")
         if self.seed < 0:
             raise UserError(f"--seed must be 0 or more, got {self.seed}")
         if not 0 <= self.difficulty <= 1:
-            raise UserError(f"difficulty goes from 0 to 1, got {self.difficulty}")
+            raise UserError(f"difficulty must be from 0 to 1, got {self.difficulty}")
 
     @property
     def megabytes(self) -> float:
-        """About so much of the disk."""
+        """The approximate size on disk."""
         return 0.008 * self.scenes * (self.most_side / 128) ** 2 + 0.004 * self.crops
 
     @property
     def first_test_scene(self) -> int:
-        """Its number in the names of files; those before it train."""
+        """The number in the file name of VOC2007's first test image; those before it are for training."""
         return self.scenes - 2 * (self.scenes // 4) + 1
 
 
 def make_toy_data(out: str | os.PathLike[str], settings: ToyDataSettings, workers: int | None = None) -> Path:
-    """Make the folder, or find it made: with equal settings nothing is done again.
+    """Make the toy data in the folder ``out``, unless it already holds them with the same settings.
 
-    Older toy data are replaced; a folder with anything else in it is refused.
+    Toy data of other settings are replaced; a folder with other files is refused.
 
-    >>> make_toy_data("toy", ToyDataSettings(scenes=40, crops=200))
+    >>> make_toy_data("toy", ToyDataSettings(scenes=4, crops=5)).name
+    'toy'
     """
-    place = Path(out).resolve()
-    if is_made(place, settings):
-        return place
-    _refuse_foreign(place)
-    check_disk_space(place, settings.megabytes)
+    folder = Path(out).resolve()
+    if is_complete(folder, settings):
+        return folder
+    _check_replaceable(folder)
+    check_disk_space(folder, settings.megabytes)
     try:
-        with temporary_folder(place) as making:
+        with temporary_folder(folder) as temporary:
             with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-                _write_scenes(making, settings, pool)
-                _write_crops(making, settings, pool)
-            _write_manifest(making, settings)
-            if not is_made(place, settings):  # nobody else has made it meanwhile
-                _put_in_place(making, place)
+                _write_scenes(temporary, settings, pool)
+                _write_crops(temporary, settings, pool)
+            _write_manifest(temporary, settings)
+            if not is_complete(folder, settings):  # else another process has made it meanwhile
+                _replace_folder(folder, temporary)
     except OSError as failure:
-        raise UserError(f"could not make toy data in {place}: {failure.strerror or failure}") from failure
-    return place
+        raise UserError(f"could not make toy data in {folder}: {failure.strerror or failure}") from failure
+    return folder
 
 
-def is_made(place: Path, settings: ToyDataSettings) -> bool:
-    """Whether the folder is there with these settings, and no file of it is missing."""
-    manifest = _read_manifest(place)
+def is_complete(folder: Path, settings: ToyDataSettings) -> bool:
+    """Whether the folder holds toy data of these settings and no file is missing."""
+    manifest = _read_manifest(folder)
     if manifest is None or manifest.get("settings") != asdict(settings) or manifest.get("version") != VERSION:
         return False
-    return all((place / name).is_file() for name in manifest["files"])
+    return all((folder / name).is_file() for name in manifest["files"])
 
 
-def _put_in_place(making: Path, place: Path) -> None:
-    """By renaming, so that at each moment what is there is whole."""
-    old = temporary_path(place, "old")
-    if place.exists():
-        place.rename(old)
-    making.rename(place)
+def _replace_folder(folder: Path, new: Path) -> None:
+    """By renaming, so that the folder is complete at any moment."""
+    old = temporary_path(folder, "old")
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _refuse_foreign(place: Path) -> None:
-    if place == Path.cwd() or place in Path.cwd().parents:
-        raise UserError(f"{place} is the folder you are in; name a new one for the toy data")
-    if place.is_file():
-        raise UserError(f"{place} is a file; name a folder for the toy data")
-    if not place.is_dir():
+def _check_replaceable(folder: Path) -> None:
+    """Refuse a folder that holds anything but toy data."""
+    if folder == Path.cwd() or folder in Path.cwd().parents:
+        raise UserError(f"{folder} is the current folder or contains it; name a new folder for the toy data")
+    if folder.is_file():
+        raise UserError(f"{folder} is a file; name a folder for the toy data")
+    if not folder.is_dir():
         return
-    manifest = _read_manifest(place) or {"files": {}}
+    manifest = _read_manifest(folder) or {"files": {}}
     known = {MANIFEST, *manifest["files"]}
-    files = (path for path in place.rglob("*") if path.is_file() or path.is_symlink())
-    foreign = next((path for path in files if path.relative_to(place).as_posix() not in known), None)
-    if foreign is not None:
-        raise UserError(f"{place} holds something else than toy data, such as {foreign.name}; name a new folder")
+    files = (path for path in folder.rglob("*") if path.is_file() or path.is_symlink())
+    other = next((path for path in files if path.relative_to(folder).as_posix() not in known), None)
+    if other is not None:
+        raise UserError(f"{folder} holds other files than toy data, such as {other.name}; name a new folder")
     if manifest.get("version", VERSION) > VERSION:
-        raise UserError(f"{place} holds toy data of a newer ssql_det; update it, or name a new folder")
+        raise UserError(f"{folder} holds toy data of a newer ssql_det; update ssql_det, or name a new folder")
 
 
-def _read_manifest(place: Path) -> dict[str, Any] | None:
+def _read_manifest(folder: Path) -> dict[str, Any] | None:
     try:
-        manifest = json.loads((place / MANIFEST).read_text("utf-8"))
+        manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
     is_ours = isinstance(manifest, dict) and manifest.get("format") == FORMAT
@@ -150,19 +152,19 @@ def _read_manifest(place: Path) -> dict[str, Any] | None:
 
 
 def _write_scenes(root: Path, settings: ToyDataSettings, pool: ThreadPoolExecutor) -> None:
-    test, more = settings.scenes // 4, settings.scenes // 4
-    train = settings.scenes - test - more
-    parts = {"train": ("train", train), "more": ("train", more), "test": ("test", test)}
-    made = {
-        part: list(_in_parallel(pool, partial(_scene, settings, number, split), count, f"{part} scenes"))
+    test, extra = settings.scenes // 4, settings.scenes // 4
+    train = settings.scenes - test - extra
+    parts = {"train": ("train", train), "extra": ("train", extra), "test": ("test", test)}
+    scenes = {
+        part: list(_map_parallel(pool, partial(_make_scene, settings, number, split), count, f"{part} scenes"))
         for number, (part, (split, count)) in enumerate(parts.items())
     }
     names = [f"{number:06d}" for number in range(1, train + test + 1)]
-    write_voc(root / "VOC2007", "trainval", names[:train], made["train"])
-    write_voc(root / "VOC2007", "test", names[train:], made["test"])
-    write_voc(root / "VOC2012", "trainval", [f"2012_{number:06d}" for number in range(1, more + 1)], made["more"])
-    write_coco(root / "coco", "train2017", 1, made["train"])
-    write_coco(root / "coco", "val2017", train + 1, made["test"])
+    write_voc(root / "VOC2007", "trainval", names[:train], scenes["train"])
+    write_voc(root / "VOC2007", "test", names[train:], scenes["test"])
+    write_voc(root / "VOC2012", "trainval", [f"2012_{number:06d}" for number in range(1, extra + 1)], scenes["extra"])
+    write_coco(root / "coco", "train2017", 1, scenes["train"])
+    write_coco(root / "coco", "val2017", train + 1, scenes["test"])
 
 
 def _write_crops(root: Path, settings: ToyDataSettings, pool: ThreadPoolExecutor) -> None:
@@ -170,7 +172,7 @@ def _write_crops(root: Path, settings: ToyDataSettings, pool: ThreadPoolExecutor
     for number, (split, count) in enumerate({"train": settings.crops - test, "test": test}.items()):
         for category in CLASSES:
             (root / "crops" / split / category).mkdir(parents=True)
-        crops = _in_parallel(pool, partial(_crop, settings, number, split), count, f"{split} crops")
+        crops = _map_parallel(pool, partial(_make_crop, settings, number, split), count, f"{split} crops")
         for index, (png, label) in enumerate(crops):
             (root / "crops" / split / CLASSES[label] / f"{index:06d}.png").write_bytes(png)
 
@@ -187,23 +189,25 @@ def _write_manifest(root: Path, settings: ToyDataSettings) -> None:
         json.dump(manifest, file, indent=1)
 
 
-def _in_parallel(pool: ThreadPoolExecutor, make: Callable[[int], T], count: int, what: str) -> Iterator[T]:
-    """``make(0)``, ..., ``make(count - 1)`` in order. Each item has its own generator, so workers do not matter."""
-    chunks = [range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
-    made = pool.map(lambda chunk: [make(index) for index in chunk], chunks)
-    return chain.from_iterable(track(made, f"making {what}", len(chunks)))
+def _map_parallel(pool: ThreadPoolExecutor, make: Callable[[int], T], count: int, what: str) -> Iterator[T]:
+    """``make(0)``, ..., ``make(count - 1)``, in order, on any number of workers."""
+    chunks = [range(start, min(start + _CHUNK_SIZE, count)) for start in range(0, count, _CHUNK_SIZE)]
+    results = pool.map(lambda chunk: [make(index) for index in chunk], chunks)
+    return chain.from_iterable(track(results, f"making {what}", len(chunks)))
 
 
-def _scene(settings: ToyDataSettings, part: int, split: str, index: int) -> EncodedScene:
+def _make_scene(settings: ToyDataSettings, part: int, split: str, index: int) -> EncodedScene:
     rng = np.random.default_rng([settings.seed, 0, part, index])
     sides = (settings.least_side, settings.most_side)
     while True:
         scene = make_scene(rng, load_digit_split(split), sides, settings.difficulty)
-        if index or scene.objects:  # the first of a split has objects: however few scenes, one can be trained on
+        if (
+            index or scene.objects
+        ):  # the first scene of a split always has an object, so that even a tiny split can be trained on
             return encode_scene(scene)
 
 
-def _crop(settings: ToyDataSettings, part: int, split: str, index: int) -> tuple[bytes, int]:
+def _make_crop(settings: ToyDataSettings, part: int, split: str, index: int) -> tuple[bytes, int]:
     rng = np.random.default_rng([settings.seed, 1, part, index])
     image, label = make_crop(rng, load_digit_split(split), settings.crop_size, settings.difficulty)
     return cv2.imencode(".png", image[..., ::-1])[1].tobytes(), label

@@ -1,8 +1,8 @@
-"""Scenes as files: what is kept of one once it is drawn, and the layouts of PASCAL VOC and of COCO 2017.
+"""Writing scenes in the layouts of PASCAL VOC and COCO 2017.
 
-VOC's is ``JPEGImages``, ``Annotations``, ``ImageSets/Main``. Its boxes are pixel indices from 1, ends inclusive;
-readers subtract 1 from the minimum and so get back ``(x0, y0, x1, y1)`` with exclusive ends. COCO's is ``train2017``,
-``val2017`` and ``annotations/instances_*.json``.
+VOC: ``JPEGImages``, ``Annotations``, ``ImageSets/Main``. Boxes are pixel indices from 1, both ends included; readers
+subtract 1 from the minimum, which gives ``(x0, y0, x1, y1)`` with exclusive ends.
+COCO: ``train2017``, ``val2017``, ``annotations/instances_*.json``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from xml.etree import ElementTree as Xml
 import cv2
 
 from ssql_det.toydata.digits import CLASSES
-from ssql_det.toydata.scenes import Object, Scene, polygons, run_lengths
+from ssql_det.toydata.scenes import Scene, SceneObject, mask_to_polygons, mask_to_rle
 
 _JPEG_QUALITY = 92
 LICENCES = [
@@ -32,7 +32,7 @@ LICENCES = [
 
 @dataclass(frozen=True)
 class AnnotatedObject:
-    """``box`` is (x0, y0, x1, y1), ends exclusive; ``segmentation`` is COCO's: polygons, or a crowd's run lengths."""
+    """``box`` is (x0, y0, x1, y1), ends exclusive; ``segmentation`` is COCO's: polygons, or RLE for a crowd."""
 
     label: int
     box: tuple[int, int, int, int]
@@ -46,7 +46,7 @@ class AnnotatedObject:
 
 @dataclass(frozen=True)
 class EncodedScene:
-    """An encoded image, its size, and what is in it."""
+    """A scene as a JPEG image and annotations, much smaller than its pixels and masks."""
 
     jpeg: bytes
     height: int
@@ -55,18 +55,18 @@ class EncodedScene:
 
 
 def encode_scene(scene: Scene) -> EncodedScene:
-    """Encode the image, outline the masks: little enough to keep for a whole data set."""
+    """Encode the image as JPEG and the masks as polygons or RLE."""
     height, width = scene.image.shape[:2]
     encoded = cv2.imencode(".jpg", scene.image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])[1]
-    return EncodedScene(encoded.tobytes(), height, width, tuple(_record(each) for each in scene.objects))
+    return EncodedScene(encoded.tobytes(), height, width, tuple(_annotate(each) for each in scene.objects))
 
 
-def _record(each: Object) -> AnnotatedObject:
+def _annotate(each: SceneObject) -> AnnotatedObject:
     return AnnotatedObject(
         label=each.label,
         box=each.box,
         area=int(each.mask.sum()),
-        segmentation=run_lengths(each.mask) if each.crowd else polygons(each.mask),
+        segmentation=mask_to_rle(each.mask) if each.crowd else mask_to_polygons(each.mask),
         truncated=each.truncated,
         occluded=each.occluded,
         difficult=each.difficult,
@@ -75,12 +75,12 @@ def _record(each: Object) -> AnnotatedObject:
 
 
 def write_voc(root: Path, split: str, names: Sequence[str], scenes: Sequence[EncodedScene]) -> None:
-    """Write one image set: images, annotations, and the lists of its names, overall and by class."""
+    """Write one split: images, annotations, and the lists of image names, of all images and for each class."""
     for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (root / folder).mkdir(parents=True, exist_ok=True)
     for name, scene in zip(names, scenes, strict=True):
         (root / "JPEGImages" / f"{name}.jpg").write_bytes(scene.jpeg)
-        document = Xml.ElementTree(_annotation(root.name, name, scene))
+        document = Xml.ElementTree(_to_xml(root.name, name, scene))
         Xml.indent(document)
         document.write(root / "Annotations" / f"{name}.xml", encoding="utf-8")
     lists = root / "ImageSets/Main"
@@ -91,38 +91,38 @@ def write_voc(root: Path, split: str, names: Sequence[str], scenes: Sequence[Enc
 
 
 def _presence(scene: EncodedScene, label: int) -> int:
-    """VOC's: 1 where the class is in the image, 0 where only difficult ones are, else -1."""
-    found = [each.difficult for each in scene.objects if each.label == label]
-    return -1 if not found else 0 if all(found) else 1
+    """VOC's flag: 1 if the image has an object of the class, 0 if only difficult ones, else -1."""
+    difficult = [each.difficult for each in scene.objects if each.label == label]
+    return -1 if not difficult else 0 if all(difficult) else 1
 
 
-def _annotation(folder: str, name: str, scene: EncodedScene) -> Xml.Element:
+def _to_xml(folder: str, name: str, scene: EncodedScene) -> Xml.Element:
     root = Xml.Element("annotation")
-    _text(root, folder=folder, filename=f"{name}.jpg")
-    _text(Xml.SubElement(root, "source"), database="ssql_det toy scenes", image="generated")
-    _text(Xml.SubElement(root, "size"), width=scene.width, height=scene.height, depth=3)
-    _text(root, segmented=0)
+    _add_text(root, folder=folder, filename=f"{name}.jpg")
+    _add_text(Xml.SubElement(root, "source"), database="ssql_det toy scenes", image="generated")
+    _add_text(Xml.SubElement(root, "size"), width=scene.width, height=scene.height, depth=3)
+    _add_text(root, segmented=0)
     for each in scene.objects:
-        root.append(_object(each))
+        root.append(_object_to_xml(each))
     return root
 
 
-def _object(record: AnnotatedObject) -> Xml.Element:
+def _object_to_xml(record: AnnotatedObject) -> Xml.Element:
     element = Xml.Element("object")
-    _text(element, name=CLASSES[record.label], pose="Unspecified", truncated=int(record.truncated))
-    _text(element, occluded=int(record.occluded), difficult=int(record.difficult))
+    _add_text(element, name=CLASSES[record.label], pose="Unspecified", truncated=int(record.truncated))
+    _add_text(element, occluded=int(record.occluded), difficult=int(record.difficult))
     x0, y0, x1, y1 = record.box
-    _text(Xml.SubElement(element, "bndbox"), xmin=x0 + 1, ymin=y0 + 1, xmax=x1, ymax=y1)
+    _add_text(Xml.SubElement(element, "bndbox"), xmin=x0 + 1, ymin=y0 + 1, xmax=x1, ymax=y1)
     return element
 
 
-def _text(parent: Xml.Element, **children: object) -> None:
+def _add_text(parent: Xml.Element, **children: object) -> None:
     for tag, value in children.items():
         Xml.SubElement(parent, tag).text = str(value)
 
 
 def write_coco(root: Path, split: str, first_id: int, scenes: Sequence[EncodedScene]) -> None:
-    """Write one split; image ids count from ``first_id``, annotation ids from a thousand times that."""
+    """Write one split. Image ids start at ``first_id``; annotation ids are 1000 times the image id plus a number."""
     (root / split).mkdir(parents=True, exist_ok=True)
     (root / "annotations").mkdir(exist_ok=True)
     images, annotations = [], []
@@ -130,7 +130,7 @@ def write_coco(root: Path, split: str, first_id: int, scenes: Sequence[EncodedSc
         name = f"{image_id:012d}.jpg"
         (root / split / name).write_bytes(scene.jpeg)
         images.append({"id": image_id, "file_name": name, "height": scene.height, "width": scene.width, "license": 1})
-        annotations += _annotations(image_id, scene)
+        annotations += _to_coco_annotations(image_id, scene)
     document = {
         "info": {"description": "ssql_det toy scenes", "version": "1.0"},
         "licenses": LICENCES,
@@ -141,7 +141,7 @@ def write_coco(root: Path, split: str, first_id: int, scenes: Sequence[EncodedSc
     (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(document))
 
 
-def _annotations(image_id: int, scene: EncodedScene) -> list[dict[str, Any]]:
+def _to_coco_annotations(image_id: int, scene: EncodedScene) -> list[dict[str, Any]]:
     return [
         {
             "id": image_id * 1000 + number,

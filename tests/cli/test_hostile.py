@@ -183,7 +183,7 @@ LINES = {  # the command line itself is what is wrong
     "pretraining in no folder": (pretrain("OUTPUT_DIR ''"), "OUTPUT_DIR is empty; set it to the run's folder"),
     "reproduction in a file": ("reproduce --out {out}/notes.txt", "notes.txt is a file; name a folder"),
     "toy data in a file": ("make-toy-data {out}/notes.txt", "notes.txt is a file; name a folder"),
-    "toy data among other things": ("make-toy-data {out}", "holds something else than toy data"),
+    "toy data among other things": ("make-toy-data {out}", "holds other files than toy data"),
     "folder that plays tricks": (
         "check-data {toy} --draw 1 {here}/{tricks}/sheet.png",
         r"there is no folder {here}/a\n\x1b[31merror: b to write sheet.png into",

@@ -1,4 +1,4 @@
-"""The digits: real ones, whole, in splits that share none."""
+"""The digits: scikit-learn's, complete, in disjoint splits."""
 
 import numpy as np
 import pytest
@@ -8,18 +8,18 @@ from ssql_det.core.errors import UserError
 from ssql_det.toydata.digits import CLASSES, SPLITS, load_digit_split
 
 
-def test_no_digit_is_in_two_splits_and_none_is_lost():
+def test_splits_are_disjoint_and_complete():
     indices = np.concatenate([load_digit_split(split).indices for split in SPLITS])
     assert sorted(indices) == list(range(1797))
 
 
-def test_every_class_has_its_share_of_every_split():
-    for split, share in SPLITS.items():
+def test_every_split_has_the_same_fraction_of_each_class():
+    for split, fraction in SPLITS.items():
         counts = np.bincount(load_digit_split(split).labels, minlength=len(CLASSES))
-        assert (abs(counts - share * 179.7) < 5).all()
+        assert (abs(counts - fraction * 179.7) < 5).all()
 
 
-def test_labels_and_strokes_are_the_sources():
+def test_labels_and_images_are_scikit_learns():
     source = load_digits()
     train = load_digit_split("train")
     assert (train.labels == source.target[train.indices]).all()
@@ -30,7 +30,7 @@ def test_labels_and_strokes_are_the_sources():
     assert np.median(correlation) > 0.9
 
 
-def test_alphas_end_before_the_border():
+def test_alphas_have_an_empty_border():
     alphas = load_digit_split("val").alphas
     assert 0 <= alphas.min() < alphas.max() == 1
     assert not alphas[:, [0, -1]].any()
@@ -38,5 +38,5 @@ def test_alphas_end_before_the_border():
 
 
 def test_an_unknown_split_is_named():
-    with pytest.raises(UserError, match="no digit split 'dev'; choose one of train, val, test"):
+    with pytest.raises(UserError, match="unknown split 'dev' of the digits; choose one of train, val, test"):
         load_digit_split("dev")
