@@ -64,11 +64,11 @@ def no_detectron2():
         pytest.skip("a Detectron2 is installed for good")
 
 
-def test_without_detectron2_minid2_stands_in(no_detectron2):
+def test_without_detectron2_minid2_is_used(no_detectron2):
     assert run(USE).stdout.split() == ["minid2", "ssql_det.minid2.structures.instances"]
 
 
-def test_an_installed_detectron2_wins(tmp_path):
+def test_an_installed_detectron2_is_used(tmp_path):
     done = run("from ssql_det import d2; print(d2.engine_name())", package(tmp_path))
     assert done.stdout.split() == ["detectron2"]
     done = run(USE, package(tmp_path), SSQL_DET_ENGINE="minid2")
@@ -81,7 +81,7 @@ def test_a_forced_engine_that_is_missing_is_an_error(no_detectron2):
     assert "docs/engine.md" in sentence
 
 
-def test_an_engine_that_does_not_exist_is_named(no_detectron2):
+def test_an_unknown_engine_is_an_error(no_detectron2):
     assert "must be detectron2 or minid2, got 'mmdet'" in refusal(SSQL_DET_ENGINE="mmdet")
 
 
@@ -104,7 +104,7 @@ def test_a_folder_of_that_name_is_no_engine(tmp_path, no_detectron2):
     assert "is a folder without a package" in refusal(tmp_path, SSQL_DET_ENGINE="detectron2")
 
 
-def test_a_detectron2_that_lacks_something_is_refused_by_name(tmp_path):
+def test_a_detectron2_without_a_needed_name_is_an_error(tmp_path):
     modules = {
         name.replace(".", "__"): "\n".join(f"{each} = None" for each in names if each != "ROI_HEADS_REGISTRY")
         for name, names in d2._NAMES.items()
@@ -113,11 +113,11 @@ def test_a_detectron2_that_lacks_something_is_refused_by_name(tmp_path):
     assert "lacks modeling.ROI_HEADS_REGISTRY:" in sentence
 
 
-def test_to_import_the_door_imports_no_engine_and_no_torch():
+def test_importing_the_facade_imports_no_engine_and_no_torch():
     assert run("import sys, ssql_det.d2; print('torch' in sys.modules)").stdout.split() == ["False"]
 
 
-def test_what_comes_through_is_the_engines_own():
+def test_names_are_the_engines_objects():
     root = d2._ROOTS[d2.engine_name()]
     for sub_package, names in d2._NAMES.items():
         __import__(f"{root}.{sub_package}")
@@ -139,7 +139,7 @@ def test_every_name_has_a_type():
     assert typed >= {(sub_package, name) for sub_package, names in d2._NAMES.items() for name in names}
 
 
-def test_what_the_suite_imports_is_among_the_names():
+def test_all_names_that_the_package_imports_are_listed():
     trees = [ast.parse(path.read_text("utf-8")) for path in Path(d2.__file__).parent.rglob("*.py")]
     nodes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     imported = {alias.name for node in nodes if node.module == "ssql_det.d2" for alias in node.names}
@@ -147,7 +147,7 @@ def test_what_the_suite_imports_is_among_the_names():
     assert imported <= set(d2._load_names()) | set(vars(d2))
 
 
-def test_toy_data_have_names_of_their_own_and_are_registered_once():
+def test_toy_data_are_registered_once():
     assert {"toy_voc_2007_trainval", "toy_voc_2007_test"} < set(d2.DatasetCatalog.list())
     assert list(d2.MetadataCatalog.get("toy_coco_2017_val").thing_classes) == list(CLASSES)
     assert d2.MetadataCatalog.get("toy_coco_2017_train").evaluator_type == "coco"
@@ -156,7 +156,7 @@ def test_toy_data_have_names_of_their_own_and_are_registered_once():
     d2.register_toy_data()  # Detectron2 itself would refuse a second time
 
 
-def test_a_name_that_a_user_registered_stays():
+def test_a_users_registration_stays():
     own = """
 from ssql_det import d2
 catalog = __import__(d2._ROOTS[d2.engine_name()] + ".data", fromlist=["DatasetCatalog"]).DatasetCatalog
@@ -166,7 +166,7 @@ print(d2.DatasetCatalog.get("toy_coco_2017_val"))
     assert run(own).stdout.split() == ["['mine']"]
 
 
-def test_a_config_has_our_node_is_frozen_and_names_a_device_that_is_there(tmp_path, caplog, monkeypatch):
+def test_a_config_has_the_extra_node_is_frozen_and_has_an_existing_device(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     (tmp_path / "base.yaml").write_text("MODEL:\n  MASK_ON: True\nSSQL_DET:\n  EVAL_PERIOD: 5\nVERSION: 2\n")
     (tmp_path / "top.yaml").write_text("_BASE_: base.yaml\nSOLVER:\n  BASE_LR: 0.5\n")
@@ -184,7 +184,7 @@ def test_a_config_has_our_node_is_frozen_and_names_a_device_that_is_there(tmp_pa
 
 
 @pytest.mark.parametrize("device", ["tpu", "cuda:99", ""])
-def test_a_device_that_is_not_there_is_refused(device):
+def test_a_missing_device_is_refused(device):
     with pytest.raises(UserError, match=rf"MODEL\.DEVICE '{device}' is not available \(.*\); set it to cpu or cuda"):
         d2.read_config(overrides=["MODEL.DEVICE", device])
 
@@ -203,14 +203,14 @@ def test_a_device_that_is_not_there_is_refused(device):
         (None, [], "config.yaml"),
     ],
 )
-def test_a_config_that_cannot_be_used_is_one_sentence(tmp_path, text, overrides, sentence):
+def test_an_invalid_config_is_one_sentence(tmp_path, text, overrides, sentence):
     if text is not None:
         (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(UserError, match=re.escape(sentence)):
         d2.read_config(tmp_path / "config.yaml", overrides, {"EVAL_BITS": ["8w8a"]})
 
 
-def test_the_former_name_of_our_node_is_read_where_a_run_saved_it_and_refused_where_somebody_wrote_it(tmp_path):
+def test_the_former_node_name_is_read_in_saved_configs_and_refused_elsewhere(tmp_path):
     own = {"EVAL_BITS": ["8w8a"], "SCOPE": "all"}
     for name in ("config.yaml", "mine.yaml"):
         (tmp_path / name).write_text("SSQL:\n  EVAL_BITS: [4w4a]\n")
@@ -232,6 +232,6 @@ for name in ("ssql_det.detect", "detectron2.data.build", "fvcore.common.checkpoi
     assert [said.count(f"said by {name}") for name in ("ssql_det", "detectron2", "fvcore")] == [1, 1, 1]
 
 
-def test_ranks_of_one_machine_know_each_other(tmp_path):
+def test_ranks_of_one_machine_form_a_local_group(tmp_path):
     launch(write_local_ranks, tmp_path, processes=2)
     assert [(tmp_path / str(rank)).read_text() for rank in (0, 1)] == ["0 of 2", "1 of 2"]

@@ -1,4 +1,4 @@
-"""Configs become detectors, and a pretrained backbone finds its place in them, all of it."""
+"""Detectors are built from configs, and all tensors of a pretrained backbone are loaded into them."""
 
 import pytest
 import torch
@@ -25,8 +25,8 @@ def backbone(name):
     return unsettled(build_backbone(name).module)
 
 
-def saved(name, folder):
-    """A backbone's weights in a file, in torchvision's layout."""
+def save_backbone(name, folder):
+    """Save a backbone's weights in torchvision's layout."""
     network = backbone(name)
     path = folder / f"{name}.pth"
     torch.save(network.state_dict(), path)
@@ -38,8 +38,8 @@ def detector_config(name, kind, **keys):
     return config(c4, **keys) if kind == "C4" else config(fpn, **keys, **SMALL_HEADS)
 
 
-def place(name, kind):
-    """Where a tensor of a torchvision ResNet belongs in a detector."""
+def detector_name(name, kind):
+    """The name in a detector of a tensor of torchvision's ResNet."""
     first, _, rest = name.partition(".")
     root = "backbone." if kind == "C4" else "backbone.bottom_up."
     if first == "conv1":
@@ -54,7 +54,7 @@ def place(name, kind):
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in CONFIGS.glob("*.yaml")))
-def test_every_config_builds_a_detector_that_answers(name):
+def test_every_config_builds_a_working_detector(name):
     few = {"MODEL__RPN__PRE_NMS_TOPK_TEST": 20, "MODEL__RPN__POST_NMS_TOPK_TEST": 4}
     cfg = as_given(name, **few)
     detector = build_detector(cfg).eval()
@@ -66,22 +66,22 @@ def test_every_config_builds_a_detector_that_answers(name):
     assert all(parameter.requires_grad for parameter in detector.parameters())  # FREEZE_AT 0, no FrozenBN
 
 
-def test_channels_in_an_order_that_is_none_are_refused():
+def test_an_invalid_channel_order_is_refused():
     with pytest.raises(UserError, match=r"INPUT\.FORMAT must be RGB or BGR, got 'GRB'"):
         build_detector(config(C4, INPUT__FORMAT="GRB"))
 
 
 @pytest.mark.parametrize("kind", ["C4", "FPN"])
 @pytest.mark.parametrize("name", DETECTORS)
-def test_all_of_a_backbone_finds_its_place(name, kind, tmp_path):
-    network, path = saved(name, tmp_path)
+def test_all_tensors_of_a_backbone_are_loaded(name, kind, tmp_path):
+    network, path = save_backbone(name, tmp_path)
     cfg = detector_config(name, kind, MODEL__WEIGHTS=path)
     torch.manual_seed(1)
     fresh = build_detector(cfg).state_dict()
     torch.manual_seed(1)
     detector, checkpoint, coverage = load_pretrained_detector(cfg)
     state = detector.state_dict()
-    given = {place(key, kind): value for key, value in network.state_dict().items()}
+    given = {detector_name(key, kind): value for key, value in network.state_dict().items()}
     assert all(torch.equal(state[key], value) for key, value in given.items())
     assert all(torch.equal(state[key], value) for key, value in fresh.items() if key not in given)
     assert checkpoint.architecture.name == name
@@ -94,15 +94,15 @@ def test_all_of_a_backbone_finds_its_place(name, kind, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet34"])
-def test_detectron2s_own_c4_head_would_lose_a_shallow_networks_last_stage_and_is_refused(name, tmp_path):
-    _, path = saved(name, tmp_path)
+def test_res5_roi_heads_do_not_fit_a_shallow_backbone(name, tmp_path):
+    _, path = save_backbone(name, tmp_path)
     keys = {"MODEL__ROI_HEADS__NAME": "Res5ROIHeads", "MODEL__WEIGHTS": path}
     with pytest.raises(UserError, match=r"does not fit this network.*Res5ROIHeads has bottlenecks at any depth"):
         load_pretrained_detector(detector_config(name, "C4", **keys))
 
 
-def test_detectron2s_own_c4_head_fits_a_deep_network(tmp_path):
-    _, path = saved("resnet50", tmp_path)
+def test_res5_roi_heads_fit_a_deep_backbone(tmp_path):
+    _, path = save_backbone("resnet50", tmp_path)
     keys = {"MODEL__ROI_HEADS__NAME": "Res5ROIHeads", "MODEL__WEIGHTS": path}
     *_, coverage = load_pretrained_detector(detector_config("resnet50", "C4", **keys))
     assert coverage.percent == 100
@@ -121,14 +121,14 @@ def test_a_detector_of_the_other_kind_is_refused(given, wanted, tmp_path):
     [("resnet34", "resnet18"), ("resnet18", "resnet34"), ("resnet34", "resnet50"), ("narrow_resnet", "resnet50")],
 )
 def test_a_backbone_of_another_depth_is_refused(given, wanted, kind, tmp_path):
-    _, path = saved(given, tmp_path)
+    _, path = save_backbone(given, tmp_path)
     with pytest.raises(UserError, match=f"is a {given} and does not fit this network"):
         load_pretrained_detector(detector_config(wanted, kind, MODEL__WEIGHTS=path))
 
 
 @pytest.mark.parametrize(("norm", "kind"), [("naiveSyncBN", nn.BatchNorm2d), ("", None)])
 @pytest.mark.parametrize(("name", "blocks"), [("resnet18", 2), ("resnet34", 3), ("resnet50", 3), ("narrow_resnet", 1)])
-def test_the_extra_norm_stands_behind_the_backbones_last_stage(name, blocks, norm, kind):
+def test_the_extra_norm_follows_res5(name, blocks, norm, kind):
     cfg = detector_config(name, "C4", SSQL_DET__EXTRA_NORM=norm)
     torch.manual_seed(0)
     head = unsettled(build_detector(cfg)).roi_heads
@@ -146,7 +146,7 @@ def test_the_extra_norm_stands_behind_the_backbones_last_stage(name, blocks, nor
     assert head.box_predictor.cls_score.in_features == expected.shape[1]
 
 
-def test_the_extra_norm_is_of_the_kind_the_config_says():
+def test_the_extra_norm_has_the_type_of_the_config():
     kinds = {
         norm: build_detector(config(C4, SSQL_DET__EXTRA_NORM=norm)).roi_heads.res5.norm for norm in ("BN", "FrozenBN")
     }
@@ -154,8 +154,8 @@ def test_the_extra_norm_is_of_the_kind_the_config_says():
 
 
 @pytest.mark.parametrize("kind", ["C4", "FPN"])
-def test_the_narrow_detectors_features_are_the_pretrained_networks(kind, tmp_path):
-    network, path = saved("narrow_resnet", tmp_path)
+def test_a_narrow_detector_has_the_features_of_the_pretrained_network(kind, tmp_path):
+    network, path = save_backbone("narrow_resnet", tmp_path)
     detector, *_ = load_pretrained_detector(detector_config("narrow_resnet", kind, MODEL__WEIGHTS=path))
     network, detector = network.double(), detector.double().eval()
     images = torch.randn(2, 3, 96, 128, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
@@ -176,15 +176,15 @@ def test_the_narrow_detectors_features_are_the_pretrained_networks(kind, tmp_pat
         torch.testing.assert_close(features, expected[name], rtol=1e-5, atol=1e-5)
 
 
-def test_weights_that_are_no_detector_are_not_evaluated(tmp_path):
-    _, path = saved("resnet18", tmp_path)
+def test_a_backbone_alone_is_not_evaluated(tmp_path):
+    _, path = save_backbone("resnet18", tmp_path)
     with pytest.raises(UserError, match=r"resnet18\.pth is a backbone alone; train a detector"):
         load_trained_detector(detector_config("resnet18", "C4", MODEL__WEIGHTS=path))
     with pytest.raises(UserError, match=r"MODEL\.WEIGHTS is empty"):
         load_trained_detector(detector_config("resnet18", "C4"))
 
 
-def test_a_detectors_weights_come_back_whole(tmp_path):
+def test_all_tensors_of_a_detector_are_loaded(tmp_path):
     cfg = config(C4, MODEL__WEIGHTS=tmp_path / "whole.pth", out=tmp_path)
     torch.manual_seed(0)
     detector = unsettled(build_detector(cfg))
@@ -194,6 +194,6 @@ def test_a_detectors_weights_come_back_whole(tmp_path):
     assert all(torch.equal(value, again.state_dict()[key]) for key, value in detector.state_dict().items())
 
 
-def test_a_config_that_describes_no_detector_is_answered():
+def test_a_config_that_fails_the_engines_checks_is_a_user_error():
     with pytest.raises(UserError, match=r"this config does not describe a detector.*RES2_OUT_CHANNELS = 64"):
         build_detector(config("voc_r18_c4.yaml", MODEL__RESNETS__RES2_OUT_CHANNELS=256))

@@ -1,4 +1,4 @@
-"""A user's own data in COCO's format, from a command's two words to rows: the same as under a registered name."""
+"""Custom data sets in COCO's format: training and sweeps equal those on a registered data set."""
 
 import json
 
@@ -17,15 +17,15 @@ from ssql_det.detect.datasets import load_class_names, make_custom_name
 SHORT = {"SOLVER__MAX_ITER": 2, "SOLVER__STEPS": (), "SOLVER__IMS_PER_BATCH": 2}
 
 
-def places(toy, split):
+def split_files(toy, split):
     return toy / f"coco/{split}2017", toy / f"coco/annotations/instances_{split}2017.json"
 
 
-def own(toy, **files):
-    """The options of a command; a file of its own for a split may be given."""
+def data_options(toy, **files):
+    """The options of a command; ``train=`` or ``val=`` give another annotation file."""
     given = []
     for split in ("train", "val"):
-        images, file = places(toy, split)
+        images, file = split_files(toy, split)
         given += [f"--coco-{split}", f"{images}:{files.get(split, file)}"]
     return given
 
@@ -35,8 +35,8 @@ def train_det(out, *options, **keys):
     return ["train-det", "--config-file", str(CONFIGS / FPN), *map(str, options), *given]
 
 
-def changed(source, target, change):
-    """A copy of annotations that are another way."""
+def edit_copy(source, target, change):
+    """Write a copy of annotations with a change."""
     content = json.loads(source.read_text())
     change(content)
     target.write_text(json.dumps(content))
@@ -44,24 +44,24 @@ def changed(source, target, change):
 
 
 @pytest.fixture(scope="module")
-def trained(toy, tmp_path_factory):
+def trained_run(toy, tmp_path_factory):
     folder = tmp_path_factory.mktemp("own")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ssql_det.core.console.set_up_logging", lambda *ignored: None)
-        main(train_det(folder, *own(toy)))
+        main(train_det(folder, *data_options(toy)))
     return folder
 
 
-def test_it_trains_as_the_same_data_under_a_registered_name(trained, tmp_path):
+def test_training_equals_that_on_the_registered_data_set(trained_run, tmp_path):
     main(train_det(tmp_path))
-    ours, theirs = (read_tensors(folder / "model_final.pth")["model"] for folder in (trained, tmp_path))
+    ours, theirs = (read_tensors(folder / "model_final.pth")["model"] for folder in (trained_run, tmp_path))
     assert all((ours[name] == tensor).all() for name, tensor in theirs.items())
 
 
-def test_the_saved_config_finds_them_again_and_rows_are_the_same(trained, tmp_path):
-    weights = ["MODEL.WEIGHTS", str(trained / "model_final.pth"), "OUTPUT_DIR"]
+def test_the_saved_config_finds_the_data_again_and_rows_are_equal(trained_run, tmp_path):
+    weights = ["MODEL.WEIGHTS", str(trained_run / "model_final.pth"), "OUTPUT_DIR"]
     sweep = ["sweep", "--bits", "FP,4", "--calib-images", "3", "--config-file"]
-    main([*sweep, str(trained / "config.yaml"), *weights, str(tmp_path / "own")])
+    main([*sweep, str(trained_run / "config.yaml"), *weights, str(tmp_path / "own")])
     main([*sweep, str(CONFIGS / FPN), *tiny(**SHORT, MODEL__WEIGHTS=weights[1], OUTPUT_DIR=tmp_path / "toy")])
     ours, theirs = (rows.read_rows(tmp_path / name / "results.jsonl") for name in ("own", "toy"))
     assert [row.metrics for row in ours] == [row.metrics for row in theirs]
@@ -70,61 +70,64 @@ def test_the_saved_config_finds_them_again_and_rows_are_the_same(trained, tmp_pa
     assert {row.scheme for row in ours} == {"minmax"}
 
 
-def test_classes_and_their_numbers_are_the_files(toy, tmp_path):
-    """Numbers with gaps and in another order: classes stand in the order of their numbers."""
+def test_class_names_and_ids_are_those_of_the_file(toy, tmp_path):
+    """Ids with gaps and in another order: classes are sorted by id."""
 
-    def two_kinds(content):
+    def use_two_classes(content):
         content["categories"] = [{"id": 9, "name": "odd"}, {"id": 4, "name": "even"}]
         for each in content["annotations"]:
             each["category_id"] = 9 if each["category_id"] % 2 else 4
 
-    files = {split: changed(places(toy, split)[1], tmp_path / f"{split}.json", two_kinds) for split in ("train", "val")}
-    main(train_det(tmp_path / "run", *own(toy, **files)))
+    files = {
+        split: edit_copy(split_files(toy, split)[1], tmp_path / f"{split}.json", use_two_classes)
+        for split in ("train", "val")
+    }
+    main(train_det(tmp_path / "run", *data_options(toy, **files)))
     state = read_tensors(tmp_path / "run/model_final.pth")["model"]
     assert len(state["roi_heads.box_predictor.cls_score.bias"]) == 3
-    name = make_custom_name(f"{places(toy, 'train')[0]}:{files['train']}")
+    name = make_custom_name(f"{split_files(toy, 'train')[0]}:{files['train']}")
     assert load_class_names(name) == ["even", "odd"]
-    image = next(places(toy, "val")[0].iterdir())
+    image = next(split_files(toy, "val")[0].iterdir())
     main(
         [
             *("predict", "--config-file", str(tmp_path / "run/config.yaml"), "--bits", "FP", "--score", "0"),
-            *("--out", str(tmp_path / "seen"), "MODEL.WEIGHTS", str(tmp_path / "run/model_final.pth"), str(image)),
+            *("--out", str(tmp_path / "predictions"), "MODEL.WEIGHTS", str(tmp_path / "run/model_final.pth"), str(image)),
         ]
     )
-    seen = json.loads((tmp_path / "seen/detections_FP.json").read_text())
-    assert seen["categories"] == [{"id": 4, "name": "even"}, {"id": 9, "name": "odd"}]
-    assert {each["category_id"] for each in seen["annotations"]} <= {4, 9}
+    predictions = json.loads((tmp_path / "seen/detections_FP.json").read_text())
+    assert predictions["categories"] == [{"id": 4, "name": "even"}, {"id": 9, "name": "odd"}]
+    assert {each["category_id"] for each in predictions["annotations"]} <= {4, 9}
 
 
-def test_boxes_without_masks_are_trained_on_where_the_config_wants_no_masks(toy, capsys, tmp_path):
-    def boxes_alone(content):
+def test_boxes_without_masks_are_trained_on_with_mask_on_false(toy, capsys, tmp_path):
+    def remove_masks(content):
         for each in content["annotations"][:3]:
             del each["segmentation"]
 
-    file = changed(places(toy, "train")[1], tmp_path / "boxes.json", boxes_alone)
-    line = refused(capsys, *train_det(tmp_path / "run", *own(toy, train=file)))
+    file = edit_copy(split_files(toy, "train")[1], tmp_path / "boxes.json", remove_masks)
+    line = refused(capsys, *train_det(tmp_path / "run", *data_options(toy, train=file)))
     assert "has an object without a mask; for boxes alone set MODEL.MASK_ON False" in line
-    main(train_det(tmp_path / "run", *own(toy, train=file), MODEL__MASK_ON=False))
+    main(train_det(tmp_path / "run", *data_options(toy, train=file), MODEL__MASK_ON=False))
     assert (tmp_path / "run/model_final.pth").exists()
 
 
-def test_what_the_line_says_itself_goes_before(toy, capsys, tmp_path):
-    line = refused(capsys, *train_det(tmp_path / "run", *own(toy), MODEL__ROI_HEADS__NUM_CLASSES=7))
+def test_overrides_take_precedence_over_the_data_options(toy, capsys, tmp_path):
+    line = refused(capsys, *train_det(tmp_path / "run", *data_options(toy), MODEL__ROI_HEADS__NUM_CLASSES=7))
     assert "has 10 classes and MODEL.ROI_HEADS.NUM_CLASSES is 7; set it to 10" in line
 
 
-def test_other_classes_to_evaluate_on_are_refused(toy, capsys, tmp_path):
-    def renamed(content):
+def test_a_test_set_with_other_classes_is_refused(toy, capsys, tmp_path):
+    def rename_class(content):
         content["categories"][0]["name"] = "nought"
 
-    file = changed(places(toy, "val")[1], tmp_path / "val.json", renamed)
-    line = refused(capsys, *train_det(tmp_path / "run", *own(toy, val=file)))
+    file = edit_copy(split_files(toy, "val")[1], tmp_path / "val.json", rename_class)
+    line = refused(capsys, *train_det(tmp_path / "run", *data_options(toy, val=file)))
     assert "are zero, one, two" in line
     assert "nought, one, two" in line
     assert not (tmp_path / "run").exists()
 
 
-def faulty(content):
+def add_faults(content):
     content["annotations"][0]["image_id"] = 12345
     content["annotations"][1]["bbox"] = [3, 3, 0, 2]
 
@@ -132,16 +135,16 @@ def faulty(content):
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        (faulty, "is of image 12345, which is not in the file (and 1 more errors); `ssql-det check-data"),
+        (add_faults, "is of image 12345, which is not in the file (and 1 more errors); `ssql-det check-data"),
         (lambda content: content.pop("categories"), "is not in COCO's instances format"),
         (lambda content: content["categories"].clear(), "has no class names"),
         (lambda content: content["categories"][0].pop("name"), "is not in COCO's instances format"),
-        (lambda content: content["annotations"].clear(), "no image has an object; nothing can be trained on it"),
+        (lambda content: content["annotations"].clear(), "no image has an object; nothing can be trained_run on it"),
     ],
 )
-def test_files_that_would_end_a_training_are_refused_before_it(change, complaint, toy, capsys, tmp_path):
-    file = changed(places(toy, "train")[1], tmp_path / "train.json", change)
-    assert complaint in refused(capsys, *train_det(tmp_path / "run", *own(toy, train=file)))
+def test_invalid_annotations_are_refused_before_the_training(change, complaint, toy, capsys, tmp_path):
+    file = edit_copy(split_files(toy, "train")[1], tmp_path / "train.json", change)
+    assert complaint in refused(capsys, *train_det(tmp_path / "run", *data_options(toy, train=file)))
     assert not (tmp_path / "run").exists()
 
 
@@ -157,13 +160,13 @@ def test_files_that_would_end_a_training_are_refused_before_it(change, complaint
         (".:nothing.json", "there is no annotation file "),
     ],
 )
-def test_places_that_are_none_are_refused(given, complaint, capsys, tmp_path):
+def test_missing_files_are_refused(given, complaint, capsys, tmp_path):
     line = refused(capsys, *train_det(tmp_path / "run", "--coco-train", given))
     assert complaint in line
     assert not (tmp_path / "run").exists()
 
 
-def test_a_name_says_where_the_data_lie_from_anywhere(monkeypatch, tmp_path):
+def test_a_name_has_absolute_paths(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert make_custom_name("photos:labels.json") == f"coco:{tmp_path}/photos:{tmp_path}/labels.json"
     assert make_custom_name("~/a:b:c.json").endswith("/a:b:" + str(tmp_path / "c.json"))
@@ -172,7 +175,7 @@ def test_a_name_says_where_the_data_lie_from_anywhere(monkeypatch, tmp_path):
         load_class_names(make_custom_name("photos:labels.json"))
 
 
-def test_its_classes_are_known_before_it_is_loaded(toy):
-    name = make_custom_name("{}:{}".format(*places(toy, "val")))
+def test_class_names_are_available_without_loading_the_data_set(toy):
+    name = make_custom_name("{}:{}".format(*split_files(toy, "val")))
     assert load_class_names(name) == list(MetadataCatalog.get(name).thing_classes)
     assert len(load_class_names(name)) == 10

@@ -1,4 +1,4 @@
-"""From nothing to a table: toy data, a training that learns them by heart, a sweep, rows, and the table they make."""
+"""Make toy data, overfit a detector, sweep it and make the table."""
 
 import itertools
 
@@ -51,7 +51,7 @@ def swept(name, keys, out, bits=WIDTHS, **more):
     return {row.bits: row.metrics["bbox/AP"] for row in rows.read_rows(out / "results.jsonl")}
 
 
-def test_rows_and_a_table(trained, capsys):
+def test_a_sweep_and_its_table(trained, capsys):
     name, keys, folder = trained
     dataset, number, least = DETECTORS[name]
     found = swept(name, keys, folder / "sweep")
@@ -70,7 +70,7 @@ def test_rows_and_a_table(trained, capsys):
         assert any(bits in line and f"{ap:.1f}" in line for line in table.splitlines()), (bits, ap, table)
 
 
-def test_the_error_of_features_grows_as_bits_fall(trained):
+def test_feature_errors_grow_as_bits_fall(trained):
     name, keys, _ = trained
     cfg = read_config(CONFIGS / name, pairs(keys), SSQL_DET_DEFAULTS)
     model, _ = load_trained_detector(cfg)

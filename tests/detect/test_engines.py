@@ -1,4 +1,4 @@
-"""The same rows from Detectron2 and from minid2: ``pytest -m detectron2``, where Detectron2 can be imported."""
+"""Detectron2 and minid2 give the same rows: ``pytest -m detectron2``, where Detectron2 can be imported."""
 
 import importlib.util
 import json

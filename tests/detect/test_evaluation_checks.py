@@ -1,4 +1,4 @@
-"""What COCO's and VOC's metrics would fail on is refused before an evaluation, with the file and the object."""
+"""Annotations that COCO's or VOC's metrics cannot read are refused before an evaluation."""
 
 import json
 
@@ -59,7 +59,7 @@ def test_a_data_set_that_can_be_evaluated_on_passes(dataset, tmp_path):
 
 
 @pytest.mark.parametrize("name", [C4, FPN])
-def test_so_does_one_of_coco(name, dataset, tmp_path):
+def test_a_coco_data_set_that_can_be_evaluated_on_passes(name, dataset, tmp_path):
     check_evaluation_dataset(config(name), dataset(**write_coco(tmp_path / "a.json")))
 
 
@@ -74,7 +74,7 @@ def test_so_does_one_of_coco(name, dataset, tmp_path):
         ({"listed": "b\n"}, "b.xml cannot be read: "),
     ],
 )
-def test_annotations_of_voc_are_refused(changes, message, dataset, tmp_path):
+def test_incomplete_voc_annotations_are_refused(changes, message, dataset, tmp_path):
     with pytest.raises(UserError) as raised:
         check_evaluation_dataset(config(C4), dataset(**write_voc(tmp_path, **changes)))
     assert message in str(raised.value)
@@ -90,7 +90,7 @@ def test_annotations_of_voc_are_refused(changes, message, dataset, tmp_path):
         ({"segmentation": []}, "annotation 1 has an invalid segmentation: "),
     ],
 )
-def test_annotations_of_coco_are_refused(changes, message, dataset, tmp_path):
+def test_incomplete_coco_annotations_are_refused(changes, message, dataset, tmp_path):
     name = dataset(**write_coco(tmp_path / "a.json", **changes))
     with pytest.raises(UserError) as raised:
         check_evaluation_dataset(config(FPN), name)
@@ -105,6 +105,6 @@ def test_fewer_classes_than_the_detector_has_are_refused(dataset, tmp_path):
         check_evaluation_dataset(config(FPN), name)
 
 
-def test_another_kind_of_evaluation_is_refused(dataset):
+def test_an_unsupported_evaluator_type_is_refused(dataset):
     with pytest.raises(UserError, match="has the evaluator_type 'lvis'; supported are coco and pascal_voc"):
         check_evaluation_dataset(config(C4), dataset(evaluator_type="lvis"))

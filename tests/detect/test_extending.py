@@ -1,4 +1,4 @@
-"""What docs/extending.md shows, as a module outside the package: pretrained, killed, resumed, probed, swept."""
+"""The examples of docs/extending.md as a plug-in: pretrained, killed, resumed, probed and swept."""
 
 import hashlib
 import json
@@ -90,7 +90,7 @@ def test_a_method_a_network_and_a_quantizer_are_trained_killed_resumed_and_probe
     assert "--plugin" in said
 
 
-def test_a_family_is_swept(lab, learned, toy, tmp_path):
+def test_a_custom_family_is_swept(lab, learned, toy, tmp_path):
     run(lab, "--plugin", "coarse", *command(learned, tmp_path / "sweep", bits="4"))
     with safe_open(tmp_path / "sweep/quantization.safetensors", framework="pt") as file:
         points = {(point["path"], point["side"]) for point in json.loads(file.metadata()["points"])}
@@ -109,7 +109,7 @@ def test_a_config_names_plugins_too(lab, toy, tmp_path):
     assert (tmp_path / "out/checkpoint.pth").exists()
 
 
-def test_a_format_is_read(lab, tmp_path):
+def test_a_custom_format_is_read(lab, tmp_path):
     from ssql_det.backbones import build_backbone
 
     state = {f"student.body.{name}": tensor for name, tensor in build_backbone("resnet18").module.state_dict().items()}

@@ -1,4 +1,4 @@
-"""Placement ``integer`` in a detector: what it has beside the published points, and the FPN's sums as one tensor."""
+"""Placement ``integer`` in a detector: its additional points, and the FPN's sums as 8-bit tensors."""
 
 import pytest
 import torch
@@ -34,13 +34,13 @@ BACKBONE = [
 RPN = [f"proposal_generator.rpn_head.{name}:output" for name in ("objectness_logits", "anchor_deltas")]
 
 
-def test_c4():
+def test_points_of_a_c4_detector():
     model = build_detector(config(C4))
     res5 = ["roi_heads.res5.0.conv2:output", "roi_heads.res5.0.shortcut:output"]
     assert more(model) == [*BACKBONE, *res5, *RPN]
 
 
-def test_fpn():
+def test_points_of_an_fpn_detector():
     model = build_detector(config(FPN, MODEL__MASK_ON=True))
     neck = [f"fpn_{kind}{level}:output" for level in (2, 3, 4, 5) for kind in ("lateral", "output")]
     sums = [f"backbone/add#{call}:output" for call in range(3)]
@@ -49,7 +49,7 @@ def test_fpn():
     assert more(model) == [*BACKBONE, *res5, *neck, *sums, *RPN, "roi_heads.mask_head.predictor:output"]
 
 
-def test_the_scope_with_the_neck_is_an_fpns():
+def test_scope_backbone_and_neck_needs_an_fpn():
     model = build_detector(config(FPN))
     neck = {point.path for point in detector_points(model, "backbone+neck")}
     neck -= {point.path for point in detector_points(model, "backbone")}
@@ -59,7 +59,7 @@ def test_the_scope_with_the_neck_is_an_fpns():
 
 
 @pytest.mark.parametrize("name", [C4, FPN])
-def test_each_multiply_add_is_between_two_grids(name):
+def test_all_inputs_of_multiply_adds_are_quantized(name):
     model = build_detector(config(name, MODEL__MASK_ON=True))
     trace = trace_pass(model, detector_points(model, "all", "integer"), images())
     assert trace.coverage == 1
@@ -70,7 +70,7 @@ def test_each_multiply_add_is_between_two_grids(name):
 
 
 @torch.no_grad()
-def test_the_sum_of_an_fpn_is_one_tensor_of_8_bits():
+def test_an_fpn_sum_is_one_8_bit_tensor():
     model = build_detector(config(FPN)).eval()
     quantization = Quantization(model, detector_points(model, "all", "integer"), Scheme(placement="integer"))
     quantization.calibrate([images()], forward=lambda network, batch: network(batch))

@@ -1,4 +1,4 @@
-"""Micro-batches: a batch that goes through the network in parts, and has the gradient of the whole."""
+"""Micro-batches: a batch that is trained in parts has the gradient of the whole batch."""
 
 import pytest
 from support.detect.configs import C4, config
@@ -30,7 +30,7 @@ def test_micro_batches_add_up_to_the_gradient_of_the_whole_batch(parts, one_size
     assert farthest(gradients(tmp_path, parts, **keys), gradients(tmp_path, 1, **keys)) <= 1e-3
 
 
-def test_each_part_of_a_batch_counts_the_same_however_many_regions_it_has(tmp_path):
+def test_each_micro_batch_has_the_same_weight_whatever_its_number_of_regions(tmp_path):
     """Detectron2 divides by what one forward has sampled: the mean of two parts is not quite the mean over all."""
     keys = {"INPUT__MIN_SIZE_TRAIN": (64,), "INPUT__RANDOM_FLIP": "none"}
     sampled = {"MODEL__ROI_HEADS__BATCH_SIZE_PER_IMAGE": 512}  # more than there are: all are taken
@@ -39,7 +39,7 @@ def test_each_part_of_a_batch_counts_the_same_however_many_regions_it_has(tmp_pa
 
 
 @pytest.mark.parametrize("parts", [0, -1, 3])
-def test_micro_batches_divide_a_batch(parts, tmp_path):
+def test_micro_batches_must_divide_the_batch(parts, tmp_path):
     with pytest.raises(UserError, match=rf"SSQL_DET\.MICRO_BATCHES must divide SOLVER\.IMS_PER_BATCH 4, got {parts}"):
         train(config(C4, tmp_path / "run", SSQL_DET__MICRO_BATCHES=parts, SOLVER__IMS_PER_BATCH=4), C4)
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""Looks at a detector while it trains: rows and curves beside the training, which goes on as if nobody looked."""
+"""Evaluations during a training write rows and curves, and do not change the training."""
 
 import json
 
@@ -12,7 +12,7 @@ from ssql_det.core.rows import Calibration
 from ssql_det.detect.train import train
 
 
-def test_looking_leaves_rows_and_does_not_change_what_is_trained(whole_run, tmp_path):
+def test_evaluations_write_rows_and_do_not_change_the_training(whole_run, tmp_path):
     train(config(C4, tmp_path, **LOOKING), C4)
     looks = [(row.checkpoint, row.bits, row.dataset, row.scope) for row in rows.read_rows(tmp_path / "looks.jsonl")]
     places = [f"iteration {iteration}" for iteration in (3, 7, LAST)]
@@ -27,7 +27,7 @@ def test_looking_leaves_rows_and_does_not_change_what_is_trained(whole_run, tmp_
     assert [line["step"] for line in lines if "toy_voc_2007_test/4w4a/bbox/AP50" in line] == [3, 7, LAST]
 
 
-def test_a_resumed_run_has_each_look_once_and_may_change_its_scheme(tmp_path):
+def test_a_resumed_run_has_each_evaluation_once_and_may_change_its_scheme(tmp_path):
     with stopped_in_step(6):
         train(config(C4, tmp_path, **LOOKING), C4)
     scheme = "weight=centred, act=mse, norms=re-estimated"
@@ -56,7 +56,7 @@ def test_a_resumed_run_has_each_look_once_and_may_change_its_scheme(tmp_path):
         ),
     ],
 )
-def test_a_look_that_cannot_be_is_refused_before_the_training(keys, complaint, tmp_path):
+def test_invalid_evaluation_settings_are_refused_before_the_training(keys, complaint, tmp_path):
     with pytest.raises(UserError, match=complaint):
         train(config(C4, tmp_path / "run", **(LOOKING | keys)), C4)
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""The points of a detector, written out."""
+"""The quantization points of detectors, written out."""
 
 import pytest
 from support.detect.configs import C4, FPN, config
@@ -131,7 +131,7 @@ def found(model, scope):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_points_are_those_of_the_table(case):
+def test_points_are_those_of_the_table(case):
     name, keys, backbone, rest = CASES[case]
     model = build_detector(config(name, **keys))
     assert found(model, "backbone") == lines(backbone)
@@ -172,7 +172,7 @@ def test_a_box_head_with_convs_is_quantized_at_their_inputs():
 
 
 @pytest.mark.parametrize("name", [C4, FPN])
-def test_a_layer_that_no_rule_knows_is_refused_where_all_is_to_be_quantized(name):
+def test_scope_all_refuses_an_unsupported_layer(name):
     model = build_detector(config(name, MODEL__RPN__CONV_DIMS=[-1, -1]))
     with pytest.raises(
         UserError, match=r"proposal_generator\.rpn_head\.conv\.conv0 has no quantization point \(2 such"

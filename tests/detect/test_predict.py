@@ -1,4 +1,4 @@
-"""A detector on a user's images: which images, what is drawn, what is written, and what is refused."""
+"""Detections on a user's images: which images, what is drawn and written, and what is refused."""
 
 import json
 
@@ -64,7 +64,7 @@ def test_pictures_and_json_are_written_for_each_width(name, weights, photos, tmp
             assert coco_mask.decode(each["segmentation"]).shape == limit[::-1]
 
 
-def test_float_is_what_the_detector_says(weights, photos, tmp_path):
+def test_float_predictions_are_the_detectors_outputs(weights, photos, tmp_path):
     predict(weights, C4, tmp_path / "out", photos / "b.png", bits="FP")
     cfg = config(C4, MODEL__WEIGHTS=weights / f"{C4}.pth")
     model = build_detector(cfg)
@@ -76,19 +76,19 @@ def test_float_is_what_the_detector_says(weights, photos, tmp_path):
     assert [each["category_id"] for each in found] == expected.pred_classes.tolist()
 
 
-def test_categories_have_the_data_sets_own_numbers():
+def test_category_ids_are_those_of_the_data_set():
     cfg = config(FPN, DATASETS__TEST=("coco_2017_val",), MODEL__ROI_HEADS__NUM_CLASSES=80)
     assert get_category_ids(cfg)[:13] == [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 14]
     assert get_category_ids(cfg)[-1] == 90
     assert get_category_ids(config(C4)) == list(range(10))
 
 
-def test_images_are_files_and_those_of_folders_in_order(photos):
+def test_images_are_files_and_the_sorted_files_of_folders(photos):
     assert [path.name for path in find_images([str(photos)])] == ["a.jpg", "b.png"]
     assert [path.name for path in find_images([str(photos / "b.png"), str(photos / "a.jpg")])] == ["b.png", "a.jpg"]
 
 
-def test_what_is_no_image_is_refused(photos, tmp_path):
+def test_a_file_that_is_not_an_image_is_refused(photos, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"there is no image .*nowhere"):
         find_images([str(tmp_path / "nowhere")])

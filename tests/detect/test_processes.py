@@ -1,4 +1,4 @@
-"""Several processes: they evaluate what one does, go on where they were killed, and tell a mistake once."""
+"""Several processes: sweeps equal those of one, killed trainings resume, and a mistake is reported once."""
 
 import itertools
 import json
@@ -61,7 +61,7 @@ def has_the_rows_of(two, one):
 
 
 @pytest.mark.parametrize("flags", [(), ("--scheme", "norms=re-estimated"), ("--scheme", "act=mse")])
-def test_a_sweep_of_two_processes_is_that_of_one(flags, swept):
+def test_a_sweep_with_two_processes_equals_one_with_one(flags, swept):
     one = swept(1, *flags)
     assert has_the_rows_of(swept(2, *flags), one)
     assert any(row.metrics["bbox/AP50"] > 0 for row in rows.read_rows(one / "results.jsonl"))
@@ -94,7 +94,7 @@ def test_killed_processes_resume_to_the_same_bits(in_process, tmp_path):
     assert len(found) == 6
 
 
-def test_another_number_of_processes_goes_on_with_the_same_batches(in_two):
+def test_another_number_of_processes_resumes_with_the_same_batches(in_two):
     (expected,) = fed(in_two("fed", "whole", 0, processes=1), "whole")
     folder = in_two("fed", "stopped", 5)
     in_two("fed", "resumed", 0, processes=3, folder=folder)
@@ -145,7 +145,7 @@ ON_GPUS_ONLY = "SyncBN needs GPUs; for several processes on the CPU set "
         ),
     ],
 )
-def test_a_training_that_processes_cannot_share_is_refused(keys, expected, in_process, tmp_path):
+def test_a_batch_size_that_processes_cannot_share_is_refused(keys, expected, in_process, tmp_path):
     out, log = tmp_path / "out", tmp_path / "log"
     assert in_process(arguments(out, **keys), log, processes=2, seconds=120)["status"] == 2
     assert complaint(log.read_text()) == expected
@@ -153,7 +153,7 @@ def test_a_training_that_processes_cannot_share_is_refused(keys, expected, in_pr
 
 
 @pytest.mark.parametrize("weights", [C4], indirect=True)
-def test_fewer_images_than_processes_are_not_calibrated_with(weights, in_process, tmp_path):
+def test_fewer_calibration_images_than_processes_are_refused(weights, in_process, tmp_path):
     out, log = tmp_path / "out", tmp_path / "log"
     command = sweeping(weights, out, "--calib-images", "1")
     assert in_process(command, log, processes=2, seconds=120)["status"] == 2
@@ -175,7 +175,7 @@ if __name__ == "__main__":
 """
 
 
-def test_a_loss_that_is_not_finite_on_one_rank_ends_all(tmp_path):
+def test_a_loss_that_is_not_finite_on_one_rank_stops_all(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(NOT_A_NUMBER_ON_THE_SECOND)
     command = [sys.executable, program, *arguments(tmp_path / "out", "--num-gpus", "2")]
@@ -185,7 +185,7 @@ def test_a_loss_that_is_not_finite_on_one_rank_ends_all(tmp_path):
 
 
 @pytest.mark.parametrize("command", ["train-det", "sweep"])
-def test_no_processes_are_refused(command, capsys):
+def test_zero_processes_are_refused(command, capsys):
     line = refused(capsys, command, "--config-file", str(CONFIGS / C4), "--num-gpus", "0")
     assert "--num-gpus" in line
 
@@ -201,7 +201,7 @@ def torchrun(tool, arguments):
     return ended.stdout
 
 
-def test_torchrun_trains_and_sweeps_as_other_processes_do(in_process, tmp_path):
+def test_torchrun_equals_num_gpus(in_process, tmp_path):
     few = {"SOLVER__MAX_ITER": 2, "SOLVER__STEPS": (), "TEST__PRECISE_BN__NUM_ITER": 1}
     other, log = tmp_path / "other", tmp_path / "log"
     assert in_process(arguments(other, **few), log, processes=2)["status"] == 0, log.read_text()

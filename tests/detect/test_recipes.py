@@ -138,7 +138,7 @@ def but_for(keys, values):
 
 
 @pytest.mark.parametrize("name", [*RECIPES, *ROWS])
-def test_a_config_is_the_recipe_and_else_the_defaults(name):
+def test_a_config_is_the_recipe_and_otherwise_the_defaults(name):
     values = resolved(name)
     expected = RECIPES[OF_TABLE[ROWS[name]] if name in ROWS else name]
     assert {key: values[key] for key in expected} == expected
@@ -147,12 +147,12 @@ def test_a_config_is_the_recipe_and_else_the_defaults(name):
     assert but_for({*expected, *free}, values) == but_for({*expected, *free}, defaults)
 
 
-def test_rows_differ_from_their_recipe_in_method_backbone_and_folder_alone():
+def test_row_configs_differ_from_their_recipe_only_in_method_backbone_and_folder():
     for name, number in ROWS.items():
         assert but_for(OF_A_ROW, resolved(name)) == but_for(OF_A_ROW, resolved(OF_TABLE[number]))
 
 
-def test_every_detector_has_a_folder_of_its_own():
+def test_every_config_has_its_own_output_folder():
     folders = Counter(resolved(name)["OUTPUT_DIR"] for name in (*RECIPES, *ROWS))
     assert set(folders.values()) == {1}
 
@@ -164,14 +164,14 @@ def test_every_published_row_has_one_config(number):
     assert Counter(named) == Counter(methods)
 
 
-def test_random_weights_alone_come_from_nowhere():
+def test_only_the_random_init_row_has_no_weights():
     """A row that is to have a backbone cannot begin without one unnoticed."""
     empty = [name for name in ROWS if not resolved(name)["MODEL.WEIGHTS"]]
     assert empty == ["table6/random_init.yaml"]
 
 
 @pytest.mark.parametrize("name", MADE_HERE)
-def test_a_backbone_is_where_its_pretraining_leaves_it(name):
+def test_a_backbones_path_is_that_of_its_pretraining(name):
     weights, method = (resolved(name)[key] for key in ("MODEL.WEIGHTS", "SSQL_DET.METHOD"))
     (config,) = (
         file
@@ -186,7 +186,7 @@ def test_a_backbone_is_where_its_pretraining_leaves_it(name):
 
 
 @pytest.mark.parametrize("number", OF_TABLE)
-def test_a_supervised_row_takes_torchvisions_file_as_it_is(number, tmp_path, monkeypatch):
+def test_a_supervised_row_loads_torchvisions_file(number, tmp_path, monkeypatch):
     name = {6: "resnet18", 7: "resnet50"}[number]
     url = torchvision.models.get_model_weights(name).IMAGENET1K_V1.url
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -208,7 +208,7 @@ def convs(module):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_the_detector_has_torchvisions_network_and_the_anchors(name):
+def test_a_detector_has_torchvisions_backbone_and_the_recipes_anchors(name):
     recipe, detector = RECIPES[name], build_detector(as_given(name))
     depth, sizes = recipe["MODEL.RESNETS.DEPTH"], recipe["MODEL.ANCHOR_GENERATOR.SIZES"]
     network = torchvision.models.get_model(f"resnet{depth}", weights=None)
@@ -228,7 +228,7 @@ def test_the_detector_has_torchvisions_network_and_the_anchors(name):
 
 
 @pytest.mark.parametrize("number", OF_TABLE)
-def test_reproduce_trains_the_rows(number, monkeypatch):
+def test_reproduce_trains_the_row_configs(number, monkeypatch):
     monkeypatch.chdir(ROOT)
     given = {"IN supervised": "in.pth", "BYOL": "byol.pth"}
     plan = plan_of("paper", tables=(number,), seeds=1, checkpoints=given)

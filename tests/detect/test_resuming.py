@@ -1,4 +1,4 @@
-"""Resuming a training: the resumed run is the run that was not stopped, wherever it was stopped or killed."""
+"""A resumed training equals an uninterrupted one, wherever it was stopped or killed."""
 
 import itertools
 import shutil
@@ -21,7 +21,7 @@ LONGER = {"SOLVER__MAX_ITER": 25}  # so that there is more to be killed, and a s
 
 
 @pytest.mark.parametrize("number", [1, 3, 4, 5, 9])
-def test_a_resumed_run_is_the_run_that_was_not_stopped(number, whole_run, tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_one(number, whole_run, tmp_path):
     with stopped_in_step(number):
         train(config(C4, tmp_path), C4)
     assert (tmp_path / "last_checkpoint").exists() == (number > PERIOD)
@@ -40,7 +40,7 @@ def test_a_run_is_resumed_again_and_again(whole_run, tmp_path):
 
 
 @pytest.mark.parametrize("keys", [{"SSQL_DET__MICRO_BATCHES": 2}, {"DATALOADER__NUM_WORKERS": 2}])
-def test_it_goes_on_at_its_place_in_the_data_however_batches_are_made(keys, tmp_path):
+def test_a_resumed_run_continues_in_the_data_with_any_loader(keys, tmp_path):
     train(config(C4, tmp_path / "whole", **keys), C4)
     with stopped_in_step(6):
         train(config(C4, tmp_path / "stopped", **keys), C4)
@@ -48,14 +48,14 @@ def test_it_goes_on_at_its_place_in_the_data_however_batches_are_made(keys, tmp_
     assert same(final(tmp_path / "stopped"), final(tmp_path / "whole"))
 
 
-def test_a_finished_run_stays_as_it_is(whole_run, tmp_path):
+def test_a_finished_run_is_unchanged(whole_run, tmp_path):
     shutil.copytree(whole_run, tmp_path / "run")
     train(config(C4, tmp_path / "run"), C4, resume=True)
     assert same(final(tmp_path / "run"), final(whole_run))
     assert (tmp_path / "run/metrics.jsonl").read_text() == (whole_run / "metrics.jsonl").read_text()
 
 
-def test_the_images_go_on_where_they_stopped(monkeypatch, tmp_path):
+def test_a_resumed_run_trains_on_the_following_images(monkeypatch, tmp_path):
     """Which are fed, by iteration; whatever else of a run is the same or not."""
     fed = []
 
@@ -100,7 +100,7 @@ def test_a_killed_run_resumes_to_the_same_bits(longer, in_process, tmp_path):
             break
 
 
-def test_a_run_killed_while_it_writes_a_checkpoint_resumes_to_the_same_bits(longer, in_process, tmp_path):
+def test_a_run_killed_while_writing_a_checkpoint_resumes_to_the_same_bits(longer, in_process, tmp_path):
     """As soon as there is a file, in the middle of it, and when it is there but no tag names it yet."""
     out, log = tmp_path / "run", tmp_path / "log"
     command = arguments(out, "--resume", **LONGER)
@@ -110,7 +110,7 @@ def test_a_run_killed_while_it_writes_a_checkpoint_resumes_to_the_same_bits(long
     assert ends_as(out, longer[0])
 
 
-def test_a_kill_in_the_middle_of_a_checkpoint_leaves_the_one_before(whole_run, monkeypatch, tmp_path):
+def test_an_interrupted_checkpoint_leaves_the_previous_one(whole_run, monkeypatch, tmp_path):
     def torn(content, file, **options):
         file.write(b"half of it")
         raise StoppedError
@@ -134,12 +134,12 @@ def test_a_kill_in_the_middle_of_a_checkpoint_leaves_the_one_before(whole_run, m
 # ---- what is resumed, and what is not ------------------------------------------------------------------------------
 
 
-def test_without_a_checkpoint_resuming_is_beginning(whole_run, tmp_path):
+def test_resuming_without_a_checkpoint_begins_a_run(whole_run, tmp_path):
     train(config(C4, tmp_path), C4, resume=True)
     assert same(final(tmp_path), final(whole_run))
 
 
-def test_a_run_goes_on_that_saved_the_suites_keys_in_a_node_called_ssql(whole_run, tmp_path):
+def test_a_run_with_the_former_node_name_is_resumed(whole_run, tmp_path):
     with stopped_in_step(5):
         train(config(C4, tmp_path), C4)
     saved = (tmp_path / "config.yaml").read_text()
@@ -151,7 +151,7 @@ def test_a_run_goes_on_that_saved_the_suites_keys_in_a_node_called_ssql(whole_ru
     assert (tmp_path / "config.yaml").read_text() == saved
 
 
-def test_a_run_goes_on_with_its_config_alone(whole_run, tmp_path):
+def test_a_run_is_resumed_only_with_its_config(whole_run, tmp_path):
     shutil.copytree(whole_run, tmp_path / "run")
     keys = {"SSQL_DET__EXTRA_NORM": "", "SOLVER__BASE_LR": 0.01, "SOLVER__MAX_ITER": 20, "SSQL_DET__EVAL_PERIOD": 10}
     said = (

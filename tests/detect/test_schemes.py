@@ -1,4 +1,4 @@
-"""Another scheme than the published one, from a sweep's rows over its calibration on disk to predictions."""
+"""A scheme other than the published one: in a sweep's rows, its quantization file and predictions."""
 
 import json
 
@@ -59,7 +59,7 @@ def written(out):
     return found
 
 
-def test_rows_say_the_scheme_and_are_those_of_no_other(in_scheme, whole_sweep):
+def test_rows_record_the_scheme_and_differ_from_those_of_another(in_scheme, whole_sweep):
     found = rows.read_rows(in_scheme / "results.jsonl")
     assert [row.bits for row in found] == ["FP", "8w8a", "4w4a"]
     for row, plain in zip(found, whole_sweep[1], strict=True):
@@ -69,7 +69,7 @@ def test_rows_say_the_scheme_and_are_those_of_no_other(in_scheme, whole_sweep):
         assert row.metrics["MB"] == plain.metrics["MB"]
 
 
-def test_each_part_of_it_changes_the_numbers(in_scheme, learned, tmp_path):
+def test_each_part_of_a_scheme_changes_the_results(in_scheme, learned, tmp_path):
     found = {SCHEME: rows.read_rows(in_scheme / "results.jsonl")[-1].metrics["bbox/AP"]}
     for text in ("minmax", "weight=centred", "act=mse", "norms=re-estimated", "weight=centred, act=mse"):
         plan = QuantizationSettings("all", Calibration(4), Scheme.parse(text))
@@ -78,7 +78,7 @@ def test_each_part_of_it_changes_the_numbers(in_scheme, learned, tmp_path):
     assert len(set(found.values())) == len(found) == 6
 
 
-def test_more_widths_later_are_as_if_from_the_first(in_scheme, learned, tmp_path):
+def test_bit_widths_added_later_give_the_same_rows(in_scheme, learned, tmp_path):
     swept(learned, tmp_path, "4", PLAN)
     found = swept(learned, tmp_path, "FP,8,4", PLAN)
     expected = rows.read_rows(in_scheme / "results.jsonl")
@@ -87,7 +87,7 @@ def test_more_widths_later_are_as_if_from_the_first(in_scheme, learned, tmp_path
     assert (tmp_path / name).read_bytes() == (in_scheme / name).read_bytes()
 
 
-def test_predictions_are_those_of_the_same_quantization_in_process(in_scheme, learned, photos, tmp_path):
+def test_predictions_equal_those_of_the_quantization_in_process(in_scheme, learned, photos, tmp_path):
     main(predict(learned, tmp_path / "saved", photos, "--quantization", in_scheme / "quantization.safetensors"))
     main(predict(learned, tmp_path / "anew", photos, "--scheme", SCHEME))
     cfg = config(C4, MODEL__WEIGHTS=learned, **MANY)
@@ -104,7 +104,7 @@ def test_predictions_are_those_of_the_same_quantization_in_process(in_scheme, le
     assert written(tmp_path / "saved") == written(tmp_path / "anew") == expected
 
 
-def test_a_width_that_was_not_swept_has_no_norms(in_scheme, learned, photos, capsys, tmp_path):
+def test_a_bit_width_that_was_not_swept_has_no_norm_statistics(in_scheme, learned, photos, capsys, tmp_path):
     given = predict(learned, tmp_path, photos, "--quantization", in_scheme / "quantization.safetensors", bits="6")
     assert refused(capsys, *given) == (
         "error: norms=re-estimated: there are no images to estimate the statistics of this bit-width from; calibrate again"
@@ -112,7 +112,7 @@ def test_a_width_that_was_not_swept_has_no_norms(in_scheme, learned, photos, cap
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_of_another_scheme_than_is_asked_for_is_refused(in_scheme, learned, photos, capsys, tmp_path):
+def test_a_quantization_file_of_another_scheme_is_refused(in_scheme, learned, photos, capsys, tmp_path):
     saved = in_scheme / "quantization.safetensors"
     line = refused(capsys, *predict(learned, tmp_path, photos, "--quantization", saved, "--scheme", "act=mse"))
     assert line == f"error: {saved} has scheme {SCHEME}, not act=mse; calibrate again with this scheme"
@@ -131,7 +131,7 @@ def test_another_scheme_in_the_same_folder_is_refused(text, in_scheme, learned):
     assert {path.name: path.read_bytes() for path in in_scheme.iterdir()} == before
 
 
-def test_one_scheme_written_in_two_ways_is_one_sweep(in_scheme, learned):
+def test_two_spellings_of_a_scheme_are_one_sweep(in_scheme, learned):
     same = Scheme.parse("norms = re-estimated,act=mse:2,weight=centred,placement=published")
     found = swept(learned, in_scheme, plan=QuantizationSettings("all", Calibration(4), same))
     assert found == rows.read_rows(in_scheme / "results.jsonl")

@@ -1,4 +1,4 @@
-"""Which part of a detector a low bit-width hurts: groups, their errors, and the file that keeps the worst at more."""
+"""Sensitivity analysis: groups of modules, their errors, and the bits file for the most sensitive."""
 
 import json
 from fnmatch import fnmatchcase
@@ -59,13 +59,13 @@ def test_every_point_is_in_one_group(detector):
         assert sum(fnmatchcase(point.path, group) for group in GROUPS[name]) == 1, point
 
 
-def test_fewer_bits_hurt_every_group_more(detector):
+def test_every_group_has_a_larger_error_at_fewer_bits(detector):
     found = [errors(detector, bits) for bits in (8, 5, 3)]
     for group in GROUPS[detector[0]]:
         assert 0 < found[0][group] < found[1][group] < found[2][group], group
 
 
-def test_an_error_is_that_of_the_features_with_the_group_alone_quantized(detector):
+def test_an_error_is_that_of_quantizing_the_group_alone(detector):
     """Of the second stage, computed without the module's own functions."""
     _, quantization = detector
     model = quantization.model
@@ -81,14 +81,14 @@ def test_an_error_is_that_of_the_features_with_the_group_alone_quantized(detecto
     assert errors(detector, 4)[group] == pytest.approx(sum(expected) / len(expected), rel=1e-4)
 
 
-def test_looking_changes_no_weight(detector):
+def test_the_analysis_changes_no_weight(detector):
     model = detector[1].model
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     errors(detector, 4)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
-def test_the_most_hurt_are_kept_at_more_bits():
+def test_the_most_sensitive_groups_get_more_bits():
     found = [
         GroupSensitivity("a.*", 0.1),
         GroupSensitivity("b.*", 3.0),
@@ -101,7 +101,7 @@ def test_the_most_hurt_are_kept_at_more_bits():
 
 @pytest.mark.parametrize("scheme", ["minmax", "weight=centred, act=mse, norms=re-estimated"])
 @pytest.mark.parametrize("flags", [["--fast"], []], ids=["by features", "by AP"])
-def test_a_sweep_takes_the_file_that_is_written(flags, scheme, tmp_path, capsys):
+def test_a_sweep_reads_the_written_bits_file(flags, scheme, tmp_path, capsys):
     torch.manual_seed(0)
     torch.save({"model": unsettled(build_detector(config(C4))).state_dict()}, tmp_path / "model.pth")
     named = ["--config-file", str(CONFIGS / C4), "--calib-images", "2", "--scheme", scheme]

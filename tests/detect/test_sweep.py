@@ -1,4 +1,4 @@
-"""A sweep: one copy of weights, one calibration, a row for each width that depends on nothing but that width."""
+"""A sweep: one copy of weights, one calibration, and a row for each bit-width that depends on nothing else."""
 
 import dataclasses
 import hashlib
@@ -27,7 +27,7 @@ from ssql_det.quant import Bits, Calibration, Quantization, Scheme, parse_widths
 # ---- rows ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_row_says_what_it_depends_on(whole_sweep, learned):
+def test_a_row_records_what_it_depends_on(whole_sweep, learned):
     folder, found = whole_sweep
     assert [row.bits for row in found] == ["FP", "8w8a", "4w4a"]
     assert rows.read_rows(folder / "results.jsonl") == found
@@ -51,7 +51,7 @@ def test_a_row_has_the_seed_that_its_weights_were_trained_with(learned, tmp_path
         assert row.seed == expected
 
 
-def test_the_costs_are_those_of_the_widths(whole_sweep, learned):
+def test_costs_depend_on_the_bit_width(whole_sweep, learned):
     fp, eight, four = (row.metrics for row in whole_sweep[1])
     model, _ = load_trained_detector(config(C4, MODEL__WEIGHTS=learned))
     assert fp["MB"] == pytest.approx(sum(each.numel() for each in model.parameters()) * 4 / 1e6)
@@ -61,14 +61,14 @@ def test_the_costs_are_those_of_the_widths(whole_sweep, learned):
     assert fp["GBOPs"] > 10 * eight["GBOPs"] > 10 * four["GBOPs"]
 
 
-def test_float_is_the_detector_as_it_is(whole_sweep, learned):
+def test_the_float_row_equals_evaluating_the_detector(whole_sweep, learned):
     cfg = config(C4, MODEL__WEIGHTS=learned, **MANY)
     model, _ = load_trained_detector(cfg)
     metrics = evaluate(model, build_evaluation_loader(cfg, TEST), TEST)
     assert metrics.items() <= whole_sweep[1][0].metrics.items()
 
 
-def test_a_width_is_the_detector_quantized(whole_sweep, learned):
+def test_a_quantized_row_equals_evaluating_the_quantized_detector(whole_sweep, learned):
     cfg = config(C4, MODEL__WEIGHTS=learned, **MANY)
     model, _ = load_trained_detector(cfg)
     points = detector_points(model, "all")
@@ -82,7 +82,7 @@ def test_a_width_is_the_detector_quantized(whole_sweep, learned):
     assert metrics.items() <= whole_sweep[1][2].metrics.items()
 
 
-def test_a_sweep_leaves_the_weights_bit_for_bit_and_float_after_it_is_float_before(whole_sweep, learned, tmp_path):
+def test_a_sweep_leaves_the_weights_unchanged(whole_sweep, learned, tmp_path):
     cfg = config(C4, tmp_path / "one", MODEL__WEIGHTS=learned, **MANY)
     model, checkpoint = load_trained_detector(cfg)
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -93,19 +93,19 @@ def test_a_sweep_leaves_the_weights_bit_for_bit_and_float_after_it_is_float_befo
     assert after.metrics == whole_sweep[1][0].metrics
 
 
-def test_the_order_of_widths_does_not_matter(whole_sweep, learned, tmp_path):
+def test_the_order_of_bit_widths_does_not_matter(whole_sweep, learned, tmp_path):
     found = swept(learned, tmp_path, "4,FP,8")
     assert [row.bits for row in found] == ["4w4a", "FP", "8w8a"]
     assert numbers(found) == numbers(whole_sweep[1])
 
 
-def test_more_widths_later_are_as_if_from_the_first(whole_sweep, learned, tmp_path):
+def test_bit_widths_added_later_give_the_same_rows(whole_sweep, learned, tmp_path):
     swept(learned, tmp_path, "8")
     assert numbers(swept(learned, tmp_path)) == numbers(whole_sweep[1])
     assert [row.bits for row in rows.read_rows(tmp_path / "results.jsonl")] == ["8w8a", "FP", "4w4a"]
 
 
-def test_a_sweep_that_is_done_does_nothing_again(whole_sweep, learned, monkeypatch):
+def test_a_finished_sweep_evaluates_nothing(whole_sweep, learned, monkeypatch):
     def never(*args, **kwargs):
         raise AssertionError("measured again")
 
@@ -148,7 +148,7 @@ def test_the_command_prints_the_rows_it_writes(whole_sweep, learned, capsys, tmp
 # ---- bits of single modules ----------------------------------------------------------------------------------------
 
 
-def test_bits_of_a_file_go_before_the_sweeps(whole_sweep, learned, tmp_path):
+def test_bits_in_a_file_take_precedence(whole_sweep, learned, tmp_path):
     path = tmp_path / "bits.json"
     path.write_text(json.dumps({"*": "8w8a"}))
     main(command(learned, tmp_path / "all", "--bits-file", str(path), bits="4"))
@@ -174,7 +174,7 @@ def test_bits_of_a_file_go_before_the_sweeps(whole_sweep, learned, tmp_path):
         (None, "cannot read"),
     ],
 )
-def test_a_bits_file_that_is_none_is_refused(content, complaint, learned, capsys, tmp_path):
+def test_an_invalid_bits_file_is_refused(content, complaint, learned, capsys, tmp_path):
     path = tmp_path / "bits.json"
     if content is not None:
         path.write_text(content)
@@ -182,7 +182,7 @@ def test_a_bits_file_that_is_none_is_refused(content, complaint, learned, capsys
     assert not (tmp_path / "out/results.jsonl").exists()
 
 
-def test_bits_that_the_scheme_cannot_give_are_refused_wherever_they_are_asked_for(learned, capsys, tmp_path):
+def test_bits_that_the_scheme_does_not_support_are_refused(learned, capsys, tmp_path):
     path = tmp_path / "bits.json"
     path.write_text(json.dumps({"backbone.*": "12w12a"}))
     for flags in (("--bits-file", str(path)), ("--bits", "FP,12")):
@@ -195,12 +195,12 @@ def test_bits_that_the_scheme_cannot_give_are_refused_wherever_they_are_asked_fo
 
 
 @pytest.mark.parametrize("bits", ["1", "17", "4x4", "", "FP,,4"])
-def test_widths_that_are_none_are_refused(bits, learned, capsys, tmp_path):
+def test_invalid_bit_widths_are_refused(bits, learned, capsys, tmp_path):
     refused(capsys, *command(learned, tmp_path / "out", bits=bits))
     assert not (tmp_path / "out").exists()
 
 
-def test_widths_are_written_in_several_ways_and_come_once():
+def test_bit_widths_have_several_spellings_and_duplicates_are_dropped():
     assert [str(bits) for bits in parse_widths("FP, 8,2w4a,8w8a")] == ["FP", "8w8a", "2w4a"]
 
 

@@ -1,4 +1,4 @@
-"""What a sweep calibrates with: images chosen by a seed, and norms that may follow them."""
+"""A sweep's calibration: images chosen by a seed, and re-estimated norm statistics."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ RE_ESTIMATED = Scheme(norms="re-estimated")
 # ---- images --------------------------------------------------------------------------------------------------------
 
 
-def test_calibration_images_are_chosen_by_the_seed_alone():
+def test_calibration_images_depend_on_the_seed_alone():
     cfg = config(C4)
     chosen = [batch[0]["file_name"] for batch in select_calibration_images(cfg, Calibration(6))]
     torch.rand(1)
@@ -33,7 +33,7 @@ def test_calibration_images_are_chosen_by_the_seed_alone():
     assert "instances" not in image
 
 
-def test_a_row_does_not_claim_more_images_than_there_are(learned, tmp_path):
+def test_a_row_records_the_number_of_images_that_exist(learned, tmp_path):
     (row,) = swept(learned, tmp_path, "4", QuantizationSettings("all", Calibration(1000)))
     assert row.calibration == Calibration(30, 0, "toy_voc_2007_trainval")
 
@@ -48,7 +48,7 @@ def test_calibration_on_no_images_is_refused(learned, capsys, tmp_path):
 # ---- re-estimated norms ---------------------------------------------------------------------------------------------
 
 
-def test_re_estimated_norms_change_the_rows_and_are_put_back(whole_sweep, learned, tmp_path):
+def test_re_estimated_norms_change_the_rows_and_are_restored(whole_sweep, learned, tmp_path):
     cfg = config(C4, tmp_path, MODEL__WEIGHTS=learned, **MANY)
     model, checkpoint = load_trained_detector(cfg)
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -95,7 +95,7 @@ def run_into_an_accident(quantization, images):
         raise ZeroDivisionError
 
 
-def test_norms_come_back_after_an_accident(learned):
+def test_norms_are_restored_after_an_exception(learned):
     model, _ = load_trained_detector(config(C4, MODEL__WEIGHTS=learned))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     accidents = {ZeroDivisionError: select_calibration_images(config(C4), Calibration(2)), TypeError: [[None]]}

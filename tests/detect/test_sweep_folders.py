@@ -1,4 +1,4 @@
-"""A folder holds one sweep: another is refused, and one that was killed goes on to the same rows."""
+"""A folder holds one sweep: another one is refused, and a killed one resumes to the same rows."""
 
 import itertools
 
@@ -45,9 +45,7 @@ QUANTIZATION = "quantization.safetensors"
         ),
     ],
 )
-def test_another_sweep_in_the_same_folder_is_refused_and_says_what_differs(
-    plan, keys, difference, whole_sweep, learned
-):
+def test_another_sweep_in_the_same_folder_is_refused_with_the_difference(plan, keys, difference, whole_sweep, learned):
     folder, _ = whole_sweep
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(UserError) as refusal:
@@ -56,7 +54,7 @@ def test_another_sweep_in_the_same_folder_is_refused_and_says_what_differs(
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_so_are_other_weights(whole_sweep, learned, tmp_path):
+def test_a_sweep_of_other_weights_is_refused(whole_sweep, learned, tmp_path):
     content = torch.load(learned, weights_only=False)
     content["model"]["backbone.stem.conv1.weight"] += 1e-3
     torch.save(content, tmp_path / "model_final.pth")
@@ -64,7 +62,7 @@ def test_so_are_other_weights(whole_sweep, learned, tmp_path):
         swept(tmp_path / "model_final.pth", whole_sweep[0])
 
 
-def test_so_are_other_objects_under_the_same_name(whole_sweep, learned, monkeypatch):
+def test_a_sweep_on_other_annotations_of_the_same_name_is_refused(whole_sweep, learned, monkeypatch):
     records = d2.DatasetCatalog.get(TEST)
     records[0]["annotations"] = records[0]["annotations"][1:]
     monkeypatch.setattr(d2.DatasetCatalog, "get", lambda name: records)
@@ -72,7 +70,7 @@ def test_so_are_other_objects_under_the_same_name(whole_sweep, learned, monkeypa
         swept(learned, whole_sweep[0])
 
 
-def test_so_is_another_order_of_overrides(learned, tmp_path):
+def test_a_sweep_with_another_order_of_overrides_is_refused(learned, tmp_path):
     first = {"*": Bits(8, 8), "backbone.*": Bits(4, 4)}
     swept(learned, tmp_path, "5", QuantizationSettings("all", Calibration(4), overrides=first))
     with pytest.raises(UserError, match="--bits-file"):
@@ -81,13 +79,13 @@ def test_so_is_another_order_of_overrides(learned, tmp_path):
         )
 
 
-def test_where_the_weights_lie_and_who_decodes_does_not_matter(whole_sweep, learned, tmp_path):
+def test_the_path_of_the_weights_and_the_workers_do_not_matter(whole_sweep, learned, tmp_path):
     copy = tmp_path / "elsewhere.pth"
     copy.write_bytes(learned.read_bytes())
     assert swept(copy, whole_sweep[0], DATALOADER__NUM_WORKERS=1) == whole_sweep[1]
 
 
-def test_a_damaged_plan_is_refused(learned, tmp_path):
+def test_a_damaged_identity_file_is_refused(learned, tmp_path):
     for content in ("{", "[1]"):
         (tmp_path / "sweep.json").write_text(content)
         with pytest.raises(UserError, match=r"sweep\.json is damaged; choose another OUTPUT_DIR"):
@@ -132,7 +130,7 @@ def test_a_sweep_killed_anywhere_resumes_to_the_same_rows_and_calibration(learne
 # ---- sweeps that came to nothing -----------------------------------------------------------------------------------
 
 
-def test_a_plan_that_came_to_no_row_gives_way_to_another(learned, monkeypatch, tmp_path):
+def test_a_sweep_without_rows_is_replaced(learned, monkeypatch, tmp_path):
     out, new, other = tmp_path / "out", tmp_path / "new", QuantizationSettings("all", Calibration(12))
     with monkeypatch.context() as patch:
         patch.setattr("ssql_det.detect.sweep.evaluate_quantized", lambda *ignored: 1 / 0)
@@ -144,7 +142,7 @@ def test_a_plan_that_came_to_no_row_gives_way_to_another(learned, monkeypatch, t
         assert (out / name).read_bytes() == (new / name).read_bytes()
 
 
-def test_a_sweep_whose_folder_another_took_adds_no_row(learned, monkeypatch, tmp_path):
+def test_a_sweep_whose_folder_was_taken_adds_no_row(learned, monkeypatch, tmp_path):
     def beside(*given):
         patch.setattr("ssql_det.detect.sweep.evaluate_quantized", quantized_evaluation.evaluate_quantized)
         swept(learned, tmp_path, "4", QuantizationSettings("all", Calibration(12)))
@@ -157,7 +155,7 @@ def test_a_sweep_whose_folder_another_took_adds_no_row(learned, monkeypatch, tmp
     assert [row.bits for row in rows.read_rows(tmp_path / "results.jsonl")] == ["4w4a"]
 
 
-def test_a_sweep_that_could_not_begin_leaves_its_folder_free(learned, tmp_path):
+def test_a_sweep_that_was_refused_leaves_its_folder_free(learned, tmp_path):
     with pytest.raises(UserError, match="toy_voc_2007_trianval"):
         swept(learned, tmp_path, DATASETS__TRAIN=("toy_voc_2007_trianval",))
     assert len(swept(learned, tmp_path, "FP")) == 1

@@ -1,4 +1,4 @@
-"""The stream of training images: a function of the seed and the position, whoever asks and from where on."""
+"""The loader of training images: batches depend on the seed and their number alone."""
 
 import itertools
 import logging
@@ -18,12 +18,12 @@ from ssql_det.detect.train_loader import AspectRatioBatchSampler, BadImageLog, S
 TRAIN = "toy_voc_2007_trainval"
 
 
-def taken(cfg, count, seed=5, first=0):
+def take_batches(cfg, count, seed=5, first=0):
     return list(itertools.islice(build_train_loader(cfg, seed, first), count))
 
 
-def plain(batches):
-    """What a network is fed, in values that compare."""
+def comparable(batches):
+    """The content of batches in values that can be compared."""
     return [
         [
             (
@@ -38,17 +38,17 @@ def plain(batches):
     ]
 
 
-def generators():
+def generator_states():
     return random.getstate(), tuple(map(str, np.random.get_state())), torch.get_rng_state().tolist()
 
 
-def disturb():
+def use_generators():
     random.random(), np.random.rand(), torch.rand(3)
 
 
 @pytest.fixture(scope="module")
-def stream():
-    return plain(taken(config(C4), 8))
+def expected_batches():
+    return comparable(take_batches(config(C4), 8))
 
 
 # ---- a function of seed and position -------------------------------------------------------------------------------
@@ -56,67 +56,67 @@ def stream():
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("first", [0, 1, 5])
-def test_whoever_decodes_and_from_wherever_on_it_is_the_same_stream(workers, first, stream):
-    disturb()
-    got = taken(config(C4, DATALOADER__NUM_WORKERS=workers), 8 - first, first=first)
-    assert plain(got) == stream[first:]
+def test_batches_do_not_depend_on_workers_or_the_start(workers, first, expected_batches):
+    use_generators()
+    got = take_batches(config(C4, DATALOADER__NUM_WORKERS=workers), 8 - first, first=first)
+    assert comparable(got) == expected_batches[first:]
 
 
-def test_another_seed_gives_another_stream(stream):
-    assert plain(taken(config(C4), 8, seed=6)) != stream
+def test_another_seed_gives_other_batches(expected_batches):
+    assert comparable(take_batches(config(C4), 8, seed=6)) != expected_batches
 
 
-def test_what_is_drawn_meanwhile_does_not_matter(stream):
+def test_global_generators_do_not_matter(expected_batches):
     batches = build_train_loader(config(C4), 5)
     got = []
     for _ in range(4):
-        disturb()
+        use_generators()
         got.append(next(batches))
-    assert plain(got) == stream[:4]
+    assert comparable(got) == expected_batches[:4]
 
 
-def test_masks_come_with_it_where_the_config_wants_them():
-    first = [each["instances"].gt_masks.polygons for batch in taken(config(FPN), 3) for each in batch]
-    again = [each["instances"].gt_masks.polygons for batch in taken(config(FPN), 2, first=1) for each in batch]
+def test_masks_are_loaded_with_mask_on():
+    first = [each["instances"].gt_masks.polygons for batch in take_batches(config(FPN), 3) for each in batch]
+    again = [each["instances"].gt_masks.polygons for batch in take_batches(config(FPN), 2, first=1) for each in batch]
     assert len(again) == 4
     for ours, theirs in zip(again, first[2:], strict=True):
         assert all(np.array_equal(a, b) for a, b in zip(itertools.chain(*ours), itertools.chain(*theirs), strict=True))
 
 
-def test_an_image_is_augmented_anew_each_time_it_comes():
+def test_an_image_is_augmented_differently_at_each_position():
     records = d2.get_detection_dataset_dicts((TRAIN,))[:1]
-    samples = SeededDataset(records, d2.DatasetMapper(config(C4), True), seed=0)
-    forms = {(image.shape, image.numpy().tobytes()) for image in (samples[n, 0]["image"] for n in range(20))}
+    make_dataset = SeededDataset(records, d2.DatasetMapper(config(C4), True), seed=0)
+    forms = {(image.shape, image.numpy().tobytes()) for image in (make_dataset[n, 0]["image"] for n in range(20))}
     assert len(forms) == 4  # two sizes, flipped and not
-    assert torch.equal(samples[7, 0]["image"], samples[7, 0]["image"])
+    assert torch.equal(make_dataset[7, 0]["image"], make_dataset[7, 0]["image"])
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_mapping_leaves_the_global_generators_as_they_are(workers):
     batches = build_train_loader(config(C4, DATALOADER__NUM_WORKERS=workers), 5)
-    before = generators()
+    before = generator_states()
     for _ in range(3):
         next(batches)
-    assert generators() == before
+    assert generator_states() == before
 
 
 def test_starting_leaves_the_global_generators_as_they_are():
-    before = generators()
+    before = generator_states()
     build_train_loader(config(C4), 5)
-    assert generators() == before
+    assert generator_states() == before
 
 
 # ---- batches -------------------------------------------------------------------------------------------------------
 
 
-def batches_of(wide, size, count, **more):
+def sample_indices(wide, size, count, **more):
     return list(itertools.islice(AspectRatioBatchSampler(wide, size, **({"seed": 3} | more)), count))
 
 
 @pytest.mark.parametrize("size", [1, 3, 4])
 @pytest.mark.parametrize("wide", [[True] * 7, [index % 3 > 0 for index in range(20)], [True] * 9 + [False]])
-def test_a_batch_has_one_orientation(wide, size):
-    for batch in batches_of(wide, size, 30):
+def test_a_batch_is_wide_or_tall(wide, size):
+    for batch in sample_indices(wide, size, 30):
         assert len(batch) == size
         assert len({wide[index] for _, index in batch}) == 1
 
@@ -124,7 +124,7 @@ def test_a_batch_has_one_orientation(wide, size):
 @pytest.mark.parametrize("size", [1, 3, 4])
 def test_every_record_comes_once_an_epoch(size):
     wide, epochs = [index % 3 > 0 for index in range(20)], 5
-    places = sorted(itertools.chain.from_iterable(batches_of(wide, size, 20 * (epochs + 1) // size)))
+    places = sorted(itertools.chain.from_iterable(sample_indices(wide, size, 20 * (epochs + 1) // size)))
     assert len({position for position, _ in places}) == len(places)
     orders = []
     for epoch in range(epochs):
@@ -135,23 +135,25 @@ def test_every_record_comes_once_an_epoch(size):
 
 
 @pytest.mark.parametrize("first", [0, 1, 7, 40])
-def test_from_a_batch_on_comes_the_tail(first):
+def test_a_later_start_gives_the_remaining_batches(first):
     wide = [index % 3 > 0 for index in range(20)]
-    assert batches_of(wide, 3, 10, first=first) == batches_of(wide, 3, first + 10)[first:]
-    assert batches_of(wide, 3, 10) != batches_of(wide, 3, 10, seed=4)
+    assert sample_indices(wide, 3, 10, first=first) == sample_indices(wide, 3, first + 10)[first:]
+    assert sample_indices(wide, 3, 10) != sample_indices(wide, 3, 10, seed=4)
 
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_ranks_share_each_batch_of_one_process(world):
     wide = [index % 3 > 0 for index in range(20)]
-    shares = [batches_of(wide, 6, 10, first=2, rank=rank, world=world) for rank in range(world)]
-    for whole, *parts in zip(batches_of(wide, 6, 10, first=2), *shares, strict=True):
+    shares = [sample_indices(wide, 6, 10, first=2, rank=rank, world=world) for rank in range(world)]
+    for whole, *parts in zip(sample_indices(wide, 6, 10, first=2), *shares, strict=True):
         assert {len(part) for part in parts} == {6 // world}
         assert sorted(itertools.chain.from_iterable(parts)) == sorted(whole)
 
 
-def test_images_of_a_batch_stand_all_or_lie_all():
-    sides = [[each["image"].shape[1:] for each in batch] for batch in taken(config(C4, SOLVER__IMS_PER_BATCH=3), 12)]
+def test_images_of_a_batch_are_all_wide_or_all_tall():
+    sides = [
+        [each["image"].shape[1:] for each in batch] for batch in take_batches(config(C4, SOLVER__IMS_PER_BATCH=3), 12)
+    ]
     lying = [{width > height for height, width in batch} for batch in sides]
     assert all(len(each) == 1 for each in lying)
     assert len(set(map(tuple, lying))) == 2
@@ -161,7 +163,7 @@ def test_images_of_a_batch_stand_all_or_lie_all():
 
 
 @pytest.fixture
-def broken(tmp_path):
+def damaged_dataset(tmp_path):
     """Six records of the toy data, two of them with files that are torn or not there; a data set of that name."""
     records = [dict(each) for each in d2.get_detection_dataset_dicts((TRAIN,))[:6]]
     torn = tmp_path / "torn.jpg"
@@ -175,59 +177,59 @@ def broken(tmp_path):
     d2.MetadataCatalog.remove("broken")
 
 
-def samples(records, policy):
+def make_dataset(records, policy):
     return SeededDataset(records, d2.DatasetMapper(config(C4), True), seed=0, on_bad_image=policy)
 
 
 @pytest.mark.parametrize(("index", "name"), [(2, "torn.jpg"), (3, "missing.jpg")])
-def test_a_bad_image_stops_the_stream_and_is_named(index, name, broken):
-    before = generators()
-    why = samples(broken, "stop")[0, index]["error"]
+def test_a_bad_image_is_an_error_with_its_name(index, name, damaged_dataset):
+    before = generator_states()
+    why = make_dataset(damaged_dataset, "stop")[0, index]["error"]
     assert re.match(rf"cannot train on \S*{name}: .*; repair or remove it, or set SSQL_DET\.ON_BAD", why)
-    assert generators() == before
+    assert generator_states() == before
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_stopped_stream_says_so_in_one_sentence(workers, broken):
+def test_a_bad_image_is_one_sentence(workers, damaged_dataset):
     cfg = config(C4, DATASETS__TRAIN=("broken",), DATALOADER__NUM_WORKERS=workers)
     with pytest.raises(UserError) as stop:
-        taken(cfg, 6)
+        take_batches(cfg, 6)
     assert str(stop.value).startswith("cannot train on ")
     assert "\n" not in str(stop.value)
 
 
-def test_the_next_good_image_stands_in_for_a_bad_one(broken):
-    skipping = samples(broken, "skip")
+def test_a_bad_image_is_replaced_by_the_next_good_one(damaged_dataset):
+    skipping = make_dataset(damaged_dataset, "skip")
     for index, bad in ((2, [2, 3]), (3, [3])):
         sample = skipping[11, index]
-        assert sample["bad_images"] == [broken[each]["file_name"] for each in bad]
-        assert sample["file_name"] == broken[4]["file_name"]
+        assert sample["bad_images"] == [damaged_dataset[each]["file_name"] for each in bad]
+        assert sample["file_name"] == damaged_dataset[4]["file_name"]
         assert torch.equal(sample["image"], skipping[11, 4]["image"])  # drawn as for that place
     assert "bad_images" not in skipping[11, 4]
 
 
-def test_the_last_ones_stand_in_is_the_first(broken):
-    records = [broken[0], broken[1], broken[2]]
-    assert samples(records, "skip")[0, 2]["file_name"] == broken[0]["file_name"]
+def test_the_last_image_is_replaced_by_the_first(damaged_dataset):
+    records = [damaged_dataset[0], damaged_dataset[1], damaged_dataset[2]]
+    assert make_dataset(records, "skip")[0, 2]["file_name"] == damaged_dataset[0]["file_name"]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_each_bad_image_is_named_once_and_counted(workers, broken, caplog):
+def test_each_bad_image_is_logged_once_and_counted(workers, damaged_dataset, caplog):
     cfg = config(C4, DATASETS__TRAIN=("broken",), DATALOADER__NUM_WORKERS=workers, SSQL_DET__ON_BAD_IMAGE="skip")
     bad = BadImageLog()
     with caplog.at_level(logging.WARNING, "ssql_det"):
-        for batch in taken(cfg, 12):  # four times through
+        for batch in take_batches(cfg, 12):  # four times through
             bad.pop_from(batch)
             assert not any("bad_images" in sample for sample in batch)
-    assert bad.names == {broken[2]["file_name"], broken[3]["file_name"]}
+    assert bad.names == {damaged_dataset[2]["file_name"], damaged_dataset[3]["file_name"]}
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == 2
     assert all(sum(name in line for line in said) == 1 for name in bad.names)
     assert "(2 so far)" in said[1]
 
 
-def test_where_no_image_can_be_read_it_ends(broken):
-    why = samples(broken[2:4], "skip")[0, 0]["error"]
+def test_many_bad_images_in_a_row_are_an_error(damaged_dataset):
+    why = make_dataset(damaged_dataset[2:4], "skip")[0, 0]["error"]
     assert re.match(r"100 images in a row cannot be read, from \S*torn\.jpg on", why)
 
 

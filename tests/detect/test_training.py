@@ -1,4 +1,4 @@
-"""The training loop: what it leaves behind, and what it refuses."""
+"""The training loop: what it writes, and what it refuses."""
 
 import json
 import re
@@ -59,7 +59,7 @@ def test_a_run_leaves_its_config_its_curves_and_its_checkpoints(whole_run):
 
 
 @pytest.mark.parametrize(("name", "last"), [("model_0000002", 2), ("model_0000005", 5), ("model_final", LAST)])
-def test_a_checkpoint_has_all_that_detectron2_writes_and_says_where_it_stands(name, last, whole_run):
+def test_a_checkpoint_has_detectron2s_keys_and_its_iteration(name, last, whole_run):
     content = read_tensors(whole_run / f"{name}.pth")
     assert {"model", "optimizer", "scheduler", "iteration"} <= set(content)
     assert content["iteration"] == last
@@ -85,7 +85,7 @@ def test_a_mask_rcnn_trains(tmp_path):
     assert line["loss_mask"] > 0
 
 
-def test_a_run_begins_with_the_weights_it_is_given_and_remembers_them(weights, tmp_path):
+def test_a_run_loads_the_given_weights_and_records_them(weights, tmp_path):
     cfg = config(C4, tmp_path, MODEL__WEIGHTS=weights, SOLVER__BASE_LR=0.0, TEST__PRECISE_BN__ENABLED=False)
     train(cfg, C4)
     trained, given = final(tmp_path), read_tensors(weights)
@@ -96,7 +96,7 @@ def test_a_run_begins_with_the_weights_it_is_given_and_remembers_them(weights, t
     assert json.loads((tmp_path / "coverage.json").read_text())["percent"] == 100
 
 
-def test_precise_bn_gives_a_norm_the_statistics_of_all_its_images(tmp_path):
+def test_precise_bn_equals_the_statistics_of_all_images(tmp_path):
     """Against the first norm, computed by hand."""
     cfg = config(C4, tmp_path, SOLVER__MAX_ITER=1, SOLVER__STEPS=(), TEST__PRECISE_BN__NUM_ITER=3)
     train(cfg, C4)
@@ -155,7 +155,7 @@ def test_another_number_of_classes_is_refused_before_anything_is_written(capsys,
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_that_is_there_is_not_written_over(whole_run, capsys, tmp_path):
+def test_an_existing_run_is_not_overwritten(whole_run, capsys, tmp_path):
     shutil.copytree(whole_run, tmp_path / "run")
     before = contents(tmp_path / "run")
     line = refused(capsys, *arguments(tmp_path / "run", SOLVER__BASE_LR=0.001))
@@ -163,7 +163,7 @@ def test_a_run_that_is_there_is_not_written_over(whole_run, capsys, tmp_path):
     assert contents(tmp_path / "run") == before
 
 
-def test_neither_is_what_it_says_of_its_weights(weights, capsys, tmp_path):
+def test_the_coverage_file_of_an_existing_run_is_not_overwritten(weights, capsys, tmp_path):
     train(config(C4, tmp_path, MODEL__WEIGHTS=weights, SOLVER__MAX_ITER=1, SOLVER__STEPS=()), C4)
     before = contents(tmp_path)
     line = refused(capsys, *arguments(tmp_path, MODEL__WEIGHTS=weights, SSQL_DET__EXTRA_NORM=""))
@@ -172,7 +172,7 @@ def test_neither_is_what_it_says_of_its_weights(weights, capsys, tmp_path):
 
 
 @pytest.mark.parametrize("folder", ["none", "~nobody-is-called-so"])
-def test_toy_data_that_nobody_made_are_missing_with_a_hint(folder, capsys, monkeypatch, tmp_path):
+def test_missing_toy_data_are_an_error_with_the_command_that_makes_them(folder, capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("DETECTRON2_DATASETS", folder)
     monkeypatch.chdir(tmp_path)
     line = refused(capsys, *arguments(tmp_path / "run"))
@@ -181,13 +181,13 @@ def test_toy_data_that_nobody_made_are_missing_with_a_hint(folder, capsys, monke
 
 
 @pytest.mark.parametrize("key", ["DATASETS__TRAIN", "DATASETS__TEST"])
-def test_an_unknown_data_set_comes_with_the_nearest_name(key, capsys, tmp_path):
+def test_an_unknown_data_set_is_an_error_with_the_most_similar_name(key, capsys, tmp_path):
     line = refused(capsys, *arguments(tmp_path / "run", **{key: ("toy_voc_2007_trianval",)}))
     assert "there is no data set 'toy_voc_2007_trianval'; did you mean 'toy_voc_2007_trainval'?" in line
     assert not (tmp_path / "run").exists()
 
 
-def test_a_bad_image_ends_the_run_or_is_counted_in_its_curves(monkeypatch, capsys, tmp_path):
+def test_a_bad_image_stops_the_run_or_is_counted_in_its_curves(monkeypatch, capsys, tmp_path):
     records = [dict(each) for each in get_detection_dataset_dicts(("toy_voc_2007_trainval",))[:4]]
     records[1]["file_name"] = str(tmp_path / "missing.jpg")
     monkeypatch.setattr("ssql_det.detect.train_loader.get_detection_dataset_dicts", lambda *args, **kwargs: records)

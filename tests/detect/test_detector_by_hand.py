@@ -1,4 +1,4 @@
-"""Quantized detection against a detector written out by hand: every layer, every rounding, in float64."""
+"""Float and quantized detection equal a reference that is written out layer by layer, in float64."""
 
 import functools
 
@@ -116,7 +116,7 @@ def run(model, batch):
 
 
 @pytest.mark.parametrize("case", DETECTORS)
-def test_the_detector_by_hand_is_the_detector(case):
+def test_the_float_reference_equals_the_detector(case):
     model, batch, _, _ = detector(case)
     answers, seen = run(model, batch)
     expected, seen_by_hand = by_hand(model, batch, lambda place, x, bits=None: x)
@@ -128,7 +128,7 @@ def test_the_detector_by_hand_is_the_detector(case):
 @pytest.mark.parametrize("width", [8, 6, 5, 4])
 @pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("case", DETECTORS)
-def test_quantized_detection_is_what_is_computed_by_hand(case, scope, width):
+def test_the_quantized_detector_equals_the_reference(case, scope, width):
     model, batch, ends, quantizations = detector(case)
     with quantizations[scope].at(Bits(width, width)):
         answers, seen = run(model, batch)
@@ -139,7 +139,7 @@ def test_quantized_detection_is_what_is_computed_by_hand(case, scope, width):
 
 @pytest.mark.parametrize("case", ["C4, norm, masks, bottlenecks", "FPN, masks"])
 @pytest.mark.parametrize(("weight", "act"), [(2, 8), (8, 4)])
-def test_weights_and_activations_have_widths_of_their_own(case, weight, act):
+def test_weights_and_activations_have_different_bit_widths(case, weight, act):
     model, batch, ends, quantizations = detector(case)
     with quantizations["all"].at(Bits(weight, act)):
         answers, seen = run(model, batch)
@@ -148,7 +148,7 @@ def test_weights_and_activations_have_widths_of_their_own(case, weight, act):
     same_detections(answers, expected)
 
 
-def test_every_width_and_scope_gives_something_else():
+def test_every_bit_width_and_scope_gives_different_scores():
     model, batch, _, quantizations = detector("FPN, masks")
     scores = [run(model, batch)[1]["scores"]]
     for scope in SCOPES:

@@ -1,4 +1,4 @@
-"""A detector that the user already has: a file as Detectron2's model zoo publishes it, swept without retraining."""
+"""Detectors as Detectron2's model zoo publishes them are swept without conversion."""
 
 import pickle
 from pathlib import Path
@@ -51,7 +51,7 @@ def published(config, path, drop=(), **more):
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_a_published_detector_is_swept_as_it_is(config, tmp_path, capsys):
+def test_a_model_zoo_detector_is_swept_without_conversion(config, tmp_path, capsys):
     path, model = published(config, tmp_path / "model_final_f10217.pkl")
     settings = CONFIGS[config] | {"MODEL.WEIGHTS": str(path), "OUTPUT_DIR": str(tmp_path / "sweep")}
     command = ["sweep", "--config-file", str(ZOO / f"{config}.yaml"), "--bits", "FP,4", "--calib-images", "2"]
@@ -83,7 +83,7 @@ def test_a_detector_that_does_not_fit_is_refused(drop, more, said, tmp_path):
     assert said in str(refusal.value)
 
 
-def test_a_config_that_feeds_other_images_is_refused(tmp_path):
+def test_a_config_with_another_input_format_is_refused(tmp_path):
     path, _ = published("mask_r50_fpn", tmp_path / "x.pkl")
     settings = {**SMALL, "MODEL.WEIGHTS": str(path), "INPUT.FORMAT": "RGB"}
     cfg = read_config(ZOO / "mask_r50_fpn.yaml", overrides(settings), SSQL_DET_DEFAULTS)
@@ -92,7 +92,7 @@ def test_a_config_that_feeds_other_images_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("config", [path.stem for path in sorted(ZOO.glob("*.yaml"))])
-def test_each_config_of_the_zoo_has_the_models_own_names(config):
+def test_each_zoo_config_has_the_models_tensor_names(config):
     """As many as Detectron2's own configs give: 275 for R50-C4, 307 for Mask R50-FPN."""
     cfg = read_config(ZOO / f"{config}.yaml", ["MODEL.DEVICE", "cpu"], SSQL_DET_DEFAULTS).clone()
     cfg.defrost()

@@ -1,4 +1,4 @@
-"""A quantizer that a module outside the package registers goes the whole way: no other file knows it."""
+"""A quantizer from a module outside the package works in every command."""
 
 import torch
 from support import custom_quantizer
@@ -18,7 +18,7 @@ def sums(quantization):
     return torch.stack([quantization[point].observer.sums for point in quantization.points if not point.is_weight])
 
 
-def test_it_is_calibrated_saved_and_loaded(tmp_path):
+def test_a_custom_quantizer_is_calibrated_saved_and_loaded(tmp_path):
     quantization = custom_quantizer.calibrated(IMAGES.split(2))
     quantization.save(tmp_path / "q.safetensors")
     again = Quantization.load(tmp_path / "q.safetensors", quantization.model)
@@ -30,7 +30,7 @@ def test_it_is_calibrated_saved_and_loaded(tmp_path):
             assert torch.equal(again.model(IMAGES), expected)
 
 
-def test_two_processes_are_one(tmp_path):
+def test_two_processes_equal_one(tmp_path):
     launch(custom_quantizer.calibrate_share, IMAGES, tmp_path, processes=2)
     whole = custom_quantizer.calibrated(IMAGES.split(1))
     for rank in range(2):
@@ -38,7 +38,7 @@ def test_two_processes_are_one(tmp_path):
         torch.testing.assert_close(sums(half), sums(whole), rtol=1e-12, atol=1e-12)
 
 
-def test_it_is_swept_drawn_and_put_in_tables(learned, toy, tmp_path, capsys):
+def test_a_custom_quantizer_is_swept_plotted_and_tabulated(learned, toy, tmp_path, capsys):
     out = tmp_path / "sweep"
     main(command(learned, out, "--scheme", custom_quantizer.SCHEME, bits="FP,4"))
     main(command(learned, tmp_path / "minmax", bits="FP,4"))
@@ -54,7 +54,7 @@ def test_it_is_swept_drawn_and_put_in_tables(learned, toy, tmp_path, capsys):
     assert "minmax" in page
 
 
-def test_it_is_probed(toy, tmp_path):
+def test_a_custom_quantizer_is_probed(toy, tmp_path):
     torch.manual_seed(0)
     backbone = build_backbone("narrow_resnet").module
     write_checkpoint(Checkpoint(identify_architecture(backbone), backbone.state_dict()), tmp_path / "b.pth", "ssql_det")

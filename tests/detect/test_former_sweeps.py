@@ -1,4 +1,4 @@
-"""A sweep that was begun before there were schemes goes on: rows of schema 1, a plan of other keys, a ranges.json."""
+"""A sweep of an earlier version, with rows of schema 1, is continued."""
 
 import dataclasses
 import json
@@ -54,7 +54,7 @@ def warnings(caplog):
 
 
 @pytest.mark.parametrize(("plan", "said"), SAID.values(), ids=SAID)
-def test_it_takes_the_rows_and_calibrates_again_for_the_rest(plan, said, learned, caplog, tmp_path):
+def test_finished_rows_are_kept_and_the_rest_is_calibrated_again(plan, said, learned, caplog, tmp_path):
     expected = swept(learned, tmp_path, "FP,4,5", plan)
     saved = (tmp_path / "quantization.safetensors").read_bytes()
     make_older(tmp_path, said)
@@ -74,7 +74,7 @@ def test_it_takes_the_rows_and_calibrates_again_for_the_rest(plan, said, learned
     assert len(warnings(caplog)) == 1, "there is a calibration now"
 
 
-def test_one_that_is_done_is_taken_as_it_is(whole_sweep, learned, caplog, tmp_path):
+def test_a_finished_sweep_is_read_as_it_is(whole_sweep, learned, caplog, tmp_path):
     swept(learned, tmp_path)
     make_older(tmp_path, PROSE, ("FP", "8w8a", "4w4a"))
     before = files(tmp_path)
@@ -94,7 +94,7 @@ def test_one_that_is_done_is_taken_as_it_is(whole_sweep, learned, caplog, tmp_pa
         (PLAN, QuantizationSettings("all", Calibration(5)), "--calib-images 4 (now 5)"),
     ],
 )
-def test_another_sweep_in_its_folder_is_refused(plan, other, difference, learned, tmp_path):
+def test_another_sweep_in_the_folder_is_refused(plan, other, difference, learned, tmp_path):
     (said,) = [prose for known, prose in SAID.values() if known is plan]
     swept(learned, tmp_path, "FP", plan)
     make_older(tmp_path, said, ("FP",))
@@ -105,7 +105,7 @@ def test_another_sweep_in_its_folder_is_refused(plan, other, difference, learned
     assert files(tmp_path) == before
 
 
-def test_one_that_came_to_no_row_is_begun_again(learned, caplog, tmp_path):
+def test_a_sweep_without_rows_begins_again(learned, caplog, tmp_path):
     """Killed in its first evaluation: the plan and the ranges were there."""
     expected = swept(learned, tmp_path, "4")
     make_older(tmp_path, PROSE, ("4w4a",))

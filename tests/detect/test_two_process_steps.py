@@ -1,4 +1,4 @@
-"""A training step of several processes: the mean of their gradients, norms with the statistics of all their images."""
+"""A training step with several processes: mean gradients, and norms over all their images."""
 
 import itertools
 import re
@@ -44,7 +44,7 @@ def alone(rank, case, folder, monkeypatch):
 
 
 @pytest.mark.parametrize("case", two_processes.CASES)
-def test_a_reduced_gradient_is_the_mean_of_the_gradients_of_two_single_processes(case, reduced, monkeypatch, tmp_path):
+def test_the_reduced_gradient_is_the_mean_of_two_processes_gradients(case, reduced, monkeypatch, tmp_path):
     """Detectron2's way: losses are divided by what a rank has sampled, and ranks count the same."""
     (first, _), (second, _) = ranks_of(reduced, f"{case}, rank {{}}.pt")
     assert same(first, second)
@@ -54,13 +54,13 @@ def test_a_reduced_gradient_is_the_mean_of_the_gradients_of_two_single_processes
     assert farthest(first, mean) <= 1e-9
 
 
-def test_gradients_are_exchanged_once_after_the_last_part(reduced):
+def test_gradients_are_reduced_once_after_the_last_micro_batch(reduced):
     before, between = zip(*(parts for _, parts in ranks_of(reduced, "C4, two parts, rank {}.pt")), strict=True)
     assert before == (None, None)
     assert not torch.equal(*between)
 
 
-def test_norms_over_all_ranks_make_two_processes_one(in_two):
+def test_with_synchronized_norms_two_processes_equal_one(in_two):
     expected = torch.load(in_two("gradients_with", "BN", processes=1) / "0.pt")
     for norm, kept in (("naiveSyncBN", True), ("BN", False)):
         first, second = ranks_of(in_two("gradients_with", norm))
@@ -88,7 +88,7 @@ def statistics(model, norms, batches):
     return {name: (each.mean(1), each.var(1, correction=0)) for name, each in of_all.items()}
 
 
-def test_precise_norms_have_the_statistics_of_all_ranks_images(in_two, tmp_path):
+def test_precise_bn_averages_over_ranks(in_two, tmp_path):
     found, of_the_second = ranks_of(in_two("estimated"))
     assert same(found, of_the_second)
     cfg = two_processes.of_case("C4", tmp_path)
@@ -107,7 +107,7 @@ def test_precise_norms_have_the_statistics_of_all_ranks_images(in_two, tmp_path)
 
 
 @pytest.mark.parametrize("is_precise", [True, False])
-def test_a_look_finds_the_same_network_on_every_rank(is_precise, in_two):
+def test_a_periodic_evaluation_has_the_same_model_on_every_rank(is_precise, in_two):
     first, second = ranks_of(in_two("looked_at", is_precise))
     assert len(first) == 3
     assert same(first, second)

@@ -1,4 +1,4 @@
-"""The fast way through a detector: the same numbers in other floats, on weights that are put back."""
+"""Fast inference equals the engine's up to float rounding, and restores the model."""
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ SINKS = ("proposal_generator.rpn_head.objectness_logits", "roi_heads.box_predict
 
 @pytest.mark.parametrize("bits", ["FP", "8w8a", "4w4a"])
 @pytest.mark.parametrize(("name", "norm"), CASES)
-def test_it_detects_the_same(name, norm, bits):
+def test_fast_inference_gives_the_same_detections(name, norm, bits):
     model, quantization, batches = calibrated_detector(name, norm)
     with torch.no_grad(), quantization.at(Bits.parse(bits)):
         with recording_outputs(model, SINKS) as plain:
@@ -56,7 +56,7 @@ def test_it_detects_the_same(name, norm, bits):
 
 
 @pytest.mark.parametrize(("name", "norm"), CASES)
-def test_no_norm_behind_a_conv_is_computed(name, norm):
+def test_no_folded_norm_is_computed(name, norm):
     model = detector(name, norm)
     norms = [path for path, module in model.named_modules() if path.endswith(".norm")]
     norms = [path for path in norms if isinstance(model.get_submodule(path.removesuffix(".norm")), nn.Conv2d)]
@@ -69,7 +69,7 @@ def test_no_norm_behind_a_conv_is_computed(name, norm):
 
 
 @pytest.mark.parametrize("name", [C4, FPN])
-def test_few_elements_are_a_step_apart_in_float32(name):
+def test_few_activations_move_to_the_next_step_in_float32(name):
     """Rounding tips over where a float differs; the share of it is what a published AP could be moved by."""
     model, quantization, batches = calibrated_detector(name, dtype=torch.float32)
     outputs = [
@@ -88,7 +88,7 @@ def test_few_elements_are_a_step_apart_in_float32(name):
         assert (steps != 0).double().mean() < 0.01  # one that tips over moves those behind it
 
 
-def test_everything_is_as_it_was_afterwards_and_in_a_checkpoint_taken_inside():
+def test_the_model_is_restored_and_its_state_dict_is_unchanged_inside():
     model = detector(C4)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     attributes = {path: dict(vars(module)) for path, module in model.named_modules()}
@@ -103,7 +103,7 @@ def test_everything_is_as_it_was_afterwards_and_in_a_checkpoint_taken_inside():
         }
 
 
-def test_a_failure_inside_restores_too():
+def test_the_model_is_restored_after_an_exception():
     model = detector(FPN)
     weight = model.backbone.fpn_output2.weight
 

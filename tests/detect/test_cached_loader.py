@@ -1,4 +1,4 @@
-"""Images are decoded once, where they fit in memory."""
+"""Images are decoded once, if they fit in memory."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def values(images):
 
 
 @pytest.mark.parametrize(("memory", "decoded"), [(400, 4), (None, 4), (399, 12), (0, 12)])
-def test_images_are_decoded_once_if_they_fit_and_never_kept_in_part(memory, decoded):
+def test_images_are_decoded_once_if_all_fit_in_memory(memory, decoded):
     loader = Loader()
     images = CachedLoader(loader, memory)
     for _ in range(3):
@@ -39,7 +39,7 @@ def test_images_are_decoded_once_if_they_fit_and_never_kept_in_part(memory, deco
 
 
 @pytest.mark.parametrize("memory", [400, None])
-def test_a_look_at_the_first_image_costs_no_more_than_that(memory):
+def test_reading_the_first_batch_decodes_no_other(memory):
     loader = Loader()
     images = CachedLoader(loader, memory)
     assert next(iter(images))[0]["image"][0] == 0
@@ -62,6 +62,6 @@ def test_a_sweep_decodes_each_image_of_the_test_set_once(learned, monkeypatch, t
     assert len(seen) <= 4 + tested + 1  # to calibrate; to evaluate; the first once more for its cost
 
 
-def test_images_come_in_their_order_only():
+def test_batches_have_no_random_access():
     with pytest.raises(TypeError, match="iterate"):
         CachedLoader(Loader())[0]
