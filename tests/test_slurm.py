@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from support.detect.configs import C4, CONFIGS, tiny
+from support.detect.configs import C4, CONFIGS, tiny_overrides
 
 from ssql_det.core import rows
 from ssql_det.core.unpickler import read_tensors
@@ -42,12 +42,12 @@ def job(toy, folder, *arguments):
 def test_two_nodes_train_one_detector_and_sweep_it(toy, tmp_path):
     run, config = tmp_path / "run", ["--config-file", str(CONFIGS / C4)]
     keys = {"SOLVER__MAX_ITER": 3, "SOLVER__STEPS": ()}
-    trained = job(toy, tmp_path, "train_net.py", *config, "--resume", *tiny(OUTPUT_DIR=run, **keys))
+    trained = job(toy, tmp_path, "train_net.py", *config, "--resume", *tiny_overrides(OUTPUT_DIR=run, **keys))
     assert trained.returncode == 0, trained.stderr
     assert trained.stdout.count("trained: ") == 1
     assert len(read_tensors(run / "model_final.pth")["rng"]) == 2
     weights = {"MODEL__WEIGHTS": run / "model_final.pth", "OUTPUT_DIR": tmp_path / "sweep"}
-    swept = job(toy, tmp_path, "eval_quantized.py", *config, "--bits", "8", *tiny(**weights, **keys))
+    swept = job(toy, tmp_path, "eval_quantized.py", *config, "--bits", "8", *tiny_overrides(**weights, **keys))
     assert swept.returncode == 0, swept.stderr
     (row,) = rows.read_rows(tmp_path / "sweep/results.jsonl")
     assert row.bits == "8w8a"

@@ -6,7 +6,7 @@ import torch
 import yaml
 from support.cli.hostile import EARLIER, Place, contents
 from support.cli.lines import arguments, sweep
-from support.detect.configs import C4, CONFIGS, FPN, as_file
+from support.detect.configs import C4, CONFIGS, FPN, write_tiny_config
 from support.toy_datasets import toy_names_at
 
 from ssql_det.backbones import build_backbone
@@ -22,8 +22,8 @@ def good(toy, tmp_path_factory):
     shortest = {"SOLVER.MAX_ITER": 1, "SOLVER.STEPS": [], "SOLVER.CHECKPOINT_PERIOD": 1, "TEST.PRECISE_BN.NUM_ITER": 1}
     smallest = {"SIMSIAM.DIM": 16, "SIMSIAM.HIDDEN": 8, "OPTIM.BATCH": 16, "OPTIM.EPOCHS": 1}
     smallest |= {"MONITOR.PERIOD": 0, "DEVICE": "cpu"}
-    as_file(place / "c4.yaml", C4, **shortest)
-    as_file(place / "fpn.yaml", FPN, **shortest)
+    write_tiny_config(place / "c4.yaml", C4, **shortest)
+    write_tiny_config(place / "fpn.yaml", FPN, **shortest)
     mini = {"_BASE_": f"{ROOT}/configs/pretrain/mini.yaml", "DATA.TRAIN": f"{toy}/crops"}
     (place / "pretrain.yaml").write_text(yaml.safe_dump(mini | smallest))
     torch.save(build_backbone("narrow_resnet").module.state_dict(), place / "backbone.pth")

@@ -1,6 +1,6 @@
 import pytest
 from support.detect.configs import C4, config
-from support.detect.sweeps import swept
+from support.detect.sweeps import run_sweep
 from support.toy_datasets import toy_names_at
 
 from ssql_det.core import rows
@@ -20,8 +20,8 @@ def toy_data_in_place(toy):
 
 
 @pytest.fixture(scope="module")
-def in_two(in_process, tmp_path_factory):
-    """Runs a function of ``two_processes`` in both, in a folder that is made for it."""
+def run_in_processes(in_process, tmp_path_factory):
+    """Runs a function of ``support.detect.processes`` in two processes, in a new folder."""
 
     def run(work, *more, processes=2, folder=None):
         folder = folder or tmp_path_factory.mktemp(work)
@@ -42,7 +42,7 @@ def whole_run(toy, made_once):
 
 @pytest.fixture(scope="session")
 def learned(toy, made_once):
-    """Weights of a detector that has learned a little."""
+    """Weights of a detector after a short training."""
     keys = {"SOLVER__MAX_ITER": 45, "SOLVER__STEPS": (), "SOLVER__BASE_LR": 0.02, "SOLVER__IMS_PER_BATCH": 4}
     return made_once("learned", lambda folder: trained(toy, folder, **keys)) / "model_final.pth"
 
@@ -54,11 +54,11 @@ def trained(toy, folder, **keys):
 
 @pytest.fixture(scope="session")
 def whole_sweep(toy, learned, made_once):
-    """The folder of a sweep of them, and its rows."""
+    """The folder of a sweep of these weights, and its rows."""
 
     def sweep_whole(folder):
         with toy_names_at(toy):
-            swept(learned, folder)
+            run_sweep(learned, folder)
 
     folder = made_once("whole-sweep", sweep_whole)
     return folder, rows.read_rows(folder / "results.jsonl")

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support.detect.configs import C4, CONFIGS, FPN, as_given, config, pictures, unsettled
+from support.detect.configs import C4, CONFIGS, FPN, config, full_config, random_images, randomize_norms
 from torch import nn
 
 from ssql_det.backbones import build_backbone
@@ -22,7 +22,7 @@ DETECTORS = {  # by backbone: of a C4 detector, of an FPN
 
 def backbone(name):
     torch.manual_seed(0)
-    return unsettled(build_backbone(name).module)
+    return randomize_norms(build_backbone(name).module)
 
 
 def save_backbone(name, folder):
@@ -56,11 +56,11 @@ def detector_name(name, kind):
 @pytest.mark.parametrize("name", sorted(path.name for path in CONFIGS.glob("*.yaml")))
 def test_every_config_builds_a_working_detector(name):
     few = {"MODEL__RPN__PRE_NMS_TOPK_TEST": 20, "MODEL__RPN__POST_NMS_TOPK_TEST": 4}
-    cfg = as_given(name, **few)
+    cfg = full_config(name, **few)
     detector = build_detector(cfg).eval()
     assert isinstance(detector, GeneralizedRCNN)
     with torch.no_grad():
-        (answer,) = detector(pictures(1))
+        (answer,) = detector(random_images(1))
     assert answer["instances"].has("pred_masks") == cfg.MODEL.MASK_ON
     assert detector.roi_heads.box_predictor.cls_score.out_features == cfg.MODEL.ROI_HEADS.NUM_CLASSES + 1
     assert all(parameter.requires_grad for parameter in detector.parameters())  # FREEZE_AT 0, no FrozenBN
@@ -131,7 +131,7 @@ def test_a_backbone_of_another_depth_is_refused(given, wanted, kind, tmp_path):
 def test_the_extra_norm_follows_res5(name, blocks, norm, kind):
     cfg = detector_config(name, "C4", SSQL_DET__EXTRA_NORM=norm)
     torch.manual_seed(0)
-    head = unsettled(build_detector(cfg)).roi_heads
+    head = randomize_norms(build_detector(cfg)).roi_heads
     children = dict(head.res5.named_children())
     assert list(children) == [str(index) for index in range(blocks)] + ["norm"] * bool(norm)
     x = torch.rand(1, head.res5[0].conv1.in_channels, 6, 6)
@@ -187,7 +187,7 @@ def test_a_backbone_alone_is_not_evaluated(tmp_path):
 def test_all_tensors_of_a_detector_are_loaded(tmp_path):
     cfg = config(C4, MODEL__WEIGHTS=tmp_path / "whole.pth", out=tmp_path)
     torch.manual_seed(0)
-    detector = unsettled(build_detector(cfg))
+    detector = randomize_norms(build_detector(cfg))
     torch.save({"model": detector.state_dict()}, tmp_path / "whole.pth")
     again, checkpoint = load_trained_detector(cfg)
     assert checkpoint.display_name == "whole.pth"

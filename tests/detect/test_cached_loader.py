@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support.detect.sweeps import swept
+from support.detect.sweeps import run_sweep
 
 from ssql_det.d2 import DatasetMapper
 from ssql_det.detect.evaluation_data import CachedLoader
@@ -57,7 +57,7 @@ def test_a_sweep_decodes_each_image_of_the_test_set_once(learned, monkeypatch, t
         return call(self, record)
 
     monkeypatch.setattr(DatasetMapper, "__call__", counted)
-    swept(learned, tmp_path, "FP,8,4")
+    run_sweep(learned, tmp_path, "FP,8,4")
     tested = 15
     assert len(seen) <= 4 + tested + 1  # to calibrate; to evaluate; the first once more for its cost
 

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from support.detect.configs import CONFIGS, FPN, tiny
+from support.detect.configs import CONFIGS, FPN, tiny_overrides
 from support.refusals import refused
 
 from ssql_det.cli.main import main
@@ -31,7 +31,7 @@ def data_options(toy, **files):
 
 
 def train_det(out, *options, **keys):
-    given = tiny(**SHORT, OUTPUT_DIR=out, **keys)
+    given = tiny_overrides(**SHORT, OUTPUT_DIR=out, **keys)
     return ["train-det", "--config-file", str(CONFIGS / FPN), *map(str, options), *given]
 
 
@@ -62,7 +62,7 @@ def test_the_saved_config_finds_the_data_again_and_rows_are_equal(trained_run, t
     weights = ["MODEL.WEIGHTS", str(trained_run / "model_final.pth"), "OUTPUT_DIR"]
     sweep = ["sweep", "--bits", "FP,4", "--calib-images", "3", "--config-file"]
     main([*sweep, str(trained_run / "config.yaml"), *weights, str(tmp_path / "own")])
-    main([*sweep, str(CONFIGS / FPN), *tiny(**SHORT, MODEL__WEIGHTS=weights[1], OUTPUT_DIR=tmp_path / "toy")])
+    main([*sweep, str(CONFIGS / FPN), *tiny_overrides(**SHORT, MODEL__WEIGHTS=weights[1], OUTPUT_DIR=tmp_path / "toy")])
     ours, theirs = (rows.read_rows(tmp_path / name / "results.jsonl") for name in ("own", "toy"))
     assert [row.metrics for row in ours] == [row.metrics for row in theirs]
     assert {row.dataset for row in ours} == {"coco:val2017:instances_val2017.json"}
@@ -91,7 +91,13 @@ def test_class_names_and_ids_are_those_of_the_file(toy, tmp_path):
     main(
         [
             *("predict", "--config-file", str(tmp_path / "run/config.yaml"), "--bits", "FP", "--score", "0"),
-            *("--out", str(tmp_path / "predictions"), "MODEL.WEIGHTS", str(tmp_path / "run/model_final.pth"), str(image)),
+            *(
+                "--out",
+                str(tmp_path / "predictions"),
+                "MODEL.WEIGHTS",
+                str(tmp_path / "run/model_final.pth"),
+                str(image),
+            ),
         ]
     )
     predictions = json.loads((tmp_path / "seen/detections_FP.json").read_text())

@@ -2,7 +2,7 @@
 
 import torch
 from support import custom_quantizer
-from support.detect.sweeps import command
+from support.detect.sweeps import sweep_arguments
 
 from ssql_det.backbones import build_backbone
 from ssql_det.cli.main import main
@@ -40,8 +40,8 @@ def test_two_processes_equal_one(tmp_path):
 
 def test_a_custom_quantizer_is_swept_plotted_and_tabulated(learned, toy, tmp_path, capsys):
     out = tmp_path / "sweep"
-    main(command(learned, out, "--scheme", custom_quantizer.SCHEME, bits="FP,4"))
-    main(command(learned, tmp_path / "minmax", bits="FP,4"))
+    main(sweep_arguments(learned, out, "--scheme", custom_quantizer.SCHEME, bits="FP,4"))
+    main(sweep_arguments(learned, tmp_path / "minmax", bits="FP,4"))
     found = rows.read_rows(out / "results.jsonl")
     assert {row.scheme for row in found} == {"act=sigmas"}
     assert found[0].metrics == rows.read_rows(tmp_path / "minmax/results.jsonl")[0].metrics  # full precision

@@ -4,7 +4,7 @@ import functools
 
 import pytest
 import torch
-from support.detect.configs import C4, FPN, choosing_in_float32, config, pictures, unsettled
+from support.detect.configs import C4, FPN, config, random_images, randomize_norms, select_boxes_in_float32
 from support.detect.detector_by_hand import Quantizer, by_hand, with_weights_on_grid
 from support.reference_quantizer import RangeRecorder
 
@@ -34,25 +34,25 @@ DETECTORS = {
 }
 
 
-def passing(model):
-    """What passes on the way in the detector itself, by the same names as in ``by_hand``."""
-    seen = {}
+def record_intermediates(model):
+    """Hooks that record the detector's intermediate tensors, by the same names as ``by_hand``."""
+    intermediates = {}
 
-    def keep(path, *names):
-        def look(module, args, output):
+    def hook_outputs(path, *names):
+        def record(module, args, output):
             parts = output if len(names) > 1 else (output,)
-            seen.update(zip(names, parts, strict=True))
+            intermediates.update(zip(names, parts, strict=True))
 
-        return model.get_submodule(path).register_forward_hook(look)
+        return model.get_submodule(path).register_forward_hook(record)
 
     hooks = [
-        keep("backbone", "features"),
-        keep("proposal_generator.rpn_head", "rpn logits", "rpn deltas"),
-        keep("roi_heads.box_predictor", "scores", "boxes"),
+        hook_outputs("backbone", "features"),
+        hook_outputs("proposal_generator.rpn_head", "rpn logits", "rpn deltas"),
+        hook_outputs("roi_heads.box_predictor", "scores", "boxes"),
     ]
     if hasattr(model.roi_heads, "mask_head"):
-        hooks.append(keep("roi_heads.mask_head.predictor", "masks"))
-    return seen, hooks
+        hooks.append(hook_outputs("roi_heads.mask_head.predictor", "masks"))
+    return intermediates, hooks
 
 
 @functools.cache
@@ -60,24 +60,24 @@ def detector(case):
     """A detector, images, and the ranges of its activations over other images: observed by hand, and by calibration."""
     name, keys = DETECTORS[case]
     torch.manual_seed(2)
-    model = unsettled(build_detector(config(name, **FEW, **keys)))
+    model = randomize_norms(build_detector(config(name, **FEW, **keys)))
     for layer in (model.roi_heads.box_predictor.cls_score, model.roi_heads.box_predictor.bbox_pred):
-        layer.weight.data *= 20  # so that the detections depend on what is seen
-    model = choosing_in_float32(model.double())
-    calibration = [pictures(2, seed=seed) for seed in (10, 11)]
+        layer.weight.data *= 20  # so that the detections depend on the image
+    model = select_boxes_in_float32(model.double())
+    calibration = [random_images(2, seed=seed) for seed in (10, 11)]
     observer = RangeRecorder()
     for batch in calibration:
         by_hand(model, batch, observer)
     quantizations = {scope: Quantization(model, detector_points(model, scope)) for scope in SCOPES}
     for quantization in quantizations.values():
         quantization.calibrate(calibration, forward=lambda network, batch: network(batch))
-    return model, pictures(3, seed=12), observer.ranges, quantizations
+    return model, random_images(3, seed=12), observer.ranges, quantizations
 
 
 SCOPES = ("backbone", "all")
 
 
-def close(got, expected, what):
+def assert_close(got, expected, what):
     assert got.shape == expected.shape, what
     assert got.dtype == expected.dtype, what
     if got.numel():
@@ -85,44 +85,44 @@ def close(got, expected, what):
         assert worst <= 1e-5, f"{what}: {float(worst):.1e}"
 
 
-def same_detections(got, expected):
+def assert_same_detections(got, expected):
     for ours, theirs in zip(got, expected, strict=True):
         ours = ours["instances"]
         assert len(ours) == len(theirs)
         assert torch.equal(ours.pred_classes, theirs.pred_classes)
-        close(ours.scores, theirs.scores, "scores of detections")
-        close(ours.pred_boxes.tensor, theirs.pred_boxes.tensor, "boxes of detections")
+        assert_close(ours.scores, theirs.scores, "scores of detections")
+        assert_close(ours.pred_boxes.tensor, theirs.pred_boxes.tensor, "boxes of detections")
         assert ours.has("pred_masks") == theirs.has("pred_masks")
         if ours.has("pred_masks"):
             assert torch.equal(ours.pred_masks, theirs.pred_masks)
 
 
-def same_on_the_way(got, expected):
+def assert_same_intermediates(got, expected):
     assert set(got) == set(expected)
     for what, theirs in expected.items():
         ours = got[what]
         ours = list(ours.values()) if isinstance(ours, dict) else ours
         for a, b in zip(*([x] if torch.is_tensor(x) else x for x in (ours, theirs)), strict=True):
-            close(a, b, what)
+            assert_close(a, b, what)
 
 
 def run(model, batch):
-    seen, hooks = passing(model)
+    intermediates, hooks = record_intermediates(model)
     with torch.no_grad():
-        answers = model(batch)
+        outputs = model(batch)
     for hook in hooks:
         hook.remove()
-    return answers, seen
+    return outputs, intermediates
 
 
 @pytest.mark.parametrize("case", DETECTORS)
 def test_the_float_reference_equals_the_detector(case):
     model, batch, _, _ = detector(case)
-    answers, seen = run(model, batch)
-    expected, seen_by_hand = by_hand(model, batch, lambda place, x, bits=None: x)
+    outputs, intermediates = run(model, batch)
+    expected, expected_intermediates = by_hand(model, batch, lambda place, x, bits=None: x)
     assert all(len(each) for each in expected)
-    same_on_the_way(seen, seen_by_hand)
-    same_detections(answers, expected)
+    assert_same_intermediates(intermediates, expected_intermediates)
+    assert_same_detections(outputs, expected)
 
 
 @pytest.mark.parametrize("width", [8, 6, 5, 4])
@@ -131,10 +131,12 @@ def test_the_float_reference_equals_the_detector(case):
 def test_the_quantized_detector_equals_the_reference(case, scope, width):
     model, batch, ends, quantizations = detector(case)
     with quantizations[scope].at(Bits(width, width)):
-        answers, seen = run(model, batch)
-    expected, seen_by_hand = by_hand(with_weights_on_grid(model, width, scope), batch, Quantizer(ends, width, scope))
-    same_on_the_way(seen, seen_by_hand)
-    same_detections(answers, expected)
+        outputs, intermediates = run(model, batch)
+    expected, expected_intermediates = by_hand(
+        with_weights_on_grid(model, width, scope), batch, Quantizer(ends, width, scope)
+    )
+    assert_same_intermediates(intermediates, expected_intermediates)
+    assert_same_detections(outputs, expected)
 
 
 @pytest.mark.parametrize("case", ["C4, norm, masks, bottlenecks", "FPN, masks"])
@@ -142,10 +144,12 @@ def test_the_quantized_detector_equals_the_reference(case, scope, width):
 def test_weights_and_activations_have_different_bit_widths(case, weight, act):
     model, batch, ends, quantizations = detector(case)
     with quantizations["all"].at(Bits(weight, act)):
-        answers, seen = run(model, batch)
-    expected, seen_by_hand = by_hand(with_weights_on_grid(model, weight, "all"), batch, Quantizer(ends, act, "all"))
-    same_on_the_way(seen, seen_by_hand)
-    same_detections(answers, expected)
+        outputs, intermediates = run(model, batch)
+    expected, expected_intermediates = by_hand(
+        with_weights_on_grid(model, weight, "all"), batch, Quantizer(ends, act, "all")
+    )
+    assert_same_intermediates(intermediates, expected_intermediates)
+    assert_same_detections(outputs, expected)
 
 
 def test_every_bit_width_and_scope_gives_different_scores():

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from support.detect.configs import C4, CONFIGS, FPN, pairs
+from support.detect.configs import C4, CONFIGS, FPN, as_overrides
 
 from ssql_det.cli.main import main
 from ssql_det.core import rows
@@ -39,7 +39,7 @@ def trained(request, toy_data_in_place, tmp_path_factory):
     """A config, its keys with the weights it trained, and a folder."""
     folder = tmp_path_factory.mktemp("run")
     config = str(CONFIGS / request.param)
-    main(["train-det", "--config-file", config, *pairs(KEYS | {"OUTPUT_DIR": folder})])
+    main(["train-det", "--config-file", config, *as_overrides(KEYS | {"OUTPUT_DIR": folder})])
     weights = {"MODEL.WEIGHTS": folder / "model_final.pth", "DATASETS.TEST": (DETECTORS[request.param][0],)}
     return request.param, KEYS | weights, folder
 
@@ -47,7 +47,7 @@ def trained(request, toy_data_in_place, tmp_path_factory):
 def swept(name, keys, out, bits=WIDTHS, **more):
     config = ["--config-file", str(CONFIGS / name), "--bits", bits, "--calib-images", "16"]
     more = {key.replace("__", "."): value for key, value in more.items()}
-    main(["sweep", *config, *pairs(keys | more | {"OUTPUT_DIR": out})])
+    main(["sweep", *config, *as_overrides(keys | more | {"OUTPUT_DIR": out})])
     return {row.bits: row.metrics["bbox/AP"] for row in rows.read_rows(out / "results.jsonl")}
 
 
@@ -72,7 +72,7 @@ def test_a_sweep_and_its_table(trained, capsys):
 
 def test_feature_errors_grow_as_bits_fall(trained):
     name, keys, _ = trained
-    cfg = read_config(CONFIGS / name, pairs(keys), SSQL_DET_DEFAULTS)
+    cfg = read_config(CONFIGS / name, as_overrides(keys), SSQL_DET_DEFAULTS)
     model, _ = load_trained_detector(cfg)
     quantization = Quantization(model, detector_points(model, "backbone"))
     batches = select_calibration_images(cfg, Calibration(4))

@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 from safetensors import safe_open
-from support.detect.sweeps import command
+from support.detect.sweeps import sweep_arguments
 from support.pages import ROOT, commands, python_blocks
 
 PAGE = ROOT / "docs/extending.md"
@@ -91,7 +91,7 @@ def test_a_method_a_network_and_a_quantizer_are_trained_killed_resumed_and_probe
 
 
 def test_a_custom_family_is_swept(lab, learned, toy, tmp_path):
-    run(lab, "--plugin", "coarse", *command(learned, tmp_path / "sweep", bits="4"))
+    run(lab, "--plugin", "coarse", *sweep_arguments(learned, tmp_path / "sweep", bits="4"))
     with safe_open(tmp_path / "sweep/quantization.safetensors", framework="pt") as file:
         points = {(point["path"], point["side"]) for point in json.loads(file.metadata()["points"])}
     assert ("backbone.res3.0", "output") in points

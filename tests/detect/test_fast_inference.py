@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support.detect.configs import C4, FPN, choosing_in_float32, config, pictures, unsettled
+from support.detect.configs import C4, FPN, config, random_images, randomize_norms, select_boxes_in_float32
 from torch import nn
 
 from ssql_det.d2 import FrozenBatchNorm2d
@@ -20,16 +20,16 @@ CASES = [(name, norm) for name in (C4, FPN) for norm in NORMS]
 def detector(name, norm="BN", dtype=torch.float64):
     """Half of the norms' weights are negative: there folding before quantization would go wrong."""
     torch.manual_seed(0)
-    model = unsettled(build_detector(config(name, **NORMS[norm])))
+    model = randomize_norms(build_detector(config(name, **NORMS[norm])))
     for module in model.modules():
         if isinstance(module, (nn.modules.batchnorm._BatchNorm, FrozenBatchNorm2d)):
             module.weight.data[::2] *= -1
-    return choosing_in_float32(model.double()) if dtype == torch.float64 else model
+    return select_boxes_in_float32(model.double()) if dtype == torch.float64 else model
 
 
 def calibrated_detector(name, norm="BN", dtype=torch.float64):
     model = detector(name, norm, dtype)
-    quantization, batches = Quantization(model, detector_points(model, "all")), [[each] for each in pictures(3)]
+    quantization, batches = Quantization(model, detector_points(model, "all")), [[each] for each in random_images(3)]
     calibrate_detector(quantization, batches)
     return model, quantization, batches
 
@@ -62,9 +62,9 @@ def test_no_folded_norm_is_computed(name, norm):
     norms = [path for path in norms if isinstance(model.get_submodule(path.removesuffix(".norm")), nn.Conv2d)]
     with recording_outputs(model, norms) as seen, torch.no_grad():
         with fast_inference(model):
-            model([pictures(1)[0]])
+            model([random_images(1)[0]])
         assert not seen
-        model([pictures(1)[0]])
+        model([random_images(1)[0]])
     assert len(seen) >= len(norms) > 3
 
 

@@ -5,8 +5,8 @@ import json
 import logging
 
 import pytest
-from support.detect.sweeps import PLAN, swept
-from support.detect.training_runs import numbers
+from support.detect.sweeps import SETTINGS, run_sweep
+from support.detect.training_runs import rows_by_bits
 
 from ssql_det.core import rows
 from ssql_det.core.errors import UserError
@@ -17,16 +17,16 @@ RE_ESTIMATED = QuantizationSettings("all", Calibration(4), Scheme(norms="re-esti
 OVERRIDDEN = QuantizationSettings(
     "all", Calibration(4), overrides={"backbone.res4.*": Bits(8, 8), "roi_heads.*": Bits(6, 6)}
 )
-PROSE = "4 images of toy_voc_2007_trainval, seed 0, MinMax"
-SAID = {  # by a row of schema 1
-    "minmax": (PLAN, PROSE),
-    "norms": (RE_ESTIMATED, f"{PROSE}, BN recalibrated"),
-    "bits file": (OVERRIDDEN, f"{PROSE}, backbone.res4.* at 8w8a, roi_heads.* at 6w6a"),
+MINMAX_PROSE = "4 images of toy_voc_2007_trainval, seed 0, MinMax"
+CALIBRATION_PROSE = {  # by a row of schema 1
+    "minmax": (SETTINGS, MINMAX_PROSE),
+    "norms": (RE_ESTIMATED, f"{MINMAX_PROSE}, BN recalibrated"),
+    "bits file": (OVERRIDDEN, f"{MINMAX_PROSE}, backbone.res4.* at 8w8a, roi_heads.* at 6w6a"),
 }
 TRAINING_EVALUATION_KEYS = {"EVAL_PERIOD": 0, "EVAL_BITS": ["FP", "8w8a", "4w4a"], "SCOPE": "all", "CALIB_IMAGES": 32}
 
 
-def make_older(folder, calibration, widths=("FP", "4w4a")):
+def write_former_sweep(folder, calibration, widths=("FP", "4w4a")):
     """Turn what a sweep has left into what it would have been, with the rows of these widths."""
     kept = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
     for row in kept:
@@ -53,16 +53,16 @@ def warnings(caplog):
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-@pytest.mark.parametrize(("plan", "said"), SAID.values(), ids=SAID)
-def test_finished_rows_are_kept_and_the_rest_is_calibrated_again(plan, said, learned, caplog, tmp_path):
-    expected = swept(learned, tmp_path, "FP,4,5", plan)
+@pytest.mark.parametrize(("plan", "said"), CALIBRATION_PROSE.values(), ids=CALIBRATION_PROSE)
+def test_finished_rows_are_kept_and_the_rest_is_calibrated_again(plan, prose, learned, caplog, tmp_path):
+    expected = run_sweep(learned, tmp_path, "FP,4,5", plan)
     saved = (tmp_path / "quantization.safetensors").read_bytes()
-    make_older(tmp_path, said)
+    write_former_sweep(tmp_path, prose)
     before = files(tmp_path)
-    found = swept(learned, tmp_path, "FP,4,5", plan)
+    found = run_sweep(learned, tmp_path, "FP,4,5", plan)
     as_older = [dataclasses.replace(row, network="") for row in expected[:2]]  # schema 1 did not say
     assert found[:2] == as_older
-    assert numbers(found[2:]) == numbers(expected[2:])
+    assert rows_by_bits(found[2:]) == rows_by_bits(expected[2:])
     assert warnings(caplog) == [f"{tmp_path}/ranges.json is of an older ssql_det and is not read; calibrating again"]
     after = files(tmp_path)
     assert after["results.jsonl"].startswith(before["results.jsonl"])
@@ -70,18 +70,18 @@ def test_finished_rows_are_kept_and_the_rest_is_calibrated_again(plan, said, lea
     assert after["ranges.json"] == before["ranges.json"]
     if plan is not RE_ESTIMATED:  # those of FP and of 4 bits are not needed again
         assert after["quantization.safetensors"] == saved
-    swept(learned, tmp_path, "FP,6", plan)
+    run_sweep(learned, tmp_path, "FP,6", plan)
     assert len(warnings(caplog)) == 1, "there is a calibration now"
 
 
 def test_a_finished_sweep_is_read_as_it_is(whole_sweep, learned, caplog, tmp_path):
-    swept(learned, tmp_path)
-    make_older(tmp_path, PROSE, ("FP", "8w8a", "4w4a"))
+    run_sweep(learned, tmp_path)
+    write_former_sweep(tmp_path, MINMAX_PROSE, ("FP", "8w8a", "4w4a"))
     before = files(tmp_path)
-    found = swept(learned, tmp_path)
-    assert {bits: dataclasses.replace(row, network="narrow_resnet") for bits, row in numbers(found).items()} == numbers(
-        whole_sweep[1]
-    )
+    found = run_sweep(learned, tmp_path)
+    assert {
+        bits: dataclasses.replace(row, network="narrow_resnet") for bits, row in rows_by_bits(found).items()
+    } == rows_by_bits(whole_sweep[1])
     assert not warnings(caplog)
     assert files(tmp_path) == before
 
@@ -89,26 +89,26 @@ def test_a_finished_sweep_is_read_as_it_is(whole_sweep, learned, caplog, tmp_pat
 @pytest.mark.parametrize(
     ("plan", "other", "difference"),
     [
-        (PLAN, RE_ESTIMATED, "--scheme 'minmax' (now 'norms=re-estimated')"),
-        (RE_ESTIMATED, PLAN, "--scheme 'norms=re-estimated' (now 'minmax')"),
-        (PLAN, QuantizationSettings("all", Calibration(5)), "--calib-images 4 (now 5)"),
+        (SETTINGS, RE_ESTIMATED, "--scheme 'minmax' (now 'norms=re-estimated')"),
+        (RE_ESTIMATED, SETTINGS, "--scheme 'norms=re-estimated' (now 'minmax')"),
+        (SETTINGS, QuantizationSettings("all", Calibration(5)), "--calib-images 4 (now 5)"),
     ],
 )
 def test_another_sweep_in_the_folder_is_refused(plan, other, difference, learned, tmp_path):
-    (said,) = [prose for known, prose in SAID.values() if known is plan]
-    swept(learned, tmp_path, "FP", plan)
-    make_older(tmp_path, said, ("FP",))
+    (prose,) = [prose for known, prose in CALIBRATION_PROSE.values() if known is plan]
+    run_sweep(learned, tmp_path, "FP", plan)
+    write_former_sweep(tmp_path, prose, ("FP",))
     before = files(tmp_path)
     with pytest.raises(UserError) as refusal:
-        swept(learned, tmp_path, "FP,4", other)
+        run_sweep(learned, tmp_path, "FP,4", other)
     assert str(refusal.value) == f"the sweep in {tmp_path} has {difference}; choose another OUTPUT_DIR"
     assert files(tmp_path) == before
 
 
 def test_a_sweep_without_rows_begins_again(learned, caplog, tmp_path):
     """Killed in its first evaluation: the plan and the ranges were there."""
-    expected = swept(learned, tmp_path, "4")
-    make_older(tmp_path, PROSE, ("4w4a",))
+    expected = run_sweep(learned, tmp_path, "4")
+    write_former_sweep(tmp_path, MINMAX_PROSE, ("4w4a",))
     (tmp_path / "results.jsonl").unlink()
-    assert numbers(swept(learned, tmp_path, "4")) == numbers(expected)
+    assert rows_by_bits(run_sweep(learned, tmp_path, "4")) == rows_by_bits(expected)
     assert len(warnings(caplog)) == 1

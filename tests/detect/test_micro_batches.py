@@ -2,7 +2,7 @@
 
 import pytest
 from support.detect.configs import C4, config
-from support.detect.training_runs import farthest, first_gradients, sampling_the_first
+from support.detect.training_runs import first_gradients, largest_difference, sampling_first_regions
 
 from ssql_det.core.errors import UserError
 from ssql_det.d2 import get_detection_dataset_dicts
@@ -12,7 +12,7 @@ from ssql_det.detect.train import train
 def gradients(tmp_path, micro_batches, **keys):
     """With as many regions of each image and no norm that mixes images."""
     frozen = {"MODEL__RESNETS__NORM": "FrozenBN", "SSQL_DET__EXTRA_NORM": "", "SOLVER__IMS_PER_BATCH": 4}
-    with sampling_the_first():
+    with sampling_first_regions():
         return first_gradients(config(C4, tmp_path, SSQL_DET__MICRO_BATCHES=micro_batches, **frozen, **keys))
 
 
@@ -27,7 +27,7 @@ def one_size(monkeypatch):
 @pytest.mark.parametrize("parts", [2, 4])
 def test_micro_batches_add_up_to_the_gradient_of_the_whole_batch(parts, one_size, tmp_path):
     keys = {"INPUT__MIN_SIZE_TRAIN": (64,), "INPUT__RANDOM_FLIP": "none"}
-    assert farthest(gradients(tmp_path, parts, **keys), gradients(tmp_path, 1, **keys)) <= 1e-3
+    assert largest_difference(gradients(tmp_path, parts, **keys), gradients(tmp_path, 1, **keys)) <= 1e-3
 
 
 def test_each_micro_batch_has_the_same_weight_whatever_its_number_of_regions(tmp_path):
@@ -35,7 +35,7 @@ def test_each_micro_batch_has_the_same_weight_whatever_its_number_of_regions(tmp
     keys = {"INPUT__MIN_SIZE_TRAIN": (64,), "INPUT__RANDOM_FLIP": "none"}
     sampled = {"MODEL__ROI_HEADS__BATCH_SIZE_PER_IMAGE": 512}  # more than there are: all are taken
     whole, parts = (gradients(tmp_path, count, **keys, **sampled) for count in (1, 2))
-    assert 1e-3 < farthest(parts, whole) <= 0.5
+    assert 1e-3 < largest_difference(parts, whole) <= 0.5
 
 
 @pytest.mark.parametrize("parts", [0, -1, 3])

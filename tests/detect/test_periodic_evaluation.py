@@ -4,7 +4,7 @@ import json
 
 import pytest
 from support.detect.configs import C4, LAST, config
-from support.detect.training_runs import LOOKING, final, same, stopped_in_step
+from support.detect.training_runs import WITH_EVALUATIONS, is_equal, read_final, stopping_in_step
 
 from ssql_det.core import rows
 from ssql_det.core.errors import UserError
@@ -13,25 +13,25 @@ from ssql_det.detect.train import train
 
 
 def test_evaluations_write_rows_and_do_not_change_the_training(whole_run, tmp_path):
-    train(config(C4, tmp_path, **LOOKING), C4)
+    train(config(C4, tmp_path, **WITH_EVALUATIONS), C4)
     looks = [(row.checkpoint, row.bits, row.dataset, row.scope) for row in rows.read_rows(tmp_path / "looks.jsonl")]
     places = [f"iteration {iteration}" for iteration in (3, 7, LAST)]
     assert looks == [(place, bits, "toy_voc_2007_test", "all") for place in places for bits in ("FP", "4w4a")]
-    ours, theirs = final(tmp_path), final(whole_run)
+    ours, theirs = read_final(tmp_path), read_final(whole_run)
     ours["model"], theirs["model"] = (
         {name: value for name, value in each["model"].items() if not name.endswith("num_batches_tracked")}
         for each in (ours, theirs)
     )
-    assert same(ours, theirs)
+    assert is_equal(ours, theirs)
     lines = [json.loads(each) for each in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "toy_voc_2007_test/4w4a/bbox/AP50" in line] == [3, 7, LAST]
 
 
 def test_a_resumed_run_has_each_evaluation_once_and_may_change_its_scheme(tmp_path):
-    with stopped_in_step(6):
-        train(config(C4, tmp_path, **LOOKING), C4)
+    with stopping_in_step(6):
+        train(config(C4, tmp_path, **WITH_EVALUATIONS), C4)
     scheme = "weight=centred, act=mse, norms=re-estimated"
-    train(config(C4, tmp_path, **(LOOKING | {"SSQL_DET__SCHEME": scheme})), C4, resume=True)
+    train(config(C4, tmp_path, **(WITH_EVALUATIONS | {"SSQL_DET__SCHEME": scheme})), C4, resume=True)
     found = rows.read_rows(tmp_path / "looks.jsonl")
     looks = [(row.checkpoint, row.bits) for row in found]
     assert len(looks) == len(set(looks)) == 6
@@ -58,5 +58,5 @@ def test_a_resumed_run_has_each_evaluation_once_and_may_change_its_scheme(tmp_pa
 )
 def test_invalid_evaluation_settings_are_refused_before_the_training(keys, complaint, tmp_path):
     with pytest.raises(UserError, match=complaint):
-        train(config(C4, tmp_path / "run", **(LOOKING | keys)), C4)
+        train(config(C4, tmp_path / "run", **(WITH_EVALUATIONS | keys)), C4)
     assert not (tmp_path / "run").exists()

@@ -117,25 +117,25 @@ CASES = {
 }
 
 
-def written(point):
+def format_point(point):
     bits = "" if point.bits is None else f" @{point.bits}"
     return f"{point.path} {point.side.value}{bits}{' from 0' * point.include_zero}"
 
 
-def lines(text):
+def sort_lines(text):
     return sorted(line for line in text.splitlines() if line)
 
 
-def found(model, scope):
-    return sorted(map(written, detector_points(model, scope)))
+def format_points(model, scope):
+    return sorted(map(format_point, detector_points(model, scope)))
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_points_are_those_of_the_table(case):
     name, keys, backbone, rest = CASES[case]
     model = build_detector(config(name, **keys))
-    assert found(model, "backbone") == lines(backbone)
-    assert found(model, "all") == lines(backbone + rest)
+    assert format_points(model, "backbone") == sort_lines(backbone)
+    assert format_points(model, "all") == sort_lines(backbone + rest)
 
 
 def test_a_head_of_bottlenecks_has_points_before_both_later_convs():
@@ -143,7 +143,7 @@ def test_a_head_of_bottlenecks_has_points_before_both_later_convs():
     model = build_detector(
         config("voc_r18_c4.yaml", **{f"MODEL__RESNETS__{key}": value for key, value in thin.items()})
     )
-    of_head = [line for line in found(model, "backbone") if line.startswith("roi_heads.")]
+    of_head = [line for line in format_points(model, "backbone") if line.startswith("roi_heads.")]
     first = """
 roi_heads.res5.0 input
 roi_heads.res5.0.shortcut weight
@@ -156,18 +156,18 @@ roi_heads.res5.{n}.conv3 input
 roi_heads.res5.{n}.conv3 weight
 roi_heads.res5.{n} output
 """
-    assert of_head == lines(first + "".join(each.format(n=n) for n in range(3)))
+    assert of_head == sort_lines(first + "".join(each.format(n=n) for n in range(3)))
 
 
 def test_only_the_first_layer_of_a_c4_mask_head_reads_res5():
     model = build_detector(config(C4, **NO_NORM, **MASKS, MODEL__ROI_MASK_HEAD__NUM_CONV=2))
-    of_masks = [line for line in found(model, "all") if ".mask_head." in line]
-    assert of_masks == lines(FPN_MASK.replace("roi_heads.mask_head.mask_fcn1 input\n", ""))
+    of_masks = [line for line in format_points(model, "all") if ".mask_head." in line]
+    assert of_masks == sort_lines(FPN_MASK.replace("roi_heads.mask_head.mask_fcn1 input\n", ""))
 
 
 def test_a_box_head_with_convs_is_quantized_at_their_inputs():
     model = build_detector(config(FPN, MODEL__ROI_BOX_HEAD__NUM_CONV=1, MODEL__ROI_BOX_HEAD__CONV_DIM=8))
-    more = set(found(model, "all")) - set(lines(FPN_BACKBONE + FPN_REST + FPN_MASK))
+    more = set(format_points(model, "all")) - set(sort_lines(FPN_BACKBONE + FPN_REST + FPN_MASK))
     assert more == {"roi_heads.box_head.conv1 input", "roi_heads.box_head.conv1 weight"}
 
 
@@ -178,7 +178,7 @@ def test_scope_all_refuses_an_unsupported_layer(name):
         UserError, match=r"proposal_generator\.rpn_head\.conv\.conv0 has no quantization point \(2 such"
     ):
         detector_points(model, "all")
-    assert found(model, "backbone") == lines(C4_BACKBONE if name == C4 else FPN_BACKBONE)
+    assert format_points(model, "backbone") == sort_lines(C4_BACKBONE if name == C4 else FPN_BACKBONE)
 
 
 def test_an_unknown_scope_is_refused():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from pycocotools import mask as coco_mask
-from support.detect.configs import C4, CONFIGS, FPN, config, tiny, unsettled
+from support.detect.configs import C4, CONFIGS, FPN, config, randomize_norms, tiny_overrides
 
 from ssql_det.cli.main import main
 from ssql_det.cli.predict import _split_keys_and_images
@@ -21,7 +21,7 @@ def weights(tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights")
     for name in (C4, FPN):
         torch.manual_seed(0)
-        torch.save({"model": unsettled(build_detector(config(name))).state_dict()}, folder / f"{name}.pth")
+        torch.save({"model": randomize_norms(build_detector(config(name))).state_dict()}, folder / f"{name}.pth")
     return folder
 
 
@@ -38,7 +38,7 @@ def photos(tmp_path):
 
 
 def predict(weights, name, out, *rest, bits="FP,4"):
-    keys = tiny(MODEL__WEIGHTS=weights / f"{name}.pth")
+    keys = tiny_overrides(MODEL__WEIGHTS=weights / f"{name}.pth")
     flags = ["--bits", bits, "--score", "0", "--calib-images", "2", "--out", str(out)]
     main(["predict", "--config-file", str(CONFIGS / name), *flags, *keys, *map(str, rest)])
 
@@ -118,7 +118,7 @@ def test_keys_come_before_images():
     ],
 )
 def test_a_mistake_is_one_sentence_and_writes_nothing(flags, said, weights, photos, tmp_path, capsys):
-    keys = tiny(MODEL__WEIGHTS=weights / f"{C4}.pth")
+    keys = tiny_overrides(MODEL__WEIGHTS=weights / f"{C4}.pth")
     named = ["--config-file", str(CONFIGS / C4), "--out", str(tmp_path / "out")]
     with pytest.raises(SystemExit) as stopped:
         main(["predict", *named, *flags, *keys, str(photos)])

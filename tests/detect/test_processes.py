@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.detect.configs import C4, CONFIGS, FPN, config, tiny, unsettled
-from support.detect.training_runs import LOOKING, arguments, ends_as, numbers
+from support.detect.configs import C4, CONFIGS, FPN, config, randomize_norms, tiny_overrides
+from support.detect.training_runs import WITH_EVALUATIONS, is_same_run, rows_by_bits, train_arguments
 from support.kills import kill_until_done
 from support.refusals import refused
 
@@ -29,7 +29,7 @@ def weights(request, toy_data_in_place, tmp_path_factory):
     """A config, and weights of its detector."""
     torch.manual_seed(3)  # by chance these find some objects, also with other norms
     path = tmp_path_factory.mktemp("weights") / "model.pth"
-    torch.save({"model": unsettled(build_detector(config(request.param))).state_dict()}, path)
+    torch.save({"model": randomize_norms(build_detector(config(request.param))).state_dict()}, path)
     return request.param, path
 
 
@@ -37,7 +37,7 @@ def sweeping(weights, out, *flags):
     """The command; of two options of one name the last counts."""
     name, path = weights
     line = ["sweep", "--config-file", str(CONFIGS / name), "--bits", "FP,4", "--calib-images", "5", *flags]
-    return [*line, *tiny(OUTPUT_DIR=out, MODEL__WEIGHTS=path, **MANY)]
+    return [*line, *tiny_overrides(OUTPUT_DIR=out, MODEL__WEIGHTS=path, **MANY)]
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def has_the_rows_of(two, one):
     found, expected = (rows.read_rows(folder / "results.jsonl") for folder in (two, one))
     assert [row.bits for row in found] == [row.bits for row in expected] == ["FP", "4w4a"]
     saved, as_saved = ((folder / "quantization.safetensors").read_bytes() for folder in (two, one))
-    return numbers(found) == numbers(expected) and saved == as_saved
+    return rows_by_bits(found) == rows_by_bits(expected) and saved == as_saved
 
 
 @pytest.mark.parametrize("flags", [(), ("--scheme", "norms=re-estimated"), ("--scheme", "act=mse")])
@@ -84,20 +84,22 @@ def test_a_rank_without_images_waits_for_the_others(swept, toy, tmp_path):
 def test_killed_processes_resume_to_the_same_bits(in_process, tmp_path):
     """kill -9 of both at moments that nobody chose, in a training that looks and estimates its norms on the way."""
     whole, killed, log = tmp_path / "whole", tmp_path / "killed", tmp_path / "log"
-    ended = in_process(arguments(whole, **LOOKING), log, processes=2, seconds=300)
+    ended = in_process(train_arguments(whole, **WITH_EVALUATIONS), log, processes=2, seconds=300)
     assert ended["status"] == 0, log.read_text()
-    moments = kill_until_done(in_process, arguments(killed, "--resume", **LOOKING), log, ended["seconds"], processes=2)
-    assert ends_as(killed, whole), f"killed after {moments} s"
+    moments = kill_until_done(
+        in_process, train_arguments(killed, "--resume", **WITH_EVALUATIONS), log, ended["seconds"], processes=2
+    )
+    assert is_same_run(killed, whole), f"killed after {moments} s"
     found, expected = (rows.read_rows(folder / "looks.jsonl") for folder in (killed, whole))
     assert [(row.checkpoint, row.bits) for row in found] == [(row.checkpoint, row.bits) for row in expected]
     assert [row.metrics for row in found] == [row.metrics for row in expected]
     assert len(found) == 6
 
 
-def test_another_number_of_processes_resumes_with_the_same_batches(in_two):
-    (expected,) = fed(in_two("fed", "whole", 0, processes=1), "whole")
-    folder = in_two("fed", "stopped", 5)
-    in_two("fed", "resumed", 0, processes=3, folder=folder)
+def test_another_number_of_processes_resumes_with_the_same_batches(run_in_processes):
+    (expected,) = fed(run_in_processes("save_fed_files", "whole", 0, processes=1), "whole")
+    folder = run_in_processes("save_fed_files", "stopped", 5)
+    run_in_processes("save_fed_files", "resumed", 0, processes=3, folder=folder)
     stopped, resumed = fed(folder, "stopped"), fed(folder, "resumed")
     assert (len(stopped), len(resumed)) == (2, 3)
     assert batches(stopped) == batches([expected[:5]])
@@ -140,14 +142,14 @@ ON_GPUS_ONLY = "SyncBN needs GPUs; for several processes on the CPU set "
         ({"MODEL__RESNETS__NORM": "SyncBN"}, ON_GPUS_ONLY + "MODEL.RESNETS.NORM to naiveSyncBN"),
         ({"SSQL_DET__EXTRA_NORM": "SyncBN"}, ON_GPUS_ONLY + "SSQL_DET.EXTRA_NORM to naiveSyncBN"),
         (
-            LOOKING | {"SSQL_DET__CALIB_IMAGES": 1},
+            WITH_EVALUATIONS | {"SSQL_DET__CALIB_IMAGES": 1},
             "calibration needs at least 1 image a process, of 2; got SSQL_DET.CALIB_IMAGES 1",
         ),
     ],
 )
 def test_a_batch_size_that_processes_cannot_share_is_refused(keys, expected, in_process, tmp_path):
     out, log = tmp_path / "out", tmp_path / "log"
-    assert in_process(arguments(out, **keys), log, processes=2, seconds=120)["status"] == 2
+    assert in_process(train_arguments(out, **keys), log, processes=2, seconds=120)["status"] == 2
     assert complaint(log.read_text()) == expected
     assert not out.exists()
 
@@ -178,7 +180,7 @@ if __name__ == "__main__":
 def test_a_loss_that_is_not_finite_on_one_rank_stops_all(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(NOT_A_NUMBER_ON_THE_SECOND)
-    command = [sys.executable, program, *arguments(tmp_path / "out", "--num-gpus", "2")]
+    command = [sys.executable, program, *train_arguments(tmp_path / "out", "--num-gpus", "2")]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert ended.returncode == 2, ended.stderr
     assert complaint(ended.stderr).startswith("loss_cls is nan at iteration 0; lower SOLVER.BASE_LR")
@@ -193,10 +195,10 @@ def test_zero_processes_are_refused(command, capsys):
 # ---- torchrun ------------------------------------------------------------------------------------------------------
 
 
-def torchrun(tool, arguments):
+def torchrun(tool, train_arguments):
     """``tools/`` have what comes behind the command's name."""
     starter = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", TOOLS / tool]
-    ended = subprocess.run([*starter, *arguments[1:]], capture_output=True, text=True, timeout=300, check=False)
+    ended = subprocess.run([*starter, *train_arguments[1:]], capture_output=True, text=True, timeout=300, check=False)
     assert ended.returncode == 0, ended.stderr
     return ended.stdout
 
@@ -204,10 +206,10 @@ def torchrun(tool, arguments):
 def test_torchrun_equals_num_gpus(in_process, tmp_path):
     few = {"SOLVER__MAX_ITER": 2, "SOLVER__STEPS": (), "TEST__PRECISE_BN__NUM_ITER": 1}
     other, log = tmp_path / "other", tmp_path / "log"
-    assert in_process(arguments(other, **few), log, processes=2)["status"] == 0, log.read_text()
+    assert in_process(train_arguments(other, **few), log, processes=2)["status"] == 0, log.read_text()
     trained = f"trained: {tmp_path}/out/model_final.pth"
-    assert torchrun("train_net.py", arguments(tmp_path / "out", **few)).count(trained) == 1
-    assert ends_as(tmp_path / "out", other)
+    assert torchrun("train_net.py", train_arguments(tmp_path / "out", **few)).count(trained) == 1
+    assert is_same_run(tmp_path / "out", other)
 
     weights = C4, tmp_path / "out/model_final.pth"
     assert in_process(sweeping(weights, tmp_path / "one"), log)["status"] == 0, log.read_text()

@@ -12,7 +12,7 @@ from urllib.parse import urlparse
 import pytest
 import torch
 import torchvision
-from support.detect.configs import CONFIGS, as_given
+from support.detect.configs import CONFIGS, full_config
 from support.reproduce.plans import ROOT, plan_of
 from torch import nn
 
@@ -118,61 +118,63 @@ RECIPES = {
     "coco_mask_r34_fpn.yaml": FPN | R34,
     "coco_mask_r50_fpn.yaml": FPN | R50,
 }
-OF_TABLE = {6: "voc_r18_c4.yaml", 7: "coco_mask_r50_fpn.yaml"}
+RECIPE_BY_TABLE = {6: "voc_r18_c4.yaml", 7: "coco_mask_r50_fpn.yaml"}
 ROWS = {
     f"table{number}/{path.name}": number
-    for number in OF_TABLE
+    for number in RECIPE_BY_TABLE
     for path in sorted((CONFIGS / f"table{number}").glob("*.yaml"))
 }
-OF_A_ROW = {"SSQL_DET.METHOD", "MODEL.WEIGHTS", "OUTPUT_DIR"}
-MADE_HERE = {name: number for name, number in ROWS.items() if "simsiam" in name or "ssql" in name}
+ROW_KEYS = {"SSQL_DET.METHOD", "MODEL.WEIGHTS", "OUTPUT_DIR"}
+PRETRAINED_HERE = {name: number for name, number in ROWS.items() if "simsiam" in name or "ssql" in name}
 
 
 @cache
-def resolved(name):
-    return flatten_config(as_given(name))
+def load_values(name):
+    return flatten_config(full_config(name))
 
 
-def but_for(keys, values):
+def without_keys(keys, values):
     return {key: value for key, value in values.items() if key not in keys}
 
 
 @pytest.mark.parametrize("name", [*RECIPES, *ROWS])
 def test_a_config_is_the_recipe_and_otherwise_the_defaults(name):
-    values = resolved(name)
-    expected = RECIPES[OF_TABLE[ROWS[name]] if name in ROWS else name]
+    values = load_values(name)
+    expected = RECIPES[RECIPE_BY_TABLE[ROWS[name]] if name in ROWS else name]
     assert {key: values[key] for key in expected} == expected
     defaults = flatten_config(get_cfg()) | {f"SSQL_DET.{key}": value for key, value in SSQL_DET_DEFAULTS.items()}
-    free = OF_A_ROW | {"MODEL.DEVICE"}
-    assert but_for({*expected, *free}, values) == but_for({*expected, *free}, defaults)
+    free = ROW_KEYS | {"MODEL.DEVICE"}
+    assert without_keys({*expected, *free}, values) == without_keys({*expected, *free}, defaults)
 
 
 def test_row_configs_differ_from_their_recipe_only_in_method_backbone_and_folder():
     for name, number in ROWS.items():
-        assert but_for(OF_A_ROW, resolved(name)) == but_for(OF_A_ROW, resolved(OF_TABLE[number]))
+        assert without_keys(ROW_KEYS, load_values(name)) == without_keys(ROW_KEYS, load_values(RECIPE_BY_TABLE[number]))
 
 
 def test_every_config_has_its_own_output_folder():
-    folders = Counter(resolved(name)["OUTPUT_DIR"] for name in (*RECIPES, *ROWS))
+    folders = Counter(load_values(name)["OUTPUT_DIR"] for name in (*RECIPES, *ROWS))
     assert set(folders.values()) == {1}
 
 
-@pytest.mark.parametrize("number", OF_TABLE)
+@pytest.mark.parametrize("number", RECIPE_BY_TABLE)
 def test_every_published_row_has_one_config(number):
     methods = load_published_table(number).methods
-    named = [match_published_name(resolved(name)["SSQL_DET.METHOD"], methods) for name in ROWS if ROWS[name] == number]
+    named = [
+        match_published_name(load_values(name)["SSQL_DET.METHOD"], methods) for name in ROWS if ROWS[name] == number
+    ]
     assert Counter(named) == Counter(methods)
 
 
 def test_only_the_random_init_row_has_no_weights():
     """A row that is to have a backbone cannot begin without one unnoticed."""
-    empty = [name for name in ROWS if not resolved(name)["MODEL.WEIGHTS"]]
+    empty = [name for name in ROWS if not load_values(name)["MODEL.WEIGHTS"]]
     assert empty == ["table6/random_init.yaml"]
 
 
-@pytest.mark.parametrize("name", MADE_HERE)
+@pytest.mark.parametrize("name", PRETRAINED_HERE)
 def test_a_backbones_path_is_that_of_its_pretraining(name):
-    weights, method = (resolved(name)[key] for key in ("MODEL.WEIGHTS", "SSQL_DET.METHOD"))
+    weights, method = (load_values(name)[key] for key in ("MODEL.WEIGHTS", "SSQL_DET.METHOD"))
     (config,) = (
         file
         for file in (ROOT / "configs/pretrain").glob("*.yaml")
@@ -185,7 +187,7 @@ def test_a_backbones_path_is_that_of_its_pretraining(name):
     assert pretraining["OPTIM.EPOCHS"] == (200 if method.endswith("-200ep") else 100)
 
 
-@pytest.mark.parametrize("number", OF_TABLE)
+@pytest.mark.parametrize("number", RECIPE_BY_TABLE)
 def test_a_supervised_row_loads_torchvisions_file(number, tmp_path, monkeypatch):
     name = {6: "resnet18", 7: "resnet50"}[number]
     url = torchvision.models.get_model_weights(name).IMAGENET1K_V1.url
@@ -195,7 +197,7 @@ def test_a_supervised_row_loads_torchvisions_file(number, tmp_path, monkeypatch)
     file.parent.mkdir(parents=True)
     network = torchvision.models.get_model(name, weights=None)
     torch.save(network.state_dict(), file)
-    detector, _, coverage = load_pretrained_detector(as_given(f"table{number}/imagenet_supervised.yaml"))
+    detector, _, coverage = load_pretrained_detector(full_config(f"table{number}/imagenet_supervised.yaml"))
     assert coverage.percent == 100
     last = detector.roi_heads.res5 if number == 6 else detector.backbone.bottom_up.res5
     assert torch.equal(last[0].conv1.weight, network.layer4[0].conv1.weight)
@@ -209,7 +211,7 @@ def convs(module):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_detector_has_torchvisions_backbone_and_the_recipes_anchors(name):
-    recipe, detector = RECIPES[name], build_detector(as_given(name))
+    recipe, detector = RECIPES[name], build_detector(full_config(name))
     depth, sizes = recipe["MODEL.RESNETS.DEPTH"], recipe["MODEL.ANCHOR_GENERATOR.SIZES"]
     network = torchvision.models.get_model(f"resnet{depth}", weights=None)
     is_c4 = recipe["MODEL.ROI_HEADS.NAME"] == "C4ROIHeads"
@@ -227,7 +229,7 @@ def test_a_detector_has_torchvisions_backbone_and_the_recipes_anchors(name):
         assert sorted(found) == [(size, ratio) for size in of_level for ratio in (0.5, 1.0, 2.0)]
 
 
-@pytest.mark.parametrize("number", OF_TABLE)
+@pytest.mark.parametrize("number", RECIPE_BY_TABLE)
 def test_reproduce_trains_the_row_configs(number, monkeypatch):
     monkeypatch.chdir(ROOT)
     given = {"IN supervised": "in.pth", "BYOL": "byol.pth"}
@@ -236,6 +238,6 @@ def test_reproduce_trains_the_row_configs(number, monkeypatch):
     trained = []
     for options in (make_parser().parse_args(step.arguments) for step in plan.steps if step.kind == "train"):
         values = flatten_config(read_config(options.config_file, options.overrides, SSQL_DET_DEFAULTS))
-        trained.append(but_for(of_a_run, values))
-    rows = [but_for(of_a_run, resolved(name)) for name in ROWS if ROWS[name] == number]
+        trained.append(without_keys(of_a_run, values))
+    rows = [without_keys(of_a_run, load_values(name)) for name in ROWS if ROWS[name] == number]
     assert sorted(trained, key=str) == sorted(rows, key=str)

@@ -6,7 +6,15 @@ import shutil
 import pytest
 import torch
 from support.detect.configs import C4, PERIOD, config
-from support.detect.training_runs import StoppedError, arguments, curves, ends_as, final, same, stopped_in_step
+from support.detect.training_runs import (
+    StoppedError,
+    is_equal,
+    is_same_run,
+    read_final,
+    read_scalars,
+    stopping_in_step,
+    train_arguments,
+)
 from support.kills import kill_until_done
 
 from ssql_det.core.errors import UserError
@@ -14,7 +22,7 @@ from ssql_det.core.files import sha256
 from ssql_det.detect import train as training
 from ssql_det.detect.train import train
 
-LONGER = {"SOLVER__MAX_ITER": 25}  # so that there is more to be killed, and a second line of curves
+LONGER = {"SOLVER__MAX_ITER": 25}  # a longer run, with a second line in metrics.jsonl
 
 
 # ---- stopped -------------------------------------------------------------------------------------------------------
@@ -22,41 +30,43 @@ LONGER = {"SOLVER__MAX_ITER": 25}  # so that there is more to be killed, and a s
 
 @pytest.mark.parametrize("number", [1, 3, 4, 5, 9])
 def test_a_resumed_run_equals_an_uninterrupted_one(number, whole_run, tmp_path):
-    with stopped_in_step(number):
+    with stopping_in_step(number):
         train(config(C4, tmp_path), C4)
     assert (tmp_path / "last_checkpoint").exists() == (number > PERIOD)
     train(config(C4, tmp_path), C4, resume=True)
-    assert same(final(tmp_path), final(whole_run))  # weights, statistics, momenta, schedule, generators, scalars
+    assert is_equal(
+        read_final(tmp_path), read_final(whole_run)
+    )  # weights, statistics, momenta, schedule, generators, scalars
     assert sha256(tmp_path / "model_final.pth") == sha256(whole_run / "model_final.pth")
-    assert curves(tmp_path) == curves(whole_run)  # medians over iterations before and after the stop
+    assert read_scalars(tmp_path) == read_scalars(whole_run)  # medians over iterations before and after the stop
 
 
 def test_a_run_is_resumed_again_and_again(whole_run, tmp_path):
     for number in (5, 2, 3):
-        with stopped_in_step(number):
+        with stopping_in_step(number):
             train(config(C4, tmp_path), C4, resume=True)
     train(config(C4, tmp_path), C4, resume=True)
-    assert same(final(tmp_path), final(whole_run))
+    assert is_equal(read_final(tmp_path), read_final(whole_run))
 
 
 @pytest.mark.parametrize("keys", [{"SSQL_DET__MICRO_BATCHES": 2}, {"DATALOADER__NUM_WORKERS": 2}])
 def test_a_resumed_run_continues_in_the_data_with_any_loader(keys, tmp_path):
     train(config(C4, tmp_path / "whole", **keys), C4)
-    with stopped_in_step(6):
+    with stopping_in_step(6):
         train(config(C4, tmp_path / "stopped", **keys), C4)
     train(config(C4, tmp_path / "stopped", **keys), C4, resume=True)
-    assert same(final(tmp_path / "stopped"), final(tmp_path / "whole"))
+    assert is_equal(read_final(tmp_path / "stopped"), read_final(tmp_path / "whole"))
 
 
 def test_a_finished_run_is_unchanged(whole_run, tmp_path):
     shutil.copytree(whole_run, tmp_path / "run")
     train(config(C4, tmp_path / "run"), C4, resume=True)
-    assert same(final(tmp_path / "run"), final(whole_run))
+    assert is_equal(read_final(tmp_path / "run"), read_final(whole_run))
     assert (tmp_path / "run/metrics.jsonl").read_text() == (whole_run / "metrics.jsonl").read_text()
 
 
 def test_a_resumed_run_trains_on_the_following_images(monkeypatch, tmp_path):
-    """Which are fed, by iteration; whatever else of a run is the same or not."""
+    """The file names of each iteration."""
     fed = []
 
     def spy(model, batch, *rest):
@@ -68,7 +78,7 @@ def test_a_resumed_run_trains_on_the_following_images(monkeypatch, tmp_path):
     train(config(C4, tmp_path / "whole"), C4)
     expected = fed.copy()
     fed.clear()
-    with stopped_in_step(5):
+    with stopping_in_step(5):
         train(config(C4, tmp_path / "stopped"), C4)
     assert fed == expected[:5]
     fed.clear()
@@ -83,7 +93,7 @@ def test_a_resumed_run_trains_on_the_following_images(monkeypatch, tmp_path):
 def longer(in_process, tmp_path_factory):
     """A run in a process of its own that was not stopped, and how many seconds it took."""
     folder = tmp_path_factory.mktemp("longer")
-    ended = in_process(arguments(folder / "run", **LONGER), folder / "log")
+    ended = in_process(train_arguments(folder / "run", **LONGER), folder / "log")
     assert ended["status"] == 0, (folder / "log").read_text()
     return folder / "run", ended["seconds"]
 
@@ -93,9 +103,9 @@ def test_a_killed_run_resumes_to_the_same_bits(longer, in_process, tmp_path):
     killed = []
     for attempt in itertools.count():
         out = tmp_path / f"attempt {attempt}"
-        command = arguments(out, "--resume", **LONGER)
+        command = train_arguments(out, "--resume", **LONGER)
         killed += kill_until_done(in_process, command, tmp_path / "log", longer[1])
-        assert ends_as(out, longer[0]), f"killed after {killed} s"
+        assert is_same_run(out, longer[0]), f"killed after {killed} s"
         if len(killed) >= 10:
             break
 
@@ -103,11 +113,11 @@ def test_a_killed_run_resumes_to_the_same_bits(longer, in_process, tmp_path):
 def test_a_run_killed_while_writing_a_checkpoint_resumes_to_the_same_bits(longer, in_process, tmp_path):
     """As soon as there is a file, in the middle of it, and when it is there but no tag names it yet."""
     out, log = tmp_path / "run", tmp_path / "log"
-    command = arguments(out, "--resume", **LONGER)
+    command = train_arguments(out, "--resume", **LONGER)
     for pattern, size in ((".model_*", 0), (".model_*", 2_000_000), (".model_*", 5_000_000), ("model_*.pth", 0)):
         assert in_process(command, log, pattern=f"{out}/{pattern}", size=size)["status"] == -9, log.read_text()
     assert in_process(command, log)["status"] == 0, log.read_text()
-    assert ends_as(out, longer[0])
+    assert is_same_run(out, longer[0])
 
 
 def test_an_interrupted_checkpoint_leaves_the_previous_one(whole_run, monkeypatch, tmp_path):
@@ -128,7 +138,7 @@ def test_an_interrupted_checkpoint_leaves_the_previous_one(whole_run, monkeypatc
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000002.pth"
     assert not (tmp_path / "model_0000005.pth").exists()
     train(config(C4, tmp_path), C4, resume=True)
-    assert same(final(tmp_path)["model"], final(whole_run)["model"])
+    assert is_equal(read_final(tmp_path)["model"], read_final(whole_run)["model"])
 
 
 # ---- what is resumed, and what is not ------------------------------------------------------------------------------
@@ -136,18 +146,18 @@ def test_an_interrupted_checkpoint_leaves_the_previous_one(whole_run, monkeypatc
 
 def test_resuming_without_a_checkpoint_begins_a_run(whole_run, tmp_path):
     train(config(C4, tmp_path), C4, resume=True)
-    assert same(final(tmp_path), final(whole_run))
+    assert is_equal(read_final(tmp_path), read_final(whole_run))
 
 
 def test_a_run_with_the_former_node_name_is_resumed(whole_run, tmp_path):
-    with stopped_in_step(5):
+    with stopping_in_step(5):
         train(config(C4, tmp_path), C4)
     saved = (tmp_path / "config.yaml").read_text()
     (tmp_path / "config.yaml").write_text(saved.replace("SSQL_DET:", "SSQL:"))
     with pytest.raises(UserError, match=r"has SSQL_DET\.EXTRA_NORM 'BN' \(now ''\); resume"):
         train(config(C4, tmp_path, SSQL_DET__EXTRA_NORM=""), C4, resume=True)
     train(config(C4, tmp_path), C4, resume=True)
-    assert same(final(tmp_path), final(whole_run))
+    assert is_equal(read_final(tmp_path), read_final(whole_run))
     assert (tmp_path / "config.yaml").read_text() == saved
 
 
@@ -163,7 +173,7 @@ def test_a_run_is_resumed_only_with_its_config(whole_run, tmp_path):
 
 def test_a_checkpoint_of_another_network_is_not_resumed(whole_run, tmp_path):
     shutil.copytree(whole_run, tmp_path / "run")
-    content = final(whole_run)
+    content = read_final(whole_run)
     del content["model"]["roi_heads.res5.norm.weight"]
     torch.save(content, tmp_path / "run" / "model_final.pth")
     with pytest.raises(UserError, match=r"model_final\.pth does not fit this config .*; resume with the config of"):
@@ -171,7 +181,7 @@ def test_a_checkpoint_of_another_network_is_not_resumed(whole_run, tmp_path):
 
 
 def test_a_checkpoint_without_state_is_not_resumed(whole_run, tmp_path):
-    content = final(whole_run)
+    content = read_final(whole_run)
     torch.save({key: content[key] for key in ("model", "iteration")}, tmp_path / "model_final.pth")
     (tmp_path / "last_checkpoint").write_text("model_final.pth")
     shutil.copy(whole_run / "config.yaml", tmp_path)

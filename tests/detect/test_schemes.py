@@ -5,9 +5,9 @@ import json
 import cv2
 import numpy as np
 import pytest
-from support.detect.configs import C4, CONFIGS, config, tiny
-from support.detect.sweeps import MANY, command, swept
-from support.detect.training_runs import numbers
+from support.detect.configs import C4, CONFIGS, config, tiny_overrides
+from support.detect.sweeps import MANY_DETECTIONS, run_sweep, sweep_arguments
+from support.detect.training_runs import rows_by_bits
 from support.refusals import refused
 
 from ssql_det.cli.main import main
@@ -26,11 +26,11 @@ PLAN = QuantizationSettings("all", Calibration(4), Scheme.parse(SCHEME))
 
 @pytest.fixture(scope="module")
 def in_scheme(toy_data_in_place, learned, tmp_path_factory):
-    """The folder of a sweep in it, by the command."""
+    """The folder of a sweep with this scheme, made by the command."""
     folder = tmp_path_factory.mktemp("in_scheme")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ssql_det.core.console.set_up_logging", lambda *ignored: None)
-        main(command(learned, folder, "--scheme", SCHEME))
+        main(sweep_arguments(learned, folder, "--scheme", SCHEME))
     return folder
 
 
@@ -45,7 +45,14 @@ def photos(tmp_path_factory):
 
 def predict(weights, out, photos, *flags, bits="FP,8,4"):
     given = ["--bits", bits, "--score", "0", "--calib-images", "4", "--out", str(out), *map(str, flags)]
-    return ["predict", "--config-file", str(CONFIGS / C4), *given, *tiny(MODEL__WEIGHTS=weights, **MANY), str(photos)]
+    return [
+        "predict",
+        "--config-file",
+        str(CONFIGS / C4),
+        *given,
+        *tiny_overrides(MODEL__WEIGHTS=weights, **MANY_DETECTIONS),
+        str(photos),
+    ]
 
 
 def written(out):
@@ -73,14 +80,14 @@ def test_each_part_of_a_scheme_changes_the_results(in_scheme, learned, tmp_path)
     found = {SCHEME: rows.read_rows(in_scheme / "results.jsonl")[-1].metrics["bbox/AP"]}
     for text in ("minmax", "weight=centred", "act=mse", "norms=re-estimated", "weight=centred, act=mse"):
         plan = QuantizationSettings("all", Calibration(4), Scheme.parse(text))
-        (row,) = swept(learned, tmp_path / text, "4", plan)
+        (row,) = run_sweep(learned, tmp_path / text, "4", plan)
         found[text] = row.metrics["bbox/AP"]
     assert len(set(found.values())) == len(found) == 6
 
 
 def test_bit_widths_added_later_give_the_same_rows(in_scheme, learned, tmp_path):
-    swept(learned, tmp_path, "4", PLAN)
-    found = swept(learned, tmp_path, "FP,8,4", PLAN)
+    run_sweep(learned, tmp_path, "4", PLAN)
+    found = run_sweep(learned, tmp_path, "FP,8,4", PLAN)
     expected = rows.read_rows(in_scheme / "results.jsonl")
     assert [row.metrics for row in found] == [row.metrics for row in expected]
     name = "quantization.safetensors"
@@ -90,7 +97,7 @@ def test_bit_widths_added_later_give_the_same_rows(in_scheme, learned, tmp_path)
 def test_predictions_equal_those_of_the_quantization_in_process(in_scheme, learned, photos, tmp_path):
     main(predict(learned, tmp_path / "saved", photos, "--quantization", in_scheme / "quantization.safetensors"))
     main(predict(learned, tmp_path / "anew", photos, "--scheme", SCHEME))
-    cfg = config(C4, MODEL__WEIGHTS=learned, **MANY)
+    cfg = config(C4, MODEL__WEIGHTS=learned, **MANY_DETECTIONS)
     model, _ = load_trained_detector(cfg)
     quantization = Quantization(model, detector_points(model, "all"), Scheme.parse(SCHEME))
     batches = select_calibration_images(cfg, Calibration(4))
@@ -125,7 +132,7 @@ def test_a_quantization_file_of_another_scheme_is_refused(in_scheme, learned, ph
 def test_another_scheme_in_the_same_folder_is_refused(text, in_scheme, learned):
     before = {path.name: path.read_bytes() for path in in_scheme.iterdir()}
     with pytest.raises(UserError) as refusal:
-        swept(learned, in_scheme, "FP,5", QuantizationSettings("all", Calibration(4), Scheme.parse(text)))
+        run_sweep(learned, in_scheme, "FP,5", QuantizationSettings("all", Calibration(4), Scheme.parse(text)))
     difference = f"--scheme {SCHEME!r} (now {text!r})"
     assert str(refusal.value) == f"the sweep in {in_scheme} has {difference}; choose another OUTPUT_DIR"
     assert {path.name: path.read_bytes() for path in in_scheme.iterdir()} == before
@@ -133,6 +140,6 @@ def test_another_scheme_in_the_same_folder_is_refused(text, in_scheme, learned):
 
 def test_two_spellings_of_a_scheme_are_one_sweep(in_scheme, learned):
     same = Scheme.parse("norms = re-estimated,act=mse:2,weight=centred,placement=published")
-    found = swept(learned, in_scheme, plan=QuantizationSettings("all", Calibration(4), same))
+    found = run_sweep(learned, in_scheme, plan=QuantizationSettings("all", Calibration(4), same))
     assert found == rows.read_rows(in_scheme / "results.jsonl")
-    assert len(numbers(found)) == 3
+    assert len(rows_by_bits(found)) == 3

@@ -5,7 +5,7 @@ from fnmatch import fnmatchcase
 
 import pytest
 import torch
-from support.detect.configs import C4, CONFIGS, FPN, config, pictures, tiny, unsettled
+from support.detect.configs import C4, CONFIGS, FPN, config, random_images, randomize_norms, tiny_overrides
 
 from ssql_det.cli.main import main
 from ssql_det.detect.detector import build_detector
@@ -30,14 +30,14 @@ GROUPS = {
         *("roi_heads.box_head.*", "roi_heads.box_predictor.*", "roi_heads.mask_head.*"),
     ],
 }
-BATCHES = [[picture] for picture in pictures(2)]
+BATCHES = [[picture] for picture in random_images(2)]
 
 
 @pytest.fixture(scope="module", params=[C4, FPN])
 def detector(request):
     """A detector by name, calibrated."""
     torch.manual_seed(0)
-    model = unsettled(build_detector(config(request.param)))
+    model = randomize_norms(build_detector(config(request.param)))
     quantization = Quantization(model, detector_points(model, "all"))
     quantization.calibrate(BATCHES, forward=lambda network, batch: network(batch))
     return request.param, quantization
@@ -103,9 +103,9 @@ def test_the_most_sensitive_groups_get_more_bits():
 @pytest.mark.parametrize("flags", [["--fast"], []], ids=["by features", "by AP"])
 def test_a_sweep_reads_the_written_bits_file(flags, scheme, tmp_path, capsys):
     torch.manual_seed(0)
-    torch.save({"model": unsettled(build_detector(config(C4))).state_dict()}, tmp_path / "model.pth")
+    torch.save({"model": randomize_norms(build_detector(config(C4))).state_dict()}, tmp_path / "model.pth")
     named = ["--config-file", str(CONFIGS / C4), "--calib-images", "2", "--scheme", scheme]
-    keys = tiny(OUTPUT_DIR=tmp_path / "sweep", MODEL__WEIGHTS=tmp_path / "model.pth")
+    keys = tiny_overrides(OUTPUT_DIR=tmp_path / "sweep", MODEL__WEIGHTS=tmp_path / "model.pth")
     main(["sensitivity", *named, *flags, "--keep", "3", "--out", str(tmp_path / "bits.json"), *keys])
     said = capsys.readouterr().out
     assert all(group in said for group in GROUPS[C4])

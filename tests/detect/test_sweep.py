@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.detect.configs import C4, config
-from support.detect.sweeps import MANY, PLAN, TEST, command, swept
-from support.detect.training_runs import numbers
+from support.detect.sweeps import MANY_DETECTIONS, SETTINGS, TEST, run_sweep, sweep_arguments
+from support.detect.training_runs import rows_by_bits
 from support.refusals import refused
 
 from ssql_det.cli.main import main
@@ -47,7 +47,7 @@ def test_a_row_records_what_it_depends_on(whole_sweep, learned):
 
 def test_a_row_has_the_seed_that_its_weights_were_trained_with(learned, tmp_path):
     for seed, expected in ((-1, 3), (7, 7)):
-        (row,) = swept(learned, tmp_path / str(seed), "FP", SEED=seed)
+        (row,) = run_sweep(learned, tmp_path / str(seed), "FP", SEED=seed)
         assert row.seed == expected
 
 
@@ -62,14 +62,14 @@ def test_costs_depend_on_the_bit_width(whole_sweep, learned):
 
 
 def test_the_float_row_equals_evaluating_the_detector(whole_sweep, learned):
-    cfg = config(C4, MODEL__WEIGHTS=learned, **MANY)
+    cfg = config(C4, MODEL__WEIGHTS=learned, **MANY_DETECTIONS)
     model, _ = load_trained_detector(cfg)
     metrics = evaluate(model, build_evaluation_loader(cfg, TEST), TEST)
     assert metrics.items() <= whole_sweep[1][0].metrics.items()
 
 
 def test_a_quantized_row_equals_evaluating_the_quantized_detector(whole_sweep, learned):
-    cfg = config(C4, MODEL__WEIGHTS=learned, **MANY)
+    cfg = config(C4, MODEL__WEIGHTS=learned, **MANY_DETECTIONS)
     model, _ = load_trained_detector(cfg)
     points = detector_points(model, "all")
     saved = whole_sweep[0] / "quantization.safetensors"
@@ -83,25 +83,25 @@ def test_a_quantized_row_equals_evaluating_the_quantized_detector(whole_sweep, l
 
 
 def test_a_sweep_leaves_the_weights_unchanged(whole_sweep, learned, tmp_path):
-    cfg = config(C4, tmp_path / "one", MODEL__WEIGHTS=learned, **MANY)
+    cfg = config(C4, tmp_path / "one", MODEL__WEIGHTS=learned, **MANY_DETECTIONS)
     model, checkpoint = load_trained_detector(cfg)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    list(sweep(cfg, C4, model, checkpoint, parse_widths("4,8"), PLAN))
+    list(sweep(cfg, C4, model, checkpoint, parse_widths("4,8"), SETTINGS))
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
-    again = config(C4, tmp_path / "two", MODEL__WEIGHTS=learned, **MANY)
-    (after,) = sweep(again, C4, model, checkpoint, parse_widths("FP"), PLAN)
+    again = config(C4, tmp_path / "two", MODEL__WEIGHTS=learned, **MANY_DETECTIONS)
+    (after,) = sweep(again, C4, model, checkpoint, parse_widths("FP"), SETTINGS)
     assert after.metrics == whole_sweep[1][0].metrics
 
 
 def test_the_order_of_bit_widths_does_not_matter(whole_sweep, learned, tmp_path):
-    found = swept(learned, tmp_path, "4,FP,8")
+    found = run_sweep(learned, tmp_path, "4,FP,8")
     assert [row.bits for row in found] == ["4w4a", "FP", "8w8a"]
-    assert numbers(found) == numbers(whole_sweep[1])
+    assert rows_by_bits(found) == rows_by_bits(whole_sweep[1])
 
 
 def test_bit_widths_added_later_give_the_same_rows(whole_sweep, learned, tmp_path):
-    swept(learned, tmp_path, "8")
-    assert numbers(swept(learned, tmp_path)) == numbers(whole_sweep[1])
+    run_sweep(learned, tmp_path, "8")
+    assert rows_by_bits(run_sweep(learned, tmp_path)) == rows_by_bits(whole_sweep[1])
     assert [row.bits for row in rows.read_rows(tmp_path / "results.jsonl")] == ["8w8a", "FP", "4w4a"]
 
 
@@ -113,8 +113,8 @@ def test_a_finished_sweep_evaluates_nothing(whole_sweep, learned, monkeypatch):
     before = (folder / "results.jsonl").read_bytes()
     monkeypatch.setattr("ssql_det.detect.sweep.evaluate_quantized", never)
     monkeypatch.setattr("ssql_det.detect.sweep.prepare_evaluation", never)
-    assert swept(learned, folder) == found
-    assert swept(learned, folder, "4") == found[2:]
+    assert run_sweep(learned, folder) == found
+    assert run_sweep(learned, folder, "4") == found[2:]
     assert (folder / "results.jsonl").read_bytes() == before
 
 
@@ -127,17 +127,17 @@ def test_a_sweep_calibrates_once(learned, monkeypatch, tmp_path):
 
     calibrate_detector = quantized_evaluation.calibrate_detector
     monkeypatch.setattr(quantized_evaluation, "calibrate_detector", counted)
-    swept(learned, tmp_path, "8,4")
-    swept(learned, tmp_path, "8,4,6")
+    run_sweep(learned, tmp_path, "8,4")
+    run_sweep(learned, tmp_path, "8,4,6")
     assert len(calls) == 1
 
 
 def test_the_command_prints_the_rows_it_writes(whole_sweep, learned, capsys, tmp_path):
-    main(command(learned, tmp_path))
+    main(sweep_arguments(learned, tmp_path))
     said = capsys.readouterr().out
     found = rows.read_rows(tmp_path / "results.jsonl")
-    theirs = {bits: dataclasses.replace(row, config="") for bits, row in numbers(whole_sweep[1]).items()}
-    assert {bits: dataclasses.replace(row, config="") for bits, row in numbers(found).items()} == theirs
+    theirs = {bits: dataclasses.replace(row, config="") for bits, row in rows_by_bits(whole_sweep[1]).items()}
+    assert {bits: dataclasses.replace(row, config="") for bits, row in rows_by_bits(found).items()} == theirs
     assert all(row.config.startswith(C4) for row in found)
     for row in found:
         (line,) = [line for line in said.splitlines() if line.split()[:1] == [row.bits]]
@@ -151,13 +151,13 @@ def test_the_command_prints_the_rows_it_writes(whole_sweep, learned, capsys, tmp
 def test_bits_in_a_file_take_precedence(whole_sweep, learned, tmp_path):
     path = tmp_path / "bits.json"
     path.write_text(json.dumps({"*": "8w8a"}))
-    main(command(learned, tmp_path / "all", "--bits-file", str(path), bits="4"))
+    main(sweep_arguments(learned, tmp_path / "all", "--bits-file", str(path), bits="4"))
     (row,) = rows.read_rows(tmp_path / "all/results.jsonl")
     assert row.bits == "4w4a"
     assert row.metrics == whole_sweep[1][1].metrics  # those of 8 bits
     assert row.overrides == {"*": "8w8a"}
     path.write_text(json.dumps({"backbone.*": "8w8a"}))
-    main(command(learned, tmp_path / "some", "--bits-file", str(path), bits="4"))
+    main(sweep_arguments(learned, tmp_path / "some", "--bits-file", str(path), bits="4"))
     (row,) = rows.read_rows(tmp_path / "some/results.jsonl")
     eight, four = whole_sweep[1][1].metrics, whole_sweep[1][2].metrics
     assert four["MB"] < row.metrics["MB"] < eight["MB"]
@@ -178,7 +178,7 @@ def test_an_invalid_bits_file_is_refused(content, complaint, learned, capsys, tm
     path = tmp_path / "bits.json"
     if content is not None:
         path.write_text(content)
-    assert complaint in refused(capsys, *command(learned, tmp_path / "out", "--bits-file", str(path), bits="4"))
+    assert complaint in refused(capsys, *sweep_arguments(learned, tmp_path / "out", "--bits-file", str(path), bits="4"))
     assert not (tmp_path / "out/results.jsonl").exists()
 
 
@@ -186,17 +186,17 @@ def test_bits_that_the_scheme_does_not_support_are_refused(learned, capsys, tmp_
     path = tmp_path / "bits.json"
     path.write_text(json.dumps({"backbone.*": "12w12a"}))
     for flags in (("--bits-file", str(path)), ("--bits", "FP,12")):
-        line = refused(capsys, *command(learned, tmp_path / "out", "--scheme", "act=mse", *flags))
+        line = refused(capsys, *sweep_arguments(learned, tmp_path / "out", "--scheme", "act=mse", *flags))
         assert line == "error: act=mse supports 2 to 10 bits, not 12"
-    plan = dataclasses.replace(PLAN, scheme=Scheme.parse("act=mse"))
+    plan = dataclasses.replace(SETTINGS, scheme=Scheme.parse("act=mse"))
     with pytest.raises(UserError, match="act=mse supports 2 to 10 bits, not 11"):
-        swept(learned, tmp_path / "out", "FP,4w11a", plan)
+        run_sweep(learned, tmp_path / "out", "FP,4w11a", plan)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("bits", ["1", "17", "4x4", "", "FP,,4"])
 def test_invalid_bit_widths_are_refused(bits, learned, capsys, tmp_path):
-    refused(capsys, *command(learned, tmp_path / "out", bits=bits))
+    refused(capsys, *sweep_arguments(learned, tmp_path / "out", bits=bits))
     assert not (tmp_path / "out").exists()
 
 
@@ -206,8 +206,8 @@ def test_bit_widths_have_several_spellings_and_duplicates_are_dropped():
 
 def test_an_unknown_scope_and_two_test_sets_are_refused(learned, capsys, tmp_path):
     assert "--scope must be backbone or backbone+neck or all, got 'head'" in refused(
-        capsys, *command(learned, tmp_path / "out", "--scope", "head")
+        capsys, *sweep_arguments(learned, tmp_path / "out", "--scope", "head")
     )
     with pytest.raises(UserError, match=r"a sweep needs one data set to evaluate on; DATASETS\.TEST names 2"):
-        swept(learned, tmp_path / "out", DATASETS__TEST=(TEST, "toy_voc_2007_trainval"))
+        run_sweep(learned, tmp_path / "out", DATASETS__TEST=(TEST, "toy_voc_2007_trainval"))
     assert not (tmp_path / "out").exists()

@@ -3,8 +3,8 @@
 import pytest
 import torch
 from support.detect.configs import C4, config
-from support.detect.sweeps import MANY, command, swept
-from support.detect.training_runs import numbers
+from support.detect.sweeps import MANY_DETECTIONS, run_sweep, sweep_arguments
+from support.detect.training_runs import rows_by_bits
 from support.refusals import refused
 
 from ssql_det.core.errors import UserError
@@ -34,14 +34,14 @@ def test_calibration_images_depend_on_the_seed_alone():
 
 
 def test_a_row_records_the_number_of_images_that_exist(learned, tmp_path):
-    (row,) = swept(learned, tmp_path, "4", QuantizationSettings("all", Calibration(1000)))
+    (row,) = run_sweep(learned, tmp_path, "4", QuantizationSettings("all", Calibration(1000)))
     assert row.calibration == Calibration(30, 0, "toy_voc_2007_trainval")
 
 
 def test_calibration_on_no_images_is_refused(learned, capsys, tmp_path):
-    assert "--calib-images" in refused(capsys, *command(learned, tmp_path / "out", calib_images="0"))
+    assert "--calib-images" in refused(capsys, *sweep_arguments(learned, tmp_path / "out", calib_images="0"))
     with pytest.raises(UserError, match="calibration needs at least 1 image, got --calib-images 0"):
-        swept(learned, tmp_path / "out", plan=QuantizationSettings("all", Calibration(0)))
+        run_sweep(learned, tmp_path / "out", plan=QuantizationSettings("all", Calibration(0)))
     assert not (tmp_path / "out/results.jsonl").exists()
 
 
@@ -49,7 +49,7 @@ def test_calibration_on_no_images_is_refused(learned, capsys, tmp_path):
 
 
 def test_re_estimated_norms_change_the_rows_and_are_restored(whole_sweep, learned, tmp_path):
-    cfg = config(C4, tmp_path, MODEL__WEIGHTS=learned, **MANY)
+    cfg = config(C4, tmp_path, MODEL__WEIGHTS=learned, **MANY_DETECTIONS)
     model, checkpoint = load_trained_detector(cfg)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     plan = QuantizationSettings("all", Calibration(4), RE_ESTIMATED)
@@ -61,12 +61,12 @@ def test_re_estimated_norms_change_the_rows_and_are_restored(whole_sweep, learne
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
     norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     assert {norm.momentum for norm in norms} == {0.1}
-    backwards = swept(learned, tmp_path / "backwards", "4,8,FP", plan)  # nothing of a width is left to the next
-    assert numbers(backwards) == numbers(found)
+    backwards = run_sweep(learned, tmp_path / "backwards", "4,8,FP", plan)  # nothing of a width is left to the next
+    assert rows_by_bits(backwards) == rows_by_bits(found)
 
 
 def test_re_estimated_norms_have_the_statistics_of_the_images(learned):
-    cfg = config(C4, MODEL__WEIGHTS=learned, **MANY)
+    cfg = config(C4, MODEL__WEIGHTS=learned, **MANY_DETECTIONS)
     model, _ = load_trained_detector(cfg)
     images = select_calibration_images(cfg, Calibration(11))
     weight, norm = model.backbone.stem.conv1.weight, model.backbone.stem.conv1.norm
@@ -110,6 +110,6 @@ def test_norms_are_restored_after_an_exception(learned):
 
 def test_frozen_norms_cannot_be_re_estimated(learned, capsys, tmp_path):
     frozen = {"MODEL__RESNETS__NORM": "FrozenBN", "SSQL_DET__EXTRA_NORM": "FrozenBN"}
-    line = refused(capsys, *command(learned, tmp_path / "out", "--scheme", "norms=re-estimated", **frozen))
+    line = refused(capsys, *sweep_arguments(learned, tmp_path / "out", "--scheme", "norms=re-estimated", **frozen))
     assert "all norms of this network are frozen" in line
     assert not (tmp_path / "out/results.jsonl").exists()

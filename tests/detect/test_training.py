@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 from support.detect.configs import C4, FPN, LAST, config
-from support.detect.training_runs import arguments, final, same
+from support.detect.training_runs import is_equal, read_final, train_arguments
 from support.refusals import refused
 from torch import nn
 
@@ -68,15 +68,15 @@ def test_a_checkpoint_has_detectron2s_keys_and_its_iteration(name, last, whole_r
 
 
 def test_a_run_with_the_same_seed_is_the_same_and_with_another_is_not(whole_run, tmp_path):
-    again = final(train(config(C4, tmp_path / "same"), C4).parent)
-    assert same(again["model"], final(whole_run)["model"])
+    again = read_final(train(config(C4, tmp_path / "same"), C4).parent)
+    assert is_equal(again["model"], read_final(whole_run)["model"])
     train(config(C4, tmp_path / "other", SEED=4), C4)
-    assert not same(final(tmp_path / "other")["model"], final(whole_run)["model"])
+    assert not is_equal(read_final(tmp_path / "other")["model"], read_final(whole_run)["model"])
 
 
 def test_workers_do_not_change_what_is_trained(whole_run, tmp_path):
     train(config(C4, tmp_path, DATALOADER__NUM_WORKERS=2), C4)
-    assert same(final(tmp_path), final(whole_run) | {"rng": final(tmp_path)["rng"]})
+    assert is_equal(read_final(tmp_path), read_final(whole_run) | {"rng": read_final(tmp_path)["rng"]})
 
 
 def test_a_mask_rcnn_trains(tmp_path):
@@ -88,7 +88,7 @@ def test_a_mask_rcnn_trains(tmp_path):
 def test_a_run_loads_the_given_weights_and_records_them(weights, tmp_path):
     cfg = config(C4, tmp_path, MODEL__WEIGHTS=weights, SOLVER__BASE_LR=0.0, TEST__PRECISE_BN__ENABLED=False)
     train(cfg, C4)
-    trained, given = final(tmp_path), read_tensors(weights)
+    trained, given = read_final(tmp_path), read_tensors(weights)
     assert torch.equal(trained["model"]["backbone.stem.conv1.weight"], given["conv1.weight"])
     assert torch.equal(trained["model"]["roi_heads.res5.0.conv2.weight"], given["layer4.0.conv2.weight"])
     assert trained["ssql_det"]["arch"] == "narrow_resnet"
@@ -101,7 +101,7 @@ def test_precise_bn_equals_the_statistics_of_all_images(tmp_path):
     cfg = config(C4, tmp_path, SOLVER__MAX_ITER=1, SOLVER__STEPS=(), TEST__PRECISE_BN__NUM_ITER=3)
     train(cfg, C4)
     model = build_detector(cfg)
-    state = final(tmp_path)["model"]
+    state = read_final(tmp_path)["model"]
     model.load_state_dict(state)
     batches = build_train_loader(cfg, cfg.SEED + 1)
     pixels = []
@@ -128,13 +128,13 @@ def test_a_loss_that_is_not_finite_ends_the_run_in_one_sentence(whole_run, monke
 
     with monkeypatch.context() as patch:
         patch.setattr(training, "_compute_losses", at_last_nan)
-        line = refused(capsys, *arguments(tmp_path))
+        line = refused(capsys, *train_arguments(tmp_path))
     assert line == (
         "error: loss_cls is nan at iteration 4; lower SOLVER.BASE_LR or lengthen SOLVER.WARMUP_ITERS, and train in "
         "another OUTPUT_DIR"
     )
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000002.pth"
-    assert same(final_model(tmp_path, "model_0000002"), final_model(whole_run, "model_0000002"))
+    assert is_equal(final_model(tmp_path, "model_0000002"), final_model(whole_run, "model_0000002"))
 
 
 def final_model(folder, name):
@@ -143,14 +143,14 @@ def final_model(folder, name):
 
 def test_a_training_that_diverges_ends_in_one_sentence(capsys, tmp_path):
     keys = {"SOLVER__BASE_LR": 1e9, "SOLVER__WARMUP_ITERS": 0, "SOLVER__CHECKPOINT_PERIOD": 1}
-    line = refused(capsys, *arguments(tmp_path, **keys))
+    line = refused(capsys, *train_arguments(tmp_path, **keys))
     assert "SOLVER.BASE_LR" in line
     assert not (tmp_path / "model_final.pth").exists()
 
 
 def test_another_number_of_classes_is_refused_before_anything_is_written(capsys, tmp_path):
     for classes in (9, 20):
-        line = refused(capsys, *arguments(tmp_path / "run", MODEL__ROI_HEADS__NUM_CLASSES=classes))
+        line = refused(capsys, *train_arguments(tmp_path / "run", MODEL__ROI_HEADS__NUM_CLASSES=classes))
         assert f"has 10 classes and MODEL.ROI_HEADS.NUM_CLASSES is {classes}; set it to 10" in line
     assert not (tmp_path / "run").exists()
 
@@ -158,7 +158,7 @@ def test_another_number_of_classes_is_refused_before_anything_is_written(capsys,
 def test_an_existing_run_is_not_overwritten(whole_run, capsys, tmp_path):
     shutil.copytree(whole_run, tmp_path / "run")
     before = contents(tmp_path / "run")
-    line = refused(capsys, *arguments(tmp_path / "run", SOLVER__BASE_LR=0.001))
+    line = refused(capsys, *train_arguments(tmp_path / "run", SOLVER__BASE_LR=0.001))
     assert "run already holds a run; add --resume to continue it, or choose another OUTPUT_DIR" in line
     assert contents(tmp_path / "run") == before
 
@@ -166,7 +166,7 @@ def test_an_existing_run_is_not_overwritten(whole_run, capsys, tmp_path):
 def test_the_coverage_file_of_an_existing_run_is_not_overwritten(weights, capsys, tmp_path):
     train(config(C4, tmp_path, MODEL__WEIGHTS=weights, SOLVER__MAX_ITER=1, SOLVER__STEPS=()), C4)
     before = contents(tmp_path)
-    line = refused(capsys, *arguments(tmp_path, MODEL__WEIGHTS=weights, SSQL_DET__EXTRA_NORM=""))
+    line = refused(capsys, *train_arguments(tmp_path, MODEL__WEIGHTS=weights, SSQL_DET__EXTRA_NORM=""))
     assert "already holds a run" in line
     assert contents(tmp_path) == before
 
@@ -175,14 +175,14 @@ def test_the_coverage_file_of_an_existing_run_is_not_overwritten(weights, capsys
 def test_missing_toy_data_are_an_error_with_the_command_that_makes_them(folder, capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("DETECTRON2_DATASETS", folder)
     monkeypatch.chdir(tmp_path)
-    line = refused(capsys, *arguments(tmp_path / "run"))
+    line = refused(capsys, *train_arguments(tmp_path / "run"))
     assert f"there are no toy data in {folder}; make them with `ssql-det make-toy-data {folder}`" in line
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("key", ["DATASETS__TRAIN", "DATASETS__TEST"])
 def test_an_unknown_data_set_is_an_error_with_the_most_similar_name(key, capsys, tmp_path):
-    line = refused(capsys, *arguments(tmp_path / "run", **{key: ("toy_voc_2007_trianval",)}))
+    line = refused(capsys, *train_arguments(tmp_path / "run", **{key: ("toy_voc_2007_trianval",)}))
     assert "there is no data set 'toy_voc_2007_trianval'; did you mean 'toy_voc_2007_trainval'?" in line
     assert not (tmp_path / "run").exists()
 
@@ -191,7 +191,7 @@ def test_a_bad_image_stops_the_run_or_is_counted_in_its_curves(monkeypatch, caps
     records = [dict(each) for each in get_detection_dataset_dicts(("toy_voc_2007_trainval",))[:4]]
     records[1]["file_name"] = str(tmp_path / "missing.jpg")
     monkeypatch.setattr("ssql_det.detect.train_loader.get_detection_dataset_dicts", lambda *args, **kwargs: records)
-    line = refused(capsys, *arguments(tmp_path / "stop"))
+    line = refused(capsys, *train_arguments(tmp_path / "stop"))
     assert f"cannot train on {tmp_path}/missing.jpg: " in line
     train(config(C4, tmp_path / "skip", SSQL_DET__ON_BAD_IMAGE="skip"), C4)
     (line,) = map(json.loads, (tmp_path / "skip/metrics.jsonl").read_text().splitlines())
@@ -199,7 +199,7 @@ def test_a_bad_image_stops_the_run_or_is_counted_in_its_curves(monkeypatch, caps
 
 
 def test_eval_only_prints_the_metrics_of_a_detector(whole_run, capsys, tmp_path):
-    main(arguments(tmp_path / "run", "--eval-only", MODEL__WEIGHTS=whole_run / "model_final.pth"))
+    main(train_arguments(tmp_path / "run", "--eval-only", MODEL__WEIGHTS=whole_run / "model_final.pth"))
     said = capsys.readouterr().out
     assert "toy_voc_2007_test" in said
     assert all(re.search(rf"bbox/{name}\s+[\d.]+", said) for name in ("AP", "AP50", "AP75"))

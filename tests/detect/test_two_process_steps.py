@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 from support.detect import processes as two_processes
-from support.detect.training_runs import farthest, first_gradients, same
+from support.detect.training_runs import first_gradients, is_equal, largest_difference
 
 from ssql_det.core.rng import seed_all
 from ssql_det.detect import train as training
@@ -22,8 +22,8 @@ def ranks_of(folder, name="{}.pt"):
 
 
 @pytest.fixture(scope="module")
-def reduced(in_two):
-    return in_two("gradients")
+def reduced(run_in_processes):
+    return run_in_processes("save_gradients")
 
 
 def alone(rank, case, folder, monkeypatch):
@@ -45,13 +45,13 @@ def alone(rank, case, folder, monkeypatch):
 
 @pytest.mark.parametrize("case", two_processes.CASES)
 def test_the_reduced_gradient_is_the_mean_of_two_processes_gradients(case, reduced, monkeypatch, tmp_path):
-    """Detectron2's way: losses are divided by what a rank has sampled, and ranks count the same."""
+    """As in Detectron2: each rank divides its losses by its own regions, and all ranks have the same weight."""
     (first, _), (second, _) = ranks_of(reduced, f"{case}, rank {{}}.pt")
-    assert same(first, second)
+    assert is_equal(first, second)
     singles = [alone(rank, case, tmp_path, monkeypatch) for rank in (0, 1)]
-    assert farthest(*singles) > 0.1
+    assert largest_difference(*singles) > 0.1
     mean = {name: (singles[0][name] + singles[1][name]) / 2 for name in first}
-    assert farthest(first, mean) <= 1e-9
+    assert largest_difference(first, mean) <= 1e-9
 
 
 def test_gradients_are_reduced_once_after_the_last_micro_batch(reduced):
@@ -60,12 +60,12 @@ def test_gradients_are_reduced_once_after_the_last_micro_batch(reduced):
     assert not torch.equal(*between)
 
 
-def test_with_synchronized_norms_two_processes_equal_one(in_two):
-    expected = torch.load(in_two("gradients_with", "BN", processes=1) / "0.pt")
+def test_with_synchronized_norms_two_processes_equal_one(run_in_processes):
+    expected = torch.load(run_in_processes("save_gradients_with_norm", "BN", processes=1) / "0.pt")
     for norm, kept in (("naiveSyncBN", True), ("BN", False)):
-        first, second = ranks_of(in_two("gradients_with", norm))
-        assert same(first, second)
-        assert (farthest(first, expected) <= 1e-5) == kept  # boxes are float32
+        first, second = ranks_of(run_in_processes("save_gradients_with_norm", norm))
+        assert is_equal(first, second)
+        assert (largest_difference(first, expected) <= 1e-5) == kept  # boxes are float32
 
 
 # ---- the norms' statistics -----------------------------------------------------------------------------------------
@@ -88,9 +88,9 @@ def statistics(model, norms, batches):
     return {name: (each.mean(1), each.var(1, correction=0)) for name, each in of_all.items()}
 
 
-def test_precise_bn_averages_over_ranks(in_two, tmp_path):
-    found, of_the_second = ranks_of(in_two("estimated"))
-    assert same(found, of_the_second)
+def test_precise_bn_averages_over_ranks(run_in_processes, tmp_path):
+    found, of_the_second = ranks_of(run_in_processes("save_estimated_norms"))
+    assert is_equal(found, of_the_second)
     cfg = two_processes.of_case("C4", tmp_path)
     torch.manual_seed(0)
     model = two_processes.in_float64(cfg)
@@ -107,7 +107,7 @@ def test_precise_bn_averages_over_ranks(in_two, tmp_path):
 
 
 @pytest.mark.parametrize("is_precise", [True, False])
-def test_a_periodic_evaluation_has_the_same_model_on_every_rank(is_precise, in_two):
-    first, second = ranks_of(in_two("looked_at", is_precise))
+def test_a_periodic_evaluation_has_the_same_model_on_every_rank(is_precise, run_in_processes):
+    first, second = ranks_of(run_in_processes("save_evaluated_models", is_precise))
     assert len(first) == 3
-    assert same(first, second)
+    assert is_equal(first, second)

@@ -1,4 +1,4 @@
-"""Small detectors, from the configs of the repository and some keys."""
+"""Small versions of the repository's configs, and detectors and images for tests."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from ssql_det.detect import SSQL_DET_DEFAULTS
 
 CONFIGS = Path(ssql_det.__file__).parents[1] / "configs" / "detection"
 C4, FPN = "toy_voc_narrow_c4.yaml", "toy_coco_narrow_fpn.yaml"
-PERIOD, LAST = 3, 8  # of checkpoints, and the last iteration, in every tiny config
+PERIOD, LAST = 3, 8  # the checkpoint period and the last iteration of every shrunk config
 _TINY = {
     "MODEL.DEVICE": "cpu",
     "SEED": 3,
@@ -37,35 +37,35 @@ _TINY = {
 }
 
 
-def pairs(keys):
-    """As on a command line."""
+def as_overrides(keys):
+    """KEY VALUE pairs of a command line."""
     return [str(each) for key, value in keys.items() for each in (key, value)]
 
 
-def tiny(**keys):
+def tiny_overrides(**keys):
     """KEY VALUE pairs that shrink a training; ``SOLVER__MAX_ITER=4`` is ``SOLVER.MAX_ITER 4``."""
-    return pairs(_TINY | {key.replace("__", "."): value for key, value in keys.items()})
+    return as_overrides(_TINY | {key.replace("__", "."): value for key, value in keys.items()})
 
 
-def as_file(path, name, **keys):
-    """The same as a file that inherits from a config of the repository."""
+def write_tiny_config(path, name, **keys):
+    """Write them as a file that inherits from a config of the repository."""
     keys = {key: list(value) if isinstance(value, tuple) else value for key, value in (_TINY | keys).items()}
     path.write_text(yaml.safe_dump({"_BASE_": str(CONFIGS / name), **keys}))
 
 
 def config(name, out="", **keys):
-    """A config of the repository, tiny."""
-    return read_config(CONFIGS / name, tiny(OUTPUT_DIR=out, **keys), SSQL_DET_DEFAULTS)
+    """A config of the repository, shrunk."""
+    return read_config(CONFIGS / name, tiny_overrides(OUTPUT_DIR=out, **keys), SSQL_DET_DEFAULTS)
 
 
-def as_given(name, **keys):
-    """A config of the repository with these keys alone."""
+def full_config(name, **keys):
+    """A config of the repository with only these keys changed."""
     keys = {"MODEL.DEVICE": "cpu"} | {key.replace("__", "."): value for key, value in keys.items()}
-    return read_config(CONFIGS / name, pairs(keys), SSQL_DET_DEFAULTS)
+    return read_config(CONFIGS / name, as_overrides(keys), SSQL_DET_DEFAULTS)
 
 
-def unsettled(model, seed=0):
-    """The network with norms and biases that do something, as after a training."""
+def randomize_norms(model, seed=0):
+    """The network with random norms and biases, as after a training."""
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, (nn.modules.batchnorm._BatchNorm, FrozenBatchNorm2d)):
@@ -78,8 +78,8 @@ def unsettled(model, seed=0):
     return model.eval()
 
 
-def choosing_in_float32(model):
-    """A detector in float64 whose choices of boxes are made in float32: boxes are always of that type."""
+def select_boxes_in_float32(model):
+    """A float64 detector that selects boxes in float32, the type of the engine's boxes."""
     generator, predictor = model.proposal_generator, model.roi_heads.box_predictor
     predict_proposals, inference = generator.predict_proposals, predictor.inference
 
@@ -93,8 +93,8 @@ def choosing_in_float32(model):
     return model
 
 
-def pictures(count, sides=((90, 96), (96, 80), (70, 96)), seed=0):
-    """Images as a mapper gives them, of several sizes: smooth ones, so that they have structure."""
+def random_images(count, sides=((90, 96), (96, 80), (70, 96)), seed=0):
+    """Smooth random images of several sizes, as a dataset mapper returns them."""
     generator = torch.Generator().manual_seed(seed)
     found = []
     for index in range(count):

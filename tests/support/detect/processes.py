@@ -1,4 +1,4 @@
-"""What two processes run: a file of its own, so that they can import it."""
+"""Functions that tests run in several processes: a separate file, so that these can import it."""
 
 import contextlib
 import json
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.detect.configs import C4, FPN, choosing_in_float32, config
-from support.detect.training_runs import LOOKING, first_gradients, sampling_the_first, stopped_in_step
+from support.detect.configs import C4, FPN, config, select_boxes_in_float32
+from support.detect.training_runs import WITH_EVALUATIONS, first_gradients, sampling_first_regions, stopping_in_step
 
 from ssql_det.core.distributed import rank
 from ssql_det.d2 import get_detection_dataset_dicts
@@ -26,26 +26,26 @@ CASES = {  # of gradients
 }
 
 
-def in_float64(cfg):
-    return choosing_in_float32(build_detector(cfg).double())
+def build_in_float64(cfg):
+    return select_boxes_in_float32(build_detector(cfg).double())
 
 
-def of_case(name, folder):
+def case_config(name, folder):
     """The config of a case."""
     file, keys = CASES[name]
     return config(file, f"{folder}/run", **WHOLE_BATCHES, **keys)
 
 
-def gradients(folder):
-    """Of each case's first step; and those of one tensor as each part of the batch found them."""
+def save_gradients(folder):
+    """Save the gradients of each case's first step, and those of one tensor before each micro-batch."""
     for name in CASES:
-        with seen_by_each_part() as found:
-            reduced = first_gradients(of_case(name, folder), in_float64)
+        with recording_micro_batch_gradients() as found:
+            reduced = first_gradients(case_config(name, folder), build_in_float64)
         torch.save((reduced, found), f"{folder}/{name}, rank {rank()}.pt")
 
 
 @contextlib.contextmanager
-def seen_by_each_part():
+def recording_micro_batch_gradients():
     losses, found = training._compute_losses, []
 
     def spy(model, *rest):
@@ -58,49 +58,49 @@ def seen_by_each_part():
         yield found
 
 
-def gradients_with(folder, norm):
-    """Of one size of images: each rank sees the same one, as it is or in a mirror, and samples as many regions."""
+def save_gradients_with_norm(folder, norm):
+    """Save the gradients of a step on one image, mirrored or not, so that all ranks sample equally many regions."""
     records = get_detection_dataset_dicts(("toy_voc_2007_trainval",))[:1]
     keys = {"MODEL__RESNETS__NORM": norm, "SSQL_DET__EXTRA_NORM": norm, "INPUT__MIN_SIZE_TRAIN": (64,), "SEED": 0}
-    with pytest.MonkeyPatch.context() as patch, sampling_the_first():
+    with pytest.MonkeyPatch.context() as patch, sampling_first_regions():
         patch.setattr("ssql_det.detect.train_loader.get_detection_dataset_dicts", lambda *args, **kwargs: records)
-        found = first_gradients(config(C4, f"{folder}/run", **WHOLE_BATCHES, **keys), in_float64)
+        found = first_gradients(config(C4, f"{folder}/run", **WHOLE_BATCHES, **keys), build_in_float64)
     torch.save(found, f"{folder}/{rank()}.pt")
 
 
-def estimated(folder):
-    """Norms after an estimate over all ranks: the same weights, but statistics and generators of each rank's own."""
-    cfg = of_case("C4", folder)
+def save_estimated_norms(folder):
+    """Save the norms that ranks estimate together, from equal weights but different statistics and generators."""
+    cfg = case_config("C4", folder)
     torch.manual_seed(0)
-    model = in_float64(cfg)
+    model = build_in_float64(cfg)
     torch.manual_seed(rank())
     estimate_norms(cfg, model, cfg.SEED)
     torch.save(dict(model.named_buffers()), f"{folder}/{rank()}.pt")
 
 
-def looked_at(folder, is_precise):
-    """A training that looks on the way; the network as each look found it."""
-    look, found = PeriodicEvaluation.look, []
+def save_evaluated_models(folder, is_precise):
+    """Train with periodic evaluations; save the model's state at each of them."""
+    evaluate, states = PeriodicEvaluation.evaluate, []
 
-    def spy(watch, model, iteration):
-        found.append({name: value.clone() for name, value in model.state_dict().items()})
-        return look(watch, model, iteration)
+    def spy(evaluation, model, iteration):
+        states.append({name: value.clone() for name, value in model.state_dict().items()})
+        return evaluate(evaluation, model, iteration)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PeriodicEvaluation, "look", spy)
-        train(config(C4, f"{folder}/run", TEST__PRECISE_BN__ENABLED=is_precise, **LOOKING), C4)
-    torch.save(found, f"{folder}/{rank()}.pt")
+        patch.setattr(PeriodicEvaluation, "evaluate", spy)
+        train(config(C4, f"{folder}/run", TEST__PRECISE_BN__ENABLED=is_precise, **WITH_EVALUATIONS), C4)
+    torch.save(states, f"{folder}/{rank()}.pt")
 
 
-def fed(folder, name, stop):
-    """The files that a training which goes on feeds this rank, a list a step, until a step does not come back."""
+def save_fed_files(folder, name, stop):
+    """Save the files that a resumed training feeds this rank, a list per step, until it is stopped."""
     losses, found = training._compute_losses, []
 
     def spy(model, batch, *rest):
         found.append([each["file_name"] for each in batch])
         return losses(model, batch, *rest)
 
-    with pytest.MonkeyPatch.context() as patch, stopped_in_step(stop) if stop else contextlib.nullcontext():
+    with pytest.MonkeyPatch.context() as patch, stopping_in_step(stop) if stop else contextlib.nullcontext():
         patch.setattr(training, "_compute_losses", spy)
         train(config(C4, f"{folder}/run", **FEEDING), C4, resume=True)
     Path(f"{folder}/{name} {rank()}.json").write_text(json.dumps(found))

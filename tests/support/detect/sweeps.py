@@ -1,6 +1,6 @@
-"""Small sweeps, by a call and by the command."""
+"""Small sweeps, in process and by the command."""
 
-from support.detect.configs import C4, CONFIGS, config, tiny
+from support.detect.configs import C4, CONFIGS, config, tiny_overrides
 
 from ssql_det.detect.detector import load_trained_detector
 from ssql_det.detect.quantized_evaluation import QuantizationSettings
@@ -8,15 +8,15 @@ from ssql_det.detect.sweep import sweep
 from ssql_det.quant import Calibration, parse_widths
 
 TEST = "toy_voc_2007_test"
-PLAN = QuantizationSettings("all", Calibration(4))
-MANY = {"MODEL__RPN__POST_NMS_TOPK_TEST": 60, "TEST__DETECTIONS_PER_IMAGE": 400}  # so that no AP is zero
+SETTINGS = QuantizationSettings("all", Calibration(4))
+MANY_DETECTIONS = {"MODEL__RPN__POST_NMS_TOPK_TEST": 60, "TEST__DETECTIONS_PER_IMAGE": 400}  # so that no AP is zero
 
 
-def swept(weights, out, text="FP,8,4", plan=PLAN, **keys):
-    cfg = config(C4, out, MODEL__WEIGHTS=weights, **MANY, **keys)
+def run_sweep(weights, out, text="FP,8,4", plan=SETTINGS, **keys):
+    cfg = config(C4, out, MODEL__WEIGHTS=weights, **MANY_DETECTIONS, **keys)
     return list(sweep(cfg, C4, *load_trained_detector(cfg), parse_widths(text), plan))
 
 
-def command(weights, out, *flags, bits="FP,8,4", calib_images="4", **keys):
+def sweep_arguments(weights, out, *flags, bits="FP,8,4", calib_images="4", **keys):
     given = ["sweep", "--config-file", str(CONFIGS / C4), "--bits", bits, "--calib-images", calib_images, *flags]
-    return [*given, *tiny(OUTPUT_DIR=out, MODEL__WEIGHTS=weights, **MANY, **keys)]
+    return [*given, *tiny_overrides(OUTPUT_DIR=out, MODEL__WEIGHTS=weights, **MANY_DETECTIONS, **keys)]

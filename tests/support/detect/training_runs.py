@@ -1,4 +1,4 @@
-"""Trainings that are stopped, and what they leave behind, so that one can be compared with another."""
+"""Trainings that are stopped, and comparisons of what runs write."""
 
 import contextlib
 import dataclasses
@@ -6,62 +6,62 @@ import json
 
 import pytest
 import torch
-from support.detect.configs import C4, CONFIGS, tiny
+from support.detect.configs import C4, CONFIGS, tiny_overrides
 
 from ssql_det.core.unpickler import read_tensors
 from ssql_det.detect import train as training
 from ssql_det.detect.detector import build_detector
 from ssql_det.detect.train import train
 
-LOOKING = {"SSQL_DET__EVAL_PERIOD": 4, "SSQL_DET__EVAL_BITS": ["FP", "4w4a"], "SSQL_DET__CALIB_IMAGES": 2}
+WITH_EVALUATIONS = {"SSQL_DET__EVAL_PERIOD": 4, "SSQL_DET__EVAL_BITS": ["FP", "4w4a"], "SSQL_DET__CALIB_IMAGES": 2}
 
 
-def arguments(out, *flags, **keys):
-    """Of the command; KEY VALUE pairs come last."""
-    return ["train-det", "--config-file", str(CONFIGS / C4), *flags, *tiny(OUTPUT_DIR=out, **keys)]
+def train_arguments(out, *flags, **keys):
+    """The arguments of a small ``train-det``."""
+    return ["train-det", "--config-file", str(CONFIGS / C4), *flags, *tiny_overrides(OUTPUT_DIR=out, **keys)]
 
 
-def final(folder):
+def read_final(folder):
     return read_tensors(folder / "model_final.pth")
 
 
-def curves(folder):
-    """As they were written, but for how long it took."""
+def read_scalars(folder):
+    """The lines of metrics.jsonl without times."""
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     return [{**line, "time": None, "eta_seconds": None} for line in lines]
 
 
-def same(ours, theirs):
-    """Bit for bit, however deep."""
+def is_equal(ours, theirs):
+    """Whether nested values are equal, tensors bit for bit."""
     if isinstance(ours, torch.Tensor):
         return torch.equal(ours, theirs) and ours.dtype == theirs.dtype
     if isinstance(ours, dict):
-        return list(ours) == list(theirs) and all(same(ours[key], theirs[key]) for key in ours)
+        return list(ours) == list(theirs) and all(is_equal(ours[key], theirs[key]) for key in ours)
     if isinstance(ours, (list, tuple)):
-        return len(ours) == len(theirs) and all(same(*pair) for pair in zip(ours, theirs, strict=True))
+        return len(ours) == len(theirs) and all(is_equal(*pair) for pair in zip(ours, theirs, strict=True))
     return bool(torch.as_tensor(ours == theirs).all())
 
 
-def ends_as(killed, whole):
-    """Whether a run that was killed has what one that was not has, and nothing half written."""
-    ours, theirs = final(killed), final(whole)
-    for each in (ours, theirs):  # nothing draws from Python's and NumPy's, and nobody seeds CUDA's here
+def is_same_run(killed, whole):
+    """Whether a killed and resumed run equals an uninterrupted one, and left no temporary file."""
+    ours, theirs = read_final(killed), read_final(whole)
+    for each in (ours, theirs):  # the other generators are not used, and CUDA's is not seeded
         each["rng"] = [state["cpu"] for state in each["rng"]]
-    return same(ours, theirs) and curves(killed) == curves(whole) and not list(killed.glob(".*"))
+    return is_equal(ours, theirs) and read_scalars(killed) == read_scalars(whole) and not list(killed.glob(".*"))
 
 
-def numbers(found):
-    """Rows by bits, without when it was and how long it took."""
+def rows_by_bits(found):
+    """Rows by bit-width, without times."""
     return {row.bits: dataclasses.replace(row, seconds=0.0, time="") for row in found}
 
 
 class StoppedError(Exception):
-    """As a kill, but within this process."""
+    """Raised in place of a kill."""
 
 
 @contextlib.contextmanager
-def stopped_in_step(number):
-    """The optimizer's step of that number does not come back."""
+def stopping_in_step(number):
+    """The training is stopped in the optimizer's step of that number."""
     step, count = torch.optim.SGD.step, 0
 
     def counted(self, *args, **kwargs):
@@ -79,29 +79,29 @@ def stopped_in_step(number):
 
 
 def first_gradients(cfg, build=build_detector):
-    """What the first step of a training would go by, by parameter; ``build`` makes the network that it begins with."""
+    """The gradients of a training's first step, by parameter."""
     built = []
 
     def remembered(cfg):
         built.append(build(cfg))
         return built[-1]
 
-    with pytest.MonkeyPatch.context() as patch, stopped_in_step(1):
+    with pytest.MonkeyPatch.context() as patch, stopping_in_step(1):
         patch.setattr(training, "build_detector", remembered)
         train(cfg, C4)
     return {name: each.grad.clone() for name, each in built[-1].named_parameters() if each.grad is not None}
 
 
 @contextlib.contextmanager
-def sampling_the_first():
-    """Of regions to sample from, the first are taken instead of any."""
+def sampling_first_regions():
+    """The first regions are sampled instead of random ones."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "randperm", lambda count, **options: torch.arange(count, device=options.get("device")))
         yield
 
 
-def farthest(ours, theirs):
-    """The largest difference between tensors of the same names, each in units of its largest value."""
+def largest_difference(ours, theirs):
+    """The largest difference between tensors of the same names, relative to the largest value of each."""
     assert ours.keys() == theirs.keys()
     return max(
         float((ours[name] - each).abs().max() / each.abs().max().clamp(min=1e-6)) for name, each in theirs.items()
