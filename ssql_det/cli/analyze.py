@@ -9,16 +9,29 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ssql_det.cli.arguments import add_calibration_images, add_scheme, make_scheme, positive_int, seed_int
+from ssql_det.cli.arguments import (
+    add_bits,
+    add_calibration_images,
+    add_device,
+    add_image_options,
+    add_scheme,
+    make_scheme,
+    positive_int,
+    seed_int,
+)
 
 HELP = "quantization and contrastive terms, weights' outliers and t-SNE at few bits, side by side"
+EXAMPLES = (
+    "ssql-det analyze --checkpoints runs/ssql/checkpoint.pth --data toy/crops",
+    "ssql-det analyze --checkpoints simsiam.pth ssql.pth --data cifar10:datasets --bits FP,8,4 --out compared",
+)
 BITS = "FP,8,4,2w4a"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoints", metavar="FILE", nargs="+", required=True, help="backbones, in any format")
     parser.add_argument("--data", required=True, help="a folder with train and val of classes, or cifar10:FOLDER")
-    parser.add_argument("--bits", default=BITS, help="FP, 8 or 2w4a, comma-separated (default: %(default)s)")
+    add_bits(parser, BITS)
     parser.add_argument(
         "--pairs", type=positive_int, default=512, help="of views, for the terms (default: %(default)s)"
     )
@@ -26,11 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--perplexity", type=positive_int, default=30, help="of the map (default: %(default)s)")
     add_scheme(parser)
     add_calibration_images(parser)
-    parser.add_argument(
-        "--recipe", default="", help="imagenet, cifar or digits: how images are shown (default: by network)"
-    )
-    parser.add_argument("--size", type=positive_int, help="of the images, in pixels (default: the recipe's)")
-    parser.add_argument("--device", default="cuda", help="the CPU where there is none (default: %(default)s)")
+    add_image_options(parser)
+    add_device(parser)
     parser.add_argument("--seed", type=seed_int, default=0, help="of images, views and the map (default: %(default)s)")
     parser.add_argument("--out", metavar="DIR", default="analysis", help="where files go (default: %(default)s)")
 
@@ -41,7 +51,7 @@ def run(options: argparse.Namespace) -> None:
 
     from ssql_det.analyze.analysis import group_terms_by_features
     from ssql_det.analyze.page import build_csv_files, build_term_tables, page
-    from ssql_det.core.console import print_table, set_up_logging
+    from ssql_det.core.console import print_outcome, print_table, set_up_logging
     from ssql_det.core.errors import UserError
     from ssql_det.pretrain.analyze_checkpoints import AnalysisSettings, analyze_checkpoints
     from ssql_det.quant import parse_widths
@@ -69,4 +79,5 @@ def run(options: argparse.Namespace) -> None:
     for table in build_term_tables(group_terms_by_features(found)):
         print_table(table.header, table.rows, table.caption)
     document = page(found, shlex.join(["ssql-det", *sys.argv[1:]]))
-    print(f"report: {write_page(document, out / 'report.html')}")
+    path = write_page(document, out / "report.html")
+    print_outcome(path, "probe", "knn", "linear", "--checkpoint", options.checkpoints[0], "--data", options.data)

@@ -97,13 +97,13 @@ def make_scheme(options: argparse.Namespace) -> Scheme:
     return scheme
 
 
+def add_config_file(parser: argparse.ArgumentParser) -> None:
+    names = "a config: a file, or a name that `ssql-det configs` lists"
+    parser.add_argument("--config-file", metavar="FILE", required=True, help=names)
+
+
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--config-file",
-        metavar="FILE",
-        required=True,
-        help="config of the detector: a file, or a name that `ssql-det configs` lists",
-    )
+    add_config_file(parser)
     for split, use in (("train", "training and calibration"), ("val", "evaluation")):
         parser.add_argument(
             f"--coco-{split}", metavar="IMAGES:FILE.json", help=f"your own data for {use}, in COCO's format"

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from ssql_det.checkdata.findings import SplitReport
 
 HELP = "is a VOC, COCO or COCO-format data set fit to train on?"
+EXAMPLES = (
+    "ssql-det check-data datasets --dataset voc --draw 9 sheet.png",
+    "ssql-det check-data photos --dataset train.json",
+)
 HEADER = ("split", "images", "objects", "classes", "errors", "warnings")
 
 
@@ -32,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from ssql_det.checkdata.draw import draw_contact_sheet, parse_draw_option
     from ssql_det.checkdata.findings import check_images
-    from ssql_det.core.console import print_table
+    from ssql_det.core.console import print_next, print_table
 
     wanted = parse_draw_option(*options.draw) if options.draw else 0
     root = Path(options.root)
@@ -52,6 +56,7 @@ def run(options: argparse.Namespace) -> None:
         draw_contact_sheet([picture for split in splits for picture in split.pictures], wanted, options.draw[1])
     if options.dataset in (None, "voc", "coco"):
         print(f"fit to train on: export DETECTRON2_DATASETS={root.resolve()}")
+        print_next("train-det", "--config-file", "voc_r18_c4", "MODEL.WEIGHTS", "BACKBONE")
 
 
 def _find(root: Path, dataset: str | None) -> Sequence[SplitReport]:

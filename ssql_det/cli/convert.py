@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from ssql_det.convert import Checkpoint, Metadata
 
 HELP = "a backbone from any checkpoint format into any other"
+EXAMPLES = (
+    "ssql-det convert moco_v2_800ep_pretrain.pth.tar moco_v2.pkl --to detectron2 --verify",
+    "ssql-det convert runs/ssql/checkpoint.pth ssql.safetensors --to safetensors --branch online",
+)
 
 
 class _ListFormats(argparse.Action):

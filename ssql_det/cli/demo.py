@@ -9,19 +9,23 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from ssql_det.cli.arguments import add_scheme, make_scheme, positive_int, seed_int
+from ssql_det.cli.arguments import add_bits, add_scheme, make_scheme, positive_int, seed_int
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 HELP = "a ResNet's features at FP/8/6/5/4/2 bits, as a small table"
+EXAMPLES = (
+    "ssql-det demo",
+    "ssql-det demo --arch resnet50 --bits FP,8,4 --scheme act=percentile:99.9",
+)
 BITS = "FP,8w8a,6w6a,5w5a,4w4a,2w4a"
 HEADER = ("bits", "cosine to FP", "relative error", "size, MB", "Gbit-ops")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--arch", default="resnet18", help="a backbone by name (default: %(default)s)")
-    parser.add_argument("--bits", default=BITS, help="bit-widths, comma-separated (default: %(default)s)")
+    add_bits(parser, BITS)
     add_scheme(parser)
     parser.add_argument("--size", type=positive_int, default=128, help="side of the image crops (default: %(default)s)")
     parser.add_argument("--seed", type=seed_int, default=0, help="of the weights and the crops (default: %(default)s)")
@@ -31,7 +35,7 @@ def run(options: argparse.Namespace) -> None:
     import torch
 
     from ssql_det.backbones import build_backbone
-    from ssql_det.core.console import print_table, set_up_logging
+    from ssql_det.core.console import print_next, print_table, set_up_logging
     from ssql_det.quant import Quantization, evaluate_at_widths, parse_widths, profile_cost
 
     set_up_logging()
@@ -58,6 +62,7 @@ def run(options: argparse.Namespace) -> None:
             )
     how = f"{options.arch}, random weights, seed {options.seed}, {quantization.scheme}"
     print_table(HEADER, rows, f"{how}: features of {len(shown)} crops")
+    print_next("reproduce", "--preset", "mini")
 
 
 def _photo_crops(count: int, size: int, seed: int) -> Tensor:

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 HELP = "what a checkpoint file holds: format, network, tensors, stored config"
+EXAMPLES = (
+    "ssql-det inspect moco_v2_800ep_pretrain.pth.tar",
+    "ssql-det inspect weights.bin --arch resnet50 --prefix model.encoder",
+)
 _MOST = 12  # lines of a kind
 _DEEPEST = 5  # dicts in dicts
 _LONGEST = 100  # characters of a value

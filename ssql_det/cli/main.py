@@ -1,4 +1,5 @@
-"""The program ``ssql-det``. A command is a module of this folder with ``HELP``, ``EXAMPLES``, ``add_arguments``, ``run``.
+"""The program ``ssql-det``. Each command is a module of this folder with ``HELP``, ``EXAMPLES``, ``add_arguments`` and
+``run``.
 
 A command of your own registers itself with ``COMMANDS.register("its-name")(sys.modules[__name__])`` and is loaded with
 ``--plugin its_module``; it needs no ``EXAMPLES``.
@@ -82,9 +83,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _take_global_options(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The modules that ``--plugin`` names and the rest of the line; ``--debug`` and ``--verbose`` are set on the way.
+    """Split off ``--plugin``, ``--debug`` and ``--verbose``, which may stand anywhere, also behind KEY VALUE pairs.
 
-    These options may stand anywhere, also behind KEY VALUE pairs. Environment variables carry them to further processes.
+    Returns the plugins' modules and the rest of the line; the other two become environment variables, for further
+    processes too.
     """
     switches = {"--debug": DEBUG_VARIABLE, "--verbose": VERBOSE_VARIABLE, "-v": VERBOSE_VARIABLE}
     plugins, rest, remaining = [], [], iter(arguments)
@@ -143,7 +145,7 @@ def make_parser() -> argparse.ArgumentParser:
             subparser = subparsers.add_parser(
                 name,
                 description=command.__doc__,
-                epilog="\n".join(["examples:", *(f"  {line}" for line in getattr(command, "EXAMPLES", ()))]),
+                epilog=_format_examples(getattr(command, "EXAMPLES", ())),
                 formatter_class=argparse.RawDescriptionHelpFormatter,
             )
             command.add_arguments(subparser)
@@ -159,6 +161,10 @@ def _list_commands() -> Iterator[str]:
         yield from (f"  {name:{_HELP_COLUMN}}{COMMANDS.get(name).HELP}" for name in names)
         yield ""
     yield "`ssql-det <command> --help` shows a command's options and examples."
+
+
+def _format_examples(lines: Sequence[str]) -> str:
+    return "\n".join(["examples:", *(f"  {line}" for line in lines)]) if lines else ""
 
 
 def _add_global_options(parser: argparse._ActionsContainer) -> None:

@@ -10,6 +10,10 @@ import argparse
 from ssql_det.cli.arguments import positive_int, seed_int
 
 HELP = "toy scenes in VOC and COCO layout and digit crops, made offline"
+EXAMPLES = (
+    "ssql-det make-toy-data toy",
+    "ssql-det make-toy-data toy --scenes 4000 --size 128 256 --difficulty 0.25",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    from ssql_det.core.console import print_outcome
     from ssql_det.toydata.dataset import ToyDataSettings, make_toy_data
 
     settings = ToyDataSettings(
@@ -45,4 +50,5 @@ def run(options: argparse.Namespace) -> None:
         seed=options.seed,
     )
     place = make_toy_data(options.out, settings, options.workers)
-    print(f"toy data are in {place}; to read them as VOC and COCO: export DETECTRON2_DATASETS={place}")
+    print(f"to read the scenes as VOC and COCO: export DETECTRON2_DATASETS={place}")
+    print_outcome(place, "pretrain", "--config-file", "mini", "DATA.TRAIN", place / "crops", "OUTPUT_DIR", "runs/ssql")

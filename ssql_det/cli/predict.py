@@ -12,21 +12,27 @@ from pathlib import Path
 from typing import Any
 
 from ssql_det.cli.arguments import (
+    add_bits,
     add_calibration,
     add_config_arguments,
     add_scheme,
+    add_scope,
     make_calibration,
     make_scheme,
     read_detector_config,
 )
 
 HELP = "boxes and masks on your own images, at several bit-widths side by side"
+EXAMPLES = (
+    "ssql-det predict --config-file toy_voc_narrow_c4 MODEL.WEIGHTS runs/c4/model_final.pth photo.jpg folder",
+    "ssql-det predict --config-file zoo/mask_r50_fpn --bits FP,8,4 --out drawn MODEL.WEIGHTS model_final.pkl photo.jpg",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
-    parser.add_argument("--bits", default="FP,4", help="FP, 8 or 2w4a, comma-separated (default: %(default)s)")
-    parser.add_argument("--scope", default="all", help="all, or backbone (default: %(default)s)")
+    add_bits(parser, "FP,4")
+    add_scope(parser)
     parser.add_argument("--quantization", metavar="FILE", help="quantization.safetensors of a sweep of these weights")
     add_scheme(parser, None, "the file's, else minmax")
     add_calibration(parser)
@@ -36,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    from ssql_det.core.console import print_outcome
     from ssql_det.core.errors import UserError
     from ssql_det.detect import SCOPES
     from ssql_det.detect.detector import load_trained_detector
@@ -72,7 +79,8 @@ def run(options: argparse.Namespace) -> None:
     save_predictions(Path(options.out), cfg, paths, detections_by_bits)
     for bits, detections in detections_by_bits.items():
         print(f"{bits}: {sum(map(len, detections))} objects of score {options.score} or more in {len(paths)} image(s)")
-    print(f"pictures and JSON: {options.out}")
+    weights = ("MODEL.WEIGHTS", cfg.MODEL.WEIGHTS)
+    print_outcome(options.out, "sensitivity", "--config-file", options.config_file, *weights)
 
 
 # SSQL is the former name of SSQL_DET: its keys are refused with a message that gives the new name.

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import argparse
 
-from ssql_det.cli.arguments import positive_int
+from ssql_det.cli.arguments import add_config_file, add_num_gpus, add_overrides
 
 HELP = "a backbone from images without labels, good at full precision and at few bits"
+EXAMPLES = (
+    "ssql-det pretrain --config-file mini DATA.TRAIN toy/crops OUTPUT_DIR runs/ssql",
+    "ssql-det pretrain --config-file imagenet_r18_ssql --num-gpus 8 --resume DATA.TRAIN photos OUTPUT_DIR runs/photos",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config-file", metavar="FILE", required=True, help="what to train, and how")
+    add_config_file(parser)
     parser.add_argument("--init", metavar="FILE", help="a backbone to begin with, in any format that convert reads")
-    parser.add_argument(
-        "--num-gpus", type=positive_int, default=1, help="or processes, without one (default: %(default)s)"
-    )
+    add_num_gpus(parser)
     parser.add_argument("--resume", action="store_true", help="go on with the run in OUTPUT_DIR")
-    parser.add_argument("overrides", metavar="KEY VALUE", nargs=argparse.REMAINDER, help="as OPTIM.LR 0.1")
+    add_overrides(parser, "OPTIM.LR 0.1")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -37,7 +39,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _pretrain(pretraining, resume):  # type: ignore[no-untyped-def]  # the types would import torch
-    from ssql_det.core.console import set_up_logging
+    from ssql_det.core.console import print_outcome, set_up_logging
     from ssql_det.core.distributed import is_main
     from ssql_det.pretrain.loop import pretrain
     from ssql_det.ssl.augmentations import SIZES
@@ -46,5 +48,5 @@ def _pretrain(pretraining, resume):  # type: ignore[no-untyped-def]  # the types
     path = pretrain(pretraining, resume)
     if is_main():
         name, size = pretraining.data.views.name, pretraining.data.views.size
-        shown = f"--recipe {name}{f' --size {size}' if size != SIZES[name] else ''}"
-        print(f"pretrained: {path}; with labels: ssql-det probe knn --checkpoint {path} --data LABELLED {shown}")
+        recipe = ("--recipe", name, *(("--size", size) if size != SIZES[name] else ()))
+        print_outcome(path, "probe", "knn", "--checkpoint", path, "--data", "LABELLED_IMAGES", *recipe)

@@ -23,11 +23,16 @@ if TYPE_CHECKING:
 
 _MOST_SEEDS = 1000
 HELP = "the tables, from nothing: one command for all of it"
+EXAMPLES = (
+    "ssql-det reproduce --preset mini",
+    "ssql-det reproduce --preset paper --table 6 --methods SSQL --checkpoint SSQL=ssql_r18.pth --dry-run",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--preset",
+        metavar="mini|small|paper",
         default="mini",
         help="mini: two CPU cores, minutes; small: a GPU, half an hour; paper: the published recipes "
         "(default: %(default)s)",
@@ -57,7 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         text = f"{use} (default: %(default)s)"
         parser.add_argument(f"--{data}", metavar="DIR", type=Path, default=Path(folder), help=text)
     parser.add_argument("--out", metavar="DIR", help="where everything goes (default: runs/<preset>)")
-    parser.add_argument("--lanes", type=positive_int, help="steps at a time (default: one a CPU core, or one on a GPU)")
+    parser.add_argument("--jobs", type=positive_int, help="steps at a time (default: one a CPU core, or one on a GPU)")
+    parser.add_argument("--lanes", dest="jobs", type=positive_int, help=argparse.SUPPRESS)  # its former name
     parser.add_argument(
         "--num-gpus", type=positive_int, default=1, help="for each step of training or sweeping (default: %(default)s)"
     )
@@ -70,22 +76,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     import torch
 
-    from ssql_det.core.console import set_up_logging
+    from ssql_det.core.console import print_next, set_up_logging
     from ssql_det.reproduce.plan import RunResults, check_plan, make_plan
     from ssql_det.reproduce.presets import get_preset
     from ssql_det.reproduce.runner import DONE, make_environment, run_steps
 
     set_up_logging()
     plan = make_plan(get_preset(options.preset), _choices(options, torch.cuda.is_available()))
-    lanes = options.lanes or (1 if plan.choices.on_gpu else os.cpu_count() or 1)
+    jobs = options.jobs or (1 if plan.choices.on_gpu else os.cpu_count() or 1)
     if not options.dry_run:
         check_plan(plan)
-    _print_plan(plan, lanes)
+    _print_plan(plan, jobs)
     if options.dry_run:
+        print_next(*(word for word in sys.argv[1:] if word != "--dry-run"))
         return
     begun = time.monotonic()
     program = [sys.executable, "-m", "ssql_det.cli.child"]
-    outcomes = run_steps(plan.steps, plan.out, lanes, program, make_environment(plan.data, plan.choices.on_gpu))
+    outcomes = run_steps(plan.steps, plan.out, jobs, program, make_environment(plan.data, plan.choices.on_gpu))
     typed = shlex.join(["ssql-det", *sys.argv[1:]])
     found = RunResults(plan, outcomes, typed, (time.monotonic() - begun) / 60)
     _write(found)
@@ -128,7 +135,7 @@ def _choices(options: argparse.Namespace, on_gpu: bool) -> Options:
     )
 
 
-def _print_plan(plan: Plan, lanes: int) -> None:
+def _print_plan(plan: Plan, jobs: int) -> None:
     from ssql_det.core.console import print_table
     from ssql_det.reproduce.plan import format_commands
     from ssql_det.reproduce.step_cache import estimate_makespan
@@ -138,7 +145,7 @@ def _print_plan(plan: Plan, lanes: int) -> None:
     print_table(("step", "time", "MB"), rows, f"preset {plan.preset.name}, in {plan.out}")
     megabytes = sum(step.megabytes for step in plan.steps)
     print(
-        f"{len(plan.steps)} steps, about {_minutes(estimate_makespan(plan.steps, lanes))} with {lanes} at a time"
+        f"{len(plan.steps)} steps, about {_minutes(estimate_makespan(plan.steps, jobs))} with {jobs} at a time"
         f"{'' if plan.preset.is_measured else ' (a guess: it was not measured)'}, {megabytes / 1000:.1f} GB of disk"
     )
     if plan.preset.is_for_gpu and not plan.choices.on_gpu:
@@ -153,7 +160,7 @@ def _minutes(minutes: float) -> str:
 
 def _write(found: RunResults) -> None:
     """Tables and report below the run's folder, and on the terminal what a reader asks first."""
-    from ssql_det.core.console import print_table
+    from ssql_det.core.console import print_outcome, print_table
     from ssql_det.reproduce.plan import sum_minutes_by_kind
     from ssql_det.reproduce.report_page import write_report, write_tables
 
@@ -166,4 +173,8 @@ def _write(found: RunResults) -> None:
     for table in write_tables(found):
         print_table(table.header, table.rows, table.caption)
     page = write_report(found)
-    print(f"report: {page}\nthe same as Markdown: {page.with_name('report.md')}")
+    print(f"wrote {page.with_name('report.md')}")
+    preset, choices = found.plan.preset, found.plan.choices
+    seeds = (choices.seeds or preset.seeds) + 2
+    tables = ("--table", *choices.tables) if choices.tables else ()
+    print_outcome(page, "reproduce", "--preset", preset.name, *tables, "--seeds", seeds, "--out", found.plan.out)

@@ -6,6 +6,8 @@ Writes a bits file that keeps the most sensitive parts at more bits: `ssql-det s
 from __future__ import annotations
 
 import argparse
+import logging
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ssql_det.cli.arguments import (
@@ -28,6 +30,11 @@ if TYPE_CHECKING:
     from ssql_det.quant import Bits
 
 HELP = "rank the parts of a detector by their loss at few bits"
+EXAMPLES = (
+    "ssql-det sensitivity --config-file toy_voc_narrow_c4 --fast MODEL.WEIGHTS runs/c4/model_final.pth",
+    "ssql-det sensitivity --config-file voc_r18_c4 --bits 3 --keep 4 --out bits.json MODEL.WEIGHTS voc.pth",
+)
+_logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     import json
 
-    from ssql_det.core.console import print_table
+    from ssql_det.core.console import print_outcome, print_table
     from ssql_det.core.errors import UserError
     from ssql_det.core.files import atomic_write, check_not_an_input
     from ssql_det.detect.detector import load_trained_detector
@@ -67,29 +74,34 @@ def run(options: argparse.Namespace) -> None:
     model, checkpoint = load_trained_detector(cfg)
     measure = _measure_by_features if options.fast else _measure_by_ap
     settings = QuantizationSettings("all", make_calibration(options), make_scheme(options))
-    sensitivities = sort_by_loss(measure(cfg, model, settings, widths[0]))
     loss = "relative error" if options.fast else "AP lost"
+    sensitivities = []
+    for each in measure(cfg, model, settings, widths[0]):
+        _logger.info("%s: %s %.4f", each.pattern, loss, each.loss)
+        sensitivities.append(each)
+    sensitivities = sort_by_loss(sensitivities)
     title = f"{checkpoint.display_name}: one part at {widths[0]}, the rest float"
     print_table(("part", loss), [(each.pattern, f"{each.loss:.4f}") for each in sensitivities], title)
     with atomic_write(options.out, "w") as file:
         json.dump(select_overrides(sensitivities, options.keep, keep_widths[0]), file, indent=1)
-    print(f"bits file: {options.out}")
+    words = ("--bits", widths[0], "--bits-file", options.out, "MODEL.WEIGHTS", cfg.MODEL.WEIGHTS)
+    print_outcome(options.out, "sweep", "--config-file", options.config_file, *words)
 
 
 def _measure_by_features(
     cfg: CfgNode, model: nn.Module, settings: QuantizationSettings, bits: Bits
-) -> list[GroupSensitivity]:
+) -> Iterator[GroupSensitivity]:
     from ssql_det.detect.evaluation_data import select_calibration_images
     from ssql_det.detect.quantized_evaluation import quantize_detector
     from ssql_det.detect.sensitivity import measure_feature_errors
 
     batches = select_calibration_images(cfg, settings.calibration)
-    return list(measure_feature_errors(quantize_detector(cfg, model, settings, batches), bits, batches))
+    return measure_feature_errors(quantize_detector(cfg, model, settings, batches), bits, batches)
 
 
 def _measure_by_ap(
     cfg: CfgNode, model: nn.Module, settings: QuantizationSettings, bits: Bits
-) -> list[GroupSensitivity]:
+) -> Iterator[GroupSensitivity]:
     from ssql_det.detect.evaluation_data import build_evaluation_loader
     from ssql_det.detect.quantized_evaluation import evaluate_quantized, prepare_evaluation
     from ssql_det.detect.sensitivity import GroupSensitivity, list_groups
@@ -102,5 +114,5 @@ def _measure_by_ap(
         return evaluate_quantized(context, Bits.FP, overrides)[0]["bbox/AP"]
 
     float_ap = get_ap({})
-    groups = list_groups(context.quantization.points)
-    return [GroupSensitivity(group, float_ap - get_ap({group: bits})) for group in groups]
+    for group in list_groups(context.quantization.points):
+        yield GroupSensitivity(group, float_ap - get_ap({group: bits}))

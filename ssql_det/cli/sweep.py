@@ -8,15 +8,18 @@ tools/eval_quantized.py.
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ssql_det.cli.arguments import (
+    add_bits,
     add_calibration,
     add_config_arguments,
     add_num_gpus,
     add_overrides,
     add_scheme,
+    add_scope,
     make_calibration,
     make_scheme,
     read_detector_config,
@@ -30,17 +33,20 @@ if TYPE_CHECKING:
     from ssql_det.quant import Bits
 
 HELP = "a detector at FP, 8, 6, 5 and 4 bits: one row each"
+EXAMPLES = (
+    "ssql-det sweep --config-file toy_voc_narrow_c4 MODEL.WEIGHTS runs/c4/model_final.pth OUTPUT_DIR sweeps/c4",
+    "ssql-det sweep --config-file coco_mask_r50_fpn --bits FP,4 --scheme act=mse MODEL.WEIGHTS fpn.pth OUTPUT_DIR out",
+)
 BITS = "FP,8,6,5,4"
+_logger = logging.getLogger(__name__)
 _HEADINGS = {"GFLOPs": "GMACs"}  # what rows call GFLOPs are multiply-adds
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
     add_num_gpus(parser)
-    parser.add_argument("--bits", default=BITS, help="FP, 8 or 2w4a, comma-separated (default: %(default)s)")
-    parser.add_argument(
-        "--scope", default="all", help="all, or backbone: only what was pretrained (default: %(default)s)"
-    )
+    add_bits(parser, BITS)
+    add_scope(parser)
     add_scheme(parser)
     add_calibration(parser)
     parser.add_argument("--bits-file", metavar="FILE.json", help="bits of single modules, as JSON: {pattern: bits}")
@@ -65,7 +71,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _sweep(cfg, config_label, widths, settings):  # type: ignore[no-untyped-def]  # the types would import torch
-    from ssql_det.core.console import print_table
+    from ssql_det.core.console import print_outcome, print_table
     from ssql_det.core.distributed import is_main
     from ssql_det.detect.detector import load_trained_detector
     from ssql_det.detect.sweep import RESULTS_NAME, sweep
@@ -73,14 +79,24 @@ def _sweep(cfg, config_label, widths, settings):  # type: ignore[no-untyped-def]
 
     set_up_process()
     model, checkpoint = load_trained_detector(cfg)
-    rows = list(sweep(cfg, config_label, model, checkpoint, widths, settings))
+    rows = []
+    for row in sweep(cfg, config_label, model, checkpoint, widths, settings):
+        rows.append(row)
+        _logger.info("%s: %s", row.bits, ", ".join(f"{name} {row.metrics[name]:.2f}" for name in _select_ap(row)))
     if is_main():
         quantization = f"scope {settings.scope}, {format_scheme(rows[0])}, {rows[0].calibration}"
         columns = _select_metrics(rows)
         cells = [[row.bits, *(_format(row.metrics[name]) for name in columns)] for row in rows]
         headings = [_HEADINGS.get(name, name) for name in columns]
         print_table(("bits", *headings), cells, f"{checkpoint.display_name} on {rows[0].dataset}, {quantization}")
-        print(f"rows: {Path(cfg.OUTPUT_DIR) / RESULTS_NAME}")
+        path = Path(cfg.OUTPUT_DIR) / RESULTS_NAME
+        table = "7" if "segm/AP" in rows[0].metrics else "6"
+        words = ("tables", "--table", table, "--rows", path, "--scope", settings.scope, "--dataset", rows[0].dataset)
+        print_outcome(path, *(words if settings.scope in ("all", "backbone") else ()))
+
+
+def _select_ap(row: Row) -> list[str]:
+    return [name for name in ("bbox/AP", "segm/AP") if row.metrics.get(name) is not None]
 
 
 def _select_metrics(rows: list[Row]) -> list[str]:

@@ -12,6 +12,10 @@ import sys
 from ssql_det.cli.arguments import positive_int
 
 HELP = "the published tables beside our rows"
+EXAMPLES = (
+    "ssql-det tables --table 6 --rows sweeps/c4/results.jsonl --dataset toy_voc_2007_test",
+    "ssql-det tables --table all --rows sweeps/c4/results.jsonl probes/results.jsonl --format latex --out tables.tex",
+)
 FORMATS = ("markdown", "csv", "latex")
 ALL = "all"
 
@@ -36,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--scope",
+        metavar="all|backbone",
         default="all",
         help="which modules of detectors were quantized: all or backbone (default: %(default)s); a probe's is backbone",
     )

@@ -18,6 +18,10 @@ from ssql_det.cli.arguments import (
 )
 
 HELP = "Faster or Mask R-CNN from a pretrained backbone"
+EXAMPLES = (
+    "ssql-det train-det --config-file toy_voc_narrow_c4 MODEL.WEIGHTS runs/ssql/checkpoint.pth OUTPUT_DIR runs/c4",
+    "ssql-det train-det --config-file voc_r18_c4 --coco-train img:a.json --coco-val img:b.json MODEL.WEIGHTS w.pth",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,14 +48,14 @@ def run(options: argparse.Namespace) -> None:
 
 def _train(cfg, config_label, resume):  # type: ignore[no-untyped-def]  # the types would import torch
     from ssql_det.core.config import SAVED_CONFIG_NAME
+    from ssql_det.core.console import print_outcome
     from ssql_det.core.distributed import is_main
     from ssql_det.detect.train import train
 
     set_up_process()
     path = train(cfg, config_label, resume)
     if is_main():
-        sweep = f"ssql-det sweep --config-file {path.with_name(SAVED_CONFIG_NAME)} MODEL.WEIGHTS {path}"
-        print(f"trained: {path}; at few bits: {sweep}")
+        print_outcome(path, "sweep", "--config-file", path.with_name(SAVED_CONFIG_NAME), "MODEL.WEIGHTS", path)
 
 
 def _evaluate(cfg):  # type: ignore[no-untyped-def]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
@@ -76,6 +77,18 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], title: str
     if not sys.stdout.isatty():
         console.width = 1 << 20  # a pipe has no width to fit into
     console.print(table)
+
+
+def print_outcome(made: object, *next_command: object) -> None:
+    """Print the path of what a command made, and the command that usually comes next."""
+    print(f"wrote {made}", flush=True)
+    if next_command:
+        print_next(*next_command)
+
+
+def print_next(*command: object) -> None:
+    """Print the ``ssql-det`` command that usually comes next to stderr: it is no result."""
+    print(f"next: {shlex.join(['ssql-det', *map(str, command)])}", file=sys.stderr)
 
 
 def _is_rank_zero() -> bool:

@@ -1,4 +1,4 @@
-"""How commands end: a bug in a traceback and exit code 1, a mistake in one sentence and exit code 2, a signal in a line.
+"""How commands end: a bug in a traceback and exit code 1, a mistake in one sentence and code 2, a signal in one line.
 
 Whatever happens, files of earlier runs stay as they were.
 """

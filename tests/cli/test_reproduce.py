@@ -93,7 +93,7 @@ def test_the_paper_wants_its_data_sets(table, out, capsys, monkeypatch, tmp_path
         assert "Table 6 needs VOC2012" in refused(capsys, *given, *here)
     (data / "VOC2012").mkdir()
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1, 1, 0))
-    assert "and the disk has 0.0 GB free" in refused(capsys, *given, *here)  # that is all there is to want
+    assert "its disk has 0.0 GB free" in refused(capsys, *given, *here)  # that is all there is to want
 
 
 @pytest.mark.parametrize(("table", "name", "option"), [(1, "CIFAR-10", "cifar10"), (3, "ImageNet", "imagenet")])
@@ -102,7 +102,7 @@ def test_the_paper_wants_what_it_pretrains_on_and_probes_with(table, name, optio
     said = refused(capsys, *given, f"--{option}", "nowhere")
     assert said == f"error: there is no folder nowhere to pretrain on; say where {name} is: --{option} DIR"
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1, 1, 0))
-    assert "and the disk has 0.0 GB free" in refused(capsys, *given, f"--{option}", ".")
+    assert "its disk has 0.0 GB free" in refused(capsys, *given, f"--{option}", ".")
 
 
 def test_a_full_disk(out, capsys, monkeypatch):
