@@ -44,7 +44,7 @@ def test_two_nodes_train_one_detector_and_sweep_it(toy, tmp_path):
     keys = {"SOLVER__MAX_ITER": 3, "SOLVER__STEPS": ()}
     trained = job(toy, tmp_path, "train_net.py", *config, "--resume", *tiny_overrides(OUTPUT_DIR=run, **keys))
     assert trained.returncode == 0, trained.stderr
-    assert trained.stdout.count("trained: ") == 1
+    assert trained.stdout.count("wrote ") == 1
     assert len(read_tensors(run / "model_final.pth")["rng"]) == 2
     weights = {"MODEL__WEIGHTS": run / "model_final.pth", "OUTPUT_DIR": tmp_path / "sweep"}
     swept = job(toy, tmp_path, "eval_quantized.py", *config, "--bits", "8", *tiny_overrides(**weights, **keys))

@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from ssql_det.core.config_files import describe_config, find_config, list_configs
+    from ssql_det.core.console import print_next
 
     if options.show:
         print(find_config(options.show).read_text("utf-8"), end="")
@@ -29,3 +30,4 @@ def run(options: argparse.Namespace) -> None:
         for name in names:
             print(f"  {name:{width}}  {describe_config(name)}")
         print()
+    print_next("configs", "--show", list_configs()[0])

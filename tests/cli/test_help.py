@@ -92,7 +92,7 @@ def test_a_command_of_a_plugin_needs_no_examples(monkeypatch, capsys):
         add_arguments = staticmethod(lambda parser: None)
         run = staticmethod(lambda options: print("hello", type(options) is argparse.Namespace))
 
-    monkeypatch.setitem(COMMANDS._parts, "greet", Greet)
+    monkeypatch.setitem(COMMANDS._objects, "greet", Greet)
     assert "\nMore:\n  greet" in print_help(capsys)
     assert "examples" not in print_help(capsys, "greet")
     main(["greet"])

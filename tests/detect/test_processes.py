@@ -207,12 +207,12 @@ def test_torchrun_equals_num_gpus(in_process, tmp_path):
     few = {"SOLVER__MAX_ITER": 2, "SOLVER__STEPS": (), "TEST__PRECISE_BN__NUM_ITER": 1}
     other, log = tmp_path / "other", tmp_path / "log"
     assert in_process(train_arguments(other, **few), log, processes=2)["status"] == 0, log.read_text()
-    trained = f"trained: {tmp_path}/out/model_final.pth"
+    trained = f"wrote {tmp_path}/out/model_final.pth"
     assert torchrun("train_net.py", train_arguments(tmp_path / "out", **few)).count(trained) == 1
     assert is_same_run(tmp_path / "out", other)
 
     weights = C4, tmp_path / "out/model_final.pth"
     assert in_process(sweeping(weights, tmp_path / "one"), log)["status"] == 0, log.read_text()
     said = torchrun("eval_quantized.py", sweeping(weights, tmp_path / "two"))
-    assert said.count(f"rows: {tmp_path}/two/results.jsonl") == 1
+    assert said.count(f"wrote {tmp_path}/two/results.jsonl") == 1
     assert has_the_rows_of(tmp_path / "two", tmp_path / "one")

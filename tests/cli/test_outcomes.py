@@ -1,0 +1,82 @@
+"""Commands end with the path of what they made on stdout, and with the next command, which is right, on stderr."""
+
+import logging
+import shlex
+
+import pytest
+from support.cli.lines import analyze, arguments, convert, predict, pretrain, probe, sensitivity, sweep, train
+from support.toy_datasets import toy_names_at
+
+from ssql_det.cli.main import COMMANDS, main, make_parser
+
+NEW = "{here}/new"
+LINES = {
+    "pretrain": (pretrain("MONITOR.PERIOD 0").replace("{out}", NEW), f"{NEW}/checkpoint.pth", "probe"),
+    "probe": (probe(), "{out}/rows.jsonl", "tables"),
+    "analyze": (analyze("--pairs 8 --points 8 --perplexity 2 --bits FP,4"), "{out}/report.html", "probe"),
+    "train-det": (train().replace("{out}", NEW), f"{NEW}/model_final.pth", "sweep"),
+    "sweep": (sweep(out=NEW), f"{NEW}/results.jsonl", "tables"),
+    "sensitivity": (sensitivity(flags="--fast --calib-images 2 --out {here}/b.json"), "{here}/b.json", "sweep"),
+    "predict": (predict().replace("{out}", NEW), NEW, "sensitivity"),
+    "convert": (convert(out="{here}/new.pth --to timm"), "{here}/new.pth", "inspect"),
+    "make-toy-data": ("make-toy-data {here}/toy --scenes 4 --crops 10 --size 64 64", "{here}/toy", "pretrain"),
+}
+NOTHING_MADE = {
+    "demo": ("demo --size 32 --arch narrow_resnet --bits FP,4", "reproduce"),
+    "check-data": ("check-data {toy}", "train-det"),
+    "inspect": ("inspect {good}/backbone.pth", "convert"),
+    "configs": ("configs", "configs"),
+}
+OTHERS = {"tables", "reproduce"}  # what tables prints is its result; reproduce is tried in tests/reproduce
+
+
+@pytest.fixture(autouse=True)
+def calm(one_thread, logging_as_it_was):
+    """In every test of this file."""
+
+
+@pytest.fixture
+def run(place, capsys):
+    """The lines on stdout, and the words of the next command."""
+
+    def run(line):
+        capsys.readouterr()
+        with toy_names_at(place.toy):
+            main(arguments(line, place))
+        output = capsys.readouterr()
+        (next_command,) = [line for line in output.err.splitlines() if line.startswith("next: ")]
+        assert output.err.splitlines()[-1] == next_command
+        program, *words = shlex.split(next_command.removeprefix("next: "))
+        assert program == "ssql-det"
+        make_parser().parse_args(words)
+        return output.out.splitlines(), words
+
+    return run
+
+
+@pytest.mark.parametrize(("line", "made", "command"), LINES.values(), ids=LINES)
+def test_what_was_made_and_the_next_command(line, made, command, run, place):
+    out, words = run(line)
+    assert f"wrote {place.filled(made)}" in out
+    assert words[0] == command
+
+
+@pytest.mark.parametrize(("line", "command"), NOTHING_MADE.values(), ids=NOTHING_MADE)
+def test_the_next_command_where_nothing_was_made(line, command, run):
+    _, words = run(line)
+    assert words[0] == command
+
+
+def test_every_command_is_tried():
+    assert {*LINES, *NOTHING_MADE, *OTHERS} == set(COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("line", "names"),
+    [(sweep(out=NEW), ["FP: bbox/AP", "8w8a: bbox/AP"]), (probe("--bits FP,4"), ["FP: knn", "4w4a: knn"])],
+)
+def test_metrics_are_logged_as_soon_as_they_are_measured(line, names, run, caplog):
+    caplog.set_level(logging.INFO, "ssql_det.cli")
+    run(line)
+    messages = [record.message for record in caplog.records if record.name.startswith("ssql_det.cli")]
+    assert [any(message.startswith(name) for message in messages) for name in names] == [True, True]
