@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> None:
     from dataclasses import replace
 
     from ssql_det.convert import check_output, inspect_checkpoint, write_checkpoint
-    from ssql_det.core.console import set_up_logging
+    from ssql_det.core.console import print_next, set_up_logging
     from ssql_det.core.files import check_not_an_input
 
     set_up_logging()
@@ -90,6 +90,7 @@ def run(options: argparse.Namespace) -> None:
         left_behind = write_checkpoint(checkpoint, options.out, options.to, options.force)
     config = _config(checkpoint, options.out) if options.to.startswith("detectron2") else ()
     print("\n".join([f"wrote {options.out}", *_by_reason("left behind", left_behind), *config]))
+    print_next("inspect", options.out)
 
 
 def description(checkpoint: Checkpoint) -> Iterator[str]:

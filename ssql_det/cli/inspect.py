@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from ssql_det.convert import inspect_checkpoint, read_content
+    from ssql_det.core.console import print_next
     from ssql_det.core.files import sha256
 
     path = Path(options.checkpoint)
@@ -53,6 +54,7 @@ def run(options: argparse.Namespace) -> None:
     tensors = dict(_tensors(content))
     print("\n".join(_summary(tensors)))
     print("\n".join(_beside(content)))
+    print_next("convert", options.checkpoint, "OUT.pkl", "--to", "detectron2")
 
 
 def _tensors(content: Any, where: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:

@@ -208,5 +208,5 @@ def test_the_formats_are_listed(capsys):
 def test_the_launcher_is_the_command(moco, tmp_path):
     command = [sys.executable, LAUNCHER, moco, tmp_path / "out.safetensors", "--to", "safetensors"]
     ended = subprocess.run(command, capture_output=True, text=True)
-    assert (ended.returncode, ended.stderr) == (0, "")
+    assert (ended.returncode, ended.stderr) == (0, f"next: ssql-det inspect {tmp_path}/out.safetensors\n")
     assert read_checkpoint(tmp_path / "out.safetensors").metadata.method == "moco"

@@ -19,7 +19,7 @@ LINES = {
     "sensitivity": (sensitivity(flags="--fast --calib-images 2 --out {here}/b.json"), "{here}/b.json", "sweep"),
     "predict": (predict().replace("{out}", NEW), NEW, "sensitivity"),
     "convert": (convert(out="{here}/new.pth --to timm"), "{here}/new.pth", "inspect"),
-    "make-toy-data": ("make-toy-data {here}/toy --scenes 4 --crops 10 --size 64 64", "{here}/toy", "pretrain"),
+    "make-toy-data": ("make-toy-data {here}/toy --scenes 4 --crops 10 --size 96 96", "{here}/toy", "pretrain"),
 }
 NOTHING_MADE = {
     "demo": ("demo --size 32 --arch narrow_resnet --bits FP,4", "reproduce"),

@@ -120,7 +120,7 @@ def test_mistakes_are_one_sentence(results, tmp_path, capsys):
 def test_a_refusal_leaves_files_as_they_were(results, tmp_path, capsys):
     before = (tmp_path / "seed0" / "results.jsonl").read_bytes()
     crooked = tmp_path / "seed1" / ".." / "seed0" / "results.jsonl"
-    assert "would lose it" in refusal(capsys, "--table", 6, "--rows", results[0], "--out", crooked)
+    assert "would be overwritten" in refusal(capsys, "--table", 6, "--rows", results[0], "--out", crooked)
     assert (tmp_path / "seed0" / "results.jsonl").read_bytes() == before
     out = tmp_path / "table.md"
     out.write_text("before")
