@@ -25,7 +25,7 @@ RUN_A_MODEL = {
     "pretrain": pretrain("MONITOR.PERIOD 0").replace("{out}", NEW),
     "probe knn": probe(),
     "probe linear": probe().replace("probe knn", "probe linear --epochs 1"),
-    "analyze": analyze("--pairs 8 --points 8 --perplexity 2"),
+    "analyze": analyze("--pairs 8 --points 10 --perplexity 2"),
     "train-det": train("").replace("{out}", NEW),
     "train-det --eval-only": train("MODEL.WEIGHTS {good}/c4.pth", "--eval-only"),
     "sweep": sweep(out=NEW),

@@ -13,7 +13,7 @@ NEW = "{here}/new"
 LINES = {
     "pretrain": (pretrain("MONITOR.PERIOD 0").replace("{out}", NEW), f"{NEW}/checkpoint.pth", "probe"),
     "probe": (probe(), "{out}/rows.jsonl", "tables"),
-    "analyze": (analyze("--pairs 8 --points 8 --perplexity 2 --bits FP,4"), "{out}/report.html", "probe"),
+    "analyze": (analyze("--pairs 8 --points 10 --perplexity 2 --bits FP,4"), "{out}/report.html", "probe"),
     "train-det": (train().replace("{out}", NEW), f"{NEW}/model_final.pth", "sweep"),
     "sweep": (sweep(out=NEW), f"{NEW}/results.jsonl", "tables"),
     "sensitivity": (sensitivity(flags="--fast --calib-images 2 --out {here}/b.json"), "{here}/b.json", "sweep"),
