@@ -27,7 +27,7 @@ TRAINING_EVALUATION_KEYS = {"EVAL_PERIOD": 0, "EVAL_BITS": ["FP", "8w8a", "4w4a"
 
 
 def write_former_sweep(folder, calibration, widths=("FP", "4w4a")):
-    """Turn what a sweep has left into what it would have been, with the rows of these widths."""
+    """Turn the files of a sweep into those of an earlier version, with the rows of these bit-widths."""
     kept = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
     for row in kept:
         for name in ("scheme", "network", "protocol", "overrides", "placement"):
@@ -36,11 +36,11 @@ def write_former_sweep(folder, calibration, widths=("FP", "4w4a")):
     lines = [json.dumps(row) + "\n" for row in kept if row["bits"] in widths]
     assert len(lines) == len(widths)
     (folder / "results.jsonl").write_text("".join(lines))
-    plan = json.loads((folder / "sweep.json").read_text())
-    plan["--recalibrate-bn"] = plan.pop("--scheme") == "norms=re-estimated"
-    plan = {key.replace("SSQL_DET.", "SSQL."): value for key, value in plan.items()}
-    plan |= {f"SSQL.{key}": value for key, value in TRAINING_EVALUATION_KEYS.items()}
-    (folder / "sweep.json").write_text(json.dumps(dict(sorted(plan.items())), indent=1))
+    identity = json.loads((folder / "sweep.json").read_text())
+    identity["--recalibrate-bn"] = identity.pop("--scheme") == "norms=re-estimated"
+    identity = {key.replace("SSQL_DET.", "SSQL."): value for key, value in identity.items()}
+    identity |= {f"SSQL.{key}": value for key, value in TRAINING_EVALUATION_KEYS.items()}
+    (folder / "sweep.json").write_text(json.dumps(dict(sorted(identity.items())), indent=1))
     (folder / "quantization.safetensors").unlink()
     (folder / "ranges.json").write_text(json.dumps({"format": "ssql_det ranges", "version": 1, "points": {}}))
 
@@ -53,25 +53,25 @@ def warnings(caplog):
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-@pytest.mark.parametrize(("plan", "said"), CALIBRATION_PROSE.values(), ids=CALIBRATION_PROSE)
-def test_finished_rows_are_kept_and_the_rest_is_calibrated_again(plan, prose, learned, caplog, tmp_path):
-    expected = run_sweep(learned, tmp_path, "FP,4,5", plan)
+@pytest.mark.parametrize(("settings", "prose"), CALIBRATION_PROSE.values(), ids=CALIBRATION_PROSE)
+def test_finished_rows_are_kept_and_the_rest_is_calibrated_again(settings, prose, learned, caplog, tmp_path):
+    expected = run_sweep(learned, tmp_path, "FP,4,5", settings)
     saved = (tmp_path / "quantization.safetensors").read_bytes()
     write_former_sweep(tmp_path, prose)
     before = files(tmp_path)
-    found = run_sweep(learned, tmp_path, "FP,4,5", plan)
-    as_older = [dataclasses.replace(row, network="") for row in expected[:2]]  # schema 1 did not say
-    assert found[:2] == as_older
+    found = run_sweep(learned, tmp_path, "FP,4,5", settings)
+    expected_rows = [dataclasses.replace(row, network="") for row in expected[:2]]  # schema 1 has no network
+    assert found[:2] == expected_rows
     assert rows_by_bits(found[2:]) == rows_by_bits(expected[2:])
-    assert warnings(caplog) == [f"{tmp_path}/ranges.json is of an older ssql_det and is not read; calibrating again"]
+    assert warnings(caplog) == [f"{tmp_path}/ranges.json is of an earlier version and is not read; calibrating again"]
     after = files(tmp_path)
     assert after["results.jsonl"].startswith(before["results.jsonl"])
     assert rows.read_rows(tmp_path / "results.jsonl") == found
     assert after["ranges.json"] == before["ranges.json"]
-    if plan is not RE_ESTIMATED:  # those of FP and of 4 bits are not needed again
+    if settings is not RE_ESTIMATED:  # those of FP and of 4 bits are not needed again
         assert after["quantization.safetensors"] == saved
-    run_sweep(learned, tmp_path, "FP,6", plan)
-    assert len(warnings(caplog)) == 1, "there is a calibration now"
+    run_sweep(learned, tmp_path, "FP,6", settings)
+    assert len(warnings(caplog)) == 1, "the calibration is saved now"
 
 
 def test_a_finished_sweep_is_read_as_it_is(whole_sweep, learned, caplog, tmp_path):
@@ -87,16 +87,16 @@ def test_a_finished_sweep_is_read_as_it_is(whole_sweep, learned, caplog, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("plan", "other", "difference"),
+    ("settings", "other", "difference"),
     [
         (SETTINGS, RE_ESTIMATED, "--scheme 'minmax' (now 'norms=re-estimated')"),
         (RE_ESTIMATED, SETTINGS, "--scheme 'norms=re-estimated' (now 'minmax')"),
         (SETTINGS, QuantizationSettings("all", Calibration(5)), "--calib-images 4 (now 5)"),
     ],
 )
-def test_another_sweep_in_the_folder_is_refused(plan, other, difference, learned, tmp_path):
-    (prose,) = [prose for known, prose in CALIBRATION_PROSE.values() if known is plan]
-    run_sweep(learned, tmp_path, "FP", plan)
+def test_another_sweep_in_the_folder_is_refused(settings, other, difference, learned, tmp_path):
+    (prose,) = [prose for known, prose in CALIBRATION_PROSE.values() if known is settings]
+    run_sweep(learned, tmp_path, "FP", settings)
     write_former_sweep(tmp_path, prose, ("FP",))
     before = files(tmp_path)
     with pytest.raises(UserError) as refusal:
@@ -106,7 +106,7 @@ def test_another_sweep_in_the_folder_is_refused(plan, other, difference, learned
 
 
 def test_a_sweep_without_rows_begins_again(learned, caplog, tmp_path):
-    """Killed in its first evaluation: the plan and the ranges were there."""
+    """A sweep that was killed in its first evaluation has an identity file and ranges."""
     expected = run_sweep(learned, tmp_path, "4")
     write_former_sweep(tmp_path, MINMAX_PROSE, ("4w4a",))
     (tmp_path / "results.jsonl").unlink()

@@ -14,9 +14,13 @@ from ssql_det.detect.train import train
 
 def test_evaluations_write_rows_and_do_not_change_the_training(whole_run, tmp_path):
     train(config(C4, tmp_path, **WITH_EVALUATIONS), C4)
-    looks = [(row.checkpoint, row.bits, row.dataset, row.scope) for row in rows.read_rows(tmp_path / "looks.jsonl")]
-    places = [f"iteration {iteration}" for iteration in (3, 7, LAST)]
-    assert looks == [(place, bits, "toy_voc_2007_test", "all") for place in places for bits in ("FP", "4w4a")]
+    evaluations = [
+        (row.checkpoint, row.bits, row.dataset, row.scope) for row in rows.read_rows(tmp_path / "evaluations.jsonl")
+    ]
+    checkpoints = [f"iteration {iteration}" for iteration in (3, 7, LAST)]
+    assert evaluations == [
+        (checkpoint, bits, "toy_voc_2007_test", "all") for checkpoint in checkpoints for bits in ("FP", "4w4a")
+    ]
     ours, theirs = read_final(tmp_path), read_final(whole_run)
     ours["model"], theirs["model"] = (
         {name: value for name, value in each["model"].items() if not name.endswith("num_batches_tracked")}
@@ -32,9 +36,9 @@ def test_a_resumed_run_has_each_evaluation_once_and_may_change_its_scheme(tmp_pa
         train(config(C4, tmp_path, **WITH_EVALUATIONS), C4)
     scheme = "weight=centred, act=mse, norms=re-estimated"
     train(config(C4, tmp_path, **(WITH_EVALUATIONS | {"SSQL_DET__SCHEME": scheme})), C4, resume=True)
-    found = rows.read_rows(tmp_path / "looks.jsonl")
-    looks = [(row.checkpoint, row.bits) for row in found]
-    assert len(looks) == len(set(looks)) == 6
+    found = rows.read_rows(tmp_path / "evaluations.jsonl")
+    evaluations = [(row.checkpoint, row.bits) for row in found]
+    assert len(evaluations) == len(set(evaluations)) == 6
     assert [row.scheme for row in found] == ["minmax", "minmax", *[scheme] * 4]
     for row in found:
         assert row.calibration == Calibration(2, 0, "toy_voc_2007_trainval")

@@ -90,7 +90,7 @@ def test_killed_processes_resume_to_the_same_bits(in_process, tmp_path):
         in_process, train_arguments(killed, "--resume", **WITH_EVALUATIONS), log, ended["seconds"], processes=2
     )
     assert is_same_run(killed, whole), f"killed after {moments} s"
-    found, expected = (rows.read_rows(folder / "looks.jsonl") for folder in (killed, whole))
+    found, expected = (rows.read_rows(folder / "evaluations.jsonl") for folder in (killed, whole))
     assert [(row.checkpoint, row.bits) for row in found] == [(row.checkpoint, row.bits) for row in expected]
     assert [row.metrics for row in found] == [row.metrics for row in expected]
     assert len(found) == 6

@@ -79,8 +79,8 @@ def test_rows_record_the_scheme_and_differ_from_those_of_another(in_scheme, whol
 def test_each_part_of_a_scheme_changes_the_results(in_scheme, learned, tmp_path):
     found = {SCHEME: rows.read_rows(in_scheme / "results.jsonl")[-1].metrics["bbox/AP"]}
     for text in ("minmax", "weight=centred", "act=mse", "norms=re-estimated", "weight=centred, act=mse"):
-        plan = QuantizationSettings("all", Calibration(4), Scheme.parse(text))
-        (row,) = run_sweep(learned, tmp_path / text, "4", plan)
+        settings = QuantizationSettings("all", Calibration(4), Scheme.parse(text))
+        (row,) = run_sweep(learned, tmp_path / text, "4", settings)
         found[text] = row.metrics["bbox/AP"]
     assert len(set(found.values())) == len(found) == 6
 
@@ -139,6 +139,6 @@ def test_another_scheme_in_the_same_folder_is_refused(text, in_scheme, learned):
 
 def test_two_spellings_of_a_scheme_are_one_sweep(in_scheme, learned):
     same = Scheme.parse("norms = re-estimated,act=mse:2,weight=centred,placement=published")
-    found = run_sweep(learned, in_scheme, plan=QuantizationSettings("all", Calibration(4), same))
+    found = run_sweep(learned, in_scheme, settings=QuantizationSettings("all", Calibration(4), same))
     assert found == rows.read_rows(in_scheme / "results.jsonl")
     assert len(rows_by_bits(found)) == 3

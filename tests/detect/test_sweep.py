@@ -188,9 +188,9 @@ def test_bits_that_the_scheme_does_not_support_are_refused(learned, capsys, tmp_
     for flags in (("--bits-file", str(path)), ("--bits", "FP,12")):
         line = refused(capsys, *sweep_arguments(learned, tmp_path / "out", "--scheme", "act=mse", *flags))
         assert line == "error: act=mse supports 2 to 10 bits, not 12"
-    plan = dataclasses.replace(SETTINGS, scheme=Scheme.parse("act=mse"))
+    settings = dataclasses.replace(SETTINGS, scheme=Scheme.parse("act=mse"))
     with pytest.raises(UserError, match="act=mse supports 2 to 10 bits, not 11"):
-        run_sweep(learned, tmp_path / "out", "FP,4w11a", plan)
+        run_sweep(learned, tmp_path / "out", "FP,4w11a", settings)
     assert not (tmp_path / "out").exists()
 
 

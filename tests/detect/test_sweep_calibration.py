@@ -41,7 +41,7 @@ def test_a_row_records_the_number_of_images_that_exist(learned, tmp_path):
 def test_calibration_on_no_images_is_refused(learned, capsys, tmp_path):
     assert "--calib-images" in refused(capsys, *sweep_arguments(learned, tmp_path / "out", calib_images="0"))
     with pytest.raises(UserError, match="calibration needs at least 1 image, got --calib-images 0"):
-        run_sweep(learned, tmp_path / "out", plan=QuantizationSettings("all", Calibration(0)))
+        run_sweep(learned, tmp_path / "out", settings=QuantizationSettings("all", Calibration(0)))
     assert not (tmp_path / "out/results.jsonl").exists()
 
 
@@ -52,8 +52,8 @@ def test_re_estimated_norms_change_the_rows_and_are_restored(whole_sweep, learne
     cfg = config(C4, tmp_path, MODEL__WEIGHTS=learned, **MANY_DETECTIONS)
     model, checkpoint = load_trained_detector(cfg)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    plan = QuantizationSettings("all", Calibration(4), RE_ESTIMATED)
-    found = list(sweep(cfg, C4, model, checkpoint, parse_widths("FP,8,4"), plan))
+    settings = QuantizationSettings("all", Calibration(4), RE_ESTIMATED)
+    found = list(sweep(cfg, C4, model, checkpoint, parse_widths("FP,8,4"), settings))
     for row, plain in zip(found, whole_sweep[1], strict=True):
         assert row.metrics["bbox/AP"] != plain.metrics["bbox/AP"]
         assert (row.scheme, plain.scheme) == ("norms=re-estimated", "minmax")
@@ -61,7 +61,7 @@ def test_re_estimated_norms_change_the_rows_and_are_restored(whole_sweep, learne
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
     norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     assert {norm.momentum for norm in norms} == {0.1}
-    backwards = run_sweep(learned, tmp_path / "backwards", "4,8,FP", plan)  # nothing of a width is left to the next
+    backwards = run_sweep(learned, tmp_path / "backwards", "4,8,FP", settings)  # nothing of a width is left to the next
     assert rows_by_bits(backwards) == rows_by_bits(found)
 
 

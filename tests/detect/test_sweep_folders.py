@@ -21,7 +21,7 @@ QUANTIZATION = "quantization.safetensors"
 
 
 @pytest.mark.parametrize(
-    ("plan", "keys", "difference"),
+    ("settings", "keys", "difference"),
     [
         (SETTINGS, {"MODEL__ROI_HEADS__NMS_THRESH_TEST": 0.3}, "MODEL.ROI_HEADS.NMS_THRESH_TEST 0.5 (now 0.3)"),
         (SETTINGS, {"INPUT__MIN_SIZE_TEST": 72}, "INPUT.MIN_SIZE_TEST 64 (now 72)"),
@@ -45,11 +45,13 @@ QUANTIZATION = "quantization.safetensors"
         ),
     ],
 )
-def test_another_sweep_in_the_same_folder_is_refused_with_the_difference(plan, keys, difference, whole_sweep, learned):
+def test_another_sweep_in_the_same_folder_is_refused_with_the_difference(
+    settings, keys, difference, whole_sweep, learned
+):
     folder, _ = whole_sweep
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(UserError) as refusal:
-        run_sweep(learned, folder, "FP,5", plan, **keys)
+        run_sweep(learned, folder, "FP,5", settings, **keys)
     assert str(refusal.value) == f"the sweep in {folder} has {difference}; choose another OUTPUT_DIR"
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
@@ -135,7 +137,7 @@ def test_a_sweep_without_rows_is_replaced(learned, monkeypatch, tmp_path):
     with monkeypatch.context() as patch:
         patch.setattr("ssql_det.detect.sweep.evaluate_quantized", lambda *ignored: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            run_sweep(learned, out, plan=QuantizationSettings("all", Calibration(1)))
+            run_sweep(learned, out, settings=QuantizationSettings("all", Calibration(1)))
     assert {path.name for path in out.iterdir()} == {"sweep.json", QUANTIZATION}
     assert rows_by_bits(run_sweep(learned, out, "4", other)) == rows_by_bits(run_sweep(learned, new, "4", other))
     for name in ("sweep.json", QUANTIZATION):

@@ -12,9 +12,9 @@ SETTINGS = QuantizationSettings("all", Calibration(4))
 MANY_DETECTIONS = {"MODEL__RPN__POST_NMS_TOPK_TEST": 60, "TEST__DETECTIONS_PER_IMAGE": 400}  # so that no AP is zero
 
 
-def run_sweep(weights, out, text="FP,8,4", plan=SETTINGS, **keys):
+def run_sweep(weights, out, text="FP,8,4", settings=SETTINGS, **keys):
     cfg = config(C4, out, MODEL__WEIGHTS=weights, **MANY_DETECTIONS, **keys)
-    return list(sweep(cfg, C4, *load_trained_detector(cfg), parse_widths(text), plan))
+    return list(sweep(cfg, C4, *load_trained_detector(cfg), parse_widths(text), settings))
 
 
 def sweep_arguments(weights, out, *flags, bits="FP,8,4", calib_images="4", **keys):
