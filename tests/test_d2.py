@@ -1,6 +1,6 @@
-"""The door: which engine is taken, what it refuses, and that what comes through it is the engine's own.
+"""The engine facade: which engine is chosen, what is an error, and that its names are the engine's objects.
 
-Each choice is made in a process of its own, with packages called detectron2 that are not.
+Each choice is made in its own process, with fake packages called detectron2.
 """
 
 import ast

@@ -1,4 +1,4 @@
-"""Two stock detectors from data to results, through the door, on whichever engine there is: data sets by name,
+"""Two detectors of the engine from data to results, through the engine facade: data sets by name,
 mapper and loader, optimizer and schedule, writers, checkpoint, evaluation."""
 
 import json

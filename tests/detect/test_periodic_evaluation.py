@@ -34,9 +34,10 @@ def test_evaluations_write_rows_and_do_not_change_the_training(whole_run, tmp_pa
 def test_a_resumed_run_has_each_evaluation_once_and_may_change_its_scheme(tmp_path):
     with stopping_in_step(6):
         train(config(C4, tmp_path, **WITH_EVALUATIONS), C4)
+    (tmp_path / "evaluations.jsonl").rename(tmp_path / "looks.jsonl")  # the name in earlier versions
     scheme = "weight=centred, act=mse, norms=re-estimated"
     train(config(C4, tmp_path, **(WITH_EVALUATIONS | {"SSQL_DET__SCHEME": scheme})), C4, resume=True)
-    found = rows.read_rows(tmp_path / "evaluations.jsonl")
+    found = [row for name in ("looks", "evaluations") for row in rows.read_rows(tmp_path / f"{name}.jsonl")]
     evaluations = [(row.checkpoint, row.bits) for row in found]
     assert len(evaluations) == len(set(evaluations)) == 6
     assert [row.scheme for row in found] == ["minmax", "minmax", *[scheme] * 4]

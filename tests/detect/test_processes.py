@@ -18,7 +18,7 @@ from ssql_det.core import rows
 from ssql_det.detect.detector import build_detector
 
 TOOLS = Path(ssql_det.__file__).parents[1] / "tools"
-MANY = {"MODEL__RPN__POST_NMS_TOPK_TEST": 30, "TEST__DETECTIONS_PER_IMAGE": 60}
+MANY_DETECTIONS = {"MODEL__RPN__POST_NMS_TOPK_TEST": 30, "TEST__DETECTIONS_PER_IMAGE": 60}
 
 
 # ---- evaluation ----------------------------------------------------------------------------------------------------
@@ -33,49 +33,49 @@ def weights(request, toy_data_in_place, tmp_path_factory):
     return request.param, path
 
 
-def sweeping(weights, out, *flags):
-    """The command; of two options of one name the last counts."""
+def sweep_command(weights, out, *flags):
+    """The arguments of the command; flags override them."""
     name, path = weights
     line = ["sweep", "--config-file", str(CONFIGS / name), "--bits", "FP,4", "--calib-images", "5", *flags]
-    return [*line, *tiny_overrides(OUTPUT_DIR=out, MODEL__WEIGHTS=path, **MANY)]
+    return [*line, *tiny_overrides(OUTPUT_DIR=out, MODEL__WEIGHTS=path, **MANY_DETECTIONS)]
 
 
 @pytest.fixture
-def swept(weights, in_process, tmp_path):
-    """Sweeps in some processes; the folder with what came out."""
+def run_sweep(weights, in_process, tmp_path):
+    """Runs a sweep in several processes; returns its folder."""
 
-    def swept(processes, *flags):
+    def run_sweep(processes, *flags):
         out, log = tmp_path / str(processes), tmp_path / "log"
-        ended = in_process(sweeping(weights, out, *flags), log, processes=processes, seconds=300)
+        ended = in_process(sweep_command(weights, out, *flags), log, processes=processes, seconds=300)
         assert ended["status"] == 0, log.read_text()
         return out
 
-    return swept
+    return run_sweep
 
 
-def has_the_rows_of(two, one):
+def has_same_rows(two, one):
     found, expected = (rows.read_rows(folder / "results.jsonl") for folder in (two, one))
     assert [row.bits for row in found] == [row.bits for row in expected] == ["FP", "4w4a"]
-    saved, as_saved = ((folder / "quantization.safetensors").read_bytes() for folder in (two, one))
-    return rows_by_bits(found) == rows_by_bits(expected) and saved == as_saved
+    saved, expected_bytes = ((folder / "quantization.safetensors").read_bytes() for folder in (two, one))
+    return rows_by_bits(found) == rows_by_bits(expected) and saved == expected_bytes
 
 
 @pytest.mark.parametrize("flags", [(), ("--scheme", "norms=re-estimated"), ("--scheme", "act=mse")])
-def test_a_sweep_with_two_processes_equals_one_with_one(flags, swept):
-    one = swept(1, *flags)
-    assert has_the_rows_of(swept(2, *flags), one)
+def test_a_sweep_with_two_processes_equals_one_with_one(flags, run_sweep):
+    one = run_sweep(1, *flags)
+    assert has_same_rows(run_sweep(2, *flags), one)
     assert any(row.metrics["bbox/AP50"] > 0 for row in rows.read_rows(one / "results.jsonl"))
 
 
 @pytest.mark.parametrize("weights", [FPN], indirect=True)
-def test_a_rank_without_images_waits_for_the_others(swept, toy, tmp_path):
+def test_a_rank_without_images_waits_for_the_others(run_sweep, toy, tmp_path):
     content = json.loads((toy / "coco/annotations/instances_val2017.json").read_text())
     content["images"] = content["images"][:2]
     kept = {image["id"] for image in content["images"]}
     content["annotations"] = [each for each in content["annotations"] if each["image_id"] in kept]
     (tmp_path / "two.json").write_text(json.dumps(content))
     flags = ("--coco-val", f"{toy}/coco/val2017:{tmp_path}/two.json")
-    assert has_the_rows_of(swept(3, *flags), swept(1, *flags))
+    assert has_same_rows(run_sweep(3, *flags), run_sweep(1, *flags))
 
 
 # ---- stopped and resumed -------------------------------------------------------------------------------------------
@@ -157,7 +157,7 @@ def test_a_batch_size_that_processes_cannot_share_is_refused(keys, expected, in_
 @pytest.mark.parametrize("weights", [C4], indirect=True)
 def test_fewer_calibration_images_than_processes_are_refused(weights, in_process, tmp_path):
     out, log = tmp_path / "out", tmp_path / "log"
-    command = sweeping(weights, out, "--calib-images", "1")
+    command = sweep_command(weights, out, "--calib-images", "1")
     assert in_process(command, log, processes=2, seconds=120)["status"] == 2
     assert complaint(log.read_text()) == "2 processes cannot share 1 images; calibrate with more"
     assert not (out / "results.jsonl").exists()
@@ -212,7 +212,7 @@ def test_torchrun_equals_num_gpus(in_process, tmp_path):
     assert is_same_run(tmp_path / "out", other)
 
     weights = C4, tmp_path / "out/model_final.pth"
-    assert in_process(sweeping(weights, tmp_path / "one"), log)["status"] == 0, log.read_text()
-    said = torchrun("eval_quantized.py", sweeping(weights, tmp_path / "two"))
+    assert in_process(sweep_command(weights, tmp_path / "one"), log)["status"] == 0, log.read_text()
+    said = torchrun("eval_quantized.py", sweep_command(weights, tmp_path / "two"))
     assert said.count(f"wrote {tmp_path}/two/results.jsonl") == 1
-    assert has_the_rows_of(tmp_path / "two", tmp_path / "one")
+    assert has_same_rows(tmp_path / "two", tmp_path / "one")
