@@ -1,10 +1,9 @@
-"""Floor 1: is a data set, real or toy, fit to train on? Checked in place, every fault named with its file.
+"""Floor 1: checks whether a data set can be trained on, and reports each problem with its file.
 
 ========= ====================================================================================
-findings  what is found: faults that would end a training, and things worth knowing
-images    can every image be decoded, and is it of the size that its annotation says?
-voc       PASCAL VOC's layout
-coco      COCO's layout, or any COCO-format file with its images
+findings  errors and warnings of a split; can each image be decoded, and has it the annotated size?
+voc       annotations in PASCAL VOC's layout
+coco      annotations in COCO's layout, or in any COCO-format file
 draw      a contact sheet: images with their boxes and masks
 ========= ====================================================================================
 """

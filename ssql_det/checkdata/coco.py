@@ -1,4 +1,4 @@
-"""COCO's layout, ``coco/{train2017, val2017, annotations}``, or any COCO-format file with its images."""
+"""Checks of annotations in COCO's layout, ``coco/{train2017, val2017, annotations}``, or in any COCO-format file."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ from typing import Any
 
 from ssql_det.checkdata.findings import AnnotatedImage, Box, SplitReport, find_duplicates
 
-SPLITS = {"train2017": 118287, "val2017": 5000}  # with the images of the COCO 2017 release
-CATEGORIES = 80
-_LARGEST = 1e6  # pixels: no image is larger, and rasterizers break on what is
+SPLITS = {"train2017": 118287, "val2017": 5000}  # with their numbers of images in the COCO 2017 release
+_NUM_CATEGORIES = 80  # of COCO 2017
+_MAX_COORDINATE = 1e6  # in pixels; rasterizers fail with larger ones
 
 
 def check_coco(folder: Path) -> list[SplitReport]:
-    """Check both splits of a ``coco`` folder; images are checked apart."""
+    """Check the annotations of both splits; ``check_images`` checks the images."""
     return [
         check_coco_file(folder / "annotations" / f"instances_{split}.json", folder / split, f"coco {split}")
         for split in SPLITS
     ]
 
 
-def check_coco_file(path: Path, images: Path, name: str) -> SplitReport:
+def check_coco_file(path: Path, image_folder: Path, name: str) -> SplitReport:
+    """Check the annotations of one file, whose images are in ``image_folder``."""
     split = SplitReport(name)
-    if not images.is_dir():
-        split.error(images, "the folder of images is missing")
+    if not image_folder.is_dir():
+        split.error(image_folder, "the folder of images is missing")
     if not path.is_file():
         split.error(path, "the annotation file is missing")
         return split
@@ -35,37 +36,37 @@ def check_coco_file(path: Path, images: Path, name: str) -> SplitReport:
         return split
     for key in ("images", "annotations", "categories"):
         if not isinstance(document, dict) or not isinstance(document.get(key), list):
-            split.error(path, f"the file has no list {key!r}: it is not in COCO's instances format")
+            split.error(path, f"the file has no list {key!r}, so it is not in COCO's instances format")
             return split
         if not all(isinstance(each, dict) and _is_id(each.get("id")) for each in document[key]):
-            split.error(path, f"some of its {key} have no id: it is not in COCO's instances format")
+            split.error(path, f"some of its {key} have no id, so it is not in COCO's instances format")
             return split
-    _check_document(split, path, images, document)
+    _check_document(split, path, image_folder, document)
     return split
 
 
 def _check_document(split: SplitReport, path: Path, folder: Path, document: dict[str, Any]) -> None:
     for kind in ("images", "annotations", "categories"):
-        for twice in find_duplicates(each["id"] for each in document[kind]):
-            split.error(path, f"id {twice} is given to more than one of its {kind}")
+        for duplicate in find_duplicates(each["id"] for each in document[kind]):
+            split.error(path, f"more than one of its {kind} have the id {duplicate}")
     categories = {each["id"]: str(each.get("name", each["id"])) for each in document["categories"]}
     by_image: dict[Any, list[dict[str, Any]]] = {each["id"]: [] for each in document["images"]}
     for each in document["annotations"]:
-        what = f"annotation {each.get('id')}"
+        name = f"annotation {each.get('id')}"
         if not _is_id(each.get("image_id")) or each["image_id"] not in by_image:
-            split.error(path, f"{what} is of image {each.get('image_id')}, which is not in the file")
+            split.error(path, f"{name} is of image {each.get('image_id')}, which is not in the file")
         elif not _is_id(each.get("category_id")) or each["category_id"] not in categories:
-            split.error(path, f"{what} is of category {each.get('category_id')}, which is not in the file")
+            split.error(path, f"{name} is of category {each.get('category_id')}, which is not in the file")
         else:
             by_image[each["image_id"]].append(each)
     for image in document["images"]:
-        sides: list[Any] = [image.get("width"), image.get("height")]
-        if not isinstance(image.get("file_name"), str) or not _are_numbers(sides, 2) or min(sides) < 1:
+        size: list[Any] = [image.get("width"), image.get("height")]
+        if not isinstance(image.get("file_name"), str) or not _are_numbers(size, 2) or min(size) < 1:
             split.error(path, f"image {image['id']} lacks one of file_name, width, height")
             continue
         _check_image(split, path, folder, image, by_image[image["id"]], categories)
     split.check_classes(path, list(categories.values()))
-    split.check_count(path, SPLITS.get(folder.name) if len(categories) == CATEGORIES else None)
+    split.check_count(path, SPLITS.get(folder.name) if len(categories) == _NUM_CATEGORIES else None)
 
 
 def _check_image(
@@ -80,52 +81,52 @@ def _check_image(
     boxes: list[Box] = []
     labels: list[str] = []
     for each in annotations:
-        what = f"annotation {each.get('id')} of {image['file_name']}"
+        name = f"annotation {each.get('id')} of {image['file_name']}"
         bbox: Any = each.get("bbox")
         if not _are_numbers(bbox, 4):
-            split.error(path, f"{what} has no bbox of four numbers")
+            split.error(path, f"{name} has no bbox of four numbers")
             continue
         box = (bbox[0], bbox[1], bbox[0] + bbox[2], bbox[1] + bbox[3])
-        split.check_box(path, what, box, size)
-        fault = _segmentation_fault(each, size)
-        if fault:
-            split.error(path, f"{what} {fault}")
+        split.check_box(path, name, box, size)
+        problem = _find_segmentation_problem(each, size)
+        if problem:
+            split.error(path, f"{name} {problem}")
         boxes.append(box)
         labels.append(categories[each["category_id"]])
     masks = tuple(each.get("segmentation") for each in annotations)
-    split.pictures.append(AnnotatedImage(folder / image["file_name"], size, tuple(boxes), tuple(labels), masks))
+    split.images.append(AnnotatedImage(folder / image["file_name"], size, tuple(boxes), tuple(labels), masks))
 
 
-def _segmentation_fault(annotation: dict[str, Any], size: tuple[int, int]) -> str | None:
+def _find_segmentation_problem(annotation: dict[str, Any], size: tuple[int, int]) -> str | None:
     segmentation = annotation.get("segmentation")
     if segmentation is None:
-        return None  # boxes alone are fine for a detector without masks
+        return None  # valid for a detector without masks
     if isinstance(segmentation, dict):
-        return _run_length_fault(segmentation, size)
+        return _find_rle_problem(segmentation, size)
     if annotation.get("iscrowd"):
-        return "is a crowd with polygons; a crowd's mask is given in run lengths"
+        return "is a crowd with polygons, but a crowd's mask must be RLE"
     if not isinstance(segmentation, list) or not segmentation:
         return "has an empty list of polygons"
     if not all(_are_numbers(polygon) and len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in segmentation):
-        return "has a polygon of fewer than three corners, or half a corner"
+        return "has a polygon with fewer than three corners or an odd number of coordinates"
     return None
 
 
-def _run_length_fault(segmentation: dict[str, Any], size: tuple[int, int]) -> str | None:
-    stated, counts = segmentation.get("size"), segmentation.get("counts")
-    if stated != [size[1], size[0]]:
-        return f"has a run-length mask of size {stated}, the image has height and width {[size[1], size[0]]}"
+def _find_rle_problem(segmentation: dict[str, Any], size: tuple[int, int]) -> str | None:
+    rle_size, counts = segmentation.get("size"), segmentation.get("counts")
+    if rle_size != [size[1], size[0]]:
+        return f"has an RLE mask of size {rle_size}, but the image has height and width {[size[1], size[0]]}"
     if isinstance(counts, str):
-        counts = _uncompressed(counts)
+        counts = _decompress_counts(counts)
     if not isinstance(counts, list) or not all(isinstance(count, int) and count >= 0 for count in counts):
-        return "has a run-length mask without whole counts"
+        return "has an RLE mask whose counts are not whole numbers"
     if sum(counts) != size[0] * size[1]:
-        return f"has a run-length mask of {sum(counts)} pixels, the image has {size[0] * size[1]}"
+        return f"has an RLE mask of {sum(counts)} pixels, but the image has {size[0] * size[1]}"
     return None
 
 
-def _uncompressed(text: str) -> list[int] | None:
-    """COCO's compressed counts: base 32 with a sign, from the third on as a difference to the last but one."""
+def _decompress_counts(text: str) -> list[int] | None:
+    """Decode COCO's compressed counts: signed base-32 numbers; from the third, differences to the count two before."""
     counts: list[int] = []
     value = shift = 0
     for letter in text:
@@ -150,5 +151,5 @@ def _are_numbers(values: Any, count: int | None = None) -> bool:
         isinstance(values, list)
         and count in (None, len(values))
         and all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
-        and all(abs(value) <= _LARGEST for value in values)  # neither NaN nor infinite
+        and all(abs(value) <= _MAX_COORDINATE for value in values)  # also refuses NaN and infinity
     )

@@ -1,4 +1,4 @@
-"""What a check finds, and the summary it gives of a split."""
+"""The errors and warnings of a split, and the check of its image files."""
 
 from __future__ import annotations
 
@@ -17,109 +17,109 @@ from ssql_det.core.console import track
 from ssql_det.core.errors import printable
 
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1, ends exclusive
-_ORIENTATION = 0x0112  # the EXIF tag
-EpsImagePlugin.gs_binary = False  # PostScript may come under any name, and Pillow would start Ghostscript for it
+_ORIENTATION_TAG = 0x0112  # in EXIF
+EpsImagePlugin.gs_binary = False  # else Pillow starts Ghostscript for a PostScript file, whatever its name
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One fault. ``fatal`` when a training on this data would fail."""
+    """An error, with which training would fail, or a warning."""
 
     where: str
-    what: str
-    fatal: bool = True
+    problem: str
+    is_error: bool = True
 
     def __str__(self) -> str:
-        """One line that a terminal shows as it is, whatever names the data set brought into it."""
-        return printable(f"{'error' if self.fatal else 'warning'}: {self.where}: {self.what}")
+        """One line; control characters in names from the data set are escaped."""
+        return printable(f"{'error' if self.is_error else 'warning'}: {self.where}: {self.problem}")
 
 
 @dataclass(frozen=True)
 class AnnotatedImage:
-    """An image with what is annotated in it: enough to check its file, and to draw it."""
+    """The path of an image and its annotations."""
 
     path: Path
-    size: tuple[int, int] | None  # width, height as annotated
+    size: tuple[int, int] | None  # width and height by the annotation
     boxes: tuple[Box, ...] = ()
     labels: tuple[str, ...] = ()
-    masks: tuple[object, ...] = ()  # COCO segmentations; none in VOC
+    masks: tuple[object, ...] = ()  # COCO segmentations; empty for VOC
 
 
 @dataclass
 class SplitReport:
-    """One split: its pictures, and what was found."""
+    """The images of a split and the findings about them."""
 
     name: str
-    pictures: list[AnnotatedImage] = field(default_factory=list)
+    images: list[AnnotatedImage] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
-    def error(self, where: object, what: str) -> None:
-        self.findings.append(Finding(str(where), what))
+    def error(self, where: object, problem: str) -> None:
+        self.findings.append(Finding(str(where), problem))
 
-    def warn(self, where: object, what: str) -> None:
-        self.findings.append(Finding(str(where), what, fatal=False))
+    def warn(self, where: object, problem: str) -> None:
+        self.findings.append(Finding(str(where), problem, is_error=False))
 
     @property
-    def objects(self) -> Counter[str]:
-        """How many there are of each class."""
-        return Counter(label for picture in self.pictures for label in picture.labels)
+    def object_counts(self) -> Counter[str]:
+        """The number of objects of each class."""
+        return Counter(label for image in self.images for label in image.labels)
 
-    def check_box(self, where: object, what: str, box: Box, size: tuple[int, int] | None) -> None:
-        """An empty, inverted or endless box is a fault; one that leaves its image is clipped by every reader."""
+    def check_box(self, where: object, name: str, box: Box, size: tuple[int, int] | None) -> None:
+        """An empty, inverted or infinite box is an error. One that exceeds its image is a warning: readers clip it."""
         x0, y0, x1, y1 = box
         if not all(math.isfinite(value) for value in box):
-            self.error(where, f"{what} has a box that is not finite")
+            self.error(where, f"{name} has a box that is not finite")
         elif not (x1 > x0 and y1 > y0):
-            self.error(where, f"{what} has an empty or inverted box {_short(box)}")
+            self.error(where, f"{name} has an empty or inverted box {_format_box(box)}")
         elif size is not None and (x0 < 0 or y0 < 0 or x1 > size[0] or y1 > size[1]):
-            self.warn(where, f"{what} has a box {_short(box)} that leaves the image of {size[0]}x{size[1]}")
+            self.warn(where, f"{name} has a box {_format_box(box)} that exceeds the image of {size[0]}x{size[1]}")
 
-    def check_classes(self, where: object, known: list[str]) -> None:
-        """To be called when all pictures are there."""
-        objects = self.objects
-        absent = [name for name in known if name not in objects]
-        if absent and len(absent) < len(known):
-            self.warn(where, f"no object of {', '.join(absent)}")
-        if self.pictures and not any(picture.boxes for picture in self.pictures):
-            self.error(where, "no image has an object; nothing can be trained on it")
+    def check_classes(self, where: object, classes: list[str]) -> None:
+        """Called when ``images`` is complete."""
+        counts = self.object_counts
+        empty = [name for name in classes if name not in counts]
+        if empty and len(empty) < len(classes):
+            self.warn(where, f"the split has no object of {', '.join(empty)}")
+        if self.images and not any(image.boxes for image in self.images):
+            self.error(where, "no image has an object, so nothing can be trained")
 
-    def check_count(self, where: object, published: int | None) -> None:
-        """``published``: how many images the published split has, if this is one."""
-        if published and len(self.pictures) != published:
-            self.warn(where, f"{len(self.pictures)} images, the published split has {published}")
+    def check_count(self, where: object, expected: int | None) -> None:
+        """Compare with the number of images of the published split, if it is one."""
+        if expected and len(self.images) != expected:
+            self.warn(where, f"it has {len(self.images)} images, the published split has {expected}")
 
 
 def find_duplicates(ids: Iterable[object]) -> list[object]:
-    return [found for found, count in Counter(ids).items() if count > 1]
+    return [each for each, count in Counter(ids).items() if count > 1]
 
 
-def _short(box: Box) -> str:
+def _format_box(box: Box) -> str:
     return "[" + ", ".join(f"{value:g}" for value in box) + "]"
 
 
 def check_images(split: SplitReport, quick: bool = False, workers: int | None = None) -> None:
-    """Add a finding for each image that is missing, cannot be decoded, or is of another size.
+    """Add an error for each image that is missing, cannot be decoded, or has another size than annotated.
 
-    ``quick`` reads the headers only, and so misses files that are cut short.
+    ``quick`` reads only the headers, and so does not find truncated files.
     """
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:  # decoders work without the interpreter's lock
-        faults = pool.map(_fault, split.pictures, repeat(quick))
-        for picture, fault in zip(track(split.pictures, f"reading images of {split.name}"), faults, strict=True):
-            if fault:
-                split.error(picture.path, fault)
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:  # decoders release the GIL
+        problems = pool.map(_find_problem, split.images, repeat(quick))
+        for image, problem in zip(track(split.images, f"reading images of {split.name}"), problems, strict=True):
+            if problem:
+                split.error(image.path, problem)
 
 
-def _fault(picture: AnnotatedImage, quick: bool) -> str | None:
-    if not picture.path.is_file():  # a pipe would be waited for without end
-        return "the image is missing, or is no file"
+def _find_problem(annotated: AnnotatedImage, quick: bool) -> str | None:
+    if not annotated.path.is_file():  # to open a pipe would block forever
+        return "the image is missing or not a regular file"
     try:
-        with Image.open(picture.path) as image:
-            turned = image.getexif().get(_ORIENTATION, 1) >= 5  # readers turn such an image upright
-            size = image.size[::-1] if turned else image.size
+        with Image.open(annotated.path) as image:
+            is_rotated = image.getexif().get(_ORIENTATION_TAG, 1) >= 5  # readers rotate it by its EXIF tag
+            size = image.size[::-1] if is_rotated else image.size
             if not quick:
                 image.load()
-    except Exception as failure:  # a damaged file can make a decoder fail in any way
+    except Exception as failure:  # a decoder can raise any exception for a damaged file
         return f"the image cannot be read ({failure})"
-    if picture.size is not None and size != picture.size:
-        return f"the image is {size[0]}x{size[1]}, its annotation says {picture.size[0]}x{picture.size[1]}"
+    if annotated.size is not None and size != annotated.size:
+        return f"the image is {size[0]}x{size[1]}, but {annotated.size[0]}x{annotated.size[1]} in its annotation"
     return None

@@ -44,16 +44,16 @@ def run(options: argparse.Namespace) -> None:
     for split in splits:
         check_images(split, options.quick, options.workers)
     print_table(HEADER, [_summary(split) for split in splits])
-    findings = sorted((finding for split in splits for finding in split.findings), key=lambda each: not each.fatal)
+    findings = sorted((finding for split in splits for finding in split.findings), key=lambda each: not each.is_error)
     for finding in findings[: options.most]:
         print(finding)
     if len(findings) > options.most:
         print(f"... and {len(findings) - options.most} more; --most {len(findings)} prints all")
-    faults = sum(finding.fatal for finding in findings)
+    faults = sum(finding.is_error for finding in findings)
     if faults:
         raise UserError(f"{root} has {faults} fault(s) that would end a training; mend the files named above")
     if options.draw:
-        draw_contact_sheet([picture for split in splits for picture in split.pictures], wanted, options.draw[1])
+        draw_contact_sheet([image for split in splits for image in split.images], wanted, options.draw[1])
     if options.dataset in (None, "voc", "coco"):
         print(f"fit to train on: export DETECTRON2_DATASETS={root.resolve()}")
         print_next("train-det", "--config-file", "voc_r18_c4", "MODEL.WEIGHTS", "BACKBONE")
@@ -81,6 +81,7 @@ def _find(root: Path, dataset: str | None) -> Sequence[SplitReport]:
 
 
 def _summary(split: SplitReport) -> tuple[str, ...]:
-    fatal = sum(finding.fatal for finding in split.findings)
-    numbers = (len(split.pictures), sum(split.objects.values()), len(split.objects), fatal, len(split.findings) - fatal)
+    counts = split.object_counts
+    errors = sum(finding.is_error for finding in split.findings)
+    numbers = (len(split.images), sum(counts.values()), len(counts), errors, len(split.findings) - errors)
     return (printable(split.name), *map(str, numbers))

@@ -96,7 +96,7 @@ def load_class_names(name: str) -> list[str]:
 def check_custom_annotations(name: str) -> None:
     """Refuse annotations that a training cannot use, as ``ssql-det check-data`` finds them; images are not opened."""
     images, file = _split_name(name)
-    errors = [finding for finding in check_coco_file(file, images, name).findings if finding.fatal]
+    errors = [finding for finding in check_coco_file(file, images, name).findings if finding.is_error]
     if errors:
         more = f" (and {len(errors) - 1} more errors)" if len(errors) > 1 else ""
         raise UserError(

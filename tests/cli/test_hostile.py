@@ -186,7 +186,7 @@ LINES = {  # the command line itself is what is wrong
     "toy data among other things": ("make-toy-data {out}", "holds other files than toy data"),
     "folder that plays tricks": (
         "check-data {toy} --draw 1 {here}/{tricks}/sheet.png",
-        r"there is no folder {here}/a\n\x1b[31merror: b to write sheet.png into",
+        r"there is no folder {here}/a\n\x1b[31merror: b for sheet.png",
     ),
     "training that is there": (train("OUTPUT_DIR {good}/c4"), "already holds a run; add --resume to continue it"),
     "pretraining that is there": (pretrain("OUTPUT_DIR {good}/pretrain"), "already holds a run; add --resume"),
@@ -389,9 +389,9 @@ FILES = {  # something that lies in the case's folder is
         "no annotations at {data}/VOC2007/Annotations/999999.xml",
     ),
     # ---- images
-    "images that are missing": (sweep(), pictured(os.unlink), ".jpg is missing, or is no file"),
+    "images that are missing": (sweep(), pictured(os.unlink), ".jpg is missing or not a regular file"),
     "images cut short": (sweep(), pictured(lambda path: os.truncate(path, 300)), "cannot be decoded: "),
-    "images that are pipes": (sweep(), pictured(as_pipe), ".jpg is missing, or is no file"),
+    "images that are pipes": (sweep(), pictured(as_pipe), ".jpg is missing or not a regular file"),
     "images that a worker process cannot read": (
         train("MODEL.WEIGHTS {good}/c4.pth DATALOADER.NUM_WORKERS 1", "--eval-only"),
         pictured(lambda path: os.truncate(path, 900)),

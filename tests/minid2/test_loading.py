@@ -196,7 +196,7 @@ def test_an_image_that_cannot_be_decoded_is_named(tmp_path):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=rf"{name} cannot be decoded"):
             utils.read_image(str(tmp_path / name), "BGR")
-    with pytest.raises(FileNotFoundError, match=r"absent\.jpg is missing, or is no file"):
+    with pytest.raises(FileNotFoundError, match=r"absent\.jpg is missing or not a regular file"):
         utils.read_image(str(tmp_path / "absent.jpg"), "BGR")
     with pytest.raises(ValueError, match=r"INPUT\.FORMAT.*'YUV-BT\.601'"):
         utils.read_image(str(whole), "YUV-BT.601")

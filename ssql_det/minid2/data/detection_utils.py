@@ -62,7 +62,7 @@ def read_image(file_name: str, format: str | None = None) -> Array:
     """
     _refuse_unknown(format)
     if not os.path.isfile(file_name):  # a pipe would be waited for without end
-        raise FileNotFoundError(f"the image {file_name} is missing, or is no file")
+        raise FileNotFoundError(f"the image {file_name} is missing or not a regular file")
     with open(file_name, "rb") as file:
         try:
             with Image.open(file) as image:
