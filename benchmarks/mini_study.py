@@ -31,7 +31,7 @@ def run_job(method: str, seed: int, out: str, data: str, changes: list[str]) -> 
     from ssql_det.core import rows
     from ssql_det.core.config import check_resume, save_config
     from ssql_det.pretrain.checkpoint import CHECKPOINT_NAME, TrainingState
-    from ssql_det.pretrain.config import build_metadata, build_network, moved_keys, read_config
+    from ssql_det.pretrain.config import build_metadata, build_network, get_renamed_keys, read_config
     from ssql_det.pretrain.data import hash_file_names, open_images
     from ssql_det.pretrain.loop import pretrain
     from ssql_det.pretrain.optim import build_optimizer
@@ -42,7 +42,7 @@ def run_job(method: str, seed: int, out: str, data: str, changes: list[str]) -> 
     folder = Path(out) / f"{method}_{seed}"
     keys = ["DATA.TRAIN", data, "OUTPUT_DIR", str(folder), "SEED", str(seed), "MONITOR.PERIOD", "0", *changes]
     cfg = read_config(CONFIG, [*keys, "SSQL.ENABLED", str(method == "SSQL")])
-    if check_resume(cfg.values, folder, (folder / "gap.json").exists(), True, (), {}, moved_keys()):
+    if check_resume(cfg.values, folder, (folder / "gap.json").exists(), True, (), {}, get_renamed_keys()):
         return
     if method != "random":
         pretrain(cfg, resume=True)
@@ -54,11 +54,13 @@ def run_job(method: str, seed: int, out: str, data: str, changes: list[str]) -> 
     if method == "random":
         state.save(folder, 0)
         save_config(cfg.values, folder)
-    state.resume(folder, total=1 << 62)
+    state.resume(folder, total_steps=1 << 62)
     (folder / "results.jsonl").unlink(missing_ok=True)
     for norms in NORMS:
         settings = ProbeSettings(PROBES, seed, "cuda", workers=0, calibration=512, scheme=Scheme(norms=norms))
-        for row in probe_checkpoint(str(folder / CHECKPOINT_NAME), data, ",".join(BITS), cfg.data.views.name, settings):
+        for row in probe_checkpoint(
+            str(folder / CHECKPOINT_NAME), data, ",".join(BITS), cfg.data.augmentation.name, settings
+        ):
             rows.append_row(folder / "results.jsonl", row)
     (folder / "gap.json").write_text(json.dumps(measure_loss_gap(cfg, state.method)))
 
@@ -73,7 +75,7 @@ def measure_loss_gap(cfg, method, batches: int = 20) -> float:
     from ssql_det.ssl import encoder_points
     from ssql_det.ssl.augmentations import draw_random_numbers
 
-    recipe, gaps = cfg.data.views, []
+    recipe, gaps = cfg.data.augmentation, []
     quantization = Quantization(method.encoder, encoder_points(method.encoder))
     seed = cfg.seed + 1000
     loader = build_view_loader(open_images(cfg.data.train), recipe.image_transform, cfg.optim.batch, seed)

@@ -1,11 +1,11 @@
-"""Floor 2: what few bits do to weights and features, as pure functions, drawings and a page.
+"""Floor 2: the effect of few bits on weights and features, as pure functions, pictures and a report.
 
-========  ==========================================================================
-tsne      a map of features in the plane
-drawing   such maps side by side, one for each bit-width
-analysis  what is found of one checkpoint: terms of a quantized network's loss, its layers' weights
-page      all of it as a page, and as CSV
-========  ==========================================================================
+========  ===============================================================================
+analysis  loss terms of quantized features and statistics of weights; their data classes
+tsne      t-SNE of features
+drawing   a picture of an embedding: one panel for each bit-width
+page      the report of several analyses, and their CSV files
+========  ===============================================================================
 
-What brings a checkpoint and images to them is :mod:`ssql_det.pretrain.analyze_checkpoints`.
+:mod:`ssql_det.pretrain.analyze_checkpoints` computes an analysis from a checkpoint and images.
 """

@@ -1,7 +1,7 @@
-"""What is found of one checkpoint: values that tables and pages are made from.
+"""The analysis of one checkpoint: loss terms of its quantized features, and statistics of its weights.
 
-A symmetric min-max grid is as coarse as the farthest weight of a channel makes it, so few far weights cost all others
-their precision: each is measured in its layer's own standard deviations, which no scale of the weights changes.
+The scale of a symmetric min-max grid is set by a channel's largest weight, so a few outliers cost all other weights
+precision. Outliers are measured in standard deviations of their layer, which do not depend on the scale of the weights.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from ssql_det.quant import Bits, Quantization, QuantPoint, Scheme, evaluate_at_w
 from ssql_det.quant.hooks import get_float_weight, get_module
 from ssql_det.quant.scheme import TRAINED
 
-BACKBONE, LOSS = "backbone", "loss"  # which features: the backbone's, or those that the loss compares
-OUTLIER = 3.0  # standard deviations from the mean; of a normal distribution .27 % lie beyond
+BACKBONE, LOSS = "backbone", "loss"  # kinds of features: the backbone's, and those that the loss compares
+OUTLIER = 3.0  # standard deviations from the mean; .27 % of a normal distribution lie beyond
 
 
 @dataclass(frozen=True)
-class Terms:
-    """What a quantized network's distance from its target is made of: the analysis of SSQL (Cao et al., ECCV 2022).
+class LossTerms:
+    """The terms of a quantized network's squared distance from its target, as in SSQL (Cao et al., ECCV 2022).
 
     For the float network ``F``, the same weights quantized ``F^q``, two views ``x`` and ``x'`` of an image, and the
-    float target ``t`` that the second one gives::
+    float target ``t`` of the second one::
 
         E |F^q(x) - t|^2  =  E |F^q(x) - F(x)|^2  +  E |F(x) - t|^2  +  2 E <F^q(x) - F(x), F(x) - t>
             total                quantization         contrastive                 cross
 
-    The paper's target is ``F`` of the other view. The identity holds for vectors of any origin, so ``F`` may end in a
-    predictor and ``t`` come from a moving average, as in the losses. Of vectors of unit length a squared distance is
-    ``2 - 2 cos``: SimSiam's and BYOL's loss is ``contrastive / 2 - 1`` for the float network and ``total / 2 - 1`` for
-    the quantized one. ``total`` is measured by itself; the three others add up to it.
+    The paper's target is ``F(x')``. The identity holds for any vectors, so ``F`` may include a predictor and ``t`` come
+    from a momentum encoder, as in the losses. For vectors of unit length a squared distance is ``2 - 2 cos``, so the
+    loss of SimSiam and BYOL is ``contrastive / 2 - 1`` for the float network and ``total / 2 - 1`` for the quantized
+    one. ``total`` is computed independently of the other three.
     """
 
     quantization: float
@@ -43,46 +43,46 @@ class Terms:
     total: float
 
 
-TERMS = tuple(field.name for field in fields(Terms))
+TERMS = tuple(field.name for field in fields(LossTerms))
 
 
-def terms(low: Tensor, full: Tensor, target: Tensor) -> Terms:
-    """Means over the rows of ``F^q(x)``, ``F(x)`` and ``t``, each [N, D].
+def compute_terms(quantized: Tensor, full: Tensor, target: Tensor) -> LossTerms:
+    """The terms of ``F^q(x)``, ``F(x)`` and ``t``, each [N, D], averaged over the rows.
 
-    >>> terms(torch.tensor([[3.0, 0.0]]), torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 0.0]]))
-    Terms(quantization=1.0, contrastive=4.0, cross=4.0, total=9.0)
+    >>> compute_terms(torch.tensor([[3.0, 0.0]]), torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 0.0]]))
+    LossTerms(quantization=1.0, contrastive=4.0, cross=4.0, total=9.0)
     """
-    error, distance = low - full, full - target
-    return Terms(
-        quantization=_mean_product(error, error),
-        contrastive=_mean_product(distance, distance),
-        cross=2 * _mean_product(error, distance),
-        total=_mean_product(low - target, low - target),
+    error, distance = quantized - full, full - target
+    return LossTerms(
+        quantization=_mean_inner_product(error, error),
+        contrastive=_mean_inner_product(distance, distance),
+        cross=2 * _mean_inner_product(error, distance),
+        total=_mean_inner_product(quantized - target, quantized - target),
     )
 
 
-def _mean_product(first: Tensor, second: Tensor) -> float:
+def _mean_inner_product(first: Tensor, second: Tensor) -> float:
     return float((first * second).sum(dim=1).mean())
 
 
 @dataclass(frozen=True)
-class TermsAtBits:
-    """The terms of some features at each bit-width. ``spread`` tells whether the float ones have collapsed, which makes
-    all terms small: near 1 they point everywhere, at 0 all are one."""
+class TermsByWidth:
+    """The terms of one kind of features at each bit-width, and the spread of the float features: near 1 they point in
+    all directions; near 0 they have collapsed, which makes all terms small."""
 
     features: str
     spread: float
-    terms: Mapping[Bits, Terms]
+    terms: Mapping[Bits, LossTerms]
 
 
-TermsByName: TypeAlias = Mapping[str, TermsAtBits]  # by a checkpoint's name
+TermsByCheckpoint: TypeAlias = Mapping[str, TermsByWidth]  # by the name of a checkpoint
 
 
 @dataclass(frozen=True, eq=False)
-class Map:
-    """Features of images at each bit-width, embedded together: ``places`` [N, 2] each, of the same N ``images``."""
+class Embedding:
+    """t-SNE of the same N ``images`` at each bit-width, all embedded together: ``points`` [N, 2] each."""
 
-    places: Mapping[Bits, Tensor]
+    points: Mapping[Bits, Tensor]
     images: tuple[str, ...]
     labels: Tensor
     classes: tuple[str, ...]
@@ -90,115 +90,113 @@ class Map:
 
 @dataclass(frozen=True, eq=False)
 class Analysis:
-    """``name`` is the checkpoint's in tables, pages and file names; ``pairs`` is how many pairs of views the terms are
-    means over; ``shown`` says how images were."""
+    """``name`` identifies the checkpoint in tables, pages and file names; ``protocol`` is a text that describes the
+    images and the scheme; ``pairs`` is the number of pairs of views that the terms are averaged over."""
 
     name: str
     file: str
     sha256: str
     method: str
     architecture: str
-    shown: str
+    protocol: str
     pairs: int
-    terms: tuple[TermsAtBits, ...]
-    weights: tuple[LayerWeights, ...]
-    map: Map
+    terms: tuple[TermsByWidth, ...]
+    layers: tuple[LayerStatistics, ...]
+    embedding: Embedding
 
 
-def list_weight_widths(found: Sequence[Analysis]) -> tuple[Bits, ...]:
-    """Those at which any layer was rounded, each once."""
-    return tuple(dict.fromkeys(bits for each in found for layer in each.weights for bits in layer.errors))
+def list_weight_widths(analyses: Sequence[Analysis]) -> tuple[Bits, ...]:
+    """The bit-widths at which weights were quantized, without duplicates."""
+    return tuple(dict.fromkeys(bits for each in analyses for layer in each.layers for bits in layer.errors))
 
 
-def group_terms_by_features(found: Sequence[Analysis]) -> dict[str, TermsByName]:
-    """The terms of each kind of features, of those checkpoints that have them.
-
-    >>> group_terms_by_features(found)["loss"]["ssql"].terms[Bits(2, 4)].quantization
-    0.135
-    """
+def group_terms_by_features(analyses: Sequence[Analysis]) -> dict[str, TermsByCheckpoint]:
+    """The terms of each kind of features, of the checkpoints that have them."""
     kinds = {
-        features: {each.name: terms for each in found for terms in each.terms if terms.features == features}
+        features: {each.name: terms for each in analyses for terms in each.terms if terms.features == features}
         for features in (BACKBONE, LOSS)
     }
-    return {features: of for features, of in kinds.items() if of}
+    return {features: by_checkpoint for features, by_checkpoint in kinds.items() if by_checkpoint}
 
 
 @dataclass(frozen=True)
-class LayerWeights:
-    """``kurtosis`` is the excess over a normal distribution's 3: of a uniform one -1.2. ``outliers`` is the share of
-    weights farther than ``OUTLIER`` deviations from the mean, ``farthest`` how far the last one is. ``errors`` are
-    relative, ``|w_q - w| / |w|``, by bit-width. Weights that are all equal have no tails: their kurtosis is -3.
+class LayerStatistics:
+    """Statistics of a layer's weights.
+
+    ``kurtosis`` is excess kurtosis: 0 for a normal distribution, -1.2 for a uniform one, -3 for constant weights.
+    ``outliers`` is the fraction of weights more than ``OUTLIER`` standard deviations from the mean, ``farthest`` the
+    largest such distance. ``errors`` are relative quantization errors, ``|w_q - w| / |w|``, by bit-width.
     """
 
     layer: str
     count: int
-    low: float
-    high: float
-    deviation: float
+    minimum: float
+    maximum: float
+    std: float
     kurtosis: float
     outliers: float
     farthest: float
     errors: Mapping[Bits, float]
 
 
-def layer_weights(
+def measure_layers(
     backbone: nn.Module, points: Sequence[QuantPoint], widths: Sequence[Bits], scheme: Scheme | None = None
-) -> tuple[LayerWeights, ...]:
-    """Every layer whose weight is quantized, in the network's order, with its error at each width that rounds weights.
+) -> tuple[LayerStatistics, ...]:
+    """Statistics of every quantized layer in the network's order, with its error at each width that quantizes weights.
 
-    Weights are rounded where the network is quantized, so a stem that stays at 8 bits has the error of 8.
+    A layer has the bits of its quantization point, so a stem that stays at 8 bits has the error of 8 bits.
 
-    >>> layer_weights(backbone, quant_points(backbone), parse_widths("8,4,2w4a"))[0].layer
+    >>> from ssql_det.quant import quant_points
+    >>> measure_layers(model, quant_points(model), [Bits(8, 8), Bits(4, 4)])[0].layer
     'conv1'
     """
-    places = [point for point in points if point.is_weight]
-    full = {point.path: get_float_weight(backbone, point) for point in places}
-    errors: dict[str, dict[Bits, float]] = {point.path: {} for point in places}
+    weight_points = [point for point in points if point.is_weight]
+    full = {point.path: get_float_weight(backbone, point) for point in weight_points}
+    errors: dict[str, dict[Bits, float]] = {point.path: {} for point in weight_points}
 
-    def errors_at(bits: Bits) -> dict[str, float]:
-        low = {point.path: cast(Tensor, get_module(backbone, point).weight) for point in places}
-        return {path: relative_error(low[path], full[path]) for path in low}
+    def measure_errors(bits: Bits) -> dict[str, float]:
+        quantized = {point.path: cast(Tensor, get_module(backbone, point).weight) for point in weight_points}
+        return {path: relative_error(quantized[path], full[path]) for path in quantized}
 
-    weights_alone = replace(scheme or Scheme(), norms=TRAINED)
+    weight_scheme = replace(scheme or Scheme(), norms=TRAINED)
+    weight_widths = (bits for bits in widths if bits.weight is not None)
     with torch.no_grad():
-        quantization = Quantization(backbone, places, weights_alone)
-        for width, found in evaluate_at_widths(
-            quantization, (each for each in widths if each.weight is not None), errors_at
-        ):
-            for path, error in found.items():
+        quantization = Quantization(backbone, weight_points, weight_scheme)
+        for width, errors_at_width in evaluate_at_widths(quantization, weight_widths, measure_errors):
+            for path, error in errors_at_width.items():
                 errors[path][width] = error
-    return tuple(described(path, weight.detach(), errors[path]) for path, weight in full.items())
+    return tuple(measure_weight(path, weight.detach(), errors[path]) for path, weight in full.items())
 
 
-def described(layer: str, weight: Tensor, errors: Mapping[Bits, float]) -> LayerWeights:
-    """The figures of one layer, of all its weights together.
+def measure_weight(layer: str, weight: Tensor, errors: Mapping[Bits, float]) -> LayerStatistics:
+    """Statistics over all weights of one layer.
 
-    >>> described("conv1", torch.tensor([-1.0, 1.0]), {}).kurtosis
+    >>> measure_weight("conv1", torch.tensor([-1.0, 1.0]), {}).kurtosis
     -2.0
     """
     weight = weight.double().flatten()
-    away = weight - weight.mean()
-    deviation = away.square().mean().sqrt()
-    steps = away / deviation if deviation else away
-    return LayerWeights(
+    centred = weight - weight.mean()
+    std = centred.square().mean().sqrt()
+    z_scores = centred / std if std else centred
+    return LayerStatistics(
         layer=layer,
         count=weight.numel(),
-        low=float(weight.min()),
-        high=float(weight.max()),
-        deviation=float(deviation),
-        kurtosis=float(steps.pow(4).mean()) - 3,
-        outliers=float((steps.abs() > OUTLIER).double().mean()),
-        farthest=float(steps.abs().max()),
+        minimum=float(weight.min()),
+        maximum=float(weight.max()),
+        std=float(std),
+        kurtosis=float(z_scores.pow(4).mean()) - 3,
+        outliers=float((z_scores.abs() > OUTLIER).double().mean()),
+        farthest=float(z_scores.abs().max()),
         errors=errors,
     )
 
 
-def relative_error(low: Tensor, full: Tensor) -> float:
-    """``|low - full| / |full|``; of nothing but zeros, 0.
+def relative_error(quantized: Tensor, full: Tensor) -> float:
+    """``|quantized - full| / |full|``; 0 if all weights are 0.
 
-    >>> relative_error(torch.tensor([3.0, 3.0]), torch.tensor([3.0, 4.0]))
+    >>> round(relative_error(torch.tensor([3.0, 3.0]), torch.tensor([3.0, 4.0])), 4)
     0.2
     """
-    low, full = low.double(), full.double()
-    size = float(full.norm())
-    return float((low - full).norm()) / size if size else 0.0
+    quantized, full = quantized.double(), full.double()
+    norm = float(full.norm())
+    return float((quantized - full).norm()) / norm if norm else 0.0

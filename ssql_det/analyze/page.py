@@ -1,4 +1,4 @@
-"""Analyses as a page: terms at each bit-width, weights layer by layer, maps; checkpoints side by side."""
+"""The report of several analyses, checkpoints side by side, and their CSV files."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ssql_det.analyze.analysis import (
     OUTLIER,
     TERMS,
     Analysis,
-    LayerWeights,
-    Terms,
-    TermsAtBits,
-    TermsByName,
+    LayerStatistics,
+    LossTerms,
+    TermsByCheckpoint,
+    TermsByWidth,
     group_terms_by_features,
     list_weight_widths,
 )
-from ssql_det.analyze.drawing import drawn
+from ssql_det.analyze.drawing import draw_embedding
 from ssql_det.core.rows import package_versions
 from ssql_det.quant import Bits
 from ssql_det.report.blocks import Block, Chart, CodeBlock, Collapsible, Curve, Figure, Heading, Paragraph, Table
@@ -29,59 +29,57 @@ from ssql_det.report.document import Document
 from ssql_det.report.markup import escape_markup
 from ssql_det.report.render_csv import Record, format_csv
 
-_TITLES = {BACKBONE: "Features of the backbone", LOSS: "What the loss compares"}
-_FIGURES: Mapping[str, Callable[[LayerWeights], str]] = {
-    "Range": lambda layer: f"{layer.low:.3f} to {layer.high:.3f}",
-    "Standard deviation": lambda layer: f"{layer.deviation:.4f}",
+_TITLES = {BACKBONE: "Features of the backbone", LOSS: "Features compared by the loss"}
+_LAYER_TABLES: Mapping[str, Callable[[LayerStatistics], str]] = {
+    "Range": lambda layer: f"{layer.minimum:.3f} to {layer.maximum:.3f}",
+    "Standard deviation": lambda layer: f"{layer.std:.4f}",
     "Excess kurtosis": lambda layer: f"{layer.kurtosis:.2f}",
-    f"Weights beyond {OUTLIER:g} deviations, in percent": lambda layer: f"{100 * layer.outliers:.2f}",
-    "Farthest weight, in deviations": lambda layer: f"{layer.farthest:.1f}",
+    f"Weights beyond {OUTLIER:g} standard deviations, in percent": lambda layer: f"{100 * layer.outliers:.2f}",
+    "Farthest weight, in standard deviations": lambda layer: f"{layer.farthest:.1f}",
 }
-_NOTHING = "-"
-_TERMS = ("checkpoint", "method", "features", "spread", "pairs", "bits", *TERMS)
-_WEIGHTS = (
+_MISSING = "-"
+_TERM_COLUMNS = ("checkpoint", "method", "features", "spread", "pairs", "bits", *TERMS)
+_WEIGHT_COLUMNS = (
     *("checkpoint", "method", "layer", "weights", "min", "max"),
     *("std", "kurtosis", "outliers", "farthest"),
 )
-_MAP = ("checkpoint", "bits", "image", "class", "x", "y")
+_EMBEDDING_COLUMNS = ("checkpoint", "bits", "image", "class", "x", "y")
 
 
-def page(found: Sequence[Analysis], command: str) -> Document:
-    """
-    >>> as_html(page([analysis], "ssql-det analyze --checkpoints ssql.pth --data toy/crops"))
-    """
+def build_page(analyses: Sequence[Analysis], command: str) -> Document:
+    """A report that sets checkpoints side by side; ``command`` is the command line that made it."""
     return Document(
         "What few bits do to a pretrained network",
         (
-            Paragraph(f"One copy of weights at every bit-width. Made by `{escape_markup(command)}`."),
-            _checkpoints(found),
-            *_terms(found),
-            *_weights(found),
-            *_maps(found),
+            Paragraph(f"The same weights at every bit-width. Made by `{escape_markup(command)}`."),
+            _build_checkpoint_table(analyses),
+            *_build_term_blocks(analyses),
+            *_build_weight_blocks(analyses),
+            *_build_embedding_blocks(analyses),
             Heading("Environment"),
             CodeBlock("\n".join(f"{name} {version}" for name, version in package_versions().items())),
         ),
     )
 
 
-def _checkpoints(found: Sequence[Analysis]) -> Table:
+def _build_checkpoint_table(analyses: Sequence[Analysis]) -> Table:
     rows = [
         (
-            *(each.name, escape_markup(each.method) or _NOTHING, each.architecture, escape_markup(each.shown)),
+            *(each.name, escape_markup(each.method) or _MISSING, each.architecture, escape_markup(each.protocol)),
             *(escape_markup(each.file), each.sha256[:12]),
         )
-        for each in found
+        for each in analyses
     ]
     return Table(("checkpoint", "method", "network", "images", "file", "SHA-256"), tuple(rows), text_columns=6)
 
 
-def build_term_tables(kinds: Mapping[str, TermsByName]) -> Iterator[Table]:
-    """A table for each kind of features, of what :func:`group_terms_by_features` gives."""
-    for features, of in kinds.items():
-        widths = _widths(of)
+def build_term_tables(kinds: Mapping[str, TermsByCheckpoint]) -> Iterator[Table]:
+    """One table for each kind of features; ``kinds`` as from :func:`group_terms_by_features` or :func:`read_terms`."""
+    for features, by_checkpoint in kinds.items():
+        widths = _list_widths(by_checkpoint)
         rows = tuple(
-            (name, f"{found.spread:.2f}", term, *(_four(getattr(found.terms[bits], term)) for bits in widths))
-            for name, found in of.items()
+            (name, f"{each.spread:.2f}", term, *(_format_term(getattr(each.terms[bits], term)) for bits in widths))
+            for name, each in by_checkpoint.items()
             for term in TERMS
         )
         yield Table(
@@ -89,52 +87,54 @@ def build_term_tables(kinds: Mapping[str, TermsByName]) -> Iterator[Table]:
         )
 
 
-def _terms(found: Sequence[Analysis]) -> Iterator[Block]:
-    counts = " and ".join(map(str, sorted({each.pairs for each in found})))
+def _build_term_blocks(analyses: Sequence[Analysis]) -> Iterator[Block]:
+    num_pairs = " and ".join(map(str, sorted({each.pairs for each in analyses})))
     yield Heading("Terms of the loss")
     yield Paragraph(
-        "A quantized network's squared distance from its float target is the sum of three terms: how far quantization "
-        "moves its features, how far the float features are from the target (the contrastive term), and the cross "
-        "term, twice the product of both differences. Features have unit length, so a distance of d is a cosine of "
-        f"1 - d / 2. Means over pairs of views ({counts}), both ways round, in evaluation mode."
+        "The squared distance of quantized features from their float target is the sum of three terms: how far "
+        "quantization moves the features, how far the float features are from the target (the contrastive term), and "
+        "the cross term, twice the inner product of the two differences. Features have unit length, so a squared "
+        f"distance of d is a cosine of 1 - d / 2. Means over {num_pairs} pairs of views, each view compared with the "
+        "other, in evaluation mode."
     )
     yield Paragraph(
-        "A spread near 1: float features point everywhere; near 0: they have collapsed, and nothing is left to move."
+        "Spread: near 1 the float features point in all directions; near 0 they have collapsed, so that quantization "
+        "cannot move them."
     )
-    kinds = group_terms_by_features(found)
+    kinds = group_terms_by_features(analyses)
     yield from build_term_tables(kinds)
-    for features, of in kinds.items():
-        yield _quantization(features, of)
-    without = [each.name for each in found if LOSS not in [terms.features for terms in each.terms]]
-    if without:
-        yield Paragraph(
-            f"Without projector and predictor in their files, so of the backbone alone: {', '.join(without)}."
-        )
+    for features, by_checkpoint in kinds.items():
+        yield _build_quantization_chart(features, by_checkpoint)
+    without_heads = [each.name for each in analyses if LOSS not in [terms.features for terms in each.terms]]
+    if without_heads:
+        yield Paragraph(f"Backbone only, because the file has no projector and predictor: {', '.join(without_heads)}.")
 
 
-def _quantization(features: str, of: TermsByName) -> Chart:
-    widths = _widths(of)
-    curves = tuple(Curve(name, tuple(found.terms[bits].quantization for bits in widths)) for name, found in of.items())
+def _build_quantization_chart(features: str, by_checkpoint: TermsByCheckpoint) -> Chart:
+    widths = _list_widths(by_checkpoint)
+    curves = tuple(
+        Curve(name, tuple(each.terms[bits].quantization for bits in widths)) for name, each in by_checkpoint.items()
+    )
     title = f"Quantization term over bit-widths: {_TITLES[features].lower()}"
     return Chart(f"quantization-{features}", title, tuple(map(str, widths)), curves, "squared distance")
 
 
-def _four(value: float) -> str:
-    """Digits; next to nothing has no sign."""
+def _format_term(value: float) -> str:
+    """Four decimals, without the sign of a negative zero."""
     return f"{round(value, 4) + 0.0:.4f}"
 
 
-def _widths(of: TermsByName) -> tuple[Bits, ...]:
-    return tuple(dict.fromkeys(bits for found in of.values() for bits in found.terms))
+def _list_widths(by_checkpoint: TermsByCheckpoint) -> tuple[Bits, ...]:
+    return tuple(dict.fromkeys(bits for each in by_checkpoint.values() for bits in each.terms))
 
 
-def _weights(found: Sequence[Analysis]) -> Iterator[Block]:
-    widths = list_weight_widths(found)
+def _build_weight_blocks(analyses: Sequence[Analysis]) -> Iterator[Block]:
+    widths = list_weight_widths(analyses)
     yield Heading("Weights")
     yield Paragraph(
         f"An outlier lies beyond {OUTLIER:g} standard deviations of its layer. Excess kurtosis is 0 for a normal "
-        "distribution and -1.2 for a uniform one. Errors are relative, of weights rounded per output channel; the stem "
-        "is rounded to 8 bits at every bit-width, as it is in use."
+        "distribution and -1.2 for a uniform one. Errors are relative, of weights quantized per output channel; the "
+        "stem has 8 bits at every bit-width."
     )
     yield Table(
         (
@@ -145,98 +145,99 @@ def _weights(found: Sequence[Analysis]) -> Iterator[Block]:
             "outliers, %",
             *(f"error at {bits}" for bits in widths),
         ),
-        tuple(_summary(each, widths) for each in found),
+        tuple(_summarize_weights(each, widths) for each in analyses),
         text_columns=2,
     )
-    errors = {f"Relative error at {bits}": partial(_error, bits) for bits in widths}
-    figures: dict[str, Callable[[LayerWeights], str]] = {**_FIGURES, **errors}
-    yield Collapsible("Every layer", tuple(_by_layer(found, title, figure) for title, figure in figures.items()))
+    error_tables = {f"Relative error at {bits}": partial(_format_error, bits) for bits in widths}
+    tables: dict[str, Callable[[LayerStatistics], str]] = {**_LAYER_TABLES, **error_tables}
+    yield Collapsible(
+        "Every layer", tuple(_build_layer_table(analyses, title, get_cell) for title, get_cell in tables.items())
+    )
 
 
-def _error(bits: Bits, layer: LayerWeights) -> str:
+def _format_error(bits: Bits, layer: LayerStatistics) -> str:
     return f"{layer.errors[bits]:.4f}"
 
 
-def _summary(of: Analysis, widths: Sequence[Bits]) -> tuple[str, ...]:
-    heaviest = max(of.weights, key=lambda layer: layer.kurtosis)
-    outliers = sum(layer.outliers * layer.count for layer in of.weights) / sum(layer.count for layer in of.weights)
+def _summarize_weights(analysis: Analysis, widths: Sequence[Bits]) -> tuple[str, ...]:
+    layers = analysis.layers
+    heaviest = max(layers, key=lambda layer: layer.kurtosis)
+    outliers = sum(layer.outliers * layer.count for layer in layers) / sum(layer.count for layer in layers)
     return (
-        *(of.name, heaviest.layer, f"{heaviest.kurtosis:.2f}"),
-        f"{statistics.median(layer.kurtosis for layer in of.weights):.2f}",
+        *(analysis.name, heaviest.layer, f"{heaviest.kurtosis:.2f}"),
+        f"{statistics.median(layer.kurtosis for layer in layers):.2f}",
         f"{100 * outliers:.2f}",
-        *(f"{statistics.fmean(layer.errors[bits] for layer in of.weights):.4f}" for bits in widths),
+        *(f"{statistics.fmean(layer.errors[bits] for layer in layers):.4f}" for bits in widths),
     )
 
 
-def _by_layer(found: Sequence[Analysis], title: str, figure: Callable[[LayerWeights], str]) -> Table:
-    cells = {each.name: {layer.layer: figure(layer) for layer in each.weights} for each in found}
-    layers = dict.fromkeys(layer for of in cells.values() for layer in of)
-    rows = tuple((layer, *(of.get(layer, _NOTHING) for of in cells.values())) for layer in layers)
-    return Table(("layer", *cells), rows, caption=title)
+def _build_layer_table(analyses: Sequence[Analysis], title: str, get_cell: Callable[[LayerStatistics], str]) -> Table:
+    columns = {each.name: {layer.layer: get_cell(layer) for layer in each.layers} for each in analyses}
+    layers = dict.fromkeys(layer for column in columns.values() for layer in column)
+    rows = tuple((layer, *(column.get(layer, _MISSING) for column in columns.values())) for layer in layers)
+    return Table(("layer", *columns), rows, caption=title)
 
 
-def _maps(found: Sequence[Analysis]) -> Iterator[Block]:
-    yield Heading("Features in the plane")
+def _build_embedding_blocks(analyses: Sequence[Analysis]) -> Iterator[Block]:
+    yield Heading("t-SNE of the features")
     yield Paragraph(
         "t-SNE of the backbone's features. All bit-widths of a checkpoint are embedded together, so panels have the "
-        "same axes and a point that quantization does not move stays where it is. Distances between groups mean "
-        "little, and maps of two checkpoints have nothing in common but the images."
+        "same axes, and a point that quantization does not move stays where it is. Distances between clusters mean "
+        "little, and the axes of two checkpoints are unrelated."
     )
-    for each in found:
-        widths = ", ".join(map(str, each.map.places))
-        words = f"{each.name}: {len(each.map.labels)} images at {widths}, coloured by class"
-        yield Figure(f"tsne_{each.name}.png", drawn(each.map), words)
+    for each in analyses:
+        widths = ", ".join(map(str, each.embedding.points))
+        caption = f"{each.name}: {len(each.embedding.labels)} images at {widths}, coloured by class"
+        yield Figure(f"tsne_{each.name}.png", draw_embedding(each.embedding), caption)
 
 
-def build_csv_files(found: Sequence[Analysis]) -> dict[str, str]:
-    """The content of each file by its name.
-
-    >>> build_csv_files([analysis])["terms.csv"].splitlines()[0]
-    'checkpoint,method,features,spread,pairs,bits,quantization,contrastive,cross,total'
-    """
-    widths = list_weight_widths(found)
+def build_csv_files(analyses: Sequence[Analysis]) -> dict[str, str]:
+    """The contents of ``terms.csv``, ``weights.csv`` and ``tsne.csv``, by file name."""
+    widths = list_weight_widths(analyses)
+    weight_columns = (*_WEIGHT_COLUMNS, *(f"error at {bits}" for bits in widths))
     return {
-        "terms.csv": format_csv(_TERMS, _term_records(found)),
-        "weights.csv": format_csv(
-            (*_WEIGHTS, *(f"error at {bits}" for bits in widths)), _weight_records(found, widths)
-        ),
-        "tsne.csv": format_csv(_MAP, _map_records(found)),
+        "terms.csv": format_csv(_TERM_COLUMNS, _build_term_records(analyses)),
+        "weights.csv": format_csv(weight_columns, _build_weight_records(analyses, widths)),
+        "tsne.csv": format_csv(_EMBEDDING_COLUMNS, _build_embedding_records(analyses)),
     }
 
 
-def read_terms(text: str) -> Mapping[str, TermsByName]:
-    """What ``terms.csv`` was made from, by features.
+def read_terms(text: str) -> Mapping[str, TermsByCheckpoint]:
+    """Parse the content of ``terms.csv``, by kind of features.
 
-    >>> read_terms(Path("analysis/terms.csv").read_text())["loss"]["ssql"].terms[Bits(2, 4)].quantization
-    0.135
+    >>> text = "checkpoint,features,spread,bits,quantization,contrastive,cross,total\\nssql,loss,0.9,4w4a,1,4,4,9"
+    >>> read_terms(text)["loss"]["ssql"].terms
+    {Bits(weight=4, act=4): LossTerms(quantization=1.0, contrastive=4.0, cross=4.0, total=9.0)}
     """
-    found: dict[str, dict[str, TermsAtBits]] = {}
+    kinds: dict[str, dict[str, TermsByWidth]] = {}
     for line in csv.DictReader(io.StringIO(text)):
-        of = found.setdefault(line["features"], {})
-        before = of.get(line["checkpoint"])
-        terms = Terms(**{name: float(line[name]) for name in TERMS})
-        at_bits = {**(before.terms if before else {}), Bits.parse(line["bits"]): terms}
-        of[line["checkpoint"]] = TermsAtBits(line["features"], float(line["spread"]), at_bits)
-    return found
+        by_checkpoint = kinds.setdefault(line["features"], {})
+        previous = by_checkpoint.get(line["checkpoint"])
+        terms = LossTerms(**{name: float(line[name]) for name in TERMS})
+        by_width = {**(previous.terms if previous else {}), Bits.parse(line["bits"]): terms}
+        by_checkpoint[line["checkpoint"]] = TermsByWidth(line["features"], float(line["spread"]), by_width)
+    return kinds
 
 
-def _term_records(found: Sequence[Analysis]) -> Iterator[Record]:
-    for each in found:
-        for of in each.terms:
-            for bits, terms in of.terms.items():
-                yield each.name, each.method, of.features, of.spread, each.pairs, str(bits), *vars(terms).values()
+def _build_term_records(analyses: Sequence[Analysis]) -> Iterator[Record]:
+    for each in analyses:
+        for kind in each.terms:
+            for bits, terms in kind.terms.items():
+                yield each.name, each.method, kind.features, kind.spread, each.pairs, str(bits), *vars(terms).values()
 
 
-def _weight_records(found: Sequence[Analysis], widths: Sequence[Bits]) -> Iterator[Record]:
-    for each in found:
-        for layer in each.weights:
-            figures = (layer.low, layer.high, layer.deviation, layer.kurtosis, layer.outliers, layer.farthest)
+def _build_weight_records(analyses: Sequence[Analysis], widths: Sequence[Bits]) -> Iterator[Record]:
+    for each in analyses:
+        for layer in each.layers:
+            values = (layer.minimum, layer.maximum, layer.std, layer.kurtosis, layer.outliers, layer.farthest)
             errors = (layer.errors[bits] for bits in widths)
-            yield each.name, each.method, layer.layer, layer.count, *figures, *errors
+            yield each.name, each.method, layer.layer, layer.count, *values, *errors
 
 
-def _map_records(found: Sequence[Analysis]) -> Iterator[Record]:
-    for each in found:
-        for bits, places in each.map.places.items():
-            for image, label, place in zip(each.map.images, each.map.labels.tolist(), places.tolist(), strict=True):
-                yield each.name, str(bits), image, each.map.classes[label], *place
+def _build_embedding_records(analyses: Sequence[Analysis]) -> Iterator[Record]:
+    for each in analyses:
+        embedding = each.embedding
+        for bits, points in embedding.points.items():
+            rows = zip(embedding.images, embedding.labels.tolist(), points.tolist(), strict=True)
+            for image, label, point in rows:
+                yield each.name, str(bits), image, embedding.classes[label], *point

@@ -1,7 +1,7 @@
-"""What few bits do to a pretrained network: the terms of its loss, its weights, a map of its features; on one page.
+"""What few bits do to a pretrained network: loss terms, outliers of weights and t-SNE, in one report.
 
-The page and its tables set several checkpoints side by side. A checkpoint may be in any format that convert reads;
-the terms of the loss itself need this project's own, which keep their heads.
+The report sets several checkpoints side by side. They may be in any format that convert reads; terms of the loss itself
+need checkpoints of `ssql-det pretrain`, which contain projector and predictor.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ssql_det.cli.arguments import (
     seed_int,
 )
 
-HELP = "quantization and contrastive terms, weights' outliers and t-SNE at few bits, side by side"
+HELP = "loss terms, outliers of weights and t-SNE of checkpoints at few bits"
 EXAMPLES = (
     "ssql-det analyze --checkpoints runs/ssql/checkpoint.pth --data toy/crops",
     "ssql-det analyze --checkpoints simsiam.pth ssql.pth --data cifar10:datasets --bits FP,8,4 --out compared",
@@ -29,20 +29,22 @@ BITS = "FP,8,4,2w4a"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoints", metavar="FILE", nargs="+", required=True, help="backbones, in any format")
-    parser.add_argument("--data", required=True, help="a folder with train and val of classes, or cifar10:FOLDER")
+    parser.add_argument(
+        "--checkpoints", metavar="FILE", nargs="+", required=True, help="in any format that convert reads"
+    )
+    parser.add_argument("--data", required=True, help="a folder with train and val of class folders, or cifar10:FOLDER")
     add_bits(parser, BITS)
     parser.add_argument(
-        "--pairs", type=positive_int, default=512, help="of views, for the terms (default: %(default)s)"
+        "--pairs", type=positive_int, default=512, help="of views, for the loss terms (default: %(default)s)"
     )
-    parser.add_argument("--points", type=positive_int, default=200, help="images in a map (default: %(default)s)")
-    parser.add_argument("--perplexity", type=positive_int, default=30, help="of the map (default: %(default)s)")
+    parser.add_argument("--points", type=positive_int, default=200, help="images of t-SNE (default: %(default)s)")
+    parser.add_argument("--perplexity", type=positive_int, default=30, help="of t-SNE (default: %(default)s)")
     add_scheme(parser)
     add_calibration_images(parser)
     add_image_options(parser)
     add_device(parser)
-    parser.add_argument("--seed", type=seed_int, default=0, help="of images, views and the map (default: %(default)s)")
-    parser.add_argument("--out", metavar="DIR", default="analysis", help="where files go (default: %(default)s)")
+    parser.add_argument("--seed", type=seed_int, default=0, help="of images, views and t-SNE (default: %(default)s)")
+    parser.add_argument("--out", metavar="DIR", default="analysis", help="folder of the report (default: %(default)s)")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -50,7 +52,7 @@ def run(options: argparse.Namespace) -> None:
     import sys
 
     from ssql_det.analyze.analysis import group_terms_by_features
-    from ssql_det.analyze.page import build_csv_files, build_term_tables, page
+    from ssql_det.analyze.page import build_csv_files, build_page, build_term_tables
     from ssql_det.core.console import print_outcome, print_table, set_up_logging
     from ssql_det.core.errors import UserError
     from ssql_det.pretrain.analyze_checkpoints import AnalysisSettings, analyze_checkpoints
@@ -58,14 +60,14 @@ def run(options: argparse.Namespace) -> None:
     from ssql_det.report.page_files import write_page, write_text
 
     set_up_logging()
-    plan = AnalysisSettings(
+    settings = AnalysisSettings(
         widths=tuple(parse_widths(options.bits)),
         pairs=options.pairs,
         calibration=options.calib_images,
         points=options.points,
         perplexity=options.perplexity,
         scheme=make_scheme(options),
-        shown=options.recipe,
+        recipe=options.recipe,
         size=options.size,
         seed=options.seed,
         device=options.device,
@@ -73,11 +75,11 @@ def run(options: argparse.Namespace) -> None:
     out = Path(options.out)
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file; name a folder")
-    found = list(analyze_checkpoints(options.checkpoints, options.data, plan))
-    for file, text in build_csv_files(found).items():
+    analyses = list(analyze_checkpoints(options.checkpoints, options.data, settings))
+    for file, text in build_csv_files(analyses).items():
         write_text(out / file, text)
-    for table in build_term_tables(group_terms_by_features(found)):
+    for table in build_term_tables(group_terms_by_features(analyses)):
         print_table(table.header, table.rows, table.caption)
-    document = page(found, shlex.join(["ssql-det", *sys.argv[1:]]))
+    document = build_page(analyses, shlex.join(["ssql-det", *sys.argv[1:]]))
     path = write_page(document, out / "report.html")
     print_outcome(path, "probe", "knn", "linear", "--checkpoint", options.checkpoints[0], "--data", options.data)

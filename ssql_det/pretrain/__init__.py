@@ -1,18 +1,19 @@
-"""Floor 3: pretraining, from a folder of images to a backbone, and probes of what it has learned.
+"""Floor 3: pretraining of a backbone on images, and its evaluation by kNN and linear probes.
 
-===========  =============================================================================================
-config       every key, with its default; what a config may not say; a network from it
-data         images, wherever they are
-stream       batches of views, in an order that is a function of the seed
-optim        the optimizer and its schedule, a function of progress; LARS
-sync_norm    BatchNorm over all processes, also on the CPU
-loop         the training, on one page
-checkpoint   one file: the backbone for everybody, the rest for a resumed run; a network from it, with its heads
-features     a frozen backbone's features, at any bit-width, also of views that differ in each epoch
-probe        kNN and linear accuracy; how a linear probe is done: fast, or as published
-probing      both, of a checkpoint: one row a bit-width
-analyzing    what few bits do to it: terms of its loss, its weights, a map of its features
-===========  =============================================================================================
+===================  ===========================================================================================
+config               config keys and defaults; checks of values; building the network
+data                 image data sets: folders, text files of paths, CIFAR
+view_loader          batches of augmented views, in an order that depends on the seed alone
+optim                the optimizer and its learning-rate schedule
+sync_norm            BatchNorm over all processes, also on the CPU
+loop                 the training loop
+checkpoint           saving, resuming, and reading a checkpoint as a pretrained network
+features             features of a frozen backbone, of test images or of augmented views
+classifiers          kNN and linear classifiers on features; the protocols of linear evaluation
+monitor              kNN evaluation during pretraining
+probe_checkpoint     kNN and linear probes of a checkpoint at several bit-widths
+analyze_checkpoints  the effect of few bits on a checkpoint: loss terms, weights, t-SNE
+===================  ===========================================================================================
 
 Pretraining and detection meet at a checkpoint file, nowhere else.
 """

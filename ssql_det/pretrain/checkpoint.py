@@ -1,8 +1,8 @@
-"""One file of a run: the backbone for everybody, its heads, and what a resumed run needs; whole or absent. And a
-pretrained network from a file: the backbone of any, and the heads where this project trained them.
+"""The checkpoint of a pretraining: written, resumed from, and read as a pretrained network.
 
-It is the project's own layout (``ssql_det.convert.formats.own``): probes take it, and of a ResNet detectors and
-``ssql-det convert``.
+One file holds the backbone, the heads of the method and the state of the training. Its layout is the project's own
+(``ssql_det.convert.formats.own``), which probes, detectors and ``ssql-det convert`` read. Reading also takes
+backbones in every other format that ``ssql-det convert`` reads.
 """
 
 from __future__ import annotations
@@ -48,99 +48,104 @@ from ssql_det.ssl.method import Encoder, mlp_from_state_dict
 
 CHECKPOINT_NAME = "checkpoint.pth"
 _BRANCHES = {"online": "encoder.backbone.", "momentum": "momentum.network.backbone."}  # not every method has both
-_PROJECTOR, _PREDICTOR, _TARGET = "encoder.projector.", "predictor.", "momentum.network.projector."
+_PROJECTOR, _PREDICTOR, _TARGET_PROJECTOR = "encoder.projector.", "predictor.", "momentum.network.projector."
 
 
 @dataclass(frozen=True)
 class TrainingState:
-    """What is trained, under the names that a checkpoint gives it.
+    """Everything that a checkpoint saves and a resumed run restores, besides the step.
 
-    >>> run = TrainingState(method, "resnet18", optimizer, facts)
-    >>> run.save(folder, steps=500)
-    >>> TrainingState(method, "resnet18", optimizer, facts).resume(folder, total=1000)
-    500
+    >>> import tempfile
+    >>> from ssql_det.backbones import build_backbone
+    >>> from ssql_det.ssl import SimSiam
+    >>> method = SimSiam(build_backbone("narrow_resnet"), dim=16, hidden=8)
+    >>> optimizer = torch.optim.SGD(method.parameters(), lr=0.1)
+    >>> state = TrainingState(method, "narrow_resnet", optimizer, Metadata(None, None))
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> state.save(folder, steps=500).name, state.resume(folder, total_steps=1000)
+    ('checkpoint.pth', 500)
     """
 
     method: nn.Module
-    backbone: str  # the name of its builder
+    backbone_name: str
     optimizer: torch.optim.Optimizer
-    facts: Metadata
-    images: str = ""  # what it is trained on, by its identity
-    quantizers: nn.Module | None = None  # what they learn, where they learn
+    metadata: Metadata
+    data_hash: str = ""  # of the file names of the training images
+    quantizers: nn.Module | None = None  # SSQL's, which may have trained parameters
 
     def save(self, folder: Path, steps: int) -> Path:
-        """After so many steps. Every rank takes part, one writes."""
+        """Save after ``steps`` steps. Every process calls it, rank 0 writes."""
         path = folder / CHECKPOINT_NAME
-        generators = gather_rng_states()
+        rng_states = gather_rng_states()
         if is_main():
             with atomic_write(path) as file:
-                save_tensors(self._content(steps, generators), file)
+                save_tensors(self._build_content(steps, rng_states), file)
         return path
 
-    def resume(self, folder: Path, total: int) -> int:
-        """Take up the state in the folder; how many of the steps are behind it."""
+    def resume(self, folder: Path, total_steps: int) -> int:
+        """Restore the state in the folder; returns the number of steps that are done."""
         path = folder / CHECKPOINT_NAME
         content = read_tensors(path)
         try:
-            generators, steps = list(content["resume"]["rng"]), int(content["resume"]["steps"])
-            if (name := read_backbone_name(content)) not in (None, self.backbone):
-                raise ValueError(f"its backbone is {name}, and not {self.backbone}")
-            if content["resume"]["images"] != self.images:
-                raise ValueError("the images are not those that it began with")
-            if not 0 <= steps <= total:
-                raise ValueError(f"it is {steps} steps on, of {total}")
+            rng_states, steps = list(content["resume"]["rng"]), int(content["resume"]["steps"])
+            if (name := read_backbone_name(content)) not in (None, self.backbone_name):
+                raise ValueError(f"its backbone is {name}, not {self.backbone_name}")
+            if content["resume"]["images"] != self.data_hash:
+                raise ValueError("the training images have changed")
+            if not 0 <= steps <= total_steps:
+                raise ValueError(f"it is at step {steps} of {total_steps}")
             state = dict(content["heads"])
-            for branch, prefix in self._branches().items():
+            for branch, prefix in self._find_branches().items():
                 state |= {prefix + name: tensor for name, tensor in content[branch].items()}
             self.method.load_state_dict(state)
-            if self._learned:
-                self._learned.load_state_dict(content["quantizers"])
+            if self._trained_quantizers:
+                self._trained_quantizers.load_state_dict(content["quantizers"])
             load_optimizer_state(self.optimizer, content["resume"]["optimizer"])
-            restore_rng_state(generators)
-        except KeyError as failure:
-            raise UserError(f"{path} cannot be resumed from: it has no {failure.args[0]}") from failure
-        except (AttributeError, RuntimeError, TypeError, ValueError) as failure:
-            reason = printable(" ".join(str(failure).split()), 200)
-            raise UserError(f"{path} cannot be resumed from ({reason}); pretrain in another OUTPUT_DIR") from failure
+            restore_rng_state(rng_states)
+        except KeyError as error:
+            raise UserError(f"cannot resume from {path}: it has no {error.args[0]}") from error
+        except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+            reason = printable(" ".join(str(error).split()), 200)
+            raise UserError(f"cannot resume from {path}: {reason}; pretrain in another OUTPUT_DIR") from error
         return steps
 
     @property
-    def _learned(self) -> nn.Module | None:
+    def _trained_quantizers(self) -> nn.Module | None:
         return self.quantizers if self.quantizers is not None and self.quantizers.state_dict() else None
 
-    def _branches(self) -> dict[str, str]:
-        """Those that the method has, and what their names begin with in it."""
+    def _find_branches(self) -> dict[str, str]:
+        """The branches that the method has, with the prefix of each in its state dict."""
         names = list(self.method.state_dict())
         return {
             branch: prefix for branch, prefix in _BRANCHES.items() if any(name.startswith(prefix) for name in names)
         }
 
-    def _content(self, steps: int, generators: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def _build_content(self, steps: int, rng_states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         heads = self.method.state_dict()
         branches = {
             branch: {name.removeprefix(prefix): heads.pop(name) for name in list(heads) if name.startswith(prefix)}
-            for branch, prefix in self._branches().items()
+            for branch, prefix in self._find_branches().items()
         }
         resume = {
             "steps": steps,
-            "images": self.images,
+            "images": self.data_hash,
             "optimizer": self.optimizer.state_dict(),
-            "rng": list(generators),
+            "rng": list(rng_states),
         }
-        learned = {"quantizers": self._learned.state_dict()} if self._learned else {}
-        description = build_metadata_dict(self.backbone, self.facts)
-        return {METADATA_KEY: description, **branches, "heads": heads, **learned, "resume": resume}
+        quantizers = {"quantizers": self._trained_quantizers.state_dict()} if self._trained_quantizers else {}
+        metadata = build_metadata_dict(self.backbone_name, self.metadata)
+        return {METADATA_KEY: metadata, **branches, "heads": heads, **quantizers, "resume": resume}
 
 
-def is_in(folder: str | os.PathLike[str]) -> bool:
+def has_checkpoint(folder: str | os.PathLike[str]) -> bool:
     return (Path(folder) / CHECKPOINT_NAME).exists()
 
 
 def require_savable(backbone: Backbone) -> None:
-    """Refuse, before any work, a network that could not be read again from its checkpoint."""
+    """Raise a ``UserError`` before training if the backbone could not be rebuilt from its checkpoint."""
     state = describe_state_dict(backbone.module.state_dict())
-    parts = backbone.module.named_modules()
-    faults = [f"{path or 'the network'} is parametrized" for path, module in parts if is_parametrized(module)]
+    modules = backbone.module.named_modules()
+    faults = [f"{path or 'the network'} is parametrized" for path, module in modules if is_parametrized(module)]
     faults += [f"{name} is {kind}" for name, kind in state.items() if kind == NOT_A_TENSOR]
     if faults := faults or find_state_differences(state, describe_expected_state(backbone.name)):
         raise UserError(
@@ -151,31 +156,23 @@ def require_savable(backbone: Backbone) -> None:
 
 @dataclass(frozen=True, eq=False)
 class PretrainedBackbone:
-    """A backbone with its weights, and what is known about it.
-
-    >>> pretrained = read_backbone("runs/ssql/checkpoint.pth")
-    >>> pretrained.network, pretrained.facts.method
-    ('resnet18', 'SSQL')
-    """
+    """A backbone with its weights and metadata."""
 
     backbone: Backbone
-    facts: Metadata
+    metadata: Metadata
     source: SourceFile
 
     @property
     def network(self) -> str:
-        """Its name in rows: a ResNet's architecture, whoever builds it, and of another network the builder's name."""
+        """Its name in rows of results: the architecture of a ResNet, otherwise the name of its builder."""
         return resolve_network_name(self.backbone.name)
 
 
 @dataclass(frozen=True, eq=False)
 class PretrainedMethod:
-    """``predictor(encoder(view))`` is what was held against ``target(other view)``, which is the encoder itself or its
-    moving average. Without heads, projector and predictor change nothing.
+    """A pretrained network with its heads: the loss compares ``predictor(encoder(view))`` with ``target(other_view)``.
 
-    >>> trained = read_pretrained_method("runs/ssql/checkpoint.pth")
-    >>> trained.has_heads, trained.pretrained.facts.method
-    (True, 'SSQL')
+    ``target`` is the encoder itself or its moving average. Without heads, projector and predictor are identities.
     """
 
     pretrained: PretrainedBackbone
@@ -186,45 +183,45 @@ class PretrainedMethod:
 
 
 def read_backbone(path: str | os.PathLike[str], into: Backbone | None = None) -> PretrainedBackbone:
-    """The backbone in a file: any that a training of this project wrote, a ResNet in any format that convert reads.
+    """Read a backbone from a checkpoint of this project, or a ResNet from any format that ``ssql-det convert`` reads.
 
-    It is built by the name in the file, or its weights go ``into`` one that is there; all of them, or it is refused.
+    It is built by the name in the file, or its weights are loaded ``into`` a backbone. All weights must match.
     """
     path = os.path.expanduser(path)
-    return _backbone_in(read_content(path), path, into=into)
+    return _load_backbone(read_content(path), path, into=into)
 
 
 def read_pretrained_method(path: str | os.PathLike[str]) -> PretrainedMethod:
-    """All of a file that a network's features pass through, in evaluation mode; of foreign files the backbone."""
+    """Read a backbone and its heads, in evaluation mode; files of other projects have no heads."""
     path = os.path.expanduser(path)
     content = read_content(path)
-    pretrained = _backbone_in(content, path)
+    pretrained = _load_backbone(content, path)
     backbone = pretrained.backbone.module
     heads = content.get("heads", {}) if METADATA_KEY in content else {}
     if not heads:
         encoder = Encoder(backbone, nn.Identity()).eval()
         return PretrainedMethod(pretrained, encoder, nn.Identity(), encoder, has_heads=False)
     try:
-        encoder = target = Encoder(backbone, mlp_from_state_dict(_below(_PROJECTOR, heads))).eval()
-        predictor = mlp_from_state_dict(found).eval() if (found := _below(_PREDICTOR, heads)) else nn.Identity()
-        average = _below(_TARGET, heads)
-        if average:
-            target = Encoder(
-                _backbone_in(content, path, "momentum").backbone.module, mlp_from_state_dict(average)
-            ).eval()
-    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as failure:
-        reason = printable(" ".join(str(failure).split()), 200)
-        raise UserError(f"{path}: its projector and predictor are not understood ({reason}); get it anew") from failure
+        encoder = target = Encoder(backbone, mlp_from_state_dict(_read_head(_PROJECTOR, heads))).eval()
+        predictor_state = _read_head(_PREDICTOR, heads)
+        predictor = mlp_from_state_dict(predictor_state).eval() if predictor_state else nn.Identity()
+        target_projector = _read_head(_TARGET_PROJECTOR, heads)
+        if target_projector:
+            target_backbone = _load_backbone(content, path, "momentum").backbone.module
+            target = Encoder(target_backbone, mlp_from_state_dict(target_projector)).eval()
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        reason = printable(" ".join(str(error).split()), 200)
+        raise UserError(f"{path}: invalid projector or predictor ({reason}); copy or train it again") from error
     return PretrainedMethod(pretrained, encoder, predictor, target, has_heads=True)
 
 
-def _backbone_in(
+def _load_backbone(
     content: Any, path: str, branch: str | None = None, into: Backbone | None = None
 ) -> PretrainedBackbone:
     with translate_metadata_errors(path):
         name = read_backbone_name(content)
     if name is not None:
-        return _of_training(content, path, name, branch or "online", into)
+        return _load_own_backbone(content, path, name, branch or "online", into)
     checkpoint = inspect_checkpoint(path, branch=branch, content=content)
     checkpoint.coverage.check(path)
     backbone = into or build_backbone(checkpoint.architecture.name)
@@ -233,42 +230,43 @@ def _backbone_in(
     return PretrainedBackbone(backbone, checkpoint.metadata, checkpoint.source)
 
 
-def _of_training(content: Any, path: str, name: str, branch: str, into: Backbone | None) -> PretrainedBackbone:
-    """A network in its own names: what its builder makes is to have just these tensors."""
+def _load_own_backbone(content: Any, path: str, name: str, branch: str, into: Backbone | None) -> PretrainedBackbone:
+    """Load a backbone whose tensors have the names that its builder gives them; they must match exactly."""
     with translate_metadata_errors(path):
-        facts = replace(Metadata.from_dict(content[METADATA_KEY]), branch=branch)
+        metadata = replace(Metadata.from_dict(content[METADATA_KEY]), branch=branch)
         state = {key: as_tensor(value) for key, value in content[branch].items()}
     if into and resolve_network_name(into.name) != resolve_network_name(name):
-        raise UserError(f"{path} is of the backbone {name}, not {into.name}; train that one: BACKBONE {name}")
+        raise UserError(f"{path} has the backbone {name}, not {into.name}; set BACKBONE {name}")
     try:
-        wanted = describe_state_dict(into.module.state_dict()) if into else describe_expected_state(name)
-    except UserError as failure:
-        raise UserError(f"{path}: {failure}") from failure
-    wrong = find_state_differences(describe_state_dict(state), wanted)
+        expected = describe_state_dict(into.module.state_dict()) if into else describe_expected_state(name)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    faults = find_state_differences(describe_state_dict(state), expected)
     tensors = {key: tensor for key, tensor in state.items() if tensor is not None}
-    wrong += [f"{key} claims more elements than the file has" for key in tensors if is_oversized_view(tensors[key])]
-    floats = (each for each in tensors.items() if each[1].is_floating_point())
-    if wrong := wrong or [f"{key} {fault}" for key, fault in find_invalid_values(floats).items()]:
+    faults += [f"{key} claims more elements than the file has" for key in tensors if is_oversized_view(tensors[key])]
+    floats = (item for item in tensors.items() if item[1].is_floating_point())
+    if faults := faults or [f"{key} {fault}" for key, fault in find_invalid_values(floats).items()]:
         raise UserError(
-            f"{path} is no {name} as it is built here: {summarize_names(wrong)}; is it whole, and of this version?"
+            f"{path} does not fit the backbone {name} of this version: {summarize_names(faults)}; the file may be "
+            "damaged, or of another version"
         )
     backbone = into or build_backbone(name)
     backbone.module.load_state_dict(tensors)
-    there = tuple(each for each in BRANCHES if each in content)
-    return PretrainedBackbone(backbone, facts, SourceFile(Path(path).name, sha256(path), METADATA_KEY, branches=there))
+    branches = tuple(branch for branch in BRANCHES if branch in content)
+    source = SourceFile(Path(path).name, sha256(path), METADATA_KEY, branches=branches)
+    return PretrainedBackbone(backbone, metadata, source)
 
 
-def _below(prefix: str, heads: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of one head under their names in it, fit to be computed with."""
-    found = {}
+def _read_head(prefix: str, heads: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The valid tensors of one head, under their names in that head."""
+    tensors = {}
     for name, value in heads.items():
         if name.startswith(prefix):
             tensor = as_tensor(value)
             if tensor is None or is_oversized_view(tensor):
-                raise ValueError(f"{name} is no tensor, or claims more elements than the file has")
-            found[name.removeprefix(prefix)] = tensor
-    for name, fault in find_invalid_values(
-        each for each in found.items() if not each[0].endswith(NUM_BATCHES_TRACKED)
-    ).items():
+                raise ValueError(f"{name} is not a tensor, or claims more elements than the file has")
+            tensors[name.removeprefix(prefix)] = tensor
+    values = (item for item in tensors.items() if not item[0].endswith(NUM_BATCHES_TRACKED))
+    for name, fault in find_invalid_values(values).items():
         raise ValueError(f"{prefix}{name} {fault}")
-    return found
+    return tensors

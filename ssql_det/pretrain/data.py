@@ -1,4 +1,4 @@
-"""Images to pretrain on and to probe with, wherever they are: folders, class folders, lists and CIFAR."""
+"""Image data sets for pretraining and probes: folders, class folders, text files with paths, and CIFAR."""
 
 from __future__ import annotations
 
@@ -19,21 +19,26 @@ from ssql_det.core.errors import UserError
 from ssql_det.ssl.augmentations import Augmentation
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-SPLITS = {"train": ("train",), "val": ("val", "test")}  # and their folders; of two, the first that is there
-_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # whatever the suffix; one of Pillow's others starts a program
+SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "test")}  # of two folders the first that exists is used
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # not EPS, for which Pillow starts Ghostscript
 _CIFAR = {"cifar10": CIFAR10, "cifar100": CIFAR100}
+
+
+class NoLabelledSplitError(UserError):
+    """A data set lacks the requested split, or labels."""
 
 
 @dataclass(frozen=True, eq=False)
 class ImageDataset:
-    """Images of any sizes in a fixed order. ``labels`` are indices into ``classes``; None where nothing tells them.
+    """Images of any size in a fixed order. ``labels`` are indices into ``classes``, or None for images without labels.
 
-    >>> images = open_images("toy/crops", "val")
-    >>> images[0].mode, images.file(0), images.classes[images.labels[0]]
-    ('RGB', 'toy/crops/test/eight/000003.png', 'eight')
+    >>> from PIL import Image
+    >>> gray = ImageDataset("gray", ("black", "white"), lambda index: Image.new("RGB", (8, 8), (255 * index,) * 3))
+    >>> len(gray), gray[1].getpixel((0, 0)), gray.file(1)
+    (2, (255, 255, 255), 'white')
     """
 
-    name: str  # for rows
+    name: str  # as in rows of results
     files: tuple[str, ...] = field(repr=False)
     read: Callable[[int], Image.Image] = field(repr=False)
     labels: tuple[int, ...] | None = field(default=None, repr=False)
@@ -43,41 +48,40 @@ class ImageDataset:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Image.Image:
-        """In RGB. What cannot be read raises whatever its decoder raises."""
+        """The image in RGB. An unreadable file raises whatever its decoder raises."""
         return self.read(index)
 
     def file(self, index: int) -> str:
-        """What is named when it cannot be read."""
+        """The path of an image, for messages."""
         return self.files[index]
 
 
 class CachedDataset(ImageDataset):
-    """Images that stay decoded once they were read, while there is room; each worker process has room of its own.
+    """Keeps decoded images in memory, up to ``max_bytes`` in each worker process."""
 
-    >>> images = CachedDataset(open_images("toy/crops"))
-    """
-
-    def __init__(self, images: ImageDataset, most_bytes: int = 256 * 2**20) -> None:
-        super().__init__(images.name, images.files, _Kept(images.read, most_bytes), images.labels, images.classes)
+    def __init__(self, images: ImageDataset, max_bytes: int = 256 * 2**20) -> None:
+        super().__init__(
+            images.name, images.files, _CachedReader(images.read, max_bytes), images.labels, images.classes
+        )
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The keys of ``DATA``: images to train on, and how views of them are made."""
+    """The config node ``DATA``: images to train on, and the augmentation of their views."""
 
     train: str
-    views: Augmentation
+    augmentation: Augmentation
     workers: int
-    most_bad_images: int
+    max_bad_images: int
     cache_mb: int
 
     def open(self) -> ImageDataset:
         return CachedDataset(open_images(self.train), self.cache_mb << 20)
 
 
-class _Kept:
-    def __init__(self, read: Callable[[int], Image.Image], room: int) -> None:
-        self._read, self._room = read, room
+class _CachedReader:
+    def __init__(self, read: Callable[[int], Image.Image], max_bytes: int) -> None:
+        self._read, self._free_bytes = read, max_bytes
         self._pixels: dict[int, NDArray[np.uint8]] = {}
 
     def __call__(self, index: int) -> Image.Image:
@@ -85,48 +89,50 @@ class _Kept:
             return Image.fromarray(self._pixels[index])
         image = self._read(index)
         pixels = np.asarray(image)
-        if pixels.nbytes <= self._room:
-            self._room -= pixels.nbytes
+        if pixels.nbytes <= self._free_bytes:
+            self._free_bytes -= pixels.nbytes
             self._pixels[index] = pixels
         return image
 
 
 def open_images(path: str, split: str = "train") -> ImageDataset:
-    """The images of one split; files are found, not yet read. ``path`` is one of
+    """The images of one split. Files are listed, not yet read. ``path`` is one of
 
-    - ``cifar10:ROOT`` or ``cifar100:ROOT``, as torchvision lays them out in ROOT
-    - a folder with ``train`` and ``val`` (or ``test``) in it, each one of the next two; ``train`` gives the classes
-    - a folder of two or more class folders with every image right in one of them: labelled
+    - ``cifar10:ROOT`` or ``cifar100:ROOT``, in torchvision's layout
+    - a folder with the folders ``train`` and ``val`` (or ``test``), each of one of the next two kinds; the class
+      folders of ``train`` define the classes
+    - a folder of two or more class folders that hold all images directly: labelled
     - a folder of other images, at any depth: not labelled
-    - a text file with a path a line, from its own folder on, and behind it, in all lines or in none, a label
+    - a text file with a path per line, relative to the text file, and optionally a label after each path
 
-    Files are sorted by path, a list's stand as listed. What has no parts is ``train``; hidden files do not count.
-
-    >>> open_images("cifar10:/data").classes[3], len(open_images("/data/imagenet", "val"))
-    ('cat', 50000)
+    Images of folders are sorted by path, those of a text file keep its order. A folder without splits and a text file
+    are the ``train`` split. Hidden files are ignored.
     """
-    if split not in SPLITS:
-        raise UserError(f"a split is {' or '.join(SPLITS)}, got {split!r}")
+    if split not in SPLIT_FOLDERS:
+        raise UserError(f"a split is {' or '.join(SPLIT_FOLDERS)}, got {split!r}")
     kind, _, root = path.partition(":")
     if kind in _CIFAR:
         return _open_cifar(kind, Path(os.path.expanduser(root)), split)
-    place = Path(os.path.expanduser(path))
+    source = Path(os.path.expanduser(path))
     try:
-        if not path or not place.exists():
-            raise UserError(f"{path!r} is not there; name a folder of images, a list of their paths, or cifar10:ROOT")
-        parts = _parts(place)
-        if split not in (parts or ["train"]):
-            raise UserError(f"{path} has no {split} part, no folder {' or '.join(SPLITS[split])}; name another source")
-        if place.is_dir():
-            return _open_folder(parts.get(split, place), place.resolve().name, parts.get("train"))
-        return _open_list(place)
-    except OSError as failure:
-        what = f"{failure.filename or path} cannot be read"
-        raise UserError(f"{what}: {failure.strerror or failure}; check the path and its rights") from failure
+        if not path or not source.exists():
+            raise UserError(f"{path!r} does not exist; name a folder of images, a text file of paths, or cifar10:ROOT")
+        splits = _find_splits(source)
+        if split not in (splits or ["train"]):
+            folders = " or ".join(SPLIT_FOLDERS[split])
+            raise NoLabelledSplitError(
+                f"{path} has no {split!r} split (no folder {folders}); add it, or use other data"
+            )
+        if source.is_dir():
+            return _open_folder(splits.get(split, source), source.resolve().name, splits.get("train"))
+        return _open_list(source)
+    except OSError as error:
+        where = f"{error.filename or path} cannot be read"
+        raise UserError(f"{where}: {error.strerror or error}; check the path and its permissions") from error
 
 
 def hash_file_names(images: ImageDataset) -> str:
-    """A hash of the files' names and the folders they lie in: the same wherever the data lie."""
+    """A hash of the names of all files and of their folders, independent of where the data set lies."""
     content = hashlib.sha256()
     for file in images.files:
         content.update(repr(Path(file).parts[-2:]).encode())
@@ -134,102 +140,108 @@ def hash_file_names(images: ImageDataset) -> str:
 
 
 def read_image(file: str) -> Image.Image:
-    """A file in RGB, converted as torchvision's loader does it, but that 16-bit gray becomes its upper 8 bits."""
-    if not os.path.isfile(file):  # a pipe would be waited for without end
-        raise FileNotFoundError("there is no such file")
+    """Read a file in RGB, as torchvision's loader does, except that of 16-bit gray the upper 8 bits are used."""
+    if not os.path.isfile(file):  # opening a pipe would block forever
+        raise FileNotFoundError("no such file")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # remarks on metadata, many in a large data set
+        warnings.simplefilter("ignore")  # metadata warnings, many in a large data set
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(file, formats=_FORMATS) as image:
             if image.mode == "F":
-                raise ValueError("its pixels are floating-point numbers, and nothing says which of them is white")
-            if image.mode.startswith("I"):  # Pillow would turn all above 255 white
+                raise ValueError("its pixels are floating-point numbers of unknown range")
+            if image.mode.startswith("I"):  # Pillow would turn all values above 255 white
                 upper = np.asarray(image).clip(0, 0xFFFF) >> 8
                 return Image.fromarray(upper.astype(np.uint8)).convert("RGB")
             return image.convert("RGB")
 
 
 def _open_cifar(kind: str, root: Path, split: str) -> ImageDataset:
-    source = _CIFAR[kind]
-    place = root / source.base_folder
+    dataset_class = _CIFAR[kind]
+    folder = root / dataset_class.base_folder
     try:
-        content = source(root, train=split == "train")  # unpickles nothing but files of the published MD5s
-    except (OSError, RuntimeError) as failure:
-        fault = "is not whole" if place.is_dir() else "is not there"
-        raise UserError(f"{place} {fault}; unpack {source.filename} in {root}, for torchvision's layout") from failure
-    files = tuple(os.path.join(place, f"{split} image {index}") for index in range(len(content.data)))
-    pixels = np.ascontiguousarray(content.data)  # torchvision's is a view of planes
-    return ImageDataset(kind, files, partial(_from_pixels, pixels), tuple(content.targets), tuple(content.classes))
+        # Unpickles files with the published MD5 only.
+        dataset = dataset_class(root, train=split == "train")
+    except (OSError, RuntimeError) as error:
+        fault = "is incomplete or damaged" if folder.is_dir() else "does not exist"
+        raise UserError(f"{folder} {fault}; unpack {dataset_class.filename} in {root}") from error
+    files = tuple(os.path.join(folder, f"{split} image {index}") for index in range(len(dataset.data)))
+    pixels = np.ascontiguousarray(dataset.data)  # torchvision's is a transposed view
+    return ImageDataset(kind, files, partial(_get_pixels, pixels), tuple(dataset.targets), tuple(dataset.classes))
 
 
-def _parts(place: Path) -> dict[str, Path]:
-    """The folder of each split; none where ``train`` is the name of a class, as it is in CIFAR-100."""
-    if (place / "crops" / "train").is_dir():  # toy data: scenes, their masks and crops, those of the test among them
-        raise UserError(f"{place} holds several data sets; name one of them, such as {place / 'crops'}")
-    found = {split: place / name for split, names in SPLITS.items() for name in names[::-1] if (place / name).is_dir()}
-    return found if len(found) == len(SPLITS) or any(map(_folders, found.values())) else {}
+def _find_splits(source: Path) -> dict[str, Path]:
+    """The folder of each split; empty if ``train`` is a class, as in CIFAR-100."""
+    if (source / "crops" / "train").is_dir():  # toy data: scenes, masks and crops, each with a test split
+        raise UserError(f"{source} holds several data sets; name one of them, such as {source / 'crops'}")
+    splits = {
+        split: source / folder
+        for split, folders in SPLIT_FOLDERS.items()
+        for folder in folders[::-1]
+        if (source / folder).is_dir()
+    }
+    return splits if len(splits) == len(SPLIT_FOLDERS) or any(map(_list_folders, splits.values())) else {}
 
 
 def _open_folder(folder: Path, name: str, train: Path | None) -> ImageDataset:
-    inside = sorted(_files_under(folder))
-    if not inside:
-        raise UserError(f"{folder} has no images in it, no *{', *'.join(SUFFIXES)}; name a folder that has")
-    files = tuple(os.path.join(folder, each) for each in inside)
-    images, own = ImageDataset(name, files, partial(_from_file, files)), _folders(folder)
-    if len(own) < 2 or any(each.count(os.sep) != 1 for each in inside):
+    paths = sorted(_find_images(folder))
+    if not paths:
+        raise UserError(f"{folder} has no images (*{', *'.join(SUFFIXES)}); name a folder that has")
+    files = tuple(os.path.join(folder, path) for path in paths)
+    images, own_classes = ImageDataset(name, files, partial(_read_file, files)), _list_folders(folder)
+    if len(own_classes) < 2 or any(path.count(os.sep) != 1 for path in paths):
         return images
-    classes = (train and _folders(train)) or own
-    owners = [each.split(os.sep)[0] for each in inside]
-    unknown = sorted({*owners} - {*classes})
+    classes = (train and _list_folders(train)) or own_classes
+    class_of_image = [path.split(os.sep)[0] for path in paths]
+    unknown = sorted({*class_of_image} - {*classes})
     if unknown:
         raise UserError(f"{folder} has the class {unknown[0]}, {train} has not; give both the same class folders")
     numbers = {each: number for number, each in enumerate(classes)}
-    return replace(images, labels=tuple(numbers[each] for each in owners), classes=tuple(classes))
+    return replace(images, labels=tuple(numbers[each] for each in class_of_image), classes=tuple(classes))
 
 
 def _open_list(file: Path) -> ImageDataset:
     try:
         lines = file.read_text("utf-8-sig").split("\n")
-    except UnicodeDecodeError as failure:
-        raise UserError(f"{file} is no text; name a folder of images, or a list with a path a line") from failure
-    entries = [(number, *_entry(line.strip())) for number, line in enumerate(lines, 1) if line.strip()]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not a text file; name a folder of images, or a text file of paths") from error
+    entries = [(number, *_parse_line(line.strip())) for number, line in enumerate(lines, 1) if line.strip()]
     if not entries:
-        raise UserError(f"{file} lists no images; write a path a line")
+        raise UserError(f"{file} lists no images; write one path per line")
     for number, path, label in entries:
         if not (file.parent / path).is_file():
-            raise UserError(f"line {number} of {file} names {path}, which is no file; paths start at {file.parent}")
+            raise UserError(f"{file}, line {number}: there is no file {path}; paths are relative to {file.parent}")
         if (label is None) != (entries[0][2] is None):
-            raise UserError(f"line {number} of {file} and its first differ in having a label; give all one, or none")
+            raise UserError(f"{file}, line {number}: labels are given for some images only; label all of them, or none")
     files = tuple(os.path.join(file.parent, path) for _, path, _ in entries)
     labels = tuple(label for _, _, label in entries if label is not None)
     classes = tuple(map(str, range(max(labels, default=-1) + 1)))
-    return ImageDataset(file.stem, files, partial(_from_file, files), labels or None, classes)
+    return ImageDataset(file.stem, files, partial(_read_file, files), labels or None, classes)
 
 
-def _entry(line: str) -> tuple[str, int | None]:
+def _parse_line(line: str) -> tuple[str, int | None]:
     path, *last = line.rsplit(None, 1)
-    is_labelled = last and last[0].isdecimal() and len(last[0]) < 7  # each number up to the highest becomes a class
+    is_labelled = last and last[0].isdecimal() and len(last[0]) < 7  # every number up to the largest becomes a class
     return (path, int(last[0])) if is_labelled else (line, None)
 
 
-def _files_under(folder: Path, within: str = "", above: tuple[str, ...] = ()) -> Iterator[str]:
-    """Paths of images, from ``folder`` on. A link that leads back up is not followed: it would go round for ever."""
-    place = os.path.realpath(folder / within)
-    for entry in os.scandir(place) if place not in above else ():
-        path = os.path.join(within, entry.name)
+def _find_images(folder: Path, subfolder: str = "", parents: tuple[str, ...] = ()) -> Iterator[str]:
+    """Paths of images, relative to ``folder``. Links to a parent folder are not followed, to avoid endless loops."""
+    real_path = os.path.realpath(folder / subfolder)
+    for entry in os.scandir(real_path) if real_path not in parents else ():
+        path = os.path.join(subfolder, entry.name)
         if entry.is_dir() and entry.name[0] != ".":
-            yield from _files_under(folder, path, (*above, place))
+            yield from _find_images(folder, path, (*parents, real_path))
         elif path.lower().endswith(SUFFIXES) and entry.name[0] != ".":
             yield path
 
 
-def _folders(place: Path) -> list[str]:
-    return sorted(each.name for each in os.scandir(place) if each.is_dir() and each.name[0] != ".")
+def _list_folders(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != ".")
 
 
-def _from_file(files: tuple[str, ...], index: int) -> Image.Image:
+def _read_file(files: tuple[str, ...], index: int) -> Image.Image:
     return read_image(files[index])
 
 
-def _from_pixels(pixels: NDArray[np.uint8], index: int) -> Image.Image:
+def _get_pixels(pixels: NDArray[np.uint8], index: int) -> Image.Image:
     return Image.fromarray(pixels[index])

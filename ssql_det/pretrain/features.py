@@ -1,6 +1,7 @@
-"""A frozen backbone's features of labelled images, as it is: inside ``quantization.at(...)`` those of its few bits.
+"""Features of a frozen backbone, for kNN and linear probes; inside ``quantization.at(...)`` those of the quantized one.
 
-Images are as a test shows them, or look different in each epoch; then their features are made anew, or kept.
+Images are transformed once as in testing, or augmented anew in each epoch; then their features are recomputed in each
+epoch, or cached for a number of views.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from PIL.Image import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -18,24 +20,24 @@ from ssql_det.convert import InputFormat
 from ssql_det.core.console import track
 from ssql_det.core.errors import UserError
 from ssql_det.core.rng import seeded_rng
-from ssql_det.pretrain.data import ImageDataset
-from ssql_det.pretrain.view_loader import loaded
+from ssql_det.pretrain.data import ImageDataset, NoLabelledSplitError
+from ssql_det.pretrain.view_loader import load_batches
 from ssql_det.quant.forward import evaluating
 from ssql_det.ssl.augmentations import Augmentation, normalize
 
-MOST_BYTES = 8 << 30  # of decoded images, or of features, that are kept
-_TOGETHER = 256  # images that pass through the network where no batch is asked for
+MAX_BYTES = 8 << 30  # of images or features that are held in memory
+_BATCH_SIZE = 256
 
-Place = tuple[int, Tensor]
-"""An epoch, and the numbers [N] of the images that make up a batch of it."""
+EpochBatch = tuple[int, Tensor]
+"""The number of an epoch, and the indices [N] of the images in one of its batches."""
 
-Seen = Callable[[Iterator[Place]], Iterable[Tensor]]
-"""The features [N, D] of each place, one after the other."""
+FeatureSource = Callable[[Iterator[EpochBatch]], Iterable[Tensor]]
+"""Yields the features [N, D] of each batch."""
 
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Images [N, 3, S, S], uint8, as a recipe shows them in a test, and their classes [N]."""
+    """Images [N, 3, S, S], uint8, after the test transform, with their labels [N]."""
 
     name: str
     pixels: Tensor
@@ -44,120 +46,127 @@ class LabelledImages:
     def first(self, count: int) -> LabelledImages:
         return LabelledImages(self.name, self.pixels[:count], self.labels[:count])
 
-    def batches(self, input: InputFormat, size: int = 256) -> Iterator[Tensor]:
-        """Normalized, in even parts of at most ``size``: a part of one image has no variance."""
-        for part in self.pixels.tensor_split(-(-len(self.pixels) // size)):
-            yield normalize(part, input)
+    def batches(self, input: InputFormat, batch_size: int = _BATCH_SIZE) -> Iterator[Tensor]:
+        """Normalized batches of nearly equal size, so that no batch has a single image, whose variance is undefined."""
+        for batch in self.pixels.tensor_split(-(-len(self.pixels) // batch_size)):
+            yield normalize(batch, input)
 
 
-def labelled(images: ImageDataset, recipe: Augmentation, most: int | None = None, seed: int = 0) -> LabelledImages:
-    """All images, or ``most`` of them chosen by the seed."""
-    order = chosen(images, most, seed)
-    labels = get_labels(images, order)
-    size = len(order) * 3 * recipe.size**2
-    if size > MOST_BYTES:
-        fitting = MOST_BYTES // (3 * recipe.size**2)
+def load_labelled_images(
+    images: ImageDataset, augmentation: Augmentation, max_images: int | None = None, seed: int = 0
+) -> LabelledImages:
+    """All images, or ``max_images`` of them chosen by the seed, in the order of :func:`choose_indices`."""
+    indices = choose_indices(images, max_images, seed)
+    labels = get_labels(images, indices)
+    bytes_per_image = 3 * augmentation.size**2
+    if len(indices) * bytes_per_image > MAX_BYTES:
+        fitting = MAX_BYTES // bytes_per_image
         raise UserError(
-            f"{len(order)} images of {images.name} at {recipe.size} pixels take {size / 2**30:.0f} GiB of memory; ask "
-            f"for {f'fewer, as --images {fitting}' if fitting else 'smaller ones'}"
+            f"{len(indices)} images of {images.name} at {augmentation.size} pixels take "
+            f"{len(indices) * bytes_per_image / 2**30:.0f} GiB of memory; use "
+            f"{f'fewer: --images {fitting}' if fitting else 'a smaller --size'}"
         )
-    pixels = torch.empty(len(order), 3, recipe.size, recipe.size, dtype=torch.uint8)
-    for place, index in enumerate(track(order, f"reading {images.name}")):
-        pixels[place] = framed(images, index, recipe.test_transform)
+    pixels = torch.empty(len(indices), 3, augmentation.size, augmentation.size, dtype=torch.uint8)
+    for row, index in enumerate(track(indices, f"reading {images.name}")):
+        pixels[row] = load_transformed(images, index, augmentation.test_transform)
     return LabelledImages(images.name, pixels, labels)
 
 
-def chosen(images: ImageDataset, most: int | None = None, seed: int = 0) -> list[int]:
-    """The numbers of ``most`` of the images, or of all, in an order that follows from the seed; fewer are the first."""
-    return torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()[:most]
+def choose_indices(images: ImageDataset, count: int | None = None, seed: int = 0) -> list[int]:
+    """The indices of ``count`` images, or of all, shuffled by the seed; a smaller count gives the first of them."""
+    return torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()[:count]
 
 
 def get_labels(images: ImageDataset, indices: Sequence[int]) -> Tensor:
     if images.labels is None:
-        raise UserError(f"{images.name} has no labels; name folders of classes, a labelled list or CIFAR")
+        raise NoLabelledSplitError(f"{images.name} has no labels; use class folders, a labelled text file, or CIFAR")
     return torch.tensor([images.labels[index] for index in indices])
 
 
-def framed(images: ImageDataset, index: int, frame: Callable[[Image], Tensor]) -> Tensor:
-    """An image as it is shown, uint8 [3, S, S]; of one that cannot be read, its file."""
+def load_transformed(images: ImageDataset, index: int, transform: Callable[[Image], Tensor]) -> Tensor:
+    """A transformed image, uint8 [3, S, S]; a ``UserError`` that names the file if it cannot be read."""
     try:
-        return frame(images[index])
-    except Exception as failure:  # a decoder can fail in any way
-        reason = " ".join(str(failure).split())
-        raise UserError(f"{images.file(index)} cannot be read ({reason}); mend it, or leave it out") from failure
+        return transform(images[index])
+    except Exception as error:  # decoders raise all kinds of exceptions
+        reason = " ".join(str(error).split())
+        raise UserError(f"{images.file(index)} cannot be read ({reason}); repair or remove it") from error
 
 
 @torch.no_grad()
-def features(backbone: nn.Module, batches: Sequence[Tensor] | Iterator[Tensor]) -> Tensor:
-    """[N, D] in evaluation mode, on the CPU; the network's mode is put back.
+def extract_features(backbone: nn.Module, batches: Sequence[Tensor] | Iterator[Tensor]) -> Tensor:
+    """Features [N, D] in evaluation mode, on the CPU. The backbone's mode is restored.
 
-    >>> with quantization.at(Bits(4, 4)):
-    ...     low = features(backbone, images.batches(IMAGENET))
+    >>> extract_features(model, loader).shape
+    torch.Size([4, 192])
     """
     device = next(backbone.parameters()).device
     with evaluating(backbone):
         return torch.cat([backbone(batch.to(device)).float().cpu() for batch in batches])
 
 
-class AugmentedImages(Dataset[Tensor | str]):
-    """``chosen`` of some images. What a view of one is follows from the seed, the image and the view's number alone.
+def compute_spread(features: Tensor) -> float:
+    """The standard deviation of each L2-normalized feature, times ``sqrt(D)``, averaged (Chen and He, CVPR 2021).
 
-    >>> augmented = AugmentedImages(images, range(len(images)), build_augmentation("cifar").image_transform)
-    >>> next(augmented.views([(0, torch.tensor([5, 6]))])).shape  # uint8, in their first view
-    torch.Size([2, 3, 32, 32])
+    Near 1 features [N, D] point in all directions; at 0 they have collapsed to a single one.
+
+    >>> round(compute_spread(torch.randn(4096, 128)), 1), compute_spread(torch.ones(8, 128))
+    (1.0, 0.0)
     """
+    return float(F.normalize(features.detach().float(), dim=1).std(dim=0).mean() * features.shape[1] ** 0.5)
+
+
+class AugmentedImages(Dataset[Tensor | str]):
+    """The images ``indices`` of a data set, augmented; a view depends on the seed, the image and the epoch alone."""
 
     def __init__(
         self,
         images: ImageDataset,
-        chosen: Sequence[int],
-        frame: Callable[[Image], Tensor],
+        indices: Sequence[int],
+        transform: Callable[[Image], Tensor],
         seed: int = 0,
         workers: int = 0,
     ) -> None:
-        self.labels = get_labels(images, chosen)
-        self._images, self._chosen, self._frame, self._seed, self._workers = images, chosen, frame, seed, workers
+        self.labels = get_labels(images, indices)
+        self._images, self._indices, self._transform = images, indices, transform
+        self._seed, self._workers = seed, workers
 
     def __len__(self) -> int:
-        return len(self._chosen)
+        return len(self._indices)
 
-    def __getitem__(self, place: tuple[int, int]) -> Tensor | str:
-        """A view, or why there is none."""
-        view, number = place
-        index = self._chosen[number]
+    def __getitem__(self, item: tuple[int, int]) -> Tensor | str:
+        """The view of an image in an epoch, or an error message."""
+        epoch, number = item
+        index = self._indices[number]
         try:
-            with seeded_rng(self._seed, index, view):
-                return framed(self._images, index, self._frame)
-        except UserError as mistake:
-            return str(mistake)
+            with seeded_rng(self._seed, index, epoch):
+                return load_transformed(self._images, index, self._transform)
+        except UserError as error:
+            return str(error)
 
-    def views(self, places: Iterable[Place]) -> Iterator[Tensor]:
-        """Of each place the images in the view that has its epoch's number: uint8 [N, 3, S, S]."""
-        numbers = ([(view, number) for number in part.tolist()] for view, part in places)
-        return loaded(self, numbers, torch.stack, self._seed, self._workers)
+    def views(self, batches: Iterable[EpochBatch]) -> Iterator[Tensor]:
+        """The views of each batch, uint8 [N, 3, S, S]."""
+        items = ([(epoch, number) for number in numbers.tolist()] for epoch, numbers in batches)
+        return load_batches(self, items, torch.stack, self._seed, self._workers)
 
 
-def anew(backbone: nn.Module, augmented: AugmentedImages, input: InputFormat) -> Seen:
-    """Features of a new view of each image in each epoch, through the backbone as it is at that moment.
+def stream_features(backbone: nn.Module, augmented: AugmentedImages, input: InputFormat) -> FeatureSource:
+    """Features of a new view of each image in each epoch, computed by the backbone when they are needed."""
 
-    >>> with quantization.at(Bits(4, 4)):
-    ...     train(layer, anew(backbone, augmented, CIFAR), augmented.labels, training)
-    """
-
-    def seen(places: Iterable[Place]) -> Iterator[Tensor]:
+    def load_features(batches: Iterable[EpochBatch]) -> Iterator[Tensor]:
         device = next(backbone.parameters()).device
-        for pixels in augmented.views(places):
-            yield features(backbone, [normalize(pixels.to(device), input)])
+        for pixels in augmented.views(batches):
+            yield extract_features(backbone, [normalize(pixels.to(device), input)])
 
-    return seen
+    return load_features
 
 
-def kept(backbone: nn.Module, augmented: AugmentedImages, input: InputFormat, views: int) -> Seen:
-    """Features of so many views of each image, made now; they come round again. With a view for each epoch it is
-    ``anew``, with fewer the layer sees less of what the frame can do.
-    """
-    parts = torch.arange(len(augmented)).split(_TOGETHER)
-    places = ((view, part) for view in range(views) for part in parts)
-    made = iter(track(anew(backbone, augmented, input)(places), "keeping features", views * len(parts)))
-    known = [torch.cat(list(itertools.islice(made, len(parts)))) for _ in range(views)]
-    return lambda places: (known[epoch % views][part] for epoch, part in places)
+def cache_features(
+    backbone: nn.Module, augmented: AugmentedImages, input: InputFormat, num_views: int
+) -> FeatureSource:
+    """Features of ``num_views`` views of each image, computed now; epoch ``e`` uses view ``e % num_views``."""
+    parts = torch.arange(len(augmented)).split(_BATCH_SIZE)
+    batches = ((view, part) for view in range(num_views) for part in parts)
+    stream = stream_features(backbone, augmented, input)(batches)
+    tracked = iter(track(stream, "caching features", num_views * len(parts)))
+    cached = [torch.cat(list(itertools.islice(tracked, len(parts)))) for _ in range(num_views)]
+    return lambda batches: (cached[epoch % num_views][indices] for epoch, indices in batches)

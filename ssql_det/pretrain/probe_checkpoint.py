@@ -1,4 +1,4 @@
-"""A probe at every bit-width: one frozen backbone, one calibration, one row each."""
+"""kNN and linear probes of a checkpoint: one frozen backbone, one calibration, a row of results for each bit-width."""
 
 from __future__ import annotations
 
@@ -17,17 +17,23 @@ from ssql_det.core.errors import UserError
 from ssql_det.core.rows import Protocol as RowProtocol
 from ssql_det.core.rows import Row, timestamp
 from ssql_det.pretrain.checkpoint import PretrainedBackbone, read_backbone
-from ssql_det.pretrain.classifiers import Protocol, Training, knn, linear, linear_of_views
+from ssql_det.pretrain.classifiers import (
+    LinearProtocol,
+    LinearTraining,
+    knn_accuracy,
+    linear_accuracy,
+    linear_accuracy_on_views,
+)
 from ssql_det.pretrain.data import CachedDataset, open_images
 from ssql_det.pretrain.features import (
-    MOST_BYTES,
+    MAX_BYTES,
     AugmentedImages,
     LabelledImages,
-    anew,
-    chosen,
-    features,
-    kept,
-    labelled,
+    cache_features,
+    choose_indices,
+    extract_features,
+    load_labelled_images,
+    stream_features,
 )
 from ssql_det.quant import (
     Bits,
@@ -43,160 +49,191 @@ from ssql_det.quant.scheme import RE_ESTIMATED
 from ssql_det.ssl.augmentations import Augmentation, build_augmentation
 
 _logger = logging.getLogger(__name__)
-_TOGETHER = 64  # images in a batch that norms are estimated from
+_CALIBRATION_BATCH = 64  # images; norm statistics are estimated over such batches
 
 
 @dataclass(frozen=True)
 class ProbeSettings:
-    """What of a probe is not the backbone and the data. What has no default here has one in the command."""
+    """How to probe. Fields without a default have one in the command line."""
 
-    kinds: tuple[str, ...]
+    kinds: tuple[str, ...]  # knn, linear
     seed: int
     device: str
-    workers: int  # processes that make views
-    calibration: int = Calibration().images  # the first of the images that are chosen
+    workers: int  # processes that load augmented views
+    calibration: int = Calibration().images  # the first of the training images
     scheme: Scheme = field(default_factory=Scheme)
-    most: int | None = None
-    size: int | None = None  # of the images, in pixels; the recipe's own if it is not given
-    protocol: Protocol = field(default_factory=Protocol)
-    method: str = ""  # how rows call it; as the checkpoint says if it is not given
+    max_images: int | None = None  # of each split; None: all
+    size: int | None = None  # of the images, in pixels; None: the augmentation's own
+    protocol: LinearProtocol = field(default_factory=LinearProtocol)
+    method: str = ""  # the method's name in rows; "": the checkpoint's
 
     def __post_init__(self) -> None:
         if self.scheme.norms == RE_ESTIMATED and self.calibration < 2:
-            raise UserError("norms=re-estimated needs two images or more: --calib-images 256")
-        if self.protocol != Protocol() and "linear" not in self.kinds:
-            raise UserError("a protocol, its epochs and batches are of the linear probe: ssql-det probe linear ...")
+            raise UserError("norms=re-estimated needs two images or more; use --calib-images 256")
+        if self.protocol != LinearProtocol() and "linear" not in self.kinds:
+            raise UserError("--protocol, --epochs, --batch and --cached-views are for: ssql-det probe linear ...")
 
 
 @dataclass(frozen=True)
-class _Shown:
-    """Images as they are shown to a backbone. Where a layer is trained on views that differ, ``seen`` may be few."""
+class _ProbeData:
+    """``train`` is the gallery of kNN and calibrates; with the published protocol ``views`` train the linear layer."""
 
-    seen: LabelledImages
-    asked: LabelledImages
+    train: LabelledImages
+    test: LabelledImages
     views: AugmentedImages | None
 
     @property
     def counts(self) -> dict[str, int]:
-        train = self.seen.labels if self.views is None else self.views.labels
-        return {"train_images": len(train), "val_images": len(self.asked.labels)}
+        train_labels = self.train.labels if self.views is None else self.views.labels
+        return {"train_images": len(train_labels), "val_images": len(self.test.labels)}
 
 
 def probe_checkpoint(
-    checkpoint: str, data: str, bits: str, shown: str, plan: ProbeSettings, there: Sequence[Row] = ()
+    checkpoint: str,
+    data: str,
+    bits: str,
+    recipe: str,
+    settings: ProbeSettings,
+    cached_rows: Sequence[Row] = (),
 ) -> Iterator[Row]:
-    """A row for each of the bits; of ``there`` where one answers the same question.
+    """One row of results for each bit-width; a row of ``cached_rows`` with the same settings is returned as it is.
 
-    >>> for row in probe_checkpoint("ssql.pth", "toy/crops", "FP,4w4a,2w4a", "digits", ProbeSettings(("knn", "linear"), 0, "cuda", 4)):
-    ...     print(row.bits, row.metrics)
+    ``recipe`` names the augmentation; "": that of the network.
     """
     widths = parse_widths(bits)
     pretrained = read_backbone(checkpoint)
     backbone, source = pretrained.backbone, pretrained.source
-    _logger.info("%s: %s, %s", source.name, pretrained.network, describe_branch(pretrained.facts, source))
-    backbone.module.eval().to(resolve_device(plan.device, "--device"))
-    way = plan.protocol.shown(build_augmentation(shown or default_recipe(pretrained.network), plan.size))
-    training = plan.protocol.training(way, backbone.width)
-    images = _opened(data, way, backbone.width, plan)
-    if plan.scheme.norms == RE_ESTIMATED and len(images.seen.labels) < 2:
-        raise UserError(f"norms=re-estimated needs two images or more, and {data} has {len(images.seen.labels)}")
-    linear = plan.protocol.described(training) if "linear" in plan.kinds else {}
-    protocol = {"probes": list(plan.kinds), **linear, "recipe": way.name, "size": way.size, **images.counts}
-    yield from _rows(pretrained, images, training, widths, plan, protocol, there)
+    _logger.info("%s: %s, %s", source.name, pretrained.network, describe_branch(pretrained.metadata, source))
+    backbone.module.eval().to(resolve_device(settings.device, "--device"))
+    augmentation = build_augmentation(recipe or default_recipe(pretrained.network), settings.size)
+    augmentation = settings.protocol.adapt_augmentation(augmentation)
+    training = settings.protocol.build_training(augmentation, backbone.width)
+    probe_data = _load_data(data, augmentation, backbone.width, settings)
+    num_train = len(probe_data.train.labels)
+    if settings.scheme.norms == RE_ESTIMATED and num_train < 2:
+        raise UserError(f"norms=re-estimated needs two images or more; {data} has {num_train}")
+    protocol = {
+        "probes": list(settings.kinds),
+        **(settings.protocol.to_row_fields(training) if "linear" in settings.kinds else {}),
+        "recipe": augmentation.name,
+        "size": augmentation.size,
+        **probe_data.counts,
+    }
+    yield from _probe_widths(pretrained, probe_data, training, widths, settings, protocol, cached_rows)
 
 
 def default_recipe(network: str) -> str:
-    """The recipe of images that a network is for, by its name."""
+    """The augmentation for a network, by its name.
+
+    >>> default_recipe("cifar_resnet18"), default_recipe("resnet50")
+    ('cifar', 'imagenet')
+    """
     if network.startswith("cifar_"):
         return "cifar"
     return "digits" if network == "narrow_resnet" else "imagenet"
 
 
-def _opened(data: str, way: Augmentation, width: int, plan: ProbeSettings) -> _Shown:
+def _load_data(data: str, augmentation: Augmentation, feature_width: int, settings: ProbeSettings) -> _ProbeData:
     train, test = (open_images(data, split) for split in ("train", "val"))
-    order, views = chosen(train, plan.most, plan.seed), None
-    enough = len(order)
-    if plan.protocol.is_published:
-        _require_room(plan.protocol.cached_views or 0, 4 * width * len(order))
-        views = AugmentedImages(CachedDataset(train), order, way.image_transform, plan.seed, plan.workers)
-        enough = enough if "knn" in plan.kinds else min(plan.calibration, enough)
-    return _Shown(labelled(train, way, enough, plan.seed), labelled(test, way, plan.most, plan.seed), views)
+    indices, views = choose_indices(train, settings.max_images, settings.seed), None
+    num_train = len(indices)
+    if settings.protocol.is_published:
+        _check_cache_size(settings.protocol.cached_views or 0, 4 * feature_width * len(indices))
+        transform = augmentation.image_transform
+        views = AugmentedImages(CachedDataset(train), indices, transform, settings.seed, settings.workers)
+        num_train = num_train if "knn" in settings.kinds else min(settings.calibration, num_train)
+    return _ProbeData(
+        load_labelled_images(train, augmentation, num_train, settings.seed),
+        load_labelled_images(test, augmentation, settings.max_images, settings.seed),
+        views,
+    )
 
 
-def _require_room(views: int, size: int) -> None:
-    if views * size > MOST_BYTES:
-        fewer = f"ask for fewer, as --cached-views {MOST_BYTES // size}" if size <= MOST_BYTES else "leave them out"
-        raise UserError(f"{views} cached views take {views * size / 2**30:.0f} GiB of memory; {fewer}")
+def _check_cache_size(num_views: int, bytes_per_view: int) -> None:
+    if num_views * bytes_per_view > MAX_BYTES:
+        fitting = MAX_BYTES // bytes_per_view
+        advice = f"use --cached-views {fitting}" if fitting else "omit --cached-views"
+        raise UserError(f"{num_views} cached views take {num_views * bytes_per_view / 2**30:.0f} GiB; {advice}")
 
 
-def _rows(
+def _probe_widths(
     pretrained: PretrainedBackbone,
-    shown: _Shown,
-    training: Training,
+    data: _ProbeData,
+    training: LinearTraining,
     widths: Sequence[Bits],
-    plan: ProbeSettings,
+    settings: ProbeSettings,
     protocol: RowProtocol,
-    there: Sequence[Row],
+    cached_rows: Sequence[Row],
 ) -> Iterator[Row]:
-    backbone, facts = pretrained.backbone.module, pretrained.facts
-    images = facts.input or IMAGENET
-    calibration = list(shown.seen.first(plan.calibration).batches(images, _TOGETHER))
-    points = quant_points(backbone, plan.scheme.placement, images.value_range)
-    quantization = Quantization(backbone, points, plan.scheme)
+    backbone, metadata = pretrained.backbone.module, pretrained.metadata
+    input = metadata.input or IMAGENET
+    calibration = list(data.train.first(settings.calibration).batches(input, _CALIBRATION_BATCH))
+    points = quant_points(backbone, settings.scheme.placement, input.value_range)
+    quantization = Quantization(backbone, points, settings.scheme)
     quantization.calibrate(calibration)
     profile = profile_cost(backbone, quantization.points, calibration[0][:1].to(next(backbone.parameters()).device))
-    question = Row(
-        method=plan.method or facts.method or "",
+    row_without_results = Row(
+        method=settings.method or metadata.method or "",
         checkpoint=pretrained.source.name,
         checkpoint_hash=pretrained.source.sha256,
         config="",
-        dataset=shown.asked.name,
+        dataset=data.test.name,
         bits="",
         scope="backbone",
         metrics={},
-        seed=-1 if facts.seed is None else facts.seed,
+        seed=-1 if metadata.seed is None else metadata.seed,
         engine="",
         seconds=0.0,
-        scheme=str(plan.scheme),
-        calibration=Calibration(min(plan.calibration, len(shown.seen.labels)), plan.seed, shown.seen.name),
-        network=pretrained.network,  # by which tables know their lines
+        scheme=str(settings.scheme),
+        calibration=Calibration(min(settings.calibration, len(data.train.labels)), settings.seed, data.train.name),
+        network=pretrained.network,
         protocol=protocol,
-        placement=plan.scheme.placement,
+        placement=settings.scheme.placement,
     )
     for width in widths:
-        asked = replace(question, bits=str(width))
-        answer = next((row for row in reversed(there) if _unanswered(row, asked) == asked), None)
-        if answer is not None:
-            _logger.info("%s is there already", width)
-            yield answer
+        row = replace(row_without_results, bits=str(width))
+        cached = next((each for each in reversed(cached_rows) if _remove_results(each, row) == row), None)
+        if cached is not None:
+            _logger.info("%s: already in the results, not measured again", width)
+            yield cached
             continue
         start = time.perf_counter()
-        accuracies = partial(_accuracies, backbone, images, shown, training, plan)
-        metrics = evaluate_at_width(quantization, width, accuracies, batches=calibration)
+        evaluate = partial(_evaluate, backbone, input, data, training, settings)
+        metrics = evaluate_at_width(quantization, width, evaluate, batches=calibration)
         cost = profile.at(width)
         metrics |= {"MB": cost.bytes / 1e6, "GBOPs": cost.bit_ops / 1e9}
-        yield replace(asked, metrics=metrics, seconds=round(time.perf_counter() - start, 2), time=timestamp())
+        yield replace(row, metrics=metrics, seconds=round(time.perf_counter() - start, 2), time=timestamp())
 
 
-def _unanswered(row: Row, asked: Row) -> Row:
-    """Without what does not belong to the question."""
-    return replace(row, metrics={}, seconds=0.0, time=asked.time, versions=asked.versions, schema=asked.schema)
+def _remove_results(row: Row, like: Row) -> Row:
+    """The row without what does not identify a measurement."""
+    return replace(row, metrics={}, seconds=0.0, time=like.time, versions=like.versions, schema=like.schema)
 
 
-def _accuracies(
-    backbone: nn.Module, images: InputFormat, shown: _Shown, training: Training, plan: ProbeSettings
+def _evaluate(
+    backbone: nn.Module, input: InputFormat, data: _ProbeData, training: LinearTraining, settings: ProbeSettings
 ) -> dict[str, float]:
-    """Of the backbone as it is at this moment."""
-    known, other = (features(backbone, each.batches(images)) for each in (shown.seen, shown.asked))
-    labels, truth, views = shown.seen.labels, shown.asked.labels, shown.views
+    """The accuracies of the backbone in its current mode, float or quantized."""
+    train_features = extract_features(backbone, data.train.batches(input))
+    test_features = extract_features(backbone, data.test.batches(input))
+    train_labels, test_labels = data.train.labels, data.test.labels
 
-    def layer() -> float:
+    def evaluate_linear() -> float:
+        views = data.views
         if views is None:
-            return linear(known, labels, other, truth, training)
-        count = min(plan.protocol.cached_views or 0, training.epochs)
-        seen = kept(backbone, views, images, count) if count else anew(backbone, views, images)
+            return linear_accuracy(train_features, train_labels, test_features, test_labels, training)
+        num_cached = min(settings.protocol.cached_views or 0, training.epochs)
+        if num_cached:
+            source = cache_features(backbone, views, input, num_cached)
+        else:
+            source = stream_features(backbone, views, input)
         device = next(backbone.parameters()).device
-        return linear_of_views(seen, views.labels, other, truth, training, plan.seed, device)
+        return linear_accuracy_on_views(
+            source, views.labels, test_features, test_labels, training, settings.seed, device
+        )
 
-    ways = {"knn": lambda: knn(known, labels, other, truth), "linear": layer}
-    return {f"{kind}/top1": ways[kind]() for kind in plan.kinds}
+    probes = {
+        "knn": lambda: knn_accuracy(train_features, train_labels, test_features, test_labels),
+        "linear": evaluate_linear,
+    }
+    return {f"{kind}/top1": probes[kind]() for kind in settings.kinds}

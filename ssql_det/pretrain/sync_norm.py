@@ -1,6 +1,6 @@
-"""BatchNorm over all processes, in one and two dimensions, on the CPU as well: N processes are one, number for number.
+"""Synchronized BatchNorm on the CPU, in one and two dimensions; torch's own ``SyncBatchNorm`` is for GPUs only.
 
-torch's own synchronized norm is for GPUs alone; there it is used.
+N processes compute the same as one process with all images.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ssql_det.core.distributed import world_size
 
 
-class SyncNorm(_BatchNorm):
-    """BatchNorm of [N, C] or [N, C, H, W], whose N is that of all processes together.
+class CPUSyncBatchNorm(_BatchNorm):
+    """BatchNorm of [N, C] or [N, C, H, W] with the statistics of all processes.
 
-    >>> SyncNorm(64)(torch.randn(8, 64, 4, 4)).shape
+    >>> CPUSyncBatchNorm(64)(torch.randn(8, 64, 4, 4)).shape
     torch.Size([8, 64, 4, 4])
     """
 
@@ -28,20 +28,20 @@ class SyncNorm(_BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         if world_size() == 1 or not self.training:
             return super().forward(input)
-        work = input.to(torch.promote_types(input.dtype, torch.float32))
-        over = [dim for dim in range(input.dim()) if dim != 1]
-        count = work.new_tensor(float(input.numel() // input.shape[1]))
+        x = input.to(torch.promote_types(input.dtype, torch.float32))
+        dims = [dim for dim in range(input.dim()) if dim != 1]
+        count = x.new_tensor(float(input.numel() // input.shape[1]))
         dist.all_reduce(count)
-        mean = differentiable_all_reduce(work.sum(over)) / count
-        centred = work - _over_channels(mean, input)
-        variance = differentiable_all_reduce(centred.square().sum(over)) / count
-        self._follow(mean.detach(), variance.detach() * count / (count - 1))
-        out = centred * _over_channels(torch.rsqrt(variance + self.eps), input)
+        mean = differentiable_all_reduce(x.sum(dims)) / count
+        centred = x - _per_channel(mean, input)
+        variance = differentiable_all_reduce(centred.square().sum(dims)) / count
+        self._update_running_statistics(mean.detach(), variance.detach() * count / (count - 1))
+        out = centred * _per_channel(torch.rsqrt(variance + self.eps), input)
         if self.affine:
-            out = out * _over_channels(self.weight, input) + _over_channels(self.bias, input)
+            out = out * _per_channel(self.weight, input) + _per_channel(self.bias, input)
         return out.to(input.dtype)
 
-    def _follow(self, mean: Tensor, variance: Tensor) -> None:
+    def _update_running_statistics(self, mean: Tensor, variance: Tensor) -> None:
         assert self.running_mean is not None and self.running_var is not None  # noqa: PT018
         assert self.num_batches_tracked is not None
         self.num_batches_tracked += 1
@@ -50,25 +50,26 @@ class SyncNorm(_BatchNorm):
         self.running_var.lerp_(variance, weight)
 
 
-def synchronized(network: nn.Module) -> nn.Module:
-    """The network with every BatchNorm in it over all processes; parameters and statistics stay the same tensors.
+def convert_sync_batchnorm(network: nn.Module) -> nn.Module:
+    """Replace every BatchNorm by a synchronized one, on any device; parameters and buffers stay the same tensors.
 
-    >>> network = synchronized(network)
+    >>> convert_sync_batchnorm(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)))[1]
+    CPUSyncBatchNorm(3, ...)
     """
     if any(parameter.is_cuda for parameter in network.parameters()):
         return nn.SyncBatchNorm.convert_sync_batchnorm(network)
     for path, norm in list(network.named_modules()):
         if isinstance(norm, _BatchNorm):
-            above, _, name = path.rpartition(".")
-            setattr(network.get_submodule(above), name, _twin(norm))
+            parent, _, name = path.rpartition(".")
+            setattr(network.get_submodule(parent), name, _convert(norm))
     return network
 
 
-def _twin(norm: _BatchNorm) -> SyncNorm:
-    twin = SyncNorm(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
-    twin._parameters, twin._buffers = norm._parameters, norm._buffers
-    return twin.train(norm.training)
+def _convert(norm: _BatchNorm) -> CPUSyncBatchNorm:
+    converted = CPUSyncBatchNorm(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+    converted._parameters, converted._buffers = norm._parameters, norm._buffers
+    return converted.train(norm.training)
 
 
-def _over_channels(values: Tensor, like: Tensor) -> Tensor:
+def _per_channel(values: Tensor, like: Tensor) -> Tensor:
     return values.reshape([-1 if dim == 1 else 1 for dim in range(like.dim())])

@@ -1,7 +1,7 @@
-"""Batches of views in an order that is a function of the seed: any run finds its place in it again.
+"""A data loader for pretraining: batches of augmented views, in an order that depends on the seed alone.
 
-Which images make up batch ``n``, and every random choice of each view, follow from the seed and the position alone, not
-from the state of a generator, from how many workers decode or from how many processes share a batch.
+The images of batch ``n`` and all randomness of their views depend only on the seed and the position, not on the state
+of a generator, the number of workers or the number of processes. So training can resume at any step.
 """
 
 from __future__ import annotations
@@ -25,159 +25,169 @@ from ssql_det.pretrain.data import ImageDataset
 
 T = TypeVar("T")
 
-_MOST_SUBSTITUTES = 100
+_MAX_SUBSTITUTES = 100
 _logger = logging.getLogger(__name__)
 
-_Place = tuple[int, int]  # a position in the stream, and the index of the image that stands there
+_Sample = tuple[int, int]  # a position in the training, and the index of the image at that position
 
 
 @dataclass(frozen=True)
-class Batch:
-    """This process's part of a batch: the same N images in each view.
-
-    >>> first, second = batch.views  # uint8 [N, 3, S, S] each
-    >>> draw_random_numbers(seed, batch.positions, 0, count)  # further choices that follow from the place
-    """
+class ViewBatch:
+    """This process's share of a batch: ``views`` has a tensor [N, 3, S, S], uint8, for each view of the N images."""
 
     views: tuple[Tensor, ...]
-    positions: tuple[int, ...]  # in the whole stream, of all processes
-    bad: tuple[str, ...]  # files that could not be read; the images after them stand in
+    positions: tuple[int, ...]  # of the images, counted from the start of the training over all processes
+    bad_files: tuple[str, ...]  # unreadable ones, each replaced by the next image
 
 
 class BadImageCounter:
-    """Names each bad image once, counts all of them, and ends a run that meets more than ``most``.
+    """Logs each unreadable file once and raises a ``UserError`` for more than ``max_files``.
 
-    >>> tolerance = BadImageCounter(most=10)
-    >>> for batch in batches:
-    ...     tolerance.take(batch)
+    >>> counter = BadImageCounter(max_files=0)
+    >>> counter.update(ViewBatch((), (), bad_files=("torn.jpg",)))
+    Traceback (most recent call last):
+    ssql_det.core.errors.UserError: torn.jpg cannot be read (1 so far); DATA.MOST_BAD_IMAGES allows 0...
     """
 
-    def __init__(self, most: int) -> None:
-        self.most = most
+    def __init__(self, max_files: int) -> None:
+        self.max_files = max_files
         self.files: set[str] = set()
 
-    def take(self, batch: Batch) -> None:
-        for file in batch.bad:
+    def update(self, batch: ViewBatch) -> None:
+        for file in batch.bad_files:
             if file in self.files:
                 continue
             self.files.add(file)
             count = f"{len(self.files)} so far"
-            _logger.warning("%s cannot be read; the next image stands in (%s)", printable(file), count)
-            if len(self.files) > self.most:
-                limit = f"DATA.MOST_BAD_IMAGES allows {self.most}"
-                raise UserError(f"{file} cannot be read ({count}) and {limit}; mend or remove such files, or raise it")
+            _logger.warning("%s cannot be read, the next image is used instead (%s)", printable(file), count)
+            if len(self.files) > self.max_files:
+                raise UserError(
+                    f"{file} cannot be read ({count}); DATA.MOST_BAD_IMAGES allows {self.max_files}: repair or remove "
+                    "such files, or increase it"
+                )
 
 
-def steps_per_epoch(images: int, size: int) -> int:
-    """Whole batches; what is left over is another part of the images in each epoch.
+def steps_per_epoch(num_images: int, batch_size: int) -> int:
+    """The number of whole batches; each epoch leaves out other images.
 
     >>> steps_per_epoch(50000, 256)
     195
     """
-    return images // size
+    return num_images // batch_size
 
 
 def build_view_loader(
     images: ImageDataset,
-    frame: Callable[[Image], Tensor],
-    size: int,
+    transform: Callable[[Image], Tensor],
+    batch_size: int,
     seed: int,
-    first: int = 0,
+    start: int = 0,
     views: int = 2,
     workers: int = 0,
     rank: int = 0,
-    world: int = 1,
-) -> Iterator[Batch]:
-    """Batches from number ``first`` on, without end: of ``size`` images together, shared by ``world`` processes.
+    world_size: int = 1,
+) -> Iterator[ViewBatch]:
+    """Endless batches from number ``start`` on; ``batch_size`` is the total over ``world_size`` processes.
 
-    ``frame`` makes a view, uint8 [3, S, S], drawing from the global generators, which are then as they were.
+    ``transform`` makes a view, uint8 [3, S, S]; it may use the global random generators, which are restored.
 
-    >>> batches = build_view_loader(images, build_augmentation("cifar").image_transform, size=256, seed=0, first=step)
-    >>> next(batches).views[0].shape
-    torch.Size([256, 3, 32, 32])
+    >>> from PIL import Image
+    >>> from ssql_det.ssl.augmentations import build_augmentation
+    >>> from ssql_det.pretrain.data import ImageDataset
+    >>> red = ImageDataset("red", ("red",) * 9, lambda index: Image.new("RGB", (48, 48), "red"))
+    >>> loader = build_view_loader(red, build_augmentation("cifar").image_transform, batch_size=4, seed=0)
+    >>> first, second = next(loader).views
+    >>> first.shape
+    torch.Size([4, 3, 32, 32])
     """
-    if size < 1 or size % world:
-        raise UserError(f"a batch of {size} cannot be shared by {world} processes; make it a multiple, 1 or more each")
-    if len(images) < size:
-        raise UserError(f"{images.name} has {len(images)} images, too few for a batch of {size}; make that smaller")
-    samples, places = _Samples(images, frame, seed, views), _places(len(images), size, seed, first, rank, world)
-    return loaded(samples, places, _together, seed, workers)
+    if batch_size < 1 or batch_size % world_size:
+        raise UserError(f"a batch of {batch_size} cannot be split over {world_size} processes; make it a multiple")
+    if len(images) < batch_size:
+        raise UserError(f"{images.name} has {len(images)} images, too few for a batch of {batch_size}; reduce it")
+    dataset = _ViewDataset(images, transform, seed, views)
+    batches = _sample_batches(len(images), batch_size, seed, start, rank, world_size)
+    return load_batches(dataset, batches, _collate_views, seed, workers)
 
 
-def loaded(
-    samples: Dataset[T | str], places: Iterable[Any], together: Callable[[list[T]], T], seed: int, workers: int
+def load_batches(
+    dataset: Dataset[T | str], batches: Iterable[Any], collate: Callable[[list[T]], T], seed: int, workers: int
 ) -> Iterator[T]:
-    """What stands at each list of places, put together. A sample may be a sentence instead, which says why there is
-    none: a worker's exception would come with its whole traceback."""
+    """Load and collate each list of samples in ``batches``. A sample that is a string is an error message, raised as a
+    ``UserError`` here, because an exception in a worker would come with the worker's traceback."""
     loader = DataLoader(
-        samples,
-        batch_sampler=places,
+        dataset,
+        batch_sampler=batches,
         num_workers=workers,
-        collate_fn=partial(_whole, together),
-        generator=torch.Generator().manual_seed(derive_seed(seed)),  # else it draws from the global one, once a run
+        collate_fn=partial(_collate_or_error, collate),
+        generator=torch.Generator().manual_seed(derive_seed(seed)),  # by default it draws from the global generator
         worker_init_fn=ignore_interrupts,
     )
-    return map(_require, loader)
+    return map(_raise_if_error, loader)
 
 
-def _places(images: int, size: int, seed: int, first: int, rank: int, world: int) -> Iterator[list[_Place]]:
-    """The process's part of each batch; no epoch before that of the first batch is gone through."""
-    steps, share = steps_per_epoch(images, size), size // world
-    for epoch in itertools.count(first // steps):
+def _sample_batches(
+    num_images: int, batch_size: int, seed: int, start: int, rank: int, world_size: int
+) -> Iterator[list[_Sample]]:
+    """This process's share of each batch. Epochs before ``start`` are skipped without iterating over them."""
+    steps, share = steps_per_epoch(num_images, batch_size), batch_size // world_size
+    for epoch in itertools.count(start // steps):
         generator = torch.Generator().manual_seed(derive_seed(seed, "epoch", epoch))
-        order = torch.randperm(images, generator=generator)
-        for batch in range(max(first, epoch * steps), (epoch + 1) * steps):
-            start = batch * size + rank * share
-            within = start - epoch * steps * size
-            yield list(zip(range(start, start + share), order[within : within + share].tolist(), strict=True))
+        order = torch.randperm(num_images, generator=generator)
+        for batch in range(max(start, epoch * steps), (epoch + 1) * steps):
+            position = batch * batch_size + rank * share
+            offset = position - epoch * steps * batch_size
+            yield list(zip(range(position, position + share), order[offset : offset + share].tolist(), strict=True))
 
 
-class _Samples(Dataset[Batch | str]):
-    """Batches of one, or why there is none."""
+class _ViewDataset(Dataset[ViewBatch | str]):
+    """The views of single images, as batches of one, or an error message."""
 
-    def __init__(self, images: ImageDataset, frame: Callable[[Image], Tensor], seed: int, views: int) -> None:
-        self._images, self._frame, self._seed, self._views = images, frame, seed, views
+    def __init__(self, images: ImageDataset, transform: Callable[[Image], Tensor], seed: int, views: int) -> None:
+        self._images, self._transform, self._seed, self._num_views = images, transform, seed, views
 
-    def __getitem__(self, place: _Place) -> Batch | str:
-        position, index = place
-        bad: list[str] = []
+    def __getitem__(self, sample: _Sample) -> ViewBatch | str:
+        position, index = sample
+        bad_files: list[str] = []
         reason = ""
-        for offset in range(min(_MOST_SUBSTITUTES, len(self._images))):
-            there = (index + offset) % len(self._images)
+        for offset in range(min(_MAX_SUBSTITUTES, len(self._images))):
+            substitute = (index + offset) % len(self._images)
             try:
-                image = self._images[there]
-            except Exception as failure:  # a decoder can fail in any way
-                bad.append(self._images.file(there))
-                reason = reason or _said(failure)
+                image = self._images[substitute]
+            except Exception as error:  # decoders raise all kinds of exceptions
+                bad_files.append(self._images.file(substitute))
+                reason = reason or _describe(error)
                 continue
             try:
-                views = tuple(self._view(image, position, view) for view in range(self._views))
-            except Exception as failure:  # not the file's fault, so nothing stands in for it
-                return f"no view can be made of {self._images.file(there)}: {_said(failure)}"
-            return Batch(views, (position,), tuple(bad))
-        return f"{len(bad)} images in a row cannot be read, from {bad[0]} on ({reason}); mend them or name others"
+                views = tuple(self._make_view(image, position, view) for view in range(self._num_views))
+            except Exception as error:  # a fault of the transform, not of the file
+                return f"{self._images.file(substitute)}: the transform failed: {_describe(error)}"
+            return ViewBatch(views, (position,), tuple(bad_files))
+        return (
+            f"{len(bad_files)} images in a row cannot be read, starting with {bad_files[0]} ({reason}); "
+            "repair them, or use other data"
+        )
 
-    def _view(self, image: Image, position: int, view: int) -> Tensor:
+    def _make_view(self, image: Image, position: int, view: int) -> Tensor:
         with seeded_rng(self._seed, position, view):
-            return self._frame(image)[None]
+            return self._transform(image)[None]
 
 
-def _said(failure: Exception) -> str:
-    return " ".join(f"{type(failure).__name__}: {failure}".split())
+def _describe(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-def _together(batches: list[Batch]) -> Batch:
+def _collate_views(batches: list[ViewBatch]) -> ViewBatch:
     views = tuple(map(torch.cat, zip(*(batch.views for batch in batches), strict=True)))
     positions = tuple(position for batch in batches for position in batch.positions)
-    return Batch(views, positions, tuple(dict.fromkeys(file for batch in batches for file in batch.bad)))
+    return ViewBatch(views, positions, tuple(dict.fromkeys(file for batch in batches for file in batch.bad_files)))
 
 
-def _whole(together: Callable[[list[T]], T], samples: list[T | str]) -> T | str:
-    refusals = [sample for sample in samples if isinstance(sample, str)]
-    return refusals[0] if refusals else together([sample for sample in samples if not isinstance(sample, str)])
+def _collate_or_error(collate: Callable[[list[T]], T], samples: list[T | str]) -> T | str:
+    errors = [sample for sample in samples if isinstance(sample, str)]
+    return errors[0] if errors else collate([sample for sample in samples if not isinstance(sample, str)])
 
 
-def _require(sample: T | str) -> T:
-    if isinstance(sample, str):
-        raise UserError(sample)
-    return sample
+def _raise_if_error(batch: T | str) -> T:
+    if isinstance(batch, str):
+        raise UserError(batch)
+    return batch

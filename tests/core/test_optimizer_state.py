@@ -2,14 +2,14 @@ import copy
 
 import pytest
 import torch
+from timm.optim.lars import Lars
 
 from ssql_det.core.optimizer_state import load_optimizer_state
-from ssql_det.pretrain.optim import LARS
 
 OPTIMIZERS = {
     "SGD": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
     "SGD without momentum": lambda parameters: torch.optim.SGD(parameters, lr=0.1),
-    "LARS": lambda parameters: LARS(parameters, lr=0.1),
+    "LARS": lambda parameters: Lars(parameters, lr=0.1, momentum=0.9),
 }
 
 

@@ -19,10 +19,10 @@ from ssql_det.convert.checkpoint import METADATA_KEY
 from ssql_det.pretrain.analyze_checkpoints import (
     AnalysisSettings,
     analyze_checkpoints,
-    mapped,
+    embed_features,
+    make_view_pairs,
+    measure_terms,
     name_checkpoints,
-    pairs,
-    terms_at_bits,
 )
 from ssql_det.pretrain.checkpoint import TrainingState, read_pretrained_method
 from ssql_det.pretrain.config import build_metadata, build_network, read_config
@@ -92,7 +92,7 @@ def test_terms_of_the_loss_are_the_methods_own_losses(kind, views, tmp_path):
     method, path = saved(tmp_path, kind)
     together = [torch.cat(view) for view in zip(*views, strict=True)]
     quantization = Quantization(method.encoder, encoder_points(method.encoder))
-    _, found = terms_at_bits(read_pretrained_method(path), views, PLAN.widths, Scheme())
+    _, found = measure_terms(read_pretrained_method(path), views, PLAN.widths, Scheme())
     with torch.no_grad():
         with quantization.observing():
             encoded = method.encode(together)
@@ -107,7 +107,7 @@ def test_terms_of_the_loss_are_the_methods_own_losses(kind, views, tmp_path):
 
 def test_terms_of_the_backbone_are_between_the_views(views, tmp_path):
     method, path = saved(tmp_path)
-    found, _ = terms_at_bits(read_pretrained_method(path), views, PLAN.widths, Scheme())
+    found, _ = measure_terms(read_pretrained_method(path), views, PLAN.widths, Scheme())
     together = [torch.cat(view) for view in zip(*views, strict=True)]
     quantization = Quantization(method.encoder, encoder_points(method.encoder))
     with torch.no_grad():
@@ -124,7 +124,7 @@ def test_terms_of_the_backbone_are_between_the_views(views, tmp_path):
 
 @pytest.mark.parametrize("kind", METHODS)
 def test_terms_of_real_features_add_up_at_every_width(kind, views, tmp_path):
-    found = terms_at_bits(read_pretrained_method(saved(tmp_path, kind)[1]), views, PLAN.widths, Scheme())
+    found = measure_terms(read_pretrained_method(saved(tmp_path, kind)[1]), views, PLAN.widths, Scheme())
     assert [each.features for each in found] == [BACKBONE, LOSS]
     for each in found:
         assert 0 < each.spread < 2
@@ -142,15 +142,15 @@ def test_terms_of_real_features_add_up_at_every_width(kind, views, tmp_path):
 def test_re_estimated_norms_have_the_statistics_of_the_views(kind, views, tmp_path):
     """Wrong statistics of the training change nothing then, and terms still add up from nothing at full precision."""
     trained = read_pretrained_method(saved(tmp_path, kind)[1])
-    first = terms_at_bits(trained, views, PLAN.widths, RE_ESTIMATED)
+    first = measure_terms(trained, views, PLAN.widths, RE_ESTIMATED)
     before = trained.encoder.backbone.bn1.running_mean.clone()
     for module in {*trained.encoder.modules(), *trained.target.modules()}:
         if isinstance(module, (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)):
             module.running_mean += 1
-    second = terms_at_bits(trained, views, PLAN.widths, RE_ESTIMATED)
+    second = measure_terms(trained, views, PLAN.widths, RE_ESTIMATED)
     assert second == first
     assert torch.equal(trained.encoder.backbone.bn1.running_mean, before + 1)
-    assert terms_at_bits(trained, views, PLAN.widths, Scheme()) != first
+    assert measure_terms(trained, views, PLAN.widths, Scheme()) != first
     for each in first:
         assert (each.terms[PLAN.widths[0]].quantization, each.terms[PLAN.widths[0]].cross) == (0, 0)
         for terms in each.terms.values():
@@ -163,10 +163,10 @@ def test_a_foreign_file_has_the_terms_of_its_backbone(toy, tmp_path):
     foreign, ours = analyze_checkpoints([str(path), own], str(toy / "crops"), PLAN)
     assert (foreign.name, foreign.method, foreign.architecture) == ("file", "moco", "resnet18")
     assert [each.features for each in foreign.terms] == [BACKBONE]
-    assert foreign.shown == "crops, imagenet at 16 px, minmax"
-    assert (ours.name, ours.method, ours.shown, ours.pairs) == ("ssql", "SSQL", "crops, digits at 16 px, minmax", 12)
-    assert len(foreign.weights) == 20
-    assert len(ours.weights) == 12
+    assert foreign.protocol == "crops, imagenet at 16 px, minmax"
+    assert (ours.name, ours.method, ours.protocol, ours.pairs) == ("ssql", "SSQL", "crops, digits at 16 px, minmax", 12)
+    assert len(foreign.layers) == 20
+    assert len(ours.layers) == 12
 
 
 def test_a_network_is_fed_the_images_that_it_was_trained_on(toy, tmp_path):
@@ -185,10 +185,13 @@ def test_a_network_is_fed_the_images_that_it_was_trained_on(toy, tmp_path):
 
 
 def test_views_follow_from_the_seed(toy):
-    way = build_augmentation("digits", 16)
+    augmentation = build_augmentation("digits", 16)
 
     def drawn(**changed):
-        return [torch.cat(list(view)) for view in zip(*pairs(asked(toy), way, replace(PLAN, **changed)), strict=True)]
+        return [
+            torch.cat(list(view))
+            for view in zip(*make_view_pairs(asked(toy), augmentation, replace(PLAN, **changed)), strict=True)
+        ]
 
     first, second = drawn()
     assert first.shape == (12, 3, 16, 16)
@@ -200,10 +203,10 @@ def test_views_follow_from_the_seed(toy):
 
 def test_a_map_follows_points_from_width_to_width(toy, tmp_path):
     backbone = read_pretrained_method(saved(tmp_path)[1]).encoder.backbone
-    seen, way = open_images(str(toy / "crops")), build_augmentation("digits", 16)
-    found = mapped(backbone, seen, asked(toy), way, IMAGENET, PLAN)
-    assert list(found.places) == list(PLAN.widths)
-    full, near, _, far = found.places.values()
+    seen, augmentation = open_images(str(toy / "crops")), build_augmentation("digits", 16)
+    found = embed_features(backbone, seen, asked(toy), augmentation, IMAGENET, PLAN)
+    assert list(found.points) == list(PLAN.widths)
+    full, near, _, far = found.points.values()
     assert full.shape == (len(found.labels), 2)
     for image, label in zip(found.images, found.labels.tolist(), strict=True):
         assert (toy / "crops" / "test" / image).is_file()
@@ -219,8 +222,8 @@ def test_a_map_has_ten_classes_at_most(tmp_path):
             for number in range(2):
                 Image.new("RGB", (16, 16), (20 * name, 40 * number, 0)).save(folder / f"{number}.png")
     (found,) = analyze_checkpoints([saved(tmp_path)[1]], str(tmp_path / "data"), replace(PLAN, points=100))
-    assert sorted(set(found.map.labels.tolist())) == list(range(10))
-    assert len(found.map.labels) == 20
+    assert sorted(set(found.embedding.labels.tolist())) == list(range(10))
+    assert len(found.embedding.labels) == 20
 
 
 def test_names_are_files_or_folders_and_apart():
@@ -239,7 +242,7 @@ def test_the_command_writes_tables_pictures_and_a_page(toy, tmp_path, capsys):
     few = ["--pairs", "8", "--points", "10", "--calib-images", "8", "--size", "16", "--bits", "FP,2w4a"]
     main(["analyze", "--checkpoints", path, path, "--data", str(toy / "crops"), "--out", str(out), *few])
     said = capsys.readouterr().out
-    assert "What the loss compares" in said
+    assert "Features compared by the loss" in said
     assert str(out / "report.html") in said
     assert {each.name for each in out.iterdir()} == {
         *("report.html", "report.md", "terms.csv", "weights.csv", "tsne.csv", "tsne_ssql.png", "tsne_ssql-2.png"),
@@ -297,7 +300,7 @@ DAMAGES = {
 def test_damaged_heads_are_refused(damage, broken, toy, capsys):
     path = broken(DAMAGES[damage])
     line = refused(capsys, "analyze", "--checkpoints", path, "--data", str(toy / "crops"))
-    assert f"{path}: its projector and predictor are not understood" in line
+    assert f"{path}: invalid projector or predictor" in line
 
 
 @pytest.mark.parametrize(
@@ -305,10 +308,10 @@ def test_damaged_heads_are_refused(damage, broken, toy, capsys):
     [
         (["--out", "FILE"], "is a file; name a folder"),
         (["--checkpoints", "OWN", "gone.pth"], "there is no file gone.pth"),
-        (["--data", "FLAT"], "no val part"),
+        (["--data", "FLAT"], "no 'val' split"),
         (["--data", "UNNAMED"], "has no labels"),
         (["--recipe", "digit"], "did you mean 'digits'?"),
-        (["--points", "3"], "a map needs 10 images or more, got 3"),
+        (["--points", "3"], "t-SNE needs 10 images or more, got 3"),
         (["--bits", "99"], "got 99"),
         (["--pairs", "1", "--scheme", "norms=re-estimated"], "norms=re-estimated needs two images or more: --pairs"),
         (["--scheme", "mze"], "unknown weight quantizer 'mze'; did you mean 'mse'?"),

@@ -108,8 +108,8 @@ def test_what_is_read_is_what_was_written(name, made):
         assert all(torch.equal(state[key], tensor) for key, tensor in file[branch].items())
     found = read_backbone(made(name))
     assert (found.backbone.name, found.network) == (name, name.removeprefix("timm/"))
-    assert (found.facts.branch, found.source.branches) == ("online", ("online", "momentum"))
-    assert found.facts == Metadata(IMAGENET, False, "BYOL")
+    assert (found.metadata.branch, found.source.branches) == ("online", ("online", "momentum"))
+    assert found.metadata == Metadata(IMAGENET, False, "BYOL")
 
 
 @pytest.mark.parametrize("name", ["timm/resnet18", "narrow_resnet"])
@@ -179,7 +179,7 @@ def test_a_run_begins_with_a_network_of_its_own_kind(made, few, tmp_path):
     pretrain(two_steps(few, tmp_path / "run", "mobilenet_v2", **run))
     ours, theirs = content(tmp_path / "run")["online"], content(path.parent)["online"]
     assert torch.equal(ours["features.0.0.weight"], theirs["features.0.0.weight"])
-    with pytest.raises(UserError, match=r"is of the backbone mobilenet_v2, not timm/.*: BACKBONE mobilenet_v2"):
+    with pytest.raises(UserError, match=r"has the backbone mobilenet_v2, not timm/.*; set BACKBONE mobilenet_v2"):
         pretrain(two_steps(few, tmp_path / "other", "timm/mobilenetv2_050", **run))
 
 
@@ -193,10 +193,13 @@ def first(change):
 
 
 BAD = {
-    "another's tensors": (named({"name": "timm/mobilenetv2_050"}), r"is no timm/mobilenetv2_050 as it is built here: "),
+    "another's tensors": (
+        named({"name": "timm/mobilenetv2_050"}),
+        r"does not fit the backbone timm/mobilenetv2_050 of this version: ",
+    ),
     "a tensor too few": (
         first(lambda state, name: state.pop(name)),
-        "weight is missing, not float32 .* is it whole",
+        "weight is missing, not float32 .* may be damaged",
     ),
     "a tensor too many": (lambda file: file["online"].update(more=torch.ones(1)), "more has no place"),
     "no tensor": (first(lambda state, name: state.update({name: 5})), "weight is no plain tensor, not float32"),
@@ -261,7 +264,7 @@ def registered(monkeypatch, layer):
         built.append(1)
         return nn.Sequential(layer(len(built)), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()), 4
 
-    monkeypatch.setattr(BACKBONES, "_parts", {**BACKBONES._parts, "my_net": builder})
+    monkeypatch.setattr(BACKBONES, "_objects", {**BACKBONES._objects, "my_net": builder})
 
 
 @pytest.mark.parametrize("kind", UNSAVABLE)

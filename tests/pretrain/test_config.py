@@ -36,7 +36,7 @@ def wider():
             super().__init__(backbone, dim=dim, hidden=int(factor * dim))
 
     yield Wider
-    del METHODS._parts["wider"]
+    del METHODS._objects["wider"]
 
 
 def test_a_method_from_outside_brings_its_node(wider):
@@ -51,12 +51,12 @@ def test_a_method_from_outside_brings_its_node(wider):
 def test_a_run_of_another_method_does_not_know_it(wider, toy, tmp_path):
     """A module of the user's that is not imported again does not get between a run and its end."""
     pretrain(config(toy, tmp_path, OPTIM__EPOCHS=1))
-    del METHODS._parts["wider"]
+    del METHODS._objects["wider"]
     try:
         pretrain(config(toy, tmp_path, OPTIM__EPOCHS=1), resume=True)
         assert read_config(tmp_path / "config.yaml").method is SimSiam
     finally:
-        METHODS._parts["wider"] = wider
+        METHODS._objects["wider"] = wider
 
 
 def test_an_unknown_method_is_refused_with_those_that_there_are():

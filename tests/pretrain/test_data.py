@@ -1,4 +1,4 @@
-"""Images from wherever they are: which files, in what order, with which labels; and what cannot be read is refused."""
+"""Image data sets: their files, order and labels; unreadable files; the cache."""
 
 import hashlib
 import os
@@ -19,7 +19,7 @@ from ssql_det.toydata.digits import CLASSES
 RED, GRAY = (200, 30, 40), (7, 7, 7)
 
 
-def put(folder, *names, colour=RED):
+def save_images(folder, *names, colour=RED):
     """A small image at each path; its red is the number of the path, so that it can be told apart."""
     for number, name in enumerate(names):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -27,15 +27,15 @@ def put(folder, *names, colour=RED):
     return folder
 
 
-def inside(images, folder):
+def relative_paths(images, folder):
     return [os.path.relpath(file, folder) for file in images.files]
 
 
-def reds(images):
+def read_reds(images):
     return [np.asarray(image)[0, 0, 0].item() for image in images]
 
 
-def refusal(path, split="train"):
+def get_error(path, split="train"):
     with pytest.raises(UserError) as refused:
         open_images(str(path), split)
     message = str(refused.value)
@@ -61,8 +61,8 @@ def test_the_crops_of_toy_data(split, folder, toy):
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_toy_data_as_a_whole_are_several_data_sets(split, toy):
-    assert f"such as {toy / 'crops'}" in refusal(toy, split)
+def test_a_folder_of_several_toy_data_sets_is_refused(split, toy):
+    assert f"such as {toy / 'crops'}" in get_error(toy, split)
 
 
 def test_scenes_of_toy_data_are_images_without_labels(toy):
@@ -72,114 +72,116 @@ def test_scenes_of_toy_data_are_images_without_labels(toy):
     assert images.classes == ()
 
 
-def test_files_come_in_the_order_of_their_paths_whatever_the_disk_says(tmp_path, monkeypatch):
+def test_files_are_sorted_by_path(tmp_path, monkeypatch):
     names = ["b.png", "a/z.png", "a/y/x.png", "B.JPG", "a-b/c.png", "10.png", "9.png"]
-    put(tmp_path, *names)
+    save_images(tmp_path, *names)
     images = open_images(str(tmp_path))
-    assert inside(images, tmp_path) == sorted(names)
-    assert reds(images) == [names.index(name) for name in sorted(names)]
+    assert relative_paths(images, tmp_path) == sorted(names)
+    assert read_reds(images) == [names.index(name) for name in sorted(names)]
     scandir = os.scandir
     monkeypatch.setattr(os, "scandir", lambda place: sorted(scandir(place), key=lambda entry: entry.name, reverse=True))
     assert open_images(str(tmp_path)).files == images.files
 
 
-def test_images_are_known_by_their_suffix_in_any_case(tmp_path):
+def test_suffixes_are_case_insensitive(tmp_path):
     known = ["a.jpg", "b.JPEG", "c.Png", "d.bmp", "e.webp", "f.tif", "g.TIFF", "h.i.jpg"]
-    put(tmp_path, *known, "notes.txt", "jpg", "k.jpg.part", "l.gif", ".hidden.jpg", "._a.jpg", ".git/m.jpg")
+    save_images(tmp_path, *known, "notes.txt", "jpg", "k.jpg.part", "l.gif", ".hidden.jpg", "._a.jpg", ".git/m.jpg")
     images = open_images(str(tmp_path))
-    assert inside(images, tmp_path) == known
+    assert relative_paths(images, tmp_path) == known
     assert images.labels is None
     assert (len(images), images.file(2), images.name) == (8, str(tmp_path / "c.Png"), tmp_path.name)
 
 
 def test_class_folders(tmp_path):
-    put(tmp_path, "dog/2.jpg", "cat/1.jpg", "dog/1.jpg", ".thumbs/1.jpg")
+    save_images(tmp_path, "dog/2.jpg", "cat/1.jpg", "dog/1.jpg", ".thumbs/1.jpg")
     (tmp_path / "ape").mkdir()
     (tmp_path / "README").touch()
     images = open_images(str(tmp_path))
-    assert inside(images, tmp_path) == ["cat/1.jpg", "dog/1.jpg", "dog/2.jpg"]
+    assert relative_paths(images, tmp_path) == ["cat/1.jpg", "dog/1.jpg", "dog/2.jpg"]
     assert images.classes == ("ape", "cat", "dog")
     assert images.labels == (1, 2, 2)
 
 
 @pytest.mark.parametrize("more", [["top.jpg"], ["dog/deep/1.jpg"]])
-def test_where_not_all_images_lie_in_class_folders_there_are_no_labels(more, tmp_path):
-    images = open_images(str(put(tmp_path, "cat/1.jpg", "dog/1.jpg", *more)))
+def test_images_outside_class_folders_mean_no_labels(more, tmp_path):
+    images = open_images(str(save_images(tmp_path, "cat/1.jpg", "dog/1.jpg", *more)))
     assert len(images) == 3
     assert (images.labels, images.classes) == (None, ())
 
 
-def test_one_folder_is_no_class(tmp_path):
-    assert open_images(str(put(tmp_path, "images/1.jpg", "images/2.jpg"))).labels is None
+def test_a_single_folder_is_not_a_class(tmp_path):
+    assert open_images(str(save_images(tmp_path, "images/1.jpg", "images/2.jpg"))).labels is None
 
 
 @pytest.mark.parametrize("second", ["val", "test"])
-def test_splits_have_the_classes_of_the_training_part(second, tmp_path):
-    put(tmp_path, "train/ape/1.jpg", "train/cat/1.jpg", "train/dog/1.jpg", f"{second}/cat/5.jpg", f"{second}/dog/5.jpg")
+def test_both_splits_have_the_classes_of_train(second, tmp_path):
+    save_images(
+        tmp_path, "train/ape/1.jpg", "train/cat/1.jpg", "train/dog/1.jpg", f"{second}/cat/5.jpg", f"{second}/dog/5.jpg"
+    )
     train, val = open_images(str(tmp_path)), open_images(str(tmp_path), "val")
-    assert inside(train, tmp_path) == ["train/ape/1.jpg", "train/cat/1.jpg", "train/dog/1.jpg"]
-    assert inside(val, tmp_path) == [f"{second}/cat/5.jpg", f"{second}/dog/5.jpg"]
+    assert relative_paths(train, tmp_path) == ["train/ape/1.jpg", "train/cat/1.jpg", "train/dog/1.jpg"]
+    assert relative_paths(val, tmp_path) == [f"{second}/cat/5.jpg", f"{second}/dog/5.jpg"]
     assert train.classes == val.classes == ("ape", "cat", "dog")
     assert (train.labels, val.labels) == ((0, 1, 2), (1, 2))
     assert train.name == val.name == tmp_path.name
 
 
-def test_val_goes_before_test(tmp_path):
-    put(tmp_path, *(f"{split}/{name}/1.jpg" for split in ("train", "val", "test") for name in "ab"))
-    assert inside(open_images(str(tmp_path), "val"), tmp_path) == ["val/a/1.jpg", "val/b/1.jpg"]
+def test_val_is_preferred_to_test(tmp_path):
+    save_images(tmp_path, *(f"{split}/{name}/1.jpg" for split in ("train", "val", "test") for name in "ab"))
+    assert relative_paths(open_images(str(tmp_path), "val"), tmp_path) == ["val/a/1.jpg", "val/b/1.jpg"]
 
 
-def test_a_class_that_the_training_part_has_not_is_refused(tmp_path):
-    put(tmp_path, "train/cat/1.jpg", "train/dog/1.jpg", "val/cat/1.jpg", "val/hen/1.jpg")
-    assert "has the class hen" in refusal(tmp_path, "val")
+def test_a_class_that_train_lacks_is_refused(tmp_path):
+    save_images(tmp_path, "train/cat/1.jpg", "train/dog/1.jpg", "val/cat/1.jpg", "val/hen/1.jpg")
+    assert "has the class hen" in get_error(tmp_path, "val")
     assert len(open_images(str(tmp_path))) == 2
 
 
 def test_splits_without_classes(tmp_path):
-    put(tmp_path, "train/1.jpg", "train/2.jpg", "val/1.jpg", "more/1.jpg")
+    save_images(tmp_path, "train/1.jpg", "train/2.jpg", "val/1.jpg", "more/1.jpg")
     train, val = open_images(str(tmp_path)), open_images(str(tmp_path), "val")
-    assert (inside(train, tmp_path), train.labels) == (["train/1.jpg", "train/2.jpg"], None)
-    assert (inside(val, tmp_path), val.labels) == (["val/1.jpg"], None)
+    assert (relative_paths(train, tmp_path), train.labels) == (["train/1.jpg", "train/2.jpg"], None)
+    assert (relative_paths(val, tmp_path), val.labels) == (["val/1.jpg"], None)
 
 
-def test_classes_of_a_second_part_alone(tmp_path):
-    put(tmp_path, "train/1.jpg", "val/cat/1.jpg", "val/dog/1.jpg")
+def test_class_folders_of_val_alone(tmp_path):
+    save_images(tmp_path, "train/1.jpg", "val/cat/1.jpg", "val/dog/1.jpg")
     assert open_images(str(tmp_path)).labels is None
     assert open_images(str(tmp_path), "val").classes == ("cat", "dog")
 
 
 def test_a_class_may_be_called_train(tmp_path):
-    images = open_images(str(put(tmp_path, "bus/1.jpg", "train/1.jpg", "train/2.jpg")))
+    images = open_images(str(save_images(tmp_path, "bus/1.jpg", "train/1.jpg", "train/2.jpg")))
     assert images.classes == ("bus", "train")
     assert images.labels == (0, 1, 1)
 
 
 @pytest.mark.parametrize(("there", "split"), [("train", "val"), ("val", "train"), ("test", "train")])
-def test_a_folder_with_one_part_has_not_the_other(there, split, tmp_path):
-    put(tmp_path, f"{there}/cat/1.jpg", f"{there}/dog/1.jpg")
-    assert f"has no {split} part" in refusal(tmp_path, split)
+def test_a_folder_with_one_split_lacks_the_other(there, split, tmp_path):
+    save_images(tmp_path, f"{there}/cat/1.jpg", f"{there}/dog/1.jpg")
+    assert f"has no {split!r} split" in get_error(tmp_path, split)
     assert open_images(str(tmp_path), "train" if split == "val" else "val").labels == (0, 1)
 
 
-def test_what_has_no_parts_is_for_training(tmp_path):
-    put(tmp_path, "cat/1.jpg", "dog/1.jpg")
+def test_data_without_splits_are_the_train_split(tmp_path):
+    save_images(tmp_path, "cat/1.jpg", "dog/1.jpg")
     (tmp_path / "list.txt").write_text("cat/1.jpg\n")
-    assert "has no val part, no folder val or test" in refusal(tmp_path, "val")
-    assert "has no val part" in refusal(tmp_path / "list.txt", "val")
+    assert "has no 'val' split (no folder val or test)" in get_error(tmp_path, "val")
+    assert "has no 'val' split" in get_error(tmp_path / "list.txt", "val")
     with pytest.raises(UserError, match="a split is train or val, got 'test'"):
         open_images(str(tmp_path), "test")
 
 
-def test_links_are_followed_but_not_in_a_circle(tmp_path):
-    put(tmp_path, "real/a/1.jpg", "data/b/2.jpg")
+def test_links_are_followed_without_endless_loops(tmp_path):
+    save_images(tmp_path, "real/a/1.jpg", "data/b/2.jpg")
     (tmp_path / "data" / "linked").symlink_to(tmp_path / "real" / "a")
     (tmp_path / "data" / "b" / "up").symlink_to(tmp_path / "data")
     (tmp_path / "real" / "a" / "back").symlink_to(tmp_path / "data")
-    assert inside(open_images(str(tmp_path / "data")), tmp_path / "data") == ["b/2.jpg", "linked/1.jpg"]
+    assert relative_paths(open_images(str(tmp_path / "data")), tmp_path / "data") == ["b/2.jpg", "linked/1.jpg"]
 
 
 def test_a_relative_path_and_the_home_folder(tmp_path, monkeypatch):
-    put(tmp_path, "set/1.jpg")
+    save_images(tmp_path, "set/1.jpg")
     monkeypatch.chdir(tmp_path / "set")
     monkeypatch.setenv("HOME", str(tmp_path))
     for path in (".", "../set", "~/set"):
@@ -188,18 +190,18 @@ def test_a_relative_path_and_the_home_folder(tmp_path, monkeypatch):
         assert images[0].size == (6, 4)
 
 
-def test_where_there_is_nothing_it_says_so(tmp_path):
+def test_missing_images_are_refused(tmp_path):
     (tmp_path / "empty" / "deep").mkdir(parents=True)
-    assert "has no images in it" in refusal(tmp_path / "empty")
-    assert "is not there" in refusal(tmp_path / "nowhere")
-    assert "'' is not there" in refusal("")
-    put(tmp_path, "half/val/a/1.jpg", "half/val/b/1.jpg")
+    assert "has no images (*.jpg" in get_error(tmp_path / "empty")
+    assert "does not exist" in get_error(tmp_path / "nowhere")
+    assert "'' does not exist" in get_error("")
+    save_images(tmp_path, "half/val/a/1.jpg", "half/val/b/1.jpg")
     (tmp_path / "half" / "train").mkdir()
-    assert f"{tmp_path / 'half' / 'train'} has no images in it" in refusal(tmp_path / "half")
+    assert f"{tmp_path / 'half' / 'train'} has no images" in get_error(tmp_path / "half")
 
 
-def test_a_folder_that_may_not_be_entered_is_no_empty_one(tmp_path, monkeypatch):
-    put(tmp_path, "a/1.jpg", "b/1.jpg")
+def test_a_folder_without_permission_is_an_error(tmp_path, monkeypatch):
+    save_images(tmp_path, "a/1.jpg", "b/1.jpg")
     scandir = os.scandir
 
     def forbidding(place):
@@ -208,26 +210,26 @@ def test_a_folder_that_may_not_be_entered_is_no_empty_one(tmp_path, monkeypatch)
         return scandir(place)
 
     monkeypatch.setattr(os, "scandir", forbidding)
-    assert f"{tmp_path / 'b'} cannot be read: Permission denied" in refusal(tmp_path)
+    assert f"{tmp_path / 'b'} cannot be read: Permission denied" in get_error(tmp_path)
 
 
 # ---- lists ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_list_of_paths(tmp_path):
-    put(tmp_path, "b.png", "a.png", "sub dir/c d.png")
+    save_images(tmp_path, "b.png", "a.png", "sub dir/c d.png")
     (tmp_path / "some.txt").write_text(f"\ufeffb.png\r\n\r\n  sub dir/c d.png \n{tmp_path / 'a.png'}\nb.png", "utf-8")
     images = open_images(str(tmp_path / "some.txt"))
     assert images.files == tuple(str(tmp_path / each) for each in ("b.png", "sub dir/c d.png", "a.png", "b.png"))
-    assert reds(images) == [0, 2, 1, 0]
+    assert read_reds(images) == [0, 2, 1, 0]
     assert (images.name, images.labels, images.classes) == ("some", None, ())
 
 
 def test_a_list_with_labels(tmp_path):
-    put(tmp_path, "b.png", "a.png", "sub dir/c d.png")
+    save_images(tmp_path, "b.png", "a.png", "sub dir/c d.png")
     (tmp_path / "some.txt").write_text("b.png 3\na.png\t0\nsub dir/c d.png \t 1\n")
     images = open_images(str(tmp_path / "some.txt"))
-    assert reds(images) == [0, 1, 2]
+    assert read_reds(images) == [0, 1, 2]
     assert images.labels == (3, 0, 1)
     assert images.classes == ("0", "1", "2", "3")
 
@@ -237,21 +239,21 @@ def test_a_list_with_labels(tmp_path):
     [
         (b"", "lists no images"),
         (b" \n\n", "lists no images"),
-        (b"a.png\nb.png\n", "line 2 of .* names b.png, which is no file"),
-        (b"a.png 1\na.png\n", "line 2 of .* differ in having a label"),
-        (b"a.png\n\na.png 0\n", "line 3 of .* differ in having a label"),
-        (b"a.png 1\na.png -1\n", "names a.png -1, which is no file"),
-        (b"a.png 1000000000000\n", "names a.png 1000000000000, which is no file"),
-        (b"a.png 1.5\n", "which is no file"),
-        (b"folder\n", "names folder, which is no file"),
-        (b"a\0.png\n", "which is no file"),
-        (b"\x89PNG\r\n\x1a\n", "is no text"),
+        (b"a.png\nb.png\n", "list.txt, line 2: there is no file b.png"),
+        (b"a.png 1\na.png\n", "list.txt, line 2: labels are given for some images only"),
+        (b"a.png\n\na.png 0\n", "list.txt, line 3: labels are given for some images only"),
+        (b"a.png 1\na.png -1\n", "there is no file a.png -1"),
+        (b"a.png 1000000000000\n", "there is no file a.png 1000000000000"),
+        (b"a.png 1.5\n", "there is no file"),
+        (b"folder\n", "there is no file folder"),
+        (b"a\0.png\n", "there is no file"),
+        (b"\x89PNG\r\n\x1a\n", "is not a text file"),
     ],
 )
-def test_a_list_that_does_not_hold(content, message, tmp_path):
-    put(tmp_path, "a.png", "folder/x.png")
+def test_an_invalid_list_is_refused(content, message, tmp_path):
+    save_images(tmp_path, "a.png", "folder/x.png")
     (tmp_path / "list.txt").write_bytes(content)
-    refused = refusal(tmp_path / "list.txt")
+    refused = get_error(tmp_path / "list.txt")
     assert str(tmp_path / "list.txt") in refused
     assert re.search(message, refused)
 
@@ -311,33 +313,33 @@ def test_cifar(kind, split, labels, part, cifar):
     assert images.file(1) == str(root / folder / f"{split} image 1")
 
 
-def test_an_identity_is_that_of_names_and_not_of_places(cifar, tmp_path):
+def test_the_hash_depends_on_names_and_not_on_the_location(cifar, tmp_path):
     root, _ = cifar
     shutil.copytree(root, tmp_path / "elsewhere")
     here, there = (hash_file_names(open_images(f"cifar10:{place}")) for place in (root, tmp_path / "elsewhere"))
     assert here == there != hash_file_names(open_images(f"cifar10:{root}", "val"))
 
 
-def test_cifar_that_is_not_there_or_not_whole(cifar, monkeypatch):
+def test_missing_or_damaged_cifar_is_refused(cifar, monkeypatch):
     root, _ = cifar
-    assert f"{root / 'no' / 'cifar-10-batches-py'} is not there; unpack cifar-10-python.tar.gz" in refusal(
+    assert f"{root / 'no' / 'cifar-10-batches-py'} does not exist; unpack cifar-10-python.tar.gz" in get_error(
         f"cifar10:{root}/no"
     )
     batch = root / "cifar-10-batches-py" / "data_batch_3"
     batch.write_bytes(batch.read_bytes()[:-1] + b"!")
-    assert "cifar-10-batches-py is not whole; unpack" in refusal(f"cifar10:{root}")
+    assert "cifar-10-batches-py is incomplete or damaged; unpack" in get_error(f"cifar10:{root}")
     (root / "cifar-100-python" / "meta").unlink()
-    assert "cifar-100-python is not whole; unpack cifar-100-python.tar.gz" in refusal(f"cifar100:{root}")
+    assert "cifar-100-python is incomplete or damaged; unpack cifar-100-python.tar.gz" in get_error(f"cifar100:{root}")
     monkeypatch.setenv("HOME", str(root))
-    assert f"{root / 'x' / 'cifar-10-batches-py'} is not there" in refusal("cifar10:~/x")
+    assert f"{root / 'x' / 'cifar-10-batches-py'} does not exist" in get_error("cifar10:~/x")
 
 
 # ---- files ---------------------------------------------------------------------------------------------------------
 
 
-def hostile(folder):
-    """Files that no decoder takes, or should take, and whole ones beside them."""
-    put(folder, "good.jpg")
+def make_bad_files(folder):
+    """Files that no decoder can or should read, and one good file."""
+    save_images(folder, "good.jpg")
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(noise).save(folder / "cut.jpg")
     (folder / "cut.jpg").write_bytes((folder / "cut.jpg").read_bytes()[:1500])
@@ -352,11 +354,11 @@ def hostile(folder):
     return ["broken.jpg", "cut.jpg", "cut.png", "float.tif", "pipe.jpg", "script.jpg", "text.jpg", "zero.jpg"]
 
 
-def test_what_cannot_be_read_is_listed_and_raises(tmp_path):
-    bad = hostile(tmp_path)
-    put(tmp_path, "folder.jpg/in.jpg")  # a folder, whatever its name
+def test_unreadable_files_are_listed_and_raise_when_read(tmp_path):
+    bad = make_bad_files(tmp_path)
+    save_images(tmp_path, "folder.jpg/in.jpg")  # a folder, whatever its name
     images = open_images(str(tmp_path))
-    assert inside(images, tmp_path) == sorted([*bad, "good.jpg", "folder.jpg/in.jpg"])
+    assert relative_paths(images, tmp_path) == sorted([*bad, "good.jpg", "folder.jpg/in.jpg"])
     failed = []
     for index, file in enumerate(images.files):
         try:
@@ -369,7 +371,7 @@ def test_what_cannot_be_read_is_listed_and_raises(tmp_path):
 
 
 def test_no_program_is_started_for_a_file(tmp_path, monkeypatch):
-    hostile(tmp_path)
+    make_bad_files(tmp_path)
     monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *args, **more: pytest.fail("Ghostscript"))
     with pytest.raises(Image.UnidentifiedImageError):
         read_image(str(tmp_path / "script.jpg"))
@@ -377,7 +379,7 @@ def test_no_program_is_started_for_a_file(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not os.path.isdir("/dev/fd"), reason="cannot count open files")
 def test_reading_leaves_no_file_open(tmp_path):
-    hostile(tmp_path)
+    make_bad_files(tmp_path)
     images = open_images(str(tmp_path))
     kept, before = [], len(os.listdir("/dev/fd"))
     for index in range(len(images)):
@@ -388,8 +390,8 @@ def test_reading_leaves_no_file_open(tmp_path):
     assert len(os.listdir("/dev/fd")) == before
 
 
-def test_a_bomb_is_refused_and_not_remarked_on(tmp_path, monkeypatch):
-    put(tmp_path, "a.png")  # of 24 pixels
+def test_a_decompression_bomb_is_an_error(tmp_path, monkeypatch):
+    save_images(tmp_path, "a.png")  # of 24 pixels
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 24)
     assert read_image(str(tmp_path / "a.png")).size == (6, 4)
     for most in (20, 10):  # of which Pillow only warns, and which it refuses
@@ -422,18 +424,18 @@ def test_every_mode_becomes_rgb(mode, tmp_path):
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
-def test_sixteen_bits_of_gray_keep_their_tones(order, tmp_path):
+def test_16_bit_gray_keeps_its_upper_bits(order, tmp_path):
     tones = np.arange(0, 65536, 97, dtype=f"{order}u2").reshape(26, 26)
     Image.fromarray(tones).save(tmp_path / "a.tif")
     assert np.array_equal(np.asarray(read_image(str(tmp_path / "a.tif")))[..., 1], tones // 256)
 
 
-def test_thirty_two_bits_are_taken_for_sixteen(tmp_path):
+def test_32_bit_gray_is_read_as_16_bit(tmp_path):
     Image.fromarray(np.array([[-5, 256, 70000]], dtype=np.int32)).save(tmp_path / "a.tif")
     assert np.asarray(read_image(str(tmp_path / "a.tif")))[0, :, 0].tolist() == [0, 1, 255]
 
 
-def test_cmyk_and_files_of_another_kind_than_their_name_says(tmp_path):
+def test_cmyk_and_wrong_suffixes(tmp_path):
     Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tmp_path / "a.jpg")
     red = np.asarray(read_image(str(tmp_path / "a.jpg")))
     assert red.shape == (16, 16, 3)
@@ -444,7 +446,7 @@ def test_cmyk_and_files_of_another_kind_than_their_name_says(tmp_path):
         assert read_image(str(tmp_path / "b.jpg")).getpixel((1, 1)) == (50, 50, 50)
 
 
-def test_remarks_on_metadata_are_not_passed_on(tmp_path):
+def test_metadata_warnings_are_suppressed(tmp_path):
     image = Image.new("P", (4, 4), 2)
     image.putpalette(range(12))
     image.save(tmp_path / "a.png", transparency=b"\x00\x80\x10")
@@ -456,24 +458,24 @@ def test_remarks_on_metadata_are_not_passed_on(tmp_path):
     assert not said
 
 
-# ---- kept in memory ------------------------------------------------------------------------------------------------
+# ---- cache ------------------------------------------------------------------------------------------------
 
 
-def counted(images):
-    """The images, and the indices that were read of them."""
-    asked = []
+def count_reads(images):
+    """The images, and a list of the indices that were read."""
+    indices = []
 
     def read(index):
-        asked.append(index)
+        indices.append(index)
         return images[index]
 
-    return ImageDataset(images.name, images.files, read, images.labels, images.classes), asked
+    return ImageDataset(images.name, images.files, read, images.labels, images.classes), indices
 
 
-def test_what_is_kept_is_read_once(toy):
+def test_cached_images_are_read_once(toy):
     plain = open_images(str(toy / "crops"))
-    watched, asked = counted(plain)
-    cached = CachedDataset(watched)
+    counted, indices = count_reads(plain)
+    cached = CachedDataset(counted)
     assert isinstance(cached, ImageDataset)
     for field in ("name", "files", "labels", "classes"):
         assert getattr(cached, field) == getattr(plain, field)
@@ -481,29 +483,29 @@ def test_what_is_kept_is_read_once(toy):
         for index, theirs in enumerate(plain):
             ours = cached[index]
             assert np.array_equal(ours, theirs)
-            ours.paste(GRAY, (0, 0, 32, 32))  # what is done to an image is not done to the one that is kept
-    assert asked == list(range(48))
+            ours.paste(GRAY, (0, 0, 32, 32))  # changing an image does not change the cached one
+    assert indices == list(range(48))
 
 
-def test_there_is_a_limit_to_what_is_kept(tmp_path):
-    put(tmp_path, "1.png", "2.png", "3.png", "4.png")
+def test_the_cache_has_a_size_limit(tmp_path):
+    save_images(tmp_path, "1.png", "2.png", "3.png", "4.png")
     Image.new("RGB", (99, 99)).save(tmp_path / "0.png")
-    watched, asked = counted(open_images(str(tmp_path)))
-    cached = CachedDataset(watched, most_bytes=2 * 6 * 4 * 3 + 1)
-    first, second = (reds(cached[index] for index in range(5)) for _ in range(2))
+    counted, indices = count_reads(open_images(str(tmp_path)))
+    cached = CachedDataset(counted, max_bytes=2 * 6 * 4 * 3 + 1)
+    first, second = (read_reds(cached[index] for index in range(5)) for _ in range(2))
     assert first == second == [0, 0, 1, 2, 3]
-    assert asked == [0, 1, 2, 3, 4, 0, 3, 4]
+    assert indices == [0, 1, 2, 3, 4, 0, 3, 4]
 
 
-def test_what_fails_is_not_kept(tmp_path):
+def test_failures_are_not_cached(tmp_path):
     (tmp_path / "a.jpg").touch()
     cached = CachedDataset(open_images(str(tmp_path)))
     with pytest.raises(Image.UnidentifiedImageError):
         cached[0]
-    put(tmp_path, "a.jpg")
+    save_images(tmp_path, "a.jpg")
     assert cached[0].size == (6, 4)
 
 
-def test_images_go_to_another_process(toy):
+def test_data_sets_can_be_pickled(toy):
     for images in (open_images(str(toy / "crops")), CachedDataset(open_images(str(toy / "crops")))):
         assert np.array_equal(pickle.loads(pickle.dumps(images))[3], images[3])

@@ -69,7 +69,7 @@ def test_it_begins_with_any_backbone(whole, toy, tmp_path):
     network, _ = build_network(config(toy, tmp_path, INIT=whole / "checkpoint.pth"))
     begun = network.method.encoder.backbone.state_dict()
     assert all(torch.equal(begun[name], tensor) for name, tensor in content(whole)["online"].items())
-    with pytest.raises(UserError, match=r"is of the backbone narrow_resnet, not resnet18; .* BACKBONE narrow"):
+    with pytest.raises(UserError, match=r"has the backbone narrow_resnet, not resnet18; set BACKBONE narrow"):
         build_network(config(toy, tmp_path, INIT=whole / "checkpoint.pth", BACKBONE="resnet18"))
 
 
@@ -77,7 +77,7 @@ def test_a_backbone_of_other_channels_is_no_beginning(whole, toy, tmp_path):
     found = content(whole)
     found["ssql_det"]["input"]["channels"] = "BGR"
     torch.save(found, tmp_path / "bgr.pth")
-    with pytest.raises(UserError, match="was trained on BGR images and is fed RGB here; turn it"):
+    with pytest.raises(UserError, match="was trained on BGR images, but pretraining uses RGB; convert it"):
         build_network(config(toy, tmp_path, INIT=tmp_path / "bgr.pth"))
 
 
@@ -150,8 +150,8 @@ def test_a_config_reaches_the_method(method, name, options, toy, tmp_path):
     [
         ({"DATA.TRAIN": ""}, "DATA.TRAIN is empty"),
         ({"DATA.TRAIN": "nowhere"}, "nowhere"),
-        ({"OPTIM.BATCH": "1"}, "a BatchNorm needs two images a process"),
-        ({"OPTIM.BATCH": "64"}, "has 48 images and OPTIM.BATCH is 64; lower it"),
+        ({"OPTIM.BATCH": "1"}, "BatchNorm needs two images in each process"),
+        ({"OPTIM.BATCH": "64"}, "has 48 images and OPTIM.BATCH is 64; reduce"),
         ({"OPTIM.EPOCHS": "0"}, "OPTIM.EPOCHS must be 1 or more, got 0"),
         ({"OPTIM.LR": "-0.1"}, "OPTIM.LR must be 0 or more, got -0.1"),
         ({"OPTIM.MOMENTUM": "5"}, "OPTIM.MOMENTUM must be less than 1, got 5"),
@@ -170,7 +170,7 @@ def test_a_config_reaches_the_method(method, name, options, toy, tmp_path):
         ({"DATA.RECIPE": "cifr"}, "did you mean 'cifar'"),
         ({"SSQL.WEIGHT_BITS": "[1, 8]"}, "bits must be 2 to 16"),
         ({"SSQL.SCHEME": "act=mse", "SSQL.ACT_BITS": "[4, 16]"}, "act=mse supports 2 to 10 bits, not 16"),
-        ({"SSQL.ACT_BITS": "[8]"}, "SSQL.ACT_BITS is the least and the most"),
+        ({"SSQL.ACT_BITS": "[8]"}, "SSQL.ACT_BITS must be the lowest and the highest bits"),
         ({"BACKBONE": "resnet19"}, "there is no backbone 'resnet19'"),
         ({"SSQL.SCHEME": "mze"}, "unknown weight quantizer 'mze'; did you mean 'mse'?"),
         ({"SSQL.SCHEME": "norms=re-estimated"}, "SSQL cannot train with norms=re-estimated"),

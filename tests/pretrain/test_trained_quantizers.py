@@ -40,7 +40,7 @@ def _registered():
     """While these tests run: in other modules the table is the package's own."""
     ACTIVATIONS.register(NAME)(Stretched)
     yield
-    del ACTIVATIONS._parts[NAME]
+    del ACTIVATIONS._objects[NAME]
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,7 @@ FIRST = "backbone/layer1/0/conv2:input.stretch"
         (lambda found: found.pop("quantizers"), "it has no quantizers"),
         (lambda found: found["quantizers"].pop(FIRST), rf"Missing key.*{FIRST}"),
         (lambda found: found["quantizers"].update({FIRST: torch.ones(2)}), "size mismatch for"),
-        (lambda found: found.update(quantizers=[1]), "cannot be resumed from"),
+        (lambda found: found.update(quantizers=[1]), "cannot resume from"),
     ],
     ids=["none", "one less", "another shape", "a list"],
 )

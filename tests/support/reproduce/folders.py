@@ -5,7 +5,7 @@ import json
 import re
 
 from markdown_it import MarkdownIt
-from support.analyze.analyses import an_analysis
+from support.analyze.analyses import make_analysis
 from support.report.pages import Tags, png
 from support.reproduce.plans import plan_of
 
@@ -125,7 +125,7 @@ def _predict(step, plan, names):
 
 def _analyze(step, plan, names):
     terms, *maps = step.makes
-    found = [an_analysis(path.stem.removeprefix("tsne_")) for path in maps]
+    found = [make_analysis(path.stem.removeprefix("tsne_")) for path in maps]
     terms.write_text(build_csv_files(found)["terms.csv"])
     for path in maps:
         path.write_bytes(png(640, 348, rgb=(90, 0, 90)))
