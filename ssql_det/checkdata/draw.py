@@ -67,8 +67,8 @@ def draw_annotations(annotated: AnnotatedImage, enlarged_to: int = _CELL_SIZE - 
     for index, segmentation in enumerate(annotated.masks):
         if segmentation is not None:
             mask = _decode_mask(segmentation, height, width)
-            mask = cv2.resize(mask, canvas.shape[1::-1], interpolation=cv2.INTER_NEAREST)
-            outlines, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+            resized = cv2.resize(mask, canvas.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+            outlines, _ = cv2.findContours(resized, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
             cv2.drawContours(canvas, outlines, -1, _COLOURS[index % len(_COLOURS)], 1)
     for index, (box, label) in enumerate(zip(annotated.boxes, annotated.labels, strict=True)):
         x0, y0, x1, y1 = (round(min(max(value * scale, -_CELL_SIZE), 2 * _CELL_SIZE)) for value in box)

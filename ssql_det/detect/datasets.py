@@ -100,7 +100,7 @@ def check_custom_annotations(name: str) -> None:
     if errors:
         more = f" (and {len(errors) - 1} more errors)" if len(errors) > 1 else ""
         raise UserError(
-            f"{errors[0].where}: {errors[0].what}{more}; `ssql-det check-data {images} --dataset {file}` lists them all"
+            f"{errors[0].where}: {errors[0].problem}{more}; `ssql-det check-data {images} --dataset {file}` lists them all"
         )
 
 

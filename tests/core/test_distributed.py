@@ -105,11 +105,12 @@ def test_the_exit_code_of_a_rank_is_kept(code, status, message, tmp_path):
 def test_a_bug_in_a_rank_is_one_traceback_and_exit_code_1(ranks, tmp_path):
     program = tmp_path / "program.py"
     program.write_text(
-        "from ssql_det.core.distributed import barrier, launch, rank\nfrom ssql_det.core.errors import reporting_errors\n"
-        f"def work():\n    if rank() in {ranks}:\n        raise KeyError('planted')\n    barrier()\n"
-        "if __name__ == '__main__':\n    with reporting_errors():\n        launch(work, processes=2)\n"
+        "from ssql_det.core.distributed import barrier, launch, rank\n"
+        "from ssql_det.core.errors import reporting_errors\n"
+        f"def main_func():\n    if rank() in {ranks}:\n        raise KeyError('planted')\n    barrier()\n"
+        "if __name__ == '__main__':\n    with reporting_errors():\n        launch(main_func, processes=2)\n"
     )
-    done = subprocess.run([sys.executable, program], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-2:] == ["KeyError: 'planted'", REPORT_LINE]
-    assert done.stderr.count(REPORT_LINE) == 1
+    result = subprocess.run([sys.executable, program], capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-2:] == ["KeyError: 'planted'", REPORT_LINE]
+    assert result.stderr.count(REPORT_LINE) == 1
