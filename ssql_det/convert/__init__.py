@@ -1,28 +1,26 @@
-"""Floor 1: checkpoints from anywhere to anywhere, exactly. All foreign files come in here.
+"""Floor 1: read and write ResNet backbones in the checkpoint formats of many libraries, and load them into networks.
 
-A format is a file of :mod:`formats`: a rename table, what gives it away, what it does not carry. In the middle stands
-the neutral form, torchvision's names and what is known about the network. Names are made from a ResNet's places, never
-paired by position; every tensor is used, left out for a stated reason, or the file is refused.
+architecture  ResNets as lists of tensors
+metadata      input format, stride, method: what the tensors do not say
+checkpoint    a backbone that was read, and the coverage of its file
+format        what a format is; each file of ``formats`` describes one
+io            from a file, to a file
+loading       into a network: torchvision's, timm's, Detectron2's, or a detector
 
->>> checkpoint = read_checkpoint("moco_v2_800ep_pretrain.pth.tar")
->>> write_checkpoint(checkpoint, "moco_v2.pkl", "detectron2")
->>> load_backbone(detector, checkpoint).percent
+>>> from ssql_det.backbones import build_backbone
+>>> torch.save(model.state_dict(), "backbone.pth")
+>>> checkpoint = read_checkpoint("backbone.pth")
+>>> checkpoint.source.format, checkpoint.architecture.name
+('torchvision', 'narrow_resnet')
+>>> load_backbone(build_backbone("narrow_resnet").module, checkpoint).percent
 100.0
 """
 
 from ssql_det.convert.architecture import ARCHITECTURES, Architecture, get_architecture
-from ssql_det.convert.checkpoint import (
-    CIFAR,
-    IMAGENET,
-    MSRA,
-    Checkpoint,
-    Coverage,
-    InputFormat,
-    Metadata,
-    SourceFile,
-    confirm_metadata,
-)
-from ssql_det.convert.files import (
+from ssql_det.convert.checkpoint import Checkpoint, Coverage, SourceFile
+from ssql_det.convert.formats import FORMATS
+from ssql_det.convert.formats.detectron2 import get_config_overrides
+from ssql_det.convert.io import (
     check_output,
     get_writers,
     inspect_checkpoint,
@@ -30,9 +28,8 @@ from ssql_det.convert.files import (
     read_content,
     write_checkpoint,
 )
-from ssql_det.convert.formats import FORMATS
-from ssql_det.convert.formats.detectron2 import get_config_overrides
 from ssql_det.convert.loading import identify_architecture, load_backbone, load_detector
+from ssql_det.convert.metadata import CIFAR, IMAGENET, MSRA, InputFormat, Metadata, confirm_metadata
 
 __all__ = [
     "ARCHITECTURES",

@@ -1,4 +1,4 @@
-"""ResNets as lists of tensors: what each has, where, of which shape. No network is built here.
+"""ResNet architectures as lists of their tensors' places and shapes; no network is built here.
 
 He et al., "Deep Residual Learning for Image Recognition" (CVPR 2016), with the widths and groups of Wide ResNet
 (Zagoruyko and Komodakis, 2016) and ResNeXt (Xie et al., 2017) as torchvision has them.
@@ -12,46 +12,47 @@ from dataclasses import dataclass, replace
 
 from ssql_det.core.errors import UserError, did_you_mean
 
-NORM_LEAVES = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-NUM_BATCHES_TRACKED = "num_batches_tracked"  # counts batches seen, a fact of the training; FrozenBN has none
+NUM_BATCHES_TRACKED = "num_batches_tracked"  # BatchNorm2d has it, FrozenBatchNorm2d has not
+NORM_TENSORS = ("weight", "bias", "running_mean", "running_var", NUM_BATCHES_TRACKED)
 
 
 @dataclass(frozen=True)
-class Slot:
-    """The place of one tensor in a ResNet, under no particular name.
+class TensorSpec:
+    """Where in a ResNet a tensor is, and its shape; what it is called depends on the format.
 
-    ``stage`` 0 is the stem, with the one conv 1; ``conv`` 0 is a block's shortcut; a norm belongs to its conv.
+    ``stage`` 0 is the stem, which has ``conv`` 1 only; in a block, ``conv`` 0 is the shortcut. A norm has the number
+    of the conv before it. ``kind`` is the tensor's name within its layer, such as ``running_mean``.
     """
 
     stage: int
     block: int
     conv: int
     is_norm: bool
-    leaf: str
+    kind: str
     shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A ResNet's proportions.
+    """The depth and the widths of a ResNet.
 
-    >>> len(get_architecture("resnet18").slots)
+    >>> len(get_architecture("resnet18").tensors)
     120
     """
 
     name: str
-    depths: tuple[int, ...]
-    widths: tuple[int, ...]  # channels that each stage puts out
-    inner: tuple[int, ...] = ()  # channels of each stage's 3x3 convs, where blocks are bottlenecks
+    depths: tuple[int, ...]  # blocks of each stage
+    widths: tuple[int, ...]  # output channels of each stage
+    bottleneck_widths: tuple[int, ...] = ()  # channels of each stage's 3x3 convs, if its blocks are bottlenecks
     groups: int = 1
     stem_kernel: int = 7
 
     @property
     def is_bottleneck(self) -> bool:
-        return bool(self.inner)
+        return bool(self.bottleneck_widths)
 
     @property
-    def is_cifar(self) -> bool:
+    def has_cifar_stem(self) -> bool:
         return self.stem_kernel == 3
 
     @property
@@ -64,38 +65,39 @@ class Architecture:
         return (3 if self.is_bottleneck else 2) * sum(self.depths) + 2
 
     @functools.cached_property
-    def slots(self) -> tuple[Slot, ...]:
-        return tuple(self._slots())
+    def tensors(self) -> tuple[TensorSpec, ...]:
+        """All tensors of the backbone, in the order of torchvision's state dict."""
+        return tuple(self._iterate_tensors())
 
-    def _slots(self) -> Iterator[Slot]:
+    def _iterate_tensors(self) -> Iterator[TensorSpec]:
         channels = 64 if self.is_bottleneck else self.widths[0]  # of the stem
         yield from _conv_and_norm(0, 0, 1, (channels, 3, self.stem_kernel, self.stem_kernel))
         for stage, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True), start=1):
             for block in range(depth):
-                for conv, shape in enumerate(self._convs(stage, channels, width), start=1):
+                for conv, shape in enumerate(self._conv_shapes(stage, channels, width), start=1):
                     yield from _conv_and_norm(stage, block, conv, shape)
                 if channels != width:
                     yield from _conv_and_norm(stage, block, 0, (width, channels, 1, 1))
                 channels = width
 
-    def _convs(self, stage: int, channels: int, width: int) -> tuple[tuple[int, ...], ...]:
+    def _conv_shapes(self, stage: int, channels: int, width: int) -> tuple[tuple[int, ...], ...]:
         if not self.is_bottleneck:
             return (width, channels, 3, 3), (width, width, 3, 3)
-        inner = self.inner[stage - 1]
+        inner = self.bottleneck_widths[stage - 1]
         return (inner, channels, 1, 1), (inner, inner // self.groups, 3, 3), (width, inner, 1, 1)
 
 
-def _conv_and_norm(stage: int, block: int, conv: int, shape: tuple[int, ...]) -> Iterator[Slot]:
-    yield Slot(stage, block, conv, False, "weight", shape)
-    for leaf in NORM_LEAVES:
-        yield Slot(stage, block, conv, True, leaf, () if leaf == NUM_BATCHES_TRACKED else shape[:1])
+def _conv_and_norm(stage: int, block: int, conv: int, shape: tuple[int, ...]) -> Iterator[TensorSpec]:
+    yield TensorSpec(stage, block, conv, False, "weight", shape)
+    for kind in NORM_TENSORS:
+        yield TensorSpec(stage, block, conv, True, kind, () if kind == NUM_BATCHES_TRACKED else shape[:1])
 
 
 def _bottleneck(name: str, depths: tuple[int, ...], inner: int, groups: int = 1) -> Architecture:
     return Architecture(name, depths, (256, 512, 1024, 2048), tuple(inner * factor for factor in (1, 2, 4, 8)), groups)
 
 
-_PLAIN = (
+_TORCHVISION_RESNETS = (
     Architecture("resnet18", (2, 2, 2, 2), (64, 128, 256, 512)),
     Architecture("resnet34", (3, 4, 6, 3), (64, 128, 256, 512)),
     _bottleneck("resnet50", (3, 4, 6, 3), 64),
@@ -108,10 +110,10 @@ _PLAIN = (
     _bottleneck("resnext101_64x4d", (3, 4, 23, 3), 256, groups=64),
 )
 ARCHITECTURES = {
-    each.name: each
-    for each in (
-        *_PLAIN,
-        *(replace(plain, name=f"cifar_{plain.name}", stem_kernel=3) for plain in _PLAIN),
+    architecture.name: architecture
+    for architecture in (
+        *_TORCHVISION_RESNETS,
+        *(replace(resnet, name=f"cifar_{resnet.name}", stem_kernel=3) for resnet in _TORCHVISION_RESNETS),
         Architecture("narrow_resnet", (1, 1, 1, 1), (24, 48, 96, 192)),
     )
 }
@@ -119,6 +121,6 @@ ARCHITECTURES = {
 
 def get_architecture(name: str) -> Architecture:
     if name not in ARCHITECTURES:
-        near = did_you_mean(name, ARCHITECTURES)
-        raise UserError(f"there is no architecture {name!r}{near} (known: {', '.join(ARCHITECTURES)})")
+        hint = did_you_mean(name, ARCHITECTURES)
+        raise UserError(f"there is no architecture {name!r}{hint} (known: {', '.join(ARCHITECTURES)})")
     return ARCHITECTURES[name]

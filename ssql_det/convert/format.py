@@ -1,7 +1,7 @@
-"""A checkpoint format as data: what it calls each tensor, where it keeps the backbone, how it is known.
+"""What a checkpoint format is: the names it gives to a ResNet's tensors, where a file has them, how it is recognized.
 
-Names are made from places (:class:`Slot`), never taken apart: a table cannot pair two tensors wrongly, and what has
-no place is left over to be reported.
+The name of each tensor is generated from its place (:class:`TensorSpec`) and looked up in the file. Names in the file
+are never parsed, so two tensors cannot be confused, and a name that was not looked up is reported.
 """
 
 from __future__ import annotations
@@ -15,22 +15,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssql_det.convert.architecture import ARCHITECTURES, NORM_LEAVES, NUM_BATCHES_TRACKED, Architecture, Slot
-from ssql_det.convert.checkpoint import Checkpoint, InputFormat, Metadata, customary
+from ssql_det.convert.architecture import ARCHITECTURES, NORM_TENSORS, NUM_BATCHES_TRACKED, Architecture, TensorSpec
+from ssql_det.convert.checkpoint import Checkpoint
+from ssql_det.convert.metadata import InputFormat, Metadata, assume_metadata
 
-WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
-_NESTED = (*WRAPPERS, *WRAPPERS)  # one in the other, either way
-_LARGEST = 1 << 30  # bytes of a weight, generously
-_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
+_NESTED_PREFIXES = (*WRAPPER_PREFIXES, *WRAPPER_PREFIXES)  # one inside the other, in either order
+_MAX_WEIGHT_BYTES = 1 << 30  # more than any weight of a ResNet has
+_FLOAT_TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
 class Names:
-    """How one kind of ResNet names its parts. The defaults are torchvision's names, which are the neutral ones.
+    """Templates for the names of a ResNet's tensors. The defaults are torchvision's.
 
-    In the templates stages count from ``first_stage``, blocks from 0, and ``convs`` spells the convs of a block.
+    Stages are counted from ``first_stage``, blocks from 0; ``conv_labels`` has a character for each conv of a block.
+    The suffixes are added to a layer's name; a kind of tensor without a suffix is not in the format.
 
-    >>> Names()(get_architecture("resnet50").slots[-1])
+    >>> from ssql_det.convert.architecture import get_architecture
+    >>> Names().get_name(get_architecture("resnet50").tensors[-1])
     'layer4.2.bn3.num_batches_tracked'
     """
 
@@ -41,216 +44,225 @@ class Names:
     shortcut: str = "layer{stage}.{block}.downsample.0"
     shortcut_norm: str = "layer{stage}.{block}.downsample.1"
     first_stage: int = 1
-    convs: str = "123"
-    conv_leaves: Mapping[str, str] = field(default_factory=lambda: {"weight": ".weight"})
-    norm_leaves: Mapping[str, str] = field(default_factory=lambda: {leaf: f".{leaf}" for leaf in NORM_LEAVES})
+    conv_labels: str = "123"
+    conv_suffixes: Mapping[str, str] = field(default_factory=lambda: {"weight": ".weight"})
+    norm_suffixes: Mapping[str, str] = field(default_factory=lambda: {kind: f".{kind}" for kind in NORM_TENSORS})
 
-    def __call__(self, slot: Slot) -> str | None:
-        """The name of a place, or None where the format has none for it."""
-        leaf = (self.norm_leaves if slot.is_norm else self.conv_leaves).get(slot.leaf)
-        if leaf is None:
+    def get_name(self, spec: TensorSpec) -> str | None:
+        """The name of a tensor, or None if the format does not have it."""
+        suffix = (self.norm_suffixes if spec.is_norm else self.conv_suffixes).get(spec.kind)
+        if suffix is None:
             return None
-        if slot.stage == 0:
-            return (self.stem_norm if slot.is_norm else self.stem) + leaf
+        if spec.stage == 0:
+            return (self.stem_norm if spec.is_norm else self.stem) + suffix
         template = (
-            (self.norm if slot.is_norm else self.conv)
-            if slot.conv
-            else (self.shortcut_norm if slot.is_norm else self.shortcut)
+            (self.norm if spec.is_norm else self.conv)
+            if spec.conv
+            else (self.shortcut_norm if spec.is_norm else self.shortcut)
         )
-        conv = self.convs[slot.conv - 1] if slot.conv else ""
-        return template.format(stage=slot.stage - 1 + self.first_stage, block=slot.block, conv=conv) + leaf
+        conv = self.conv_labels[spec.conv - 1] if spec.conv else ""
+        return template.format(stage=spec.stage - 1 + self.first_stage, block=spec.block, conv=conv) + suffix
 
 
-TORCHVISION = Names()
+TORCHVISION_NAMES = Names()
 
 
-def neutral(slot: Slot) -> str:
-    """The name of a place in the neutral form.
+def torchvision_name(spec: TensorSpec) -> str:
+    """The name of a tensor in :class:`Checkpoint`.
 
-    >>> neutral(get_architecture("resnet18").slots[0])
+    >>> from ssql_det.convert.architecture import get_architecture
+    >>> torchvision_name(get_architecture("resnet18").tensors[0])
     'conv1.weight'
     """
-    name = TORCHVISION(slot)
-    assert name is not None, "torchvision names every place"
+    name = TORCHVISION_NAMES.get_name(spec)
+    assert name is not None, "torchvision names every tensor"
     return name
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A rename table under a prefix, in one of these containers ("" is the file itself).
+    """Where a format has a ResNet: the names of its tensors, their prefix, and the dictionary that contains them.
 
-    ``marks`` are patterns; of the names in the state dict, and of the file's own, one fits each.
-    ``last_prefix`` is the last stage's, where that is elsewhere: in a C4 detector's head. ``computed`` makes tensors
-    that the format does without because they always have the same values.
+    A file has this layout if one of ``containers`` ("" is the file itself) has the stem's conv and, for each pattern of
+    ``required_keys``, a fitting key is there or at the top of the file. ``last_stage_prefix`` replaces ``prefix`` for
+    the last stage, which a C4 detector has in its head. ``constants`` makes tensors that the format omits because their
+    values are always the same.
     """
 
     prefix: str = ""
-    names: Names = TORCHVISION
+    names: Names = TORCHVISION_NAMES
     containers: tuple[str, ...] = ("", "state_dict", "model", "model_state_dict")
-    marks: tuple[str, ...] = ()
-    last_prefix: str | None = None
-    computed: Mapping[str, Callable[[tuple[int, ...]], Tensor]] = field(default_factory=dict)
+    required_keys: tuple[str, ...] = ()
+    last_stage_prefix: str | None = None
+    constants: Mapping[str, Callable[[tuple[int, ...]], Tensor]] = field(default_factory=dict)
 
-    def __call__(self, slot: Slot) -> str | None:
-        name = self.names(slot)
+    def get_name(self, spec: TensorSpec) -> str | None:
+        name = self.names.get_name(spec)
         if name is None:
             return None
-        return (self.last_prefix if self.last_prefix is not None and slot.stage == 4 else self.prefix) + name
+        is_moved = self.last_stage_prefix is not None and spec.stage == 4
+        return f"{self.last_stage_prefix if is_moved else self.prefix}{name}"
 
-    def is_in(self, state: Mapping[str, Any], content: Mapping[str, Any]) -> bool:
+    def matches(self, state: Mapping[str, Any], content: Mapping[str, Any]) -> bool:
         keys = [*state, *(key for key in content if isinstance(key, str))]
-        return self.first in state and all(fnmatch.filter(keys, mark) for mark in self.marks)
+        return self.stem_key in state and all(fnmatch.filter(keys, pattern) for pattern in self.required_keys)
 
     @property
-    def first(self) -> str:
-        """The name by which the layout is known: the stem's conv."""
-        return self.prefix + self.names.stem + self.names.conv_leaves["weight"]
+    def stem_key(self) -> str:
+        """The name of the stem's conv weight, by which a layout is recognized."""
+        return self.prefix + self.names.stem + self.names.conv_suffixes["weight"]
 
 
 @dataclass(frozen=True)
-class Fit:
-    """An architecture's places in a layout: tensors that are right, names that lack, tensors that are wrong."""
+class ArchitectureMatch:
+    """How the tensors of a file agree with an architecture."""
 
     architecture: Architecture
-    right: Mapping[Slot, str]
+    matched: Mapping[TensorSpec, str]
     missing: tuple[str, ...]
-    wrong: Mapping[str, str]
+    mismatched: Mapping[str, str]  # name: how its shape differs
 
 
-def fit(architecture: Architecture, layout: Layout, shapes: Mapping[str, Sequence[int]]) -> Fit:
+def match_architecture(
+    architecture: Architecture, layout: Layout, shapes: Mapping[str, Sequence[int]]
+) -> ArchitectureMatch:
     """
-    >>> len(fit(get_architecture("resnet18"), Layout(), {"conv1.weight": (64, 3, 7, 7)}).missing)
+    >>> from ssql_det.convert.architecture import get_architecture
+    >>> len(match_architecture(get_architecture("resnet18"), Layout(), {"conv1.weight": (64, 3, 7, 7)}).missing)
     99
     """
-    right: dict[Slot, str] = {}
+    matched: dict[TensorSpec, str] = {}
     missing: list[str] = []
-    wrong: dict[str, str] = {}
-    for slot in architecture.slots:
-        name = layout(slot)
+    mismatched: dict[str, str] = {}
+    for spec in architecture.tensors:
+        name = layout.get_name(spec)
         if name is None:
             continue
         if name not in shapes:
-            if slot.leaf != NUM_BATCHES_TRACKED:
+            if spec.kind != NUM_BATCHES_TRACKED:
                 missing.append(name)
-        elif tuple(shapes[name]) != slot.shape:
-            wrong[name] = f"is of shape {list(shapes[name])}, in a {architecture.name} it is {list(slot.shape)}"
+        elif tuple(shapes[name]) != spec.shape:
+            mismatched[name] = f"is of shape {list(shapes[name])}, in a {architecture.name} it is {list(spec.shape)}"
         else:
-            right[slot] = name
-    return Fit(architecture, right, tuple(missing), wrong)
+            matched[spec] = name
+    return ArchitectureMatch(architecture, matched, tuple(missing), mismatched)
 
 
-def best_fit(layout: Layout, shapes: Mapping[str, Sequence[int]]) -> Fit:
-    """The architecture that the most of these tensors speak for, and the fewest against."""
-    fits = [fit(each, layout, shapes) for each in ARCHITECTURES.values()]
-    return max(fits, key=lambda each: len(each.right) - len(each.missing) - len(each.wrong))
+def find_architecture(layout: Layout, shapes: Mapping[str, Sequence[int]]) -> ArchitectureMatch:
+    """The architecture with the most tensors matched, less those missing and mismatched."""
+    candidates = [match_architecture(architecture, layout, shapes) for architecture in ARCHITECTURES.values()]
+    return max(candidates, key=lambda match: len(match.matched) - len(match.missing) - len(match.mismatched))
 
 
-def contained(content: Any, container: str) -> dict[str, Any] | None:
-    """The state dict in a container of the file, without wrappers' prefixes; None where there is none.
+def get_state_dict(content: Any, container: str) -> dict[str, Any] | None:
+    """The state dict in a container of the file, without wrappers' prefixes; None if there is none.
 
-    >>> contained({"state_dict": {"module.conv1.weight": 1}}, "state_dict")
+    >>> get_state_dict({"state_dict": {"module.conv1.weight": 1}}, "state_dict")
     {'conv1.weight': 1}
     """
-    for part in filter(None, container.split("/")):
-        content = content.get(part) if isinstance(content, dict) else None
+    for key in filter(None, container.split("/")):
+        content = content.get(key) if isinstance(content, dict) else None
     if not isinstance(content, dict) or not content or not all(isinstance(name, str) for name in content):
         return None
     state: dict[str, Any] = dict(content)
-    for wrapper in _NESTED:
-        if all(name.startswith(wrapper) for name in state):
-            state = {name.removeprefix(wrapper): value for name, value in state.items()}
+    for prefix in _NESTED_PREFIXES:
+        if all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): value for name, value in state.items()}
     return state
 
 
-def renamed(tensors: Mapping[str, Tensor], architecture: Architecture, layout: Layout) -> dict[str, Tensor]:
-    """Neutral tensors under a layout's names; what it has no name for is not among them."""
-    named = ((layout(slot), tensors.get(neutral(slot))) for slot in architecture.slots)
-    return {name: tensor for name, tensor in named if name is not None and tensor is not None}
+def rename_tensors(tensors: Mapping[str, Tensor], architecture: Architecture, layout: Layout) -> dict[str, Tensor]:
+    """From torchvision's names to a layout's. Tensors that the layout has no name for are dropped."""
+    renamed = ((layout.get_name(spec), tensors.get(torchvision_name(spec))) for spec in architecture.tensors)
+    return {name: tensor for name, tensor in renamed if name is not None and tensor is not None}
 
 
 @dataclass(frozen=True)
 class Writer:
-    """How a format is written. ``write`` returns what was left behind, by name and reason, or refuses."""
+    """Writes a format. ``write`` returns the tensors it could not write, with the reason of each, or refuses."""
 
     suffixes: tuple[str, ...]
     write: Callable[[Checkpoint, IO[bytes]], Mapping[str, str]]
 
 
 @dataclass(frozen=True)
-class Found:
-    """A format recognized in a file, and ``why``: the key that gave it away."""
+class FormatMatch:
+    """A format that was recognized in a file, the state dict there, and the ``reason``: the keys that were found."""
 
     format: Format
     branch: str
     layout: Layout
     container: str
     state: dict[str, Any]
-    why: str
+    reason: str
 
 
 @dataclass(frozen=True)
-class Part:
-    """A tensor of a detector beside its backbone: its name in the file, its name in Detectron2, the tensor as there."""
+class DetectorTensor:
+    """A tensor of a detector that is not of its backbone. ``name`` is Detectron2's, ``key`` the one in the file."""
 
-    source: str
+    key: str
     name: str
     tensor: Tensor
 
 
 @dataclass(frozen=True)
 class Format:
-    """One format. ``branches`` has the one that is read by default first, each with the layouts it comes in.
+    """One checkpoint format, for reading and, with a ``writer``, for writing.
 
-    ``left_out`` says why what fits a pattern is not taken, ``outside`` why what is not under the prefix is not.
-    ``method`` and ``images`` are what is trained with it by custom; ``facts`` reads what the file itself tells;
-    ``rest`` finds, in the file and among the names left over, a detector's other tensors.
+    ``branches`` has the layouts of each branch; the first branch is read by default. ``left_out`` gives the reason for
+    leaving out the names that fit a pattern, ``outside_prefix`` for those without the layout's prefix. ``method`` and
+    ``input`` hold for all files of the format; ``read_metadata`` is for those that say more. ``find_detector_tensors``
+    gets the file and the entries of the state dict that are not of the backbone.
     """
 
     name: str
     title: str
     branches: Mapping[str, tuple[Layout, ...]]
     left_out: Mapping[str, str] = field(default_factory=dict)
-    outside: str | None = None
+    outside_prefix: str | None = None
     method: str | None = None
-    images: InputFormat | None = None
-    metadata: Callable[[Any, Found, Architecture], Metadata] | None = None
-    rest: Callable[[Any, dict[str, Any]], list[Part]] | None = None
+    input: InputFormat | None = None
+    read_metadata: Callable[[Any, FormatMatch, Architecture], Metadata] | None = None
+    find_detector_tensors: Callable[[Any, dict[str, Any]], list[DetectorTensor]] | None = None
     writer: Writer | None = None
-    note: str = ""  # what the format does not carry
+    not_stored: str = ""  # what such files do not say or hold, for --formats
 
-    def find(self, content: Any, branch: str | None = None) -> Found | None:
-        """The branch, by default the first that is there, where this file is of this format."""
+    def match(self, content: Any, branch: str | None = None) -> FormatMatch | None:
+        """The first branch that the file has, or the one given; None if the file is not of this format."""
         for name in self.branches if branch is None else [branch]:
             for layout in self.branches.get(name, ()):
                 for container in layout.containers:
-                    state = contained(content, container)
-                    if state is not None and layout.is_in(state, content):
-                        inside = f" in {container!r}" if container else ""
-                        beside = f", beside {' and '.join(layout.marks)}" if layout.marks else ""
-                        return Found(self, name, layout, container, state, f"it has {layout.first}{inside}{beside}")
+                    state = get_state_dict(content, container)
+                    if state is not None and layout.matches(state, content):
+                        place = f" in {container!r}" if container else ""
+                        also = "".join(f" and {pattern}" for pattern in layout.required_keys)
+                        return FormatMatch(
+                            self, name, layout, container, state, f"it has {layout.stem_key}{place}{also}"
+                        )
         return None
 
-    def branches_in(self, content: Any) -> tuple[str, ...]:
-        return tuple(name for name in self.branches if self.find(content, name) is not None)
+    def list_branches(self, content: Any) -> tuple[str, ...]:
+        """The branches that a file has."""
+        return tuple(name for name in self.branches if self.match(content, name) is not None)
 
-    def reason_to_leave(self, name: str, found: Found) -> str | None:
-        """Why a name is not taken on purpose: it is of another branch, or the format says so."""
+    def reason_to_leave_out(self, name: str, match: FormatMatch) -> str | None:
+        """Why the tensor of this name is not of the backbone; None for an unexpected name."""
         for branch, layouts in self.branches.items():
-            if branch == found.branch or (found.layout.prefix and name.startswith(found.layout.prefix)):
+            if branch == match.branch or (match.layout.prefix and name.startswith(match.layout.prefix)):
                 continue
-            if any(each.prefix and name.startswith(each.prefix) for each in layouts):
+            if any(layout.prefix and name.startswith(layout.prefix) for layout in layouts):
                 return f"of the {branch} branch"
-        if self.outside is not None and not name.startswith(found.layout.prefix):
-            return self.outside
-        return next((why for pattern, why in self.left_out.items() if fnmatch.fnmatchcase(name, pattern)), None)
+        if self.outside_prefix is not None and not name.startswith(match.layout.prefix):
+            return self.outside_prefix
+        return next((reason for pattern, reason in self.left_out.items() if fnmatch.fnmatchcase(name, pattern)), None)
 
-    def facts_of(self, content: Any, found: Found, architecture: Architecture) -> Metadata:
-        """What is known about the network beside its tensors: the branch is the one found."""
-        if self.metadata is None:
-            metadata = customary(architecture, self.method, self.images)
+    def get_metadata(self, content: Any, match: FormatMatch, architecture: Architecture) -> Metadata:
+        if self.read_metadata is None:
+            metadata = assume_metadata(architecture, self.method, self.input)
         else:
-            metadata = self.metadata(content, found, architecture)
-        return metadata if metadata.from_file else replace(metadata, branch=found.branch)
+            metadata = self.read_metadata(content, match, architecture)
+        return metadata if metadata.from_file else replace(metadata, branch=match.branch)
 
 
 def as_tensor(value: Any) -> Tensor | None:
@@ -261,22 +273,26 @@ def as_tensor(value: Any) -> Tensor | None:
 
 
 def is_oversized_view(tensor: Tensor) -> bool:
-    """Whether it claims more than it has and than a weight takes: one number can be spread over any shape."""
-    return tensor.nbytes > max(tensor.untyped_storage().nbytes(), _LARGEST)
+    """Whether a tensor is larger than its storage and than any weight: one number can be expanded to any shape."""
+    return tensor.nbytes > max(tensor.untyped_storage().nbytes(), _MAX_WEIGHT_BYTES)
 
 
-def alone(tensor: Tensor) -> Tensor:
-    """The tensor in its dimensions' order: not a view that would take a whole storage along into a file."""
+def compact(tensor: Tensor) -> Tensor:
+    """The tensor, contiguous and in a storage of its own size; a view would be saved with all that it is a view of."""
     tensor = tensor.contiguous()
     return tensor.clone() if tensor.untyped_storage().nbytes() != tensor.nbytes else tensor
 
 
 def find_invalid_values(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
-    """Tensors that no network can be run with: of integers, or with NaN or infinite values."""
-    found = {}
+    """Weights that are not floats, or have NaN or infinite values, each with what is wrong.
+
+    >>> find_invalid_values([("weight", torch.tensor([1.0, torch.nan]))])
+    {'weight': 'has NaN or infinite values'}
+    """
+    invalid = {}
     for name, tensor in tensors:
-        if tensor.dtype not in _FLOATS:
-            found[name] = f"holds {str(tensor.dtype).removeprefix('torch.')} values, not floats"
+        if tensor.dtype not in _FLOAT_TYPES:
+            invalid[name] = f"holds {str(tensor.dtype).removeprefix('torch.')} values, not floats"
         elif not tensor.isfinite().all():
-            found[name] = "has NaN or infinite values"
-    return found
+            invalid[name] = "has NaN or infinite values"
+    return invalid

@@ -1,7 +1,7 @@
-"""A checkpoint into a network, all of it or an error: ResNets of torchvision, timm and Detectron2, and its detectors.
+"""Load a checkpoint into a network, all of it or none: ResNets of torchvision, timm and Detectron2, and its detectors.
 
-The network is any module whose ``state_dict`` has a ResNet in one of these layouts: an FPN over it, C4 with its last
-stage in the head, Detectron2's alone, torchvision's. Nothing of Detectron2 is imported here, so it is either engine's.
+The network is any module whose state dict has a ResNet in one of these layouts: below an FPN, C4 with the last stage in
+its head, Detectron2's ResNet alone, torchvision's. Nothing of Detectron2 is imported, so both engines are served.
 """
 
 from __future__ import annotations
@@ -14,113 +14,116 @@ from torch import Tensor, nn
 
 from ssql_det.convert.architecture import NUM_BATCHES_TRACKED, Architecture
 from ssql_det.convert.checkpoint import Checkpoint, Coverage, summarize_names
-from ssql_det.convert.format import Layout, best_fit, renamed
+from ssql_det.convert.format import Layout, find_architecture, rename_tensors
 from ssql_det.convert.formats.detectron2 import DETECTRON2, get_config_overrides
 from ssql_det.convert.formats.detectron2_detector import DETECTRON2_C4, DETECTRON2_FPN
 from ssql_det.convert.formats.torchvision import TORCHVISION
 from ssql_det.core.errors import UserError
 
 _FORMATS = (DETECTRON2_FPN, DETECTRON2_C4, DETECTRON2, TORCHVISION)
-_OF_CLASSES = ("roi_heads.box_predictor.", "roi_heads.mask_head.")
-_AS_NEAR = 0.01  # of values 0 to 255: people write means with one digit or with three
+_CLASS_DEPENDENT = ("roi_heads.box_predictor.", "roi_heads.mask_head.")
+_TOLERANCE = 0.01  # of values 0 to 255: means are written with one digit or with three
 
 
 def load_backbone(model: nn.Module, checkpoint: Checkpoint) -> Coverage:
-    """Give a network its backbone; what else it has (necks, heads, a norm after ``res5``) stays as it is.
+    """Load a backbone into a network or a detector; other parts (necks, heads, a norm after ``res5``) are kept.
 
-    Refused, before anything is changed: another architecture, a tensor without its place on either side, a network
-    that is fed other images than the backbone was trained on, or that strides elsewhere.
+    It is an error, before anything is loaded, if the architecture differs, if a tensor is missing on either side, or
+    if the network has another input format or stride than the backbone was trained with.
 
-    >>> load_backbone(build_model(cfg), read_checkpoint("r50.pkl")).percent
+    >>> from ssql_det.backbones import build_backbone
+    >>> from ssql_det.convert import get_architecture
+    >>> checkpoint = Checkpoint(get_architecture("narrow_resnet"), model.state_dict())
+    >>> load_backbone(build_backbone("narrow_resnet").module, checkpoint).percent
     100.0
     """
-    layout = _layout_of(model)
-    given = renamed(checkpoint.tensors, checkpoint.architecture, layout)
-    return _load(model, layout, checkpoint, given, set(_backbone_names(model, layout, checkpoint)))
+    layout = _find_layout(model)
+    tensors = rename_tensors(checkpoint.tensors, checkpoint.architecture, layout)
+    return _load(model, layout, checkpoint, tensors, set(_backbone_names(model, layout, checkpoint)))
 
 
 def load_detector(model: nn.Module, checkpoint: Checkpoint) -> Coverage:
-    """Give a detector all its tensors, from a file of a whole detector; refused as in :func:`load_backbone`.
-
-    >>> load_detector(build_model(cfg), read_checkpoint("model_final_f10217.pkl")).percent
-    100.0
-    """
-    layout = _layout_of(model)
-    given = renamed(checkpoint.tensors, checkpoint.architecture, layout) | dict(checkpoint.detector)
-    return _load(model, layout, checkpoint, given, set(model.state_dict()))
+    """Load all tensors of a detector, from a file of a whole detector; errors are those of :func:`load_backbone`."""
+    layout = _find_layout(model)
+    tensors = rename_tensors(checkpoint.tensors, checkpoint.architecture, layout) | dict(checkpoint.detector)
+    return _load(model, layout, checkpoint, tensors, set(model.state_dict()))
 
 
 def identify_architecture(model: nn.Module) -> Architecture:
-    """Which ResNet a network has, by its tensors; an error where it is none of those that are known.
+    """The known ResNet that a network has, by its tensors; an error if it has none.
 
-    >>> architecture_of(build_model(cfg)).name
-    'resnet18'
+    >>> identify_architecture(model).name
+    'narrow_resnet'
     """
-    best = best_fit(_layout_of(model), {name: tensor.shape for name, tensor in model.state_dict().items()})
-    if faults := [*best.wrong, *best.missing]:
+    best = find_architecture(_find_layout(model), {name: tensor.shape for name, tensor in model.state_dict().items()})
+    if differences := [*best.mismatched, *best.missing]:
         raise UserError(
-            f"this network is near a {best.architecture.name} but for {summarize_names(faults)}; build a known ResNet"
+            f"this network is a {best.architecture.name} except for {summarize_names(differences)}; use a known ResNet"
         )
     return best.architecture
 
 
-def _layout_of(model: nn.Module) -> Layout:
+def _find_layout(model: nn.Module) -> Layout:
     state = model.state_dict()
-    layouts = [layout for each in _FORMATS for layout in each.branches["online"]]
-    layout = next((each for each in layouts if each.is_in(state, {})), None)
+    layouts = [layout for format in _FORMATS for layout in format.branches["online"]]
+    layout = next((layout for layout in layouts if layout.matches(state, {})), None)
     if layout is None:
-        known = ", ".join(each.first for each in layouts)
-        raise UserError(f"this network has no ResNet where one is looked for ({known}); build it with another backbone")
+        keys = ", ".join(layout.stem_key for layout in layouts)
+        raise UserError(f"this network has no known ResNet (none of {keys}); build it with another backbone")
     return layout
 
 
 def _backbone_names(model: nn.Module, layout: Layout, checkpoint: Checkpoint) -> Iterator[str]:
-    """The network's own tensors of stem and blocks, whatever its depth: a deeper one has more than are given."""
+    """The names of the network's stem and blocks, also of blocks that the checkpoint does not have."""
     names = layout.names
-    roots = [f"{layout.prefix}{names.stem}.", f"{layout.prefix}{names.stem_norm}."]
+    prefixes = [f"{layout.prefix}{names.stem}.", f"{layout.prefix}{names.stem_norm}."]
     for stage in range(1, len(checkpoint.architecture.depths) + 1):
-        of_stage = names.conv.split("{block}")[0].format(stage=stage - 1 + names.first_stage)
-        prefix = layout.prefix if stage < 4 or layout.last_prefix is None else layout.last_prefix
-        roots += [f"{prefix}{of_stage}{digit}" for digit in range(10)]
-    yield from (name for name in model.state_dict() if name.startswith(tuple(roots)))
+        stage_name = names.conv.split("{block}")[0].format(stage=stage - 1 + names.first_stage)
+        is_moved = layout.last_stage_prefix is not None and stage == 4
+        prefix = layout.last_stage_prefix if is_moved else layout.prefix
+        prefixes += [f"{prefix}{stage_name}{digit}" for digit in range(10)]
+    yield from (name for name in model.state_dict() if name.startswith(tuple(prefixes)))
 
 
 def _load(
-    model: nn.Module, layout: Layout, checkpoint: Checkpoint, given: Mapping[str, Tensor], wanted: set[str]
+    model: nn.Module, layout: Layout, checkpoint: Checkpoint, tensors: Mapping[str, Tensor], required: set[str]
 ) -> Coverage:
     state = model.state_dict()
-    wrong = {
+    invalid = {
         name: f"is of shape {list(state[name].shape)}, in the checkpoint {list(tensor.shape)}"
-        for name, tensor in given.items()
+        for name, tensor in tensors.items()
         if name in state and state[name].shape != tensor.shape
     }
-    used = tuple(name for name in given if name in state and name not in wrong)
-    missing = tuple(name for name in state if name in wanted - given.keys() and not name.endswith(NUM_BATCHES_TRACKED))
-    homeless = [name for name in given if name not in state]
-    left_out = {name: "FrozenBN has no place for it" for name in homeless if name.endswith(NUM_BATCHES_TRACKED)}
-    left_out |= {name: "not of the backbone" for name in state if name not in given and name not in missing}
-    unmatched = tuple(name for name in homeless if name not in left_out)
-    coverage = Coverage(used, left_out, unmatched, missing, wrong)
-    _check(coverage, checkpoint)
-    _check_images(model, checkpoint)
+    used = tuple(name for name in tensors if name in state and name not in invalid)
+    required -= tensors.keys()
+    missing = tuple(name for name in state if name in required and not name.endswith(NUM_BATCHES_TRACKED))
+    not_in_network = [name for name in tensors if name not in state]
+    left_out = {
+        name: "FrozenBatchNorm2d has no such buffer" for name in not_in_network if name.endswith(NUM_BATCHES_TRACKED)
+    }
+    left_out |= {name: "not of the backbone" for name in state if name not in tensors and name not in missing}
+    unmatched = tuple(name for name in not_in_network if name not in left_out)
+    coverage = Coverage(used, left_out, unmatched, missing, invalid)
+    _check_coverage(coverage, checkpoint)
+    _check_input_format(model, checkpoint)
     _check_stride(model, layout, checkpoint)
     with torch.no_grad():
         for name in used:
-            state[name].copy_(given[name])
+            state[name].copy_(tensors[name])
     return coverage
 
 
-def _check(coverage: Coverage, checkpoint: Checkpoint) -> None:
-    faults = [f"{name} {fault}" for name, fault in coverage.wrong.items()]
+def _check_coverage(coverage: Coverage, checkpoint: Checkpoint) -> None:
+    faults = [f"{name} {fault}" for name, fault in coverage.invalid.items()]
     faults += [f"{name} is not in the checkpoint" for name in coverage.missing]
     faults += [f"{name} is not in the network" for name in coverage.unmatched]
     if not faults:
         return
     hint = "build the network with the same depth"
     if any(fault.startswith("backbone.fpn_") for fault in faults):
-        hint = "one of the two is a C4 detector, the other has an FPN; give the config that the file was trained with"
-    elif all(fault.startswith(_OF_CLASSES) for fault in faults):
-        hint = "give the config that the file was trained with: MODEL.ROI_HEADS.NUM_CLASSES, MODEL.MASK_ON, heads"
+        hint = "one of the two is a C4 detector, the other has an FPN; use the config that the file was trained with"
+    elif all(fault.startswith(_CLASS_DEPENDENT) for fault in faults):
+        hint = "use the config that the file was trained with: MODEL.ROI_HEADS.NUM_CLASSES, MODEL.MASK_ON, heads"
     elif not checkpoint.architecture.is_bottleneck and any("res5" in fault for fault in faults):
         hint += " and a C4 head with the same blocks (Detectron2's own Res5ROIHeads has bottlenecks at any depth)"
     name = checkpoint.architecture.name
@@ -129,29 +132,31 @@ def _check(coverage: Coverage, checkpoint: Checkpoint) -> None:
     )
 
 
-def _check_images(model: nn.Module, checkpoint: Checkpoint) -> None:
-    """Images in another order, or normalized in another way, cost many AP and no error."""
-    images = checkpoint.metadata.input
+def _check_input_format(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Images in another channel order or normalization cost many AP without any error."""
+    expected = checkpoint.metadata.input
     mean, std = getattr(model, "pixel_mean", None), getattr(model, "pixel_std", None)
-    if images is None or not isinstance(mean, Tensor) or not isinstance(std, Tensor):
+    if expected is None or not isinstance(mean, Tensor) or not isinstance(std, Tensor):
         return
-    ours, theirs = (*images.mean, *images.std), (*mean.flatten().tolist(), *std.flatten().tolist())
-    same = len(ours) == len(theirs) and all(
-        math.isclose(a, b, abs_tol=_AS_NEAR) for a, b in zip(ours, theirs, strict=True)
+    expected_values, values = (*expected.mean, *expected.std), (*mean.flatten().tolist(), *std.flatten().tolist())
+    is_same = len(expected_values) == len(values) and all(
+        math.isclose(a, b, abs_tol=_TOLERANCE) for a, b in zip(expected_values, values, strict=True)
     )
-    if not same or getattr(model, "input_format", images.channels) != images.channels:
-        lines = " ".join(f"{key} {value}" for key, value in list(get_config_overrides(checkpoint).items())[:3])
-        raise UserError(f"{checkpoint.display_name} was trained on other images than this network is fed; set {lines}")
+    if not is_same or getattr(model, "input_format", expected.channels) != expected.channels:
+        overrides = " ".join(f"{key} {value}" for key, value in list(get_config_overrides(checkpoint).items())[:3])
+        raise UserError(
+            f"{checkpoint.display_name} was trained with another input format than this network has; set {overrides}"
+        )
 
 
 def _check_stride(model: nn.Module, layout: Layout, checkpoint: Checkpoint) -> None:
-    in_1x1 = checkpoint.metadata.stride_in_1x1
-    if in_1x1 is None or not checkpoint.architecture.is_bottleneck:
+    stride_in_1x1 = checkpoint.metadata.stride_in_1x1
+    if stride_in_1x1 is None or not checkpoint.architecture.is_bottleneck:
         return
-    slot = next(each for each in checkpoint.architecture.slots if (each.stage, each.conv) == (2, 1))
-    first = model.get_submodule(str(layout(slot)).removesuffix(".weight"))
-    if (getattr(first, "stride", (1, 1)) != (1, 1)) != in_1x1:
+    first_conv = next(spec for spec in checkpoint.architecture.tensors if (spec.stage, spec.conv) == (2, 1))
+    layer = model.get_submodule(str(layout.get_name(first_conv)).removesuffix(".weight"))
+    if (getattr(layer, "stride", (1, 1)) != (1, 1)) != stride_in_1x1:
         raise UserError(
-            f"{checkpoint.display_name} strides in its {'1x1' if in_1x1 else '3x3'} convs and this network does not; "
-            f"set MODEL.RESNETS.STRIDE_IN_1X1 {in_1x1}"
+            f"{checkpoint.display_name} has its strides in the {'1x1' if stride_in_1x1 else '3x3'} convs and this "
+            f"network does not; set MODEL.RESNETS.STRIDE_IN_1X1 {stride_in_1x1}"
         )

@@ -1,7 +1,7 @@
 """The checkpoint of a pretraining: written, resumed from, and read as a pretrained network.
 
 One file holds the backbone, the heads of the method and the state of the training. Its layout is the project's own
-(``ssql_det.convert.formats.own``), which probes, detectors and ``ssql-det convert`` read. Reading also takes
+(``ssql_det.convert.formats.ssql_det``), which probes, detectors and ``ssql-det convert`` read. Reading also takes
 backbones in every other format that ``ssql-det convert`` reads.
 """
 
@@ -27,16 +27,16 @@ from ssql_det.backbones import (
 )
 from ssql_det.convert import Metadata, SourceFile, inspect_checkpoint, load_backbone, read_content
 from ssql_det.convert.architecture import NUM_BATCHES_TRACKED
-from ssql_det.convert.checkpoint import (
+from ssql_det.convert.checkpoint import summarize_names
+from ssql_det.convert.format import as_tensor, find_invalid_values, is_oversized_view
+from ssql_det.convert.metadata import (
     BRANCHES,
     METADATA_KEY,
     build_metadata_dict,
     read_backbone_name,
     resolve_network_name,
-    summarize_names,
+    translate_metadata_errors,
 )
-from ssql_det.convert.files import translate_metadata_errors
-from ssql_det.convert.format import as_tensor, find_invalid_values, is_oversized_view
 from ssql_det.core.distributed import is_main
 from ssql_det.core.errors import UserError, printable
 from ssql_det.core.files import atomic_write, sha256

@@ -28,7 +28,7 @@ from PIL.Image import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from ssql_det.convert.checkpoint import CIFAR, IMAGENET, InputFormat
+from ssql_det.convert.metadata import CIFAR, IMAGENET, InputFormat
 from ssql_det.core.errors import UserError, did_you_mean
 from ssql_det.core.rng import derive_seed
 

@@ -120,7 +120,7 @@ NEAR = [
     ("mobilenetv2_050", "mean 'timm/mobilenetv2_050'"),
     ("timm/resnet9999", "mean 'timm/resnet"),
     ("timm/resnet50.my_weights", "mean 'timm/resnet50"),
-    ("timm/hf-hub:somebody/net", "one of your own needs its module: --plugin"),
+    ("timm/hf-hub:somebody/net", "load one of your own with --plugin"),
     ("", "known: torchvision's models"),
 ]
 
@@ -137,7 +137,7 @@ def small(width):
 
 
 def test_a_network_of_ones_own_has_a_name(monkeypatch):
-    monkeypatch.setattr(BACKBONES, "_parts", dict(BACKBONES._parts))
+    monkeypatch.setattr(BACKBONES, "_objects", dict(BACKBONES._objects))
 
     @BACKBONES.register("my_net")
     def my_net(zero_init_residual):
@@ -150,11 +150,11 @@ def test_a_network_of_ones_own_has_a_name(monkeypatch):
     backbone = build_backbone("my_net")
     assert (backbone.name, backbone.width) == ("my_net", 8)
     backbone.require_size(16)
-    with pytest.raises(UserError, match=r"wrong_net puts out \[1, 8\] for one image, and its builder says \[1, 9\]"):
+    with pytest.raises(UserError, match=r"wrong_net returns features of shape \[1, 8\] for one .* says \[1, 9\]"):
         build_backbone("wrong_net").require_size(16)
     with pytest.raises(UserError, match="no backbone 'my_nett'; did you mean 'my_net'"):
         build_backbone("my_nett")
-    with pytest.raises(ValueError, match="a backbone 'resnet18' already"):
+    with pytest.raises(ValueError, match="backbone 'resnet18' is already registered"):
         BACKBONES.register("resnet18")(my_net)
 
 
@@ -171,5 +171,5 @@ def test_a_state_is_known_without_building_and_without_a_draw(name):
     assert find_state_differences(other, state) == [
         f"{first} is int64 [3], not {state[first]}",
         f"{second} is missing, not {state[second]}",
-        "more has no place",
+        "more is unexpected",
     ]

@@ -97,9 +97,9 @@ def test_an_unmatched_tensor_is_refused_unless_it_is_allowed(weights, tmp_path, 
     torch.save({**weights, "neck.0.weight": torch.zeros(3)}, source)
     assert refused("convert", source, out, "--to", "timm")
     output = capsys.readouterr()
-    assert "no place: 1 (neck.0.weight)" in output.out
+    assert "unexpected: 1 (neck.0.weight)" in output.out
     assert output.err.endswith(
-        "1 tensor(s) have no place: neck.0.weight; if that is right, say --allow-unmatched 'neck.0.weight'\n"
+        "1 unexpected tensor(s): neck.0.weight; to leave them out, pass --allow-unmatched 'neck.0.weight'\n"
     )
     assert not out.exists()
     main(["convert", str(source), str(out), "--to", "timm", "--allow-unmatched", "neck.*"])
@@ -111,11 +111,11 @@ def test_a_config_tells_what_a_detector_does_not(weights, tmp_path, capsys):
     source, out, config = tmp_path / "model_final.pth", tmp_path / "out.pth", tmp_path / "config.yaml"
     torch.save({"model": fpn}, source)
     assert refused("convert", source, out, "--to", "torchvision")
-    assert "say which with --trained-with CONFIG.yaml" in capsys.readouterr().err
+    assert "it was trained with: --trained-with CONFIG.yaml" in capsys.readouterr().err
     config.write_text("INPUT: {FORMAT: BGR}\nMODEL: {DEVICE: cpu, RESNETS: {DEPTH: 18, RES2_OUT_CHANNELS: 64}}\n")
     main(["convert", str(source), str(out), "--to", "torchvision", "--trained-with", str(config)])
     assert torch.equal(torch.load(out)["conv1.weight"], weights["conv1.weight"].flip(1))
-    assert "left behind: 1, the file has no room for mean" in capsys.readouterr().out
+    assert "left behind: 1, the format does not store mean" in capsys.readouterr().out
 
 
 def _detectron2(weights):
@@ -149,7 +149,7 @@ MISTAKES = {
     "--to timm --from simsiam": "is not in the format simsiam (encoder.conv1.weight is not in it); leave out --from",
     "--to timm --arch resnet50": "in a resnet50 it is",
     "--to timm --arch resnet51": "did you mean 'resnet50'?",
-    "--to timm --branch momentum": "moco has no branch 'momentum' here, only online",
+    "--to timm --branch momentum": "this moco file has no branch 'momentum', only online",
     "--to timm --prefix backbone": "leave out --from",
     "--to timm --trained-with nowhere.yaml": "nowhere.yaml",
     "": "the following arguments are required: --to",
@@ -172,8 +172,8 @@ def test_inspect_says_what_a_file_is(moco, capsys):
         "moco.pth.tar is moco: it has encoder_q.conv1.weight",
         "124 tensors, 11,6",
         "state_dict/module.encoder_q.layer4.*: 30",
-        "beside: epoch = 200",
-        "beside: args = <inert argparse.Namespace>",
+        "other entry: epoch = 200",
+        "other entry: args = <inert argparse.Namespace>",
         "  lr = 0.03",
     ):
         assert part in said

@@ -455,7 +455,7 @@ FILES = {  # something that lies in the case's folder is
     "description of another network": (
         sweep(f"MODEL.WEIGHTS {BAD_PTH}"),
         weights(lambda content: content["ssql_det"].update(arch="resnet50")),
-        "what it says about itself is not understood",
+        "its metadata is invalid",
     ),
     "safetensors of a lying header": (
         convert("{here}/bad.safetensors"),

@@ -281,7 +281,7 @@ def test_counters_alone_may_be_missing(tmp_path):
     [
         ("timm/resnet50_gn", "106 tensor(s) are missing: bn1.running_mean"),
         ("timm/resnet50d", "no ResNet is found in it; its tensors are conv1.0.weight, conv1.1.weight"),
-        ("timm/seresnet50", "64 tensor(s) have no place: layer1.0.se.fc1.weight"),
+        ("timm/seresnet50", "64 unexpected tensor(s): layer1.0.se.fc1.weight"),
         ("timm/vit_tiny_patch16_224", "no ResNet is found in it; its tensors are cls_token, pos_embed"),
     ],
 )
@@ -299,7 +299,7 @@ def test_another_architecture_than_said_is_refused(there, asked, tmp_path):
 
 def test_an_extra_tensor_is_named_with_what_would_allow_it(tmp_path):
     path = saved({**state(), "neck.0.weight": torch.ones(1), "neck.1.weight": torch.ones(1)}, tmp_path / "x.pth")
-    assert "2 tensor(s) have no place: neck.0.weight, neck.1.weight;" in refusal(path)
+    assert "2 unexpected tensor(s): neck.0.weight, neck.1.weight;" in refusal(path)
     assert "--allow-unmatched 'neck.*'" in refusal(path)
     assert read_checkpoint(path, allow=["neck.*"]).coverage.unmatched == ("neck.0.weight", "neck.1.weight")
 
@@ -309,7 +309,7 @@ def test_an_extra_tensor_is_named_with_what_would_allow_it(tmp_path):
 def test_an_unknown_prefix_is_told_and_reading_with_it_works(prefix, wrapper, tmp_path):
     tensors = {f"{wrapper}{prefix}{name}": tensor for name, tensor in state().items()}
     path = saved({"state_dict": {**tensors, f"{wrapper}other": torch.ones(1)}}, tmp_path / "x.pth")
-    assert refusal(path).endswith(f"its ResNet is under an unknown prefix; say --prefix {prefix!r}")
+    assert refusal(path).endswith(f"its ResNet is under an unknown prefix; pass --prefix {prefix!r}")
     for spelled in (prefix, prefix.removesuffix("."), wrapper + prefix):
         assert read_checkpoint(path, prefix=spelled).coverage.percent == 100
     checkpoint = read_checkpoint(path, prefix=prefix)
@@ -394,14 +394,14 @@ IN_A_PICKLE = {
     "description", [*DESCRIPTIONS.values(), *IN_A_PICKLE.values()], ids=[*DESCRIPTIONS, *IN_A_PICKLE]
 )
 def test_an_own_file_with_a_bad_description_is_refused(description, tmp_path):
-    assert "what it says about itself is not understood" in refusal(saved(own(description), tmp_path / "x.pth"))
+    assert "its metadata is invalid" in refusal(saved(own(description), tmp_path / "x.pth"))
 
 
 @pytest.mark.parametrize("description", DESCRIPTIONS.values(), ids=DESCRIPTIONS)
 def test_a_safetensors_file_with_a_bad_description_is_refused(description, tmp_path):
     path = tmp_path / "x.safetensors"
     safetensors.torch.save_file(state(), path, {"ssql_det": json.dumps(own(description)["ssql_det"])})
-    assert "what it says about itself is not understood" in refusal(path)
+    assert "its metadata is invalid" in refusal(path)
 
 
 @pytest.mark.parametrize(
@@ -410,7 +410,7 @@ def test_a_safetensors_file_with_a_bad_description_is_refused(description, tmp_p
 def test_a_safetensors_file_with_garbage_for_a_description_is_refused(text, tmp_path):
     path = tmp_path / "x.safetensors"
     safetensors.torch.save_file(state(), path, {"ssql_det": text})
-    assert "what it says about itself is not understood" in refusal(path)
+    assert "its metadata is invalid" in refusal(path)
 
 
 @pytest.mark.parametrize("online", [[1, 2], {}, "conv1.weight", torch.ones(3), {1: torch.ones(1)}, None])
@@ -693,8 +693,8 @@ def test_a_bomb_does_not_go_off(name, judged):
     [
         ({"format": "torchvison"}, "there is no format 'torchvison'; did you mean 'torchvision'? (known: "),
         ({"arch": "resnet81"}, "there is no architecture 'resnet81'; did you mean 'resnet18'? (known: "),
-        ({"branch": "momentum"}, "x.pth: torchvision has no branch 'momentum' here, only online"),
-        ({"branch": "ema", "format": "torchvision"}, "x.pth: torchvision has no branch 'ema' here, only online"),
+        ({"branch": "momentum"}, "x.pth: this torchvision file has no branch 'momentum', only online"),
+        ({"branch": "ema", "format": "torchvision"}, "x.pth: this torchvision file has no branch 'ema', only online"),
         ({"format": "detectron2"}, "it is not in the format detectron2 (stem.conv1.weight is not in it)"),
     ],
 )
@@ -709,7 +709,7 @@ def test_a_wrong_option_is_told_so(options, said, tmp_path):
 def test_branches_that_are_there_are_named(tmp_path):
     both = {f"encoder_{branch}.{name}": tensor for branch in "qk" for name, tensor in state().items()}
     path = saved({"state_dict": both}, tmp_path / "x.pth")
-    assert "moco has no branch 'teacher' here, only online, momentum" in refusal(path, branch="teacher")
+    assert "this moco file has no branch 'teacher', only online, momentum" in refusal(path, branch="teacher")
 
 
 @pytest.fixture
@@ -722,7 +722,7 @@ def taken(tmp_path):
 @pytest.mark.parametrize(
     ("name", "format", "said"),
     [
-        ("out.pth", "ssql_det", "exists already; choose another name, or say --force to replace it"),
+        ("out.pth", "ssql_det", "exists already; choose another name, or pass --force to replace it"),
         ("x.pkl", "ssql_det", "a file of format ssql_det ends in .pth; got "),
         ("x.pth", "detectron2", "a file of format detectron2 ends in .pkl; got "),
         ("x", "torchvision", "a file of format torchvision ends in .pth or .pt; got "),
@@ -751,8 +751,8 @@ def test_an_output_is_replaced_when_that_is_said(taken):
     ("checkpoint", "format", "said"),
     [
         (lambda: made("cifar_resnet18"), "detectron2-fpn", "stem of stride 1"),
-        (lambda: made("resnet50", images=MSRA, stride_in_1x1=True), "torchvision", "strides in its 1x1 convs"),
-        (lambda: made("resnet50", stride_in_1x1=None), "timm", "its 1x1 or its 3x3 convs; .*--trained-with"),
+        (lambda: made("resnet50", images=MSRA, stride_in_1x1=True), "torchvision", "has its strides in the 1x1 convs"),
+        (lambda: made("resnet50", stride_in_1x1=None), "timm", "the 1x1 or the 3x3 convs; .*--trained-with"),
         (lambda: made(images=None), "torchvision", "RGB or BGR images; .*--trained-with"),
     ],
 )

@@ -140,7 +140,7 @@ def assert_loaded(model, before, checkpoint, named, coverage):
     assert all(torch.equal(before[name], after[name]) for name in after.keys() - there.keys())
     assert coverage.percent == 100
     assert set(coverage.used) == set(there)
-    assert (coverage.missing, coverage.unmatched, coverage.wrong) == ((), (), {})
+    assert (coverage.missing, coverage.unmatched, coverage.invalid) == ((), (), {})
     backbone = {name for name, why in coverage.left_out.items() if why == "not of the backbone"}
     assert backbone == after.keys() - there.keys()
     assert coverage.left_out.keys() - backbone == places.keys() - there.keys()
@@ -185,7 +185,7 @@ def test_a_norm_after_the_last_stage_is_not_of_the_backbone():
     model = detector(C4, R(18), PYTORCH, BASIC_HEADS)
     coverage = load_backbone(model, made("resnet18"))
     assert coverage.left_out["roi_heads.res5.norm.weight"] == "not of the backbone"
-    assert coverage.left_out["backbone.stem.conv1.norm.num_batches_tracked"] == "FrozenBN has no place for it"
+    assert coverage.left_out["backbone.stem.conv1.norm.num_batches_tracked"] == "FrozenBatchNorm2d has no such buffer"
     assert model.roi_heads.res5.norm.weight.eq(1).all()
 
 
@@ -338,7 +338,7 @@ def test_other_images_are_refused_with_the_lines_to_set(keys):
     model.pixel_mean = torch.tensor(cfg.MODEL.PIXEL_MEAN).view(-1, 1, 1)
     model.pixel_std = torch.tensor(cfg.MODEL.PIXEL_STD).view(-1, 1, 1)
     assert refusal(model, made("resnet18")).endswith(
-        "was trained on other images than this network is fed; set INPUT.FORMAT RGB "
+        "was trained with another input format than this network has; set INPUT.FORMAT RGB "
         "MODEL.PIXEL_MEAN [123.675, 116.28, 103.53] MODEL.PIXEL_STD [58.395, 57.12, 57.375]"
     )
 
@@ -358,12 +358,12 @@ def test_what_is_not_known_of_the_images_or_strides_is_not_held_against_a_networ
 def test_another_stride_is_refused_with_the_line_to_set(parts, in_1x1):
     model = detector(parts, R(50), PYTORCH, {"MODEL.RESNETS.STRIDE_IN_1X1": not in_1x1})
     sentence = refusal(model, made("resnet50", stride_in_1x1=in_1x1))
-    assert f"strides in its {'1x1' if in_1x1 else '3x3'} convs" in sentence
+    assert f"has its strides in the {'1x1' if in_1x1 else '3x3'} convs" in sentence
     assert sentence.endswith(f"set MODEL.RESNETS.STRIDE_IN_1X1 {in_1x1}")
 
 
 def test_a_stride_in_the_1x1_is_no_torchvision_network():
-    assert "strides in its 1x1" in refusal(torchvision.models.resnet50(), made("resnet50", stride_in_1x1=True))
+    assert "has its strides in the 1x1" in refusal(torchvision.models.resnet50(), made("resnet50", stride_in_1x1=True))
 
 
 @pytest.mark.parametrize(("images", "stride"), [(MSRA, True), (CIFAR, False)])
@@ -378,9 +378,7 @@ def test_a_network_built_of_the_lines_told_is_loaded(images, stride):
 @pytest.mark.parametrize("load", [load_backbone, load_detector])
 def test_a_network_without_a_resnet_is_refused(build, load):
     sentence = refusal(build(), made("resnet18"), load)
-    assert sentence.startswith(
-        "this network has no ResNet where one is looked for (backbone.bottom_up.stem.conv1.weight"
-    )
+    assert sentence.startswith("this network has no known ResNet (none of backbone.bottom_up.stem.conv1.weight")
 
 
 def test_the_file_is_named():

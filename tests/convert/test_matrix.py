@@ -80,7 +80,7 @@ def test_what_is_not_of_the_backbone_is_named_with_a_reason(case):
     assert set(coverage.left_out) == case.extras
     assert all(coverage.left_out.values())
     assert not set(coverage.used) & case.extras
-    assert (coverage.unmatched, coverage.missing, coverage.wrong, coverage.percent) == ((), (), {}, 100)
+    assert (coverage.unmatched, coverage.missing, coverage.invalid, coverage.percent) == ((), (), {}, 100)
 
 
 def test_what_is_known_of_a_network_is_by_the_custom_of_its_format(case):
@@ -97,7 +97,7 @@ def test_what_is_known_of_a_network_is_by_the_custom_of_its_format(case):
 def test_a_branch_is_read_by_its_name_and_one_that_is_not_there_is_refused(case):
     for branch, other in (("online", "momentum"), ("momentum", "online")):
         if branch not in case.source.branches:
-            with pytest.raises(UserError, match=f"has no branch '{branch}' here, only {other}"):
+            with pytest.raises(UserError, match=f"has no branch '{branch}', only {other}"):
                 read_checkpoint(case.path, branch=branch)
         elif branch != case.source.branches[0]:  # that one is read already
             checkpoint = read_checkpoint(case.path, branch=branch)
@@ -128,9 +128,9 @@ def test_what_is_written_comes_back_to_the_bit_or_is_refused(case, tmp_path):
 def refusal(case, format):
     source = case.source
     if format in PLAIN and case.arch == "resnet50" and source.stride_in_1x1 is None:
-        return "does not say whether it strides in its 1x1"
+        return "does not say whether its strides are in the 1x1"
     if format in PLAIN and case.arch == "resnet50" and source.stride_in_1x1:
-        return "strides in its 1x1 convs, as MSRA's"
+        return "has its strides in the 1x1 convs, as MSRA's"
     if format in PLAIN and source.channels is None:
         return "does not say whether it takes RGB or BGR"
     if source.kind and format in set(DETECTORS.values()) - {DETECTORS[source.kind]}:
@@ -179,16 +179,16 @@ def check_trip(case, format, folder):
 def narrow(images, stride_in_1x1=False):
     """A checkpoint by hand: it costs nothing to write."""
     numbers = torch.Generator().manual_seed(0)
-    slots = get_architecture("narrow_resnet").slots
+    specs = get_architecture("narrow_resnet").tensors
     names = (
-        (f"layer{slot.stage}.{slot.block}." if slot.stage else "", "bn" if slot.is_norm else "conv", slot)
-        for slot in slots
+        (f"layer{spec.stage}.{spec.block}." if spec.stage else "", "bn" if spec.is_norm else "conv", spec)
+        for spec in specs
     )
     tensors = {}
-    for prefix, kind, slot in names:
-        module = f"{kind}{slot.conv}" if slot.conv else f"downsample.{int(slot.is_norm)}"
-        value = torch.randn(slot.shape, generator=numbers)
-        tensors[f"{prefix}{module}.{slot.leaf}"] = value if slot.shape else torch.tensor(100)
+    for prefix, kind, spec in names:
+        module = f"{kind}{spec.conv}" if spec.conv else f"downsample.{int(spec.is_norm)}"
+        value = torch.randn(spec.shape, generator=numbers)
+        tensors[f"{prefix}{module}.{spec.kind}"] = value if spec.shape else torch.tensor(100)
     return Checkpoint(get_architecture("narrow_resnet"), tensors, Metadata(images, stride_in_1x1))
 
 

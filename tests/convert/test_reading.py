@@ -30,19 +30,19 @@ from ssql_det.convert import (
     write_checkpoint,
 )
 from ssql_det.convert.format import (
-    TORCHVISION,
+    TORCHVISION_NAMES,
     Layout,
     Names,
-    alone,
     as_tensor,
-    best_fit,
-    contained,
+    compact,
+    find_architecture,
     find_invalid_values,
-    fit,
-    neutral,
-    renamed,
+    get_state_dict,
+    match_architecture,
+    rename_tensors,
+    torchvision_name,
 )
-from ssql_det.convert.formats.detectron2 import _as_array
+from ssql_det.convert.formats.detectron2 import _to_array
 from ssql_det.core.errors import UserError
 
 FORMATS = {
@@ -93,8 +93,8 @@ def test_three_names_are_told_and_the_rest_counted():
 def test_what_has_no_place_comes_with_a_pattern_that_allows_it(unmatched, pattern):
     coverage = Coverage(("a",), {}, tuple(unmatched))
     assert complaint(coverage) == (
-        f"x.pth: {len(unmatched)} tensor(s) have no place: {', '.join(unmatched)}; "
-        f"if that is right, say --allow-unmatched '{pattern}'"
+        f"x.pth: {len(unmatched)} unexpected tensor(s): {', '.join(unmatched)}; "
+        f"to leave them out, pass --allow-unmatched '{pattern}'"
     )
     if "other.b" not in unmatched:
         coverage.check("x.pth", [pattern])
@@ -102,13 +102,13 @@ def test_what_has_no_place_comes_with_a_pattern_that_allows_it(unmatched, patter
 
 def test_only_what_is_not_allowed_is_told():
     coverage = Coverage(("a",), {}, ("neck.a", "head.b", "neck.c"))
-    assert "1 tensor(s) have no place: head.b;" in complaint(coverage, ["neck.*"])
-    assert "3 tensor(s) have no place" in complaint(coverage, ["nec", "*.d"])
+    assert "1 unexpected tensor(s): head.b;" in complaint(coverage, ["neck.*"])
+    assert "3 unexpected tensor(s)" in complaint(coverage, ["nec", "*.d"])
     coverage.check("x.pth", ["neck.*", "*.b"])
     coverage.check("x.pth", ["*"])
 
 
-@pytest.mark.parametrize("fault", [{"missing": ("a",)}, {"wrong": {"a": "is of shape [1]"}}])
+@pytest.mark.parametrize("fault", [{"missing": ("a",)}, {"invalid": {"a": "is of shape [1]"}}])
 def test_what_lacks_or_is_wrong_cannot_be_allowed(fault):
     complaint(Coverage(("b",), **fault), ["*"])
 
@@ -119,7 +119,7 @@ def test_what_lacks_or_is_wrong_cannot_be_allowed(fault):
         (Coverage(), 0),
         (Coverage(("a",)), 100),
         (Coverage(("a", "b", "c"), missing=("d",)), 75),
-        (Coverage(("a",), wrong={"b": "", "c": "", "d": ""}), 25),
+        (Coverage(("a",), invalid={"b": "", "c": "", "d": ""}), 25),
         (Coverage(("a",), {"x": "left"}, ("y",), ("b",), {"c": "", "d": ""}), 25),
         (Coverage(missing=("a",)), 0),
     ],
@@ -146,7 +146,7 @@ def test_a_report_tells_what_a_reading_refuses(tmp_path):
     torch.save(tensors, tmp_path / "x.pth")
     coverage = inspect_checkpoint(tmp_path / "x.pth").coverage
     assert coverage.missing == ("layer1.0.conv2.weight",)
-    assert coverage.wrong.keys() == {"conv1.weight", "bn1.weight"}
+    assert coverage.invalid.keys() == {"conv1.weight", "bn1.weight"}
     assert coverage.percent == pytest.approx(100 * 69 / 72)
 
 
@@ -179,59 +179,63 @@ def test_a_report_tells_what_a_reading_refuses(tmp_path):
 )
 def test_a_container_is_opened_and_wrappers_are_taken_off(content, container, expected):
     before = repr(content)
-    assert contained(content, container) == expected
+    assert get_state_dict(content, container) == expected
     assert repr(content) == before
 
 
 def test_marks_are_looked_for_among_tensors_and_in_the_file():
-    layout = Layout("backbone.", marks=("head.*", "epoch"))
-    assert layout.first == "backbone.conv1.weight"
-    assert layout.is_in({"backbone.conv1.weight": 1, "head.x": 1}, {"epoch": 3})
-    assert layout.is_in({"backbone.conv1.weight": 1, "head.x": 1, "epoch": 1}, {})
-    assert not layout.is_in({"backbone.conv1.weight": 1, "head.x": 1}, {})
-    assert not layout.is_in({"backbone.conv1.weight": 1}, {"epoch": 3})
-    assert not layout.is_in({"backbone.conv1.bias": 1, "head.x": 1}, {"epoch": 3})
-    assert not layout.is_in({"backbone.conv1.weight": 1}, {3: "head.x"})
+    layout = Layout("backbone.", required_keys=("head.*", "epoch"))
+    assert layout.stem_key == "backbone.conv1.weight"
+    assert layout.matches({"backbone.conv1.weight": 1, "head.x": 1}, {"epoch": 3})
+    assert layout.matches({"backbone.conv1.weight": 1, "head.x": 1, "epoch": 1}, {})
+    assert not layout.matches({"backbone.conv1.weight": 1, "head.x": 1}, {})
+    assert not layout.matches({"backbone.conv1.weight": 1}, {"epoch": 3})
+    assert not layout.matches({"backbone.conv1.bias": 1, "head.x": 1}, {"epoch": 3})
+    assert not layout.matches({"backbone.conv1.weight": 1}, {3: "head.x"})
 
 
 def test_a_fit_sorts_each_place():
     shapes = {name: tuple(tensor.shape) for name, tensor in state("resnet18").items()}
-    whole = fit(get_architecture("resnet18"), Layout(), shapes)
-    assert set(whole.right.values()) == set(shapes)
-    assert (whole.missing, whole.wrong) == ((), {})
+    whole = match_architecture(get_architecture("resnet18"), Layout(), shapes)
+    assert set(whole.matched.values()) == set(shapes)
+    assert (whole.missing, whole.mismatched) == ((), {})
     del shapes["bn1.bias"], shapes["bn1.num_batches_tracked"]
     shapes["layer1.0.conv1.weight"] = (64, 64, 1, 1)
-    partly = fit(get_architecture("resnet18"), Layout(), {**shapes, "other": (1,)})
+    partly = match_architecture(get_architecture("resnet18"), Layout(), {**shapes, "other": (1,)})
     assert partly.missing == ("bn1.bias",)
-    assert partly.wrong == {"layer1.0.conv1.weight": "is of shape [64, 64, 1, 1], in a resnet18 it is [64, 64, 3, 3]"}
-    assert len(partly.right) == 117
+    assert partly.mismatched == {
+        "layer1.0.conv1.weight": "is of shape [64, 64, 1, 1], in a resnet18 it is [64, 64, 3, 3]"
+    }
+    assert len(partly.matched) == 117
 
 
 @pytest.mark.parametrize("name", ["resnet34", "wide_resnet50_2", "resnext50_32x4d", "cifar_resnet18", "narrow_resnet"])
 def test_the_best_fit_is_the_right_one_even_with_a_tensor_less(name):
-    shapes = {neutral(slot): slot.shape for slot in get_architecture(name).slots}
+    shapes = {torchvision_name(spec): spec.shape for spec in get_architecture(name).tensors}
     del shapes["layer3.0.conv2.weight"]
-    best = best_fit(Layout(), shapes)
+    best = find_architecture(Layout(), shapes)
     assert best.architecture.name == name
     assert best.missing == ("layer3.0.conv2.weight",)
 
 
 def test_the_last_stage_may_be_elsewhere_and_places_without_a_name_are_left_out():
-    names = Names(norm_leaves={"weight": ".scale"})
-    layout = Layout("a.", names, last_prefix="")
-    named = renamed(state("resnet18"), get_architecture("resnet18"), layout)
+    names = Names(norm_suffixes={"weight": ".scale"})
+    layout = Layout("a.", names, last_stage_prefix="")
+    named = rename_tensors(state("resnet18"), get_architecture("resnet18"), layout)
     assert {name.split(".")[0] for name in named} == {"a", "layer4"}
     assert "a.bn1.scale" in named
     assert not any(name.endswith(("bias", "running_var", "num_batches_tracked")) for name in named)
     assert torch.equal(named["layer4.1.conv2.weight"], state("resnet18")["layer4.1.conv2.weight"])
-    assert set(renamed({"conv1.weight": torch.ones(1)}, get_architecture("resnet18"), layout)) == {"a.conv1.weight"}
+    assert set(rename_tensors({"conv1.weight": torch.ones(1)}, get_architecture("resnet18"), layout)) == {
+        "a.conv1.weight"
+    }
 
 
 def test_neutral_names_are_torchvisions():
-    assert [neutral(slot) for slot in get_architecture("resnet50").slots] == [
-        TORCHVISION(slot) for slot in get_architecture("resnet50").slots
+    assert [torchvision_name(spec) for spec in get_architecture("resnet50").tensors] == [
+        TORCHVISION_NAMES.get_name(spec) for spec in get_architecture("resnet50").tensors
     ]
-    assert {neutral(slot): slot.shape for slot in get_architecture("resnet50").slots} == {
+    assert {torchvision_name(spec): spec.shape for spec in get_architecture("resnet50").tensors} == {
         name: tuple(tensor.shape) for name, tensor in state("resnet50").items()
     }
 
@@ -275,7 +279,7 @@ def test_a_tensor_is_taken_as_it_is_but_without_its_gradient():
     ],
 )
 def test_a_tensor_alone_has_a_storage_of_its_own_size_in_order(tensor):
-    single = alone(tensor)
+    single = compact(tensor)
     assert torch.equal(single, tensor)
     assert single.is_contiguous()
     assert single.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
@@ -283,7 +287,7 @@ def test_a_tensor_alone_has_a_storage_of_its_own_size_in_order(tensor):
 
 def test_a_tensor_that_is_alone_already_is_not_copied():
     tensor = torch.rand(3)
-    assert alone(tensor).data_ptr() == tensor.data_ptr()
+    assert compact(tensor).data_ptr() == tensor.data_ptr()
 
 
 def test_faults_are_of_values_and_of_types():
@@ -303,9 +307,9 @@ def test_faults_are_of_values_and_of_types():
 
 def test_numpy_gets_every_value_of_a_bfloat16():
     tensor = torch.tensor([1.5, -3e38, 1e-40]).to(torch.bfloat16)
-    assert _as_array(tensor).dtype == np.float32
-    assert _as_array(tensor).tolist() == tensor.tolist()
-    assert _as_array(torch.ones(2, dtype=torch.float16)).dtype == np.float16
+    assert _to_array(tensor).dtype == np.float32
+    assert _to_array(tensor).tolist() == tensor.tolist()
+    assert _to_array(torch.ones(2, dtype=torch.float16)).dtype == np.float16
 
 
 # ---------------------------------------------------------------- files
@@ -337,7 +341,7 @@ def test_what_is_left_behind_is_told(format, tmp_path):
     left_behind = write_checkpoint(made(), tmp_path / FORMATS[format], format)
     counters = {name for name in state() if name.endswith("num_batches_tracked")}
     assert set(left_behind) == (counters if format.startswith("detectron2") else set())
-    assert all("FrozenBN has no place for it" in why for why in left_behind.values())
+    assert all("FrozenBatchNorm2d has no such buffer" in why for why in left_behind.values())
 
 
 @each_format
@@ -484,7 +488,7 @@ def test_bgr_filters_are_turned_exactly_and_their_images_with_them(format, tmp_p
     else:
         assert back.metadata.input == IMAGENET
         assert left_behind == {
-            "input": "the file has no room for mean [123.675, 116.28, 103.53] and std [1.0, 1.0, 1.0]"
+            "input": "the format does not store mean [123.675, 116.28, 103.53] and std [1.0, 1.0, 1.0]"
         }
 
 
@@ -593,5 +597,5 @@ def test_each_branch_is_read_when_asked(branch, tmp_path):
 def test_tensors_of_the_same_branch_under_another_prefix_are_not_left_out_in_silence(tmp_path):
     tensors = {f"backbone.{name}": tensor for name, tensor in state().items()}
     torch.save({**tensors, "classifier.weight": torch.ones(1), "encoder.x": torch.ones(1)}, tmp_path / "x.pth")
-    with pytest.raises(UserError, match=r"1 tensor\(s\) have no place: encoder\.x;"):
+    with pytest.raises(UserError, match=r"1 unexpected tensor\(s\): encoder\.x;"):
         read_checkpoint(tmp_path / "x.pth", format="solo-learn")

@@ -15,7 +15,7 @@ import ssql_det
 from ssql_det.analyze.analysis import BACKBONE, LOSS
 from ssql_det.cli.main import main
 from ssql_det.convert import IMAGENET
-from ssql_det.convert.checkpoint import METADATA_KEY
+from ssql_det.convert.metadata import METADATA_KEY
 from ssql_det.pretrain.analyze_checkpoints import (
     AnalysisSettings,
     analyze_checkpoints,

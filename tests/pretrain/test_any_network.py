@@ -125,7 +125,7 @@ def test_a_resnet_is_converted_whoever_built_it(name, made, tmp_path, capsys):
 @pytest.mark.parametrize("name", ["mobilenet_v2", "timm/resnet26"])
 def test_another_network_is_not_converted(name, made, tmp_path, capsys):
     """Nor taken for the ResNet whose names it has."""
-    said = f"its backbone is {name}, and the formats .* are of ResNets alone; give it to probe, analyze, or pretrain"
+    said = f"its backbone is {name}, and only ResNets can be converted; .* probe, analyze or pretrain"
     with pytest.raises(UserError, match=said):
         read_checkpoint(made(name))
     assert f"its backbone is {name}" in refused(
@@ -201,25 +201,25 @@ BAD = {
         first(lambda state, name: state.pop(name)),
         "weight is missing, not float32 .* may be damaged",
     ),
-    "a tensor too many": (lambda file: file["online"].update(more=torch.ones(1)), "more has no place"),
+    "a tensor too many": (lambda file: file["online"].update(more=torch.ones(1)), "more is unexpected"),
     "no tensor": (first(lambda state, name: state.update({name: 5})), "weight is no plain tensor, not float32"),
     "another shape": (first(lambda state, name: state.update({name: torch.ones(3)})), r"float32 \[3\], not float32 \["),
     "another type": (first(lambda state, name: state.update({name: state[name].double()})), "is float64"),
     "NaN": (first(lambda state, name: state[name].fill_(torch.nan)), "has NaN or infinite values"),
-    "no network": (lambda file: file.pop("online"), r"not understood \(KeyError\('online'\)\)"),
-    "a network that is none": (lambda file: file.update(online=[1]), "not understood"),
+    "no network": (lambda file: file.pop("online"), r"its metadata is invalid \(KeyError\('online'\)\)"),
+    "a network that is none": (lambda file: file.update(online=[1]), "its metadata is invalid"),
     "an unknown one": (named({"name": "mobilenet_v9"}), r"no backbone 'mobilenet_v9'; did you mean 'mobilenet_v2'"),
     "one of one's own": (named({"name": "zzz"}), r"no backbone 'zzz' \(.* --plugin MODULE"),
     "a program": (named({"name": "os.system"}), "no backbone 'os.system'"),
     "a file": (named({"name": "timm/../x"}), r"no backbone 'timm/\.\./x'"),
     "a repository": (named({"name": "timm/hf-hub:x/y"}), "no backbone 'timm/hf-hub:x/y'"),
-    "a number": (named({"name": 5}), "not understood"),
-    "a list": (named(["resnet18"]), "not understood"),
-    "nothing": (named(None), "not understood"),
-    "a long name": (named({"name": "resnet" * 10000}), "not understood"),
-    "arguments": (named({"name": "mobilenet_v2", "weights": "evil"}), "not understood"),
+    "a number": (named({"name": 5}), "its metadata is invalid"),
+    "a list": (named(["resnet18"]), "its metadata is invalid"),
+    "nothing": (named(None), "its metadata is invalid"),
+    "a long name": (named({"name": "resnet" * 10000}), "its metadata is invalid"),
+    "arguments": (named({"name": "mobilenet_v2", "weights": "evil"}), "its metadata is invalid"),
     "a later version": (lambda file: file["ssql_det"].update(version=3), "."),
-    "versions": (lambda file: file["ssql_det"].update(version=torch.tensor([2, 2])), "not understood"),
+    "versions": (lambda file: file["ssql_det"].update(version=torch.tensor([2, 2])), "its metadata is invalid"),
 }
 
 

@@ -74,4 +74,4 @@ def test_a_method_without_a_moving_average_has_one_branch(whole, tmp_path, capsy
         "--branch",
         "momentum",
     )
-    assert "has no branch 'momentum' here, only online" in message
+    assert "has no branch 'momentum', only online" in message

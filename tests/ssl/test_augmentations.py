@@ -10,7 +10,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as V
 
-from ssql_det.convert.checkpoint import CIFAR, IMAGENET, MSRA
+from ssql_det.convert.metadata import CIFAR, IMAGENET, MSRA
 from ssql_det.core.errors import UserError
 from ssql_det.core.rng import seeded_rng
 from ssql_det.ssl import augmentations

@@ -1,6 +1,6 @@
-"""Any code that keeps a ResNet of torchvision's names under ``backbone.``: mmpretrain, Barlow Twins, VICReg, ...
+"""A ResNet with torchvision's names under ``backbone.``, as in mmpretrain, Barlow Twins, VICReg and others.
 
-Does not carry: the method.
+The format does not store the method.
 """
 
 from ssql_det.convert.format import Format, Layout
@@ -14,7 +14,7 @@ BACKBONE = Format(
     branches={"online": (Layout("backbone."),)},
     left_out={
         **{f"{head}.*": "a head" for head in _HEADS},
-        **{f"{branch}*": "another branch, or the same network again" for branch in _BRANCHES},
+        **{f"{branch}*": "another branch, or a copy of the network" for branch in _BRANCHES},
     },
-    note="the method",
+    not_stored="the method",
 )

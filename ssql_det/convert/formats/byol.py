@@ -1,7 +1,7 @@
-"""BYOL (Grill et al., NeurIPS 2020) in PyTorch, after sthalles/PyTorch-BYOL and lucidrains/byol-pytorch.
+"""BYOL (Grill et al., NeurIPS 2020) in PyTorch: sthalles/PyTorch-BYOL and lucidrains/byol-pytorch.
 
-The first has a state dict for each branch, with numbered parts; the second keeps the network inside each encoder, and
-once more as ``net``. BYOL of solo-learn and lightly have formats of their own.
+The first has a state dict for each branch, with numbered layers; the second has the network inside each encoder, and a
+copy of it as ``net``. BYOL of solo-learn and of lightly have formats of their own.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 from ssql_det.convert.architecture import Architecture
-from ssql_det.convert.checkpoint import UNIT, Metadata, customary
-from ssql_det.convert.format import Format, Found, Layout
+from ssql_det.convert.format import Format, FormatMatch, Layout
 from ssql_det.convert.formats.lightly import NUMBERED
+from ssql_det.convert.metadata import UNIT, Metadata, assume_metadata
 
 
-def _facts(content: Any, found: Found, architecture: Architecture) -> Metadata:
-    """The first trains on values 0 to 1, the second normalizes as for ImageNet."""
-    return customary(architecture, "byol", UNIT if found.layout.names == NUMBERED else None)
+def _read_metadata(content: Any, match: FormatMatch, architecture: Architecture) -> Metadata:
+    """PyTorch-BYOL trains on values 0 to 1, byol-pytorch normalizes as for ImageNet."""
+    return assume_metadata(architecture, "byol", UNIT if match.layout.names == NUMBERED else None)
 
 
 BYOL = Format(
@@ -33,11 +33,11 @@ BYOL = Format(
         ),
     },
     left_out={
-        "projetion.*": "the projector",  # spelled so
+        "projetion.*": "the projector",  # PyTorch-BYOL spells it so
         "*_encoder.projector.*": "the projector",
         "online_predictor.*": "the predictor",
         "*.fc.*": "a classifier",
-        "net.*": "the online branch once more",
+        "net.*": "a copy of the online branch",
     },
-    metadata=_facts,
+    read_metadata=_read_metadata,
 )

@@ -1,10 +1,11 @@
 """Caffe2's blobs, ``.pkl``: MSRA's ResNets in Detectron2's model zoo, and the detectors of the first Detectron.
 
-Names run together with underscores; a block's convs are ``branch2a`` to ``branch2c``, its shortcut ``branch1``. With
-the first Detectron norms are an affine layer (``_bn_s``, ``_bn_b``), for which FrozenBN stands with mean 0 and variance
-1, and the background is the first class, in Detectron2 the last.
+Names are joined with underscores; a block's convs are ``branch2a`` to ``branch2c``, its shortcut is ``branch1``. In the
+first Detectron norms are an affine layer (``_bn_s``, ``_bn_b``), which is FrozenBatchNorm2d with mean 0 and variance 1,
+and the background is the first class, in Detectron2 the last.
 
-Does not carry: running statistics of an affine norm; anything about images or strides, which are MSRA's by custom.
+The format does not store the running statistics of an affine norm, nor input format and stride, which are assumed to
+be MSRA's.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ import torch
 from torch import Tensor
 
 from ssql_det.convert.architecture import Architecture
-from ssql_det.convert.checkpoint import InputFormat, Metadata, customary_in_zoo
-from ssql_det.convert.format import Format, Found, Layout, Names, Part, as_tensor
+from ssql_det.convert.format import DetectorTensor, Format, FormatMatch, Layout, Names, as_tensor
+from ssql_det.convert.metadata import InputFormat, Metadata, assume_model_zoo_metadata
 
 
-def _names(**norm_leaves: str) -> Names:
+def _make_names(**norm_suffixes: str) -> Names:
     return Names(
         stem="conv1",
         stem_norm="res_conv1_bn",
@@ -30,24 +31,24 @@ def _names(**norm_leaves: str) -> Names:
         shortcut="res{stage}_{block}_branch1",
         shortcut_norm="res{stage}_{block}_branch1_bn",
         first_stage=2,
-        convs="abc",
-        conv_leaves={"weight": "_w"},
-        norm_leaves=norm_leaves,
+        conv_labels="abc",
+        conv_suffixes={"weight": "_w"},
+        norm_suffixes=norm_suffixes,
     )
 
 
-_NORMALIZED = _names(weight="_gamma", bias="_beta", running_mean="_running_mean", running_var="_running_var")
-_SHORT = _names(weight="_s", bias="_b", running_mean="_rm", running_var="_riv")
-_AFFINE = _names(weight="_s", bias="_b")
-_FROZEN: dict[str, Callable[[tuple[int, ...]], Tensor]] = {  # as FrozenBN has them at first
+_BATCH_NORM = _make_names(weight="_gamma", bias="_beta", running_mean="_running_mean", running_var="_running_var")
+_ABBREVIATED_BATCH_NORM = _make_names(weight="_s", bias="_b", running_mean="_rm", running_var="_riv")
+_AFFINE_NORM = _make_names(weight="_s", bias="_b")
+_IDENTITY_STATISTICS: dict[str, Callable[[tuple[int, ...]], Tensor]] = {  # FrozenBatchNorm2d's initial ones, eps 1e-5
     "running_mean": torch.zeros,
     "running_var": lambda shape: torch.ones(shape) - 1e-5,
 }
 _CONTAINERS = ("blobs", "")
-_FIRST = Layout("", _AFFINE, _CONTAINERS, ("res_conv1_bn_s",), computed=_FROZEN)
-_DETECTRON1 = InputFormat("BGR", (102.9801, 115.9465, 122.7717), (1.0, 1.0, 1.0))
+_DETECTRON1 = Layout("", _AFFINE_NORM, _CONTAINERS, ("res_conv1_bn_s",), constants=_IDENTITY_STATISTICS)
+_DETECTRON1_INPUT = InputFormat("BGR", (102.9801, 115.9465, 122.7717), (1.0, 1.0, 1.0))
 
-_PARTS = (  # of a detector: a pattern, and Detectron2's name; "w" and "b" follow
+_DETECTOR_NAMES = (  # a pattern of blobs, without their "_w" or "_b", and Detectron2's name
     (r"fpn_inner_res(\d)_\d+_sum(?:_lateral)?", r"backbone.fpn_lateral\1"),
     (r"fpn_res(\d)_\d+_sum", r"backbone.fpn_output\1"),
     (r"conv_rpn(?:_fpn2)?", "proposal_generator.rpn_head.conv"),
@@ -61,22 +62,23 @@ _PARTS = (  # of a detector: a pattern, and Detectron2's name; "w" and "b" follo
     (r"conv5_mask", "roi_heads.mask_head.deconv"),
     (r"mask_fcn_logits", "roi_heads.mask_head.predictor"),
 )
-_LEAVES = {"w": "weight", "b": "bias"}
+_SUFFIXES = {"w": "weight", "b": "bias"}
 
 
-def detector_name(blob: str) -> str | None:
-    """
-    >>> detector_name("fpn_inner_res4_5_sum_lateral_w")
+def get_detector_name(blob: str) -> str | None:
+    """Detectron2's name for a blob of a detector that is not of its backbone.
+
+    >>> get_detector_name("fpn_inner_res4_5_sum_lateral_w")
     'backbone.fpn_lateral4.weight'
     """
-    for pattern, name in _PARTS:
+    for pattern, name in _DETECTOR_NAMES:
         if match := re.fullmatch(rf"{pattern}_([wb])", blob):
-            return f"{match.expand(name)}.{_LEAVES[match[match.lastindex or 0]]}"
+            return f"{match.expand(name)}.{_SUFFIXES[match[match.lastindex or 0]]}"
     return None
 
 
-def _without_background_first(name: str, tensor: Tensor) -> Tensor:
-    """Classes as Detectron2 counts them: no background among boxes and masks, and the last among the scores."""
+def _reorder_classes(name: str, tensor: Tensor) -> Tensor:
+    """From background first to Detectron2's order: no background for boxes and masks, and last for the scores."""
     if ".bbox_pred." in name:
         return tensor[4:]
     if ".mask_head.predictor." in name:
@@ -84,19 +86,19 @@ def _without_background_first(name: str, tensor: Tensor) -> Tensor:
     return tensor.roll(-1, dims=0) if ".cls_score." in name else tensor
 
 
-def _facts(content: Any, found: Found, architecture: Architecture) -> Metadata:
-    if found.layout is _FIRST:
-        return Metadata(_DETECTRON1, stride_in_1x1=architecture.groups == 1)
-    return customary_in_zoo(architecture)
+def _read_metadata(content: Any, match: FormatMatch, architecture: Architecture) -> Metadata:
+    if match.layout is _DETECTRON1:
+        return Metadata(_DETECTRON1_INPUT, stride_in_1x1=architecture.groups == 1)
+    return assume_model_zoo_metadata(architecture)
 
 
-def _parts(content: Any, leftover: dict[str, Any]) -> list[Part]:
-    parts = []
-    for blob, value in leftover.items():
-        name, tensor = detector_name(blob), as_tensor(value)
+def _find_detector_tensors(content: Any, others: dict[str, Any]) -> list[DetectorTensor]:
+    found = []
+    for blob, value in others.items():
+        name, tensor = get_detector_name(blob), as_tensor(value)
         if name is not None and tensor is not None:
-            parts.append(Part(blob, name, _without_background_first(name, tensor)))
-    return parts
+            found.append(DetectorTensor(blob, name, _reorder_classes(name, tensor)))
+    return found
 
 
 CAFFE2 = Format(
@@ -104,9 +106,9 @@ CAFFE2 = Format(
     title="Caffe2's blobs: MSRA's ResNets in Detectron2's zoo, and the first Detectron's detectors",
     branches={
         "online": (
-            Layout("", _NORMALIZED, _CONTAINERS, ("res_conv1_bn_gamma",)),
-            Layout("", _SHORT, _CONTAINERS, ("res_conv1_bn_riv",)),
-            _FIRST,
+            Layout("", _BATCH_NORM, _CONTAINERS, ("res_conv1_bn_gamma",)),
+            Layout("", _ABBREVIATED_BATCH_NORM, _CONTAINERS, ("res_conv1_bn_riv",)),
+            _DETECTRON1,
         )
     },
     left_out={
@@ -117,7 +119,7 @@ CAFFE2 = Format(
             ("conv1_b", "res*_branch1_b", "res*_branch2?_b"), "a bias before a norm, which Detectron2 ignores"
         ),
     },
-    metadata=_facts,
-    rest=_parts,
-    note="anything about images or strides",
+    read_metadata=_read_metadata,
+    find_detector_tensors=_find_detector_tensors,
+    not_stored="input format and stride",
 )

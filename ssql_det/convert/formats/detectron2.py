@@ -1,9 +1,9 @@
-"""Detectron2's ResNet alone, ``.pkl``: arrays that find their places in a detector by the ends of their names.
+"""Detectron2's ResNet alone, ``.pkl``: arrays that Detectron2 matches to a detector's tensors by name suffix.
 
-Such files come from Detectron2's and MoCo's conversion scripts, from its model zoo, and from here. Ours say in
-addition what is known about the network; others say it by ``__author__`` at best, and what is not known stays unknown.
+Such files come from Detectron2's and MoCo's conversion scripts, from Detectron2's model zoo, and from this project.
+Ours have metadata; in the others ``__author__`` may tell input and stride, which are unknown otherwise.
 
-Does not carry: ``num_batches_tracked``, which FrozenBN has no place for.
+The format does not store ``num_batches_tracked``, which FrozenBatchNorm2d does not have.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ import torch
 from torch import Tensor
 
 from ssql_det.convert.architecture import NUM_BATCHES_TRACKED, Architecture
-from ssql_det.convert.checkpoint import (
+from ssql_det.convert.checkpoint import Checkpoint
+from ssql_det.convert.format import Format, FormatMatch, Layout, Names, Writer, as_tensor, rename_tensors
+from ssql_det.convert.metadata import (
     METADATA_KEY,
-    Checkpoint,
     InputFormat,
     Metadata,
-    customary,
-    customary_in_zoo,
-    described,
+    assume_metadata,
+    assume_model_zoo_metadata,
+    parse_metadata,
 )
-from ssql_det.convert.format import Format, Found, Layout, Names, Writer, as_tensor, renamed
 from ssql_det.core.errors import UserError
 
 NAMES = Names(
@@ -38,76 +38,79 @@ NAMES = Names(
     first_stage=2,
 )
 _BACKBONE = Layout(names=NAMES)
-_DEPTHS = (18, 34, 50, 101, 152)  # that Detectron2 builds
-_PROTOCOL = 3  # of pickle: the last that writes a function's name as a line of text
-_OLD_NAMES = {"numpy._core.multiarray": "numpy.core.multiarray"}  # since NumPy 2 pickles name what older ones lack
+_DETECTRON2_DEPTHS = (18, 34, 50, 101, 152)
+_PICKLE_PROTOCOL = 3  # the last that writes a function's name as a line of text
+_OLD_MODULE_NAMES = {"numpy._core.multiarray": "numpy.core.multiarray"}  # NumPy 1 does not have NumPy 2's name
 
 
 def get_config_overrides(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What a Detectron2 config has to say for this backbone; None where the file does not tell.
+    """The keys that a Detectron2 config needs for this backbone; None for what the file does not say.
 
-    >>> config_lines(read_checkpoint("moco_v2.pth.tar"))["INPUT.FORMAT"]
+    >>> from ssql_det.convert import IMAGENET, Metadata, get_architecture
+    >>> checkpoint = Checkpoint(get_architecture("resnet50"), {}, Metadata(IMAGENET, stride_in_1x1=False))
+    >>> get_config_overrides(checkpoint)["INPUT.FORMAT"]
     'RGB'
     """
     architecture, metadata = checkpoint.architecture, checkpoint.metadata
-    images = metadata.input
-    lines: dict[str, Any] = {
-        "INPUT.FORMAT": images and images.channels,
-        "MODEL.PIXEL_MEAN": images and list(images.mean),
-        "MODEL.PIXEL_STD": images and list(images.std),
+    input_format = metadata.input
+    overrides: dict[str, Any] = {
+        "INPUT.FORMAT": input_format and input_format.channels,
+        "MODEL.PIXEL_MEAN": input_format and list(input_format.mean),
+        "MODEL.PIXEL_STD": input_format and list(input_format.std),
     }
-    if architecture.depth in _DEPTHS:
-        lines["MODEL.RESNETS.DEPTH"] = architecture.depth
+    if architecture.depth in _DETECTRON2_DEPTHS:
+        overrides["MODEL.RESNETS.DEPTH"] = architecture.depth
     if not architecture.is_bottleneck:
-        return lines | {"MODEL.RESNETS.RES2_OUT_CHANNELS": architecture.widths[0]}
-    lines["MODEL.RESNETS.STRIDE_IN_1X1"] = metadata.stride_in_1x1
-    if architecture.inner[0] != 64:
-        lines["MODEL.RESNETS.NUM_GROUPS"] = architecture.groups
-        lines["MODEL.RESNETS.WIDTH_PER_GROUP"] = architecture.inner[0] // architecture.groups
-    return lines
+        return overrides | {"MODEL.RESNETS.RES2_OUT_CHANNELS": architecture.widths[0]}
+    overrides["MODEL.RESNETS.STRIDE_IN_1X1"] = metadata.stride_in_1x1
+    if architecture.bottleneck_widths[0] != 64:
+        overrides["MODEL.RESNETS.NUM_GROUPS"] = architecture.groups
+        overrides["MODEL.RESNETS.WIDTH_PER_GROUP"] = architecture.bottleneck_widths[0] // architecture.groups
+    return overrides
 
 
-def facts_of(content: Any, found: Found, architecture: Architecture) -> Metadata:
-    """From our own description; else from the author; else the images alone, from what old detectors kept of them."""
+def read_metadata(content: Any, match: FormatMatch, architecture: Architecture) -> Metadata:
+    """From our own metadata; else by ``__author__``; else only the input, from the mean and std of old detectors."""
     if METADATA_KEY in content:
-        return described(content.get(METADATA_KEY), architecture)
+        return parse_metadata(content.get(METADATA_KEY), architecture)
     author = content.get("__author__")
     if author in ("torchvision", "MOCO"):  # by the scripts that convert torchvision's and MoCo's networks
-        return customary(architecture, method="moco" if author == "MOCO" else None)
-    if author == "Detectron2 Model Zoo" and not any(name.endswith(NUM_BATCHES_TRACKED) for name in found.state):
-        return customary_in_zoo(architecture)  # trained with norms frozen
-    mean, std = (as_tensor(found.state.get(name)) for name in ("pixel_mean", "pixel_std"))
+        return assume_metadata(architecture, method="moco" if author == "MOCO" else None)
+    has_frozen_norms = not any(name.endswith(NUM_BATCHES_TRACKED) for name in match.state)
+    if author == "Detectron2 Model Zoo" and has_frozen_norms:  # pretrained by MSRA
+        return assume_model_zoo_metadata(architecture)
+    mean, std = (as_tensor(match.state.get(name)) for name in ("pixel_mean", "pixel_std"))
     if mean is None or std is None:
         return Metadata()
     if (mean.numel(), std.numel()) != (3, 3):
         raise ValueError(f"pixel_mean has {mean.numel()} and pixel_std {std.numel()} numbers, not three each")
-    (first, second, third), (one, two, three) = (
-        [round(value, 4) for value in tensor.flatten().tolist()]
-        for tensor in (mean, std)  # as they were written
+    (mean0, mean1, mean2), (std0, std1, std2) = (
+        [round(value, 4) for value in tensor.flatten().tolist()]  # as in the config, without float32's digits
+        for tensor in (mean, std)
     )
-    if first == third:  # which says nothing of their order
+    if mean0 == mean2:  # the channel order cannot be inferred
         return Metadata()
-    return Metadata(InputFormat("BGR" if first < third else "RGB", (first, second, third), (one, two, three)))
+    return Metadata(InputFormat("BGR" if mean0 < mean2 else "RGB", (mean0, mean1, mean2), (std0, std1, std2)))
 
 
-def write_names(checkpoint: Checkpoint, layout: Layout) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The backbone for Detectron2 under a layout's names; the counters are left behind."""
-    if checkpoint.architecture.is_cifar:
+def rename_to_detectron2(checkpoint: Checkpoint, layout: Layout) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The backbone's tensors under a layout's names, and those left behind, each with a reason."""
+    if checkpoint.architecture.has_cifar_stem:
         raise UserError(
             f"{checkpoint.display_name} is a {checkpoint.architecture.name}, its stem of stride 1 for images of 32 "
-            "pixels, and Detectron2's ResNet one of stride 4; convert it to torchvision, safetensors or ssql_det"
+            "pixels, and Detectron2's ResNet has one of stride 4; convert it to torchvision, safetensors or ssql_det"
         )
     counters = {name for name in checkpoint.tensors if name.endswith(NUM_BATCHES_TRACKED)}
     kept = {name: tensor for name, tensor in checkpoint.tensors.items() if name not in counters}
-    reason = "FrozenBN has no place for it, and no norm of Detectron2's uses it"
-    return renamed(kept, checkpoint.architecture, layout), dict.fromkeys(sorted(counters), reason)
+    reason = "Detectron2's FrozenBatchNorm2d has no such buffer"
+    return rename_tensors(kept, checkpoint.architecture, layout), dict.fromkeys(sorted(counters), reason)
 
 
 class _Pickler(pickle._Pickler):
-    """Python's pickler, the one written in Python, with NumPy's functions by the names that all versions know."""
+    """Names NumPy's functions as all versions of NumPy know them; only the pickler written in Python allows that."""
 
     def save_global(self, obj: Any, name: str | None = None) -> None:
-        module = _OLD_NAMES.get(getattr(obj, "__module__", None) or "")
+        module = _OLD_MODULE_NAMES.get(getattr(obj, "__module__", None) or "")
         if module is None:
             super().save_global(obj, name)  # type: ignore[misc]
         else:
@@ -115,21 +118,17 @@ class _Pickler(pickle._Pickler):
             self.memoize(obj)  # type: ignore[attr-defined]
 
 
-def _as_array(tensor: Tensor) -> Any:
+def _to_array(tensor: Tensor) -> Any:
     """NumPy has no bfloat16; float32 holds every value of it."""
     return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 def _write(checkpoint: Checkpoint, file: IO[bytes]) -> Mapping[str, str]:
-    named, left_behind = write_names(checkpoint, _BACKBONE)
-    arrays = {name: _as_array(tensor) for name, tensor in named.items()}
-    content = {
-        "model": arrays,
-        "__author__": "ssql_det",
-        "matching_heuristics": True,
-        METADATA_KEY: checkpoint.metadata_dict(),
-    }
-    _Pickler(file, _PROTOCOL).dump(content)
+    tensors, left_behind = rename_to_detectron2(checkpoint, _BACKBONE)
+    arrays = {name: _to_array(tensor) for name, tensor in tensors.items()}
+    content = {"model": arrays, "__author__": "ssql_det", "matching_heuristics": True}
+    content[METADATA_KEY] = checkpoint.metadata_dict()
+    _Pickler(file, _PICKLE_PROTOCOL).dump(content)
     return left_behind | dict.fromkeys(checkpoint.detector, "a detector's, not of the backbone")
 
 
@@ -138,7 +137,7 @@ DETECTRON2 = Format(
     title="Detectron2's ResNet alone, under its names",
     branches={"online": (_BACKBONE,)},
     left_out={"stem.fc.*": "a classifier", "fc.*": "a classifier", "linear.*": "a classifier"},
-    metadata=facts_of,
+    read_metadata=read_metadata,
     writer=Writer((".pkl",), _write),
-    note="num_batches_tracked",
+    not_stored="num_batches_tracked",
 )

@@ -1,7 +1,7 @@
 """DINO (Caron et al., ICCV 2021) with a ResNet: student and teacher, each a backbone and a head.
 
-The teacher, a moving average, is what DINO's authors evaluate, and what is read by default. The files they publish of
-the backbone alone are in torchvision's format.
+The teacher, a moving average, is what DINO's authors evaluate, and is read by default. Their files of the backbone
+alone are in torchvision's format.
 """
 
 from ssql_det.convert.format import Format, Layout

@@ -1,7 +1,7 @@
-"""Hugging Face's ResNet, ``model.safetensors`` or ``pytorch_model.bin``: stages, layers and convs count from 0.
+"""Hugging Face's ResNet, ``model.safetensors`` or ``pytorch_model.bin``: stages, layers and convs are counted from 0.
 
-Does not carry, in the file itself: whether its bottlenecks stride in the 1x1 (``downsample_in_bottleneck`` of
-``config.json``; off in Microsoft's ResNets).
+The format does not store whether bottlenecks have their stride in the 1x1 conv: that is ``downsample_in_bottleneck`` of
+``config.json``, which Microsoft's ResNets do not set.
 """
 
 from ssql_det.convert.format import Format, Layout, Names
@@ -14,7 +14,7 @@ NAMES = Names(
     shortcut="encoder.stages.{stage}.layers.{block}.shortcut.convolution",
     shortcut_norm="encoder.stages.{stage}.layers.{block}.shortcut.normalization",
     first_stage=0,
-    convs="012",
+    conv_labels="012",
 )
 
 HUGGINGFACE = Format(
@@ -22,5 +22,5 @@ HUGGINGFACE = Format(
     title="Hugging Face's ResNets",
     branches={"online": (Layout("resnet.", NAMES), Layout("", NAMES))},
     left_out={"classifier.*": "a classifier"},
-    note="whether it strides in the 1x1 (its config.json says so)",
+    not_stored="a stride in the 1x1 (its config.json says so)",
 )

@@ -1,7 +1,7 @@
-"""lightly: benchmarks that keep the ResNet under ``backbone``, and examples that keep it there with numbered parts.
+"""lightly: its benchmarks have the ResNet under ``backbone``, its examples too, but with numbered layers.
 
-``nn.Sequential(*resnet.children())`` leaves 0 for the stem's conv, 1 for its norm and 4 to 7 for the stages. A linear
-classifier is trained beside a benchmark's network. In its DINO the plain ``backbone`` is the teacher.
+``nn.Sequential(*resnet.children())`` numbers the stem's conv 0, its norm 1 and the stages 4 to 7. The benchmarks train
+a linear classifier along with the network. In their DINO, ``backbone`` is the teacher.
 """
 
 from ssql_det.convert.format import Format, Layout, Names
@@ -15,22 +15,22 @@ NUMBERED = Names(
     shortcut_norm="{stage}.{block}.downsample.1",
     first_stage=4,
 )
-_MARKS = ("online_classifier.*",)
-_AVERAGES = ("backbone_momentum.", "momentum_backbone.", "teacher_backbone.", "key_backbone.")
+_BENCHMARK_KEYS = ("online_classifier.*",)
+_MOMENTUM_PREFIXES = ("backbone_momentum.", "momentum_backbone.", "teacher_backbone.", "key_backbone.")
 
 LIGHTLY = Format(
     name="lightly",
     title="lightly's benchmarks and examples",
     branches={
         "online": tuple(
-            Layout(prefix, names, marks=marks)
+            Layout(prefix, names, required_keys=required_keys)
             for prefix in ("student_backbone.", "backbone.")
-            for names, marks in ((Names(), _MARKS), (NUMBERED, ()))
+            for names, required_keys in ((Names(), _BENCHMARK_KEYS), (NUMBERED, ()))
         ),
         "momentum": (
-            *(Layout(prefix, Names(), marks=_MARKS) for prefix in _AVERAGES),
-            *(Layout(prefix, NUMBERED) for prefix in _AVERAGES),
-            Layout("backbone.", marks=(*_MARKS, "student_backbone.*")),
+            *(Layout(prefix, Names(), required_keys=_BENCHMARK_KEYS) for prefix in _MOMENTUM_PREFIXES),
+            *(Layout(prefix, NUMBERED) for prefix in _MOMENTUM_PREFIXES),
+            Layout("backbone.", required_keys=(*_BENCHMARK_KEYS, "student_backbone.*")),
         ),
     },
     left_out={

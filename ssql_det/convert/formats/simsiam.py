@@ -5,7 +5,7 @@ from ssql_det.convert.format import Format, Layout
 SIMSIAM = Format(
     name="simsiam",
     title="SimSiam: encoder and predictor",
-    branches={"online": (Layout("encoder.", marks=("predictor.*",)),)},
+    branches={"online": (Layout("encoder.", required_keys=("predictor.*",)),)},
     left_out={"encoder.fc.*": "the projector", "predictor.*": "the predictor"},
     method="simsiam",
 )

@@ -1,26 +1,28 @@
 """solo-learn (da Costa et al., JMLR 2022): BYOL and a dozen other methods, as Lightning checkpoints.
 
-A linear classifier is always trained beside the network, and its presence gives the format away. Up to version 1.0.2
-the network is called ``encoder``.
+All train a linear classifier along with the network, by which the format is recognized. Up to version 1.0.2 the network
+is named ``encoder``.
 
-Does not carry: the method, which is in ``args.json`` beside the file.
+The format does not store the method, which is in ``args.json`` beside the file.
 """
 
 from ssql_det.convert.format import Format, Layout
 
-_MARKS = ("classifier.*",)
+_REQUIRED_KEYS = ("classifier.*",)
 _HEADS = ("classifier", "projector", "predictor", "prototypes", "head", "queue", "dino_loss_func")
 
 SOLO_LEARN = Format(
     name="solo-learn",
     title="solo-learn's checkpoints (BYOL, ...)",
     branches={
-        "online": (Layout("backbone.", marks=_MARKS), Layout("encoder.", marks=_MARKS)),
-        "momentum": (Layout("momentum_backbone.", marks=_MARKS), Layout("momentum_encoder.", marks=_MARKS)),
+        "online": tuple(Layout(prefix, required_keys=_REQUIRED_KEYS) for prefix in ("backbone.", "encoder.")),
+        "momentum": tuple(
+            Layout(prefix, required_keys=_REQUIRED_KEYS) for prefix in ("momentum_backbone.", "momentum_encoder.")
+        ),
     },
     left_out={
         **{f"{head}*": "a head" for head in _HEADS},
         **{f"momentum_{head}*": "a head of the momentum branch" for head in _HEADS},
     },
-    note="the method (its args.json says so)",
+    not_stored="the method (its args.json says so)",
 )

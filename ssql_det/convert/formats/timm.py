@@ -1,6 +1,6 @@
-"""timm's ResNets. Names and conventions are torchvision's; a file says nothing of which of the two wrote it.
+"""timm's plain ResNets, whose names are torchvision's: a file does not say which of the two wrote it.
 
-Variants with a deep stem or pooled shortcuts (resnet50d, ...) have tensors that no other format has a name for.
+Variants with a deep stem or pooled shortcuts (resnet50d, ...) have tensors that no other format has names for.
 """
 
 from ssql_det.convert.format import Format, Writer
@@ -12,5 +12,5 @@ TIMM = Format(
     branches=TORCHVISION.branches,
     left_out=TORCHVISION.left_out,
     writer=Writer((".pth", ".bin"), write),
-    note=TORCHVISION.note,
+    not_stored=TORCHVISION.not_stored,
 )

@@ -1,8 +1,7 @@
-"""torchvision's ResNets, whose names are the neutral ones. A plain state dict: RGB and a stride in the 3x3 by custom.
+"""torchvision's ResNets: a plain state dict. timm and nearly every PyTorch ResNet have the same names.
 
-timm and nearly every PyTorch ResNet share that convention.
-
-Does not carry: the method, the images' mean and std, any stride in a 1x1 conv.
+By convention the images are RGB, with ImageNet's mean and std, and bottlenecks have their stride in the 3x3 conv. The
+format does not store the method or another mean and std, and cannot be used for a stride in the 1x1 conv.
 """
 
 from __future__ import annotations
@@ -12,28 +11,27 @@ from typing import IO
 
 from torch import Tensor
 
-from ssql_det.convert.checkpoint import Checkpoint, customary
+from ssql_det.convert.checkpoint import Checkpoint
 from ssql_det.convert.format import Format, Layout, Writer
+from ssql_det.convert.metadata import assume_metadata
 from ssql_det.core.errors import UserError
 from ssql_det.core.tensor_files import save_tensors
 
-_TRAINED_WITH = "say which with --trained-with CONFIG.yaml, the config it was trained with"
+_HINT = "give the config that it was trained with: --trained-with CONFIG.yaml"
 
 
-def as_pytorch(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The backbone for a network of that convention, and what is left behind. BGR filters are turned, exactly."""
-    metadata = checkpoint.metadata
+def to_torchvision(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The backbone for torchvision's ResNet, and what is left behind. The stem's BGR filters are flipped to RGB."""
+    name, metadata = checkpoint.display_name, checkpoint.metadata
     if checkpoint.architecture.is_bottleneck and metadata.stride_in_1x1 is None:
-        raise UserError(
-            f"{checkpoint.display_name} does not say whether it strides in its 1x1 or its 3x3 convs; {_TRAINED_WITH}"
-        )
+        raise UserError(f"{name} does not say whether its strides are in the 1x1 or the 3x3 convs; {_HINT}")
     if checkpoint.architecture.is_bottleneck and metadata.stride_in_1x1:
         raise UserError(
-            f"{checkpoint.display_name} strides in its 1x1 convs, as MSRA's networks do, and torchvision's and timm's "
-            "do in the 3x3 convs, so the same weights would compute something else; use detectron2 or ssql_det"
+            f"{name} has its strides in the 1x1 convs, as MSRA's networks have, but torchvision and timm have them in "
+            "the 3x3 convs and would compute something else; convert it to detectron2 or ssql_det"
         )
     if metadata.input is None:
-        raise UserError(f"{checkpoint.display_name} does not say whether it takes RGB or BGR images; {_TRAINED_WITH}")
+        raise UserError(f"{name} does not say whether it takes RGB or BGR images; {_HINT}")
     tensors = dict(checkpoint.tensors)
     if metadata.input.channels == "BGR":
         tensors["conv1.weight"] = tensors["conv1.weight"].flip(1)
@@ -41,13 +39,15 @@ def as_pytorch(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, str
 
 
 def write(checkpoint: Checkpoint, file: IO[bytes]) -> Mapping[str, str]:
-    tensors, left_behind = as_pytorch(checkpoint)
+    tensors, left_behind = to_torchvision(checkpoint)
     save_tensors(tensors, file)
-    metadata, custom = checkpoint.metadata, customary(checkpoint.architecture)
-    if metadata.input is not None and custom.input is not None:
-        images = metadata.input if metadata.input.channels == "RGB" else metadata.input.flip_channels()
-        if images != custom.input:
-            left_behind["input"] = f"the file has no room for mean {list(images.mean)} and std {list(images.std)}"
+    input_format, assumed = checkpoint.metadata.input, assume_metadata(checkpoint.architecture).input
+    if input_format is not None and assumed is not None:
+        input_format = input_format if input_format.channels == "RGB" else input_format.flip_channels()
+        if input_format != assumed:
+            left_behind["input"] = (
+                f"the format does not store mean {list(input_format.mean)} and std {list(input_format.std)}"
+            )
     return left_behind
 
 
@@ -57,5 +57,5 @@ TORCHVISION = Format(
     branches={"online": (Layout(),)},
     left_out={"fc.*": "a classifier", "head.*": "a classifier"},
     writer=Writer((".pth", ".pt"), write),
-    note="method, mean and std of the images; a stride in the 1x1",
+    not_stored="method, mean and std of the images; a stride in the 1x1",
 )

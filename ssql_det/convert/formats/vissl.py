@@ -1,6 +1,6 @@
-"""VISSL (Goyal et al., 2021): the trunk of a ClassyVision model, or converted files of its zoo.
+"""VISSL (Goyal et al., 2021): the trunk of a ClassyVision model, or a converted file of VISSL's model zoo.
 
-Does not carry: the method, which is in the run's config.
+The format does not store the method, which is in the config of the run.
 """
 
 from ssql_det.convert.format import Format, Layout
@@ -13,5 +13,5 @@ VISSL = Format(
             Layout("_feature_blocks.", containers=("classy_state_dict/base_model/model/trunk", "model_state_dict")),
         )
     },
-    note="the method",
+    not_stored="the method",
 )
