@@ -1,11 +1,12 @@
-"""Floor 3: from nothing to the tables. A plan of single commands, run side by side, resumed, and reported on.
+"""From nothing to the published tables: a plan of single commands, run as parallel jobs, cached, and reported on.
 
-parts     a detector's rows of a table, or a probe's: what they are made of; how methods are pretrained
-presets   what is reproduced at which size: mini, small, paper; what a user may say of it
-building  the steps behind a table's rows
-plan      a preset and a user's choices as steps in their order; what would end them after hours; what became of them
-ledger    what is done already, and from which inputs
-runner    steps in lanes, with progress; one that fails does not end the others
-page      the report on it and its tables, as files; what it costs at few bits comes first
-evidence  what stands behind its numbers
+experiments   how each method's backbone is pretrained, and the detectors and probes that fill the tables
+presets       mini, small and paper: what is reproduced at which size; the options of a user
+steps         a step of a plan: one command with its inputs and outputs
+plan_builder  the steps behind a table's rows
+plan          a preset and options as an ordered plan; checks before it runs; the results of a run
+step_cache    which steps are done, and from which inputs
+runner        run the steps as parallel jobs; one that fails stops only what depends on it
+report_page   the report and the tables of a run, as files
+run_details   sections of the report: coverage, pretraining, minutes, environment, commands
 """

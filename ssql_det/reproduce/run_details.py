@@ -1,4 +1,4 @@
-"""What stands behind the numbers of a report: what was loaded, how training ended, minutes, environment, commands."""
+"""Sections of the report on how its numbers were made: coverage, pretraining, minutes, environment, commands."""
 
 from __future__ import annotations
 
@@ -14,81 +14,80 @@ from ssql_det.report.blocks import Block, CodeBlock, Collapsible, Heading, Parag
 from ssql_det.report.markup import escape_markup
 from ssql_det.reproduce.plan import RunResults, format_commands, sum_minutes_by_kind
 
-_LOOKS = {"kNN at FP": "knn/FP", "kNN at 2w4a": "knn/2w4a"}
+_KNN_KEYS = {"kNN at FP": "knn/FP", "kNN at 2w4a": "knn/2w4a"}  # in metrics.jsonl, by column title
 
 
-def build_run_details(of: RunResults) -> Iterator[Block]:
-    """
-    >>> blocks = tuple(build_run_details(RunResults(plan, outcomes, "ssql-det reproduce", minutes=8.9)))
-    """
-    yield from _coverage(of)
-    yield from _pretraining(of)
-    yield from _minutes(of)
-    yield from _environment(of)
-    yield from _commands(of)
+def build_run_details(results: RunResults) -> Iterator[Block]:
+    yield from _describe_coverage(results)
+    yield from _describe_pretraining(results)
+    yield from _describe_minutes(results)
+    yield from _describe_environment(results)
+    yield from _list_commands(results)
 
 
-def _coverage(of: RunResults) -> Iterator[Block]:
-    if not of.plan.has("train"):
+def _describe_coverage(results: RunResults) -> Iterator[Block]:
+    if not results.plan.has_kind("train"):
         return
-    yield Heading("What was loaded")
-    yield Paragraph("All of a backbone finds its place in the detector, or the training is refused; heads begin anew.")
+    yield Heading("Loaded weights")
+    yield Paragraph(
+        "A training is refused unless all weights of the backbone are loaded into the detector; heads start from "
+        "random weights."
+    )
     rows = []
-    for step in of.done("train"):
-        path = step.folder / "coverage.json"
-        if not path.exists():
-            rows.append((step.name.removeprefix("train-"), "random weights", "-", "-"))
-            continue
-        coverage = json.loads(path.read_text("utf-8"))
-        rows.append((step.name.removeprefix("train-"), *_loaded(coverage)))
-    yield Table(("detector", "of the backbone", "tensors", "left out"), tuple(rows))
+    for step in results.list_done("train"):
+        path, name = step.folder / "coverage.json", step.name.removeprefix("train-")
+        if path.exists():
+            rows.append((name, *_summarize_coverage(json.loads(path.read_text("utf-8")))))
+        else:
+            rows.append((name, "random weights", "-", "-"))
+    yield Table(("detector", "loaded", "tensors", "left out"), tuple(rows))
 
 
-def _loaded(coverage: Mapping[str, Any]) -> tuple[str, str, str]:
+def _summarize_coverage(coverage: Mapping[str, Any]) -> tuple[str, str, str]:
     reasons = Counter(coverage["left_out"].values())
-    left = "; ".join(f"{count}: {reason}" for reason, count in reasons.items()) or "none"
-    return f"{coverage['percent']:.1f} %", str(len(coverage["used"])), escape_markup(left)
+    left_out = "; ".join(f"{count}: {reason}" for reason, count in reasons.items()) or "none"
+    return f"{coverage['percent']:.1f} %", str(len(coverage["used"])), escape_markup(left_out)
 
 
-def _pretraining(of: RunResults) -> Iterator[Block]:
-    runs = []
-    for step in of.done("pretrain"):
+def _describe_pretraining(results: RunResults) -> Iterator[Block]:
+    rows = []
+    for step in results.list_done("pretrain"):
         path = step.folder / "metrics.jsonl"
-        lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
-        last = {key: value for line in lines for key, value in line.items()}
+        records = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+        last = {key: value for record in records for key, value in record.items()}
         if "loss" in last:
-            knn = [f"{last[key]:.1f}" if key in last else "-" for key in _LOOKS.values()]
-            figures = (str(last["step"] + 1), f"{last['loss']:.4f}", f"{last['spread']:.2f}", *knn)
-            runs.append((step.folder.name, *figures))
-    if runs:
+            knn = [f"{last[key]:.1f}" if key in last else "-" for key in _KNN_KEYS.values()]
+            rows.append((step.folder.name, str(last["step"] + 1), f"{last['loss']:.4f}", f"{last['spread']:.2f}", *knn))
+    if rows:
         yield Heading("Pretraining")
         yield Paragraph(
-            "A spread near 1: features point everywhere; near 0: they have collapsed. A kNN accuracy far below that of "
-            "other runs: collapsed in part, whatever the spread."
+            "A spread near 1: features point in all directions; near 0: they have collapsed. A kNN accuracy far below "
+            "that of other runs: a partial collapse, whatever the spread."
         )
-        yield Table(("run", "steps", "last loss", "spread", *_LOOKS), tuple(runs))
+        yield Table(("run", "steps", "last loss", "spread", *_KNN_KEYS), tuple(rows))
 
 
-def _minutes(of: RunResults) -> Iterator[Block]:
-    yield Heading("Where the minutes went")
-    yield Table(("steps", "count", "minutes of work"), sum_minutes_by_kind(of))
-    yield Paragraph(f"This time it took {of.minutes:.1f} minutes; what was there already was not made again.")
+def _describe_minutes(results: RunResults) -> Iterator[Block]:
+    yield Heading("Run time")
+    yield Table(("steps", "count", "minutes of work"), sum_minutes_by_kind(results))
+    yield Paragraph(f"The last run took {results.minutes:.1f} minutes; cached steps were not run again.")
 
 
-def _environment(of: RunResults) -> Iterator[Block]:
-    found = [row for rows in of.rows.values() for row in rows]
-    engines = sorted({row.engine for row in found if row.engine})
-    software = {**package_versions(), **(found[-1].versions if found else {})}
+def _describe_environment(results: RunResults) -> Iterator[Block]:
+    rows = [row for experiment_rows in results.rows.values() for row in experiment_rows]
+    engines = sorted({row.engine for row in rows if row.engine})
+    versions = {**package_versions(), **(rows[-1].versions if rows else {})}
     yield Heading("Environment")
     lines = [
         f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
         *([f"detectors on {' and '.join(engines)}"] if engines else []),
-        *(f"{name} {version}" for name, version in software.items()),
+        *(f"{name} {version}" for name, version in versions.items()),
     ]
     yield CodeBlock("\n".join(lines))
 
 
-def _commands(of: RunResults) -> Iterator[Block]:
+def _list_commands(results: RunResults) -> Iterator[Block]:
     yield Heading("Commands")
-    yield Paragraph("Each step is one command; run by hand in this order they give the same rows.")
-    yield Collapsible(f"All {len(of.plan.steps)} commands", (CodeBlock(format_commands(of.plan)),))
+    yield Paragraph("Each step is one command; run one after another in this order they give the same rows.")
+    commands = format_commands(results.plan)
+    yield Collapsible(f"All {len(results.plan.steps)} commands", (CodeBlock(commands),))

@@ -9,5 +9,5 @@ from ssql_det.reproduce import runner
 @pytest.fixture
 def fake(tmp_path, monkeypatch):
     """Steps that take no time, looked at often."""
-    monkeypatch.setattr(runner, "_LOOK", 0.005)
+    monkeypatch.setattr(runner, "_POLL_SECONDS", 0.005)
     return Fake(tmp_path)

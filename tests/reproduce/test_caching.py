@@ -12,7 +12,7 @@ def test_nothing_is_done_twice(fake):
     second = fake.run(steps)
     assert not fake.events
     assert states(second) == states(first)
-    assert all(outcome.was_there for outcome in second.values())
+    assert all(outcome.was_cached for outcome in second.values())
     assert {name: round(outcome.seconds, 1) for name, outcome in first.items()} == {
         name: outcome.seconds for name, outcome in second.items()
     }
@@ -30,8 +30,8 @@ def test_what_changed_is_done_again_with_all_behind_it(fake, tmp_path):
     fake.forget()
     outcomes = fake.run(steps)
     assert [name for what, name in fake.events if what == "begin"] == ["a", "b", "c"]
-    assert [name for name, outcome in outcomes.items() if outcome.was_there] == ["d"]
-    assert steps[2].makes[0].read_text() == "cba2"
+    assert [name for name, outcome in outcomes.items() if outcome.was_cached] == ["d"]
+    assert steps[2].outputs[0].read_text() == "cba2"
     assert not (b.folder / "old").exists()
 
 
@@ -42,4 +42,4 @@ def test_what_comes_out_the_same_is_not_gone_on_from(fake):
     fake.forget()
     a = fake.step("a", text="same", say="in another way")
     outcomes = fake.run([a, b])
-    assert {name: outcome.was_there for name, outcome in outcomes.items()} == {"a": False, "b": True}
+    assert {name: outcome.was_cached for name, outcome in outcomes.items()} == {"a": False, "b": True}

@@ -1,4 +1,4 @@
-"""How long steps take in lanes, beside a simulation minute by minute and beside all orders there are."""
+"""How long steps take in jobs, beside a simulation minute by minute and beside all orders there are."""
 
 from itertools import permutations
 from pathlib import Path
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.reproduce.plans import a_step
 
-from ssql_det.reproduce.step_cache import estimate_makespan, find_dependencies
+from ssql_det.reproduce.steps import estimate_makespan, find_dependencies
 
 
 @st.composite
@@ -16,7 +16,7 @@ def plans(draw, most=7):
     steps = []
     for number in range(draw(st.integers(1, most))):
         needed = draw(st.sets(st.sampled_from(range(number)), max_size=3)) if number else ()
-        reads = [path for each in needed for path in steps[each].makes]
+        reads = [path for each in needed for path in steps[each].outputs]
         steps.append(a_step(f"step{number}", Path(str(number)), reads, minutes=draw(st.integers(1, 5))))
     return steps
 
@@ -28,14 +28,14 @@ def longest_path(steps):
     return max(ends.values())
 
 
-def by_the_minute(steps, lanes):
-    """Every minute free lanes take what can begin, in the order given."""
+def by_the_minute(steps, jobs):
+    """Every minute free jobs take what can begin, in the order given."""
     left, done, now = {step.name: step.minutes for step in steps}, set(), 0
     begun = []
     while len(done) < len(steps):
         for step in steps:
             is_ready = all(each.name in done for each in find_dependencies(step, steps))
-            if step.name not in done and step.name not in begun and is_ready and len(begun) < lanes:
+            if step.name not in done and step.name not in begun and is_ready and len(begun) < jobs:
                 begun.append(step.name)
         for name in list(begun):
             left[name] -= 1
@@ -47,33 +47,33 @@ def by_the_minute(steps, lanes):
 
 
 @given(plans(), st.integers(1, 8))
-def test_it_is_what_a_clock_says(steps, lanes):
-    assert estimate_makespan(steps, lanes) == by_the_minute(steps, lanes)
+def test_it_is_what_a_clock_says(steps, jobs):
+    assert estimate_makespan(steps, jobs) == by_the_minute(steps, jobs)
 
 
 @given(plans(), st.integers(1, 8))
-def test_it_is_never_less_than_can_be(steps, lanes):
+def test_it_is_never_less_than_can_be(steps, jobs):
     total, longest = sum(step.minutes for step in steps), longest_path(steps)
-    assert max(total / lanes, longest) <= estimate_makespan(steps, lanes) <= total
+    assert max(total / jobs, longest) <= estimate_makespan(steps, jobs) <= total
     assert estimate_makespan(steps, 1) == total
     assert estimate_makespan(steps, len(steps)) == estimate_makespan(steps, 10**6) == longest
 
 
 @given(plans(most=5), st.integers(2, 3))
-def test_it_is_near_the_best_of_all_orders(steps, lanes):
-    """Graham's bound (1969) for lanes that are never left empty: less than twice the best."""
-    best = min(estimate_makespan(order, lanes) for order in permutations(steps))
-    assert best <= estimate_makespan(steps, lanes) <= (2 - 1 / lanes) * best
+def test_it_is_near_the_best_of_all_orders(steps, jobs):
+    """Graham's bound (1969) for jobs that are never left empty: less than twice the best."""
+    best = min(estimate_makespan(order, jobs) for order in permutations(steps))
+    assert best <= estimate_makespan(steps, jobs) <= (2 - 1 / jobs) * best
 
 
-@pytest.mark.parametrize(("lanes", "minutes"), [(1, 10.0), (2, 6.0), (3, 6.0), (99, 6.0)])
-def test_by_hand(lanes, minutes):
+@pytest.mark.parametrize(("jobs", "minutes"), [(1, 10.0), (2, 6.0), (3, 6.0), (99, 6.0)])
+def test_by_hand(jobs, minutes):
     """a (1) before b (2), c (3), d (2); e (2) after c: a path of 6, and 10 in all."""
     a = a_step("a", Path("a"), minutes=1.0)
-    b, c, d = (a_step(name, Path(name), a.makes, minutes=long) for name, long in (("b", 2.0), ("c", 3.0), ("d", 2.0)))
-    e = a_step("e", Path("e"), c.makes, minutes=2.0)
+    b, c, d = (a_step(name, Path(name), a.outputs, minutes=long) for name, long in (("b", 2.0), ("c", 3.0), ("d", 2.0)))
+    e = a_step("e", Path("e"), c.outputs, minutes=2.0)
     steps = [a, b, c, d, e]
-    assert estimate_makespan(steps, lanes) == minutes
+    assert estimate_makespan(steps, jobs) == minutes
 
 
 def test_of_nothing_it_is_nothing():
@@ -82,6 +82,6 @@ def test_of_nothing_it_is_nothing():
 
 def test_a_step_needs_those_that_make_what_it_reads():
     a, b = a_step("a", Path("a")), a_step("b", Path("b"))
-    both = a_step("c", Path("c"), (*a.makes, *b.makes, Path("given.yaml")))
+    both = a_step("c", Path("c"), (*a.outputs, *b.outputs, Path("given.yaml")))
     assert [each.name for each in find_dependencies(both, [b, a, both])] == ["b", "a"]
     assert not list(find_dependencies(a, [a, b, both]))

@@ -107,7 +107,7 @@ def test_seeds():
     }
     paper = plan_of("paper", seeds=2, tables=(6,), methods=("ssql",))
     assert kinds(paper) == {"pretrain": 1, "convert": 1, "train": 2, "sweep": 2, "predict": 1}
-    backbones = {step.reads[-1] for step in paper.steps if step.kind == "train"}
+    backbones = {step.inputs[-1] for step in paper.steps if step.kind == "train"}
     assert backbones == {Path("runs/x/backbones/imagenet_r18_ssql-0/backbone.pkl")}
 
 
@@ -124,9 +124,9 @@ def test_a_checkpoint_takes_the_place_of_a_pretraining(tmp_path):
     plan = plan_of("mini", checkpoints={"ssql": str(tmp_path / "ours.pth")})
     assert [step.name for step in plan.steps if step.kind == "pretrain"] == ["pretrain-simsiam-0"]
     (convert,) = [step for step in plan.steps if step.name == "convert-ssql"]
-    assert convert.reads == (tmp_path / "ours.pth",)
+    assert convert.inputs == (tmp_path / "ours.pth",)
     trained = [step for step in plan.steps if step.name in ("train-c4-ssql-0", "train-fpn-ssql-0")]
-    assert all(set(convert.makes) <= set(step.reads) for step in trained)
+    assert all(set(convert.outputs) <= set(step.inputs) for step in trained)
     assert len(trained) == 2
     assert swept(plan) == swept(plan_of("mini"))
 
@@ -136,7 +136,7 @@ def test_a_checkpoint_adds_a_method_that_is_not_made_here():
     assert swept(plan) - swept(plan_of("mini")) == {"c4-byol-0", "fpn-byol-0"}
     assert not [words for words in plan.left_out if words.startswith("BYOL")]
     (convert,) = [step for step in plan.steps if step.name == "convert-byol"]
-    assert convert.reads == (Path("~/byol.pth").expanduser(),)
+    assert convert.inputs == (Path("~/byol.pth").expanduser(),)
 
 
 def test_a_checkpoint_of_the_paper_is_for_one_table():

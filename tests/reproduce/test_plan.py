@@ -67,7 +67,7 @@ def asked(step):
 def test_every_command_is_one_and_says_what_its_step_reads_and_makes(plan):
     for step in plan.steps:
         options, cfg = asked(step)
-        read = {path.as_posix() for path in step.reads}
+        read = {path.as_posix() for path in step.inputs}
         if cfg is not None:
             assert options.config_file in read
         match options.command:
@@ -75,57 +75,57 @@ def test_every_command_is_one_and_says_what_its_step_reads_and_makes(plan):
                 size = dict(zip(("least_side", "most_side"), options.size, strict=True))
                 counts = {name: getattr(options, name) for name in ("scenes", "crops", "crop_size", "difficulty")}
                 assert ToyDataSettings(**size, **counts, seed=options.seed) == plan.preset.data
-                assert step.makes == (Path(options.out) / MANIFEST,)
+                assert step.outputs == (Path(options.out) / MANIFEST,)
             case "pretrain":
                 assert options.resume
-                assert step.makes == (Path(cfg.output_dir) / CHECKPOINT_NAME,)
-                assert (f"{plan.data}/crops" == cfg.data.train) == (plan.preset.data is not None)
+                assert step.outputs == (Path(cfg.output_dir) / CHECKPOINT_NAME,)
+                assert (f"{plan.datasets_root}/crops" == cfg.data.train) == (plan.preset.data is not None)
             case "convert":
                 assert options.to == "detectron2"
                 assert options.to in [each.name for each in FORMATS if each.writer]
                 assert options.force  # a file that a kill left is no obstacle
-                assert (read, step.makes) == ({options.checkpoint}, (Path(options.out),))
+                assert (read, step.outputs) == ({options.checkpoint}, (Path(options.out),))
             case "train-det":
                 assert options.resume
                 assert cfg.MODEL.WEIGHTS in (read | {""})
-                assert step.makes == (Path(cfg.OUTPUT_DIR) / f"{FINAL_NAME}.pth",)
+                assert step.outputs == (Path(cfg.OUTPUT_DIR) / f"{FINAL_NAME}.pth",)
             case "sweep":
                 assert cfg.MODEL.WEIGHTS in read
                 assert list(map(str, parse_widths(options.bits))) == list(map(str, parse_widths(plan.preset.bits)))
                 assert options.scheme == "minmax"
-                assert step.makes == tuple(Path(cfg.OUTPUT_DIR) / name for name in (RESULTS_NAME, QUANTIZATION_NAME))
+                assert step.outputs == tuple(Path(cfg.OUTPUT_DIR) / name for name in (RESULTS_NAME, QUANTIZATION_NAME))
             case "predict":
                 assert {cfg.MODEL.WEIGHTS, options.quantization} <= read
                 images = [Path(each) for each in _split_keys_and_images(options.rest)[1]]
-                assert step.makes == tuple(Path(options.out) / f"{image.stem}.png" for image in images)
-                assert all(image.is_relative_to(plan.data) for image in images)
+                assert step.outputs == tuple(Path(options.out) / f"{image.stem}.png" for image in images)
+                assert all(image.is_relative_to(plan.datasets_root) for image in images)
             case "probe":
                 assert options.resume
                 assert {options.checkpoint} <= read
-                assert step.makes == (Path(options.out),)
-                assert (f"{plan.data}/crops" == options.data) == (plan.preset.data is not None)
+                assert step.outputs == (Path(options.out),)
+                assert (f"{plan.datasets_root}/crops" == options.data) == (plan.preset.data is not None)
                 assert (options.protocol == "published") == (plan.preset.data is None)
                 assert "linear" in options.kind
                 assert (options.scheme, options.calib_images) == ("minmax", 512)  # as the figures on the pages
             case "analyze":
-                assert read == {*options.checkpoints, (plan.data / MANIFEST).as_posix()}
-                assert options.data == f"{plan.data}/crops"
+                assert read == {*options.checkpoints, (plan.datasets_root / MANIFEST).as_posix()}
+                assert options.data == f"{plan.datasets_root}/crops"
                 assert (options.scheme, options.calib_images) == ("minmax", 512)
                 maps = [Path(options.out) / f"tsne_{name}.png" for name in name_checkpoints(options.checkpoints)]
-                assert step.makes == (Path(options.out) / "terms.csv", *maps)
+                assert step.outputs == (Path(options.out) / "terms.csv", *maps)
                 assert all(name.endswith("-0") for name in name_checkpoints(options.checkpoints))
-        assert all(path.is_relative_to(step.folder) for path in step.makes)
+        assert all(path.is_relative_to(step.folder) for path in step.outputs)
         assert step.minutes > 0 < step.megabytes
 
 
 def test_each_finds_what_those_before_it_made(plan):
     there = {Path(file) for file in (*GIVEN.values(), "ssql.pth", "d.pth")} | set(Path().glob("configs/**/*.yaml"))
     for step in plan.steps:
-        assert set(step.reads) <= there, step.name
-        assert not there & set(step.makes)
-        there |= set(step.makes)
+        assert set(step.inputs) <= there, step.name
+        assert not there & set(step.outputs)
+        there |= set(step.outputs)
         if plan.preset.data and step.kind in ("pretrain", "train", "sweep", "predict", "probe"):
-            assert plan.data / MANIFEST in step.reads
+            assert plan.datasets_root / MANIFEST in step.inputs
 
 
 def test_names_are_unique_and_folders_apart(plan):
@@ -137,7 +137,7 @@ def test_names_are_unique_and_folders_apart(plan):
 
 def test_weights_go_from_a_method_to_its_rows(plan):
     """What is trained, swept and drawn of a method begins with that method's backbone and seed."""
-    makers = {path.as_posix(): step for step in plan.steps for path in step.makes}
+    makers = {path.as_posix(): step for step in plan.steps for path in step.outputs}
     for step in plan.steps:
         if step.kind not in ("sweep", "predict"):
             continue
@@ -166,7 +166,7 @@ def value(cfg, key):
 
 def test_of_every_published_row_there_is_a_sweep_or_a_word(plan):
     swept = {(asked(step)[1].SSQL_DET.METHOD, step.name.split("-")[1]) for step in plan.steps if step.kind == "sweep"}
-    for table in set(plan.choices.tables) & {6, 7}:
+    for table in set(plan.options.tables) & {6, 7}:
         for method in load_published_table(table).methods:
             words = [words for words in plan.left_out if words.startswith(f"{method} of Table {table}: ")]
             assert len(words) == ((method.removesuffix(" (ours)"), {6: "c4", 7: "fpn"}[table]) not in swept)
@@ -175,8 +175,8 @@ def test_of_every_published_row_there_is_a_sweep_or_a_word(plan):
 def test_the_images_to_draw_are_in_the_toy_data_and_were_not_trained_on(tmp_path):
     for name in ("mini", "small"):
         plan = plan_of(name, tmp_path / name, budget=0.001)
-        make_toy_data(plan.data, plan.preset.data, workers=2)
-        tested = (plan.data / "VOC2007/ImageSets/Main/test.txt").read_text().split()
+        make_toy_data(plan.datasets_root, plan.preset.data, workers=2)
+        tested = (plan.datasets_root / "VOC2007/ImageSets/Main/test.txt").read_text().split()
         for step in plan.steps:
             for image in _split_keys_and_images(asked(step)[0].rest)[1] if step.kind == "predict" else ():
                 assert Path(image).is_file()
@@ -195,7 +195,7 @@ def test_a_budget_scales_down_to_what_still_works(budget):
         assert sum(step.minutes for step in plan.steps) <= sum(step.minutes for step in whole.steps)
         for step in plan.steps:
             says = dict(itertools.pairwise(step.arguments))
-            config = step.kind not in ("data", "convert", "analyze", "probe") and read_config_file(step.reads[0])
+            config = step.kind not in ("data", "convert", "analyze", "probe") and read_config_file(step.inputs[0])
             if step.kind == "pretrain":
                 assert now.crops - now.crops // 5 >= config["OPTIM.BATCH"]
             elif step.kind in ("train", "sweep", "predict"):

@@ -41,9 +41,9 @@ def test_tables_share_what_is_one_run(name):
     plan = plan_of(name, tables=(1, 8, 12), seeds=1)
     assert set(named(plan, "pretrain")) == {f"{run}-0" for run in (*RUNS.values(), *(f"table8-{x}" for x in "bcdefgh"))}
     assert Counter(named(plan, "pretrain")) == Counter(named(plan, "probe"))
-    ablation = [step.removeprefix("probe-") for step in plan.rows_of["table8"]]
+    ablation = [step.removeprefix("probe-") for step in plan.row_steps["table8"]]
     assert ablation == ["simsiam-0", *(f"table8-{x}-0" for x in "bcdefgh"), "ssql-0"]
-    assert set(plan.rows_of["table12"]) < set(plan.rows_of["table1"])
+    assert set(plan.row_steps["table12"]) < set(plan.row_steps["table1"])
     assert {step.kind for step in plan.steps} == {"data", "pretrain", "probe", "analyze"}
 
 
@@ -93,7 +93,7 @@ def test_a_given_backbone_is_probed_once_and_by_its_name():
     plan = plan_of("mini", tables=(1,), seeds=3, checkpoints={"SimSiam-PACT": "pact.pth"})
     (step,) = [step for step in plan.steps if step.name == "probe-simsiam-pact"]
     assert step.arguments[step.arguments.index("--method") + 1] == "SimSiam-PACT"
-    assert step.reads[0].name == "pact.pth"
+    assert step.inputs[0].name == "pact.pth"
 
 
 @pytest.mark.parametrize("name", ["SSQL", "(i)"])
@@ -101,7 +101,7 @@ def test_a_given_backbone_is_its_row_of_the_ablation_too(name):
     plan = plan_of("mini", tables=(8, 6) if name == "SSQL" else (8,), checkpoints={name: "ours.pth"})
     assert "ssql-0" not in named(plan, "pretrain")
     (probe,) = [step for step in plan.steps if step.kind == "probe" and "ours.pth" in step.arguments]
-    assert probe.name == plan.rows_of["table8"][-1]
+    assert probe.name == plan.row_steps["table8"][-1]
     assert probe.arguments[-2:] == ("--method", name)
 
 

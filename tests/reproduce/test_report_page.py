@@ -114,11 +114,11 @@ def test_features_are_those_of_the_analysis(small):
     document = build_report(small)
     backbone, loss = (table for table in tables(document, "checkpoint") if "term" in table.header)
     assert backbone.header == ("checkpoint", "spread", "term", *("FP", "8w8a", "2w4a"))
-    (step,) = small.done("analyze")
-    of = read_terms(step.makes[0].read_text())["loss"]["ssql-0"].terms
+    (step,) = small.list_done("analyze")
+    of = read_terms(step.outputs[0].read_text())["loss"]["ssql-0"].terms
     assert next(row for row in loss.rows if row[0] == "ssql-0")[3:] == tuple(f"{of[b].quantization:.4f}" for b in of)
     maps = [block for block in document.blocks if isinstance(block, Figure) and block.name.startswith("tsne_")]
-    assert {block.name: block.content for block in maps} == {path.name: path.read_bytes() for path in step.makes[1:]}
+    assert {block.name: block.content for block in maps} == {path.name: path.read_bytes() for path in step.outputs[1:]}
 
 
 def test_pictures_are_small_enough_for_a_page(small):

@@ -1,4 +1,4 @@
-"""Steps in lanes, done by a program of a few lines: order, failures, and what is said meanwhile."""
+"""Steps in jobs, done by a program of a few lines: order, failures, and what is said meanwhile."""
 
 import logging
 from pathlib import Path
@@ -20,25 +20,25 @@ def at_a_time(events):
     return most
 
 
-@pytest.mark.parametrize("lanes", [1, 2, 3, 9])
-def test_each_begins_behind_those_it_needs_and_lanes_are_full(lanes, fake):
+@pytest.mark.parametrize("jobs", [1, 2, 3, 9])
+def test_each_begins_behind_those_it_needs_and_lanes_are_full(jobs, fake):
     a, b, c = (fake.step(name, seconds=0.15) for name in "abc")
     d = fake.step("d", a, b)
     e = fake.step("e", d, c)
-    outcomes = fake.run([e, d, c, b, a], lanes)
+    outcomes = fake.run([e, d, c, b, a], jobs)
     assert set(states(outcomes).values()) == {DONE}
     order = fake.events
     assert sorted(name for what, name in order if what == "begin") == list("abcde")
     for step, needed in ((d, (a, b)), (e, (d, c))):
         assert all(order.index(("end", each.name)) < order.index(("begin", step.name)) for each in needed)
-    assert at_a_time(order) == min(lanes, 3)
-    assert all(outcome.seconds > 0 and not outcome.was_there and not outcome.reason for outcome in outcomes.values())
-    assert e.makes[0].read_text() == "edabc"
+    assert at_a_time(order) == min(jobs, 3)
+    assert all(outcome.seconds > 0 and not outcome.was_cached and not outcome.reason for outcome in outcomes.values())
+    assert e.outputs[0].read_text() == "edabc"
 
 
 def test_each_has_a_log_of_its_own(fake):
     steps = [fake.step(name, say=f"this is {name}") for name in "abc"]
-    fake.run(steps, lanes=3)
+    fake.run(steps, jobs=3)
     assert [get_log_path(fake.out, step).read_text() for step in steps] == [f"this is {name}\n" for name in "abc"]
     assert len({get_log_path(fake.out, step) for step in steps}) == 3
 
@@ -90,7 +90,7 @@ def test_one_that_ends_well_without_its_file_has_failed(fake):
     a = fake.step("a", makes=False)
     outcomes = fake.run([a, fake.step("b", a)])
     assert states(outcomes) == {"a": FAILED, "b": SKIPPED}
-    assert outcomes["a"].reason == f"a ended well and did not make {a.makes[0]}; please report it"
+    assert outcomes["a"].reason == f"a ended well and did not make {a.outputs[0]}; please report it"
 
 
 def test_a_refusal_of_the_ledger_is_that_steps_alone(fake):
@@ -106,10 +106,10 @@ def test_a_refusal_of_the_ledger_is_that_steps_alone(fake):
 @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     needs=st.lists(st.sets(st.integers(0, 5), max_size=2), min_size=2, max_size=6),
-    lanes=st.integers(1, 3),
+    jobs=st.integers(1, 3),
     data=st.data(),
 )
-def test_any_plan_with_one_failure(tmp_path_factory, needs, lanes, data):
+def test_any_plan_with_one_failure(tmp_path_factory, needs, jobs, data):
     fake = Fake(tmp_path_factory.mktemp("plan"))
     bad = data.draw(st.integers(0, len(needs) - 1))
     steps, lost = [], set()
@@ -118,10 +118,10 @@ def test_any_plan_with_one_failure(tmp_path_factory, needs, lanes, data):
         if number == bad or before & lost:
             lost.add(number)
         steps.append(fake.step(str(number), *(steps[each] for each in before), status=3 * (number == bad)))
-    outcomes = fake.run(data.draw(st.permutations(steps)), lanes)
+    outcomes = fake.run(data.draw(st.permutations(steps)), jobs)
     assert {int(name) for name, outcome in outcomes.items() if outcome.state != DONE} == lost
     assert [name for name, outcome in outcomes.items() if outcome.state == FAILED] == [str(bad)]
-    assert at_a_time(fake.events) <= lanes
+    assert at_a_time(fake.events) <= jobs
 
 
 # ---- around it -----------------------------------------------------------------------------------------------------
@@ -141,9 +141,9 @@ def told():
 
 
 def test_progress_says_how_far_it_is(fake, monkeypatch, told):
-    monkeypatch.setattr(runner, "_TELL", 0.2)
+    monkeypatch.setattr(runner, "_LOG_SECONDS", 0.2)
     a = fake.step("a", minutes=2.0)  # and so it takes b not 2 minutes either
-    fake.run([a, fake.step("b", a, seconds=1.5, minutes=2.0)], lanes=1)
+    fake.run([a, fake.step("b", a, seconds=1.5, minutes=2.0)], jobs=1)
     assert "1 of 2 steps, 0.0 min so far, about 1 min left; now b" in told
     assert [words for words in told if " begins" in words] == ["a begins", "b begins"]
     fake.run([a])

@@ -18,10 +18,10 @@ def done(tmp_path):
 
 def test_one_that_was_killed_goes_on_in_its_folder(tmp_path):
     ledger, step = begun(tmp_path)
-    step.makes[0].unlink()
+    step.outputs[0].unlink()
     ledger.begin(step)
-    assert step.makes[1].read_text() == "c.txt"
-    assert not ledger.is_done(step)
+    assert step.outputs[1].read_text() == "c.txt"
+    assert not ledger.is_cached(step)
 
 
 CHANGES = {
@@ -57,18 +57,18 @@ def test_one_that_is_extended_goes_on_in_its_folder(is_finished, tmp_path):
     if is_finished:
         ledger.finish(step, 1.0)
     wider = replace(step, arguments=("sweep", "--bits", "FP,8,4", "SEED", "0"))
-    assert not ledger.is_done(wider)
+    assert not ledger.is_cached(wider)
     ledger.begin(wider)
-    assert step.makes[0].exists()
+    assert step.outputs[0].exists()
     ledger.finish(wider, 1.0)
-    assert ledger.is_done(wider)
+    assert ledger.is_cached(wider)
     ledger.begin(replace(wider, arguments=("sweep", "--bits", "FP,8,4", "SEED", "1")))
     assert not step.folder.exists()
 
 
 def test_one_whose_output_was_altered_begins_in_an_empty_folder(done):
     ledger, step = done
-    step.makes[0].write_text("by hand")
+    step.outputs[0].write_text("by hand")
     ledger.begin(step)
     assert not step.folder.exists()
 
@@ -88,7 +88,7 @@ def test_a_folder_that_no_step_has_made_stays_as_it_is(tmp_path):
 
 def test_what_a_step_did_not_make_is_missed(tmp_path):
     ledger, step = begun(tmp_path)
-    step.makes[1].unlink()
+    step.outputs[1].unlink()
     with pytest.raises(UserError, match=r"train-a ended well and did not make .*work/a/b/c\.txt"):
         ledger.finish(step, 1.0)
-    assert not ledger.is_done(step)
+    assert not ledger.is_cached(step)

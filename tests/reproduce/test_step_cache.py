@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from support.reproduce.plans import a_step, begun
 
 from ssql_det.core.errors import UserError
-from ssql_det.reproduce.step_cache import StepCache, compute_fingerprint
+from ssql_det.reproduce.step_cache import StepCache, hash_content
 
 
 @pytest.fixture
@@ -33,15 +33,15 @@ CHANGES = {  # each alone
     "another input": lambda f, step: (f / "input.bin").write_bytes(b"other"),
     "an input is gone": lambda f, step: (f / "input.bin").unlink(),
     "what was made before": lambda f, step: (f / "out/before/made.txt").write_text("other"),
-    "one input more": lambda f, step: other(step, reads=(*step.reads, f / "base.yaml")),
-    "one input less": lambda f, step: other(step, reads=step.reads[:-1]),
+    "one input more": lambda f, step: other(step, reads=(*step.inputs, f / "base.yaml")),
+    "one input less": lambda f, step: other(step, reads=step.inputs[:-1]),
     "the config": lambda f, step: (f / "config.yaml").write_text("_BASE_: base.yaml\nD: 4\n"),
     "its base": lambda f, step: (f / "base.yaml").write_text("A: 1\nB:\n  C: 3\n"),
     "no base": lambda f, step: (f / "config.yaml").write_text("D: 3\n"),
-    "an output is gone": lambda f, step: step.makes[1].unlink(),
-    "an output is altered": lambda f, step: step.makes[0].write_text("other"),
-    "an output is longer": lambda f, step: step.makes[0].write_text("a.txt\n"),
-    "an output more": lambda f, step: other(step, makes=(*step.makes, f / "input.bin")),
+    "an output is gone": lambda f, step: step.outputs[1].unlink(),
+    "an output is altered": lambda f, step: step.outputs[0].write_text("other"),
+    "an output is longer": lambda f, step: step.outputs[0].write_text("a.txt\n"),
+    "an output more": lambda f, step: other(step, makes=(*step.outputs, f / "input.bin")),
 }
 
 
@@ -49,16 +49,16 @@ def test_a_config_that_is_changed_while_a_step_runs_was_not_the_one_it_used(tmp_
     ledger, step = begun(tmp_path)
     (tmp_path / "config.yaml").write_text("_BASE_: base.yaml\nD: 4\n")
     ledger.finish(step, 1.0)
-    assert not ledger.is_done(step)
+    assert not ledger.is_cached(step)
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_any_change_undoes_it(change, done, tmp_path):
     ledger, step = done
-    assert ledger.is_done(step)
+    assert ledger.is_cached(step)
     changed = CHANGES[change](tmp_path, step)
     step = changed if isinstance(changed, type(step)) else step
-    assert not ledger.is_done(step)
+    assert not ledger.is_cached(step)
 
 
 def test_what_is_no_change_undoes_nothing(done, tmp_path):
@@ -66,9 +66,9 @@ def test_what_is_no_change_undoes_nothing(done, tmp_path):
     (tmp_path / "base.yaml").write_text("# said in other words\nB: {C: 2}\nA: 1\n")
     (tmp_path / "input.bin").touch()
     (step.folder / "log.txt").write_text("more")
-    assert ledger.is_done(step)
-    assert ledger.is_done(other(step, minutes=9.0, megabytes=9.0))
-    assert ledger.seconds(step) == 71.0
+    assert ledger.is_cached(step)
+    assert ledger.is_cached(other(step, minutes=9.0, megabytes=9.0))
+    assert ledger.get_seconds(step) == 71.0
     assert StepCache(ledger.out).seconds(a_step("another", tmp_path)) is None
 
 
@@ -80,15 +80,15 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=9)
 def test_it_is_done_once_finished_and_no_longer_after_any_one_change(arguments, content, more, data):
     with tempfile.TemporaryDirectory() as folder:
         ledger, step = begun(Path(folder), arguments=arguments, given=content)
-        assert not ledger.is_done(step)
+        assert not ledger.is_cached(step)
         ledger.finish(step, 0.0)
-        assert ledger.is_done(step)
+        assert ledger.is_cached(step)
         if data.draw(st.booleans()):
             changed = data.draw(st.lists(texts, max_size=4).filter(lambda other: other != arguments))
-            assert not ledger.is_done(other(step, arguments=(*changed, *step.arguments[-2:])))
-        file = data.draw(st.sampled_from((*step.reads[1:], *step.makes)))
+            assert not ledger.is_cached(other(step, arguments=(*changed, *step.arguments[-2:])))
+        file = data.draw(st.sampled_from((*step.inputs[1:], *step.outputs)))
         file.write_bytes(file.read_bytes() + more)
-        assert not ledger.is_done(step)
+        assert not ledger.is_cached(step)
 
 
 @pytest.mark.parametrize(("out", "moved"), [("out", "elsewhere"), ("n", "t"), ("out", "out/put"), ("a", "OUT")])
@@ -109,13 +109,13 @@ def test_a_folder_that_was_moved_is_done_still(out, moved, is_absolute, tmp_path
     there = other(
         step,
         folder=new(step.folder),
-        makes=tuple(map(new, step.makes)),
-        reads=(*step.reads[:2], new(step.reads[2])),
+        makes=tuple(map(new, step.outputs)),
+        reads=(*step.inputs[:2], new(step.inputs[2])),
         arguments=(*step.arguments[:-1], str(new(step.folder))),
     )
-    assert StepCache(place / moved).is_done(there)
-    there.makes[0].write_text("other")
-    assert not StepCache(place / moved).is_done(there)
+    assert StepCache(place / moved).is_cached(there)
+    there.outputs[0].write_text("other")
+    assert not StepCache(place / moved).is_cached(there)
 
 
 @pytest.mark.parametrize(
@@ -124,10 +124,10 @@ def test_a_folder_that_was_moved_is_done_still(out, moved, is_absolute, tmp_path
 def test_a_damaged_file_is_one_sentence(content, done):
     ledger, step = done
     (ledger.out / "steps/train-a.json").write_bytes(content)
-    for ask in (ledger.is_done, ledger.begin, ledger.seconds):
+    for ask in (ledger.is_done, ledger.begin, ledger.get_seconds):
         with pytest.raises(UserError, match=r"steps/train-a\.json is damaged; delete it together with .*work/a$"):
             ask(step)
-    assert step.makes[0].exists()
+    assert step.outputs[0].exists()
 
 
 def test_a_torn_write_leaves_the_file_before(done, monkeypatch):
@@ -135,15 +135,15 @@ def test_a_torn_write_leaves_the_file_before(done, monkeypatch):
     monkeypatch.setattr(json, "dump", lambda entry, file, **ignored: (file.write("half"), 1 / 0))
     with pytest.raises(ZeroDivisionError):
         ledger.finish(step, 9.0)
-    assert ledger.is_done(step)
-    assert ledger.seconds(step) == 71.0
+    assert ledger.is_cached(step)
+    assert ledger.get_seconds(step) == 71.0
 
 
 def test_of_a_config_counts_what_it_says(tmp_path):
     config = tmp_path / "a.yml"
     config.write_text("A: 1  # one")
-    said = compute_fingerprint(config)
+    said = hash_content(config)
     config.write_text("A: 1")
-    assert compute_fingerprint(config) == said
+    assert hash_content(config) == said
     config.write_text("A: '1'")
-    assert compute_fingerprint(config) != said
+    assert hash_content(config) != said

@@ -90,7 +90,7 @@ def _sweep(step, plan, names):
 
 def _row(step, bits, metrics, seed, **said):
     said |= {"scheme": "minmax", "calibration": Calibration(64), "checkpoint_hash": step.name, "seconds": 1.0}
-    rows.append_row(step.makes[0], Row(bits=bits, metrics=metrics, seed=int(seed), **said))
+    rows.append_row(step.outputs[0], Row(bits=bits, metrics=metrics, seed=int(seed), **said))
 
 
 def _probe(step, plan, names):
@@ -119,12 +119,12 @@ def _pretrain(step, plan, names):
 
 
 def _predict(step, plan, names):
-    for path in step.makes:
+    for path in step.outputs:
         path.write_bytes(png(2400, 90))
 
 
 def _analyze(step, plan, names):
-    terms, *maps = step.makes
+    terms, *maps = step.outputs
     found = [make_analysis(path.stem.removeprefix("tsne_")) for path in maps]
     terms.write_text(build_csv_files(found)["terms.csv"])
     for path in maps:

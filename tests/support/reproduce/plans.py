@@ -9,7 +9,8 @@ from pathlib import Path
 from ssql_det.reproduce.plan import make_plan
 from ssql_det.reproduce.presets import Options, get_preset
 from ssql_det.reproduce.runner import run_steps
-from ssql_det.reproduce.step_cache import Step, StepCache
+from ssql_det.reproduce.step_cache import StepCache
+from ssql_det.reproduce.steps import Step
 
 ROOT = Path(__file__).parents[3]
 WIDTHS = ("FP", "8w8a", "6w6a", "5w5a", "4w4a", "2w4a")  # of the toy presets
@@ -36,15 +37,15 @@ def begun(folder, out="out", arguments=("train", "LR", "0.1"), given=b"given", m
     step = a_step(
         "train-a",
         out / "work/a",
-        (folder / "config.yaml", folder / "input.bin", *before.makes),
+        (folder / "config.yaml", folder / "input.bin", *before.outputs),
         makes,
         (*arguments, "OUTPUT_DIR", out / "work/a"),
     )
-    for path in before.makes:
+    for path in before.outputs:
         path.parent.mkdir(parents=True)
         path.write_text("of the step before")
     StepCache(out).begin(step)
-    for path in step.makes:
+    for path in step.outputs:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(path.name)
     return StepCache(out), step
@@ -82,14 +83,14 @@ class Fake:
     def step(self, name, *needed, reads=(), seconds=0.0, status=0, say="", text=None, makes=True, minutes=1.0):
         """It makes one file, with ``text`` and the content of what it reads in it, unless ``makes`` is false."""
         folder = self.out / "work" / name
-        reads = (*reads, *(path for other in needed for path in other.makes))
+        reads = (*reads, *(path for other in needed for path in other.outputs))
         made = [str(folder / "made.txt")] if makes else []
         asked = {"name": name, "events": str(self._events), "seconds": seconds, "status": status, "say": say}
         asked |= {"text": name if text is None else text, "reads": list(map(str, reads)), "makes": made}
         return a_step(name, folder, reads, ("made.txt",), [json.dumps(asked)], minutes)
 
-    def run_steps(self, steps, lanes=2):
-        return run_steps(steps, self.out, lanes, self.program, self.environment)
+    def run_steps(self, steps, jobs=2):
+        return run_steps(steps, self.out, jobs, self.program, self.environment)
 
     @property
     def events(self):
@@ -119,7 +120,7 @@ def is_running(pid):
 def started(out, *arguments):
     """The command itself, on few toy data."""
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    asked = ["reproduce", "--preset", "mini", "--budget", "0.02", "--lanes", "2", "--out", str(out), *arguments]
+    asked = ["reproduce", "--preset", "mini", "--budget", "0.02", "--jobs", "2", "--out", str(out), *arguments]
     command = [sys.executable, "-c", "from ssql_det.cli.main import main; main()", *asked]
     return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
