@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from support.analyze.analyses import CLASSES, WIDTHS, make_analysis
-from support.reproduce.folders import checked, tables
+from support.reproduce.fake_runs import check_page, find_tables
 
 from ssql_det.analyze.analysis import Embedding, group_terms_by_features
 from ssql_det.analyze.drawing import draw_embedding
@@ -63,7 +63,7 @@ def test_every_layer_and_every_point_has_a_csv_line():
 
 
 def test_the_report_has_both_formats(document):
-    shown, _ = checked(document)
+    shown, _ = check_page(document)
     assert {"Terms of the loss", "Weights", "t-SNE of the features", "moco <b>'v2'"} <= {
         text.strip() for text in shown.texts
     }
@@ -72,7 +72,7 @@ def test_the_report_has_both_formats(document):
 
 
 def test_terms_are_side_by_side(document):
-    backbone, loss = (table for table in tables(document, "checkpoint") if "term" in table.header)
+    backbone, loss = (table for table in find_tables(document, "checkpoint") if "term" in table.header)
     assert [row[:3] for row in backbone.rows[3:5]] == [("ssql", "0.80", "total"), ("moco", "0.80", "quantization")]
     assert {row[0] for row in loss.rows} == {"ssql"}
     terms = FOREIGN.terms[0].terms
@@ -85,11 +85,11 @@ def test_terms_are_side_by_side(document):
 
 
 def test_layers_are_side_by_side(document):
-    (summary,) = (table for table in tables(document, "checkpoint") if "median" in table.header)
+    (summary,) = (table for table in find_tables(document, "checkpoint") if "median" in table.header)
     heaviest = max(SSQL.layers, key=lambda layer: layer.kurtosis)
     assert summary.rows[0][:3] == ("ssql", heaviest.layer, f"{heaviest.kurtosis:.2f}")
     assert [row[-2:] for row in summary.rows] == [("0.0100", "0.5000"), ("0.0100", "0.6000")]
-    by_layer = {table.caption: {row[0]: row[1:] for row in table.rows} for table in tables(document, "layer")}
+    by_layer = {table.caption: {row[0]: row[1:] for row in table.rows} for table in find_tables(document, "layer")}
     kurtosis = by_layer["Excess kurtosis"]
     assert kurtosis["conv1"] == tuple(f"{each.layers[0].kurtosis:.2f}" for each in (SSQL, FOREIGN))
     assert kurtosis["layer9.0.conv1"] == ("-", f"{FOREIGN.layers[1].kurtosis:.2f}")

@@ -7,7 +7,7 @@ from collections import namedtuple
 
 import pytest
 from support.refusals import refused
-from support.reproduce.plans import ROOT, plan_of
+from support.reproduce.plans import ROOT, build_plan
 
 from ssql_det.cli import reproduce
 from ssql_det.cli.main import main, make_parser
@@ -41,33 +41,33 @@ def out(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ("--preset min", "there is no preset 'min'; did you mean 'mini'? (known: mini, small, paper)"),
-        ("--table 5", "--table 5 is not of the preset mini, which has 1, 6, 7, 8, 12"),
-        ("--table 3", "--table 3 is not of the preset mini, which has 1, 6, 7, 8, 12"),
-        ("--preset paper --table 1 --checkpoint SSQL=a.pth", "Table 1 is of several networks and a checkpoint of one"),
-        ("--table 1 --checkpoint SSQL=no/where.pth", "there is no file no/where.pth, which probe-ssql begins with"),
+        ("--preset min", "unknown preset 'min'; did you mean 'mini'? (known: mini, small, paper)"),
+        ("--table 5", "--table 5: not in the preset mini, which has 1, 6, 7, 8, 12"),
+        ("--table 3", "--table 3: not in the preset mini, which has 1, 6, 7, 8, 12"),
+        ("--preset paper --table 1 --checkpoint SSQL=a.pth", "Table 1 has several networks and a checkpoint only one"),
+        ("--table 1 --checkpoint SSQL=no/where.pth", "there is no file no/where.pth, which probe-ssql reads"),
         ("--table six", "argument --table: invalid int value: 'six'"),
-        ("--budget 0", "--budget is a share, above 0 and up to 1; got 0.0"),
-        ("--budget 2", "--budget is a share, above 0 and up to 1; got 2.0"),
-        ("--budget -0.5", "--budget is a share, above 0 and up to 1; got -0.5"),
-        ("--budget nan", "--budget is a share, above 0 and up to 1; got nan"),
-        ("--preset paper --budget 0.5", "--budget is a share of toy data"),
+        ("--budget 0", "--budget must be above 0 and at most 1, got 0.0"),
+        ("--budget 2", "--budget must be above 0 and at most 1, got 2.0"),
+        ("--budget -0.5", "--budget must be above 0 and at most 1, got -0.5"),
+        ("--budget nan", "--budget must be above 0 and at most 1, got nan"),
+        ("--preset paper --budget 0.5", "--budget scales toy data"),
         ("--bits 1", "weight bits must be 2 to 16, or None for float; got 1"),
         ("--bits FP,four", "cannot read bits 'four'"),
         ("--seeds 0", "argument --seeds: "),
-        ("--lanes 0", "argument --lanes: "),
+        ("--jobs 0", "argument --jobs: "),
         ("--num-gpus 0", "argument --num-gpus: "),
-        ("--methods SimSam", "there is no method 'SimSam'; did you mean 'SimSiam'? (known: random init., "),
-        ("--methods BYOL", "there is nothing to do for BYOL; give --checkpoint 'BYOL'=FILE"),
-        ("--checkpoint SSQL", "--checkpoint is METHOD=FILE, as SSQL=ssql.pth; got 'SSQL'"),
-        ("--checkpoint SSQL=", "--checkpoint is METHOD=FILE, as SSQL=ssql.pth; got 'SSQL='"),
-        ("--checkpoint =ssql.pth", "there is no method ''"),
-        ("--checkpoint SSKL=a.pth", "there is no method 'SSKL'; did you mean 'SSQL'?"),
-        ("--checkpoint SSQL=no/where.pth", "there is no file no/where.pth, which convert-ssql begins with"),
-        ("--checkpoint SSQL=docs", "there is no file docs, which convert-ssql begins with"),
-        ("--preset paper --checkpoint BYOL=a.pth", "a checkpoint is of one architecture; say which table it is for"),
-        ("--checkpoint SSQL=a.pth --checkpoint SSQL=b.pth", "gives SSQL two files, a.pth and b.pth; leave one out"),
-        ("--out .", "--out . is no folder of its own; name one, as runs/mini"),
+        ("--methods SimSam", "unknown method 'SimSam'; did you mean 'SimSiam'? (known: random init., "),
+        ("--methods BYOL", "no config pretrains BYOL; add --checkpoint 'BYOL'=FILE"),
+        ("--checkpoint SSQL", "--checkpoint must be METHOD=FILE, such as SSQL=ssql.pth; got 'SSQL'"),
+        ("--checkpoint SSQL=", "--checkpoint must be METHOD=FILE, such as SSQL=ssql.pth; got 'SSQL='"),
+        ("--checkpoint =ssql.pth", "unknown method ''"),
+        ("--checkpoint SSKL=a.pth", "unknown method 'SSKL'; did you mean 'SSQL'?"),
+        ("--checkpoint SSQL=no/where.pth", "there is no file no/where.pth, which convert-ssql reads"),
+        ("--checkpoint SSQL=docs", "there is no file docs, which convert-ssql reads"),
+        ("--preset paper --checkpoint BYOL=a.pth", "each table needs another architecture; choose one"),
+        ("--checkpoint SSQL=a.pth --checkpoint SSQL=b.pth", "gives two files for SSQL, a.pth and b.pth; leave one out"),
+        ("--out .", "--out must be a folder for this run alone, such as runs/mini; got ."),
         ("more", "unrecognized arguments: more"),
     ],
 )
@@ -108,21 +108,21 @@ def test_the_paper_wants_what_it_pretrains_on_and_probes_with(table, name, optio
 def test_a_full_disk(out, capsys, monkeypatch):
     asked = []
     monkeypatch.setattr(shutil, "disk_usage", lambda path: asked.append(path) or Usage(1e9, 1e9, 2e7))
-    megabytes = sum(step.megabytes for step in plan_of("mini").steps)
+    megabytes = sum(step.megabytes for step in build_plan("mini").steps)
     said = refused(capsys, "reproduce", "--out", str(out / "deep/er"))
     assert (
-        said == f"error: {out}/deep/er needs {megabytes / 1000:.1f} GB, but its disk has 0.0 GB free; name another disk"
+        said == f"error: {out}/deep/er needs {megabytes / 1000:.1f} GB, its disk has 0.0 GB free; name another disk"
     )
     assert asked == [out.parent]
 
 
 def test_what_is_there_already_needs_no_room(tmp_path, capsys, monkeypatch, runs):
-    for step in plan_of("mini", str(tmp_path)).steps:
+    for step in build_plan("mini", str(tmp_path)).steps:
         step.folder.mkdir(parents=True)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1e9, 1e9, 2e7))
     main(["reproduce", "--out", str(tmp_path)])
     assert runs.pop()[1] == tmp_path
-    assert "nothing is measured yet, so there is nothing to report" in capsys.readouterr().out
+    assert "nothing was measured, so there is no report" in capsys.readouterr().out
 
 
 def test_out_of_a_clone_the_configs_are_the_packages(out, capsys, monkeypatch, runs):
@@ -176,7 +176,7 @@ def test_a_dry_run_prints_every_command_and_writes_nothing(arguments, out, capsy
     printed = capsys.readouterr().out
     lines = [shlex.split(line) for line in printed.splitlines() if line.startswith(("ssql-det ", "export "))]
     options = make_parser().parse_args(["reproduce", *given])
-    steps = plan_of(options.preset, out, **chosen(options)).steps
+    steps = build_plan(options.preset, out, **chosen(options)).steps
     assert [words[1:] for words in lines[1:]] == [list(step.arguments) for step in steps]
     data = "/no/data sets" if options.preset == "paper" else f"{out}/data"
     assert lines[0][:2] == ["export", f"DETECTRON2_DATASETS={data}"]
@@ -184,19 +184,19 @@ def test_a_dry_run_prints_every_command_and_writes_nothing(arguments, out, capsy
         make_parser().parse_args(words[1:])
     assert all(f"  {step.name} " in printed for step in steps)
     assert f"\n{len(steps)} steps, about " in printed
-    assert ("a guess: it was not measured" in printed) == (options.preset != "mini")
+    assert ("a guess, not measured" in printed) == (options.preset != "mini")
     assert ("left out: BYOL of Table 6: " in printed) == (options.preset != "paper" and "--table" not in arguments)
     assert not out.exists()
 
 
 def chosen(options):
-    choices = vars(reproduce._choices(options, on_gpu=False))
+    choices = vars(reproduce._make_options(options, has_gpu=False))
     return {name: value for name, value in choices.items() if name != "out"}
 
 
 def test_by_itself_it_is_the_mini_preset_in_a_folder_of_its_name(capsys):
-    main(["reproduce", "--dry-run", "--lanes", "3"])
+    main(["reproduce", "--dry-run", "--jobs", "3"])
     printed = capsys.readouterr().out
     assert "\npreset mini, in runs/mini" in printed
     assert " with 3 at a time, " in printed
-    assert all(step.command in printed for step in plan_of("mini", "runs/mini").steps)
+    assert all(step.command in printed for step in build_plan("mini", "runs/mini").steps)

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torchvision
 from support.detect.configs import CONFIGS, full_config
-from support.reproduce.plans import ROOT, plan_of
+from support.reproduce.plans import ROOT, build_plan
 from torch import nn
 
 from ssql_det.cli.main import make_parser
@@ -233,7 +233,7 @@ def test_a_detector_has_torchvisions_backbone_and_the_recipes_anchors(name):
 def test_reproduce_trains_the_row_configs(number, monkeypatch):
     monkeypatch.chdir(ROOT)
     given = {"IN supervised": "in.pth", "BYOL": "byol.pth"}
-    plan = plan_of("paper", tables=(number,), seeds=1, checkpoints=given)
+    plan = build_plan("paper", tables=(number,), seeds=1, checkpoints=given)
     of_a_run = {"MODEL.WEIGHTS", "MODEL.DEVICE", "SEED", "OUTPUT_DIR"}
     trained = []
     for options in (make_parser().parse_args(step.arguments) for step in plan.steps if step.kind == "train"):

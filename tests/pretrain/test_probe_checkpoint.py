@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from support.report.rows import line
+from support.report.rows import find_line
 
 from ssql_det.cli.main import main
 from ssql_det.core import rows
@@ -72,7 +72,7 @@ def test_a_row_lands_in_the_line_of_its_network_and_method(backbone, is_ssql, ch
         (name, method, "2w4a"),
     ]
     for row in found:
-        of_line = line(table, method, row.bits, name).cells["linear/top1"]
+        of_line = find_line(table, method, row.bits, name).cells["linear/top1"]
         assert of_line.measured.mean == row.metrics["linear/top1"]
         assert (of_line.difference is None) == (backbone == "narrow_resnet")
 

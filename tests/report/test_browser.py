@@ -2,7 +2,7 @@
 
 import pytest
 from support.report import chromium
-from support.report.pages import HOSTILE, PAGE, WIDTHS, hostile_page
+from support.report.pages import HOSTILE, PAGE, WIDTHS, make_hostile_page
 
 from ssql_det.report.blocks import Chart, Curve
 from ssql_det.report.charts import render_svg
@@ -60,7 +60,7 @@ def test_a_page_fits_and_nothing_is_complained_of(open_page, width, scheme):
 
 
 def test_hostile_texts_neither_run_nor_break_the_page(open_page):
-    pages = [hostile_page(text) for text in HOSTILE]
+    pages = [make_hostile_page(text) for text in HOSTILE]
     together = Document("all", tuple(block for page in pages for block in page.blocks))
     page = open_page(render_html(together), 360, "light")
     assert page.complaints() == []

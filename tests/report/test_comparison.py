@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from support.report.rows import WIDTHS, cell, line, row
+from support.report.rows import WIDTHS, find_cell, find_line, make_row
 
 from ssql_det.core.errors import UserError
 from ssql_det.core.rows import Calibration
@@ -18,39 +18,43 @@ from ssql_det.report.published import load_published_table
 def test_several_seeds_become_mean_deviation_and_difference():
     figures = [60.1, 61.7, 59.2]
     table = compare_with_published(
-        6, [row(ap50, seed=seed, checkpoint_hash=f"h{seed}") for seed, ap50 in enumerate(figures)]
+        6, [make_row(ap50, seed=seed, checkpoint_hash=f"h{seed}") for seed, ap50 in enumerate(figures)]
     )
-    found = cell(table)
+    found = find_cell(table)
     assert found.published == 61.2
     assert found.measured.mean == pytest.approx(np.mean(figures), abs=1e-12)
     assert found.measured.std == pytest.approx(np.std(figures, ddof=1), abs=1e-12)
     assert found.measured.n == 3
     assert found.difference == pytest.approx(60.33333333333 - 61.2)
-    assert cell(table, metric="bbox/AP75").measured.mean == pytest.approx(np.mean(figures) / 3)
+    assert find_cell(table, metric="bbox/AP75").measured.mean == pytest.approx(np.mean(figures) / 3)
     assert not any("averages" in note for note in table.notes)
 
 
 def test_one_row_has_no_deviation():
-    assert cell(compare_with_published(6, [row(61.0)])).measured == Measurement(61.0, None, 1)
+    assert find_cell(compare_with_published(6, [make_row(61.0)])).measured == Measurement(61.0, None, 1)
 
 
 def test_masks_are_set_beside_masks():
     metrics = {"bbox/AP": 28.0, "bbox/AP50": 45.0, "bbox/AP75": 29.0, "segm/AP": 25.5}
-    table = compare_with_published(7, [row(dataset="coco_2017_val", metrics=metrics)])
-    assert cell(table, metric="segm/AP").difference == pytest.approx(25.5 - 26.0)
-    assert cell(table, metric="bbox/AP").difference == pytest.approx(28.0 - 28.2)
-    assert cell(table, metric="segm/AP50").measured is None
-    assert "--bits FP,6,5,4 " in line(table).fill_command  # the row lacks segm/AP50: 4 bits are not done
+    table = compare_with_published(7, [make_row(dataset="coco_2017_val", metrics=metrics)])
+    assert find_cell(table, metric="segm/AP").difference == pytest.approx(25.5 - 26.0)
+    assert find_cell(table, metric="bbox/AP").difference == pytest.approx(28.0 - 28.2)
+    assert find_cell(table, metric="segm/AP50").measured is None
+    assert "--bits FP,6,5,4 " in find_line(table).fill_command  # the row lacks segm/AP50: 4 bits are not done
 
 
 def test_the_order_of_rows_does_not_matter():
     rows = [
-        row(50 + seed / 7 + len(bits), seed=seed, bits=bits, method=method, checkpoint_hash=f"{method}{seed}")
+        make_row(50 + seed / 7 + len(bits), seed=seed, bits=bits, method=method, checkpoint_hash=f"{method}{seed}")
         for seed in range(3)
         for bits in (*WIDTHS, "2w4a", "8w")
         for method in ("SSQL", "ssql", "byol", "Mine", "other")
     ]
-    rows += [row(10.0, scope="backbone"), row(70.0, checkpoint_hash="SSQL0"), row(11.0, config="short.yaml")]
+    rows += [
+        make_row(10.0, scope="backbone"),
+        make_row(70.0, checkpoint_hash="SSQL0"),
+        make_row(11.0, config="short.yaml"),
+    ]
     expected = compare_with_published(6, rows)
     assert len(expected.lines) == 10 * 5 + 4 * 2  # 7 printed ones, SSQL's short one, two of our own; more bits of four
     for seed in range(5):
@@ -60,25 +64,27 @@ def test_the_order_of_rows_does_not_matter():
 
 @pytest.mark.parametrize("backwards", [False, True])
 def test_a_newer_row_replaces_the_older_of_the_same_measurement(backwards):
-    rows = [row(50.0), row(60.0), row(55.0)]
+    rows = [make_row(50.0), make_row(60.0), make_row(55.0)]
     table = compare_with_published(6, rows[::-1] if backwards else rows)
-    assert cell(table).measured == Measurement(55.0, None, 1)
+    assert find_cell(table).measured == Measurement(55.0, None, 1)
     assert "Replaced by a newer row of the same measurement: 2 rows." in table.notes
 
 
 def test_time_is_compared_as_time():
-    earlier = row(50.0, time="2024-05-01T23:30:00+02:00")
-    later = row(60.0, time="2024-05-01T22:00:00+00:00")
-    assert cell(compare_with_published(6, [later, earlier])).measured.mean == 60.0
+    earlier = make_row(50.0, time="2024-05-01T23:30:00+02:00")
+    later = make_row(60.0, time="2024-05-01T22:00:00+00:00")
+    assert find_cell(compare_with_published(6, [later, earlier])).measured.mean == 60.0
     assert (
-        cell(compare_with_published(6, [later, dataclasses.replace(earlier, time="2024-05-01T22:30:00")])).measured.mean
+        find_cell(
+            compare_with_published(6, [later, dataclasses.replace(earlier, time="2024-05-01T22:30:00")])
+        ).measured.mean
         == 50.0
     )
 
 
 @pytest.mark.parametrize("change", [{"checkpoint_hash": "other"}, {"seed": 1}], ids=str)
 def test_another_measurement_does_not_replace(change):
-    assert cell(compare_with_published(6, [row(50.0), row(60.0, **change)])).measured.mean == 55.0
+    assert find_cell(compare_with_published(6, [make_row(50.0), make_row(60.0, **change)])).measured.mean == 55.0
 
 
 @pytest.mark.parametrize(
@@ -92,7 +98,7 @@ def test_another_measurement_does_not_replace(change):
     ids=["config", "norms", "bits of single modules", "calibration"],
 )
 def test_rows_of_another_config_scheme_or_calibration_stand_on_their_own_line(change):
-    table = compare_with_published(6, [row(50.0), row(60.0, seed=1, **change)])
+    table = compare_with_published(6, [make_row(50.0), make_row(60.0, seed=1, **change)])
     lines = [each for each in table.lines if (each.method, each.bits) == ("SSQL (ours)", "4w4a")]
     assert sorted(each.cells["bbox/AP50"].measured.mean for each in lines) == [50.0, 60.0]
     assert all(each.cells["bbox/AP50"].published == 61.2 for each in lines)
@@ -100,19 +106,19 @@ def test_rows_of_another_config_scheme_or_calibration_stand_on_their_own_line(ch
 
 @pytest.mark.parametrize("change", [{"scope": "backbone"}, {"dataset": "toy_voc_2007_test"}], ids=str)
 def test_nothing_of_another_scope_or_data_set_leaks(change):
-    ours = [row(50.0), row(60.0, bits="FP")]
-    others = [row(99.0, seed=seed, bits=bits, method="Only there", **change) for seed in (0, 1) for bits in WIDTHS]
+    ours = [make_row(50.0), make_row(60.0, bits="FP")]
+    others = [make_row(99.0, seed=seed, bits=bits, method="Only there", **change) for seed in (0, 1) for bits in WIDTHS]
     table = compare_with_published(6, ours + others)
     assert table.lines == compare_with_published(6, ours).lines
     assert any(note.startswith("Left out: 10 rows of ") for note in table.notes)
     turned = compare_with_published(6, ours + others, **change)
-    assert cell(turned, "Only there").measured == Measurement(99.0, 0.0, 2)
-    assert cell(turned).measured is None
+    assert find_cell(turned, "Only there").measured == Measurement(99.0, 0.0, 2)
+    assert find_cell(turned).measured is None
 
 
 def test_toy_rows_are_called_not_comparable_and_get_no_difference():
-    table = compare_with_published(6, [row(97.0, dataset="toy_voc_2007_test")], dataset="toy_voc_2007_test")
-    found = cell(table)
+    table = compare_with_published(6, [make_row(97.0, dataset="toy_voc_2007_test")], dataset="toy_voc_2007_test")
+    found = find_cell(table)
     assert (found.published, found.measured.mean, found.difference) == (61.2, 97.0, None)
     assert not table.is_comparable
     assert table.notes[0].startswith("toy_voc_2007_test is toy data: not comparable with the published values")
@@ -121,31 +127,33 @@ def test_toy_rows_are_called_not_comparable_and_get_no_difference():
 
 def test_bits_that_are_not_published_are_shown_where_they_were_measured():
     table = compare_with_published(
-        7, [row(dataset="coco_2017_val", bits="8w8a"), row(dataset="coco_2017_val", bits="2w4a")]
+        7, [make_row(dataset="coco_2017_val", bits="8w8a"), make_row(dataset="coco_2017_val", bits="2w4a")]
     )
     assert [each.bits for each in table.lines if each.method == "SSQL (ours)"] == ["FP", *WIDTHS[1:], "2w4a"]
     assert [each.bits for each in table.lines if each.method == "BYOL"] == ["FP", "6w6a", "5w5a", "4w4a"]
-    assert cell(table, bits="8w8a", metric="bbox/AP").published is None
+    assert find_cell(table, bits="8w8a", metric="bbox/AP").published is None
 
 
 def test_a_method_of_our_own_comes_last_and_without_published_figures():
-    table = compare_with_published(6, [row(50.0, method="SSQL-BYOL"), row(40.0, method="", checkpoint_hash="other")])
+    table = compare_with_published(
+        6, [make_row(50.0, method="SSQL-BYOL"), make_row(40.0, method="", checkpoint_hash="other")]
+    )
     assert list(dict.fromkeys(each.method for each in table.lines)) == [
         *load_published_table(6).methods,
         "(not named)",
         "SSQL-BYOL",
     ]
-    assert {each.published for each in line(table, "SSQL-BYOL").cells.values()} == {None}
-    assert cell(table, "SSQL-BYOL").measured.mean == 50.0
-    assert cell(table, "SSQL-BYOL").difference is None
+    assert {each.published for each in find_line(table, "SSQL-BYOL").cells.values()} == {None}
+    assert find_cell(table, "SSQL-BYOL").measured.mean == 50.0
+    assert find_cell(table, "SSQL-BYOL").difference is None
 
 
 def test_cost_is_averaged_and_has_no_published_figure():
     cost = {"bbox/AP50": 60.0, "MB": 5.5, "GBOPs": 12.0}
-    table = compare_with_published(6, [row(metrics=cost), row(metrics=cost | {"GBOPs": 13.0}, seed=1)])
+    table = compare_with_published(6, [make_row(metrics=cost), make_row(metrics=cost | {"GBOPs": 13.0}, seed=1)])
     assert table.metrics == ("bbox/AP50", "bbox/AP", "bbox/AP75", "MB", "GBOPs")
-    assert cell(table, metric="GBOPs").measured.mean == 12.5
-    assert cell(table, metric="MB").published is None
+    assert find_cell(table, metric="GBOPs").measured.mean == 12.5
+    assert find_cell(table, metric="MB").published is None
 
 
 @pytest.mark.parametrize("number", [6, 7])
@@ -163,19 +171,19 @@ def test_without_rows_every_cell_is_empty_and_names_its_command(number):
 
 def test_the_command_fills_what_is_missing_and_nothing_else():
     table = compare_with_published(
-        6, [row(scope="backbone", bits=bits) for bits in ("FP", "6w6a", "4w4a")], scope="backbone"
+        6, [make_row(scope="backbone", bits=bits) for bits in ("FP", "6w6a", "4w4a")], scope="backbone"
     )
-    assert [line(table, bits=bits).fill_command == "" for bits in WIDTHS] == [True, False, True, False, True]
-    assert line(table, bits="5w5a").fill_command == (
+    assert [find_line(table, bits=bits).fill_command == "" for bits in WIDTHS] == [True, False, True, False, True]
+    assert find_line(table, bits="5w5a").fill_command == (
         "ssql-det sweep --config-file configs/detection/voc_r18_c4.yaml --bits 8,5 --scope backbone "
         "MODEL.WEIGHTS <ssql.pth> SSQL_DET.METHOD SSQL OUTPUT_DIR sweeps/ssql-backbone "
         "# scheme: minmax; calibration: 256 images of voc_2007_trainval, seed 0"
     )
-    assert "SSQL_DET.METHOD 'random init.' " in line(table, "random init.").fill_command
+    assert "SSQL_DET.METHOD 'random init.' " in find_line(table, "random init.").fill_command
 
 
 def test_on_other_data_the_command_names_them():
-    words = shlex.split(line(compare_with_published(6, [], dataset="my_dogs")).fill_command)
+    words = shlex.split(find_line(compare_with_published(6, [], dataset="my_dogs")).fill_command)
     assert words[words.index("--config-file") + 1] == "<my_dogs.yaml>"
     assert words[words.index("DATASETS.TEST") + 1] == "('my_dogs',)"
     assert words[-1] == "sweeps/ssql-my_dogs"
@@ -183,7 +191,7 @@ def test_on_other_data_the_command_names_them():
 
 def test_the_command_repeats_the_config_of_the_rows_and_what_was_changed_in_it():
     changed = """zoo/faster_r50_c4.yaml INPUT.MIN_SIZE_TEST 400 DATASETS.TRAIN "('voc_2007_train',)" """
-    words = shlex.split(line(compare_with_published(6, [row(config=changed)]), bits="FP").fill_command)
+    words = shlex.split(find_line(compare_with_published(6, [make_row(config=changed)]), bits="FP").fill_command)
     assert words[words.index("--config-file") + 1] == "configs/detection/zoo/faster_r50_c4.yaml"
     assert words[words.index("INPUT.MIN_SIZE_TEST") + 1] == "400"
     assert words[words.index("DATASETS.TRAIN") + 1] == "('voc_2007_train',)"
@@ -197,7 +205,7 @@ def test_every_config_of_the_repository_is_known_by_the_name_that_rows_have():
     for name in names:
         assert (
             f"--config-file configs/detection/{name} "
-            in line(compare_with_published(6, [row(config=name)]), bits="FP").fill_command
+            in find_line(compare_with_published(6, [make_row(config=name)]), bits="FP").fill_command
         )
 
 
@@ -205,13 +213,13 @@ def test_every_config_of_the_repository_is_known_by_the_name_that_rows_have():
 def test_a_config_that_lies_elsewhere_is_to_be_found_by_the_user(name):
     assert (
         f"--config-file <{name}> "
-        in line(compare_with_published(6, [row(config=f"{name} SEED 3")]), bits="FP").fill_command
+        in find_line(compare_with_published(6, [make_row(config=f"{name} SEED 3")]), bits="FP").fill_command
     )
 
 
 def test_rows_of_other_data_alone_are_refused():
     with pytest.raises(UserError, match="no row has the dataset 'voc_2007_tset'; did you mean 'voc_2007_test'"):
-        compare_with_published(6, [row()], dataset="voc_2007_tset")
+        compare_with_published(6, [make_row()], dataset="voc_2007_tset")
 
 
 @pytest.mark.parametrize(
@@ -219,7 +227,7 @@ def test_rows_of_other_data_alone_are_refused():
     [(6, "voc_2007_test"), (7, "coco_2017_val"), (6, "toy_voc_2007_test"), (7, "toy_coco_2017_val")],
 )
 def test_the_config_of_a_command_is_there_and_evaluates_on_the_data_set(number, dataset):
-    words = shlex.split(line(compare_with_published(number, [], dataset=dataset)).fill_command)
+    words = shlex.split(find_line(compare_with_published(number, [], dataset=dataset)).fill_command)
     config = Path(__file__).parents[2] / words[words.index("--config-file") + 1]
     tested_on = yaml.safe_load(config.read_text("utf-8"))["DATASETS"]["TEST"]
     assert ast.literal_eval(tested_on) == (dataset,)
@@ -228,32 +236,32 @@ def test_the_config_of_a_command_is_there_and_evaluates_on_the_data_set(number, 
 
 def test_a_metric_that_is_not_a_number_is_no_empty_cell_and_is_told():
     nothing = {"bbox/AP50": None, "bbox/AP": float("nan"), "bbox/AP75": 20.0}
-    table = compare_with_published(6, [row(metrics=nothing)])
-    assert cell(table).measured == cell(table, metric="bbox/AP").measured == Measurement(None, None, 0)
-    assert cell(table).difference is None
-    assert cell(table, metric="bbox/AP75").measured.mean == 20.0
-    assert line(table).fill_command == ""
+    table = compare_with_published(6, [make_row(metrics=nothing)])
+    assert find_cell(table).measured == find_cell(table, metric="bbox/AP").measured == Measurement(None, None, 0)
+    assert find_cell(table).difference is None
+    assert find_cell(table, metric="bbox/AP75").measured.mean == 20.0
+    assert find_line(table).fill_command == ""
     assert any("1 row with a metric that is not a number" in note for note in table.notes)
-    mixed = compare_with_published(6, [row(metrics=nothing), row(60.0, seed=1)])
-    assert cell(mixed).measured == Measurement(60.0, None, 1)
+    mixed = compare_with_published(6, [make_row(metrics=nothing), make_row(60.0, seed=1)])
+    assert find_cell(mixed).measured == Measurement(60.0, None, 1)
 
 
 DOUBTS = {
-    "averages 2 checkpoints of the same seed 0": [row(), row(method="ssql", checkpoint_hash="other")],
-    "averages detectors of different size": [row(metrics={"MB": 5.0}), row(metrics={"MB": 6.0}, seed=1)],
-    "engine detectron2 or minid2": [row(), row(seed=1, engine="detectron2")],
-    "Left out: 1 row of voc_2007_test, scope backbone.": [row(scope="backbone")],
+    "averages 2 checkpoints of the same seed 0": [make_row(), make_row(method="ssql", checkpoint_hash="other")],
+    "averages detectors of different size": [make_row(metrics={"MB": 5.0}), make_row(metrics={"MB": 6.0}, seed=1)],
+    "engine detectron2 or minid2": [make_row(), make_row(seed=1, engine="detectron2")],
+    "Left out: 1 row of voc_2007_test, scope backbone.": [make_row(scope="backbone")],
 }
 
 
 @pytest.mark.parametrize("said", DOUBTS)
 def test_what_a_reader_may_doubt_is_said(said):
     assert any(said in note for note in compare_with_published(6, DOUBTS[said]).notes)
-    assert not any(said in note for note in compare_with_published(6, [row()]).notes)
+    assert not any(said in note for note in compare_with_published(6, [make_row()]).notes)
 
 
 def test_checkpoints_without_a_fixed_seed_are_no_doubt():
-    rows = [row(seed=-1), row(seed=-1, checkpoint_hash="other")]
+    rows = [make_row(seed=-1), make_row(seed=-1, checkpoint_hash="other")]
     assert not any("seed -1" in note for note in compare_with_published(6, rows).notes)
 
 

@@ -7,8 +7,8 @@ from importlib.resources import files
 
 import pytest
 from markdown_it import MarkdownIt
-from support.report.latex import grids
-from support.report.rows import probe, row
+from support.report.latex import read_tables
+from support.report.rows import make_probe_row, make_row
 
 from ssql_det.report.comparison import compare_with_published
 from ssql_det.report.comparison_blocks import build_comparison_blocks
@@ -75,7 +75,7 @@ def of_markdown(table):
 def of_latex(table):
     """Without spaces: the reader gives none."""
     return _shown(
-        (g.heading, g.header, g.rows) for g in grids(render_latex(Document("", build_comparison_blocks(table))))
+        (g.heading, g.header, g.rows) for g in read_tables(render_latex(Document("", build_comparison_blocks(table))))
     )
 
 
@@ -128,9 +128,9 @@ def rows_of(number):
     for ((backbone, _, method), bits), metrics in by_row.items():
         more = {"method": ROWS_CALL.get(method, method), "bits": bits, "dataset": PRODUCED[number], "metrics": metrics}
         network = backbone.lower().replace("-", "")
-        kind = row if number in (6, 7) else probe
-        more |= {} if kind is row else {"network": network if number == 3 else f"cifar_{network}"}
-        rows.append(kind(checkpoint_hash=f"{backbone} {method}", **more))
+        make = make_row if number in (6, 7) else make_probe_row
+        more |= {} if make is make_row else {"network": network if number == 3 else f"cifar_{network}"}
+        rows.append(make(checkpoint_hash=f"{backbone} {method}", **more))
     return rows, values
 
 

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 from PIL import Image
-from support.report.pages import HOSTILE, PAGE, Tags, hostile_page, png
+from support.report.pages import HOSTILE, PAGE, TagParser, make_hostile_page, make_png
 
 from ssql_det.report.blocks import Figure, Heading, Paragraph, Table
 from ssql_det.report.document import Document
@@ -39,7 +39,7 @@ def is_inside(target):
 
 def test_a_page_is_one_whole_file_that_needs_nothing_else():
     page = render_html(PAGE)
-    found = Tags(page)
+    found = TagParser(page)
     assert page.startswith("<!DOCTYPE html>\n")
     assert {tag for tag, _ in found.tags} <= KNOWN
     assert all(src.startswith("data:image/png;base64,") for src in found.values("src"))
@@ -53,7 +53,7 @@ def test_a_page_is_one_whole_file_that_needs_nothing_else():
 
 
 def test_ids_are_unique_and_every_link_within_leads_to_one():
-    found = Tags(render_html(PAGE))
+    found = TagParser(render_html(PAGE))
     ids = found.values("id")
     assert ids == ["what-fewer-bits-cost", "boxes", "boxes-1", "settings", "environment"]
     assert {each[1:] for each in found.values("href") if each.startswith("#")} == {"boxes", "boxes-1", "environment"}
@@ -69,7 +69,7 @@ def test_the_contents_are_the_sections():
 
 def test_what_a_reader_without_eyes_needs_is_there():
     page = render_html(PAGE)
-    found = Tags(page)
+    found = TagParser(page)
     assert found.all("html") == [{"lang": "en"}]
     assert "<title>What fewer bits cost</title>" in page
     assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in found.all("meta")
@@ -90,8 +90,8 @@ def test_words_stand_left_and_figures_right():
 
 
 def test_a_picture_is_in_the_page_byte_by_byte():
-    content = png(5, 3)
-    (image,) = Tags(render_html(Document("", (Figure("a.png", content, "words"),)))).all("img")
+    content = make_png(5, 3)
+    (image,) = TagParser(render_html(Document("", (Figure("a.png", content, "words"),)))).all("img")
     decoded = base64.b64decode(image["src"].removeprefix("data:image/png;base64,"), validate=True)
     assert decoded == content
     assert Image.open(io.BytesIO(decoded)).size == (5, 3)
@@ -101,9 +101,9 @@ def test_a_picture_is_in_the_page_byte_by_byte():
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_foreign_texts_are_inert_and_are_shown(text):
-    page = render_html(hostile_page(text))
+    page = render_html(make_hostile_page(text))
     page.encode()
-    found = Tags(page)
+    found = TagParser(page)
     assert {tag for tag, _ in found.tags} <= KNOWN
     assert not [name for _, attributes in found.tags for name in attributes if name.startswith("on")]
     assert all(is_inside(each) or each == "https://a.example/x.png" for each in found.values("href"))
@@ -117,7 +117,7 @@ def test_foreign_texts_are_inert_and_are_shown(text):
 def test_only_addresses_files_and_headings_become_links():
     text = "[a](#here) [b](https://x.example/y?z=1) [c](rows.jsonl) [d](x/y.md) [`e`](z.md)"
     page = render_html(Document("Here", (Paragraph(text),)))
-    assert Tags(page).values("href")[1:] == ["#here", "https://x.example/y?z=1", "rows.jsonl", "x/y.md", "z.md"]
+    assert TagParser(page).values("href")[1:] == ["#here", "https://x.example/y?z=1", "rows.jsonl", "x/y.md", "z.md"]
     assert '<a href="z.md"><code>e</code></a>' in page
 
 

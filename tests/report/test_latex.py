@@ -5,9 +5,9 @@ import subprocess
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.report.latex import grids, words
-from support.report.pages import HOSTILE, PAGE, hostile_page, png
-from support.report.rows import probe, row
+from support.report.latex import read_tables, read_words
+from support.report.pages import HOSTILE, PAGE, make_hostile_page, make_png
+from support.report.rows import make_probe_row, make_row
 
 from ssql_det.report.blocks import Chart, CodeBlock, Collapsible, Curve, Heading, ItemList, Paragraph, Table
 from ssql_det.report.comparison import compare_with_published
@@ -18,8 +18,8 @@ from ssql_det.report.published import TABLE_NUMBERS
 from ssql_det.report.render_latex import render_latex
 
 with_latex = pytest.mark.skipif(shutil.which("pdflatex") is None, reason="there is no pdflatex to compile with")
-ROWS = [row(60.8), row(61.9, seed=1), row(method=r"C:\x_1 & 100% #{$}^~", checkpoint_hash="b")]
-ROWS += [probe(90.6), probe(70.0, "narrow_resnet", method="[1]*")]
+ROWS = [make_row(60.8), make_row(61.9, seed=1), make_row(method=r"C:\x_1 & 100% #{$}^~", checkpoint_hash="b")]
+ROWS += [make_probe_row(90.6), make_probe_row(70.0, "narrow_resnet", method="[1]*")]
 
 
 def part(*blocks):
@@ -71,7 +71,7 @@ def test_a_chart_is_a_table_of_its_values():
     chart = Chart(
         "c", "Boxes", ("FP", "4w4a"), (Curve("a_1", (48.84, None), (0.21, None)), Curve("b", (3.0, -1.5))), "AP"
     )
-    (grid,) = grids(part(chart))
+    (grid,) = read_tables(part(chart))
     assert (grid.header, grid.rows) == (["", "FP", "4w4a"], [["a_1", "48.84±0.21", "-"], ["b", "3", "-1.5"]])
     assert r"\emph{Boxes (AP)}" in part(chart)
 
@@ -84,14 +84,14 @@ def test_packages_are_those_that_are_needed():
 
 
 def test_a_long_table_loses_no_row_and_has_its_header_on_each_page():
-    (grid,) = grids(part(table(4, 100)))
+    (grid,) = read_tables(part(table(4, 100)))
     assert (grid.kind, len(grid.rows)) == ("longtable", 100)
     assert (
         part(table(4, 100)).index(r"\midrule")
         < part(table(4, 100)).index(r"\endhead")
         < part(table(4, 100)).index("a0")
     )
-    wide = grids(part(table(8, 130)))
+    wide = read_tables(part(table(8, 130)))
     assert [len(each.rows) for each in wide] == [60, 60, 10]
     assert {(each.kind, *each.header) for each in wide} == {("tabular", *"01234567")}
 
@@ -113,15 +113,15 @@ def test_any_text_reads_as_it_was_written(text):
     """But for spaces."""
     expected = "".join(strip_markup(text).split())
     for block in (Paragraph(text), Heading(text), ItemList((text,)), Collapsible(text, ())):
-        assert words(part(block)) == expected, block
-    (grid,) = grids(part(Table((text, text), ((text, text),))))
+        assert read_words(part(block)) == expected, block
+    (grid,) = read_tables(part(Table((text, text), ((text, text),))))
     assert [*grid.header, *grid.rows[0]] == [expected] * 4
-    assert words(part(CodeBlock(text))) == "".join(clean_lines(text).split())
+    assert read_words(part(CodeBlock(text))) == "".join(clean_lines(text).split())
 
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_foreign_texts_bring_no_commands_and_are_shown(text):
-    found = words(render_latex(hostile_page(text)))
+    found = read_words(render_latex(make_hostile_page(text)))
     if not set("`!\x00") & set(text):
         assert found.count("".join(text.split())) >= 20
 
@@ -129,8 +129,8 @@ def test_foreign_texts_bring_no_commands_and_are_shown(text):
 @pytest.mark.parametrize("number", TABLE_NUMBERS)
 def test_a_comparison_is_whole(number):
     text = part(*build_comparison_blocks(compare_with_published(number, ROWS)))
-    assert words(text)
-    assert all(len(grid.header) == len(grid.spec) for grid in grids(text))
+    assert read_words(text)
+    assert all(len(grid.header) == len(grid.spec) for grid in read_tables(text))
 
 
 @with_latex
@@ -145,6 +145,6 @@ def test_latex_takes_each_table_and_nothing_stands_out(number, tmp_path):
 
 @with_latex
 def test_latex_takes_every_block_and_foreign_texts(tmp_path):
-    pages = [PAGE, *map(hostile_page, HOSTILE)]
-    (tmp_path / "toy.png").write_bytes(png())
+    pages = [PAGE, *map(make_hostile_page, HOSTILE)]
+    (tmp_path / "toy.png").write_bytes(make_png())
     compiled(tmp_path, "\n".join(map(render_latex, pages)))

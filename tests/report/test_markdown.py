@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
-from support.report.pages import HOSTILE, PAGE, Tags, hostile_page, png
+from support.report.pages import HOSTILE, PAGE, TagParser, make_hostile_page, make_png
 
 from ssql_det.report.blocks import CodeBlock, Collapsible, Figure, Heading, ItemList, Paragraph, Table
 from ssql_det.report.document import Document
@@ -16,7 +16,7 @@ READER = MarkdownIt("commonmark").enable(["table", "strikethrough"])  # an indep
 
 
 def read(document):
-    return Tags(READER.render(render_markdown(document)))
+    return TagParser(READER.render(render_markdown(document)))
 
 
 def test_pictures_are_files_beside_the_page():
@@ -24,7 +24,7 @@ def test_pictures_are_files_beside_the_page():
     files = collect_image_files(PAGE)
     assert referred == ["pictures/boxes.svg", "pictures/toy.png"]
     assert list(files) == [each.removeprefix("pictures/") for each in referred]
-    assert files["toy.png"] == png(900, 40)
+    assert files["toy.png"] == make_png(900, 40)
     assert ElementTree.fromstring(files["boxes.svg"]).get("width")
 
 
@@ -54,9 +54,9 @@ def test_a_document_without_a_title_is_a_part():
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_foreign_texts_are_inert_and_are_shown(text):
-    found = read(hostile_page(text))
+    found = read(make_hostile_page(text))
     tags = [tag for tag, _ in found.tags if tag not in ("a", "code")]
-    expected = [tag for tag, _ in read(hostile_page("words")).tags if tag not in ("a", "code")]
+    expected = [tag for tag, _ in read(make_hostile_page("words")).tags if tag not in ("a", "code")]
     assert tags == expected
     assert all(each == "https://a.example/x.png" for each in found.values("href"))
     assert set(found.values("src")) == {"toy.png", "chart.svg"}
@@ -103,13 +103,13 @@ def test_what_is_folded_is_markdown_too():
 
 
 def test_two_pictures_need_two_names():
-    one = Figure("a.png", png(), "one")
+    one = Figure("a.png", make_png(), "one")
     assert list(collect_image_files(Document("", (one, one)))) == ["a.png"]
     with pytest.raises(ValueError, match=r"two different images of one page are called 'a.png'"):
-        collect_image_files(Document("", (one, Collapsible("", (Figure("a.png", png(3, 3), "other"),)))))
+        collect_image_files(Document("", (one, Collapsible("", (Figure("a.png", make_png(3, 3), "other"),)))))
 
 
 @pytest.mark.parametrize("name", ["../a.png", "/a.png", "b/a.png", "", "a b.png", ".png"])
 def test_a_picture_lies_in_no_other_folder(name):
     with pytest.raises(ValueError, match="without a folder"):
-        collect_image_files(Document("", (Figure(name, png(), "words"),)))
+        collect_image_files(Document("", (Figure(name, make_png(), "words"),)))

@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from support.report.rows import line, probe, protocol, row
+from support.report.rows import find_line, make_probe_row, make_protocol, make_row
 
 from ssql_det.cli.main import make_parser
 from ssql_det.core.rows import Calibration
@@ -67,11 +67,13 @@ def test_what_nothing_here_can_produce_is_published_only(number):
 @pytest.mark.parametrize(("number", "network", "method", "backbone", "printed", "figure"), FILLED)
 def test_a_row_is_of_its_networks_line(number, network, method, backbone, printed, figure):
     rows = [
-        probe(figure + 1 + seed, network, method=method, dataset=dataset(number), seed=seed, checkpoint_hash=str(seed))
+        make_probe_row(
+            figure + 1 + seed, network, method=method, dataset=dataset(number), seed=seed, checkpoint_hash=str(seed)
+        )
         for seed in (0, 1)
     ]
     table = compare_with_published(number, rows)
-    found = top1(line(table, printed, backbone=backbone))
+    found = top1(find_line(table, printed, backbone=backbone))
     assert (found.published, found.measured.mean, found.measured.n) == (figure, pytest.approx(figure + 1.5), 2)
     assert found.difference == pytest.approx(1.5)
     assert sum(top1(each).measured is not None for each in table.lines) == 1
@@ -88,7 +90,9 @@ def test_a_row_is_of_its_networks_line(number, network, method, backbone, printe
     ],
 )
 def test_another_network_is_no_published_line(number, network, name):
-    found = line(compare_with_published(number, [probe(99.0, network, dataset=dataset(number))]), backbone=name)
+    found = find_line(
+        compare_with_published(number, [make_probe_row(99.0, network, dataset=dataset(number))]), backbone=name
+    )
     assert (top1(found).published, top1(found).measured.mean, top1(found).difference) == (None, 99.0, None)
 
 
@@ -96,43 +100,48 @@ def test_another_network_is_no_published_line(number, network, name):
 def test_toy_rows_get_no_difference(number):
     networks = ("cifar_resnet18", "cifar_resnet34", "resnet50", "narrow_resnet")
     table = compare_with_published(
-        number, [probe(99.0, network, dataset="crops") for network in networks], dataset="crops"
+        number, [make_probe_row(99.0, network, dataset="crops") for network in networks], dataset="crops"
     )
     measured = [each for each in table.lines if top1(each).measured]
     assert len(measured) == len(networks)
     assert {top1(each).difference for each in table.lines} == {None}
     assert not table.is_comparable
     assert table.notes[0].startswith("crops is not the published table's dataset: not comparable")
-    assert not any(top1(each).measured for each in compare_with_published(number, [probe(99.0, dataset="crops")]).lines)
+    assert not any(
+        top1(each).measured for each in compare_with_published(number, [make_probe_row(99.0, dataset="crops")]).lines
+    )
 
 
 def test_what_is_over_bit_widths_is_averaged_by_checkpoint():
     figures = {0: (91.0, 90.0, 89.0, 83.0, 86.0), 1: (92.0, 92.0, 90.0, 84.0, 87.0)}
     rows = [
-        probe(figure, "cifar_resnet34", bits=bits, seed=seed, checkpoint_hash=str(seed))
+        make_probe_row(figure, "cifar_resnet34", bits=bits, seed=seed, checkpoint_hash=str(seed))
         for seed, of_seed in figures.items()
         for bits, figure in zip(WIDTHS, of_seed, strict=True)
     ]
-    rows += [probe(10.0, "cifar_resnet34", bits="5w5a"), probe(70.0, "cifar_resnet34", seed=2, checkpoint_hash="2")]
-    found = top1(line(compare_with_published(8, random.Random(0).sample(rows, len(rows))), "(i)", "Avg."))
+    rows += [
+        make_probe_row(10.0, "cifar_resnet34", bits="5w5a"),
+        make_probe_row(70.0, "cifar_resnet34", seed=2, checkpoint_hash="2"),
+    ]
+    found = top1(find_line(compare_with_published(8, random.Random(0).sample(rows, len(rows))), "(i)", "Avg."))
     assert found.measured.mean == pytest.approx((439 / 5 + 445 / 5) / 2)
     assert (found.measured.n, found.published) == (2, 88.3)
     assert found.difference == pytest.approx(88.4 - 88.3)
     of_one = compare_with_published(8, rows[:4])
-    assert top1(line(of_one, "(i)", "Avg.")).measured is None
-    assert "--bits 2w4a " in line(of_one, "(i)", "Avg.").fill_command
-    undone = [*rows[:4], probe(None, "cifar_resnet34", bits="2w4a", seed=0, checkpoint_hash="0")]
-    without = line(compare_with_published(8, undone), "(i)", "Avg.")
+    assert top1(find_line(of_one, "(i)", "Avg.")).measured is None
+    assert "--bits 2w4a " in find_line(of_one, "(i)", "Avg.").fill_command
+    undone = [*rows[:4], make_probe_row(None, "cifar_resnet34", bits="2w4a", seed=0, checkpoint_hash="0")]
+    without = find_line(compare_with_published(8, undone), "(i)", "Avg.")
     assert (top1(without).measured, without.fill_command, without.is_published_only) == (None, "", False)
 
 
 def test_rows_of_neighbours_alone_or_of_detectors_fill_nothing():
-    rows = [probe(metrics={"knn/top1": 80.0}), row(dataset="cifar10", scope="backbone"), row()]
+    rows = [make_probe_row(metrics={"knn/top1": 80.0}), make_row(dataset="cifar10", scope="backbone"), make_row()]
     table = compare_with_published(1, rows)
     assert table.lines == compare_with_published(1, []).lines
     assert "Left out: 2 rows of cifar10, scope backbone; 1 row of voc_2007_test, scope all." in table.notes
     assert (
-        compare_with_published(6, [probe(dataset="voc_2007_test", scope="all")]).lines
+        compare_with_published(6, [make_probe_row(dataset="voc_2007_test", scope="all")]).lines
         == compare_with_published(6, []).lines
     )
 
@@ -143,13 +152,13 @@ def test_rows_of_neighbours_alone_or_of_detectors_fill_nothing():
         ({"scheme": "act=mse"}, False, True, False),
         ({"overrides": {"layer4.*": "8w8a"}}, False, True, False),
         ({"calibration": Calibration(256, 0, "cifar10")}, False, False, True),
-        ({"protocol": protocol("linear") | {"epochs": 60}}, True, False, False),
-        ({"protocol": protocol("linear") | {"cached_views": 3}}, True, False, False),
+        ({"protocol": make_protocol("linear") | {"epochs": 60}}, True, False, False),
+        ({"protocol": make_protocol("linear") | {"cached_views": 3}}, True, False, False),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
 def test_rows_of_one_network_and_method_are_apart_by_what_they_differ_in(change, config, scheme, calibration):
-    table = compare_with_published(1, [probe(90.0), probe(80.0, **change)])
+    table = compare_with_published(1, [make_probe_row(90.0), make_probe_row(80.0, **change)])
     one, other = [each for each in table.lines if top1(each).measured]
     assert {top1(each).measured.mean for each in (one, other)} == {90.0, 80.0}
     assert (one.backbone, one.method) == (other.backbone, other.method) == ("ResNet-18", "SSQL (ours)")
@@ -159,18 +168,18 @@ def test_rows_of_one_network_and_method_are_apart_by_what_they_differ_in(change,
 
 def test_neighbours_beside_a_linear_probe_change_nothing_and_cost_is_shown():
     metrics = {"knn/top1": 80.0, "linear/top1": 90.6, "MB": 5.5, "GBOPs": 12.0}
-    table = compare_with_published(1, [probe(metrics=metrics, protocol=protocol("knn", "linear"))])
+    table = compare_with_published(1, [make_probe_row(metrics=metrics, protocol=make_protocol("knn", "linear"))])
     assert table.metrics == ("linear/top1", "MB", "GBOPs")
-    found = line(table, backbone="ResNet-18")
+    found = find_line(table, backbone="ResNet-18")
     assert (top1(found).difference, found.cells["MB"].measured) == (pytest.approx(0.5), Measurement(5.5, None, 1))
     assert (
         "ssql-det probe knn linear --checkpoint <ssql.pth> "
-        in line(table, bits="FP", backbone="ResNet-18").fill_command
+        in find_line(table, bits="FP", backbone="ResNet-18").fill_command
     )
 
 
 def test_notes_say_what_rows_do_not():
-    notes = compare_with_published(3, [probe(50.0, "resnet18", dataset="imagenet", scheme="act=mse")]).notes
+    notes = compare_with_published(3, [make_probe_row(50.0, "resnet18", dataset="imagenet", scheme="act=mse")]).notes
     assert notes[0] == (
         "Measured with config linear; fast: SGD at 30 for a batch of 512, 100 epochs; cifar at 32 px, 50000 and 10000 "
         "images; scheme act=mse; calibration 512 images of cifar10, seed 0."
@@ -180,9 +189,9 @@ def test_notes_say_what_rows_do_not():
     assert not any(
         "were pretrained for" in note
         for number in (6, 8)
-        for note in compare_with_published(number, [row(), probe()]).notes
+        for note in compare_with_published(number, [make_row(), make_probe_row()]).notes
     )
-    doubtful = [probe(), probe(checkpoint_hash="other")]
+    doubtful = [make_probe_row(), make_probe_row(checkpoint_hash="other")]
     assert any(
         each.startswith("ResNet-18 · SSQL (ours) at 4w4a averages 2 ch")
         for each in compare_with_published(1, doubtful).notes
@@ -194,7 +203,9 @@ def test_notes_say_what_rows_do_not():
 
 
 def test_an_overview_keeps_backbones_apart():
-    shown = build_overview_table(compare_with_published(1, [probe(90.6), probe(91.0, "cifar_resnet50")]), "linear/top1")
+    shown = build_overview_table(
+        compare_with_published(1, [make_probe_row(90.6), make_probe_row(91.0, "cifar_resnet50")]), "linear/top1"
+    )
     ours = [each for each in shown.rows if "SSQL (ours)" in each[0]]
     assert [each[:2] for each in ours] == [
         (f"{backbone} · SSQL (ours)", figures)
@@ -229,31 +240,38 @@ def test_a_command_probes_what_its_config_pretrains(number, found):
     assert options.protocol == "published"
     is_theirs = file.endswith("imagenet_r50_moco.yaml")  # MoCo's own checkpoint, of 200 epochs
     assert is_theirs or load_published_table(number).rows[0].epochs in (config.optim.epochs, None)
-    row = probe(1.0, config.backbone, method=options.method or build_metadata(config).method, dataset=dataset(number))
-    assert top1(line(compare_with_published(number, [row]), found.method, backbone=found.backbone)).measured
+    row = make_probe_row(
+        1.0, config.backbone, method=options.method or build_metadata(config).method, dataset=dataset(number)
+    )
+    assert top1(find_line(compare_with_published(number, [row]), found.method, backbone=found.backbone)).measured
 
 
 def test_rows_that_are_there_say_what_the_command_must_be_like():
     table = compare_with_published(
-        1, [probe(), probe(80.0, method="simclr", bits="FP"), probe(70.0, "narrow_resnet", method="x/y")]
+        1,
+        [
+            make_probe_row(),
+            make_probe_row(80.0, method="simclr", bits="FP"),
+            make_probe_row(70.0, "narrow_resnet", method="x/y"),
+        ],
     )
     how = "linear; fast: SGD at 30 for a batch of 512, 100 epochs; cifar at 32 px, 50000 and 10000 images"
     how = f"# as in the existing rows: {how}; minmax; calibration: 512 images of cifar10, seed 0"
-    ssql = line(table, bits="FP", backbone="ResNet-18")
+    ssql = find_line(table, bits="FP", backbone="ResNet-18")
     assert ssql.fill_command == (
         f"ssql-det probe linear --checkpoint <ssql.pth> --data cifar10:datasets --bits FP,8,6,5,3,2w8a,2w4a {how}"
     )
-    assert "<simclr.pth>" in line(table, "SimCLR", backbone="ResNet-18").fill_command
-    assert not line(table, "SimCLR", backbone="ResNet-18").is_published_only
-    assert "<simclr.pth>" not in line(table, "SimCLR", backbone="ResNet-50").fill_command
-    assert "<x-y.pth>" in line(table, "x/y", "FP").fill_command
+    assert "<simclr.pth>" in find_line(table, "SimCLR", backbone="ResNet-18").fill_command
+    assert not find_line(table, "SimCLR", backbone="ResNet-18").is_published_only
+    assert "<simclr.pth>" not in find_line(table, "SimCLR", backbone="ResNet-50").fill_command
+    assert "<x-y.pth>" in find_line(table, "x/y", "FP").fill_command
 
 
 def test_on_other_data_the_command_names_them():
     table = compare_with_published(8, [], dataset="crops")
-    assert line(table, "(i)", "FP").fill_command == (
+    assert find_line(table, "(i)", "FP").fill_command == (
         "ssql-det probe linear --checkpoint <ssql.pth> --data <crops> --bits FP,6,4,3,2w4a"
     )
-    assert line(table, "(h)", "FP").fill_command == (
+    assert find_line(table, "(h)", "FP").fill_command == (
         "ssql-det probe linear --method '(h)' --checkpoint <h.pth> --data <crops> --bits FP,6,4,3,2w4a"
     )

@@ -2,7 +2,7 @@ import csv
 import io
 
 import pytest
-from support.report.rows import WIDTHS, row
+from support.report.rows import WIDTHS, make_row
 
 from ssql_det.cli.main import main
 from ssql_det.core.rows import Calibration, append_row
@@ -13,7 +13,7 @@ from ssql_det.report.render_csv import HEADER, render_csv
 from ssql_det.report.render_markdown import render_markdown
 
 pytestmark = pytest.mark.usefixtures("logging_as_it_was")
-SEEDS = [row(60.84 + 0.5 * seed, seed=seed, checkpoint_hash=f"h{seed}") for seed in (-1, 0, 1)]
+SEEDS = [make_row(60.84 + 0.5 * seed, seed=seed, checkpoint_hash=f"h{seed}") for seed in (-1, 0, 1)]
 
 
 def text_of(table):
@@ -38,17 +38,17 @@ def test_a_line_has_the_figure_ours_and_the_difference():
 
 @pytest.mark.parametrize(("ap50", "shown"), [(61.24, "+0.0"), (61.16, "+0.0"), (61.26, "+0.1"), (50.0, "-11.2")])
 def test_a_difference_has_a_sign_and_no_negative_zero(ap50, shown):
-    assert cells(text_of(compare_with_published(6, [row(ap50)])), "SSQL (ours)", "4w4a")[4] == shown
+    assert cells(text_of(compare_with_published(6, [make_row(ap50)])), "SSQL (ours)", "4w4a")[4] == shown
 
 
 def test_what_does_not_vary_has_no_deviation():
-    table = text_of(compare_with_published(6, [row(60.0), row(60.0, seed=1)]))
+    table = text_of(compare_with_published(6, [make_row(60.0), make_row(60.0, seed=1)]))
     assert cells(table, "SSQL (ours)", "4w4a")[3] == "60.0 (2)"
 
 
 def test_boxes_masks_and_cost_are_tables_of_their_own():
     metrics = {f"{task}/{name}": 30.0 for task in ("bbox", "segm") for name in ("AP", "AP50", "AP75")} | {"MB": 44.123}
-    text = text_of(compare_with_published(7, [row(dataset="coco_2017_val", metrics=metrics)]))
+    text = text_of(compare_with_published(7, [make_row(dataset="coco_2017_val", metrics=metrics)]))
     boxes, masks, cost = text.split("### ")[1:]
     assert "| SSQL (ours) | 4w4a | 28.2 | 30.0 | +1.8 |" in boxes
     assert "| SSQL (ours) | 4w4a | 26.0 | 30.0 | +4.0 |" in masks
@@ -59,7 +59,7 @@ def test_boxes_masks_and_cost_are_tables_of_their_own():
 def test_a_full_table_asks_for_no_command():
     methods = ("scratch", "supervised", "BYOL", "SimSiam", "SimSiam-200ep", "SSQL", "SSQL-200ep")
     full = compare_with_published(
-        6, [row(method=method, bits=bits, checkpoint_hash=method) for method in methods for bits in WIDTHS]
+        6, [make_row(method=method, bits=bits, checkpoint_hash=method) for method in methods for bits in WIDTHS]
     )
     assert "ssql-det" not in text_of(full)
     assert "ssql-det" not in render_csv(full)
@@ -67,16 +67,19 @@ def test_a_full_table_asks_for_no_command():
 
 def test_lines_that_differ_in_config_say_so_and_others_do_not():
     assert cells(
-        text_of(compare_with_published(6, [row(50.0), row(60.0, config="short.yaml")])),
+        text_of(compare_with_published(6, [make_row(50.0), make_row(60.0, config="short.yaml")])),
         "SSQL (ours) · short.yaml",
         "FP",
     )
-    assert "·" not in text_of(compare_with_published(6, [row(50.0)]))
+    assert "·" not in text_of(compare_with_published(6, [make_row(50.0)]))
 
 
 def test_a_label_has_what_lines_of_one_method_differ_in_and_not_what_methods_do():
-    byol = row(60.0, method="BYOL", config="table6/byol.yaml", calibration=Calibration(64))
-    ours = [row(50.0, config="table6/ssql.yaml"), row(40.0, config="table6/ssql.yaml", calibration=Calibration(32, 1))]
+    byol = make_row(60.0, method="BYOL", config="table6/byol.yaml", calibration=Calibration(64))
+    ours = [
+        make_row(50.0, config="table6/ssql.yaml"),
+        make_row(40.0, config="table6/ssql.yaml", calibration=Calibration(32, 1)),
+    ]
     text = text_of(compare_with_published(6, [byol, *ours]))
     assert cells(text, "BYOL", "4w4a")[3] == "60.0"
     assert cells(text, f"SSQL (ours) · {ours[0].calibration}", "4w4a")[3] == "50.0"
@@ -94,7 +97,7 @@ def test_a_label_has_what_lines_of_one_method_differ_in_and_not_what_methods_do(
 def test_rows_that_differ_in_scheme_alone_stand_on_two_lines_named_by_it(tmp_path, capsys):
     """As `tables` writes them, which reads them from a file."""
     with_own_bits = {"scheme": "act=mse", "overrides": {"backbone.res5.*": "8w8a"}}
-    for each in (row(50.0), row(40.0, scheme="act=mse"), row(30.0, **with_own_bits)):
+    for each in (make_row(50.0), make_row(40.0, scheme="act=mse"), make_row(30.0, **with_own_bits)):
         append_row(tmp_path / "results.jsonl", each)
     given = ["tables", "--table", "6", "--rows", str(tmp_path / "results.jsonl")]
     main(given)
@@ -115,23 +118,23 @@ def test_rows_that_differ_in_scheme_alone_stand_on_two_lines_named_by_it(tmp_pat
 
 
 def test_a_line_whose_config_is_not_stated_is_not_mixed_with_one_that_says_it():
-    text = text_of(compare_with_published(6, [row(50.0), row(60.0, config="")]))
+    text = text_of(compare_with_published(6, [make_row(50.0), make_row(60.0, config="")]))
     assert cells(text, "SSQL (ours)", "4w4a")[3] == "60.0"
     assert cells(text, "SSQL (ours) · voc_r18_c4.yaml", "4w4a")[3] == "50.0"
 
 
 def test_a_bar_in_a_name_does_not_end_a_cell():
-    text = text_of(compare_with_published(6, [row(method="a|b")]))
+    text = text_of(compare_with_published(6, [make_row(method="a|b")]))
     assert "| a\\|b | 4w4a | - | 60.0 | - |" in text
 
 
 def test_toy_data_are_told_in_the_text():
-    text = text_of(compare_with_published(6, [row(dataset="toy_voc_2007_test")], dataset="toy_voc_2007_test"))
+    text = text_of(compare_with_published(6, [make_row(dataset="toy_voc_2007_test")], dataset="toy_voc_2007_test"))
     assert "- toy_voc_2007_test is toy data: not comparable" in text
 
 
 def test_csv_has_a_line_for_each_figure_with_all_digits():
-    table = compare_with_published(6, [*SEEDS, row(method='odd, "name"')])
+    table = compare_with_published(6, [*SEEDS, make_row(method='odd, "name"')])
     records = list(csv.DictReader(io.StringIO(render_csv(table))))
     assert tuple(records[0]) == HEADER
     assert len(records) == 8 * 5 * 3
@@ -147,13 +150,13 @@ def test_csv_has_a_line_for_each_figure_with_all_digits():
 
 
 def test_foreign_names_bring_no_markup():
-    table = compare_with_published(6, [row(method="[here](https://a.example) `code`", config="*bold*")])
+    table = compare_with_published(6, [make_row(method="[here](https://a.example) `code`", config="*bold*")])
     assert "| [here] (https://a.example) 'code' |" in text_of(table)
     assert "config \\*bold\\*;" in text_of(table)
 
 
 def test_an_overview_has_the_published_line_and_below_it_ours():
-    rows = [*SEEDS, row(50.0, method="SSQL-BYOL", bits="2w4a")]
+    rows = [*SEEDS, make_row(50.0, method="SSQL-BYOL", bits="2w4a")]
     table = build_overview_table(compare_with_published(6, rows), "bbox/AP50")
     assert table.header == ("method", "values", *WIDTHS, "2w4a")
     assert table.text_columns == 2
@@ -169,7 +172,7 @@ def test_an_overview_has_the_published_line_and_below_it_ours():
 def test_an_overview_prints_a_method_of_two_configs_once_and_leaves_out_who_has_nothing():
     cost = {"bbox/AP50": 60.0, "MB": 5.5}
     table = compare_with_published(
-        6, [row(metrics=cost), row(metrics=cost, config="a.yaml"), row(method="x", metrics={}, seed=1)]
+        6, [make_row(metrics=cost), make_row(metrics=cost, config="a.yaml"), make_row(method="x", metrics={}, seed=1)]
     )
     ours = [line[:2] for line in build_overview_table(table, "bbox/AP50").rows if line[0].startswith("SSQL (ours)")]
     assert ours == [
@@ -181,9 +184,9 @@ def test_an_overview_prints_a_method_of_two_configs_once_and_leaves_out_who_has_
 
 
 def test_curves_are_of_what_was_measured():
-    byols = row(65.0, bits="FP", method="BYOL", checkpoint_hash="byol")
-    rows = [*SEEDS, row(70.0, bits="FP"), byols, row(method="x", metrics={}, seed=9)]
-    rows += [row(bits="2w4a", metrics={"bbox/AP50": None})]
+    byols = make_row(65.0, bits="FP", method="BYOL", checkpoint_hash="byol")
+    rows = [*SEEDS, make_row(70.0, bits="FP"), byols, make_row(method="x", metrics={}, seed=9)]
+    rows += [make_row(bits="2w4a", metrics={"bbox/AP50": None})]
     chart = build_chart(compare_with_published(6, rows), "bbox/AP50", "boxes", "Boxes")
     assert (chart.name, chart.title, chart.y_label, chart.x_labels) == ("boxes", "Boxes", "AP50", ("FP", "4w4a"))
     byol, ssql = chart.curves

@@ -2,7 +2,7 @@ import dataclasses
 import json
 
 import pytest
-from support.report.rows import line, probe, row
+from support.report.rows import find_line, make_probe_row, make_row
 
 from ssql_det.core import rows
 from ssql_det.core.errors import UserError
@@ -15,15 +15,15 @@ from ssql_det.report.row_groups import keep_newest, load_rows
 
 
 def test_rows_of_several_files_are_read_in_order(tmp_path):
-    rows.append_row(tmp_path / "a.jsonl", row(50.0))
-    rows.append_row(tmp_path / "b.jsonl", row(60.0))
+    rows.append_row(tmp_path / "a.jsonl", make_row(50.0))
+    rows.append_row(tmp_path / "b.jsonl", make_row(60.0))
     assert [each.metrics["bbox/AP50"] for each in load_rows([tmp_path / "b.jsonl", tmp_path / "a.jsonl"])] == [60, 50]
     assert load_rows([]) == []
 
 
 def test_a_torn_last_line_costs_that_line_alone(tmp_path, caplog):
     path = tmp_path / "results.jsonl"
-    rows.append_row(path, row())
+    rows.append_row(path, make_row())
     path.write_text(path.read_text() + path.read_text()[:50])
     assert len(load_rows([path])) == 1
     assert "line 2 is truncated" in caplog.text
@@ -70,7 +70,7 @@ WRONG = {
 @pytest.mark.parametrize("name", WRONG)
 def test_a_row_with_a_field_of_another_kind_is_refused(tmp_path, name):
     path = tmp_path / "results.jsonl"
-    path.write_text(json.dumps(dataclasses.asdict(row()) | {name.split()[0]: WRONG[name]}) + "\n")
+    path.write_text(json.dumps(dataclasses.asdict(make_row()) | {name.split()[0]: WRONG[name]}) + "\n")
     with pytest.raises(UserError, match=f"a result row with an invalid {name.split()[0]}"):
         load_rows([path])
 
@@ -79,7 +79,7 @@ def test_texts_become_one_printable_line(tmp_path):
     odd, printed = "a\nb \x1b[31mred \ud800", "a b ?[31mred ?"
     texts = {"method": odd, "scheme": odd, "network": odd, "placement": odd, "calibration": Calibration(8, 0, odd)}
     maps = {"overrides": {odd: odd}, "protocol": {odd: odd, "probes": ["knn", odd], "rate": 0.5}}
-    rows.append_row(tmp_path / "a.jsonl", row(**texts, **maps))
+    rows.append_row(tmp_path / "a.jsonl", make_row(**texts, **maps))
     (found,) = load_rows([tmp_path / "a.jsonl"])
     assert {getattr(found, name) for name in ("method", "scheme", "network", "placement")} == {printed}
     assert found.calibration == Calibration(8, 0, printed)
@@ -95,10 +95,10 @@ ODD_PROTOCOLS = (
 
 @pytest.mark.parametrize("odd", ODD_PROTOCOLS, ids=str)
 def test_a_protocol_of_somebody_else_is_shown_as_it_is(tmp_path, odd):
-    rows.append_row(tmp_path / "a.jsonl", probe(61.25, protocol=odd))
+    rows.append_row(tmp_path / "a.jsonl", make_probe_row(61.25, protocol=odd))
     found = load_rows([tmp_path / "a.jsonl"])
     table = compare_with_published(1, found)
-    assert line(table, backbone="ResNet-18").cells["linear/top1"].measured.mean == 61.25
+    assert find_line(table, backbone="ResNet-18").cells["linear/top1"].measured.mean == 61.25
     assert "61.2" in render_markdown(Document("", build_comparison_blocks(table)))
 
 
@@ -108,25 +108,25 @@ def test_a_file_of_schema_1_fills_the_lines_that_it_filled(tmp_path):
     prose = {"config": f"cifar_resnet18; linear; {how}", "calibration": "512 images of cifar10, seed 0, MinMax"}
     followed = {"calibration": "64 images of voc_2007_trainval, seed 0, MinMax, BN recalibrated"}
     old = [
-        dataclasses.asdict(row(50.0)) | followed,
-        dataclasses.asdict(probe(80.0, seed=1, checkpoint_hash="other")) | prose,
+        dataclasses.asdict(make_row(50.0)) | followed,
+        dataclasses.asdict(make_probe_row(80.0, seed=1, checkpoint_hash="other")) | prose,
     ]
     for each in old:
         for name in ("scheme", "network", "protocol", "overrides", "placement"):
             del each[name]
         each["schema"] = 1
     (tmp_path / "a.jsonl").write_text("".join(f"{json.dumps(each)}\n" for each in old))
-    rows.append_row(tmp_path / "a.jsonl", probe(90.0))
+    rows.append_row(tmp_path / "a.jsonl", make_probe_row(90.0))
     found = load_rows([tmp_path / "a.jsonl"])
-    detector = line(compare_with_published(6, found))
+    detector = find_line(compare_with_published(6, found))
     assert (detector.scheme, detector.calibration) == (
         "norms=re-estimated",
         "64 images of voc_2007_trainval, seed 0",
     )
-    assert line(compare_with_published(1, found), backbone="ResNet-18").cells["linear/top1"].measured.mean == 85.0
+    assert find_line(compare_with_published(1, found), backbone="ResNet-18").cells["linear/top1"].measured.mean == 85.0
 
 
 def test_of_one_second_the_later_counts_and_without_a_hash_the_name_tells():
-    first = row(50.0)
-    assert keep_newest([first, row(60.0, time=first.time)])[0].metrics["bbox/AP50"] == 60.0
-    assert len(keep_newest([row(checkpoint_hash=""), row(checkpoint_hash="", checkpoint="other.pth")])) == 2
+    first = make_row(50.0)
+    assert keep_newest([first, make_row(60.0, time=first.time)])[0].metrics["bbox/AP50"] == 60.0
+    assert len(keep_newest([make_row(checkpoint_hash=""), make_row(checkpoint_hash="", checkpoint="other.pth")])) == 2

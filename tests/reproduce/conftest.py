@@ -1,7 +1,7 @@
 """What the tests of this folder share."""
 
 import pytest
-from support.reproduce.plans import Fake
+from support.reproduce.plans import FakeProgram
 
 from ssql_det.reproduce import runner
 
@@ -10,4 +10,4 @@ from ssql_det.reproduce import runner
 def fake(tmp_path, monkeypatch):
     """Steps that take no time, looked at often."""
     monkeypatch.setattr(runner, "_POLL_SECONDS", 0.005)
-    return Fake(tmp_path)
+    return FakeProgram(tmp_path)

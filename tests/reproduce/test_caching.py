@@ -1,6 +1,6 @@
 """Steps run once more: what is there is not done again, what changed is, with all behind it."""
 
-from support.reproduce.plans import states
+from support.reproduce.plans import get_states
 
 
 def test_nothing_is_done_twice(fake):
@@ -8,10 +8,10 @@ def test_nothing_is_done_twice(fake):
     steps = [a, fake.step("b", a), fake.step("c")]
     first = fake.run(steps)
     assert len(fake.events) == 6
-    fake.forget()
+    fake.clear_events()
     second = fake.run(steps)
     assert not fake.events
-    assert states(second) == states(first)
+    assert get_states(second) == get_states(first)
     assert all(outcome.was_cached for outcome in second.values())
     assert {name: round(outcome.seconds, 1) for name, outcome in first.items()} == {
         name: outcome.seconds for name, outcome in second.items()
@@ -21,13 +21,13 @@ def test_nothing_is_done_twice(fake):
 def test_what_changed_is_done_again_with_all_behind_it(fake, tmp_path):
     given = tmp_path / "given.bin"
     given.write_text("1")
-    a = fake.step("a", reads=[given])
+    a = fake.step("a", inputs=[given])
     b = fake.step("b", a)
     steps = [a, b, fake.step("c", b), fake.step("d")]
     fake.run(steps)
     (b.folder / "old").touch()
     given.write_text("2")
-    fake.forget()
+    fake.clear_events()
     outcomes = fake.run(steps)
     assert [name for what, name in fake.events if what == "begin"] == ["a", "b", "c"]
     assert [name for name, outcome in outcomes.items() if outcome.was_cached] == ["d"]
@@ -39,7 +39,7 @@ def test_what_comes_out_the_same_is_not_gone_on_from(fake):
     a = fake.step("a", text="same")
     b = fake.step("b", a)
     fake.run([a, b])
-    fake.forget()
-    a = fake.step("a", text="same", say="in another way")
+    fake.clear_events()
+    a = fake.step("a", text="same", message="in another way")
     outcomes = fake.run([a, b])
     assert {name: outcome.was_cached for name, outcome in outcomes.items()} == {"a": False, "b": True}

@@ -4,17 +4,17 @@ from dataclasses import replace
 
 import pytest
 from support.report.pages import HOSTILE
-from support.reproduce.folders import checked, made_up, tables, texts
-from support.reproduce.plans import ROOT, plan_of
+from support.reproduce.fake_runs import check_page, find_tables, list_paragraphs, make_fake_run
+from support.reproduce.plans import ROOT, build_plan
 
 from ssql_det.report.blocks import Collapsible, Heading, ItemList
 from ssql_det.reproduce.report_page import build_report, write_report, write_tables
 from ssql_det.reproduce.runner import FAILED, SKIPPED, StepOutcome
 
-WAITS = "a step that it needs is not done"
-LOST = {
+REASON = "a step that it needs is not done"
+FAILED_STEPS = {
     "convert-ssql-0": StepOutcome(FAILED, 3.0, "thesis.pth is not a checkpoint; give one"),
-    **{f"{kind}-c4-ssql-0": StepOutcome(SKIPPED, reason=WAITS) for kind in ("train", "sweep", "predict")},
+    **{f"{kind}-c4-ssql-0": StepOutcome(SKIPPED, reason=REASON) for kind in ("train", "sweep", "predict")},
 }
 
 
@@ -23,9 +23,9 @@ def _in_the_clone(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
-def lost_of(preset, kinds, **choices):
+def fail_kinds(preset, kinds, **choices):
     return {
-        step.name: StepOutcome(FAILED, 1.0, "no") for step in plan_of(preset, **choices).steps if step.kind in kinds
+        step.name: StepOutcome(FAILED, 1.0, "no") for step in build_plan(preset, **choices).steps if step.kind in kinds
     }
 
 
@@ -36,22 +36,22 @@ def headings(document):
 def measured(document):
     return {
         (place, row[0])
-        for place, table in enumerate(each for each in tables(document, "method") if each.header[1] == "values")
+        for place, table in enumerate(each for each in find_tables(document, "method") if each.header[1] == "values")
         for row in table.rows
         if row[1] == "measured"
     }
 
 
 def test_what_failed_is_named_with_its_reason(tmp_path):
-    found = made_up(tmp_path, lost=LOST)
+    found = make_fake_run(tmp_path, failed=FAILED_STEPS)
     document = build_report(found)
-    page, read = checked(document)
-    (missing,) = (each for each in tables(document, "step") if each.header[1] == "state")
+    page, read = check_page(document)
+    (missing,) = (each for each in find_tables(document, "step") if each.header[1] == "state")
     logs = tmp_path / "logs"
     assert set(missing.rows) == {
         ("convert-ssql-0", "failed", "thesis.pth is not a checkpoint; give one", f"{logs}/convert-ssql-0.txt"),
         *(
-            (f"{kind}-c4-ssql-0", "not begun", WAITS, f"{logs}/{kind}-c4-ssql-0.txt")
+            (f"{kind}-c4-ssql-0", "skipped", REASON, f"{logs}/{kind}-c4-ssql-0.txt")
             for kind in ("train", "sweep", "predict")
         ),
     }
@@ -62,7 +62,7 @@ def test_what_failed_is_named_with_its_reason(tmp_path):
 
 
 def test_of_a_whole_run_nothing_is_missing(tmp_path):
-    document = build_report(made_up(tmp_path))
+    document = build_report(make_fake_run(tmp_path))
     assert "What is missing" not in headings(document)
     (left_out,) = (
         block for block in document.blocks if isinstance(block, Collapsible) and "Published" in block.summary
@@ -76,19 +76,21 @@ def test_of_a_whole_run_nothing_is_missing(tmp_path):
     "kinds", [("sweep",), ("predict",), ("pretrain",), ("analyze",), ("train", "sweep", "predict")], ids=str
 )
 def test_of_any_kind_nothing_may_be_there(kinds, tmp_path):
-    document = build_report(made_up(tmp_path, lost=lost_of("mini", kinds)))
-    checked(document)
+    document = build_report(make_fake_run(tmp_path, failed=fail_kinds("mini", kinds)))
+    check_page(document)
     assert bool(measured(document)) == ("sweep" not in kinds)
-    assert ("No step has drawn any." in texts(document)) == ("predict" in kinds)
+    assert ("No step has drawn any." in list_paragraphs(document)) == ("predict" in kinds)
     assert ("What few bits do to features" in headings(document)) == ("analyze" not in kinds)
     assert ("Pretraining" in headings(document)) == ("pretrain" not in kinds)
-    assert ("Nothing was measured at FP, so what is lost cannot be told." in texts(document)) == ("sweep" in kinds)
+    assert ("Nothing was measured at full precision, so losses are unknown." in list_paragraphs(document)) == (
+        "sweep" in kinds
+    )
 
 
 def test_one_detector_without_any_row(tmp_path):
-    lost = {name: outcome for name, outcome in lost_of("mini", ("sweep", "predict")).items() if "fpn" in name}
-    found = made_up(tmp_path, lost=lost)
-    checked(build_report(found))
+    failed = {name: outcome for name, outcome in fail_kinds("mini", ("sweep", "predict")).items() if "fpn" in name}
+    found = make_fake_run(tmp_path, failed=failed)
+    check_page(build_report(found))
     assert {place for place, _ in measured(build_report(found))} == {0}
     assert len(list(write_tables(found))) == 2
     assert "toy_coco_2017_val" in (tmp_path / "tables/table7.md").read_text()
@@ -96,34 +98,34 @@ def test_one_detector_without_any_row(tmp_path):
 
 def test_nothing_at_all_is_there(tmp_path):
     everything = ("data", "pretrain", "convert", "train", "sweep", "predict", "analyze")
-    found = made_up(tmp_path, lost=lost_of("mini", everything))
-    checked(build_report(found))
+    found = make_fake_run(tmp_path, failed=fail_kinds("mini", everything))
+    check_page(build_report(found))
     assert write_report(found).is_file()
 
 
 def test_toy_data_are_called_so_and_one_seed_too(tmp_path):
-    nothing = lost_of("paper", ("pretrain", "convert", "train", "sweep", "predict"), tables=(6,), seeds=1)
-    paper = build_report(made_up(tmp_path / "paper", "paper", tables=(6,), seeds=1, lost=nothing))
+    nothing = fail_kinds("paper", ("pretrain", "convert", "train", "sweep", "predict"), tables=(6,), seeds=1)
+    paper = build_report(make_fake_run(tmp_path / "paper", "paper", tables=(6,), seeds=1, failed=nothing))
     mini, small = (
-        build_report(made_up(tmp_path / "mini")),
-        build_report(made_up(tmp_path / "small", "small", tables=(6,))),
+        build_report(make_fake_run(tmp_path / "mini")),
+        build_report(make_fake_run(tmp_path / "small", "small", tables=(6,))),
     )
     for document, is_toy, is_one in ((small, True, False), (mini, True, True), (paper, False, True)):
-        assert any(text.startswith("These are toy data") for text in texts(document)) == is_toy
-        assert any(text.startswith("With one seed") for text in texts(document)) == is_one
-        checked(document)
+        assert any(text.startswith("These are toy data") for text in list_paragraphs(document)) == is_toy
+        assert any(text.startswith("With one seed") for text in list_paragraphs(document)) == is_one
+        check_page(document)
 
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_foreign_texts_are_inert(text, tmp_path):
     """In the reason of a failure, in a method's name, in the command, and in why a tensor was left out."""
     names = {"simsiam": text, "reason": text}
-    lost = {name: replace(outcome, reason=text) for name, outcome in LOST.items()}
-    hostile = made_up(tmp_path / "a", lost=lost, methods=names, command=f"ssql-det reproduce --methods {text}")
-    page, read = checked(build_report(hostile))
+    failed = {name: replace(outcome, reason=text) for name, outcome in FAILED_STEPS.items()}
+    hostile = make_fake_run(tmp_path / "a", failed=failed, names=names, command=f"ssql-det reproduce --methods {text}")
+    page, read = check_page(build_report(hostile))
     names = {"simsiam": "words", "reason": "words"}
-    lost = {name: replace(outcome, reason="words") for name, outcome in LOST.items()}
-    tame, tame_read = checked(build_report(made_up(tmp_path / "b", lost=lost, methods=names)))
+    failed = {name: replace(outcome, reason="words") for name, outcome in FAILED_STEPS.items()}
+    tame, tame_read = check_page(build_report(make_fake_run(tmp_path / "b", failed=failed, names=names)))
     for found, expected in ((page, tame), (read, tame_read)):
         assert structure(found) == structure(expected)
 

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support.reproduce.plans import is_running, states
+from support.reproduce.plans import get_states, is_running
 
 from ssql_det.core.errors import UserError
 from ssql_det.reproduce import runner
@@ -74,12 +74,12 @@ def sleeping(fake, started):
 
 
 def test_two_runs_in_one_folder(fake, sleeping):
-    with pytest.raises(UserError, match=r"another process works in .*out; wait for it, or choose another --out"):
+    with pytest.raises(UserError, match=r"another process is running in .*out; wait for it, or choose another --out"):
         fake.run([fake.step("c")])
     assert [name for _, name in fake.events] in (["a", "b"], ["b", "a"])
     sleeping.kill()
     sleeping.wait()
-    assert states(fake.run([fake.step("c")])) == {"c": runner.DONE}
+    assert get_states(fake.run([fake.step("c")])) == {"c": runner.DONE}
 
 
 @pytest.mark.parametrize("are_told", [True, False], ids=["a terminal's", "one process's"])
@@ -101,7 +101,7 @@ def test_a_killed_run_ends_its_steps_at_once(fake, started):
     process.wait()
     time.sleep(1.0)
     assert not any(map(is_running, pids))
-    assert states(fake.run([fake.step("c")])) == {"c": runner.DONE}
+    assert get_states(fake.run([fake.step("c")])) == {"c": runner.DONE}
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.3, 1.0])

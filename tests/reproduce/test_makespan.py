@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.reproduce.plans import a_step
+from support.reproduce.plans import make_step
 
 from ssql_det.reproduce.steps import estimate_makespan, find_dependencies
 
@@ -17,7 +17,7 @@ def plans(draw, most=7):
     for number in range(draw(st.integers(1, most))):
         needed = draw(st.sets(st.sampled_from(range(number)), max_size=3)) if number else ()
         reads = [path for each in needed for path in steps[each].outputs]
-        steps.append(a_step(f"step{number}", Path(str(number)), reads, minutes=draw(st.integers(1, 5))))
+        steps.append(make_step(f"step{number}", Path(str(number)), reads, minutes=draw(st.integers(1, 5))))
     return steps
 
 
@@ -69,9 +69,11 @@ def test_it_is_near_the_best_of_all_orders(steps, jobs):
 @pytest.mark.parametrize(("jobs", "minutes"), [(1, 10.0), (2, 6.0), (3, 6.0), (99, 6.0)])
 def test_by_hand(jobs, minutes):
     """a (1) before b (2), c (3), d (2); e (2) after c: a path of 6, and 10 in all."""
-    a = a_step("a", Path("a"), minutes=1.0)
-    b, c, d = (a_step(name, Path(name), a.outputs, minutes=long) for name, long in (("b", 2.0), ("c", 3.0), ("d", 2.0)))
-    e = a_step("e", Path("e"), c.outputs, minutes=2.0)
+    a = make_step("a", Path("a"), minutes=1.0)
+    b, c, d = (
+        make_step(name, Path(name), a.outputs, minutes=long) for name, long in (("b", 2.0), ("c", 3.0), ("d", 2.0))
+    )
+    e = make_step("e", Path("e"), c.outputs, minutes=2.0)
     steps = [a, b, c, d, e]
     assert estimate_makespan(steps, jobs) == minutes
 
@@ -81,7 +83,7 @@ def test_of_nothing_it_is_nothing():
 
 
 def test_a_step_needs_those_that_make_what_it_reads():
-    a, b = a_step("a", Path("a")), a_step("b", Path("b"))
-    both = a_step("c", Path("c"), (*a.outputs, *b.outputs, Path("given.yaml")))
+    a, b = make_step("a", Path("a")), make_step("b", Path("b"))
+    both = make_step("c", Path("c"), (*a.outputs, *b.outputs, Path("given.yaml")))
     assert [each.name for each in find_dependencies(both, [b, a, both])] == ["b", "a"]
     assert not list(find_dependencies(a, [a, b, both]))

@@ -10,8 +10,8 @@ from dataclasses import asdict
 
 import pytest
 from support.kills import after, kill_at, written
-from support.report.pages import Tags
-from support.reproduce.plans import WIDTHS, at_work_in, ended, plan_of, started
+from support.report.pages import TagParser
+from support.reproduce.plans import WIDTHS, build_plan, find_processes, run_reproduce, start_reproduce
 
 from ssql_det.core import rows
 from ssql_det.report.published import load_published_table
@@ -30,7 +30,7 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(place):
     """A run to its end, moved away from where it was made."""
-    ended(place)
+    run_reproduce(place)
     return place.rename(place.with_name("whole"))
 
 
@@ -83,7 +83,7 @@ def test_a_table_holds_the_rows_beside_the_published_figures(detector, whole):
 
 
 def test_the_report_holds_the_rows_the_curves_and_the_detections(whole):
-    page = Tags((whole / "report/index.html").read_text())
+    page = TagParser((whole / "report/index.html").read_text())
     cells = {text.strip() for text in page.texts}
     assert cells >= {*METHODS.values(), *WIDTHS}
     assert len(page.all("img")) == 12 + 2  # detections, and maps of features
@@ -94,7 +94,7 @@ def test_the_report_holds_the_rows_the_curves_and_the_detections(whole):
     assert "These are toy data" in text
     referred = set(re.findall(r"\]\(([\w.-]+\.(?:jpg|png|svg))\)", text))
     assert referred == {path.name for path in (whole / "report").iterdir()} - {"report.md", "index.html"}
-    for step in plan_of("mini", budget=0.02).steps:  # told as they were run
+    for step in build_plan("mini", budget=0.02).steps:  # told as they were run
         assert step.command.replace("runs/x", str(whole.with_name("mini"))) in text
 
 
@@ -109,10 +109,10 @@ def test_once_more_nothing_is_done(whole):
     """Although the folder was moved."""
     files = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file() and path.parent.name != "report"}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    said = ended(whole)
+    said = run_reproduce(whole)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert said.count("is done already") == 24
-    assert " begins" not in said
+    assert said.count(": cached") == 24
+    assert ": started" not in said
     assert {path: path.read_bytes() for path in files} == files
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 20
 
@@ -127,11 +127,11 @@ def test_kills_change_no_number(place, whole):
         "a moment": after(seconds),  # last: it may go past any of the others
     }
     for name, event in events.items():
-        was_running = kill_at(started(place, *FEW), event)  # the steps hold no pipe of its
+        was_running = kill_at(start_reproduce(place, *FEW), event)  # the steps hold no pipe of its
         assert was_running or name == "a moment", name
         time.sleep(1)
-        assert not at_work_in(place), name
-    ended(place, *FEW)
+        assert not find_processes(place), name
+    run_reproduce(place, *FEW)
     ours, theirs = found(place), found(whole)
     names = ("c4-ssql-0", "c4-random-init-0")
     assert ours == {key: row for key, row in theirs.items() if key[0] in names}, f"last killed after {seconds} s"
@@ -146,13 +146,13 @@ def test_a_step_that_fails_is_named_and_the_others_are_done(whole, tmp_path):
     out, bad = tmp_path / "out", tmp_path / "thesis.pth"
     shutil.copytree(whole, out)
     bad.write_text("This is no checkpoint.")
-    said = ended(out, *FEW, "--checkpoint", f"SSQL={bad}", status=3)
-    assert re.findall(r"(\S+) is done already", said) == [
+    said = run_reproduce(out, *FEW, "--checkpoint", f"SSQL={bad}", exit_code=3)
+    assert re.findall(r"(\S+): cached", said) == [
         *("data", "train-c4-random-init-0", "sweep-c4-random-init-0", "predict-c4-random-init-0")
     ]
-    (reason,) = re.findall(r"convert-ssql failed: (.*); all it said: ", said)
+    (reason,) = re.findall(r"convert-ssql: failed: (.*) \(log: ", said)
     assert str(bad) in reason
-    page = Tags((out / "report/index.html").read_text())
-    assert {"What is missing", "convert-ssql", "failed", "train-c4-ssql-0", "not begun", reason} <= set(page.texts)
+    page = TagParser((out / "report/index.html").read_text())
+    assert {"What is missing", "convert-ssql", "failed", "train-c4-ssql-0", "skipped", reason} <= set(page.texts)
     assert "| random init. | measured |" in (out / "report/report.md").read_text()
     assert "| SSQL (ours) | measured |" not in (out / "report/report.md").read_text()

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 from support.kills import after, being_written, kill_at, written
-from support.report.pages import Tags
-from support.reproduce.plans import at_work_in, ended, started
+from support.report.pages import TagParser
+from support.reproduce.plans import find_processes, run_reproduce, start_reproduce
 
 from ssql_det.core import rows
 
@@ -23,9 +23,9 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(place):
     """A run to its end, of few bits and then of all, moved away from where it was made."""
-    ended(place, *FEW, "--bits", "FP,2w4a")
-    said = ended(place, *FEW)
-    assert said.count("is done already") == 4  # data, two pretrainings, the analysis; probes go on
+    run_reproduce(place, *FEW, "--bits", "FP,2w4a")
+    said = run_reproduce(place, *FEW)
+    assert said.count(": cached") == 4  # data, two pretrainings, the analysis; probes go on
     return place.rename(place.with_name("whole"))
 
 
@@ -45,7 +45,7 @@ def test_there_is_a_row_of_each_method_and_width(whole):
 
 
 def test_the_page_shows_them_where_they_belong(whole):
-    page = Tags((whole / "report/index.html").read_text())
+    page = TagParser((whole / "report/index.html").read_text())
     cells = {text.strip() for text in page.texts}
     assert {"narrow ResNet · (d)", "narrow ResNet · BYOL", "What bits cost a backbone: preset mini"} <= cells
     figure = found(whole)["table8-d-0", "2w4a"].metrics["linear/top1"]
@@ -68,12 +68,12 @@ def test_kills_change_no_number(place, whole):
     }
     killed = {name for name, event in events.items() if killed_in(place, event)}
     assert killed >= {"the first checkpoint", "two checkpoints later", "a row"}
-    ended(place, *FEW)
+    run_reproduce(place, *FEW)
     assert found(place) == found(whole), f"killed at {sorted(killed)}, {seconds} s"
 
 
 def killed_in(place, event):
-    was_running = kill_at(started(place, *FEW), event)
+    was_running = kill_at(start_reproduce(place, *FEW), event)
     time.sleep(1)
-    assert not at_work_in(place)
+    assert not find_processes(place)
     return was_running

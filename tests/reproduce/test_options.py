@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from support.reproduce.plans import ROOT, plan_of
+from support.reproduce.plans import ROOT, build_plan
 
 from ssql_det.core.errors import UserError
 from ssql_det.reproduce.presets import get_preset
@@ -24,7 +24,7 @@ def kinds(plan):
 
 
 def test_the_whole_of_it():
-    mini, small, paper = (plan_of(name) for name in ("mini", "small", "paper"))
+    mini, small, paper = (build_plan(name) for name in ("mini", "small", "paper"))
     assert kinds(mini) == {"data": 1, "pretrain": 2, "convert": 2, "train": 6, "sweep": 6, "predict": 6, "analyze": 1}
     assert kinds(small) == {
         "data": 1,
@@ -41,11 +41,11 @@ def test_the_whole_of_it():
 
 
 def test_a_table_alone():
-    plan = plan_of("mini", tables=(7,))
+    plan = build_plan("mini", tables=(7,))
     assert swept(plan) == {"fpn-random-init-0", "fpn-simsiam-0", "fpn-ssql-0"}
     assert kinds(plan)["pretrain"] == 2
     assert {words.split(" of ")[1][:7] for words in plan.left_out} == {"Table 7"}
-    assert swept(plan_of("mini", tables=(6,))) | swept(plan) == swept(plan_of("mini"))
+    assert swept(build_plan("mini", tables=(6,))) | swept(plan) == swept(build_plan("mini"))
 
 
 @pytest.mark.parametrize(
@@ -61,42 +61,48 @@ def test_a_table_alone():
 @pytest.mark.parametrize("tables", [(6,), (7,), (6, 7)], ids=str)
 def test_methods_are_called_as_people_call_them(said, meant, tables):
     """Random weights too, which the published Table 7 has not."""
-    plan = plan_of("mini", methods=said, tables=tables)
+    plan = build_plan("mini", methods=said, tables=tables)
     assert swept(plan) == {f"{ {6: 'c4', 7: 'fpn'}[table] }-{name}-0" for name in meant for table in tables}
     assert kinds(plan)["pretrain"] == len(meant - {"random-init"})
     assert not plan.left_out
 
 
 def test_methods_that_cannot_be_made_are_named():
-    plan = plan_of("mini", methods=("ssql", "byol"))
+    plan = build_plan("mini", methods=("ssql", "byol"))
     assert swept(plan) == {"c4-ssql-0", "fpn-ssql-0"}
     assert [words.split(":")[0] for words in plan.left_out] == ["BYOL of Table 6", "BYOL of Table 7"]
-    with pytest.raises(UserError, match=r"nothing to do for BYOL, IN supervised; give --checkpoint 'BYOL'=FILE"):
-        plan_of("mini", methods=("byol", "supervised"))
+    with pytest.raises(UserError, match=r"no config pretrains BYOL, IN supervised; add --checkpoint 'BYOL'=FILE"):
+        build_plan("mini", methods=("byol", "supervised"))
 
 
 @pytest.mark.parametrize(
     ("choices", "said"),
     [
-        ({"methods": ("SimSam",)}, r"there is no method 'SimSam'; did you mean 'SimSiam'\? \(known: "),
-        ({"methods": ("",)}, r"there is no method ''"),
-        ({"methods": ("SSQL-200ep",), "tables": (7,)}, r"no method 'SSQL-200ep'.*known: IN supervised, SimSiam, BYOL"),
-        ({"checkpoints": {"BYL": "a.pth"}}, r"there is no method 'BYL'; did you mean 'BYOL'\?"),
+        ({"methods": ("SimSam",)}, r"unknown method 'SimSam'; did you mean 'SimSiam'\? \(known: "),
+        ({"methods": ("",)}, r"unknown method ''"),
+        (
+            {"methods": ("SSQL-200ep",), "tables": (7,)},
+            r"unknown method 'SSQL-200ep'.*known: IN supervised, SimSiam, BYOL",
+        ),
+        ({"checkpoints": {"BYL": "a.pth"}}, r"unknown method 'BYL'; did you mean 'BYOL'\?"),
         (
             {"checkpoints": {"random": "a.pth"}},
-            "'random init.' has random weights, so --checkpoint random=a.pth",
+            "--checkpoint random=a.pth: 'random init.' has random weights",
         ),
-        ({"checkpoints": {"SSQL": "a.pth", "ssql (ours)": "b.pth"}}, "two files, a.pth and b.pth; leave one out"),
-        ({"checkpoints": {"BYOL": "a.pth"}, "methods": ("SSQL",)}, "'BYOL' a file and --methods leaves it out"),
+        (
+            {"checkpoints": {"SSQL": "a.pth", "ssql (ours)": "b.pth"}},
+            "two files for ssql .ours., a.pth and b.pth; leave one out",
+        ),
+        ({"checkpoints": {"BYOL": "a.pth"}, "methods": ("SSQL",)}, "a file for 'BYOL', which --methods leaves out"),
     ],
 )
 def test_a_method_that_there_is_not_is_refused_with_the_nearest(choices, said):
     with pytest.raises(UserError, match=said):
-        plan_of("mini", **choices)
+        build_plan("mini", **choices)
 
 
 def test_seeds():
-    plan = plan_of("mini", seeds=3, tables=(6,), methods=("ssql", "random"))
+    plan = build_plan("mini", seeds=3, tables=(6,), methods=("ssql", "random"))
     assert swept(plan) == {f"c4-{name}-{seed}" for name in ("ssql", "random-init") for seed in range(3)}
     assert [step.name for step in plan.steps if step.kind == "pretrain"] == [
         f"pretrain-ssql-{seed}" for seed in (0, 1, 2)
@@ -105,14 +111,14 @@ def test_seeds():
         "predict-c4-ssql-0",
         "predict-c4-random-init-0",
     }
-    paper = plan_of("paper", seeds=2, tables=(6,), methods=("ssql",))
+    paper = build_plan("paper", seeds=2, tables=(6,), methods=("ssql",))
     assert kinds(paper) == {"pretrain": 1, "convert": 1, "train": 2, "sweep": 2, "predict": 1}
     backbones = {step.inputs[-1] for step in paper.steps if step.kind == "train"}
     assert backbones == {Path("runs/x/backbones/imagenet_r18_ssql-0/backbone.pkl")}
 
 
 def test_bits():
-    plan = plan_of("mini", bits="FP,3w4a", tables=(6,))
+    plan = build_plan("mini", bits="FP,3w4a", tables=(6,))
     for step in plan.steps:
         if step.kind in ("sweep", "predict"):
             assert step.arguments[step.arguments.index("--bits") + 1] == "FP,3w4a"
@@ -121,38 +127,38 @@ def test_bits():
 
 
 def test_a_checkpoint_takes_the_place_of_a_pretraining(tmp_path):
-    plan = plan_of("mini", checkpoints={"ssql": str(tmp_path / "ours.pth")})
+    plan = build_plan("mini", checkpoints={"ssql": str(tmp_path / "ours.pth")})
     assert [step.name for step in plan.steps if step.kind == "pretrain"] == ["pretrain-simsiam-0"]
     (convert,) = [step for step in plan.steps if step.name == "convert-ssql"]
     assert convert.inputs == (tmp_path / "ours.pth",)
     trained = [step for step in plan.steps if step.name in ("train-c4-ssql-0", "train-fpn-ssql-0")]
     assert all(set(convert.outputs) <= set(step.inputs) for step in trained)
     assert len(trained) == 2
-    assert swept(plan) == swept(plan_of("mini"))
+    assert swept(plan) == swept(build_plan("mini"))
 
 
 def test_a_checkpoint_adds_a_method_that_is_not_made_here():
-    plan = plan_of("mini", checkpoints={"BYOL": "~/byol.pth"})
-    assert swept(plan) - swept(plan_of("mini")) == {"c4-byol-0", "fpn-byol-0"}
+    plan = build_plan("mini", checkpoints={"BYOL": "~/byol.pth"})
+    assert swept(plan) - swept(build_plan("mini")) == {"c4-byol-0", "fpn-byol-0"}
     assert not [words for words in plan.left_out if words.startswith("BYOL")]
     (convert,) = [step for step in plan.steps if step.name == "convert-byol"]
     assert convert.inputs == (Path("~/byol.pth").expanduser(),)
 
 
 def test_a_checkpoint_of_the_paper_is_for_one_table():
-    with pytest.raises(UserError, match="a checkpoint is of one architecture; say which table"):
-        plan_of("paper", checkpoints={"BYOL": "byol.pth"})
+    with pytest.raises(UserError, match="each table needs another architecture; choose one"):
+        build_plan("paper", checkpoints={"BYOL": "byol.pth"})
 
 
 def test_several_gpus_share_a_pretraining():
-    one, eight = (plan_of("paper", num_gpus=gpus, tables=(6,), methods=("ssql",)).steps[0] for gpus in (1, 8))
+    one, eight = (build_plan("paper", num_gpus=gpus, tables=(6,), methods=("ssql",)).steps[0] for gpus in (1, 8))
     assert "--num-gpus" not in one.arguments
     assert eight.arguments[eight.arguments.index("--num-gpus") + 1] == "8"
     assert eight.minutes < one.minutes / 7
 
 
 def test_what_others_wait_for_comes_first_and_of_that_the_longest():
-    steps = plan_of("small", tables=(8, 6, 1)).steps
+    steps = build_plan("small", tables=(8, 6, 1)).steps
     order = ["data", "pretrain", "convert", "train", "sweep", "predict", "probe", "analyze"]
     assert [(order.index(step.kind), -step.minutes) for step in steps] == sorted(
         (order.index(step.kind), -step.minutes) for step in steps
@@ -160,5 +166,5 @@ def test_what_others_wait_for_comes_first_and_of_that_the_longest():
 
 
 def test_a_preset_that_there_is_not():
-    with pytest.raises(UserError, match=r"there is no preset 'smal'; did you mean 'small'\?"):
+    with pytest.raises(UserError, match=r"unknown preset 'smal'; did you mean 'small'\?"):
         get_preset("smal")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.reproduce.plans import ROOT, plan_of
+from support.reproduce.plans import ROOT, build_plan
 
 from ssql_det import d2
 from ssql_det.cli.main import make_parser
@@ -50,7 +50,7 @@ def _in_the_clone(monkeypatch):
 
 @pytest.fixture(params=PLANS)
 def plan(request):
-    return plan_of(request.param.split()[0], **PLANS[request.param])
+    return build_plan(request.param.split()[0], **PLANS[request.param])
 
 
 def asked(step):
@@ -174,7 +174,7 @@ def test_of_every_published_row_there_is_a_sweep_or_a_word(plan):
 
 def test_the_images_to_draw_are_in_the_toy_data_and_were_not_trained_on(tmp_path):
     for name in ("mini", "small"):
-        plan = plan_of(name, tmp_path / name, budget=0.001)
+        plan = build_plan(name, tmp_path / name, budget=0.001)
         make_toy_data(plan.datasets_root, plan.preset.data, workers=2)
         tested = (plan.datasets_root / "VOC2007/ImageSets/Main/test.txt").read_text().split()
         for step in plan.steps:
@@ -188,7 +188,7 @@ def test_the_images_to_draw_are_in_the_toy_data_and_were_not_trained_on(tmp_path
 def test_a_budget_scales_down_to_what_still_works(budget):
     for name in ("mini", "small"):
         tables = get_preset(name).tables
-        plan, whole = (plan_of(name, budget=share, seeds=1, tables=tables) for share in (budget, 1.0))
+        plan, whole = (build_plan(name, budget=share, seeds=1, tables=tables) for share in (budget, 1.0))
         now, full = plan.preset.data, PRESETS[name].data
         assert (now.scenes, now.crops) == (max(24, round(full.scenes * budget)), max(400, round(full.crops * budget)))
         assert sorted(step.name for step in plan.steps) == sorted(step.name for step in whole.steps)
@@ -206,5 +206,5 @@ def test_a_budget_scales_down_to_what_still_works(budget):
 
 
 def test_published_recipes_have_no_budget():
-    with pytest.raises(UserError, match="--budget is a share of toy data"):
-        plan_of("paper", budget=0.5)
+    with pytest.raises(UserError, match="--budget scales toy data; the preset paper has none"):
+        build_plan("paper", budget=0.5)

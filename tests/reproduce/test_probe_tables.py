@@ -5,8 +5,8 @@ import statistics
 from collections import Counter
 
 import pytest
-from support.reproduce.folders import checked, made_up, tables, texts, top1
-from support.reproduce.plans import ROOT, plan_of
+from support.reproduce.fake_runs import check_page, fake_top1, find_tables, list_paragraphs, make_fake_run
+from support.reproduce.plans import ROOT, build_plan
 
 from ssql_det.core.errors import UserError
 from ssql_det.report.blocks import Collapsible, Figure, Heading
@@ -38,7 +38,7 @@ def named(plan, kind):
 
 @pytest.mark.parametrize("name", ["mini", "small"])
 def test_tables_share_what_is_one_run(name):
-    plan = plan_of(name, tables=(1, 8, 12), seeds=1)
+    plan = build_plan(name, tables=(1, 8, 12), seeds=1)
     assert set(named(plan, "pretrain")) == {f"{run}-0" for run in (*RUNS.values(), *(f"table8-{x}" for x in "bcdefgh"))}
     assert Counter(named(plan, "pretrain")) == Counter(named(plan, "probe"))
     ablation = [step.removeprefix("probe-") for step in plan.row_steps["table8"]]
@@ -48,13 +48,13 @@ def test_tables_share_what_is_one_run(name):
 
 
 def test_a_backbone_is_pretrained_once_for_detectors_and_probes():
-    both = plan_of("mini", tables=(6, 1), methods=("ssql",))
+    both = build_plan("mini", tables=(6, 1), methods=("ssql",))
     assert named(both, "pretrain") == ["ssql-0"]
     assert (named(both, "sweep"), named(both, "probe")) == (["c4-ssql-0"], ["ssql-0"])
 
 
 def test_a_letter_is_told_where_a_checkpoint_does_not_tell_it():
-    for step in plan_of("mini", tables=(8,)).steps:
+    for step in build_plan("mini", tables=(8,)).steps:
         if step.kind == "probe":
             said = dict(itertools.pairwise(step.arguments)).get("--method")
             letter = step.name.removeprefix("probe-table8-")[0] if "table8" in step.name else None
@@ -65,18 +65,18 @@ def test_a_letter_is_told_where_a_checkpoint_does_not_tell_it():
     ("said", "run"), [("(d)", "table8-d-0"), ("i", "ssql-0"), ("SSQL", "ssql-0"), ("A", "simsiam-0")]
 )
 def test_a_row_of_the_ablation_is_called_by_its_letter_or_by_what_it_is(said, run):
-    assert named(plan_of("mini", tables=(8,), methods=(said,)), "probe") == [run]
+    assert named(build_plan("mini", tables=(8,), methods=(said,)), "probe") == [run]
 
 
 @pytest.mark.parametrize("table", [1, 3, 8, 12])
 def test_the_paper_runs_every_config_that_its_tables_name(table):
-    plan = plan_of("paper", tables=(table,))
+    plan = build_plan("paper", tables=(table,))
     configs = [
         step.arguments[step.arguments.index("--config-file") + 1] for step in plan.steps if step.kind == "pretrain"
     ]
     assert Counter(configs) == Counter(set(get_source(table).configs.values()))
     assert {step.name.rpartition("-")[2] for step in plan.steps} == {"0"}  # one seed, unless more are asked for
-    assert len(named(plan_of("paper", tables=(table,), seeds=2), "probe")) == 2 * len(named(plan, "probe"))
+    assert len(named(build_plan("paper", tables=(table,), seeds=2), "probe")) == 2 * len(named(plan, "probe"))
     data = {step.arguments[step.arguments.index("--data") + 1] for step in plan.steps if step.kind == "probe"}
     assert data == ({"datasets/imagenet"} if table == 3 else {"cifar10:datasets"})
     lacking = {method for method in load_published_table(table).methods if "PACT" in method}
@@ -84,13 +84,13 @@ def test_the_paper_runs_every_config_that_its_tables_name(table):
 
 
 def test_what_several_tables_of_the_paper_need_is_one_run():
-    names = named(plan_of("paper", tables=(1, 3, 6, 7, 8, 12)), "pretrain")
+    names = named(build_plan("paper", tables=(1, 3, 6, 7, 8, 12)), "pretrain")
     assert set(Counter(names).values()) == {1}
     assert len(names) == 12 + 2 + 9 + 7 + 2  # CIFAR-10, SSQL over two more, the ablation, ImageNet, and its 200 epochs
 
 
 def test_a_given_backbone_is_probed_once_and_by_its_name():
-    plan = plan_of("mini", tables=(1,), seeds=3, checkpoints={"SimSiam-PACT": "pact.pth"})
+    plan = build_plan("mini", tables=(1,), seeds=3, checkpoints={"SimSiam-PACT": "pact.pth"})
     (step,) = [step for step in plan.steps if step.name == "probe-simsiam-pact"]
     assert step.arguments[step.arguments.index("--method") + 1] == "SimSiam-PACT"
     assert step.inputs[0].name == "pact.pth"
@@ -98,7 +98,7 @@ def test_a_given_backbone_is_probed_once_and_by_its_name():
 
 @pytest.mark.parametrize("name", ["SSQL", "(i)"])
 def test_a_given_backbone_is_its_row_of_the_ablation_too(name):
-    plan = plan_of("mini", tables=(8, 6) if name == "SSQL" else (8,), checkpoints={name: "ours.pth"})
+    plan = build_plan("mini", tables=(8, 6) if name == "SSQL" else (8,), checkpoints={name: "ours.pth"})
     assert "ssql-0" not in named(plan, "pretrain")
     (probe,) = [step for step in plan.steps if step.kind == "probe" and "ours.pth" in step.arguments]
     assert probe.name == plan.row_steps["table8"][-1]
@@ -108,19 +108,19 @@ def test_a_given_backbone_is_its_row_of_the_ablation_too(name):
 @pytest.mark.parametrize(
     ("preset", "choices", "said"),
     [
-        ("mini", {"tables": (6, 3)}, "--table 3 is not of the preset mini, which has 1, 6, 7, 8, 12"),
+        ("mini", {"tables": (6, 3)}, "--table 3: not in the preset mini, which has 1, 6, 7, 8, 12"),
         (
             "paper",
             {"tables": (1,), "checkpoints": {"SSQL": "a.pth"}},
-            "Table 1 is of several networks and a checkpoint",
+            "Table 1 has several networks and a checkpoint only one",
         ),
-        ("paper", {"tables": (1, 8), "checkpoints": {"SSQL": "a.pth"}}, "say which table it is for"),
-        ("mini", {"tables": (8,), "methods": ("j",)}, r"there is no method 'j'.*known: \(a\), \(b\)"),
+        ("paper", {"tables": (1, 8), "checkpoints": {"SSQL": "a.pth"}}, "each table needs another architecture"),
+        ("mini", {"tables": (8,), "methods": ("j",)}, r"unknown method 'j'.*known: \(a\), \(b\)"),
     ],
 )
 def test_what_there_is_not_is_refused(preset, choices, said):
     with pytest.raises(UserError, match=said):
-        plan_of(preset, **choices)
+        build_plan(preset, **choices)
 
 
 @pytest.fixture(scope="module")
@@ -128,27 +128,27 @@ def found(tmp_path_factory):
     """Three seeds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        return made_up(tmp_path_factory.mktemp("mini"), "mini", tables=(1, 8, 12), seeds=3)
+        return make_fake_run(tmp_path_factory.mktemp("mini"), "mini", tables=(1, 8, 12), seeds=3)
 
 
 def test_a_page_of_probes_alone_speaks_of_no_detector(found):
     document = build_report(found)
-    checked(document)
+    check_page(document)
     assert document.title == "What bits cost a backbone: preset mini"
     assert [block.text for block in document.blocks if isinstance(block, Heading) and block.level == 2] == [
         "What does it cost at few bits?",
         *(f"Linear probe, on toy data, beside Table {number}" for number in (1, 8, 12)),
-        *("Size and cost", "What few bits do to features", "Pretraining", "Where the minutes went"),
+        *("Size and cost", "What few bits do to features", "Pretraining", "Run time"),
         *("Environment", "Commands"),
     ]
-    assert not any("moved to a detector" in text for text in texts(document))
+    assert not any("moved to a detector" in text for text in list_paragraphs(document))
     (terms,) = (block for block in document.blocks if isinstance(block, Collapsible) and "15 networks" in block.summary)
     assert len([block for block in terms.blocks if isinstance(block, Figure)]) == 15
-    assert len(tables(document, "Linear probe")) == 1  # the cost of three tables' one network
+    assert len(find_tables(document, "Linear probe")) == 1  # the cost of three tables' one network
 
 
 def test_figures_are_means_over_seeds_in_the_order_of_the_table(found):
-    of_1, of_8, of_12 = (table for table in tables(build_report(found), "method") if table.header[1] == "values")
+    of_1, of_8, of_12 = (table for table in find_tables(build_report(found), "method") if table.header[1] == "values")
     for table, runs in ((of_1, RUNS), (of_12, {method: RUNS[method] for method in load_published_table(12).methods})):
         measured = {row[0].removeprefix("narrow ResNet · "): row[2:] for row in table.rows if row[1] == "measured"}
         printed = [method for method in load_published_table(1 if table is of_1 else 12).methods if method in runs]
@@ -156,22 +156,22 @@ def test_figures_are_means_over_seeds_in_the_order_of_the_table(found):
         assert len(measured) == len(runs)
         for method, cells in measured.items():
             for place, cell in zip(map(WIDTHS.index, table.header[2:]), cells, strict=True):
-                values = [top1(runs[method], seed, place) for seed in range(3)]
+                values = [fake_top1(runs[method], seed, place) for seed in range(3)]
                 assert cell == f"{statistics.fmean(values):.1f} ± {statistics.stdev(values):.1f} (3)"
     measured = {row[0]: row[2:] for row in of_8.rows if row[1] == "measured"}
     assert list(measured) == [f"narrow ResNet · ({letter})" for letter in "abcdefghi"]
     assert of_8.header[-1] == "Avg."
     widths = [WIDTHS.index(bits) for bits in load_published_table(8).bit_widths]
-    means = [statistics.fmean(top1("table8-d", seed, place) for place in widths) for seed in range(3)]
+    means = [statistics.fmean(fake_top1("table8-d", seed, place) for place in widths) for seed in range(3)]
     assert measured["narrow ResNet · (d)"][-1] == f"{statistics.fmean(means):.1f} ± {statistics.stdev(means):.1f} (3)"
 
 
 def test_the_answer_has_each_method_once(found):
-    (answer,) = tables(build_report(found), "probe")
+    (answer,) = find_tables(build_report(found), "probe")
     names = [row[1] for row in answer.rows]
     assert len(names) == len(set(names)) == 8 + 9
     assert answer.header[2] == "top-1 at FP"
-    lost = [top1("byol", seed, 0) - top1("byol", seed, 4) for seed in range(3)]
+    lost = [fake_top1("byol", seed, 0) - fake_top1("byol", seed, 4) for seed in range(3)]
     row = next(row for row in answer.rows if row[1] == "BYOL")
     assert row[4] == f"{statistics.fmean(lost):.1f} ± {statistics.stdev(lost):.1f}"
 
@@ -185,7 +185,7 @@ def test_files_of_tables_are_named_by_their_numbers(found):
 
 
 def test_detectors_and_probes_stand_on_one_page(tmp_path):
-    document = build_report(made_up(tmp_path, "mini", tables=(7, 1), asked=("ssql", "simsiam")))
-    checked(document)
+    document = build_report(make_fake_run(tmp_path, "mini", tables=(7, 1), methods=("ssql", "simsiam")))
+    check_page(document)
     assert document.title == "What bits cost a detector: preset mini"
-    assert [len(tables(document, kind)[0].rows) for kind in ("detector", "probe")] == [2, 2]
+    assert [len(find_tables(document, kind)[0].rows) for kind in ("detector", "probe")] == [2, 2]

@@ -9,8 +9,8 @@ from xml.etree import ElementTree
 
 import pytest
 from PIL import Image
-from support.report.pages import Tags
-from support.reproduce.folders import IN_ROWS, NAMES, average_precision, checked, made_up, tables
+from support.report.pages import TagParser
+from support.reproduce.fake_runs import NAMES, ROW_NAMES, check_page, fake_average_precision, find_tables, make_fake_run
 from support.reproduce.plans import ROOT, WIDTHS
 
 from ssql_det.analyze.page import read_terms
@@ -29,18 +29,18 @@ def small(tmp_path_factory):
     """Three seeds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        return made_up(tmp_path_factory.mktemp("small"), "small")
+        return make_fake_run(tmp_path_factory.mktemp("small"), "small")
 
 
 def test_a_whole_page_stands_in_both_formats(small):
     document = build_report(small)
-    page, _ = checked(document)
+    page, _ = check_page(document)
     assert document.title == "What bits cost a detector: preset small"
     assert [block.text for block in document.blocks if isinstance(block, Heading) and block.level == 2] == [
         "What does it cost at few bits?",
         *("Faster R-CNN, C4, on toy data, beside Table 6", "Mask R-CNN, FPN, on toy data, beside Table 7"),
-        *("Size and cost", "Detections", "What few bits do to features", "What was loaded", "Pretraining"),
-        "Where the minutes went",
+        *("Size and cost", "Detections", "What few bits do to features", "Loaded weights", "Pretraining"),
+        "Run time",
         *("Environment", "Commands"),
     ]
     assert len(page.all("img")) == 12 + 2  # detections, and maps of features
@@ -48,33 +48,33 @@ def test_a_whole_page_stands_in_both_formats(small):
 
 def test_figures_are_means_of_the_rows_over_seeds(small):
     document = build_report(small)
-    *boxes, masks = (table for table in tables(document, "method") if table.header[1] == "values")
+    *boxes, masks = (table for table in find_tables(document, "method") if table.header[1] == "values")
     for table, detector in zip(boxes, ("c4", "fpn"), strict=True):
         assert table.header[2:] == WIDTHS
         measured = {row[0]: row[2:] for row in table.rows if row[1] == "measured"}
         assert set(measured) == set(NAMES.values())
         for method, name in NAMES.items():
             for place, cell in enumerate(measured[name]):
-                values = [average_precision(detector, method, seed, place) for seed in range(3)]
+                values = [fake_average_precision(detector, method, seed, place) for seed in range(3)]
                 assert cell == f"{statistics.fmean(values):.1f} ± {statistics.stdev(values):.1f} (3)"
     assert {row[0]: row[2] for row in masks.rows if row[1] == "measured"}["SimSiam"] == "22.2 ± 1.5 (3)"
 
 
 def test_the_answer_is_what_is_spread(small):
-    (answer,) = tables(build_report(small), "detector")[:1]
+    (answer,) = find_tables(build_report(small), "detector")[:1]
     assert answer.header == ("detector", "method", "box AP at FP", "lost at 8w8a", "lost at 4w4a", "lost at 2w4a")
     places = [WIDTHS.index(bits) for bits in ("8w8a", "4w4a", "2w4a")]
     rows = {row[:2]: row[2:] for row in answer.rows}
     assert len(rows) == 6
     seeds = range(3)
     detectors = {"Faster R-CNN, C4": "c4", "Mask R-CNN, FPN": "fpn"}
-    assert list(rows) == list(itertools.product(detectors, IN_ROWS.values()))
-    for (title, detector), (method, name) in itertools.product(detectors.items(), IN_ROWS.items()):
-        full = [average_precision(detector, method, seed, 0) for seed in seeds]
+    assert list(rows) == list(itertools.product(detectors, ROW_NAMES.values()))
+    for (title, detector), (method, name) in itertools.product(detectors.items(), ROW_NAMES.items()):
+        full = [fake_average_precision(detector, method, seed, 0) for seed in seeds]
         shown = rows[title, name]
         assert shown[0] == f"{statistics.fmean(full):.1f} ± {statistics.stdev(full):.1f}"
         for cell, place in zip(shown[1:], places, strict=True):
-            lost = [full[seed] - average_precision(detector, method, seed, place) for seed in seeds]
+            lost = [full[seed] - fake_average_precision(detector, method, seed, place) for seed in seeds]
             assert cell == f"{statistics.fmean(lost):.1f} ± {statistics.stdev(lost):.1f}"
 
 
@@ -84,15 +84,15 @@ def test_next_to_nothing_lost_has_no_sign():
 
 def test_all_else_is_what_the_steps_left(small):
     document = build_report(small)
-    (loaded,) = [table for table in tables(document, "detector") if "tensors" in table.header]
+    (loaded,) = [table for table in find_tables(document, "detector") if "tensors" in table.header]
     rows = {row[0]: row[1:] for row in loaded.rows}
     assert rows["c4-ssql-2"] == ("100.0 %", "20", "2: of the method's head")
     assert rows["fpn-random-init-0"] == ("random weights", "-", "-")
     assert len(rows) == 18
-    (runs,) = tables(document, "run")
+    (runs,) = find_tables(document, "run")
     assert runs.rows[0][1:] == ("150", "-0.9877", "0.87", "50.0", "-")
     assert {row[0] for row in runs.rows} == {f"{name}-{seed}" for name in ("simsiam", "ssql") for seed in range(3)}
-    (minutes,) = tables(document, "steps")
+    (minutes,) = find_tables(document, "steps")
     assert {row[0]: row[1:] for row in minutes.rows} == {
         "data": ("1", "0.1"),
         "pretrain": ("6", "0.6"),
@@ -103,7 +103,7 @@ def test_all_else_is_what_the_steps_left(small):
         "analyze": ("1", "0.1"),
         "all": ("56", "21.8"),
     }
-    costs = tables(document, "Faster R-CNN, C4")[0]
+    costs = find_tables(document, "Faster R-CNN, C4")[0]
     assert costs.rows == (
         ("MB", *(f"{8 / place:.2f}" for place in range(1, 7))),
         ("Gbit-ops", *(f"{616 / place:.1f}" for place in range(1, 7))),
@@ -112,7 +112,7 @@ def test_all_else_is_what_the_steps_left(small):
 
 def test_features_are_those_of_the_analysis(small):
     document = build_report(small)
-    backbone, loss = (table for table in tables(document, "checkpoint") if "term" in table.header)
+    backbone, loss = (table for table in find_tables(document, "checkpoint") if "term" in table.header)
     assert backbone.header == ("checkpoint", "spread", "term", *("FP", "8w8a", "2w4a"))
     (step,) = small.list_done("analyze")
     of = read_terms(step.outputs[0].read_text())["loss"]["ssql-0"].terms
@@ -122,7 +122,7 @@ def test_features_are_those_of_the_analysis(small):
 
 
 def test_pictures_are_small_enough_for_a_page(small):
-    page = Tags(render_html(build_report(small)))
+    page = TagParser(render_html(build_report(small)))
     for image in page.all("img")[:12]:
         content = Image.open(io.BytesIO(b64decode(image["src"].partition(",")[2])))
         assert content.size == (1800, 68)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.reproduce.plans import Fake, states
+from support.reproduce.plans import FakeProgram, get_states
 
 from ssql_det.reproduce import runner
 from ssql_det.reproduce.runner import DONE, FAILED, SKIPPED, get_log_path, make_environment
@@ -26,7 +26,7 @@ def test_each_begins_behind_those_it_needs_and_lanes_are_full(jobs, fake):
     d = fake.step("d", a, b)
     e = fake.step("e", d, c)
     outcomes = fake.run([e, d, c, b, a], jobs)
-    assert set(states(outcomes).values()) == {DONE}
+    assert set(get_states(outcomes).values()) == {DONE}
     order = fake.events
     assert sorted(name for what, name in order if what == "begin") == list("abcde")
     for step, needed in ((d, (a, b)), (e, (d, c))):
@@ -37,7 +37,7 @@ def test_each_begins_behind_those_it_needs_and_lanes_are_full(jobs, fake):
 
 
 def test_each_has_a_log_of_its_own(fake):
-    steps = [fake.step(name, say=f"this is {name}") for name in "abc"]
+    steps = [fake.step(name, message=f"this is {name}") for name in "abc"]
     fake.run(steps, jobs=3)
     assert [get_log_path(fake.out, step).read_text() for step in steps] == [f"this is {name}\n" for name in "abc"]
     assert len({get_log_path(fake.out, step) for step in steps}) == 3
@@ -48,19 +48,19 @@ def test_each_has_a_log_of_its_own(fake):
 
 def test_one_that_fails_stops_those_that_need_it_and_no_other(fake):
     words = "warming up\nerror: there is no room; make some\nin the end\n"
-    a = fake.step("a", status=2, say=words)
+    a = fake.step("a", exit_code=2, message=words)
     b = fake.step("b", a)
     c = fake.step("c", b)
     d = fake.step("d", seconds=0.1)
     e = fake.step("e", d)
     outcomes = fake.run([a, b, c, d, e])
-    assert states(outcomes) == {"a": FAILED, "b": SKIPPED, "c": SKIPPED, "d": DONE, "e": DONE}
+    assert get_states(outcomes) == {"a": FAILED, "b": SKIPPED, "c": SKIPPED, "d": DONE, "e": DONE}
     assert outcomes["a"].reason == "there is no room; make some"
     assert outcomes["c"].reason == "a step that it needs is not done"
     assert sorted({name for _, name in fake.events}) == ["a", "d", "e"]
-    fake.forget()
+    fake.clear_events()
     again = fake.run([a, b, c, d, e])
-    assert states(again) == states(outcomes)
+    assert get_states(again) == get_states(outcomes)
     assert {name for _, name in fake.events} == {"a"}
 
 
@@ -69,11 +69,11 @@ def test_one_that_fails_stops_those_that_need_it_and_no_other(fake):
     [
         ("error: one\nerror: two\nmore", "two"),
         ("Traceback:\n  deep\nValueError: seven\n\n", "ValueError: seven"),
-        ("", "it ended with status 5 and said nothing"),
+        ("", "it ended with exit code 5 and without output"),
     ],
 )
 def test_the_reason_is_its_sentence_or_what_it_said_last(say, reason, fake):
-    assert fake.run([fake.step("a", status=5, say=say)])["a"].reason == reason
+    assert fake.run([fake.step("a", exit_code=5, message=say)])["a"].reason == reason
 
 
 def test_what_was_killed_or_says_what_is_no_text_has_a_reason(fake):
@@ -83,23 +83,23 @@ def test_what_was_killed_or_says_what_is_no_text_has_a_reason(fake):
     )
     assert fake.run([fake.step("a")])["a"].reason == "\ufffd"
     script.write_text("import os\nos.kill(os.getpid(), 9)")
-    assert fake.run([fake.step("a")])["a"].reason == "it ended with status -9 and said nothing"
+    assert fake.run([fake.step("a")])["a"].reason == "it ended with exit code -9 and without output"
 
 
 def test_one_that_ends_well_without_its_file_has_failed(fake):
-    a = fake.step("a", makes=False)
+    a = fake.step("a", writes=False)
     outcomes = fake.run([a, fake.step("b", a)])
-    assert states(outcomes) == {"a": FAILED, "b": SKIPPED}
-    assert outcomes["a"].reason == f"a ended well and did not make {a.outputs[0]}; please report it"
+    assert get_states(outcomes) == {"a": FAILED, "b": SKIPPED}
+    assert outcomes["a"].reason == f"a ended without an error but did not make {a.outputs[0]}; please report this bug"
 
 
 def test_a_refusal_of_the_ledger_is_that_steps_alone(fake):
     a, b = fake.step("a"), fake.step("b")
     a.folder.mkdir(parents=True)
-    assert states(fake.run([a, b])) == {"a": FAILED, "b": DONE}
+    assert get_states(fake.run([a, b])) == {"a": FAILED, "b": DONE}
     (fake.out / "steps/b.json").write_text("{")
     outcomes = fake.run([b, fake.step("c", b)])
-    assert states(outcomes) == {"b": FAILED, "c": SKIPPED}
+    assert get_states(outcomes) == {"b": FAILED, "c": SKIPPED}
     assert "is damaged; delete it" in outcomes["b"].reason
 
 
@@ -110,14 +110,14 @@ def test_a_refusal_of_the_ledger_is_that_steps_alone(fake):
     data=st.data(),
 )
 def test_any_plan_with_one_failure(tmp_path_factory, needs, jobs, data):
-    fake = Fake(tmp_path_factory.mktemp("plan"))
+    fake = FakeProgram(tmp_path_factory.mktemp("plan"))
     bad = data.draw(st.integers(0, len(needs) - 1))
     steps, lost = [], set()
     for number, needed in enumerate(needs):
         before = {each for each in needed if each < number}
         if number == bad or before & lost:
             lost.add(number)
-        steps.append(fake.step(str(number), *(steps[each] for each in before), status=3 * (number == bad)))
+        steps.append(fake.step(str(number), *(steps[each] for each in before), exit_code=3 * (number == bad)))
     outcomes = fake.run(data.draw(st.permutations(steps)), jobs)
     assert {int(name) for name, outcome in outcomes.items() if outcome.state != DONE} == lost
     assert [name for name, outcome in outcomes.items() if outcome.state == FAILED] == [str(bad)]
@@ -144,15 +144,15 @@ def test_progress_says_how_far_it_is(fake, monkeypatch, told):
     monkeypatch.setattr(runner, "_LOG_SECONDS", 0.2)
     a = fake.step("a", minutes=2.0)  # and so it takes b not 2 minutes either
     fake.run([a, fake.step("b", a, seconds=1.5, minutes=2.0)], jobs=1)
-    assert "1 of 2 steps, 0.0 min so far, about 1 min left; now b" in told
-    assert [words for words in told if " begins" in words] == ["a begins", "b begins"]
+    assert "1 of 2 steps in 0.0 min, about 1 min left; running: b" in told
+    assert [line for line in told if "started" in line] == ["a: started", "b: started"]
     fake.run([a])
-    assert told[-1] == "a is done already"
+    assert told[-1] == "a: cached"
 
 
 def test_steps_have_one_thread_each_and_know_their_data(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "64")
     monkeypatch.setenv("OF_THE_USER", "kept")
-    on_cpu, on_gpu = make_environment(Path("a/data")), make_environment(Path("a/data"), on_gpu=True)
+    on_cpu, on_gpu = make_environment(Path("a/data")), make_environment(Path("a/data"), has_gpu=True)
     assert (on_cpu["OMP_NUM_THREADS"], on_gpu["OMP_NUM_THREADS"]) == ("1", "64")
     assert (on_cpu["DETECTRON2_DATASETS"], on_cpu["OF_THE_USER"]) == ("a/data", "kept")

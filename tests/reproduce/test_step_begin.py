@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from support.reproduce.plans import a_step, begun
+from support.reproduce.plans import begin_step, make_step
 
 from ssql_det.core.errors import UserError
 from ssql_det.reproduce.step_cache import StepCache
@@ -11,17 +11,17 @@ from ssql_det.reproduce.step_cache import StepCache
 
 @pytest.fixture
 def done(tmp_path):
-    ledger, step = begun(tmp_path)
-    ledger.finish(step, 71.04)
-    return ledger, step
+    cache, step = begin_step(tmp_path)
+    cache.finish(step, 71.04)
+    return cache, step
 
 
 def test_one_that_was_killed_goes_on_in_its_folder(tmp_path):
-    ledger, step = begun(tmp_path)
+    cache, step = begin_step(tmp_path)
     step.outputs[0].unlink()
-    ledger.begin(step)
+    cache.begin(step)
     assert step.outputs[1].read_text() == "c.txt"
-    assert not ledger.is_cached(step)
+    assert not cache.is_cached(step)
 
 
 CHANGES = {
@@ -34,42 +34,42 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("is_finished", [True, False])
 def test_one_that_has_changed_begins_in_an_empty_folder(change, is_finished, tmp_path):
-    ledger, step = begun(tmp_path)
+    cache, step = begin_step(tmp_path)
     if is_finished:
-        ledger.finish(step, 1.0)
+        cache.finish(step, 1.0)
     changed = CHANGES[change](tmp_path, step)
     step = changed if isinstance(changed, type(step)) else step
-    ledger.begin(step)
+    cache.begin(step)
     assert not step.folder.exists()
     (aside,) = (tmp_path / "out" / "replaced").iterdir()
     assert (aside / "b/c.txt").read_text() == "c.txt"
     step.folder.mkdir()
     (step.folder / "half").touch()
-    ledger.begin(step)  # killed at once, it goes on
+    cache.begin(step)  # killed at once, it goes on
     assert (step.folder / "half").exists()
 
 
 @pytest.mark.parametrize("is_finished", [True, False])
 def test_one_that_is_extended_goes_on_in_its_folder(is_finished, tmp_path):
-    ledger, step = begun(tmp_path)
+    cache, step = begin_step(tmp_path)
     step = replace(step, arguments=("sweep", "--bits", "FP,4", "SEED", "0"), kind="sweep")
-    ledger.begin(replace(step, folder=tmp_path / "elsewhere"))  # the folder stays, the command is another
+    cache.begin(replace(step, folder=tmp_path / "elsewhere"))  # the folder stays, the command is another
     if is_finished:
-        ledger.finish(step, 1.0)
+        cache.finish(step, 1.0)
     wider = replace(step, arguments=("sweep", "--bits", "FP,8,4", "SEED", "0"))
-    assert not ledger.is_cached(wider)
-    ledger.begin(wider)
+    assert not cache.is_cached(wider)
+    cache.begin(wider)
     assert step.outputs[0].exists()
-    ledger.finish(wider, 1.0)
-    assert ledger.is_cached(wider)
-    ledger.begin(replace(wider, arguments=("sweep", "--bits", "FP,8,4", "SEED", "1")))
+    cache.finish(wider, 1.0)
+    assert cache.is_cached(wider)
+    cache.begin(replace(wider, arguments=("sweep", "--bits", "FP,8,4", "SEED", "1")))
     assert not step.folder.exists()
 
 
 def test_one_whose_output_was_altered_begins_in_an_empty_folder(done):
-    ledger, step = done
+    cache, step = done
     step.outputs[0].write_text("by hand")
-    ledger.begin(step)
+    cache.begin(step)
     assert not step.folder.exists()
 
 
@@ -77,8 +77,8 @@ def test_a_folder_that_no_step_has_made_stays_as_it_is(tmp_path):
     mine = tmp_path / "out/work/a/thesis.tex"
     mine.parent.mkdir(parents=True)
     mine.write_text("years of work")
-    step = a_step("train-a", mine.parent)
-    with pytest.raises(UserError, match=r"work/a is there and no step has made it; choose another --out"):
+    step = make_step("train-a", mine.parent)
+    with pytest.raises(UserError, match=r"work/a exists and was not made by a step; choose another --out"):
         StepCache(tmp_path / "out").begin(step)
     assert mine.read_text() == "years of work"
     assert not (tmp_path / "out/steps").exists()
@@ -87,8 +87,8 @@ def test_a_folder_that_no_step_has_made_stays_as_it_is(tmp_path):
 
 
 def test_what_a_step_did_not_make_is_missed(tmp_path):
-    ledger, step = begun(tmp_path)
+    cache, step = begin_step(tmp_path)
     step.outputs[1].unlink()
-    with pytest.raises(UserError, match=r"train-a ended well and did not make .*work/a/b/c\.txt"):
-        ledger.finish(step, 1.0)
-    assert not ledger.is_cached(step)
+    with pytest.raises(UserError, match=r"train-a ended without an error but did not make .*work/a/b/c\.txt"):
+        cache.finish(step, 1.0)
+    assert not cache.is_cached(step)

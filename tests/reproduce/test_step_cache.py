@@ -1,4 +1,4 @@
-"""The ledger: done is what was asked, from what was read, with what was made; anything else is done again."""
+"""The cache: done is what was asked, from what was read, with what was made; anything else is done again."""
 
 import json
 import shutil
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.reproduce.plans import a_step, begun
+from support.reproduce.plans import begin_step, make_step
 
 from ssql_det.core.errors import UserError
 from ssql_det.reproduce.step_cache import StepCache, hash_content
@@ -17,9 +17,9 @@ from ssql_det.reproduce.step_cache import StepCache, hash_content
 
 @pytest.fixture
 def done(tmp_path):
-    ledger, step = begun(tmp_path)
-    ledger.finish(step, 71.04)
-    return ledger, step
+    cache, step = begin_step(tmp_path)
+    cache.finish(step, 71.04)
+    return cache, step
 
 
 def other(step, **changes):
@@ -33,43 +33,43 @@ CHANGES = {  # each alone
     "another input": lambda f, step: (f / "input.bin").write_bytes(b"other"),
     "an input is gone": lambda f, step: (f / "input.bin").unlink(),
     "what was made before": lambda f, step: (f / "out/before/made.txt").write_text("other"),
-    "one input more": lambda f, step: other(step, reads=(*step.inputs, f / "base.yaml")),
-    "one input less": lambda f, step: other(step, reads=step.inputs[:-1]),
+    "one input more": lambda f, step: other(step, inputs=(*step.inputs, f / "base.yaml")),
+    "one input less": lambda f, step: other(step, inputs=step.inputs[:-1]),
     "the config": lambda f, step: (f / "config.yaml").write_text("_BASE_: base.yaml\nD: 4\n"),
     "its base": lambda f, step: (f / "base.yaml").write_text("A: 1\nB:\n  C: 3\n"),
     "no base": lambda f, step: (f / "config.yaml").write_text("D: 3\n"),
     "an output is gone": lambda f, step: step.outputs[1].unlink(),
     "an output is altered": lambda f, step: step.outputs[0].write_text("other"),
     "an output is longer": lambda f, step: step.outputs[0].write_text("a.txt\n"),
-    "an output more": lambda f, step: other(step, makes=(*step.outputs, f / "input.bin")),
+    "an output more": lambda f, step: other(step, outputs=(*step.outputs, f / "input.bin")),
 }
 
 
 def test_a_config_that_is_changed_while_a_step_runs_was_not_the_one_it_used(tmp_path):
-    ledger, step = begun(tmp_path)
+    cache, step = begin_step(tmp_path)
     (tmp_path / "config.yaml").write_text("_BASE_: base.yaml\nD: 4\n")
-    ledger.finish(step, 1.0)
-    assert not ledger.is_cached(step)
+    cache.finish(step, 1.0)
+    assert not cache.is_cached(step)
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_any_change_undoes_it(change, done, tmp_path):
-    ledger, step = done
-    assert ledger.is_cached(step)
+    cache, step = done
+    assert cache.is_cached(step)
     changed = CHANGES[change](tmp_path, step)
     step = changed if isinstance(changed, type(step)) else step
-    assert not ledger.is_cached(step)
+    assert not cache.is_cached(step)
 
 
 def test_what_is_no_change_undoes_nothing(done, tmp_path):
-    ledger, step = done
+    cache, step = done
     (tmp_path / "base.yaml").write_text("# said in other words\nB: {C: 2}\nA: 1\n")
     (tmp_path / "input.bin").touch()
     (step.folder / "log.txt").write_text("more")
-    assert ledger.is_cached(step)
-    assert ledger.is_cached(other(step, minutes=9.0, megabytes=9.0))
-    assert ledger.get_seconds(step) == 71.0
-    assert StepCache(ledger.out).seconds(a_step("another", tmp_path)) is None
+    assert cache.is_cached(step)
+    assert cache.is_cached(other(step, minutes=9.0, megabytes=9.0))
+    assert cache.get_seconds(step) == 71.0
+    assert StepCache(cache.out).get_seconds(make_step("another", tmp_path)) is None
 
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=9)
@@ -79,16 +79,16 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=9)
 @given(st.lists(texts, max_size=4), st.binary(max_size=9), st.binary(min_size=1, max_size=3), st.data())
 def test_it_is_done_once_finished_and_no_longer_after_any_one_change(arguments, content, more, data):
     with tempfile.TemporaryDirectory() as folder:
-        ledger, step = begun(Path(folder), arguments=arguments, given=content)
-        assert not ledger.is_cached(step)
-        ledger.finish(step, 0.0)
-        assert ledger.is_cached(step)
+        cache, step = begin_step(Path(folder), arguments=arguments, content=content)
+        assert not cache.is_cached(step)
+        cache.finish(step, 0.0)
+        assert cache.is_cached(step)
         if data.draw(st.booleans()):
             changed = data.draw(st.lists(texts, max_size=4).filter(lambda other: other != arguments))
-            assert not ledger.is_cached(other(step, arguments=(*changed, *step.arguments[-2:])))
+            assert not cache.is_cached(other(step, arguments=(*changed, *step.arguments[-2:])))
         file = data.draw(st.sampled_from((*step.inputs[1:], *step.outputs)))
         file.write_bytes(file.read_bytes() + more)
-        assert not ledger.is_cached(step)
+        assert not cache.is_cached(step)
 
 
 @pytest.mark.parametrize(("out", "moved"), [("out", "elsewhere"), ("n", "t"), ("out", "out/put"), ("a", "OUT")])
@@ -97,8 +97,8 @@ def test_a_folder_that_was_moved_is_done_still(out, moved, is_absolute, tmp_path
     """However short its name: only whole paths are of the folder."""
     monkeypatch.chdir(tmp_path)
     place = tmp_path if is_absolute else Path()
-    ledger, step = begun(place, out, arguments=("train", "non", "outer", "-a-"))
-    ledger.finish(step, 1.0)
+    cache, step = begin_step(place, out, arguments=("train", "non", "outer", "-a-"))
+    cache.finish(step, 1.0)
     shutil.move(place / out, tmp_path / "way")
     (place / moved).parent.mkdir(exist_ok=True)
     shutil.move(tmp_path / "way", place / moved)
@@ -109,8 +109,8 @@ def test_a_folder_that_was_moved_is_done_still(out, moved, is_absolute, tmp_path
     there = other(
         step,
         folder=new(step.folder),
-        makes=tuple(map(new, step.outputs)),
-        reads=(*step.inputs[:2], new(step.inputs[2])),
+        outputs=tuple(map(new, step.outputs)),
+        inputs=(*step.inputs[:2], new(step.inputs[2])),
         arguments=(*step.arguments[:-1], str(new(step.folder))),
     )
     assert StepCache(place / moved).is_cached(there)
@@ -122,21 +122,21 @@ def test_a_folder_that_was_moved_is_done_still(out, moved, is_absolute, tmp_path
     "content", [b"", b"{", b"[]", b"7", b"null", b'"asked"', b"{}", b'{"made": {}}', b"\xff", b"[{}]"]
 )
 def test_a_damaged_file_is_one_sentence(content, done):
-    ledger, step = done
-    (ledger.out / "steps/train-a.json").write_bytes(content)
-    for ask in (ledger.is_done, ledger.begin, ledger.get_seconds):
+    cache, step = done
+    (cache.out / "steps/train-a.json").write_bytes(content)
+    for ask in (cache.is_cached, cache.begin, cache.get_seconds):
         with pytest.raises(UserError, match=r"steps/train-a\.json is damaged; delete it together with .*work/a$"):
             ask(step)
     assert step.outputs[0].exists()
 
 
 def test_a_torn_write_leaves_the_file_before(done, monkeypatch):
-    ledger, step = done
+    cache, step = done
     monkeypatch.setattr(json, "dump", lambda entry, file, **ignored: (file.write("half"), 1 / 0))
     with pytest.raises(ZeroDivisionError):
-        ledger.finish(step, 9.0)
-    assert ledger.is_cached(step)
-    assert ledger.get_seconds(step) == 71.0
+        cache.finish(step, 9.0)
+    assert cache.is_cached(step)
+    assert cache.get_seconds(step) == 71.0
 
 
 def test_of_a_config_counts_what_it_says(tmp_path):

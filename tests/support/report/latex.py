@@ -36,7 +36,7 @@ PIECE = re.compile(
 )
 
 
-def words(text):
+def read_words(text):
     """The letters that are printed, without spaces."""
     text = STRUCTURE.sub("", text).replace("{%\n", "{").replace(r"\symbol{34}", r"\symbol{}")
     found, depth, last = [], 0, ""
@@ -73,12 +73,12 @@ class Grid:
     rows: list[list[str]]
 
 
-def grids(text):
+def read_tables(text):
     """All tables of a text; each row has as many cells as the table says."""
     found, heading = [], ""
     for piece in PIECE.finditer(text):
         if piece["heading"] is not None:
-            heading = words(piece["heading"])
+            heading = read_words(piece["heading"])
             continue
         lines = piece["body"].rstrip("\n").split("\n")
         rules = [line for line in lines if not line.endswith(r" \\")]
@@ -87,7 +87,7 @@ def grids(text):
         assert rules.count(r"\bottomrule") == 1
         rows = [line.removesuffix(r" \\") for line in lines if line.endswith(r" \\")]
         assert not any(row.lstrip().startswith(("[", "*")) for row in rows)  # an option of the row before
-        cells = [[words(cell) for cell in re.split(r"(?<!\\)&", row)] for row in rows]
+        cells = [[read_words(cell) for cell in re.split(r"(?<!\\)&", row)] for row in rows]
         assert {len(row) for row in cells} == {len(piece["spec"])}
         found.append(Grid(heading, piece["kind"], piece["spec"], cells[0], cells[1:]))
     return found

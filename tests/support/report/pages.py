@@ -11,7 +11,7 @@ WIDTHS = ("FP", "8w8a", "6w6a", "5w5a", "4w4a")
 VOID = {"meta", "link", "img", "br", "hr"}
 
 
-def png(width=2, height=2, rgb=(0, 114, 178)):
+def make_png(width=2, height=2, rgb=(0, 114, 178)):
     """An image of one colour."""
 
     def part(kind, content):
@@ -49,7 +49,7 @@ PAGE = Document(
         Heading("Boxes", level=3),
         ItemList(("one", "`two`")),
         ItemList(("first", "second"), is_numbered=True),
-        Figure("toy.png", png(900, 40), "A toy scene at `4w4a`"),
+        Figure("toy.png", make_png(900, 40), "A toy scene at `4w4a`"),
         Collapsible(
             "All `settings`",
             (Heading("Settings", 3), CodeBlock("SEED 3\n\tLR " + "0" * 200), Paragraph("That is all.")),
@@ -78,7 +78,7 @@ HOSTILE = (
 )
 
 
-def hostile_page(text):
+def make_hostile_page(text):
     return Document(
         text,
         (
@@ -88,14 +88,14 @@ def hostile_page(text):
             ItemList((text, text)),
             Table((text, text), ((text, text),), caption=text),
             CodeBlock(text),
-            Figure("toy.png", png(), text),
+            Figure("toy.png", make_png(), text),
             Chart("chart", text, (text,), (Curve(text, (1.0,)),), text),
             Collapsible(text, (Heading(text), Paragraph(text))),
         ),
     )
 
 
-class Tags(HTMLParser):
+class TagParser(HTMLParser):
     """The tags of a page with their attributes, and the text outside of styles; a tag that is not closed is told."""
 
     def __init__(self, page):

@@ -10,7 +10,7 @@ _serial = itertools.count()
 _START = datetime(2024, 5, 1, tzinfo=timezone.utc)
 
 
-def row(ap50=60.0, **changes):
+def make_row(ap50=60.0, **changes):
     """A row of SSQL on VOC2007 at 4 bits, made a second after the one before it."""
     fields = {
         "method": "SSQL",
@@ -32,7 +32,7 @@ def row(ap50=60.0, **changes):
     return Row(**(fields | changes))
 
 
-def probe(top1=90.0, network="cifar_resnet18", **changes):
+def make_probe_row(top1=90.0, network="cifar_resnet18", **changes):
     """A row of a linear probe of SSQL on CIFAR-10 at 4 bits."""
     fields = {
         "config": "",
@@ -40,14 +40,14 @@ def probe(top1=90.0, network="cifar_resnet18", **changes):
         "scope": "backbone",
         "calibration": Calibration(512, 0, "cifar10"),
         "network": network,
-        "protocol": protocol("linear"),
+        "protocol": make_protocol("linear"),
         "metrics": {"linear/top1": top1},
         "engine": "",
     }
-    return row(**(fields | changes))
+    return make_row(**(fields | changes))
 
 
-def protocol(*probes):
+def make_protocol(*probes):
     """As a probe of CIFAR-10 has it."""
     images = {"train_images": 50000, "val_images": 10000}
     if "linear" not in probes:
@@ -56,12 +56,12 @@ def protocol(*probes):
     return {"probes": list(probes), **layer, "recipe": "cifar", "size": 32, **images}
 
 
-def line(table, method="SSQL (ours)", bits="4w4a", backbone=""):
+def find_line(table, method="SSQL (ours)", bits="4w4a", backbone=""):
     """The one line; of whatever backbone, where it is not given."""
     found = [each for each in table.lines if (each.method, each.bits) == (method, bits)]
     (found,) = [each for each in found if backbone in ("", each.backbone)]
     return found
 
 
-def cell(table, method="SSQL (ours)", bits="4w4a", metric="bbox/AP50"):
-    return line(table, method, bits).cells[metric]
+def find_cell(table, method="SSQL (ours)", bits="4w4a", metric="bbox/AP50"):
+    return find_line(table, method, bits).cells[metric]
