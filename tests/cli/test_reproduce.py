@@ -111,7 +111,7 @@ def test_a_full_disk(out, capsys, monkeypatch):
     megabytes = sum(step.megabytes for step in build_plan("mini").steps)
     said = refused(capsys, "reproduce", "--out", str(out / "deep/er"))
     assert (
-        said == f"error: {out}/deep/er needs {megabytes / 1000:.1f} GB, its disk has 0.0 GB free; name another disk"
+        said == f"error: {out}/deep/er needs {megabytes / 1000:.1f} GB, but its disk has 0.0 GB free; name another disk"
     )
     assert asked == [out.parent]
 
