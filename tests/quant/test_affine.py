@@ -1,4 +1,4 @@
-"""The arithmetic against an element-by-element implementation in NumPy, and its gradients against the rule."""
+"""Quantization arithmetic compared with an element-by-element NumPy implementation, and its gradients."""
 
 import math
 
@@ -15,8 +15,8 @@ from ssql_det.quant import choose_qparams, fake_quantize, fake_quantize_weight
 F = np.float32
 
 
-def slow_grid_value(x, scale, zero, qmin, qmax):
-    """One element: np.float32 all the way, no vector operation."""
+def slow_fake_quantize(x, scale, zero, qmin, qmax):
+    """Fake-quantize one element, in np.float32 throughout."""
     if scale == 0:
         return x
     q = F(np.rint(F(x / scale))) + zero
@@ -26,7 +26,7 @@ def slow_grid_value(x, scale, zero, qmin, qmax):
 def slow_activation(x, low, high, bits):
     scale = F(F(high - low) / F(2**bits - 1))
     zero = F(0) if scale == 0 else F(-np.rint(F(low / scale)))
-    values = [slow_grid_value(element, scale, zero, 0, 2**bits - 1) for element in x.ravel()]
+    values = [slow_fake_quantize(element, scale, zero, 0, 2**bits - 1) for element in x.ravel()]
     return np.array(values, dtype=F).reshape(x.shape)
 
 
@@ -36,30 +36,30 @@ def slow_weight(w, bits, axis=0):
     for channel, values in enumerate(moved):
         scale = F(max((abs(value) for value in values.ravel()), default=F(0)) / F((2**bits - 1) / 2))
         quantized = [
-            slow_grid_value(value, scale, F(0), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1) for value in values.ravel()
+            slow_fake_quantize(value, scale, F(0), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1) for value in values.ravel()
         ]
         out[channel] = np.array(quantized, dtype=F).reshape(values.shape)
     return np.moveaxis(out, 0, axis)
 
 
 def adversarial_tensors():
-    """Name -> float32 tensor of shape [5, 4, 3, 2]."""
+    """Float32 tensors of shape [5, 4, 3, 2] by name."""
     random = torch.randn(5, 4, 3, 2, generator=torch.Generator().manual_seed(0))
-    dead = random.clone()
-    dead[2] = 0
-    lopsided = random.clone()
-    lopsided[1] = lopsided[1].abs() * 1e-3
-    lopsided[3] *= 1e4
+    zero_channel = random.clone()
+    zero_channel[2] = 0
+    unequal = random.clone()
+    unequal[1] = unequal[1].abs() * 1e-3
+    unequal[3] *= 1e4
     return {
         "random": random,
         "zeros": torch.zeros_like(random),
-        "dead channel": dead,
+        "zero channel": zero_channel,
         "constant": torch.full_like(random, 0.7),
         "all negative": -random.abs() - 0.1,
         "huge": random * 1e30,
         "tiny": random * 1e-30,
         "subnormal": random * 1e-43,
-        "channels of unlike size": lopsided,
+        "channels of different magnitude": unequal,
         "ties at .5": (random * 4).round() / 2,
         "non-contiguous": torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(1)).permute(3, 2, 1, 0),
         "channels_last": random.contiguous(memory_format=torch.channels_last),
@@ -80,19 +80,19 @@ def test_values_equal_the_slow_reference_at_every_width(name):
             expected = slow_activation(x.numpy(), F(low), F(high), bits)
         activation = fake_quantize(x, choose_qparams(low, high, bits))
         np.testing.assert_array_equal(activation.numpy(), expected, err_msg=f"activation, {bits} bits")
-        # A range seen on other images clips.
+        # A range observed on other images clips.
         narrow = fake_quantize(x, choose_qparams(low / 2, high / 2, bits))
         np.testing.assert_array_equal(narrow.numpy(), slow_activation(x.numpy(), F(low) / F(2), F(high) / F(2), bits))
 
 
 @pytest.mark.parametrize("shape", [(0,), (3, 0), (0, 3, 2, 2)])
-def test_an_empty_tensor_comes_back(shape):
+def test_an_empty_tensor_is_returned_unchanged(shape):
     empty = torch.empty(shape)
     assert fake_quantize(empty, choose_qparams(torch.tensor(0.0), torch.tensor(1.0), 4)) is empty
     assert fake_quantize_weight(empty, 4) is empty
 
 
-def test_an_empty_range_passes_anything_through_alone():
+def test_an_empty_range_leaves_only_its_own_elements_unchanged():
     constant = choose_qparams(torch.tensor(0.3), torch.tensor(0.3), 4)
     x = torch.randn(7, requires_grad=True)
     y = fake_quantize(x, constant)
@@ -108,18 +108,18 @@ def test_an_empty_range_passes_anything_through_alone():
 
 
 LAYOUTS = {
-    "in order": lambda x: x,
+    "contiguous": lambda x: x,
     "channels last": lambda x: x.contiguous(memory_format=torch.channels_last),
-    "turned": lambda x: x.permute(3, 0, 2, 1),
-    "with gaps": lambda x: x[:, ::2],
+    "permuted": lambda x: x.permute(3, 0, 2, 1),
+    "strided": lambda x: x[:, ::2],
     "one image": lambda x: x.reshape(1, 70, 64, 169),
     "one image, channels last": lambda x: x.reshape(1, 70, 64, 169).contiguous(memory_format=torch.channels_last),
-    "the same row again": lambda x: x[:1].expand(70, -1, -1, -1),
+    "expanded": lambda x: x[:1].expand(70, -1, -1, -1),
 }
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_tensors_of_many_blocks_equal_the_plain_chain(layout):
+def test_tensors_of_many_blocks_equal_plain_torch_operations(layout):
     x = LAYOUTS[layout](torch.randn(70, 64, 13, 13))  # 2.9 blocks
     qparams = choose_qparams(x.min(), x.max() / 2, 4)
     plain = ((x / qparams.scale).round() + qparams.zero_point).clamp(0, 15) - qparams.zero_point
@@ -139,45 +139,45 @@ def test_a_tensor_without_dimensions_is_one_element():
 def test_per_channel_activation_ranges():
     x = torch.randn(2, 3, 4, 4)
     low, high = x.amin((0, 2, 3), keepdim=True), x.amax((0, 2, 3), keepdim=True)
-    together = fake_quantize(x, choose_qparams(low, high, 3))
+    all_channels = fake_quantize(x, choose_qparams(low, high, 3))
     for channel in range(3):
         alone = fake_quantize(x[:, channel], choose_qparams(low[0, channel, 0, 0], high[0, channel, 0, 0], 3))
-        assert torch.equal(together[:, channel], alone)
+        assert torch.equal(all_channels[:, channel], alone)
 
 
 # ---- gradients -------------------------------------------------------------------------------------------------
 
 
-def rule_gradient_activation(x, low, high, bits, grad):
-    """Section by section: straight through round, then 1 where the integer lies in the range, else 0."""
+def expected_activation_gradient(x, low, high, bits, grad):
+    """Straight through round, then 1 where the integer lies within the range, else 0."""
     scale = (high - low) / (2**bits - 1)
     integer = np.rint(x / scale) - np.rint(low / scale)
     return grad * ((integer >= 0) & (integer <= 2**bits - 1))
 
 
-def rule_gradient_weight(w, bits, grad):
-    """Also through the scale, that is through the element of greatest magnitude of each channel."""
+def expected_weight_gradient(w, bits, grad):
+    """Also through the scale, that is, through the largest element of each channel."""
     out = np.empty_like(w)
     for c, (values, g) in enumerate(zip(w, grad, strict=True)):
         bound = np.abs(values).max()
         scale = bound / ((2**bits - 1) / 2)
         integer = np.rint(values / scale)
-        inside = (integer >= -(2 ** (bits - 1))) & (integer <= 2 ** (bits - 1) - 1)
+        in_range = (integer >= -(2 ** (bits - 1))) & (integer <= 2 ** (bits - 1) - 1)
         clamped = np.clip(integer, -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-        grad_scale = (g * (clamped - inside * values / scale)).sum()
-        out[c] = g * inside
+        grad_scale = (g * (clamped - in_range * values / scale)).sum()
+        out[c] = g * in_range
         largest = np.unravel_index(np.abs(values).argmax(), values.shape)
         out[c][largest] += grad_scale * np.sign(values[largest]) / ((2**bits - 1) / 2)
     return out
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8, 16])
-def test_activation_gradient_is_the_clamps_on_the_rounded_integer(bits):
+def test_activation_gradient_is_that_of_clamping_the_rounded_integer(bits):
     x = torch.randn(4, 6, 5, 5, dtype=torch.float64, requires_grad=True)
     low, high = x.detach().min() / 2, x.detach().max() / 3
     grad = torch.randn_like(x)
     fake_quantize(x, choose_qparams(low, high, bits)).backward(grad)
-    expected = rule_gradient_activation(x.detach().numpy(), low.item(), high.item(), bits, grad.numpy())
+    expected = expected_activation_gradient(x.detach().numpy(), low.item(), high.item(), bits, grad.numpy())
     np.testing.assert_array_equal(x.grad.numpy(), expected)
     assert 0 < (x.grad == 0).sum() < x.numel()
 
@@ -187,11 +187,11 @@ def test_weight_gradient_flows_through_the_scale(bits):
     w = torch.randn(8, 3, 3, 3, dtype=torch.float64, requires_grad=True)
     grad = torch.randn_like(w)
     fake_quantize_weight(w, bits).backward(grad)
-    expected = rule_gradient_weight(w.detach().numpy(), bits, grad.numpy())
+    expected = expected_weight_gradient(w.detach().numpy(), bits, grad.numpy())
     np.testing.assert_allclose(w.grad.numpy(), expected, rtol=0, atol=1e-9 * np.abs(expected).max())
 
 
-def test_weight_gradient_equals_the_plain_chain_of_torch_operations():
+def test_weight_gradient_equals_that_of_plain_torch_operations():
     w = torch.randn(8, 12, dtype=torch.float64, requires_grad=True)
     grad = torch.randn_like(w)
     fake_quantize_weight(w, 3).backward(grad)
@@ -201,7 +201,7 @@ def test_weight_gradient_equals_the_plain_chain_of_torch_operations():
     assert (w.grad - plain.grad).abs().max() <= 1e-9 * plain.grad.abs().max()
 
 
-def test_a_dead_channel_gets_the_gradient_unchanged():
+def test_the_gradient_of_a_zero_channel_is_unchanged():
     w = torch.randn(3, 4, dtype=torch.float64)
     w[1] = 0
     w.requires_grad_()
@@ -222,13 +222,13 @@ def test_a_learned_scalar_scale_gets_its_gradient():
     assert math.isclose(high.grad.item(), plain.grad.item(), rel_tol=1e-9)
 
 
-def test_the_backward_pass_keeps_at_most_one_byte_an_element():
+def test_at_most_one_byte_per_element_is_saved_for_the_backward_pass():
     x = torch.randn(64, 32, 8, 8, requires_grad=True)
     qparams = choose_qparams(x.detach().min(), x.detach().max(), 4)
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
         fake_quantize(x, qparams)
-    assert sum(tensor.numel() * tensor.element_size() for tensor in kept) <= x.numel() + 16
+    assert sum(tensor.numel() * tensor.element_size() for tensor in saved) <= x.numel() + 16
 
 
 # ---- dtypes and layouts ----------------------------------------------------------------------------------------
@@ -273,17 +273,17 @@ BITS = st.integers(2, 16)
 many = settings(max_examples=150, deadline=None)
 
 
-def grid_of(values, bits):
+def make_qparams(values, bits):
     x = torch.from_numpy(values)
     return x, choose_qparams(x.min(), x.max(), bits)
 
 
 @many
 @given(VECTORS, BITS)
-def test_grid_points_survive_and_quantizing_twice_changes_nothing(values, bits):
-    x, grid = grid_of(values, bits)
-    once = fake_quantize(x, grid)
-    assert torch.equal(fake_quantize(once, grid), once)
+def test_quantizing_twice_changes_nothing(values, bits):
+    x, qparams = make_qparams(values, bits)
+    once = fake_quantize(x, qparams)
+    assert torch.equal(fake_quantize(once, qparams), once)
 
 
 @many
@@ -292,35 +292,35 @@ def test_every_grid_point_is_a_fixed_point(bits, first, scale):
     steps = 2**bits - 1
     integers = torch.arange(first, first + steps + 1, dtype=torch.float32)
     points = integers * torch.tensor(scale)
-    grid = choose_qparams(points[0], points[-1], bits)
-    quantized = fake_quantize(points, grid)
+    qparams = choose_qparams(points[0], points[-1], bits)
+    quantized = fake_quantize(points, qparams)
     assert quantized.unique().numel() == points.unique().numel()
     torch.testing.assert_close(quantized, points, rtol=1e-5, atol=scale * 1e-2)
-    assert torch.equal(fake_quantize(quantized, grid), quantized)
+    assert torch.equal(fake_quantize(quantized, qparams), quantized)
 
 
 @many
 @given(VECTORS, BITS)
-def test_monotone(values, bits):
-    x, grid = grid_of(np.sort(values), bits)
-    assert (fake_quantize(x, grid).diff() >= 0).all()
+def test_fake_quantization_is_monotone(values, bits):
+    x, qparams = make_qparams(np.sort(values), bits)
+    assert (fake_quantize(x, qparams).diff() >= 0).all()
 
 
 @many
 @given(VECTORS, BITS)
-def test_error_is_at_most_half_a_step_inside_the_range(values, bits):
-    x, grid = grid_of(values, bits)
-    error = (fake_quantize(x, grid).double() - x.double()).abs()
-    # Three float32 roundings: of x / s, of (q - z) * s, and at the ends the one of z, which can shift the range.
+def test_error_is_at_most_half_a_scale_inside_the_range(values, bits):
+    x, qparams = make_qparams(values, bits)
+    error = (fake_quantize(x, qparams).double() - x.double()).abs()
+    # Three float32 roundings: of x / s, of (q - z) * s, and that of z, which can shift the range and affects its ends.
     rounding = 4 * torch.finfo(torch.float32).eps * x.double().abs().max()
-    edge = torch.isin(x, torch.stack([x.min(), x.max()]))
-    limit = torch.where(edge, 1.0, 0.5) * grid.scale.double() + rounding
+    is_end = torch.isin(x, torch.stack([x.min(), x.max()]))
+    limit = torch.where(is_end, 1.0, 0.5) * qparams.scale.double() + rounding
     assert (error <= limit).all()
 
 
 @many
 @given(VECTORS, BITS)
-def test_weight_error_is_at_most_half_a_step(values, bits):
+def test_weight_error_is_at_most_half_a_scale(values, bits):
     weight = torch.from_numpy(values)[None]
     scale = weight.double().abs().max() / ((2**bits - 1) / 2)
     error = (fake_quantize_weight(weight, bits).double() - weight.double()).abs()

@@ -1,4 +1,4 @@
-"""Calibration, and the file of a quantization that it leaves."""
+"""Calibration, re-estimated norms, and files of quantizations."""
 
 import copy
 import json
@@ -41,33 +41,33 @@ def batches():
     return [torch.randn(2, 3, 16, 16, generator=generator) for _ in range(4)]
 
 
-def calibrated(model, images, scheme="minmax", **how):
+def calibrate(model, images, scheme="minmax", **options):
     quantization = Quantization(model, scheme=Scheme.parse(scheme))
-    quantization.calibrate(images, **how)
+    quantization.calibrate(images, **options)
     return quantization
 
 
-def seen(quantization):
-    """What was observed, by point."""
+def get_observations(quantization):
+    """The observed range and sums of each point."""
     observers = {point.key: quantization[point].observer for point in quantization.points}
-    found = {key: each for key, each in observers.items() if each is not None}
     return {
         key: (
-            None if each.min_val is None else [float(end) for end in each.range],
+            None if each.min_val is None else [float(bound) for bound in each.range],
             None if each.sums is None else each.sums.tolist(),
         )
-        for key, each in found.items()
+        for key, each in observers.items()
+        if each is not None
     }
 
 
-def test_calibration_sees_every_batch_in_evaluation_mode_and_puts_the_flags_back(model, batches):
+def test_calibration_observes_every_batch_in_evaluation_mode_and_restores_training_mode(model, batches):
     model.train()
     model.layer1[0].bn1.eval()
     flags = [module.training for module in model.modules()]
-    before = copy.deepcopy(model.state_dict())
-    quantization = calibrated(model, batches)
+    former = copy.deepcopy(model.state_dict())
+    quantization = calibrate(model, batches)
     assert [module.training for module in model.modules()] == flags
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(torch.equal(tensor, former[name]) for name, tensor in model.state_dict().items())
 
     model.eval()
     by_hand = [model.layer1(torch.relu(model.bn1(model.conv1(x)))).aminmax() for x in batches]
@@ -76,35 +76,35 @@ def test_calibration_sees_every_batch_in_evaluation_mode_and_puts_the_flags_back
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_shards_merge_to_the_whole(model, batches, scheme):
-    whole, half, rest = (calibrated(model, part, scheme) for part in (batches, batches[:1], batches[1:]))
-    assert seen(half) != seen(whole)
+def test_merged_shards_equal_one_calibration(model, batches, scheme):
+    whole, half, rest = (calibrate(model, part, scheme) for part in (batches, batches[:1], batches[1:]))
+    assert get_observations(half) != get_observations(whole)
     half.merge(rest)
-    assert seen(half) == seen(whole)
+    assert get_observations(half) == get_observations(whole)
     with pytest.raises(ValueError, match="same points and scheme"):
-        half.merge(calibrated(model, batches, "act=mse:3"))
+        half.merge(calibrate(model, batches, "act=mse:3"))
 
 
-def test_batches_limits_and_tuples_and_forward_feed(model, batches):
-    first = seen(calibrated(model, batches[:1]))
-    assert seen(calibrated(model, batches, batches=1)) == first
-    assert seen(calibrated(model, [(batches[0], torch.zeros(2))])) == first
-    fed = calibrated(model, [{"image": batches[0]}], forward=lambda network, batch: network(batch["image"]))
-    assert seen(fed) == first
+def test_batches_can_be_limited_tuples_or_passed_to_forward(model, batches):
+    first = get_observations(calibrate(model, batches[:1]))
+    assert get_observations(calibrate(model, batches, batches=1)) == first
+    assert get_observations(calibrate(model, [(batches[0], torch.zeros(2))])) == first
+    with_forward = calibrate(model, [{"image": batches[0]}], forward=lambda network, batch: network(batch["image"]))
+    assert get_observations(with_forward) == first
 
 
-def test_calibrating_again_begins_anew(model, batches):
-    quantization = calibrated(model, batches)
+def test_calibrating_again_replaces_observations(model, batches):
+    quantization = calibrate(model, batches)
     quantization.calibrate(batches[:1])
-    assert seen(quantization) == seen(calibrated(model, batches[:1]))
+    assert get_observations(quantization) == get_observations(calibrate(model, batches[:1]))
 
 
 # ---- norms ---------------------------------------------------------------------------------------------------------
 
 
-def test_norms_are_re_estimated_at_each_width_from_what_the_quantized_network_sees(model, batches):
+def test_norms_are_re_estimated_in_the_quantized_network_at_each_width(model, batches):
     own = copy.deepcopy(model.state_dict())
-    quantization = calibrated(model, batches, "norms=re-estimated")
+    quantization = calibrate(model, batches, "norms=re-estimated")
     with pytest.raises(UserError, match="norm statistics were not re-estimated at 4w4a"), quantization.at(FOUR):
         pass
     found = dict(
@@ -115,7 +115,7 @@ def test_norms_are_re_estimated_at_each_width_from_what_the_quantized_network_se
     reference.bn1.momentum = None
     reference.bn1.train()
     plain = Quantization(reference)
-    plain.calibrate(batches[:1])  # of weights alone
+    plain.calibrate(batches[:1])  # it quantizes only weights
     with plain.at(Bits(4, None)), torch.no_grad():
         for x in batches:
             reference.bn1(reference.conv1(x))
@@ -124,24 +124,26 @@ def test_norms_are_re_estimated_at_each_width_from_what_the_quantized_network_se
     torch.testing.assert_close(statistics["bn1.running_var"], reference.bn1.running_var)
     with quantization.at(FOUR):
         assert torch.equal(model(batches[0]), found[FOUR])
-        assert all(torch.equal(tensor, own[name]) for name, tensor in model.state_dict().items())  # the ordinary one
+        assert all(
+            torch.equal(tensor, own[name]) for name, tensor in model.state_dict().items()
+        )  # the float state_dict
     assert all(torch.equal(tensor, own[name]) for name, tensor in model.state_dict().items())
     assert not torch.equal(found[FOUR], found[Bits(2, 4)])
 
 
-def test_norms_are_of_a_width_and_its_overrides(model, batches):
-    quantization = calibrated(model, batches, "norms=re-estimated")
+def test_norm_statistics_belong_to_a_width_and_its_overrides(model, batches):
+    quantization = calibrate(model, batches, "norms=re-estimated")
     overrides = {"layer1.*": Bits(8, 8)}
     mixed = evaluate_at_width(quantization, FOUR, lambda: model.eval()(batches[0]), overrides, batches)
     assert list(quantization.norm_statistics) == ["4w4a, layer1.* at 8w8a"]
     plain = evaluate_at_width(quantization, FOUR, lambda: model(batches[0]), None, batches)
     assert not torch.equal(mixed, plain)
     (full,) = evaluate_at_widths(quantization, [Bits.FP], lambda _: model(batches[0]), overrides, batches)
-    assert "FP" in quantization.norm_statistics  # a width called FP is full precision
+    assert "FP" in quantization.norm_statistics  # FP is full precision, without overrides
     assert torch.equal(full[1], evaluate_at_width(quantization, Bits.FP, lambda: model(batches[0])))
 
 
-def test_norms_that_cannot_be_re_estimated_are_one_sentence(model, batches):
+def test_norms_that_cannot_be_re_estimated_are_an_error(model, batches):
     frozen = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1))
     with pytest.raises(UserError, match="norms of this network are frozen"):
         list(
@@ -150,35 +152,37 @@ def test_norms_that_cannot_be_re_estimated_are_one_sentence(model, batches):
             )
         )
     with pytest.raises(UserError, match="no images to estimate the statistics of this bit-width from"):
-        evaluate_at_width(calibrated(model, batches, "norms=re-estimated"), FOUR, list)
+        evaluate_at_width(calibrate(model, batches, "norms=re-estimated"), FOUR, list)
 
 
 # ---- the file ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_saved_file_gives_what_was_saved_and_equal_outputs(model, batches, tmp_path, scheme):
+def test_a_loaded_quantization_equals_the_saved_one(model, batches, tmp_path, scheme):
     file = tmp_path / "q.safetensors"
-    quantization = calibrated(model.eval(), batches, scheme)
+    quantization = calibrate(model.eval(), batches, scheme)
     quantization.calibration = Calibration(8, 3, "crops")
     expected = evaluate_at_width(quantization, FOUR, lambda: model(batches[0]), None, batches)
     quantization.save(file)
-    again = Quantization.load(file, model)
-    assert seen(again) == seen(quantization)
-    assert (again.scheme, again.points, again.calibration) == (
+    loaded = Quantization.load(file, model)
+    assert get_observations(loaded) == get_observations(quantization)
+    assert (loaded.scheme, loaded.points, loaded.calibration) == (
         quantization.scheme,
         quantization.points,
         Calibration(8, 3, "crops"),
     )
-    assert torch.equal(evaluate_at_width(again, FOUR, lambda: model(batches[0])), expected)  # with its norms
+    assert torch.equal(
+        evaluate_at_width(loaded, FOUR, lambda: model(batches[0])), expected
+    )  # with the saved norm statistics
     written = file.read_bytes()
-    again.save(file)
+    loaded.save(file)
     assert file.read_bytes() == written
     assert Quantization.load(file, model, Scheme.parse(scheme)).scheme == quantization.scheme
 
 
 def test_the_header_is_readable(model, batches, tmp_path):
-    quantization = calibrated(model, batches, "act=mse:2.4")
+    quantization = calibrate(model, batches, "act=mse:2.4")
     quantization.save(tmp_path / "q.safetensors")
     with open(tmp_path / "q.safetensors", "rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
@@ -194,9 +198,9 @@ def test_the_header_is_readable(model, batches, tmp_path):
     assert header["layer1.0.conv2:input/ends"]["shape"] == [2]
 
 
-def test_one_of_another_model_is_refused_by_the_first_tensor(model, batches, tmp_path):
+def test_a_file_of_another_model_is_an_error_that_names_a_tensor(model, batches, tmp_path):
     file = tmp_path / "q.safetensors"
-    calibrated(model, batches).save(file)
+    calibrate(model, batches).save(file)
     wide = copy.deepcopy(model)
     wide.linear = nn.Linear(16, 20)
     with pytest.raises(UserError, match=r"another model: linear.weight is \[10, 16\] in the file and \[20, 16\] here"):
@@ -207,9 +211,9 @@ def test_one_of_another_model_is_refused_by_the_first_tensor(model, batches, tmp
         Quantization.load(file, torchvision.models.resnet18())
 
 
-def test_one_of_other_weights_points_or_scheme_is_refused(model, batches, tmp_path):
+def test_a_file_of_other_weights_points_or_scheme_is_an_error(model, batches, tmp_path):
     file = tmp_path / "q.safetensors"
-    quantization = calibrated(model, batches, "act=mse")
+    quantization = calibrate(model, batches, "act=mse")
     quantization.save(file)
     with pytest.raises(UserError, match="has scheme act=mse, not minmax"):
         Quantization.load(file, model, scheme=Scheme())
@@ -223,21 +227,21 @@ def test_one_of_other_weights_points_or_scheme_is_refused(model, batches, tmp_pa
         Quantization.load(file, model)
 
 
-def altered(file, metadata=(), tensors=()):
-    """The file with other strings and tensors; ``None`` takes one away."""
-    found, strings = read_safetensors(file)
-    for place, changes in ((strings, dict(metadata)), (found, dict(tensors))):
+def alter_file(file, metadata=(), tensors=()):
+    """Change metadata and tensors of a file; ``None`` removes one."""
+    all_tensors, all_metadata = read_safetensors(file)
+    for content, changes in ((all_metadata, dict(metadata)), (all_tensors, dict(tensors))):
         for name, value in changes.items():
             if value is None:
-                del place[name]
+                del content[name]
             else:
-                place[name] = value
+                content[name] = value
     with atomic_write(file) as out:
-        write_safetensors(found, strings, out)
+        write_safetensors(all_tensors, all_metadata, out)
 
 
 @pytest.mark.parametrize(
-    ("metadata", "said"),
+    ("metadata", "message"),
     [
         ({"format": "pt"}, "does not hold a quantization"),
         ({"version": "9"}, "has version 9, this ssql_det reads up to 1"),
@@ -257,40 +261,40 @@ def altered(file, metadata=(), tensors=()):
     ],
     ids=str,
 )
-def test_a_header_of_something_else_is_one_sentence(model, batches, tmp_path, metadata, said):
+def test_an_invalid_header_is_an_error(model, batches, tmp_path, metadata, message):
     file = tmp_path / "q.safetensors"
-    calibrated(model, batches).save(file)
-    altered(file, metadata)
-    with pytest.raises(UserError, match=said) as refusal:
+    calibrate(model, batches).save(file)
+    alter_file(file, metadata)
+    with pytest.raises(UserError, match=message) as error:
         Quantization.load(file, model)
-    assert str(file) in str(refusal.value)
+    assert str(file) in str(error.value)
 
 
 KEY = "layer1:input"
-HIST = torch.zeros(8192, dtype=torch.int64)
+COUNTS = torch.zeros(8192, dtype=torch.int64)
 TENSORS = {
-    "no number": {f"{KEY}/ends": torch.tensor([torch.nan, 1.0])},
-    "endless": {f"{KEY}/ends": torch.tensor([-1.0, torch.inf])},
-    "upside down": {f"{KEY}/ends": torch.tensor([5.0, -5.0])},
-    "three": {f"{KEY}/ends": torch.tensor([[1.0, 1.0]])},
-    "whole numbers": {f"{KEY}/ends": torch.tensor([1, 1])},
+    "nan": {f"{KEY}/ends": torch.tensor([torch.nan, 1.0])},
+    "infinite": {f"{KEY}/ends": torch.tensor([-1.0, torch.inf])},
+    "minimum above maximum": {f"{KEY}/ends": torch.tensor([5.0, -5.0])},
+    "another shape": {f"{KEY}/ends": torch.tensor([[1.0, 1.0]])},
+    "integers": {f"{KEY}/ends": torch.tensor([1, 1])},
     "without counts": {f"{KEY}/sums": None},
-    "counts below nothing": {f"{KEY}/sums": HIST - 1},
-    "other counts": {f"{KEY}/sums": HIST[:5]},
-    "counts that are no numbers of things": {f"{KEY}/sums": HIST.double()},
-    "too much": {f"{KEY}/learned.step": torch.ones(1)},
-    "more": {f"{KEY}/else": torch.ones(1)},
-    "of nothing": {"somewhere/ends": torch.ones(2)},
-    "norms of nothing": {"4w4a/norms.bn9.running_mean": torch.ones(2)},
-    "norms of other channels": {"4w4a/norms.bn1.running_mean": torch.ones(2)},
+    "negative counts": {f"{KEY}/sums": COUNTS - 1},
+    "too few counts": {f"{KEY}/sums": COUNTS[:5]},
+    "float counts": {f"{KEY}/sums": COUNTS.double()},
+    "unknown parameter": {f"{KEY}/learned.step": torch.ones(1)},
+    "unknown tensor": {f"{KEY}/else": torch.ones(1)},
+    "unknown point": {"somewhere/ends": torch.ones(2)},
+    "unknown norm": {"4w4a/norms.bn9.running_mean": torch.ones(2)},
+    "norm of another shape": {"4w4a/norms.bn1.running_mean": torch.ones(2)},
 }
 
 
 @pytest.mark.parametrize("change", TENSORS.values(), ids=TENSORS)
-def test_tensors_that_cannot_be_are_refused(model, batches, change, tmp_path):
+def test_invalid_tensors_are_an_error(model, batches, change, tmp_path):
     file = tmp_path / "q.safetensors"
-    calibrated(model, batches, "act=mse").save(file)
-    altered(file, (), change)
+    calibrate(model, batches, "act=mse").save(file)
+    alter_file(file, (), change)
     with pytest.raises(UserError, match=r"q.safetensors is damaged \(.*\); calibrate again"):
         Quantization.load(file, model)
 
@@ -298,7 +302,7 @@ def test_tensors_that_cannot_be_are_refused(model, batches, change, tmp_path):
 @pytest.mark.parametrize(
     "content", [b"", b"{}", b'{"format": "ssql_det ranges"}', b"\x80\x04cos\nsystem\n", b"\0" * 99]
 )
-def test_other_files_are_refused(model, content, tmp_path):
+def test_other_files_are_an_error(model, content, tmp_path):
     file = tmp_path / "q.safetensors"
     file.write_bytes(content)
     with pytest.raises(UserError, match=f"{file} does not hold a quantization"):
@@ -309,9 +313,9 @@ def test_other_files_are_refused(model, content, tmp_path):
         Quantization.load(tmp_path, model)
 
 
-def test_a_torn_file_is_one_sentence_at_every_length(model, batches, tmp_path):
+def test_a_truncated_file_is_an_error_at_every_length(model, batches, tmp_path):
     file = tmp_path / "q.safetensors"
-    calibrated(model, batches).save(file)
+    calibrate(model, batches).save(file)
     whole = file.read_bytes()
     for length in (*range(0, len(whole) - 1, 97), len(whole) - 1):
         file.write_bytes(whole[:length])
@@ -319,45 +323,45 @@ def test_a_torn_file_is_one_sentence_at_every_length(model, batches, tmp_path):
             Quantization.load(file, model)
 
 
-# ---- mistakes ------------------------------------------------------------------------------------------------------
+# ---- errors ------------------------------------------------------------------------------------------------------
 
 
-def test_mistakes_are_one_sentence(model, batches):
+def test_invalid_calibration_is_an_error(model, batches):
     with pytest.raises(UserError, match="calibration loader is empty"):
-        calibrated(model, [])
+        calibrate(model, [])
     with pytest.raises(UserError, match="at least 1 batch, got batches=-1"):
-        calibrated(model, batches, batches=-1)
+        calibrate(model, batches, batches=-1)
     with pytest.raises(UserError, match="values at layer1:input"):
-        calibrated(model, [batches[0] * float("nan")])
+        calibrate(model, [batches[0] * float("nan")])
     with pytest.raises(UserError, match="values at layer1:input"):
-        calibrated(model, [batches[0] * float("nan")], "act=mse")
+        calibrate(model, [batches[0] * float("nan")], "act=mse")
     with pytest.raises(UserError, match="holds a dict, not images"):
-        calibrated(model, [{"image": batches[0]}])
+        calibrate(model, [{"image": batches[0]}])
     with pytest.raises(UserError, match="nothing to quantize"):
-        calibrated(nn.ReLU(), batches)
+        calibrate(nn.ReLU(), batches)
 
 
-def test_a_calibration_that_fails_leaves_the_one_before(model, batches):
-    quantization = calibrated(model, batches)
-    before = seen(quantization)
+def test_a_failed_calibration_keeps_the_former_one(model, batches):
+    quantization = calibrate(model, batches)
+    former = get_observations(quantization)
     for loader in ([], [batches[0] * float("nan")]):
         with pytest.raises(UserError):
             quantization.calibrate(loader)
-        assert seen(quantization) == before
+        assert get_observations(quantization) == former
 
 
-def test_a_bad_batch_ends_calibration_at_once(model, batches):
+def test_an_invalid_batch_ends_calibration_immediately(model, batches):
     def loader():
         yield batches[0] * float("nan")
-        raise AssertionError("went on after a bad batch")
+        raise AssertionError("continued after an invalid batch")
 
     with pytest.raises(UserError, match="values at layer1:input"):
-        calibrated(model, loader())
+        calibrate(model, loader())
 
 
-def test_the_generic_network_goes_the_whole_way(batches):
+def test_a_generic_network_is_calibrated_and_quantized(batches):
     model = PlainNet().eval()
-    quantization = calibrated(model, batches)
+    quantization = calibrate(model, batches)
     expected = model(batches[0])
     widths = [Bits(bits, bits) for bits in (8, 4, 2)]
     outputs = evaluate_at_widths(quantization, widths, lambda _: model(batches[0]))

@@ -1,4 +1,4 @@
-"""What a step of SSQL costs beyond arithmetic: reads of tensors back to Python, and collectives."""
+"""Synchronizations and collectives of a training step of SSQL."""
 
 import pytest
 import torch
@@ -11,8 +11,8 @@ from ssql_det.quant import SampledBits, affine
 from ssql_det.ssl import SSQL, SimSiam
 
 
-class Reads(TorchDispatchMode):
-    """Counts what makes a GPU's queue run empty: values that go to Python."""
+class ReadCounter(TorchDispatchMode):
+    """Counts reads of tensor values in Python, for which the CPU waits until the GPU is done."""
 
     def __init__(self):
         super().__init__()
@@ -24,7 +24,7 @@ class Reads(TorchDispatchMode):
 
 
 def test_a_step_of_a_resnet50_reads_at_most_three_values(monkeypatch):
-    """On a GPU's path, which is taken on the CPU here. A list of values is one read."""
+    """The code path of a GPU, run on the CPU. Reading a list of values is one read."""
     monkeypatch.setattr(affine, "_reads_without_sync", lambda x: False)
     lists, tolist = [], torch.Tensor.tolist
     monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: lists.append(1) or tolist(tensor))
@@ -32,7 +32,7 @@ def test_a_step_of_a_resnet50_reads_at_most_three_values(monkeypatch):
     network = SSQL(SimSiam(build_backbone("resnet50"), dim=64, hidden=32), SampledBits(0)).train()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
     views = [torch.randn(2, 3, 32, 32) for _ in range(2)]
-    with Reads() as reads:
+    with ReadCounter() as reads:
         loss = network(views, 0)
         assert loss.isfinite()
         optimizer.zero_grad()
@@ -42,7 +42,7 @@ def test_a_step_of_a_resnet50_reads_at_most_three_values(monkeypatch):
 
 
 @pytest.mark.parametrize(("scheme", "collectives"), [("minmax", ["max"]), ("act=mse", ["max", "sum"])])
-def test_ranges_of_all_ranks_are_one_collective_and_counts_another(scheme, collectives, tmp_path):
+def test_ranges_are_merged_in_one_collective_and_histograms_in_another(scheme, collectives, tmp_path):
     launch(collectives_step.run, scheme, tmp_path, processes=2)
     for rank in range(2):
         assert (tmp_path / str(rank)).read_text().split() == collectives

@@ -1,4 +1,4 @@
-"""Size, multiply-adds and bit-operations: against fvcore's count, and by hand."""
+"""Size, multiply-adds and bit-operations, compared with fvcore and with numbers computed by hand."""
 
 import pytest
 import torch
@@ -14,13 +14,13 @@ def profile(model, size=64):
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d"])
-def test_multiply_adds_are_fvcores(name):
+def test_multiply_adds_equal_fvcores(name):
     model = torchvision.models.get_model(name).eval()
     counted = FlopCountAnalysis(model, torch.zeros(1, 3, 64, 64)).unsupported_ops_warnings(False).by_operator()
     assert profile(model).at(Bits.FP).macs == counted["conv"] + counted["linear"]
 
 
-def test_transposed_convs_and_linears_by_hand():
+def test_multiply_adds_of_transposed_convs_and_linears():
     model = PlainNet()
     cost = profile(model, size=8).at(Bits.FP)
     encode, decode, head = 16 * 6 * 27, 16 * 6 * (4 * 4), 4 * 5
@@ -29,7 +29,7 @@ def test_transposed_convs_and_linears_by_hand():
     assert cost.macs == sum(counted[kind] for kind in ("conv", "conv_transpose", "linear") if kind in counted)
 
 
-def test_size_is_weights_at_their_bits_a_scale_a_channel_and_the_rest_in_float():
+def test_size_is_quantized_weights_a_scale_per_channel_and_float_parameters():
     model = torchvision.models.resnet18()
     cost = profile(model)
     total = sum(parameter.numel() for parameter in model.parameters())
@@ -43,18 +43,18 @@ def test_size_is_weights_at_their_bits_a_scale_a_channel_and_the_rest_in_float()
 
 
 @pytest.mark.parametrize("make", [torchvision.models.resnet18, torchvision.models.resnet50, CifarResNet, D2ResNet])
-def test_every_conv_of_a_resnet_reads_a_quantized_tensor_and_the_first_the_image(make):
-    calls = profile(make()).trace.operations
-    convs = [call for call in calls if call.path not in ("fc", "linear")]
-    assert [call.path for call in convs if call.sources[0] is None] == [calls[0].path]
-    assert [call.path for call in calls if call.reads_image] == [calls[0].path]
-    stem_readers = [call.path for call in calls if call.sources[0] and call.sources[0].bits == 8]
-    assert stem_readers[0].endswith("0.conv1") or stem_readers[0].endswith("0.shortcut")
+def test_every_conv_of_a_resnet_but_the_first_has_a_quantized_input(make):
+    operations = profile(make()).trace.operations
+    convs = [each for each in operations if each.path not in ("fc", "linear")]
+    assert [each.path for each in convs if each.sources[0] is None] == [operations[0].path]
+    assert [each.path for each in operations if each.reads_image] == [operations[0].path]
+    after_stem = [each.path for each in operations if each.sources[0] and each.sources[0].bits == 8]
+    assert after_stem[0].endswith("0.conv1") or after_stem[0].endswith("0.shortcut")
 
 
-def test_bit_operations_by_hand():
+def test_bit_operations_equal_those_by_hand():
     cost = profile(CifarResNet(), size=16)
-    macs = {call.path: call.macs for call in cost.trace.operations}
+    macs = {each.path: each.macs for each in cost.trace.operations}
     pixels = 16 * 16
     assert macs["conv1"] == pixels * 8 * 27
     first_stage = pixels * 8 * 8 * 9
@@ -69,13 +69,13 @@ def test_bit_operations_by_hand():
     assert {bits: cost.at(bits).bit_ops for bits in expected} == expected
 
 
-def test_overrides_are_priced():
+def test_overrides_change_the_cost():
     cost = profile(CifarResNet(), size=16)
     assert cost.at(Bits(4, 4), {"*": Bits(8, 8)}) == cost.at(Bits(8, 8))
     assert cost.at(Bits(4, 4)) != cost.at(Bits(4, 4), {"layer2.*": Bits(8, 8)}) != cost.at(Bits(8, 8))
 
 
-def test_a_tensor_that_is_changed_in_place_leaves_its_grid():
+def test_a_tensor_changed_in_place_is_no_longer_quantized():
     class Shifted(torch.nn.Module):
         def __init__(self, shift):
             super().__init__()
@@ -87,12 +87,12 @@ def test_a_tensor_that_is_changed_in_place_leaves_its_grid():
 
     from ssql_det.quant import QuantPoint, Side
 
-    for shift, found in ((True, None), (False, "hidden:output")):
+    for shift, expected in ((True, None), (False, "hidden:output")):
         model = Shifted(shift)
         model.hidden = torch.nn.Identity()
         points = [QuantPoint("second", Side.WEIGHT), QuantPoint("hidden", Side.OUTPUT)]
         source = profile_cost(model, points, torch.zeros(1, 4)).trace.operations[-1].sources[0]
-        assert (source and source.key) == found
+        assert (source and source.key) == expected
 
 
 def test_profiling_leaves_no_hook():

@@ -1,4 +1,4 @@
-"""What takes hold of a module lets go of it again, in whatever order and way."""
+"""Contexts that change a module restore it, in any order and after errors."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from ssql_det.quant.hooks import hooking, overriding_attributes, recording_outpu
 WEIGHT = QuantPoint("0", Side.WEIGHT)
 
 
-def test_attributes_are_others_inside_and_their_own_again_after():
+def test_overridden_attributes_are_restored():
     layer = nn.Conv2d(2, 3, 1)
     layer.norm = None  # torch keeps this one in the instance dictionary
     weight, bias, other = layer.weight, layer.bias, torch.ones(3, 2, 1, 1)
@@ -26,13 +26,13 @@ def test_attributes_are_others_inside_and_their_own_again_after():
     assert (layer.weight, layer.bias, layer.norm) == (weight, bias, None)
 
 
-def test_a_hooked_weight_is_made_from_the_parameter_and_the_innermost_one_counts():
+def test_a_hooked_weight_is_computed_from_the_parameter_by_the_innermost_context():
     network = nn.Sequential(nn.Linear(2, 2))
     weight, x = network[0].weight, torch.ones(1, 2)
-    with hooking(network, WEIGHT, lambda own: 2 * own):
+    with hooking(network, WEIGHT, lambda parameter: 2 * parameter):
         assert torch.equal(network[0].weight, 2 * weight)
-        with hooking(network, WEIGHT, lambda own: 3 * own):
-            assert torch.equal(network[0].weight, 3 * weight)  # not six times: of the parameter
+        with hooking(network, WEIGHT, lambda parameter: 3 * parameter):
+            assert torch.equal(network[0].weight, 3 * weight)  # not six times: the action gets the parameter
         assert torch.equal(network[0].weight, 2 * weight)
         with hooking(network, WEIGHT, None):
             assert network[0].weight is weight
@@ -43,20 +43,20 @@ def test_a_hooked_weight_is_made_from_the_parameter_and_the_innermost_one_counts
     assert not network[0]._forward_pre_hooks
 
 
-def test_an_action_that_fails_leaves_no_trace():
+def test_a_failing_action_leaves_the_module_unchanged():
     network = nn.Sequential(nn.Linear(2, 2))
     weight = network[0].weight
-    with pytest.raises(ZeroDivisionError), hooking(network, WEIGHT, lambda own: 1 / 0):
+    with pytest.raises(ZeroDivisionError), hooking(network, WEIGHT, lambda parameter: 1 / 0):
         pass
-    with hooking(network, WEIGHT, lambda own: 2 * own):
-        with pytest.raises(ZeroDivisionError), hooking(network, WEIGHT, lambda own: 1 / 0):
+    with hooking(network, WEIGHT, lambda parameter: 2 * parameter):
+        with pytest.raises(ZeroDivisionError), hooking(network, WEIGHT, lambda parameter: 1 / 0):
             pass
         assert torch.equal(network[0].weight, 2 * weight)
     assert network[0].weight is weight
     assert not network[0]._forward_pre_hooks
 
 
-def test_a_failure_lets_go():
+def test_contexts_are_left_after_an_error():
     layer = nn.Linear(2, 2)
     weight = layer.weight
 
@@ -70,16 +70,16 @@ def test_a_failure_lets_go():
     assert not layer._forward_hooks
 
 
-class Twofold(nn.Module):
+class DictOutput(nn.Module):
     def forward(self, x):
         return {"once": x, "twice": 2 * x}
 
 
-def test_what_modules_put_out_is_recorded_pass_by_pass_as_it_was_then():
-    network = nn.Sequential(nn.ReLU(), Twofold())
-    with recording_outputs(network, ["0", "1"]) as seen:
-        one = network(torch.ones(2))["once"]
+def test_outputs_are_recorded_as_copies_pass_by_pass():
+    network = nn.Sequential(nn.ReLU(), DictOutput())
+    with recording_outputs(network, ["0", "1"]) as outputs:
+        output = network(torch.ones(2))["once"]
         network(torch.full((2,), 3.0))
-        one.fill_(7)
+        output.fill_(7)
     network(torch.ones(2))
-    assert [each.tolist() for each in seen] == [[1, 1], [1, 1], [2, 2], [3, 3], [3, 3], [6, 6]]
+    assert [each.tolist() for each in outputs] == [[1, 1], [1, 1], [2, 2], [3, 3], [3, 3], [6, 6]]

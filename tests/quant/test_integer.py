@@ -1,4 +1,4 @@
-"""Placement ``integer``: a ResNet-18 in nothing but integers and one factor a channel, written out."""
+"""Placement ``integer``, compared with a ResNet-18 written in integers with one factor per channel."""
 
 import pytest
 import timm
@@ -11,11 +11,11 @@ from ssql_det.core.errors import UserError
 from ssql_det.quant import Bits, Quantization, Scheme, Side, quant_points
 
 SCHEME = Scheme(placement="integer")
-ENDS = (-2.1, 2.6)
+IMAGE_RANGE = (-2.1, 2.6)
 
 
-def trained_by_chance(model, seed=0):
-    """With norms as a training leaves them: statistics, weights of either sign, one that is 0."""
+def randomize_norms(model, seed=0):
+    """Norms as after training: random statistics, weights of both signs and one of 0."""
     generator = torch.Generator().manual_seed(seed)
     for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
         norm.running_mean.copy_(torch.randn(norm.running_mean.shape, generator=generator) / 5)
@@ -31,52 +31,52 @@ def images(count, size=32):
     return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(7), dtype=torch.float64) * 4 - 2
 
 
-class Machine:
-    """Tensors are integers with a scale and a zero point; a conv adds up integers, its bias among them."""
+class IntegerResNet18:
+    """Tensors are integers with a scale; a conv adds up integers, including its bias."""
 
     def __init__(self, quantization, bits):
-        self.q, self.bits, self.model = quantization, bits, quantization.model
+        self.quantization, self.bits, self.model = quantization, bits, quantization.model
         self.points = {point.key: point for point in quantization.points}
 
     def get_qparams(self, key):
         point = self.points[key]
-        return self.q[point].get_qparams(point.bits or self.bits.act)
+        return self.quantization[point].get_qparams(point.bits or self.bits.act)
 
-    def on_grid(self, real, key):
-        grid = self.get_qparams(key)
-        codes = torch.clamp(torch.round(real / grid.scale) + grid.zero_point, grid.qmin, grid.qmax)
-        return codes - grid.zero_point, grid.scale
+    def quantize(self, x, key):
+        qparams = self.get_qparams(key)
+        integers = torch.clamp(torch.round(x / qparams.scale) + qparams.zero_point, qparams.qmin, qparams.qmax)
+        return integers - qparams.zero_point, qparams.scale
 
     def conv(self, path, norm_path, tensor):
         (x, scale), conv, norm = tensor, self.model.get_submodule(path), self.model.get_submodule(norm_path)
-        width = self.points[f"{path}:weight"].bits or self.bits.weight
-        most = 2 ** (width - 1)
-        weight_scale = conv.weight.abs().amax((1, 2, 3)) / ((2**width - 1) / 2)
-        codes = torch.clamp(torch.round(conv.weight / weight_scale.view(-1, 1, 1, 1)), -most, most - 1)
-        carried = codes * 2 ** (8 - width)
+        bits = self.points[f"{path}:weight"].bits or self.bits.weight
+        limit = 2 ** (bits - 1)
+        weight_scale = conv.weight.abs().amax((1, 2, 3)) / ((2**bits - 1) / 2)
+        integers = torch.clamp(torch.round(conv.weight / weight_scale.view(-1, 1, 1, 1)), -limit, limit - 1)
+        shifted = integers * 2 ** (8 - bits)
         factor = norm.weight / torch.sqrt(norm.running_var + norm.eps)
         bias = norm.bias - norm.running_mean * factor
-        carried = torch.where(factor.view(-1, 1, 1, 1) == 0, 0, carried)
-        step = scale * torch.where(factor == 0, 1, weight_scale * factor) / 2 ** (8 - width)
-        whole = torch.round(bias / step.abs()) * step.sign()  # the scale has the norm's sign
-        sums = F.conv2d(x, carried, None, conv.stride, conv.padding) + whole.view(-1, 1, 1)
+        shifted = torch.where(factor.view(-1, 1, 1, 1) == 0, 0, shifted)
+        out_scale = scale * torch.where(factor == 0, 1, weight_scale * factor) / 2 ** (8 - bits)
+        integer_bias = torch.round(bias / out_scale.abs()) * out_scale.sign()  # the scale has the norm's sign
+        sums = F.conv2d(x, shifted, None, conv.stride, conv.padding) + integer_bias.view(-1, 1, 1)
         assert torch.equal(sums, sums.round())
-        return sums * step.view(-1, 1, 1)
+        return sums * out_scale.view(-1, 1, 1)
 
     def block(self, path, tensor):
         hidden = F.relu(self.conv(f"{path}.conv1", f"{path}.bn1", tensor))
-        hidden = self.on_grid(hidden, f"{path}.conv2:input")
-        added, scale = self.on_grid(self.conv(f"{path}.conv2", f"{path}.bn2", hidden), f"{path}.bn2:output")
+        hidden = self.quantize(hidden, f"{path}.conv2:input")
+        residual, scale = self.quantize(self.conv(f"{path}.conv2", f"{path}.bn2", hidden), f"{path}.bn2:output")
         shortcut = tensor
         if f"{path}.downsample:output" in self.points:
-            real = self.conv(f"{path}.downsample.0", f"{path}.downsample.1", tensor)
-            shortcut = self.on_grid(real, f"{path}.downsample:output")
-        return self.on_grid(F.relu(added * scale + shortcut[0] * shortcut[1]), f"{path}:output")
+            output = self.conv(f"{path}.downsample.0", f"{path}.downsample.1", tensor)
+            shortcut = self.quantize(output, f"{path}.downsample:output")
+        return self.quantize(F.relu(residual * scale + shortcut[0] * shortcut[1]), f"{path}:output")
 
     def features(self, pixels):
-        tensor = self.on_grid(pixels, "conv1:input")
-        codes, scale = self.on_grid(F.relu(self.conv("conv1", "bn1", tensor)), "relu:output")
-        tensor = F.max_pool2d(codes, 3, 2, 1), scale  # its zero point is exactly 0
+        tensor = self.quantize(pixels, "conv1:input")
+        integers, scale = self.quantize(F.relu(self.conv("conv1", "bn1", tensor)), "relu:output")
+        tensor = F.max_pool2d(integers, 3, 2, 1), scale  # its zero point is exactly 0
         assert self.get_qparams("relu:output").zero_point == 0
         for stage in range(1, 5):
             for number in range(2):
@@ -85,63 +85,63 @@ class Machine:
 
 
 @pytest.mark.parametrize("bits", [Bits(8, 8), Bits(4, 4), Bits(2, 4)], ids=str)
-def test_a_resnet_18_in_integers_is_the_simulation_exactly(bits):
-    model = trained_by_chance(torchvision.models.resnet18())
-    quantization = Quantization(model, quant_points(model, "integer", ENDS), SCHEME)
+def test_the_simulation_equals_a_resnet_18_in_integers(bits):
+    model = randomize_norms(torchvision.models.resnet18())
+    quantization = Quantization(model, quant_points(model, "integer", IMAGE_RANGE), SCHEME)
     quantization.calibrate(images(4).split(2))
-    seen = []
+    outputs = []
     with torch.no_grad(), quantization.at(bits):
-        handle = model.layer4.register_forward_hook(lambda module, args, output: seen.append(output))
+        handle = model.layer4.register_forward_hook(lambda module, args, output: outputs.append(output))
         model(images(2))
     handle.remove()
-    assert torch.equal(seen[0], Machine(quantization, bits).features(images(2)))
-    assert seen[0].unique().numel() > 8
+    assert torch.equal(outputs[0], IntegerResNet18(quantization, bits).features(images(2)))
+    assert outputs[0].unique().numel() > 8
 
 
-def test_all_that_is_computed_with_lies_on_a_grid_that_has_a_zero():
-    model = trained_by_chance(torchvision.models.mobilenet_v2())
+def test_all_inputs_are_quantized_and_all_ranges_include_zero():
+    model = randomize_norms(torchvision.models.mobilenet_v2())
     quantization = Quantization(model, scheme=SCHEME)
     quantization.calibrate([images(2)])
     assert all(chain.source is not None for chain in quantization.chains)
     for point in quantization.points:
         if not point.is_weight:
             low, high = quantization[point].observer.range
-            zero = quantization[point].get_qparams(8).zero_point
-            assert 0 <= zero <= 255
-            assert zero == 0 or low < 0
-            assert zero == 255 or high > 0
+            zero_point = quantization[point].get_qparams(8).zero_point
+            assert 0 <= zero_point <= 255
+            assert zero_point == 0 or low < 0
+            assert zero_point == 255 or high > 0
 
 
-def test_it_is_saved_and_outside_the_network_is_float(tmp_path):
-    model = trained_by_chance(torchvision.models.resnet18())
+def test_a_loaded_quantization_gives_equal_outputs_and_outside_the_network_is_float(tmp_path):
+    model = randomize_norms(torchvision.models.resnet18())
     before = model(images(1))
-    quantization = Quantization(model, quant_points(model, "integer", ENDS), SCHEME)
+    quantization = Quantization(model, quant_points(model, "integer", IMAGE_RANGE), SCHEME)
     quantization.calibrate([images(2)])
     quantization.save(tmp_path / "q.safetensors")
-    again = Quantization.load(tmp_path / "q.safetensors", model)
-    found = []
-    for each in (quantization, again):
+    loaded = Quantization.load(tmp_path / "q.safetensors", model)
+    results = []
+    for each in (quantization, loaded):
         with each.at(Bits(4, 4)):
-            found.append(model(images(1)))
-    assert torch.equal(*found)
+            results.append(model(images(1)))
+    assert torch.equal(*results)
     assert torch.equal(model(images(1)), before)
     published = Quantization(model)
     published.calibrate([images(2)])
     with published.at(Bits(4, 4)):
-        assert not torch.equal(model(images(1)), found[0])
+        assert not torch.equal(model(images(1)), results[0])
 
 
-def test_shards_are_folded_as_one_stream_and_what_was_never_traced_is_refused():
-    model = trained_by_chance(torchvision.models.resnet18())
-    whole, part, shards = (Quantization(model, quant_points(model, "integer", ENDS), SCHEME) for _ in range(3))
+def test_merged_shards_are_folded_and_a_model_that_was_not_calibrated_is_an_error():
+    model = randomize_norms(torchvision.models.resnet18())
+    whole, part, shards = (Quantization(model, quant_points(model, "integer", IMAGE_RANGE), SCHEME) for _ in range(3))
     whole.calibrate([images(2)])
     part.calibrate([images(2)])
     shards.merge(part)
-    found = []
+    results = []
     for each in (whole, shards):
         with torch.no_grad(), each.at(Bits(4, 4)):
-            found.append(model(images(1)))
-    assert torch.equal(*found)
+            results.append(model(images(1)))
+    assert torch.equal(*results)
     observed = Quantization(model, scheme=SCHEME)
     with torch.no_grad(), observed.observing():
         model(images(1))
@@ -153,17 +153,17 @@ def test_shards_are_folded_as_one_stream_and_what_was_never_traced_is_refused():
 
 
 def test_re_estimated_norms_are_folded_as_they_are_at_the_width():
-    model = trained_by_chance(torchvision.models.resnet18())
+    model = randomize_norms(torchvision.models.resnet18())
     quantization = Quantization(model, scheme=Scheme(norms="re-estimated", placement="integer"))
     quantization.calibrate([images(4)])
     quantization.reestimate_norms(Bits(4, 4), [images(4)])
-    seen = []
+    outputs = []
     with torch.no_grad(), quantization.at(Bits(4, 4)):
-        handle = model.bn1.register_forward_hook(lambda module, args, output: seen.append(output.clone()))
+        handle = model.bn1.register_forward_hook(lambda module, args, output: outputs.append(output.clone()))
         model(images(4))
     handle.remove()
-    assert seen[0].mean((0, 2, 3)).sub(model.bn1.bias).abs().max() < 0.05
-    assert seen[0].var((0, 2, 3)).sqrt().sub(model.bn1.weight.abs()).abs().max() < 0.05
+    assert outputs[0].mean((0, 2, 3)).sub(model.bn1.bias).abs().max() < 0.05
+    assert outputs[0].var((0, 2, 3)).sqrt().sub(model.bn1.weight.abs()).abs().max() < 0.05
 
 
 @pytest.mark.parametrize(
@@ -184,12 +184,12 @@ def test_an_unknown_placement_is_named():
         Scheme.parse("placement=intger")
 
 
-def test_the_images_ends_are_given_or_observed():
-    model = trained_by_chance(torchvision.models.resnet18())
-    for ends in (ENDS, None):
-        quantization = Quantization(model, quant_points(model, "integer", ends), SCHEME)
+def test_the_image_range_is_given_or_observed():
+    model = randomize_norms(torchvision.models.resnet18())
+    for image_range in (IMAGE_RANGE, None):
+        quantization = Quantization(model, quant_points(model, "integer", image_range), SCHEME)
         quantization.calibrate([images(2)])
         image = next(point for point in quantization.points if point.side is Side.INPUT)
-        grid = quantization[image].get_qparams(8)
-        low, high = ends or (images(2).min(), images(2).max())
-        assert grid.scale.item() == pytest.approx(float(high - low) / 255)
+        qparams = quantization[image].get_qparams(8)
+        low, high = image_range or (images(2).min(), images(2).max())
+        assert qparams.scale.item() == pytest.approx(float(high - low) / 255)

@@ -1,4 +1,4 @@
-"""Where each layout of ResNet is quantized, and how bits are assigned to the places."""
+"""The quantization points of each kind of ResNet, and the bits assigned to them."""
 
 import logging
 
@@ -14,46 +14,46 @@ from ssql_det.quant import Bits, QuantPoint, Side, quant_points
 from ssql_det.quant.points import assign_bits
 
 
-def keys(points, side=None):
+def get_keys(points, side=None):
     return [point.key for point in points if side is None or point.side is side]
 
 
-def activations(points):
+def get_activation_keys(points):
     return [point.key for point in points if not point.is_weight]
 
 
 def test_torchvision_basic_blocks():
     points = quant_points(torchvision.models.resnet18())
-    assert activations(points)[:5] == [
+    assert get_activation_keys(points)[:5] == [
         "relu:output",
         "layer1.0.conv2:input",
         "layer1.0:output",
         "layer1.1.conv2:input",
         "layer1.1:output",
     ]
-    assert len(activations(points)) == 1 + 8 * 2
-    assert len(keys(points, Side.WEIGHT)) == 20  # every conv, the three shortcuts included, not fc
-    assert "fc:weight" not in keys(points)
+    assert len(get_activation_keys(points)) == 1 + 8 * 2
+    assert len(get_keys(points, Side.WEIGHT)) == 20  # every conv, the three shortcuts included, not fc
+    assert "fc:weight" not in get_keys(points)
 
 
 def test_torchvision_bottlenecks():
     points = quant_points(torchvision.models.resnet50())
-    assert activations(points)[1:4] == ["layer1.0.conv2:input", "layer1.0.conv3:input", "layer1.0:output"]
-    assert len(activations(points)) == 1 + 16 * 3
-    assert len(keys(points, Side.WEIGHT)) == 53
+    assert get_activation_keys(points)[1:4] == ["layer1.0.conv2:input", "layer1.0.conv3:input", "layer1.0:output"]
+    assert len(get_activation_keys(points)) == 1 + 16 * 3
+    assert len(get_keys(points, Side.WEIGHT)) == 53
 
 
-def test_only_the_stem_keeps_a_width_of_its_own():
+def test_only_the_stem_has_fixed_bits():
     points = quant_points(torchvision.models.resnet18())
     assert {point.key: point.bits for point in points if point.bits} == {"conv1:weight": 8, "relu:output": 8}
 
 
-def test_timm_resnets_have_the_points_of_torchvisions():
-    ours = [key.replace("relu:", "act1:") for key in keys(quant_points(torchvision.models.resnet50()))]
-    assert keys(quant_points(timm.create_model("resnet50"))) == ours
+def test_timm_resnets_have_the_same_points_as_torchvisions():
+    expected = [key.replace("relu:", "act1:") for key in get_keys(quant_points(torchvision.models.resnet50()))]
+    assert get_keys(quant_points(timm.create_model("resnet50"))) == expected
 
 
-def test_a_deep_stem_is_quantized_within_at_eight_bits():
+def test_a_stem_of_several_convs_has_points_at_eight_bits():
     points = quant_points(timm.create_model("resnet26d"))
     stem = [(point.key, point.bits) for point in points if point.path.startswith(("conv1", "act1"))]
     assert stem == [
@@ -66,26 +66,31 @@ def test_a_deep_stem_is_quantized_within_at_eight_bits():
     ]
 
 
-def test_a_cifar_net_with_functional_relu_is_tapped_before_its_first_stage():
+def test_a_cifar_net_with_functional_relu_has_its_stem_point_before_the_first_stage():
     points = quant_points(CifarResNet())
-    assert activations(points) == [
+    assert get_activation_keys(points) == [
         "layer1:input",
         "layer1.0.conv2:input",
         "layer1.0:output",
         "layer2.0.conv2:input",
         "layer2.0:output",
     ]
-    assert "layer2.0.shortcut.0:weight" in keys(points)
+    assert "layer2.0.shortcut.0:weight" in get_keys(points)
 
 
-def test_detectron2_blocks_carry_their_norm_inside_and_their_stem_pools():
+def test_detectron2_resnets_have_norms_inside_convs_and_a_pool_inside_the_stem():
     points = quant_points(D2ResNet())
-    assert activations(points)[:4] == ["stem:output", "res2.0.conv2:input", "res2.0.conv3:input", "res2.0:output"]
+    assert get_activation_keys(points)[:4] == [
+        "stem:output",
+        "res2.0.conv2:input",
+        "res2.0.conv3:input",
+        "res2.0:output",
+    ]
     assert [point.key for point in points if point.include_zero] == ["stem:output"]
-    assert {"stem.conv1:weight", "res2.0.shortcut:weight"} < set(keys(points))
+    assert {"stem.conv1:weight", "res2.0.shortcut:weight"} < set(get_keys(points))
 
 
-def test_a_resnet_inside_another_module_is_found_and_the_rest_reported(caplog):
+def test_a_resnet_inside_another_module_is_found_and_other_layers_are_logged(caplog):
     caplog.set_level(logging.INFO, "ssql_det")
     outer = nn.ModuleDict({"encoder": torchvision.models.resnet18(), "head": nn.Linear(1000, 10)})
     points = quant_points(outer)
@@ -94,39 +99,39 @@ def test_a_resnet_inside_another_module_is_found_and_the_rest_reported(caplog):
     assert "encoder.fc, head stay float" in caplog.text
 
 
-def test_the_generic_rule_says_that_it_was_used(caplog):
+def test_the_generic_rule_logs_a_warning(caplog):
     points = quant_points(PlainNet())
-    assert keys(points) == ["encode:weight", "decode:input", "decode:weight", "head:input", "head:weight"]
+    assert get_keys(points) == ["encode:weight", "decode:input", "decode:weight", "head:input", "head:weight"]
     assert [point.bits for point in points] == [8, None, None, 8, 8]
     assert "generic rule" in caplog.text
 
 
-def test_a_network_with_conv1_and_conv2_alone_is_no_residual_block():
+def test_a_network_with_conv1_and_conv2_is_not_a_residual_block():
     class LeNet(nn.Module):
         def __init__(self):
             super().__init__()
             self.conv1, self.conv2, self.fc = nn.Conv2d(1, 6, 5), nn.Conv2d(6, 16, 5), nn.Linear(16, 10)
 
-    assert keys(quant_points(LeNet()))[-1] == "fc:weight"
+    assert get_keys(quant_points(LeNet()))[-1] == "fc:weight"
 
 
-def test_pre_activation_blocks_are_not_taken_for_others(caplog):
+def test_pre_activation_blocks_get_the_generic_rule(caplog):
     points = quant_points(timm.create_model("resnetv2_50"))
     assert "generic rule" in caplog.text
-    assert not keys(points, Side.OUTPUT)
+    assert not get_keys(points, Side.OUTPUT)
 
 
-def test_a_traced_graph_is_refused():
+def test_a_traced_graph_is_an_error():
     with pytest.raises(UserError, match="find the points of the original model"):
         quant_points(torch.fx.symbolic_trace(torchvision.models.resnet18()))
 
 
-def test_nothing_to_quantize_is_said():
+def test_a_network_without_layers_is_an_error():
     with pytest.raises(UserError, match="Sequential has nothing to quantize"):
         quant_points(nn.Sequential(nn.BatchNorm2d(3), nn.ReLU()))
 
 
-# ---- bits for the points ---------------------------------------------------------------------------------------
+# ---- assigned bits --------------------------------------------------------------------------------------------
 
 POINTS = (
     QuantPoint("conv1", Side.WEIGHT, 8),
@@ -137,25 +142,25 @@ POINTS = (
 )
 
 
-def widths(bits, overrides=None):
+def get_assigned_bits(bits, overrides=None):
     return list(assign_bits(POINTS, bits, overrides).values())
 
 
-def test_a_points_own_width_holds_wherever_its_side_is_quantized():
-    assert widths(Bits(2, 4)) == [8, 8, 2, 4, 4]
-    assert widths(Bits(8, None)) == [8, None, 8, None, None]
-    assert widths(Bits.FP) == [None] * 5
+def test_fixed_bits_are_used_where_weights_or_activations_are_quantized():
+    assert get_assigned_bits(Bits(2, 4)) == [8, 8, 2, 4, 4]
+    assert get_assigned_bits(Bits(8, None)) == [8, None, 8, None, None]
+    assert get_assigned_bits(Bits.FP) == [None] * 5
 
 
-def test_overrides_match_patterns_and_the_last_match_counts():
-    assert widths(Bits(2, 4), {"layer1.*": Bits(8, 8), "layer?.0": Bits(5, None)}) == [8, 8, 8, None, None]
-    assert widths(Bits(2, 4), {"conv1": Bits(4, 4)}) == [4, 8, 2, 4, 4]
+def test_overrides_are_patterns_and_the_last_match_is_used():
+    assert get_assigned_bits(Bits(2, 4), {"layer1.*": Bits(8, 8), "layer?.0": Bits(5, None)}) == [8, 8, 8, None, None]
+    assert get_assigned_bits(Bits(2, 4), {"conv1": Bits(4, 4)}) == [4, 8, 2, 4, 4]
 
 
-def test_an_override_quantizes_one_place_of_a_float_network():
-    assert widths(Bits.FP, {"layer1.0.conv1": Bits(3, None)}) == [None, None, 3, None, None]
+def test_an_override_quantizes_one_point_of_a_float_network():
+    assert get_assigned_bits(Bits.FP, {"layer1.0.conv1": Bits(3, None)}) == [None, None, 3, None, None]
 
 
-def test_an_override_that_matches_nothing_names_the_nearest_path():
+def test_an_override_that_matches_nothing_is_an_error_with_the_closest_path():
     with pytest.raises(UserError, match=r"override 'layer1.0.conv3'; did you mean 'layer1.0.conv1'\?"):
-        widths(Bits(4, 4), {"layer1.0.conv3": Bits(8, 8)})
+        get_assigned_bits(Bits(4, 4), {"layer1.0.conv3": Bits(8, 8)})

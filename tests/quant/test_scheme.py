@@ -1,4 +1,4 @@
-"""Schemes as people write them: read, printed, read again; what cannot be served is one sentence."""
+"""Schemes are parsed and printed; an invalid scheme is an error."""
 
 import itertools
 
@@ -22,13 +22,13 @@ from ssql_det.quant import Scheme
         ("minmax, placement=published", Scheme(), "minmax"),
     ],
 )
-def test_texts_are_read_and_printed_in_one_way(text, scheme, printed):
+def test_schemes_are_parsed_and_printed(text, scheme, printed):
     assert Scheme.parse(text) == scheme
     assert str(scheme) == printed
     assert Scheme.parse(printed) == scheme
 
 
-def test_every_scheme_is_what_it_prints():
+def test_every_scheme_equals_its_printed_form():
     weights, acts = ("minmax", "mse", "mse:3", "centred"), ("minmax", "percentile:99", "mse", "mse:3")
     schemes = {Scheme(*each) for each in itertools.product(weights, acts, ("trained", "re-estimated"))}
     assert len({str(scheme) for scheme in schemes}) == len(schemes) == 32
@@ -36,7 +36,7 @@ def test_every_scheme_is_what_it_prints():
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("minmx", "unknown weight quantizer 'minmx'; did you mean 'minmax'?"),
         ("act=percentle", "unknown activation quantizer 'percentle'; did you mean 'percentile'?"),
@@ -59,7 +59,7 @@ def test_every_scheme_is_what_it_prints():
         ("act=percentile:50", "a percentile must be greater than 50"),
     ],
 )
-def test_mistakes_are_one_sentence(text, said):
-    with pytest.raises(UserError) as refusal:
+def test_an_invalid_scheme_is_an_error(text, message):
+    with pytest.raises(UserError) as error:
         Scheme.parse(text)
-    assert said in str(refusal.value)
+    assert message in str(error.value)
