@@ -237,5 +237,5 @@ def test_a_family_of_a_plugin_is_tried_first(caplog):
         assert find_blocks(model) == ("0",)
         assert "CustomNet: 1 stay float" in caplog.text
     finally:
-        FAMILIES._parts.pop("custom")
+        FAMILIES._objects.pop("custom")
     assert len(quant_points(model)) == 3
