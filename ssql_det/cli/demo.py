@@ -1,7 +1,7 @@
-"""Features of one ResNet at full precision and at few bits, from a single copy of weights.
+"""Compare the features of one ResNet at full precision and at few bits, from a single copy of weights.
 
-The weights are random and the images are crops of scikit-learn's two photographs: the table shows what the
-bit-width alone does to the features and to the cost. No accuracy is meant.
+The weights are random and the images are crops of scikit-learn's two photographs: the table shows what the bit-width
+alone does to features and cost, and says nothing about accuracy.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ssql_det.cli.arguments import add_bits, add_scheme, make_scheme, positive_i
 if TYPE_CHECKING:
     from torch import Tensor
 
-HELP = "a ResNet's features at FP/8/6/5/4/2 bits, as a small table"
+HELP = "compare a ResNet's features at FP, 8, 6, 5, 4 and 2 bits"
 EXAMPLES = (
     "ssql-det demo",
     "ssql-det demo --arch resnet50 --bits FP,8,4 --scheme act=percentile:99.9",
@@ -42,30 +42,31 @@ def run(options: argparse.Namespace) -> None:
     widths = parse_widths(options.bits)
     torch.manual_seed(options.seed)
     backbone = build_backbone(options.arch)
-    crops = _photo_crops(count=48, size=options.size, seed=options.seed)
+    crops = _make_photo_crops(count=48, size=options.size, seed=options.seed)
     backbone.require_size(options.size)
     model = backbone.module.eval()
-    shown, seen = crops[:16], crops[16:]  # features are shown of crops that calibration has not seen
+    test_crops, calibration_crops = crops[:16], crops[16:].split(16)
 
     quantization = Quantization(model, scheme=make_scheme(options))
-    quantization.calibrate(seen.split(16))
-    profile = profile_cost(model, quantization.points, shown[:1])
+    quantization.calibrate(calibration_crops)
+    profile = profile_cost(model, quantization.points, test_crops[:1])
     rows = []
     with torch.no_grad():
-        reference = model(shown)
-        for bits, features in evaluate_at_widths(quantization, widths, lambda _: model(shown), batches=seen.split(16)):
+        reference = model(test_crops)
+        evaluated = evaluate_at_widths(quantization, widths, lambda _: model(test_crops), batches=calibration_crops)
+        for bits, features in evaluated:
             cosine = torch.cosine_similarity(features, reference).mean().item()
             error = ((features - reference).norm() / reference.norm()).item()
             cost = profile.at(bits)
             rows.append(
                 (str(bits), f"{cosine:.4f}", f"{error:.4f}", f"{cost.bytes / 1e6:.2f}", f"{cost.bit_ops / 1e9:.1f}")
             )
-    how = f"{options.arch}, random weights, seed {options.seed}, {quantization.scheme}"
-    print_table(HEADER, rows, f"{how}: features of {len(shown)} crops")
+    settings = f"{options.arch}, random weights, seed {options.seed}, {quantization.scheme}"
+    print_table(HEADER, rows, f"{settings}: features of {len(test_crops)} crops")
     print_next("reproduce", "--preset", "mini")
 
 
-def _photo_crops(count: int, size: int, seed: int) -> Tensor:
+def _make_photo_crops(count: int, size: int, seed: int) -> Tensor:
     """Random square crops, normalized as ImageNet's: [count, 3, size, size]."""
     import torch
     from sklearn.datasets import load_sample_images
@@ -75,9 +76,9 @@ def _photo_crops(count: int, size: int, seed: int) -> Tensor:
     from ssql_det.ssl.augmentations import normalize
 
     photos = [torch.from_numpy(photo.copy()).permute(2, 0, 1) for photo in load_sample_images().images]
-    most = min(min(photo.shape[1:]) for photo in photos)
-    if not 32 <= size <= most:
-        raise UserError(f"--size must be 32 to {most}, the photographs' shorter side; got {size}")
+    max_size = min(min(photo.shape[1:]) for photo in photos)
+    if not 32 <= size <= max_size:
+        raise UserError(f"--size must be 32 to {max_size}, the photographs' shorter side; got {size}")
     generator = torch.Generator().manual_seed(seed)
     crops = []
     for index in range(count):

@@ -1,7 +1,7 @@
-"""Set result rows beside the published tables: the figure, our mean over all seeds, the difference.
+"""Print the published tables beside result rows: the published value, our mean over seeds, the difference.
 
-One scope and one data set a table; nothing else is mixed in. An empty cell says which command fills it, or that it is
-published only: this project cannot produce it yet.
+A table is of one dataset and one scope. An empty cell has the number of the command that measures it, or says
+"published only" where no command can yet.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 
 from ssql_det.cli.arguments import positive_int
 
-HELP = "the published tables beside our rows"
+HELP = "print the published tables beside your results"
 EXAMPLES = (
     "ssql-det tables --table 6 --rows sweeps/c4/results.jsonl --dataset toy_voc_2007_test",
     "ssql-det tables --table all --rows sweeps/c4/results.jsonl probes/results.jsonl --format latex --out tables.tex",
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--table",
         nargs="+",
         action="extend",
-        type=_number,
+        type=_parse_table,
         required=True,
         metavar="N",
         help="1, 3, 8, 12: linear probes; 6: VOC2007; 7: COCO2017; 4, 5, 13: published only; or all",
@@ -36,17 +36,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="extend",
         default=[],
         metavar="results.jsonl",
-        help="files of rows, of sweeps and of probes (default: none, which shows what there is to fill)",
+        help="result files of sweeps and probes (default: none; then all cells are empty)",
     )
     parser.add_argument(
         "--scope",
         metavar="all|backbone",
         default="all",
-        help="which modules of detectors were quantized: all or backbone (default: %(default)s); a probe's is backbone",
+        help="which modules of detectors were quantized (default: %(default)s); probes always have backbone",
     )
-    parser.add_argument("--dataset", default="", metavar="NAME", help="as rows name it (default: the published one)")
+    parser.add_argument(
+        "--dataset",
+        default="",
+        metavar="NAME",
+        help="dataset, named as in the result files (default: the published one)",
+    )
     parser.add_argument("--format", choices=FORMATS, default=FORMATS[0], help="default: %(default)s")
-    parser.add_argument("--out", metavar="FILE", help="write there, all tables in one file (default: to the terminal)")
+    parser.add_argument("--out", metavar="FILE", help="write all tables to this file (default: print them)")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -65,25 +70,25 @@ def run(options: argparse.Namespace) -> None:
 
     set_up_logging()
     if options.scope not in SCOPES:
-        raise UserError(f"--scope is {' or '.join(SCOPES)}, got {options.scope!r}")
+        raise UserError(f"--scope must be {' or '.join(SCOPES)}, got {options.scope!r}")
     if options.out is not None:
         check_not_an_input(options.out, options.rows)
     numbers = TABLE_NUMBERS if ALL in options.table else tuple(dict.fromkeys(options.table))
     rows = load_rows(options.rows)
-    tables = [compare_with_published(number, rows, options.scope, options.dataset) for number in numbers]
+    comparisons = [compare_with_published(number, rows, options.scope, options.dataset) for number in numbers]
     if options.format == "csv":
-        text = render_csv(*tables)
+        text = render_csv(*comparisons)
     else:
-        document = Document("", tuple(block for table in tables for block in build_comparison_blocks(table)))
+        document = Document("", tuple(block for each in comparisons for block in build_comparison_blocks(each)))
         text = render_latex(document) if options.format == "latex" else render_markdown(document)
     if options.out is None:
         sys.stdout.write(text)
         return
     write_text(options.out, text)
-    for table in tables:
-        scope = f", scope {table.scope}" if table.scope else ""
-        print(f"{options.out}: Table {table.number}, {table.dataset}{scope}", file=sys.stderr)
+    for comparison in comparisons:
+        scope = f", scope {comparison.scope}" if comparison.scope else ""
+        print(f"{options.out}: Table {comparison.number}, {comparison.dataset}{scope}", file=sys.stderr)
 
 
-def _number(text: str) -> int | str:
+def _parse_table(text: str) -> int | str:
     return ALL if text == ALL else positive_int(text)

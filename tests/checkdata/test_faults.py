@@ -286,7 +286,7 @@ def test_quick_reads_headers_only(data, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--dataset", "imagenet"], "--dataset is voc, coco or the path"),
+        (["--dataset", "imagenet"], "--dataset must be voc, coco or the path"),
         (["--dataset", "absent.json"], "annotation file is missing"),
         (["--draw", "many", "sheet.png"], "--draw needs a number"),
         (["--draw", "²", "sheet.png"], "--draw needs a number"),

@@ -73,7 +73,7 @@ from ssql_det.cli.main import COMMANDS, main
 ROOT = CONFIGS.parents[1]
 CLASSIFIER = "roi_heads.box_predictor.cls_score.weight"
 BAD_YAML, BAD_PTH, BAD_PKL = "{here}/bad.yaml", "{here}/bad.pth", "{here}/bad.pkl"
-UNFIT = "fault(s) that would end a training; mend the files named above"
+UNFIT = "error(s) that would stop a training; fix the files named above"
 NO_DETECTOR = "this config does not describe a detector"
 
 
@@ -242,7 +242,7 @@ LINES = {  # the command line itself is what is wrong
         "out of memory (",
     ),
     # ---- data
-    "data that are not there": ("check-data {here}/no", "there is no folder {here}/no; give the one"),
+    "data that are not there": ("check-data {here}/no", "there is no folder {here}/no; give the folder"),
     "file for a folder of data": ("check-data {out}/notes.txt", "there is no folder {out}/notes.txt"),
     "crops that are not there": (pretrain("DATA.TRAIN {here}/no"), "'{here}/no' is not there; name a folder of"),
     "scenes for crops": (pretrain("DATA.TRAIN {toy}"), "holds several data sets; name one of them"),

@@ -108,7 +108,7 @@ def test_mistakes_are_one_sentence(results, tmp_path, capsys):
         *(capsys, "--table", "all", "--rows", *results, "--dataset", "voc_2007_tset")
     )
     assert "--table" in refusal(capsys)
-    assert "--scope is all or backbone, got 'head'" in refusal(capsys, "--table", 6, "--scope", "head")
+    assert "--scope must be all or backbone, got 'head'" in refusal(capsys, "--table", 6, "--scope", "head")
     assert "there is no results file " in refusal(capsys, "--table", 6, "--rows", tmp_path / "none.jsonl")
     assert "there is no results file " in refusal(capsys, "--table", 6, "--rows", tmp_path)
     assert "invalid choice: 'html'" in refusal(capsys, "--table", 6, "--format", "html")
