@@ -31,7 +31,7 @@ OTHERS = {"tables", "reproduce"}  # what tables prints is its result; reproduce 
 
 
 @pytest.fixture(autouse=True)
-def calm(one_thread, logging_as_it_was):
+def calm(logging_as_it_was):
     """In every test of this file."""
 
 
