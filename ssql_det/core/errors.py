@@ -82,10 +82,10 @@ def reporting_errors() -> Iterator[None]:
     except Terminated:
         _report_signal("terminated", EXIT_TERMINATED)
     except Exception as failure:
-        mistake = _describe_machine_failure(failure)
-        if mistake is None:
+        machine_failure = _describe_machine_failure(failure)
+        if machine_failure is None:
             _report_bug(failure)
-        _report_mistake(mistake, failure)
+        _report_mistake(machine_failure, failure)
 
 
 @contextmanager
