@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> None:
     from ssql_det.detect.predict import check_output_paths, detect_at_widths, find_images, save_predictions
     from ssql_det.detect.quantized_evaluation import calibrate_detector
     from ssql_det.quant import Quantization, parse_widths
-    from ssql_det.quant.quantization_file import require_same_points
+    from ssql_det.quant.quantization_file import check_same_points
     from ssql_det.quant.scheme import RE_ESTIMATED
 
     overrides, images = _split_keys_and_images(options.rest)
@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> None:
         expected_scheme = None if options.scheme is None else scheme
         quantization = Quantization.load(options.quantization, model, expected_scheme)
         points = detector_points(model, options.scope, quantization.scheme.placement)
-        require_same_points(points, quantization.points, options.quantization)
+        check_same_points(points, quantization.points, options.quantization)
     else:
         quantization = Quantization(model, detector_points(model, options.scope, scheme.placement), scheme)
         if any(bits.act is not None for bits in widths) or scheme.norms == RE_ESTIMATED:

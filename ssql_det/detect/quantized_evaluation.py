@@ -27,7 +27,7 @@ from ssql_det.detect.evaluation_data import (
 )
 from ssql_det.detect.points import detector_points
 from ssql_det.quant import Bits, Calibration, CostProfile, Quantization, Scheme, evaluate_at_width, profile_cost
-from ssql_det.quant.quantization_file import require_same_points
+from ssql_det.quant.quantization_file import check_same_points
 
 _logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def prepare_evaluation(
     batches = calibration_batches or select_calibration_images(cfg, settings.calibration)
     if quantization_file is not None and broadcast_from_main(quantization_file.exists):
         quantization = Quantization.load(quantization_file, model, settings.scheme)
-        require_same_points(points, quantization.points, quantization_file)
+        check_same_points(points, quantization.points, quantization_file)
         _logger.info("using the calibration in %s", quantization_file)
     else:
         quantization = quantize_detector(cfg, model, settings, batches)

@@ -126,7 +126,7 @@ def read_quantization(path: str | os.PathLike[str]) -> QuantizationContent:
         raise damaged_file_error(path, error) from None
 
 
-def require_same_points(expected: Iterable[QuantPoint], saved: Iterable[QuantPoint], path: object) -> None:
+def check_same_points(expected: Iterable[QuantPoint], saved: Iterable[QuantPoint], path: object) -> None:
     """Raise an error if a file quantizes other points, as with another scope."""
     here, there = set(expected), set(saved)
     if here != there:

@@ -23,7 +23,7 @@ from ssql_det.quant import (
     evaluate_at_width,
     evaluate_at_widths,
 )
-from ssql_det.quant.quantization_file import require_same_points
+from ssql_det.quant.quantization_file import check_same_points
 
 SCHEMES = ("minmax", "weight=centred, act=mse", "act=percentile:99, norms=re-estimated")
 FOUR = Bits(4, 4)
@@ -218,9 +218,9 @@ def test_a_file_of_other_weights_points_or_scheme_is_an_error(model, batches, tm
     with pytest.raises(UserError, match="has scheme act=mse, not minmax"):
         Quantization.load(file, model, scheme=Scheme())
     with pytest.raises(UserError, match="has other points: conv1:weight is quantized in the file and not here"):
-        require_same_points(quantization.points[1:], quantization.points, file)
+        check_same_points(quantization.points[1:], quantization.points, file)
     with pytest.raises(UserError, match="has other points: linear:input is not quantized in the file"):
-        require_same_points((*quantization.points, QuantPoint("linear", Side.INPUT)), quantization.points, file)
+        check_same_points((*quantization.points, QuantPoint("linear", Side.INPUT)), quantization.points, file)
     with torch.no_grad():
         model.conv1.weight[0, 0, 0, 0] += 1e-3
     with pytest.raises(UserError, match="calibrated on other weights"):
