@@ -1,4 +1,4 @@
-"""Checkpoints of detectors, and fvcore's classes around them."""
+"""Saving and loading checkpoints; fvcore's checkpointers."""
 
 from fvcore.common.checkpoint import Checkpointer, PeriodicCheckpointer
 

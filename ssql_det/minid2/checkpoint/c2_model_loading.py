@@ -1,4 +1,4 @@
-"""Weights whose names lack the model's prefixes: each goes where the longest end of a name fits."""
+"""Matching weights to a model whose names have more prefixes: the longest suffix of a name decides."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["align_and_update_state_dicts"]
 def align_and_update_state_dicts(
     model_state_dict: Mapping[str, Any], ckpt_state_dict: dict[str, Any], c2_conversion: bool = True
 ) -> dict[str, Any]:
-    """The checkpoint under the model's names; what fits nowhere keeps its own, and comes last.
+    """Rename the checkpoint's weights to the model's names; weights that match none keep their name and come last.
 
-    A name of the model takes the longest name in the checkpoint that is itself or its end, from a dot on. Where then
-    the shapes differ, nothing is taken; two takers of one are an error.
+    A name of the model matches the longest name in the checkpoint that equals it or a suffix of it after a dot. If the
+    shapes differ, the weight is not matched; if two names match one weight, it is an error.
 
     >>> model = {"backbone.conv.weight": torch.zeros(3), "head.my_conv.weight": torch.zeros(3)}
     >>> list(align_and_update_state_dicts(model, {"conv.weight": torch.ones(3), "fc": torch.ones(1)}, False))
@@ -24,7 +24,7 @@ def align_and_update_state_dicts(
     """
     if c2_conversion:
         raise NotImplementedError(
-            "minid2 does not know Caffe2's names of weights: convert the file first, or pass c2_conversion=False"
+            "minid2 does not support Caffe2's weight names: convert the file first, or pass c2_conversion=False"
         )
     logger = logging.getLogger(__name__)
     takers: dict[str, str] = {}
@@ -34,13 +34,13 @@ def align_and_update_state_dicts(
             continue
         ours, theirs = model_state_dict[name].shape, ckpt_state_dict[source].shape
         if ours != theirs:
-            logger.warning(f"{source} is not loaded: its shape is {tuple(theirs)}, that of {name} {tuple(ours)}")
+            logger.warning(f"{source} is not loaded: its shape is {tuple(theirs)}, but {name} has {tuple(ours)}")
         elif source in takers:
-            raise ValueError(f"it is not clear where weights go: {source} is the end of {takers[source]} and of {name}")
+            raise ValueError(f"ambiguous weight: {source} is a suffix of {takers[source]} and of {name}")
         else:
             takers[source] = name
     if not takers:
-        logger.warning("No name in the checkpoint is the end of one in the model.")
+        logger.warning("No name in the checkpoint is a suffix of a name in the model.")
         return ckpt_state_dict
     sources = {name: source for source, name in takers.items()}
     module = _longest_common_prefix(list(sources))[:-1] or "model"
@@ -60,7 +60,7 @@ def _longest_end(name: str, names: Mapping[str, Any]) -> str | None:
 
 
 def _count_modules(sources: Mapping[str, str]) -> int:
-    """In how many modules the model's names lie: the outermost ones whose members' own names begin alike."""
+    """The number of modules that Detectron2 would log: the outermost ones whose matched names have a common prefix."""
     modules = {name.rpartition(".")[0] + "." for name in sources if "." in name}
     grouped: set[str] = set()
     count = 0
@@ -73,7 +73,7 @@ def _count_modules(sources: Mapping[str, str]) -> int:
 
 
 def _longest_common_prefix(names: Sequence[str]) -> str:
-    """The parts, between dots, in which the first and the last name agree, also after ones in which they do not.
+    """The dotted parts that the alphabetically first and last name share, even after parts that differ.
 
     >>> _longest_common_prefix(["a.b.weight", "a.c.weight"])
     'a.weight.'
@@ -84,4 +84,4 @@ def _longest_common_prefix(names: Sequence[str]) -> str:
 
 
 def _longest_common_prefix_str(names: Sequence[str]) -> str:
-    return os.path.commonprefix(names)  # noqa: RUF071 (letter by letter is meant)
+    return os.path.commonprefix(names)  # noqa: RUF071 (character by character is intended)

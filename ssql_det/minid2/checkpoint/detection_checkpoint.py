@@ -1,7 +1,7 @@
-"""Checkpoints of detectors. Unlike in Detectron2 no pickle is opened here, and a killed writer leaves the last good.
+"""Saving and loading checkpoints. Unlike Detectron2's, this opens no pickle itself and writes files atomically.
 
-Whoever embeds minid2 sets ``DetectionCheckpointer.read_file`` to a reader that runs nothing of what is in a file.
-``_load_model`` takes weights that are read already.
+The package that embeds minid2 sets ``DetectionCheckpointer.read_file`` to a function that reads files without running
+code from them. ``_load_model`` takes weights that were already read.
 """
 
 from __future__ import annotations
@@ -25,10 +25,12 @@ __all__ = ["DetectionCheckpointer"]
 
 
 class DetectionCheckpointer(Checkpointer):
-    """A model and what else has a state: ``save(name)`` writes ``name.pth`` on rank 0 and ``last_checkpoint``.
+    """Saves and loads a model and other objects with a ``state_dict``, as ``name.pth`` and ``last_checkpoint``.
 
-    >>> checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR, optimizer=optimizer)
-    >>> start = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume).get("iteration", -1) + 1
+    >>> checkpointer = DetectionCheckpointer(nn.Linear(2, 2), ".")
+    >>> checkpointer.save("model_0000009", iteration=9)
+    >>> checkpointer.get_checkpoint_file()
+    './model_0000009.pth'
     """
 
     read_file: ClassVar[Callable[[str], Any] | None] = None
@@ -42,11 +44,11 @@ class DetectionCheckpointer(Checkpointer):
         self._query = ""
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Write ``name.pth``: the states, and ``kwargs``, which ``load`` gives back."""
+        """Write ``name.pth`` with all states and ``kwargs``, which ``load`` returns."""
         if not self.save_dir or not self.save_to_disk:
             return
         file = f"{name}.pth"
-        assert os.path.basename(file) == file, f"{name!r} is to be a name in {self.save_dir}, not a path"
+        assert os.path.basename(file) == file, f"{name!r} must be a file name in {self.save_dir}, not a path"
         path = os.path.join(self.save_dir, file)
         states = {key: each.state_dict() for key, each in self.checkpointables.items()}
         self.logger.info(f"Saving checkpoint to {path}")
@@ -59,9 +61,9 @@ class DetectionCheckpointer(Checkpointer):
             stream.write(last_filename_basename.encode())
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> Any:
-        """The rest of a file when the model and its companions have taken theirs.
+        """Load the states of the model and of the other objects; return the rest of the file.
 
-        ``model.pth?matching_heuristics=True`` lets weights without the model's prefixes find their places.
+        ``model.pth?matching_heuristics=True`` also loads weights whose names lack the model's prefixes.
         """
         logging.getLogger(__name__).info(f"[DetectionCheckpointer] Loading from {path} ...")
         if path:
@@ -80,10 +82,10 @@ class DetectionCheckpointer(Checkpointer):
     def _load_file(self, filename: str) -> dict[str, Any]:
         read_file = type(self).read_file
         if read_file is None:
-            raise NotImplementedError(f"Cannot load {filename}: nothing is set that reads files of weights safely")
+            raise NotImplementedError(f"Cannot load {filename}: DetectionCheckpointer.read_file is not set")
         loaded = read_file(filename)
         if not isinstance(loaded, dict) or not isinstance(loaded.get("model", loaded), dict):
-            raise ValueError(f"Cannot load {filename}: it holds no weights by name")
+            raise ValueError(f"Cannot load {filename}: it is not a dict of weights by name")
         if "model" not in loaded:
             loaded = {"model": loaded}
         queries = parse_qs(self._query)
@@ -94,13 +96,13 @@ class DetectionCheckpointer(Checkpointer):
         return loaded
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        """Weights that are read already: ``{"model": state, "matching_heuristics": bool}``; what did not fit."""
+        """Load ``{"model": state, "matching_heuristics": bool}``; return the incompatible keys."""
         if checkpoint.get("matching_heuristics", False):
             self._convert_ndarray_to_tensor(checkpoint["model"])
             of_caffe2 = checkpoint.get("__author__") == "Caffe2"
             checkpoint["model"] = align_and_update_state_dicts(self.model.state_dict(), checkpoint["model"], of_caffe2)
         incompatible = super()._load_model(checkpoint)
-        # Old checkpoints lack the one, which the config gives, and have the other, which is computed.
+        # Old checkpoints lack the pixel statistics, which the config gives, and have the anchors, which are computed.
         buffers = dict(self.model.named_buffers(recurse=False))
         of_config = [name for name in ("pixel_mean", "pixel_std") if name in buffers]
         missing, unexpected = incompatible.missing_keys, incompatible.unexpected_keys
@@ -111,9 +113,9 @@ class DetectionCheckpointer(Checkpointer):
 
 @contextmanager
 def _replacing(path: str) -> Iterator[IO[bytes]]:
-    """A file beside ``path`` that takes its place when it is whole and on the disk.
+    """Open a temporary file beside ``path`` and rename it to ``path`` when it is complete and on disk.
 
-    Its name is fixed: what a killed run left is overwritten when the resumed one comes there.
+    Its name is fixed, so that a resumed run overwrites the file that a killed run left.
     """
     unfinished = f"{path}.tmp"
     try:

@@ -1,4 +1,4 @@
-"""Configs: Detectron2's tree of defaults, and classes that can be built from it."""
+"""Detectron2's default config, and classes that can be built from a config."""
 
 from .config import CfgNode, configurable, get_cfg
 from .supported import refuse_unsupported

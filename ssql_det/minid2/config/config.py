@@ -1,4 +1,4 @@
-"""The config tree, and ``configurable``: call with explicit arguments, or with a config that holds them."""
+"""The config tree, and ``configurable``, which lets a class take either explicit arguments or a config."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ VERSION = 2
 
 
 class CfgNode(_CfgNode):
-    """fvcore's tree. One departure from Detectron2: YAML that would run code is not loaded unless asked for."""
+    """fvcore's config tree. Unlike in Detectron2, unsafe YAML is not loaded unless ``allow_unsafe`` is set."""
 
     def merge_from_file(self, cfg_filename: str, allow_unsafe: bool = False) -> None:
-        """Merge a config file of version 2 (one that states no version is taken for one) and its bases."""
+        """Merge a config file of version 2, which is also assumed if the file has no version, and its bases."""
         assert os.path.isfile(cfg_filename), f"Config file '{cfg_filename}' does not exist!"
         loaded = type(self)(self.load_yaml_with_base(cfg_filename, allow_unsafe=allow_unsafe))
         version = loaded.get("VERSION", VERSION)
@@ -26,30 +26,33 @@ class CfgNode(_CfgNode):
 
 
 def get_cfg() -> CfgNode:
-    """A copy of the defaults, free to be changed.
+    """A copy of the default config.
 
     >>> get_cfg().MODEL.RESNETS.DEPTH
     50
     """
-    from .defaults import DEFAULTS  # it needs CfgNode
+    from .defaults import DEFAULTS  # which imports CfgNode from here
 
     return DEFAULTS.clone()
 
 
 def configurable(init_func: Any = None, *, from_config: Callable[..., dict[str, Any]] | None = None) -> Any:
-    """Let an ``__init__`` (of a class with a ``from_config`` method) or a function take a config instead.
+    """Let an ``__init__`` (of a class with a ``from_config`` method) or a function also be called with a config.
 
-    Called with a config first, ``from_config`` makes the arguments; those it does not know override them.
+    Then ``from_config`` makes the arguments. Further arguments that it does not accept override these.
 
     >>> class Head:
     ...     @configurable
-    ...     def __init__(self, width, depth=2): ...
+    ...     def __init__(self, width, depth=2):
+    ...         self.width, self.depth = width, depth
     ...     @classmethod
-    ...     def from_config(cls, cfg): return {"width": cfg.WIDTH}
-    >>> Head(cfg, depth=3); Head(width=64)
+    ...     def from_config(cls, cfg):
+    ...         return {"width": cfg.WIDTH}
+    >>> vars(Head(CfgNode({"WIDTH": 64}), depth=3))
+    {'width': 64, 'depth': 3}
     """
     if init_func is None and from_config is None:
-        return configurable  # @configurable() is @configurable
+        return configurable  # @configurable() means @configurable
     if from_config is not None:
         assert inspect.isfunction(from_config), "from_config argument of configurable must be a function!"
         return functools.partial(_configurable_function, from_config=from_config)
@@ -94,6 +97,6 @@ def _explicit_arguments(maker: Callable[..., dict[str, Any]], args: Any, kwargs:
 
 
 def _has_config(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """A config is fvcore's tree, or OmegaConf's, which need not be installed."""
+    """Whether an argument is a config of fvcore, or of OmegaConf, which need not be installed."""
     first = args[0] if args else kwargs.get("cfg")
     return isinstance(first, _CfgNode) or type(first).__name__ == "DictConfig"

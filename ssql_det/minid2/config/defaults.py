@@ -1,6 +1,6 @@
-"""Every key of a Detectron2 config with its default, also those that belong to what this stand-in leaves out.
+"""Every key of a Detectron2 config with its default, including those of features that minid2 does not have.
 
-A dumped config names each of them, so each must be known; :mod:`.supported` refuses what cannot be done.
+A dumped config contains every key, so every key must be accepted; :mod:`.supported` refuses unsupported values.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What of a config this stand-in cannot do, refused by name before a model is built on a misunderstanding."""
+"""Refusing config values that minid2 does not support, before anything is built."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ UNSUPPORTED = (
 
 
 def refuse_unsupported(cfg: CfgNode) -> None:
-    """Raise, naming every key that is not supported and not at its default."""
+    """Raise an error that names every unsupported key whose value is not the default."""
     defaults = dict(_leaves(get_cfg()))
     changed = [
         name
@@ -41,5 +41,5 @@ def _leaves(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    """Tuples as lists: a dumped config knows no tuples."""
+    """Convert tuples to lists, as in a dumped config."""
     return [_plain(each) for each in value] if isinstance(value, (tuple, list)) else value

@@ -1,12 +1,12 @@
-"""From annotated images on a disk to a model's input.
+"""Data sets, transforms and loaders.
 
 ================ ==================================================================================
-catalog          data sets by name, and what is known of each
-datasets         readers of COCO's and VOC's layouts; the built-in names, in ``$DETECTRON2_DATASETS``
-transforms       augmentations and what they decide on
-detection_utils  pixels from files, instances from annotations
-dataset_mapper   one image: read, augmented, as tensors
-samplers, common which images, in which order, by which process and worker
+catalog          data sets and their metadata by name
+datasets         readers of COCO's and VOC's layouts; the built-in data sets in ``$DETECTRON2_DATASETS``
+transforms       augmentations and transforms
+detection_utils  reading images, converting annotations
+dataset_mapper   reads and augments one image
+samplers, common the order of images; their distribution over processes and workers
 build            loaders
 ================ ==================================================================================
 """

@@ -1,4 +1,4 @@
-"""Loaders of training and test data, from arguments or from a config."""
+"""Loaders for training and test, built from arguments or a config."""
 
 from __future__ import annotations
 
@@ -38,20 +38,16 @@ logger = logging.getLogger(__name__)
 Records = list[dict[str, Any]]
 Mapper = Callable[[dict[str, Any]], Any]
 
-_LONGEST_NAME = 13  # of a class, in a table of three columns
+_MAX_NAME_LENGTH = 13  # of a class, in a table of three columns
 
 
 def get_detection_dataset_dicts(
     names: str | Sequence[str], filter_empty: bool = True, *, check_consistency: bool = True
 ) -> Any:
-    """The dicts of one or several data sets; ``filter_empty`` leaves out images that have nothing to train on.
-
-    >>> len(get_detection_dataset_dicts(["voc_2007_trainval", "voc_2012_trainval"]))
-    16551
-    """
+    """The dicts of one or several data sets; ``filter_empty`` drops images without usable annotations."""
     names = [names] if isinstance(names, str) else names
     if not names:
-        raise ValueError("no data set is named: set DATASETS.TRAIN or DATASETS.TEST")
+        raise ValueError("there is no data set: set DATASETS.TRAIN or DATASETS.TEST")
     loaded = [DatasetCatalog.get(name) for name in names]
     if isinstance(loaded[0], data.Dataset):
         return data.ConcatDataset(loaded) if len(loaded) > 1 else loaded[0]
@@ -72,7 +68,7 @@ def get_detection_dataset_dicts(
 
 
 def filter_images_with_only_crowd_annotations(dataset_dicts: Records) -> Records:
-    """Without the images that have no annotations, or only crowds."""
+    """Drop images that have no annotations or only crowds."""
     kept = [each for each in dataset_dicts if any(not obj.get("iscrowd", 0) for obj in each["annotations"])]
     removed = len(dataset_dicts) - len(kept)
     logger.info(f"Removed {removed} images with no usable annotations. {len(kept)} images left.")
@@ -80,7 +76,7 @@ def filter_images_with_only_crowd_annotations(dataset_dicts: Records) -> Records
 
 
 def print_instances_class_histogram(dataset_dicts: Iterable[dict[str, Any]], class_names: Sequence[str]) -> None:
-    """Log how many instances each class has, crowds not counted."""
+    """Log the number of instances of each class, without crowds."""
     annotations = itertools.chain.from_iterable(each["annotations"] for each in dataset_dicts)
     classes = np.array([each["category_id"] for each in annotations if not each.get("iscrowd", 0)], dtype=int)
     invalid = classes[(classes < 0) | (classes >= len(class_names))]
@@ -89,7 +85,7 @@ def print_instances_class_histogram(dataset_dicts: Iterable[dict[str, Any]], cla
     counts = np.bincount(classes, minlength=len(class_names)).tolist()
     cells: list[Any] = []
     for name, count in zip(class_names, counts, strict=True):
-        cells += [name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 2]}..", count]
+        cells += [name if len(name) <= _MAX_NAME_LENGTH else f"{name[: _MAX_NAME_LENGTH - 2]}..", count]
     columns = min(6, len(cells))
     cells += [None] * (columns - len(cells) % columns)
     if len(class_names) > 1:
@@ -120,9 +116,9 @@ def build_batch_data_loader(
     seed: int | None = None,
     **kwargs: Any,
 ) -> Any:
-    """Lists of items, ``total_batch_size`` in all processes together or ``single_gpu_batch_size`` in each.
+    """A loader whose batches are lists: ``total_batch_size`` over all processes or ``single_gpu_batch_size`` in each.
 
-    ``sampler`` is None where the data set is a stream. ``seed`` is for what the workers draw.
+    ``sampler`` is None for an iterable data set. ``seed`` seeds the workers' generators.
     """
     batch_size = _batch_size(total_batch_size, single_gpu_batch_size)
     logger.info(f"Making batched data loader with batch_size={batch_size}")
@@ -138,20 +134,20 @@ def build_batch_data_loader(
     if isinstance(dataset, data.IterableDataset):
         assert sampler is None, "sampler must be None if dataset is IterableDataset"
     else:
-        assert sampler is not None, "a dataset that is not a stream needs a sampler"
+        assert sampler is not None, "a dataset that is not an IterableDataset needs a sampler"
         dataset = ToIterableDataset(dataset, sampler, shard_chunk_size=batch_size)
     if not aspect_ratio_grouping:
         collate = collate_fn or trivial_batch_collator
         return DataLoader(dataset, batch_size=batch_size, drop_last=drop_last, collate_fn=collate, **settings)
     assert drop_last, "Aspect ratio grouping will drop incomplete batches."
-    items = DataLoader(dataset, collate_fn=operator.itemgetter(0), **settings)  # each a batch of one, taken out
+    items = DataLoader(dataset, collate_fn=operator.itemgetter(0), **settings)  # batches of one item, unpacked
     batches = AspectRatioGroupedDataset(items, batch_size)
     return batches if collate_fn is None else MapDataset(batches, collate_fn)
 
 
 def _batch_size(total: int | None, each: int | None) -> int:
     if total and each:
-        raise ValueError("total_batch_size and single_gpu_batch_size exclude each other: give one")
+        raise ValueError("total_batch_size and single_gpu_batch_size are mutually exclusive: give one")
     if each:
         return each
     processes = get_world_size()
@@ -172,7 +168,7 @@ def _train_loader_from_config(
     if sampler is None and not isinstance(dataset, data.IterableDataset):
         if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
             raise ValueError(
-                f"DATALOADER.SAMPLER_TRAIN is '{cfg.DATALOADER.SAMPLER_TRAIN}', and minid2 has only 'TrainingSampler': "
+                f"DATALOADER.SAMPLER_TRAIN is '{cfg.DATALOADER.SAMPLER_TRAIN}', but minid2 has only 'TrainingSampler': "
                 "set that, or install detectron2 itself"
             )
         sampler = TrainingSampler(len(dataset), seed=cfg.SEED)
@@ -198,11 +194,7 @@ def build_detection_train_loader(
     collate_fn: Callable[[list[Any]], Any] | None = None,
     **kwargs: Any,
 ) -> Any:
-    """Batches without end. ``dataset``: a list of dicts, or a data set; its sampler is a :class:`TrainingSampler`.
-
-    >>> batches = iter(build_detection_train_loader(cfg))
-    >>> losses = model(next(batches))
-    """
+    """An infinite loader of batches, by default with a :class:`TrainingSampler`; ``dataset`` may be a list of dicts."""
     dataset = _mapped(dataset, mapper)
     if sampler is None and not isinstance(dataset, data.IterableDataset):
         sampler = TrainingSampler(len(dataset))
@@ -238,10 +230,7 @@ def build_detection_test_loader(
     num_workers: int = 0,
     collate_fn: Callable[[list[Any]], Any] | None = None,
 ) -> DataLoader[Any]:
-    """Each image once, in order, one to a batch; several processes share them.
-
-    >>> loader = build_detection_test_loader(cfg, "voc_2007_test")
-    """
+    """A loader of each image once, in order, in batches of one; several processes share the images."""
     dataset = _mapped(dataset, mapper)
     if isinstance(dataset, data.IterableDataset):
         assert sampler is None, "sampler must be None if dataset is IterableDataset"
@@ -258,10 +247,10 @@ def _mapped(dataset: Any, mapper: Mapper | None) -> Any:
 
 
 def trivial_batch_collator(batch: list[Any]) -> list[Any]:
-    """A batch is the list of its items, for images differ in size."""
+    """Images differ in size, so a batch is the list of its items."""
     return batch
 
 
 def worker_init_reset_seed(worker_id: int) -> None:
-    """Seed every generator of a worker, from a number that the loader drew for it."""
+    """Seed a worker's generators."""
     seed_all_rng(torch.initial_seed() % 2**31 + worker_id)

@@ -1,4 +1,4 @@
-"""Data sets by name: a function that loads each, and what is known of each without loading it."""
+"""Catalogs of data sets by name: the function that loads each, and its metadata."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from ..utils.logger import log_first_n
 
 __all__ = ["DatasetCatalog", "Metadata", "MetadataCatalog"]
 
-Names = list[str]  # inside the catalogs, list is a method
+Names = list[str]  # an alias, because list is a method of the catalogs
 
 
 class _DatasetCatalog(UserDict[str, Callable[[], Any]]):
-    """Loaders by name.
+    """The functions that load data sets, by name.
 
-    >>> DatasetCatalog.register("my_set", lambda: load_coco_json("my.json", "images", "my_set"))
-    >>> records = DatasetCatalog.get("my_set")
+    >>> DatasetCatalog.register("my_set", lambda: [{"file_name": "1.jpg"}])
+    >>> DatasetCatalog.get("my_set")
+    [{'file_name': '1.jpg'}]
+    >>> DatasetCatalog.remove("my_set")
     """
 
     def register(self, name: str, func: Callable[[], Any]) -> None:
@@ -28,7 +30,7 @@ class _DatasetCatalog(UserDict[str, Callable[[], Any]]):
         self[name] = func
 
     def get(self, name: str) -> Any:  # type: ignore[override]
-        """What the loader gives: commonly a list of dicts, one for each image."""
+        """Load a data set: usually a list of dicts, one for each image."""
         if name not in self:
             raise KeyError(f"Dataset '{name}' is not registered! Available datasets are: {', '.join(self)}")
         return self[name]()
@@ -53,14 +55,15 @@ _RENAMED = {
 
 
 class Metadata(SimpleNamespace):
-    """What is known of a data set, as attributes. Once set, one can be set again, but not changed.
+    """The metadata of a data set, as attributes, which cannot be changed once they are set.
 
-    >>> MetadataCatalog.get("my_set").set(thing_classes=["person", "dog"], evaluator_type="coco")
+    >>> Metadata().set(thing_classes=["person", "dog"]).thing_classes
+    ['person', 'dog']
     """
 
     name: str = "N/A"
 
-    def __getattr__(self, key: str) -> Any:  # asked only for what is not there
+    def __getattr__(self, key: str) -> Any:  # called only for missing attributes
         if key in _RENAMED:
             return getattr(self, _new_name(key))
         raise AttributeError(
@@ -95,7 +98,7 @@ class Metadata(SimpleNamespace):
 
 
 class _MetadataCatalog(UserDict[str, Metadata]):
-    """One :class:`Metadata` for each name, made when it is first asked for."""
+    """The :class:`Metadata` of data sets by name, created on first access."""
 
     def get(self, name: str) -> Metadata:  # type: ignore[override]
         assert name, "a data set needs a name"

@@ -1,4 +1,4 @@
-"""Data sets around data sets: a list kept as bytes, a function over the items, a stream by a sampler, batches."""
+"""Wrappers of data sets: lists as bytes, mapped items, iteration by a sampler, batches by aspect ratio."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ __all__ = ["AspectRatioGroupedDataset", "DatasetFromList", "MapDataset", "ToIter
 
 logger = logging.getLogger(__name__)
 
-_TRIES = 3  # of other items before it is told
+_ATTEMPTS_BEFORE_WARNING = 3
 
 
 class DatasetFromList(data.Dataset[Any]):
-    """A list as a data set, commonly as bytes in one tensor, which forked workers share instead of each copying.
+    """A data set of a list, by default serialized to one tensor, which forked workers share instead of copying it.
 
-    ``copy`` concerns the list that is not turned into bytes: what comes out of those is new each time.
+    ``copy`` only matters without ``serialize``: deserialized items are always new.
     """
 
     def __init__(self, lst: list[Any], copy: bool = True, serialize: bool = True) -> None:
@@ -54,7 +54,7 @@ class _SerializedList:
 
 
 class MapDataset(data.Dataset[Any]):
-    """A function over the items. Where it gives None, another item is tried at random; in a stream, the next one."""
+    """Applies a function to the items. If it returns None, another item is used: a random one, or the next one."""
 
     def __new__(cls, dataset: Any, map_func: Callable[[Any], Any]) -> Any:
         if isinstance(dataset, data.IterableDataset):
@@ -68,7 +68,7 @@ class MapDataset(data.Dataset[Any]):
         self._fallback_candidates = set(range(len(dataset)))
 
     def __getnewargs__(self) -> tuple[Any, Callable[[Any], Any]]:
-        return self._dataset, self._map_func  # for a copy in another process
+        return self._dataset, self._map_func  # for pickling
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -79,10 +79,10 @@ class MapDataset(data.Dataset[Any]):
             failed += 1
             self._fallback_candidates.discard(index)
             if not self._fallback_candidates:
-                raise ValueError(f"the mapper {self._map_func} gave None for each of {len(self)} items")
+                raise ValueError(f"the mapper {self._map_func} returned None for each of {len(self)} items")
             index = self._rng.choice([*self._fallback_candidates])
-            if failed >= _TRIES:
-                logger.warning(f"The mapper gave None for item {idx} and {failed - 1} others in its place")
+            if failed >= _ATTEMPTS_BEFORE_WARNING:
+                logger.warning(f"The mapper returned None for item {idx} and {failed - 1} replacements")
         self._fallback_candidates.add(index)
         return item
 
@@ -100,10 +100,10 @@ class _MapIterableDataset(data.IterableDataset[Any]):
 
 
 class ToIterableDataset(data.IterableDataset[Any]):
-    """The items of a data set in the order of a sampler.
+    """Iterates over a data set in the order of a sampler.
 
-    Each worker of a loader runs the sampler; so that they do not all give the same, they take turns of
-    ``shard_chunk_size`` indices (unless the sampler itself minds them, ``shard_sampler=False``).
+    Every worker runs the whole sampler and, with ``shard_sampler``, keeps every n-th chunk of ``shard_chunk_size``
+    indices; without, the sampler must distribute the indices itself.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class ToIterableDataset(data.IterableDataset[Any]):
 
 
 class AspectRatioGroupedDataset(data.IterableDataset[list[Any]]):
-    """Batches of dicts with ``width`` and ``height``, either all wider than high or none, so that less is padded."""
+    """Batches of images that are all wider than high, or all not, which reduces padding."""
 
     def __init__(self, dataset: Iterable[dict[str, Any]], batch_size: int) -> None:
         self.dataset = dataset
@@ -143,5 +143,5 @@ class AspectRatioGroupedDataset(data.IterableDataset[list[Any]]):
             bucket.append(item)
             if len(bucket) == self.batch_size:
                 batch = bucket[:]
-                bucket.clear()  # before the yield, after which nothing needs to run
+                bucket.clear()  # before the yield: the generator may not be resumed
                 yield batch

@@ -1,4 +1,4 @@
-"""The default way from a data set's dict to a model's input."""
+"""The default mapper from a data set's dict to a model's input."""
 
 from __future__ import annotations
 
@@ -20,12 +20,9 @@ logger = logging.getLogger(__name__)
 
 
 class DatasetMapper:
-    """Reads the image of a dict, augments it, and puts ``image`` (uint8 [3, H, W]) and ``instances`` into a copy.
+    """Reads and augments the image of a dict, and returns a copy of the dict with ``image`` (uint8 [3, H, W]).
 
-    ``instances`` only in training, without crowds and without what is empty after the augmentations.
-
-    >>> DatasetMapper(cfg, is_train=True)(DatasetCatalog.get("voc_2007_trainval")[0])["image"].shape
-    torch.Size([3, 800, 1067])
+    In training it also has ``instances``, without crowds and without those that are empty after augmentation.
     """
 
     @configurable
@@ -39,7 +36,7 @@ class DatasetMapper:
         instance_mask_format: str = "polygon",
         recompute_boxes: bool = False,
     ) -> None:
-        """``recompute_boxes``: tight ones around the masks, for augmentations that cut something off."""
+        """``recompute_boxes`` computes tight boxes from the masks, which matters if an augmentation crops."""
         assert use_instance_mask or not recompute_boxes, "recompute_boxes requires instance masks"
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)

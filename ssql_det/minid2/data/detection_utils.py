@@ -1,4 +1,4 @@
-"""From a file to pixels, and from the annotations of an image to what a model trains on."""
+"""Reading images, transforming annotations, and converting them to instances."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ logger = logging.getLogger(__name__)
 
 Array = NDArray[Any]
 
-_MODES = {"BGR": "RGB", "RGB": "RGB", "L": "L"}  # the format of an image: PIL's mode
+_MODES = {"BGR": "RGB", "RGB": "RGB", "L": "L"}  # image format -> PIL mode
 
-_ORIENTATION = 0x0112  # EXIF's tag: how a camera was held
+_ORIENTATION = 0x0112  # EXIF's tag
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -51,23 +51,26 @@ _UPRIGHT = {
 
 
 class SizeMismatchError(ValueError):
-    """An image is not of the size that its annotation says."""
+    """An image has another size than its annotation says."""
 
 
 def read_image(file_name: str, format: str | None = None) -> Array:
-    """An image, upright, uint8: [H, W, 3] as ``"BGR"`` or ``"RGB"``, [H, W, 1] as ``"L"``, or as the file has it.
+    """Read an image, rotated by its EXIF tag: [H, W, 3] uint8 for ``"BGR"`` and ``"RGB"``, [H, W, 1] for ``"L"``.
 
+    Without a format the pixels are as in the file.
+
+    >>> Image.new("RGB", (353, 500)).save("000001.jpg")
     >>> read_image("000001.jpg", "BGR").shape
     (500, 353, 3)
     """
     _refuse_unknown(format)
-    if not os.path.isfile(file_name):  # a pipe would be waited for without end
+    if not os.path.isfile(file_name):  # opening a pipe would block forever
         raise FileNotFoundError(f"the image {file_name} is missing or not a regular file")
     with open(file_name, "rb") as file:
         try:
             with Image.open(file) as image:
                 return convert_PIL_to_numpy(_upright(image), format)
-        except Exception as fault:  # each of PIL's decoders has its own
+        except Exception as fault:  # each decoder of PIL raises its own
             raise ValueError(f"the image {file_name} cannot be decoded: {fault}") from fault
 
 
@@ -83,7 +86,7 @@ def convert_PIL_to_numpy(image: Image.Image, format: str | None) -> Array:  # no
 
 
 def convert_image_to_rgb(image: Array | Tensor, format: str) -> Array:
-    """What :func:`read_image` gave in this format, as RGB [H, W, 3]; BGR keeps its type, others become uint8."""
+    """Convert an image of this format to RGB [H, W, 3]; BGR keeps its dtype, other formats become uint8."""
     _refuse_unknown(format)
     pixels = image.cpu().numpy() if isinstance(image, Tensor) else image
     if format == "BGR":
@@ -92,7 +95,7 @@ def convert_image_to_rgb(image: Array | Tensor, format: str) -> Array:
 
 
 def check_image_size(dataset_dict: dict[str, Any], image: Array) -> None:
-    """Compare an image with the ``width`` and ``height`` of its dict, or put them there."""
+    """Check ``width`` and ``height`` of an image's dict, or set them."""
     height, width = image.shape[:2]
     expected = (dataset_dict.setdefault("width", width), dataset_dict.setdefault("height", height))
     if expected != (width, height):
@@ -126,16 +129,16 @@ def transform_instance_annotations(
         assert mask.shape[:2] == image_size, f"a mask of {mask.shape[:2]} in an image of {image_size}"
         annotation["segmentation"] = mask
     elif "segmentation" in annotation:
-        raise ValueError(f"a segmentation is a list of polygons or a dict (RLE), got a {type(segmentation)}")
+        raise ValueError(f"a segmentation must be a list of polygons or a dict (RLE), got a {type(segmentation)}")
     return annotation
 
 
 def annotations_to_instances(
     annos: Sequence[dict[str, Any]], image_size: tuple[int, int], mask_format: str = "polygon"
 ) -> Instances:
-    """``gt_boxes``, ``gt_classes``, and where the first annotation has a segmentation, ``gt_masks``.
+    """Instances with ``gt_boxes``, ``gt_classes`` and, if the first annotation has a segmentation, ``gt_masks``.
 
-    ``mask_format`` is ``"polygon"``, or ``"bitmask"``, which any segmentation becomes.
+    ``mask_format`` is ``"polygon"``, or ``"bitmask"``, to which any segmentation is converted.
     """
     boxes = [BoxMode.convert(each["bbox"], each["bbox_mode"], BoxMode.XYXY_ABS) for each in annos]
     target = Instances(image_size)
@@ -146,7 +149,7 @@ def annotations_to_instances(
         if mask_format == "polygon":
             target.gt_masks = _polygon_masks(segmentations)
         else:
-            assert mask_format == "bitmask", f"INPUT.MASK_FORMAT is 'polygon' or 'bitmask', not '{mask_format}'"
+            assert mask_format == "bitmask", f"INPUT.MASK_FORMAT must be 'polygon' or 'bitmask', not '{mask_format}'"
             target.gt_masks = BitMasks(np.stack([_bitmask(each, image_size) for each in segmentations]))
     return target
 
@@ -158,9 +161,9 @@ def filter_empty_instances(
     box_threshold: float = 1e-5,
     return_mask: bool = False,
 ) -> Any:
-    """Without those whose box is not wider and higher than the threshold, or whose mask is empty.
+    """Drop instances whose box is not wider and higher than the threshold, or whose mask is empty.
 
-    With ``return_mask`` also which ones were kept, as a boolean vector.
+    ``return_mask`` also returns a boolean vector of the instances kept.
     """
     assert by_box or by_mask
     kept = torch.ones(len(instances), dtype=torch.bool)
@@ -172,7 +175,7 @@ def filter_empty_instances(
 
 
 def check_metadata_consistency(key: str, dataset_names: Sequence[str]) -> None:
-    """Raise if data sets that are used together differ in this part of their metadata."""
+    """Raise if data sets that are used together have different metadata ``key``."""
     values = {name: getattr(MetadataCatalog.get(name), key) for name in dataset_names}
     first = next(iter(values), "")
     for name, value in values.items():
@@ -182,7 +185,7 @@ def check_metadata_consistency(key: str, dataset_names: Sequence[str]) -> None:
 
 
 def build_augmentation(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
-    """Resizing, and in training flipping, as ``INPUT`` says."""
+    """The resizing, and for training the flipping, that ``INPUT`` configures."""
     given = cfg.INPUT
     if not is_train:
         return [T.ResizeShortestEdge(given.MIN_SIZE_TEST, given.MAX_SIZE_TEST, "choice")]
@@ -190,14 +193,14 @@ def build_augmentation(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
     if given.RANDOM_FLIP == "none":
         return [resize]
     if given.RANDOM_FLIP not in ("horizontal", "vertical"):
-        raise ValueError(f"INPUT.RANDOM_FLIP is 'none', 'horizontal' or 'vertical', not '{given.RANDOM_FLIP}'")
+        raise ValueError(f"INPUT.RANDOM_FLIP must be 'none', 'horizontal' or 'vertical', not '{given.RANDOM_FLIP}'")
     flip = T.RandomFlip(horizontal=given.RANDOM_FLIP == "horizontal", vertical=given.RANDOM_FLIP == "vertical")
     return [resize, flip]
 
 
 def _refuse_unknown(format: str | None) -> None:
     if format is not None and format not in _MODES:
-        raise ValueError(f"the format of an image (INPUT.FORMAT) is one of {', '.join(_MODES)}, not '{format}'")
+        raise ValueError(f"the format of an image (INPUT.FORMAT) must be one of {', '.join(_MODES)}, not '{format}'")
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -224,4 +227,4 @@ def _bitmask(segmentation: Any, image_size: tuple[int, int]) -> Array:
         return coco.decode(segmentation)
     if isinstance(segmentation, np.ndarray) and segmentation.ndim == 2:
         return segmentation
-    raise ValueError(f"a mask is a list of polygons, a dict (RLE) or an array [H, W], got a {type(segmentation)}")
+    raise ValueError(f"a mask must be a list of polygons, a dict (RLE) or an array [H, W], got a {type(segmentation)}")

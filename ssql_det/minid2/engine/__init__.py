@@ -1,4 +1,4 @@
-"""What a program does around its training loop: arguments, set-up, writers, processes. The loop is its own."""
+"""Arguments, set-up, writers and processes of a training program, which has its own loop."""
 
 from .defaults import create_ddp_model, default_argument_parser, default_setup, default_writers
 from .launch import DEFAULT_TIMEOUT, launch

@@ -1,4 +1,4 @@
-"""What most programs begin with: arguments, logs, seed; the config as it was run, saved; writers of what is logged."""
+"""Arguments, set-up (logger, seed, saved config) and event writers of a training program."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["create_ddp_model", "default_argument_parser", "default_setup", "defa
 
 
 def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
-    """Arguments of a training program.
+    """The argument parser of a training program.
 
     >>> default_argument_parser().parse_args(["--num-gpus", "8", "--config-file", "a.yaml", "SEED", "1"]).opts
     ['SEED', '1']
@@ -33,10 +33,10 @@ def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParse
     examples = f"""
 Examples:
 
-On the GPUs of one machine:
+On all GPUs of one machine:
     $ {program} --num-gpus 8 --config-file cfg.yaml
 
-With other values than the file's:
+With overrides of the config file:
     $ {program} --config-file cfg.yaml MODEL.WEIGHTS /path/to/weight.pth SOLVER.BASE_LR 0.001
 
 On several machines:
@@ -46,23 +46,23 @@ On several machines:
     parser = argparse.ArgumentParser(epilog=epilog or examples, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--config-file", default="", metavar="FILE", help="path to config file")
-    add("--resume", action="store_true", help="go on from the last checkpoint in the output folder, if there is one")
+    add("--resume", action="store_true", help="resume from the last checkpoint in the output folder, if there is one")
     add("--eval-only", action="store_true", help="evaluate, do not train")
     add("--num-gpus", type=int, default=1, help="number of gpus *per machine*")
     add("--num-machines", type=int, default=1, help="total number of machines")
     add("--machine-rank", type=int, default=0, help="this machine's number, from 0")
-    # The same port for a user each time: a process left over from the last run is noticed.
+    # A fixed port for each user, so that a process left from an earlier run is noticed.
     user = os.getuid() if sys.platform != "win32" else 1
     port = 2**15 + 2**14 + user % 2**14
-    add("--dist-url", default=f"tcp://127.0.0.1:{port}", help="where the processes meet: a URL for torch.distributed")
+    add("--dist-url", default=f"tcp://127.0.0.1:{port}", help="the URL to initialize torch.distributed")
     add("opts", default=None, nargs=argparse.REMAINDER, help='config values, as "PATH.KEY VALUE" pairs')
     return parser
 
 
 def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Logs, to the screen and into ``OUTPUT_DIR``; ``OUTPUT_DIR/config.yaml``; the seed; cuDNN's and TF32's settings.
+    """Set up loggers, seed, cuDNN and TF32; write ``OUTPUT_DIR/config.yaml``.
 
-    Each rank has its own seed, ``SEED`` plus its number; a negative one is drawn.
+    A rank's seed is ``SEED`` plus the rank; with a negative ``SEED`` it is random.
     """
     rank = comm.get_rank()
     writes = comm.is_main_process() and bool(cfg.OUTPUT_DIR)
@@ -85,7 +85,7 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
         logger.info(f"Full config saved to {path}")
 
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
-    if not getattr(args, "eval_only", False):  # to try out algorithms costs more than an evaluation gains
+    if not getattr(args, "eval_only", False):  # benchmarking algorithms costs more than an evaluation gains
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
     if cfg.FLOAT32_PRECISION:
         _set_float32_precision(cfg.FLOAT32_PRECISION, logger)
@@ -99,7 +99,7 @@ def _set_float32_precision(precision: str, logger: logging.Logger) -> None:
 
 
 def default_writers(output_dir: str, max_iter: int | None = None) -> list[EventWriter]:
-    """To the log, to ``metrics.json`` and to TensorBoard's files."""
+    """Writers to the log, to ``metrics.json`` and to TensorBoard."""
     PathManager.mkdirs(output_dir)
     return [
         CommonMetricPrinter(max_iter),
@@ -109,7 +109,7 @@ def default_writers(output_dir: str, max_iter: int | None = None) -> list[EventW
 
 
 def create_ddp_model(model: nn.Module, *, fp16_compression: bool = False, **kwargs: Any) -> nn.Module:
-    """The model, in DDP if there are several processes; a model on the CPU needs ``device_ids=None`` for that."""
+    """Wrap the model in DDP if there are several processes; on the CPU pass ``device_ids=None``."""
     if comm.get_world_size() == 1:
         return model
     kwargs.setdefault("device_ids", [comm.get_local_rank()])

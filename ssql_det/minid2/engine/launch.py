@@ -1,4 +1,4 @@
-"""A function in several processes, on one machine or many, each process with its place in the group."""
+"""Running a function in several processes, on one or more machines."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def launch(
     args: tuple[Any, ...] = (),
     timeout: timedelta = DEFAULT_TIMEOUT,
 ) -> None:
-    """Run ``main_func(*args)`` in ``num_gpus_per_machine`` new processes, or here if there is only one in all.
+    """Run ``main_func(*args)`` in ``num_gpus_per_machine`` new processes, or in this one if it is the only one.
 
-    Every machine calls it with its rank and the ``dist_url`` of the first, as "tcp://10.0.0.1:8686"; on a single
-    machine "auto" finds a free port. NCCL where there are GPUs, gloo where there are none.
+    Every machine calls it with its rank and the ``dist_url`` of the first machine, such as "tcp://10.0.0.1:8686"; on a
+    single machine "auto" finds a free port. The backend is NCCL with GPUs and gloo without.
     """
     world_size = num_machines * num_gpus_per_machine
     if world_size <= 1:
@@ -60,7 +60,7 @@ def _run_as_rank(
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         count = torch.cuda.device_count()
-        assert num_workers <= count, f"{num_workers} processes want a GPU each, this machine has {count}"
+        assert num_workers <= count, f"{num_workers} processes need a GPU each, but this machine has {count}"
     try:
         dist.init_process_group("nccl" if on_gpu else "gloo", rank=first_rank + local_rank, **group)
     except Exception:
@@ -69,10 +69,10 @@ def _run_as_rank(
     comm.create_local_process_group(num_workers)
     if on_gpu:
         torch.cuda.set_device(local_rank)
-    comm.synchronize()  # slow starters are waited for here, not in the first collective of main_func
+    comm.synchronize()  # wait for slow processes here, not in the first collective of main_func
     main_func(*args)
     if dist.is_initialized():
-        dist.destroy_process_group()  # an interpreter that ends with the group up can abort
+        dist.destroy_process_group()  # an interpreter that exits with the group still up can abort
 
 
 def _find_free_port() -> int:

@@ -1,4 +1,4 @@
-"""From detections to numbers: the loop over a data set, COCO's and Pascal VOC's average precision."""
+"""Evaluating detections: the loop over a data set, and average precision by COCO's and Pascal VOC's rules."""
 
 from .coco_evaluation import COCOEvaluator
 from .evaluator import DatasetEvaluator, DatasetEvaluators, inference_context, inference_on_dataset

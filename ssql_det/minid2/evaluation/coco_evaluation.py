@@ -30,20 +30,18 @@ from .evaluator import DatasetEvaluator, Inputs
 _logger = logging.getLogger(__name__)
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-COLUMNS = 3  # classes side by side in a table
+COLUMNS = 3  # classes per row of a table
 
 Results = list[dict[str, Any]]  # in COCO's result format
 
 
 class COCOEvaluator(DatasetEvaluator):
-    """For each task its ``METRICS`` in per cent and ``AP-<class>`` of each class; NaN where there is nothing to find.
+    """``METRICS`` of each task, and ``AP-<class>`` of each class, in per cent; NaN if there are no objects.
 
-    The data set's metadata name its ``json_file``. Tasks, ``"bbox"`` and ``"segm"``, are by default those for which
-    there are predictions. They are left in ``output_dir`` as ``instances_predictions.pth`` and, in COCO's format,
-    ``coco_instances_results.json``. A ``max_dets_per_image`` below 10 has the effect of 10. ``use_fast_impl`` and
-    ``allow_cached_coco`` change nothing: pycocotools computes always, and data sets are not converted.
-
-    >>> inference_on_dataset(model, loader, COCOEvaluator("coco_2017_val"))["segm"]["AP"]
+    The metadata must have ``json_file``. The default tasks are those of ``"bbox"`` and ``"segm"`` for which there are
+    predictions. These are written to ``output_dir`` as ``instances_predictions.pth`` and, in COCO's format, as
+    ``coco_instances_results.json``. A ``max_dets_per_image`` below 10 counts as 10. ``use_fast_impl`` and
+    ``allow_cached_coco`` are ignored: pycocotools is always used, and data sets are not converted.
     """
 
     def __init__(
@@ -57,10 +55,10 @@ class COCOEvaluator(DatasetEvaluator):
         use_fast_impl: bool = True,
         allow_cached_coco: bool = True,
     ) -> None:
-        self._tasks = None if isinstance(tasks, CfgNode) else tasks  # a config, as older code gives it, names no tasks
+        self._tasks = None if isinstance(tasks, CfgNode) else tasks  # older code passes a config here
         unknown = set(self._tasks or ()) - {"bbox", "segm"}
         if unknown:
-            raise ValueError(f"COCOEvaluator knows the tasks 'bbox' and 'segm', not {sorted(unknown)}")
+            raise ValueError(f"COCOEvaluator supports the tasks 'bbox' and 'segm', not {sorted(unknown)}")
         self._distributed = distributed
         self._output_dir = output_dir
         self._max_dets_per_image = [1, 10, 100 if max_dets_per_image is None else max_dets_per_image]
@@ -71,7 +69,7 @@ class COCOEvaluator(DatasetEvaluator):
                 "and register them with register_coco_instances"
             )
         self._coco_api = _read_annotations(PathManager.get_local_path(self._metadata.json_file))
-        self._do_evaluation = "annotations" in self._coco_api.dataset  # COCO keeps those of its test sets
+        self._do_evaluation = "annotations" in self._coco_api.dataset  # COCO's test sets have none
         self.reset()
 
     def reset(self) -> None:
@@ -80,13 +78,13 @@ class COCOEvaluator(DatasetEvaluator):
     def process(self, inputs: Inputs, outputs: Inputs) -> None:
         for image, output in zip(inputs, outputs, strict=True):
             if "proposals" in output:
-                raise NotImplementedError("minid2's COCOEvaluator judges detections, not proposals")
+                raise NotImplementedError("minid2's COCOEvaluator evaluates detections, not proposals")
             if "instances" in output:
                 detections = instances_to_coco_json(output["instances"].to("cpu"), image["image_id"])
                 self._predictions.append({"image_id": image["image_id"], "instances": detections})
 
     def evaluate(self, img_ids: Sequence[int] | None = None) -> dict[str, Any]:
-        """The results, of all images or of some; on every rank, but only the first has any."""
+        """The results on all images or on ``img_ids``, on rank 0; every rank calls it, the others get an empty dict."""
         predictions = self._predictions
         if self._distributed:
             comm.synchronize()
@@ -114,12 +112,12 @@ class COCOEvaluator(DatasetEvaluator):
         return {task: self._evaluate_task(detections, task, img_ids) for task in sorted(tasks)}
 
     def _with_dataset_ids(self, detections: Iterable[dict[str, Any]]) -> Results:
-        """With categories as the data set numbers them."""
+        """Map contiguous class ids to the data set's category ids."""
         contiguous = self._metadata.get("thing_dataset_id_to_contiguous_id")
         if contiguous is None:
             return list(detections)
         ids = {own: category for category, own in contiguous.items()}
-        assert sorted(ids) == list(range(len(contiguous))), f"classes are not numbered from 0 on: {contiguous}"
+        assert sorted(ids) == list(range(len(contiguous))), f"class ids are not 0, 1, ...: {contiguous}"
         results = []
         for each in detections:
             if each["category_id"] not in ids:
@@ -131,7 +129,7 @@ class COCOEvaluator(DatasetEvaluator):
         return results
 
     def _evaluate_task(self, detections: Results, task: str, img_ids: Sequence[int] | None) -> dict[str, float]:
-        if not detections:  # pycocotools cannot take none
+        if not detections:  # pycocotools fails with an empty list
             _logger.warning("The model detects nothing.")
             return dict.fromkeys(METRICS, float("nan"))
         unknown = {each["image_id"] for each in detections} - self._coco_api.imgs.keys()
@@ -141,7 +139,7 @@ class COCOEvaluator(DatasetEvaluator):
                 f"such as {next(iter(unknown))!r}"
             )
         if task == "segm" and not all("segmentation" in each for each in detections):
-            raise ValueError("the task 'segm' is asked for, but there are detections without masks: see MODEL.MASK_ON")
+            raise ValueError("the task 'segm' needs masks, but some detections have none: see MODEL.MASK_ON")
         _logger.info(f"Evaluating {task} with pycocotools ...")
         precision = _precision(self._coco_api, detections, task, self._max_dets_per_image, img_ids)
         results = _metrics(precision)
@@ -155,7 +153,7 @@ class COCOEvaluator(DatasetEvaluator):
 
 
 def instances_to_coco_json(instances: Instances, img_id: Any) -> Results:
-    """Each instance of an image in COCO's result format, masks run-length encoded; on the CPU."""
+    """The instances of an image in COCO's result format, with masks as RLE."""
     boxes = BoxMode.convert(instances.pred_boxes.tensor, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
     fields = {
         "category_id": instances.pred_classes.tolist(),
@@ -169,7 +167,7 @@ def instances_to_coco_json(instances: Instances, img_id: Any) -> Results:
 
 def _encode(mask: torch.Tensor) -> dict[str, Any]:
     rle = mask_util.encode(np.asfortranarray(mask.numpy(), dtype=np.uint8))
-    return {**rle, "counts": rle["counts"].decode()}  # JSON knows no bytes
+    return {**rle, "counts": rle["counts"].decode()}  # JSON has no bytes
 
 
 def _read_annotations(path: str) -> COCO:
@@ -177,14 +175,14 @@ def _read_annotations(path: str) -> COCO:
         with redirect_stdout(StringIO()):
             return COCO(path)
     except (ValueError, AssertionError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} holds no COCO annotations: {error!r}") from error
+        raise ValueError(f"{path} is not a COCO annotation file: {error!r}") from error
 
 
 def _precision(
     coco: COCO, detections: Results, task: str, max_dets: list[int], img_ids: Sequence[int] | None
 ) -> NDArray[np.float64]:
-    """By overlap, recall, category and range of areas, with the most detections of an image; -1 without objects."""
-    # pycocotools writes into what it is given, and would take a mask's area from its box.
+    """Precision [IoU, recall, category, area range] for the largest number of detections; -1 without objects."""
+    # Copied because pycocotools changes its input; without boxes, because it would compute a mask's area from the box.
     hidden = "bbox" if task == "segm" else None
     copies = [{name: value for name, value in each.items() if name != hidden} for each in detections]
     with redirect_stdout(StringIO()):
@@ -211,7 +209,7 @@ def _class_metrics(precision: NDArray[np.float64], names: Sequence[str]) -> dict
 
 
 def _mean(precision: NDArray[np.float64]) -> float:
-    """In per cent, of what there are objects for."""
+    """The mean in per cent of the entries that are not -1."""
     known = precision[precision > -1]
     return float(known.mean() * 100) if known.size else float("nan")
 

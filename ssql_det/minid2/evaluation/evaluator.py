@@ -1,4 +1,4 @@
-"""A model over a whole data set: every output goes to evaluators, which give the results at the end."""
+"""Running a model over a data set and passing its outputs to evaluators."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ LOG_PERIOD = 5  # seconds
 
 
 class DatasetEvaluator:
-    """``reset``, then ``process`` for each batch, then ``evaluate``; all three on every rank."""
+    """Called as ``reset``, ``process`` for each batch, ``evaluate``, on every rank."""
 
     def reset(self) -> None:
-        """Forget what was processed."""
+        """Clear the state."""
 
     def process(self, inputs: Inputs, outputs: Inputs) -> None:
-        """Take in a batch: what went into the model and what came out, image by image."""
+        """Process the inputs and outputs of a batch."""
 
     def evaluate(self) -> dict[str, Any] | None:
-        """Results by task, such as ``{"bbox": {"AP": 40.2}}``; other ranks than the first may give none."""
+        """The results by task, such as ``{"bbox": {"AP": 40.2}}``; they may be empty except on rank 0."""
 
 
 class DatasetEvaluators(DatasetEvaluator):
-    """Several evaluators as one. No two of them may know the same task."""
+    """Combines several evaluators, whose results must have different names."""
 
     def __init__(self, evaluators: Sequence[DatasetEvaluator]) -> None:
         self._evaluators = evaluators
@@ -57,7 +57,7 @@ class DatasetEvaluators(DatasetEvaluator):
             if own is None or not is_main_process():
                 continue
             twice = results.keys() & own.keys()
-            assert not twice, f"several evaluators give results of the same name: {sorted(twice)}"
+            assert not twice, f"several evaluators return results of the same name: {sorted(twice)}"
             results.update(own)
         return results
 
@@ -68,12 +68,13 @@ def inference_on_dataset(
     evaluator: DatasetEvaluator | MutableSequence[DatasetEvaluator] | None,
     callbacks: Mapping[str, Callable[[], object]] | None = None,
 ) -> dict[str, Any]:
-    """What the evaluator says of the model's outputs over a loader that has a length; speed and ETA are logged.
+    """Run the model, in eval mode, over a loader, and return the evaluator's results; speed and ETA are logged.
 
-    A module is in eval mode meanwhile. Without an evaluator only the speed is measured. ``callbacks`` are called at
-    ``on_start``, ``before_inference`` and ``after_inference`` of each batch, and ``on_end``.
+    Without an evaluator only the speed is measured. ``callbacks`` may have ``on_start``, ``on_end``, and for each batch
+    ``before_inference`` and ``after_inference``.
 
-    >>> inference_on_dataset(model, loader, PascalVOCDetectionEvaluator("voc_2007_test"))["bbox"]["AP50"]
+    >>> inference_on_dataset(model, loader, None)
+    {}
     """
     total = len(data_loader)
     _logger.info(f"Start inference on {total} batches")
@@ -122,7 +123,7 @@ def inference_on_dataset(
 
 @contextmanager
 def inference_context(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode; afterwards in the mode it was in."""
+    """Set the model to eval mode; on exit its mode is restored."""
     training = model.training
     model.eval()
     try:
@@ -132,7 +133,7 @@ def inference_context(model: nn.Module) -> Iterator[None]:
 
 
 class _Clock:
-    """Seconds by stage: each ``lap`` is the time since the one before."""
+    """Seconds per stage; ``lap`` adds the time since the previous call to a stage."""
 
     def __init__(self) -> None:
         self.laps = dict.fromkeys(("Dataloading", "Inference", "Eval"), 0.0)

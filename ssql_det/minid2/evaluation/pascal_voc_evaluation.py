@@ -1,8 +1,8 @@
-"""Pascal VOC's average precision, in Python as its development kit defines it in Matlab.
+"""Pascal VOC's average precision, as its development kit defines it.
 
-Corners are pixel numbers from 1, both inclusive: a width is ``xmax - xmin + 1``. Objects marked *difficult* count
-neither as missed nor as found. Two details decide ties and last digits: detections pass through text with 3 digits
-of score and 1 of place, and are ordered by numpy's ``argsort``, which keeps no order among equal scores.
+Corners are pixel indices from 1, both included: a width is ``xmax - xmin + 1``. Objects marked *difficult* are ignored.
+As in Detectron2, scores are rounded to 3 digits and coordinates to 1, and detections are sorted by numpy's ``argsort``,
+which is not stable.
 """
 
 from __future__ import annotations
@@ -27,21 +27,25 @@ from .evaluator import DatasetEvaluator, Inputs
 
 _logger = logging.getLogger(__name__)
 
-THRESHOLDS = range(50, 100, 5)  # per cent of overlap
-Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # recall and precision after each detection, best score first
+THRESHOLDS = range(50, 100, 5)  # IoU in per cent
+Curve = tuple[
+    NDArray[np.float64], NDArray[np.float64]
+]  # recall and precision after each detection, by descending score
 
 
 class PascalVOCDetectionEvaluator(DatasetEvaluator):
-    """``{"bbox": {"AP", "AP50", "AP75"}}`` in per cent, means over the classes; AP is also one over ten overlaps.
+    """``{"bbox": {"AP", "AP50", "AP75"}}`` in per cent, averaged over the classes, AP also over ten IoU thresholds.
 
-    The metadata name the ``dirname``, the ``split``, ``thing_classes``, and the ``year``, whose metric is taken: 2007
-    that of eleven points, 2012 the area under the curve.
+    The metadata must have ``dirname``, ``split``, ``thing_classes`` and ``year``, which selects the metric: 2007 that
+    of eleven points, 2012 the area under the curve.
     """
 
     def __init__(self, dataset_name: str) -> None:
         meta = MetadataCatalog.get(dataset_name)
         if meta.year not in (2007, 2012):
-            raise ValueError(f"VOC has a metric for 2007 and one for 2012; data set '{dataset_name}' is of {meta.year}")
+            raise ValueError(
+                f"VOC has metrics for the years 2007 and 2012, but data set '{dataset_name}' has the year {meta.year}"
+            )
         self._dataset_name = dataset_name
         self._class_names: Sequence[str] = meta.thing_classes
         self._is_2007 = meta.year == 2007
@@ -51,19 +55,19 @@ class PascalVOCDetectionEvaluator(DatasetEvaluator):
         self.reset()
 
     def reset(self) -> None:
-        self._predictions: defaultdict[int, list[str]] = defaultdict(list)  # lines by class
+        self._predictions: defaultdict[int, list[str]] = defaultdict(list)  # text lines of each class
 
     def process(self, inputs: Inputs, outputs: Inputs) -> None:
         for image, output in zip(inputs, outputs, strict=True):
             instances = output["instances"].to("cpu")
-            corners = instances.pred_boxes.tensor + torch.tensor([1.0, 1.0, 0.0, 0.0])  # the loader takes the 1 away
+            corners = instances.pred_boxes.tensor + torch.tensor([1.0, 1.0, 0.0, 0.0])  # the loader subtracted this 1
             fields = (corners, instances.scores, instances.pred_classes)
             for box, score, label in zip(*(field.tolist() for field in fields), strict=True):
                 place = " ".join(f"{each:.1f}" for each in box)
                 self._predictions[label].append(f"{image['image_id']} {score:.3f} {place}")
 
     def evaluate(self) -> dict[str, Any] | None:
-        """On every rank; the results are given on the first."""
+        """The results, on rank 0; called on every rank."""
         gathered = comm.gather(self._predictions)
         if not comm.is_main_process():
             return None
@@ -87,9 +91,9 @@ def voc_eval(
     ovthresh: float = 0.5,
     use_07_metric: bool = False,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
-    """Recall and precision after each detection of a class, best score first, and its average precision.
+    """Recall and precision of a class after each detection, by descending score, and its average precision.
 
-    ``detpath`` and ``annopath`` are templates for a class and an image. A line of detections is
+    ``detpath`` and ``annopath`` are path templates for a class and an image. A line of detections is
     ``image score xmin ymin xmax ymax``.
     """
     with open(detpath.format(classname)) as file:
@@ -99,9 +103,9 @@ def voc_eval(
 
 
 def voc_ap(rec: NDArray[np.float64], prec: NDArray[np.float64], use_07_metric: bool = False) -> float:
-    """The mean of the best precision from each of eleven recalls on, or the area under that best precision.
+    """Average precision: the mean of the interpolated precision at eleven recalls, or the area under its curve.
 
-    >>> voc_ap(np.array([0.5, 1.0]), np.array([1.0, 0.5]))
+    >>> float(voc_ap(np.array([0.5, 1.0]), np.array([1.0, 0.5])))
     0.75
     """
     if use_07_metric:
@@ -113,7 +117,7 @@ def voc_ap(rec: NDArray[np.float64], prec: NDArray[np.float64], use_07_metric: b
 
 @cache
 def parse_rec(filename: str) -> list[dict[str, Any]]:
-    """The objects of an annotation file; read once in a process."""
+    """The objects of an annotation file; cached."""
     try:
         with PathManager.open(filename) as file:
             return [
@@ -139,9 +143,9 @@ def _text(element: ET.Element, path: str) -> str:
 
 @dataclass(frozen=True)
 class _Matches:
-    """D detections of a class, best score first, each with the one of M objects that it overlaps most."""
+    """D detections of a class, by descending score, each with the one of M objects with the largest IoU."""
 
-    overlap: NDArray[np.float64]  # [D], minus infinity where the image has no object
+    overlap: NDArray[np.float64]  # [D], -inf if the image has no object
     object: NDArray[np.int64]  # [D]
     difficult: NDArray[np.bool_]  # [M]
 
@@ -171,7 +175,7 @@ def _match(lines: Sequence[str], annopath: str, imagesetfile: str, classname: st
 
 
 def _overlaps(box: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Intersection over union of a box [4] with others [M, 4], corners inclusive: [M]."""
+    """IoU [M] of a box [4] with boxes [M, 4], with inclusive corners."""
 
     def area(corners: NDArray[np.float64]) -> NDArray[np.float64]:
         return (corners[..., 2:] - corners[..., :2] + 1).prod(axis=-1)
@@ -182,7 +186,7 @@ def _overlaps(box: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[
 
 
 def _curve(matches: _Matches, threshold: float) -> Curve:
-    """An object is found by the first detection that overlaps it by more than the threshold; others are mistakes."""
+    """The first detection with an IoU above the threshold is an object's true positive; others are false positives."""
     hits = np.flatnonzero(matches.overlap > threshold)
     is_difficult = matches.difficult[matches.object[hits]]
     candidates = hits[~is_difficult]
@@ -192,6 +196,6 @@ def _curve(matches: _Matches, threshold: float) -> Curve:
     wrong[candidates[first]] = 0
     wrong[hits[is_difficult]] = 0
     found, wrong = found.cumsum(), wrong.cumsum()
-    with np.errstate(invalid="ignore"):  # without an object to find, recall is NaN
+    with np.errstate(invalid="ignore"):  # without objects, recall is NaN
         recall = found / np.sum(~matches.difficult)
     return recall, found / np.maximum(found + wrong, np.finfo(np.float64).eps)

@@ -1,4 +1,4 @@
-"""Results as text that can be pasted, as flat names, and against what a config expects."""
+"""Printing results, flattening them, and comparing them with expected results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _logger = logging.getLogger(__name__)
 
 
 def print_csv_format(results: Mapping[str, Any]) -> None:
-    """Log the metrics of each task as two lines of comma-separated values, without those of single classes."""
+    """Log the metrics of each task as two lines of comma-separated values, without those of individual classes."""
     assert isinstance(results, Mapping), results
     for task, metrics in results.items():
         if not isinstance(metrics, Mapping):
@@ -28,7 +28,7 @@ def print_csv_format(results: Mapping[str, Any]) -> None:
 
 
 def verify_results(cfg: CfgNode, results: Mapping[str, Mapping[str, float]]) -> bool:
-    """Whether ``cfg.TEST.EXPECTED_RESULTS``, rows of (task, metric, value, tolerance), are met; if not, exit with 1."""
+    """Exit with 1 unless results agree with ``cfg.TEST.EXPECTED_RESULTS``: (task, metric, value, tolerance)."""
     expected_results = cfg.TEST.EXPECTED_RESULTS
     if not expected_results:
         return True

@@ -1,4 +1,4 @@
-"""Layers that Detectron2 puts in place of torch's: convs that carry their norm, the norms, ROIAlign, NMS, pasting."""
+"""Detectron2's layers: convs with norm and activation, norms, ROIAlign, NMS, mask pasting."""
 
 from .batch_norm import FrozenBatchNorm2d, LayerNorm, NaiveSyncBatchNorm, get_norm
 from .blocks import CNNBlockBase

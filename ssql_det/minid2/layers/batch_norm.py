@@ -1,4 +1,4 @@
-"""Batch norm frozen, and batch norm over all processes; ``get_norm`` finds a norm by its name in a config."""
+"""Frozen batch norm, batch norm synchronized over processes, and ``get_norm``, which makes a norm by name."""
 
 from __future__ import annotations
 
@@ -18,10 +18,7 @@ NormFactory = Callable[[int], nn.Module]
 
 
 class FrozenBatchNorm2d(nn.Module):
-    """Batch norm whose statistics and affine parameters are fixed: four buffers, no parameters.
-
-    Before anything is loaded it is the identity (up to ``eps``).
-    """
+    """Batch norm with fixed statistics and affine parameters, which are buffers; initially the identity."""
 
     _version = 3
 
@@ -42,13 +39,13 @@ class FrozenBatchNorm2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not x.requires_grad:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-        # Written out, so that backward does not keep what it needs only for statistics that are fixed.
+        # F.batch_norm would store tensors for gradients of the statistics, which are fixed.
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         shift = self.bias - self.running_mean * scale
         return x * _over_channels(scale).to(x.dtype) + _over_channels(shift).to(x.dtype)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any) -> None:
-        """Caffe2's models carry weight and bias alone; their statistics are the identity's."""
+        """Models from Caffe2 have no statistics: use those of the identity."""
         if (local_metadata.get("version") or 0) < 2:
             state_dict.setdefault(f"{prefix}running_mean", torch.zeros_like(self.running_mean))
             state_dict.setdefault(f"{prefix}running_var", torch.ones_like(self.running_var))
@@ -59,7 +56,7 @@ class FrozenBatchNorm2d(nn.Module):
 
     @classmethod
     def convert_frozen_batchnorm(cls, module: nn.Module) -> nn.Module:
-        """The module with every batch norm in it frozen, in place; a batch norm itself gives a new module."""
+        """Freeze every batch norm in a module, in place; for a batch norm itself return a new module."""
         if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)):
             frozen = cls(module.num_features, module.eps)
             for name, value in module.state_dict().items():
@@ -73,10 +70,9 @@ class FrozenBatchNorm2d(nn.Module):
 
 
 class NaiveSyncBatchNorm(BatchNorm2d):
-    """Batch norm with the mean of all processes' statistics, on any backend.
+    """Batch norm with statistics averaged over all processes, on any backend.
 
-    ``stats_mode=""`` gives every process the same weight, whatever the size of its images; ``"N"`` weights by
-    the number of images, and takes processes without any.
+    ``stats_mode=""`` gives every process the same weight; ``"N"`` weights by the number of images, which may be 0.
     """
 
     def __init__(self, *args: Any, stats_mode: str = "", **kwargs: Any) -> None:
@@ -99,7 +95,7 @@ class NaiveSyncBatchNorm(BatchNorm2d):
         return (x * _over_channels(scale) + _over_channels(shift)).to(input.dtype)
 
     def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor, Any]:
-        """Mean and mean square over the processes, and the momentum to take them in with."""
+        """Mean and mean square over all processes, and the momentum of the running statistics."""
         images, channels = x.shape[:2]
         own = torch.cat([x.mean(dim=(0, 2, 3)), (x * x).mean(dim=(0, 2, 3))])
         if self._stats_mode == "":
@@ -107,11 +103,11 @@ class NaiveSyncBatchNorm(BatchNorm2d):
             mean, square = (differentiable_all_reduce(own) / dist.get_world_size()).split(channels)
             return mean, square, self.momentum
         if images == 0:
-            own = torch.zeros_like(own) + x.sum()  # stays in the graph
+            own = torch.zeros_like(own) + x.sum()  # keeps the gradient's graph connected
         total = differentiable_all_reduce(torch.cat([own * images, own.new_tensor([images])]))
         count = total[-1].detach()
         mean, square, _ = (total / count.clamp(min=1)).split(channels)
-        return mean, square, count.clamp(max=1) * self.momentum  # nothing is taken in where there are no images
+        return mean, square, count.clamp(max=1) * self.momentum  # 0 if there are no images
 
 
 class LayerNorm(nn.Module):
@@ -143,7 +139,7 @@ _NORMS: dict[str, NormFactory] = {
 
 
 def get_norm(norm: str | NormFactory | None, out_channels: int) -> nn.Module | None:
-    """The norm of this name (or made by this function) for so many channels; no name, no norm."""
+    """The norm of this name, or the result of ``norm(out_channels)``; ``None`` for no name."""
     if norm is None or norm == "":
         return None
     return (_NORMS[norm] if isinstance(norm, str) else norm)(out_channels)

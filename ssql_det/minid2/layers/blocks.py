@@ -1,4 +1,4 @@
-"""What every block of a backbone says of itself."""
+"""The base class of a backbone's blocks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class CNNBlockBase(nn.Module):
         self.stride = stride
 
     def freeze(self) -> CNNBlockBase:
-        """Stop training here: no gradients, and every batch norm becomes a frozen one."""
+        """Stop training of this block: no gradients, and every batch norm is frozen."""
         for parameter in self.parameters():
             parameter.requires_grad = False
         FrozenBatchNorm2d.convert_frozen_batchnorm(self)

@@ -1,4 +1,4 @@
-"""Masks predicted on a small grid, pasted into the image at the place and in the size of their boxes."""
+"""Pasting predicted masks into the image, at the position and size of their boxes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ GPU_MEM_LIMIT = 1024**3  # bytes of sampled masks at a time
 
 
 def paste_masks_in_image(masks: Tensor, boxes: Any, image_shape: tuple[int, int], threshold: float = 0.5) -> Tensor:
-    """Masks [N, M, M] in [0, 1] within N boxes, as booleans on the image: [N, height, width].
+    """Resample masks [N, M, M] in [0, 1] from their N boxes to boolean masks [N, height, width] of the image.
 
-    A negative threshold gives the masks themselves instead, times 255, as uint8.
+    With a negative threshold the result is not thresholded, but uint8 from 0 to 255.
     """
-    assert masks.shape[-1] == masks.shape[-2], "masks are to be squares"
+    assert masks.shape[-1] == masks.shape[-2], "masks must be square"
     if len(masks) == 0:
         return masks.new_empty((0, *image_shape), dtype=torch.uint8)
     boxes = boxes if isinstance(boxes, Tensor) else boxes.tensor
@@ -36,7 +36,7 @@ def paste_masks_in_image(masks: Tensor, boxes: Any, image_shape: tuple[int, int]
 
 
 def _chunks(count: int, image_shape: tuple[int, int], on_cpu: bool) -> int:
-    """The CPU is fastest one by one, within each box's region; a GPU all at once, within its memory."""
+    """The number of chunks: on the CPU one per mask, which is fastest; on a GPU as few as its memory allows."""
     if on_cpu:
         return count
     chunks = math.ceil(count * image_shape[0] * image_shape[1] * BYTES_PER_FLOAT / GPU_MEM_LIMIT)
@@ -45,14 +45,14 @@ def _chunks(count: int, image_shape: tuple[int, int], on_cpu: bool) -> int:
 
 
 def _region(boxes: Tensor, image_shape: tuple[int, int]) -> tuple[range, range]:
-    """Rows and columns that hold the boxes, with a pixel around them."""
+    """The rows and columns of the boxes, with a margin of one pixel."""
     x0, y0 = (boxes[:, :2].amin(dim=0).floor() - 1).clamp(min=0).int().tolist()
     x1, y1 = (boxes[:, 2:].amax(dim=0).ceil() + 1).int().tolist()
     return range(y0, min(y1, image_shape[0])), range(x0, min(x1, image_shape[1]))
 
 
 def _sample(masks: Tensor, boxes: Tensor, rows: range, columns: range) -> Tensor:
-    """Each mask at the centres of the pixels, with bilinear interpolation and zeros outside."""
+    """Sample each mask at the pixel centres, with bilinear interpolation and zeros outside."""
     x0, y0, x1, y1 = boxes.split(1, dim=1)
     y = torch.arange(rows.start, rows.stop, device=boxes.device, dtype=torch.float32) + 0.5
     x = torch.arange(columns.start, columns.stop, device=boxes.device, dtype=torch.float32) + 0.5

@@ -1,4 +1,4 @@
-"""Non-maximum suppression, each class or level for itself."""
+"""Non-maximum suppression within each class or level."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["batched_nms", "nms"]
 
 
 def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
-    """Indices that stay, by falling score. Boxes in float32: half precision has not the range."""
+    """Indices that are kept, by descending score. Computed in float32, since float16 has too small a range."""
     assert boxes.shape[-1] == 4
     kept: Tensor = box_ops.batched_nms(boxes.float(), scores, idxs, iou_threshold)
     return kept

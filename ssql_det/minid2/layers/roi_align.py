@@ -1,4 +1,4 @@
-"""ROIAlign as a module, by default aligned to the centres of pixels."""
+"""ROIAlign as a module."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ __all__ = ["ROIAlign", "roi_align"]
 
 
 class ROIAlign(nn.Module):
-    """Features within boxes, resampled to ``output_size``; boxes are multiplied by ``spatial_scale`` first.
+    """Resample the features within boxes to ``output_size``; boxes are first multiplied by ``spatial_scale``.
 
-    ``sampling_ratio=0`` samples as densely as the box asks for.
+    ``sampling_ratio=0`` adapts the number of samples to the box size; ``aligned`` places pixels at their centres.
     """
 
     def __init__(
@@ -24,7 +24,7 @@ class ROIAlign(nn.Module):
         self.aligned = aligned
 
     def forward(self, input: Tensor, rois: Tensor) -> Tensor:
-        """``input`` [N, C, H, W]; ``rois`` [R, 5]: an image's index, x0, y0, x1, y1. Gives [R, C, *output_size]."""
+        """``input`` [N, C, H, W] and ``rois`` [R, 5] (image index, x0, y0, x1, y1) to [R, C, *output_size]."""
         assert rois.dim() == 2, rois.shape
         assert rois.size(1) == 5, rois.shape
         size, scale, ratio = self.output_size, self.spatial_scale, self.sampling_ratio

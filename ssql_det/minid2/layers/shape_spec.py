@@ -1,4 +1,4 @@
-"""The shape that a part of a model puts out, as far as it is known before it runs."""
+"""The shape of a feature map, as far as it is known before the model runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""torch's layers with Detectron2's additions: a norm and an activation inside a conv, losses of nothing that are 0."""
+"""torch's layers with Detectron2's additions: convs with norm and activation, losses without targets."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ interpolate = F.interpolate
 
 
 class Conv2d(nn.Conv2d):
-    """``activation(norm(conv(x)))``; the norm is a child called ``norm``, and either may be ``None``.
+    """``activation(norm(conv(x)))``; both ``norm`` and ``activation`` may be ``None``.
 
-    >>> Conv2d(3, 8, kernel_size=3, padding=1, bias=False, norm=get_norm("BN", 8), activation=F.relu)
+    >>> conv = Conv2d(3, 8, kernel_size=3, padding=1, bias=False, norm=nn.BatchNorm2d(8), activation=F.relu)
+    >>> conv(torch.zeros(1, 3, 4, 4)).shape
+    torch.Size([1, 8, 4, 4])
     """
 
     def __init__(
@@ -42,17 +44,17 @@ class Conv2d(nn.Conv2d):
 
 
 def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
-    """``torch.cat`` that hands a single tensor on as it is."""
+    """``torch.cat`` that does not copy a single tensor."""
     return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim)
 
 
 def cross_entropy(input: Tensor, target: Tensor, *, reduction: str = "mean", **kwargs: Any) -> Tensor:
-    """``F.cross_entropy``, but the mean over no targets is 0, still part of the graph."""
+    """``F.cross_entropy``, but the mean over no targets is 0 and keeps the graph."""
     if target.numel() == 0 and reduction == "mean":
         return input.sum() * 0.0
     return F.cross_entropy(input, target, reduction=reduction, **kwargs)
 
 
 def nonzero_tuple(x: Tensor) -> tuple[Tensor, ...]:
-    """``nonzero`` with one index tensor a dimension; a scalar counts as one element."""
+    """``nonzero`` with one index tensor per dimension; a scalar is treated as one element."""
     return torch.atleast_1d(x).nonzero().unbind(1)

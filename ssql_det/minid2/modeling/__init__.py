@@ -1,4 +1,4 @@
-"""Detectors and their parts: backbones, proposals, what is computed for each region, whole models."""
+"""Detectors and their parts: backbones, proposal generators, RoI heads, meta architectures."""
 
 from ..layers import ShapeSpec
 from .anchor_generator import ANCHOR_GENERATOR_REGISTRY, build_anchor_generator

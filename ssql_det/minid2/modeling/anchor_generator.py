@@ -1,4 +1,4 @@
-"""Anchors: boxes of fixed sizes and shapes around every location of a feature map."""
+"""Anchors: boxes of fixed sizes and aspect ratios at every location of a feature map."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ANCHOR_GENERATOR_REGISTRY = Registry("ANCHOR_GENERATOR")
 
 
 class BufferList(nn.Module):
-    """Tensors that move with the module and are not saved with it."""
+    """Buffers that are not saved in the state dict."""
 
     def __init__(self, buffers: Sequence[Tensor]) -> None:
         super().__init__()
@@ -34,9 +34,9 @@ class BufferList(nn.Module):
 
 @ANCHOR_GENERATOR_REGISTRY.register()
 class DefaultAnchorGenerator(nn.Module):
-    """For each feature map, anchors of every size (the root of an area) and aspect ratio (height over width).
+    """Anchors of every size (square root of the area) and aspect ratio (height / width), for each feature map.
 
-    One list of sizes or ratios serves all maps. ``offset`` places the first centre, as a share of the stride.
+    A single list of sizes or ratios is used for all maps. ``offset`` shifts the centres by a fraction of the stride.
     """
 
     box_dim = 4
@@ -75,7 +75,7 @@ class DefaultAnchorGenerator(nn.Module):
         sizes: Sequence[float] = (32, 64, 128, 256, 512),
         aspect_ratios: Sequence[float] = (0.5, 1, 2),
     ) -> Tensor:
-        """Anchors around the origin, ratios running faster than sizes: [sizes * ratios, 4]."""
+        """Anchors centred at the origin, [sizes * ratios, 4]; ratios vary fastest."""
         anchors = []
         for size in sizes:
             for ratio in aspect_ratios:
@@ -85,7 +85,7 @@ class DefaultAnchorGenerator(nn.Module):
         return torch.tensor(anchors)
 
     def forward(self, features: Sequence[Tensor]) -> list[Boxes]:
-        """All anchors of each map, location by location: [H * W * anchors, 4]."""
+        """All anchors of each map, in the order of locations: [H * W * anchors, 4]."""
         return [
             Boxes(self._grid(each.shape[-2:], stride, cells))
             for each, stride, cells in zip(features, self.strides, self.cell_anchors, strict=True)
@@ -108,7 +108,7 @@ def build_anchor_generator(cfg: CfgNode, input_shape: Sequence[ShapeSpec]) -> nn
 
 
 def _for_each_map(values: Sequence[Any], maps: int, name: str) -> list[Sequence[float]]:
-    assert isinstance(values, Sequence), f"{name} of anchors are to be a list, not {values!r}"
+    assert isinstance(values, Sequence), f"{name} of anchors must be a list, not {values!r}"
     assert len(values), f"there are no {name} of anchors"
     if not isinstance(values[0], Sequence):
         return [values] * maps

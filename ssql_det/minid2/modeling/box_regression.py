@@ -1,4 +1,4 @@
-"""Boxes as what is to be done to other boxes: shift the centre, scale the sides (R-CNN); and the loss of that."""
+"""Box regression (R-CNN): deltas that shift and scale boxes, and their loss."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..structures import Boxes
 
 __all__ = ["Box2BoxTransform"]
 
-_DEFAULT_SCALE_CLAMP = math.log(1000.0 / 16)  # no box grows more than from a small anchor to a whole image
+_DEFAULT_SCALE_CLAMP = math.log(1000.0 / 16)  # the largest growth: from a small anchor to a whole image
 
 
 class Box2BoxTransform:
@@ -25,7 +25,9 @@ class Box2BoxTransform:
     ``weights`` multiply the deltas; Fast R-CNN chose them to give unit variance.
 
     >>> transform = Box2BoxTransform((10.0, 10.0, 5.0, 5.0))
-    >>> transform.apply_deltas(transform.get_deltas(proposals, targets), proposals)  # the targets
+    >>> proposals, targets = torch.tensor([[0.0, 0.0, 4.0, 4.0]]), torch.tensor([[1.0, 1.0, 9.0, 5.0]])
+    >>> transform.apply_deltas(transform.get_deltas(proposals, targets), proposals)
+    tensor([[1., 1., 9., 5.]])
     """
 
     def __init__(self, weights: tuple[float, float, float, float], scale_clamp: float = _DEFAULT_SCALE_CLAMP) -> None:
@@ -33,7 +35,7 @@ class Box2BoxTransform:
         self.scale_clamp = scale_clamp
 
     def get_deltas(self, src_boxes: Tensor, target_boxes: Tensor) -> Tensor:
-        """What turns N boxes into N targets: [N, 4]."""
+        """The deltas [N, 4] that transform N source boxes into N target boxes."""
         centres, sides = _centres_and_sides(src_boxes)
         target_centres, target_sides = _centres_and_sides(target_boxes)
         assert (sides[:, 0] > 0).all(), "a box to be moved has no width"
@@ -46,7 +48,7 @@ class Box2BoxTransform:
         )
 
     def apply_deltas(self, deltas: Tensor, boxes: Tensor) -> Tensor:
-        """N boxes changed in k ways each, deltas and result [N, k * 4]; in float32."""
+        """Apply deltas [N, k * 4] to N boxes: [N, k * 4], in float32."""
         deltas = deltas.float()
         centres, sides = (each[:, None] for each in _centres_and_sides(boxes.to(deltas.dtype)))
         by_kind = deltas.reshape(len(deltas), deltas.shape[1] // 4, 4).unbind(-1)
@@ -73,9 +75,9 @@ def _dense_box_regression_loss(
     box_reg_loss_type: str = "smooth_l1",
     smooth_l1_beta: float = 0.0,
 ) -> Tensor:
-    """Summed over the foreground: of N images, anchors of every level, R in all.
+    """The loss summed over the foreground anchors of N images, with R anchors in all levels together.
 
-    ``anchors`` [H * W * A, 4] and ``pred_anchor_deltas`` [N, H * W * A, 4] by level, ``gt_boxes`` [R, 4] by image,
+    ``anchors`` [H * W * A, 4] and ``pred_anchor_deltas`` [N, H * W * A, 4] per level, ``gt_boxes`` [R, 4] per image,
     ``fg_mask`` [N, R]. "smooth_l1" compares deltas, the IoU losses compare boxes.
     """
     boxes = cat([each.tensor if isinstance(each, Boxes) else each for each in anchors])
@@ -85,7 +87,9 @@ def _dense_box_regression_loss(
         loss: Tensor = smooth_l1_loss(deltas[fg_mask], targets[fg_mask], beta=smooth_l1_beta, reduction="sum")
         return loss
     if box_reg_loss_type not in _IOU_LOSSES:
-        raise ValueError(f"'{box_reg_loss_type}' is no loss of boxes: there are smooth_l1, {', '.join(_IOU_LOSSES)}")
+        raise ValueError(
+            f"unknown box regression loss '{box_reg_loss_type}': choose one of smooth_l1, {', '.join(_IOU_LOSSES)}"
+        )
     predicted = torch.stack([box2box_transform.apply_deltas(each, boxes) for each in deltas])
     loss = _IOU_LOSSES[box_reg_loss_type](predicted[fg_mask], torch.stack(list(gt_boxes))[fg_mask], reduction="sum")
     return loss

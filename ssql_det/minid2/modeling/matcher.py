@@ -1,4 +1,4 @@
-"""Which ground truth each prediction is measured against, and whether it counts as found, missed or neither."""
+"""Matching predictions (anchors, proposals) to ground truth."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 class Matcher:
     """Labels each prediction by the quality of its best match: ``labels[i]`` between the thresholds i - 1 and i.
 
-    ``allow_low_quality_matches`` also makes positive whatever is a ground truth's best, ties included.
+    ``allow_low_quality_matches`` also labels as positive the best predictions of each ground truth, including ties.
 
     >>> Matcher([0.3, 0.7], [0, -1, 1])(torch.tensor([[0.1, 0.5, 0.9]]))
     (tensor([0, 0, 0]), tensor([ 0, -1,  1], dtype=torch.int8))
@@ -30,10 +30,10 @@ class Matcher:
         assert len(labels) == len(thresholds) + 1
 
     def __call__(self, match_quality_matrix: Tensor) -> tuple[Tensor, Tensor]:
-        """From qualities [M ground truths, N predictions], at least 0: the matched index and the label of each of N."""
+        """The matched indices and labels of N predictions, from nonnegative qualities [M ground truths, N]."""
         quality = match_quality_matrix
         assert quality.dim() == 2
-        if quality.numel() == 0:  # nothing to match: everything is of the lowest quality
+        if quality.numel() == 0:  # without ground truth all predictions have the lowest quality
             count = quality.size(1)
             matches = torch.zeros(count, dtype=torch.int64, device=quality.device)
             return matches, torch.full((count,), self.labels[0], dtype=torch.int8, device=quality.device)
@@ -47,6 +47,6 @@ class Matcher:
         return matches, match_labels
 
     def set_low_quality_matches_(self, match_labels: Tensor, match_quality_matrix: Tensor) -> None:
-        """Make every ground truth's best predictions positive, in place; the index matched stays their own best."""
+        """Label every ground truth's best predictions as positive, in place; their matched index does not change."""
         best = match_quality_matrix.max(dim=1, keepdim=True).values
         match_labels[(match_quality_matrix == best).any(dim=0)] = 1

@@ -1,4 +1,4 @@
-"""Features of regions: each box is resampled from the pyramid level that fits its size."""
+"""Pooling of RoI features, each from the pyramid level that fits the box size."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["ROIPooler"]
 def assign_boxes_to_levels(
     box_lists: Sequence[Boxes], min_level: int, max_level: int, canonical_box_size: int, canonical_level: int
 ) -> Tensor:
-    """For each box of all images its level, counted from ``min_level`` (Lin et al., CVPR 2017, eq. 1).
+    """The level of each box of all images, counted from ``min_level`` (Lin et al., CVPR 2017, eq. 1).
 
     A box of the canonical size belongs to the canonical level, one of twice the size to the next.
     """
@@ -28,7 +28,7 @@ def assign_boxes_to_levels(
 
 
 def convert_boxes_to_pooler_format(box_lists: Sequence[Boxes]) -> Tensor:
-    """All images' boxes as ROIAlign takes them, with the image's index in front: [M, 5]."""
+    """The boxes of all images in ROIAlign's format [M, 5], with the image index first."""
     boxes = torch.cat([each.tensor for each in box_lists])
     counts = torch.tensor([len(each) for each in box_lists], device=boxes.device)
     images = torch.arange(len(box_lists), dtype=boxes.dtype, device=boxes.device).repeat_interleave(counts)
@@ -36,9 +36,9 @@ def convert_boxes_to_pooler_format(box_lists: Sequence[Boxes]) -> Tensor:
 
 
 class ROIPooler(nn.Module):
-    """One pooling layer a feature map; ``scales`` are one over their strides, finest first, each half the last.
+    """A pooling layer for each feature map; ``scales`` are 1 / stride, finest first, each half the previous one.
 
-    ``canonical_box_size`` and ``canonical_level`` are the pyramid paper's: an image of 224 pixels fills ``p4``.
+    ``canonical_box_size`` and ``canonical_level`` are those of the FPN paper: a box of 224 pixels belongs to ``p4``.
     """
 
     def __init__(
@@ -63,17 +63,17 @@ class ROIPooler(nn.Module):
         self.level_poolers = nn.ModuleList(poolers)
         levels = [-math.log2(scale) for scale in scales]
         assert all(level.is_integer() for level in (levels[0], levels[-1])), (
-            f"strides are to be powers of 2: scales are {scales}"
+            f"strides must be powers of 2: scales are {scales}"
         )
         self.min_level, self.max_level = int(levels[0]), int(levels[-1])
-        assert len(scales) == self.max_level - self.min_level + 1, f"each scale is to be half the one before: {scales}"
+        assert len(scales) == self.max_level - self.min_level + 1, f"each scale must be half the previous one: {scales}"
         assert 0 <= self.min_level <= self.max_level
         assert canonical_box_size > 0
         self.canonical_box_size = canonical_box_size
         self.canonical_level = canonical_level
 
     def forward(self, x: list[Tensor], box_lists: list[Boxes]) -> Tensor:
-        """Feature maps [N, C, H, W] and N images' boxes, M in all: [M, C, *output_size], in the order of the boxes."""
+        """Pool features [M, C, *output_size] of the M boxes of N images from feature maps [N, C, H, W]."""
         assert len(x) == len(self.level_poolers), f"{len(x)} feature maps for {len(self.level_poolers)} poolers"
         assert len(box_lists) == len(x[0]), f"boxes of {len(box_lists)} images, features of {len(x[0])}"
         if not box_lists:

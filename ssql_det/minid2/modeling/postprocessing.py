@@ -1,4 +1,4 @@
-"""From the size that the network saw to the size that was asked for."""
+"""Rescaling detections from the network's input size to the output size."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ..structures import Instances, ROIMasks
 def detector_postprocess(
     results: Instances, output_height: int, output_width: int, mask_threshold: float = 0.5
 ) -> Instances:
-    """Boxes scaled and clipped to the output size, empty ones dropped, masks pasted. May change ``results``."""
+    """Scale and clip boxes to the output size, drop empty ones, paste masks. May change ``results``."""
     height, width = results.image_size
     results = Instances((output_height, output_width), **results.get_fields())
     assert results.has("pred_boxes") or results.has("proposal_boxes"), "Predictions must contain boxes!"

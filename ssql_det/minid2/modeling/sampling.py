@@ -1,4 +1,4 @@
-"""A random sample of positives and negatives to train on."""
+"""Random sampling of positives and negatives."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def subsample_labels(
 ) -> tuple[Tensor, Tensor]:
     """Indices of positives (neither ``bg_label`` nor -1) and of negatives (``bg_label``).
 
-    Up to ``positive_fraction`` of the sample are positives, negatives fill it as far as there are any. Two
-    permutations are drawn, of the positives first: the same seed gives the same sample as Detectron2's.
+    At most ``positive_fraction`` of the sample are positives; the rest are negatives, if there are enough. Two
+    permutations are drawn, of the positives first, so that a seed gives the same sample as in Detectron2.
     """
     positive = nonzero_tuple((labels != -1) & (labels != bg_label))[0]
     negative = nonzero_tuple(labels == bg_label)[0]

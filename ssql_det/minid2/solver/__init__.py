@@ -1,4 +1,4 @@
-"""Optimizers and learning rates, as a config describes them."""
+"""Optimizers and learning rate schedules."""
 
 from .build import build_lr_scheduler, build_optimizer, get_default_optimizer_params
 from .lr_scheduler import LRMultiplier, LRScheduler, WarmupParamScheduler

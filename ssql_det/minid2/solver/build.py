@@ -1,4 +1,4 @@
-"""The optimizer with its parameter groups and gradient clipping, and the schedule, that ``SOLVER`` asks for."""
+"""Building the optimizer, with parameter groups and gradient clipping, and the schedule of ``SOLVER``."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NORMS = (
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
-    """SGD on what the model trains."""
+    """SGD on the trainable parameters."""
     solver = cfg.SOLVER
     groups = get_default_optimizer_params(
         model,
@@ -60,14 +60,16 @@ def get_default_optimizer_params(
     lr_factor_func: Callable[[str], float] | None = None,
     overrides: dict[str, dict[str, float]] | None = None,
 ) -> Groups:
-    """Parameter groups by what is said of norms, of biases, of a parameter's full name, and of its last name.
+    """Parameter groups with settings for norms, for biases, by ``lr_factor_func`` of the full name, and by last name.
 
-    The later wins; what nothing is said of is the optimizer's.
+    A later setting overrides an earlier one; without any, the optimizer's defaults apply.
 
-    >>> get_default_optimizer_params(model, weight_decay_norm=0.0, overrides={"embedding": {"weight_decay": 0.1}})
+    >>> groups = get_default_optimizer_params(nn.BatchNorm2d(2), weight_decay_norm=0.0)
+    >>> [group["weight_decay"] for group in groups]
+    [0.0]
     """
     if base_lr is None and (bias_lr_factor not in (None, 1.0) or lr_factor_func is not None):
-        raise ValueError("bias_lr_factor and lr_factor_func multiply base_lr, which is not given")
+        raise ValueError("bias_lr_factor and lr_factor_func need base_lr, which is not given")
     said = {"lr": base_lr, "weight_decay": weight_decay}
     defaults = {name: value for name, value in said.items() if value is not None}
     of_biases = {}
@@ -78,7 +80,7 @@ def get_default_optimizer_params(
     overrides = dict(overrides or {})
     if of_biases:
         if "bias" in overrides:
-            raise ValueError("overrides name 'bias', of which bias_lr_factor or weight_decay_bias speaks too")
+            raise ValueError("overrides has 'bias', which bias_lr_factor or weight_decay_bias sets as well")
         overrides["bias"] = of_biases
 
     groups: Groups = []
@@ -99,9 +101,9 @@ def get_default_optimizer_params(
 
 
 def reduce_param_groups(params: Groups) -> Groups:
-    """The fewest groups, so that an optimizer that works on whole groups has few and large ones.
+    """Merge groups with equal settings, which makes fused optimizers faster.
 
-    Groups stand in the order of their first parameters; a parameter named twice has what is said of it last.
+    Groups are in the order of their first parameters; of a parameter that occurs twice the last settings apply.
     """
     merged: dict[tuple[tuple[str, Any], ...], dict[str, Any]] = {}
     for item in _expand_param_groups(params):
@@ -113,7 +115,7 @@ def reduce_param_groups(params: Groups) -> Groups:
 
 
 def _expand_param_groups(params: Groups) -> Groups:
-    """A group for each parameter."""
+    """Split groups into one for each parameter."""
     expanded: defaultdict[Any, dict[str, Any]] = defaultdict(dict)
     for item in params:
         settings = {name: value for name, value in item.items() if name not in ("params", "param_names")}
@@ -124,9 +126,9 @@ def _expand_param_groups(params: Groups) -> Groups:
 
 
 def maybe_add_gradient_clipping(cfg: CfgNode, optimizer: Any) -> Any:
-    """Let an optimizer, or a class of them, clip before each step as ``SOLVER.CLIP_GRADIENTS`` says, if it does.
+    """If ``SOLVER.CLIP_GRADIENTS`` is enabled, let an optimizer or optimizer class clip gradients before each step.
 
-    Each parameter is clipped by itself: "norm" bounds the norm of its gradient, not that of all of them.
+    Each parameter is clipped on its own: "norm" bounds the norm of its gradient, not the total norm.
     """
     if not cfg.SOLVER.CLIP_GRADIENTS.ENABLED:
         return optimizer
@@ -142,7 +144,7 @@ def _gradient_clipper(cfg: CfgNode) -> Callable[[Tensor], object]:
         return lambda parameter: nn.utils.clip_grad_value_(parameter, clipping.CLIP_VALUE)
     if clipping.CLIP_TYPE == "norm":
         return lambda parameter: nn.utils.clip_grad_norm_(parameter, clipping.CLIP_VALUE, clipping.NORM_TYPE)
-    raise ValueError(f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is {clipping.CLIP_TYPE!r}; it has to be 'value' or 'norm'")
+    raise ValueError(f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is {clipping.CLIP_TYPE!r}; it must be 'value' or 'norm'")
 
 
 def _clipping_class(base: type[Optimizer], clip: Callable[[Tensor], object]) -> type[Optimizer]:
@@ -156,7 +158,7 @@ def _clipping_class(base: type[Optimizer], clip: Callable[[Tensor], object]) -> 
 
 
 def build_lr_scheduler(cfg: CfgNode, optimizer: Optimizer) -> LRScheduler:
-    """The schedule that ``SOLVER.LR_SCHEDULER_NAME`` names, with its warm-up; to be stepped each iteration."""
+    """The schedule that ``SOLVER.LR_SCHEDULER_NAME`` names, with warm-up; it is stepped each iteration."""
     solver = cfg.SOLVER
     multiplier = WarmupParamScheduler(
         _schedule(cfg),

@@ -1,4 +1,4 @@
-"""Learning rates over a run: fvcore's schedules, functions of the share of the run that is over, in torch's clothes."""
+"""Learning rate schedules: fvcore's functions of the training progress, as torch schedulers."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ __all__ = ["LRMultiplier", "LRScheduler", "WarmupParamScheduler"]
 
 
 class WarmupParamScheduler(CompositeParamScheduler):
-    """``scheduler`` with its first ``warmup_length`` (a share of the run) replaced by a warm-up.
+    """``scheduler`` whose first ``warmup_length`` (a fraction of training) is replaced by a warm-up.
 
-    From ``warmup_factor`` times its first value, "linear" up to where it goes on, or "constant". It goes on as if it
-    had run all along; with ``rescale_interval`` it starts then, and is squeezed into what is left.
+    The warm-up starts at ``warmup_factor`` times the first value and is "linear" or "constant". After it ``scheduler``
+    has the value of that progress; with ``rescale_interval`` it starts only then and is compressed into the rest.
 
+    >>> from fvcore.common.param_scheduler import CosineParamScheduler
     >>> schedule = WarmupParamScheduler(CosineParamScheduler(1, 0), warmup_factor=0.001, warmup_length=0.1)
-    >>> schedule(0.05)  # half-way up to cos(pi / 10)
-    0.4883...
+    >>> f"{schedule(0.05):.4f}"
+    '0.4883'
     """
 
     def __init__(
@@ -51,9 +52,9 @@ class WarmupParamScheduler(CompositeParamScheduler):
 
 
 class LRMultiplier(LRScheduler):
-    """Each group's first learning rate times ``multiplier`` of the share of ``max_iter`` iterations that is over.
+    """Multiplies each group's initial learning rate by ``multiplier`` at the progress ``iteration / max_iter``.
 
-    What torch calls an epoch is an iteration here. The state is a count: a schedule can be changed and resumed.
+    torch's epoch is an iteration here. The state does not contain the schedule, so it can be changed when resuming.
     """
 
     def __init__(self, optimizer: Optimizer, multiplier: ParamScheduler, max_iter: int, last_iter: int = -1) -> None:

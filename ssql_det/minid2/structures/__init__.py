@@ -1,4 +1,4 @@
-"""What stands in an image: boxes, masks, instances; and images of several sizes in one batch."""
+"""Boxes, masks, instances, and batches of images of several sizes."""
 
 from .boxes import Boxes, BoxMode, pairwise_intersection, pairwise_ioa, pairwise_iou, pairwise_point_box_distance
 from .image_list import ImageList

@@ -1,4 +1,4 @@
-"""Boxes ``(x0, y0, x1, y1)``: float32, continuous coordinates, no pixel added to a width."""
+"""Boxes ``(x0, y0, x1, y1)`` in float32 and continuous coordinates: a width is ``x1 - x0``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 @unique
 class BoxMode(IntEnum):
-    """How the numbers of a box are meant; the values are those of Detectron2's data set dicts."""
+    """The format of a box; the values are those of Detectron2's data set dicts."""
 
     XYXY_ABS = 0
     XYWH_ABS = 1
@@ -23,7 +23,7 @@ class BoxMode(IntEnum):
 
     @staticmethod
     def convert(box: Any, from_mode: BoxMode, to_mode: BoxMode) -> Any:
-        """A box (list, tuple) or boxes (array or tensor, [N, 4]) in another mode, of the type they came in.
+        """Convert a box (list, tuple) or boxes (array or tensor, [N, 4]) to another mode, keeping the type.
 
         >>> BoxMode.convert([1.0, 2.0, 3.0, 4.0], BoxMode.XYWH_ABS, BoxMode.XYXY_ABS)
         [1.0, 2.0, 4.0, 6.0]
@@ -34,7 +34,7 @@ class BoxMode(IntEnum):
             (from_mode, to_mode)
         )
         if sign is None:
-            raise NotImplementedError(f"minid2 knows no way from {from_mode!r} to {to_mode!r}")
+            raise NotImplementedError(f"minid2 cannot convert boxes from {from_mode!r} to {to_mode!r}")
         if isinstance(box, (list, tuple)):
             assert len(box) == 4, f"a single box has 4 numbers, got {len(box)}"
             kind: type = type(box)
@@ -45,7 +45,7 @@ class BoxMode(IntEnum):
 
 
 class Boxes:
-    """N boxes as a float32 tensor [N, 4] in ``tensor``, with a tensor's way of being indexed.
+    """N boxes as a float32 tensor [N, 4] in ``tensor``; indexed like a tensor.
 
     >>> Boxes([[0, 0, 10, 5]]).area()
     tensor([50.])
@@ -76,7 +76,7 @@ class Boxes:
         return width * height
 
     def clip(self, box_size: tuple[int, int]) -> None:
-        """Limit to an image of (height, width), in place."""
+        """Clip to an image of (height, width), in place."""
         assert torch.isfinite(self.tensor).all(), "boxes to be clipped are infinite or NaN"
         height, width = box_size
         x = self.tensor[:, 0::2].clamp(min=0, max=width)
@@ -84,12 +84,12 @@ class Boxes:
         self.tensor = torch.stack((x, y), dim=-1).flatten(1)
 
     def nonempty(self, threshold: float = 0.0) -> Tensor:
-        """Which boxes have both sides longer than ``threshold``."""
+        """A mask of the boxes with both sides longer than ``threshold``."""
         width, height = self._sides()
         return (width > threshold) & (height > threshold)
 
     def inside_box(self, box_size: tuple[int, int], boundary_threshold: float = 0) -> Tensor:
-        """Which boxes leave an image of (height, width) by no more than the threshold."""
+        """A mask of the boxes that exceed an image of (height, width) by at most the threshold."""
         height, width = box_size
         x0, y0, x1, y1 = self.tensor.unbind(-1)
         starts_inside = (x0 >= -boundary_threshold) & (y0 >= -boundary_threshold)
@@ -105,12 +105,12 @@ class Boxes:
 
     @classmethod
     def cat(cls, boxes_list: Sequence[Boxes]) -> Boxes:
-        """All boxes of a list as one; never shares storage with them."""
+        """Concatenate a list of boxes; the result is always a copy."""
         assert all(isinstance(boxes, Boxes) for boxes in boxes_list)
         return cls(torch.cat([boxes.tensor for boxes in boxes_list])) if boxes_list else cls(torch.empty(0))
 
     def __getitem__(self, item: Any) -> Boxes:
-        """By an integer (one box), a slice, or a vector of integers or booleans."""
+        """Index by an integer (one box), a slice, or a vector of integers or booleans."""
         if isinstance(item, int):
             return Boxes(self.tensor[item].view(1, -1))
         chosen = self.tensor[item]
@@ -132,26 +132,26 @@ class Boxes:
 
 
 def pairwise_intersection(boxes1: Boxes, boxes2: Boxes) -> Tensor:
-    """The area that each of N boxes shares with each of M: [N, M]."""
+    """The intersection areas [N, M] of N boxes with M boxes."""
     first, second = boxes1.tensor[:, None], boxes2.tensor
     sides = torch.min(first[..., 2:], second[:, 2:]) - torch.max(first[..., :2], second[:, :2])
     return sides.clamp_(min=0).prod(dim=2)
 
 
 def pairwise_iou(boxes1: Boxes, boxes2: Boxes) -> Tensor:
-    """Intersection over union of each of N boxes with each of M; 0 where they share nothing: [N, M]."""
+    """The IoU [N, M] of N boxes with M boxes; 0 without intersection."""
     shared = pairwise_intersection(boxes1, boxes2)
     return _ratio(shared, boxes1.area()[:, None] + boxes2.area() - shared)
 
 
 def pairwise_ioa(boxes1: Boxes, boxes2: Boxes) -> Tensor:
-    """Intersection over the area of the second box: [N, M]."""
+    """The intersection over the area of the second box, [N, M]."""
     return _ratio(pairwise_intersection(boxes1, boxes2), boxes2.area())
 
 
 def matched_pairwise_iou(boxes1: Boxes, boxes2: Boxes) -> Tensor:
-    """Intersection over union of the i-th box with the i-th: [N]. Two empty boxes give NaN."""
-    assert len(boxes1) == len(boxes2), f"{len(boxes1)} boxes cannot be matched with {len(boxes2)}"
+    """The IoU [N] of corresponding boxes; NaN for two empty ones."""
+    assert len(boxes1) == len(boxes2), f"the lists have different lengths: {len(boxes1)} and {len(boxes2)} boxes"
     first, second = boxes1.tensor, boxes2.tensor
     sides = torch.min(first[:, 2:], second[:, 2:]) - torch.max(first[:, :2], second[:, :2])
     shared = sides.clamp(min=0).prod(dim=1)
@@ -159,7 +159,7 @@ def matched_pairwise_iou(boxes1: Boxes, boxes2: Boxes) -> Tensor:
 
 
 def pairwise_point_box_distance(points: Tensor, boxes: Boxes) -> Tensor:
-    """Distances of N points [N, 2] to the left, top, right and bottom of M boxes, positive inside: [N, M, 4]."""
+    """The distances [N, M, 4] of N points [N, 2] to the left, top, right and bottom of M boxes, positive inside."""
     x, y = points[:, None].unbind(-1)
     x0, y0, x1, y1 = boxes.tensor[None].unbind(-1)
     return torch.stack([x - x0, y - y0, x1 - x, y1 - y], dim=2)

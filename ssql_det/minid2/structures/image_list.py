@@ -1,4 +1,4 @@
-"""Images of several sizes as one tensor, padded on the right and at the bottom."""
+"""Batching images of several sizes, padded at the right and bottom."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class ImageList:
-    """``tensor`` [N, ..., H, W], and in ``image_sizes`` the (height, width) that each image has without its padding.
+    """A padded batch ``tensor`` [N, ..., H, W], and in ``image_sizes`` the (height, width) of each image.
 
     >>> ImageList.from_tensors([torch.zeros(3, 20, 30), torch.zeros(3, 25, 10)], size_divisibility=32).tensor.shape
     torch.Size([2, 3, 32, 32])
@@ -41,7 +41,7 @@ class ImageList:
         pad_value: float = 0.0,
         padding_constraints: dict[str, int] | None = None,
     ) -> ImageList:
-        """Pad to the largest height and width, made divisible; ``padding_constraints`` can ask for a square."""
+        """Pad to the largest height and width, rounded up; ``padding_constraints`` can require a square."""
         assert tensors
         assert all(each.shape[:-2] == tensors[0].shape[:-2] for each in tensors)
         sizes = [(each.shape[-2], each.shape[-1]) for each in tensors]
@@ -51,6 +51,6 @@ class ImageList:
         largest = [square] * 2 if square > 0 else [max(sides) for sides in zip(*sizes, strict=True)]
         padded = [-(-side // divisor) * divisor for side in largest]
         batch = tensors[0].new_full((len(tensors), *tensors[0].shape[:-2], *padded), pad_value)
-        for index, image in enumerate(tensors):  # not over the batch: an image may require a gradient
+        for index, image in enumerate(tensors):  # not by iterating over the batch: an image may require a gradient
             batch[index, ..., : image.shape[-2], : image.shape[-1]].copy_(image)
         return ImageList(batch, sizes)

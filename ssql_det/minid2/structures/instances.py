@@ -38,7 +38,7 @@ class Instances:
             self.set(name, value)
 
     def __getattr__(self, name: str) -> Any:
-        if name == "_fields" or name not in self._fields:  # the former while a copy is being made
+        if name == "_fields" or name not in self._fields:  # "_fields" is missing while an object is copied
             raise AttributeError(f"the instances have no field '{name}'")
         return self._fields[name]
 
@@ -57,22 +57,22 @@ class Instances:
         return self._fields[name]
 
     def get_fields(self) -> dict[str, Any]:
-        """The fields themselves: changing the dict changes the instances."""
+        """The dict of fields, not a copy."""
         return self._fields
 
     def to(self, *args: Any, **kwargs: Any) -> Instances:
-        """Every field that can be moved, moved."""
+        """Move every field that has a ``to`` method."""
         moved = {
             name: value.to(*args, **kwargs) if hasattr(value, "to") else value for name, value in self._fields.items()
         }
         return Instances(self._image_size, **moved)
 
     def __getitem__(self, item: Any) -> Instances:
-        """By an integer, a slice, or a vector of integers or booleans."""
+        """Index by an integer, a slice, or a vector of integers or booleans."""
         if type(item) is int:
             if not -len(self) <= item < len(self):
                 raise IndexError(f"index {item} of {len(self)} instances")
-            item = slice(item, None, len(self))  # the one, in a field of length one
+            item = slice(item, None, len(self))  # keeps the dimension
         return Instances(self._image_size, **{name: value[item] for name, value in self._fields.items()})
 
     def __len__(self) -> int:
@@ -81,11 +81,11 @@ class Instances:
         raise NotImplementedError("Instances without a field have no length")
 
     def __iter__(self) -> Any:
-        raise NotImplementedError("Instances are not iterated: index them, or a field")
+        raise NotImplementedError("Instances cannot be iterated: index them, or iterate over a field")
 
     @staticmethod
     def cat(instance_lists: Sequence[Instances]) -> Instances:
-        """Instances of one image from several lists of them."""
+        """Concatenate instances of one image."""
         assert instance_lists
         assert all(isinstance(each, Instances) for each in instance_lists)
         first = instance_lists[0]

@@ -1,4 +1,4 @@
-"""Masks of instances, three ways: as bitmaps of the image, as polygons, and as small grids inside boxes."""
+"""Masks of instances as bitmaps, as polygons, and as small grids within boxes."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from .boxes import Boxes
 
 Polygon = NDArray[np.float64]  # x0, y0, x1, y1, ...
 
-_LEAST_SIDE = 0.1  # of a box that polygons are scaled out of
+_MIN_BOX_SIDE = 0.1  # avoids a division by zero
 
 
 def polygons_to_bitmask(polygons: Sequence[Polygon], height: int, width: int) -> NDArray[np.bool_]:
-    """The union of polygons on a grid [height, width], by COCO's rasterizer."""
-    if len(polygons) == 0:  # COCO's knows no empty list
+    """Rasterize the union of polygons to a mask [height, width], with COCO's rasterizer."""
+    if len(polygons) == 0:  # COCO's rasterizer fails with an empty list
         return np.zeros((height, width), bool)
     decoded: NDArray[np.uint8] = coco.decode(coco.merge(coco.frPyObjects(list(polygons), height, width)))
     return decoded.astype(bool)
 
 
 def polygon_area(x: Polygon, y: Polygon) -> np.float64:
-    """By the shoelace formula."""
+    """The area by the shoelace formula."""
     return np.float64(0.5) * np.abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1)))
 
 
 def rasterize_polygons_within_box(polygons: Sequence[Polygon], box: NDArray[Any], mask_size: int) -> Tensor:
-    """What lies in the box, on a grid [mask_size, mask_size]: a training target of a mask head."""
+    """Rasterize polygons within a box to [mask_size, mask_size], the training target of a mask head."""
     width, height = box[2] - box[0], box[3] - box[1]
-    ratio = (mask_size / max(width, _LEAST_SIDE), mask_size / max(height, _LEAST_SIDE))
+    ratio = (mask_size / max(width, _MIN_BOX_SIDE), mask_size / max(height, _MIN_BOX_SIDE))
     inside = []
     for polygon in polygons:
         corners = polygon.copy()
@@ -86,7 +86,7 @@ class BitMasks:
         return BitMasks(np.stack(masks) if masks else torch.empty(0, height, width))
 
     def crop_and_resize(self, boxes: Tensor, mask_size: int) -> Tensor:
-        """The i-th mask within the i-th box, on a grid, through ROIAlign: [N, mask_size, mask_size]."""
+        """Crop and resize the i-th mask to the i-th box with ROIAlign: [N, mask_size, mask_size]."""
         assert len(boxes) == len(self), f"{len(boxes)} != {len(self)}"
         index = torch.arange(len(boxes), device=boxes.device, dtype=boxes.dtype)[:, None]
         rois = torch.cat([index, boxes], dim=1).to(self.device)
@@ -113,7 +113,7 @@ class PolygonMasks:
 
     def __init__(self, polygons: list[list[Any]]) -> None:
         if not isinstance(polygons, list):
-            raise ValueError(f"PolygonMasks are made of a list of lists of polygons, got a {type(polygons)}")
+            raise ValueError(f"PolygonMasks need a list of lists of polygons, got a {type(polygons)}")
         self.polygons = [_checked(each) for each in polygons]
 
     def to(self, *args: Any, **kwargs: Any) -> PolygonMasks:
@@ -124,7 +124,7 @@ class PolygonMasks:
         return torch.device("cpu")
 
     def __getitem__(self, item: Any) -> PolygonMasks:
-        """By an integer, a slice, a list of integers, or a vector of integers or booleans."""
+        """Index by an integer, a slice, a list of integers, or a vector of integers or booleans."""
         if isinstance(item, slice):
             return PolygonMasks(self.polygons[item])
         if isinstance(item, Tensor):
@@ -147,7 +147,7 @@ class PolygonMasks:
         return torch.tensor([len(polygons) > 0 for polygons in self.polygons], dtype=torch.bool)
 
     def get_bounding_boxes(self) -> Boxes:
-        """Tight boxes; the upper ends are at least 0, and an instance without polygons begins at infinity."""
+        """Tight boxes; maxima are at least 0, and minima of an instance without polygons are infinite."""
         boxes = torch.zeros(len(self), 4)
         boxes[:, :2] = float("inf")
         for box, polygons in zip(boxes, self.polygons, strict=True):
@@ -158,7 +158,7 @@ class PolygonMasks:
         return Boxes(boxes)
 
     def crop_and_resize(self, boxes: Tensor, mask_size: int) -> Tensor:
-        """The i-th mask within the i-th box, on a grid: [N, mask_size, mask_size]."""
+        """Rasterize the i-th mask within the i-th box: [N, mask_size, mask_size]."""
         assert len(boxes) == len(self), f"{len(boxes)} != {len(self)}"
         grids = [
             rasterize_polygons_within_box(polygons, box, mask_size)
@@ -167,7 +167,7 @@ class PolygonMasks:
         return torch.stack(grids).to(boxes.device) if grids else boxes.new_empty(0, mask_size, mask_size).bool()
 
     def area(self) -> Tensor:
-        """Of each instance, the sum over its polygons."""
+        """The area of each instance, summed over its polygons."""
         return torch.tensor([sum(polygon_area(each[0::2], each[1::2]) for each in polygons) for polygons in self])
 
     @staticmethod
@@ -177,11 +177,11 @@ class PolygonMasks:
 
 
 class ROIMasks:
-    """Masks as small square grids [N, M, M], each meant within a box."""
+    """Masks [N, M, M] as small grids, each within a box."""
 
     def __init__(self, tensor: Tensor) -> None:
         if tensor.dim() != 3:
-            raise ValueError(f"masks are to be [N, M, M], not {tuple(tensor.shape)}")
+            raise ValueError(f"masks must be [N, M, M], not {tuple(tensor.shape)}")
         self.tensor = tensor
 
     def to(self, device: torch.device | str) -> ROIMasks:
@@ -206,9 +206,9 @@ class ROIMasks:
 
 def _checked(polygons: Any) -> list[Polygon]:
     if not isinstance(polygons, list):
-        raise ValueError(f"an instance is made of a list of polygons, got a {type(polygons)}")
+        raise ValueError(f"an instance must be a list of polygons, got a {type(polygons)}")
     arrays = [np.asarray(each.cpu() if isinstance(each, Tensor) else each).astype(np.float64) for each in polygons]
     for array in arrays:
         if len(array) % 2 != 0 or len(array) < 6:
-            raise ValueError(f"{len(array)} numbers are no polygon: x and y of three corners at least")
+            raise ValueError(f"{len(array)} numbers are not a polygon, which needs x and y of three corners at least")
     return arrays

@@ -1,1 +1,1 @@
-"""Tools that the other sub-packages need."""
+"""Utilities of the other sub-packages."""

@@ -1,4 +1,4 @@
-"""What a run stands on, as a table for its log."""
+"""A table of the environment, for the log."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PACKAGES = ("numpy", "torchvision", "fvcore", "iopath", "pycocotools", "pillow",
 
 
 def collect_env_info() -> str:
-    """Versions, GPUs, and how torch was built."""
+    """Versions, GPUs and torch's build configuration."""
     root = os.path.dirname(os.path.dirname(__file__))
     rows = [
         ("sys.platform", sys.platform),

@@ -1,4 +1,4 @@
-"""Questions to the process group, and small objects sent around in it; without one, a single process's answers."""
+"""Ranks and collectives of small objects; without a process group they behave as with a single rank."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def is_main_process() -> bool:
 
 @functools.cache
 def create_local_process_group(num_workers_per_machine: int) -> None:
-    """Group the ranks of each machine; all processes call it, once, after ``init_process_group``.
+    """Create a group of the ranks of each machine; every process calls it once, after ``init_process_group``.
 
-    ``launch`` does. Under torchrun: ``create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))``.
+    ``launch`` calls it. Under torchrun: ``create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))``.
     """
     global _LOCAL_PROCESS_GROUP
     assert _LOCAL_PROCESS_GROUP is None, "There is a local process group already"
     size = get_world_size()
     assert size % num_workers_per_machine == 0, f"{size} processes on machines of {num_workers_per_machine}"
-    for first in range(0, size, num_workers_per_machine):  # every rank takes part in making every group
+    for first in range(0, size, num_workers_per_machine):  # every rank must take part in creating every group
         ranks = range(first, first + num_workers_per_machine)
         group: Any = dist.new_group(list(ranks))
         if get_rank() in ranks:
@@ -45,7 +45,7 @@ def create_local_process_group(num_workers_per_machine: int) -> None:
 
 def get_local_process_group() -> dist.ProcessGroup:
     assert _LOCAL_PROCESS_GROUP is not None, (
-        "There is no local process group: start the processes with launch(), or call "
+        "there is no local process group: start the processes with launch(), or call "
         "comm.create_local_process_group(processes on each machine) after init_process_group()"
     )
     return _LOCAL_PROCESS_GROUP
@@ -66,13 +66,13 @@ def synchronize() -> None:
     if get_world_size() == 1:
         return
     if dist.get_backend() == dist.Backend.NCCL:
-        dist.barrier(device_ids=[torch.cuda.current_device()])  # otherwise it guesses the device, and says so
+        dist.barrier(device_ids=[torch.cuda.current_device()])  # otherwise it guesses the device, with a warning
     else:
         dist.barrier()
 
 
 def all_gather(data: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
-    """Each rank's ``data``, which can be pickled, on every rank."""
+    """The list of every rank's ``data``, which is pickled, on every rank."""
     group = _group_of_several(group)
     if group is None:
         return [data]
@@ -82,7 +82,7 @@ def all_gather(data: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
 
 
 def gather(data: Any, dst: int = 0, group: dist.ProcessGroup | None = None) -> list[Any]:
-    """Each rank's ``data`` on rank ``dst``; on the others an empty list."""
+    """The list of every rank's ``data`` on rank ``dst``; on the others an empty list."""
     group = _group_of_several(group)
     if group is None:
         return [data]
@@ -92,13 +92,13 @@ def gather(data: Any, dst: int = 0, group: dist.ProcessGroup | None = None) -> l
 
 
 def shared_random_seed() -> int:
-    """A number that numpy draws on rank 0, the same on every rank; all ranks call it, and all draw."""
+    """A random number from rank 0's NumPy generator, on every rank; every rank must call it."""
     seed: int = all_gather(np.random.randint(2**31))[0]
     return seed
 
 
 def reduce_dict(input_dict: dict[str, Tensor], average: bool = True) -> dict[str, Tensor]:
-    """The mean (or sum) over the ranks of each scalar, on rank 0; what the others get means nothing."""
+    """The mean (or sum) of each scalar over the ranks, on rank 0; the result on other ranks is undefined."""
     size = get_world_size()
     if size < 2:
         return input_dict
@@ -112,7 +112,7 @@ def reduce_dict(input_dict: dict[str, Tensor], average: bool = True) -> dict[str
 
 
 def _group_of_several(group: dist.ProcessGroup | None) -> dist.ProcessGroup | None:
-    """The group, or that of all ranks; None where this rank is alone in it."""
+    """The group, by default that of all ranks; None if this rank is its only member."""
     if get_world_size() == 1:
         return None
     group = _get_global_gloo_group() if group is None else group
@@ -121,7 +121,7 @@ def _group_of_several(group: dist.ProcessGroup | None) -> dist.ProcessGroup | No
 
 @functools.cache
 def _get_global_gloo_group() -> Any:
-    """All ranks on gloo, so that objects do not pass through a GPU's memory."""
+    """A gloo group of all ranks, so that objects do not go through GPU memory."""
     if dist.get_backend() == dist.Backend.NCCL:
         return dist.new_group(backend="gloo")
     return dist.group.WORLD
@@ -129,7 +129,7 @@ def _get_global_gloo_group() -> Any:
 
 @atexit.register
 def _forget_groups() -> None:
-    """An interpreter can abort when it ends with a group, destroyed or not, that something still refers to."""
+    """Clear the cached groups: an interpreter can abort if it exits while something refers to a group."""
     global _LOCAL_PROCESS_GROUP
     _LOCAL_PROCESS_GROUP = None
     _get_global_gloo_group.cache_clear()

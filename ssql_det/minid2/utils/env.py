@@ -1,4 +1,4 @@
-"""The seed of everything that draws at random."""
+"""Seeding random number generators."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ __all__ = ["seed_all_rng"]
 
 
 def seed_all_rng(seed: int | None = None) -> None:
-    """Seed Python, numpy and torch (its GPUs too); without a seed, with one from the operating system, logged."""
+    """Seed Python, NumPy and torch, including GPUs; without a seed a random one is used and logged."""
     if seed is None:
         seed = int.from_bytes(os.urandom(4), "big")
         logging.getLogger(__name__).info(f"No seed was asked for: drew {seed}")
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-    os.environ["PYTHONHASHSEED"] = str(seed)  # for the processes that this one starts
+    os.environ["PYTHONHASHSEED"] = str(seed)  # for child processes

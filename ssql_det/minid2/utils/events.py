@@ -1,6 +1,6 @@
-"""What happens while a model trains: scalars by name, put by whichever module knows them into the storage at hand.
+"""The event storage, to which any module can write scalars during training, and writers of its content.
 
-Writers take them out, to the log, to a file of JSON lines and to TensorBoard.
+The writers print to the log, to a file of JSON lines and to TensorBoard.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ _STORAGES: list[EventStorage] = []
 
 
 def get_event_storage() -> EventStorage:
-    """The storage whose ``with`` block this is called in, the innermost."""
-    assert _STORAGES, "no EventStorage is at hand: train inside 'with EventStorage():'"
+    """The storage of the innermost ``with`` block."""
+    assert _STORAGES, "there is no EventStorage: train inside 'with EventStorage():'"
     return _STORAGES[-1]
 
 
@@ -46,7 +46,7 @@ def has_event_storage() -> bool:
 
 
 class EventWriter:
-    """Takes what it wants out of the storage at hand, each time that ``write`` is called."""
+    """``write`` writes events of the current storage."""
 
     def write(self) -> None:
         raise NotImplementedError
@@ -56,7 +56,7 @@ class EventWriter:
 
 
 class JSONWriter(EventWriter):
-    """What is new, as a line for each iteration, at the end of ``json_file``; noisy scalars as medians.
+    """Appends new scalars to ``json_file``, a line for each iteration; noisy scalars as medians.
 
     {"iteration": 19, "loss": 1.92, "lr": 0.0072}
     """
@@ -82,7 +82,7 @@ class JSONWriter(EventWriter):
 
 
 class TensorboardXWriter(EventWriter):
-    """What is new, for TensorBoard; images and histograms leave the storage for it."""
+    """Writes new scalars, images and histograms to TensorBoard; images and histograms are then dropped."""
 
     def __init__(self, log_dir: str, window_size: int = 20, **kwargs: Any) -> None:
         self._window_size = window_size
@@ -91,7 +91,7 @@ class TensorboardXWriter(EventWriter):
 
     @cached_property
     def _writer(self) -> Any:
-        from torch.utils.tensorboard import SummaryWriter  # slow to import, and its file is made at once
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, and it creates its file at once
 
         return SummaryWriter(**self._arguments)
 
@@ -115,17 +115,17 @@ class TensorboardXWriter(EventWriter):
 
 
 class CommonMetricPrinter(EventWriter):
-    """A line in the log: losses and metrics as medians, times, the learning rate, memory; with ``max_iter`` the ETA."""
+    """Logs a line: medians of losses and metrics, times, learning rate, memory, and with ``max_iter`` the ETA."""
 
     def __init__(self, max_iter: int | None = None, window_size: int = 20) -> None:
         self.logger = logging.getLogger(__name__)
         self._max_iter = max_iter
         self._window_size = window_size
-        self._last_write: tuple[int, float] | None = None  # the iteration, and when it was
+        self._last_write: tuple[int, float] | None = None  # iteration and time
 
     def write(self) -> None:
         storage = get_event_storage()
-        if storage.iter == self._max_iter:  # after the last iteration there may be results, but no progress
+        if storage.iter == self._max_iter:  # after the last iteration there may be results, but no training metrics
             return
         known = storage.histories()
         eta = self._eta(storage)
@@ -143,7 +143,7 @@ class CommonMetricPrinter(EventWriter):
         )
 
     def _medians(self, storage: EventStorage, part: str) -> str:
-        """Of all scalars with ``part`` in their names."""
+        """The medians of all scalars with ``part`` in their names."""
         return "  ".join(
             f"{name}: {history.median(storage.count_samples(name, self._window_size)):.4g}"
             for name, history in storage.histories().items()
@@ -151,7 +151,7 @@ class CommonMetricPrinter(EventWriter):
         )
 
     def _eta(self, storage: EventStorage) -> str:
-        """From the iterations' time where it is known, else from when the last line was written."""
+        """Estimated from the iteration time if it is recorded, else from the time since the last line."""
         if self._max_iter is None:
             return ""
         left = self._max_iter - storage.iter - 1
@@ -200,24 +200,24 @@ class EventStorage:
         self.iter += 1
 
     def put_scalar(self, name: str, value: float, smoothing_hint: bool = True, cur_iter: int | None = None) -> None:
-        """Add a value; ``smoothing_hint`` tells writers that it is noisy, and stays what it first was."""
+        """Add a value; ``smoothing_hint`` tells writers that it is noisy, and must not change."""
         name = self._prefix + name
         iteration = self.iter if cur_iter is None else cur_iter
         self._history[name].update(float(value), iteration)
         self._latest[name] = (float(value), iteration)
         hint = self._smoothing_hints.setdefault(name, smoothing_hint)
-        assert hint == smoothing_hint, f"{name} was first put with smoothing_hint={hint}"
+        assert hint == smoothing_hint, f"{name} already has smoothing_hint={hint}"
 
     def put_scalars(self, *, smoothing_hint: bool = True, cur_iter: int | None = None, **kwargs: float) -> None:
         for name, value in kwargs.items():
             self.put_scalar(name, value, smoothing_hint=smoothing_hint, cur_iter=cur_iter)
 
     def put_image(self, img_name: str, img_tensor: Any) -> None:
-        """Keep a picture for TensorBoard: RGB [3, H, W], in [0, 1] or uint8."""
+        """Store an image for TensorBoard: RGB [3, H, W], in [0, 1] or uint8."""
         self._vis_data.append((img_name, img_tensor, self.iter))
 
     def put_histogram(self, hist_name: str, hist_tensor: Tensor, bins: int = 1000) -> None:
-        """Keep a tensor's histogram for TensorBoard."""
+        """Store a tensor's histogram for TensorBoard."""
         low, high = hist_tensor.min().item(), hist_tensor.max().item()
         self._histograms.append(
             {
@@ -248,11 +248,11 @@ class EventStorage:
         return self._history
 
     def latest(self) -> dict[str, tuple[float, int]]:
-        """Each scalar's last value and its iteration."""
+        """The last value of each scalar and its iteration."""
         return self._latest
 
     def latest_with_smoothing_hint(self, window_size: int = 20) -> dict[str, tuple[float, int]]:
-        """As ``latest``, but with the median over the last iterations for what is noisy."""
+        """As ``latest``, but with the median over the last iterations for noisy scalars."""
         return {
             name: (
                 self._history[name].median(self.count_samples(name, window_size))
@@ -264,7 +264,7 @@ class EventStorage:
         }
 
     def count_samples(self, name: str, window_size: int = 20) -> int:
-        """How many values were put in the last ``window_size`` iterations."""
+        """The number of values in the last ``window_size`` iterations."""
         iterations = [iteration for _, iteration in self._history[name].values()]
         older = (
             index for index in reversed(range(len(iterations))) if iterations[index] <= iterations[-1] - window_size
@@ -276,7 +276,7 @@ class EventStorage:
 
     @contextmanager
     def name_scope(self, name: str) -> Iterator[None]:
-        """Put a prefix before the names of all scalars inside the block."""
+        """Prefix the names of all scalars that are added in the block."""
         before, self._prefix = self._prefix, name.rstrip("/") + "/"
         yield
         self._prefix = before

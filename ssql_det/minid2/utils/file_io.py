@@ -1,4 +1,4 @@
-"""Files by path: iopath's manager, in which what would need a network is refused in one sentence."""
+"""iopath's path manager, which refuses paths that need a network."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class _NetworkHandler(PathHandler):
 
     def _get_local_path(self, path: str, *args: object, **kwargs: object) -> NoReturn:
         raise ValueError(
-            f"Cannot read {path}, which needs a network: fetch it elsewhere and give the path of a local file instead "
+            f"Cannot read {path}, which needs a network: download it and give the path of a local file instead "
             "(of weights a converted one, .pth)"
         )
 

@@ -1,4 +1,4 @@
-"""Log lines as Detectron2 writes them, in colour on the screen and plain in a file; lines that come once in a while."""
+"""Loggers in Detectron2's format, coloured on the screen and plain in a file; rate-limited logging."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _LOG_TIMER: dict[Hashable, float] = {}
 
 
 class _ColorfulFormatter(logging.Formatter):
-    """Levels in red, and the root's name shortened: in the record, hence also for the handlers that come after."""
+    """Colours levels and abbreviates the root name. It changes the record, so later handlers see it as well."""
 
     def __init__(self, root_name: str, abbrev_name: str) -> None:
         super().__init__(colored("[%(asctime)s %(name)s]: ", "green") + "%(message)s", datefmt="%m/%d %H:%M:%S")
@@ -44,7 +44,7 @@ class _ColorfulFormatter(logging.Formatter):
         return message
 
 
-@functools.cache  # a second call adds no second handler
+@functools.cache  # so that a second call adds no second handler
 def setup_logger(
     output: str | None = None,
     distributed_rank: int = 0,
@@ -55,10 +55,10 @@ def setup_logger(
     enable_propagation: bool = False,
     configure_stdout: bool = True,
 ) -> logging.Logger:
-    """The logger of ``name``, from DEBUG on: rank 0 to the screen, each rank to its own file.
+    """Set up the logger ``name`` at level DEBUG: rank 0 logs to the screen, each rank to its own file.
 
     ``output`` is a folder, for ``log.txt``, or a file that ends in ``.txt`` or ``.log``; other ranks append
-    ``.rank1``, ... to its name. ``abbrev_name`` stands for ``name`` in the lines: for the package itself ``d2``.
+    ``.rank1``, ... to its name. ``abbrev_name`` replaces ``name`` in the lines; it is ``d2`` for the package itself.
     """
     logger = logging.getLogger(name)
     logger.setLevel(logging.DEBUG)
@@ -80,7 +80,7 @@ def setup_logger(
     return logger
 
 
-@functools.cache  # loggers that share a file share its stream
+@functools.cache  # loggers of the same file share its stream
 def _log_stream(path: str) -> TextIO:
     PathManager.mkdirs(os.path.dirname(path) or ".")
     stream: TextIO = PathManager.open(path, "a")
@@ -91,7 +91,7 @@ def _log_stream(path: str) -> TextIO:
 def log_first_n(
     lvl: int, msg: str, n: int = 1, *, name: str | None = None, key: str | Iterable[str] = "caller"
 ) -> None:
-    """Log the first ``n`` times: of this line of code, of this message, or with both as ``key`` of the pair."""
+    """Log only the first ``n`` times, counted per calling line, per message, or per both, as ``key`` says."""
     kinds = (key,) if isinstance(key, str) else tuple(key)
     assert kinds, "key names 'caller', 'message' or both"
     module, caller = _caller()
@@ -102,7 +102,7 @@ def log_first_n(
 
 
 def log_every_n(lvl: int, msg: str, n: int = 1, *, name: str | None = None) -> None:
-    """Log the first time that this line of code is reached, and every ``n``-th after."""
+    """Log every ``n``-th call from a line of code, starting with the first."""
     module, caller = _caller()
     _LOG_COUNTER[caller] += 1
     if (_LOG_COUNTER[caller] - 1) % n == 0:
@@ -110,7 +110,7 @@ def log_every_n(lvl: int, msg: str, n: int = 1, *, name: str | None = None) -> N
 
 
 def log_every_n_seconds(lvl: int, msg: str, n: float = 1, *, name: str | None = None) -> None:
-    """Log unless this line of code did in the last ``n`` seconds."""
+    """Log at most once in ``n`` seconds for a line of code."""
     module, caller = _caller()
     now = time.time()
     if caller not in _LOG_TIMER or now - _LOG_TIMER[caller] >= n:
@@ -119,14 +119,14 @@ def log_every_n_seconds(lvl: int, msg: str, n: float = 1, *, name: str | None = 
 
 
 def create_small_table(small_dict: Mapping[str, Any]) -> str:
-    """A few numbers in one row under their names, as Markdown."""
+    """A Markdown table of one row of numbers under their names."""
     layout = {"tablefmt": "pipe", "floatfmt": ".3f", "stralign": "center", "numalign": "center"}
     table: str = tabulate([list(small_dict.values())], headers=list(small_dict), **layout)
     return table
 
 
 def _caller() -> tuple[str, tuple[str, int, str]]:
-    """The module, and the line, of who called into this file."""
+    """The module and line that called into this file."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_globals["__name__"] == __name__:
         frame = frame.f_back

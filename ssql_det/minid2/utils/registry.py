@@ -1,4 +1,4 @@
-"""Names for classes and functions that a config chooses among: fvcore's registry."""
+"""fvcore's registry, which maps names in a config to classes and functions."""
 
 from fvcore.common.registry import Registry
 

@@ -1,4 +1,4 @@
-"""Readers of COCO's and VOC's layouts; importing this registers the built-in data sets."""
+"""Readers of COCO's and VOC's layouts. Importing this package registers the built-in data sets."""
 
 from . import builtin
 from .coco import load_coco_json, register_coco_instances

@@ -1,4 +1,4 @@
-"""The data sets known by name, in the folder ``$DETECTRON2_DATASETS`` (``./datasets`` if that is not set)."""
+"""The built-in data sets, in the folder ``$DETECTRON2_DATASETS`` (``./datasets`` if that is not set)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .coco import register_coco_instances
 from .files import root_folder
 from .pascal_voc import register_pascal_voc
 
-_COCO = {  # name: folder of images, name of the annotations
+_COCO = {  # name: (folder of images, name of the annotation file)
     "coco_2014_train": ("train2014", "train2014"),
     "coco_2014_val": ("val2014", "val2014"),
     "coco_2014_minival": ("val2014", "minival2014"),

@@ -1,4 +1,4 @@
-"""What is known of COCO without reading it: its classes, their ids, and a colour for each."""
+"""COCO's metadata: its classes, their ids and colours."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _THINGS = """
 74 827287 mouse, 75 6e8185 remote, 76 a64a76 keyboard, 77 db8eb9 cell phone, 78 4fd272 microwave, 79 b25a3e oven,
 80 41460f toaster, 81 7fa773 sink, 82 3b696a refrigerator, 84 8e6c2d book, 85 c4ac00 clock, 86 5f3650 vase,
 87 804cff scissors, 88 c93901 teddy bear, 89 f6007a hair drier, 90 bfa2d0 toothbrush
-"""  # id, colour in hexadecimal, name; the ids have gaps
+"""  # id, hexadecimal colour, name; the ids have gaps
 
 COCO_CATEGORIES: list[dict[str, Any]] = [
     {"id": int(number), "name": name, "color": [*bytes.fromhex(colour)], "isthing": 1}
@@ -28,7 +28,7 @@ COCO_CATEGORIES: list[dict[str, Any]] = [
 
 
 def _get_builtin_metadata(dataset_name: str) -> dict[str, Any]:
-    """Metadata of a family of data sets; the only one here is ``"coco"``."""
+    """The metadata of built-in data sets; only ``"coco"`` has any."""
     if dataset_name != "coco":
         raise KeyError(f"No built-in metadata for dataset {dataset_name}")
     return {

@@ -1,4 +1,4 @@
-"""COCO's layout: a folder of images, and one JSON file of their instances with boxes, polygons or RLE masks."""
+"""Reading COCO's format: a folder of images and a JSON file of instances with boxes, polygons or RLE masks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 StrPath = str | os.PathLike[str]
 Entries = list[dict[str, Any]]
 
-_LEAST_NUMBERS = 6  # of a polygon: three corners
+_MIN_COORDINATES = 6  # of a polygon, which has at least three corners
 
 
 def load_coco_json(
@@ -31,14 +31,11 @@ def load_coco_json(
     dataset_name: str | None = None,
     extra_annotation_keys: Sequence[str] | None = None,
 ) -> Entries:
-    """The images of a file, by id, with their instances.
+    """A dict for each image, sorted by id, with its annotations.
 
-    With a name, category ids become 0, 1, ... in the order of the file's ids, and the metadata of that name get
-    ``thing_classes`` and ``thing_dataset_id_to_contiguous_id``; without one, ids stay as they are. Annotations keep
-    box, category, ``iscrowd``, segmentation, and what ``extra_annotation_keys`` names.
-
-    >>> load_coco_json("instances_val2017.json", "val2017", "coco_2017_val")[0]["annotations"][0]["category_id"]
-    58
+    With ``dataset_name``, category ids are mapped to 0, 1, ... in the order of the file's ids, and the metadata of that
+    name get ``thing_classes`` and ``thing_dataset_id_to_contiguous_id``. Annotations keep box, category, ``iscrowd``,
+    segmentation and ``extra_annotation_keys``.
     """
     path = existing(json_file)
     document = _document(path)
@@ -58,16 +55,16 @@ def load_coco_json(
             for image_id in sorted(images)
         ]
     except KeyError as missing:
-        raise ValueError(f"{path} is not in COCO's instances format: something in it has no {missing}") from missing
+        raise ValueError(f"{path} is not in COCO's instances format: an entry has no {missing}") from missing
     except TypeError as fault:
         raise ValueError(f"{path} is not in COCO's instances format: {fault}") from fault
     logger.info(f"Loaded {len(records)} images in COCO format from {path}")
-    _drop_what_has_no_polygon(path, records)
+    _drop_degenerate_instances(path, records)
     return records
 
 
 def register_coco_instances(name: str, metadata: dict[str, Any], json_file: StrPath, image_root: StrPath) -> None:
-    """A name for a file and a folder; a name that is taken keeps what it first loaded."""
+    """Register a data set by its annotation file and image folder."""
     if name not in DatasetCatalog:
         DatasetCatalog.register(name, lambda: load_coco_json(json_file, image_root, name))
     MetadataCatalog.get(name).set(json_file=json_file, image_root=image_root, evaluator_type="coco", **metadata)
@@ -87,7 +84,7 @@ def _document(path: str) -> dict[str, Any]:
 def _contiguous_ids(path: str, categories: Entries, dataset_name: str) -> dict[int, int]:
     names = {each["id"]: each["name"] for each in categories}
     ids = {category_id: index for index, category_id in enumerate(sorted(names))}
-    if [*ids] != [*range(1, len(ids) + 1)] and "coco" not in dataset_name:  # COCO's own have gaps
+    if [*ids] != [*range(1, len(ids) + 1)] and "coco" not in dataset_name:  # COCO's ids have gaps
         logger.warning(f"The category ids in {path} are not 1, 2, ...: they are mapped to 0, 1, ...")
     metadata = MetadataCatalog.get(dataset_name)
     metadata.thing_classes = [names[category_id] for category_id in ids]
@@ -97,13 +94,13 @@ def _contiguous_ids(path: str, categories: Entries, dataset_name: str) -> dict[i
 
 def _by_image(path: str, document: dict[str, Any]) -> defaultdict[int, Entries]:
     annotations = defaultdict(list)
-    for each in document.get("annotations") or ():  # a test set has none
+    for each in document.get("annotations") or ():  # test sets have no annotations
         annotations[each["image_id"]].append(each)
     images = {image["id"] for image in document["images"]}
     strays = sum(len(each) for image_id, each in annotations.items() if image_id not in images)
     if strays:
-        logger.warning(f"{path} has {strays} annotations of images that it does not have")
-    if "minival" not in path:  # the published files of that name repeat a few ids
+        logger.warning(f"{path} has {strays} annotations of images that are not in it")
+    if "minival" not in path:  # the published minival files repeat a few ids
         ids = (each["id"] for image_id in images for each in annotations[image_id])
         _refuse_repeated(path, ids)
     return annotations
@@ -112,13 +109,13 @@ def _by_image(path: str, document: dict[str, Any]) -> defaultdict[int, Entries]:
 def _refuse_repeated(path: str, ids: Iterable[int]) -> None:
     repeated = [number for number, times in Counter(ids).items() if times > 1]
     if repeated:
-        raise ValueError(f"Annotation ids in '{path}' are not unique: {repeated[0]} is there more than once")
+        raise ValueError(f"Annotation ids in '{path}' are not unique: {repeated[0]} occurs more than once")
 
 
 def _length(path: str, image: dict[str, Any], name: str) -> float:
     length = image[name]
     if not isinstance(length, (int, float)):
-        raise ValueError(f"image {image['id']} in {path} has the {name} {length!r}, which is no number")
+        raise ValueError(f"image {image['id']} in {path} has the {name} {length!r}, which is not a number")
     return length
 
 
@@ -139,18 +136,18 @@ def _instance(path: str, entry: dict[str, Any], keys: Iterable[str], ids: dict[i
 
 
 def _segmentation(value: Any) -> Any:
-    """The polygons that have three corners, or a compressed RLE."""
+    """The polygons with at least three corners, or a compressed RLE."""
     if isinstance(value, list):
-        return [polygon for polygon in value if len(polygon) % 2 == 0 and len(polygon) >= _LEAST_NUMBERS]
+        return [polygon for polygon in value if len(polygon) % 2 == 0 and len(polygon) >= _MIN_COORDINATES]
     return coco.frPyObjects(value, *value["size"]) if isinstance(value["counts"], list) else value
 
 
-def _drop_what_has_no_polygon(path: str, records: Entries) -> None:
-    """Instances whose polygons all have less than three corners; those that never had any stay."""
+def _drop_degenerate_instances(path: str, records: Entries) -> None:
+    """Drop instances that had polygons, all of them with fewer than three corners."""
     dropped = 0
     for record in records:
         kept = [each for each in record["annotations"] if each.get("segmentation") != []]
         dropped += len(record["annotations"]) - len(kept)
         record["annotations"] = kept
     if dropped:
-        logger.warning(f"Left out {dropped} instances of {path} whose polygons have less than three corners")
+        logger.warning(f"Dropped {dropped} instances of {path} whose polygons have fewer than three corners")

@@ -1,4 +1,4 @@
-"""Files of annotations: where one is missing, say where data sets are looked for."""
+"""Paths of annotation files, with an error that says where data sets are expected."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ def root_folder() -> str:
 
 
 def existing(path: str | os.PathLike[str]) -> str:
-    """The path itself, if a file is there."""
+    """The path, if the file exists."""
     if os.path.isfile(path):
         return os.fspath(path)
     value = os.environ.get(ROOT_VARIABLE)
-    now = "is not set, so that they are looked for in ./datasets" if value is None else f"is '{value}'"
+    now = "is not set, which means ./datasets" if value is None else f"is '{value}'"
     raise FileNotFoundError(
         f"no annotations at {os.fspath(path)}: put the data set there, or let ${ROOT_VARIABLE} name the folder of "
         f"the built-in data sets before the program starts (now it {now})"

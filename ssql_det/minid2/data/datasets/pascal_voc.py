@@ -1,4 +1,4 @@
-"""PASCAL VOC's layout: ``JPEGImages``, ``Annotations/<image>.xml``, ``ImageSets/Main/<split>.txt``."""
+"""Reading PASCAL VOC's layout: ``JPEGImages``, ``Annotations/<image>.xml``, ``ImageSets/Main/<split>.txt``."""
 
 from __future__ import annotations
 
@@ -22,11 +22,7 @@ CLASS_NAMES = (
 
 
 def load_voc_instances(dirname: str, split: str, class_names: Sequence[str]) -> list[dict[str, Any]]:
-    """The images of a split with their objects, difficult ones included.
-
-    >>> load_voc_instances("datasets/VOC2007", "trainval", CLASS_NAMES)[0]["annotations"][0]["bbox"]
-    [262.0, 210.0, 324.0, 339.0]
-    """
+    """A dict for each image of a split, with its objects, including difficult ones."""
     listed = Path(existing(os.path.join(dirname, "ImageSets", "Main", f"{split}.txt"))).read_text("utf-8")
     return [_record(dirname, line.strip(), class_names) for line in listed.splitlines() if line.strip()]
 
@@ -50,17 +46,17 @@ def _record(dirname: str, image: str, class_names: Sequence[str]) -> dict[str, A
             "annotations": [_annotation(each, class_names) for each in root.findall("object")],
         }
     except (Xml.ParseError, ValueError) as fault:
-        raise ValueError(f"{path} cannot be used as an annotation of VOC: {fault}") from fault
+        raise ValueError(f"{path} is not a valid VOC annotation: {fault}") from fault
 
 
 def _annotation(element: Xml.Element, class_names: Sequence[str]) -> dict[str, Any]:
     name = _text(element, "name")
     if name not in class_names:
-        raise ValueError(f"class '{name}' is none of the data set's ({', '.join(class_names)})")
+        raise ValueError(f"class '{name}' is not in the data set's classes ({', '.join(class_names)})")
     x0, y0, x1, y1 = (float(_text(element, f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax"))
     if not all(map(math.isfinite, (x0, y0, x1, y1))):
-        raise ValueError(f"the box of a {name} has no finite corners, but {x0}, {y0}, {x1}, {y1}")
-    # pixel indices from 1, ends inclusive: as coordinates only the start moves
+        raise ValueError(f"the box of a {name} is not finite: {x0}, {y0}, {x1}, {y1}")
+    # VOC's pixel indices start at 1 and include the end, so only the minimum changes
     box = [x0 - 1.0, y0 - 1.0, x1, y1]
     return {"category_id": class_names.index(name), "bbox": box, "bbox_mode": BoxMode.XYXY_ABS}
 

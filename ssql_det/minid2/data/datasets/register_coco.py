@@ -1,4 +1,4 @@
-"""Where older programs import ``register_coco_instances`` from."""
+"""The module from which older programs import ``register_coco_instances``."""
 
 from .coco import register_coco_instances
 

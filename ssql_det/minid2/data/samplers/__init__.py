@@ -1,4 +1,4 @@
-"""Which images a process sees, and in which order."""
+"""Samplers: the indices of images for a process, in order."""
 
 from .distributed_sampler import InferenceSampler, TrainingSampler
 

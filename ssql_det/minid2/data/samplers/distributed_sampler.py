@@ -1,4 +1,4 @@
-"""Indices of images for each of several processes: without end in training, each once in evaluation."""
+"""Distributed samplers: infinite for training, each index once for evaluation."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ __all__ = ["InferenceSampler", "TrainingSampler"]
 
 
 class TrainingSampler(Sampler[int]):
-    """Every epoch a new order of all images, one after the other without end; process r of n takes every n-th from r.
+    """Infinite indices, shuffled anew each epoch; rank r of n takes every n-th index, starting with r.
 
-    Without a seed the processes agree on a random one, so all must be there.
+    Without a seed all ranks must construct it together, to agree on a random one.
 
     >>> list(itertools.islice(TrainingSampler(3, shuffle=False), 5))
     [0, 1, 2, 0, 1]
@@ -47,7 +47,7 @@ class TrainingSampler(Sampler[int]):
 
 
 class InferenceSampler(Sampler[int]):
-    """A run of neighbouring images for each process; the first ones get one more where it does not come out even."""
+    """A contiguous range of indices for each rank; if they do not divide evenly, the first ranks get one more."""
 
     def __init__(self, size: int) -> None:
         assert size > 0, f"an evaluation needs images, got {size}"

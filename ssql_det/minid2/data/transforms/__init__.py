@@ -1,4 +1,4 @@
-"""Augmentations, which decide at random, and transforms, which are what they decided; the latter are fvcore's."""
+"""Augmentations, which choose a transform at random, and transforms, which are mostly fvcore's."""
 
 from fvcore.transforms.transform import (
     BlendTransform,

@@ -1,4 +1,4 @@
-"""What an augmentation is: a policy that looks at the input and returns the transform it chose and applied."""
+"""The augmentation base class: it chooses a transform for an input, applies it and returns it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,16 @@ Array = NDArray[Any]
 
 
 class Augmentation:
-    """A subclass has ``get_transform``, whose arguments are attributes of the input; a single one is the image.
+    """A subclass defines ``get_transform``, whose arguments are attributes of the input; a single one is the image.
 
+    >>> from fvcore.transforms.transform import HFlipTransform
     >>> class Mirror(Augmentation):
     ...     def get_transform(self, image):
     ...         return HFlipTransform(image.shape[1])
-    >>> transform = Mirror()(AugInput(image))
+    >>> aug_input = AugInput(np.array([[1, 2, 3]]))
+    >>> transform = Mirror()(aug_input)
+    >>> aug_input.image
+    array([[3, 2, 1]])
     """
 
     input_args: tuple[str, ...] | None = None
@@ -31,7 +35,7 @@ class Augmentation:
         raise NotImplementedError
 
     def __call__(self, aug_input: Any) -> Transform:
-        """Transform the input in place; the transform can then be applied to what else belongs to it."""
+        """Transform the input in place and return the transform, for use on its annotations."""
         if self.input_args is None:
             self.input_args = _argument_names(self)
         transform = self.get_transform(*(getattr(aug_input, name) for name in self.input_args))
@@ -40,18 +44,18 @@ class Augmentation:
         return transform
 
     def _init(self, params: dict[str, Any] | None = None) -> None:
-        """Keep the arguments of an ``__init__``, given as its ``locals()``, as attributes."""
+        """Set the arguments of an ``__init__``, given as its ``locals()``, as attributes."""
         for name, value in (params or {}).items():
             if name != "self" and not name.startswith("_"):
                 setattr(self, name, value)
 
     def _rand_range(self, low: float = 1.0, high: float | None = None, size: Any = None) -> Any:
-        """Uniform from [low, high); with one number, from [0, low)."""
+        """A uniform random number from [low, high), or from [0, low) without ``high``."""
         low, high = (0, low) if high is None else (low, high)
         return np.random.uniform(low, high, [] if size is None else size)
 
     def __repr__(self) -> str:
-        """The call that makes it, without what is at its default."""
+        """The constructor call, without arguments that have their default."""
         shown = []
         for name, parameter in inspect.signature(type(self)).parameters.items():
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) or not hasattr(self, name):
@@ -66,7 +70,7 @@ class Augmentation:
 
 
 class _Fixed(Augmentation):
-    """A transform in the place of an augmentation."""
+    """An augmentation that always applies one transform."""
 
     def __init__(self, tfm: Transform) -> None:
         self.tfm = tfm
@@ -81,7 +85,7 @@ class _Fixed(Augmentation):
 
 
 class AugmentationList(Augmentation):
-    """One after the other, each on what the one before has made."""
+    """Applies augmentations one after the other."""
 
     def __init__(self, augs: Sequence[Augmentation | Transform]) -> None:
         assert all(isinstance(each, (Augmentation, Transform)) for each in augs), augs
@@ -97,15 +101,10 @@ class AugmentationList(Augmentation):
 
 
 class AugInput:
-    """What is augmented: an image [H, W] or [H, W, C], and if there are any, boxes [N, 4] and labels of pixels [H, W].
-
-    >>> given = AugInput(image, boxes=boxes)
-    >>> transform = RandomFlip()(given)
-    >>> given.image, given.boxes
-    """
+    """The input of an augmentation: an image [H, W] or [H, W, C], optionally boxes [N, 4] and pixel labels [H, W]."""
 
     def __init__(self, image: Array, *, boxes: Array | None = None, sem_seg: Array | None = None) -> None:
-        assert isinstance(image, np.ndarray), f"an image is a numpy array, got {type(image)}"
+        assert isinstance(image, np.ndarray), f"an image must be a numpy array, got {type(image)}"
         assert image.ndim in (2, 3), image.shape
         self.image = image
         self.boxes = boxes
@@ -127,5 +126,5 @@ def _argument_names(augmentation: Augmentation) -> tuple[str, ...]:
     if len(parameters) == 1:
         return ("image",)
     if any(each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD) for each in parameters.values()):
-        raise TypeError(f"{type(augmentation)}.get_transform takes any arguments: give it its own __call__")
+        raise TypeError(f"{type(augmentation)}.get_transform takes *args or **kwargs: define __call__ as well")
     return tuple(parameters)

@@ -1,4 +1,4 @@
-"""The augmentations of the standard recipes; both draw from NumPy's global generator."""
+"""The augmentations of the standard recipes; they use NumPy's global generator."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ __all__ = ["RandomFlip", "ResizeShortestEdge"]
 
 
 class RandomFlip(Augmentation):
-    """Left to right or upside down, with a probability."""
+    """Flip horizontally or vertically with a probability."""
 
     def __init__(self, prob: float = 0.5, *, horizontal: bool = True, vertical: bool = False) -> None:
         if horizontal == vertical:
-            raise ValueError(f"RandomFlip is either horizontal or vertical, got {horizontal=}, {vertical=}")
+            raise ValueError(f"RandomFlip must be either horizontal or vertical, got {horizontal=}, {vertical=}")
         self.prob = prob
         self.horizontal, self.vertical = horizontal, vertical
 
@@ -31,11 +31,12 @@ class RandomFlip(Augmentation):
 
 
 class ResizeShortestEdge(Augmentation):
-    """Scale so that the shorter side gets a length chosen at random, unless the longer one would exceed ``max_size``.
+    """Resize the shorter side to a random length, or to less if the longer side would exceed ``max_size``.
 
-    The length is one of the given ones (``choice``) or any between the two given ones (``range``). 0 means no change.
+    The length is one of the given ones (``choice``) or any between two given ones (``range``). 0 means no change.
 
-    >>> ResizeShortestEdge([640, 800], 1333, "choice")
+    >>> ResizeShortestEdge([640, 640], 1333, "choice").get_transform(np.zeros((480, 600, 3)))
+    ResizeTransform(h=480, w=600, new_h=640, new_w=800, interp=...)
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class ResizeShortestEdge(Augmentation):
         sample_style: str = "range",
         interp: int = BILINEAR,
     ) -> None:
-        assert sample_style in ("range", "choice"), f"sample_style is 'range' or 'choice', got '{sample_style}'"
+        assert sample_style in ("range", "choice"), f"sample_style must be 'range' or 'choice', got '{sample_style}'"
         lengths = (short_edge_length,) * 2 if isinstance(short_edge_length, int) else short_edge_length
         self.is_range = sample_style == "range"
         assert not self.is_range or len(lengths) == 2, f"a range has two ends, got {lengths}"
@@ -72,7 +73,7 @@ class ResizeShortestEdge(Augmentation):
         >>> ResizeShortestEdge.get_output_shape(480, 640, 800, 1333)
         (800, 1067)
         """
-        # scaled twice rather than by one product: the second rounding is part of the numbers
+        # scaled twice instead of once, because the second rounding affects the result
         scale = short_edge_length / min(oldh, oldw)
         height, width = (short_edge_length, scale * oldw) if oldh < oldw else (scale * oldh, short_edge_length)
         longer = max(height, width)

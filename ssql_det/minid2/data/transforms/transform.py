@@ -1,4 +1,4 @@
-"""The one transform that fvcore does not have as needed: resizing through PIL."""
+"""Resizing, which fvcore does not do as Detectron2 does."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _MODES = {NEAREST: "nearest", BILINEAR: "bilinear", Image.Resampling.BICUBIC.val
 
 
 class ResizeTransform(Transform):
-    """From (h, w) to (new_h, new_w): uint8 through PIL, which smooths when it shrinks, other types through torch.
+    """Resize from (h, w) to (new_h, new_w): uint8 with PIL, which antialiases, other dtypes with torch.
 
-    >>> ResizeTransform(480, 640, 800, 1067).apply_image(image).shape
+    >>> ResizeTransform(480, 640, 800, 1067).apply_image(np.zeros((480, 640, 3), np.uint8)).shape
     (800, 1067, 3)
     """
 
@@ -39,13 +39,13 @@ class ResizeTransform(Transform):
         interp = self.interp if interp is None else interp
         if img.dtype != np.uint8:
             return self._by_torch(img, _MODES[interp])
-        is_flat = img.ndim == 3 and img.shape[2] == 1  # PIL knows no single channel
+        is_flat = img.ndim == 3 and img.shape[2] == 1  # PIL has no mode for [H, W, 1]
         image = Image.fromarray(img[:, :, 0] if is_flat else img)
-        resized = np.array(image.resize((self.new_w, self.new_h), interp))  # a copy: PIL's own cannot be written to
+        resized = np.array(image.resize((self.new_w, self.new_h), interp))  # a copy, because PIL's buffer is read-only
         return resized[:, :, None] if is_flat else resized
 
     def apply_coords(self, coords: Array) -> Array:
-        # in place and of their own type, so that whole numbers stay whole
+        # in place and in their own dtype, so that integers stay integers
         coords[:, 0] = coords[:, 0] * (self.new_w * 1.0 / self.w)
         coords[:, 1] = coords[:, 1] * (self.new_h * 1.0 / self.h)
         return coords

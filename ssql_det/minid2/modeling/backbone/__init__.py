@@ -1,4 +1,4 @@
-"""Networks that turn images into feature maps, by name."""
+"""Backbones and their registry."""
 
 from .backbone import Backbone
 from .build import BACKBONE_REGISTRY, build_backbone

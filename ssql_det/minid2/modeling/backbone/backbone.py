@@ -1,4 +1,4 @@
-"""What every backbone promises: named feature maps, their channels and strides, and how images are to be padded."""
+"""The base class of backbones: named feature maps with their channels and strides, and the padding of images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ...layers import ShapeSpec
 
 
 class Backbone(nn.Module, ABC):
-    """From images [N, C, H, W] to ``{name: feature map}``; a subclass sets the three tables below."""
+    """Maps images [N, C, H, W] to ``{name: feature map}``; a subclass sets the attributes below."""
 
     _out_features: Sequence[str]
     _out_feature_channels: dict[str, int]
@@ -23,12 +23,12 @@ class Backbone(nn.Module, ABC):
 
     @property
     def size_divisibility(self) -> int:
-        """What height and width of an image must be divisible by; 0 for no such need."""
+        """The number that height and width of images must be divisible by; 0 for none."""
         return 0
 
     @property
     def padding_constraints(self) -> dict[str, int]:
-        """Other needs of the padding: ``size_divisibility``, ``square_size``."""
+        """Constraints on padding: ``size_divisibility``, ``square_size``."""
         return {}
 
     def output_shape(self) -> dict[str, ShapeSpec]:

@@ -1,4 +1,4 @@
-"""Backbones by the name in a config."""
+"""The registry of backbones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ BACKBONE_REGISTRY = Registry("BACKBONE")
 
 
 def build_backbone(cfg: CfgNode, input_shape: ShapeSpec | None = None) -> Backbone:
-    """The backbone that ``MODEL.BACKBONE.NAME`` names, by default for images with a channel for each pixel mean."""
+    """The backbone that ``MODEL.BACKBONE.NAME`` names; the default input has as many channels as pixel means."""
     if input_shape is None:
         input_shape = ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN))
     backbone = BACKBONE_REGISTRY.get(cfg.MODEL.BACKBONE.NAME)(cfg, input_shape)

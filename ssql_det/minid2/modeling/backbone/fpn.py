@@ -1,4 +1,4 @@
-"""Feature pyramid (Lin et al., CVPR 2017): every level as strong as the last, and as sharp as its own."""
+"""Feature pyramid network (Lin et al., CVPR 2017)."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ __all__ = ["FPN", "build_resnet_fpn_backbone"]
 
 
 class FPN(Backbone):
-    """From the bottom-up features named, finest first, to ``p2``, ``p3``, ...: a level's stride is 2 to its number.
+    """Maps bottom-up features, finest first, to ``p2``, ``p3``, ...; level i has stride 2**i.
 
-    From coarse to fine: a 1x1 lateral conv, plus the coarser level upsampled, then a 3x3 output conv. A
-    ``top_block`` adds ``num_levels`` coarser ones, made of its ``in_feature``.
+    A level is the sum of a 1x1 lateral conv and the upsampled coarser level, followed by a 3x3 output conv. A
+    ``top_block`` adds ``num_levels`` coarser levels, computed from its ``in_feature``.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class FPN(Backbone):
             self.add_module(f"fpn_output{level}", output)
             lateral_convs.append(lateral)
             output_convs.append(output)
-        self.lateral_convs = lateral_convs[::-1]  # coarse to fine, as they are used
+        self.lateral_convs = lateral_convs[::-1]  # coarse to fine, the order of use
         self.output_convs = output_convs[::-1]
         self.top_block = top_block
         self.in_features = tuple(in_features)
@@ -101,7 +101,7 @@ class FPN(Backbone):
 
 
 class LastLevelMaxPool(nn.Module):
-    """``p6``: every second pixel of ``p5``."""
+    """``p6``: ``p5`` subsampled by 2."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ class LastLevelMaxPool(nn.Module):
 
 @BACKBONE_REGISTRY.register()  # type: ignore[untyped-decorator]
 def build_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """A pyramid as ``MODEL.FPN`` describes it on the ResNet of ``MODEL.RESNETS``, with ``p6``."""
+    """The FPN of ``MODEL.FPN`` on the ResNet of ``MODEL.RESNETS``, with ``p6``."""
     node = cfg.MODEL.FPN
     return FPN(
         bottom_up=build_resnet_backbone(cfg, input_shape),

@@ -1,7 +1,7 @@
 """Residual networks (He et al., CVPR 2016), stage by stage: a stem, then ``res2`` to ``res5``.
 
-Convs carry their norm as a child called ``norm``. A stage's features have one size; each stage after the first
-halves it, unless it is dilated. Stages behind the last feature that is asked for are not kept.
+A conv's norm is its child ``norm``. Each stage after the first halves the resolution, unless it is dilated. Stages
+after the last output feature are dropped.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ _BLOCKS_PER_STAGE = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: 
 
 
 def _conv(in_channels: int, out_channels: int, kernel_size: int, norm: Norm, **options: Any) -> Conv2d:
-    """A conv that keeps the size but for its stride, without bias, normalized."""
+    """A conv with "same" padding, without bias, with a norm."""
     padding = kernel_size // 2 * options.get("dilation", 1)
     norm_layer = get_norm(norm, out_channels)
     return Conv2d(in_channels, out_channels, kernel_size, padding=padding, bias=False, norm=norm_layer, **options)
 
 
 class _ResidualBlock(CNNBlockBase):
-    """``relu(branch(x) + shortcut(x))``, where the shortcut projects only if the channels change."""
+    """``relu(branch(x) + shortcut(x))``; the shortcut is a conv only if the channels change."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, norm: Norm) -> None:
         super().__init__(in_channels, out_channels, stride)
@@ -80,7 +80,7 @@ class BasicBlock(_ResidualBlock):
 
 
 class BottleneckBlock(_ResidualBlock):
-    """Convs 1x1, 3x3, 1x1, as in ResNet-50 and deeper; the stride is the 3x3's, or the first 1x1's (MSRA's models)."""
+    """Convs 1x1, 3x3, 1x1, as in ResNet-50 and deeper; the 3x3 has the stride, or the first 1x1 (MSRA's models)."""
 
     def __init__(
         self,
@@ -108,7 +108,7 @@ class BottleneckBlock(_ResidualBlock):
 
 
 class BasicStem(CNNBlockBase):
-    """A 7x7 conv and a max-pool: a quarter of the image's size."""
+    """A 7x7 conv and a max-pool, with a total stride of 4."""
 
     def __init__(self, in_channels: int = 3, out_channels: int = 64, norm: Norm = "BN") -> None:
         super().__init__(in_channels, out_channels, stride=4)
@@ -120,7 +120,7 @@ class BasicStem(CNNBlockBase):
 
 
 class ResNet(Backbone):
-    """A stem and stages of blocks; puts out the features named, or the last one.
+    """A stem and stages of blocks; the outputs are ``out_features``, or the last stage.
 
     >>> stage = ResNet.make_stage(BasicBlock, 2, in_channels=64, out_channels=64, stride_per_block=[1, 1])
     >>> ResNet(BasicStem(), [stage], out_features=["res2"])(torch.zeros(1, 3, 32, 32))["res2"].shape
@@ -141,7 +141,7 @@ class ResNet(Backbone):
         self._out_feature_strides = {"stem": stem.stride}
         self._out_feature_channels = {"stem": stem.out_channels}
         names = [f"res{index}" for index in range(2, 2 + len(stages))]
-        if out_features is not None:  # what nobody asked for would cost memory, and DDP its gradients
+        if out_features is not None:  # unused stages would cost memory, and DDP would miss their gradients
             last = max((names.index(wanted) for wanted in out_features if wanted in names), default=-1)
             names = names[: last + 1]
         stride, channels = stem.stride, stem.out_channels
@@ -166,19 +166,19 @@ class ResNet(Backbone):
         self.freeze(freeze_at)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        assert x.dim() == 4, f"images are to be [N, C, H, W], not {tuple(x.shape)}"
+        assert x.dim() == 4, f"images must be [N, C, H, W], not {tuple(x.shape)}"
         x = self.stem(x)
         outputs = {"stem": x} if "stem" in self._out_features else {}
         for name, stage in zip(self.stage_names, self.stages, strict=True):
             x = stage(x)
-            if name in self._out_features:  # no other is kept alive
+            if name in self._out_features:  # others are freed
                 outputs[name] = x
         if "linear" in self._out_features:
             outputs["linear"] = self.linear(torch.flatten(self.avgpool(x), 1))
         return outputs
 
     def freeze(self, freeze_at: int = 0) -> ResNet:
-        """Freeze so many stages from the beginning: 1 is the stem alone, 2 the stem and ``res2``."""
+        """Freeze the first stages: 1 freezes the stem, 2 the stem and ``res2``."""
         if freeze_at >= 1:
             self.stem.freeze()
         for stage in self.stages[: max(freeze_at - 1, 0)]:
@@ -190,14 +190,14 @@ class ResNet(Backbone):
     def make_stage(
         block_class: type[CNNBlockBase], num_blocks: int, *, in_channels: int, out_channels: int, **kwargs: Any
     ) -> list[CNNBlockBase]:
-        """A list of blocks. An argument ``x_per_block`` holds the ``x`` of each, any other is every block's."""
+        """A list of blocks. An argument ``x_per_block`` lists the blocks' ``x``; others are the same for all."""
         blocks = []
         for index in range(num_blocks):
             own = {}
             for name, value in kwargs.items():
                 short = name.removesuffix("_per_block")
                 if short != name:
-                    assert len(value) == num_blocks, f"{name} is to have {num_blocks} values, one a block"
+                    assert len(value) == num_blocks, f"{name} must have {num_blocks} values, one for each block"
                     assert short not in kwargs, f"make_stage has {name} and {short}: give one of them"
                 own[short] = value if short == name else value[index]
             blocks.append(block_class(in_channels=in_channels, out_channels=out_channels, **own))
@@ -208,7 +208,7 @@ class ResNet(Backbone):
     def make_default_stages(
         depth: int, block_class: type[CNNBlockBase] | None = None, **kwargs: Any
     ) -> list[list[CNNBlockBase]]:
-        """The four stages of a depth, for a stem of 64 channels; ``kwargs`` are every block's."""
+        """The four stages of a ResNet of this depth, for a stem of 64 channels; ``kwargs`` go to every block."""
         is_basic = depth < 50
         widths = (64, 128, 256, 512) if is_basic else (256, 512, 1024, 2048)
         stages = []

@@ -1,4 +1,4 @@
-"""Whole models, by name."""
+"""Meta architectures and their registry."""
 
 from .build import META_ARCH_REGISTRY, build_model
 from .rcnn import GeneralizedRCNN

@@ -1,4 +1,4 @@
-"""Whole models by the name in a config."""
+"""The registry of meta architectures."""
 
 from __future__ import annotations
 

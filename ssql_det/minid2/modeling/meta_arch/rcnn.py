@@ -1,4 +1,4 @@
-"""Any R-CNN: features of the image, proposals, predictions for each region."""
+"""The R-CNN meta architecture: backbone, proposal generator, RoI heads."""
 
 from __future__ import annotations
 
@@ -23,10 +23,7 @@ Inputs = list[dict[str, Any]]
 
 @META_ARCH_REGISTRY.register()
 class GeneralizedRCNN(nn.Module):
-    """In training a dict of losses; else for each image ``{"instances": Instances}`` in the size asked for.
-
-    >>> model([{"image": image, "height": 480, "width": 640}])[0]["instances"].pred_boxes
-    """
+    """In training a dict of losses; else ``{"instances": Instances}`` for each image, in the requested size."""
 
     pixel_mean: Tensor
     pixel_std: Tensor
@@ -69,7 +66,7 @@ class GeneralizedRCNN(nn.Module):
         return self.pixel_mean.device
 
     def forward(self, batched_inputs: Inputs) -> Any:
-        """Each input has ``image`` [C, H, W], ``instances`` in training, ``height`` and ``width`` wanted in testing."""
+        """Inputs have ``image`` [C, H, W]; in training ``instances``; else the output's ``height`` and ``width``."""
         if not self.training:
             return self.inference(batched_inputs)
         images = self.preprocess_image(batched_inputs)
@@ -87,9 +84,9 @@ class GeneralizedRCNN(nn.Module):
         detected_instances: Sequence[Instances] | None = None,
         do_postprocess: bool = True,
     ) -> Any:
-        """With ``detected_instances`` (boxes and classes), only what else there is to predict of them.
+        """With ``detected_instances`` (boxes and classes) only their other fields are predicted.
 
-        Without postprocessing, the Instances as the network puts them out.
+        Without postprocessing the Instances are in the size of the network's input.
         """
         assert not self.training
         images = self.preprocess_image(batched_inputs)

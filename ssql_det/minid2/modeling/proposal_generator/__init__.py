@@ -1,4 +1,4 @@
-"""Networks that propose regions to look at, by name."""
+"""Proposal generators and their registry."""
 
 from .build import PROPOSAL_GENERATOR_REGISTRY, build_proposal_generator
 from .rpn import RPN, RPN_HEAD_REGISTRY, StandardRPNHead, build_rpn_head

@@ -1,4 +1,4 @@
-"""Proposal generators by the name in a config."""
+"""The registry of proposal generators."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ PROPOSAL_GENERATOR_REGISTRY = Registry("PROPOSAL_GENERATOR")
 
 
 def build_proposal_generator(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> nn.Module:
-    """The generator that ``MODEL.PROPOSAL_GENERATOR.NAME`` names, for features of these shapes."""
+    """The proposal generator that ``MODEL.PROPOSAL_GENERATOR.NAME`` names, for features of these shapes."""
     generator: nn.Module = PROPOSAL_GENERATOR_REGISTRY.get(cfg.MODEL.PROPOSAL_GENERATOR.NAME)(cfg, input_shape)
     return generator

@@ -1,4 +1,4 @@
-"""Which of all predicted boxes become proposals, and ground truth among them."""
+"""Selecting proposals from the predicted boxes, and adding ground truth to them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from ...layers import batched_nms, cat
 from ...structures import Boxes, Instances
 
-_CERTAIN = math.log((1.0 - 1e-10) / (1 - (1.0 - 1e-10)))  # the logit of ground truth, a probability of almost 1
+_CERTAIN = math.log((1.0 - 1e-10) / (1 - (1.0 - 1e-10)))  # the logit of ground truth boxes: a probability of almost 1
 
 
 def find_top_rpn_proposals(
@@ -24,9 +24,9 @@ def find_top_rpn_proposals(
     min_box_size: float,
     training: bool,
 ) -> list[Instances]:
-    """Of each image the best of each level, clipped, without empty ones, after NMS by level the best of all.
+    """Select the proposals of each image: the best boxes of each level, clipped, not empty, after NMS the best of all.
 
-    Boxes [N, H * W * A, 4] and logits [N, H * W * A] by level. A box or score that is not finite is dropped; in
+    Boxes [N, H * W * A, 4] and logits [N, H * W * A] per level. A box or score that is not finite is dropped; in
     training it is an error.
     """
     scores, boxes, levels = [], [], []
@@ -70,7 +70,7 @@ def _top_of_image(
 
 
 def add_ground_truth_to_proposals(gt: Sequence[Instances | Boxes], proposals: Sequence[Instances]) -> list[Instances]:
-    """The proposals of each image with its ground truth behind them, as sure as can be."""
+    """Append ground truth boxes, with a very high objectness, to the proposals of each image."""
     assert gt is not None
     if len(proposals) != len(gt):
         raise ValueError(f"ground truth of {len(gt)} images, proposals of {len(proposals)}")
@@ -78,11 +78,11 @@ def add_ground_truth_to_proposals(gt: Sequence[Instances | Boxes], proposals: Se
 
 
 def add_ground_truth_to_proposals_single_image(gt: Instances | Boxes, proposals: Instances) -> Instances:
-    """Of ground truth's fields those stay that the proposals have."""
+    """Concatenate; of the ground truth only the fields that the proposals have are kept."""
     if isinstance(gt, Boxes):
         gt = Instances(proposals.image_size, gt_boxes=gt)
     logits = torch.full((len(gt),), _CERTAIN, device=proposals.objectness_logits.device)
     fields = {**gt.get_fields(), "proposal_boxes": gt.gt_boxes, "objectness_logits": logits}
     for name in proposals.get_fields():
-        assert name in fields, f"proposals have '{name}', which ground truth has not"
+        assert name in fields, f"proposals have '{name}', but ground truth does not"
     return Instances.cat([proposals, Instances(proposals.image_size, **fields)])

@@ -1,6 +1,6 @@
-"""Region proposal network (Ren et al., NIPS 2015): at every location, for every anchor, is there an object, and where.
+"""Region proposal network (Ren et al., NIPS 2015).
 
-In shapes below: N images, levels of H x W locations with A anchors each, R anchors over all levels.
+In the shapes below: N images, levels of H x W locations with A anchors each, R anchors over all levels.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def build_rpn_head(cfg: CfgNode, input_shape: Sequence[ShapeSpec]) -> nn.Module:
 
 @RPN_HEAD_REGISTRY.register()
 class StandardRPNHead(nn.Module):
-    """3x3 convs (one, unless ``conv_dims`` says more; -1 keeps the channels), then two 1x1 convs: logits and deltas."""
+    """3x3 convs of ``conv_dims`` channels (-1 keeps them), then two 1x1 convs for logits and deltas."""
 
     @configurable
     def __init__(
@@ -47,7 +47,7 @@ class StandardRPNHead(nn.Module):
         for wanted in conv_dims:
             out_channels = channels if wanted == -1 else wanted
             if out_channels <= 0:
-                raise ValueError(f"MODEL.RPN.CONV_DIMS has {wanted}: a width, or -1 to keep it")
+                raise ValueError(f"MODEL.RPN.CONV_DIMS has {wanted}: use a positive number, or -1 to keep the channels")
             convs.append(Conv2d(channels, out_channels, kernel_size=3, padding=1, activation=nn.ReLU()))
             channels = out_channels
         if len(convs) == 1:
@@ -66,10 +66,10 @@ class StandardRPNHead(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Sequence[ShapeSpec]) -> dict[str, Any]:
         channels = {each.channels for each in input_shape}
-        assert len(channels) == 1, f"levels that share a head differ in channels: {channels}"
+        assert len(channels) == 1, f"levels that share a head have different channels: {channels}"
         anchors = build_anchor_generator(cfg, input_shape)
         counts = set(anchors.num_anchors)  # type: ignore[arg-type]
-        assert len(counts) == 1, f"levels that share a head differ in anchors: {counts}"
+        assert len(counts) == 1, f"levels that share a head have different numbers of anchors: {counts}"
         return {
             "in_channels": channels.pop(),
             "num_anchors": counts.pop(),
@@ -78,7 +78,7 @@ class StandardRPNHead(nn.Module):
         }
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """For each level, logits [N, A, H, W] and deltas [N, A * box_dim, H, W]."""
+        """Logits [N, A, H, W] and deltas [N, A * box_dim, H, W] for each level."""
         logits, deltas = [], []
         for each in features:
             hidden = self.conv(each)
@@ -89,10 +89,10 @@ class StandardRPNHead(nn.Module):
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
 class RPN(nn.Module):
-    """Proposals from features; in training, losses from a sample of the anchors too.
+    """Computes proposals; in training also losses, on a sample of the anchors.
 
     ``pre_nms_topk`` and ``post_nms_topk`` are (in training, in testing). The losses are called ``loss_rpn_cls`` and
-    ``loss_rpn_loc``; ``loss_weight`` is one for both, or one for each name.
+    ``loss_rpn_loc``; ``loss_weight`` is a number for both or a dict.
     """
 
     @configurable
@@ -162,7 +162,7 @@ class RPN(nn.Module):
     def forward(
         self, images: ImageList, features: dict[str, Tensor], gt_instances: Sequence[Instances] | None = None
     ) -> tuple[list[Instances], dict[str, Tensor]]:
-        """Proposals of each image (``proposal_boxes``, ``objectness_logits``), and in training the losses."""
+        """The proposals of each image (``proposal_boxes``, ``objectness_logits``), and in training the losses."""
         maps = [features[name] for name in self.in_features]
         anchors = self.anchor_generator(maps)
         raw_logits, raw_deltas = self.rpn_head(maps)
@@ -176,7 +176,7 @@ class RPN(nn.Module):
         return self.predict_proposals(anchors, logits, deltas, images.image_sizes), losses
 
     def _by_anchor(self, deltas: Tensor) -> Tensor:
-        """[N, A * B, H, W] as [N, H * W * A, B]."""
+        """Reshape [N, A * B, H, W] to [N, H * W * A, B]."""
         images, _, height, width = deltas.shape
         split = deltas.view(images, -1, int(self.anchor_generator.box_dim), height, width)  # type: ignore[arg-type]
         return split.permute(0, 3, 4, 1, 2).flatten(1, -2)
@@ -185,7 +185,7 @@ class RPN(nn.Module):
     def label_and_sample_anchors(
         self, anchors: list[Boxes], gt_instances: Sequence[Instances]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """For each image, labels [R] (1 object, 0 none, -1 not in the sample) and the boxes matched [R, 4]."""
+        """For each image the labels [R] (1 object, 0 background, -1 not sampled) and matched boxes [R, 4]."""
         every = Boxes.cat(anchors)
         all_labels, all_boxes = [], []
         for instances in gt_instances:
@@ -198,7 +198,7 @@ class RPN(nn.Module):
         return all_labels, all_boxes
 
     def _subsample_labels(self, label: Tensor) -> Tensor:
-        """Set to -1, in place, what is not drawn."""
+        """Set the labels that are not sampled to -1, in place."""
         positive, negative = subsample_labels(label, self.batch_size_per_image, self.positive_fraction, 0)
         label.fill_(-1)
         label[positive] = 1
@@ -213,7 +213,7 @@ class RPN(nn.Module):
         pred_anchor_deltas: list[Tensor],
         gt_boxes: list[Tensor],
     ) -> dict[str, Tensor]:
-        """Sums over the sample, divided by the number of anchors that a full sample has."""
+        """Losses summed over the sample and divided by the size of a full sample."""
         labels = torch.stack(gt_labels)
         images = len(labels)
         positive, sampled = labels == 1, labels >= 0
@@ -243,7 +243,7 @@ class RPN(nn.Module):
         pred_anchor_deltas: list[Tensor],
         image_sizes: list[tuple[int, int]],
     ) -> list[Instances]:
-        """Proposals of each image; fixed boxes for what follows, without a gradient."""
+        """The proposals of each image, without gradients."""
         return find_top_rpn_proposals(
             self._decode_proposals(anchors, pred_anchor_deltas),
             pred_objectness_logits,
@@ -256,7 +256,7 @@ class RPN(nn.Module):
         )
 
     def _decode_proposals(self, anchors: list[Boxes], pred_anchor_deltas: list[Tensor]) -> list[Tensor]:
-        """For each level, boxes [N, H * W * A, 4]."""
+        """The boxes [N, H * W * A, 4] of each level."""
         proposals = []
         for boxes, deltas in zip(anchors, pred_anchor_deltas, strict=True):
             repeated = boxes.tensor.expand(len(deltas), -1, -1).flatten(0, 1)

@@ -1,4 +1,4 @@
-"""What is computed for each region: its class, its box, its mask; by name."""
+"""RoI heads, which predict class, box and mask of each region, and their registries."""
 
 from .base import ROIHeads, select_foreground_proposals
 from .box_head import ROI_BOX_HEAD_REGISTRY, FastRCNNConvFCHead, build_box_head

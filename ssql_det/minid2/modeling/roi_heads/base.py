@@ -1,4 +1,4 @@
-"""What all heads for regions begin training with: a labelled sample of the proposals."""
+"""The base class of RoI heads: labelling and sampling proposals for training."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ Results = tuple[list[Instances], dict[str, Tensor]]
 
 
 def select_foreground_proposals(proposals: Sequence[Instances], bg_label: int) -> tuple[list[Instances], list[Tensor]]:
-    """Of each image the proposals that are objects (neither ``bg_label`` nor -1), and the mask that chose them."""
+    """The foreground proposals of each image (neither ``bg_label`` nor -1), and the masks that select them."""
     masks = [(each.gt_classes != -1) & (each.gt_classes != bg_label) for each in proposals]
     return [each[mask.nonzero()[:, 0]] for each, mask in zip(proposals, masks, strict=True)], masks
 
 
 class ROIHeads(nn.Module):
-    """Labels proposals by the ground truth that they overlap, and draws the sample to train on."""
+    """Labels proposals by the ground truth that they match, and samples them for training."""
 
     @configurable
     def __init__(
@@ -64,16 +64,16 @@ class ROIHeads(nn.Module):
         proposals: list[Instances],
         targets: list[Instances] | None = None,
     ) -> Results:
-        """Detections of each image and no losses; in training the sampled proposals (or nothing) and the losses."""
+        """In inference the detections of each image and no losses; in training the sampled proposals and the losses."""
         raise NotImplementedError
 
     @torch.no_grad()
     def label_and_sample_proposals(self, proposals: list[Instances], targets: list[Instances]) -> list[Instances]:
-        """For each image a sample of its proposals and ground truth, with ``gt_classes`` (K for background).
+        """A sample of the proposals of each image, with ``gt_classes`` (K for background).
 
-        Where there is ground truth, its other ``gt_`` fields come along, each region with those of its match.
+        In an image with ground truth, each proposal also gets the other ``gt_`` fields of its match.
         """
-        if self.proposal_append_gt:  # or there might be nothing to learn from while proposals are poor
+        if self.proposal_append_gt:  # so that there are positives even while proposals are poor
             proposals = add_ground_truth_to_proposals(targets, proposals)
         samples = []
         for each, truth in zip(proposals, targets, strict=True):
@@ -96,7 +96,7 @@ class ROIHeads(nn.Module):
     def _sample_proposals(
         self, matched_idxs: Tensor, matched_labels: Tensor, gt_classes: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Indices of the proposals drawn, and their classes."""
+        """The indices and classes of the sampled proposals."""
         if gt_classes.numel() > 0:
             classes = gt_classes[matched_idxs]
             classes[matched_labels == 0] = self.num_classes

@@ -1,4 +1,4 @@
-"""From a region's features to a vector (or map) that its class and box are predicted from."""
+"""Box heads: convs and linear layers between the pooled features and the predictions."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Class and box of each region (Fast R-CNN, Girshick, ICCV 2015): predictions, losses, detections.
+"""Predicting class and box of each region (Fast R-CNN, Girshick, ICCV 2015): layers, losses, inference.
 
-In shapes below: R regions, K classes; class K is the background.
+In the shapes below: R regions, K classes; class K is the background.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def fast_rcnn_inference(
     nms_thresh: float,
     topk_per_image: int,
 ) -> tuple[list[Instances], list[Tensor]]:
-    """Of each image the detections, by falling score, and which region each is of.
+    """The detections of each image, by descending score, and the indices of their regions.
 
     Boxes [R, K * 4] (or [R, 4], the same for all classes), probabilities [R, K + 1]; a negative ``topk_per_image``
     keeps all.
@@ -58,7 +58,7 @@ def fast_rcnn_inference_single_image(
     clipped = Boxes(boxes.reshape(-1, 4))
     clipped.clip(image_shape)
     boxes = clipped.tensor.view(-1, by_class, 4)
-    scores = scores[:, :-1]  # no background
+    scores = scores[:, :-1]  # without background
     is_likely = scores > score_thresh
     regions, classes = is_likely.nonzero().unbind(1)
     boxes = boxes[regions, 0] if by_class == 1 else boxes[is_likely]
@@ -90,7 +90,7 @@ def _log_classification_stats(pred_logits: Tensor, gt_classes: Tensor, prefix: s
 class FastRCNNOutputLayers(nn.Module):
     """Two linear layers on a region's features: ``cls_score`` (K + 1) and ``bbox_pred`` (K * 4, or 4 for all classes).
 
-    The losses are called ``loss_cls`` and ``loss_box_reg``; ``loss_weight`` is one for both, or one for each name.
+    The losses are called ``loss_cls`` and ``loss_box_reg``; ``loss_weight`` is a number for both or a dict.
     """
 
     @configurable
@@ -146,18 +146,18 @@ class FastRCNNOutputLayers(nn.Module):
         }
 
     def forward(self, x: Tensor) -> Predictions:
-        """Regions' features [R, ...]: logits [R, K + 1] and deltas [R, K * 4 or 4]."""
+        """Map region features [R, ...] to logits [R, K + 1] and deltas [R, K * 4 or 4]."""
         x = x.flatten(start_dim=1) if x.dim() > 2 else x
         return self.cls_score(x), self.bbox_pred(x)
 
     def losses(self, predictions: Predictions, proposals: Sequence[Instances]) -> dict[str, Tensor]:
-        """Of proposals with ``proposal_boxes``, ``gt_classes`` and, where an image has ground truth, ``gt_boxes``."""
+        """The losses. Proposals have ``proposal_boxes``, ``gt_classes`` and, with ground truth, ``gt_boxes``."""
         scores, deltas = predictions
         if proposals:
             gt_classes = cat([each.gt_classes for each in proposals])
             boxes = cat([each.proposal_boxes.tensor for each in proposals])
-            assert not boxes.requires_grad, "proposals are to be fixed, without gradients"
-            # Without ground truth all is background, and whatever stands here is not looked at.
+            assert not boxes.requires_grad, "proposals must not require gradients"
+            # Without ground truth all proposals are background, and these boxes are not used.
             truth = [each.gt_boxes if each.has("gt_boxes") else each.proposal_boxes for each in proposals]
             gt_boxes = cat([each.tensor for each in truth])
         else:
@@ -171,7 +171,7 @@ class FastRCNNOutputLayers(nn.Module):
         return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
 
     def box_reg_loss(self, proposal_boxes: Tensor, gt_boxes: Tensor, pred_deltas: Tensor, gt_classes: Tensor) -> Tensor:
-        """Summed over the objects, divided by all R regions: each object counts the same in every batch."""
+        """Summed over the foreground and divided by all R regions, which gives each object the same weight."""
         box_dim = proposal_boxes.shape[1]
         (objects,) = nonzero_tuple((gt_classes >= 0) & (gt_classes < self.num_classes))
         if pred_deltas.shape[1] == box_dim:
@@ -192,7 +192,7 @@ class FastRCNNOutputLayers(nn.Module):
     def inference(
         self, predictions: Predictions, proposals: Sequence[Instances]
     ) -> tuple[list[Instances], list[Tensor]]:
-        """Detections of each image and the regions they are of."""
+        """The detections of each image and the indices of their regions."""
         return fast_rcnn_inference(
             self.predict_boxes(predictions, proposals),
             self.predict_probs(predictions, proposals),
@@ -205,7 +205,7 @@ class FastRCNNOutputLayers(nn.Module):
     def predict_boxes_for_gt_classes(
         self, predictions: Predictions, proposals: Sequence[Instances]
     ) -> tuple[Tensor, ...]:
-        """For each image, the boxes [R, 4] predicted for the true classes (for background: for any)."""
+        """For each image the boxes [R, 4] predicted for the ground truth classes (for background: for any class)."""
         if not proposals:
             return ()
         boxes = cat(self.predict_boxes(predictions, proposals))
@@ -215,12 +215,12 @@ class FastRCNNOutputLayers(nn.Module):
         return boxes.split([len(each) for each in proposals])
 
     def predict_boxes(self, predictions: Predictions, proposals: Sequence[Instances]) -> tuple[Tensor, ...]:
-        """For each image, boxes [R, K * 4 or 4]."""
+        """The boxes [R, K * 4 or 4] of each image."""
         if not proposals:
             return ()
         boxes = cat([each.proposal_boxes.tensor for each in proposals])
         return self.box2box_transform.apply_deltas(predictions[1], boxes).split([len(each) for each in proposals])
 
     def predict_probs(self, predictions: Predictions, proposals: Sequence[Instances]) -> tuple[Tensor, ...]:
-        """For each image, probabilities [R, K + 1]."""
+        """The probabilities [R, K + 1] of each image."""
         return F.softmax(predictions[0], dim=-1).split([len(each) for each in proposals])

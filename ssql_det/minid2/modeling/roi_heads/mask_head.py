@@ -1,4 +1,4 @@
-"""A mask for each region (Mask R-CNN, He et al., ICCV 2017): a small grid of logits for each class."""
+"""Mask heads (Mask R-CNN, He et al., ICCV 2017): a small grid of logits for each class."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROI_MASK_HEAD_REGISTRY = Registry("ROI_MASK_HEAD")
 
 
 def mask_rcnn_loss(pred_mask_logits: Tensor, instances: Sequence[Instances]) -> Tensor:
-    """Cross-entropy of each region's true class against its mask within the proposal, over all pixels.
+    """The mean binary cross-entropy between the mask logits of the ground truth class and the mask within the proposal.
 
     Logits [M, classes or 1, S, S] for the M regions of all images; ``instances`` have ``proposal_boxes``,
     ``gt_classes`` and ``gt_masks``.
@@ -40,7 +40,7 @@ def mask_rcnn_loss(pred_mask_logits: Tensor, instances: Sequence[Instances]) -> 
 
 
 def mask_rcnn_inference(pred_mask_logits: Tensor, pred_instances: Sequence[Instances]) -> None:
-    """Give the instances ``pred_masks`` [M, 1, S, S]: probabilities of the predicted class."""
+    """Set ``pred_masks`` [M, 1, S, S] of the instances: the probabilities for the predicted class."""
     logits = _of_class(pred_mask_logits, [each.pred_classes for each in pred_instances])
     counts = [len(each) for each in pred_instances]
     for probabilities, instances in zip(logits[:, None].sigmoid().split(counts), pred_instances, strict=True):
@@ -48,7 +48,7 @@ def mask_rcnn_inference(pred_mask_logits: Tensor, pred_instances: Sequence[Insta
 
 
 def _of_class(logits: Tensor, classes: Sequence[Tensor]) -> Tensor:
-    """The logits [M, S, S] of each region's class, or the only ones."""
+    """The logits [M, S, S] of each region's class; class-agnostic logits are shared."""
     if logits.size(1) == 1:
         return logits[:, 0]
     return logits[torch.arange(len(logits), device=logits.device), cat(classes).to(torch.int64)]
@@ -64,7 +64,7 @@ def _log_accuracy(predicted: Tensor, truth: Tensor) -> None:
 
 
 class BaseMaskRCNNHead(nn.Module):
-    """Loss and inference around whatever ``layers`` makes of the features."""
+    """Loss and inference of a mask head; a subclass defines ``layers``, which maps features to logits."""
 
     @configurable
     def __init__(self, *, loss_weight: float = 1.0) -> None:
@@ -89,9 +89,9 @@ class BaseMaskRCNNHead(nn.Module):
 
 @ROI_MASK_HEAD_REGISTRY.register()
 class MaskRCNNConvUpsampleHead(BaseMaskRCNNHead, nn.Sequential):  # type: ignore[misc]
-    """3x3 convs ``mask_fcn1``, ..., a deconv that doubles the side, a 1x1 ``predictor``.
+    """3x3 convs ``mask_fcn1``, ..., a deconv of stride 2, a 1x1 ``predictor``.
 
-    ``conv_dims`` are the widths of the convs and, last, of the deconv.
+    ``conv_dims`` are the channels of the convs and, last, of the deconv.
     """
 
     @configurable
@@ -105,7 +105,7 @@ class MaskRCNNConvUpsampleHead(BaseMaskRCNNHead, nn.Sequential):  # type: ignore
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        assert len(conv_dims) >= 1, "conv_dims are to name at least the deconv's width"
+        assert len(conv_dims) >= 1, "conv_dims must have at least the deconv's channels"
         assert input_shape.channels is not None
         channels = input_shape.channels
         *widths, deconv_width = conv_dims

@@ -1,7 +1,7 @@
-"""Everything that is computed for each region, together.
+"""The RoI heads of C4 and FPN detectors.
 
-``Res5ROIHeads`` (C4) runs the backbone's last stage on every region and predicts from that; ``StandardROIHeads``
-(FPN) has a pooler and a head for each task.
+``Res5ROIHeads`` (C4) applies the backbone's last stage to every region; ``StandardROIHeads`` (FPN) has a pooler and a
+head for each task.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def build_roi_heads(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> nn.Modul
 
 @ROI_HEADS_REGISTRY.register()
 class Res5ROIHeads(ROIHeads):
-    """The heads of a C4 detector: boxes and masks share ``res5``. Its blocks are bottlenecks, whatever the depth."""
+    """The heads of a C4 detector: box and mask heads share ``res5``, whose blocks are bottlenecks for every depth."""
 
     @configurable
     def __init__(
@@ -113,7 +113,7 @@ class Res5ROIHeads(ROIHeads):
         return [], losses
 
     def forward_with_given_boxes(self, features: Features, instances: list[Instances]) -> list[Instances]:
-        """The same instances (``pred_boxes``, ``pred_classes``) with what else there is to predict of them."""
+        """Add the other predictions, such as masks, to instances with ``pred_boxes`` and ``pred_classes``."""
         assert not self.training
         assert instances[0].has("pred_boxes")
         assert instances[0].has("pred_classes")
@@ -132,10 +132,10 @@ class Res5ROIHeads(ROIHeads):
 
 @ROI_HEADS_REGISTRY.register()
 class StandardROIHeads(ROIHeads):
-    """Heads that share nothing: each task pools regions for itself, masks only in what the box head detected.
+    """Separate heads for boxes and masks; masks are predicted only for detected boxes.
 
-    Without a ``mask_pooler`` the mask head gets the feature maps themselves. ``train_on_pred_boxes`` trains masks in
-    the boxes predicted instead of proposed.
+    Without a ``mask_pooler`` the mask head gets the feature maps themselves. ``train_on_pred_boxes`` trains masks on
+    predicted boxes instead of proposals.
     """
 
     @configurable
@@ -177,7 +177,7 @@ class StandardROIHeads(ROIHeads):
     def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         in_features, side = cfg.MODEL.ROI_HEADS.IN_FEATURES, cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION
         channels = {input_shape[name].channels for name in in_features}
-        assert len(channels) == 1, f"the features that share a box head differ in channels: {channels}"
+        assert len(channels) == 1, f"the features that share a box head have different channels: {channels}"
         head: Any = build_box_head(cfg, ShapeSpec(channels=channels.pop(), height=side, width=side))
         return {
             "box_in_features": in_features,
@@ -217,7 +217,7 @@ class StandardROIHeads(ROIHeads):
         return proposals, losses
 
     def forward_with_given_boxes(self, features: Features, instances: list[Instances]) -> list[Instances]:
-        """The same instances (``pred_boxes``, ``pred_classes``) with what else there is to predict of them."""
+        """Add the other predictions, such as masks, to instances with ``pred_boxes`` and ``pred_classes``."""
         assert not self.training
         assert instances[0].has("pred_boxes")
         assert instances[0].has("pred_classes")
@@ -225,7 +225,7 @@ class StandardROIHeads(ROIHeads):
         return masked
 
     def _forward_box(self, features: Features, proposals: list[Instances]) -> Any:
-        """In training losses (and, if asked for, the predicted boxes as ``proposal_boxes``), else detections."""
+        """In training the losses (``train_on_pred_boxes`` replaces proposals by predicted boxes), else detections."""
         maps = [features[name] for name in self.box_in_features]
         pooled = self.box_pooler(maps, [each.proposal_boxes for each in proposals])
         predictions = self.box_predictor(self.box_head(pooled))
@@ -241,7 +241,7 @@ class StandardROIHeads(ROIHeads):
         return losses
 
     def _forward_mask(self, features: Features, instances: list[Instances]) -> Any:
-        """In training losses of the regions that are objects, else the instances with masks."""
+        """In training the losses on foreground proposals, else the instances with masks."""
         if not self.mask_on:
             return {} if self.training else instances
         if self.training:
@@ -254,7 +254,7 @@ class StandardROIHeads(ROIHeads):
 
 
 def _build_pooler(node: CfgNode, in_features: Sequence[str], input_shape: dict[str, ShapeSpec]) -> ROIPooler:
-    """A pooler as a head's config describes it."""
+    """The pooler that a head's config describes."""
     strides: list[Any] = [input_shape[name].stride for name in in_features]
     return ROIPooler(
         output_size=node.POOLER_RESOLUTION,
