@@ -75,7 +75,7 @@ def build_monitor(config: MonitorConfig, augmentation: Augmentation, backbone: n
         gallery, query = (load_labelled_images(images, augmentation, config.images) for images in splits)
     except NoLabelledSplitError as error:
         if config.is_data_explicit:
-            raise UserError(f"MONITOR.DATA: {error}") from error
+            raise UserError(f"MONITOR.DATA: {error}") from None
         if is_main():
             _logger.warning(
                 "kNN evaluation is skipped: %s has no 'train' and 'val' splits with class folders; set MONITOR.DATA to "

@@ -1,4 +1,4 @@
-"""An analysis of real checkpoints: terms against the methods' own losses, heads as trained, mistakes named."""
+"""The analysis of checkpoints: terms against the losses of the methods, heads as trained, t-SNE, errors."""
 
 import csv
 from dataclasses import replace
@@ -46,8 +46,8 @@ RE_ESTIMATED = Scheme(norms="re-estimated")
 pytestmark = pytest.mark.usefixtures("logging_as_it_was")
 
 
-def saved(folder, kind="simsiam"):
-    """A method with weights and statistics that do something, and its checkpoint."""
+def save_method(folder, kind="simsiam"):
+    """A method with random norm weights and statistics, and the path of its checkpoint."""
     torch.manual_seed(0)
     method = kind.split()[0]
     sizes = [f"{method.upper()}.DIM", "16", f"{method.upper()}.HIDDEN", "8"]
@@ -68,13 +68,13 @@ def views():
     return [[torch.randn(count, 3, 16, 16, generator=generator) for _ in range(2)] for count in (5, 3)]
 
 
-def asked(toy):
+def open_test_images(toy):
     return open_images(str(toy / "crops"), "val")
 
 
 @pytest.mark.parametrize("kind", METHODS)
-def test_heads_are_those_that_were_trained(kind, views, tmp_path):
-    method, path = saved(tmp_path, kind)
+def test_heads_are_read_as_they_were_trained(kind, views, tmp_path):
+    method, path = save_method(tmp_path, kind)
     trained, view = read_pretrained_method(path), views[0][0]
     assert trained.has_heads
     with torch.no_grad():
@@ -88,60 +88,60 @@ def test_heads_are_those_that_were_trained(kind, views, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["simsiam", "byol"])
-def test_terms_of_the_loss_are_the_methods_own_losses(kind, views, tmp_path):
-    method, path = saved(tmp_path, kind)
-    together = [torch.cat(view) for view in zip(*views, strict=True)]
+def test_loss_terms_equal_the_losses_of_the_method(kind, views, tmp_path):
+    method, path = save_method(tmp_path, kind)
+    batch = [torch.cat(view) for view in zip(*views, strict=True)]
     quantization = Quantization(method.encoder, encoder_points(method.encoder))
     _, found = measure_terms(read_pretrained_method(path), views, PLAN.widths, Scheme())
     with torch.no_grad():
         with quantization.observing():
-            encoded = method.encode(together)
-        targets = [method.momentum(view) for view in together] if kind == "byol" else encoded
+            encoded = method.encode(batch)
+        targets = [method.momentum(view) for view in batch] if kind == "byol" else encoded
         for bits in PLAN.widths:
             with quantization.at(bits):
-                loss = float(method.loss(method.encode(together), targets))
+                loss = float(method.loss(method.encode(batch), targets))
             terms = found.terms[bits]
             assert terms.total / 2 - 1 == pytest.approx(loss, abs=1e-5)
             assert terms.contrastive / 2 - 1 == pytest.approx(float(method.loss(encoded, targets)), abs=1e-5)
 
 
-def test_terms_of_the_backbone_are_between_the_views(views, tmp_path):
-    method, path = saved(tmp_path)
+def test_backbone_terms_compare_the_two_views(views, tmp_path):
+    method, path = save_method(tmp_path)
     found, _ = measure_terms(read_pretrained_method(path), views, PLAN.widths, Scheme())
-    together = [torch.cat(view) for view in zip(*views, strict=True)]
+    batch = [torch.cat(view) for view in zip(*views, strict=True)]
     quantization = Quantization(method.encoder, encoder_points(method.encoder))
     with torch.no_grad():
         with quantization.observing():
-            full = [F.normalize(method.encoder.backbone(view), dim=1) for view in together]
+            full = [F.normalize(method.encoder.backbone(view), dim=1) for view in batch]
         with quantization.at(PLAN.widths[-1]):
-            low = [F.normalize(method.encoder.backbone(view), dim=1) for view in together]
+            quantized = [F.normalize(method.encoder.backbone(view), dim=1) for view in batch]
     terms = found.terms[PLAN.widths[-1]]
-    moved = [(one - other).square().sum(1).mean() for one, other in zip(low, full, strict=True)]
-    apart = [(one - other).square().sum(1).mean() for one, other in zip(low, full[::-1], strict=True)]
+    moved = [(one - other).square().sum(1).mean() for one, other in zip(quantized, full, strict=True)]
+    distances = [(one - other).square().sum(1).mean() for one, other in zip(quantized, full[::-1], strict=True)]
     assert terms.quantization == pytest.approx(float(sum(moved)) / 2, rel=1e-4)
-    assert terms.total == pytest.approx(float(sum(apart)) / 2, rel=1e-4)
+    assert terms.total == pytest.approx(float(sum(distances)) / 2, rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", METHODS)
 def test_terms_of_real_features_add_up_at_every_width(kind, views, tmp_path):
-    found = measure_terms(read_pretrained_method(saved(tmp_path, kind)[1]), views, PLAN.widths, Scheme())
+    found = measure_terms(read_pretrained_method(save_method(tmp_path, kind)[1]), views, PLAN.widths, Scheme())
     assert [each.features for each in found] == [BACKBONE, LOSS]
     for each in found:
         assert 0 < each.spread < 2
         assert list(each.terms) == list(PLAN.widths)
         for terms in each.terms.values():
             assert terms.quantization + terms.contrastive + terms.cross == pytest.approx(terms.total, rel=1e-12)
-        full, *low = each.terms.values()
+        full, *quantized = each.terms.values()
         assert (full.quantization, full.cross) == (0, 0)
-        moved = [terms.quantization for terms in low]
+        moved = [terms.quantization for terms in quantized]
         assert 0 < moved[0] < moved[1] < moved[2]
-        assert {terms.contrastive for terms in low} == {full.contrastive}
+        assert {terms.contrastive for terms in quantized} == {full.contrastive}
 
 
 @pytest.mark.parametrize("kind", ["simsiam", "byol"])
-def test_re_estimated_norms_have_the_statistics_of_the_views(kind, views, tmp_path):
-    """Wrong statistics of the training change nothing then, and terms still add up from nothing at full precision."""
-    trained = read_pretrained_method(saved(tmp_path, kind)[1])
+def test_norms_are_re_estimated_on_the_views(kind, views, tmp_path):
+    """So wrong statistics of the training do not matter, and the terms still add up."""
+    trained = read_pretrained_method(save_method(tmp_path, kind)[1])
     first = measure_terms(trained, views, PLAN.widths, RE_ESTIMATED)
     before = trained.encoder.backbone.bn1.running_mean.clone()
     for module in {*trained.encoder.modules(), *trained.target.modules()}:
@@ -157,9 +157,9 @@ def test_re_estimated_norms_have_the_statistics_of_the_views(kind, views, tmp_pa
             assert terms.quantization + terms.contrastive + terms.cross == pytest.approx(terms.total, rel=1e-12)
 
 
-def test_a_foreign_file_has_the_terms_of_its_backbone(toy, tmp_path):
+def test_a_checkpoint_of_another_project_has_backbone_terms_only(toy, tmp_path):
     path, _ = write_source("MoCo v2", "resnet18", tmp_path)
-    own = saved(tmp_path / "ssql")[1]
+    own = save_method(tmp_path / "ssql")[1]
     foreign, ours = analyze_checkpoints([str(path), own], str(toy / "crops"), PLAN)
     assert (foreign.name, foreign.method, foreign.architecture) == ("file", "moco", "resnet18")
     assert [each.features for each in foreign.terms] == [BACKBONE]
@@ -169,9 +169,9 @@ def test_a_foreign_file_has_the_terms_of_its_backbone(toy, tmp_path):
     assert len(ours.layers) == 12
 
 
-def test_a_network_is_fed_the_images_that_it_was_trained_on(toy, tmp_path):
-    """One that reads BGR, and is the other in all else, has the other's terms."""
-    path = Path(saved(tmp_path / "rgb")[1])
+def test_a_network_gets_the_input_format_that_it_was_trained_on(toy, tmp_path):
+    """A network for BGR with equal weights has the same terms."""
+    path = Path(save_method(tmp_path / "rgb")[1])
     content = torch.load(path)
     weight = content["online"]["conv1.weight"]
     content["online"]["conv1.weight"] = weight.flip(1).clone()
@@ -184,27 +184,29 @@ def test_a_network_is_fed_the_images_that_it_was_trained_on(toy, tmp_path):
             assert vars(one.terms[bits]) == pytest.approx(vars(other.terms[bits]), abs=1e-3)
 
 
-def test_views_follow_from_the_seed(toy):
+def test_views_depend_on_the_seed(toy):
     augmentation = build_augmentation("digits", 16)
 
-    def drawn(**changed):
+    def draw_views(**changed):
         return [
             torch.cat(list(view))
-            for view in zip(*make_view_pairs(asked(toy), augmentation, replace(PLAN, **changed)), strict=True)
+            for view in zip(
+                *make_view_pairs(open_test_images(toy), augmentation, replace(PLAN, **changed)), strict=True
+            )
         ]
 
-    first, second = drawn()
+    first, second = draw_views()
     assert first.shape == (12, 3, 16, 16)
     assert not torch.equal(first, second)
-    assert all(map(torch.equal, drawn(), (first, second)))
-    assert not torch.equal(drawn(seed=1)[0], first)
-    assert len(drawn(pairs=1000)[0]) == len(asked(toy))
+    assert all(map(torch.equal, draw_views(), (first, second)))
+    assert not torch.equal(draw_views(seed=1)[0], first)
+    assert len(draw_views(pairs=1000)[0]) == len(open_test_images(toy))
 
 
-def test_a_map_follows_points_from_width_to_width(toy, tmp_path):
-    backbone = read_pretrained_method(saved(tmp_path)[1]).encoder.backbone
-    seen, augmentation = open_images(str(toy / "crops")), build_augmentation("digits", 16)
-    found = embed_features(backbone, seen, asked(toy), augmentation, IMAGENET, PLAN)
+def test_an_embedding_has_the_same_images_at_every_width(toy, tmp_path):
+    backbone = read_pretrained_method(save_method(tmp_path)[1]).encoder.backbone
+    train, augmentation = open_images(str(toy / "crops")), build_augmentation("digits", 16)
+    found = embed_features(backbone, train, open_test_images(toy), augmentation, IMAGENET, PLAN)
     assert list(found.points) == list(PLAN.widths)
     full, near, _, far = found.points.values()
     assert full.shape == (len(found.labels), 2)
@@ -214,19 +216,19 @@ def test_a_map_follows_points_from_width_to_width(toy, tmp_path):
     assert (full - near).norm() < (full - far).norm()
 
 
-def test_a_map_has_ten_classes_at_most(tmp_path):
+def test_an_embedding_has_ten_classes_at_most(tmp_path):
     for split in ("train", "test"):
         for name in range(12):
             folder = tmp_path / "data" / split / f"{name:02d}"
             folder.mkdir(parents=True)
             for number in range(2):
                 Image.new("RGB", (16, 16), (20 * name, 40 * number, 0)).save(folder / f"{number}.png")
-    (found,) = analyze_checkpoints([saved(tmp_path)[1]], str(tmp_path / "data"), replace(PLAN, points=100))
+    (found,) = analyze_checkpoints([save_method(tmp_path)[1]], str(tmp_path / "data"), replace(PLAN, points=100))
     assert sorted(set(found.embedding.labels.tolist())) == list(range(10))
     assert len(found.embedding.labels) == 20
 
 
-def test_names_are_files_or_folders_and_apart():
+def test_names_are_unique():
     paths = [
         "runs/SSQL 1/checkpoint.pth",
         "a/moco_v2_800ep.pth.tar",
@@ -237,13 +239,13 @@ def test_names_are_files_or_folders_and_apart():
     assert name_checkpoints(paths) == ["ssql-1", "moco-v2-800ep", "ssql-1-2", "ssql-1-3", "checkpoint"]
 
 
-def test_the_command_writes_tables_pictures_and_a_page(toy, tmp_path, capsys):
-    path, out = saved(tmp_path / "ssql")[1], tmp_path / "out"
+def test_the_command_writes_csv_files_pictures_and_a_report(toy, tmp_path, capsys):
+    path, out = save_method(tmp_path / "ssql")[1], tmp_path / "out"
     few = ["--pairs", "8", "--points", "10", "--calib-images", "8", "--size", "16", "--bits", "FP,2w4a"]
     main(["analyze", "--checkpoints", path, path, "--data", str(toy / "crops"), "--out", str(out), *few])
-    said = capsys.readouterr().out
-    assert "Features compared by the loss" in said
-    assert str(out / "report.html") in said
+    message = capsys.readouterr().out
+    assert "Features compared by the loss" in message
+    assert str(out / "report.html") in message
     assert {each.name for each in out.iterdir()} == {
         *("report.html", "report.md", "terms.csv", "weights.csv", "tsne.csv", "tsne_ssql.png", "tsne_ssql-2.png"),
         *("quantization-backbone.svg", "quantization-loss.svg"),
@@ -252,8 +254,8 @@ def test_the_command_writes_tables_pictures_and_a_page(toy, tmp_path, capsys):
     assert [each["total"] for each in terms[:4]] == [each["total"] for each in terms[4:]]
 
 
-def test_a_scheme_reaches_the_page_and_all_figures(toy, tmp_path):
-    path, schemes = saved(tmp_path / "ssql")[1], ("minmax", "weight=centred, act=mse, norms=re-estimated")
+def test_a_scheme_reaches_the_report_and_all_numbers(toy, tmp_path):
+    path, schemes = save_method(tmp_path / "ssql")[1], ("minmax", "weight=centred, act=mse, norms=re-estimated")
     few = ["--pairs", "8", "--points", "10", "--calib-images", "8", "--size", "16", "--bits", "FP,2w4a"]
     names, found = ("terms", "weights", "tsne"), []
     for number, scheme in enumerate(schemes):
@@ -265,17 +267,17 @@ def test_a_scheme_reaches_the_page_and_all_figures(toy, tmp_path):
         found.append([list(csv.DictReader((out / f"{name}.csv").open())) for name in names])
     terms, weights, points = (list(zip(*tables, strict=True)) for tables in zip(*found, strict=True))
     for published, other in weights:
-        assert float(other["error at 2w4a"]) < float(published["error at 2w4a"])  # of a scale of the least error
+        assert float(other["error at 2w4a"]) < float(published["error at 2w4a"])  # whose scale minimizes the error
     assert all(published["total"] != other["total"] for published, other in terms)
     assert all(published["x"] != other["x"] for published, other in points)
 
 
 @pytest.fixture
 def broken(tmp_path):
-    """A checkpoint whose heads were changed by a function."""
+    """Makes a checkpoint whose heads were changed by a function."""
 
     def write(change):
-        path = Path(saved(tmp_path)[1])
+        path = Path(save_method(tmp_path)[1])
         content = torch.load(path)
         content["heads"] = change(content["heads"]) or content["heads"]
         torch.save(content, path)
@@ -285,7 +287,7 @@ def broken(tmp_path):
 
 
 FIRST = "encoder.projector.0.weight"
-DAMAGES = {
+FAULTS = {
     "of another shape": lambda heads: heads.update({FIRST: torch.zeros(3, 3)}),
     "gone": lambda heads: heads.__delitem__("encoder.projector.3.weight"),
     "no tensor": lambda heads: heads.update({FIRST: "weights"}),
@@ -296,15 +298,15 @@ DAMAGES = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged_heads_are_refused(damage, broken, toy, capsys):
-    path = broken(DAMAGES[damage])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_damaged_heads_are_refused(fault, broken, toy, capsys):
+    path = broken(FAULTS[fault])
     line = refused(capsys, "analyze", "--checkpoints", path, "--data", str(toy / "crops"))
     assert f"{path}: invalid projector or predictor" in line
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--out", "FILE"], "is a file; name a folder"),
         (["--checkpoints", "OWN", "gone.pth"], "there is no file gone.pth"),
@@ -320,16 +322,16 @@ def test_damaged_heads_are_refused(damage, broken, toy, capsys):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_mistakes_are_one_sentence(options, said, toy, tmp_path, capsys):
+def test_mistakes_are_one_sentence(options, message, toy, tmp_path, capsys):
     (tmp_path / "file").write_text("kept")
     flat, unnamed = tmp_path / "flat", tmp_path / "unnamed"
     for folder in (flat, unnamed / "train" / "deep" / "er", unnamed / "val" / "deep" / "er"):
         folder.mkdir(parents=True)
         Image.new("RGB", (16, 16)).save(folder / "a.png")
-    places = {"FILE": tmp_path / "file", "OWN": saved(tmp_path)[1], "FLAT": flat, "UNNAMED": unnamed}
+    places = {"FILE": tmp_path / "file", "OWN": save_method(tmp_path)[1], "FLAT": flat, "UNNAMED": unnamed}
     given = {"--checkpoints": ["OWN"], "--data": [str(toy / "crops")], "--size": ["16"], "--out": [str(tmp_path / "o")]}
     given[options[0]] = options[1:]
     words = [word for option, values in given.items() for word in (option, *(str(places.get(v, v)) for v in values))]
-    assert said in refused(capsys, "analyze", *words)
+    assert message in refused(capsys, "analyze", *words)
     assert (tmp_path / "file").read_text() == "kept"
     assert not (tmp_path / "o").exists()

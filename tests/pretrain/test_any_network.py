@@ -1,4 +1,4 @@
-"""Networks of any family: trained, resumed, probed and begun with, from a file that names their builder."""
+"""Networks of any family: trained, resumed, probed and used as INIT; a checkpoint names their builder."""
 
 import shutil
 
@@ -27,7 +27,7 @@ SIZES = {
     "timm/resnet26": 32,
     "timm/vit_tiny_patch16_224": 224,
     "timm/regnety_002": 32,
-    "timm/efficientnet_b0": 64,  # of smaller ones a last stage of one pixel leaves a norm two values
+    "timm/efficientnet_b0": 64,  # smaller images would leave the last stage one pixel
     "mobilenet_v2": 32,
 }
 
@@ -48,10 +48,10 @@ def two_steps(few, out, name, size=32, **more):
 
 
 def rows(path, few, size=32, bits="FP,4w4a"):
-    found = probe_checkpoint(
+    result = probe_checkpoint(
         str(path), str(few), bits, "digits", ProbeSettings(("knn",), 0, "cpu", workers=0, calibration=2, size=size)
     )
-    return {row.bits: (row.network, row.metrics["knn/top1"], row.metrics["MB"]) for row in found}
+    return {row.bits: (row.network, row.metrics["knn/top1"], row.metrics["MB"]) for row in result}
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -61,7 +61,7 @@ def test_a_network_is_trained_stopped_resumed_and_probed(name, few, monkeypatch,
     def save_and_copy(run, folder, steps):
         path = save(run, folder, steps)
         if steps == 1:
-            shutil.copytree(folder, tmp_path / "stopped")  # as a kill at this moment leaves it
+            shutil.copytree(folder, tmp_path / "stopped")  # as after a kill at this moment
         return path
 
     run = {"size": SIZES[name], "SSQL__ENABLED": SIZES[name] < 224}  # for speed
@@ -73,70 +73,72 @@ def test_a_network_is_trained_stopped_resumed_and_probed(name, few, monkeypatch,
     file = content(path.parent)
     assert (file["ssql_det"]["version"], file["ssql_det"]["backbone"]) == (2, {"name": name})
     assert file["online"].keys() == build_backbone(name).module.state_dict().keys()
-    found = rows(path, few, SIZES[name])
-    assert [network for network, *_ in found.values()] == [name, name]
-    assert found["4w4a"][2] < found["FP"][2] / 3
+    result = rows(path, few, SIZES[name])
+    assert [network for network, *_ in result.values()] == [name, name]
+    assert result["4w4a"][2] < result["FP"][2] / 3
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """Makes a checkpoint of BYOL over a backbone, whose branches differ; once for each backbone."""
-    folder, there = tmp_path_factory.mktemp("made"), {}
+def byol_checkpoint(tmp_path_factory):
+    """Makes a BYOL checkpoint of a backbone, with different branches; cached by backbone."""
+    folder, cache = tmp_path_factory.mktemp("byol_checkpoint"), {}
 
     def make(name):
-        if name not in there:
+        if name not in cache:
             torch.manual_seed(0)
             method = BYOL(build_backbone(name), dim=8, hidden=8)
             with torch.no_grad():
                 for parameter in method.momentum.parameters():
                     parameter.add_(0.01)
             optimizer = torch.optim.SGD(method.parameters(), lr=0.1)
-            there[name] = TrainingState(method, name, optimizer, Metadata(IMAGENET, False, "BYOL")).save(
+            cache[name] = TrainingState(method, name, optimizer, Metadata(IMAGENET, False, "BYOL")).save(
                 folder / name, 0
             )
-        return there[name]
+        return cache[name]
 
     return make
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", "timm/resnet18", "narrow_resnet"])
-def test_what_is_read_is_what_was_written(name, made):
-    file, trained = content(made(name).parent), read_pretrained_method(made(name))
+def test_reading_gives_what_was_written(name, byol_checkpoint):
+    file, trained = content(byol_checkpoint(name).parent), read_pretrained_method(byol_checkpoint(name))
     for branch, encoder in (("online", trained.encoder), ("momentum", trained.target)):
         state = encoder.backbone.state_dict()
         assert state.keys() == file[branch].keys()
         assert all(torch.equal(state[key], tensor) for key, tensor in file[branch].items())
-    found = read_backbone(made(name))
-    assert (found.backbone.name, found.network) == (name, name.removeprefix("timm/"))
-    assert (found.metadata.branch, found.source.branches) == ("online", ("online", "momentum"))
-    assert found.metadata == Metadata(IMAGENET, False, "BYOL")
+    result = read_backbone(byol_checkpoint(name))
+    assert (result.backbone.name, result.network) == (name, name.removeprefix("timm/"))
+    assert (result.metadata.branch, result.source.branches) == ("online", ("online", "momentum"))
+    assert result.metadata == Metadata(IMAGENET, False, "BYOL")
 
 
 @pytest.mark.parametrize("name", ["timm/resnet18", "narrow_resnet"])
-def test_a_resnet_is_converted_whoever_built_it(name, made, tmp_path, capsys):
-    main(["convert", str(made(name)), str(tmp_path / "out.pkl"), "--to", "detectron2", "--branch", "momentum"])
-    main(["inspect", str(made(name))])
+def test_a_resnet_of_any_builder_is_converted(name, byol_checkpoint, tmp_path, capsys):
+    main(
+        ["convert", str(byol_checkpoint(name)), str(tmp_path / "out.pkl"), "--to", "detectron2", "--branch", "momentum"]
+    )
+    main(["inspect", str(byol_checkpoint(name))])
     assert f"{name.removeprefix('timm/')}, trained with BYOL, online branch" in capsys.readouterr().out
-    found, expected = read_checkpoint(tmp_path / "out.pkl"), content(made(name).parent)["momentum"]
-    assert found.architecture.name == name.removeprefix("timm/")
-    assert all(torch.equal(tensor, expected[key]) for key, tensor in found.tensors.items())
+    result, expected = read_checkpoint(tmp_path / "out.pkl"), content(byol_checkpoint(name).parent)["momentum"]
+    assert result.architecture.name == name.removeprefix("timm/")
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in result.tensors.items())
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", "timm/resnet26"])
-def test_another_network_is_not_converted(name, made, tmp_path, capsys):
-    """Nor taken for the ResNet whose names it has."""
-    said = f"its backbone is {name}, and only ResNets can be converted; .* probe, analyze or pretrain"
-    with pytest.raises(UserError, match=said):
-        read_checkpoint(made(name))
+def test_another_network_is_not_converted(name, byol_checkpoint, tmp_path, capsys):
+    """Also if its tensors have the names of a ResNet."""
+    message = f"its backbone is {name}, and only ResNets can be converted; .* probe, analyze or pretrain"
+    with pytest.raises(UserError, match=message):
+        read_checkpoint(byol_checkpoint(name))
     assert f"its backbone is {name}" in refused(
-        capsys, "convert", str(made(name)), str(tmp_path / "out.pkl"), "--to", "detectron2"
+        capsys, "convert", str(byol_checkpoint(name)), str(tmp_path / "out.pkl"), "--to", "detectron2"
     )
-    main(["inspect", str(made(name))])
-    assert f"not convertible: {made(name)}: its backbone is {name}" in capsys.readouterr().out
+    main(["inspect", str(byol_checkpoint(name))])
+    assert f"not convertible: {byol_checkpoint(name)}: its backbone is {name}" in capsys.readouterr().out
 
 
-def test_the_same_tensors_do_not_make_the_same_network(made, tmp_path):
-    file = content(made("timm/resnet18").parent)
+def test_equal_tensors_do_not_make_another_network_a_resnet(byol_checkpoint, tmp_path):
+    file = content(byol_checkpoint("timm/resnet18").parent)
     named({"name": "timm/resnetblur18"})(file)
     torch.save(file, tmp_path / "x.pth")
     with pytest.raises(UserError, match="its backbone is timm/resnetblur18"):
@@ -147,7 +149,7 @@ def test_the_same_tensors_do_not_make_the_same_network(made, tmp_path):
 
 @pytest.fixture
 def version_1(few, stop_after, tmp_path):
-    """A run that was stopped after its first step, in a file as it was written before there were builders' names."""
+    """A run stopped after its first step, with a checkpoint of version 1, which had no names of builders."""
     cfg = two_steps(few, tmp_path / "old", "narrow_resnet", METHOD="byol", BYOL__MOMENTUM=0.9)
     stop_after(cfg, 1)
     file = content(tmp_path / "old")
@@ -157,7 +159,7 @@ def version_1(few, stop_after, tmp_path):
     return cfg
 
 
-def test_a_file_of_version_1_is_read_as_ever(version_1, few, tmp_path):
+def test_a_file_of_version_1_is_still_read(version_1, few, tmp_path):
     stopped = tmp_path / "old" / "checkpoint.pth"
     shutil.copy(stopped, tmp_path / "old.pth")
     state = content(tmp_path / "old")
@@ -173,8 +175,8 @@ def test_a_file_of_version_1_is_read_as_ever(version_1, few, tmp_path):
     assert sha256(stopped) == sha256(tmp_path / "whole" / "checkpoint.pth")
 
 
-def test_a_run_begins_with_a_network_of_its_own_kind(made, few, tmp_path):
-    path = made("mobilenet_v2")
+def test_init_needs_the_same_network(byol_checkpoint, few, tmp_path):
+    path = byol_checkpoint("mobilenet_v2")
     run = {"INIT": path, "OPTIM__LR": 0.0}
     pretrain(two_steps(few, tmp_path / "run", "mobilenet_v2", **run))
     ours, theirs = content(tmp_path / "run")["online"], content(path.parent)["online"]
@@ -192,7 +194,7 @@ def first(change):
     return lambda file: change(file["online"], next(iter(file["online"])))
 
 
-BAD = {
+FAULTS = {
     "another's tensors": (
         named({"name": "timm/mobilenetv2_050"}),
         r"does not fit the backbone timm/mobilenetv2_050 of this version: ",
@@ -223,14 +225,14 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("kind", BAD)
-def test_a_file_that_does_not_fit_is_refused_in_a_sentence(kind, made, tmp_path):
-    damage, said = BAD[kind]
-    file = content(made("mobilenet_v2").parent)
-    damage(file)
+@pytest.mark.parametrize("kind", FAULTS)
+def test_a_checkpoint_that_does_not_fit_is_refused(kind, byol_checkpoint, tmp_path):
+    change, message = FAULTS[kind]
+    file = content(byol_checkpoint("mobilenet_v2").parent)
+    change(file)
     path = tmp_path / "x.pth"
     torch.save(file, path)
-    with pytest.raises(UserError, match=said) as refusal:
+    with pytest.raises(UserError, match=message) as refusal:
         read_backbone(path)
     assert str(path) in str(refusal.value)
     assert len(str(refusal.value)) < 800
@@ -268,18 +270,18 @@ def registered(monkeypatch, layer):
 
 
 @pytest.mark.parametrize("kind", UNSAVABLE)
-def test_what_could_not_be_read_again_is_not_trained(kind, few, monkeypatch, tmp_path):
-    layer, said = UNSAVABLE[kind]
+def test_a_network_that_cannot_be_rebuilt_is_not_trained(kind, few, monkeypatch, tmp_path):
+    layer, message = UNSAVABLE[kind]
     registered(monkeypatch, layer)
-    with pytest.raises(UserError, match=f"a checkpoint of my_net could not be read again: {said}"):
+    with pytest.raises(UserError, match=f"a checkpoint of my_net could not be read again: {message}"):
         pretrain(two_steps(few, tmp_path / "run", "my_net"))
     assert not (tmp_path / "run").exists()
 
 
-def test_a_network_of_ones_own_is_trained_and_needs_its_module_to_be_read(few, monkeypatch, tmp_path):
+def test_a_registered_network_is_trained_and_needs_its_module_to_be_read(few, monkeypatch, tmp_path):
     with monkeypatch.context() as patch:
         registered(patch, lambda count: nn.Conv2d(3, 4, 3))
         path = pretrain(two_steps(few, tmp_path / "run", "my_net"))
         assert rows(path, few)["4w4a"][0] == "my_net"
-    with pytest.raises(UserError, match=r"checkpoint\.pth: there is no backbone 'my_net'.*--plugin MODULE"):
+    with pytest.raises(UserError, match=r"checkpoint\.pth: cache is no backbone 'my_net'.*--plugin MODULE"):
         read_backbone(path)

@@ -1,4 +1,4 @@
-"""A checkpoint of a method with a moving average has two networks: each is found, and the trained one by default."""
+"""A checkpoint of a method with a moving average has two branches; the trained network is the default."""
 
 import logging
 
@@ -22,16 +22,16 @@ def run(request, toy, tmp_path_factory):
     return folder
 
 
-def said(capsys, *arguments):
+def run_command(capsys, *arguments):
     main([str(each) for each in arguments])
     return capsys.readouterr().out
 
 
 @pytest.mark.parametrize("options", [(), ("--branch", "online"), ("--branch", "momentum")], ids=str)
-def test_the_branch_that_is_asked_for_is_converted(options, run, tmp_path, capsys):
+def test_the_selected_branch_is_converted(options, run, tmp_path, capsys):
     branch, other = ("momentum", "online") if "momentum" in options else ("online", "momentum")
     out = tmp_path / "out.pkl"
-    text = said(capsys, "convert", run / "checkpoint.pth", out, "--to", "detectron2", *options)
+    text = run_command(capsys, "convert", run / "checkpoint.pth", out, "--to", "detectron2", *options)
     assert f"{branch} branch, of online and momentum" in text
     assert f"it has conv1.weight in '{branch}'" in text
     found, expected = read_checkpoint(out), content(run)[branch]
@@ -42,27 +42,27 @@ def test_the_branch_that_is_asked_for_is_converted(options, run, tmp_path, capsy
     assert len(differing) > len(kept) / 2
 
 
-def test_branches_have_the_same_names_and_only_the_moving_average_is_behind(run):
+def test_branches_have_the_same_names(run):
     both = content(run)
     assert both["online"].keys() == both["momentum"].keys()
     assert not any("momentum.network.backbone" in name or "encoder.backbone" in name for name in both["heads"])
     assert any(name.startswith("momentum.network.projector.") for name in both["heads"])
 
 
-def test_inspect_and_probe_say_which_branches_there_are(run, toy, tmp_path, capsys, caplog):
-    text = said(capsys, "inspect", run / "checkpoint.pth")
+def test_inspect_and_probe_show_the_branches(run, toy, tmp_path, capsys, caplog):
+    text = run_command(capsys, "inspect", run / "checkpoint.pth")
     assert "online branch, of online and momentum" in text
-    assert "momentum branch, of online and momentum" in said(
+    assert "momentum branch, of online and momentum" in run_command(
         capsys, "inspect", run / "checkpoint.pth", "--branch", "momentum"
     )
     given = ["--data", toy / "crops", "--bits", "FP", "--images", 20, "--out", tmp_path / "rows.jsonl"]
     with caplog.at_level(logging.INFO, "ssql_det"):
-        said(capsys, "probe", "knn", "--checkpoint", run / "checkpoint.pth", *given)
+        run_command(capsys, "probe", "knn", "--checkpoint", run / "checkpoint.pth", *given)
     assert "checkpoint.pth: narrow_resnet, online branch, of online and momentum" in caplog.text
 
 
 def test_a_method_without_a_moving_average_has_one_branch(whole, tmp_path, capsys):
-    text = said(capsys, "inspect", whole / "checkpoint.pth")
+    text = run_command(capsys, "inspect", whole / "checkpoint.pth")
     assert "online branch\n" in text
     message = refused(
         capsys,

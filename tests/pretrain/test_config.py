@@ -1,4 +1,4 @@
-"""A pretraining's config: each method brings its own node, and a run with the keys of an earlier version goes on."""
+"""The pretraining config: each method has its node, and runs with the keys of earlier versions can be resumed."""
 
 import inspect
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("logging_as_it_was")
 
 
 @pytest.mark.parametrize("name", [*METHODS, "ssql"])
-def test_a_node_is_what_the_constructor_takes(name):
+def test_a_node_has_the_constructors_arguments(name):
     kind = SSQL if name == "ssql" else METHODS.get(name)
     taken = {key: each for key, each in inspect.signature(kind).parameters.items() if each.kind is each.KEYWORD_ONLY}
     found = {key: value for key, value in default_values().items() if key.startswith(f"{name.upper()}.")}
@@ -26,7 +26,7 @@ def test_a_node_is_what_the_constructor_takes(name):
 
 @pytest.fixture
 def wider():
-    """A method that is registered from outside, while a test runs."""
+    """A method that is registered from outside the package during a test."""
 
     @METHODS.register("wider")
     class Wider(SimSiam):
@@ -39,7 +39,7 @@ def wider():
     del METHODS._objects["wider"]
 
 
-def test_a_method_from_outside_brings_its_node(wider):
+def test_a_registered_method_adds_its_node(wider):
     cfg = read_config(MINI, ["METHOD", "wider", "WIDER.FACTOR", "0.5"])
     network, _ = build_network(cfg)
     assert (type(network.method), network.method.predictor[0].out_features) == (wider, 12)
@@ -48,8 +48,8 @@ def test_a_method_from_outside_brings_its_node(wider):
         read_config(MINI, ["METHOD", "wider", "DIM", "8"])
 
 
-def test_a_run_of_another_method_does_not_know_it(wider, toy, tmp_path):
-    """A module of the user's that is not imported again does not get between a run and its end."""
+def test_runs_of_other_methods_do_not_need_it(wider, toy, tmp_path):
+    """A run of another method resumes although the user's module is not imported again."""
     pretrain(config(toy, tmp_path, OPTIM__EPOCHS=1))
     del METHODS._objects["wider"]
     try:
@@ -59,21 +59,23 @@ def test_a_run_of_another_method_does_not_know_it(wider, toy, tmp_path):
         METHODS._objects["wider"] = wider
 
 
-def test_an_unknown_method_is_refused_with_those_that_there_are():
+def test_an_unknown_method_is_refused_with_the_known_ones():
     with pytest.raises(UserError, match=r"unknown method 'simsam'; did you mean 'simsiam'\? \(known: byol, moco,"):
         read_config(MINI, ["METHOD", "simsam"])
 
 
-def test_a_key_that_all_methods_had_is_refused_with_its_new_name(toy, tmp_path, capsys):
-    said = "config key QUEUE in the command line is now MOCO.QUEUE; write that"
-    assert said in refused(capsys, "pretrain", "--config-file", str(MINI), *keys(toy, tmp_path / "out"), "QUEUE", "64")
+def test_a_former_top_level_key_is_refused_with_its_new_name(toy, tmp_path, capsys):
+    message = "config key QUEUE in the command line is now MOCO.QUEUE; write that"
+    assert message in refused(
+        capsys, "pretrain", "--config-file", str(MINI), *keys(toy, tmp_path / "out"), "QUEUE", "64"
+    )
     (tmp_path / "old.yaml").write_text(f"_BASE_: {MINI}\nLAST_NORM: True\n")
     with pytest.raises(UserError, match=r"LAST_NORM in .*old\.yaml is now BYOL\.LAST_NORM"):
         read_config(tmp_path / "old.yaml")
 
 
-def make_older(folder):
-    """Give what a run saved the keys of the time when all methods had theirs in common."""
+def use_former_keys(folder):
+    """Rewrite a saved config with the former top-level keys."""
     saved = yaml.safe_load((folder / "config.yaml").read_text())
     flat = {"DIM": 2048, "HIDDEN": 512, "LAST_NORM": False, "MOMENTUM": 0.99, "QUEUE": 4096, "TEMPERATURE": 0.2}
     own = saved.pop(saved["METHOD"].upper())
@@ -81,12 +83,12 @@ def make_older(folder):
 
 
 @pytest.mark.parametrize("method", ["simsiam", "moco"])
-def test_a_run_from_before_methods_had_nodes_is_resumed(method, toy, stop_after, tmp_path):
+def test_a_run_with_former_top_level_keys_is_resumed(method, toy, stop_after, tmp_path):
     run = {"METHOD": method, "OPTIM__EPOCHS": 2, **({"MOCO__QUEUE": 40} if method == "moco" else {})}
     pretrain(config(toy, tmp_path / "whole", **run))
     for name in ("stopped", "alone"):
         stop_after(config(toy, tmp_path / name, **run), 3)
-        make_older(tmp_path / name)
+        use_former_keys(tmp_path / name)
     with pytest.raises(UserError, match=rf"has {method.upper()}\.DIM 16 \(now 17\); resume with its config"):
         pretrain(config(toy, tmp_path / "stopped", **run, **{f"{method.upper()}__DIM": 17}), resume=True)
     pretrain(config(toy, tmp_path / "stopped", **run), resume=True)

@@ -1,4 +1,4 @@
-"""A pretraining from crops to a checkpoint, and what goes wrong is one sentence."""
+"""Pretraining from crops to a checkpoint, and errors as one sentence."""
 
 import json
 import shutil
@@ -25,10 +25,10 @@ from ssql_det.ssl.method import get_hyperparameters
 pytestmark = pytest.mark.usefixtures("logging_as_it_was")
 
 
-# ---- what comes out ------------------------------------------------------------------------------------------------
+# ---- the checkpoint ------------------------------------------------------------------------------------------------
 
 
-def test_the_checkpoint_is_a_backbone_that_convert_reads(whole):
+def test_convert_reads_the_checkpoint(whole):
     checkpoint = read_checkpoint(whole / "checkpoint.pth")
     assert (checkpoint.architecture.name, checkpoint.source.format) == ("narrow_resnet", "ssql_det")
     assert (checkpoint.metadata.method, checkpoint.metadata.seed, checkpoint.metadata.input.channels) == (
@@ -39,7 +39,7 @@ def test_the_checkpoint_is_a_backbone_that_convert_reads(whole):
     assert all(tensor.isfinite().all() for tensor in checkpoint.tensors.values())
 
 
-def test_weights_move_and_curves_are_written(whole, toy, tmp_path):
+def test_weights_change_and_curves_are_written(whole, toy, tmp_path):
     torch.manual_seed(5)
     _, backbone = build_network(config(toy, tmp_path))
     assert not torch.equal(content(whole)["online"]["conv1.weight"], backbone.module.conv1.weight)
@@ -48,14 +48,14 @@ def test_weights_move_and_curves_are_written(whole, toy, tmp_path):
     assert all(0 < line["spread"] < 1.5 and -1 <= line["loss"] <= 1 for line in lines)
 
 
-def test_the_same_seed_is_the_same_run_and_another_is_not(whole, toy, tmp_path):
+def test_the_same_seed_gives_the_same_run(whole, toy, tmp_path):
     pretrain(config(toy, tmp_path / "again"))
     assert same(content(tmp_path / "again"), content(whole))
     pretrain(config(toy, tmp_path / "other", SEED=6))
     assert not same(content(tmp_path / "other")["online"], content(whole)["online"])
 
 
-def test_workers_change_nothing(whole, toy, tmp_path):
+def test_workers_do_not_change_the_run(whole, toy, tmp_path):
     pretrain(config(toy, tmp_path, DATA__WORKERS=2))
     assert same(content(tmp_path), content(whole))
 
@@ -65,23 +65,23 @@ def test_without_ssql_it_is_the_method_alone(toy, tmp_path):
     assert read_checkpoint(tmp_path / "checkpoint.pth").metadata.method == "SimSiam"
 
 
-def test_it_begins_with_any_backbone(whole, toy, tmp_path):
+def test_init_loads_any_backbone(whole, toy, tmp_path):
     network, _ = build_network(config(toy, tmp_path, INIT=whole / "checkpoint.pth"))
-    begun = network.method.encoder.backbone.state_dict()
-    assert all(torch.equal(begun[name], tensor) for name, tensor in content(whole)["online"].items())
+    loaded = network.method.encoder.backbone.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in content(whole)["online"].items())
     with pytest.raises(UserError, match=r"has the backbone narrow_resnet, not resnet18; set BACKBONE narrow"):
         build_network(config(toy, tmp_path, INIT=whole / "checkpoint.pth", BACKBONE="resnet18"))
 
 
-def test_a_backbone_of_other_channels_is_no_beginning(whole, toy, tmp_path):
-    found = content(whole)
-    found["ssql_det"]["input"]["channels"] = "BGR"
-    torch.save(found, tmp_path / "bgr.pth")
+def test_init_with_another_channel_order_is_refused(whole, toy, tmp_path):
+    results = content(whole)
+    results["ssql_det"]["input"]["channels"] = "BGR"
+    torch.save(results, tmp_path / "bgr.pth")
     with pytest.raises(UserError, match="was trained on BGR images, but pretraining uses RGB; convert it"):
         build_network(config(toy, tmp_path, INIT=tmp_path / "bgr.pth"))
 
 
-def test_two_processes_with_synchronized_norms_are_one(toy, tmp_path):
+def test_two_processes_with_synchronized_norms_equal_one(toy, tmp_path):
     few = {"SYNC_NORM": True, "OPTIM__EPOCHS": 1, "OPTIM__LR": 0.001}
     two_processes.pretrained(MINI, keys(toy, tmp_path / "one", **few))
     launch(two_processes.pretrained, MINI, keys(toy, tmp_path / "two", **few), processes=2)
@@ -89,7 +89,7 @@ def test_two_processes_with_synchronized_norms_are_one(toy, tmp_path):
     assert len(two["resume"]["rng"]) == 2
     launch(two_processes.pretrained, MINI, keys(toy, tmp_path / "half", **few, AMP=True, DATA__SIZE=32), processes=2)
     for part in ("online", "heads"):
-        for name, value in one[part].items():  # float32, and at few bits a rounding may tip over
+        for name, value in one[part].items():  # float32 errors can change a quantized value
             assert (two[part][name] - value).abs().max() <= 2e-3 * value.abs().max().clamp(min=1e-3), name
 
 
@@ -100,13 +100,13 @@ def test_bfloat16_trains(toy, tmp_path):
     assert all(tensor.isfinite().all() for tensor in content(tmp_path)["online"].values())
 
 
-def test_looks_on_the_way_do_not_change_it(whole, toy, tmp_path):
+def test_knn_evaluation_does_not_change_the_run(whole, toy, tmp_path):
     pretrain(config(toy, tmp_path, MONITOR__PERIOD=2))
     assert same(content(tmp_path), content(whole))
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    looks = [line for line in lines if "knn/FP" in line]
-    assert [line["step"] for line in looks] == [5, 11]
-    assert all(0 <= line[f"knn/{bits}"] <= 100 for line in looks for bits in ("FP", "2w4a"))
+    evaluations = [line for line in lines if "knn/FP" in line]
+    assert [line["step"] for line in evaluations] == [5, 11]
+    assert all(0 <= line[f"knn/{bits}"] <= 100 for line in evaluations for bits in ("FP", "2w4a"))
 
 
 def test_every_config_describes_a_network(tmp_path):
@@ -146,7 +146,7 @@ def test_a_config_reaches_the_method(method, name, options, toy, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"DATA.TRAIN": ""}, "DATA.TRAIN is empty"),
         ({"DATA.TRAIN": "nowhere"}, "nowhere"),
@@ -180,12 +180,12 @@ def test_a_config_reaches_the_method(method, name, options, toy, tmp_path):
     ],
     ids=str,
 )
-def test_a_mistake_is_one_sentence(change, said, toy, tmp_path, capsys):
+def test_a_mistake_is_one_sentence(change, message, toy, tmp_path, capsys):
     given = keys(toy, tmp_path / "out", **{key.replace(".", "__"): value for key, value in change.items()})
-    assert said in refused(capsys, "pretrain", "--config-file", str(MINI), *given)
+    assert message in refused(capsys, "pretrain", "--config-file", str(MINI), *given)
 
 
-def test_a_loss_that_is_no_number_names_the_step_and_the_bits_and_keeps_the_checkpoint(toy, tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_is_an_error_and_keeps_the_checkpoint(toy, tmp_path, monkeypatch):
     from ssql_det.pretrain import loop
 
     rate = loop.learning_rate
@@ -223,13 +223,13 @@ def test_a_probe_writes_a_row_for_each_width(whole, toy, tmp_path, capsys):
     out = tmp_path / "rows.jsonl"
     given = ["--checkpoint", str(whole / "checkpoint.pth"), "--data", str(toy / "crops"), "--recipe", "digits"]
     main(["probe", "knn", "linear", *given, "--bits", "FP,4w4a,2w4a", "--out", str(out)])
-    found = rows.read_rows(out)
-    assert [row.bits for row in found] == ["FP", "4w4a", "2w4a"]
-    assert {(row.method, row.seed, row.scope) for row in found} == {("SSQL", 5, "backbone")}
-    assert all(0 <= row.metrics[f"{kind}/top1"] <= 100 for row in found for kind in ("knn", "linear"))
-    assert found[2].metrics["MB"] < found[1].metrics["MB"] < found[0].metrics["MB"]
+    results = rows.read_rows(out)
+    assert [row.bits for row in results] == ["FP", "4w4a", "2w4a"]
+    assert {(row.method, row.seed, row.scope) for row in results} == {("SSQL", 5, "backbone")}
+    assert all(0 <= row.metrics[f"{kind}/top1"] <= 100 for row in results for kind in ("knn", "linear"))
+    assert results[2].metrics["MB"] < results[1].metrics["MB"] < results[0].metrics["MB"]
     assert "knn/top1" in capsys.readouterr().out
-    assert {(row.scheme, row.calibration) for row in found} == {("minmax", Calibration(48, 0, "crops"))}
+    assert {(row.scheme, row.calibration) for row in results} == {("minmax", Calibration(48, 0, "crops"))}
     others = ("norms=re-estimated", "weight=centred, act=mse")
     for scheme in others:
         main(["probe", "knn", *given, "--bits", "2w4a", "--scheme", scheme, "--out", str(tmp_path / "other.jsonl")])

@@ -1,4 +1,4 @@
-"""kNN evaluation during pretraining: skipped where the training images have no labels, required where it is asked for."""
+"""kNN evaluation during pretraining: skipped for training images without labels, unless MONITOR.DATA names them."""
 
 import logging
 from dataclasses import replace

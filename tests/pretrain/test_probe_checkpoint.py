@@ -1,4 +1,4 @@
-"""Rows of probes as tables find them: by their network."""
+"""Probes of checkpoints: rows that tables can match, and resuming."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -20,15 +20,15 @@ from ssql_det.report.comparison import compare_with_published
 from ssql_det.report.row_groups import load_rows
 
 pytestmark = pytest.mark.usefixtures("logging_as_it_was")
-LINES = {  # a backbone, whether it is SSQL's: the table's line
-    ("cifar_resnet18", True): ("ResNet-18", "SSQL (ours)"),
+LINES = {  # backbone, whether it is SSQL's -> line of the table
+    ("cifar_resnet18", True): ("ResNet-18", "SSQL (path)"),
     ("cifar_resnet18", False): ("ResNet-18", "SimSiam"),
-    ("narrow_resnet", True): ("narrow ResNet", "SSQL (ours)"),
+    ("narrow_resnet", True): ("narrow ResNet", "SSQL (path)"),
 }
 
 
-def little_cifar(root, train):
-    """24 images of two classes in the place of CIFAR-10's."""
+def small_cifar(root, train):
+    """24 images of two classes in place of CIFAR-10."""
     generator = np.random.default_rng(int(train))
     pixels = generator.integers(0, 255, (24, 32, 32, 3), dtype=np.uint8)
     return SimpleNamespace(data=pixels, targets=[0, 1] * 12, classes=["cat", "dog"])
@@ -36,9 +36,9 @@ def little_cifar(root, train):
 
 @pytest.fixture
 def checkpoint(tmp_path, monkeypatch):
-    """Makes one, of a backbone; the images beside it are the little ones."""
-    monkeypatch.setitem(data._CIFAR, "cifar10", little_cifar)
-    little_cifar.base_folder = "cifar-10-batches-py"
+    """Makes the checkpoint of a backbone; CIFAR-10 is replaced by the small data set."""
+    monkeypatch.setitem(data._CIFAR, "cifar10", small_cifar)
+    small_cifar.base_folder = "cifar-10-batches-py"
 
     def make(backbone="narrow_resnet", is_ssql=True, seed=0):
         torch.manual_seed(seed)
@@ -54,9 +54,9 @@ def checkpoint(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("backbone", "is_ssql"), LINES)
-def test_a_row_lands_in_the_line_of_its_network_and_method(backbone, is_ssql, checkpoint, tmp_path):
-    plan = ProbeSettings(("linear",), seed=0, device="cpu", workers=0, calibration=8)
-    for row in probe_checkpoint(checkpoint(backbone, is_ssql), "cifar10:there", "FP,2w4a", "cifar", plan):
+def test_a_row_is_matched_with_the_line_of_its_network_and_method(backbone, is_ssql, checkpoint, tmp_path):
+    settings = ProbeSettings(("linear",), seed=0, device="cpu", workers=0, calibration=8)
+    for row in probe_checkpoint(checkpoint(backbone, is_ssql), "cifar10:there", "FP,2w4a", "cifar", settings):
         rows.append_row(tmp_path / "results.jsonl", row)
     found = load_rows([tmp_path / "results.jsonl"])
     layer = {"linear": "fast", "optimizer": "SGD", "rate": 30.0, "batch": 512, "epochs": 100}
@@ -77,7 +77,7 @@ def test_a_row_lands_in_the_line_of_its_network_and_method(backbone, is_ssql, ch
         assert (of_line.difference is None) == (backbone == "narrow_resnet")
 
 
-def asked(checkpoint, out, bits, *more):
+def run_probe(checkpoint, out, bits, *more):
     main(
         [
             "probe",
@@ -96,30 +96,30 @@ def asked(checkpoint, out, bits, *more):
     return [(row.bits, row.checkpoint_hash, row.calibration, row.scheme) for row in rows.read_rows(out)]
 
 
-def test_resumed_it_measures_what_is_not_there(checkpoint, tmp_path, capsys):
-    """Whatever is asked otherwise is another row; what a kill tore is measured again."""
-    out, ours = tmp_path / "results.jsonl", checkpoint()
-    asked(ours, out, "FP,4")
+def test_a_resumed_probe_measures_missing_rows_only(checkpoint, tmp_path, capsys):
+    """Other settings give another row; a row that a kill truncated is measured again."""
+    out, path = tmp_path / "results.jsonl", checkpoint()
+    run_probe(path, out, "FP,4")
     before = out.read_bytes()
-    assert [bits for bits, *_ in asked(ours, out, "4,FP,2w4a", "--resume")] == ["FP", "4w4a", "2w4a"]
+    assert [bits for bits, *_ in run_probe(path, out, "4,FP,2w4a", "--resume")] == ["FP", "4w4a", "2w4a"]
     assert out.read_bytes().startswith(before)
     assert capsys.readouterr().out.count("2w4a") == 1
     out.write_bytes(out.read_bytes()[:-9])
-    assert [bits for bits, *_ in asked(ours, out, "FP,4,2w4a", "--resume")] == ["FP", "4w4a", "2w4a"]
-    changed = [asked(checkpoint(seed=1), out, "FP", "--resume")]
-    changed += [asked(ours, out, "FP", "--resume", *more) for more in (("--calib-images", "8"), ("--images", "20"))]
+    assert [bits for bits, *_ in run_probe(path, out, "FP,4,2w4a", "--resume")] == ["FP", "4w4a", "2w4a"]
+    changed = [run_probe(checkpoint(seed=1), out, "FP", "--resume")]
+    changed += [run_probe(path, out, "FP", "--resume", *more) for more in (("--calib-images", "8"), ("--images", "20"))]
     schemes = ("norms=re-estimated", "act=mse", "weight=centred, act=mse")
-    changed += [asked(ours, out, "FP", "--resume", "--scheme", scheme) for scheme in schemes]
-    changed += [asked(ours, out, "FP", "--resume", "--scheme", "act=mse:2"), asked(ours, out, "FP")]
+    changed += [run_probe(path, out, "FP", "--resume", "--scheme", scheme) for scheme in schemes]
+    changed += [run_probe(path, out, "FP", "--resume", "--scheme", "act=mse:2"), run_probe(path, out, "FP")]
     assert list(map(len, changed)) == [4, 5, 6, 7, 8, 9, 9, 10]
     assert tuple(scheme for *_, scheme in changed[-1][6:9]) == schemes
 
 
-def test_a_row_that_is_there_is_the_one_that_would_be_measured(checkpoint, tmp_path):
-    out, ours = tmp_path / "results.jsonl", checkpoint()
-    asked(ours, out, "FP,8,2w4a")
-    asked(ours, tmp_path / "again.jsonl", "8")
-    asked(ours, tmp_path / "again.jsonl", "FP,8,2w4a", "--resume")
+def test_a_skipped_row_equals_the_one_that_would_be_measured(checkpoint, tmp_path):
+    out, path = tmp_path / "results.jsonl", checkpoint()
+    run_probe(path, out, "FP,8,2w4a")
+    run_probe(path, tmp_path / "again.jsonl", "8")
+    run_probe(path, tmp_path / "again.jsonl", "FP,8,2w4a", "--resume")
     whole, parts = (
         {row.bits: replace(row, seconds=0.0, time="") for row in rows.read_rows(path)}
         for path in (out, tmp_path / "again.jsonl")

@@ -1,6 +1,6 @@
-"""The published recipes, spelled out, and the configs that have to be them: one for each row of Tables 1, 3 and 8.
+"""The configs equal the published recipes, which are written out here: one for each row of Tables 1, 3 and 8.
 
-From the configs of SSQL's published code; MoCo v2 on ImageNet from its authors, whose checkpoint Table 3 has.
+The recipes are from the configs of SSQL's published code, MoCo v2 on ImageNet from its authors.
 """
 
 from collections import Counter
@@ -83,7 +83,7 @@ def resolved(name):
     return read_config(CONFIGS / f"{name}.yaml").values
 
 
-def but_for(keys, values):
+def without(keys, values):
     return {key: value for key, value in values.items() if key not in keys}
 
 
@@ -91,27 +91,27 @@ def but_for(keys, values):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_config_is_the_recipe_and_else_the_defaults(name):
+def test_a_config_equals_the_recipe_and_the_defaults(name):
     values, expected = resolved(name), dict(RECIPES[name])
     data, depth, *_ = name.split("_")
     expected["BACKBONE"] = ("cifar_" if data == "cifar10" else "") + f"resnet{depth[1:]}"
     assert {key: values[key] for key in expected} == expected
     free = {*expected, "OUTPUT_DIR"}
-    assert but_for(free, values) == but_for(free, read_config(None, ["METHOD", values["METHOD"]]).values)
+    assert without(free, values) == without(free, read_config(None, ["METHOD", values["METHOD"]]).values)
 
 
-def test_nothing_is_without_a_recipe_but_what_is_for_toy_data():
+def test_only_configs_for_toy_data_have_no_recipe():
     others = {path.stem for path in CONFIGS.glob("*.yaml")} - RECIPES.keys()
     assert all(name.startswith(("mini", "small")) for name in others)
 
 
 @pytest.mark.parametrize("method", ["byol", "moco", "simclr"])
-def test_a_methods_toy_forms_differ_in_size_alone(method):
-    """But for MoCo v2's rate, which goes with the batch, and its queue, with the number of images."""
+def test_mini_and_small_configs_differ_in_size_only(method):
+    """Except MoCo v2's learning rate, in proportion to the batch size, and its queue, to the number of images."""
     mini, small = ({**resolved(f"{form}_{method}")} for form in ("mini", "small"))
     size = {key for key, value in resolved("mini").items() if value != resolved("small")[key]} | {"OUTPUT_DIR"}
     rates = {"OPTIM.LR", "MOCO.QUEUE"} if method == "moco" else set()
-    assert but_for(size | rates, mini) == but_for(size | rates, small)
+    assert without(size | rates, mini) == without(size | rates, small)
     if method == "moco":
         assert mini["OPTIM.LR"] / mini["OPTIM.BATCH"] == pytest.approx(small["OPTIM.LR"] / small["OPTIM.BATCH"])
 
@@ -140,7 +140,7 @@ def linears(module):
         ("imagenet_r50_moco", "MoCo v2", [(2048, 2048), (2048, 128)], False),
     ],
 )
-def test_the_network_is_the_methods(name, title, projector, has_last_norm):
+def test_the_network_is_that_of_the_method(name, title, projector, has_last_norm):
     cfg = read_config(CONFIGS / f"{name}.yaml")
     network, backbone = build_network(cfg)
     method = network.method if isinstance(network, SSQL) else network
@@ -158,7 +158,7 @@ def test_the_network_is_the_methods(name, title, projector, has_last_norm):
 # ---- Table 8 -------------------------------------------------------------------------------------------------------
 
 
-def of_row(letter):
+def get_published_row(letter):
     (row,) = (row.settings for row in load_published_table(8).rows if row.method == f"({letter})")
     return row
 
@@ -170,7 +170,7 @@ def interval(text):
 @pytest.mark.parametrize("letter", ROWS)
 @pytest.mark.parametrize("form", ["", "mini_", "small_"])
 def test_a_row_of_the_ablation_has_the_tables_switches(form, letter):
-    values, row = resolved(f"table8/{form}{letter}"), of_row(letter)
+    values, row = resolved(f"table8/{form}{letter}"), get_published_row(letter)
     quantizes = row["q_pred"] or row["q_target"]
     assert values["SSQL.ENABLED"] == quantizes
     if not quantizes:
@@ -181,12 +181,12 @@ def test_a_row_of_the_ablation_has_the_tables_switches(form, letter):
     if "~" in row["w_bits"]:
         assert [values["SSQL.WEIGHT_BITS"], values["SSQL.ACT_BITS"]] == [*map(interval, (row["w_bits"], row["a_bits"]))]
         assert values["SSQL.FIXED_BITS"] == ""
-        assert values["SSQL.SHARED_DRAW"] == (row["w_bits"] == "4~16")  # as its program draws them
+        assert values["SSQL.SHARED_DRAW"] == (row["w_bits"] == "4~16")  # as in the published program
     else:
         assert values["SSQL.FIXED_BITS"] == f"{row['w_bits']}w{row['a_bits']}a"
 
 
-def test_the_ablation_is_its_recipe_but_for_the_switches():
+def test_the_ablation_differs_from_its_recipe_in_the_switches_only():
     def others(name):
         return {key: value for key, value in resolved(name).items() if key != "OUTPUT_DIR" and key[:5] != "SSQL."}
 
@@ -196,17 +196,17 @@ def test_the_ablation_is_its_recipe_but_for_the_switches():
         assert others(f"table8/small_{letter}") == others("small")
     same = {"a": "cifar10_r34_simsiam", "i": "cifar10_r34_ssql", "mini_i": "mini", "small_i": "small"}
     for name, recipe_of_it in same.items():
-        assert but_for(["OUTPUT_DIR"], resolved(f"table8/{name}")) == but_for(["OUTPUT_DIR"], resolved(recipe_of_it))
+        assert without(["OUTPUT_DIR"], resolved(f"table8/{name}")) == without(["OUTPUT_DIR"], resolved(recipe_of_it))
 
 
-def test_every_row_of_the_ablation_has_a_folder_of_its_own():
+def test_every_row_of_the_ablation_has_its_own_folder():
     names = sorted(path.stem for path in (CONFIGS / "table8").glob("*.yaml"))
     assert names == sorted([*ROWS, *(f"{form}_{letter}" for form in ("mini", "small") for letter in ROWS)])
     assert all(resolved(f"table8/{name}")["OUTPUT_DIR"] == f"./output/table8/{name}" for name in names)
 
 
 @pytest.mark.parametrize("letter", ROWS)
-def test_the_ablation_draws_what_it_says(letter):
+def test_the_ablation_draws_its_bits(letter):
     network, _ = build_network(read_config(CONFIGS / f"table8/mini_{letter}.yaml"))
     if letter == "a":
         assert not isinstance(network, SSQL)

@@ -1,4 +1,4 @@
-"""A pretraining that was stopped, at any moment and of any method, goes on to the run that was not: the same bits."""
+"""A pretraining that is stopped at any moment and resumed equals an uninterrupted one, bit for bit."""
 
 import json
 import random
@@ -24,7 +24,7 @@ QUEUES = {"moco": {"MOCO.QUEUE": 40}}
 @pytest.mark.parametrize("is_ssql", [True, False], ids=["SSQL", "alone"])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_killed_run_resumes_to_the_same_bits(method, is_ssql, in_process, toy, tmp_path):
-    """kill -9 at three moments that nobody chose, of nine steps."""
+    """kill -9 at three random moments, of nine steps."""
     log, out, moments = tmp_path / "log", tmp_path / "killed", sorted(random.Random().sample(range(1, 9), 3))
     run = {"METHOD": method, "SSQL.ENABLED": is_ssql, **QUEUES.get(method, {}), "OPTIM.EPOCHS": 3}
     command = ["pretrain", "--config-file", str(MINI), "--resume", *keys(toy, out, **run)]
@@ -42,8 +42,8 @@ def test_a_killed_run_resumes_to_the_same_bits(method, is_ssql, in_process, toy,
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_run_resumed_after_a_checkpoint_ends_in_the_same_bytes(method, toy, stop_after, tmp_path):
-    """Not in equal tensors alone: the file's hash is an identity in rows. Stopped behind the second of three."""
+def test_a_resumed_run_writes_the_same_bytes(method, toy, stop_after, tmp_path):
+    """Because rows identify a checkpoint by its hash. Stopped after the second of three epochs."""
     run = {"METHOD": method, **QUEUES.get(method, {}), "OPTIM__EPOCHS": 3}
     pretrain(config(toy, tmp_path / "whole", **run))
     stop_after(config(toy, tmp_path / "stopped", **run), 6)
@@ -52,7 +52,7 @@ def test_a_run_resumed_after_a_checkpoint_ends_in_the_same_bytes(method, toy, st
     assert ours == theirs
 
 
-def test_a_kill_in_the_middle_of_a_checkpoint_leaves_the_one_before(whole, toy, monkeypatch, tmp_path):
+def test_a_kill_while_saving_leaves_the_previous_checkpoint(whole, toy, monkeypatch, tmp_path):
     save, count = torch.save, []
 
     def torn(content, file, **options):
@@ -87,7 +87,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(toy, tmp_path, small_disk, monke
     assert content(tmp_path)["resume"]["steps"] == 3
 
 
-def test_a_finished_run_goes_on_where_it_ended(whole, toy, tmp_path):
+def test_a_finished_run_is_not_changed_by_resuming(whole, toy, tmp_path):
     shutil.copytree(whole, tmp_path / "run")
     before = content(tmp_path / "run")
     pretrain(config(toy, tmp_path / "run"), resume=True)
@@ -103,16 +103,16 @@ def test_another_config_is_not_resumed(whole, toy):
         pretrain(config(toy, whole))
 
 
-def forget_schemes(folder):
-    """Make a folder one of the time when there were no schemes."""
+def remove_schemes(folder):
+    """Remove the keys of schemes from a saved config, as in versions without schemes."""
     kept = [line for line in (folder / "config.yaml").read_text().splitlines() if "SCHEME:" not in line]
     (folder / "config.yaml").write_text("\n".join([*kept, ""]))
 
 
-def test_a_run_from_before_there_were_schemes_is_resumed(whole, toy, stop_after, tmp_path):
+def test_a_run_of_a_version_without_schemes_is_resumed(whole, toy, stop_after, tmp_path):
     stop_after(config(toy, tmp_path), 6)
     before = read_saved_config(tmp_path)
-    forget_schemes(tmp_path)
+    remove_schemes(tmp_path)
     assert before.keys() - read_saved_config(tmp_path).keys() == {"SSQL.SCHEME", "MONITOR.SCHEME"}
     with pytest.raises(UserError, match=r"has SSQL\.SCHEME 'minmax' \(now 'act=mse'\); resume with its config"):
         pretrain(config(toy, tmp_path, SSQL__SCHEME="act=mse"), resume=True)
@@ -121,7 +121,7 @@ def test_a_run_from_before_there_were_schemes_is_resumed(whole, toy, stop_after,
     assert read_saved_config(tmp_path) == before
 
 
-def test_a_run_resumes_in_its_scheme_alone(toy, stop_after, tmp_path):
+def test_a_run_resumes_with_its_scheme_only(toy, stop_after, tmp_path):
     run = {"SSQL__SCHEME": "weight=centred, act=mse", "OPTIM__EPOCHS": 2}
     pretrain(config(toy, tmp_path / "whole", **run))
     stop_after(config(toy, tmp_path / "stopped", **run), 3)
@@ -146,59 +146,59 @@ def test_other_images_are_not_resumed(whole, toy, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("change", "message"),
     [
-        (lambda found: found.pop("resume"), "it has no resume"),
-        (lambda found: found["resume"].pop("optimizer"), "it has no optimizer"),
-        (lambda found: found["resume"].update(steps=700), "it is at step 700 of 12"),
-        (lambda found: found["resume"].update(steps=-7), "it is at step -7 of 12"),
-        (lambda found: found["resume"].update(rng=[5]), "cannot resume from"),
-        (lambda found: found["resume"].update(rng=None), "cannot resume from"),
-        (lambda found: found.pop("online"), "it has no online"),
-        (lambda found: found.update(online=[1]), "cannot resume from"),
-        (lambda found: found["heads"].popitem(), r"Missing key\(s\) in state_dict"),
+        (lambda checkpoint: checkpoint.pop("resume"), "it has no resume"),
+        (lambda checkpoint: checkpoint["resume"].pop("optimizer"), "it has no optimizer"),
+        (lambda checkpoint: checkpoint["resume"].update(steps=700), "it is at step 700 of 12"),
+        (lambda checkpoint: checkpoint["resume"].update(steps=-7), "it is at step -7 of 12"),
+        (lambda checkpoint: checkpoint["resume"].update(rng=[5]), "cannot resume from"),
+        (lambda checkpoint: checkpoint["resume"].update(rng=None), "cannot resume from"),
+        (lambda checkpoint: checkpoint.pop("online"), "it has no online"),
+        (lambda checkpoint: checkpoint.update(online=[1]), "cannot resume from"),
+        (lambda checkpoint: checkpoint["heads"].popitem(), r"Missing key\(s\) in state_dict"),
     ],
 )
-def test_a_damaged_checkpoint_is_not_resumed(damage, said, whole, toy, tmp_path):
+def test_a_damaged_checkpoint_is_not_resumed(change, message, whole, toy, tmp_path):
     shutil.copytree(whole, tmp_path / "run")
-    found = content(whole)
-    damage(found)
-    torch.save(found, tmp_path / "run" / "checkpoint.pth")
-    with pytest.raises(UserError, match=said):
+    checkpoint = content(whole)
+    change(checkpoint)
+    torch.save(checkpoint, tmp_path / "run" / "checkpoint.pth")
+    with pytest.raises(UserError, match=message):
         pretrain(config(toy, tmp_path / "run"), resume=True)
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("change", "message"),
     [
-        (lambda found: found.pop("momentum"), "it has no momentum"),
+        (lambda checkpoint: checkpoint.pop("momentum"), "it has no momentum"),
         (
-            lambda found: found["momentum"].pop("conv1.weight"),
+            lambda checkpoint: checkpoint["momentum"].pop("conv1.weight"),
             r"Missing key.*momentum\.network\.backbone\.conv1\.weight",
         ),
-        (lambda found: found["heads"].pop("queue.keys"), r"Missing key.*queue\.keys"),
-        (lambda found: found["heads"].pop("queue.place"), r"Missing key.*queue\.place"),
+        (lambda checkpoint: checkpoint["heads"].pop("queue.keys"), r"Missing key.*queue\.keys"),
+        (lambda checkpoint: checkpoint["heads"].pop("queue.place"), r"Missing key.*queue\.place"),
     ],
 )
-def test_without_its_moving_average_or_its_queue_it_is_not_resumed(damage, said, toy, tmp_path):
+def test_a_checkpoint_without_moving_average_or_queue_is_not_resumed(change, message, toy, tmp_path):
     run = config(toy, tmp_path, METHOD="moco", MOCO__QUEUE=40, OPTIM__EPOCHS=1)
     pretrain(run)
-    found = content(tmp_path)
-    damage(found)
-    torch.save(found, tmp_path / "checkpoint.pth")
-    with pytest.raises(UserError, match=said):
+    checkpoint = content(tmp_path)
+    change(checkpoint)
+    torch.save(checkpoint, tmp_path / "checkpoint.pth")
+    with pytest.raises(UserError, match=message):
         pretrain(run, resume=True)
 
 
-def test_two_processes_that_shuffle_images_resume_to_the_same_bits(toy, tmp_path):
-    """The order of a shuffle is drawn: it goes on where it was. In bfloat16, which passes between them as well."""
+def test_two_processes_with_shuffled_images_resume_bit_for_bit(toy, tmp_path):
+    """The random order of MoCo's shuffle continues, too. In bfloat16, which the processes also exchange."""
     run = {"METHOD": "moco", "MOCO.QUEUE": 40, "OPTIM.EPOCHS": 2, "AMP": True, "DATA.SIZE": 32}
     out = [keys(toy, tmp_path / name, **run) for name in ("whole", "stopped")]
     launch(two_processes.whole_and_stopped, MINI, *out, processes=2)
     assert same(content(tmp_path / "stopped"), content(tmp_path / "whole"))
 
 
-def test_a_resumed_run_does_not_want_its_beginning_again(whole, toy, tmp_path):
+def test_a_resumed_run_does_not_need_init(whole, toy, tmp_path):
     shutil.copy(whole / "checkpoint.pth", tmp_path / "init.pth")
     given = {"INIT": tmp_path / "init.pth", "OPTIM__EPOCHS": 1}
     pretrain(config(toy, tmp_path / "run", **given))

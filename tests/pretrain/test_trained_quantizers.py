@@ -1,4 +1,4 @@
-"""A quantizer that learns is trained with the network under SSQL: in the optimizer, in the checkpoint, resumed."""
+"""A quantizer with parameters is trained with the network under SSQL: optimizer, checkpoint, resuming."""
 
 import pytest
 import torch
@@ -24,20 +24,20 @@ pytestmark = pytest.mark.usefixtures("logging_as_it_was")
 
 
 class Stretched(RangeQuantizer):
-    """The range that was observed, times what is learned."""
+    """The observed range, times a trained factor."""
 
     def __init__(self, spec):
         super().__init__(spec)
         self.stretch = nn.Parameter(torch.ones(()))
 
     def choose_range(self, bits):
-        low, high = self.observer.range
-        return low * self.stretch, high * self.stretch
+        quantized_pass, high = self.observer.range
+        return quantized_pass * self.stretch, high * self.stretch
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _registered():
-    """While these tests run: in other modules the table is the package's own."""
+    """Registered during these tests only."""
     ACTIVATIONS.register(NAME)(Stretched)
     yield
     del ACTIVATIONS._objects[NAME]
@@ -56,26 +56,26 @@ def ssql_of(method, bits, scheme):
 
 
 def stretches(ssql):
-    """By the place, as the network by hand calls it."""
+    """The factors, by the names that the network by hand uses."""
     points = [point for point in ssql.quantization.points if not point.is_weight]
     return {point.path if "layer" in point.path else "stem": ssql.quantization[point].stretch for point in points}
 
 
 @pytest.mark.parametrize("bits", [Bits(2, 4), Bits(5, 8)], ids=str)
-def test_a_step_and_its_gradients_are_those_written_out_by_hand(bits):
-    """Each quantizer at another stretch: some clip, some do not reach as far as they might."""
+def test_a_step_and_its_gradients_equal_those_by_hand(bits):
+    """Each quantizer has another factor, so that some clip and some do not use their whole range."""
     method, views = small("simsiam"), two_views()
     ssql = ssql_of(method, bits, Scheme(act=NAME))
     learned = stretches(ssql)
     for number, stretch in enumerate(learned.values()):
         stretch.data.fill_(0.6 + 0.08 * number)
-    plain = Pass(method.encoder.named_parameters())
-    encoded = [plain.encode(view) for view in views]
-    assert learned.keys() == plain.ranges.keys()
-    ends = {place: tuple(end * learned[place] for end in observed) for place, observed in plain.ranges.items()}
-    low = Pass(method.encoder.named_parameters(), bits, ends)
+    float_pass = Pass(method.encoder.named_parameters())
+    encoded = [float_pass.encode(view) for view in views]
+    assert learned.keys() == float_pass.ranges.keys()
+    ends = {place: tuple(end * learned[place] for end in observed) for place, observed in float_pass.ranges.items()}
+    quantized_pass = Pass(method.encoder.named_parameters(), bits, ends)
     targets = [each.detach() for each in encoded]
-    losses = [cosine_loss(method, each, targets) for each in (encoded, [low.encode(view) for view in views])]
+    losses = [cosine_loss(method, each, targets) for each in (encoded, [quantized_pass.encode(view) for view in views])]
     expected, loss = sum(losses) / 2, ssql(views, step=0)
     assert abs(loss - expected) < 1e-12
     assert abs(loss - ssql_of(small("simsiam"), bits, None)(views, step=0)) > 1e-4
@@ -99,17 +99,17 @@ def test_it_is_in_the_optimizer(toy, tmp_path):
     assert len(trained) == len(group["params"]) == len(list(network.method.parameters())) + len(learned)
 
 
-def test_it_moves_and_is_in_the_checkpoint_beside_the_network(learned, whole):
-    found = content(learned)["quantizers"]
-    assert {name.rpartition(".")[2] for name in found} == {"stretch"}
-    assert "backbone/layer1/0/conv2:input.stretch" in found
-    assert all(value.isfinite() and value != 1 for value in found.values())
+def test_it_changes_and_is_in_the_checkpoint(learned, whole):
+    checkpoint = content(learned)["quantizers"]
+    assert {name.rpartition(".")[2] for name in checkpoint} == {"stretch"}
+    assert "backbone/layer1/0/conv2:input.stretch" in checkpoint
+    assert all(value.isfinite() and value != 1 for value in checkpoint.values())
     heads = content(learned)["heads"]
     assert heads.keys() == content(whole)["heads"].keys()
-    assert "quantizers" not in content(whole)  # min-max learns nothing
+    assert "quantizers" not in content(whole)  # min-max has no parameters
 
 
-def test_others_read_the_backbone_as_any(learned):
+def test_the_backbone_is_read_as_any_other(learned):
     checkpoint, trained = (
         read_checkpoint(learned / "checkpoint.pth"),
         read_pretrained_method(learned / "checkpoint.pth"),
@@ -119,7 +119,7 @@ def test_others_read_the_backbone_as_any(learned):
     assert trained.has_heads
 
 
-def test_a_stopped_and_resumed_run_is_the_whole_one(learned, toy, stop_after, tmp_path):
+def test_a_resumed_run_equals_the_whole_one(learned, toy, stop_after, tmp_path):
     stop_after(config(toy, tmp_path, **RUN), 6)
     stopped = content(tmp_path)["quantizers"]
     assert stopped.keys() == content(learned)["quantizers"].keys()
@@ -132,19 +132,19 @@ FIRST = "backbone/layer1/0/conv2:input.stretch"
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("change", "message"),
     [
-        (lambda found: found.pop("quantizers"), "it has no quantizers"),
-        (lambda found: found["quantizers"].pop(FIRST), rf"Missing key.*{FIRST}"),
-        (lambda found: found["quantizers"].update({FIRST: torch.ones(2)}), "size mismatch for"),
-        (lambda found: found.update(quantizers=[1]), "cannot resume from"),
+        (lambda checkpoint: checkpoint.pop("quantizers"), "it has no quantizers"),
+        (lambda checkpoint: checkpoint["quantizers"].pop(FIRST), rf"Missing key.*{FIRST}"),
+        (lambda checkpoint: checkpoint["quantizers"].update({FIRST: torch.ones(2)}), "size mismatch for"),
+        (lambda checkpoint: checkpoint.update(quantizers=[1]), "cannot resume from"),
     ],
     ids=["none", "one less", "another shape", "a list"],
 )
-def test_without_what_was_learned_it_is_not_resumed(damage, said, learned, toy, tmp_path):
-    found = content(learned)
-    damage(found)
+def test_a_checkpoint_with_other_quantizers_is_not_resumed(change, message, learned, toy, tmp_path):
+    checkpoint = content(learned)
+    change(checkpoint)
     tmp_path.joinpath("config.yaml").write_bytes((learned / "config.yaml").read_bytes())
-    torch.save(found, tmp_path / "checkpoint.pth")
-    with pytest.raises(UserError, match=said):
+    torch.save(checkpoint, tmp_path / "checkpoint.pth")
+    with pytest.raises(UserError, match=message):
         pretrain(config(toy, tmp_path, **RUN), resume=True)

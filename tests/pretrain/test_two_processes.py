@@ -1,4 +1,4 @@
-"""Every method in two processes is the same in one with the whole batches; float64, norms over both."""
+"""Every method in two processes equals one process with whole batches; float64, synchronized norms."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from ssql_det.ssl.losses import l2_normalize
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """What one process found, and what each of two."""
+    """The folder of the results of one process, and of each of two."""
     folder = tmp_path_factory.mktemp("two")
     two_processes.step_by_step(folder)
     launch(two_processes.step_by_step, folder, processes=2)
@@ -20,16 +20,16 @@ def folder(tmp_path_factory):
 
 @pytest.mark.parametrize("is_ssql", [False, True], ids=["alone", "SSQL"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_two_processes_are_one(folder, kind, is_ssql):
-    """Losses, gradients, then weights, statistics, the moving average, the queue and its place."""
+def test_two_processes_equal_one(folder, kind, is_ssql):
+    """Losses and gradients; then weights, statistics, the moving average and the queue."""
     losses, gradients, state = torch.load(folder / "1_0.pt")[kind, is_ssql]
     halves = [torch.load(folder / f"2_{rank}.pt")[kind, is_ssql] for rank in (0, 1)]
     for step, loss in enumerate(losses):
         assert abs(sum(half[0][step] for half in halves) / 2 - loss) < 1e-9, step
         assert halves[0][0][step] != halves[1][0][step]  # each has a loss of its own
     for _, of_rank, state_of_rank in halves:
-        for found, expected in zip(of_rank, gradients, strict=True):
-            same(found, expected)
+        for result, expected in zip(of_rank, gradients, strict=True):
+            same(result, expected)
         same(state_of_rank, state)
     assert ("queue.place" in state) == (kind == "moco")
     if kind == "moco":
@@ -37,17 +37,17 @@ def test_two_processes_are_one(folder, kind, is_ssql):
 
 
 @pytest.mark.parametrize("has_norm", [False, True], ids=["plain", "norm"])
-def test_keys_of_shuffled_images_come_back_in_their_order(folder, has_norm):
+def test_keys_of_shuffled_images_return_in_their_order(folder, has_norm):
     images = two_processes.images_to_shuffle()
     halves = [torch.load(folder / f"shuffled_2_{rank}.pt")[has_norm] for rank in (0, 1)]
-    where = [(images.flatten(1) @ seen.flatten(1).T).argmax(0) for _, (seen, _), _ in halves]
-    assert sorted(torch.cat(where).tolist()) == list(range(8))  # each image is encoded once,
-    assert 0 < sum(place < 4 for place in where[0].tolist()) < 4  # by either process
+    positions = [(images.flatten(1) @ images_seen.flatten(1).T).argmax(0) for _, (images_seen, _), _ in halves]
+    assert sorted(torch.cat(positions).tolist()) == list(range(8))  # each image is encoded once,
+    assert 0 < sum(position < 4 for position in positions[0].tolist()) < 4  # by either process
     expected = torch.zeros(8, 4, dtype=torch.float64)
-    for places, (_, (_, features), _) in zip(where, halves, strict=True):
-        expected[places] = l2_normalize(features)
+    for own_positions, (_, (_, features), _) in zip(positions, halves, strict=True):
+        expected[own_positions] = l2_normalize(features)
     torch.testing.assert_close(torch.cat([own for own, _, _ in halves]), expected)
     for _, _, queue in halves:
         torch.testing.assert_close(queue, expected)
     alone, _, _ = torch.load(folder / "shuffled_1_0.pt")[has_norm]
-    assert torch.allclose(alone, expected) != has_norm  # a norm has seen other neighbours
+    assert torch.allclose(alone, expected) != has_norm  # norm statistics are of other images
