@@ -18,12 +18,27 @@ from ssql_det import d2
 from ssql_det.cli.main import make_parser
 from ssql_det.cli.predict import _split_keys_and_images
 from ssql_det.core.config import config_keys
+from ssql_det.core.config_files import find_config
+from ssql_det.core.errors import UserError
 from ssql_det.detect import SSQL_DET_DEFAULTS
 from ssql_det.pretrain.config import default_values, read_config
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]
 WITH_A_MODULE = ROOT / "docs/extending.md"  # its commands and its code are run in detect/test_extending.py
-AS_IS = (".", "source", "cd", "eval", "export", "for", "git", "conda", "pip", "venv", "ruff", "mypy")  # not ours, not judged
+AS_IS = (
+    ".",
+    "source",
+    "cd",
+    "eval",
+    "export",
+    "for",
+    "git",
+    "conda",
+    "pip",
+    "venv",
+    "ruff",
+    "mypy",
+)  # not ours, not judged
 is_placeholder = re.compile(r"[A-Z][A-Z0-9_]*(\.[a-z]+)?|<.*>|.*(\$|\.\.\.).*").fullmatch  # FILE, OUT.png, <run>, $run
 FILES = {"moco_v2.pth.tar": "MoCo v2"}  # what blocks of Python read; made first
 
@@ -72,15 +87,22 @@ def read(parser, arguments, is_whole, inner=None):
     return parser.parse_args(arguments)
 
 
+def find_page_config(file):
+    try:
+        return find_config(ROOT / file if (ROOT / file).is_file() else file)
+    except UserError as mistake:
+        raise AssertionError(f"there is no config {file}") from mistake
+
+
 def check_config(command, file, overrides):
     """The file is there, and the command takes it and the pairs; where a value is left open, only its key is judged."""
     is_named = file and not is_placeholder(file) and not file.startswith("runs/")  # what a run saves is not here
-    assert not is_named or (ROOT / file).is_file(), f"there is no config {file}"
+    path = find_page_config(file) if is_named else None
     words = [word for word in overrides if word not in ("...", "KEY", "VALUE")]
     assert len(words) % 2 == 0, f"{words[-1]} stands alone behind KEY VALUE pairs"
     pairs = [*zip(words[::2], words[1::2], strict=True)]
     closed = [word for pair in pairs if not is_placeholder(pair[1]) for word in pair]
-    given = (ROOT / file if is_named else None, closed)
+    given = (path, closed)
     if command == "pretrain":
         read_config(*given)
         known = default_values().keys()
@@ -170,13 +192,13 @@ for seed in 0 1; do ssql-det demo --seed $seed
 done
 ```
 
-`sweep --calib-images N [--bits-file FILE] ...`, or `python tests/{plain,networks}.py`, and `make all` is no program of
-ours. [Here](#what-you-may-write), [`there`](pages.md "this page") and [elsewhere](https://example.org/#no).
+`sweep --calib-images N [--bits-file FILE] ...`, or `python tests/support/{kills,networks}.py`, and `make all` is no
+program of ours. [Here](#what-you-may-write), [`there`](pages.md "this page") and [elsewhere](https://example.org/#no).
 """
 FOUND = [
     *("5 ssql-det demo", "5 .venv/bin/ssql-det predict", "5 python3 -m", "7 torchrun --nproc-per-node"),
     *("8 for seed", "8 ssql-det demo"),
-    *("12 ssql-det sweep", "12 python tests/plain.py", "12 python tests/networks.py"),
+    *("12 ssql-det sweep", "12 python tests/support/kills.py", "12 python tests/support/networks.py"),
     *("13 #what-you-may-write", "13 pages.md", "13 https://example.org/#no"),
 ]
 WRONG = {  # on the third line of a page, or of a block there
@@ -192,7 +214,7 @@ WRONG = {  # on the third line of a page, or of a block there
     "torchrun tools/pretrain.py --config-file F MODEL.WEIGHTS $w": "unknown config key MODEL.WEIGHTS",
     "see `python benchmarks/mini_study.py out OPTIM.LE 1`": "unknown config key OPTIM.LE",
     "pytest tests/no.py": "there is no tests/no.py",
-    "python -m pytest -m slow": "no marker is called slow",
+    "python -m pytest -m quick": "no marker is called quick",
     "make all | cat": "make is not known here",
     "[a](no.md)": "there is no no.md",
     "![a](pages.md#no)": "pages.md has no #no",

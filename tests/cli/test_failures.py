@@ -19,6 +19,7 @@ from support.toy_datasets import toy_names_at
 from ssql_det.cli.main import COMMANDS, main
 from ssql_det.core.errors import DEBUG_VARIABLE, REPORT_LINE, UserError
 
+pytestmark = pytest.mark.slow
 NEW = "{here}/new"
 RUN_A_MODEL = {
     "demo": "demo --size 32 --arch narrow_resnet --bits FP,4",

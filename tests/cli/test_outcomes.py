@@ -9,6 +9,7 @@ from support.toy_datasets import toy_names_at
 
 from ssql_det.cli.main import COMMANDS, main, make_parser
 
+pytestmark = pytest.mark.slow
 NEW = "{here}/new"
 LINES = {
     "pretrain": (pretrain("MONITOR.PERIOD 0").replace("{out}", NEW), f"{NEW}/checkpoint.pth", "probe"),
