@@ -33,8 +33,8 @@ def hooking(model: nn.Module, point: QuantPoint, action: Action | None) -> Itera
 
     At a weight, the action gets the parameter, and the module uses what it returns.
 
-    >>> point = QuantPoint("relu", Side.OUTPUT)
-    >>> with hooking(model, point, lambda x: x.clamp(max=6)), recording_outputs(model, ["relu"]) as outputs:
+    >>> point = QuantPoint("act1", Side.OUTPUT)
+    >>> with hooking(model, point, lambda x: x.clamp(max=6)), recording_outputs(model, ["act1"]) as outputs:
     ...     features = model(images)
     >>> outputs[0].max() <= 6
     tensor(True)

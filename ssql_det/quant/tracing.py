@@ -81,7 +81,7 @@ class Trace:
     >>> trace.coverage, trace.float_operations
     (1.0, ())
     >>> trace.chains[0].layer, trace.chains[0].norm, trace.chains[0].activation, trace.chains[0].point.key
-    ('conv1', 'bn1', 'relu', 'relu:output')
+    ('conv1', 'bn1', 'relu', 'act1:output')
     """
 
     operations: tuple[Operation, ...]

@@ -64,7 +64,7 @@ def quant_points(
     ``image_range`` is that of its normalized images, used by placement ``integer``; without it, it is observed.
 
     >>> [point.key for point in quant_points(model)][:3]
-    ['conv1:weight', 'relu:output', 'layer1.0.conv1:weight']
+    ['conv1:weight', 'act1:output', 'layer1.0.conv1:weight']
     """
     family = find_family(model)
     check_placement(placement, family.placements, type(model).__name__)
@@ -87,7 +87,7 @@ def find_blocks(model: nn.Module) -> tuple[str, ...]:
     """Paths of the blocks of a network that are reconstructed one after the other.
 
     >>> find_blocks(model)[:3]
-    ('conv1', 'layer1.0', 'layer1.1')
+    ('conv1', 'layer1.0', 'layer2.0')
     """
     return tuple(find_family(model).find_blocks(model))
 
