@@ -97,28 +97,28 @@ def test_killed_processes_resume_to_the_same_bits(in_process, tmp_path):
 
 
 def test_another_number_of_processes_resumes_with_the_same_batches(run_in_processes):
-    (expected,) = fed(run_in_processes("save_fed_files", "whole", 0, processes=1), "whole")
+    (expected,) = read_fed_files(run_in_processes("save_fed_files", "whole", 0, processes=1), "whole")
     folder = run_in_processes("save_fed_files", "stopped", 5)
     run_in_processes("save_fed_files", "resumed", 0, processes=3, folder=folder)
-    stopped, resumed = fed(folder, "stopped"), fed(folder, "resumed")
+    stopped, resumed = read_fed_files(folder, "stopped"), read_fed_files(folder, "resumed")
     assert (len(stopped), len(resumed)) == (2, 3)
-    assert batches(stopped) == batches([expected[:5]])
-    assert batches(resumed) == batches([expected[3:]])  # there was a checkpoint
+    assert merge_ranks(stopped) == merge_ranks([expected[:5]])
+    assert merge_ranks(resumed) == merge_ranks([expected[3:]])  # there was a checkpoint
 
 
-def fed(folder, name):
+def read_fed_files(folder, name):
     """By rank."""
     return [json.loads(path.read_text()) for path in sorted(folder.glob(f"{name} *.json"))]
 
 
-def batches(of_ranks):
+def merge_ranks(of_ranks):
     return [sorted(itertools.chain(*shares)) for shares in zip(*of_ranks, strict=True)]
 
 
 # ---- mistakes ------------------------------------------------------------------------------------------------------
 
 
-def complaint(said):
+def read_error(said):
     """The one line that a command ends with."""
     (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
     assert "Traceback" not in said
@@ -150,7 +150,7 @@ ON_GPUS_ONLY = "SyncBN needs GPUs; for several processes on the CPU set "
 def test_a_batch_size_that_processes_cannot_share_is_refused(keys, expected, in_process, tmp_path):
     out, log = tmp_path / "out", tmp_path / "log"
     assert in_process(train_arguments(out, **keys), log, processes=2, seconds=120)["status"] == 2
-    assert complaint(log.read_text()) == expected
+    assert read_error(log.read_text()) == expected
     assert not out.exists()
 
 
@@ -159,7 +159,7 @@ def test_fewer_calibration_images_than_processes_are_refused(weights, in_process
     out, log = tmp_path / "out", tmp_path / "log"
     command = sweep_command(weights, out, "--calib-images", "1")
     assert in_process(command, log, processes=2, seconds=120)["status"] == 2
-    assert complaint(log.read_text()) == "2 processes cannot share 1 images; calibrate with more"
+    assert read_error(log.read_text()) == "2 processes cannot share 1 images; calibrate with more"
     assert not (out / "results.jsonl").exists()
 
 
@@ -183,7 +183,7 @@ def test_a_loss_that_is_not_finite_on_one_rank_stops_all(tmp_path):
     command = [sys.executable, program, *train_arguments(tmp_path / "out", "--num-gpus", "2")]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert ended.returncode == 2, ended.stderr
-    assert complaint(ended.stderr).startswith("loss_cls is nan at iteration 0; lower SOLVER.BASE_LR")
+    assert read_error(ended.stderr).startswith("loss_cls is nan at iteration 0; lower SOLVER.BASE_LR")
 
 
 @pytest.mark.parametrize("command", ["train-det", "sweep"])
