@@ -226,7 +226,7 @@ from ssql_det import d2
 d2.set_up_logging()
 d2.set_up_logging()
 for name in ("ssql_det.detect", "detectron2.data.build", "fvcore.common.checkpoint"):
-    logging.getLogger(name).info("said by %s", name.split(".")[0])
+    logging.getLogger(name).warning("said by %s", name.split(".")[0])
 """
     said = run(speak).stderr
     assert [said.count(f"said by {name}") for name in ("ssql_det", "detectron2", "fvcore")] == [1, 1, 1]

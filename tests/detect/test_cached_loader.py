@@ -35,7 +35,7 @@ def test_images_are_decoded_once_if_all_fit_in_memory(memory, decoded):
         assert values(images) == [0, 1, 2, 3]
     assert len(images) == 4
     assert loader.decoded == decoded
-    assert len(images._kept) == (4 if decoded == 4 else 0)
+    assert len(images._cache) == (4 if decoded == 4 else 0)
 
 
 @pytest.mark.parametrize("memory", [400, None])

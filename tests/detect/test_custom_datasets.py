@@ -100,7 +100,7 @@ def test_class_names_and_ids_are_those_of_the_file(toy, tmp_path):
             ),
         ]
     )
-    predictions = json.loads((tmp_path / "seen/detections_FP.json").read_text())
+    predictions = json.loads((tmp_path / "predictions/detections_FP.json").read_text())
     assert predictions["categories"] == [{"id": 4, "name": "even"}, {"id": 9, "name": "odd"}]
     assert {each["category_id"] for each in predictions["annotations"]} <= {4, 9}
 
@@ -145,7 +145,7 @@ def add_faults(content):
         (lambda content: content.pop("categories"), "is not in COCO's instances format"),
         (lambda content: content["categories"].clear(), "has no class names"),
         (lambda content: content["categories"][0].pop("name"), "is not in COCO's instances format"),
-        (lambda content: content["annotations"].clear(), "no image has an object; nothing can be trained_run on it"),
+        (lambda content: content["annotations"].clear(), "no image has an object; nothing can be trained on it"),
     ],
 )
 def test_invalid_annotations_are_refused_before_the_training(change, complaint, toy, capsys, tmp_path):
