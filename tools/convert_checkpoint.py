@@ -1,4 +1,4 @@
-"""``tools/convert_checkpoint.py IN OUT --to FORMAT``: ``ssql-det convert`` under Detectron2's habits."""
+"""``tools/convert_checkpoint.py IN OUT --to FORMAT``: the command ``ssql-det convert``, as a script."""
 
 import sys
 

@@ -1,7 +1,7 @@
 #!/bin/bash
-# Any of this folder's programs over several nodes, one process a GPU:
+# Run a script of this folder on several nodes, with one process per GPU:
 #   sbatch --nodes 2 --gpus-per-node 8 tools/slurm.sh train_net.py --config-file F --resume KEY VALUE
-# A job that is taken down is queued again and goes on, so --resume belongs to the line from the first time on.
+# SLURM requeues a preempted job, which then resumes; so give --resume from the first start on.
 #SBATCH --job-name ssql-det
 #SBATCH --ntasks-per-node 1
 #SBATCH --requeue

@@ -1,1 +1,1 @@
-"""Floor 4: ``ssql-det <command>``. One file a command; torch is imported only when a command runs."""
+"""Floor 4: ``ssql-det <command>``, one file per command. torch is imported only when a command runs."""

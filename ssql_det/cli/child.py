@@ -1,8 +1,8 @@
-"""The process of one step: ``ssql-det`` that does not outlive whoever started it.
+"""One step of ``ssql-det reproduce``: ``ssql-det`` in a process that ends when its parent does.
 
-``python -m ssql_det.cli.child ARGUMENTS`` with a pipe as its standard input. Nobody writes into the pipe; it
-closes when its other end is gone, however that process ended, and this one ends itself at once: so no step is written
-to by two processes when the command is started again.
+Run as ``python -m ssql_det.cli.child ARGUMENTS`` with a pipe as standard input. Nothing is written to the pipe; it closes
+when the parent ends, in whatever way, and this process then kills itself. So a step that is started again never has two
+processes that write to its folder.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ import sys
 import threading
 
 
-def _end_with_the_parent() -> None:
+def _kill_with_parent() -> None:
     os.read(sys.stdin.fileno(), 1)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _end_at_once() -> None:
-    """Python takes seconds to take torch apart, without the thread: it would not see the parent's end."""
+def _exit_at_once() -> None:
+    """Freeing torch takes Python seconds, in which no thread runs that would notice the parent's end."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
 
 
 if __name__ == "__main__":
-    threading.Thread(target=_end_with_the_parent, daemon=True).start()
-    status = 1  # a bug's
-    atexit.register(_end_at_once)  # the first, so that it comes after all others
+    threading.Thread(target=_kill_with_parent, daemon=True).start()
+    status = 1  # what an uncaught exception exits with
+    atexit.register(_exit_at_once)  # registered first, so called last
 
     from ssql_det.cli.main import main
 

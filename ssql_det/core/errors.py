@@ -61,7 +61,7 @@ def printable(text: str, most: int | None = None) -> str:
     r"""Escape control characters; a text longer than ``most`` is cut in the middle.
 
     >>> printable("a\n\x1b[31mb" * 9, most=12)
-    'a\\n\\x1...31mb'
+    'a\\n\\x1b[31...1mb'
     """
     text = text if most is None or len(text) <= most else f"{text[: most // 2]}...{text[len(text) - most // 2 + 3 :]}"
     return text if text.isprintable() else "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
