@@ -1,4 +1,4 @@
-"""Pages as a browser shows them. Without Chromium these tests are skipped."""
+"""Pages and charts in a real browser; skipped without Chromium."""
 
 import pytest
 from support.report import chromium
@@ -9,18 +9,18 @@ from ssql_det.report.charts import render_svg
 from ssql_det.report.document import Document
 from ssql_det.report.render_html import render_html
 
-LONG = "SSQL-200ep (ours) <&> with 256 images of voc_2007_trainval, seed 0, MinMax · voc_r18_c4.yaml"
-NINE = Chart(
+LONG_NAME = "SSQL-200ep (ours) <&> with 256 images of voc_2007_trainval, seed 0, MinMax · voc_r18_c4.yaml"
+NINE_CURVES = Chart(
     "nine",
-    f"Nine methods: {LONG}",
+    f"Nine methods: {LONG_NAME}",
     WIDTHS,
     tuple(
-        Curve(f"{'WM@' * number} {LONG[: 12 * number]}", tuple(10.0 * number - place for place in range(5)))
+        Curve(f"{'WM@' * number} {LONG_NAME[: 12 * number]}", tuple(10.0 * number - index for index in range(5)))
         for number in range(9)
     ),
     "AP",
 )
-BROAD = Chart("broad", "W", ("FP",), tuple(Curve(f"WMW@ {number}", (1.0,)) for number in range(9)), "MM")
+WIDE_LETTERS = Chart("broad", "W", ("FP",), tuple(Curve(f"WMW@ {number}", (1.0,)) for number in range(9)), "MM")
 TEXT_BOXES = """
 [...document.querySelectorAll("svg text")].map(text => {
     const box = text.getBBox();
@@ -31,7 +31,7 @@ TEXT_BOXES = """
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    if chromium.path() is None:
+    if chromium.find_browser() is None:
         pytest.skip("Chromium is not installed")
     with chromium.Chromium(tmp_path_factory.mktemp("profile")) as browser:
         yield browser
@@ -39,42 +39,42 @@ def browser(tmp_path_factory):
 
 @pytest.fixture
 def open_page(browser, tmp_path):
-    def opened(content, width, scheme, name="page.html"):
+    def open_content(content, width, scheme, name="page.html"):
         (tmp_path / name).write_text(content, "utf-8")
         return browser.open(tmp_path / name, width, scheme)
 
-    return opened
+    return open_content
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1200])
-def test_a_page_fits_and_nothing_is_complained_of(open_page, width, scheme):
+def test_a_page_fits_its_window_without_console_messages(open_page, width, scheme):
     page = open_page(render_html(PAGE), width, scheme)
-    page.value("document.querySelector('details').open = true")
-    assert page.complaints() == []
-    assert page.value("innerWidth") == width
-    assert page.value("document.documentElement.scrollWidth") <= width
-    assert page.value("[...document.images].every(image => image.complete && image.naturalWidth == 900)")
-    shades = page.value("getComputedStyle(document.documentElement).backgroundColor")
-    assert (shades == "rgb(255, 255, 255)") == (scheme == "light")
+    page.evaluate("document.querySelector('details').open = true")
+    assert page.console_messages() == []
+    assert page.evaluate("innerWidth") == width
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth == 900)")
+    background = page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
+    assert (background == "rgb(255, 255, 255)") == (scheme == "light")
 
 
 def test_hostile_texts_neither_run_nor_break_the_page(open_page):
     pages = [make_hostile_page(text) for text in HOSTILE]
-    together = Document("all", tuple(block for page in pages for block in page.blocks))
-    page = open_page(render_html(together), 360, "light")
-    assert page.complaints() == []
-    assert page.value("document.documentElement.scrollWidth") <= 360
-    assert page.value("document.querySelectorAll('main > details').length") == len(HOSTILE)
+    all_texts = Document("all", tuple(block for page in pages for block in page.blocks))
+    page = open_page(render_html(all_texts), 360, "light")
+    assert page.console_messages() == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    assert page.evaluate("document.querySelectorAll('main > details').length") == len(HOSTILE)
 
 
-@pytest.mark.parametrize("chart", [NINE, BROAD], ids=lambda chart: chart.name)
+@pytest.mark.parametrize("chart", [NINE_CURVES, WIDE_LETTERS], ids=lambda chart: chart.name)
 @pytest.mark.parametrize("width", [360, 1200])
-def test_letters_of_a_chart_neither_overlap_nor_leave_it(open_page, width, chart):
+def test_texts_of_a_chart_neither_overlap_nor_leave_it(open_page, width, chart):
     page = open_page(render_svg(chart, standalone=True), width, "dark", "chart.svg")
-    assert page.complaints() == []
-    _, _, *size = map(float, page.value("document.documentElement.getAttribute('viewBox')").split())
-    boxes = page.value(TEXT_BOXES)
+    assert page.console_messages() == []
+    _, _, *size = map(float, page.evaluate("document.documentElement.getAttribute('viewBox')").split())
+    boxes = page.evaluate(TEXT_BOXES)
     assert len(boxes) >= 9 + len(chart.x_labels) + 5
     for number, (left, top, right, bottom) in enumerate(boxes):
         assert min(left, top) >= 0

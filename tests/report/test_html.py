@@ -37,7 +37,7 @@ def is_inside(target):
     return target.startswith(("#", "data:"))
 
 
-def test_a_page_is_one_whole_file_that_needs_nothing_else():
+def test_a_page_is_self_contained():
     page = render_html(PAGE)
     found = TagParser(page)
     assert page.startswith("<!DOCTYPE html>\n")
@@ -52,14 +52,14 @@ def test_a_page_is_one_whole_file_that_needs_nothing_else():
     assert "default-src 'none'" in page
 
 
-def test_ids_are_unique_and_every_link_within_leads_to_one():
+def test_ids_are_unique_and_every_internal_link_has_a_target():
     found = TagParser(render_html(PAGE))
     ids = found.values("id")
     assert ids == ["what-fewer-bits-cost", "boxes", "boxes-1", "settings", "environment"]
     assert {each[1:] for each in found.values("href") if each.startswith("#")} == {"boxes", "boxes-1", "environment"}
 
 
-def test_the_contents_are_the_sections():
+def test_the_table_of_contents_lists_the_sections():
     page = render_html(PAGE)
     nav = page[page.index("<nav") : page.index("</nav>")]
     assert re.findall(r'href="#(.*?)">(.*?)<', nav) == [("boxes", "Boxes"), ("environment", "Environment")]
@@ -67,7 +67,7 @@ def test_the_contents_are_the_sections():
     assert "<nav" not in render_html(Document("One", (Heading("Alone"),)))
 
 
-def test_what_a_reader_without_eyes_needs_is_there():
+def test_a_page_is_accessible():
     page = render_html(PAGE)
     found = TagParser(page)
     assert found.all("html") == [{"lang": "en"}]
@@ -81,7 +81,7 @@ def test_what_a_reader_without_eyes_needs_is_there():
     assert [svg["role"] for svg in found.all("svg")] == ["img"]
 
 
-def test_words_stand_left_and_figures_right():
+def test_text_columns_are_aligned_left_and_numbers_right():
     page = render_html(Document("", (Table(("name", "kind", "AP"), (("a", "b", "1.0"),), text_columns=2),)))
     assert '<th scope="row">a</th><td>b</td><td class="number">1.0</td>' in page
     assert '<tr><td class="number">1</td></tr>' in render_html(
@@ -89,7 +89,7 @@ def test_words_stand_left_and_figures_right():
     )
 
 
-def test_a_picture_is_in_the_page_byte_by_byte():
+def test_images_are_embedded_unchanged():
     content = make_png(5, 3)
     (image,) = TagParser(render_html(Document("", (Figure("a.png", content, "words"),)))).all("img")
     decoded = base64.b64decode(image["src"].removeprefix("data:image/png;base64,"), validate=True)
@@ -100,7 +100,7 @@ def test_a_picture_is_in_the_page_byte_by_byte():
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_foreign_texts_are_inert_and_are_shown(text):
+def test_hostile_texts_are_shown_without_effect(text):
     page = render_html(make_hostile_page(text))
     page.encode()
     found = TagParser(page)

@@ -76,14 +76,14 @@ def test_a_chart_is_a_table_of_its_values():
     assert r"\emph{Boxes (AP)}" in part(chart)
 
 
-def test_packages_are_those_that_are_needed():
+def test_the_first_line_names_only_needed_packages():
     assert part(Paragraph("one")) == "\\begin{sloppypar}\none\n\\end{sloppypar}\n"
     assert part(table(4, 30)).splitlines()[0] == r"% \usepackage{booktabs}"
     assert part(table(4, 31)).splitlines()[0] == r"% \usepackage{booktabs,longtable}"
     assert part(table(7, 4)).splitlines()[0] == r"% \usepackage{booktabs,graphicx}"
 
 
-def test_a_long_table_loses_no_row_and_has_its_header_on_each_page():
+def test_a_long_table_keeps_all_rows_and_repeats_its_header():
     (grid,) = read_tables(part(table(4, 100)))
     assert (grid.kind, len(grid.rows)) == ("longtable", 100)
     assert (
@@ -96,12 +96,12 @@ def test_a_long_table_loses_no_row_and_has_its_header_on_each_page():
     assert {(each.kind, *each.header) for each in wide} == {("tabular", *"01234567")}
 
 
-def test_rows_of_one_name_stand_together():
+def test_rows_with_the_same_name_are_grouped():
     assert part(table(3, 7)).count(r"\addlinespace") == 2
     assert r"\addlinespace" not in part(Table(("a",), (("1",), ("2",), ("3",))))
 
 
-def test_columns_of_names_stand_left_and_figures_right_with_a_true_minus():
+def test_text_is_aligned_left_and_numbers_right_with_a_minus_sign():
     text = part(Table(("method", "bits", "AP50 published"), (("-1", "4w4a", "-0.4"), ("b", "FP", "-")), text_columns=2))
     assert r"\begin{tabular}{llr}" in text
     assert r"method & bits & \shortstack[r]{AP50\\published} \\" in text
@@ -109,7 +109,7 @@ def test_columns_of_names_stand_left_and_figures_right_with_a_true_minus():
 
 
 @given(st.text("ab1 *_`[]()<>&;#!-+=|~\\{}%$^\"',.:/?±·", min_size=1))
-def test_any_text_reads_as_it_was_written(text):
+def test_any_text_is_rendered_unchanged(text):
     """But for spaces."""
     expected = "".join(strip_markup(text).split())
     for block in (Paragraph(text), Heading(text), ItemList((text,)), Collapsible(text, ())):
@@ -120,22 +120,22 @@ def test_any_text_reads_as_it_was_written(text):
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_foreign_texts_bring_no_commands_and_are_shown(text):
+def test_hostile_texts_are_shown_and_add_no_commands(text):
     found = read_words(render_latex(make_hostile_page(text)))
     if not set("`!\x00") & set(text):
         assert found.count("".join(text.split())) >= 20
 
 
 @pytest.mark.parametrize("number", TABLE_NUMBERS)
-def test_a_comparison_is_whole(number):
+def test_a_comparison_is_valid(number):
     text = part(*build_comparison_blocks(compare_with_published(number, ROWS)))
     assert read_words(text)
-    assert all(len(grid.header) == len(grid.spec) for grid in read_tables(text))
+    assert all(len(grid.header) == len(grid.alignment) for grid in read_tables(text))
 
 
 @with_latex
 @pytest.mark.parametrize("number", TABLE_NUMBERS)
-def test_latex_takes_each_table_and_nothing_stands_out(number, tmp_path):
+def test_pdflatex_compiles_each_table_without_overfull_boxes(number, tmp_path):
     text = part(*build_comparison_blocks(compare_with_published(number, ROWS)))
     packages = re.match(r"% \\usepackage\{(.*)\}", text)[1]
     said = compiled(tmp_path, text, packages)
@@ -144,7 +144,7 @@ def test_latex_takes_each_table_and_nothing_stands_out(number, tmp_path):
 
 
 @with_latex
-def test_latex_takes_every_block_and_foreign_texts(tmp_path):
+def test_pdflatex_compiles_every_block_and_hostile_texts(tmp_path):
     pages = [PAGE, *map(make_hostile_page, HOSTILE)]
     (tmp_path / "toy.png").write_bytes(make_png())
     compiled(tmp_path, "\n".join(map(render_latex, pages)))

@@ -19,7 +19,7 @@ def read(document):
     return TagParser(READER.render(render_markdown(document)))
 
 
-def test_pictures_are_files_beside_the_page():
+def test_images_are_files_beside_the_page():
     referred = re.findall(r"!\[.*?\]\((.*?)\)", render_markdown(PAGE, "pictures/"))
     files = collect_image_files(PAGE)
     assert referred == ["pictures/boxes.svg", "pictures/toy.png"]
@@ -28,7 +28,7 @@ def test_pictures_are_files_beside_the_page():
     assert ElementTree.fromstring(files["boxes.svg"]).get("width")
 
 
-def test_links_within_lead_to_headings_as_github_names_them():
+def test_internal_links_use_githubs_anchors():
     text = render_markdown(PAGE)
     headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     assert headings == ["What fewer bits cost", "Boxes", "Boxes", "Settings", "Environment"]
@@ -36,7 +36,7 @@ def test_links_within_lead_to_headings_as_github_names_them():
     assert set(re.findall(r"\(#(.*?)\)", text)) <= set(PAGE.anchors)
 
 
-def test_every_block_is_what_it_was():
+def test_every_block_is_rendered():
     found = read(PAGE)
     tags = [tag for tag, _ in found.tags if tag not in ("tr", "code", "a", "img", "em")]
     assert [tag for tag in tags if tag not in ("th", "td", "li")] == [
@@ -48,12 +48,12 @@ def test_every_block_is_what_it_was():
     assert "All settings" in found.texts
 
 
-def test_a_document_without_a_title_is_a_part():
+def test_a_document_without_a_title_has_no_title_heading():
     assert render_markdown(Document("", (Heading("Boxes"), Paragraph("`a`")))) == "## Boxes\n\n`a`\n"
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_foreign_texts_are_inert_and_are_shown(text):
+def test_hostile_texts_are_shown_without_effect(text):
     found = read(make_hostile_page(text))
     tags = [tag for tag, _ in found.tags if tag not in ("a", "code")]
     expected = [tag for tag, _ in read(make_hostile_page("words")).tags if tag not in ("a", "code")]
@@ -65,7 +65,7 @@ def test_foreign_texts_are_inert_and_are_shown(text):
 
 
 @given(st.text("ab1 *_`[]()<>&;#!-+=|~\\\\.:$/^", min_size=1))
-def test_any_text_reads_as_it_was_written(text):
+def test_any_text_is_rendered_unchanged(text):
     """But for spaces, which code at the end of a line may lose."""
     for block in (
         Paragraph(text),
@@ -79,7 +79,7 @@ def test_any_text_reads_as_it_was_written(text):
         assert words == "".join(strip_markup(text).split()) * times, block
 
 
-def test_what_stands_in_cells_stays_in_them():
+def test_bars_and_backslashes_stay_in_their_cells():
     (cells,) = [[text for text in read(Document("", (Table(("a|b", "`c|d`"), (("|", "\\"),)),))).texts if text.strip()]]
     assert cells == ["a|b", "c|d", "|", "\\"]
 
@@ -90,19 +90,19 @@ def test_names_keep_their_underscores_as_they_are():
     )
 
 
-def test_a_listing_keeps_its_fences_and_spaces():
+def test_a_code_block_keeps_fences_and_spaces():
     text = "````\n  a `b`\n````"
     assert read(Document("", (CodeBlock(text),))).texts[0] == text + "\n"
 
 
-def test_what_is_folded_is_markdown_too():
+def test_collapsible_blocks_are_markdown_too():
     folded = Collapsible("`a` & b", (ItemList(("one",)), Collapsible("deeper", (Paragraph("two"),))))
     found = read(Document("", (folded,)))
     assert [tag for tag, _ in found.tags] == ["details", "summary", "ul", "li", "details", "summary", "p"]
     assert "a & b" in found.texts
 
 
-def test_two_pictures_need_two_names():
+def test_two_different_images_need_two_names():
     one = Figure("a.png", make_png(), "one")
     assert list(collect_image_files(Document("", (one, one)))) == ["a.png"]
     with pytest.raises(ValueError, match=r"two different images of one page are called 'a.png'"):
@@ -110,6 +110,6 @@ def test_two_pictures_need_two_names():
 
 
 @pytest.mark.parametrize("name", ["../a.png", "/a.png", "b/a.png", "", "a b.png", ".png"])
-def test_a_picture_lies_in_no_other_folder(name):
+def test_image_names_with_a_folder_are_refused(name):
     with pytest.raises(ValueError, match="without a folder"):
         collect_image_files(Document("", (Figure(name, make_png(), "words"),)))

@@ -55,7 +55,7 @@ def dataset(number):
 
 
 @pytest.mark.parametrize("number", TABLE_NUMBERS)
-def test_what_nothing_here_can_produce_is_published_only(number):
+def test_lines_without_a_command_are_published_only(number):
     table = compare_with_published(number, [])
     bits = load_published_table(number).bit_columns[0]
     found = [each for each in table.lines if each.bits == bits and each.is_published_only]
@@ -65,7 +65,7 @@ def test_what_nothing_here_can_produce_is_published_only(number):
 
 
 @pytest.mark.parametrize(("number", "network", "method", "backbone", "printed", "figure"), FILLED)
-def test_a_row_is_of_its_networks_line(number, network, method, backbone, printed, figure):
+def test_a_row_belongs_to_the_line_of_its_network(number, network, method, backbone, printed, figure):
     rows = [
         make_probe_row(
             figure + 1 + seed, network, method=method, dataset=dataset(number), seed=seed, checkpoint_hash=str(seed)
@@ -89,7 +89,7 @@ def test_a_row_is_of_its_networks_line(number, network, method, backbone, printe
         (3, "cifar_resnet50", "ResNet-50, 3x3 stem"),
     ],
 )
-def test_another_network_is_no_published_line(number, network, name):
+def test_a_row_of_another_network_has_no_published_value(number, network, name):
     found = find_line(
         compare_with_published(number, [make_probe_row(99.0, network, dataset=dataset(number))]), backbone=name
     )
@@ -112,7 +112,7 @@ def test_toy_rows_get_no_difference(number):
     )
 
 
-def test_what_is_over_bit_widths_is_averaged_by_checkpoint():
+def test_averages_over_bit_widths_are_made_by_checkpoint():
     figures = {0: (91.0, 90.0, 89.0, 83.0, 86.0), 1: (92.0, 92.0, 90.0, 84.0, 87.0)}
     rows = [
         make_probe_row(figure, "cifar_resnet34", bits=bits, seed=seed, checkpoint_hash=str(seed))
@@ -135,7 +135,7 @@ def test_what_is_over_bit_widths_is_averaged_by_checkpoint():
     assert (top1(without).measured, without.fill_command, without.is_published_only) == (None, "", False)
 
 
-def test_rows_of_neighbours_alone_or_of_detectors_fill_nothing():
+def test_rows_of_knn_alone_and_of_detectors_are_left_out():
     rows = [make_probe_row(metrics={"knn/top1": 80.0}), make_row(dataset="cifar10", scope="backbone"), make_row()]
     table = compare_with_published(1, rows)
     assert table.lines == compare_with_published(1, []).lines
@@ -157,7 +157,7 @@ def test_rows_of_neighbours_alone_or_of_detectors_fill_nothing():
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
-def test_rows_of_one_network_and_method_are_apart_by_what_they_differ_in(change, config, scheme, calibration):
+def test_rows_that_differ_in_protocol_scheme_or_calibration_are_separate_lines(change, config, scheme, calibration):
     table = compare_with_published(1, [make_probe_row(90.0), make_probe_row(80.0, **change)])
     one, other = [each for each in table.lines if top1(each).measured]
     assert {top1(each).measured.mean for each in (one, other)} == {90.0, 80.0}
@@ -166,7 +166,7 @@ def test_rows_of_one_network_and_method_are_apart_by_what_they_differ_in(change,
     assert differs == (config, scheme, calibration)
 
 
-def test_neighbours_beside_a_linear_probe_change_nothing_and_cost_is_shown():
+def test_knn_beside_a_linear_probe_changes_nothing_and_costs_are_shown():
     metrics = {"knn/top1": 80.0, "linear/top1": 90.6, "MB": 5.5, "GBOPs": 12.0}
     table = compare_with_published(1, [make_probe_row(metrics=metrics, protocol=make_protocol("knn", "linear"))])
     assert table.metrics == ("linear/top1", "MB", "GBOPs")
@@ -178,7 +178,7 @@ def test_neighbours_beside_a_linear_probe_change_nothing_and_cost_is_shown():
     )
 
 
-def test_notes_say_what_rows_do_not():
+def test_notes_describe_settings_and_epochs():
     notes = compare_with_published(3, [make_probe_row(50.0, "resnet18", dataset="imagenet", scheme="act=mse")]).notes
     assert notes[0] == (
         "Measured with config linear; fast: SGD at 30 for a batch of 512, 100 epochs; cifar at 32 px, 50000 and 10000 "
@@ -202,7 +202,7 @@ def test_notes_say_what_rows_do_not():
     )
 
 
-def test_an_overview_keeps_backbones_apart():
+def test_an_overview_separates_backbones():
     shown = build_overview_table(
         compare_with_published(1, [make_probe_row(90.6), make_probe_row(91.0, "cifar_resnet50")]), "linear/top1"
     )
@@ -246,7 +246,7 @@ def test_a_command_probes_what_its_config_pretrains(number, found):
     assert top1(find_line(compare_with_published(number, [row]), found.method, backbone=found.backbone)).measured
 
 
-def test_rows_that_are_there_say_what_the_command_must_be_like():
+def test_the_command_repeats_the_settings_of_existing_rows():
     table = compare_with_published(
         1,
         [

@@ -26,11 +26,11 @@ PRINTED = [  # by hand, from the paper
 
 
 @pytest.mark.parametrize(("number", "method", "bits", "metric", "figure"), PRINTED)
-def test_figures_are_those_of_the_paper(number, method, bits, metric, figure):
+def test_values_are_those_of_the_paper(number, method, bits, metric, figure):
     assert load_published_table(number).find_row(method).values[Column(bits, metric)] == figure
 
 
-def test_every_table_is_whole_names_its_source_and_is_known():
+def test_every_table_is_complete_and_names_its_source():
     folder = files("ssql_det.report") / "published"
     assert sorted(each.name for each in folder.iterdir()) == sorted(f"ssql_table{n}.json" for n in TABLE_NUMBERS)
     for number in TABLE_NUMBERS:
@@ -42,7 +42,7 @@ def test_every_table_is_whole_names_its_source_and_is_known():
         assert all(value is None or 0 < value < 100 for row in table.rows for value in row.values.values())
 
 
-def test_rows_say_what_they_are_of():
+def test_rows_have_backbone_dataset_epochs_and_settings():
     voc, ablation, probe = load_published_table(6), load_published_table(8), load_published_table(5)
     assert {row.backbone for row in voc.rows} == {"ResNet-18"}
     assert [row.epochs for row in voc.rows] == [None, None, None, None, 200, None, 200]
@@ -57,7 +57,7 @@ def test_rows_say_what_they_are_of():
     assert load_published_table(1).find_row("SimSiam-PACT").values[Column("FP", "linear/top1")] is None
 
 
-def test_settings_are_told_in_words():
+def test_settings_in_words():
     found = {row.method: row.settings_text for row in load_published_table(8).rows}
     assert found["(a)"] == "nothing quantized"
     assert found["(b)"] == "quantized targets, weight bits 4 to 16, activation bits 4 to 16"
@@ -77,7 +77,7 @@ def test_averages_of_table_8_are_averages():
         assert sum(figures) / len(figures) == pytest.approx(average, abs=0.0501), row.method
 
 
-def test_what_is_printed_twice_is_the_same():
+def test_values_that_are_printed_twice_are_equal():
     first, again = load_published_table(1), load_published_table(12)
     for method in ("BYOL", "MoCov2"):
         resnet18 = next(row for row in first.rows if row.method == method and row.backbone == "ResNet-18")
@@ -85,7 +85,7 @@ def test_what_is_printed_twice_is_the_same():
             assert resnet18.values[column] == figure
 
 
-def test_unknown_tables_and_methods_are_refused_by_name():
+def test_unknown_tables_and_methods_are_refused():
     with pytest.raises(UserError, match="no published Table 2; choose one of 1, 3, 4"):
         load_published_table(2)
     with pytest.raises(KeyError, match="Table 6 has 0 rows of 'SSQL'; it has random init"):
@@ -115,11 +115,11 @@ MEANT = {
 
 
 @pytest.mark.parametrize("method", MEANT)
-def test_a_method_is_known_by_its_letters_and_digits(method):
+def test_methods_are_matched_by_letters_and_digits(method):
     assert match_published_name(method, load_published_table(6).methods) == MEANT[method]
 
 
-def test_an_alias_leads_nowhere_in_a_table_without_its_line():
+def test_an_alias_of_an_absent_row_matches_nothing():
     assert match_published_name("ssql 200", load_published_table(7).methods) is None
 
 
@@ -135,5 +135,5 @@ def test_an_alias_leads_nowhere_in_a_table_without_its_line():
         ("timm/vit_small", True, "timm/vit_small"),
     ],
 )
-def test_a_network_has_the_name_of_the_tables_that_print_it(network, is_cifar, printed):
+def test_networks_are_named_as_tables_print_them(network, is_cifar, printed):
     assert format_network(network, is_cifar) == printed

@@ -27,7 +27,7 @@ def cells(text, *beginning):
     return found
 
 
-def test_a_line_has_the_figure_ours_and_the_difference():
+def test_a_line_has_the_published_value_ours_and_the_difference():
     text = text_of(compare_with_published(6, SEEDS))
     assert cells(text, "SSQL (ours)", "4w4a")[2:5] == ["61.2", "60.8 ± 0.5 (3)", "-0.4"]
     assert cells(text, "SSQL (ours)", "FP")[2:5] == ["73.4", "[6]", "-"]
@@ -41,12 +41,12 @@ def test_a_difference_has_a_sign_and_no_negative_zero(ap50, shown):
     assert cells(text_of(compare_with_published(6, [make_row(ap50)])), "SSQL (ours)", "4w4a")[4] == shown
 
 
-def test_what_does_not_vary_has_no_deviation():
+def test_equal_values_have_no_deviation():
     table = text_of(compare_with_published(6, [make_row(60.0), make_row(60.0, seed=1)]))
     assert cells(table, "SSQL (ours)", "4w4a")[3] == "60.0 (2)"
 
 
-def test_boxes_masks_and_cost_are_tables_of_their_own():
+def test_boxes_masks_and_costs_are_separate_tables():
     metrics = {f"{task}/{name}": 30.0 for task in ("bbox", "segm") for name in ("AP", "AP50", "AP75")} | {"MB": 44.123}
     text = text_of(compare_with_published(7, [make_row(dataset="coco_2017_val", metrics=metrics)]))
     boxes, masks, cost = text.split("### ")[1:]
@@ -56,7 +56,7 @@ def test_boxes_masks_and_cost_are_tables_of_their_own():
     assert [line for line in cost.splitlines() if line.startswith("| SSQL")] == ["| SSQL (ours) | 4w4a | 44.12 |"]
 
 
-def test_a_full_table_asks_for_no_command():
+def test_a_full_table_has_no_commands():
     methods = ("scratch", "supervised", "BYOL", "SimSiam", "SimSiam-200ep", "SSQL", "SSQL-200ep")
     full = compare_with_published(
         6, [make_row(method=method, bits=bits, checkpoint_hash=method) for method in methods for bits in WIDTHS]
@@ -65,7 +65,7 @@ def test_a_full_table_asks_for_no_command():
     assert "ssql-det" not in render_csv(full)
 
 
-def test_lines_that_differ_in_config_say_so_and_others_do_not():
+def test_labels_have_the_config_only_if_lines_differ_in_it():
     assert cells(
         text_of(compare_with_published(6, [make_row(50.0), make_row(60.0, config="short.yaml")])),
         "SSQL (ours) · short.yaml",
@@ -74,7 +74,7 @@ def test_lines_that_differ_in_config_say_so_and_others_do_not():
     assert "·" not in text_of(compare_with_published(6, [make_row(50.0)]))
 
 
-def test_a_label_has_what_lines_of_one_method_differ_in_and_not_what_methods_do():
+def test_labels_have_only_settings_in_which_lines_of_one_method_differ():
     byol = make_row(60.0, method="BYOL", config="table6/byol.yaml", calibration=Calibration(64))
     ours = [
         make_row(50.0, config="table6/ssql.yaml"),
@@ -94,7 +94,7 @@ def test_a_label_has_what_lines_of_one_method_differ_in_and_not_what_methods_do(
     ]
 
 
-def test_rows_that_differ_in_scheme_alone_stand_on_two_lines_named_by_it(tmp_path, capsys):
+def test_rows_that_differ_only_in_scheme_are_two_lines_labelled_by_it(tmp_path, capsys):
     """As `tables` writes them, which reads them from a file."""
     with_own_bits = {"scheme": "act=mse", "overrides": {"backbone.res5.*": "8w8a"}}
     for each in (make_row(50.0), make_row(40.0, scheme="act=mse"), make_row(30.0, **with_own_bits)):
@@ -117,23 +117,23 @@ def test_rows_that_differ_in_scheme_alone_stand_on_two_lines_named_by_it(tmp_pat
     assert found == {"minmax": "50.0", "act=mse": "40.0", "act=mse, backbone.res5.* at 8w8a": "30.0"}
 
 
-def test_a_line_whose_config_is_not_stated_is_not_mixed_with_one_that_says_it():
+def test_rows_without_config_are_separate_from_rows_with_one():
     text = text_of(compare_with_published(6, [make_row(50.0), make_row(60.0, config="")]))
     assert cells(text, "SSQL (ours)", "4w4a")[3] == "60.0"
     assert cells(text, "SSQL (ours) · voc_r18_c4.yaml", "4w4a")[3] == "50.0"
 
 
-def test_a_bar_in_a_name_does_not_end_a_cell():
+def test_a_bar_in_a_name_is_escaped():
     text = text_of(compare_with_published(6, [make_row(method="a|b")]))
     assert "| a\\|b | 4w4a | - | 60.0 | - |" in text
 
 
-def test_toy_data_are_told_in_the_text():
+def test_toy_data_have_a_note():
     text = text_of(compare_with_published(6, [make_row(dataset="toy_voc_2007_test")], dataset="toy_voc_2007_test"))
     assert "- toy_voc_2007_test is toy data: not comparable" in text
 
 
-def test_csv_has_a_line_for_each_figure_with_all_digits():
+def test_csv_has_a_line_for_each_cell_with_all_digits():
     table = compare_with_published(6, [*SEEDS, make_row(method='odd, "name"')])
     records = list(csv.DictReader(io.StringIO(render_csv(table))))
     assert tuple(records[0]) == HEADER
@@ -149,13 +149,13 @@ def test_csv_has_a_line_for_each_figure_with_all_digits():
     assert all(r["filled_by"].startswith("ssql-det sweep") for r in empty)
 
 
-def test_foreign_names_bring_no_markup():
+def test_hostile_names_add_no_markup():
     table = compare_with_published(6, [make_row(method="[here](https://a.example) `code`", config="*bold*")])
     assert "| [here] (https://a.example) 'code' |" in text_of(table)
     assert "config \\*bold\\*;" in text_of(table)
 
 
-def test_an_overview_has_the_published_line_and_below_it_ours():
+def test_an_overview_has_published_values_and_ours_below():
     rows = [*SEEDS, make_row(50.0, method="SSQL-BYOL", bits="2w4a")]
     table = build_overview_table(compare_with_published(6, rows), "bbox/AP50")
     assert table.header == ("method", "values", *WIDTHS, "2w4a")
@@ -169,7 +169,7 @@ def test_an_overview_has_the_published_line_and_below_it_ours():
     assert len(table.rows) == 7 + 2
 
 
-def test_an_overview_prints_a_method_of_two_configs_once_and_leaves_out_who_has_nothing():
+def test_an_overview_prints_published_values_once_and_leaves_out_empty_lines():
     cost = {"bbox/AP50": 60.0, "MB": 5.5}
     table = compare_with_published(
         6, [make_row(metrics=cost), make_row(metrics=cost, config="a.yaml"), make_row(method="x", metrics={}, seed=1)]
@@ -183,7 +183,7 @@ def test_an_overview_prints_a_method_of_two_configs_once_and_leaves_out_who_has_
     assert [line[1] for line in build_overview_table(table, "MB").rows] == ["measured", "measured"]
 
 
-def test_curves_are_of_what_was_measured():
+def test_a_chart_has_the_measured_values():
     byols = make_row(65.0, bits="FP", method="BYOL", checkpoint_hash="byol")
     rows = [*SEEDS, make_row(70.0, bits="FP"), byols, make_row(method="x", metrics={}, seed=9)]
     rows += [make_row(bits="2w4a", metrics={"bbox/AP50": None})]

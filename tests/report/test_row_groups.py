@@ -21,7 +21,7 @@ def test_rows_of_several_files_are_read_in_order(tmp_path):
     assert load_rows([]) == []
 
 
-def test_a_torn_last_line_costs_that_line_alone(tmp_path, caplog):
+def test_a_truncated_last_line_is_skipped(tmp_path, caplog):
     path = tmp_path / "results.jsonl"
     rows.append_row(path, make_row())
     path.write_text(path.read_text() + path.read_text()[:50])
@@ -42,7 +42,7 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("kind", FOREIGN)
-def test_what_is_no_file_of_rows_is_refused(tmp_path, kind):
+def test_files_without_rows_are_refused(tmp_path, kind):
     content, said = FOREIGN[kind]
     path = tmp_path / "results.jsonl"
     path.write_text(content)
@@ -68,7 +68,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_row_with_a_field_of_another_kind_is_refused(tmp_path, name):
+def test_a_row_with_a_field_of_the_wrong_type_is_refused(tmp_path, name):
     path = tmp_path / "results.jsonl"
     path.write_text(json.dumps(dataclasses.asdict(make_row()) | {name.split()[0]: WRONG[name]}) + "\n")
     with pytest.raises(UserError, match=f"a result row with an invalid {name.split()[0]}"):
@@ -94,7 +94,7 @@ ODD_PROTOCOLS = (
 
 
 @pytest.mark.parametrize("odd", ODD_PROTOCOLS, ids=str)
-def test_a_protocol_of_somebody_else_is_shown_as_it_is(tmp_path, odd):
+def test_unusual_protocols_are_shown(tmp_path, odd):
     rows.append_row(tmp_path / "a.jsonl", make_probe_row(61.25, protocol=odd))
     found = load_rows([tmp_path / "a.jsonl"])
     table = compare_with_published(1, found)
@@ -102,7 +102,7 @@ def test_a_protocol_of_somebody_else_is_shown_as_it_is(tmp_path, odd):
     assert "61.2" in render_markdown(Document("", build_comparison_blocks(table)))
 
 
-def test_a_file_of_schema_1_fills_the_lines_that_it_filled(tmp_path):
+def test_rows_of_schema_1_fill_the_same_lines(tmp_path):
     """A detector's row and a probe's, as they were written then, beside one of today."""
     how = "fast: SGD at 30 for a batch of 512, 100 epochs; cifar at 32 px, 50000 and 10000 images"
     prose = {"config": f"cifar_resnet18; linear; {how}", "calibration": "512 images of cifar10, seed 0, MinMax"}
@@ -126,7 +126,7 @@ def test_a_file_of_schema_1_fills_the_lines_that_it_filled(tmp_path):
     assert find_line(compare_with_published(1, found), backbone="ResNet-18").cells["linear/top1"].measured.mean == 85.0
 
 
-def test_of_one_second_the_later_counts_and_without_a_hash_the_name_tells():
+def test_ties_in_time_and_checkpoints_without_a_hash():
     first = make_row(50.0)
     assert keep_newest([first, make_row(60.0, time=first.time)])[0].metrics["bbox/AP50"] == 60.0
     assert len(keep_newest([make_row(checkpoint_hash=""), make_row(checkpoint_hash="", checkpoint="other.pth")])) == 2

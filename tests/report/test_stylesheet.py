@@ -44,7 +44,7 @@ def lab(rgb):
 
 
 @pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
-def test_letters_and_curves_stand_out_from_the_paper(theme):
+def test_text_and_curves_contrast_with_the_background(theme):
     assert all(contrast(theme[name], theme[paper]) >= 4.5 for name in ("text", "muted", "link") for paper in PAPERS)
     assert all(contrast(theme[f"curve-{number}"], theme["background"]) >= 3 for number in range(NUM_CURVE_COLOURS))
 
@@ -54,12 +54,12 @@ PAPERS = ("background", "raised")
 
 @pytest.mark.parametrize("sight", SIGHT)
 @pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
-def test_curves_are_told_apart_by_every_eye(theme, sight):
+def test_curve_colours_are_distinct_with_any_colour_blindness(theme, sight):
     seen = [lab(SIGHT[sight] @ linear(theme[f"curve-{number}"])) for number in range(NUM_CURVE_COLOURS)]
     assert all(np.linalg.norm(one - other) > 12 for one, other in itertools.combinations(seen, 2))
     assert all(np.linalg.norm(one - other) > 20 for one, other in itertools.combinations(seen[:5], 2))
 
 
-def test_both_themes_name_the_same_and_paper_stays_light():
+def test_both_themes_have_the_same_names_and_print_stays_light():
     assert LIGHT.keys() == DARK.keys()
     assert "@media screen and (prefers-color-scheme:dark)" in theme_css(":root")

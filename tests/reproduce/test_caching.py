@@ -3,7 +3,7 @@
 from support.reproduce.plans import get_states
 
 
-def test_nothing_is_done_twice(fake):
+def test_finished_steps_are_cached(fake):
     a = fake.step("a")
     steps = [a, fake.step("b", a), fake.step("c")]
     first = fake.run(steps)
@@ -18,7 +18,7 @@ def test_nothing_is_done_twice(fake):
     }
 
 
-def test_what_changed_is_done_again_with_all_behind_it(fake, tmp_path):
+def test_a_changed_input_reruns_the_step_and_all_that_depend_on_it(fake, tmp_path):
     given = tmp_path / "given.bin"
     given.write_text("1")
     a = fake.step("a", inputs=[given])
@@ -35,7 +35,7 @@ def test_what_changed_is_done_again_with_all_behind_it(fake, tmp_path):
     assert not (b.folder / "old").exists()
 
 
-def test_what_comes_out_the_same_is_not_gone_on_from(fake):
+def test_equal_outputs_do_not_rerun_dependents(fake):
     a = fake.step("a", text="same")
     b = fake.step("b", a)
     fake.run([a, b])

@@ -42,7 +42,7 @@ def measured(document):
     }
 
 
-def test_what_failed_is_named_with_its_reason(tmp_path):
+def test_failed_steps_are_listed_with_their_reason(tmp_path):
     found = make_fake_run(tmp_path, failed=FAILED_STEPS)
     document = build_report(found)
     page, read = check_page(document)
@@ -61,7 +61,7 @@ def test_what_failed_is_named_with_its_reason(tmp_path):
     assert len(page.all("img")) == 10 + 2  # detections, and maps of features
 
 
-def test_of_a_whole_run_nothing_is_missing(tmp_path):
+def test_a_complete_run_lists_nothing_as_missing(tmp_path):
     document = build_report(make_fake_run(tmp_path))
     assert "What is missing" not in headings(document)
     (left_out,) = (
@@ -75,7 +75,7 @@ def test_of_a_whole_run_nothing_is_missing(tmp_path):
 @pytest.mark.parametrize(
     "kinds", [("sweep",), ("predict",), ("pretrain",), ("analyze",), ("train", "sweep", "predict")], ids=str
 )
-def test_of_any_kind_nothing_may_be_there(kinds, tmp_path):
+def test_any_kind_of_step_may_be_missing(kinds, tmp_path):
     document = build_report(make_fake_run(tmp_path, failed=fail_kinds("mini", kinds)))
     check_page(document)
     assert bool(measured(document)) == ("sweep" not in kinds)
@@ -87,7 +87,7 @@ def test_of_any_kind_nothing_may_be_there(kinds, tmp_path):
     )
 
 
-def test_one_detector_without_any_row(tmp_path):
+def test_a_detector_without_rows(tmp_path):
     failed = {name: outcome for name, outcome in fail_kinds("mini", ("sweep", "predict")).items() if "fpn" in name}
     found = make_fake_run(tmp_path, failed=failed)
     check_page(build_report(found))
@@ -96,14 +96,14 @@ def test_one_detector_without_any_row(tmp_path):
     assert "toy_coco_2017_val" in (tmp_path / "tables/table7.md").read_text()
 
 
-def test_nothing_at_all_is_there(tmp_path):
+def test_a_run_without_any_result(tmp_path):
     everything = ("data", "pretrain", "convert", "train", "sweep", "predict", "analyze")
     found = make_fake_run(tmp_path, failed=fail_kinds("mini", everything))
     check_page(build_report(found))
     assert write_report(found).is_file()
 
 
-def test_toy_data_are_called_so_and_one_seed_too(tmp_path):
+def test_toy_data_and_single_seeds_have_a_warning(tmp_path):
     nothing = fail_kinds("paper", ("pretrain", "convert", "train", "sweep", "predict"), tables=(6,), seeds=1)
     paper = build_report(make_fake_run(tmp_path / "paper", "paper", tables=(6,), seeds=1, failed=nothing))
     mini, small = (
@@ -117,7 +117,7 @@ def test_toy_data_are_called_so_and_one_seed_too(tmp_path):
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_foreign_texts_are_inert(text, tmp_path):
+def test_hostile_texts_have_no_effect(text, tmp_path):
     """In the reason of a failure, in a method's name, in the command, and in why a tensor was left out."""
     names = {"simsiam": text, "reason": text}
     failed = {name: replace(outcome, reason=text) for name, outcome in FAILED_STEPS.items()}

@@ -73,7 +73,7 @@ def sleeping(fake, started):
     return started(fake.program, lambda name: words["ab".index(name)], lambda: len(fake.events) == 2)
 
 
-def test_two_runs_in_one_folder(fake, sleeping):
+def test_a_second_run_in_one_folder_is_refused(fake, sleeping):
     with pytest.raises(UserError, match=r"another process is running in .*out; wait for it, or choose another --out"):
         fake.run([fake.step("c")])
     assert [name for _, name in fake.events] in (["a", "b"], ["b", "a"])
@@ -83,7 +83,7 @@ def test_two_runs_in_one_folder(fake, sleeping):
 
 
 @pytest.mark.parametrize("are_told", [True, False], ids=["a terminal's", "one process's"])
-def test_an_interrupt_ends_the_steps(are_told, fake, sleeping):
+def test_an_interrupt_ends_the_jobs(are_told, fake, sleeping):
     """A terminal's goes to all processes at once."""
     (os.killpg if are_told else os.kill)(sleeping.pid, signal.SIGINT)
     assert b"KeyboardInterrupt" in sleeping.communicate(timeout=10)[1]
@@ -91,7 +91,7 @@ def test_an_interrupt_ends_the_steps(are_told, fake, sleeping):
     assert not any(map(is_running, fake.pids))
 
 
-def test_a_killed_run_ends_its_steps_at_once(fake, started):
+def test_a_killed_run_ends_its_jobs_at_once(fake, started):
     out = fake.out
     process = started(
         CHILD, lambda name: [LONG[0], str(out / name), *LONG[1:]], lambda: len(list(out.glob(".*making"))) == 2
@@ -105,7 +105,7 @@ def test_a_killed_run_ends_its_steps_at_once(fake, started):
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.3, 1.0])
-def test_a_step_is_gone_when_its_pipe_is(seconds, tmp_path):
+def test_a_job_ends_when_its_pipe_closes(seconds, tmp_path):
     """While it imports, too."""
     command = [*CHILD, LONG[0], str(tmp_path / "data"), *LONG[1:]]
     process = subprocess.Popen(command, stdin=subprocess.PIPE)
@@ -128,7 +128,7 @@ builtins.slow = Slow()
 """
 
 
-def test_a_step_that_is_done_is_gone_at_once(tmp_path):
+def test_a_finished_job_exits_at_once(tmp_path):
     """However long Python would take to take apart what is in memory, when no thread runs any more."""
     (tmp_path / "sitecustomize.py").write_text(SLOW_TO_EXIT)
     command = [*CHILD, LONG[0], str(tmp_path / "data"), "--scenes", "4", "--crops", "5", "--workers", "1"]
@@ -141,7 +141,7 @@ def test_a_step_that_is_done_is_gone_at_once(tmp_path):
         process.communicate()
 
 
-def test_a_step_that_is_let_be_ends_as_the_command_does(tmp_path):
+def test_an_undisturbed_job_ends_as_the_command_does(tmp_path):
     made = subprocess.Popen(
         [*CHILD, *LONG[:1], str(tmp_path / "a"), "--scenes", "4", "--crops", "5"], stdin=subprocess.PIPE
     )

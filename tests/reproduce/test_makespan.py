@@ -47,12 +47,12 @@ def by_the_minute(steps, jobs):
 
 
 @given(plans(), st.integers(1, 8))
-def test_it_is_what_a_clock_says(steps, jobs):
+def test_it_equals_a_simulation_by_the_minute(steps, jobs):
     assert estimate_makespan(steps, jobs) == by_the_minute(steps, jobs)
 
 
 @given(plans(), st.integers(1, 8))
-def test_it_is_never_less_than_can_be(steps, jobs):
+def test_it_lies_between_lower_and_upper_bound(steps, jobs):
     total, longest = sum(step.minutes for step in steps), longest_path(steps)
     assert max(total / jobs, longest) <= estimate_makespan(steps, jobs) <= total
     assert estimate_makespan(steps, 1) == total
@@ -60,7 +60,7 @@ def test_it_is_never_less_than_can_be(steps, jobs):
 
 
 @given(plans(most=5), st.integers(2, 3))
-def test_it_is_near_the_best_of_all_orders(steps, jobs):
+def test_it_is_within_grahams_bound_of_the_best_order(steps, jobs):
     """Graham's bound (1969) for jobs that are never left empty: less than twice the best."""
     best = min(estimate_makespan(order, jobs) for order in permutations(steps))
     assert best <= estimate_makespan(steps, jobs) <= (2 - 1 / jobs) * best
@@ -78,11 +78,11 @@ def test_by_hand(jobs, minutes):
     assert estimate_makespan(steps, jobs) == minutes
 
 
-def test_of_nothing_it_is_nothing():
+def test_no_steps_take_no_time():
     assert estimate_makespan([], 3) == 0
 
 
-def test_a_step_needs_those_that_make_what_it_reads():
+def test_a_step_depends_on_those_that_make_its_inputs():
     a, b = make_step("a", Path("a")), make_step("b", Path("b"))
     both = make_step("c", Path("c"), (*a.outputs, *b.outputs, Path("given.yaml")))
     assert [each.name for each in find_dependencies(both, [b, a, both])] == ["b", "a"]

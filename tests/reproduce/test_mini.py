@@ -44,7 +44,7 @@ def found(out):
     return kept
 
 
-def test_there_is_a_row_of_each_method_detector_and_width(whole):
+def test_there_is_a_row_of_each_method_detector_and_bit_width(whole):
     assert {
         (row["method"], name.split("-")[0], bits, row["dataset"], row["scope"], row["seed"])
         for (name, bits), row in found(whole).items()
@@ -59,7 +59,7 @@ def test_there_is_a_row_of_each_method_detector_and_width(whole):
 
 
 @pytest.mark.parametrize("detector", TABLES)
-def test_a_table_holds_the_rows_beside_the_published_figures(detector, whole):
+def test_a_table_has_the_rows_beside_the_published_values(detector, whole):
     number, dataset = TABLES[detector]
     text = (whole / f"tables/table{number}.md").read_text()
     assert (whole / f"tables/table{number}.csv").read_text().count("\n") > len(WIDTHS) * len(METHODS)
@@ -82,7 +82,7 @@ def test_a_table_holds_the_rows_beside_the_published_figures(detector, whole):
     assert load_published_table(number).source in text
 
 
-def test_the_report_holds_the_rows_the_curves_and_the_detections(whole):
+def test_the_report_has_the_rows_the_curves_and_the_detections(whole):
     page = TagParser((whole / "report/index.html").read_text())
     cells = {text.strip() for text in page.texts}
     assert cells >= {*METHODS.values(), *WIDTHS}
@@ -98,14 +98,14 @@ def test_the_report_holds_the_rows_the_curves_and_the_detections(whole):
         assert step.command.replace("runs/x", str(whole.with_name("mini"))) in text
 
 
-def test_all_of_a_backbone_is_loaded(whole):
+def test_all_weights_of_a_backbone_are_loaded(whole):
     for name in ("c4-ssql-0", "fpn-ssql-0", "c4-simsiam-0", "fpn-simsiam-0"):
         coverage = json.loads((whole / f"detectors/{name}/coverage.json").read_text())
         assert coverage["percent"] == 100
         assert coverage["used"]
 
 
-def test_once_more_nothing_is_done(whole):
+def test_a_second_run_is_cached(whole):
     """Although the folder was moved."""
     files = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file() and path.parent.name != "report"}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -141,7 +141,7 @@ def test_kills_change_no_number(place, whole):
     assert [path.name for path in place.rglob(".*")] == [".lock"], f"last killed after {seconds} s"
 
 
-def test_a_step_that_fails_is_named_and_the_others_are_done(whole, tmp_path):
+def test_a_failed_step_is_reported_and_the_others_are_done(whole, tmp_path):
     """Beside a run that is whole: the rows of random weights are there, those of the new backbone are not."""
     out, bad = tmp_path / "out", tmp_path / "thesis.pth"
     shutil.copytree(whole, out)

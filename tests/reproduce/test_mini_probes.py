@@ -37,14 +37,14 @@ def found(out):
     }
 
 
-def test_there_is_a_row_of_each_method_and_width(whole):
+def test_there_is_a_row_of_each_method_and_bit_width(whole):
     probed = found(whole)
     assert {name: row.method for (name, _), row in probed.items()} == PROBES
     assert len(probed) == 2 * 8 == sum(len(path.read_text().splitlines()) for path in whole.glob("probes/*/*.jsonl"))
     assert all(0 <= row.metrics["linear/top1"] <= 100 for row in probed.values())
 
 
-def test_the_page_shows_them_where_they_belong(whole):
+def test_the_report_has_the_rows_in_their_tables(whole):
     page = TagParser((whole / "report/index.html").read_text())
     cells = {text.strip() for text in page.texts}
     assert {"narrow ResNet · (d)", "narrow ResNet · BYOL", "What bits cost a backbone: preset mini"} <= cells

@@ -23,7 +23,7 @@ def kinds(plan):
     return Counter(step.kind for step in plan.steps)
 
 
-def test_the_whole_of_it():
+def test_steps_of_whole_presets():
     mini, small, paper = (build_plan(name) for name in ("mini", "small", "paper"))
     assert kinds(mini) == {"data": 1, "pretrain": 2, "convert": 2, "train": 6, "sweep": 6, "predict": 6, "analyze": 1}
     assert kinds(small) == {
@@ -40,7 +40,7 @@ def test_the_whole_of_it():
     assert first == "ssql-det make-toy-data runs/x/data --difficulty 0.0 --size 128 128 "
 
 
-def test_a_table_alone():
+def test_one_table():
     plan = build_plan("mini", tables=(7,))
     assert swept(plan) == {"fpn-random-init-0", "fpn-simsiam-0", "fpn-ssql-0"}
     assert kinds(plan)["pretrain"] == 2
@@ -59,7 +59,7 @@ def test_a_table_alone():
     ],
 )
 @pytest.mark.parametrize("tables", [(6,), (7,), (6, 7)], ids=str)
-def test_methods_are_called_as_people_call_them(said, meant, tables):
+def test_methods_in_any_spelling(said, meant, tables):
     """Random weights too, which the published Table 7 has not."""
     plan = build_plan("mini", methods=said, tables=tables)
     assert swept(plan) == {f"{ {6: 'c4', 7: 'fpn'}[table] }-{name}-0" for name in meant for table in tables}
@@ -67,7 +67,7 @@ def test_methods_are_called_as_people_call_them(said, meant, tables):
     assert not plan.left_out
 
 
-def test_methods_that_cannot_be_made_are_named():
+def test_methods_without_a_config_are_listed():
     plan = build_plan("mini", methods=("ssql", "byol"))
     assert swept(plan) == {"c4-ssql-0", "fpn-ssql-0"}
     assert [words.split(":")[0] for words in plan.left_out] == ["BYOL of Table 6", "BYOL of Table 7"]
@@ -96,7 +96,7 @@ def test_methods_that_cannot_be_made_are_named():
         ({"checkpoints": {"BYOL": "a.pth"}, "methods": ("SSQL",)}, "a file for 'BYOL', which --methods leaves out"),
     ],
 )
-def test_a_method_that_there_is_not_is_refused_with_the_nearest(choices, said):
+def test_unknown_methods_are_refused_with_a_hint(choices, said):
     with pytest.raises(UserError, match=said):
         build_plan("mini", **choices)
 
@@ -126,7 +126,7 @@ def test_bits():
     assert get_preset("mini").bits == "FP,8,6,5,4,2w4a"
 
 
-def test_a_checkpoint_takes_the_place_of_a_pretraining(tmp_path):
+def test_a_checkpoint_replaces_a_pretraining(tmp_path):
     plan = build_plan("mini", checkpoints={"ssql": str(tmp_path / "ours.pth")})
     assert [step.name for step in plan.steps if step.kind == "pretrain"] == ["pretrain-simsiam-0"]
     (convert,) = [step for step in plan.steps if step.name == "convert-ssql"]
@@ -137,7 +137,7 @@ def test_a_checkpoint_takes_the_place_of_a_pretraining(tmp_path):
     assert swept(plan) == swept(build_plan("mini"))
 
 
-def test_a_checkpoint_adds_a_method_that_is_not_made_here():
+def test_a_checkpoint_adds_a_method_without_a_config():
     plan = build_plan("mini", checkpoints={"BYOL": "~/byol.pth"})
     assert swept(plan) - swept(build_plan("mini")) == {"c4-byol-0", "fpn-byol-0"}
     assert not [words for words in plan.left_out if words.startswith("BYOL")]
@@ -145,7 +145,7 @@ def test_a_checkpoint_adds_a_method_that_is_not_made_here():
     assert convert.inputs == (Path("~/byol.pth").expanduser(),)
 
 
-def test_a_checkpoint_of_the_paper_is_for_one_table():
+def test_a_checkpoint_in_the_paper_preset_needs_one_table():
     with pytest.raises(UserError, match="each table needs another architecture; choose one"):
         build_plan("paper", checkpoints={"BYOL": "byol.pth"})
 
@@ -157,7 +157,7 @@ def test_several_gpus_share_a_pretraining():
     assert eight.minutes < one.minutes / 7
 
 
-def test_what_others_wait_for_comes_first_and_of_that_the_longest():
+def test_steps_are_ordered_by_kind_and_then_by_length():
     steps = build_plan("small", tables=(8, 6, 1)).steps
     order = ["data", "pretrain", "convert", "train", "sweep", "predict", "probe", "analyze"]
     assert [(order.index(step.kind), -step.minutes) for step in steps] == sorted(
@@ -165,6 +165,6 @@ def test_what_others_wait_for_comes_first_and_of_that_the_longest():
     )
 
 
-def test_a_preset_that_there_is_not():
+def test_an_unknown_preset_is_refused():
     with pytest.raises(UserError, match=r"unknown preset 'smal'; did you mean 'small'\?"):
         get_preset("smal")

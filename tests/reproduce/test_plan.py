@@ -64,7 +64,7 @@ def asked(step):
     return options, None
 
 
-def test_every_command_is_one_and_says_what_its_step_reads_and_makes(plan):
+def test_every_command_is_valid_and_names_its_inputs_and_outputs(plan):
     for step in plan.steps:
         options, cfg = asked(step)
         read = {path.as_posix() for path in step.inputs}
@@ -118,7 +118,7 @@ def test_every_command_is_one_and_says_what_its_step_reads_and_makes(plan):
         assert step.minutes > 0 < step.megabytes
 
 
-def test_each_finds_what_those_before_it_made(plan):
+def test_inputs_are_outputs_of_earlier_steps(plan):
     there = {Path(file) for file in (*GIVEN.values(), "ssql.pth", "d.pth")} | set(Path().glob("configs/**/*.yaml"))
     for step in plan.steps:
         assert set(step.inputs) <= there, step.name
@@ -128,14 +128,14 @@ def test_each_finds_what_those_before_it_made(plan):
             assert plan.datasets_root / MANIFEST in step.inputs
 
 
-def test_names_are_unique_and_folders_apart(plan):
+def test_names_are_unique_and_folders_separate(plan):
     assert set(Counter(step.name for step in plan.steps).values()) == {1}
     for one, other in itertools.permutations(plan.steps, 2):
         assert not one.folder.is_relative_to(other.folder), (one.name, other.name)
     assert all(step.folder.is_relative_to(plan.out) for step in plan.steps)
 
 
-def test_weights_go_from_a_method_to_its_rows(plan):
+def test_sweeps_and_drawings_use_the_backbone_of_their_method(plan):
     """What is trained, swept and drawn of a method begins with that method's backbone and seed."""
     makers = {path.as_posix(): step for step in plan.steps for path in step.outputs}
     for step in plan.steps:
@@ -164,7 +164,7 @@ def value(cfg, key):
     return cfg
 
 
-def test_of_every_published_row_there_is_a_sweep_or_a_word(plan):
+def test_every_published_row_has_a_sweep_or_a_reason(plan):
     swept = {(asked(step)[1].SSQL_DET.METHOD, step.name.split("-")[1]) for step in plan.steps if step.kind == "sweep"}
     for table in set(plan.options.tables) & {6, 7}:
         for method in load_published_table(table).methods:
@@ -172,7 +172,7 @@ def test_of_every_published_row_there_is_a_sweep_or_a_word(plan):
             assert len(words) == ((method.removesuffix(" (ours)"), {6: "c4", 7: "fpn"}[table]) not in swept)
 
 
-def test_the_images_to_draw_are_in_the_toy_data_and_were_not_trained_on(tmp_path):
+def test_images_to_draw_are_test_images_of_the_toy_data(tmp_path):
     for name in ("mini", "small"):
         plan = build_plan(name, tmp_path / name, budget=0.001)
         make_toy_data(plan.datasets_root, plan.preset.data, workers=2)
@@ -185,7 +185,7 @@ def test_the_images_to_draw_are_in_the_toy_data_and_were_not_trained_on(tmp_path
 
 @settings(max_examples=12, deadline=None)
 @given(st.floats(0, 1, exclude_min=True))
-def test_a_budget_scales_down_to_what_still_works(budget):
+def test_a_budget_scales_down_to_the_minimums(budget):
     for name in ("mini", "small"):
         tables = get_preset(name).tables
         plan, whole = (build_plan(name, budget=share, seeds=1, tables=tables) for share in (budget, 1.0))

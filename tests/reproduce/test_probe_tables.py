@@ -37,7 +37,7 @@ def named(plan, kind):
 
 
 @pytest.mark.parametrize("name", ["mini", "small"])
-def test_tables_share_what_is_one_run(name):
+def test_tables_share_runs(name):
     plan = build_plan(name, tables=(1, 8, 12), seeds=1)
     assert set(named(plan, "pretrain")) == {f"{run}-0" for run in (*RUNS.values(), *(f"table8-{x}" for x in "bcdefgh"))}
     assert Counter(named(plan, "pretrain")) == Counter(named(plan, "probe"))
@@ -53,7 +53,7 @@ def test_a_backbone_is_pretrained_once_for_detectors_and_probes():
     assert (named(both, "sweep"), named(both, "probe")) == (["c4-ssql-0"], ["ssql-0"])
 
 
-def test_a_letter_is_told_where_a_checkpoint_does_not_tell_it():
+def test_a_probe_gets_the_letter_that_the_checkpoint_does_not_store():
     for step in build_plan("mini", tables=(8,)).steps:
         if step.kind == "probe":
             said = dict(itertools.pairwise(step.arguments)).get("--method")
@@ -64,12 +64,12 @@ def test_a_letter_is_told_where_a_checkpoint_does_not_tell_it():
 @pytest.mark.parametrize(
     ("said", "run"), [("(d)", "table8-d-0"), ("i", "ssql-0"), ("SSQL", "ssql-0"), ("A", "simsiam-0")]
 )
-def test_a_row_of_the_ablation_is_called_by_its_letter_or_by_what_it_is(said, run):
+def test_rows_of_the_ablation_are_selected_by_letter_or_method(said, run):
     assert named(build_plan("mini", tables=(8,), methods=(said,)), "probe") == [run]
 
 
 @pytest.mark.parametrize("table", [1, 3, 8, 12])
-def test_the_paper_runs_every_config_that_its_tables_name(table):
+def test_the_paper_preset_runs_every_config_of_its_tables(table):
     plan = build_plan("paper", tables=(table,))
     configs = [
         step.arguments[step.arguments.index("--config-file") + 1] for step in plan.steps if step.kind == "pretrain"
@@ -83,13 +83,13 @@ def test_the_paper_runs_every_config_that_its_tables_name(table):
     assert {words.split(" of ")[0] for words in plan.left_out} == lacking
 
 
-def test_what_several_tables_of_the_paper_need_is_one_run():
+def test_tables_of_the_paper_preset_share_runs():
     names = named(build_plan("paper", tables=(1, 3, 6, 7, 8, 12)), "pretrain")
     assert set(Counter(names).values()) == {1}
     assert len(names) == 12 + 2 + 9 + 7 + 2  # CIFAR-10, SSQL over two more, the ablation, ImageNet, and its 200 epochs
 
 
-def test_a_given_backbone_is_probed_once_and_by_its_name():
+def test_a_given_backbone_is_probed_once_with_its_name():
     plan = build_plan("mini", tables=(1,), seeds=3, checkpoints={"SimSiam-PACT": "pact.pth"})
     (step,) = [step for step in plan.steps if step.name == "probe-simsiam-pact"]
     assert step.arguments[step.arguments.index("--method") + 1] == "SimSiam-PACT"
@@ -97,7 +97,7 @@ def test_a_given_backbone_is_probed_once_and_by_its_name():
 
 
 @pytest.mark.parametrize("name", ["SSQL", "(i)"])
-def test_a_given_backbone_is_its_row_of_the_ablation_too(name):
+def test_a_given_backbone_is_used_for_its_row_of_the_ablation(name):
     plan = build_plan("mini", tables=(8, 6) if name == "SSQL" else (8,), checkpoints={name: "ours.pth"})
     assert "ssql-0" not in named(plan, "pretrain")
     (probe,) = [step for step in plan.steps if step.kind == "probe" and "ours.pth" in step.arguments]
@@ -118,7 +118,7 @@ def test_a_given_backbone_is_its_row_of_the_ablation_too(name):
         ("mini", {"tables": (8,), "methods": ("j",)}, r"unknown method 'j'.*known: \(a\), \(b\)"),
     ],
 )
-def test_what_there_is_not_is_refused(preset, choices, said):
+def test_unknown_tables_and_methods_are_refused(preset, choices, said):
     with pytest.raises(UserError, match=said):
         build_plan(preset, **choices)
 
@@ -131,7 +131,7 @@ def found(tmp_path_factory):
         return make_fake_run(tmp_path_factory.mktemp("mini"), "mini", tables=(1, 8, 12), seeds=3)
 
 
-def test_a_page_of_probes_alone_speaks_of_no_detector(found):
+def test_a_report_of_probes_mentions_no_detector(found):
     document = build_report(found)
     check_page(document)
     assert document.title == "What bits cost a backbone: preset mini"
@@ -147,7 +147,7 @@ def test_a_page_of_probes_alone_speaks_of_no_detector(found):
     assert len(find_tables(document, "Linear probe")) == 1  # the cost of three tables' one network
 
 
-def test_figures_are_means_over_seeds_in_the_order_of_the_table(found):
+def test_values_are_means_over_seeds_in_the_order_of_the_table(found):
     of_1, of_8, of_12 = (table for table in find_tables(build_report(found), "method") if table.header[1] == "values")
     for table, runs in ((of_1, RUNS), (of_12, {method: RUNS[method] for method in load_published_table(12).methods})):
         measured = {row[0].removeprefix("narrow ResNet · "): row[2:] for row in table.rows if row[1] == "measured"}
@@ -166,7 +166,7 @@ def test_figures_are_means_over_seeds_in_the_order_of_the_table(found):
     assert measured["narrow ResNet · (d)"][-1] == f"{statistics.fmean(means):.1f} ± {statistics.stdev(means):.1f} (3)"
 
 
-def test_the_answer_has_each_method_once(found):
+def test_the_summary_has_each_method_once(found):
     (answer,) = find_tables(build_report(found), "probe")
     names = [row[1] for row in answer.rows]
     assert len(names) == len(set(names)) == 8 + 9
@@ -176,7 +176,7 @@ def test_the_answer_has_each_method_once(found):
     assert row[4] == f"{statistics.fmean(lost):.1f} ± {statistics.stdev(lost):.1f}"
 
 
-def test_files_of_tables_are_named_by_their_numbers(found):
+def test_table_files_are_named_by_their_numbers(found):
     captions = [table.caption for table in write_tables(found)]
     assert captions == [f"Table {number}, top-1: crops" for number in (1, 8, 12)]
     assert {path.name for path in (found.plan.out / "tables").iterdir()} == {
@@ -184,7 +184,7 @@ def test_files_of_tables_are_named_by_their_numbers(found):
     }
 
 
-def test_detectors_and_probes_stand_on_one_page(tmp_path):
+def test_detectors_and_probes_on_one_page(tmp_path):
     document = build_report(make_fake_run(tmp_path, "mini", tables=(7, 1), methods=("ssql", "simsiam")))
     check_page(document)
     assert document.title == "What bits cost a detector: preset mini"

@@ -32,7 +32,7 @@ def small(tmp_path_factory):
         return make_fake_run(tmp_path_factory.mktemp("small"), "small")
 
 
-def test_a_whole_page_stands_in_both_formats(small):
+def test_the_report_of_a_complete_run_in_both_formats(small):
     document = build_report(small)
     page, _ = check_page(document)
     assert document.title == "What bits cost a detector: preset small"
@@ -46,7 +46,7 @@ def test_a_whole_page_stands_in_both_formats(small):
     assert len(page.all("img")) == 12 + 2  # detections, and maps of features
 
 
-def test_figures_are_means_of_the_rows_over_seeds(small):
+def test_values_are_means_over_seeds(small):
     document = build_report(small)
     *boxes, masks = (table for table in find_tables(document, "method") if table.header[1] == "values")
     for table, detector in zip(boxes, ("c4", "fpn"), strict=True):
@@ -60,7 +60,7 @@ def test_figures_are_means_of_the_rows_over_seeds(small):
     assert {row[0]: row[2] for row in masks.rows if row[1] == "measured"}["SimSiam"] == "22.2 ± 1.5 (3)"
 
 
-def test_the_answer_is_what_is_spread(small):
+def test_the_summary_has_the_mean_loss_of_each_seed(small):
     (answer,) = find_tables(build_report(small), "detector")[:1]
     assert answer.header == ("detector", "method", "box AP at FP", "lost at 8w8a", "lost at 4w4a", "lost at 2w4a")
     places = [WIDTHS.index(bits) for bits in ("8w8a", "4w4a", "2w4a")]
@@ -78,11 +78,11 @@ def test_the_answer_is_what_is_spread(small):
             assert cell == f"{statistics.fmean(lost):.1f} ± {statistics.stdev(lost):.1f}"
 
 
-def test_next_to_nothing_lost_has_no_sign():
+def test_a_loss_of_zero_has_no_sign():
     assert [format_mean(losses) for losses in ([-0.04], [-0.06], [0.06], [])] == ["0.0", "-0.1", "0.1", "-"]
 
 
-def test_all_else_is_what_the_steps_left(small):
+def test_details_are_those_of_the_steps(small):
     document = build_report(small)
     (loaded,) = [table for table in find_tables(document, "detector") if "tensors" in table.header]
     rows = {row[0]: row[1:] for row in loaded.rows}
@@ -110,7 +110,7 @@ def test_all_else_is_what_the_steps_left(small):
     )
 
 
-def test_features_are_those_of_the_analysis(small):
+def test_the_terms_and_maps_are_those_of_the_analysis(small):
     document = build_report(small)
     backbone, loss = (table for table in find_tables(document, "checkpoint") if "term" in table.header)
     assert backbone.header == ("checkpoint", "spread", "term", *("FP", "8w8a", "2w4a"))
@@ -121,7 +121,7 @@ def test_features_are_those_of_the_analysis(small):
     assert {block.name: block.content for block in maps} == {path.name: path.read_bytes() for path in step.outputs[1:]}
 
 
-def test_pictures_are_small_enough_for_a_page(small):
+def test_images_are_shrunk_for_the_page(small):
     page = TagParser(render_html(build_report(small)))
     for image in page.all("img")[:12]:
         content = Image.open(io.BytesIO(b64decode(image["src"].partition(",")[2])))
@@ -130,7 +130,7 @@ def test_pictures_are_small_enough_for_a_page(small):
         assert max(abs(red - 0), abs(green - 114), abs(blue - 178)) < 6  # as they were, not blue for red
 
 
-def test_files_are_written_and_are_those_of_the_document(small):
+def test_the_written_files_are_those_of_the_document(small):
     shown = list(write_tables(small))
     assert [table.caption.split(":")[0] for table in shown] == ["Table 6, box AP", "Table 7, box AP"]
     page = write_report(small)

@@ -21,7 +21,7 @@ def at_a_time(events):
 
 
 @pytest.mark.parametrize("jobs", [1, 2, 3, 9])
-def test_each_begins_behind_those_it_needs_and_lanes_are_full(jobs, fake):
+def test_each_step_starts_after_its_dependencies_and_all_jobs_are_used(jobs, fake):
     a, b, c = (fake.step(name, seconds=0.15) for name in "abc")
     d = fake.step("d", a, b)
     e = fake.step("e", d, c)
@@ -36,7 +36,7 @@ def test_each_begins_behind_those_it_needs_and_lanes_are_full(jobs, fake):
     assert e.outputs[0].read_text() == "edabc"
 
 
-def test_each_has_a_log_of_its_own(fake):
+def test_each_step_has_its_own_log(fake):
     steps = [fake.step(name, message=f"this is {name}") for name in "abc"]
     fake.run(steps, jobs=3)
     assert [get_log_path(fake.out, step).read_text() for step in steps] == [f"this is {name}\n" for name in "abc"]
@@ -46,7 +46,7 @@ def test_each_has_a_log_of_its_own(fake):
 # ---- what fails ----------------------------------------------------------------------------------------------------
 
 
-def test_one_that_fails_stops_those_that_need_it_and_no_other(fake):
+def test_a_failure_stops_only_dependent_steps(fake):
     words = "warming up\nerror: there is no room; make some\nin the end\n"
     a = fake.step("a", exit_code=2, message=words)
     b = fake.step("b", a)
@@ -72,11 +72,11 @@ def test_one_that_fails_stops_those_that_need_it_and_no_other(fake):
         ("", "it ended with exit code 5 and without output"),
     ],
 )
-def test_the_reason_is_its_sentence_or_what_it_said_last(say, reason, fake):
+def test_the_reason_is_the_last_error_or_the_last_line(say, reason, fake):
     assert fake.run([fake.step("a", exit_code=5, message=say)])["a"].reason == reason
 
 
-def test_what_was_killed_or_says_what_is_no_text_has_a_reason(fake):
+def test_killed_jobs_and_binary_output_have_a_reason(fake):
     script = Path(fake.program[-1])
     script.write_text(
         "import os, sys\nsys.stdout.buffer.write(bytes([255, 10]))\nsys.stdout.flush()\nos.kill(os.getpid(), 9)"
@@ -86,14 +86,14 @@ def test_what_was_killed_or_says_what_is_no_text_has_a_reason(fake):
     assert fake.run([fake.step("a")])["a"].reason == "it ended with exit code -9 and without output"
 
 
-def test_one_that_ends_well_without_its_file_has_failed(fake):
+def test_a_step_without_its_output_has_failed(fake):
     a = fake.step("a", writes=False)
     outcomes = fake.run([a, fake.step("b", a)])
     assert get_states(outcomes) == {"a": FAILED, "b": SKIPPED}
     assert outcomes["a"].reason == f"a ended without an error but did not make {a.outputs[0]}; please report this bug"
 
 
-def test_a_refusal_of_the_ledger_is_that_steps_alone(fake):
+def test_an_error_of_the_cache_fails_only_that_step(fake):
     a, b = fake.step("a"), fake.step("b")
     a.folder.mkdir(parents=True)
     assert get_states(fake.run([a, b])) == {"a": FAILED, "b": DONE}
@@ -109,7 +109,7 @@ def test_a_refusal_of_the_ledger_is_that_steps_alone(fake):
     jobs=st.integers(1, 3),
     data=st.data(),
 )
-def test_any_plan_with_one_failure(tmp_path_factory, needs, jobs, data):
+def test_any_plan_with_one_failing_step(tmp_path_factory, needs, jobs, data):
     fake = FakeProgram(tmp_path_factory.mktemp("plan"))
     bad = data.draw(st.integers(0, len(needs) - 1))
     steps, lost = [], set()
@@ -140,7 +140,7 @@ def told():
     logger.setLevel(level)
 
 
-def test_progress_says_how_far_it_is(fake, monkeypatch, told):
+def test_progress_is_logged(fake, monkeypatch, told):
     monkeypatch.setattr(runner, "_LOG_SECONDS", 0.2)
     a = fake.step("a", minutes=2.0)  # and so it takes b not 2 minutes either
     fake.run([a, fake.step("b", a, seconds=1.5, minutes=2.0)], jobs=1)
@@ -150,7 +150,7 @@ def test_progress_says_how_far_it_is(fake, monkeypatch, told):
     assert told[-1] == "a: cached"
 
 
-def test_steps_have_one_thread_each_and_know_their_data(monkeypatch):
+def test_jobs_have_one_thread_on_the_cpu_and_the_datasets_folder(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "64")
     monkeypatch.setenv("OF_THE_USER", "kept")
     on_cpu, on_gpu = make_environment(Path("a/data")), make_environment(Path("a/data"), has_gpu=True)

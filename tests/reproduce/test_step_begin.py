@@ -16,7 +16,7 @@ def done(tmp_path):
     return cache, step
 
 
-def test_one_that_was_killed_goes_on_in_its_folder(tmp_path):
+def test_a_killed_step_resumes_in_its_folder(tmp_path):
     cache, step = begin_step(tmp_path)
     step.outputs[0].unlink()
     cache.begin(step)
@@ -33,7 +33,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("is_finished", [True, False])
-def test_one_that_has_changed_begins_in_an_empty_folder(change, is_finished, tmp_path):
+def test_a_changed_step_starts_in_an_empty_folder(change, is_finished, tmp_path):
     cache, step = begin_step(tmp_path)
     if is_finished:
         cache.finish(step, 1.0)
@@ -50,7 +50,7 @@ def test_one_that_has_changed_begins_in_an_empty_folder(change, is_finished, tmp
 
 
 @pytest.mark.parametrize("is_finished", [True, False])
-def test_one_that_is_extended_goes_on_in_its_folder(is_finished, tmp_path):
+def test_a_step_with_more_bit_widths_resumes_in_its_folder(is_finished, tmp_path):
     cache, step = begin_step(tmp_path)
     step = replace(step, arguments=("sweep", "--bits", "FP,4", "SEED", "0"), kind="sweep")
     cache.begin(replace(step, folder=tmp_path / "elsewhere"))  # the folder stays, the command is another
@@ -66,14 +66,14 @@ def test_one_that_is_extended_goes_on_in_its_folder(is_finished, tmp_path):
     assert not step.folder.exists()
 
 
-def test_one_whose_output_was_altered_begins_in_an_empty_folder(done):
+def test_a_step_with_an_edited_output_starts_in_an_empty_folder(done):
     cache, step = done
     step.outputs[0].write_text("by hand")
     cache.begin(step)
     assert not step.folder.exists()
 
 
-def test_a_folder_that_no_step_has_made_stays_as_it_is(tmp_path):
+def test_a_folder_that_no_step_made_is_refused(tmp_path):
     mine = tmp_path / "out/work/a/thesis.tex"
     mine.parent.mkdir(parents=True)
     mine.write_text("years of work")
@@ -86,7 +86,7 @@ def test_a_folder_that_no_step_has_made_stays_as_it_is(tmp_path):
     assert mine.read_text() == "years of work"
 
 
-def test_what_a_step_did_not_make_is_missed(tmp_path):
+def test_a_missing_output_is_an_error(tmp_path):
     cache, step = begin_step(tmp_path)
     step.outputs[1].unlink()
     with pytest.raises(UserError, match=r"train-a ended without an error but did not make .*work/a/b/c\.txt"):

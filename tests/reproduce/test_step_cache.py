@@ -45,7 +45,7 @@ CHANGES = {  # each alone
 }
 
 
-def test_a_config_that_is_changed_while_a_step_runs_was_not_the_one_it_used(tmp_path):
+def test_a_config_changed_during_a_step_makes_it_outdated(tmp_path):
     cache, step = begin_step(tmp_path)
     (tmp_path / "config.yaml").write_text("_BASE_: base.yaml\nD: 4\n")
     cache.finish(step, 1.0)
@@ -53,7 +53,7 @@ def test_a_config_that_is_changed_while_a_step_runs_was_not_the_one_it_used(tmp_
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_any_change_undoes_it(change, done, tmp_path):
+def test_any_change_makes_a_step_outdated(change, done, tmp_path):
     cache, step = done
     assert cache.is_cached(step)
     changed = CHANGES[change](tmp_path, step)
@@ -61,7 +61,7 @@ def test_any_change_undoes_it(change, done, tmp_path):
     assert not cache.is_cached(step)
 
 
-def test_what_is_no_change_undoes_nothing(done, tmp_path):
+def test_irrelevant_changes_keep_a_step_cached(done, tmp_path):
     cache, step = done
     (tmp_path / "base.yaml").write_text("# said in other words\nB: {C: 2}\nA: 1\n")
     (tmp_path / "input.bin").touch()
@@ -77,7 +77,7 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=9)
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(texts, max_size=4), st.binary(max_size=9), st.binary(min_size=1, max_size=3), st.data())
-def test_it_is_done_once_finished_and_no_longer_after_any_one_change(arguments, content, more, data):
+def test_a_step_is_cached_once_finished_until_any_change(arguments, content, more, data):
     with tempfile.TemporaryDirectory() as folder:
         cache, step = begin_step(Path(folder), arguments=arguments, content=content)
         assert not cache.is_cached(step)
@@ -93,7 +93,7 @@ def test_it_is_done_once_finished_and_no_longer_after_any_one_change(arguments, 
 
 @pytest.mark.parametrize(("out", "moved"), [("out", "elsewhere"), ("n", "t"), ("out", "out/put"), ("a", "OUT")])
 @pytest.mark.parametrize("is_absolute", [True, False])
-def test_a_folder_that_was_moved_is_done_still(out, moved, is_absolute, tmp_path, monkeypatch):
+def test_steps_stay_cached_when_the_folder_is_moved(out, moved, is_absolute, tmp_path, monkeypatch):
     """However short its name: only whole paths are of the folder."""
     monkeypatch.chdir(tmp_path)
     place = tmp_path if is_absolute else Path()
@@ -121,7 +121,7 @@ def test_a_folder_that_was_moved_is_done_still(out, moved, is_absolute, tmp_path
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[]", b"7", b"null", b'"asked"', b"{}", b'{"made": {}}', b"\xff", b"[{}]"]
 )
-def test_a_damaged_file_is_one_sentence(content, done):
+def test_a_damaged_record_is_refused(content, done):
     cache, step = done
     (cache.out / "steps/train-a.json").write_bytes(content)
     for ask in (cache.is_cached, cache.begin, cache.get_seconds):
@@ -130,7 +130,7 @@ def test_a_damaged_file_is_one_sentence(content, done):
     assert step.outputs[0].exists()
 
 
-def test_a_torn_write_leaves_the_file_before(done, monkeypatch):
+def test_an_interrupted_write_keeps_the_old_record(done, monkeypatch):
     cache, step = done
     monkeypatch.setattr(json, "dump", lambda entry, file, **ignored: (file.write("half"), 1 / 0))
     with pytest.raises(ZeroDivisionError):
@@ -139,7 +139,7 @@ def test_a_torn_write_leaves_the_file_before(done, monkeypatch):
     assert cache.get_seconds(step) == 71.0
 
 
-def test_of_a_config_counts_what_it_says(tmp_path):
+def test_the_hash_of_a_config_depends_only_on_its_values(tmp_path):
     config = tmp_path / "a.yml"
     config.write_text("A: 1  # one")
     said = hash_content(config)

@@ -1,4 +1,4 @@
-"""A page with everything that one can have, pages that foreign texts try to break, and the tags of what they became."""
+"""A page with every kind of block, pages made of hostile texts, and a parser of the HTML that they are rendered to."""
 
 import struct
 import zlib
@@ -8,18 +8,18 @@ from ssql_det.report.blocks import Chart, CodeBlock, Collapsible, Curve, Figure,
 from ssql_det.report.document import Document
 
 WIDTHS = ("FP", "8w8a", "6w6a", "5w5a", "4w4a")
-VOID = {"meta", "link", "img", "br", "hr"}
+VOID_TAGS = {"meta", "link", "img", "br", "hr"}
 
 
 def make_png(width=2, height=2, rgb=(0, 114, 178)):
     """An image of one colour."""
 
-    def part(kind, content):
+    def chunk(kind, content):
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
     rows = (b"\0" + bytes(rgb) * width) * height
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + part(b"IHDR", header) + part(b"IDAT", zlib.compress(rows)) + part(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 CHART = Chart(
@@ -79,6 +79,7 @@ HOSTILE = (
 
 
 def make_hostile_page(text):
+    """Every kind of block with this text."""
     return Document(
         text,
         (
@@ -96,34 +97,36 @@ def make_hostile_page(text):
 
 
 class TagParser(HTMLParser):
-    """The tags of a page with their attributes, and the text outside of styles; a tag that is not closed is told."""
+    """The tags of a page with their attributes, and the texts outside of styles; fails on a tag that is not closed."""
 
     def __init__(self, page):
         super().__init__()
-        self.tags, self.texts, self._open = [], [], []
+        self.tags, self.texts, self._open_tags = [], [], []
         self.feed(page)
         self.close()
-        assert not self._open
+        assert not self._open_tags
 
     def handle_starttag(self, tag, attributes):
         names = [name for name, _ in attributes]
         assert len(names) == len(set(names)), attributes
         self.tags.append((tag, dict(attributes)))
-        if tag not in VOID:
-            self._open.append(tag)
+        if tag not in VOID_TAGS:
+            self._open_tags.append(tag)
 
     def handle_startendtag(self, tag, attributes):
         self.tags.append((tag, dict(attributes)))
 
     def handle_endtag(self, tag):
-        assert self._open.pop() == tag
+        assert self._open_tags.pop() == tag
 
     def handle_data(self, text):
-        if "style" not in self._open:
+        if "style" not in self._open_tags:
             self.texts.append(text)
 
     def all(self, *names):
+        """The attributes of each tag with one of these names."""
         return [attributes for tag, attributes in self.tags if tag in names]
 
     def values(self, name):
+        """The values of one attribute, of all tags that have it."""
         return [attributes[name] for _, attributes in self.tags if name in attributes]

@@ -1,4 +1,4 @@
-"""Rows for the tests of tables, each with its own time."""
+"""Result rows for tests of tables, each with a later time than the one before, and cells of a comparison."""
 
 import itertools
 from datetime import datetime, timedelta, timezone
@@ -11,7 +11,7 @@ _START = datetime(2024, 5, 1, tzinfo=timezone.utc)
 
 
 def make_row(ap50=60.0, **changes):
-    """A row of SSQL on VOC2007 at 4 bits, made a second after the one before it."""
+    """A sweep's row of SSQL on VOC2007 at 4 bits."""
     fields = {
         "method": "SSQL",
         "checkpoint": "ssql.pth",
@@ -33,7 +33,7 @@ def make_row(ap50=60.0, **changes):
 
 
 def make_probe_row(top1=90.0, network="cifar_resnet18", **changes):
-    """A row of a linear probe of SSQL on CIFAR-10 at 4 bits."""
+    """A linear probe's row of SSQL on CIFAR-10 at 4 bits."""
     fields = {
         "config": "",
         "dataset": "cifar10",
@@ -48,7 +48,7 @@ def make_probe_row(top1=90.0, network="cifar_resnet18", **changes):
 
 
 def make_protocol(*probes):
-    """As a probe of CIFAR-10 has it."""
+    """The protocol of probes on CIFAR-10."""
     images = {"train_images": 50000, "val_images": 10000}
     if "linear" not in probes:
         return {"probes": list(probes), "recipe": "cifar", "size": 32, **images}
@@ -56,12 +56,12 @@ def make_protocol(*probes):
     return {"probes": list(probes), **layer, "recipe": "cifar", "size": 32, **images}
 
 
-def find_line(table, method="SSQL (ours)", bits="4w4a", backbone=""):
-    """The one line; of whatever backbone, where it is not given."""
-    found = [each for each in table.lines if (each.method, each.bits) == (method, bits)]
-    (found,) = [each for each in found if backbone in ("", each.backbone)]
-    return found
+def find_line(comparison, method="SSQL (ours)", bits="4w4a", backbone=""):
+    """The only line of a method at these bits, and of a backbone if one is given."""
+    lines = [line for line in comparison.lines if (line.method, line.bits) == (method, bits)]
+    (line,) = [line for line in lines if backbone in ("", line.backbone)]
+    return line
 
 
-def find_cell(table, method="SSQL (ours)", bits="4w4a", metric="bbox/AP50"):
-    return find_line(table, method, bits).cells[metric]
+def find_cell(comparison, method="SSQL (ours)", bits="4w4a", metric="bbox/AP50"):
+    return find_line(comparison, method, bits).cells[metric]
