@@ -1,3 +1,5 @@
+"""Charts as SVG, parsed again."""
+
 import itertools
 import math
 import re
@@ -94,7 +96,7 @@ DEGENERATE = {
 
 
 @pytest.mark.parametrize("kind", DEGENERATE)
-def test_degenerate_charts_are_draw_chart(kind):
+def test_degenerate_charts_are_drawn(kind):
     curves, x_labels = DEGENERATE[kind]
     svg = draw_chart(*curves, x_labels=x_labels)
     *_, right, bottom = map(float, svg.get("viewBox").split())

@@ -1,3 +1,5 @@
+"""Comparisons of sweeps' rows with the published tables."""
+
 import ast
 import dataclasses
 import random

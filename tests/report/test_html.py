@@ -1,3 +1,5 @@
+"""Pages as HTML, parsed again."""
+
 import base64
 import io
 import re
@@ -11,7 +13,7 @@ from ssql_det.report.blocks import Figure, Heading, Paragraph, Table
 from ssql_det.report.document import Document
 from ssql_det.report.render_html import render_html
 
-KNOWN = {
+KNOWN_TAGS = {
     *("html", "head", "meta", "link", "title", "style", "body", "main", "nav", "h1", "h2", "h3", "p", "ul", "ol", "li"),
     *(
         "a",
@@ -33,17 +35,17 @@ KNOWN = {
 }
 
 
-def is_inside(target):
+def is_internal(target):
     return target.startswith(("#", "data:"))
 
 
 def test_a_page_is_self_contained():
     page = render_html(PAGE)
-    found = TagParser(page)
+    tags = TagParser(page)
     assert page.startswith("<!DOCTYPE html>\n")
-    assert {tag for tag, _ in found.tags} <= KNOWN
-    assert all(src.startswith("data:image/png;base64,") for src in found.values("src"))
-    assert [each for each in found.values("href") if not is_inside(each)] == [
+    assert {tag for tag, _ in tags.tags} <= KNOWN_TAGS
+    assert all(src.startswith("data:image/png;base64,") for src in tags.values("src"))
+    assert [target for target in tags.values("href") if not is_internal(target)] == [
         "a/b.jsonl",
         "https://arxiv.org/abs/2207.05432",
     ]
@@ -53,10 +55,10 @@ def test_a_page_is_self_contained():
 
 
 def test_ids_are_unique_and_every_internal_link_has_a_target():
-    found = TagParser(render_html(PAGE))
-    ids = found.values("id")
+    tags = TagParser(render_html(PAGE))
+    ids = tags.values("id")
     assert ids == ["what-fewer-bits-cost", "boxes", "boxes-1", "settings", "environment"]
-    assert {each[1:] for each in found.values("href") if each.startswith("#")} == {"boxes", "boxes-1", "environment"}
+    assert {each[1:] for each in tags.values("href") if each.startswith("#")} == {"boxes", "boxes-1", "environment"}
 
 
 def test_the_table_of_contents_lists_the_sections():
@@ -69,16 +71,16 @@ def test_the_table_of_contents_lists_the_sections():
 
 def test_a_page_is_accessible():
     page = render_html(PAGE)
-    found = TagParser(page)
-    assert found.all("html") == [{"lang": "en"}]
+    tags = TagParser(page)
+    assert tags.all("html") == [{"lang": "en"}]
     assert "<title>What fewer bits cost</title>" in page
-    assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in found.all("meta")
-    assert [image["alt"] for image in found.all("img")] == ["A toy scene at 4w4a"]
-    assert Counter(th["scope"] for th in found.all("th")) == {"col": 7, "row": 4}
-    (frame,) = found.all("div")
-    assert frame["aria-label"] == "Every method on the published data, and FP is their start"
-    assert len(found.all("figcaption")) == len(found.all("figure")) == 2
-    assert [svg["role"] for svg in found.all("svg")] == ["img"]
+    assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in tags.all("meta")
+    assert [image["alt"] for image in tags.all("img")] == ["A toy scene at 4w4a"]
+    assert Counter(th["scope"] for th in tags.all("th")) == {"col": 7, "row": 4}
+    (scrollable,) = tags.all("div")
+    assert scrollable["aria-label"] == "Every method on the published data, and FP is their start"
+    assert len(tags.all("figcaption")) == len(tags.all("figure")) == 2
+    assert [svg["role"] for svg in tags.all("svg")] == ["img"]
 
 
 def test_text_columns_are_aligned_left_and_numbers_right():
@@ -103,15 +105,15 @@ def test_images_are_embedded_unchanged():
 def test_hostile_texts_are_shown_without_effect(text):
     page = render_html(make_hostile_page(text))
     page.encode()
-    found = TagParser(page)
-    assert {tag for tag, _ in found.tags} <= KNOWN
-    assert not [name for _, attributes in found.tags for name in attributes if name.startswith("on")]
-    assert all(is_inside(each) or each == "https://a.example/x.png" for each in found.values("href"))
-    assert all(src.startswith("data:image/png") for src in found.values("src"))
-    ids = found.values("id")
+    tags = TagParser(page)
+    assert {tag for tag, _ in tags.tags} <= KNOWN_TAGS
+    assert not [name for _, attributes in tags.tags for name in attributes if name.startswith("on")]
+    assert all(is_internal(each) or each == "https://a.example/x.png" for each in tags.values("href"))
+    assert all(src.startswith("data:image/png") for src in tags.values("src"))
+    ids = tags.values("id")
     assert len(ids) == len(set(ids)) == 4
     if not set("`![\x00") & set(text):
-        assert found.texts.count(text) >= 21  # a chart breaks long names into lines
+        assert tags.texts.count(text) >= 21  # a chart breaks long names into lines
 
 
 def test_only_addresses_files_and_headings_become_links():

@@ -1,3 +1,5 @@
+"""Pages as Markdown, parsed by an independent parser."""
+
 import re
 from xml.etree import ElementTree
 
@@ -12,18 +14,18 @@ from ssql_det.report.document import Document
 from ssql_det.report.markup import strip_markup
 from ssql_det.report.render_markdown import collect_image_files, render_markdown
 
-READER = MarkdownIt("commonmark").enable(["table", "strikethrough"])  # an independent one
+MARKDOWN = MarkdownIt("commonmark").enable(["table", "strikethrough"])  # an independent parser
 
 
-def read(document):
-    return TagParser(READER.render(render_markdown(document)))
+def parse_rendered(document):
+    return TagParser(MARKDOWN.render(render_markdown(document)))
 
 
 def test_images_are_files_beside_the_page():
-    referred = re.findall(r"!\[.*?\]\((.*?)\)", render_markdown(PAGE, "pictures/"))
+    referred = re.findall(r"!\[.*?\]\((.*?)\)", render_markdown(PAGE, "images/"))
     files = collect_image_files(PAGE)
-    assert referred == ["pictures/boxes.svg", "pictures/toy.png"]
-    assert list(files) == [each.removeprefix("pictures/") for each in referred]
+    assert referred == ["images/boxes.svg", "images/toy.png"]
+    assert list(files) == [each.removeprefix("images/") for each in referred]
     assert files["toy.png"] == make_png(900, 40)
     assert ElementTree.fromstring(files["boxes.svg"]).get("width")
 
@@ -37,15 +39,15 @@ def test_internal_links_use_githubs_anchors():
 
 
 def test_every_block_is_rendered():
-    found = read(PAGE)
-    tags = [tag for tag, _ in found.tags if tag not in ("tr", "code", "a", "img", "em")]
+    page = parse_rendered(PAGE)
+    tags = [tag for tag, _ in page.tags if tag not in ("tr", "code", "a", "img", "em")]
     assert [tag for tag in tags if tag not in ("th", "td", "li")] == [
         *("h1", "p", "h2", "p", "p", "table", "thead", "tbody", "h3", "ul", "ol", "p", "p"),
         *("details", "summary", "h3", "pre", "p", "h2", "pre"),
     ]
     assert [tags.count(tag) for tag in ("th", "td", "li")] == [7, 28, 4]
-    assert [each.get("style") for each in found.all("th")] == [None] * 2 + ["text-align:right"] * 5
-    assert "All settings" in found.texts
+    assert [each.get("style") for each in page.all("th")] == [None] * 2 + ["text-align:right"] * 5
+    assert "All settings" in page.texts
 
 
 def test_a_document_without_a_title_has_no_title_heading():
@@ -54,19 +56,19 @@ def test_a_document_without_a_title_has_no_title_heading():
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_texts_are_shown_without_effect(text):
-    found = read(make_hostile_page(text))
-    tags = [tag for tag, _ in found.tags if tag not in ("a", "code")]
-    expected = [tag for tag, _ in read(make_hostile_page("words")).tags if tag not in ("a", "code")]
+    page = parse_rendered(make_hostile_page(text))
+    tags = [tag for tag, _ in page.tags if tag not in ("a", "code")]
+    expected = [tag for tag, _ in parse_rendered(make_hostile_page("words")).tags if tag not in ("a", "code")]
     assert tags == expected
-    assert all(each == "https://a.example/x.png" for each in found.values("href"))
-    assert set(found.values("src")) == {"toy.png", "chart.svg"}
+    assert all(each == "https://a.example/x.png" for each in page.values("href"))
+    assert set(page.values("src")) == {"toy.png", "chart.svg"}
     if not set("`![\x00") & set(text):
-        assert found.texts.count(text) == 15
+        assert page.texts.count(text) == 15
 
 
 @given(st.text("ab1 *_`[]()<>&;#!-+=|~\\\\.:$/^", min_size=1))
 def test_any_text_is_rendered_unchanged(text):
-    """But for spaces, which code at the end of a line may lose."""
+    """Except for spaces, which code at the end of a line may lose."""
     for block in (
         Paragraph(text),
         Heading(text),
@@ -74,13 +76,19 @@ def test_any_text_is_rendered_unchanged(text):
         Table((text,), ((text,),)),
         Collapsible("", (Paragraph(text),)),
     ):
-        words = "".join("".join(read(Document("", (block,))).texts).split())
+        words = "".join("".join(parse_rendered(Document("", (block,))).texts).split())
         times = 2 if isinstance(block, Table) else 1
         assert words == "".join(strip_markup(text).split()) * times, block
 
 
 def test_bars_and_backslashes_stay_in_their_cells():
-    (cells,) = [[text for text in read(Document("", (Table(("a|b", "`c|d`"), (("|", "\\"),)),))).texts if text.strip()]]
+    (cells,) = [
+        [
+            text
+            for text in parse_rendered(Document("", (Table(("a|b", "`c|d`"), (("|", "\\"),)),))).texts
+            if text.strip()
+        ]
+    ]
     assert cells == ["a|b", "c|d", "|", "\\"]
 
 
@@ -92,21 +100,21 @@ def test_names_keep_their_underscores_as_they_are():
 
 def test_a_code_block_keeps_fences_and_spaces():
     text = "````\n  a `b`\n````"
-    assert read(Document("", (CodeBlock(text),))).texts[0] == text + "\n"
+    assert parse_rendered(Document("", (CodeBlock(text),))).texts[0] == text + "\n"
 
 
 def test_collapsible_blocks_are_markdown_too():
-    folded = Collapsible("`a` & b", (ItemList(("one",)), Collapsible("deeper", (Paragraph("two"),))))
-    found = read(Document("", (folded,)))
-    assert [tag for tag, _ in found.tags] == ["details", "summary", "ul", "li", "details", "summary", "p"]
-    assert "a & b" in found.texts
+    collapsible = Collapsible("`a` & b", (ItemList(("one",)), Collapsible("deeper", (Paragraph("two"),))))
+    page = parse_rendered(Document("", (collapsible,)))
+    assert [tag for tag, _ in page.tags] == ["details", "summary", "ul", "li", "details", "summary", "p"]
+    assert "a & b" in page.texts
 
 
 def test_two_different_images_need_two_names():
-    one = Figure("a.png", make_png(), "one")
-    assert list(collect_image_files(Document("", (one, one)))) == ["a.png"]
+    figure = Figure("a.png", make_png(), "one")
+    assert list(collect_image_files(Document("", (figure, figure)))) == ["a.png"]
     with pytest.raises(ValueError, match=r"two different images of one page are called 'a.png'"):
-        collect_image_files(Document("", (one, Collapsible("", (Figure("a.png", make_png(3, 3), "other"),)))))
+        collect_image_files(Document("", (figure, Collapsible("", (Figure("a.png", make_png(3, 3), "other"),)))))
 
 
 @pytest.mark.parametrize("name", ["../a.png", "/a.png", "b/a.png", "", "a b.png", ".png"])

@@ -1,4 +1,4 @@
-"""Tables of linear probes, and what of all tables is published only."""
+"""Tables of linear probes, and the lines of all tables that are only published."""
 
 import random
 import shlex
@@ -29,7 +29,7 @@ PUBLISHED_ONLY = {
     12: [],
     13: ["ViT-Small MoCov3", "ViT-Small MoCov3+SSQL"],
 }
-FILLED = [  # a row of the network and the method, and the table and line that it is of
+FILLED = [  # table; a row's network and method; the printed line that it belongs to, and its value
     (1, "cifar_resnet18", "SSQL", "ResNet-18", "SSQL (ours)", 90.1),
     (1, "cifar_resnet18", "SimSiam", "ResNet-18", "SimSiam", 88.9),
     (1, "cifar_resnet50", "SSQL", "ResNet-50", "SSQL (ours)", 90.0),
@@ -46,8 +46,8 @@ FILLED = [  # a row of the network and the method, and the table and line that i
 ]
 
 
-def top1(found):
-    return found.cells["linear/top1"]
+def get_top1(line):
+    return line.cells["linear/top1"]
 
 
 def dataset(number):
@@ -58,25 +58,25 @@ def dataset(number):
 def test_lines_without_a_command_are_published_only(number):
     table = compare_with_published(number, [])
     bits = load_published_table(number).bit_columns[0]
-    found = [each for each in table.lines if each.bits == bits and each.is_published_only]
-    assert [f"{each.backbone} {each.method}" for each in found] == PUBLISHED_ONLY[number]
-    assert all(each.is_published_only != bool(each.fill_command) for each in table.lines)
+    published_only = [line for line in table.lines if line.bits == bits and line.is_published_only]
+    assert [f"{line.backbone} {line.method}" for line in published_only] == PUBLISHED_ONLY[number]
+    assert all(line.is_published_only != bool(line.fill_command) for line in table.lines)
     assert table.is_comparable
 
 
-@pytest.mark.parametrize(("number", "network", "method", "backbone", "printed", "figure"), FILLED)
-def test_a_row_belongs_to_the_line_of_its_network(number, network, method, backbone, printed, figure):
+@pytest.mark.parametrize(("number", "network", "method", "backbone", "printed", "published"), FILLED)
+def test_a_row_belongs_to_the_line_of_its_network(number, network, method, backbone, printed, published):
     rows = [
         make_probe_row(
-            figure + 1 + seed, network, method=method, dataset=dataset(number), seed=seed, checkpoint_hash=str(seed)
+            published + 1 + seed, network, method=method, dataset=dataset(number), seed=seed, checkpoint_hash=str(seed)
         )
         for seed in (0, 1)
     ]
     table = compare_with_published(number, rows)
-    found = top1(find_line(table, printed, backbone=backbone))
-    assert (found.published, found.measured.mean, found.measured.n) == (figure, pytest.approx(figure + 1.5), 2)
-    assert found.difference == pytest.approx(1.5)
-    assert sum(top1(each).measured is not None for each in table.lines) == 1
+    cell = get_top1(find_line(table, printed, backbone=backbone))
+    assert (cell.published, cell.measured.mean, cell.measured.n) == (published, pytest.approx(published + 1.5), 2)
+    assert cell.difference == pytest.approx(1.5)
+    assert sum(get_top1(line).measured is not None for line in table.lines) == 1
     assert len(table.lines) == len(load_published_table(number).rows) * len(load_published_table(number).bit_columns)
 
 
@@ -90,10 +90,10 @@ def test_a_row_belongs_to_the_line_of_its_network(number, network, method, backb
     ],
 )
 def test_a_row_of_another_network_has_no_published_value(number, network, name):
-    found = find_line(
+    line = find_line(
         compare_with_published(number, [make_probe_row(99.0, network, dataset=dataset(number))]), backbone=name
     )
-    assert (top1(found).published, top1(found).measured.mean, top1(found).difference) == (None, 99.0, None)
+    assert (get_top1(line).published, get_top1(line).measured.mean, get_top1(line).difference) == (None, 99.0, None)
 
 
 @pytest.mark.parametrize("number", [1, 3, 8, 12])
@@ -102,37 +102,38 @@ def test_toy_rows_get_no_difference(number):
     table = compare_with_published(
         number, [make_probe_row(99.0, network, dataset="crops") for network in networks], dataset="crops"
     )
-    measured = [each for each in table.lines if top1(each).measured]
+    measured = [line for line in table.lines if get_top1(line).measured]
     assert len(measured) == len(networks)
-    assert {top1(each).difference for each in table.lines} == {None}
+    assert {get_top1(line).difference for line in table.lines} == {None}
     assert not table.is_comparable
     assert table.notes[0].startswith("crops is not the published table's dataset: not comparable")
     assert not any(
-        top1(each).measured for each in compare_with_published(number, [make_probe_row(99.0, dataset="crops")]).lines
+        get_top1(line).measured
+        for line in compare_with_published(number, [make_probe_row(99.0, dataset="crops")]).lines
     )
 
 
 def test_averages_over_bit_widths_are_made_by_checkpoint():
-    figures = {0: (91.0, 90.0, 89.0, 83.0, 86.0), 1: (92.0, 92.0, 90.0, 84.0, 87.0)}
+    values = {0: (91.0, 90.0, 89.0, 83.0, 86.0), 1: (92.0, 92.0, 90.0, 84.0, 87.0)}
     rows = [
-        make_probe_row(figure, "cifar_resnet34", bits=bits, seed=seed, checkpoint_hash=str(seed))
-        for seed, of_seed in figures.items()
-        for bits, figure in zip(WIDTHS, of_seed, strict=True)
+        make_probe_row(value, "cifar_resnet34", bits=bits, seed=seed, checkpoint_hash=str(seed))
+        for seed, seed_values in values.items()
+        for bits, value in zip(WIDTHS, seed_values, strict=True)
     ]
     rows += [
         make_probe_row(10.0, "cifar_resnet34", bits="5w5a"),
         make_probe_row(70.0, "cifar_resnet34", seed=2, checkpoint_hash="2"),
     ]
-    found = top1(find_line(compare_with_published(8, random.Random(0).sample(rows, len(rows))), "(i)", "Avg."))
-    assert found.measured.mean == pytest.approx((439 / 5 + 445 / 5) / 2)
-    assert (found.measured.n, found.published) == (2, 88.3)
-    assert found.difference == pytest.approx(88.4 - 88.3)
+    cell = get_top1(find_line(compare_with_published(8, random.Random(0).sample(rows, len(rows))), "(i)", "Avg."))
+    assert cell.measured.mean == pytest.approx((439 / 5 + 445 / 5) / 2)
+    assert (cell.measured.n, cell.published) == (2, 88.3)
+    assert cell.difference == pytest.approx(88.4 - 88.3)
     of_one = compare_with_published(8, rows[:4])
-    assert top1(find_line(of_one, "(i)", "Avg.")).measured is None
+    assert get_top1(find_line(of_one, "(i)", "Avg.")).measured is None
     assert "--bits 2w4a " in find_line(of_one, "(i)", "Avg.").fill_command
-    undone = [*rows[:4], make_probe_row(None, "cifar_resnet34", bits="2w4a", seed=0, checkpoint_hash="0")]
-    without = find_line(compare_with_published(8, undone), "(i)", "Avg.")
-    assert (top1(without).measured, without.fill_command, without.is_published_only) == (None, "", False)
+    without_value = [*rows[:4], make_probe_row(None, "cifar_resnet34", bits="2w4a", seed=0, checkpoint_hash="0")]
+    line = find_line(compare_with_published(8, without_value), "(i)", "Avg.")
+    assert (get_top1(line).measured, line.fill_command, line.is_published_only) == (None, "", False)
 
 
 def test_rows_of_knn_alone_and_of_detectors_are_left_out():
@@ -159,10 +160,10 @@ def test_rows_of_knn_alone_and_of_detectors_are_left_out():
 )
 def test_rows_that_differ_in_protocol_scheme_or_calibration_are_separate_lines(change, config, scheme, calibration):
     table = compare_with_published(1, [make_probe_row(90.0), make_probe_row(80.0, **change)])
-    one, other = [each for each in table.lines if top1(each).measured]
-    assert {top1(each).measured.mean for each in (one, other)} == {90.0, 80.0}
-    assert (one.backbone, one.method) == (other.backbone, other.method) == ("ResNet-18", "SSQL (ours)")
-    differs = (one.config != other.config, one.scheme != other.scheme, one.calibration != other.calibration)
+    first, second = [line for line in table.lines if get_top1(line).measured]
+    assert {get_top1(line).measured.mean for line in (first, second)} == {90.0, 80.0}
+    assert (first.backbone, first.method) == (second.backbone, second.method) == ("ResNet-18", "SSQL (ours)")
+    differs = (first.config != second.config, first.scheme != second.scheme, first.calibration != second.calibration)
     assert differs == (config, scheme, calibration)
 
 
@@ -170,8 +171,8 @@ def test_knn_beside_a_linear_probe_changes_nothing_and_costs_are_shown():
     metrics = {"knn/top1": 80.0, "linear/top1": 90.6, "MB": 5.5, "GBOPs": 12.0}
     table = compare_with_published(1, [make_probe_row(metrics=metrics, protocol=make_protocol("knn", "linear"))])
     assert table.metrics == ("linear/top1", "MB", "GBOPs")
-    found = find_line(table, backbone="ResNet-18")
-    assert (top1(found).difference, found.cells["MB"].measured) == (pytest.approx(0.5), Measurement(5.5, None, 1))
+    line = find_line(table, backbone="ResNet-18")
+    assert (get_top1(line).difference, line.cells["MB"].measured) == (pytest.approx(0.5), Measurement(5.5, None, 1))
     assert (
         "ssql-det probe knn linear --checkpoint <ssql.pth> "
         in find_line(table, bits="FP", backbone="ResNet-18").fill_command
@@ -193,8 +194,8 @@ def test_notes_describe_settings_and_epochs():
     )
     doubtful = [make_probe_row(), make_probe_row(checkpoint_hash="other")]
     assert any(
-        each.startswith("ResNet-18 · SSQL (ours) at 4w4a averages 2 ch")
-        for each in compare_with_published(1, doubtful).notes
+        note.startswith("ResNet-18 · SSQL (ours) at 4w4a averages 2 ch")
+        for note in compare_with_published(1, doubtful).notes
     )
     assert (
         "(i): quantized predictions, auxiliary loss, weight bits 2 to 8, activation bits 4 to 8."
@@ -203,32 +204,32 @@ def test_notes_describe_settings_and_epochs():
 
 
 def test_an_overview_separates_backbones():
-    shown = build_overview_table(
+    overview = build_overview_table(
         compare_with_published(1, [make_probe_row(90.6), make_probe_row(91.0, "cifar_resnet50")]), "linear/top1"
     )
-    ours = [each for each in shown.rows if "SSQL (ours)" in each[0]]
-    assert [each[:2] for each in ours] == [
-        (f"{backbone} · SSQL (ours)", figures)
+    ssql_rows = [row for row in overview.rows if "SSQL (ours)" in row[0]]
+    assert [row[:2] for row in ssql_rows] == [
+        (f"{backbone} · SSQL (ours)", values)
         for backbone in ("ResNet-18", "ResNet-50")
-        for figures in ("published", "measured")
+        for values in ("published", "measured")
     ]
-    assert len(shown.rows) == 13 + 2
+    assert len(overview.rows) == 13 + 2
 
 
 COMMANDS = [
-    (number, each)
+    (number, line)
     for number in (1, 3, 8)
-    for each in compare_with_published(number, []).lines
-    if each.fill_command and each.bits == "FP"
+    for line in compare_with_published(number, []).lines
+    if line.fill_command and line.bits == "FP"
 ]
 
 
 @pytest.mark.parametrize(
-    ("number", "found"), COMMANDS, ids=[f"{n}-{each.backbone}-{each.method}" for n, each in COMMANDS]
+    ("number", "line"), COMMANDS, ids=[f"{number}-{line.backbone}-{line.method}" for number, line in COMMANDS]
 )
-def test_a_command_probes_what_its_config_pretrains(number, found):
-    """The config is of that network, method and data, and leaves its checkpoint where the command looks for it."""
-    probed, pretrained = found.fill_command.split(" # after ")
+def test_a_command_probes_the_checkpoint_of_its_config(number, line):
+    """The config has that network, method and data, and writes its checkpoint where the command reads it."""
+    probed, pretrained = line.fill_command.split(" # after ")
     options = make_parser().parse_args(shlex.split(probed)[1:])
     assert options.kind == ["linear"]
     assert "Avg." not in options.bits
@@ -238,12 +239,12 @@ def test_a_command_probes_what_its_config_pretrains(number, found):
     assert options.checkpoint == str(Path(config.output_dir, "checkpoint.pth"))
     assert options.data == config.data.train
     assert options.protocol == "published"
-    is_theirs = file.endswith("imagenet_r50_moco.yaml")  # MoCo's own checkpoint, of 200 epochs
-    assert is_theirs or load_published_table(number).rows[0].epochs in (config.optim.epochs, None)
+    is_original_recipe = file.endswith("imagenet_r50_moco.yaml")  # MoCo's own checkpoint, of 200 epochs
+    assert is_original_recipe or load_published_table(number).rows[0].epochs in (config.optim.epochs, None)
     row = make_probe_row(
         1.0, config.backbone, method=options.method or build_metadata(config).method, dataset=dataset(number)
     )
-    assert top1(find_line(compare_with_published(number, [row]), found.method, backbone=found.backbone)).measured
+    assert get_top1(find_line(compare_with_published(number, [row]), line.method, backbone=line.backbone)).measured
 
 
 def test_the_command_repeats_the_settings_of_existing_rows():
@@ -255,11 +256,11 @@ def test_the_command_repeats_the_settings_of_existing_rows():
             make_probe_row(70.0, "narrow_resnet", method="x/y"),
         ],
     )
-    how = "linear; fast: SGD at 30 for a batch of 512, 100 epochs; cifar at 32 px, 50000 and 10000 images"
-    how = f"# as in the existing rows: {how}; minmax; calibration: 512 images of cifar10, seed 0"
+    protocol = "linear; fast: SGD at 30 for a batch of 512, 100 epochs; cifar at 32 px, 50000 and 10000 images"
+    settings = f"# as in the existing rows: {protocol}; minmax; calibration: 512 images of cifar10, seed 0"
     ssql = find_line(table, bits="FP", backbone="ResNet-18")
     assert ssql.fill_command == (
-        f"ssql-det probe linear --checkpoint <ssql.pth> --data cifar10:datasets --bits FP,8,6,5,3,2w8a,2w4a {how}"
+        f"ssql-det probe linear --checkpoint <ssql.pth> --data cifar10:datasets --bits FP,8,6,5,3,2w8a,2w4a {settings}"
     )
     assert "<simclr.pth>" in find_line(table, "SimCLR", backbone="ResNet-18").fill_command
     assert not find_line(table, "SimCLR", backbone="ResNet-18").is_published_only

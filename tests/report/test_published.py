@@ -1,3 +1,5 @@
+"""The published tables, and names of methods and networks."""
+
 import json
 from importlib.resources import files
 
@@ -7,7 +9,7 @@ from ssql_det.core.errors import UserError
 from ssql_det.report.display_names import format_network, match_published_name
 from ssql_det.report.published import TABLE_NUMBERS, Column, load_published_table
 
-PRINTED = [  # by hand, from the paper
+VALUES = [  # copied by hand from the paper
     (6, "random init.", "FP", "bbox/AP50", 58.9),
     (6, "IN supervised", "4w4a", "bbox/AP", 16.7),
     (6, "BYOL", "5w5a", "bbox/AP50", 62.7),
@@ -25,9 +27,9 @@ PRINTED = [  # by hand, from the paper
 ]
 
 
-@pytest.mark.parametrize(("number", "method", "bits", "metric", "figure"), PRINTED)
-def test_values_are_those_of_the_paper(number, method, bits, metric, figure):
-    assert load_published_table(number).find_row(method).values[Column(bits, metric)] == figure
+@pytest.mark.parametrize(("number", "method", "bits", "metric", "value"), VALUES)
+def test_values_are_those_of_the_paper(number, method, bits, metric, value):
+    assert load_published_table(number).find_row(method).values[Column(bits, metric)] == value
 
 
 def test_every_table_is_complete_and_names_its_source():
@@ -58,11 +60,11 @@ def test_rows_have_backbone_dataset_epochs_and_settings():
 
 
 def test_settings_in_words():
-    found = {row.method: row.settings_text for row in load_published_table(8).rows}
-    assert found["(a)"] == "nothing quantized"
-    assert found["(b)"] == "quantized targets, weight bits 4 to 16, activation bits 4 to 16"
-    assert found["(e)"] == "quantized predictions, weight bits 6, activation bits 6"
-    assert found["(i)"] == "quantized predictions, auxiliary loss, weight bits 2 to 8, activation bits 4 to 8"
+    settings = {row.method: row.settings_text for row in load_published_table(8).rows}
+    assert settings["(a)"] == "nothing quantized"
+    assert settings["(b)"] == "quantized targets, weight bits 4 to 16, activation bits 4 to 16"
+    assert settings["(e)"] == "quantized predictions, weight bits 6, activation bits 6"
+    assert settings["(i)"] == "quantized predictions, auxiliary loss, weight bits 2 to 8, activation bits 4 to 8"
     assert {
         row.settings_text for number in TABLE_NUMBERS if number != 8 for row in load_published_table(number).rows
     } == {""}
@@ -73,16 +75,16 @@ def test_averages_of_table_8_are_averages():
     assert (table.bit_widths, table.average_columns) == (("FP", "6w6a", "4w4a", "3w3a", "2w4a"), ("Avg.",))
     assert [number for number in TABLE_NUMBERS if load_published_table(number).average_columns] == [8]
     for row in table.rows:
-        *figures, average = row.values.values()
-        assert sum(figures) / len(figures) == pytest.approx(average, abs=0.0501), row.method
+        *values, average = row.values.values()
+        assert sum(values) / len(values) == pytest.approx(average, abs=0.0501), row.method
 
 
 def test_values_that_are_printed_twice_are_equal():
-    first, again = load_published_table(1), load_published_table(12)
+    first, second = load_published_table(1), load_published_table(12)
     for method in ("BYOL", "MoCov2"):
         resnet18 = next(row for row in first.rows if row.method == method and row.backbone == "ResNet-18")
-        for column, figure in again.find_row(method).values.items():
-            assert resnet18.values[column] == figure
+        for column, value in second.find_row(method).values.items():
+            assert resnet18.values[column] == value
 
 
 def test_unknown_tables_and_methods_are_refused():
@@ -94,7 +96,7 @@ def test_unknown_tables_and_methods_are_refused():
         load_published_table(1).find_row("BYOL")
 
 
-MEANT = {
+PUBLISHED_NAMES = {
     "SSQL": "SSQL (ours)",
     " ssql-SimSiam": "SSQL (ours)",
     "SSQL (ours)": "SSQL (ours)",
@@ -114,9 +116,9 @@ MEANT = {
 }
 
 
-@pytest.mark.parametrize("method", MEANT)
+@pytest.mark.parametrize("method", PUBLISHED_NAMES)
 def test_methods_are_matched_by_letters_and_digits(method):
-    assert match_published_name(method, load_published_table(6).methods) == MEANT[method]
+    assert match_published_name(method, load_published_table(6).methods) == PUBLISHED_NAMES[method]
 
 
 def test_an_alias_of_an_absent_row_matches_nothing():

@@ -1,3 +1,5 @@
+"""Loading, cleaning and grouping of result rows."""
+
 import dataclasses
 import json
 
@@ -29,7 +31,7 @@ def test_a_truncated_last_line_is_skipped(tmp_path, caplog):
     assert "line 2 is truncated" in caplog.text
 
 
-FOREIGN = {
+INVALID_FILES = {
     "empty": ("", "holds no result row"),
     "torn": ('{"method": "SS', "holds no result row"),
     "text": ("AP,AP50\n1,2\n", "holds no result row"),
@@ -41,17 +43,17 @@ FOREIGN = {
 }
 
 
-@pytest.mark.parametrize("kind", FOREIGN)
+@pytest.mark.parametrize("kind", INVALID_FILES)
 def test_files_without_rows_are_refused(tmp_path, kind):
-    content, said = FOREIGN[kind]
+    content, message = INVALID_FILES[kind]
     path = tmp_path / "results.jsonl"
     path.write_text(content)
-    with pytest.raises(UserError, match=said) as refusal:
+    with pytest.raises(UserError, match=message) as refusal:
         load_rows([path])
     assert str(path) in str(refusal.value)
 
 
-WRONG = {
+WRONG_FIELDS = {
     "method": None,
     "bits": 4,
     "config": ["a"],
@@ -67,24 +69,24 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("name", WRONG)
+@pytest.mark.parametrize("name", WRONG_FIELDS)
 def test_a_row_with_a_field_of_the_wrong_type_is_refused(tmp_path, name):
     path = tmp_path / "results.jsonl"
-    path.write_text(json.dumps(dataclasses.asdict(make_row()) | {name.split()[0]: WRONG[name]}) + "\n")
+    path.write_text(json.dumps(dataclasses.asdict(make_row()) | {name.split()[0]: WRONG_FIELDS[name]}) + "\n")
     with pytest.raises(UserError, match=f"a result row with an invalid {name.split()[0]}"):
         load_rows([path])
 
 
 def test_texts_become_one_printable_line(tmp_path):
-    odd, printed = "a\nb \x1b[31mred \ud800", "a b ?[31mred ?"
-    texts = {"method": odd, "scheme": odd, "network": odd, "placement": odd, "calibration": Calibration(8, 0, odd)}
-    maps = {"overrides": {odd: odd}, "protocol": {odd: odd, "probes": ["knn", odd], "rate": 0.5}}
+    text, cleaned = "a\nb \x1b[31mred \ud800", "a b ?[31mred ?"
+    texts = {"method": text, "scheme": text, "network": text, "placement": text, "calibration": Calibration(8, 0, text)}
+    maps = {"overrides": {text: text}, "protocol": {text: text, "probes": ["knn", text], "rate": 0.5}}
     rows.append_row(tmp_path / "a.jsonl", make_row(**texts, **maps))
-    (found,) = load_rows([tmp_path / "a.jsonl"])
-    assert {getattr(found, name) for name in ("method", "scheme", "network", "placement")} == {printed}
-    assert found.calibration == Calibration(8, 0, printed)
-    assert found.overrides == {printed: printed}
-    assert found.protocol == {printed: printed, "probes": ["knn", printed], "rate": 0.5}
+    (loaded,) = load_rows([tmp_path / "a.jsonl"])
+    assert {getattr(loaded, name) for name in ("method", "scheme", "network", "placement")} == {cleaned}
+    assert loaded.calibration == Calibration(8, 0, cleaned)
+    assert loaded.overrides == {cleaned: cleaned}
+    assert loaded.protocol == {cleaned: cleaned, "probes": ["knn", cleaned], "rate": 0.5}
 
 
 ODD_PROTOCOLS = (
@@ -96,34 +98,34 @@ ODD_PROTOCOLS = (
 @pytest.mark.parametrize("odd", ODD_PROTOCOLS, ids=str)
 def test_unusual_protocols_are_shown(tmp_path, odd):
     rows.append_row(tmp_path / "a.jsonl", make_probe_row(61.25, protocol=odd))
-    found = load_rows([tmp_path / "a.jsonl"])
-    table = compare_with_published(1, found)
+    loaded = load_rows([tmp_path / "a.jsonl"])
+    table = compare_with_published(1, loaded)
     assert find_line(table, backbone="ResNet-18").cells["linear/top1"].measured.mean == 61.25
     assert "61.2" in render_markdown(Document("", build_comparison_blocks(table)))
 
 
 def test_rows_of_schema_1_fill_the_same_lines(tmp_path):
-    """A detector's row and a probe's, as they were written then, beside one of today."""
-    how = "fast: SGD at 30 for a batch of 512, 100 epochs; cifar at 32 px, 50000 and 10000 images"
-    prose = {"config": f"cifar_resnet18; linear; {how}", "calibration": "512 images of cifar10, seed 0, MinMax"}
-    followed = {"calibration": "64 images of voc_2007_trainval, seed 0, MinMax, BN recalibrated"}
+    """A row of a detector and one of a probe, as schema 1 stored them, beside a row of today."""
+    protocol = "fast: SGD at 30 for a batch of 512, 100 epochs; cifar at 32 px, 50000 and 10000 images"
+    prose = {"config": f"cifar_resnet18; linear; {protocol}", "calibration": "512 images of cifar10, seed 0, MinMax"}
+    re_estimated = {"calibration": "64 images of voc_2007_trainval, seed 0, MinMax, BN recalibrated"}
     old = [
-        dataclasses.asdict(make_row(50.0)) | followed,
+        dataclasses.asdict(make_row(50.0)) | re_estimated,
         dataclasses.asdict(make_probe_row(80.0, seed=1, checkpoint_hash="other")) | prose,
     ]
-    for each in old:
+    for record in old:
         for name in ("scheme", "network", "protocol", "overrides", "placement"):
-            del each[name]
-        each["schema"] = 1
-    (tmp_path / "a.jsonl").write_text("".join(f"{json.dumps(each)}\n" for each in old))
+            del record[name]
+        record["schema"] = 1
+    (tmp_path / "a.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in old))
     rows.append_row(tmp_path / "a.jsonl", make_probe_row(90.0))
-    found = load_rows([tmp_path / "a.jsonl"])
-    detector = find_line(compare_with_published(6, found))
+    loaded = load_rows([tmp_path / "a.jsonl"])
+    detector = find_line(compare_with_published(6, loaded))
     assert (detector.scheme, detector.calibration) == (
         "norms=re-estimated",
         "64 images of voc_2007_trainval, seed 0",
     )
-    assert find_line(compare_with_published(1, found), backbone="ResNet-18").cells["linear/top1"].measured.mean == 85.0
+    assert find_line(compare_with_published(1, loaded), backbone="ResNet-18").cells["linear/top1"].measured.mean == 85.0
 
 
 def test_ties_in_time_and_checkpoints_without_a_hash():

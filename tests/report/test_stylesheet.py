@@ -1,3 +1,5 @@
+"""Contrast and distinctness of the colours."""
+
 import itertools
 
 import numpy as np
@@ -5,7 +7,7 @@ import pytest
 
 from ssql_det.report.stylesheet import DARK, LIGHT, NUM_CURVE_COLOURS, theme_css
 
-SIGHT = {  # what dichromats see, in linear RGB: Machado, Oliveira, Fernandes 2009, at full severity
+COLOUR_VISION = {  # maps linear RGB to what dichromats see: Machado, Oliveira, Fernandes 2009, at full severity
     "all": np.eye(3),
     "no red": [
         [0.152286, 1.052583, -0.204868],
@@ -26,18 +28,18 @@ SIGHT = {  # what dichromats see, in linear RGB: Machado, Oliveira, Fernandes 20
 XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
 
 
-def linear(colour):
-    share = np.array([int(colour[place : place + 2], 16) for place in (1, 3, 5)]) / 255
-    return np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
+def to_linear(colour):
+    channels = np.array([int(colour[start : start + 2], 16) for start in (1, 3, 5)]) / 255
+    return np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
 
 
-def contrast(one, other):
-    """As the guidelines for accessible pages (WCAG 2) define it."""
-    dark, light = sorted(float(XYZ[1] @ linear(each)) for each in (one, other))
+def contrast(first, second):
+    """The contrast ratio of WCAG 2, the guidelines for accessible pages."""
+    dark, light = sorted(float(XYZ[1] @ to_linear(each)) for each in (first, second))
     return (light + 0.05) / (dark + 0.05)
 
 
-def lab(rgb):
+def to_lab(rgb):
     x, y, z = (XYZ @ np.clip(rgb, 0, 1)) / XYZ.sum(1)
     x, y, z = (np.cbrt(each) if each > 0.008856 else 7.787 * each + 16 / 116 for each in (x, y, z))
     return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
@@ -45,19 +47,25 @@ def lab(rgb):
 
 @pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
 def test_text_and_curves_contrast_with_the_background(theme):
-    assert all(contrast(theme[name], theme[paper]) >= 4.5 for name in ("text", "muted", "link") for paper in PAPERS)
+    assert all(
+        contrast(theme[name], theme[background]) >= 4.5
+        for name in ("text", "muted", "link")
+        for background in BACKGROUNDS
+    )
     assert all(contrast(theme[f"curve-{number}"], theme["background"]) >= 3 for number in range(NUM_CURVE_COLOURS))
 
 
-PAPERS = ("background", "raised")
+BACKGROUNDS = ("background", "raised")
 
 
-@pytest.mark.parametrize("sight", SIGHT)
+@pytest.mark.parametrize("vision", COLOUR_VISION)
 @pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
-def test_curve_colours_are_distinct_with_any_colour_blindness(theme, sight):
-    seen = [lab(SIGHT[sight] @ linear(theme[f"curve-{number}"])) for number in range(NUM_CURVE_COLOURS)]
-    assert all(np.linalg.norm(one - other) > 12 for one, other in itertools.combinations(seen, 2))
-    assert all(np.linalg.norm(one - other) > 20 for one, other in itertools.combinations(seen[:5], 2))
+def test_curve_colours_are_distinct_with_any_colour_blindness(theme, vision):
+    colours = [
+        to_lab(COLOUR_VISION[vision] @ to_linear(theme[f"curve-{number}"])) for number in range(NUM_CURVE_COLOURS)
+    ]
+    assert all(np.linalg.norm(first - second) > 12 for first, second in itertools.combinations(colours, 2))
+    assert all(np.linalg.norm(first - second) > 20 for first, second in itertools.combinations(colours[:5], 2))
 
 
 def test_both_themes_have_the_same_names_and_print_stays_light():

@@ -1,4 +1,4 @@
-"""What the tests of this folder share."""
+"""The fixture of this folder's tests."""
 
 import pytest
 from support.reproduce.plans import FakeProgram
@@ -8,6 +8,6 @@ from ssql_det.reproduce import runner
 
 @pytest.fixture
 def fake(tmp_path, monkeypatch):
-    """Steps that take no time, looked at often."""
+    """A program that takes no time, polled often."""
     monkeypatch.setattr(runner, "_POLL_SECONDS", 0.005)
     return FakeProgram(tmp_path)

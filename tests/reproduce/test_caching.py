@@ -1,4 +1,4 @@
-"""Steps run once more: what is there is not done again, what changed is, with all behind it."""
+"""Plans that run a second time: finished steps are cached, changed ones and their dependents run again."""
 
 from support.reproduce.plans import get_states
 
@@ -19,17 +19,17 @@ def test_finished_steps_are_cached(fake):
 
 
 def test_a_changed_input_reruns_the_step_and_all_that_depend_on_it(fake, tmp_path):
-    given = tmp_path / "given.bin"
-    given.write_text("1")
-    a = fake.step("a", inputs=[given])
+    input_file = tmp_path / "input.bin"
+    input_file.write_text("1")
+    a = fake.step("a", inputs=[input_file])
     b = fake.step("b", a)
     steps = [a, b, fake.step("c", b), fake.step("d")]
     fake.run(steps)
     (b.folder / "old").touch()
-    given.write_text("2")
+    input_file.write_text("2")
     fake.clear_events()
     outcomes = fake.run(steps)
-    assert [name for what, name in fake.events if what == "begin"] == ["a", "b", "c"]
+    assert [name for event, name in fake.events if event == "begin"] == ["a", "b", "c"]
     assert [name for name, outcome in outcomes.items() if outcome.was_cached] == ["d"]
     assert steps[2].outputs[0].read_text() == "cba2"
     assert not (b.folder / "old").exists()
@@ -40,6 +40,6 @@ def test_equal_outputs_do_not_rerun_dependents(fake):
     b = fake.step("b", a)
     fake.run([a, b])
     fake.clear_events()
-    a = fake.step("a", text="same", message="in another way")
+    a = fake.step("a", text="same", message="another message")
     outcomes = fake.run([a, b])
     assert {name: outcome.was_cached for name, outcome in outcomes.items()} == {"a": False, "b": True}

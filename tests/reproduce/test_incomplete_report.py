@@ -1,4 +1,4 @@
-"""The report on a run of which not all was done: what is missing is told, and foreign texts are inert."""
+"""The report on an incomplete run lists what is missing; hostile texts in it have no effect."""
 
 from dataclasses import replace
 
@@ -29,22 +29,22 @@ def fail_kinds(preset, kinds, **choices):
     }
 
 
-def headings(document):
+def list_headings(document):
     return [block.text for block in document.iterate_blocks() if isinstance(block, Heading)]
 
 
-def measured(document):
+def list_measured(document):
     return {
-        (place, row[0])
-        for place, table in enumerate(each for each in find_tables(document, "method") if each.header[1] == "values")
+        (index, row[0])
+        for index, table in enumerate(each for each in find_tables(document, "method") if each.header[1] == "values")
         for row in table.rows
         if row[1] == "measured"
     }
 
 
 def test_failed_steps_are_listed_with_their_reason(tmp_path):
-    found = make_fake_run(tmp_path, failed=FAILED_STEPS)
-    document = build_report(found)
+    results = make_fake_run(tmp_path, failed=FAILED_STEPS)
+    document = build_report(results)
     page, read = check_page(document)
     (missing,) = (each for each in find_tables(document, "step") if each.header[1] == "state")
     logs = tmp_path / "logs"
@@ -56,14 +56,14 @@ def test_failed_steps_are_listed_with_their_reason(tmp_path):
         ),
     }
     assert {"convert-ssql-0", "thesis.pth is not a checkpoint; give one"} <= set(page.texts) & set(read.texts)
-    assert (0, "SSQL (ours)") not in measured(document)
-    assert {(0, "SimSiam"), (1, "SSQL (ours)")} <= measured(document)
+    assert (0, "SSQL (ours)") not in list_measured(document)
+    assert {(0, "SimSiam"), (1, "SSQL (ours)")} <= list_measured(document)
     assert len(page.all("img")) == 10 + 2  # detections, and maps of features
 
 
 def test_a_complete_run_lists_nothing_as_missing(tmp_path):
     document = build_report(make_fake_run(tmp_path))
-    assert "What is missing" not in headings(document)
+    assert "What is missing" not in list_headings(document)
     (left_out,) = (
         block for block in document.blocks if isinstance(block, Collapsible) and "Published" in block.summary
     )
@@ -78,10 +78,10 @@ def test_a_complete_run_lists_nothing_as_missing(tmp_path):
 def test_any_kind_of_step_may_be_missing(kinds, tmp_path):
     document = build_report(make_fake_run(tmp_path, failed=fail_kinds("mini", kinds)))
     check_page(document)
-    assert bool(measured(document)) == ("sweep" not in kinds)
+    assert bool(list_measured(document)) == ("sweep" not in kinds)
     assert ("No step has drawn any." in list_paragraphs(document)) == ("predict" in kinds)
-    assert ("What few bits do to features" in headings(document)) == ("analyze" not in kinds)
-    assert ("Pretraining" in headings(document)) == ("pretrain" not in kinds)
+    assert ("What few bits do to features" in list_headings(document)) == ("analyze" not in kinds)
+    assert ("Pretraining" in list_headings(document)) == ("pretrain" not in kinds)
     assert ("Nothing was measured at full precision, so losses are unknown." in list_paragraphs(document)) == (
         "sweep" in kinds
     )
@@ -89,18 +89,18 @@ def test_any_kind_of_step_may_be_missing(kinds, tmp_path):
 
 def test_a_detector_without_rows(tmp_path):
     failed = {name: outcome for name, outcome in fail_kinds("mini", ("sweep", "predict")).items() if "fpn" in name}
-    found = make_fake_run(tmp_path, failed=failed)
-    check_page(build_report(found))
-    assert {place for place, _ in measured(build_report(found))} == {0}
-    assert len(list(write_tables(found))) == 2
+    results = make_fake_run(tmp_path, failed=failed)
+    check_page(build_report(results))
+    assert {index for index, _ in list_measured(build_report(results))} == {0}
+    assert len(list(write_tables(results))) == 2
     assert "toy_coco_2017_val" in (tmp_path / "tables/table7.md").read_text()
 
 
 def test_a_run_without_any_result(tmp_path):
     everything = ("data", "pretrain", "convert", "train", "sweep", "predict", "analyze")
-    found = make_fake_run(tmp_path, failed=fail_kinds("mini", everything))
-    check_page(build_report(found))
-    assert write_report(found).is_file()
+    results = make_fake_run(tmp_path, failed=fail_kinds("mini", everything))
+    check_page(build_report(results))
+    assert write_report(results).is_file()
 
 
 def test_toy_data_and_single_seeds_have_a_warning(tmp_path):
@@ -118,7 +118,7 @@ def test_toy_data_and_single_seeds_have_a_warning(tmp_path):
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_texts_have_no_effect(text, tmp_path):
-    """In the reason of a failure, in a method's name, in the command, and in why a tensor was left out."""
+    """In the reason of a failure, a method's name, the command, and the reason why a tensor was left out."""
     names = {"simsiam": text, "reason": text}
     failed = {name: replace(outcome, reason=text) for name, outcome in FAILED_STEPS.items()}
     hostile = make_fake_run(tmp_path / "a", failed=failed, names=names, command=f"ssql-det reproduce --methods {text}")
@@ -126,10 +126,10 @@ def test_hostile_texts_have_no_effect(text, tmp_path):
     names = {"simsiam": "words", "reason": "words"}
     failed = {name: replace(outcome, reason="words") for name, outcome in FAILED_STEPS.items()}
     tame, tame_read = check_page(build_report(make_fake_run(tmp_path / "b", failed=failed, names=names)))
-    for found, expected in ((page, tame), (read, tame_read)):
-        assert structure(found) == structure(expected)
+    for tags, expected in ((page, tame), (read, tame_read)):
+        assert list_tags(tags) == list_tags(expected)
 
 
-def structure(page):
-    """Tags without code, which a text may hold, and without the lines of a chart's lettering."""
+def list_tags(page):
+    """All but code, which a text may hold, and a chart's elements, which depend on the length of names."""
     return [tag for tag, _ in page.tags if tag not in ("code", "text", "tspan", "g", "path", "polyline", "svg", "desc")]

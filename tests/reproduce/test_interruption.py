@@ -1,4 +1,4 @@
-"""Runs that end before their steps do: no step outlives them, however they end, and no two work in one folder."""
+"""Interrupted runs: no job outlives its run, however that ends, and no two runs use one folder."""
 
 import contextlib
 import json
@@ -29,74 +29,76 @@ run_steps(steps, out, 2, program, os.environ)
 """
 
 
-def until(true, seconds=20.0):
+def wait_until(condition, seconds=20.0):
     end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not come about"
+    while not condition():
+        assert time.monotonic() < end, "the condition did not become true"
         time.sleep(0.01)
 
 
-def children(process):
+def list_children(process):
     return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
 
 
-def _interruptible():
-    """A shell's background jobs, and what they start, ignore interrupts."""
+def _restore_interrupts():
+    """A shell's background jobs, and their children, ignore interrupts by default."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture
-def started(fake):
-    """Starts a run of two long steps in a process of its own, and waits until both are at work."""
+def start_run(fake):
+    """A function that starts a run of two long steps in another process and waits until both are running."""
     processes = []
 
-    def start(program, words, are_at_work):
-        steps = json.dumps([(name, words(name)) for name in "ab"])
+    def start(program, make_arguments, are_running):
+        steps = json.dumps([(name, make_arguments(name)) for name in "ab"])
         command = [sys.executable, "-c", RUN, str(fake.out), json.dumps(program), steps]
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True, preexec_fn=_interruptible)
+        process = subprocess.Popen(
+            command, stderr=subprocess.PIPE, start_new_session=True, preexec_fn=_restore_interrupts
+        )
         processes.append(process)
-        until(lambda: process.poll() is not None or (len(children(process)) == 2 and are_at_work()))
+        wait_until(lambda: process.poll() is not None or (len(list_children(process)) == 2 and are_running()))
         assert process.poll() is None, process.stderr.read().decode()
         return process
 
     yield start
     for process in processes:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # steps too, where a test failed for that they live on
+            os.killpg(process.pid, signal.SIGKILL)  # jobs too, in case they outlived a failed test
         process.communicate()
 
 
 @pytest.fixture
-def sleeping(fake, started):
-    """Such a run of the program of a few lines."""
+def sleeping_run(fake, start_run):
+    """Such a run, of the fake program."""
     words = [fake.step(name, seconds=60).arguments for name in "ab"]
-    return started(fake.program, lambda name: words["ab".index(name)], lambda: len(fake.events) == 2)
+    return start_run(fake.program, lambda name: words["ab".index(name)], lambda: len(fake.events) == 2)
 
 
-def test_a_second_run_in_one_folder_is_refused(fake, sleeping):
+def test_a_second_run_in_one_folder_is_refused(fake, sleeping_run):
     with pytest.raises(UserError, match=r"another process is running in .*out; wait for it, or choose another --out"):
         fake.run([fake.step("c")])
     assert [name for _, name in fake.events] in (["a", "b"], ["b", "a"])
-    sleeping.kill()
-    sleeping.wait()
+    sleeping_run.kill()
+    sleeping_run.wait()
     assert get_states(fake.run([fake.step("c")])) == {"c": runner.DONE}
 
 
-@pytest.mark.parametrize("are_told", [True, False], ids=["a terminal's", "one process's"])
-def test_an_interrupt_ends_the_jobs(are_told, fake, sleeping):
-    """A terminal's goes to all processes at once."""
-    (os.killpg if are_told else os.kill)(sleeping.pid, signal.SIGINT)
-    assert b"KeyboardInterrupt" in sleeping.communicate(timeout=10)[1]
+@pytest.mark.parametrize("is_group", [True, False], ids=["process group", "one process"])
+def test_an_interrupt_ends_the_jobs(is_group, fake, sleeping_run):
+    """A terminal sends its interrupt to the whole process group."""
+    (os.killpg if is_group else os.kill)(sleeping_run.pid, signal.SIGINT)
+    assert b"KeyboardInterrupt" in sleeping_run.communicate(timeout=10)[1]
     assert len(fake.pids) == 2
     assert not any(map(is_running, fake.pids))
 
 
-def test_a_killed_run_ends_its_jobs_at_once(fake, started):
+def test_a_killed_run_ends_its_jobs_at_once(fake, start_run):
     out = fake.out
-    process = started(
+    process = start_run(
         CHILD, lambda name: [LONG[0], str(out / name), *LONG[1:]], lambda: len(list(out.glob(".*making"))) == 2
     )
-    pids = children(process)
+    pids = list_children(process)
     process.kill()
     process.wait()
     time.sleep(1.0)
@@ -106,7 +108,7 @@ def test_a_killed_run_ends_its_jobs_at_once(fake, started):
 
 @pytest.mark.parametrize("seconds", [0.0, 0.3, 1.0])
 def test_a_job_ends_when_its_pipe_closes(seconds, tmp_path):
-    """While it imports, too."""
+    """Even while it imports."""
     command = [*CHILD, LONG[0], str(tmp_path / "data"), *LONG[1:]]
     process = subprocess.Popen(command, stdin=subprocess.PIPE)
     try:
@@ -129,12 +131,12 @@ builtins.slow = Slow()
 
 
 def test_a_finished_job_exits_at_once(tmp_path):
-    """However long Python would take to take apart what is in memory, when no thread runs any more."""
+    """However long Python would take to free its memory."""
     (tmp_path / "sitecustomize.py").write_text(SLOW_TO_EXIT)
     command = [*CHILD, LONG[0], str(tmp_path / "data"), "--scenes", "4", "--crops", "5", "--workers", "1"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(tmp_path)})
     try:
-        until((tmp_path / "data/manifest.json").is_file)
+        wait_until((tmp_path / "data/manifest.json").is_file)
         assert process.wait(timeout=5) == 0
     finally:
         process.kill()
@@ -142,15 +144,15 @@ def test_a_finished_job_exits_at_once(tmp_path):
 
 
 def test_an_undisturbed_job_ends_as_the_command_does(tmp_path):
-    made = subprocess.Popen(
+    valid = subprocess.Popen(
         [*CHILD, *LONG[:1], str(tmp_path / "a"), "--scenes", "4", "--crops", "5"], stdin=subprocess.PIPE
     )
-    refused = subprocess.Popen(
+    invalid = subprocess.Popen(
         [*CHILD, "make-toy-data", "a", "--scenes", "3"], stdin=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    assert made.wait(60) == 0
+    assert valid.wait(60) == 0
     assert (tmp_path / "a/manifest.json").is_file()
-    assert refused.wait(60) == 2
-    assert refused.stderr.read().startswith(b"error: --scenes must be at least 4")
-    for process in (made, refused):
+    assert invalid.wait(60) == 2
+    assert invalid.stderr.read().startswith(b"error: --scenes must be at least 4")
+    for process in (valid, invalid):
         process.communicate()

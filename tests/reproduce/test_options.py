@@ -1,4 +1,4 @@
-"""What a user may choose of a plan: tables, methods, seeds, bits, checkpoints."""
+"""The options of a plan: tables, methods, seeds, bits, checkpoints."""
 
 from collections import Counter
 from pathlib import Path
@@ -15,18 +15,26 @@ def _in_the_clone(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
-def swept(plan):
+def list_swept(plan):
     return {step.name.removeprefix("sweep-") for step in plan.steps if step.kind == "sweep"}
 
 
-def kinds(plan):
+def count_kinds(plan):
     return Counter(step.kind for step in plan.steps)
 
 
 def test_steps_of_whole_presets():
     mini, small, paper = (build_plan(name) for name in ("mini", "small", "paper"))
-    assert kinds(mini) == {"data": 1, "pretrain": 2, "convert": 2, "train": 6, "sweep": 6, "predict": 6, "analyze": 1}
-    assert kinds(small) == {
+    assert count_kinds(mini) == {
+        "data": 1,
+        "pretrain": 2,
+        "convert": 2,
+        "train": 6,
+        "sweep": 6,
+        "predict": 6,
+        "analyze": 1,
+    }
+    assert count_kinds(small) == {
         "data": 1,
         "pretrain": 6,
         "convert": 6,
@@ -35,21 +43,21 @@ def test_steps_of_whole_presets():
         "predict": 6,
         "analyze": 1,
     }
-    assert kinds(paper) == {"pretrain": 8, "convert": 8, "train": 45, "sweep": 45, "predict": 9}
+    assert count_kinds(paper) == {"pretrain": 8, "convert": 8, "train": 45, "sweep": 45, "predict": 9}
     first = f"{mini.steps[0].command} "
     assert first == "ssql-det make-toy-data runs/x/data --difficulty 0.0 --size 128 128 "
 
 
 def test_one_table():
     plan = build_plan("mini", tables=(7,))
-    assert swept(plan) == {"fpn-random-init-0", "fpn-simsiam-0", "fpn-ssql-0"}
-    assert kinds(plan)["pretrain"] == 2
-    assert {words.split(" of ")[1][:7] for words in plan.left_out} == {"Table 7"}
-    assert swept(build_plan("mini", tables=(6,))) | swept(plan) == swept(build_plan("mini"))
+    assert list_swept(plan) == {"fpn-random-init-0", "fpn-simsiam-0", "fpn-ssql-0"}
+    assert count_kinds(plan)["pretrain"] == 2
+    assert {reason.split(" of ")[1][:7] for reason in plan.left_out} == {"Table 7"}
+    assert list_swept(build_plan("mini", tables=(6,))) | list_swept(plan) == list_swept(build_plan("mini"))
 
 
 @pytest.mark.parametrize(
-    ("said", "meant"),
+    ("methods", "runs"),
     [
         (("ssql",), {"ssql"}),
         (("SimSiam + SSQL",), {"ssql"}),
@@ -59,24 +67,24 @@ def test_one_table():
     ],
 )
 @pytest.mark.parametrize("tables", [(6,), (7,), (6, 7)], ids=str)
-def test_methods_in_any_spelling(said, meant, tables):
-    """Random weights too, which the published Table 7 has not."""
-    plan = build_plan("mini", methods=said, tables=tables)
-    assert swept(plan) == {f"{ {6: 'c4', 7: 'fpn'}[table] }-{name}-0" for name in meant for table in tables}
-    assert kinds(plan)["pretrain"] == len(meant - {"random-init"})
+def test_methods_in_any_spelling(methods, runs, tables):
+    """Also random weights, which the published Table 7 does not have."""
+    plan = build_plan("mini", methods=methods, tables=tables)
+    assert list_swept(plan) == {f"{ {6: 'c4', 7: 'fpn'}[table] }-{name}-0" for name in runs for table in tables}
+    assert count_kinds(plan)["pretrain"] == len(runs - {"random-init"})
     assert not plan.left_out
 
 
 def test_methods_without_a_config_are_listed():
     plan = build_plan("mini", methods=("ssql", "byol"))
-    assert swept(plan) == {"c4-ssql-0", "fpn-ssql-0"}
-    assert [words.split(":")[0] for words in plan.left_out] == ["BYOL of Table 6", "BYOL of Table 7"]
+    assert list_swept(plan) == {"c4-ssql-0", "fpn-ssql-0"}
+    assert [reason.split(":")[0] for reason in plan.left_out] == ["BYOL of Table 6", "BYOL of Table 7"]
     with pytest.raises(UserError, match=r"no config pretrains BYOL, IN supervised; add --checkpoint 'BYOL'=FILE"):
         build_plan("mini", methods=("byol", "supervised"))
 
 
 @pytest.mark.parametrize(
-    ("choices", "said"),
+    ("options", "message"),
     [
         ({"methods": ("SimSam",)}, r"unknown method 'SimSam'; did you mean 'SimSiam'\? \(known: "),
         ({"methods": ("",)}, r"unknown method ''"),
@@ -96,14 +104,14 @@ def test_methods_without_a_config_are_listed():
         ({"checkpoints": {"BYOL": "a.pth"}, "methods": ("SSQL",)}, "a file for 'BYOL', which --methods leaves out"),
     ],
 )
-def test_unknown_methods_are_refused_with_a_hint(choices, said):
-    with pytest.raises(UserError, match=said):
-        build_plan("mini", **choices)
+def test_unknown_methods_are_refused_with_a_hint(options, message):
+    with pytest.raises(UserError, match=message):
+        build_plan("mini", **options)
 
 
 def test_seeds():
     plan = build_plan("mini", seeds=3, tables=(6,), methods=("ssql", "random"))
-    assert swept(plan) == {f"c4-{name}-{seed}" for name in ("ssql", "random-init") for seed in range(3)}
+    assert list_swept(plan) == {f"c4-{name}-{seed}" for name in ("ssql", "random-init") for seed in range(3)}
     assert [step.name for step in plan.steps if step.kind == "pretrain"] == [
         f"pretrain-ssql-{seed}" for seed in (0, 1, 2)
     ]
@@ -112,7 +120,7 @@ def test_seeds():
         "predict-c4-random-init-0",
     }
     paper = build_plan("paper", seeds=2, tables=(6,), methods=("ssql",))
-    assert kinds(paper) == {"pretrain": 1, "convert": 1, "train": 2, "sweep": 2, "predict": 1}
+    assert count_kinds(paper) == {"pretrain": 1, "convert": 1, "train": 2, "sweep": 2, "predict": 1}
     backbones = {step.inputs[-1] for step in paper.steps if step.kind == "train"}
     assert backbones == {Path("runs/x/backbones/imagenet_r18_ssql-0/backbone.pkl")}
 
@@ -134,13 +142,13 @@ def test_a_checkpoint_replaces_a_pretraining(tmp_path):
     trained = [step for step in plan.steps if step.name in ("train-c4-ssql-0", "train-fpn-ssql-0")]
     assert all(set(convert.outputs) <= set(step.inputs) for step in trained)
     assert len(trained) == 2
-    assert swept(plan) == swept(build_plan("mini"))
+    assert list_swept(plan) == list_swept(build_plan("mini"))
 
 
 def test_a_checkpoint_adds_a_method_without_a_config():
     plan = build_plan("mini", checkpoints={"BYOL": "~/byol.pth"})
-    assert swept(plan) - swept(build_plan("mini")) == {"c4-byol-0", "fpn-byol-0"}
-    assert not [words for words in plan.left_out if words.startswith("BYOL")]
+    assert list_swept(plan) - list_swept(build_plan("mini")) == {"c4-byol-0", "fpn-byol-0"}
+    assert not [reason for reason in plan.left_out if reason.startswith("BYOL")]
     (convert,) = [step for step in plan.steps if step.name == "convert-byol"]
     assert convert.inputs == (Path("~/byol.pth").expanduser(),)
 
@@ -151,10 +159,12 @@ def test_a_checkpoint_in_the_paper_preset_needs_one_table():
 
 
 def test_several_gpus_share_a_pretraining():
-    one, eight = (build_plan("paper", num_gpus=gpus, tables=(6,), methods=("ssql",)).steps[0] for gpus in (1, 8))
-    assert "--num-gpus" not in one.arguments
-    assert eight.arguments[eight.arguments.index("--num-gpus") + 1] == "8"
-    assert eight.minutes < one.minutes / 7
+    one_gpu, eight_gpus = (
+        build_plan("paper", num_gpus=gpus, tables=(6,), methods=("ssql",)).steps[0] for gpus in (1, 8)
+    )
+    assert "--num-gpus" not in one_gpu.arguments
+    assert eight_gpus.arguments[eight_gpus.arguments.index("--num-gpus") + 1] == "8"
+    assert eight_gpus.minutes < one_gpu.minutes / 7
 
 
 def test_steps_are_ordered_by_kind_and_then_by_length():

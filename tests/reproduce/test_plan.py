@@ -1,4 +1,4 @@
-"""Plans: each command is one that its parser and the readers of configs take, and finds what it reads."""
+"""Plans: each command is valid for its parser and config, and its inputs exist when it starts."""
 
 import itertools
 from collections import Counter
@@ -27,18 +27,18 @@ from ssql_det.report.published import load_published_table
 from ssql_det.reproduce.presets import PRESETS, get_preset
 from ssql_det.toydata.dataset import MANIFEST, ToyDataSettings, make_toy_data
 
-GIVEN = {"IN supervised": "in.pth", "BYOL": "byol.pth"}
+CHECKPOINTS = {"IN supervised": "in.pth", "BYOL": "byol.pth"}
 PLANS = {
     "mini": {},
     "small": {"budget": 0.05},
-    "small whole": {"seeds": 2, "num_gpus": 2, "checkpoints": GIVEN},
-    "paper": {"tables": (6,), "checkpoints": GIVEN, "num_gpus": 8},
+    "small whole": {"seeds": 2, "num_gpus": 2, "checkpoints": CHECKPOINTS},
+    "paper": {"tables": (6,), "checkpoints": CHECKPOINTS, "num_gpus": 8},
     "paper both": {},
     "mini probes": {"tables": (1, 8, 12), "seeds": 2},
     "small ablation": {"tables": (8, 6), "checkpoints": {"SSQL": "ssql.pth"}},
     "paper probes": {"tables": (12, 1, 8, 3)},
     "paper given": {"tables": (8,), "checkpoints": {"(d)": "d.pth"}},
-    "paper masks": {"tables": (7,), "checkpoints": GIVEN | {"SSQL": "ssql.pth"}, "bits": "FP,4"},
+    "paper masks": {"tables": (7,), "checkpoints": CHECKPOINTS | {"SSQL": "ssql.pth"}, "bits": "FP,4"},
 }
 parser, read_config_file = make_parser(), cache(uncached)
 
@@ -53,8 +53,8 @@ def plan(request):
     return build_plan(request.param.split()[0], **PLANS[request.param])
 
 
-def asked(step):
-    """A step's options, and its config where it has one."""
+def parse_step(step):
+    """A step's options, and its config if it has one."""
     options = parser.parse_args(step.arguments)
     if options.command == "pretrain":
         return options, read_config(options.config_file, options.overrides)
@@ -66,7 +66,7 @@ def asked(step):
 
 def test_every_command_is_valid_and_names_its_inputs_and_outputs(plan):
     for step in plan.steps:
-        options, cfg = asked(step)
+        options, cfg = parse_step(step)
         read = {path.as_posix() for path in step.inputs}
         if cfg is not None:
             assert options.config_file in read
@@ -83,7 +83,7 @@ def test_every_command_is_valid_and_names_its_inputs_and_outputs(plan):
             case "convert":
                 assert options.to == "detectron2"
                 assert options.to in [each.name for each in FORMATS if each.writer]
-                assert options.force  # a file that a kill left is no obstacle
+                assert options.force  # a file left by a kill is overwritten
                 assert (read, step.outputs) == ({options.checkpoint}, (Path(options.out),))
             case "train-det":
                 assert options.resume
@@ -106,7 +106,7 @@ def test_every_command_is_valid_and_names_its_inputs_and_outputs(plan):
                 assert (f"{plan.datasets_root}/crops" == options.data) == (plan.preset.data is not None)
                 assert (options.protocol == "published") == (plan.preset.data is None)
                 assert "linear" in options.kind
-                assert (options.scheme, options.calib_images) == ("minmax", 512)  # as the figures on the pages
+                assert (options.scheme, options.calib_images) == ("minmax", 512)  # as the values on the pages
             case "analyze":
                 assert read == {*options.checkpoints, (plan.datasets_root / MANIFEST).as_posix()}
                 assert options.data == f"{plan.datasets_root}/crops"
@@ -119,57 +119,61 @@ def test_every_command_is_valid_and_names_its_inputs_and_outputs(plan):
 
 
 def test_inputs_are_outputs_of_earlier_steps(plan):
-    there = {Path(file) for file in (*GIVEN.values(), "ssql.pth", "d.pth")} | set(Path().glob("configs/**/*.yaml"))
+    existing = {Path(file) for file in (*CHECKPOINTS.values(), "ssql.pth", "d.pth")} | set(
+        Path().glob("configs/**/*.yaml")
+    )
     for step in plan.steps:
-        assert set(step.inputs) <= there, step.name
-        assert not there & set(step.outputs)
-        there |= set(step.outputs)
+        assert set(step.inputs) <= existing, step.name
+        assert not existing & set(step.outputs)
+        existing |= set(step.outputs)
         if plan.preset.data and step.kind in ("pretrain", "train", "sweep", "predict", "probe"):
             assert plan.datasets_root / MANIFEST in step.inputs
 
 
 def test_names_are_unique_and_folders_separate(plan):
     assert set(Counter(step.name for step in plan.steps).values()) == {1}
-    for one, other in itertools.permutations(plan.steps, 2):
-        assert not one.folder.is_relative_to(other.folder), (one.name, other.name)
+    for first, second in itertools.permutations(plan.steps, 2):
+        assert not first.folder.is_relative_to(second.folder), (first.name, second.name)
     assert all(step.folder.is_relative_to(plan.out) for step in plan.steps)
 
 
 def test_sweeps_and_drawings_use_the_backbone_of_their_method(plan):
-    """What is trained, swept and drawn of a method begins with that method's backbone and seed."""
+    """Also trainings: all use the backbone and the seed of their method."""
     makers = {path.as_posix(): step for step in plan.steps for path in step.outputs}
     for step in plan.steps:
         if step.kind not in ("sweep", "predict"):
             continue
-        _, cfg = asked(step)
-        detector = asked(makers[cfg.MODEL.WEIGHTS])[1]
+        _, cfg = parse_step(step)
+        detector = parse_step(makers[cfg.MODEL.WEIGHTS])[1]
         same = ("SSQL_DET.METHOD", "SOLVER.MAX_ITER", "DATASETS.TEST")
-        assert all(value(cfg, key) == value(detector, key) for key in same)
+        assert all(get_value(cfg, key) == get_value(detector, key) for key in same)
         assert step.name.endswith(f"-{detector.SEED}")
         backbone = detector.MODEL.WEIGHTS
         assert (backbone == "") == (cfg.SSQL_DET.METHOD == "random init.")
-        source = backbone and asked(makers[backbone])[0].checkpoint
+        source = backbone and parse_step(makers[backbone])[0].checkpoint
         if source in makers:
-            pretrained = asked(makers[source])[1]
+            pretrained = parse_step(makers[source])[1]
             assert cfg.SSQL_DET.METHOD.startswith("SSQL") == (pretrained.ssql is not None)
             assert ("200ep" in makers[source].name) == ("200ep" in cfg.SSQL_DET.METHOD)
             assert (detector.SEED if plan.preset.pretrains_each_seed else 0) == pretrained.seed
         elif source:
-            assert source == {**GIVEN, "SSQL": "ssql.pth"}[cfg.SSQL_DET.METHOD]
+            assert source == {**CHECKPOINTS, "SSQL": "ssql.pth"}[cfg.SSQL_DET.METHOD]
 
 
-def value(cfg, key):
+def get_value(cfg, key):
     for part in key.split("."):
         cfg = cfg[part]
     return cfg
 
 
 def test_every_published_row_has_a_sweep_or_a_reason(plan):
-    swept = {(asked(step)[1].SSQL_DET.METHOD, step.name.split("-")[1]) for step in plan.steps if step.kind == "sweep"}
+    swept = {
+        (parse_step(step)[1].SSQL_DET.METHOD, step.name.split("-")[1]) for step in plan.steps if step.kind == "sweep"
+    }
     for table in set(plan.options.tables) & {6, 7}:
         for method in load_published_table(table).methods:
-            words = [words for words in plan.left_out if words.startswith(f"{method} of Table {table}: ")]
-            assert len(words) == ((method.removesuffix(" (ours)"), {6: "c4", 7: "fpn"}[table]) not in swept)
+            reasons = [reason for reason in plan.left_out if reason.startswith(f"{method} of Table {table}: ")]
+            assert len(reasons) == ((method.removesuffix(" (ours)"), {6: "c4", 7: "fpn"}[table]) not in swept)
 
 
 def test_images_to_draw_are_test_images_of_the_toy_data(tmp_path):
@@ -178,7 +182,7 @@ def test_images_to_draw_are_test_images_of_the_toy_data(tmp_path):
         make_toy_data(plan.datasets_root, plan.preset.data, workers=2)
         tested = (plan.datasets_root / "VOC2007/ImageSets/Main/test.txt").read_text().split()
         for step in plan.steps:
-            for image in _split_keys_and_images(asked(step)[0].rest)[1] if step.kind == "predict" else ():
+            for image in _split_keys_and_images(parse_step(step)[0].rest)[1] if step.kind == "predict" else ():
                 assert Path(image).is_file()
                 assert f"{int(Path(image).stem):06d}" in tested
 
@@ -188,21 +192,24 @@ def test_images_to_draw_are_test_images_of_the_toy_data(tmp_path):
 def test_a_budget_scales_down_to_the_minimums(budget):
     for name in ("mini", "small"):
         tables = get_preset(name).tables
-        plan, whole = (build_plan(name, budget=share, seeds=1, tables=tables) for share in (budget, 1.0))
-        now, full = plan.preset.data, PRESETS[name].data
-        assert (now.scenes, now.crops) == (max(24, round(full.scenes * budget)), max(400, round(full.crops * budget)))
-        assert sorted(step.name for step in plan.steps) == sorted(step.name for step in whole.steps)
-        assert sum(step.minutes for step in plan.steps) <= sum(step.minutes for step in whole.steps)
+        plan, full_plan = (build_plan(name, budget=share, seeds=1, tables=tables) for share in (budget, 1.0))
+        data, full_data = plan.preset.data, PRESETS[name].data
+        assert (data.scenes, data.crops) == (
+            max(24, round(full_data.scenes * budget)),
+            max(400, round(full_data.crops * budget)),
+        )
+        assert sorted(step.name for step in plan.steps) == sorted(step.name for step in full_plan.steps)
+        assert sum(step.minutes for step in plan.steps) <= sum(step.minutes for step in full_plan.steps)
         for step in plan.steps:
-            says = dict(itertools.pairwise(step.arguments))
+            options = dict(itertools.pairwise(step.arguments))
             config = step.kind not in ("data", "convert", "analyze", "probe") and read_config_file(step.inputs[0])
             if step.kind == "pretrain":
-                assert now.crops - now.crops // 5 >= config["OPTIM.BATCH"]
+                assert data.crops - data.crops // 5 >= config["OPTIM.BATCH"]
             elif step.kind in ("train", "sweep", "predict"):
                 iterations = config["SOLVER.MAX_ITER"]
-                assert int(says.get("SOLVER.MAX_ITER", iterations)) == max(4, round(iterations * budget))
+                assert int(options.get("SOLVER.MAX_ITER", iterations)) == max(4, round(iterations * budget))
             if step.kind == "sweep":
-                assert 4 <= int(says["--calib-images"]) == max(4, round(64 * budget)) <= now.scenes // 2
+                assert 4 <= int(options["--calib-images"]) == max(4, round(64 * budget)) <= data.scenes // 2
 
 
 def test_published_recipes_have_no_budget():

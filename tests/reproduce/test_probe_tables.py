@@ -1,4 +1,4 @@
-"""Tables of linear probes: which runs they need, what they share, and what the report says of them."""
+"""Tables of linear probes: the runs they need and share, and the report on them."""
 
 import itertools
 import statistics
@@ -15,7 +15,7 @@ from ssql_det.report.table_sources import get_source
 from ssql_det.reproduce.report_page import build_report, write_tables
 
 WIDTHS = ("FP", "8w8a", "6w6a", "5w5a", "4w4a", "3w3a", "2w8a", "2w4a")
-RUNS = {  # of Table 1's methods on toy data, and beside them the two of Table 12 alone
+RUNS = {  # of the methods of Tables 1 and 12 on toy data
     "SimSiam": "simsiam",
     "BYOL": "byol",
     "SSQL (ours)": "ssql",
@@ -32,15 +32,17 @@ def _in_the_clone(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
-def named(plan, kind):
+def list_names(plan, kind):
     return [step.name.removeprefix(f"{kind}-") for step in plan.steps if step.kind == kind]
 
 
 @pytest.mark.parametrize("name", ["mini", "small"])
 def test_tables_share_runs(name):
     plan = build_plan(name, tables=(1, 8, 12), seeds=1)
-    assert set(named(plan, "pretrain")) == {f"{run}-0" for run in (*RUNS.values(), *(f"table8-{x}" for x in "bcdefgh"))}
-    assert Counter(named(plan, "pretrain")) == Counter(named(plan, "probe"))
+    assert set(list_names(plan, "pretrain")) == {
+        f"{run}-0" for run in (*RUNS.values(), *(f"table8-{x}" for x in "bcdefgh"))
+    }
+    assert Counter(list_names(plan, "pretrain")) == Counter(list_names(plan, "probe"))
     ablation = [step.removeprefix("probe-") for step in plan.row_steps["table8"]]
     assert ablation == ["simsiam-0", *(f"table8-{x}-0" for x in "bcdefgh"), "ssql-0"]
     assert set(plan.row_steps["table12"]) < set(plan.row_steps["table1"])
@@ -49,23 +51,23 @@ def test_tables_share_runs(name):
 
 def test_a_backbone_is_pretrained_once_for_detectors_and_probes():
     both = build_plan("mini", tables=(6, 1), methods=("ssql",))
-    assert named(both, "pretrain") == ["ssql-0"]
-    assert (named(both, "sweep"), named(both, "probe")) == (["c4-ssql-0"], ["ssql-0"])
+    assert list_names(both, "pretrain") == ["ssql-0"]
+    assert (list_names(both, "sweep"), list_names(both, "probe")) == (["c4-ssql-0"], ["ssql-0"])
 
 
 def test_a_probe_gets_the_letter_that_the_checkpoint_does_not_store():
     for step in build_plan("mini", tables=(8,)).steps:
         if step.kind == "probe":
-            said = dict(itertools.pairwise(step.arguments)).get("--method")
+            method = dict(itertools.pairwise(step.arguments)).get("--method")
             letter = step.name.removeprefix("probe-table8-")[0] if "table8" in step.name else None
-            assert said == (letter and f"({letter})")
+            assert method == (letter and f"({letter})")
 
 
 @pytest.mark.parametrize(
-    ("said", "run"), [("(d)", "table8-d-0"), ("i", "ssql-0"), ("SSQL", "ssql-0"), ("A", "simsiam-0")]
+    ("method", "run"), [("(d)", "table8-d-0"), ("i", "ssql-0"), ("SSQL", "ssql-0"), ("A", "simsiam-0")]
 )
-def test_rows_of_the_ablation_are_selected_by_letter_or_method(said, run):
-    assert named(build_plan("mini", tables=(8,), methods=(said,)), "probe") == [run]
+def test_rows_of_the_ablation_are_selected_by_letter_or_method(method, run):
+    assert list_names(build_plan("mini", tables=(8,), methods=(method,)), "probe") == [run]
 
 
 @pytest.mark.parametrize("table", [1, 3, 8, 12])
@@ -75,16 +77,16 @@ def test_the_paper_preset_runs_every_config_of_its_tables(table):
         step.arguments[step.arguments.index("--config-file") + 1] for step in plan.steps if step.kind == "pretrain"
     ]
     assert Counter(configs) == Counter(set(get_source(table).configs.values()))
-    assert {step.name.rpartition("-")[2] for step in plan.steps} == {"0"}  # one seed, unless more are asked for
-    assert len(named(build_plan("paper", tables=(table,), seeds=2), "probe")) == 2 * len(named(plan, "probe"))
+    assert {step.name.rpartition("-")[2] for step in plan.steps} == {"0"}  # one seed by default
+    assert len(list_names(build_plan("paper", tables=(table,), seeds=2), "probe")) == 2 * len(list_names(plan, "probe"))
     data = {step.arguments[step.arguments.index("--data") + 1] for step in plan.steps if step.kind == "probe"}
     assert data == ({"datasets/imagenet"} if table == 3 else {"cifar10:datasets"})
-    lacking = {method for method in load_published_table(table).methods if "PACT" in method}
-    assert {words.split(" of ")[0] for words in plan.left_out} == lacking
+    missing = {method for method in load_published_table(table).methods if "PACT" in method}
+    assert {reason.split(" of ")[0] for reason in plan.left_out} == missing
 
 
 def test_tables_of_the_paper_preset_share_runs():
-    names = named(build_plan("paper", tables=(1, 3, 6, 7, 8, 12)), "pretrain")
+    names = list_names(build_plan("paper", tables=(1, 3, 6, 7, 8, 12)), "pretrain")
     assert set(Counter(names).values()) == {1}
     assert len(names) == 12 + 2 + 9 + 7 + 2  # CIFAR-10, SSQL over two more, the ablation, ImageNet, and its 200 epochs
 
@@ -99,14 +101,14 @@ def test_a_given_backbone_is_probed_once_with_its_name():
 @pytest.mark.parametrize("name", ["SSQL", "(i)"])
 def test_a_given_backbone_is_used_for_its_row_of_the_ablation(name):
     plan = build_plan("mini", tables=(8, 6) if name == "SSQL" else (8,), checkpoints={name: "ours.pth"})
-    assert "ssql-0" not in named(plan, "pretrain")
+    assert "ssql-0" not in list_names(plan, "pretrain")
     (probe,) = [step for step in plan.steps if step.kind == "probe" and "ours.pth" in step.arguments]
     assert probe.name == plan.row_steps["table8"][-1]
     assert probe.arguments[-2:] == ("--method", name)
 
 
 @pytest.mark.parametrize(
-    ("preset", "choices", "said"),
+    ("preset", "options", "message"),
     [
         ("mini", {"tables": (6, 3)}, "--table 3: not in the preset mini, which has 1, 6, 7, 8, 12"),
         (
@@ -118,21 +120,21 @@ def test_a_given_backbone_is_used_for_its_row_of_the_ablation(name):
         ("mini", {"tables": (8,), "methods": ("j",)}, r"unknown method 'j'.*known: \(a\), \(b\)"),
     ],
 )
-def test_unknown_tables_and_methods_are_refused(preset, choices, said):
-    with pytest.raises(UserError, match=said):
-        build_plan(preset, **choices)
+def test_unknown_tables_and_methods_are_refused(preset, options, message):
+    with pytest.raises(UserError, match=message):
+        build_plan(preset, **options)
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
-    """Three seeds."""
+def results(tmp_path_factory):
+    """Of three seeds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         return make_fake_run(tmp_path_factory.mktemp("mini"), "mini", tables=(1, 8, 12), seeds=3)
 
 
-def test_a_report_of_probes_mentions_no_detector(found):
-    document = build_report(found)
+def test_a_report_of_probes_mentions_no_detector(results):
+    document = build_report(results)
     check_page(document)
     assert document.title == "What bits cost a backbone: preset mini"
     assert [block.text for block in document.blocks if isinstance(block, Heading) and block.level == 2] == [
@@ -144,42 +146,47 @@ def test_a_report_of_probes_mentions_no_detector(found):
     assert not any("moved to a detector" in text for text in list_paragraphs(document))
     (terms,) = (block for block in document.blocks if isinstance(block, Collapsible) and "15 networks" in block.summary)
     assert len([block for block in terms.blocks if isinstance(block, Figure)]) == 15
-    assert len(find_tables(document, "Linear probe")) == 1  # the cost of three tables' one network
+    assert len(find_tables(document, "Linear probe")) == 1  # all three tables have the same network
 
 
-def test_values_are_means_over_seeds_in_the_order_of_the_table(found):
-    of_1, of_8, of_12 = (table for table in find_tables(build_report(found), "method") if table.header[1] == "values")
-    for table, runs in ((of_1, RUNS), (of_12, {method: RUNS[method] for method in load_published_table(12).methods})):
+def test_values_are_means_over_seeds_in_the_order_of_the_table(results):
+    table_1, table_8, table_12 = (
+        table for table in find_tables(build_report(results), "method") if table.header[1] == "values"
+    )
+    for table, runs in (
+        (table_1, RUNS),
+        (table_12, {method: RUNS[method] for method in load_published_table(12).methods}),
+    ):
         measured = {row[0].removeprefix("narrow ResNet · "): row[2:] for row in table.rows if row[1] == "measured"}
-        printed = [method for method in load_published_table(1 if table is of_1 else 12).methods if method in runs]
+        printed = [method for method in load_published_table(1 if table is table_1 else 12).methods if method in runs]
         assert list(measured)[: len(printed)] == printed
         assert len(measured) == len(runs)
         for method, cells in measured.items():
-            for place, cell in zip(map(WIDTHS.index, table.header[2:]), cells, strict=True):
-                values = [fake_top1(runs[method], seed, place) for seed in range(3)]
+            for index, cell in zip(map(WIDTHS.index, table.header[2:]), cells, strict=True):
+                values = [fake_top1(runs[method], seed, index) for seed in range(3)]
                 assert cell == f"{statistics.fmean(values):.1f} ± {statistics.stdev(values):.1f} (3)"
-    measured = {row[0]: row[2:] for row in of_8.rows if row[1] == "measured"}
+    measured = {row[0]: row[2:] for row in table_8.rows if row[1] == "measured"}
     assert list(measured) == [f"narrow ResNet · ({letter})" for letter in "abcdefghi"]
-    assert of_8.header[-1] == "Avg."
+    assert table_8.header[-1] == "Avg."
     widths = [WIDTHS.index(bits) for bits in load_published_table(8).bit_widths]
-    means = [statistics.fmean(fake_top1("table8-d", seed, place) for place in widths) for seed in range(3)]
+    means = [statistics.fmean(fake_top1("table8-d", seed, index) for index in widths) for seed in range(3)]
     assert measured["narrow ResNet · (d)"][-1] == f"{statistics.fmean(means):.1f} ± {statistics.stdev(means):.1f} (3)"
 
 
-def test_the_summary_has_each_method_once(found):
-    (answer,) = find_tables(build_report(found), "probe")
-    names = [row[1] for row in answer.rows]
+def test_the_summary_has_each_method_once(results):
+    (summary,) = find_tables(build_report(results), "probe")
+    names = [row[1] for row in summary.rows]
     assert len(names) == len(set(names)) == 8 + 9
-    assert answer.header[2] == "top-1 at FP"
-    lost = [fake_top1("byol", seed, 0) - fake_top1("byol", seed, 4) for seed in range(3)]
-    row = next(row for row in answer.rows if row[1] == "BYOL")
-    assert row[4] == f"{statistics.fmean(lost):.1f} ± {statistics.stdev(lost):.1f}"
+    assert summary.header[2] == "top-1 at FP"
+    losses = [fake_top1("byol", seed, 0) - fake_top1("byol", seed, 4) for seed in range(3)]
+    row = next(row for row in summary.rows if row[1] == "BYOL")
+    assert row[4] == f"{statistics.fmean(losses):.1f} ± {statistics.stdev(losses):.1f}"
 
 
-def test_table_files_are_named_by_their_numbers(found):
-    captions = [table.caption for table in write_tables(found)]
+def test_table_files_are_named_by_their_numbers(results):
+    captions = [table.caption for table in write_tables(results)]
     assert captions == [f"Table {number}, top-1: crops" for number in (1, 8, 12)]
-    assert {path.name for path in (found.plan.out / "tables").iterdir()} == {
+    assert {path.name for path in (results.plan.out / "tables").iterdir()} == {
         f"table{number}.{suffix}" for number in (1, 8, 12) for suffix in ("md", "csv")
     }
 

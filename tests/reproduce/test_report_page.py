@@ -1,4 +1,4 @@
-"""The report on a folder that was made up: its figures are those of the rows, and all else is what the steps left."""
+"""The report on a fake run: its values are those of the rows, and the rest is what the steps wrote."""
 
 import io
 import itertools
@@ -26,7 +26,7 @@ def _in_the_clone(monkeypatch):
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """Three seeds."""
+    """Of three seeds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         return make_fake_run(tmp_path_factory.mktemp("small"), "small")
@@ -54,28 +54,28 @@ def test_values_are_means_over_seeds(small):
         measured = {row[0]: row[2:] for row in table.rows if row[1] == "measured"}
         assert set(measured) == set(NAMES.values())
         for method, name in NAMES.items():
-            for place, cell in enumerate(measured[name]):
-                values = [fake_average_precision(detector, method, seed, place) for seed in range(3)]
+            for index, cell in enumerate(measured[name]):
+                values = [fake_average_precision(detector, method, seed, index) for seed in range(3)]
                 assert cell == f"{statistics.fmean(values):.1f} ± {statistics.stdev(values):.1f} (3)"
     assert {row[0]: row[2] for row in masks.rows if row[1] == "measured"}["SimSiam"] == "22.2 ± 1.5 (3)"
 
 
 def test_the_summary_has_the_mean_loss_of_each_seed(small):
-    (answer,) = find_tables(build_report(small), "detector")[:1]
-    assert answer.header == ("detector", "method", "box AP at FP", "lost at 8w8a", "lost at 4w4a", "lost at 2w4a")
-    places = [WIDTHS.index(bits) for bits in ("8w8a", "4w4a", "2w4a")]
-    rows = {row[:2]: row[2:] for row in answer.rows}
+    (summary,) = find_tables(build_report(small), "detector")[:1]
+    assert summary.header == ("detector", "method", "box AP at FP", "lost at 8w8a", "lost at 4w4a", "lost at 2w4a")
+    indices = [WIDTHS.index(bits) for bits in ("8w8a", "4w4a", "2w4a")]
+    rows = {row[:2]: row[2:] for row in summary.rows}
     assert len(rows) == 6
     seeds = range(3)
     detectors = {"Faster R-CNN, C4": "c4", "Mask R-CNN, FPN": "fpn"}
     assert list(rows) == list(itertools.product(detectors, ROW_NAMES.values()))
     for (title, detector), (method, name) in itertools.product(detectors.items(), ROW_NAMES.items()):
         full = [fake_average_precision(detector, method, seed, 0) for seed in seeds]
-        shown = rows[title, name]
-        assert shown[0] == f"{statistics.fmean(full):.1f} ± {statistics.stdev(full):.1f}"
-        for cell, place in zip(shown[1:], places, strict=True):
-            lost = [full[seed] - fake_average_precision(detector, method, seed, place) for seed in seeds]
-            assert cell == f"{statistics.fmean(lost):.1f} ± {statistics.stdev(lost):.1f}"
+        cells = rows[title, name]
+        assert cells[0] == f"{statistics.fmean(full):.1f} ± {statistics.stdev(full):.1f}"
+        for cell, index in zip(cells[1:], indices, strict=True):
+            losses = [full[seed] - fake_average_precision(detector, method, seed, index) for seed in seeds]
+            assert cell == f"{statistics.fmean(losses):.1f} ± {statistics.stdev(losses):.1f}"
 
 
 def test_a_loss_of_zero_has_no_sign():
@@ -105,8 +105,8 @@ def test_details_are_those_of_the_steps(small):
     }
     costs = find_tables(document, "Faster R-CNN, C4")[0]
     assert costs.rows == (
-        ("MB", *(f"{8 / place:.2f}" for place in range(1, 7))),
-        ("Gbit-ops", *(f"{616 / place:.1f}" for place in range(1, 7))),
+        ("MB", *(f"{8 / number:.2f}" for number in range(1, 7))),
+        ("Gbit-ops", *(f"{616 / number:.1f}" for number in range(1, 7))),
     )
 
 
@@ -131,15 +131,15 @@ def test_images_are_shrunk_for_the_page(small):
 
 
 def test_the_written_files_are_those_of_the_document(small):
-    shown = list(write_tables(small))
-    assert [table.caption.split(":")[0] for table in shown] == ["Table 6, box AP", "Table 7, box AP"]
+    overviews = list(write_tables(small))
+    assert [table.caption.split(":")[0] for table in overviews] == ["Table 6, box AP", "Table 7, box AP"]
     page = write_report(small)
     assert page.read_text() == render_html(build_report(small))
     referred = set(re.findall(r"\]\(([\w.-]+\.(?:jpg|png|svg))\)", (page.parent / "report.md").read_text()))
     assert referred == {each.name for each in page.parent.iterdir()} - {"report.md", "index.html"}
     for number in (6, 7):
-        place = small.plan.out / f"tables/table{number}"
-        assert "| SSQL (ours) | 4w4a |" in place.with_suffix(".md").read_text()
-        assert ",4w4a," in place.with_suffix(".csv").read_text()
+        path = small.plan.out / f"tables/table{number}"
+        assert "| SSQL (ours) | 4w4a |" in path.with_suffix(".md").read_text()
+        assert ",4w4a," in path.with_suffix(".csv").read_text()
     for chart in page.parent.glob("*.svg"):
         ElementTree.parse(chart)

@@ -1,4 +1,4 @@
-"""Steps in jobs, done by a program of a few lines: order, failures, and what is said meanwhile."""
+"""Steps as parallel jobs of a fake program: order, failures, and the log."""
 
 import logging
 from pathlib import Path
@@ -12,11 +12,11 @@ from ssql_det.reproduce import runner
 from ssql_det.reproduce.runner import DONE, FAILED, SKIPPED, get_log_path, make_environment
 
 
-def at_a_time(events):
-    now = most = 0
-    for what, _ in events:
-        now += 1 if what == "begin" else -1
-        most = max(most, now)
+def count_parallel(events):
+    running = most = 0
+    for event, _ in events:
+        running += 1 if event == "begin" else -1
+        most = max(most, running)
     return most
 
 
@@ -28,10 +28,10 @@ def test_each_step_starts_after_its_dependencies_and_all_jobs_are_used(jobs, fak
     outcomes = fake.run([e, d, c, b, a], jobs)
     assert set(get_states(outcomes).values()) == {DONE}
     order = fake.events
-    assert sorted(name for what, name in order if what == "begin") == list("abcde")
+    assert sorted(name for event, name in order if event == "begin") == list("abcde")
     for step, needed in ((d, (a, b)), (e, (d, c))):
         assert all(order.index(("end", each.name)) < order.index(("begin", step.name)) for each in needed)
-    assert at_a_time(order) == min(jobs, 3)
+    assert count_parallel(order) == min(jobs, 3)
     assert all(outcome.seconds > 0 and not outcome.was_cached and not outcome.reason for outcome in outcomes.values())
     assert e.outputs[0].read_text() == "edabc"
 
@@ -47,8 +47,8 @@ def test_each_step_has_its_own_log(fake):
 
 
 def test_a_failure_stops_only_dependent_steps(fake):
-    words = "warming up\nerror: there is no room; make some\nin the end\n"
-    a = fake.step("a", exit_code=2, message=words)
+    output = "warming up\nerror: there is no room; make some\nin the end\n"
+    a = fake.step("a", exit_code=2, message=output)
     b = fake.step("b", a)
     c = fake.step("c", b)
     d = fake.step("d", seconds=0.1)
@@ -65,15 +65,15 @@ def test_a_failure_stops_only_dependent_steps(fake):
 
 
 @pytest.mark.parametrize(
-    ("say", "reason"),
+    ("output", "reason"),
     [
         ("error: one\nerror: two\nmore", "two"),
         ("Traceback:\n  deep\nValueError: seven\n\n", "ValueError: seven"),
         ("", "it ended with exit code 5 and without output"),
     ],
 )
-def test_the_reason_is_the_last_error_or_the_last_line(say, reason, fake):
-    assert fake.run([fake.step("a", exit_code=5, message=say)])["a"].reason == reason
+def test_the_reason_is_the_last_error_or_the_last_line(output, reason, fake):
+    assert fake.run([fake.step("a", exit_code=5, message=output)])["a"].reason == reason
 
 
 def test_killed_jobs_and_binary_output_have_a_reason(fake):
@@ -111,25 +111,25 @@ def test_an_error_of_the_cache_fails_only_that_step(fake):
 )
 def test_any_plan_with_one_failing_step(tmp_path_factory, needs, jobs, data):
     fake = FakeProgram(tmp_path_factory.mktemp("plan"))
-    bad = data.draw(st.integers(0, len(needs) - 1))
-    steps, lost = [], set()
+    failing = data.draw(st.integers(0, len(needs) - 1))
+    steps, not_done = [], set()
     for number, needed in enumerate(needs):
         before = {each for each in needed if each < number}
-        if number == bad or before & lost:
-            lost.add(number)
-        steps.append(fake.step(str(number), *(steps[each] for each in before), exit_code=3 * (number == bad)))
+        if number == failing or before & not_done:
+            not_done.add(number)
+        steps.append(fake.step(str(number), *(steps[each] for each in before), exit_code=3 * (number == failing)))
     outcomes = fake.run(data.draw(st.permutations(steps)), jobs)
-    assert {int(name) for name, outcome in outcomes.items() if outcome.state != DONE} == lost
-    assert [name for name, outcome in outcomes.items() if outcome.state == FAILED] == [str(bad)]
-    assert at_a_time(fake.events) <= jobs
+    assert {int(name) for name, outcome in outcomes.items() if outcome.state != DONE} == not_done
+    assert [name for name, outcome in outcomes.items() if outcome.state == FAILED] == [str(failing)]
+    assert count_parallel(fake.events) <= jobs
 
 
 # ---- around it -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def told():
-    """What the runner says, each line once, whoever else listens."""
+def log_lines():
+    """The lines that the runner logs."""
     lines, logger = [], logging.getLogger("ssql_det.reproduce")
     handler, level = logging.Handler(), logger.level
     handler.emit = lambda record: lines.append(record.getMessage())
@@ -140,14 +140,14 @@ def told():
     logger.setLevel(level)
 
 
-def test_progress_is_logged(fake, monkeypatch, told):
+def test_progress_is_logged(fake, monkeypatch, log_lines):
     monkeypatch.setattr(runner, "_LOG_SECONDS", 0.2)
-    a = fake.step("a", minutes=2.0)  # and so it takes b not 2 minutes either
+    a = fake.step("a", minutes=2.0)  # it takes less, so b is expected to take less than 2 minutes too
     fake.run([a, fake.step("b", a, seconds=1.5, minutes=2.0)], jobs=1)
-    assert "1 of 2 steps in 0.0 min, about 1 min left; running: b" in told
-    assert [line for line in told if "started" in line] == ["a: started", "b: started"]
+    assert "1 of 2 steps in 0.0 min, about 1 min left; running: b" in log_lines
+    assert [line for line in log_lines if "started" in line] == ["a: started", "b: started"]
     fake.run([a])
-    assert told[-1] == "a: cached"
+    assert log_lines[-1] == "a: cached"
 
 
 def test_jobs_have_one_thread_on_the_cpu_and_the_datasets_folder(monkeypatch):

@@ -1,4 +1,4 @@
-"""Before a step begins: its folder is gone on with, or its content put aside, or was never its own."""
+"""When a step begins: it resumes in its folder, or the folder's content is moved away, or the folder is refused."""
 
 from dataclasses import replace
 
@@ -41,11 +41,11 @@ def test_a_changed_step_starts_in_an_empty_folder(change, is_finished, tmp_path)
     step = changed if isinstance(changed, type(step)) else step
     cache.begin(step)
     assert not step.folder.exists()
-    (aside,) = (tmp_path / "out" / "replaced").iterdir()
-    assert (aside / "b/c.txt").read_text() == "c.txt"
+    (archive,) = (tmp_path / "out" / "replaced").iterdir()
+    assert (archive / "b/c.txt").read_text() == "c.txt"
     step.folder.mkdir()
     (step.folder / "half").touch()
-    cache.begin(step)  # killed at once, it goes on
+    cache.begin(step)  # killed at once, it resumes
     assert (step.folder / "half").exists()
 
 
@@ -53,7 +53,7 @@ def test_a_changed_step_starts_in_an_empty_folder(change, is_finished, tmp_path)
 def test_a_step_with_more_bit_widths_resumes_in_its_folder(is_finished, tmp_path):
     cache, step = begin_step(tmp_path)
     step = replace(step, arguments=("sweep", "--bits", "FP,4", "SEED", "0"), kind="sweep")
-    cache.begin(replace(step, folder=tmp_path / "elsewhere"))  # the folder stays, the command is another
+    cache.begin(replace(step, folder=tmp_path / "elsewhere"))  # keeps the folder, with another command
     if is_finished:
         cache.finish(step, 1.0)
     wider = replace(step, arguments=("sweep", "--bits", "FP,8,4", "SEED", "0"))
@@ -74,16 +74,16 @@ def test_a_step_with_an_edited_output_starts_in_an_empty_folder(done):
 
 
 def test_a_folder_that_no_step_made_is_refused(tmp_path):
-    mine = tmp_path / "out/work/a/thesis.tex"
-    mine.parent.mkdir(parents=True)
-    mine.write_text("years of work")
-    step = make_step("train-a", mine.parent)
+    thesis = tmp_path / "out/work/a/thesis.tex"
+    thesis.parent.mkdir(parents=True)
+    thesis.write_text("years of work")
+    step = make_step("train-a", thesis.parent)
     with pytest.raises(UserError, match=r"work/a exists and was not made by a step; choose another --out"):
         StepCache(tmp_path / "out").begin(step)
-    assert mine.read_text() == "years of work"
+    assert thesis.read_text() == "years of work"
     assert not (tmp_path / "out/steps").exists()
-    StepCache(tmp_path / "out").begin(replace(step, kind="data"))  # toy data look for themselves
-    assert mine.read_text() == "years of work"
+    StepCache(tmp_path / "out").begin(replace(step, kind="data"))  # make-toy-data checks its folder itself
+    assert thesis.read_text() == "years of work"
 
 
 def test_a_missing_output_is_an_error(tmp_path):

@@ -1,4 +1,4 @@
-"""The cache: done is what was asked, from what was read, with what was made; anything else is done again."""
+"""The step cache: a step is cached while its command, inputs and outputs are unchanged."""
 
 import json
 import shutil
@@ -22,26 +22,22 @@ def done(tmp_path):
     return cache, step
 
 
-def other(step, **changes):
-    return replace(step, **changes)
-
-
-CHANGES = {  # each alone
-    "another argument": lambda f, step: other(step, arguments=(*step.arguments[:2], "0.2", *step.arguments[3:])),
-    "one argument more": lambda f, step: other(step, arguments=(*step.arguments, "SEED")),
-    "another order": lambda f, step: other(step, arguments=step.arguments[::-1]),
+CHANGES = {
+    "another argument": lambda f, step: replace(step, arguments=(*step.arguments[:2], "0.2", *step.arguments[3:])),
+    "one argument more": lambda f, step: replace(step, arguments=(*step.arguments, "SEED")),
+    "another order": lambda f, step: replace(step, arguments=step.arguments[::-1]),
     "another input": lambda f, step: (f / "input.bin").write_bytes(b"other"),
     "an input is gone": lambda f, step: (f / "input.bin").unlink(),
-    "what was made before": lambda f, step: (f / "out/before/made.txt").write_text("other"),
-    "one input more": lambda f, step: other(step, inputs=(*step.inputs, f / "base.yaml")),
-    "one input less": lambda f, step: other(step, inputs=step.inputs[:-1]),
+    "an output of the step before": lambda f, step: (f / "out/before/made.txt").write_text("other"),
+    "one input more": lambda f, step: replace(step, inputs=(*step.inputs, f / "base.yaml")),
+    "one input less": lambda f, step: replace(step, inputs=step.inputs[:-1]),
     "the config": lambda f, step: (f / "config.yaml").write_text("_BASE_: base.yaml\nD: 4\n"),
     "its base": lambda f, step: (f / "base.yaml").write_text("A: 1\nB:\n  C: 3\n"),
     "no base": lambda f, step: (f / "config.yaml").write_text("D: 3\n"),
     "an output is gone": lambda f, step: step.outputs[1].unlink(),
     "an output is altered": lambda f, step: step.outputs[0].write_text("other"),
     "an output is longer": lambda f, step: step.outputs[0].write_text("a.txt\n"),
-    "an output more": lambda f, step: other(step, outputs=(*step.outputs, f / "input.bin")),
+    "an output more": lambda f, step: replace(step, outputs=(*step.outputs, f / "input.bin")),
 }
 
 
@@ -63,11 +59,11 @@ def test_any_change_makes_a_step_outdated(change, done, tmp_path):
 
 def test_irrelevant_changes_keep_a_step_cached(done, tmp_path):
     cache, step = done
-    (tmp_path / "base.yaml").write_text("# said in other words\nB: {C: 2}\nA: 1\n")
+    (tmp_path / "base.yaml").write_text("# the same values\nB: {C: 2}\nA: 1\n")
     (tmp_path / "input.bin").touch()
     (step.folder / "log.txt").write_text("more")
     assert cache.is_cached(step)
-    assert cache.is_cached(other(step, minutes=9.0, megabytes=9.0))
+    assert cache.is_cached(replace(step, minutes=9.0, megabytes=9.0))
     assert cache.get_seconds(step) == 71.0
     assert StepCache(cache.out).get_seconds(make_step("another", tmp_path)) is None
 
@@ -85,7 +81,7 @@ def test_a_step_is_cached_once_finished_until_any_change(arguments, content, mor
         assert cache.is_cached(step)
         if data.draw(st.booleans()):
             changed = data.draw(st.lists(texts, max_size=4).filter(lambda other: other != arguments))
-            assert not cache.is_cached(other(step, arguments=(*changed, *step.arguments[-2:])))
+            assert not cache.is_cached(replace(step, arguments=(*changed, *step.arguments[-2:])))
         file = data.draw(st.sampled_from((*step.inputs[1:], *step.outputs)))
         file.write_bytes(file.read_bytes() + more)
         assert not cache.is_cached(step)
@@ -94,28 +90,28 @@ def test_a_step_is_cached_once_finished_until_any_change(arguments, content, mor
 @pytest.mark.parametrize(("out", "moved"), [("out", "elsewhere"), ("n", "t"), ("out", "out/put"), ("a", "OUT")])
 @pytest.mark.parametrize("is_absolute", [True, False])
 def test_steps_stay_cached_when_the_folder_is_moved(out, moved, is_absolute, tmp_path, monkeypatch):
-    """However short its name: only whole paths are of the folder."""
+    """Only whole paths are recognized as the folder, however short its name."""
     monkeypatch.chdir(tmp_path)
-    place = tmp_path if is_absolute else Path()
-    cache, step = begin_step(place, out, arguments=("train", "non", "outer", "-a-"))
+    parent = tmp_path if is_absolute else Path()
+    cache, step = begin_step(parent, out, arguments=("train", "non", "outer", "-a-"))
     cache.finish(step, 1.0)
-    shutil.move(place / out, tmp_path / "way")
-    (place / moved).parent.mkdir(exist_ok=True)
-    shutil.move(tmp_path / "way", place / moved)
+    shutil.move(parent / out, tmp_path / "temporary")
+    (parent / moved).parent.mkdir(exist_ok=True)
+    shutil.move(tmp_path / "temporary", parent / moved)
 
-    def new(path):
-        return place / moved / path.relative_to(place / out)
+    def move(path):
+        return parent / moved / path.relative_to(parent / out)
 
-    there = other(
+    moved_step = replace(
         step,
-        folder=new(step.folder),
-        outputs=tuple(map(new, step.outputs)),
-        inputs=(*step.inputs[:2], new(step.inputs[2])),
-        arguments=(*step.arguments[:-1], str(new(step.folder))),
+        folder=move(step.folder),
+        outputs=tuple(map(move, step.outputs)),
+        inputs=(*step.inputs[:2], move(step.inputs[2])),
+        arguments=(*step.arguments[:-1], str(move(step.folder))),
     )
-    assert StepCache(place / moved).is_cached(there)
-    there.outputs[0].write_text("other")
-    assert not StepCache(place / moved).is_cached(there)
+    assert StepCache(parent / moved).is_cached(moved_step)
+    moved_step.outputs[0].write_text("other")
+    assert not StepCache(parent / moved).is_cached(moved_step)
 
 
 @pytest.mark.parametrize(
@@ -124,9 +120,9 @@ def test_steps_stay_cached_when_the_folder_is_moved(out, moved, is_absolute, tmp
 def test_a_damaged_record_is_refused(content, done):
     cache, step = done
     (cache.out / "steps/train-a.json").write_bytes(content)
-    for ask in (cache.is_cached, cache.begin, cache.get_seconds):
+    for call in (cache.is_cached, cache.begin, cache.get_seconds):
         with pytest.raises(UserError, match=r"steps/train-a\.json is damaged; delete it together with .*work/a$"):
-            ask(step)
+            call(step)
     assert step.outputs[0].exists()
 
 
@@ -142,8 +138,8 @@ def test_an_interrupted_write_keeps_the_old_record(done, monkeypatch):
 def test_the_hash_of_a_config_depends_only_on_its_values(tmp_path):
     config = tmp_path / "a.yml"
     config.write_text("A: 1  # one")
-    said = hash_content(config)
+    first_hash = hash_content(config)
     config.write_text("A: 1")
-    assert hash_content(config) == said
+    assert hash_content(config) == first_hash
     config.write_text("A: '1'")
-    assert hash_content(config) != said
+    assert hash_content(config) != first_hash
