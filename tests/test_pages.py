@@ -10,7 +10,7 @@ import os
 import re
 
 import pytest
-from support.convert.checkpoints import write_source
+from support.convert.checkpoints import write_checkpoint_file
 from support.pages import ROOT, at, called, check_link, commands, links, parser_of, python_blocks
 from torch.distributed.run import get_args_parser
 
@@ -176,7 +176,7 @@ def test_python_runs(block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, source in FILES.items():
         if name in block.text:
-            write_source(source, "resnet50", tmp_path)[0].rename(name)
+            write_checkpoint_file(source, "resnet50", tmp_path)[0].rename(name)
     code = "\n" * (block.line - 1) + block.text  # a traceback shows the page's lines
     exec(compile(code, called(block.page), "exec"), {"__name__": "__main__"})
 

@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from support.convert.crafted_checkpoints import made, state
+from support.convert.crafted_checkpoints import make_checkpoint, make_state
 from torch import nn
 
 from ssql_det import d2
@@ -175,7 +175,9 @@ DETECTORS = {
 def test_a_detector_gets_its_whole_backbone_and_keeps_the_rest(parts):
     model = detector(*parts)
     before = copied(model)
-    checkpoint = made(f"resnet{next(part['MODEL.RESNETS.DEPTH'] for part in parts if 'MODEL.RESNETS.DEPTH' in part)}")
+    checkpoint = make_checkpoint(
+        f"resnet{next(part['MODEL.RESNETS.DEPTH'] for part in parts if 'MODEL.RESNETS.DEPTH' in part)}"
+    )
     coverage = load_backbone(model, checkpoint)
     named = NAMES["C4" if "roi_heads.res5.0.conv1.weight" in before else "FPN"]
     assert_loaded(model, before, checkpoint, named, coverage)
@@ -183,7 +185,7 @@ def test_a_detector_gets_its_whole_backbone_and_keeps_the_rest(parts):
 
 def test_a_norm_after_the_last_stage_is_not_of_the_backbone():
     model = detector(C4, R(18), PYTORCH, BASIC_HEADS)
-    coverage = load_backbone(model, made("resnet18"))
+    coverage = load_backbone(model, make_checkpoint("resnet18"))
     assert coverage.left_out["roi_heads.res5.norm.weight"] == "not of the backbone"
     assert coverage.left_out["backbone.stem.conv1.norm.num_batches_tracked"] == "FrozenBatchNorm2d has no such buffer"
     assert model.roi_heads.res5.norm.weight.eq(1).all()
@@ -201,7 +203,7 @@ NETWORKS = {
 @pytest.mark.parametrize(("name", "build"), NETWORKS.values(), ids=NETWORKS)
 def test_networks_of_torchvisions_names_are_loaded(name, build):
     model = build()
-    before, checkpoint = copied(model), made(name)
+    before, checkpoint = copied(model), make_checkpoint(name)
     coverage = load_backbone(model, checkpoint)
     assert_loaded(model, before, checkpoint, NAMES["torchvision"], coverage)
 
@@ -214,7 +216,7 @@ def bare(depth=18, **keys):
 @pytest.mark.parametrize("norm", ["BN", "FrozenBN"])
 def test_a_resnet_alone_is_loaded(norm):
     model = bare(**{"MODEL.RESNETS.NORM": norm})
-    before, checkpoint = copied(model), made("resnet18")
+    before, checkpoint = copied(model), make_checkpoint("resnet18")
     assert_loaded(model, before, checkpoint, NAMES["ResNet"], load_backbone(model, checkpoint))
 
 
@@ -237,7 +239,7 @@ def test_the_engines_network_then_computes_what_torchvisions_does(name):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_precisions_become_the_networks_own(dtype, tmp_path):
-    tensors = {name: tensor.to(dtype) if tensor.dim() else tensor for name, tensor in state().items()}
+    tensors = {name: tensor.to(dtype) if tensor.dim() else tensor for name, tensor in make_state().items()}
     torch.save(tensors, tmp_path / "x.pth")
     model = build_backbone("narrow_resnet").module
     load_backbone(model, read_checkpoint(tmp_path / "x.pth"))
@@ -246,7 +248,7 @@ def test_other_precisions_become_the_networks_own(dtype, tmp_path):
 
 
 def test_a_loaded_network_shares_no_memory_with_the_checkpoint_and_can_be_trained():
-    model, checkpoint = build_backbone("narrow_resnet").module, made()
+    model, checkpoint = build_backbone("narrow_resnet").module, make_checkpoint()
     load_backbone(model, checkpoint)
     assert model.conv1.weight.requires_grad
     assert model.conv1.weight.is_leaf
@@ -259,7 +261,7 @@ def test_a_loaded_network_shares_no_memory_with_the_checkpoint_and_can_be_traine
 
 
 def test_an_r18_in_a_stock_c4_head_is_refused_with_the_reason():
-    sentence = refusal(detector(C4, R(18), PYTORCH), made("resnet18"))
+    sentence = refusal(detector(C4, R(18), PYTORCH), make_checkpoint("resnet18"))
     assert "the checkpoint is a resnet18 and does not fit this network: roi_heads.res5.0" in sentence
     assert "a C4 head with the same blocks (Detectron2's own Res5ROIHeads has bottlenecks at any depth)" in sentence
 
@@ -288,7 +290,7 @@ def test_an_r18_in_a_stock_c4_head_is_refused_with_the_reason():
     ],
 )
 def test_another_architecture_is_refused_and_nothing_moves(parts, name, fault):
-    sentence = refusal(detector(*parts, PYTORCH), made(name))
+    sentence = refusal(detector(*parts, PYTORCH), make_checkpoint(name))
     assert f"is a {name} and does not fit this network: " in sentence
     assert fault in sentence
     assert "; build the network with the same depth" in sentence
@@ -297,23 +299,23 @@ def test_another_architecture_is_refused_and_nothing_moves(parts, name, fault):
 def test_a_block_more_in_a_c4_head_is_of_the_backbone():
     model = detector(C4, R(18), PYTORCH, BASIC_HEADS)
     model.roi_heads.res5.add_module("2", copy.deepcopy(model.roi_heads.res5[1]))
-    assert "roi_heads.res5.2.conv1.weight is not in the checkpoint" in refusal(model, made("resnet18"))
+    assert "roi_heads.res5.2.conv1.weight is not in the checkpoint" in refusal(model, make_checkpoint("resnet18"))
 
 
 def test_a_cifar_stem_does_not_fit_a_large_one():
-    sentence = refusal(torchvision.models.resnet18(), made("cifar_resnet18"))
+    sentence = refusal(torchvision.models.resnet18(), make_checkpoint("cifar_resnet18"))
     assert "conv1.weight is of shape [64, 3, 7, 7], in the checkpoint [64, 3, 3, 3]" in sentence
 
 
 def test_a_checkpoint_that_lacks_a_tensor_is_refused():
-    checkpoint = made("resnet18")
+    checkpoint = make_checkpoint("resnet18")
     del checkpoint.tensors["layer3.0.bn2.running_var"]
     sentence = refusal(detector(FPN, R(18), PYTORCH), checkpoint)
     assert "backbone.bottom_up.res4.0.conv2.norm.running_var is not in the checkpoint" in sentence
 
 
 def test_a_checkpoint_without_counters_is_complete():
-    model, checkpoint = torchvision.models.resnet18(), made("resnet18")
+    model, checkpoint = torchvision.models.resnet18(), make_checkpoint("resnet18")
     for name in [name for name in checkpoint.tensors if name.endswith("num_batches_tracked")]:
         del checkpoint.tensors[name]
     assert load_backbone(model, checkpoint).percent == 100
@@ -337,7 +339,7 @@ def test_other_images_are_refused_with_the_lines_to_set(keys):
     model.input_format = cfg.INPUT.FORMAT
     model.pixel_mean = torch.tensor(cfg.MODEL.PIXEL_MEAN).view(-1, 1, 1)
     model.pixel_std = torch.tensor(cfg.MODEL.PIXEL_STD).view(-1, 1, 1)
-    assert refusal(model, made("resnet18")).endswith(
+    assert refusal(model, make_checkpoint("resnet18")).endswith(
         "was trained with another input format than this network has; set INPUT.FORMAT RGB "
         "MODEL.PIXEL_MEAN [123.675, 116.28, 103.53] MODEL.PIXEL_STD [58.395, 57.12, 57.375]"
     )
@@ -345,30 +347,32 @@ def test_other_images_are_refused_with_the_lines_to_set(keys):
 
 def test_means_that_people_round_are_the_same():
     model = detector(FPN, R(18), PYTORCH, {"MODEL.PIXEL_MEAN": [123.68, 116.28, 103.53]})
-    assert load_backbone(model, made("resnet18")).percent == 100
+    assert load_backbone(model, make_checkpoint("resnet18")).percent == 100
 
 
 def test_what_is_not_known_of_the_images_or_strides_is_not_held_against_a_network():
     model = detector(FPN, R(50))
-    assert load_backbone(model, made("resnet50", images=None, stride_in_1x1=None)).percent == 100
+    assert load_backbone(model, make_checkpoint("resnet50", images=None, stride_in_1x1=None)).percent == 100
 
 
 @pytest.mark.parametrize("in_1x1", [True, False])
 @pytest.mark.parametrize("parts", [FPN, C4], ids=["FPN", "C4"])
 def test_another_stride_is_refused_with_the_line_to_set(parts, in_1x1):
     model = detector(parts, R(50), PYTORCH, {"MODEL.RESNETS.STRIDE_IN_1X1": not in_1x1})
-    sentence = refusal(model, made("resnet50", stride_in_1x1=in_1x1))
+    sentence = refusal(model, make_checkpoint("resnet50", stride_in_1x1=in_1x1))
     assert f"has its strides in the {'1x1' if in_1x1 else '3x3'} convs" in sentence
     assert sentence.endswith(f"set MODEL.RESNETS.STRIDE_IN_1X1 {in_1x1}")
 
 
 def test_a_stride_in_the_1x1_is_no_torchvision_network():
-    assert "has its strides in the 1x1" in refusal(torchvision.models.resnet50(), made("resnet50", stride_in_1x1=True))
+    assert "has its strides in the 1x1" in refusal(
+        torchvision.models.resnet50(), make_checkpoint("resnet50", stride_in_1x1=True)
+    )
 
 
 @pytest.mark.parametrize(("images", "stride"), [(MSRA, True), (CIFAR, False)])
 def test_a_network_built_of_the_lines_told_is_loaded(images, stride):
-    checkpoint = made("resnet50", images=images, stride_in_1x1=stride)
+    checkpoint = make_checkpoint("resnet50", images=images, stride_in_1x1=stride)
     assert load_backbone(detector(FPN, get_config_overrides(checkpoint)), checkpoint).percent == 100
 
 
@@ -377,12 +381,12 @@ def test_a_network_built_of_the_lines_told_is_loaded(images, stride):
 )
 @pytest.mark.parametrize("load", [load_backbone, load_detector])
 def test_a_network_without_a_resnet_is_refused(build, load):
-    sentence = refusal(build(), made("resnet18"), load)
+    sentence = refusal(build(), make_checkpoint("resnet18"), load)
     assert sentence.startswith("this network has no known ResNet (none of backbone.bottom_up.stem.conv1.weight")
 
 
 def test_the_file_is_named():
-    torch.save(state(), "x.pth")
+    torch.save(make_state(), "x.pth")
     assert refusal(torchvision.models.resnet18(), read_checkpoint("x.pth")).startswith("x.pth is a narrow_resnet")
 
 
@@ -470,7 +474,9 @@ def test_a_detectors_backbone_alone_is_loaded_without_its_heads():
 
 
 def test_a_backbone_is_no_detector():
-    assert "is not in the checkpoint" in refusal(detector(FPN, R(18), PYTORCH), made("resnet18"), load_detector)
+    assert "is not in the checkpoint" in refusal(
+        detector(FPN, R(18), PYTORCH), make_checkpoint("resnet18"), load_detector
+    )
 
 
 def test_a_detector_that_is_fed_other_images_is_refused_too():

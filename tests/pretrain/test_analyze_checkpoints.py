@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from support.convert.checkpoints import write_source
+from support.convert.checkpoints import write_checkpoint_file
 from support.refusals import refused
 
 import ssql_det
@@ -158,7 +158,7 @@ def test_norms_are_re_estimated_on_the_views(kind, views, tmp_path):
 
 
 def test_a_checkpoint_of_another_project_has_backbone_terms_only(toy, tmp_path):
-    path, _ = write_source("MoCo v2", "resnet18", tmp_path)
+    path, _ = write_checkpoint_file("MoCo v2", "resnet18", tmp_path)
     own = save_method(tmp_path / "ssql")[1]
     foreign, ours = analyze_checkpoints([str(path), own], str(toy / "crops"), PLAN)
     assert (foreign.name, foreign.method, foreign.architecture) == ("file", "moco", "resnet18")

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import torch
-from support.convert.checkpoints import detector
+from support.convert.checkpoints import build_detector
 
 from ssql_det import d2
 
@@ -22,7 +22,7 @@ class Checkpointer(d2.DetectionCheckpointer):
 def main(folder):
     assert d2.engine_name() == "detectron2"
     for name, file, arch, kind in json.loads((folder / "jobs.json").read_text()):
-        model = detector(arch, kind)
+        model = build_detector(arch, kind)
         checkpointer = Checkpointer(model)
         checkpointer.load(str(folder / file))
         lost = {"missing": checkpointer.lost.missing_keys, "unexpected": checkpointer.lost.unexpected_keys}

@@ -1,4 +1,4 @@
-"""Every kind of file into every format, of three depths: each tensor to the bit, and nothing lost in silence."""
+"""Every kind of file is read, and converted into every format: tensors are bit-identical, losses are reported."""
 
 import io
 from dataclasses import dataclass, replace
@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from support.convert.checkpoints import ARCHS, SOURCES, backbone, detector_states, same, uncounted, write_source
+from support.convert.checkpoints import (
+    ARCHS,
+    FILE_KINDS,
+    drop_batch_counters,
+    find_differences,
+    make_backbone,
+    make_detector_states,
+    write_checkpoint_file,
+)
 
 from ssql_det.convert import (
     IMAGENET,
@@ -21,9 +29,9 @@ from ssql_det.convert import (
 )
 from ssql_det.core.errors import UserError
 
-PLAIN = ("torchvision", "timm", "safetensors")  # these hold networks of RGB images that stride in the 3x3
+PLAIN = ("torchvision", "timm", "safetensors")  # only for RGB input and strides in the 3x3 conv
 DETECTORS = {"FPN": "detectron2-fpn", "C4": "detectron2-c4"}
-TELL = ("ssql_det", "safetensors", "detectron2", *DETECTORS.values())  # these tell what is known about a network
+WITH_METADATA = ("ssql_det", "safetensors", "detectron2", *DETECTORS.values())
 
 
 @dataclass
@@ -31,33 +39,34 @@ class Case:
     name: str
     arch: str
     path: Any
-    extras: set  # names beside the backbone
+    extras: set  # names that are not of the backbone
     checkpoint: Checkpoint
 
     @property
     def source(self):
-        return SOURCES[self.name]
+        """The kind of its file."""
+        return FILE_KINDS[self.name]
 
-    def backbone(self, branch=None):
+    def make_backbone(self, branch=None):
         """What the file was made of."""
         seed = int((branch or self.source.branches[0]) == "momentum")
-        return self.source.tensors(backbone(self.arch, seed))
+        return self.source.convert_backbone(make_backbone(self.arch, seed))
 
 
-ONE_OF_EACH = {each.format: name for name, each in SOURCES.items()}.values()
+ONE_OF_EACH = {each.format: name for name, each in FILE_KINDS.items()}.values()
 MORE = (
     *("torchvision", "timm .safetensors", "SSQL-SimSiam", "SSQL-BYOL", "MoCo v2", "lightly's BYOL", "BYOL of sthalles"),
     *("Hugging Face .safetensors", "Detectron2's torchvision", "Detectron2's zoo, FPN", "Detectron2's zoo, C4"),
     *("MSRA", "MSRA of Detectron", "Detectron's FPN", "our own"),
 )
-FILES = {"resnet18": SOURCES, "resnet34": ONE_OF_EACH, "resnet50": {*ONE_OF_EACH, *MORE}}
-CASES = [(arch, name) for arch in ARCHS for name in SOURCES if name in FILES[arch]]
+FILES = {"resnet18": FILE_KINDS, "resnet34": ONE_OF_EACH, "resnet50": {*ONE_OF_EACH, *MORE}}
+CASES = [(arch, name) for arch in ARCHS for name in FILE_KINDS if name in FILES[arch]]
 
 
 @pytest.fixture(scope="module", params=CASES, ids="-".join)
 def case(request, tmp_path_factory):
     arch, name = request.param
-    path, extras = write_source(name, arch, tmp_path_factory.mktemp("source"))
+    path, extras = write_checkpoint_file(name, arch, tmp_path_factory.mktemp("source"))
     yield Case(name, arch, path, extras, read_checkpoint(path))
     path.unlink()
 
@@ -70,9 +79,9 @@ def test_a_file_is_of_one_format_and_one_architecture(case):
 
 
 def test_what_a_file_holds_is_read_to_the_bit(case):
-    assert same(case.checkpoint.tensors, case.backbone()) == set()
-    parts = detector_states(case.arch, case.source.kind)[1] if case.source.kind else {}
-    assert same(case.checkpoint.detector, parts) == set()
+    assert find_differences(case.checkpoint.tensors, case.make_backbone()) == set()
+    parts = make_detector_states(case.arch, case.source.detector)[1] if case.source.detector else {}
+    assert find_differences(case.checkpoint.detector, parts) == set()
 
 
 def test_what_is_not_of_the_backbone_is_named_with_a_reason(case):
@@ -83,25 +92,25 @@ def test_what_is_not_of_the_backbone_is_named_with_a_reason(case):
     assert (coverage.unmatched, coverage.missing, coverage.invalid, coverage.percent) == ((), (), {}, 100)
 
 
-def test_what_is_known_of_a_network_is_by_the_custom_of_its_format(case):
+def test_metadata_is_by_the_convention_of_the_format(case):
     metadata = case.checkpoint.metadata
     assert (metadata.input and metadata.input.channels) == case.source.channels
-    mean, std = case.source.means_and_stds() or (None, None)
+    mean, std = case.source.get_mean_and_std() or (None, None)
     assert (metadata.input and metadata.input.mean) == (mean and pytest.approx(mean))  # in a file it may be of float32
     assert (metadata.input and metadata.input.std) == (std and pytest.approx(std))
     assert (metadata.stride_in_1x1, metadata.method) == (case.source.stride_in_1x1, case.source.method)
     assert metadata.branch == case.source.branches[0]
 
 
-@pytest.mark.parametrize("case", [("resnet18", name) for name in SOURCES], indirect=True, ids=SOURCES)
+@pytest.mark.parametrize("case", [("resnet18", name) for name in FILE_KINDS], indirect=True, ids=FILE_KINDS)
 def test_a_branch_is_read_by_its_name_and_one_that_is_not_there_is_refused(case):
     for branch, other in (("online", "momentum"), ("momentum", "online")):
         if branch not in case.source.branches:
             with pytest.raises(UserError, match=f"has no branch '{branch}', only {other}"):
                 read_checkpoint(case.path, branch=branch)
-        elif branch != case.source.branches[0]:  # that one is read already
+        elif branch != case.source.branches[0]:
             checkpoint = read_checkpoint(case.path, branch=branch)
-            assert same(checkpoint.tensors, case.backbone(branch)) == set()
+            assert find_differences(checkpoint.tensors, case.make_backbone(branch)) == set()
             assert (checkpoint.metadata.branch, checkpoint.source.format) == (branch, case.source.format)
             left_out = set(checkpoint.coverage.left_out)
             assert not left_out & set(checkpoint.coverage.used)
@@ -110,22 +119,22 @@ def test_a_branch_is_read_by_its_name_and_one_that_is_not_there_is_refused(case)
 
 # ---------------------------------------------------------------- into every format and back
 
-_trips = set()
+_checked = set()
 
 
 def test_what_is_written_comes_back_to_the_bit_or_is_refused(case, tmp_path):
-    """Files in which a writer sees the same are written once; of deeper networks, fewer kinds."""
+    """Checkpoints that a writer treats alike are written once; for deeper networks, fewer of them."""
     source = case.source
     for format in get_writers():
-        detector = source.kind if format in (*DETECTORS.values(), "ssql_det") else source.kind is not None
-        kinds = (source.channels, source.stride_in_1x1, detector, source.tensors)
+        detector = source.detector if format in (*DETECTORS.values(), "ssql_det") else source.detector is not None
+        kinds = (source.channels, source.stride_in_1x1, detector, source.convert_backbone)
         kind = (case.arch, format, *kinds[: {"resnet18": 4, "resnet34": 1, "resnet50": 3}[case.arch]])
-        if kind not in _trips:
-            check_trip(case, format, tmp_path)
-            _trips.add(kind)
+        if kind not in _checked:
+            check_round_trip(case, format, tmp_path)
+            _checked.add(kind)
 
 
-def refusal(case, format):
+def expected_error(case, format):
     source = case.source
     if format in PLAIN and case.arch == "resnet50" and source.stride_in_1x1 is None:
         return "does not say whether its strides are in the 1x1"
@@ -133,14 +142,14 @@ def refusal(case, format):
         return "has its strides in the 1x1 convs, as MSRA's"
     if format in PLAIN and source.channels is None:
         return "does not say whether it takes RGB or BGR"
-    if source.kind and format in set(DETECTORS.values()) - {DETECTORS[source.kind]}:
-        return f"{source.kind} detector and cannot become an? "
+    if source.detector and format in set(DETECTORS.values()) - {DETECTORS[source.detector]}:
+        return f"{source.detector} detector and cannot become an? "
     return None
 
 
-def check_trip(case, format, folder):
+def check_round_trip(case, format, folder):
     path = folder / f"written{get_writers()[format].suffixes[0]}"
-    if reason := refusal(case, format):
+    if reason := expected_error(case, format):
         with pytest.raises(UserError, match=reason):
             write_checkpoint(case.checkpoint, path, format)
         assert not path.exists()
@@ -151,33 +160,33 @@ def check_trip(case, format, folder):
 
     assert again.source.format == ("torchvision" if format == "timm" else format)
     assert again.architecture.name == case.arch
-    expected = case.backbone()
+    expected = case.make_backbone()
     lost = set()
     if format not in (*PLAIN, "ssql_det"):
-        lost |= expected.keys() - uncounted(expected).keys()
-        expected = uncounted(expected)
+        lost |= expected.keys() - drop_batch_counters(expected).keys()
+        expected = drop_batch_counters(expected)
     if format in PLAIN and case.source.channels == "BGR":
         assert torch.equal(again.tensors["conv1.weight"][:, [2, 1, 0]], expected["conv1.weight"])
         expected = {**expected, "conv1.weight": expected["conv1.weight"][:, [2, 1, 0]]}
-    assert same(again.tensors, expected) == set()
+    assert find_differences(again.tensors, expected) == set()
 
-    keeps_detector = format in ("ssql_det", DETECTORS.get(case.source.kind))
-    assert same(again.detector, case.checkpoint.detector if keeps_detector else {}) == set()
+    keeps_detector = format in ("ssql_det", DETECTORS.get(case.source.detector))
+    assert find_differences(again.detector, case.checkpoint.detector if keeps_detector else {}) == set()
     lost |= set() if keeps_detector else set(case.checkpoint.detector)
     images = case.checkpoint.metadata.input
     if images is not None and images.channels == "BGR" and format in PLAIN:
         images = images.flip_channels()
     assert left_behind.keys() - {"input"} == lost
     assert all(left_behind.values())
-    if format in TELL:
+    if format in WITH_METADATA:
         assert again.metadata == replace(case.checkpoint.metadata, input=images)
 
 
-# ---------------------------------------------------------------- what other networks than RGB's become
+# ---------------------------------------------------------------- networks of BGR images
 
 
-def narrow(images, stride_in_1x1=False):
-    """A checkpoint by hand: it costs nothing to write."""
+def make_narrow_checkpoint(input_format, stride_in_1x1=False):
+    """A small checkpoint, named without the package's tables."""
     numbers = torch.Generator().manual_seed(0)
     specs = get_architecture("narrow_resnet").tensors
     names = (
@@ -189,31 +198,30 @@ def narrow(images, stride_in_1x1=False):
         module = f"{kind}{spec.conv}" if spec.conv else f"downsample.{int(spec.is_norm)}"
         value = torch.randn(spec.shape, generator=numbers)
         tensors[f"{prefix}{module}.{spec.kind}"] = value if spec.shape else torch.tensor(100)
-    return Checkpoint(get_architecture("narrow_resnet"), tensors, Metadata(images, stride_in_1x1))
+    return Checkpoint(get_architecture("narrow_resnet"), tensors, Metadata(input_format, stride_in_1x1))
 
 
 @pytest.mark.parametrize("format", PLAIN)
-def test_a_stem_of_bgr_images_is_turned_once_and_turned_back_is_the_same(format, tmp_path):
+def test_the_stem_of_a_bgr_network_is_flipped_and_flipped_back(format, tmp_path):
     images = InputFormat("BGR", (103.5, 116.3, 123.7), (57.4, 57.1, 58.4))
-    ours = narrow(images)
+    original = make_narrow_checkpoint(images)
     path = tmp_path / f"x{get_writers()[format].suffixes[0]}"
-    write_checkpoint(ours, path, format)
-    theirs = read_checkpoint(path)
-    assert {name for name in ours.tensors if not torch.equal(ours.tensors[name], theirs.tensors[name])} == {
+    write_checkpoint(original, path, format)
+    converted = read_checkpoint(path)
+    assert {name for name in original.tensors if not torch.equal(original.tensors[name], converted.tensors[name])} == {
         "conv1.weight"
     }
-    assert torch.equal(theirs.tensors["conv1.weight"][:, [2, 1, 0]], ours.tensors["conv1.weight"])
+    assert torch.equal(converted.tensors["conv1.weight"][:, [2, 1, 0]], original.tensors["conv1.weight"])
     if format == "safetensors":
-        assert theirs.metadata.input == InputFormat("RGB", (123.7, 116.3, 103.5), (58.4, 57.1, 57.4))
-    back = narrow(images.flip_channels())
-    back = replace(back, tensors={**theirs.tensors})
+        assert converted.metadata.input == InputFormat("RGB", (123.7, 116.3, 103.5), (58.4, 57.1, 57.4))
+    back = replace(make_narrow_checkpoint(images.flip_channels()), tensors={**converted.tensors})
     write_checkpoint(back, path, format, replace=True)
-    assert same(read_checkpoint(path).tensors, theirs.tensors) == set()
+    assert find_differences(read_checkpoint(path).tensors, converted.tensors) == set()
 
 
 @pytest.mark.parametrize("format", ["torchvision", "timm"])
-def test_what_a_file_cannot_say_of_the_images_is_said_when_it_is_written(format):
-    for images, said in ((IMAGENET, False), (IMAGENET.flip_channels(), False), (MSRA, True)):
-        left_behind = get_writers()[format].write(narrow(images), io.BytesIO())
-        assert list(left_behind) == (["input"] if said else []), images
+def test_mean_and_std_that_a_format_cannot_store_are_reported(format):
+    for input_format, is_reported in ((IMAGENET, False), (IMAGENET.flip_channels(), False), (MSRA, True)):
+        left_behind = get_writers()[format].write(make_narrow_checkpoint(input_format), io.BytesIO())
+        assert list(left_behind) == (["input"] if is_reported else []), input_format
     assert "mean [123.675, 116.28, 103.53] and std [1.0, 1.0, 1.0]" in left_behind["input"]

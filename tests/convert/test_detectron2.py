@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 from support.convert.checkpoints import (
-    backbone,
-    detector,
-    detectron2_names,
-    in_detector,
-    network,
-    same,
-    uncounted,
-    write_source,
+    add_detector_prefixes,
+    build_detector,
+    drop_batch_counters,
+    find_differences,
+    make_backbone,
+    make_network,
+    to_detectron2_names,
+    write_checkpoint_file,
 )
 
 from ssql_det.convert import load_backbone, load_detector, read_checkpoint, write_checkpoint
@@ -49,11 +49,11 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("real")
     jobs = []
     for arch, kind in CONVERTED:
-        torch.save(network(arch), folder / f"{arch}.pth")
+        torch.save(make_network(arch), folder / f"{arch}.pth")
         write_checkpoint(read_checkpoint(folder / f"{arch}.pth"), folder / f"{arch}.pkl", "detectron2", replace=True)
         jobs.append((f"{arch} {kind}", f"{arch}.pkl", arch, kind))
     for name, kind in OLD:
-        path, _ = write_source(name, "resnet50", folder)
+        path, _ = write_checkpoint_file(name, "resnet50", folder)
         path.rename(folder / f"{name}.pkl")
         jobs.append((f"{name} {kind}", f"{name}.pkl", "resnet50", kind))
     (folder / "jobs.json").write_text(json.dumps(jobs))
@@ -66,8 +66,8 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize(("arch", "kind"), CONVERTED)
 def test_detectron2_finds_a_place_for_every_tensor_of_a_converted_file(folder, arch, kind):
     answer = torch.load(folder / f"{arch} {kind}.answer")
-    expected = in_detector(kind, detectron2_names(uncounted(backbone(arch))))
-    assert same({name: answer["state"][name] for name in expected}, expected) == set()
+    expected = add_detector_prefixes(kind, to_detectron2_names(drop_batch_counters(make_backbone(arch))))
+    assert find_differences({name: answer["state"][name] for name in expected}, expected) == set()
     assert not expected.keys() & set(answer["missing"])
     assert answer["unexpected"] == []
 
@@ -76,14 +76,14 @@ def test_detectron2_finds_a_place_for_every_tensor_of_a_converted_file(folder, a
 def test_an_old_file_becomes_the_detector_that_detectron2_makes_of_it(folder, name, kind):
     theirs = torch.load(folder / f"{name} {kind}.answer")["state"]
     checkpoint = read_checkpoint(folder / f"{name}.pkl")
-    model = detector("resnet50", kind, *OLD[name, kind])
+    model = build_detector("resnet50", kind, *OLD[name, kind])
     load = load_detector if checkpoint.detector else load_backbone
     used = load(model, checkpoint).used
     ours = model.state_dict()
     wanted = {name for name in theirs if checkpoint.detector or "res" in name or "stem" in name}
     assert set(used) == wanted
     made_up = {name for name in used if checkpoint.detector and name.endswith("running_var")}
-    assert same({name: ours[name] for name in used}, {name: theirs[name] for name in used}) == made_up
+    assert find_differences({name: ours[name] for name in used}, {name: theirs[name] for name in used}) == made_up
     for name in made_up:  # with ours a norm is the affine layer that it was; Detectron2's is smaller by 5e-6 of it
         assert (ours[name] == torch.tensor(1) - 1e-5).all()
         assert (theirs[name] == 1).all()

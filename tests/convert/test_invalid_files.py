@@ -21,17 +21,17 @@ import torchvision
 from support.convert.crafted_checkpoints import (
     FILES,
     WRITERS,
-    Claimed,
-    Code,
-    InBytes,
-    Storage,
-    announced,
-    as_arrays,
-    light,
-    made,
-    overlapping,
-    pickled,
-    state,
+    ClaimedStorage,
+    ClaimedTensor,
+    ShellCommand,
+    TensorInBytes,
+    make_checkpoint,
+    make_expanded_state,
+    make_overlapping_zip,
+    make_state,
+    save_pickle,
+    to_arrays,
+    write_claims,
 )
 from support.core.crafted_pickles import make_legacy_file, make_zip
 
@@ -62,7 +62,7 @@ def saved(content, path, writer=torch.save):
 
 
 def without(start, name="narrow_resnet"):
-    return {key: value for key, value in light(name).items() if not key.startswith(start)}
+    return {key: value for key, value in make_expanded_state(name).items() if not key.startswith(start)}
 
 
 # ---------------------------------------------------------------- code in a file
@@ -78,7 +78,7 @@ PLACES = {
     },
     "in an array": lambda code, tensors: {"model": tensors, "x": np.array([code, None], dtype=object)},
     "as a key": lambda code, tensors: {"model": tensors, code: 1},
-    "in bytes": lambda code, tensors: {"model": tensors, "x": InBytes(in_bytes(code))},
+    "in bytes": lambda code, tensors: {"model": tensors, "x": TensorInBytes(in_bytes(code))},
     "in a state dict's metadata": lambda code, tensors: {"state_dict": with_metadata(tensors, code)},
 }
 
@@ -99,7 +99,7 @@ def with_metadata(tensors, metadata):
 @pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
 def test_code_in_a_file_never_runs(place, writer, tmp_path):
     marker = tmp_path / "ran"
-    path = saved(place(Code(f"touch {marker}"), as_arrays(state())), tmp_path / "x.pth", writer)
+    path = saved(place(ShellCommand(f"touch {marker}"), to_arrays(make_state())), tmp_path / "x.pth", writer)
     assert "is refused: it calls 'posix.system'" in refusal(path)
     assert not marker.exists()
     if writer in (WRITERS["zip"], WRITERS["legacy"]):
@@ -112,12 +112,12 @@ def test_code_in_a_file_never_runs(place, writer, tmp_path):
 def test_code_where_nobody_looks_does_no_harm(tmp_path):
     """A second pickle beside the first one, and bytes after a pickle's end."""
     marker, path = tmp_path / "ran", tmp_path / "x.pth"
-    code = pickle.dumps(Code(f"touch {marker}"))
-    torch.save(state(), path)
+    code = pickle.dumps(ShellCommand(f"touch {marker}"))
+    torch.save(make_state(), path)
     with zipfile.ZipFile(path, "a") as file:
         file.writestr("x/code.pkl", code)
     assert len(read_checkpoint(path).tensors) == 72
-    path.write_bytes(pickle.dumps(as_arrays(state())) + code)
+    path.write_bytes(pickle.dumps(to_arrays(make_state())) + code)
     assert len(read_checkpoint(path).tensors) == 72
     assert not marker.exists()
 
@@ -126,7 +126,7 @@ def test_code_where_nobody_looks_does_no_harm(tmp_path):
 def test_a_missing_key_calls_nothing(container, tmp_path):
     """Marks of a format among the tensors, and a factory for what the file itself lacks."""
     marks = {"__metadata__": torch.ones(1), "ssql_det": torch.ones(1)}
-    content = collections.defaultdict(os.system, {container: {**state(), **marks}})
+    content = collections.defaultdict(os.system, {container: {**make_state(), **marks}})
     refusal(saved(content, tmp_path / "x.pth"))
 
 
@@ -142,9 +142,9 @@ def test_foreign_objects_beside_the_tensors_are_left_alone(writer, tmp_path):
         "function": torch.nn.functional.relu,
         "optimizer": {"state": {0: {"step": torch.ones(())}}, "param_groups": [{"lr": 0.1}]},
     }
-    checkpoint = read_checkpoint(saved({**foreign, "state_dict": state()}, tmp_path / "x.pth", writer))
+    checkpoint = read_checkpoint(saved({**foreign, "state_dict": make_state()}, tmp_path / "x.pth", writer))
     assert checkpoint.coverage.percent == 100
-    assert all(torch.equal(checkpoint.tensors[name], tensor) for name, tensor in state().items())
+    assert all(torch.equal(checkpoint.tensors[name], tensor) for name, tensor in make_state().items())
 
 
 @pytest.mark.parametrize("wrapped", [lambda module: module, lambda module: {"model": module}], ids=["alone", "inside"])
@@ -158,7 +158,7 @@ def test_a_whole_module_is_refused(wrapped, tmp_path):
 
 @pytest.mark.parametrize(("writer", "name"), FILES.values(), ids=FILES)
 def test_a_file_cut_short_anywhere_is_refused(writer, name, tmp_path):
-    path = saved(state(), tmp_path / name, writer)
+    path = saved(make_state(), tmp_path / name, writer)
     content = path.read_bytes()
     cuts = [0, 1, 7, 8, 9, 10, 64, 500, 3000, 10_000, *(len(content) * part // 10 for part in range(1, 10))]
     for length in [*cuts, *(len(content) - back for back in (1000, 100, 30, 2, 1))]:
@@ -203,8 +203,8 @@ NO_NETWORKS = {
     "tensor": torch.ones(3),
     "nothing": None,
     "container that holds itself": cyclic(),
-    "names that are numbers": {**state(), 3: torch.ones(1)},
-    "names that are numbers, inside": {"state_dict": {**state(), 3: torch.ones(1)}},
+    "names that are numbers": {**make_state(), 3: torch.ones(1)},
+    "names that are numbers, inside": {"state_dict": {**make_state(), 3: torch.ones(1)}},
     "nested": {"state_dict": {"conv1": {"weight": torch.ones(64, 3, 7, 7)}}},
 }
 
@@ -215,7 +215,7 @@ def test_a_file_without_named_tensors_is_told_so(content, tmp_path):
 
 
 def test_a_file_with_cycles_beside_its_tensors_is_read(tmp_path):
-    content = state()
+    content = make_state()
     content["state_dict"] = content
     content["list"] = [content]
     content["list"].append(content["list"])
@@ -245,7 +245,7 @@ WRONG = {
 
 @pytest.mark.parametrize(("name", "change", "fault"), WRONG.values(), ids=WRONG)
 def test_a_wrong_tensor_is_named(name, change, fault, tmp_path):
-    tensors = state()
+    tensors = make_state()
     sentence = refusal(saved({**tensors, name: change(tensors[name])}, tmp_path / "x.pth"))
     assert f"{name} {fault}" in sentence
     assert sentence.endswith("; is it the right file, whole, and the right architecture?")
@@ -253,9 +253,9 @@ def test_a_wrong_tensor_is_named(name, change, fault, tmp_path):
 
 @pytest.mark.parametrize("dtype", ["c8", ">i4", "g", "S4", "U4", "O"])
 def test_an_array_of_anything_but_floats_is_named(dtype, tmp_path):
-    arrays = as_arrays(state())
+    arrays = to_arrays(make_state())
     arrays[BLOCK] = arrays[BLOCK].astype(dtype)
-    assert BLOCK in refusal(saved(arrays, tmp_path / "x.pkl", pickled))
+    assert BLOCK in refusal(saved(arrays, tmp_path / "x.pkl", save_pickle))
 
 
 MISSING = {
@@ -272,7 +272,7 @@ def test_what_is_missing_is_named(start, name, fault, tmp_path):
 
 
 def test_counters_alone_may_be_missing(tmp_path):
-    tensors = {name: tensor for name, tensor in state().items() if tensor.dim()}
+    tensors = {name: tensor for name, tensor in make_state().items() if tensor.dim()}
     assert len(read_checkpoint(saved(tensors, tmp_path / "x.pth")).tensors) == 60
 
 
@@ -286,19 +286,19 @@ def test_counters_alone_may_be_missing(tmp_path):
     ],
 )
 def test_other_networks_are_refused(name, fault, tmp_path):
-    assert fault in refusal(saved(light(name), tmp_path / "x.pth"))
+    assert fault in refusal(saved(make_expanded_state(name), tmp_path / "x.pth"))
 
 
 @pytest.mark.parametrize(("there", "asked"), [("resnet50", "resnet18"), ("resnet18", "resnet50")])
 def test_another_architecture_than_said_is_refused(there, asked, tmp_path):
-    sentence = refusal(saved(light(there), tmp_path / "x.pth"), arch=asked)
+    sentence = refusal(saved(make_expanded_state(there), tmp_path / "x.pth"), arch=asked)
     assert "layer1.0.conv1.weight is of shape [64, 64, " in sentence
     assert f"in a {asked} it is [64, 64, " in sentence
     assert sentence.count("; ") == 1
 
 
 def test_an_extra_tensor_is_named_with_what_would_allow_it(tmp_path):
-    path = saved({**state(), "neck.0.weight": torch.ones(1), "neck.1.weight": torch.ones(1)}, tmp_path / "x.pth")
+    path = saved({**make_state(), "neck.0.weight": torch.ones(1), "neck.1.weight": torch.ones(1)}, tmp_path / "x.pth")
     assert "2 unexpected tensor(s): neck.0.weight, neck.1.weight;" in refusal(path)
     assert "--allow-unmatched 'neck.*'" in refusal(path)
     assert read_checkpoint(path, allow=["neck.*"]).coverage.unmatched == ("neck.0.weight", "neck.1.weight")
@@ -307,18 +307,18 @@ def test_an_extra_tensor_is_named_with_what_would_allow_it(tmp_path):
 @pytest.mark.parametrize("prefix", ["net.encoder.", "a.b.c.d."])
 @pytest.mark.parametrize("wrapper", ["", "module."])
 def test_an_unknown_prefix_is_told_and_reading_with_it_works(prefix, wrapper, tmp_path):
-    tensors = {f"{wrapper}{prefix}{name}": tensor for name, tensor in state().items()}
+    tensors = {f"{wrapper}{prefix}{name}": tensor for name, tensor in make_state().items()}
     path = saved({"state_dict": {**tensors, f"{wrapper}other": torch.ones(1)}}, tmp_path / "x.pth")
     assert refusal(path).endswith(f"its ResNet is under an unknown prefix; pass --prefix {prefix!r}")
     for spelled in (prefix, prefix.removesuffix("."), wrapper + prefix):
         assert read_checkpoint(path, prefix=spelled).coverage.percent == 100
     checkpoint = read_checkpoint(path, prefix=prefix)
-    assert all(torch.equal(checkpoint.tensors[name], tensor) for name, tensor in state().items())
+    assert all(torch.equal(checkpoint.tensors[name], tensor) for name, tensor in make_state().items())
     assert checkpoint.coverage.left_out == {"other": f"not under {prefix}"}
 
 
 def test_a_wrong_prefix_is_refused(tmp_path):
-    path = saved({f"net.{name}": tensor for name, tensor in state().items()}, tmp_path / "x.pth")
+    path = saved({f"net.{name}": tensor for name, tensor in make_state().items()}, tmp_path / "x.pth")
     assert "ten.conv1.weight" in refusal(path, prefix="ten")
 
 
@@ -334,7 +334,7 @@ def own(description=None, **parts):
         if description is None
         else description
     } | {
-        "online": state(),
+        "online": make_state(),
         **parts,
     }
 
@@ -400,7 +400,7 @@ def test_an_own_file_with_a_bad_description_is_refused(description, tmp_path):
 @pytest.mark.parametrize("description", DESCRIPTIONS.values(), ids=DESCRIPTIONS)
 def test_a_safetensors_file_with_a_bad_description_is_refused(description, tmp_path):
     path = tmp_path / "x.safetensors"
-    safetensors.torch.save_file(state(), path, {"ssql_det": json.dumps(own(description)["ssql_det"])})
+    safetensors.torch.save_file(make_state(), path, {"ssql_det": json.dumps(own(description)["ssql_det"])})
     assert "its metadata is invalid" in refusal(path)
 
 
@@ -409,7 +409,7 @@ def test_a_safetensors_file_with_a_bad_description_is_refused(description, tmp_p
 )
 def test_a_safetensors_file_with_garbage_for_a_description_is_refused(text, tmp_path):
     path = tmp_path / "x.safetensors"
-    safetensors.torch.save_file(state(), path, {"ssql_det": text})
+    safetensors.torch.save_file(make_state(), path, {"ssql_det": text})
     assert "its metadata is invalid" in refusal(path)
 
 
@@ -471,7 +471,7 @@ DETECTORS = {
 
 @pytest.mark.parametrize("extra", DETECTORS.values(), ids=DETECTORS)
 def test_a_detector_with_bad_parts_is_refused(extra, tmp_path):
-    write_checkpoint(made(), tmp_path / "x.pth", "detectron2-fpn")
+    write_checkpoint(make_checkpoint(), tmp_path / "x.pth", "detectron2-fpn")
     content = torch.load(tmp_path / "x.pth")
     del content["ssql_det"]
     refusal(saved({"model": {**content["model"], **extra}}, tmp_path / "x.pth"))
@@ -484,7 +484,7 @@ def test_a_caffe2_detector_with_bad_parts_is_refused(blob, tmp_path):
         "res_conv1_bn_s": np.ones(64, "f4"),
         blob: np.array(np.float32(1)),
     }
-    refusal(saved({"blobs": blobs}, tmp_path / "x.pkl", pickled))
+    refusal(saved({"blobs": blobs}, tmp_path / "x.pkl", save_pickle))
 
 
 # ---------------------------------------------------------------- names
@@ -495,20 +495,20 @@ STRANGE = {"long": LONG, "terminal codes": TERMINAL, "quotes": "'\"`$(reboot)", 
 @pytest.mark.parametrize("strange", STRANGE.values(), ids=STRANGE)
 def test_a_strange_name_stays_one_short_line(strange, tmp_path):
     refusal(saved({strange: torch.ones(1)}, tmp_path / "x.pth"))
-    refusal(saved({**state(), strange: torch.ones(1)}, tmp_path / "x.pth"))
-    refusal(saved({f"{strange}.{name}": tensor for name, tensor in state().items()}, tmp_path / "x.pth"))
+    refusal(saved({**make_state(), strange: torch.ones(1)}, tmp_path / "x.pth"))
+    refusal(saved({f"{strange}.{name}": tensor for name, tensor in make_state().items()}, tmp_path / "x.pth"))
     refusal(saved(own(detector={strange: torch.ones(1) / 0}), tmp_path / "x.pth"))
 
 
 @pytest.mark.parametrize(
     "content",
     [
-        {**light("resnet152"), **dict.fromkeys((f"extra.{index}" for index in range(100_000)), ONE)},
+        {**make_expanded_state("resnet152"), **dict.fromkeys((f"extra.{index}" for index in range(100_000)), ONE)},
         dict.fromkeys((f"module.extra.{index}" for index in range(100_000)), ONE),
         {f"backbone.{index}.{'a' * 50}": index for index in range(100_000)},
         {"module." * 15_000 + "x": torch.ones(1)},
         {"_orig_mod.module." * 6_000 + "conv1.weight": ONE},
-        {"*" * 30_000 + "encoder" * 10_000: torch.ones(1), **state()},
+        {"*" * 30_000 + "encoder" * 10_000: torch.ones(1), **make_state()},
     ],
     ids=["extra", "wrapped", "not tensors", "wrapped often", "wrapped often in turn", "stars"],
 )
@@ -551,7 +551,7 @@ for path in sys.argv[1:]:
 
 def zipped(content, path, records, change=None, compression=zipfile.ZIP_STORED):
     buffer = io.BytesIO()
-    announced(content, buffer)
+    write_claims(content, buffer)
     with zipfile.ZipFile(path, "w", compression, compresslevel=1) as file:
         file.writestr("x/data.pkl", buffer.getvalue())
         for name, record in records.items():
@@ -561,7 +561,13 @@ def zipped(content, path, records, change=None, compression=zipfile.ZIP_STORED):
 
 
 def compressed_storage(path):
-    zipped({"conv1.weight": Claimed(Storage(ZEROS // 4))}, path, {"0": bytes(ZEROS)}, None, zipfile.ZIP_DEFLATED)
+    zipped(
+        {"conv1.weight": ClaimedTensor(ClaimedStorage(ZEROS // 4))},
+        path,
+        {"0": bytes(ZEROS)},
+        None,
+        zipfile.ZIP_DEFLATED,
+    )
 
 
 def compressed_pickle(path):
@@ -576,25 +582,25 @@ def compressed_byteorder(path):
 
 
 def storage_without_end(path):
-    zipped({"conv1.weight": Claimed(Storage(10**12))}, path, {"0": b"1234"})
+    zipped({"conv1.weight": ClaimedTensor(ClaimedStorage(10**12))}, path, {"0": b"1234"})
 
 
 def storage_and_record_without_end(path):
     def claim(info):
         info.file_size = info.compress_size = 4 * 10**12
 
-    zipped({"conv1.weight": Claimed(Storage(10**12))}, path, {"0": b"1234"}, claim)
+    zipped({"conv1.weight": ClaimedTensor(ClaimedStorage(10**12))}, path, {"0": b"1234"}, claim)
 
 
 def legacy_storage_without_end(path):
     buffer = io.BytesIO()
-    announced({"conv1.weight": Claimed(Storage(10**12))}, buffer, None)
+    write_claims({"conv1.weight": ClaimedTensor(ClaimedStorage(10**12))}, buffer, None)
     path.write_bytes(make_legacy_file(buffer.getvalue(), ["0"]) + (10**12).to_bytes(8, "little") + b"1234")
 
 
 def legacy_storages_never_filled(path):
     buffer = io.BytesIO()
-    announced([Claimed(Storage(10**8, str(key))) for key in range(1000)], buffer, None)
+    write_claims([ClaimedTensor(ClaimedStorage(10**8, str(key))) for key in range(1000)], buffer, None)
     path.write_bytes(make_legacy_file(buffer.getvalue(), []))
 
 
@@ -603,15 +609,15 @@ def overlapping_records(path):
     header = len(b"x/data/0000000") + 30
     sizes = [len(kernel) + header * back for back in range(len(keys) - 1, -1, -1)]
     buffer = io.BytesIO()
-    storages = [Storage(size // 4, key) for size, key in zip(sizes, keys, strict=True)]
-    announced([Claimed(storage) for storage in storages], buffer)
-    path.write_bytes(overlapping(buffer.getvalue(), keys, kernel))
+    storages = [ClaimedStorage(size // 4, key) for size, key in zip(sizes, keys, strict=True)]
+    write_claims([ClaimedTensor(storage) for storage in storages], buffer)
+    path.write_bytes(make_overlapping_zip(buffer.getvalue(), keys, kernel))
 
 
 def one_record_as_many_storages(path):
     record = bytes(2 << 20)
-    storages = [Storage(len(record) // 4, "0", f"cuda:{place}") for place in range(300)]
-    zipped([Claimed(storage) for storage in storages], path, {"0": record})
+    storages = [ClaimedStorage(len(record) // 4, "0", f"cuda:{place}") for place in range(300)]
+    zipped([ClaimedTensor(storage) for storage in storages], path, {"0": record})
 
 
 def push_call(function, *arguments):
@@ -626,7 +632,7 @@ def spread(*names):
     """Tensors of one value whose shape says that there are 10**12."""
 
     def make(path):
-        write_checkpoint(made(), path, "detectron2-fpn")
+        write_checkpoint(make_checkpoint(), path, "detectron2-fpn")
         content = torch.load(path)
         content["model"] |= {name: torch.ones(()).expand(10**6, 10**6) for name in names}
         del content["ssql_det"]
@@ -645,10 +651,10 @@ BOMBS = {
     "legacy storages never filled": legacy_storages_never_filled,
     "overlapping records": overlapping_records,
     "one record as many storages": one_record_as_many_storages,
-    "bytes by the count": lambda path: pickled({"x": push_call(bytearray, 10**9)}, path),
-    "range as a list": lambda path: pickled({"x": push_call(list, range(10**9))}, path),
-    "range as a set": lambda path: pickled({"x": push_call(set, range(10**9))}, path),
-    "range as a size": lambda path: pickled({"x": push_call(torch.Size, range(10**9))}, path),
+    "bytes by the count": lambda path: save_pickle({"x": push_call(bytearray, 10**9)}, path),
+    "range as a list": lambda path: save_pickle({"x": push_call(list, range(10**9))}, path),
+    "range as a set": lambda path: save_pickle({"x": push_call(set, range(10**9))}, path),
+    "range as a size": lambda path: save_pickle({"x": push_call(torch.Size, range(10**9))}, path),
     "long bytes announced": lambda path: path.write_bytes(b"\x80\x04\x8e" + (1 << 29).to_bytes(8, "little") + b"x"),
     "spread detector": spread("roi_heads.x"),
     "spread mean": spread("pixel_mean", "pixel_std"),
@@ -699,7 +705,7 @@ def test_a_bomb_does_not_go_off(name, judged):
     ],
 )
 def test_a_wrong_option_is_told_so(options, said, tmp_path):
-    path = saved(state(), tmp_path / "x.pth")
+    path = saved(make_state(), tmp_path / "x.pth")
     with pytest.raises(UserError) as mistake:
         read_checkpoint(path, **options)
     assert said in str(mistake.value)
@@ -707,7 +713,7 @@ def test_a_wrong_option_is_told_so(options, said, tmp_path):
 
 
 def test_branches_that_are_there_are_named(tmp_path):
-    both = {f"encoder_{branch}.{name}": tensor for branch in "qk" for name, tensor in state().items()}
+    both = {f"encoder_{branch}.{name}": tensor for branch in "qk" for name, tensor in make_state().items()}
     path = saved({"state_dict": both}, tmp_path / "x.pth")
     assert "this moco file has no branch 'teacher', only online, momentum" in refusal(path, branch="teacher")
 
@@ -732,7 +738,7 @@ def taken(tmp_path):
     ],
 )
 def test_a_wrong_output_is_refused_and_nothing_changes(name, format, said, taken):
-    for refused in (check_output, lambda path, format: write_checkpoint(made(), path, format)):
+    for refused in (check_output, lambda path, format: write_checkpoint(make_checkpoint(), path, format)):
         with pytest.raises(UserError) as mistake:
             refused(taken.parent / name, format)
         assert said in str(mistake.value)
@@ -742,7 +748,7 @@ def test_a_wrong_output_is_refused_and_nothing_changes(name, format, said, taken
 
 
 def test_an_output_is_replaced_when_that_is_said(taken):
-    write_checkpoint(made(), taken, "ssql_det", replace=True)
+    write_checkpoint(make_checkpoint(), taken, "ssql_det", replace=True)
     assert read_checkpoint(taken).coverage.percent == 100
     assert os.listdir(taken.parent) == ["out.pth"]
 
@@ -750,10 +756,14 @@ def test_an_output_is_replaced_when_that_is_said(taken):
 @pytest.mark.parametrize(
     ("checkpoint", "format", "said"),
     [
-        (lambda: made("cifar_resnet18"), "detectron2-fpn", "stem of stride 1"),
-        (lambda: made("resnet50", images=MSRA, stride_in_1x1=True), "torchvision", "has its strides in the 1x1 convs"),
-        (lambda: made("resnet50", stride_in_1x1=None), "timm", "the 1x1 or the 3x3 convs; .*--trained-with"),
-        (lambda: made(images=None), "torchvision", "RGB or BGR images; .*--trained-with"),
+        (lambda: make_checkpoint("cifar_resnet18"), "detectron2-fpn", "stem of stride 1"),
+        (
+            lambda: make_checkpoint("resnet50", images=MSRA, stride_in_1x1=True),
+            "torchvision",
+            "has its strides in the 1x1 convs",
+        ),
+        (lambda: make_checkpoint("resnet50", stride_in_1x1=None), "timm", "the 1x1 or the 3x3 convs; .*--trained-with"),
+        (lambda: make_checkpoint(images=None), "torchvision", "RGB or BGR images; .*--trained-with"),
     ],
 )
 def test_what_a_format_cannot_carry_leaves_the_old_file(checkpoint, format, said, taken):
@@ -769,7 +779,7 @@ def test_what_a_format_cannot_carry_leaves_the_old_file(checkpoint, format, said
     ("head", "other"), [("backbone.fpn_output2.bias", "detectron2-c4"), ("roi_heads.x", "detectron2-fpn")]
 )
 def test_a_detector_does_not_become_another(head, other, tmp_path):
-    checkpoint = made()
+    checkpoint = make_checkpoint()
     checkpoint.detector[head] = torch.ones(1)
     with pytest.raises(UserError, match="and cannot become"):
         write_checkpoint(checkpoint, tmp_path / "x.pth", other)
@@ -780,11 +790,11 @@ def test_a_folder_in_the_place_of_an_output_stays(tmp_path):
     (tmp_path / "x.pth").mkdir()
     for replace in (False, True):
         with pytest.raises(UserError, match=r"x\.pth"):
-            write_checkpoint(made(), tmp_path / "x.pth", "ssql_det", replace=replace)
+            write_checkpoint(make_checkpoint(), tmp_path / "x.pth", "ssql_det", replace=replace)
     assert os.listdir(tmp_path) == ["x.pth"]
 
 
 @pytest.mark.parametrize("name", ["a/data.pkl", "b/c/data.pkl"])
 def test_an_archive_is_read_whatever_its_folder_is_called(name, tmp_path):
-    (tmp_path / "x.pth").write_bytes(make_zip({name: pickle.dumps(as_arrays(state()))}))
+    (tmp_path / "x.pth").write_bytes(make_zip({name: pickle.dumps(to_arrays(make_state()))}))
     assert read_checkpoint(tmp_path / "x.pth").coverage.percent == 100

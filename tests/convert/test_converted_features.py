@@ -7,7 +7,15 @@ import pytest
 import timm
 import torch
 import torchvision
-from support.convert.checkpoints import backbone, classifier, config, detectron2_names, network, pickled, uncounted
+from support.convert.checkpoints import (
+    drop_batch_counters,
+    make_backbone,
+    make_classifier,
+    make_config,
+    make_network,
+    make_pickle_writer,
+    to_detectron2_names,
+)
 
 from ssql_det import d2
 from ssql_det.convert import IMAGENET, MSRA, get_config_overrides, load_backbone, read_checkpoint, write_checkpoint
@@ -50,7 +58,7 @@ def features_of_engine(checkpoint, image):
     """Of a whole detector, set up as the checkpoint says, which flips and normalizes the image itself."""
     lines = get_config_overrides(checkpoint)
     pairs = [each for line in lines.items() for each in line]
-    model = d2.build_model(config(checkpoint.architecture.name, "FPN", *pairs))
+    model = d2.build_model(make_config(checkpoint.architecture.name, "FPN", *pairs))
     load_backbone(model, checkpoint)
     model = model.double().eval()
     if model.input_format == "BGR":
@@ -76,9 +84,9 @@ BUILDERS = {
 
 @pytest.mark.parametrize("arch", ["resnet18", "resnet34", "resnet50"])
 def test_torchvision_timm_and_the_engine_agree_in_every_stage(arch, image, tmp_path):
-    torch.save(network(arch), tmp_path / "x.pth")
+    torch.save(make_network(arch), tmp_path / "x.pth")
     source = BUILDERS["torchvision"](arch).double().eval()
-    source.load_state_dict(network(arch))
+    source.load_state_dict(make_network(arch))
     with torch.no_grad():
         expected = stage_by_stage(source, normalized(image, IMAGENET))
 
@@ -95,11 +103,11 @@ def test_torchvision_timm_and_the_engine_agree_in_every_stage(arch, image, tmp_p
 
 def zoo_backbone(path, arch):
     """As Detectron2's zoo has it: BGR, std 1, a stride in the 1x1."""
-    extras = {f"stem.fc.{name}": value for name, value in classifier().items()}
-    state = {**detectron2_names(uncounted(backbone(arch))), **extras}
+    extras = {f"stem.fc.{name}": value for name, value in make_classifier().items()}
+    state = {**to_detectron2_names(drop_batch_counters(make_backbone(arch))), **extras}
     content = {"model": {name: value.numpy() for name, value in state.items()}, "__author__": "Detectron2 Model Zoo"}
     with open(path, "wb") as file:
-        pickled(2)(content, file)
+        make_pickle_writer(2)(content, file)
     return read_checkpoint(path)
 
 
@@ -114,7 +122,7 @@ def strided_in_1x1(model):
 def test_a_network_of_the_zoo_is_fed_bgr_and_strides_in_its_1x1(arch, image, tmp_path):
     checkpoint = zoo_backbone(tmp_path / "x.pkl", arch)
     source = BUILDERS["torchvision"](arch)
-    source.load_state_dict(network(arch))
+    source.load_state_dict(make_network(arch))
     source = (strided_in_1x1(source) if arch == "resnet50" else source).double().eval()
     bgr = image.flip(1) - torch.tensor(MSRA.mean, dtype=torch.float64).view(3, 1, 1)
     with torch.no_grad():
@@ -137,9 +145,9 @@ def test_a_network_of_bgr_images_takes_rgb_ones_once_it_is_torchvisions(format, 
 
 def test_a_network_that_strides_elsewhere_or_is_fed_other_images_is_refused(tmp_path):
     checkpoint = zoo_backbone(tmp_path / "x.pkl", "resnet50")
-    before = d2.build_model(config("resnet50", "C4", "MODEL.RESNETS.STRIDE_IN_1X1", False))
+    before = d2.build_model(make_config("resnet50", "C4", "MODEL.RESNETS.STRIDE_IN_1X1", False))
     with pytest.raises(UserError, match="STRIDE_IN_1X1 True"):
         load_backbone(before, checkpoint)
-    before = d2.build_model(config("resnet50", "C4", "INPUT.FORMAT", "RGB"))
+    before = d2.build_model(make_config("resnet50", "C4", "INPUT.FORMAT", "RGB"))
     with pytest.raises(UserError, match="trained with another input format"):
         load_backbone(before, checkpoint)

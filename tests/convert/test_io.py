@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from support.convert.crafted_checkpoints import as_arrays, made, pickled, state
+from support.convert.crafted_checkpoints import make_checkpoint, make_state, save_pickle, to_arrays
 from torch import nn
 
 from ssql_det.convert import (
@@ -129,17 +129,17 @@ def test_the_percentage_is_of_the_backbone_alone(coverage, percent):
 
 
 def test_a_coverage_fits_into_json(tmp_path):
-    torch.save({**state(), "fc.weight": torch.ones(1), "neck.x": torch.ones(1)}, tmp_path / "x.pth")
+    torch.save({**make_state(), "fc.weight": torch.ones(1), "neck.x": torch.ones(1)}, tmp_path / "x.pth")
     plain = json.loads(json.dumps(inspect_checkpoint(tmp_path / "x.pth").coverage.to_dict()))
     assert plain["percent"] == 100
-    assert plain["used"] == list(state())
+    assert plain["used"] == list(make_state())
     assert plain["left_out"] == {"fc.weight": "a classifier"}
     assert plain["unmatched"] == ["neck.x"]
     assert (plain["missing"], plain["wrong"]) == ([], {})
 
 
 def test_a_report_tells_what_a_reading_refuses(tmp_path):
-    tensors = state()
+    tensors = make_state()
     tensors["conv1.weight"] = tensors["conv1.weight"][:, :2]
     tensors["bn1.weight"] = tensors["bn1.weight"] / 0
     del tensors["layer1.0.conv2.weight"]
@@ -195,7 +195,7 @@ def test_marks_are_looked_for_among_tensors_and_in_the_file():
 
 
 def test_a_fit_sorts_each_place():
-    shapes = {name: tuple(tensor.shape) for name, tensor in state("resnet18").items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in make_state("resnet18").items()}
     whole = match_architecture(get_architecture("resnet18"), Layout(), shapes)
     assert set(whole.matched.values()) == set(shapes)
     assert (whole.missing, whole.mismatched) == ((), {})
@@ -221,11 +221,11 @@ def test_the_best_fit_is_the_right_one_even_with_a_tensor_less(name):
 def test_the_last_stage_may_be_elsewhere_and_places_without_a_name_are_left_out():
     names = Names(norm_suffixes={"weight": ".scale"})
     layout = Layout("a.", names, last_stage_prefix="")
-    named = rename_tensors(state("resnet18"), get_architecture("resnet18"), layout)
+    named = rename_tensors(make_state("resnet18"), get_architecture("resnet18"), layout)
     assert {name.split(".")[0] for name in named} == {"a", "layer4"}
     assert "a.bn1.scale" in named
     assert not any(name.endswith(("bias", "running_var", "num_batches_tracked")) for name in named)
-    assert torch.equal(named["layer4.1.conv2.weight"], state("resnet18")["layer4.1.conv2.weight"])
+    assert torch.equal(named["layer4.1.conv2.weight"], make_state("resnet18")["layer4.1.conv2.weight"])
     assert set(rename_tensors({"conv1.weight": torch.ones(1)}, get_architecture("resnet18"), layout)) == {
         "a.conv1.weight"
     }
@@ -236,7 +236,7 @@ def test_neutral_names_are_torchvisions():
         TORCHVISION_NAMES.get_name(spec) for spec in get_architecture("resnet50").tensors
     ]
     assert {torchvision_name(spec): spec.shape for spec in get_architecture("resnet50").tensors} == {
-        name: tuple(tensor.shape) for name, tensor in state("resnet50").items()
+        name: tuple(tensor.shape) for name, tensor in make_state("resnet50").items()
     }
 
 
@@ -322,7 +322,7 @@ def test_all_formats_that_can_be_written_are_tried_here():
 @each_format
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
 def test_values_come_back_exactly_and_of_their_type(format, dtype, tmp_path):
-    checkpoint = made()
+    checkpoint = make_checkpoint()
     for name, tensor in checkpoint.tensors.items():
         checkpoint.tensors[name] = tensor.to(dtype) if tensor.dim() else tensor
     write_checkpoint(checkpoint, tmp_path / FORMATS[format], format)
@@ -338,8 +338,8 @@ def test_values_come_back_exactly_and_of_their_type(format, dtype, tmp_path):
 
 @each_format
 def test_what_is_left_behind_is_told(format, tmp_path):
-    left_behind = write_checkpoint(made(), tmp_path / FORMATS[format], format)
-    counters = {name for name in state() if name.endswith("num_batches_tracked")}
+    left_behind = write_checkpoint(make_checkpoint(), tmp_path / FORMATS[format], format)
+    counters = {name for name in make_state() if name.endswith("num_batches_tracked")}
     assert set(left_behind) == (counters if format.startswith("detectron2") else set())
     assert all("FrozenBatchNorm2d has no such buffer" in why for why in left_behind.values())
 
@@ -347,14 +347,14 @@ def test_what_is_left_behind_is_told(format, tmp_path):
 @each_format
 def test_a_view_of_a_larger_storage_is_not_saved_along(format, tmp_path):
     whole = torch.rand(4_000_000)
-    tensors = state()
+    tensors = make_state()
     size = tensors["conv1.weight"].numel()
     tensors["conv1.weight"] = whole[7 : 7 + size].view(24, 3, 7, 7)
     tensors["layer1.0.conv1.weight"] = tensors["layer1.0.conv1.weight"].to(memory_format=torch.channels_last)
     torch.save(tensors, tmp_path / "in.pth")
     assert (tmp_path / "in.pth").stat().st_size > 16_000_000
     write_checkpoint(read_checkpoint(tmp_path / "in.pth"), tmp_path / FORMATS[format], format)
-    bytes_of_tensors = sum(tensor.nbytes for tensor in state().values())
+    bytes_of_tensors = sum(tensor.nbytes for tensor in make_state().values())
     assert (tmp_path / FORMATS[format]).stat().st_size < bytes_of_tensors + 40_000
     back = read_checkpoint(tmp_path / FORMATS[format]).tensors
     assert torch.equal(back["conv1.weight"], whole[7 : 7 + size].view(24, 3, 7, 7))
@@ -363,7 +363,7 @@ def test_a_view_of_a_larger_storage_is_not_saved_along(format, tmp_path):
 
 @pytest.mark.parametrize("format", ["ssql_det", "detectron2-fpn"])
 def test_a_detectors_view_of_a_larger_storage_is_not_saved_along(format, tmp_path):
-    write_checkpoint(made(), tmp_path / "in.pth", "detectron2-fpn")
+    write_checkpoint(make_checkpoint(), tmp_path / "in.pth", "detectron2-fpn")
     content = torch.load(tmp_path / "in.pth")
     whole = torch.rand(4_000_000)
     content["model"]["backbone.fpn_output2.weight"] = whole[:8].view(2, 4).t()
@@ -386,7 +386,7 @@ for each in sys.argv[1:]:
 
 def test_the_same_checkpoint_gives_the_same_bytes(tmp_path):
     """Often here, and in a process whose sets have another order."""
-    write_checkpoint(made(method="moco"), tmp_path / "in.pth", "ssql_det")
+    write_checkpoint(make_checkpoint(method="moco"), tmp_path / "in.pth", "ssql_det")
     for time in range(8):
         checkpoint = read_checkpoint(tmp_path / "in.pth")
         for format, name in FORMATS.items():
@@ -404,7 +404,7 @@ def test_the_same_checkpoint_gives_the_same_bytes(tmp_path):
 
 def test_a_pkl_is_for_every_python_and_numpy(tmp_path):
     path = tmp_path / "x.pkl"
-    write_checkpoint(made(), path, "detectron2")
+    write_checkpoint(make_checkpoint(), path, "detectron2")
     content = path.read_bytes()
     assert b"numpy.core.multiarray" in content
     assert b"numpy._core" not in content
@@ -416,34 +416,38 @@ def test_a_pkl_is_for_every_python_and_numpy(tmp_path):
 @pytest.mark.filterwarnings("ignore:numpy.core:DeprecationWarning")
 def test_a_pkl_is_read_by_plain_pickle_as_detectron2_does(tmp_path):
     path = tmp_path / "x.pkl"
-    write_checkpoint(made(), path, "detectron2")
+    write_checkpoint(make_checkpoint(), path, "detectron2")
     with open(path, "rb") as file:
         content = pickle.load(file, encoding="latin1")
     assert content["__author__"] == "ssql_det"
     assert content["matching_heuristics"] is True
     assert content["ssql_det"]["arch"] == "narrow_resnet"
     assert type(content["model"]["stem.conv1.weight"]) is np.ndarray
-    assert np.array_equal(content["model"]["res5.0.shortcut.weight"], state()["layer4.0.downsample.0.weight"].numpy())
+    assert np.array_equal(
+        content["model"]["res5.0.shortcut.weight"], make_state()["layer4.0.downsample.0.weight"].numpy()
+    )
 
 
 @pytest.mark.filterwarnings("error")
 def test_arrays_that_cannot_be_written_to_are_read_without_a_warning(tmp_path):
-    pickled(as_arrays(state()), tmp_path / "x.pkl", protocol=5)
+    save_pickle(to_arrays(make_state()), tmp_path / "x.pkl", protocol=5)
     assert all(
-        torch.equal(tensor, state()[name]) for name, tensor in read_checkpoint(tmp_path / "x.pkl").tensors.items()
+        torch.equal(tensor, make_state()[name]) for name, tensor in read_checkpoint(tmp_path / "x.pkl").tensors.items()
     )
 
 
 def test_big_endian_arrays_are_read(tmp_path):
-    pickled(
-        {name: array.astype(array.dtype.newbyteorder(">")) for name, array in as_arrays(state()).items()},
+    save_pickle(
+        {name: array.astype(array.dtype.newbyteorder(">")) for name, array in to_arrays(make_state()).items()},
         tmp_path / "x",
     )
-    assert all(torch.equal(tensor, state()[name]) for name, tensor in read_checkpoint(tmp_path / "x").tensors.items())
+    assert all(
+        torch.equal(tensor, make_state()[name]) for name, tensor in read_checkpoint(tmp_path / "x").tensors.items()
+    )
 
 
 def test_a_checkpoint_knows_its_file(tmp_path):
-    torch.save(state(), tmp_path / "x.pth")
+    torch.save(make_state(), tmp_path / "x.pth")
     source = read_checkpoint(tmp_path / "x.pth").source
     assert source.name == "x.pth"
     assert source.sha256 == hashlib.sha256((tmp_path / "x.pth").read_bytes()).hexdigest()
@@ -462,7 +466,7 @@ KNOWN = {
 @pytest.mark.parametrize("format", DESCRIBED)
 @pytest.mark.parametrize("known", KNOWN.values(), ids=KNOWN)
 def test_what_is_known_comes_back(known, format, tmp_path):
-    checkpoint = made(**known)
+    checkpoint = make_checkpoint(**known)
     write_checkpoint(checkpoint, tmp_path / FORMATS[format], format)
     assert read_checkpoint(tmp_path / FORMATS[format]).metadata == checkpoint.metadata
 
@@ -471,17 +475,17 @@ def test_what_is_known_comes_back(known, format, tmp_path):
 @pytest.mark.parametrize("stride", [True, False, None])
 @pytest.mark.parametrize("images", [MSRA, None])
 def test_strides_and_bgr_images_and_what_is_unknown_come_back(images, stride, format, tmp_path):
-    checkpoint = made(images=images, stride_in_1x1=stride)
+    checkpoint = make_checkpoint(images=images, stride_in_1x1=stride)
     write_checkpoint(checkpoint, tmp_path / FORMATS[format], format)
     assert read_checkpoint(tmp_path / FORMATS[format]).metadata == checkpoint.metadata
 
 
 @pytest.mark.parametrize("format", ["safetensors", "torchvision", "timm"])
 def test_bgr_filters_are_turned_exactly_and_their_images_with_them(format, tmp_path):
-    left_behind = write_checkpoint(made(images=MSRA), tmp_path / FORMATS[format], format)
+    left_behind = write_checkpoint(make_checkpoint(images=MSRA), tmp_path / FORMATS[format], format)
     back = read_checkpoint(tmp_path / FORMATS[format])
-    assert torch.equal(back.tensors["conv1.weight"], state()["conv1.weight"][:, [2, 1, 0]])
-    assert torch.equal(back.tensors["bn1.weight"], state()["bn1.weight"])
+    assert torch.equal(back.tensors["conv1.weight"], make_state()["conv1.weight"][:, [2, 1, 0]])
+    assert torch.equal(back.tensors["bn1.weight"], make_state()["bn1.weight"])
     if format == "safetensors":
         assert back.metadata.input == InputFormat("RGB", (123.675, 116.28, 103.53), (1.0, 1.0, 1.0))
         assert left_behind == {}
@@ -505,7 +509,9 @@ def described_in(path):
 @pytest.mark.filterwarnings("ignore:numpy.core:DeprecationWarning")
 @pytest.mark.parametrize("format", DESCRIBED)
 def test_a_file_says_which_file_it_was_made_of(format, tmp_path):
-    torch.save({"state_dict": {f"encoder_q.{name}": tensor for name, tensor in state().items()}}, tmp_path / "in.tar")
+    torch.save(
+        {"state_dict": {f"encoder_q.{name}": tensor for name, tensor in make_state().items()}}, tmp_path / "in.tar"
+    )
     path = tmp_path / FORMATS[format]
     write_checkpoint(read_checkpoint(tmp_path / "in.tar"), path, format)
     description = described_in(path)
@@ -557,14 +563,14 @@ def test_turned_twice_is_as_before():
 
 
 def test_the_lines_of_a_config_are_told():
-    assert get_config_overrides(made("resnet50", images=MSRA, stride_in_1x1=True)) == {
+    assert get_config_overrides(make_checkpoint("resnet50", images=MSRA, stride_in_1x1=True)) == {
         "INPUT.FORMAT": "BGR",
         "MODEL.PIXEL_MEAN": [103.53, 116.28, 123.675],
         "MODEL.PIXEL_STD": [1.0, 1.0, 1.0],
         "MODEL.RESNETS.DEPTH": 50,
         "MODEL.RESNETS.STRIDE_IN_1X1": True,
     }
-    assert get_config_overrides(made("resnet18", images=None)) == {
+    assert get_config_overrides(make_checkpoint("resnet18", images=None)) == {
         "INPUT.FORMAT": None,
         "MODEL.PIXEL_MEAN": None,
         "MODEL.PIXEL_STD": None,
@@ -574,8 +580,8 @@ def test_the_lines_of_a_config_are_told():
 
 
 def test_a_file_is_read_the_same_whatever_order_its_tensors_have(tmp_path):
-    torch.save(dict(reversed(state().items())), tmp_path / "x.pth")
-    assert list(read_checkpoint(tmp_path / "x.pth").tensors) == list(state())
+    torch.save(dict(reversed(make_state().items())), tmp_path / "x.pth")
+    assert list(read_checkpoint(tmp_path / "x.pth").tensors) == list(make_state())
 
 
 @pytest.mark.parametrize("branch", ["online", "momentum"])
@@ -583,19 +589,19 @@ def test_each_branch_is_read_when_asked(branch, tmp_path):
     networks = {
         f"encoder_{letter}.{name}": tensor
         for letter, seed in (("q", 1), ("k", 2))
-        for name, tensor in state(seed=seed).items()
+        for name, tensor in make_state(seed=seed).items()
     }
     torch.save({"state_dict": {**networks, "queue": torch.ones(1)}}, tmp_path / "x.pth")
     checkpoint = read_checkpoint(tmp_path / "x.pth", branch=branch)
-    expected, other = (state(seed=1), "momentum") if branch == "online" else (state(seed=2), "online")
+    expected, other = (make_state(seed=1), "momentum") if branch == "online" else (make_state(seed=2), "online")
     assert all(torch.equal(checkpoint.tensors[name], tensor) for name, tensor in expected.items())
     assert (checkpoint.metadata.branch, checkpoint.metadata.method) == (branch, "moco")
     assert set(checkpoint.coverage.left_out.values()) == {f"of the {other} branch", "MoCo's queue"}
-    assert torch.equal(read_checkpoint(tmp_path / "x.pth").tensors["conv1.weight"], state(seed=1)["conv1.weight"])
+    assert torch.equal(read_checkpoint(tmp_path / "x.pth").tensors["conv1.weight"], make_state(seed=1)["conv1.weight"])
 
 
 def test_tensors_of_the_same_branch_under_another_prefix_are_not_left_out_in_silence(tmp_path):
-    tensors = {f"backbone.{name}": tensor for name, tensor in state().items()}
+    tensors = {f"backbone.{name}": tensor for name, tensor in make_state().items()}
     torch.save({**tensors, "classifier.weight": torch.ones(1), "encoder.x": torch.ones(1)}, tmp_path / "x.pth")
     with pytest.raises(UserError, match=r"1 unexpected tensor\(s\): encoder\.x;"):
         read_checkpoint(tmp_path / "x.pth", format="solo-learn")
