@@ -103,10 +103,10 @@ class TrainingState:
             load_optimizer_state(self.optimizer, content["resume"]["optimizer"])
             restore_rng_state(rng_states)
         except KeyError as error:
-            raise UserError(f"cannot resume from {path}: it has no {error.args[0]}") from error
+            raise UserError(f"{path} cannot be resumed from: it has no {error.args[0]}") from error
         except (AttributeError, RuntimeError, TypeError, ValueError) as error:
             reason = printable(" ".join(str(error).split()), 200)
-            raise UserError(f"cannot resume from {path}: {reason}; pretrain in another OUTPUT_DIR") from error
+            raise UserError(f"{path} cannot be resumed from: {reason}; pretrain in another OUTPUT_DIR") from error
         return steps
 
     @property

@@ -244,10 +244,10 @@ LINES = {  # the command line itself is what is wrong
     # ---- data
     "data that are not there": ("check-data {here}/no", "there is no folder {here}/no; give the folder"),
     "file for a folder of data": ("check-data {out}/notes.txt", "there is no folder {out}/notes.txt"),
-    "crops that are not there": (pretrain("DATA.TRAIN {here}/no"), "'{here}/no' is not there; name a folder of"),
+    "crops that are not there": (pretrain("DATA.TRAIN {here}/no"), "'{here}/no' does not exist; name a folder of"),
     "scenes for crops": (pretrain("DATA.TRAIN {toy}"), "holds several data sets; name one of them"),
-    "crops larger than the memory": (probe("--size 999999"), "GiB of memory; ask for smaller ones"),
-    "archive that is not there": (probe("--data cifar10:{here}"), "cifar-10-batches-py is not there"),
+    "crops larger than the memory": (probe("--size 999999"), "GiB of memory; use a smaller --size"),
+    "archive that is not there": (probe("--data cifar10:{here}"), "cifar-10-batches-py does not exist"),
     # ---- checkpoints
     "checkpoint that is not there": (probe(of=BAD_PTH), "there is no file {here}/bad.pth; check the path"),
     "checkpoint that is a folder": (convert("{out}"), "{out} is a directory; name the checkpoint file in it"),
@@ -407,7 +407,7 @@ FILES = {  # something that lies in the case's folder is
         file("{tricks}.png", "a text"),
         r"{here}/a\n\x1b[31merror: b.png cannot be read: ",
     ),
-    "list of no images": (pretrain("DATA.TRAIN {here}/l"), file("l", "a.png"), "line 1 of {here}/l names a.png, which"),
+    "list of no images": (pretrain("DATA.TRAIN {here}/l"), file("l", "a.png"), "{here}/l, line 1: there is no file a.png"),
     # ---- checkpoints
     "checkpoint that is a loop of links": (f"inspect {BAD_PTH}", loop("bad.pth"), "there is no file {here}/bad.pth"),
     "checkpoint of no bytes": (convert(BAD_PTH), file("bad.pth"), "is not a readable checkpoint: the file is empty"),
@@ -510,7 +510,7 @@ FILES = {  # something that lies in the case's folder is
     "checkpoint behind the end": (
         PRETRAIN_ON,
         earlier("pretrain", saved("checkpoint.pth", lambda content: content["resume"].update(steps=999))),
-        "cannot be resumed from (it is 999 steps on, of 3)",
+        "cannot be resumed from: it is at step 999 of 3",
     ),
     "config of a run that is gone": (
         PRETRAIN_ON,

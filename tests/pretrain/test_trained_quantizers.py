@@ -137,7 +137,7 @@ FIRST = "backbone/layer1/0/conv2:input.stretch"
         (lambda checkpoint: checkpoint.pop("quantizers"), "it has no quantizers"),
         (lambda checkpoint: checkpoint["quantizers"].pop(FIRST), rf"Missing key.*{FIRST}"),
         (lambda checkpoint: checkpoint["quantizers"].update({FIRST: torch.ones(2)}), "size mismatch for"),
-        (lambda checkpoint: checkpoint.update(quantizers=[1]), "cannot resume from"),
+        (lambda checkpoint: checkpoint.update(quantizers=[1]), "cannot be resumed from"),
     ],
     ids=["none", "one less", "another shape", "a list"],
 )
