@@ -260,7 +260,7 @@ def test_coco_data_sets_that_cannot_be_judged(coco, tmp_path):
     for name, text in {"cut": '{"images": [', "list": "[1, 2]", "bare": '{"images": [{}]}'}.items():
         path = tmp_path / f"{name}.json"
         path.write_text(text)
-        with pytest.raises(ValueError, match=f"{name}.json holds no COCO annotations"):
+        with pytest.raises(ValueError, match=f"{name}.json is not a COCO annotation file"):
             coco_results(coco | {"json_file": str(path)}, [])
 
 
@@ -269,7 +269,7 @@ def test_coco_detections_that_cannot_be_judged(coco):
         coco_results(coco, [FOUND[0]._replace(image=77)], images=[2, 77])
     with pytest.raises(ValueError, match="of class 6, but data set 'judged' has only 6 classes"):
         coco_results(coco, [FOUND[0]._replace(label=6)])
-    with pytest.raises(ValueError, match="there are detections without masks"):
+    with pytest.raises(ValueError, match="some detections have none"):
         coco_results(coco, FOUND, masks=False, tasks=("bbox", "segm"))
     with pytest.raises(ValueError, match=r"not .'keypoints'"):
         coco_results(coco, FOUND, tasks=("bbox", "keypoints"))
@@ -285,7 +285,7 @@ def test_a_config_in_the_place_of_tasks_is_passed_over(coco):
 def test_voc_data_sets_that_cannot_be_judged(voc):
     with registered(engine) as dataset, pytest.raises(AttributeError, match="in the metadata of dataset 'judged'"):
         PascalVOCDetectionEvaluator(dataset)
-    with pytest.raises(ValueError, match="'judged' is of 2010"):
+    with pytest.raises(ValueError, match="'judged' has the year 2010"):
         voc_results(voc | {"year": 2010}, FOUND)
     with pytest.raises(FileNotFoundError, match=r"nowhere.txt"):
         voc_results(voc | {"split": "nowhere"}, FOUND)

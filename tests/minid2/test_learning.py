@@ -187,7 +187,7 @@ def test_weights_that_are_read_already():
     assert (*misfits,) == ([], [], [])
     assert model[0].weight.tolist() == [[3.0, 3.0]]
     of_caffe2 = {"model": {"conv1_w": torch.ones(1)}, "__author__": "Caffe2", "matching_heuristics": True}
-    with pytest.raises(NotImplementedError, match="Caffe2's names"):
+    with pytest.raises(NotImplementedError, match="Caffe2's weight names"):
         DetectionCheckpointer(model)._load_model(of_caffe2)
 
 

@@ -89,7 +89,7 @@ def test_a_name_that_is_not_registered_is_told_with_those_that_are():
 
 WRONG_XML = {  # what is replaced by what, and how that is told
     "no XML": ("</annotation>", "<", "not well-formed|no element found|unclosed token"),
-    "another class": ("<name>s", "<name>un-s", "class 'un-square' is none of"),
+    "another class": ("<name>s", "<name>un-s", "class 'un-square' is not in"),
     "no size": ("width", "length", "<annotation> has no <size/width>"),
     "no corner": ("ymin", "top", "<object> has no <bndbox/ymin>"),
     "no number": ("<ymax>", "<ymax>x", "could not convert string to float"),
@@ -101,7 +101,7 @@ def test_a_wrong_voc_annotation_is_named(voc, name):
     old, new, fault = WRONG_XML[name]
     path = voc / "Annotations/000001.xml"
     path.write_text(path.read_text().replace(old, new))
-    with pytest.raises(ValueError, match=rf"Annotations/000001\.xml cannot be used .*({fault})"):
+    with pytest.raises(ValueError, match=rf"Annotations/000001\.xml is not a valid VOC annotation: .*({fault})"):
         load_voc_instances(str(voc), "train", CLASSES)
 
 
@@ -251,7 +251,7 @@ def test_a_batch_divides_among_the_processes(monkeypatch):
     assert next(iter(loader)) == [1] * 4
     with pytest.raises(ValueError, match=r"gpus \(3\), got 16"):
         build.build_batch_data_loader([1], TrainingSampler(1, seed=0), 16)
-    with pytest.raises(ValueError, match="exclude each other"):
+    with pytest.raises(ValueError, match="mutually exclusive"):
         build.build_batch_data_loader([1], TrainingSampler(1, seed=0), 3, single_gpu_batch_size=1)
 
 

@@ -35,7 +35,7 @@ def test_instances():
 
 
 def test_masks():
-    with pytest.raises(ValueError, match="5 numbers are no polygon"):
+    with pytest.raises(ValueError, match="5 numbers are not a polygon"):
         PolygonMasks([[[1, 2, 3, 4, 5]]])
     with pytest.raises(ValueError, match="list of lists"):
         PolygonMasks(torch.zeros(3))
@@ -43,7 +43,7 @@ def test_masks():
         PolygonMasks([])[torch.zeros(1)]
     with pytest.raises(AssertionError):
         BitMasks(torch.zeros(4, 5))
-    with pytest.raises(ValueError, match=r"are to be \[N, M, M\]"):
+    with pytest.raises(ValueError, match=r"must be \[N, M, M\]"):
         ROIMasks(torch.zeros(4, 5))
 
 
