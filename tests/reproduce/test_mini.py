@@ -1,4 +1,4 @@
-"""Real runs on little toy data: all rows exist, finished steps are cached, and kills change no number."""
+"""A real run on little toy data: all rows exist, finished steps are cached, and kills change no number."""
 
 import json
 import random
@@ -6,18 +6,20 @@ import re
 import resource
 import shutil
 import time
-from dataclasses import asdict
+from dataclasses import replace
 
 import pytest
-from support.kills import after, kill_at, written
+from support.kills import after, being_written, kill_at, written
 from support.report.pages import TagParser
 from support.reproduce.plans import WIDTHS, build_plan, find_processes, run_reproduce, start_reproduce
 
 from ssql_det.core import rows
 from ssql_det.report.published import load_published_table
 
-METHODS = {"random init.": "random init.", "SimSiam": "SimSiam", "SSQL": "SSQL (ours)"}  # in rows and in tables
-FEW = ("--table", "6", "--methods", "SSQL", "random init.")
+METHODS = {"random init.": "random init.", "SSQL": "SSQL (ours)"}  # in rows and in tables
+PROBES = {"table8-d-0": "(d)", "byol-0": "BYOL", "ssql-0": "SSQL"}  # folders, and methods in rows
+ALL = ("--table", "6", "7", "8", "12", "--methods", *METHODS, "(d)", "BYOL")
+ONE_OF_EACH = ("--table", "6", "12", "--methods", "SSQL", "BYOL")
 TABLES = {"c4": (6, "toy_voc_2007_test"), "fpn": (7, "toy_coco_2017_val")}
 
 
@@ -29,37 +31,47 @@ def run_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def complete_run(run_folder):
-    """A complete run, moved away afterwards."""
-    run_reproduce(run_folder)
+    """A complete run, probes of two widths first, moved away from where it was made."""
+    run_reproduce(run_folder, "--table", "12", "--methods", "BYOL", "--bits", "FP,2w4a")
+    assert (
+        run_reproduce(run_folder, *ALL).count(": cached") == 2
+    )  # data and a pretraining; its probe has more widths to do
     return run_folder.rename(run_folder.with_name("complete"))
 
 
-def read_rows_by_name(out):
-    """Each row by detector and bit-width, without time and duration."""
-    kept = {}
-    for path in sorted(out.glob("sweeps/*/results.jsonl")):
+def read_measurements(out, kind):
+    """The rows of sweeps or probes by folder and bit-width, without when and how long."""
+    measurements = {}
+    for path in sorted(out.glob(f"{kind}/*/results.jsonl")):
         for row in rows.read_rows(path):
-            assert (path.parent.name, row.bits) not in kept
-            kept[path.parent.name, row.bits] = {**asdict(row), "seconds": None, "time": None}
-    return kept
+            assert (path.parent.name, row.bits) not in measurements
+            measurements[path.parent.name, row.bits] = replace(row, seconds=0.0, time="")
+    return measurements
 
 
-def test_there_is_a_row_of_each_method_detector_and_bit_width(complete_run):
+def test_there_is_a_row_of_each_method_detector_and_width(complete_run):
+    sweeps = read_measurements(complete_run, "sweeps")
     assert {
-        (row["method"], name.split("-")[0], bits, row["dataset"], row["scope"], row["seed"])
-        for (name, bits), row in read_rows_by_name(complete_run).items()
+        (row.method, name.split("-")[0], bits, row.dataset, row.scope, row.seed) for (name, bits), row in sweeps.items()
     } == {
         (method, detector, bits, TABLES[detector][1], "all", 0)
         for method in METHODS
         for detector in TABLES
         for bits in WIDTHS
     }
-    assert len(read_rows_by_name(complete_run)) == 36
-    assert all(0 <= row["metrics"]["bbox/AP"] <= 100 for row in read_rows_by_name(complete_run).values())
+    assert len(sweeps) == 24
+    assert all(0 <= row.metrics["bbox/AP"] <= 100 for row in sweeps.values())
+
+
+def test_there_is_a_row_of_each_probe_and_width(complete_run):
+    probes = read_measurements(complete_run, "probes")
+    assert {name: row.method for (name, _), row in probes.items()} == PROBES
+    assert len(probes) == 3 * 8
+    assert all(0 <= row.metrics["linear/top1"] <= 100 for row in probes.values())
 
 
 @pytest.mark.parametrize("detector", TABLES)
-def test_a_table_has_the_rows_beside_the_published_values(detector, complete_run):
+def test_a_table_holds_the_rows_beside_the_published_figures(detector, complete_run):
     number, dataset = TABLES[detector]
     text = (complete_run / f"tables/table{number}.md").read_text()
     assert (complete_run / f"tables/table{number}.csv").read_text().count("\n") > len(WIDTHS) * len(METHODS)
@@ -73,20 +85,20 @@ def test_a_table_has_the_rows_beside_the_published_values(detector, complete_run
         metric.removesuffix(" published"): column for column, metric in enumerate(header) if " published" in metric
     }
     assert set(columns) == {"AP", "AP50", "AP75"}
-    for (name, bits), row in read_rows_by_name(complete_run).items():
+    for (name, bits), row in read_measurements(complete_run, "sweeps").items():
         if name.startswith(detector):
-            line = measured[METHODS[row["method"]], bits]
+            line = measured[METHODS[row.method], bits]
             for metric, column in columns.items():
-                assert line[column + 1] == f"{row['metrics'][f'bbox/{metric}']:.1f}"
+                assert line[column + 1] == f"{row.metrics[f'bbox/{metric}']:.1f}"
                 assert line[column + 2] == "-"  # not comparable
     assert load_published_table(number).source in text
 
 
-def test_the_report_has_the_rows_the_curves_and_the_detections(complete_run):
+def test_the_report_holds_the_rows_the_curves_and_the_detections(complete_run):
     page = TagParser((complete_run / "report/index.html").read_text())
     cells = {text.strip() for text in page.texts}
     assert cells >= {*METHODS.values(), *WIDTHS}
-    assert len(page.all("img")) == 12 + 2  # detections, and maps of features
+    assert len(page.all("img")) == 8 + 3  # detections, and maps of features
     assert all(src.startswith(("data:image/jpeg;base64,", "data:image/png;base64,")) for src in page.values("src"))
     assert len([svg for svg in page.all("svg") if svg.get("role") == "img"]) == 3  # boxes twice, masks
     text = (complete_run / "report/report.md").read_text()
@@ -94,55 +106,72 @@ def test_the_report_has_the_rows_the_curves_and_the_detections(complete_run):
     assert "These are toy data" in text
     referred = set(re.findall(r"\]\(([\w.-]+\.(?:jpg|png|svg))\)", text))
     assert referred == {path.name for path in (complete_run / "report").iterdir()} - {"report.md", "index.html"}
-    for step in build_plan("mini", budget=0.02).steps:  # as they were run
+    plan = build_plan("mini", budget=0.02, tables=(6, 7, 8, 12), methods=(*METHODS, "(d)", "BYOL"))
+    for step in plan.steps:
         assert step.command.replace("runs/x", str(complete_run.with_name("mini"))) in text
 
 
-def test_all_weights_of_a_backbone_are_loaded(complete_run):
-    for name in ("c4-ssql-0", "fpn-ssql-0", "c4-simsiam-0", "fpn-simsiam-0"):
+def test_all_of_a_backbone_is_loaded(complete_run):
+    for name in ("c4-ssql-0", "fpn-ssql-0"):
         coverage = json.loads((complete_run / f"detectors/{name}/coverage.json").read_text())
         assert coverage["percent"] == 100
         assert coverage["used"]
 
 
-def test_a_second_run_is_cached(complete_run):
-    """Even though the folder was moved."""
+def test_once_more_nothing_is_done(complete_run):
+    """Although the folder was moved."""
     files = {
         path: path.read_bytes() for path in complete_run.rglob("*") if path.is_file() and path.parent.name != "report"
     }
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    output = run_reproduce(complete_run)
+    output = run_reproduce(complete_run, *ALL)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert output.count(": cached") == 24
+    assert output.count(": cached") == 21
     assert ": started" not in output
     assert {path: path.read_bytes() for path in files} == files
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 20
 
 
+def test_the_report_holds_the_probes_where_they_belong(complete_run):
+    page = TagParser((complete_run / "report/index.html").read_text())
+    cells = {text.strip() for text in page.texts}
+    assert {"narrow ResNet · (d)", "narrow ResNet · BYOL"} <= cells
+    top1 = read_measurements(complete_run, "probes")["table8-d-0", "2w4a"].metrics["linear/top1"]
+    assert any(
+        line.startswith("| narrow ResNet · (d) | measured |") and f" {top1:.1f} |" in line
+        for line in (complete_run / "report/report.md").read_text().splitlines()
+    )
+
+
 def test_kills_change_no_number(run_folder, complete_run):
-    """During a pretraining, during a training, after a row, and at a random moment."""
-    seconds = random.SystemRandom().uniform(2, 10)
+    """After checkpoints, in the middle of a write, in a training, after rows; and at a random moment."""
+    byol, seconds = run_folder / "pretrain/byol-0/checkpoint.pth", random.SystemRandom().uniform(2, 10)
     events = {
-        "a checkpoint": written(run_folder / "pretrain/ssql-0/checkpoint.pth", 2),
+        "the first checkpoint": written(byol, 1),
+        "two checkpoints later": written(byol, 3),
+        "a write": being_written(byol),
         "a detector": (run_folder / "detectors/c4-ssql-0/last_checkpoint").exists,
-        "a row": (run_folder / "sweeps/c4-random-init-0/results.jsonl").exists,
+        "a row of a probe": (run_folder / "probes/byol-0/results.jsonl").exists,
+        "a row of a sweep": (run_folder / "sweeps/c4-ssql-0/results.jsonl").exists,
         "a moment": after(seconds),  # last: it may go past any of the others
     }
-    for name, event in events.items():
-        was_running = kill_at(start_reproduce(run_folder, *FEW), event)  # jobs do not share its pipe
-        assert was_running or name == "a moment", name
-        time.sleep(1)
-        assert not find_processes(run_folder), name
-    run_reproduce(run_folder, *FEW)
-    after_kills, uninterrupted = read_rows_by_name(run_folder), read_rows_by_name(complete_run)
-    names = ("c4-ssql-0", "c4-random-init-0")
-    assert after_kills == {key: row for key, row in uninterrupted.items() if key[0] in names}, (
-        f"last killed after {seconds} s"
-    )
-    for name in names:
-        quantization = f"sweeps/{name}/quantization.safetensors"
-        assert (run_folder / quantization).read_bytes() == (complete_run / quantization).read_bytes()
-    assert [path.name for path in run_folder.rglob(".*")] == [".lock"], f"last killed after {seconds} s"
+    killed = {name for name, event in events.items() if is_killed(run_folder, event)}
+    assert killed >= events.keys() - {"a write", "a moment"}
+    run_reproduce(run_folder, *ONE_OF_EACH)
+    reason = f"killed at {sorted(killed)}, {seconds} s"
+    for kind, name in (("sweeps", "c4-ssql-0"), ("probes", "byol-0")):
+        expected = {key: row for key, row in read_measurements(complete_run, kind).items() if key[0] == name}
+        assert read_measurements(run_folder, kind) == expected, reason
+    quantization = "sweeps/c4-ssql-0/quantization.safetensors"
+    assert (run_folder / quantization).read_bytes() == (complete_run / quantization).read_bytes()
+    assert [path.name for path in run_folder.rglob(".*")] == [".lock"], reason
+
+
+def is_killed(run_folder, event):
+    was_running = kill_at(start_reproduce(run_folder, *ONE_OF_EACH), event)  # jobs do not share its pipe
+    time.sleep(1)
+    assert not find_processes(run_folder)
+    return was_running
 
 
 def test_a_failed_step_is_reported_and_the_others_are_done(complete_run, tmp_path):
@@ -150,7 +179,7 @@ def test_a_failed_step_is_reported_and_the_others_are_done(complete_run, tmp_pat
     out, bad = tmp_path / "out", tmp_path / "thesis.pth"
     shutil.copytree(complete_run, out)
     bad.write_text("This is no checkpoint.")
-    output = run_reproduce(out, *FEW, "--checkpoint", f"SSQL={bad}", exit_code=3)
+    output = run_reproduce(out, "--table", "6", "--methods", *METHODS, "--checkpoint", f"SSQL={bad}", exit_code=3)
     assert re.findall(r"(\S+): cached", output) == [
         *("data", "train-c4-random-init-0", "sweep-c4-random-init-0", "predict-c4-random-init-0")
     ]
