@@ -1,5 +1,7 @@
 """Architectures against the networks themselves: every name, every shape, and which one a state dict is of."""
 
+import functools
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from ssql_det.convert.formats import FORMATS
 from ssql_det.core.errors import UserError
 
 
+@functools.cache
 def shapes(name):
     with torch.device("meta"):
         state = build_backbone(name).module.state_dict()

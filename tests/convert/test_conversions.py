@@ -59,7 +59,8 @@ MORE = (
     *("Hugging Face .safetensors", "Detectron2's torchvision", "Detectron2's zoo, FPN", "Detectron2's zoo, C4"),
     *("MSRA", "MSRA of Detectron", "Detectron's FPN", "our own"),
 )
-FILES = {"resnet18": FILE_KINDS, "resnet34": ONE_OF_EACH, "resnet50": {*ONE_OF_EACH, *MORE}}
+BY_DEPTH = ("torchvision", "a C4 detector", "Detectron's FPN")  # names of blocks that depend on how many there are
+FILES = {"resnet18": FILE_KINDS, "resnet34": BY_DEPTH, "resnet50": {*ONE_OF_EACH, *MORE}}
 CASES = [(arch, name) for arch in ARCHS for name in FILE_KINDS if name in FILES[arch]]
 
 

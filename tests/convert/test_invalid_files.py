@@ -503,9 +503,9 @@ def test_a_strange_name_stays_one_short_line(strange, tmp_path):
 @pytest.mark.parametrize(
     "content",
     [
-        {**make_expanded_state("resnet152"), **dict.fromkeys((f"extra.{index}" for index in range(100_000)), ONE)},
-        dict.fromkeys((f"module.extra.{index}" for index in range(100_000)), ONE),
-        {f"backbone.{index}.{'a' * 50}": index for index in range(100_000)},
+        {**make_expanded_state("resnet152"), **dict.fromkeys((f"extra.{index}" for index in range(40_000)), ONE)},
+        dict.fromkeys((f"module.extra.{index}" for index in range(40_000)), ONE),
+        {f"backbone.{index}.{'a' * 50}": index for index in range(40_000)},
         {"module." * 15_000 + "x": torch.ones(1)},
         {"_orig_mod.module." * 6_000 + "conv1.weight": ONE},
         {"*" * 30_000 + "encoder" * 10_000: torch.ones(1), **make_state()},
@@ -516,7 +516,7 @@ def test_many_or_long_names_take_no_time(content, tmp_path):
     path = saved(content, tmp_path / "x.pth")
     start = time.process_time()
     refusal(path)
-    assert time.process_time() - start < 15  # quadratic would be minutes; a busy core counts twice
+    assert time.process_time() - start < 6  # quadratic would be minutes; a busy core counts twice
 
 
 # ---------------------------------------------------------------- bombs

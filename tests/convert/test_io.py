@@ -387,7 +387,7 @@ for each in sys.argv[1:]:
 def test_the_same_checkpoint_gives_the_same_bytes(tmp_path):
     """Often here, and in a process whose sets have another order."""
     write_checkpoint(make_checkpoint(method="moco"), tmp_path / "in.pth", "ssql_det")
-    for time in range(8):
+    for time in range(3):
         checkpoint = read_checkpoint(tmp_path / "in.pth")
         for format, name in FORMATS.items():
             write_checkpoint(checkpoint, tmp_path / f"{time}-{format}-{name}", format)
@@ -397,7 +397,7 @@ def test_the_same_checkpoint_gives_the_same_bytes(tmp_path):
     for format, name in FORMATS.items():
         hashes = {
             hashlib.sha256((tmp_path / f"{time}-{format}-{name}").read_bytes()).hexdigest()
-            for time in (*range(8), "elsewhere")
+            for time in (*range(3), "elsewhere")
         }
         assert len(hashes) == 1, format
 
