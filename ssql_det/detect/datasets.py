@@ -99,9 +99,8 @@ def check_custom_annotations(name: str) -> None:
     errors = [finding for finding in check_coco_file(file, images, name).findings if finding.is_error]
     if errors:
         more = f" (and {len(errors) - 1} more errors)" if len(errors) > 1 else ""
-        raise UserError(
-            f"{errors[0].where}: {errors[0].problem}{more}; `ssql-det check-data {images} --dataset {file}` lists them all"
-        )
+        command = f"ssql-det check-data {images} --dataset {file}"
+        raise UserError(f"{errors[0].where}: {errors[0].problem}{more}; `{command}` lists them all")
 
 
 def _split_name(name: str) -> tuple[Path, Path]:
