@@ -59,8 +59,8 @@ def _draw_panels(points: Mapping[Any, Tensor], labels: Tensor) -> list[Canvas]:
 
 
 def _draw_legend(classes: Sequence[tuple[int, str]], width: int) -> Canvas:
-    max_text_width = max(cv2.getTextSize(name, _FONT, 0.45, 1)[0][0] for _, name in classes)
-    column_width = min(max_text_width + 3 * _MARGIN, width)
+    estimate_max_width = max(cv2.getTextSize(name, _FONT, 0.45, 1)[0][0] for _, name in classes)
+    column_width = min(estimate_max_width + 3 * _MARGIN, width)
     columns = max(1, width // column_width)
     legend = np.full((_LEGEND_ROW * math.ceil(len(classes) / columns) + _MARGIN, width, 3), 255, np.uint8)
     for index, (label, name) in enumerate(classes):

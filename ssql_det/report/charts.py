@@ -21,7 +21,7 @@ from typing import NamedTuple
 from ssql_det.core.rows import finite_or_none
 from ssql_det.report.blocks import Chart, Curve
 from ssql_det.report.markup import strip_markup, to_one_line
-from ssql_det.report.stylesheet import CHART_CSS, NUM_CURVE_COLOURS, theme_css
+from ssql_det.report.stylesheet import CHART_CSS, NUM_CURVE_COLOURS, make_theme_css
 
 _WIDTH, _MARGIN, _PLOT_HEIGHT = 440.0, 6.0, 210.0
 _FONT_SIZE, _LINE_HEIGHT = 16.0, 21.0  # of small screens, where letters are largest: the layout leaves room for them
@@ -54,7 +54,7 @@ def render_svg(chart: Chart, standalone: bool = False) -> str:
     y_label = wrap_text(strip_markup(chart.y_label), _WIDTH - 2 * _MARGIN, _FONT_SIZE)
     top = _MARGIN + _LINE_HEIGHT * (len(title) + len(y_label)) + 12
     bottom = top + (_PLOT_HEIGHT if ends else 3 * _LINE_HEIGHT)
-    left = _MARGIN + max_text_width(format_ticks(ticks), _FONT_SIZE) + 8
+    left = _MARGIN + estimate_max_width(format_ticks(ticks), _FONT_SIZE) + 8
     step = (_WIDTH - _MARGIN - left) / max(1, len(chart.x_labels))
     x_scale = Scale(0, 1, left + step / 2, left + step * 3 / 2)
     y_scale = Scale(ticks[0], ticks[-1], bottom, top) if ticks else Scale(0, 1, bottom, top)
@@ -77,7 +77,7 @@ def render_svg(chart: Chart, standalone: bool = False) -> str:
     size = f' width="600" height="{600 / _WIDTH * height:.0f}"' if standalone else ""
     description = escape(_describe(chart, curves))
     background = '<rect width="100%" height="100%" fill="var(--background)"/>'
-    style = f"<style>{theme_css(':root')}{CHART_CSS}</style>{background}" if standalone else ""
+    style = f"<style>{make_theme_css(':root')}{CHART_CSS}</style>{background}" if standalone else ""
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" viewBox="0 0 {_WIDTH:g} {height:g}"{size} role="img">'
         f"<title>{escape(strip_markup(chart.title))}</title><desc>{description}</desc>{style}{''.join(elements)}</svg>"
@@ -141,7 +141,7 @@ def _render_marker(number: int, x: float, y: float) -> str:
 def _render_legend(names: Sequence[str], top: float) -> tuple[list[str], float]:
     """In as many columns of one width as there is room for; and the y where it ends."""
     lines = [wrap_text(name, _WIDTH - 2 * _MARGIN - _SAMPLE_WIDTH, _FONT_SIZE) for name in names]
-    column_width = _SAMPLE_WIDTH + max_text_width((line for name in lines for line in name), _FONT_SIZE) + 12
+    column_width = _SAMPLE_WIDTH + estimate_max_width((line for name in lines for line in name), _FONT_SIZE) + 12
     columns = max(1, int((_WIDTH - 2 * _MARGIN + 12) // column_width))
     parts = []
     for first in range(0, len(names), columns):
@@ -216,13 +216,13 @@ def format_ticks(ticks: Sequence[float]) -> tuple[str, ...]:
     return tuple(f"{tick + 0.0:.{digits}f}" for tick in ticks)
 
 
-def text_width(text: str, font_size: float) -> float:
+def estimate_width(text: str, font_size: float) -> float:
     """An estimate without the font, rather too large than too small."""
     return font_size * sum(map(_letter_width, text))
 
 
-def max_text_width(texts: Iterable[str], font_size: float) -> float:
-    return max((text_width(text, font_size) for text in texts), default=0.0)
+def estimate_max_width(texts: Iterable[str], font_size: float) -> float:
+    return max((estimate_width(text, font_size) for text in texts), default=0.0)
 
 
 def wrap_text(text: str, width: float, font_size: float) -> list[str]:
@@ -230,13 +230,13 @@ def wrap_text(text: str, width: float, font_size: float) -> list[str]:
     lines = [""]
     for word in text.split():
         joined = f"{lines[-1]} {word}".strip()
-        if text_width(joined, font_size) <= width:
+        if estimate_width(joined, font_size) <= width:
             lines[-1] = joined
             continue
         if lines[-1]:
             lines.append("")
         for letter in word:
-            if lines[-1] and text_width(lines[-1] + letter, font_size) > width:
+            if lines[-1] and estimate_width(lines[-1] + letter, font_size) > width:
                 lines.append("")
             lines[-1] += letter
     return lines

@@ -64,7 +64,7 @@ def build_overview_table(comparison: Comparison, metric: str) -> Table:
 def build_chart(comparison: Comparison, metric: str, name: str, title: str) -> Chart:
     """The measured values of one metric over bit-widths. ``name`` is the chart's file name without the suffix."""
     measured = {
-        label: {line.bits: found for line in lines if (found := line.cells[metric].measured) and found.n}
+        label: {line.bits: mean for line in lines if (mean := line.cells[metric].measured) and mean.n}
         for label, lines in _group_by_label(comparison).items()
     }
     widths = sort_bits(bits for by_bits in measured.values() for bits in by_bits)

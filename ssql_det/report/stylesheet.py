@@ -3,7 +3,7 @@
 The curves' colours started from those of Okabe and Ito (https://jfly.uni-koeln.de/color/) and were moved until each has
 a contrast of 3 to its background and all nine stay distinct with any kind of colour blindness; the tests measure both.
 
->>> print(theme_css("svg"))
+>>> print(make_theme_css("svg"))
 svg{color-scheme:light dark;--background:#ffffff;...}
 @media screen and (prefers-color-scheme:dark){svg{--background:#15181c;...}}
 """
@@ -49,7 +49,7 @@ DARK = {
 }
 
 
-def theme_css(selector: str) -> str:
+def make_theme_css(selector: str) -> str:
     """The colour variables on a selector, in the theme that the reader prefers; print is always light."""
     dark = f"{selector}{{{_define_variables(DARK)}}}"
     return (
@@ -144,4 +144,4 @@ details{border:0;padding:0}
 details::details-content{content-visibility:visible;block-size:auto}
 }
 """
-PAGE_CSS = theme_css(":root") + CHART_CSS + _TEXT_CSS + _BLOCK_CSS + _PRINT_CSS
+PAGE_CSS = make_theme_css(":root") + CHART_CSS + _TEXT_CSS + _BLOCK_CSS + _PRINT_CSS

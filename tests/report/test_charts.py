@@ -13,7 +13,7 @@ from PIL import ImageFont
 from support.report.pages import CHART, HOSTILE, WIDTHS
 
 from ssql_det.report.blocks import Chart, Curve
-from ssql_det.report.charts import Scale, choose_ticks, format_ticks, render_svg, text_width, wrap_text
+from ssql_det.report.charts import Scale, choose_ticks, estimate_width, format_ticks, render_svg, wrap_text
 
 SVG = "{http://www.w3.org/2000/svg}"
 FINITE = st.floats(-1e300, 1e300).filter(lambda value: value == 0 or abs(value) > 1e-200)
@@ -171,11 +171,11 @@ def test_a_scale_is_linear():
 @pytest.mark.parametrize("text", ["SSQL-200ep (ours)", "WWW MMM", "voc_r18_c4.yaml · 0123456789 ± 4%", "iiii llll"])
 def test_the_estimated_text_width_is_an_upper_bound(text):
     font = ImageFont.truetype(findfont("DejaVu Sans"), 160)
-    assert font.getlength(text) / 10 <= text_width(text, 16) <= 2.2 * font.getlength(text) / 10
+    assert font.getlength(text) / 10 <= estimate_width(text, 16) <= 2.2 * font.getlength(text) / 10
 
 
 @given(st.text(st.characters(codec="ascii")), st.floats(20, 200))
 def test_wrapped_lines_fit_and_keep_every_letter(text, room):
     wrapped = wrap_text(text, room, 16)
-    assert all(text_width(line, 16) <= room or len(line) == 1 for line in wrapped)
+    assert all(estimate_width(line, 16) <= room or len(line) == 1 for line in wrapped)
     assert "".join("".join(wrapped).split()) == "".join(text.split())

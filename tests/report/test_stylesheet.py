@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from ssql_det.report.stylesheet import DARK, LIGHT, NUM_CURVE_COLOURS, theme_css
+from ssql_det.report.stylesheet import DARK, LIGHT, NUM_CURVE_COLOURS, make_theme_css
 
 COLOUR_VISION = {  # maps linear RGB to what dichromats see: Machado, Oliveira, Fernandes 2009, at full severity
     "all": np.eye(3),
@@ -70,4 +70,4 @@ def test_curve_colours_are_distinct_with_any_colour_blindness(theme, vision):
 
 def test_both_themes_have_the_same_names_and_print_stays_light():
     assert LIGHT.keys() == DARK.keys()
-    assert "@media screen and (prefers-color-scheme:dark)" in theme_css(":root")
+    assert "@media screen and (prefers-color-scheme:dark)" in make_theme_css(":root")
