@@ -1,4 +1,4 @@
-"""``tools/convert_checkpoint.py IN OUT --to FORMAT``: the command ``ssql-det convert``, as a script."""
+"""``tools/convert_checkpoint.py IN OUT --to FORMAT``: ``ssql-det convert``."""
 
 import sys
 

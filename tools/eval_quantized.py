@@ -1,4 +1,4 @@
-"""``tools/eval_quantized.py --config-file F MODEL.WEIGHTS W``: the command ``ssql-det sweep``, as a script that torchrun can start."""
+"""``tools/eval_quantized.py --config-file F MODEL.WEIGHTS W``: ``ssql-det sweep``, also under torchrun."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""``tools/pretrain.py --config-file F KEY VALUE``: the command ``ssql-det pretrain``, as a script that torchrun can start."""
+"""``tools/pretrain.py --config-file F KEY VALUE``: ``ssql-det pretrain``, also under torchrun."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""``tools/train_net.py --config-file F KEY VALUE``: the command ``ssql-det train-det``, as a script that torchrun can start."""
+"""``tools/train_net.py --config-file F KEY VALUE``: ``ssql-det train-det``, also under torchrun."""
 
 import sys
 

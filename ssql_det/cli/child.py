@@ -1,8 +1,8 @@
 """One step of ``ssql-det reproduce``: ``ssql-det`` in a process that ends when its parent does.
 
-Run as ``python -m ssql_det.cli.child ARGUMENTS`` with a pipe as standard input. Nothing is written to the pipe; it closes
-when the parent ends, in whatever way, and this process then kills itself. So a step that is started again never has two
-processes that write to its folder.
+Run as ``python -m ssql_det.cli.child ARGUMENTS`` with a pipe as standard input. Nothing is written to the pipe; it
+closes when the parent ends, in whatever way, and this process then kills itself. So a step that is started again never
+has two processes that write to its folder.
 """
 
 from __future__ import annotations
