@@ -407,7 +407,11 @@ FILES = {  # something that lies in the case's folder is
         file("{tricks}.png", "a text"),
         r"{here}/a\n\x1b[31merror: b.png cannot be read: ",
     ),
-    "list of no images": (pretrain("DATA.TRAIN {here}/l"), file("l", "a.png"), "{here}/l, line 1: there is no file a.png"),
+    "list of no images": (
+        pretrain("DATA.TRAIN {here}/l"),
+        file("l", "a.png"),
+        "{here}/l, line 1: there is no file a.png",
+    ),
     # ---- checkpoints
     "checkpoint that is a loop of links": (f"inspect {BAD_PTH}", loop("bad.pth"), "there is no file {here}/bad.pth"),
     "checkpoint of no bytes": (convert(BAD_PTH), file("bad.pth"), "is not a readable checkpoint: the file is empty"),
