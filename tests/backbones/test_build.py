@@ -1,4 +1,4 @@
-"""Backbones by name: shapes, names of parts, and the plan of the narrow one."""
+"""Backbones by name: feature widths, layers and names."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from ssql_det.backbones import (
 )
 from ssql_det.core.errors import UserError
 
-TORCHVISIONS = [
+TORCHVISION_NETWORKS = [
     ("mobilenet_v2", 1280, 64),
     ("mobilenet_v3_small", 1024, 64),
     ("efficientnet_b0", 1280, 64),
@@ -41,15 +41,15 @@ TORCHVISIONS = [
         ("timm/mobilenetv3_small_050", 1024),
     ],
 )
-def test_features_have_the_stated_width(name, width):
+def test_features_have_the_width_of_the_backbone(name, width):
     backbone = build_backbone(name)
     assert backbone.width == width
     assert backbone.module.eval()(torch.randn(2, 3, 64, 64)).shape == (2, width)
 
 
-@pytest.mark.parametrize(("name", "width", "size"), TORCHVISIONS)
-def test_a_network_of_torchvision_has_no_classifier_left(name, width, size):
-    """Not even a dropout of it: in training it puts out plain features as well."""
+@pytest.mark.parametrize(("name", "width", "size"), TORCHVISION_NETWORKS)
+def test_a_network_of_torchvision_has_no_classifier(name, width, size):
+    """Nor the dropout before it, so that features are the same in training mode."""
     backbone = build_backbone(name)
     assert backbone.width == width
     assert backbone.module(torch.randn(2, 3, size, size)).shape == (2, width)
@@ -58,7 +58,7 @@ def test_a_network_of_torchvision_has_no_classifier_left(name, width, size):
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "wide_resnet50_2"])
-def test_parts_are_torchvisions_without_the_classifier(name):
+def test_layers_are_torchvisions_without_the_classifier(name):
     theirs = torchvision.models.get_model(name).state_dict()
     ours = build_backbone(name).module.state_dict()
     assert {key: value.shape for key, value in ours.items()} == {
@@ -66,7 +66,7 @@ def test_parts_are_torchvisions_without_the_classifier(name):
     }
 
 
-def test_cifar_forms_keep_the_resolution_of_small_images():
+def test_a_cifar_stem_keeps_the_resolution():
     module = build_backbone("cifar_resnet18").module
     x = torch.randn(1, 3, 32, 32)
     stem = module.maxpool(module.relu(module.bn1(module.conv1(x))))
@@ -74,7 +74,7 @@ def test_cifar_forms_keep_the_resolution_of_small_images():
     assert module.layer4(module.layer3(module.layer2(module.layer1(stem)))).shape == (1, 512, 4, 4)
 
 
-def test_the_narrow_resnet_is_a_four_stage_resnet_part_by_part():
+def test_narrow_resnet_has_the_layers_of_a_resnet():
     narrow, resnet = build_backbone("narrow_resnet").module, torchvision.models.resnet18()
     assert narrow.conv1.weight.shape[1:] == resnet.conv1.weight.shape[1:]
     widths = []
@@ -99,14 +99,14 @@ def test_residual_branches_can_start_at_zero(name):
         assert bool((getattr(block, last).weight == 0).all()) is zero
 
 
-def test_what_has_no_residual_branches_cannot_start_them_at_zero():
+def test_zero_init_residual_needs_residual_branches():
     with pytest.raises(UserError, match="no residual branches"):
         build_backbone("timm/mobilenetv3_small_050", zero_init_residual=True)
     with pytest.raises(UserError, match="mobilenet_v2 has no residual branches"):
         build_backbone("mobilenet_v2", zero_init_residual=True)
 
 
-def test_images_of_a_size_that_a_network_cannot_take_are_refused():
+def test_an_unsupported_image_size_is_refused():
     backbone = build_backbone("timm/vit_tiny_patch16_224")
     backbone.require_size(224)
     with pytest.raises(UserError, match=r"vit_tiny_patch16_224 cannot take images of 64 pixels: .*224"):
@@ -114,7 +114,7 @@ def test_images_of_a_size_that_a_network_cannot_take_are_refused():
     assert backbone.module.training
 
 
-NEAR = [
+UNKNOWN_NAMES = [
     ("resnet81", "mean 'resnet"),
     ("cifar_resnet81", "mean 'cifar_resnet"),
     ("mobilenetv2_050", "mean 'timm/mobilenetv2_050'"),
@@ -125,27 +125,27 @@ NEAR = [
 ]
 
 
-@pytest.mark.parametrize(("name", "hint"), NEAR)
-def test_an_unknown_name_is_answered_with_the_known_ones(name, hint):
+@pytest.mark.parametrize(("name", "hint"), UNKNOWN_NAMES)
+def test_the_error_for_an_unknown_name_suggests_a_known_one(name, hint):
     with pytest.raises(UserError, match=f"no backbone '{name}'.*{hint}"):
         build_backbone(name)
 
 
-def small(width):
+def make_network(width):
     layers = nn.Conv2d(3, width, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
     return nn.Sequential(*layers)
 
 
-def test_a_network_of_ones_own_has_a_name(monkeypatch):
+def test_a_registered_network_is_built_by_name(monkeypatch):
     monkeypatch.setattr(BACKBONES, "_objects", dict(BACKBONES._objects))
 
     @BACKBONES.register("my_net")
     def my_net(zero_init_residual):
-        return small(8), 8
+        return make_network(8), 8
 
     @BACKBONES.register("wrong_net")
     def wrong_net(zero_init_residual):
-        return small(8), 9
+        return make_network(8), 9
 
     backbone = build_backbone("my_net")
     assert (backbone.name, backbone.width) == ("my_net", 8)
@@ -159,7 +159,7 @@ def test_a_network_of_ones_own_has_a_name(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["resnet18", "cifar_resnet18", "timm/vit_tiny_patch16_224", "regnet_y_400mf"])
-def test_a_state_is_known_without_building_and_without_a_draw(name):
+def test_the_expected_state_is_described_without_random_numbers(name):
     before = torch.get_rng_state()
     expected = describe_expected_state(name)
     assert torch.equal(torch.get_rng_state(), before)

@@ -1,4 +1,4 @@
-"""A converted network computes what it did: the same features of the same image, in each library's own class.
+"""A converted network computes the same features of the same image, in each library's own class.
 
 In float64, so that a difference is one of weights, strides or channels and not of rounding.
 """
@@ -30,13 +30,13 @@ def image():
     return torch.rand(1, 3, 70, 90, generator=torch.Generator().manual_seed(3), dtype=torch.float64) * 255
 
 
-def normalized(image, images):
-    """As a library does that is told mean and std for values 0 to 1."""
+def normalize(image, images):
+    """With mean and std for values 0 to 1, as most libraries do it."""
     mean, std = (torch.tensor(each, dtype=torch.float64).view(3, 1, 1) / 255 for each in (images.mean, images.std))
     return (image / 255 - mean) / std
 
 
-def stage_by_stage(model, x):
+def compute_stages(model, x):
     """torchvision's and timm's ResNets."""
     x = model.maxpool(torch.relu(model.bn1(model.conv1(x))))
     features = []
@@ -46,7 +46,7 @@ def stage_by_stage(model, x):
     return features
 
 
-def plain(build, arch, state):
+def build_loaded(build, arch, state):
     model = build(arch).double().eval()
     lost = model.load_state_dict(state, strict=False)
     assert (lost.missing_keys, lost.unexpected_keys) == (["fc.weight", "fc.bias"], [])
@@ -54,8 +54,8 @@ def plain(build, arch, state):
 
 
 @torch.no_grad()
-def features_of_engine(checkpoint, image):
-    """Of a whole detector, set up as the checkpoint says, which flips and normalizes the image itself."""
+def compute_engine_features(checkpoint, image):
+    """Features of a detector with the config that the checkpoint needs, which flips and normalizes the image itself."""
     lines = get_config_overrides(checkpoint)
     pairs = [each for line in lines.items() for each in line]
     model = d2.build_model(make_config(checkpoint.architecture.name, "FPN", *pairs))
@@ -69,7 +69,7 @@ def features_of_engine(checkpoint, image):
 
 
 @torch.no_grad()
-def assert_agree(features, expected):
+def assert_close_features(features, expected):
     for ours, theirs, stage in zip(features, expected, STAGES, strict=True):
         largest = theirs.abs().max().item()
         assert 1e-3 < largest < 1e6, stage
@@ -83,26 +83,26 @@ BUILDERS = {
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "resnet34", "resnet50"])
-def test_torchvision_timm_and_the_engine_agree_in_every_stage(arch, image, tmp_path):
+def test_torchvision_timm_and_the_engine_compute_the_same_features(arch, image, tmp_path):
     torch.save(make_network(arch), tmp_path / "x.pth")
     source = BUILDERS["torchvision"](arch).double().eval()
     source.load_state_dict(make_network(arch))
     with torch.no_grad():
-        expected = stage_by_stage(source, normalized(image, IMAGENET))
+        expected = compute_stages(source, normalize(image, IMAGENET))
 
     write_checkpoint(read_checkpoint(tmp_path / "x.pth"), tmp_path / "timm.bin", "timm")
-    there = plain(BUILDERS["timm"], arch, torch.load(tmp_path / "timm.bin"))
+    there = build_loaded(BUILDERS["timm"], arch, torch.load(tmp_path / "timm.bin"))
     write_checkpoint(read_checkpoint(tmp_path / "timm.bin"), tmp_path / "x.pkl", "detectron2")
     write_checkpoint(read_checkpoint(tmp_path / "x.pkl"), tmp_path / "back.pt", "torchvision")
-    back = plain(BUILDERS["torchvision"], arch, torch.load(tmp_path / "back.pt"))
+    back = build_loaded(BUILDERS["torchvision"], arch, torch.load(tmp_path / "back.pt"))
     with torch.no_grad():
         for model in (there, back):
-            assert_agree(stage_by_stage(model, normalized(image, IMAGENET)), expected)
-    assert_agree(features_of_engine(read_checkpoint(tmp_path / "x.pkl"), image), expected)
+            assert_close_features(compute_stages(model, normalize(image, IMAGENET)), expected)
+    assert_close_features(compute_engine_features(read_checkpoint(tmp_path / "x.pkl"), image), expected)
 
 
-def zoo_backbone(path, arch):
-    """As Detectron2's zoo has it: BGR, std 1, a stride in the 1x1."""
+def write_and_read_zoo_backbone(path, arch):
+    """As in Detectron2's model zoo: BGR, std 1, the stride in the 1x1 conv."""
     extras = {f"stem.fc.{name}": value for name, value in make_classifier().items()}
     state = {**to_detectron2_names(drop_batch_counters(make_backbone(arch))), **extras}
     content = {"model": {name: value.numpy() for name, value in state.items()}, "__author__": "Detectron2 Model Zoo"}
@@ -111,40 +111,40 @@ def zoo_backbone(path, arch):
     return read_checkpoint(path)
 
 
-def strided_in_1x1(model):
-    """The same weights as MSRA's network."""
+def move_strides_to_1x1(model):
+    """Make torchvision's network one of MSRA's, with the same weights."""
     for stage in (model.layer2, model.layer3, model.layer4):
         stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
     return model
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
-def test_a_network_of_the_zoo_is_fed_bgr_and_strides_in_its_1x1(arch, image, tmp_path):
-    checkpoint = zoo_backbone(tmp_path / "x.pkl", arch)
+def test_a_model_zoo_network_takes_bgr_and_has_its_strides_in_the_1x1(arch, image, tmp_path):
+    checkpoint = write_and_read_zoo_backbone(tmp_path / "x.pkl", arch)
     source = BUILDERS["torchvision"](arch)
     source.load_state_dict(make_network(arch))
-    source = (strided_in_1x1(source) if arch == "resnet50" else source).double().eval()
+    source = (move_strides_to_1x1(source) if arch == "resnet50" else source).double().eval()
     bgr = image.flip(1) - torch.tensor(MSRA.mean, dtype=torch.float64).view(3, 1, 1)
     with torch.no_grad():
-        expected = stage_by_stage(source, bgr)
-    assert_agree(features_of_engine(checkpoint, image), expected)
+        expected = compute_stages(source, bgr)
+    assert_close_features(compute_engine_features(checkpoint, image), expected)
 
 
 @pytest.mark.parametrize(("format", "name"), [("torchvision", "x.pth"), ("safetensors", "x.safetensors")])
-def test_a_network_of_bgr_images_takes_rgb_ones_once_it_is_torchvisions(format, name, image, tmp_path):
-    checkpoint = zoo_backbone(tmp_path / "x.pkl", "resnet18")
-    expected = features_of_engine(checkpoint, image)
+def test_a_bgr_network_takes_rgb_images_after_conversion_to_torchvision(format, name, image, tmp_path):
+    checkpoint = write_and_read_zoo_backbone(tmp_path / "x.pkl", "resnet18")
+    expected = compute_engine_features(checkpoint, image)
     write_checkpoint(checkpoint, tmp_path / name, format)
     converted = read_checkpoint(tmp_path / name)
-    model = plain(BUILDERS["torchvision"], "resnet18", converted.tensors)
+    model = build_loaded(BUILDERS["torchvision"], "resnet18", converted.tensors)
     with torch.no_grad():
-        assert_agree(stage_by_stage(model, normalized(image, MSRA.flip_channels())), expected)
+        assert_close_features(compute_stages(model, normalize(image, MSRA.flip_channels())), expected)
     if format == "safetensors":  # it says what images it takes, so the engine can be set up for them
-        assert_agree(features_of_engine(converted, image), expected)
+        assert_close_features(compute_engine_features(converted, image), expected)
 
 
-def test_a_network_that_strides_elsewhere_or_is_fed_other_images_is_refused(tmp_path):
-    checkpoint = zoo_backbone(tmp_path / "x.pkl", "resnet50")
+def test_a_network_with_another_stride_or_input_format_is_refused(tmp_path):
+    checkpoint = write_and_read_zoo_backbone(tmp_path / "x.pkl", "resnet50")
     before = d2.build_model(make_config("resnet50", "C4", "MODEL.RESNETS.STRIDE_IN_1X1", False))
     with pytest.raises(UserError, match="STRIDE_IN_1X1 True"):
         load_backbone(before, checkpoint)

@@ -1,4 +1,4 @@
-"""Converted files in the real Detectron2, and its own old files as it reads them: ``pytest -m detectron2``."""
+"""Detectron2 loads converted files, and old files are read as Detectron2 reads them: ``pytest -m detectron2``."""
 
 import importlib.util
 import json
@@ -25,14 +25,14 @@ from ssql_det.convert import load_backbone, load_detector, read_checkpoint, writ
 HERE = Path(__file__).parent
 
 
-def is_detectron2_here():
+def is_detectron2_installed():
     spec = importlib.util.find_spec("detectron2")
     return spec is not None and spec.origin is not None
 
 
 pytestmark = [
     pytest.mark.detectron2,
-    pytest.mark.skipif(not is_detectron2_here(), reason="Detectron2 is not installed"),
+    pytest.mark.skipif(not is_detectron2_installed(), reason="Detectron2 is not installed"),
 ]
 CONVERTED = [("resnet50", "C4"), ("resnet50", "FPN"), ("resnet18", "FPN")]
 OLD = {
@@ -45,7 +45,7 @@ OLD = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The files, and beside them what the real Detectron2 says of each."""
+    """The files, and what Detectron2 loads from each."""
     folder = tmp_path_factory.mktemp("real")
     jobs = []
     for arch, kind in CONVERTED:
@@ -64,7 +64,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("arch", "kind"), CONVERTED)
-def test_detectron2_finds_a_place_for_every_tensor_of_a_converted_file(folder, arch, kind):
+def test_detectron2_loads_every_tensor_of_a_converted_file(folder, arch, kind):
     answer = torch.load(folder / f"{arch} {kind}.answer")
     expected = add_detector_prefixes(kind, to_detectron2_names(drop_batch_counters(make_backbone(arch))))
     assert find_differences({name: answer["state"][name] for name in expected}, expected) == set()
@@ -73,7 +73,7 @@ def test_detectron2_finds_a_place_for_every_tensor_of_a_converted_file(folder, a
 
 
 @pytest.mark.parametrize(("name", "kind"), OLD)
-def test_an_old_file_becomes_the_detector_that_detectron2_makes_of_it(folder, name, kind):
+def test_an_old_file_is_loaded_as_detectron2_loads_it(folder, name, kind):
     theirs = torch.load(folder / f"{name} {kind}.answer")["state"]
     checkpoint = read_checkpoint(folder / f"{name}.pkl")
     model = build_detector("resnet50", kind, *OLD[name, kind])
@@ -82,8 +82,8 @@ def test_an_old_file_becomes_the_detector_that_detectron2_makes_of_it(folder, na
     ours = model.state_dict()
     wanted = {name for name in theirs if checkpoint.detector or "res" in name or "stem" in name}
     assert set(used) == wanted
-    made_up = {name for name in used if checkpoint.detector and name.endswith("running_var")}
-    assert find_differences({name: ours[name] for name in used}, {name: theirs[name] for name in used}) == made_up
-    for name in made_up:  # with ours a norm is the affine layer that it was; Detectron2's is smaller by 5e-6 of it
+    substituted = {name for name in used if checkpoint.detector and name.endswith("running_var")}
+    assert find_differences({name: ours[name] for name in used}, {name: theirs[name] for name in used}) == substituted
+    for name in substituted:  # with ours a norm is the affine layer that it was; Detectron2's is smaller by 5e-6 of it
         assert (ours[name] == torch.tensor(1) - 1e-5).all()
         assert (theirs[name] == 1).all()

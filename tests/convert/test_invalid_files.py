@@ -1,4 +1,4 @@
-"""Broken and hostile files: each is refused in one sentence, nothing in it runs, and nothing is left behind."""
+"""Broken and malicious files are refused with one sentence; their code never runs, and no output is left."""
 
 import argparse
 import collections
@@ -43,8 +43,8 @@ ONE = torch.ones(1)
 TERMINAL = "a\nb\r\x1b[31mred\x1b[0m\x07"
 
 
-def refusal(path, **options):
-    """The one sentence that a conversion of the file ends in."""
+def get_error(path, **options):
+    """The message of the error when the file is converted; nothing is written."""
     before = sorted(os.listdir(path.parent))
     with pytest.raises(UserError) as mistake:
         write_checkpoint(read_checkpoint(path, **options), path.parent / "converted.pth", "ssql_det")
@@ -56,20 +56,20 @@ def refusal(path, **options):
     return sentence
 
 
-def saved(content, path, writer=torch.save):
+def save(content, path, writer=torch.save):
     writer(content, path)
     return path
 
 
-def without(start, name="narrow_resnet"):
+def make_state_without(start, name="narrow_resnet"):
     return {key: value for key, value in make_expanded_state(name).items() if not key.startswith(start)}
 
 
 # ---------------------------------------------------------------- code in a file
 
 PLACES = {
-    "alone": lambda code, tensors: code,
-    "beside the tensors": lambda code, tensors: {"state_dict": tensors, "epoch": code},
+    "nothing else": lambda code, tensors: code,
+    "another entry": lambda code, tensors: {"state_dict": tensors, "epoch": code},
     "among the tensors": lambda code, tensors: {**tensors, "fc.weight": code},
     "instead of a tensor": lambda code, tensors: {**tensors, "conv1.weight": code},
     "deep in the options": lambda code, tensors: {
@@ -99,8 +99,8 @@ def with_metadata(tensors, metadata):
 @pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
 def test_code_in_a_file_never_runs(place, writer, tmp_path):
     marker = tmp_path / "ran"
-    path = saved(place(ShellCommand(f"touch {marker}"), to_arrays(make_state())), tmp_path / "x.pth", writer)
-    assert "is refused: it calls 'posix.system'" in refusal(path)
+    path = save(place(ShellCommand(f"touch {marker}"), to_arrays(make_state())), tmp_path / "x.pth", writer)
+    assert "is refused: it calls 'posix.system'" in get_error(path)
     assert not marker.exists()
     if writer in (WRITERS["zip"], WRITERS["legacy"]):
         torch.load(path, weights_only=False)
@@ -109,8 +109,8 @@ def test_code_in_a_file_never_runs(place, writer, tmp_path):
     assert marker.exists()
 
 
-def test_code_where_nobody_looks_does_no_harm(tmp_path):
-    """A second pickle beside the first one, and bytes after a pickle's end."""
+def test_code_that_is_not_unpickled_never_runs(tmp_path):
+    """In a second pickle of the archive, or after the end of a pickle."""
     marker, path = tmp_path / "ran", tmp_path / "x.pth"
     code = pickle.dumps(ShellCommand(f"touch {marker}"))
     torch.save(make_state(), path)
@@ -123,11 +123,11 @@ def test_code_where_nobody_looks_does_no_harm(tmp_path):
 
 
 @pytest.mark.parametrize("container", ["model", "online"])
-def test_a_missing_key_calls_nothing(container, tmp_path):
-    """Marks of a format among the tensors, and a factory for what the file itself lacks."""
+def test_a_default_factory_is_never_called(container, tmp_path):
+    """The file is a defaultdict that lacks the keys by which a format is recognized."""
     marks = {"__metadata__": torch.ones(1), "ssql_det": torch.ones(1)}
     content = collections.defaultdict(os.system, {container: {**make_state(), **marks}})
-    refusal(saved(content, tmp_path / "x.pth"))
+    get_error(save(content, tmp_path / "x.pth"))
 
 
 class Color(enum.Enum):
@@ -135,35 +135,35 @@ class Color(enum.Enum):
 
 
 @pytest.mark.parametrize("writer", WRITERS.values(), ids=WRITERS)
-def test_foreign_objects_beside_the_tensors_are_left_alone(writer, tmp_path):
+def test_other_objects_in_the_file_are_ignored(writer, tmp_path):
     foreign = {
         "args": argparse.Namespace(lr=0.1, path=pathlib.Path("x")),
         "color": Color.RED,
         "function": torch.nn.functional.relu,
         "optimizer": {"state": {0: {"step": torch.ones(())}}, "param_groups": [{"lr": 0.1}]},
     }
-    checkpoint = read_checkpoint(saved({**foreign, "state_dict": make_state()}, tmp_path / "x.pth", writer))
+    checkpoint = read_checkpoint(save({**foreign, "state_dict": make_state()}, tmp_path / "x.pth", writer))
     assert checkpoint.coverage.percent == 100
     assert all(torch.equal(checkpoint.tensors[name], tensor) for name, tensor in make_state().items())
 
 
 @pytest.mark.parametrize("wrapped", [lambda module: module, lambda module: {"model": module}], ids=["alone", "inside"])
 def test_a_whole_module_is_refused(wrapped, tmp_path):
-    path = saved(wrapped(torchvision.models.resnet18()), tmp_path / "x.pth")
-    assert "there are no tensors in it under the usual names" in refusal(path)
+    path = save(wrapped(torchvision.models.resnet18()), tmp_path / "x.pth")
+    assert "there are no tensors in it under the usual names" in get_error(path)
 
 
 # ---------------------------------------------------------------- broken files
 
 
 @pytest.mark.parametrize(("writer", "name"), FILES.values(), ids=FILES)
-def test_a_file_cut_short_anywhere_is_refused(writer, name, tmp_path):
-    path = saved(make_state(), tmp_path / name, writer)
+def test_a_truncated_file_is_refused(writer, name, tmp_path):
+    path = save(make_state(), tmp_path / name, writer)
     content = path.read_bytes()
     cuts = [0, 1, 7, 8, 9, 10, 64, 500, 3000, 10_000, *(len(content) * part // 10 for part in range(1, 10))]
     for length in [*cuts, *(len(content) - back for back in (1000, 100, 30, 2, 1))]:
         path.write_bytes(content[:length])
-        assert "is not a readable" in refusal(path), length
+        assert "is not a readable" in get_error(path), length
 
 
 NOT_CHECKPOINTS = {
@@ -177,15 +177,15 @@ NOT_CHECKPOINTS = {
 
 @pytest.mark.parametrize("name", ["x.pth", "x.pkl", "x.safetensors"])
 @pytest.mark.parametrize(("content", "hint"), NOT_CHECKPOINTS.values(), ids=NOT_CHECKPOINTS)
-def test_what_is_no_checkpoint_is_told_so(content, hint, name, tmp_path):
+def test_a_file_that_is_no_checkpoint_is_refused(content, hint, name, tmp_path):
     path = tmp_path / name
     path.write_bytes(content)
-    assert hint in refusal(path)
+    assert hint in get_error(path)
 
 
-def test_a_bad_path_is_told_so(tmp_path):
-    assert "is a directory" in refusal(tmp_path)
-    assert "there is no file" in refusal(tmp_path / "no.pth")
+def test_a_path_that_cannot_be_read_is_refused(tmp_path):
+    assert "is a directory" in get_error(tmp_path)
+    assert "there is no file" in get_error(tmp_path / "no.pth")
     with pytest.raises(UserError, match="too long"):
         read_checkpoint(tmp_path / ("x" * 5000))
 
@@ -210,16 +210,16 @@ NO_NETWORKS = {
 
 
 @pytest.mark.parametrize("content", NO_NETWORKS.values(), ids=NO_NETWORKS)
-def test_a_file_without_named_tensors_is_told_so(content, tmp_path):
-    assert "there are no tensors in it under the usual names" in refusal(saved(content, tmp_path / "x.pth"))
+def test_a_file_without_named_tensors_is_refused(content, tmp_path):
+    assert "there are no tensors in it under the usual names" in get_error(save(content, tmp_path / "x.pth"))
 
 
-def test_a_file_with_cycles_beside_its_tensors_is_read(tmp_path):
+def test_a_file_with_cyclic_entries_is_read(tmp_path):
     content = make_state()
     content["state_dict"] = content
     content["list"] = [content]
     content["list"].append(content["list"])
-    assert read_checkpoint(saved(content, tmp_path / "x.pth")).coverage.percent == 100
+    assert read_checkpoint(save(content, tmp_path / "x.pth")).coverage.percent == 100
 
 
 STEM, BLOCK, SHORTCUT = "conv1.weight", "layer1.0.conv1.weight", "layer2.0.downsample.0.weight"
@@ -244,18 +244,18 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("name", "change", "fault"), WRONG.values(), ids=WRONG)
-def test_a_wrong_tensor_is_named(name, change, fault, tmp_path):
+def test_the_error_names_an_invalid_tensor(name, change, fault, tmp_path):
     tensors = make_state()
-    sentence = refusal(saved({**tensors, name: change(tensors[name])}, tmp_path / "x.pth"))
+    sentence = get_error(save({**tensors, name: change(tensors[name])}, tmp_path / "x.pth"))
     assert f"{name} {fault}" in sentence
     assert sentence.endswith("; is it the right file, whole, and the right architecture?")
 
 
 @pytest.mark.parametrize("dtype", ["c8", ">i4", "g", "S4", "U4", "O"])
-def test_an_array_of_anything_but_floats_is_named(dtype, tmp_path):
+def test_the_error_names_an_array_that_is_not_of_floats(dtype, tmp_path):
     arrays = to_arrays(make_state())
     arrays[BLOCK] = arrays[BLOCK].astype(dtype)
-    assert BLOCK in refusal(saved(arrays, tmp_path / "x.pkl", save_pickle))
+    assert BLOCK in get_error(save(arrays, tmp_path / "x.pkl", save_pickle))
 
 
 MISSING = {
@@ -267,13 +267,13 @@ MISSING = {
 
 
 @pytest.mark.parametrize(("start", "name", "fault"), MISSING.values(), ids=MISSING)
-def test_what_is_missing_is_named(start, name, fault, tmp_path):
-    assert fault in refusal(saved(without(start, name), tmp_path / "x.pth"))
+def test_the_error_names_missing_tensors(start, name, fault, tmp_path):
+    assert fault in get_error(save(make_state_without(start, name), tmp_path / "x.pth"))
 
 
-def test_counters_alone_may_be_missing(tmp_path):
+def test_num_batches_tracked_may_be_missing(tmp_path):
     tensors = {name: tensor for name, tensor in make_state().items() if tensor.dim()}
-    assert len(read_checkpoint(saved(tensors, tmp_path / "x.pth")).tensors) == 60
+    assert len(read_checkpoint(save(tensors, tmp_path / "x.pth")).tensors) == 60
 
 
 @pytest.mark.parametrize(
@@ -286,30 +286,30 @@ def test_counters_alone_may_be_missing(tmp_path):
     ],
 )
 def test_other_networks_are_refused(name, fault, tmp_path):
-    assert fault in refusal(saved(make_expanded_state(name), tmp_path / "x.pth"))
+    assert fault in get_error(save(make_expanded_state(name), tmp_path / "x.pth"))
 
 
 @pytest.mark.parametrize(("there", "asked"), [("resnet50", "resnet18"), ("resnet18", "resnet50")])
-def test_another_architecture_than_said_is_refused(there, asked, tmp_path):
-    sentence = refusal(saved(make_expanded_state(there), tmp_path / "x.pth"), arch=asked)
+def test_another_architecture_than_the_requested_one_is_refused(there, asked, tmp_path):
+    sentence = get_error(save(make_expanded_state(there), tmp_path / "x.pth"), arch=asked)
     assert "layer1.0.conv1.weight is of shape [64, 64, " in sentence
     assert f"in a {asked} it is [64, 64, " in sentence
     assert sentence.count("; ") == 1
 
 
-def test_an_extra_tensor_is_named_with_what_would_allow_it(tmp_path):
-    path = saved({**make_state(), "neck.0.weight": torch.ones(1), "neck.1.weight": torch.ones(1)}, tmp_path / "x.pth")
-    assert "2 unexpected tensor(s): neck.0.weight, neck.1.weight;" in refusal(path)
-    assert "--allow-unmatched 'neck.*'" in refusal(path)
+def test_the_error_names_an_unexpected_tensor_and_a_pattern_that_allows_it(tmp_path):
+    path = save({**make_state(), "neck.0.weight": torch.ones(1), "neck.1.weight": torch.ones(1)}, tmp_path / "x.pth")
+    assert "2 unexpected tensor(s): neck.0.weight, neck.1.weight;" in get_error(path)
+    assert "--allow-unmatched 'neck.*'" in get_error(path)
     assert read_checkpoint(path, allow=["neck.*"]).coverage.unmatched == ("neck.0.weight", "neck.1.weight")
 
 
 @pytest.mark.parametrize("prefix", ["net.encoder.", "a.b.c.d."])
 @pytest.mark.parametrize("wrapper", ["", "module."])
-def test_an_unknown_prefix_is_told_and_reading_with_it_works(prefix, wrapper, tmp_path):
+def test_the_error_names_an_unknown_prefix_that_can_then_be_given(prefix, wrapper, tmp_path):
     tensors = {f"{wrapper}{prefix}{name}": tensor for name, tensor in make_state().items()}
-    path = saved({"state_dict": {**tensors, f"{wrapper}other": torch.ones(1)}}, tmp_path / "x.pth")
-    assert refusal(path).endswith(f"its ResNet is under an unknown prefix; pass --prefix {prefix!r}")
+    path = save({"state_dict": {**tensors, f"{wrapper}other": torch.ones(1)}}, tmp_path / "x.pth")
+    assert get_error(path).endswith(f"its ResNet is under an unknown prefix; pass --prefix {prefix!r}")
     for spelled in (prefix, prefix.removesuffix("."), wrapper + prefix):
         assert read_checkpoint(path, prefix=spelled).coverage.percent == 100
     checkpoint = read_checkpoint(path, prefix=prefix)
@@ -318,28 +318,24 @@ def test_an_unknown_prefix_is_told_and_reading_with_it_works(prefix, wrapper, tm
 
 
 def test_a_wrong_prefix_is_refused(tmp_path):
-    path = saved({f"net.{name}": tensor for name, tensor in make_state().items()}, tmp_path / "x.pth")
-    assert "ten.conv1.weight" in refusal(path, prefix="ten")
+    path = save({f"net.{name}": tensor for name, tensor in make_state().items()}, tmp_path / "x.pth")
+    assert "ten.conv1.weight" in get_error(path, prefix="ten")
 
 
-# ---------------------------------------------------------------- what the file says about itself
+# ---------------------------------------------------------------- metadata
 
 
-def own(description=None, **parts):
+def make_own_file(metadata=None, **parts):
     known = {"version": 1, "arch": "narrow_resnet", "input": None, "stride_in_1x1": None, "method": None}
     return {
-        "ssql_det": {**known, **description}
-        if isinstance(description, dict)
-        else known
-        if description is None
-        else description
+        "ssql_det": {**known, **metadata} if isinstance(metadata, dict) else known if metadata is None else metadata
     } | {
         "online": make_state(),
         **parts,
     }
 
 
-def nested(depth):
+def make_nested_list(depth):
     inner = []
     for _ in range(depth):
         inner = [inner]
@@ -347,7 +343,7 @@ def nested(depth):
 
 
 IMAGES = {"channels": "RGB", "mean": [1.0, 2.0, 3.0], "std": [1.0, 1.0, 1.0]}
-DESCRIPTIONS = {
+INVALID_METADATA = {
     "version 2": {"version": 2},
     "no version": {"version": None},
     "another architecture": {"arch": "resnet18"},
@@ -361,7 +357,7 @@ DESCRIPTIONS = {
     "mean of two": {"input": {**IMAGES, "mean": [1, 2]}},
     "mean a text": {"input": {**IMAGES, "mean": "123"}},
     "mean not a number": {"input": {**IMAGES, "mean": [float("nan"), 1, 1]}},
-    "mean without end": {"input": {**IMAGES, "mean": [10**400, 1, 1]}},
+    "mean too large": {"input": {**IMAGES, "mean": [10**400, 1, 1]}},
     "std zero": {"input": {**IMAGES, "std": [0, 1, 1]}},
     "std infinite": {"input": {**IMAGES, "std": [float("inf"), 1, 1]}},
     "stride a text": {"stride_in_1x1": "yes"},
@@ -379,85 +375,87 @@ DESCRIPTIONS = {
     "a text": "version",
     "a number": 3,
 }
-IN_A_PICKLE = {
+INVALID_METADATA_IN_PICKLES = {
     "a tensor": torch.ones(3),
     "an array": np.ones(3),
     "version a tensor": {"version": torch.ones(2)},
     "version an array": {"version": np.ones(2)},
     "stride a tensor": {"stride_in_1x1": torch.ones(2)},
     "foreign": argparse.Namespace(version=1),
-    "deep": {"method": nested(400)},
+    "deep": {"method": make_nested_list(400)},
 }
 
 
 @pytest.mark.parametrize(
-    "description", [*DESCRIPTIONS.values(), *IN_A_PICKLE.values()], ids=[*DESCRIPTIONS, *IN_A_PICKLE]
+    "description",
+    [*INVALID_METADATA.values(), *INVALID_METADATA_IN_PICKLES.values()],
+    ids=[*INVALID_METADATA, *INVALID_METADATA_IN_PICKLES],
 )
-def test_an_own_file_with_a_bad_description_is_refused(description, tmp_path):
-    assert "its metadata is invalid" in refusal(saved(own(description), tmp_path / "x.pth"))
+def test_an_ssql_det_file_with_invalid_metadata_is_refused(metadata, tmp_path):
+    assert "its metadata is invalid" in get_error(save(make_own_file(metadata), tmp_path / "x.pth"))
 
 
-@pytest.mark.parametrize("description", DESCRIPTIONS.values(), ids=DESCRIPTIONS)
-def test_a_safetensors_file_with_a_bad_description_is_refused(description, tmp_path):
+@pytest.mark.parametrize("description", INVALID_METADATA.values(), ids=INVALID_METADATA)
+def test_a_safetensors_file_with_invalid_metadata_is_refused(metadata, tmp_path):
     path = tmp_path / "x.safetensors"
-    safetensors.torch.save_file(make_state(), path, {"ssql_det": json.dumps(own(description)["ssql_det"])})
-    assert "its metadata is invalid" in refusal(path)
+    safetensors.torch.save_file(make_state(), path, {"ssql_det": json.dumps(make_own_file(metadata)["ssql_det"])})
+    assert "its metadata is invalid" in get_error(path)
 
 
 @pytest.mark.parametrize(
     "text", ["", "{nope", "null", "3", '{"version": 1' + "0" * 10_000 + "}", "[" * 100_000, "\x00"]
 )
-def test_a_safetensors_file_with_garbage_for_a_description_is_refused(text, tmp_path):
+def test_a_safetensors_file_with_unparsable_metadata_is_refused(text, tmp_path):
     path = tmp_path / "x.safetensors"
     safetensors.torch.save_file(make_state(), path, {"ssql_det": text})
-    assert "its metadata is invalid" in refusal(path)
+    assert "its metadata is invalid" in get_error(path)
 
 
 @pytest.mark.parametrize("online", [[1, 2], {}, "conv1.weight", torch.ones(3), {1: torch.ones(1)}, None])
-def test_an_own_file_whose_network_is_none_is_refused(online, tmp_path):
-    refusal(saved(own(online=online), tmp_path / "x.pth"))
+def test_an_ssql_det_file_with_an_invalid_state_dict_is_refused(online, tmp_path):
+    get_error(save(make_own_file(online=online), tmp_path / "x.pth"))
 
 
 @pytest.mark.parametrize(
     "detector", [[1, 2], 3, "roi_heads", torch.ones(3), {1: torch.ones(1)}, {TERMINAL: torch.ones(1) / 0}]
 )
-def test_an_own_file_whose_detector_is_none_is_refused(detector, tmp_path):
-    refusal(saved(own(detector=detector), tmp_path / "x.pth"))
+def test_an_ssql_det_file_with_an_invalid_detector_is_refused(detector, tmp_path):
+    get_error(save(make_own_file(detector=detector), tmp_path / "x.pth"))
 
 
-def header(content, data=b""):
+def make_header(content, data=b""):
     content = content if isinstance(content, bytes) else json.dumps(content).encode()
     return len(content).to_bytes(8, "little") + content + data
 
 
-def one(**entry):
+def make_entry(**entry):
     return {"conv1.weight": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4], **entry}}
 
 
 HEADERS = {
-    "JSON cut short": header(b'{"a": ', b"1234"),
-    "control codes": header(b'{"a\n\x1b[31m": 3}', b"1234"),
-    "not UTF-8": header(b'{"\xff": 3}', b"1234"),
-    "nested": header(b'{"a":' * 5000, b"1234"),
-    "not enough": header(one(data_offsets=[0, 4]), b"123"),
-    "too much": header(one(), b"12345"),
-    "outside": header(one(data_offsets=[4, 8]), b"1234"),
-    "backwards": header(one(data_offsets=[4, 0]), b"1234"),
-    "larger than its bytes": header(one(shape=[10**12]), b"1234"),
-    "larger than all numbers": header(one(shape=[2**62, 2**62]), b"1234"),
-    "negative": header(one(shape=[-1]), b"1234"),
-    "no such type": header(one(dtype=TERMINAL), b"1234"),
-    "a type of 6 bits": header(one(dtype="F6_E2M3", shape=[16], data_offsets=[0, 12]), b"123456789012"),
-    "metadata of numbers": header({"__metadata__": {"ssql_det": 3}}, b""),
-    "a long type": header(one(dtype=LONG), b"1234"),
+    "JSON cut short": make_header(b'{"a": ', b"1234"),
+    "control codes": make_header(b'{"a\n\x1b[31m": 3}', b"1234"),
+    "not UTF-8": make_header(b'{"\xff": 3}', b"1234"),
+    "nested": make_header(b'{"a":' * 5000, b"1234"),
+    "not enough": make_header(make_entry(data_offsets=[0, 4]), b"123"),
+    "too much": make_header(make_entry(), b"12345"),
+    "outside": make_header(make_entry(data_offsets=[4, 8]), b"1234"),
+    "backwards": make_header(make_entry(data_offsets=[4, 0]), b"1234"),
+    "larger than its bytes": make_header(make_entry(shape=[10**12]), b"1234"),
+    "larger than all numbers": make_header(make_entry(shape=[2**62, 2**62]), b"1234"),
+    "negative": make_header(make_entry(shape=[-1]), b"1234"),
+    "no such type": make_header(make_entry(dtype=TERMINAL), b"1234"),
+    "a type of 6 bits": make_header(make_entry(dtype="F6_E2M3", shape=[16], data_offsets=[0, 12]), b"123456789012"),
+    "metadata of numbers": make_header({"__metadata__": {"ssql_det": 3}}, b""),
+    "a long type": make_header(make_entry(dtype=LONG), b"1234"),
 }
 
 
 @pytest.mark.parametrize("content", HEADERS.values(), ids=HEADERS)
-def test_a_safetensors_file_with_a_bad_header_is_refused(content, tmp_path):
+def test_a_safetensors_file_with_an_invalid_header_is_refused(content, tmp_path):
     path = tmp_path / "x.safetensors"
     path.write_bytes(content)
-    assert "is not a readable safetensors file" in refusal(path)
+    assert "is not a readable safetensors file" in get_error(path)
 
 
 DETECTORS = {
@@ -470,34 +468,34 @@ DETECTORS = {
 
 
 @pytest.mark.parametrize("extra", DETECTORS.values(), ids=DETECTORS)
-def test_a_detector_with_bad_parts_is_refused(extra, tmp_path):
+def test_a_detector_with_invalid_tensors_is_refused(extra, tmp_path):
     write_checkpoint(make_checkpoint(), tmp_path / "x.pth", "detectron2-fpn")
     content = torch.load(tmp_path / "x.pth")
     del content["ssql_det"]
-    refusal(saved({"model": {**content["model"], **extra}}, tmp_path / "x.pth"))
+    get_error(save({"model": {**content["model"], **extra}}, tmp_path / "x.pth"))
 
 
 @pytest.mark.parametrize("blob", ["bbox_pred_w", "cls_score_b", "mask_fcn_logits_w"])
-def test_a_caffe2_detector_with_bad_parts_is_refused(blob, tmp_path):
+def test_a_caffe2_detector_with_invalid_blobs_is_refused(blob, tmp_path):
     blobs = {
         "conv1_w": np.ones((64, 3, 7, 7), "f4"),
         "res_conv1_bn_s": np.ones(64, "f4"),
         blob: np.array(np.float32(1)),
     }
-    refusal(saved({"blobs": blobs}, tmp_path / "x.pkl", save_pickle))
+    get_error(save({"blobs": blobs}, tmp_path / "x.pkl", save_pickle))
 
 
 # ---------------------------------------------------------------- names
 
-STRANGE = {"long": LONG, "terminal codes": TERMINAL, "quotes": "'\"`$(reboot)", "pattern": "[a-z]*?"}
+STRANGE_NAMES = {"long": LONG, "terminal codes": TERMINAL, "quotes": "'\"`$(reboot)", "pattern": "[a-z]*?"}
 
 
-@pytest.mark.parametrize("strange", STRANGE.values(), ids=STRANGE)
-def test_a_strange_name_stays_one_short_line(strange, tmp_path):
-    refusal(saved({strange: torch.ones(1)}, tmp_path / "x.pth"))
-    refusal(saved({**make_state(), strange: torch.ones(1)}, tmp_path / "x.pth"))
-    refusal(saved({f"{strange}.{name}": tensor for name, tensor in make_state().items()}, tmp_path / "x.pth"))
-    refusal(saved(own(detector={strange: torch.ones(1) / 0}), tmp_path / "x.pth"))
+@pytest.mark.parametrize("strange", STRANGE_NAMES.values(), ids=STRANGE_NAMES)
+def test_the_error_for_a_strange_name_is_one_short_line(strange, tmp_path):
+    get_error(save({strange: torch.ones(1)}, tmp_path / "x.pth"))
+    get_error(save({**make_state(), strange: torch.ones(1)}, tmp_path / "x.pth"))
+    get_error(save({f"{strange}.{name}": tensor for name, tensor in make_state().items()}, tmp_path / "x.pth"))
+    get_error(save(make_own_file(detector={strange: torch.ones(1) / 0}), tmp_path / "x.pth"))
 
 
 @pytest.mark.parametrize(
@@ -512,18 +510,18 @@ def test_a_strange_name_stays_one_short_line(strange, tmp_path):
     ],
     ids=["extra", "wrapped", "not tensors", "wrapped often", "wrapped often in turn", "stars"],
 )
-def test_many_or_long_names_take_no_time(content, tmp_path):
-    path = saved(content, tmp_path / "x.pth")
+def test_many_or_long_names_are_refused_quickly(content, tmp_path):
+    path = save(content, tmp_path / "x.pth")
     start = time.process_time()
-    refusal(path)
+    get_error(path)
     assert time.process_time() - start < 6  # quadratic would be minutes; a busy core counts twice
 
 
-# ---------------------------------------------------------------- bombs
+# ---------------------------------------------------------------- bombs: small files that claim to be large
 
 ZEROS = 128 << 20
 ALLOWED = 64 << 20
-JUDGE = """
+READ_WITH_LITTLE_MEMORY = """
 import json, resource, sys, time
 from ssql_det.convert import read_checkpoint
 from ssql_det.core.errors import UserError
@@ -549,7 +547,7 @@ for path in sys.argv[1:]:
 """
 
 
-def zipped(content, path, records, change=None, compression=zipfile.ZIP_STORED):
+def write_zip(content, path, records, change=None, compression=zipfile.ZIP_STORED):
     buffer = io.BytesIO()
     write_claims(content, buffer)
     with zipfile.ZipFile(path, "w", compression, compresslevel=1) as file:
@@ -561,7 +559,7 @@ def zipped(content, path, records, change=None, compression=zipfile.ZIP_STORED):
 
 
 def compressed_storage(path):
-    zipped(
+    write_zip(
         {"conv1.weight": ClaimedTensor(ClaimedStorage(ZEROS // 4))},
         path,
         {"0": bytes(ZEROS)},
@@ -581,24 +579,24 @@ def compressed_byteorder(path):
         file.writestr("x/byteorder", bytes(ZEROS))
 
 
-def storage_without_end(path):
-    zipped({"conv1.weight": ClaimedTensor(ClaimedStorage(10**12))}, path, {"0": b"1234"})
+def claimed_storage(path):
+    write_zip({"conv1.weight": ClaimedTensor(ClaimedStorage(10**12))}, path, {"0": b"1234"})
 
 
-def storage_and_record_without_end(path):
+def claimed_storage_and_record(path):
     def claim(info):
         info.file_size = info.compress_size = 4 * 10**12
 
-    zipped({"conv1.weight": ClaimedTensor(ClaimedStorage(10**12))}, path, {"0": b"1234"}, claim)
+    write_zip({"conv1.weight": ClaimedTensor(ClaimedStorage(10**12))}, path, {"0": b"1234"}, claim)
 
 
-def legacy_storage_without_end(path):
+def legacy_claimed_storage(path):
     buffer = io.BytesIO()
     write_claims({"conv1.weight": ClaimedTensor(ClaimedStorage(10**12))}, buffer, None)
     path.write_bytes(make_legacy_file(buffer.getvalue(), ["0"]) + (10**12).to_bytes(8, "little") + b"1234")
 
 
-def legacy_storages_never_filled(path):
+def legacy_missing_storages(path):
     buffer = io.BytesIO()
     write_claims([ClaimedTensor(ClaimedStorage(10**8, str(key))) for key in range(1000)], buffer, None)
     path.write_bytes(make_legacy_file(buffer.getvalue(), []))
@@ -606,8 +604,8 @@ def legacy_storages_never_filled(path):
 
 def overlapping_records(path):
     kernel, keys = bytes(2 << 20), [f"{key:07}" for key in range(300)]
-    header = len(b"x/data/0000000") + 30
-    sizes = [len(kernel) + header * back for back in range(len(keys) - 1, -1, -1)]
+    header_size = len(b"x/data/0000000") + 30
+    sizes = [len(kernel) + header_size * back for back in range(len(keys) - 1, -1, -1)]
     buffer = io.BytesIO()
     storages = [ClaimedStorage(size // 4, key) for size, key in zip(sizes, keys, strict=True)]
     write_claims([ClaimedTensor(storage) for storage in storages], buffer)
@@ -617,7 +615,7 @@ def overlapping_records(path):
 def one_record_as_many_storages(path):
     record = bytes(2 << 20)
     storages = [ClaimedStorage(len(record) // 4, "0", f"cuda:{place}") for place in range(300)]
-    zipped([ClaimedTensor(storage) for storage in storages], path, {"0": record})
+    write_zip([ClaimedTensor(storage) for storage in storages], path, {"0": record})
 
 
 def push_call(function, *arguments):
@@ -628,8 +626,8 @@ def push_call(function, *arguments):
     return Call()
 
 
-def spread(*names):
-    """Tensors of one value whose shape says that there are 10**12."""
+def write_expanded(*names):
+    """Tensors with one stored value and 10**12 elements."""
 
     def make(path):
         write_checkpoint(make_checkpoint(), path, "detectron2-fpn")
@@ -645,10 +643,10 @@ BOMBS = {
     "compressed storage": compressed_storage,
     "compressed pickle": compressed_pickle,
     "compressed byteorder": compressed_byteorder,
-    "storage without end": storage_without_end,
-    "storage and record without end": storage_and_record_without_end,
-    "legacy storage without end": legacy_storage_without_end,
-    "legacy storages never filled": legacy_storages_never_filled,
+    "storage of claimed size": claimed_storage,
+    "storage and record of claimed size": claimed_storage_and_record,
+    "legacy storage of claimed size": legacy_claimed_storage,
+    "legacy storages never filled": legacy_missing_storages,
     "overlapping records": overlapping_records,
     "one record as many storages": one_record_as_many_storages,
     "bytes by the count": lambda path: save_pickle({"x": push_call(bytearray, 10**9)}, path),
@@ -656,22 +654,26 @@ BOMBS = {
     "range as a set": lambda path: save_pickle({"x": push_call(set, range(10**9))}, path),
     "range as a size": lambda path: save_pickle({"x": push_call(torch.Size, range(10**9))}, path),
     "long bytes announced": lambda path: path.write_bytes(b"\x80\x04\x8e" + (1 << 29).to_bytes(8, "little") + b"x"),
-    "spread detector": spread("roi_heads.x"),
-    "spread mean": spread("pixel_mean", "pixel_std"),
+    "spread detector": write_expanded("roi_heads.x"),
+    "spread mean": write_expanded("pixel_mean", "pixel_std"),
     "spread stem": lambda path: torch.save({"conv1.weight": torch.ones(()).expand(10**6, 10**6)}, path),
-    "safetensors": lambda path: path.write_bytes(header(one(shape=[10**12], data_offsets=[0, 4 * 10**12]), b"1234")),
+    "safetensors": lambda path: path.write_bytes(
+        make_header(make_entry(shape=[10**12], data_offsets=[0, 4 * 10**12]), b"1234")
+    ),
     "safetensors header": lambda path: path.write_bytes((10**12).to_bytes(8, "little") + b"{" + b" " * 100),
 }
 
 
 @pytest.fixture(scope="module")
-def judged(tmp_path_factory):
-    """What became of each bomb in a process that is given little memory."""
+def outcomes_by_bomb(tmp_path_factory):
+    """The outcome of reading each bomb, in a process with limited memory."""
     folder = tmp_path_factory.mktemp("bombs")
     paths = [folder / f"{index}.pth" for index in range(len(BOMBS))]
     for path, make in zip(paths, BOMBS.values(), strict=True):
         make(path)
-    done = subprocess.run([sys.executable, "-c", JUDGE, *map(str, paths)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", READ_WITH_LITTLE_MEMORY, *map(str, paths)], capture_output=True, text=True, check=False
+    )
     outcomes = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(outcomes) == len(BOMBS), done.stderr
     for path in paths:
@@ -680,8 +682,8 @@ def judged(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_a_bomb_does_not_go_off(name, judged):
-    path, (outcome, sentence, seconds, memory) = judged[name]
+def test_a_bomb_is_refused_with_little_time_and_memory(name, outcomes_by_bomb):
+    path, (outcome, sentence, seconds, memory) = outcomes_by_bomb[name]
     assert outcome == "refused", sentence
     assert str(path) in sentence
     assert sentence.isprintable()
@@ -704,22 +706,22 @@ def test_a_bomb_does_not_go_off(name, judged):
         ({"format": "detectron2"}, "it is not in the format detectron2 (stem.conv1.weight is not in it)"),
     ],
 )
-def test_a_wrong_option_is_told_so(options, said, tmp_path):
-    path = saved(make_state(), tmp_path / "x.pth")
+def test_an_invalid_option_is_refused(options, said, tmp_path):
+    path = save(make_state(), tmp_path / "x.pth")
     with pytest.raises(UserError) as mistake:
         read_checkpoint(path, **options)
     assert said in str(mistake.value)
     assert "\n" not in str(mistake.value)
 
 
-def test_branches_that_are_there_are_named(tmp_path):
+def test_the_error_for_an_unknown_branch_names_the_known_ones(tmp_path):
     both = {f"encoder_{branch}.{name}": tensor for branch in "qk" for name, tensor in make_state().items()}
-    path = saved({"state_dict": both}, tmp_path / "x.pth")
-    assert "this moco file has no branch 'teacher', only online, momentum" in refusal(path, branch="teacher")
+    path = save({"state_dict": both}, tmp_path / "x.pth")
+    assert "this moco file has no branch 'teacher', only online, momentum" in get_error(path, branch="teacher")
 
 
 @pytest.fixture
-def taken(tmp_path):
+def existing_output(tmp_path):
     path = tmp_path / "out.pth"
     path.write_bytes(b"precious")
     return path
@@ -737,20 +739,20 @@ def taken(tmp_path):
         ("x.pth", "", "cannot write ''"),
     ],
 )
-def test_a_wrong_output_is_refused_and_nothing_changes(name, format, said, taken):
+def test_an_invalid_output_is_refused_and_nothing_is_written(name, format, said, existing_output):
     for refused in (check_output, lambda path, format: write_checkpoint(make_checkpoint(), path, format)):
         with pytest.raises(UserError) as mistake:
-            refused(taken.parent / name, format)
+            refused(existing_output.parent / name, format)
         assert said in str(mistake.value)
         assert "\n" not in str(mistake.value)
-    assert os.listdir(taken.parent) == ["out.pth"]
-    assert taken.read_bytes() == b"precious"
+    assert os.listdir(existing_output.parent) == ["out.pth"]
+    assert existing_output.read_bytes() == b"precious"
 
 
-def test_an_output_is_replaced_when_that_is_said(taken):
-    write_checkpoint(make_checkpoint(), taken, "ssql_det", replace=True)
-    assert read_checkpoint(taken).coverage.percent == 100
-    assert os.listdir(taken.parent) == ["out.pth"]
+def test_an_output_is_replaced_on_request(existing_output):
+    write_checkpoint(make_checkpoint(), existing_output, "ssql_det", replace=True)
+    assert read_checkpoint(existing_output).coverage.percent == 100
+    assert os.listdir(existing_output.parent) == ["out.pth"]
 
 
 @pytest.mark.parametrize(
@@ -766,8 +768,8 @@ def test_an_output_is_replaced_when_that_is_said(taken):
         (lambda: make_checkpoint(images=None), "torchvision", "RGB or BGR images; .*--trained-with"),
     ],
 )
-def test_what_a_format_cannot_carry_leaves_the_old_file(checkpoint, format, said, taken):
-    target = taken.rename(taken.with_suffix(".bin")) if format == "timm" else taken
+def test_a_checkpoint_that_a_format_cannot_store_leaves_the_old_output(checkpoint, format, said, existing_output):
+    target = existing_output.rename(existing_output.with_suffix(".bin")) if format == "timm" else existing_output
     with pytest.raises(UserError, match=said) as mistake:
         write_checkpoint(checkpoint(), target, format, replace=True)
     assert "\n" not in str(mistake.value)
@@ -778,7 +780,7 @@ def test_what_a_format_cannot_carry_leaves_the_old_file(checkpoint, format, said
 @pytest.mark.parametrize(
     ("head", "other"), [("backbone.fpn_output2.bias", "detectron2-c4"), ("roi_heads.x", "detectron2-fpn")]
 )
-def test_a_detector_does_not_become_another(head, other, tmp_path):
+def test_a_detector_cannot_be_converted_into_another(head, other, tmp_path):
     checkpoint = make_checkpoint()
     checkpoint.detector[head] = torch.ones(1)
     with pytest.raises(UserError, match="and cannot become"):
@@ -786,7 +788,7 @@ def test_a_detector_does_not_become_another(head, other, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_a_folder_in_the_place_of_an_output_stays(tmp_path):
+def test_a_folder_at_the_output_path_is_refused(tmp_path):
     (tmp_path / "x.pth").mkdir()
     for replace in (False, True):
         with pytest.raises(UserError, match=r"x\.pth"):
@@ -795,6 +797,6 @@ def test_a_folder_in_the_place_of_an_output_stays(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a/data.pkl", "b/c/data.pkl"])
-def test_an_archive_is_read_whatever_its_folder_is_called(name, tmp_path):
+def test_the_folder_in_an_archive_may_have_any_name(name, tmp_path):
     (tmp_path / "x.pth").write_bytes(make_zip({name: pickle.dumps(to_arrays(make_state()))}))
     assert read_checkpoint(tmp_path / "x.pth").coverage.percent == 100

@@ -1,4 +1,4 @@
-"""The parts of reading and writing, each for itself: coverage, layouts, tensors, facts, and the bytes that come out."""
+"""Unit tests of reading and writing: coverage, layouts, tensors, files and metadata."""
 
 import hashlib
 import json
@@ -54,45 +54,45 @@ FORMATS = {
     "torchvision": "x.pth",
     "timm": "x.bin",
 }
-DESCRIBED = ["ssql_det", "detectron2-fpn", "detectron2-c4", "detectron2", "safetensors"]
+WITH_METADATA = ["ssql_det", "detectron2-fpn", "detectron2-c4", "detectron2", "safetensors"]
 each_format = pytest.mark.parametrize("format", FORMATS)
 
 # ---------------------------------------------------------------- coverage
 
 
-def complaint(coverage, allow=()):
+def get_error(coverage, allow=()):
     with pytest.raises(UserError) as mistake:
         coverage.check("x.pth", allow)
     return str(mistake.value)
 
 
-def test_what_is_whole_passes():
+def test_a_complete_coverage_passes():
     Coverage(("a",), {"fc.weight": "a classifier"}).check("x.pth")
     Coverage().check("x.pth")
 
 
-def test_the_worst_is_told_first():
+def test_the_error_is_about_invalid_tensors_first_then_missing_ones():
     everything = Coverage(("a",), {}, ("extra",), ("gone",), {"bad": "is of shape [1], in a resnet18 it is [2]"})
-    assert complaint(everything) == (
+    assert get_error(everything) == (
         "x.pth: bad is of shape [1], in a resnet18 it is [2]; is it the right file, whole, and the right architecture?"
     )
-    assert complaint(Coverage(("a",), {}, ("extra",), ("gone",))) == (
+    assert get_error(Coverage(("a",), {}, ("extra",), ("gone",))) == (
         "x.pth: 1 tensor(s) are missing: gone; get the whole file"
     )
 
 
-def test_three_names_are_told_and_the_rest_counted():
-    assert complaint(Coverage(missing=tuple("abc"))) == "x.pth: 3 tensor(s) are missing: a, b, c; get the whole file"
-    assert "5 tensor(s) are missing: a, b, c and 2 more;" in complaint(Coverage(missing=tuple("abcde")))
+def test_the_error_has_three_names_and_counts_the_rest():
+    assert get_error(Coverage(missing=tuple("abc"))) == "x.pth: 3 tensor(s) are missing: a, b, c; get the whole file"
+    assert "5 tensor(s) are missing: a, b, c and 2 more;" in get_error(Coverage(missing=tuple("abcde")))
 
 
 @pytest.mark.parametrize(
     ("unmatched", "pattern"),
     [(["neck.a", "neck.b"], "neck.*"), (["neck.a.weight"], "neck.a.weight"), (["neck.a", "other.b"], "neck.a")],
 )
-def test_what_has_no_place_comes_with_a_pattern_that_allows_it(unmatched, pattern):
+def test_the_error_for_unexpected_tensors_suggests_a_pattern(unmatched, pattern):
     coverage = Coverage(("a",), {}, tuple(unmatched))
-    assert complaint(coverage) == (
+    assert get_error(coverage) == (
         f"x.pth: {len(unmatched)} unexpected tensor(s): {', '.join(unmatched)}; "
         f"to leave them out, pass --allow-unmatched '{pattern}'"
     )
@@ -100,17 +100,17 @@ def test_what_has_no_place_comes_with_a_pattern_that_allows_it(unmatched, patter
         coverage.check("x.pth", [pattern])
 
 
-def test_only_what_is_not_allowed_is_told():
+def test_allowed_names_are_not_in_the_error():
     coverage = Coverage(("a",), {}, ("neck.a", "head.b", "neck.c"))
-    assert "1 unexpected tensor(s): head.b;" in complaint(coverage, ["neck.*"])
-    assert "3 unexpected tensor(s)" in complaint(coverage, ["nec", "*.d"])
+    assert "1 unexpected tensor(s): head.b;" in get_error(coverage, ["neck.*"])
+    assert "3 unexpected tensor(s)" in get_error(coverage, ["nec", "*.d"])
     coverage.check("x.pth", ["neck.*", "*.b"])
     coverage.check("x.pth", ["*"])
 
 
 @pytest.mark.parametrize("fault", [{"missing": ("a",)}, {"invalid": {"a": "is of shape [1]"}}])
-def test_what_lacks_or_is_wrong_cannot_be_allowed(fault):
-    complaint(Coverage(("b",), **fault), ["*"])
+def test_missing_and_invalid_tensors_cannot_be_allowed(fault):
+    get_error(Coverage(("b",), **fault), ["*"])
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_the_percentage_is_of_the_backbone_alone(coverage, percent):
     assert coverage.percent == percent
 
 
-def test_a_coverage_fits_into_json(tmp_path):
+def test_a_coverage_can_be_stored_as_json(tmp_path):
     torch.save({**make_state(), "fc.weight": torch.ones(1), "neck.x": torch.ones(1)}, tmp_path / "x.pth")
     plain = json.loads(json.dumps(inspect_checkpoint(tmp_path / "x.pth").coverage.to_dict()))
     assert plain["percent"] == 100
@@ -138,7 +138,7 @@ def test_a_coverage_fits_into_json(tmp_path):
     assert (plain["missing"], plain["wrong"]) == ([], {})
 
 
-def test_a_report_tells_what_a_reading_refuses(tmp_path):
+def test_inspect_checkpoint_reports_what_read_checkpoint_refuses(tmp_path):
     tensors = make_state()
     tensors["conv1.weight"] = tensors["conv1.weight"][:, :2]
     tensors["bn1.weight"] = tensors["bn1.weight"] / 0
@@ -177,13 +177,13 @@ def test_a_report_tells_what_a_reading_refuses(tmp_path):
         ("text", "text", None),
     ],
 )
-def test_a_container_is_opened_and_wrappers_are_taken_off(content, container, expected):
+def test_the_state_dict_is_found_without_wrappers_prefixes(content, container, expected):
     before = repr(content)
     assert get_state_dict(content, container) == expected
     assert repr(content) == before
 
 
-def test_marks_are_looked_for_among_tensors_and_in_the_file():
+def test_required_keys_may_be_in_the_state_dict_or_in_the_file():
     layout = Layout("backbone.", required_keys=("head.*", "epoch"))
     assert layout.stem_key == "backbone.conv1.weight"
     assert layout.matches({"backbone.conv1.weight": 1, "head.x": 1}, {"epoch": 3})
@@ -194,7 +194,7 @@ def test_marks_are_looked_for_among_tensors_and_in_the_file():
     assert not layout.matches({"backbone.conv1.weight": 1}, {3: "head.x"})
 
 
-def test_a_fit_sorts_each_place():
+def test_tensors_are_matched_missing_or_mismatched():
     shapes = {name: tuple(tensor.shape) for name, tensor in make_state("resnet18").items()}
     whole = match_architecture(get_architecture("resnet18"), Layout(), shapes)
     assert set(whole.matched.values()) == set(shapes)
@@ -210,7 +210,7 @@ def test_a_fit_sorts_each_place():
 
 
 @pytest.mark.parametrize("name", ["resnet34", "wide_resnet50_2", "resnext50_32x4d", "cifar_resnet18", "narrow_resnet"])
-def test_the_best_fit_is_the_right_one_even_with_a_tensor_less(name):
+def test_the_architecture_is_found_with_a_tensor_missing(name):
     shapes = {torchvision_name(spec): spec.shape for spec in get_architecture(name).tensors}
     del shapes["layer3.0.conv2.weight"]
     best = find_architecture(Layout(), shapes)
@@ -218,7 +218,7 @@ def test_the_best_fit_is_the_right_one_even_with_a_tensor_less(name):
     assert best.missing == ("layer3.0.conv2.weight",)
 
 
-def test_the_last_stage_may_be_elsewhere_and_places_without_a_name_are_left_out():
+def test_the_last_stage_may_have_another_prefix_and_unnamed_tensors_are_dropped():
     names = Names(norm_suffixes={"weight": ".scale"})
     layout = Layout("a.", names, last_stage_prefix="")
     named = rename_tensors(make_state("resnet18"), get_architecture("resnet18"), layout)
@@ -231,7 +231,7 @@ def test_the_last_stage_may_be_elsewhere_and_places_without_a_name_are_left_out(
     }
 
 
-def test_neutral_names_are_torchvisions():
+def test_torchvision_names_are_those_of_the_network():
     assert [torchvision_name(spec) for spec in get_architecture("resnet50").tensors] == [
         TORCHVISION_NAMES.get_name(spec) for spec in get_architecture("resnet50").tensors
     ]
@@ -252,11 +252,11 @@ def test_arrays_of_numbers_become_tensors_in_any_byte_order(code):
 
 
 @pytest.mark.parametrize("value", [np.array(["a"]), np.array([None]), np.ones(2, "c8"), [1.0], 1.0, "a", None, {}])
-def test_anything_else_is_no_tensor(value):
+def test_other_values_are_not_tensors(value):
     assert as_tensor(value) is None
 
 
-def test_a_tensor_is_taken_as_it_is_but_without_its_gradient():
+def test_as_tensor_shares_memory_and_detaches():
     array, parameter = np.zeros(3, "f4"), nn.Parameter(torch.zeros(3))
     as_tensor(array)[0] = 1
     as_tensor(parameter)[0] = 1
@@ -278,19 +278,19 @@ def test_a_tensor_is_taken_as_it_is_but_without_its_gradient():
         torch.rand(5)[:0],
     ],
 )
-def test_a_tensor_alone_has_a_storage_of_its_own_size_in_order(tensor):
+def test_a_compact_tensor_is_contiguous_in_a_storage_of_its_own_size(tensor):
     single = compact(tensor)
     assert torch.equal(single, tensor)
     assert single.is_contiguous()
     assert single.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
 
 
-def test_a_tensor_that_is_alone_already_is_not_copied():
+def test_a_compact_tensor_is_not_copied():
     tensor = torch.rand(3)
     assert compact(tensor).data_ptr() == tensor.data_ptr()
 
 
-def test_faults_are_of_values_and_of_types():
+def test_invalid_values_and_types_are_found():
     tensors = {
         **{str(dtype): torch.ones(2, dtype=dtype) for dtype in (torch.float16, torch.bfloat16, torch.float64)},
         "empty": torch.ones(0),
@@ -305,7 +305,7 @@ def test_faults_are_of_values_and_of_types():
     }
 
 
-def test_numpy_gets_every_value_of_a_bfloat16():
+def test_a_bfloat16_tensor_becomes_a_float32_array():
     tensor = torch.tensor([1.5, -3e38, 1e-40]).to(torch.bfloat16)
     assert _to_array(tensor).dtype == np.float32
     assert _to_array(tensor).tolist() == tensor.tolist()
@@ -315,13 +315,13 @@ def test_numpy_gets_every_value_of_a_bfloat16():
 # ---------------------------------------------------------------- files
 
 
-def test_all_formats_that_can_be_written_are_tried_here():
+def test_all_formats_that_can_be_written_are_tested_here():
     assert set(FORMATS) == set(get_writers())
 
 
 @each_format
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
-def test_values_come_back_exactly_and_of_their_type(format, dtype, tmp_path):
+def test_values_and_types_survive_a_round_trip(format, dtype, tmp_path):
     checkpoint = make_checkpoint()
     for name, tensor in checkpoint.tensors.items():
         checkpoint.tensors[name] = tensor.to(dtype) if tensor.dim() else tensor
@@ -337,7 +337,7 @@ def test_values_come_back_exactly_and_of_their_type(format, dtype, tmp_path):
 
 
 @each_format
-def test_what_is_left_behind_is_told(format, tmp_path):
+def test_tensors_left_behind_are_reported(format, tmp_path):
     left_behind = write_checkpoint(make_checkpoint(), tmp_path / FORMATS[format], format)
     counters = {name for name in make_state() if name.endswith("num_batches_tracked")}
     assert set(left_behind) == (counters if format.startswith("detectron2") else set())
@@ -345,7 +345,7 @@ def test_what_is_left_behind_is_told(format, tmp_path):
 
 
 @each_format
-def test_a_view_of_a_larger_storage_is_not_saved_along(format, tmp_path):
+def test_a_view_is_saved_without_the_rest_of_its_storage(format, tmp_path):
     whole = torch.rand(4_000_000)
     tensors = make_state()
     size = tensors["conv1.weight"].numel()
@@ -362,7 +362,7 @@ def test_a_view_of_a_larger_storage_is_not_saved_along(format, tmp_path):
 
 
 @pytest.mark.parametrize("format", ["ssql_det", "detectron2-fpn"])
-def test_a_detectors_view_of_a_larger_storage_is_not_saved_along(format, tmp_path):
+def test_a_detectors_view_is_saved_without_the_rest_of_its_storage(format, tmp_path):
     write_checkpoint(make_checkpoint(), tmp_path / "in.pth", "detectron2-fpn")
     content = torch.load(tmp_path / "in.pth")
     whole = torch.rand(4_000_000)
@@ -385,15 +385,15 @@ for each in sys.argv[1:]:
 
 
 def test_the_same_checkpoint_gives_the_same_bytes(tmp_path):
-    """Often here, and in a process whose sets have another order."""
+    """Written repeatedly, and in a process with another hash seed."""
     write_checkpoint(make_checkpoint(method="moco"), tmp_path / "in.pth", "ssql_det")
     for time in range(3):
         checkpoint = read_checkpoint(tmp_path / "in.pth")
         for format, name in FORMATS.items():
             write_checkpoint(checkpoint, tmp_path / f"{time}-{format}-{name}", format)
-    asked = [f"{format} {name}" for format, name in FORMATS.items()]
-    place = {**os.environ, "PYTHONHASHSEED": "12345"}
-    subprocess.run([sys.executable, "-c", WRITE_ALL, *asked], cwd=tmp_path, env=place, check=True)
+    outputs = [f"{format} {name}" for format, name in FORMATS.items()]
+    environment = {**os.environ, "PYTHONHASHSEED": "12345"}
+    subprocess.run([sys.executable, "-c", WRITE_ALL, *outputs], cwd=tmp_path, env=environment, check=True)
     for format, name in FORMATS.items():
         hashes = {
             hashlib.sha256((tmp_path / f"{time}-{format}-{name}").read_bytes()).hexdigest()
@@ -402,7 +402,7 @@ def test_the_same_checkpoint_gives_the_same_bytes(tmp_path):
         assert len(hashes) == 1, format
 
 
-def test_a_pkl_is_for_every_python_and_numpy(tmp_path):
+def test_a_pkl_can_be_read_with_old_versions_of_python_and_numpy(tmp_path):
     path = tmp_path / "x.pkl"
     write_checkpoint(make_checkpoint(), path, "detectron2")
     content = path.read_bytes()
@@ -429,7 +429,7 @@ def test_a_pkl_is_read_by_plain_pickle_as_detectron2_does(tmp_path):
 
 
 @pytest.mark.filterwarnings("error")
-def test_arrays_that_cannot_be_written_to_are_read_without_a_warning(tmp_path):
+def test_read_only_arrays_are_read_without_a_warning(tmp_path):
     save_pickle(to_arrays(make_state()), tmp_path / "x.pkl", protocol=5)
     assert all(
         torch.equal(tensor, make_state()[name]) for name, tensor in read_checkpoint(tmp_path / "x.pkl").tensors.items()
@@ -446,7 +446,7 @@ def test_big_endian_arrays_are_read(tmp_path):
     )
 
 
-def test_a_checkpoint_knows_its_file(tmp_path):
+def test_a_checkpoint_has_name_and_hash_of_its_file(tmp_path):
     torch.save(make_state(), tmp_path / "x.pth")
     source = read_checkpoint(tmp_path / "x.pth").source
     assert source.name == "x.pth"
@@ -454,18 +454,18 @@ def test_a_checkpoint_knows_its_file(tmp_path):
     assert source.format == "torchvision"
 
 
-# ---------------------------------------------------------------- facts
+# ---------------------------------------------------------------- metadata
 
-KNOWN = {
+METADATA = {
     "all": {"method": "ssql-byol", "images": CIFAR, "branch": "online"},
     "momentum": {"method": "moco", "images": IMAGENET, "branch": "momentum"},
     "nothing": {"method": None, "images": IMAGENET, "branch": "online"},
 }
 
 
-@pytest.mark.parametrize("format", DESCRIBED)
-@pytest.mark.parametrize("known", KNOWN.values(), ids=KNOWN)
-def test_what_is_known_comes_back(known, format, tmp_path):
+@pytest.mark.parametrize("format", WITH_METADATA)
+@pytest.mark.parametrize("known", METADATA.values(), ids=METADATA)
+def test_metadata_survives_a_round_trip(known, format, tmp_path):
     checkpoint = make_checkpoint(**known)
     write_checkpoint(checkpoint, tmp_path / FORMATS[format], format)
     assert read_checkpoint(tmp_path / FORMATS[format]).metadata == checkpoint.metadata
@@ -474,14 +474,14 @@ def test_what_is_known_comes_back(known, format, tmp_path):
 @pytest.mark.parametrize("format", ["ssql_det", "detectron2-fpn", "detectron2-c4", "detectron2"])
 @pytest.mark.parametrize("stride", [True, False, None])
 @pytest.mark.parametrize("images", [MSRA, None])
-def test_strides_and_bgr_images_and_what_is_unknown_come_back(images, stride, format, tmp_path):
+def test_stride_and_bgr_input_and_unknown_fields_survive_a_round_trip(images, stride, format, tmp_path):
     checkpoint = make_checkpoint(images=images, stride_in_1x1=stride)
     write_checkpoint(checkpoint, tmp_path / FORMATS[format], format)
     assert read_checkpoint(tmp_path / FORMATS[format]).metadata == checkpoint.metadata
 
 
 @pytest.mark.parametrize("format", ["safetensors", "torchvision", "timm"])
-def test_bgr_filters_are_turned_exactly_and_their_images_with_them(format, tmp_path):
+def test_bgr_filters_and_their_input_format_are_flipped(format, tmp_path):
     left_behind = write_checkpoint(make_checkpoint(images=MSRA), tmp_path / FORMATS[format], format)
     back = read_checkpoint(tmp_path / FORMATS[format])
     assert torch.equal(back.tensors["conv1.weight"], make_state()["conv1.weight"][:, [2, 1, 0]])
@@ -496,7 +496,7 @@ def test_bgr_filters_are_turned_exactly_and_their_images_with_them(format, tmp_p
         }
 
 
-def described_in(path):
+def read_stored_metadata(path):
     if path.suffix == ".safetensors":
         content = path.read_bytes()
         text = content[8 : 8 + int.from_bytes(content[:8], "little")]
@@ -507,14 +507,14 @@ def described_in(path):
 
 
 @pytest.mark.filterwarnings("ignore:numpy.core:DeprecationWarning")
-@pytest.mark.parametrize("format", DESCRIBED)
-def test_a_file_says_which_file_it_was_made_of(format, tmp_path):
+@pytest.mark.parametrize("format", WITH_METADATA)
+def test_a_file_stores_the_file_that_it_was_converted_from(format, tmp_path):
     torch.save(
         {"state_dict": {f"encoder_q.{name}": tensor for name, tensor in make_state().items()}}, tmp_path / "in.tar"
     )
     path = tmp_path / FORMATS[format]
     write_checkpoint(read_checkpoint(tmp_path / "in.tar"), path, format)
-    description = described_in(path)
+    description = read_stored_metadata(path)
     sha256 = hashlib.sha256((tmp_path / "in.tar").read_bytes()).hexdigest()
     assert description["source"] == {"name": "in.tar", "sha256": sha256, "format": "moco"}
     assert description["version"] == 1
@@ -522,47 +522,57 @@ def test_a_file_says_which_file_it_was_made_of(format, tmp_path):
     assert read_checkpoint(path).source.format == format
 
 
-def test_facts_survive_json():
+def test_metadata_survives_json():
     for metadata in (Metadata(), Metadata(CIFAR, True, "byol", "momentum"), Metadata(MSRA, False)):
-        sure = confirm_metadata(metadata, metadata.input, metadata.stride_in_1x1)
-        for each in (metadata, sure):  # a custom stays one: no conversion makes it what the file said
+        confirmed = confirm_metadata(metadata, metadata.input, metadata.stride_in_1x1)
+        for each in (metadata, confirmed):  # an assumption stays one
             assert Metadata.from_dict(json.loads(json.dumps(each.to_dict()))) == each
 
 
-GOOD = {"input": {"channels": "RGB", "mean": [1, 2, 3], "std": [1, 1, 1]}, "stride_in_1x1": True, "method": "moco"}
+VALID_FIELDS = {
+    "input": {"channels": "RGB", "mean": [1, 2, 3], "std": [1, 1, 1]},
+    "stride_in_1x1": True,
+    "method": "moco",
+}
 
 
-def test_good_facts_are_understood():
-    assert Metadata.from_dict(GOOD) == Metadata(
+def test_valid_metadata_is_parsed():
+    assert Metadata.from_dict(VALID_FIELDS) == Metadata(
         InputFormat("RGB", (1.0, 2.0, 3.0), (1.0, 1.0, 1.0)), True, "moco", from_file=True
     )
     assert Metadata.from_dict({}) == Metadata(from_file=True)
 
 
-NONSENSE = [
+INVALID_FIELDS = [
     *({"input": each} for each in ("RGB", [1], 3, {}, {"channels": "RGB"}, {"channels": "RGB", "mean": [1, 2, 3]})),
-    *({"input": GOOD["input"] | {"channels": each}} for each in ("GRB", "rgb", "", None, ["RGB"], 3)),
-    *({"input": GOOD["input"] | {"mean": each}} for each in ([], [1, 2], [1, 2, 3, 4], 3, None, "123", ["a", 1, 1])),
-    *({"input": GOOD["input"] | {"mean": [each, 1, 1]}} for each in (float("nan"), float("inf"), None, "x", [1])),
-    *({"input": GOOD["input"] | {"std": [each, 1, 1]}} for each in (0, -1, float("nan"), float("inf"))),
+    *({"input": VALID_FIELDS["input"] | {"channels": each}} for each in ("GRB", "rgb", "", None, ["RGB"], 3)),
+    *(
+        {"input": VALID_FIELDS["input"] | {"mean": each}}
+        for each in ([], [1, 2], [1, 2, 3, 4], 3, None, "123", ["a", 1, 1])
+    ),
+    *(
+        {"input": VALID_FIELDS["input"] | {"mean": [each, 1, 1]}}
+        for each in (float("nan"), float("inf"), None, "x", [1])
+    ),
+    *({"input": VALID_FIELDS["input"] | {"std": [each, 1, 1]}} for each in (0, -1, float("nan"), float("inf"))),
     *({"stride_in_1x1": each} for each in ("True", 2, [], {}, 0.5)),
     *({"method": each} for each in (3, ["moco"], True, {})),
     *({"branch": each} for each in (3, None, ["online"], "ema", "")),
 ]
 
 
-@pytest.mark.parametrize("part", NONSENSE, ids=str)
-def test_nonsense_is_not_taken_for_facts(part):
+@pytest.mark.parametrize("part", INVALID_FIELDS, ids=str)
+def test_invalid_metadata_is_refused(part):
     with pytest.raises((AttributeError, KeyError, TypeError, ValueError)):
-        Metadata.from_dict(GOOD | part)
+        Metadata.from_dict(VALID_FIELDS | part)
 
 
-def test_turned_twice_is_as_before():
+def test_flipping_channels_twice_changes_nothing():
     assert IMAGENET.flip_channels() == InputFormat("BGR", (103.53, 116.28, 123.675), (57.375, 57.12, 58.395))
     assert IMAGENET.flip_channels().flip_channels() == IMAGENET
 
 
-def test_the_lines_of_a_config_are_told():
+def test_config_overrides():
     assert get_config_overrides(make_checkpoint("resnet50", images=MSRA, stride_in_1x1=True)) == {
         "INPUT.FORMAT": "BGR",
         "MODEL.PIXEL_MEAN": [103.53, 116.28, 123.675],
@@ -585,7 +595,7 @@ def test_a_file_is_read_the_same_whatever_order_its_tensors_have(tmp_path):
 
 
 @pytest.mark.parametrize("branch", ["online", "momentum"])
-def test_each_branch_is_read_when_asked(branch, tmp_path):
+def test_each_branch_can_be_read(branch, tmp_path):
     networks = {
         f"encoder_{letter}.{name}": tensor
         for letter, seed in (("q", 1), ("k", 2))
@@ -600,7 +610,7 @@ def test_each_branch_is_read_when_asked(branch, tmp_path):
     assert torch.equal(read_checkpoint(tmp_path / "x.pth").tensors["conv1.weight"], make_state(seed=1)["conv1.weight"])
 
 
-def test_tensors_of_the_same_branch_under_another_prefix_are_not_left_out_in_silence(tmp_path):
+def test_tensors_under_another_prefix_of_the_same_branch_are_unexpected(tmp_path):
     tensors = {f"backbone.{name}": tensor for name, tensor in make_state().items()}
     torch.save({**tensors, "classifier.weight": torch.ones(1), "encoder.x": torch.ones(1)}, tmp_path / "x.pth")
     with pytest.raises(UserError, match=r"1 unexpected tensor\(s\): encoder\.x;"):

@@ -1,4 +1,4 @@
-"""A checkpoint into a network: every tensor arrives and nothing else moves, or the network stays as it was."""
+"""Loading a checkpoint into a network: all its tensors and no others are changed, or none is."""
 
 import copy
 
@@ -26,7 +26,7 @@ from ssql_det.convert import (
 )
 from ssql_det.core.errors import UserError
 
-LEVELS = ["res2", "res3", "res4", "res5"]
+STAGES = ["res2", "res3", "res4", "res5"]
 C4 = {
     "MODEL.DEVICE": "cpu",
     "MODEL.RPN.CONV_DIMS": [8],
@@ -37,8 +37,8 @@ C4 = {
 }
 FPN = C4 | {
     "MODEL.BACKBONE.NAME": "build_resnet_fpn_backbone",
-    "MODEL.RESNETS.OUT_FEATURES": LEVELS,
-    "MODEL.FPN.IN_FEATURES": LEVELS,
+    "MODEL.RESNETS.OUT_FEATURES": STAGES,
+    "MODEL.FPN.IN_FEATURES": STAGES,
     "MODEL.FPN.OUT_CHANNELS": 8,
     "MODEL.ANCHOR_GENERATOR.SIZES": [[32], [64], [128], [256], [512]],
     "MODEL.RPN.IN_FEATURES": ["p2", "p3", "p4", "p5", "p6"],
@@ -50,28 +50,28 @@ FPN = C4 | {
     "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 2,
     "MODEL.ROI_MASK_HEAD.NUM_CONV": 1,
 }
-PYTORCH = {  # what networks of torchvision's kind want
+TORCHVISION_INPUT = {  # of networks trained as torchvision's
     "INPUT.FORMAT": "RGB",
     "MODEL.PIXEL_MEAN": list(IMAGENET.mean),
     "MODEL.PIXEL_STD": list(IMAGENET.std),
     "MODEL.RESNETS.STRIDE_IN_1X1": False,
 }
 MASKS = {"MODEL.MASK_ON": True}
-NORMED = {"MODEL.RESNETS.NORM": "BN", "MODEL.BACKBONE.FREEZE_AT": 0}
+BATCH_NORM = {"MODEL.RESNETS.NORM": "BN", "MODEL.BACKBONE.FREEZE_AT": 0}
 
 
-def R(depth):  # noqa: N802 (as in R18)
+def resnet_keys(depth):
     return {"MODEL.RESNETS.DEPTH": depth} | ({"MODEL.RESNETS.RES2_OUT_CHANNELS": 64} if depth < 50 else {})
 
 
-def config(*parts):
+def make_config(*parts):
     keys = {key: value for part in parts for key, value in part.items()}
     return d2.read_config(overrides=[str(each) for pair in keys.items() for each in pair])
 
 
-def detector(*parts):
+def build_detector(*parts):
     torch.manual_seed(7)
-    return d2.build_model(config(*parts))
+    return d2.build_model(make_config(*parts))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -95,8 +95,8 @@ def custom_heads():
 
 
 @pytest.fixture(autouse=True)
-def _quickly(tmp_path, monkeypatch):
-    """In a folder of its own; random first weights would take most of the time, and say nothing here."""
+def _fast_initialization(tmp_path, monkeypatch):
+    """In a folder of its own, without random initialization, which would take most of the time."""
     monkeypatch.chdir(tmp_path)
     for name in ("normal_", "uniform_"):
         monkeypatch.setattr(torch.Tensor, name, lambda tensor, *args, **kwargs: tensor.fill_(0.5))
@@ -105,8 +105,8 @@ def _quickly(tmp_path, monkeypatch):
 BASIC_HEADS = {"MODEL.ROI_HEADS.NAME": "BasicRes5ROIHeads"}
 
 
-def of_detectron2(name, prefix="", last="", stem="stem.conv1"):
-    """torchvision's name as Detectron2 has it; written down once more, for the tests."""
+def to_detectron2_name(name, prefix="", last="", stem="stem.conv1"):
+    """From torchvision's name, independently of the package's tables."""
     if not name.startswith("layer"):
         return prefix + name.replace("conv1", stem).replace("bn1", f"{stem}.norm")
     stage, block, rest = name.split(".", 2)
@@ -118,36 +118,36 @@ def of_detectron2(name, prefix="", last="", stem="stem.conv1"):
 
 
 NAMES = {
-    "C4": lambda name: of_detectron2(name, "backbone.", "roi_heads."),
-    "FPN": lambda name: of_detectron2(name, "backbone.bottom_up."),
-    "ResNet": of_detectron2,
+    "C4": lambda name: to_detectron2_name(name, "backbone.", "roi_heads."),
+    "FPN": lambda name: to_detectron2_name(name, "backbone.bottom_up."),
+    "ResNet": to_detectron2_name,
     "torchvision": lambda name: name,
 }
 
 
-def copied(model):
+def copy_state(model):
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
-def assert_loaded(model, before, checkpoint, named, coverage):
-    """Each of the checkpoint's tensors stands in its place, and all else is as it was, bit for bit."""
+def assert_loaded(model, before, checkpoint, rename, coverage):
+    """The checkpoint's tensors are loaded and all others unchanged, bit for bit."""
     after = model.state_dict()
-    places = {named(name): tensor for name, tensor in checkpoint.tensors.items()}
-    there = {name: tensor for name, tensor in places.items() if name in after}
-    assert all(name.endswith("num_batches_tracked") for name in places.keys() - there.keys())
-    assert all(torch.equal(after[name], tensor.to(after[name].dtype)) for name, tensor in there.items())
-    assert not any(torch.equal(before[name], after[name]) for name in there)
-    assert all(torch.equal(before[name], after[name]) for name in after.keys() - there.keys())
+    renamed = {rename(name): tensor for name, tensor in checkpoint.tensors.items()}
+    in_network = {name: tensor for name, tensor in renamed.items() if name in after}
+    assert all(name.endswith("num_batches_tracked") for name in renamed.keys() - in_network.keys())
+    assert all(torch.equal(after[name], tensor.to(after[name].dtype)) for name, tensor in in_network.items())
+    assert not any(torch.equal(before[name], after[name]) for name in in_network)
+    assert all(torch.equal(before[name], after[name]) for name in after.keys() - in_network.keys())
     assert coverage.percent == 100
-    assert set(coverage.used) == set(there)
+    assert set(coverage.used) == set(in_network)
     assert (coverage.missing, coverage.unmatched, coverage.invalid) == ((), (), {})
     backbone = {name for name, why in coverage.left_out.items() if why == "not of the backbone"}
-    assert backbone == after.keys() - there.keys()
-    assert coverage.left_out.keys() - backbone == places.keys() - there.keys()
+    assert backbone == after.keys() - in_network.keys()
+    assert coverage.left_out.keys() - backbone == renamed.keys() - in_network.keys()
 
 
-def refusal(model, checkpoint, load=load_backbone):
-    before = copied(model)
+def get_error(model, checkpoint, load=load_backbone):
+    before = copy_state(model)
     with pytest.raises(UserError) as mistake:
         load(model, checkpoint)
     after = model.state_dict()
@@ -159,32 +159,32 @@ def refusal(model, checkpoint, load=load_backbone):
 # ---------------------------------------------------------------- backbones
 
 DETECTORS = {
-    "R18-FPN": (FPN, R(18), PYTORCH),
-    "R18-FPN normed": (FPN, R(18), PYTORCH, NORMED),
-    "R18-FPN all normed": (FPN, R(18), PYTORCH, NORMED, {"MODEL.FPN.NORM": "BN"}),
-    "R18-C4": (C4, R(18), PYTORCH, BASIC_HEADS),
-    "R18-C4 normed": (C4, R(18), PYTORCH, NORMED, BASIC_HEADS),
-    "R34-FPN": (FPN, R(34), PYTORCH),
-    "R50-FPN with masks": (FPN, R(50), PYTORCH, MASKS),
-    "R50-C4": (C4, R(50), PYTORCH),
-    "R50-C4 normed, with masks": (C4, R(50), PYTORCH, NORMED, MASKS),
+    "R18-FPN": (FPN, resnet_keys(18), TORCHVISION_INPUT),
+    "R18-FPN normed": (FPN, resnet_keys(18), TORCHVISION_INPUT, BATCH_NORM),
+    "R18-FPN all normed": (FPN, resnet_keys(18), TORCHVISION_INPUT, BATCH_NORM, {"MODEL.FPN.NORM": "BN"}),
+    "R18-C4": (C4, resnet_keys(18), TORCHVISION_INPUT, BASIC_HEADS),
+    "R18-C4 normed": (C4, resnet_keys(18), TORCHVISION_INPUT, BATCH_NORM, BASIC_HEADS),
+    "R34-FPN": (FPN, resnet_keys(34), TORCHVISION_INPUT),
+    "R50-FPN with masks": (FPN, resnet_keys(50), TORCHVISION_INPUT, MASKS),
+    "R50-C4": (C4, resnet_keys(50), TORCHVISION_INPUT),
+    "R50-C4 normed, with masks": (C4, resnet_keys(50), TORCHVISION_INPUT, BATCH_NORM, MASKS),
 }
 
 
 @pytest.mark.parametrize("parts", DETECTORS.values(), ids=DETECTORS)
-def test_a_detector_gets_its_whole_backbone_and_keeps_the_rest(parts):
-    model = detector(*parts)
-    before = copied(model)
+def test_a_detectors_backbone_is_loaded_and_the_rest_is_kept(parts):
+    model = build_detector(*parts)
+    before = copy_state(model)
     checkpoint = make_checkpoint(
         f"resnet{next(part['MODEL.RESNETS.DEPTH'] for part in parts if 'MODEL.RESNETS.DEPTH' in part)}"
     )
     coverage = load_backbone(model, checkpoint)
-    named = NAMES["C4" if "roi_heads.res5.0.conv1.weight" in before else "FPN"]
-    assert_loaded(model, before, checkpoint, named, coverage)
+    rename = NAMES["C4" if "roi_heads.res5.0.conv1.weight" in before else "FPN"]
+    assert_loaded(model, before, checkpoint, rename, coverage)
 
 
 def test_a_norm_after_the_last_stage_is_not_of_the_backbone():
-    model = detector(C4, R(18), PYTORCH, BASIC_HEADS)
+    model = build_detector(C4, resnet_keys(18), TORCHVISION_INPUT, BASIC_HEADS)
     coverage = load_backbone(model, make_checkpoint("resnet18"))
     assert coverage.left_out["roi_heads.res5.norm.weight"] == "not of the backbone"
     assert coverage.left_out["backbone.stem.conv1.norm.num_batches_tracked"] == "FrozenBatchNorm2d has no such buffer"
@@ -201,29 +201,29 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize(("name", "build"), NETWORKS.values(), ids=NETWORKS)
-def test_networks_of_torchvisions_names_are_loaded(name, build):
+def test_networks_with_torchvisions_names_are_loaded(name, build):
     model = build()
-    before, checkpoint = copied(model), make_checkpoint(name)
+    before, checkpoint = copy_state(model), make_checkpoint(name)
     coverage = load_backbone(model, checkpoint)
     assert_loaded(model, before, checkpoint, NAMES["torchvision"], coverage)
 
 
-def bare(depth=18, **keys):
-    cfg = config(C4, R(depth), PYTORCH, {"MODEL.RESNETS.OUT_FEATURES": ["res5"], **keys})
+def build_resnet(depth=18, **keys):
+    cfg = make_config(C4, resnet_keys(depth), TORCHVISION_INPUT, {"MODEL.RESNETS.OUT_FEATURES": ["res5"], **keys})
     return d2.build_backbone(cfg)
 
 
 @pytest.mark.parametrize("norm", ["BN", "FrozenBN"])
 def test_a_resnet_alone_is_loaded(norm):
-    model = bare(**{"MODEL.RESNETS.NORM": norm})
-    before, checkpoint = copied(model), make_checkpoint("resnet18")
+    model = build_resnet(**{"MODEL.RESNETS.NORM": norm})
+    before, checkpoint = copy_state(model), make_checkpoint("resnet18")
     assert_loaded(model, before, checkpoint, NAMES["ResNet"], load_backbone(model, checkpoint))
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-def test_the_engines_network_then_computes_what_torchvisions_does(name):
+def test_the_loaded_network_computes_the_same_as_torchvisions(name):
     torch.manual_seed(3)
-    ours, theirs = bare(int(name.removeprefix("resnet"))).eval(), torchvision.models.get_model(name).eval()
+    ours, theirs = build_resnet(int(name.removeprefix("resnet"))).eval(), torchvision.models.get_model(name).eval()
     for tensor in theirs.state_dict().values():
         if tensor.dim() == 4:
             tensor.copy_(torch.randn(tensor.shape) * (2 / tensor[0].numel()) ** 0.5)
@@ -238,7 +238,7 @@ def test_the_engines_network_then_computes_what_torchvisions_does(name):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_other_precisions_become_the_networks_own(dtype, tmp_path):
+def test_tensors_are_converted_to_the_networks_dtype(dtype, tmp_path):
     tensors = {name: tensor.to(dtype) if tensor.dim() else tensor for name, tensor in make_state().items()}
     torch.save(tensors, tmp_path / "x.pth")
     model = build_backbone("narrow_resnet").module
@@ -257,11 +257,11 @@ def test_a_loaded_network_shares_no_memory_with_the_checkpoint_and_can_be_traine
     assert checkpoint.tensors["conv1.weight"].gt(0).all()
 
 
-# ---------------------------------------------------------------- refusals
+# ---------------------------------------------------------------- errors
 
 
-def test_an_r18_in_a_stock_c4_head_is_refused_with_the_reason():
-    sentence = refusal(detector(C4, R(18), PYTORCH), make_checkpoint("resnet18"))
+def test_resnet18_does_not_fit_detectron2s_c4_head():
+    sentence = get_error(build_detector(C4, resnet_keys(18), TORCHVISION_INPUT), make_checkpoint("resnet18"))
     assert "the checkpoint is a resnet18 and does not fit this network: roi_heads.res5.0" in sentence
     assert "a C4 head with the same blocks (Detectron2's own Res5ROIHeads has bottlenecks at any depth)" in sentence
 
@@ -269,14 +269,26 @@ def test_an_r18_in_a_stock_c4_head_is_refused_with_the_reason():
 @pytest.mark.parametrize(
     ("parts", "name", "fault"),
     [
-        ((FPN, R(34)), "resnet18", "backbone.bottom_up.res2.2.conv1.weight is not in the checkpoint"),
-        ((FPN, R(18)), "resnet34", "backbone.bottom_up.res2.2.conv1.weight is not in the network"),
-        ((FPN, R(50)), "resnet18", "backbone.bottom_up.res2.0.conv1.weight is of shape [64, 64, 1, 1], in the "),
-        ((FPN, R(18)), "resnet50", "backbone.bottom_up.res2.0.conv1.weight is of shape [64, 64, 3, 3], in the "),
-        ((C4, R(50)), "resnet101", "backbone.res4.6.conv1.weight is not in the network"),
-        ((C4, R(101)), "resnet50", "backbone.res4.6.conv1.weight is not in the checkpoint"),
-        ((FPN, R(18)), "narrow_resnet", "backbone.bottom_up.stem.conv1.weight is of shape [64, 3, 7, 7], in the "),
-        ((C4, R(34), BASIC_HEADS), "resnet34", "roi_heads.res5.2.conv1.weight is not in the network"),
+        ((FPN, resnet_keys(34)), "resnet18", "backbone.bottom_up.res2.2.conv1.weight is not in the checkpoint"),
+        ((FPN, resnet_keys(18)), "resnet34", "backbone.bottom_up.res2.2.conv1.weight is not in the network"),
+        (
+            (FPN, resnet_keys(50)),
+            "resnet18",
+            "backbone.bottom_up.res2.0.conv1.weight is of shape [64, 64, 1, 1], in the ",
+        ),
+        (
+            (FPN, resnet_keys(18)),
+            "resnet50",
+            "backbone.bottom_up.res2.0.conv1.weight is of shape [64, 64, 3, 3], in the ",
+        ),
+        ((C4, resnet_keys(50)), "resnet101", "backbone.res4.6.conv1.weight is not in the network"),
+        ((C4, resnet_keys(101)), "resnet50", "backbone.res4.6.conv1.weight is not in the checkpoint"),
+        (
+            (FPN, resnet_keys(18)),
+            "narrow_resnet",
+            "backbone.bottom_up.stem.conv1.weight is of shape [64, 3, 7, 7], in the ",
+        ),
+        ((C4, resnet_keys(34), BASIC_HEADS), "resnet34", "roi_heads.res5.2.conv1.weight is not in the network"),
     ],
     ids=[
         "R18 in R34",
@@ -289,32 +301,32 @@ def test_an_r18_in_a_stock_c4_head_is_refused_with_the_reason():
         "R34 in a head",
     ],
 )
-def test_another_architecture_is_refused_and_nothing_moves(parts, name, fault):
-    sentence = refusal(detector(*parts, PYTORCH), make_checkpoint(name))
+def test_another_architecture_is_refused_and_nothing_is_loaded(parts, name, fault):
+    sentence = get_error(build_detector(*parts, TORCHVISION_INPUT), make_checkpoint(name))
     assert f"is a {name} and does not fit this network: " in sentence
     assert fault in sentence
     assert "; build the network with the same depth" in sentence
 
 
-def test_a_block_more_in_a_c4_head_is_of_the_backbone():
-    model = detector(C4, R(18), PYTORCH, BASIC_HEADS)
+def test_an_additional_block_in_a_c4_head_counts_as_backbone():
+    model = build_detector(C4, resnet_keys(18), TORCHVISION_INPUT, BASIC_HEADS)
     model.roi_heads.res5.add_module("2", copy.deepcopy(model.roi_heads.res5[1]))
-    assert "roi_heads.res5.2.conv1.weight is not in the checkpoint" in refusal(model, make_checkpoint("resnet18"))
+    assert "roi_heads.res5.2.conv1.weight is not in the checkpoint" in get_error(model, make_checkpoint("resnet18"))
 
 
-def test_a_cifar_stem_does_not_fit_a_large_one():
-    sentence = refusal(torchvision.models.resnet18(), make_checkpoint("cifar_resnet18"))
+def test_a_cifar_stem_does_not_fit_an_imagenet_stem():
+    sentence = get_error(torchvision.models.resnet18(), make_checkpoint("cifar_resnet18"))
     assert "conv1.weight is of shape [64, 3, 7, 7], in the checkpoint [64, 3, 3, 3]" in sentence
 
 
-def test_a_checkpoint_that_lacks_a_tensor_is_refused():
+def test_a_checkpoint_with_a_missing_tensor_is_refused():
     checkpoint = make_checkpoint("resnet18")
     del checkpoint.tensors["layer3.0.bn2.running_var"]
-    sentence = refusal(detector(FPN, R(18), PYTORCH), checkpoint)
+    sentence = get_error(build_detector(FPN, resnet_keys(18), TORCHVISION_INPUT), checkpoint)
     assert "backbone.bottom_up.res4.0.conv2.norm.running_var is not in the checkpoint" in sentence
 
 
-def test_a_checkpoint_without_counters_is_complete():
+def test_a_checkpoint_without_num_batches_tracked_is_complete():
     model, checkpoint = torchvision.models.resnet18(), make_checkpoint("resnet18")
     for name in [name for name in checkpoint.tensors if name.endswith("num_batches_tracked")]:
         del checkpoint.tensors[name]
@@ -333,47 +345,47 @@ IMAGES = {
 
 
 @pytest.mark.parametrize("keys", IMAGES.values(), ids=IMAGES)
-def test_other_images_are_refused_with_the_lines_to_set(keys):
-    model = detector(FPN, R(18), PYTORCH)
-    cfg = config(FPN, R(18), PYTORCH, keys)
+def test_another_input_format_is_refused_with_the_keys_to_set(keys):
+    model = build_detector(FPN, resnet_keys(18), TORCHVISION_INPUT)
+    cfg = make_config(FPN, resnet_keys(18), TORCHVISION_INPUT, keys)
     model.input_format = cfg.INPUT.FORMAT
     model.pixel_mean = torch.tensor(cfg.MODEL.PIXEL_MEAN).view(-1, 1, 1)
     model.pixel_std = torch.tensor(cfg.MODEL.PIXEL_STD).view(-1, 1, 1)
-    assert refusal(model, make_checkpoint("resnet18")).endswith(
+    assert get_error(model, make_checkpoint("resnet18")).endswith(
         "was trained with another input format than this network has; set INPUT.FORMAT RGB "
         "MODEL.PIXEL_MEAN [123.675, 116.28, 103.53] MODEL.PIXEL_STD [58.395, 57.12, 57.375]"
     )
 
 
-def test_means_that_people_round_are_the_same():
-    model = detector(FPN, R(18), PYTORCH, {"MODEL.PIXEL_MEAN": [123.68, 116.28, 103.53]})
+def test_a_rounded_mean_is_accepted():
+    model = build_detector(FPN, resnet_keys(18), TORCHVISION_INPUT, {"MODEL.PIXEL_MEAN": [123.68, 116.28, 103.53]})
     assert load_backbone(model, make_checkpoint("resnet18")).percent == 100
 
 
-def test_what_is_not_known_of_the_images_or_strides_is_not_held_against_a_network():
-    model = detector(FPN, R(50))
+def test_unknown_input_format_and_stride_are_not_checked():
+    model = build_detector(FPN, resnet_keys(50))
     assert load_backbone(model, make_checkpoint("resnet50", images=None, stride_in_1x1=None)).percent == 100
 
 
 @pytest.mark.parametrize("in_1x1", [True, False])
 @pytest.mark.parametrize("parts", [FPN, C4], ids=["FPN", "C4"])
-def test_another_stride_is_refused_with_the_line_to_set(parts, in_1x1):
-    model = detector(parts, R(50), PYTORCH, {"MODEL.RESNETS.STRIDE_IN_1X1": not in_1x1})
-    sentence = refusal(model, make_checkpoint("resnet50", stride_in_1x1=in_1x1))
+def test_another_stride_is_refused_with_the_key_to_set(parts, in_1x1):
+    model = build_detector(parts, resnet_keys(50), TORCHVISION_INPUT, {"MODEL.RESNETS.STRIDE_IN_1X1": not in_1x1})
+    sentence = get_error(model, make_checkpoint("resnet50", stride_in_1x1=in_1x1))
     assert f"has its strides in the {'1x1' if in_1x1 else '3x3'} convs" in sentence
     assert sentence.endswith(f"set MODEL.RESNETS.STRIDE_IN_1X1 {in_1x1}")
 
 
-def test_a_stride_in_the_1x1_is_no_torchvision_network():
-    assert "has its strides in the 1x1" in refusal(
+def test_a_stride_in_the_1x1_does_not_fit_torchvision():
+    assert "has its strides in the 1x1" in get_error(
         torchvision.models.resnet50(), make_checkpoint("resnet50", stride_in_1x1=True)
     )
 
 
 @pytest.mark.parametrize(("images", "stride"), [(MSRA, True), (CIFAR, False)])
-def test_a_network_built_of_the_lines_told_is_loaded(images, stride):
+def test_a_network_built_with_the_config_overrides_is_loaded(images, stride):
     checkpoint = make_checkpoint("resnet50", images=images, stride_in_1x1=stride)
-    assert load_backbone(detector(FPN, get_config_overrides(checkpoint)), checkpoint).percent == 100
+    assert load_backbone(build_detector(FPN, get_config_overrides(checkpoint)), checkpoint).percent == 100
 
 
 @pytest.mark.parametrize(
@@ -381,43 +393,50 @@ def test_a_network_built_of_the_lines_told_is_loaded(images, stride):
 )
 @pytest.mark.parametrize("load", [load_backbone, load_detector])
 def test_a_network_without_a_resnet_is_refused(build, load):
-    sentence = refusal(build(), make_checkpoint("resnet18"), load)
+    sentence = get_error(build(), make_checkpoint("resnet18"), load)
     assert sentence.startswith("this network has no known ResNet (none of backbone.bottom_up.stem.conv1.weight")
 
 
-def test_the_file_is_named():
+def test_the_error_names_the_file():
     torch.save(make_state(), "x.pth")
-    assert refusal(torchvision.models.resnet18(), read_checkpoint("x.pth")).startswith("x.pth is a narrow_resnet")
+    assert get_error(torchvision.models.resnet18(), read_checkpoint("x.pth")).startswith("x.pth is a narrow_resnet")
 
 
 # ---------------------------------------------------------------- whole detectors
 
 WHOLE = {
-    "R18-FPN": ("detectron2-fpn", FPN, R(18), PYTORCH, MASKS),
-    "R18-FPN normed": ("detectron2-fpn", FPN, R(18), PYTORCH, NORMED),
-    "R18-FPN all normed": ("detectron2-fpn", FPN, R(18), PYTORCH, NORMED, {"MODEL.FPN.NORM": "BN"}),
-    "R18-C4": ("detectron2-c4", C4, R(18), PYTORCH, BASIC_HEADS),
-    "R50-C4": ("detectron2-c4", C4, R(50)),
+    "R18-FPN": ("detectron2-fpn", FPN, resnet_keys(18), TORCHVISION_INPUT, MASKS),
+    "R18-FPN normed": ("detectron2-fpn", FPN, resnet_keys(18), TORCHVISION_INPUT, BATCH_NORM),
+    "R18-FPN all normed": (
+        "detectron2-fpn",
+        FPN,
+        resnet_keys(18),
+        TORCHVISION_INPUT,
+        BATCH_NORM,
+        {"MODEL.FPN.NORM": "BN"},
+    ),
+    "R18-C4": ("detectron2-c4", C4, resnet_keys(18), TORCHVISION_INPUT, BASIC_HEADS),
+    "R50-C4": ("detectron2-c4", C4, resnet_keys(50)),
 }
 
 
 def saved_detector(*parts, change=lambda state: None):
-    """A detector with values of its own, in a file as Detectron2 writes it."""
-    model = detector(*parts)
+    """A detector with distinct values, saved as Detectron2 saves it."""
+    model = build_detector(*parts)
     for index, tensor in enumerate(model.state_dict().values()):
         tensor.copy_(torch.arange(tensor.numel()).view(tensor.shape) % 97 + index)
-    tensors = copied(model)
+    tensors = copy_state(model)
     change(tensors)
     torch.save({"model": tensors, "iteration": 9, "optimizer": {"state": {0: torch.ones(1)}}}, "model_final.pth")
     return model
 
 
 @pytest.mark.parametrize(("format", "parts"), [(each[0], each[1:]) for each in WHOLE.values()], ids=WHOLE)
-def test_a_whole_detector_comes_back_bit_for_bit(format, parts):
+def test_a_whole_detector_is_loaded_bit_for_bit(format, parts):
     trained = saved_detector(*parts)
     checkpoint = read_checkpoint("model_final.pth")
     assert checkpoint.source.format == format
-    fresh = detector(*parts)
+    fresh = build_detector(*parts)
     coverage = load_detector(fresh, checkpoint)
     expected = trained.state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in fresh.state_dict().items())
@@ -425,30 +444,30 @@ def test_a_whole_detector_comes_back_bit_for_bit(format, parts):
     assert set(coverage.used) == set(expected)
 
 
-def test_a_detector_goes_through_our_own_format_and_back():
-    trained = saved_detector(FPN, R(18), PYTORCH)
+def test_a_detector_survives_conversion_to_ssql_det_and_back():
+    trained = saved_detector(FPN, resnet_keys(18), TORCHVISION_INPUT)
     write_checkpoint(read_checkpoint("model_final.pth"), "own.pth", "ssql_det")
     write_checkpoint(read_checkpoint("own.pth"), "again.pth", "detectron2-fpn")
     for file in ("own.pth", "again.pth"):
-        fresh = detector(FPN, R(18), PYTORCH)
+        fresh = build_detector(FPN, resnet_keys(18), TORCHVISION_INPUT)
         load_detector(fresh, read_checkpoint(file))
         assert all(torch.equal(tensor, trained.state_dict()[name]) for name, tensor in fresh.state_dict().items())
 
 
-def lacking(name):
+def remove(name):
     return lambda tensors: tensors.pop(name)
 
 
-def with_extra(name):
+def add(name):
     return lambda tensors: tensors.update({name: torch.ones(1)})
 
 
 @pytest.mark.parametrize(
     ("change", "parts", "fault"),
     [
-        (lacking("roi_heads.box_predictor.cls_score.bias"), (), "cls_score.bias is not in the checkpoint"),
-        (lacking("backbone.fpn_output3.weight"), (), "backbone.fpn_output3.weight is not in the checkpoint"),
-        (with_extra("roi_heads.mask_head.x"), (), "roi_heads.mask_head.x is not in the network"),
+        (remove("roi_heads.box_predictor.cls_score.bias"), (), "cls_score.bias is not in the checkpoint"),
+        (remove("backbone.fpn_output3.weight"), (), "backbone.fpn_output3.weight is not in the checkpoint"),
+        (add("roi_heads.mask_head.x"), (), "roi_heads.mask_head.x is not in the network"),
         (lambda tensors: None, (MASKS,), "roi_heads.mask_head.mask_fcn1.weight is not in the checkpoint"),
         (
             lambda tensors: None,
@@ -458,33 +477,37 @@ def with_extra(name):
     ],
     ids=["lacks a bias", "lacks an output", "has one more", "lacks masks", "other classes"],
 )
-def test_another_detector_is_refused_and_nothing_moves(change, parts, fault):
-    saved_detector(FPN, R(18), PYTORCH, change=change)
-    assert fault in refusal(detector(FPN, R(18), PYTORCH, *parts), read_checkpoint("model_final.pth"), load_detector)
+def test_another_detector_is_refused_and_nothing_is_loaded(change, parts, fault):
+    saved_detector(FPN, resnet_keys(18), TORCHVISION_INPUT, change=change)
+    assert fault in get_error(
+        build_detector(FPN, resnet_keys(18), TORCHVISION_INPUT, *parts),
+        read_checkpoint("model_final.pth"),
+        load_detector,
+    )
 
 
 def test_a_detectors_backbone_alone_is_loaded_without_its_heads():
-    trained = saved_detector(FPN, R(18), PYTORCH)
+    trained = saved_detector(FPN, resnet_keys(18), TORCHVISION_INPUT)
     checkpoint = read_checkpoint("model_final.pth")
-    model = detector(FPN, R(18), PYTORCH, {"MODEL.ROI_HEADS.NUM_CLASSES": 5})
-    before = copied(model)
+    model = build_detector(FPN, resnet_keys(18), TORCHVISION_INPUT, {"MODEL.ROI_HEADS.NUM_CLASSES": 5})
+    before = copy_state(model)
     assert load_backbone(model, checkpoint).percent == 100
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, (trained.state_dict() if ".bottom_up." in name else before)[name])
 
 
-def test_a_backbone_is_no_detector():
-    assert "is not in the checkpoint" in refusal(
-        detector(FPN, R(18), PYTORCH), make_checkpoint("resnet18"), load_detector
+def test_load_detector_refuses_a_backbone():
+    assert "is not in the checkpoint" in get_error(
+        build_detector(FPN, resnet_keys(18), TORCHVISION_INPUT), make_checkpoint("resnet18"), load_detector
     )
 
 
-def test_a_detector_that_is_fed_other_images_is_refused_too():
-    saved_detector(FPN, R(18), PYTORCH)
+def test_load_detector_refuses_another_input_format():
+    saved_detector(FPN, resnet_keys(18), TORCHVISION_INPUT)
     write_checkpoint(read_checkpoint("model_final.pth"), "own.pth", "ssql_det")
     checkpoint = read_checkpoint("own.pth")
     metadata = Metadata(MSRA, False, from_file=True)
     turned = Checkpoint(checkpoint.architecture, checkpoint.tensors, metadata, detector=checkpoint.detector)
-    assert "set INPUT.FORMAT BGR MODEL.PIXEL_MEAN [103.53, " in refusal(
-        detector(FPN, R(18), PYTORCH), turned, load_detector
+    assert "set INPUT.FORMAT BGR MODEL.PIXEL_MEAN [103.53, " in get_error(
+        build_detector(FPN, resnet_keys(18), TORCHVISION_INPUT), turned, load_detector
     )
