@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> None:
     from ssql_det.detect.detector import load_trained_detector
     from ssql_det.detect.evaluation_data import select_calibration_images
     from ssql_det.detect.points import detector_points
-    from ssql_det.detect.predict import check_output_paths, detect_at_widths, find_images, save_predictions
+    from ssql_det.detect.predict import check_output_paths, detect_at_bit_widths, find_images, save_predictions
     from ssql_det.detect.quantized_evaluation import calibrate_detector
     from ssql_det.quant import Quantization, parse_widths
     from ssql_det.quant.quantization_file import check_same_points
@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> None:
         if any(bits.act is not None for bits in widths) or scheme.norms == RE_ESTIMATED:
             batches = select_calibration_images(cfg, make_calibration(options))
             calibrate_detector(quantization, batches)
-    detections_by_bits = detect_at_widths(cfg, quantization, paths, widths, options.score, batches)
+    detections_by_bits = detect_at_bit_widths(cfg, quantization, paths, widths, options.score, batches)
     save_predictions(Path(options.out), cfg, paths, detections_by_bits)
     for bits, detections in detections_by_bits.items():
         print(f"{bits}: {sum(map(len, detections))} objects of score {options.score} or more in {len(paths)} image(s)")

@@ -59,7 +59,7 @@ def run(options: argparse.Namespace) -> None:
     from ssql_det.core.files import atomic_write, check_not_an_input
     from ssql_det.detect.detector import load_trained_detector
     from ssql_det.detect.quantized_evaluation import QuantizationSettings
-    from ssql_det.detect.sensitivity import select_overrides, sort_by_loss
+    from ssql_det.detect.sensitivity import select_overrides, sort_by_degradation
     from ssql_det.quant import Bits, parse_widths
 
     widths, keep_widths = parse_widths(options.bits), parse_widths(options.keep_bits)
@@ -77,11 +77,11 @@ def run(options: argparse.Namespace) -> None:
     loss = "relative error" if options.fast else "AP lost"
     sensitivities = []
     for each in measure(cfg, model, settings, widths[0]):
-        _logger.info("%s: %s %.4f", each.pattern, loss, each.loss)
+        _logger.info("%s: %s %.4f", each.pattern, loss, each.degradation)
         sensitivities.append(each)
-    sensitivities = sort_by_loss(sensitivities)
+    sensitivities = sort_by_degradation(sensitivities)
     title = f"{checkpoint.display_name}: one part at {widths[0]}, the rest float"
-    print_table(("part", loss), [(each.pattern, f"{each.loss:.4f}") for each in sensitivities], title)
+    print_table(("part", loss), [(each.pattern, f"{each.degradation:.4f}") for each in sensitivities], title)
     with atomic_write(options.out, "w") as file:
         json.dump(select_overrides(sensitivities, options.keep, keep_widths[0]), file, indent=1)
     words = ("--bits", widths[0], "--bits-file", options.out, "MODEL.WEIGHTS", cfg.MODEL.WEIGHTS)

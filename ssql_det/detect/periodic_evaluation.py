@@ -16,7 +16,7 @@ from ssql_det.d2 import CfgNode
 from ssql_det.detect.datasets import shorten_dataset_name
 from ssql_det.detect.evaluation_data import build_evaluation_loader
 from ssql_det.detect.quantized_evaluation import (
-    EvaluatedDetector,
+    DetectorProvenance,
     EvaluationContext,
     QuantizationSettings,
     evaluate_quantized,
@@ -62,7 +62,7 @@ class PeriodicEvaluation:
         Rows that a killed run wrote after its last checkpoint are reused. The random generators stay as they are.
         """
         checkpoint = f"iteration {iteration}"
-        detector = EvaluatedDetector(checkpoint, self._metadata, self._network)
+        detector = DetectorProvenance(checkpoint, self._metadata, self._network)
         finished = {(row.checkpoint, row.dataset, row.bits): row for row in broadcast_from_main(self._read_rows)}
         generators = RngState.capture()
         scalars: dict[str, float] = {}

@@ -73,7 +73,7 @@ def load_image(cfg: CfgNode, path: Path) -> Batch:
     return [{"image": tensor, "height": height, "width": width}]
 
 
-def detect_at_widths(
+def detect_at_bit_widths(
     cfg: CfgNode,
     quantization: Quantization,
     images: Sequence[Path],

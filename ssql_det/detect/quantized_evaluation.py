@@ -123,7 +123,7 @@ def evaluate_quantized(
 
 
 @dataclass(frozen=True)
-class EvaluatedDetector:
+class DetectorProvenance:
     """Where a detector comes from, for its rows. ``checkpoint`` is a file, or an iteration of a training."""
 
     checkpoint: str
@@ -137,7 +137,7 @@ def make_row(
     config_label: str,
     bits: Bits,
     result: tuple[Mapping[str, float], float],
-    detector: EvaluatedDetector,
+    detector: DetectorProvenance,
 ) -> Row:
     """A row of :func:`evaluate_quantized`'s result. Method and seed are the config's, else the checkpoint's."""
     cfg, settings, (metrics, seconds) = context.cfg, context.settings, result

@@ -41,7 +41,7 @@ class GroupSensitivity:
     """A group, as its pattern in a bits file, and its loss when it alone is quantized: AP, or a relative error."""
 
     pattern: str
-    loss: float
+    degradation: float
 
 
 def list_groups(points: Sequence[QuantPoint]) -> list[str]:
@@ -71,9 +71,9 @@ def measure_feature_errors(
         yield GroupSensitivity(group, sum(errors) / len(errors))
 
 
-def sort_by_loss(sensitivities: Sequence[GroupSensitivity]) -> list[GroupSensitivity]:
+def sort_by_degradation(sensitivities: Sequence[GroupSensitivity]) -> list[GroupSensitivity]:
     """The largest loss first."""
-    return sorted(sensitivities, key=lambda each: -each.loss)
+    return sorted(sensitivities, key=lambda each: -each.degradation)
 
 
 def select_overrides(sensitivities: Sequence[GroupSensitivity], count: int, bits: Bits) -> dict[str, str]:
@@ -82,7 +82,7 @@ def select_overrides(sensitivities: Sequence[GroupSensitivity], count: int, bits
     >>> select_overrides([GroupSensitivity("a.*", 0.1), GroupSensitivity("b.*", 3.0)], 1, Bits(8, 8))
     {'b.*': '8w8a'}
     """
-    return {each.pattern: str(bits) for each in sort_by_loss(sensitivities)[:count]}
+    return {each.pattern: str(bits) for each in sort_by_degradation(sensitivities)[:count]}
 
 
 def _get_group(path: str) -> str:

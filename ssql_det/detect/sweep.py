@@ -27,7 +27,7 @@ from ssql_det.detect.datasets import hash_annotations
 from ssql_det.detect.evaluation_data import build_evaluation_loader, select_calibration_images, take_rank_share
 from ssql_det.detect.points import detector_points
 from ssql_det.detect.quantized_evaluation import (
-    EvaluatedDetector,
+    DetectorProvenance,
     EvaluationContext,
     QuantizationSettings,
     evaluate_quantized,
@@ -64,7 +64,7 @@ def sweep(
     identity = _make_identity(cfg, dataset, sha256, settings)
     finished = {row.bits: row for row in broadcast_from_main(lambda: _read_finished_rows(folder, identity))}
     loader = build_evaluation_loader(cfg, dataset)
-    detector = EvaluatedDetector(checkpoint.display_name, checkpoint.metadata, checkpoint.architecture.name, sha256)
+    detector = DetectorProvenance(checkpoint.display_name, checkpoint.metadata, checkpoint.architecture.name, sha256)
     context: EvaluationContext | None = None
     for bits in widths:
         if str(bits) in finished:

@@ -89,7 +89,7 @@ def train(cfg: CfgNode, config_label: str, resume: bool = False) -> Path:
             )
         _logger.info("resuming at iteration %d", start)
     micro_batches = cfg.SSQL_DET.MICRO_BATCHES
-    loader = build_train_loader(cfg, seed, first=start * micro_batches)
+    loader = build_train_loader(cfg, seed, first_micro_batch=start * micro_batches)
     evaluation = PeriodicEvaluation(cfg, config_label, Metadata.from_dict(metadata), str(metadata.get("arch", "")))
     printer = CommonMetricPrinter(cfg.SOLVER.MAX_ITER)
     barrier()  # no rank writes before all have read
@@ -110,7 +110,7 @@ def train(cfg: CfgNode, config_label: str, resume: bool = False) -> Path:
             optimizer.zero_grad()
             for micro_batch in range(micro_batches):
                 batch = next(loader)
-                bad_images.pop_from(batch)
+                bad_images.log_skipped_images(batch)
                 with _reducing_gradients(ddp_model, micro_batch == micro_batches - 1):
                     losses = _compute_losses(ddp_model, batch, iteration, cfg.SOLVER.AMP.ENABLED)
                     _check_finite(losses, iteration)

@@ -37,28 +37,34 @@ Index = tuple[int, int]  # a position in the training, and the index of the reco
 class AspectRatioBatchSampler(Sampler[list[Index]]):
     """Endless batches of either wide or tall images, so that little of a batch is padding.
 
-    It begins with batch ``first``, and yields of each batch the part of one of ``world`` ranks.
+    The batches begin with number ``first_batch``; of each batch the sampler yields the share of ``rank``.
 
-    >>> batches = AspectRatioBatchSampler([True, True, False, False], size=2, seed=0)
+    >>> batches = AspectRatioBatchSampler([True, True, False, False], batch_size=2, seed=0)
     >>> next(iter(batches))
     [(0, 0), (1, 1)]
     """
 
     def __init__(
-        self, is_wide: Sequence[bool], size: int, seed: int, first: int = 0, rank: int = 0, world: int = 1
+        self,
+        is_wide: Sequence[bool],
+        batch_size: int,
+        seed: int,
+        first_batch: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
-        self._is_wide, self._size, self._seed, self._first = is_wide, size, seed, first
-        self._rank_part = slice(rank, None, world)
+        self._is_wide, self._batch_size, self._seed, self._first_batch = is_wide, batch_size, seed, first_batch
+        self._rank_share = slice(rank, None, world_size)
 
     def __iter__(self) -> Iterator[list[Index]]:
-        return (batch[self._rank_part] for batch in itertools.islice(self._batches(), self._first, None))
+        return (batch[self._rank_share] for batch in itertools.islice(self._batches(), self._first_batch, None))
 
     def _batches(self) -> Iterator[list[Index]]:
         buckets: dict[bool, list[Index]] = {True: [], False: []}
         for position, index in enumerate(self._shuffled_indices()):
             bucket = buckets[self._is_wide[index]]
             bucket.append((position, index))
-            if len(bucket) == self._size:
+            if len(bucket) == self._batch_size:
                 yield list(bucket)
                 bucket.clear()
 
@@ -111,7 +117,7 @@ class BadImageLog:
     def __init__(self) -> None:
         self.names: set[str] = set()
 
-    def pop_from(self, batch: Batch) -> None:
+    def log_skipped_images(self, batch: Batch) -> None:
         """Take note of the skipped images in the batch's samples."""
         for sample in batch:
             for name in sample.pop(BAD_IMAGES_KEY, ()):
@@ -134,8 +140,8 @@ def get_micro_batch_size(cfg: CfgNode) -> int:
     return int(size // parts)
 
 
-def build_train_loader(cfg: CfgNode, seed: int, first: int = 0) -> Iterator[Batch]:
-    """Endless micro-batches from number ``first`` on, transformed as the config trains; of each, this rank's part."""
+def build_train_loader(cfg: CfgNode, seed: int, first_micro_batch: int = 0) -> Iterator[Batch]:
+    """Infinite iterator over this rank's share of each micro-batch, with the config's training augmentation."""
     size = get_micro_batch_size(cfg)
     if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
         raise UserError(
@@ -155,7 +161,9 @@ def build_train_loader(cfg: CfgNode, seed: int, first: int = 0) -> Iterator[Batc
         _check_masks(records)
     loader = DataLoader(
         SeededDataset(records, mapper, seed, policy),
-        batch_sampler=AspectRatioBatchSampler(is_wide, size, seed, first, rank(), world_size()),
+        batch_sampler=AspectRatioBatchSampler(
+            is_wide, size, seed, first_batch=first_micro_batch, rank=rank(), world_size=world_size()
+        ),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=list,
         generator=torch.Generator().manual_seed(seed),  # otherwise it draws a number from the global one

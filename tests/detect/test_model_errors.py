@@ -12,7 +12,7 @@ from ssql_det.detect.evaluation import evaluate
 from ssql_det.detect.evaluation_data import build_evaluation_loader, select_calibration_images
 from ssql_det.detect.modeling import C4ROIHeads
 from ssql_det.detect.points import detector_points
-from ssql_det.detect.predict import detect_at_widths
+from ssql_det.detect.predict import detect_at_bit_widths
 from ssql_det.detect.quantized_evaluation import QuantizationSettings, evaluate_quantized, prepare_evaluation
 from ssql_det.detect.sensitivity import measure_feature_errors
 from ssql_det.detect.sweep import sweep
@@ -52,7 +52,7 @@ def run_training(cfg, toy):
 def run_prediction(cfg, toy):
     model = build_detector(cfg)
     image = toy / "VOC2007/JPEGImages/000001.jpg"
-    detect_at_widths(cfg, Quantization(model, detector_points(model, "all")), [image], [Bits.FP], 0.5)
+    detect_at_bit_widths(cfg, Quantization(model, detector_points(model, "all")), [image], [Bits.FP], 0.5)
 
 
 RUNS = (

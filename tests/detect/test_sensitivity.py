@@ -15,7 +15,7 @@ from ssql_det.detect.sensitivity import (
     list_groups,
     measure_feature_errors,
     select_overrides,
-    sort_by_loss,
+    sort_by_degradation,
 )
 from ssql_det.quant import Bits, Quantization
 
@@ -45,7 +45,7 @@ def detector(request):
 
 def errors(detector, bits):
     _, quantization = detector
-    return {each.pattern: each.loss for each in measure_feature_errors(quantization, Bits(bits, bits), BATCHES)}
+    return {each.pattern: each.degradation for each in measure_feature_errors(quantization, Bits(bits, bits), BATCHES)}
 
 
 def test_the_groups_are_the_parts_of_a_detector(detector):
@@ -95,7 +95,7 @@ def test_the_most_sensitive_groups_get_more_bits():
         GroupSensitivity("c.*", -1.0),
         GroupSensitivity("d.*", 0.2),
     ]
-    assert [each.pattern for each in sort_by_loss(found)] == ["b.*", "d.*", "a.*", "c.*"]
+    assert [each.pattern for each in sort_by_degradation(found)] == ["b.*", "d.*", "a.*", "c.*"]
     assert select_overrides(found, 2, Bits(8, 8)) == {"b.*": "8w8a", "d.*": "8w8a"}
 
 

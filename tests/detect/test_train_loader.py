@@ -109,8 +109,8 @@ def test_starting_leaves_the_global_generators_as_they_are():
 # ---- batches -------------------------------------------------------------------------------------------------------
 
 
-def sample_indices(wide, size, count, **more):
-    return list(itertools.islice(AspectRatioBatchSampler(wide, size, **({"seed": 3} | more)), count))
+def sample_indices(wide, batch_size, count, **options):
+    return list(itertools.islice(AspectRatioBatchSampler(wide, batch_size, **({"seed": 3} | options)), count))
 
 
 @pytest.mark.parametrize("size", [1, 3, 4])
@@ -137,15 +137,15 @@ def test_every_record_comes_once_an_epoch(size):
 @pytest.mark.parametrize("first", [0, 1, 7, 40])
 def test_a_later_start_gives_the_remaining_batches(first):
     wide = [index % 3 > 0 for index in range(20)]
-    assert sample_indices(wide, 3, 10, first=first) == sample_indices(wide, 3, first + 10)[first:]
+    assert sample_indices(wide, 3, 10, first_batch=first) == sample_indices(wide, 3, first + 10)[first:]
     assert sample_indices(wide, 3, 10) != sample_indices(wide, 3, 10, seed=4)
 
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_ranks_share_each_batch_of_one_process(world):
     wide = [index % 3 > 0 for index in range(20)]
-    shares = [sample_indices(wide, 6, 10, first=2, rank=rank, world=world) for rank in range(world)]
-    for whole, *parts in zip(sample_indices(wide, 6, 10, first=2), *shares, strict=True):
+    shares = [sample_indices(wide, 6, 10, first_batch=2, rank=rank, world_size=world) for rank in range(world)]
+    for whole, *parts in zip(sample_indices(wide, 6, 10, first_batch=2), *shares, strict=True):
         assert {len(part) for part in parts} == {6 // world}
         assert sorted(itertools.chain.from_iterable(parts)) == sorted(whole)
 
@@ -219,7 +219,7 @@ def test_each_bad_image_is_logged_once_and_counted(workers, damaged_dataset, cap
     bad = BadImageLog()
     with caplog.at_level(logging.WARNING, "ssql_det"):
         for batch in take_batches(cfg, 12):  # four times through
-            bad.pop_from(batch)
+            bad.log_skipped_images(batch)
             assert not any("bad_images" in sample for sample in batch)
     assert bad.names == {damaged_dataset[2]["file_name"], damaged_dataset[3]["file_name"]}
     said = [record.getMessage() for record in caplog.records]

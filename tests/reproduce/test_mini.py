@@ -100,7 +100,9 @@ def test_the_report_holds_the_rows_the_curves_and_the_detections(complete_run):
     assert cells >= {*METHODS.values(), *WIDTHS}
     assert len(page.all("img")) == 8 + 3  # detections, and maps of features
     assert all(src.startswith(("data:image/jpeg;base64,", "data:image/png;base64,")) for src in page.values("src"))
-    assert len([svg for svg in page.all("svg") if svg.get("role") == "img"]) == 5  # boxes twice, masks, two tables of probes
+    assert (
+        len([svg for svg in page.all("svg") if svg.get("role") == "img"]) == 5
+    )  # boxes twice, masks, two tables of probes
     text = (complete_run / "report/report.md").read_text()
     assert "What is missing" not in text
     assert "These are toy data" in text
