@@ -50,7 +50,7 @@ def make_jobs(name: str, folder: Path):
     from ssql_det.detect.evaluation_data import build_evaluation_loader
     from ssql_det.detect.quantized_evaluation import QuantizationSettings
     from ssql_det.detect.sweep import sweep
-    from ssql_det.quant import Calibration, parse_widths
+    from ssql_det.quant import Calibration, parse_bit_widths
 
     cfg, model = build(name)
     torch.save({"model": model.state_dict()}, folder / "model.pth")
@@ -59,7 +59,7 @@ def make_jobs(name: str, folder: Path):
     def run_evaluation() -> None:
         evaluate(model, build_evaluation_loader(cfg, dataset), dataset)
 
-    widths, plan = parse_widths("FP,8,6,5,4"), QuantizationSettings("all", Calibration(CALIBRATION))
+    widths, plan = parse_bit_widths("FP,8,6,5,4"), QuantizationSettings("all", Calibration(CALIBRATION))
 
     def run_sweep(print_times: bool = False) -> None:
         sweep_cfg = cfg.clone()

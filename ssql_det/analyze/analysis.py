@@ -13,7 +13,7 @@ from typing import TypeAlias, cast
 import torch
 from torch import Tensor, nn
 
-from ssql_det.quant import Bits, Quantization, QuantPoint, Scheme, evaluate_at_widths
+from ssql_det.quant import Bits, Quantization, QuantPoint, Scheme, evaluate_at_bit_widths
 from ssql_det.quant.hooks import get_float_weight, get_module
 from ssql_det.quant.scheme import TRAINED
 
@@ -162,7 +162,7 @@ def measure_layers(
     weight_widths = (bits for bits in widths if bits.weight is not None)
     with torch.no_grad():
         quantization = Quantization(backbone, weight_points, weight_scheme)
-        for width, errors_at_width in evaluate_at_widths(quantization, weight_widths, measure_errors):
+        for width, errors_at_width in evaluate_at_bit_widths(quantization, weight_widths, measure_errors):
             for path, error in errors_at_width.items():
                 errors[path][width] = error
     return tuple(measure_weight(path, weight.detach(), errors[path]) for path, weight in full.items())

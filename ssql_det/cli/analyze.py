@@ -56,12 +56,12 @@ def run(options: argparse.Namespace) -> None:
     from ssql_det.core.console import print_outcome, print_table, set_up_logging
     from ssql_det.core.errors import UserError
     from ssql_det.pretrain.analyze_checkpoints import AnalysisSettings, analyze_checkpoints
-    from ssql_det.quant import parse_widths
+    from ssql_det.quant import parse_bit_widths
     from ssql_det.report.page_files import write_page, write_text
 
     set_up_logging()
     settings = AnalysisSettings(
-        widths=tuple(parse_widths(options.bits)),
+        widths=tuple(parse_bit_widths(options.bits)),
         pairs=options.pairs,
         calibration=options.calib_images,
         points=options.points,

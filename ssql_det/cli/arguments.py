@@ -90,10 +90,10 @@ def make_calibration(options: argparse.Namespace) -> Calibration:
 
 def make_scheme(options: argparse.Namespace) -> Scheme:
     """A scheme that does not support all of ``--bits`` is a mistake."""
-    from ssql_det.quant import Scheme, parse_widths
+    from ssql_det.quant import Scheme, parse_bit_widths
 
     scheme = Scheme() if options.scheme is None else Scheme.parse(options.scheme)
-    scheme.check_bits(parse_widths(options.bits))
+    scheme.check_bits(parse_bit_widths(options.bits))
     return scheme
 
 

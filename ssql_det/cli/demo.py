@@ -36,10 +36,10 @@ def run(options: argparse.Namespace) -> None:
 
     from ssql_det.backbones import build_backbone
     from ssql_det.core.console import print_next, print_table, set_up_logging
-    from ssql_det.quant import Quantization, evaluate_at_widths, parse_widths, profile_cost
+    from ssql_det.quant import Quantization, evaluate_at_bit_widths, parse_bit_widths, profile_cost
 
     set_up_logging()
-    widths = parse_widths(options.bits)
+    widths = parse_bit_widths(options.bits)
     torch.manual_seed(options.seed)
     backbone = build_backbone(options.arch)
     crops = _make_photo_crops(count=48, size=options.size, seed=options.seed)
@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> None:
     rows = []
     with torch.no_grad():
         reference = model(test_crops)
-        evaluated = evaluate_at_widths(quantization, widths, lambda _: model(test_crops), batches=calibration_crops)
+        evaluated = evaluate_at_bit_widths(quantization, widths, lambda _: model(test_crops), batches=calibration_crops)
         for bits, features in evaluated:
             cosine = torch.cosine_similarity(features, reference).mean().item()
             error = ((features - reference).norm() / reference.norm()).item()

@@ -50,12 +50,12 @@ def run(options: argparse.Namespace) -> None:
     from ssql_det.detect.points import detector_points
     from ssql_det.detect.predict import check_output_paths, detect_at_bit_widths, find_images, save_predictions
     from ssql_det.detect.quantized_evaluation import calibrate_detector
-    from ssql_det.quant import Quantization, parse_widths
+    from ssql_det.quant import Quantization, parse_bit_widths
     from ssql_det.quant.quantization_file import check_same_points
     from ssql_det.quant.scheme import RE_ESTIMATED
 
     overrides, images = _split_keys_and_images(options.rest)
-    paths, widths = find_images(images), parse_widths(options.bits)
+    paths, widths = find_images(images), parse_bit_widths(options.bits)
     check_output_paths(Path(options.out), paths)
     if options.scope not in SCOPES:
         raise UserError(f"--scope must be {' or '.join(SCOPES)}, got {options.scope!r}")

@@ -107,11 +107,11 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _make_options(options: argparse.Namespace, has_gpu: bool) -> Options:
-    from ssql_det.quant import parse_widths
+    from ssql_det.quant import parse_bit_widths
     from ssql_det.reproduce.presets import Options
 
     if options.bits:
-        parse_widths(options.bits)
+        parse_bit_widths(options.bits)
     if options.seeds is not None and options.seeds > _MAX_SEEDS:
         raise UserError(f"--seeds must be at most {_MAX_SEEDS}, got {options.seeds}: each one is a training")
     if not 0 < options.budget <= 1:

@@ -60,9 +60,9 @@ def run(options: argparse.Namespace) -> None:
     from ssql_det.detect.detector import load_trained_detector
     from ssql_det.detect.quantized_evaluation import QuantizationSettings
     from ssql_det.detect.sensitivity import select_overrides, sort_by_degradation
-    from ssql_det.quant import Bits, parse_widths
+    from ssql_det.quant import Bits, parse_bit_widths
 
-    widths, keep_widths = parse_widths(options.bits), parse_widths(options.keep_bits)
+    widths, keep_widths = parse_bit_widths(options.bits), parse_bit_widths(options.keep_bits)
     if len(widths) != 1 or len(keep_widths) != 1:
         raise UserError(f"--bits and --keep-bits are one bit-width each, got {options.bits} and {options.keep_bits}")
     if widths[0] == Bits.FP:

@@ -58,9 +58,9 @@ def run(options: argparse.Namespace) -> None:
     from ssql_det.core.errors import UserError
     from ssql_det.detect import SCOPES, make_config_label
     from ssql_det.detect.quantized_evaluation import QuantizationSettings
-    from ssql_det.quant import parse_widths
+    from ssql_det.quant import parse_bit_widths
 
-    widths = parse_widths(options.bits)
+    widths = parse_bit_widths(options.bits)
     if options.scope not in SCOPES:
         raise UserError(f"--scope must be {' or '.join(SCOPES)}, got {options.scope!r}")
     overrides = _read_bits_file(options.bits_file) if options.bits_file else {}

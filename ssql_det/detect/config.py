@@ -13,7 +13,7 @@ from ssql_det.core.errors import UserError
 from ssql_det.core.rows import Calibration
 from ssql_det.d2 import NODE, CfgNode, map_former_keys
 from ssql_det.detect.points import SCOPES
-from ssql_det.quant import Scheme, parse_widths
+from ssql_det.quant import Scheme, parse_bit_widths
 
 CONFIG_FOLDER = "configs/detection/"
 IGNORED_KEYS = (  # they do not change a result
@@ -100,7 +100,7 @@ def check_config(cfg: CfgNode) -> None:
         raise UserError(f"INPUT.MIN_SIZE_TRAIN must be a list of sizes, each 0 or more; got {sizes}")
     if cfg.SSQL_DET.SCOPE not in SCOPES:
         raise UserError(f"SSQL_DET.SCOPE must be {' or '.join(SCOPES)}, got {cfg.SSQL_DET.SCOPE!r}")
-    Scheme.parse(cfg.SSQL_DET.SCHEME).check_bits(parse_widths(",".join(map(str, cfg.SSQL_DET.EVAL_BITS))))
+    Scheme.parse(cfg.SSQL_DET.SCHEME).check_bits(parse_bit_widths(",".join(map(str, cfg.SSQL_DET.EVAL_BITS))))
     _check_model(cfg)
 
 

@@ -23,7 +23,7 @@ from ssql_det.detect.quantized_evaluation import (
     make_row,
     prepare_evaluation,
 )
-from ssql_det.quant import Calibration, Scheme, parse_widths
+from ssql_det.quant import Calibration, Scheme, parse_bit_widths
 
 EVALUATIONS_NAME = "evaluations.jsonl"
 _FORMER_NAME = "looks.jsonl"  # of the same file in runs of earlier versions
@@ -35,7 +35,7 @@ class PeriodicEvaluation:
     def __init__(self, cfg: CfgNode, config_label: str, metadata: Metadata, network: str) -> None:
         self._cfg, self._config_label, self._metadata, self._network = cfg, config_label, metadata, network
         self._period = cfg.SSQL_DET.EVAL_PERIOD or cfg.TEST.EVAL_PERIOD
-        self._widths = parse_widths(",".join(map(str, cfg.SSQL_DET.EVAL_BITS)))
+        self._widths = parse_bit_widths(",".join(map(str, cfg.SSQL_DET.EVAL_BITS)))
         self._settings = QuantizationSettings(
             cfg.SSQL_DET.SCOPE, Calibration(cfg.SSQL_DET.CALIB_IMAGES), Scheme.parse(cfg.SSQL_DET.SCHEME)
         )

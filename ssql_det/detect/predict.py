@@ -24,7 +24,7 @@ from ssql_det.detect.engine_errors import translate_errors
 from ssql_det.detect.evaluation import fast_inference
 from ssql_det.detect.evaluation_data import Batch, merge_batches
 from ssql_det.detect.quantized_evaluation import run_detector
-from ssql_det.quant import Bits, Quantization, evaluate_at_widths
+from ssql_det.quant import Bits, Quantization, evaluate_at_bit_widths
 
 Detections = list[dict[str, Any]]  # of one image, in COCO's results format, but with class indices for category_id
 
@@ -91,7 +91,7 @@ def detect_at_bit_widths(
             return [list(_to_coco(instances, min_score)) for instances in outputs]
 
     norm_batches = [*merge_batches(calibration_batches)]  # a list: each bit-width reads them
-    return dict(evaluate_at_widths(quantization, widths, detect, None, norm_batches, run_detector))
+    return dict(evaluate_at_bit_widths(quantization, widths, detect, None, norm_batches, run_detector))
 
 
 def save_predictions(

@@ -26,7 +26,7 @@ from ssql_det.detect.evaluation_data import (
     take_rank_share,
 )
 from ssql_det.detect.points import detector_points
-from ssql_det.quant import Bits, Calibration, CostProfile, Quantization, Scheme, evaluate_at_width, profile_cost
+from ssql_det.quant import Bits, Calibration, CostProfile, Quantization, Scheme, evaluate_at_bit_width, profile_cost
 from ssql_det.quant.quantization_file import check_same_points
 
 _logger = logging.getLogger(__name__)
@@ -116,7 +116,7 @@ def evaluate_quantized(
     start = time.perf_counter()
     evaluate_model = partial(evaluate, quantization.model, context.loader, context.dataset, is_fast)
     norm_batches = merge_batches(context.calibration_batches)
-    metrics = evaluate_at_width(quantization, bits, evaluate_model, overrides, norm_batches, run_detector)
+    metrics = evaluate_at_bit_width(quantization, bits, evaluate_model, overrides, norm_batches, run_detector)
     cost = context.cost_profile.at(bits, overrides)
     metrics |= {"MB": cost.bytes / 1e6, "GFLOPs": cost.macs / 1e9, "GBOPs": cost.bit_ops / 1e9}
     return metrics, round(time.perf_counter() - start, 2)

@@ -18,7 +18,7 @@ from ssql_det.core.console import track
 from ssql_det.core.errors import UserError
 from ssql_det.detect.evaluation_data import Batch, merge_batches
 from ssql_det.detect.quantized_evaluation import run_detector
-from ssql_det.quant import Bits, Quantization, QuantPoint, evaluate_at_width
+from ssql_det.quant import Bits, Quantization, QuantPoint, evaluate_at_bit_width
 from ssql_det.quant.hooks import recording_outputs
 
 _GROUPS = (  # regular expressions of module paths, and the group's pattern in a bits file
@@ -66,7 +66,7 @@ def measure_feature_errors(
             run = partial(_record_outputs, model, paths, batch)
             float_outputs = run()
             norm_batches = merge_batches(batches)
-            outputs = evaluate_at_width(quantization, Bits.FP, run, {group: bits}, norm_batches, run_detector)
+            outputs = evaluate_at_bit_width(quantization, Bits.FP, run, {group: bits}, norm_batches, run_detector)
             errors.append(_relative_error(outputs, float_outputs))
         yield GroupSensitivity(group, sum(errors) / len(errors))
 

@@ -38,7 +38,15 @@ from ssql_det.pretrain.data import ImageDataset, open_images
 from ssql_det.pretrain.features import choose_indices, compute_spread, extract_features, load_labelled_images
 from ssql_det.pretrain.probe_checkpoint import default_recipe
 from ssql_det.pretrain.view_loader import build_view_loader
-from ssql_det.quant import Bits, Calibration, Quantization, Scheme, evaluate_at_width, evaluate_at_widths, quant_points
+from ssql_det.quant import (
+    Bits,
+    Calibration,
+    Quantization,
+    Scheme,
+    evaluate_at_bit_width,
+    evaluate_at_bit_widths,
+    quant_points,
+)
 from ssql_det.quant.hooks import recording_outputs
 from ssql_det.quant.norms import estimate_norm_statistics, overriding_statistics
 from ssql_det.quant.points import PUBLISHED
@@ -154,7 +162,7 @@ def measure_terms(
         with quantization.observing():
             return compute_features()
 
-    full = evaluate_at_width(quantization, Bits.FP, compute_and_observe, batches=views)
+    full = evaluate_at_bit_width(quantization, Bits.FP, compute_and_observe, batches=views)
     targets = {kind: features.flip(0) for kind, features in full.items()}
     if method.has_heads:
         is_re_estimated = scheme.norms == RE_ESTIMATED
@@ -162,7 +170,7 @@ def measure_terms(
         with overriding_statistics(method.target, statistics):
             targets[LOSS] = _stack_normalized([method.target(view) for view in views]).flip(0)
     terms: dict[str, dict[Bits, LossTerms]] = {kind: {} for kind in full}
-    features_at_widths = evaluate_at_widths(quantization, widths, lambda _: compute_features(), batches=views)
+    features_at_widths = evaluate_at_bit_widths(quantization, widths, lambda _: compute_features(), batches=views)
     for width, quantized in track(features_at_widths, "comparing features", len(widths)):
         for kind in full:
             terms[kind][width] = compute_terms(*(each[kind].flatten(0, 1) for each in (quantized, full, targets)))
@@ -205,7 +213,7 @@ def embed_features(
     def compute_normalized(bits: Bits) -> Tensor:
         return F.normalize(extract_features(backbone, images.batches(input)).double(), dim=1)
 
-    features = dict(evaluate_at_widths(quantization, settings.widths, compute_normalized, batches=calibration))
+    features = dict(evaluate_at_bit_widths(quantization, settings.widths, compute_normalized, batches=calibration))
     points = tsne(torch.cat([*features.values()]), settings.perplexity, settings.seed).chunk(len(features))
     indices = choose_indices(subset, settings.points, settings.seed)
     files = tuple("/".join(Path(subset.file(index)).parts[-2:]) for index in indices)

@@ -22,7 +22,7 @@ from ssql_det.pretrain.checkpoint import read_backbone, require_savable
 from ssql_det.pretrain.data import DataConfig
 from ssql_det.pretrain.monitor import MonitorConfig
 from ssql_det.pretrain.optim import OptimConfig
-from ssql_det.quant import Bits, FixedBits, SampledBits, Scheme, parse_widths
+from ssql_det.quant import Bits, FixedBits, SampledBits, Scheme, parse_bit_widths
 from ssql_det.quant.tracing import trace_pass
 from ssql_det.ssl import METHODS, SSQL, Method, SimSiam
 from ssql_det.ssl.augmentations import build_augmentation
@@ -199,7 +199,7 @@ def _parse_monitor(node: CfgNode, train_data: str) -> MonitorConfig:
         period=node.PERIOD,
         data=node.DATA or train_data,
         is_data_explicit=bool(node.DATA),
-        widths=tuple(parse_widths(",".join(map(str, node.BITS)))),
+        widths=tuple(parse_bit_widths(",".join(map(str, node.BITS)))),
         scheme=Scheme.parse(node.SCHEME),
         images=node.IMAGES,
     )

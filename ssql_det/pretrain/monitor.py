@@ -14,7 +14,7 @@ from ssql_det.core.errors import UserError
 from ssql_det.pretrain.classifiers import knn_accuracy
 from ssql_det.pretrain.data import NoLabelledSplitError, open_images
 from ssql_det.pretrain.features import LabelledImages, extract_features, load_labelled_images
-from ssql_det.quant import Bits, Calibration, Quantization, Scheme, evaluate_at_widths, quant_points
+from ssql_det.quant import Bits, Calibration, Quantization, Scheme, evaluate_at_bit_widths, quant_points
 from ssql_det.ssl.augmentations import Augmentation
 
 _logger = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class Monitor:
         points = quant_points(self._backbone, self._scheme.placement, self._input.value_range)
         quantization = Quantization(self._backbone, points, self._scheme)
         quantization.calibrate(calibration)
-        results = evaluate_at_widths(quantization, self._widths, lambda _: self._accuracy(), batches=calibration)
+        results = evaluate_at_bit_widths(quantization, self._widths, lambda _: self._accuracy(), batches=calibration)
         return {f"knn/{bits}": accuracy for bits, accuracy in results}
 
     def _accuracy(self) -> float:

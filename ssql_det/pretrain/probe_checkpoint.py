@@ -40,8 +40,8 @@ from ssql_det.quant import (
     Calibration,
     Quantization,
     Scheme,
-    evaluate_at_width,
-    parse_widths,
+    evaluate_at_bit_width,
+    parse_bit_widths,
     profile_cost,
     quant_points,
 )
@@ -100,7 +100,7 @@ def probe_checkpoint(
 
     ``recipe`` names the augmentation; "": that of the network.
     """
-    widths = parse_widths(bits)
+    widths = parse_bit_widths(bits)
     pretrained = read_backbone(checkpoint)
     backbone, source = pretrained.backbone, pretrained.source
     _logger.info("%s: %s, %s", source.name, pretrained.network, describe_branch(pretrained.metadata, source))
@@ -199,7 +199,7 @@ def _probe_widths(
             continue
         start = time.perf_counter()
         evaluate = partial(_evaluate, backbone, input, data, training, settings)
-        metrics = evaluate_at_width(quantization, width, evaluate, batches=calibration)
+        metrics = evaluate_at_bit_width(quantization, width, evaluate, batches=calibration)
         cost = profile.at(width)
         metrics |= {"MB": cost.bytes / 1e6, "GBOPs": cost.bit_ops / 1e9}
         yield replace(row, metrics=metrics, seconds=round(time.perf_counter() - start, 2), time=timestamp())

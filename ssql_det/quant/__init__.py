@@ -23,9 +23,9 @@ cost         model size, multiply-adds, bit-operations
 
 from ssql_det.core.rows import Calibration
 from ssql_det.quant.affine import QParams, choose_qparams, fake_quantize, fake_quantize_weight
-from ssql_det.quant.bits import Bits, BitsSchedule, FixedBits, SampledBits, parse_widths
+from ssql_det.quant.bits import Bits, BitsSchedule, FixedBits, SampledBits, parse_bit_widths
 from ssql_det.quant.cost import Cost, CostProfile, profile_cost
-from ssql_det.quant.evaluate import evaluate_at_width, evaluate_at_widths
+from ssql_det.quant.evaluate import evaluate_at_bit_width, evaluate_at_bit_widths
 from ssql_det.quant.points import FAMILIES, Family, QuantPoint, Side, quant_points
 from ssql_det.quant.quantization import Quantization
 from ssql_det.quant.quantizers import ACTIVATIONS, WEIGHTS, QuantizedTensor, Quantizer, RangeQuantizer
@@ -52,11 +52,11 @@ __all__ = [
     "Scheme",
     "Side",
     "choose_qparams",
-    "evaluate_at_width",
-    "evaluate_at_widths",
+    "evaluate_at_bit_width",
+    "evaluate_at_bit_widths",
     "fake_quantize",
     "fake_quantize_weight",
-    "parse_widths",
+    "parse_bit_widths",
     "profile_cost",
     "quant_points",
 ]

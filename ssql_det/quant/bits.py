@@ -63,10 +63,10 @@ class Bits:
 Bits.FP = Bits(None, None)
 
 
-def parse_widths(text: str) -> list[Bits]:
+def parse_bit_widths(text: str) -> list[Bits]:
     """Read a list of bit-widths: ``FP``, ``8`` for weights and activations alike, ``2w4a``.
 
-    >>> [str(bits) for bits in parse_widths("FP,8,2w4a")]
+    >>> [str(bits) for bits in parse_bit_widths("FP,8,2w4a")]
     ['FP', '8w8a', '2w4a']
     """
     parts = [part.strip() for part in text.split(",")]

@@ -55,12 +55,12 @@ class CostProfile:
 
     def at(self, bits: Bits, overrides: Mapping[str, Bits] | None = None) -> Cost:
         """The cost at these bits; ``overrides`` as in ``Quantization.at``."""
-        assigned = assign_bits(self.points, bits, overrides)
-        weights = {point.parameter_name: width for point, width in assigned.items() if point.is_weight}
+        point_bits = assign_bits(self.points, bits, overrides)
+        weights = {point.parameter_name: width for point, width in point_bits.items() if point.is_weight}
         return Cost(
             bytes=sum(_count_bytes(size, weights.get(name)) for name, size in self.parameters.items()),
             macs=self.trace.macs,
-            bit_ops=sum(each.macs * _count_bit_ops(each, weights, assigned) for each in self.trace.operations),
+            bit_ops=sum(each.macs * _count_bit_ops(each, weights, point_bits) for each in self.trace.operations),
         )
 
 
@@ -95,11 +95,11 @@ def _count_channels(module: nn.Module, parameter: nn.Parameter) -> int:
 
 
 def _count_bit_ops(
-    operation: Operation, weights: Mapping[str, int | None], assigned: Mapping[QuantPoint, int | None]
+    operation: Operation, weights: Mapping[str, int | None], point_bits: Mapping[QuantPoint, int | None]
 ) -> int:
     """Of one multiply-add of the operation."""
     weight = weights.get(operation.parameter)
-    activations = [assigned[source] if source else None for source in operation.sources]
+    activations = [point_bits[point] if point else None for point in operation.input_points]
     if operation.reads_image and activations[0] is None and weight is not None:
         activations[0] = IMAGE_BITS
     factors = activations if not operation.parameter else [weight, activations[0]]

@@ -14,7 +14,7 @@ from ssql_det.quant.scheme import RE_ESTIMATED
 T = TypeVar("T")
 
 
-def evaluate_at_widths(
+def evaluate_at_bit_widths(
     quantization: Quantization,
     widths: Iterable[Bits],
     evaluate: Callable[[Bits], T],
@@ -26,19 +26,20 @@ def evaluate_at_widths(
 
     ``batches``: the images from which norm statistics are re-estimated, where the scheme says so and none are there.
 
-    >>> from ssql_det.quant import Quantization, parse_widths
+    >>> from ssql_det.quant import Quantization, parse_bit_widths
     >>> quantization = Quantization(model)
     >>> quantization.calibrate(loader)
-    >>> results = dict(evaluate_at_widths(quantization, parse_widths("FP,8,4"), lambda bits: model(images).std()))
+    >>> widths = parse_bit_widths("FP,8,4")
+    >>> results = dict(evaluate_at_bit_widths(quantization, widths, lambda bits: model(images).std()))
     >>> [str(bits) for bits in results]
     ['FP', '8w8a', '4w4a']
     """
     for bits in widths:
         used = None if bits == Bits.FP else overrides
-        yield bits, evaluate_at_width(quantization, bits, partial(evaluate, bits), used, batches, forward)
+        yield bits, evaluate_at_bit_width(quantization, bits, partial(evaluate, bits), used, batches, forward)
 
 
-def evaluate_at_width(
+def evaluate_at_bit_width(
     quantization: Quantization,
     bits: Bits,
     evaluate: Callable[[], T],
@@ -51,7 +52,7 @@ def evaluate_at_width(
     >>> from ssql_det.quant import Quantization
     >>> quantization = Quantization(model)
     >>> quantization.calibrate(loader)
-    >>> evaluate_at_width(quantization, Bits.FP, lambda: model(images), {"layer1.*": Bits(4, 4)}).shape
+    >>> evaluate_at_bit_width(quantization, Bits.FP, lambda: model(images), {"layer1.*": Bits(4, 4)}).shape
     torch.Size([4, 192])
     """
     if quantization.scheme.norms == RE_ESTIMATED and not quantization.has_norm_statistics(bits, overrides):

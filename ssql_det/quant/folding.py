@@ -45,7 +45,7 @@ def find_foldable_chains(trace: Trace, points: Sequence[QuantPoint]) -> tuple[Ch
     weights = {point.path for point in points if point.is_weight}
     chains = tuple(chain for chain in trace.chains if chain.layer in weights)
     for chain in chains:
-        if chain.source is None:
+        if chain.input_point is None:
             raise UserError(f"the input of {chain.layer} is not quantized, which placement={INTEGER} needs")
     return chains
 
@@ -54,18 +54,18 @@ def find_foldable_chains(trace: Trace, points: Sequence[QuantPoint]) -> tuple[Ch
 def folding_norms(
     model: nn.Module,
     chains: Sequence[Chain],
-    assigned: Mapping[QuantPoint, int | None],
+    point_bits: Mapping[QuantPoint, int | None],
     get_quantizer: Callable[[QuantPoint], Quantizer],
 ) -> Iterator[None]:
     """In evaluation mode, fold the norms of layers whose weight and input are quantized, and round their biases.
 
-    ``assigned`` are the bit-widths of the points.
+    ``point_bits`` are the bit-widths of the points.
     """
-    weight_points = {point.path: point for point in assigned if point.is_weight}
+    weight_points = {point.path: point for point in point_bits if point.is_weight}
     with ExitStack() as stack:
         for chain in chains:
-            point, source = weight_points[chain.layer], chain.source
-            weight_bits, input_bits = assigned[point], assigned[source] if source is not None else None
+            point, source = weight_points[chain.layer], chain.input_point
+            weight_bits, input_bits = point_bits[point], point_bits[source] if source is not None else None
             if source is not None and weight_bits is not None and input_bits is not None:
                 weight = get_float_weight(model, point)
                 quantized_weight = get_quantizer(point).quantize(weight, weight_bits)

@@ -82,16 +82,16 @@ class Quantization:
 
         Weights are quantized once and shared by all passes inside.
         """
-        assigned = assign_bits(self.points, bits, overrides)
-        folding = folding_norms(self.model, self.chains, assigned, self.__getitem__)
-        with self._quantizing(assigned), self._using_statistics(bits, overrides), folding:
+        point_bits = assign_bits(self.points, bits, overrides)
+        folding = folding_norms(self.model, self.chains, point_bits, self.__getitem__)
+        with self._quantizing(point_bits), self._using_statistics(bits, overrides), folding:
             yield
 
     @contextmanager
-    def _quantizing(self, assigned: Mapping[QuantPoint, int | None]) -> Iterator[None]:
-        self._check_ready(assigned)
+    def _quantizing(self, point_bits: Mapping[QuantPoint, int | None]) -> Iterator[None]:
+        self._check_ready(point_bits)
         with ExitStack() as stack:
-            for point, width in assigned.items():
+            for point, width in point_bits.items():
                 action = None if width is None else partial(self[point], bits=width)
                 stack.enter_context(hooking(self.model, point, action))
             yield
@@ -261,15 +261,15 @@ class Quantization:
     def _check_finite(self) -> None:
         check_finite({quantizer.spec.point.key: observer for quantizer, observer in self._observers.items()})
 
-    def _check_ready(self, assigned: Mapping[QuantPoint, int | None]) -> None:
+    def _check_ready(self, point_bits: Mapping[QuantPoint, int | None]) -> None:
         """Raise an error if activations are not calibrated, or a quantizer does not support its bit-width."""
-        activations = [point for point, width in assigned.items() if width is not None and not point.is_weight]
+        activations = [point for point, width in point_bits.items() if width is not None and not point.is_weight]
         observers = self._observers
         if observers and activations and all(observer.min_val is None for observer in observers.values()):
             raise UserError(f"nothing was observed at {activations[0].key} or elsewhere; calibrate first")
         if self.scheme.placement == INTEGER and activations and not self.chains:
             raise UserError(f"placement={INTEGER} folds the norms that calibrate() finds; calibrate first")
-        for point, width in assigned.items():
+        for point, width in point_bits.items():
             if width is not None and width not in self[point].supported_bits:
                 supported = self[point].supported_bits
                 side = "weight" if point.is_weight else "act"

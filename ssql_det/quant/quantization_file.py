@@ -87,7 +87,9 @@ def write_quantization(path: str | os.PathLike[str], content: QuantizationConten
         "calibration": json.dumps(asdict(content.calibration) if content.calibration else None),
         "points": json.dumps([_point_to_dict(point) for point in content.points]),
         "model": json.dumps(asdict(content.signature)),
-        "chains": json.dumps([[each.layer, each.norm, each.source and each.source.key] for each in content.chains]),
+        "chains": json.dumps(
+            [[each.layer, each.norm, each.input_point and each.input_point.key] for each in content.chains]
+        ),
     }
     with atomic_write(path) as file:
         write_safetensors(content.tensors, metadata, file)

@@ -45,31 +45,31 @@ _logger = logging.getLogger(__name__)
 class Operation:
     """A convolution or matrix product, called in the forward of the module at ``path``.
 
-    ``parameter`` is the full name of its weight; empty if both factors are activations. ``sources`` are the points that
-    quantize its activations, ``None`` for a float one. ``reason`` says why the operation stays float; empty if it does
-    not.
+    ``parameter`` is the full name of the weight; empty if both factors are activations. ``input_points`` are the points
+    that quantize the activations, ``None`` for a float one. ``float_reason`` says why the operation stays float; empty
+    for a quantized operation.
     """
 
     path: str
     macs: int
     parameter: str
-    sources: tuple[QuantPoint | None, ...]
+    input_points: tuple[QuantPoint | None, ...]
     reads_image: bool = False
-    reason: str = ""
+    float_reason: str = ""
 
 
 @dataclass(frozen=True)
 class Chain:
-    """A layer and what follows it directly: ``layer -> norm -> activation -> point``. All but the layer may be missing.
+    """A layer and what directly follows it: its norm, its activation and the point that quantizes the result.
 
-    ``source`` is the point that quantizes the layer's input.
+    All but the layer may be missing. ``input_point`` is the point that quantizes the layer's input.
     """
 
     layer: str
-    source: QuantPoint | None = None
+    input_point: QuantPoint | None = None
     norm: str = ""
     activation: str = ""
-    point: QuantPoint | None = None
+    output_point: QuantPoint | None = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Trace:
     >>> trace = trace_pass(model, quant_points(model), images)
     >>> trace.coverage, trace.float_operations
     (1.0, ())
-    >>> trace.chains[0].layer, trace.chains[0].norm, trace.chains[0].activation, trace.chains[0].point.key
+    >>> trace.chains[0].layer, trace.chains[0].norm, trace.chains[0].activation, trace.chains[0].output_point.key
     ('conv1', 'bn1', 'relu', 'act1:output')
     """
 
@@ -89,7 +89,7 @@ class Trace:
 
     @property
     def float_operations(self) -> tuple[Operation, ...]:
-        return tuple(each for each in self.operations if each.reason)
+        return tuple(each for each in self.operations if each.float_reason)
 
     @property
     def macs(self) -> int:
@@ -133,9 +133,9 @@ def trace_pass(
         (forward or (lambda network, batch: network(batch)))(model, inputs)
     _check_all_reached(model, points, reached, {operation.parameter for operation in tracer.operations})
     weights = {point.parameter_name for point in points if point.is_weight}
-    operations = (replace(each, reason=_explain_float(each, weights)) for each in tracer.operations)
+    operations = (replace(each, float_reason=_explain_float(each, weights)) for each in tracer.operations)
     trace = Trace(tuple(operations), tuple(tracer.get_chains()))
-    reasons = list(dict.fromkeys(f"{each.path}: {each.reason}" for each in trace.float_operations))
+    reasons = list(dict.fromkeys(f"{each.path}: {each.float_reason}" for each in trace.float_operations))
     logged = "; ".join(reasons[:_MAX_LOGGED]) + ("; ..." if len(reasons) > _MAX_LOGGED else "")
     _logger.info("%.2f %% of the multiply-adds are quantized; float: %s", 100 * trace.coverage, logged or "none")
     return trace
@@ -159,7 +159,7 @@ def _check_all_reached(
 def _explain_float(operation: Operation, weights: Collection[str]) -> str:
     if operation.parameter:
         return "" if operation.parameter in weights else f"{operation.parameter} has no point"
-    return "a product of activations, one of which is not quantized" if None in operation.sources else ""
+    return "a product of activations, one of which is not quantized" if None in operation.input_points else ""
 
 
 @contextmanager
@@ -217,13 +217,13 @@ class _Tracer(TorchDispatchMode):
 
     def mark_quantized(self, x: Tensor, point: QuantPoint) -> None:
         layer = self._get_origin(x).layer
-        if layer and self._chains[layer].point is None:
-            self._chains[layer] = replace(self._chains[layer], point=point)
+        if layer and self._chains[layer].output_point is None:
+            self._chains[layer] = replace(self._chains[layer], output_point=point)
         self._origins[x] = _Origin(point=point)
 
     def get_chains(self) -> Iterator[Chain]:
         for layer, chain in self._chains.items():
-            yield Chain(layer, chain.source) if layer in self._layers_read_twice else chain
+            yield Chain(layer, chain.input_point) if layer in self._layers_read_twice else chain
 
     def _get_origin(self, x: Any) -> _Origin:
         origin: _Origin = self._origins.get(x, _UNKNOWN) if isinstance(x, Tensor) else _UNKNOWN
@@ -253,14 +253,14 @@ class _Tracer(TorchDispatchMode):
         factors = args[1:3] if name in ("addmm", "baddbmm") else args[:2]
         origins = [self._get_origin(each) for each in factors]
         parameter = next((each.parameter for each in origins if each.parameter), "")
-        sources = tuple(each.point for each in origins if not each.parameter)
+        input_points = tuple(each.point for each in origins if not each.parameter)
         macs = flop_registry[func.overloadpacket](*args, **kwargs, out_val=result) // 2
         path = self._paths[-1]
-        self.operations.append(Operation(path, macs, parameter, sources or (None,), not self.operations))
+        self.operations.append(Operation(path, macs, parameter, input_points or (None,), not self.operations))
         layer = parameter.rpartition(".")[0]
         if not parameter or layer != path:
             return _UNKNOWN
-        self._chains.setdefault(layer, Chain(layer, sources[0] if sources else None))
+        self._chains.setdefault(layer, Chain(layer, input_points[0] if input_points else None))
         return _Origin(layer=layer, is_layer_output=True)
 
     def _follow(self, name: str, args: Any, origin: _Origin) -> _Origin:

@@ -10,7 +10,7 @@ from torch import nn
 
 from ssql_det.analyze.analysis import measure_layers, measure_weight
 from ssql_det.backbones import build_backbone
-from ssql_det.quant import Bits, parse_widths, quant_points
+from ssql_det.quant import Bits, parse_bit_widths, quant_points
 
 SAMPLES = {"norm": 0.0, "uniform": -1.2, "laplace": 3.0}  # and their excess kurtosis
 
@@ -62,7 +62,7 @@ def error_by_hand(weight, bits):
 
 
 def test_every_conv_has_the_error_of_its_bits(resnet):
-    widths = parse_widths("FP,6a,8,4,2w4a")
+    widths = parse_bit_widths("FP,6a,8,4,2w4a")
     result = measure_layers(resnet, quant_points(resnet), widths)
     convs = {name: module for name, module in resnet.named_modules() if isinstance(module, nn.Conv2d)}
     assert [layer.layer for layer in result] == list(convs)

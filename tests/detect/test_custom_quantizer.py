@@ -9,7 +9,7 @@ from ssql_det.cli.main import main
 from ssql_det.convert import Checkpoint, identify_architecture, write_checkpoint
 from ssql_det.core import rows
 from ssql_det.core.distributed import launch
-from ssql_det.quant import Quantization, parse_widths
+from ssql_det.quant import Quantization, parse_bit_widths
 
 IMAGES = torch.randn(6, 3, 12, 12, generator=torch.Generator().manual_seed(1))
 
@@ -23,7 +23,7 @@ def test_a_custom_quantizer_is_calibrated_saved_and_loaded(tmp_path):
     quantization.save(tmp_path / "q.safetensors")
     again = Quantization.load(tmp_path / "q.safetensors", quantization.model)
     assert str(again.scheme) == "act=sigmas"  # three is its default
-    for bits in parse_widths("8,4,2w4a"):
+    for bits in parse_bit_widths("8,4,2w4a"):
         with quantization.at(bits):
             expected = quantization.model(IMAGES)
         with again.at(bits):

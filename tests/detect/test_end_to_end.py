@@ -13,7 +13,7 @@ from ssql_det.detect import SSQL_DET_DEFAULTS, detector_points
 from ssql_det.detect.detector import load_trained_detector
 from ssql_det.detect.evaluation_data import select_calibration_images
 from ssql_det.detect.quantized_evaluation import calibrate_detector
-from ssql_det.quant import Calibration, Quantization, parse_widths
+from ssql_det.quant import Calibration, Quantization, parse_bit_widths
 from ssql_det.quant.hooks import recording_outputs
 from ssql_det.toydata.dataset import ToyDataSettings, make_toy_data
 
@@ -84,7 +84,7 @@ def test_feature_errors_grow_as_bits_fall(trained):
                 model.eval()(batch)
         return torch.cat([each.flatten() for each in seen])
 
-    whole, *others = (features(bits) for bits in parse_widths(WIDTHS))
+    whole, *others = (features(bits) for bits in parse_bit_widths(WIDTHS))
     errors = [float((each - whole).norm() / whole.norm()) for each in others]
     assert errors == sorted(errors)
     assert all(more > 1.2 * less > 0 for less, more in itertools.pairwise(errors)), errors

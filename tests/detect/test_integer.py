@@ -63,7 +63,7 @@ def test_all_inputs_of_multiply_adds_are_quantized(name):
     model = build_detector(config(name, MODEL__MASK_ON=True))
     trace = trace_pass(model, detector_points(model, "all", "integer"), images())
     assert trace.coverage == 1
-    assert [each.path for each in trace.operations if None in each.sources] == []
+    assert [each.path for each in trace.operations if None in each.input_points] == []
     (image,) = (point for point in detector_points(model, "all", "integer") if point.fixed_range)
     mean, std = torch.tensor([123.675, 116.28, 103.53]), torch.tensor([58.395, 57.12, 57.375])
     assert image.fixed_range == pytest.approx((float((-mean / std).min()), float(((255 - mean) / std).max())))

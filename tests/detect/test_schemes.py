@@ -18,7 +18,7 @@ from ssql_det.detect.detector import load_trained_detector
 from ssql_det.detect.evaluation_data import select_calibration_images
 from ssql_det.detect.predict import detect_at_bit_widths
 from ssql_det.detect.quantized_evaluation import QuantizationSettings, calibrate_detector
-from ssql_det.quant import Calibration, Quantization, Scheme, parse_widths
+from ssql_det.quant import Calibration, Quantization, Scheme, parse_bit_widths
 
 SCHEME = "weight=centred, act=mse, norms=re-estimated"
 PLAN = QuantizationSettings("all", Calibration(4), Scheme.parse(SCHEME))
@@ -103,7 +103,7 @@ def test_predictions_equal_those_of_the_quantization_in_process(in_scheme, learn
     batches = select_calibration_images(cfg, Calibration(4))
     calibrate_detector(quantization, batches)
     paths = [photos / "a.png", photos / "b.png"]
-    found = detect_at_bit_widths(cfg, quantization, paths, parse_widths("FP,8,4"), 0.0, batches)
+    found = detect_at_bit_widths(cfg, quantization, paths, parse_bit_widths("FP,8,4"), 0.0, batches)
     expected = {str(bits): tuple(detections) for bits, detections in found.items()}
     assert list(expected) == ["FP", "8w8a", "4w4a"]
     assert all(detections for of_width in expected.values() for detections in of_width)

@@ -22,7 +22,7 @@ from ssql_det.detect.detector import load_trained_detector
 from ssql_det.detect.evaluation import evaluate
 from ssql_det.detect.evaluation_data import build_evaluation_loader
 from ssql_det.detect.sweep import sweep
-from ssql_det.quant import Bits, Calibration, Quantization, Scheme, parse_widths
+from ssql_det.quant import Bits, Calibration, Quantization, Scheme, parse_bit_widths
 
 # ---- rows ----------------------------------------------------------------------------------------------------------
 
@@ -86,10 +86,10 @@ def test_a_sweep_leaves_the_weights_unchanged(whole_sweep, learned, tmp_path):
     cfg = config(C4, tmp_path / "one", MODEL__WEIGHTS=learned, **MANY_DETECTIONS)
     model, checkpoint = load_trained_detector(cfg)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    list(sweep(cfg, C4, model, checkpoint, parse_widths("4,8"), SETTINGS))
+    list(sweep(cfg, C4, model, checkpoint, parse_bit_widths("4,8"), SETTINGS))
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
     again = config(C4, tmp_path / "two", MODEL__WEIGHTS=learned, **MANY_DETECTIONS)
-    (after,) = sweep(again, C4, model, checkpoint, parse_widths("FP"), SETTINGS)
+    (after,) = sweep(again, C4, model, checkpoint, parse_bit_widths("FP"), SETTINGS)
     assert after.metrics == whole_sweep[1][0].metrics
 
 
@@ -201,7 +201,7 @@ def test_invalid_bit_widths_are_refused(bits, learned, capsys, tmp_path):
 
 
 def test_bit_widths_have_several_spellings_and_duplicates_are_dropped():
-    assert [str(bits) for bits in parse_widths("FP, 8,2w4a,8w8a")] == ["FP", "8w8a", "2w4a"]
+    assert [str(bits) for bits in parse_bit_widths("FP, 8,2w4a,8w8a")] == ["FP", "8w8a", "2w4a"]
 
 
 def test_an_unknown_scope_and_two_test_sets_are_refused(learned, capsys, tmp_path):

@@ -13,7 +13,7 @@ from ssql_det.detect.evaluation_data import merge_batches, select_calibration_im
 from ssql_det.detect.points import detector_points
 from ssql_det.detect.quantized_evaluation import QuantizationSettings, run_detector
 from ssql_det.detect.sweep import sweep
-from ssql_det.quant import Bits, Calibration, Quantization, Scheme, parse_widths
+from ssql_det.quant import Bits, Calibration, Quantization, Scheme, parse_bit_widths
 
 RE_ESTIMATED = Scheme(norms="re-estimated")
 
@@ -53,7 +53,7 @@ def test_re_estimated_norms_change_the_rows_and_are_restored(whole_sweep, learne
     model, checkpoint = load_trained_detector(cfg)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     settings = QuantizationSettings("all", Calibration(4), RE_ESTIMATED)
-    found = list(sweep(cfg, C4, model, checkpoint, parse_widths("FP,8,4"), settings))
+    found = list(sweep(cfg, C4, model, checkpoint, parse_bit_widths("FP,8,4"), settings))
     for row, plain in zip(found, whole_sweep[1], strict=True):
         assert row.metrics["bbox/AP"] != plain.metrics["bbox/AP"]
         assert (row.scheme, plain.scheme) == ("norms=re-estimated", "minmax")

@@ -27,7 +27,7 @@ from ssql_det.pretrain.analyze_checkpoints import (
 from ssql_det.pretrain.checkpoint import TrainingState, read_pretrained_method
 from ssql_det.pretrain.config import build_metadata, build_network, read_config
 from ssql_det.pretrain.data import open_images
-from ssql_det.quant import Quantization, Scheme, parse_widths
+from ssql_det.quant import Quantization, Scheme, parse_bit_widths
 from ssql_det.ssl import encoder_points
 from ssql_det.ssl.augmentations import build_augmentation
 
@@ -40,7 +40,7 @@ METHODS = {
     "moco": ["MOCO.QUEUE", "64"],
     "simclr": [],
 }
-PLAN = AnalysisSettings(tuple(parse_widths("FP,8,4,2w4a")), 12, 12, 30, 0, "cpu", calibration=16, size=16)
+PLAN = AnalysisSettings(tuple(parse_bit_widths("FP,8,4,2w4a")), 12, 12, 30, 0, "cpu", calibration=16, size=16)
 RE_ESTIMATED = Scheme(norms="re-estimated")
 
 pytestmark = pytest.mark.usefixtures("logging_as_it_was")

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from ssql_det.core.errors import UserError
-from ssql_det.quant import Bits, FixedBits, SampledBits, parse_widths
+from ssql_det.quant import Bits, FixedBits, SampledBits, parse_bit_widths
 
 
 @pytest.mark.parametrize(
@@ -47,13 +47,13 @@ def test_parsed_bits_are_checked_too(text):
 
 
 def test_a_list_of_widths_is_separated_by_commas_and_a_number_means_both():
-    assert parse_widths("FP, 8,2w4a,8") == [Bits.FP, Bits(8, 8), Bits(2, 4)]
+    assert parse_bit_widths("FP, 8,2w4a,8") == [Bits.FP, Bits(8, 8), Bits(2, 4)]
 
 
 @pytest.mark.parametrize("text", ["", ",", "FP,", "8;4", "9" * 5000, "8,0x8"])
 def test_an_invalid_list_of_widths_is_an_error_in_one_line(text):
     with pytest.raises(UserError, match=r"^cannot read bits .{0,50}; write FP, 4w4a"):
-        parse_widths(text)
+        parse_bit_widths(text)
 
 
 def test_bits_are_hashable_values():

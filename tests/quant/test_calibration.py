@@ -20,8 +20,8 @@ from ssql_det.quant import (
     QuantPoint,
     Scheme,
     Side,
-    evaluate_at_width,
-    evaluate_at_widths,
+    evaluate_at_bit_width,
+    evaluate_at_bit_widths,
 )
 from ssql_det.quant.quantization_file import check_same_points
 
@@ -108,7 +108,7 @@ def test_norms_are_re_estimated_in_the_quantized_network_at_each_width(model, ba
     with pytest.raises(UserError, match="norm statistics were not re-estimated at 4w4a"), quantization.at(FOUR):
         pass
     found = dict(
-        evaluate_at_widths(quantization, [FOUR, Bits(2, 4)], lambda _: model.eval()(batches[0]), None, batches)
+        evaluate_at_bit_widths(quantization, [FOUR, Bits(2, 4)], lambda _: model.eval()(batches[0]), None, batches)
     )
     reference = copy.deepcopy(model)
     reference.bn1.reset_running_stats()
@@ -134,25 +134,25 @@ def test_norms_are_re_estimated_in_the_quantized_network_at_each_width(model, ba
 def test_norm_statistics_belong_to_a_width_and_its_overrides(model, batches):
     quantization = calibrate(model, batches, "norms=re-estimated")
     overrides = {"layer1.*": Bits(8, 8)}
-    mixed = evaluate_at_width(quantization, FOUR, lambda: model.eval()(batches[0]), overrides, batches)
+    mixed = evaluate_at_bit_width(quantization, FOUR, lambda: model.eval()(batches[0]), overrides, batches)
     assert list(quantization.norm_statistics) == ["4w4a, layer1.* at 8w8a"]
-    plain = evaluate_at_width(quantization, FOUR, lambda: model(batches[0]), None, batches)
+    plain = evaluate_at_bit_width(quantization, FOUR, lambda: model(batches[0]), None, batches)
     assert not torch.equal(mixed, plain)
-    (full,) = evaluate_at_widths(quantization, [Bits.FP], lambda _: model(batches[0]), overrides, batches)
+    (full,) = evaluate_at_bit_widths(quantization, [Bits.FP], lambda _: model(batches[0]), overrides, batches)
     assert "FP" in quantization.norm_statistics  # FP is full precision, without overrides
-    assert torch.equal(full[1], evaluate_at_width(quantization, Bits.FP, lambda: model(batches[0])))
+    assert torch.equal(full[1], evaluate_at_bit_width(quantization, Bits.FP, lambda: model(batches[0])))
 
 
 def test_norms_that_cannot_be_re_estimated_are_an_error(model, batches):
     frozen = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1))
     with pytest.raises(UserError, match="norms of this network are frozen"):
         list(
-            evaluate_at_widths(
+            evaluate_at_bit_widths(
                 Quantization(frozen, scheme=Scheme(norms="re-estimated")), [Bits.FP], lambda _: 0, None, batches
             )
         )
     with pytest.raises(UserError, match="no images to estimate the statistics of this bit-width from"):
-        evaluate_at_width(calibrate(model, batches, "norms=re-estimated"), FOUR, list)
+        evaluate_at_bit_width(calibrate(model, batches, "norms=re-estimated"), FOUR, list)
 
 
 # ---- the file ------------------------------------------------------------------------------------------------------
@@ -163,7 +163,7 @@ def test_a_loaded_quantization_equals_the_saved_one(model, batches, tmp_path, sc
     file = tmp_path / "q.safetensors"
     quantization = calibrate(model.eval(), batches, scheme)
     quantization.calibration = Calibration(8, 3, "crops")
-    expected = evaluate_at_width(quantization, FOUR, lambda: model(batches[0]), None, batches)
+    expected = evaluate_at_bit_width(quantization, FOUR, lambda: model(batches[0]), None, batches)
     quantization.save(file)
     loaded = Quantization.load(file, model)
     assert get_observations(loaded) == get_observations(quantization)
@@ -173,7 +173,7 @@ def test_a_loaded_quantization_equals_the_saved_one(model, batches, tmp_path, sc
         Calibration(8, 3, "crops"),
     )
     assert torch.equal(
-        evaluate_at_width(loaded, FOUR, lambda: model(batches[0])), expected
+        evaluate_at_bit_width(loaded, FOUR, lambda: model(batches[0])), expected
     )  # with the saved norm statistics
     written = file.read_bytes()
     loaded.save(file)
@@ -364,6 +364,6 @@ def test_a_generic_network_is_calibrated_and_quantized(batches):
     quantization = calibrate(model, batches)
     expected = model(batches[0])
     widths = [Bits(bits, bits) for bits in (8, 4, 2)]
-    outputs = evaluate_at_widths(quantization, widths, lambda _: model(batches[0]))
+    outputs = evaluate_at_bit_widths(quantization, widths, lambda _: model(batches[0]))
     errors = [(output - expected).norm().item() for _, output in outputs]
     assert 0 < errors[0] < errors[1] < errors[2]

@@ -46,9 +46,9 @@ def test_size_is_quantized_weights_a_scale_per_channel_and_float_parameters():
 def test_every_conv_of_a_resnet_but_the_first_has_a_quantized_input(make):
     operations = profile(make()).trace.operations
     convs = [each for each in operations if each.path not in ("fc", "linear")]
-    assert [each.path for each in convs if each.sources[0] is None] == [operations[0].path]
+    assert [each.path for each in convs if each.input_points[0] is None] == [operations[0].path]
     assert [each.path for each in operations if each.reads_image] == [operations[0].path]
-    after_stem = [each.path for each in operations if each.sources[0] and each.sources[0].bits == 8]
+    after_stem = [each.path for each in operations if each.input_points[0] and each.input_points[0].bits == 8]
     assert after_stem[0].endswith("0.conv1") or after_stem[0].endswith("0.shortcut")
 
 
@@ -91,8 +91,8 @@ def test_a_tensor_changed_in_place_is_no_longer_quantized():
         model = Shifted(shift)
         model.hidden = torch.nn.Identity()
         points = [QuantPoint("second", Side.WEIGHT), QuantPoint("hidden", Side.OUTPUT)]
-        source = profile_cost(model, points, torch.zeros(1, 4)).trace.operations[-1].sources[0]
-        assert (source and source.key) == expected
+        input_point = profile_cost(model, points, torch.zeros(1, 4)).trace.operations[-1].input_points[0]
+        assert (input_point and input_point.key) == expected
 
 
 def test_profiling_leaves_no_hook():

@@ -69,7 +69,7 @@ def test_multiply_adds_are_quantized_or_have_a_reason(name):
     traced = trace(model, size)
     assert traced.coverage >= min_coverage
     if min_coverage < 1:
-        assert {each.reason for each in traced.float_operations} == {
+        assert {each.float_reason for each in traced.float_operations} == {
             "a product of activations, one of which is not quantized"
         }
         assert len(traced.float_operations) in (12, 24)  # one or both products of twelve blocks
@@ -83,7 +83,9 @@ def test_multiply_adds_are_quantized_or_have_a_reason(name):
 
 def test_a_classifier_stays_float():
     operations = trace(torchvision.models.resnet18()).float_operations
-    assert [(each.path, each.reason, each.macs) for each in operations] == [("fc", "fc.weight has no point", 512_000)]
+    assert [(each.path, each.float_reason, each.macs) for each in operations] == [
+        ("fc", "fc.weight has no point", 512_000)
+    ]
 
 
 def test_mobilenets_of_both_libraries_have_the_same_points():
@@ -181,9 +183,9 @@ def test_each_layer_with_a_point_is_in_one_block(name):
 def test_chains_hold_the_norm_activation_and_point_after_a_layer():
     chains = {chain.layer: chain for chain in trace(CifarResNet(), 16).chains}
     first, last = chains["layer2.0.conv1"], chains["layer2.0.conv2"]
-    assert (first.source.key, first.norm, first.activation) == ("layer1.0:output", "layer2.0.bn1", "relu")
-    assert first.point.key == last.source.key == "layer2.0.conv2:input"
-    assert (last.norm, last.activation, last.point) == ("layer2.0.bn2", "", None)  # followed by an addition
+    assert (first.input_point.key, first.norm, first.activation) == ("layer1.0:output", "layer2.0.bn1", "relu")
+    assert first.output_point.key == last.input_point.key == "layer2.0.conv2:input"
+    assert (last.norm, last.activation, last.output_point) == ("layer2.0.bn2", "", None)  # followed by an addition
     assert chains["layer2.0.shortcut.0"].norm == "layer2.0.shortcut.1"
 
 

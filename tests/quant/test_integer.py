@@ -102,7 +102,7 @@ def test_all_inputs_are_quantized_and_all_ranges_include_zero():
     model = randomize_norms(torchvision.models.mobilenet_v2())
     quantization = Quantization(model, scheme=SCHEME)
     quantization.calibrate([images(2)])
-    assert all(chain.source is not None for chain in quantization.chains)
+    assert all(chain.input_point is not None for chain in quantization.chains)
     for point in quantization.points:
         if not point.is_weight:
             low, high = quantization[point].observer.range

@@ -22,7 +22,7 @@ from ssql_det.detect.training_checkpoint import FINAL_NAME
 from ssql_det.pretrain.analyze_checkpoints import name_checkpoints
 from ssql_det.pretrain.checkpoint import CHECKPOINT_NAME
 from ssql_det.pretrain.config import read_config
-from ssql_det.quant import parse_widths
+from ssql_det.quant import parse_bit_widths
 from ssql_det.report.published import load_published_table
 from ssql_det.reproduce.presets import PRESETS, get_preset
 from ssql_det.toydata.dataset import MANIFEST, ToyDataSettings, make_toy_data
@@ -91,7 +91,9 @@ def test_every_command_is_valid_and_names_its_inputs_and_outputs(plan):
                 assert step.outputs == (Path(cfg.OUTPUT_DIR) / f"{FINAL_NAME}.pth",)
             case "sweep":
                 assert cfg.MODEL.WEIGHTS in read
-                assert list(map(str, parse_widths(options.bits))) == list(map(str, parse_widths(plan.preset.bits)))
+                assert list(map(str, parse_bit_widths(options.bits))) == list(
+                    map(str, parse_bit_widths(plan.preset.bits))
+                )
                 assert options.scheme == "minmax"
                 assert step.outputs == tuple(Path(cfg.OUTPUT_DIR) / name for name in (RESULTS_NAME, QUANTIZATION_NAME))
             case "predict":

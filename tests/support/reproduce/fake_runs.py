@@ -12,7 +12,7 @@ from support.reproduce.plans import build_plan
 from ssql_det.analyze.page import build_csv_files
 from ssql_det.core import rows
 from ssql_det.core.rows import Calibration, Row
-from ssql_det.quant import parse_widths
+from ssql_det.quant import parse_bit_widths
 from ssql_det.report.blocks import Paragraph, Table
 from ssql_det.report.render_html import render_html
 from ssql_det.report.render_markdown import collect_image_files, render_markdown
@@ -77,7 +77,7 @@ def _write_sweep(step, plan, names):
     detector, name = step.name.removeprefix("sweep-").split("-", 1)
     method, seed = name.rsplit("-", 1)
     (experiment,) = [each for each in plan.experiments if each.name == detector]
-    for index, bits in enumerate(map(str, parse_widths(plan.preset.bits))):
+    for index, bits in enumerate(map(str, parse_bit_widths(plan.preset.bits))):
         box = fake_average_precision(detector, method, int(seed), index)
         metrics = {"bbox/AP": box, "bbox/AP50": box + 10, "bbox/AP75": box + 1, "MB": 8.0 / (index + 1), "GFLOPs": 0.5}
         metrics |= {"GBOPs": 616.0 / (index + 1)}
@@ -102,7 +102,7 @@ def _write_probe(step, plan, names):
     method = options.get("--method", CHECKPOINT_METHODS.get(run, run))
     fields = {"method": method, "checkpoint": "checkpoint.pth", "config": "", "scope": "backbone", "engine": ""}
     fields |= {"dataset": dataset, "network": network, "protocol": PROBE_PROTOCOL}
-    for index, bits in enumerate(map(str, parse_widths(options["--bits"]))):
+    for index, bits in enumerate(map(str, parse_bit_widths(options["--bits"]))):
         metrics = {"linear/top1": fake_top1(run, int(seed), index), "MB": 2.0 / (index + 1), "GBOPs": 3.0 / (index + 1)}
         _append_row(step, bits, metrics, seed, **fields)
 
