@@ -1,5 +1,6 @@
 import fcntl
 import json
+import multiprocessing.process
 import os
 import subprocess
 import sys
@@ -11,6 +12,34 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = "1"
 
 from ssql_det.toydata.dataset import ToyDataSettings, make_toy_data
+
+MAKES_PROCESSES = {"toy", "in_process"}  # fixtures; who asks for them is slow
+LONGEST = ("reproduce/test_mini.py", "detect/test_end_to_end.py", "cli/test_hostile.py", "convert/test_conversions.py")
+
+
+def pytest_collection_modifyitems(items):
+    """A test that is not slow is fast. Long modules come first, so that no worker has one left at the end."""
+    for item in items:
+        if MAKES_PROCESSES & set(item.fixturenames):
+            item.add_marker("slow")
+        if not item.get_closest_marker("slow"):
+            item.add_marker("fast")
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (not str(item.path).endswith(LONGEST), item.path not in slow))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """A fast test that starts a process fails, its fixtures included."""
+
+    def refuse(*args, **options):
+        raise AssertionError("a fast test starts a process: mark it slow")
+
+    with pytest.MonkeyPatch.context() as patch:
+        if item.get_closest_marker("fast"):
+            patch.setattr(subprocess.Popen, "__init__", refuse)
+            patch.setattr(multiprocessing.process.BaseProcess, "start", refuse)
+        return (yield)
 
 
 @pytest.fixture

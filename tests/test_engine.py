@@ -10,6 +10,8 @@ from support.toy_datasets import toy_names_at
 
 from ssql_det import d2
 
+pytestmark = pytest.mark.slow
+
 ITERATIONS = 30
 FPN = {
     "BACKBONE": {"NAME": "build_resnet_fpn_backbone"},

@@ -23,6 +23,8 @@ from ssql_det.core.errors import UserError
 from ssql_det.detect import SSQL_DET_DEFAULTS
 from ssql_det.pretrain.config import default_values, read_config
 
+pytestmark = pytest.mark.slow
+
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]
 WITH_A_MODULE = ROOT / "docs/extending.md"  # its commands and its code are run in detect/test_extending.py
 AS_IS = (

@@ -6,10 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from support.detect.configs import C4, CONFIGS, tiny_overrides
 
 from ssql_det.core import rows
 from ssql_det.core.unpickler import read_tensors
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 SRUN = '#!/bin/bash\n"$@" &\n"$@" &\nwait -n && wait -n\n'  # what srun does: the same on every node

@@ -29,6 +29,8 @@ from ssql_det.convert import (
 )
 from ssql_det.core.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 PLAIN = ("torchvision", "timm", "safetensors")  # only for RGB input and strides in the 3x3 conv
 DETECTORS = {"FPN": "detectron2-fpn", "C4": "detectron2-c4"}
 WITH_METADATA = ("ssql_det", "safetensors", "detectron2", *DETECTORS.values())

@@ -21,6 +21,8 @@ from ssql_det import d2
 from ssql_det.convert import IMAGENET, MSRA, get_config_overrides, load_backbone, read_checkpoint, write_checkpoint
 from ssql_det.core.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 STAGES = ("res2", "res3", "res4", "res5")
 
 

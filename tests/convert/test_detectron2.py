@@ -31,6 +31,7 @@ def is_detectron2_installed():
 
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.detectron2,
     pytest.mark.skipif(not is_detectron2_installed(), reason="Detectron2 is not installed"),
 ]

@@ -38,6 +38,8 @@ from support.core.crafted_pickles import make_legacy_file, make_zip
 from ssql_det.convert import MSRA, check_output, read_checkpoint, write_checkpoint
 from ssql_det.core.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 LONG = "x" * 100_000
 ONE = torch.ones(1)
 TERMINAL = "a\nb\r\x1b[31mred\x1b[0m\x07"

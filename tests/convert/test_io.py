@@ -45,6 +45,8 @@ from ssql_det.convert.format import (
 from ssql_det.convert.formats.detectron2 import _to_array
 from ssql_det.core.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 FORMATS = {
     "ssql_det": "x.pth",
     "detectron2-fpn": "x.pth",

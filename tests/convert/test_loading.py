@@ -26,6 +26,8 @@ from ssql_det.convert import (
 )
 from ssql_det.core.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 STAGES = ["res2", "res3", "res4", "res5"]
 C4 = {
     "MODEL.DEVICE": "cpu",

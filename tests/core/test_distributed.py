@@ -14,6 +14,8 @@ from pathlib import Path
 from ssql_det.core.errors import UserError, reporting_errors
 from ssql_det.core.distributed import all_gather, barrier, is_main, launch, rank, world_size
 
+pytestmark = pytest.mark.slow
+
 def main_func(folder, failing_rank):
     gathered = all_gather({"rank": rank(), "main": is_main(), "text": "ab" * rank()})
     Path(folder, f"{rank()}.json").write_text(json.dumps([world_size(), gathered]))

@@ -85,6 +85,7 @@ def test_a_metric_that_is_not_finite_is_null(results, value):
     assert read_rows(results)[0].metrics == {"AP": None, "AP50": 1.5}
 
 
+@pytest.mark.slow
 def test_two_writers_lose_and_truncate_no_row(results):
     results.parent.mkdir()
     count = 1000

@@ -39,6 +39,8 @@ from ssql_det.minid2.evaluation import (
 from ssql_det.minid2.evaluation.pascal_voc_evaluation import voc_ap, voc_eval
 from ssql_det.minid2.structures import Boxes, Instances
 
+pytestmark = pytest.mark.slow
+
 
 def engine(package):
     return importlib.import_module(f"ssql_det.minid2.{package}")

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from support.minid2 import ask
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 GOLDEN = HERE.parent / "goldens/answers.npz"
 STEADY = 8  # steps

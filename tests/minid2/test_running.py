@@ -21,6 +21,8 @@ from ssql_det.minid2.utils.env import seed_all_rng
 from ssql_det.minid2.utils.events import CommonMetricPrinter, EventStorage, TensorboardXWriter
 from ssql_det.minid2.utils.logger import ROOT, log_first_n, setup_logger
 
+pytestmark = pytest.mark.slow
+
 
 def test_tensorboard_reads_what_is_written(tmp_path):
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")

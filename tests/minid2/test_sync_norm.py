@@ -14,6 +14,8 @@ from ssql_det.core.distributed import launch
 from ssql_det.minid2.layers import get_norm
 from ssql_det.minid2.utils import comm
 
+pytestmark = pytest.mark.slow
+
 CHANNELS = 4
 SHARES = {  # images, height and width of each rank
     "equal": ("naiveSyncBN", (2, 5, 6), (2, 5, 6)),

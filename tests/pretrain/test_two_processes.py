@@ -8,6 +8,8 @@ from support.pretrain import processes as two_processes
 from ssql_det.core.distributed import launch
 from ssql_det.ssl.losses import l2_normalize
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

@@ -10,6 +10,8 @@ from ssql_det.core.distributed import launch
 from ssql_det.quant import SampledBits, affine
 from ssql_det.ssl import SSQL, SimSiam
 
+pytestmark = pytest.mark.slow
+
 
 class ReadCounter(TorchDispatchMode):
     """Counts reads of tensor values in Python, for which the CPU waits until the GPU is done."""

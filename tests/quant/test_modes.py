@@ -265,6 +265,7 @@ def test_channels_last_gives_the_same_ranges_and_close_outputs():
 
 
 @pytest.mark.parametrize("scheme", ["minmax", "weight=centred, act=mse", "act=percentile:99"])
+@pytest.mark.slow
 def test_two_processes_with_ddp_equal_one(scheme, tmp_path):
     x = make_images(4, 16, torch.float64)
     launch(ddp_step.run, x, tmp_path, scheme, processes=2)

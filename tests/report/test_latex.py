@@ -19,6 +19,8 @@ from ssql_det.report.markup import clean_lines, strip_markup
 from ssql_det.report.published import TABLE_NUMBERS
 from ssql_det.report.render_latex import render_latex
 
+pytestmark = pytest.mark.slow
+
 needs_pdflatex = pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
 ROWS = [make_row(60.8), make_row(61.9, seed=1), make_row(method=r"C:\x_1 & 100% #{$}^~", checkpoint_hash="b")]
 ROWS += [make_probe_row(90.6), make_probe_row(70.0, "narrow_resnet", method="[1]*")]

@@ -16,6 +16,8 @@ from support.reproduce.plans import WIDTHS, build_plan, find_processes, run_repr
 from ssql_det.core import rows
 from ssql_det.report.published import load_published_table
 
+pytestmark = pytest.mark.slow
+
 METHODS = {"random init.": "random init.", "SSQL": "SSQL (ours)"}  # in rows and in tables
 PROBES = {"table8-d-0": "(d)", "byol-0": "BYOL", "ssql-0": "SSQL"}  # folders, and methods in rows
 ALL = ("--table", "6", "7", "8", "12", "--methods", *METHODS, "(d)", "BYOL")

@@ -23,6 +23,8 @@ from ssql_det.core.files import sha256
 from ssql_det.toydata.dataset import MANIFEST, ToyDataSettings, make_toy_data
 from ssql_det.toydata.digits import CLASSES
 
+pytestmark = pytest.mark.slow
+
 SMALL = ToyDataSettings(scenes=8, crops=10)
 
 
