@@ -39,7 +39,7 @@ def build_detector(cfg: CfgNode) -> nn.Module:
     81
     """
     check_config(cfg)
-    with translate_config_errors("this config does not describe a detector"):
+    with translate_config_errors("this config does not describe a detector", cfg):
         model: nn.Module = build_model(cfg)
         return model
 

@@ -10,8 +10,9 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ssql_det.core.config import flatten_config
 from ssql_det.core.errors import UserError, printable
-from ssql_det.d2 import is_raised_by_engine
+from ssql_det.d2 import CfgNode, is_raised_by_engine
 
 _DATA_ERRORS = (ArithmeticError, AssertionError, LookupError, NotImplementedError, OSError, TypeError, ValueError)
 _CONFIG_ERRORS = (ArithmeticError, AssertionError, NotImplementedError, OSError, RuntimeError, ValueError)
@@ -37,15 +38,15 @@ def translate_errors(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def translate_config_errors(what: str) -> Iterator[None]:
+def translate_config_errors(what: str, cfg: CfgNode) -> Iterator[None]:
     """For building from a config: a failed check, or a name that the engine does not know.
 
     A TypeError, an AttributeError or a KeyError of other code, such as a class in a plug-in, is a bug and passes.
 
-    >>> with translate_config_errors("this config does not describe a detector"):
-    ...     assert 18 in (50, 101), "DEPTH is 50 or 101"
+    >>> with translate_config_errors("this config does not describe a detector", CfgNode({"DEPTH": 18})):
+    ...     assert 18 in (50, 101), "DEPTH must be 50 or 101"
     Traceback (most recent call last):
-    ssql_det.core.errors.UserError: this config does not describe a detector: DEPTH is 50 or 101
+    ssql_det.core.errors.UserError: this config does not describe a detector: DEPTH must be 50 or 101
     """
     try:
         yield
@@ -54,7 +55,7 @@ def translate_config_errors(what: str) -> Iterator[None]:
     except KeyError as failure:
         if not is_raised_by_engine(failure):
             raise
-        raise UserError(f"{what}: {_describe(failure)}") from failure
+        raise UserError(f"{what}: {_describe(failure)}{_find_keys(cfg, failure)}") from failure
 
 
 def _describe(failure: Exception) -> str:
@@ -64,3 +65,10 @@ def _describe(failure: Exception) -> str:
         (key,) = failure.args[:1]
         message = key if " " in str(key) else f"unknown {key!r}"  # a sentence, or what was looked up
     return printable(" ".join(str(message).split()) or type(failure).__name__, _MAX_LENGTH)
+
+
+def _find_keys(cfg: CfgNode, failure: KeyError) -> str:
+    """The config keys with the value that the engine looked up in vain."""
+    values = flatten_config(cfg).items()
+    keys = [key for key, value in values if failure.args[0] in (value if isinstance(value, list) else [value])]
+    return f" (the value of {' and '.join(keys)})" if keys else ""

@@ -69,7 +69,7 @@ def train(cfg: CfgNode, config_label: str, resume: bool = False) -> Path:
     values = flatten_config(cfg)
     is_resumed = check_resume(values, folder, has_checkpoint, resume, _RESUMABLE_WITH, DEFAULT_VALUES, RENAMED_KEYS)
     model, metadata, coverage = _build_model(cfg, is_resumed)
-    with translate_config_errors("the solver cannot be built"):
+    with translate_config_errors("the solver cannot be built", cfg):
         optimizer = build_optimizer(cfg, model)
         scheduler = build_lr_scheduler(cfg, optimizer)
     storage, bad_images = EventStorage(), BadImageLog()

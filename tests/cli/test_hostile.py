@@ -221,7 +221,7 @@ LINES = {  # the command line itself is what is wrong
     "no pooling": (train("MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION 0"), "POOLER_RESOLUTION must be 1 or more, got 0"),
     "depth of nineteen": (
         train("MODEL.BACKBONE.NAME build_resnet_backbone MODEL.RESNETS.DEPTH 19"),
-        f"{NO_DETECTOR}: 19",
+        f"{NO_DETECTOR}: unknown 19 (the value of MODEL.RESNETS.DEPTH)",
     ),
     "norm that is none": (train("MODEL.RESNETS.NORM XBN"), NO_DETECTOR),
     "backbone that is none": (train("MODEL.BACKBONE.NAME build_magic"), NO_DETECTOR),

@@ -99,9 +99,12 @@ def test_a_bug_in_a_plugin_keeps_its_exception(error, broken_backbone):
     [
         ({"MODEL__BACKBONE__NAME": "build_magic"}, "build_magic"),
         ({"MODEL__ROI_HEADS__NAME": "Magic"}, "Magic"),
-        ({"MODEL__RESNETS__NORM": "XBN"}, "unknown 'XBN'"),
-        ({"MODEL__BACKBONE__NAME": "build_resnet_backbone", "MODEL__RESNETS__DEPTH": 19}, "unknown 19"),
-        ({"MODEL__RPN__IN_FEATURES": ["res9"]}, "unknown 'res9'"),
+        ({"MODEL__RESNETS__NORM": "XBN"}, r"unknown 'XBN' \(the value of MODEL\.RESNETS\.NORM"),
+        (
+            {"MODEL__BACKBONE__NAME": "build_resnet_backbone", "MODEL__RESNETS__DEPTH": 19},
+            r"unknown 19 \(the value of MODEL\.RESNETS\.DEPTH\)",
+        ),
+        ({"MODEL__RPN__IN_FEATURES": ["res9"]}, r"unknown 'res9' \(the value of MODEL\.RPN\.IN_FEATURES\)"),
     ],
 )
 def test_a_name_that_the_engine_does_not_know_is_a_user_error_with_its_cause(keys, message):
