@@ -1,4 +1,4 @@
-"""ResNet architectures as lists of their tensors' places and shapes; no network is built here.
+"""ResNet architectures as lists of tensors with their positions and shapes; no network is built here.
 
 He et al., "Deep Residual Learning for Image Recognition" (CVPR 2016), with the widths and groups of Wide ResNet
 (Zagoruyko and Komodakis, 2016) and ResNeXt (Xie et al., 2017) as torchvision has them.

@@ -37,7 +37,7 @@ class Coverage:
 
     @property
     def percent(self) -> float:
-        """How much of the backbone is there, of 100."""
+        """How much of the backbone was found, in percent."""
         expected = len(self.used) + len(self.missing) + len(self.invalid)
         return 100 * len(self.used) / expected if expected else 0.0
 
@@ -59,7 +59,7 @@ class Coverage:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """As ``coverage.json`` beside a run has it."""
+        """The content of a run's ``coverage.json``."""
         return {
             "percent": self.percent,
             "used": self.used,

@@ -1,7 +1,7 @@
 """What a checkpoint format is: the names it gives to a ResNet's tensors, where a file has them, how it is recognized.
 
-The name of each tensor is generated from its place (:class:`TensorSpec`) and looked up in the file. Names in the file
-are never parsed, so two tensors cannot be confused, and a name that was not looked up is reported.
+The name of each tensor is generated from its position in the network (:class:`TensorSpec`) and looked up in the file.
+Names in the file are never parsed, so two tensors cannot be confused, and a name that was not looked up is reported.
 """
 
 from __future__ import annotations
@@ -84,9 +84,9 @@ class Layout:
     """Where a format has a ResNet: the names of its tensors, their prefix, and the dictionary that contains them.
 
     A file has this layout if one of ``containers`` ("" is the file itself) has the stem's conv and, for each pattern of
-    ``required_keys``, a fitting key is there or at the top of the file. ``last_stage_prefix`` replaces ``prefix`` for
-    the last stage, which a C4 detector has in its head. ``constants`` makes tensors that the format omits because their
-    values are always the same.
+    ``required_keys``, a fitting key is in it or at the top level of the file. ``last_stage_prefix`` replaces ``prefix``
+    for the last stage, which a C4 detector has in its head. ``constants`` makes tensors that the format omits because
+    their values are always the same.
     """
 
     prefix: str = ""
@@ -235,10 +235,10 @@ class Format:
                 for container in layout.containers:
                     state = get_state_dict(content, container)
                     if state is not None and layout.matches(state, content):
-                        place = f" in {container!r}" if container else ""
+                        where = f" in {container!r}" if container else ""
                         also = "".join(f" and {pattern}" for pattern in layout.required_keys)
                         return FormatMatch(
-                            self, name, layout, container, state, f"it has {layout.stem_key}{place}{also}"
+                            self, name, layout, container, state, f"it has {layout.stem_key}{where}{also}"
                         )
         return None
 

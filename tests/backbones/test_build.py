@@ -59,10 +59,10 @@ def test_a_network_of_torchvision_has_no_classifier(name, width, size):
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "wide_resnet50_2"])
 def test_layers_are_torchvisions_without_the_classifier(name):
-    theirs = torchvision.models.get_model(name).state_dict()
-    ours = build_backbone(name).module.state_dict()
-    assert {key: value.shape for key, value in ours.items()} == {
-        key: value.shape for key, value in theirs.items() if not key.startswith("fc.")
+    reference = torchvision.models.get_model(name).state_dict()
+    actual = build_backbone(name).module.state_dict()
+    assert {key: value.shape for key, value in actual.items()} == {
+        key: value.shape for key, value in reference.items() if not key.startswith("fc.")
     }
 
 
@@ -79,12 +79,12 @@ def test_narrow_resnet_has_the_layers_of_a_resnet():
     assert narrow.conv1.weight.shape[1:] == resnet.conv1.weight.shape[1:]
     widths = []
     for stage in ("layer1", "layer2", "layer3", "layer4"):
-        ours, theirs = getattr(narrow, stage)[0], getattr(resnet, stage)[0]
+        actual, reference = getattr(narrow, stage)[0], getattr(resnet, stage)[0]
         for conv in ("conv1", "conv2"):
             for attribute in ("kernel_size", "stride", "padding"):
-                assert getattr(getattr(ours, conv), attribute) == getattr(getattr(theirs, conv), attribute)
-        assert (ours.downsample is None) == (theirs.downsample is None)
-        widths.append(ours.conv2.out_channels)
+                assert getattr(getattr(actual, conv), attribute) == getattr(getattr(reference, conv), attribute)
+        assert (actual.downsample is None) == (reference.downsample is None)
+        widths.append(actual.conv2.out_channels)
     assert widths[0] == narrow.conv1.out_channels == 24
     assert widths == sorted(set(widths))
     assert set(narrow.state_dict()) < set(resnet.state_dict())

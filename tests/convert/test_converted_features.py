@@ -72,10 +72,10 @@ def compute_engine_features(checkpoint, image):
 
 @torch.no_grad()
 def assert_close_features(features, expected):
-    for ours, theirs, stage in zip(features, expected, STAGES, strict=True):
-        largest = theirs.abs().max().item()
+    for actual, reference, stage in zip(features, expected, STAGES, strict=True):
+        largest = reference.abs().max().item()
         assert 1e-3 < largest < 1e6, stage
-        assert (ours - theirs).abs().max().item() <= 1e-5 * largest, stage
+        assert (actual - reference).abs().max().item() <= 1e-5 * largest, stage
 
 
 BUILDERS = {

@@ -66,25 +66,27 @@ def folder(tmp_path_factory):
 
 @pytest.mark.parametrize(("arch", "kind"), CONVERTED)
 def test_detectron2_loads_every_tensor_of_a_converted_file(folder, arch, kind):
-    answer = torch.load(folder / f"{arch} {kind}.answer")
+    loaded = torch.load(folder / f"{arch} {kind}.loaded")
     expected = add_detector_prefixes(kind, to_detectron2_names(drop_batch_counters(make_backbone(arch))))
-    assert find_differences({name: answer["state"][name] for name in expected}, expected) == set()
-    assert not expected.keys() & set(answer["missing"])
-    assert answer["unexpected"] == []
+    assert find_differences({name: loaded["state"][name] for name in expected}, expected) == set()
+    assert not expected.keys() & set(loaded["missing"])
+    assert loaded["unexpected"] == []
 
 
 @pytest.mark.parametrize(("name", "kind"), OLD)
 def test_an_old_file_is_loaded_as_detectron2_loads_it(folder, name, kind):
-    theirs = torch.load(folder / f"{name} {kind}.answer")["state"]
+    reference = torch.load(folder / f"{name} {kind}.loaded")["state"]
     checkpoint = read_checkpoint(folder / f"{name}.pkl")
     model = build_detector("resnet50", kind, *OLD[name, kind])
     load = load_detector if checkpoint.detector else load_backbone
     used = load(model, checkpoint).used
-    ours = model.state_dict()
-    wanted = {name for name in theirs if checkpoint.detector or "res" in name or "stem" in name}
-    assert set(used) == wanted
+    state = model.state_dict()
+    expected_names = {name for name in reference if checkpoint.detector or "res" in name or "stem" in name}
+    assert set(used) == expected_names
     substituted = {name for name in used if checkpoint.detector and name.endswith("running_var")}
-    assert find_differences({name: ours[name] for name in used}, {name: theirs[name] for name in used}) == substituted
-    for name in substituted:  # with ours a norm is the affine layer that it was; Detectron2's is smaller by 5e-6 of it
-        assert (ours[name] == torch.tensor(1) - 1e-5).all()
-        assert (theirs[name] == 1).all()
+    assert (
+        find_differences({name: state[name] for name in used}, {name: reference[name] for name in used}) == substituted
+    )
+    for name in substituted:  # our norm stays exactly the affine layer; in Detectron2 it is 5e-6 smaller
+        assert (state[name] == torch.tensor(1) - 1e-5).all()
+        assert (reference[name] == 1).all()

@@ -48,9 +48,9 @@ TERMINAL = "a\nb\r\x1b[31mred\x1b[0m\x07"
 def get_error(path, **options):
     """The message of the error when the file is converted; nothing is written."""
     before = sorted(os.listdir(path.parent))
-    with pytest.raises(UserError) as mistake:
+    with pytest.raises(UserError) as error:
         write_checkpoint(read_checkpoint(path, **options), path.parent / "converted.pth", "ssql_det")
-    sentence = str(mistake.value)
+    sentence = str(error.value)
     assert sorted(os.listdir(path.parent)) == before
     assert str(path) in sentence
     assert sentence.isprintable()
@@ -291,11 +291,11 @@ def test_other_networks_are_refused(name, fault, tmp_path):
     assert fault in get_error(save(make_expanded_state(name), tmp_path / "x.pth"))
 
 
-@pytest.mark.parametrize(("there", "asked"), [("resnet50", "resnet18"), ("resnet18", "resnet50")])
-def test_another_architecture_than_the_requested_one_is_refused(there, asked, tmp_path):
-    sentence = get_error(save(make_expanded_state(there), tmp_path / "x.pth"), arch=asked)
+@pytest.mark.parametrize(("actual", "requested"), [("resnet50", "resnet18"), ("resnet18", "resnet50")])
+def test_another_architecture_than_the_requested_one_is_refused(actual, requested, tmp_path):
+    sentence = get_error(save(make_expanded_state(actual), tmp_path / "x.pth"), arch=requested)
     assert "layer1.0.conv1.weight is of shape [64, 64, " in sentence
-    assert f"in a {asked} it is [64, 64, " in sentence
+    assert f"in a {requested} it is [64, 64, " in sentence
     assert sentence.count("; ") == 1
 
 
@@ -541,7 +541,7 @@ for path in sys.argv[1:]:
     try:
         read_checkpoint(path)
         outcome = ["read", ""]
-    except UserError as mistake:
+    except UserError as error:
         outcome = ["refused", str(mistake)]
     except BaseException as failure:
         outcome = ["crashed", repr(failure)]
@@ -699,7 +699,7 @@ def test_a_bomb_is_refused_with_little_time_and_memory(name, outcomes_by_bomb):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"format": "torchvison"}, "there is no format 'torchvison'; did you mean 'torchvision'? (known: "),
         ({"arch": "resnet81"}, "there is no architecture 'resnet81'; did you mean 'resnet18'? (known: "),
@@ -708,12 +708,12 @@ def test_a_bomb_is_refused_with_little_time_and_memory(name, outcomes_by_bomb):
         ({"format": "detectron2"}, "it is not in the format detectron2 (stem.conv1.weight is not in it)"),
     ],
 )
-def test_an_invalid_option_is_refused(options, said, tmp_path):
+def test_an_invalid_option_is_refused(options, message, tmp_path):
     path = save(make_state(), tmp_path / "x.pth")
-    with pytest.raises(UserError) as mistake:
+    with pytest.raises(UserError) as error:
         read_checkpoint(path, **options)
-    assert said in str(mistake.value)
-    assert "\n" not in str(mistake.value)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_the_error_for_an_unknown_branch_names_the_known_ones(tmp_path):
@@ -730,7 +730,7 @@ def existing_output(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "format", "said"),
+    ("name", "format", "message"),
     [
         ("out.pth", "ssql_det", "exists already; choose another name, or pass --force to replace it"),
         ("x.pkl", "ssql_det", "a file of format ssql_det ends in .pth; got "),
@@ -741,12 +741,12 @@ def existing_output(tmp_path):
         ("x.pth", "", "cannot write ''"),
     ],
 )
-def test_an_invalid_output_is_refused_and_nothing_is_written(name, format, said, existing_output):
+def test_an_invalid_output_is_refused_and_nothing_is_written(name, format, message, existing_output):
     for refused in (check_output, lambda path, format: write_checkpoint(make_checkpoint(), path, format)):
-        with pytest.raises(UserError) as mistake:
+        with pytest.raises(UserError) as error:
             refused(existing_output.parent / name, format)
-        assert said in str(mistake.value)
-        assert "\n" not in str(mistake.value)
+        assert message in str(error.value)
+        assert "\n" not in str(error.value)
     assert os.listdir(existing_output.parent) == ["out.pth"]
     assert existing_output.read_bytes() == b"precious"
 
@@ -758,7 +758,7 @@ def test_an_output_is_replaced_on_request(existing_output):
 
 
 @pytest.mark.parametrize(
-    ("checkpoint", "format", "said"),
+    ("checkpoint", "format", "message"),
     [
         (lambda: make_checkpoint("cifar_resnet18"), "detectron2-fpn", "stem of stride 1"),
         (
@@ -770,11 +770,11 @@ def test_an_output_is_replaced_on_request(existing_output):
         (lambda: make_checkpoint(images=None), "torchvision", "RGB or BGR images; .*--trained-with"),
     ],
 )
-def test_a_checkpoint_that_a_format_cannot_store_leaves_the_old_output(checkpoint, format, said, existing_output):
+def test_a_checkpoint_that_a_format_cannot_store_leaves_the_old_output(checkpoint, format, message, existing_output):
     target = existing_output.rename(existing_output.with_suffix(".bin")) if format == "timm" else existing_output
-    with pytest.raises(UserError, match=said) as mistake:
+    with pytest.raises(UserError, match=message) as error:
         write_checkpoint(checkpoint(), target, format, replace=True)
-    assert "\n" not in str(mistake.value)
+    assert "\n" not in str(error.value)
     assert os.listdir(target.parent) == [target.name]
     assert target.read_bytes() == b"precious"
 

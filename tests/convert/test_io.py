@@ -63,9 +63,9 @@ each_format = pytest.mark.parametrize("format", FORMATS)
 
 
 def get_error(coverage, allow=()):
-    with pytest.raises(UserError) as mistake:
+    with pytest.raises(UserError) as error:
         coverage.check("x.pth", allow)
-    return str(mistake.value)
+    return str(error.value)
 
 
 def test_a_complete_coverage_passes():

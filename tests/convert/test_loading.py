@@ -150,12 +150,12 @@ def assert_loaded(model, before, checkpoint, rename, coverage):
 
 def get_error(model, checkpoint, load=load_backbone):
     before = copy_state(model)
-    with pytest.raises(UserError) as mistake:
+    with pytest.raises(UserError) as error:
         load(model, checkpoint)
     after = model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in after)
-    assert str(mistake.value).isprintable()
-    return str(mistake.value)
+    assert str(error.value).isprintable()
+    return str(error.value)
 
 
 # ---------------------------------------------------------------- backbones
@@ -225,17 +225,20 @@ def test_a_resnet_alone_is_loaded(norm):
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_the_loaded_network_computes_the_same_as_torchvisions(name):
     torch.manual_seed(3)
-    ours, theirs = build_resnet(int(name.removeprefix("resnet"))).eval(), torchvision.models.get_model(name).eval()
-    for tensor in theirs.state_dict().values():
+    network, reference = (
+        build_resnet(int(name.removeprefix("resnet"))).eval(),
+        torchvision.models.get_model(name).eval(),
+    )
+    for tensor in reference.state_dict().values():
         if tensor.dim() == 4:
             tensor.copy_(torch.randn(tensor.shape) * (2 / tensor[0].numel()) ** 0.5)
         elif tensor.dim() == 1:
             tensor.copy_(torch.rand(tensor.shape) + 0.5)
-    load_backbone(ours, Checkpoint(get_architecture(name), theirs.state_dict(), Metadata(IMAGENET, False)))
-    theirs.avgpool, theirs.fc = nn.Identity(), nn.Identity()
+    load_backbone(network, Checkpoint(get_architecture(name), reference.state_dict(), Metadata(IMAGENET, False)))
+    reference.avgpool, reference.fc = nn.Identity(), nn.Identity()
     images = torch.rand(1, 3, 64, 96)
     with torch.no_grad():
-        features, expected = ours(images)["res5"], theirs(images).view(1, -1, 2, 3)
+        features, expected = network(images)["res5"], reference(images).view(1, -1, 2, 3)
     torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -339,7 +342,7 @@ def test_a_checkpoint_without_num_batches_tracked_is_complete():
 IMAGES = {
     "the order": {"INPUT.FORMAT": "BGR"},
     "one mean": {"MODEL.PIXEL_MEAN": [123.675, 116.28, 103.0]},
-    "turned means": {"MODEL.PIXEL_MEAN": [103.53, 116.28, 123.675]},
+    "flipped means": {"MODEL.PIXEL_MEAN": [103.53, 116.28, 123.675]},
     "one std": {"MODEL.PIXEL_STD": [58.395, 57.12, 57.0]},
     "no std": {"MODEL.PIXEL_STD": [1.0, 1.0, 1.0]},
     "more channels": {"MODEL.PIXEL_MEAN": [*IMAGENET.mean, 1.0], "MODEL.PIXEL_STD": [*IMAGENET.std, 1.0]},
@@ -509,7 +512,7 @@ def test_load_detector_refuses_another_input_format():
     write_checkpoint(read_checkpoint("model_final.pth"), "own.pth", "ssql_det")
     checkpoint = read_checkpoint("own.pth")
     metadata = Metadata(MSRA, False, from_file=True)
-    turned = Checkpoint(checkpoint.architecture, checkpoint.tensors, metadata, detector=checkpoint.detector)
+    other = Checkpoint(checkpoint.architecture, checkpoint.tensors, metadata, detector=checkpoint.detector)
     assert "set INPUT.FORMAT BGR MODEL.PIXEL_MEAN [103.53, " in get_error(
-        build_detector(FPN, resnet_keys(18), TORCHVISION_INPUT), turned, load_detector
+        build_detector(FPN, resnet_keys(18), TORCHVISION_INPUT), other, load_detector
     )

@@ -34,7 +34,7 @@ def _write(checkpoint: Checkpoint, file: IO[bytes]) -> Mapping[str, str]:
 
 SAFETENSORS = Format(
     name="safetensors",
-    title="safetensors under torchvision's names, timm's and ours",
+    title="safetensors under torchvision's names, of timm and of this project",
     branches={"online": (Layout(containers=("model",), required_keys=(METADATA,)),)},
     left_out=TORCHVISION.left_out,
     read_metadata=_read_metadata,

@@ -31,7 +31,7 @@ def _read_metadata(content: Any, match: FormatMatch, architecture: Architecture)
 
 SSQL_PUBLISHED = Format(
     name="ssql-published",
-    title="the published SSQL code's: norms under bn_function, quantizers beside",
+    title="the published SSQL code's: norms under bn_function, with *quantizer* entries",
     branches={
         "online": tuple(
             Layout(prefix, NAMES, required_keys=_REQUIRED_KEYS) for prefix in ("encoder_q.model.", "model.")

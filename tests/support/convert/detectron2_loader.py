@@ -15,8 +15,8 @@ from ssql_det import d2
 
 class Checkpointer(d2.DetectionCheckpointer):
     def _load_model(self, checkpoint):
-        self.lost = super()._load_model(checkpoint)
-        return self.lost
+        self.incompatible = super()._load_model(checkpoint)
+        return self.incompatible
 
 
 def main(folder):
@@ -25,8 +25,11 @@ def main(folder):
         model = build_detector(arch, kind)
         checkpointer = Checkpointer(model)
         checkpointer.load(str(folder / file))
-        lost = {"missing": checkpointer.lost.missing_keys, "unexpected": checkpointer.lost.unexpected_keys}
-        torch.save({"state": model.state_dict(), **lost}, folder / f"{name}.answer")
+        incompatible = {
+            "missing": checkpointer.incompatible.missing_keys,
+            "unexpected": checkpointer.incompatible.unexpected_keys,
+        }
+        torch.save({"state": model.state_dict(), **incompatible}, folder / f"{name}.loaded")
 
 
 if __name__ == "__main__":
