@@ -205,6 +205,7 @@ def test_the_formats_are_listed(capsys):
     assert [line.split()[0] for line in lines if "read, write" in line] == list(get_writers())
 
 
+@pytest.mark.slow
 def test_the_launcher_is_the_command(moco, tmp_path):
     command = [sys.executable, LAUNCHER, moco, tmp_path / "out.safetensors", "--to", "safetensors"]
     ended = subprocess.run(command, capture_output=True, text=True)

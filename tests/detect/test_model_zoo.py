@@ -87,7 +87,7 @@ def test_a_config_with_another_input_format_is_refused(tmp_path):
     path, _ = published("mask_r50_fpn", tmp_path / "x.pkl")
     settings = {**SMALL, "MODEL.WEIGHTS": str(path), "INPUT.FORMAT": "RGB"}
     cfg = read_config(ZOO / "mask_r50_fpn.yaml", overrides(settings), SSQL_DET_DEFAULTS)
-    with pytest.raises(UserError, match=r"was trained on other images .* set INPUT\.FORMAT BGR"):
+    with pytest.raises(UserError, match=r"was trained with another input format .* set INPUT\.FORMAT BGR"):
         load_trained_detector(cfg)
 
 

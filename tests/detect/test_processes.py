@@ -143,7 +143,7 @@ ON_GPUS_ONLY = "SyncBN needs GPUs; for several processes on the CPU set "
         ({"SSQL_DET__EXTRA_NORM": "SyncBN"}, ON_GPUS_ONLY + "SSQL_DET.EXTRA_NORM to naiveSyncBN"),
         (
             WITH_EVALUATIONS | {"SSQL_DET__CALIB_IMAGES": 1},
-            "calibration needs at least 1 image a process, of 2; got SSQL_DET.CALIB_IMAGES 1",
+            "calibration needs at least 1 image per process, of 2; got SSQL_DET.CALIB_IMAGES 1",
         ),
     ],
 )

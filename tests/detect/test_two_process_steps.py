@@ -28,12 +28,12 @@ def reduced(run_in_processes):
 
 def alone(rank, case, folder, monkeypatch):
     """The gradients of one process that is given a rank's images and seed, and the weights of the first."""
-    cfg = two_processes.of_case(case, folder)
+    cfg = two_processes.case_config(case, folder)
     shares = (batch[rank::2] for batch in build_train_loader(cfg, cfg.SEED))
 
     def build(cfg):
         torch.manual_seed(cfg.SEED)
-        model = two_processes.in_float64(cfg)
+        model = two_processes.build_in_float64(cfg)
         seed_all(cfg.SEED + rank)
         build_detector(cfg)  # draws what this rank drew for weights of its own
         return model
@@ -91,9 +91,9 @@ def statistics(model, norms, batches):
 def test_precise_bn_averages_over_ranks(run_in_processes, tmp_path):
     found, of_the_second = ranks_of(run_in_processes("save_estimated_norms"))
     assert is_equal(found, of_the_second)
-    cfg = two_processes.of_case("C4", tmp_path)
+    cfg = two_processes.case_config("C4", tmp_path)
     torch.manual_seed(0)
-    model = two_processes.in_float64(cfg)
+    model = two_processes.build_in_float64(cfg)
     norms = [name.removesuffix(".running_mean") for name in found if re.match(r"backbone\..*\.running_mean", name)]
     assert len(norms) == 9
     shares = []

@@ -283,5 +283,5 @@ def test_a_registered_network_is_trained_and_needs_its_module_to_be_read(few, mo
         registered(patch, lambda count: nn.Conv2d(3, 4, 3))
         path = pretrain(two_steps(few, tmp_path / "run", "my_net"))
         assert rows(path, few)["4w4a"][0] == "my_net"
-    with pytest.raises(UserError, match=r"checkpoint\.pth: cache is no backbone 'my_net'.*--plugin MODULE"):
+    with pytest.raises(UserError, match=r"checkpoint\.pth: there is no backbone 'my_net'.*--plugin MODULE"):
         read_backbone(path)

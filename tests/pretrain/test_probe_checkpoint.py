@@ -21,9 +21,9 @@ from ssql_det.report.row_groups import load_rows
 
 pytestmark = pytest.mark.usefixtures("logging_as_it_was")
 LINES = {  # backbone, whether it is SSQL's -> line of the table
-    ("cifar_resnet18", True): ("ResNet-18", "SSQL (path)"),
+    ("cifar_resnet18", True): ("ResNet-18", "SSQL (ours)"),
     ("cifar_resnet18", False): ("ResNet-18", "SimSiam"),
-    ("narrow_resnet", True): ("narrow ResNet", "SSQL (path)"),
+    ("narrow_resnet", True): ("narrow ResNet", "SSQL (ours)"),
 }
 
 
