@@ -1,9 +1,9 @@
-"""The engine facade: the names of the installed Detectron2, or of minid2, the stand-in for it.
+"""The engine facade: classes and functions of the engine, which is Detectron2 or its stand-in, minid2.
 
 The engine is chosen once per process, when the first name is imported from here:
 
-- an installed ``detectron2`` is used, unless ``SSQL_DET_ENGINE=detectron2|minid2`` says otherwise;
-- a ``detectron2`` that cannot be imported, or is too old, is an error, never a silent change of engine;
+- an installed ``detectron2`` is used, unless the environment variable ``SSQL_DET_ENGINE`` is ``minid2``;
+- a ``detectron2`` that cannot be imported, or is too old, is an error: minid2 never replaces it silently;
 - a folder called ``detectron2`` without a package in it does not count as installed.
 
 >>> from ssql_det.d2 import Instances
@@ -49,12 +49,15 @@ if TYPE_CHECKING:  # both engines have these names; the types are those of minid
     from ssql_det.minid2.utils import comm
     from ssql_det.minid2.utils.events import *
 
-NODE = "SSQL_DET"  # the config node with the keys that this package adds to the engine's
+NODE = "SSQL_DET"  # the config node that this package adds to the engine's config
 ENGINE_VARIABLE = "SSQL_DET_ENGINE"
 DETECTRON2, MINID2 = "detectron2", "minid2"
 
-_ROOTS = {DETECTRON2: "detectron2", MINID2: "ssql_det.minid2"}
-_NAMES = {
+_ROOTS = {  # root package of each engine
+    DETECTRON2: "detectron2",
+    MINID2: "ssql_det.minid2",
+}
+_NAMES = {  # names to import, by sub-package of the engine
     "checkpoint": ("DetectionCheckpointer",),
     "config": ("CfgNode", "configurable", "get_cfg"),
     "data": (
@@ -104,7 +107,7 @@ def engine_name() -> str:
     if forced == DETECTRON2:
         raise UserError(
             f"{ENGINE_VARIABLE}=detectron2, but detectron2 is not installed{reason}; "
-            "install it as docs/engine.md says, or unset the variable"
+            "install it as docs/engine.md describes, or unset the variable"
         )
     if reason:
         _logger.warning("detectron2 is not installed%s: minid2 is used instead", reason)
@@ -116,9 +119,9 @@ def read_config(
     overrides: Sequence[str] = (),
     node_defaults: Mapping[str, Any] | None = None,
 ) -> CfgNode:
-    """Read a detection config, frozen: the engine's defaults, the file, then ``KEY VALUE`` pairs.
+    """Read and freeze a detection config: the engine's defaults, overridden by the file, then by ``KEY VALUE`` pairs.
 
-    ``node_defaults`` are the defaults of its ``SSQL_DET`` node. Without a GPU, ``MODEL.DEVICE`` becomes ``cpu``.
+    ``node_defaults`` are the defaults of the ``SSQL_DET`` node. Without a GPU, ``MODEL.DEVICE`` becomes ``cpu``.
 
     >>> read_config(None, ["SOLVER.BASE_LR", "0.01"], {"EVAL_BITS": ["4w4a"]}).SSQL_DET.EVAL_BITS
     ['4w4a']
@@ -141,30 +144,30 @@ def read_config(
 
 
 def map_former_keys(node_defaults: Mapping[str, Any]) -> Mapping[str, Sequence[str]]:
-    """Earlier versions called the node ``SSQL``; the keys of today by their former names."""
+    """Map the keys of earlier versions, which called the node ``SSQL``, to the current keys."""
     return {f"SSQL.{key}": [f"{NODE}.{key}"] for key in node_defaults}
 
 
 def is_raised_by_engine(failure: Exception) -> bool:
-    """Whether the engine or fvcore raised it, and not other code that they called, such as a plug-in."""
+    """Whether the engine or fvcore itself raised the exception, and not code that it called, such as a plug-in."""
     *_, (frame, _) = traceback.walk_tb(failure.__traceback__)
     return str(frame.f_globals.get("__name__")).startswith((f"{_ROOTS[engine_name()]}.", "fvcore."))
 
 
 def set_up_logging(level: int = logging.INFO) -> None:
-    """Send the log lines of this package, of Detectron2 and of fvcore to the same place, each once.
+    """Send the log lines of this package, of Detectron2 and of fvcore to the same handler, each line once.
 
-    Of the engine's lines only warnings and the progress of a training are shown, unless ``--verbose`` was given.
+    Of the engine's and fvcore's lines only warnings and training progress are shown, unless ``--verbose`` is given.
     """
     console.set_up_logging(level, ("ssql_det", DETECTRON2, "fvcore"))
-    quiet = dict.fromkeys((*_ROOTS.values(), "fvcore"), logging.WARNING)
-    console.quiet_loggers(quiet | {f"{root}.utils.events": level for root in _ROOTS.values()})
+    levels = dict.fromkeys((*_ROOTS.values(), "fvcore"), logging.WARNING)
+    console.quiet_loggers(levels | {f"{root}.utils.events": level for root in _ROOTS.values()})
 
 
 def create_local_group() -> None:
-    """Make the engine's process group of the ranks on this machine, once; to be called on every rank.
+    """Create the engine's process group of the ranks on this machine, unless it exists. Every rank must call it.
 
-    ``torchrun`` says in the environment how many they are.
+    ``LOCAL_WORLD_SIZE``, which ``torchrun`` sets, is the number of these ranks.
     """
     comm = _load_names()["comm"]
     if comm.get_world_size() > 1 and comm._LOCAL_PROCESS_GROUP is None:
@@ -177,7 +180,8 @@ def create_local_group() -> None:
 def register_toy_data() -> None:
     """Register the data of ``ssql-det make-toy-data`` under ``$DETECTRON2_DATASETS`` as ``toy_voc_*``, ``toy_coco_*``.
 
-    The engine's built-in names have 20 and 80 classes, the toy data 10. A name that is already registered stays.
+    The names differ from the engine's ``voc_*`` and ``coco_*``, because toy data have other classes. Names that are
+    already registered are not changed.
     """
     root = os.path.expanduser(os.environ.get("DETECTRON2_DATASETS", "datasets"))
     names = _load_names()
@@ -197,7 +201,7 @@ def register_toy_data() -> None:
 
 
 def __getattr__(name: str) -> Any:
-    """Load all names of the engine when the first one is used."""
+    """Import all names of ``_NAMES`` from the engine when the first one is used."""
     if not any(name in names for names in _NAMES.values()):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals().update(_load_names())
@@ -213,7 +217,7 @@ def __dir__() -> Iterator[str]:
 
 @functools.cache
 def _load_names() -> dict[str, Any]:
-    """Import all names at once, so that a missing one is found now and not in the middle of a run."""
+    """Import all names at once, so that a missing one fails at startup and not in the middle of a run."""
     EpsImagePlugin.gs_binary = False  # a PostScript file called image.jpg would make Pillow start Ghostscript
     loaded, missing = {}, []
     for package, names in _NAMES.items():
@@ -225,10 +229,10 @@ def _load_names() -> dict[str, Any]:
                 missing.append(f"{package}.{name}")
     if missing:
         raise UserError(
-            f"{engine_name()} lacks {', '.join(missing)}: it is too old; install the current version as docs/engine.md "
-            f"says, or set {ENGINE_VARIABLE}=minid2"
+            f"{engine_name()} is too old: it lacks {', '.join(missing)}; install the current version as docs/engine.md "
+            f"describes, or set {ENGINE_VARIABLE}=minid2"
         )
-    if engine_name() == MINID2:  # Detectron2's unpickles: it never gets a file from outside
+    if engine_name() == MINID2:  # without arbitrary unpickling; Detectron2's own reader is never used
         from ssql_det.core.unpickler import read_tensors
 
         loaded["DetectionCheckpointer"].read_file = staticmethod(read_tensors)
@@ -236,7 +240,7 @@ def _load_names() -> dict[str, Any]:
 
 
 def _import_package(package: str, names: Sequence[str]) -> Any:
-    """Import a sub-package of the engine, and those of ``names`` that are modules in it."""
+    """Import a sub-package of the engine, with the modules among ``names``."""
     name = f"{_ROOTS[engine_name()]}.{package}"
     try:
         return __import__(name, fromlist=names)

@@ -110,7 +110,7 @@ def test_a_detectron2_without_a_needed_name_is_an_error(tmp_path):
         for name, names in d2._NAMES.items()
     }
     sentence = refusal(package(tmp_path, **modules, utils__comm=""))
-    assert "lacks modeling.ROI_HEADS_REGISTRY:" in sentence
+    assert "is too old: it lacks modeling.ROI_HEADS_REGISTRY;" in sentence
 
 
 def test_importing_the_facade_imports_no_engine_and_no_torch():

@@ -1,23 +1,23 @@
-"""Floor 3: detectors. Everything uses the engine through ``d2``, so it works the same on Detectron2 and on minid2.
+"""Floor 3: train, quantize and evaluate detectors, with the engine (Detectron2 or its stand-in minid2) behind ``d2``.
 
 ===================== ==================================================================
 config                the ``SSQL_DET`` node, its defaults, and checks of a config's values
-modeling              a narrow ResNet, and a C4 head that fits its backbone
-points                where a detector is quantized, by scope
+modeling              a ResNet with few channels, and a C4 head for any ResNet backbone
+points                which tensors of a detector are quantized, by scope
 detector              build a detector from a config, and load weights into it
-datasets              data sets by name, and custom data sets
-evaluation_data       images to calibrate with and to evaluate on
+datasets              data sets by name, and custom data sets in COCO's format
+evaluation_data       calibration images and evaluation images
 evaluation_checks     whether a data set can be evaluated on
 train_loader          training images, in an order that depends on the seed alone
 train                 the training loop and precise BN
-training_checkpoint   checkpoints of a training, and resuming
-periodic_evaluation   evaluations during a training
+training_checkpoint   save and resume the state of a training
+periodic_evaluation   evaluate during a training
 evaluation            evaluate with COCO's or VOC's metrics
-quantized_evaluation  calibrate and evaluate at a bit-width: one row
-sweep                 a row for every bit-width
-sensitivity           the loss of each part when it alone is quantized
+quantized_evaluation  calibrate, evaluate at a bit-width, and make its result row
+sweep                 evaluate at several bit-widths, with a result row for each
+sensitivity           how much the detector degrades when only one group of modules is quantized
 predict               detections on a user's images
-engine_errors         the engine's errors about configs and data as user errors
+engine_errors         translate the engine's errors about configs and data to ``UserError``
 ===================== ==================================================================
 
 Importing this package registers its backbones and its head with the engine, under the names that configs use.

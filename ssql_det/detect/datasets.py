@@ -1,7 +1,7 @@
-"""Data sets by name: checks before a run, and custom data sets, which need no registration.
+"""Check data sets by name before a run, and register custom data sets in COCO's format.
 
-A custom data set in COCO's format has its place for a name, ``coco:IMAGES:FILE.json``, wherever a config names a data
-set. So a config that a run saved works in every later command.
+The name of a custom data set, ``coco:IMAGE_FOLDER:FILE.json``, holds its paths. So a saved config that contains such a
+name works in every later command, which registers the data set when it reads the name.
 """
 
 from __future__ import annotations
@@ -17,58 +17,62 @@ from ssql_det.core.errors import UserError, did_you_mean
 from ssql_det.d2 import DatasetCatalog, MetadataCatalog, register_coco_instances
 from ssql_det.detect.engine_errors import translate_errors
 
-_PREFIX = "coco:"  # of the name of a custom data set
+_CUSTOM_PREFIX = "coco:"  # of the names of custom data sets
 
 
 def check_dataset(name: str) -> None:
-    """Refuse an unknown name, and toy data that were not made yet; register a custom data set."""
-    if not isinstance(name, str):  # a config can hold (5,)
-        raise UserError(f"a data set has a name, got {name!r}")
+    """Raise a UserError for an unknown name or for toy data that do not exist yet; register a custom data set."""
+    if not isinstance(name, str):  # a config can hold DATASETS.TRAIN (5,)
+        raise UserError(f"the name of a data set must be a string, got {name!r}")
     if is_custom(name):
         register_custom_dataset(name)
     if name not in DatasetCatalog.list():
-        raise UserError(f"there is no data set {name!r}{did_you_mean(name, DatasetCatalog.list())}")
+        raise UserError(f"unknown data set {name!r}{did_you_mean(name, DatasetCatalog.list())}")
     if name.startswith("toy_"):
         root = Path(os.path.expanduser(os.environ.get("DETECTRON2_DATASETS", "datasets")))
         if not (root / "manifest.json").is_file():
             raise UserError(
                 f"there are no toy data in {root}; make them with `ssql-det make-toy-data {root}`, "
-                "and set DETECTRON2_DATASETS to their folder"
+                "or set DETECTRON2_DATASETS to the folder that has them"
             )
 
 
 def hash_annotations(name: str) -> str:
-    """SHA-256 of a data set's image names, sizes, classes and boxes; folders are left out."""
+    """SHA-256 of a data set's image file names, image sizes, classes and boxes; image folders are not hashed."""
     check_dataset(name)
     digest = hashlib.sha256()
     with translate_errors(f"the data set {name} cannot be read"):
-        for record in DatasetCatalog.get(name):
-            objects = [(each["category_id"], *each["bbox"]) for each in record.get("annotations", ())]
-            size = record.get("height"), record.get("width")
-            digest.update(repr((Path(record["file_name"]).name, size, objects)).encode())
+        for dataset_dict in DatasetCatalog.get(name):
+            annotations = dataset_dict.get("annotations", ())
+            objects = [(annotation["category_id"], *annotation["bbox"]) for annotation in annotations]
+            size = dataset_dict.get("height"), dataset_dict.get("width")
+            digest.update(repr((Path(dataset_dict["file_name"]).name, size, objects)).encode())
     return digest.hexdigest()
 
 
 def make_custom_name(paths: str) -> str:
-    """The data set's name for ``IMAGES:FILE.json`` of a command line.
+    """The name of the custom data set that a command line gives as ``IMAGES:FILE.json``.
 
     >>> make_custom_name("/home/ada/photos:/home/ada/labels.json")
     'coco:/home/ada/photos:/home/ada/labels.json'
     """
-    images, _, file = paths.rpartition(":")
-    if not images or not file:
+    image_folder, _, annotation_file = paths.rpartition(":")
+    if not image_folder or not annotation_file:
         raise UserError(
-            f"a custom data set is IMAGES:FILE.json, a folder and a file, as photos:labels.json; got {paths!r}"
+            "a custom data set must be IMAGES:FILE.json, an image folder and an annotation file, such as "
+            f"photos:labels.json; got {paths!r}"
         )
-    return _PREFIX + ":".join(os.path.realpath(os.path.expanduser(each)) for each in (images, file))
+    return _CUSTOM_PREFIX + ":".join(
+        os.path.realpath(os.path.expanduser(path)) for path in (image_folder, annotation_file)
+    )
 
 
 def is_custom(name: str) -> bool:
-    return name.startswith(_PREFIX)
+    return name.startswith(_CUSTOM_PREFIX)
 
 
 def shorten_dataset_name(name: str) -> str:
-    """The name in result rows: without the folders of a custom data set.
+    """The name of a data set in result rows: a custom data set is named without the parents of its paths.
 
     >>> shorten_dataset_name("coco:/home/ada/photos:/home/ada/labels.json"), shorten_dataset_name("voc_2007_test")
     ('coco:photos:labels.json', 'voc_2007_test')
@@ -77,12 +81,12 @@ def shorten_dataset_name(name: str) -> str:
 
 
 def register_custom_dataset(name: str) -> None:
-    """Register a custom data set with the engine; its classes are in the order of their ids."""
+    """Register a custom data set with the engine (Detectron2 or its stand-in), with its classes in the order of ids."""
     if name in DatasetCatalog:
         return
-    images, file = _split_name(name)
-    classes = _read_classes(file)
-    register_coco_instances(name, {}, str(file), str(images))
+    image_folder, annotation_file = _split_name(name)
+    classes = _read_classes(annotation_file)
+    register_coco_instances(name, {}, str(annotation_file), str(image_folder))
     metadata = MetadataCatalog.get(name)
     metadata.thing_classes = list(classes.values())
     metadata.thing_dataset_id_to_contiguous_id = {class_id: index for index, class_id in enumerate(classes)}
@@ -94,32 +98,38 @@ def load_class_names(name: str) -> list[str]:
 
 
 def check_custom_annotations(name: str) -> None:
-    """Refuse annotations that a training cannot use, as ``ssql-det check-data`` finds them; images are not opened."""
-    images, file = _split_name(name)
-    errors = [finding for finding in check_coco_file(file, images, name).findings if finding.is_error]
+    """Raise the first error that ``ssql-det check-data`` finds in the annotations; images are not opened."""
+    image_folder, annotation_file = _split_name(name)
+    findings = check_coco_file(annotation_file, image_folder, name).findings
+    errors = [finding for finding in findings if finding.is_error]
     if errors:
-        more = f" (and {len(errors) - 1} more errors)" if len(errors) > 1 else ""
-        command = f"ssql-det check-data {images} --dataset {file}"
-        raise UserError(f"{errors[0].where}: {errors[0].problem}{more}; `{command}` lists them all")
+        other_errors = f" (and {len(errors) - 1} more errors)" if len(errors) > 1 else ""
+        command = f"ssql-det check-data {image_folder} --dataset {annotation_file}"
+        raise UserError(f"{errors[0].where}: {errors[0].problem}{other_errors}; `{command}` lists all errors")
 
 
 def _split_name(name: str) -> tuple[Path, Path]:
-    images, _, file = name.removeprefix(_PREFIX).rpartition(":")
-    if not Path(images).is_dir():
-        raise UserError(f"there is no folder of images {images or name!r}; a custom data set is IMAGES:FILE.json")
-    if not Path(file).is_file():
-        raise UserError(f"there is no annotation file {file}; a custom data set is IMAGES:FILE.json, in COCO's format")
-    return Path(images), Path(file)
+    """The image folder and the annotation file of a custom data set."""
+    image_folder, _, annotation_file = name.removeprefix(_CUSTOM_PREFIX).rpartition(":")
+    if not Path(image_folder).is_dir():
+        raise UserError(f"no image folder {image_folder or name!r}; a custom data set must be IMAGES:FILE.json")
+    if not Path(annotation_file).is_file():
+        raise UserError(
+            f"no annotation file {annotation_file}; a custom data set must be IMAGES:FILE.json in COCO's format"
+        )
+    return Path(image_folder), Path(annotation_file)
 
 
 def _read_classes(file: Path) -> dict[int, str]:
-    """Names by ids, in the order of the ids."""
+    """Class names by category id, in the order of the ids."""
     try:
         content: Any = json.loads(file.read_text("utf-8"))
-        names = {each["id"]: each["name"] for each in content["categories"]}
+        names = {category["id"]: category["name"] for category in content["categories"]}
         classes = {class_id: names[class_id] for class_id in sorted(names)}
     except (ValueError, RecursionError, TypeError, KeyError) as failure:
         raise UserError(f"{file} is not in COCO's instances format; see `ssql-det check-data --help`") from failure
-    if not classes or not all(isinstance(each, str) for each in classes.values()):
-        raise UserError(f"{file} has no class names; its list 'categories' needs them: {{'id': 1, 'name': 'cat'}}")
+    if not classes or not all(isinstance(class_name, str) for class_name in classes.values()):
+        raise UserError(
+            f"{file} has no class names; its list 'categories' must have entries such as {{'id': 1, 'name': 'cat'}}"
+        )
     return classes

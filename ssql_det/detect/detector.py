@@ -33,8 +33,8 @@ def build_detector(cfg: CfgNode) -> nn.Module:
 
     >>> from ssql_det.d2 import read_config
     >>> from ssql_det.detect import SSQL_DET_DEFAULTS
-    >>> narrow = ["MODEL.BACKBONE.NAME", "build_narrow_resnet_backbone", "MODEL.ROI_HEADS.NAME", "C4ROIHeads"]
-    >>> detector = build_detector(read_config(None, [*narrow, "MODEL.MASK_ON", "False"], SSQL_DET_DEFAULTS))
+    >>> keys = ["MODEL.BACKBONE.NAME", "build_narrow_resnet_backbone", "MODEL.ROI_HEADS.NAME", "C4ROIHeads"]
+    >>> detector = build_detector(read_config(None, [*keys, "MODEL.MASK_ON", "False"], SSQL_DET_DEFAULTS))
     >>> detector.roi_heads.box_predictor.cls_score.out_features
     81
     """
@@ -45,11 +45,12 @@ def build_detector(cfg: CfgNode) -> nn.Module:
 
 
 def load_trained_detector(cfg: CfgNode) -> tuple[nn.Module, Checkpoint]:
-    """Build a detector and load all its weights from ``MODEL.WEIGHTS``, trained here or with Detectron2."""
+    """Build a detector and load all its weights from ``MODEL.WEIGHTS``, a file of this package or of Detectron2."""
     checkpoint = _read_weights(cfg)
     if not checkpoint.detector:
         raise UserError(
-            f"{cfg.MODEL.WEIGHTS} is a backbone alone; train a detector with it, then set MODEL.WEIGHTS to that"
+            f"{cfg.MODEL.WEIGHTS} has only a backbone; train a detector from it, then set MODEL.WEIGHTS to the "
+            "detector's checkpoint"
         )
     model = build_detector(cfg)
     _log_coverage(load_detector(model, checkpoint), checkpoint, "the detector")
@@ -57,10 +58,10 @@ def load_trained_detector(cfg: CfgNode) -> tuple[nn.Module, Checkpoint]:
 
 
 def load_pretrained_detector(cfg: CfgNode) -> tuple[nn.Module, Checkpoint, Coverage]:
-    """Build a detector and load its backbone from ``MODEL.WEIGHTS``; neck and heads keep their random weights."""
+    """Build a detector and load its backbone from ``MODEL.WEIGHTS``; the neck and the heads keep random weights."""
     checkpoint = _read_weights(cfg)
     if checkpoint.detector:
-        _logger.warning("%s is a whole detector: only its backbone is loaded", checkpoint.display_name)
+        _logger.warning("%s has a whole detector: only its backbone is loaded", checkpoint.display_name)
     model = build_detector(cfg)
     coverage = load_backbone(model, checkpoint)
     _log_coverage(coverage, checkpoint, "the backbone")
@@ -68,29 +69,29 @@ def load_pretrained_detector(cfg: CfgNode) -> tuple[nn.Module, Checkpoint, Cover
 
 
 def describe_untrained(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
-    """The metadata for checkpoints of a detector that is trained from scratch, all from its config."""
+    """The metadata, from the config alone, for checkpoints of a detector that is trained from scratch."""
     metadata = Metadata(method=cfg.SSQL_DET.METHOD or None)
     metadata = confirm_metadata(metadata, get_input_format(cfg), cfg.MODEL.RESNETS.STRIDE_IN_1X1)
     return Checkpoint(identify_architecture(model), {}, metadata).metadata_dict()
 
 
 def get_input_format(cfg: CfgNode) -> InputFormat:
-    """Channel order, mean and std of the images that a config feeds its detector."""
+    """Channel order, mean and std of the detector's input images."""
     return InputFormat(cfg.INPUT.FORMAT, tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD))
 
 
 def _read_weights(cfg: CfgNode) -> Checkpoint:
-    """The checkpoint; where it does not say its input format or its strides, the config does."""
+    """Read the checkpoint; an input format or a stride position that it does not record is the config's."""
     if not cfg.MODEL.WEIGHTS:
-        raise UserError("MODEL.WEIGHTS is empty; name the weights at the end of the command: MODEL.WEIGHTS FILE")
+        raise UserError("MODEL.WEIGHTS is empty; name the weights at the end of the command, as MODEL.WEIGHTS FILE")
     checkpoint = read_checkpoint(os.path.expanduser(cfg.MODEL.WEIGHTS))
     metadata = checkpoint.metadata
     stride = cfg.MODEL.RESNETS.STRIDE_IN_1X1 if metadata.stride_in_1x1 is None else metadata.stride_in_1x1
     return replace(checkpoint, metadata=confirm_metadata(metadata, metadata.input or get_input_format(cfg), stride))
 
 
-def _log_coverage(coverage: Coverage, checkpoint: Checkpoint, part: str) -> None:
+def _log_coverage(coverage: Coverage, checkpoint: Checkpoint, target: str) -> None:
     _logger.info(
         "%s: loaded %.1f %% of %s, %d tensors; %d other tensors stay as initialized",
-        *(checkpoint.display_name, coverage.percent, part, len(coverage.used), len(coverage.left_out)),
+        *(checkpoint.display_name, coverage.percent, target, len(coverage.used), len(coverage.left_out)),
     )

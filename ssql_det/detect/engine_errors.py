@@ -1,7 +1,7 @@
-"""Errors of the engine about a user's config or data, translated to ``UserError``.
+"""Translate errors of the engine (Detectron2 or its stand-in) about a user's config or data to ``UserError``.
 
-Both context managers belong around the reading of data or the building from a config, never around a forward pass, a
-training step or an evaluation: an error there is a bug and keeps its traceback.
+Use the two context managers only around code that reads data or builds from a config. An error in a forward pass, a
+training step or an evaluation is a bug and must keep its traceback.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from ssql_det.d2 import CfgNode, is_raised_by_engine
 _DATA_ERRORS = (ArithmeticError, AssertionError, LookupError, NotImplementedError, OSError, TypeError, ValueError)
 _CONFIG_ERRORS = (ArithmeticError, AssertionError, NotImplementedError, OSError, RuntimeError, ValueError)
 _WORKER_TRACEBACK = re.compile(r"\ACaught (\w+) in DataLoader worker .*^[\w.]*\1: ", re.DOTALL | re.MULTILINE)
-_MAX_LENGTH = 400  # characters: some checks of Detectron2 list all classes of a data set, twice
+_MAX_LENGTH = 400  # characters of a message; some of Detectron2's list all classes of a data set twice
 
 
 @contextmanager
 def translate_errors(what: str) -> Iterator[None]:
-    """For reading images and annotations: whatever the engine cannot read is the data's fault.
+    """Translate errors of reading images or annotations; ``what`` begins the message.
 
     >>> with translate_errors("photos/a.png cannot be read"):
     ...     raise OSError("cannot identify image file")
@@ -32,16 +32,17 @@ def translate_errors(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as failure:
-        if type(failure) is not Exception and not isinstance(failure, _DATA_ERRORS):  # pycocotools raises a bare one
+        is_plain_exception = type(failure) is Exception  # as pycocotools raises for invalid annotations
+        if not is_plain_exception and not isinstance(failure, _DATA_ERRORS):
             raise
         raise UserError(f"{what}: {_describe(failure)}") from failure
 
 
 @contextmanager
 def translate_config_errors(what: str, cfg: CfgNode) -> Iterator[None]:
-    """For building from a config: a failed check, or a name that the engine does not know.
+    """Translate errors of building from a config, such as an unknown name; ``what`` begins the message.
 
-    A TypeError, an AttributeError or a KeyError of other code, such as a class in a plug-in, is a bug and passes.
+    TypeError, AttributeError, and a KeyError that other code than the engine raised, such as a plug-in, propagate.
 
     >>> with translate_config_errors("this config does not describe a detector", CfgNode({"DEPTH": 18})):
     ...     assert 18 in (50, 101), "DEPTH must be 50 or 101"
@@ -59,16 +60,16 @@ def translate_config_errors(what: str, cfg: CfgNode) -> Iterator[None]:
 
 
 def _describe(failure: Exception) -> str:
-    """The message in one line, without the traceback that a DataLoader's worker puts before it."""
+    """The error's message in one line, without the traceback that a DataLoader worker puts before it."""
     message = _WORKER_TRACEBACK.sub("", str(failure))
     if isinstance(failure, KeyError) and failure.args:
         (key,) = failure.args[:1]
-        message = key if " " in str(key) else f"unknown {key!r}"  # a sentence, or what was looked up
+        message = key if " " in str(key) else f"unknown {key!r}"  # the engine also raises KeyError with a sentence
     return printable(" ".join(str(message).split()) or type(failure).__name__, _MAX_LENGTH)
 
 
 def _find_keys(cfg: CfgNode, failure: KeyError) -> str:
-    """The config keys with the value that the engine looked up in vain."""
+    """The config keys whose value the engine did not find, as the end of a message."""
     values = flatten_config(cfg).items()
     keys = [key for key, value in values if failure.args[0] in (value if isinstance(value, list) else [value])]
     return f" (the value of {' and '.join(keys)})" if keys else ""

@@ -1,4 +1,4 @@
-"""Evaluate a detector on a data set: the engine's loop and evaluators, with an optional faster inference."""
+"""Evaluate a detector on a data set by the engine (Detectron2 or its stand-in), optionally with faster inference."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _FOLDABLE_NORMS = (nn.modules.batchnorm._BatchNorm, FrozenBatchNorm2d)
 def evaluate(model: nn.Module, loader: CachedLoader, dataset: str, is_fast: bool = True) -> dict[str, float]:
     """Metrics of COCO's or VOC's evaluator: ``{"bbox/AP": 41.2, "bbox/AP50": 62.0, ...}``.
 
-    Under a process group each rank evaluates its share of the images, and every rank returns the metrics of all.
+    Under a process group each rank evaluates its share of the images; all ranks return the metrics over all images.
     """
     inference_mode = fast_inference(model) if is_fast else nullcontext()
     with tempfile.TemporaryDirectory() as folder, inference_mode:
@@ -48,7 +48,7 @@ def _build_evaluator(dataset: str, folder: str) -> DatasetEvaluator:
 
 
 def _flatten_metrics(results: Mapping[str, Any]) -> dict[str, float]:
-    """Without the APs of single classes, which Detectron2 calls ``AP-person``."""
+    """Metrics by ``task/name``, without infinite values and without APs of single classes (``AP-person``)."""
     return {
         f"{task}/{name}": float(value)
         for task, metrics in results.items()
@@ -59,9 +59,9 @@ def _flatten_metrics(results: Mapping[str, Any]) -> dict[str, float]:
 
 @contextmanager
 def fast_inference(model: nn.Module) -> Iterator[None]:
-    """Inside, norms are folded into their convs, and on the CPU weights are channels-last; only rounding differs.
+    """Fold norms into their convs, and on the CPU make weights channels-last; outputs differ only by rounding.
 
-    It uses the weights and statistics of the moment, so it is the innermost of nested contexts.
+    Norms are folded when the context is entered, so enter it last, after contexts that change weights or norms.
 
     >>> expected = model(images)
     >>> with fast_inference(model), torch.no_grad():
@@ -76,16 +76,16 @@ def fast_inference(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def _fold_norm(layer: nn.Conv2d | nn.ConvTranspose2d) -> dict[str, Any]:
-    """The layer's attributes to replace: its weight, and with a norm to fold also its bias and norm."""
+    """The layer's attributes to override: its weight and, if its norm can be folded, its bias and norm."""
     norm: Any = getattr(layer, "norm", None)
     if isinstance(layer, nn.ConvTranspose2d) or not isinstance(norm, _FOLDABLE_NORMS):
         return {"weight": _to_fast_format(layer.weight)}
-    statistics: tuple[Any, ...] = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
-    weight, bias = fuse_conv_bn_weights(layer.weight, layer.bias, *statistics)
+    norm_parameters: tuple[Any, ...] = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
+    weight, bias = fuse_conv_bn_weights(layer.weight, layer.bias, *norm_parameters)
     return {"weight": _to_fast_format(weight), "bias": bias.detach(), "norm": None}
 
 
 def _to_fast_format(weight: Tensor) -> Tensor:
-    """Channels-last convs are faster on the CPU; on a GPU it was not measured."""
+    """Channels-last on the CPU, where it makes convs faster; on a GPU that was not measured."""
     memory_format = torch.channels_last if weight.device.type == "cpu" else torch.contiguous_format
     return weight.detach().contiguous(memory_format=memory_format)

@@ -1,4 +1,4 @@
-"""Checks before an evaluation: annotations have what COCO's and VOC's metrics read, and the classes fit."""
+"""Check a data set before an evaluation: its number of classes, and the fields that COCO's and VOC's metrics read."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ssql_det.core.errors import UserError
 from ssql_det.d2 import CfgNode, MetadataCatalog
 from ssql_det.detect.engine_errors import translate_errors
 
-COCO_TYPE, VOC_TYPE = "coco", "pascal_voc"  # what Detectron2 calls evaluator_type
-_VOC_NUMBERS = ("truncated", "difficult", "bndbox/xmin", "bndbox/ymin", "bndbox/xmax", "bndbox/ymax")
+COCO_TYPE, VOC_TYPE = "coco", "pascal_voc"  # evaluator_type in Detectron2's metadata of a data set
+_VOC_INTEGER_TAGS = ("truncated", "difficult", "bndbox/xmin", "bndbox/ymin", "bndbox/xmax", "bndbox/ymax")
 
 
 def check_evaluation_dataset(cfg: CfgNode, name: str) -> None:
-    """Refuse a data set that the detector of this config cannot be evaluated on."""
+    """Raise a UserError if the detector of this config cannot be evaluated on the data set."""
     metadata = MetadataCatalog.get(name)
     evaluator_type = getattr(metadata, "evaluator_type", None)
     if evaluator_type not in (COCO_TYPE, VOC_TYPE):
@@ -32,43 +32,44 @@ def check_evaluation_dataset(cfg: CfgNode, name: str) -> None:
     if class_ids is not None and len(class_ids) < classes:
         raise UserError(
             f"{name} has {len(class_ids)} classes and MODEL.ROI_HEADS.NUM_CLASSES is {classes}; "
-            "evaluate on the classes that the detector was trained for"
+            "evaluate on a data set with the classes that the detector was trained on"
         )
     if hasattr(metadata, "json_file"):
         _check_coco(metadata.json_file, cfg.MODEL.MASK_ON)
 
 
-def _check_coco(file: str, has_masks: bool) -> None:
+def _check_coco(file: str, needs_masks: bool) -> None:
     with translate_errors(f"the annotations in {file} cannot be read"):
         document = json.loads(Path(file).read_text("utf-8"))
         images = {image["id"]: image for image in document["images"]}
         annotations = document.get("annotations", ())  # COCO's test-dev has none
     for annotation in annotations:
-        what = f"{file}: annotation {annotation.get('id')}"
-        missing = [key for key in ("id", "area", "iscrowd", "bbox") if not _is_number_or_box(annotation.get(key), key)]
-        if missing:
-            raise UserError(f"{what} has no {missing[0]}, which COCO's metrics need")
-        if has_masks and annotation.get("image_id") in images:
-            _check_mask(what, annotation, images[annotation["image_id"]])
+        location = f"{file}: annotation {annotation.get('id')}"
+        invalid_keys = [key for key in ("id", "area", "iscrowd", "bbox") if not _is_valid(key, annotation.get(key))]
+        if invalid_keys:
+            raise UserError(f"{location} has no valid {invalid_keys[0]}, which COCO's metrics need")
+        if needs_masks and annotation.get("image_id") in images:
+            _check_mask(location, annotation, images[annotation["image_id"]])
 
 
-def _is_number_or_box(value: Any, key: str) -> bool:
+def _is_valid(key: str, value: Any) -> bool:
+    """Whether a field of a COCO annotation has the type that COCO's metrics need."""
     if key == "bbox":
-        return isinstance(value, list) and len(value) == 4 and all(isinstance(each, (int, float)) for each in value)
+        return isinstance(value, list) and len(value) == 4 and all(isinstance(number, (int, float)) for number in value)
     return isinstance(value, (int, float)) or (key == "id" and isinstance(value, str))
 
 
-def _check_mask(what: str, annotation: Mapping[str, Any], image: Mapping[str, Any]) -> None:
+def _check_mask(location: str, annotation: Mapping[str, Any], image: Mapping[str, Any]) -> None:
     segmentation = annotation.get("segmentation")
     if segmentation is None:
-        raise UserError(f"{what} has no segmentation; for boxes alone set MODEL.MASK_ON False")
-    with translate_errors(f"{what} has an invalid segmentation"):
+        raise UserError(f"{location} has no segmentation; to evaluate boxes only, set MODEL.MASK_ON False")
+    with translate_errors(f"{location} has an invalid segmentation"):
         if isinstance(segmentation, list) or isinstance(segmentation["counts"], list):
             coco_mask.frPyObjects(segmentation, image["height"], image["width"])
 
 
 def _check_voc(folder: Path, split: str) -> None:
-    """Detectron2's evaluator reads more of an annotation than its loader does."""
+    """Check the fields that Detectron2's VOC evaluator reads and its data loader does not."""
     list_file = folder / "ImageSets" / "Main" / f"{split}.txt"
     with translate_errors(f"{list_file} cannot be read"):
         names = [line.strip() for line in list_file.read_text("utf-8").splitlines()]
@@ -78,11 +79,13 @@ def _check_voc(folder: Path, split: str) -> None:
         file = folder / "Annotations" / f"{name}.xml"
         with translate_errors(f"{file} cannot be read"):
             objects = Xml.parse(file).findall("object")
-        for number, each in enumerate(objects, start=1):
+        for object_number, element in enumerate(objects, start=1):
             for tag in ("name", "pose"):
-                if each.findtext(tag) is None:
-                    raise UserError(f"{file}: object {number} has no {tag}, which VOC's metric needs")
-            for tag in _VOC_NUMBERS:
-                text = each.findtext(tag) or ""
+                if element.findtext(tag) is None:
+                    raise UserError(f"{file}: object {object_number} has no {tag}, which VOC's metric needs")
+            for tag in _VOC_INTEGER_TAGS:
+                text = element.findtext(tag) or ""
                 if not text.strip().lstrip("+-").isdecimal():
-                    raise UserError(f"{file}: object {number} has {tag} {text!r}; VOC's metric needs a whole number")
+                    raise UserError(
+                        f"{file}: object {object_number} has {tag} {text!r}; VOC's metric needs a whole number"
+                    )

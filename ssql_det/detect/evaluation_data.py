@@ -1,4 +1,4 @@
-"""Images to calibrate a detector with and to evaluate it on, kept in memory where they fit."""
+"""Calibration images and evaluation images, kept in memory after the first pass if they fit."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from ssql_det.detect.datasets import check_dataset
 from ssql_det.detect.engine_errors import translate_errors
 from ssql_det.detect.evaluation_checks import check_evaluation_dataset
 
-Batch = list[dict[str, Any]]  # the engine's input: a dict for each image
+Batch = list[dict[str, Any]]  # input of the engine (Detectron2 or its stand-in): a dict for each image
 
-_MEMORY_FRACTION = 0.25  # of the free memory, for decoded images; all processes together
-_NORM_BATCH_SIZE = 8  # images of a batch that norm statistics are re-estimated from
+_MEMORY_FRACTION = 0.25  # of the free memory, which the decoded images of all processes together may use
+_NORM_BATCH_SIZE = 8  # images per batch when norm statistics are re-estimated
 _logger = logging.getLogger(__name__)
 
 
@@ -50,7 +50,7 @@ class CachedLoader(Sequence[Batch]):
         cache: list[Batch] = []
         bytes_left = self._max_bytes
         for batch in self._read():
-            bytes_left -= sum(each["image"].nbytes for each in batch)
+            bytes_left -= sum(sample["image"].nbytes for sample in batch)
             if bytes_left >= 0:
                 cache.append(batch)
             else:
@@ -60,7 +60,7 @@ class CachedLoader(Sequence[Batch]):
             self._cache = cache
 
     def _read(self) -> Iterator[Batch]:
-        """Only the reading is translated: what fails in the consumer of a batch is not the image's fault."""
+        """Translate errors of reading a batch, but not errors of the caller while it uses the batch."""
         with translate_errors("the test images cannot be read"):
             batches = iter(self._loader)
         while True:
@@ -73,7 +73,7 @@ class CachedLoader(Sequence[Batch]):
 
 
 def build_evaluation_loader(cfg: CfgNode, name: str) -> CachedLoader:
-    """The images of a data set, transformed as the config tests; the data set can be evaluated on."""
+    """Check that a data set can be evaluated on, and build a loader of its images with the config's test transform."""
     check_dataset(name)
     with translate_errors(f"the data set {name} cannot be read"):
         loader = build_detection_test_loader(cfg, name)
@@ -82,48 +82,48 @@ def build_evaluation_loader(cfg: CfgNode, name: str) -> CachedLoader:
 
 
 class CalibrationImages(Sequence[Batch]):
-    """Images to calibrate with, one per batch; each is decoded when it is first used, then kept.
+    """Calibration images, one per batch; each is decoded when it is first used, then kept.
 
-    >>> batches = CalibrationImages([{"file_name": "a.png"}], lambda record: {"image": images[0], **record})
+    >>> batches = CalibrationImages([{"file_name": "a.png"}], lambda dataset_dict: {"image": images[0], **dataset_dict})
     >>> batches[0][0]["file_name"]
     'a.png'
     """
 
-    def __init__(self, records: Sequence[Any], mapper: Callable[[Any], Any]) -> None:
-        self._records, self._mapper = records, mapper
+    def __init__(self, dataset_dicts: Sequence[Any], mapper: Callable[[Any], Any]) -> None:
+        self._dataset_dicts, self._mapper = dataset_dicts, mapper
         self._cache: dict[int, Batch] = {}
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self._dataset_dicts)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return [self[each] for each in range(*index.indices(len(self)))]
+            return [self[position] for position in range(*index.indices(len(self)))]
         if index not in self._cache:
-            record = self._records[index]
-            with translate_errors(f"{record['file_name']} cannot be read for the calibration"):
-                self._cache[index] = [self._mapper(record)]
+            dataset_dict = self._dataset_dicts[index]
+            with translate_errors(f"the calibration image {dataset_dict['file_name']} cannot be read"):
+                self._cache[index] = [self._mapper(dataset_dict)]
         return self._cache[index]
 
 
 def select_calibration_images(cfg: CfgNode, calibration: Calibration) -> CalibrationImages:
-    """Random training images, chosen by the calibration's seed and transformed as the config tests."""
+    """Random training images, chosen by the calibration's seed, with the config's test transform."""
     count, seed = calibration.images, calibration.seed
     if count < 1:
         raise UserError(f"calibration needs at least 1 image, got --calib-images {count}")
     for name in cfg.DATASETS.TRAIN:
         check_dataset(name)
-    with translate_errors("the images to calibrate with, those of DATASETS.TRAIN, cannot be read"):
-        records = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=False)
+    with translate_errors("the data sets in DATASETS.TRAIN cannot be read"):
+        dataset_dicts = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=False)
         mapper = DatasetMapper(cfg, is_train=False)
-    if count > len(records):
-        _logger.warning("there are only %d images to calibrate with, not %d", len(records), count)
-    order = torch.randperm(len(records), generator=torch.Generator().manual_seed(seed)).tolist()
-    return CalibrationImages([records[index] for index in order[:count]], mapper)
+    if count > len(dataset_dicts):
+        _logger.warning("calibrating with %d images, not %d: DATASETS.TRAIN has no more", len(dataset_dicts), count)
+    order = torch.randperm(len(dataset_dicts), generator=torch.Generator().manual_seed(seed)).tolist()
+    return CalibrationImages([dataset_dicts[index] for index in order[:count]], mapper)
 
 
 def take_rank_share(batches: Sequence[Batch]) -> Sequence[Batch]:
-    """This rank's part of the batches that all ranks have.
+    """This rank's share of ``batches``, which are the same list on every rank.
 
     >>> take_rank_share([[], []])  # one process
     [[], []]
@@ -132,10 +132,11 @@ def take_rank_share(batches: Sequence[Batch]) -> Sequence[Batch]:
 
 
 def merge_batches(batches: Sequence[Batch]) -> Iterator[Batch]:
-    """Merge batches of one image into batches of eight: norm statistics need the variance between images."""
-    for first in range(0, len(batches), _NORM_BATCH_SIZE):
-        yield [image for batch in batches[first : first + _NORM_BATCH_SIZE] for image in batch]
+    """Merge batches of one image into batches of up to eight: norm statistics need the variance between images."""
+    for start in range(0, len(batches), _NORM_BATCH_SIZE):
+        yield [image for batch in batches[start : start + _NORM_BATCH_SIZE] for image in batch]
 
 
 def _free_memory() -> int:
+    """Free memory of this machine in bytes."""
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,11 +1,11 @@
-"""Parts of detectors that Detectron2 does not have: a narrow ResNet for small machines, and a C4 head that fits it.
+"""Modules that Detectron2 does not have: a ResNet with few channels, and a C4 head for any ResNet backbone.
 
 ``MODEL.BACKBONE.NAME`` ``build_narrow_resnet_backbone`` (C4) or ``build_narrow_resnet_fpn_backbone`` builds the
 ``narrow_resnet`` of ``ssql_det.backbones`` from Detectron2's blocks, one per stage. Detectron2's own builder asserts
-64 channels for basic blocks; here each stage has its own width.
+64 channels for basic blocks; here each stage has its own number of channels.
 
-``MODEL.ROI_HEADS.NAME`` ``C4ROIHeads`` builds ``res5`` from the backbone's blocks. Detectron2's ``Res5ROIHeads`` builds
-three bottlenecks at any depth, so that a pretrained ResNet-18 or 34 would lose its last stage without an error.
+``MODEL.ROI_HEADS.NAME`` ``C4ROIHeads`` builds ``res5`` from the backbone's type of blocks. Detectron2's
+``Res5ROIHeads`` always builds three bottlenecks, so a pretrained ResNet-18 or 34 would silently lose its last stage.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from ssql_det.d2 import (
 )
 
 NARROW_BACKBONES = ("build_narrow_resnet_backbone", "build_narrow_resnet_fpn_backbone")
-_STEM_WIDTH = NARROW_WIDTHS[0]
-_RES5_BLOCKS = {18: 2, 34: 3}  # basic blocks by depth
+_STEM_CHANNELS = NARROW_WIDTHS[0]
+_NUM_RES5_BLOCKS = {18: 2, 34: 3}  # by the depth of a ResNet with basic blocks
 
 
 def _build_narrow_stage(stage: int, norm: str) -> list[CNNBlockBase]:
-    """Stage 1 to 4, ``res2`` to ``res5``: one block, which halves the resolution from stage 2 on."""
-    in_channels = (_STEM_WIDTH, *NARROW_WIDTHS)[stage - 1]
+    """One block; the stages 1 to 4 are ``res2`` to ``res5``, and all except the first halve the resolution."""
+    in_channels = (_STEM_CHANNELS, *NARROW_WIDTHS)[stage - 1]
     stride = 1 if stage == 1 else 2
     return [BasicBlock(in_channels, NARROW_WIDTHS[stage - 1], stride=stride, norm=norm)]
 
@@ -46,7 +46,7 @@ def _build_narrow_stage(stage: int, norm: str) -> list[CNNBlockBase]:
 def build_narrow_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
     """The backbone of a C4 detector, up to the last of ``MODEL.RESNETS.OUT_FEATURES``."""
     norm = cfg.MODEL.RESNETS.NORM
-    stem = BasicStem(in_channels=input_shape.channels or 3, out_channels=_STEM_WIDTH, norm=norm)
+    stem = BasicStem(in_channels=input_shape.channels or 3, out_channels=_STEM_CHANNELS, norm=norm)
     stages = [_build_narrow_stage(stage, norm) for stage in range(1, 5)]
     return ResNet(stem, stages, out_features=cfg.MODEL.RESNETS.OUT_FEATURES, freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT)
 
@@ -66,9 +66,9 @@ def build_narrow_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FP
 
 @ROI_HEADS_REGISTRY.register()
 class C4ROIHeads(Res5ROIHeads):
-    """``Res5ROIHeads`` whose ``res5`` has the backbone's blocks.
+    """``Res5ROIHeads`` whose ``res5`` has the backbone's type of blocks.
 
-    ``SSQL_DET.EXTRA_NORM`` adds a norm behind it, as in MoCo's transfer to detection (He et al., CVPR 2020).
+    ``SSQL_DET.EXTRA_NORM`` adds a norm after ``res5``, as in MoCo's transfer to detection (He et al., CVPR 2020).
     """
 
     @classmethod
@@ -83,12 +83,12 @@ class C4ROIHeads(Res5ROIHeads):
         resnet: Any = cfg.MODEL.RESNETS
         if cfg.MODEL.BACKBONE.NAME in NARROW_BACKBONES:
             blocks = _build_narrow_stage(4, resnet.NORM)
-        elif resnet.DEPTH in _RES5_BLOCKS:
-            count = _RES5_BLOCKS[resnet.DEPTH]
+        elif resnet.DEPTH in _NUM_RES5_BLOCKS:
+            num_blocks = _NUM_RES5_BLOCKS[resnet.DEPTH]
             blocks = ResNet.make_stage(
                 BasicBlock,
-                count,
-                stride_per_block=[2] + [1] * (count - 1),
+                num_blocks,
+                stride_per_block=[2] + [1] * (num_blocks - 1),
                 in_channels=4 * resnet.RES2_OUT_CHANNELS,
                 out_channels=8 * resnet.RES2_OUT_CHANNELS,
                 norm=resnet.NORM,

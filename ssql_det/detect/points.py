@@ -1,7 +1,7 @@
 """Quantization points of a detector: which tensors of Faster and Mask R-CNN, C4 and FPN, are quantized.
 
-A tensor that was quantized stays on its grid through max-pool, nearest upsampling and ReLU, and needs no second point.
-An addition, average pooling, ROIAlign, a norm and a conv's raw output leave the grid. So the placement ``published``
+Max-pool, nearest upsampling and ReLU keep a quantized tensor on its quantization grid, so their outputs need no point.
+The outputs of additions, average pooling, ROIAlign, norms and convs are off the grid. So the placement ``published``
 has these points:
 
 ==============================  ====================================  ==================================
@@ -14,15 +14,15 @@ RPN conv                        FPN: raw conv outputs; C4: ``res4``   FPN: input
 RPN predictors                  ReLU of the RPN conv                  input, 8 bits
 ``res5.0`` of a C4 head         ROIAlign                              the block's input
 box head, mask head             ROIAlign; ReLU                        input
-mask deconv of a C4 head        ``res5``'s output, on the grid        none; input behind an extra norm
+mask deconv of a C4 head        ``res5``'s output, on the grid        none; after an extra norm: input
 class, box, mask predictors     ReLU or average-pooled                input, 8 bits
 ==============================  ====================================  ==================================
 
-Every weight is quantized, at 8 bits where the input has 8 bits at every bit-width.
+Every weight is quantized. The predictors' inputs and weights have 8 bits at every bit-width.
 
-The placement ``integer`` adds, at 8 bits at every bit-width: the image; both summands of each residual block; the
-FPN's lateral results, its sums (each is read by the top-down path and by an output conv) and its outputs; the outputs
-of the RPN's and of the mask predictors.
+The placement ``integer``, for integer-only inference, adds points of 8 bits at every bit-width: the image; both
+summands of each residual block; the outputs of the FPN's lateral convs, additions (read by the top-down path and an
+output conv) and output convs; the outputs of the RPN's predictors and of the mask predictor.
 """
 
 from __future__ import annotations
@@ -43,30 +43,30 @@ SCOPES = ("backbone", "backbone+neck", "all")
 PREDICTOR_BITS = 8
 
 _PREDICTORS = ("objectness_logits", "anchor_deltas", "predictor", "cls_score", "bbox_pred")
-_BOX_PREDICTORS = ("cls_score", "bbox_pred")  # their outputs are read by float arithmetic alone
+_BOX_PREDICTORS = ("cls_score", "bbox_pred")  # only float arithmetic reads their outputs, so these need no point
 
 
 def detector_points(model: nn.Module, scope: str, placement: str = PUBLISHED) -> tuple[QuantPoint, ...]:
-    """The quantization points of a detector in a scope.
+    """The quantization points of a detector in a scope, the part of the detector that is quantized.
 
-    ``backbone`` is what was pretrained: stem to ``res5``, also in a C4 head. ``backbone+neck`` adds the FPN, ``all``
-    everything else.
+    Scope ``backbone`` is the stem to ``res5``, also where ``res5`` is in a C4 head; ``backbone+neck`` adds the FPN, and
+    ``all`` adds the RPN and the heads.
     """
     if scope not in SCOPES:
         raise UserError(f"the scope must be one of {', '.join(SCOPES)}; got {scope!r}")
     is_fpn = hasattr(model.backbone, "bottom_up")
     if scope == "backbone+neck" and not is_fpn:
         raise UserError("scope backbone+neck needs an FPN, which this detector does not have; use backbone or all")
-    points = [*_backbone_points(model, is_fpn, placement)]
+    points = [*_find_backbone_points(model, is_fpn, placement)]
     if scope != "backbone" and is_fpn:
-        points += _neck_points(model, placement)
+        points += _find_neck_points(model, placement)
     if scope == "all":
-        points += _head_points(model, is_fpn, placement)
+        points += _find_head_points(model, is_fpn, placement)
         _check_all_layers(model, points)
     return extend_ranges_to_zero(points, placement)
 
 
-def _backbone_points(model: nn.Module, is_fpn: bool, placement: str) -> Iterator[QuantPoint]:
+def _find_backbone_points(model: nn.Module, is_fpn: bool, placement: str) -> Iterator[QuantPoint]:
     root = "backbone.bottom_up" if is_fpn else "backbone"
     for point in quant_points(model.get_submodule(root), placement, _get_image_range(model)):
         yield replace(point, path=f"{root}.{point.path}")
@@ -85,7 +85,7 @@ def _get_image_range(model: nn.Module) -> tuple[float, float]:
     return float((-mean / std).min()), float(((255 - mean) / std).max())
 
 
-def _neck_points(model: nn.Module, placement: str) -> Iterator[QuantPoint]:
+def _find_neck_points(model: nn.Module, placement: str) -> Iterator[QuantPoint]:
     names = [name for name, _ in model.get_submodule("backbone").named_children()]
     is_integer = placement == INTEGER
     for name in names:
@@ -93,36 +93,37 @@ def _neck_points(model: nn.Module, placement: str) -> Iterator[QuantPoint]:
         if name.startswith("fpn_lateral"):
             yield QuantPoint(path, Side.WEIGHT)
         elif name.startswith("fpn_output"):
-            yield from _input_and_weight(path)
+            yield from _make_input_and_weight_points(path)
         if is_integer and name.startswith("fpn_"):
             yield QuantPoint(path, Side.OUTPUT, INTEGER_OUTPUT_BITS)
-    for call in range(sum(name.startswith("fpn_lateral") for name in names) - 1 if is_integer else 0):
+    num_sums = sum(name.startswith("fpn_lateral") for name in names) - 1
+    for call in range(num_sums if is_integer else 0):
         yield QuantPoint("backbone", Side.OUTPUT, INTEGER_OUTPUT_BITS, function="add", call=call)
 
 
-def _head_points(model: nn.Module, is_fpn: bool, placement: str) -> Iterator[QuantPoint]:
+def _find_head_points(model: nn.Module, is_fpn: bool, placement: str) -> Iterator[QuantPoint]:
     for path, layer in model.named_modules():
         if not isinstance(layer, LAYER_TYPES):
             continue
-        part, _, name = path.rpartition(".")
+        parent, _, name = path.rpartition(".")
         if path == "proposal_generator.rpn_head.conv":
-            yield from _input_and_weight(path) if is_fpn else [QuantPoint(path, Side.WEIGHT)]
+            yield from _make_input_and_weight_points(path) if is_fpn else [QuantPoint(path, Side.WEIGHT)]
         elif name in _PREDICTORS:
-            yield from _input_and_weight(path, PREDICTOR_BITS)
+            yield from _make_input_and_weight_points(path, PREDICTOR_BITS)
             if placement == INTEGER and name not in _BOX_PREDICTORS:
                 yield QuantPoint(path, Side.OUTPUT, INTEGER_OUTPUT_BITS)
-        elif part == "roi_heads.mask_head" and _reads_res5(model, name):
+        elif parent == "roi_heads.mask_head" and _reads_res5(model, name):
             yield QuantPoint(path, Side.WEIGHT)
-        elif part in ("roi_heads.box_head", "roi_heads.mask_head"):
-            yield from _input_and_weight(path)
+        elif parent in ("roi_heads.box_head", "roi_heads.mask_head"):
+            yield from _make_input_and_weight_points(path)
 
 
-def _input_and_weight(path: str, bits: int | None = None) -> tuple[QuantPoint, QuantPoint]:
+def _make_input_and_weight_points(path: str, bits: int | None = None) -> tuple[QuantPoint, QuantPoint]:
     return QuantPoint(path, Side.INPUT, bits), QuantPoint(path, Side.WEIGHT, bits)
 
 
 def _reads_res5(model: nn.Module, name: str) -> bool:
-    """Whether a layer of the mask head reads quantized output of ``res5``: the first layer, without an extra norm."""
+    """Whether a layer of the mask head reads quantized output of ``res5``: the first one, if no norm precedes it."""
     if not hasattr(model.roi_heads, "res5"):
         return False
     first = next(
@@ -135,11 +136,13 @@ def _reads_res5(model: nn.Module, name: str) -> bool:
 
 
 def _check_all_layers(model: nn.Module, points: list[QuantPoint]) -> None:
-    """A layer without a point would stay float, and the results would not be those of scope ``all``."""
+    """Raise a UserError for a layer without a point: it would stay float, although the scope is ``all``."""
     weights = {point.path for point in points if point.is_weight}
-    unknown = [path for path, layer in model.named_modules() if isinstance(layer, LAYER_TYPES) and path not in weights]
-    if unknown:
+    unsupported = [
+        path for path, layer in model.named_modules() if isinstance(layer, LAYER_TYPES) and path not in weights
+    ]
+    if unsupported:
         raise UserError(
-            f"{unknown[0]} has no quantization point ({len(unknown)} such layer(s)): supported are Faster and Mask "
-            "R-CNN, C4 and FPN; use --scope backbone"
+            f"{unsupported[0]} has no quantization point ({len(unsupported)} such layer(s)): supported are "
+            "Faster and Mask R-CNN, C4 and FPN; use --scope backbone"
         )

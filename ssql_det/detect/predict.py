@@ -26,12 +26,12 @@ from ssql_det.detect.evaluation_data import Batch, merge_batches
 from ssql_det.detect.quantized_evaluation import run_detector
 from ssql_det.quant import Bits, Quantization, evaluate_at_bit_widths
 
-Detections = list[dict[str, Any]]  # of one image, in COCO's results format, but with class indices for category_id
+Detections = list[dict[str, Any]]  # of one image, in COCO's results format, except that category_id is the class index
 
-_CAPTION_HEIGHT = 26  # pixels
-_MIN_SIDE = 320  # pixels that a small image is enlarged to
+_CAPTION_HEIGHT = 26  # pixels of the white bar above an image, which has the bit-width
+_ENLARGED_SIDE = 320  # pixels: a small image is enlarged to at most this longer side
 _WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+_IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 
 def find_images(paths: Sequence[str]) -> list[Path]:
@@ -39,31 +39,39 @@ def find_images(paths: Sequence[str]) -> list[Path]:
     images: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            images += sorted(file for file in path.iterdir() if file.suffix.lower() in _SUFFIXES and file.is_file())
+            images += sorted(
+                file for file in path.iterdir() if file.suffix.lower() in _IMAGE_SUFFIXES and file.is_file()
+            )
         elif path.is_file():
             images.append(path)
         else:
-            raise UserError(f"there is no image {path}; give files, or folders of {', '.join(sorted(_SUFFIXES))}")
+            raise UserError(
+                f"there is no image {path}; name image files, or folders of {', '.join(sorted(_IMAGE_SUFFIXES))}"
+            )
     if not images:
-        raise UserError(f"there are no images in {', '.join(paths)}; supported are {', '.join(sorted(_SUFFIXES))}")
+        raise UserError(
+            f"there are no images in {', '.join(paths)}; supported are {', '.join(sorted(_IMAGE_SUFFIXES))}"
+        )
     duplicates = [path for path in images if sum(path.stem == other.stem for other in images) > 1]
     if duplicates:
         raise UserError(
-            f"two images are called {duplicates[0].stem}, and so would be their pictures; give them in two commands"
+            f"two images are called {duplicates[0].stem}, so both outputs would be {duplicates[0].stem}.png; "
+            "predict them in separate commands"
         )
     return images
 
 
-def check_output_paths(out: Path, images: Sequence[Path]) -> None:
-    """Refuse to write a picture over one of the images."""
+def check_output_paths(output_folder: Path, images: Sequence[Path]) -> None:
+    """Raise a UserError if an output picture would overwrite one of the input images."""
     inputs = {image.resolve() for image in images}
     for image in images:
-        if (out / f"{image.stem}.png").resolve() in inputs:
-            raise UserError(f"the picture of {image} would replace an image of yours; choose another --out than {out}")
+        output = output_folder / f"{image.stem}.png"
+        if output.resolve() in inputs:
+            raise UserError(f"the output {output} would overwrite an input image; choose another --out")
 
 
 def load_image(cfg: CfgNode, path: Path) -> Batch:
-    """A batch of one image, resized and in the channel order that the config tests with."""
+    """Load an image as a batch of one, with the config's resizing for tests and its channel order."""
     with translate_errors(f"{path} cannot be read"):
         image = read_image(str(path), cfg.INPUT.FORMAT)
         height, width = image.shape[:2]
@@ -77,49 +85,52 @@ def detect_at_bit_widths(
     cfg: CfgNode,
     quantization: Quantization,
     images: Sequence[Path],
-    widths: Iterable[Bits],
+    bit_widths: Iterable[Bits],
     min_score: float,
     calibration_batches: Sequence[Batch] = (),
 ) -> dict[Bits, list[Detections]]:
-    """Detections by bit-width, one list per image. Norm statistics are re-estimated from ``calibration_batches``."""
+    """Detections by bit-width, a list per image. A scheme that re-estimates norms uses ``calibration_batches``."""
     model = quantization.model.eval()
 
     def detect(bits: Bits) -> list[Detections]:
         inference_mode = fast_inference(model) if cfg.SSQL_DET.FAST_EVALUATION else nullcontext()
         with inference_mode, torch.no_grad():
             outputs = (model(load_image(cfg, path))[0]["instances"] for path in track(images, f"detecting at {bits}"))
-            return [list(_to_coco(instances, min_score)) for instances in outputs]
+            return [list(_convert_to_coco(instances, min_score)) for instances in outputs]
 
-    norm_batches = [*merge_batches(calibration_batches)]  # a list: each bit-width reads them
-    return dict(evaluate_at_bit_widths(quantization, widths, detect, None, norm_batches, run_detector))
+    norm_batches = [*merge_batches(calibration_batches)]  # a list, as every bit-width iterates over it
+    return dict(evaluate_at_bit_widths(quantization, bit_widths, detect, None, norm_batches, run_detector))
 
 
 def save_predictions(
-    out: Path, cfg: CfgNode, images: Sequence[Path], detections_by_bits: Mapping[Bits, list[Detections]]
+    output_folder: Path, cfg: CfgNode, images: Sequence[Path], detections_by_bits: Mapping[Bits, list[Detections]]
 ) -> None:
-    """Write ``out/IMAGE.png``, the bit-widths side by side, and ``out/detections_BITS.json`` in COCO's format."""
+    """Write ``IMAGE.png`` per image, bit-widths side by side, and COCO's ``detections_BITS.json`` per bit-width."""
     classes, category_ids = get_class_names(cfg), get_category_ids(cfg)
     for index, path in enumerate(images):
-        panels = [_draw(path, str(bits), each[index], classes) for bits, each in detections_by_bits.items()]
-        with atomic_write(out / f"{path.stem}.png") as file:
+        panels = [
+            _draw_panel(path, str(bits), detections[index], classes) for bits, detections in detections_by_bits.items()
+        ]
+        with atomic_write(output_folder / f"{path.stem}.png") as file:
             file.write(cv2.imencode(".png", np.hstack(panels))[1].tobytes())
     for bits, detections in detections_by_bits.items():
-        image_records = [{"id": image_id, "file_name": path.name} for image_id, path in enumerate(images, start=1)]
-        pairs = ((image_id, each) for image_id, listed in enumerate(detections, start=1) for each in listed)
+        image_entries = [{"id": image_id, "file_name": path.name} for image_id, path in enumerate(images, start=1)]
         annotations = [
-            {"id": number, "image_id": image_id, **each, "category_id": category_ids[each["category_id"]]}
-            for number, (image_id, each) in enumerate(pairs, start=1)
+            {"image_id": image_id, **detection, "category_id": category_ids[detection["category_id"]]}
+            for image_id, image_detections in enumerate(detections, start=1)
+            for detection in image_detections
         ]
+        annotations = [{"id": annotation_id, **each} for annotation_id, each in enumerate(annotations, start=1)]
         categories = [{"id": category_ids[index], "name": name} for index, name in enumerate(classes)]
-        content = {"images": image_records, "categories": categories, "annotations": annotations}
-        with atomic_write(out / f"detections_{bits}.json", "w") as file:
+        content = {"images": image_entries, "categories": categories, "annotations": annotations}
+        with atomic_write(output_folder / f"detections_{bits}.json", "w") as file:
             json.dump(content, file)
 
 
 def get_class_names(cfg: CfgNode) -> list[str]:
-    """The class names of the config's data sets; numbers if they are unknown."""
+    """The class names of the config's data sets; class indices if they are unknown."""
     names = _find_metadata(cfg, "thing_classes")
-    return [str(number) for number in range(cfg.MODEL.ROI_HEADS.NUM_CLASSES)] if names is None else list(names)
+    return [str(index) for index in range(cfg.MODEL.ROI_HEADS.NUM_CLASSES)] if names is None else list(names)
 
 
 def get_category_ids(cfg: CfgNode) -> list[int]:
@@ -131,7 +142,7 @@ def get_category_ids(cfg: CfgNode) -> list[int]:
 
 
 def _find_metadata(cfg: CfgNode, attribute: str) -> Any:
-    """The attribute of the first data set in the config that has as many classes as the detector."""
+    """The attribute in the metadata of the config's first data set with as many classes as the detector, or None."""
     for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
         if is_custom(name):
             register_custom_dataset(name)
@@ -141,7 +152,7 @@ def _find_metadata(cfg: CfgNode, attribute: str) -> Any:
     return None
 
 
-def _to_coco(instances: Any, min_score: float) -> Iterator[dict[str, Any]]:
+def _convert_to_coco(instances: Any, min_score: float) -> Iterator[dict[str, Any]]:
     instances = instances.to("cpu")
     for index in (instances.scores >= min_score).nonzero().flatten().tolist():
         x0, y0, x1, y1 = instances.pred_boxes.tensor[index].tolist()
@@ -156,12 +167,16 @@ def _to_coco(instances: Any, min_score: float) -> Iterator[dict[str, Any]]:
         yield detection
 
 
-def _draw(path: Path, caption: str, detections: Detections, classes: Sequence[str]) -> Canvas:
-    """The image with its detections, enlarged if it is small, below a caption."""
-    boxes = tuple((x, y, x + width, y + height) for x, y, width, height in (each["bbox"] for each in detections))
-    labels = tuple(f"{classes[each['category_id']]} {each['score']:.2f}" for each in detections)
-    masks = tuple(each.get("segmentation") for each in detections)
-    canvas = draw_annotations(AnnotatedImage(path, None, boxes, labels, masks), _MIN_SIDE)
-    framed = cv2.copyMakeBorder(canvas, _CAPTION_HEIGHT, 4, 2, 2, cv2.BORDER_CONSTANT, value=_WHITE)
-    cv2.putText(framed, caption, (6, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.6, _BLACK, 1, cv2.LINE_AA)
+def _draw_panel(path: Path, caption: str, detections: Detections, classes: Sequence[str]) -> Canvas:
+    """Draw the detections on their image, enlarged if it is small, and a caption above it."""
+    boxes_xywh = (detection["bbox"] for detection in detections)
+    boxes = tuple((x, y, x + width, y + height) for x, y, width, height in boxes_xywh)
+    labels = tuple(f"{classes[detection['category_id']]} {detection['score']:.2f}" for detection in detections)
+    masks = tuple(detection.get("segmentation") for detection in detections)
+    canvas = draw_annotations(AnnotatedImage(path, None, boxes, labels, masks), _ENLARGED_SIDE)
+    framed = cv2.copyMakeBorder(
+        canvas, top=_CAPTION_HEIGHT, bottom=4, left=2, right=2, borderType=cv2.BORDER_CONSTANT, value=_WHITE
+    )
+    font = cv2.FONT_HERSHEY_SIMPLEX
+    cv2.putText(framed, caption, (6, 18), font, fontScale=0.6, color=_BLACK, thickness=1, lineType=cv2.LINE_AA)
     return np.asarray(framed, np.uint8)

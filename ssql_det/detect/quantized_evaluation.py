@@ -1,4 +1,4 @@
-"""Calibrate a detector and evaluate it at bit-widths, each as a result row."""
+"""Calibrate a detector, evaluate it at a bit-width, and make the result row."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class QuantizationSettings:
-    """How a detector is quantized for an evaluation. ``overrides`` are bits for patterns of module paths."""
+    """How a detector is quantized for an evaluation. ``overrides`` are bit-widths by pattern of module paths."""
 
-    scope: str
+    scope: str  # the part of the detector that is quantized, one of points.SCOPES
     calibration: Calibration = field(default_factory=Calibration)
     scheme: Scheme = field(default_factory=Scheme)
     overrides: Mapping[str, Bits] = field(default_factory=dict)
@@ -83,19 +83,22 @@ def prepare_evaluation(
 def quantize_detector(
     cfg: CfgNode, model: nn.Module, settings: QuantizationSettings, batches: Sequence[Batch]
 ) -> Quantization:
-    """A calibrated quantization of the detector, which records the images it was calibrated with."""
+    """Calibrate a quantization of the detector; it records which images it was calibrated with."""
     points = detector_points(model, settings.scope, settings.scheme.placement)
     quantization = Quantization(model, points, settings.scheme)
-    data = "+".join(map(shorten_dataset_name, cfg.DATASETS.TRAIN))
-    quantization.calibration = replace(settings.calibration, images=len(batches), data=data)
+    data_name = "+".join(map(shorten_dataset_name, cfg.DATASETS.TRAIN))
+    quantization.calibration = replace(settings.calibration, images=len(batches), data=data_name)
     calibrate_detector(quantization, batches)
     return quantization
 
 
 def calibrate_detector(quantization: Quantization, batches: Sequence[Batch]) -> None:
-    """Calibrate on the engine's batches; under a process group the ranks share them."""
+    """Calibrate on batches in the engine's format; under a process group each rank takes its share of them."""
     if len(batches) < world_size():
-        raise UserError(f"{world_size()} processes cannot share {len(batches)} images; calibrate with more")
+        raise UserError(
+            f"calibration needs at least one image per process ({world_size()}), got {len(batches)}; "
+            "calibrate with more images"
+        )
     quantization.calibrate(take_rank_share(batches), forward=run_detector)
 
 
@@ -107,7 +110,7 @@ def run_detector(model: nn.Module, batch: Batch) -> None:
 def evaluate_quantized(
     context: EvaluationContext, bits: Bits, overrides: Mapping[str, Bits] | None = None
 ) -> tuple[dict[str, float], float]:
-    """Metrics and costs at a bit-width, and the seconds of the evaluation. Afterwards the detector is float again.
+    """Metrics and costs at a bit-width, and the duration in seconds. Afterwards the detector is float again.
 
     ``GFLOPs`` counts multiply-adds of the first image and ``GBOPs`` its bit-operations, both in billions.
     """
@@ -124,12 +127,12 @@ def evaluate_quantized(
 
 @dataclass(frozen=True)
 class DetectorProvenance:
-    """Where a detector comes from, for its rows. ``checkpoint`` is a file, or an iteration of a training."""
+    """Where an evaluated detector comes from, as its result rows record it."""
 
-    checkpoint: str
+    checkpoint_label: str  # a file name, or the iteration of a training
     metadata: Metadata
     network: str  # the backbone's name
-    sha256: str = ""
+    sha256: str = ""  # of the checkpoint file
 
 
 def make_row(
@@ -137,15 +140,15 @@ def make_row(
     config_label: str,
     bits: Bits,
     result: tuple[Mapping[str, float], float],
-    detector: DetectorProvenance,
+    provenance: DetectorProvenance,
 ) -> Row:
-    """A row of :func:`evaluate_quantized`'s result. Method and seed are the config's, else the checkpoint's."""
+    """Make a row of :func:`evaluate_quantized`'s result; method and seed are the config's or else the checkpoint's."""
     cfg, settings, (metrics, seconds) = context.cfg, context.settings, result
-    metadata = detector.metadata
+    metadata = provenance.metadata
     return Row(
         method=cfg.SSQL_DET.METHOD or metadata.method or "",
-        checkpoint=detector.checkpoint,
-        checkpoint_hash=detector.sha256,
+        checkpoint=provenance.checkpoint_label,
+        checkpoint_hash=provenance.sha256,
         config=config_label,
         dataset=shorten_dataset_name(context.dataset),
         bits=str(bits),
@@ -156,7 +159,7 @@ def make_row(
         seconds=seconds,
         scheme=str(settings.scheme),
         calibration=context.quantization.calibration or settings.calibration,
-        network=detector.network,
-        overrides={pattern: str(width) for pattern, width in settings.overrides.items()},
+        network=provenance.network,
+        overrides={pattern: str(override) for pattern, override in settings.overrides.items()},
         placement=settings.scheme.placement,
     )

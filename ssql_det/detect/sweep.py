@@ -1,7 +1,7 @@
-"""A sweep evaluates one detector at several bit-widths, with one calibration, and writes a row for each.
+"""A sweep evaluates one detector at several bit-widths, with one calibration, and writes a result row for each.
 
-Every row is written before the next evaluation begins. A folder holds one sweep: started again, it continues after its
-rows. Another config, other weights or another calibration are refused, unless the folder has no row yet.
+Every row is written before the next evaluation begins. A folder holds one sweep. If the same sweep is started again, it
+evaluates only the bit-widths without a row; a sweep with other settings is an error once the folder has a row.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from ssql_det.quant.points import assign_bits
 from ssql_det.quant.scheme import RE_ESTIMATED, TRAINED
 
 RESULTS_NAME, QUANTIZATION_NAME, IDENTITY_NAME = "results.jsonl", "quantization.safetensors", "sweep.json"
-_FORMER_RANGES_NAME = "ranges.json"  # of calibrations before version 1 of the quantization file
+_FORMER_RANGES_NAME = "ranges.json"  # file of calibrations before version 1 of the quantization file
 _logger = logging.getLogger(__name__)
 
 
@@ -48,39 +48,39 @@ def sweep(
     config_label: str,
     model: nn.Module,
     checkpoint: Checkpoint,
-    widths: Sequence[Bits],
+    bit_widths: Sequence[Bits],
     settings: QuantizationSettings,
 ) -> Iterator[Row]:
-    """Yield a row per bit-width, from ``OUTPUT_DIR``'s results if it is there, otherwise evaluated.
+    """Yield a row per bit-width: read from ``OUTPUT_DIR`` if an earlier run wrote it, otherwise evaluated.
 
     Under a process group the ranks share the images, and rank 0 writes.
     """
     folder = check_output_dir(cfg.OUTPUT_DIR)
     dataset = _get_test_dataset(cfg)
-    settings.scheme.check_bits([*widths, *settings.overrides.values()])
+    settings.scheme.check_bits([*bit_widths, *settings.overrides.values()])
     points = detector_points(model, settings.scope, settings.scheme.placement)
     assign_bits(points, Bits.FP, settings.overrides)  # raises if a pattern matches no point
     sha256 = checkpoint.source.sha256 if checkpoint.source else ""
     identity = _make_identity(cfg, dataset, sha256, settings)
     finished = {row.bits: row for row in broadcast_from_main(lambda: _read_finished_rows(folder, identity))}
     loader = build_evaluation_loader(cfg, dataset)
-    detector = DetectorProvenance(checkpoint.display_name, checkpoint.metadata, checkpoint.architecture.name, sha256)
+    provenance = DetectorProvenance(checkpoint.display_name, checkpoint.metadata, checkpoint.architecture.name, sha256)
     context: EvaluationContext | None = None
-    for bits in widths:
+    for bits in bit_widths:
         if str(bits) in finished:
-            _logger.info("%s was evaluated already, see %s", bits, folder / RESULTS_NAME)
+            _logger.info("%s is already evaluated; using its row in %s", bits, folder / RESULTS_NAME)
             yield finished[str(bits)]
             continue
         if context is None:
             batches = select_calibration_images(cfg, settings.calibration)
-            take_rank_share(batches)  # decodes them: a damaged image is refused before anything is written
+            take_rank_share(batches)  # decodes this rank's images: a damaged one fails before anything is written
             broadcast_from_main(lambda: _claim_folder(folder, identity))
             context = prepare_evaluation(cfg, model, settings, dataset, loader, batches, folder / QUANTIZATION_NAME)
         overrides = None if bits == Bits.FP else settings.overrides
-        row = make_row(context, config_label, bits, evaluate_quantized(context, bits, overrides), detector)
+        row = make_row(context, config_label, bits, evaluate_quantized(context, bits, overrides), provenance)
         if is_main():
-            _check_identity(folder, identity)  # another sweep may have claimed the folder before this first row
-            if context.quantization.norm_statistics:  # the evaluation may have estimated those of this bit-width
+            _check_identity(folder, identity)  # another sweep may have started in the folder since
+            if context.quantization.norm_statistics:  # also those that the evaluation just estimated
                 context.quantization.save(folder / QUANTIZATION_NAME)
             rows.append_row(folder / RESULTS_NAME, row)
         yield row
@@ -88,13 +88,15 @@ def sweep(
 
 def _get_test_dataset(cfg: CfgNode) -> str:
     if len(cfg.DATASETS.TEST) != 1:
-        raise UserError(f"a sweep needs one data set to evaluate on; DATASETS.TEST names {len(cfg.DATASETS.TEST)}")
+        raise UserError(
+            f"a sweep evaluates on one data set; DATASETS.TEST must have one name, got {len(cfg.DATASETS.TEST)}"
+        )
     name: str = cfg.DATASETS.TEST[0]
     return name
 
 
 def _make_identity(cfg: CfgNode, dataset: str, sha256: str, settings: QuantizationSettings) -> dict[str, Any]:
-    """Everything that decides the numbers of the rows; its keys appear in messages."""
+    """All settings that determine the metrics of a sweep; its keys are written to a file and appear in messages."""
     ignored_keys = (*IGNORED_KEYS, *TRAINING_EVALUATION_KEYS)
     return {
         **{key: value for key, value in flatten_config(cfg).items() if key not in ignored_keys},
@@ -110,7 +112,7 @@ def _make_identity(cfg: CfgNode, dataset: str, sha256: str, settings: Quantizati
 
 
 def _read_finished_rows(folder: Path, identity: dict[str, Any]) -> list[Row]:
-    """Rows of another sweep are refused."""
+    """The rows in the folder; raise a UserError if they belong to another sweep."""
     finished = rows.read_rows(folder / RESULTS_NAME) if (folder / RESULTS_NAME).exists() else []
     if finished:
         _check_identity(folder, identity)
@@ -118,19 +120,21 @@ def _read_finished_rows(folder: Path, identity: dict[str, Any]) -> list[Row]:
 
 
 def _claim_folder(folder: Path, identity: dict[str, Any]) -> None:
-    """Write this sweep's identity; the calibration of another sweep that has no row is deleted."""
+    """Write this sweep's identity; delete the calibration of another sweep if it has no row."""
     previous = _read_identity(folder)
     is_other = any(json.dumps(previous.get(key)) != json.dumps(identity.get(key)) for key in {**previous, **identity})
     if not _read_finished_rows(folder, identity) and is_other and (folder / QUANTIZATION_NAME).exists():
         (folder / QUANTIZATION_NAME).unlink()
     if (folder / _FORMER_RANGES_NAME).exists() and not (folder / QUANTIZATION_NAME).exists():
-        _logger.warning("%s is of an earlier version and is not read; calibrating again", folder / _FORMER_RANGES_NAME)
+        _logger.warning(
+            "%s was written by an earlier version and is ignored; calibrating again", folder / _FORMER_RANGES_NAME
+        )
     with atomic_write(folder / IDENTITY_NAME, "w") as file:
         json.dump(identity, file, indent=1)
 
 
 def _read_identity(folder: Path) -> dict[str, Any]:
-    """The identity of the folder's sweep; empty if none has begun."""
+    """The identity of the folder's sweep; empty if no sweep was started in the folder."""
     file = folder / IDENTITY_NAME
     if not file.exists():
         for name in (RESULTS_NAME, QUANTIZATION_NAME):
@@ -146,7 +150,7 @@ def _read_identity(folder: Path) -> dict[str, Any]:
 
 
 def _upgrade_identity(identity: dict[str, Any]) -> dict[str, Any]:
-    """Earlier versions had other key names, a key for re-estimated norms, and keys that decide nothing."""
+    """Earlier versions had other key names, a key for re-estimated norms, and keys that do not change a result."""
     identity = rename_keys(identity, RENAMED_KEYS)
     if "--recalibrate-bn" in identity:
         identity["--scheme"] = str(Scheme(norms=RE_ESTIMATED if identity.pop("--recalibrate-bn") else TRAINED))
@@ -154,5 +158,5 @@ def _upgrade_identity(identity: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_identity(folder: Path, identity: dict[str, Any]) -> None:
-    """The order of the patterns in a bits file counts too."""
+    """Raise a UserError if the folder has another sweep; the order of patterns in a bits file also matters."""
     check_same_config(_read_identity(folder), identity, f"the sweep in {folder}", "choose another OUTPUT_DIR")

@@ -1,4 +1,4 @@
-"""Train a detector: Detectron2's plain training loop, with resuming, gradient accumulation and precise BN."""
+"""Train a detector: a loop as in Detectron2's plain_train_net.py, with resuming, gradient accumulation, precise BN."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from ssql_det.detect.train_loader import BadImageLog, build_train_loader, get_mi
 from ssql_det.detect.training_checkpoint import FINAL_NAME, LAST_CHECKPOINT_NAME, WINDOW_SIZE, TrainingCheckpointer
 
 COVERAGE_NAME = "coverage.json"
-_RESUMABLE_WITH = (  # keys that may differ from the config of the run that is resumed
+_CHANGEABLE_KEYS = (  # keys that may change when a run is resumed
     *(*IGNORED_KEYS, "SOLVER.MAX_ITER", "SOLVER.CHECKPOINT_PERIOD"),
     *(*TRAINING_EVALUATION_KEYS, "TEST.EVAL_PERIOD"),
 )
@@ -57,17 +57,17 @@ _logger = logging.getLogger(__name__)
 def train(cfg: CfgNode, config_label: str, resume: bool = False) -> Path:
     """Train a detector from the backbone in ``MODEL.WEIGHTS``, or from scratch if that is empty.
 
-    Returns the path of the final checkpoint. With ``resume`` an interrupted run ends, on the CPU, with the same bits as
-    an uninterrupted one. Under a process group every rank calls it and trains its part of each batch; rank 0 writes.
+    Returns the path of the final checkpoint. On the CPU, an interrupted run that is continued with ``resume`` ends with
+    exactly the weights of an uninterrupted run. Under a process group every rank calls it; rank 0 writes.
     """
-    folder, last, seed = check_output_dir(cfg.OUTPUT_DIR), cfg.SOLVER.MAX_ITER - 1, get_training_seed(cfg)
-    _check_numbers(cfg)
+    folder, last_iteration, seed = check_output_dir(cfg.OUTPUT_DIR), cfg.SOLVER.MAX_ITER - 1, get_training_seed(cfg)
+    _check_solver(cfg)
     _check_data(cfg)
     _check_norms(cfg)
-    seed_all(seed + rank())  # as Detectron2: ranks sample different regions; DDP broadcasts the weights of rank 0
+    seed_all(seed + rank())  # as in Detectron2: each rank samples other proposals; DDP broadcasts rank 0's weights
     has_checkpoint = (folder / LAST_CHECKPOINT_NAME).exists()
     values = flatten_config(cfg)
-    is_resumed = check_resume(values, folder, has_checkpoint, resume, _RESUMABLE_WITH, DEFAULT_VALUES, RENAMED_KEYS)
+    is_resumed = check_resume(values, folder, has_checkpoint, resume, _CHANGEABLE_KEYS, DEFAULT_VALUES, RENAMED_KEYS)
     model, metadata, coverage = _build_model(cfg, is_resumed)
     with translate_config_errors("the solver cannot be built", cfg):
         optimizer = build_optimizer(cfg, model)
@@ -77,15 +77,15 @@ def train(cfg: CfgNode, config_label: str, resume: bool = False) -> Path:
     checkpointer = TrainingCheckpointer(folder, parts, storage, bad_images)
     start = 0
     if is_resumed:
-        newest, metadata = checkpointer.resume()
-        start = newest + 1
+        saved_iteration, metadata = checkpointer.resume()
+        start = saved_iteration + 1
         if start == cfg.SOLVER.MAX_ITER:
             _logger.info("the run in %s is already finished", folder)
             return folder / f"{FINAL_NAME}.pth"
         if start > cfg.SOLVER.MAX_ITER:
             raise UserError(
-                f"the run in {folder} is trained up to iteration {newest}, beyond SOLVER.MAX_ITER "
-                f"{cfg.SOLVER.MAX_ITER}; raise SOLVER.MAX_ITER to train on"
+                f"the run in {folder} is trained up to iteration {saved_iteration}, beyond SOLVER.MAX_ITER "
+                f"{cfg.SOLVER.MAX_ITER}; raise SOLVER.MAX_ITER to continue"
             )
         _logger.info("resuming at iteration %d", start)
     micro_batches = cfg.SSQL_DET.MICRO_BATCHES
@@ -111,7 +111,7 @@ def train(cfg: CfgNode, config_label: str, resume: bool = False) -> Path:
             for micro_batch in range(micro_batches):
                 batch = next(loader)
                 bad_images.log_skipped_images(batch)
-                with _reducing_gradients(ddp_model, micro_batch == micro_batches - 1):
+                with _syncing_gradients(ddp_model, is_last=micro_batch == micro_batches - 1):
                     losses = _compute_losses(ddp_model, batch, iteration, cfg.SOLVER.AMP.ENABLED)
                     _check_finite(losses, iteration)
                     total_loss = torch.stack(list(losses.values())).sum()
@@ -125,37 +125,37 @@ def train(cfg: CfgNode, config_label: str, resume: bool = False) -> Path:
             scheduler.step()
             storage.put_scalar("time", time.perf_counter() - start_time)
 
-            if (iteration + 1) % WINDOW_SIZE == 0 or iteration == last:
+            if (iteration + 1) % WINDOW_SIZE == 0 or iteration == last_iteration:
                 storage.put_scalar("bad_images", sum(all_gather(len(bad_images.names))), smoothing_hint=False)
                 printer.write()
-                medians = storage.latest_with_smoothing_hint(WINDOW_SIZE)  # the latest value where no smoothing is due
-                write(iteration, {name: value for name, (value, _) in medians.items()})
-            if iteration == last or evaluation.is_due(iteration, last):
+                smoothed_scalars = storage.latest_with_smoothing_hint(WINDOW_SIZE)
+                write(iteration, {name: value for name, (value, _) in smoothed_scalars.items()})
+            if iteration == last_iteration or evaluation.is_due(iteration, last_iteration):
                 with _translate_divergence(iteration):
                     estimate_norms(cfg, model, seed)
-            if evaluation.is_due(iteration, last):
+            if evaluation.is_due(iteration, last_iteration):
                 write(iteration, evaluation.evaluate(model, iteration))
-            if (iteration + 1) % cfg.SOLVER.CHECKPOINT_PERIOD == 0 and iteration != last:
+            if (iteration + 1) % cfg.SOLVER.CHECKPOINT_PERIOD == 0 and iteration != last_iteration:
                 checkpointer.save(f"model_{iteration:07d}", iteration, metadata)
-        return checkpointer.save(FINAL_NAME, last, metadata)
+        return checkpointer.save(FINAL_NAME, last_iteration, metadata)
 
 
 def estimate_norms(cfg: CfgNode, model: nn.Module, seed: int) -> None:
     """Precise BN: estimate the norms' statistics over many training batches, if ``TEST.PRECISE_BN`` is enabled.
 
-    Wu and Johnson, "Rethinking Batch in BatchNorm" (2021), computed by fvcore. It uses the same images each time and
-    leaves the random generators as they are. Afterwards every rank has the average of all ranks' statistics, or rank
-    0's where nothing was estimated.
+    The method of Wu and Johnson, "Rethinking Batch in BatchNorm" (2021), as in fvcore. Every call uses the same images
+    and restores the random generators. Afterwards every rank has the average of all ranks' statistics; without
+    estimation, and for other buffers, every rank has those of rank 0.
     """
     norms = get_bn_modules(model) if cfg.TEST.PRECISE_BN.ENABLED else []
     if norms:
-        generators = RngState.capture()
+        rng_state = RngState.capture()
         is_training = model.training
         model.train()
-        with EventStorage():  # the engine's losses need one
+        with EventStorage():  # the engine (Detectron2 or its stand-in) logs losses to the current storage
             update_bn_stats(model, build_train_loader(cfg, seed + 1), cfg.TEST.PRECISE_BN.NUM_ITER)
         model.train(is_training)
-        generators.restore()
+        rng_state.restore()
     for norm in norms:
         _average_over_ranks(norm)
     broadcast_tensors(model.buffers())
@@ -170,9 +170,9 @@ def _average_over_ranks(norm: nn.Module) -> None:
 
 
 def _build_model(cfg: CfgNode, is_resumed: bool) -> tuple[nn.Module, dict[str, Any], Coverage | None]:
-    """The detector, the metadata for its checkpoints, and which weights were loaded.
+    """Build the detector; returns it, the metadata for its checkpoints, and which weights were loaded.
 
-    A resumed run does not load ``MODEL.WEIGHTS``: its checkpoint has all weights.
+    A resumed run does not load ``MODEL.WEIGHTS``, because its own checkpoint has all weights.
     """
     seed = {"seed": get_training_seed(cfg)}
     if cfg.MODEL.WEIGHTS and not is_resumed:
@@ -182,8 +182,8 @@ def _build_model(cfg: CfgNode, is_resumed: bool) -> tuple[nn.Module, dict[str, A
     return model, {**describe_untrained(cfg, model), **seed}, None
 
 
-def _reducing_gradients(ddp_model: nn.Module, is_last: bool) -> AbstractContextManager[None]:
-    """Ranks exchange gradients once per batch, after its last micro-batch."""
+def _syncing_gradients(ddp_model: nn.Module, is_last: bool) -> AbstractContextManager[None]:
+    """Average gradients over the ranks only in the backward pass of a batch's last micro-batch."""
     if is_last or not isinstance(ddp_model, DistributedDataParallel):
         return nullcontext()
     return ddp_model.no_sync()
@@ -198,7 +198,7 @@ def _compute_losses(model: nn.Module, batch: Batch, iteration: int, is_bfloat16:
 
 @contextmanager
 def _translate_divergence(iteration: int) -> Iterator[None]:
-    """Only FloatingPointError: with it the engine says that proposals are not finite."""
+    """Translate FloatingPointError, which the engine raises for NaN or infinite proposals, to ``UserError``."""
     try:
         yield
     except FloatingPointError as failure:
@@ -212,10 +212,10 @@ def _check_finite(losses: Mapping[str, Tensor], iteration: int) -> None:
             raise UserError(f"{name} is {loss.item()} at iteration {iteration}; {_DIVERGENCE_ADVICE}")
 
 
-def _check_numbers(cfg: CfgNode) -> None:
+def _check_solver(cfg: CfgNode) -> None:
     check_minimums(cfg, dict.fromkeys(("SOLVER.MAX_ITER", "SOLVER.CHECKPOINT_PERIOD", "TEST.PRECISE_BN.NUM_ITER"), 1))
     get_micro_batch_size(cfg)
-    if cfg.SEED + world_size() > 1 << 32:  # every rank has its own seed
+    if cfg.SEED + world_size() > 1 << 32:  # the seed of a rank is SEED + rank
         raise UserError(f"SEED must be less than 2**32, got {cfg.SEED}")
 
 
@@ -228,7 +228,7 @@ def _check_norms(cfg: CfgNode) -> None:
 
 
 def _check_data(cfg: CfgNode) -> None:
-    """The classes of all data sets must be those of the head; with more or fewer it fails late, or never."""
+    """Check that all data sets have the same classes and the head as many: a mismatch would fail late or not at all."""
     classes_by_dataset: dict[str, list[str]] = {}
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         check_dataset(name)
@@ -244,7 +244,7 @@ def _check_data(cfg: CfgNode) -> None:
         for other, other_classes in classes_by_dataset.items():
             if other_classes != classes_by_dataset[name]:
                 raise UserError(
-                    f"the classes of {other} are {', '.join(other_classes)}, those of {name} {', '.join(classes)}; "
+                    f"{other} has the classes {', '.join(other_classes)}, but {name} has {', '.join(classes)}; "
                     "they must be the same, in the same order"
                 )
     for name in filter(is_custom, cfg.DATASETS.TRAIN):

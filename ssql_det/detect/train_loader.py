@@ -1,7 +1,7 @@
 """The loader of training images, in an order that depends on the seed alone.
 
-The images of batch ``n`` and the random choices of their augmentation follow from the seed and from ``n``, not from the
-number of workers or processes. So a resumed run trains on what the uninterrupted run would have trained on.
+The images of batch ``n`` and their random augmentations depend on the seed and ``n``, not on the number of workers or
+processes. So a resumed run gets the same batches as an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from ssql_det.detect.engine_errors import translate_errors
 from ssql_det.detect.evaluation_data import Batch
 
 BAD_IMAGE_POLICIES = ("stop", "skip")
-BAD_IMAGES_KEY = "bad_images"  # of a sample: the files that were skipped for it
-ERROR_KEY, TRACEBACK_KEY = "error", "traceback"  # of a sample that could not be read
-_MAX_SKIPPED = 100  # images in a row
+BAD_IMAGES_KEY = "bad_images"  # key of a sample: files that were skipped before its image could be read
+ERROR_KEY, TRACEBACK_KEY = "error", "traceback"  # keys of a sample whose image could not be read
+_MAX_SKIPPED = 100  # after this many unreadable images in a row training stops
 _logger = logging.getLogger(__name__)
 
-Record = dict[str, Any]  # an image in Detectron2's dataset format
-Index = tuple[int, int]  # a position in the training, and the index of the record that is trained on there
+DatasetDict = dict[str, Any]  # an image in Detectron2's dataset format
+SampleIndex = tuple[int, int]  # a sample's position in the order of training, and the index of its image
 
 
-class AspectRatioBatchSampler(Sampler[list[Index]]):
-    """Endless batches of either wide or tall images, so that little of a batch is padding.
+class AspectRatioBatchSampler(Sampler[list[SampleIndex]]):
+    """Infinite sampler of batches of either wide or tall images, so that little of a batch is padding.
 
-    The batches begin with number ``first_batch``; of each batch the sampler yields the share of ``rank``.
+    It skips the batches before ``first_batch``, and yields the share of ``rank`` in each batch.
 
     >>> batches = AspectRatioBatchSampler([True, True, False, False], batch_size=2, seed=0)
     >>> next(iter(batches))
@@ -56,11 +56,11 @@ class AspectRatioBatchSampler(Sampler[list[Index]]):
         self._is_wide, self._batch_size, self._seed, self._first_batch = is_wide, batch_size, seed, first_batch
         self._rank_share = slice(rank, None, world_size)
 
-    def __iter__(self) -> Iterator[list[Index]]:
+    def __iter__(self) -> Iterator[list[SampleIndex]]:
         return (batch[self._rank_share] for batch in itertools.islice(self._batches(), self._first_batch, None))
 
-    def _batches(self) -> Iterator[list[Index]]:
-        buckets: dict[bool, list[Index]] = {True: [], False: []}
+    def _batches(self) -> Iterator[list[SampleIndex]]:
+        buckets: dict[bool, list[SampleIndex]] = {True: [], False: []}
         for position, index in enumerate(self._shuffled_indices()):
             bucket = buckets[self._is_wide[index]]
             bucket.append((position, index))
@@ -74,28 +74,33 @@ class AspectRatioBatchSampler(Sampler[list[Index]]):
             yield from torch.randperm(len(self._is_wide), generator=generator).tolist()
 
 
-class SeededDataset(Dataset[Record]):
-    """Maps records to samples; the random choices of a sample are seeded by its position.
+class SeededDataset(Dataset[DatasetDict]):
+    """Loads and augments images; the augmentation of a sample is seeded by its position in the order of training.
 
-    A sample of an image that cannot be read holds the error under ``ERROR_KEY``: an exception of a worker process
-    would not arrive as it was raised.
+    If an image cannot be read, its sample has the error under ``ERROR_KEY``, because DataLoader changes the type and
+    message of exceptions in worker processes.
     """
 
     def __init__(
-        self, records: Sequence[Record], mapper: Callable[[Record], Any], seed: int, on_bad_image: str = "stop"
+        self,
+        dataset_dicts: Sequence[DatasetDict],
+        mapper: Callable[[DatasetDict], Any],
+        seed: int,
+        on_bad_image: str = "stop",
     ) -> None:
-        self._records, self._mapper, self._seed, self._on_bad_image = records, mapper, seed, on_bad_image
+        self._dataset_dicts, self._mapper = dataset_dicts, mapper
+        self._seed, self._on_bad_image = seed, on_bad_image
 
-    def __getitem__(self, index: Index) -> Record:
-        position, first_record = index
+    def __getitem__(self, index: SampleIndex) -> DatasetDict:
+        position, first_index = index
         skipped: list[str] = []
         for offset in range(_MAX_SKIPPED):
-            record = self._records[(first_record + offset) % len(self._records)]
+            dataset_dict = self._dataset_dicts[(first_index + offset) % len(self._dataset_dicts)]
             try:
                 with seeded_rng(self._seed, position):
-                    sample: Record = self._mapper(record)
+                    sample: DatasetDict = self._mapper(dataset_dict)
             except Exception as failure:  # a damaged file can make a decoder fail in any way
-                file = record.get("file_name", "?")
+                file = dataset_dict.get("file_name", "?")
                 if self._on_bad_image == "stop":
                     reason = " ".join(str(failure).split())
                     error = f"cannot train on {file}: {reason}; repair or remove it, or set SSQL_DET.ON_BAD_IMAGE skip"
@@ -104,11 +109,13 @@ class SeededDataset(Dataset[Record]):
                 last_traceback = traceback.format_exc()
             else:
                 return {**sample, BAD_IMAGES_KEY: skipped} if skipped else sample
-        error = f"{_MAX_SKIPPED} images in a row cannot be read, from {skipped[0]} on; see ssql-det check-data"
+        error = (
+            f"{_MAX_SKIPPED} images in a row cannot be read, from {skipped[0]} on; find them with ssql-det check-data"
+        )
         return {ERROR_KEY: error, TRACEBACK_KEY: last_traceback}
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self._dataset_dicts)
 
 
 class BadImageLog:
@@ -118,7 +125,7 @@ class BadImageLog:
         self.names: set[str] = set()
 
     def log_skipped_images(self, batch: Batch) -> None:
-        """Take note of the skipped images in the batch's samples."""
+        """Remove the names of skipped images from a batch's samples, and log each name once."""
         for sample in batch:
             for name in sample.pop(BAD_IMAGES_KEY, ()):
                 if name not in self.names:
@@ -127,56 +134,60 @@ class BadImageLog:
 
 
 def get_micro_batch_size(cfg: CfgNode) -> int:
-    """Images of a forward pass, of all ranks together: a batch is trained in ``MICRO_BATCHES`` equal parts."""
-    size, parts, world = cfg.SOLVER.IMS_PER_BATCH, cfg.SSQL_DET.MICRO_BATCHES, world_size()
+    """The images of a micro-batch on all ranks together: ``IMS_PER_BATCH`` divided by ``MICRO_BATCHES``."""
+    batch_size, micro_batches, ranks = cfg.SOLVER.IMS_PER_BATCH, cfg.SSQL_DET.MICRO_BATCHES, world_size()
     check_minimums(cfg, {"SOLVER.IMS_PER_BATCH": 1})
-    if parts < 1 or size % parts:
-        raise UserError(f"SSQL_DET.MICRO_BATCHES must divide SOLVER.IMS_PER_BATCH {size}, got {parts}")
-    if size // parts % world:
+    if micro_batches < 1 or batch_size % micro_batches:
+        raise UserError(f"SSQL_DET.MICRO_BATCHES must divide SOLVER.IMS_PER_BATCH ({batch_size}), got {micro_batches}")
+    if batch_size // micro_batches % ranks:
         raise UserError(
-            f"{world} processes cannot share {size // parts} images: make SOLVER.IMS_PER_BATCH {size} a multiple of "
-            f"{parts * world}"
+            f"SOLVER.IMS_PER_BATCH must be a multiple of {micro_batches * ranks} (SSQL_DET.MICRO_BATCHES times the "
+            f"number of processes), got {batch_size}"
         )
-    return int(size // parts)
+    return int(batch_size // micro_batches)
 
 
 def build_train_loader(cfg: CfgNode, seed: int, first_micro_batch: int = 0) -> Iterator[Batch]:
-    """Infinite iterator over this rank's share of each micro-batch, with the config's training augmentation."""
+    """Infinite iterator over this rank's share of each micro-batch, with the config's training augmentation.
+
+    It begins with the micro-batch of index ``first_micro_batch``, counted from the beginning of training.
+    """
     size = get_micro_batch_size(cfg)
     if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
         raise UserError(
-            f"DATALOADER.SAMPLER_TRAIN {cfg.DATALOADER.SAMPLER_TRAIN} is not supported; leave it TrainingSampler"
+            f"DATALOADER.SAMPLER_TRAIN {cfg.DATALOADER.SAMPLER_TRAIN} is not supported; set it to TrainingSampler"
         )
     policy = cfg.SSQL_DET.ON_BAD_IMAGE
     if policy not in BAD_IMAGE_POLICIES:
         raise UserError(f"SSQL_DET.ON_BAD_IMAGE must be {' or '.join(BAD_IMAGE_POLICIES)}, got {policy!r}")
     for name in cfg.DATASETS.TRAIN:
         check_dataset(name)
-    with translate_errors("the training data, those of DATASETS.TRAIN, cannot be read"):
-        records = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+    with translate_errors("the data sets in DATASETS.TRAIN cannot be read"):
+        filter_empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+        dataset_dicts = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=filter_empty)
         mapper = DatasetMapper(cfg, is_train=True)
-        has_groups = cfg.DATALOADER.ASPECT_RATIO_GROUPING
-        is_wide = [not has_groups or record["width"] > record["height"] for record in records]
+        is_grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING
+        is_wide = [not is_grouped or image["width"] > image["height"] for image in dataset_dicts]
     if cfg.MODEL.MASK_ON:
-        _check_masks(records)
+        _check_masks(dataset_dicts)
     loader = DataLoader(
-        SeededDataset(records, mapper, seed, policy),
+        SeededDataset(dataset_dicts, mapper, seed, policy),
         batch_sampler=AspectRatioBatchSampler(
             is_wide, size, seed, first_batch=first_micro_batch, rank=rank(), world_size=world_size()
         ),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=list,
-        generator=torch.Generator().manual_seed(seed),  # otherwise it draws a number from the global one
+        generator=torch.Generator().manual_seed(seed),  # otherwise DataLoader draws from the global generator
         worker_init_fn=ignore_interrupts,
     )
     return map(_raise_read_errors, loader)
 
 
-def _check_masks(records: Sequence[Record]) -> None:
-    for record in records:
-        if any("segmentation" not in each for each in record["annotations"]):
+def _check_masks(dataset_dicts: Sequence[DatasetDict]) -> None:
+    for image in dataset_dicts:
+        if any("segmentation" not in annotation for annotation in image["annotations"]):
             raise UserError(
-                f"{record['file_name']} has an object without a mask; for boxes alone set MODEL.MASK_ON False"
+                f"{image['file_name']} has an object without a mask; to train on boxes only, set MODEL.MASK_ON False"
             )
 
 

@@ -1,8 +1,8 @@
 """Checkpoints of a detector's training, in Detectron2's layout, with everything that a resumed run needs.
 
 ``OUTPUT_DIR/model_0004999.pth`` has Detectron2's ``model``, ``optimizer``, ``scheduler`` and ``iteration``, and
-besides them the states of the random generators, the latest scalars and the network's metadata. The file
-``last_checkpoint`` names the newest one.
+also the states of the random generators, the latest scalars and the metadata of the backbone. The file
+``last_checkpoint`` has the name of the newest checkpoint.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from ssql_det.detect.train_loader import BadImageLog
 
 LAST_CHECKPOINT_NAME = "last_checkpoint"
 FINAL_NAME = "model_final"
-WINDOW_SIZE = 20  # iterations between log lines, and of the medians in them
-_TIMING_SCALARS = ("time", "eta_seconds")  # not saved: equal runs have checkpoints of equal bytes
-_KEYS = ("model", "optimizer", "scheduler", "iteration", "rng", "history", "bad_images", METADATA_KEY)
+WINDOW_SIZE = 20  # iterations between log lines; the lines have the medians over these iterations
+_TIMING_SCALARS = ("time", "eta_seconds")  # not saved, so that equal runs write identical checkpoints
+_CHECKPOINT_KEYS = ("model", "optimizer", "scheduler", "iteration", "rng", "history", "bad_images", METADATA_KEY)
 
 
 @dataclass(frozen=True)
 class TrainingCheckpointer:
     """Saves the state of a training and restores it.
 
-    ``parts`` are the ``model``, the ``optimizer`` and the ``scheduler``, each with a ``state_dict``.
+    ``parts`` has the objects under the keys ``model``, ``optimizer`` and ``scheduler``.
     """
 
     folder: Path
@@ -47,7 +47,7 @@ class TrainingCheckpointer:
     bad_images: BadImageLog
 
     def save(self, name: str, iteration: int, metadata: Mapping[str, Any]) -> Path:
-        """Write ``name.pth`` as of the end of ``iteration``, then ``last_checkpoint``. Every rank calls it."""
+        """Write the state after ``iteration`` to ``name.pth``, then write ``last_checkpoint``. Every rank calls it."""
         path = self.folder / f"{name}.pth"
         rank_states = {"rng": gather_rng_states(), "bad_images": all_gather(sorted(self.bad_images.names))}
         if is_main():
@@ -64,7 +64,11 @@ class TrainingCheckpointer:
         """Restore the newest checkpoint; returns its iteration and its metadata."""
         path = _find_newest(self.folder)
         content = read_tensors(path)
-        missing = [key for key in _KEYS if key not in content] if isinstance(content, dict) else list(_KEYS)
+        missing = (
+            [key for key in _CHECKPOINT_KEYS if key not in content]
+            if isinstance(content, dict)
+            else list(_CHECKPOINT_KEYS)
+        )
         if missing:
             raise UserError(f"{path} cannot be resumed from: it has no {missing[0]}; train again in another OUTPUT_DIR")
         try:
@@ -72,8 +76,8 @@ class TrainingCheckpointer:
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as failure:
             reason = (str(failure).splitlines() or [type(failure).__name__])[0]
             raise UserError(
-                f"{path} does not fit this config ({reason}); resume with the config of that run, or train in another "
-                "OUTPUT_DIR"
+                f"{path} does not fit this config ({reason}); resume with the config of the run that wrote it, "
+                "or train in another OUTPUT_DIR"
             ) from failure
         return content["iteration"], content[METADATA_KEY]
 
@@ -86,9 +90,9 @@ class TrainingCheckpointer:
         load_optimizer_state(optimizer, content["optimizer"])
         iteration = content["iteration"]
         if not isinstance(iteration, int) or iteration < 0:
-            raise ValueError(f"its iteration is {reprlib.repr(iteration)}")
+            raise ValueError(f"its iteration must be a whole number from 0, got {reprlib.repr(iteration)}")
         if content["scheduler"] != {**scheduler.state_dict(), "last_epoch": iteration + 1}:
-            raise ValueError(f"its scheduler is not that of this config at iteration {iteration}")
+            raise ValueError(f"the state of its scheduler is not the one that this config has at iteration {iteration}")
         scheduler.load_state_dict(content["scheduler"])
         Metadata.from_dict(content[METADATA_KEY])  # raises if it is damaged
         _restore_scalars(self.storage, content["history"])
@@ -97,11 +101,11 @@ class TrainingCheckpointer:
 
 
 def _find_newest(folder: Path) -> Path:
-    """``last_checkpoint`` holds a name without a folder, so that a run can be moved."""
+    """The newest checkpoint; ``last_checkpoint`` has its name without a folder, so that a run can be moved."""
     file = folder / LAST_CHECKPOINT_NAME
     name = file.read_text("utf-8", errors="replace").strip()
     if not name or Path(name).name != name:
-        raise UserError(f"{file} names {name!r}, which is not a file in that folder; write a checkpoint's name there")
+        raise UserError(f"{file} must have the name of a checkpoint in the same folder, got {name!r}")
     return folder / name
 
 

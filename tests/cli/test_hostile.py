@@ -142,7 +142,10 @@ LINES = {  # the command line itself is what is wrong
         predict(flags="--quantization {here}/no.safetensors"),
         "cannot read a quantization from {here}/no.safetensors: there is no such file",
     ),
-    "config of no name": ("configs --show pretrain/mimi", "no config file pretrain/mimi; did you mean 'pretrain/mini'?"),
+    "config of no name": (
+        "configs --show pretrain/mimi",
+        "no config file pretrain/mimi; did you mean 'pretrain/mini'?",
+    ),
     "negative seed": ("demo --seed -1", "argument --seed: '-1' is not a whole number, 0 or more"),
     "network for one size": ("demo --arch timm/vit_tiny_patch16_224 --size 64", "cannot take images of 64 pixels"),
     "0 GPUs": (train(flags="--num-gpus 0"), "argument --num-gpus: '0' is not a whole number, 1 or more"),
@@ -169,7 +172,7 @@ LINES = {  # the command line itself is what is wrong
         "backbone.pth is also an input, which would be overwritten",
     ),
     "checkpoint that is there": (convert(out="{out}/out.pth --to timm"), "out.pth exists already; choose another name"),
-    "picture over its image": (predict("{out}/000001.png"), "would replace an image of yours"),
+    "picture over its image": (predict("{out}/000001.png"), "would overwrite an input image"),
     "rows in a file of something else": (probe("--out {out}/notes.txt"), "is not a results file"),
     "analysis in a file": (analyze("--out {out}/notes.txt"), "is a file; name a folder"),
     "analysis of what is not there": (analyze(of=BAD_PTH), "there is no file {here}/bad.pth; check the path"),
@@ -226,14 +229,14 @@ LINES = {  # the command line itself is what is wrong
     "norm that is none": (train("MODEL.RESNETS.NORM XBN"), NO_DETECTOR),
     "backbone that is none": (train("MODEL.BACKBONE.NAME build_magic"), NO_DETECTOR),
     "head that is none": (sweep("MODEL.ROI_HEADS.NAME Magic"), NO_DETECTOR),
-    "nothing to calibrate with": (sweep("DATASETS.TRAIN ()"), "those of DATASETS.TRAIN, cannot be read"),
+    "nothing to calibrate with": (sweep("DATASETS.TRAIN ()"), "the data sets in DATASETS.TRAIN cannot be read"),
     "nothing to measure on": (sensitivity("DATASETS.TEST ()"), "DATASETS.TEST is empty, and the AP is measured on it"),
     "nothing to evaluate on": (
         train("MODEL.WEIGHTS {good}/c4.pth DATASETS.TEST ()", "--eval-only"),
         "DATASETS.TEST is empty; name a data set to evaluate on",
     ),
-    "number for a data set": (train("DATASETS.TRAIN (5,)"), "a data set has a name, got 5"),
-    "data set that is none": (sweep("DATASETS.TEST \"('toy_voc',)\""), "there is no data set 'toy_voc'; did you mean"),
+    "number for a data set": (train("DATASETS.TRAIN (5,)"), "the name of a data set must be a string, got 5"),
+    "data set that is none": (sweep("DATASETS.TEST \"('toy_voc',)\""), "unknown data set 'toy_voc'; did you mean"),
     "looks at bits that are none": (train("SSQL_DET.EVAL_BITS \"['many']\""), "cannot read bits 'many'"),
     "device of another house": (train("MODEL.DEVICE tpu"), "MODEL.DEVICE 'tpu' is not available"),
     "device without values": (pretrain("DEVICE meta"), "DEVICE 'meta' is not available"),
@@ -254,7 +257,7 @@ LINES = {  # the command line itself is what is wrong
     "no weights": (sweep("MODEL.WEIGHTS ''"), "MODEL.WEIGHTS is empty; name the weights"),
     "backbone for a detector": (
         predict("MODEL.WEIGHTS {good}/backbone.pth" + PHOTO),
-        "backbone.pth is a backbone alone",
+        "backbone.pth has only a backbone",
     ),
     "backbone of another architecture": (
         pretrain("BACKBONE resnet18", "--init {good}/backbone.pth"),
@@ -360,7 +363,7 @@ FILES = {  # something that lies in the case's folder is
     "mask larger than any": (
         sweep(of="fpn"),
         coco(instance(segmentation={"size": [10**6, 10**6], "counts": [10**12]})),
-        "those of DATASETS.TRAIN, cannot be read: ",
+        "the data sets in DATASETS.TRAIN cannot be read: ",
     ),
     "image file that plays tricks": (
         "check-data {data}",
@@ -381,7 +384,11 @@ FILES = {  # something that lies in the case's folder is
         "000001.xml is not a valid VOC annotation",
     ),
     "list of nothing": (sweep(), listed(b""), "Dataset 'toy_voc_2007_trainval' is empty!"),
-    "list that is no text": (sweep(), listed(b"\xff\xfe\0"), "those of DATASETS.TRAIN, cannot be read: 'utf-8' codec"),
+    "list that is no text": (
+        sweep(),
+        listed(b"\xff\xfe\0"),
+        "the data sets in DATASETS.TRAIN cannot be read: 'utf-8' codec",
+    ),
     "list that plays tricks": ("check-data {data}", listed(b"a\x1b[31mb"), UNFIT),
     "list of what is not there": (
         sweep(),
@@ -474,7 +481,7 @@ FILES = {  # something that lies in the case's folder is
     "tag that leads outside": (
         RESUME,
         earlier("c4", replaced("last_checkpoint", b"../../../../../../etc/passwd")),
-        "last_checkpoint names '../../../../../../etc/passwd', which is not a file in that folder",
+        "last_checkpoint must have the name of a checkpoint in the same folder, got '../../../../../../etc/passwd'",
     ),
     "checkpoint without generators": (
         RESUME,
@@ -499,7 +506,7 @@ FILES = {  # something that lies in the case's folder is
     "checkpoint of another schedule": (
         RESUME,
         earlier("c4", saved("model_final.pth", lambda content: content["scheduler"].update(last_epoch="five"))),
-        "its scheduler is not that of this config at iteration 0",
+        "the state of its scheduler is not the one that this config has at iteration 0",
     ),
     "pretraining's checkpoint of another momentum": (
         PRETRAIN_ON,

@@ -178,7 +178,7 @@ def test_a_narrow_detector_has_the_features_of_the_pretrained_network(kind, tmp_
 
 def test_a_backbone_alone_is_not_evaluated(tmp_path):
     _, path = save_backbone("resnet18", tmp_path)
-    with pytest.raises(UserError, match=r"resnet18\.pth is a backbone alone; train a detector"):
+    with pytest.raises(UserError, match=r"resnet18\.pth has only a backbone; train a detector"):
         load_trained_detector(detector_config("resnet18", "C4", MODEL__WEIGHTS=path))
     with pytest.raises(UserError, match=r"MODEL\.WEIGHTS is empty"):
         load_trained_detector(detector_config("resnet18", "C4"))

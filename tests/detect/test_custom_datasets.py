@@ -112,7 +112,7 @@ def test_boxes_without_masks_are_trained_on_with_mask_on_false(toy, capsys, tmp_
 
     file = edit_copy(split_files(toy, "train")[1], tmp_path / "boxes.json", remove_masks)
     line = refused(capsys, *train_det(tmp_path / "run", *data_options(toy, train=file)))
-    assert "has an object without a mask; for boxes alone set MODEL.MASK_ON False" in line
+    assert "has an object without a mask; to train on boxes only, set MODEL.MASK_ON False" in line
     main(train_det(tmp_path / "run", *data_options(toy, train=file), MODEL__MASK_ON=False))
     assert (tmp_path / "run/model_final.pth").exists()
 
@@ -159,11 +159,12 @@ def test_invalid_annotations_are_refused_before_the_training(change, complaint, 
     [
         (
             "labels.json",
-            "a custom data set is IMAGES:FILE.json, a folder and a file, as photos:labels.json; got 'labels.json'",
+            "a custom data set must be IMAGES:FILE.json, an image folder and an annotation file, such as "
+            "photos:labels.json; got 'labels.json'",
         ),
-        (":labels.json", "a custom data set is IMAGES:FILE.json"),
-        ("nowhere:labels.json", "there is no folder of images "),
-        (".:nothing.json", "there is no annotation file "),
+        (":labels.json", "a custom data set must be IMAGES:FILE.json"),
+        ("nowhere:labels.json", "no image folder "),
+        (".:nothing.json", "no annotation file "),
     ],
 )
 def test_missing_files_are_refused(given, complaint, capsys, tmp_path):
@@ -177,7 +178,7 @@ def test_a_name_has_absolute_paths(monkeypatch, tmp_path):
     assert make_custom_name("photos:labels.json") == f"coco:{tmp_path}/photos:{tmp_path}/labels.json"
     assert make_custom_name("~/a:b:c.json").endswith("/a:b:" + str(tmp_path / "c.json"))
     assert make_custom_name("~nobody-is-called-so:c.json") == f"coco:{tmp_path}/~nobody-is-called-so:{tmp_path}/c.json"
-    with pytest.raises(UserError, match="there is no folder of images"):
+    with pytest.raises(UserError, match="no image folder"):
         load_class_names(make_custom_name("photos:labels.json"))
 
 

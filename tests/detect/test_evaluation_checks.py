@@ -83,9 +83,12 @@ def test_incomplete_voc_annotations_are_refused(changes, message, dataset, tmp_p
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        *(({"without": (key,)}, f"annotation 1 has no {key}, ") for key in ("area", "iscrowd", "bbox")),
-        ({"bbox": [1, 2, 3]}, "annotation 1 has no bbox"),
-        ({"without": ("segmentation",)}, "annotation 1 has no segmentation; for boxes alone set MODEL.MASK_ON False"),
+        *(({"without": (key,)}, f"annotation 1 has no valid {key}, ") for key in ("area", "iscrowd", "bbox")),
+        ({"bbox": [1, 2, 3]}, "annotation 1 has no valid bbox"),
+        (
+            {"without": ("segmentation",)},
+            "annotation 1 has no segmentation; to evaluate boxes only, set MODEL.MASK_ON False",
+        ),
         ({"segmentation": 5}, "annotation 1 has an invalid segmentation: "),
         ({"segmentation": []}, "annotation 1 has an invalid segmentation: "),
     ],

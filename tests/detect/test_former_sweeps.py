@@ -63,7 +63,9 @@ def test_finished_rows_are_kept_and_the_rest_is_calibrated_again(settings, prose
     expected_rows = [dataclasses.replace(row, network="") for row in expected[:2]]  # schema 1 has no network
     assert found[:2] == expected_rows
     assert rows_by_bits(found[2:]) == rows_by_bits(expected[2:])
-    assert warnings(caplog) == [f"{tmp_path}/ranges.json is of an earlier version and is not read; calibrating again"]
+    assert warnings(caplog) == [
+        f"{tmp_path}/ranges.json was written by an earlier version and is ignored; calibrating again"
+    ]
     after = files(tmp_path)
     assert after["results.jsonl"].startswith(before["results.jsonl"])
     assert rows.read_rows(tmp_path / "results.jsonl") == found

@@ -125,6 +125,9 @@ def read_error(said):
     return line.removeprefix("error: ")
 
 
+MULTIPLE_OF = (
+    "SOLVER.IMS_PER_BATCH must be a multiple of {} (SSQL_DET.MICRO_BATCHES times the number of processes), got {}"
+)
 ON_GPUS_ONLY = "SyncBN needs GPUs; for several processes on the CPU set "
 
 
@@ -133,17 +136,17 @@ ON_GPUS_ONLY = "SyncBN needs GPUs; for several processes on the CPU set "
     [
         (
             {"SOLVER__IMS_PER_BATCH": 3},
-            "2 processes cannot share 3 images: make SOLVER.IMS_PER_BATCH 3 a multiple of 2",
+            MULTIPLE_OF.format(2, 3),
         ),
         (
             {"SOLVER__IMS_PER_BATCH": 6, "SSQL_DET__MICRO_BATCHES": 2},
-            "2 processes cannot share 3 images: make SOLVER.IMS_PER_BATCH 6 a multiple of 4",
+            MULTIPLE_OF.format(4, 6),
         ),
         ({"MODEL__RESNETS__NORM": "SyncBN"}, ON_GPUS_ONLY + "MODEL.RESNETS.NORM to naiveSyncBN"),
         ({"SSQL_DET__EXTRA_NORM": "SyncBN"}, ON_GPUS_ONLY + "SSQL_DET.EXTRA_NORM to naiveSyncBN"),
         (
             WITH_EVALUATIONS | {"SSQL_DET__CALIB_IMAGES": 1},
-            "calibration needs at least 1 image per process, of 2; got SSQL_DET.CALIB_IMAGES 1",
+            "SSQL_DET.CALIB_IMAGES must be at least the number of processes (2), got 1",
         ),
     ],
 )
@@ -159,7 +162,8 @@ def test_fewer_calibration_images_than_processes_are_refused(weights, in_process
     out, log = tmp_path / "out", tmp_path / "log"
     command = sweep_command(weights, out, "--calib-images", "1")
     assert in_process(command, log, processes=2, seconds=120)["status"] == 2
-    assert read_error(log.read_text()) == "2 processes cannot share 1 images; calibrate with more"
+    expected = "calibration needs at least one image per process (2), got 1; calibrate with more images"
+    assert read_error(log.read_text()) == expected
     assert not (out / "results.jsonl").exists()
 
 

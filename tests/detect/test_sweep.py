@@ -208,6 +208,6 @@ def test_an_unknown_scope_and_two_test_sets_are_refused(learned, capsys, tmp_pat
     assert "--scope must be backbone or backbone+neck or all, got 'head'" in refused(
         capsys, *sweep_arguments(learned, tmp_path / "out", "--scope", "head")
     )
-    with pytest.raises(UserError, match=r"a sweep needs one data set to evaluate on; DATASETS\.TEST names 2"):
+    with pytest.raises(UserError, match=r"a sweep evaluates on one data set; DATASETS\.TEST must have one name, got 2"):
         run_sweep(learned, tmp_path / "out", DATASETS__TEST=(TEST, "toy_voc_2007_trainval"))
     assert not (tmp_path / "out").exists()

@@ -183,7 +183,7 @@ def test_missing_toy_data_are_an_error_with_the_command_that_makes_them(folder, 
 @pytest.mark.parametrize("key", ["DATASETS__TRAIN", "DATASETS__TEST"])
 def test_an_unknown_data_set_is_an_error_with_the_most_similar_name(key, capsys, tmp_path):
     line = refused(capsys, *train_arguments(tmp_path / "run", **{key: ("toy_voc_2007_trianval",)}))
-    assert "there is no data set 'toy_voc_2007_trianval'; did you mean 'toy_voc_2007_trainval'?" in line
+    assert "unknown data set 'toy_voc_2007_trianval'; did you mean 'toy_voc_2007_trainval'?" in line
     assert not (tmp_path / "run").exists()
 
 
