@@ -57,7 +57,9 @@ def run_job(method: str, seed: int, out: str, data: str, changes: list[str]) -> 
     state.resume(folder, total_steps=1 << 62)
     (folder / "results.jsonl").unlink(missing_ok=True)
     for norms in NORMS:
-        settings = ProbeSettings(PROBES, seed, "cuda", workers=0, calibration=512, scheme=Scheme(norms=norms))
+        settings = ProbeSettings(
+            PROBES, seed, "cuda", workers=0, num_calibration_images=512, scheme=Scheme(norms=norms)
+        )
         for row in probe_checkpoint(
             str(folder / CHECKPOINT_NAME), data, ",".join(BITS), cfg.data.augmentation.name, settings
         ):
@@ -72,11 +74,11 @@ def measure_loss_gap(cfg, method, batches: int = 20) -> float:
     from ssql_det.pretrain.data import open_images
     from ssql_det.pretrain.view_loader import build_view_loader
     from ssql_det.quant import Bits, Quantization
-    from ssql_det.ssl import encoder_points
+    from ssql_det.ssl import encoder_quant_points
     from ssql_det.ssl.augmentations import draw_random_numbers
 
     recipe, gaps = cfg.data.augmentation, []
-    quantization = Quantization(method.encoder, encoder_points(method.encoder))
+    quantization = Quantization(method.encoder, encoder_quant_points(method.encoder))
     seed = cfg.seed + 1000
     loader = build_view_loader(open_images(cfg.data.train), recipe.image_transform, cfg.optim.batch, seed)
     method.train()

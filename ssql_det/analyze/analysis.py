@@ -1,7 +1,7 @@
 """The analysis of one checkpoint: loss terms of its quantized features, and statistics of its weights.
 
-The scale of a symmetric min-max grid is set by a channel's largest weight, so a few outliers cost all other weights
-precision. Outliers are measured in standard deviations of their layer, which do not depend on the scale of the weights.
+A min-max quantizer takes the scale of a channel from its largest weight, so a few outliers make the quantization of all
+other weights coarser. Outliers are measured in standard deviations of their layer, so layers can be compared.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ssql_det.quant import Bits, Quantization, QuantPoint, Scheme, evaluate_at_b
 from ssql_det.quant.hooks import get_float_weight, get_module
 from ssql_det.quant.scheme import TRAINED
 
-BACKBONE, LOSS = "backbone", "loss"  # kinds of features: the backbone's, and those that the loss compares
+BACKBONE, LOSS = "backbone", "loss"  # kinds of features: of the backbone, and as compared by the loss (after the heads)
 OUTLIER = 3.0  # standard deviations from the mean; .27 % of a normal distribution lie beyond
 
 
@@ -26,13 +26,13 @@ class LossTerms:
     """The terms of a quantized network's squared distance from its target, as in SSQL (Cao et al., ECCV 2022).
 
     For the float network ``F``, the same weights quantized ``F^q``, two views ``x`` and ``x'`` of an image, and the
-    float target ``t`` of the second one::
+    float target ``t`` of ``x'``::
 
         E |F^q(x) - t|^2  =  E |F^q(x) - F(x)|^2  +  E |F(x) - t|^2  +  2 E <F^q(x) - F(x), F(x) - t>
             total                quantization         contrastive                 cross
 
-    The paper's target is ``F(x')``. The identity holds for any vectors, so ``F`` may include a predictor and ``t`` come
-    from a momentum encoder, as in the losses. For vectors of unit length a squared distance is ``2 - 2 cos``, so the
+    The paper's target is ``F(x')``. The identity holds for any vectors, so ``F`` may include a predictor, and ``t``
+    may come from a momentum encoder. For vectors of unit length a squared distance is ``2 - 2 cos``, so the
     loss of SimSiam and BYOL is ``contrastive / 2 - 1`` for the float network and ``total / 2 - 1`` for the quantized
     one. ``total`` is computed independently of the other three.
     """
@@ -46,13 +46,13 @@ class LossTerms:
 TERMS = tuple(field.name for field in fields(LossTerms))
 
 
-def compute_terms(quantized: Tensor, full: Tensor, target: Tensor) -> LossTerms:
-    """The terms of ``F^q(x)``, ``F(x)`` and ``t``, each [N, D], averaged over the rows.
+def compute_terms(quantized: Tensor, float_features: Tensor, target: Tensor) -> LossTerms:
+    """The terms of ``F^q(x)``, ``F(x)`` and ``t``, each [N, D], averaged over the N views.
 
     >>> compute_terms(torch.tensor([[3.0, 0.0]]), torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 0.0]]))
     LossTerms(quantization=1.0, contrastive=4.0, cross=4.0, total=9.0)
     """
-    error, distance = quantized - full, full - target
+    error, distance = quantized - float_features, float_features - target
     return LossTerms(
         quantization=_mean_inner_product(error, error),
         contrastive=_mean_inner_product(distance, distance),
@@ -66,32 +66,33 @@ def _mean_inner_product(first: Tensor, second: Tensor) -> float:
 
 
 @dataclass(frozen=True)
-class TermsByWidth:
-    """The terms of one kind of features at each bit-width, and the spread of the float features: near 1 they point in
-    all directions; near 0 they have collapsed, which makes all terms small."""
+class TermsByBitWidth:
+    """The loss terms of one ``kind`` of features (:data:`BACKBONE` or :data:`LOSS`) at each bit-width. ``spread`` is
+    that of the float features: near 1 they point in all directions; near 0 they have collapsed, so all terms are
+    small."""
 
-    features: str
+    kind: str
     spread: float
     terms: Mapping[Bits, LossTerms]
 
 
-TermsByCheckpoint: TypeAlias = Mapping[str, TermsByWidth]  # by the name of a checkpoint
+TermsByCheckpoint: TypeAlias = Mapping[str, TermsByBitWidth]  # keys: names of checkpoints
 
 
 @dataclass(frozen=True, eq=False)
 class Embedding:
-    """t-SNE of the same N ``images`` at each bit-width, all embedded together: ``points`` [N, 2] each."""
+    """t-SNE of N ``images`` at all bit-widths together: ``coordinates`` [N, 2] for each bit-width."""
 
-    points: Mapping[Bits, Tensor]
-    images: tuple[str, ...]
+    coordinates: Mapping[Bits, Tensor]
+    images: tuple[str, ...]  # file names
     labels: Tensor
     classes: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class Analysis:
-    """``name`` identifies the checkpoint in tables, pages and file names; ``protocol`` is a text that describes the
-    images and the scheme; ``pairs`` is the number of pairs of views that the terms are averaged over."""
+    """The analysis of one checkpoint. ``name`` identifies the checkpoint in tables, pages and file names; ``protocol``
+    describes images and scheme in words; ``pairs`` is the number of pairs of views that the terms are averaged over."""
 
     name: str
     file: str
@@ -100,23 +101,23 @@ class Analysis:
     architecture: str
     protocol: str
     pairs: int
-    terms: tuple[TermsByWidth, ...]
+    terms: tuple[TermsByBitWidth, ...]
     layers: tuple[LayerStatistics, ...]
     embedding: Embedding
 
 
-def list_weight_widths(analyses: Sequence[Analysis]) -> tuple[Bits, ...]:
+def list_weight_bit_widths(analyses: Sequence[Analysis]) -> tuple[Bits, ...]:
     """The bit-widths at which weights were quantized, without duplicates."""
     return tuple(dict.fromkeys(bits for each in analyses for layer in each.layers for bits in layer.errors))
 
 
 def group_terms_by_features(analyses: Sequence[Analysis]) -> dict[str, TermsByCheckpoint]:
-    """The terms of each kind of features, of the checkpoints that have them."""
-    kinds = {
-        features: {each.name: terms for each in analyses for terms in each.terms if terms.features == features}
-        for features in (BACKBONE, LOSS)
+    """The terms by kind of features, then by checkpoint; not every checkpoint has both kinds."""
+    terms_by_kind = {
+        kind: {each.name: terms for each in analyses for terms in each.terms if terms.kind == kind}
+        for kind in (BACKBONE, LOSS)
     }
-    return {features: by_checkpoint for features, by_checkpoint in kinds.items() if by_checkpoint}
+    return {kind: by_checkpoint for kind, by_checkpoint in terms_by_kind.items() if by_checkpoint}
 
 
 @dataclass(frozen=True)
@@ -140,32 +141,33 @@ class LayerStatistics:
 
 
 def measure_layers(
-    backbone: nn.Module, points: Sequence[QuantPoint], widths: Sequence[Bits], scheme: Scheme | None = None
+    backbone: nn.Module, points: Sequence[QuantPoint], bit_widths: Sequence[Bits], scheme: Scheme | None = None
 ) -> tuple[LayerStatistics, ...]:
-    """Statistics of every quantized layer in the network's order, with its error at each width that quantizes weights.
+    """Statistics of each quantized layer in the network's order, with the error at each bit-width that quantizes
+    weights.
 
-    A layer has the bits of its quantization point, so a stem that stays at 8 bits has the error of 8 bits.
+    A layer whose quantization point fixes the bit-width, such as an 8-bit stem, has the error of this bit-width.
 
     >>> from ssql_det.quant import quant_points
     >>> measure_layers(model, quant_points(model), [Bits(8, 8), Bits(4, 4)])[0].layer
     'conv1'
     """
     weight_points = [point for point in points if point.is_weight]
-    full = {point.path: get_float_weight(backbone, point) for point in weight_points}
+    float_weights = {point.path: get_float_weight(backbone, point) for point in weight_points}
     errors: dict[str, dict[Bits, float]] = {point.path: {} for point in weight_points}
 
     def measure_errors(bits: Bits) -> dict[str, float]:
         quantized = {point.path: cast(Tensor, get_module(backbone, point).weight) for point in weight_points}
-        return {path: relative_error(quantized[path], full[path]) for path in quantized}
+        return {path: relative_error(quantized[path], float_weights[path]) for path in quantized}
 
     weight_scheme = replace(scheme or Scheme(), norms=TRAINED)
-    weight_widths = (bits for bits in widths if bits.weight is not None)
+    weight_bit_widths = (bits for bits in bit_widths if bits.weight is not None)
     with torch.no_grad():
         quantization = Quantization(backbone, weight_points, weight_scheme)
-        for width, errors_at_width in evaluate_at_bit_widths(quantization, weight_widths, measure_errors):
-            for path, error in errors_at_width.items():
-                errors[path][width] = error
-    return tuple(measure_weight(path, weight.detach(), errors[path]) for path, weight in full.items())
+        for bits, layer_errors in evaluate_at_bit_widths(quantization, weight_bit_widths, measure_errors):
+            for path, error in layer_errors.items():
+                errors[path][bits] = error
+    return tuple(measure_weight(path, weight.detach(), errors[path]) for path, weight in float_weights.items())
 
 
 def measure_weight(layer: str, weight: Tensor, errors: Mapping[Bits, float]) -> LayerStatistics:
@@ -191,12 +193,12 @@ def measure_weight(layer: str, weight: Tensor, errors: Mapping[Bits, float]) -> 
     )
 
 
-def relative_error(quantized: Tensor, full: Tensor) -> float:
-    """``|quantized - full| / |full|``; 0 if all weights are 0.
+def relative_error(quantized: Tensor, reference: Tensor) -> float:
+    """``|quantized - reference| / |reference|``; 0 if the reference is 0.
 
     >>> round(relative_error(torch.tensor([3.0, 3.0]), torch.tensor([3.0, 4.0])), 4)
     0.2
     """
-    quantized, full = quantized.double(), full.double()
-    norm = float(full.norm())
-    return float((quantized - full).norm()) / norm if norm else 0.0
+    quantized, reference = quantized.double(), reference.double()
+    norm = float(reference.norm())
+    return float((quantized - reference).norm()) / norm if norm else 0.0

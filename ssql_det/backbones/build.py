@@ -28,7 +28,7 @@ from ssql_det.core.registry import Registry
 from ssql_det.core.rng import seeded_rng
 
 BACKBONES: Registry[Callable[[bool], tuple[nn.Module, int]]] = Registry("backbone")
-"""A builder takes ``zero_init_residual`` and returns a network with fresh weights, and the width of its features::
+"""A builder takes ``zero_init_residual`` and returns a network with fresh weights, and the dimension of its features::
 
     @BACKBONES.register("my_net")
     def build_my_net(zero_init_residual: bool) -> tuple[nn.Module, int]:
@@ -49,16 +49,16 @@ NOT_A_TENSOR = "no plain tensor"  # where a state dict has an extra state or a l
 
 @dataclass(frozen=True)
 class Backbone:
-    """A network that maps images [N, 3, H, W] to features [N, width].
+    """A network that maps images [N, 3, H, W] to features [N, feature_dim].
 
     >>> backbone = build_backbone("resnet18")
-    >>> backbone.width, backbone.module(torch.zeros(2, 3, 64, 64)).shape
+    >>> backbone.feature_dim, backbone.module(torch.zeros(2, 3, 64, 64)).shape
     (512, torch.Size([2, 512]))
     """
 
     name: str
     module: nn.Module
-    width: int
+    feature_dim: int
 
     @torch.no_grad()
     def require_size(self, size: int) -> None:
@@ -71,9 +71,9 @@ class Backbone:
             raise UserError(f"{self.name} cannot take images of {size} pixels: {printable(reason, 200)}") from failure
         finally:
             self.module.train(was_training)
-        if (shape := list(getattr(features, "shape", ()))) != [1, self.width]:
+        if (shape := list(getattr(features, "shape", ()))) != [1, self.feature_dim]:
             raise UserError(
-                f"{self.name} returns features of shape {shape} for one image; its builder says [1, {self.width}]"
+                f"{self.name} returns features of shape {shape} for one image; its builder says [1, {self.feature_dim}]"
             )
 
 

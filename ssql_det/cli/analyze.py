@@ -61,14 +61,14 @@ def run(options: argparse.Namespace) -> None:
 
     set_up_logging()
     settings = AnalysisSettings(
-        widths=tuple(parse_bit_widths(options.bits)),
-        pairs=options.pairs,
-        calibration=options.calib_images,
-        points=options.points,
+        bit_widths=tuple(parse_bit_widths(options.bits)),
+        num_pairs=options.pairs,
+        num_calibration_images=options.calib_images,
+        num_tsne_images=options.points,
         perplexity=options.perplexity,
         scheme=make_scheme(options),
-        recipe=options.recipe,
-        size=options.size,
+        augmentation=options.recipe,
+        image_size=options.size,
         seed=options.seed,
         device=options.device,
     )

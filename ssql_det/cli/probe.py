@@ -80,12 +80,12 @@ def run(options: argparse.Namespace) -> None:
         seed=options.seed,
         device=options.device,
         workers=options.workers,
-        calibration=options.calib_images,
+        num_calibration_images=options.calib_images,
         scheme=make_scheme(options),
         max_images=options.images,
-        size=options.size,
+        image_size=options.size,
         protocol=LinearProtocol(options.protocol, options.epochs, options.batch, options.cached_views),
-        method=options.method,
+        method_name=options.method,
     )
     results, out = [], Path(options.out)
     cached = rows.read_rows(out) if options.resume and out.exists() else []

@@ -1,9 +1,9 @@
-"""The analysis of checkpoints at few bits: loss terms, statistics of weights, t-SNE of features.
+"""Analyze checkpoints at low bit-widths: loss terms, statistics of weights, t-SNE of features.
 
 Loss terms are measured on pairs of views, augmented as in pretraining; activation ranges are observed in the float pass
-over these views, as in a step of SSQL. t-SNE uses test images without augmentation, and ranges of training images, as
-in a probe. With ``norms=re-estimated`` norm statistics are estimated on the same images as the ranges. Networks are in
-evaluation mode, and features are L2-normalized, as in cosine losses and kNN.
+over the same views, as in a step of SSQL. t-SNE uses test images without augmentation, and activation ranges of
+training images, as in a probe. With ``norms=re-estimated`` norm statistics are estimated on the same images as the
+ranges. Networks are in evaluation mode, and features are L2-normalized, as in cosine losses and kNN.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ssql_det.analyze.analysis import (
     Analysis,
     Embedding,
     LossTerms,
-    TermsByWidth,
+    TermsByBitWidth,
     compute_terms,
     measure_layers,
 )
@@ -36,7 +36,7 @@ from ssql_det.core.errors import UserError
 from ssql_det.pretrain.checkpoint import CHECKPOINT_NAME, PretrainedMethod, read_pretrained_method
 from ssql_det.pretrain.data import ImageDataset, open_images
 from ssql_det.pretrain.features import choose_indices, compute_spread, extract_features, load_labelled_images
-from ssql_det.pretrain.probe_checkpoint import default_recipe
+from ssql_det.pretrain.probe_checkpoint import default_augmentation
 from ssql_det.pretrain.view_loader import build_view_loader
 from ssql_det.quant import (
     Bits,
@@ -52,38 +52,39 @@ from ssql_det.quant.norms import estimate_norm_statistics, overriding_statistics
 from ssql_det.quant.points import PUBLISHED
 from ssql_det.quant.scheme import RE_ESTIMATED
 from ssql_det.report.display_names import slugify
-from ssql_det.ssl import encoder_points
+from ssql_det.ssl import encoder_quant_points
 from ssql_det.ssl.augmentations import Augmentation, build_augmentation, draw_random_numbers, normalize
 from ssql_det.ssl.method import Views
 
-_BATCH_SIZE = 64  # images
-_MAX_CLASSES, _MIN_IMAGES = 10, 10  # of t-SNE: classes that can be told apart by eye, and images
+_BATCH_SIZE = 64  # of views, and of calibration images
+_MAX_TSNE_CLASSES = 10  # more could not be distinguished by their colours
+_MIN_TSNE_IMAGES = 10
 
 
 @dataclass(frozen=True)
 class AnalysisSettings:
-    """What to analyze. Fields without a default have one in the command line."""
+    """What to measure, on how many images. ``ssql-det analyze`` has defaults for the required fields."""
 
-    widths: tuple[Bits, ...]
-    pairs: int  # pairs of views
-    points: int  # images of t-SNE
-    perplexity: float
+    bit_widths: tuple[Bits, ...]
+    num_pairs: int  # pairs of views, one for each image
+    num_tsne_images: int
+    perplexity: float  # of t-SNE
     seed: int
     device: str
-    calibration: int = Calibration().images
+    num_calibration_images: int = Calibration().images
     scheme: Scheme = field(default_factory=Scheme)
-    recipe: str = ""  # the name of the augmentation; "": that of the network
-    size: int | None = None  # of the images, in pixels; None: the augmentation's own
+    augmentation: str = ""  # a name for build_augmentation; "": the network's default augmentation
+    image_size: int | None = None  # in pixels; None: the default size of the augmentation
 
     def __post_init__(self) -> None:
-        if self.scheme.norms == RE_ESTIMATED and min(self.pairs, self.calibration) < 2:
-            raise UserError("norms=re-estimated needs two images or more: --pairs 512 --calib-images 256")
+        if self.scheme.norms == RE_ESTIMATED and min(self.num_pairs, self.num_calibration_images) < 2:
+            raise UserError("norms=re-estimated needs --pairs and --calib-images of at least 2")
         if self.scheme.placement != PUBLISHED:
-            raise UserError(f"placement={self.scheme.placement} does not support projectors; use placement=published")
+            raise UserError(f"analyze does not support placement={self.scheme.placement}; use placement=published")
 
 
 def name_checkpoints(paths: Sequence[str]) -> list[str]:
-    """A unique name for each file: the file's, or for this project's ``checkpoint.pth`` the folder's.
+    """A unique name for each file: its file name, or for a file called ``checkpoint.pth`` the name of its folder.
 
     >>> name_checkpoints(["runs/ssql/checkpoint.pth", "moco_v2_800ep.pth.tar", "other/ssql/checkpoint.pth"])
     ['ssql', 'moco-v2-800ep', 'ssql-2']
@@ -97,7 +98,8 @@ def name_checkpoints(paths: Sequence[str]) -> list[str]:
 
 
 def analyze_checkpoints(paths: Sequence[str], data: str, settings: AnalysisSettings) -> Iterator[Analysis]:
-    """Analyze each checkpoint. All are read before the first is analyzed, so that errors show at once."""
+    """Analyze each checkpoint. All files are read before the first is analyzed, so that invalid ones are reported at
+    once."""
     methods = {name: read_pretrained_method(path) for name, path in zip(name_checkpoints(paths), paths, strict=True)}
     train, test = (open_images(data, split) for split in ("train", "val"))
     device = resolve_device(settings.device, "--device")
@@ -111,11 +113,12 @@ def _analyze(
     name: str, method: PretrainedMethod, train: ImageDataset, test: ImageDataset, settings: AnalysisSettings
 ) -> Analysis:
     pretrained, backbone = method.pretrained, method.encoder.backbone
-    augmentation = build_augmentation(settings.recipe or default_recipe(pretrained.network), settings.size)
-    input, device = pretrained.metadata.input or augmentation.input, next(backbone.parameters()).device
-    embedding = embed_features(backbone, train, test, augmentation, input, settings)
+    augmentation_name = settings.augmentation or default_augmentation(pretrained.network)
+    augmentation = build_augmentation(augmentation_name, settings.image_size)
+    input_format, device = pretrained.metadata.input or augmentation.input_format, next(backbone.parameters()).device
+    embedding = embed_features(backbone, train, test, augmentation, input_format, settings)
     pairs = [
-        [_renormalize(view, augmentation.input, input).to(device) for view in pair]
+        [_renormalize(view, augmentation.input_format, input_format).to(device) for view in pair]
         for pair in make_view_pairs(test, augmentation, settings)
     ]
     return Analysis(
@@ -126,55 +129,61 @@ def _analyze(
         architecture=pretrained.network,
         protocol=f"{test.name}, {augmentation.name} at {augmentation.size} px, {settings.scheme}",
         pairs=sum(len(first) for first, _ in pairs),
-        terms=measure_terms(method, pairs, settings.widths, settings.scheme),
-        layers=measure_layers(backbone, quant_points(backbone), settings.widths, settings.scheme),
+        terms=measure_terms(method, pairs, settings.bit_widths, settings.scheme),
+        layers=measure_layers(backbone, quant_points(backbone), settings.bit_widths, settings.scheme),
         embedding=embedding,
     )
 
 
 def make_view_pairs(images: ImageDataset, augmentation: Augmentation, settings: AnalysisSettings) -> Iterator[Views]:
-    """Batches of two views of ``settings.pairs`` images, or of all, augmented as in pretraining."""
-    count = min(settings.pairs, len(images))
+    """Batches of two views of ``settings.num_pairs`` images, or of all, augmented as in pretraining."""
+    count = min(settings.num_pairs, len(images))
     batch = next(build_view_loader(images, augmentation.image_transform, count, settings.seed))
     if batch.bad_files:
         raise UserError(f"{batch.bad_files[0]} cannot be read; repair or remove it")
-    num_batches = -(-len(batch.positions) // _BATCH_SIZE)  # of equal size: a single image would have no variance
-    parts = [each.tensor_split(num_batches) for each in (torch.tensor(batch.positions), *batch.views)]
-    for positions, *views in zip(*parts, strict=True):
+    # Batches of nearly equal size: BatchNorm statistics of a batch with a single image would have no variance.
+    num_batches = -(-len(batch.positions) // _BATCH_SIZE)
+    split_tensors = [each.tensor_split(num_batches) for each in (torch.tensor(batch.positions), *batch.views)]
+    for positions, *views in zip(*split_tensors, strict=True):
         pair = []
-        for number, view in enumerate(views):
-            numbers = draw_random_numbers(settings.seed, positions, number, augmentation.num_random_numbers)
-            pair.append(augmentation.batch_transform(view, numbers))
+        for view_index, view in enumerate(views):
+            random_numbers = draw_random_numbers(settings.seed, positions, view_index, augmentation.num_random_numbers)
+            pair.append(augmentation.batch_transform(view, random_numbers))
         yield pair
 
 
 @torch.no_grad()
 def measure_terms(
-    method: PretrainedMethod, pairs: Sequence[Views], widths: Sequence[Bits], scheme: Scheme
-) -> tuple[TermsByWidth, ...]:
-    """The terms of the backbone's features against those of the other view, and with heads the terms of the features
-    that the loss compares. Each view of a pair is compared with the other."""
+    method: PretrainedMethod, pairs: Sequence[Views], bit_widths: Sequence[Bits], scheme: Scheme
+) -> tuple[TermsByBitWidth, ...]:
+    """Loss terms that compare the quantized backbone's features of one view with the float backbone's of the other
+    view; for a method with heads also terms that compare the quantized predictions with the float targets of the other
+    view. Each view of a pair is compared with the other."""
     views = [view for pair in pairs for view in pair]
-    quantization = Quantization(method.encoder, encoder_points(method.encoder), scheme)
+    quantization = Quantization(method.encoder, encoder_quant_points(method.encoder), scheme)
     compute_features = partial(_compute_features, method, views)
 
     def compute_and_observe() -> dict[str, Tensor]:
         with quantization.observing():
             return compute_features()
 
-    full = evaluate_at_bit_width(quantization, Bits.FP, compute_and_observe, batches=views)
-    targets = {kind: features.flip(0) for kind, features in full.items()}
+    float_features = evaluate_at_bit_width(quantization, Bits.FP, compute_and_observe, batches=views)
+    targets = {kind: features.flip(0) for kind, features in float_features.items()}
     if method.has_heads:
         is_re_estimated = scheme.norms == RE_ESTIMATED
         statistics = estimate_norm_statistics(method.target, views) if is_re_estimated else {}
         with overriding_statistics(method.target, statistics):
             targets[LOSS] = _stack_normalized([method.target(view) for view in views]).flip(0)
-    terms: dict[str, dict[Bits, LossTerms]] = {kind: {} for kind in full}
-    features_at_widths = evaluate_at_bit_widths(quantization, widths, lambda _: compute_features(), batches=views)
-    for width, quantized in track(features_at_widths, "comparing features", len(widths)):
-        for kind in full:
-            terms[kind][width] = compute_terms(*(each[kind].flatten(0, 1) for each in (quantized, full, targets)))
-    return tuple(TermsByWidth(kind, compute_spread(full[kind].flatten(0, 1)), terms[kind]) for kind in full)
+    terms: dict[str, dict[Bits, LossTerms]] = {kind: {} for kind in float_features}
+    features_at_widths = evaluate_at_bit_widths(quantization, bit_widths, lambda _: compute_features(), batches=views)
+    for bits, quantized_features in track(features_at_widths, "comparing features", len(bit_widths)):
+        for kind in float_features:
+            compared = (quantized_features[kind], float_features[kind], targets[kind])
+            terms[kind][bits] = compute_terms(*(each.flatten(0, 1) for each in compared))
+    return tuple(
+        TermsByBitWidth(kind, compute_spread(features.flatten(0, 1)), terms[kind])
+        for kind, features in float_features.items()
+    )
 
 
 def _compute_features(method: PretrainedMethod, views: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -185,7 +194,8 @@ def _compute_features(method: PretrainedMethod, views: Sequence[Tensor]) -> dict
 
 
 def _stack_normalized(features: Sequence[Tensor]) -> Tensor:
-    """Alternating batches of first and second views as [2, N, D], L2-normalized; float64, so that terms add up."""
+    """Features of batches that alternate between first and second views, as [2, N, D], L2-normalized; in float64, so
+    that the three loss terms sum to their total."""
     stacked = torch.stack([torch.cat(list(features[first::2])) for first in (0, 1)])
     return F.normalize(stacked.double().cpu(), dim=2)
 
@@ -195,42 +205,45 @@ def embed_features(
     train: ImageDataset,
     test: ImageDataset,
     augmentation: Augmentation,
-    input: InputFormat,
+    input_format: InputFormat,
     settings: AnalysisSettings,
 ) -> Embedding:
-    """t-SNE of the test images' features at all bit-widths together, so that points can be compared across widths."""
-    calibration_images = load_labelled_images(train, augmentation, settings.calibration, settings.seed)
-    calibration = list(calibration_images.batches(input, _BATCH_SIZE))
+    """t-SNE of the test images' features at all bit-widths together, so that coordinates can be compared across
+    them."""
+    calibration_images = load_labelled_images(train, augmentation, settings.num_calibration_images, settings.seed)
+    calibration_batches = list(calibration_images.batches(input_format, _BATCH_SIZE))
     quantization = Quantization(backbone, scheme=settings.scheme)
-    quantization.calibrate(calibration)
+    quantization.calibrate(calibration_batches)
     subset = _select_first_classes(test)
-    images = load_labelled_images(subset, augmentation, settings.points, settings.seed)
-    if len(images.labels) < _MIN_IMAGES:
+    images = load_labelled_images(subset, augmentation, settings.num_tsne_images, settings.seed)
+    if len(images.labels) < _MIN_TSNE_IMAGES:
         raise UserError(
-            f"t-SNE needs {_MIN_IMAGES} images or more, got {len(images.labels)}; increase --points or add images"
+            f"t-SNE needs at least {_MIN_TSNE_IMAGES} images, got {len(images.labels)}; increase --points or add images"
         )
 
     def compute_normalized(bits: Bits) -> Tensor:
-        return F.normalize(extract_features(backbone, images.batches(input)).double(), dim=1)
+        return F.normalize(extract_features(backbone, images.batches(input_format)).double(), dim=1)
 
-    features = dict(evaluate_at_bit_widths(quantization, settings.widths, compute_normalized, batches=calibration))
-    points = tsne(torch.cat([*features.values()]), settings.perplexity, settings.seed).chunk(len(features))
-    indices = choose_indices(subset, settings.points, settings.seed)
+    features = dict(
+        evaluate_at_bit_widths(quantization, settings.bit_widths, compute_normalized, batches=calibration_batches)
+    )
+    coordinates = tsne(torch.cat([*features.values()]), settings.perplexity, settings.seed).chunk(len(features))
+    indices = choose_indices(subset, settings.num_tsne_images, settings.seed)
     files = tuple("/".join(Path(subset.file(index)).parts[-2:]) for index in indices)
-    return Embedding(dict(zip(features, points, strict=True)), files, images.labels, test.classes)
+    return Embedding(dict(zip(features, coordinates, strict=True)), files, images.labels, test.classes)
 
 
 def _select_first_classes(images: ImageDataset) -> ImageDataset:
     if images.labels is None:
         return images
-    indices = [index for index, label in enumerate(images.labels) if label < _MAX_CLASSES]
+    indices = [index for index, label in enumerate(images.labels) if label < _MAX_TSNE_CLASSES]
     files, labels = tuple(images.files[index] for index in indices), tuple(images.labels[index] for index in indices)
     return replace(images, files=files, labels=labels, read=lambda index: images.read(indices[index]))
 
 
-def _renormalize(views: Tensor, current: InputFormat, wanted: InputFormat) -> Tensor:
-    """Change the normalization of views to that of another network."""
-    if current == wanted:
+def _renormalize(views: Tensor, current: InputFormat, target: InputFormat) -> Tensor:
+    """Convert normalized views to the input format ``target`` of another network."""
+    if current == target:
         return views
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (current.mean, current.std))
-    return normalize(views * std + mean, wanted)
+    return normalize(views * std + mean, target)

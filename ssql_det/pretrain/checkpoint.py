@@ -1,8 +1,8 @@
-"""The checkpoint of a pretraining: written, resumed from, and read as a pretrained network.
+"""The checkpoint of a pretraining: saving, resuming, and reading as a pretrained network.
 
-One file holds the backbone, the heads of the method and the state of the training. Its layout is the project's own
-(``ssql_det.convert.formats.ssql_det``), which probes, detectors and ``ssql-det convert`` read. Reading also takes
-backbones in every other format that ``ssql-det convert`` reads.
+One file holds the backbone, the heads of the method and the training state. Its format is this project's
+(``ssql_det.convert.formats.ssql_det``); probes, detectors and ``ssql-det convert`` read it. :func:`read_backbone` also
+reads backbones in every other format that ``ssql-det convert`` reads.
 """
 
 from __future__ import annotations
@@ -47,13 +47,16 @@ from ssql_det.core.unpickler import read_tensors
 from ssql_det.ssl.method import Encoder, mlp_from_state_dict
 
 CHECKPOINT_NAME = "checkpoint.pth"
-_BRANCHES = {"online": "encoder.backbone.", "momentum": "momentum.network.backbone."}  # not every method has both
+_BRANCHES = {
+    "online": "encoder.backbone.",
+    "momentum": "momentum.network.backbone.",
+}  # prefixes in the method's state dict
 _PROJECTOR, _PREDICTOR, _TARGET_PROJECTOR = "encoder.projector.", "predictor.", "momentum.network.projector."
 
 
 @dataclass(frozen=True)
 class TrainingState:
-    """Everything that a checkpoint saves and a resumed run restores, besides the step.
+    """Everything except the step number that a checkpoint saves and a resumed run restores.
 
     >>> import tempfile
     >>> from ssql_det.backbones import build_backbone
@@ -71,10 +74,10 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     metadata: Metadata
     data_hash: str = ""  # of the file names of the training images
-    quantizers: nn.Module | None = None  # SSQL's, which may have trained parameters
+    quantizers: nn.Module | None = None  # of SSQL; some have trained parameters
 
     def save(self, folder: Path, steps: int) -> Path:
-        """Save after ``steps`` steps. Every process calls it, rank 0 writes."""
+        """Save the state after ``steps`` steps. Every process must call this; rank 0 writes the file."""
         path = folder / CHECKPOINT_NAME
         rng_states = gather_rng_states()
         if is_main():
@@ -83,7 +86,7 @@ class TrainingState:
         return path
 
     def resume(self, folder: Path, total_steps: int) -> int:
-        """Restore the state in the folder; returns the number of steps that are done."""
+        """Restore the state from the checkpoint in a folder, and return the number of completed steps."""
         path = folder / CHECKPOINT_NAME
         content = read_tensors(path)
         try:
@@ -114,7 +117,7 @@ class TrainingState:
         return self.quantizers if self.quantizers is not None and self.quantizers.state_dict() else None
 
     def _find_branches(self) -> dict[str, str]:
-        """The branches that the method has, with the prefix of each in its state dict."""
+        """The branches that the method has (online, momentum), each with its prefix in the method's state dict."""
         names = list(self.method.state_dict())
         return {
             branch: prefix for branch, prefix in _BRANCHES.items() if any(name.startswith(prefix) for name in names)
@@ -145,12 +148,12 @@ def require_savable(backbone: Backbone) -> None:
     """Raise a ``UserError`` before training if the backbone could not be rebuilt from its checkpoint."""
     state = describe_state_dict(backbone.module.state_dict())
     modules = backbone.module.named_modules()
-    faults = [f"{path or 'the network'} is parametrized" for path, module in modules if is_parametrized(module)]
-    faults += [f"{name} is {kind}" for name, kind in state.items() if kind == NOT_A_TENSOR]
-    if faults := faults or find_state_differences(state, describe_expected_state(backbone.name)):
+    problems = [f"{path or 'the network'} is parametrized" for path, module in modules if is_parametrized(module)]
+    problems += [f"{name} is {kind}" for name, kind in state.items() if kind == NOT_A_TENSOR]
+    if problems := problems or find_state_differences(state, describe_expected_state(backbone.name)):
         raise UserError(
-            f"a checkpoint of {backbone.name} could not be read again: {summarize_names(faults)}; its builder has to "
-            "make a network of plain parameters and buffers, the same each time"
+            f"a checkpoint of {backbone.name} could not be loaded: {summarize_names(problems)}; the backbone's builder "
+            "must return a network of plain parameters and buffers, the same in each call"
         )
 
 
@@ -164,7 +167,7 @@ class PretrainedBackbone:
 
     @property
     def network(self) -> str:
-        """Its name in rows of results: the architecture of a ResNet, otherwise the name of its builder."""
+        """The backbone's name in rows of results: a ResNet's architecture, otherwise the name of the builder."""
         return resolve_network_name(self.backbone.name)
 
 
@@ -172,7 +175,8 @@ class PretrainedBackbone:
 class PretrainedMethod:
     """A pretrained network with its heads: the loss compares ``predictor(encoder(view))`` with ``target(other_view)``.
 
-    ``target`` is the encoder itself or its moving average. Without heads, projector and predictor are identities.
+    ``target`` is the encoder itself or the encoder's moving average. Without heads, projector and predictor are
+    identities.
     """
 
     pretrained: PretrainedBackbone
@@ -185,14 +189,15 @@ class PretrainedMethod:
 def read_backbone(path: str | os.PathLike[str], into: Backbone | None = None) -> PretrainedBackbone:
     """Read a backbone from a checkpoint of this project, or a ResNet from any format that ``ssql-det convert`` reads.
 
-    It is built by the name in the file, or its weights are loaded ``into`` a backbone. All weights must match.
+    The backbone is built by the name in the file, or the weights are loaded ``into`` a given one. All weights must
+    match.
     """
     path = os.path.expanduser(path)
     return _load_backbone(read_content(path), path, into=into)
 
 
 def read_pretrained_method(path: str | os.PathLike[str]) -> PretrainedMethod:
-    """Read a backbone and its heads, in evaluation mode; files of other projects have no heads."""
+    """Read a backbone and its heads, in evaluation mode. Heads are read only from checkpoints of this project."""
     path = os.path.expanduser(path)
     content = read_content(path)
     pretrained = _load_backbone(content, path)
@@ -211,7 +216,9 @@ def read_pretrained_method(path: str | os.PathLike[str]) -> PretrainedMethod:
             target = Encoder(target_backbone, mlp_from_state_dict(target_projector)).eval()
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
         reason = printable(" ".join(str(error).split()), 200)
-        raise UserError(f"{path}: invalid projector or predictor ({reason}); copy or train it again") from error
+        raise UserError(
+            f"{path}: invalid projector or predictor ({reason}); copy the file again, or pretrain again"
+        ) from error
     return PretrainedMethod(pretrained, encoder, predictor, target, has_heads=True)
 
 
@@ -231,7 +238,7 @@ def _load_backbone(
 
 
 def _load_own_backbone(content: Any, path: str, name: str, branch: str, into: Backbone | None) -> PretrainedBackbone:
-    """Load a backbone whose tensors have the names that its builder gives them; they must match exactly."""
+    """Load a backbone from a checkpoint of this project, whose tensor names are those of the backbone's modules."""
     with translate_metadata_errors(path):
         metadata = replace(Metadata.from_dict(content[METADATA_KEY]), branch=branch)
         state = {key: as_tensor(value) for key, value in content[branch].items()}
@@ -241,14 +248,14 @@ def _load_own_backbone(content: Any, path: str, name: str, branch: str, into: Ba
         expected = describe_state_dict(into.module.state_dict()) if into else describe_expected_state(name)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    faults = find_state_differences(describe_state_dict(state), expected)
+    problems = find_state_differences(describe_state_dict(state), expected)
     tensors = {key: tensor for key, tensor in state.items() if tensor is not None}
-    faults += [f"{key} claims more elements than the file has" for key in tensors if is_oversized_view(tensors[key])]
+    problems += [f"{key} claims more elements than the file has" for key in tensors if is_oversized_view(tensors[key])]
     floats = (item for item in tensors.items() if item[1].is_floating_point())
-    if faults := faults or [f"{key} {fault}" for key, fault in find_invalid_values(floats).items()]:
+    if problems := problems or [f"{key} {problem}" for key, problem in find_invalid_values(floats).items()]:
         raise UserError(
-            f"{path} does not fit the backbone {name} of this version: {summarize_names(faults)}; the file may be "
-            "damaged, or of another version"
+            f"{path} does not fit the backbone {name} of this version: {summarize_names(problems)}; the file may be "
+            "damaged, or from another version"
         )
     backbone = into or build_backbone(name)
     backbone.module.load_state_dict(tensors)
@@ -258,7 +265,8 @@ def _load_own_backbone(content: Any, path: str, name: str, branch: str, into: Ba
 
 
 def _read_head(prefix: str, heads: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The valid tensors of one head, under their names in that head."""
+    """The tensors of one head, under their names without the head's prefix. Raises a ``ValueError`` for invalid
+    ones."""
     tensors = {}
     for name, value in heads.items():
         if name.startswith(prefix):
@@ -267,6 +275,6 @@ def _read_head(prefix: str, heads: Mapping[str, Any]) -> dict[str, Tensor]:
                 raise ValueError(f"{name} is not a tensor, or claims more elements than the file has")
             tensors[name.removeprefix(prefix)] = tensor
     values = (item for item in tensors.items() if not item[0].endswith(NUM_BATCHES_TRACKED))
-    for name, fault in find_invalid_values(values).items():
-        raise ValueError(f"{prefix}{name} {fault}")
+    for name, problem in find_invalid_values(values).items():
+        raise ValueError(f"{prefix}{name} {problem}")
     return tensors

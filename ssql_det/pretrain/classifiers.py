@@ -2,14 +2,14 @@
 
 =========  ============================================================================================================
 fast       features of each image once, after the test transform, scaled to a mean norm of 1; CIFAR's published schedule
-published  a new view in each epoch, through the quantized network, unscaled features. CIFAR: crops of .8 to 1 of the
+published  features of a new view in each epoch, unscaled; the network is quantized. CIFAR: crops of .8 to 1 of the
            image, flips; SGD with LR 30 at batch size 512, 100 epochs, LR / 10 after 60 and 80. ImageNet: crops of .08
            to 1, flips; LARS with LR .8 (ResNet-18) or 2.4 (ResNet-50), 60 epochs, cosine schedule
 =========  ============================================================================================================
 
-Where SSQL's published code is ambiguous: CIFAR's crops follow the program (its config files say .08). ImageNet's batch
-size is taken as 2048, eight GPUs of 256, which makes LR .8 from the files' rule of .1 per 256. Toy digits are cropped
-as CIFAR's images, and not flipped.
+Where SSQL's published code is ambiguous: CIFAR's crops follow the code, not the config files, which say .08. ImageNet's
+batch size is taken as 2048 (256 on each of eight GPUs), for which the config files' rule, .1 per 256 images, gives LR
+.8. Toy digits are cropped as CIFAR's images, and not flipped.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from torchvision.transforms import InterpolationMode, v2
 from ssql_det.core.console import track
 from ssql_det.core.errors import UserError
 from ssql_det.core.rng import seeded_rng
-from ssql_det.pretrain.features import EpochBatch, FeatureSource
+from ssql_det.pretrain.features import EpochBatch, FeatureLoader
 from ssql_det.ssl.augmentations import Augmentation
 
-NUM_NEIGHBOURS, TEMPERATURE = 20, 0.07
-_BOTTLENECK_WIDTH = 2048  # feature width of ResNet-50 and deeper
+NUM_NEIGHBOURS, TEMPERATURE = 20, 0.07  # of kNN, as in Wu et al., CVPR 2018
+_BOTTLENECK_DIM = 2048  # feature dimension of ResNet-50 and deeper ResNets
 _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "SGD": torch.optim.SGD,
-    "LARS": partial(Lars, eps=0.0, always_adapt=True),  # also for the bias, as published
+    "LARS": partial(Lars, eps=0.0, always_adapt=True),  # always_adapt: scale the bias's updates too, as published
 }
 
 
 @dataclass(frozen=True)
 class LinearTraining:
-    """How a linear layer is trained. LR is divided by 10 at each of ``milestones``, which are fractions of the epochs;
-    without milestones its schedule is a cosine.
+    """Hyperparameters of a linear layer's training. LR is divided by 10 at each of ``milestones``, which are fractions
+    of the epochs; without milestones LR follows a cosine.
 
     >>> training = LinearTraining("SGD", lr=30.0, batch_size=512, epochs=100, milestones=(0.6, 0.8))
     >>> training.lr_at(59), training.lr_at(60), training.with_batch_size(256).lr
@@ -56,7 +56,7 @@ class LinearTraining:
     milestones: tuple[float, ...] = ()
 
     def with_batch_size(self, batch_size: int) -> LinearTraining:
-        """The same with another batch size, and LR in proportion."""
+        """The same hyperparameters for another batch size, with LR scaled in proportion."""
         return replace(self, lr=self.lr * batch_size / self.batch_size, batch_size=batch_size)
 
     def lr_at(self, epoch: int) -> float:
@@ -68,13 +68,13 @@ class LinearTraining:
         return lr
 
 
-FAST = LinearTraining("SGD", 30.0, 512, 100, (0.6, 0.8))
+FAST = LinearTraining("SGD", lr=30.0, batch_size=512, epochs=100, milestones=(0.6, 0.8))
 
 
 @dataclass(frozen=True)
 class LinearProtocol:
-    """A protocol by name (``fast`` or ``published``), and what differs from it. ``cached_views``: epochs cycle through
-    so many views of each image instead of making new ones.
+    """A protocol by name (``fast`` or ``published``), and values that override it. With ``cached_views`` N epochs cycle
+    through N views of each image instead of making new views.
 
     >>> from ssql_det.ssl.augmentations import build_augmentation
     >>> LinearProtocol("published", epochs=10).build_training(build_augmentation("cifar"), 512)
@@ -94,10 +94,11 @@ class LinearProtocol:
     def is_published(self) -> bool:
         return self.name == "published"
 
-    def build_training(self, augmentation: Augmentation, feature_width: int) -> LinearTraining:
+    def build_training(self, augmentation: Augmentation, feature_dim: int) -> LinearTraining:
         training = FAST
         if self.is_published and augmentation.name == "imagenet":
-            training = LinearTraining("LARS", 2.4 if feature_width >= _BOTTLENECK_WIDTH else 0.8, 2048, 60)
+            lr = 2.4 if feature_dim >= _BOTTLENECK_DIM else 0.8
+            training = LinearTraining("LARS", lr=lr, batch_size=2048, epochs=60)
         training = replace(training, epochs=self.epochs or training.epochs)
         return training.with_batch_size(self.batch_size or training.batch_size)
 
@@ -106,7 +107,7 @@ class LinearProtocol:
         return _use_published_transforms(augmentation) if self.is_published else augmentation
 
     def to_row_fields(self, training: LinearTraining) -> dict[str, str | int | float]:
-        """The protocol as rows of results store it."""
+        """The fields that rows of results store about the linear protocol."""
         fields: dict[str, str | int | float] = {
             "linear": self.name,
             "optimizer": training.optimizer,
@@ -163,7 +164,7 @@ def linear_accuracy(
 
 
 def linear_accuracy_on_views(
-    train_features: FeatureSource,
+    train_features: FeatureLoader,
     train_labels: Tensor,
     test_features: Tensor,
     test_labels: Tensor,
@@ -177,14 +178,14 @@ def linear_accuracy_on_views(
     return top1_accuracy(layer, test_features, test_labels)
 
 
-def init_layer(width: int, num_classes: int, seed: int = 0) -> nn.Linear:
-    """A linear layer with torch's initialization, which depends on the seed alone."""
+def init_layer(feature_dim: int, num_classes: int, seed: int = 0) -> nn.Linear:
+    """A linear layer with torch's default initialization, drawn by the seed."""
     with seeded_rng(seed, "layer"):
-        return nn.Linear(width, num_classes)
+        return nn.Linear(feature_dim, num_classes)
 
 
 def train_layer(
-    layer: nn.Linear, features: FeatureSource, labels: Tensor, training: LinearTraining, seed: int = 0
+    layer: nn.Linear, features: FeatureLoader, labels: Tensor, training: LinearTraining, seed: int = 0
 ) -> None:
     """Train with cross entropy and without weight decay; the seed determines the order of images in each epoch."""
     training, device = training.with_batch_size(min(training.batch_size, len(labels))), layer.weight.device
@@ -208,7 +209,7 @@ def _sample_batches(num_images: int, training: LinearTraining, seed: int) -> Ite
 
 @torch.no_grad()
 def top1_accuracy(layer: nn.Linear, features: Tensor, labels: Tensor) -> float:
-    """In percent."""
+    """Top-1 accuracy of the layer, in percent."""
     predicted = layer(features.to(layer.weight.device)).argmax(1).cpu()
     return 100 * int((predicted == labels).sum()) / len(labels)
 

@@ -28,7 +28,9 @@ from ssql_det.ssl import METHODS, SSQL, Method, SimSiam
 from ssql_det.ssl.augmentations import build_augmentation
 from ssql_det.ssl.method import get_hyperparameters
 
-IGNORED_KEYS = ("OUTPUT_DIR", "DEVICE", "DATA.WORKERS", "PERIODS.LOG", "PERIODS.CHECKPOINT", "PLUGINS")  # for weights
+# Keys that do not change the trained weights.
+IGNORED_KEYS = ("OUTPUT_DIR", "DEVICE", "DATA.WORKERS", "PERIODS.LOG", "PERIODS.CHECKPOINT", "PLUGINS")
+# Hyperparameters that older configs have at top level, as DIM instead of SIMSIAM.DIM.
 _FORMER_TOP_LEVEL_KEYS = ("DIM", "HIDDEN", "LAST_NORM", "MOMENTUM", "QUEUE", "TEMPERATURE", "CROSS")
 
 
@@ -37,17 +39,17 @@ def _get_keys(cls: type) -> dict[str, Any]:
     return {name.upper(): default for name, default in get_hyperparameters(cls).items()}
 
 
-_DEFAULTS: dict[str, Any] = {  # in addition each method has a node, such as MOCO
-    "PLUGINS": [],  # your modules, imported before the rest is read
-    "METHOD": "simsiam",  # or byol, moco, simclr, or a plugin's
+_DEFAULTS: dict[str, Any] = {  # each method adds a node with its hyperparameters, such as MOCO
+    "PLUGINS": [],  # modules of yours, imported before the other keys are read
+    "METHOD": "simsiam",  # or byol, moco, simclr, or a method of a plugin
     "SSQL": {
-        "ENABLED": True,  # False: the method alone
-        "WEIGHT_BITS": [2, 8],  # lowest and highest; drawn anew in each step
+        "ENABLED": True,  # False: train the method without SSQL
+        "WEIGHT_BITS": [2, 8],  # lowest and highest; each step draws a bit-width between them
         "ACT_BITS": [4, 8],
-        "SHARED_DRAW": False,  # the same bits for weights and activations
-        "FIXED_BITS": "",  # such as 4w4a: the same in each step
+        "SHARED_DRAW": False,  # draw one bit-width for weights and activations
+        "FIXED_BITS": "",  # such as 4w4a: use these bit-widths in every step
         **_get_keys(SSQL),  # QUANTIZE_PREDICTIONS, QUANTIZE_TARGETS, AUXILIARY, PER_RANK
-        "SCHEME": "minmax",  # the published quantizers; others such as "weight=centred, act=mse"
+        "SCHEME": "minmax",  # the published quantizers; or others, such as "weight=centred, act=mse"
     },
     "BACKBONE": "resnet50",
     "ZERO_INIT_RESIDUAL": False,
@@ -55,10 +57,10 @@ _DEFAULTS: dict[str, Any] = {  # in addition each method has a node, such as MOC
     "DATA": {
         "TRAIN": "",  # a folder, a text file of paths, or cifar10:FOLDER
         "RECIPE": "imagenet",  # the augmentation: imagenet, cifar or digits
-        "SIZE": 0,  # of the views, in pixels; 0: the augmentation's own
+        "SIZE": 0,  # of the views, in pixels; 0: the default size of the augmentation
         "WORKERS": 4,
         "MOST_BAD_IMAGES": 0,  # unreadable files to tolerate, in each process
-        "CACHE_MB": 0,  # of memory for decoded images, in each worker
+        "CACHE_MB": 0,  # memory for decoded images, in each worker
     },
     "OPTIM": {
         "NAME": "sgd",  # or lars
@@ -74,10 +76,10 @@ _DEFAULTS: dict[str, Any] = {  # in addition each method has a node, such as MOC
     "SYNC_NORM": False,  # BatchNorm over all processes
     "MONITOR": {
         "PERIOD": 0,  # epochs between kNN evaluations; 0: none
-        "DATA": "",  # labelled images with a train and a val split; "": those of DATA.TRAIN
+        "DATA": "",  # labelled images with a train and a val split; "": the images of DATA.TRAIN
         "BITS": ["FP", "2w4a"],
         "SCHEME": "minmax",
-        "IMAGES": 2000,  # at most, of each split
+        "IMAGES": 2000,  # most images of each split
     },
     "PERIODS": {"LOG": 20, "CHECKPOINT": 1},  # steps, epochs
     "DEVICE": "cuda",  # falls back to the CPU
@@ -95,7 +97,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """The parsed config of a run. ``values`` are all keys as they are saved beside it.
+    """The parsed config of a run. ``values`` are all keys and values, as saved in the output folder.
 
     >>> config = read_config(None, ["METHOD", "moco", "MOCO.QUEUE", "1024"])
     >>> config.method.title, config.hyperparameters["queue"], config.optim.epochs
@@ -104,7 +106,7 @@ class PretrainConfig:
 
     method: type[Method]
     hyperparameters: Mapping[str, Any]
-    ssql: Mapping[str, Any] | None  # arguments of SSQL besides the method; None: the method alone
+    ssql: Mapping[str, Any] | None  # arguments of SSQL except the method; None: train without SSQL
     backbone: str
     zero_init_residual: bool
     init: str
@@ -127,7 +129,7 @@ def default_values() -> dict[str, Any]:
 
 
 def get_renamed_keys() -> RenamedKeys:
-    """Hyperparameters were once top-level keys, shared by all methods; now each method has its own."""
+    """The new names of keys in older configs, where hyperparameters were top-level keys shared by all methods."""
     nodes = _get_method_nodes()
     return {key: [f"{name}.{key}" for name, node in nodes.items() if key in node] for key in _FORMER_TOP_LEVEL_KEYS}
 
@@ -139,12 +141,12 @@ def _get_method_nodes() -> dict[str, dict[str, Any]]:
 def _build_defaults() -> CfgNode:
     nodes = _get_method_nodes()
     for name in nodes.keys() & _DEFAULTS.keys():
-        raise ValueError(f"a method cannot be called {name.lower()!r}: {name} is another config key")
+        raise ValueError(f"a method cannot be called {name.lower()!r}: {name} is already a config key")
     return CfgNode({**_DEFAULTS, **nodes})
 
 
 def read_config(file: str | os.PathLike[str] | None, overrides: Sequence[str] = ()) -> PretrainConfig:
-    """The defaults, overridden by the file, overridden by ``KEY VALUE`` pairs."""
+    """The defaults, overridden by the file and then by ``KEY VALUE`` pairs."""
     import_config_plugins("PLUGINS", file, overrides)
     return _parse_config(load_config(_build_defaults(), file, overrides, get_renamed_keys()))
 
@@ -199,9 +201,9 @@ def _parse_monitor(node: CfgNode, train_data: str) -> MonitorConfig:
         period=node.PERIOD,
         data=node.DATA or train_data,
         is_data_explicit=bool(node.DATA),
-        widths=tuple(parse_bit_widths(",".join(map(str, node.BITS)))),
+        bit_widths=tuple(parse_bit_widths(",".join(map(str, node.BITS)))),
         scheme=Scheme.parse(node.SCHEME),
-        images=node.IMAGES,
+        max_images=node.IMAGES,
     )
 
 
@@ -218,33 +220,38 @@ def _parse_bits(node: CfgNode, seed: int) -> FixedBits | SampledBits:
     for key in ("WEIGHT_BITS", "ACT_BITS"):
         if len(node[key]) != 2:
             raise UserError(
-                f"SSQL.{key} must be the lowest and the highest bits, such as [2, 8]; got {list(node[key])}"
+                f"SSQL.{key} must be the lowest and the highest bit-width, such as [2, 8]; got {list(node[key])}"
             )
         intervals[key] = tuple(node[key])
     return SampledBits(seed, intervals["WEIGHT_BITS"], intervals["ACT_BITS"], node.SHARED_DRAW)
 
 
-def check_config(config: PretrainConfig, processes: int | None = None) -> None:
-    """Raise a ``UserError`` before anything is read or written. ``processes``: how many there will be."""
-    world, batch = world_size() if processes is None else processes, config.optim.batch
+def check_config(config: PretrainConfig, num_processes: int | None = None) -> None:
+    """Raise a ``UserError`` for a config that cannot run on ``num_processes``; None: the current number."""
+    num_processes, batch = world_size() if num_processes is None else num_processes, config.optim.batch
     if not config.data.train:
         raise UserError("DATA.TRAIN is empty; name the training images: DATA.TRAIN FOLDER")
-    if 2 * world > batch:
-        raise UserError(f"OPTIM.BATCH {batch} is too small: BatchNorm needs two images in each process")
-    if batch % world:
-        raise UserError(f"OPTIM.BATCH {batch} cannot be split over {world} processes; make it a multiple")
-    if world > 1 and torch.cuda.is_available() and config.device != "cuda":
-        raise UserError(f"DEVICE must be cuda for several processes, which use a GPU each; got {config.device!r}")
+    if 2 * num_processes > batch:
+        raise UserError(
+            f"OPTIM.BATCH {batch} is too small: BatchNorm needs two images in each process; "
+            f"use at least {2 * num_processes}"
+        )
+    if batch % num_processes:
+        raise UserError(
+            f"OPTIM.BATCH {batch} cannot be split over {num_processes} processes; use a multiple of {num_processes}"
+        )
+    if num_processes > 1 and torch.cuda.is_available() and config.device != "cuda":
+        raise UserError(f"DEVICE must be cuda for several processes, each of which uses a GPU; got {config.device!r}")
 
 
 def build_network(config: PretrainConfig, load_init: bool = True) -> tuple[SSQL | Method, Backbone]:
-    """The network to train and the backbone in it, with the weights of ``INIT`` if that is set and ``load_init``."""
+    """The network to train and its backbone, with the weights of ``INIT`` if ``INIT`` is set and ``load_init``."""
     backbone = build_backbone(config.backbone, config.zero_init_residual)
     augmentation = config.data.augmentation
     require_savable(backbone)
     backbone.require_size(augmentation.size)
     if config.init and load_init:
-        _load_init(config.init, backbone, augmentation.input)
+        _load_init(config.init, backbone, augmentation.input_format)
     try:
         method = config.method(backbone, **config.hyperparameters)
         method.require_batch(config.optim.batch)
@@ -257,25 +264,25 @@ def build_network(config: PretrainConfig, load_init: bool = True) -> tuple[SSQL 
     return network, backbone
 
 
-def _load_init(path: str, backbone: Backbone, input: InputFormat) -> None:
+def _load_init(path: str, backbone: Backbone, input_format: InputFormat) -> None:
     pretrained = read_backbone(path, into=backbone)
     name, pretrained_input = pretrained.source.name, pretrained.metadata.input
-    if pretrained_input is not None and pretrained_input.channels != input.channels:
+    if pretrained_input is not None and pretrained_input.channels != input_format.channels:
         raise UserError(
-            f"{name} was trained on {pretrained_input.channels} images, but pretraining uses {input.channels}; convert "
-            f"it first: ssql-det convert {name} OUT.pth --to torchvision"
+            f"{name} was trained on {pretrained_input.channels} images, but pretraining uses "
+            f"{input_format.channels}; convert it first: ssql-det convert {name} OUT.pth --to torchvision"
         )
-    if pretrained_input not in (None, input):
-        _logger.warning("%s was trained with the normalization %s, here it is %s", name, pretrained_input, input)
+    if pretrained_input not in (None, input_format):
+        _logger.warning("%s was trained with the input format %s, now it is %s", name, pretrained_input, input_format)
 
 
 def build_metadata(config: PretrainConfig) -> Metadata:
-    """The metadata of the backbone in a checkpoint. Its method names the switches of SSQL that are not published."""
+    """The metadata of a checkpoint's backbone. ``method`` lists the values of SSQL that are not as published."""
     method = config.method.title
     if config.ssql is not None:
         method = "SSQL" if config.method is SimSiam else f"SSQL-{method}"
         values = {key: config.values[f"SSQL.{key}"] for key in _DEFAULTS["SSQL"] if key != "PER_RANK"}
         altered = [f"{key} {value}" for key, value in values.items() if value != _DEFAULTS["SSQL"][key]]
         method += f", altered: {', '.join(altered)}" if altered else ""
-    input = config.data.augmentation.input
-    return Metadata(input, stride_in_1x1=False, method=method, seed=config.seed, from_file=True)
+    input_format = config.data.augmentation.input_format
+    return Metadata(input_format, stride_in_1x1=False, method=method, seed=config.seed, from_file=True)

@@ -19,8 +19,8 @@ from ssql_det.core.errors import UserError
 from ssql_det.ssl.augmentations import Augmentation
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "test")}  # of two folders the first that exists is used
-_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # not EPS, for which Pillow starts Ghostscript
+SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "test")}  # the first of them that exists is used
+_PILLOW_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # EPS is excluded: for it Pillow starts Ghostscript
 _CIFAR = {"cifar10": CIFAR10, "cifar100": CIFAR100}
 
 
@@ -38,7 +38,7 @@ class ImageDataset:
     (2, (255, 255, 255), 'white')
     """
 
-    name: str  # as in rows of results
+    name: str  # of the data set, as stored in rows of results
     files: tuple[str, ...] = field(repr=False)
     read: Callable[[int], Image.Image] = field(repr=False)
     labels: tuple[int, ...] | None = field(default=None, repr=False)
@@ -48,7 +48,7 @@ class ImageDataset:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Image.Image:
-        """The image in RGB. An unreadable file raises whatever its decoder raises."""
+        """The image in RGB. For an unreadable file the decoder's exception propagates."""
         return self.read(index)
 
     def file(self, index: int) -> str:
@@ -57,7 +57,7 @@ class ImageDataset:
 
 
 class CachedDataset(ImageDataset):
-    """Keeps decoded images in memory, up to ``max_bytes`` in each worker process."""
+    """A data set whose decoded images are kept in memory, up to ``max_bytes`` in each worker process."""
 
     def __init__(self, images: ImageDataset, max_bytes: int = 256 * 2**20) -> None:
         super().__init__(
@@ -96,43 +96,43 @@ class _CachedReader:
 
 
 def open_images(path: str, split: str = "train") -> ImageDataset:
-    """The images of one split. Files are listed, not yet read. ``path`` is one of
+    """The images of one split. The files are only listed, not read. ``path`` is one of
 
     - ``cifar10:ROOT`` or ``cifar100:ROOT``, in torchvision's layout
-    - a folder with the folders ``train`` and ``val`` (or ``test``), each of one of the next two kinds; the class
-      folders of ``train`` define the classes
-    - a folder of two or more class folders that hold all images directly: labelled
+    - a folder with the folders ``train`` and ``val`` (or ``test``), which each hold class folders or
+      other images; the class folders of ``train`` define the classes
+    - a folder of at least two class folders, with every image directly in a class folder: labelled
     - a folder of other images, at any depth: not labelled
     - a text file with a path per line, relative to the text file, and optionally a label after each path
 
-    Images of folders are sorted by path, those of a text file keep its order. A folder without splits and a text file
-    are the ``train`` split. Hidden files are ignored.
+    Images of folders are sorted by path; images of a text file keep the order of the file. A folder without splits and
+    a text file have only the ``train`` split. Hidden files are ignored.
     """
     if split not in SPLIT_FOLDERS:
-        raise UserError(f"a split is {' or '.join(SPLIT_FOLDERS)}, got {split!r}")
+        raise UserError(f"the split must be {' or '.join(SPLIT_FOLDERS)}, got {split!r}")
     kind, _, root = path.partition(":")
     if kind in _CIFAR:
         return _open_cifar(kind, Path(os.path.expanduser(root)), split)
-    source = Path(os.path.expanduser(path))
+    file_or_folder = Path(os.path.expanduser(path))
     try:
-        if not path or not source.exists():
+        if not path or not file_or_folder.exists():
             raise UserError(f"{path!r} does not exist; name a folder of images, a text file of paths, or cifar10:ROOT")
-        splits = _find_splits(source)
+        splits = _find_splits(file_or_folder)
         if split not in (splits or ["train"]):
             folders = " or ".join(SPLIT_FOLDERS[split])
             raise NoLabelledSplitError(
                 f"{path} has no {split!r} split (no folder {folders}); add it, or use other data"
             )
-        if source.is_dir():
-            return _open_folder(splits.get(split, source), source.resolve().name, splits.get("train"))
-        return _open_list(source)
+        if file_or_folder.is_dir():
+            return _open_folder(splits.get(split, file_or_folder), file_or_folder.resolve().name, splits.get("train"))
+        return _open_list(file_or_folder)
     except OSError as error:
-        where = f"{error.filename or path} cannot be read"
-        raise UserError(f"{where}: {error.strerror or error}; check the path and its permissions") from error
+        message = f"{error.filename or path} cannot be read: {error.strerror or error}"
+        raise UserError(f"{message}; check the path and its permissions") from error
 
 
 def hash_file_names(images: ImageDataset) -> str:
-    """A hash of the names of all files and of their folders, independent of where the data set lies."""
+    """A hash of all file names with their parent folders; moving the data set does not change it."""
     content = hashlib.sha256()
     for file in images.files:
         content.update(repr(Path(file).parts[-2:]).encode())
@@ -140,15 +140,15 @@ def hash_file_names(images: ImageDataset) -> str:
 
 
 def read_image(file: str) -> Image.Image:
-    """Read a file in RGB, as torchvision's loader does, except that of 16-bit gray the upper 8 bits are used."""
+    """Read a file in RGB as torchvision's loader does, except for 16-bit gray, of which the upper 8 bits are used."""
     if not os.path.isfile(file):  # opening a pipe would block forever
         raise FileNotFoundError("no such file")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # metadata warnings, many in a large data set
+        warnings.simplefilter("ignore")  # Pillow warns about damaged EXIF data, often in large data sets
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(file, formats=_FORMATS) as image:
+        with Image.open(file, formats=_PILLOW_FORMATS) as image:
             if image.mode == "F":
-                raise ValueError("its pixels are floating-point numbers of unknown range")
+                raise ValueError("pixels are floating-point numbers of unknown range")
             if image.mode.startswith("I"):  # Pillow would turn all values above 255 white
                 upper = np.asarray(image).clip(0, 0xFFFF) >> 8
                 return Image.fromarray(upper.astype(np.uint8)).convert("RGB")
@@ -159,44 +159,46 @@ def _open_cifar(kind: str, root: Path, split: str) -> ImageDataset:
     dataset_class = _CIFAR[kind]
     folder = root / dataset_class.base_folder
     try:
-        # Unpickles files with the published MD5 only.
+        # torchvision unpickles only files with the published MD5, so unpickling is safe.
         dataset = dataset_class(root, train=split == "train")
     except (OSError, RuntimeError) as error:
-        fault = "is incomplete or damaged" if folder.is_dir() else "does not exist"
-        raise UserError(f"{folder} {fault}; unpack {dataset_class.filename} in {root}") from error
+        problem = "is incomplete or damaged" if folder.is_dir() else "does not exist"
+        raise UserError(f"{folder} {problem}; unpack {dataset_class.filename} in {root}") from error
     files = tuple(os.path.join(folder, f"{split} image {index}") for index in range(len(dataset.data)))
-    pixels = np.ascontiguousarray(dataset.data)  # torchvision's is a transposed view
+    pixels = np.ascontiguousarray(dataset.data)  # torchvision's array is a transposed view
     return ImageDataset(kind, files, partial(_get_pixels, pixels), tuple(dataset.targets), tuple(dataset.classes))
 
 
-def _find_splits(source: Path) -> dict[str, Path]:
-    """The folder of each split; empty if ``train`` is a class, as in CIFAR-100."""
-    if (source / "crops" / "train").is_dir():  # toy data: scenes, masks and crops, each with a test split
-        raise UserError(f"{source} holds several data sets; name one of them, such as {source / 'crops'}")
+def _find_splits(folder: Path) -> dict[str, Path]:
+    """The folder of each split; empty if the folders are classes: CIFAR-100 has a class ``train``."""
+    if (folder / "crops" / "train").is_dir():  # the root of the toy data, which has scenes, masks and crops
+        raise UserError(f"{folder} holds several data sets; name one of them, such as {folder / 'crops'}")
     splits = {
-        split: source / folder
-        for split, folders in SPLIT_FOLDERS.items()
-        for folder in folders[::-1]
-        if (source / folder).is_dir()
+        split: folder / name
+        for split, names in SPLIT_FOLDERS.items()
+        for name in names[::-1]  # the first name overwrites the others
+        if (folder / name).is_dir()
     }
-    return splits if len(splits) == len(SPLIT_FOLDERS) or any(map(_list_folders, splits.values())) else {}
+    return splits if len(splits) == len(SPLIT_FOLDERS) or any(map(_list_subfolders, splits.values())) else {}
 
 
 def _open_folder(folder: Path, name: str, train: Path | None) -> ImageDataset:
     paths = sorted(_find_images(folder))
     if not paths:
-        raise UserError(f"{folder} has no images (*{', *'.join(SUFFIXES)}); name a folder that has")
+        raise UserError(f"{folder} has no images (*{', *'.join(SUFFIXES)}); name a folder that has images")
     files = tuple(os.path.join(folder, path) for path in paths)
-    images, own_classes = ImageDataset(name, files, partial(_read_file, files)), _list_folders(folder)
+    images, own_classes = ImageDataset(name, files, partial(_read_file, files)), _list_subfolders(folder)
     if len(own_classes) < 2 or any(path.count(os.sep) != 1 for path in paths):
         return images
-    classes = (train and _list_folders(train)) or own_classes
+    classes = (train and _list_subfolders(train)) or own_classes
     class_of_image = [path.split(os.sep)[0] for path in paths]
     unknown = sorted({*class_of_image} - {*classes})
     if unknown:
-        raise UserError(f"{folder} has the class {unknown[0]}, {train} has not; give both the same class folders")
-    numbers = {each: number for number, each in enumerate(classes)}
-    return replace(images, labels=tuple(numbers[each] for each in class_of_image), classes=tuple(classes))
+        raise UserError(
+            f"{folder} has the class {unknown[0]}, which {train} does not have; use the same class folders in both"
+        )
+    label_of_class = {name: label for label, name in enumerate(classes)}
+    return replace(images, labels=tuple(label_of_class[name] for name in class_of_image), classes=tuple(classes))
 
 
 def _open_list(file: Path) -> ImageDataset:
@@ -204,14 +206,14 @@ def _open_list(file: Path) -> ImageDataset:
         lines = file.read_text("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise UserError(f"{file} is not a text file; name a folder of images, or a text file of paths") from error
-    entries = [(number, *_parse_line(line.strip())) for number, line in enumerate(lines, 1) if line.strip()]
+    entries = [(line_number, *_parse_line(line.strip())) for line_number, line in enumerate(lines, 1) if line.strip()]
     if not entries:
         raise UserError(f"{file} lists no images; write one path per line")
-    for number, path, label in entries:
+    for line_number, path, label in entries:
         if not (file.parent / path).is_file():
-            raise UserError(f"{file}, line {number}: there is no file {path}; paths are relative to {file.parent}")
+            raise UserError(f"{file}, line {line_number}: there is no file {path}; paths are relative to {file.parent}")
         if (label is None) != (entries[0][2] is None):
-            raise UserError(f"{file}, line {number}: labels are given for some images only; label all of them, or none")
+            raise UserError(f"{file}, line {line_number}: only some images have labels; label all of them, or none")
     files = tuple(os.path.join(file.parent, path) for _, path, _ in entries)
     labels = tuple(label for _, _, label in entries if label is not None)
     classes = tuple(map(str, range(max(labels, default=-1) + 1)))
@@ -219,13 +221,16 @@ def _open_list(file: Path) -> ImageDataset:
 
 
 def _parse_line(line: str) -> tuple[str, int | None]:
-    path, *last = line.rsplit(None, 1)
-    is_labelled = last and last[0].isdecimal() and len(last[0]) < 7  # every number up to the largest becomes a class
-    return (path, int(last[0])) if is_labelled else (line, None)
+    """The path and the label in a line, or None for no label."""
+    path, *label = line.rsplit(None, 1)
+    # At most 6 digits: there are as many classes as the largest label says, and all are held in memory.
+    is_labelled = label and label[0].isdecimal() and len(label[0]) < 7
+    return (path, int(label[0])) if is_labelled else (line, None)
 
 
 def _find_images(folder: Path, subfolder: str = "", parents: tuple[str, ...] = ()) -> Iterator[str]:
-    """Paths of images, relative to ``folder``. Links to a parent folder are not followed, to avoid endless loops."""
+    """Paths of images, relative to ``folder``. Symbolic links to a parent folder are skipped, to avoid endless
+    loops."""
     real_path = os.path.realpath(folder / subfolder)
     for entry in os.scandir(real_path) if real_path not in parents else ():
         path = os.path.join(subfolder, entry.name)
@@ -235,7 +240,7 @@ def _find_images(folder: Path, subfolder: str = "", parents: tuple[str, ...] = (
             yield path
 
 
-def _list_folders(folder: Path) -> list[str]:
+def _list_subfolders(folder: Path) -> list[str]:
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != ".")
 
 

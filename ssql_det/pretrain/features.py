@@ -1,7 +1,7 @@
-"""Features of a frozen backbone, for kNN and linear probes; inside ``quantization.at(...)`` those of the quantized one.
+"""Features of a frozen backbone, for kNN and linear probes; inside ``quantization.at(...)`` the backbone is quantized.
 
-Images are transformed once as in testing, or augmented anew in each epoch; then their features are recomputed in each
-epoch, or cached for a number of views.
+Images go through the test transform once, or are augmented again in each epoch. Features of augmented images are
+recomputed in each epoch, or cached for a number of views of each image.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from ssql_det.pretrain.view_loader import load_batches
 from ssql_det.quant.forward import evaluating
 from ssql_det.ssl.augmentations import Augmentation, normalize
 
-MAX_BYTES = 8 << 30  # of images or features that are held in memory
-_BATCH_SIZE = 256
+MAX_BYTES = 8 << 30  # most memory for images, and for cached features
+_BATCH_SIZE = 256  # images whose features are computed at once
 
 EpochBatch = tuple[int, Tensor]
 """The number of an epoch, and the indices [N] of the images in one of its batches."""
 
-FeatureSource = Callable[[Iterator[EpochBatch]], Iterable[Tensor]]
+FeatureLoader = Callable[[Iterator[EpochBatch]], Iterable[Tensor]]
 """Yields the features [N, D] of each batch."""
 
 
@@ -43,13 +43,13 @@ class LabelledImages:
     pixels: Tensor
     labels: Tensor
 
-    def first(self, count: int) -> LabelledImages:
+    def take_first(self, count: int) -> LabelledImages:
         return LabelledImages(self.name, self.pixels[:count], self.labels[:count])
 
-    def batches(self, input: InputFormat, batch_size: int = _BATCH_SIZE) -> Iterator[Tensor]:
-        """Normalized batches of nearly equal size, so that no batch has a single image, whose variance is undefined."""
+    def batches(self, input_format: InputFormat, batch_size: int = _BATCH_SIZE) -> Iterator[Tensor]:
+        """Normalized batches of nearly equal size, since a single image has no variance for norm statistics."""
         for batch in self.pixels.tensor_split(-(-len(self.pixels) // batch_size)):
-            yield normalize(batch, input)
+            yield normalize(batch, input_format)
 
 
 def load_labelled_images(
@@ -60,20 +60,20 @@ def load_labelled_images(
     labels = get_labels(images, indices)
     bytes_per_image = 3 * augmentation.size**2
     if len(indices) * bytes_per_image > MAX_BYTES:
-        fitting = MAX_BYTES // bytes_per_image
+        max_fitting = MAX_BYTES // bytes_per_image
         raise UserError(
             f"{len(indices)} images of {images.name} at {augmentation.size} pixels take "
             f"{len(indices) * bytes_per_image / 2**30:.0f} GiB of memory; use "
-            f"{f'fewer: --images {fitting}' if fitting else 'a smaller --size'}"
+            f"{f'at most --images {max_fitting}' if max_fitting else 'a smaller --size'}"
         )
     pixels = torch.empty(len(indices), 3, augmentation.size, augmentation.size, dtype=torch.uint8)
-    for row, index in enumerate(track(indices, f"reading {images.name}")):
-        pixels[row] = load_transformed(images, index, augmentation.test_transform)
+    for position, index in enumerate(track(indices, f"reading {images.name}")):
+        pixels[position] = load_transformed(images, index, augmentation.test_transform)
     return LabelledImages(images.name, pixels, labels)
 
 
 def choose_indices(images: ImageDataset, count: int | None = None, seed: int = 0) -> list[int]:
-    """The indices of ``count`` images, or of all, shuffled by the seed; a smaller count gives the first of them."""
+    """The first ``count`` indices, or all, in a random order that depends only on the seed."""
     return torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()[:count]
 
 
@@ -84,7 +84,7 @@ def get_labels(images: ImageDataset, indices: Sequence[int]) -> Tensor:
 
 
 def load_transformed(images: ImageDataset, index: int, transform: Callable[[Image], Tensor]) -> Tensor:
-    """A transformed image, uint8 [3, S, S]; a ``UserError`` that names the file if it cannot be read."""
+    """A transformed image, uint8 [3, S, S]. Raises a ``UserError`` with the file's name if it cannot be read."""
     try:
         return transform(images[index])
     except Exception as error:  # decoders raise all kinds of exceptions
@@ -107,7 +107,7 @@ def extract_features(backbone: nn.Module, batches: Sequence[Tensor] | Iterator[T
 def compute_spread(features: Tensor) -> float:
     """The standard deviation of each L2-normalized feature, times ``sqrt(D)``, averaged (Chen and He, CVPR 2021).
 
-    Near 1 features [N, D] point in all directions; at 0 they have collapsed to a single one.
+    Near 1 the features [N, D] point in all directions; at 0 they have collapsed to a single direction.
 
     >>> round(compute_spread(torch.randn(4096, 128)), 1), compute_spread(torch.ones(8, 128))
     (1.0, 0.0)
@@ -116,7 +116,7 @@ def compute_spread(features: Tensor) -> float:
 
 
 class AugmentedImages(Dataset[Tensor | str]):
-    """The images ``indices`` of a data set, augmented; a view depends on the seed, the image and the epoch alone."""
+    """The images of a data set at ``indices``, augmented; a view depends only on the seed, the image and the epoch."""
 
     def __init__(
         self,
@@ -133,10 +133,10 @@ class AugmentedImages(Dataset[Tensor | str]):
     def __len__(self) -> int:
         return len(self._indices)
 
-    def __getitem__(self, item: tuple[int, int]) -> Tensor | str:
-        """The view of an image in an epoch, or an error message."""
-        epoch, number = item
-        index = self._indices[number]
+    def __getitem__(self, epoch_and_position: tuple[int, int]) -> Tensor | str:
+        """The view in an epoch of the image at a position in ``indices``, or an error message."""
+        epoch, position = epoch_and_position
+        index = self._indices[position]
         try:
             with seeded_rng(self._seed, index, epoch):
                 return load_transformed(self._images, index, self._transform)
@@ -145,28 +145,29 @@ class AugmentedImages(Dataset[Tensor | str]):
 
     def views(self, batches: Iterable[EpochBatch]) -> Iterator[Tensor]:
         """The views of each batch, uint8 [N, 3, S, S]."""
-        items = ([(epoch, number) for number in numbers.tolist()] for epoch, numbers in batches)
-        return load_batches(self, items, torch.stack, self._seed, self._workers)
+        samples = ([(epoch, position) for position in positions.tolist()] for epoch, positions in batches)
+        return load_batches(self, samples, torch.stack, self._seed, self._workers)
 
 
-def stream_features(backbone: nn.Module, augmented: AugmentedImages, input: InputFormat) -> FeatureSource:
-    """Features of a new view of each image in each epoch, computed by the backbone when they are needed."""
+def stream_features(backbone: nn.Module, augmented: AugmentedImages, input_format: InputFormat) -> FeatureLoader:
+    """A loader of features of a new view of each image in each epoch, computed when a batch is requested."""
 
     def load_features(batches: Iterable[EpochBatch]) -> Iterator[Tensor]:
         device = next(backbone.parameters()).device
         for pixels in augmented.views(batches):
-            yield extract_features(backbone, [normalize(pixels.to(device), input)])
+            yield extract_features(backbone, [normalize(pixels.to(device), input_format)])
 
     return load_features
 
 
 def cache_features(
-    backbone: nn.Module, augmented: AugmentedImages, input: InputFormat, num_views: int
-) -> FeatureSource:
-    """Features of ``num_views`` views of each image, computed now; epoch ``e`` uses view ``e % num_views``."""
-    parts = torch.arange(len(augmented)).split(_BATCH_SIZE)
-    batches = ((view, part) for view in range(num_views) for part in parts)
-    stream = stream_features(backbone, augmented, input)(batches)
-    tracked = iter(track(stream, "caching features", num_views * len(parts)))
-    cached = [torch.cat(list(itertools.islice(tracked, len(parts)))) for _ in range(num_views)]
+    backbone: nn.Module, augmented: AugmentedImages, input_format: InputFormat, num_views: int
+) -> FeatureLoader:
+    """A loader of features of ``num_views`` views of each image, computed at once; epoch ``e`` uses view ``e %
+    num_views``."""
+    index_batches = torch.arange(len(augmented)).split(_BATCH_SIZE)
+    batches = ((view, indices) for view in range(num_views) for indices in index_batches)
+    streamed = stream_features(backbone, augmented, input_format)(batches)
+    tracked = iter(track(streamed, "caching features", num_views * len(index_batches)))
+    cached = [torch.cat(list(itertools.islice(tracked, len(index_batches)))) for _ in range(num_views)]
     return lambda batches: (cached[epoch % num_views][indices] for epoch, indices in batches)

@@ -1,4 +1,4 @@
-"""The pretraining loop: views, loss, optimizer step, and beside it curves, kNN evaluation and checkpoints."""
+"""The pretraining loop: views, loss and optimizer step, with curves, kNN evaluation and checkpoints."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ _logger = logging.getLogger(__name__)
 
 
 def pretrain(config: PretrainConfig, resume: bool = False) -> Path:
-    """Train what a config describes; returns the path of the checkpoint.
+    """Pretrain a backbone as the config says, and return the path of the checkpoint.
 
-    A resumed run ends with the same checkpoint as one that was not interrupted, on the CPU bit for bit. In a process
-    group every process calls it and takes its share of each batch; rank 0 writes the files.
+    A resumed run ends with the same checkpoint as an uninterrupted one, on the CPU bit for bit. In a process group
+    every process must call this; each trains on its share of every batch, and rank 0 writes the files.
     """
     folder, device = check_output_dir(config.output_dir), resolve_device(config.device, "DEVICE")
     data, augmentation, optim, seed = config.data, config.data.augmentation, config.optim, config.seed
@@ -70,26 +70,27 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Path:
     total_steps, bad_images = optim.epochs * epoch_steps, BadImageCounter(data.max_bad_images)
     monitor = build_monitor(config.monitor, augmentation, backbone.module) if config.monitor else None
     start = state.resume(folder, total_steps) if is_resumed else 0
-    barrier()  # no process writes before all have read
+    barrier()  # rank 0 must not overwrite the checkpoint before every process has read it
     if is_main():
-        _logger.info("on %s, %d steps an epoch, from step %d of %d", device, epoch_steps, start, total_steps)
+        _logger.info("training on %s, %d steps per epoch, from step %d of %d", device, epoch_steps, start, total_steps)
         save_config(config.values, folder)
     if start == total_steps:
         return folder / CHECKPOINT_NAME
     model = DistributedDataParallel(network) if world_size() > 1 else network
 
-    parts = {"workers": data.workers, "rank": rank(), "world_size": world_size()}
-    batches = build_view_loader(images, augmentation.image_transform, optim.batch, seed, start, **parts)
-    # start - 1: curves of a run that was killed before its first checkpoint are dropped, too.
-    with scalar_writer(folder, start - 1) as write:
+    processes = {"workers": data.workers, "rank": rank(), "world_size": world_size()}
+    batches = build_view_loader(images, augmentation.image_transform, optim.batch, seed, start, **processes)
+    # start - 1 is the last step to keep in the curves; -1 drops all, if a run was killed before its first checkpoint.
+    with scalar_writer(folder, start - 1) as write_scalars:
         timer, timed_step = time.perf_counter(), start
         for step in range(start, total_steps):
             batch = next(batches)
             bad_images.update(batch)
             views = []
-            for number, view in enumerate(batch.views):
-                numbers = draw_random_numbers(seed, batch.positions, number, augmentation.num_random_numbers)
-                views.append(augmentation.batch_transform(view.to(device), numbers.to(device)))
+            for view_index, view in enumerate(batch.views):
+                count = augmentation.num_random_numbers
+                random_numbers = draw_random_numbers(seed, batch.positions, view_index, count)
+                views.append(augmentation.batch_transform(view.to(device), random_numbers.to(device)))
             lr = learning_rate(optim, step, epoch_steps)
             for group in optimizer.param_groups:
                 group["lr"] = lr
@@ -100,39 +101,39 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Path:
             loss.backward()
             optimizer.step()
 
-            done, epoch, ends_epoch = step + 1, (step + 1) // epoch_steps, (step + 1) % epoch_steps == 0
-            if done % config.log_period == 0 or done == total_steps:
-                seconds = (time.perf_counter() - timer) / max(done - timed_step, 1)
-                timer, timed_step = time.perf_counter(), done
+            num_done, epoch, is_epoch_end = step + 1, (step + 1) // epoch_steps, (step + 1) % epoch_steps == 0
+            if num_done % config.log_period == 0 or num_done == total_steps:
+                seconds = (time.perf_counter() - timer) / max(num_done - timed_step, 1)
+                timer, timed_step = time.perf_counter(), num_done
                 scalars = {"loss": loss.item(), "lr": lr, "spread": compute_spread(features[0]), "seconds": seconds}
-                write(step, scalars)
+                write_scalars(step, scalars)
                 _log_step(step, total_steps, scalars)
-            if monitor is not None and ends_epoch and (epoch % monitor.period == 0 or done == total_steps):
+            if monitor is not None and is_epoch_end and (epoch % monitor.period == 0 or num_done == total_steps):
                 accuracies = monitor.evaluate()
                 _log_accuracies(step, accuracies)
-                write(step, accuracies)
-                timer, timed_step = time.perf_counter(), done  # evaluation does not count as time of a step
-            if ends_epoch and epoch % config.checkpoint_period == 0 and done != total_steps:
-                state.save(folder, done)
+                write_scalars(step, accuracies)
+                timer, timed_step = time.perf_counter(), num_done  # evaluation does not count as time of a step
+            if is_epoch_end and epoch % config.checkpoint_period == 0 and num_done != total_steps:
+                state.save(folder, num_done)
     return state.save(folder, total_steps)
 
 
 def _check_resume(config: PretrainConfig, folder: Path, resume: bool) -> bool:
     values, defaults = config.values, default_values()
-    hyperparameters_of_other_methods = defaults.keys() - values.keys()
-    may_change = {*_MAY_CHANGE_ON_RESUME, *hyperparameters_of_other_methods}
+    other_methods_keys = defaults.keys() - values.keys()
+    may_change = {*_MAY_CHANGE_ON_RESUME, *other_methods_keys}
     return check_resume(values, folder, has_checkpoint(folder), resume, may_change, defaults, get_renamed_keys())
 
 
 def _compute_loss(model: nn.Module, views: Sequence[Tensor], step: int, network: nn.Module) -> Tensor:
-    """The loss of a step; a loss that is not finite ends the run before it changes the weights."""
+    """The loss of a step. A NaN or infinite loss ends the run before the weights are updated."""
     bits = f" at {network.bits(step)}" if isinstance(network, SSQL) else ""
     try:
         loss: Tensor = model(views, step)
-    except UserError as error:  # quantizers check the activations that they observe
+    except UserError as error:  # from a quantizer that observed invalid activations
         raise UserError(f"step {step}{bits}: {error}") from error
     if not loss.isfinite():
-        raise UserError(f"the loss is {loss.item()} in step {step}{bits}; lower OPTIM.LR, in another OUTPUT_DIR")
+        raise UserError(f"the loss is {loss.item()} in step {step}{bits}; lower OPTIM.LR and use another OUTPUT_DIR")
     return loss
 
 
@@ -140,7 +141,7 @@ def _log_step(step: int, total_steps: int, scalars: Mapping[str, float]) -> None
     seconds_left = scalars["seconds"] * (total_steps - step - 1)
     if is_main():
         _logger.info(
-            "step %d of %d, %d min left: loss %.4f, spread %.2f, lr %.4f, %.3f s a step",
+            "step %d of %d, %d min left: loss %.4f, spread %.2f, lr %.4f, %.3f s per step",
             *(step + 1, total_steps, seconds_left // 60),
             *(scalars["loss"], scalars["spread"], scalars["lr"], scalars["seconds"]),
         )

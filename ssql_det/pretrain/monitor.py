@@ -26,61 +26,65 @@ class MonitorConfig:
 
     period: int  # epochs
     data: str
-    is_data_explicit: bool  # False: MONITOR.DATA is empty, and ``data`` is DATA.TRAIN
-    widths: tuple[Bits, ...]
+    is_data_explicit: bool  # False: MONITOR.DATA is empty, so ``data`` is DATA.TRAIN
+    bit_widths: tuple[Bits, ...]
     scheme: Scheme
-    images: int  # at most, of each split
+    max_images: int  # of each split
 
     def __post_init__(self) -> None:
-        self.scheme.check_bits(self.widths)
+        self.scheme.check_bits(self.bit_widths)
 
 
 class Monitor:
-    """The kNN accuracy of a backbone whose training goes on; gallery and query are the train and val split."""
+    """Measures the kNN accuracy of a backbone during its training, with the train split as gallery and val as
+    queries."""
 
     def __init__(
         self,
         config: MonitorConfig,
         gallery: LabelledImages,
         query: LabelledImages,
-        input: InputFormat,
+        input_format: InputFormat,
         backbone: nn.Module,
     ) -> None:
         self.period = config.period
-        self._widths, self._scheme = config.widths, config.scheme
-        self._gallery, self._query, self._input, self._backbone = gallery, query, input, backbone
+        self._bit_widths, self._scheme = config.bit_widths, config.scheme
+        self._gallery, self._query, self._input_format, self._backbone = gallery, query, input_format, backbone
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """Accuracies in percent, under names such as ``knn/4w4a``."""
-        calibration = list(self._gallery.first(Calibration().images).batches(self._input))
-        points = quant_points(self._backbone, self._scheme.placement, self._input.value_range)
+        calibration_batches = list(self._gallery.take_first(Calibration().images).batches(self._input_format))
+        points = quant_points(self._backbone, self._scheme.placement, self._input_format.value_range)
         quantization = Quantization(self._backbone, points, self._scheme)
-        quantization.calibrate(calibration)
-        results = evaluate_at_bit_widths(quantization, self._widths, lambda _: self._accuracy(), batches=calibration)
+        quantization.calibrate(calibration_batches)
+        results = evaluate_at_bit_widths(
+            quantization, self._bit_widths, lambda _: self._measure_accuracy(), batches=calibration_batches
+        )
         return {f"knn/{bits}": accuracy for bits, accuracy in results}
 
-    def _accuracy(self) -> float:
+    def _measure_accuracy(self) -> float:
         gallery, query = (
-            extract_features(self._backbone, images.batches(self._input)) for images in (self._gallery, self._query)
+            extract_features(self._backbone, images.batches(self._input_format))
+            for images in (self._gallery, self._query)
         )
         return knn_accuracy(gallery, self._gallery.labels, query, self._query.labels)
 
 
 def build_monitor(config: MonitorConfig, augmentation: Augmentation, backbone: nn.Module) -> Monitor | None:
-    """None, with a line in the log, if MONITOR.DATA is empty and the training images cannot be used: a folder of images
-    without labels is enough to pretrain."""
+    """Build a monitor; None, with a warning, if MONITOR.DATA is empty and the images of DATA.TRAIN lack a split or
+    labels, which pretraining itself does not need."""
     try:
         splits = [open_images(config.data, split) for split in ("train", "val")]
-        gallery, query = (load_labelled_images(images, augmentation, config.images) for images in splits)
+        gallery, query = (load_labelled_images(images, augmentation, config.max_images) for images in splits)
     except NoLabelledSplitError as error:
         if config.is_data_explicit:
             raise UserError(f"MONITOR.DATA: {error}") from None
         if is_main():
             _logger.warning(
                 "kNN evaluation is skipped: %s has no 'train' and 'val' splits with class folders; set MONITOR.DATA to "
-                "a folder that has, or MONITOR.PERIOD 0 to silence this",
+                "a folder that has both, or MONITOR.PERIOD to 0 to disable kNN evaluation",
                 config.data,
             )
         return None
-    return Monitor(config, gallery, query, augmentation.input, backbone)
+    return Monitor(config, gallery, query, augmentation.input_format, backbone)

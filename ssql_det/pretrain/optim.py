@@ -1,4 +1,4 @@
-"""The optimizer, and a learning rate that is a function of the step, so a resumed run needs no scheduler state."""
+"""The optimizer, and the learning rate as a function of the step, so that a resumed run needs no scheduler state."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class OptimConfig:
     momentum: float
     weight_decay: float
     warmup_epochs: float
-    per_epoch: bool
+    per_epoch: bool  # update LR once per epoch; False: at each step
 
     def __post_init__(self) -> None:
         if self.name not in _OPTIMIZERS:
@@ -34,15 +34,16 @@ class OptimConfig:
 
 
 def build_optimizer(optim: OptimConfig, network: nn.Module) -> torch.optim.Optimizer:
-    """SGD decays all parameters, as published. LARS neither decays nor scales biases and norms, as is custom."""
+    """SGD applies weight decay to all parameters, as published. LARS excludes biases and norms from weight decay and
+    from its scaling, as is usual."""
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     if optim.name == "sgd":
         return torch.optim.SGD(trained, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay)
     weights = [parameter for parameter in trained if parameter.ndim > 1]
-    vectors = [parameter for parameter in trained if parameter.ndim <= 1]
+    biases_and_norms = [parameter for parameter in trained if parameter.ndim <= 1]
     groups = [
         {"params": weights, "weight_decay": optim.weight_decay, "always_adapt": True},
-        {"params": vectors, "weight_decay": 0.0},
+        {"params": biases_and_norms, "weight_decay": 0.0},
     ]
     return Lars(groups, lr=optim.lr, momentum=optim.momentum, eps=0.0)
 

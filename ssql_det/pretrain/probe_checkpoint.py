@@ -1,4 +1,4 @@
-"""kNN and linear probes of a checkpoint: one frozen backbone, one calibration, a row of results for each bit-width."""
+"""kNN and linear probes of a checkpoint: its backbone is calibrated once and evaluated at each bit-width."""
 
 from __future__ import annotations
 
@@ -49,41 +49,44 @@ from ssql_det.quant.scheme import RE_ESTIMATED
 from ssql_det.ssl.augmentations import Augmentation, build_augmentation
 
 _logger = logging.getLogger(__name__)
-_CALIBRATION_BATCH = 64  # images; norm statistics are estimated over such batches
+_CALIBRATION_BATCH_SIZE = 64  # images; re-estimated norm statistics are means over batches of this size
 
 
 @dataclass(frozen=True)
 class ProbeSettings:
-    """How to probe. Fields without a default have one in the command line."""
+    """What to evaluate, on how many images. ``ssql-det probe`` has defaults for the required fields."""
 
-    kinds: tuple[str, ...]  # knn, linear
+    kinds: tuple[str, ...]  # "knn", "linear" or both
     seed: int
     device: str
     workers: int  # processes that load augmented views
-    calibration: int = Calibration().images  # the first of the training images
+    num_calibration_images: int = Calibration().images  # the first training images in the order of the seed
     scheme: Scheme = field(default_factory=Scheme)
-    max_images: int | None = None  # of each split; None: all
-    size: int | None = None  # of the images, in pixels; None: the augmentation's own
+    max_images: int | None = None  # in each split; None: no limit
+    image_size: int | None = None  # in pixels; None: the default size of the augmentation
     protocol: LinearProtocol = field(default_factory=LinearProtocol)
-    method: str = ""  # the method's name in rows; "": the checkpoint's
+    method_name: str = ""  # for the rows of results; "": the name in the checkpoint
 
     def __post_init__(self) -> None:
-        if self.scheme.norms == RE_ESTIMATED and self.calibration < 2:
-            raise UserError("norms=re-estimated needs two images or more; use --calib-images 256")
+        if self.scheme.norms == RE_ESTIMATED and self.num_calibration_images < 2:
+            raise UserError("norms=re-estimated needs --calib-images of at least 2")
         if self.protocol != LinearProtocol() and "linear" not in self.kinds:
-            raise UserError("--protocol, --epochs, --batch and --cached-views are for: ssql-det probe linear ...")
+            raise UserError(
+                "--protocol, --epochs, --batch and --cached-views need the linear probe: ssql-det probe linear ..."
+            )
 
 
 @dataclass(frozen=True)
 class _ProbeData:
-    """``train`` is the gallery of kNN and calibrates; with the published protocol ``views`` train the linear layer."""
+    """``train`` is the gallery of kNN; its first images are used for calibration. The linear layer is trained on
+    ``views`` (published protocol) or, if None, on ``train``."""
 
     train: LabelledImages
     test: LabelledImages
     views: AugmentedImages | None
 
     @property
-    def counts(self) -> dict[str, int]:
+    def num_images(self) -> dict[str, int]:
         train_labels = self.train.labels if self.views is None else self.views.labels
         return {"train_images": len(train_labels), "val_images": len(self.test.labels)}
 
@@ -92,40 +95,43 @@ def probe_checkpoint(
     checkpoint: str,
     data: str,
     bits: str,
-    recipe: str,
+    augmentation_name: str,
     settings: ProbeSettings,
     cached_rows: Sequence[Row] = (),
 ) -> Iterator[Row]:
-    """One row of results for each bit-width; a row of ``cached_rows`` with the same settings is returned as it is.
+    """One row of results for each bit-width; a row of ``cached_rows`` with the same settings is not measured again.
 
-    ``recipe`` names the augmentation; "": that of the network.
+    ``augmentation_name`` "" means the network's default.
     """
-    widths = parse_bit_widths(bits)
+    bit_widths = parse_bit_widths(bits)
     pretrained = read_backbone(checkpoint)
-    backbone, source = pretrained.backbone, pretrained.source
-    _logger.info("%s: %s, %s", source.name, pretrained.network, describe_branch(pretrained.metadata, source))
+    backbone, checkpoint_file = pretrained.backbone, pretrained.source
+    encoder_branch = describe_branch(pretrained.metadata, checkpoint_file)  # such as the momentum encoder
+    _logger.info("%s: %s, %s", checkpoint_file.name, pretrained.network, encoder_branch)
     backbone.module.eval().to(resolve_device(settings.device, "--device"))
-    augmentation = build_augmentation(recipe or default_recipe(pretrained.network), settings.size)
+    augmentation = build_augmentation(
+        augmentation_name or default_augmentation(pretrained.network), settings.image_size
+    )
     augmentation = settings.protocol.adapt_augmentation(augmentation)
-    training = settings.protocol.build_training(augmentation, backbone.width)
-    probe_data = _load_data(data, augmentation, backbone.width, settings)
+    training = settings.protocol.build_training(augmentation, backbone.feature_dim)
+    probe_data = _load_data(data, augmentation, backbone.feature_dim, settings)
     num_train = len(probe_data.train.labels)
     if settings.scheme.norms == RE_ESTIMATED and num_train < 2:
-        raise UserError(f"norms=re-estimated needs two images or more; {data} has {num_train}")
+        raise UserError(f"norms=re-estimated needs at least 2 training images; {data} has {num_train}")
     protocol = {
         "probes": list(settings.kinds),
         **(settings.protocol.to_row_fields(training) if "linear" in settings.kinds else {}),
         "recipe": augmentation.name,
         "size": augmentation.size,
-        **probe_data.counts,
+        **probe_data.num_images,
     }
-    yield from _probe_widths(pretrained, probe_data, training, widths, settings, protocol, cached_rows)
+    yield from _probe_widths(pretrained, probe_data, training, bit_widths, settings, protocol, cached_rows)
 
 
-def default_recipe(network: str) -> str:
-    """The augmentation for a network, by its name.
+def default_augmentation(network: str) -> str:
+    """The name of the augmentation that fits a network, given the network's name.
 
-    >>> default_recipe("cifar_resnet18"), default_recipe("resnet50")
+    >>> default_augmentation("cifar_resnet18"), default_augmentation("resnet50")
     ('cifar', 'imagenet')
     """
     if network.startswith("cifar_"):
@@ -133,15 +139,15 @@ def default_recipe(network: str) -> str:
     return "digits" if network == "narrow_resnet" else "imagenet"
 
 
-def _load_data(data: str, augmentation: Augmentation, feature_width: int, settings: ProbeSettings) -> _ProbeData:
+def _load_data(data: str, augmentation: Augmentation, feature_dim: int, settings: ProbeSettings) -> _ProbeData:
     train, test = (open_images(data, split) for split in ("train", "val"))
     indices, views = choose_indices(train, settings.max_images, settings.seed), None
     num_train = len(indices)
     if settings.protocol.is_published:
-        _check_cache_size(settings.protocol.cached_views or 0, 4 * feature_width * len(indices))
+        _check_cache_size(settings.protocol.cached_views or 0, 4 * feature_dim * len(indices))
         transform = augmentation.image_transform
         views = AugmentedImages(CachedDataset(train), indices, transform, settings.seed, settings.workers)
-        num_train = num_train if "knn" in settings.kinds else min(settings.calibration, num_train)
+        num_train = num_train if "knn" in settings.kinds else min(settings.num_calibration_images, num_train)
     return _ProbeData(
         load_labelled_images(train, augmentation, num_train, settings.seed),
         load_labelled_images(test, augmentation, settings.max_images, settings.seed),
@@ -149,31 +155,35 @@ def _load_data(data: str, augmentation: Augmentation, feature_width: int, settin
     )
 
 
-def _check_cache_size(num_views: int, bytes_per_view: int) -> None:
-    if num_views * bytes_per_view > MAX_BYTES:
-        fitting = MAX_BYTES // bytes_per_view
-        advice = f"use --cached-views {fitting}" if fitting else "omit --cached-views"
-        raise UserError(f"{num_views} cached views take {num_views * bytes_per_view / 2**30:.0f} GiB; {advice}")
+def _check_cache_size(num_views: int, bytes_per_epoch: int) -> None:
+    """``bytes_per_epoch``: of the features of one view of each image."""
+    if num_views * bytes_per_epoch > MAX_BYTES:
+        max_views = MAX_BYTES // bytes_per_epoch
+        advice = f"use at most --cached-views {max_views}" if max_views else "omit --cached-views"
+        raise UserError(f"{num_views} cached views take {num_views * bytes_per_epoch / 2**30:.0f} GiB; {advice}")
 
 
 def _probe_widths(
     pretrained: PretrainedBackbone,
     data: _ProbeData,
     training: LinearTraining,
-    widths: Sequence[Bits],
+    bit_widths: Sequence[Bits],
     settings: ProbeSettings,
     protocol: RowProtocol,
     cached_rows: Sequence[Row],
 ) -> Iterator[Row]:
     backbone, metadata = pretrained.backbone.module, pretrained.metadata
-    input = metadata.input or IMAGENET
-    calibration = list(data.train.first(settings.calibration).batches(input, _CALIBRATION_BATCH))
-    points = quant_points(backbone, settings.scheme.placement, input.value_range)
+    input_format = metadata.input or IMAGENET
+    calibration_batches = list(
+        data.train.take_first(settings.num_calibration_images).batches(input_format, _CALIBRATION_BATCH_SIZE)
+    )
+    points = quant_points(backbone, settings.scheme.placement, input_format.value_range)
     quantization = Quantization(backbone, points, settings.scheme)
-    quantization.calibrate(calibration)
-    profile = profile_cost(backbone, quantization.points, calibration[0][:1].to(next(backbone.parameters()).device))
+    quantization.calibrate(calibration_batches)
+    image = calibration_batches[0][:1].to(next(backbone.parameters()).device)
+    profile = profile_cost(backbone, quantization.points, image)
     row_without_results = Row(
-        method=settings.method or metadata.method or "",
+        method=settings.method_name or metadata.method or "",
         checkpoint=pretrained.source.name,
         checkpoint_hash=pretrained.source.sha256,
         config="",
@@ -185,37 +195,39 @@ def _probe_widths(
         engine="",
         seconds=0.0,
         scheme=str(settings.scheme),
-        calibration=Calibration(min(settings.calibration, len(data.train.labels)), settings.seed, data.train.name),
+        calibration=Calibration(
+            min(settings.num_calibration_images, len(data.train.labels)), settings.seed, data.train.name
+        ),
         network=pretrained.network,
         protocol=protocol,
         placement=settings.scheme.placement,
     )
-    for width in widths:
-        row = replace(row_without_results, bits=str(width))
-        cached = next((each for each in reversed(cached_rows) if _remove_results(each, row) == row), None)
+    for bits in bit_widths:
+        row = replace(row_without_results, bits=str(bits))
+        cached = next((each for each in reversed(cached_rows) if _clear_results(each, row) == row), None)
         if cached is not None:
-            _logger.info("%s: already in the results, not measured again", width)
+            _logger.info("%s: already in the results, not measured again", bits)
             yield cached
             continue
         start = time.perf_counter()
-        evaluate = partial(_evaluate, backbone, input, data, training, settings)
-        metrics = evaluate_at_bit_width(quantization, width, evaluate, batches=calibration)
-        cost = profile.at(width)
+        evaluate = partial(_evaluate, backbone, input_format, data, training, settings)
+        metrics = evaluate_at_bit_width(quantization, bits, evaluate, batches=calibration_batches)
+        cost = profile.at(bits)
         metrics |= {"MB": cost.bytes / 1e6, "GBOPs": cost.bit_ops / 1e9}
         yield replace(row, metrics=metrics, seconds=round(time.perf_counter() - start, 2), time=timestamp())
 
 
-def _remove_results(row: Row, like: Row) -> Row:
-    """The row without what does not identify a measurement."""
-    return replace(row, metrics={}, seconds=0.0, time=like.time, versions=like.versions, schema=like.schema)
+def _clear_results(row: Row, template: Row) -> Row:
+    """Clear the results of a row, and copy the time and versions of ``template``, so that rows compare by settings."""
+    return replace(row, metrics={}, seconds=0.0, time=template.time, versions=template.versions, schema=template.schema)
 
 
 def _evaluate(
-    backbone: nn.Module, input: InputFormat, data: _ProbeData, training: LinearTraining, settings: ProbeSettings
+    backbone: nn.Module, input_format: InputFormat, data: _ProbeData, training: LinearTraining, settings: ProbeSettings
 ) -> dict[str, float]:
-    """The accuracies of the backbone in its current mode, float or quantized."""
-    train_features = extract_features(backbone, data.train.batches(input))
-    test_features = extract_features(backbone, data.test.batches(input))
+    """The accuracy of each probe. The backbone is quantized by the caller, or float."""
+    train_features = extract_features(backbone, data.train.batches(input_format))
+    test_features = extract_features(backbone, data.test.batches(input_format))
     train_labels, test_labels = data.train.labels, data.test.labels
 
     def evaluate_linear() -> float:
@@ -224,12 +236,12 @@ def _evaluate(
             return linear_accuracy(train_features, train_labels, test_features, test_labels, training)
         num_cached = min(settings.protocol.cached_views or 0, training.epochs)
         if num_cached:
-            source = cache_features(backbone, views, input, num_cached)
+            view_features = cache_features(backbone, views, input_format, num_cached)
         else:
-            source = stream_features(backbone, views, input)
+            view_features = stream_features(backbone, views, input_format)
         device = next(backbone.parameters()).device
         return linear_accuracy_on_views(
-            source, views.labels, test_features, test_labels, training, settings.seed, device
+            view_features, views.labels, test_features, test_labels, training, settings.seed, device
         )
 
     probes = {

@@ -1,6 +1,6 @@
 """Synchronized BatchNorm on the CPU, in one and two dimensions; torch's own ``SyncBatchNorm`` is for GPUs only.
 
-N processes compute the same as one process with all images.
+Several processes compute the same as one process with all their images.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ssql_det.core.distributed import world_size
 
 
 class CPUSyncBatchNorm(_BatchNorm):
-    """BatchNorm of [N, C] or [N, C, H, W] with the statistics of all processes.
+    """BatchNorm of [N, C] or [N, C, H, W] with batch statistics over all processes.
 
     >>> CPUSyncBatchNorm(64)(torch.randn(8, 64, 4, 4)).shape
     torch.Size([8, 64, 4, 4])
@@ -51,7 +51,7 @@ class CPUSyncBatchNorm(_BatchNorm):
 
 
 def convert_sync_batchnorm(network: nn.Module) -> nn.Module:
-    """Replace every BatchNorm by a synchronized one, on any device; parameters and buffers stay the same tensors.
+    """Replace every BatchNorm by a synchronized BatchNorm, on any device, with the same parameters and buffers.
 
     >>> convert_sync_batchnorm(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)))[1]
     CPUSyncBatchNorm(3, ...)
@@ -71,5 +71,6 @@ def _convert(norm: _BatchNorm) -> CPUSyncBatchNorm:
     return converted.train(norm.training)
 
 
-def _per_channel(values: Tensor, like: Tensor) -> Tensor:
-    return values.reshape([-1 if dim == 1 else 1 for dim in range(like.dim())])
+def _per_channel(values: Tensor, input: Tensor) -> Tensor:
+    """Reshape values [C] so that they broadcast over ``input``."""
+    return values.reshape([-1 if dim == 1 else 1 for dim in range(input.dim())])

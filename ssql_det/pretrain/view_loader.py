@@ -1,7 +1,8 @@
 """A data loader for pretraining: batches of augmented views, in an order that depends on the seed alone.
 
-The images of batch ``n`` and all randomness of their views depend only on the seed and the position, not on the state
-of a generator, the number of workers or the number of processes. So training can resume at any step.
+The images of a batch depend only on the seed and the batch's index; the random augmentation of a view only on the seed,
+the position of its image in the training and the number of the view. Neither depends on the state of a generator, the
+number of workers or the number of processes, so training can resume at any step.
 """
 
 from __future__ import annotations
@@ -25,23 +26,23 @@ from ssql_det.pretrain.data import ImageDataset
 
 T = TypeVar("T")
 
-_MAX_SUBSTITUTES = 100
+_MAX_ATTEMPTS = 100  # images to try in place of an unreadable one before the run fails
 _logger = logging.getLogger(__name__)
 
-_Sample = tuple[int, int]  # a position in the training, and the index of the image at that position
+_Sample = tuple[int, int]  # the position of an image in the training, and its index in the data set
 
 
 @dataclass(frozen=True)
 class ViewBatch:
-    """This process's share of a batch: ``views`` has a tensor [N, 3, S, S], uint8, for each view of the N images."""
+    """This process's share of a batch: ``views`` has one uint8 tensor [N, 3, S, S] for each view of the N images."""
 
     views: tuple[Tensor, ...]
-    positions: tuple[int, ...]  # of the images, counted from the start of the training over all processes
-    bad_files: tuple[str, ...]  # unreadable ones, each replaced by the next image
+    positions: tuple[int, ...]  # of the N images, counted from the start of the training over all processes
+    bad_files: tuple[str, ...]  # unreadable files, each replaced by the next image of the data set
 
 
 class BadImageCounter:
-    """Logs each unreadable file once and raises a ``UserError`` for more than ``max_files``.
+    """Logs each unreadable file once; raises a ``UserError`` if there are more than ``max_files`` of them.
 
     >>> counter = BadImageCounter(max_files=0)
     >>> counter.update(ViewBatch((), (), bad_files=("torn.jpg",)))
@@ -63,12 +64,12 @@ class BadImageCounter:
             if len(self.files) > self.max_files:
                 raise UserError(
                     f"{file} cannot be read ({count}); DATA.MOST_BAD_IMAGES allows {self.max_files}: repair or remove "
-                    "such files, or increase it"
+                    "unreadable files, or increase DATA.MOST_BAD_IMAGES"
                 )
 
 
 def steps_per_epoch(num_images: int, batch_size: int) -> int:
-    """The number of whole batches; each epoch leaves out other images.
+    """The number of whole batches in an epoch. The images that do not fill a batch are skipped; they differ by epoch.
 
     >>> steps_per_epoch(50000, 256)
     195
@@ -81,15 +82,15 @@ def build_view_loader(
     transform: Callable[[Image], Tensor],
     batch_size: int,
     seed: int,
-    start: int = 0,
-    views: int = 2,
+    first_batch: int = 0,
+    num_views: int = 2,
     workers: int = 0,
     rank: int = 0,
     world_size: int = 1,
 ) -> Iterator[ViewBatch]:
-    """Endless batches from number ``start`` on; ``batch_size`` is the total over ``world_size`` processes.
+    """Endless batches from index ``first_batch`` on; ``batch_size`` is the total over ``world_size`` processes.
 
-    ``transform`` makes a view, uint8 [3, S, S]; it may use the global random generators, which are restored.
+    ``transform`` returns a view, uint8 [3, S, S]. It may use torch's global generator, whose state is restored.
 
     >>> from PIL import Image
     >>> from ssql_det.ssl.augmentations import build_augmentation
@@ -101,11 +102,15 @@ def build_view_loader(
     torch.Size([4, 3, 32, 32])
     """
     if batch_size < 1 or batch_size % world_size:
-        raise UserError(f"a batch of {batch_size} cannot be split over {world_size} processes; make it a multiple")
+        raise UserError(
+            f"a batch of {batch_size} cannot be split over {world_size} processes; use a multiple of {world_size}"
+        )
     if len(images) < batch_size:
-        raise UserError(f"{images.name} has {len(images)} images, too few for a batch of {batch_size}; reduce it")
-    dataset = _ViewDataset(images, transform, seed, views)
-    batches = _sample_batches(len(images), batch_size, seed, start, rank, world_size)
+        raise UserError(
+            f"{images.name} has {len(images)} images, too few for a batch of {batch_size}; reduce the batch size"
+        )
+    dataset = _ViewDataset(images, transform, seed, num_views)
+    batches = _sample_batches(len(images), batch_size, seed, first_batch, rank, world_size)
     return load_batches(dataset, batches, _collate_views, seed, workers)
 
 
@@ -113,58 +118,61 @@ def load_batches(
     dataset: Dataset[T | str], batches: Iterable[Any], collate: Callable[[list[T]], T], seed: int, workers: int
 ) -> Iterator[T]:
     """Load and collate each list of samples in ``batches``. A sample that is a string is an error message, raised as a
-    ``UserError`` here, because an exception in a worker would come with the worker's traceback."""
+    ``UserError`` in this process, because an exception in a worker would print the worker's traceback."""
     loader = DataLoader(
         dataset,
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=partial(_collate_or_error, collate),
-        generator=torch.Generator().manual_seed(derive_seed(seed)),  # by default it draws from the global generator
+        generator=torch.Generator().manual_seed(
+            derive_seed(seed)
+        ),  # by default DataLoader draws from the global generator
         worker_init_fn=ignore_interrupts,
     )
     return map(_raise_if_error, loader)
 
 
 def _sample_batches(
-    num_images: int, batch_size: int, seed: int, start: int, rank: int, world_size: int
+    num_images: int, batch_size: int, seed: int, first_batch: int, rank: int, world_size: int
 ) -> Iterator[list[_Sample]]:
-    """This process's share of each batch. Epochs before ``start`` are skipped without iterating over them."""
-    steps, share = steps_per_epoch(num_images, batch_size), batch_size // world_size
-    for epoch in itertools.count(start // steps):
+    """This process's share of each batch. Epochs before ``first_batch`` are skipped without iterating over them."""
+    steps, images_per_rank = steps_per_epoch(num_images, batch_size), batch_size // world_size
+    for epoch in itertools.count(first_batch // steps):
         generator = torch.Generator().manual_seed(derive_seed(seed, "epoch", epoch))
         order = torch.randperm(num_images, generator=generator)
-        for batch in range(max(start, epoch * steps), (epoch + 1) * steps):
-            position = batch * batch_size + rank * share
+        for batch in range(max(first_batch, epoch * steps), (epoch + 1) * steps):
+            position = batch * batch_size + rank * images_per_rank
             offset = position - epoch * steps * batch_size
-            yield list(zip(range(position, position + share), order[offset : offset + share].tolist(), strict=True))
+            indices = order[offset : offset + images_per_rank].tolist()
+            yield list(enumerate(indices, start=position))
 
 
 class _ViewDataset(Dataset[ViewBatch | str]):
-    """The views of single images, as batches of one, or an error message."""
+    """Each item is a batch with the views of one image, or an error message."""
 
-    def __init__(self, images: ImageDataset, transform: Callable[[Image], Tensor], seed: int, views: int) -> None:
-        self._images, self._transform, self._seed, self._num_views = images, transform, seed, views
+    def __init__(self, images: ImageDataset, transform: Callable[[Image], Tensor], seed: int, num_views: int) -> None:
+        self._images, self._transform, self._seed, self._num_views = images, transform, seed, num_views
 
     def __getitem__(self, sample: _Sample) -> ViewBatch | str:
         position, index = sample
         bad_files: list[str] = []
         reason = ""
-        for offset in range(min(_MAX_SUBSTITUTES, len(self._images))):
-            substitute = (index + offset) % len(self._images)
+        for offset in range(min(_MAX_ATTEMPTS, len(self._images))):
+            image_index = (index + offset) % len(self._images)
             try:
-                image = self._images[substitute]
+                image = self._images[image_index]
             except Exception as error:  # decoders raise all kinds of exceptions
-                bad_files.append(self._images.file(substitute))
-                reason = reason or _describe(error)
+                bad_files.append(self._images.file(image_index))
+                reason = reason or _format_error(error)
                 continue
             try:
                 views = tuple(self._make_view(image, position, view) for view in range(self._num_views))
-            except Exception as error:  # a fault of the transform, not of the file
-                return f"{self._images.file(substitute)}: the transform failed: {_describe(error)}"
+            except Exception as error:  # the transform is at fault, not the file
+                return f"{self._images.file(image_index)}: the transform failed: {_format_error(error)}"
             return ViewBatch(views, (position,), tuple(bad_files))
         return (
             f"{len(bad_files)} images in a row cannot be read, starting with {bad_files[0]} ({reason}); "
-            "repair them, or use other data"
+            "repair the files, or use other data"
         )
 
     def _make_view(self, image: Image, position: int, view: int) -> Tensor:
@@ -172,7 +180,7 @@ class _ViewDataset(Dataset[ViewBatch | str]):
             return self._transform(image)[None]
 
 
-def _describe(error: Exception) -> str:
+def _format_error(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 

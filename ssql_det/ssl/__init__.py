@@ -9,7 +9,7 @@ simsiam       Chen and He, CVPR 2021
 byol          Grill et al., NeurIPS 2020
 moco          MoCo v2, Chen et al., 2020
 simclr        Chen et al., ICML 2020
-ssql          Cao et al., ECCV 2022: a method whose network is also trained quantized, against its float targets
+ssql          Cao et al., ECCV 2022: trains a method's network also quantized, against the targets of the float pass
 ============= =================================================================================================
 """
 
@@ -19,8 +19,8 @@ from ssql_det.ssl.method import METHODS, Method
 from ssql_det.ssl.moco import MoCo
 from ssql_det.ssl.simclr import SimCLR
 from ssql_det.ssl.simsiam import SimSiam
-from ssql_det.ssl.ssql import SSQL, encoder_points
+from ssql_det.ssl.ssql import SSQL, encoder_quant_points
 
-__all__ = ["BYOL", "METHODS", "SSQL", "Method", "MoCo", "SimCLR", "SimSiam", "encoder_points"]
+__all__ = ["BYOL", "METHODS", "SSQL", "Method", "MoCo", "SimCLR", "SimSiam", "encoder_quant_points"]
 
 all(import_modules(__name__, __path__))  # each method registers itself

@@ -1,7 +1,7 @@
 """Augmentations that turn an image into a view: random ones for pretraining, and the deterministic test transform.
 
 ===============  =======================================================================================
-image_transform  per image, in the data loader: random crop and flip, by torch's global generator
+image_transform  per image, in the data loader: random crop and flip, drawn from torch's global generator
 batch_transform  per batch, on any device: colours and blur; a pure function of images and random numbers
 test_transform   per image, deterministic: resize and centre crop
 ===============  =======================================================================================
@@ -12,7 +12,7 @@ number of processes do not change a view.
 
 ``cifar`` and ``imagenet`` are the augmentations of SSQL's published configs, which are SimSiam's and MoCo v2's: crop,
 flip, colour jitter in random order, random grayscale, and for ``imagenet`` random blur. ``digits`` is for crops of
-handwriting, which a flip would turn into other characters: a small shift and rotation, and two random colours.
+handwriting, which a flip would turn into other characters: a small scale, shift and rotation, and two random colours.
 """
 
 from __future__ import annotations
@@ -32,20 +32,25 @@ from ssql_det.convert.metadata import CIFAR, IMAGENET, InputFormat
 from ssql_det.core.errors import UserError, did_you_mean
 from ssql_det.core.rng import derive_seed
 
-SIZES = {"cifar": 32, "digits": 32, "imagenet": 224}
+SIZES = {"cifar": 32, "digits": 32, "imagenet": 224}  # default side of a view, in pixels
 
-# How many random numbers each part of a batch transform takes.
-_PHOTO_PARTS = (3, 4, 4, 1)  # whether to jitter, gray, blur; order of the jitter; its factors; sigma of the blur
-_DIGIT_PARTS = (4, 6, 3)  # rotation, scale, 2 shifts; two colours; polarity, gray, sigma of the noise; then the noise
-_FACTORS = ((0.6, 1.4), (0.6, 1.4), (0.6, 1.4), (-0.1, 0.1))  # of brightness, contrast, saturation and hue
+# How many random numbers each step of a batch transform uses, per image.
+_PHOTO_COUNTS = (
+    3,
+    4,
+    4,
+    1,
+)  # whether to jitter, gray and blur; the order of the jitter; jitter factors; sigma of the blur
+_DIGIT_COUNTS = (4, 6, 3)  # rotation, scale, 2 shifts; 2 RGB colours; polarity, gray, sigma of noise; then 1 per value
+_JITTER_RANGES = ((0.6, 1.4), (0.6, 1.4), (0.6, 1.4), (-0.1, 0.1))  # of brightness, contrast, saturation and hue
 _MIN_CONTRAST = 90 / 255  # between the colours of digit and background, in luma
-_MAX_NOISE = 8 / 255
+_MAX_NOISE = 8 / 255  # standard deviation of the noise
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """The transforms that make views. ``num_random_numbers``: per image, for ``batch_transform``; ``input``: the
-    normalization of its output.
+    """The transforms that make views. ``batch_transform`` takes ``num_random_numbers`` per image and returns views in
+    the ``input_format``.
 
     >>> from PIL import Image
     >>> cifar = build_augmentation("cifar")
@@ -59,7 +64,7 @@ class Augmentation:
 
     name: str
     size: int
-    input: InputFormat
+    input_format: InputFormat
     image_transform: Callable[[Image], Tensor]
     batch_transform: Callable[[Tensor, Tensor], Tensor]
     num_random_numbers: int
@@ -73,73 +78,75 @@ def build_augmentation(name: str, size: int | None = None) -> Augmentation:
     (224, 96)
     """
     if name not in SIZES:
-        raise UserError(f"unknown recipe {name!r}{did_you_mean(name, SIZES)} (known: {', '.join(SIZES)})")
+        raise UserError(f"unknown augmentation {name!r}{did_you_mean(name, SIZES)} (known: {', '.join(SIZES)})")
     size = SIZES[name] if size is None else size
     if size < 1:
-        raise UserError(f"recipe {name!r}: the size of views must be 1 pixel or more, got {size}")
+        raise UserError(f"augmentation {name!r}: the size of views must be 1 pixel or more, got {size}")
     if name == "digits":
         resize = v2.Compose([v2.Resize((size, size)), v2.PILToTensor()])
-        return Augmentation(name, size, IMAGENET, resize, augment_digits, sum(_DIGIT_PARTS) + 3 * size**2, resize)
+        return Augmentation(name, size, IMAGENET, resize, augment_digits, sum(_DIGIT_COUNTS) + 3 * size**2, resize)
     crop = v2.RandomResizedCrop(size, scale=(0.2, 1), ratio=(3 / 4, 4 / 3))
     image_transform = v2.Compose([crop, v2.RandomHorizontalFlip(), v2.PILToTensor()])
     short_side = size if name == "cifar" else round(size * 256 / 224)
     test_transform = v2.Compose([v2.Resize(short_side), v2.CenterCrop(size), v2.PILToTensor()])
-    input = CIFAR if name == "cifar" else IMAGENET
-    batch_transform = partial(augment_photos, input=input, has_blur=name == "imagenet")
-    return Augmentation(name, size, input, image_transform, batch_transform, sum(_PHOTO_PARTS), test_transform)
+    input_format = CIFAR if name == "cifar" else IMAGENET
+    batch_transform = partial(augment_photos, input_format=input_format, has_blur=name == "imagenet")
+    return Augmentation(name, size, input_format, image_transform, batch_transform, sum(_PHOTO_COUNTS), test_transform)
 
 
 def draw_random_numbers(seed: int, positions: Iterable[int] | Tensor, view: int, count: int) -> Tensor:
-    """Uniform random numbers in [0, 1), [N, count]; each row depends only on the seed, its position and the view.
+    """Uniform random numbers in [0, 1), [N, count]; each row depends only on the seed, the image's position and the
+    view.
 
     >>> torch.equal(draw_random_numbers(0, [5, 6, 7], 1, 12)[1:2], draw_random_numbers(0, [6], 1, 12))
     True
     """
-    # "look" keeps these numbers independent of image_transform's, which are seeded by the same three values.
+    # "look" separates this seed from the one of image_transform, which is derived from the same three values.
     seeds = [derive_seed(seed, int(position), view, "look") for position in positions]
-    numbers = torch.empty(len(seeds), count)
-    for row, row_seed in zip(numbers, seeds, strict=True):
+    random_numbers = torch.empty(len(seeds), count)
+    for row, row_seed in zip(random_numbers, seeds, strict=True):
         row.uniform_(generator=torch.Generator().manual_seed(row_seed))
-    return numbers
+    return random_numbers
 
 
-def normalize(images: Tensor, input: InputFormat) -> Tensor:
-    """RGB images [..., 3, H, W] with values 0 to 255, in the channel order and normalization of a network's input.
+def normalize(images: Tensor, input_format: InputFormat) -> Tensor:
+    """Convert RGB images [..., 3, H, W] with values 0 to 255 to a network's channel order and normalization.
 
     >>> from ssql_det.convert import IMAGENET
     >>> normalize(torch.full((1, 3, 1, 1), 255, dtype=torch.uint8), IMAGENET).flatten()
     tensor([2.2489, 2.4286, 2.6400])
     """
-    if input.channels == "BGR":
+    if input_format.channels == "BGR":
         images = images.flip(-3)
     dtype = torch.promote_types(images.dtype, torch.float32)
     mean, std = (
-        torch.tensor(values, dtype=dtype, device=images.device).view(3, 1, 1) for values in (input.mean, input.std)
+        torch.tensor(values, dtype=dtype, device=images.device).view(3, 1, 1)
+        for values in (input_format.mean, input_format.std)
     )
     return (images - mean) / std
 
 
-def augment_photos(images: Tensor, random_numbers: Tensor, input: InputFormat, has_blur: bool) -> Tensor:
+def augment_photos(images: Tensor, random_numbers: Tensor, input_format: InputFormat, has_blur: bool) -> Tensor:
     """Colour jitter (p = .8), grayscale (p = .2), with ``has_blur`` Gaussian blur (p = .5), normalization."""
-    chances, ranks, strengths, sigmas = random_numbers.split(_PHOTO_PARTS, dim=1)
+    chances, ranks, strengths, sigmas = random_numbers.split(_PHOTO_COUNTS, dim=1)
     jitter_chance, gray_chance, blur_chance = chances.unbind(1)
     orders = ranks.argsort(dim=1, stable=True).where(jitter_chance[:, None] < 0.8, -1)
-    low, high = torch.tensor(_FACTORS, device=random_numbers.device).unbind(1)
+    low, high = torch.tensor(_JITTER_RANGES, device=random_numbers.device).unbind(1)
     views = colour_jitter(images / 255, orders, low + (high - low) * strengths)
     views = torch.where(_per_image(gray_chance < 0.2), to_grayscale(views), views)
     if has_blur:
         is_blurred = blur_chance < 0.5
-        radius = images.shape[-1] // 20  # a kernel of a tenth of the image, as in SimCLR
+        radius = images.shape[-1] // 20  # the kernel covers a tenth of the image's side, as in SimCLR
         views[is_blurred] = gaussian_blur(views[is_blurred], 0.1 + 1.9 * sigmas[is_blurred, 0], radius)
-    return normalize(views * 255, input)
+    return normalize(views * 255, input_format)
 
 
 def augment_digits(images: Tensor, random_numbers: Tensor) -> Tensor:
     """Rotation, scale and shift, two random colours, noise, grayscale (p = .2), normalization."""
-    geometry, colours, chances, noise = random_numbers.split((*_DIGIT_PARTS, images.shape[1:].numel()), dim=1)
+    geometry, colours, chances, noise = random_numbers.split((*_DIGIT_COUNTS, images.shape[1:].numel()), dim=1)
     polarity_chance, gray_chance, noise_strength = chances.unbind(1)
     views = recolour(affine(images / 255, geometry), colours, polarity_chance < 0.5)
-    # Uniform numbers become normal ones by the inverse distribution function; at 0 itself it is infinite.
+    # Inverse transform sampling of normal noise. The clamp avoids erfinv(-1), which is infinite.
     normal = math.sqrt(2) * torch.erfinv((2 * noise - 1).clamp(min=-1 + 2**-23)).view_as(views)
     views = (views + _per_image(_MAX_NOISE * noise_strength) * normal).clamp(0, 1)
     return normalize(torch.where(_per_image(gray_chance < 0.2), to_grayscale(views), views) * 255, IMAGENET)
@@ -159,7 +166,8 @@ def adjust_brightness(images: Tensor, factors: Tensor) -> Tensor:
 
 
 def adjust_contrast(images: Tensor, factors: Tensor) -> Tensor:
-    # Rows first: for a single image threads would split the sum over all pixels, and round it differently.
+    # Mean over rows, then columns: torch would split one sum over all pixels of an image among threads, which rounds it
+    # differently than for a batch.
     return _blend(images, to_grayscale(images).mean(3, keepdim=True).mean(2, keepdim=True), factors)
 
 
@@ -168,31 +176,32 @@ def adjust_saturation(images: Tensor, factors: Tensor) -> Tensor:
 
 
 def adjust_hue(images: Tensor, factors: Tensor) -> Tensor:
-    """Rotate the hue by ``factors`` of a full turn. Chroma and the smallest channel stay, so HSV is not needed."""
+    """Rotate the hue by ``factors`` of a full turn. Chroma and minimum stay, so no conversion to HSV is needed."""
     red, green, blue = images.split(1, dim=1)
     minimum, maximum = images.amin(1, keepdim=True), images.amax(1, keepdim=True)
     chroma = maximum - minimum
     divisor = chroma.clamp(min=1e-12)
-    not_red = torch.where(maximum == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor)
-    hue = torch.where(maximum == red, (green - blue) / divisor, not_red)  # in sixths of a turn
+    hue_if_not_red = torch.where(maximum == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor)
+    hue = torch.where(maximum == red, (green - blue) / divisor, hue_if_not_red)  # in sixths of a turn
     hue = (hue + _per_image(6 * factors)).remainder_(6)
     channels = [(hue - 3).abs_() - 1, 2 - (hue - 2).abs_(), 2 - (hue - 4).abs_()]
     return torch.cat(channels, dim=1).clamp_(0, 1).mul_(chroma).add_(minimum)
 
 
 def colour_jitter(images: Tensor, orders: Tensor, factors: Tensor) -> Tensor:
-    """Adjust brightness (0), contrast (1), saturation (2) and hue (3) by ``factors`` [N, 4], in each image's order
-    [N, 4]; -1 skips an adjustment."""
+    """Adjust brightness (0), contrast (1), saturation (2) and hue (3) by ``factors`` [N, 4], in the order ``orders``
+    [N, 4] of each image; -1 skips an adjustment."""
     images = images.clone()
     for order in orders.unbind(1):
-        for number, adjust in enumerate((adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)):
-            selected = order == number
-            images[selected] = adjust(images[selected], factors[selected, number])
+        for adjustment, adjust in enumerate((adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)):
+            selected = order == adjustment
+            images[selected] = adjust(images[selected], factors[selected, adjustment])
     return images
 
 
 def gaussian_blur(images: Tensor, sigmas: Tensor, radius: int) -> Tensor:
-    """Of square images. A matrix product, because some GPUs round the inputs of a convolution to ten bits."""
+    """Blur square images. By matrix products, because some GPUs round the inputs of convolutions to 10 mantissa
+    bits."""
     offsets = torch.arange(-radius, radius + 1, device=images.device)
     weights = torch.softmax(-((offsets / sigmas[:, None]) ** 2) / 2, dim=1)
     identity = torch.eye(images.shape[-1], device=images.device)[None]
@@ -205,18 +214,18 @@ def affine(images: Tensor, random_numbers: Tensor) -> Tensor:
     """Rotate by up to 15 degrees, scale by .8 to 1.1 and shift by up to a tenth, by random numbers [N, 4]."""
     rotation, scale, *shifts = random_numbers.unbind(1)
     angle, zoom = math.radians(15) * (2 * rotation - 1), 0.8 + 0.3 * scale
-    shift_x, shift_y = (0.2 * (2 * shift - 1) for shift in shifts)  # affine_grid's images are 2 wide
+    shift_x, shift_y = (0.2 * (2 * shift - 1) for shift in shifts)  # in affine_grid's coordinates an image is 2 wide
     cos, sin = angle.cos() / zoom, angle.sin() / zoom
     matrix = torch.stack([cos, -sin, shift_x, sin, cos, shift_y], dim=1).view(-1, 2, 3)
     grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
-    # "border": a reflection would add strokes to the digit.
+    # "border" padding, because reflection would add strokes to the digit.
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
 def recolour(images: Tensor, colours: Tensor, keep_polarity: Tensor) -> Tensor:
-    """Map dark and light to two colours [N, 6]; where ``keep_polarity`` [N] is False, dark becomes light.
+    """Replace dark and light by two random ``colours`` [N, 6]; dark becomes light where ``keep_polarity`` [N] is False.
 
-    Dark colours are moved towards black and light ones towards white, so that they differ by a minimum contrast.
+    The darker colour is moved towards black and the lighter towards white, to differ by a minimum contrast.
     """
     luma = to_grayscale(images)
     low, high = luma.amin((2, 3), keepdim=True), luma.amax((2, 3), keepdim=True)
@@ -229,10 +238,11 @@ def recolour(images: Tensor, colours: Tensor, keep_polarity: Tensor) -> Tensor:
 
 
 def _blend(images: Tensor, others: Tensor, factors: Tensor) -> Tensor:
-    """``images`` at a factor of 1, ``others`` at 0; factors above 1 extrapolate."""
+    """Interpolate between ``others`` (factor 0) and ``images`` (factor 1); factors above 1 extrapolate."""
     factors = _per_image(factors)
     return (factors * images + (1 - factors) * others).clamp_(0, 1)
 
 
 def _per_image(values: Tensor) -> Tensor:
+    """Reshape values [N] so that they broadcast over images [N, C, H, W]."""
     return values.view(-1, 1, 1, 1)

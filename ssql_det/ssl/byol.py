@@ -1,6 +1,6 @@
 """BYOL (Grill et al., *Bootstrap Your Own Latent*, NeurIPS 2020).
 
-A predictor maps the features of one view to those that a momentum encoder has of the other view.
+A predictor maps the features of one view to a momentum encoder's features of the other view.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from ssql_det.ssl.momentum import MomentumEncoder
 @METHODS.register("byol")
 class BYOL(Method):
     """The mean of ``D(h(z1), z2')`` and ``D(h(z2), z1')``: ``D`` is the negative cosine, ``h`` the predictor, ``z'``
-    the features of the momentum encoder, which is updated first. ``last_norm``: the projector ends in a norm.
+    the features of the momentum encoder, which is updated before it encodes. ``last_norm``: the projector ends in a
+    BatchNorm.
 
     >>> from ssql_det.backbones import build_backbone
     >>> method = BYOL(build_backbone("narrow_resnet"), dim=16, hidden=32)
@@ -33,7 +34,7 @@ class BYOL(Method):
     ) -> None:
         super().__init__()
         require_positive(dim=dim, hidden=hidden)
-        self.encoder = Encoder(backbone.module, mlp([backbone.width, hidden, hidden, dim], last_norm=last_norm))
+        self.encoder = Encoder(backbone.module, mlp([backbone.feature_dim, hidden, hidden, dim], last_norm=last_norm))
         self.predictor = mlp([dim, hidden, dim])
         self.momentum = MomentumEncoder(self.encoder, momentum)
 

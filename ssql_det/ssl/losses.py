@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def l2_normalize(features: Tensor) -> Tensor:
-    """Each row divided by its L2 norm, in float32 or better.
+    """Divide each row by its L2 norm, in float32 or higher precision.
 
     >>> l2_normalize(torch.tensor([[3.0, 4.0]]))
     tensor([[0.6000, 0.8000]])
@@ -17,7 +17,7 @@ def l2_normalize(features: Tensor) -> Tensor:
 
 
 def negative_cosine(predicted: Tensor, target: Tensor) -> Tensor:
-    """Negative cosine similarity, from -1 (same direction) to 1. The target is not detached here.
+    """Negative cosine similarity, from -1 (same direction) to 1. The caller detaches the target.
 
     >>> negative_cosine(torch.tensor([[3.0, 0.0]]), torch.tensor([[1.0, 0.0]]))
     tensor(-1.)
@@ -44,8 +44,9 @@ def nt_xent(
 ) -> Tensor:
     """Cross entropy of picking the other view of an anchor's image among all candidates; all have unit length.
 
-    ``self_index`` and ``positive_index`` [N] are rows of ``candidates`` [M, D]: the anchor itself, which is left out,
-    and the other view of its image. Chen et al., *A Simple Framework for Contrastive Learning* (SimCLR), ICML 2020.
+    ``self_index`` and ``positive_index`` [N] are rows of ``candidates`` [M, D]: the anchor itself, which is excluded,
+    and the other view of the anchor's image. Chen et al., *A Simple Framework for Contrastive Learning* (SimCLR), ICML
+    2020.
 
     >>> features, index = torch.eye(2).repeat(2, 1), torch.arange(4)  # two images, two views
     >>> nt_xent(features, features, index, (index + 2) % 4, temperature=0.5)  # -log(e^2 / (e^2 + 2 e^0))
@@ -63,5 +64,5 @@ def _similarities(features: Tensor, others: Tensor) -> Tensor:
 
 
 def _at_least_float32(features: Tensor) -> Tensor:
-    """Half precision is too coarse for a mean over the batch."""
+    """Convert half precision to float32, because it is too coarse for a mean over the batch."""
     return features.to(torch.promote_types(features.dtype, torch.float32))

@@ -1,6 +1,7 @@
 """The interface of a self-supervised method: it encodes views, makes targets for them, and computes a loss.
 
-The three are separate because SSQL encodes twice, float and quantized, and compares both with the same targets.
+These three methods are separate because SSQL encodes twice, float and quantized, and compares both results with the
+same targets.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from ssql_det.core.errors import UserError
 from ssql_det.core.registry import Registry
 
-Views = Sequence[Tensor]  # of one batch of images: two tensors [N, 3, H, W]
+Views = Sequence[Tensor]  # two tensors [N, 3, H, W]: the first and second views of a batch of images
 
 
 class Encoder(nn.Module):
@@ -39,8 +40,8 @@ class Encoder(nn.Module):
 class Method(nn.Module, ABC):
     """A self-supervised method; ``method(views)`` is the loss of a step, and ``encoder`` the network that it trains.
 
-    A subclass takes a backbone and keyword-only hyperparameters. Their names and defaults become its config node.
-    ``title`` is its name in tables and checkpoints.
+    A subclass takes a backbone and keyword-only hyperparameters. The hyperparameters' names and defaults become the
+    config node of the method. ``title`` is the method's name in tables and checkpoints.
 
     >>> from ssql_det.backbones import build_backbone
     >>> from ssql_det.ssl import SimSiam
@@ -54,21 +55,22 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, views: Views) -> list[Tensor]:
-        """The encoder's features [N, D], one tensor per view that passes through it."""
+        """The encoder's features [N, D], one tensor for each view that the method encodes."""
 
     @abstractmethod
     def targets(self, views: Views, encoded: Sequence[Tensor]) -> Any:
-        """What the loss compares features with, without gradient; ``encoded`` are the float features of the views.
+        """The targets that the loss compares features with, without gradient; ``encoded`` has the float features of the
+        views.
 
-        Called once a step, so it may update state such as a moving average or a queue.
+        It is called once per step, so it may update state such as a moving average or a queue.
         """
 
     @abstractmethod
     def loss(self, encoded: Sequence[Tensor], targets: Any) -> Tensor:
-        """The loss of features, float or quantized, given their targets."""
+        """The loss of encoded features, float or quantized, for the given targets."""
 
     def require_batch(self, size: int) -> None:
-        """Raise a ``UserError`` if the method cannot work with this batch size, of all processes together."""
+        """Raise a ``UserError`` if the method does not support this batch size (total over all processes)."""
 
     def forward(self, views: Views, step: int = 0) -> Tensor:
         """The loss of a step; only wrappers such as SSQL use ``step``."""
@@ -102,10 +104,11 @@ def require_positive(**hyperparameters: float) -> None:
             raise UserError(f"{name} must be more than 0, got {value}")
 
 
-def mlp(widths: Sequence[int], norm: bool = True, last_norm: bool = False) -> nn.Sequential:
+def mlp(dims: Sequence[int], norm: bool = True, last_norm: bool = False) -> nn.Sequential:
     """Linear layers with BatchNorm and ReLU after each but the last; ``last_norm`` adds BatchNorm(affine=False).
 
-    A linear layer before a norm has no bias, since the norm would cancel it. ``norm=False``: no norms but the last.
+    A linear layer before a norm has no bias, since the norm would cancel it. ``norm=False``: only ``last_norm`` adds
+    one.
 
     >>> mlp([4, 8, 2], last_norm=True)
     Sequential(
@@ -117,10 +120,10 @@ def mlp(widths: Sequence[int], norm: bool = True, last_norm: bool = False) -> nn
     )
     """
     layers: list[nn.Module] = []
-    *hidden, last = pairwise(widths)
-    for width, next_width in hidden:
-        layers.append(nn.Linear(width, next_width, bias=not norm))
-        layers += [nn.BatchNorm1d(next_width)] if norm else []
+    *hidden, last = pairwise(dims)
+    for in_dim, out_dim in hidden:
+        layers.append(nn.Linear(in_dim, out_dim, bias=not norm))
+        layers += [nn.BatchNorm1d(out_dim)] if norm else []
         layers.append(nn.ReLU(inplace=True))
     layers.append(nn.Linear(*last, bias=not last_norm))
     if last_norm:
@@ -129,7 +132,7 @@ def mlp(widths: Sequence[int], norm: bool = True, last_norm: bool = False) -> nn
 
 
 def mlp_from_state_dict(state: Mapping[str, Tensor]) -> nn.Sequential:
-    """Rebuild an :func:`mlp` from its ``state_dict``; raises where no :func:`mlp` has such a one.
+    """Rebuild an :func:`mlp` from its ``state_dict``; raises if no :func:`mlp` has such a state.
 
     >>> mlp_from_state_dict(mlp([512, 128, 512]).state_dict())[3]
     Linear(in_features=128, out_features=512, bias=True)
@@ -139,8 +142,8 @@ def mlp_from_state_dict(state: Mapping[str, Tensor]) -> nn.Sequential:
         raise ValueError("it has no linear layer")
     norms = [name for name in state if name.endswith("running_mean")]
     has_last_norm = bool(norms) and _layer_index(norms[-1]) > _layer_index(linears[-1])
-    widths = [state[linears[0]].shape[1], *(state[name].shape[0] for name in linears)]
-    head = mlp(widths, norm=len(norms) > has_last_norm, last_norm=has_last_norm)
+    dims = [state[linears[0]].shape[1], *(state[name].shape[0] for name in linears)]
+    head = mlp(dims, norm=len(norms) > has_last_norm, last_norm=has_last_norm)
     head.load_state_dict(dict(state))
     return head
 

@@ -1,7 +1,7 @@
 """MoCo v2 (He et al., CVPR 2020; Chen et al., *Improved Baselines with Momentum Contrastive Learning*, 2020).
 
-The first view is the query; the second, encoded by a momentum encoder, is its key. The query has to be told from a
-queue of the keys of earlier batches.
+The first view is the query; the second view, encoded by a momentum encoder, is the query's key. The loss classifies the
+key against negatives, a queue of the keys of earlier batches.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ssql_det.ssl.momentum import MomentumEncoder, Queue
 
 
 class MoCoTargets(NamedTuple):
-    """The keys of a batch [N, D], and the queue [K, D] of those of earlier batches."""
+    """The keys of a batch [N, D], and the queue [K, D] of keys of earlier batches."""
 
     keys: Tensor
     queue: Tensor
@@ -30,8 +30,8 @@ class MoCoTargets(NamedTuple):
 
 @METHODS.register("moco")
 class MoCo(Method):
-    """InfoNCE of the queries against their keys and the queue as it was before this batch. Only the first view passes
-    through the encoder. Defaults are the authors' for ImageNet.
+    """InfoNCE of the queries, their keys and the queue before this batch is added. Only the first view passes through
+    the encoder. The defaults are the published hyperparameters for ImageNet.
 
     >>> from ssql_det.backbones import build_backbone
     >>> method = MoCo(build_backbone("narrow_resnet"), dim=16, hidden=32, queue=8)
@@ -53,14 +53,14 @@ class MoCo(Method):
     ) -> None:
         super().__init__()
         require_positive(dim=dim, hidden=hidden, queue=queue, temperature=temperature)
-        self.encoder = Encoder(backbone.module, mlp([backbone.width, hidden, dim], norm=False))
+        self.encoder = Encoder(backbone.module, mlp([backbone.feature_dim, hidden, dim], norm=False))
         self.momentum = MomentumEncoder(self.encoder, momentum)
         self.queue = Queue(queue, dim)
         self.temperature = temperature
 
     def require_batch(self, size: int) -> None:
         if size > len(self.queue.keys):
-            raise UserError(f"a queue of {len(self.queue.keys)} keys is smaller than a batch of {size}; increase it")
+            raise UserError(f"a queue of {len(self.queue.keys)} keys is smaller than a batch of {size}; increase QUEUE")
 
     def encode(self, views: Views) -> list[Tensor]:
         return [l2_normalize(self.encoder(views[0]))]
@@ -77,13 +77,14 @@ class MoCo(Method):
 
     @torch.no_grad()
     def _encode_shuffled(self, images: Tensor) -> Tensor:
-        """Shuffling BN: images are shuffled over the processes, so that BatchNorm statistics do not leak the match."""
+        """MoCo's "shuffling BN": shuffle images over the processes, so that BatchNorm statistics do not reveal the
+        positives."""
         if world_size() == 1:
             features: Tensor = self.momentum(images)
             return features
         all_images = concat_all_gather(images)
         order = torch.randperm(len(all_images)).to(images.device)
         dist.broadcast(order, 0)
-        own = slice(rank() * len(images), (rank() + 1) * len(images))
-        features = concat_all_gather(self.momentum(all_images[order[own]]))
-        return features[order.argsort()[own]]
+        own_rows = slice(rank() * len(images), (rank() + 1) * len(images))
+        features = concat_all_gather(self.momentum(all_images[order[own_rows]]))
+        return features[order.argsort()[own_rows]]

@@ -1,6 +1,7 @@
 """The momentum encoder of BYOL and MoCo, and MoCo's queue of keys.
 
-Both are buffers or parameters without gradient, so checkpoints hold them. They change in training mode only.
+Both consist of buffers or parameters without gradient, so checkpoints save them. They are updated only in training
+mode.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from ssql_det.core.errors import UserError
 class MomentumEncoder(nn.Module):
     """A copy of a network whose weights are an exponential moving average (EMA) of the network's weights.
 
-    The statistics of its norms are not averaged: they are those of the images that pass through the copy.
+    Norm statistics are not averaged: the copy computes its own from the images that it encodes.
 
     >>> target = MomentumEncoder(nn.Linear(1, 1), momentum=0.99)
-    >>> target.update(nn.Linear(1, 1))  # weight = 0.99 * weight + 0.01 * the other's
+    >>> target.update(nn.Linear(1, 1))  # weight = 0.99 * weight + 0.01 * new_weight
     >>> target(torch.ones(1, 1)).requires_grad
     False
     """
@@ -56,7 +57,7 @@ class Queue(nn.Module):
     """
 
     keys: Tensor
-    place: Tensor  # index of the oldest key; checkpoints have it under this name
+    place: Tensor  # index of the oldest key; the name is stored in checkpoints
 
     def __init__(self, size: int, dim: int) -> None:
         super().__init__()
@@ -65,7 +66,7 @@ class Queue(nn.Module):
 
     @torch.no_grad()
     def push(self, keys: Tensor) -> None:
-        """Replace the oldest keys by ``keys`` [N, D]; if N is more than the size, the last ones are kept."""
+        """Replace the oldest keys by ``keys`` [N, D]; if N exceeds the size, only the last keys are stored."""
         if not self.training:
             return
         size = len(self.keys)

@@ -1,6 +1,6 @@
 """SimCLR (Chen et al., *A Simple Framework for Contrastive Learning of Visual Representations*, ICML 2020).
 
-Each view has to be matched with the other view of its image among all views in the batch.
+The loss classifies which of all views in the batch is the other view of the same image.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from ssql_det.ssl.method import METHODS, Encoder, Method, Views, mlp, require_po
 
 @METHODS.register("simclr")
 class SimCLR(Method):
-    """NT-Xent over the views of all processes. Under SSQL quantized views are compared with quantized ones, as
-    published, or with ``cross`` with the detached float ones.
+    """NT-Xent over the views of all processes. Under SSQL the quantized features are compared with quantized
+    features, as published; with ``cross``, with the detached float features.
 
     >>> from ssql_det.backbones import build_backbone
     >>> method = SimCLR(build_backbone("narrow_resnet"), dim=16, hidden=32)
@@ -35,7 +35,7 @@ class SimCLR(Method):
     ) -> None:
         super().__init__()
         require_positive(dim=dim, hidden=hidden, temperature=temperature)
-        self.encoder = Encoder(backbone.module, mlp([backbone.width, hidden, dim], norm=False))
+        self.encoder = Encoder(backbone.module, mlp([backbone.feature_dim, hidden, dim], norm=False))
         self.temperature, self.cross = temperature, cross
 
     def encode(self, views: Views) -> list[Tensor]:
@@ -49,9 +49,11 @@ class SimCLR(Method):
             candidates = _gather_views(encoded)
         else:
             candidates = _gather_views([features.detach() for features in targets])
-        count, total = len(encoded[0]), len(candidates) // 2
-        first = torch.arange(count, device=candidates.device) + rank() * count
-        self_index, positive_index = torch.cat([first, first + total]), torch.cat([first + total, first])
+        num_images, num_all_images = len(encoded[0]), len(candidates) // 2
+        first_views = torch.arange(num_images, device=candidates.device) + rank() * num_images
+        second_views = first_views + num_all_images
+        self_index = torch.cat([first_views, second_views])
+        positive_index = torch.cat([second_views, first_views])
         return nt_xent(torch.cat(list(encoded)), candidates, self_index, positive_index, self.temperature)
 
 

@@ -1,6 +1,6 @@
 """SimSiam (Chen and He, *Exploring Simple Siamese Representation Learning*, CVPR 2021).
 
-A predictor maps the features of one view to those of the other view, which are detached.
+A predictor maps the features of one view to the detached features of the other view.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ssql_det.ssl.method import METHODS, Encoder, Method, Views, mlp, require_po
 @METHODS.register("simsiam")
 class SimSiam(Method):
     """The mean of ``D(h(z1), sg z2)`` and ``D(h(z2), sg z1)``: ``D`` is the negative cosine, ``h`` the predictor,
-    ``sg`` stop-gradient. ``dim`` is the projector's output width, ``hidden`` the predictor's hidden width.
+    ``sg`` stop-gradient. ``dim`` is the projector's output dimension, ``hidden`` the predictor's hidden dimension.
 
     >>> from ssql_det.backbones import build_backbone
     >>> method = SimSiam(build_backbone("narrow_resnet"), dim=32, hidden=16)
@@ -31,8 +31,10 @@ class SimSiam(Method):
     def __init__(self, backbone: Backbone, *, dim: int = 2048, hidden: int = 512) -> None:
         super().__init__()
         require_positive(dim=dim, hidden=hidden)
-        width = max(backbone.width, dim)
-        self.encoder = Encoder(backbone.module, mlp([backbone.width, width, width, dim], last_norm=True))
+        projector_dim = max(backbone.feature_dim, dim)
+        self.encoder = Encoder(
+            backbone.module, mlp([backbone.feature_dim, projector_dim, projector_dim, dim], last_norm=True)
+        )
         self.predictor = mlp([dim, hidden, dim])
 
     def encode(self, views: Views) -> list[Tensor]:

@@ -1,8 +1,8 @@
-"""SSQL (Cao et al., *Synergistic Self-supervised and Quantization Learning*, ECCV 2022), over any method.
+"""SSQL (Cao et al., *Synergistic Self-supervised and Quantization Learning*, ECCV 2022), applied to any method.
 
 A step is a float pass that observes the ranges of activations, then a quantized pass of the same weights over the same
-views, at bits drawn for this step. The loss is the mean of both passes' losses against the float pass's targets. Both
-passes update the BatchNorm statistics. The predictor stays float; the projector's weights have 8 bits.
+views, at bit-widths drawn for this step. The loss is the mean of the losses of both passes against the targets of the
+float pass. Both passes update the BatchNorm statistics. The predictor stays float; the projector's weights have 8 bits.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from ssql_det.quant.points import PUBLISHED
 from ssql_det.quant.scheme import TRAINED
 from ssql_det.ssl.method import Encoder, Method, Views
 
-PROJECTOR_BITS = 8
+PROJECTOR_BITS = 8  # of the weights, as published
 
 
-def encoder_points(encoder: Encoder) -> tuple[QuantPoint, ...]:
-    """The quantization points of an encoder: the backbone's, and the weights of the projector's linear layers."""
+def encoder_quant_points(encoder: Encoder) -> tuple[QuantPoint, ...]:
+    """The quantization points of an encoder: those of its backbone, and the weights of its projector's linear
+    layers."""
     backbone = (replace(point, path=f"backbone.{point.path}") for point in quant_points(encoder.backbone))
     linears = [path for path, layer in encoder.named_modules() if isinstance(layer, nn.Linear)]
     projector = (path for path in linears if path.startswith("projector."))
@@ -33,13 +34,14 @@ def encoder_points(encoder: Encoder) -> tuple[QuantPoint, ...]:
 class SSQL(nn.Module):
     """``SSQL(method, bits)(views, step)`` is the loss of a step at the bit-widths ``bits(step)``.
 
-    The switches are those of the paper's ablation (Table 8); the defaults are SSQL as published.
+    The options are those of the paper's ablation (Table 8), and two of this project; the defaults are SSQL as
+    published.
 
     ======================  =====================================================================
-    quantize_predictions    train the quantized pass; False: only the float pass
-    quantize_targets        the targets are those of a quantized pass; False: of the float pass
+    quantize_predictions    train the quantized pass; False: train only the float pass
+    quantize_targets        targets come from the quantized pass; False: from the float pass
     auxiliary               average the float pass's loss with the quantized pass's
-    per_rank                each process observes ranges on its own images only, as published
+    per_rank                each process observes ranges on its own images only, as in the published code
     scheme                  quantizers other than the published ones
     ======================  =====================================================================
 
@@ -62,7 +64,9 @@ class SSQL(nn.Module):
         per_rank: bool = False,
     ) -> None:
         if not quantize_predictions and not quantize_targets:
-            raise UserError("SSQL quantizes neither predictions nor targets; set one of them, or SSQL.ENABLED False")
+            raise UserError(
+                "SSQL quantizes neither predictions nor targets; set SSQL.QUANTIZE_PREDICTIONS, or SSQL.ENABLED False"
+            )
         if quantize_targets and not method.may_quantize_targets:
             raise UserError(f"SSQL cannot quantize the targets of {method.title}; set SSQL.QUANTIZE_TARGETS False")
         if scheme is not None and scheme.placement != PUBLISHED:
@@ -70,7 +74,7 @@ class SSQL(nn.Module):
         super().__init__()
         self.method = method
         self.bits = bits
-        self.quantization = Quantization(method.encoder, encoder_points(method.encoder), scheme)
+        self.quantization = Quantization(method.encoder, encoder_quant_points(method.encoder), scheme)
         if self.quantization.scheme.norms != TRAINED:
             norms = self.quantization.scheme.norms
             raise UserError(f"SSQL cannot train with norms={norms}; in training norms use batch statistics")
@@ -83,7 +87,7 @@ class SSQL(nn.Module):
         is_float_trained = self.auxiliary or not self.quantize_predictions
         with self.quantization.observing(self.per_rank), nullcontext() if is_float_trained else torch.no_grad():
             encoded = method.encode(views)
-        # Before the quantized pass: after it, with two passes in memory, updating a moving average is 25 % slower.
+        # Computed before the quantized pass: with two passes in memory, updating a moving average is 25 % slower.
         targets = None if self.quantize_targets else method.targets(views, encoded)
         with nullcontext() if self.quantize_predictions else torch.no_grad(), self.quantization.at(bits):
             quantized = method.encode(views)

@@ -33,9 +33,9 @@ def test_every_term_has_a_csv_line_with_all_digits():
     assert len(lines) == 3 * len(WIDTHS)
     by_key = {(line["checkpoint"], line["features"], line["bits"]): line for line in lines}
     for analysis in (SSQL, FOREIGN):
-        for kind in analysis.terms:
-            for bits, terms in kind.terms.items():
-                line = by_key[analysis.name, kind.features, str(bits)]
+        for terms_by_bits in analysis.terms:
+            for bits, terms in terms_by_bits.terms.items():
+                line = by_key[analysis.name, terms_by_bits.kind, str(bits)]
                 assert (line["method"], line["pairs"], float(line["spread"])) == (analysis.method, "30", 0.8)
                 assert {name: float(line[name]) for name in vars(terms)} == vars(terms)
 
@@ -59,7 +59,7 @@ def test_every_layer_and_every_point_has_a_csv_line():
     assert len(points) == 2 * len(WIDTHS) * 24
     one = points[24 + 5]
     assert (one["checkpoint"], one["bits"], one["image"], one["class"]) == ("ssql", "8w8a", "5.png", "class 5")
-    assert [float(one["x"]), float(one["y"])] == SSQL.embedding.points[WIDTHS[1]][5].tolist()
+    assert [float(one["x"]), float(one["y"])] == SSQL.embedding.coordinates[WIDTHS[1]][5].tolist()
 
 
 def test_the_report_has_both_formats(document):

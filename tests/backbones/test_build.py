@@ -43,7 +43,7 @@ TORCHVISION_NETWORKS = [
 )
 def test_features_have_the_width_of_the_backbone(name, width):
     backbone = build_backbone(name)
-    assert backbone.width == width
+    assert backbone.feature_dim == width
     assert backbone.module.eval()(torch.randn(2, 3, 64, 64)).shape == (2, width)
 
 
@@ -51,7 +51,7 @@ def test_features_have_the_width_of_the_backbone(name, width):
 def test_a_network_of_torchvision_has_no_classifier(name, width, size):
     """Nor the dropout before it, so that features are the same in training mode."""
     backbone = build_backbone(name)
-    assert backbone.width == width
+    assert backbone.feature_dim == width
     assert backbone.module(torch.randn(2, 3, size, size)).shape == (2, width)
     dropouts = [each for each in backbone.module.modules() if isinstance(each, torch.nn.Dropout) and each.p]
     assert bool(dropouts) == (name == "alexnet")  # between layers that stay
@@ -148,7 +148,7 @@ def test_a_registered_network_is_built_by_name(monkeypatch):
         return make_network(8), 9
 
     backbone = build_backbone("my_net")
-    assert (backbone.name, backbone.width) == ("my_net", 8)
+    assert (backbone.name, backbone.feature_dim) == ("my_net", 8)
     backbone.require_size(16)
     with pytest.raises(UserError, match=r"wrong_net returns features of shape \[1, 8\] for one .* says \[1, 9\]"):
         build_backbone("wrong_net").require_size(16)

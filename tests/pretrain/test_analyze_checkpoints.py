@@ -28,7 +28,7 @@ from ssql_det.pretrain.checkpoint import TrainingState, read_pretrained_method
 from ssql_det.pretrain.config import build_metadata, build_network, read_config
 from ssql_det.pretrain.data import open_images
 from ssql_det.quant import Quantization, Scheme, parse_bit_widths
-from ssql_det.ssl import encoder_points
+from ssql_det.ssl import encoder_quant_points
 from ssql_det.ssl.augmentations import build_augmentation
 
 MINI = Path(ssql_det.__file__).parents[1] / "configs" / "pretrain" / "mini.yaml"
@@ -40,7 +40,9 @@ METHODS = {
     "moco": ["MOCO.QUEUE", "64"],
     "simclr": [],
 }
-PLAN = AnalysisSettings(tuple(parse_bit_widths("FP,8,4,2w4a")), 12, 12, 30, 0, "cpu", calibration=16, size=16)
+PLAN = AnalysisSettings(
+    tuple(parse_bit_widths("FP,8,4,2w4a")), 12, 12, 30, 0, "cpu", num_calibration_images=16, image_size=16
+)
 RE_ESTIMATED = Scheme(norms="re-estimated")
 
 pytestmark = pytest.mark.usefixtures("logging_as_it_was")
@@ -91,13 +93,13 @@ def test_heads_are_read_as_they_were_trained(kind, views, tmp_path):
 def test_loss_terms_equal_the_losses_of_the_method(kind, views, tmp_path):
     method, path = save_method(tmp_path, kind)
     batch = [torch.cat(view) for view in zip(*views, strict=True)]
-    quantization = Quantization(method.encoder, encoder_points(method.encoder))
-    _, found = measure_terms(read_pretrained_method(path), views, PLAN.widths, Scheme())
+    quantization = Quantization(method.encoder, encoder_quant_points(method.encoder))
+    _, found = measure_terms(read_pretrained_method(path), views, PLAN.bit_widths, Scheme())
     with torch.no_grad():
         with quantization.observing():
             encoded = method.encode(batch)
         targets = [method.momentum(view) for view in batch] if kind == "byol" else encoded
-        for bits in PLAN.widths:
+        for bits in PLAN.bit_widths:
             with quantization.at(bits):
                 loss = float(method.loss(method.encode(batch), targets))
             terms = found.terms[bits]
@@ -107,15 +109,15 @@ def test_loss_terms_equal_the_losses_of_the_method(kind, views, tmp_path):
 
 def test_backbone_terms_compare_the_two_views(views, tmp_path):
     method, path = save_method(tmp_path)
-    found, _ = measure_terms(read_pretrained_method(path), views, PLAN.widths, Scheme())
+    found, _ = measure_terms(read_pretrained_method(path), views, PLAN.bit_widths, Scheme())
     batch = [torch.cat(view) for view in zip(*views, strict=True)]
-    quantization = Quantization(method.encoder, encoder_points(method.encoder))
+    quantization = Quantization(method.encoder, encoder_quant_points(method.encoder))
     with torch.no_grad():
         with quantization.observing():
             full = [F.normalize(method.encoder.backbone(view), dim=1) for view in batch]
-        with quantization.at(PLAN.widths[-1]):
+        with quantization.at(PLAN.bit_widths[-1]):
             quantized = [F.normalize(method.encoder.backbone(view), dim=1) for view in batch]
-    terms = found.terms[PLAN.widths[-1]]
+    terms = found.terms[PLAN.bit_widths[-1]]
     moved = [(one - other).square().sum(1).mean() for one, other in zip(quantized, full, strict=True)]
     distances = [(one - other).square().sum(1).mean() for one, other in zip(quantized, full[::-1], strict=True)]
     assert terms.quantization == pytest.approx(float(sum(moved)) / 2, rel=1e-4)
@@ -124,11 +126,11 @@ def test_backbone_terms_compare_the_two_views(views, tmp_path):
 
 @pytest.mark.parametrize("kind", METHODS)
 def test_terms_of_real_features_add_up_at_every_width(kind, views, tmp_path):
-    found = measure_terms(read_pretrained_method(save_method(tmp_path, kind)[1]), views, PLAN.widths, Scheme())
-    assert [each.features for each in found] == [BACKBONE, LOSS]
+    found = measure_terms(read_pretrained_method(save_method(tmp_path, kind)[1]), views, PLAN.bit_widths, Scheme())
+    assert [each.kind for each in found] == [BACKBONE, LOSS]
     for each in found:
         assert 0 < each.spread < 2
-        assert list(each.terms) == list(PLAN.widths)
+        assert list(each.terms) == list(PLAN.bit_widths)
         for terms in each.terms.values():
             assert terms.quantization + terms.contrastive + terms.cross == pytest.approx(terms.total, rel=1e-12)
         full, *quantized = each.terms.values()
@@ -142,17 +144,17 @@ def test_terms_of_real_features_add_up_at_every_width(kind, views, tmp_path):
 def test_norms_are_re_estimated_on_the_views(kind, views, tmp_path):
     """So wrong statistics of the training do not matter, and the terms still add up."""
     trained = read_pretrained_method(save_method(tmp_path, kind)[1])
-    first = measure_terms(trained, views, PLAN.widths, RE_ESTIMATED)
+    first = measure_terms(trained, views, PLAN.bit_widths, RE_ESTIMATED)
     before = trained.encoder.backbone.bn1.running_mean.clone()
     for module in {*trained.encoder.modules(), *trained.target.modules()}:
         if isinstance(module, (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)):
             module.running_mean += 1
-    second = measure_terms(trained, views, PLAN.widths, RE_ESTIMATED)
+    second = measure_terms(trained, views, PLAN.bit_widths, RE_ESTIMATED)
     assert second == first
     assert torch.equal(trained.encoder.backbone.bn1.running_mean, before + 1)
-    assert measure_terms(trained, views, PLAN.widths, Scheme()) != first
+    assert measure_terms(trained, views, PLAN.bit_widths, Scheme()) != first
     for each in first:
-        assert (each.terms[PLAN.widths[0]].quantization, each.terms[PLAN.widths[0]].cross) == (0, 0)
+        assert (each.terms[PLAN.bit_widths[0]].quantization, each.terms[PLAN.bit_widths[0]].cross) == (0, 0)
         for terms in each.terms.values():
             assert terms.quantization + terms.contrastive + terms.cross == pytest.approx(terms.total, rel=1e-12)
 
@@ -162,7 +164,7 @@ def test_a_checkpoint_of_another_project_has_backbone_terms_only(toy, tmp_path):
     own = save_method(tmp_path / "ssql")[1]
     foreign, ours = analyze_checkpoints([str(path), own], str(toy / "crops"), PLAN)
     assert (foreign.name, foreign.method, foreign.architecture) == ("file", "moco", "resnet18")
-    assert [each.features for each in foreign.terms] == [BACKBONE]
+    assert [each.kind for each in foreign.terms] == [BACKBONE]
     assert foreign.protocol == "crops, imagenet at 16 px, minmax"
     assert (ours.name, ours.method, ours.protocol, ours.pairs) == ("ssql", "SSQL", "crops, digits at 16 px, minmax", 12)
     assert len(foreign.layers) == 20
@@ -180,7 +182,7 @@ def test_a_network_gets_the_input_format_that_it_was_trained_on(toy, tmp_path):
     torch.save(content, tmp_path / "bgr" / "checkpoint.pth")
     rgb, bgr = analyze_checkpoints([str(path), str(tmp_path / "bgr" / "checkpoint.pth")], str(toy / "crops"), PLAN)
     for one, other in zip(rgb.terms, bgr.terms, strict=True):
-        for bits in PLAN.widths:
+        for bits in PLAN.bit_widths:
             assert vars(one.terms[bits]) == pytest.approx(vars(other.terms[bits]), abs=1e-3)
 
 
@@ -200,15 +202,15 @@ def test_views_depend_on_the_seed(toy):
     assert not torch.equal(first, second)
     assert all(map(torch.equal, draw_views(), (first, second)))
     assert not torch.equal(draw_views(seed=1)[0], first)
-    assert len(draw_views(pairs=1000)[0]) == len(open_test_images(toy))
+    assert len(draw_views(num_pairs=1000)[0]) == len(open_test_images(toy))
 
 
 def test_an_embedding_has_the_same_images_at_every_width(toy, tmp_path):
     backbone = read_pretrained_method(save_method(tmp_path)[1]).encoder.backbone
     train, augmentation = open_images(str(toy / "crops")), build_augmentation("digits", 16)
     found = embed_features(backbone, train, open_test_images(toy), augmentation, IMAGENET, PLAN)
-    assert list(found.points) == list(PLAN.widths)
-    full, near, _, far = found.points.values()
+    assert list(found.coordinates) == list(PLAN.bit_widths)
+    full, near, _, far = found.coordinates.values()
     assert full.shape == (len(found.labels), 2)
     for image, label in zip(found.images, found.labels.tolist(), strict=True):
         assert (toy / "crops" / "test" / image).is_file()
@@ -223,7 +225,9 @@ def test_an_embedding_has_ten_classes_at_most(tmp_path):
             folder.mkdir(parents=True)
             for number in range(2):
                 Image.new("RGB", (16, 16), (20 * name, 40 * number, 0)).save(folder / f"{number}.png")
-    (found,) = analyze_checkpoints([save_method(tmp_path)[1]], str(tmp_path / "data"), replace(PLAN, points=100))
+    (found,) = analyze_checkpoints(
+        [save_method(tmp_path)[1]], str(tmp_path / "data"), replace(PLAN, num_tsne_images=100)
+    )
     assert sorted(set(found.embedding.labels.tolist())) == list(range(10))
     assert len(found.embedding.labels) == 20
 
@@ -313,7 +317,7 @@ def test_damaged_heads_are_refused(fault, broken, toy, capsys):
         (["--data", "FLAT"], "no 'val' split"),
         (["--data", "UNNAMED"], "has no labels"),
         (["--recipe", "digit"], "did you mean 'digits'?"),
-        (["--points", "3"], "t-SNE needs 10 images or more, got 3"),
+        (["--points", "3"], "t-SNE needs at least 10 images, got 3"),
         (["--bits", "99"], "got 99"),
         (["--pairs", "1", "--scheme", "norms=re-estimated"], "norms=re-estimated needs two images or more: --pairs"),
         (["--scheme", "mze"], "unknown weight quantizer 'mze'; did you mean 'mse'?"),

@@ -49,7 +49,11 @@ def two_steps(few, out, name, size=32, **more):
 
 def rows(path, few, size=32, bits="FP,4w4a"):
     result = probe_checkpoint(
-        str(path), str(few), bits, "digits", ProbeSettings(("knn",), 0, "cpu", workers=0, calibration=2, size=size)
+        str(path),
+        str(few),
+        bits,
+        "digits",
+        ProbeSettings(("knn",), 0, "cpu", workers=0, num_calibration_images=2, image_size=size),
     )
     return {row.bits: (row.network, row.metrics["knn/top1"], row.metrics["MB"]) for row in result}
 
@@ -273,7 +277,7 @@ def registered(monkeypatch, layer):
 def test_a_network_that_cannot_be_rebuilt_is_not_trained(kind, few, monkeypatch, tmp_path):
     layer, message = UNSAVABLE[kind]
     registered(monkeypatch, layer)
-    with pytest.raises(UserError, match=f"a checkpoint of my_net could not be read again: {message}"):
+    with pytest.raises(UserError, match=f"a checkpoint of my_net could not be loaded: {message}"):
         pretrain(two_steps(few, tmp_path / "run", "my_net"))
     assert not (tmp_path / "run").exists()
 

@@ -168,7 +168,7 @@ def test_data_without_splits_are_the_train_split(tmp_path):
     (tmp_path / "list.txt").write_text("cat/1.jpg\n")
     assert "has no 'val' split (no folder val or test)" in get_error(tmp_path, "val")
     assert "has no 'val' split" in get_error(tmp_path / "list.txt", "val")
-    with pytest.raises(UserError, match="a split is train or val, got 'test'"):
+    with pytest.raises(UserError, match="the split must be train or val, got 'test'"):
         open_images(str(tmp_path), "test")
 
 
@@ -240,8 +240,8 @@ def test_a_list_with_labels(tmp_path):
         (b"", "lists no images"),
         (b" \n\n", "lists no images"),
         (b"a.png\nb.png\n", "list.txt, line 2: there is no file b.png"),
-        (b"a.png 1\na.png\n", "list.txt, line 2: labels are given for some images only"),
-        (b"a.png\n\na.png 0\n", "list.txt, line 3: labels are given for some images only"),
+        (b"a.png 1\na.png\n", "list.txt, line 2: only some images have labels"),
+        (b"a.png\n\na.png 0\n", "list.txt, line 3: only some images have labels"),
         (b"a.png 1\na.png -1\n", "there is no file a.png -1"),
         (b"a.png 1000000000000\n", "there is no file a.png 1000000000000"),
         (b"a.png 1.5\n", "there is no file"),

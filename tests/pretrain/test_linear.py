@@ -362,7 +362,7 @@ def test_a_row_has_the_protocol_of_its_probes(colours, tmp_path):
 
 def test_the_same_seed_gives_the_same_accuracies(toy, colours):
     settings = ProbeSettings(
-        ("linear",), seed=4, device="cpu", workers=0, size=16, protocol=LinearProtocol("published", epochs=2)
+        ("linear",), seed=4, device="cpu", workers=0, image_size=16, protocol=LinearProtocol("published", epochs=2)
     )
     file = str(colours / "checkpoint.pth")
 
@@ -393,4 +393,7 @@ def test_a_mistake_is_one_sentence(more, said, colours, tmp_path, capsys):
 
 def test_knn_has_no_protocol(colours, tmp_path, capsys):
     line = refused(capsys, *given(colours, tmp_path, "--protocol", "published", kinds=("knn",)))
-    assert line == "error: --protocol, --epochs, --batch and --cached-views are for: ssql-det probe linear ..."
+    assert (
+        line
+        == "error: --protocol, --epochs, --batch and --cached-views need the linear probe: ssql-det probe linear ..."
+    )

@@ -55,7 +55,7 @@ def checkpoint(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("backbone", "is_ssql"), LINES)
 def test_a_row_is_matched_with_the_line_of_its_network_and_method(backbone, is_ssql, checkpoint, tmp_path):
-    settings = ProbeSettings(("linear",), seed=0, device="cpu", workers=0, calibration=8)
+    settings = ProbeSettings(("linear",), seed=0, device="cpu", workers=0, num_calibration_images=8)
     for row in probe_checkpoint(checkpoint(backbone, is_ssql), "cifar10:there", "FP,2w4a", "cifar", settings):
         rows.append_row(tmp_path / "results.jsonl", row)
     found = load_rows([tmp_path / "results.jsonl"])

@@ -83,7 +83,7 @@ def all_batches(crops):
 @pytest.mark.parametrize(("first", "workers"), [(0, 0), (1, 0), (3, 0), (4, 0), (13, 0), (0, 2), (5, 1), (6, 2)])
 def test_workers_and_the_start_do_not_change_the_batches(first, workers, crops, all_batches):
     disturb()
-    loaded = load(crops, 30 - first, crop, size=10, start=first, workers=workers)
+    loaded = load(crops, 30 - first, crop, size=10, first_batch=first, workers=workers)
     assert to_lists(loaded) == all_batches[first:]
 
 
@@ -113,14 +113,14 @@ def test_a_late_start_skips_earlier_epochs():
         return Painted()(index)
 
     images = ImageDataset("painted", ("",) * 10, read)
-    [batch] = load(images, 1, start=10**12 + 1)
+    [batch] = load(images, 1, first_batch=10**12 + 1)
     assert batch.positions == tuple(range(4 * 10**12 + 4, 4 * 10**12 + 8))
     assert indices == numbers(batch)
 
 
 @pytest.mark.parametrize("view", [0, 1, 2])
 def test_randomness_depends_on_seed_position_and_view(view):
-    for batch in load(painted(9), 5, draw_as_pixels, views=3):
+    for batch in load(painted(9), 5, draw_as_pixels, num_views=3):
         assert len(batch.views) == 3
         for position, loaded in zip(batch.positions, batch.views[view], strict=True):
             image = Image.new("RGB", (1, 1), (int(loaded.flatten()[0]), 0, 0))
@@ -201,9 +201,10 @@ def test_each_epoch_leaves_out_other_images():
 @pytest.mark.parametrize("world", [2, 4])
 @pytest.mark.parametrize("first", [0, 3])
 def test_processes_share_each_batch_in_rank_order(world, first):
-    unsplit = load(painted(19), 6, draw_as_pixels, size=8, start=first)
+    unsplit = load(painted(19), 6, draw_as_pixels, size=8, first_batch=first)
     parts = [
-        load(painted(19), 6, draw_as_pixels, size=8, start=first, rank=rank, world_size=world) for rank in range(world)
+        load(painted(19), 6, draw_as_pixels, size=8, first_batch=first, rank=rank, world_size=world)
+        for rank in range(world)
     ]
     for batch, shares in zip(unsplit, zip(*parts, strict=True), strict=True):
         assert [len(share.positions) for share in shares] == [8 // world] * world
@@ -217,7 +218,7 @@ def test_processes_share_each_batch_in_rank_order(world, first):
     [
         (0, 1, "a batch of 0 cannot be split over 1 process"),
         (-4, 2, "a batch of -4 cannot"),
-        (6, 4, "a batch of 6 cannot be split over 4 processes; make it a multiple"),
+        (6, 4, "a batch of 6 cannot be split over 4 processes; use a multiple of 4"),
         (12, 1, "painted has 11 images, too few for a batch of 12; reduce"),
     ],
 )

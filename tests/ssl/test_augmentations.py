@@ -142,7 +142,9 @@ def augment_photo_slowly(image, numbers, augmentation):
     if augmentation.name == "imagenet" and numbers[BLURRED] < 0.5:
         kernel = augmentation.size // 10 | 1
         image = V.gaussian_blur(image, [kernel] * 2, [0.1 + 1.9 * float(numbers[SIGMA])] * 2)
-    return V.normalize(image, [m / 255 for m in augmentation.input.mean], [s / 255 for s in augmentation.input.std])
+    return V.normalize(
+        image, [m / 255 for m in augmentation.input_format.mean], [s / 255 for s in augmentation.input_format.std]
+    )
 
 
 @pytest.mark.parametrize(("name", "size"), [("cifar", 32), ("imagenet", 64), ("imagenet", 224)])
@@ -200,7 +202,7 @@ def test_views_are_finite_with_values_0_to_255(name, kind):
     for random_numbers in (*draw(augmentation, 6), lowest, highest):
         views = augmentation.batch_transform(images, random_numbers.expand(len(images), -1))
         assert (views.shape, views.dtype) == (images.shape, torch.float32)
-        values = denormalize(views, augmentation.input)
+        values = denormalize(views, augmentation.input_format)
         assert -1e-3 <= values.min() <= values.max() <= 255 + 1e-3
 
 
@@ -211,7 +213,7 @@ def fraction(condition):
 def test_photos_are_jittered_gray_and_blurred_as_often_as_published():
     augmentation = build_augmentation("imagenet", 20)
     images, random_numbers = coloured_images(3000, 20), draw(augmentation, 3000)
-    unaugmented = normalize(images, augmentation.input)
+    unaugmented = normalize(images, augmentation.input_format)
 
     def transform_without(*others):
         """What one choice alone does: the others are never result."""
@@ -223,7 +225,7 @@ def test_photos_are_jittered_gray_and_blurred_as_often_as_published():
     def is_changed(views):
         return (views - unaugmented).abs().amax((1, 2, 3)) > 1e-3
 
-    grays = denormalize(transform_without(JITTERED, BLURRED), augmentation.input)
+    grays = denormalize(transform_without(JITTERED, BLURRED), augmentation.input_format)
     assert fraction(is_changed(transform_without(GRAYED, BLURRED))) == pytest.approx(0.8, abs=0.025)
     assert fraction((grays[:, 0] - grays[:, 1]).abs().amax((1, 2)) < 1e-2) == pytest.approx(0.2, abs=0.025)
     assert fraction(is_changed(transform_without(JITTERED, GRAYED))) == pytest.approx(0.5, abs=0.03)
@@ -437,7 +439,7 @@ def test_normalize_uses_the_inputs_order_of_channels():
 
 
 def test_augmentations_have_the_published_sizes_and_inputs():
-    assert {name: (build_augmentation(name).size, build_augmentation(name).input) for name in NAMES} == {
+    assert {name: (build_augmentation(name).size, build_augmentation(name).input_format) for name in NAMES} == {
         "cifar": (32, CIFAR),
         "digits": (32, IMAGENET),
         "imagenet": (224, IMAGENET),
@@ -459,7 +461,7 @@ def test_augmentations_can_be_pickled(name):
 
 
 def test_unknown_names_and_sizes_are_refused():
-    with pytest.raises(UserError, match="unknown recipe 'imagnet'; did you mean 'imagenet'"):
+    with pytest.raises(UserError, match="unknown augmentation 'imagnet'; did you mean 'imagenet'"):
         build_augmentation("imagnet")
     with pytest.raises(UserError, match="known: cifar, digits, imagenet"):
         build_augmentation("zzz")

@@ -9,7 +9,7 @@ from support.methods_by_hand import Pass, cosine_loss, statistics_after
 
 from ssql_det.core.errors import UserError
 from ssql_det.quant import Bits, FixedBits, Quantization, SampledBits, Scheme
-from ssql_det.ssl import SSQL, encoder_points
+from ssql_det.ssl import SSQL, encoder_quant_points
 
 
 def by_hand(method, views, bits, predictions=True, targets=False, auxiliary=True):
@@ -55,7 +55,7 @@ def test_the_switches_of_table_8(predictions, targets, auxiliary):
 
 def test_another_scheme_changes_the_quantized_pass_only():
     method, views, scheme = small("simsiam"), two_views(), Scheme("centred", "mse")
-    quantization = Quantization(method.encoder, encoder_points(method.encoder), scheme)
+    quantization = Quantization(method.encoder, encoder_quant_points(method.encoder), scheme)
     with quantization.observing():
         encoded = method.encode(views)
     with quantization.at(Bits(3, 5)):
@@ -103,7 +103,7 @@ def test_the_bits_are_those_of_the_step():
 
 
 def test_the_projector_is_at_8_bits_and_its_inputs_and_the_predictor_are_float():
-    points = encoder_points(small("simsiam").encoder)
+    points = encoder_quant_points(small("simsiam").encoder)
     projector = [point for point in points if point.path.startswith("projector")]
     assert [(point.key, point.bits) for point in projector] == [(f"projector.{n}:weight", 8) for n in (0, 3, 6)]
     assert not any("predictor" in point.path for point in points)

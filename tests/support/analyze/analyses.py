@@ -2,7 +2,15 @@
 
 import torch
 
-from ssql_det.analyze.analysis import BACKBONE, LOSS, Analysis, Embedding, TermsByWidth, compute_terms, measure_weight
+from ssql_det.analyze.analysis import (
+    BACKBONE,
+    LOSS,
+    Analysis,
+    Embedding,
+    TermsByBitWidth,
+    compute_terms,
+    measure_weight,
+)
 from ssql_det.quant import Bits
 
 WIDTHS = (Bits.FP, Bits(8, 8), Bits(2, 4))
@@ -30,7 +38,9 @@ def make_analysis(name, method="SSQL", heads=True, seed=0, layers=("conv1", "lay
         architecture="narrow_resnet",
         protocol="crops, digits at 32 px",
         pairs=30,
-        terms=tuple(TermsByWidth(features, 0.8, by_width) for features in ((BACKBONE, LOSS) if heads else (BACKBONE,))),
+        terms=tuple(
+            TermsByBitWidth(features, 0.8, by_width) for features in ((BACKBONE, LOSS) if heads else (BACKBONE,))
+        ),
         layers=tuple(measure_weight(layer, draw(100), errors) for layer in layers),
         embedding=Embedding(
             points, tuple(f"{number}.png" for number in range(24)), torch.arange(24) % len(CLASSES), CLASSES
