@@ -28,7 +28,7 @@ from ssql_det.core.registry import import_inherited_plugins
 T = TypeVar("T")
 
 _MAX_PROCESSES_PER_CORE = 4  # without a GPU; more are a mistake
-_USER_ERROR_DELAY = 1.0  # seconds that ranks other than 0 wait: rank 0 mostly has the same error, and reports it
+_USER_ERROR_DELAY = 3.0  # seconds that ranks other than 0 wait: rank 0 mostly has the same error, and reports it
 _BUG_DELAY = 0.5  # seconds more: a rank that lost its connection to a failed one fails too
 _STOP_TIMEOUT = 5.0  # seconds that a rank has to end after SIGTERM
 
