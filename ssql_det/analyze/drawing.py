@@ -1,5 +1,4 @@
-"""A picture of an embedding: one panel for each bit-width, all with the same axes; images are points, coloured by
-class.
+"""A picture of an embedding: a panel for each bit-width, all with the same axes; images are points coloured by class.
 
 Classes differ in colour and in marker, so that the picture can be read without colour vision.
 """

@@ -106,7 +106,7 @@ def probe_checkpoint(
     bit_widths = parse_bit_widths(bits)
     pretrained = read_backbone(checkpoint)
     backbone, checkpoint_file = pretrained.backbone, pretrained.source
-    encoder_branch = describe_branch(pretrained.metadata, checkpoint_file)  # such as the momentum encoder
+    encoder_branch = describe_branch(pretrained.metadata, checkpoint_file)  # online or momentum encoder
     _logger.info("%s: %s, %s", checkpoint_file.name, pretrained.network, encoder_branch)
     backbone.module.eval().to(resolve_device(settings.device, "--device"))
     augmentation = build_augmentation(

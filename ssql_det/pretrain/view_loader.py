@@ -124,9 +124,7 @@ def load_batches(
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=partial(_collate_or_error, collate),
-        generator=torch.Generator().manual_seed(
-            derive_seed(seed)
-        ),  # by default DataLoader draws from the global generator
+        generator=torch.Generator().manual_seed(derive_seed(seed)),  # the default draws from the global generator
         worker_init_fn=ignore_interrupts,
     )
     return map(_raise_if_error, loader)
@@ -140,8 +138,8 @@ def _sample_batches(
     for epoch in itertools.count(first_batch // steps):
         generator = torch.Generator().manual_seed(derive_seed(seed, "epoch", epoch))
         order = torch.randperm(num_images, generator=generator)
-        for batch in range(max(first_batch, epoch * steps), (epoch + 1) * steps):
-            position = batch * batch_size + rank * images_per_rank
+        for batch_index in range(max(first_batch, epoch * steps), (epoch + 1) * steps):
+            position = batch_index * batch_size + rank * images_per_rank
             offset = position - epoch * steps * batch_size
             indices = order[offset : offset + images_per_rank].tolist()
             yield list(enumerate(indices, start=position))

@@ -319,7 +319,10 @@ def test_damaged_heads_are_refused(fault, broken, toy, capsys):
         (["--recipe", "digit"], "did you mean 'digits'?"),
         (["--points", "3"], "t-SNE needs at least 10 images, got 3"),
         (["--bits", "99"], "got 99"),
-        (["--pairs", "1", "--scheme", "norms=re-estimated"], "norms=re-estimated needs two images or more: --pairs"),
+        (
+            ["--pairs", "1", "--scheme", "norms=re-estimated"],
+            "norms=re-estimated needs --pairs and --calib-images of at least 2",
+        ),
         (["--scheme", "mze"], "unknown weight quantizer 'mze'; did you mean 'mse'?"),
         (["--scheme", "norms=frozen"], "unknown norms 'frozen'"),
         (["--device", "tpu"], "--device 'tpu' is not available"),

@@ -382,7 +382,10 @@ def test_the_same_seed_gives_the_same_accuracies(toy, colours):
         (("--protocol", "publishd"), "argument --protocol: invalid choice: 'publishd'"),
         (("--epochs", "0"), "argument --epochs: '0' is not a whole number, 1 or more"),
         (("--batch", "-3"), "argument --batch: '-3' is not a whole number, 1 or more"),
-        (("--protocol", "published", "--cached-views", "400000"), "cached views take 10 GiB; use --cached-views"),
+        (
+            ("--protocol", "published", "--cached-views", "400000"),
+            "cached views take 10 GiB; use at most --cached-views",
+        ),
     ],
     ids=str,
 )

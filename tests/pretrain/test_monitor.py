@@ -47,7 +47,7 @@ def test_without_labels_it_is_skipped_with_one_line(unlabelled, toy, tmp_path, c
     assert build(unlabelled, toy, tmp_path) is None
     assert get_warnings(caplog) == [
         f"kNN evaluation is skipped: {unlabelled} has no 'train' and 'val' splits with class folders; "
-        "set MONITOR.DATA to a folder that has, or MONITOR.PERIOD 0 to silence this"
+        "set MONITOR.DATA to a folder that has both, or MONITOR.PERIOD to 0 to disable kNN evaluation"
     ]
 
 

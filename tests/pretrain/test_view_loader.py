@@ -271,7 +271,7 @@ def test_without_a_readable_image_there_is_one_error(workers, count, named):
     number = first.removeprefix("image ")
     assert str(stop.value) == (
         f"{named} images in a row cannot be read, starting with {first} (OSError: torn at {number}); "
-        "repair them, or use other data"
+        "repair the files, or use other data"
     )
 
 
