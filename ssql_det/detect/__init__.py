@@ -1,4 +1,4 @@
-"""Floor 3: train, quantize and evaluate detectors, with the engine (Detectron2 or its stand-in minid2) behind ``d2``.
+"""Floor 3: train, quantize and evaluate detectors; ``d2`` imports the engine (Detectron2 or minid2).
 
 ===================== ==================================================================
 config                the ``SSQL_DET`` node, its defaults, and checks of a config's values

@@ -80,7 +80,7 @@ def sweep(
         row = make_row(context, config_label, bits, evaluate_quantized(context, bits, overrides), provenance)
         if is_main():
             _check_identity(folder, identity)  # another sweep may have started in the folder since
-            if context.quantization.norm_statistics:  # also those that the evaluation just estimated
+            if context.quantization.norm_statistics:  # the evaluation may have added statistics
                 context.quantization.save(folder / QUANTIZATION_NAME)
             rows.append_row(folder / RESULTS_NAME, row)
         yield row

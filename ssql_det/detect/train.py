@@ -145,7 +145,7 @@ def estimate_norms(cfg: CfgNode, model: nn.Module, seed: int) -> None:
 
     The method of Wu and Johnson, "Rethinking Batch in BatchNorm" (2021), as in fvcore. Every call uses the same images
     and restores the random generators. Afterwards every rank has the average of all ranks' statistics; without
-    estimation, and for other buffers, every rank has those of rank 0.
+    estimation, as for all other buffers, every rank has the values of rank 0.
     """
     norms = get_bn_modules(model) if cfg.TEST.PRECISE_BN.ENABLED else []
     if norms:
