@@ -20,6 +20,8 @@ from ssql_det.core.distributed import launch
 from ssql_det.core.errors import UserError
 from ssql_det.toydata.digits import CLASSES
 
+pytestmark = pytest.mark.slow
+
 USE = """
 from ssql_det.core.errors import reporting_errors
 with reporting_errors():

@@ -8,6 +8,8 @@ import pytest
 
 import ssql_det
 
+pytestmark = pytest.mark.slow
+
 GROWING = """
 import sys, time
 held = []

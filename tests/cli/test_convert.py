@@ -14,6 +14,8 @@ import ssql_det
 from ssql_det.cli.main import main
 from ssql_det.convert import get_writers, read_checkpoint
 
+pytestmark = pytest.mark.slow
+
 LAUNCHER = Path(ssql_det.__file__).parents[1] / "tools" / "convert_checkpoint.py"
 
 

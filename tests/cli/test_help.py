@@ -62,6 +62,7 @@ def test_the_scopes_of_the_help_are_those_there_are(capsys):
 
 
 @pytest.mark.parametrize("option", ["-V", "--version"])
+@pytest.mark.slow
 def test_the_package_is_a_program_too(option):
     ended = subprocess.run([sys.executable, "-m", "ssql_det", option], capture_output=True, text=True, check=True)
     assert ended.stdout.startswith("ssql-det ")

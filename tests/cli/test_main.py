@@ -33,6 +33,7 @@ def exit_code(*arguments):
     [(["--help"], "demo"), (["--version"], __version__), (["demo", "--help"], "--arch"), (["demo", "--siez"], "")],
     ids=["help", "version", "help of a command", "mistake"],
 )
+@pytest.mark.slow
 def test_help_and_mistakes_are_answered_in_a_second_and_without_torch(arguments, said):
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     ended = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *arguments], capture_output=True, text=True)

@@ -48,6 +48,7 @@ def refusal(capsys, *arguments):
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--table", "all", "--format", "latex"]], ids=["help", "tables"])
+@pytest.mark.slow
 def test_neither_help_nor_a_table_imports_torch(arguments):
     ended = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, "tables", *arguments], capture_output=True, text=True)
     assert (ended.returncode, ended.stderr) == (0, "")

@@ -389,7 +389,7 @@ INVALID_METADATA_IN_PICKLES = {
 
 
 @pytest.mark.parametrize(
-    "description",
+    "metadata",
     [*INVALID_METADATA.values(), *INVALID_METADATA_IN_PICKLES.values()],
     ids=[*INVALID_METADATA, *INVALID_METADATA_IN_PICKLES],
 )
@@ -397,7 +397,7 @@ def test_an_ssql_det_file_with_invalid_metadata_is_refused(metadata, tmp_path):
     assert "its metadata is invalid" in get_error(save(make_own_file(metadata), tmp_path / "x.pth"))
 
 
-@pytest.mark.parametrize("description", INVALID_METADATA.values(), ids=INVALID_METADATA)
+@pytest.mark.parametrize("metadata", INVALID_METADATA.values(), ids=INVALID_METADATA)
 def test_a_safetensors_file_with_invalid_metadata_is_refused(metadata, tmp_path):
     path = tmp_path / "x.safetensors"
     safetensors.torch.save_file(make_state(), path, {"ssql_det": json.dumps(make_own_file(metadata)["ssql_det"])})

@@ -90,6 +90,7 @@ def marker(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("parts", ATTACKS, ids=lambda parts: ".".join(parts[:2]))
+@pytest.mark.slow
 def test_the_attacks_work_on_pickle(parts, marker):
     pickle.loads(attack(*parts))
     assert marker.exists()

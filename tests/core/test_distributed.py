@@ -8,13 +8,13 @@ import torch.distributed as dist
 from ssql_det.core.distributed import all_gather, barrier, is_main, launch, rank, world_size
 from ssql_det.core.errors import REPORT_LINE, UserError
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = """
 import json, sys
 from pathlib import Path
 from ssql_det.core.errors import UserError, reporting_errors
 from ssql_det.core.distributed import all_gather, barrier, is_main, launch, rank, world_size
-
-pytestmark = pytest.mark.slow
 
 def main_func(folder, failing_rank):
     gathered = all_gather({"rank": rank(), "main": is_main(), "text": "ab" * rank()})

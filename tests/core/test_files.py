@@ -55,6 +55,7 @@ def test_an_input_is_refused_as_output(tmp_path):
             check_not_an_input(tmp_path / out, [tmp_path / "b", tmp_path / "a"])
 
 
+@pytest.mark.slow
 def test_after_a_kill_at_any_moment_the_file_is_complete(target):
     complete = [bytes([letter]) * (letter * 8000 * 4) for letter in b"ab"]
     delays = random.Random(0)
@@ -66,6 +67,7 @@ def test_after_a_kill_at_any_moment_the_file_is_complete(target):
         assert target.read_bytes() in complete
 
 
+@pytest.mark.slow
 def test_the_next_write_removes_the_leftovers_of_a_killed_writer(target):
     subprocess.run([sys.executable, "-c", DIE_WHILE_WRITING, target])
     assert target.read_bytes() == b"old"
@@ -75,6 +77,7 @@ def test_the_next_write_removes_the_leftovers_of_a_killed_writer(target):
     assert os.listdir(target.parent) == [target.name]
 
 
+@pytest.mark.slow
 def test_a_temporary_folder_is_deleted_after_its_block_or_after_a_kill_by_the_next_one(target):
     subprocess.run([sys.executable, "-c", DIE_IN_A_TEMPORARY_FOLDER, target])
     assert len(os.listdir(target.parent)) == 2

@@ -5,6 +5,7 @@ import random
 import time
 
 import numpy as np
+import pytest
 import torch
 
 from ssql_det.core.files import atomic_write
@@ -36,6 +37,7 @@ def save_until_killed(path, started):
         started.set()
 
 
+@pytest.mark.slow
 def test_after_a_kill_while_saving_the_file_loads(tmp_path):
     fork = multiprocessing.get_context("fork")
     for attempt in range(8):

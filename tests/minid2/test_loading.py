@@ -332,6 +332,7 @@ class Draw:
         return {**item, "worker": worker.id, "drawn": (np.random.rand(), torch.rand(()).item())}
 
 
+@pytest.mark.slow
 def test_workers_draw_differently_and_again_the_same():
     records = [{"width": 2, "height": 1, "number": number} for number in range(8)]
 

@@ -45,7 +45,7 @@ PLAN = AnalysisSettings(
 )
 RE_ESTIMATED = Scheme(norms="re-estimated")
 
-pytestmark = pytest.mark.usefixtures("logging_as_it_was")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("logging_as_it_was")]
 
 
 def save_method(folder, kind="simsiam"):

@@ -21,7 +21,7 @@ from ssql_det.pretrain.loop import pretrain
 from ssql_det.pretrain.probe_checkpoint import ProbeSettings, probe_checkpoint
 from ssql_det.ssl import BYOL
 
-pytestmark = pytest.mark.usefixtures("logging_as_it_was")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("logging_as_it_was")]
 SIZES = {
     "timm/mobilenetv2_050": 32,
     "timm/resnet26": 32,

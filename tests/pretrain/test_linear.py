@@ -45,7 +45,7 @@ from ssql_det.ssl.augmentations import build_augmentation
 PUBLISHED = LinearProtocol("published")
 SHORT = LinearTraining("SGD", 30.0, 512, 5, (0.6, 0.8))
 
-pytestmark = pytest.mark.usefixtures("logging_as_it_was")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("logging_as_it_was")]
 
 
 def random_features(count=70, width=6, classes=3, seed=0):

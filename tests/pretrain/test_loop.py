@@ -109,6 +109,7 @@ def test_knn_evaluation_does_not_change_the_run(whole, toy, tmp_path):
     assert all(0 <= line[f"knn/{bits}"] <= 100 for line in evaluations for bits in ("FP", "2w4a"))
 
 
+@pytest.mark.slow
 def test_every_config_describes_a_network(tmp_path):
     for path in sorted(MINI.parent.glob("*.yaml")):
         cfg = read_config(path)

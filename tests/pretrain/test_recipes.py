@@ -15,6 +15,8 @@ from ssql_det.quant import Bits
 from ssql_det.report.published import load_published_table
 from ssql_det.ssl import SSQL
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = MINI.parent
 BOTH = {"OPTIM.NAME": "sgd", "OPTIM.MOMENTUM": 0.9, "OPTIM.WARMUP_EPOCHS": 0.0, "OPTIM.PER_EPOCH": True}
 CIFAR = BOTH | {

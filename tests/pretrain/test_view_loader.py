@@ -16,6 +16,8 @@ from ssql_det.core.rng import derive_seed, seeded_rng
 from ssql_det.pretrain.data import CachedDataset, ImageDataset, open_images
 from ssql_det.pretrain.view_loader import BadImageCounter, ViewBatch, build_view_loader, steps_per_epoch
 
+pytestmark = pytest.mark.slow
+
 crop = v2.Compose([v2.RandomResizedCrop(8, scale=(0.2, 1)), v2.PILToTensor()])
 
 

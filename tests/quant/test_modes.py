@@ -119,6 +119,7 @@ def get_state(model):
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@pytest.mark.slow
 def test_contexts_restore_the_model_at_any_width(name):
     model, x = build_network(name).train(), make_images()
     frozen = copy.deepcopy(model)
@@ -347,6 +348,7 @@ def assert_close(gradients, expected):
 
 
 @pytest.mark.parametrize("scheme", ["minmax", "weight=centred, act=mse"])
+@pytest.mark.slow
 def test_backward_between_two_passes_equals_backward_after_both(scheme):
     model, x = build_network(dtype=torch.float64).eval(), make_images(4, dtype=torch.float64).split(2)
     q = Quantization(model, scheme=Scheme.parse(scheme))

@@ -1,6 +1,9 @@
 """Plans that run a second time: finished steps are cached, changed ones and their dependents run again."""
 
+import pytest
 from support.reproduce.plans import get_states
+
+pytestmark = pytest.mark.slow
 
 
 def test_finished_steps_are_cached(fake):

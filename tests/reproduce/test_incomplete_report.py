@@ -11,6 +11,8 @@ from ssql_det.report.blocks import Collapsible, Heading, ItemList
 from ssql_det.reproduce.report_page import build_report, write_report, write_tables
 from ssql_det.reproduce.runner import FAILED, SKIPPED, StepOutcome
 
+pytestmark = pytest.mark.slow
+
 REASON = "a step that it needs is not done"
 FAILED_STEPS = {
     "convert-ssql-0": StepOutcome(FAILED, 3.0, "thesis.pth is not a checkpoint; give one"),

@@ -15,6 +15,8 @@ from support.reproduce.plans import get_states, is_running
 from ssql_det.core.errors import UserError
 from ssql_det.reproduce import runner
 
+pytestmark = pytest.mark.slow
+
 CHILD = (sys.executable, "-m", "ssql_det.cli.child")
 LONG = ("make-toy-data", "--scenes", "50000", "--crops", "5", "--workers", "1")
 RUN = """

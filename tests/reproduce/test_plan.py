@@ -27,6 +27,8 @@ from ssql_det.report.published import load_published_table
 from ssql_det.reproduce.presets import PRESETS, get_preset
 from ssql_det.toydata.dataset import MANIFEST, ToyDataSettings, make_toy_data
 
+pytestmark = pytest.mark.slow
+
 CHECKPOINTS = {"IN supervised": "in.pth", "BYOL": "byol.pth"}
 PLANS = {
     "mini": {},

@@ -14,6 +14,8 @@ from ssql_det.report.published import load_published_table
 from ssql_det.report.table_sources import get_source
 from ssql_det.reproduce.report_page import build_report, write_tables
 
+pytestmark = pytest.mark.slow
+
 WIDTHS = ("FP", "8w8a", "6w6a", "5w5a", "4w4a", "3w3a", "2w8a", "2w4a")
 RUNS = {  # of the methods of Tables 1 and 12 on toy data
     "SimSiam": "simsiam",

@@ -11,6 +11,8 @@ from support.reproduce.plans import FakeProgram, get_states
 from ssql_det.reproduce import runner
 from ssql_det.reproduce.runner import DONE, FAILED, SKIPPED, get_log_path, make_environment
 
+pytestmark = pytest.mark.slow
+
 
 def count_parallel(events):
     running = most = 0

@@ -14,6 +14,8 @@ from support.reproduce.plans import begin_step, make_step
 from ssql_det.core.errors import UserError
 from ssql_det.reproduce.step_cache import StepCache, hash_content
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def done(tmp_path):
