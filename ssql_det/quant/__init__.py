@@ -12,11 +12,11 @@ bits         bit-widths, and schedules of them
 points       which tensors are quantized, by families of networks
 quantizers   how a tensor is quantized, one file each
 scheme       the choice of quantizers, norms and placement
-quantization the quantizers of one network, and its contexts
+quantization the quantizers of one network, and contexts that apply them
 evaluate     evaluation at several bit-widths
 norms        re-estimated norm statistics
-folding      norms and biases of placement ``integer``
-tracing      the operations of a pass
+folding      norms and biases as integer arithmetic computes them
+tracing      the operations of one forward pass
 cost         model size, multiply-adds, bit-operations
 ============ ==========================================================================
 """

@@ -8,11 +8,12 @@ activation  per tensor, asymmetric: ``s = (max - min) / (2^b - 1)``, ``z = -roun
 ==========  ===============================================================================
 
 Rounding is half to even and the division is exact (multiplying by ``1/s`` instead changes the largest element in one
-channel out of six). Where the range is empty (``s = 0``), elements pass through unchanged.
+channel out of six). Where the range is empty (``s = 0``), the elements of the tensor are not changed.
 
-Gradient: straight through ``round``; then 1 where the rounded integer lies within ``[qmin, qmax]``, ends included, and
-0 elsewhere. This was the gradient of ``torch.clamp`` when SSQL was published; since torch 2.14 it is 0 at the ends, so
-``clamp`` is not used here. The gradient also flows through a weight's scale; an activation's range is a constant.
+Gradient: straight through ``round``; then 1 where the rounded integer lies within ``[qmin, qmax]``, bounds included,
+and 0 elsewhere. This was the gradient of ``torch.clamp`` when SSQL was published; since torch 2.14 the gradient is 0 at
+the bounds, so autograd does not differentiate ``clamp`` here. The gradient also flows through a weight's scale; an
+activation's range is a constant.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_BLOCK_ELEMENTS = 1 << 18  # 1 MB of float32, which stays in a core's cache between operations
+_BLOCK_ELEMENTS = 1 << 18  # of a block: 1 MB in float32, which stays in a core's cache between operations
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,12 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 
 
 def tensor_version(tensor: Tensor) -> tuple[int, int]:
-    """A value that changes with every in-place change of the tensor. (A tensor of inference mode cannot change.)"""
+    """A value that changes with every in-place change of the tensor. (An inference tensor has no version.)"""
     return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
 
 
 def choose_qparams(min_val: Tensor, max_val: Tensor, bits: int, *, symmetric: bool = False) -> QParams:
-    """Scale and zero point for a range; with ``symmetric`` for the range about zero that includes both ends.
+    """Scale and zero point for a range; with ``symmetric`` for the smallest range symmetric about 0 that includes both.
 
     >>> choose_qparams(torch.tensor(-1.0), torch.tensor(2.0), bits=2)
     QParams(scale=tensor(1.), zero_point=tensor(1.), qmin=0, qmax=3)
@@ -66,7 +67,7 @@ def choose_qparams(min_val: Tensor, max_val: Tensor, bits: int, *, symmetric: bo
 
 
 def fake_quantize(x: Tensor, qparams: QParams) -> Tensor:
-    """Quantize and dequantize ``x``; shape and dtype stay, half precision is computed in float32.
+    """Quantize and dequantize ``x``; shape and dtype are kept, half precision is computed in float32.
 
     Saves one byte per element for the backward pass.
 
@@ -87,7 +88,7 @@ def fake_quantize(x: Tensor, qparams: QParams) -> Tensor:
 def fake_quantize_weight(weight: Tensor, bits: int, axis: int = 0) -> Tensor:
     """Quantize and dequantize ``weight`` per output channel, symmetric; gradients also flow through the scale.
 
-    ``axis`` is that of the output channels: 0, or 1 for a transposed convolution.
+    ``axis`` is the axis of the output channels: 0, or 1 for a transposed convolution.
     """
     if weight.numel() == 0:
         return weight
@@ -112,7 +113,7 @@ def quantize(x: Tensor, qparams: QParams) -> Tensor:
 
 
 def straight_through(x: Tensor, quantized: Tensor, mask: Tensor) -> Tensor:
-    """The values of ``quantized`` with the gradient of ``x``, where ``mask`` is true.
+    """Return ``quantized``; gradients pass to ``x`` where ``mask`` is true.
 
     >>> x = torch.tensor([0.4, 9.0], requires_grad=True)
     >>> straight_through(x, torch.tensor([0.5, 1.5]), torch.tensor([True, False])).sum().backward()
@@ -132,7 +133,7 @@ def max_abs_per_channel(weight: Tensor, axis: int) -> Tensor:
 def _fake_quantize(
     x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, in_range: Tensor | None = None
 ) -> Tensor:
-    """Block by block, each within the processor's cache. ``in_range`` is filled: is the integer in [qmin, qmax]?"""
+    """Fake-quantize in blocks that fit the cache. ``in_range`` receives whether each integer is in [qmin, qmax]."""
     safe_scale, out = _replace_zeros(scale), torch.empty_like(x)
     masks = [] if in_range is None else [in_range]
     for x_block, out_block, s, z, *mask in _split_blocks(x, out, safe_scale, zero_point, *masks):
@@ -145,7 +146,7 @@ def _fake_quantize(
 
 
 class _FakeQuantize(torch.autograd.Function):
-    """Saves a boolean per element for the backward pass, and ``x`` only where the scale is learned."""
+    """Saves a boolean per element for the backward pass, and ``x`` only if the scale is learned."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> Tensor:
@@ -178,7 +179,7 @@ class _StraightThrough(torch.autograd.Function):
 
 
 class _FakeQuantizeWeight(torch.autograd.Function):
-    """Symmetric, per channel, with the gradient of the scale. Saves nothing large but the weight itself."""
+    """Symmetric, per channel, with the gradient of the scale. Saves no large tensor but the weight itself."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, bits: int, axis: int) -> Tensor:
@@ -194,9 +195,9 @@ class _FakeQuantizeWeight(torch.autograd.Function):
         weight, max_abs, scale = ctx.saved_tensors
         out = torch.empty_like(weight)
         reduced = [dim for dim, size in enumerate(max_abs.shape) if size == 1]
-        # A channel is summed up in one piece: only where channels are the first axis can the weight be split.
-        rows = _count_cached_rows(weight) if len(max_abs) == len(weight) else len(weight)
-        for w, g, out_block, m, s in _split_rows(rows, weight, grad, out, max_abs, _replace_zeros(scale)):
+        # Gradients are summed over whole channels, so the weight is split only if channels are its first axis.
+        block_rows = _count_cached_rows(weight) if len(max_abs) == len(weight) else len(weight)
+        for w, g, out_block, m, s in _split_rows(block_rows, weight, grad, out, max_abs, _replace_zeros(scale)):
             grad_weight, grad_scale = _compute_gradients(w, g, s, torch.zeros_like(s), ctx.qmin, ctx.qmax)
             grad_max_abs = grad_scale.sum(reduced, keepdim=True) / ((ctx.qmax - ctx.qmin) / 2)
             is_max = w.abs().eq_(m)  # as in torch.amax, equally large elements share the gradient
@@ -208,7 +209,7 @@ class _FakeQuantizeWeight(torch.autograd.Function):
 def _compute_gradients(
     x: Tensor, grad: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int
 ) -> tuple[Tensor, Tensor]:
-    """The gradient of ``x``, and that of the scale before it is summed over elements."""
+    """Return the gradient of ``x``, and the gradient of the scale per element, not yet summed."""
     ratio = x / scale
     rounded = ratio.round().add_(zero_point)
     integer = rounded.clamp(qmin, qmax)
@@ -221,7 +222,7 @@ def _compute_gradients(
 def _split_blocks(
     x: Tensor, out: Tensor, scale: Tensor, zero_point: Tensor, *masks: Tensor
 ) -> Iterator[tuple[Tensor, ...]]:
-    """Matching blocks of the tensors: in the order of memory where the scale is a scalar, else of the first axis."""
+    """Yield matching blocks of the tensors: of flat memory if the scale is a scalar, else of the first axis."""
     tensors = [x, out, *masks]
     order = sorted(range(x.ndim), key=x.stride, reverse=True)
     if scale.ndim == 0 and x.permute(order).is_contiguous():
@@ -230,16 +231,16 @@ def _split_blocks(
     return _split_rows(_count_cached_rows(x), x, out, scale, zero_point, *flat_masks)
 
 
-def _split_rows(rows: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """``rows`` entries of the first axis at a time; a tensor of another length is passed whole each time."""
+def _split_rows(block_rows: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yield ``block_rows`` entries of the first axis at a time; tensors of another length are yielded whole."""
     length = len(tensors[0])
-    for start in range(0, length, rows):
-        block = slice(start, start + rows)
+    for start in range(0, length, block_rows):
+        block = slice(start, start + block_rows)
         yield tuple(tensor[block] if tensor.ndim and len(tensor) == length else tensor for tensor in tensors)
 
 
 def _count_cached_rows(x: Tensor) -> int:
-    """How many entries of the first axis fit into the cache; on a GPU all."""
+    """The number of entries of the first axis that fit into the cache; on a GPU, the length of the axis."""
     return len(x) if x.is_cuda else max(1, _BLOCK_ELEMENTS * len(x) // x.numel())
 
 
@@ -250,7 +251,7 @@ def _restore_zero_scale(scale: Tensor, original: Tensor, computed: Tensor) -> Te
 
 
 def _reads_without_sync(x: Tensor) -> bool:
-    """On the CPU; on a GPU, reading a value in Python waits for all operations in the queue."""
+    """Whether Python can read values without waiting, as on the CPU; on a GPU it waits for all queued operations."""
     return x.device.type == "cpu"
 
 
@@ -260,7 +261,7 @@ def _replace_zeros(scale: Tensor) -> Tensor:
 
 
 def _to_common_type(x: Tensor, qparams: QParams) -> tuple[Tensor, Tensor, Tensor]:
-    """The tensor, its scale and its zero point, in the type that it is quantized in."""
+    """Convert the tensor, its scale and its zero point to the type of ``compute_dtype``."""
     converted = x.to(compute_dtype(x))
-    # On the tensor's own device: torch divides a CUDA tensor by a CPU scalar as a product with 1/s.
+    # The scale moves to the tensor's device: torch divides a CUDA tensor by a CPU scalar as a product with 1/s.
     return converted, qparams.scale.to(converted), qparams.zero_point.to(converted)

@@ -10,10 +10,10 @@ from typing import ClassVar
 
 from ssql_det.core.errors import UserError, printable
 
-MIN_BITS, MAX_BITS = 2, 16
+MIN_BITS, MAX_BITS = 2, 16  # limits of the bit-width of weights and of activations
 
 _INTEGER = re.compile(r"\d{1,4}")
-_PATTERNS = (  # 4w4a, and W4A4 as in much of the literature
+_PATTERNS = (  # of 4w4a, and of W4A4 as in much of the literature
     re.compile(r"(?:(?P<weight>\d{1,4})w)?(?:(?P<act>\d{1,4})a)?"),
     re.compile(r"(?:w(?P<weight>\d{1,4}))?(?:a(?P<act>\d{1,4}))?"),
 )
@@ -33,10 +33,10 @@ class Bits:
     FP: ClassVar[Bits]
 
     def __post_init__(self) -> None:
-        for side, bits in (("weight", self.weight), ("activation", self.act)):
+        for kind, bits in (("weight", self.weight), ("activation", self.act)):
             is_integer = isinstance(bits, int) and not isinstance(bits, bool)
             if bits is not None and not (is_integer and MIN_BITS <= bits <= MAX_BITS):
-                raise UserError(f"{side} bits must be {MIN_BITS} to {MAX_BITS}, or None for float; got {bits!r}")
+                raise UserError(f"{kind} bits must be {MIN_BITS} to {MAX_BITS}, or None for float; got {bits!r}")
 
     @classmethod
     def parse(cls, text: str) -> Bits:
@@ -64,27 +64,27 @@ Bits.FP = Bits(None, None)
 
 
 def parse_bit_widths(text: str) -> list[Bits]:
-    """Read a list of bit-widths: ``FP``, ``8`` for weights and activations alike, ``2w4a``.
+    """Read a list of bit-widths: ``FP``, ``8`` (the same for weights and activations), ``2w4a``.
 
     >>> [str(bits) for bits in parse_bit_widths("FP,8,2w4a")]
     ['FP', '8w8a', '2w4a']
     """
     parts = [part.strip() for part in text.split(",")]
-    widths = [Bits(int(part), int(part)) if _INTEGER.fullmatch(part) else Bits.parse(part) for part in parts]
-    return list(dict.fromkeys(widths))
+    bit_widths = [Bits(int(part), int(part)) if _INTEGER.fullmatch(part) else Bits.parse(part) for part in parts]
+    return list(dict.fromkeys(bit_widths))
 
 
 def format_bits(bits: Bits, overrides: Mapping[str, Bits] | None = None) -> str:
-    """The name of a bit-width where parts of the network have another one.
+    """Name a bit-width together with the overrides of parts of the network.
 
     >>> format_bits(Bits(4, 4), {"layer1.*": Bits(8, 8)})
     '4w4a, layer1.* at 8w8a'
     """
-    return ", ".join([str(bits), *(f"{pattern} at {other}" for pattern, other in (overrides or {}).items())])
+    return ", ".join([str(bits), *(f"{pattern} at {override}" for pattern, override in (overrides or {}).items())])
 
 
 BitsSchedule = Callable[[int], Bits]
-"""The bits of a training step: any function of the step's number."""
+"""Returns the bit-widths of a training step from the index of the step."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,7 @@ class FixedBits:
 
     @property
     def bounds(self) -> tuple[Bits, ...]:
+        """All bit-widths that occur."""
         return (self.bits,)
 
     def __call__(self, step: int) -> Bits:
@@ -109,8 +110,8 @@ class FixedBits:
 class SampledBits:
     """Random bits at every step, uniform in closed intervals; the defaults are SSQL's.
 
-    A pure function of ``(seed, step)``: every rank and every resumed run draws the same bits. Those of weights and of
-    activations are drawn independently, or with ``shared=True`` (and equal intervals) once for both.
+    A pure function of ``(seed, step)``: every rank and every resumed run draws the same bits. Weights and activations
+    get independent bits; with ``shared=True``, which needs equal intervals, they get the same bits.
 
     >>> SampledBits(seed=0)(step=7) == SampledBits(seed=0)(step=7)
     True
@@ -125,21 +126,23 @@ class SampledBits:
         for low, high in (self.weight, self.act):
             Bits(low, high)  # raises an error for invalid bits
             if low > high:
-                raise UserError(f"bits are drawn from low to high, got {low} to {high}; swap them")
+                raise UserError(f"an interval of bits must be (low, high), got ({low}, {high}); swap the two")
         if self.shared and self.weight != self.act:
-            raise UserError(f"one shared draw needs equal intervals, got {self.weight} and {self.act}")
+            raise UserError(
+                f"shared=True needs equal intervals for weights and activations, got {self.weight} and {self.act}"
+            )
 
     @property
     def bounds(self) -> tuple[Bits, ...]:
-        """The fewest and the most bits."""
+        """The lowest and the highest bit-widths."""
         return tuple(Bits(weight, act) for weight, act in zip(self.weight, self.act, strict=True))
 
     def __call__(self, step: int) -> Bits:
         weight = self._draw(step, "weight", self.weight)
         return Bits(weight, weight if self.shared else self._draw(step, "act", self.act))
 
-    def _draw(self, step: int, side: str, interval: tuple[int, int]) -> int:
+    def _draw(self, step: int, kind: str, interval: tuple[int, int]) -> int:
         # By a hash: NumPy and torch do not guarantee the same random numbers in every version.
-        digest = hashlib.blake2b(f"{self.seed}/{step}/{side}".encode(), digest_size=8).digest()
+        digest = hashlib.blake2b(f"{self.seed}/{step}/{kind}".encode(), digest_size=8).digest()
         low, high = interval
         return low + int.from_bytes(digest, "big") % (high - low + 1)

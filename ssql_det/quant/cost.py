@@ -1,7 +1,7 @@
 """What a network costs at a bit-width: model size, multiply-adds and bit-operations.
 
-A multiply-add of a ``b_w``-bit weight and a ``b_a``-bit activation counts as ``b_w * b_a`` bit-operations, float as
-32 bits. The point that quantizes each activation is found by tracing a pass.
+A multiply-add of a ``b_w``-bit weight and a ``b_a``-bit activation counts as ``b_w * b_a`` bit-operations; a float
+operand counts as 32 bits. The point that quantizes each activation is found by tracing a forward pass.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from ssql_det.quant.bits import Bits
 from ssql_det.quant.points import QuantPoint, assign_bits
 from ssql_det.quant.tracing import Operation, Trace, trace_pass
 
-FLOAT_BITS = 32
-IMAGE_BITS = 8  # of the first layer's input
+FLOAT_BITS = 32  # of a float operand, and of a scale
+IMAGE_BITS = 8  # of the first layer's input, if no point quantizes it
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Bytes of all parameters; multiply-adds and bit-operations of the conv and linear layers in one pass."""
+    """Bytes of all parameters; multiply-adds and bit-operations of the conv and linear layers in one forward pass."""
 
     bytes: int
     macs: int
@@ -32,7 +32,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class ParameterSize:
-    """The number of elements of a parameter, the bytes of one in float, and the number of scales once quantized."""
+    """The number of elements of a parameter, the bytes of a float element, and the channels (one scale each)."""
 
     elements: int
     element_bytes: int
@@ -41,7 +41,7 @@ class ParameterSize:
 
 @dataclass(frozen=True)
 class CostProfile:
-    """One traced pass, from which the cost at any bits follows.
+    """One traced forward pass, from which the cost at any bit-width follows.
 
     >>> from ssql_det.quant import profile_cost, quant_points
     >>> profile = profile_cost(model, quant_points(model), images)
@@ -54,13 +54,13 @@ class CostProfile:
     parameters: Mapping[str, ParameterSize]
 
     def at(self, bits: Bits, overrides: Mapping[str, Bits] | None = None) -> Cost:
-        """The cost at these bits; ``overrides`` as in ``Quantization.at``."""
+        """The cost at a bit-width; ``overrides`` as in ``Quantization.at``."""
         point_bits = assign_bits(self.points, bits, overrides)
-        weights = {point.parameter_name: width for point, width in point_bits.items() if point.is_weight}
+        weight_bits = {point.parameter_name: bits for point, bits in point_bits.items() if point.is_weight}
         return Cost(
-            bytes=sum(_count_bytes(size, weights.get(name)) for name, size in self.parameters.items()),
+            bytes=sum(_count_bytes(size, weight_bits.get(name)) for name, size in self.parameters.items()),
             macs=self.trace.macs,
-            bit_ops=sum(each.macs * _count_bit_ops(each, weights, point_bits) for each in self.trace.operations),
+            bit_ops=sum(each.macs * _count_bit_ops(each, weight_bits, point_bits) for each in self.trace.operations),
         )
 
 
@@ -95,10 +95,10 @@ def _count_channels(module: nn.Module, parameter: nn.Parameter) -> int:
 
 
 def _count_bit_ops(
-    operation: Operation, weights: Mapping[str, int | None], point_bits: Mapping[QuantPoint, int | None]
+    operation: Operation, weight_bits: Mapping[str, int | None], point_bits: Mapping[QuantPoint, int | None]
 ) -> int:
-    """Of one multiply-add of the operation."""
-    weight = weights.get(operation.parameter)
+    """The bit-operations of one multiply-add of the operation."""
+    weight = weight_bits.get(operation.parameter)
     activations = [point_bits[point] if point else None for point in operation.input_points]
     if operation.reads_image and activations[0] is None and weight is not None:
         activations[0] = IMAGE_BITS

@@ -16,27 +16,31 @@ T = TypeVar("T")
 
 def evaluate_at_bit_widths(
     quantization: Quantization,
-    widths: Iterable[Bits],
+    bit_widths: Iterable[Bits],
     evaluate: Callable[[Bits], T],
     overrides: Mapping[str, Bits] | None = None,
     batches: Iterable[Any] = (),
     forward: Forward = forward_images,
 ) -> Iterator[tuple[Bits, T]]:
-    """Each bit-width with the result of ``evaluate`` at it. FP is full precision everywhere: overrides are ignored.
+    """Yield each bit-width with the result of ``evaluate``. At FP the whole network is float: overrides are ignored.
 
-    ``batches``: the images from which norm statistics are re-estimated, where the scheme says so and none are there.
+    ``batches``: images from which norm statistics are re-estimated, if the scheme requires it and no statistics are
+    stored for the bit-width.
 
     >>> from ssql_det.quant import Quantization, parse_bit_widths
     >>> quantization = Quantization(model)
     >>> quantization.calibrate(loader)
-    >>> widths = parse_bit_widths("FP,8,4")
-    >>> results = dict(evaluate_at_bit_widths(quantization, widths, lambda bits: model(images).std()))
+    >>> bit_widths = parse_bit_widths("FP,8,4")
+    >>> results = dict(evaluate_at_bit_widths(quantization, bit_widths, lambda bits: model(images).std()))
     >>> [str(bits) for bits in results]
     ['FP', '8w8a', '4w4a']
     """
-    for bits in widths:
-        used = None if bits == Bits.FP else overrides
-        yield bits, evaluate_at_bit_width(quantization, bits, partial(evaluate, bits), used, batches, forward)
+    for bits in bit_widths:
+        applied_overrides = None if bits == Bits.FP else overrides
+        yield (
+            bits,
+            evaluate_at_bit_width(quantization, bits, partial(evaluate, bits), applied_overrides, batches, forward),
+        )
 
 
 def evaluate_at_bit_width(
@@ -47,7 +51,7 @@ def evaluate_at_bit_width(
     batches: Iterable[Any] = (),
     forward: Forward = forward_images,
 ) -> T:
-    """The result of ``evaluate`` at one bit-width; ``overrides`` give parts of the network another one.
+    """Return the result of ``evaluate`` at one bit-width; ``overrides`` give parts of the network others, also at FP.
 
     >>> from ssql_det.quant import Quantization
     >>> quantization = Quantization(model)

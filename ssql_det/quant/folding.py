@@ -1,9 +1,9 @@
-"""Placement ``integer``: simulate norms and biases as an integer machine computes them.
+"""Placement ``integer``: simulate norms and biases as integer arithmetic computes them.
 
-Such a machine adds up products of integers, adds a bias in whole multiples of ``s_x * s_w``, and multiplies the result
-by one number per channel. So a norm is folded: it becomes a factor ``g`` per channel, which is multiplied into the
-weight's scale (its sign is kept), and a bias in multiples of ``s_x * s_w * |g|``. Weights of few bits are stored
-shifted, as ``q * 2**(8-b)``, so that these multiples are finer.
+Integer arithmetic adds up products of integers, adds a bias in whole multiples of ``s_x * s_w``, and multiplies the
+result by one factor per channel. So a norm is folded: it becomes a factor ``g`` per channel, which is multiplied into
+the weight's scale (sign included), and a bias in multiples of ``s_x * s_w * |g|``. Weights at low bit-widths are stored
+shifted, as ``q * 2**(8-b)``, which makes the steps of the bias finer.
 """
 
 from __future__ import annotations
@@ -28,25 +28,27 @@ _MAX_INT32 = 2**31 - 1
 
 @dataclass(frozen=True)
 class LayerScales:
-    """The scale of a layer's input, those of its weight's channels [C], and the weight's bit-width."""
+    """The scale of a layer's input, the scales of the channels of the weight [C], and the bit-width of the weight."""
 
     input: Tensor
     weight: Tensor
     weight_bits: int
 
-    def bias_scale(self, factor: Tensor) -> Tensor:
-        """Per channel, where the products are multiplied by ``factor``. Where they vanish any scale will do: 1."""
-        weight = torch.where(factor * self.weight == 0, 1, (factor * self.weight).abs())
-        return self.input * weight / 2 ** max(STORED_WEIGHT_BITS - self.weight_bits, 0)
+    def compute_bias_scale(self, factor: Tensor) -> Tensor:
+        """The scale of the bias per channel, if ``factor`` multiplies the products; 1 where the result would be 0."""
+        weight_scale = torch.where(factor * self.weight == 0, 1, (factor * self.weight).abs())
+        return self.input * weight_scale / 2 ** max(STORED_WEIGHT_BITS - self.weight_bits, 0)
 
 
 def find_foldable_chains(trace: Trace, points: Sequence[QuantPoint]) -> tuple[Chain, ...]:
-    """The chains of all quantized layers; an error if the input of one is not quantized."""
-    weights = {point.path for point in points if point.is_weight}
-    chains = tuple(chain for chain in trace.chains if chain.layer in weights)
+    """Return the chains of all quantized layers; raise an error if the input of a layer is not quantized."""
+    layers = {point.path for point in points if point.is_weight}
+    chains = tuple(chain for chain in trace.chains if chain.layer in layers)
     for chain in chains:
         if chain.input_point is None:
-            raise UserError(f"the input of {chain.layer} is not quantized, which placement={INTEGER} needs")
+            raise UserError(
+                f"the input of {chain.layer} is not quantized, which placement={INTEGER} needs; add a point"
+            )
     return chains
 
 
@@ -64,15 +66,17 @@ def folding_norms(
     weight_points = {point.path: point for point in point_bits if point.is_weight}
     with ExitStack() as stack:
         for chain in chains:
-            point, source = weight_points[chain.layer], chain.input_point
-            weight_bits, input_bits = point_bits[point], point_bits[source] if source is not None else None
-            if source is not None and weight_bits is not None and input_bits is not None:
-                weight = get_float_weight(model, point)
-                quantized_weight = get_quantizer(point).quantize(weight, weight_bits)
-                quantized_input = get_quantizer(source).quantize(weight.new_zeros(1), input_bits)
+            weight_point, input_point = weight_points[chain.layer], chain.input_point
+            weight_bits = point_bits[weight_point]
+            input_bits = None if input_point is None else point_bits[input_point]
+            if input_point is not None and weight_bits is not None and input_bits is not None:
+                weight = get_float_weight(model, weight_point)
+                quantized_weight = get_quantizer(weight_point).quantize(weight, weight_bits)
+                quantized_input = get_quantizer(input_point).quantize(weight.new_zeros(1), input_bits)
                 if quantized_weight is None or quantized_input is None:
                     raise UserError(
-                        f"the quantizers of {chain.layer} give no integers, which placement={INTEGER} needs; use others"
+                        f"{chain.layer}: the weight or the input has no integers, which placement={INTEGER} needs; "
+                        "use other quantizers"
                     )
                 scales = LayerScales(quantized_input.scale, quantized_weight.scale.flatten(), weight_bits)
                 for module, attributes in _compute_folded_attributes(model, chain, scales):
@@ -89,16 +93,16 @@ def _compute_folded_attributes(
     if not chain.norm:
         if layer.bias is None:
             return []
-        return [(layer, {"bias": round_bias(layer.bias, scales.bias_scale(torch.ones_like(layer.bias)))})]
+        return [(layer, {"bias": round_bias(layer.bias, scales.compute_bias_scale(torch.ones_like(layer.bias)))})]
     norm: Any = model.get_submodule(chain.norm)
     factor, bias = _compute_factor_and_bias(norm, layer.bias)
     statistics = {"running_mean": torch.zeros_like(bias), "running_var": torch.ones_like(bias), "eps": 0.0}
-    affine = {"weight": factor, "bias": round_bias(bias, scales.bias_scale(factor))}
+    affine = {"weight": factor, "bias": round_bias(bias, scales.compute_bias_scale(factor))}
     return [(layer, {"bias": None}), (norm, statistics | affine)]
 
 
 def round_bias(bias: Tensor, scale: Tensor) -> Tensor:
-    """Round a bias to multiples of its scale, as many as 32 bits can count.
+    """Round a bias to multiples of its scale that fit into 32-bit integers.
 
     >>> round_bias(torch.tensor([0.26, -1.0]), torch.tensor([0.1, 0.3]))
     tensor([ 0.3000, -0.9000])

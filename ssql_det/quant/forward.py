@@ -33,9 +33,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def forward_images(model: nn.Module, batch: Any) -> None:
-    """Run the network on a batch of images, or on the first entry of a tuple, in its own type and on its device."""
+    """Run the network on a batch of images, or on the first entry of a tuple, with the type and device of its weights."""
     images = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
     if not isinstance(images, Tensor):
-        raise UserError(f"a calibration batch holds a {type(images).__name__}, not images; pass forward= to run it")
+        raise UserError(
+            f"a calibration batch holds a {type(images).__name__}, not images; pass forward= to run the model on it"
+        )
     parameter = next(model.parameters(), images)
     model(images.to(parameter.device, parameter.dtype if images.is_floating_point() else None))

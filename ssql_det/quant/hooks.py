@@ -22,16 +22,18 @@ from ssql_det.quant.affine import tensor_version
 from ssql_det.quant.points import QuantPoint, Side
 
 Action = Callable[[Tensor], Tensor]
-"""What a hook does: it returns the tensor to use instead."""
+"""Returns the tensor to use in place of the hooked one."""
 
-_IDENTITY = attrgetter("side", "parameter", "function", "operand", "call")  # which tensor of its module a point is
+# Identifies the tensor of a point within its module.
+_get_tensor_key = attrgetter("side", "parameter", "function", "operand", "call")
 
 
 @contextmanager
 def hooking(model: nn.Module, point: QuantPoint, action: Action | None) -> Iterator[None]:
-    """Replace the tensor at a point by ``action(tensor)``; ``None`` leaves it as it is. Suspends outer contexts.
+    """Replace the tensor at a point by ``action(tensor)``; ``None`` leaves the tensor as it is.
 
-    At a weight, the action gets the parameter, and the module uses what it returns.
+    Outer contexts at the same point are suspended. At a weight, the action gets the parameter, and the module uses the
+    returned tensor as its weight.
 
     >>> point = QuantPoint("act1", Side.OUTPUT)
     >>> with hooking(model, point, lambda x: x.clamp(max=6)), recording_outputs(model, ["act1"]) as outputs:
@@ -40,7 +42,7 @@ def hooking(model: nn.Module, point: QuantPoint, action: Action | None) -> Itera
     tensor(True)
     """
     module = get_module(model, point)
-    hook = next((hook for hook in _get_hooks(module) if _IDENTITY(hook.point) == _IDENTITY(point)), None)
+    hook = next((hook for hook in _get_hooks(module) if _get_tensor_key(hook.point) == _get_tensor_key(point)), None)
     if hook is not None:
         outer_action, hook.action = hook.action, action
         try:
@@ -69,7 +71,7 @@ def _get_hooks(module: nn.Module) -> Iterator[_Hook]:
 
 @contextmanager
 def recording_outputs(model: nn.Module, paths: Iterable[str]) -> Iterator[list[Tensor]]:
-    """Record copies of the outputs of modules, pass by pass; of an output that is a dict, its values.
+    """Record copies of the outputs of modules in each forward pass; of a dict, the values.
 
     >>> with recording_outputs(model, ["layer3", "layer4"]) as outputs:
     ...     features = model(images)
@@ -91,7 +93,7 @@ def recording_outputs(model: nn.Module, paths: Iterable[str]) -> Iterator[list[T
 
 @contextmanager
 def overriding_attributes(module: nn.Module, **attributes: Any) -> Iterator[None]:
-    """Give a module other attributes inside, also in place of parameters, buffers and children.
+    """Override attributes of a module inside the context, also parameters, buffers and children.
 
     Python looks into the instance dictionary before it calls ``nn.Module.__getattr__``.
 
@@ -116,7 +118,7 @@ def get_float_weight(model: nn.Module, point: QuantPoint) -> nn.Parameter:
 
 
 def get_module(model: nn.Module, point: QuantPoint) -> nn.Module:
-    """The module of a point; an error if the model has none at its path."""
+    """Return the module of a point; raise an error if the model has no module at the point's path."""
     try:
         return model.get_submodule(point.path)
     except AttributeError:
@@ -134,7 +136,7 @@ def _get_parameter(module: nn.Module, point: QuantPoint) -> nn.Parameter:
 
 
 class _Hook:
-    """The hook at the input or the output of a module. Nested contexts exchange its action."""
+    """A hook at the input or the output of a module. Nested contexts replace the action and restore it."""
 
     def __init__(self, module: nn.Module, point: QuantPoint, action: Action | None) -> None:
         self.module, self.point, self.action = module, point, action
@@ -162,25 +164,27 @@ class _Hook:
         return None if self.action is None else self.apply(self.check_tensor(output))
 
     def apply(self, x: Tensor) -> Tensor:
-        """Run the action without triggering hooks of functions: what it calls is not part of the module's forward."""
+        """Run the action without hooks of functions: functions that the action calls are not part of the forward."""
         assert self.action is not None
         with torch._C.DisableTorchFunction():
             return self.action(x)
 
     def check_tensor(self, value: Any) -> Tensor:
         if not isinstance(value, Tensor):
-            kind = type(value).__name__
-            raise UserError(f"the {self.point.side.value} of {self.point.path} is a {kind}; a point needs one tensor")
+            type_name = type(value).__name__
+            raise UserError(
+                f"the {self.point.side.value} of {self.point.path} is a {type_name}; a point needs one tensor"
+            )
         return value
 
 
 class _FunctionHook(_Hook):
-    """The hook at a function that the module's forward calls itself; calls in the forward of children are ignored."""
+    """A hook at a function that the module's own forward calls; calls in the forward of children are ignored."""
 
     def __init__(self, module: nn.Module, point: QuantPoint, action: Action | None) -> None:
         super().__init__(module, point, action)
-        self.calls = 0  # of the function, in this pass
-        self.depth = 0  # of calls of children
+        self.calls = 0  # of the function in this forward pass
+        self.depth = 0  # number of children whose forward is running
 
     def register(self) -> Iterator[RemovableHandle]:
         yield self.module.register_forward_pre_hook(self.on_input)
@@ -200,7 +204,7 @@ class _FunctionHook(_Hook):
         self.depth += change
 
     def call_function(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call a function, with the action at its input or output if it is the point's."""
+        """Call a torch function, with the action at its input or output if the point is at this call."""
         point = self.point
         if self.action is None or self.depth or getattr(function, "__name__", "").strip("_") != point.function:
             return function(*args, **kwargs)
@@ -210,13 +214,15 @@ class _FunctionHook(_Hook):
         if point.side is Side.OUTPUT:
             return self.apply(self.check_tensor(function(*args, **kwargs)))
         if point.operand >= len(args):
-            raise UserError(f"{point.path} must call {point.function} with positional arguments, for {point.key}")
+            raise UserError(
+                f"{point.path} must call {point.function} with positional arguments, which {point.key} needs"
+            )
         changed = self.apply(self.check_tensor(args[point.operand]))
         return function(*args[: point.operand], changed, *args[point.operand + 1 :], **kwargs)
 
 
 class _FunctionMode(TorchFunctionMode):
-    """Passes every torch function that is called to a hook."""
+    """Passes every call of a torch function to a hook."""
 
     def __init__(self, hook: _FunctionHook) -> None:
         super().__init__()
@@ -227,7 +233,7 @@ class _FunctionMode(TorchFunctionMode):
 
 
 def _get_callable_children(module: nn.Module) -> Iterator[nn.Module]:
-    """The children that a forward can call; those of a ``ModuleList`` in place of the list, which has no forward."""
+    """The children whose forward can be called; a ``ModuleList`` has no forward, so its children are returned."""
     for child in module.children():
         if isinstance(child, (nn.ModuleList, nn.ModuleDict)):
             yield from _get_callable_children(child)
@@ -236,7 +242,7 @@ def _get_callable_children(module: nn.Module) -> Iterator[nn.Module]:
 
 
 class _WeightHook(_Hook):
-    """Computes a weight once for all passes; again once its parameter changed or a backward pass freed its graph."""
+    """Computes a weight once for all passes, and again after its parameter changed or its graph was freed."""
 
     def __init__(self, module: nn.Module, point: QuantPoint, action: Action | None) -> None:
         super().__init__(module, point, action)

@@ -1,7 +1,7 @@
 """Re-estimate BatchNorm statistics at a bit-width, and use them inside a context.
 
-Quantization changes the mean and variance of a norm's input; statistics of the quantized network follow that change
-and cost only some forward passes. Frozen norms have no statistics to re-estimate. The network's own are not changed.
+Quantization changes the mean and variance of a norm's input; re-estimating them takes only some forward passes. Frozen
+norms have no statistics to re-estimate. The buffers of the network are not changed.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def estimate_norm_statistics(
             initial["running_var"] = torch.ones_like(_get_buffer(norm, "running_var"))
             statistics |= {f"{path}.{name}": tensor for name, tensor in initial.items()}
             count = torch.zeros_like(_get_buffer(norm, "num_batches_tracked"))
-            stack.callback(norm._buffers.update, dict(norm._buffers))  # Detectron2's synchronized norm assigns to them
+            # Detectron2's synchronized norm assigns to its buffers, which are restored at the end.
+            stack.callback(norm._buffers.update, dict(norm._buffers))
             # With momentum=None torch averages over all batches, in place.
             stack.enter_context(overriding_attributes(norm, **initial, num_batches_tracked=count, momentum=None))
             norm.train()

@@ -34,18 +34,19 @@ from ssql_det.quant.quantizers.observers import all_reduce_observers, check_fini
 from ssql_det.quant.scheme import RE_ESTIMATED, Scheme
 from ssql_det.quant.tracing import Chain, trace_pass
 
-_LEARNED, _NORMS = "learned.", "norms."  # prefixes of names in a file
+_LEARNED, _NORMS = "learned.", "norms."  # prefixes of tensor names in a file
 
 
 class Quantization:
     """A quantizer for each point of a network, and the norm statistics of each bit-width.
 
-    Contexts nest (at each point the innermost is active) and restore the state they found. No module is replaced, and
-    ``state_dict`` is the float one at any time. ``backward`` may be called between two passes; with activation
-    checkpointing it is called inside the context, since it runs forward passes again. Inside a context, do not deepcopy
-    the model and do not update parameters of quantizers. ``torch.compile`` ignores contexts: call the model itself.
+    Contexts nest (at each point the innermost one is active) and restore the previous state at the end. No module is
+    replaced, and ``state_dict`` always holds the float weights. ``backward`` may be called between two forward passes;
+    with activation checkpointing call it inside the context, since it repeats forward passes. Inside a context, do not
+    deepcopy the model and do not update parameters of quantizers. ``torch.compile`` ignores contexts: call the model
+    itself.
 
-    ``quantizers`` is a module of its own. To train its parameters, pass them to an optimizer.
+    ``quantizers`` is a module that is not part of the model. To train its parameters, pass them to an optimizer.
 
     >>> from ssql_det.quant import Bits, Quantization, Scheme, quant_points
     >>> quantization = Quantization(model, quant_points(model), Scheme.parse("act=mse"))
@@ -66,7 +67,7 @@ class Quantization:
         self.quantizers = nn.ModuleDict(
             {_module_name(point): self.scheme.build_quantizer(_get_tensor_spec(model, point)) for point in self.points}
         )
-        self.norm_statistics: dict[str, NormStatistics] = {}  # by the name that ``format_bits`` gives
+        self.norm_statistics: dict[str, NormStatistics] = {}  # by the text of ``format_bits``
         self.chains: tuple[Chain, ...] = ()  # in placement ``integer``: the layers to fold
 
     def __getitem__(self, point: QuantPoint) -> Quantizer:
@@ -78,9 +79,9 @@ class Quantization:
 
     @contextmanager
     def at(self, bits: Bits, overrides: Mapping[str, Bits] | None = None) -> Iterator[None]:
-        """Run quantized at ``bits``; ``overrides`` give modules their own, as in ``{"layer1.*": Bits(8, 8)}``.
+        """Run quantized at ``bits``; ``overrides`` give modules other bit-widths, as in ``{"layer1.*": Bits(8, 8)}``.
 
-        Weights are quantized once and shared by all passes inside.
+        Weights are quantized once for all forward passes inside the context.
         """
         point_bits = assign_bits(self.points, bits, overrides)
         folding = folding_norms(self.model, self.chains, point_bits, self.__getitem__)
@@ -91,8 +92,8 @@ class Quantization:
     def _quantizing(self, point_bits: Mapping[QuantPoint, int | None]) -> Iterator[None]:
         self._check_ready(point_bits)
         with ExitStack() as stack:
-            for point, width in point_bits.items():
-                action = None if width is None else partial(self[point], bits=width)
+            for point, bit_width in point_bits.items():
+                action = None if bit_width is None else partial(self[point], bits=bit_width)
                 stack.enter_context(hooking(self.model, point, action))
             yield
 
@@ -100,24 +101,24 @@ class Quantization:
         if self.scheme.norms != RE_ESTIMATED:
             return nullcontext()
         if not self.has_norm_statistics(bits, overrides):
-            name = format_bits(bits, overrides)
-            raise UserError(f"norm statistics were not re-estimated at {name}; call reestimate_norms() for these bits")
+            label = format_bits(bits, overrides)
+            raise UserError(f"norm statistics were not re-estimated at {label}; call reestimate_norms() for these bits")
         return overriding_statistics(self.model, self.norm_statistics[format_bits(bits, overrides)])
 
     @contextmanager
     def observing(self, per_rank: bool = False) -> Iterator[None]:
-        """Run in float and observe the activations, replacing former observations.
+        """Run in float and observe the activations, replacing previous observations.
 
         Afterwards the observations of all ranks are merged, in one collective (two if there are histograms); with
-        ``per_rank`` each rank keeps its own. After an error the former observations are restored.
+        ``per_rank`` each rank keeps its own observations. After an error the previous observations are restored.
 
         >>> from ssql_det.quant import Quantization
         >>> quantization = Quantization(model)
         >>> with quantization.observing():
         ...     features = model(images[:2]), model(images[2:])
         """
-        former = self._observers
-        for quantizer, observer in former.items():
+        previous = self._observers
+        for quantizer, observer in previous.items():
             quantizer.observer = type(observer)()
         try:
             with ExitStack() as stack:
@@ -128,33 +129,35 @@ class Quantization:
                 all_reduce_observers(self._observers.values(), _get_device(self.model))
             self._check_finite()
         except BaseException:
-            for quantizer, observer in former.items():
+            for quantizer, observer in previous.items():
                 quantizer.observer = observer
             raise
 
     # ---- calibration -----------------------------------------------------------------------------------------------
 
-    def calibrate(self, loader: Iterable[Any], batches: int | None = None, forward: Forward = forward_images) -> None:
-        """Observe the activations over the loader's batches, in evaluation mode and without gradients.
+    def calibrate(
+        self, loader: Iterable[Any], num_batches: int | None = None, forward: Forward = forward_images
+    ) -> None:
+        """Observe the activations over the loader's first ``num_batches`` (default: all) batches, in evaluation mode.
 
-        With several processes, each one passes its share of the images, and all get the observations of all.
+        With several processes, each one passes its share of the images, and the observations are merged.
         ``forward(model, batch)`` runs the model; by default a batch is a tensor of images, or a tuple that begins with
         one. The model's training mode is restored.
         """
-        if batches is not None and batches < 1:
-            raise UserError(f"calibration needs at least 1 batch, got batches={batches}")
+        if num_batches is not None and num_batches < 1:
+            raise UserError(f"calibration needs at least 1 batch, got num_batches={num_batches}")
         length = len(loader) if isinstance(loader, Sized) else None
-        total = batches if length is None else length if batches is None else min(length, batches)
-        count = 0
+        total = num_batches if length is None else length if num_batches is None else min(length, num_batches)
+        has_batches = False
         with self.observing(), evaluating(self.model), torch.no_grad():
-            for batch in track(itertools.islice(loader, batches), "calibrating", total):
-                if self.scheme.placement == INTEGER and not count:
+            for batch in track(itertools.islice(loader, num_batches), "calibrating", total):
+                if self.scheme.placement == INTEGER and not has_batches:
                     trace = trace_pass(self.model, self.points, batch, forward)
                     self.chains = find_foldable_chains(trace, self.points)
                 forward(self.model, batch)
                 self._check_finite()
-                count += 1
-            if not count:
+                has_batches = True
+            if not has_batches:
                 raise UserError("the calibration loader is empty; check the folder of images and the batch size")
         self.norm_statistics.clear()
 
@@ -165,7 +168,7 @@ class Quantization:
         overrides: Mapping[str, Bits] | None = None,
         forward: Forward = forward_images,
     ) -> None:
-        """Estimate norm statistics for these bits, from batches that run through the quantized network."""
+        """Estimate norm statistics at a bit-width, by running the quantized network on the batches."""
         with self._quantizing(assign_bits(self.points, bits, overrides)):
             statistics = estimate_norm_statistics(self.model, batches, forward)
             self.norm_statistics[format_bits(bits, overrides)] = statistics
@@ -174,7 +177,7 @@ class Quantization:
         return format_bits(bits, overrides) in self.norm_statistics
 
     def merge(self, other: Quantization) -> None:
-        """Add the observations of another one, as when shards of the images are calibrated separately."""
+        """Add the observations of another quantization, as when shards of the images are calibrated separately."""
         if (self.points, self.scheme) != (other.points, other.scheme):
             raise ValueError("only quantizations of the same points and scheme can be merged")
         for point in self.points:
@@ -187,7 +190,7 @@ class Quantization:
     # ---- files -----------------------------------------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write one safetensors file, which is tied to the weights. Its header describes its content."""
+        """Write one safetensors file, which is tied to the model's weights. The header describes the content."""
         signature = compute_signature(self.model)
         tensors = self._collect_tensors()
         content = QuantizationContent(self.scheme, self.points, self.calibration, signature, tensors, self.chains)
@@ -195,7 +198,7 @@ class Quantization:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: nn.Module, scheme: Scheme | None = None) -> Quantization:
-        """Read a quantization of this model; other weights, or another scheme than ``scheme``, are an error.
+        """Read a quantization of this model; raise an error if the weights or the scheme differ from those of the file.
 
         With several processes every rank calls it, and rank 0 reads.
 
@@ -227,14 +230,14 @@ class Quantization:
                 tensors[f"{point.key}/ends"] = torch.stack(quantizer.observer.range)
                 if quantizer.observer.sums is not None:
                     tensors[f"{point.key}/sums"] = quantizer.observer.sums
-        for width, statistics in self.norm_statistics.items():
-            tensors |= {f"{width}/{_NORMS}{name}": tensor for name, tensor in statistics.items()}
+        for label, statistics in self.norm_statistics.items():
+            tensors |= {f"{label}/{_NORMS}{name}": tensor for name, tensor in statistics.items()}
         return tensors
 
     def _load_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Load what :meth:`_collect_tensors` returned; a ``ValueError`` for unexpected, missing or invalid tensors."""
         device = _get_device(self.model)
-        tensors = {name: tensor.to(device, copy=True) for name, tensor in tensors.items()}  # not mapped to the file
+        tensors = {name: tensor.to(device, copy=True) for name, tensor in tensors.items()}  # not memory-mapped
         for point in self.points:
             quantizer, prefix = self[point], f"{point.key}/"
             state = {name.removeprefix(prefix): tensors.pop(name) for name in [*tensors] if name.startswith(prefix)}
@@ -246,10 +249,10 @@ class Quantization:
                 raise ValueError(f"unexpected tensors at {point.key}")
         buffers = dict(self.model.named_buffers())
         for name, tensor in tensors.items():
-            width, _, buffer = name.partition(f"/{_NORMS}")
+            label, _, buffer = name.partition(f"/{_NORMS}")
             if tensor.shape != buffers[buffer].shape or not tensor.isfinite().all():
-                raise ValueError(f"{name} has another shape than its norm, or is not finite")
-            self.norm_statistics[width] = {**self.norm_statistics.get(width, {}), buffer: tensor}
+                raise ValueError(f"{name} has another shape than the norm's buffer, or is not finite")
+            self.norm_statistics[label] = {**self.norm_statistics.get(label, {}), buffer: tensor}
 
     # ---- checks ----------------------------------------------------------------------------------------------------
 
@@ -263,24 +266,24 @@ class Quantization:
 
     def _check_ready(self, point_bits: Mapping[QuantPoint, int | None]) -> None:
         """Raise an error if activations are not calibrated, or a quantizer does not support its bit-width."""
-        activations = [point for point, width in point_bits.items() if width is not None and not point.is_weight]
+        activations = [point for point, bits in point_bits.items() if bits is not None and not point.is_weight]
         observers = self._observers
         if observers and activations and all(observer.min_val is None for observer in observers.values()):
-            raise UserError(f"nothing was observed at {activations[0].key} or elsewhere; calibrate first")
+            raise UserError(f"no activations are calibrated, such as {activations[0].key}; calibrate first")
         if self.scheme.placement == INTEGER and activations and not self.chains:
             raise UserError(f"placement={INTEGER} folds the norms that calibrate() finds; calibrate first")
-        for point, width in point_bits.items():
-            if width is not None and width not in self[point].supported_bits:
-                supported = self[point].supported_bits
-                side = "weight" if point.is_weight else "act"
+        for point, bits in point_bits.items():
+            supported = self[point].supported_bits
+            if bits is not None and bits not in supported:
+                key = "weight" if point.is_weight else "act"
                 raise UserError(
-                    f"{side}={getattr(self.scheme, side)} supports {supported[0]} to {supported[-1]} bits, not {width} "
-                    f"as for {point.key}"
+                    f"{key}={getattr(self.scheme, key)} supports {supported[0]} to {supported[-1]} bits, not {bits} at "
+                    f"{point.key}"
                 )
 
 
 def _module_name(point: QuantPoint) -> str:
-    """A point's key without dots, which torch does not allow in names of modules."""
+    """The point's key without dots, which torch does not allow in names of modules."""
     return point.key.replace(".", "/")
 
 

@@ -6,10 +6,10 @@
                   scheme   "act=mse"                    calibration  {"images": 256, "seed": 0, "data": "..."}
                   points   [{"path": "conv1", "side": "weight", "bits": 8}, ...]
                   model    {"digest": "9f3c...", "tensors": {"conv1.weight": [64, 3, 7, 7], ...}}
-                  chains   [["conv1", "bn1", "conv1:input"], ...]: layer, norm and source, in placement integer
+                  chains   [["conv1", "bn1", "conv1:input"], ...]: layer, norm and point of the layer's input
     layer1.0.conv2:input/ends       the least and the greatest value observed at a point
-    layer1.0.conv2:input/sums       the histogram, or other sums, of its observer
-    layer1.0.conv2:input/learned.x  a parameter or buffer of its quantizer
+    layer1.0.conv2:input/sums       the counts of the observer's histogram, or its other sums
+    layer1.0.conv2:input/learned.x  a parameter or buffer of the point's quantizer
     4w4a/norms.bn1.running_mean     a statistic of a norm at a bit-width
 """
 
@@ -34,7 +34,7 @@ from ssql_det.quant.scheme import Scheme
 from ssql_det.quant.tracing import Chain
 
 FORMAT, VERSION = "ssql_det quantization", 1
-_STORED_NAMES = {"fixed_range": "ends", "include_zero": "with_zero"}  # of a point's fields, in the file
+_STORED_NAMES = {"fixed_range": "ends", "include_zero": "with_zero"}  # names in the file of fields of a point
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,14 @@ class ModelSignature:
     tensors: Mapping[str, list[int]]
 
     def check_same(self, saved: ModelSignature, path: object) -> None:
-        """Raise an error if a file belongs to another network or to other weights."""
+        """Raise an error if the file at ``path`` was saved for another network or other weights."""
         for name in [*self.tensors, *saved.tensors]:
-            here, there = self.tensors.get(name, "missing"), saved.tensors.get(name, "missing")
-            if here != there:
+            shape, saved_shape = self.tensors.get(name, "missing"), saved.tensors.get(name, "missing")
+            if shape != saved_shape:
                 tensor = printable(name, 80)
                 raise UserError(
-                    f"{path} was calibrated on another model: {tensor} is {there} in the file and {here} here; "
-                    "calibrate this model"
+                    f"{path} was calibrated on another model: {tensor} is {saved_shape} in the file and {shape} in "
+                    "this model; calibrate this model"
                 )
         if self.digest != saved.digest:
             raise UserError(f"{path} was calibrated on other weights of this model; calibrate again with these")
@@ -60,7 +60,7 @@ class ModelSignature:
 
 @dataclass(frozen=True)
 class QuantizationContent:
-    """All that a file holds."""
+    """The content of a quantization file."""
 
     scheme: Scheme
     points: tuple[QuantPoint, ...]
@@ -96,7 +96,7 @@ def write_quantization(path: str | os.PathLike[str], content: QuantizationConten
 
 
 def read_quantization(path: str | os.PathLike[str]) -> QuantizationContent:
-    """Read a file and check the type of each part. Whether it fits a model is checked by the caller."""
+    """Read a file and check the type of each part. The caller checks that the content fits a model."""
     if not Path(path).exists():
         raise UserError(f"cannot read a quantization from {path}: there is no such file")
     if not Path(path).is_file() or not is_safetensors(path):
@@ -107,13 +107,13 @@ def read_quantization(path: str | os.PathLike[str]) -> QuantizationContent:
     version = metadata.get("version", "")
     if not version.isdecimal() or len(version) > 4 or int(version) > VERSION:
         quoted = printable(version, 20)
-        raise UserError(f"{path} has version {quoted}, this ssql_det reads up to {VERSION}; update it")
+        raise UserError(f"{path} has version {quoted}, this ssql_det reads up to {VERSION}; update ssql_det")
     scheme = _parse_scheme(path, metadata.get("scheme", ""))
     try:
         calibration = json.loads(metadata["calibration"])
         model = json.loads(metadata["model"])
         points = tuple(_build_point(**each) for each in json.loads(metadata["points"]))
-        by_key = {point.key: point for point in points}
+        points_by_key = {point.key: point for point in points}
         return QuantizationContent(
             scheme=scheme,
             points=points,
@@ -121,7 +121,8 @@ def read_quantization(path: str | os.PathLike[str]) -> QuantizationContent:
             signature=ModelSignature(str(model["digest"]), dict(model["tensors"])),
             tensors=tensors,
             chains=tuple(
-                Chain(str(layer), by_key[source], str(norm)) for layer, norm, source in json.loads(metadata["chains"])
+                Chain(str(layer), points_by_key[source], str(norm))
+                for layer, norm, source in json.loads(metadata["chains"])
             ),
         )
     except (AttributeError, KeyError, RecursionError, TypeError, UserError, ValueError) as error:
@@ -129,13 +130,13 @@ def read_quantization(path: str | os.PathLike[str]) -> QuantizationContent:
 
 
 def check_same_points(expected: Iterable[QuantPoint], saved: Iterable[QuantPoint], path: object) -> None:
-    """Raise an error if a file quantizes other points, as with another scope."""
-    here, there = set(expected), set(saved)
-    if here != there:
-        first = min(here ^ there, key=lambda point: point.key)
-        difference = "quantized in the file and not here" if first in there else "not quantized in the file"
+    """Raise an error if the points in a file differ, as with another scope (the parts of a detector to quantize)."""
+    differing = set(expected) ^ set(saved)
+    if differing:
+        first = min(differing, key=lambda point: point.key)
+        difference = "quantized in the file only" if first not in set(expected) else "not quantized in the file"
         raise UserError(
-            f"{path} has other points: {first.key} is {difference}; use the scope it was saved with, or calibrate again"
+            f"{path} has other points: {first.key} is {difference}; use the scope of the file, or calibrate again"
         )
 
 
@@ -144,7 +145,7 @@ def damaged_file_error(path: str | os.PathLike[str], reason: object) -> UserErro
 
 
 def _parse_scheme(path: str | os.PathLike[str], text: str) -> Scheme:
-    """An unknown quantizer does not mean a damaged file: it may need a plugin."""
+    """Parse the scheme of a file. An unknown quantizer does not mean a damaged file: it may need a plugin."""
     try:
         return Scheme.parse(text)
     except UserError as error:
@@ -152,7 +153,7 @@ def _parse_scheme(path: str | os.PathLike[str], text: str) -> Scheme:
 
 
 def _point_to_dict(point: QuantPoint) -> dict[str, Any]:
-    """The fields that differ from their defaults."""
+    """The fields of a point that differ from their defaults, under their names in the file."""
     values = {field.name: getattr(point, field.name) for field in fields(point)}
     changed = {field.name: values[field.name] for field in fields(point) if values[field.name] != field.default}
     stored = {_STORED_NAMES.get(name, name): value for name, value in changed.items()}
@@ -165,7 +166,7 @@ def _build_point(path: str, side: str, ends: Any = None, with_zero: Any = False,
     types = {"path": str, "bits": int | None, "include_zero": bool, "parameter": str, "function": str}
     for name, expected in {**types, "operand": int, "call": int | None}.items():
         if not isinstance(getattr(point, name), expected):
-            raise TypeError(f"a point's {name} is {getattr(point, name)!r}")
+            raise TypeError(f"a point has the invalid {name} {getattr(point, name)!r}")
     return point
 
 

@@ -15,15 +15,15 @@ from ssql_det.quant.quantizers.quantizer import ACTIVATIONS, WEIGHTS, Quantizer,
 TRAINED, RE_ESTIMATED = "trained", "re-estimated"
 NORMS = (TRAINED, RE_ESTIMATED)
 _DEFAULT = "minmax"
-_EXAMPLE = TensorSpec(QuantPoint("", Side.WEIGHT), shape=(1, 1), axis=0)  # quantizers are built on it to check them
+_EXAMPLE_SPEC = TensorSpec(QuantPoint("", Side.WEIGHT), shape=(1, 1), axis=0)  # to build quantizers only to check them
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """By default the published scheme. A quantizer is its name, followed by parameters after colons if it has any.
+    """The default is the published scheme. A quantizer is written as its name, with parameters after colons.
 
-    ``norms``: statistics as ``trained``, or ``re-estimated`` from the calibration images at each bit-width.
-    ``placement``: the ``published`` points, or those that an ``integer`` machine needs.
+    ``norms``: BatchNorm statistics as ``trained``, or ``re-estimated`` from the calibration images at each bit-width.
+    ``placement``: the ``published`` quantization points, or the points that ``integer`` arithmetic needs.
 
     >>> Scheme.parse("weight=centred, act=mse:2.4")
     Scheme(weight='centred', act='mse:2.4', norms='trained', placement='published')
@@ -63,7 +63,7 @@ class Scheme:
         return cls(**parsed)
 
     def __str__(self) -> str:
-        has_one_quantizer = self.weight == self.act != _DEFAULT  # then its name is written once
+        has_one_quantizer = self.weight == self.act != _DEFAULT  # for weights and activations: its name is written once
         parts = [self.weight] if has_one_quantizer else []
         for field in fields(self):
             value = getattr(self, field.name)
@@ -71,25 +71,25 @@ class Scheme:
                 parts.append(f"{field.name}={value}")
         return ", ".join(parts) or _DEFAULT
 
-    def check_bits(self, widths: Iterable[Bits]) -> None:
+    def check_bits(self, bit_widths: Iterable[Bits]) -> None:
         """Raise an error for bit-widths that a quantizer does not support.
 
         >>> Scheme.parse("act=mse").check_bits([Bits(4, 4), Bits(12, 12)])
         Traceback (most recent call last):
         ssql_det.core.errors.UserError: act=mse supports 2 to 10 bits, not 12
         """
-        for bits in widths:
-            for side, text, registry, width in (
+        for bits in bit_widths:
+            for key, text, registry, bit_width in (
                 ("weight", self.weight, WEIGHTS, bits.weight),
                 ("act", self.act, ACTIVATIONS, bits.act),
             ):
                 name, values = _parse_quantizer(text)
-                supported = registry.get(name)(_EXAMPLE, *values).supported_bits
-                if width is not None and width not in supported:
-                    raise UserError(f"{side}={text} supports {supported[0]} to {supported[-1]} bits, not {width}")
+                supported = registry.get(name)(_EXAMPLE_SPEC, *values).supported_bits
+                if bit_width is not None and bit_width not in supported:
+                    raise UserError(f"{key}={text} supports {supported[0]} to {supported[-1]} bits, not {bit_width}")
 
     def build_quantizer(self, spec: TensorSpec) -> Quantizer:
-        """The quantizer of a tensor.
+        """Build the quantizer of a tensor.
 
         >>> spec = TensorSpec(QuantPoint("conv1", Side.WEIGHT), shape=(8, 3, 3, 3), axis=0)
         >>> Scheme.parse("weight=centred").build_quantizer(spec)
@@ -103,7 +103,7 @@ class Scheme:
 def _normalize_quantizer(
     text: str, registry: Registry[QuantizerFactory], other_registry: Registry[QuantizerFactory]
 ) -> str:
-    """The one spelling of a quantizer: parameters at the end are left out where they are the defaults."""
+    """Return the canonical text of a quantizer, without trailing parameters that have their default values."""
     name, values = _parse_quantizer(text)
     if name not in registry and name in other_registry:
         known = ", ".join(registry)
@@ -111,7 +111,7 @@ def _normalize_quantizer(
     _, *parameters = inspect.signature(registry.get(name)).parameters.values()
     if len(values) > len(parameters):
         raise UserError(f"{name!r} takes {len(parameters)} parameter(s), got {len(values)} in {text!r}")
-    registry.get(name)(_EXAMPLE, *values)  # raises an error for invalid values
+    registry.get(name)(_EXAMPLE_SPEC, *values)  # raises an error for invalid values
     while values and values[-1] == parameters[len(values) - 1].default:
         values.pop()
     return ":".join([name, *(repr(value).removesuffix(".0") for value in values)])

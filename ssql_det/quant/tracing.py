@@ -1,5 +1,5 @@
-"""Trace one float pass of a network: which tensors are multiplied, which points quantize them, and what follows each
-layer.
+"""Trace one float forward pass of a network: which tensors are multiplied, which points quantize them, and which
+modules follow each layer.
 
 Max-pooling, ReLU, nearest upsampling and changes of shape keep the values of a quantized tensor quantized; after any
 other operation they are float again.
@@ -31,7 +31,8 @@ _RESHAPES = frozenset(
         *("squeeze", "t", "transpose", "unbind", "unsqueeze", "view", "_unsafe_view"),
     ]
 )
-_POOLS = frozenset(("max_pool2d", "max_pool2d_with_indices", "upsample_nearest2d"))
+# Results of these operations are values of the input, so they stay quantized.
+_VALUE_SELECTIONS = frozenset(("max_pool2d", "max_pool2d_with_indices", "upsample_nearest2d"))
 _NORMS = frozenset(
     ("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "_native_batch_norm_legit_no_training")
 )
@@ -74,7 +75,7 @@ class Chain:
 
 @dataclass(frozen=True)
 class Trace:
-    """The operations and the chains of one pass.
+    """The operations and the chains of one forward pass.
 
     >>> from ssql_det.quant import quant_points
     >>> trace = trace_pass(model, quant_points(model), images)
@@ -107,9 +108,9 @@ def trace_pass(
     inputs: Any,
     forward: Callable[[nn.Module, Any], Any] | None = None,
 ) -> Trace:
-    """Trace one float pass of ``model(inputs)``, or of ``forward(model, inputs)``, in evaluation mode.
+    """Trace one float forward pass of ``model(inputs)``, or of ``forward(model, inputs)``, in evaluation mode.
 
-    A point that the pass does not reach is an error: it would never quantize anything.
+    Raises an error if the pass does not reach a point, which would never quantize anything.
     """
     points = tuple(points)
     tracer = _Tracer(model)
@@ -132,8 +133,8 @@ def trace_pass(
         stack.enter_context(tracer)
         (forward or (lambda network, batch: network(batch)))(model, inputs)
     _check_all_reached(model, points, reached, {operation.parameter for operation in tracer.operations})
-    weights = {point.parameter_name for point in points if point.is_weight}
-    operations = (replace(each, float_reason=_explain_float(each, weights)) for each in tracer.operations)
+    quantized_weights = {point.parameter_name for point in points if point.is_weight}
+    operations = (replace(each, float_reason=_explain_float(each, quantized_weights)) for each in tracer.operations)
     trace = Trace(tuple(operations), tuple(tracer.get_chains()))
     reasons = list(dict.fromkeys(f"{each.path}: {each.float_reason}" for each in trace.float_operations))
     logged = "; ".join(reasons[:_MAX_LOGGED]) + ("; ..." if len(reasons) > _MAX_LOGGED else "")
@@ -156,27 +157,28 @@ def _check_all_reached(
         )
 
 
-def _explain_float(operation: Operation, weights: Collection[str]) -> str:
+def _explain_float(operation: Operation, quantized_weights: Collection[str]) -> str:
+    """Why an operation stays float; empty if it is quantized."""
     if operation.parameter:
-        return "" if operation.parameter in weights else f"{operation.parameter} has no point"
+        return "" if operation.parameter in quantized_weights else f"{operation.parameter} has no point"
     return "a product of activations, one of which is not quantized" if None in operation.input_points else ""
 
 
 @contextmanager
 def _unfused_attention() -> Iterator[None]:
     """Run attention as separate matrix products: a fused kernel is one operation, which cannot be counted."""
-    is_fused = torch.backends.mha.get_fastpath_enabled()
+    was_enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(is_fused)
+        torch.backends.mha.set_fastpath_enabled(was_enabled)
 
 
 @dataclass(frozen=True)
 class _Origin:
-    """Where a tensor comes from: the point that quantizes it, a parameter, or the layer whose result it is."""
+    """Where a tensor comes from: a point that quantizes it, a parameter, or the layer that computed it."""
 
     point: QuantPoint | None = None
     parameter: str = ""
@@ -198,7 +200,7 @@ class _Tracer(TorchDispatchMode):
             self._origins[parameter] = _Origin(parameter=name)
         self._paths: list[str] = [""]  # of the modules whose forward is running
         self._read_outputs = WeakTensorKeyDictionary()  # layer outputs that were read
-        self._layers_read_twice: set[str] = set()  # nothing can be folded into these layers
+        self._layers_read_twice: set[str] = set()  # no norm can be folded into these layers
         self.operations: list[Operation] = []
         self._chains: dict[str, Chain] = {}
 
@@ -241,7 +243,7 @@ class _Tracer(TorchDispatchMode):
         if func.overloadpacket in flop_registry:
             result_origin = self._add_operation(func, name, args, kwargs or {}, result)
         else:
-            result_origin = self._follow(name.rstrip("_"), args, input_origin)
+            result_origin = self._propagate_origin(name.rstrip("_"), args, input_origin)
         for each in result if isinstance(result, (tuple, list)) else [result]:
             is_changed_in_place = isinstance(each, Tensor) and each in self._origins
             if isinstance(each, Tensor) and (result_origin is not _UNKNOWN or is_changed_in_place):
@@ -249,22 +251,24 @@ class _Tracer(TorchDispatchMode):
         return result
 
     def _add_operation(self, func: Any, name: str, args: Any, kwargs: Any, result: Any) -> _Origin:
-        """Add a convolution or matrix product; with a weight of the running module it begins a chain."""
+        """Add a convolution or matrix product; if its weight belongs to the running module, it begins a chain."""
         factors = args[1:3] if name in ("addmm", "baddbmm") else args[:2]
         origins = [self._get_origin(each) for each in factors]
         parameter = next((each.parameter for each in origins if each.parameter), "")
         input_points = tuple(each.point for each in origins if not each.parameter)
         macs = flop_registry[func.overloadpacket](*args, **kwargs, out_val=result) // 2
         path = self._paths[-1]
-        self.operations.append(Operation(path, macs, parameter, input_points or (None,), not self.operations))
+        self.operations.append(
+            Operation(path, macs, parameter, input_points or (None,), reads_image=not self.operations)
+        )
         layer = parameter.rpartition(".")[0]
         if not parameter or layer != path:
             return _UNKNOWN
         self._chains.setdefault(layer, Chain(layer, input_points[0] if input_points else None))
         return _Origin(layer=layer, is_layer_output=True)
 
-    def _follow(self, name: str, args: Any, origin: _Origin) -> _Origin:
-        """The origin of the result of any other operation; norms and activations are added to their chain."""
+    def _propagate_origin(self, name: str, args: Any, origin: _Origin) -> _Origin:
+        """The origin of the result of any other operation; norms and activations extend the layer's chain."""
         if name in _RESHAPES:
             return origin
         chain = self._chains.get(origin.layer)
@@ -274,5 +278,7 @@ class _Tracer(TorchDispatchMode):
         if chain is not None and name in _ACTIVATIONS:
             self._chains[chain.layer] = replace(chain, activation=chain.activation or name)
             return _Origin(layer=origin.layer)
-        stays_quantized = name in _POOLS or name == "relu" or (name == "mul" and not isinstance(args[1], Tensor))
+        stays_quantized = (
+            name in _VALUE_SELECTIONS or name == "relu" or (name == "mul" and not isinstance(args[1], Tensor))
+        )
         return _Origin(point=origin.point) if stays_quantized else _UNKNOWN

@@ -87,7 +87,7 @@ def test_merged_shards_equal_one_calibration(model, batches, scheme):
 
 def test_batches_can_be_limited_tuples_or_passed_to_forward(model, batches):
     first = get_observations(calibrate(model, batches[:1]))
-    assert get_observations(calibrate(model, batches, batches=1)) == first
+    assert get_observations(calibrate(model, batches, num_batches=1)) == first
     assert get_observations(calibrate(model, [(batches[0], torch.zeros(2))])) == first
     with_forward = calibrate(model, [{"image": batches[0]}], forward=lambda network, batch: network(batch["image"]))
     assert get_observations(with_forward) == first
@@ -217,7 +217,7 @@ def test_a_file_of_other_weights_points_or_scheme_is_an_error(model, batches, tm
     quantization.save(file)
     with pytest.raises(UserError, match="has scheme act=mse, not minmax"):
         Quantization.load(file, model, scheme=Scheme())
-    with pytest.raises(UserError, match="has other points: conv1:weight is quantized in the file and not here"):
+    with pytest.raises(UserError, match="has other points: conv1:weight is quantized in the file only"):
         check_same_points(quantization.points[1:], quantization.points, file)
     with pytest.raises(UserError, match="has other points: linear:input is not quantized in the file"):
         check_same_points((*quantization.points, QuantPoint("linear", Side.INPUT)), quantization.points, file)
@@ -329,8 +329,8 @@ def test_a_truncated_file_is_an_error_at_every_length(model, batches, tmp_path):
 def test_invalid_calibration_is_an_error(model, batches):
     with pytest.raises(UserError, match="calibration loader is empty"):
         calibrate(model, [])
-    with pytest.raises(UserError, match="at least 1 batch, got batches=-1"):
-        calibrate(model, batches, batches=-1)
+    with pytest.raises(UserError, match="at least 1 batch, got num_batches=-1"):
+        calibrate(model, batches, num_batches=-1)
     with pytest.raises(UserError, match="values at layer1:input"):
         calibrate(model, [batches[0] * float("nan")])
     with pytest.raises(UserError, match="values at layer1:input"):

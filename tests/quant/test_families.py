@@ -237,7 +237,7 @@ def test_a_family_of_a_plugin_is_tried_first(caplog):
         assert [point.key for point in quant_points(model)] == ["0:weight"]
         assert isinstance(find_family(model), CustomFamily)
         assert find_blocks(model) == ("0",)
-        assert "CustomNet: 1 stay float" in caplog.text
+        assert "CustomNet: layers without a point, which stay float: 1" in caplog.text
     finally:
         FAMILIES._objects.pop("custom")
     assert len(quant_points(model)) == 3

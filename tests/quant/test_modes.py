@@ -441,7 +441,7 @@ def test_activation_bits_need_calibration():
     with quantization.at(Bits(4, None)):
         pass
     with (
-        pytest.raises(UserError, match="nothing was observed at relu:output or elsewhere"),
+        pytest.raises(UserError, match="no activations are calibrated, such as relu:output"),
         quantization.at(Bits(4, 4)),
     ):
         pass

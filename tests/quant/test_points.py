@@ -96,7 +96,7 @@ def test_a_resnet_inside_another_module_is_found_and_other_layers_are_logged(cap
     points = quant_points(outer)
     assert points[0].key == "encoder.conv1:weight"
     assert all(point.path.startswith("encoder.") for point in points)
-    assert "encoder.fc, head stay float" in caplog.text
+    assert "stay float: encoder.fc, head" in caplog.text
 
 
 def test_the_generic_rule_logs_a_warning(caplog):

@@ -181,7 +181,7 @@ def test_unsupported_bits_are_an_error():
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.Conv2d(4, 4, 1), torch.nn.Conv2d(4, 4, 1))
     quantization = Quantization(model, scheme=Scheme(act="mse"))
     quantization.calibrate([torch.randn(2, 3, 4, 4)])
-    with pytest.raises(UserError, match="act=mse supports 2 to 10 bits, not 12 as for 1:input"):
+    with pytest.raises(UserError, match="act=mse supports 2 to 10 bits, not 12 at 1:input"):
         quantization.at(Bits(12, 12)).__enter__()
     with quantization.at(Bits(12, 10)):
         model(torch.randn(1, 3, 4, 4))

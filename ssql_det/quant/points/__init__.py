@@ -2,7 +2,7 @@
 
 ================= ======================================================================
 point             a quantization point, and the bit-widths of points
-family            what a family implements; the points and the blocks of a network
+family            the interface of a family; finds the points and the blocks of a network
 generic           networks of no other family
 resnet            ResNets of torchvision, timm, CIFAR and Detectron2
 inverted_residual MobileNetV2 and EfficientNet of torchvision and timm

@@ -1,4 +1,4 @@
-"""What a family of networks implements: it recognizes its networks and lists their quantization points."""
+"""The interface of a family, which recognizes its networks and lists the quantization points of a network."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ssql_det.quant.points.point import QuantPoint
 
 PUBLISHED, INTEGER = "published", "integer"
 PLACEMENTS = (PUBLISHED, INTEGER)
-STEM_BITS = 8
-INTEGER_OUTPUT_BITS = 8  # of layer outputs that only placement ``integer`` quantizes, as summands
+STEM_BITS = 8  # of a network's first layers
+INTEGER_OUTPUT_BITS = 8  # of summands (layer outputs to be added), which only placement ``integer`` quantizes
 
 Range = tuple[float, float]
 LAYER_TYPES = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
@@ -27,7 +27,7 @@ _logger = logging.getLogger(__name__)
 class Family(ABC):
     """Networks that are quantized by the same rules, recognized by their structure, not by their class."""
 
-    placements: tuple[str, ...] = (PUBLISHED,)  # those that the family supports
+    placements: tuple[str, ...] = (PUBLISHED,)  # the placements that the family supports
 
     @abstractmethod
     def matches(self, model: nn.Module) -> bool:
@@ -35,7 +35,7 @@ class Family(ABC):
 
     @abstractmethod
     def find_points(self, model: nn.Module, placement: str, image_range: Range | None) -> Iterator[QuantPoint]:
-        """The points, in the order of modules. ``image_range``: of the image's point, in placement ``integer``."""
+        """The points, in the order of modules. Placement ``integer`` quantizes the image too, to ``image_range``."""
 
     @abstractmethod
     def find_blocks(self, model: nn.Module) -> Iterator[str]:
@@ -46,13 +46,13 @@ FAMILIES: Registry[Family] = Registry("family of networks")
 
 
 def find_family(model: nn.Module) -> Family:
-    """The family of a network; if several match, the one that was registered last, so that a user's own wins."""
+    """The family of a network; if several match, the last one registered, so that users can replace a family."""
     name = type(model).__name__
     if isinstance(model, torch.fx.GraphModule):
         raise UserError(f"{name} is a traced graph, which has no blocks; find the points of the original model")
     family = next((each for each in FAMILIES.latest_first() if each.matches(model)), None)
     if family is None:
-        raise UserError(f"{name} has nothing to quantize: no Conv2d, ConvTranspose2d or Linear layer in it")
+        raise UserError(f"{name} has nothing to quantize: it contains no Conv2d, ConvTranspose2d or Linear layer")
     return family
 
 
@@ -61,7 +61,7 @@ def quant_points(
 ) -> tuple[QuantPoint, ...]:
     """The points of a network, in the order of its modules.
 
-    ``image_range`` is that of its normalized images, used by placement ``integer``; without it, it is observed.
+    ``image_range`` is the range of normalized images, for placement ``integer``; with ``None`` the range is observed.
 
     >>> [point.key for point in quant_points(model)][:3]
     ['conv1:weight', 'act1:output', 'layer1.0.conv1:weight']
@@ -72,7 +72,7 @@ def quant_points(
     quantized = {point.path for point in points if point.is_weight}
     float_layers = [path for path, _ in named_layers(model) if path not in quantized]
     if float_layers:
-        _logger.info("%s: %s stay float", type(model).__name__, ", ".join(float_layers))
+        _logger.info("%s: layers without a point, which stay float: %s", type(model).__name__, ", ".join(float_layers))
     return points
 
 

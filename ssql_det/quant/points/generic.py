@@ -1,6 +1,5 @@
-"""Networks of no known family: the weight and the input of every conv and linear layer, but not the first input.
-
-The first and the last layer have 8 bits.
+"""Networks of no known family: the weight and the input of every conv and linear layer, but not the input of the
+first layer. The first and the last layer have 8 bits.
 """
 
 from __future__ import annotations
@@ -23,8 +22,9 @@ class Generic(Family):
     def find_points(self, model: nn.Module, placement: str, image_range: Range | None) -> Iterator[QuantPoint]:
         _logger.warning(
             "%s is of no known family, so the generic rule places its quantization points: the weight and the input of "
-            "every conv and linear layer, but not the first input; first and last layer at %d bits",
-            *(type(model).__name__, STEM_BITS),
+            "every conv and linear layer, but not the input of the first one; first and last layer at %d bits",
+            type(model).__name__,
+            STEM_BITS,
         )
         names = [name for name, _ in named_layers(model)]
         for name in names:

@@ -2,7 +2,7 @@
 EfficientNet (Tan and Le, ICML 2019).
 
 Points as in a ResNet: every conv weight; the stem's output, at 8 bits as its weight; in each block the input of every
-conv but the first (which reads the output of the block before) and the block's output; the output of the last conv,
+conv but the first (which reads the output of the previous block) and the block's output; the output of the last conv,
 which follows the blocks.
 
 Placement ``integer`` adds the image and, where a block has a residual connection, the output of its last conv at
@@ -21,6 +21,7 @@ from ssql_det.quant.points.family import (
     INTEGER,
     INTEGER_OUTPUT_BITS,
     PLACEMENTS,
+    PUBLISHED,
     STEM_BITS,
     Family,
     Range,
@@ -41,14 +42,15 @@ class InvertedResiduals(Family):
             if _is_block(model.get_submodule(path)):
                 yield from _block_points(path, model.get_submodule(path), placement)
                 continue
-            bits = None if index else STEM_BITS
-            if placement == INTEGER and not index:
+            is_stem = index == 0
+            bits = STEM_BITS if is_stem else None
+            if placement == INTEGER and is_stem:
                 yield QuantPoint(path, Side.INPUT, bits, fixed_range=image_range)
             yield QuantPoint(path, Side.WEIGHT, bits)
             yield QuantPoint(_find_output_module(path, model), Side.OUTPUT, bits)
 
     def find_blocks(self, model: nn.Module) -> Iterator[str]:
-        """The stem's conv, the blocks, the conv after them; not the classifier."""
+        """The stem's conv, the blocks and the conv after the blocks, but not the classifier."""
         parent = None
         for path, module in model.named_modules():
             if parent is not None and path.startswith(parent):
@@ -59,12 +61,13 @@ class InvertedResiduals(Family):
 
 
 def _is_block(module: nn.Module) -> bool:
-    """In timm the convs are children of a block, in torchvision they are in a sequence; one is depthwise or expands."""
+    """In timm the convs are children of a block, in torchvision of a sequence. One conv is depthwise or expands."""
     body = getattr(module, "conv", getattr(module, "block", None))
     if isinstance(body, nn.Sequential):
         body_layers = [layer for _, layer in named_layers(body)]
         is_depthwise = any(isinstance(each, nn.Conv2d) and each.groups == each.in_channels > 1 for each in body_layers)
-        return is_depthwise and not any(isinstance(each, nn.Linear) for each in body_layers)  # ConvNeXt's blocks
+        # A block of ConvNeXt has a depthwise conv too, but linear layers.
+        return is_depthwise and not any(isinstance(each, nn.Linear) for each in body_layers)
     return hasattr(module, "bn1") and (hasattr(module, "conv_dw") or hasattr(module, "conv_exp"))
 
 
@@ -76,7 +79,10 @@ def _block_points(path: str, block: nn.Module, placement: str) -> Iterator[Quant
         yield QuantPoint(join_path(path, name), Side.WEIGHT)
     if placement == INTEGER:
         if any(isinstance(each, nn.AdaptiveAvgPool2d) or hasattr(each, "conv_reduce") for each in block.modules()):
-            raise UserError(f"{path} has squeeze-and-excitation, which placement={placement} does not support")
+            raise UserError(
+                f"{path} has squeeze-and-excitation, which placement={INTEGER} does not support; "
+                f"use placement={PUBLISHED}"
+            )
         if getattr(block, "use_res_connect", getattr(block, "has_skip", False)):
             *_, norm = (name for name, each in block.named_modules() if isinstance(each, nn.BatchNorm2d))
             yield QuantPoint(join_path(path, norm), Side.OUTPUT, INTEGER_OUTPUT_BITS)

@@ -25,12 +25,12 @@ class QuantPoint:
 
     ============ =====================================================================================================
     bits         a fixed bit-width, used whenever weights (or activations) are quantized at all
-    include_zero extend the range to 0: a ReLU's output that can only be observed after a max-pool
-    fixed_range  the range, where it is known and need not be observed: that of images
+    include_zero extend the range to 0, as for a ReLU's output that can only be observed after a max-pool
+    fixed_range  the range of the tensor if it is known, as for images, and need not be observed
     parameter    the name of the weight, if it is not ``weight``
-    function     a function called in the module's own ``forward`` (not in those of its children): the point is an input
-                 or the output of that function. ``operand`` is the index of the input; ``call`` says which call of a
-                 forward pass is meant, ``None`` means all
+    function     a function that the module's own ``forward`` calls (not that of a child): the point is an input or the
+                 output of the function. ``operand`` is the index of the input; ``call`` is the index of the call within
+                 a forward pass, ``None`` for all calls
     ============ =====================================================================================================
 
     >>> QuantPoint("layer1.0.conv2", Side.INPUT).key
@@ -71,7 +71,7 @@ class QuantPoint:
 def assign_bits(
     points: Sequence[QuantPoint], bits: Bits, overrides: Mapping[str, Bits] | None = None
 ) -> dict[QuantPoint, int | None]:
-    """The bit-width of every point: that of an override whose pattern matches its path, else its own, else ``bits``.
+    """The bit-width of every point: of an override that matches the path, else the point's own, else ``bits``.
 
     Patterns are shell patterns (``layer1.*``); if several match, the last one is used. Where ``bits`` is float, only
     points with an override are quantized.
@@ -87,11 +87,11 @@ def assign_bits(
     for pattern in overrides:
         if not fnmatch.filter(paths, pattern):
             raise UserError(f"no quantization point matches the override {pattern!r}{did_you_mean(pattern, paths)}")
-    return {point: _find_width(point, bits, overrides) for point in points}
+    return {point: _find_bits(point, bits, overrides) for point in points}
 
 
-def _find_width(point: QuantPoint, bits: Bits, overrides: Mapping[str, Bits]) -> int | None:
+def _find_bits(point: QuantPoint, bits: Bits, overrides: Mapping[str, Bits]) -> int | None:
     matching = [override for pattern, override in overrides.items() if fnmatch.fnmatchcase(point.path, pattern)]
-    used = matching[-1] if matching else bits
-    width = used.weight if point.is_weight else used.act
-    return width if matching or width is None else point.bits or width
+    applied = matching[-1] if matching else bits
+    bit_width = applied.weight if point.is_weight else applied.act
+    return bit_width if matching or bit_width is None else point.bits or bit_width

@@ -1,8 +1,8 @@
 """ResNets of torchvision, timm, CIFAR and Detectron2, recognized by their structure, not by their class.
 
-As published (SSQL, ECCV 2022): every conv weight; the stem's output after ReLU and before the pool; in each residual
-block the input of ``conv2`` (and ``conv3``) and the block's output after the addition and ReLU. The outputs of the last
-conv and of the shortcut are not quantized before the addition. The stem stays at 8 bits.
+As published (SSQL, ECCV 2022): every conv weight; the stem's output after ReLU and before the max-pool; in each
+residual block the input of ``conv2`` (and ``conv3``) and the block's output after the addition and ReLU. The outputs of
+the last conv and of the shortcut are not quantized before the addition. The stem stays at 8 bits.
 
 Placement ``integer`` adds the image and both summands of each block at 8 bits. A shortcut that is the identity needs no
 point: the block's input is quantized already.
@@ -59,7 +59,7 @@ def is_residual_block(module: nn.Module) -> bool:
 
 
 def _is_post_activation(block: nn.Module) -> bool:
-    """Whether norms follow their convs. In pre-activation blocks they come first, and the output is not a ReLU's."""
+    """Whether norms follow their convs. In pre-activation blocks norms come first, and no ReLU follows the addition."""
     if hasattr(block.conv1, "norm"):  # in Detectron2 the norm is a child of its conv
         return True
     order = [name for name, _ in block.named_children()]
@@ -83,37 +83,37 @@ def _summand_points(path: str, block: nn.Module) -> Iterator[QuantPoint]:
         raise UserError(
             f"{path} has squeeze-and-excitation, which placement={INTEGER} does not support; use placement={PUBLISHED}"
         )
-    last = "3" if hasattr(block, "conv3") else "2"
-    is_norm_in_conv = hasattr(block.get_submodule(f"conv{last}"), "norm")
-    output = f"conv{last}" if is_norm_in_conv else f"bn{last}"
-    yield QuantPoint(join_path(path, output), Side.OUTPUT, INTEGER_OUTPUT_BITS)
+    last_number = "3" if hasattr(block, "conv3") else "2"
+    is_norm_in_conv = hasattr(block.get_submodule(f"conv{last_number}"), "norm")
+    last_module = f"conv{last_number}" if is_norm_in_conv else f"bn{last_number}"
+    yield QuantPoint(join_path(path, last_module), Side.OUTPUT, INTEGER_OUTPUT_BITS)
     for name in ("downsample", "shortcut"):
         shortcut = getattr(block, name, None)
         conv = next((child for child, _ in named_layers(shortcut)), None) if shortcut is not None else None
         if conv is None:
             continue
-        if conv not in ("", "0"):  # after a pool, so that its input is no block's output
+        if conv not in ("", "0"):  # the conv follows a pool, so no point quantizes its input yet
             yield QuantPoint(join_path(path, name, conv), Side.INPUT)
         yield QuantPoint(join_path(path, name), Side.OUTPUT, INTEGER_OUTPUT_BITS)
 
 
 def _stem_points(path: str, resnet: nn.Module, placement: str, image_range: Range | None) -> list[QuantPoint]:
-    """The convs before the first stage, and their output after ReLU at the first module that has it."""
+    """Points of the convs before the first stage, and of their output after ReLU."""
     children = dict(resnet.named_children())
     points = []
-    for root in ("conv1", "stem"):
-        for index, (name, _) in enumerate(named_layers(children[root]) if root in children else ()):
-            layer_path = join_path(path, root, name)
-            if index or placement == INTEGER:  # a stem of several convs has activations between them
+    for stem_name in ("conv1", "stem"):
+        for index, (name, _) in enumerate(named_layers(children[stem_name]) if stem_name in children else ()):
+            layer_path = join_path(path, stem_name, name)
+            if index or placement == INTEGER:  # between the convs of a stem are activations
                 points.append(QuantPoint(layer_path, Side.INPUT, STEM_BITS, fixed_range=None if index else image_range))
             points.append(QuantPoint(layer_path, Side.WEIGHT, STEM_BITS))
     for name in ("relu", "act1"):
         if name in children:
             return [*points, QuantPoint(join_path(path, name), Side.OUTPUT, STEM_BITS)]
-    if "stem" in children:  # Detectron2's stem ends in the pool, which hides zeros, so the range must be extended
+    if "stem" in children:  # Detectron2's stem ends in a max-pool, whose output may lack the zeros of ReLU
         return [*points, QuantPoint(join_path(path, "stem"), Side.OUTPUT, STEM_BITS, include_zero=True)]
-    after = next(name for name in children if name == "maxpool" or _is_stage(children[name]))
-    return [*points, QuantPoint(join_path(path, after), Side.INPUT, STEM_BITS, include_zero=True)]
+    next_module = next(name for name in children if name == "maxpool" or _is_stage(children[name]))
+    return [*points, QuantPoint(join_path(path, next_module), Side.INPUT, STEM_BITS, include_zero=True)]
 
 
 def _is_stage(module: nn.Module) -> bool:

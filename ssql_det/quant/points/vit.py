@@ -10,15 +10,24 @@ its output projection.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from torch import nn
 
 from ssql_det.quant.points.family import FAMILIES, STEM_BITS, Family, Range, join_path, named_layers
 from ssql_det.quant.points.point import QuantPoint, Side
 
-# Function, which of its calls in a forward pass, number of operands.
-_FUSED_PRODUCTS = (("scaled_dot_product_attention", None, 3),)
-_SEPARATE_PRODUCTS = (("matmul", 0, 2), ("matmul", 1, 2))
+
+class _Product(NamedTuple):
+    """A call of the function that multiplies queries, keys or values; ``call`` is as in ``QuantPoint``."""
+
+    function: str
+    call: int | None
+    num_operands: int
+
+
+_FUSED_PRODUCTS = (_Product("scaled_dot_product_attention", call=None, num_operands=3),)
+_SEPARATE_PRODUCTS = (_Product("matmul", call=0, num_operands=2), _Product("matmul", call=1, num_operands=2))
 
 
 class VisionTransformers(Family):
@@ -41,8 +50,8 @@ class VisionTransformers(Family):
                 yield QuantPoint(join_path(attention_path, "out_proj"), Side.WEIGHT)
             else:
                 is_fused = bool(getattr(block.get_submodule(attention), "fused_attn", True))
-                for function, call, operands in _FUSED_PRODUCTS if is_fused else _SEPARATE_PRODUCTS:
-                    for operand in range(operands):
+                for function, call, num_operands in _FUSED_PRODUCTS if is_fused else _SEPARATE_PRODUCTS:
+                    for operand in range(num_operands):
                         yield QuantPoint(attention_path, Side.INPUT, function=function, operand=operand, call=call)
             for name, _ in named_layers(block):
                 if name != f"{attention}.out_proj":

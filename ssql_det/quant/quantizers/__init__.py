@@ -1,10 +1,10 @@
 """Quantizers: how a tensor is quantized. One file each, registered by name for weights or for activations.
 
 =========== ================== ==========================================================================
-minmax      weight, activation as published: the whole range
-percentile  activation         without the outermost values
-mse         weight, activation the range, or a channel's scale, of least error
-centred     weight             a grid symmetric about 0, its scale by least squares
+minmax      weight, activation the whole observed range, as published
+percentile  activation         the range without the outermost values
+mse         weight, activation the range (of a weight, the scale per channel) of least error
+centred     weight             values symmetric about 0, scaled by least squares
 =========== ================== ==========================================================================
 """
 

@@ -1,8 +1,8 @@
 """``centred``: weights on a grid that is symmetric about 0 and does not contain 0.
 
-``w_q = (clamp(round(w / s - 1/2), -2^(b-1), 2^(b-1) - 1) + 1/2) * s``, the scale of each output channel by least
-squares. The grid reaches equally far on both sides, so clipping does not shift the mean of the weights. As integers
-these are the odd numbers ``2q + 1`` with scale ``s / 2``: int8 up to 7 bits.
+``w_q = (clamp(round(w / s - 1/2), -2^(b-1), 2^(b-1) - 1) + 1/2) * s``, with the scale of least
+squared error per output channel. The grid reaches equally far on both sides, so clipping does not shift the mean of the
+weights. Stored are the odd integers ``2q + 1`` with scale ``s / 2``, which fit into int8 up to 7 bits.
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ class CentredWeight(Quantizer):
 
     def quantize(self, x: Tensor, bits: int) -> QuantizedTensor | None:
         scale = self._search(x, bits)
-        odd = 2 * _quantize(x.detach().to(scale.dtype), scale, bits)[0] + 1
-        return QuantizedTensor(odd.to(smallest_int_dtype(1 - 2**bits, 2**bits - 1)), scale / 2, torch.zeros_like(scale))
+        odd_integers = 2 * _quantize(x.detach().to(scale.dtype), scale, bits)[0] + 1
+        dtype = smallest_int_dtype(1 - 2**bits, 2**bits - 1)
+        return QuantizedTensor(odd_integers.to(dtype), scale / 2, zero_point=torch.zeros_like(scale))
 
 
 def _quantize(weight: Tensor, scale: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """The integers ``q``, and whether each is in range without clamping."""
+    """Return the integers ``q``, and a mask of the integers that were not clamped."""
     rounded = torch.round(weight / torch.where(scale == 0, 1, scale) - 0.5)
     integers = rounded.clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
     return integers, integers == rounded

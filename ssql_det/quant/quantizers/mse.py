@@ -1,8 +1,8 @@
 """``mse``: the range or the scale of least error, ``sum |x - x_q| ** exponent``. ``mse:2.4`` is QDrop's exponent.
 
-The range of an activation is searched on a histogram. The scale of a weight is searched per channel, on the published
-grid from ``-2^(b-1)`` to ``2^(b-1) - 1``, which clips positive values one step earlier than negative ones. At 2 bits a
-scale that clips therefore biases the weights and the network: use ``centred`` there.
+The range of an activation is searched on a histogram, the scale of a weight per channel. The integers of a weight are
+the published ones, ``-2^(b-1)`` to ``2^(b-1) - 1``, so positive values are clipped one step earlier than negative ones.
+At 2 bits a scale that clips therefore biases the weights and the network: use ``centred`` at 2 bits.
 
 QDrop: Wei et al., ICLR 2022.
 """
@@ -34,10 +34,10 @@ from ssql_det.quant.quantizers.quantizer import (
     quantize_tensor,
 )
 
-# A bound of a range is searched among multiples of 1/20 of its largest value first, then of 1/100 around the best one.
-_COARSE_PARTS, _FINE_PARTS = 20, 100
-SCALE_PARTS = 100  # the scale of a weight is searched among multiples of 1/100 of the min-max scale
-FakeQuantize = Callable[[Tensor, Tensor, int], Tensor]  # takes a weight, the scales of its channels, and bits
+# A bound of a range is searched among multiples of 1/20 of the observed bound, then of 1/100 near the best one.
+_COARSE_STEPS, _FINE_STEPS = 20, 100
+_SCALE_STEPS = 100  # the scale of a weight is searched among multiples of 1/100 of the min-max scale
+FakeQuantize = Callable[[Tensor, Tensor, int], Tensor]  # takes a weight, the scales of its channels and the bit-width
 
 
 @WEIGHTS.register("mse")
@@ -57,11 +57,11 @@ class MseWeight(Quantizer):
 
 @ACTIVATIONS.register("mse")
 class MseActivation(RangeQuantizer):
-    """Per tensor, asymmetric. Each bound lies between the observed value that is closest to 0 and the outermost one."""
+    """Per tensor, asymmetric. Each bound lies between the observed values closest to 0 and farthest from 0."""
 
     observer_class = Histogram
     observer: Histogram
-    supported_bits = range(2, 11)  # the scale must be greater than the width of a bin
+    supported_bits = range(2, 11)  # with more bits the scale could be smaller than a bin of the histogram
 
     def __init__(self, spec: TensorSpec, exponent: float = 2.0) -> None:
         super().__init__(spec)
@@ -73,27 +73,29 @@ class MseActivation(RangeQuantizer):
         values = (edges + self.observer.bin_width / 2).clamp(min_val, max_val)
         origin = min_val.new_zeros(()).clamp(min_val, max_val)
 
-        def shrink(low_part: int, high_part: int) -> tuple[Tensor, Tensor]:
-            low = origin + (min_val - origin) * low_part / _FINE_PARTS
-            return low, origin + (max_val - origin) * high_part / _FINE_PARTS
+        def shrink(low_step: int, high_step: int) -> tuple[Tensor, Tensor]:
+            low = origin + (min_val - origin) * low_step / _FINE_STEPS
+            return low, origin + (max_val - origin) * high_step / _FINE_STEPS
 
-        def compute_error(low_part: int, high_part: int) -> float:
-            qparams = choose_qparams(*shrink(low_part, high_part), bits)
+        def compute_error(low_step: int, high_step: int) -> float:
+            qparams = choose_qparams(*shrink(low_step, high_step), bits)
             return float((values - fake_quantize(values, qparams)).abs().pow(self._exponent) @ counts)
 
-        def search(low_parts: range, high_parts: range) -> tuple[int, int]:
-            """Of equally good ranges the widest."""
-            _, low, high = min((compute_error(low, high), -low, -high) for low in low_parts for high in high_parts)
+        def search(low_candidates: range, high_candidates: range) -> tuple[int, int]:
+            """Find the bounds of least error, in fine steps; of equally good ranges the widest."""
+            _, low, high = min(
+                (compute_error(low, high), -low, -high) for low in low_candidates for high in high_candidates
+            )
             return -low, -high
 
-        step = _FINE_PARTS // _COARSE_PARTS
+        stride = _FINE_STEPS // _COARSE_STEPS
         coarse = [
-            range(step, _FINE_PARTS + 1, step) if bound != origin else range(_FINE_PARTS, _FINE_PARTS + 1)
+            range(stride, _FINE_STEPS + 1, stride) if bound != origin else range(_FINE_STEPS, _FINE_STEPS + 1)
             for bound in (min_val, max_val)
         ]
         fine = (
-            range(max(best - step, 1), min(best + step, _FINE_PARTS) + 1) if len(parts) > 1 else parts
-            for best, parts in zip(search(*coarse), coarse, strict=True)
+            range(max(best - stride, 1), min(best + stride, _FINE_STEPS) + 1) if len(candidates) > 1 else candidates
+            for best, candidates in zip(search(*coarse), coarse, strict=True)
         )
         low, high = shrink(*search(*fine))
         return low.to(self.observer.range[0]), high.to(self.observer.range[0])
@@ -133,17 +135,18 @@ class ScaleSearch:
         return self._cache[bits][1]
 
     def _search(self, weight: Tensor, bits: int) -> Tensor:
-        """Of equally good scales the largest, which clips least."""
+        """Find the scale of least error per channel; of equally good scales the largest, which clips least."""
         reduced = [dim for dim in range(weight.ndim) if dim != self._axis % weight.ndim]
         max_scale = max_abs_per_channel(weight, self._axis) / ((2**bits - 1) / 2)
-        best, least = max_scale, None
-        for part in range(SCALE_PARTS, 0, -1):
-            scale = max_scale * (part / SCALE_PARTS)
+        best_scale, least_error = max_scale, None
+        for step in range(_SCALE_STEPS, 0, -1):
+            scale = max_scale * (step / _SCALE_STEPS)
             difference = self._fake_quantize(weight, scale, bits) - weight
             error = difference.abs().pow(self._exponent).sum(reduced, keepdim=True)
-            if least is None:
-                least = error
+            if least_error is None:
+                least_error = error
                 continue
-            is_less = error < least
-            best, least = torch.where(is_less, scale, best), torch.where(is_less, error, least)
-        return best
+            is_less = error < least_error
+            best_scale = torch.where(is_less, scale, best_scale)
+            least_error = torch.where(is_less, error, least_error)
+        return best_scale

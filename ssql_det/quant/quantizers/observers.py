@@ -1,7 +1,8 @@
-"""Observers record the range, or a histogram, of a point's activations in float passes.
+"""Observers record the range, or a histogram, of the activations at a point, in float forward passes.
 
-Their state is tensors that can be merged: ``min_val`` by the minimum, ``max_val`` by the maximum, ``sums`` by addition.
-Merging is exact and independent of order, so shards and ranks give the same state as one process.
+Observers can be merged: ``min_val`` by the minimum, ``max_val`` by the maximum, ``sums`` (such as the counts of a
+histogram) by addition. Merging is exact and independent of order, so shards and ranks give the same state as one
+process.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ from ssql_det.core.distributed import all_reduce_tensor, world_size
 from ssql_det.core.errors import UserError
 from ssql_det.quant.affine import compute_dtype
 
-_FINITE, _NOT_FINITE, _NOT_OBSERVED = range(3)
+_FINITE, _NOT_FINITE, _NOT_OBSERVED = range(3)  # states of an observed range
 
 
 class Observer(ABC):
-    """``min_val`` and ``max_val`` are the least and the greatest observed value, ``None`` before the first one."""
+    """``min_val`` and ``max_val`` are the least and the greatest observed value, ``None`` before the first value.
+
+    ``sums`` are statistics that can be added, such as the counts of a histogram; ``None`` if there are none.
+    """
 
     min_val: Tensor | None = None
     max_val: Tensor | None = None
@@ -32,7 +36,7 @@ class Observer(ABC):
         """Observe a tensor; an empty one changes nothing."""
 
     def set_range(self, min_val: Tensor, max_val: Tensor) -> None:
-        """Set the range; observers with ``sums`` convert them, so that those of equal ranges can be added."""
+        """Set the range. A histogram is rebinned to it: histograms of equal range have equal bins and can be added."""
         self.min_val, self.max_val = min_val, max_val
 
     @property
@@ -50,29 +54,29 @@ class Observer(ABC):
         self.set_range(min_val, max_val)
 
     def restore(self, saved_range: Tensor, sums: Tensor | None) -> None:
-        """Load a saved state; a ``ValueError`` if it is not one of an observer of this class."""
+        """Load a saved state; raise a ``ValueError`` if it is invalid or of a different type of observer."""
         if saved_range.dtype not in (torch.float32, torch.float64) or saved_range.shape != (2,):
-            raise ValueError("the observed range is not two numbers")
+            raise ValueError("the observed range is not a pair of floats")
         min_val, max_val = saved_range
         if not (min_val <= max_val and (max_val - min_val).isfinite()):
             raise ValueError(f"invalid observed range: from {min_val.item()} to {max_val.item()}")
         self.set_range(min_val, max_val)
         expected = None if self.sums is None else (self.sums.shape, self.sums.dtype)
         if expected != (None if sums is None else (sums.shape, sums.dtype)):
-            raise ValueError("it was saved by another observer")
+            raise ValueError("it was saved by a different type of observer")
         self.sums = sums
 
     def merge(self, other: Observer) -> None:
         """Add the observations of another observer of the same class."""
         if other.min_val is None:
             return
-        converted = type(self)()
-        converted.set_range(*other.range)
-        converted.sums = None if other.sums is None else other.sums.clone()
-        self.extend_range(*converted.range)
-        converted.set_range(*self.range)
-        if converted.sums is not None:
-            self.sums = converted.sums if self.sums is None else self.sums + converted.sums.to(self.sums.device)
+        addend = type(self)()  # a copy of the other observer, set to the merged range
+        addend.set_range(*other.range)
+        addend.sums = None if other.sums is None else other.sums.clone()
+        self.extend_range(*addend.range)
+        addend.set_range(*self.range)
+        if addend.sums is not None:
+            self.sums = addend.sums if self.sums is None else self.sums + addend.sums.to(self.sums.device)
 
 
 class MinMaxObserver(Observer):
@@ -90,10 +94,11 @@ class MinMaxObserver(Observer):
 
 
 class Histogram(Observer):
-    """Counts in ``BINS`` bins, half of them below 0, of the smallest power-of-two width that covers all values.
+    """Counts, in ``sums``, of values in ``BINS`` bins, half of which lie below 0.
 
-    An edge of the bins is always at 0. When a value lies beyond the bins, their width is doubled and pairs of bins are
-    added, which gives the counts that bins of the new width would have had from the start. Memory is constant.
+    The width of a bin is the smallest power of two for which the bins cover all values. When a value lies outside, the
+    width is doubled and neighbouring bins are added in pairs, which gives the counts that wider bins would have had
+    from the start. Memory is constant.
 
     >>> histogram = Histogram()
     >>> histogram.update(torch.tensor([0.1, -3.0, 5.0]))
@@ -102,14 +107,15 @@ class Histogram(Observer):
     """
 
     BINS = 8192
-    _MIN_EXPONENT = -120  # of the largest magnitude
-    _CHUNK = 1 << 20  # elements at a time, because indices take eight bytes each
+    _LOG2_HALF = (BINS // 2).bit_length() - 1  # half of the bins lie on each side of 0
+    _MIN_RANGE_EXPONENT = -120  # the bins cover at least -2^-120 to 2^-120, also if all values are 0
+    _CHUNK = 1 << 20  # elements counted at a time: the index of each takes eight bytes
 
-    _exponent = _MIN_EXPONENT - BINS.bit_length() + 2
+    _bin_exponent = _MIN_RANGE_EXPONENT - _LOG2_HALF
 
     @property
     def bin_width(self) -> float:
-        return math.ldexp(1.0, self._exponent)
+        return math.ldexp(1.0, self._bin_exponent)
 
     def update(self, x: Tensor) -> None:
         if x.numel() == 0:
@@ -117,7 +123,7 @@ class Histogram(Observer):
         min_val, max_val = _compute_range(x)
         self.extend_range(min_val, max_val)
         if not (max_val - min_val).isfinite():
-            return  # it fits no bins; ``check_finite`` raises the error, with the name of the point
+            return  # no bins can hold it; ``check_finite`` raises an error that names the point
         assert self.sums is not None
         for chunk in x.detach().flatten().split(self._CHUNK):
             indices = torch.floor(chunk.double() / self.bin_width).long() + self.BINS // 2
@@ -126,12 +132,14 @@ class Histogram(Observer):
     def set_range(self, min_val: Tensor, max_val: Tensor) -> None:
         super().set_range(min_val, max_val)
         max_abs = float(torch.maximum(-min_val, max_val))
-        previous, self._exponent = self._exponent, self._choose_exponent(max_abs)
+        previous, self._bin_exponent = self._bin_exponent, self._choose_bin_exponent(max_abs)
         if self.sums is None:
             self.sums = torch.zeros(self.BINS, dtype=torch.int64, device=min_val.device)
-        elif self._exponent > previous:
+        elif self._bin_exponent > previous:
             half = self.BINS // 2
-            indices = (torch.arange(-half, half, device=self.sums.device) >> min(self._exponent - previous, 62)) + half
+            indices = (
+                torch.arange(-half, half, device=self.sums.device) >> min(self._bin_exponent - previous, 62)
+            ) + half
             self.sums = torch.zeros_like(self.sums).index_add_(0, indices, self.sums)
 
     def restore(self, saved_range: Tensor, sums: Tensor | None) -> None:
@@ -145,16 +153,16 @@ class Histogram(Observer):
         indices = self.sums.nonzero().flatten()
         return (indices - self.BINS // 2).double() * self.bin_width, self.sums[indices].double()
 
-    def _choose_exponent(self, max_abs: float) -> int:
+    def _choose_bin_exponent(self, max_abs: float) -> int:
         """The least exponent for which bins of width ``2 ** exponent`` cover ``-max_abs`` to ``max_abs``."""
-        exponent = math.frexp(max_abs)[1] if 0 < max_abs < math.inf else self._MIN_EXPONENT
-        return max(exponent, self._MIN_EXPONENT) - self.BINS.bit_length() + 2
+        range_exponent = math.frexp(max_abs)[1] if 0 < max_abs < math.inf else self._MIN_RANGE_EXPONENT
+        return max(range_exponent, self._MIN_RANGE_EXPONENT) - self._LOG2_HALF
 
 
 def all_reduce_observers(observers: Collection[Observer], device: torch.device) -> None:
-    """Merge the observers of all ranks, in one collective for the ranges, and one more if any has ``sums``.
+    """Merge the observers of all ranks, in one collective for the ranges, and one for ``sums`` if there are any.
 
-    A range that a rank has not observed takes part as one from inf to -inf.
+    For a point at which a rank observed nothing, the rank passes the range from inf to -inf.
     """
     if world_size() == 1 or not observers:
         return
@@ -162,7 +170,7 @@ def all_reduce_observers(observers: Collection[Observer], device: torch.device) 
     inf = torch.tensor(torch.inf, dtype=torch.float64, device=device)
     min_vals = torch.stack([inf if each.min_val is None else each.min_val.to(inf) for each in observers])
     max_vals = torch.stack([-inf if each.max_val is None else each.max_val.to(inf) for each in observers])
-    # A maximum may drop a NaN, so NaN becomes inf, which is an error as well.
+    # The maximum over ranks may drop NaN, so NaN becomes inf, for which ``check_finite`` raises an error too.
     ranges = torch.stack((-min_vals, max_vals)).nan_to_num(nan=torch.inf, neginf=-torch.inf)
     merged = all_reduce_tensor(ranges, "max").to(dtype)
     for observer, min_val, max_val in zip(observers, -merged[0], merged[1], strict=True):
@@ -177,7 +185,8 @@ def all_reduce_observers(observers: Collection[Observer], device: torch.device) 
 def check_finite(observers: Mapping[str, Observer]) -> None:
     """Raise an error that names the first point with NaN, infinity or a range too wide for its type.
 
-    All points are read in one transfer, because each one waits for the GPU. Ranges from inf to -inf become ``None``.
+    All points are read in one transfer, because each transfer waits for the GPU. A range from inf to -inf, which no
+    rank observed, becomes ``None``.
     """
     ranges = {key: each.range for key, each in observers.items() if each.min_val is not None}
     if not ranges:

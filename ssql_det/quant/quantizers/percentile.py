@@ -1,4 +1,4 @@
-"""``percentile``: a range that leaves out the outermost values, as in ``act=percentile:99.9``."""
+"""``percentile``: a range without the outermost values, as in ``act=percentile:99.9``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ssql_det.quant.quantizers.quantizer import ACTIVATIONS, RangeQuantizer, Ten
 
 @ACTIVATIONS.register("percentile")
 class PercentileActivation(RangeQuantizer):
-    """From the ``100 - percentile``-th to the ``percentile``-th percentile, extended to the edges of their bins."""
+    """From the ``100 - percentile``-th to the ``percentile``-th percentile, each extended to the edge of its bin."""
 
     observer_class = Histogram
     observer: Histogram
@@ -23,12 +23,12 @@ class PercentileActivation(RangeQuantizer):
                 f"a percentile must be greater than 50 and at most 100, as in percentile:99.9; got {percentile:g}"
             )
         super().__init__(spec)
-        self.quantile = percentile / 100
+        self._quantile = percentile / 100
 
     def choose_range(self, bits: int) -> tuple[Tensor, Tensor]:
         min_val, max_val = self.observer.range
         edges, counts = self.observer.bins()
         cumulative = counts.cumsum(0)
-        first = edges[(cumulative > (1 - self.quantile) * cumulative[-1]).nonzero()[0, 0]]
-        last = edges[(cumulative >= self.quantile * cumulative[-1]).nonzero()[0, 0]] + self.observer.bin_width
-        return torch.maximum(first.to(min_val), min_val), torch.minimum(last.to(max_val), max_val)
+        low = edges[(cumulative > (1 - self._quantile) * cumulative[-1]).nonzero()[0, 0]]
+        high = edges[(cumulative >= self._quantile * cumulative[-1]).nonzero()[0, 0]] + self.observer.bin_width
+        return torch.maximum(low.to(min_val), min_val), torch.minimum(high.to(max_val), max_val)

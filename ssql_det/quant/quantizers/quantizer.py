@@ -1,7 +1,7 @@
-"""The base classes of quantizers. A quantizer serves one point of a network, at every bit-width.
+"""The base classes of quantizers. A quantizer quantizes the tensor at one point of a network, at every bit-width.
 
-A new one is one file: a subclass of :class:`Quantizer`, registered for weights or for activations. With the decorator
-``@ACTIVATIONS.register("half")`` this class is the scheme ``act=half``:
+A new quantizer is one file: a subclass of :class:`Quantizer`, registered for weights or for activations. Decorated with
+``@ACTIVATIONS.register("half")``, this class is selected by the scheme ``act=half``:
 
 >>> class HalfRange(RangeQuantizer):
 ...     def choose_range(self, bits):
@@ -34,7 +34,7 @@ from ssql_det.quant.quantizers.observers import MinMaxObserver, Observer
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """The tensor that a quantizer serves: its point, and for a weight its shape and the axis of output channels."""
+    """A tensor to quantize: its point, and for a weight its shape and the axis of output channels."""
 
     point: QuantPoint
     shape: tuple[int, ...] | None = None
@@ -43,7 +43,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class QuantizedTensor:
-    """A tensor in integers, of the smallest type that holds them: ``(integers - zero_point) * scale``."""
+    """Integers, in the smallest type that holds them, which stand for ``(integers - zero_point) * scale``."""
 
     integers: Tensor
     scale: Tensor
@@ -54,10 +54,10 @@ class QuantizedTensor:
 
 
 class Quantizer(nn.Module, ABC):
-    """Quantizes one tensor of a network. ``supported_bits`` are the bit-widths that it supports.
+    """Quantizes one tensor of a network, at any bit-width in ``supported_bits``.
 
-    Its parameters and buffers are trained with the network, and saved. ``observer`` observes the tensor in float
-    passes; a weight needs none.
+    Parameters of a quantizer are trained with the network; parameters and buffers are saved. ``observer`` observes the
+    tensor in float forward passes; a quantizer of weights needs no observer.
     """
 
     supported_bits: ClassVar[range] = range(MIN_BITS, MAX_BITS + 1)
@@ -69,31 +69,32 @@ class Quantizer(nn.Module, ABC):
 
     def observe(self, x: Tensor) -> Tensor:
         """Pass ``x`` to the observer, and return it."""
-        # A pass that activation checkpointing runs again, within a backward pass, was observed the first time.
+        # Activation checkpointing repeats forward passes within a backward pass; they were observed the first time.
         if self.observer is not None and torch._C._current_graph_task_id() == -1:
             self.observer.update(x)
         return x
 
     @abstractmethod
     def forward(self, x: Tensor, bits: int) -> Tensor:
-        """Fake-quantize ``x``: same shape and type, with gradients straight through the rounding."""
+        """Fake-quantize ``x``: the result has its shape and type, and gradients pass straight through the rounding."""
 
     @abstractmethod
     def quantize(self, x: Tensor, bits: int) -> QuantizedTensor | None:
-        """``x`` in integers, with the values of ``forward``; ``None`` if there are none, as for an empty range."""
+        """The integers that stand for ``forward(x)``; ``None`` if no integers do, as where the range is empty."""
 
 
-QuantizerFactory = Callable[..., Quantizer]  # takes a TensorSpec, then the numbers after the name in a scheme
+QuantizerFactory = Callable[..., Quantizer]
+"""Takes a TensorSpec, then the numbers that follow the quantizer's name in a scheme."""
 
 WEIGHTS: Registry[QuantizerFactory] = Registry("weight quantizer")
 ACTIVATIONS: Registry[QuantizerFactory] = Registry("activation quantizer")
 
 
 class RangeQuantizer(Quantizer):
-    """An activation quantizer, per tensor and asymmetric, whose range is chosen from what was observed.
+    """An activation quantizer, per tensor and asymmetric, whose range is chosen from the observed values.
 
-    The scale and zero point of a bit-width are cached until the observed range changes. A quantizer with parameters
-    computes them each time, so that gradients reach its parameters.
+    The scale and zero point of a bit-width are cached until the observed range changes. With parameters they are
+    computed at each call, so that gradients reach the parameters.
     """
 
     observer_class: ClassVar[Callable[[], Observer]] = MinMaxObserver
@@ -109,11 +110,11 @@ class RangeQuantizer(Quantizer):
         """The least and the greatest value to represent at this bit-width."""
 
     def get_qparams(self, bits: int) -> QParams:
-        """Scale and zero point at a bit-width; an error if nothing was observed."""
+        """Return the scale and zero point at a bit-width; raise an error if nothing was observed."""
         min_val, max_val = self.observer.min_val, self.observer.max_val
         if min_val is None or max_val is None:
             raise UserError(
-                f"nothing was observed at {self.spec.point.key} during calibration; use more, or other, images"
+                f"nothing was observed at {self.spec.point.key} during calibration; use more or different images"
             )
         if next(self.parameters(), None) is not None:
             return self._compute_qparams(bits)
@@ -141,7 +142,7 @@ class RangeQuantizer(Quantizer):
 
 
 def quantize_tensor(x: Tensor, qparams: QParams) -> QuantizedTensor:
-    """Quantize ``x``, in the smallest integer type.
+    """Quantize ``x`` to the smallest integer type that holds ``qmin`` to ``qmax``.
 
     >>> quantize_tensor(torch.tensor([-3.0, 0.4, 9.0]), choose_qparams(torch.tensor(-1.0), torch.tensor(2.0), bits=2))
     QuantizedTensor(integers=tensor([0, 1, 3], dtype=torch.uint8), scale=tensor(1.), zero_point=tensor(1.))
@@ -153,7 +154,7 @@ def quantize_tensor(x: Tensor, qparams: QParams) -> QuantizedTensor:
 
 
 def smallest_int_dtype(min_val: int, max_val: int) -> torch.dtype:
-    """The smallest integer type that holds these values.
+    """The smallest integer type that holds the values from ``min_val`` to ``max_val``.
 
     >>> smallest_int_dtype(0, 255), smallest_int_dtype(-255, 255)
     (torch.uint8, torch.int16)
