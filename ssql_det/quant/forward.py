@@ -33,7 +33,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def forward_images(model: nn.Module, batch: Any) -> None:
-    """Run the network on a batch of images, or on the first entry of a tuple, with the type and device of its weights."""
+    """Run the network on a batch of images, or on the first entry of a tuple, in the type of its weights."""
     images = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
     if not isinstance(images, Tensor):
         raise UserError(
