@@ -1,12 +1,12 @@
-"""Result rows beside the published tables of SSQL, and pages as HTML, Markdown or LaTeX.
+"""Compare result rows with the published tables of SSQL, and write pages as HTML, Markdown or LaTeX.
 
 published           the published tables as values
-table_sources       which rows belong to a published table, and the commands that produce them
-row_groups          load rows and group those that may be averaged
-comparison          a published table beside our rows: published, measured, difference
+table_sources       which result rows belong to a published table, and the commands that produce them
+row_groups          load result rows and group the rows that may be averaged
+comparison          a published table next to result rows: published, measured, difference
 comparison_blocks   a comparison as blocks of a page
-display_names       names of methods, networks, schemes and protocols as tables show them
-blocks, document    a page as values; markup: inline code and links in its texts
+display_names       how tables print methods, networks, schemes and protocols
+blocks, document    a page as values; markup: inline code and links in a page's texts
 render_*, charts    a page as HTML, Markdown, LaTeX; a chart as SVG; a comparison as CSV
-page_files          write a page to disk; stylesheet: its colours and CSS
+page_files          write a page to disk; stylesheet: the page's colours and CSS
 """

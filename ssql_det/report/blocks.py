@@ -1,6 +1,6 @@
-"""The blocks that a page is made of, as values: what it says, without how it looks.
+"""The blocks of a page (headings, paragraphs, tables, charts...), independent of the output format.
 
-Their texts may hold inline code and links, see `markup`; nothing else is markup.
+A block's texts may hold inline code and links, see `markup`; everything else is plain text.
 
 >>> Table(("method", "FP", "4w4a"), (("SSQL", "48.8", "44.7"),)).caption
 ''
@@ -47,7 +47,7 @@ class ItemList:
 
 @dataclass(frozen=True)
 class Table:
-    """The first ``text_columns`` columns are aligned left, the others hold numbers and are aligned right."""
+    """The first ``text_columns`` columns hold text and are aligned left, the others numbers, aligned right."""
 
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -73,7 +73,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Curve:
-    """A named line with one value for each x label; ``None`` leaves a gap. ``std``: standard deviations, if any."""
+    """A named curve with one value for each x label; ``None`` is a gap. ``std``: standard deviations of the values."""
 
     name: str
     values: tuple[float | None, ...]
@@ -82,7 +82,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Chart:
-    """A line chart over named positions, such as bit-widths. ``name`` is its file name without the suffix."""
+    """A line chart over named positions, such as bit-widths. ``name`` is the chart's file name without the suffix."""
 
     name: str
     title: str

@@ -1,7 +1,7 @@
 """A line chart as SVG: named positions at equal steps, markers, error bars and a legend.
 
-Written by hand, since the package does without matplotlib at run time: a chart is a few kB of SVG whose text can be
-searched and read aloud, grows on small screens, and follows the reader's light or dark theme.
+Rendered without matplotlib, which is no run-time dependency of the package. A chart is a few kB of SVG; its text can be
+searched and read aloud, is larger on small screens, and follows the reader's light or dark theme.
 
 >>> chart = Chart("boxes", "Boxes", ("FP", "4w4a"), (Curve("SSQL", (48.8, 44.7), (0.2, 0.4)),), y_label="AP")
 >>> render_svg(chart)[:60]
@@ -24,9 +24,9 @@ from ssql_det.report.markup import strip_markup, to_one_line
 from ssql_det.report.stylesheet import CHART_CSS, NUM_CURVE_COLOURS, make_theme_css
 
 _WIDTH, _MARGIN, _PLOT_HEIGHT = 440.0, 6.0, 210.0
-_FONT_SIZE, _LINE_HEIGHT = 16.0, 21.0  # of small screens, where letters are largest: the layout leaves room for them
-_SAMPLE_WIDTH = 36.0  # of a line, before its name in the legend
-_MARKERS = (  # paths; seven, which has no factor in common with nine colours: together they tell 63 curves apart
+_FONT_SIZE, _LINE_HEIGHT = 16.0, 21.0  # on small screens, where they are largest
+_SAMPLE_WIDTH = 36.0  # of the piece of curve before each name in the legend
+_MARKERS = (  # SVG paths; 7 markers and 9 colours have no common factor, so 63 curves differ
     *("M0-5A5 5 0 1 1 0 5A5 5 0 1 1 0-5Z", "M-4.5-4.5H4.5V4.5H-4.5Z", "M0-6.4L6.4 0L0 6.4L-6.4 0Z"),
     *("M0-5.8L5.8 4.4H-5.8Z", "M0 5.8L5.8-4.4H-5.8Z"),
     "M-2-5.8H2V-2H5.8V2H2V5.8H-2V2H-5.8V-2H-2Z",
@@ -44,16 +44,16 @@ class _Point(NamedTuple):
 
 
 def render_svg(chart: Chart, standalone: bool = False) -> str:
-    """An element for a page that has `CHART_CSS`, the colours and the title; or, ``standalone``, a whole file."""
+    """An SVG element for a page that has `CHART_CSS` and prints the title; if ``standalone``, a complete SVG file."""
     curves = [_make_points(curve, len(chart.x_labels)) for curve in chart.curves]
     points = [point for curve in curves for point in curve if point]
-    ends = [point.value + sign * point.deviation for point in points for sign in (-1, 1)]
-    ticks = choose_ticks(min(ends), max(ends)) if ends else ()
+    bar_ends = [point.value + sign * point.deviation for point in points for sign in (-1, 1)]
+    ticks = choose_ticks(min(bar_ends), max(bar_ends)) if bar_ends else ()
 
     title = wrap_text(strip_markup(chart.title), _WIDTH - 2 * _MARGIN, _FONT_SIZE * 1.1) if standalone else []
     y_label = wrap_text(strip_markup(chart.y_label), _WIDTH - 2 * _MARGIN, _FONT_SIZE)
     top = _MARGIN + _LINE_HEIGHT * (len(title) + len(y_label)) + 12
-    bottom = top + (_PLOT_HEIGHT if ends else 3 * _LINE_HEIGHT)
+    bottom = top + (_PLOT_HEIGHT if bar_ends else 3 * _LINE_HEIGHT)
     left = _MARGIN + estimate_max_width(format_ticks(ticks), _FONT_SIZE) + 8
     step = (_WIDTH - _MARGIN - left) / max(1, len(chart.x_labels))
     x_scale = Scale(0, 1, left + step / 2, left + step * 3 / 2)
@@ -70,8 +70,8 @@ def render_svg(chart: Chart, standalone: bool = False) -> str:
             _render_text(label, x_scale.position(index), bottom + 24, "muted", "middle")
             for index, label in enumerate(x_labels)
         ),
-        "" if ends else _render_text(["nothing measured"], *middle, "muted", "middle"),
-        *(_render_curve(points, number, x_scale, y_scale) for number, points in enumerate(curves)),
+        "" if bar_ends else _render_text(["nothing measured"], *middle, "muted", "middle"),
+        *(_render_curve(points, curve_index, x_scale, y_scale) for curve_index, points in enumerate(curves)),
         *legend,
     ]
     size = f' width="600" height="{600 / _WIDTH * height:.0f}"' if standalone else ""
@@ -87,7 +87,9 @@ def render_svg(chart: Chart, standalone: bool = False) -> str:
 def _make_points(curve: Curve, count: int) -> list[_Point | None]:
     deviations = curve.std or (None,) * count
     if not len(curve.values) == len(deviations) == count:
-        raise ValueError(f"the curve {curve.name!r} does not have a value, and a deviation or none, for each x label")
+        raise ValueError(
+            f"the curve {curve.name!r} does not have a value for each of the {count} x labels, or lacks some deviations"
+        )
     finite = [finite_or_none(value) for value in curve.values]
     return [
         None if value is None else _Point(index, value, finite_or_none(deviation) or 0.0)
@@ -118,8 +120,8 @@ def _render_grid(ticks: Sequence[float], y_scale: Scale, left: float) -> Iterato
         yield _render_text([label], left - 8, y + 5, "muted", "end")
 
 
-def _render_curve(points: Sequence[_Point | None], number: int, x_scale: Scale, y_scale: Scale) -> str:
-    """The curve is broken where nothing was measured."""
+def _render_curve(points: Sequence[_Point | None], curve_index: int, x_scale: Scale, y_scale: Scale) -> str:
+    """One curve; it is interrupted where a value is missing."""
     runs = [[point for point in run if point] for _, run in groupby(points, key=bool)]
     parts = []
     for run in runs:
@@ -130,28 +132,31 @@ def _render_curve(points: Sequence[_Point | None], number: int, x_scale: Scale, 
             low, high = (y_scale.position(point.value + sign * point.deviation) for sign in (-1, 1))
             if point.deviation:
                 parts.append(f'<path class="deviation" d="M{x - 4:.1f} {high:.1f}h8m-4 0V{low:.1f}m-4 0h8"/>')
-            parts.append(_render_marker(number, x, y))
-    return f'<g style="color:var(--curve-{number % NUM_CURVE_COLOURS})">{"".join(parts)}</g>'
+            parts.append(_render_marker(curve_index, x, y))
+    return f'<g style="color:var(--curve-{curve_index % NUM_CURVE_COLOURS})">{"".join(parts)}</g>'
 
 
-def _render_marker(number: int, x: float, y: float) -> str:
-    return f'<path class="marker" transform="translate({x:.1f} {y:.1f})" d="{_MARKERS[number % len(_MARKERS)]}"/>'
+def _render_marker(curve_index: int, x: float, y: float) -> str:
+    path = _MARKERS[curve_index % len(_MARKERS)]
+    return f'<path class="marker" transform="translate({x:.1f} {y:.1f})" d="{path}"/>'
 
 
 def _render_legend(names: Sequence[str], top: float) -> tuple[list[str], float]:
-    """In as many columns of one width as there is room for; and the y where it ends."""
-    lines = [wrap_text(name, _WIDTH - 2 * _MARGIN - _SAMPLE_WIDTH, _FONT_SIZE) for name in names]
-    column_width = _SAMPLE_WIDTH + estimate_max_width((line for name in lines for line in name), _FONT_SIZE) + 12
+    """The legend's elements, in as many columns of equal width as fit, and the y where the legend ends."""
+    wrapped_names = [wrap_text(name, _WIDTH - 2 * _MARGIN - _SAMPLE_WIDTH, _FONT_SIZE) for name in names]
+    lines = (line for wrapped_name in wrapped_names for line in wrapped_name)
+    column_width = _SAMPLE_WIDTH + estimate_max_width(lines, _FONT_SIZE) + 12
     columns = max(1, int((_WIDTH - 2 * _MARGIN + 12) // column_width))
     parts = []
     for first in range(0, len(names), columns):
-        row = lines[first : first + columns]
-        for column, name in enumerate(row):
-            x, number = _MARGIN + column * column_width, first + column
-            colour = f"color:var(--curve-{number % NUM_CURVE_COLOURS})"
+        row = wrapped_names[first : first + columns]
+        for column, wrapped_name in enumerate(row):
+            x, curve_index = _MARGIN + column * column_width, first + column
+            colour = f"color:var(--curve-{curve_index % NUM_CURVE_COLOURS})"
             parts += [
                 f'<g style="{colour}"><path class="line" d="M{x:.1f} {top + 10:.1f}h26"/>',
-                f"{_render_marker(number, x + 13, top + 10)}</g>{_render_text(name, x + _SAMPLE_WIDTH, top + 15)}",
+                f"{_render_marker(curve_index, x + 13, top + 10)}</g>",
+                _render_text(wrapped_name, x + _SAMPLE_WIDTH, top + 15),
             ]
         top += _LINE_HEIGHT * max(map(len, row))
     return parts, top + _MARGIN
@@ -161,15 +166,15 @@ def _render_text(lines: Sequence[str], x: float, y: float, css_class: str = "", 
     """Lines below one another; ``y`` is the baseline of the first."""
     attributes = (f' class="{css_class}"' if css_class else "") + (f' text-anchor="{anchor}"' if anchor else "")
     return "".join(
-        f'<text x="{x:.1f}" y="{y + _LINE_HEIGHT * number:.1f}"{attributes}>{escape(line)}</text>'
-        for number, line in enumerate(lines)
+        f'<text x="{x:.1f}" y="{y + _LINE_HEIGHT * index:.1f}"{attributes}>{escape(line)}</text>'
+        for index, line in enumerate(lines)
         if line
     )
 
 
 @dataclass(frozen=True)
 class Scale:
-    """From values to positions on an axis: ``low`` lies at ``start``, ``high`` at ``end``.
+    """Maps values to positions on an axis: ``low`` to ``start``, ``high`` to ``end``.
 
     >>> Scale(10, 20, start=100, end=0).position(15)
     50.0
@@ -185,25 +190,25 @@ class Scale:
 
 
 def choose_ticks(low: float, high: float) -> tuple[float, ...]:
-    """Four to six round ticks, 1, 2, 2.5 or 5 times a power of ten apart; a single value lies in their middle.
+    """Four to six round ticks, 1, 2, 2.5 or 5 times a power of ten apart; if ``low`` is ``high``, centred on it.
 
     >>> choose_ticks(41.2, 48.8)
     (40.0, 42.0, 44.0, 46.0, 48.0, 50.0)
     """
-    size = max(abs(low), abs(high))
-    if high - low <= 1e-9 * size:
-        room = size / 10 or 1.0
-        low, high = low - room, high + room
+    magnitude = max(abs(low), abs(high))
+    if high - low <= 1e-9 * magnitude:
+        margin = magnitude / 10 or 1.0
+        low, high = low - margin, high + margin
     power = math.floor(math.log10((high - low) / _MAX_TICKS))
-    for step in (factor * 10.0 ** (power + more) for more in (0, 1) for factor in (1.0, 2.0, 2.5, 5.0)):
+    for step in (factor * 10.0**exponent for exponent in (power, power + 1) for factor in (1.0, 2.0, 2.5, 5.0)):
         first, last = math.floor(low / step), math.ceil(high / step)
-        if last - first < _MAX_TICKS:  # and at least 3: the step before, at least half of this, took 6 or more
+        if last - first < _MAX_TICKS:  # and at least 3: the previous step, at least half as wide, needed 6 or more
             return tuple(round(count * step, 12 - power) for count in range(first, last + 1))
-    raise AssertionError(f"no step from {low} to {high}")
+    raise AssertionError(f"no tick step fits the range from {low} to {high}")
 
 
 def format_ticks(ticks: Sequence[float]) -> tuple[str, ...]:
-    """All with as many digits as the finest of them needs.
+    """The ticks as texts, all with as many decimals as the most precise tick needs.
 
     >>> format_ticks((0.0, 2.5, 5.0))
     ('0.0', '2.5', '5.0')
@@ -217,7 +222,7 @@ def format_ticks(ticks: Sequence[float]) -> tuple[str, ...]:
 
 
 def estimate_width(text: str, font_size: float) -> float:
-    """An estimate without the font, rather too large than too small."""
+    """An upper estimate of a text's width, since the reader's font is unknown."""
     return font_size * sum(map(_letter_width, text))
 
 
@@ -226,7 +231,7 @@ def estimate_max_width(texts: Iterable[str], font_size: float) -> float:
 
 
 def wrap_text(text: str, width: float, font_size: float) -> list[str]:
-    """Break a text into lines that fit: between words, and within those that are too long for a line."""
+    """Break a text into lines of at most ``width``: between words, and within a word that is too long for a line."""
     lines = [""]
     for word in text.split():
         joined = f"{lines[-1]} {word}".strip()

@@ -1,6 +1,8 @@
-"""A published table beside our result rows: per method and bit-width the published value, our mean, the difference.
+"""Compare a published table with result rows: per method and bit-width the published value, the measured mean, the
+difference.
 
-A comparison is of one dataset and one scope. Rows of different config, scheme or calibration are separate lines.
+A comparison covers one dataset and one scope (the quantized part of the detector). It has one line per method,
+bit-width and settings: rows that differ in config, scheme or calibration are not averaged.
 
 >>> comparison = compare_with_published(6, [])
 >>> comparison.lines[0].method, comparison.lines[0].bits, comparison.lines[0].cells["bbox/AP50"]
@@ -27,7 +29,7 @@ COSTS = ("MB", "GFLOPs", "GBOPs")
 
 @dataclass(frozen=True)
 class Measurement:
-    """Mean and sample standard deviation of ``n`` rows; ``None`` and n = 0 where no value is finite."""
+    """Mean and sample standard deviation of the ``n`` finite values of a metric; ``None`` if there are too few."""
 
     mean: float | None
     std: float | None
@@ -36,7 +38,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Cell:
-    """``measured`` is ``None`` where there are no rows; ``difference`` is its mean minus the published value."""
+    """``measured`` is ``None`` if no row has the metric; ``difference``: the measured mean minus ``published``."""
 
     published: float | None
     measured: Measurement | None
@@ -45,29 +47,30 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonLine(RowGroup):
-    """A group of rows, or a published line without rows, at one bit-width; cells by metric.
+    """The values of one group of result rows, or of a published row without any, at one bit-width; ``cells`` by metric.
 
-    ``fill_command`` measures the empty cells, if there are any. A line without rows and without such a command
-    ``is_published_only``. ``settings`` tells the published rows of an ablation apart.
+    ``measure_command``: the command that measures the empty cells; "" if no cell is empty or no command can.
+    ``is_published_only``: there are no result rows, and no command that makes them.
+    ``settings``: those of the published row, which distinguish the rows of an ablation.
     """
 
     bits: str
     cells: Mapping[str, Cell]
-    fill_command: str
+    measure_command: str
     is_published_only: bool
     settings: str = ""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Not ``is_comparable``: the rows are of another dataset than the published table, so no difference is given.
+    """``is_comparable``: the rows are of the published table's dataset; otherwise no difference is given.
 
-    ``scope`` is empty for a table that is only published.
+    ``scope``: the part of the detector that is quantized; empty for a table that no command can reproduce yet.
     """
 
     number: int
     title: str
-    source: str
+    citation: str
     dataset: str
     scope: str
     is_comparable: bool
@@ -77,35 +80,35 @@ class Comparison:
 
 
 def compare_with_published(number: int, rows: Sequence[Row], scope: str = "all", dataset: str = "") -> Comparison:
-    """Set rows beside the published table of that number; without rows, all its cells are empty.
+    """Compare result rows with the published table of that number; without rows, nothing is measured.
 
     ``scope`` applies to detectors; probes always have the scope "backbone". ``dataset`` defaults to the published one.
     """
-    table, source = load_published_table(number), get_source(number)
+    table, table_source = load_published_table(number), get_source(number)
     known_datasets = {*DETECTOR_CONFIGS, *list_datasets(), *(row.dataset for row in rows)}
     hint = did_you_mean(dataset, known_datasets)
-    if dataset and dataset not in known_datasets and (rows or hint):  # without rows it may be a user's own
-        raise UserError(f"no row has the dataset {dataset!r}{hint}; give --dataset as rows name it")
-    scope = source.resolve_scope(scope)
-    dataset = (dataset or source.dataset) if source.dataset else ""
-    selected = [row for row in rows if source.dataset and (row.dataset, row.scope) == (dataset, scope)]
+    if dataset and dataset not in known_datasets and (rows or hint):  # without rows any dataset is allowed
+        raise UserError(f"--dataset: no row has the dataset {dataset!r}{hint}")
+    scope = table_source.resolve_scope(scope)
+    dataset = (dataset or table_source.dataset) if table_source.dataset else ""
+    selected = [row for row in rows if table_source.dataset and (row.dataset, row.scope) == (dataset, scope)]
     selected = [row for row in selected if _may_belong_to(row, table)]
     newest = keep_newest(selected)
-    published_rows = {source.get_published_line(row, dataset): row for row in table.rows}
-    groups = group_rows(newest, list(published_rows), lambda row: source.get_group(row, table))
-    is_comparable = dataset == source.dataset
+    published_rows = {table_source.get_published_group(row, dataset): row for row in table.rows}
+    groups = group_rows(newest, list(published_rows), lambda row: table_source.get_group(row, table))
+    is_comparable = dataset == table_source.dataset
     metrics = (*table.metrics, *(name for name in COSTS if any(name in row.metrics for row in newest)))
     lines = (
         line
-        for group, group_members in groups
+        for group, measured_rows in groups
         for line in _make_lines(
-            group, group_members, published_rows.get(group.published_line), metrics, table, source, scope
+            group, measured_rows, published_rows.get(group.published_group), metrics, table, table_source, scope
         )
     )
     return Comparison(
         number=number,
         title=table.title,
-        source=table.source,
+        citation=table.citation,
         dataset=dataset or ", ".join(dict.fromkeys(row.dataset for row in table.rows)),
         scope=scope,
         is_comparable=is_comparable,
@@ -116,41 +119,45 @@ def compare_with_published(number: int, rows: Sequence[Row], scope: str = "all",
 
 
 def _may_belong_to(row: Row, table: PublishedTable) -> bool:
-    """Whether the row has a metric of the table, or no metric of any task (those with a slash in their name)."""
+    """Whether the row has a metric of the table, or no task's metric at all (they have a slash: ``bbox/AP``)."""
     task_metrics = {metric for metric in row.metrics if "/" in metric}
     return not task_metrics or not task_metrics.isdisjoint(table.metrics)
 
 
 def _make_lines(
     group: RowGroup,
-    rows: Sequence[Row],
+    measured_rows: Sequence[Row],
     published_row: PublishedRow | None,
     metrics: Sequence[str],
     table: PublishedTable,
-    source: TableSource,
+    table_source: TableSource,
     scope: str,
 ) -> Iterator[ComparisonLine]:
     published = published_row.values if published_row else {}
     averages = [
-        row for name in table.average_columns for row in average_over_bits(rows, name, table.bit_widths, table.metrics)
+        row
+        for name in table.average_columns
+        for row in average_over_bits(measured_rows, name, table.bit_widths, table.metrics)
     ]
     cells = {
         bits: {
-            metric: _make_cell(published.get(Column(bits, metric)), bits_rows, metric, group.dataset == source.dataset)
+            metric: _make_cell(
+                published.get(Column(bits, metric)), bits_rows, metric, group.dataset == table_source.dataset
+            )
             for metric in metrics
         }
-        for bits, bits_rows in group_by_bits([*rows, *averages], table.bit_columns).items()
+        for bits, bits_rows in group_by_bits([*measured_rows, *averages], table.bit_columns).items()
     }
-    empty = [bits for bits in cells if any(cells[bits][metric].measured is None for metric in table.metrics)]
-    to_measure = [bits for bits in empty if bits not in table.average_columns]
-    command = source.get_fill_command(table, group, to_measure, scope) if to_measure else ""
+    incomplete = [bits for bits in cells if any(cells[bits][metric].measured is None for metric in table.metrics)]
+    to_measure = [bits for bits in incomplete if bits not in table.average_columns]
+    command = table_source.get_measure_command(table, group, to_measure, scope) if to_measure else ""
     for bits, bits_cells in cells.items():
         yield ComparisonLine(
             **vars(group),
             bits=bits,
             cells=bits_cells,
-            fill_command=command if bits in empty else "",
-            is_published_only=not rows and not command,
+            measure_command=command if bits in incomplete else "",
+            is_published_only=not measured_rows and not command,
             settings=published_row.settings_text if published_row else "",
         )
 
@@ -176,67 +183,68 @@ def _make_notes(
     dataset: str,
     is_comparable: bool,
 ) -> Iterator[str]:
-    """What a reader must know beside the numbers: how ours were measured, which rows were left out, what to doubt.
+    """Notes on the numbers: the settings of the measured rows, the excluded rows, doubtful means, possible misprints.
 
-    ``selected`` are those of ``rows`` that belong to the table; ``groups`` hold the newest of these.
+    ``selected``: the part of ``rows`` that belongs to the table; ``groups``: the newest of the selected rows, grouped.
     """
-    newest = [row for _, group_members in groups for row in group_members]
+    newest = [row for _, measured_rows in groups for row in measured_rows]
     if not is_comparable:
         kind = "toy data" if dataset.startswith("toy_") else "not the published table's dataset"
         yield f"{dataset} is {kind}: not comparable with the published values, so no difference is given."
     if newest:
         yield f"Measured with {_describe_settings(newest)}."
         yield from _note_epochs(table)
-    left_out = Counter(map(_describe_data, rows)) - Counter(map(_describe_data, selected))
-    if left_out:
-        yield f"Left out: {'; '.join(f'{_count(left_out[data])} of {data}' for data in sorted(left_out))}."
+    excluded = Counter(map(_format_dataset_and_scope, rows)) - Counter(map(_format_dataset_and_scope, selected))
+    if excluded:
+        yield f"Left out: {'; '.join(f'{_format_row_count(excluded[data])} of {data}' for data in sorted(excluded))}."
     if len(selected) > len(newest):
-        yield f"Replaced by a newer row of the same measurement: {_count(len(selected) - len(newest))}."
-    for group, group_members in groups:
+        yield f"Replaced by a newer row of the same measurement: {_format_row_count(len(selected) - len(newest))}."
+    for group, measured_rows in groups:
         name = " · ".join(part for part in (group.backbone, group.method) if part)
-        for bits, averaged in group_by_bits(group_members).items():
-            yield from _warn_of_averages(f"{name} at {bits}", averaged)
+        for bits, averaged_rows in group_by_bits(measured_rows).items():
+            yield from _warn_of_averages(f"{name} at {bits}", averaged_rows)
     for row in table.rows:
         if row.settings:
             yield f"{row.method}: {row.settings_text}."
-    for suspicion in table.suspect:
-        yield f"Possible misprint in the published table: {suspicion}."
+    for misprint in table.possible_misprints:
+        yield f"Possible misprint in the published table: {misprint}."
 
 
 def _note_epochs(table: PublishedTable) -> Iterator[str]:
     epochs = {row.epochs for row in table.rows}
     if len(epochs) == 1 and None not in epochs:
-        yield f"The published backbones were pretrained for {epochs.pop()} epochs; our rows do not record theirs."
+        yield f"The published backbones were pretrained for {epochs.pop()} epochs; measured rows do not record epochs."
 
 
 def _describe_settings(rows: Sequence[Row]) -> str:
-    """The engine is left out where no row names one, as those of probes do not."""
+    """The engine (Detectron2 or its stand-in) is omitted if no row names it, as for probes."""
     values = {
         "config": sorted({row.config or format_protocol(row.protocol) for row in rows}),
         "scheme": sorted({format_scheme(row) for row in rows}),
         "calibration": sorted({str(row.calibration) for row in rows}),
         "engine": sorted({row.engine for row in rows}),
     }
-    named = {name: each for name, each in values.items() if each != [""] or name != "engine"}
-    return "; ".join(f"{name} {' or '.join(value or '(not stated)' for value in named[name])}" for name in named)
+    if values["engine"] == [""]:
+        del values["engine"]
+    return "; ".join(f"{name} {' or '.join(each or '(not stated)' for each in values[name])}" for name in values)
 
 
-def _describe_data(row: Row) -> str:
+def _format_dataset_and_scope(row: Row) -> str:
     return f"{row.dataset}, scope {row.scope}"
 
 
 def _warn_of_averages(name: str, rows: Sequence[Row]) -> Iterator[str]:
     """Warn of averaged rows that may not be repetitions of one experiment."""
-    checkpoints = Counter(row.seed for row in rows if row.seed >= 0)  # Detectron2's -1: no seed was fixed
-    for seed in sorted(checkpoints):
-        if checkpoints[seed] > 1:
-            yield f"{name} averages {checkpoints[seed]} checkpoints of the same seed {seed}."
-    without_value = sum(None in map(finite_or_none, row.metrics.values()) for row in rows)
-    if without_value:
-        yield f"{name}: {_count(without_value)} with a metric that is not a number; means leave it out."
+    rows_per_seed = Counter(row.seed for row in rows if row.seed >= 0)  # -1 in Detectron2: no seed was fixed
+    for seed in sorted(rows_per_seed):
+        if rows_per_seed[seed] > 1:
+            yield f"{name} averages {rows_per_seed[seed]} rows with the same seed {seed}."
+    not_finite = sum(None in map(finite_or_none, row.metrics.values()) for row in rows)
+    if not_finite:
+        yield f"{name}: {_format_row_count(not_finite)} with a NaN or infinite metric, which the mean excludes."
     if len({row.metrics.get("MB") for row in rows}) > 1:
-        yield f"{name} averages detectors of different size; were bits of single modules set?"
+        yield f"{name} averages detectors of different size; check for per-module bit-widths."
 
 
-def _count(rows: int) -> str:
-    return f"{rows} row" if rows == 1 else f"{rows} rows"
+def _format_row_count(count: int) -> str:
+    return f"{count} row" if count == 1 else f"{count} rows"

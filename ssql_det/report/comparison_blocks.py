@@ -1,4 +1,4 @@
-"""A comparison with a published table as blocks of a page: all metrics in full, one metric in short, and as a chart.
+"""A comparison with a published table as blocks of a page: full tables, an overview of one metric, a chart.
 
 >>> from ssql_det.report.comparison import compare_with_published
 >>> comparison = compare_with_published(6, [])
@@ -18,14 +18,14 @@ from ssql_det.report.markup import escape_markup
 from ssql_det.report.row_groups import sort_bits
 
 _TASK_TITLES = {"bbox": "Boxes", "segm": "Masks", "linear": "Linear probe", "finetune": "Fine-tuning", "": "Cost"}
-_SETTINGS = ("config", "scheme", "calibration")  # in which lines of one method may differ
+_SETTINGS = ("config", "scheme", "calibration")  # lines of one method may differ in these
 _EMPTY = "-"
 _PUBLISHED_ONLY = "published only"
 
 
 def build_comparison_blocks(comparison: Comparison, with_commands: bool = True) -> tuple[Block, ...]:
-    """A section: the tables by task, notes, and the commands that measure the empty cells."""
-    commands = list(dict.fromkeys(line.fill_command for line in comparison.lines if line.fill_command))
+    """A section of a page: notes, a table per task, and the commands that measure the empty cells."""
+    commands = list(dict.fromkeys(line.measure_command for line in comparison.lines if line.measure_command))
     commands = commands if with_commands else []
     blocks: list[Block] = [
         Heading(f"Table {comparison.number}. {escape_markup(comparison.title)}: published and measured"),
@@ -36,60 +36,60 @@ def build_comparison_blocks(comparison: Comparison, with_commands: bool = True) 
     for task in dict.fromkeys(map(_get_task, comparison.metrics)):
         blocks += [Heading(_TASK_TITLES.get(task, task), level=3), _build_task_table(comparison, task, commands)]
     if any(line.is_published_only for line in comparison.lines):
-        blocks.append(Paragraph(f"Cells that say {_PUBLISHED_ONLY}: no command of this package produces them yet."))
+        blocks.append(Paragraph(f"No command of this package can measure the cells marked {_PUBLISHED_ONLY} yet."))
     if commands:
-        blocks.append(Paragraph("Cells marked `[1]` ... are empty; these commands fill them:"))
+        blocks.append(Paragraph("A cell with a number such as `[1]` is not measured yet; this command measures it:"))
         blocks.append(ItemList(tuple(f"`{escape_markup(command)}`" for command in commands), is_numbered=True))
     return tuple(blocks)
 
 
 def build_overview_table(comparison: Comparison, metric: str) -> Table:
     """One metric: for each method the published values and, below them, the measured ones, by bit-width."""
-    widths = sort_bits(line.bits for line in comparison.lines)
+    bit_widths = sort_bits(line.bits for line in comparison.lines)
     rows = []
     methods_done: set[str] = set()
     for label, lines in _group_by_label(comparison).items():
         cells = {line.bits: line.cells[metric] for line in lines}
-        published = [_format_published(cells[bits].published) if bits in cells else _EMPTY for bits in widths]
+        published = [_format_published(cells[bits].published) if bits in cells else _EMPTY for bits in bit_widths]
         method = _get_method_label(comparison, lines[0])
         if method not in methods_done and set(published) != {_EMPTY}:
             rows.append((method, "published", *published))
             methods_done.add(method)
         means = {bits: _format_measured(cell.measured, 1) for bits, cell in cells.items() if cell.measured}
         if means:
-            rows.append((label, "measured", *(means.get(bits, _EMPTY) for bits in widths)))
-    return Table(("method", "values", *widths), tuple(rows), text_columns=2)
+            rows.append((label, "measured", *(means.get(bits, _EMPTY) for bits in bit_widths)))
+    return Table(("method", "values", *bit_widths), tuple(rows), text_columns=2)
 
 
 def build_chart(comparison: Comparison, metric: str, name: str, title: str) -> Chart:
-    """The measured values of one metric over bit-widths. ``name`` is the chart's file name without the suffix."""
+    """The measured values of one metric over bit-bit_widths. ``name`` is the chart's file name without the suffix."""
     measured = {
         label: {line.bits: mean for line in lines if (mean := line.cells[metric].measured) and mean.n}
         for label, lines in _group_by_label(comparison).items()
     }
-    widths = sort_bits(bits for by_bits in measured.values() for bits in by_bits)
+    bit_widths = sort_bits(bits for by_bits in measured.values() for bits in by_bits)
     curves = tuple(
         Curve(
             label,
-            tuple(by_bits[bits].mean if bits in by_bits else None for bits in widths),
-            tuple(by_bits[bits].std if bits in by_bits else None for bits in widths),
+            tuple(by_bits[bits].mean if bits in by_bits else None for bits in bit_widths),
+            tuple(by_bits[bits].std if bits in by_bits else None for bits in bit_widths),
         )
         for label, by_bits in measured.items()
         if by_bits
     )
-    return Chart(name, title, widths, curves, y_label=metric.rpartition("/")[2])
+    return Chart(name, title, bit_widths, curves, y_label=metric.rpartition("/")[2])
 
 
 def round_to_tenth(value: float) -> float:
-    """Rounded, and never minus zero."""
+    """Round to one decimal; never to minus zero."""
     return round(value, 1) + 0.0
 
 
 def _describe(comparison: Comparison) -> str:
     dataset = f"Dataset: {escape_markup(comparison.dataset)}."
-    measured = "Measured: the mean of the seeds, ± standard deviation (number of seeds)."
+    measured = "Measured: the mean over seeds ± standard deviation (number of seeds)."
     scope = f" Scope: {comparison.scope}. {measured}" if comparison.scope else ""
-    return f'Published: {comparison.source}. {dataset}{scope} "(ours)" in a name means the paper\'s authors.'
+    return f'Published: {comparison.citation}. {dataset}{scope} "(ours)" in a name means the paper\'s authors.'
 
 
 def _get_task(metric: str) -> str:
@@ -99,7 +99,7 @@ def _get_task(metric: str) -> str:
 
 def _build_task_table(comparison: Comparison, task: str, commands: Sequence[str]) -> Table:
     metrics = [metric for metric in comparison.metrics if _get_task(metric) == task]
-    is_published = bool(task)  # costs are not
+    is_published = bool(task)  # costs, which have no task, are not published
     header = ["method", "bits"]
     for metric in metrics:
         name = metric.rpartition("/")[2]
@@ -114,7 +114,7 @@ def _build_task_table(comparison: Comparison, task: str, commands: Sequence[str]
 
 
 def _group_by_label(comparison: Comparison) -> dict[str, list[ComparisonLine]]:
-    """Lines by their method and, if lines of one method differ in them, config, scheme and calibration."""
+    """Lines by label: the method and those of config, scheme and calibration in which its lines differ."""
     labels: dict[str, list[ComparisonLine]] = {}
     for line in comparison.lines:
         method = _get_method_label(comparison, line)
@@ -126,7 +126,7 @@ def _group_by_label(comparison: Comparison) -> dict[str, list[ComparisonLine]]:
 
 
 def _get_method_label(comparison: Comparison, line: ComparisonLine) -> str:
-    """The method, after dataset and backbone if the table has several of them."""
+    """The method, preceded by dataset and backbone if the table has several."""
     lines = comparison.lines
     differing = [name for name in ("dataset", "backbone") if len({getattr(other, name) for other in lines}) > 1]
     return escape_markup(" · ".join([*(getattr(line, name) for name in differing), line.method]))
@@ -146,8 +146,8 @@ def _format_cells(
 
 
 def _format_empty(line: ComparisonLine, cell: Cell, commands: Sequence[str]) -> str:
-    if line.fill_command in commands:
-        return f"[{commands.index(line.fill_command) + 1}]"
+    if line.measure_command in commands:
+        return f"[{commands.index(line.measure_command) + 1}]"
     return _PUBLISHED_ONLY if line.is_published_only and cell.published is not None else _EMPTY
 
 
@@ -157,7 +157,7 @@ def _format_published(value: float | None) -> str:
 
 def _format_measured(measured: Measurement, digits: int) -> str:
     if measured.mean is None:
-        return "not a number"
+        return "NaN or infinite"
     std = f" ± {measured.std:.{digits}f}" if measured.std else ""
-    count = f" ({measured.n})" if measured.n > 1 else ""
-    return f"{measured.mean:.{digits}f}{std}{count}"
+    num_values = f" ({measured.n})" if measured.n > 1 else ""
+    return f"{measured.mean:.{digits}f}{std}{num_values}"

@@ -1,4 +1,4 @@
-"""Names as tables show them: of methods, networks, quantization schemes and probe protocols.
+"""Display names of methods, networks, quantization schemes and probe protocols in tables.
 
 Method names are compared by letters and digits only, so case and punctuation do not matter.
 
@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 from ssql_det.core.rows import Protocol, Row
 
-_ALIASES = {  # normalized spellings of published names; "SSQL" alone is SSQL over SimSiam
+_ALIASES = {  # normalized spellings of published names; "SSQL" alone is SSQL applied to SimSiam
     "fromscratch": "random init.",
     "imagenetsupervised": "IN supervised",
     "random": "random init.",
@@ -37,26 +37,27 @@ _NETWORKS = {"narrow_resnet": "narrow ResNet"} | {f"resnet{depth}": f"ResNet-{de
 
 
 def match_published_name(method: str, published: Iterable[str]) -> str | None:
-    """The published name that ``method`` means, or ``None`` when it is none of them."""
+    """The one of the ``published`` names that ``method`` means, or ``None`` if it means none of them."""
     names = {_normalize(name): name for name in published}
     normalized = _normalize(method)
     return names.get(normalized) or names.get(_normalize(_ALIASES.get(normalized, "")))
 
 
-def format_network(network: str, is_cifar: bool) -> str:
-    """The printed name of a network of `ssql_det.backbones`; the stem is named where a table expects the other one.
+def format_network(network: str, is_3x3_stem_expected: bool) -> str:
+    """The printed name of a network of `ssql_det.backbones`; a ResNet's stem is named only if unexpected.
 
-    >>> [format_network(network, is_cifar=True) for network in ("cifar_resnet18", "resnet18", "narrow_resnet")]
+    >>> networks = ("cifar_resnet18", "resnet18", "narrow_resnet")
+    >>> [format_network(network, is_3x3_stem_expected=True) for network in networks]
     ['ResNet-18', 'ResNet-18, 7x7 stem', 'narrow ResNet']
     """
     name = _NETWORKS.get(network.removeprefix(_CIFAR_PREFIX), network)
-    if not name.startswith("ResNet-") or network.startswith(_CIFAR_PREFIX) == is_cifar:
+    if not name.startswith("ResNet-") or network.startswith(_CIFAR_PREFIX) == is_3x3_stem_expected:
         return name
-    return f"{name}, {'7x7' if is_cifar else '3x3'} stem"
+    return f"{name}, {'7x7' if is_3x3_stem_expected else '3x3'} stem"
 
 
 def strip_ours(published: str) -> str:
-    """A published method's name as result rows have it: "(ours)" means the paper's authors.
+    """A published method's name as it is in result rows: without "(ours)", which means the paper's authors.
 
     >>> strip_ours("SSQL (ours)")
     'SSQL'
@@ -74,14 +75,14 @@ def slugify(name: str) -> str:
 
 
 def format_scheme(row: Row) -> str:
-    """A row's quantization scheme with the bits of single modules, such as "act=mse, backbone.res5.* at 8w8a"."""
+    """A row's quantization scheme and per-module bit-widths, such as "act=mse, backbone.res5.* at 8w8a"."""
     return ", ".join([row.scheme, *(f"{pattern} at {bits}" for pattern, bits in row.overrides.items())])
 
 
 def format_protocol(protocol: Protocol) -> str:
     """
     >>> format_protocol({"probes": ["knn"], "recipe": "digits", "size": 96, "train_images": 800, "val_images": 200})
-    'knn; digits at 96 px, 800 and 200 images'
+    'knn; digits augmentation at 96 px, 800 training and 200 validation images'
     """
     if not protocol:
         return ""
@@ -90,13 +91,13 @@ def format_protocol(protocol: Protocol) -> str:
     if "linear" in protocol:
         views = f", {protocol['cached_views']} views of each image" if "cached_views" in protocol else ""
         rate = protocol.get("rate", 0)
-        rate = rate if isinstance(rate, (str, list)) else f"{rate:g}"  # files from elsewhere may hold other types
+        rate = rate if isinstance(rate, (str, list)) else f"{rate:g}"  # rows of other programs may hold another type
         parts.append(
-            f"{protocol['linear']}: {protocol.get('optimizer')} at {rate} "
-            f"for a batch of {protocol.get('batch')}, {protocol.get('epochs')} epochs{views}"
+            f"{protocol['linear']}: {protocol.get('optimizer')}, learning rate {rate} "
+            f"for batch size {protocol.get('batch')}, {protocol.get('epochs')} epochs{views}"
         )
-    images = f"{protocol.get('train_images')} and {protocol.get('val_images')} images"
-    parts.append(f"{protocol.get('recipe')} at {protocol.get('size')} px, {images}")
+    images = f"{protocol.get('train_images')} training and {protocol.get('val_images')} validation images"
+    parts.append(f"{protocol.get('recipe')} augmentation at {protocol.get('size')} px, {images}")
     return "; ".join(parts)
 
 

@@ -1,4 +1,4 @@
-"""A page, as a title and blocks, and what its output formats share; each format is a file ``render_<format>.py``.
+"""A page as a title and blocks, and the base class of its renderers; each format has a file ``render_<format>.py``.
 
 >>> from ssql_det.report.blocks import Paragraph
 >>> from ssql_det.report.render_markdown import render_markdown
@@ -26,7 +26,7 @@ from ssql_det.report.markup import MarkupStyle, render_markup
 
 @dataclass(frozen=True)
 class Document:
-    """Without a title it is a part of another text."""
+    """A page; with an empty title, a fragment to be included in another text."""
 
     title: str
     blocks: tuple[Block, ...]
@@ -37,7 +37,7 @@ class Document:
         return (Heading(self.title, level=1), *self.blocks) if self.title else self.blocks
 
     def iterate_blocks(self) -> Iterator[Block]:
-        """All blocks in order: the title's heading, and those inside collapsible blocks too."""
+        """All blocks in order: the title's heading first, and the blocks inside collapsible blocks too."""
         yield from _flatten(self.titled_blocks)
 
     @property
@@ -66,7 +66,7 @@ def _flatten(blocks: Sequence[Block]) -> Iterator[Block]:
 
 
 class Renderer(ABC):
-    """Writes a document's blocks in one format: a subclass has the style of inline markup and a case per block."""
+    """Renders a document's blocks in one format; a subclass sets the markup style and renders each type of block."""
 
     style: ClassVar[MarkupStyle]
     separator: ClassVar[str] = "\n\n"  # between blocks

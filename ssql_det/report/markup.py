@@ -1,7 +1,7 @@
-"""Inline markup in a page's texts, and the cleaning of texts from other people's files.
+"""Inline markup in a page's texts, and the cleaning of texts from untrusted files.
 
 Markup is code between backticks and ``[words](target)``. A target is a ``#heading`` of the page, an ``https://``
-address or a file beside the page; a link to anything else is shown as it was written.
+address or a file in the page's folder; a link with any other target is shown as plain text.
 
 >>> strip_markup("`ssql-det sweep` fills [the table](#boxes)")
 'ssql-det sweep fills the table'
@@ -22,7 +22,7 @@ _FILE = re.compile(r"(?!/)[\w./-]+")
 
 @dataclass(frozen=True)
 class MarkupStyle:
-    """How an output format writes plain text, code, and a link (of words that are rendered already, and a target)."""
+    """How an output format writes plain text, code, and a link (from its rendered words and its target)."""
 
     escape: Callable[[str], str]
     code: Callable[[str], str]
@@ -30,7 +30,7 @@ class MarkupStyle:
 
 
 def render_markup(text: str, style: MarkupStyle, anchors: Collection[str]) -> str:
-    """Render a text on one line. A link to a heading that is not in ``anchors`` stays plain text."""
+    """Render a text on one line. A link to a heading whose anchor is not in ``anchors`` stays plain text."""
 
     def render(text: str, allow_links: bool) -> str:
         parts, end = [], 0
@@ -49,13 +49,13 @@ def render_markup(text: str, style: MarkupStyle, anchors: Collection[str]) -> st
 
 
 def strip_markup(text: str) -> str:
-    """The text alone, for places where no markup is possible."""
-    every_anchor = {match["target"].removeprefix("#") for match in _MARKUP.finditer(text) if match["target"]}
-    return render_markup(text, MarkupStyle(str, str, lambda words, target: words), every_anchor)
+    """The text without its markup, for places where only plain text is possible."""
+    all_anchors = {match["target"].removeprefix("#") for match in _MARKUP.finditer(text) if match["target"]}
+    return render_markup(text, MarkupStyle(str, str, lambda words, target: words), all_anchors)
 
 
 def escape_markup(text: str) -> str:
-    """Other people's text, changed so that none of it is read as markup.
+    """Change an untrusted text so that none of it is read as markup.
 
     >>> escape_markup("[a](b.md) and `c`")
     "[a] (b.md) and 'c'"
@@ -68,12 +68,12 @@ def to_one_line(text: str) -> str:
 
 
 def clean_lines(text: str) -> str:
-    """The lines of a code block without trailing spaces and tabs."""
+    """The lines of a code block, with tabs expanded and trailing spaces removed."""
     return "\n".join(replace_unprintable(line).rstrip() for line in text.expandtabs().strip("\n").splitlines())
 
 
 def replace_unprintable(text: str) -> str:
-    """A question mark for each control code, lone surrogate or change of the writing direction.
+    """Replace control codes, lone surrogates and changes of the writing direction by question marks.
 
     >>> replace_unprintable("a" + chr(27) + "b")
     'a?b'

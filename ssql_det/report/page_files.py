@@ -1,4 +1,4 @@
-"""Write a page as files: one self-contained HTML file, and Markdown with its images beside it."""
+"""Write a page as one self-contained HTML file, and as Markdown with image files, into the same folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MARKDOWN_NAME = "report.md"
 
 
 def write_page(document: Document, html: Path) -> Path:
-    """Write the HTML file, and into its folder ``report.md`` and the images.
+    """Write the HTML file ``html``, and ``report.md`` with its images into the same folder.
 
     >>> sorted(path.name for path in write_page(Document("Title", ()), Path("report/index.html")).parent.iterdir())
     ['index.html', 'report.md']

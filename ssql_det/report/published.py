@@ -1,7 +1,7 @@
 """The published tables of SSQL as values, read from ``published/ssql_table<number>.json``.
 
 Source: Y.-H. Cao, P. Sun, Y. Huang, J. Wu, S. Zhou, ECCV 2022, https://arxiv.org/abs/2207.05432. Values are percent,
-as printed; ``suspect`` lists those that look misprinted. Metrics are named as in result rows.
+as printed; ``possible_misprints`` describes those that look wrong. Metrics are named as in result rows.
 
 >>> load_published_table(6).find_row("SSQL (ours)").values[Column("4w4a", "bbox/AP50")]
 61.2
@@ -32,7 +32,7 @@ _SETTING_NAMES = {
 
 @dataclass(frozen=True)
 class Column:
-    """A metric at a bit-width. Table 8 also has a column ``Avg.``, the mean over its bit-widths."""
+    """A metric at a bit-width such as ``4w4a``, or, in Table 8, their mean: its ``bits`` are ``Avg.``."""
 
     bits: str
     metric: str
@@ -40,9 +40,9 @@ class Column:
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """One row of a table. ``None`` stands for epochs that the table does not give, and for a dash among the values.
+    """One row of a published table. ``epochs`` are ``None`` if not given, a value where a dash is printed.
 
-    ``settings`` are what tells the rows of an ablation (Table 8) apart.
+    ``settings`` distinguish the rows of the ablation (Table 8), whose method is only a letter.
     """
 
     method: str
@@ -58,23 +58,23 @@ class PublishedRow:
         >>> load_published_table(8).find_row("(e)").settings_text
         'quantized predictions, weight bits 6, activation bits 6'
         """
-        chosen = {_SETTING_NAMES[key]: value for key, value in self.settings.items() if value not in (False, "-")}
-        words = [name if value is True else f"{name} {value}".replace("~", " to ") for name, value in chosen.items()]
-        return ", ".join(words) or ("nothing quantized" if self.settings else "")
+        enabled = {_SETTING_NAMES[key]: value for key, value in self.settings.items() if value not in (False, "-")}
+        texts = [name if value is True else f"{name} {value}".replace("~", " to ") for name, value in enabled.items()]
+        return ", ".join(texts) or ("nothing quantized" if self.settings else "")
 
 
 @dataclass(frozen=True)
 class PublishedTable:
     number: int
     title: str
-    source: str
+    citation: str
     columns: tuple[Column, ...]
     rows: tuple[PublishedRow, ...]
-    suspect: tuple[str, ...]
+    possible_misprints: tuple[str, ...]
 
     @property
     def bit_columns(self) -> tuple[str, ...]:
-        """``bits`` of the columns in the printed order, each once: bit-widths, and averages over them."""
+        """The distinct ``bits`` of the columns in the printed order: bit-widths, and averages over bit-widths."""
         return tuple(dict.fromkeys(column.bits for column in self.columns))
 
     @property
@@ -94,7 +94,7 @@ class PublishedTable:
         return tuple(dict.fromkeys(row.method for row in self.rows))
 
     def find_row(self, method: str) -> PublishedRow:
-        """The row of a method by its printed name, in a table that has one row for it."""
+        """The row of a method by its printed name; an error unless there is exactly one."""
         rows = [row for row in self.rows if row.method == method]
         if len(rows) != 1:
             raise KeyError(f"Table {self.number} has {len(rows)} rows of {method!r}; it has {', '.join(self.methods)}")
@@ -112,10 +112,10 @@ def load_published_table(number: int) -> PublishedTable:
     return PublishedTable(
         number=number,
         title=content["title"],
-        source=content["source"],
+        citation=content["source"],
         columns=columns,
         rows=tuple(_parse_row(defaults | row, columns) for row in content["rows"]),
-        suspect=tuple(content.get("suspect", ())),
+        possible_misprints=tuple(content.get("suspect", ())),
     )
 
 

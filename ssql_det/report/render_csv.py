@@ -24,7 +24,9 @@ Record: TypeAlias = tuple[str | int | float | None, ...]
 
 
 def render_csv(*comparisons: Comparison) -> str:
-    records = (record for each in comparisons for line in each.lines for record in _make_records(each, line))
+    records = (
+        record for comparison in comparisons for line in comparison.lines for record in _make_records(comparison, line)
+    )
     return format_csv(HEADER, records)
 
 
@@ -42,18 +44,19 @@ def format_csv(header: Record, records: Iterable[Record]) -> str:
 
 
 def _make_records(comparison: Comparison, line: ComparisonLine) -> Iterator[Record]:
-    """``state`` is "measured", "empty", or "published only" where no command of this package fills the cell."""
-    table = (comparison.number, line.dataset, comparison.scope, "yes" if comparison.is_comparable else "no")
-    setting = (line.backbone, line.method, line.settings, line.config, line.scheme, line.calibration, line.bits)
+    """The records of a line, one per metric. ``state``: "measured", "empty" (``filled_by`` is the command that measures
+    the cell, if there is one) or "published only" (no command of this package can)."""
+    table_fields = (comparison.number, line.dataset, comparison.scope, "yes" if comparison.is_comparable else "no")
+    line_fields = (line.backbone, line.method, line.settings, line.config, line.scheme, line.calibration, line.bits)
     for metric, cell in line.cells.items():
         measured = cell.measured or _NOT_MEASURED
         is_published_only = line.is_published_only and cell.published is not None
         yield (
-            *(*table, *setting, metric),
+            *(*table_fields, *line_fields, metric),
             *(cell.published, measured.mean, measured.std, measured.n, cell.difference),
             *(
                 ("measured", "")
                 if cell.measured
-                else ("published only" if is_published_only else "empty", line.fill_command)
+                else ("published only" if is_published_only else "empty", line.measure_command)
             ),
         )

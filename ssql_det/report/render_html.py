@@ -25,11 +25,11 @@ _HEAD = f"""\
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
 <link rel="icon" href="data:,">
 <style>
-{PAGE_CSS}</style>"""  # without an icon, browsers ask the server for one
+{PAGE_CSS}</style>"""  # the empty icon keeps browsers from requesting favicon.ico
 
 
 def render_html(document: Document) -> str:
-    """The whole file. The table of contents follows what stands before the first section."""
+    """The whole file. The table of contents comes right before the first section."""
     renderer = _HtmlRenderer(document)
     blocks, after_title = document.titled_blocks, 1 if document.title else 0
     first_section = next((index for index, block in enumerate(blocks) if _is_section(block)), after_title)
@@ -63,7 +63,7 @@ class _HtmlRenderer(Renderer):
 
     def __init__(self, document: Document) -> None:
         super().__init__(document)
-        self._unused_anchors = iter(self.anchors)  # each heading takes the next
+        self._unused_anchors = iter(self.anchors)  # one for each heading, in order
 
     def render_block(self, block: Block) -> str:
         match block:
@@ -90,7 +90,7 @@ class _HtmlRenderer(Renderer):
                 return f"<details><summary>{summary}</summary>\n{self.render_blocks(blocks)}\n</details>"
 
     def _render_table(self, table: Table) -> str:
-        """The surrounding element scrolls where the page is too narrow; the keyboard reaches it, so it has a label."""
+        """A table in an element that scrolls on narrow screens; it takes keyboard focus, so it needs an ARIA label."""
         label = escape(strip_markup(table.caption or ", ".join(table.header)))
         caption = f"<caption><span>{self.render_text(table.caption)}</span></caption>" if table.caption else ""
         header = "".join(self._render_cell(table, column, text, "col") for column, text in enumerate(table.header))
@@ -113,5 +113,5 @@ class _HtmlRenderer(Renderer):
 def _make_data_url(name: str, content: bytes) -> str:
     image_type = _IMAGE_TYPES.get(PurePath(name).suffix.lower())
     if image_type is None:
-        raise ValueError(f"a page shows images of type {', '.join(_IMAGE_TYPES)}; got {name!r}")
+        raise ValueError(f"image {name!r}: unsupported type; use one of {', '.join(_IMAGE_TYPES)}")
     return f"data:image/{image_type};base64,{b64encode(content).decode()}"

@@ -1,7 +1,7 @@
-r"""A page as part of a LaTeX document, for ``\input``. Images are files beside it, charts become tables of values.
+r"""A page as part of a LaTeX document, for ``\input``. Images are separate files, charts become tables of values.
 
-The first line names the packages that it needs. A long table breaks over pages, a wide one is shrunk to the line.
-Letters that pdfLaTeX does not have need XeLaTeX or LuaLaTeX.
+The first line lists the required packages. A long table breaks over pages, a wide table is shrunk to the line width.
+Letters outside of pdfLaTeX's fonts need XeLaTeX or LuaLaTeX.
 
 >>> print(render_latex(Document("", (Table(("method", "difference"), (("SSQL_200", "-0.4"),)),))))
 % \usepackage{booktabs}
@@ -35,11 +35,11 @@ _SHRINK = r"""\setlength{{\tabcolsep}}{{3pt}}%
 \resizebox{{\ifdim\width>\linewidth\linewidth\else\width\fi}}{{!}}{{%
 {}}}"""
 _SECTIONS = ("section", "subsection", "subsubsection", "paragraph")
-_MAX_COLUMNS, _MAX_ROWS = 6, 30  # of a table that fits on a page
+_MAX_COLUMNS, _MAX_ROWS = 6, 30  # largest table that is neither shrunk nor broken over pages
 _SPECIAL = re.compile(
     r"""[\\{}$&#%_^~<>|"`±·]
-    | -(?=-) | ,(?=,) | '(?=')  # pairs become one letter
-    | ^[\[*]  # at the start of a row or an item TeX reads an option of the command before""",
+    | -(?=-) | ,(?=,) | '(?=')  # TeX joins such pairs into one letter
+    | ^[\[*]  # at the start of a row or item TeX would read an option of the preceding command""",
     re.VERBOSE,
 )
 _REPLACEMENTS = {
@@ -62,10 +62,10 @@ _REPLACEMENTS = {
 
 
 def render_latex(document: Document) -> str:
-    """The whole text, with a newline at its end. Links within the page become plain words."""
+    """The page as LaTeX, with a final newline. Links within the page become plain text."""
     text = _LatexRenderer(document).render_blocks(document.titled_blocks)
-    used = [name for name, commands in _PACKAGES.items() if any(command in text for command in commands.split())]
-    return f"% \\usepackage{{{','.join(used)}}}\n\n{text}\n" if used else f"{text}\n"
+    packages = [name for name, commands in _PACKAGES.items() if any(command in text for command in commands.split())]
+    return f"% \\usepackage{{{','.join(packages)}}}\n\n{text}\n" if packages else f"{text}\n"
 
 
 class _LatexRenderer(Renderer):
@@ -120,7 +120,7 @@ class _LatexRenderer(Renderer):
         return "\n\n".join([*caption, rendered])
 
     def _render_header_cell(self, text: str) -> str:
-        """Break before the last word, since columns of numbers are narrow."""
+        """A header cell with a line break before its last word, since columns of numbers are narrow."""
         above, _, below = text.rpartition(" ")
         if not above or "`" in text or "](" in text:
             return self.render_text(text)
@@ -134,7 +134,7 @@ def _join_cells(rendered: Iterable[str], text_columns: int) -> str:
 
 
 def _group_by_first_cell(rows: Sequence[Sequence[str]]) -> list[list[Sequence[str]]]:
-    """Runs of rows with the same first cell; one group of all rows where no two neighbours share it."""
+    """Groups of adjacent rows with the same first cell; a single group if no adjacent rows have the same."""
     groups = [list(group) for _, group in itertools.groupby(rows, key=lambda row: row[0])]
     return groups if len(groups) < len(rows) else [list(rows)]
 
@@ -162,6 +162,6 @@ def _escape(text: str) -> str:
 
 
 def _render_code(code: str) -> str:
-    """Quotes are straight, as a shell needs them; lines break at spaces and behind slashes."""
+    """Code with straight quotes, as a shell needs them; lines may break at spaces and after slashes."""
     straight = r"\textquotesingle{}".join(map(_escape, code.split("'")))
     return r"\texttt{" + straight.replace("/", r"/\allowbreak{}") + "}"

@@ -1,4 +1,4 @@
-"""A page as Markdown, in GitHub's dialect. Images and charts are files beside it.
+"""A page as GitHub-flavored Markdown. Images and charts are separate files.
 
 >>> page = Document("What bits cost", (Heading("Boxes"), Figure("toy.png", b"...", "A toy scene")))
 >>> print(render_markdown(page, image_folder="images/"))
@@ -37,7 +37,7 @@ _BLOCK_START = re.compile(r"\d{1,9}(?=[.)](\s|$))|(?=[-+](\s|$)|--|>|#{1,6}(\s|$
 
 
 def render_markdown(document: Document, image_folder: str = "") -> str:
-    """The whole text, with a newline at its end. ``image_folder`` is put before image names, such as ``images/``."""
+    """The page as Markdown, with a final newline. ``image_folder`` such as ``images/``: prefix of image names."""
     return _MarkdownRenderer(document, image_folder).render_blocks(document.titled_blocks) + "\n"
 
 
@@ -50,7 +50,7 @@ def collect_image_files(document: Document) -> dict[str, bytes]:
         name = get_image_name(block)
         content = block.content if isinstance(block, Figure) else render_svg(block, standalone=True).encode()
         if files.setdefault(name, content) != content:
-            raise ValueError(f"two different images of one page are called {name!r}")
+            raise ValueError(f"two different images of one page have the name {name!r}; rename one")
     return files
 
 
@@ -79,9 +79,9 @@ class _MarkdownRenderer(Renderer):
             case Paragraph(text):
                 return self._render_paragraph(text)
             case ItemList(texts, is_numbered):
-                marks = [f"{number}." if is_numbered else "-" for number in range(1, len(texts) + 1)]
+                markers = [f"{number}." if is_numbered else "-" for number in range(1, len(texts) + 1)]
                 items = map(self._render_paragraph, texts)
-                return "\n".join(f"{mark} {item}" for mark, item in zip(marks, items, strict=True))
+                return "\n".join(f"{marker} {item}" for marker, item in zip(markers, items, strict=True))
             case Table():
                 return self._render_table(block)
             case CodeBlock(text):
@@ -109,7 +109,7 @@ class _MarkdownRenderer(Renderer):
         return self.render_text(text).replace("|", "\\|")
 
     def _render_paragraph(self, text: str) -> str:
-        """Escape a beginning that would start a list, a rule, a heading or a quotation."""
+        """Render a text; a start that Markdown would read as a list, rule, heading or quotation is escaped."""
         rendered = self.render_text(text)
         start = _BLOCK_START.match(rendered)
         return f"{rendered[: start.end()]}\\{rendered[start.end() :]}" if start else rendered

@@ -1,6 +1,6 @@
-"""Result rows for a table: loaded from several ``results.jsonl``, the newest of each measurement, and in groups.
+"""Load result rows, keep the newest of each measurement, and group the rows that may be averaged.
 
-Rows of one group may be averaged: they differ only in bits, seed and checkpoint.
+Rows of one group differ only in bits, seed and checkpoint.
 
 >>> sort_bits(["2w4a", "8w8a", "FP", "4w4a"])
 ('FP', '8w8a', '4w4a', '2w4a')
@@ -26,26 +26,26 @@ UNNAMED = "(not named)"
 
 @dataclass(frozen=True)
 class RowGroup:
-    """What rows that may be averaged have in common; or, with the last three fields empty, a published line.
+    """The fields that all rows of a group share. The group of a published row has no config, scheme and calibration.
 
-    ``method`` is the published name if there is one. ``backbone`` is empty for detectors, whose rows do not name it.
+    ``method`` is the published name if there is one. ``backbone`` is empty for detectors: result rows do not name it.
     """
 
     dataset: str
     backbone: str
     method: str
-    config: str = ""  # of a probe, its protocol
+    config: str = ""  # for a probe, the protocol
     scheme: str = ""
     calibration: str = ""
 
     @property
-    def published_line(self) -> RowGroup:
-        """The published line that the group belongs to."""
+    def published_group(self) -> RowGroup:
+        """The group of the published row that the rows are compared with."""
         return replace(self, config="", scheme="", calibration="")
 
 
 def load_rows(paths: Iterable[str | os.PathLike[str]]) -> list[Row]:
-    """All complete rows of these files. A line cut short by a kill is skipped with a warning."""
+    """All complete rows of the files. A line that is incomplete, as after a kill, is skipped with a warning."""
     rows: list[Row] = []
     for path in paths:
         file_rows = read_rows(path)
@@ -62,54 +62,54 @@ def keep_newest(rows: Sequence[Row]) -> list[Row]:
 
 
 def group_rows(
-    rows: Iterable[Row], published_lines: Sequence[RowGroup], get_group: Callable[[Row], RowGroup]
+    rows: Iterable[Row], published_groups: Sequence[RowGroup], get_group: Callable[[Row], RowGroup]
 ) -> list[tuple[RowGroup, list[Row]]]:
-    """Groups of rows: first the published lines in their order, with or without rows; then all others, sorted.
+    """Group rows: first the published groups in their order, with or without rows; then the other groups, sorted.
 
-    Among the others published methods come first (they may be measured with another network).
+    Of the other groups, those of published methods (measured with another network) come first.
     """
     groups: dict[RowGroup, list[Row]] = {}
     for row in rows:
         groups.setdefault(get_group(row), []).append(row)
-    measured = {group.published_line for group in groups}
-    groups |= {line: [] for line in published_lines if line not in measured}
-    line_index = {line: index for index, line in enumerate(published_lines)}
-    method_index = {line.method: index for index, line in reversed([*enumerate(published_lines)])}
+    measured = {group.published_group for group in groups}
+    groups |= {published: [] for published in published_groups if published not in measured}
+    published_index = {published: index for index, published in enumerate(published_groups)}
+    method_index = {published.method: index for index, published in reversed([*enumerate(published_groups)])}
 
     def sort_key(group: RowGroup) -> tuple[object, ...]:
-        last = len(line_index)
+        last = len(published_index)
         network, method = (group.dataset, group.backbone), method_index.get(group.method, last)
-        return line_index.get(group.published_line, last), network, method, *vars(group).values()
+        return published_index.get(group.published_group, last), network, method, *vars(group).values()
 
     return [(group, groups[group]) for group in sorted(groups, key=sort_key)]
 
 
-def group_by_bits(rows: Sequence[Row], more_bits: Iterable[str] = ()) -> dict[str, list[Row]]:
-    """Rows by sorted bit-width, with an empty list for those of ``more_bits`` that no row has."""
-    widths = sort_bits([*more_bits, *(row.bits for row in rows)])
-    return {bits: [row for row in rows if row.bits == bits] for bits in widths}
+def group_by_bits(rows: Sequence[Row], required_bits: Iterable[str] = ()) -> dict[str, list[Row]]:
+    """Rows by bit-width, sorted; a bit-width of ``required_bits`` that no row has gets an empty list."""
+    bit_widths = sort_bits([*required_bits, *(row.bits for row in rows)])
+    return {bits: [row for row in rows if row.bits == bits] for bits in bit_widths}
 
 
-def sort_bits(widths: Iterable[str]) -> tuple[str, ...]:
-    """Each once: FP first, then from many bits to few."""
-    return tuple(sorted(set(widths), key=_bits_sort_key))
+def sort_bits(bit_widths: Iterable[str]) -> tuple[str, ...]:
+    """The distinct bit-widths: FP first, then from high to low."""
+    return tuple(sorted(set(bit_widths), key=_bits_sort_key))
 
 
-def average_over_bits(rows: Sequence[Row], name: str, widths: Sequence[str], metrics: Sequence[str]) -> list[Row]:
-    """A row with the mean over ``widths`` for each checkpoint that has all of them; its ``bits`` are ``name``."""
+def average_over_bits(rows: Sequence[Row], name: str, bit_widths: Sequence[str], metrics: Sequence[str]) -> list[Row]:
+    """A row with the means over ``bit_widths`` for each checkpoint that has them all; its ``bits`` are ``name``."""
     by_checkpoint: dict[tuple[str, int], dict[str, Row]] = {}
     for row in rows:
         by_checkpoint.setdefault((row.checkpoint_hash or row.checkpoint, row.seed), {})[row.bits] = row
     averages = []
     for by_bits in by_checkpoint.values():
-        values_of = {
-            metric: [finite_or_none(by_bits[bits].metrics.get(metric)) for bits in widths if bits in by_bits]
+        values_by_metric = {
+            metric: [finite_or_none(by_bits[bits].metrics.get(metric)) for bits in bit_widths if bits in by_bits]
             for metric in metrics
         }
         means = {
             metric: statistics.fmean(finite)
-            for metric, values in values_of.items()
-            if len(finite := [value for value in values if value is not None]) == len(widths)
+            for metric, values in values_by_metric.items()
+            if len(finite := [value for value in values if value is not None]) == len(bit_widths)
         }
         if means:
             averages.append(replace(next(iter(by_bits.values())), bits=name, metrics=means))

@@ -1,7 +1,7 @@
 """The CSS of pages and charts: colours for light and dark themes as CSS variables, and rules for each kind of block.
 
 The curves' colours started from those of Okabe and Ito (https://jfly.uni-koeln.de/color/) and were moved until each has
-a contrast of 3 to its background and all nine stay distinct with any kind of colour blindness; the tests measure both.
+a contrast of 3 to its background and all nine stay distinct with any kind of colour blindness; both are tested.
 
 >>> print(make_theme_css("svg"))
 svg{color-scheme:light dark;--background:#ffffff;...}
@@ -12,19 +12,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-_CURVES_ON_LIGHT = (
+_COLOURS_ON_LIGHT = (
     *("#2c7bd9", "#9c3604", "#006146", "#752a76", "#be8900"),
     *("#3e39ad", "#25a0b0", "#7b3320", "#6a887d"),
 )
-_CURVES_ON_DARK = (
+_COLOURS_ON_DARK = (
     *("#40daff", "#e3701b", "#46a06c", "#c876ac", "#f7e61e"),
     *("#9d86ff", "#9ed9d8", "#deb168", "#c7dcb7"),
 )
-NUM_CURVE_COLOURS = len(_CURVES_ON_LIGHT)
+NUM_CURVE_COLOURS = len(_COLOURS_ON_LIGHT)
 
 
-def _name_curves(curves: tuple[str, ...]) -> dict[str, str]:
-    return {f"curve-{number}": colour for number, colour in enumerate(curves)}
+def _name_curve_colours(colours: tuple[str, ...]) -> dict[str, str]:
+    return {f"curve-{index}": colour for index, colour in enumerate(colours)}
 
 
 LIGHT = {
@@ -35,7 +35,7 @@ LIGHT = {
     "border": "#dfe3e7",
     "link": "#0b5ea8",
     "shadow": "#0000001f",
-    **_name_curves(_CURVES_ON_LIGHT),
+    **_name_curve_colours(_COLOURS_ON_LIGHT),
 }
 DARK = {
     "background": "#15181c",
@@ -45,12 +45,12 @@ DARK = {
     "border": "#323840",
     "link": "#7cb8f2",
     "shadow": "#00000099",
-    **_name_curves(_CURVES_ON_DARK),
+    **_name_curve_colours(_COLOURS_ON_DARK),
 }
 
 
 def make_theme_css(selector: str) -> str:
-    """The colour variables on a selector, in the theme that the reader prefers; print is always light."""
+    """CSS that sets the colour variables for a selector, in the reader's preferred theme; print is always light."""
     dark = f"{selector}{{{_define_variables(DARK)}}}"
     return (
         f"{selector}{{color-scheme:light dark;{_define_variables(LIGHT)}}}\n"

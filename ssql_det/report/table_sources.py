@@ -1,7 +1,7 @@
-"""Where the rows of each published table come from: linear probes, sweeps of detectors, or nowhere yet.
+"""How each published table is measured: by linear probes, by sweeps of detectors, or not yet.
 
-A source says which published line a result row belongs to, and which command fills a line that has no rows. To make
-another table reproducible, add its source here; a table without one is only shown as published.
+A table's source maps result rows to the table's published rows, and makes the command that measures missing values. To
+make another table reproducible, add a source for it here; without one, only the published values are shown.
 
 >>> get_source(1).configs["ResNet-18", "SSQL (ours)"], get_source(13)
 ('configs/pretrain/cifar10_r18_ssql.yaml', TableSource(dataset=''))
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ssql_det.core.rows import Row
-from ssql_det.report import display_names as names
+from ssql_det.report import display_names
 from ssql_det.report.published import PublishedRow, PublishedTable
 from ssql_det.report.row_groups import UNNAMED, RowGroup
 
@@ -27,7 +27,7 @@ DETECTOR_CONFIGS = {  # the default config of each test set
     "toy_coco_2017_val": "toy_coco_narrow_fpn.yaml",
 }
 _CONFIG_FOLDER = "configs/detection"
-_MORE_CONFIGS = (  # in that folder; rows name a config by its path below it
+_MORE_CONFIGS = (  # result rows name a config by its path below the config folder
     *("voc_r34_c4.yaml", "voc_r50_c4.yaml", "coco_mask_r18_fpn.yaml", "coco_mask_r34_fpn.yaml"),
     *("toy_voc_r18_c4.yaml", "toy_coco_r18_fpn.yaml"),
 )
@@ -37,53 +37,54 @@ _EQUAL_BITS = re.compile(r"(\d+)w\1a")
 
 @dataclass(frozen=True)
 class TableSource:
-    """The source of a table that no command can fill yet. ``dataset`` is named as in rows."""
+    """A table that no command can measure yet; the base class of the other sources. ``dataset`` is named as in rows."""
 
     dataset: str = ""
 
     def resolve_scope(self, scope: str) -> str:
-        """The scope that the table's rows have, when the user asks for ``scope``."""
+        """The scope (quantized part of the detector) of the rows to show, if the user chose ``scope``."""
         return ""
 
-    def get_published_line(self, row: PublishedRow, dataset: str) -> RowGroup:
-        """A published row as a group of result rows on ``dataset``."""
+    def get_published_group(self, row: PublishedRow, dataset: str) -> RowGroup:
+        """The group of a published row, for a comparison with result rows on ``dataset``."""
         return RowGroup(row.dataset, row.backbone, row.method)
 
     def get_group(self, row: Row, table: PublishedTable) -> RowGroup:
+        """The group of a result row."""
         raise NotImplementedError("no result row belongs to a table that is only published")
 
-    def get_fill_command(self, table: PublishedTable, group: RowGroup, bits: Sequence[str], scope: str) -> str:
-        """The command that measures a line at these bits; empty if there is none."""
+    def get_measure_command(self, table: PublishedTable, group: RowGroup, bits: Sequence[str], scope: str) -> str:
+        """The command that measures the group's values at these bits; empty if no command can."""
         return ""
 
 
 @dataclass(frozen=True)
 class SweepSource(TableSource):
-    """Sweeps of detectors. A sweep takes any detector, so every line can be filled; rows do not name the backbone."""
+    """A table of detectors, measured with ``ssql-det sweep``. Result rows of detectors do not name the backbone."""
 
     def resolve_scope(self, scope: str) -> str:
         return scope
 
-    def get_published_line(self, row: PublishedRow, dataset: str) -> RowGroup:
+    def get_published_group(self, row: PublishedRow, dataset: str) -> RowGroup:
         return RowGroup(dataset, "", row.method)
 
     def get_group(self, row: Row, table: PublishedTable) -> RowGroup:
-        method = names.match_published_name(row.method, table.methods) or row.method.strip() or UNNAMED
-        return RowGroup(row.dataset, "", method, row.config, names.format_scheme(row), str(row.calibration))
+        method = display_names.match_published_name(row.method, table.methods) or row.method.strip() or UNNAMED
+        return RowGroup(row.dataset, "", method, row.config, display_names.format_scheme(row), str(row.calibration))
 
-    def get_fill_command(self, table: PublishedTable, group: RowGroup, bits: Sequence[str], scope: str) -> str:
-        """A sweep with the settings of the existing rows, so that the new ones join their line.
+    def get_measure_command(self, table: PublishedTable, group: RowGroup, bits: Sequence[str], scope: str) -> str:
+        """A sweep with the settings of the group, so that the new rows belong to it.
 
-        The user has to replace what stands in angle brackets: weights, and a config that is not of this repository.
+        The user must replace what is in angle brackets: the weights, and any config from outside of this repository.
 
         >>> from ssql_det.report.published import load_published_table
         >>> group = RowGroup("voc_2007_test", "", "BYOL")
-        >>> SweepSource("voc_2007_test").get_fill_command(load_published_table(6), group, ["8w8a"], "all")
+        >>> SweepSource("voc_2007_test").get_measure_command(load_published_table(6), group, ["8w8a"], "all")
         'ssql-det sweep --config-file configs/detection/voc_r18_c4.yaml --bits 8 MODEL.WEIGHTS <byol.pth> \
 SSQL_DET.METHOD BYOL OUTPUT_DIR sweeps/byol'
         """
-        method = names.strip_ours("" if group.method == UNNAMED else group.method)
-        file_name = names.slugify(method) or "detector"
+        method = display_names.strip_ours("" if group.method == UNNAMED else group.method)
+        file_name = display_names.slugify(method) or "detector"
         config, *overrides = shlex.split(group.config) or [DETECTOR_CONFIGS.get(group.dataset, f"{group.dataset}.yaml")]
         is_own_config = config in (*DETECTOR_CONFIGS.values(), *_MORE_CONFIGS) or config.startswith(_CONFIG_SUBFOLDERS)
         path = f"{_CONFIG_FOLDER}/{config}" if is_own_config else f"<{config}>"
@@ -106,15 +107,15 @@ SSQL_DET.METHOD BYOL OUTPUT_DIR sweeps/byol'
 
 @dataclass(frozen=True)
 class ProbeSource(TableSource):
-    """Linear probes of frozen backbones.
+    """A table of frozen backbones, measured with ``ssql-det probe linear``.
 
-    ``data_option`` is the value of ``--data``. ``configs`` are the pretraining configs by printed backbone and method;
-    a line without one is only published until there are rows of it. ``aliases`` are the methods that letters of an
-    ablation stand for. ``extra_methods`` are printed in another table, and rows of them are shown here too.
+    ``data_option``: the value of ``--data``. ``is_3x3_stem_expected``: whether the published ResNets have the 3x3 stem
+    for CIFAR. ``configs``: pretraining configs by printed backbone and method. ``aliases``: the methods that letters of
+    an ablation stand for. ``extra_methods``: methods of other published tables whose rows are shown too.
     """
 
     data_option: str = ""
-    is_cifar: bool = False
+    is_3x3_stem_expected: bool = False
     configs: Mapping[tuple[str, str], str] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
     extra_methods: tuple[str, ...] = ()
@@ -122,7 +123,7 @@ class ProbeSource(TableSource):
     def resolve_scope(self, scope: str) -> str:
         return "backbone"
 
-    def get_published_line(self, row: PublishedRow, dataset: str) -> RowGroup:
+    def get_published_group(self, row: PublishedRow, dataset: str) -> RowGroup:
         return RowGroup(dataset, row.backbone, row.method)
 
     def get_group(self, row: Row, table: PublishedTable) -> RowGroup:
@@ -131,16 +132,22 @@ class ProbeSource(TableSource):
             for method in (*table.methods, *self.extra_methods)
             for name in (method, self.aliases.get(method, method))
         }
-        name = names.match_published_name(row.method, printed_names)
+        name = display_names.match_published_name(row.method, printed_names)
         method = printed_names[name] if name else row.method.strip() or UNNAMED
-        network, protocol = names.format_network(row.network, self.is_cifar), names.format_protocol(row.protocol)
-        return RowGroup(row.dataset, network, method, protocol, names.format_scheme(row), str(row.calibration))
+        network, protocol = (
+            display_names.format_network(row.network, self.is_3x3_stem_expected),
+            display_names.format_protocol(row.protocol),
+        )
+        return RowGroup(row.dataset, network, method, protocol, display_names.format_scheme(row), str(row.calibration))
 
-    def get_fill_command(self, table: PublishedTable, group: RowGroup, bits: Sequence[str], scope: str) -> str:
+    def get_measure_command(self, table: PublishedTable, group: RowGroup, bits: Sequence[str], scope: str) -> str:
         method = self.aliases.get(group.method, group.method)
         config = self.configs.get((group.backbone, group.method))
         data = self.data_option if group.dataset == self.dataset else f"<{group.dataset}>"
-        probes, checkpoint = ["linear"], f"<{names.slugify(names.strip_ours(method)) or 'backbone'}.pth>"
+        probes, checkpoint = (
+            ["linear"],
+            f"<{display_names.slugify(display_names.strip_ours(method)) or 'backbone'}.pth>",
+        )
         comment = ""
         if group.config:
             probes = group.config.partition(";")[0].split(", ")
@@ -158,13 +165,13 @@ class ProbeSource(TableSource):
         return f"ssql-det probe {shlex.join(probes)} {options}{comment}"
 
 
-def format_bits_option(bits: Iterable[str]) -> str:
-    """Bit-widths as ``--bits`` takes them.
+def format_bits_option(bit_widths: Iterable[str]) -> str:
+    """Format bit-widths as the value of the option ``--bits``.
 
     >>> format_bits_option(["FP", "8w8a", "2w4a"])
     'FP,8,2w4a'
     """
-    return shlex.quote(",".join(_EQUAL_BITS.sub(r"\1", width) for width in bits))
+    return shlex.quote(",".join(_EQUAL_BITS.sub(r"\1", bits) for bits in bit_widths))
 
 
 _DEPTHS = {"r18": "ResNet-18", "r34": "ResNet-34", "r50": "ResNet-50"}
@@ -174,7 +181,7 @@ _TABLE_12_METHODS = {"byol": "BYOL", "ssql_byol": "BYOL+SSQL", "moco": "MoCov2",
 
 
 def _list_configs(data: str, depth: str, methods: Mapping[str, str]) -> dict[tuple[str, str], str]:
-    """Pretraining configs by printed network and method; ``methods`` are printed methods by their names in files."""
+    """Pretraining configs by printed network and method. ``methods``: printed method by its name in file names."""
     folder = "configs/pretrain"
     return {(_DEPTHS[depth], method): f"{folder}/{data}_{depth}_{name}.yaml" for name, method in methods.items()}
 
@@ -189,14 +196,30 @@ _IMAGENET = {
 }
 _TABLE_1 = _list_table_1_configs("r18") | _list_table_1_configs("r50")
 _ABLATION = {(_DEPTHS["r34"], f"({letter})"): f"configs/pretrain/table8/{letter}.yaml" for letter in "abcdefghi"}
-_CIFAR = "cifar10:datasets"
 _SOURCES: Mapping[int, TableSource] = {
-    1: ProbeSource("cifar10", _CIFAR, True, _TABLE_1, extra_methods=("BYOL+SSQL", "MoCov2+SSQL")),
-    3: ProbeSource("imagenet", "datasets/imagenet", False, _IMAGENET),
+    1: ProbeSource(
+        "cifar10",
+        data_option="cifar10:datasets",
+        is_3x3_stem_expected=True,
+        configs=_TABLE_1,
+        extra_methods=("BYOL+SSQL", "MoCov2+SSQL"),
+    ),
+    3: ProbeSource("imagenet", data_option="datasets/imagenet", configs=_IMAGENET),
     6: SweepSource("voc_2007_test"),
     7: SweepSource("coco_2017_val"),
-    8: ProbeSource("cifar10", _CIFAR, True, _ABLATION, {"(a)": "SimSiam", "(i)": "SSQL (ours)"}),
-    12: ProbeSource("cifar10", _CIFAR, True, _list_configs("cifar10", "r18", _TABLE_12_METHODS)),
+    8: ProbeSource(
+        "cifar10",
+        data_option="cifar10:datasets",
+        is_3x3_stem_expected=True,
+        configs=_ABLATION,
+        aliases={"(a)": "SimSiam", "(i)": "SSQL (ours)"},
+    ),
+    12: ProbeSource(
+        "cifar10",
+        data_option="cifar10:datasets",
+        is_3x3_stem_expected=True,
+        configs=_list_configs("cifar10", "r18", _TABLE_12_METHODS),
+    ),
 }
 
 
@@ -210,10 +233,10 @@ def get_probe_source(table: int) -> ProbeSource:
     {'(a)': 'SimSiam', '(i)': 'SSQL (ours)'}
     """
     source = get_source(table)
-    assert isinstance(source, ProbeSource), f"Table {table} is not of linear probes"
+    assert isinstance(source, ProbeSource), f"Table {table} is not measured with linear probes"
     return source
 
 
 def list_datasets() -> set[str]:
-    """The datasets of all tables, as rows name them."""
+    """The datasets of all tables, named as in result rows."""
     return {source.dataset for source in _SOURCES.values()}

@@ -42,7 +42,7 @@ def test_mask_metrics_are_compared_with_mask_metrics():
     assert find_cell(table, metric="segm/AP").difference == pytest.approx(25.5 - 26.0)
     assert find_cell(table, metric="bbox/AP").difference == pytest.approx(28.0 - 28.2)
     assert find_cell(table, metric="segm/AP50").measured is None
-    assert "--bits FP,6,5,4 " in find_line(table).fill_command  # the row lacks segm/AP50: 4 bits are not done
+    assert "--bits FP,6,5,4 " in find_line(table).measure_command  # the row lacks segm/AP50: 4 bits are not done
 
 
 def test_the_order_of_rows_does_not_matter():
@@ -169,25 +169,25 @@ def test_without_rows_every_cell_is_empty_and_names_its_command(number):
     ]
     for line in table.lines:
         assert all(cell.measured is None and cell.published for cell in line.cells.values())
-        assert line.fill_command.startswith("ssql-det sweep --config-file configs/detection/")
-        assert f"--bits {'FP,8,6,5,4' if number == 6 else 'FP,6,5,4'} MODEL.WEIGHTS <" in line.fill_command
+        assert line.measure_command.startswith("ssql-det sweep --config-file configs/detection/")
+        assert f"--bits {'FP,8,6,5,4' if number == 6 else 'FP,6,5,4'} MODEL.WEIGHTS <" in line.measure_command
 
 
 def test_the_command_measures_only_missing_bit_widths():
     table = compare_with_published(
         6, [make_row(scope="backbone", bits=bits) for bits in ("FP", "6w6a", "4w4a")], scope="backbone"
     )
-    assert [find_line(table, bits=bits).fill_command == "" for bits in WIDTHS] == [True, False, True, False, True]
-    assert find_line(table, bits="5w5a").fill_command == (
+    assert [find_line(table, bits=bits).measure_command == "" for bits in WIDTHS] == [True, False, True, False, True]
+    assert find_line(table, bits="5w5a").measure_command == (
         "ssql-det sweep --config-file configs/detection/voc_r18_c4.yaml --bits 8,5 --scope backbone "
         "MODEL.WEIGHTS <ssql.pth> SSQL_DET.METHOD SSQL OUTPUT_DIR sweeps/ssql-backbone "
         "# scheme: minmax; calibration: 256 images of voc_2007_trainval, seed 0"
     )
-    assert "SSQL_DET.METHOD 'random init.' " in find_line(table, "random init.").fill_command
+    assert "SSQL_DET.METHOD 'random init.' " in find_line(table, "random init.").measure_command
 
 
 def test_on_other_data_the_command_names_them():
-    words = shlex.split(find_line(compare_with_published(6, [], dataset="my_dogs")).fill_command)
+    words = shlex.split(find_line(compare_with_published(6, [], dataset="my_dogs")).measure_command)
     assert words[words.index("--config-file") + 1] == "<my_dogs.yaml>"
     assert words[words.index("DATASETS.TEST") + 1] == "('my_dogs',)"
     assert words[-1] == "sweeps/ssql-my_dogs"
@@ -195,7 +195,7 @@ def test_on_other_data_the_command_names_them():
 
 def test_the_command_repeats_the_config_of_the_rows_and_its_overrides():
     config = """zoo/faster_r50_c4.yaml INPUT.MIN_SIZE_TEST 400 DATASETS.TRAIN "('voc_2007_train',)" """
-    words = shlex.split(find_line(compare_with_published(6, [make_row(config=config)]), bits="FP").fill_command)
+    words = shlex.split(find_line(compare_with_published(6, [make_row(config=config)]), bits="FP").measure_command)
     assert words[words.index("--config-file") + 1] == "configs/detection/zoo/faster_r50_c4.yaml"
     assert words[words.index("INPUT.MIN_SIZE_TEST") + 1] == "400"
     assert words[words.index("DATASETS.TRAIN") + 1] == "('voc_2007_train',)"
@@ -209,7 +209,7 @@ def test_every_config_of_the_repository_is_found_by_its_name_in_rows():
     for name in names:
         assert (
             f"--config-file configs/detection/{name} "
-            in find_line(compare_with_published(6, [make_row(config=name)]), bits="FP").fill_command
+            in find_line(compare_with_published(6, [make_row(config=name)]), bits="FP").measure_command
         )
 
 
@@ -217,7 +217,7 @@ def test_every_config_of_the_repository_is_found_by_its_name_in_rows():
 def test_a_config_from_elsewhere_is_a_placeholder_in_the_command(name):
     assert (
         f"--config-file <{name}> "
-        in find_line(compare_with_published(6, [make_row(config=f"{name} SEED 3")]), bits="FP").fill_command
+        in find_line(compare_with_published(6, [make_row(config=f"{name} SEED 3")]), bits="FP").measure_command
     )
 
 
@@ -231,7 +231,7 @@ def test_an_unknown_dataset_is_refused():
     [(6, "voc_2007_test"), (7, "coco_2017_val"), (6, "toy_voc_2007_test"), (7, "toy_coco_2017_val")],
 )
 def test_the_config_of_a_command_exists_and_tests_on_the_dataset(number, dataset):
-    words = shlex.split(find_line(compare_with_published(number, [], dataset=dataset)).fill_command)
+    words = shlex.split(find_line(compare_with_published(number, [], dataset=dataset)).measure_command)
     config = Path(__file__).parents[2] / words[words.index("--config-file") + 1]
     tested_on = yaml.safe_load(config.read_text("utf-8"))["DATASETS"]["TEST"]
     assert ast.literal_eval(tested_on) == (dataset,)
@@ -244,14 +244,14 @@ def test_a_metric_that_is_not_a_number_is_not_an_empty_cell_and_has_a_note():
     assert find_cell(table).measured == find_cell(table, metric="bbox/AP").measured == Measurement(None, None, 0)
     assert find_cell(table).difference is None
     assert find_cell(table, metric="bbox/AP75").measured.mean == 20.0
-    assert find_line(table).fill_command == ""
-    assert any("1 row with a metric that is not a number" in note for note in table.notes)
+    assert find_line(table).measure_command == ""
+    assert any("1 row with a NaN or infinite metric" in note for note in table.notes)
     with_number = compare_with_published(6, [make_row(metrics=not_numbers), make_row(60.0, seed=1)])
     assert find_cell(with_number).measured == Measurement(60.0, None, 1)
 
 
 DOUBTFUL_ROWS = {
-    "averages 2 checkpoints of the same seed 0": [make_row(), make_row(method="ssql", checkpoint_hash="other")],
+    "averages 2 rows with the same seed 0": [make_row(), make_row(method="ssql", checkpoint_hash="other")],
     "averages detectors of different size": [make_row(metrics={"MB": 5.0}), make_row(metrics={"MB": 6.0}, seed=1)],
     "engine detectron2 or minid2": [make_row(), make_row(seed=1, engine="detectron2")],
     "Left out: 1 row of voc_2007_test, scope backbone.": [make_row(scope="backbone")],

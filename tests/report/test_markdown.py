@@ -113,7 +113,7 @@ def test_collapsible_blocks_are_markdown_too():
 def test_two_different_images_need_two_names():
     figure = Figure("a.png", make_png(), "one")
     assert list(collect_image_files(Document("", (figure, figure)))) == ["a.png"]
-    with pytest.raises(ValueError, match=r"two different images of one page are called 'a.png'"):
+    with pytest.raises(ValueError, match=r"two different images of one page have the name 'a.png'"):
         collect_image_files(Document("", (figure, Collapsible("", (Figure("a.png", make_png(3, 3), "other"),)))))
 
 

@@ -60,7 +60,7 @@ def test_lines_without_a_command_are_published_only(number):
     bits = load_published_table(number).bit_columns[0]
     published_only = [line for line in table.lines if line.bits == bits and line.is_published_only]
     assert [f"{line.backbone} {line.method}" for line in published_only] == PUBLISHED_ONLY[number]
-    assert all(line.is_published_only != bool(line.fill_command) for line in table.lines)
+    assert all(line.is_published_only != bool(line.measure_command) for line in table.lines)
     assert table.is_comparable
 
 
@@ -130,10 +130,10 @@ def test_averages_over_bit_widths_are_made_by_checkpoint():
     assert cell.difference == pytest.approx(88.4 - 88.3)
     of_one = compare_with_published(8, rows[:4])
     assert get_top1(find_line(of_one, "(i)", "Avg.")).measured is None
-    assert "--bits 2w4a " in find_line(of_one, "(i)", "Avg.").fill_command
+    assert "--bits 2w4a " in find_line(of_one, "(i)", "Avg.").measure_command
     without_value = [*rows[:4], make_probe_row(None, "cifar_resnet34", bits="2w4a", seed=0, checkpoint_hash="0")]
     line = find_line(compare_with_published(8, without_value), "(i)", "Avg.")
-    assert (get_top1(line).measured, line.fill_command, line.is_published_only) == (None, "", False)
+    assert (get_top1(line).measured, line.measure_command, line.is_published_only) == (None, "", False)
 
 
 def test_rows_of_knn_alone_and_of_detectors_are_left_out():
@@ -175,18 +175,19 @@ def test_knn_beside_a_linear_probe_changes_nothing_and_costs_are_shown():
     assert (get_top1(line).difference, line.cells["MB"].measured) == (pytest.approx(0.5), Measurement(5.5, None, 1))
     assert (
         "ssql-det probe knn linear --checkpoint <ssql.pth> "
-        in find_line(table, bits="FP", backbone="ResNet-18").fill_command
+        in find_line(table, bits="FP", backbone="ResNet-18").measure_command
     )
 
 
 def test_notes_describe_settings_and_epochs():
     notes = compare_with_published(3, [make_probe_row(50.0, "resnet18", dataset="imagenet", scheme="act=mse")]).notes
     assert notes[0] == (
-        "Measured with config linear; fast: SGD at 30 for a batch of 512, 100 epochs; cifar at 32 px, 50000 and 10000 "
-        "images; scheme act=mse; calibration 512 images of cifar10, seed 0."
+        "Measured with config linear; fast: SGD, learning rate 30 for batch size 512, 100 epochs; "
+        "cifar augmentation at 32 px, 50000 training and 10000 validation images; "
+        "scheme act=mse; calibration 512 images of cifar10, seed 0."
     )
     assert "engine" not in notes[0]
-    assert notes[1] == "The published backbones were pretrained for 100 epochs; our rows do not record theirs."
+    assert notes[1] == "The published backbones were pretrained for 100 epochs; measured rows do not record epochs."
     assert not any(
         "were pretrained for" in note
         for number in (6, 8)
@@ -194,7 +195,7 @@ def test_notes_describe_settings_and_epochs():
     )
     doubtful = [make_probe_row(), make_probe_row(checkpoint_hash="other")]
     assert any(
-        note.startswith("ResNet-18 · SSQL (ours) at 4w4a averages 2 ch")
+        note.startswith("ResNet-18 · SSQL (ours) at 4w4a averages 2 rows")
         for note in compare_with_published(1, doubtful).notes
     )
     assert (
@@ -220,7 +221,7 @@ COMMANDS = [
     (number, line)
     for number in (1, 3, 8)
     for line in compare_with_published(number, []).lines
-    if line.fill_command and line.bits == "FP"
+    if line.measure_command and line.bits == "FP"
 ]
 
 
@@ -229,7 +230,7 @@ COMMANDS = [
 )
 def test_a_command_probes_the_checkpoint_of_its_config(number, line):
     """The config has that network, method and data, and writes its checkpoint where the command reads it."""
-    probed, pretrained = line.fill_command.split(" # after ")
+    probed, pretrained = line.measure_command.split(" # after ")
     options = make_parser().parse_args(shlex.split(probed)[1:])
     assert options.kind == ["linear"]
     assert "Avg." not in options.bits
@@ -256,23 +257,26 @@ def test_the_command_repeats_the_settings_of_existing_rows():
             make_probe_row(70.0, "narrow_resnet", method="x/y"),
         ],
     )
-    protocol = "linear; fast: SGD at 30 for a batch of 512, 100 epochs; cifar at 32 px, 50000 and 10000 images"
+    protocol = (
+        "linear; fast: SGD, learning rate 30 for batch size 512, 100 epochs; "
+        "cifar augmentation at 32 px, 50000 training and 10000 validation images"
+    )
     settings = f"# as in the existing rows: {protocol}; minmax; calibration: 512 images of cifar10, seed 0"
     ssql = find_line(table, bits="FP", backbone="ResNet-18")
-    assert ssql.fill_command == (
+    assert ssql.measure_command == (
         f"ssql-det probe linear --checkpoint <ssql.pth> --data cifar10:datasets --bits FP,8,6,5,3,2w8a,2w4a {settings}"
     )
-    assert "<simclr.pth>" in find_line(table, "SimCLR", backbone="ResNet-18").fill_command
+    assert "<simclr.pth>" in find_line(table, "SimCLR", backbone="ResNet-18").measure_command
     assert not find_line(table, "SimCLR", backbone="ResNet-18").is_published_only
-    assert "<simclr.pth>" not in find_line(table, "SimCLR", backbone="ResNet-50").fill_command
-    assert "<x-y.pth>" in find_line(table, "x/y", "FP").fill_command
+    assert "<simclr.pth>" not in find_line(table, "SimCLR", backbone="ResNet-50").measure_command
+    assert "<x-y.pth>" in find_line(table, "x/y", "FP").measure_command
 
 
 def test_on_other_data_the_command_names_them():
     table = compare_with_published(8, [], dataset="crops")
-    assert find_line(table, "(i)", "FP").fill_command == (
+    assert find_line(table, "(i)", "FP").measure_command == (
         "ssql-det probe linear --checkpoint <ssql.pth> --data <crops> --bits FP,6,4,3,2w4a"
     )
-    assert find_line(table, "(h)", "FP").fill_command == (
+    assert find_line(table, "(h)", "FP").measure_command == (
         "ssql-det probe linear --method '(h)' --checkpoint <h.pth> --data <crops> --bits FP,6,4,3,2w4a"
     )

@@ -38,7 +38,7 @@ def test_every_table_is_complete_and_names_its_source():
     for number in TABLE_NUMBERS:
         table = load_published_table(number)
         content = json.loads((folder / f"ssql_table{number}.json").read_text("utf-8"))
-        assert table.source.endswith(f"(arXiv:2207.05432), Table {number}")
+        assert table.citation.endswith(f"(arXiv:2207.05432), Table {number}")
         assert len(set(table.columns)) == len(content["columns"]) == len(table.bit_columns) * len(table.metrics)
         assert [list(row.values.values()) for row in table.rows] == [row["values"] for row in content["rows"]]
         assert all(value is None or 0 < value < 100 for row in table.rows for value in row.values.values())
@@ -126,7 +126,7 @@ def test_an_alias_of_an_absent_row_matches_nothing():
 
 
 @pytest.mark.parametrize(
-    ("network", "is_cifar", "printed"),
+    ("network", "is_3x3_stem_expected", "printed"),
     [
         ("cifar_resnet18", True, "ResNet-18"),
         ("resnet34", True, "ResNet-34, 7x7 stem"),
@@ -137,5 +137,5 @@ def test_an_alias_of_an_absent_row_matches_nothing():
         ("timm/vit_small", True, "timm/vit_small"),
     ],
 )
-def test_networks_are_named_as_tables_print_them(network, is_cifar, printed):
-    assert format_network(network, is_cifar) == printed
+def test_networks_are_named_as_tables_print_them(network, is_3x3_stem_expected, printed):
+    assert format_network(network, is_3x3_stem_expected) == printed

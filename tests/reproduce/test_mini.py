@@ -93,7 +93,7 @@ def test_a_table_holds_the_rows_beside_the_published_figures(detector, complete_
             for metric, column in columns.items():
                 assert line[column + 1] == f"{row.metrics[f'bbox/{metric}']:.1f}"
                 assert line[column + 2] == "-"  # not comparable
-    assert load_published_table(number).source in text
+    assert load_published_table(number).citation in text
 
 
 def test_the_report_holds_the_rows_the_curves_and_the_detections(complete_run):
