@@ -1,7 +1,7 @@
-"""What presets consist of: how the backbone of each method is pretrained, and the experiments that fill the tables.
+"""The contents of presets: how each method's backbone is pretrained, and the experiments that measure the tables.
 
-Toy presets use one network for all tables, so tables share runs: SimSiam is also row (a) of the ablation, SSQL row (i).
-The published recipes are the configs that `report.table_sources` lists; their minutes are guesses.
+A toy preset uses one network for all tables, so tables share runs: SimSiam is also row (a) of the ablation, SSQL row
+(i). The published recipes are the configs in `report.table_sources`; minutes of published recipes are guesses.
 
 >>> sorted(make_toy_pretrainings("mini"))[:3]
 ['BYOL', 'BYOL+SSQL', 'MoCov2']
@@ -22,26 +22,32 @@ from ssql_det.report.table_sources import get_probe_source
 
 RANDOM, SIMSIAM, SSQL = "random init.", "SimSiam", "SSQL (ours)"
 _FOLDER = "configs/pretrain"
-_TOY_METHODS = {  # each base method: the name of SSQL over it, and their name in files
+_TOY_METHODS = {  # base method: its SSQL variant, and the base method's name in config files
     SIMSIAM: (SSQL, ""),
     "BYOL": ("BYOL+SSQL", "byol"),
     "MoCov2": ("MoCov2+SSQL", "moco"),
     "SimCLR": ("SSQL-NCE (ours)", "simclr"),
 }
 _WITHOUT_SSQL = ("SSQL.ENABLED", "False")
-_TOY_MINUTES = {  # of a base method, and of SSQL over it
+_TOY_MINUTES = {  # by name in config files: of the base method, of its SSQL variant
     "mini": {"": (1.8, 3.3), "byol": (2.2, 3.8), "moco": (1.7, 2.7), "simclr": (1.8, 3.4)},
     "small": {"": (1.0, 2.0), "byol": (1.3, 2.3), "moco": (1.3, 1.9), "simclr": (1.0, 2.0)},
 }
 _MEGABYTES = {"mini": 20, "small": 150, 18: 230, 34: 310, 50: 400}  # of a checkpoint, by preset or depth
-_HOURS = {("imagenet", 18): 24, ("imagenet", 50): 72, ("cifar10", 18): 2, ("cifar10", 34): 3, ("cifar10", 50): 6}
+_HOURS = {  # of a pretraining, by dataset and ResNet depth
+    ("imagenet", 18): 24,
+    ("imagenet", 50): 72,
+    ("cifar10", 18): 2,
+    ("cifar10", 34): 3,
+    ("cifar10", 50): 6,
+}
 
 
 @dataclass(frozen=True)
 class Pretraining:
-    """A pretraining config and what is overridden in it; two with the same ``name`` are the same run.
+    """A pretraining config and its overrides; pretrainings with the same ``name`` are one run.
 
-    ``data`` is the dataset of a published recipe, ``imagenet`` or ``cifar10``; toy presets make their own.
+    ``data`` is the dataset of a published recipe, ``imagenet`` or ``cifar10``; toy presets ignore it.
     """
 
     name: str
@@ -54,10 +60,10 @@ class Pretraining:
 
 @dataclass(frozen=True)
 class Experiment:
-    """What fills a table, or the rows of one network in a table of several. ``dataset`` is named as in result rows.
+    """Measures a published table, or one network's rows of it. ``dataset`` is named as in result rows.
 
-    ``methods``: the pretraining of each, ``None`` for random weights. A published method that is missing there needs
-    a checkpoint from the user.
+    ``methods``: the pretraining of each method, ``None`` for random weights. A published method without a pretraining
+    needs a checkpoint from the user.
     """
 
     name: str
@@ -65,7 +71,7 @@ class Experiment:
     dataset: str
     methods: Mapping[str, Pretraining | None]
 
-    metric: ClassVar[str]  # the main one, as in result rows
+    metric: ClassVar[str]  # the main metric, named as in result rows
     metric_name: ClassVar[str]
 
     @property
@@ -74,13 +80,13 @@ class Experiment:
 
     @property
     def all_methods(self) -> tuple[str, ...]:
-        """The methods of the published table, then those that only the preset has."""
+        """The methods of the published table, then the methods that only the preset has."""
         return tuple(dict.fromkeys((*self._list_published_methods(), *self.methods)))
 
     def match_method(self, method: str, names: Container[str]) -> str | None:
-        """The one of ``names`` that means ``method``: its own name, or the method that its letter stands for."""
-        own_names = (method, self.aliases.get(method))
-        return next((name for name in own_names if name is not None and name in names), None)
+        """The one of ``names`` that means ``method``: the same name, or the one its letter stands for."""
+        candidates = (method, self.aliases.get(method))
+        return next((name for name in candidates if name is not None and name in names), None)
 
     @property
     def aliases(self) -> Mapping[str, str]:
@@ -93,7 +99,10 @@ class Experiment:
 
 @dataclass(frozen=True)
 class DetectorExperiment(Experiment):
-    """A detector that starts from each method's backbone, is trained and swept over bit-widths."""
+    """A detector that is trained from each method's backbone and evaluated at several bit-widths.
+
+    ``minutes`` of training, ``sweep_minutes`` of the evaluation and ``megabytes`` on disk are estimates per method.
+    """
 
     metric, metric_name = "bbox/AP", "box AP"
 
@@ -102,8 +111,8 @@ class DetectorExperiment(Experiment):
     minutes: float
     sweep_minutes: float
     megabytes: float
-    image_pattern: str  # the path of a test image by its number, below the datasets' folder
-    image_numbers: tuple[int, ...] = ()  # images to draw detections on; of toy data the first two test images
+    image_pattern: str  # path of a test image in the folder of the datasets, to be formatted with a number
+    image_numbers: tuple[int, ...] = ()  # test images to draw detections on; unused with toy data (the first two)
 
     @property
     def title(self) -> str:
@@ -112,9 +121,9 @@ class DetectorExperiment(Experiment):
 
 @dataclass(frozen=True)
 class ProbeExperiment(Experiment):
-    """A linear probe of each method's frozen backbone. ``network``, as printed, selects the rows of a table of several.
+    """A linear probe of each method's frozen backbone. ``network``: the printed backbone, if the table has several.
 
-    ``arguments`` are those of ``ssql-det probe`` besides checkpoint, data and output; ``data`` is as in `Pretraining`.
+    ``arguments`` of ``ssql-det probe`` exclude checkpoint, data, bits and output; ``data``: see `Pretraining`.
 
     >>> ProbeExperiment("table8", 8, "crops", make_ablation_pretrainings("mini"), minutes=0.4).title
     'Linear probe'
@@ -146,24 +155,28 @@ class ProbeExperiment(Experiment):
 def make_toy_pretrainings(preset: str) -> dict[str, Pretraining]:
     """All eight methods, from configs ``<preset>.yaml`` and ``<preset>_<method>.yaml``."""
     pretrainings = {}
-    for method, (with_ssql, file) in _TOY_METHODS.items():
-        config = f"{_FOLDER}/{preset}{file and f'_{file}'}.yaml"
-        minutes, ssql_minutes = _TOY_MINUTES[preset][file]
-        size = _MEGABYTES[preset]
-        pretrainings[method] = Pretraining(file or "simsiam", config, _WITHOUT_SSQL, minutes, size)
-        pretrainings[with_ssql] = Pretraining(f"ssql{file and f'-{file}'}", config, (), ssql_minutes, size)
+    for method, (ssql_method, file_name) in _TOY_METHODS.items():
+        config = f"{_FOLDER}/{preset}{file_name and f'_{file_name}'}.yaml"
+        minutes, ssql_minutes = _TOY_MINUTES[preset][file_name]
+        megabytes = _MEGABYTES[preset]
+        pretrainings[method] = Pretraining(file_name or "simsiam", config, _WITHOUT_SSQL, minutes, megabytes)
+        ssql_name = f"ssql{file_name and f'-{file_name}'}"
+        pretrainings[ssql_method] = Pretraining(ssql_name, config, (), ssql_minutes, megabytes)
     return pretrainings
 
 
 @cache
 def make_ablation_pretrainings(preset: str) -> dict[str, Pretraining]:
     """The nine rows of Table 8 with a toy preset's network."""
-    config, cost = f"{_FOLDER}/table8/{preset}_", (_TOY_MINUTES[preset][""][1], _MEGABYTES[preset])
-    inner = {
-        f"({letter})": Pretraining(f"table8-{letter}", f"{config}{letter}.yaml", (), *cost) for letter in "bcdefgh"
+    (_, ssql_minutes), megabytes = _TOY_MINUTES[preset][""], _MEGABYTES[preset]
+    own_runs = {
+        f"({letter})": Pretraining(
+            f"table8-{letter}", f"{_FOLDER}/table8/{preset}_{letter}.yaml", (), ssql_minutes, megabytes
+        )
+        for letter in "bcdefgh"
     }
     methods = make_toy_pretrainings(preset)
-    return {"(a)": methods[SIMSIAM], **inner, "(i)": methods[SSQL]}
+    return {"(a)": methods[SIMSIAM], **own_runs, "(i)": methods[SSQL]}
 
 
 def make_published_pretrainings(table: int, network: str) -> dict[str, Pretraining]:
@@ -181,6 +194,6 @@ def make_recipe(config: str) -> Pretraining:
     name = "-".join(Path(config).relative_to(_FOLDER).with_suffix("").parts)
     data = "imagenet" if name.startswith("imagenet") else "cifar10"
     depth = next((depth for depth in (18, 50) if f"_r{depth}_" in name), 34)
-    passes = 1 if "ssql" not in name and not name.startswith("table8") else 2.1  # float, and quantized
-    hours = _HOURS[data, depth] * passes * (2 if name.endswith("_200ep") else 1)
+    cost_factor = 1 if "ssql" not in name and not name.startswith("table8") else 2.1  # SSQL adds a quantized pass
+    hours = _HOURS[data, depth] * cost_factor * (2 if name.endswith("_200ep") else 1)
     return Pretraining(name, config, (), 60 * hours, _MEGABYTES[depth], data)

@@ -1,4 +1,4 @@
-"""Turn a preset and a user's options into an ordered plan of steps, check what it needs, and keep its results."""
+"""Turn a preset and a user's options into an ordered plan of steps, check its requirements, and hold its results."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ _KINDS = ("data", "pretrain", "convert", "train", "sweep", "predict", "probe", "
 
 @dataclass(frozen=True)
 class Plan:
-    """``row_steps``: the names of the steps that make an experiment's rows, by its name. ``left_out``: published rows
-    that no step makes, with the reason."""
+    """Ordered steps. ``row_steps``: by experiment name, the names of the steps that make the experiment's result rows.
+    ``left_out``: sentences on published rows that no step reproduces, with the reason."""
 
     preset: Preset
     options: Options
@@ -43,11 +43,11 @@ class Plan:
 
     @property
     def experiments(self) -> tuple[Experiment, ...]:
-        """Those that have steps."""
+        """The experiments of the preset that have steps in this plan."""
         return tuple(each for each in self.preset.experiments if self.row_steps.get(each.name))
 
     def has_kind(self, kind: str) -> bool:
-        """Whether there is a step of that kind."""
+        """Whether the plan has a step of that kind."""
         return any(step.kind == kind for step in self.steps)
 
     def count_seeds(self, experiment: Experiment) -> int:
@@ -66,7 +66,7 @@ def make_plan(preset: Preset, options: Options) -> Plan:
     'ssql-det make-toy-data runs/mini/data --difficulty 0.0 --size 128 128'
     """
     if preset.data is None and options.budget != 1:
-        raise UserError(f"--budget scales toy data; the preset {preset.name} has none, so leave it out")
+        raise UserError(f"--budget scales toy data; the preset {preset.name} has none, so omit --budget")
     experiments = _select_experiments(preset, options)
     methods = [_resolve_method(name, experiments) for name in options.methods]
     checkpoints = _resolve_checkpoints(options, experiments, methods)
@@ -86,7 +86,7 @@ def make_plan(preset: Preset, options: Options) -> Plan:
     builder.add_analysis()
     if not builder.steps:
         raise UserError(f"no config pretrains {', '.join(methods)}; add --checkpoint {methods[0]!r}=FILE")
-    # Steps that others wait for come first, and of those the longest, so that no job is idle while one runs alone.
+    # Kinds that others depend on come first, and within a kind the longest step, so that jobs are rarely idle.
     steps = sorted(builder.steps.values(), key=lambda step: (_KINDS.index(step.kind), -step.minutes))
     return Plan(preset, options, tuple(steps), builder.row_steps, tuple(left_out))
 
@@ -108,12 +108,12 @@ def _select_experiments(preset: Preset, options: Options) -> list[Experiment]:
 
 
 def _resolve_checkpoints(options: Options, experiments: Sequence[Experiment], methods: Sequence[str]) -> dict[str, str]:
-    """The files given with ``--checkpoint`` by the printed names of their methods."""
+    """The user's ``--checkpoint`` files by the printed name of the method."""
     files: dict[str, str] = {}
     for name, file in options.checkpoints:
         method = _resolve_method(name, experiments)
         if method == RANDOM:
-            raise UserError(f"--checkpoint {name}={file}: {method!r} has random weights; leave the option out")
+            raise UserError(f"--checkpoint {name}={file}: {method!r} has random weights; omit this option")
         if method in files:
             raise UserError(f"--checkpoint gives two files for {name}, {files[method]} and {file}; leave one out")
         if methods and method not in methods:
@@ -128,7 +128,7 @@ def _scale_data(data: ToyDataSettings, budget: float) -> ToyDataSettings:
 
 
 def _resolve_method(name: str, experiments: Sequence[Experiment]) -> str:
-    """The printed name of a method that a user gives in any spelling."""
+    """The printed name of the method that a user means by ``name``, in any spelling."""
     methods = [method for experiment in experiments for method in experiment.all_methods]
     aliases = [method for experiment in experiments for method in experiment.aliases.values()]
     known = dict.fromkeys([*methods, *aliases])
@@ -140,7 +140,7 @@ def _resolve_method(name: str, experiments: Sequence[Experiment]) -> str:
 
 
 def check_plan(plan: Plan) -> None:
-    """Refuse what would fail after hours: missing configs, checkpoints or datasets, a disk without room."""
+    """Raise now what would fail after hours: missing configs, checkpoints or datasets, or too little disk space."""
     if plan.out.exists() and not plan.out.is_dir():
         raise UserError(f"--out {plan.out} is a file; name a folder")
     outputs = {path for step in plan.steps for path in step.outputs}
@@ -149,7 +149,7 @@ def check_plan(plan: Plan) -> None:
             if path in outputs or path.is_file():
                 continue
             if path.suffix == ".yaml":
-                find_config(path)  # the package's
+                find_config(path)  # it may be one of the package's; raises if there is none
                 continue
             raise UserError(f"there is no file {path}, which {step.name} reads; check --checkpoint")
     if plan.preset.data is None:
@@ -158,7 +158,7 @@ def check_plan(plan: Plan) -> None:
 
 
 def _check_datasets(plan: Plan) -> None:
-    """Pretraining and probes get their data by an option, detectors by an environment variable."""
+    """Check that the datasets exist: pretraining and probes find them by option, detectors by environment variable."""
     options = plan.options
     for name, option, folder in (("ImageNet", "imagenet", options.imagenet), ("CIFAR-10", "cifar10", options.cifar10)):
         data_option = options.get_data_option(option)
@@ -177,7 +177,7 @@ def _check_datasets(plan: Plan) -> None:
 
 @dataclass(frozen=True)
 class RunResults:
-    """A plan and how its steps ended. ``command`` is what the user typed, ``minutes`` how long this run took."""
+    """A plan and the outcomes of its steps. ``command``: what the user typed; ``minutes``: the duration of this run."""
 
     plan: Plan
     outcomes: Mapping[str, StepOutcome]
@@ -186,17 +186,17 @@ class RunResults:
 
     @functools.cached_property
     def rows(self) -> Mapping[str, list[Row]]:
-        """The rows of the finished steps, by the name of their experiment."""
+        """The result rows of the finished steps, by experiment name."""
         files = {step.name: step.outputs[0] for kind in ("sweep", "probe") for step in self.list_done(kind)}
-        names = self.plan.row_steps
+        row_steps = self.plan.row_steps
         return {
-            experiment.name: load_rows(files[name] for name in names[experiment.name] if name in files)
+            experiment.name: load_rows(files[name] for name in row_steps[experiment.name] if name in files)
             for experiment in self.plan.experiments
         }
 
     @functools.cached_property
     def comparisons(self) -> Mapping[int, Comparison]:
-        """The tables of the plan, by number."""
+        """The comparison with each published table of the plan, by table number."""
         by_table = {experiment.table: self.list_experiments(experiment.table) for experiment in self.plan.experiments}
         return {
             number: compare_with_published(
@@ -206,7 +206,7 @@ class RunResults:
         }
 
     def list_experiments(self, table: int) -> list[Experiment]:
-        """What fills a table: one experiment, or one for each of its networks."""
+        """The experiments that measure a table: one, or one for each of the table's networks."""
         return [experiment for experiment in self.plan.experiments if experiment.table == table]
 
     def list_done(self, kind: str) -> Iterator[Step]:
@@ -217,15 +217,15 @@ class RunResults:
 
 
 def sum_minutes_by_kind(results: RunResults) -> tuple[tuple[str, str, str], ...]:
-    """Kind of steps, number of those that are done, minutes of work; and a last line for all."""
+    """Table rows: kind of steps, number of finished steps, their minutes in total; the last row sums over all kinds."""
     kinds = dict.fromkeys(step.kind for step in results.plan.steps)
     seconds = {kind: [results.outcomes[step.name].seconds for step in results.list_done(kind)] for kind in kinds}
-    seconds["all"] = [each for of_kind in seconds.values() for each in of_kind]
-    return tuple((kind, str(len(each)), f"{sum(each) / 60:.1f}") for kind, each in seconds.items())
+    seconds["all"] = [duration for durations in seconds.values() for duration in durations]
+    return tuple((kind, str(len(durations)), f"{sum(durations) / 60:.1f}") for kind, durations in seconds.items())
 
 
 def format_commands(plan: Plan) -> str:
-    """The plan as lines for a shell, with one thread per step as in a run, so that sums are rounded alike."""
+    """The plan as a shell script, with one CPU thread per step as in a run, so that the numbers are the same."""
     environment = f"export DETECTRON2_DATASETS={shlex.quote(str(plan.datasets_root))}"
     one_thread = "" if plan.options.has_gpu else " OMP_NUM_THREADS=1"
     return "\n".join([environment + one_thread, *(step.command for step in plan.steps)])

@@ -1,7 +1,7 @@
-"""Build the steps behind a table's rows: data, pretraining, conversion, training, sweep and drawn detections; or data,
-pretraining and probe. Each is a single command.
+"""Build the steps that make a table's rows: data, pretraining, conversion, training, sweep and drawn detections for a
+detector; data, pretraining and probe for a linear probe. A step is a single command.
 
-Each step has a folder of its own below the run's::
+Each step has its own folder in the folder of the run, ``OUT``::
 
     OUT/data                         toy data
     OUT/pretrain/ssql-0              checkpoint.pth, metrics
@@ -11,9 +11,9 @@ Each step has a folder of its own below the run's::
     OUT/pictures/c4-ssql-0           detections at all bit-widths side by side
     OUT/probes/ssql-0                results.jsonl
 
-and there is one for all backbones that were pretrained on toy data with the first seed::
+One step analyzes all backbones that were pretrained on toy data with the first seed::
 
-    OUT/analysis                     terms.csv, maps of features, a page of its own
+    OUT/analysis                     terms.csv, t-SNE maps of features, report.html
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from ssql_det.reproduce.steps import Step
 from ssql_det.toydata.dataset import MANIFEST, ToyDataSettings
 
 _ANALYZED_BITS = "FP,8,4,2w4a"
-_CALIBRATION = ("--calib-images", "512")  # of probes and analyses, as for the published numbers in docs
-_STARTUP_MINUTES = 0.1  # of a process
+_CALIBRATION = ("--calib-images", "512")  # of probes and analyses, as for the numbers in docs
+_STARTUP_MINUTES = 0.1  # of each step's process
 
 
 class PlanBuilder:
-    """Collects the steps of one experiment and method after another; steps that several need are added once.
+    """Collects steps, experiment by experiment and method by method; a step that several methods need is added once.
 
-    ``row_steps`` are the names of the steps that make an experiment's rows, by the experiment's name.
+    ``row_steps``: by experiment name, the names of the steps that make the experiment's result rows.
     """
 
     def __init__(self, preset: Preset, options: Options, checkpoints: Mapping[str, str]) -> None:
@@ -48,22 +48,24 @@ class PlanBuilder:
         self.row_steps: dict[str, list[str]] = {}
 
     def add_method(self, experiment: Experiment, method: str) -> None:
-        names = self.row_steps.setdefault(experiment.name, [])
-        is_given = experiment.match_method(method, self._checkpoints) is not None
+        row_steps = self.row_steps.setdefault(experiment.name, [])
+        has_user_checkpoint = experiment.match_method(method, self._checkpoints) is not None
         for seed in range(count_seeds(experiment, self._preset, self._options)):
             if isinstance(experiment, DetectorExperiment):
-                names.append(self._add_detector(experiment, method, seed))
-            elif isinstance(experiment, ProbeExperiment) and (seed == 0 or not is_given):
-                names.append(self._add_probe(experiment, method, seed))
+                row_steps.append(self._add_detector(experiment, method, seed))
+            elif isinstance(experiment, ProbeExperiment) and (seed == 0 or not has_user_checkpoint):
+                row_steps.append(self._add_probe(experiment, method, seed))
 
     def add_analysis(self) -> None:
-        """Analyze the networks that were pretrained on toy data with the first seed, side by side."""
-        runs = [step for step in self.steps.values() if step.kind == "pretrain" and step.folder.name.endswith("-0")]
-        if self._preset.data is None or not runs:
+        """Add one step that analyzes all networks pretrained on toy data with the first seed."""
+        pretrainings = [
+            step for step in self.steps.values() if step.kind == "pretrain" and step.folder.name.endswith("-0")
+        ]
+        if self._preset.data is None or not pretrainings:
             return
         folder = self._out / "analysis"
-        checkpoints = tuple(step.outputs[0] for step in runs)
-        maps = (folder / f"tsne_{step.folder.name}.png" for step in runs)
+        checkpoints = tuple(step.outputs[0] for step in pretrainings)
+        maps = (folder / f"tsne_{step.folder.name}.png" for step in pretrainings)
         arguments = ("analyze", "--checkpoints", *map(str, checkpoints), "--data", str(self._out / "data" / "crops"))
         arguments += (
             "--bits",
@@ -77,36 +79,36 @@ class PlanBuilder:
             str(folder),
         )
         inputs, outputs = (*checkpoints, *self._add_data()), (folder / "terms.csv", *maps)
-        self._add(Step("analyze", "analyze", arguments, folder, inputs, outputs, 0.05 * len(runs), 1))
+        self._add(Step("analyze", "analyze", arguments, folder, inputs, outputs, 0.05 * len(pretrainings), 1))
 
     def _add_data(self) -> tuple[Path, ...]:
-        """The input that stands for the toy data: their manifest, which has every file's hash."""
+        """Add the step that makes toy data, if any; the input of later steps: the manifest with all files' hashes."""
         data = self._preset.data
         if data is None:
             return ()
         folder = self._out / "data"
         arguments = ("make-toy-data", str(folder), *_format_data_options(data))
-        minutes = (0.05 * data.scenes + 0.006 * data.crops) / 1000
+        minutes = (0.05 * data.scenes + 0.006 * data.crops) / 1000  # measured per 1000 images
         manifest = (folder / MANIFEST,)
         self._add(Step("data", "data", arguments, folder, (), manifest, minutes, data.megabytes))
         return manifest
 
-    def _add_source(self, experiment: Experiment, method: str, seed: int) -> tuple[Path, str] | None:
-        """A backbone's checkpoint, given or pretrained, and a name for what is made of it; ``None``: random weights."""
-        given, pretraining = experiment.match_method(method, self._checkpoints), experiment.methods.get(method)
-        if given is not None:
-            return Path(os.path.expanduser(self._checkpoints[given])), slugify(strip_ours(given))
+    def _add_checkpoint(self, experiment: Experiment, method: str, seed: int) -> tuple[Path, str] | None:
+        """The checkpoint of a backbone, the user's or pretrained, and a name for files; ``None`` for random weights."""
+        user_method, pretraining = experiment.match_method(method, self._checkpoints), experiment.methods.get(method)
+        if user_method is not None:
+            return Path(os.path.expanduser(self._checkpoints[user_method])), slugify(strip_ours(user_method))
         if pretraining is None:
             return None
         path = self._add_pretraining(pretraining, seed)
         return path, path.parent.name
 
     def _add_backbone(self, experiment: DetectorExperiment, method: str, seed: int) -> Path | None:
-        """The converted backbone's path, or ``None`` for random weights."""
-        source = self._add_source(experiment, method, seed if self._preset.pretrains_each_seed else 0)
-        if source is None:
+        """Add pretraining and conversion; the converted backbone's path, or ``None`` for random weights."""
+        named_checkpoint = self._add_checkpoint(experiment, method, seed if self._preset.pretrains_each_seed else 0)
+        if named_checkpoint is None:
             return None
-        checkpoint, name = source
+        checkpoint, name = named_checkpoint
         folder = self._out / "backbones" / name
         path = folder / "backbone.pkl"
         arguments = ("convert", str(checkpoint), str(path), "--to", "detectron2", "--verify", "--force")
@@ -115,7 +117,7 @@ class PlanBuilder:
         return path
 
     def _add_pretraining(self, pretraining: Pretraining, seed: int) -> Path:
-        """The checkpoint's path."""
+        """Add a pretraining; the path of its checkpoint."""
         name = f"{pretraining.name}-{seed}"
         folder = self._out / "pretrain" / name
         path = folder / "checkpoint.pth"
@@ -128,22 +130,26 @@ class PlanBuilder:
         return path
 
     def _get_data_option(self, dataset: str) -> str:
-        """What backbones are pretrained on and probed with."""
+        """The value of ``--data`` for pretraining and probes: the toy crops or a real dataset."""
         return str(self._out / "data" / "crops") if self._preset.data else self._options.get_data_option(dataset)
 
     def _add_probe(self, experiment: ProbeExperiment, method: str, seed: int) -> str:
-        """The name of the step. Tables share the probe of a backbone, so ``--method`` is given only where the
-        checkpoint does not store the method: one of the user's, or a letter of the ablation."""
-        source, given = self._add_source(experiment, method, seed), experiment.match_method(method, self._checkpoints)
-        assert source is not None, f"{method} has random weights, which are not probed"
-        checkpoint, name = source
+        """Add a probe; the name of the step.
+
+        Tables share the probe of a backbone, so ``--method`` is passed only if the checkpoint does not store it: for a
+        user's checkpoint, or a letter of the ablation.
+        """
+        user_method = experiment.match_method(method, self._checkpoints)
+        named_checkpoint = self._add_checkpoint(experiment, method, seed)
+        assert named_checkpoint is not None, f"{method} has random weights, which are not probed"
+        checkpoint, name = named_checkpoint
         folder = self._out / "probes" / name
         results = folder / "results.jsonl"
         bits = ("--bits", self._options.bits or experiment.bits)
         arguments = ("probe", *experiment.arguments, *_CALIBRATION, "--resume", "--checkpoint", str(checkpoint))
         arguments += ("--data", self._get_data_option(experiment.data), *bits, "--out", str(results))
-        if given is not None or (method.startswith("(") and method not in experiment.aliases):
-            arguments += ("--method", strip_ours(given or method))
+        if user_method is not None or (method.startswith("(") and method not in experiment.aliases):
+            arguments += ("--method", strip_ours(user_method or method))
         inputs, minutes = (checkpoint, *self._add_data()), experiment.minutes * self._options.budget
         return self._add(Step(f"probe-{name}", "probe", arguments, folder, inputs, (results,), minutes, 0.1))
 
@@ -154,7 +160,7 @@ class PlanBuilder:
         return minutes * self._options.budget / self._options.num_gpus
 
     def _add_detector(self, experiment: DetectorExperiment, method: str, seed: int) -> str:
-        """Train and sweep; for the first seed also draw detections. The name of the sweep, which makes the rows."""
+        """Add training, sweep and, for the first seed, drawn detections; the name of the sweep, which makes the rows."""
         backbone, row_method = self._add_backbone(experiment, method, seed), strip_ours(method)
         name = f"{experiment.name}-{slugify(row_method)}-{seed}"
         detector, sweep, pictures = (self._out / kind / name for kind in ("detectors", "sweeps", "pictures"))
@@ -178,15 +184,24 @@ class PlanBuilder:
 
         if seed == 0:
             images_to_draw = list(self._list_images_to_draw(experiment))
-            score = ("--score", str(self._preset.score)) if self._preset.score else ()
-            arguments = ("predict", *config, *bits, *score, "--quantization", str(quantization), "--out", str(pictures))
+            threshold = ("--score", str(self._preset.score_threshold)) if self._preset.score_threshold else ()
+            arguments = (
+                "predict",
+                *config,
+                *bits,
+                *threshold,
+                "--quantization",
+                str(quantization),
+                "--out",
+                str(pictures),
+            )
             arguments += (*_flatten_pairs({"MODEL.WEIGHTS": weights, **overrides}), *map(str, images_to_draw))
             drawn, inputs = tuple(pictures / f"{image.stem}.png" for image in images_to_draw), (*inputs, quantization)
             self._add(Step(f"predict-{name}", "predict", arguments, pictures, inputs, drawn, 0.05, 0.3))
         return f"sweep-{name}"
 
     def _iterations_override(self, experiment: DetectorExperiment) -> dict[str, object]:
-        """Fewer iterations for a smaller budget; sweeps get it too, since rows name their config's overrides."""
+        """The override that reduces iterations to the budget; sweeps need it too, since rows store the overrides."""
         if self._options.budget == 1:
             return {}
         iterations = int(read_config_file(experiment.config)["SOLVER.MAX_ITER"])
@@ -199,13 +214,13 @@ class PlanBuilder:
         yield from (root / experiment.image_pattern.format(number) for number in numbers)
 
     def _add(self, step: Step) -> str:
-        """Add a step unless it exists; its name."""
+        """Add a step unless it exists; the step's name."""
         self.steps.setdefault(step.name, replace(step, minutes=step.minutes + _STARTUP_MINUTES))
         return step.name
 
 
 def _format_data_options(data: ToyDataSettings) -> tuple[str, ...]:
-    """The options of ``make-toy-data`` for settings that are not its defaults."""
+    """The options of ``make-toy-data`` for the settings that differ from the defaults."""
     defaults = ToyDataSettings()
     settings = {"scenes": data.scenes, "crops": data.crops, "crop_size": data.crop_size, "difficulty": data.difficulty}
     changed = {name: value for name, value in settings.items() if value != getattr(defaults, name)}

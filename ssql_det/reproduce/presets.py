@@ -1,11 +1,13 @@
-"""The presets of ``ssql-det reproduce``, and the options that a user may set. Minutes are estimates for one job:
-measured for ``mini`` on an idle machine with two cores, guessed for the others.
+"""The presets of ``ssql-det reproduce``, and the options that a user may set.
 
 =====  =======================================================================================================
-mini   two CPU cores, minutes: the narrow ResNet on toy data, one seed
-small  one modern GPU: ResNet-18 on more toy data, three seeds
-paper  the published recipes on CIFAR-10, ImageNet, VOC and COCO; what was never released is custom (docs/detection.md)
+mini   for two CPU cores, takes minutes: the narrow ResNet on toy data, one seed
+small  for one modern GPU: ResNet-18 on more toy data, three seeds
+paper  the published recipes on CIFAR-10, ImageNet, VOC and COCO; unpublished settings are our own (docs/detection.md)
 =====  =======================================================================================================
+
+An experiment's ``minutes`` estimate its run time as a single job: measured for ``mini`` on an idle machine with two
+cores, guessed for the others.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from ssql_det.core.errors import UserError, did_you_mean
 from ssql_det.report.published import load_published_table
@@ -32,7 +35,12 @@ from ssql_det.reproduce.experiments import (
 )
 from ssql_det.toydata.dataset import ToyDataSettings
 
-MINIMUMS = {"scenes": 24, "crops": 400, "iterations": 4, "calibration_images": 4}  # for any budget
+MINIMUMS = {
+    "scenes": 24,
+    "crops": 400,
+    "iterations": 4,
+    "calibration_images": 4,
+}  # lower limits of counts that ``--budget`` scales
 _DETECTION_CONFIGS = "configs/detection"
 _IMAGENET_CONFIGS = "configs/pretrain/imagenet"
 
@@ -52,7 +60,7 @@ class Preset:
     pretrains_each_seed: bool = True
     has_measured_minutes: bool = False
     is_for_gpu: bool = True
-    score: float | None = None  # the lowest score of a drawn detection; None: the default of ssql-det predict
+    score_threshold: float | None = None  # of detections that are drawn; None: the default of ssql-det predict
 
     @property
     def tables(self) -> tuple[int, ...]:
@@ -61,10 +69,11 @@ class Preset:
 
 @dataclass(frozen=True)
 class Options:
-    """What a user may set. ``checkpoints``: methods and files; ``budget``: the share of toy data and training."""
+    """The options of a user. ``checkpoints``: pairs of method and file; ``budget``: the fraction of
+    the toy data and of the training iterations to use."""
 
     out: Path
-    tables: tuple[int, ...] = (6, 7)  # those of detectors
+    tables: tuple[int, ...] = (6, 7)  # the tables of detectors
     methods: tuple[str, ...] = ()
     bits: str = ""
     seeds: int | None = None
@@ -76,7 +85,7 @@ class Options:
     has_gpu: bool = False
 
     def get_data_option(self, dataset: str) -> str:
-        """ImageNet or CIFAR-10 as commands take it.
+        """The value of the option ``--data`` for ``imagenet`` or ``cifar10``.
 
         >>> Options(Path("runs/paper")).get_data_option("cifar10")
         'cifar10:datasets'
@@ -100,44 +109,73 @@ _SMALL_DATA = ToyDataSettings(scenes=4000, crops=40000, least_side=128, most_sid
 _PUBLISHED_BITS, _TOY_BITS = "FP,8,6,5,4", "FP,8,6,5,4,2w4a"
 
 
+class _DetectorCosts(NamedTuple):
+    minutes: float  # of training
+    sweep_minutes: float
+    megabytes: float
+
+
 def _make_toy_detectors(
-    preset: str, network: str, c4_cost: tuple[float, float, float], fpn_cost: tuple[float, float, float]
+    preset: str, network: str, c4_costs: _DetectorCosts, fpn_costs: _DetectorCosts
 ) -> tuple[Experiment, ...]:
-    """Costs are minutes of training, minutes of the sweep, and megabytes."""
+    """The detectors of Tables 6 (C4) and 7 (FPN) on toy data."""
     pretrainings = make_toy_pretrainings(preset)
     methods = {RANDOM: None, SIMSIAM: pretrainings[SIMSIAM], SSQL: pretrainings[SSQL]}
-    voc, coco = ("toy_voc_2007_test", methods), ("toy_coco_2017_val", methods)
-    c4, fpn = (f"{_DETECTION_CONFIGS}/toy_{name}.yaml" for name in (f"voc_{network}_c4", f"coco_{network}_fpn"))
     return (
-        DetectorExperiment("c4", 6, *voc, c4, 64, *c4_cost, _VOC_IMAGE),
-        DetectorExperiment("fpn", 7, *coco, fpn, 64, *fpn_cost, _COCO_IMAGE),
+        DetectorExperiment(
+            name="c4",
+            table=6,
+            dataset="toy_voc_2007_test",
+            methods=methods,
+            config=f"{_DETECTION_CONFIGS}/toy_voc_{network}_c4.yaml",
+            calibration_images=64,
+            minutes=c4_costs.minutes,
+            sweep_minutes=c4_costs.sweep_minutes,
+            megabytes=c4_costs.megabytes,
+            image_pattern=_VOC_IMAGE,
+        ),
+        DetectorExperiment(
+            name="fpn",
+            table=7,
+            dataset="toy_coco_2017_val",
+            methods=methods,
+            config=f"{_DETECTION_CONFIGS}/toy_coco_{network}_fpn.yaml",
+            calibration_images=64,
+            minutes=fpn_costs.minutes,
+            sweep_minutes=fpn_costs.sweep_minutes,
+            megabytes=fpn_costs.megabytes,
+            image_pattern=_COCO_IMAGE,
+        ),
     )
 
 
 def _make_toy_probes(preset: str, minutes: float) -> tuple[Experiment, ...]:
-    """Table 1 gets all eight methods, so that each is beside SSQL over it."""
+    """The probes of Tables 1, 8 and 12. Table 1 has all eight methods: each base method next to its SSQL variant."""
     pretrainings = make_toy_pretrainings(preset)
     table_12 = {method: pretrainings[method] for method in load_published_table(12).methods}
-    methods = {1: pretrainings, 8: make_ablation_pretrainings(preset), 12: table_12}
-    return tuple(ProbeExperiment(f"table{number}", number, "crops", each, minutes) for number, each in methods.items())
+    methods_by_table = {1: pretrainings, 8: make_ablation_pretrainings(preset), 12: table_12}
+    return tuple(
+        ProbeExperiment(f"table{table}", table=table, dataset="crops", methods=methods, minutes=minutes)
+        for table, methods in methods_by_table.items()
+    )
 
 
-def _make_published_probes(table: int, data: str, minutes: Mapping[str, float]) -> tuple[Experiment, ...]:
-    """One for each network of a table, with the published protocol. ``minutes`` are for one bit-width."""
-    widths = load_published_table(table).bit_widths
+def _make_published_probes(table: int, data: str, minutes_per_bit_width: Mapping[str, float]) -> tuple[Experiment, ...]:
+    """An experiment for each network of a table, with the published protocol."""
+    bit_widths = load_published_table(table).bit_widths
     return tuple(
         ProbeExperiment(
             f"table{table}-{network.lower()}",
-            table,
-            get_source(table).dataset,
-            make_published_pretrainings(table, network),
-            minutes=network_minutes * len(widths),
-            bits=format_bits_option(widths),
+            table=table,
+            dataset=get_source(table).dataset,
+            methods=make_published_pretrainings(table, network),
+            minutes=minutes * len(bit_widths),
+            bits=format_bits_option(bit_widths),
             arguments=("linear", "--protocol", "published"),
             network=network,
             data=data,
         )
-        for network, network_minutes in minutes.items()
+        for network, minutes in minutes_per_bit_width.items()
     )
 
 
@@ -156,12 +194,30 @@ _COCO_METHODS = {
 }
 _PUBLISHED_EXPERIMENTS = (
     DetectorExperiment(
-        *("c4", 6, "voc_2007_test", _VOC_METHODS, f"{_DETECTION_CONFIGS}/voc_r18_c4.yaml", 256, 180, 20, 300),
-        *(_VOC_IMAGE, (1, 4)),
+        name="c4",
+        table=6,
+        dataset="voc_2007_test",
+        methods=_VOC_METHODS,
+        config=f"{_DETECTION_CONFIGS}/voc_r18_c4.yaml",
+        calibration_images=256,
+        minutes=180,
+        sweep_minutes=20,
+        megabytes=300,
+        image_pattern=_VOC_IMAGE,
+        image_numbers=(1, 4),
     ),
     DetectorExperiment(
-        *("fpn", 7, "coco_2017_val", _COCO_METHODS, f"{_DETECTION_CONFIGS}/coco_mask_r50_fpn.yaml", 256, 750, 40, 500),
-        *(_COCO_IMAGE, (139, 285)),
+        name="fpn",
+        table=7,
+        dataset="coco_2017_val",
+        methods=_COCO_METHODS,
+        config=f"{_DETECTION_CONFIGS}/coco_mask_r50_fpn.yaml",
+        calibration_images=256,
+        minutes=750,
+        sweep_minutes=40,
+        megabytes=500,
+        image_pattern=_COCO_IMAGE,
+        image_numbers=(139, 285),
     ),
     *_make_published_probes(1, "cifar10", {"ResNet-18": 15, "ResNet-50": 30}),
     *_make_published_probes(3, "imagenet", {"ResNet-18": 600, "ResNet-50": 900}),
@@ -175,22 +231,38 @@ PRESETS = {
         Preset(
             "mini",
             _MINI_DATA,
-            (*_make_toy_detectors("mini", "narrow", (1.3, 0.4, 16), (1.1, 0.5, 28)), *_make_toy_probes("mini", 0.4)),
-            _TOY_BITS,
+            (
+                *_make_toy_detectors(
+                    "mini",
+                    network="narrow",
+                    c4_costs=_DetectorCosts(minutes=1.3, sweep_minutes=0.4, megabytes=16),
+                    fpn_costs=_DetectorCosts(minutes=1.1, sweep_minutes=0.5, megabytes=28),
+                ),
+                *_make_toy_probes("mini", minutes=0.4),
+            ),
+            bits=_TOY_BITS,
             seeds=1,
-            score=0.3,
+            score_threshold=0.3,
             has_measured_minutes=True,
             is_for_gpu=False,
         ),
         Preset(
             "small",
             _SMALL_DATA,
-            (*_make_toy_detectors("small", "r18", (0.8, 0.4, 200), (0.8, 0.5, 300)), *_make_toy_probes("small", 0.5)),
-            _TOY_BITS,
+            (
+                *_make_toy_detectors(
+                    "small",
+                    network="r18",
+                    c4_costs=_DetectorCosts(minutes=0.8, sweep_minutes=0.4, megabytes=200),
+                    fpn_costs=_DetectorCosts(minutes=0.8, sweep_minutes=0.5, megabytes=300),
+                ),
+                *_make_toy_probes("small", minutes=0.5),
+            ),
+            bits=_TOY_BITS,
             seeds=3,
-            score=0.3,
+            score_threshold=0.3,
         ),
-        Preset("paper", None, _PUBLISHED_EXPERIMENTS, _PUBLISHED_BITS, seeds=5, pretrains_each_seed=False),
+        Preset("paper", None, _PUBLISHED_EXPERIMENTS, bits=_PUBLISHED_BITS, seeds=5, pretrains_each_seed=False),
     )
 }
 

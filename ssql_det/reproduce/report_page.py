@@ -1,6 +1,6 @@
-"""The report and the tables of a run, as files, made from what its steps wrote: rows, coverage files, images.
+"""Write the report and the tables of a run from the files of its steps: result rows, coverage files, images.
 
-What is missing is listed with the reason, not passed over.
+The report lists what is missing, with the reason.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ from ssql_det.reproduce.plan import RunResults
 from ssql_det.reproduce.run_details import build_run_details
 from ssql_det.reproduce.runner import DONE, get_log_path
 
-_CHARTED_METRICS: Mapping[str, tuple[str, str]] = {  # their titles, and the ends of the charts' file names
+_CHARTED_METRICS: Mapping[str, tuple[str, str]] = {  # metric: title of the chart, suffix of the chart's file name
     "bbox/AP": ("AP of boxes", "boxes"),
     "segm/AP": ("AP of masks", "masks"),
     "linear/top1": ("Top-1", "top1"),
 }
-_COSTS = {"MB": "MB", "Gbit-ops": "GBOPs"}
-_MODELS = {"bbox/AP": "detector", "linear/top1": "probe"}  # by the metric of their experiments
+_COSTS = {"MB": "MB", "Gbit-ops": "GBOPs"}  # printed name: metric of result rows
+_MODELS = {"bbox/AP": "detector", "linear/top1": "probe"}  # by the metric of the experiment
 _SUMMARY_BITS = ("8w8a", "4w4a", "2w4a")
 _MAX_IMAGE_WIDTH = 1800  # pixels
 _MAX_OPEN_MAPS = 4  # more are collapsed
 
 
 def write_tables(results: RunResults) -> Iterator[Table]:
-    """Write ``tables/table6.md``, ``.csv`` and so on; an overview of each for the terminal."""
+    """Write ``tables/table6.md``, ``table6.csv`` and so on; yield an overview of each table for the terminal."""
     for number, comparison in results.comparisons.items():
         experiment = results.list_experiments(number)[0]
         path = results.plan.out / "tables" / f"table{number}"
@@ -59,7 +59,7 @@ def write_tables(results: RunResults) -> Iterator[Table]:
 
 
 def write_report(results: RunResults) -> Path:
-    """Write ``report/index.html``, one self-contained file, and beside it ``report.md`` with its images."""
+    """Write ``report/index.html``, one self-contained file, and ``report/report.md`` with its images."""
     return write_page(build_report(results), results.plan.out / "report" / "index.html")
 
 
@@ -89,30 +89,31 @@ def _introduce(results: RunResults) -> Iterator[Block]:
     uses = {"train": "transferred to a detector that is evaluated", "probe": "evaluated with a linear probe"}
     yield Paragraph(
         "Backbones pretrained with and without SSQL (Cao et al., ECCV 2022), each "
-        f"{', or '.join(use for kind, use in uses.items() if plan.has_kind(kind))} at full precision and at few "
-        f"bits, from one copy of its weights. Every number is the mean of {' or '.join(map(str, seeds))} "
-        f"seed{'' if seeds == [1] else 's'}; all of it was made by `{results.command}`."
+        f"{', or '.join(use for kind, use in uses.items() if plan.has_kind(kind))} at full precision and at low "
+        f"bit-widths, from one copy of the weights. Every number is the mean of {' or '.join(map(str, seeds))} "
+        f"seed{'' if seeds == [1] else 's'}. Command: `{results.command}`."
     )
     if plan.preset.data is not None:
         yield Paragraph(
-            "These are toy data and small networks. The published values are shown for orientation and cannot be "
-            f"compared with ours, which say what bits cost, not how good a {_get_subject(results)} is."
+            "These are toy data and small networks. The published values are shown for orientation and are not "
+            "comparable with the measured values, which show the cost of low bit-widths, not how "
+            f"good a {_get_subject(results)} is."
         )
     if plan.options.budget != 1:
-        yield Paragraph(f"A trial with {plan.options.budget:g} of the data and the training: its numbers mean nothing.")
+        yield Paragraph(f"A trial with {plan.options.budget:g} of the data and the training: the numbers mean nothing.")
     if seeds == [1]:
         yield Paragraph(
-            "With one seed, differences of a few points between methods mean nothing: seeds alone differ by as much. "
+            "With one seed, differences of a few points between methods mean nothing: they vary as much between seeds. "
             "`--seeds 3` gives standard deviations."
         )
 
 
 def _summarize(results: RunResults) -> Iterator[Block]:
-    """What each method reaches at full precision, and what each seed loses of it at few bits.
+    """Each method's metric at full precision, and its decrease at low bit-widths, computed per seed.
 
-    One table of detectors and one of probes; a method that two published tables have is listed once.
+    One table for detectors and one for probes; a method of two published tables is listed once.
     """
-    yield Heading("What does it cost at few bits?")
+    yield Heading("What do low bit-widths cost?")
     has_rows = False
     for metric, model in _MODELS.items():
         experiments = [each for each in results.plan.experiments if each.metric == metric]
@@ -126,9 +127,9 @@ def _summarize(results: RunResults) -> Iterator[Block]:
 
 
 def _get_method_index(experiment: Experiment, method: str) -> int:
-    """The same in all tables, so that a method keeps its colour."""
-    known, name = [strip_ours(each) for each in experiment.methods], strip_ours(method)
-    return known.index(name) if name in known else len(known)
+    """The position of a method in the preset, the same in all tables, so that the method keeps its colour in charts."""
+    methods, method = list(map(strip_ours, experiment.methods)), strip_ours(method)
+    return methods.index(method) if method in methods else len(methods)
 
 
 def _list_losses(experiment: Experiment, rows: Sequence[Row]) -> Iterator[tuple[str, ...]]:
@@ -141,19 +142,22 @@ def _list_losses(experiment: Experiment, rows: Sequence[Row]) -> Iterator[tuple[
     methods = {method for method, _, _ in values}
     for method in sorted(methods, key=lambda each: (_get_method_index(experiment, each), each)):
         by_bits = {
-            width: {seed: values[name, seed, bits] for name, seed, bits in values if (name, bits) == (method, width)}
-            for width in ("FP", *_SUMMARY_BITS)
+            bits: {
+                seed: value for (name, seed, row_bits), value in values.items() if (name, row_bits) == (method, bits)
+            }
+            for bits in ("FP", *_SUMMARY_BITS)
         }
-        full = by_bits["FP"]
+        float_values = by_bits["FP"]
         losses = [
-            [full[seed] - value for seed, value in by_bits[bits].items() if seed in full] for bits in _SUMMARY_BITS
+            [float_values[seed] - value for seed, value in by_bits[bits].items() if seed in float_values]
+            for bits in _SUMMARY_BITS
         ]
-        if full:
-            yield (experiment.title, escape_markup(method), *map(format_mean, ([*full.values()], *losses)))
+        if float_values:
+            yield (experiment.title, escape_markup(method), *map(format_mean, ([*float_values.values()], *losses)))
 
 
 def _get_method(experiment: Experiment, row: Row) -> str:
-    """The method as the table prints it."""
+    """The method of a result row as the published table prints it, without its suffix "(ours)"."""
     return strip_ours(get_source(experiment.table).get_group(row, load_published_table(experiment.table)).method)
 
 
@@ -174,7 +178,7 @@ def _list_missing(results: RunResults) -> Iterator[Block]:
     missing = [(step, results.outcomes[step.name]) for step in plan.steps if results.outcomes[step.name].state != DONE]
     if missing:
         yield Heading("What is missing")
-        yield Paragraph("These steps are not done; the same command tries them again.")
+        yield Paragraph("These steps are not done; run the same command to try again.")
         rows = [
             (step.name, outcome.state, escape_markup(outcome.reason), str(get_log_path(plan.out, step)))
             for step, outcome in missing
@@ -186,7 +190,7 @@ def _list_missing(results: RunResults) -> Iterator[Block]:
 
 def _show_table(results: RunResults, number: int) -> Iterator[Block]:
     comparison, experiment = results.comparisons[number], results.list_experiments(number)[0]
-    toy_title = f"{experiment.title}, on toy data, beside Table {number}"
+    toy_title = f"{experiment.title}, on toy data, next to Table {number}"
     yield Heading(toy_title if results.plan.preset.data else f"Table {number}: {escape_markup(comparison.title)}")
     metrics = [metric for metric in _CHARTED_METRICS if metric in comparison.metrics]
     for metric in metrics:
@@ -206,7 +210,7 @@ def _show_costs(results: RunResults) -> Iterator[Block]:
     yield Heading("Size and cost")
     yield Paragraph(
         "MB of parameters; Gbit-ops: billions of multiply-adds times the bits of both factors, for one test image. "
-        "A detector that makes a mask for each box has no fixed cost: minimum to maximum over detectors."
+        "The cost of a Mask R-CNN depends on the number of boxes: minimum to maximum over the detectors."
     )
     tables = (table for each in results.plan.experiments for table in _build_cost_tables(results, each))
     yield from dict.fromkeys(tables)
@@ -214,13 +218,13 @@ def _show_costs(results: RunResults) -> Iterator[Block]:
 
 def _build_cost_tables(results: RunResults, experiment: Experiment) -> Iterator[Table]:
     rows = [row for row in results.rows[experiment.name] if row.dataset == experiment.dataset]
-    widths = tuple(dict.fromkeys(row.bits for row in rows))
+    bit_widths = tuple(dict.fromkeys(row.bits for row in rows))
     costs = [
-        (name, *(_format_range([row.metrics.get(metric) for row in rows if row.bits == bits]) for bits in widths))
+        (name, *(_format_range([row.metrics.get(metric) for row in rows if row.bits == bits]) for bits in bit_widths))
         for name, metric in _COSTS.items()
     ]
-    if widths:
-        yield Table((experiment.title, *widths), tuple(costs))
+    if bit_widths:
+        yield Table((experiment.title, *bit_widths), tuple(costs))
 
 
 def _format_range(values: Sequence[float | None]) -> str:
@@ -239,18 +243,18 @@ def _show_detections(results: RunResults) -> Iterator[Block]:
     yield Heading("Detections")
     steps = list(results.list_done("predict"))
     if not steps:
-        yield Paragraph("No step has drawn any.")
-    score = f", scores of at least {plan.preset.score}" if plan.preset.score else ""
-    widths = plan.preset.bits.replace(",", ", ")
+        yield Paragraph("No detections were drawn: no predict step is done.")
+    threshold = f", scores of at least {plan.preset.score_threshold}" if plan.preset.score_threshold else ""
+    bit_widths = plan.preset.bits.replace(",", ", ")
     for step in steps:
         detector = step.name.removeprefix("predict-")
         for path in step.outputs:
-            caption = f"{detector}, image {path.stem}: one copy of weights at {widths}{score}"
+            caption = f"{detector}, image {path.stem}: one copy of weights at {bit_widths}{threshold}"
             yield Figure(f"{detector}-{path.stem}.jpg", _shrink_image(path), caption)
 
 
 def _shrink_image(path: Path) -> bytes:
-    """As JPEG, at most as wide as a page shows it."""
+    """An image file as JPEG of at most `_MAX_IMAGE_WIDTH`."""
     image: Any = cv2.imread(str(path))
     scale = min(1.0, _MAX_IMAGE_WIDTH / image.shape[1])
     image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
@@ -260,12 +264,12 @@ def _shrink_image(path: Path) -> bytes:
 def _show_analysis(results: RunResults) -> Iterator[Block]:
     for step in results.list_done("analyze"):
         terms, *maps = step.outputs
-        yield Heading("What few bits do to features")
+        yield Heading("Features at low bit-widths")
         yield Paragraph(
             "Networks of the first seed, before any detector. The squared distance of a quantized network's features "
-            "from their float target, both of unit length, is the sum of three terms: how far quantization moves them "
-            "(quantization), how far apart two views of an image are (contrastive), and a cross term. With a spread "
-            "near 0 features have collapsed, and quantization has nothing left to move. Weights are in "
+            "from their float target, both of unit length, is the sum of three terms: the shift by quantization "
+            "(quantization), the distance between two views of an image (contrastive), and a cross term. A spread near "
+            "0 means that features have collapsed, which also makes the quantization term small. For the weights see "
             f"`{step.folder.name}/report.html`."
         )
         tables = build_term_tables(read_terms(terms.read_text("utf-8")))

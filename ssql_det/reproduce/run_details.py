@@ -1,4 +1,4 @@
-"""Sections of the report on how its numbers were made: coverage, pretraining, minutes, environment, commands."""
+"""Sections of the report on how the numbers were made: loaded weights, pretraining, run time, environment, commands."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ssql_det.report.blocks import Block, CodeBlock, Collapsible, Heading, Parag
 from ssql_det.report.markup import escape_markup
 from ssql_det.reproduce.plan import RunResults, format_commands, sum_minutes_by_kind
 
-_KNN_KEYS = {"kNN at FP": "knn/FP", "kNN at 2w4a": "knn/2w4a"}  # in metrics.jsonl, by column title
+_KNN_KEYS = {"kNN at FP": "knn/FP", "kNN at 2w4a": "knn/2w4a"}  # by column title, the keys in metrics.jsonl
 
 
 def build_run_details(results: RunResults) -> Iterator[Block]:
@@ -30,8 +30,8 @@ def _describe_coverage(results: RunResults) -> Iterator[Block]:
         return
     yield Heading("Loaded weights")
     yield Paragraph(
-        "A training is refused unless all weights of the backbone are loaded into the detector; heads start from "
-        "random weights."
+        "Training starts only if all weights of the backbone are loaded into the detector; heads start from random "
+        "weights."
     )
     rows = []
     for step in results.list_done("train"):
@@ -61,8 +61,8 @@ def _describe_pretraining(results: RunResults) -> Iterator[Block]:
     if rows:
         yield Heading("Pretraining")
         yield Paragraph(
-            "A spread near 1: features point in all directions; near 0: they have collapsed. A kNN accuracy far below "
-            "that of other runs: a partial collapse, whatever the spread."
+            "Spread: near 1, features point in all directions; near 0, features have collapsed. A kNN accuracy far "
+            "below the other runs indicates a partial collapse, whatever the spread."
         )
         yield Table(("run", "steps", "last loss", "spread", *_KNN_KEYS), tuple(rows))
 
@@ -80,7 +80,7 @@ def _describe_environment(results: RunResults) -> Iterator[Block]:
     yield Heading("Environment")
     lines = [
         f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
-        *([f"detectors on {' and '.join(engines)}"] if engines else []),
+        *([f"detection engine: {' and '.join(engines)}"] if engines else []),
         *(f"{name} {version}" for name, version in versions.items()),
     ]
     yield CodeBlock("\n".join(lines))
@@ -88,6 +88,6 @@ def _describe_environment(results: RunResults) -> Iterator[Block]:
 
 def _list_commands(results: RunResults) -> Iterator[Block]:
     yield Heading("Commands")
-    yield Paragraph("Each step is one command; run one after another in this order they give the same rows.")
+    yield Paragraph("Each step is one command. Run in this order, the commands give the same rows.")
     commands = format_commands(results.plan)
     yield Collapsible(f"All {len(results.plan.steps)} commands", (CodeBlock(commands),))

@@ -1,6 +1,6 @@
-"""Run the steps of a plan as parallel jobs: each as soon as its inputs exist; a failure stops only what depends on it.
+"""Run the steps of a plan as parallel jobs: each as soon as its inputs exist; a failure stops only dependent steps.
 
-On the CPU a job has one thread, so that several run side by side and the numbers do not depend on how many.
+On the CPU each job has one thread, so that the numbers do not depend on how many jobs run at a time.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from ssql_det.reproduce.steps import Step, estimate_makespan, find_dependencies
 
 DONE, FAILED, SKIPPED = "done", "failed", "skipped"
 _POLL_SECONDS, _LOG_SECONDS = 0.1, 30.0
-_STOP_SECONDS = 5.0  # that jobs have to end after SIGTERM
-_PRIOR_MINUTES = 3.0  # weight of the estimates against the measured minutes
+_STOP_SECONDS = 5.0  # from SIGTERM to SIGKILL
+_PRIOR_MINUTES = 3.0  # weight of the estimates relative to measured minutes, see _estimate_slowdown
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """How a step ended; ``reason`` is one sentence if it is not done."""
+    """How a step ended; ``reason``: one sentence why it is not done."""
 
     state: str
     seconds: float = 0.0
@@ -46,7 +46,7 @@ class _Job:
 def run_steps(
     steps: Sequence[Step], out: Path, jobs: int, program: Sequence[str], environment: Mapping[str, str]
 ) -> dict[str, StepOutcome]:
-    """Run steps in folder ``out``, ``jobs`` at a time: outcomes by step name. ``program`` takes a step's arguments."""
+    """Run steps in the folder ``out``, ``jobs`` at a time; outcomes by step name. ``program``: the commands' start."""
     cache, outcomes = StepCache(out), dict[str, StepOutcome]()
     with _locked(out):
         running: dict[str, _Job] = {}
@@ -56,10 +56,10 @@ def run_steps(
                 _collect_finished(running, cache, outcomes)
                 waiting = [step for step in steps if step.name not in outcomes and step.name not in running]
                 for step in waiting:
-                    needed = [outcomes.get(other.name) for other in find_dependencies(step, steps)]
-                    if any(each is not None and each.state != DONE for each in needed):
+                    dependencies = [outcomes.get(other.name) for other in find_dependencies(step, steps)]
+                    if any(outcome is not None and outcome.state != DONE for outcome in dependencies):
                         outcomes[step.name] = StepOutcome(SKIPPED, reason="a step that it needs is not done")
-                    elif len(running) < jobs and None not in needed:
+                    elif len(running) < jobs and None not in dependencies:
                         _start(step, cache, outcomes, running, program, environment)
                 progress.log(outcomes, running)
                 time.sleep(_POLL_SECONDS if running else 0)
@@ -114,7 +114,7 @@ def _collect_finished(running: dict[str, _Job], cache: StepCache, outcomes: dict
 
 
 def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """End jobs that still run, with SIGTERM first, so that they can end their own processes."""
+    """Terminate running jobs: with SIGTERM first, so that they can end their child processes."""
     for process in processes:
         process.terminate()
     deadline = time.monotonic() + _STOP_SECONDS
@@ -134,18 +134,18 @@ def _read_error(log: Path, exit_code: int) -> str:
     """The last line that starts with "error: ", or else the last line."""
     lines = [line.strip() for line in log.read_text("utf-8", errors="replace").splitlines() if line.strip()]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")] or lines
-    return errors[-1] if errors else f"it ended with exit code {exit_code} and without output"
+    return errors[-1] if errors else f"the step ended with exit code {exit_code} and without output"
 
 
 def make_environment(datasets: Path, has_gpu: bool = False) -> dict[str, str]:
-    """The environment of a job: this process's, with the datasets' folder, and one thread on the CPU."""
+    """The environment variables of a job: those of this process, the datasets' folder and, on the CPU, one thread."""
     threads = {} if has_gpu else {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     return {**os.environ, **threads, "DETECTRON2_DATASETS": str(datasets)}
 
 
 @contextmanager
 def _locked(out: Path) -> Iterator[None]:
-    """One run per folder; the system releases the lock however the process ends."""
+    """Hold the lock of the folder, so that it has one run; the system releases the lock however the process ends."""
     out.mkdir(parents=True, exist_ok=True)
     with open(out / ".lock", "wb") as file:
         try:
@@ -181,7 +181,7 @@ class _Progress:
         )
 
     def _estimate_slowdown(self, outcomes: Mapping[str, StepOutcome]) -> float:
-        """Measured over estimated minutes of the finished steps, damped while these are few and short."""
+        """Measured divided by estimated minutes of the finished steps, damped towards 1 while little is finished."""
         done = [step for step in self._steps if step.name in outcomes and outcomes[step.name].state == DONE]
         estimated = sum(step.minutes for step in done)
         measured = sum(outcomes[step.name].seconds for step in done) / 60

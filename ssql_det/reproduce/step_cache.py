@@ -1,7 +1,7 @@
-"""Which steps are done, and from which inputs: one small file per step, ``OUT/steps/<name>.json``.
+"""Records which steps are done, and from which inputs: a small file per step, ``OUT/steps/<name>.json``.
 
-A step is up to date while its command and the contents of its inputs and outputs are unchanged. One that was killed
-resumes in its folder. One whose inputs have changed starts again in an empty folder; the old content, which may have
+A step is cached while its command and the contents of its inputs and outputs are unchanged. A step that was killed
+resumes in its folder. A step whose inputs changed starts again in an empty folder; the old content, which may have
 taken days, is moved to ``OUT/replaced``.
 """
 
@@ -22,7 +22,7 @@ from ssql_det.core.files import atomic_write, sha256
 from ssql_det.reproduce.steps import Step
 
 _CONFIG_SUFFIXES = (".yaml", ".yml")
-_RESUMABLE_OPTIONS = {  # a step resumes with another value of these: what it has done by then stays valid
+_RESUMABLE_OPTIONS = {  # a step can resume with other values of these options: its partial results stay valid
     "pretrain": ("--num-gpus",),
     "train": ("--num-gpus",),
     "sweep": ("--bits", "--num-gpus"),
@@ -40,14 +40,17 @@ class StepCache:
             ...  # run it
             cache.finish(step, seconds=71.0)
 
-    A record has the keys ``asked`` (arguments, hashes of the inputs), ``made`` (hashes of the outputs), ``seconds``.
+    A record has the keys ``asked`` (the request: arguments and hashes of inputs), ``made`` (hashes of
+    outputs) and ``seconds``.
     """
 
     out: Path
 
     def is_cached(self, step: Step) -> bool:
         record = self._read_record(step)
-        files = [path for path in step.inputs if path.suffix not in _CONFIG_SUFFIXES]  # configs may be the package's
+        files = [
+            path for path in step.inputs if path.suffix not in _CONFIG_SUFFIXES
+        ]  # a config may be one of the package's
         if record is None or "made" not in record or not all(path.is_file() for path in files):
             return False
         return record["asked"] == self._make_request(step) and self._are_outputs_unchanged(step, record)
@@ -60,7 +63,7 @@ class StepCache:
             and self._are_outputs_unchanged(step, record)
             and _is_resumable(step, record["asked"], request)
         )
-        if step.folder.exists() and not can_resume and step.kind != "data":  # make-toy-data checks its folder itself
+        if step.folder.exists() and not can_resume and step.kind != "data":  # make-toy-data checks the folder itself
             if record is None:
                 raise UserError(f"{step.folder} exists and was not made by a step; choose another --out")
             self._archive_folder(step)
@@ -71,15 +74,15 @@ class StepCache:
         missing = [path for path in step.outputs if not path.is_file()]
         if missing:
             raise UserError(f"{step.name} ended without an error but did not make {missing[0]}; please report this bug")
-        record = self._read_record(step) or {}  # keeps the request from the start: an input may have changed since
+        record = self._read_record(step) or {}  # the request of the start: inputs may have changed since
         self._write_record(step, {**record, "made": self._hash_files(step.outputs), "seconds": round(seconds, 1)})
 
     def get_seconds(self, step: Step) -> float | None:
-        """How long the step took when it was run; after a kill, only the time since it resumed."""
+        """The duration of the step's last run; for a resumed step, only the time since it resumed."""
         return (self._read_record(step) or {}).get("seconds")
 
     def _are_outputs_unchanged(self, step: Step, record: dict[str, Any]) -> bool:
-        """True also for a step that has not finished."""
+        """Whether the outputs have their recorded hashes; true for a step that has not finished."""
         if "made" not in record:
             return True
         return all(path.is_file() for path in step.outputs) and bool(record["made"] == self._hash_files(step.outputs))
@@ -89,7 +92,7 @@ class StepCache:
         archive.parent.mkdir(parents=True, exist_ok=True)
         step.folder.rename(archive)
         _logger.warning(
-            "%s: its command or a file changed, so it starts again; the old files are in %s", step.name, archive
+            "%s: its command or a file changed, so the step starts again; the old files are in %s", step.name, archive
         )
 
     def _get_record_path(self, step: Step) -> Path:
@@ -117,15 +120,15 @@ class StepCache:
         return {self._replace_out(str(path)): hash_content(path) for path in paths}
 
     def _replace_out(self, text: str) -> str:
-        """Write paths below ``out`` as ``OUT/...``, so that the folder may be moved."""
+        """Write paths in ``out`` as ``OUT/...``, so that the folder can be moved."""
         return f"OUT{text[len(str(self.out)) :]}" if f"{text}/".startswith(f"{self.out}/") else text
 
 
 def _is_resumable(step: Step, before: dict[str, Any], now: dict[str, Any]) -> bool:
-    """Whether two requests differ in nothing but resumable options."""
+    """Whether two requests of a step are equal apart from resumable options."""
     options = _RESUMABLE_OPTIONS.get(step.kind, ())
-    old, new = ({**each, "arguments": remove_options(each["arguments"], options)} for each in (before, now))
-    return old == new
+    before, now = ({**each, "arguments": remove_options(each["arguments"], options)} for each in (before, now))
+    return before == now
 
 
 def remove_options(arguments: Sequence[str], options: Sequence[str]) -> list[str]:
@@ -135,11 +138,11 @@ def remove_options(arguments: Sequence[str], options: Sequence[str]) -> list[str
     ['sweep', '--scope', 'all']
     """
     pairs = pairwise(["", *arguments])
-    return [argument for before, argument in pairs if before not in options and argument not in options]
+    return [argument for previous, argument in pairs if previous not in options and argument not in options]
 
 
 def hash_content(path: Path) -> str:
-    """The hash of a file's bytes; for a config its resolved values, so that comments do not count and bases do."""
+    """The hash of a file's bytes; of a config its resolved values: comments do not count, base configs do."""
     if path.suffix not in _CONFIG_SUFFIXES:
         return sha256(path)
     return json.dumps(read_config_file(path), sort_keys=True)

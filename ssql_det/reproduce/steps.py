@@ -1,4 +1,4 @@
-"""A step of a plan: one ``ssql-det`` command with its inputs and outputs; which steps it needs, how long all take."""
+"""The steps of a plan: ``ssql-det`` commands with their inputs and outputs, dependencies and estimated run time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Step:
-    """``ssql-det`` with ``arguments``. ``folder`` belongs to this step alone; minutes and megabytes are estimates.
+    """The command ``ssql-det`` with ``arguments``. ``folder`` is this step's own; minutes and megabytes are estimated.
 
     >>> step = Step("convert-ssql-0", "convert", ("convert", "a.pth", "b/b.pkl", "--to", "detectron2"), Path("b"),
     ...             inputs=(Path("a.pth"),), outputs=(Path("b/b.pkl"),), minutes=0.2, megabytes=3)
@@ -39,8 +39,8 @@ def find_dependencies(step: Step, steps: Sequence[Step]) -> Iterator[Step]:
 
 
 def estimate_makespan(steps: Sequence[Step], jobs: int) -> float:
-    """The minutes that all steps take with ``jobs`` at a time, each started as soon as its inputs exist."""
-    now, waiting, running = 0.0, list(steps), dict[str, float]()  # running: when a step will end
+    """The minutes that the steps take with ``jobs`` at a time, if each starts as soon as its inputs exist."""
+    now, waiting, running = 0.0, list(steps), dict[str, float]()  # running: the end of each running step
     while waiting or running:
         unfinished = {step.name for step in waiting} | set(running)
         ready = [

@@ -81,8 +81,8 @@ def test_any_kind_of_step_may_be_missing(kinds, tmp_path):
     document = build_report(make_fake_run(tmp_path, failed=fail_kinds("mini", kinds)))
     check_page(document)
     assert bool(list_measured(document)) == ("sweep" not in kinds)
-    assert ("No step has drawn any." in list_paragraphs(document)) == ("predict" in kinds)
-    assert ("What few bits do to features" in list_headings(document)) == ("analyze" not in kinds)
+    assert ("No detections were drawn: no predict step is done." in list_paragraphs(document)) == ("predict" in kinds)
+    assert ("Features at low bit-widths" in list_headings(document)) == ("analyze" not in kinds)
     assert ("Pretraining" in list_headings(document)) == ("pretrain" not in kinds)
     assert ("Nothing was measured at full precision, so losses are unknown." in list_paragraphs(document)) == (
         "sweep" in kinds

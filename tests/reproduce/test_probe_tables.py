@@ -140,9 +140,9 @@ def test_a_report_of_probes_mentions_no_detector(results):
     check_page(document)
     assert document.title == "What bits cost a backbone: preset mini"
     assert [block.text for block in document.blocks if isinstance(block, Heading) and block.level == 2] == [
-        "What does it cost at few bits?",
-        *(f"Linear probe, on toy data, beside Table {number}" for number in (1, 8, 12)),
-        *("Size and cost", "What few bits do to features", "Pretraining", "Run time"),
+        "What do low bit-widths cost?",
+        *(f"Linear probe, on toy data, next to Table {number}" for number in (1, 8, 12)),
+        *("Size and cost", "Features at low bit-widths", "Pretraining", "Run time"),
         *("Environment", "Commands"),
     ]
     assert not any("moved to a detector" in text for text in list_paragraphs(document))

@@ -37,9 +37,9 @@ def test_the_report_of_a_complete_run_in_both_formats(small):
     page, _ = check_page(document)
     assert document.title == "What bits cost a detector: preset small"
     assert [block.text for block in document.blocks if isinstance(block, Heading) and block.level == 2] == [
-        "What does it cost at few bits?",
-        *("Faster R-CNN, C4, on toy data, beside Table 6", "Mask R-CNN, FPN, on toy data, beside Table 7"),
-        *("Size and cost", "Detections", "What few bits do to features", "Loaded weights", "Pretraining"),
+        "What do low bit-widths cost?",
+        *("Faster R-CNN, C4, on toy data, next to Table 6", "Mask R-CNN, FPN, on toy data, next to Table 7"),
+        *("Size and cost", "Detections", "Features at low bit-widths", "Loaded weights", "Pretraining"),
         "Run time",
         *("Environment", "Commands"),
     ]

@@ -71,7 +71,7 @@ def test_a_failure_stops_only_dependent_steps(fake):
     [
         ("error: one\nerror: two\nmore", "two"),
         ("Traceback:\n  deep\nValueError: seven\n\n", "ValueError: seven"),
-        ("", "it ended with exit code 5 and without output"),
+        ("", "the step ended with exit code 5 and without output"),
     ],
 )
 def test_the_reason_is_the_last_error_or_the_last_line(output, reason, fake):
@@ -85,7 +85,7 @@ def test_killed_jobs_and_binary_output_have_a_reason(fake):
     )
     assert fake.run([fake.step("a")])["a"].reason == "\ufffd"
     script.write_text("import os\nos.kill(os.getpid(), 9)")
-    assert fake.run([fake.step("a")])["a"].reason == "it ended with exit code -9 and without output"
+    assert fake.run([fake.step("a")])["a"].reason == "the step ended with exit code -9 and without output"
 
 
 def test_a_step_without_its_output_has_failed(fake):
