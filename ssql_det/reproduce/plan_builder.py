@@ -160,7 +160,7 @@ class PlanBuilder:
         return minutes * self._options.budget / self._options.num_gpus
 
     def _add_detector(self, experiment: DetectorExperiment, method: str, seed: int) -> str:
-        """Add training, sweep and, for the first seed, drawn detections; the name of the sweep, which makes the rows."""
+        """Add training, sweep and, for the first seed, drawn detections; the name of the sweep, which makes rows."""
         backbone, row_method = self._add_backbone(experiment, method, seed), strip_ours(method)
         name = f"{experiment.name}-{slugify(row_method)}-{seed}"
         detector, sweep, pictures = (self._out / kind / name for kind in ("detectors", "sweeps", "pictures"))
