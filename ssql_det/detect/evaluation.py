@@ -1,4 +1,4 @@
-"""Evaluate a detector on a data set by the engine (Detectron2 or its stand-in), optionally with faster inference."""
+"""Evaluate a detector on a data set with the engine (Detectron2 or its stand-in), optionally with faster inference."""
 
 from __future__ import annotations
 
@@ -70,13 +70,13 @@ def fast_inference(model: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         for layer in model.modules():
             if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
-                stack.enter_context(overriding_attributes(layer, **_fold_norm(layer)))
+                stack.enter_context(overriding_attributes(layer, **_make_fast_attributes(layer)))
         yield
 
 
 @torch.no_grad()
-def _fold_norm(layer: nn.Conv2d | nn.ConvTranspose2d) -> dict[str, Any]:
-    """The layer's attributes to override: its weight and, if its norm can be folded, its bias and norm."""
+def _make_fast_attributes(layer: nn.Conv2d | nn.ConvTranspose2d) -> dict[str, Any]:
+    """The weight in its fast memory format, and for a conv with a norm that can be folded also the bias and no norm."""
     norm: Any = getattr(layer, "norm", None)
     if isinstance(layer, nn.ConvTranspose2d) or not isinstance(norm, _FOLDABLE_NORMS):
         return {"weight": _to_fast_format(layer.weight)}
@@ -86,6 +86,6 @@ def _fold_norm(layer: nn.Conv2d | nn.ConvTranspose2d) -> dict[str, Any]:
 
 
 def _to_fast_format(weight: Tensor) -> Tensor:
-    """Channels-last on the CPU, where it makes convs faster; on a GPU that was not measured."""
+    """Channels-last on the CPU, where it makes convs faster; on GPUs the speed has not been measured."""
     memory_format = torch.channels_last if weight.device.type == "cpu" else torch.contiguous_format
     return weight.detach().contiguous(memory_format=memory_format)

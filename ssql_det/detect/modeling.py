@@ -2,7 +2,7 @@
 
 ``MODEL.BACKBONE.NAME`` ``build_narrow_resnet_backbone`` (C4) or ``build_narrow_resnet_fpn_backbone`` builds the
 ``narrow_resnet`` of ``ssql_det.backbones`` from Detectron2's blocks, one per stage. Detectron2's own builder asserts
-64 channels for basic blocks; here each stage has its own number of channels.
+``RES2_OUT_CHANNELS`` = 64 for basic blocks; here each stage has its own number of channels.
 
 ``MODEL.ROI_HEADS.NAME`` ``C4ROIHeads`` builds ``res5`` from the backbone's type of blocks. Detectron2's
 ``Res5ROIHeads`` always builds three bottlenecks, so a pretrained ResNet-18 or 34 would silently lose its last stage.
@@ -73,27 +73,27 @@ class C4ROIHeads(Res5ROIHeads):
 
     @classmethod
     def _build_res5_block(cls, cfg: CfgNode) -> tuple[nn.Module, int]:
-        res5, channels = cls._build_blocks(cfg)
+        res5, channels = cls._build_res5_without_extra_norm(cfg)
         if cfg.SSQL_DET.EXTRA_NORM:
             res5.add_module("norm", get_norm(cfg.SSQL_DET.EXTRA_NORM, channels))
         return res5, channels
 
     @classmethod
-    def _build_blocks(cls, cfg: CfgNode) -> tuple[nn.Module, int]:
-        resnet: Any = cfg.MODEL.RESNETS
+    def _build_res5_without_extra_norm(cls, cfg: CfgNode) -> tuple[nn.Module, int]:
+        resnet_cfg: Any = cfg.MODEL.RESNETS
         if cfg.MODEL.BACKBONE.NAME in NARROW_BACKBONES:
-            blocks = _build_narrow_stage(4, resnet.NORM)
-        elif resnet.DEPTH in _NUM_RES5_BLOCKS:
-            num_blocks = _NUM_RES5_BLOCKS[resnet.DEPTH]
+            blocks = _build_narrow_stage(4, resnet_cfg.NORM)
+        elif resnet_cfg.DEPTH in _NUM_RES5_BLOCKS:
+            num_blocks = _NUM_RES5_BLOCKS[resnet_cfg.DEPTH]
             blocks = ResNet.make_stage(
                 BasicBlock,
                 num_blocks,
                 stride_per_block=[2] + [1] * (num_blocks - 1),
-                in_channels=4 * resnet.RES2_OUT_CHANNELS,
-                out_channels=8 * resnet.RES2_OUT_CHANNELS,
-                norm=resnet.NORM,
+                in_channels=4 * resnet_cfg.RES2_OUT_CHANNELS,
+                out_channels=8 * resnet_cfg.RES2_OUT_CHANNELS,
+                norm=resnet_cfg.NORM,
             )
         else:
-            bottlenecks: tuple[nn.Module, int] = super()._build_res5_block(cfg)
-            return bottlenecks
+            res5_and_channels: tuple[nn.Module, int] = super()._build_res5_block(cfg)
+            return res5_and_channels
         return nn.Sequential(*blocks), blocks[-1].out_channels

@@ -1,4 +1,4 @@
-"""Run a detector on a user's images at several bit-widths, draw the detections and write them as COCO's JSON."""
+"""Run a detector on a user's images at several bit-widths, draw the detections and write them in COCO's format."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from ssql_det.detect.evaluation_data import Batch, merge_batches
 from ssql_det.detect.quantized_evaluation import run_detector
 from ssql_det.quant import Bits, Quantization, evaluate_at_bit_widths
 
-Detections = list[dict[str, Any]]  # of one image, in COCO's results format, except that category_id is the class index
+Detections = list[dict[str, Any]]  # of one image, as in COCO's results, but category_id is the class index; no image_id
 
-_CAPTION_HEIGHT = 26  # pixels of the white bar above an image, which has the bit-width
-_ENLARGED_SIDE = 320  # pixels: a small image is enlarged to at most this longer side
+_CAPTION_HEIGHT = 26  # pixels of the white bar above an image, in which the bit-width is written
+_ENLARGED_SIDE = 320  # pixels: a small image is enlarged until its longer side has at most this length
 _WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
 _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 
 def find_images(paths: Sequence[str]) -> list[Path]:
-    """The given files, and the image files in the given folders, sorted by name."""
+    """The image files that ``paths`` name, in that order; a folder stands for its image files, sorted by name."""
     images: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
@@ -105,7 +105,8 @@ def detect_at_bit_widths(
 def save_predictions(
     output_folder: Path, cfg: CfgNode, images: Sequence[Path], detections_by_bits: Mapping[Bits, list[Detections]]
 ) -> None:
-    """Write ``IMAGE.png`` per image, bit-widths side by side, and COCO's ``detections_BITS.json`` per bit-width."""
+    """Write ``IMAGE.png`` per image, bit-widths side by side, and ``detections_BITS.json`` per bit-width, in the format of
+    COCO's annotation files, with a score per annotation."""
     classes, category_ids = get_class_names(cfg), get_category_ids(cfg)
     for index, path in enumerate(images):
         panels = [

@@ -34,12 +34,12 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class QuantizationSettings:
-    """How a detector is quantized for an evaluation. ``overrides`` are bit-widths by pattern of module paths."""
+    """How a detector is quantized for an evaluation, as its result rows record it."""
 
     scope: str  # the part of the detector that is quantized, one of points.SCOPES
     calibration: Calibration = field(default_factory=Calibration)
     scheme: Scheme = field(default_factory=Scheme)
-    overrides: Mapping[str, Bits] = field(default_factory=dict)
+    overrides: Mapping[str, Bits] = field(default_factory=dict)  # bit-widths by pattern of module paths, except at FP
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class EvaluationContext:
     dataset: str
     loader: CachedLoader
     quantization: Quantization
-    calibration_batches: Sequence[Batch]
+    calibration_batches: Sequence[Batch]  # batches of one image each
     cost_profile: CostProfile
 
 
@@ -64,7 +64,7 @@ def prepare_evaluation(
     calibration_batches: Sequence[Batch] | None = None,
     quantization_file: Path | None = None,
 ) -> EvaluationContext:
-    """Calibrate the detector, or load the quantization of an earlier calibration if its file exists."""
+    """Calibrate the detector and save the quantization to ``quantization_file``, or load it if the file exists."""
     points = detector_points(model, settings.scope, settings.scheme.placement)
     batches = calibration_batches or select_calibration_images(cfg, settings.calibration)
     if quantization_file is not None and broadcast_from_main(quantization_file.exists):
@@ -83,7 +83,10 @@ def prepare_evaluation(
 def quantize_detector(
     cfg: CfgNode, model: nn.Module, settings: QuantizationSettings, batches: Sequence[Batch]
 ) -> Quantization:
-    """Calibrate a quantization of the detector; it records which images it was calibrated with."""
+    """Calibrate a quantization of the detector, which records the number and the data set of the images.
+
+    ``batches`` have one image each.
+    """
     points = detector_points(model, settings.scope, settings.scheme.placement)
     quantization = Quantization(model, points, settings.scheme)
     data_name = "+".join(map(shorten_dataset_name, cfg.DATASETS.TRAIN))
@@ -93,7 +96,7 @@ def quantize_detector(
 
 
 def calibrate_detector(quantization: Quantization, batches: Sequence[Batch]) -> None:
-    """Calibrate on batches in the engine's format; under a process group each rank takes its share of them."""
+    """Calibrate on batches of one image each; under a process group each rank takes its share of the batches."""
     if len(batches) < world_size():
         raise UserError(
             f"calibration needs at least one image per process ({world_size()}), got {len(batches)}; "
@@ -112,13 +115,14 @@ def evaluate_quantized(
 ) -> tuple[dict[str, float], float]:
     """Metrics and costs at a bit-width, and the duration in seconds. Afterwards the detector is float again.
 
-    ``GFLOPs`` counts multiply-adds of the first image and ``GBOPs`` its bit-operations, both in billions.
+    ``overrides`` are bit-widths by pattern of module paths; None means none, also if the settings have some.
+    ``GFLOPs`` are the multiply-adds of the first image and ``GBOPs`` its bit-operations, both in billions.
     """
     quantization, is_fast = context.quantization, context.cfg.SSQL_DET.FAST_EVALUATION
     _logger.info("evaluating at %s on %s", bits, context.dataset)
     start = time.perf_counter()
     evaluate_model = partial(evaluate, quantization.model, context.loader, context.dataset, is_fast)
-    norm_batches = merge_batches(context.calibration_batches)
+    norm_batches = merge_batches(context.calibration_batches)  # only read if the scheme re-estimates norm statistics
     metrics = evaluate_at_bit_width(quantization, bits, evaluate_model, overrides, norm_batches, run_detector)
     cost = context.cost_profile.at(bits, overrides)
     metrics |= {"MB": cost.bytes / 1e6, "GFLOPs": cost.macs / 1e9, "GBOPs": cost.bit_ops / 1e9}
@@ -137,12 +141,15 @@ class DetectorProvenance:
 
 def make_row(
     context: EvaluationContext,
-    config_label: str,
+    config_label: str,  # from make_config_label
     bits: Bits,
     result: tuple[Mapping[str, float], float],
     provenance: DetectorProvenance,
 ) -> Row:
-    """Make a row of :func:`evaluate_quantized`'s result; method and seed are the config's or else the checkpoint's."""
+    """Make a row of :func:`evaluate_quantized`'s result; method and seed are the config's or else the checkpoint's.
+
+    The row records the overrides of the settings, also at FP, where a sweep does not apply them.
+    """
     cfg, settings, (metrics, seconds) = context.cfg, context.settings, result
     metadata = provenance.metadata
     return Row(

@@ -28,7 +28,7 @@ from ssql_det.ssl import METHODS, SSQL, Method, SimSiam
 from ssql_det.ssl.augmentations import build_augmentation
 from ssql_det.ssl.method import get_hyperparameters
 
-# Keys that do not change the trained weights.
+# Keys that do not change the trained weights, so a resumed run may change them. PLUGINS only registers what METHOD selects.
 IGNORED_KEYS = ("OUTPUT_DIR", "DEVICE", "DATA.WORKERS", "PERIODS.LOG", "PERIODS.CHECKPOINT", "PLUGINS")
 # Hyperparameters that older configs have at top level, as DIM instead of SIMSIAM.DIM.
 _FORMER_TOP_LEVEL_KEYS = ("DIM", "HIDDEN", "LAST_NORM", "MOMENTUM", "QUEUE", "TEMPERATURE", "CROSS")
@@ -46,7 +46,7 @@ _DEFAULTS: dict[str, Any] = {  # each method adds a node with its hyperparameter
         "ENABLED": True,  # False: train the method without SSQL
         "WEIGHT_BITS": [2, 8],  # lowest and highest; each step draws a bit-width between them
         "ACT_BITS": [4, 8],
-        "SHARED_DRAW": False,  # draw one bit-width for weights and activations
+        "SHARED_DRAW": False,  # draw one bit-width for both; WEIGHT_BITS and ACT_BITS must then be equal
         "FIXED_BITS": "",  # such as 4w4a: use these bit-widths in every step
         **_get_keys(SSQL),  # QUANTIZE_PREDICTIONS, QUANTIZE_TARGETS, AUXILIARY, PER_RANK
         "SCHEME": "minmax",  # the published quantizers; or others, such as "weight=centred, act=mse"
@@ -79,7 +79,7 @@ _DEFAULTS: dict[str, Any] = {  # each method adds a node with its hyperparameter
         "DATA": "",  # labelled images with a train and a val split; "": the images of DATA.TRAIN
         "BITS": ["FP", "2w4a"],
         "SCHEME": "minmax",
-        "IMAGES": 2000,  # most images of each split
+        "IMAGES": 2000,  # at most this many images of each split
     },
     "PERIODS": {"LOG": 20, "CHECKPOINT": 1},  # steps, epochs
     "DEVICE": "cuda",  # falls back to the CPU
@@ -185,6 +185,7 @@ def _parse_config(cfg: CfgNode) -> PretrainConfig:
 def _check_values(cfg: CfgNode) -> None:
     """Raise a ``UserError`` for numbers out of range; a method checks its own hyperparameters."""
     numbers = [key for key, value in flatten_config(cfg).items() if isinstance(value, (int, float))]
+    # The minimum -inf allows every number, but check_minimums also raises an error for one that is too large.
     check_minimums(cfg, dict.fromkeys(numbers, -math.inf) | _MINIMUMS)
     if cfg.OPTIM.MOMENTUM >= 1:
         raise UserError(f"OPTIM.MOMENTUM must be less than 1, got {cfg.OPTIM.MOMENTUM}")
@@ -260,6 +261,7 @@ def build_network(config: PretrainConfig, load_init: bool = True) -> tuple[SSQL 
     if config.ssql is None:
         return method, backbone
     network = SSQL(method, **config.ssql)
+    # Raises an error if a forward pass does not reach a quantization point.
     trace_pass(method.encoder, network.quantization.points, torch.zeros(1, 3, augmentation.size, augmentation.size))
     return network, backbone
 
@@ -267,10 +269,11 @@ def build_network(config: PretrainConfig, load_init: bool = True) -> tuple[SSQL 
 def _load_init(path: str, backbone: Backbone, input_format: InputFormat) -> None:
     pretrained = read_backbone(path, into=backbone)
     name, pretrained_input = pretrained.source.name, pretrained.metadata.input
-    if pretrained_input is not None and pretrained_input.channels != input_format.channels:
+    channel_order = input_format.channels
+    if pretrained_input is not None and pretrained_input.channels != channel_order:
         raise UserError(
             f"{name} was trained on {pretrained_input.channels} images, but pretraining uses "
-            f"{input_format.channels}; convert it first: ssql-det convert {name} OUT.pth --to torchvision"
+            f"{channel_order}; convert it first: ssql-det convert {name} OUT.pth --to torchvision"
         )
     if pretrained_input not in (None, input_format):
         _logger.warning("%s was trained with the input format %s, now it is %s", name, pretrained_input, input_format)
@@ -281,8 +284,10 @@ def build_metadata(config: PretrainConfig) -> Metadata:
     method = config.method.title
     if config.ssql is not None:
         method = "SSQL" if config.method is SimSiam else f"SSQL-{method}"
+        # PER_RANK is excluded, because the published code observes per rank too.
         values = {key: config.values[f"SSQL.{key}"] for key in _DEFAULTS["SSQL"] if key != "PER_RANK"}
         altered = [f"{key} {value}" for key, value in values.items() if value != _DEFAULTS["SSQL"][key]]
         method += f", altered: {', '.join(altered)}" if altered else ""
     input_format = config.data.augmentation.input_format
+    # from_file: the input format and the stride are known, not assumed from the convention of a file format.
     return Metadata(input_format, stride_in_1x1=False, method=method, seed=config.seed, from_file=True)

@@ -33,9 +33,9 @@ class ImageDataset:
     """Images of any size in a fixed order. ``labels`` are indices into ``classes``, or None for images without labels.
 
     >>> from PIL import Image
-    >>> gray = ImageDataset("gray", ("black", "white"), lambda index: Image.new("RGB", (8, 8), (255 * index,) * 3))
+    >>> gray = ImageDataset("gray", ("0.png", "1.png"), lambda index: Image.new("RGB", (8, 8), (255 * index,) * 3))
     >>> len(gray), gray[1].getpixel((0, 0)), gray.file(1)
-    (2, (255, 255, 255), 'white')
+    (2, (255, 255, 255), '1.png')
     """
 
     name: str  # of the data set, as stored in rows of results
@@ -99,10 +99,10 @@ def open_images(path: str, split: str = "train") -> ImageDataset:
     """The images of one split. The files are only listed, not read. ``path`` is one of
 
     - ``cifar10:ROOT`` or ``cifar100:ROOT``, in torchvision's layout
-    - a folder with the folders ``train`` and ``val`` (or ``test``), which each hold class folders or
-      other images; the class folders of ``train`` define the classes
-    - a folder of at least two class folders, with every image directly in a class folder: labelled
-    - a folder of other images, at any depth: not labelled
+    - a folder of splits: the folders ``train`` and ``val`` (or ``test``), or one of them if it has subfolders;
+      the class folders of ``train`` define the classes of both
+    - a folder, or a split, of at least two class folders, with every image directly in a class folder: labelled
+    - a folder, or a split, of other images, at any depth: not labelled
     - a text file with a path per line, relative to the text file, and optionally a label after each path
 
     Images of folders are sorted by path; images of a text file keep the order of the file. A folder without splits and
@@ -132,7 +132,7 @@ def open_images(path: str, split: str = "train") -> ImageDataset:
 
 
 def hash_file_names(images: ImageDataset) -> str:
-    """A hash of all file names with their parent folders; moving the data set does not change it."""
+    """A hash of all file names, each with the name of its folder; it stays the same if the data set is moved."""
     content = hashlib.sha256()
     for file in images.files:
         content.update(repr(Path(file).parts[-2:]).encode())
@@ -170,7 +170,8 @@ def _open_cifar(kind: str, root: Path, split: str) -> ImageDataset:
 
 
 def _find_splits(folder: Path) -> dict[str, Path]:
-    """The folder of each split; empty if the folders are classes: CIFAR-100 has a class ``train``."""
+    """The folder of each split; empty if there are no splits. A single folder ``train``, ``val`` or ``test`` without
+    subfolders is a class, as CIFAR-100 has a class ``train``."""
     if (folder / "crops" / "train").is_dir():  # the root of the toy data, which has scenes, masks and crops
         raise UserError(f"{folder} holds several data sets; name one of them, such as {folder / 'crops'}")
     splits = {
@@ -223,7 +224,7 @@ def _open_list(file: Path) -> ImageDataset:
 def _parse_line(line: str) -> tuple[str, int | None]:
     """The path and the label in a line, or None for no label."""
     path, *label = line.rsplit(None, 1)
-    # At most 6 digits: there are as many classes as the largest label says, and all are held in memory.
+    # At most 6 digits: the number of classes is the largest label + 1, and all class names are held in memory.
     is_labelled = label and label[0].isdecimal() and len(label[0]) < 7
     return (path, int(label[0])) if is_labelled else (line, None)
 

@@ -51,7 +51,7 @@ def evaluate_at_bit_width(
     batches: Iterable[Any] = (),
     forward: Forward = forward_images,
 ) -> T:
-    """Return the result of ``evaluate`` at one bit-width; ``overrides`` give parts of the network others, also at FP.
+    """Return the result of ``evaluate`` at one bit-width. ``overrides``: other bit-widths of some modules, also at FP.
 
     >>> from ssql_det.quant import Quantization
     >>> quantization = Quantization(model)

@@ -1,12 +1,12 @@
 """Networks of inverted residual blocks, of torchvision and timm: MobileNetV2 (Sandler et al., CVPR 2018) and
 EfficientNet (Tan and Le, ICML 2019).
 
-Points as in a ResNet: every conv weight; the stem's output, at 8 bits as its weight; in each block the input of every
-conv but the first (which reads the output of the previous block) and the block's output; the output of the last conv,
-which follows the blocks.
+The points are like those of a ResNet: every conv weight; the output of the stem; in each block, the input of every conv
+except the first (whose input is the output of the previous block) and the block's output; the output of the conv after
+the blocks. The weight and the output of the stem have 8 bits.
 
-Placement ``integer`` adds the image and, where a block has a residual connection, the output of its last conv at
-8 bits. It does not support blocks with squeeze-and-excitation.
+Placement ``integer`` adds the image and, in each block with a residual connection, the output of the last conv and its
+norm, both at 8 bits. It does not support blocks with squeeze-and-excitation.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class InvertedResiduals(Family):
             yield QuantPoint(_find_output_module(path, model), Side.OUTPUT, bits)
 
     def find_blocks(self, model: nn.Module) -> Iterator[str]:
-        """The stem's conv, the blocks and the conv after the blocks, but not the classifier."""
+        """The inverted residual blocks, and as further blocks the convs before and after them; not the classifier."""
         parent = None
         for path, module in model.named_modules():
             if parent is not None and path.startswith(parent):
@@ -61,7 +61,8 @@ class InvertedResiduals(Family):
 
 
 def _is_block(module: nn.Module) -> bool:
-    """In timm the convs are children of a block, in torchvision of a sequence. One conv is depthwise or expands."""
+    """Whether a module is an inverted residual block: in torchvision it has a sequence, ``conv`` or ``block``, with a
+    depthwise conv; in timm it has the children ``bn1`` and ``conv_dw`` (depthwise) or ``conv_exp`` (expanding)."""
     body = getattr(module, "conv", getattr(module, "block", None))
     if isinstance(body, nn.Sequential):
         body_layers = [layer for _, layer in named_layers(body)]

@@ -1,8 +1,8 @@
 """``mse``: the range or the scale of least error, ``sum |x - x_q| ** exponent``. ``mse:2.4`` is QDrop's exponent.
 
 The range of an activation is searched on a histogram, the scale of a weight per channel. The integers of a weight are
-the published ones, ``-2^(b-1)`` to ``2^(b-1) - 1``, so positive values are clipped one step earlier than negative ones.
-At 2 bits a scale that clips therefore biases the weights and the network: use ``centred`` at 2 bits.
+``-2^(b-1)`` to ``2^(b-1) - 1``, as SSQL published, so positive values are clipped one step earlier than negative ones.
+At 2 bits a scale that clips therefore biases the weights and the network: use the weight quantizer ``centred`` there.
 
 QDrop: Wei et al., ICLR 2022.
 """
@@ -57,7 +57,8 @@ class MseWeight(Quantizer):
 
 @ACTIVATIONS.register("mse")
 class MseActivation(RangeQuantizer):
-    """Per tensor, asymmetric. Each bound lies between the observed values closest to 0 and farthest from 0."""
+    """Per tensor, asymmetric. Each bound lies between the observed minimum or maximum and the point of the observed
+    range closest to 0."""
 
     observer_class = Histogram
     observer: Histogram
@@ -74,6 +75,7 @@ class MseActivation(RangeQuantizer):
         origin = min_val.new_zeros(()).clamp(min_val, max_val)
 
         def shrink(low_step: int, high_step: int) -> tuple[Tensor, Tensor]:
+            """The bounds after so many of the fine steps from ``origin``; the last step is the observed bound."""
             low = origin + (min_val - origin) * low_step / _FINE_STEPS
             return low, origin + (max_val - origin) * high_step / _FINE_STEPS
 
@@ -82,11 +84,11 @@ class MseActivation(RangeQuantizer):
             return float((values - fake_quantize(values, qparams)).abs().pow(self._exponent) @ counts)
 
         def search(low_candidates: range, high_candidates: range) -> tuple[int, int]:
-            """Find the bounds of least error, in fine steps; of equally good ranges the widest."""
-            _, low, high = min(
+            """Find the bounds of least error, in steps of ``shrink``; of equally good ranges the widest."""
+            _, negative_low, negative_high = min(
                 (compute_error(low, high), -low, -high) for low in low_candidates for high in high_candidates
             )
-            return -low, -high
+            return -negative_low, -negative_high
 
         stride = _FINE_STEPS // _COARSE_STEPS
         coarse = [

@@ -80,7 +80,7 @@ class Quantizer(nn.Module, ABC):
 
     @abstractmethod
     def quantize(self, x: Tensor, bits: int) -> QuantizedTensor | None:
-        """The integers that stand for ``forward(x)``; ``None`` if no integers do, as where the range is empty."""
+        """The integers that stand for ``forward(x)``; ``None`` if no integers do, as with a scale of 0."""
 
 
 QuantizerFactory = Callable[..., Quantizer]
@@ -93,8 +93,8 @@ ACTIVATIONS: Registry[QuantizerFactory] = Registry("activation quantizer")
 class RangeQuantizer(Quantizer):
     """An activation quantizer, per tensor and asymmetric, whose range is chosen from the observed values.
 
-    The scale and zero point of a bit-width are cached until the observed range changes. With parameters they are
-    computed at each call, so that gradients reach the parameters.
+    The scale and zero point of a bit-width are cached until the observed range changes. A quantizer with trained
+    parameters computes both at each call, so that gradients reach its parameters.
     """
 
     observer_class: ClassVar[Callable[[], Observer]] = MinMaxObserver
