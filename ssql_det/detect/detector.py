@@ -81,7 +81,7 @@ def get_input_format(cfg: CfgNode) -> InputFormat:
 
 
 def _read_weights(cfg: CfgNode) -> Checkpoint:
-    """Read the checkpoint; an input format or a stride position that it does not record is the config's."""
+    """Read the checkpoint; an input format or stride position that it does not record is taken from the config."""
     if not cfg.MODEL.WEIGHTS:
         raise UserError("MODEL.WEIGHTS is empty; name the weights at the end of the command, as MODEL.WEIGHTS FILE")
     checkpoint = read_checkpoint(os.path.expanduser(cfg.MODEL.WEIGHTS))

@@ -17,7 +17,7 @@ from ssql_det.d2 import CfgNode, is_raised_by_engine
 _DATA_ERRORS = (ArithmeticError, AssertionError, LookupError, NotImplementedError, OSError, TypeError, ValueError)
 _CONFIG_ERRORS = (ArithmeticError, AssertionError, NotImplementedError, OSError, RuntimeError, ValueError)
 _WORKER_TRACEBACK = re.compile(r"\ACaught (\w+) in DataLoader worker .*^[\w.]*\1: ", re.DOTALL | re.MULTILINE)
-_MAX_LENGTH = 400  # characters of a message; some of Detectron2's list all classes of a data set twice
+_MAX_LENGTH = 400  # characters of a message; some of Detectron2's messages list all classes of a data set twice
 
 
 @contextmanager

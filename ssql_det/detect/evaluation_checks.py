@@ -28,10 +28,10 @@ def check_evaluation_dataset(cfg: CfgNode, name: str) -> None:
         _check_voc(Path(metadata.dirname), metadata.split)
         return
     class_ids = getattr(metadata, "thing_dataset_id_to_contiguous_id", None)
-    classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
-    if class_ids is not None and len(class_ids) < classes:
+    num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    if class_ids is not None and len(class_ids) < num_classes:
         raise UserError(
-            f"{name} has {len(class_ids)} classes and MODEL.ROI_HEADS.NUM_CLASSES is {classes}; "
+            f"{name} has {len(class_ids)} classes and MODEL.ROI_HEADS.NUM_CLASSES is {num_classes}; "
             "evaluate on a data set with the classes that the detector was trained on"
         )
     if hasattr(metadata, "json_file"):

@@ -19,7 +19,7 @@ from ssql_det.detect.evaluation_checks import check_evaluation_dataset
 
 Batch = list[dict[str, Any]]  # input of the engine (Detectron2 or its stand-in): a dict for each image
 
-_MEMORY_FRACTION = 0.25  # of the free memory, which the decoded images of all processes together may use
+_MEMORY_FRACTION = 0.25  # of the free memory: the limit for the decoded images of all processes together
 _NORM_BATCH_SIZE = 8  # images per batch when norm statistics are re-estimated
 _logger = logging.getLogger(__name__)
 

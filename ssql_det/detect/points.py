@@ -79,7 +79,7 @@ def _find_backbone_points(model: nn.Module, is_fpn: bool, placement: str) -> Ite
 
 
 def _get_image_range(model: nn.Module) -> tuple[float, float]:
-    """The range of normalized images, whose values were 0 to 255."""
+    """The range of normalized images, whose values are 0 to 255 before normalization."""
     mean: Any = model.pixel_mean
     std: Any = model.pixel_std
     return float((-mean / std).min()), float(((255 - mean) / std).max())

@@ -105,8 +105,8 @@ def detect_at_bit_widths(
 def save_predictions(
     output_folder: Path, cfg: CfgNode, images: Sequence[Path], detections_by_bits: Mapping[Bits, list[Detections]]
 ) -> None:
-    """Write ``IMAGE.png`` per image, bit-widths side by side, and ``detections_BITS.json`` per bit-width, in the format of
-    COCO's annotation files, with a score per annotation."""
+    """Write ``IMAGE.png`` per image, bit-widths side by side, and ``detections_BITS.json`` per bit-width, in the format
+    of COCO's annotation files, with a score per annotation."""
     classes, category_ids = get_class_names(cfg), get_category_ids(cfg)
     for index, path in enumerate(images):
         panels = [

@@ -65,7 +65,7 @@ def measure_feature_errors(
         for batch in batches:
             run_batch = partial(_record_outputs, model, output_modules, batch)
             float_outputs = run_batch()
-            norm_batches = merge_batches(batches)
+            norm_batches = merge_batches(batches)  # only read if the scheme re-estimates norm statistics
             outputs = evaluate_at_bit_width(quantization, Bits.FP, run_batch, {group: bits}, norm_batches, run_detector)
             errors.append(_compute_relative_error(outputs, float_outputs))
         yield GroupSensitivity(group, sum(errors) / len(errors))
@@ -73,7 +73,7 @@ def measure_feature_errors(
 
 def sort_by_degradation(sensitivities: Sequence[GroupSensitivity]) -> list[GroupSensitivity]:
     """Sort the groups, the largest degradation first."""
-    return sorted(sensitivities, key=lambda group: -group.degradation)
+    return sorted(sensitivities, key=lambda sensitivity: -sensitivity.degradation)
 
 
 def select_overrides(sensitivities: Sequence[GroupSensitivity], count: int, bits: Bits) -> dict[str, str]:
@@ -82,7 +82,8 @@ def select_overrides(sensitivities: Sequence[GroupSensitivity], count: int, bits
     >>> select_overrides([GroupSensitivity("a.*", 0.1), GroupSensitivity("b.*", 3.0)], 1, Bits(8, 8))
     {'b.*': '8w8a'}
     """
-    return {group.pattern: str(bits) for group in sort_by_degradation(sensitivities)[:count]}
+    most_sensitive = sort_by_degradation(sensitivities)[:count]
+    return {sensitivity.pattern: str(bits) for sensitivity in most_sensitive}
 
 
 def _get_group(path: str) -> str:

@@ -1,7 +1,8 @@
 """A sweep evaluates one detector at several bit-widths, with one calibration, and writes a result row for each.
 
-Every row is written before the next evaluation begins. A folder holds one sweep. If the same sweep is started again, it
-evaluates only the bit-widths without a row; a sweep with other settings is an error once the folder has a row.
+Every row is written before the next evaluation begins. A folder holds one sweep, whose settings are in ``sweep.json``.
+If the same sweep is started again, it evaluates only the bit-widths without a row; a sweep with other settings is an
+error once the folder has a row.
 """
 
 from __future__ import annotations

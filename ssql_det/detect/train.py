@@ -102,6 +102,7 @@ def train(cfg: CfgNode, config_label: str, resume: bool = False) -> Path:
             evaluation.clear()
     ddp_model = DistributedDataParallel(model) if world_size() > 1 else model
 
+    # start - 1 is the last iteration whose scalars are kept.
     with storage, scalar_writer(folder, start - 1 if is_resumed else None) as write:
         for iteration in range(start, cfg.SOLVER.MAX_ITER):
             storage.iter = iteration
@@ -162,7 +163,8 @@ def estimate_norms(cfg: CfgNode, model: nn.Module, seed: int) -> None:
 
 
 def _average_over_ranks(norm: nn.Module) -> None:
-    """The variance over all ranks is the mean of their variances plus the variance of their means."""
+    """Average a norm's running statistics: the variance over all ranks is their mean variance plus the variance of
+    their means."""
     mean, variance = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
     mean_over_ranks = all_reduce_mean(mean)
     variance.copy_(all_reduce_mean(variance + (mean - mean_over_ranks).square()))
@@ -174,12 +176,12 @@ def _build_model(cfg: CfgNode, is_resumed: bool) -> tuple[nn.Module, dict[str, A
 
     A resumed run does not load ``MODEL.WEIGHTS``, because its own checkpoint has all weights.
     """
-    seed = {"seed": get_training_seed(cfg)}
+    seed_metadata = {"seed": get_training_seed(cfg)}
     if cfg.MODEL.WEIGHTS and not is_resumed:
         model, checkpoint, coverage = load_pretrained_detector(cfg)
-        return model, {**checkpoint.metadata_dict(), **seed}, coverage
+        return model, {**checkpoint.metadata_dict(), **seed_metadata}, coverage
     model = build_detector(cfg)
-    return model, {**describe_untrained(cfg, model), **seed}, None
+    return model, {**describe_untrained(cfg, model), **seed_metadata}, None
 
 
 def _syncing_gradients(ddp_model: nn.Module, is_last: bool) -> AbstractContextManager[None]:
@@ -228,7 +230,7 @@ def _check_norms(cfg: CfgNode) -> None:
 
 
 def _check_data(cfg: CfgNode) -> None:
-    """Check that all data sets have the same classes and the head as many: a mismatch would fail late or not at all."""
+    """Check that all data sets have the same classes, as many as the head; a mismatch would fail late or not at all."""
     classes_by_dataset: dict[str, list[str]] = {}
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         check_dataset(name)

@@ -167,6 +167,7 @@ def build_train_loader(cfg: CfgNode, seed: int, first_micro_batch: int = 0) -> I
         dataset_dicts = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=filter_empty)
         mapper = DatasetMapper(cfg, is_train=True)
         is_grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING
+        # Without grouping all images are called wide, so that they share one bucket.
         is_wide = [not is_grouped or image["width"] > image["height"] for image in dataset_dicts]
     if cfg.MODEL.MASK_ON:
         _check_masks(dataset_dicts)

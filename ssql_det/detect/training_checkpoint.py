@@ -96,6 +96,7 @@ class TrainingCheckpointer:
         scheduler.load_state_dict(content["scheduler"])
         Metadata.from_dict(content[METADATA_KEY])  # raises if it is damaged
         _restore_scalars(self.storage, content["history"])
+        # A slice, which is empty if the run had fewer ranks.
         self.bad_images.names.update(*content["bad_images"][rank() : rank() + 1])
         restore_rng_state(content["rng"])
 

@@ -136,7 +136,7 @@ def _analyze(
 
 
 def make_view_pairs(images: ImageDataset, augmentation: Augmentation, settings: AnalysisSettings) -> Iterator[Views]:
-    """Batches of two views of ``settings.num_pairs`` images, or of all, augmented as in pretraining."""
+    """Batches of two views of ``settings.num_pairs`` images (all if there are fewer), augmented as in pretraining."""
     count = min(settings.num_pairs, len(images))
     batch = next(build_view_loader(images, augmentation.image_transform, count, settings.seed))
     if batch.bad_files:
@@ -175,8 +175,8 @@ def measure_terms(
         with overriding_statistics(method.target, statistics):
             targets[LOSS] = _stack_normalized([method.target(view) for view in views]).flip(0)
     terms: dict[str, dict[Bits, LossTerms]] = {kind: {} for kind in float_features}
-    features_at_widths = evaluate_at_bit_widths(quantization, bit_widths, lambda _: compute_features(), batches=views)
-    for bits, quantized_features in track(features_at_widths, "comparing features", len(bit_widths)):
+    features_by_bits = evaluate_at_bit_widths(quantization, bit_widths, lambda _: compute_features(), batches=views)
+    for bits, quantized_features in track(features_by_bits, "comparing features", len(bit_widths)):
         for kind in float_features:
             compared = (quantized_features[kind], float_features[kind], targets[kind])
             terms[kind][bits] = compute_terms(*(each.flatten(0, 1) for each in compared))
@@ -196,7 +196,7 @@ def _compute_features(method: PretrainedMethod, views: Sequence[Tensor]) -> dict
 def _stack_normalized(features: Sequence[Tensor]) -> Tensor:
     """Features of batches that alternate between first and second views, as [2, N, D], L2-normalized; in float64, so
     that the three loss terms sum to their total."""
-    stacked = torch.stack([torch.cat(list(features[first::2])) for first in (0, 1)])
+    stacked = torch.stack([torch.cat(list(features[view_index::2])) for view_index in (0, 1)])
     return F.normalize(stacked.double().cpu(), dim=2)
 
 
@@ -209,7 +209,7 @@ def embed_features(
     settings: AnalysisSettings,
 ) -> Embedding:
     """t-SNE of the test images' features at all bit-widths together, so that coordinates can be compared across
-    them."""
+    bit-widths."""
     calibration_images = load_labelled_images(train, augmentation, settings.num_calibration_images, settings.seed)
     calibration_batches = list(calibration_images.batches(input_format, _BATCH_SIZE))
     quantization = Quantization(backbone, scheme=settings.scheme)

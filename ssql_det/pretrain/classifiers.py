@@ -7,9 +7,9 @@ published  features of a new view in each epoch, unscaled; the network is quanti
            to 1, flips; LARS with LR .8 (ResNet-18) or 2.4 (ResNet-50), 60 epochs, cosine schedule
 =========  ============================================================================================================
 
-Where SSQL's published code is ambiguous: CIFAR's crops follow the code, not the config files, which say .08. ImageNet's
-batch size is taken as 2048 (256 on each of eight GPUs), for which the config files' rule, .1 per 256 images, gives LR
-.8. Toy digits are cropped as CIFAR's images, and not flipped.
+SSQL's published code is ambiguous in two values. CIFAR's crops follow the code, not the config files, which say .08.
+ImageNet's batch size is taken as 2048 (256 on each of eight GPUs), for which the config files' rule, .1 per 256 images,
+gives LR .8. Toy digits are cropped as CIFAR's images, and not flipped.
 """
 
 from __future__ import annotations

@@ -28,7 +28,8 @@ from ssql_det.ssl import METHODS, SSQL, Method, SimSiam
 from ssql_det.ssl.augmentations import build_augmentation
 from ssql_det.ssl.method import get_hyperparameters
 
-# Keys that do not change the trained weights, so a resumed run may change them. PLUGINS only registers what METHOD selects.
+# Keys that do not change the trained weights, so a resumed run may change them. PLUGINS only registers what other
+# keys, such as METHOD, select.
 IGNORED_KEYS = ("OUTPUT_DIR", "DEVICE", "DATA.WORKERS", "PERIODS.LOG", "PERIODS.CHECKPOINT", "PLUGINS")
 # Hyperparameters that older configs have at top level, as DIM instead of SIMSIAM.DIM.
 _FORMER_TOP_LEVEL_KEYS = ("DIM", "HIDDEN", "LAST_NORM", "MOMENTUM", "QUEUE", "TEMPERATURE", "CROSS")

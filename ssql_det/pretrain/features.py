@@ -25,14 +25,14 @@ from ssql_det.pretrain.view_loader import load_batches
 from ssql_det.quant.forward import evaluating
 from ssql_det.ssl.augmentations import Augmentation, normalize
 
-MAX_BYTES = 8 << 30  # most memory for images, and for cached features
+MAX_BYTES = 8 << 30  # the limit of memory for images, and as much again for cached features
 _BATCH_SIZE = 256  # images whose features are computed at once
 
 EpochBatch = tuple[int, Tensor]
 """The number of an epoch, and the indices [N] of the images in one of its batches."""
 
 FeatureLoader = Callable[[Iterator[EpochBatch]], Iterable[Tensor]]
-"""Yields the features [N, D] of each batch."""
+"""A function that yields the features [N, D] of each batch."""
 
 
 @dataclass(frozen=True)

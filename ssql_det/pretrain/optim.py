@@ -51,7 +51,8 @@ def build_optimizer(optim: OptimConfig, network: nn.Module) -> torch.optim.Optim
 def learning_rate(optim: OptimConfig, step: int, steps_per_epoch: int) -> float:
     """Linear warm-up, then a half cosine to 0, updated at each step or, with ``per_epoch``, at each epoch.
 
-    >>> optim = OptimConfig("sgd", 256, 100, 0.05, 0.9, 1e-4, warmup_epochs=0.0, per_epoch=True)
+    >>> solver = {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-4}
+    >>> optim = OptimConfig("sgd", batch=256, epochs=100, **solver, warmup_epochs=0.0, per_epoch=True)
     >>> [learning_rate(optim, step, steps_per_epoch=10) for step in (0, 9, 500)]
     [0.05, 0.05, 0.025]
     """

@@ -125,7 +125,7 @@ def probe_checkpoint(
         "size": augmentation.size,
         **probe_data.num_images,
     }
-    yield from _probe_widths(pretrained, probe_data, training, bit_widths, settings, protocol, cached_rows)
+    yield from _probe_at_bit_widths(pretrained, probe_data, training, bit_widths, settings, protocol, cached_rows)
 
 
 def default_augmentation(network: str) -> str:
@@ -163,7 +163,7 @@ def _check_cache_size(num_views: int, bytes_per_epoch: int) -> None:
         raise UserError(f"{num_views} cached views take {num_views * bytes_per_epoch / 2**30:.0f} GiB; {advice}")
 
 
-def _probe_widths(
+def _probe_at_bit_widths(
     pretrained: PretrainedBackbone,
     data: _ProbeData,
     training: LinearTraining,

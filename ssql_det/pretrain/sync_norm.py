@@ -1,4 +1,4 @@
-"""Synchronized BatchNorm on the CPU, in one and two dimensions; torch's own ``SyncBatchNorm`` is for GPUs only.
+"""Synchronized BatchNorm1d and BatchNorm2d on the CPU; torch's own ``SyncBatchNorm`` is for GPUs only.
 
 Several processes compute the same as one process with all their images.
 """

@@ -1,8 +1,8 @@
 """A data loader for pretraining: batches of augmented views, in an order that depends on the seed alone.
 
 The images of a batch depend only on the seed and the batch's index; the random augmentation of a view only on the seed,
-the position of its image in the training and the number of the view. Neither depends on the state of a generator, the
-number of workers or the number of processes, so training can resume at any step.
+the position of its image in the order of training and the index of the view. Neither depends on the state of a
+generator, the number of workers or the number of processes, so training can resume at any step.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ T = TypeVar("T")
 _MAX_ATTEMPTS = 100  # images to try in place of an unreadable one before the run fails
 _logger = logging.getLogger(__name__)
 
-_Sample = tuple[int, int]  # the position of an image in the training, and its index in the data set
+_Sample = tuple[int, int]  # the position of an image in the order of training, and its index in the data set
 
 
 @dataclass(frozen=True)
@@ -134,13 +134,13 @@ def _sample_batches(
     num_images: int, batch_size: int, seed: int, first_batch: int, rank: int, world_size: int
 ) -> Iterator[list[_Sample]]:
     """This process's share of each batch. Epochs before ``first_batch`` are skipped without iterating over them."""
-    steps, images_per_rank = steps_per_epoch(num_images, batch_size), batch_size // world_size
-    for epoch in itertools.count(first_batch // steps):
+    epoch_steps, images_per_rank = steps_per_epoch(num_images, batch_size), batch_size // world_size
+    for epoch in itertools.count(first_batch // epoch_steps):
         generator = torch.Generator().manual_seed(derive_seed(seed, "epoch", epoch))
         order = torch.randperm(num_images, generator=generator)
-        for batch_index in range(max(first_batch, epoch * steps), (epoch + 1) * steps):
+        for batch_index in range(max(first_batch, epoch * epoch_steps), (epoch + 1) * epoch_steps):
             position = batch_index * batch_size + rank * images_per_rank
-            offset = position - epoch * steps * batch_size
+            offset = position - epoch * epoch_steps * batch_size
             indices = order[offset : offset + images_per_rank].tolist()
             yield list(enumerate(indices, start=position))
 

@@ -134,7 +134,7 @@ def _make_lines(
     scope: str,
 ) -> Iterator[ComparisonLine]:
     published = published_row.values if published_row else {}
-    averages = [
+    average_rows = [
         row
         for name in table.average_columns
         for row in average_over_bits(measured_rows, name, table.bit_widths, table.metrics)
@@ -146,7 +146,7 @@ def _make_lines(
             )
             for metric in metrics
         }
-        for bits, bits_rows in group_by_bits([*measured_rows, *averages], table.bit_columns).items()
+        for bits, bits_rows in group_by_bits([*measured_rows, *average_rows], table.bit_columns).items()
     }
     incomplete = [bits for bits in cells if any(cells[bits][metric].measured is None for metric in table.metrics)]
     to_measure = [bits for bits in incomplete if bits not in table.average_columns]
@@ -196,13 +196,14 @@ def _make_notes(
         yield from _note_epochs(table)
     excluded = Counter(map(_format_dataset_and_scope, rows)) - Counter(map(_format_dataset_and_scope, selected))
     if excluded:
-        yield f"Left out: {'; '.join(f'{_format_row_count(excluded[data])} of {data}' for data in sorted(excluded))}."
+        counts = (f"{_format_row_count(excluded[data])} of {data}" for data in sorted(excluded))
+        yield f"Left out, since dataset, scope or metrics are not those of this table: {'; '.join(counts)}."
     if len(selected) > len(newest):
         yield f"Replaced by a newer row of the same measurement: {_format_row_count(len(selected) - len(newest))}."
     for group, measured_rows in groups:
         name = " · ".join(part for part in (group.backbone, group.method) if part)
         for bits, averaged_rows in group_by_bits(measured_rows).items():
-            yield from _warn_of_averages(f"{name} at {bits}", averaged_rows)
+            yield from _warn_of_averaged_rows(f"{name} at {bits}", averaged_rows)
     for row in table.rows:
         if row.settings:
             yield f"{row.method}: {row.settings_text}."
@@ -211,13 +212,14 @@ def _make_notes(
 
 
 def _note_epochs(table: PublishedTable) -> Iterator[str]:
+    """A note if all published backbones were pretrained for the same number of epochs."""
     epochs = {row.epochs for row in table.rows}
     if len(epochs) == 1 and None not in epochs:
         yield f"The published backbones were pretrained for {epochs.pop()} epochs; measured rows do not record epochs."
 
 
 def _describe_settings(rows: Sequence[Row]) -> str:
-    """The engine (Detectron2 or its stand-in) is omitted if no row names it, as for probes."""
+    """Config, scheme, calibration and engine (Detectron2 or its stand-in) of the rows; probes have no engine."""
     values = {
         "config": sorted({row.config or format_protocol(row.protocol) for row in rows}),
         "scheme": sorted({format_scheme(row) for row in rows}),
@@ -233,15 +235,15 @@ def _format_dataset_and_scope(row: Row) -> str:
     return f"{row.dataset}, scope {row.scope}"
 
 
-def _warn_of_averages(name: str, rows: Sequence[Row]) -> Iterator[str]:
-    """Warn of averaged rows that may not be repetitions of one experiment."""
-    rows_per_seed = Counter(row.seed for row in rows if row.seed >= 0)  # -1 in Detectron2: no seed was fixed
-    for seed in sorted(rows_per_seed):
-        if rows_per_seed[seed] > 1:
-            yield f"{name} averages {rows_per_seed[seed]} rows with the same seed {seed}."
-    not_finite = sum(None in map(finite_or_none, row.metrics.values()) for row in rows)
-    if not_finite:
-        yield f"{name}: {_format_row_count(not_finite)} with a NaN or infinite metric, which the mean excludes."
+def _warn_of_averaged_rows(name: str, rows: Sequence[Row]) -> Iterator[str]:
+    """Warn if the rows behind a mean may not be repetitions of one experiment, or have values that are not finite."""
+    row_counts = Counter(row.seed for row in rows if row.seed >= 0)  # -1 in Detectron2: no seed was fixed
+    for seed, count in sorted(row_counts.items()):
+        if count > 1:
+            yield f"{name} averages {count} rows with the same seed {seed}."
+    num_not_finite = sum(None in map(finite_or_none, row.metrics.values()) for row in rows)
+    if num_not_finite:
+        yield f"{name}: {_format_row_count(num_not_finite)} with a NaN or infinite metric, which the mean excludes."
     if len({row.metrics.get("MB") for row in rows}) > 1:
         yield f"{name} averages detectors of different size; check for per-module bit-widths."
 

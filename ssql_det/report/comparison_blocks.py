@@ -18,7 +18,7 @@ from ssql_det.report.markup import escape_markup
 from ssql_det.report.row_groups import sort_bits
 
 _TASK_TITLES = {"bbox": "Boxes", "segm": "Masks", "linear": "Linear probe", "finetune": "Fine-tuning", "": "Cost"}
-_SETTINGS = ("config", "scheme", "calibration")  # lines of one method may differ in these
+_GROUP_FIELDS = ("config", "scheme", "calibration")  # in which lines of one method may differ
 _EMPTY = "-"
 _PUBLISHED_ONLY = "published only"
 
@@ -62,9 +62,9 @@ def build_overview_table(comparison: Comparison, metric: str) -> Table:
 
 
 def build_chart(comparison: Comparison, metric: str, name: str, title: str) -> Chart:
-    """The measured values of one metric over bit-bit_widths. ``name`` is the chart's file name without the suffix."""
+    """The measured values of one metric by bit-width. ``name`` is the chart's file name without the suffix."""
     measured = {
-        label: {line.bits: mean for line in lines if (mean := line.cells[metric].measured) and mean.n}
+        label: {line.bits: value for line in lines if (value := line.cells[metric].measured) and value.n}
         for label, lines in _group_by_label(comparison).items()
     }
     bit_widths = sort_bits(bits for by_bits in measured.values() for bits in by_bits)
@@ -99,27 +99,27 @@ def _get_task(metric: str) -> str:
 
 def _build_task_table(comparison: Comparison, task: str, commands: Sequence[str]) -> Table:
     metrics = [metric for metric in comparison.metrics if _get_task(metric) == task]
-    is_published = bool(task)  # costs, which have no task, are not published
+    has_published = bool(task)  # costs, which have no task, are not published
     header = ["method", "bits"]
     for metric in metrics:
         name = metric.rpartition("/")[2]
-        header += [f"{name} published", "measured", "difference"] if is_published else [name]
+        header += [f"{name} published", "measured", "difference"] if has_published else [name]
     rows = tuple(
-        (label, escape_markup(line.bits), *_format_cells(line, metrics, is_published, commands))
+        (label, escape_markup(line.bits), *_format_cells(line, metrics, has_published, commands))
         for label, lines in _group_by_label(comparison).items()
         for line in lines
-        if is_published or any(line.cells[metric].measured for metric in metrics)
+        if has_published or any(line.cells[metric].measured for metric in metrics)
     )
     return Table(tuple(header), rows, text_columns=2)
 
 
 def _group_by_label(comparison: Comparison) -> dict[str, list[ComparisonLine]]:
-    """Lines by label: the method and those of config, scheme and calibration in which its lines differ."""
+    """Lines by label: the method, with its config, scheme or calibration if lines of the method differ in it."""
     labels: dict[str, list[ComparisonLine]] = {}
     for line in comparison.lines:
         method = _get_method_label(comparison, line)
         same_method = [other for other in comparison.lines if _get_method_label(comparison, other) == method]
-        differing = [name for name in _SETTINGS if len({getattr(other, name) for other in same_method}) > 1]
+        differing = [name for name in _GROUP_FIELDS if len({getattr(other, name) for other in same_method}) > 1]
         values = [value for name in differing if (value := getattr(line, name))]
         labels.setdefault(escape_markup(" · ".join([method, *values])), []).append(line)
     return labels
@@ -133,11 +133,11 @@ def _get_method_label(comparison: Comparison, line: ComparisonLine) -> str:
 
 
 def _format_cells(
-    line: ComparisonLine, metrics: Sequence[str], is_published: bool, commands: Sequence[str]
+    line: ComparisonLine, metrics: Sequence[str], has_published: bool, commands: Sequence[str]
 ) -> Iterator[str]:
     for metric in metrics:
         cell = line.cells[metric]
-        if not is_published:
+        if not has_published:
             yield _format_measured(cell.measured, 2) if cell.measured else _EMPTY
             continue
         yield _format_published(cell.published)

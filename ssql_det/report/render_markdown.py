@@ -26,14 +26,14 @@ from ssql_det.report.markup import MarkupStyle, clean_lines, strip_markup
 
 _SPECIAL = re.compile(
     r"""[\\`*~$<]  # starts of code, emphasis, mathematics, HTML
-    | (?<![^\W_])_ | _(?![^\W_])  # emphasis too, but not within a name
+    | (?<![^\W_])_ | _(?![^\W_])  # starts or ends of emphasis; within a name it is none
     | \](?=[(\[:])  # a link, or the definition of one
     | !(?=\[|$)  # an image
     | (?<!\S)\#(?=\#*$)  # the end of a heading
-    | &(?=\#?\w+;)""",
+    | &(?=\#?\w+;)  # an HTML entity""",
     re.VERBOSE,
 )
-_BLOCK_START = re.compile(r"\d{1,9}(?=[.)](\s|$))|(?=[-+](\s|$)|--|>|#{1,6}(\s|$))")  # a list, a rule, a heading
+_BLOCK_START = re.compile(r"\d{1,9}(?=[.)](\s|$))|(?=[-+](\s|$)|--|>|#{1,6}(\s|$))")  # list, rule, quotation, heading
 
 
 def render_markdown(document: Document, image_folder: str = "") -> str:

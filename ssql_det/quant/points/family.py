@@ -14,10 +14,10 @@ from ssql_det.core.errors import UserError, did_you_mean
 from ssql_det.core.registry import Registry
 from ssql_det.quant.points.point import QuantPoint
 
-PUBLISHED, INTEGER = "published", "integer"
+PUBLISHED, INTEGER = "published", "integer"  # placements: as in the SSQL paper; or as integer-only inference needs
 PLACEMENTS = (PUBLISHED, INTEGER)
-STEM_BITS = 8  # of a network's first layers
-INTEGER_OUTPUT_BITS = 8  # of summands (layer outputs to be added), which only placement ``integer`` quantizes
+STEM_BITS = 8  # of a network's first layers; of the last layer too if the network is of no known family
+INTEGER_OUTPUT_BITS = 8  # of outputs, such as the summands of an addition, that only placement ``integer`` quantizes
 
 Range = tuple[float, float]
 LAYER_TYPES = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)

@@ -104,7 +104,7 @@ def _stem_points(path: str, resnet: nn.Module, placement: str, image_range: Rang
     for stem_name in ("conv1", "stem"):
         for index, (name, _) in enumerate(named_layers(children[stem_name]) if stem_name in children else ()):
             layer_path = join_path(path, stem_name, name)
-            if index or placement == INTEGER:  # between the convs of a stem are activations
+            if index or placement == INTEGER:  # the image, or the activations between the convs of a stem
                 points.append(QuantPoint(layer_path, Side.INPUT, STEM_BITS, fixed_range=None if index else image_range))
             points.append(QuantPoint(layer_path, Side.WEIGHT, STEM_BITS))
     for name in ("relu", "act1"):
@@ -117,11 +117,13 @@ def _stem_points(path: str, resnet: nn.Module, placement: str, image_range: Rang
 
 
 def _is_stage(module: nn.Module) -> bool:
+    """Whether all children of a module are residual blocks."""
     children = list(module.children())
     return bool(children) and all(is_residual_block(child) for child in children)
 
 
 def _has_stages(module: nn.Module) -> bool:
+    """Whether a module is a ResNet: it has a stem and stages of residual blocks."""
     names = [name for name, _ in module.named_children()]
     return ("conv1" in names or "stem" in names) and any(_is_stage(child) for child in module.children())
 

@@ -59,6 +59,7 @@ class VisionTransformers(Family):
                     yield QuantPoint(join_path(path, name), Side.WEIGHT)
 
     def find_blocks(self, model: nn.Module) -> Iterator[str]:
+        """The patch embedding's conv, then the transformer blocks."""
         for path, module in model.named_modules():
             if isinstance(module, nn.Conv2d) or _find_attention(module):
                 yield path

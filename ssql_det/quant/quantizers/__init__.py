@@ -1,4 +1,4 @@
-"""Quantizers: how a tensor is quantized. One file each, registered by name for weights or for activations.
+"""Quantizers: how a tensor is quantized. Each is one file, registered by name for weights or for activations.
 
 =========== ================== ==========================================================================
 minmax      weight, activation the whole observed range, as published

@@ -123,7 +123,7 @@ class Histogram(Observer):
         min_val, max_val = _compute_range(x)
         self.extend_range(min_val, max_val)
         if not (max_val - min_val).isfinite():
-            return  # no bins can hold it; ``check_finite`` raises an error that names the point
+            return  # no bins cover an infinite range; ``check_finite`` raises an error that names the point
         assert self.sums is not None
         for chunk in x.detach().flatten().split(self._CHUNK):
             indices = torch.floor(chunk.double() / self.bin_width).long() + self.BINS // 2
