@@ -24,7 +24,7 @@ def count_parallel(events):
 
 @pytest.mark.parametrize("jobs", [1, 2, 3, 9])
 def test_each_step_starts_after_its_dependencies_and_all_jobs_are_used(jobs, fake):
-    a, b, c = (fake.step(name, seconds=0.15) for name in "abc")
+    a, b, c = (fake.step(name, seconds=1.0) for name in "abc")
     d = fake.step("d", a, b)
     e = fake.step("e", d, c)
     outcomes = fake.run([e, d, c, b, a], jobs)
