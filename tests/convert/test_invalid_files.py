@@ -542,7 +542,7 @@ for path in sys.argv[1:]:
         read_checkpoint(path)
         outcome = ["read", ""]
     except UserError as error:
-        outcome = ["refused", str(mistake)]
+        outcome = ["refused", str(error)]
     except BaseException as failure:
         outcome = ["crashed", repr(failure)]
     print(json.dumps([*outcome, time.process_time() - start, size("VmHWM") - before]), flush=True)
