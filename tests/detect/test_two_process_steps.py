@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from support.detect import processes as two_processes
+from support.detect import processes
 from support.detect.training_runs import first_gradients, is_equal, largest_difference
 
 from ssql_det.core.rng import seed_all
@@ -14,7 +14,7 @@ from ssql_det.detect.detector import build_detector
 from ssql_det.detect.train_loader import build_train_loader
 
 
-def ranks_of(folder, name="{}.pt"):
+def load_ranks(folder, name="{}.pt"):
     return [torch.load(folder / name.format(rank)) for rank in (0, 1)]
 
 
@@ -26,36 +26,36 @@ def reduced(run_in_processes):
     return run_in_processes("save_gradients")
 
 
-def alone(rank, case, folder, monkeypatch):
-    """The gradients of one process that is given a rank's images and seed, and the weights of the first."""
-    cfg = two_processes.case_config(case, folder)
+def single_process_gradients(rank, case, folder, monkeypatch):
+    """The gradients of one process with a rank's images and seed, and the weights of rank 0."""
+    cfg = processes.case_config(case, folder)
     shares = (batch[rank::2] for batch in build_train_loader(cfg, cfg.SEED))
 
     def build(cfg):
         torch.manual_seed(cfg.SEED)
-        model = two_processes.build_in_float64(cfg)
+        model = processes.build_in_float64(cfg)
         seed_all(cfg.SEED + rank)
-        build_detector(cfg)  # draws what this rank drew for weights of its own
+        build_detector(cfg)  # draws the numbers that this rank drew for its own weights
         return model
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "training_batches", lambda *args, **kwargs: shares)
+        patch.setattr(training, "build_train_loader", lambda *args, **kwargs: shares)
         return first_gradients(cfg, build)
 
 
-@pytest.mark.parametrize("case", two_processes.CASES)
+@pytest.mark.parametrize("case", processes.CASES)
 def test_the_reduced_gradient_is_the_mean_of_two_processes_gradients(case, reduced, monkeypatch, tmp_path):
     """As in Detectron2: each rank divides its losses by its own regions, and all ranks have the same weight."""
-    (first, _), (second, _) = ranks_of(reduced, f"{case}, rank {{}}.pt")
+    (first, _), (second, _) = load_ranks(reduced, f"{case}, rank {{}}.pt")
     assert is_equal(first, second)
-    singles = [alone(rank, case, tmp_path, monkeypatch) for rank in (0, 1)]
+    singles = [single_process_gradients(rank, case, tmp_path, monkeypatch) for rank in (0, 1)]
     assert largest_difference(*singles) > 0.1
     mean = {name: (singles[0][name] + singles[1][name]) / 2 for name in first}
     assert largest_difference(first, mean) <= 1e-9
 
 
 def test_gradients_are_reduced_once_after_the_last_micro_batch(reduced):
-    before, between = zip(*(parts for _, parts in ranks_of(reduced, "C4, two parts, rank {}.pt")), strict=True)
+    before, between = zip(*(parts for _, parts in load_ranks(reduced, "C4, two parts, rank {}.pt")), strict=True)
     assert before == (None, None)
     assert not torch.equal(*between)
 
@@ -63,7 +63,7 @@ def test_gradients_are_reduced_once_after_the_last_micro_batch(reduced):
 def test_with_synchronized_norms_two_processes_equal_one(run_in_processes):
     expected = torch.load(run_in_processes("save_gradients_with_norm", "BN", processes=1) / "0.pt")
     for norm, kept in (("naiveSyncBN", True), ("BN", False)):
-        first, second = ranks_of(run_in_processes("save_gradients_with_norm", norm))
+        first, second = load_ranks(run_in_processes("save_gradients_with_norm", norm))
         assert is_equal(first, second)
         assert (largest_difference(first, expected) <= 1e-5) == kept  # boxes are float32
 
@@ -71,14 +71,14 @@ def test_with_synchronized_norms_two_processes_equal_one(run_in_processes):
 # ---- the norms' statistics -----------------------------------------------------------------------------------------
 
 
-def statistics(model, norms, batches):
-    """Mean and variance of what some norms are given in all these batches, by hand."""
+def compute_statistics(model, norms, batches):
+    """Mean and variance of the inputs of some norms over all batches."""
     pixels = {name: [] for name in norms}
 
-    def seen(name):
+    def record(name):
         return lambda _, given: pixels[name].append(given[0].transpose(0, 1).flatten(1))
 
-    hooks = [model.get_submodule(name).register_forward_pre_hook(seen(name)) for name in norms]
+    hooks = [model.get_submodule(name).register_forward_pre_hook(record(name)) for name in norms]
     with torch.no_grad():
         for batch in batches:
             model.train().backbone(model.preprocess_image(batch).tensor)
@@ -89,17 +89,17 @@ def statistics(model, norms, batches):
 
 
 def test_precise_bn_averages_over_ranks(run_in_processes, tmp_path):
-    found, of_the_second = ranks_of(run_in_processes("save_estimated_norms"))
+    found, of_the_second = load_ranks(run_in_processes("save_estimated_norms"))
     assert is_equal(found, of_the_second)
-    cfg = two_processes.case_config("C4", tmp_path)
+    cfg = processes.case_config("C4", tmp_path)
     torch.manual_seed(0)
-    model = two_processes.build_in_float64(cfg)
+    model = processes.build_in_float64(cfg)
     norms = [name.removesuffix(".running_mean") for name in found if re.match(r"backbone\..*\.running_mean", name)]
     assert len(norms) == 9
     shares = []
     for rank in (0, 1):
         batches = itertools.islice(build_train_loader(cfg, cfg.SEED + 1), cfg.TEST.PRECISE_BN.NUM_ITER)
-        shares.append(statistics(model, norms, (batch[rank::2] for batch in batches)))
+        shares.append(compute_statistics(model, norms, (batch[rank::2] for batch in batches)))
     for name in norms:
         means, variances = map(torch.stack, zip(*(share[name] for share in shares), strict=True))
         torch.testing.assert_close(found[f"{name}.running_mean"], means.mean(0))
@@ -108,6 +108,6 @@ def test_precise_bn_averages_over_ranks(run_in_processes, tmp_path):
 
 @pytest.mark.parametrize("is_precise", [True, False])
 def test_a_periodic_evaluation_has_the_same_model_on_every_rank(is_precise, run_in_processes):
-    first, second = ranks_of(run_in_processes("save_evaluated_models", is_precise))
+    first, second = load_ranks(run_in_processes("save_evaluated_models", is_precise))
     assert len(first) == 3
     assert is_equal(first, second)
