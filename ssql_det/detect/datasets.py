@@ -38,7 +38,10 @@ def check_dataset(name: str) -> None:
 
 
 def hash_annotations(name: str) -> str:
-    """SHA-256 of a data set's image file names, image sizes, classes and boxes; image folders are not hashed."""
+    """SHA-256 of a data set's image file names, image sizes, classes and boxes.
+
+    The folders in image paths, and the pixels, are not hashed.
+    """
     check_dataset(name)
     digest = hashlib.sha256()
     with translate_errors(f"the data set {name} cannot be read"):

@@ -54,14 +54,18 @@ class PeriodicEvaluation:
         return self._period > 0 and ((iteration + 1) % self._period == 0 or iteration == last_iteration)
 
     def clear(self) -> None:
-        """Delete the rows that an earlier run left in OUTPUT_DIR when it was killed before its first checkpoint."""
+        """Delete all rows in OUTPUT_DIR; call it only when a training starts anew.
+
+        Rows can be there if an earlier run was killed before its first checkpoint.
+        """
         for name in (EVALUATIONS_NAME, _FORMER_NAME):
             (self._folder / name).unlink(missing_ok=True)
 
     def evaluate(self, model: nn.Module, iteration: int) -> dict[str, float]:
-        """Append a row per test set and bit-width; returns the metrics of all rows by ``dataset/bits/metric``.
+        """Append a row per test set and bit-width; returns the evaluator's metrics of all rows (NaN for none).
 
-        A row that a killed run wrote for the same iteration is reused. The random generators' states are restored.
+        The keys are ``dataset/bits/metric``. A row that a killed run wrote for the same iteration is reused. The random
+        generators' states are restored.
         """
         checkpoint_label = f"iteration {iteration}"
         provenance = DetectorProvenance(checkpoint_label, self._metadata, self._network)

@@ -1,8 +1,8 @@
 """Checkpoints of a detector's training, in Detectron2's layout, with everything that a resumed run needs.
 
 ``OUTPUT_DIR/model_0004999.pth`` has Detectron2's ``model``, ``optimizer``, ``scheduler`` and ``iteration``, and
-also the states of the random generators, the latest scalars and the metadata of the backbone. The file
-``last_checkpoint`` has the name of the newest checkpoint.
+also the states of the random generators, the latest scalars, the names of bad images and the metadata of the
+backbone. The file ``last_checkpoint`` has the name of the newest checkpoint.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class TrainingCheckpointer:
         scheduler.load_state_dict(content["scheduler"])
         Metadata.from_dict(content[METADATA_KEY])  # raises if it is damaged
         _restore_scalars(self.storage, content["history"])
-        # A slice, which is empty if the run had fewer ranks.
+        # A slice, which is empty if the run that saved it had too few ranks to have an entry for this one.
         self.bad_images.names.update(*content["bad_images"][rank() : rank() + 1])
         restore_rng_state(content["rng"])
 

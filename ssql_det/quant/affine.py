@@ -48,12 +48,12 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 
 
 def tensor_version(tensor: Tensor) -> tuple[int, int]:
-    """A value that changes with every in-place change of the tensor. (An inference tensor has no version.)"""
+    """A value that changes with every in-place change; for an inference tensor, in-place changes are not noticed."""
     return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
 
 
 def choose_qparams(min_val: Tensor, max_val: Tensor, bits: int, *, symmetric: bool = False) -> QParams:
-    """Scale and zero point for a range; with ``symmetric`` for the smallest range symmetric about 0 that includes both.
+    """Scale and zero point for a range; with ``symmetric`` the range is [-m, m], where m is the larger magnitude.
 
     >>> choose_qparams(torch.tensor(-1.0), torch.tensor(2.0), bits=2)
     QParams(scale=tensor(1.), zero_point=tensor(1.), qmin=0, qmax=3)
@@ -196,7 +196,7 @@ class _FakeQuantizeWeight(torch.autograd.Function):
         out = torch.empty_like(weight)
         reduced = [dim for dim, size in enumerate(max_abs.shape) if size == 1]
         # Gradients are summed over whole channels, so the weight is split only if channels are its first axis.
-        block_rows = _count_cached_rows(weight) if len(max_abs) == len(weight) else len(weight)
+        block_rows = _choose_block_rows(weight) if len(max_abs) == len(weight) else len(weight)
         for w, g, out_block, m, s in _split_rows(block_rows, weight, grad, out, max_abs, _replace_zeros(scale)):
             grad_weight, grad_scale = _compute_gradients(w, g, s, torch.zeros_like(s), ctx.qmin, ctx.qmax)
             grad_max_abs = grad_scale.sum(reduced, keepdim=True) / ((ctx.qmax - ctx.qmin) / 2)
@@ -228,7 +228,7 @@ def _split_blocks(
     if scale.ndim == 0 and x.permute(order).is_contiguous():
         tensors = [tensor.permute(order).view(-1) for tensor in tensors]
     x, out, *flat_masks = tensors
-    return _split_rows(_count_cached_rows(x), x, out, scale, zero_point, *flat_masks)
+    return _split_rows(_choose_block_rows(x), x, out, scale, zero_point, *flat_masks)
 
 
 def _split_rows(block_rows: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -239,7 +239,7 @@ def _split_rows(block_rows: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...
         yield tuple(tensor[block] if tensor.ndim and len(tensor) == length else tensor for tensor in tensors)
 
 
-def _count_cached_rows(x: Tensor) -> int:
+def _choose_block_rows(x: Tensor) -> int:
     """The number of entries of the first axis that fit into the cache; on a GPU, the length of the axis."""
     return len(x) if x.is_cuda else max(1, _BLOCK_ELEMENTS * len(x) // x.numel())
 

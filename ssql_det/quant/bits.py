@@ -34,8 +34,7 @@ class Bits:
 
     def __post_init__(self) -> None:
         for kind, bits in (("weight", self.weight), ("activation", self.act)):
-            is_integer = isinstance(bits, int) and not isinstance(bits, bool)
-            if bits is not None and not (is_integer and MIN_BITS <= bits <= MAX_BITS):
+            if bits is not None and not _is_valid(bits):
                 raise UserError(f"{kind} bits must be {MIN_BITS} to {MAX_BITS}, or None for float; got {bits!r}")
 
     @classmethod
@@ -58,6 +57,10 @@ class Bits:
         weight = f"{self.weight}w" if self.weight else ""
         act = f"{self.act}a" if self.act else ""
         return weight + act or "FP"
+
+
+def _is_valid(bits: object) -> bool:
+    return isinstance(bits, int) and not isinstance(bits, bool) and MIN_BITS <= bits <= MAX_BITS
 
 
 Bits.FP = Bits(None, None)
@@ -123,10 +126,13 @@ class SampledBits:
     shared: bool = False
 
     def __post_init__(self) -> None:
-        for low, high in (self.weight, self.act):
-            Bits(low, high)  # raises an error for invalid bits
+        for name, (low, high) in (("weight", self.weight), ("act", self.act)):
+            if not (_is_valid(low) and _is_valid(high)):
+                raise UserError(
+                    f"SampledBits.{name} must be integers from {MIN_BITS} to {MAX_BITS}, got ({low!r}, {high!r})"
+                )
             if low > high:
-                raise UserError(f"an interval of bits must be (low, high), got ({low}, {high}); swap the two")
+                raise UserError(f"SampledBits.{name} must be (low, high), got ({low}, {high}); swap the two")
         if self.shared and self.weight != self.act:
             raise UserError(
                 f"shared=True needs equal intervals for weights and activations, got {self.weight} and {self.act}"

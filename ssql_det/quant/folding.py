@@ -1,9 +1,10 @@
 """Placement ``integer``: simulate norms and biases as integer arithmetic computes them.
 
-Integer arithmetic adds up products of integers, adds a bias in whole multiples of ``s_x * s_w``, and multiplies the
-result by one factor per channel. So a norm is folded: it becomes a factor ``g`` per channel, which is multiplied into
-the weight's scale (sign included), and a bias in multiples of ``s_x * s_w * |g|``. Weights at low bit-widths are stored
-shifted, as ``q * 2**(8-b)``, which makes the steps of the bias finer.
+Integer arithmetic adds up products of integers, adds a bias in whole multiples of ``s_x * s_w`` (``s_x``, ``s_w``: the
+scales of input and weight), and multiplies the result by one factor per channel. So a norm is folded: it becomes a
+factor ``g`` per channel, which is multiplied into the weight's scale (sign included), and a bias. A weight of ``b < 8``
+bits is stored as ``q * 2**(8-b)`` with scale ``s_w / 2**(8-b)``, so the bias is in multiples of ``s_x * s_w * |g| /
+2**(8-b)``.
 """
 
 from __future__ import annotations
@@ -35,7 +36,10 @@ class LayerScales:
     weight_bits: int
 
     def compute_bias_scale(self, factor: Tensor) -> Tensor:
-        """The scale of the bias per channel, if ``factor`` multiplies the products; 1 where the result would be 0."""
+        """The scale of the bias per channel, if ``factor`` multiplies the products.
+
+        ``|factor * weight scale|`` counts as 1 where it is 0.
+        """
         weight_scale = torch.where(factor * self.weight == 0, 1, (factor * self.weight).abs())
         return self.input * weight_scale / 2 ** max(STORED_WEIGHT_BITS - self.weight_bits, 0)
 
@@ -59,9 +63,9 @@ def folding_norms(
     point_bits: Mapping[QuantPoint, int | None],
     get_quantizer: Callable[[QuantPoint], Quantizer],
 ) -> Iterator[None]:
-    """In evaluation mode, fold the norms of layers whose weight and input are quantized, and round their biases.
+    """While the context is open, fold the norms of layers whose weight and input are quantized, and round the biases.
 
-    ``point_bits`` are the bit-widths of the points.
+    The model must be in evaluation mode. ``point_bits``: the bit-widths of the points; ``None`` means float.
     """
     weight_points = {point.path: point for point in point_bits if point.is_weight}
     with ExitStack() as stack:
@@ -111,7 +115,8 @@ def round_bias(bias: Tensor, scale: Tensor) -> Tensor:
 
 
 def _compute_factor_and_bias(norm: Any, layer_bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """A layer's bias and its norm in evaluation mode together are ``x * factor + bias``."""
+    """The layer's bias and its norm in evaluation mode map ``x``, the layer's output without bias, to
+    ``x * factor + bias``."""
     factor = (norm.running_var + norm.eps).rsqrt()
     factor = factor if norm.weight is None else factor * norm.weight
     mean = norm.running_mean if layer_bias is None else norm.running_mean - layer_bias

@@ -26,7 +26,7 @@ from ssql_det.report.markup import MarkupStyle, clean_lines, strip_markup
 
 _SPECIAL = re.compile(
     r"""[\\`*~$<]  # starts of code, emphasis, mathematics, HTML
-    | (?<![^\W_])_ | _(?![^\W_])  # starts or ends of emphasis; within a name it is none
+    | (?<![^\W_])_ | _(?![^\W_])  # emphasis; an underscore between letters or digits does not mark it
     | \](?=[(\[:])  # a link, or the definition of one
     | !(?=\[|$)  # an image
     | (?<!\S)\#(?=\#*$)  # the end of a heading

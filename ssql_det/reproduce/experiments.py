@@ -1,7 +1,8 @@
-"""The contents of presets: how each method's backbone is pretrained, and the experiments that measure the tables.
+"""The contents of presets: how each method's backbone is pretrained, and the experiments.
 
-A toy preset uses one network for all tables, so tables share runs: SimSiam is also row (a) of the ablation, SSQL row
-(i). The published recipes are the configs in `report.table_sources`; minutes of published recipes are guesses.
+An experiment measures the values of a published table again. A toy preset uses one network for all tables, so tables
+share runs: SimSiam is also row (a) of the ablation, SSQL row (i). The published recipes are the configs in
+`report.table_sources`; minutes of published recipes are guesses.
 
 >>> sorted(make_toy_pretrainings("mini"))[:3]
 ['BYOL', 'BYOL+SSQL', 'MoCov2']
@@ -22,14 +23,14 @@ from ssql_det.report.table_sources import get_probe_source
 
 RANDOM, SIMSIAM, SSQL = "random init.", "SimSiam", "SSQL (ours)"
 _FOLDER = "configs/pretrain"
-_TOY_METHODS = {  # base method: its SSQL variant, and the base method's name in config files
+_TOY_METHODS = {  # base method: its SSQL variant, and the base method's name in config files ('': <preset>.yaml)
     SIMSIAM: (SSQL, ""),
     "BYOL": ("BYOL+SSQL", "byol"),
     "MoCov2": ("MoCov2+SSQL", "moco"),
     "SimCLR": ("SSQL-NCE (ours)", "simclr"),
 }
 _WITHOUT_SSQL = ("SSQL.ENABLED", "False")
-_TOY_MINUTES = {  # by name in config files: of the base method, of its SSQL variant
+_TOY_MINUTES = {  # by name in config files, see _TOY_METHODS: of the base method, of its SSQL variant
     "mini": {"": (1.8, 3.3), "byol": (2.2, 3.8), "moco": (1.7, 2.7), "simclr": (1.8, 3.4)},
     "small": {"": (1.0, 2.0), "byol": (1.3, 2.3), "moco": (1.3, 1.9), "simclr": (1.0, 2.0)},
 }
@@ -60,7 +61,7 @@ class Pretraining:
 
 @dataclass(frozen=True)
 class Experiment:
-    """Measures a published table, or one network's rows of it. ``dataset`` is named as in result rows.
+    """Measures the values of a published table, or of one network's rows, again. ``dataset``: named as in result rows.
 
     ``methods``: the pretraining of each method, ``None`` for random weights. A published method without a pretraining
     needs a checkpoint from the user.
@@ -84,7 +85,10 @@ class Experiment:
         return tuple(dict.fromkeys((*self._list_published_methods(), *self.methods)))
 
     def match_method(self, method: str, names: Container[str]) -> str | None:
-        """The one of ``names`` that means ``method``: the same name, or the one its letter stands for."""
+        """The one of ``names`` that means ``method``.
+
+        It is the same name or, if ``method`` is a letter of an ablation, the method it stands for (see `aliases`).
+        """
         candidates = (method, self.aliases.get(method))
         return next((name for name in candidates if name is not None and name in names), None)
 
@@ -112,7 +116,8 @@ class DetectorExperiment(Experiment):
     sweep_minutes: float
     megabytes: float
     image_pattern: str  # path of a test image in the folder of the datasets, to be formatted with a number
-    image_numbers: tuple[int, ...] = ()  # test images to draw detections on; unused with toy data (the first two)
+    # test images to draw detections on; with toy data, the first two test images are drawn instead
+    image_numbers: tuple[int, ...] = ()
 
     @property
     def title(self) -> str:
@@ -121,9 +126,10 @@ class DetectorExperiment(Experiment):
 
 @dataclass(frozen=True)
 class ProbeExperiment(Experiment):
-    """A linear probe of each method's frozen backbone. ``network``: the printed backbone, if the table has several.
+    """A linear probe of each method's frozen backbone.
 
-    ``arguments`` of ``ssql-det probe`` exclude checkpoint, data, bits and output; ``data``: see `Pretraining`.
+    ``network``: the backbone as named in the published table; empty: use all rows. ``arguments``: those of
+    ``ssql-det probe`` other than checkpoint, data, bits and output. ``data``: see `Pretraining`.
 
     >>> ProbeExperiment("table8", 8, "crops", make_ablation_pretrainings("mini"), minutes=0.4).title
     'Linear probe'
@@ -182,13 +188,17 @@ def make_ablation_pretrainings(preset: str) -> dict[str, Pretraining]:
 def make_published_pretrainings(table: int, network: str) -> dict[str, Pretraining]:
     """The methods of a table for which the repository has a config with this network."""
     configs = get_probe_source(table).configs
-    return {method: make_recipe(config) for (backbone, method), config in configs.items() if backbone == network}
+    return {
+        method: make_published_pretraining(config)
+        for (backbone, method), config in configs.items()
+        if backbone == network
+    }
 
 
-def make_recipe(config: str) -> Pretraining:
+def make_published_pretraining(config: str) -> Pretraining:
     """The pretraining of a published recipe's config, named after its file.
 
-    >>> make_recipe("configs/pretrain/table8/d.yaml").name
+    >>> make_published_pretraining("configs/pretrain/table8/d.yaml").name
     'table8-d'
     """
     name = "-".join(Path(config).relative_to(_FOLDER).with_suffix("").parts)

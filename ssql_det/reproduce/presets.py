@@ -6,8 +6,8 @@ small  for one modern GPU: ResNet-18 on more toy data, three seeds
 paper  the published recipes on CIFAR-10, ImageNet, VOC and COCO; unpublished settings are our own (docs/detection.md)
 =====  =======================================================================================================
 
-An experiment's ``minutes`` estimate its run time as a single job: measured for ``mini`` on an idle machine with two
-cores, guessed for the others.
+An experiment's ``minutes`` estimate one training of a detector, or one linear probe, per method and seed, with no other
+job running: measured for ``mini`` on an idle machine with two cores, guessed for the others.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from ssql_det.reproduce.experiments import (
     Experiment,
     ProbeExperiment,
     make_ablation_pretrainings,
+    make_published_pretraining,
     make_published_pretrainings,
-    make_recipe,
     make_toy_pretrainings,
 )
 from ssql_det.toydata.dataset import ToyDataSettings
@@ -42,7 +42,7 @@ MINIMUMS = {
     "calibration_images": 4,
 }  # lower limits of counts that ``--budget`` scales
 _DETECTION_CONFIGS = "configs/detection"
-_IMAGENET_CONFIGS = "configs/pretrain/imagenet"
+_IMAGENET_CONFIG_PREFIX = "configs/pretrain/imagenet"
 
 
 @dataclass(frozen=True)
@@ -94,12 +94,12 @@ class Options:
 
 
 def count_seeds(experiment: Experiment, preset: Preset, options: Options) -> int:
-    has_one_backbone = isinstance(experiment, ProbeExperiment) and not preset.pretrains_each_seed
-    return options.seeds or (1 if has_one_backbone else preset.seeds)
+    defaults_to_one_seed = isinstance(experiment, ProbeExperiment) and not preset.pretrains_each_seed
+    return options.seeds or (1 if defaults_to_one_seed else preset.seeds)
 
 
 def get_datasets_root() -> Path:
-    """The folder of the real datasets."""
+    """The folder of VOC and COCO (``DETECTRON2_DATASETS``)."""
     return Path(os.path.expanduser(os.environ.get("DETECTRON2_DATASETS", "datasets")))
 
 
@@ -181,16 +181,16 @@ def _make_published_probes(table: int, data: str, minutes_per_bit_width: Mapping
 
 _VOC_METHODS = {
     RANDOM: None,
-    "BYOL": make_recipe(f"{_IMAGENET_CONFIGS}_r18_byol.yaml"),
-    SIMSIAM: make_recipe(f"{_IMAGENET_CONFIGS}_r18_simsiam.yaml"),
-    "SimSiam-200ep": make_recipe(f"{_IMAGENET_CONFIGS}_r18_simsiam_200ep.yaml"),
-    SSQL: make_recipe(f"{_IMAGENET_CONFIGS}_r18_ssql.yaml"),
-    "SSQL-200ep (ours)": make_recipe(f"{_IMAGENET_CONFIGS}_r18_ssql_200ep.yaml"),
+    "BYOL": make_published_pretraining(f"{_IMAGENET_CONFIG_PREFIX}_r18_byol.yaml"),
+    SIMSIAM: make_published_pretraining(f"{_IMAGENET_CONFIG_PREFIX}_r18_simsiam.yaml"),
+    "SimSiam-200ep": make_published_pretraining(f"{_IMAGENET_CONFIG_PREFIX}_r18_simsiam_200ep.yaml"),
+    SSQL: make_published_pretraining(f"{_IMAGENET_CONFIG_PREFIX}_r18_ssql.yaml"),
+    "SSQL-200ep (ours)": make_published_pretraining(f"{_IMAGENET_CONFIG_PREFIX}_r18_ssql_200ep.yaml"),
 }
 _COCO_METHODS = {
-    "BYOL": make_recipe(f"{_IMAGENET_CONFIGS}_r50_byol.yaml"),
-    SIMSIAM: make_recipe(f"{_IMAGENET_CONFIGS}_r50_simsiam.yaml"),
-    SSQL: make_recipe(f"{_IMAGENET_CONFIGS}_r50_ssql.yaml"),
+    "BYOL": make_published_pretraining(f"{_IMAGENET_CONFIG_PREFIX}_r50_byol.yaml"),
+    SIMSIAM: make_published_pretraining(f"{_IMAGENET_CONFIG_PREFIX}_r50_simsiam.yaml"),
+    SSQL: make_published_pretraining(f"{_IMAGENET_CONFIG_PREFIX}_r50_ssql.yaml"),
 }
 _PUBLISHED_EXPERIMENTS = (
     DetectorExperiment(

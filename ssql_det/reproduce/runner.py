@@ -46,7 +46,10 @@ class _Job:
 def run_steps(
     steps: Sequence[Step], out: Path, jobs: int, program: Sequence[str], environment: Mapping[str, str]
 ) -> dict[str, StepOutcome]:
-    """Run steps in the folder ``out``, ``jobs`` at a time; outcomes by step name. ``program``: the commands' start."""
+    """Run steps in the folder ``out``, ``jobs`` at a time; return outcomes by step name.
+
+    ``program``: the words that start every command, before the step's arguments.
+    """
     cache, outcomes = StepCache(out), dict[str, StepOutcome]()
     with _locked(out):
         running: dict[str, _Job] = {}
@@ -58,7 +61,7 @@ def run_steps(
                 for step in waiting:
                     dependencies = [outcomes.get(other.name) for other in find_dependencies(step, steps)]
                     if any(outcome is not None and outcome.state != DONE for outcome in dependencies):
-                        outcomes[step.name] = StepOutcome(SKIPPED, reason="a step that it needs is not done")
+                        outcomes[step.name] = StepOutcome(SKIPPED, reason="a step that it needs failed or was skipped")
                     elif len(running) < jobs and None not in dependencies:
                         _start(step, cache, outcomes, running, program, environment)
                 progress.log(outcomes, running)

@@ -48,9 +48,8 @@ class StepCache:
 
     def is_cached(self, step: Step) -> bool:
         record = self._read_record(step)
-        files = [
-            path for path in step.inputs if path.suffix not in _CONFIG_SUFFIXES
-        ]  # a config may be one of the package's
+        # A config path may name a file shipped in the package, which does not exist at that path.
+        files = [path for path in step.inputs if path.suffix not in _CONFIG_SUFFIXES]
         if record is None or "made" not in record or not all(path.is_file() for path in files):
             return False
         return record["asked"] == self._make_request(step) and self._are_outputs_unchanged(step, record)
@@ -63,7 +62,8 @@ class StepCache:
             and self._are_outputs_unchanged(step, record)
             and _is_resumable(step, record["asked"], request)
         )
-        if step.folder.exists() and not can_resume and step.kind != "data":  # make-toy-data checks the folder itself
+        # make-toy-data replaces old toy data itself, and refuses a folder with other files
+        if step.folder.exists() and not can_resume and step.kind != "data":
             if record is None:
                 raise UserError(f"{step.folder} exists and was not made by a step; choose another --out")
             self._archive_folder(step)
@@ -117,7 +117,7 @@ class StepCache:
         return {"arguments": arguments, "read": self._hash_files(step.inputs)}
 
     def _hash_files(self, paths: tuple[Path, ...]) -> dict[str, str]:
-        return {self._replace_out(str(path)): hash_content(path) for path in paths}
+        return {self._replace_out(str(path)): fingerprint_content(path) for path in paths}
 
     def _replace_out(self, text: str) -> str:
         """Write paths in ``out`` as ``OUT/...``, so that the folder can be moved."""
@@ -141,8 +141,11 @@ def remove_options(arguments: Sequence[str], options: Sequence[str]) -> list[str
     return [argument for previous, argument in pairs if previous not in options and argument not in options]
 
 
-def hash_content(path: Path) -> str:
-    """The hash of a file's bytes; of a config its resolved values: comments do not count, base configs do."""
+def fingerprint_content(path: Path) -> str:
+    """SHA-256 of a file; for a config, its resolved values as JSON text.
+
+    So comments in a config do not count, and base configs do.
+    """
     if path.suffix not in _CONFIG_SUFFIXES:
         return sha256(path)
     return json.dumps(read_config_file(path), sort_keys=True)

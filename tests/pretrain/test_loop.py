@@ -169,7 +169,7 @@ def test_a_config_reaches_the_method(method, name, options, toy, tmp_path):
             "SSQL cannot quantize the targets of BYOL; set SSQL.QUANTIZE_TARGETS False",
         ),
         ({"DATA.RECIPE": "cifr"}, "did you mean 'cifar'"),
-        ({"SSQL.WEIGHT_BITS": "[1, 8]"}, "bits must be 2 to 16"),
+        ({"SSQL.WEIGHT_BITS": "[1, 8]"}, "SampledBits.weight must be integers from 2 to 16, got (1, 8)"),
         ({"SSQL.SCHEME": "act=mse", "SSQL.ACT_BITS": "[4, 16]"}, "act=mse supports 2 to 10 bits, not 16"),
         ({"SSQL.ACT_BITS": "[8]"}, "SSQL.ACT_BITS must be the lowest and the highest bit-width"),
         ({"BACKBONE": "resnet19"}, "there is no backbone 'resnet19'"),

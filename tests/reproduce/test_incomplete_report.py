@@ -13,7 +13,7 @@ from ssql_det.reproduce.runner import FAILED, SKIPPED, StepOutcome
 
 pytestmark = pytest.mark.slow
 
-REASON = "a step that it needs is not done"
+REASON = "a step that it needs failed or was skipped"
 FAILED_STEPS = {
     "convert-ssql-0": StepOutcome(FAILED, 3.0, "thesis.pth is not a checkpoint; give one"),
     **{f"{kind}-c4-ssql-0": StepOutcome(SKIPPED, reason=REASON) for kind in ("train", "sweep", "predict")},

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from support.reproduce.plans import begin_step, make_step
 
 from ssql_det.core.errors import UserError
-from ssql_det.reproduce.step_cache import StepCache, hash_content
+from ssql_det.reproduce.step_cache import StepCache, fingerprint_content
 
 pytestmark = pytest.mark.slow
 
@@ -137,11 +137,11 @@ def test_an_interrupted_write_keeps_the_old_record(done, monkeypatch):
     assert cache.get_seconds(step) == 71.0
 
 
-def test_the_hash_of_a_config_depends_only_on_its_values(tmp_path):
+def test_the_fingerprint_of_a_config_depends_only_on_its_values(tmp_path):
     config = tmp_path / "a.yml"
     config.write_text("A: 1  # one")
-    first_hash = hash_content(config)
+    first_fingerprint = fingerprint_content(config)
     config.write_text("A: 1")
-    assert hash_content(config) == first_hash
+    assert fingerprint_content(config) == first_fingerprint
     config.write_text("A: '1'")
-    assert hash_content(config) != first_hash
+    assert fingerprint_content(config) != first_fingerprint

@@ -1,8 +1,9 @@
 """``mse``: the range or the scale of least error, ``sum |x - x_q| ** exponent``. ``mse:2.4`` is QDrop's exponent.
 
 The range of an activation is searched on a histogram, the scale of a weight per channel. The integers of a weight are
-``-2^(b-1)`` to ``2^(b-1) - 1``, as SSQL published, so positive values are clipped one step earlier than negative ones.
-At 2 bits a scale that clips therefore biases the weights and the network: use the weight quantizer ``centred`` there.
+``-2^(b-1)`` to ``2^(b-1) - 1``, as published for SSQL, so positive values are clipped one step earlier than negative
+ones. At 2 bits a scale that clips therefore shifts the mean of the weights and so the network's outputs: use the weight
+quantizer ``centred`` there.
 
 QDrop: Wei et al., ICLR 2022.
 """
