@@ -3,8 +3,8 @@
 Integer arithmetic adds up products of integers, adds a bias in whole multiples of ``s_x * s_w`` (``s_x``, ``s_w``: the
 scales of input and weight), and multiplies the result by one factor per channel. So a norm is folded: it becomes a
 factor ``g`` per channel, which is multiplied into the weight's scale (sign included), and a bias. A weight of ``b < 8``
-bits is stored as ``q * 2**(8-b)`` with scale ``s_w / 2**(8-b)``, so the bias is in multiples of ``s_x * s_w * |g| /
-2**(8-b)``.
+bits is stored as ``q * 2**(8-b)`` with scale ``s_w / 2**(8-b)``, so the bias is in multiples of
+``s_x * s_w * |g| / 2**(8-b)``.
 """
 
 from __future__ import annotations
