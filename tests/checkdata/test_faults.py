@@ -305,7 +305,7 @@ def test_invalid_options_are_refused(toy, capsys, arguments, message):
 def test_the_error_for_a_folder_without_a_data_set_names_the_expected_folders(tmp_path, capsys):
     code, printed = check(capsys, tmp_path)
     assert code == 2
-    assert "no folder VOC2007, VOC2012 or coco in it; give its parent folder" in printed
+    assert "has no folder VOC2007, VOC2012 or coco in it; give their parent" in printed
     code, printed = check(capsys, tmp_path / "absent")
     assert code == 2
     assert "there is no folder" in printed

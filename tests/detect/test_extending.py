@@ -13,6 +13,8 @@ from safetensors import safe_open
 from support.detect.sweeps import sweep_arguments
 from support.pages import ROOT, commands, python_blocks
 
+from ssql_det.core.errors import REPORT_LINE
+
 PAGE = ROOT / "docs/extending.md"
 OF_DETECTORS = """
 from ssql_det.quant import FAMILIES, Side
@@ -130,8 +132,8 @@ def test_the_pages_commands_run(lab):
     ("name", "status", "said"),
     [
         ("my_lib", 2, "error: there is no module my_lib for --plugin: run where it is, or set PYTHONPATH\n"),
-        ("broken", 1, "ZeroDivisionError: mine\n"),
-        ("wants", 1, "ModuleNotFoundError: No module named 'not_to_be_found'\n"),
+        ("broken", 1, f"ZeroDivisionError: mine\n{REPORT_LINE}\n"),
+        ("wants", 1, f"ModuleNotFoundError: No module named 'not_to_be_found'\n{REPORT_LINE}\n"),
         ("", 2, "error: --plugin needs a module's name: --plugin my_module\n"),
     ],
 )

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 HERE = Path(__file__).parent
 GOLDEN = HERE.parent / "goldens/answers.npz"
-STEADY = 8  # steps
+STEADY = 3  # steps
 
 
 def is_detectron2_here():
@@ -47,8 +47,8 @@ def ours():
 
 
 def on_any_processor(answers):
-    """Of a training its first steps: another processor rounds otherwise in the last digit, in the ninth step the losses
-    differ by 2e-6, and in the next one a region is sampled that was not, so that runs part. Live both run on this one.
+    """Only the first steps of a training: another processor rounds differently in the last digit, and from the fourth
+    step on (seen on one; on another from the tenth) other regions are sampled. Live, both engines run on one processor.
     """
     is_after = re.compile(r"first_steps/.* (shares|sizes)").fullmatch  # what all steps have changed in the weights
     is_of_steps = re.compile(r"first_steps/.* losses").fullmatch

@@ -25,7 +25,6 @@ from pathlib import Path
 from ssql_det.reproduce.runner import run_steps
 from ssql_det.reproduce.steps import Step
 
-pytestmark = pytest.mark.slow
 out, program, steps = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
 logging.basicConfig(level="INFO", stream=sys.stderr)
 steps = [Step(name, "train", tuple(words), out / name, (), (out / name / "made",), 1.0, 1.0) for name, words in steps]

@@ -40,7 +40,7 @@ def align_and_update_state_dicts(
         else:
             takers[source] = name
     if not takers:
-        logger.warning("No name in the checkpoint is a suffix of a name in the model.")
+        logger.warning("No weight of the checkpoint matched a name of the model.")
         return ckpt_state_dict
     sources = {name: source for source, name in takers.items()}
     module = _longest_common_prefix(list(sources))[:-1] or "model"
