@@ -69,7 +69,7 @@ def load_pretrained_detector(cfg: CfgNode) -> tuple[nn.Module, Checkpoint, Cover
 
 
 def describe_untrained(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
-    """The metadata, from the config alone, for checkpoints of a detector that is trained from scratch."""
+    """The metadata, from config and model, for checkpoints of a detector that is trained from random weights."""
     metadata = Metadata(method=cfg.SSQL_DET.METHOD or None)
     metadata = confirm_metadata(metadata, get_input_format(cfg), cfg.MODEL.RESNETS.STRIDE_IN_1X1)
     return Checkpoint(identify_architecture(model), {}, metadata).metadata_dict()

@@ -62,7 +62,7 @@ class PeriodicEvaluation:
             (self._folder / name).unlink(missing_ok=True)
 
     def evaluate(self, model: nn.Module, iteration: int) -> dict[str, float]:
-        """Append a row per test set and bit-width; returns the evaluator's metrics of all rows (NaN for none).
+        """Append a row per test set and bit-width; return the metrics of all rows (NaN where one is None).
 
         The keys are ``dataset/bits/metric``. A row that a killed run wrote for the same iteration is reused. The random
         generators' states are restored.

@@ -115,7 +115,7 @@ def evaluate_quantized(
 ) -> tuple[dict[str, float], float]:
     """Metrics and costs at a bit-width, and the duration in seconds. Afterwards the detector is float again.
 
-    ``overrides`` are bit-widths by pattern of module paths; None means none, also if the settings have some.
+    ``overrides`` are bit-widths by pattern of module paths; None means no overrides, even if the settings have some.
     ``GFLOPs`` are the multiply-adds of the first image and ``GBOPs`` its bit-operations, both in billions.
     """
     quantization, is_fast = context.quantization, context.cfg.SSQL_DET.FAST_EVALUATION

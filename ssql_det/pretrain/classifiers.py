@@ -2,14 +2,16 @@
 
 =========  ============================================================================================================
 fast       features of each image once, after the test transform, scaled to a mean norm of 1; CIFAR's published schedule
-published  features of a new view in each epoch, unscaled; the network is quantized. CIFAR: crops of .8 to 1 of the
-           image, flips; SGD with LR 30 at batch size 512, 100 epochs, LR / 10 after 60 and 80. ImageNet: crops of .08
+published  features of a new view in each epoch, unscaled. CIFAR: crops of .8 to 1 of the image, flips;
+           SGD with LR 30 at batch size 512, 100 epochs, LR / 10 after 60 and 80. ImageNet: crops of .08
            to 1, flips; LARS with LR .8 (ResNet-18) or 2.4 (ResNet-50), 60 epochs, cosine schedule
 =========  ============================================================================================================
 
+In both, training and test features are those of the network at the bit-width that is evaluated.
+
 SSQL's published code is ambiguous in two values. CIFAR's crops follow the code, not the config files, which say .08.
 ImageNet's batch size is taken as 2048 (256 on each of eight GPUs), for which the config files' rule, .1 per 256 images,
-gives LR .8. Toy digits are cropped as CIFAR's images, and not flipped.
+gives LR .8. Toy digits are cropped like CIFAR's images but not flipped.
 """
 
 from __future__ import annotations
@@ -103,7 +105,7 @@ class LinearProtocol:
         return training.with_batch_size(self.batch_size or training.batch_size)
 
     def adapt_augmentation(self, augmentation: Augmentation) -> Augmentation:
-        """The augmentation with the protocol's transforms. Probes do not use the batch transform."""
+        """The augmentation with the protocol's transforms. Its batch transform is not used here."""
         return _use_published_transforms(augmentation) if self.is_published else augmentation
 
     def to_row_fields(self, training: LinearTraining) -> dict[str, str | int | float]:

@@ -40,7 +40,7 @@ class Column:
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """One row of a published table. ``epochs`` are ``None`` if not given, a value where a dash is printed.
+    """One row of a published table. ``epochs`` is ``None`` if not given; a value is ``None`` where a dash is printed.
 
     ``settings`` distinguish the rows of the ablation (Table 8), whose method is only a letter.
     """

@@ -69,6 +69,7 @@ def test_the_package_is_a_program_too(option):
 
 
 @pytest.mark.parametrize(("line", "completions"), [("ssql-det swe", {"sweep"}), ("ssql-det demo --si", {"--size"})])
+@pytest.mark.slow
 def test_the_shell_completes(line, completions, monkeypatch, tmp_path):
     pytest.importorskip("argcomplete")
     code = "from ssql_det.cli.main import main; main()"

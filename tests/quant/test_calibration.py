@@ -203,10 +203,10 @@ def test_a_file_of_another_model_is_an_error_that_names_a_tensor(model, batches,
     calibrate(model, batches).save(file)
     wide = copy.deepcopy(model)
     wide.linear = nn.Linear(16, 20)
-    with pytest.raises(UserError, match=r"another model: linear.weight is \[10, 16\] in the file and \[20, 16\] here"):
+    with pytest.raises(UserError, match=r"linear.weight is \[10, 16\] in the file and \[20, 16\] in this model"):
         Quantization.load(file, wide)
     with pytest.raises(
-        UserError, match=r"another model: conv1.weight is \[8, 3, 3, 3\] in the file and \[64, 3, 7, 7\] here"
+        UserError, match=r"another model: conv1.weight is \[8, 3, 3, 3\] in the file and \[64, 3, 7, 7\] in this model"
     ):
         Quantization.load(file, torchvision.models.resnet18())
 

@@ -17,7 +17,7 @@ from ssql_det.quant.points.point import QuantPoint
 PUBLISHED, INTEGER = "published", "integer"  # placements: as in the SSQL paper; or as integer-only inference needs
 PLACEMENTS = (PUBLISHED, INTEGER)
 STEM_BITS = 8  # of a network's first layers; of the last layer too if the network is of no known family
-INTEGER_OUTPUT_BITS = 8  # of outputs, such as the summands of an addition, that only placement ``integer`` quantizes
+INTEGER_OUTPUT_BITS = 8  # of outputs that only ``integer`` quantizes, such as those that a residual connection adds
 
 Range = tuple[float, float]
 LAYER_TYPES = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
