@@ -1,5 +1,6 @@
 import fcntl
 import json
+import logging
 import multiprocessing.process
 import os
 import subprocess
@@ -13,6 +14,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 from ssql_det.toydata.dataset import ToyDataSettings, make_toy_data
 
+LOGGERS = ("ssql_det", "detectron2", "fvcore")
 MAKES_PROCESSES = {"toy", "in_process"}  # fixtures; who asks for them is slow
 LONGEST = ("reproduce/test_mini.py", "detect/test_end_to_end.py", "cli/test_hostile.py", "convert/test_conversions.py")
 
@@ -30,7 +32,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
-    """A fast test that starts a process fails, its fixtures included."""
+    """A fast test that starts a process fails, its fixtures included; loggers are as before after each test."""
 
     def refuse(*args, **options):
         raise AssertionError("a fast test starts a process: mark it slow")
@@ -39,7 +41,13 @@ def pytest_runtest_protocol(item):
         if item.get_closest_marker("fast"):
             patch.setattr(subprocess.Popen, "__init__", refuse)
             patch.setattr(multiprocessing.process.BaseProcess, "start", refuse)
-        return (yield)
+        before = [(each, each.propagate, each.level, each.handlers[:]) for each in map(logging.getLogger, LOGGERS)]
+        try:
+            return (yield)
+        finally:
+            for logger, propagate, level, handlers in before:
+                logger.propagate, logger.handlers = propagate, handlers
+                logger.setLevel(level)
 
 
 @pytest.fixture

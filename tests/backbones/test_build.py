@@ -139,23 +139,23 @@ def make_network(width):
 def test_a_registered_network_is_built_by_name(monkeypatch):
     monkeypatch.setattr(BACKBONES, "_objects", dict(BACKBONES._objects))
 
-    @BACKBONES.register("my_net")
-    def my_net(zero_init_residual):
+    @BACKBONES.register("my_backbone")
+    def my_backbone(zero_init_residual):
         return make_network(8), 8
 
     @BACKBONES.register("wrong_net")
     def wrong_net(zero_init_residual):
         return make_network(8), 9
 
-    backbone = build_backbone("my_net")
-    assert (backbone.name, backbone.feature_dim) == ("my_net", 8)
+    backbone = build_backbone("my_backbone")
+    assert (backbone.name, backbone.feature_dim) == ("my_backbone", 8)
     backbone.require_size(16)
     with pytest.raises(UserError, match=r"wrong_net returns features of shape \[1, 8\] for one .* says \[1, 9\]"):
         build_backbone("wrong_net").require_size(16)
-    with pytest.raises(UserError, match="no backbone 'my_nett'; did you mean 'my_net'"):
+    with pytest.raises(UserError, match="no backbone 'my_nett'; did you mean 'my_backbone'"):
         build_backbone("my_nett")
     with pytest.raises(ValueError, match="backbone 'resnet18' is already registered"):
-        BACKBONES.register("resnet18")(my_net)
+        BACKBONES.register("resnet18")(my_backbone)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "cifar_resnet18", "timm/vit_tiny_patch16_224", "regnet_y_400mf"])
