@@ -9,6 +9,8 @@ from ssql_det.report.charts import render_svg
 from ssql_det.report.document import Document
 from ssql_det.report.render_html import render_html
 
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
 LONG_NAME = "SSQL-200ep (ours) <&> with 256 images of voc_2007_trainval, seed 0, MinMax · voc_r18_c4.yaml"
 NINE_CURVES = Chart(
     "nine",
