@@ -129,9 +129,7 @@ def _make_toy_detectors(
             methods=methods,
             config=f"{_DETECTION_CONFIGS}/toy_voc_{network}_c4.yaml",
             calibration_images=64,
-            minutes=c4_costs.minutes,
-            sweep_minutes=c4_costs.sweep_minutes,
-            megabytes=c4_costs.megabytes,
+            **c4_costs._asdict(),
             image_pattern=_VOC_IMAGE,
         ),
         DetectorExperiment(
@@ -141,9 +139,7 @@ def _make_toy_detectors(
             methods=methods,
             config=f"{_DETECTION_CONFIGS}/toy_coco_{network}_fpn.yaml",
             calibration_images=64,
-            minutes=fpn_costs.minutes,
-            sweep_minutes=fpn_costs.sweep_minutes,
-            megabytes=fpn_costs.megabytes,
+            **fpn_costs._asdict(),
             image_pattern=_COCO_IMAGE,
         ),
     )
