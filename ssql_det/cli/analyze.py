@@ -1,4 +1,4 @@
-"""What few bits do to a pretrained network: loss terms, outliers of weights and t-SNE, in one report.
+"""What low bit-widths do to a pretrained network: loss terms, outliers of weights and t-SNE, in one report.
 
 The report sets several checkpoints side by side. They may be in any format that convert reads; terms of the loss itself
 need checkpoints of `ssql-det pretrain`, which contain projector and predictor.
@@ -20,7 +20,7 @@ from ssql_det.cli.arguments import (
     seed_int,
 )
 
-HELP = "loss terms, outliers of weights and t-SNE of checkpoints at few bits"
+HELP = "loss terms, outliers of weights and t-SNE of checkpoints at low bit-widths"
 EXAMPLES = (
     "ssql-det analyze --checkpoints runs/ssql/checkpoint.pth --data toy/crops",
     "ssql-det analyze --checkpoints simsiam.pth ssql.pth --data cifar10:datasets --bits FP,8,4 --out compared",

@@ -1,4 +1,4 @@
-"""Compare the features of one ResNet at full precision and at few bits, from a single copy of weights.
+"""Compare the features of one ResNet at full precision and at low bit-widths, from a single copy of weights.
 
 The weights are random and the images are crops of scikit-learn's two photographs: the table shows what the bit-width
 alone does to features and cost, and says nothing about accuracy.

@@ -10,7 +10,7 @@ import argparse
 
 from ssql_det.cli.arguments import add_config_file, add_num_gpus, add_overrides
 
-HELP = "pretrain a backbone on images without labels, for full precision and few bits"
+HELP = "pretrain a backbone on images without labels, for full precision and low bit-widths"
 EXAMPLES = (
     "ssql-det pretrain --config-file mini DATA.TRAIN toy/crops OUTPUT_DIR runs/ssql",
     "ssql-det pretrain --config-file imagenet_r18_ssql --num-gpus 8 --resume DATA.TRAIN photos OUTPUT_DIR runs/photos",

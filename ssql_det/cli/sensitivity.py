@@ -1,4 +1,4 @@
-"""Rank the parts of a detector by the loss when each alone is quantized to few bits.
+"""Rank the parts of a detector by how much it degrades when each alone is quantized to low bit-widths.
 
 Writes a bits file that keeps the most sensitive parts at more bits: `ssql-det sweep --bits 4 --bits-file FILE`.
 """
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ssql_det.detect.sensitivity import GroupSensitivity
     from ssql_det.quant import Bits
 
-HELP = "rank the parts of a detector by their loss at few bits"
+HELP = "rank the parts of a detector by how much quantizing each alone degrades it"
 EXAMPLES = (
     "ssql-det sensitivity --config-file toy_voc_narrow_c4 --fast MODEL.WEIGHTS runs/c4/model_final.pth",
     "ssql-det sensitivity --config-file voc_r18_c4 --bits 3 --keep 4 --out bits.json MODEL.WEIGHTS voc.pth",
@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> None:
     if len(widths) != 1 or len(keep_widths) != 1:
         raise UserError(f"--bits and --keep-bits are one bit-width each, got {options.bits} and {options.keep_bits}")
     if widths[0] == Bits.FP:
-        raise UserError("--bits FP quantizes nothing, so no part has a loss; give few bits, as --bits 4")
+        raise UserError("--bits FP quantizes nothing, so nothing degrades; give a low bit-width, as --bits 4")
     cfg = read_detector_config(options, options.overrides)
     check_not_an_input(options.out, [options.config_file, cfg.MODEL.WEIGHTS])
     if not options.fast and not cfg.DATASETS.TEST:
@@ -74,14 +74,14 @@ def run(options: argparse.Namespace) -> None:
     model, checkpoint = load_trained_detector(cfg)
     measure = _measure_by_features if options.fast else _measure_by_ap
     settings = QuantizationSettings("all", make_calibration(options), make_scheme(options))
-    loss = "relative error" if options.fast else "AP lost"
+    quantity = "relative error" if options.fast else "AP lost"
     sensitivities = []
     for each in measure(cfg, model, settings, widths[0]):
-        _logger.info("%s: %s %.4f", each.pattern, loss, each.degradation)
+        _logger.info("%s: %s %.4f", each.pattern, quantity, each.degradation)
         sensitivities.append(each)
     sensitivities = sort_by_degradation(sensitivities)
     title = f"{checkpoint.display_name}: one part at {widths[0]}, the rest float"
-    print_table(("part", loss), [(each.pattern, f"{each.degradation:.4f}") for each in sensitivities], title)
+    print_table(("part", quantity), [(each.pattern, f"{each.degradation:.4f}") for each in sensitivities], title)
     with atomic_write(options.out, "w") as file:
         json.dump(select_overrides(sensitivities, options.keep, keep_widths[0]), file, indent=1)
     words = ("--bits", widths[0], "--bits-file", options.out, "MODEL.WEIGHTS", cfg.MODEL.WEIGHTS)

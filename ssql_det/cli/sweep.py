@@ -1,4 +1,4 @@
-"""Evaluate one detector at full precision and at few bits, from one copy of weights and one calibration.
+"""Evaluate one detector at full precision and at low bit-widths, from one copy of weights and one calibration.
 
 KEY VALUE pairs override the config, as in Detectron2: MODEL.WEIGHTS is the detector, OUTPUT_DIR the folder of the
 sweep. Started again, an interrupted sweep continues. Several GPUs: --num-gpus N, or torchrun --nproc-per-node N
