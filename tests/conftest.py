@@ -41,13 +41,19 @@ def pytest_runtest_protocol(item):
         if item.get_closest_marker("fast"):
             patch.setattr(subprocess.Popen, "__init__", refuse)
             patch.setattr(multiprocessing.process.BaseProcess, "start", refuse)
-        before = [(each, each.propagate, each.level, each.handlers[:]) for each in map(logging.getLogger, LOGGERS)]
+        before = {logger: (logger.propagate, logger.level, logger.handlers[:]) for logger in loggers()}
         try:
             return (yield)
         finally:
-            for logger, propagate, level, handlers in before:
-                logger.propagate, logger.handlers = propagate, handlers
+            for logger in loggers():
+                logger.propagate, level, logger.handlers = before.get(logger, (True, logging.NOTSET, []))
                 logger.setLevel(level)
+
+
+def loggers():
+    """The package's and the engine's, with those below them: a command gives some of these a level of their own."""
+    known = logging.root.manager.loggerDict.items()
+    return [each for name, each in known if name.split(".")[0] in LOGGERS and isinstance(each, logging.Logger)]
 
 
 @pytest.fixture
