@@ -1,6 +1,6 @@
 """The blocks of a page (headings, paragraphs, tables, charts...), independent of the output format.
 
-A block's texts may hold inline code and links, see `markup`; everything else is plain text.
+A block's texts may hold inline code and links, see `report.markup`; everything else is plain text.
 
 >>> Table(("method", "FP", "4w4a"), (("SSQL", "48.8", "44.7"),)).caption
 ''
@@ -73,11 +73,11 @@ class Figure:
 
 @dataclass(frozen=True)
 class Curve:
-    """A named curve with one value for each x label; ``None`` is a gap. ``std``: standard deviations of the values."""
+    """A named curve with one value for each x label of its chart; ``None`` is a gap."""
 
     name: str
     values: tuple[float | None, ...]
-    std: tuple[float | None, ...] = ()
+    std: tuple[float | None, ...] = ()  # standard deviations of the values; None for a single one, () for all
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from ssql_det.report.blocks import Chart, Curve
 from ssql_det.report.markup import strip_markup, to_one_line
 from ssql_det.report.stylesheet import CHART_CSS, NUM_CURVE_COLOURS, make_theme_css
 
-_WIDTH, _MARGIN, _PLOT_HEIGHT = 440.0, 6.0, 210.0
+_WIDTH, _MARGIN, _PLOT_HEIGHT = 440.0, 6.0, 210.0  # in the user units of the SVG, as all lengths below
 _FONT_SIZE, _LINE_HEIGHT = 16.0, 21.0  # on small screens, where they are largest
 _SAMPLE_WIDTH = 36.0  # of the piece of curve before each name in the legend
 _MARKERS = (  # SVG paths; 7 markers and 9 colours have no common factor, so 63 curves differ
@@ -38,9 +38,9 @@ _WIDE_LETTERS = frozenset("mwMW@%—…#&+<=>^~±")
 
 
 class _Point(NamedTuple):
-    x: int
+    x: int  # index of the x label
     value: float
-    deviation: float
+    deviation: float  # 0 if there is none
 
 
 def render_svg(chart: Chart, standalone: bool = False) -> str:
@@ -56,7 +56,7 @@ def render_svg(chart: Chart, standalone: bool = False) -> str:
     bottom = top + (_PLOT_HEIGHT if bar_ends else 3 * _LINE_HEIGHT)
     left = _MARGIN + estimate_max_width(format_ticks(ticks), _FONT_SIZE) + 8
     step = (_WIDTH - _MARGIN - left) / max(1, len(chart.x_labels))
-    x_scale = Scale(0, 1, left + step / 2, left + step * 3 / 2)
+    x_scale = Scale(0, 1, left + step / 2, left + step * 3 / 2)  # of the index of an x label
     y_scale = Scale(ticks[0], ticks[-1], bottom, top) if ticks else Scale(0, 1, bottom, top)
     x_labels = [wrap_text(to_one_line(label), step, _FONT_SIZE) for label in chart.x_labels]
     below_labels = bottom + 10 + _LINE_HEIGHT * max(map(len, x_labels), default=0)
@@ -248,6 +248,7 @@ def wrap_text(text: str, width: float, font_size: float) -> list[str]:
 
 
 def _letter_width(letter: str) -> float:
+    """An upper estimate, as a fraction of the font size."""
     if letter in _WIDE_LETTERS or unicodedata.east_asian_width(letter) in "WF":
         return 1.0
     return 0.45 if letter in _NARROW_LETTERS else 0.8 if letter.isupper() else 0.65

@@ -1,8 +1,9 @@
 """Compare a published table with result rows: per method and bit-width the published value, the measured mean, the
 difference.
 
-A comparison covers one dataset and one scope (the quantized part of the detector). It has one line per method,
-bit-width and settings: rows that differ in config, scheme or calibration are not averaged.
+A comparison covers one dataset and one scope (what is quantized: the backbone, or all of a detector). It has a line
+for each bit-width of each group of rows: only rows that agree in backbone, method, config, scheme and calibration are
+averaged.
 
 >>> comparison = compare_with_published(6, [])
 >>> comparison.lines[0].method, comparison.lines[0].bits, comparison.lines[0].cells["bbox/AP50"]
@@ -24,21 +25,22 @@ from ssql_det.report.row_groups import RowGroup, average_over_bits, group_by_bit
 from ssql_det.report.table_sources import DETECTOR_CONFIGS, TableSource, get_source, list_datasets
 
 SCOPES = ("all", "backbone")
-COSTS = ("MB", "GFLOPs", "GBOPs")
+COSTS = ("MB", "GFLOPs", "GBOPs")  # of rows: 10^6 bytes of parameters, 10^9 multiply-adds, 10^9 bit-operations
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """Mean and sample standard deviation of the ``n`` finite values of a metric; ``None`` if there are too few."""
+    """Mean and sample standard deviation of the ``n`` finite values of a metric."""
 
-    mean: float | None
-    std: float | None
+    mean: float | None  # None if n is 0
+    std: float | None  # None if n is less than 2
     n: int
 
 
 @dataclass(frozen=True)
 class Cell:
-    """``measured`` is ``None`` if no row has the metric; ``difference``: the measured mean minus ``published``."""
+    """``measured`` is ``None`` if no row has the metric. ``difference`` is the measured mean minus ``published``;
+    ``None`` if one of them is missing or the comparison is of another dataset."""
 
     published: float | None
     measured: Measurement | None
@@ -65,7 +67,8 @@ class ComparisonLine(RowGroup):
 class Comparison:
     """``is_comparable``: the rows are of the published table's dataset; otherwise no difference is given.
 
-    ``scope``: the part of the detector that is quantized; empty for a table that no command can reproduce yet.
+    ``scope``: what is quantized, ``all`` or ``backbone``; empty for a table that no command can reproduce yet.
+    ``metrics``: those of the table, then the costs that rows have.
     """
 
     number: int
@@ -82,7 +85,8 @@ class Comparison:
 def compare_with_published(number: int, rows: Sequence[Row], scope: str = "all", dataset: str = "") -> Comparison:
     """Compare result rows with the published table of that number; without rows, nothing is measured.
 
-    ``scope`` applies to detectors; probes always have the scope "backbone". ``dataset`` defaults to the published one.
+    ``scope`` applies to detectors; probes always have the scope "backbone". If ``dataset`` is empty it is the published
+    one, as it always is for a table that no command can reproduce.
     """
     table, table_source = load_published_table(number), get_source(number)
     known_datasets = {*DETECTOR_CONFIGS, *list_datasets(), *(row.dataset for row in rows)}
@@ -136,7 +140,7 @@ def _make_lines(
     published = published_row.values if published_row else {}
     average_rows = [
         row
-        for name in table.average_columns
+        for name in table.average_names
         for row in average_over_bits(measured_rows, name, table.bit_widths, table.metrics)
     ]
     cells = {
@@ -146,10 +150,10 @@ def _make_lines(
             )
             for metric in metrics
         }
-        for bits, bits_rows in group_by_bits([*measured_rows, *average_rows], table.bit_columns).items()
+        for bits, bits_rows in group_by_bits([*measured_rows, *average_rows], table.column_bits).items()
     }
     incomplete = [bits for bits in cells if any(cells[bits][metric].measured is None for metric in table.metrics)]
-    to_measure = [bits for bits in incomplete if bits not in table.average_columns]
+    to_measure = [bits for bits in incomplete if bits not in table.average_names]
     command = table_source.get_measure_command(table, group, to_measure, scope) if to_measure else ""
     for bits, bits_cells in cells.items():
         yield ComparisonLine(
@@ -183,20 +187,21 @@ def _make_notes(
     dataset: str,
     is_comparable: bool,
 ) -> Iterator[str]:
-    """Notes on the numbers: the settings of the measured rows, the excluded rows, doubtful means, possible misprints.
+    """Notes on the numbers: the settings of the measured rows, the excluded rows, doubtful means, the settings of an
+    ablation's rows, possible misprints.
 
     ``selected``: the part of ``rows`` that belongs to the table; ``groups``: the newest of the selected rows, grouped.
     """
     newest = [row for _, measured_rows in groups for row in measured_rows]
     if not is_comparable:
-        kind = "toy data" if dataset.startswith("toy_") else "not the published table's dataset"
-        yield f"{dataset} is {kind}: not comparable with the published values, so no difference is given."
+        reason = "toy data" if dataset.startswith("toy_") else "not the published table's dataset"
+        yield f"{dataset} is {reason}: not comparable with the published values, so no difference is given."
     if newest:
         yield f"Measured with {_describe_settings(newest)}."
         yield from _note_epochs(table)
     excluded = Counter(map(_format_dataset_and_scope, rows)) - Counter(map(_format_dataset_and_scope, selected))
     if excluded:
-        counts = (f"{_format_row_count(excluded[data])} of {data}" for data in sorted(excluded))
+        counts = (f"{_format_row_count(excluded[each])} of {each}" for each in sorted(excluded))
         yield f"Left out, since dataset, scope or metrics are not those of this table: {'; '.join(counts)}."
     if len(selected) > len(newest):
         yield f"Replaced by a newer row of the same measurement: {_format_row_count(len(selected) - len(newest))}."

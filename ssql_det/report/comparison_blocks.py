@@ -24,7 +24,7 @@ _PUBLISHED_ONLY = "published only"
 
 
 def build_comparison_blocks(comparison: Comparison, with_commands: bool = True) -> tuple[Block, ...]:
-    """A section of a page: notes, a table per task, and the commands that measure the empty cells."""
+    """A section of a page: notes, a table per task and, if ``with_commands``, what measures the empty cells."""
     commands = list(dict.fromkeys(line.measure_command for line in comparison.lines if line.measure_command))
     commands = commands if with_commands else []
     blocks: list[Block] = [
@@ -93,6 +93,7 @@ def _describe(comparison: Comparison) -> str:
 
 
 def _get_task(metric: str) -> str:
+    """The part before the slash, such as ``bbox``; empty for a cost."""
     task, slash, _ = metric.partition("/")
     return task if slash else ""
 
@@ -155,9 +156,9 @@ def _format_published(value: float | None) -> str:
     return _EMPTY if value is None else f"{value:.1f}"
 
 
-def _format_measured(measured: Measurement, digits: int) -> str:
+def _format_measured(measured: Measurement, decimals: int) -> str:
     if measured.mean is None:
         return "NaN or infinite"
-    std = f" ± {measured.std:.{digits}f}" if measured.std else ""
+    std = f" ± {measured.std:.{decimals}f}" if measured.std else ""
     num_values = f" ({measured.n})" if measured.n > 1 else ""
-    return f"{measured.mean:.{digits}f}{std}{num_values}"
+    return f"{measured.mean:.{decimals}f}{std}{num_values}"

@@ -1,6 +1,7 @@
 """Display names of methods, networks, quantization schemes and probe protocols in tables.
 
-Method names are compared by letters and digits only, so case and punctuation do not matter.
+Method names are compared by letters and digits only, so case and punctuation do not matter. "(ours)" is printed in the
+paper and means its authors.
 
 >>> match_published_name("simsiam 200EP", ["SimSiam", "SimSiam-200ep"]), match_published_name("ssql", ["SSQL (ours)"])
 ('SimSiam-200ep', 'SSQL (ours)')
@@ -57,7 +58,7 @@ def format_network(network: str, is_3x3_stem_expected: bool) -> str:
 
 
 def strip_ours(published: str) -> str:
-    """A published method's name as it is in result rows: without "(ours)", which means the paper's authors.
+    """A published method's name as it is in result rows: without "(ours)".
 
     >>> strip_ours("SSQL (ours)")
     'SSQL'
@@ -80,7 +81,8 @@ def format_scheme(row: Row) -> str:
 
 
 def format_protocol(protocol: Protocol) -> str:
-    """
+    """A probe's hyperparameters as one text, which begins with the probes' names; empty for a detector's row.
+
     >>> format_protocol({"probes": ["knn"], "recipe": "digits", "size": 96, "train_images": 800, "val_images": 200})
     'knn; digits augmentation at 96 px, 800 training and 200 validation images'
     """

@@ -1,7 +1,8 @@
 """The published tables of SSQL as values, read from ``published/ssql_table<number>.json``.
 
 Source: Y.-H. Cao, P. Sun, Y. Huang, J. Wu, S. Zhou, ECCV 2022, https://arxiv.org/abs/2207.05432. Values are percent,
-as printed; ``possible_misprints`` describes those that look wrong. Metrics are named as in result rows.
+as printed; ``possible_misprints`` describes those that look wrong. Metrics are named as in result rows. "(ours)" in the
+name of a method is printed in the paper and means its authors.
 
 >>> load_published_table(6).find_row("SSQL (ours)").values[Column("4w4a", "bbox/AP50")]
 61.2
@@ -32,23 +33,23 @@ _SETTING_NAMES = {
 
 @dataclass(frozen=True)
 class Column:
-    """A metric at a bit-width such as ``4w4a``, or, in Table 8, their mean: its ``bits`` are ``Avg.``."""
+    """A metric at a bit-width; in Table 8 also its mean over the table's bit-widths, whose ``bits`` are ``Avg.``."""
 
-    bits: str
-    metric: str
+    bits: str  # FP, or for example 4w4a: 4-bit weights and activations
+    metric: str  # for example bbox/AP50
 
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """One row of a published table. ``epochs`` is ``None`` if not given; a value is ``None`` where a dash is printed.
+    """One row of a published table. A value is ``None`` where a dash is printed.
 
-    ``settings`` distinguish the rows of the ablation (Table 8), whose method is only a letter.
+    ``settings`` distinguish the rows of the ablation (Table 8), whose method is only a letter; other tables have none.
     """
 
     method: str
     backbone: str
-    dataset: str
-    epochs: int | None
+    dataset: str  # in Tables 6 and 7 as in result rows, in the others as printed
+    epochs: int | None  # of pretraining; None if the table does not give them
     settings: Mapping[str, str | bool]
     values: Mapping[Column, float | None]
 
@@ -73,17 +74,19 @@ class PublishedTable:
     possible_misprints: tuple[str, ...]
 
     @property
-    def bit_columns(self) -> tuple[str, ...]:
-        """The distinct ``bits`` of the columns in the printed order: bit-widths, and averages over bit-widths."""
+    def column_bits(self) -> tuple[str, ...]:
+        """The distinct ``bits`` of the columns in the printed order: `bit_widths`, then `average_names`."""
         return tuple(dict.fromkeys(column.bits for column in self.columns))
 
     @property
     def bit_widths(self) -> tuple[str, ...]:
-        return tuple(bits for bits in self.bit_columns if _BITS.fullmatch(bits))
+        """``FP``, and the bit-widths of quantized networks."""
+        return tuple(bits for bits in self.column_bits if _BITS.fullmatch(bits))
 
     @property
-    def average_columns(self) -> tuple[str, ...]:
-        return tuple(bits for bits in self.bit_columns if bits not in self.bit_widths)
+    def average_names(self) -> tuple[str, ...]:
+        """``Avg.`` in Table 8, whose last column is the mean over all bit-widths; the other tables have none."""
+        return tuple(bits for bits in self.column_bits if bits not in self.bit_widths)
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -120,7 +123,8 @@ def load_published_table(number: int) -> PublishedTable:
 
 
 def _parse_heading(heading: str, metrics: Mapping[str, str]) -> Column:
-    """
+    """Read a printed heading. ``metrics``: names in result rows by printed name, ``""`` where the heading has none.
+
     >>> _parse_heading("4w4a mask AP", {"mask AP": "segm/AP"})
     Column(bits='4w4a', metric='segm/AP')
     """
@@ -131,12 +135,12 @@ def _parse_heading(heading: str, metrics: Mapping[str, str]) -> Column:
 
 
 def _parse_row(content: Mapping[str, Any], columns: tuple[Column, ...]) -> PublishedRow:
-    known_keys = ("method", "id", "backbone", "dataset", "epochs", "values")
+    keys_without_settings = ("method", "id", "backbone", "dataset", "epochs", "values")  # id: an ablation's letter
     return PublishedRow(
         method=content.get("method") or content["id"],
         backbone=content["backbone"],
         dataset=content["dataset"],
         epochs=content.get("epochs"),
-        settings={key: value for key, value in content.items() if key not in known_keys},
+        settings={key: value for key, value in content.items() if key not in keys_without_settings},
         values=dict(zip(columns, content["values"], strict=True)),
     )

@@ -1,4 +1,4 @@
-"""Comparisons with the published tables as CSV: one line per method, bit-width and metric, with all digits.
+"""Comparisons with the published tables as CSV: one record per comparison line and metric, with all digits.
 
 >>> from ssql_det.report.comparison import compare_with_published
 >>> render_csv(compare_with_published(6, [])).splitlines()[1].partition(',"')[0]

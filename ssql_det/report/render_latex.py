@@ -30,7 +30,9 @@ from ssql_det.report.document import Document, Renderer
 from ssql_det.report.markup import MarkupStyle, clean_lines
 from ssql_det.report.render_markdown import get_image_name
 
+# Packages and the commands that need them
 _PACKAGES = {"booktabs": r"\toprule", "graphicx": r"\includegraphics \resizebox", "longtable": r"\begin{longtable}"}
+# A format string, hence the double braces: shrinks a table to the line width if it is wider
 _SHRINK = r"""\setlength{{\tabcolsep}}{{3pt}}%
 \resizebox{{\ifdim\width>\linewidth\linewidth\else\width\fi}}{{!}}{{%
 {}}}"""

@@ -1,6 +1,6 @@
 """Load result rows, keep the newest of each measurement, and group the rows that may be averaged.
 
-Rows of one group differ only in bits, seed and checkpoint.
+Rows of one group have the same settings; they may differ in bits, seed, checkpoint, engine and versions.
 
 >>> sort_bits(["2w4a", "8w8a", "FP", "4w4a"])
 ('FP', '8w8a', '4w4a', '2w4a')
@@ -21,14 +21,14 @@ from ssql_det.core.rows import Row, finite_or_none, read_rows
 from ssql_det.report.display_names import format_protocol, format_scheme
 from ssql_det.report.markup import to_one_line
 
-UNNAMED = "(not named)"
+UNNAMED = "(not named)"  # in tables: the method of rows whose method is empty
 
 
 @dataclass(frozen=True)
 class RowGroup:
     """The fields that all rows of a group share. The group of a published row has no config, scheme and calibration.
 
-    ``method`` is the published name if there is one. ``backbone`` is empty for detectors: result rows do not name it.
+    ``method`` is the published name if there is one. ``backbone`` is empty for detectors: their config determines it.
     """
 
     dataset: str
@@ -45,7 +45,10 @@ class RowGroup:
 
 
 def load_rows(paths: Iterable[str | os.PathLike[str]]) -> list[Row]:
-    """All complete rows of the files. A line that is incomplete, as after a kill, is skipped with a warning."""
+    """All rows of the files; a file without any is an error. A line that a kill truncated is skipped with a warning.
+
+    Every text of a row becomes one printable line.
+    """
     rows: list[Row] = []
     for path in paths:
         file_rows = read_rows(path)
@@ -56,7 +59,7 @@ def load_rows(paths: Iterable[str | os.PathLike[str]]) -> list[Row]:
 
 
 def keep_newest(rows: Sequence[Row]) -> list[Row]:
-    """The newest row of each measurement; of two rows with the same time the later one in ``rows``."""
+    """The newest row of each checkpoint, bit-width and settings; of two with one time, the later one in ``rows``."""
     newest = {_identify_measurement(row): row for row in sorted(rows, key=_parse_time)}
     return list(newest.values())
 
@@ -66,7 +69,7 @@ def group_rows(
 ) -> list[tuple[RowGroup, list[Row]]]:
     """Group rows: first the published groups in their order, with or without rows; then the other groups, sorted.
 
-    Of the other groups, those of published methods (measured with another network) come first.
+    The others are sorted by dataset and network; those of one network begin with the published methods.
     """
     groups: dict[RowGroup, list[Row]] = {}
     for row in rows:
@@ -91,12 +94,15 @@ def group_by_bits(rows: Sequence[Row], required_bits: Iterable[str] = ()) -> dic
 
 
 def sort_bits(bit_widths: Iterable[str]) -> tuple[str, ...]:
-    """The distinct bit-widths: FP first, then from high to low."""
+    """The distinct bit-widths: FP first, then from high to low; last those with other names, such as ``Avg.``."""
     return tuple(sorted(set(bit_widths), key=_bits_sort_key))
 
 
 def average_over_bits(rows: Sequence[Row], name: str, bit_widths: Sequence[str], metrics: Sequence[str]) -> list[Row]:
-    """A row with the means over ``bit_widths`` for each checkpoint that has them all; its ``bits`` are ``name``."""
+    """For each checkpoint and seed a row of means over ``bit_widths``, with ``name`` as its ``bits``.
+
+    A metric that is missing or not finite at one of the bit-widths has no mean; a row without means is left out.
+    """
     by_checkpoint: dict[tuple[str, int], dict[str, Row]] = {}
     for row in rows:
         by_checkpoint.setdefault((row.checkpoint_hash or row.checkpoint, row.seed), {})[row.bits] = row

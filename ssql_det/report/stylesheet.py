@@ -1,7 +1,7 @@
 """The CSS of pages and charts: colours for light and dark themes as CSS variables, and rules for each kind of block.
 
 The curves' colours started from those of Okabe and Ito (https://jfly.uni-koeln.de/color/) and were moved until each has
-a contrast of 3 to its background and all nine stay distinct with any kind of colour blindness; both are tested.
+a contrast ratio of 3:1 to its background and all nine stay distinct with any kind of colour blindness; both are tested.
 
 >>> print(make_theme_css("svg"))
 svg{color-scheme:light dark;--background:#ffffff;...}
@@ -29,9 +29,9 @@ def _name_curve_colours(colours: tuple[str, ...]) -> dict[str, str]:
 
 LIGHT = {
     "background": "#ffffff",
-    "raised": "#f5f6f7",
+    "raised": "#f5f6f7",  # the background of code and of the table row under the pointer
     "text": "#1c2024",
-    "muted": "#5c6570",
+    "muted": "#5c6570",  # captions, table headers, axis labels
     "border": "#dfe3e7",
     "link": "#0b5ea8",
     "shadow": "#0000001f",

@@ -20,29 +20,32 @@ from ssql_det.report import display_names
 from ssql_det.report.published import PublishedRow, PublishedTable
 from ssql_det.report.row_groups import UNNAMED, RowGroup
 
-DETECTOR_CONFIGS = {  # the default config of each test set
+DETECTOR_CONFIGS = {  # the default config of each test set; paths are below configs/detection, as in result rows
     "voc_2007_test": "voc_r18_c4.yaml",
     "coco_2017_val": "coco_mask_r50_fpn.yaml",
     "toy_voc_2007_test": "toy_voc_narrow_c4.yaml",
     "toy_coco_2017_val": "toy_coco_narrow_fpn.yaml",
 }
 _CONFIG_FOLDER = "configs/detection"
-_MORE_CONFIGS = (  # result rows name a config by its path below the config folder
+_MORE_CONFIGS = (  # the other configs of the folder, which no test set has by default
     *("voc_r34_c4.yaml", "voc_r50_c4.yaml", "coco_mask_r18_fpn.yaml", "coco_mask_r34_fpn.yaml"),
     *("toy_voc_r18_c4.yaml", "toy_coco_r18_fpn.yaml"),
 )
 _CONFIG_SUBFOLDERS = ("table6/", "table7/", "zoo/")
-_EQUAL_BITS = re.compile(r"(\d+)w\1a")
+_EQUAL_BITS = re.compile(r"(\d+)w\1a")  # weights and activations with the same number of bits
 
 
 @dataclass(frozen=True)
 class TableSource:
-    """A table that no command can measure yet; the base class of the other sources. ``dataset`` is named as in rows."""
+    """A table that no command can measure yet; the base class of the other sources."""
 
-    dataset: str = ""
+    dataset: str = ""  # named as in result rows; empty if no rows can belong to the table
 
     def resolve_scope(self, scope: str) -> str:
-        """The scope (quantized part of the detector) of the rows to show, if the user chose ``scope``."""
+        """The scope (what is quantized, ``all`` or ``backbone``) of the rows to show, if the user chose ``scope``.
+
+        It is empty if no rows can belong to the table.
+        """
         return ""
 
     def get_published_group(self, row: PublishedRow, dataset: str) -> RowGroup:
@@ -60,7 +63,7 @@ class TableSource:
 
 @dataclass(frozen=True)
 class SweepSource(TableSource):
-    """A table of detectors, measured with ``ssql-det sweep``. Result rows of detectors do not name the backbone."""
+    """A table of detectors, measured with ``ssql-det sweep``. Groups have no backbone: the config determines it."""
 
     def resolve_scope(self, scope: str) -> str:
         return scope
@@ -76,6 +79,7 @@ class SweepSource(TableSource):
         """A sweep with the settings of the group, so that the new rows belong to it.
 
         The user must replace what is in angle brackets: the weights, and any config from outside of this repository.
+        Scheme and calibration of existing rows are in a comment; the user must add their options.
 
         >>> from ssql_det.report.published import load_published_table
         >>> group = RowGroup("voc_2007_test", "", "BYOL")
@@ -84,18 +88,20 @@ class SweepSource(TableSource):
 SSQL_DET.METHOD BYOL OUTPUT_DIR sweeps/byol'
         """
         method = display_names.strip_ours("" if group.method == UNNAMED else group.method)
-        file_name = display_names.slugify(method) or "detector"
+        file_stem = display_names.slugify(method) or "detector"
+        # A row's config is a file with KEY VALUE overrides.
         config, *overrides = shlex.split(group.config) or [DETECTOR_CONFIGS.get(group.dataset, f"{group.dataset}.yaml")]
-        is_own_config = config in (*DETECTOR_CONFIGS.values(), *_MORE_CONFIGS) or config.startswith(_CONFIG_SUBFOLDERS)
-        path = f"{_CONFIG_FOLDER}/{config}" if is_own_config else f"<{config}>"
+        is_in_repository = config in (*DETECTOR_CONFIGS.values(), *_MORE_CONFIGS)
+        is_in_repository = is_in_repository or config.startswith(_CONFIG_SUBFOLDERS)
+        path = f"{_CONFIG_FOLDER}/{config}" if is_in_repository else f"<{config}>"
         test_set = [] if group.dataset in DETECTOR_CONFIGS else [shlex.quote(f"({group.dataset!r},)")]
         other_dataset = [group.dataset] if group.dataset != self.dataset else []
-        folder = "-".join([file_name, *([scope] if scope != "all" else []), *other_dataset])
+        folder = "-".join([file_stem, *([scope] if scope != "all" else []), *other_dataset])
         parts = [
             f"ssql-det sweep --config-file {path}",
             f"--bits {format_bits_option(bits)}",
             *([f"--scope {shlex.quote(scope)}"] if scope != "all" else []),
-            f"MODEL.WEIGHTS <{file_name}.pth>",
+            f"MODEL.WEIGHTS <{file_stem}.pth>",
             f"SSQL_DET.METHOD {shlex.quote(method)}",
             *([shlex.join(overrides)] if overrides else []),
             *(f"DATASETS.TEST {each}" for each in test_set),
@@ -111,7 +117,8 @@ class ProbeSource(TableSource):
 
     ``data_option``: the value of ``--data``. ``is_3x3_stem_expected``: whether the published ResNets have the 3x3 stem
     for CIFAR. ``configs``: pretraining configs by printed backbone and method. ``aliases``: the methods that letters of
-    an ablation stand for. ``extra_methods``: methods of other published tables whose rows are shown too.
+    an ablation stand for. ``extra_methods``: methods of other published tables; result rows of them are shown too,
+    under their printed names.
     """
 
     data_option: str = ""
@@ -127,13 +134,13 @@ class ProbeSource(TableSource):
         return RowGroup(dataset, row.backbone, row.method)
 
     def get_group(self, row: Row, table: PublishedTable) -> RowGroup:
-        printed_names = {
+        printed_by_name = {  # the printed method by each name of it
             name: method
             for method in (*table.methods, *self.extra_methods)
             for name in (method, self.aliases.get(method, method))
         }
-        name = display_names.match_published_name(row.method, printed_names)
-        method = printed_names[name] if name else row.method.strip() or UNNAMED
+        name = display_names.match_published_name(row.method, printed_by_name)
+        method = printed_by_name[name] if name else row.method.strip() or UNNAMED
         network, protocol = (
             display_names.format_network(row.network, self.is_3x3_stem_expected),
             display_names.format_protocol(row.protocol),
@@ -141,28 +148,30 @@ class ProbeSource(TableSource):
         return RowGroup(row.dataset, network, method, protocol, display_names.format_scheme(row), str(row.calibration))
 
     def get_measure_command(self, table: PublishedTable, group: RowGroup, bits: Sequence[str], scope: str) -> str:
+        """A linear probe; for a group with rows, the probes of these rows, whose protocol is in a comment."""
         method = self.aliases.get(group.method, group.method)
         config = self.configs.get((group.backbone, group.method))
         data = self.data_option if group.dataset == self.dataset else f"<{group.dataset}>"
-        probes, checkpoint = (
+        arguments, checkpoint = (
             ["linear"],
             f"<{display_names.slugify(display_names.strip_ours(method)) or 'backbone'}.pth>",
         )
         comment = ""
-        if group.config:
-            probes = group.config.partition(";")[0].split(", ")
+        if group.config:  # a formatted protocol, which begins with the probes' names
+            arguments = group.config.partition(";")[0].split(", ")
             comment = f" # as in the existing rows: {group.config}; {group.scheme}; calibration: {group.calibration}"
         elif config is None:
             return ""
         elif group.dataset == self.dataset:
             run = Path(config).relative_to("configs/pretrain").with_suffix("")
             checkpoint = f"output/{run}/checkpoint.pth"  # the config's OUTPUT_DIR
-            probes += ["--protocol", "published"]
+            arguments += ["--protocol", "published"]
             comment = f" # after ssql-det pretrain --config-file {config}"
-        if group.method.startswith("(") and group.method not in self.aliases:  # a checkpoint does not store its letter
-            probes += ["--method", group.method]
+        # A checkpoint does not store which letter of the ablation it is.
+        if group.method.startswith("(") and group.method not in self.aliases:
+            arguments += ["--method", group.method]
         options = f"--checkpoint {checkpoint} --data {data} --bits {format_bits_option(bits)}"
-        return f"ssql-det probe {shlex.join(probes)} {options}{comment}"
+        return f"ssql-det probe {shlex.join(arguments)} {options}{comment}"
 
 
 def format_bits_option(bit_widths: Iterable[str]) -> str:
@@ -174,44 +183,47 @@ def format_bits_option(bit_widths: Iterable[str]) -> str:
     return shlex.quote(",".join(_EQUAL_BITS.sub(r"\1", bits) for bits in bit_widths))
 
 
-_DEPTHS = {"r18": "ResNet-18", "r34": "ResNet-34", "r50": "ResNet-50"}
+# Printed networks and methods by their names in config files
+_NETWORKS = {"r18": "ResNet-18", "r34": "ResNet-34", "r50": "ResNet-50"}
 _SIMSIAM = {"simsiam": "SimSiam", "ssql": "SSQL (ours)"}
 _CONTRASTIVE = {"simclr": "SimCLR", "moco": "MoCov2", "ssql_simclr": "SSQL-NCE (ours)"}
 _TABLE_12_METHODS = {"byol": "BYOL", "ssql_byol": "BYOL+SSQL", "moco": "MoCov2", "ssql_moco": "MoCov2+SSQL"}
 
 
-def _list_configs(data: str, depth: str, methods: Mapping[str, str]) -> dict[tuple[str, str], str]:
-    """Pretraining configs by printed network and method. ``methods``: printed method by its name in file names."""
+def _list_configs(data: str, network: str, methods: Mapping[str, str]) -> dict[tuple[str, str], str]:
+    """Pretraining configs by printed network and method; the arguments are as in file names."""
     folder = "configs/pretrain"
-    return {(_DEPTHS[depth], method): f"{folder}/{data}_{depth}_{name}.yaml" for name, method in methods.items()}
+    return {(_NETWORKS[network], method): f"{folder}/{data}_{network}_{name}.yaml" for name, method in methods.items()}
 
 
-def _list_table_1_configs(depth: str) -> dict[tuple[str, str], str]:
-    return _list_configs("cifar10", depth, {**_SIMSIAM, "byol": "BYOL", **_CONTRASTIVE})
+def _list_table_1_configs(network: str) -> dict[tuple[str, str], str]:
+    return _list_configs("cifar10", network, {**_SIMSIAM, "byol": "BYOL", **_CONTRASTIVE})
 
 
-_IMAGENET = {
+_IMAGENET_CONFIGS = {
     **_list_configs("imagenet", "r18", {**_SIMSIAM, "byol": "BYOL"}),
     **_list_configs("imagenet", "r50", {**_SIMSIAM, "byol": "BYOL", "moco": "MoCov2"}),
 }
-_TABLE_1 = _list_table_1_configs("r18") | _list_table_1_configs("r50")
-_ABLATION = {(_DEPTHS["r34"], f"({letter})"): f"configs/pretrain/table8/{letter}.yaml" for letter in "abcdefghi"}
+_TABLE_1_CONFIGS = _list_table_1_configs("r18") | _list_table_1_configs("r50")
+_ABLATION_CONFIGS = {
+    (_NETWORKS["r34"], f"({letter})"): f"configs/pretrain/table8/{letter}.yaml" for letter in "abcdefghi"
+}
 _SOURCES: Mapping[int, TableSource] = {
     1: ProbeSource(
         "cifar10",
         data_option="cifar10:datasets",
         is_3x3_stem_expected=True,
-        configs=_TABLE_1,
+        configs=_TABLE_1_CONFIGS,
         extra_methods=("BYOL+SSQL", "MoCov2+SSQL"),
     ),
-    3: ProbeSource("imagenet", data_option="datasets/imagenet", configs=_IMAGENET),
+    3: ProbeSource("imagenet", data_option="datasets/imagenet", configs=_IMAGENET_CONFIGS),
     6: SweepSource("voc_2007_test"),
     7: SweepSource("coco_2017_val"),
     8: ProbeSource(
         "cifar10",
         data_option="cifar10:datasets",
         is_3x3_stem_expected=True,
-        configs=_ABLATION,
+        configs=_ABLATION_CONFIGS,
         aliases={"(a)": "SimSiam", "(i)": "SSQL (ours)"},
     ),
     12: ProbeSource(
@@ -238,5 +250,5 @@ def get_probe_source(table: int) -> ProbeSource:
 
 
 def list_datasets() -> set[str]:
-    """The datasets of all tables, named as in result rows."""
+    """The datasets of the tables that can be measured, named as in result rows."""
     return {source.dataset for source in _SOURCES.values()}

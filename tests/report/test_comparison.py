@@ -165,7 +165,7 @@ def test_without_rows_every_cell_is_empty_and_names_its_command(number):
     table = compare_with_published(number, [])
     published = load_published_table(number)
     assert [(line.method, line.bits) for line in table.lines] == [
-        (method, bits) for method in published.methods for bits in published.bit_columns
+        (method, bits) for method in published.methods for bits in published.column_bits
     ]
     for line in table.lines:
         assert all(cell.measured is None and cell.published for cell in line.cells.values())

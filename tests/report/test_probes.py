@@ -57,7 +57,7 @@ def dataset(number):
 @pytest.mark.parametrize("number", TABLE_NUMBERS)
 def test_lines_without_a_command_are_published_only(number):
     table = compare_with_published(number, [])
-    bits = load_published_table(number).bit_columns[0]
+    bits = load_published_table(number).column_bits[0]
     published_only = [line for line in table.lines if line.bits == bits and line.is_published_only]
     assert [f"{line.backbone} {line.method}" for line in published_only] == PUBLISHED_ONLY[number]
     assert all(line.is_published_only != bool(line.measure_command) for line in table.lines)
@@ -77,7 +77,7 @@ def test_a_row_belongs_to_the_line_of_its_network(number, network, method, backb
     assert (cell.published, cell.measured.mean, cell.measured.n) == (published, pytest.approx(published + 1.5), 2)
     assert cell.difference == pytest.approx(1.5)
     assert sum(get_top1(line).measured is not None for line in table.lines) == 1
-    assert len(table.lines) == len(load_published_table(number).rows) * len(load_published_table(number).bit_columns)
+    assert len(table.lines) == len(load_published_table(number).rows) * len(load_published_table(number).column_bits)
 
 
 @pytest.mark.parametrize(
