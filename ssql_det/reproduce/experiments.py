@@ -21,6 +21,7 @@ from typing import ClassVar
 from ssql_det.report.published import load_published_table
 from ssql_det.report.table_sources import get_probe_source
 
+# As the published tables print them: "(ours)" means the paper's authors, not this project.
 RANDOM, SIMSIAM, SSQL = "random init.", "SimSiam", "SSQL (ours)"
 _FOLDER = "configs/pretrain"
 _TOY_METHODS = {  # base method: its SSQL variant, and the base method's name in config files ('': <preset>.yaml)
@@ -29,13 +30,13 @@ _TOY_METHODS = {  # base method: its SSQL variant, and the base method's name in
     "MoCov2": ("MoCov2+SSQL", "moco"),
     "SimCLR": ("SSQL-NCE (ours)", "simclr"),
 }
-_WITHOUT_SSQL = ("SSQL.ENABLED", "False")
-_TOY_MINUTES = {  # by name in config files, see _TOY_METHODS: of the base method, of its SSQL variant
+_WITHOUT_SSQL = ("SSQL.ENABLED", "False")  # override of a pretraining config
+_TOY_MINUTES = {  # of pretraining the base method and its SSQL variant, by name in config files (see _TOY_METHODS)
     "mini": {"": (1.8, 3.3), "byol": (2.2, 3.8), "moco": (1.7, 2.7), "simclr": (1.8, 3.4)},
     "small": {"": (1.0, 2.0), "byol": (1.3, 2.3), "moco": (1.3, 1.9), "simclr": (1.0, 2.0)},
 }
-_MEGABYTES = {"mini": 20, "small": 150, 18: 230, 34: 310, 50: 400}  # of a checkpoint, by preset or depth
-_HOURS = {  # of a pretraining, by dataset and ResNet depth
+_MEGABYTES = {"mini": 20, "small": 150, 18: 230, 34: 310, 50: 400}  # of a checkpoint, by toy preset or ResNet depth
+_HOURS = {  # of a pretraining without SSQL, by dataset and ResNet depth
     ("imagenet", 18): 24,
     ("imagenet", 50): 72,
     ("cifar10", 18): 2,
@@ -53,15 +54,15 @@ class Pretraining:
 
     name: str
     config: str
-    overrides: tuple[str, ...] = ()
-    minutes: float = 0.0
-    megabytes: float = 0.0
+    overrides: tuple[str, ...] = ()  # KEY, VALUE, KEY, VALUE, ...
+    minutes: float = 0.0  # of one run, estimated
+    megabytes: float = 0.0  # of the checkpoint, estimated
     data: str = "imagenet"
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """Measures the values of a published table, or of one network's rows, again. ``dataset``: named as in result rows.
+    """Measures a published table, or its rows of one network, again. ``dataset``: named as in result rows.
 
     ``methods``: the pretraining of each method, ``None`` for random weights. A published method without a pretraining
     needs a checkpoint from the user.
@@ -73,7 +74,7 @@ class Experiment:
     methods: Mapping[str, Pretraining | None]
 
     metric: ClassVar[str]  # the main metric, named as in result rows
-    metric_name: ClassVar[str]
+    metric_name: ClassVar[str]  # as printed
 
     @property
     def title(self) -> str:
@@ -105,18 +106,19 @@ class Experiment:
 class DetectorExperiment(Experiment):
     """A detector that is trained from each method's backbone and evaluated at several bit-widths.
 
-    ``minutes`` of training, ``sweep_minutes`` of the evaluation and ``megabytes`` on disk are estimates per method.
+    ``minutes`` of training, ``sweep_minutes`` of the evaluation, and ``megabytes`` of the training's folder on disk are
+    estimates per method and seed.
     """
 
     metric, metric_name = "bbox/AP", "box AP"
 
     config: str
-    calibration_images: int
+    calibration_images: int  # how many
     minutes: float
     sweep_minutes: float
     megabytes: float
-    image_pattern: str  # path of a test image in the folder of the datasets, to be formatted with a number
-    # test images to draw detections on; with toy data, the first two test images are drawn instead
+    image_pattern: str  # path of a test image in the folder of the datasets, to be formatted with the image's number
+    # the test images to draw detections on; toy experiments have none here: their first two test images are used
     image_numbers: tuple[int, ...] = ()
 
     @property
@@ -128,8 +130,9 @@ class DetectorExperiment(Experiment):
 class ProbeExperiment(Experiment):
     """A linear probe of each method's frozen backbone.
 
-    ``network``: the backbone as named in the published table; empty: use all rows. ``arguments``: those of
-    ``ssql-det probe`` other than checkpoint, data, bits and output. ``data``: see `Pretraining`.
+    ``network``: the backbone as named in the published table; empty: all rows of the table. ``minutes``: of one probe,
+    estimated. ``arguments``: those of ``ssql-det probe`` other than checkpoint, data, bits and output. ``data``: see
+    `Pretraining`.
 
     >>> ProbeExperiment("table8", 8, "crops", make_ablation_pretrainings("mini"), minutes=0.4).title
     'Linear probe'
@@ -159,7 +162,7 @@ class ProbeExperiment(Experiment):
 
 @cache
 def make_toy_pretrainings(preset: str) -> dict[str, Pretraining]:
-    """All eight methods, from configs ``<preset>.yaml`` and ``<preset>_<method>.yaml``."""
+    """The pretrainings of all eight methods, from configs ``<preset>.yaml`` and ``<preset>_<method>.yaml``."""
     pretrainings = {}
     for method, (ssql_method, file_name) in _TOY_METHODS.items():
         config = f"{_FOLDER}/{preset}{file_name and f'_{file_name}'}.yaml"
@@ -175,14 +178,14 @@ def make_toy_pretrainings(preset: str) -> dict[str, Pretraining]:
 def make_ablation_pretrainings(preset: str) -> dict[str, Pretraining]:
     """The nine rows of Table 8 with a toy preset's network."""
     (_, ssql_minutes), megabytes = _TOY_MINUTES[preset][""], _MEGABYTES[preset]
-    own_runs = {
+    rows_b_to_h = {
         f"({letter})": Pretraining(
             f"table8-{letter}", f"{_FOLDER}/table8/{preset}_{letter}.yaml", (), ssql_minutes, megabytes
         )
         for letter in "bcdefgh"
     }
     methods = make_toy_pretrainings(preset)
-    return {"(a)": methods[SIMSIAM], **own_runs, "(i)": methods[SSQL]}
+    return {"(a)": methods[SIMSIAM], **rows_b_to_h, "(i)": methods[SSQL]}
 
 
 def make_published_pretrainings(table: int, network: str) -> dict[str, Pretraining]:

@@ -23,7 +23,7 @@ from ssql_det.reproduce.runner import DONE, StepOutcome
 from ssql_det.reproduce.steps import Step
 from ssql_det.toydata.dataset import ToyDataSettings
 
-_KINDS = ("data", "pretrain", "convert", "train", "sweep", "predict", "probe", "analyze")  # in the order of steps
+_KINDS = ("data", "pretrain", "convert", "train", "sweep", "predict", "probe", "analyze")  # of steps, in their order
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Build the steps that make a table's rows: data, pretraining, conversion, training, sweep and drawn detections for a
 detector; data, pretraining and probe for a linear probe. A step is a single command.
 
-Each step has its own folder in the folder of the run, ``OUT``::
+Each step has its own folder in the folder of the run, ``OUT``; a number at the end is the seed::
 
     OUT/data                         toy data
     OUT/pretrain/ssql-0              checkpoint.pth, metrics
@@ -65,7 +65,7 @@ class PlanBuilder:
             return
         folder = self._out / "analysis"
         checkpoints = tuple(step.outputs[0] for step in pretrainings)
-        maps = (folder / f"tsne_{step.folder.name}.png" for step in pretrainings)
+        tsne_maps = (folder / f"tsne_{step.folder.name}.png" for step in pretrainings)
         arguments = ("analyze", "--checkpoints", *map(str, checkpoints), "--data", str(self._out / "data" / "crops"))
         arguments += (
             "--bits",
@@ -78,11 +78,12 @@ class PlanBuilder:
             "--out",
             str(folder),
         )
-        inputs, outputs = (*checkpoints, *self._add_data()), (folder / "terms.csv", *maps)
+        inputs, outputs = (*checkpoints, *self._add_data()), (folder / "terms.csv", *tsne_maps)
         self._add(Step("analyze", "analyze", arguments, folder, inputs, outputs, 0.05 * len(pretrainings), 1))
 
     def _add_data(self) -> tuple[Path, ...]:
-        """Add the step that makes toy data, if any; the input of later steps: the manifest with all files' hashes."""
+        """Add the step that makes toy data, if any; return the input of later steps, a manifest with hashes of all
+        files."""
         data = self._preset.data
         if data is None:
             return ()
@@ -94,7 +95,8 @@ class PlanBuilder:
         return manifest
 
     def _add_checkpoint(self, experiment: Experiment, method: str, seed: int) -> tuple[Path, str] | None:
-        """The checkpoint of a backbone, the user's or pretrained, and a name for files; ``None`` for random weights."""
+        """The path of a backbone's checkpoint, the user's or pretrained by a step that this adds, and a name for files;
+        ``None`` for random weights."""
         user_method, pretraining = experiment.match_method(method, self._checkpoints), experiment.methods.get(method)
         if user_method is not None:
             return Path(os.path.expanduser(self._checkpoints[user_method])), slugify(strip_ours(user_method))
@@ -104,7 +106,7 @@ class PlanBuilder:
         return path, path.parent.name
 
     def _add_backbone(self, experiment: DetectorExperiment, method: str, seed: int) -> Path | None:
-        """Add pretraining and conversion; the converted backbone's path, or ``None`` for random weights."""
+        """Add pretraining and conversion; return the converted backbone's path, or ``None`` for random weights."""
         named_checkpoint = self._add_checkpoint(experiment, method, seed if self._preset.pretrains_each_seed else 0)
         if named_checkpoint is None:
             return None
@@ -117,7 +119,7 @@ class PlanBuilder:
         return path
 
     def _add_pretraining(self, pretraining: Pretraining, seed: int) -> Path:
-        """Add a pretraining; the path of its checkpoint."""
+        """Add a pretraining; return the path of its checkpoint."""
         name = f"{pretraining.name}-{seed}"
         folder = self._out / "pretrain" / name
         path = folder / "checkpoint.pth"
@@ -130,11 +132,11 @@ class PlanBuilder:
         return path
 
     def _get_data_option(self, dataset: str) -> str:
-        """The value of ``--data`` for pretraining and probes: the toy crops or a real dataset."""
+        """The images of pretraining and probes, as ``--data`` names them: the toy crops or a real dataset."""
         return str(self._out / "data" / "crops") if self._preset.data else self._options.get_data_option(dataset)
 
     def _add_probe(self, experiment: ProbeExperiment, method: str, seed: int) -> str:
-        """Add a probe; the name of the step.
+        """Add a probe; return the name of the step.
 
         Tables share the probe of a backbone, so ``--method`` is passed only if the checkpoint does not store it: for a
         user's checkpoint, or a letter of the ablation.
@@ -160,7 +162,8 @@ class PlanBuilder:
         return minutes * self._options.budget / self._options.num_gpus
 
     def _add_detector(self, experiment: DetectorExperiment, method: str, seed: int) -> str:
-        """Add training, sweep and, for the first seed, drawn detections; the name of the sweep, which makes rows."""
+        """Add training, sweep and, for the first seed, drawn detections; return the name of the sweep, which makes
+        rows."""
         backbone, row_method = self._add_backbone(experiment, method, seed), strip_ours(method)
         name = f"{experiment.name}-{slugify(row_method)}-{seed}"
         detector, sweep, pictures = (self._out / kind / name for kind in ("detectors", "sweeps", "pictures"))
@@ -214,7 +217,7 @@ class PlanBuilder:
         yield from (root / experiment.image_pattern.format(number) for number in numbers)
 
     def _add(self, step: Step) -> str:
-        """Add a step unless it exists; the step's name."""
+        """Add a step unless it exists; return the step's name."""
         self.steps.setdefault(step.name, replace(step, minutes=step.minutes + _STARTUP_MINUTES))
         return step.name
 

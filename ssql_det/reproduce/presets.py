@@ -55,11 +55,11 @@ class Preset:
     name: str
     data: ToyDataSettings | None
     experiments: tuple[Experiment, ...]
-    bits: str
-    seeds: int
+    bits: str  # bit-widths of detectors; each probe has its own
+    seeds: int  # default number of seeds
     pretrains_each_seed: bool = True
-    has_measured_minutes: bool = False
-    is_for_gpu: bool = True
+    has_measured_minutes: bool = False  # False: minutes are guessed
+    is_for_gpu: bool = True  # False: the minutes are for a CPU
     score_threshold: float | None = None  # of detections that are drawn; None: the default of ssql-det predict
 
     @property
@@ -69,20 +69,19 @@ class Preset:
 
 @dataclass(frozen=True)
 class Options:
-    """The options of a user. ``checkpoints``: pairs of method and file; ``budget``: the fraction of
-    the toy data and of the training iterations to use."""
+    """The options that a user sets, and ``has_gpu``, which is detected."""
 
-    out: Path
+    out: Path  # folder of the run
     tables: tuple[int, ...] = (6, 7)  # the tables of detectors
-    methods: tuple[str, ...] = ()
-    bits: str = ""
-    seeds: int | None = None
-    checkpoints: tuple[tuple[str, str], ...] = ()
-    budget: float = 1.0
-    num_gpus: int = 1
-    imagenet: Path = Path("datasets/imagenet")
+    methods: tuple[str, ...] = ()  # empty: all methods of the tables
+    bits: str = ""  # such as "FP,8,2w4a"; "": the bit-widths of the preset
+    seeds: int | None = None  # number of seeds; None: see count_seeds
+    checkpoints: tuple[tuple[str, str], ...] = ()  # pairs of method and file: a backbone to use instead of pretraining
+    budget: float = 1.0  # fraction of the toy data, and of the detectors' training iterations and calibration images
+    num_gpus: int = 1  # of each pretraining, training and sweep; on a machine without GPUs: processes on the CPU
+    imagenet: Path = Path("datasets/imagenet")  # folders of real datasets, which only the preset paper uses
     cifar10: Path = Path("datasets")
-    has_gpu: bool = False
+    has_gpu: bool = False  # whether this machine has a GPU; False: each step runs on one CPU thread
 
     def get_data_option(self, dataset: str) -> str:
         """The value of the option ``--data`` for ``imagenet`` or ``cifar10``.
@@ -103,6 +102,7 @@ def get_datasets_root() -> Path:
     return Path(os.path.expanduser(os.environ.get("DETECTRON2_DATASETS", "datasets")))
 
 
+# Paths of the test images that detections are drawn on, to be formatted with the number in the file name.
 _VOC_IMAGE, _COCO_IMAGE = "VOC2007/JPEGImages/{:06d}.jpg", "coco/val2017/{:012d}.jpg"
 _MINI_DATA = ToyDataSettings(scenes=1000, crops=10000, least_side=128, most_side=128, difficulty=0.0)
 _SMALL_DATA = ToyDataSettings(scenes=4000, crops=40000, least_side=128, most_side=256, difficulty=0.25)
@@ -111,14 +111,14 @@ _PUBLISHED_BITS, _TOY_BITS = "FP,8,6,5,4", "FP,8,6,5,4,2w4a"
 
 class _DetectorCosts(NamedTuple):
     minutes: float  # of training
-    sweep_minutes: float
-    megabytes: float
+    sweep_minutes: float  # of the evaluation at all bit-widths
+    megabytes: float  # on disk, of the folder of a training
 
 
 def _make_toy_detectors(
     preset: str, network: str, c4_costs: _DetectorCosts, fpn_costs: _DetectorCosts
 ) -> tuple[Experiment, ...]:
-    """The detectors of Tables 6 (C4) and 7 (FPN) on toy data."""
+    """The detectors of Tables 6 (C4) and 7 (FPN) on toy data. ``network``: as in the names of their config files."""
     pretrainings = make_toy_pretrainings(preset)
     methods = {RANDOM: None, SIMSIAM: pretrainings[SIMSIAM], SSQL: pretrainings[SSQL]}
     return (
@@ -157,7 +157,8 @@ def _make_toy_probes(preset: str, minutes: float) -> tuple[Experiment, ...]:
 
 
 def _make_published_probes(table: int, data: str, minutes_per_bit_width: Mapping[str, float]) -> tuple[Experiment, ...]:
-    """An experiment for each network of a table, with the published protocol."""
+    """An experiment for each network of a table, with the published protocol. ``minutes_per_bit_width``: of a probe, by
+    network."""
     bit_widths = load_published_table(table).bit_widths
     return tuple(
         ProbeExperiment(
@@ -175,6 +176,7 @@ def _make_published_probes(table: int, data: str, minutes_per_bit_width: Mapping
     )
 
 
+# By method, as the published tables print it: "(ours)" means the paper's authors, not this project.
 _VOC_METHODS = {
     RANDOM: None,
     "BYOL": make_published_pretraining(f"{_IMAGENET_CONFIG_PREFIX}_r18_byol.yaml"),
@@ -200,7 +202,7 @@ _PUBLISHED_EXPERIMENTS = (
         sweep_minutes=20,
         megabytes=300,
         image_pattern=_VOC_IMAGE,
-        image_numbers=(1, 4),
+        image_numbers=(1, 4),  # draw detections on 000001.jpg and 000004.jpg
     ),
     DetectorExperiment(
         name="fpn",
@@ -213,7 +215,7 @@ _PUBLISHED_EXPERIMENTS = (
         sweep_minutes=40,
         megabytes=500,
         image_pattern=_COCO_IMAGE,
-        image_numbers=(139, 285),
+        image_numbers=(139, 285),  # draw detections on the images with these COCO ids
     ),
     *_make_published_probes(1, "cifar10", {"ResNet-18": 15, "ResNet-50": 30}),
     *_make_published_probes(3, "imagenet", {"ResNet-18": 600, "ResNet-50": 900}),

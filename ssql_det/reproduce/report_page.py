@@ -1,4 +1,4 @@
-"""Write the report and the tables of a run from the files of its steps: result rows, coverage files, images.
+"""Write the report and the tables of a run from the files that its steps made, such as result rows and images.
 
 The report lists what is missing, with the reason.
 """
@@ -41,10 +41,10 @@ _CHARTED_METRICS: Mapping[str, tuple[str, str]] = {  # metric: title of the char
     "linear/top1": ("Top-1", "top1"),
 }
 _COSTS = {"MB": "MB", "Gbit-ops": "GBOPs"}  # printed name: metric of result rows
-_MODELS = {"bbox/AP": "detector", "linear/top1": "probe"}  # by the metric of the experiment
+_MODELS = {"bbox/AP": "detector", "linear/top1": "probe"}  # what is evaluated, by the metric of the experiment
 _SUMMARY_BITS = ("8w8a", "4w4a", "2w4a")
 _MAX_IMAGE_WIDTH = 1800  # pixels
-_MAX_OPEN_MAPS = 4  # more are collapsed
+_MAX_OPEN_TSNE_MAPS = 4  # if there are more, all are collapsed, together with the tables of loss terms
 
 
 def write_tables(results: RunResults) -> Iterator[Table]:
@@ -117,22 +117,28 @@ def _summarize(results: RunResults) -> Iterator[Block]:
     has_rows = False
     for metric, model in _MODELS.items():
         experiments = [each for each in results.plan.experiments if each.metric == metric]
-        rows = tuple(dict.fromkeys(row for each in experiments for row in _list_losses(each, results.rows[each.name])))
+        rows = tuple(
+            dict.fromkeys(row for each in experiments for row in _list_summary_rows(each, results.rows[each.name]))
+        )
         if rows:
             has_rows = True
-            losses = (f"lost at {bits}" for bits in _SUMMARY_BITS)
-            yield Table((model, "method", f"{experiments[0].metric_name} at FP", *losses), rows, text_columns=2)
+            columns = (f"lost at {bits}" for bits in _SUMMARY_BITS)
+            yield Table((model, "method", f"{experiments[0].metric_name} at FP", *columns), rows, text_columns=2)
     if not has_rows:
         yield Paragraph("Nothing was measured at full precision, so losses are unknown.")
 
 
 def _get_method_index(experiment: Experiment, method: str) -> int:
-    """The position of a method in the preset, the same in all tables, so that the method keeps its colour in charts."""
+    """The position of a method in the preset, the same in all tables, so that the method keeps its colour in charts.
+
+    Names are compared without the suffix "(ours)" of published tables, which means the paper's authors.
+    """
     methods, method = list(map(strip_ours, experiment.methods)), strip_ours(method)
     return methods.index(method) if method in methods else len(methods)
 
 
-def _list_losses(experiment: Experiment, rows: Sequence[Row]) -> Iterator[tuple[str, ...]]:
+def _list_summary_rows(experiment: Experiment, rows: Sequence[Row]) -> Iterator[tuple[str, ...]]:
+    """For each method: title of the experiment, method, metric at full precision, decrease at each of `_SUMMARY_BITS`."""
     values = {
         (_get_method(experiment, row), row.seed, row.bits): value
         for row in rows
@@ -148,12 +154,12 @@ def _list_losses(experiment: Experiment, rows: Sequence[Row]) -> Iterator[tuple[
             for bits in ("FP", *_SUMMARY_BITS)
         }
         float_values = by_bits["FP"]
-        losses = [
+        decreases = [
             [float_values[seed] - value for seed, value in by_bits[bits].items() if seed in float_values]
             for bits in _SUMMARY_BITS
         ]
         if float_values:
-            yield (experiment.title, escape_markup(method), *map(format_mean, ([*float_values.values()], *losses)))
+            yield (experiment.title, escape_markup(method), *map(format_mean, ([*float_values.values()], *decreases)))
 
 
 def _get_method(experiment: Experiment, row: Row) -> str:
@@ -263,7 +269,7 @@ def _shrink_image(path: Path) -> bytes:
 
 def _show_analysis(results: RunResults) -> Iterator[Block]:
     for step in results.list_done("analyze"):
-        terms, *maps = step.outputs
+        terms, *tsne_maps = step.outputs
         yield Heading("Features at low bit-widths")
         yield Paragraph(
             "Networks of the first seed, before any detector. The squared distance of a quantized network's features "
@@ -273,13 +279,13 @@ def _show_analysis(results: RunResults) -> Iterator[Block]:
             f"`{step.folder.name}/report.html`."
         )
         tables = build_term_tables(read_terms(terms.read_text("utf-8")))
-        blocks: tuple[Block, ...] = (*tables, *map(_make_map_figure, maps))
-        if len(maps) > _MAX_OPEN_MAPS:
-            blocks = (Collapsible(f"Terms and maps of all {len(maps)} networks", blocks),)
+        blocks: tuple[Block, ...] = (*tables, *map(_make_tsne_figure, tsne_maps))
+        if len(tsne_maps) > _MAX_OPEN_TSNE_MAPS:
+            blocks = (Collapsible(f"Terms and maps of all {len(tsne_maps)} networks", blocks),)
         yield from blocks
 
 
-def _make_map_figure(path: Path) -> Figure:
+def _make_tsne_figure(path: Path) -> Figure:
     name = path.stem.removeprefix("tsne_")
     caption = f"{name}: t-SNE of the backbone's features, all bit-widths embedded together, coloured by class"
     return Figure(path.name, path.read_bytes(), caption)

@@ -44,6 +44,7 @@ def _describe_coverage(results: RunResults) -> Iterator[Block]:
 
 
 def _summarize_coverage(coverage: Mapping[str, Any]) -> tuple[str, str, str]:
+    """The percentage of the backbone that was loaded, the number of loaded tensors, and why others were left out."""
     reasons = Counter(coverage["left_out"].values())
     left_out = "; ".join(f"{count}: {reason}" for reason, count in reasons.items()) or "none"
     return f"{coverage['percent']:.1f} %", str(len(coverage["used"])), escape_markup(left_out)

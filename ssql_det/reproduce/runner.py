@@ -20,7 +20,7 @@ from ssql_det.reproduce.step_cache import StepCache
 from ssql_det.reproduce.steps import Step, estimate_makespan, find_dependencies
 
 DONE, FAILED, SKIPPED = "done", "failed", "skipped"
-_POLL_SECONDS, _LOG_SECONDS = 0.1, 30.0
+_POLL_SECONDS, _LOG_SECONDS = 0.1, 30.0  # between checks of the running jobs, and between logs of the progress
 _STOP_SECONDS = 5.0  # from SIGTERM to SIGKILL
 _PRIOR_MINUTES = 3.0  # weight of the estimates relative to measured minutes, see _estimate_slowdown
 _logger = logging.getLogger(__name__)
@@ -28,11 +28,11 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """How a step ended; ``reason``: one sentence why it is not done."""
+    """How a step ended."""
 
-    state: str
-    seconds: float = 0.0
-    reason: str = ""
+    state: str  # DONE, FAILED or SKIPPED
+    seconds: float = 0.0  # of a cached step: those of the run that made its outputs
+    reason: str = ""  # one sentence why the step is not done
     was_cached: bool = False
 
 
@@ -40,7 +40,7 @@ class StepOutcome:
 class _Job:
     step: Step
     process: subprocess.Popen[bytes]
-    start: float
+    start: float  # of time.monotonic()
 
 
 def run_steps(

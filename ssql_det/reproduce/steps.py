@@ -10,7 +10,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Step:
-    """The command ``ssql-det`` with ``arguments``. ``folder`` is this step's own; minutes and megabytes are estimated.
+    """The command ``ssql-det`` with ``arguments``. ``folder`` is used by no other step.
 
     >>> step = Step("convert-ssql-0", "convert", ("convert", "a.pth", "b/b.pkl", "--to", "detectron2"), Path("b"),
     ...             inputs=(Path("a.pth"),), outputs=(Path("b/b.pkl"),), minutes=0.2, megabytes=3)
@@ -19,13 +19,13 @@ class Step:
     """
 
     name: str
-    kind: str
+    kind: str  # such as "pretrain" or "sweep"; all kinds are listed in plan.py
     arguments: tuple[str, ...]
     folder: Path
     inputs: tuple[Path, ...]
     outputs: tuple[Path, ...]
-    minutes: float
-    megabytes: float
+    minutes: float  # estimated
+    megabytes: float  # on disk, estimated
 
     @property
     def command(self) -> str:
