@@ -3,22 +3,25 @@
 >>> from ssql_det.quant import Bits, Quantization, Scheme
 >>> quantization = Quantization(model, scheme=Scheme.parse("act=mse"))
 >>> quantization.calibrate(loader)
->>> with quantization.at(Bits(4, 4)):
+>>> with quantization.at(Bits(4, 4)):  # bits of weights, bits of activations
 ...     features = model(images)
 
-============ ==========================================================================
-affine       quantization arithmetic
-bits         bit-widths, and schedules of them
-points       which tensors are quantized, by families of networks
-quantizers   how a tensor is quantized, one file each
-scheme       the choice of quantizers, norms and placement
-quantization the quantizers of one network, and contexts that apply them
-evaluate     evaluation at several bit-widths
-norms        re-estimated norm statistics
-folding      norms and biases as integer arithmetic computes them
-tracing      the operations of one forward pass
-cost         model size, multiply-adds, bit-operations
-============ ==========================================================================
+================= =====================================================================
+affine            quantization arithmetic
+bits              bit-widths, and schedules of them
+points            which tensors are quantized, by families of networks
+quantizers        how a tensor is quantized, one file each
+scheme            the choice of quantizers, norm statistics and placement of points
+quantization      the quantizers of one network, and contexts that apply them
+quantization_file the file of a network's calibrated quantizers
+hooks             contexts that replace tensors at points, or override attributes
+forward           how a batch is passed to a network
+evaluate          evaluation at several bit-widths
+norms             re-estimated BatchNorm statistics
+folding           norms and biases as integer arithmetic computes them
+tracing           the operations of one forward pass
+cost              model size, multiply-adds, bit-operations
+================= =====================================================================
 """
 
 from ssql_det.core.rows import Calibration

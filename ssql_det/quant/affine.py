@@ -1,4 +1,4 @@
-"""Uniform affine quantization as pure functions, exact to the last bit.
+"""Uniform affine quantization as pure functions, which equal these formulas to the last bit.
 
 ==========  ===============================================================================
 weight      per output channel, symmetric: ``s = max|w| / ((2^b - 1) / 2)``,
@@ -7,8 +7,10 @@ activation  per tensor, asymmetric: ``s = (max - min) / (2^b - 1)``, ``z = -roun
             ``q = clamp(round(x / s) + z, 0, 2^b - 1)``, ``x_q = (q - z) * s``
 ==========  ===============================================================================
 
+``b`` is the bit-width; ``min`` and ``max`` are the bounds of the activation's range.
+
 Rounding is half to even and the division is exact (multiplying by ``1/s`` instead changes the largest element in one
-channel out of six). Where the range is empty (``s = 0``), the elements of the tensor are not changed.
+channel out of six). Where ``s = 0``, as for a range of one value, the elements of the tensor are not changed.
 
 Gradient: straight through ``round``; then 1 where the rounded integer lies within ``[qmin, qmax]``, bounds included,
 and 0 elsewhere. This was the gradient of ``torch.clamp`` when SSQL was published; since torch 2.14 the gradient is 0 at
@@ -69,7 +71,7 @@ def choose_qparams(min_val: Tensor, max_val: Tensor, bits: int, *, symmetric: bo
 def fake_quantize(x: Tensor, qparams: QParams) -> Tensor:
     """Quantize and dequantize ``x``; shape and dtype are kept, half precision is computed in float32.
 
-    Saves one byte per element for the backward pass.
+    Saves one byte per element for the backward pass, and ``x`` itself if the scale needs a gradient.
 
     >>> qparams = choose_qparams(torch.tensor(-1.0), torch.tensor(2.0), bits=2)
     >>> fake_quantize(torch.tensor([-3.0, 0.4, 0.6, 9.0]), qparams)

@@ -33,13 +33,14 @@ class Bits:
     FP: ClassVar[Bits]
 
     def __post_init__(self) -> None:
-        for kind, bits in (("weight", self.weight), ("activation", self.act)):
+        for name, bits in (("weight", self.weight), ("activation", self.act)):
             if bits is not None and not _is_valid(bits):
-                raise UserError(f"{kind} bits must be {MIN_BITS} to {MAX_BITS}, or None for float; got {bits!r}")
+                raise UserError(f"{name} bits must be {MIN_BITS} to {MAX_BITS}, or None for float; got {bits!r}")
 
     @classmethod
     def parse(cls, text: str) -> Bits:
-        """Read ``FP``, ``4w4a``, ``8w`` (float activations) or ``6a`` (float weights), in upper or lower case."""
+        """Read ``FP``, ``4w4a`` (or ``w4a4``), ``8w`` (float activations) or ``6a`` (float weights), in upper or lower
+        case."""
         lowered = text.strip().lower()
         if lowered == "fp":
             return cls.FP
@@ -67,7 +68,7 @@ Bits.FP = Bits(None, None)
 
 
 def parse_bit_widths(text: str) -> list[Bits]:
-    """Read a list of bit-widths: ``FP``, ``8`` (the same for weights and activations), ``2w4a``.
+    """Read bit-widths between commas: ``FP``, ``8`` (of weights and activations), ``2w4a``; repeated ones count once.
 
     >>> [str(bits) for bits in parse_bit_widths("FP,8,2w4a")]
     ['FP', '8w8a', '2w4a']
@@ -87,7 +88,7 @@ def format_bits(bits: Bits, overrides: Mapping[str, Bits] | None = None) -> str:
 
 
 BitsSchedule = Callable[[int], Bits]
-"""Returns the bit-widths of a training step from the index of the step."""
+"""Returns the bit-widths of a training step from the index of the step, which counts from 0."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class FixedBits:
 
     @property
     def bounds(self) -> tuple[Bits, ...]:
-        """All bit-widths that occur."""
+        """The only bit-widths that occur."""
         return (self.bits,)
 
     def __call__(self, step: int) -> Bits:
@@ -147,8 +148,8 @@ class SampledBits:
         weight = self._draw(step, "weight", self.weight)
         return Bits(weight, weight if self.shared else self._draw(step, "act", self.act))
 
-    def _draw(self, step: int, kind: str, interval: tuple[int, int]) -> int:
+    def _draw(self, step: int, name: str, interval: tuple[int, int]) -> int:
         # By a hash: NumPy and torch do not guarantee the same random numbers in every version.
-        digest = hashlib.blake2b(f"{self.seed}/{step}/{kind}".encode(), digest_size=8).digest()
+        digest = hashlib.blake2b(f"{self.seed}/{step}/{name}".encode(), digest_size=8).digest()
         low, high = interval
         return low + int.from_bytes(digest, "big") % (high - low + 1)

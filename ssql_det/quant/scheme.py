@@ -14,13 +14,14 @@ from ssql_det.quant.quantizers.quantizer import ACTIVATIONS, WEIGHTS, Quantizer,
 
 TRAINED, RE_ESTIMATED = "trained", "re-estimated"
 NORMS = (TRAINED, RE_ESTIMATED)
-_DEFAULT = "minmax"
+_DEFAULT_QUANTIZER = "minmax"
 _EXAMPLE_SPEC = TensorSpec(QuantPoint("", Side.WEIGHT), shape=(1, 1), axis=0)  # to build quantizers only to check them
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """The default is the published scheme. A quantizer is written as its name, with parameters after colons.
+    """The default is the published scheme. A quantizer is written as its name, with numbers after colons:
+    ``mse:2.4`` minimizes ``sum |x - x_q| ** 2.4``.
 
     ``norms``: BatchNorm statistics as ``trained``, or ``re-estimated`` from the calibration images at each bit-width.
     ``placement``: the ``published`` quantization points, or the points that ``integer`` arithmetic needs.
@@ -31,8 +32,8 @@ class Scheme:
     ('minmax', 'act=percentile:99.9', True)
     """
 
-    weight: str = _DEFAULT
-    act: str = _DEFAULT
+    weight: str = _DEFAULT_QUANTIZER
+    act: str = _DEFAULT_QUANTIZER
     norms: str = TRAINED
     placement: str = PUBLISHED
 
@@ -63,13 +64,14 @@ class Scheme:
         return cls(**parsed)
 
     def __str__(self) -> str:
-        has_one_quantizer = self.weight == self.act != _DEFAULT  # for weights and activations: its name is written once
-        parts = [self.weight] if has_one_quantizer else []
+        # "mse" is short for "weight=mse, act=mse"; the default quantizers are not written.
+        has_short_form = self.weight == self.act != _DEFAULT_QUANTIZER
+        parts = [self.weight] if has_short_form else []
         for field in fields(self):
             value = getattr(self, field.name)
-            if value != field.default and not (has_one_quantizer and field.name in ("weight", "act")):
+            if value != field.default and not (has_short_form and field.name in ("weight", "act")):
                 parts.append(f"{field.name}={value}")
-        return ", ".join(parts) or _DEFAULT
+        return ", ".join(parts) or _DEFAULT_QUANTIZER
 
     def check_bits(self, bit_widths: Iterable[Bits]) -> None:
         """Raise an error for bit-widths that a quantizer does not support.
@@ -108,7 +110,7 @@ def _normalize_quantizer(
     if name not in registry and name in other_registry:
         known = ", ".join(registry)
         raise UserError(f"{name!r} is no {registry.kind}; use one of {known}")
-    _, *parameters = inspect.signature(registry.get(name)).parameters.values()
+    _spec, *parameters = inspect.signature(registry.get(name)).parameters.values()
     if len(values) > len(parameters):
         raise UserError(f"{name!r} takes {len(parameters)} parameter(s), got {len(values)} in {text!r}")
     registry.get(name)(_EXAMPLE_SPEC, *values)  # raises an error for invalid values

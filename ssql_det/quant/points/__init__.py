@@ -40,4 +40,4 @@ __all__ = [
     "quant_points",
 ]
 
-all(import_modules(__name__, __path__))
+all(import_modules(__name__, __path__))  # each family registers itself

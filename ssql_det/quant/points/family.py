@@ -16,10 +16,10 @@ from ssql_det.quant.points.point import QuantPoint
 
 PUBLISHED, INTEGER = "published", "integer"  # placements: as in the SSQL paper; or as integer-only inference needs
 PLACEMENTS = (PUBLISHED, INTEGER)
-STEM_BITS = 8  # of a network's first layers; of the last layer too if the network is of no known family
+STEM_BITS = 8  # of the points of a network's stem, the layers before its first block
 INTEGER_OUTPUT_BITS = 8  # of outputs that only ``integer`` quantizes, such as those that a residual connection adds
 
-Range = tuple[float, float]
+Range = tuple[float, float]  # the least and the greatest value
 LAYER_TYPES = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 _logger = logging.getLogger(__name__)
 
@@ -35,11 +35,12 @@ class Family(ABC):
 
     @abstractmethod
     def find_points(self, model: nn.Module, placement: str, image_range: Range | None) -> Iterator[QuantPoint]:
-        """The points, in the order of modules. Placement ``integer`` quantizes the image too, to ``image_range``."""
+        """The points, in the order of modules; ``image_range`` is as in :func:`quant_points`."""
 
     @abstractmethod
     def find_blocks(self, model: nn.Module) -> Iterator[str]:
-        """Paths of the blocks to reconstruct one after the other; each layer with a point is in exactly one of them."""
+        """Paths of the blocks, which methods such as QDrop reconstruct one after the other; each layer with a point is
+        in exactly one of them."""
 
 
 FAMILIES: Registry[Family] = Registry("family of networks")
@@ -61,7 +62,8 @@ def quant_points(
 ) -> tuple[QuantPoint, ...]:
     """The points of a network, in the order of its modules.
 
-    ``image_range`` is the range of normalized images, for placement ``integer``; with ``None`` the range is observed.
+    ``image_range`` is the range of normalized images, which placement ``integer`` quantizes too; with ``None`` it is
+    observed.
 
     >>> [point.key for point in quant_points(model)][:3]
     ['conv1:weight', 'act1:output', 'layer1.0.conv1:weight']
@@ -84,7 +86,7 @@ def extend_ranges_to_zero(points: Iterable[QuantPoint], placement: str) -> tuple
 
 
 def find_blocks(model: nn.Module) -> tuple[str, ...]:
-    """Paths of the blocks of a network that are reconstructed one after the other.
+    """Paths of the blocks of a network, which methods such as QDrop reconstruct one after the other.
 
     >>> find_blocks(model)[:3]
     ('conv1', 'layer1.0', 'layer2.0')
@@ -92,17 +94,17 @@ def find_blocks(model: nn.Module) -> tuple[str, ...]:
     return tuple(find_family(model).find_blocks(model))
 
 
-def check_placement(placement: str, supported: tuple[str, ...], name: str) -> None:
+def check_placement(placement: str, supported: tuple[str, ...], model_name: str) -> None:
     if placement not in PLACEMENTS:
         raise UserError(
             f"unknown placement {placement!r}{did_you_mean(placement, PLACEMENTS)} (known: {', '.join(PLACEMENTS)})"
         )
     if placement not in supported:
-        raise UserError(f"{name} has no rules for placement={placement}; use placement={', '.join(supported)}")
+        raise UserError(f"{model_name} has no rules for placement={placement}; use placement={', '.join(supported)}")
 
 
 def named_layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The conv and linear layers inside a module, with their paths."""
+    """The conv and linear layers inside a module, with their paths; the path of the module itself is empty."""
     return ((name, child) for name, child in module.named_modules() if isinstance(child, LAYER_TYPES))
 
 

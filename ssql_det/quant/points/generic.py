@@ -1,5 +1,7 @@
-"""Networks of no known family: the weight and the input of every conv and linear layer, but not the input of the
-first layer. The first and the last layer have 8 bits.
+"""The family of networks that no other family matches.
+
+The weight and the input of every conv and linear layer are quantized, but not the input of the first layer. The first
+and the last layer, in the order of ``named_modules``, have 8 bits.
 """
 
 from __future__ import annotations
@@ -9,9 +11,10 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from ssql_det.quant.points.family import FAMILIES, STEM_BITS, Family, Range, named_layers
+from ssql_det.quant.points.family import FAMILIES, Family, Range, named_layers
 from ssql_det.quant.points.point import QuantPoint, Side
 
+_FIRST_AND_LAST_BITS = 8  # of the first and the last layer
 _logger = logging.getLogger(__name__)
 
 
@@ -24,11 +27,11 @@ class Generic(Family):
             "%s is of no known family, so the generic rule places its quantization points: the weight and the input of "
             "every conv and linear layer, but not the input of the first one; first and last layer at %d bits",
             type(model).__name__,
-            STEM_BITS,
+            _FIRST_AND_LAST_BITS,
         )
         names = [name for name, _ in named_layers(model)]
         for name in names:
-            bits = STEM_BITS if name in (names[0], names[-1]) else None
+            bits = _FIRST_AND_LAST_BITS if name in (names[0], names[-1]) else None
             if name != names[0]:
                 yield QuantPoint(name, Side.INPUT, bits)
             yield QuantPoint(name, Side.WEIGHT, bits)

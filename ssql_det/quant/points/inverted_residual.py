@@ -3,10 +3,11 @@ EfficientNet (Tan and Le, ICML 2019).
 
 The points are like those of a ResNet: every conv weight; the output of the stem; in each block, the input of every conv
 except the first (whose input is the output of the previous block) and the block's output; the output of the conv after
-the blocks. The weight and the output of the stem have 8 bits.
+the blocks. The outputs of the stem and of that conv are quantized after norm and activation. The weight and the output
+of the stem have 8 bits.
 
-Placement ``integer`` adds the image and, in each block with a residual connection, the output of the last conv and its
-norm, both at 8 bits. It does not support blocks with squeeze-and-excitation.
+Placement ``integer`` adds points at 8 bits: the image, and one in each block with a residual connection, the output of
+the norm after the last conv. It does not support blocks with squeeze-and-excitation.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def _is_block(module: nn.Module) -> bool:
     if isinstance(body, nn.Sequential):
         body_layers = [layer for _, layer in named_layers(body)]
         is_depthwise = any(isinstance(each, nn.Conv2d) and each.groups == each.in_channels > 1 for each in body_layers)
-        # A block of ConvNeXt has a depthwise conv too, but linear layers.
+        # A block of ConvNeXt also has a depthwise conv, but its other layers are linear.
         return is_depthwise and not any(isinstance(each, nn.Linear) for each in body_layers)
     return hasattr(module, "bn1") and (hasattr(module, "conv_dw") or hasattr(module, "conv_exp"))
 
@@ -84,6 +85,7 @@ def _block_points(path: str, block: nn.Module, placement: str) -> Iterator[Quant
                 f"{path} has squeeze-and-excitation, which placement={INTEGER} does not support; "
                 f"use placement={PUBLISHED}"
             )
+        # Whether the block has a residual connection, in torchvision and in timm.
         if getattr(block, "use_res_connect", getattr(block, "has_skip", False)):
             *_, norm = (name for name, each in block.named_modules() if isinstance(each, nn.BatchNorm2d))
             yield QuantPoint(join_path(path, norm), Side.OUTPUT, INTEGER_OUTPUT_BITS)
@@ -91,7 +93,8 @@ def _block_points(path: str, block: nn.Module, placement: str) -> Iterator[Quant
 
 
 def _find_output_module(path: str, model: nn.Module) -> str:
-    """The module that outputs a conv's result after norm and activation: torchvision's sequence, or timm's norm."""
+    """The module that outputs a conv's result after norm and activation: torchvision's sequence, or timm's norm,
+    which includes the activation."""
     parent, _, name = path.rpartition(".")
     if isinstance(model.get_submodule(parent), nn.Sequential):
         return parent

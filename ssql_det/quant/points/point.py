@@ -24,13 +24,14 @@ class QuantPoint:
     """One quantized tensor of a network: the weight, the input or the output of the module at ``path``.
 
     ============ =====================================================================================================
-    bits         a fixed bit-width, used whenever weights (or activations) are quantized at all
+    bits         a fixed bit-width, used whenever weights (or activations) are quantized at all and no override
+                 matches; ``None``: the bit-width at which the network runs
     include_zero extend the range to 0, as for a ReLU's output that can only be observed after a max-pool
-    fixed_range  the range of the tensor if it is known, as for images, and need not be observed
+    fixed_range  the least and the greatest value, if known, as for images; ``None``: they are observed
     parameter    the name of the weight, if it is not ``weight``
     function     a function that the module's own ``forward`` calls (not that of a child): the point is an input or the
-                 output of the function. ``operand`` is the index of the input; ``call`` is the index of the call within
-                 a forward pass, ``None`` for all calls
+                 output of the function; empty: of the module. ``operand`` is the index of the input; ``call`` is the
+                 index of the call within a forward pass, ``None`` for all calls. Both indices count from 0
     ============ =====================================================================================================
 
     >>> QuantPoint("layer1.0.conv2", Side.INPUT).key

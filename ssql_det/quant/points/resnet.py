@@ -52,7 +52,7 @@ class ResNets(Family):
 
 
 def is_residual_block(module: nn.Module) -> bool:
-    """Whether a module is a BasicBlock or Bottleneck of torchvision, timm, CIFAR nets or Detectron2."""
+    """Whether a module is a BasicBlock or Bottleneck (post-activation) of torchvision, timm, CIFAR or Detectron2."""
     has_shortcut = hasattr(module, "downsample") or hasattr(module, "shortcut")
     has_convs = all(isinstance(getattr(module, name, None), nn.Conv2d) for name in ("conv1", "conv2"))
     return has_shortcut and has_convs and _is_post_activation(module)
@@ -67,7 +67,7 @@ def _is_post_activation(block: nn.Module) -> bool:
 
 
 def block_points(path: str, block: nn.Module, placement: str = PUBLISHED) -> Iterator[QuantPoint]:
-    """Every conv weight, the input of ``conv2`` and ``conv3``, and the block's output."""
+    """Every conv weight, the input of ``conv2`` and ``conv3``, the block's output; for ``integer`` both summands."""
     for name, layer in named_layers(block):
         if name in ("conv2", "conv3"):
             yield QuantPoint(join_path(path, name), Side.INPUT)

@@ -27,6 +27,7 @@ class _Product(NamedTuple):
 
 
 _FUSED_PRODUCTS = (_Product("scaled_dot_product_attention", call=None, num_operands=3),)
+# Queries and keys, then attention weights and values.
 _SEPARATE_PRODUCTS = (_Product("matmul", call=0, num_operands=2), _Product("matmul", call=1, num_operands=2))
 
 
@@ -44,7 +45,7 @@ class VisionTransformers(Family):
             attention_path = join_path(path, attention)
             if isinstance(block.get_submodule(attention), nn.MultiheadAttention):
                 names = [name for name, _ in block.named_children()]
-                norm = names[names.index(attention) - 1]  # its output is query, key and value
+                norm = names[names.index(attention) - 1]  # the attention gets its output as query, key and value
                 yield QuantPoint(join_path(path, norm), Side.OUTPUT)
                 yield QuantPoint(attention_path, Side.WEIGHT, parameter="in_proj_weight")
                 yield QuantPoint(join_path(attention_path, "out_proj"), Side.WEIGHT)

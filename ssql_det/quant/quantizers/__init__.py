@@ -1,7 +1,7 @@
 """Quantizers: how a tensor is quantized. Each is one file, registered by name for weights or for activations.
 
 =========== ================== ==========================================================================
-minmax      weight, activation the whole observed range, as published
+minmax      weight, activation the whole range (of an activation, as observed), as published
 percentile  activation         the range without the outermost values
 mse         weight, activation the range (of a weight, the scale per channel) of least error
 centred     weight             values symmetric about 0, scaled by least squares
@@ -31,4 +31,4 @@ __all__ = [
     "TensorSpec",
 ]
 
-all(import_modules(__name__, __path__))
+all(import_modules(__name__, __path__))  # each quantizer registers itself

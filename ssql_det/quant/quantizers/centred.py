@@ -1,8 +1,8 @@
 """``centred``: weights on a grid that is symmetric about 0 and does not contain 0.
 
 ``w_q = (q + 1/2) * s`` with ``q = clamp(round(w / s - 1/2), -2^(b-1), 2^(b-1) - 1)`` and the scale ``s`` of least
-squared error per output channel. The grid reaches equally far on both sides, so clipping does not shift the mean of the
-weights. The odd integers ``2q + 1`` are stored with scale ``s / 2``; they fit into int8 up to 7 bits.
+squared error per output channel, at ``b`` bits. The grid reaches equally far on both sides, so clipping does not shift
+the mean of the weights. The odd integers ``2q + 1`` are stored with scale ``s / 2``; they fit into int8 up to 7 bits.
 """
 
 from __future__ import annotations

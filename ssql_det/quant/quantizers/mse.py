@@ -1,9 +1,9 @@
-"""``mse``: the range or the scale of least error, ``sum |x - x_q| ** exponent``. ``mse:2.4`` is QDrop's exponent.
+"""``mse``: the range or the scale of least error, ``sum |x - x_q| ** exponent``; ``mse:2.4`` has QDrop's exponent.
 
 The range of an activation is searched on a histogram, the scale of a weight per channel. The integers of a weight are
-``-2^(b-1)`` to ``2^(b-1) - 1``, as published for SSQL, so positive values are clipped one step earlier than negative
-ones. At 2 bits a scale that clips therefore shifts the mean of the weights and so the network's outputs: use the weight
-quantizer ``centred`` there.
+``-2^(b-1)`` to ``2^(b-1) - 1`` at ``b`` bits, as published for SSQL, so positive values are clipped one step earlier
+than negative ones. At 2 bits a scale that clips therefore shifts the mean of the weights and so the network's outputs:
+use the weight quantizer ``centred`` there.
 
 QDrop: Wei et al., ICLR 2022.
 """
@@ -58,8 +58,8 @@ class MseWeight(Quantizer):
 
 @ACTIVATIONS.register("mse")
 class MseActivation(RangeQuantizer):
-    """Per tensor, asymmetric. Each bound lies between the observed minimum or maximum and the point of the observed
-    range closest to 0."""
+    """Per tensor, asymmetric. The lower bound is searched between the observed minimum and 0, the upper bound between 0
+    and the observed maximum; in place of an unobserved 0, the observed bound closest to it."""
 
     observer_class = Histogram
     observer: Histogram
@@ -73,10 +73,11 @@ class MseActivation(RangeQuantizer):
         min_val, max_val = (bound.double() for bound in self.observer.range)
         edges, counts = self.observer.bins()
         values = (edges + self.observer.bin_width / 2).clamp(min_val, max_val)
+        # 0, or the observed bound closest to it if the range does not include 0
         origin = min_val.new_zeros(()).clamp(min_val, max_val)
 
         def shrink(low_step: int, high_step: int) -> tuple[Tensor, Tensor]:
-            """The bounds after so many of the fine steps from ``origin``; the last step is the observed bound."""
+            """The bounds so many hundredths (fine steps) of the way from ``origin`` to the observed bounds."""
             low = origin + (min_val - origin) * low_step / _FINE_STEPS
             return low, origin + (max_val - origin) * high_step / _FINE_STEPS
 

@@ -107,11 +107,11 @@ class Histogram(Observer):
     """
 
     BINS = 8192
-    _LOG2_HALF = (BINS // 2).bit_length() - 1  # half of the bins lie on each side of 0
+    _LOG2_HALF_BINS = (BINS // 2).bit_length() - 1  # of the number of bins on each side of 0
     _MIN_RANGE_EXPONENT = -120  # the bins cover at least -2^-120 to 2^-120, also if all values are 0
     _CHUNK = 1 << 20  # elements counted at a time: the index of each takes eight bytes
 
-    _bin_exponent = _MIN_RANGE_EXPONENT - _LOG2_HALF
+    _bin_exponent = _MIN_RANGE_EXPONENT - _LOG2_HALF_BINS  # a bin is 2 ** _bin_exponent wide
 
     @property
     def bin_width(self) -> float:
@@ -137,6 +137,7 @@ class Histogram(Observer):
             self.sums = torch.zeros(self.BINS, dtype=torch.int64, device=min_val.device)
         elif self._bin_exponent > previous:
             half = self.BINS // 2
+            # Larger shifts than 62, which int64 may not support, would give the same indices.
             indices = (
                 torch.arange(-half, half, device=self.sums.device) >> min(self._bin_exponent - previous, 62)
             ) + half
@@ -156,7 +157,7 @@ class Histogram(Observer):
     def _choose_bin_exponent(self, max_abs: float) -> int:
         """The least exponent for which bins of width ``2 ** exponent`` cover ``-max_abs`` to ``max_abs``."""
         range_exponent = math.frexp(max_abs)[1] if 0 < max_abs < math.inf else self._MIN_RANGE_EXPONENT
-        return max(range_exponent, self._MIN_RANGE_EXPONENT) - self._LOG2_HALF
+        return max(range_exponent, self._MIN_RANGE_EXPONENT) - self._LOG2_HALF_BINS
 
 
 def all_reduce_observers(observers: Collection[Observer], device: torch.device) -> None:
@@ -185,8 +186,8 @@ def all_reduce_observers(observers: Collection[Observer], device: torch.device) 
 def check_finite(observers: Mapping[str, Observer]) -> None:
     """Raise an error that names the first point with NaN, infinity or a range too wide for its type.
 
-    All points are read in one transfer, because each transfer waits for the GPU. A range from inf to -inf, which no
-    rank observed, becomes ``None``.
+    ``observers`` are by the keys of their points. All points are read in one transfer, because each transfer waits for
+    the GPU. A range from inf to -inf, which no rank observed, becomes ``None``.
     """
     ranges = {key: each.range for key, each in observers.items() if each.min_val is not None}
     if not ranges:

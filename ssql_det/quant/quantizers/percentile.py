@@ -1,4 +1,4 @@
-"""``percentile``: a range without the outermost values, as in ``act=percentile:99.9``."""
+"""``percentile``: a range without the outermost values; ``act=percentile:99.9`` leaves out 0.1 % at either end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ssql_det.quant.quantizers.quantizer import ACTIVATIONS, RangeQuantizer, Ten
 
 @ACTIVATIONS.register("percentile")
 class PercentileActivation(RangeQuantizer):
-    """From the ``100 - percentile``-th to the ``percentile``-th percentile, each extended to the edge of its bin."""
+    """From the ``100 - percentile``-th to the ``percentile``-th percentile, each extended outwards to a bin's edge."""
 
     observer_class = Histogram
     observer: Histogram

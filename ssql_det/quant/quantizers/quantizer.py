@@ -34,7 +34,7 @@ from ssql_det.quant.quantizers.observers import MinMaxObserver, Observer
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A tensor to quantize: its point, and for a weight its shape and the axis of output channels."""
+    """A tensor to quantize: its point, and for a weight (else ``None``) its shape and the axis of output channels."""
 
     point: QuantPoint
     shape: tuple[int, ...] | None = None
@@ -91,7 +91,8 @@ ACTIVATIONS: Registry[QuantizerFactory] = Registry("activation quantizer")
 
 
 class RangeQuantizer(Quantizer):
-    """An activation quantizer, per tensor and asymmetric, whose range is chosen from the observed values.
+    """An activation quantizer, per tensor and asymmetric. Its range is chosen from the observed values, or the point's
+    ``fixed_range``.
 
     The scale and zero point of a bit-width are cached until the observed range changes. A quantizer with trained
     parameters computes both at each call, so that gradients reach its parameters.
