@@ -1,4 +1,6 @@
-"""Floor 3: train, quantize and evaluate detectors; ``d2`` imports the engine (Detectron2 or minid2).
+"""Train, quantize and evaluate detectors; ``ssql_det.d2`` imports the engine (Detectron2 or its stand-in, minid2).
+
+Its level is 3: it imports only packages of lower levels (CONTRIBUTING.md).
 
 ===================== ==================================================================
 config                the ``SSQL_DET`` node, its defaults, and checks of a config's values

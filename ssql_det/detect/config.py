@@ -24,18 +24,18 @@ IGNORED_KEYS = (  # config keys that do not change a result
 SSQL_DET_DEFAULTS: dict[str, Any] = {
     "PLUGINS": [],  # modules to import before the config is read
     "METHOD": "",  # pretraining method, as rows and tables name it; "" reads it from the checkpoint
-    "EXTRA_NORM": "",  # a norm after res5 of a C4 head, as in MoCo (He et al., CVPR 2020); values of MODEL.RESNETS.NORM
+    "EXTRA_NORM": "",  # norm after a C4 head's res5 (MoCo, CVPR 2020): a value of MODEL.RESNETS.NORM, or "" for none
     "MICRO_BATCHES": 1,  # gradient accumulation: each batch is split into this many equal micro-batches
     "ON_BAD_IMAGE": "stop",  # or "skip": log and count an unreadable image, and train on the next one instead
-    "FAST_EVALUATION": True,  # fold norms into convs, use channels-last weights; only float rounding differs
-    "EVAL_PERIOD": 0,  # iterations between evaluations during training (and one at the end); 0: none
+    "FAST_EVALUATION": True,  # fold norms into convs; on the CPU, channels-last weights; only rounding differs
+    "EVAL_PERIOD": 0,  # iterations between evaluations during training (and one at the end); 0: TEST.EVAL_PERIOD
     "EVAL_BITS": ["FP", "8w8a", "4w4a"],  # bit-widths of the evaluations during training
     "SCOPE": "all",  # part of the detector that these evaluations quantize: one of points.SCOPES
     "CALIB_IMAGES": Calibration().images,  # training images that these evaluations calibrate with
     "SCHEME": "minmax",  # quantizers of these evaluations, for example "weight=centred, act=mse"
 }
 DEFAULT_VALUES = {f"{NODE}.{key}": value for key, value in SSQL_DET_DEFAULTS.items()}
-RENAMED_KEYS = map_former_keys(SSQL_DET_DEFAULTS)
+RENAMED_KEYS = map_former_keys(SSQL_DET_DEFAULTS)  # keys of earlier versions, each with its current keys
 TRAINING_EVALUATION_KEYS = tuple(
     f"{NODE}.{key}" for key in ("EVAL_PERIOD", "EVAL_BITS", "SCOPE", "CALIB_IMAGES", "SCHEME")
 )
@@ -62,10 +62,11 @@ _POSITIVE_KEYS = (  # numbers, or nested lists of numbers, above 0
 
 
 def make_config_label(file: str, overrides: Sequence[str]) -> str:
-    """The name of a config in result rows: its file, relative to ``configs/detection``, and the overrides.
+    """The name of a config in result rows: its file and the ``KEY VALUE`` overrides, without ignored keys.
 
-    A file that only sets ignored keys, such as ``MODEL.WEIGHTS``, gets the name of its base config, because its
-    results are those of the base config.
+    A file in ``configs/detection`` is named relative to that folder, any other file without its folder.
+    A file that only sets keys in ``IGNORED_KEYS``, such as ``MODEL.WEIGHTS``, gets the name of its base config, because
+    its results are those of the base config.
 
     >>> from pathlib import Path
     >>> _ = Path("photos.yaml").write_text("SEED: 1")

@@ -38,9 +38,9 @@ def check_dataset(name: str) -> None:
 
 
 def hash_annotations(name: str) -> str:
-    """SHA-256 of a data set's image file names, image sizes, classes and boxes.
+    """SHA-256 of a data set's image file names, image sizes, class indices and boxes.
 
-    The folders in image paths, and the pixels, are not hashed.
+    Pixels, masks, class names and the folders of the images are not hashed.
     """
     check_dataset(name)
     digest = hashlib.sha256()
@@ -54,7 +54,7 @@ def hash_annotations(name: str) -> str:
 
 
 def make_custom_name(paths: str) -> str:
-    """The name of the custom data set that a command line gives as ``IMAGES:FILE.json``.
+    """The name, with absolute paths, of the custom data set that a command line gives as ``IMAGES:FILE.json``.
 
     >>> make_custom_name("/home/ada/photos:/home/ada/labels.json")
     'coco:/home/ada/photos:/home/ada/labels.json'
@@ -84,7 +84,7 @@ def shorten_dataset_name(name: str) -> str:
 
 
 def register_custom_dataset(name: str) -> None:
-    """Register a custom data set with the engine (Detectron2 or its stand-in), with its classes in the order of ids."""
+    """Register a custom data set with the engine (Detectron2 or its stand-in), with classes in order of their ids."""
     if name in DatasetCatalog:
         return
     image_folder, annotation_file = _split_name(name)
@@ -96,6 +96,7 @@ def register_custom_dataset(name: str) -> None:
 
 
 def load_class_names(name: str) -> list[str]:
+    """The class names of a custom data set, which is registered if it is not yet."""
     register_custom_dataset(name)
     return list(MetadataCatalog.get(name).thing_classes)
 

@@ -32,10 +32,11 @@ _FOLDABLE_NORMS = (nn.modules.batchnorm._BatchNorm, FrozenBatchNorm2d)
 def evaluate(model: nn.Module, loader: CachedLoader, dataset: str, is_fast: bool = True) -> dict[str, float]:
     """Metrics of COCO's or VOC's evaluator: ``{"bbox/AP": 41.2, "bbox/AP50": 62.0, ...}``.
 
-    Under a process group each rank evaluates its share of the images; all ranks return the metrics over all images.
+    ``is_fast`` evaluates with :func:`fast_inference`. Under a process group each rank evaluates its share of the
+    images; all ranks return the metrics over all images.
     """
-    inference_mode = fast_inference(model) if is_fast else nullcontext()
-    with tempfile.TemporaryDirectory() as folder, inference_mode:
+    inference_context = fast_inference(model) if is_fast else nullcontext()
+    with tempfile.TemporaryDirectory() as folder, inference_context:
         results = inference_on_dataset(model, loader, _build_evaluator(dataset, folder))
     return broadcast_from_main(lambda: _flatten_metrics(results or {}))
 

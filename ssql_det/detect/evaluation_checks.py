@@ -69,7 +69,11 @@ def _check_mask(location: str, annotation: Mapping[str, Any], image: Mapping[str
 
 
 def _check_voc(folder: Path, split: str) -> None:
-    """Check the fields that Detectron2's VOC evaluator reads and its data loader does not."""
+    """Check what Detectron2's VOC evaluator reads: every line of the split's list, and the tags of every object.
+
+    Its data loader accepts more: it skips empty lines, reads only the names and boxes of objects, and boxes may have
+    decimals.
+    """
     list_file = folder / "ImageSets" / "Main" / f"{split}.txt"
     with translate_errors(f"{list_file} cannot be read"):
         names = [line.strip() for line in list_file.read_text("utf-8").splitlines()]

@@ -1,4 +1,4 @@
-"""Calibration images and evaluation images, kept in memory after the first pass if they fit."""
+"""Calibration images, kept in memory, and evaluation images, kept in memory after the first pass if they all fit."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ _logger = logging.getLogger(__name__)
 
 
 class CachedLoader(Sequence[Batch]):
-    """A data loader that keeps its batches after the first pass, if all of them fit in memory.
+    """A data loader that keeps its batches after the first pass, if their images fit in ``max_bytes``.
+
+    By default ``max_bytes`` is this process's part of ``_MEMORY_FRACTION`` of the free memory.
 
     >>> batches = CachedLoader([[{"image": images[0]}], [{"image": images[1]}]])
     >>> [len(batch) for batch in batches], len(batches)
@@ -60,7 +62,7 @@ class CachedLoader(Sequence[Batch]):
             self._cache = cache
 
     def _read(self) -> Iterator[Batch]:
-        """Translate errors of reading a batch, but not errors of the caller while it uses the batch."""
+        """Yield the batches. Errors of reading one are translated, but not errors of the caller while it uses one."""
         with translate_errors("the test images cannot be read"):
             batches = iter(self._loader)
         while True:
@@ -73,7 +75,7 @@ class CachedLoader(Sequence[Batch]):
 
 
 def build_evaluation_loader(cfg: CfgNode, name: str) -> CachedLoader:
-    """Check that a data set can be evaluated on, and build a loader of its images with the config's test transform."""
+    """Check a data set, and build a loader of this rank's share of its images, with the config's test transform."""
     check_dataset(name)
     with translate_errors(f"the data set {name} cannot be read"):
         loader = build_detection_test_loader(cfg, name)
@@ -107,7 +109,7 @@ class CalibrationImages(Sequence[Batch]):
 
 
 def select_calibration_images(cfg: CfgNode, calibration: Calibration) -> CalibrationImages:
-    """Random training images, chosen by the calibration's seed, with the config's test transform."""
+    """Random training images, the same on every rank: the calibration's seed chooses them. Transformed as in tests."""
     count, seed = calibration.images, calibration.seed
     if count < 1:
         raise UserError(f"calibration needs at least 1 image, got --calib-images {count}")

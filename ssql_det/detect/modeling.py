@@ -31,7 +31,7 @@ from ssql_det.d2 import (
 )
 
 NARROW_BACKBONES = ("build_narrow_resnet_backbone", "build_narrow_resnet_fpn_backbone")
-_STEM_CHANNELS = NARROW_WIDTHS[0]
+_STEM_CHANNELS = NARROW_WIDTHS[0]  # NARROW_WIDTHS: output channels of the four stages
 _NUM_RES5_BLOCKS = {18: 2, 34: 3}  # by the depth of a ResNet with basic blocks
 
 

@@ -10,7 +10,7 @@ module                          its input                             point
 ResNet                                                                as ``ssql_det.quant.quant_points``
 FPN lateral convs               block outputs, on the grid            none
 FPN output convs                lateral + upsampled sum               input
-RPN conv                        FPN: raw conv outputs; C4: ``res4``   FPN: input, one range for all levels
+RPN conv                        FPN: raw conv outputs; C4: ``res4``   FPN: input, one range for all levels; C4: none
 RPN predictors                  ReLU of the RPN conv                  input, 8 bits
 ``res5.0`` of a C4 head         ROIAlign                              the block's input
 box head, mask head             ROIAlign; ReLU                        input
@@ -96,7 +96,7 @@ def _find_neck_points(model: nn.Module, placement: str) -> Iterator[QuantPoint]:
             yield from _make_input_and_weight_points(path)
         if is_integer and name.startswith("fpn_"):
             yield QuantPoint(path, Side.OUTPUT, INTEGER_OUTPUT_BITS)
-    num_sums = sum(name.startswith("fpn_lateral") for name in names) - 1
+    num_sums = sum(name.startswith("fpn_lateral") for name in names) - 1  # the coarsest level adds nothing
     for call in range(num_sums if is_integer else 0):
         yield QuantPoint("backbone", Side.OUTPUT, INTEGER_OUTPUT_BITS, function="add", call=call)
 

@@ -29,7 +29,7 @@ from ssql_det.quant import Bits, Quantization, evaluate_at_bit_widths
 Detections = list[dict[str, Any]]  # of one image, as in COCO's results, but category_id is the class index; no image_id
 
 _CAPTION_HEIGHT = 26  # pixels of the white bar above an image, in which the bit-width is written
-_ENLARGED_SIDE = 320  # pixels: a small image is enlarged until its longer side has at most this length
+_ENLARGED_SIDE = 320  # pixels: a small image is enlarged by a whole factor, its longer side to this length at most
 _WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
 _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
@@ -89,12 +89,15 @@ def detect_at_bit_widths(
     min_score: float,
     calibration_batches: Sequence[Batch] = (),
 ) -> dict[Bits, list[Detections]]:
-    """Detections by bit-width, a list per image. A scheme that re-estimates norms uses ``calibration_batches``."""
+    """Detections by bit-width, for each image those with scores of at least ``min_score``.
+
+    ``calibration_batches`` are used only if the scheme re-estimates norm statistics.
+    """
     model = quantization.model.eval()
 
     def detect(bits: Bits) -> list[Detections]:
-        inference_mode = fast_inference(model) if cfg.SSQL_DET.FAST_EVALUATION else nullcontext()
-        with inference_mode, torch.no_grad():
+        inference_context = fast_inference(model) if cfg.SSQL_DET.FAST_EVALUATION else nullcontext()
+        with inference_context, torch.no_grad():
             outputs = (model(load_image(cfg, path))[0]["instances"] for path in track(images, f"detecting at {bits}"))
             return [list(_convert_to_coco(instances, min_score)) for instances in outputs]
 
@@ -129,13 +132,13 @@ def save_predictions(
 
 
 def get_class_names(cfg: CfgNode) -> list[str]:
-    """The class names of the config's data sets; class indices if they are unknown."""
+    """The names of the detector's classes, from the config's data sets; class indices if they are unknown."""
     names = _find_metadata(cfg, "thing_classes")
     return [str(index) for index in range(cfg.MODEL.ROI_HEADS.NUM_CLASSES)] if names is None else list(names)
 
 
 def get_category_ids(cfg: CfgNode) -> list[int]:
-    """The category ids of the config's data sets, such as COCO's 1 to 90; class indices if they are unknown."""
+    """The classes' category ids in the data sets, such as COCO's 1 to 90; class indices if they are unknown."""
     index_by_id = _find_metadata(cfg, "thing_dataset_id_to_contiguous_id")
     if index_by_id is None:
         return list(range(cfg.MODEL.ROI_HEADS.NUM_CLASSES))
@@ -143,7 +146,7 @@ def get_category_ids(cfg: CfgNode) -> list[int]:
 
 
 def _find_metadata(cfg: CfgNode, attribute: str) -> Any:
-    """The attribute in the metadata of the config's first data set with as many classes as the detector, or None."""
+    """The attribute in the engine's metadata of the first data set with as many classes as the detector, or None."""
     for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
         if is_custom(name):
             register_custom_dataset(name)
