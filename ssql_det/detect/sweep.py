@@ -39,14 +39,14 @@ from ssql_det.quant import Bits, Scheme
 from ssql_det.quant.points import assign_bits
 from ssql_det.quant.scheme import RE_ESTIMATED, TRAINED
 
-RESULTS_NAME, QUANTIZATION_NAME, IDENTITY_NAME = "results.jsonl", "quantization.safetensors", "sweep.json"
-_FORMER_RANGES_NAME = "ranges.json"  # file of calibrations before version 1 of the quantization file
+RESULTS_NAME, QUANTIZATION_NAME, SETTINGS_NAME = "results.jsonl", "quantization.safetensors", "sweep.json"
+_FORMER_RANGES_NAME = "ranges.json"  # the file that held the calibration in earlier versions
 _logger = logging.getLogger(__name__)
 
 
 def sweep(
     cfg: CfgNode,
-    config_label: str,
+    config_label: str,  # from make_config_label
     model: nn.Module,
     checkpoint: Checkpoint,
     bit_widths: Sequence[Bits],
@@ -54,7 +54,7 @@ def sweep(
 ) -> Iterator[Row]:
     """Yield a row per bit-width: read from ``OUTPUT_DIR`` if an earlier run wrote it, otherwise evaluated.
 
-    Under a process group the ranks share the images, and rank 0 writes.
+    Under a process group each rank evaluates its share of the images, and rank 0 writes.
     """
     folder = check_output_dir(cfg.OUTPUT_DIR)
     dataset = _get_test_dataset(cfg)
@@ -62,25 +62,25 @@ def sweep(
     points = detector_points(model, settings.scope, settings.scheme.placement)
     assign_bits(points, Bits.FP, settings.overrides)  # raises if a pattern matches no point
     sha256 = checkpoint.source.sha256 if checkpoint.source else ""
-    identity = _make_identity(cfg, dataset, sha256, settings)
-    finished = {row.bits: row for row in broadcast_from_main(lambda: _read_finished_rows(folder, identity))}
+    sweep_settings = _collect_sweep_settings(cfg, dataset, sha256, settings)
+    finished_rows = {row.bits: row for row in broadcast_from_main(lambda: _read_finished_rows(folder, sweep_settings))}
     loader = build_evaluation_loader(cfg, dataset)
     provenance = DetectorProvenance(checkpoint.display_name, checkpoint.metadata, checkpoint.architecture.name, sha256)
     context: EvaluationContext | None = None
     for bits in bit_widths:
-        if str(bits) in finished:
+        if str(bits) in finished_rows:
             _logger.info("%s is already evaluated; using its row in %s", bits, folder / RESULTS_NAME)
-            yield finished[str(bits)]
+            yield finished_rows[str(bits)]
             continue
         if context is None:
             batches = select_calibration_images(cfg, settings.calibration)
             take_rank_share(batches)  # decodes this rank's images: a damaged one fails before anything is written
-            broadcast_from_main(lambda: _claim_folder(folder, identity))
+            broadcast_from_main(lambda: _claim_folder(folder, sweep_settings))
             context = prepare_evaluation(cfg, model, settings, dataset, loader, batches, folder / QUANTIZATION_NAME)
         overrides = None if bits == Bits.FP else settings.overrides
         row = make_row(context, config_label, bits, evaluate_quantized(context, bits, overrides), provenance)
         if is_main():
-            _check_identity(folder, identity)  # another sweep may have started in the folder since
+            _check_same_sweep(folder, sweep_settings)  # another sweep may have started in the folder since
             if context.quantization.norm_statistics:  # the evaluation may have added statistics
                 context.quantization.save(folder / QUANTIZATION_NAME)
             rows.append_row(folder / RESULTS_NAME, row)
@@ -96,8 +96,8 @@ def _get_test_dataset(cfg: CfgNode) -> str:
     return name
 
 
-def _make_identity(cfg: CfgNode, dataset: str, sha256: str, settings: QuantizationSettings) -> dict[str, Any]:
-    """All settings that determine the metrics of a sweep; its keys are written to a file and appear in messages."""
+def _collect_sweep_settings(cfg: CfgNode, dataset: str, sha256: str, settings: QuantizationSettings) -> dict[str, Any]:
+    """All settings that determine the metrics of a sweep, as ``sweep.json`` has them; messages name their keys."""
     ignored_keys = (*IGNORED_KEYS, *TRAINING_EVALUATION_KEYS)
     return {
         **{key: value for key, value in flatten_config(cfg).items() if key not in ignored_keys},
@@ -112,52 +112,55 @@ def _make_identity(cfg: CfgNode, dataset: str, sha256: str, settings: Quantizati
     }
 
 
-def _read_finished_rows(folder: Path, identity: dict[str, Any]) -> list[Row]:
+def _read_finished_rows(folder: Path, sweep_settings: dict[str, Any]) -> list[Row]:
     """The rows in the folder; raise a UserError if they belong to another sweep."""
-    finished = rows.read_rows(folder / RESULTS_NAME) if (folder / RESULTS_NAME).exists() else []
-    if finished:
-        _check_identity(folder, identity)
-    return finished
+    finished_rows = rows.read_rows(folder / RESULTS_NAME) if (folder / RESULTS_NAME).exists() else []
+    if finished_rows:
+        _check_same_sweep(folder, sweep_settings)
+    return finished_rows
 
 
-def _claim_folder(folder: Path, identity: dict[str, Any]) -> None:
-    """Write this sweep's identity; delete the calibration of another sweep if it has no row."""
-    previous = _read_identity(folder)
-    is_other = any(json.dumps(previous.get(key)) != json.dumps(identity.get(key)) for key in {**previous, **identity})
-    if not _read_finished_rows(folder, identity) and is_other and (folder / QUANTIZATION_NAME).exists():
+def _claim_folder(folder: Path, sweep_settings: dict[str, Any]) -> None:
+    """Write this sweep's settings. Another sweep's calibration is deleted; it is an error if that sweep has a row."""
+    saved = _read_sweep_settings(folder)
+    is_other_sweep = any(
+        json.dumps(saved.get(key)) != json.dumps(sweep_settings.get(key)) for key in {**saved, **sweep_settings}
+    )
+    if not _read_finished_rows(folder, sweep_settings) and is_other_sweep and (folder / QUANTIZATION_NAME).exists():
         (folder / QUANTIZATION_NAME).unlink()
     if (folder / _FORMER_RANGES_NAME).exists() and not (folder / QUANTIZATION_NAME).exists():
         _logger.warning(
             "%s was written by an earlier version and is ignored; calibrating again", folder / _FORMER_RANGES_NAME
         )
-    with atomic_write(folder / IDENTITY_NAME, "w") as file:
-        json.dump(identity, file, indent=1)
+    with atomic_write(folder / SETTINGS_NAME, "w") as file:
+        json.dump(sweep_settings, file, indent=1)
 
 
-def _read_identity(folder: Path) -> dict[str, Any]:
-    """The identity of the folder's sweep; empty if no sweep was started in the folder."""
-    file = folder / IDENTITY_NAME
+def _read_sweep_settings(folder: Path) -> dict[str, Any]:
+    """The settings of the folder's sweep; empty if no sweep was started in the folder."""
+    file = folder / SETTINGS_NAME
     if not file.exists():
         for name in (RESULTS_NAME, QUANTIZATION_NAME):
             if (folder / name).exists():
                 raise UserError(
-                    f"{folder / name} belongs to a sweep whose {IDENTITY_NAME} is missing; choose another OUTPUT_DIR"
+                    f"{folder / name} belongs to a sweep whose {SETTINGS_NAME} is missing; choose another OUTPUT_DIR"
                 )
         return {}
     try:
-        return _upgrade_identity(dict(json.loads(file.read_text("utf-8"))))
+        return _upgrade_sweep_settings(dict(json.loads(file.read_text("utf-8"))))
     except (RecursionError, TypeError, ValueError) as failure:
         raise UserError(f"{file} is damaged; choose another OUTPUT_DIR") from failure
 
 
-def _upgrade_identity(identity: dict[str, Any]) -> dict[str, Any]:
-    """Earlier versions had other key names, a key for re-estimated norms, and keys that do not change a result."""
-    identity = rename_keys(identity, RENAMED_KEYS)
-    if "--recalibrate-bn" in identity:
-        identity["--scheme"] = str(Scheme(norms=RE_ESTIMATED if identity.pop("--recalibrate-bn") else TRAINED))
-    return {key: value for key, value in identity.items() if key not in TRAINING_EVALUATION_KEYS}
+def _upgrade_sweep_settings(saved: dict[str, Any]) -> dict[str, Any]:
+    """Translate the keys of earlier versions, and drop those that only evaluations during a training use."""
+    saved = rename_keys(saved, RENAMED_KEYS)
+    if "--recalibrate-bn" in saved:
+        saved["--scheme"] = str(Scheme(norms=RE_ESTIMATED if saved.pop("--recalibrate-bn") else TRAINED))
+    return {key: value for key, value in saved.items() if key not in TRAINING_EVALUATION_KEYS}
 
 
-def _check_identity(folder: Path, identity: dict[str, Any]) -> None:
+def _check_same_sweep(folder: Path, sweep_settings: dict[str, Any]) -> None:
     """Raise a UserError if the folder has another sweep; the order of patterns in a bits file also matters."""
-    check_same_config(_read_identity(folder), identity, f"the sweep in {folder}", "choose another OUTPUT_DIR")
+    saved = _read_sweep_settings(folder)
+    check_same_config(saved, sweep_settings, f"the sweep in {folder}", "choose another OUTPUT_DIR")

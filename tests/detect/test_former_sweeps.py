@@ -36,11 +36,11 @@ def write_former_sweep(folder, calibration, widths=("FP", "4w4a")):
     lines = [json.dumps(row) + "\n" for row in kept if row["bits"] in widths]
     assert len(lines) == len(widths)
     (folder / "results.jsonl").write_text("".join(lines))
-    identity = json.loads((folder / "sweep.json").read_text())
-    identity["--recalibrate-bn"] = identity.pop("--scheme") == "norms=re-estimated"
-    identity = {key.replace("SSQL_DET.", "SSQL."): value for key, value in identity.items()}
-    identity |= {f"SSQL.{key}": value for key, value in TRAINING_EVALUATION_KEYS.items()}
-    (folder / "sweep.json").write_text(json.dumps(dict(sorted(identity.items())), indent=1))
+    sweep_settings = json.loads((folder / "sweep.json").read_text())
+    sweep_settings["--recalibrate-bn"] = sweep_settings.pop("--scheme") == "norms=re-estimated"
+    sweep_settings = {key.replace("SSQL_DET.", "SSQL."): value for key, value in sweep_settings.items()}
+    sweep_settings |= {f"SSQL.{key}": value for key, value in TRAINING_EVALUATION_KEYS.items()}
+    (folder / "sweep.json").write_text(json.dumps(dict(sorted(sweep_settings.items())), indent=1))
     (folder / "quantization.safetensors").unlink()
     (folder / "ranges.json").write_text(json.dumps({"format": "ssql_det ranges", "version": 1, "points": {}}))
 
@@ -108,7 +108,7 @@ def test_another_sweep_in_the_folder_is_refused(settings, other, difference, lea
 
 
 def test_a_sweep_without_rows_begins_again(learned, caplog, tmp_path):
-    """A sweep that was killed in its first evaluation has an identity file and ranges."""
+    """A sweep that was killed in its first evaluation has sweep.json and ranges.json."""
     expected = run_sweep(learned, tmp_path, "4")
     write_former_sweep(tmp_path, MINMAX_PROSE, ("4w4a",))
     (tmp_path / "results.jsonl").unlink()

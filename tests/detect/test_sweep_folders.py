@@ -87,7 +87,7 @@ def test_the_path_of_the_weights_and_the_workers_do_not_matter(whole_sweep, lear
     assert run_sweep(copy, whole_sweep[0], DATALOADER__NUM_WORKERS=1) == whole_sweep[1]
 
 
-def test_a_damaged_identity_file_is_refused(learned, tmp_path):
+def test_a_damaged_settings_file_is_refused(learned, tmp_path):
     for content in ("{", "[1]"):
         (tmp_path / "sweep.json").write_text(content)
         with pytest.raises(UserError, match=r"sweep\.json is damaged; choose another OUTPUT_DIR"):
