@@ -92,11 +92,12 @@ def _measure_by_features(
     cfg: CfgNode, model: nn.Module, settings: QuantizationSettings, bits: Bits
 ) -> Iterator[GroupSensitivity]:
     from ssql_det.detect.evaluation_data import select_calibration_images
-    from ssql_det.detect.quantized_evaluation import quantize_detector
+    from ssql_det.detect.quantized_evaluation import build_calibrated_quantization
     from ssql_det.detect.sensitivity import measure_feature_errors
 
     batches = select_calibration_images(cfg, settings.calibration)
-    return measure_feature_errors(quantize_detector(cfg, model, settings, batches), bits, batches)
+    quantization = build_calibrated_quantization(cfg, model, settings, batches)
+    return measure_feature_errors(quantization, bits, batches)
 
 
 def _measure_by_ap(

@@ -47,7 +47,7 @@ def build_detector(cfg: CfgNode) -> nn.Module:
 def load_trained_detector(cfg: CfgNode) -> tuple[nn.Module, Checkpoint]:
     """Build a detector and load all its weights from ``MODEL.WEIGHTS``, a file of this package or of Detectron2."""
     checkpoint = _read_weights(cfg)
-    if not checkpoint.detector:
+    if not checkpoint.detector:  # the tensors of the neck and the heads
         raise UserError(
             f"{cfg.MODEL.WEIGHTS} has only a backbone; train a detector from it, then set MODEL.WEIGHTS to the "
             "detector's checkpoint"
@@ -58,7 +58,10 @@ def load_trained_detector(cfg: CfgNode) -> tuple[nn.Module, Checkpoint]:
 
 
 def load_pretrained_detector(cfg: CfgNode) -> tuple[nn.Module, Checkpoint, Coverage]:
-    """Build a detector and load its backbone from ``MODEL.WEIGHTS``; the neck and the heads keep random weights."""
+    """Build a detector and load its backbone from ``MODEL.WEIGHTS``; the neck and the heads keep random weights.
+
+    The coverage lists which tensors were loaded.
+    """
     checkpoint = _read_weights(cfg)
     if checkpoint.detector:
         _logger.warning("%s has a whole detector: only its backbone is loaded", checkpoint.display_name)
@@ -68,8 +71,11 @@ def load_pretrained_detector(cfg: CfgNode) -> tuple[nn.Module, Checkpoint, Cover
     return model, checkpoint, coverage
 
 
-def describe_untrained(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
-    """The metadata, from config and model, for checkpoints of a detector that is trained from random weights."""
+def build_random_init_metadata(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+    """The metadata for checkpoints of a detector that is trained from random weights, not from a pretrained backbone.
+
+    Method, input format and stride position are the config's; the architecture is the model's.
+    """
     metadata = Metadata(method=cfg.SSQL_DET.METHOD or None)
     metadata = confirm_metadata(metadata, get_input_format(cfg), cfg.MODEL.RESNETS.STRIDE_IN_1X1)
     return Checkpoint(identify_architecture(model), {}, metadata).metadata_dict()
@@ -81,7 +87,7 @@ def get_input_format(cfg: CfgNode) -> InputFormat:
 
 
 def _read_weights(cfg: CfgNode) -> Checkpoint:
-    """Read the checkpoint; an input format or stride position that it does not record is taken from the config."""
+    """Read the checkpoint; an input format or stride position that its metadata lacks is taken from the config."""
     if not cfg.MODEL.WEIGHTS:
         raise UserError("MODEL.WEIGHTS is empty; name the weights at the end of the command, as MODEL.WEIGHTS FILE")
     checkpoint = read_checkpoint(os.path.expanduser(cfg.MODEL.WEIGHTS))

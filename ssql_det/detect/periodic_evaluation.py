@@ -1,4 +1,4 @@
-"""Evaluate during a training, at full precision and at low bit-widths; rows go to OUTPUT_DIR/evaluations.jsonl."""
+"""Evaluate during a training, at full precision and low bit-widths; result rows go to OUTPUT_DIR/evaluations.jsonl."""
 
 from __future__ import annotations
 
@@ -30,10 +30,14 @@ _FORMER_NAME = "looks.jsonl"  # name of the same file in runs of earlier version
 
 
 class PeriodicEvaluation:
-    """Evaluates every ``SSQL_DET.EVAL_PERIOD`` (or ``TEST.EVAL_PERIOD``) iterations and after the last one."""
+    """Evaluates every ``SSQL_DET.EVAL_PERIOD`` (or ``TEST.EVAL_PERIOD``) iterations and after the last one.
 
-    def __init__(self, cfg: CfgNode, config_label: str, metadata: Metadata, network: str) -> None:
-        self._cfg, self._config_label, self._metadata, self._network = cfg, config_label, metadata, network
+    Three arguments are only recorded in the rows: ``config_label``, from ``make_config_label``; ``metadata``, that of
+    the training's checkpoints, with the pretraining method; ``backbone``, the name of the backbone's architecture.
+    """
+
+    def __init__(self, cfg: CfgNode, config_label: str, metadata: Metadata, backbone: str) -> None:
+        self._cfg, self._config_label, self._metadata, self._backbone = cfg, config_label, metadata, backbone
         self._period = cfg.SSQL_DET.EVAL_PERIOD or cfg.TEST.EVAL_PERIOD
         self._bit_widths = parse_bit_widths(",".join(map(str, cfg.SSQL_DET.EVAL_BITS)))
         self._settings = QuantizationSettings(
@@ -64,19 +68,19 @@ class PeriodicEvaluation:
     def evaluate(self, model: nn.Module, iteration: int) -> dict[str, float]:
         """Append a row per test set and bit-width; return the metrics of all rows (NaN where one is None).
 
-        The keys are ``dataset/bits/metric``. A row that a killed run wrote for the same iteration is reused. The random
-        generators' states are restored.
+        ``iteration`` is the last finished one, counted from 0. The keys of the metrics are ``dataset/bits/metric``. A
+        row that a killed run wrote for the same iteration is reused. The random generators' states are restored.
         """
         checkpoint_label = f"iteration {iteration}"
-        provenance = DetectorProvenance(checkpoint_label, self._metadata, self._network)
-        finished = {(row.checkpoint, row.dataset, row.bits): row for row in broadcast_from_main(self._read_rows)}
+        provenance = DetectorProvenance(checkpoint_label, self._metadata, self._backbone)
+        finished_rows = {(row.checkpoint, row.dataset, row.bits): row for row in broadcast_from_main(self._read_rows)}
         rng_state = RngState.capture()
         scalars: dict[str, float] = {}
         for dataset, loader in self._loaders.items():
             name = shorten_dataset_name(dataset)
             context: EvaluationContext | None = None
             for bits in self._bit_widths:
-                row = finished.get((checkpoint_label, name, str(bits)))
+                row = finished_rows.get((checkpoint_label, name, str(bits)))
                 if row is None:
                     context = context or prepare_evaluation(self._cfg, model, self._settings, dataset, loader)
                     row = make_row(context, self._config_label, bits, evaluate_quantized(context, bits), provenance)

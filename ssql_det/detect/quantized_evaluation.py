@@ -39,7 +39,7 @@ class QuantizationSettings:
     scope: str  # the part of the detector that is quantized, one of points.SCOPES
     calibration: Calibration = field(default_factory=Calibration)
     scheme: Scheme = field(default_factory=Scheme)
-    overrides: Mapping[str, Bits] = field(default_factory=dict)  # bit-widths by pattern of module paths, except at FP
+    overrides: Mapping[str, Bits] = field(default_factory=dict)  # bit-widths by pattern of module paths; unused at FP
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,11 @@ def prepare_evaluation(
     calibration_batches: Sequence[Batch] | None = None,
     quantization_file: Path | None = None,
 ) -> EvaluationContext:
-    """Calibrate the detector and save the quantization to ``quantization_file``, or load it if the file exists."""
+    """Calibrate the detector and save the quantization to ``quantization_file``, or load it if the file exists.
+
+    ``calibration_batches`` have one image each; by default they are selected as the settings say. Without a
+    ``quantization_file`` nothing is saved.
+    """
     points = detector_points(model, settings.scope, settings.scheme.placement)
     batches = calibration_batches or select_calibration_images(cfg, settings.calibration)
     if quantization_file is not None and broadcast_from_main(quantization_file.exists):
@@ -72,7 +76,7 @@ def prepare_evaluation(
         check_same_points(points, quantization.points, quantization_file)
         _logger.info("using the calibration in %s", quantization_file)
     else:
-        quantization = quantize_detector(cfg, model, settings, batches)
+        quantization = build_calibrated_quantization(cfg, model, settings, batches)
         if quantization_file is not None and is_main():
             quantization.save(quantization_file)
     model.eval()
@@ -80,12 +84,12 @@ def prepare_evaluation(
     return EvaluationContext(cfg, settings, dataset, loader, quantization, batches, cost_profile)
 
 
-def quantize_detector(
+def build_calibrated_quantization(
     cfg: CfgNode, model: nn.Module, settings: QuantizationSettings, batches: Sequence[Batch]
 ) -> Quantization:
-    """Calibrate a quantization of the detector, which records the number and the data set of the images.
+    """Calibrate a new quantization of the detector on ``batches`` of one image each; the detector is not changed.
 
-    ``batches`` have one image each.
+    The quantization records the number of images and their data sets, those in ``DATASETS.TRAIN``.
     """
     points = detector_points(model, settings.scope, settings.scheme.placement)
     quantization = Quantization(model, points, settings.scheme)
@@ -106,7 +110,7 @@ def calibrate_detector(quantization: Quantization, batches: Sequence[Batch]) -> 
 
 
 def run_detector(model: nn.Module, batch: Batch) -> None:
-    """Run a forward pass, as the ``forward`` argument of calibrations."""
+    """Run a forward pass and drop the detections: the ``forward`` argument of calibrations."""
     model(batch)
 
 
@@ -116,7 +120,8 @@ def evaluate_quantized(
     """Metrics and costs at a bit-width, and the duration in seconds. Afterwards the detector is float again.
 
     ``overrides`` are bit-widths by pattern of module paths; None means no overrides, even if the settings have some.
-    ``GFLOPs`` are the multiply-adds of the first image and ``GBOPs`` its bit-operations, both in billions.
+    ``MB`` are megabytes of parameters, ``GFLOPs`` the multiply-adds of the first image and ``GBOPs`` its
+    bit-operations, both in billions.
     """
     quantization, is_fast = context.quantization, context.cfg.SSQL_DET.FAST_EVALUATION
     _logger.info("evaluating at %s on %s", bits, context.dataset)
@@ -134,16 +139,16 @@ class DetectorProvenance:
     """Where an evaluated detector comes from, as its result rows record it."""
 
     checkpoint_label: str  # a file name, or the iteration of a training
-    metadata: Metadata
-    network: str  # the backbone's name
-    sha256: str = ""  # of the checkpoint file
+    metadata: Metadata  # of the checkpoint, with the pretraining method
+    network: str  # the name of the backbone's architecture
+    sha256: str = ""  # of the checkpoint file; "" if there is none, as during a training
 
 
 def make_row(
     context: EvaluationContext,
     config_label: str,  # from make_config_label
     bits: Bits,
-    result: tuple[Mapping[str, float], float],
+    result: tuple[Mapping[str, float], float],  # metrics and costs; seconds
     provenance: DetectorProvenance,
 ) -> Row:
     """Make a row of :func:`evaluate_quantized`'s result; method and seed are the config's or else the checkpoint's.

@@ -28,7 +28,7 @@ _GROUPS = (  # regular expression of module paths, and the pattern that a bits f
     (r"(proposal_generator|roi_heads\.\w+)\..*", r"\1.*"),
 )
 _RPN = "proposal_generator.rpn_head"
-_OUTPUT_MODULES = (  # modules whose outputs are compared, by the beginning of a group's pattern
+_OUTPUT_MODULES = (  # modules whose outputs are compared, by the beginning of a group's pattern; the first match counts
     ("backbone", ("backbone",)),
     ("proposal_generator", (f"{_RPN}.objectness_logits", f"{_RPN}.anchor_deltas")),
     ("roi_heads.mask_head", ("roi_heads.mask_head.predictor",)),
@@ -41,7 +41,7 @@ class GroupSensitivity:
     """The degradation of a detector when only one group of modules is quantized: a drop in AP, or a relative error."""
 
     pattern: str  # of the group's module paths, as a bits file has it
-    degradation: float
+    degradation: float  # drop in AP (AP is 0 to 100), or relative error (0: none)
 
 
 def list_groups(points: Sequence[QuantPoint]) -> list[str]:

@@ -38,14 +38,14 @@ from ssql_det.detect.config import (
     get_training_seed,
 )
 from ssql_det.detect.datasets import check_custom_annotations, check_dataset, is_custom
-from ssql_det.detect.detector import build_detector, describe_untrained, load_pretrained_detector
+from ssql_det.detect.detector import build_detector, build_random_init_metadata, load_pretrained_detector
 from ssql_det.detect.engine_errors import translate_config_errors
 from ssql_det.detect.evaluation_data import Batch
 from ssql_det.detect.periodic_evaluation import PeriodicEvaluation
 from ssql_det.detect.train_loader import BadImageLog, build_train_loader, get_micro_batch_size
 from ssql_det.detect.training_checkpoint import FINAL_NAME, LAST_CHECKPOINT_NAME, WINDOW_SIZE, TrainingCheckpointer
 
-COVERAGE_NAME = "coverage.json"
+COVERAGE_NAME = "coverage.json"  # lists which tensors of MODEL.WEIGHTS were loaded
 _CHANGEABLE_KEYS = (  # keys that may change when a run is resumed
     *(*IGNORED_KEYS, "SOLVER.MAX_ITER", "SOLVER.CHECKPOINT_PERIOD"),
     *(*TRAINING_EVALUATION_KEYS, "TEST.EVAL_PERIOD"),
@@ -57,8 +57,9 @@ _logger = logging.getLogger(__name__)
 def train(cfg: CfgNode, config_label: str, resume: bool = False) -> Path:
     """Train a detector from the backbone in ``MODEL.WEIGHTS``, or from scratch if that is empty.
 
-    Returns the path of the final checkpoint. On the CPU, an interrupted run that is continued with ``resume`` ends with
-    exactly the weights of an uninterrupted run. Under a process group every rank calls it; rank 0 writes.
+    Returns the path of the final checkpoint. ``config_label``, from ``make_config_label``, is for result rows.
+    On the CPU, an interrupted run that is continued with ``resume`` ends with exactly the weights of an uninterrupted
+    run. Under a process group every rank calls it; rank 0 writes.
     """
     folder, last_iteration, seed = check_output_dir(cfg.OUTPUT_DIR), cfg.SOLVER.MAX_ITER - 1, get_training_seed(cfg)
     _check_solver(cfg)
@@ -73,8 +74,8 @@ def train(cfg: CfgNode, config_label: str, resume: bool = False) -> Path:
         optimizer = build_optimizer(cfg, model)
         scheduler = build_lr_scheduler(cfg, optimizer)
     storage, bad_images = EventStorage(), BadImageLog()
-    parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
-    checkpointer = TrainingCheckpointer(folder, parts, storage, bad_images)
+    checkpointables = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
+    checkpointer = TrainingCheckpointer(folder, checkpointables, storage, bad_images)
     start = 0
     if is_resumed:
         saved_iteration, metadata = checkpointer.resume()
@@ -103,7 +104,7 @@ def train(cfg: CfgNode, config_label: str, resume: bool = False) -> Path:
     ddp_model = DistributedDataParallel(model) if world_size() > 1 else model
 
     # start - 1 is the last iteration whose scalars are kept.
-    with storage, scalar_writer(folder, start - 1 if is_resumed else None) as write:
+    with storage, scalar_writer(folder, start - 1 if is_resumed else None) as write_scalars:
         for iteration in range(start, cfg.SOLVER.MAX_ITER):
             storage.iter = iteration
             start_time = time.perf_counter()
@@ -130,12 +131,12 @@ def train(cfg: CfgNode, config_label: str, resume: bool = False) -> Path:
                 storage.put_scalar("bad_images", sum(all_gather(len(bad_images.names))), smoothing_hint=False)
                 printer.write()
                 smoothed_scalars = storage.latest_with_smoothing_hint(WINDOW_SIZE)
-                write(iteration, {name: value for name, (value, _) in smoothed_scalars.items()})
+                write_scalars(iteration, {name: value for name, (value, _) in smoothed_scalars.items()})
             if iteration == last_iteration or evaluation.is_due(iteration, last_iteration):
                 with _translate_divergence(iteration):
                     estimate_norms(cfg, model, seed)
             if evaluation.is_due(iteration, last_iteration):
-                write(iteration, evaluation.evaluate(model, iteration))
+                write_scalars(iteration, evaluation.evaluate(model, iteration))
             if (iteration + 1) % cfg.SOLVER.CHECKPOINT_PERIOD == 0 and iteration != last_iteration:
                 checkpointer.save(f"model_{iteration:07d}", iteration, metadata)
         return checkpointer.save(FINAL_NAME, last_iteration, metadata)
@@ -145,8 +146,8 @@ def estimate_norms(cfg: CfgNode, model: nn.Module, seed: int) -> None:
     """Precise BN: estimate the norms' statistics over many training batches, if ``TEST.PRECISE_BN`` is enabled.
 
     The method of Wu and Johnson, "Rethinking Batch in BatchNorm" (2021), as in fvcore. Every call uses the same images
-    and restores the random generators. Afterwards every rank has the average of all ranks' statistics; without
-    estimation, as for all other buffers, every rank has the values of rank 0.
+    and restores the random generators. Afterwards every rank has the average of all ranks' estimates. All other
+    buffers, and the statistics too if they are not estimated, become those of rank 0.
     """
     norms = get_bn_modules(model) if cfg.TEST.PRECISE_BN.ENABLED else []
     if norms:
@@ -172,16 +173,17 @@ def _average_over_ranks(norm: nn.Module) -> None:
 
 
 def _build_model(cfg: CfgNode, is_resumed: bool) -> tuple[nn.Module, dict[str, Any], Coverage | None]:
-    """Build the detector; returns it, the metadata for its checkpoints, and which weights were loaded.
+    """Build the detector; returns it, the metadata for its checkpoints, and which weights were loaded (None: none).
 
-    A resumed run does not load ``MODEL.WEIGHTS``, because its own checkpoint has all weights.
+    The seed in the metadata is that of this training, not of the pretraining. A resumed run does not load
+    ``MODEL.WEIGHTS``, because its own checkpoint has all weights.
     """
     seed_metadata = {"seed": get_training_seed(cfg)}
     if cfg.MODEL.WEIGHTS and not is_resumed:
         model, checkpoint, coverage = load_pretrained_detector(cfg)
         return model, {**checkpoint.metadata_dict(), **seed_metadata}, coverage
     model = build_detector(cfg)
-    return model, {**describe_untrained(cfg, model), **seed_metadata}, None
+    return model, {**build_random_init_metadata(cfg, model), **seed_metadata}, None
 
 
 def _syncing_gradients(ddp_model: nn.Module, is_last: bool) -> AbstractContextManager[None]:
@@ -230,7 +232,10 @@ def _check_norms(cfg: CfgNode) -> None:
 
 
 def _check_data(cfg: CfgNode) -> None:
-    """Check that all data sets have the same classes, as many as the head; a mismatch would fail late or not at all."""
+    """Check that all data sets have the same classes, as many as the head, and check custom training annotations.
+
+    Without these checks a run would fail late, or train wrongly.
+    """
     classes_by_dataset: dict[str, list[str]] = {}
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         check_dataset(name)

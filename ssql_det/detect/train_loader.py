@@ -24,7 +24,7 @@ from ssql_det.detect.datasets import check_dataset
 from ssql_det.detect.engine_errors import translate_errors
 from ssql_det.detect.evaluation_data import Batch
 
-BAD_IMAGE_POLICIES = ("stop", "skip")
+BAD_IMAGE_POLICIES = ("stop", "skip")  # values of SSQL_DET.ON_BAD_IMAGE
 BAD_IMAGES_KEY = "bad_images"  # key of a sample: files that were skipped before its image could be read
 ERROR_KEY, TRACEBACK_KEY = "error", "traceback"  # keys of a sample whose image could not be read
 _MAX_SKIPPED = 100  # after this many unreadable images in a row training stops
@@ -37,7 +37,8 @@ SampleIndex = tuple[int, int]  # a sample's position in the order of training, a
 class AspectRatioBatchSampler(Sampler[list[SampleIndex]]):
     """Infinite sampler of batches of either wide or tall images, so that little of a batch is padding.
 
-    It skips the batches before ``first_batch``, and yields the share of ``rank`` in each batch.
+    ``is_wide`` has an entry per image; ``batch_size`` counts the images of all ranks. It skips the batches before
+    ``first_batch``, and yields the share of ``rank`` in each batch.
 
     >>> batches = AspectRatioBatchSampler([True, True, False, False], batch_size=2, seed=0)
     >>> next(iter(batches))
@@ -77,8 +78,9 @@ class AspectRatioBatchSampler(Sampler[list[SampleIndex]]):
 class SeededDataset(Dataset[DatasetDict]):
     """Loads and augments images; the augmentation of a sample is seeded by its position in the order of training.
 
-    If an image cannot be read, its sample has the error under ``ERROR_KEY``, because DataLoader changes the type and
-    message of exceptions in worker processes.
+    If an image cannot be read, ``on_bad_image="skip"`` takes the next one instead. With ``"stop"``, or after
+    ``_MAX_SKIPPED`` such images in a row, the sample has the error under ``ERROR_KEY``, because DataLoader changes the
+    type and message of exceptions in worker processes.
     """
 
     def __init__(
@@ -119,10 +121,10 @@ class SeededDataset(Dataset[DatasetDict]):
 
 
 class BadImageLog:
-    """Logs each skipped image once, and counts them."""
+    """Logs each image that this rank skipped once, and counts them."""
 
     def __init__(self) -> None:
-        self.names: set[str] = set()
+        self.names: set[str] = set()  # files of the skipped images
 
     def log_skipped_images(self, batch: Batch) -> None:
         """Remove the names of skipped images from a batch's samples, and log each name once."""

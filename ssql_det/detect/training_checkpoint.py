@@ -1,8 +1,8 @@
 """Checkpoints of a detector's training, in Detectron2's layout, with everything that a resumed run needs.
 
 ``OUTPUT_DIR/model_0004999.pth`` has Detectron2's ``model``, ``optimizer``, ``scheduler`` and ``iteration``, and
-also the states of the random generators, the latest scalars, the names of bad images and the metadata of the
-backbone. The file ``last_checkpoint`` has the name of the newest checkpoint.
+also the states of the random generators, the latest scalars, the files of unreadable images and the metadata of
+the backbone. The file ``last_checkpoint`` has the name of the newest checkpoint.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ssql_det.d2 import EventStorage
 from ssql_det.detect.train_loader import BadImageLog
 
 LAST_CHECKPOINT_NAME = "last_checkpoint"
-FINAL_NAME = "model_final"
+FINAL_NAME = "model_final"  # of the last checkpoint, without .pth
 WINDOW_SIZE = 20  # iterations between log lines; the lines have the medians over these iterations
 _TIMING_SCALARS = ("time", "eta_seconds")  # not saved, so that equal runs write identical checkpoints
 _CHECKPOINT_KEYS = ("model", "optimizer", "scheduler", "iteration", "rng", "history", "bad_images", METADATA_KEY)
@@ -38,20 +38,23 @@ _CHECKPOINT_KEYS = ("model", "optimizer", "scheduler", "iteration", "rng", "hist
 class TrainingCheckpointer:
     """Saves the state of a training and restores it.
 
-    ``parts`` has the objects under the keys ``model``, ``optimizer`` and ``scheduler``.
+    ``checkpointables`` has the objects under the keys ``model``, ``optimizer`` and ``scheduler``.
     """
 
     folder: Path
-    parts: Mapping[str, Any]
+    checkpointables: Mapping[str, Any]
     storage: EventStorage
     bad_images: BadImageLog
 
     def save(self, name: str, iteration: int, metadata: Mapping[str, Any]) -> Path:
-        """Write the state after ``iteration`` to ``name.pth``, then write ``last_checkpoint``. Every rank calls it."""
+        """Write the state after ``iteration``, counted from 0, to ``name.pth``, then ``last_checkpoint``.
+
+        Every rank calls it.
+        """
         path = self.folder / f"{name}.pth"
         rank_states = {"rng": gather_rng_states(), "bad_images": all_gather(sorted(self.bad_images.names))}
         if is_main():
-            content = {key: part.state_dict() for key, part in self.parts.items()}
+            content = {key: value.state_dict() for key, value in self.checkpointables.items()}
             content |= {"iteration": iteration, "history": _get_latest_scalars(self.storage)}
             content |= {METADATA_KEY: dict(metadata), **rank_states}
             with atomic_write(path) as file:
@@ -61,7 +64,7 @@ class TrainingCheckpointer:
         return path
 
     def resume(self) -> tuple[int, dict[str, Any]]:
-        """Restore the newest checkpoint; returns its iteration and its metadata."""
+        """Restore the newest checkpoint; returns the iteration after which it was saved, and its metadata."""
         path = _find_newest(self.folder)
         content = read_tensors(path)
         missing = (
@@ -82,7 +85,7 @@ class TrainingCheckpointer:
         return content["iteration"], content[METADATA_KEY]
 
     def _restore(self, content: Mapping[str, Any]) -> None:
-        model, optimizer, scheduler = (self.parts[key] for key in ("model", "optimizer", "scheduler"))
+        model, optimizer, scheduler = (self.checkpointables[key] for key in ("model", "optimizer", "scheduler"))
         model.load_state_dict(content["model"])
         invalid = find_invalid_values(model.named_parameters())
         if invalid:
@@ -118,11 +121,13 @@ def _get_latest_scalars(storage: EventStorage) -> dict[str, dict[str, Any]]:
     >>> _get_latest_scalars(storage)
     {'total_loss': {'is_noisy': True, 'values': [(2.5, 0)]}}
     """
-    is_noisy, first = storage.smoothing_hints(), storage.iter - WINDOW_SIZE + 1
+    is_noisy, first_iteration = storage.smoothing_hints(), storage.iter - WINDOW_SIZE + 1
     return {
         name: {
             "is_noisy": is_noisy[name],
-            "values": [(value, int(iteration)) for value, iteration in history.values() if iteration >= first],
+            "values": [
+                (value, int(iteration)) for value, iteration in history.values() if iteration >= first_iteration
+            ],
         }
         for name, history in storage.histories().items()
         if name not in _TIMING_SCALARS
