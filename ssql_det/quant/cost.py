@@ -18,12 +18,12 @@ from ssql_det.quant.points import QuantPoint, assign_bits
 from ssql_det.quant.tracing import Operation, Trace, trace_pass
 
 FLOAT_BITS = 32  # of a float operand, and of a scale
-IMAGE_BITS = 8  # of the first layer's input, if no point quantizes it
+IMAGE_BITS = 8  # of the first layer's input, if the layer's weight is quantized and no point quantizes the input
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Bytes of all parameters; multiply-adds and bit-operations of the conv and linear layers in one forward pass."""
+    """Bytes of all parameters; multiply-adds and bit-operations of the convolutions and matrix products."""
 
     bytes: int
     macs: int
@@ -41,7 +41,7 @@ class ParameterSize:
 
 @dataclass(frozen=True)
 class CostProfile:
-    """One traced forward pass, from which the cost at any bit-width follows.
+    """One traced forward pass, from which the cost of this pass at any bit-width follows.
 
     >>> from ssql_det.quant import profile_cost, quant_points
     >>> profile = profile_cost(model, quant_points(model), images)
@@ -51,7 +51,7 @@ class CostProfile:
 
     points: tuple[QuantPoint, ...]
     trace: Trace
-    parameters: Mapping[str, ParameterSize]
+    parameters: Mapping[str, ParameterSize]  # by the names of ``named_parameters``
 
     def at(self, bits: Bits, overrides: Mapping[str, Bits] | None = None) -> Cost:
         """The cost at a bit-width; ``overrides`` as in ``Quantization.at``."""

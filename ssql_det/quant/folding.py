@@ -23,7 +23,7 @@ from ssql_det.quant.points import INTEGER, QuantPoint
 from ssql_det.quant.quantizers import Quantizer
 from ssql_det.quant.tracing import Chain, Trace
 
-STORED_WEIGHT_BITS = 8
+STORED_WEIGHT_BITS = 8  # a weight of fewer bits is stored in 8
 _MAX_INT32 = 2**31 - 1
 
 
@@ -36,7 +36,7 @@ class LayerScales:
     weight_bits: int
 
     def compute_bias_scale(self, factor: Tensor) -> Tensor:
-        """The scale of the bias per channel, if ``factor`` multiplies the products.
+        """The scale of the bias per channel, if ``factor`` [C] (of the norm, or 1) multiplies the sums of products.
 
         ``|factor * weight scale|`` counts as 1 where it is 0.
         """
@@ -76,6 +76,7 @@ def folding_norms(
             if input_point is not None and weight_bits is not None and input_bits is not None:
                 weight = get_float_weight(model, weight_point)
                 quantized_weight = get_quantizer(weight_point).quantize(weight, weight_bits)
+                # Of the input only the scale is used, so any tensor will do.
                 quantized_input = get_quantizer(input_point).quantize(weight.new_zeros(1), input_bits)
                 if quantized_weight is None or quantized_input is None:
                     raise UserError(

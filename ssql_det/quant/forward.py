@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ssql_det.core.errors import UserError
 
 Forward = Callable[[nn.Module, Any], Any]
-"""Runs a network on a batch: ``forward(model, batch)``."""
+"""Runs a network on a batch: ``forward(model, batch)``. What it returns is ignored."""
 
 
 @contextmanager
@@ -33,7 +33,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def forward_images(model: nn.Module, batch: Any) -> None:
-    """Run the network on a batch of images, or on the first entry of a tuple, in the type of its weights."""
+    """Run the network on a batch of images, or on the first entry of a tuple, on the device and in the dtype of the
+    network's weights."""
     images = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
     if not isinstance(images, Tensor):
         raise UserError(

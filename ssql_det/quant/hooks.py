@@ -71,7 +71,7 @@ def _get_hooks(module: nn.Module) -> Iterator[_Hook]:
 
 @contextmanager
 def recording_outputs(model: nn.Module, paths: Iterable[str]) -> Iterator[list[Tensor]]:
-    """Record copies of the outputs of modules in each forward pass; of a dict, the values.
+    """Record copies of the outputs of modules, in the order in which they run; of a dict, the values.
 
     >>> with recording_outputs(model, ["layer3", "layer4"]) as outputs:
     ...     features = model(images)
@@ -183,7 +183,7 @@ class _FunctionHook(_Hook):
 
     def __init__(self, module: nn.Module, point: QuantPoint, action: Action | None) -> None:
         super().__init__(module, point, action)
-        self.calls = 0  # of the function in this forward pass
+        self.calls = 0  # of the function so far in this forward pass
         self.depth = 0  # number of children whose forward is running
 
     def register(self) -> Iterator[RemovableHandle]:
@@ -248,6 +248,7 @@ class _WeightHook(_Hook):
         super().__init__(module, point, action)
         self._parameter = _get_parameter(module, point)
         self._name = point.parameter
+        # What an outer context put in place of the parameter; empty if nothing.
         self._original = {name: value for name, value in module.__dict__.items() if name == self._name}
         self._weight: Tensor | None = None
 

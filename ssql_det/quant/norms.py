@@ -63,7 +63,7 @@ def estimate_norm_statistics(
 
 @contextmanager
 def overriding_statistics(model: nn.Module, statistics: NormStatistics) -> Iterator[None]:
-    """Use these statistics in place of the network's own."""
+    """Use these statistics in place of those in the network's buffers."""
     with ExitStack() as stack:
         for path in dict.fromkeys(name.rpartition(".")[0] for name in statistics):
             buffers = {name: statistics[f"{path}.{name}"] for name in _BUFFERS}

@@ -34,7 +34,7 @@ from ssql_det.quant.quantizers.observers import all_reduce_observers, check_fini
 from ssql_det.quant.scheme import RE_ESTIMATED, Scheme
 from ssql_det.quant.tracing import Chain, trace_pass
 
-_LEARNED, _NORMS = "learned.", "norms."  # prefixes of tensor names in a file
+_LEARNED, _NORMS = "learned.", "norms."  # in a file: POINT/learned.NAME and BITS/norms.BUFFER
 
 
 class Quantization:
@@ -63,12 +63,12 @@ class Quantization:
         self.model = model
         self.scheme = scheme or Scheme()
         self.points = quant_points(model, self.scheme.placement) if points is None else tuple(points)
-        self.calibration: Calibration | None = None
+        self.calibration: Calibration | None = None  # describes the images; ``calibrate`` does not set it
         self.quantizers = nn.ModuleDict(
             {_module_name(point): self.scheme.build_quantizer(_get_tensor_spec(model, point)) for point in self.points}
         )
         self.norm_statistics: dict[str, NormStatistics] = {}  # by the text of ``format_bits``
-        self.chains: tuple[Chain, ...] = ()  # in placement ``integer``: the layers to fold
+        self.chains: tuple[Chain, ...] = ()  # in placement ``integer``: the quantized layers, with their norms
 
     def __getitem__(self, point: QuantPoint) -> Quantizer:
         quantizer = self.quantizers[_module_name(point)]
@@ -200,7 +200,7 @@ class Quantization:
     def load(cls, path: str | os.PathLike[str], model: nn.Module, scheme: Scheme | None = None) -> Quantization:
         """Read a quantization of this model; raise an error if the weights or the scheme differ from those of the file.
 
-        With several processes every rank calls it, and rank 0 reads.
+        ``scheme=None`` accepts any scheme. With several processes every rank calls it, and rank 0 reads.
 
         >>> from ssql_det.quant import Quantization
         >>> quantization = Quantization(model)

@@ -34,7 +34,7 @@ from ssql_det.quant.scheme import Scheme
 from ssql_det.quant.tracing import Chain
 
 FORMAT, VERSION = "ssql_det quantization", 1
-_STORED_NAMES = {"fixed_range": "ends", "include_zero": "with_zero"}  # names in the file of fields of a point
+_STORED_NAMES = {"fixed_range": "ends", "include_zero": "with_zero"}  # fields of a point that a file names otherwise
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class ModelSignature:
 
 @dataclass(frozen=True)
 class QuantizationContent:
-    """The content of a quantization file."""
+    """The content of a quantization file; the names of ``tensors`` are listed at the top of this module."""
 
     scheme: Scheme
     points: tuple[QuantPoint, ...]
@@ -121,8 +121,8 @@ def read_quantization(path: str | os.PathLike[str]) -> QuantizationContent:
             signature=ModelSignature(str(model["digest"]), dict(model["tensors"])),
             tensors=tensors,
             chains=tuple(
-                Chain(str(layer), points_by_key[source], str(norm))
-                for layer, norm, source in json.loads(metadata["chains"])
+                Chain(str(layer), points_by_key[input_key], str(norm))
+                for layer, norm, input_key in json.loads(metadata["chains"])
             ),
         )
     except (AttributeError, KeyError, RecursionError, TypeError, UserError, ValueError) as error:

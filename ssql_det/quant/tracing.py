@@ -1,8 +1,8 @@
 """Trace one float forward pass of a network: which tensors are multiplied, which points quantize them, and which
 modules follow each layer.
 
-Max-pooling, ReLU, nearest upsampling and changes of shape keep the values of a quantized tensor quantized; after any
-other operation they are float again.
+Max-pooling, ReLU, nearest upsampling, multiplication by a number and changes of shape keep the values of a quantized
+tensor quantized; after any other operation they are float again.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _NORMS = frozenset(
 )
 _ACTIVATIONS = frozenset(("relu", "hardtanh", "silu", "gelu", "hardswish", "sigmoid", "elu", "leaky_relu"))
 
-_MAX_LOGGED = 3  # operations in a log line
+_MAX_LOGGED = 3  # float operations that a log line names
 _logger = logging.getLogger(__name__)
 
 
@@ -47,8 +47,8 @@ class Operation:
     """A convolution or matrix product, called in the forward of the module at ``path``.
 
     ``parameter`` is the full name of the weight; empty if both factors are activations. ``input_points`` are the points
-    that quantize the activations, ``None`` for a float one. ``float_reason`` says why the operation stays float; empty
-    for a quantized operation.
+    that quantize the activations, ``None`` for a float one. ``reads_image`` is true for the first operation of the
+    pass. ``float_reason`` says why the operation stays float; empty for a quantized operation.
     """
 
     path: str
@@ -63,7 +63,8 @@ class Operation:
 class Chain:
     """A layer and what directly follows it: its norm, its activation and the point that quantizes the result.
 
-    All but the layer may be missing. ``input_point`` is the point that quantizes the layer's input.
+    All but the layer may be missing (empty or ``None``). ``layer`` and ``norm`` are paths of modules, ``activation`` is
+    the name of an operation (``relu``). ``input_point`` is the point that quantizes the layer's input.
     """
 
     layer: str
@@ -252,10 +253,11 @@ class _Tracer(TorchDispatchMode):
 
     def _add_operation(self, func: Any, name: str, args: Any, kwargs: Any, result: Any) -> _Origin:
         """Add a convolution or matrix product; if its weight belongs to the running module, it begins a chain."""
-        factors = args[1:3] if name in ("addmm", "baddbmm") else args[:2]
+        factors = args[1:3] if name in ("addmm", "baddbmm") else args[:2]  # args[0] is the addend
         origins = [self._get_origin(each) for each in factors]
         parameter = next((each.parameter for each in origins if each.parameter), "")
         input_points = tuple(each.point for each in origins if not each.parameter)
+        # The registry counts a multiply-add as two operations.
         macs = flop_registry[func.overloadpacket](*args, **kwargs, out_val=result) // 2
         path = self._paths[-1]
         self.operations.append(
