@@ -15,5 +15,5 @@ probe_checkpoint     kNN and linear probes of a checkpoint at several bit-widths
 analyze_checkpoints  the effect of low bit-widths on a checkpoint: loss terms, weights, t-SNE
 ===================  ===========================================================================================
 
-Pretraining and detection share nothing but the checkpoint file.
+Pretraining and detection share nothing but the checkpoint file. A package imports only from packages of lower floors.
 """

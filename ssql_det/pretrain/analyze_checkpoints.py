@@ -156,9 +156,13 @@ def make_view_pairs(images: ImageDataset, augmentation: Augmentation, settings: 
 def measure_terms(
     method: PretrainedMethod, pairs: Sequence[Views], bit_widths: Sequence[Bits], scheme: Scheme
 ) -> tuple[TermsByBitWidth, ...]:
-    """Loss terms that compare the quantized backbone's features of one view with the float backbone's of the other
-    view; for a method with heads also terms that compare the quantized predictions with the float targets of the other
-    view. Each view of a pair is compared with the other."""
+    """Loss terms of quantized features of each view, compared with float targets of the other view of its pair.
+
+    Terms of the kind ``BACKBONE`` are of the backbone's features; their targets are features of the float backbone. If
+    the checkpoint has heads, terms of the kind ``LOSS`` are of what the method's loss compares: the predictor's output,
+    with targets of the float target encoder. The backbone is quantized, and so are the projector's weights, to 8 bits
+    at every bit-width that quantizes weights; the predictor is float.
+    """
     views = [view for pair in pairs for view in pair]
     quantization = Quantization(method.encoder, encoder_quant_points(method.encoder), scheme)
     compute_features = partial(_compute_features, method, views)
@@ -168,7 +172,7 @@ def measure_terms(
             return compute_features()
 
     float_features = evaluate_at_bit_width(quantization, Bits.FP, compute_and_observe, batches=views)
-    targets = {kind: features.flip(0) for kind, features in float_features.items()}
+    targets = {kind: features.flip(0) for kind, features in float_features.items()}  # flip(0) swaps the two views
     if method.has_heads:
         is_re_estimated = scheme.norms == RE_ESTIMATED
         statistics = estimate_norm_statistics(method.target, views) if is_re_estimated else {}
@@ -180,13 +184,14 @@ def measure_terms(
         for kind in float_features:
             compared = (quantized_features[kind], float_features[kind], targets[kind])
             terms[kind][bits] = compute_terms(*(each.flatten(0, 1) for each in compared))
-    return tuple(
+    return tuple(  # the spread is that of float features; near 0 they have collapsed, so all terms are small
         TermsByBitWidth(kind, compute_spread(features.flatten(0, 1)), terms[kind])
         for kind, features in float_features.items()
     )
 
 
 def _compute_features(method: PretrainedMethod, views: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Features by kind, ``BACKBONE`` and, if the checkpoint has heads, ``LOSS``: see :func:`measure_terms`."""
     with recording_outputs(method.encoder, ["backbone"]) as backbone_features:
         predicted = [method.predictor(method.encoder(view)) for view in views]
     features = {BACKBONE: _stack_normalized(backbone_features)}
@@ -195,7 +200,7 @@ def _compute_features(method: PretrainedMethod, views: Sequence[Tensor]) -> dict
 
 def _stack_normalized(features: Sequence[Tensor]) -> Tensor:
     """Features of batches that alternate between first and second views, as [2, N, D], L2-normalized; in float64, so
-    that the three loss terms sum to their total."""
+    that rounding does not keep the terms quantization, contrastive and cross from summing to total."""
     stacked = torch.stack([torch.cat(list(features[view_index::2])) for view_index in (0, 1)])
     return F.normalize(stacked.double().cpu(), dim=2)
 
@@ -234,8 +239,9 @@ def embed_features(
 
 
 def _select_first_classes(images: ImageDataset) -> ImageDataset:
+    """The images of the first `_MAX_TSNE_CLASSES` classes."""
     if images.labels is None:
-        return images
+        return images  # load_labelled_images raises the error
     indices = [index for index, label in enumerate(images.labels) if label < _MAX_TSNE_CLASSES]
     files, labels = tuple(images.files[index] for index in indices), tuple(images.labels[index] for index in indices)
     return replace(images, files=files, labels=labels, read=lambda index: images.read(indices[index]))

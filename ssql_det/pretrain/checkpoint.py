@@ -47,10 +47,11 @@ from ssql_det.core.unpickler import read_tensors
 from ssql_det.ssl.method import Encoder, mlp_from_state_dict
 
 CHECKPOINT_NAME = "checkpoint.pth"
-_BRANCHES = {
+_BRANCH_PREFIXES = {
     "online": "encoder.backbone.",
     "momentum": "momentum.network.backbone.",
 }  # prefixes in the method's state dict
+# Prefixes of the heads.
 _PROJECTOR, _PREDICTOR, _TARGET_PROJECTOR = "encoder.projector.", "predictor.", "momentum.network.projector."
 
 
@@ -120,11 +121,13 @@ class TrainingState:
         """The branches that the method has (online, momentum), each with its prefix in the method's state dict."""
         names = list(self.method.state_dict())
         return {
-            branch: prefix for branch, prefix in _BRANCHES.items() if any(name.startswith(prefix) for name in names)
+            branch: prefix
+            for branch, prefix in _BRANCH_PREFIXES.items()
+            if any(name.startswith(prefix) for name in names)
         }
 
     def _build_content(self, steps: int, rng_states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        heads = self.method.state_dict()
+        heads = self.method.state_dict()  # with the branches, which the next statement takes out
         branches = {
             branch: {name.removeprefix(prefix): heads.pop(name) for name in list(heads) if name.startswith(prefix)}
             for branch, prefix in self._find_branches().items()
@@ -149,7 +152,7 @@ def require_savable(backbone: Backbone) -> None:
     state = describe_state_dict(backbone.module.state_dict())
     modules = backbone.module.named_modules()
     problems = [f"{path or 'the network'} is parametrized" for path, module in modules if is_parametrized(module)]
-    problems += [f"{name} is {kind}" for name, kind in state.items() if kind == NOT_A_TENSOR]
+    problems += [f"{name} is {entry}" for name, entry in state.items() if entry == NOT_A_TENSOR]
     if problems := problems or find_state_differences(state, describe_expected_state(backbone.name)):
         raise UserError(
             f"a checkpoint of {backbone.name} could not be loaded: {summarize_names(problems)}; the backbone's builder "
@@ -175,15 +178,14 @@ class PretrainedBackbone:
 class PretrainedMethod:
     """A pretrained network with its heads: the loss compares ``predictor(encoder(view))`` with ``target(other_view)``.
 
-    ``target`` is the encoder itself or the encoder's moving average. Without heads, projector and predictor are
-    identities.
+    ``target`` is the encoder itself or the encoder's moving average.
     """
 
     pretrained: PretrainedBackbone
     encoder: Encoder
     predictor: nn.Module
     target: Encoder
-    has_heads: bool
+    has_heads: bool  # whether the checkpoint has weights of heads; False: projector and predictor are identities
 
 
 def read_backbone(path: str | os.PathLike[str], into: Backbone | None = None) -> PretrainedBackbone:
@@ -228,7 +230,7 @@ def _load_backbone(
     with translate_metadata_errors(path):
         name = read_backbone_name(content)
     if name is not None:
-        return _load_own_backbone(content, path, name, branch or "online", into)
+        return _load_native_backbone(content, path, name, branch or "online", into)
     checkpoint = inspect_checkpoint(path, branch=branch, content=content)
     checkpoint.coverage.check(path)
     backbone = into or build_backbone(checkpoint.architecture.name)
@@ -237,7 +239,7 @@ def _load_backbone(
     return PretrainedBackbone(backbone, checkpoint.metadata, checkpoint.source)
 
 
-def _load_own_backbone(content: Any, path: str, name: str, branch: str, into: Backbone | None) -> PretrainedBackbone:
+def _load_native_backbone(content: Any, path: str, name: str, branch: str, into: Backbone | None) -> PretrainedBackbone:
     """Load a backbone from a checkpoint of this project, whose tensor names are those of the backbone's modules."""
     with translate_metadata_errors(path):
         metadata = replace(Metadata.from_dict(content[METADATA_KEY]), branch=branch)

@@ -7,7 +7,7 @@ published  features of a new view in each epoch, unscaled. CIFAR: crops of .8 to
            to 1, flips; LARS with LR .8 (ResNet-18) or 2.4 (ResNet-50), 60 epochs, cosine schedule
 =========  ============================================================================================================
 
-In both, training and test features are those of the network at the bit-width that is evaluated.
+In both protocols, training and test features are those of the network at the bit-width that is evaluated.
 
 SSQL's published code is ambiguous in two values. CIFAR's crops follow the code, not the config files, which say .08.
 ImageNet's batch size is taken as 2048 (256 on each of eight GPUs), for which the config files' rule, .1 per 256 images,
@@ -75,8 +75,10 @@ FAST = LinearTraining("SGD", lr=30.0, batch_size=512, epochs=100, milestones=(0.
 
 @dataclass(frozen=True)
 class LinearProtocol:
-    """A protocol by name (``fast`` or ``published``), and values that override it. With ``cached_views`` N epochs cycle
-    through N views of each image instead of making new views.
+    """A protocol by name (``fast`` or ``published``), and values that override it; None: the protocol's value.
+
+    ``cached_views``: the features of so many views of each image are computed once, and epochs use them in turn; None
+    or 0: each epoch makes a new view of each image.
 
     >>> from ssql_det.ssl.augmentations import build_augmentation
     >>> LinearProtocol("published", epochs=10).build_training(build_augmentation("cifar"), 512)
@@ -105,7 +107,7 @@ class LinearProtocol:
         return training.with_batch_size(self.batch_size or training.batch_size)
 
     def adapt_augmentation(self, augmentation: Augmentation) -> Augmentation:
-        """The augmentation with the protocol's transforms. Its batch transform is not used here."""
+        """The augmentation with the protocol's image and test transforms. Probes never use the batch transform."""
         return _use_published_transforms(augmentation) if self.is_published else augmentation
 
     def to_row_fields(self, training: LinearTraining) -> dict[str, str | int | float]:
@@ -194,11 +196,11 @@ def train_layer(
     optimizer = _OPTIMIZERS[training.optimizer](layer.parameters(), lr=training.lr, momentum=0.9)
     sample = partial(_sample_batches, len(labels), training, seed)
     steps = training.epochs * -(-len(labels) // training.batch_size)
-    batches = zip(sample(), features(sample()), strict=True)
-    for (epoch, indices), batch in track(batches, "training a linear layer", steps):
+    batches = zip(sample(), features(sample()), strict=True)  # sample() gives the same batches each time
+    for (epoch, indices), batch_features in track(batches, "training a linear layer", steps):
         optimizer.param_groups[0]["lr"] = training.lr_at(epoch)
         optimizer.zero_grad()
-        F.cross_entropy(layer(batch.to(device)), labels[indices].to(device)).backward()
+        F.cross_entropy(layer(batch_features.to(device)), labels[indices].to(device)).backward()
         optimizer.step()
 
 

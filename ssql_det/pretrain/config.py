@@ -28,8 +28,8 @@ from ssql_det.ssl import METHODS, SSQL, Method, SimSiam
 from ssql_det.ssl.augmentations import build_augmentation
 from ssql_det.ssl.method import get_hyperparameters
 
-# Keys that do not change the trained weights, so a resumed run may change them. PLUGINS only registers what other
-# keys, such as METHOD, select.
+# Keys that do not change a result (the trained weights), so a resumed run may change them. PLUGINS only registers what
+# other keys, such as METHOD, select.
 IGNORED_KEYS = ("OUTPUT_DIR", "DEVICE", "DATA.WORKERS", "PERIODS.LOG", "PERIODS.CHECKPOINT", "PLUGINS")
 # Hyperparameters that older configs have at top level, as DIM instead of SIMSIAM.DIM.
 _FORMER_TOP_LEVEL_KEYS = ("DIM", "HIDDEN", "LAST_NORM", "MOMENTUM", "QUEUE", "TEMPERATURE", "CROSS")
@@ -45,23 +45,23 @@ _DEFAULTS: dict[str, Any] = {  # each method adds a node with its hyperparameter
     "METHOD": "simsiam",  # or byol, moco, simclr, or a method of a plugin
     "SSQL": {
         "ENABLED": True,  # False: train the method without SSQL
-        "WEIGHT_BITS": [2, 8],  # lowest and highest; each step draws a bit-width between them
+        "WEIGHT_BITS": [2, 8],  # lowest and highest; a step may draw either, or one between them
         "ACT_BITS": [4, 8],
-        "SHARED_DRAW": False,  # draw one bit-width for both; WEIGHT_BITS and ACT_BITS must then be equal
+        "SHARED_DRAW": False,  # the same draw for weights and activations; WEIGHT_BITS must equal ACT_BITS
         "FIXED_BITS": "",  # such as 4w4a: use these bit-widths in every step
         **_get_keys(SSQL),  # QUANTIZE_PREDICTIONS, QUANTIZE_TARGETS, AUXILIARY, PER_RANK
         "SCHEME": "minmax",  # the published quantizers; or others, such as "weight=centred, act=mse"
     },
     "BACKBONE": "resnet50",
     "ZERO_INIT_RESIDUAL": False,
-    "INIT": "",  # a checkpoint to start from, in any format that `ssql-det convert` reads
+    "INIT": "",  # a checkpoint to start from, in any format that `ssql-det convert` reads; "": random weights
     "DATA": {
         "TRAIN": "",  # a folder, a text file of paths, or cifar10:FOLDER
         "RECIPE": "imagenet",  # the augmentation: imagenet, cifar or digits
         "SIZE": 0,  # of the views, in pixels; 0: the default size of the augmentation
         "WORKERS": 4,
-        "MOST_BAD_IMAGES": 0,  # unreadable files to tolerate, in each process
-        "CACHE_MB": 0,  # memory for decoded images, in each worker
+        "MOST_BAD_IMAGES": 0,  # how many unreadable files to tolerate at most, in each process
+        "CACHE_MB": 0,  # memory for decoded images, in each worker; 0: none are kept
     },
     "OPTIM": {
         "NAME": "sgd",  # or lars
@@ -71,7 +71,7 @@ _DEFAULTS: dict[str, Any] = {  # each method adds a node with its hyperparameter
         "MOMENTUM": 0.9,
         "WEIGHT_DECAY": 1e-4,
         "WARMUP_EPOCHS": 0.0,
-        "PER_EPOCH": True,  # update LR once an epoch, as published; False: at each step
+        "PER_EPOCH": True,  # after the warm-up update LR once an epoch, as published; False: at each step
     },
     "AMP": False,  # bfloat16 autocast
     "SYNC_NORM": False,  # BatchNorm over all processes
@@ -98,7 +98,8 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """The parsed config of a run. ``values`` are all keys and values, as saved in the output folder.
+    """The parsed config of a run. ``values``: what is saved in the output folder, all keys except those of other
+    methods.
 
     >>> config = read_config(None, ["METHOD", "moco", "MOCO.QUEUE", "1024"])
     >>> config.method.title, config.hyperparameters["queue"], config.optim.epochs
@@ -115,7 +116,7 @@ class PretrainConfig:
     optim: OptimConfig
     amp: bool
     sync_norm: bool
-    monitor: MonitorConfig | None
+    monitor: MonitorConfig | None  # None: no kNN evaluation
     log_period: int  # steps
     checkpoint_period: int  # epochs
     device: str

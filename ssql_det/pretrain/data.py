@@ -69,11 +69,11 @@ class CachedDataset(ImageDataset):
 class DataConfig:
     """The config node ``DATA``: images to train on, and the augmentation of their views."""
 
-    train: str
+    train: str  # as for open_images
     augmentation: Augmentation
-    workers: int
-    max_bad_images: int
-    cache_mb: int
+    workers: int  # processes that load views
+    max_bad_images: int  # unreadable files to tolerate, in each training process
+    cache_mb: int  # memory for decoded images, in each worker
 
     def open(self) -> ImageDataset:
         return CachedDataset(open_images(self.train), self.cache_mb << 20)
@@ -110,9 +110,9 @@ def open_images(path: str, split: str = "train") -> ImageDataset:
     """
     if split not in SPLIT_FOLDERS:
         raise UserError(f"the split must be {' or '.join(SPLIT_FOLDERS)}, got {split!r}")
-    kind, _, root = path.partition(":")
-    if kind in _CIFAR:
-        return _open_cifar(kind, Path(os.path.expanduser(root)), split)
+    name, _, root = path.partition(":")
+    if name in _CIFAR:
+        return _open_cifar(name, Path(os.path.expanduser(root)), split)
     file_or_folder = Path(os.path.expanduser(path))
     try:
         if not path or not file_or_folder.exists():
@@ -155,8 +155,8 @@ def read_image(file: str) -> Image.Image:
             return image.convert("RGB")
 
 
-def _open_cifar(kind: str, root: Path, split: str) -> ImageDataset:
-    dataset_class = _CIFAR[kind]
+def _open_cifar(name: str, root: Path, split: str) -> ImageDataset:
+    dataset_class = _CIFAR[name]
     folder = root / dataset_class.base_folder
     try:
         # torchvision unpickles only files with the published MD5, so unpickling is safe.
@@ -166,7 +166,7 @@ def _open_cifar(kind: str, root: Path, split: str) -> ImageDataset:
         raise UserError(f"{folder} {problem}; unpack {dataset_class.filename} in {root}") from error
     files = tuple(os.path.join(folder, f"{split} image {index}") for index in range(len(dataset.data)))
     pixels = np.ascontiguousarray(dataset.data)  # torchvision's array is a transposed view
-    return ImageDataset(kind, files, partial(_get_pixels, pixels), tuple(dataset.targets), tuple(dataset.classes))
+    return ImageDataset(name, files, partial(_get_pixels, pixels), tuple(dataset.targets), tuple(dataset.classes))
 
 
 def _find_splits(folder: Path) -> dict[str, Path]:
@@ -183,20 +183,22 @@ def _find_splits(folder: Path) -> dict[str, Path]:
     return splits if len(splits) == len(SPLIT_FOLDERS) or any(map(_list_subfolders, splits.values())) else {}
 
 
-def _open_folder(folder: Path, name: str, train: Path | None) -> ImageDataset:
+def _open_folder(folder: Path, name: str, train_folder: Path | None) -> ImageDataset:
+    """``train_folder``: of the train split, if there are splits; its class folders define the classes."""
     paths = sorted(_find_images(folder))
     if not paths:
         raise UserError(f"{folder} has no images (*{', *'.join(SUFFIXES)}); name a folder that has images")
     files = tuple(os.path.join(folder, path) for path in paths)
-    images, own_classes = ImageDataset(name, files, partial(_read_file, files)), _list_subfolders(folder)
-    if len(own_classes) < 2 or any(path.count(os.sep) != 1 for path in paths):
+    images, subfolders = ImageDataset(name, files, partial(_read_file, files)), _list_subfolders(folder)
+    if len(subfolders) < 2 or any(path.count(os.sep) != 1 for path in paths):
         return images
-    classes = (train and _list_subfolders(train)) or own_classes
+    classes = (train_folder and _list_subfolders(train_folder)) or subfolders
     class_of_image = [path.split(os.sep)[0] for path in paths]
     unknown = sorted({*class_of_image} - {*classes})
     if unknown:
         raise UserError(
-            f"{folder} has the class {unknown[0]}, which {train} does not have; use the same class folders in both"
+            f"{folder} has the class {unknown[0]}, which {train_folder} does not have; use the same class folders in "
+            "both"
         )
     label_of_class = {name: label for label, name in enumerate(classes)}
     return replace(images, labels=tuple(label_of_class[name] for name in class_of_image), classes=tuple(classes))

@@ -29,7 +29,7 @@ MAX_BYTES = 8 << 30  # the limit of memory for images, and as much again for cac
 _BATCH_SIZE = 256  # images whose features are computed at once
 
 EpochBatch = tuple[int, Tensor]
-"""The number of an epoch, and the indices [N] of the images in one of its batches."""
+"""The number of an epoch, from 0, and the indices [N] of one batch's images among the training images."""
 
 FeatureLoader = Callable[[Iterator[EpochBatch]], Iterable[Tensor]]
 """A function that yields the features [N, D] of each batch."""
@@ -105,7 +105,8 @@ def extract_features(backbone: nn.Module, batches: Sequence[Tensor] | Iterator[T
 
 
 def compute_spread(features: Tensor) -> float:
-    """The standard deviation of each L2-normalized feature, times ``sqrt(D)``, averaged (Chen and He, CVPR 2021).
+    """The standard deviation over N of each of the D dimensions of L2-normalized features, averaged, times ``sqrt(D)``
+    (Chen and He, CVPR 2021).
 
     Near 1 the features [N, D] point in all directions; at 0 they have collapsed to a single direction.
 
@@ -145,8 +146,8 @@ class AugmentedImages(Dataset[Tensor | str]):
 
     def views(self, batches: Iterable[EpochBatch]) -> Iterator[Tensor]:
         """The views of each batch, uint8 [N, 3, S, S]."""
-        samples = ([(epoch, position) for position in positions.tolist()] for epoch, positions in batches)
-        return load_batches(self, samples, torch.stack, self._seed, self._workers)
+        keys = ([(epoch, position) for position in positions.tolist()] for epoch, positions in batches)
+        return load_batches(self, keys, torch.stack, self._seed, self._workers)
 
 
 def stream_features(backbone: nn.Module, augmented: AugmentedImages, input_format: InputFormat) -> FeatureLoader:

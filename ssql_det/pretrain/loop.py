@@ -37,6 +37,7 @@ from ssql_det.quant.hooks import recording_outputs
 from ssql_det.ssl import SSQL
 from ssql_det.ssl.augmentations import draw_random_numbers
 
+# None of these keys changes the result of a resumed run: IGNORED_KEYS never do; INIT is read only when a run starts.
 _MAY_CHANGE_ON_RESUME = (
     *(*IGNORED_KEYS, "INIT", "DATA.MOST_BAD_IMAGES", "DATA.CACHE_MB"),
     *("MONITOR.PERIOD", "MONITOR.DATA", "MONITOR.BITS", "MONITOR.SCHEME", "MONITOR.IMAGES"),
@@ -69,21 +70,24 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Path:
     state = TrainingState(method, backbone.name, optimizer, metadata, data_hash, quantizers)
     total_steps, bad_images = optim.epochs * epoch_steps, BadImageCounter(data.max_bad_images)
     monitor = build_monitor(config.monitor, augmentation, backbone.module) if config.monitor else None
-    start = state.resume(folder, total_steps) if is_resumed else 0
+    first_step = state.resume(folder, total_steps) if is_resumed else 0
     barrier()  # rank 0 must not overwrite the checkpoint before every process has read it
     if is_main():
-        _logger.info("training on %s, %d steps per epoch, from step %d of %d", device, epoch_steps, start, total_steps)
+        _logger.info(
+            "training on %s, %d steps per epoch, from step %d of %d", device, epoch_steps, first_step, total_steps
+        )
         save_config(config.values, folder)
-    if start == total_steps:
+    if first_step == total_steps:
         return folder / CHECKPOINT_NAME
     model = DistributedDataParallel(network) if world_size() > 1 else network
 
     processes = {"workers": data.workers, "rank": rank(), "world_size": world_size()}
-    batches = build_view_loader(images, augmentation.image_transform, optim.batch, seed, start, **processes)
-    # start - 1 is the last step to keep in the curves; -1 drops all, if a run was killed before its first checkpoint.
-    with scalar_writer(folder, start - 1) as write_scalars:
-        timer, timed_step = time.perf_counter(), start
-        for step in range(start, total_steps):
+    batches = build_view_loader(images, augmentation.image_transform, optim.batch, seed, first_step, **processes)
+    # first_step - 1 is the last step to keep in the curves; -1 drops all, if a run was killed before its first
+    # checkpoint.
+    with scalar_writer(folder, first_step - 1) as write_scalars:
+        timer, timed_step = time.perf_counter(), first_step  # the seconds per step are averaged from here
+        for step in range(first_step, total_steps):
             batch = next(batches)
             bad_images.update(batch)
             views = []
@@ -95,38 +99,46 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Path:
             for group in optimizer.param_groups:
                 group["lr"] = lr
             autocast = torch.autocast(device.type, torch.bfloat16, config.amp)
-            with recording_outputs(method.encoder, [""]) as features, autocast:
+            with recording_outputs(method.encoder, [""]) as encoded, autocast:
                 loss = _compute_loss(model, views, step, network)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
 
-            num_done, epoch, is_epoch_end = step + 1, (step + 1) // epoch_steps, (step + 1) % epoch_steps == 0
-            if num_done % config.log_period == 0 or num_done == total_steps:
-                seconds = (time.perf_counter() - timer) / max(num_done - timed_step, 1)
-                timer, timed_step = time.perf_counter(), num_done
-                scalars = {"loss": loss.item(), "lr": lr, "spread": compute_spread(features[0]), "seconds": seconds}
+            steps_done, epochs_done = step + 1, (step + 1) // epoch_steps
+            is_epoch_end, is_last_step = steps_done % epoch_steps == 0, steps_done == total_steps
+            if steps_done % config.log_period == 0 or is_last_step:
+                seconds = (time.perf_counter() - timer) / max(steps_done - timed_step, 1)
+                timer, timed_step = time.perf_counter(), steps_done
+                # encoded[0]: what the encoder (backbone and projector) gave for the first view, before any quantized
+                # pass. A spread near 0 means that these features have collapsed.
+                scalars = {"loss": loss.item(), "lr": lr, "spread": compute_spread(encoded[0]), "seconds": seconds}
                 write_scalars(step, scalars)
                 _log_step(step, total_steps, scalars)
-            if monitor is not None and is_epoch_end and (epoch % monitor.period == 0 or num_done == total_steps):
+            if monitor is not None and is_epoch_end and (epochs_done % monitor.period == 0 or is_last_step):
                 accuracies = monitor.evaluate()
                 _log_accuracies(step, accuracies)
                 write_scalars(step, accuracies)
-                timer, timed_step = time.perf_counter(), num_done  # evaluation does not count as time of a step
-            if is_epoch_end and epoch % config.checkpoint_period == 0 and num_done != total_steps:
-                state.save(folder, num_done)
+                timer, timed_step = time.perf_counter(), steps_done  # evaluation does not count as time of a step
+            if is_epoch_end and epochs_done % config.checkpoint_period == 0 and not is_last_step:
+                state.save(folder, steps_done)
     return state.save(folder, total_steps)
 
 
 def _check_resume(config: PretrainConfig, folder: Path, resume: bool) -> bool:
     values, defaults = config.values, default_values()
+    # A config that an earlier version saved may have keys of methods that the run does not use.
     other_methods_keys = defaults.keys() - values.keys()
     may_change = {*_MAY_CHANGE_ON_RESUME, *other_methods_keys}
     return check_resume(values, folder, has_checkpoint(folder), resume, may_change, defaults, get_renamed_keys())
 
 
 def _compute_loss(model: nn.Module, views: Sequence[Tensor], step: int, network: nn.Module) -> Tensor:
-    """The loss of a step. A NaN or infinite loss ends the run before the weights are updated."""
+    """Run the forward pass of a step, and return its loss; a NaN or infinite loss ends the run.
+
+    ``model`` is ``network``, wrapped if there are several processes. The pass also updates norm statistics and, where
+    the method has them, the momentum encoder and the queue; ``step`` decides the bit-widths of SSQL.
+    """
     bits = f" at {network.bits(step)}" if isinstance(network, SSQL) else ""
     try:
         loss: Tensor = model(views, step)

@@ -24,8 +24,8 @@ _logger = logging.getLogger(__name__)
 class MonitorConfig:
     """The config node ``MONITOR``: how often to evaluate, at which bit-widths, on which images."""
 
-    period: int  # epochs
-    data: str
+    period: int  # epochs from one evaluation to the next
+    data: str  # as for open_images
     is_data_explicit: bool  # False: MONITOR.DATA is empty, so ``data`` is DATA.TRAIN
     bit_widths: tuple[Bits, ...]
     scheme: Scheme

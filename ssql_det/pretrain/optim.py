@@ -25,7 +25,7 @@ class OptimConfig:
     momentum: float
     weight_decay: float
     warmup_epochs: float
-    per_epoch: bool  # update LR once per epoch; False: at each step
+    per_epoch: bool  # after the warm-up, update LR once per epoch; False: at each step
 
     def __post_init__(self) -> None:
         if self.name not in _OPTIMIZERS:
@@ -49,7 +49,8 @@ def build_optimizer(optim: OptimConfig, network: nn.Module) -> torch.optim.Optim
 
 
 def learning_rate(optim: OptimConfig, step: int, steps_per_epoch: int) -> float:
-    """Linear warm-up, then a half cosine to 0, updated at each step or, with ``per_epoch``, at each epoch.
+    """A linear warm-up, updated at each step, then a half cosine to 0, updated at each step or, with ``per_epoch``,
+    once per epoch. ``step`` counts from 0 over all epochs.
 
     >>> solver = {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-4}
     >>> optim = OptimConfig("sgd", batch=256, epochs=100, **solver, warmup_epochs=0.0, per_epoch=True)

@@ -118,14 +118,14 @@ def probe_checkpoint(
     num_train = len(probe_data.train.labels)
     if settings.scheme.norms == RE_ESTIMATED and num_train < 2:
         raise UserError(f"norms=re-estimated needs at least 2 training images; {data} has {num_train}")
-    protocol = {
+    row_protocol = {
         "probes": list(settings.kinds),
         **(settings.protocol.to_row_fields(training) if "linear" in settings.kinds else {}),
         "recipe": augmentation.name,
         "size": augmentation.size,
         **probe_data.num_images,
     }
-    yield from _probe_at_bit_widths(pretrained, probe_data, training, bit_widths, settings, protocol, cached_rows)
+    yield from _probe_at_bit_widths(pretrained, probe_data, training, bit_widths, settings, row_protocol, cached_rows)
 
 
 def default_augmentation(network: str) -> str:
@@ -147,6 +147,7 @@ def _load_data(data: str, augmentation: Augmentation, feature_dim: int, settings
         _check_cache_size(settings.protocol.cached_views or 0, 4 * feature_dim * len(indices))
         transform = augmentation.image_transform
         views = AugmentedImages(CachedDataset(train), indices, transform, settings.seed, settings.workers)
+        # Without kNN only calibration uses images without augmentation.
         num_train = num_train if "knn" in settings.kinds else min(settings.num_calibration_images, num_train)
     return _ProbeData(
         load_labelled_images(train, augmentation, num_train, settings.seed),
@@ -191,7 +192,7 @@ def _probe_at_bit_widths(
         bits="",
         scope="backbone",
         metrics={},
-        seed=-1 if metadata.seed is None else metadata.seed,
+        seed=-1 if metadata.seed is None else metadata.seed,  # of the pretraining; -1: unknown
         engine="",
         seconds=0.0,
         scheme=str(settings.scheme),

@@ -26,10 +26,11 @@ from ssql_det.pretrain.data import ImageDataset
 
 T = TypeVar("T")
 
-_MAX_ATTEMPTS = 100  # images to try in place of an unreadable one before the run fails
+_MAX_ATTEMPTS = 100  # images in a row, all unreadable, after which the run fails
 _logger = logging.getLogger(__name__)
 
-_Sample = tuple[int, int]  # the position of an image in the order of training, and its index in the data set
+# Of an item of _ViewDataset: the position of an image in the order of training, and its index in the data set.
+_Key = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class ViewBatch:
 
 
 class BadImageCounter:
-    """Logs each unreadable file once; raises a ``UserError`` if there are more than ``max_files`` of them.
+    """Logs once each file that this process cannot read; raises a ``UserError`` if there are more than ``max_files``.
 
     >>> counter = BadImageCounter(max_files=0)
     >>> counter.update(ViewBatch((), (), bad_files=("torn.jpg",)))
@@ -117,8 +118,8 @@ def build_view_loader(
 def load_batches(
     dataset: Dataset[T | str], batches: Iterable[Any], collate: Callable[[list[T]], T], seed: int, workers: int
 ) -> Iterator[T]:
-    """Load and collate each list of samples in ``batches``. A sample that is a string is an error message, raised as a
-    ``UserError`` in this process, because an exception in a worker would print the worker's traceback."""
+    """Load and collate the items of each list of keys in ``batches``. An item that is a string is an error message,
+    raised as a ``UserError`` in this process, because an exception in a worker would print the worker's traceback."""
     loader = DataLoader(
         dataset,
         batch_sampler=batches,
@@ -132,7 +133,7 @@ def load_batches(
 
 def _sample_batches(
     num_images: int, batch_size: int, seed: int, first_batch: int, rank: int, world_size: int
-) -> Iterator[list[_Sample]]:
+) -> Iterator[list[_Key]]:
     """This process's share of each batch. Epochs before ``first_batch`` are skipped without iterating over them."""
     epoch_steps, images_per_rank = steps_per_epoch(num_images, batch_size), batch_size // world_size
     for epoch in itertools.count(first_batch // epoch_steps):
@@ -151,8 +152,8 @@ class _ViewDataset(Dataset[ViewBatch | str]):
     def __init__(self, images: ImageDataset, transform: Callable[[Image], Tensor], seed: int, num_views: int) -> None:
         self._images, self._transform, self._seed, self._num_views = images, transform, seed, num_views
 
-    def __getitem__(self, sample: _Sample) -> ViewBatch | str:
-        position, index = sample
+    def __getitem__(self, key: _Key) -> ViewBatch | str:
+        position, index = key
         bad_files: list[str] = []
         reason = ""
         for offset in range(min(_MAX_ATTEMPTS, len(self._images))):
@@ -164,7 +165,7 @@ class _ViewDataset(Dataset[ViewBatch | str]):
                 reason = reason or _format_error(error)
                 continue
             try:
-                views = tuple(self._make_view(image, position, view) for view in range(self._num_views))
+                views = tuple(self._make_view(image, position, view_index) for view_index in range(self._num_views))
             except Exception as error:  # the transform is at fault, not the file
                 return f"{self._images.file(image_index)}: the transform failed: {_format_error(error)}"
             return ViewBatch(views, (position,), tuple(bad_files))
@@ -173,8 +174,8 @@ class _ViewDataset(Dataset[ViewBatch | str]):
             "repair the files, or use other data"
         )
 
-    def _make_view(self, image: Image, position: int, view: int) -> Tensor:
-        with seeded_rng(self._seed, position, view):
+    def _make_view(self, image: Image, position: int, view_index: int) -> Tensor:
+        with seeded_rng(self._seed, position, view_index):
             return self._transform(image)[None]
 
 
@@ -188,9 +189,9 @@ def _collate_views(batches: list[ViewBatch]) -> ViewBatch:
     return ViewBatch(views, positions, tuple(dict.fromkeys(file for batch in batches for file in batch.bad_files)))
 
 
-def _collate_or_error(collate: Callable[[list[T]], T], samples: list[T | str]) -> T | str:
-    errors = [sample for sample in samples if isinstance(sample, str)]
-    return errors[0] if errors else collate([sample for sample in samples if not isinstance(sample, str)])
+def _collate_or_error(collate: Callable[[list[T]], T], items: list[T | str]) -> T | str:
+    errors = [item for item in items if isinstance(item, str)]
+    return errors[0] if errors else collate([item for item in items if not isinstance(item, str)])
 
 
 def _raise_if_error(batch: T | str) -> T:

@@ -138,7 +138,7 @@ def _get_method_index(experiment: Experiment, method: str) -> int:
 
 
 def _list_summary_rows(experiment: Experiment, rows: Sequence[Row]) -> Iterator[tuple[str, ...]]:
-    """For each method: title of the experiment, method, metric at full precision, decrease at each of `_SUMMARY_BITS`."""
+    """For each method: the experiment's title, method, metric at full precision, decrease at `_SUMMARY_BITS`."""
     values = {
         (_get_method(experiment, row), row.seed, row.bits): value
         for row in rows
