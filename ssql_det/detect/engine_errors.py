@@ -42,7 +42,7 @@ def translate_errors(what: str) -> Iterator[None]:
 def translate_config_errors(what: str, cfg: CfgNode) -> Iterator[None]:
     """Translate errors of building from a config, such as an unknown name; ``what`` begins the message.
 
-    Other errors propagate: TypeError, AttributeError, and a KeyError from other code than the engine's, as a plug-in's.
+    Other errors propagate, such as TypeError, AttributeError, or a KeyError that a plug-in raised.
 
     >>> with translate_config_errors("this config does not describe a detector", CfgNode({"DEPTH": 18})):
     ...     assert 18 in (50, 101), "DEPTH must be 50 or 101"

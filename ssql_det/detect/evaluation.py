@@ -77,7 +77,7 @@ def fast_inference(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def _make_fast_attributes(layer: nn.Conv2d | nn.ConvTranspose2d) -> dict[str, Any]:
-    """The weight in its fast memory format, and for a conv with a norm that can be folded also the bias and no norm."""
+    """The weight in its fast memory format; for a conv whose norm can be folded also the bias, and no norm."""
     norm: Any = getattr(layer, "norm", None)
     if isinstance(layer, nn.ConvTranspose2d) or not isinstance(norm, _FOLDABLE_NORMS):
         return {"weight": _to_fast_format(layer.weight)}

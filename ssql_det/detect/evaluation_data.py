@@ -19,7 +19,7 @@ from ssql_det.detect.evaluation_checks import check_evaluation_dataset
 
 Batch = list[dict[str, Any]]  # input of the engine (Detectron2 or its stand-in): a dict for each image
 
-_MEMORY_FRACTION = 0.25  # of the free memory: the limit for the decoded images of all processes together
+_MEMORY_FRACTION = 0.25  # of the free memory: the limit for the decoded images of a loader, all processes together
 _NORM_BATCH_SIZE = 8  # images per batch when norm statistics are re-estimated
 _logger = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ class CalibrationImages(Sequence[Batch]):
 
 
 def select_calibration_images(cfg: CfgNode, calibration: Calibration) -> CalibrationImages:
-    """Random training images, the same on every rank: the calibration's seed chooses them. Transformed as in tests."""
+    """Random training images with the config's test transform, chosen by the calibration's seed alone."""
     count, seed = calibration.images, calibration.seed
     if count < 1:
         raise UserError(f"calibration needs at least 1 image, got --calib-images {count}")

@@ -138,7 +138,7 @@ def get_class_names(cfg: CfgNode) -> list[str]:
 
 
 def get_category_ids(cfg: CfgNode) -> list[int]:
-    """The classes' category ids in the data sets, such as COCO's 1 to 90; class indices if they are unknown."""
+    """The category id of each class in the data sets, such as COCO's 1 to 90; class indices if they are unknown."""
     index_by_id = _find_metadata(cfg, "thing_dataset_id_to_contiguous_id")
     if index_by_id is None:
         return list(range(cfg.MODEL.ROI_HEADS.NUM_CLASSES))

@@ -37,7 +37,7 @@ class QuantizationSettings:
     """How a detector is quantized for an evaluation, as its result rows record it."""
 
     scope: str  # the part of the detector that is quantized, one of points.SCOPES
-    calibration: Calibration = field(default_factory=Calibration)
+    calibration: Calibration = field(default_factory=Calibration)  # number and seed of the calibration images
     scheme: Scheme = field(default_factory=Scheme)
     overrides: Mapping[str, Bits] = field(default_factory=dict)  # bit-widths by pattern of module paths; unused at FP
 
@@ -48,8 +48,8 @@ class EvaluationContext:
 
     cfg: CfgNode
     settings: QuantizationSettings
-    dataset: str
-    loader: CachedLoader
+    dataset: str  # name of the test set
+    loader: CachedLoader  # of its images
     quantization: Quantization
     calibration_batches: Sequence[Batch]  # batches of one image each
     cost_profile: CostProfile
