@@ -117,7 +117,7 @@ def _analyze(
     augmentation = build_augmentation(augmentation_name, settings.image_size)
     input_format, device = pretrained.metadata.input or augmentation.input_format, next(backbone.parameters()).device
     embedding = embed_features(backbone, train, test, augmentation, input_format, settings)
-    pairs = [
+    pair_batches = [
         [_renormalize(view, augmentation.input_format, input_format).to(device) for view in pair]
         for pair in make_view_pairs(test, augmentation, settings)
     ]
@@ -128,8 +128,8 @@ def _analyze(
         method=pretrained.metadata.method or "",
         architecture=pretrained.network,
         protocol=f"{test.name}, {augmentation.name} at {augmentation.size} px, {settings.scheme}",
-        pairs=sum(len(first) for first, _ in pairs),
-        terms=measure_terms(method, pairs, settings.bit_widths, settings.scheme),
+        pairs=sum(len(first) for first, _ in pair_batches),
+        terms=measure_terms(method, pair_batches, settings.bit_widths, settings.scheme),
         layers=measure_layers(backbone, quant_points(backbone), settings.bit_widths, settings.scheme),
         embedding=embedding,
     )
@@ -154,7 +154,7 @@ def make_view_pairs(images: ImageDataset, augmentation: Augmentation, settings: 
 
 @torch.no_grad()
 def measure_terms(
-    method: PretrainedMethod, pairs: Sequence[Views], bit_widths: Sequence[Bits], scheme: Scheme
+    method: PretrainedMethod, pair_batches: Sequence[Views], bit_widths: Sequence[Bits], scheme: Scheme
 ) -> tuple[TermsByBitWidth, ...]:
     """Loss terms of quantized features of each view, compared with float targets of the other view of its pair.
 
@@ -163,7 +163,7 @@ def measure_terms(
     with targets of the float target encoder. The backbone is quantized, and so are the projector's weights, to 8 bits
     at every bit-width that quantizes weights; the predictor is float.
     """
-    views = [view for pair in pairs for view in pair]
+    views = [view for batch in pair_batches for view in batch]  # first and second views of a batch in turn
     quantization = Quantization(method.encoder, encoder_quant_points(method.encoder), scheme)
     compute_features = partial(_compute_features, method, views)
 
