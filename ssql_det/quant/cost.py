@@ -23,7 +23,8 @@ IMAGE_BITS = 8  # of the first layer's input, if the layer's weight is quantized
 
 @dataclass(frozen=True)
 class Cost:
-    """Bytes of all parameters; multiply-adds and bit-operations of the convolutions and matrix products."""
+    """Bytes of all parameters; multiply-adds and bit-operations of the convolutions and matrix products
+    of the traced pass."""
 
     bytes: int
     macs: int

@@ -1,4 +1,4 @@
-"""Floor 2: self-supervised methods, one file each, and SSQL, which wraps any of them.
+"""Self-supervised methods, one file each, and SSQL, which wraps any of them.
 
 ============= =================================================================================================
 augmentations image transforms that make the views of an image

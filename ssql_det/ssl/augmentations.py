@@ -2,11 +2,12 @@
 
 ===============  =======================================================================================
 image_transform  per image, in the data loader: random crop and flip, drawn from torch's global generator
-batch_transform  per batch, on any device: colours and blur; a pure function of images and random numbers
+                 (``digits``: only a resize)
+batch_transform  per batch, on any device: all the rest; a pure function of images and random numbers
 test_transform   per image, deterministic: resize and centre crop
 ===============  =======================================================================================
 
-The random numbers of ``batch_transform`` depend only on the position of an image in the training
+The random numbers of ``batch_transform`` depend only on the seed, the view and the position of an image in the training
 (:func:`draw_random_numbers`), and images of a batch are transformed independently. So batch size, resuming and the
 number of processes do not change a view.
 
@@ -35,22 +36,21 @@ from ssql_det.core.rng import derive_seed
 SIZES = {"cifar": 32, "digits": 32, "imagenet": 224}  # default side of a view, in pixels
 
 # How many random numbers each step of a batch transform uses, per image.
-_PHOTO_COUNTS = (
-    3,
-    4,
-    4,
-    1,
-)  # whether to jitter, gray and blur; the order of the jitter; jitter factors; sigma of the blur
-_DIGIT_COUNTS = (4, 6, 3)  # rotation, scale, 2 shifts; 2 RGB colours; polarity, gray, sigma of noise; then 1 per value
-_JITTER_RANGES = ((0.6, 1.4), (0.6, 1.4), (0.6, 1.4), (-0.1, 0.1))  # of brightness, contrast, saturation and hue
+_PHOTO_COUNTS = (3, 4, 4, 1)  # whether to jitter, gray and blur; order of the jitter; its factors; sigma of the blur
+# Rotation, scale, 2 shifts; 2 RGB colours; polarity, gray, sigma of the noise. The noise needs 1 more per pixel value.
+_DIGIT_COUNTS = (4, 6, 3)
+# Factors of brightness, contrast and saturation; the rotation of the hue, in turns.
+_JITTER_RANGES = ((0.6, 1.4), (0.6, 1.4), (0.6, 1.4), (-0.1, 0.1))
 _MIN_CONTRAST = 90 / 255  # between the colours of digit and background, in luma
-_MAX_NOISE = 8 / 255  # standard deviation of the noise
+_MAX_NOISE = 8 / 255  # the greatest standard deviation of the noise; each image has its own
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """The transforms that make views. ``batch_transform`` takes ``num_random_numbers`` per image and returns views in
-    the ``input_format``.
+    """The transforms that make views, and the test transform.
+
+    ``image_transform`` and ``test_transform`` return [3, size, size] with values 0 to 255. ``batch_transform`` takes a
+    batch from ``image_transform`` and ``num_random_numbers`` per image, and returns views in the ``input_format``.
 
     >>> from PIL import Image
     >>> cifar = build_augmentation("cifar")
@@ -63,7 +63,7 @@ class Augmentation:
     """
 
     name: str
-    size: int
+    size: int  # side of a view, in pixels
     input_format: InputFormat
     image_transform: Callable[[Image], Tensor]
     batch_transform: Callable[[Tensor, Tensor], Tensor]
@@ -95,8 +95,8 @@ def build_augmentation(name: str, size: int | None = None) -> Augmentation:
 
 
 def draw_random_numbers(seed: int, positions: Iterable[int] | Tensor, view: int, count: int) -> Tensor:
-    """Uniform random numbers in [0, 1), [N, count]; each row depends only on the seed, the image's position and the
-    view.
+    """Uniform random numbers in [0, 1), [N, count]; each row depends only on the seed, the image's position in the
+    training and the index of the view. Positions and views count from 0.
 
     >>> torch.equal(draw_random_numbers(0, [5, 6, 7], 1, 12)[1:2], draw_random_numbers(0, [6], 1, 12))
     True
@@ -127,7 +127,10 @@ def normalize(images: Tensor, input_format: InputFormat) -> Tensor:
 
 
 def augment_photos(images: Tensor, random_numbers: Tensor, input_format: InputFormat, has_blur: bool) -> Tensor:
-    """Colour jitter (p = .8), grayscale (p = .2), with ``has_blur`` Gaussian blur (p = .5), normalization."""
+    """Colour jitter (p = .8), grayscale (p = .2), with ``has_blur`` Gaussian blur (p = .5), normalization.
+
+    ``images`` have values 0 to 255; ``random_numbers`` are [N, 12], in the order of ``_PHOTO_COUNTS``.
+    """
     chances, ranks, strengths, sigmas = random_numbers.split(_PHOTO_COUNTS, dim=1)
     jitter_chance, gray_chance, blur_chance = chances.unbind(1)
     orders = ranks.argsort(dim=1, stable=True).where(jitter_chance[:, None] < 0.8, -1)
@@ -142,7 +145,10 @@ def augment_photos(images: Tensor, random_numbers: Tensor, input_format: InputFo
 
 
 def augment_digits(images: Tensor, random_numbers: Tensor) -> Tensor:
-    """Rotation, scale and shift, two random colours, noise, grayscale (p = .2), normalization."""
+    """Rotation, scale and shift, two random colours, noise, grayscale (p = .2), normalization.
+
+    ``images`` have values 0 to 255; ``random_numbers`` are in the order of ``_DIGIT_COUNTS``, then those of the noise.
+    """
     geometry, colours, chances, noise = random_numbers.split((*_DIGIT_COUNTS, images.shape[1:].numel()), dim=1)
     polarity_chance, gray_chance, noise_strength = chances.unbind(1)
     views = recolour(affine(images / 255, geometry), colours, polarity_chance < 0.5)
@@ -200,8 +206,8 @@ def colour_jitter(images: Tensor, orders: Tensor, factors: Tensor) -> Tensor:
 
 
 def gaussian_blur(images: Tensor, sigmas: Tensor, radius: int) -> Tensor:
-    """Blur square images. By matrix products, because some GPUs round the inputs of convolutions to 10 mantissa
-    bits."""
+    """Blur square images, with sigmas [N] and a radius of the kernel in pixels. By matrix products, because some GPUs
+    round the inputs of convolutions to 10 mantissa bits."""
     offsets = torch.arange(-radius, radius + 1, device=images.device)
     weights = torch.softmax(-((offsets / sigmas[:, None]) ** 2) / 2, dim=1)
     identity = torch.eye(images.shape[-1], device=images.device)[None]
@@ -211,7 +217,7 @@ def gaussian_blur(images: Tensor, sigmas: Tensor, radius: int) -> Tensor:
 
 
 def affine(images: Tensor, random_numbers: Tensor) -> Tensor:
-    """Rotate by up to 15 degrees, scale by .8 to 1.1 and shift by up to a tenth, by random numbers [N, 4]."""
+    """Rotate by up to 15 degrees, scale by .8 to 1.1 and shift by up to a tenth of a side, by random numbers [N, 4]."""
     rotation, scale, *shifts = random_numbers.unbind(1)
     angle, zoom = math.radians(15) * (2 * rotation - 1), 0.8 + 0.3 * scale
     shift_x, shift_y = (0.2 * (2 * shift - 1) for shift in shifts)  # in affine_grid's coordinates an image is 2 wide

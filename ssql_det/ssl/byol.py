@@ -18,8 +18,10 @@ from ssql_det.ssl.momentum import MomentumEncoder
 @METHODS.register("byol")
 class BYOL(Method):
     """The mean of ``D(h(z1), z2')`` and ``D(h(z2), z1')``: ``D`` is the negative cosine, ``h`` the predictor, ``z'``
-    the features of the momentum encoder, which is updated before it encodes. ``last_norm``: the projector ends in a
-    BatchNorm.
+    the features of the momentum encoder, which is updated before it encodes.
+
+    ``dim`` and ``hidden`` are the output and hidden dimensions of projector and predictor. ``momentum`` is the share of
+    the old weights in an update of the moving average. ``last_norm``: the projector ends in a BatchNorm.
 
     >>> from ssql_det.backbones import build_backbone
     >>> method = BYOL(build_backbone("narrow_resnet"), dim=16, hidden=32)

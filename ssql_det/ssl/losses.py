@@ -44,9 +44,9 @@ def nt_xent(
 ) -> Tensor:
     """Cross entropy of picking the other view of an anchor's image among all candidates; all have unit length.
 
-    ``self_index`` and ``positive_index`` [N] are rows of ``candidates`` [M, D]: the anchor itself, which is excluded,
-    and the other view of the anchor's image. Chen et al., *A Simple Framework for Contrastive Learning* (SimCLR), ICML
-    2020.
+    ``self_index`` and ``positive_index`` [N] are indices into ``candidates`` [M, D]: of the anchor itself, which is
+    excluded, and of the other view of its image. Chen et al., *A Simple Framework for Contrastive Learning* (SimCLR),
+    ICML 2020.
 
     >>> features, index = torch.eye(2).repeat(2, 1), torch.arange(4)  # two images, two views
     >>> nt_xent(features, features, index, (index + 2) % 4, temperature=0.5)  # -log(e^2 / (e^2 + 2 e^0))

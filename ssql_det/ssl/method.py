@@ -21,7 +21,7 @@ Views = Sequence[Tensor]  # two tensors [N, 3, H, W]: the first and second views
 
 
 class Encoder(nn.Module):
-    """A backbone and its projector: the part of a method that is trained and quantized.
+    """A backbone and its projector: the part of a method that SSQL quantizes. A predictor is not in it.
 
     >>> Encoder(model, mlp([192, 64, 32]))(images).shape
     torch.Size([4, 32])
@@ -38,7 +38,7 @@ class Encoder(nn.Module):
 
 
 class Method(nn.Module, ABC):
-    """A self-supervised method; ``method(views)`` is the loss of a step, and ``encoder`` the network that it trains.
+    """A self-supervised method; ``method(views)`` is the loss of a step, and ``encoder`` makes its features.
 
     A subclass takes a backbone and keyword-only hyperparameters. The hyperparameters' names and defaults become the
     config node of the method. ``title`` is the method's name in tables and checkpoints.
@@ -107,8 +107,8 @@ def require_positive(**hyperparameters: float) -> None:
 def mlp(dims: Sequence[int], norm: bool = True, last_norm: bool = False) -> nn.Sequential:
     """Linear layers with BatchNorm and ReLU after each but the last; ``last_norm`` adds BatchNorm(affine=False).
 
-    A linear layer before a norm has no bias, since the norm would cancel it. ``norm=False``: only ``last_norm`` adds
-    one.
+    ``dims`` are those of the input and of each layer's output. A linear layer before a norm has no bias, since the
+    norm would cancel it. ``norm=False``: only ``last_norm`` adds a norm.
 
     >>> mlp([4, 8, 2], last_norm=True)
     Sequential(
@@ -132,7 +132,7 @@ def mlp(dims: Sequence[int], norm: bool = True, last_norm: bool = False) -> nn.S
 
 
 def mlp_from_state_dict(state: Mapping[str, Tensor]) -> nn.Sequential:
-    """Rebuild an :func:`mlp` from its ``state_dict``; raises if no :func:`mlp` has such a state.
+    """Rebuild an :func:`mlp` from its ``state_dict``; raises an error if no :func:`mlp` has such a state.
 
     >>> mlp_from_state_dict(mlp([512, 128, 512]).state_dict())[3]
     Linear(in_features=128, out_features=512, bias=True)

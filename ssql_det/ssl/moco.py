@@ -33,6 +33,9 @@ class MoCo(Method):
     """InfoNCE of the queries, their keys and the queue before this batch is added. Only the first view passes through
     the encoder. The defaults are the published hyperparameters for ImageNet.
 
+    ``dim`` and ``hidden`` are the projector's output and hidden dimensions, ``queue`` is the number of keys in the
+    queue. ``momentum`` is the share of the old weights in an update of the moving average.
+
     >>> from ssql_det.backbones import build_backbone
     >>> method = MoCo(build_backbone("narrow_resnet"), dim=16, hidden=32, queue=8)
     >>> method([images, images.flip(3)]).shape, method.queue.keys.shape
@@ -85,6 +88,6 @@ class MoCo(Method):
         all_images = concat_all_gather(images)
         order = torch.randperm(len(all_images)).to(images.device)
         dist.broadcast(order, 0)
-        own_rows = slice(rank() * len(images), (rank() + 1) * len(images))
-        features = concat_all_gather(self.momentum(all_images[order[own_rows]]))
-        return features[order.argsort()[own_rows]]
+        local_rows = slice(rank() * len(images), (rank() + 1) * len(images))
+        features = concat_all_gather(self.momentum(all_images[order[local_rows]]))
+        return features[order.argsort()[local_rows]]

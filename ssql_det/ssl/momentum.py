@@ -47,7 +47,7 @@ class MomentumEncoder(nn.Module):
 
 
 class Queue(nn.Module):
-    """A ring buffer of the latest keys [size, D] of unit length, initially random.
+    """A ring buffer of the latest ``size`` keys [size, dim] of unit length, initially random.
 
     >>> queue = Queue(size=3, dim=2)
     >>> queue.push(torch.eye(2))

@@ -20,7 +20,8 @@ from ssql_det.ssl.method import METHODS, Encoder, Method, Views, mlp, require_po
 @METHODS.register("simclr")
 class SimCLR(Method):
     """NT-Xent over the views of all processes. Under SSQL the quantized features are compared with quantized
-    features, as published; with ``cross``, with the detached float features.
+    features, as published; with ``cross``, with the detached float features. ``dim`` and ``hidden`` are the
+    projector's output and hidden dimensions.
 
     >>> from ssql_det.backbones import build_backbone
     >>> method = SimCLR(build_backbone("narrow_resnet"), dim=16, hidden=32)
@@ -45,7 +46,7 @@ class SimCLR(Method):
         return encoded if self.cross else None
 
     def loss(self, encoded: Sequence[Tensor], targets: Sequence[Tensor] | None) -> Tensor:
-        if targets is None or targets is encoded:
+        if targets is None or targets is encoded:  # or, with ``cross``, in the float pass
             candidates = _gather_views(encoded)
         else:
             candidates = _gather_views([features.detach() for features in targets])

@@ -32,17 +32,18 @@ def encoder_quant_points(encoder: Encoder) -> tuple[QuantPoint, ...]:
 
 
 class SSQL(nn.Module):
-    """``SSQL(method, bits)(views, step)`` is the loss of a step at the bit-widths ``bits(step)``.
+    """``SSQL(method, bits)(views, step)`` is the loss of a step at the bit-widths ``bits(step)``; steps count from 0.
 
-    The options are those of the paper's ablation (Table 8), and two of this project; the defaults are SSQL as
-    published.
+    The first three options are those of the paper's ablation (Table 8). The defaults are SSQL as published, except
+    ``per_rank``.
 
     ======================  =====================================================================
     quantize_predictions    train the quantized pass; False: train only the float pass
     quantize_targets        targets come from the quantized pass; False: from the float pass
-    auxiliary               average the float pass's loss with the quantized pass's
-    per_rank                each process observes ranges on its own images only, as in the published code
-    scheme                  quantizers other than the published ones
+    auxiliary               average the losses of both passes; False: only the quantized pass's
+    per_rank                each process observes ranges on its own images only, as in the published code;
+                            False: the ranges of all processes are merged
+    scheme                  quantizers other than the published ones; None: the published ones
     ======================  =====================================================================
 
     >>> from ssql_det.backbones import build_backbone
