@@ -1,9 +1,9 @@
-"""Floor 2: the effect of low bit-widths on weights and features: pure functions, pictures and a report.
+"""Import level 2: the effect of low bit-widths on weights and features: pure functions, pictures and a report.
 
 ========  ===============================================================================
-analysis  loss terms of quantized features, statistics of weights, and the data classes for both
+analysis  loss terms of quantized features, statistics of weights, and the data classes of all results
 tsne      t-SNE of features
-drawing   a picture of an embedding: one panel for each bit-width
+drawing   a picture of a t-SNE embedding: one panel for each bit-width
 page      the report and the CSV files of several analyses
 ========  ===============================================================================
 

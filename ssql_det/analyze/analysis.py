@@ -1,4 +1,4 @@
-"""The analysis of one checkpoint: loss terms of its quantized features, and statistics of its weights.
+"""Analysis of a checkpoint: loss terms of its quantized features, and statistics of its weights.
 
 A min-max quantizer takes the scale of a channel from its largest weight, so a few outliers make the quantization of all
 other weights coarser. Outliers are measured in standard deviations of their layer, so layers can be compared.
@@ -67,12 +67,10 @@ def _mean_inner_product(first: Tensor, second: Tensor) -> float:
 
 @dataclass(frozen=True)
 class TermsByBitWidth:
-    """The loss terms of one ``kind`` of features (:data:`BACKBONE` or :data:`LOSS`) at each bit-width. ``spread`` is
-    that of the float features: near 1 they point in all directions; near 0 they have collapsed, so all terms are
-    small."""
+    """The loss terms of one kind of features at each bit-width; all are small if the features have collapsed."""
 
-    kind: str
-    spread: float
+    kind: str  # BACKBONE or LOSS
+    spread: float  # of the float features: near 1 they point in all directions; near 0 they have collapsed
     terms: Mapping[Bits, LossTerms]
 
 
@@ -85,8 +83,8 @@ class Embedding:
 
     coordinates: Mapping[Bits, Tensor]
     images: tuple[str, ...]  # file names
-    labels: Tensor
-    classes: tuple[str, ...]
+    labels: Tensor  # [N], indices into classes
+    classes: tuple[str, ...]  # names
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,13 +93,13 @@ class Analysis:
     describes images and scheme in words; ``pairs`` is the number of pairs of views that the terms are averaged over."""
 
     name: str
-    file: str
-    sha256: str
-    method: str
+    file: str  # name, without the folder
+    sha256: str  # of the file
+    method: str  # empty if the file does not store it
     architecture: str
     protocol: str
     pairs: int
-    terms: tuple[TermsByBitWidth, ...]
+    terms: tuple[TermsByBitWidth, ...]  # one for each kind of features
     layers: tuple[LayerStatistics, ...]
     embedding: Embedding
 
@@ -129,8 +127,8 @@ class LayerStatistics:
     largest such distance. ``errors`` are relative quantization errors, ``|w_q - w| / |w|``, by bit-width.
     """
 
-    layer: str
-    count: int
+    layer: str  # module path
+    count: int  # of weights
     minimum: float
     maximum: float
     std: float
@@ -146,7 +144,8 @@ def measure_layers(
     """Statistics of each quantized layer in the network's order, with the error at each bit-width that quantizes
     weights.
 
-    A layer whose quantization point fixes the bit-width, such as an 8-bit stem, has the error of this bit-width.
+    A layer whose quantization point fixes the bit-width, such as an 8-bit stem, has the same error at each of them.
+    Without a ``scheme`` weights are quantized as published.
 
     >>> from ssql_det.quant import quant_points
     >>> measure_layers(model, quant_points(model), [Bits(8, 8), Bits(4, 4)])[0].layer
@@ -160,7 +159,7 @@ def measure_layers(
         quantized = {point.path: cast(Tensor, get_module(backbone, point).weight) for point in weight_points}
         return {path: relative_error(quantized[path], float_weights[path]) for path in quantized}
 
-    weight_scheme = replace(scheme or Scheme(), norms=TRAINED)
+    weight_scheme = replace(scheme or Scheme(), norms=TRAINED)  # norm statistics do not change weights
     weight_bit_widths = (bits for bits in bit_widths if bits.weight is not None)
     with torch.no_grad():
         quantization = Quantization(backbone, weight_points, weight_scheme)

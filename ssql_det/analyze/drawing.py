@@ -27,7 +27,7 @@ _MARKERS = (
 )
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
-Canvas = NDArray[np.uint8]
+Canvas = NDArray[np.uint8]  # [height, width, 3], BGR
 
 
 def draw_embedding(embedding: Embedding) -> bytes:
@@ -62,6 +62,7 @@ def _draw_panels(coordinates: Mapping[Any, Tensor], labels: Tensor) -> list[Canv
 
 
 def _draw_legend(classes: Sequence[tuple[int, str]], width: int) -> Canvas:
+    """``classes``: pairs of a label and its name."""
     max_text_width = max(cv2.getTextSize(name, _FONT, 0.45, 1)[0][0] for _, name in classes)
     column_width = min(max_text_width + 3 * _MARGIN, width)
     columns = max(1, width // column_width)
@@ -79,5 +80,6 @@ def _draw_marker(canvas: Canvas, position: tuple[int, int], label: int) -> None:
 
 
 def _get_bgr(name: str) -> tuple[int, int, int]:
+    """A colour of the stylesheet."""
     red, green, blue = bytes.fromhex(LIGHT[name][1:])
     return blue, green, red

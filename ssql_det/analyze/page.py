@@ -1,4 +1,4 @@
-"""The report of several analyses, with checkpoints side by side, and the CSV files."""
+"""The report of several analyses, with checkpoints side by side, and their numbers as CSV files."""
 
 from __future__ import annotations
 

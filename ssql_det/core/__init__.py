@@ -1,18 +1,18 @@
-"""Floor 0: what every other package uses. Import the file you need.
+"""Import level 0: what every other package uses. Import the file you need.
 
 ================ ================================================================
 errors           user errors: one sentence and exit code 2
 files            atomic writes, temporary folders, file hashes
 unpickler        safe reading of ``.pth`` and ``.pkl`` files: no code in them runs
-tensor_rebuild   its arrays and tensors, with checked shapes and sizes
+tensor_rebuild   arrays and tensors of the unpickler, with checked shapes and sizes
 tensor_files     reproducible ``torch.save``; safetensors files
 optimizer_state  loading and checking an optimizer's state
 rows             result rows in ``results.jsonl``
 rng              seeded generators, and saving and restoring their state
 devices          the device that a config names
 config           YAML configs: ``_BASE_``, ``KEY VALUE`` overrides, resuming
-config_files     the package's own configs, found by name
-registry         parts by name; plugins
+config_files     the configs that come with the package, found by name
+registry         classes and functions by name; plugins
 distributed      ``torchrun`` and ``--num-gpus``; collectives
 console          log lines, progress bars, tables
 scalar_writer    training curves as JSON lines and TensorBoard events

@@ -25,7 +25,7 @@ from ssql_det.core.errors import UserError, did_you_mean, printable
 from ssql_det.core.files import atomic_write
 
 SAVED_CONFIG_NAME = "config.yaml"
-_MAX_LISTED = 5
+_MAX_LISTED = 5  # changed keys in a message
 _MAX_VALUES = 10_000  # in a file or in one key; YAML aliases can make a few bytes expand to any number of values
 _MAX_FLOAT = 3.4e38  # of a float32; this also refuses infinity
 _MAX_INT = 1 << 32  # steps, sizes, seeds: with a larger value a run never ends or does not fit into memory
@@ -62,7 +62,7 @@ def load_config(
 
 
 def save_config(values: Mapping[str, Any], directory: str | os.PathLike[str]) -> Path:
-    """Write a flat config into a run's folder; ``load_config(defaults, path)`` reads it."""
+    """Write a flat config (see `flatten_config`) into a run's folder; ``load_config(defaults, path)`` reads it."""
     path = Path(directory) / SAVED_CONFIG_NAME
     with atomic_write(path, "w") as file:
         yaml.safe_dump(unflatten(values), file)
@@ -144,9 +144,9 @@ def find_effective_config(file: str | os.PathLike[str], ignored_keys: Collection
     'voc_r18_c4.yaml'
     """
     path = find_config(file)
-    own_values = _read(path)
-    base = own_values.pop(BASE_KEY, None)
-    if not isinstance(base, str) or not own_values.keys() <= set(ignored_keys):
+    values = _read(path)
+    base = values.pop(BASE_KEY, None)
+    if not isinstance(base, str) or not values.keys() <= set(ignored_keys):
         return path
     return find_effective_config(os.path.normpath(path.parent / base), ignored_keys)
 
@@ -160,8 +160,8 @@ def check_resume(
     defaults: Mapping[str, Any],
     renamed_keys: RenamedKeys,
 ) -> bool:
-    """Whether to resume the run in ``directory``. An existing run needs ``resume`` and, but for ``ignored_keys``, the
-    same config. A key that did not exist when the run started counts with its default.
+    """Whether there is a run in ``directory`` to resume. It needs ``resume`` and, but for ``ignored_keys``, the same
+    config as ``values``; otherwise it is an error. A key that did not exist when it started counts with its default.
     """
     if not run_exists:
         return False
@@ -189,7 +189,10 @@ def check_minimums(config: CfgNode, minimums: Mapping[str, float]) -> None:
 
 
 def _read_with_bases(path: Path, opened: tuple[Path, ...], renamed_keys: RenamedKeys) -> dict[str, Any]:
-    """The file's values merged over those of its bases, whose paths are relative to the file."""
+    """The file's values merged over those of its bases, whose paths are relative to the file.
+
+    ``opened``: the files that led to this one.
+    """
     if path.is_dir():
         raise UserError(f"config file {path} is a directory; name a .yaml file in it")
     if not path.is_file():
@@ -257,21 +260,21 @@ def _set(config: CfgNode, key: str, value: Any, where: str, renamed_keys: Rename
     current = _get(config, key)
     if isinstance(current, float) and isinstance(value, (int, str)):
         value = _to_float(value)  # 1 and 1e-3 are floats as well, but YAML reads an int and a string
-    parts = list(itertools.islice(_walk(value), _MAX_VALUES + 1))
-    if len(parts) > _MAX_VALUES:
+    nested = list(itertools.islice(_walk(value), _MAX_VALUES + 1))
+    if len(nested) > _MAX_VALUES:
         raise UserError(
             f"config key {key} in {where} is too long, or contains itself; the most is {_MAX_VALUES} values"
         )
-    if any(isinstance(part, float) and math.isnan(part) for part in parts):  # NaN would pass every comparison
+    if any(isinstance(each, float) and math.isnan(each) for each in nested):  # NaN would pass every comparison
         raise UserError(f"config key {key} in {where} cannot be {value!r}; set a number")
     if isinstance(current, str) and isinstance(value, str):
         value = repr(value)  # yacs evaluates strings: a name such as 123 would become a number
     try:
         config.merge_from_list([key, value])
     except (ValueError, AssertionError) as mismatch:
-        kind = type(current).__name__
+        type_name = type(current).__name__
         raise UserError(
-            f"config key {key} in {where} cannot be {value!r}: it is of type {kind}, now {current!r}"
+            f"config key {key} in {where} cannot be {value!r}: it is of type {type_name}, now {current!r}"
         ) from mismatch
 
 
@@ -287,10 +290,10 @@ def _to_float(value: int | str) -> Any:
 
 
 def _walk(value: Any) -> Iterator[Any]:
-    """Every value nested in a value; endless where a YAML alias makes a list contain itself."""
+    """A value and every value nested in it; endless where a YAML alias makes a list contain itself."""
     pending = [value]
     while pending:
-        part = pending.pop()
-        if isinstance(part, (dict, list, tuple)):
-            pending.extend(part.values() if isinstance(part, dict) else part)
-        yield part
+        current = pending.pop()
+        if isinstance(current, (dict, list, tuple)):
+            pending.extend(current.values() if isinstance(current, dict) else current)
+        yield current

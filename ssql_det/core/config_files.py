@@ -27,8 +27,9 @@ def find_config(name: str | os.PathLike[str]) -> Path:
         raise UserError(f"several configs are called {os.fspath(name)}: {', '.join(matches)}; name one of these")
     if matches:
         return config_folder() / f"{matches[0]}{_SUFFIX}"
-    if path.exists():
+    if path.exists():  # a folder, which readers refuse
         return path
+    # Short names, such as those of Table 8's rows, are similar to any other short name.
     known = {name for each in list_configs() for name in (each, PurePosixPath(each).name) if len(name) > 2}
     similar = "" if path.is_absolute() else did_you_mean(_shorten(os.fspath(name)), known)
     hint = similar or "; check the path"
@@ -62,7 +63,7 @@ def _list_files() -> tuple[str, ...]:
 
 
 def _find_by_name(name: str) -> list[str]:
-    """The configs whose path ends as the name does; the one whose whole path it is comes alone."""
+    """The config whose path below the config folder is the name; if there is none, those whose path ends with it."""
     short = _shorten(name)
     if not short or short in _list_files():
         return [short] if short else []

@@ -36,14 +36,14 @@ def set_up_logging(level: int = logging.INFO, names: Sequence[str] = ("ssql_det"
             logger.removeHandler(handler)
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("[%(asctime)s %(name)s] %(message)s", "%H:%M:%S"))
-        vars(handler)["of_ssql_det"] = True
+        vars(handler)["of_ssql_det"] = True  # an earlier call's handler, which a new call replaces
         logger.addHandler(handler)
         logger.setLevel(level)
         logger.propagate = False
 
 
 def quiet_loggers(levels: Mapping[str, int]) -> None:
-    """Give each of these loggers a level of its own; with ``--verbose`` they log as all others do.
+    """On rank 0, set the level of each of these loggers; with ``--verbose`` all of them get INFO.
 
     >>> quiet_loggers({"a_library": logging.WARNING, "a_library.progress": logging.INFO})
     """
@@ -53,7 +53,9 @@ def quiet_loggers(levels: Mapping[str, int]) -> None:
 
 
 def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
-    """Yield the items and show how many are done and how long the others will take.
+    """Yield the items; on rank 0, show after the label ``what`` how many are done and how long the others will take.
+
+    ``total`` is the number of items, for items without a length.
 
     >>> sum(track([1, 2, 3], "adding"))
     6

@@ -14,6 +14,8 @@ _logger = logging.getLogger(__name__)
 def resolve_device(name: str, key: str) -> torch.device:
     """The device called ``name``; ``cuda``, the default of every config, becomes the CPU on a machine without a GPU.
 
+    ``key`` is the config key or option that has the name; messages begin with it.
+
     >>> resolve_device("cpu", "MODEL.DEVICE")
     device(type='cpu')
     """

@@ -85,7 +85,7 @@ def all_reduce_mean(values: Tensor) -> Tensor:
 
 
 def all_reduce_tensor(values: Tensor, by: Literal["max", "sum"]) -> Tensor:
-    """The element-wise maximum or sum over all ranks, as a new tensor, on every rank."""
+    """The element-wise maximum or sum over all ranks, on every rank; ``values`` is not changed."""
     if not _is_initialized():
         return values
     reduced = values.clone()

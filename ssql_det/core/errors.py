@@ -34,7 +34,7 @@ EXIT_TERMINATED = 128 + signal.SIGTERM
 
 DEBUG_VARIABLE = "SSQL_DET_DEBUG"
 REPORT_LINE = "this is a bug in ssql_det or in a plugin: please report it with the lines above and `ssql-det --version`"
-_MAX_CAUSE_LENGTH = 300
+_MAX_CAUSE_LENGTH = 300  # characters of an exception's text
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 _OUT_OF_MEMORY = re.compile(r"\[enforce fail at alloc_cpu\.cpp:\d+\].*DefaultCPUAllocator: |CUDA error: out of memory")
 
@@ -58,7 +58,7 @@ class Terminated(BaseException):
 
 
 def printable(text: str, most: int | None = None) -> str:
-    r"""Escape control characters; a text longer than ``most`` is cut in the middle.
+    r"""Escape control characters; before that, a text of more than ``most`` characters is cut in the middle.
 
     >>> printable("a\n\x1b[31mb" * 9, most=12)
     'a\\n\\x1b[31...1mb'

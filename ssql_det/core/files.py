@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from ssql_det.core.errors import UserError
 
-_counter = itertools.count()
+_counter = itertools.count()  # distinguishes the temporary files of this process
 
 
 @contextmanager
@@ -67,7 +67,7 @@ def check_not_an_input(out: str | os.PathLike[str], inputs: Iterable[str | os.Pa
 
 
 def check_disk_space(path: Path, megabytes: float) -> None:
-    """Refuse an output that does not fit on the disk, before hours of work on it."""
+    """Refuse an output of this size (in 10^6 bytes) that does not fit on the disk of ``path``, before it is made."""
     existing = next(each for each in (path.resolve(), *path.resolve().parents) if each.exists())
     free = shutil.disk_usage(existing).free
     if megabytes * 1e6 > free:
@@ -94,10 +94,13 @@ def _write_error(path: str | os.PathLike[str], failure: OSError) -> UserError:
 
 
 def _find_failed_write(failure: BaseException | None) -> OSError | None:
-    """The failed write that caused an exception, if one did: ``torch.save`` hides it in a RuntimeError."""
+    """The failed write that caused an exception, if one did: ``torch.save`` hides it in a RuntimeError.
+
+    An error of a write to the open file has no file name; one that has is about another file.
+    """
     while failure is not None and not isinstance(failure, OSError):
         failure = failure.__context__
-    return failure if failure is not None and failure.filename is None else None  # a named file is another one
+    return failure if failure is not None and failure.filename is None else None
 
 
 def temporary_path(target: Path, suffix: str) -> Path:

@@ -39,7 +39,7 @@ def import_modules(package: str, path: Iterable[str]) -> Iterator[ModuleType]:
 
 
 class Registry(Generic[T]):
-    """Objects of one kind by name; error messages use ``kind``."""
+    """Objects of one kind by name; ``kind`` is what error messages call one of them, such as "method"."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind

@@ -20,7 +20,7 @@ from ssql_det.core.distributed import all_gather, rank
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A 32-bit seed from all parts, the same on every machine and in every version.
+    """A 32-bit seed that depends on all parts, the same on every machine and in every version.
 
     >>> derive_seed(0, 17), derive_seed(0, 18)
     (3381194822, 2311754897)
@@ -62,7 +62,7 @@ class RngState:
     python: tuple[Any, ...]
     numpy: tuple[Any, ...]
     cpu: torch.Tensor
-    cuda: torch.Tensor | None
+    cuda: torch.Tensor | None  # None without a GPU, or if it was not captured
 
     @classmethod
     def capture(cls, with_cuda: bool = True) -> RngState:

@@ -64,10 +64,7 @@ def timestamp() -> str:
 
 @dataclass(frozen=True)
 class Row:
-    """One evaluation of one checkpoint at one bit-width.
-
-    ``scheme`` and ``overrides`` are written as in ``--scheme`` and in a bits file; ``protocol`` holds the
-    hyperparameters of a probe by name.
+    """One evaluation of one checkpoint at one bit-width: of a detector, or of a backbone by probes.
 
     >>> row = Row(method="SSQL", checkpoint="ssql.pth", checkpoint_hash="9f3c", config="voc_r18_c4.yaml", seed=0,
     ...           dataset="voc_2007_test", bits="4w4a", scope="backbone", metrics={"AP50": 61.2}, engine="minid2",
@@ -77,23 +74,23 @@ class Row:
     True
     """
 
-    method: str
-    checkpoint: str
-    checkpoint_hash: str
-    config: str
-    dataset: str
-    bits: str
-    scope: str
-    metrics: Mapping[str, float | None]
-    seed: int
-    engine: str
-    seconds: float
-    scheme: str
+    method: str  # empty if unknown
+    checkpoint: str  # a file name, or the iteration of a training
+    checkpoint_hash: str  # SHA-256 of the file; empty if there is none
+    config: str  # of a detector: its file (path below configs/detection, or name) and overrides; empty for a probe
+    dataset: str  # evaluated on
+    bits: str  # FP, or for example 4w4a: 4-bit weights and activations
+    scope: str  # what is quantized: "all" of a detector, or its "backbone", as always in a probe
+    metrics: Mapping[str, float | None]  # None for a value that was not finite
+    seed: int  # of the training; -1 if unknown or random
+    engine: str  # detectron2 or minid2; empty for a probe
+    seconds: float  # that the evaluation took
+    scheme: str  # as in --scheme
     calibration: Calibration
-    network: str = ""
-    protocol: Protocol = field(default_factory=dict)
-    overrides: Mapping[str, str] = field(default_factory=dict)
-    placement: str = "published"
+    network: str = ""  # architecture of the backbone; empty if unknown
+    protocol: Protocol = field(default_factory=dict)  # of a probe: hyperparameters by name
+    overrides: Mapping[str, str] = field(default_factory=dict)  # bit-widths by pattern of module paths
+    placement: str = "published"  # of the quantization points, see quant.Scheme
     versions: Mapping[str, str] = field(default_factory=package_versions)
     time: str = field(default_factory=timestamp)
     schema: int = SCHEMA

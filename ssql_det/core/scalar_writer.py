@@ -24,7 +24,7 @@ def scalar_writer(folder: Path, resume_step: int | None = None) -> Iterator[Call
     """A function that writes the scalars of a step; it writes on rank 0 only.
 
     Each line is written at once. ``tensorboard --logdir`` shows the events. ``resume_step`` is the last step of the
-    earlier run to keep.
+    earlier run to keep; with ``None`` no line is kept.
 
     >>> from pathlib import Path
     >>> with scalar_writer(Path("run")) as write:

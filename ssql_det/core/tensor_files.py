@@ -35,7 +35,7 @@ _DTYPE_NAMES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-_ALIGNMENT = 8
+_ALIGNMENT = 8  # bytes; the header is padded to a multiple
 
 
 def is_safetensors(path: str | os.PathLike[str]) -> bool:

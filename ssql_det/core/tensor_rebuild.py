@@ -35,7 +35,7 @@ STORAGE_DTYPES = {  # torch pickles a dtype as the name of a storage class
 
 
 def check_size(claimed: int, available: int) -> None:
-    """Called before memory is allocated: a few bytes of a pickle can claim any number of elements."""
+    """Sizes in bytes. Called before memory is allocated: a short pickle can claim any number of elements."""
     if claimed > available:
         raise EOFError(f"its tensors claim {claimed} bytes, but the file has {available}")
 
@@ -57,7 +57,7 @@ def fill_storage(storage: torch.Tensor, content: bytes) -> None:
 def rebuild_tensor(
     storage: torch.Tensor, offset: int, size: Any, stride: Any, requires_grad: bool = False, *_: Any
 ) -> torch.Tensor:
-    """A tensor that views a storage, which is itself a tensor of one dimension."""
+    """A tensor that views a storage, which is itself a tensor of one dimension; ``offset`` is in elements."""
     storage.as_strided(size, stride, offset)  # raises if the view exceeds the storage; set_ would enlarge it
     view = torch.empty(0, dtype=storage.dtype).set_(storage.untyped_storage(), offset, size, stride)
     return view.requires_grad_(requires_grad)
@@ -120,7 +120,7 @@ def rebuild_range(*args: int) -> range:
     return made
 
 
-REPLACEMENTS: dict[tuple[str, str], Callable[..., Any]] = {
+REPLACEMENTS: dict[tuple[str, str], Callable[..., Any]] = {  # by the module and name that a pickle has
     ("builtins", "bytearray"): refuse_length(bytearray),
     ("builtins", "bytes"): refuse_length(bytes),
     ("builtins", "range"): rebuild_range,

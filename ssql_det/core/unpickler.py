@@ -64,8 +64,8 @@ class InertObject:
     """Replaces an object of a class that is not imported, and stores what the file would have put into it."""
 
     name = "?"
-    args: tuple[Any, ...]
-    state: Any
+    args: tuple[Any, ...]  # positional arguments of its class
+    state: Any  # set by the file; else the keyword arguments
     entries: dict[Any, Any]  # of a dict subclass
     elements: list[Any]  # of a list subclass
 
