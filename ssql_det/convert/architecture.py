@@ -21,14 +21,14 @@ class TensorSpec:
     """Where in a ResNet a tensor is, and its shape; what it is called depends on the format.
 
     ``stage`` 0 is the stem, which has ``conv`` 1 only; in a block, ``conv`` 0 is the shortcut. A norm has the number
-    of the conv before it. ``kind`` is the tensor's name within its layer, such as ``running_mean``.
+    of the conv before it.
     """
 
     stage: int
-    block: int
-    conv: int
+    block: int  # of the stage, from 0
+    conv: int  # of the block, from 1
     is_norm: bool
-    kind: str
+    name_in_layer: str  # such as weight or running_mean
     shape: tuple[int, ...]
 
 
@@ -44,8 +44,8 @@ class Architecture:
     depths: tuple[int, ...]  # blocks of each stage
     widths: tuple[int, ...]  # output channels of each stage
     bottleneck_widths: tuple[int, ...] = ()  # channels of each stage's 3x3 convs, if its blocks are bottlenecks
-    groups: int = 1
-    stem_kernel: int = 7
+    groups: int = 1  # of the 3x3 convs of bottlenecks
+    stem_kernel: int = 7  # height and width of the stem's conv
 
     @property
     def is_bottleneck(self) -> bool:
@@ -70,31 +70,33 @@ class Architecture:
         return tuple(self._iterate_tensors())
 
     def _iterate_tensors(self) -> Iterator[TensorSpec]:
-        channels = 64 if self.is_bottleneck else self.widths[0]  # of the stem
-        yield from _conv_and_norm(0, 0, 1, (channels, 3, self.stem_kernel, self.stem_kernel))
+        in_channels = 64 if self.is_bottleneck else self.widths[0]  # of the first block: the stem's output
+        yield from _conv_and_norm(0, 0, 1, (in_channels, 3, self.stem_kernel, self.stem_kernel))
         for stage, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True), start=1):
             for block in range(depth):
-                for conv, shape in enumerate(self._conv_shapes(stage, channels, width), start=1):
+                for conv, shape in enumerate(self._conv_shapes(stage, in_channels, width), start=1):
                     yield from _conv_and_norm(stage, block, conv, shape)
-                if channels != width:
-                    yield from _conv_and_norm(stage, block, 0, (width, channels, 1, 1))
-                channels = width
+                if in_channels != width:
+                    yield from _conv_and_norm(stage, block, 0, (width, in_channels, 1, 1))
+                in_channels = width
 
-    def _conv_shapes(self, stage: int, channels: int, width: int) -> tuple[tuple[int, ...], ...]:
+    def _conv_shapes(self, stage: int, in_channels: int, width: int) -> tuple[tuple[int, ...], ...]:
         if not self.is_bottleneck:
-            return (width, channels, 3, 3), (width, width, 3, 3)
+            return (width, in_channels, 3, 3), (width, width, 3, 3)
         inner = self.bottleneck_widths[stage - 1]
-        return (inner, channels, 1, 1), (inner, inner // self.groups, 3, 3), (width, inner, 1, 1)
+        return (inner, in_channels, 1, 1), (inner, inner // self.groups, 3, 3), (width, inner, 1, 1)
 
 
 def _conv_and_norm(stage: int, block: int, conv: int, shape: tuple[int, ...]) -> Iterator[TensorSpec]:
     yield TensorSpec(stage, block, conv, False, "weight", shape)
-    for kind in NORM_TENSORS:
-        yield TensorSpec(stage, block, conv, True, kind, () if kind == NUM_BATCHES_TRACKED else shape[:1])
+    for name in NORM_TENSORS:
+        yield TensorSpec(stage, block, conv, True, name, () if name == NUM_BATCHES_TRACKED else shape[:1])
 
 
-def _bottleneck(name: str, depths: tuple[int, ...], inner: int, groups: int = 1) -> Architecture:
-    return Architecture(name, depths, (256, 512, 1024, 2048), tuple(inner * factor for factor in (1, 2, 4, 8)), groups)
+def _bottleneck(name: str, depths: tuple[int, ...], first_width: int, groups: int = 1) -> Architecture:
+    """``first_width``: channels of the 3x3 convs in the first stage."""
+    bottleneck_widths = tuple(first_width * factor for factor in (1, 2, 4, 8))
+    return Architecture(name, depths, (256, 512, 1024, 2048), bottleneck_widths, groups)
 
 
 _TORCHVISION_RESNETS = (

@@ -19,9 +19,7 @@ _MAX_NAMES, _MAX_NAME_LENGTH = 3, 200  # in a message
 
 @dataclass(frozen=True)
 class Coverage:
-    """What became of every tensor of a file that was read, or of a network that was loaded.
-
-    Names are the file's, or the network's. ``unmatched`` are those that were not expected.
+    """What became of every tensor of a file that was read, or of a network that was loaded, by its name there.
 
     >>> coverage = Coverage(used=("conv1.weight",), left_out={"fc.weight": "a classifier"}, missing=("bn1.weight",))
     >>> coverage.percent
@@ -30,14 +28,14 @@ class Coverage:
 
     used: tuple[str, ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)  # name: reason
-    unmatched: tuple[str, ...] = ()
-    missing: tuple[str, ...] = ()
+    unmatched: tuple[str, ...] = ()  # not expected, so neither used nor left out for a reason
+    missing: tuple[str, ...] = ()  # expected, but not found
     invalid: Mapping[str, str] = field(default_factory=dict)  # name: what is wrong with its tensor
     not_read: tuple[str, ...] = ()  # other entries of the file, such as an optimizer or another branch
 
     @property
     def percent(self) -> float:
-        """How much of the backbone was found, in percent."""
+        """The used tensors, in percent of the expected ones."""
         expected = len(self.used) + len(self.missing) + len(self.invalid)
         return 100 * len(self.used) / expected if expected else 0.0
 
@@ -97,7 +95,7 @@ class SourceFile:
     ``branches`` are those that the file has: the trained network (online), its moving average (momentum), or both.
     """
 
-    name: str
+    name: str  # without the folder
     sha256: str
     format: str
     reason: str = ""

@@ -30,7 +30,7 @@ class Names:
     """Templates for the names of a ResNet's tensors. The defaults are torchvision's.
 
     Stages are counted from ``first_stage``, blocks from 0; ``conv_labels`` has a character for each conv of a block.
-    The suffixes are added to a layer's name; a kind of tensor without a suffix is not in the format.
+    The suffixes, by a tensor's name in its layer, are added to the layer's name; the format lacks tensors without one.
 
     >>> from ssql_det.convert.architecture import get_architecture
     >>> Names().get_name(get_architecture("resnet50").tensors[-1])
@@ -46,11 +46,11 @@ class Names:
     first_stage: int = 1
     conv_labels: str = "123"
     conv_suffixes: Mapping[str, str] = field(default_factory=lambda: {"weight": ".weight"})
-    norm_suffixes: Mapping[str, str] = field(default_factory=lambda: {kind: f".{kind}" for kind in NORM_TENSORS})
+    norm_suffixes: Mapping[str, str] = field(default_factory=lambda: {name: f".{name}" for name in NORM_TENSORS})
 
     def get_name(self, spec: TensorSpec) -> str | None:
         """The name of a tensor, or None if the format does not have it."""
-        suffix = (self.norm_suffixes if spec.is_norm else self.conv_suffixes).get(spec.kind)
+        suffix = (self.norm_suffixes if spec.is_norm else self.conv_suffixes).get(spec.name_in_layer)
         if suffix is None:
             return None
         if spec.stage == 0:
@@ -83,10 +83,10 @@ def torchvision_name(spec: TensorSpec) -> str:
 class Layout:
     """Where a format has a ResNet: the names of its tensors, their prefix, and the dictionary that contains them.
 
-    A file has this layout if one of ``containers`` ("" is the file itself) has the stem's conv and, for each pattern of
-    ``required_keys``, a fitting key is in it or at the top level of the file. ``last_stage_prefix`` replaces ``prefix``
-    for the last stage, which a C4 detector has in its head. ``constants`` makes tensors that the format omits because
-    their values are always the same.
+    A file has this layout if one of ``containers`` (keys joined by slashes; "" is the file itself) has the stem's conv
+    and, for each pattern of ``required_keys``, a fitting key is in it or at the top level of the file.
+    ``last_stage_prefix`` replaces ``prefix`` for the last stage, which a C4 detector has in its head. ``constants``
+    makes norm tensors that the format omits because their values are always the same.
     """
 
     prefix: str = ""
@@ -118,15 +118,16 @@ class ArchitectureMatch:
     """How the tensors of a file agree with an architecture."""
 
     architecture: Architecture
-    matched: Mapping[TensorSpec, str]
-    missing: tuple[str, ...]
+    matched: Mapping[TensorSpec, str]  # to names in the file
+    missing: tuple[str, ...]  # names that the file lacks
     mismatched: Mapping[str, str]  # name: how its shape differs
 
 
 def match_architecture(
     architecture: Architecture, layout: Layout, shapes: Mapping[str, Sequence[int]]
 ) -> ArchitectureMatch:
-    """
+    """Compare names and shapes; a missing ``num_batches_tracked`` is ignored.
+
     >>> from ssql_det.convert.architecture import get_architecture
     >>> len(match_architecture(get_architecture("resnet18"), Layout(), {"conv1.weight": (64, 3, 7, 7)}).missing)
     99
@@ -139,7 +140,7 @@ def match_architecture(
         if name is None:
             continue
         if name not in shapes:
-            if spec.kind != NUM_BATCHES_TRACKED:
+            if spec.name_in_layer != NUM_BATCHES_TRACKED:
                 missing.append(name)
         elif tuple(shapes[name]) != spec.shape:
             mismatched[name] = f"is of shape {list(shapes[name])}, in a {architecture.name} it is {list(spec.shape)}"

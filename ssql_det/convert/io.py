@@ -177,7 +177,7 @@ def _sort_tensors(
     layout, format = format_match.layout, format_match.format
     tensors = {torchvision_name(spec): compact(state[name]) for spec, name in best.matched.items()}
     for spec in best.architecture.tensors:
-        if (make := layout.constants.get(spec.kind)) is not None and spec.is_norm and spec not in best.matched:
+        if (make := layout.constants.get(spec.name_in_layer)) is not None and spec.is_norm and spec not in best.matched:
             tensors[torchvision_name(spec)] = make(spec.shape)
     floats = ((name, state[name]) for spec, name in best.matched.items() if spec.shape)
     invalid = {**best.mismatched, **find_invalid_values(floats)}
@@ -202,7 +202,7 @@ def _sort_tensors(
 
 
 def _explain_unknown(content: Any, requested: Sequence[Format]) -> str:
-    """Why no format matches, and what to do; ``requested`` is the format that was given."""
+    """Why no format matches, and what to do; ``requested`` holds the format that was given, if one was."""
     if requested:
         format = requested[0]
         keys = [layout.stem_key for layouts in format.branches.values() for layout in layouts]

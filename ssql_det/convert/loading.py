@@ -1,7 +1,7 @@
 """Load a checkpoint into a network, all of it or none: ResNets of torchvision, timm and Detectron2, and its detectors.
 
 The network is any module whose state dict has a ResNet in one of these layouts: below an FPN, C4 with the last stage in
-its head, Detectron2's ResNet alone, torchvision's. Nothing of Detectron2 is imported, so both engines are served.
+its head, Detectron2's ResNet alone, torchvision's. Nothing of Detectron2 is imported, so this also works with minid2.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ssql_det.convert.formats.torchvision import TORCHVISION
 from ssql_det.core.errors import UserError
 
 _FORMATS = (DETECTRON2_FPN, DETECTRON2_C4, DETECTRON2, TORCHVISION)
-_CLASS_DEPENDENT = ("roi_heads.box_predictor.", "roi_heads.mask_head.")
+_CLASS_DEPENDENT = ("roi_heads.box_predictor.", "roi_heads.mask_head.")  # prefixes
 _TOLERANCE = 0.01  # of values 0 to 255: means are written with one digit or with three
 
 
@@ -81,13 +81,14 @@ def _backbone_names(model: nn.Module, layout: Layout, checkpoint: Checkpoint) ->
         stage_name = names.conv.split("{block}")[0].format(stage=stage - 1 + names.first_stage)
         is_moved = layout.last_stage_prefix is not None and stage == 4
         prefix = layout.last_stage_prefix if is_moved else layout.prefix
-        prefixes += [f"{prefix}{stage_name}{digit}" for digit in range(10)]
+        prefixes += [f"{prefix}{stage_name}{digit}" for digit in range(10)]  # the first digit of a block's number
     yield from (name for name in model.state_dict() if name.startswith(tuple(prefixes)))
 
 
 def _load(
     model: nn.Module, layout: Layout, checkpoint: Checkpoint, tensors: Mapping[str, Tensor], required: set[str]
 ) -> Coverage:
+    """``tensors``: to load, by the network's names. ``required``: the network's names that must be among them."""
     state = model.state_dict()
     invalid = {
         name: f"is of shape {list(state[name].shape)}, in the checkpoint {list(tensor.shape)}"

@@ -21,7 +21,7 @@ from ssql_det.core.errors import UserError, printable
 METADATA_KEY = "ssql_det"
 RESNET_VERSION, BACKBONE_VERSION = 1, 2
 BRANCHES = ("online", "momentum")  # the trained network, and its moving average
-_MAX_NAME_LENGTH = 200
+_MAX_NAME_LENGTH = 200  # of a backbone's name
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,14 @@ class Metadata:
     """Fields that are ``None`` are unknown.
 
     ``stride_in_1x1`` is Detectron2's ``STRIDE_IN_1X1``: a bottleneck has its stride in the first 1x1 conv, as in MSRA's
-    networks. ``branch`` says which network of its training it is, ``seed`` which seed the training had. ``from_file``
-    is false where input and stride were not read but assumed from the convention of the format.
+    networks; False: in the 3x3 conv. ``branch``, one of ``BRANCHES``, says which network of its training it is,
+    ``seed`` which seed the training had. ``from_file`` is false where input and stride were not read but assumed from
+    the convention of the format.
     """
 
     input: InputFormat | None = None
     stride_in_1x1: bool | None = None
-    method: str | None = None
+    method: str | None = None  # of the pretraining, such as ssql-simsiam
     branch: str = "online"
     seed: int | None = None
     from_file: bool = False
@@ -123,7 +124,7 @@ def confirm_metadata(metadata: Metadata, input_format: InputFormat, stride_in_1x
 
 
 def build_metadata_dict(backbone: str, metadata: Metadata) -> dict[str, Any]:
-    """What a file of any backbone stores, by the name of its builder.
+    """The metadata of a file of version 2; ``backbone`` is a name of `ssql_det.backbones`.
 
     >>> build_metadata_dict("timm/mobilenetv2_050", Metadata(method="BYOL"))["backbone"]
     {'name': 'timm/mobilenetv2_050'}
@@ -174,7 +175,7 @@ def parse_metadata(stored: Mapping[str, Any], architecture: Architecture) -> Met
 
 @contextmanager
 def translate_metadata_errors(path: str | os.PathLike[str]) -> Iterator[None]:
-    """A file's metadata can be wrong in any way, so that any exception means the file is invalid."""
+    """Turn every exception into a UserError about the file, since its metadata can be wrong in any way."""
     try:
         yield
     except Exception as failure:

@@ -200,7 +200,7 @@ def make_narrow_checkpoint(input_format, stride_in_1x1=False):
     for prefix, kind, spec in names:
         module = f"{kind}{spec.conv}" if spec.conv else f"downsample.{int(spec.is_norm)}"
         value = torch.randn(spec.shape, generator=numbers)
-        tensors[f"{prefix}{module}.{spec.kind}"] = value if spec.shape else torch.tensor(100)
+        tensors[f"{prefix}{module}.{spec.name_in_layer}"] = value if spec.shape else torch.tensor(100)
     return Checkpoint(get_architecture("narrow_resnet"), tensors, Metadata(input_format, stride_in_1x1))
 
 

@@ -40,7 +40,7 @@ def _make_names(**norm_suffixes: str) -> Names:
 _BATCH_NORM = _make_names(weight="_gamma", bias="_beta", running_mean="_running_mean", running_var="_running_var")
 _ABBREVIATED_BATCH_NORM = _make_names(weight="_s", bias="_b", running_mean="_rm", running_var="_riv")
 _AFFINE_NORM = _make_names(weight="_s", bias="_b")
-_IDENTITY_STATISTICS: dict[str, Callable[[tuple[int, ...]], Tensor]] = {  # FrozenBatchNorm2d's initial ones, eps 1e-5
+_IDENTITY_STATISTICS: dict[str, Callable[[tuple[int, ...]], Tensor]] = {  # variance plus eps (1e-5) is 1
     "running_mean": torch.zeros,
     "running_var": lambda shape: torch.ones(shape) - 1e-5,
 }

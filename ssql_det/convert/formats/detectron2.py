@@ -1,7 +1,7 @@
 """Detectron2's ResNet alone, ``.pkl``: arrays that Detectron2 matches to a detector's tensors by name suffix.
 
 Such files come from Detectron2's and MoCo's conversion scripts, from Detectron2's model zoo, and from this project.
-Ours have metadata; in the others ``__author__`` may tell input and stride, which are unknown otherwise.
+This project's have metadata; in the others ``__author__`` may tell input and stride, which are unknown otherwise.
 
 The format does not store ``num_batches_tracked``, which FrozenBatchNorm2d does not have.
 """
@@ -70,7 +70,7 @@ def get_config_overrides(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def read_metadata(content: Any, match: FormatMatch, architecture: Architecture) -> Metadata:
-    """From our own metadata; else by ``__author__``; else only the input, from the mean and std of old detectors."""
+    """From this project's metadata; else by ``__author__``; else only the input, from a detector's mean and std."""
     if METADATA_KEY in content:
         return parse_metadata(content.get(METADATA_KEY), architecture)
     author = content.get("__author__")

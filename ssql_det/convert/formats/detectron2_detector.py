@@ -21,7 +21,7 @@ from ssql_det.core.tensor_files import save_tensors
 FPN_LAYOUT = Layout("backbone.bottom_up.", NAMES)
 C4_LAYOUT = Layout("backbone.", NAMES, required_keys=("roi_heads.res5.*",), last_stage_prefix="roi_heads.")
 
-_DETECTOR_PREFIXES = ("backbone.fpn_", "proposal_generator.", "roi_heads.")  # of a Faster or Mask R-CNN, but its ResNet
+_DETECTOR_PREFIXES = ("backbone.fpn_", "proposal_generator.", "roi_heads.")  # all but the ResNet
 _ANCHORS = "proposal_generator.anchor_generator.cell_anchors."
 _LEFT_OUT = {
     f"{_ANCHORS}*": "anchors, computed from the config",
@@ -42,9 +42,9 @@ def _find_detector_tensors(content: Any, others: dict[str, Any]) -> list[Detecto
 def _write(layout: Layout, checkpoint: Checkpoint, file: IO[bytes]) -> Mapping[str, str]:
     is_fpn = any(name.startswith("backbone.fpn_") for name in checkpoint.detector)
     if checkpoint.detector and is_fpn != (layout is FPN_LAYOUT):
-        own, other = ("an FPN", "a C4") if is_fpn else ("a C4", "an FPN")
+        current, target = ("an FPN", "a C4") if is_fpn else ("a C4", "an FPN")
         raise UserError(
-            f"{checkpoint.display_name} is {own} detector and cannot become {other} one; convert its backbone: "
+            f"{checkpoint.display_name} is {current} detector and cannot become {target} one; convert its backbone: "
             "--to detectron2"
         )
     tensors, left_behind = rename_to_detectron2(checkpoint, layout)

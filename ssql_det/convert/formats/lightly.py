@@ -15,7 +15,7 @@ NUMBERED = Names(
     shortcut_norm="{stage}.{block}.downsample.1",
     first_stage=4,
 )
-_BENCHMARK_KEYS = ("online_classifier.*",)
+_BENCHMARK_KEYS = ("online_classifier.*",)  # only in files of the benchmarks
 _MOMENTUM_PREFIXES = ("backbone_momentum.", "momentum_backbone.", "teacher_backbone.", "key_backbone.")
 
 LIGHTLY = Format(
