@@ -1,4 +1,4 @@
-"""Import level 2: the effect of low bit-widths on weights and features: pure functions, pictures and a report.
+"""The effect of low bit-widths on weights and features: pure functions, pictures and a report.
 
 ========  ===============================================================================
 analysis  loss terms of quantized features, statistics of weights, and the data classes of all results

@@ -1,4 +1,4 @@
-"""Import level 1: read and write ResNet backbones in many libraries' checkpoint formats, and load them into networks.
+"""Read and write ResNet backbones in many libraries' checkpoint formats, and load them into networks.
 
 architecture  ResNets as lists of tensors
 metadata      input format, stride, method: what the tensors do not say

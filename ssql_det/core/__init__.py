@@ -1,4 +1,4 @@
-"""Import level 0: what every other package uses. Import the file you need.
+"""What every other package uses. Import the file you need.
 
 ================ ================================================================
 errors           user errors: one sentence and exit code 2
