@@ -19,7 +19,7 @@ import torch
 from timing import alternate, report
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from support.minid2 import detectors, modules, parts
+from support.minid2 import detectors, modules, structures_and_layers
 
 MODELS = ("R18-C4", "Mask R50-FPN")
 SIZE = (480, 640)
@@ -35,9 +35,9 @@ def prepare(root: str, name: str) -> dict[str, Callable[[], object]]:
     cfg = detectors.full_config(engine, name, "MODEL.RESNETS.NORM", "BN", "MODEL.BACKBONE.FREEZE_AT", 0)
     model = modules.seed_weights(detectors.build(engine, cfg)).float()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
-    truth = modules.truths(engine, "polygons")[0]
+    truth = modules.make_ground_truth(engine, "polygons")[0]
     instances = engine("structures").Instances(SIZE, **truth.get_fields())
-    batch = [{"image": parts.tensor(0, 3, *SIZE).abs() * 100, "instances": instances}]
+    batch = [{"image": structures_and_layers.random_tensor(0, 3, *SIZE).abs() * 100, "instances": instances}]
     storage = engine("utils.events").EventStorage()
 
     def detect() -> None:

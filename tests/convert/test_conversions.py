@@ -59,7 +59,7 @@ ONE_OF_EACH = {each.format: name for name, each in FILE_KINDS.items()}.values()
 MORE = (
     *("torchvision", "timm .safetensors", "SSQL-SimSiam", "SSQL-BYOL", "MoCo v2", "lightly's BYOL", "BYOL of sthalles"),
     *("Hugging Face .safetensors", "Detectron2's torchvision", "Detectron2's zoo, FPN", "Detectron2's zoo, C4"),
-    *("MSRA", "MSRA of Detectron", "Detectron's FPN", "our own"),
+    *("MSRA", "MSRA of Detectron", "Detectron's FPN", "ssql_det"),
 )
 BY_DEPTH = ("torchvision", "a C4 detector", "Detectron's FPN")  # names of blocks that depend on how many there are
 FILES = {"resnet18": FILE_KINDS, "resnet34": BY_DEPTH, "resnet50": {*ONE_OF_EACH, *MORE}}

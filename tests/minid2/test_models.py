@@ -9,7 +9,7 @@ import pytest
 import torch
 from support.minid2.detectors import FEW, NORMED, REFERENCES, build, full_config, inputs
 from support.minid2.modules import SIZES, nms_of_doubles, seed_weights, small_config
-from support.minid2.parts import POLYGONS, random_boxes, tensor
+from support.minid2.structures_and_layers import POLYGONS, random_boxes, random_tensor
 
 from ssql_det.minid2.layers import FrozenBatchNorm2d
 from ssql_det.minid2.modeling import build_backbone, build_model
@@ -35,7 +35,7 @@ def seeded(kind="FPN", *keys):
 
 
 def image(seed, height, width):
-    return tensor(seed, 3, height, width, dtype=torch.float64).abs() * 100
+    return random_tensor(seed, 3, height, width, dtype=torch.float64).abs() * 100
 
 
 def detect(model, *images):
@@ -233,10 +233,10 @@ def test_a_whole_detector_trains_quantized_also_in_the_stage_that_regions_go_thr
 def test_structures_are_copied_whole_and_apart(copied):
     polygons = [[np.array(each, float) for each in instance] for instance in POLYGONS]
     count = len(polygons)
-    original = Instances((40, 50), boxes=Boxes(random_boxes(0, count)), scores=tensor(1, count))
+    original = Instances((40, 50), boxes=Boxes(random_boxes(0, count)), scores=random_tensor(1, count))
     original.polygons = PolygonMasks(polygons)
     original.bits = BitMasks.from_polygon_masks(polygons, 40, 50)
-    original.soft = ROIMasks(tensor(2, count, 7, 7).sigmoid())
+    original.soft = ROIMasks(random_tensor(2, count, 7, 7).sigmoid())
     original.names = list(range(count))
     twin = copied(original)
     assert (twin.image_size, len(twin), list(twin.get_fields())) == ((40, 50), count, list(original.get_fields()))
@@ -252,9 +252,9 @@ def test_structures_are_copied_whole_and_apart(copied):
     twin.remove("scores")
     assert torch.equal(original.boxes.tensor, random_boxes(0, count))
     assert original.has("scores")
-    images = copied(ImageList.from_tensors([tensor(3, 3, 5, 6), tensor(4, 3, 7, 4)]))
+    images = copied(ImageList.from_tensors([random_tensor(3, 3, 5, 6), random_tensor(4, 3, 7, 4)]))
     assert images.image_sizes == [(5, 6), (7, 4)]
-    assert torch.equal(images[1], tensor(4, 3, 7, 4))
+    assert torch.equal(images[1], random_tensor(4, 3, 7, 4))
 
 
 @pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)

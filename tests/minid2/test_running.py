@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from support.minid2 import running_worker
-from support.minid2.running import restored
+from support.minid2.running import restoring_loggers
 
 from ssql_det.minid2.config import get_cfg
 from ssql_det.minid2.engine import default_argument_parser, default_setup, launch
@@ -64,7 +64,7 @@ def test_set_up(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONHASHSEED", "0")
     cfg = get_cfg()
-    with restored(ROOT, "fvcore"), contextlib.redirect_stdout(io.StringIO()) as screen:
+    with restoring_loggers(ROOT, "fvcore"), contextlib.redirect_stdout(io.StringIO()) as screen:
         cfg.OUTPUT_DIR = ""
         default_setup(cfg, Namespace())
         assert not list(tmp_path.iterdir())
@@ -86,7 +86,7 @@ def test_precision(tmp_path):
     tf32 = torch.backends.cudnn.allow_tf32
     try:
         with (
-            restored(ROOT, "fvcore"),
+            restoring_loggers(ROOT, "fvcore"),
             contextlib.redirect_stdout(io.StringIO()),
             mock.patch("torch.cuda.is_available", return_value=True),
             mock.patch("torch.cuda.device_count", return_value=0),
@@ -123,7 +123,7 @@ def test_a_message_once_for_each_line_of_code(caplog):
 
 
 def test_loggers_share_a_file(tmp_path):
-    with restored("one", "two"):
+    with restoring_loggers("one", "two"):
         for name in ("one", "two"):
             setup_logger(str(tmp_path / "both.log"), name=name, configure_stdout=False)
             logging.getLogger(name).info("a line")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from support.minid2 import sync_norm_worker
 from support.minid2.modules import seed_weights
-from support.minid2.parts import tensor
+from support.minid2.structures_and_layers import random_tensor
 from torch import nn
 
 from ssql_det.core.distributed import launch
@@ -31,7 +31,7 @@ SHARES = {  # images, height and width of each rank
 
 
 def draw(seed, shares, dtype=torch.float64, scale=1):
-    drawn = [tensor(seed + rank, count, CHANNELS, *size) for rank, (count, *size) in enumerate(shares)]
+    drawn = [random_tensor(seed + rank, count, CHANNELS, *size) for rank, (count, *size) in enumerate(shares)]
     return [(scale * (2 * each + 1)).to(dtype) for each in drawn]
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from support.methods import gradients, same, small, two_views
-from support.methods_by_hand import Pass, cosine_loss
 from support.pretrain.runs import config, content
+from support.reference_methods import EncoderPass, cosine_loss
+from support.small_methods import assert_tensors_close, compute_gradients, make_small_method, make_two_views
 from torch import nn
 
 from ssql_det.convert import read_checkpoint
@@ -64,28 +64,28 @@ def stretches(ssql):
 @pytest.mark.parametrize("bits", [Bits(2, 4), Bits(5, 8)], ids=str)
 def test_a_step_and_its_gradients_equal_those_by_hand(bits):
     """Each quantizer has another factor, so that some clip and some do not use their whole range."""
-    method, views = small("simsiam"), two_views()
+    method, views = make_small_method("simsiam"), make_two_views()
     ssql = ssql_of(method, bits, Scheme(act=NAME))
     learned = stretches(ssql)
     for number, stretch in enumerate(learned.values()):
         stretch.data.fill_(0.6 + 0.08 * number)
-    float_pass = Pass(method.encoder.named_parameters())
+    float_pass = EncoderPass(method.encoder.named_parameters())
     encoded = [float_pass.encode(view) for view in views]
     assert learned.keys() == float_pass.ranges.keys()
     ends = {place: tuple(end * learned[place] for end in observed) for place, observed in float_pass.ranges.items()}
-    quantized_pass = Pass(method.encoder.named_parameters(), bits, ends)
+    quantized_pass = EncoderPass(method.encoder.named_parameters(), bits, ends)
     targets = [each.detach() for each in encoded]
     losses = [cosine_loss(method, each, targets) for each in (encoded, [quantized_pass.encode(view) for view in views])]
     expected, loss = sum(losses) / 2, ssql(views, step=0)
     assert abs(loss - expected) < 1e-12
-    assert abs(loss - ssql_of(small("simsiam"), bits, None)(views, step=0)) > 1e-4
+    assert abs(loss - ssql_of(make_small_method("simsiam"), bits, None)(views, step=0)) > 1e-4
     ours, theirs = (
         dict(zip(learned, torch.autograd.grad(each, list(learned.values()), retain_graph=True), strict=True))
         for each in (loss, expected)
     )
-    same(ours, theirs)
+    assert_tensors_close(ours, theirs)
     assert all(gradient != 0 for gradient in ours.values())
-    same(gradients(loss, method), gradients(expected, method))
+    assert_tensors_close(compute_gradients(loss, method), compute_gradients(expected, method))
 
 
 def test_it_is_in_the_optimizer(toy, tmp_path):

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from support.methods import KINDS, same
 from support.pretrain import processes as two_processes
+from support.small_methods import METHODS, assert_tensors_close
 
 from ssql_det.core.distributed import launch
 from ssql_det.ssl.losses import l2_normalize
@@ -21,7 +21,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize("is_ssql", [False, True], ids=["alone", "SSQL"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", METHODS)
 def test_two_processes_equal_one(folder, kind, is_ssql):
     """Losses and gradients; then weights, statistics, the moving average and the queue."""
     losses, gradients, state = torch.load(folder / "1_0.pt")[kind, is_ssql]
@@ -31,8 +31,8 @@ def test_two_processes_equal_one(folder, kind, is_ssql):
         assert halves[0][0][step] != halves[1][0][step]  # each has a loss of its own
     for _, of_rank, state_of_rank in halves:
         for result, expected in zip(of_rank, gradients, strict=True):
-            same(result, expected)
-        same(state_of_rank, state)
+            assert_tensors_close(result, expected)
+        assert_tensors_close(state_of_rank, state)
     assert ("queue.place" in state) == (kind == "moco")
     if kind == "moco":
         assert state["queue.place"] == 3 * 8 % 10

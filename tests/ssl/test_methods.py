@@ -2,8 +2,14 @@
 
 import pytest
 import torch
-from support.methods import gradients, same, small, two_views
-from support.methods_by_hand import ContrastivePass, Pass, PlainPass, cosine_loss, statistics_after
+from support.reference_methods import (
+    ContrastivePass,
+    EncoderPass,
+    PassWithoutLastNorm,
+    cosine_loss,
+    expected_statistics,
+)
+from support.small_methods import assert_tensors_close, compute_gradients, make_small_method, make_two_views
 
 from ssql_det.core.errors import UserError
 from ssql_det.quant import Bits, FixedBits
@@ -29,7 +35,7 @@ def encode_twice(method, pass_type, bits, encode):
     return [*features, encode(quantized_pass)], [float_pass, quantized_pass]
 
 
-def byol(method, views, bits, pass_type=Pass):
+def byol(method, views, bits, pass_type=EncoderPass):
     target = pass_type(average_weights(method))
     targets = [target.encode(view).detach() for view in views]
     features, online = encode_twice(method, pass_type, bits, lambda network: [network.encode(view) for view in views])
@@ -38,7 +44,7 @@ def byol(method, views, bits, pass_type=Pass):
 
 
 def byol_without_last_norm(method, views, bits):
-    return byol(method, views, bits, PlainPass)
+    return byol(method, views, bits, PassWithoutLastNorm)
 
 
 def moco(method, views, bits):
@@ -91,21 +97,21 @@ EVERY = pytest.mark.parametrize("kind", BY_HAND)
 
 def check_step(kind, bits, auxiliary=True):
     """Loss, gradients, and what a step leaves behind: statistics of norms, and the moving average."""
-    method, views = small(kind), two_views()
+    method, views = make_small_method(kind), make_two_views()
     losses, passes = BY_HAND[kind](method, views, bits)
     expected = sum(losses) / len(losses) if auxiliary else losses[-1]
     average = average_weights(method) if hasattr(method, "momentum") else {}
     network = method if bits is None else SSQL(method, FixedBits(bits), auxiliary=auxiliary)
     loss = network(views, step=0)
     assert abs(loss - expected) < 1e-12
-    same(gradients(loss, method), gradients(expected, method))
+    assert_tensors_close(compute_gradients(loss, method), compute_gradients(expected, method))
     if average:
-        same(dict(method.momentum.network.named_parameters()), average)
+        assert_tensors_close(dict(method.momentum.network.named_parameters()), average)
     for path, network_passes in passes.items():
         for norm in network_passes[0].statistics:
             found, (mean, variance, count) = (
                 method.get_submodule(f"{path}.{norm}"),
-                statistics_after(network_passes, norm),
+                expected_statistics(network_passes, norm),
             )
             torch.testing.assert_close(found.running_mean, mean, rtol=1e-10, atol=1e-12)
             torch.testing.assert_close(found.running_var, variance, rtol=1e-10, atol=1e-12)
@@ -132,40 +138,42 @@ def test_a_step_under_ssql_without_the_float_loss(kind):
 @pytest.mark.parametrize("bits", [None, Bits(2, 4)], ids=str)
 def test_targets_are_made_once_a_step(kind, bits, monkeypatch):
     """Because they may update a moving average or a queue."""
-    method, calls = small(kind), []
+    method, calls = make_small_method(kind), []
     targets = method.targets
     monkeypatch.setattr(method, "targets", lambda *arguments: calls.append(arguments) or targets(*arguments))
-    (SSQL(method, FixedBits(bits)) if bits else method)(two_views(), step=0)
+    (SSQL(method, FixedBits(bits)) if bits else method)(make_two_views(), step=0)
     assert len(calls) == 1
 
 
 @EVERY
 @pytest.mark.parametrize("predictions", [True, False])
 def test_quantized_targets_are_refused(kind, predictions):
-    with pytest.raises(UserError, match=f"the targets of {small(kind).title}; set SSQL.QUANTIZE_TARGETS False"):
-        SSQL(small(kind), FixedBits(Bits(4, 4)), quantize_predictions=predictions, quantize_targets=True)
+    with pytest.raises(
+        UserError, match=f"the targets of {make_small_method(kind).title}; set SSQL.QUANTIZE_TARGETS False"
+    ):
+        SSQL(make_small_method(kind), FixedBits(Bits(4, 4)), quantize_predictions=predictions, quantize_targets=True)
 
 
 @pytest.mark.parametrize("kind", ["byol", "simclr", "simclr, cross"])
 @pytest.mark.parametrize("bits", [None, Bits(2, 4)], ids=str)
 def test_the_views_may_be_swapped(kind, bits):
     found = []
-    for views in (two_views(), two_views()[::-1]):
-        method = small(kind)
+    for views in (make_two_views(), make_two_views()[::-1]):
+        method = make_small_method(kind)
         loss = (SSQL(method, FixedBits(bits)) if bits else method)(views, step=0)
-        found.append({"loss": loss.detach(), **gradients(loss, method)})
-    same(*found)
+        found.append({"loss": loss.detach(), **compute_gradients(loss, method)})
+    assert_tensors_close(*found)
 
 
 @EVERY
 @pytest.mark.parametrize("bits", [None, Bits(2, 4)], ids=str)
 def test_the_order_of_images_does_not_matter(kind, bits):
     order, found = torch.tensor([3, 0, 5, 1, 4, 2]), []
-    for views in (two_views(), [view[order] for view in two_views()]):
-        method = small(kind)
+    for views in (make_two_views(), [view[order] for view in make_two_views()]):
+        method = make_small_method(kind)
         loss = (SSQL(method, FixedBits(bits)) if bits else method)(views, step=0)
-        found.append({"loss": loss.detach(), **gradients(loss, method)})
-    same(*found)
+        found.append({"loss": loss.detach(), **compute_gradients(loss, method)})
+    assert_tensors_close(*found)
 
 
 # ---- state that a step updates ------------------------------------------------------------------------------------
@@ -173,7 +181,7 @@ def test_the_order_of_images_does_not_matter(kind, bits):
 
 @pytest.mark.parametrize("bits", [None, Bits(2, 4)], ids=str)
 def test_keys_enter_the_queue_after_the_loss_and_wrap_around(bits):
-    method, views = small("moco"), two_views()
+    method, views = make_small_method("moco"), make_two_views()
     method.queue.place.fill_(7)
     keys, queue = ContrastivePass(average_weights(method)).encode(views[1]), list(method.queue.keys.clone())
     for index, key in zip((7, 8, 9, 0, 1, 2), keys, strict=True):
@@ -186,7 +194,7 @@ def test_keys_enter_the_queue_after_the_loss_and_wrap_around(bits):
 
 
 def test_only_the_first_view_is_a_query():
-    method, (query, key) = small("moco"), two_views()
+    method, (query, key) = make_small_method("moco"), make_two_views()
     inputs = {"encoder": [], "momentum": []}
     method.encoder.register_forward_hook(lambda module, args, out: inputs["encoder"].append(args[0]))
     method.momentum.network.register_forward_hook(lambda module, args, out: inputs["momentum"].append(args[0]))
@@ -198,7 +206,7 @@ def test_only_the_first_view_is_a_query():
 @pytest.mark.parametrize("kind", ["byol", "moco"])
 def test_several_steps_give_the_weighted_sum(kind):
     """Three steps with an optimizer: the average is the weighted sum of the weights it was updated with."""
-    method, views = small(kind), two_views()
+    method, views = make_small_method(kind), make_two_views()
     optimizer = torch.optim.SGD([each for each in method.parameters() if each.requires_grad], lr=0.1)
     average = dict(method.momentum.network.named_parameters())
     expected = {name: weight.clone() * 0.9**3 for name, weight in average.items()}
@@ -209,15 +217,15 @@ def test_several_steps_give_the_weighted_sum(kind):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    same(average, expected)
+    assert_tensors_close(average, expected)
     assert not any(weight.requires_grad for weight in average.values())
 
 
 @pytest.mark.parametrize("kind", ["byol", "moco"])
 def test_in_evaluation_mode_nothing_is_updated(kind):
-    method = small(kind).eval()
+    method = make_small_method(kind).eval()
     before = {name: tensor.clone() for name, tensor in method.state_dict().items()}
-    assert SSQL(method, FixedBits(Bits(4, 4)))(two_views(), step=0).isfinite()
+    assert SSQL(method, FixedBits(Bits(4, 4)))(make_two_views(), step=0).isfinite()
     after = method.state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
@@ -230,9 +238,11 @@ def test_in_evaluation_mode_nothing_is_updated(kind):
 def test_a_step_in_bfloat16_is_near_one_in_float32_and_its_state_stays_float32(kind, auxiliary):
     losses = []
     for is_half in (False, True):
-        method = small(kind).float()
+        method = make_small_method(kind).float()
         with torch.autocast("cpu", torch.bfloat16, is_half):
-            loss = SSQL(method, FixedBits(Bits(8, 8)), auxiliary=auxiliary)([view.float() for view in two_views()], 0)
+            loss = SSQL(method, FixedBits(Bits(8, 8)), auxiliary=auxiliary)(
+                [view.float() for view in make_two_views()], 0
+            )
         loss.backward()
         losses.append(loss)
     assert losses[1].dtype == torch.float32

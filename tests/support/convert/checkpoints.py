@@ -213,7 +213,7 @@ def make_lightning_checkpoint(state, **more):
 
 
 def make_config(arch, kind, *overrides):
-    """A detector of the engine with a ResNet of full size and small heads."""
+    """The engine's config of a detector with a ResNet of full size and small heads; ``kind`` is FPN or C4."""
     depth = int(arch.removeprefix("resnet"))
     lines = {
         "MODEL.DEVICE": "cpu",
@@ -246,7 +246,7 @@ def make_config(arch, kind, *overrides):
 
 
 def build_detector(arch, kind, *overrides):
-    """The engine's detector; for ResNet-18 and 34, a C4 head has that network's last stage, as SSQL's has."""
+    """The engine's detector; for ResNet-18 and 34, a C4 head has that network's last stage."""
     cfg = make_config(arch, kind, *overrides)
     model = d2.build_model(cfg)
     if kind == "C4" and arch != "resnet50":
@@ -264,7 +264,7 @@ def add_detector_prefixes(kind, state):
 
 @functools.cache
 def make_detector_states(arch, kind):
-    """The state dicts of a detector with frozen norms: of its backbone, and of the rest."""
+    """The state dict of a detector with frozen norms, in two parts: its backbone and the rest."""
     state = build_detector(arch, kind).state_dict()
     resnet = add_detector_prefixes(kind, to_detectron2_names(drop_batch_counters(make_backbone(arch))))
     assert {name: value.shape for name, value in resnet.items() if name in state} == {
@@ -330,10 +330,13 @@ def to_detectron1_names(arch, parts):
 
 @dataclass(frozen=True)
 class FileKind:
-    """``make(arch)`` returns the content of the file and the names that are not of its (default) backbone.
+    """A kind of checkpoint file: a library's or a program's.
 
-    ``convert_backbone`` turns torchvision's tensors into what this kind of file can hold. ``detector`` is FPN or C4.
-    The other fields are the metadata that a reader must find.
+    ``make(arch)`` returns the content of the file and the names of tensors that are not of the backbone of its first
+    branch.
+
+    ``convert_backbone`` turns torchvision's tensors into what this kind of file can hold. ``detector`` is FPN or C4;
+    None for a backbone alone. ``format`` and the other fields are what a reader must find.
     """
 
     format: str
@@ -844,7 +847,7 @@ for kind in ("FPN", "C4"):
     file_kind(f"Detectron's {kind}", "caffe2", **fields)(functools.partial(make_detectron1_file, kind))
 
 
-@file_kind("our own", "ssql_det", branches=BOTH, method="ssql-byol")
+@file_kind("ssql_det", "ssql_det", branches=BOTH, method="ssql-byol")
 def _(arch):
     input_format = {"channels": "RGB", "mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]}
     fields = {"input": input_format, "stride_in_1x1": False, "method": "ssql-byol", "branch": "online", "source": None}
@@ -853,7 +856,7 @@ def _(arch):
 
 
 @file_kind(
-    "our own, of BGR images",
+    "ssql_det, of BGR images",
     "ssql_det",
     channels="BGR",
     mean_and_std=((103.53, 116.28, 123.675), (57.375, 57.12, 58.395)),

@@ -1,23 +1,23 @@
-"""What both engines are asked of whole detectors; see ``ask.py``.
+"""Scenarios of whole detectors, which run in both engines; see ``record_answers.py``.
 
-Small ones are recorded; the two reference detectors in full size are compared live. Images of different, odd sizes;
-one with ground truth, one without.
+Small ones are recorded; the reference detectors in full size are compared live. The two images have different, odd
+sizes; one has ground truth, one has none.
 """
 
 import numpy as np
 import torch
 from support.minid2.modules import (
     SIZES,
-    described,
-    gradients,
-    logged,
-    named,
+    add_prefix,
+    compute_gradients,
+    describe_state,
+    make_ground_truth,
+    make_storage,
     nms_of_doubles,
     seed_weights,
     small_config,
-    truths,
 )
-from support.minid2.parts import tensor
+from support.minid2.structures_and_layers import random_tensor
 
 
 def full_config(engine, name, *keys):
@@ -42,7 +42,7 @@ def full_config(engine, name, *keys):
 
 
 def build(engine, cfg, seed=0):
-    """A model of the config; an R18-C4 gets res5 as its depth has it, which the heads do not know."""
+    """A model of the config; an R18-C4 gets a res5 of its depth, since Res5ROIHeads builds bottlenecks at any depth."""
     torch.manual_seed(seed)
     model = engine("modeling").build_model(cfg)
     if cfg.MODEL.RESNETS.DEPTH == 18 and cfg.MODEL.ROI_HEADS.NAME == "Res5ROIHeads":
@@ -67,16 +67,16 @@ def states(engine):
     """Names, shapes and starting values of the reference detectors."""
     answers = {}
     for name, keys in REFERENCES.items():
-        answers |= named(name, described(build(engine, full_config(engine, name, *keys))))
+        answers |= add_prefix(name, describe_state(build(engine, full_config(engine, name, *keys))))
     return answers
 
 
 def inputs(engine, sizes, masks):
-    asked = [{"height": 100, "width": 77}, {}]
-    pixels = [tensor(20 + index, 3, *size).abs() * 100 for index, size in enumerate(sizes)]
+    output_sizes = [{"height": 100, "width": 77}, {}]
+    pixels = [random_tensor(20 + index, 3, *size).abs() * 100 for index, size in enumerate(sizes)]
     return [
         {"image": image.to(torch.uint8), "instances": truth, **size}
-        for image, truth, size in zip(pixels, truths(engine, masks), asked, strict=True)
+        for image, truth, size in zip(pixels, make_ground_truth(engine, masks), output_sizes, strict=True)
     ]
 
 
@@ -113,14 +113,14 @@ def detect(engine, model, masks):
 
 def train(engine, model, weights, masks):
     """Losses, gradients and statistics of one step."""
-    storage, scalars = logged(engine)
+    storage, scalars = make_storage(engine)
     torch.manual_seed(9)
     with storage, nms_of_doubles():
         losses = model.train()(inputs(engine, SIZES, masks))
     answers = {**losses, **scalars()}
     chosen = {name: parameter for name, parameter in model.named_parameters() if any(each in name for each in weights)}
     assert chosen
-    answers |= {name: value.float() for name, value in gradients(sum(losses.values()), chosen).items()}
+    answers |= {name: value.float() for name, value in compute_gradients(sum(losses.values()), chosen).items()}
     statistics = [value for name, value in model.state_dict().items() if "running_mean" in name]
     return answers | {"statistics": torch.cat(statistics)}
 
@@ -141,9 +141,9 @@ def small_detectors(engine):
         cfg = small_config(engine, kind)
         cfg.merge_from_list([*keys, *FEW])
         model = seed_weights(build(engine, cfg))
-        answers |= named(name, detect(engine, model, "polygons"))
+        answers |= add_prefix(name, detect(engine, model, "polygons"))
         trains = [each for each in WEIGHTS if name != "frozen" or "stem" not in each]
-        answers |= named(name, train(engine, model, trains, "bits" if kind == "C4" else "polygons"))
+        answers |= add_prefix(name, train(engine, model, trains, "bits" if kind == "C4" else "polygons"))
     return answers
 
 
@@ -166,8 +166,8 @@ def reference_detectors(engine):
         cfg = full_config(engine, name, *NORMED, *FEW)
         model = seed_weights(build(engine, cfg))
         masks = "polygons" if cfg.MODEL.MASK_ON else None
-        answers |= named(name, detect(engine, model, masks))
-        answers |= named(name, train(engine, model, (*WEIGHTS, "res2.0.conv1", "res5.0.shortcut"), masks))
+        answers |= add_prefix(name, detect(engine, model, masks))
+        answers |= add_prefix(name, train(engine, model, (*WEIGHTS, "res2.0.conv1", "res5.0.shortcut"), masks))
     return answers
 
 

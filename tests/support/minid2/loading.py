@@ -1,6 +1,7 @@
-"""What both engines are asked of data: catalogs, readers, augmentations, the mapper, samplers, loaders; see ``ask.py``.
+"""Scenarios of data, which run in both engines; see ``record_answers.py``.
 
-Recorded are images that ``layouts.py`` makes; JPEGs of toy data, which each machine decodes in its own way, are live.
+They cover catalogs, readers, augmentations, the mapper, samplers and loaders. The recorded ones use images of
+``layouts.py``; JPEGs of toy data, which machines decode differently, are live only.
 """
 
 import contextlib
@@ -16,12 +17,12 @@ import numpy as np
 import torch
 from PIL import Image
 from support.minid2.layouts import CLASSES, COUNT, picture, write_coco, write_voc
-from support.minid2.modules import letters, named
+from support.minid2.modules import add_prefix, encode_text
 
 
 @contextlib.contextmanager
-def registered(engine):
-    """Both layouts in a temporary folder, under names of their own: the folder, and the names."""
+def registering_layouts(engine):
+    """VOC's and COCO's layouts in a temporary folder, registered inside the block; yields the folder and the names."""
     data, readers = engine("data"), engine("data.datasets")
     names = {"voc": "own_voc", "polygons": "own_polygons", "masks": "own_masks"}
     with tempfile.TemporaryDirectory() as folder:
@@ -40,8 +41,8 @@ def registered(engine):
 
 
 @contextlib.contextmanager
-def lines_of(engine, package):
-    """What a module logs, as a list of lines that grows."""
+def collecting_lines(engine, package):
+    """A list to which the lines that a module logs inside the block are added."""
     logger, lines = logging.getLogger(engine(package).__name__), []
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())
@@ -53,41 +54,41 @@ def lines_of(engine, package):
     logger.setLevel(before)
 
 
-def hashed(array):
+def hash_array(array):
     """Shape, bytes of an element, and the beginning of the SHA-256 of a large array."""
     array = np.ascontiguousarray(array)
     digest = np.frombuffer(hashlib.sha256(array.tobytes()).digest()[:8], np.uint8)
     return np.concatenate([np.array([*array.shape, array.itemsize]), digest])
 
 
-def outcome(action):
-    """What comes back, or the kind of error, as text."""
+def describe_outcome(action):
+    """The returned value, or the type of the error, as text."""
     try:
         return str(action())
     except (AssertionError, AttributeError, KeyError, ValueError) as error:
         return type(error).__name__
 
 
-def masks_of(masks):
+def flatten_masks(masks):
     if hasattr(masks, "polygons"):
         flat = [polygon for polygons in masks.polygons for polygon in polygons]
         return {"corners": np.concatenate([*flat, [0.0]]), "counts": np.array([len(each) for each in flat])}
-    return {"bits": hashed(masks.tensor.numpy())}
+    return {"bits": hash_array(masks.tensor.numpy())}
 
 
-def mapped(item):
-    """What a mapper gives for one image."""
-    answers = {"image": hashed(item["image"].numpy()), "size": np.array([item["height"], item["width"]])}
-    answers["keys"] = letters(",".join(sorted(item)))
+def flatten_item(item):
+    """A mapper's result for one image, as arrays."""
+    answers = {"image": hash_array(item["image"].numpy()), "size": np.array([item["height"], item["width"]])}
+    answers["keys"] = encode_text(",".join(sorted(item)))
     if "instances" in item:
         found = item["instances"]
         answers |= {"boxes": found.gt_boxes.tensor, "classes": found.gt_classes, "in": np.array(found.image_size)}
-        answers |= masks_of(found.gt_masks) if found.has("gt_masks") else {}
+        answers |= flatten_masks(found.gt_masks) if found.has("gt_masks") else {}
     return answers
 
 
-def in_one(items):
-    """Answers of several items, each name's in one flat array, and their lengths."""
+def join_items(items):
+    """The arrays of several items joined by name, and their lengths; -1 where an item lacks a name."""
     flat = [{name: np.asarray(value).ravel() for name, value in item.items()} for item in items]
     names = sorted(set().union(*flat))
     lengths = np.array([[len(item[name]) if name in item else -1 for item in flat] for name in names])
@@ -117,7 +118,7 @@ def metadata(engine):
         *(lambda: catalog.remove("own"), lambda: "own" in catalog, lambda: metas.remove("own"), lambda: "own" in metas),
         lambda: catalog.remove("own"),
     ]
-    return {"steps": letters("\n".join(outcome(step) for step in steps))}
+    return {"steps": encode_text("\n".join(describe_outcome(step) for step in steps))}
 
 
 def built_in(engine):
@@ -129,12 +130,12 @@ def built_in(engine):
     root = kit.MetadataCatalog.get("voc_2007_test").dirname.removesuffix("VOC2007")
     known = [kit.MetadataCatalog.get(name).as_dict() for name in names]
     return {
-        "known": letters(json.dumps(known, sort_keys=True).replace(root, "")),
+        "known": encode_text(json.dumps(known, sort_keys=True).replace(root, "")),
         "registered": np.array([name in kit.DatasetCatalog.list() for name in names]),
     }
 
 
-def plain(value):
+def to_json_value(value):
     """For JSON."""
     if isinstance(value, bytes):
         return value.decode()
@@ -142,17 +143,21 @@ def plain(value):
 
 
 def readers(engine):
-    """The dicts of both layouts, and what they leave in the metadata."""
+    """The dataset dicts of both layouts, and the metadata that reading them sets."""
     kit, answers = engine("data.datasets"), {}
-    with registered(engine) as (root, names):
+    with registering_layouts(engine) as (root, names):
         for name, own in names.items():
             records = engine("data").DatasetCatalog.get(own)
-            answers[name] = letters(json.dumps(records, sort_keys=True, default=plain).replace(str(root), ""))
+            answers[name] = encode_text(
+                json.dumps(records, sort_keys=True, default=to_json_value).replace(str(root), "")
+            )
             known = engine("data").MetadataCatalog.get(own).as_dict()
-            answers[f"{name} known"] = letters(json.dumps(known, sort_keys=True).replace(str(root), ""))
+            answers[f"{name} known"] = encode_text(json.dumps(known, sort_keys=True).replace(str(root), ""))
         path = str(root / "coco/instances_True.json")
         raw = kit.load_coco_json(path, root / "coco/images", extra_annotation_keys=["score", "absent"])
-        answers["without a name"] = letters(json.dumps(raw, sort_keys=True, default=plain).replace(str(root), ""))
+        answers["without a name"] = encode_text(
+            json.dumps(raw, sort_keys=True, default=to_json_value).replace(str(root), "")
+        )
         kit.register_coco_instances(names["masks"], {}, path, str(root / "coco/images"))  # again is no error
         module, lines = engine("data.build"), []
         with mock.patch.object(module, "log_first_n", lambda _, text, key: lines.append(text)):
@@ -165,11 +170,14 @@ def readers(engine):
             many = [{"annotations": [{"category_id": index * index % 23} for index in range(50)]}]
             engine("data").print_instances_class_histogram(many, [f"class {index}" for index in range(23)])
         text = "\n".join(lines).replace("\x1b[36m", "").replace("\x1b[0m", "")
-        answers["told"] = letters(text)
+        answers["told"] = encode_text(text)
         check = engine("data.detection_utils").check_metadata_consistency
         steps = [*(names["polygons"], names["masks"]), names["voc"]]
-        answers["consistent"] = letters(
-            ",".join(outcome(lambda i=i, j=j: check("thing_classes", steps[i:j])) for i, j in [(0, 2), (0, 3), (0, 0)])
+        answers["consistent"] = encode_text(
+            ",".join(
+                describe_outcome(lambda i=i, j=j: check("thing_classes", steps[i:j]))
+                for i, j in [(0, 2), (0, 3), (0, 0)]
+            )
         )
     return answers
 
@@ -196,22 +204,22 @@ def resizing(engine):
             pixels = picture(index, 33, 50)
             given = kit.AugInput(pixels, boxes=np.array([[1.0, 2, 30, 20.5]]), sem_seg=pixels[:, :, 0])
             transform = augmentation(given)
-            drawn.append({"chosen": letters(repr(transform)), "boxes": given.boxes})
-            drawn[-1]["pixels"] = np.concatenate([hashed(given.image), hashed(given.sem_seg)])
-        answers |= named(name, in_one(drawn[:: 6 if name in ("one", "off") else 1]))
-        answers |= {f"{name} repr": letters(repr(augmentation)), f"{name} next": np.array(np.random.rand())}
+            drawn.append({"chosen": encode_text(repr(transform)), "boxes": given.boxes})
+            drawn[-1]["pixels"] = np.concatenate([hash_array(given.image), hash_array(given.sem_seg)])
+        answers |= add_prefix(name, join_items(drawn[:: 6 if name in ("one", "off") else 1]))
+        answers |= {f"{name} repr": encode_text(repr(augmentation)), f"{name} next": np.array(np.random.rand())}
     resize = kit.ResizeTransform(33, 50, 47, 61)
     smaller = kit.ResizeTransform(33, 50, 20, 22, Image.Resampling.BICUBIC)
     gray = picture(1, 33, 50)[:, :, :1]
     floats = picture(2, 33, 50)[:, ::-1].astype(np.float32)  # with a negative stride
     corners = np.random.RandomState(3).rand(9, 2) * (50, 33)
     return answers | {
-        "uint8": hashed(resize.apply_image(picture(2, 33, 50))),
-        "gray": hashed(resize.apply_image(gray)),
-        "flat": hashed(resize.apply_image(gray[:, :, 0])),
-        "nearest": hashed(resize.apply_image(picture(2, 33, 50), interp=Image.Resampling.NEAREST)),
-        "bicubic": hashed(smaller.apply_image(picture(2, 33, 50))),
-        "labels": hashed(resize.apply_segmentation(gray[:, :, 0])),
+        "uint8": hash_array(resize.apply_image(picture(2, 33, 50))),
+        "gray": hash_array(resize.apply_image(gray)),
+        "flat": hash_array(resize.apply_image(gray[:, :, 0])),
+        "nearest": hash_array(resize.apply_image(picture(2, 33, 50), interp=Image.Resampling.NEAREST)),
+        "bicubic": hash_array(smaller.apply_image(picture(2, 33, 50))),
+        "labels": hash_array(resize.apply_segmentation(gray[:, :, 0])),
         "floats": resize.apply_image(floats)[::7, ::5],
         "flat floats": resize.apply_image(floats[:, :, 1].astype(float))[::7, ::5],
         "nearest floats": resize.apply_segmentation(floats[:, :, 0])[::7, ::5],
@@ -219,12 +227,12 @@ def resizing(engine):
         "whole corners": resize.apply_coords(corners.astype(int)),
         "whole box": resize.apply_box(np.array([[3, 4, 17, 29]])),
         "back": resize.inverse().apply_coords(corners.copy()),
-        "repr": letters(repr(resize)),
+        "repr": encode_text(repr(resize)),
     }
 
 
 def pixels(engine):
-    """Images of every kind, as each format."""
+    """Images of every mode, read in each format."""
     kit, answers = engine("data.detection_utils"), {}
     color = Image.fromarray(picture(0, 17, 23))
     formats = ("BGR", "RGB", "L", None)
@@ -239,23 +247,25 @@ def pixels(engine):
             files[f"exif {orientation}"] = f"{folder}/exif{orientation}.png"
             color.save(files[f"exif {orientation}"], exif=exif)
         for name, path in files.items():
-            answers |= named(name, in_one([{"read": hashed(kit.read_image(path, each))} for each in formats]))
-    answers["PIL"] = hashed(kit.convert_PIL_to_numpy(color, "BGR"))
+            answers |= add_prefix(
+                name, join_items([{"read": hash_array(kit.read_image(path, each))} for each in formats])
+            )
+    answers["PIL"] = hash_array(kit.convert_PIL_to_numpy(color, "BGR"))
     for format, image in {"BGR": picture(1, 9, 8), "RGB": picture(1, 9, 8), "L": picture(1, 9, 8)[:, :, :1]}.items():
         for name, given in {"array": image, "tensor": torch.tensor(image), "float": image.astype(np.float32)}.items():
-            answers[f"{format} {name}"] = hashed(kit.convert_image_to_rgb(given, format))
+            answers[f"{format} {name}"] = hash_array(kit.convert_image_to_rgb(given, format))
     sized = {"file_name": "a.png"}
     kit.check_image_size(sized, picture(0, 3, 4))
     wrong = {"width": 4, "height": 5, "file_name": "b.png"}
     answers["size"] = np.array([sized["width"], sized["height"]])
-    answers["wrong"] = letters(outcome(lambda: kit.check_image_size(wrong, picture(0, 3, 4))))
+    answers["wrong"] = encode_text(describe_outcome(lambda: kit.check_image_size(wrong, picture(0, 3, 4))))
     return answers
 
 
 def annotated(engine):
     """Boxes, polygons and masks under flips and resizing; crowds, empty ones, several formats."""
     kit, transforms, answers = engine("data.detection_utils"), engine("data.transforms"), {}
-    with registered(engine) as (_, names):
+    with registering_layouts(engine) as (_, names):
         records = {name: engine("data").DatasetCatalog.get(names[name]) for name in ("polygons", "masks")}
     lists = {
         "flip": lambda h, w: ([transforms.HFlipTransform(w)], (h, w)),
@@ -271,7 +281,7 @@ def annotated(engine):
             chosen, size = make(record["height"], record["width"])
             format, types = ("bitmask", (list, dict)) if kind == "masks" else ("polygon", list)
             changed = [
-                kit.transform_instance_annotations(json.loads(json.dumps(each, default=plain)), chosen, size)
+                kit.transform_instance_annotations(json.loads(json.dumps(each, default=to_json_value)), chosen, size)
                 for each in record["annotations"]
                 if isinstance(each.get("segmentation"), types)
             ]
@@ -279,13 +289,13 @@ def annotated(engine):
             kept, which = kit.filter_empty_instances(found, return_mask=True)
             boxes = kit.filter_empty_instances(found, by_mask=False, box_threshold=15)
             item = {"boxes": found.gt_boxes.tensor, "kept": which, "large": boxes.gt_boxes.tensor}
-            items.append(item | (masks_of(kept.gt_masks) if kept.has("gt_masks") else {}))
-        answers |= named(f"{name} {kind}", in_one(items))
+            items.append(item | (flatten_masks(kept.gt_masks) if kept.has("gt_masks") else {}))
+        answers |= add_prefix(f"{name} {kind}", join_items(items))
     flawed = [{"bbox": [0, 0, 5, 5], "bbox_mode": 0, "category_id": 1, "segmentation": "none"}]
-    answers["flawed"] = letters(
-        outcome(lambda: kit.transform_instance_annotations(flawed[0], [transforms.NoOpTransform()], (5, 5)))
-        + outcome(lambda: kit.annotations_to_instances(flawed, (5, 5)))
-        + outcome(lambda: kit.annotations_to_instances(flawed, (5, 5), "bitmask"))
+    answers["flawed"] = encode_text(
+        describe_outcome(lambda: kit.transform_instance_annotations(flawed[0], [transforms.NoOpTransform()], (5, 5)))
+        + describe_outcome(lambda: kit.annotations_to_instances(flawed, (5, 5)))
+        + describe_outcome(lambda: kit.annotations_to_instances(flawed, (5, 5), "bitmask"))
     )
     return answers
 
@@ -303,7 +313,7 @@ def data_config(engine, *keys):
 
 def mapper(engine):
     answers, kit = {}, engine("data")
-    with registered(engine) as (_, names):
+    with registering_layouts(engine) as (_, names):
         for name, own, train, keys in [
             ("boxes", "voc", True, ["INPUT.FORMAT", "RGB"]),
             ("polygons", "polygons", True, ["MODEL.MASK_ON", True]),
@@ -312,21 +322,23 @@ def mapper(engine):
             ("test", "polygons", False, []),
         ]:
             keys = ["INPUT.MIN_SIZE_TRAIN", (40, 60), *keys]
-            with lines_of(engine, "data.dataset_mapper") as lines:
+            with collecting_lines(engine, "data.dataset_mapper") as lines:
                 make = kit.DatasetMapper(data_config(engine, *keys), train)
             records = kit.DatasetCatalog.get(names[own])
             before = repr(records)
             np.random.seed(3)
-            answers |= named(name, in_one([mapped(make(record)) for record in records if with_one_kind(record, own)]))
+            answers |= add_prefix(
+                name, join_items([flatten_item(make(record)) for record in records if has_all_masks(record, own)])
+            )
             answers |= {
-                f"{name} told": letters("\n".join(lines)),
+                f"{name} told": encode_text("\n".join(lines)),
                 f"{name} as it was": np.array(before == repr(records)),
             }
     return answers
 
 
-def with_one_kind(record, kind):
-    """An image whose instances all have masks: where only some do, both engines fail."""
+def has_all_masks(record, kind):
+    """Whether all instances of an image have masks (for VOC: always true); where only some do, both engines fail."""
     return kind == "voc" or all("segmentation" in each for each in record["annotations"])
 
 
@@ -346,7 +358,9 @@ def toy_images(engine):
         for name, keys in {"toy_voc": [], "toy_coco": ["MODEL.MASK_ON", True]}.items():
             make = kit.DatasetMapper(data_config(engine, *keys), True)
             np.random.seed(4)
-            answers |= named(name, in_one([mapped(make(record)) for record in kit.DatasetCatalog.get(name)]))
+            answers |= add_prefix(
+                name, join_items([flatten_item(make(record)) for record in kit.DatasetCatalog.get(name)])
+            )
             kit.DatasetCatalog.remove(name)
             kit.MetadataCatalog.remove(name)
     return answers
@@ -364,13 +378,13 @@ def samplers(engine):
                 sampler._rank, sampler._world_size = rank, world
                 item[f"shuffled {shuffle}"] = np.array(list(itertools.islice(sampler, 4 * size)))
             items.append(item)
-        answers |= named(f"{size}", in_one(items))
+        answers |= add_prefix(f"{size}", join_items(items))
     np.random.seed(8)
     answers["own seed"] = np.array(list(itertools.islice(kit.TrainingSampler(50), 120)))
     answers["a seed of -1"] = np.array(list(itertools.islice(kit.TrainingSampler(50, seed=-1), 120)))
     answers["all"] = np.array([*kit.InferenceSampler(5), len(kit.InferenceSampler(5))])
     steps = [lambda size=size: kit.TrainingSampler(size, seed=1) for size in (0, -1)]
-    answers["refused"] = letters(",".join(outcome(step) for step in steps))
+    answers["refused"] = encode_text(",".join(describe_outcome(step) for step in steps))
     return answers
 
 
@@ -395,7 +409,7 @@ class NowAndThen:
 
 
 def wrappers(engine):
-    """Lists, maps, streams, groups."""
+    """The datasets that wrap others: lists, maps, streams, and groups by aspect ratio."""
     kit, answers = engine("data.common"), {}
     given = [{"number": index, "width": index * 7 % 5, "height": index * 3 % 4, "x": [index]} for index in range(30)]
     for serialize, copied in itertools.product((True, False), (True, False)):
@@ -429,7 +443,7 @@ def wrappers(engine):
 def loaders(engine):
     """Batches of both layouts, with and without groups and workers; a test set."""
     kit, answers = engine("data"), {}
-    with registered(engine) as (_, names):
+    with registering_layouts(engine) as (_, names):
         both = ["DATASETS.TRAIN", (names["polygons"], names["masks"])]
         for name, keys in {
             "grouped": both,
@@ -444,7 +458,7 @@ def loaders(engine):
             items = [item for batch in itertools.islice(loader, 12) for item in batch]
             answers[f"{name} ids"] = np.array([item["image_id"] for item in items])
             if "plain" not in name:
-                answers |= named(name, in_one([mapped(item) for item in items[:8]]))
+                answers |= add_prefix(name, join_items([flatten_item(item) for item in items[:8]]))
         records = kit.get_detection_dataset_dicts(names["voc"])
         collated = kit.build_detection_train_loader(
             records, mapper=None, total_batch_size=4, collate_fn=len, sampler=engine("data.samplers").TrainingSampler(9)
@@ -459,7 +473,7 @@ def loaders(engine):
         for workers in (0, 2):
             cfg = data_config(engine, "DATALOADER.NUM_WORKERS", workers)
             tests = [each for batch in kit.build_detection_test_loader(cfg, names["masks"]) for each in batch]
-            answers |= named(f"test {workers}", in_one([mapped(each) for each in tests]))
+            answers |= add_prefix(f"test {workers}", join_items([flatten_item(each) for each in tests]))
             answers[f"test {workers} ids"] = np.array([each["image_id"] for each in tests])
     return answers
 

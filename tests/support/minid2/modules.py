@@ -1,4 +1,4 @@
-"""What both engines are asked of the modules of a detector, each with inputs of its own; see ``ask.py``.
+"""Scenarios of a detector's single modules, which run in both engines; see ``record_answers.py``.
 
 Weights are seeded and the numbers float64, so that no tie is decided by a CPU's rounding.
 """
@@ -8,7 +8,7 @@ from unittest import mock
 import numpy as np
 import torch
 import torchvision
-from support.minid2.parts import POLYGONS, random_boxes, tensor
+from support.minid2.structures_and_layers import POLYGONS, random_boxes, random_tensor
 
 SIZES = [(61, 83), (64, 50)]
 
@@ -18,7 +18,7 @@ def seed_weights(module):
     for index, (name, value) in enumerate(module.state_dict().items()):
         if not value.dtype.is_floating_point:
             continue
-        noise = tensor(index, *value.shape, dtype=torch.float64)
+        noise = random_tensor(index, *value.shape, dtype=torch.float64)
         if name.endswith("running_var"):
             noise = 1 + 0.2 * noise.abs()
         elif value.dim() == 1:
@@ -29,37 +29,36 @@ def seed_weights(module):
     return module.double()
 
 
-def letters(text):
+def encode_text(text):
+    """A text as an array of its bytes."""
     return np.frombuffer(text.encode(), np.uint8)
 
 
-def described(module):
-    """Names and shapes of a state, and of every tensor in it what a seed gave it.
-
-    The sum as a share of the magnitudes', the magnitude, and the ends in magnitudes: each small number for itself.
-    """
+def describe_state(module):
+    """Names and shapes of a state dict, and a summary of its values."""
     state = module.state_dict()
     keys = "\n".join(f"{name} {tuple(value.shape)}" for name, value in state.items())
-    return {"keys": letters(keys), **told(state.values())}
+    return {"keys": encode_text(keys), **summarize_tensors(state.values())}
 
 
-def told(tensors):
+def summarize_tensors(tensors):
+    """Of each tensor the logarithm of its mean magnitude; and its mean, first and last value in mean magnitudes."""
     rows = [each.double().flatten() for each in tensors]
     sizes = [each.abs().mean().clamp(min=1e-12) for each in rows]
     shares = [torch.stack([each.mean(), each[0], each[-1]]) / size for each, size in zip(rows, sizes, strict=True)]
     return {"shares": torch.stack(shares).clamp(-50, 50), "sizes": torch.stack(sizes).log()}
 
 
-def named(prefix, answers):
+def add_prefix(prefix, answers):
     return {f"{prefix} {name}".strip(): value for name, value in answers.items()}
 
 
-def gradients(loss, tensors):
+def compute_gradients(loss, tensors):
     found = torch.autograd.grad(loss, list(tensors.values()), retain_graph=True)
     return {f"gradient of {name}": value for name, value in zip(tensors, found, strict=True)}
 
 
-def logged(engine, iteration=0):
+def make_storage(engine, iteration=0):
     """A storage, and a function that gives its last values."""
     storage = engine("utils.events").EventStorage(iteration)
     return storage, lambda: {name: np.array(value) for name, (value, _) in storage.latest().items()}
@@ -85,7 +84,7 @@ def events(engine):
         smoothed = storage.latest_with_smoothing_hint(20)
         counts = [storage.count_samples(name, window) for name in storage.histories() for window in (1, 20, 500)]
     return {
-        "names": letters(",".join(storage.latest())),
+        "names": encode_text(",".join(storage.latest())),
         "latest": np.array(list(storage.latest().values())),
         "smoothed": np.array(list(smoothed.values())),
         "counts": np.array(counts),
@@ -111,23 +110,23 @@ def blocks(engine):
     for name, make in makers.items():
         torch.manual_seed(1)
         block = make()
-        answers |= named(name, described(block))
+        answers |= add_prefix(name, describe_state(block))
         seed_weights(block)
-        x = tensor(3, 2, 8, 13, 11, dtype=torch.float64).requires_grad_()
+        x = random_tensor(3, 2, 8, 13, 11, dtype=torch.float64).requires_grad_()
         for training in (True, False):
             out = block.train(training)(x)
             answers |= {
                 f"{name} {training}": out,
-                **named(f"{name} {training}", gradients(out.square().sum(), {"x": x})),
+                **add_prefix(f"{name} {training}", compute_gradients(out.square().sum(), {"x": x})),
             }
     for depth in (18, 50):
         torch.manual_seed(1)
         stages = kit.ResNet.make_default_stages(depth, norm="FrozenBN")[:2]
-        answers |= named(f"default {depth}", described(torch.nn.ModuleList(map(torch.nn.ModuleList, stages))))
+        answers |= add_prefix(f"default {depth}", describe_state(torch.nn.ModuleList(map(torch.nn.ModuleList, stages))))
     stages = [kit.ResNet.make_stage(kit.BasicBlock, 1, in_channels=6, out_channels=6)] * 2
     net = kit.ResNet(kit.BasicStem(3, 6), stages, num_classes=5, freeze_at=2)
     seed_weights(net)
-    answers |= {"logits": net(tensor(4, 2, 3, 32, 40, dtype=torch.float64))["linear"]}
+    answers |= {"logits": net(random_tensor(4, 2, 3, 32, 40, dtype=torch.float64))["linear"]}
     answers["trains"] = np.array([parameter.requires_grad for parameter in net.parameters()])
     answers["frozen"] = np.array([type(each).__name__.startswith("Frozen") for each in net.modules()])
     return answers
@@ -170,19 +169,21 @@ def pyramids(engine):
         cfg.merge_from_list(keys)
         torch.manual_seed(2)
         net = engine("modeling").build_backbone(cfg)
-        answers |= named(name, described(net))
+        answers |= add_prefix(name, describe_state(net))
         answers[f"{name} needs"] = np.array([net.size_divisibility, len(net.padding_constraints)])
         shapes = net.output_shape()
         answers[f"{name} shapes"] = np.array([(each.channels, each.stride) for each in shapes.values()])
-        features = seed_weights(net)(tensor(5, 1, 3, 64, 96, dtype=torch.float64))
-        answers |= named(name, features)
+        features = seed_weights(net)(random_tensor(5, 1, 3, 64, 96, dtype=torch.float64))
+        answers |= add_prefix(name, features)
         if name != "dilated":
             lateral = {"lateral": net.fpn_lateral3.weight, "output": net.fpn_output4.weight}
-            answers |= named(name, gradients(sum(each.square().mean() for each in features.values()), lateral))
+            answers |= add_prefix(
+                name, compute_gradients(sum(each.square().mean() for each in features.values()), lateral)
+            )
     return answers
 
 
-def truths(engine, masks=None):
+def make_ground_truth(engine, masks=None):
     """Two images' ground truth: three instances, one of them at the border, and none."""
     kit, answers = engine("structures"), []
     for size, count in zip(SIZES, (3, 0), strict=True):
@@ -202,7 +203,7 @@ def proposal_networks(engine):
     answers = {}
     find = engine("modeling.proposal_generator.proposal_utils").find_top_rpn_proposals
     boxes = [torch.stack([random_boxes(2 * level + image, 40, 80) for image in (0, 1)]) for level in (0, 1)]
-    logits = [tensor(level, 2, 40) for level in (0, 1)]
+    logits = [random_tensor(level, 2, 40) for level in (0, 1)]
     for name, limits in {"all": (100, 100, 0), "few": (30, 12, 3.0)}.items():
         for image, each in enumerate(find(boxes, logits, SIZES, 0.7, *limits, False)):
             answers |= {f"{name} {image} boxes": each.proposal_boxes.tensor, f"{name} {image}": each.objectness_logits}
@@ -215,10 +216,10 @@ def proposal_networks(engine):
     try:
         find(boxes, logits, SIZES, 0.7, 40, 20, 0, True)
     except FloatingPointError as error:
-        answers["diverged"] = letters(type(error).__name__)
+        answers["diverged"] = encode_text(type(error).__name__)
 
     features = {
-        f"p{level}": tensor(level, 2, 8, *size, dtype=torch.float64)
+        f"p{level}": random_tensor(level, 2, 8, *size, dtype=torch.float64)
         for level, size in {2: (16, 21), 3: (8, 11), 4: (4, 6), 5: (2, 3), 6: (1, 2)}.items()
     }
     shapes = {name: engine("layers").ShapeSpec(channels=8, stride=2 ** int(name[1])) for name in features}
@@ -237,13 +238,13 @@ def proposal_networks(engine):
         cfg.MODEL.PROPOSAL_GENERATOR.MIN_SIZE = 4 if name == "few" else 0
         torch.manual_seed(3)
         rpn = engine("modeling").build_proposal_generator(cfg, shapes)
-        answers |= named(name, described(rpn))
+        answers |= add_prefix(name, describe_state(rpn))
         seed_weights(rpn)
-        storage, scalars = logged(engine)
+        storage, scalars = make_storage(engine)
         with storage, nms_of_doubles():
-            proposals, losses = rpn(images, features, truths(engine))
+            proposals, losses = rpn(images, features, make_ground_truth(engine))
         head = {"logits": rpn.rpn_head.objectness_logits.weight, "deltas": rpn.rpn_head.anchor_deltas.weight}
-        answers |= named(name, {**losses, **scalars(), **gradients(sum(losses.values()), head)})
+        answers |= add_prefix(name, {**losses, **scalars(), **compute_gradients(sum(losses.values()), head)})
         answers[f"{name} fixed"] = np.array(proposals[0].proposal_boxes.tensor.requires_grad)
         if name == "few":
             with nms_of_doubles():
@@ -258,7 +259,7 @@ def proposal_networks(engine):
             for image, each in enumerate(proposals):
                 answers |= {f"proposed {image}": each.proposal_boxes.tensor, f"logits {image}": each.objectness_logits}
             labels, matched = rpn.label_and_sample_anchors(
-                rpn.anchor_generator(list(features.values())), truths(engine)
+                rpn.anchor_generator(list(features.values())), make_ground_truth(engine)
             )
             answers |= {"labels": torch.stack(labels), "matched": torch.stack(matched)[:, ::7]}
     return answers
@@ -267,7 +268,9 @@ def proposal_networks(engine):
 def poolers(engine):
     kit, boxes = engine("modeling.poolers"), engine("structures").Boxes
     lists = [boxes(random_boxes(0, 7, 90)), boxes([]), boxes(random_boxes(1, 5, 700))]
-    levels = [tensor(level, 3, 2, 40 >> level, 56 >> level, dtype=torch.float64).requires_grad_() for level in range(4)]
+    levels = [
+        random_tensor(level, 3, 2, 40 >> level, 56 >> level, dtype=torch.float64).requires_grad_() for level in range(4)
+    ]
     pyramid = [1 / 4, 1 / 8, 1 / 16, 1 / 32]
     answers = {
         "levels": kit.assign_boxes_to_levels(lists, 2, 5, 224, 4),
@@ -280,23 +283,23 @@ def poolers(engine):
             out = pooler(maps, lists)
             answers |= {
                 f"{kind} {name}": out,
-                **named(f"{kind} {name}", gradients(out.square().sum(), {"p2": maps[0]})),
+                **add_prefix(f"{kind} {name}", compute_gradients(out.square().sum(), {"p2": maps[0]})),
             }
             answers[f"{kind} {name} none"] = pooler([each[:2] for each in maps], [boxes([]), boxes([])])
             answers[f"{kind} {name} no image"] = pooler([each[:0] for each in maps], [])
     return answers
 
 
-def proposed(engine, logits=True):
+def make_proposals(engine, logits=True):
     """Two images' proposals: some near the ground truth, some anywhere."""
     kit, answers = engine("structures"), []
-    for image, (size, truth) in enumerate(zip(SIZES, truths(engine), strict=True)):
-        near = truth.gt_boxes.tensor.repeat(6, 1) + tensor(image, 6 * len(truth), 4) * 3
+    for image, (size, truth) in enumerate(zip(SIZES, make_ground_truth(engine), strict=True)):
+        near = truth.gt_boxes.tensor.repeat(6, 1) + random_tensor(image, 6 * len(truth), 4) * 3
         boxes = kit.Boxes(torch.cat([near, random_boxes(image + 5, 30, 80)]))
         boxes.clip(size)
         instances = kit.Instances(size, proposal_boxes=boxes[boxes.nonempty()])
         if logits:
-            instances.objectness_logits = tensor(image + 7, len(instances))
+            instances.objectness_logits = random_tensor(image + 7, len(instances))
         answers.append(instances)
     return answers
 
@@ -313,15 +316,15 @@ def sampled_regions(engine):
         cfg.MODEL.ROI_HEADS.merge_from_list(keys)
         kit = engine("modeling.roi_heads.roi_heads")
         heads = kit.ROIHeads(**kit.ROIHeads.from_config(cfg))
-        storage, scalars = logged(engine)
+        storage, scalars = make_storage(engine)
         torch.manual_seed(4)
         with storage:
-            samples = heads.label_and_sample_proposals(proposed(engine), truths(engine, "polygons"))
-        answers |= named(name, scalars())
+            samples = heads.label_and_sample_proposals(make_proposals(engine), make_ground_truth(engine, "polygons"))
+        answers |= add_prefix(name, scalars())
         for image, each in enumerate(samples):
             answers |= {f"{name} {image} boxes": each.proposal_boxes.tensor, f"{name} {image} classes": each.gt_classes}
             answers[f"{name} {image} logits"] = each.objectness_logits
-            answers[f"{name} {image} fields"] = letters(",".join(sorted(each.get_fields())))
+            answers[f"{name} {image} fields"] = encode_text(",".join(sorted(each.get_fields())))
             if each.has("gt_boxes"):
                 answers |= {f"{name} {image} truth": each.gt_boxes.tensor, f"{name} {image} area": each.gt_masks.area()}
         objects, masks = kit.select_foreground_proposals(samples, 5)
@@ -347,15 +350,15 @@ def region_predictions(engine):
         own.MODEL.ROI_BOX_HEAD.merge_from_list(keys)
         torch.manual_seed(5)
         head = kit.build_box_head(own, shape(channels=8, height=6, width=6))
-        answers |= named(name, described(head))
+        answers |= add_prefix(name, describe_state(head))
         out = head.output_shape
         answers |= {f"{name} shape": np.array([out.channels, out.height or 0, out.width or 0])}
-        answers[name] = seed_weights(head)(tensor(0, 3, 8, 6, 6, dtype=torch.float64))
+        answers[name] = seed_weights(head)(random_tensor(0, 3, 8, 6, 6, dtype=torch.float64))
 
     heads = kit.ROIHeads(**kit.ROIHeads.from_config(cfg))
     torch.manual_seed(6)
     with engine("utils.events").EventStorage():
-        sample = heads.label_and_sample_proposals(proposed(engine), truths(engine))
+        sample = heads.label_and_sample_proposals(make_proposals(engine), make_ground_truth(engine))
     regions = sum(map(len, sample))
     for name, keys in {
         "specific": [],
@@ -369,17 +372,17 @@ def region_predictions(engine):
         own.merge_from_list(["TEST.DETECTIONS_PER_IMAGE", 15, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.1])
         torch.manual_seed(7)
         layers = kit.FastRCNNOutputLayers(own, shape(channels=10))
-        answers |= named(name, described(layers))
+        answers |= add_prefix(name, describe_state(layers))
         seed_weights(layers)
-        x = tensor(8, regions, 10, dtype=torch.float64).requires_grad_()
+        x = random_tensor(8, regions, 10, dtype=torch.float64).requires_grad_()
         predictions = layers(x)
-        storage, scalars = logged(engine)
+        storage, scalars = make_storage(engine)
         with storage:
             losses = layers.losses(predictions, sample)
             nothing = layers.losses(layers(x[:0]), [each[:0] for each in sample])
         weights = {"x": x, "scores": layers.cls_score.weight, "deltas": layers.bbox_pred.weight}
-        answers |= named(name, {**losses, **scalars(), **gradients(sum(losses.values()), weights)})
-        answers |= named(f"{name} of nothing", nothing)
+        answers |= add_prefix(name, {**losses, **scalars(), **compute_gradients(sum(losses.values()), weights)})
+        answers |= add_prefix(f"{name} of nothing", nothing)
         with torch.no_grad(), nms_of_doubles():
             detections, indices = layers.inference(predictions, sample)
             for image, (each, index) in enumerate(zip(detections, indices, strict=True)):
@@ -389,13 +392,13 @@ def region_predictions(engine):
                     "classes": each.pred_classes,
                     "of": index,
                 }
-                answers |= named(f"{name} {image}", found)
+                answers |= add_prefix(f"{name} {image}", found)
             answers |= {
                 f"{name} as true {image}": each
                 for image, each in enumerate(layers.predict_boxes_for_gt_classes(predictions, sample))
             }
     find = engine("modeling.roi_heads.fast_rcnn").fast_rcnn_inference
-    boxes, scores = random_boxes(3, 30).repeat(1, 2), tensor(9, 30, 3).softmax(dim=1)
+    boxes, scores = random_boxes(3, 30).repeat(1, 2), random_tensor(9, 30, 3).softmax(dim=1)
     boxes[4, 2], scores[7, 1] = float("inf"), float("nan")
     exact = scores[0, 0].item()  # a score on the threshold
     for name, limits in {
@@ -405,7 +408,7 @@ def region_predictions(engine):
         "at": (exact, 0.9, -1),
     }.items():
         (each,), (index,) = find([boxes], [scores], [(40, 50)], *limits)
-        answers |= named(f"found {name}", {"boxes": each.pred_boxes.tensor, "scores": each.scores, "of": index})
+        answers |= add_prefix(f"found {name}", {"boxes": each.pred_boxes.tensor, "scores": each.scores, "of": index})
     return answers
 
 
@@ -416,34 +419,36 @@ def mask_heads(engine):
         cfg.MODEL.ROI_MASK_HEAD.merge_from_list(keys)
         torch.manual_seed(8)
         head = engine("modeling").build_mask_head(cfg, engine("layers").ShapeSpec(channels=8, height=7, width=7))
-        answers |= named(name, described(head))
+        answers |= add_prefix(name, describe_state(head))
         seed_weights(head)
         for masks in ("polygons", "bits"):
-            truth = truths(engine, masks)
+            truth = make_ground_truth(engine, masks)
             for each in truth:
                 each.proposal_boxes = kit.Boxes(each.gt_boxes.tensor + 1.25)
-            x = tensor(10, 3, 8, 7, 7, dtype=torch.float64).requires_grad_()
-            storage, scalars = logged(engine)
+            x = random_tensor(10, 3, 8, 7, 7, dtype=torch.float64).requires_grad_()
+            storage, scalars = make_storage(engine)
             with storage:
                 (loss,) = head.train()(x, truth).values()
                 empty = head(x[:0], [each[:0] for each in truth])["loss_mask"]
             weights = {"x": x, "predictor": head.predictor.weight, "deconv": head.deconv.weight}
-            answers |= named(f"{name} {masks}", {"loss": loss, "empty": empty, **scalars(), **gradients(loss, weights)})
+            answers |= add_prefix(
+                f"{name} {masks}", {"loss": loss, "empty": empty, **scalars(), **compute_gradients(loss, weights)}
+            )
         found = [
             kit.Instances(size, pred_classes=torch.tensor(classes, dtype=torch.int64))
             for size, classes in zip(SIZES, ([4, 0, 1], []), strict=True)
         ]
-        head.eval()(tensor(11, 3, 8, 7, 7, dtype=torch.float64), found)
+        head.eval()(random_tensor(11, 3, 8, 7, 7, dtype=torch.float64), found)
         answers |= {f"{name} masks": found[0].pred_masks, f"{name} none": found[1].pred_masks}
     return answers
 
 
 def outputs(engine):
-    """What comes out of the network, in the size asked for."""
+    """The network's outputs, rescaled to the requested size."""
     kit = engine("structures")
     boxes = torch.tensor([[3.0, 2, 31, 36], [80, 60, 83, 61], [0, 0, 83, 61], [20, 20, 20.5, 20.5]])
     found = kit.Instances((61, 83), pred_boxes=kit.Boxes(boxes.clone()), scores=torch.rand(4))
-    found.pred_masks = tensor(0, 4, 1, 14, 14).sigmoid()
+    found.pred_masks = random_tensor(0, 4, 1, 14, 14).sigmoid()
     proposals = kit.Instances((61, 83), proposal_boxes=kit.Boxes(boxes - 50))
     resize = engine("modeling").detector_postprocess
     masked, proposed = resize(found, 97, 140), resize(proposals, 30, 200)

@@ -1,6 +1,7 @@
-"""What both engines are asked of what surrounds a training loop: writers, arguments, logs, set-up; see ``ask.py``.
+"""Scenarios of what surrounds a training loop, which run in both engines; see ``record_answers.py``.
 
-No clock is read, and of the log's text times, colours and the engine's name are left out.
+They cover writers, arguments, logs and set-up. No clock is read; logs are compared without times, colours and the
+engine's name.
 """
 
 import contextlib
@@ -15,17 +16,17 @@ from unittest import mock
 
 import numpy as np
 import torch
-from support.minid2.modules import letters
-from support.minid2.parts import tensor
+from support.minid2.modules import encode_text
+from support.minid2.structures_and_layers import random_tensor
 from torch import nn
 
 
-def lines(values):
-    return letters("\n".join(map(str, values)))
+def encode_lines(values):
+    return encode_text("\n".join(map(str, values)))
 
 
-def refused(call):
-    """By which error."""
+def get_error_name(call):
+    """The type of the error that the call raises."""
     try:
         call()
     except Exception as error:
@@ -34,8 +35,8 @@ def refused(call):
 
 
 @contextlib.contextmanager
-def caught(engine, module):
-    """The records that one of the engine's modules logs."""
+def capturing_records(engine, module):
+    """A list to which the records that one of the engine's modules logs inside the block are added."""
     records, logger = [], logging.getLogger(engine(module).__name__)
     handler = logging.Handler()
     handler.emit = records.append
@@ -47,8 +48,8 @@ def caught(engine, module):
     logger.setLevel(level)
 
 
-def training(engine, storage, iterations=45):
-    """A made-up run: yields after each iteration."""
+def simulate_training(engine, storage, iterations=45):
+    """A made-up run: yields in each iteration, after its scalars are stored."""
     for index in range(iterations):
         storage.put_scalars(total_loss=3 - index * 0.013 * (-1) ** index, loss_cls=index * 7 % 11 / 3)
         storage.put_scalar("lr", 0.02 * (index + 1) / 45, smoothing_hint=False)
@@ -62,20 +63,20 @@ def training(engine, storage, iterations=45):
 
 
 class Recorder:
-    """A SummaryWriter that remembers what it is told."""
+    """A SummaryWriter that records the calls of its methods."""
 
-    told = ()
+    calls = ()
 
     def __init__(self, **arguments):
-        type(self).told = [sorted(arguments)]
+        type(self).calls = [sorted(arguments)]
 
     def __getattr__(self, name):
-        return lambda *args, **kwargs: self.told.append((name, *map(plain, args), plain(kwargs)))
+        return lambda *args, **kwargs: self.calls.append((name, *map(to_plain, args), to_plain(kwargs)))
 
 
-def plain(value):
+def to_plain(value):
     if isinstance(value, dict):
-        return {name: plain(each) for name, each in sorted(value.items())}
+        return {name: to_plain(each) for name, each in sorted(value.items())}
     if isinstance(value, (list, torch.Tensor, float)):
         return [f"{each:.6g}" for each in np.asarray(value).ravel().tolist()]
     return value
@@ -87,7 +88,7 @@ def writers(engine):
     with patches, tempfile.TemporaryDirectory() as folder:
         patches.enter_context(mock.patch("torch.cuda.is_available", return_value=False))
         patches.enter_context(mock.patch("torch.utils.tensorboard.SummaryWriter", Recorder))
-        records = patches.enter_context(caught(engine, "utils.events"))
+        records = patches.enter_context(capturing_records(engine, "utils.events"))
         storage = patches.enter_context(kit.EventStorage(0))
         patches.enter_context(mock.patch("time.perf_counter", side_effect=lambda: 1.5 * storage.iter))
         path = os.path.join(folder, "metrics.json")
@@ -96,10 +97,10 @@ def writers(engine):
         others = [kit.CommonMetricPrinter(), kit.CommonMetricPrinter(200, window_size=3)]
         board.close()
         printer.write()
-        for index in training(engine, storage):
+        for index in simulate_training(engine, storage):
             if index % 10 == 4:
-                storage.put_image("picture", tensor(index, 3, 2, 2))
-                storage.put_histogram("weights", tensor(index, 20), bins=4)
+                storage.put_image("picture", random_tensor(index, 3, 2, 2))
+                storage.put_histogram("weights", random_tensor(index, 20), bins=4)
             if index % 10 == 9 or index in (3, 5, 44):
                 for writer in (json_lines, printer, board, *others):
                     writer.write()
@@ -108,9 +109,9 @@ def writers(engine):
             writer.write()
             writer.write()
             writer.close()
-        answers["json"] = letters(Path(path).read_text())
-        answers["printed"] = lines(record.getMessage() for record in records)
-        answers["board"] = lines(Recorder.told)
+        answers["json"] = encode_text(Path(path).read_text())
+        answers["printed"] = encode_lines(record.getMessage() for record in records)
+        answers["board"] = encode_lines(Recorder.calls)
         answers["left"] = np.array([len(storage._vis_data), len(storage._histograms)])
     return answers
 
@@ -136,13 +137,13 @@ def arguments(engine):
                 answers.append(sorted(vars(parser.parse_args(line.split())).items()))
             except SystemExit as stop:
                 answers.append(stop.code)
-    asks = ("option_strings", "dest", "nargs", "type", "default", "metavar")
-    known = [[getattr(action, ask) for ask in asks] for action in parser._actions]
-    return {"parsed": lines(answers), "known": lines(known), "epilog": letters(parser.epilog)}
+    fields = ("option_strings", "dest", "nargs", "type", "default", "metavar")
+    known = [[getattr(action, field) for field in fields] for action in parser._actions]
+    return {"parsed": encode_lines(answers), "known": encode_lines(known), "epilog": encode_text(parser.epilog)}
 
 
 def alone(engine):
-    """The process group's questions where there is none."""
+    """The functions of a process group where there is none."""
     comm = engine("utils.comm")
     seed_everything = engine("utils.env").seed_all_rng
     np.random.seed(5)
@@ -159,8 +160,8 @@ def alone(engine):
     return {
         "sizes": np.array([*sizes, comm.is_main_process()]),
         "seeds": np.array(seeds),
-        "gathered": lines([comm.all_gather({"a": 1}), comm.gather("x"), comm.gather("x", dst=3)]),
-        "reduced": lines([comm.reduce_dict(scalars) is scalars, comm.reduce_dict(scalars, average=False)]),
+        "gathered": encode_lines([comm.all_gather({"a": 1}), comm.gather("x"), comm.gather("x", dst=3)]),
+        "reduced": encode_lines([comm.reduce_dict(scalars) is scalars, comm.reduce_dict(scalars, average=False)]),
         "drawn": np.array(drawn),
         "launched": np.array(launched),
         "one model": np.array(engine("engine").create_ddp_model(model) is model),
@@ -168,8 +169,8 @@ def alone(engine):
 
 
 @contextlib.contextmanager
-def restored(*names):
-    """Loggers as they were."""
+def restoring_loggers(*names):
+    """After the block the loggers have their earlier handlers, levels and propagation."""
     loggers = [logging.getLogger(name) for name in names]
     before = [(logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
     try:
@@ -179,10 +180,10 @@ def restored(*names):
             logger.setLevel(level)
 
 
-def without_times(text, root):
-    """Nor colours, nor the engine's own name."""
+def mask_times(text, root):
+    """The text of a log without times, colours and the engine's name."""
     text = re.sub(r"\x1b\[\d+m", "", text).replace(root, "ROOT")
-    return letters(re.sub(r"\d\d/\d\d \d\d:\d\d:\d\d", "DATE", text))
+    return encode_text(re.sub(r"\d\d/\d\d \d\d:\d\d:\d\d", "DATE", text))
 
 
 def logs(engine):
@@ -190,7 +191,7 @@ def logs(engine):
     root = kit.__name__.removesuffix(".utils.logger")
     for memory in (kit._LOG_COUNTER.clear, kit._LOG_TIMER.clear, kit.setup_logger.cache_clear):
         memory()
-    with restored(root, "a.b", "quiet"), tempfile.TemporaryDirectory() as folder:
+    with restoring_loggers(root, "a.b", "quiet"), tempfile.TemporaryDirectory() as folder:
         screen = io.StringIO()
         with contextlib.redirect_stdout(screen):
             for _ in range(2):
@@ -201,12 +202,12 @@ def logs(engine):
             for name in (f"{root}.solver.build", root, "a.b", "a.b.c", "quiet.down"):
                 for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.CRITICAL):
                     logging.getLogger(name).log(level, "a line of %s", "words")
-        answers["screen"] = without_times(screen.getvalue(), root)
+        answers["screen"] = mask_times(screen.getvalue(), root)
         for path in sorted(Path(folder).iterdir()):
-            answers[path.name] = without_times(path.read_text(), root)
+            answers[path.name] = mask_times(path.read_text(), root)
         answers["propagates"] = np.array([logging.getLogger(name).propagate for name in (root, "a.b", "quiet")])
     clock = [0.0]
-    with caught(engine, "utils.logger") as records, mock.patch("time.time", side_effect=lambda: clock[0]):
+    with capturing_records(engine, "utils.logger") as records, mock.patch("time.time", side_effect=lambda: clock[0]):
         own = kit.__name__
         for index, clock[0] in enumerate((0.0, 1.0, 5.0, 5.5, 9.9)):
             kit.log_first_n(logging.INFO, f"first {index}", n=2, name=own)
@@ -215,8 +216,8 @@ def logs(engine):
             kit.log_every_n(logging.WARNING, f"every {index}", n=2, name=own)
             kit.log_every_n(logging.WARNING, f"each {index}", name=own)
             kit.log_every_n_seconds(logging.INFO, f"seconds {index}", n=4.5, name=own)
-    answers["now and then"] = lines(record.getMessage() for record in records)
-    answers["table"] = letters(kit.create_small_table({"AP": 31.41592, "AP50": float("nan"), "n": 3}))
+    answers["now and then"] = encode_lines(record.getMessage() for record in records)
+    answers["table"] = encode_text(kit.create_small_table({"AP": 31.41592, "AP50": float("nan"), "n": 3}))
     return answers
 
 
@@ -224,7 +225,7 @@ def default_setups(engine):
     kit, root = engine("engine"), engine("utils.logger").__name__.removesuffix(".utils.logger")
     answers = {}
     benchmark = torch.backends.cudnn.benchmark
-    with restored(root, "fvcore"), tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ):
+    with restoring_loggers(root, "fvcore"), tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ):
         for name, keys, args in (
             ("trains", ["SEED", 5, "CUDNN_BENCHMARK", True], Namespace(config_file="", eval_only=False)),
             ("evaluates", ["SEED", 0, "CUDNN_BENCHMARK", True], Namespace(eval_only=True)),
@@ -239,14 +240,14 @@ def default_setups(engine):
             expected = ("World size: 1", f"Command line arguments: {args}", "Full config saved to")
             answers |= {
                 f"{name} saved": np.array(saved == cfg.dump()),
-                f"{name} files": lines(sorted(os.listdir(cfg.OUTPUT_DIR))),
+                f"{name} files": encode_lines(sorted(os.listdir(cfg.OUTPUT_DIR))),
                 f"{name} drew": np.array([np.random.rand(), torch.rand(1).item()]),
                 f"{name} tries": np.array(torch.backends.cudnn.benchmark),
                 f"{name} logged": np.array([text in log for text in expected]),
             }
         made = kit.default_writers(os.path.join(folder, "made"), 7)
-        answers["writers"] = lines(type(writer).__name__ for writer in made)
-        answers["made"] = lines(sorted(os.listdir(os.path.join(folder, "made"))))
+        answers["writers"] = encode_lines(type(writer).__name__ for writer in made)
+        answers["made"] = encode_lines(sorted(os.listdir(os.path.join(folder, "made"))))
         for writer in made:
             writer.close()
     torch.backends.cudnn.benchmark = benchmark

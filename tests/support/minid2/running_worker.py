@@ -1,4 +1,4 @@
-"""What each of two processes finds in its group: a file of its own, so that they can import it."""
+"""What each of two processes finds in its group, in a separate file, which the processes can import."""
 
 import contextlib
 import importlib
@@ -17,7 +17,7 @@ def launcher(root):
 
 
 def found(engine):
-    """Plain values; ``comm``'s questions with the ranks' own answers."""
+    """The results of the functions of ``comm`` on this rank, as plain values."""
     comm = engine("utils.comm")
     rank = comm.get_rank()
     np.random.seed(rank)

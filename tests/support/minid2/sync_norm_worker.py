@@ -1,4 +1,4 @@
-"""A training step of a norm in each of two processes: a file of its own, so that they can import it."""
+"""A training step of a norm in each of two processes, in a separate file, which the processes can import."""
 
 import importlib
 

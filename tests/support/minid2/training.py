@@ -1,11 +1,11 @@
-"""What both engines are asked of training as a whole; see ``ask.py``: from files to weights, in float64."""
+"""Scenarios of training, from files to weights in float64, which run in both engines; see ``record_answers.py``."""
 
 import tempfile
 from pathlib import Path
 
 import numpy as np
 from support.minid2.detectors import NORMED
-from support.minid2.modules import named, nms_of_doubles, seed_weights, small_config, told
+from support.minid2.modules import add_prefix, nms_of_doubles, seed_weights, small_config, summarize_tensors
 
 from ssql_det.toydata.dataset import ToyDataSettings, make_toy_data
 from ssql_det.toydata.digits import CLASSES
@@ -18,7 +18,7 @@ DETECTORS = {
 
 
 def register(engine, toy):
-    """The toy data under names that no engine has; a second time nothing."""
+    """Register the toy data under names that no engine has, in place of an earlier registration."""
     kit = engine("data.datasets")
     catalog, metadata = engine("data").DatasetCatalog, engine("data").MetadataCatalog
     for name in ("steps_coco", "steps_voc"):
@@ -43,12 +43,12 @@ def first_steps(engine):
             cfg.merge_from_list(["MODEL.RPN.POST_NMS_TOPK_TRAIN", 40, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 16])
             cfg.merge_from_list(["SOLVER.IMS_PER_BATCH", 2, "SOLVER.BASE_LR", 0.01, "SOLVER.MAX_ITER", STEPS])
             cfg.merge_from_list(["SOLVER.WARMUP_ITERS", 4, *keys])
-            answers |= named(kind, run(engine, cfg))
+            answers |= add_prefix(kind, run(engine, cfg))
     return answers
 
 
 def run(engine, cfg):
-    """Losses of every step, and what they changed in the weights."""
+    """Losses and learning rates of every step, and a summary of how the weights changed."""
     engine("utils.env").seed_all_rng(5)
     model = seed_weights(engine("modeling").build_model(cfg))
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -66,7 +66,7 @@ def run(engine, cfg):
             storage.step()
             steps.append([losses[name].item() for name in sorted(losses)])
     changes = [value - before[name] for name, value in model.state_dict().items() if value.dtype.is_floating_point]
-    return {"losses": np.array(steps), "rates": np.array(rates), **told(changes)}
+    return {"losses": np.array(steps), "rates": np.array(rates), **summarize_tensors(changes)}
 
 
 SCENARIOS = (first_steps,)

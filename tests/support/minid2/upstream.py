@@ -1,14 +1,14 @@
-"""Detectron2's own unit tests on minid2: a program that lets minid2 answer to Detectron2's name.
+"""Run Detectron2's unit tests on minid2, whose modules are imported under Detectron2's name.
 
-From a checkout of Detectron2, some files, or the folder, which stands for the tests of the parts that minid2 has; then
-what else pytest is to know::
+Arguments are test files of a checkout of Detectron2, or its folder of tests, of which those in ``TESTS`` are run; then
+options of pytest::
 
     python tests/support/minid2/upstream.py detectron2/tests -rs
     python tests/support/minid2/upstream.py detectron2/tests/structures/test_boxes.py -k iou
 
-Whole modules that minid2 lacks are the checkout's, on minid2's parts. A test that uses a name which a module of
-minid2 leaves out is skipped, by that name; TorchScript and tracing, which it leaves out too, fail. Ends with pytest's
-exit code. Nothing is written into the checkout.
+Modules that minid2 lacks are imported from the checkout. A test that uses a name which a module of minid2 leaves out
+is skipped, with that name; TorchScript and tracing, which it leaves out too, fail. Ends with pytest's exit code.
+Nothing is written into the checkout.
 """
 
 import importlib
@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-NAME, STANDS_IN = "detectron2", "ssql_det.minid2"
+NAME, STAND_IN = "detectron2", "ssql_det.minid2"
 
 TESTS = (
     *("structures/test_boxes.py", "structures/test_imagelist.py", "structures/test_instances.py"),
@@ -33,7 +33,7 @@ TESTS = (
 
 
 class LeftOutType(type):
-    """The type of names that are not there: whatever is done with one skips the test."""
+    """The type of names that minid2 leaves out: a call or an attribute of one skips the test."""
 
     def __call__(cls, *args, **kwargs):
         pytest.skip(f"minid2 leaves out {cls.__name__}")
@@ -45,7 +45,7 @@ class LeftOutType(type):
 
 
 class Alias(MetaPathFinder, Loader):
-    """Gives minid2's modules, the very same objects, to whoever imports Detectron2's; else the checkout's."""
+    """Imports minid2's modules (the same objects) under Detectron2's names; those it lacks from the checkout."""
 
     def __init__(self, checkout):
         self.checkout = checkout
@@ -53,7 +53,7 @@ class Alias(MetaPathFinder, Loader):
     def find_spec(self, fullname, path=None, target=None):
         if fullname.partition(".")[0] != NAME:
             return None
-        if is_there(STANDS_IN + fullname.removeprefix(NAME)):
+        if is_module(STAND_IN + fullname.removeprefix(NAME)):
             return importlib.util.spec_from_loader(fullname, self)
         file = self.checkout.joinpath(*fullname.split("."))
         file = file / "__init__.py" if file.is_dir() else file.with_suffix(".py")
@@ -61,7 +61,7 @@ class Alias(MetaPathFinder, Loader):
 
     def exec_module(self, module):
         name = module.__name__
-        sys.modules[name] = ours = importlib.import_module(STANDS_IN + name.removeprefix(NAME))
+        sys.modules[name] = stand_in = importlib.import_module(STAND_IN + name.removeprefix(NAME))
 
         def left_out(attribute):
             if attribute.startswith("__"):
@@ -71,29 +71,30 @@ class Alias(MetaPathFinder, Loader):
             except ModuleNotFoundError:
                 return LeftOutType(f"{name}.{attribute}", (), {})
 
-        vars(ours).setdefault("__getattr__", left_out)
+        vars(stand_in).setdefault("__getattr__", left_out)
 
 
-def is_there(module):
+def is_module(module):
     try:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:  # nor is its package
         return False
 
 
-def expanded(argument):
-    """The parts' tests for the folder of all tests; anything else as it is."""
+def expand_folder(argument):
+    """For the folder of all tests the files in ``TESTS``; any other argument unchanged."""
     folder = Path(argument)
     return [str(folder / test) for test in TESTS] if (folder / TESTS[0]).is_file() else [argument]
 
 
 if __name__ == "__main__":
     sys.dont_write_bytecode = True
-    arguments = [each for argument in sys.argv[1:] for each in expanded(argument)]
+    arguments = [each for argument in sys.argv[1:] for each in expand_folder(argument)]
     paths = [path.resolve() for path in (Path(each.partition("::")[0]) for each in arguments) if path.exists()]
     tests = next((parent for path in paths for parent in path.parents if parent.name == "tests"), None)
     if tests is None:
         sys.exit(__doc__)
     sys.meta_path.insert(0, Alias(tests.parent))
-    away_from_home = ["-c", os.devnull, "--rootdir", str(tests), "--import-mode=importlib", "-p", "no:cacheprovider"]
-    sys.exit(pytest.main([*away_from_home, "--continue-on-collection-errors", *arguments]))
+    # Without this project's settings, and without a cache in the checkout
+    options = ["-c", os.devnull, "--rootdir", str(tests), "--import-mode=importlib", "-p", "no:cacheprovider"]
+    sys.exit(pytest.main([*options, "--continue-on-collection-errors", *arguments]))

@@ -1,4 +1,4 @@
-"""Checkpoints survive a kill and run nothing; what optimizers and schedules do not take they refuse."""
+"""Checkpoints survive a kill, and no code in them runs; optimizers and schedules refuse unsupported settings."""
 
 import os
 import pickle
@@ -7,7 +7,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from support.minid2.learning import toy
+from support.minid2.solver_and_checkpoints import make_toy_model
 from torch import nn
 
 from ssql_det.core.errors import UserError
@@ -19,7 +19,7 @@ from ssql_det.minid2.solver import build_lr_scheduler, build_optimizer, get_defa
 from ssql_det.minid2.utils.file_io import PathManager
 
 
-def solver(*keys):
+def make_solver_config(*keys):
     cfg = get_cfg()
     cfg.SOLVER.merge_from_list(list(keys))
     return cfg
@@ -29,8 +29,8 @@ class Run:
     """A training that can be stopped anywhere."""
 
     def __init__(self, folder):
-        cfg = solver("MAX_ITER", 20, "WARMUP_ITERS", 4, "STEPS", (8,), "BASE_LR", 0.01)
-        self.model = toy()
+        cfg = make_solver_config("MAX_ITER", 20, "WARMUP_ITERS", 4, "STEPS", (8,), "BASE_LR", 0.01)
+        self.model = make_toy_model()
         self.optimizer = build_optimizer(cfg, self.model)
         self.schedule = build_lr_scheduler(cfg, self.optimizer)
         self.checkpointer = DetectionCheckpointer(
@@ -175,9 +175,9 @@ def test_weights_that_are_missing(tmp_path):
 @pytest.mark.parametrize("scheme", ["detectron2", "catalog", "https", "http", "ftp"])
 def test_what_needs_a_network(scheme):
     path = f"{scheme}://ImageNetPretrained/MSRA/R-50.pkl"
-    for ask in (DetectionCheckpointer(nn.Linear(1, 1)).load, PathManager.open):
+    for read in (DetectionCheckpointer(nn.Linear(1, 1)).load, PathManager.open):
         with pytest.raises(ValueError, match=rf"Cannot read {path}, which needs a network.*\.pth"):
-            ask(path)
+            read(path)
 
 
 def test_weights_that_are_read_already():
@@ -207,7 +207,7 @@ def test_weights_that_two_would_take():
     ],
 )
 def test_what_a_solver_does_not_know(keys, message):
-    cfg, model = solver(*keys), nn.Linear(1, 1)
+    cfg, model = make_solver_config(*keys), nn.Linear(1, 1)
     with pytest.raises(ValueError, match=message):
         build_lr_scheduler(cfg, build_optimizer(cfg, model))
 
@@ -215,8 +215,8 @@ def test_what_a_solver_does_not_know(keys, message):
 @pytest.mark.parametrize(("kind", "bound"), [("value", 0.01), ("norm", 0.05)])
 def test_clipping_bounds_each_gradient(kind, bound):
     clipping = ["CLIP_GRADIENTS.ENABLED", True, "CLIP_GRADIENTS.CLIP_TYPE", kind, "CLIP_GRADIENTS.CLIP_VALUE", bound]
-    model = toy()
-    optimizer = build_optimizer(solver(*clipping), model)
+    model = make_toy_model()
+    optimizer = build_optimizer(make_solver_config(*clipping), model)
     model(torch.randn(5, 3, dtype=torch.float64)).square().sum().backward()
     before = [parameter.grad.clone() for parameter in model.parameters()]
     optimizer.step()
@@ -230,6 +230,6 @@ def test_clipping_bounds_each_gradient(kind, bound):
 
 def test_overrides_stay_the_callers():
     mine = {"weight": {"lr": 0.5}}
-    groups = get_default_optimizer_params(toy(), base_lr=1.0, bias_lr_factor=2.0, overrides=mine)
+    groups = get_default_optimizer_params(make_toy_model(), base_lr=1.0, bias_lr_factor=2.0, overrides=mine)
     assert [group["lr"] for group in groups] == [0.5, 2.0]
     assert mine == {"weight": {"lr": 0.5}}

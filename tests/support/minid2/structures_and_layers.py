@@ -1,16 +1,17 @@
-"""What both engines are asked of structures, layers and the mathematics of proposals; see ``ask.py``."""
+"""Scenarios of structures, layers and the mathematics of proposals, which run in both engines; see
+``record_answers.py``."""
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 
-def tensor(seed, *shape, dtype=torch.float32):
+def random_tensor(seed, *shape, dtype=torch.float32):
     return torch.from_numpy(np.random.RandomState(seed).randn(*shape)).to(dtype)
 
 
 def random_boxes(seed, count, size=60.0):
-    """Overlapping boxes, some empty, some on a border, some outside an image of 40 by 50."""
+    """Overlapping boxes, some empty, some on a border, some outside of an image of height 40 and width 50."""
     corners = np.random.RandomState(seed).rand(count, 4) * size - 5
     boxes = np.concatenate([corners[:, :2], corners[:, :2] + (corners[:, 2:] + 5) * 0.6], axis=1)
     boxes[0] = [3, 4, 3, 9]
@@ -26,7 +27,7 @@ def boxes(engine):
     scaled = second.clone()
     scaled.scale(0.5, 3.0)
     mode = kit.BoxMode
-    points = tensor(2, 5, 2) * 20
+    points = random_tensor(2, 5, 2) * 20
     return {
         "area": first.area(),
         "iou": kit.pairwise_iou(first, second),
@@ -58,7 +59,7 @@ def boxes(engine):
 
 def instances(engine):
     kit = engine("structures")
-    one = kit.Instances((40, 50), scores=tensor(0, 6), gt_boxes=kit.Boxes(random_boxes(1, 6)))
+    one = kit.Instances((40, 50), scores=random_tensor(0, 6), gt_boxes=kit.Boxes(random_boxes(1, 6)))
     one.classes = torch.arange(6)
     chosen = one[one.scores > 0]
     last = one[-1]
@@ -79,7 +80,7 @@ def instances(engine):
 
 def image_lists(engine):
     kit = engine("structures")
-    images = [tensor(seed, 3, *size) for seed, size in enumerate([(9, 17), (12, 5), (1, 33)])]
+    images = [random_tensor(seed, 3, *size) for seed, size in enumerate([(9, 17), (12, 5), (1, 33)])]
     make = kit.ImageList.from_tensors
     square = {"size_divisibility": 16, "square_size": 40}
     lists = {
@@ -112,7 +113,7 @@ def masks(engine):
     bits = kit.BitMasks.from_polygon_masks(polygons, 40, 50)
     targets = torch.tensor([[3.0, 2, 31, 36], [8.5, 9.25, 40, 39], [0, 0, 50, 20], [1, 1, 1.02, 2]])
     hollow = kit.BitMasks(torch.cat([bits.tensor, torch.zeros(1, 40, 50, dtype=torch.bool)]))
-    roi = kit.ROIMasks(tensor(0, 4, 14, 14).sigmoid())
+    roi = kit.ROIMasks(random_tensor(0, 4, 14, 14).sigmoid())
     chosen = torch.tensor([True, False, True, False])
     return {
         "bits": bits.tensor,
@@ -140,22 +141,22 @@ def norms(engine):
         layer = kit.get_norm(name, 32).double()
         for index, value in enumerate(layer.state_dict().values()):
             if value.dtype.is_floating_point:
-                value.copy_(tensor(index, 32, dtype=torch.float64).abs() + 0.5)
+                value.copy_(random_tensor(index, 32, dtype=torch.float64).abs() + 0.5)
         for training in (True, False):
-            x = tensor(9, 2, 32, 3, 2, dtype=torch.float64).requires_grad_()
+            x = random_tensor(9, 2, 32, 3, 2, dtype=torch.float64).requires_grad_()
             out = layer.train(training)(x)
-            out.backward(tensor(10, *out.shape, dtype=torch.float64))
+            out.backward(random_tensor(10, *out.shape, dtype=torch.float64))
             answers |= {f"{name} {training}": out.detach(), f"{name} {training} gradient": x.grad}
-        answers[f"{name} without gradient"] = layer(tensor(9, 2, 32, 3, 2, dtype=torch.float64))
+        answers[f"{name} without gradient"] = layer(random_tensor(9, 2, 32, 3, 2, dtype=torch.float64))
         answers |= {f"{name} {key}": value for key, value in layer.state_dict().items()}
     block = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4, eps=1e-3))
-    block[1].running_mean.copy_(tensor(0, 4))
+    block[1].running_mean.copy_(random_tensor(0, 4))
     frozen = kit.FrozenBatchNorm2d.convert_frozen_batchnorm(block)
-    answers["converted"] = frozen[1](tensor(1, 2, 4, 3, 3))
+    answers["converted"] = frozen[1](random_tensor(1, 2, 4, 3, 3))
     answers["converted eps"] = np.array(frozen[1].eps)
     old = kit.FrozenBatchNorm2d(4)
-    old.load_state_dict({"weight": tensor(2, 4), "bias": tensor(3, 4)})  # Caffe2's two
-    answers["Caffe2"] = old(tensor(1, 2, 4, 3, 3))
+    old.load_state_dict({"weight": random_tensor(2, 4), "bias": random_tensor(3, 4)})  # Caffe2's two
+    answers["Caffe2"] = old(random_tensor(1, 2, 4, 3, 3))
     return answers
 
 
@@ -163,11 +164,11 @@ def convs(engine):
     kit = engine("layers")
     conv = kit.Conv2d(3, 8, 3, stride=2, padding=1, bias=False, norm=kit.get_norm("BN", 8), activation=F.relu_).double()
     for index, parameter in enumerate(conv.parameters()):
-        parameter.data.copy_(tensor(index, *parameter.shape, dtype=torch.float64))
-    x = tensor(5, 2, 3, 11, 12, dtype=torch.float64)
+        parameter.data.copy_(random_tensor(index, *parameter.shape, dtype=torch.float64))
+    x = random_tensor(5, 2, 3, 11, 12, dtype=torch.float64)
     out = conv(x)
     out.sum().backward()
-    logits, target = tensor(6, 7, 5).requires_grad_(), torch.tensor([0, 1, 2, 3, 4, 0, 1])
+    logits, target = random_tensor(6, 7, 5).requires_grad_(), torch.tensor([0, 1, 2, 3, 4, 0, 1])
     return {
         "conv": out.detach(),
         "gradient": conv.weight.grad,
@@ -176,15 +177,15 @@ def convs(engine):
         "cross entropy": kit.cross_entropy(logits, target).detach(),
         "of nothing": kit.cross_entropy(logits[:0], target[:0]).detach(),
         "of each": kit.cross_entropy(logits, target, reduction="none").detach(),
-        "nonzero": torch.stack(kit.nonzero_tuple(tensor(7, 4, 5) > 0)),
+        "nonzero": torch.stack(kit.nonzero_tuple(random_tensor(7, 4, 5) > 0)),
         "nonzero of a scalar": torch.stack(kit.nonzero_tuple(torch.tensor(True))),
-        "cat": kit.cat([tensor(8, 2, 3), tensor(9, 4, 3)]),
+        "cat": kit.cat([random_tensor(8, 2, 3), random_tensor(9, 4, 3)]),
     }
 
 
 def regions(engine):
     kit = engine("layers")
-    features = tensor(0, 2, 2, 14, 18, dtype=torch.float64).requires_grad_()
+    features = random_tensor(0, 2, 2, 14, 18, dtype=torch.float64).requires_grad_()
     rois = torch.cat([torch.tensor([[0.0], [1], [0], [1], [1]]), random_boxes(1, 5)], dim=1)
     answers = {}
     for ratio, aligned in ((0, True), (2, True), (0, False)):
@@ -192,10 +193,10 @@ def regions(engine):
         out = align(features, rois)
         (gradient,) = torch.autograd.grad(out.sum(), features)
         answers |= {f"align {ratio} {aligned}": out.detach(), f"align {ratio} {aligned} gradient": gradient}
-    boxes, scores, levels = random_boxes(2, 60), tensor(3, 60).sigmoid(), torch.arange(60) % 3
+    boxes, scores, levels = random_boxes(2, 60), random_tensor(3, 60).sigmoid(), torch.arange(60) % 3
     answers["nms"] = kit.batched_nms(boxes, scores, levels, 0.3)
     answers["nms of nothing"] = kit.batched_nms(boxes[:0], scores[:0], levels[:0], 0.3)
-    soft = tensor(4, 5, 28, 28).sigmoid()
+    soft = random_tensor(4, 5, 28, 28).sigmoid()
     places = torch.tensor([[3.2, 4.1, 30, 22], [0, 0, 50, 40], [40.5, 31, 50, 40], [7, 7, 7.5, 8], [0, 10, 12, 10.25]])
     answers["paste"] = kit.paste_masks_in_image(soft, places, (40, 50))
     answers["paste high"] = kit.paste_masks_in_image(soft, places, (40, 50), threshold=0.7)
@@ -205,10 +206,10 @@ def regions(engine):
 
 
 def proposals(engine):
-    """What proposals are made of: anchors, matches, samples, deltas."""
+    """Anchors, matches, samples and deltas."""
     kit = engine("modeling")
     shapes = [engine("layers").ShapeSpec(stride=stride) for stride in (4, 8)]
-    features = [tensor(0, 1, 2, 5, 7), tensor(0, 1, 2, 3, 4)]
+    features = [random_tensor(0, 1, 2, 5, 7), random_tensor(0, 1, 2, 3, 4)]
     cfg = engine("config").get_cfg()
     cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[32, 50.5], [64]]
     cfg.MODEL.ANCHOR_GENERATOR.OFFSET = 0.25
@@ -218,7 +219,7 @@ def proposals(engine):
     answers |= {f"shared {level}": each.tensor for level, each in enumerate(shared(features))}
     answers |= {"count": np.array(anchors.num_anchors), "saved": np.array(len(anchors.state_dict()))}
 
-    quality = tensor(1, 6, 80).abs() * 0.4
+    quality = random_tensor(1, 6, 80).abs() * 0.4
     quality[2] = 0.11  # a ground truth whose best is a tie, and poor
     for low in (False, True):
         matcher = engine("modeling.matcher").Matcher([0.3, 0.7], [0, -1, 1], allow_low_quality_matches=low)
@@ -235,9 +236,9 @@ def proposals(engine):
     transform = engine("modeling.box_regression").Box2BoxTransform((10.0, 10.0, 5.0, 5.0))
     sources, targets = random_boxes(4, 20)[1:] + torch.tensor([0, 0, 1.0, 1]), random_boxes(5, 20)[1:]
     answers["deltas"] = transform.get_deltas(sources, targets + torch.tensor([0, 0, 1.0, 1]))
-    answers["moved"] = transform.apply_deltas(tensor(6, 19, 12) * 9, sources)
-    answers["moved in half"] = transform.apply_deltas(tensor(6, 19, 4).half(), sources.half())
-    answers["moved none"] = transform.apply_deltas(tensor(6, 0, 8), sources[:0])
+    answers["moved"] = transform.apply_deltas(random_tensor(6, 19, 12) * 9, sources)
+    answers["moved in half"] = transform.apply_deltas(random_tensor(6, 19, 4).half(), sources.half())
+    answers["moved none"] = transform.apply_deltas(random_tensor(6, 0, 8), sources[:0])
     return answers
 
 

@@ -1,6 +1,6 @@
 """Small data sets for evaluation, written by hand, and a model's detections in them.
 
-Objects are ellipses in images of 200 by 300. All scores of detections differ, except in ``TIED``.
+Objects are ellipses in images of 300x200 pixels. All scores of detections differ, except in ``TIED``.
 """
 
 import json
@@ -14,21 +14,21 @@ HEIGHT, WIDTH = 200, 300
 CLASSES = ("disc", "egg", "ring", "hard", "absent", "unseen")
 IDS = (3, 7, 8, 18, 44, 90)  # COCO's categories are not numbered in a row
 IMAGES = range(1, 9)
-SIDES = ((12, 30), (40, 90), (100, 190))  # small, medium and large by COCO's measure
+SIDES = ((12, 30), (40, 90), (100, 190))  # of boxes, in pixels: small, medium and large by COCO's definition
 
 
-class Thing(NamedTuple):
-    """An object, or with a score a detection; the box has whole or broken coordinates, from 0 on."""
+class LabelledBox(NamedTuple):
+    """An object, or, with a score, a detection."""
 
     image: int
     label: int
-    box: tuple
+    box: tuple  # x0, y0, x1, y1, from 0; integers or floats
     difficult: bool = False
     score: float = 1.0
 
 
 def draw_objects(seed=0):
-    """The first three classes in most images, the fourth always difficult, the fifth and the sixth nowhere."""
+    """Objects of the first four classes, of the fourth only difficult ones; none of the fifth and the sixth."""
     random = np.random.RandomState(seed)
     things = []
     for image in IMAGES[:-1]:  # the last is empty
@@ -36,12 +36,17 @@ def draw_objects(seed=0):
             width, height = random.randint(*SIDES[random.randint(3)], size=2)
             x, y = random.randint(0, WIDTH - width), random.randint(0, HEIGHT - height)
             label = random.randint(4)
-            things.append(Thing(image, label, (x, y, x + width, y + height), bool(label == 3 or random.rand() < 0.2)))
+            things.append(
+                LabelledBox(image, label, (x, y, x + width, y + height), bool(label == 3 or random.rand() < 0.2))
+            )
     return things
 
 
 def draw_detections(seed, jitter, copies=1, strays=12):
-    """Most objects, displaced, some of them several times; and some that are not there. None in the first image."""
+    """Most objects with displaced boxes, each up to ``copies`` times, and ``strays``, which fit no object.
+
+    ``jitter`` is the standard deviation of a displacement, as a share of the box. The first image has no detections.
+    """
     random = np.random.RandomState(seed)
     scores = iter(random.permutation(np.arange(50, 1000)) / 1000)
     found = []
@@ -53,11 +58,12 @@ def draw_detections(seed, jitter, copies=1, strays=12):
     for _ in range(strays):
         x, y, width, height = random.rand(4) * (WIDTH / 2, HEIGHT / 2, WIDTH / 2, HEIGHT / 2)
         image, label = random.choice(IMAGES[1:]), random.randint(5)
-        found.append(Thing(image, label, (x, y, x + width + 1, y + height + 1), score=next(scores)))
+        found.append(LabelledBox(image, label, (x, y, x + width + 1, y + height + 1), score=next(scores)))
     return found
 
 
 def draw_perfect():
+    """A detection for each object, with its box and class."""
     return [each._replace(score=(index + 1) / 100) for index, each in enumerate(draw_objects())]
 
 
@@ -68,6 +74,7 @@ DETECTIONS = {
     "many": draw_detections(3, jitter=0.06, copies=18, strays=80),
     "none": [],
 }
+# With the upper half of each object's box
 HALVES = [each._replace(box=(*each.box[:3], (each.box[1] + each.box[3]) / 2)) for each in draw_perfect()]
 TIED = [each._replace(score=round(each.score * 4) / 4) for each in DETECTIONS["many"]]
 
@@ -81,7 +88,7 @@ def ellipse(box):
 
 
 def write_voc(folder, things):
-    """Annotations of every image, corners from 1 on, and the list of the images."""
+    """Write annotations of every image, with coordinates from 1, and the image list; return the metadata."""
     for name in ("Annotations", "ImageSets/Main"):
         (folder / name).mkdir(parents=True)
     (folder / "ImageSets/Main/test.txt").write_text("".join(f"{image:06}\n" for image in IMAGES))
@@ -98,7 +105,7 @@ def write_voc(folder, things):
 
 
 def write_coco(path, things):
-    """Ellipses as polygons; what is difficult is a crowd, a box run-length encoded."""
+    """Write ellipses as polygons, difficult objects as crowds with the box as an RLE mask; return the metadata."""
     annotations = []
     for number, each in enumerate(things):
         x0, y0, x1, y1 = map(int, each.box)
@@ -132,7 +139,7 @@ def write_coco(path, things):
 
 @contextmanager
 def registered(engine, name="judged", **metadata):
-    """The name of a data set that is known inside the block."""
+    """Inside the block the metadata is registered under ``name``, which is yielded."""
     catalog = engine("data.catalog").MetadataCatalog
     catalog.get(name).set(**metadata)
     try:
@@ -141,25 +148,29 @@ def registered(engine, name="judged", **metadata):
         catalog.remove(name)
 
 
-def batches(engine, detections, masks=False, images=IMAGES, name="{:06}", size=3):
-    """Inputs and outputs of a model that detects these things, a few images at a time."""
+def make_batches(engine, detections, masks=False, images=IMAGES, name="{:06}", size=3):
+    """Pairs of inputs and outputs of a model that makes these detections, ``size`` images at a time.
+
+    ``name`` is the format of an image's id; without one the id is its number.
+    """
     kit = engine("structures")
     for start in range(0, len(images), size):
         inputs, outputs = [], []
         for image in images[start : start + size]:
-            own = [each for each in detections if each.image == image]
-            instances = kit.Instances((HEIGHT, WIDTH), pred_boxes=kit.Boxes([each.box for each in own]))
-            instances.scores = torch.tensor([each.score for each in own])
-            instances.pred_classes = torch.tensor([each.label for each in own], dtype=torch.int64)
+            found = [each for each in detections if each.image == image]
+            instances = kit.Instances((HEIGHT, WIDTH), pred_boxes=kit.Boxes([each.box for each in found]))
+            instances.scores = torch.tensor([each.score for each in found])
+            instances.pred_classes = torch.tensor([each.label for each in found], dtype=torch.int64)
             if masks:
-                shapes = [kit.polygons_to_bitmask([np.array(ellipse(each.box))], HEIGHT, WIDTH) for each in own]
+                shapes = [kit.polygons_to_bitmask([np.array(ellipse(each.box))], HEIGHT, WIDTH) for each in found]
                 instances.pred_masks = torch.from_numpy(np.array(shapes, dtype=bool).reshape(-1, HEIGHT, WIDTH))
             inputs.append({"image_id": name.format(image) if name else image})
             outputs.append({"instances": instances})
         yield inputs, outputs
 
 
-def judged(evaluator, pairs, **options):
+def run_evaluator(evaluator, pairs, **options):
+    """The results for pairs of inputs and outputs; ``options`` are those of ``evaluate``."""
     evaluator.reset()
     for inputs, outputs in pairs:
         evaluator.process(inputs, outputs)

@@ -1,4 +1,4 @@
-"""Evaluation: two processes against one, against what the metrics are defined as, and what is refused."""
+"""Evaluation: two processes against one, metrics against their definitions, and what is refused."""
 
 import importlib
 import json
@@ -11,19 +11,19 @@ import pytest
 import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from support.minid2 import judging_worker
-from support.minid2.judged_data import (
+from support.minid2 import evaluation_worker
+from support.minid2.evaluation_data import (
     CLASSES,
     DETECTIONS,
     HEIGHT,
     IDS,
     IMAGES,
     WIDTH,
-    Thing,
-    batches,
+    LabelledBox,
     draw_objects,
-    judged,
+    make_batches,
     registered,
+    run_evaluator,
     write_coco,
     write_voc,
 )
@@ -58,13 +58,13 @@ def coco(tmp_path):
 
 def voc_results(known, detections, **options):
     with registered(engine, **known) as dataset:
-        return judged(PascalVOCDetectionEvaluator(dataset), batches(engine, detections, **options))["bbox"]
+        return run_evaluator(PascalVOCDetectionEvaluator(dataset), make_batches(engine, detections, **options))["bbox"]
 
 
 def coco_results(known, detections, masks=True, images=IMAGES, **options):
     with registered(engine, **known) as dataset:
-        pairs = batches(engine, detections, masks=masks, images=images, name=None)
-        return judged(COCOEvaluator(dataset, **options), pairs)
+        pairs = make_batches(engine, detections, masks=masks, images=images, name=None)
+        return run_evaluator(COCOEvaluator(dataset, **options), pairs)
 
 
 # Two processes
@@ -75,9 +75,9 @@ def test_two_processes_give_what_one_gives(voc, coco, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     del voc["year"]
     shares = {"halves": (IMAGES[:4], IMAGES[4:]), "all and none": (IMAGES, [])}
-    launch(judging_worker.run, "ssql_det.minid2", voc, coco, tmp_path, shares, processes=2)
+    launch(evaluation_worker.run, "ssql_det.minid2", voc, coco, tmp_path, shares, processes=2)
     (tmp_path / "alone").mkdir()
-    alone = judging_worker.judge("ssql_det.minid2", voc, coco, tmp_path / "alone", IMAGES)
+    alone = evaluation_worker.evaluate_images("ssql_det.minid2", voc, coco, tmp_path / "alone", IMAGES)
     assert all(metrics["AP"] > 1 for results in alone for metrics in results.values())
     for name in shares:
         first, second = ((tmp_path / f"{name} {rank}.json").read_text() for rank in (0, 1))
@@ -118,8 +118,8 @@ def covered(box):
     return pixels
 
 
-def judgements(objects, detections, overlap):
-    """Of each detection, best first: right, wrong or (None) of no account; by counting pixels."""
+def classify_detections(objects, detections, overlap):
+    """Whether each detection, highest score first, is right; None if it does not count. Overlaps count pixels."""
     found = set()
     for each in sorted(detections, key=lambda detection: -detection.score):
         shares = {}
@@ -155,9 +155,9 @@ def test_the_average_precision_of_a_class_is_as_defined(tmp_path, label, overlap
     assert total % 5, "a recall of a tenth would be decided by rounding"
     right = wrong = 0
     curve = []
-    for judgement in judgements(objects, detections, overlap):
-        right += judgement is True
-        wrong += judgement is False
+    for is_right in classify_detections(objects, detections, overlap):
+        right += is_right is True
+        wrong += is_right is False
         curve.append((right / total, right / max(right + wrong, 1)))
 
     def best_from(level):
@@ -173,8 +173,8 @@ def test_the_average_precision_of_a_class_is_as_defined(tmp_path, label, overlap
 
 
 def test_half_an_overlap_is_not_enough(voc, tmp_path):
-    known = write_voc(tmp_path / "one", [Thing(2, 0, (0, 0, 10, 10))]) | {"year": 2007, "thing_classes": ["disc"]}
-    half, more = Thing(2, 0, (0, 0, 10, 5), score=0.9), Thing(2, 0, (0, 0, 10, 5.1), score=0.9)
+    known = write_voc(tmp_path / "one", [LabelledBox(2, 0, (0, 0, 10, 10))]) | {"year": 2007, "thing_classes": ["disc"]}
+    half, more = LabelledBox(2, 0, (0, 0, 10, 5), score=0.9), LabelledBox(2, 0, (0, 0, 10, 5.1), score=0.9)
     assert voc_results(known, [half])["AP50"] == 0
     assert voc_results(known, [more])["AP50"] == pytest.approx(100)
 
@@ -208,7 +208,7 @@ def test_coco_says_the_same_of_the_file_that_is_left(coco, tmp_path, capsys, lim
 def test_evaluation_changes_nothing(coco, tmp_path, capfd):
     with registered(engine, **coco) as dataset:
         evaluator = COCOEvaluator(dataset, output_dir=str(tmp_path))
-        first = judged(evaluator, batches(engine, DETECTIONS["close"], masks=True, name=None))
+        first = run_evaluator(evaluator, make_batches(engine, DETECTIONS["close"], masks=True, name=None))
         before = (tmp_path / "coco_instances_results.json").read_text()
         assert str(evaluator.evaluate()) == str(first)
     assert (tmp_path / "coco_instances_results.json").read_text() == before
@@ -241,20 +241,20 @@ def test_progress_is_logged_with_what_is_left(caplog, monkeypatch):
 
 
 def test_tasks_of_the_same_name_are_refused():
-    class Judge(DatasetEvaluator):
+    class BoxEvaluator(DatasetEvaluator):
         def evaluate(self):
             return {"bbox": {}}
 
     with pytest.raises(AssertionError, match=r"same name: .'bbox'"):
-        DatasetEvaluators([Judge(), Judge()]).evaluate()
+        DatasetEvaluators([BoxEvaluator(), BoxEvaluator()]).evaluate()
 
 
 # What is refused
 
-FOUND = [Thing(2, 0, (1, 1, 9, 9), score=0.5)]
+FOUND = [LabelledBox(2, 0, (1, 1, 9, 9), score=0.5)]
 
 
-def test_coco_data_sets_that_cannot_be_judged(coco, tmp_path):
+def test_coco_data_sets_that_cannot_be_evaluated(coco, tmp_path):
     with registered(engine) as dataset, pytest.raises(ValueError, match=r"'judged' have no json_file: .*register_coco"):
         COCOEvaluator(dataset)
     with pytest.raises(FileNotFoundError, match=r"nowhere.json"):
@@ -266,7 +266,7 @@ def test_coco_data_sets_that_cannot_be_judged(coco, tmp_path):
             coco_results(coco | {"json_file": str(path)}, [])
 
 
-def test_coco_detections_that_cannot_be_judged(coco):
+def test_coco_detections_that_cannot_be_evaluated(coco):
     with pytest.raises(ValueError, match=r"in 1 images that .*instances.json does not list, such as 77"):
         coco_results(coco, [FOUND[0]._replace(image=77)], images=[2, 77])
     with pytest.raises(ValueError, match="of class 6, but data set 'judged' has only 6 classes"):
@@ -284,7 +284,7 @@ def test_a_config_in_the_place_of_tasks_is_passed_over(coco):
     assert list(coco_results(coco, FOUND, tasks=cfg)) == ["bbox", "segm"]
 
 
-def test_voc_data_sets_that_cannot_be_judged(voc):
+def test_voc_data_sets_that_cannot_be_evaluated(voc):
     with registered(engine) as dataset, pytest.raises(AttributeError, match="in the metadata of dataset 'judged'"):
         PascalVOCDetectionEvaluator(dataset)
     with pytest.raises(ValueError, match="'judged' has the year 2010"):

@@ -1,6 +1,6 @@
-"""What both engines are asked of optimizers, schedules and checkpoints; see ``ask.py``.
+"""Scenarios of optimizers, schedules and checkpoints, which run in both engines; see ``record_answers.py``.
 
-Learning rates are compared by twelve digits, as text. The scenarios of ``running.py`` are among them.
+Learning rates are compared by twelve digits, as text. ``SCENARIOS`` includes those of ``running.py``.
 """
 
 import os
@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from support.minid2 import running
-from support.minid2.modules import letters, seed_weights, small_config
-from support.minid2.parts import tensor
-from support.minid2.running import caught, lines, refused
+from support.minid2.modules import encode_text, seed_weights, small_config
+from support.minid2.running import capturing_records, encode_lines, get_error_name
+from support.minid2.structures_and_layers import random_tensor
 from torch import nn
 
 from ssql_det.core.unpickler import read_tensors
 
 
-def solver(engine, *keys):
+def make_solver_config(engine, *keys):
     cfg = engine("config").get_cfg()
     cfg.SOLVER.merge_from_list(list(keys))
     return cfg
@@ -27,8 +27,8 @@ def solver(engine, *keys):
 SETTINGS = ("lr", "weight_decay", "momentum", "dampening", "nesterov", "foreach")
 
 
-def told(groups, parameters):
-    """Each group's settings and the places of its parameters."""
+def describe_groups(groups, parameters):
+    """Each group's settings, then the positions of its parameters in ``parameters``."""
     places = {parameter: place for place, parameter in enumerate(parameters)}
     for group in groups:
         yield {name: group[name] for name in SETTINGS if name in group}
@@ -41,7 +41,7 @@ def optimizers(engine):
     cfg.MODEL.RESNETS.NORM = "BN"
     model = engine("modeling").build_model(cfg)
     parameters = list(model.parameters())
-    answers = {"names": lines(name for name, _ in model.named_parameters())}
+    answers = {"names": encode_lines(name for name, _ in model.named_parameters())}
     for name, keys in {
         "default": [],
         "biases": ["BASE_LR", 0.02, "BIAS_LR_FACTOR", 2.0, "WEIGHT_DECAY_BIAS", 0.0],
@@ -53,26 +53,28 @@ def optimizers(engine):
         "value": ["CLIP_GRADIENTS.ENABLED", True],
         "norm": ["CLIP_GRADIENTS.ENABLED", True, "CLIP_GRADIENTS.CLIP_TYPE", "norm"],
     }.items():
-        optimizer = engine("solver").build_optimizer(solver(engine, *keys), model)
-        answers[name] = lines([type(optimizer).__name__, *told(optimizer.param_groups, parameters)])
-    clipped = solver(engine, "CLIP_GRADIENTS.ENABLED", True, "CLIP_GRADIENTS.CLIP_TYPE", "full_model")
-    return answers | {"full model": letters(refused(lambda: engine("solver").build_optimizer(clipped, model)))}
+        optimizer = engine("solver").build_optimizer(make_solver_config(engine, *keys), model)
+        answers[name] = encode_lines([type(optimizer).__name__, *describe_groups(optimizer.param_groups, parameters)])
+    clipped = make_solver_config(engine, "CLIP_GRADIENTS.ENABLED", True, "CLIP_GRADIENTS.CLIP_TYPE", "full_model")
+    return answers | {
+        "full model": encode_text(get_error_name(lambda: engine("solver").build_optimizer(clipped, model)))
+    }
 
 
-def toy():
+def make_toy_model():
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 3))
     return seed_weights(model)
 
 
 def parameter_groups(engine):
-    """What a caller can say of parameters beyond a config."""
-    model = toy()
+    """The arguments of ``get_default_optimizer_params``, some of which no config sets."""
+    model = make_toy_model()
     model[4].weight.requires_grad = False
     model.add_module("tied", nn.Linear(4, 4))
     model.tied.weight = model[2].weight
     parameters = list(model.parameters())
     find, answers = engine("solver").get_default_optimizer_params, {}
-    for name, said in {
+    for name, arguments in {
         "nothing": {},
         "norms": {"weight_decay_norm": 0.0},
         "rate": {"base_lr": 0.1, "weight_decay": 1e-3, "weight_decay_norm": 0.0, "bias_lr_factor": None},
@@ -80,10 +82,10 @@ def parameter_groups(engine):
         "overrides": {"weight_decay_norm": 0.0, "overrides": {"weight": {"lr": 0.3}, "bias": {"weight_decay": 0.2}}},
         "biases win": {"base_lr": 0.1, "weight_decay_norm": 0.5, "bias_lr_factor": 3.0, "weight_decay_bias": 0.25},
     }.items():
-        answers[name] = lines(told(find(model, **said), parameters))
-    answers["refused"] = lines(
-        refused(lambda said=said: find(model, **said))
-        for said in (
+        answers[name] = encode_lines(describe_groups(find(model, **arguments), parameters))
+    answers["refused"] = encode_lines(
+        get_error_name(lambda arguments=arguments: find(model, **arguments))
+        for arguments in (
             {"bias_lr_factor": 2.0},
             {"lr_factor_func": len},
             {"weight_decay_bias": 0.1, "overrides": {"bias": {"lr": 0.1}}},
@@ -96,7 +98,7 @@ def parameter_groups(engine):
         {"params": ["b", "e"], "param_names": ["B", "E"], "lr": 2.0, "momentum": 0.5},
     ]
     reduced = engine("solver.build").reduce_param_groups(groups)
-    return answers | {"reduced": lines(sorted(group.items()) for group in reduced)}
+    return answers | {"reduced": encode_lines(sorted(group.items()) for group in reduced)}
 
 
 def clipped_steps(engine):
@@ -108,23 +110,23 @@ def clipped_steps(engine):
         "largest": ("norm", 0.02, float("inf")),
         "sum": ("norm", 0.5, 1.0),
     }.items():
-        cfg = solver(engine, "BASE_LR", 0.3, "WEIGHT_DECAY", 0.01, "BIAS_LR_FACTOR", 2.0)
+        cfg = make_solver_config(engine, "BASE_LR", 0.3, "WEIGHT_DECAY", 0.01, "BIAS_LR_FACTOR", 2.0)
         if kind is not None:
             clipping = {"ENABLED": True, "CLIP_TYPE": kind, "CLIP_VALUE": bound, "NORM_TYPE": norm}
             cfg.SOLVER.CLIP_GRADIENTS.update(clipping)
-        model = toy()
+        model = make_toy_model()
         optimizer = engine("solver").build_optimizer(cfg, model)
         for seed in range(3):
             optimizer.zero_grad()
-            out = model(tensor(seed, 5, 3, dtype=torch.float64))
-            (out * tensor(seed + 10, 5, 3, dtype=torch.float64)).sum().backward()
+            out = model(random_tensor(seed, 5, 3, dtype=torch.float64))
+            (out * random_tensor(seed + 10, 5, 3, dtype=torch.float64)).sum().backward()
             optimizer.step()
         answers[name] = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
     clip = engine("solver.build").maybe_add_gradient_clipping
-    cfg = solver(engine, "CLIP_GRADIENTS.ENABLED", True)
-    answers["classes"] = lines(
+    cfg = make_solver_config(engine, "CLIP_GRADIENTS.ENABLED", True)
+    answers["classes"] = encode_lines(
         f"{clip(each, torch.optim.Adam).__name__} {issubclass(clip(each, torch.optim.Adam), torch.optim.Adam)}"
-        for each in (cfg, solver(engine))
+        for each in (cfg, make_solver_config(engine))
     )
     return answers
 
@@ -149,15 +151,15 @@ SCHEDULES = {
 }
 
 
-def scheduled(engine, cfg):
+def build_optimizer_and_schedule(engine, cfg):
     """An optimizer of two groups, and its schedule."""
     optimizer = torch.optim.SGD([{"params": [nn.Parameter(torch.zeros(1))], "lr": cfg.SOLVER.BASE_LR * 2}], lr=1)
     optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))], "lr": cfg.SOLVER.BASE_LR})
     return optimizer, engine("solver").build_lr_scheduler(cfg, optimizer)
 
 
-def rates(optimizer, schedule, count):
-    """After the last iteration of a run no schedule is stepped: some end with an error there."""
+def step_rates(optimizer, schedule, count):
+    """The learning rates of each iteration; after the last the schedule is not stepped: some raise an error there."""
     for index in range(count):
         if index:
             optimizer.step()
@@ -168,29 +170,32 @@ def rates(optimizer, schedule, count):
 def schedules(engine):
     answers = {}
     for name, keys in SCHEDULES.items():
-        cfg = solver(engine, *keys)
-        with caught(engine, "solver.build") as records:
-            optimizer, schedule = scheduled(engine, cfg)
-            found = list(rates(optimizer, schedule, 200))
-        answers[name] = lines([*found, refused(schedule.step), *(record.levelname for record in records)])
-    cfg = solver(engine, *COSINE)
-    optimizer, schedule = scheduled(engine, cfg)
-    list(rates(optimizer, schedule, 121))
+        cfg = make_solver_config(engine, *keys)
+        with capturing_records(engine, "solver.build") as records:
+            optimizer, schedule = build_optimizer_and_schedule(engine, cfg)
+            found = list(step_rates(optimizer, schedule, 200))
+        answers[name] = encode_lines([*found, get_error_name(schedule.step), *(record.levelname for record in records)])
+    cfg = make_solver_config(engine, *COSINE)
+    optimizer, schedule = build_optimizer_and_schedule(engine, cfg)
+    list(step_rates(optimizer, schedule, 121))
     state = schedule.state_dict()
-    answers["state"] = letters(str(sorted(state.items())))
-    other, resumed = scheduled(engine, cfg)
+    answers["state"] = encode_text(str(sorted(state.items())))
+    other, resumed = build_optimizer_and_schedule(engine, cfg)
     resumed.load_state_dict(state)
     other.load_state_dict(optimizer.state_dict())
-    answers["resumed"] = lines(rates(other, resumed, 50))
+    answers["resumed"] = encode_lines(step_rates(other, resumed, 50))
     unusable = (
         ["LR_SCHEDULER_NAME", "WarmupPolyLR"],
         ["WARMUP_METHOD", "burnin"],
         ["STEPS", (20, 10), "MAX_ITER", 200],
         [*COSINE, "BASE_LR_END", 1.0],
     )
-    errors = [refused(lambda keys=keys: scheduled(engine, solver(engine, *keys))) for keys in unusable]
-    errors.append(refused(lambda: engine("solver").LRMultiplier(optimizer, lambda where: 1.0, 10)))
-    return answers | {"refused": lines(errors)}
+    errors = [
+        get_error_name(lambda keys=keys: build_optimizer_and_schedule(engine, make_solver_config(engine, *keys)))
+        for keys in unusable
+    ]
+    errors.append(get_error_name(lambda: engine("solver").LRMultiplier(optimizer, lambda where: 1.0, 10)))
+    return answers | {"refused": encode_lines(errors)}
 
 
 KEY_SETS = {  # the model's names and the checkpoint's, with lengths where they are not 1
@@ -215,7 +220,7 @@ KEY_SETS = {  # the model's names and the checkpoint's, with lengths where they 
 LEVELS = ("INFO", "WARNING")
 
 
-def state_of(names):
+def make_state(names):
     pairs = [(*name.split(), "1")[:2] for name in names]
     return {name: torch.full((int(length),), float(index)) for index, (name, length) in enumerate(pairs)}
 
@@ -224,31 +229,31 @@ def matched_names(engine):
     align = engine("checkpoint.c2_model_loading").align_and_update_state_dicts
     answers = {}
 
-    def ask(name, model, checkpoint):
-        with caught(engine, "checkpoint.c2_model_loading") as records:
+    def match(name, model, checkpoint):
+        with capturing_records(engine, "checkpoint.c2_model_loading") as records:
             try:
                 found = align(model, checkpoint, c2_conversion=False)
             except ValueError:
-                answers[name] = letters("refused")
+                answers[name] = encode_text("refused")
                 return
         messages = {level: [each.getMessage() for each in records if each.levelname == level] for level in LEVELS}
         warned = " ".join(messages["WARNING"]) + " "
         named_in_warnings = [key for key in sorted({*model, *checkpoint}) if f"{key} " in warned]
         places = [f"{key} {value.flatten()[0]:g}" for key, value in found.items()]
-        answers[name] = lines([*places, *messages["INFO"], named_in_warnings])
+        answers[name] = encode_lines([*places, *messages["INFO"], named_in_warnings])
 
     for name, (model, checkpoint) in KEY_SETS.items():
-        ask(name, state_of(model), state_of(checkpoint))
+        match(name, make_state(model), make_state(checkpoint))
     model = engine("modeling").build_model(small_config(engine)).state_dict()
     weights = {name: torch.full_like(value, index) for index, (name, value) in enumerate(model.items())}
     prefix = "backbone.bottom_up."
-    ask("a detector", model, weights)
-    ask("a backbone", model, {name.removeprefix(prefix): each for name, each in weights.items() if prefix in name})
+    match("a detector", model, weights)
+    match("a backbone", model, {name.removeprefix(prefix): each for name, each in weights.items() if prefix in name})
     return answers
 
 
-class Normed(nn.Module):
-    """With a detector's buffers."""
+class ModelWithBuffers(nn.Module):
+    """A small model that has a detector's buffers."""
 
     def __init__(self):
         super().__init__()
@@ -261,34 +266,34 @@ class Normed(nn.Module):
 def checkpoints(engine):
     kit, answers = engine("checkpoint"), {}
     torch.manual_seed(0)
-    model = Normed()
+    model = ModelWithBuffers()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     sum(each.sum() for each in model.parameters()).backward()
     optimizer.step()
-    kit.DetectionCheckpointer.read_file = staticmethod(read_tensors)  # asked for by minid2 alone
+    kit.DetectionCheckpointer.read_file = staticmethod(read_tensors)  # only minid2 calls it
     with tempfile.TemporaryDirectory() as folder:
 
         def fresh(folder=folder, **others):
             torch.manual_seed(1)
-            return kit.DetectionCheckpointer(Normed(), folder, **others)
+            return kit.DetectionCheckpointer(ModelWithBuffers(), folder, **others)
 
         def tell(name, checkpointer, rest):
             """Sums show which weights came from where."""
             state = checkpointer.model.state_dict()
             answers[name] = torch.stack([value.double().sum() for value in state.values()])
-            answers[f"{name}, left"] = lines(rest)
+            answers[f"{name}, left"] = encode_lines(rest)
 
         saver = kit.DetectionCheckpointer(model, folder, optimizer=optimizer)
-        answers["none yet"] = letters(f"{saver.has_checkpoint()} {saver.get_checkpoint_file()}")
+        answers["none yet"] = encode_text(f"{saver.has_checkpoint()} {saver.get_checkpoint_file()}")
         tell("from scratch", fresh(), fresh().resume_or_load("", resume=True))
         periodic = kit.PeriodicCheckpointer(saver, 3, max_iter=10, max_to_keep=2)
         for iteration in range(10):
             periodic.step(iteration, note="kept")
         kit.DetectionCheckpointer(model, folder, save_to_disk=False).save("not_saved")
         kit.DetectionCheckpointer(model).save("not_saved")
-        answers["files"] = lines(sorted(os.listdir(folder)))
+        answers["files"] = encode_lines(sorted(os.listdir(folder)))
         known = map(os.path.basename, [*sorted(saver.get_all_checkpoint_files()), saver.get_checkpoint_file()])
-        answers["known"] = lines([*known, Path(folder, "last_checkpoint").read_text()])
+        answers["known"] = encode_lines([*known, Path(folder, "last_checkpoint").read_text()])
 
         resumed = fresh()
         other = torch.optim.SGD(resumed.model.parameters(), lr=0.7, momentum=0.9)
@@ -307,7 +312,7 @@ def checkpoints(engine):
         for name, path in {"bare": bare, "bare, matched": f"{bare}?matching_heuristics=True"}.items():
             loader = fresh()
             tell(name, loader, loader.load(path))
-        answers["a wrong query"] = letters(refused(lambda: fresh().load(f"{bare}?matching=True")))
+        answers["a wrong query"] = encode_text(get_error_name(lambda: fresh().load(f"{bare}?matching=True")))
 
     weights = {
         "module.backbone.0.weight": np.ones((3, 2), np.float32),
@@ -322,5 +327,7 @@ def checkpoints(engine):
     return answers
 
 
-OWN = (optimizers, parameter_groups, clipped_steps, schedules, matched_names, checkpoints)
-SCENARIOS = (*OWN, *running.SCENARIOS)
+SCENARIOS = (
+    *(optimizers, parameter_groups, clipped_steps, schedules, matched_names, checkpoints),
+    *running.SCENARIOS,
+)

@@ -1,4 +1,4 @@
-"""What both engines are asked of evaluation; see ``ask.py``."""
+"""Scenarios of evaluation, which run in both engines; see ``record_answers.py``."""
 
 import io
 import itertools
@@ -12,33 +12,36 @@ from unittest import mock
 
 import numpy as np
 import torch
-from support.minid2.judged_data import (
+from support.minid2.evaluation_data import (
     CLASSES,
     DETECTIONS,
     HALVES,
     IDS,
     TIED,
-    batches,
     draw_objects,
-    judged,
+    make_batches,
     registered,
+    run_evaluator,
     write_coco,
     write_voc,
 )
-from support.minid2.modules import letters, named
+from support.minid2.modules import add_prefix, encode_text
 
 
 def as_arrays(results):
     """Results by task as names and numbers."""
-    answers = {"tasks": letters(",".join(results))}
+    answers = {"tasks": encode_text(",".join(results))}
     for task, metrics in results.items():
-        answers |= {f"{task} names": letters(",".join(metrics)), task: np.array(list(metrics.values()), dtype=float)}
+        answers |= {
+            f"{task} names": encode_text(",".join(metrics)),
+            task: np.array(list(metrics.values()), dtype=float),
+        }
     return answers
 
 
 @contextmanager
 def log_lines(module):
-    """A list that has, after the block, the lines logged by a module inside."""
+    """A list that holds, after the block, the lines that the module logged inside."""
     lines, text = [], io.StringIO()
     handler, logger = logging.StreamHandler(text), logging.getLogger(module.__name__)
     level = logger.level
@@ -53,7 +56,7 @@ def log_lines(module):
 
 
 def voc_results(engine):
-    """Both metrics, of the classes that have objects and of all; where there are none an AP is NaN, or 0."""
+    """Both metrics (2007 and 2012), of the classes that have objects and of all; without objects an AP is NaN, or 0."""
     kit, answers = engine("evaluation"), {}
     with tempfile.TemporaryDirectory() as folder:
         known = write_voc(Path(folder), draw_objects())
@@ -62,20 +65,20 @@ def voc_results(engine):
             with registered(engine, **known) as dataset:
                 evaluator = kit.PascalVOCDetectionEvaluator(dataset)
                 for name, detections in DETECTIONS.items():
-                    results = judged(evaluator, batches(engine, detections))
-                    answers |= named(f"{name} {year} {count}", as_arrays(results))
+                    results = run_evaluator(evaluator, make_batches(engine, detections))
+                    answers |= add_prefix(f"{name} {year} {count}", as_arrays(results))
                     lines = "\n".join("\n".join(evaluator._predictions[label]) for label in range(count))
-                    answers[f"{name} lines"] = letters(lines)
+                    answers[f"{name} lines"] = encode_text(lines)
     return answers
 
 
 def voc_ties(engine):
-    """Live only: numpy orders equal scores as the processor's vectors have it."""
+    """Live only: how NumPy sorts equal scores depends on the processor's vector instructions."""
     with tempfile.TemporaryDirectory() as folder:
         known = write_voc(Path(folder), draw_objects()) | {"year": 2012, "thing_classes": CLASSES[:3]}
         with registered(engine, **known) as dataset:
             evaluator = engine("evaluation").PascalVOCDetectionEvaluator(dataset)
-            return as_arrays(judged(evaluator, batches(engine, TIED)))
+            return as_arrays(run_evaluator(evaluator, make_batches(engine, TIED)))
 
 
 def voc_curves(engine):
@@ -87,12 +90,12 @@ def voc_curves(engine):
         paths = [str(folder / each) for each in ("{}.txt", "Annotations/{}.xml", "ImageSets/Main/test.txt")]
         for kind, (label, name) in itertools.product(("far", "half"), enumerate(CLASSES)):
             things = HALVES if kind == "half" else DETECTIONS[kind]  # half an overlap is not more than .5
-            (folder / f"{name}.txt").write_text(voc_lines(things, label))
+            (folder / f"{name}.txt").write_text(format_voc_detections(things, label))
             for overlap, is_2007 in itertools.product((0.5, 0.75), (False, True)):
                 recall, precision, ap = kit.voc_eval(*paths, name, overlap, is_2007)
                 curve = np.stack([recall, precision])[:, :40]
                 answers |= {f"{name} {kind} {overlap}": curve, f"{name} {kind} {overlap} {is_2007}": ap}
-        answers["read"] = letters(json.dumps(kit.parse_rec(paths[1].format("000003"))))
+        answers["read"] = encode_text(json.dumps(kit.parse_rec(paths[1].format("000003"))))
     tenths = np.arange(1, 11) / 10
     curves = {
         "tenths": (tenths, 1 - tenths / 2),
@@ -106,43 +109,43 @@ def voc_curves(engine):
     return answers
 
 
-def voc_lines(things, label):
-    """As a file of detections; corners from 1 on."""
+def format_voc_detections(things, label):
+    """A class's detections as lines of a results file, with coordinates from 1."""
     corners = [(each, np.add(each.box, (1, 1, 0, 0))) for each in things if each.label == label]
     return "\n".join(f"{each.image:06} {each.score} {' '.join(map(str, box))}" for each, box in corners)
 
 
 def coco_results(engine):
-    """Boxes and masks of the same detections, with everything that can be chosen."""
+    """Boxes and masks of the same detections, with all options of the evaluator."""
     answers = {}
     with tempfile.TemporaryDirectory() as folder:
         known = write_coco(Path(folder, "instances.json"), draw_objects())
 
-        def ask(name, detections, masks=False, known=known, images=None, **options):
+        def evaluate(name, detections, masks=False, known=known, images=None, **options):
             with registered(engine, **known) as dataset:
                 evaluator = engine("evaluation").COCOEvaluator(dataset, use_fast_impl=False, **options)
-                pairs = batches(engine, detections, masks=masks, name=None)
-                answers.update(named(name, as_arrays(judged(evaluator, pairs, img_ids=images))))
+                pairs = make_batches(engine, detections, masks=masks, name=None)
+                answers.update(add_prefix(name, as_arrays(run_evaluator(evaluator, pairs, img_ids=images))))
 
         for name, detections in {**DETECTIONS, "tied": TIED}.items():
-            ask(name, detections, masks=True)
+            evaluate(name, detections, masks=True)
         for limit in (1, 5, 12, 100, 1000):
-            ask(f"limit {limit}", DETECTIONS["many"], max_dets_per_image=limit)
+            evaluate(f"limit {limit}", DETECTIONS["many"], max_dets_per_image=limit)
         close = DETECTIONS["close"]
-        ask("masks", close, masks=True, tasks=("segm",))
-        ask("boxes", close, masks=True, tasks=["bbox"], distributed=False)
-        ask("some images", close, images=[2, 5, 3])
-        ask("one image", DETECTIONS["perfect"], masks=True, images=[2])
-        ask("one class", close, known=known | {"thing_classes": ["thing"]})
+        evaluate("masks", close, masks=True, tasks=("segm",))
+        evaluate("boxes", close, masks=True, tasks=["bbox"], distributed=False)
+        evaluate("some images", close, images=[2, 5, 3])
+        evaluate("one image", DETECTIONS["perfect"], masks=True, images=[2])
+        evaluate("one class", close, known=known | {"thing_classes": ["thing"]})
         unnamed = {"json_file": known["json_file"]}
-        ask("unnamed", [each._replace(label=IDS[each.label]) for each in close], known=unnamed)
+        evaluate("unnamed", [each._replace(label=IDS[each.label]) for each in close], known=unnamed)
         with registered(engine, **known) as dataset:
-            answers |= named("nothing", as_arrays(judged(engine("evaluation").COCOEvaluator(dataset), [])))
+            answers |= add_prefix("nothing", as_arrays(run_evaluator(engine("evaluation").COCOEvaluator(dataset), [])))
     return answers
 
 
 def coco_files(engine):
-    """What is left in the output directory, also where there is nothing to judge by."""
+    """What the evaluator writes into its output directory, also if the annotation file has no annotations."""
     answers = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -154,12 +157,12 @@ def coco_files(engine):
             known["json_file"] = str(folder / f"{name}.json")
             with registered(engine, **known) as dataset:
                 evaluator = engine("evaluation").COCOEvaluator(dataset, output_dir=str(folder / name))
-                pairs = batches(engine, DETECTIONS["close"], masks=True, name=None)
-                answers |= named(name, as_arrays(judged(evaluator, pairs)))
-            answers[f"{name} results"] = letters((folder / name / "coco_instances_results.json").read_text())
-            answers[f"{name} files"] = letters(",".join(sorted(path.name for path in (folder / name).iterdir())))
+                pairs = make_batches(engine, DETECTIONS["close"], masks=True, name=None)
+                answers |= add_prefix(name, as_arrays(run_evaluator(evaluator, pairs)))
+            answers[f"{name} results"] = encode_text((folder / name / "coco_instances_results.json").read_text())
+            answers[f"{name} files"] = encode_text(",".join(sorted(path.name for path in (folder / name).iterdir())))
             predictions = torch.load(folder / name / "instances_predictions.pth", weights_only=True)
-            answers[f"{name} predictions"] = letters(json.dumps(predictions)[:5000])
+            answers[f"{name} predictions"] = encode_text(json.dumps(predictions)[:5000])
     return answers
 
 
@@ -186,11 +189,15 @@ def texts(engine):
             outcomes.append(int(kit.verify_results(cfg, results)))
         except SystemExit as end:
             outcomes.append(10 + end.code)
-    return {"lines": letters("\n".join(lines)), "flat": letters(repr(list(flat))), "verified": np.array(outcomes)}
+    return {
+        "lines": encode_text("\n".join(lines)),
+        "flat": encode_text(repr(list(flat))),
+        "verified": np.array(outcomes),
+    }
 
 
 def loops(engine):
-    """A model over 13 batches: what is called in which order, in which mode, what is logged (numbers aside)."""
+    """Inference loops: what is called in which order and mode, and what is logged, without the numbers."""
     kit, events = engine("evaluation.evaluator"), []
 
     class Recorder(kit.DatasetEvaluator):
@@ -216,17 +223,19 @@ def loops(engine):
         callbacks = {step: lambda step=step: events.append(step) for step in steps}
         results.append(kit.inference_on_dataset(model, range(count), evaluator, callbacks))
 
-    results, spoken = [], []
-    keep = mock.patch.object(kit, "log_every_n_seconds", lambda level, text, n: spoken.append(f"{level} {text} {n}"))
-    with log_lines(kit) as lines, keep:
+    results, progress = [], []
+    record = mock.patch.object(
+        kit, "log_every_n_seconds", lambda level, text, n: progress.append(f"{level} {text} {n}")
+    )
+    with log_lines(kit) as lines, record:
         model = Model()
         run(model, 13, [Recorder("first"), Recorder("silent"), Recorder("second")])
         run(model, 1, Recorder("alone"))
         run(model.eval(), 2, Recorder("silent"))
         run(lambda inputs: inputs, 3, None)
         run(model, 0, Recorder("alone"))
-    text = "\n".join([*events, *map(str, map(dict, results)), *spoken, *lines])
-    return {"text": letters(re.sub(r"\d+\.\d+|\d+:[\d:.]+", "#", text)), "mode": np.array(model.training)}
+    text = "\n".join([*events, *map(str, map(dict, results)), *progress, *lines])
+    return {"text": encode_text(re.sub(r"\d+\.\d+|\d+:[\d:.]+", "#", text)), "mode": np.array(model.training)}
 
 
 SCENARIOS = (voc_results, voc_curves, coco_results, coco_files, texts, loops)

@@ -1,4 +1,4 @@
-"""Small self-supervised methods in float64, and batches for them: what tests of a step and of two processes share."""
+"""Small self-supervised methods in float64, and views for them, for tests of single steps and of two processes."""
 
 from functools import partial
 
@@ -10,7 +10,7 @@ from ssql_det.backbones import Backbone
 from ssql_det.ssl import BYOL, MoCo, SimCLR, SimSiam
 
 WIDTHS = (64, 6, 8, 10)
-KINDS = {
+METHODS = {
     "simsiam": partial(SimSiam, dim=12, hidden=5),
     "byol": partial(BYOL, dim=12, hidden=5, momentum=0.9),
     "byol, last norm": partial(BYOL, dim=12, hidden=5, momentum=0.9, last_norm=True),
@@ -20,11 +20,11 @@ KINDS = {
 }
 
 
-def small(kind):
-    """A method as it is in the midst of a training: norms have weights, and a moving average is behind."""
+def make_small_method(kind):
+    """A method as in the middle of a training: norms have weights, and a moving average differs from the network."""
     torch.manual_seed(0)
     backbone = ResNet(BasicBlock, (1, 1, 1, 1), num_classes=0, channels=WIDTHS, zero_init_last=False)
-    method = KINDS[kind](Backbone("small", backbone, WIDTHS[-1]))
+    method = METHODS[kind](Backbone("small", backbone, WIDTHS[-1]))
     for module in method.modules():
         if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)) and module.affine:
             module.weight.data.uniform_(0.5, 1.5)
@@ -35,18 +35,18 @@ def small(kind):
     return method.double().train()
 
 
-def two_views(images=6, seed=1):
+def make_two_views(images=6, seed=1):
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(images, 3, 32, 32, dtype=torch.float64, generator=generator) for _ in range(2)]
 
 
-def gradients(loss, method):
+def compute_gradients(loss, method):
     trained = {name: parameter for name, parameter in method.named_parameters() if parameter.requires_grad}
     return dict(zip(trained, torch.autograd.grad(loss, list(trained.values())), strict=True))
 
 
-def same(found, expected):
-    """Names, and numbers to nine digits, or to fifteen after the point: some are 0 but for rounding."""
+def assert_tensors_close(found, expected):
+    """Same names; values within 1e-9 of a tensor's largest magnitude, which counts as at least 1e-6."""
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert (found[name] - value).abs().max() <= 1e-9 * value.abs().max().clamp(min=1e-6), name

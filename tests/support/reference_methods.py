@@ -1,4 +1,4 @@
-"""The small methods' networks written out by hand: no contexts, no hooks, no modules."""
+"""The networks of ``small_methods.py`` as plain functions of weights: no contexts, no hooks, no modules."""
 
 import torch
 import torch.nn.functional as F
@@ -6,20 +6,20 @@ import torch.nn.functional as F
 from support.reference_quantizer import RangeRecorder, quantize_activation, quantize_weight
 
 
-def normed(x, weight=None, bias=None):
+def batch_norm(x, weight=None, bias=None):
     over = [dim for dim in range(x.dim()) if dim != 1]
     x = (x - x.mean(over, keepdim=True)) / (x.var(over, unbiased=False, keepdim=True) + 1e-5).sqrt()
     shape = [1, -1] + [1] * (x.dim() - 2)
     return x if weight is None else x * weight.view(shape) + bias.view(shape)
 
 
-class Pass:
-    """One way through an encoder, by its weights: float, while ranges are seen, or quantized by them.
+class EncoderPass:
+    """A forward pass of an encoder, from its weights: without ``bits`` float, which records ranges, else quantized.
 
-    The projector is SimSiam's: three layers with norms. Every norm's statistics are noted.
+    The projector is SimSiam's: three layers with norms. ``statistics`` has each norm's batch mean and variance.
     """
 
-    last_norm = True
+    last_norm = True  # whether the projector ends with a norm
 
     def __init__(self, weights, bits=None, ranges=None):
         self.weights = dict(weights)
@@ -31,18 +31,19 @@ class Pass:
         weight = self.weights[f"{path}.weight"]
         if self.bits is None:
             return weight
-        eight = path == "backbone.conv1" or path.startswith("projector")
-        return quantize_weight(weight, 8 if eight else self.bits.weight)
+        has_8_bits = path == "backbone.conv1" or path.startswith("projector")
+        return quantize_weight(weight, 8 if has_8_bits else self.bits.weight)
 
-    def act(self, place, x, bits=None):
+    def act(self, point, x, bits=None):
+        """The activation at a quantization point; ``bits`` are those of a point with a fixed bit-width."""
         if self.bits is None:
-            return self.record(place, x)
-        return quantize_activation(x, *self.ranges[place], bits or self.bits.act)
+            return self.record(point, x)
+        return quantize_activation(x, *self.ranges[point], bits or self.bits.act)
 
     def norm(self, path, x):
         over = [dim for dim in range(x.dim()) if dim != 1]
         self.statistics.setdefault(path, []).append((x.mean(over).detach(), x.var(over).detach()))
-        return normed(x, self.weights.get(f"{path}.weight"), self.weights.get(f"{path}.bias"))
+        return batch_norm(x, self.weights.get(f"{path}.weight"), self.weights.get(f"{path}.bias"))
 
     def backbone(self, x):
         x = F.relu(self.norm("backbone.bn1", F.conv2d(x, self.weight("backbone.conv1"), stride=2, padding=3)))
@@ -68,14 +69,14 @@ class Pass:
         return self.projector(self.backbone(x))
 
 
-class PlainPass(Pass):
-    """The projector of BYOL alone: no norm at its end."""
+class PassWithoutLastNorm(EncoderPass):
+    """With BYOL's default projector, which has no norm at its end."""
 
     last_norm = False
 
 
-class ContrastivePass(Pass):
-    """The projector of MoCo v2 and SimCLR: two layers without norms; what comes out is of length 1."""
+class ContrastivePass(EncoderPass):
+    """With the projector of MoCo v2 and SimCLR: two layers without norms; its output is normalized to length 1."""
 
     def projector(self, x):
         x = F.relu(x @ self.weight("projector.0").T + self.weights["projector.0.bias"])
@@ -83,27 +84,27 @@ class ContrastivePass(Pass):
         return x / x.square().sum(1, keepdim=True).sqrt()
 
 
-def prediction(predictor, z):
-    """A predictor's, whose weights are float."""
+def predict(predictor, z):
+    """The output of a predictor, which is never quantized."""
     weights = dict(predictor.named_parameters())
-    z = F.relu(normed(z @ weights["0.weight"].T, weights["1.weight"], weights["1.bias"]))
+    z = F.relu(batch_norm(z @ weights["0.weight"].T, weights["1.weight"], weights["1.bias"]))
     return z @ weights["3.weight"].T + weights["3.bias"]
 
 
-def cosine(one, other):
+def cosine_similarity(one, other):
     return (one * other).sum(1) / (one.norm(dim=1) * other.norm(dim=1))
 
 
 def cosine_loss(method, encoded, targets):
-    """Of each view's prediction against the other view's target."""
-    first, second = (prediction(method.predictor, each) for each in encoded)
-    return -(cosine(first, targets[1]).mean() + cosine(second, targets[0]).mean()) / 2
+    """The negative cosine similarity of each view's prediction and the other view's target, averaged."""
+    first, second = (predict(method.predictor, each) for each in encoded)
+    return -(cosine_similarity(first, targets[1]).mean() + cosine_similarity(second, targets[0]).mean()) / 2
 
 
-def statistics_after(passes, path):
-    """A norm's running mean and variance, and how many batches it has seen, after these passes in this order."""
+def expected_statistics(passes, path):
+    """A norm's running mean and variance, and its number of batches, after these passes in this order."""
     mean, variance = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
-    seen = [each for way in passes for each in way.statistics[path]]
-    for seen_mean, seen_variance in seen:
-        mean, variance = 0.9 * mean + 0.1 * seen_mean, 0.9 * variance + 0.1 * seen_variance
-    return mean, variance, len(seen)
+    batches = [each for encoder_pass in passes for each in encoder_pass.statistics[path]]
+    for batch_mean, batch_variance in batches:
+        mean, variance = 0.9 * mean + 0.1 * batch_mean, 0.9 * variance + 0.1 * batch_variance
+    return mean, variance, len(batches)
