@@ -28,7 +28,7 @@ _STRING_FIELDS = (
     *("method", "checkpoint", "checkpoint_hash", "config", "dataset"),
     *("bits", "scope", "engine", "scheme", "placement", "network"),
 )
-Protocol = Mapping[str, str | int | float | list[str]]
+Protocol = Mapping[str, str | int | float | list[str]]  # hyperparameters of a probe by name
 _logger = logging.getLogger(__name__)
 # In schema 1 the calibration was a text, "64 images of toy_voc_2007_trainval, seed 0, MinMax, BN recalibrated,
 # backbone.res5.* at 8w8a", and so was a probe's config, "narrow_resnet; knn, linear; fast: SGD at 30 for a batch of
