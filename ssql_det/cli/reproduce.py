@@ -82,6 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     import torch
 
+    from ssql_det.cli.main import main
     from ssql_det.core.console import print_next, set_up_logging
     from ssql_det.reproduce.plan import RunResults, check_plan, make_plan
     from ssql_det.reproduce.presets import get_preset
@@ -98,8 +99,7 @@ def run(options: argparse.Namespace) -> None:
         print_next(*(word for word in sys.argv[1:] if word != "--dry-run"))
         return
     start = time.monotonic()
-    program = [sys.executable, "-m", "ssql_det.cli.child"]
-    outcomes = run_steps(plan.steps, plan.out, jobs, program, make_environment(plan.datasets_root, has_gpu))
+    outcomes = run_steps(plan.steps, plan.out, jobs, main, make_environment(plan.datasets_root, has_gpu))
     command = shlex.join(["ssql-det", *sys.argv[1:]])
     _write_results(RunResults(plan, outcomes, command, (time.monotonic() - start) / 60))
     if any(outcome.state != DONE for outcome in outcomes.values()):

@@ -20,9 +20,10 @@ from typing import Any, Literal, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.multiprocessing.spawn import ProcessExitedException, spawn
+from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 
 from ssql_det.core.errors import Terminated, UserError, reporting_errors
+from ssql_det.core.processes import START_METHOD, set_up_child
 from ssql_det.core.registry import import_inherited_plugins
 
 T = TypeVar("T")
@@ -136,9 +137,12 @@ def launch(main_func: Callable[..., None], *args: Any, processes: int = 1) -> No
     if processes == 1:
         main_func(*args)
         return
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
-    logging.getLogger(spawn.__module__).setLevel(logging.ERROR)  # else it logs each process that it ends
-    ranks = spawn(_run_rank, (processes, address, main_func, args), nprocs=processes, join=False)
+    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    environment |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    logging.getLogger(start_processes.__module__).setLevel(logging.ERROR)  # else it logs each process that it ends
+    ranks = start_processes(
+        _run_rank, (environment, main_func, args), nprocs=processes, join=False, start_method=START_METHOD
+    )
     try:
         while not ranks.join():
             pass
@@ -173,10 +177,9 @@ def _stop(processes: Sequence[BaseProcess]) -> None:
             process.kill()
 
 
-def _run_rank(index: int, processes: int, address: dict[str, str], main_func: Callable[..., None], args: Any) -> None:
+def _run_rank(index: int, environment: dict[str, str], main_func: Callable[..., None], args: Any) -> None:
+    set_up_child(environment | {"RANK": str(index), "LOCAL_RANK": str(index)})
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # the process that started it reports the interrupt
-    environment = {"RANK": str(index), "LOCAL_RANK": str(index), "WORLD_SIZE": str(processes)}
-    os.environ.update(address | environment | {"LOCAL_WORLD_SIZE": str(processes)})
     with reporting_errors():
         import_inherited_plugins()
     _run_in_group(main_func, args)

@@ -70,7 +70,7 @@ def make_plan(preset: Preset, options: Options) -> Plan:
     experiments = _select_experiments(preset, options)
     methods = [_resolve_method(name, experiments) for name in options.methods]
     checkpoints = _resolve_checkpoints(options, experiments, methods)
-    data = preset.data and _scale_data(preset.data, options.budget)
+    data = preset.data and _scale_data(preset.data, options.budget, preset.min_crops)
     preset = dataclasses.replace(preset, data=data, bits=options.bits or preset.bits)
     builder = PlanBuilder(preset, options, checkpoints)
     left_out = []
@@ -122,9 +122,9 @@ def _resolve_checkpoints(options: Options, experiments: Sequence[Experiment], me
     return files
 
 
-def _scale_data(data: ToyDataSettings, budget: float) -> ToyDataSettings:
-    counts = {name: max(round(getattr(data, name) * budget), MINIMUMS[name]) for name in ("scenes", "crops")}
-    return dataclasses.replace(data, **counts)
+def _scale_data(data: ToyDataSettings, budget: float, min_crops: int) -> ToyDataSettings:
+    scenes, crops = max(round(data.scenes * budget), MINIMUMS["scenes"]), max(round(data.crops * budget), min_crops)
+    return dataclasses.replace(data, scenes=scenes, crops=crops)
 
 
 def _resolve_method(name: str, experiments: Sequence[Experiment]) -> str:

@@ -169,7 +169,7 @@ class PlanBuilder:
         detector, sweep, pictures = (self._out / kind / name for kind in ("detectors", "sweeps", "pictures"))
         weights, quantization = detector / "model_final.pth", sweep / "quantization.safetensors"
         config, inputs = ("--config-file", experiment.config), (Path(experiment.config), *self._add_data())
-        overrides = {"SSQL_DET.METHOD": row_method, **self._iterations_override(experiment)}
+        overrides = {"SSQL_DET.METHOD": row_method, **self._iterations_overrides(experiment)}
 
         train_overrides = {"MODEL.WEIGHTS": backbone or "", **overrides, "SEED": seed, "OUTPUT_DIR": detector}
         arguments = ("train-det", *config, *self._gpu_options(), "--resume", *_flatten_pairs(train_overrides))
@@ -203,12 +203,14 @@ class PlanBuilder:
             self._add(Step(f"predict-{name}", "predict", arguments, pictures, inputs, drawn, 0.05, 0.3))
         return f"sweep-{name}"
 
-    def _iterations_override(self, experiment: DetectorExperiment) -> dict[str, object]:
-        """The override that reduces iterations to the budget; sweeps need it too, since rows store the overrides."""
+    def _iterations_overrides(self, experiment: DetectorExperiment) -> dict[str, object]:
+        """The overrides that reduce iterations to the budget; sweeps need them too, since rows store the overrides."""
         if self._options.budget == 1:
             return {}
-        iterations = int(read_config_file(experiment.config)["SOLVER.MAX_ITER"])
-        return {"SOLVER.MAX_ITER": max(round(iterations * self._options.budget), MINIMUMS["iterations"])}
+        config = read_config_file(experiment.config)
+        iterations = {key: int(config[key]) for key in ("SOLVER.MAX_ITER", "TEST.PRECISE_BN.NUM_ITER") if key in config}
+        budget, minimum = self._options.budget, MINIMUMS["iterations"]
+        return {key: max(round(count * budget), minimum) for key, count in iterations.items()}
 
     def _list_images_to_draw(self, experiment: DetectorExperiment) -> Iterator[Path]:
         data = self._preset.data

@@ -37,7 +37,6 @@ from ssql_det.toydata.dataset import ToyDataSettings
 
 MINIMUMS = {
     "scenes": 24,
-    "crops": 400,
     "iterations": 4,
     "calibration_images": 4,
 }  # lower limits of counts that ``--budget`` scales
@@ -57,6 +56,7 @@ class Preset:
     experiments: tuple[Experiment, ...]
     bits: str  # bit-widths of detectors; each probe has its own
     seeds: int  # default number of seeds
+    min_crops: int = 400  # least number under ``--budget``: without the fifth for validation it has at least a batch
     pretrains_each_seed: bool = True
     has_measured_minutes: bool = False  # False: minutes are guessed
     is_for_gpu: bool = True  # False: the minutes are for a CPU
@@ -240,6 +240,7 @@ PRESETS = {
             ),
             bits=_TOY_BITS,
             seeds=1,
+            min_crops=200,
             score_threshold=0.3,
             has_measured_minutes=True,
             is_for_gpu=False,

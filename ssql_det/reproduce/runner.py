@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import multiprocessing
 import os
-import subprocess
+import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from ssql_det.core.errors import UserError
+from ssql_det.core.processes import START_METHOD, set_up_child
 from ssql_det.reproduce.step_cache import StepCache
 from ssql_det.reproduce.steps import Step, estimate_makespan, find_dependencies
 
@@ -39,16 +42,20 @@ class StepOutcome:
 @dataclass(frozen=True)
 class _Job:
     step: Step
-    process: subprocess.Popen[bytes]
+    process: BaseProcess
     start: float  # of time.monotonic()
 
 
 def run_steps(
-    steps: Sequence[Step], out: Path, jobs: int, program: Sequence[str], environment: Mapping[str, str]
+    steps: Sequence[Step],
+    out: Path,
+    jobs: int,
+    main: Callable[[Sequence[str]], None],
+    environment: Mapping[str, str],
 ) -> dict[str, StepOutcome]:
     """Run steps in the folder ``out``, ``jobs`` at a time; return outcomes by step name.
 
-    ``program``: the words that start every command, before the step's arguments.
+    Each step is a process with this environment, which calls ``main`` with the step's arguments.
     """
     cache, outcomes = StepCache(out), dict[str, StepOutcome]()
     with _locked(out):
@@ -63,7 +70,7 @@ def run_steps(
                     if any(outcome is not None and outcome.state != DONE for outcome in dependencies):
                         outcomes[step.name] = StepOutcome(SKIPPED, reason="a step that it needs failed or was skipped")
                     elif len(running) < jobs and None not in dependencies:
-                        _start(step, cache, outcomes, running, program, environment)
+                        _start(step, cache, outcomes, running, main, environment)
                 progress.log(outcomes, running)
                 time.sleep(_POLL_SECONDS if running else 0)
         finally:
@@ -76,7 +83,7 @@ def _start(
     cache: StepCache,
     outcomes: dict[str, StepOutcome],
     running: dict[str, _Job],
-    program: Sequence[str],
+    main: Callable[[Sequence[str]], None],
     environment: Mapping[str, str],
 ) -> None:
     try:
@@ -91,19 +98,42 @@ def _start(
         return
     log = get_log_path(cache.out, step)
     log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "wb") as file:
-        command = [*program, *step.arguments]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=file, stderr=file, env=dict(environment))
+    context = multiprocessing.get_context(START_METHOD)
+    process = context.Process(target=_run_job, args=(main, step.arguments, log, dict(environment)))
+    with _environment(environment):  # libraries read the number of threads when they are imported
+        process.start()
     running[step.name] = _Job(step, process, time.monotonic())
     _logger.info("%s: started", step.name)
 
 
+def _run_job(
+    main: Callable[[Sequence[str]], None], arguments: Sequence[str], log: Path, environment: Mapping[str, str]
+) -> None:
+    set_up_child(environment)
+    with open(log, "wb") as file:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(file.fileno(), stream.fileno())
+    main(arguments)
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Inside, these variables are set in this process."""
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
 def _collect_finished(running: dict[str, _Job], cache: StepCache, outcomes: dict[str, StepOutcome]) -> None:
-    for name in [name for name, job in running.items() if job.process.poll() is not None]:
+    for name in [name for name, job in running.items() if job.process.exitcode is not None]:
         job = running.pop(name)
         seconds, reason, log = time.monotonic() - job.start, "", get_log_path(cache.out, job.step)
-        if job.process.returncode:
-            reason = _read_error(log, job.process.returncode)
+        if job.process.exitcode:
+            reason = _read_error(log, job.process.exitcode)
         else:
             try:
                 cache.finish(job.step, seconds)
@@ -116,17 +146,16 @@ def _collect_finished(running: dict[str, _Job], cache: StepCache, outcomes: dict
             _logger.info("%s: done in %.0f s", name, seconds)
 
 
-def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+def _stop(processes: Sequence[BaseProcess]) -> None:
     """Terminate running jobs: with SIGTERM first, so that they can end their child processes."""
     for process in processes:
         process.terminate()
     deadline = time.monotonic() + _STOP_SECONDS
     for process in processes:
-        try:
-            process.wait(max(deadline - time.monotonic(), 0))
-        except subprocess.TimeoutExpired:
+        process.join(max(deadline - time.monotonic(), 0))
+        if process.is_alive():
             process.kill()
-            process.wait()
+            process.join()
 
 
 def get_log_path(out: Path, step: Step) -> Path:

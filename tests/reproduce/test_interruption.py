@@ -10,25 +10,41 @@ import time
 from pathlib import Path
 
 import pytest
-from support.reproduce.plans import get_states, is_running
+from support.reproduce.plans import get_states, is_running, list_descendants, make_step
 
+from ssql_det.cli.main import main
 from ssql_det.core.errors import UserError
 from ssql_det.reproduce import runner
+from ssql_det.reproduce.runner import run_steps
 
 pytestmark = pytest.mark.slow
 
-CHILD = (sys.executable, "-m", "ssql_det.cli.child")
+TESTS = Path(__file__).parents[1]
+SHORT = ("make-toy-data", "--scenes", 4, "--crops", 5, "--workers", 1)
 LONG = ("make-toy-data", "--scenes", "50000", "--crops", "5", "--workers", "1")
 RUN = """
-import json, logging, os, sys
+import functools, json, logging, multiprocessing, os, sys
 from pathlib import Path
+from ssql_det.cli.main import main
 from ssql_det.reproduce.runner import run_steps
-from ssql_det.reproduce.steps import Step
+from support.reproduce.plans import make_step, run_script
 
-out, program, steps = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
+out, script, steps = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
 logging.basicConfig(level="INFO", stream=sys.stderr)
-steps = [Step(name, "train", tuple(words), out / name, (), (out / name / "made",), 1.0, 1.0) for name, words in steps]
-run_steps(steps, out, 2, program, os.environ)
+if script:
+    multiprocessing.set_forkserver_preload([])  # it needs no libraries
+steps = [make_step(name, out / name, arguments=words) for name, words in steps]
+run_steps(steps, out, 2, functools.partial(run_script, script) if script else main, os.environ)
+"""
+
+
+EXIT = 'sys.exit(task["exit_code"])\n'
+SLOW_TO_FREE = """
+import builtins
+class Slow:
+    def __del__(self, sleep=time.sleep):
+        sleep(60)
+builtins.slow = Slow()
 """
 
 
@@ -39,10 +55,6 @@ def wait_until(condition, seconds=20.0):
         time.sleep(0.01)
 
 
-def list_children(process):
-    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
-
-
 def _restore_interrupts():
     """A shell's background jobs, and their children, ignore interrupts by default."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -50,17 +62,23 @@ def _restore_interrupts():
 
 @pytest.fixture
 def start_run(fake):
-    """A function that starts a run of two long steps in another process and waits until both are running."""
+    """A function that starts a run of two long steps in another process and waits until both are running.
+
+    They run a script, or ``ssql-det`` itself.
+    """
     processes = []
 
-    def start(program, make_arguments, are_running):
+    def start(script, make_arguments, are_running):
         steps = json.dumps([(name, make_arguments(name)) for name in "ab"])
-        command = [sys.executable, "-c", RUN, str(fake.out), json.dumps(program), steps]
         process = subprocess.Popen(
-            command, stderr=subprocess.PIPE, start_new_session=True, preexec_fn=_restore_interrupts
+            [sys.executable, "-c", RUN, str(fake.out), script, steps],
+            env={**os.environ, "PYTHONPATH": str(TESTS)},
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+            preexec_fn=_restore_interrupts,
         )
         processes.append(process)
-        wait_until(lambda: process.poll() is not None or (len(list_children(process)) == 2 and are_running()))
+        wait_until(lambda: process.poll() is not None or are_running())
         assert process.poll() is None, process.stderr.read().decode()
         return process
 
@@ -75,7 +93,7 @@ def start_run(fake):
 def sleeping_run(fake, start_run):
     """Such a run, of the fake program."""
     words = [fake.step(name, seconds=60).arguments for name in "ab"]
-    return start_run(fake.program, lambda name: words["ab".index(name)], lambda: len(fake.events) == 2)
+    return start_run(str(fake.script), lambda name: words["ab".index(name)], lambda: len(fake.events) == 2)
 
 
 def test_a_second_run_in_one_folder_is_refused(fake, sleeping_run):
@@ -96,66 +114,34 @@ def test_an_interrupt_ends_the_jobs(is_group, fake, sleeping_run):
     assert not any(map(is_running, fake.pids))
 
 
-def test_a_killed_run_ends_its_jobs_at_once(fake, start_run):
-    out = fake.out
+@pytest.mark.parametrize("has_begun", [True, False])
+def test_a_killed_run_ends_its_jobs_at_once(has_begun, fake, start_run):
+    """Even while they import."""
+    logs, made = fake.out / "logs", fake.out
     process = start_run(
-        CHILD, lambda name: [LONG[0], str(out / name), *LONG[1:]], lambda: len(list(out.glob(".*making"))) == 2
+        "",
+        lambda name: [LONG[0], str(fake.out / name), *LONG[1:]],
+        lambda: len(list(made.glob(".*making") if has_begun else logs.glob("*"))) == 2,
     )
-    pids = list_children(process)
+    pids = list_descendants(process.pid)
+    assert len(pids) >= 2
     process.kill()
     process.wait()
-    time.sleep(1.0)
-    assert not any(map(is_running, pids))
+    wait_until(lambda: not any(map(is_running, pids)), seconds=2.0)
     assert get_states(fake.run([fake.step("c")])) == {"c": runner.DONE}
 
 
-@pytest.mark.parametrize("seconds", [0.0, 0.3, 1.0])
-def test_a_job_ends_when_its_pipe_closes(seconds, tmp_path):
-    """Even while it imports."""
-    command = [*CHILD, LONG[0], str(tmp_path / "data"), *LONG[1:]]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE)
-    try:
-        time.sleep(seconds)
-        assert process.poll() is None
-        process.stdin.close()
-        assert process.wait(timeout=10 if seconds == 0 else 1) == -signal.SIGKILL  # Python itself has to start first
-    finally:
-        process.kill()
-        process.wait()
-
-
-SLOW_TO_EXIT = """
-import builtins, time
-class Slow:
-    def __del__(self, sleep=time.sleep):
-        sleep(60)
-builtins.slow = Slow()
-"""
-
-
-def test_a_finished_job_exits_at_once(tmp_path):
+def test_a_finished_job_exits_at_once(fake):
     """However long Python would take to free its memory."""
-    (tmp_path / "sitecustomize.py").write_text(SLOW_TO_EXIT)
-    command = [*CHILD, LONG[0], str(tmp_path / "data"), "--scenes", "4", "--crops", "5", "--workers", "1"]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(tmp_path)})
-    try:
-        wait_until((tmp_path / "data/manifest.json").is_file)
-        assert process.wait(timeout=5) == 0
-    finally:
-        process.kill()
-        process.communicate()
+    fake.script.write_text(f"{fake.script.read_text()[: -len(EXIT)]}{SLOW_TO_FREE}{EXIT}")
+    start = time.monotonic()
+    assert get_states(fake.run([fake.step("a")])) == {"a": runner.DONE}
+    assert time.monotonic() - start < 50
 
 
 def test_an_undisturbed_job_ends_as_the_command_does(tmp_path):
-    valid = subprocess.Popen(
-        [*CHILD, *LONG[:1], str(tmp_path / "a"), "--scenes", "4", "--crops", "5"], stdin=subprocess.PIPE
-    )
-    invalid = subprocess.Popen(
-        [*CHILD, "make-toy-data", "a", "--scenes", "3"], stdin=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    assert valid.wait(60) == 0
-    assert (tmp_path / "a/manifest.json").is_file()
-    assert invalid.wait(60) == 2
-    assert invalid.stderr.read().startswith(b"error: --scenes must be at least 4")
-    for process in (valid, invalid):
-        process.communicate()
+    valid = make_step("valid", tmp_path / "a", outputs=("manifest.json",), arguments=(*SHORT, tmp_path / "a"))
+    invalid = make_step("invalid", tmp_path / "b", arguments=(*SHORT, tmp_path / "b", "--scenes", 3))
+    outcomes = run_steps([valid, invalid], tmp_path, 2, main, os.environ)
+    assert get_states(outcomes) == {"valid": runner.DONE, "invalid": runner.FAILED}
+    assert outcomes["invalid"].reason.startswith("--scenes must be at least 4")

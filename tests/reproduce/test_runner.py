@@ -79,12 +79,11 @@ def test_the_reason_is_the_last_error_or_the_last_line(output, reason, fake):
 
 
 def test_killed_jobs_and_binary_output_have_a_reason(fake):
-    script = Path(fake.program[-1])
-    script.write_text(
+    fake.script.write_text(
         "import os, sys\nsys.stdout.buffer.write(bytes([255, 10]))\nsys.stdout.flush()\nos.kill(os.getpid(), 9)"
     )
     assert fake.run([fake.step("a")])["a"].reason == "\ufffd"
-    script.write_text("import os\nos.kill(os.getpid(), 9)")
+    fake.script.write_text("import os\nos.kill(os.getpid(), 9)")
     assert fake.run([fake.step("a")])["a"].reason == "the step ended with exit code -9 and without output"
 
 

@@ -29,7 +29,8 @@ def kill_at(process, event):
         time.sleep(0.0005)
     was_running = process.poll() is None
     process.kill()
-    process.communicate(timeout=5)
+    process.wait(timeout=5)
+    process.stdout.close()  # not read to its end: what the process has started may still have the other one
     return was_running
 
 

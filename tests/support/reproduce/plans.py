@@ -1,7 +1,9 @@
 """Plans as the command line makes them, steps whose program does nothing slow, and runs of the command itself."""
 
+import functools
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ from ssql_det.reproduce.step_cache import StepCache
 from ssql_det.reproduce.steps import Step
 
 ROOT = Path(__file__).parents[3]
+BUDGET = 0.007  # of runs of the command: as little as it allows
 WIDTHS = ("FP", "8w8a", "6w6a", "5w5a", "4w4a", "2w4a")  # of the toy presets
 
 
@@ -71,15 +74,19 @@ sys.exit(task["exit_code"])
 """
 
 
+def run_script(script, arguments):
+    sys.argv = [script, *arguments]
+    runpy.run_path(script)
+
+
 class FakeProgram:
-    """A program for `run_steps`, and steps for it. ``events`` are what it did, such as ``("begin", "a")``."""
+    """A script as ``main`` of `run_steps`, and steps for it. ``events`` are what it did, such as ``("begin", "a")``."""
 
     def __init__(self, folder):
         self.out, self._events = folder / "out", folder / "events.txt"
-        script = folder / "fake.py"
-        script.write_text(FAKE_PROGRAM)
-        self.program = [sys.executable, "-I", "-S", str(script)]
-        self.environment = dict(os.environ)
+        self.script = folder / "fake.py"
+        self.script.write_text(FAKE_PROGRAM)
+        self.main = functools.partial(run_script, str(self.script))
 
     def step(self, name, *needed, inputs=(), seconds=0.0, exit_code=0, message="", text=None, writes=True, minutes=1.0):
         """It writes one file, with ``text`` and the content of its inputs, unless ``writes`` is false."""
@@ -92,7 +99,7 @@ class FakeProgram:
         return make_step(name, folder, inputs, ("made.txt",), [json.dumps(task)], minutes)
 
     def run(self, steps, jobs=2):
-        return run_steps(steps, self.out, jobs, self.program, self.environment)
+        return run_steps(steps, self.out, jobs, self.main, os.environ)
 
     @property
     def events(self):
@@ -122,7 +129,7 @@ def is_running(pid):
 def start_reproduce(out, *arguments):
     """The command itself, with very little toy data."""
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    options = ["reproduce", "--preset", "mini", "--budget", "0.02", "--jobs", "2", "--out", str(out), *arguments]
+    options = ["reproduce", "--preset", "mini", "--budget", str(BUDGET), "--jobs", "2", "--out", str(out), *arguments]
     command = [sys.executable, "-c", "from ssql_det.cli.main import main; main()", *options]
     return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -137,12 +144,22 @@ def run_reproduce(out, *arguments, exit_code=0):
 
 
 def find_processes(folder):
-    """The processes with that folder in their command line."""
+    """The processes with that folder in their command line, and those that write there, as jobs do to their logs."""
     pids = []
-    for pid in filter(str.isdecimal, os.listdir("/proc")):
+    for process in Path("/proc").glob("[0-9]*"):
         try:
-            if str(folder) in Path(f"/proc/{pid}/cmdline").read_text():
-                pids.append(pid)
+            files = [os.readlink(link) for link in process.glob("fd/*")]
+            if any(str(folder) in text for text in [(process / "cmdline").read_text(), *files]):
+                pids.append(process.name)
         except OSError:
             continue
     return pids
+
+
+def list_descendants(pid):
+    """Children, their children, and so on."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return []
+    return [pid for child in map(int, children) for pid in (child, *list_descendants(child))]
