@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 
 from ssql_det.core.errors import Terminated, UserError, reporting_errors
-from ssql_det.core.processes import START_METHOD, set_up_child
+from ssql_det.core.processes import CONTEXT, set_up_child
 from ssql_det.core.registry import import_inherited_plugins
 
 T = TypeVar("T")
@@ -140,9 +140,8 @@ def launch(main_func: Callable[..., None], *args: Any, processes: int = 1) -> No
     environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     environment |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
     logging.getLogger(start_processes.__module__).setLevel(logging.ERROR)  # else it logs each process that it ends
-    ranks = start_processes(
-        _run_rank, (environment, main_func, args), nprocs=processes, join=False, start_method=START_METHOD
-    )
+    method = CONTEXT.get_start_method()
+    ranks = start_processes(_run_rank, (environment, main_func, args), processes, join=False, start_method=method)
     try:
         while not ranks.join():
             pass

@@ -14,10 +14,13 @@ import threading
 from collections.abc import Mapping
 from multiprocessing.connection import wait
 
-START_METHOD = "forkserver" if sys.platform == "linux" else "spawn"
+if sys.platform == "linux":
+    CONTEXT = multiprocessing.get_context("forkserver")
+else:
+    CONTEXT = multiprocessing.get_context("spawn")
 
-# Without side effects: the server's environment is that of the process that started the first child.
-multiprocessing.set_forkserver_preload(["torch", "torchvision", "timm"])
+# Only modules that do not depend on the environment: the server keeps the one in which the first child was started.
+CONTEXT.set_forkserver_preload(["torch", "torchvision", "timm"])
 
 
 def set_up_child(environment: Mapping[str, str]) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import fcntl
 import logging
-import multiprocessing
 import os
 import sys
 import time
@@ -18,7 +17,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from ssql_det.core.errors import UserError
-from ssql_det.core.processes import START_METHOD, set_up_child
+from ssql_det.core.processes import CONTEXT, set_up_child
 from ssql_det.reproduce.step_cache import StepCache
 from ssql_det.reproduce.steps import Step, estimate_makespan, find_dependencies
 
@@ -98,8 +97,7 @@ def _start(
         return
     log = get_log_path(cache.out, step)
     log.parent.mkdir(parents=True, exist_ok=True)
-    context = multiprocessing.get_context(START_METHOD)
-    process = context.Process(target=_run_job, args=(main, step.arguments, log, dict(environment)))
+    process = CONTEXT.Process(target=_run_job, args=(main, step.arguments, log, dict(environment)))
     with _environment(environment):  # libraries read the number of threads when they are imported
         process.start()
     running[step.name] = _Job(step, process, time.monotonic())
