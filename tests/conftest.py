@@ -11,6 +11,9 @@ import pytest
 
 # Before torch is imported. Two threads would wait for each other on busy cores; one gives the same bits everywhere.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Modules are compiled once, for all processes that the tests start.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 from ssql_det.toydata.dataset import ToyDataSettings, make_toy_data
 
