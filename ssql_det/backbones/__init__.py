@@ -1,4 +1,4 @@
-"""Floor 1: networks by name, with their makers' names for their parts and a stated feature width."""
+"""Networks by name. Their parts keep the names that their libraries give them; the dimension of features is stated."""
 
 from ssql_det.backbones.build import (
     BACKBONES,

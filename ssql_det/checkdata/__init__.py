@@ -1,4 +1,4 @@
-"""Floor 1: checks whether a data set can be trained on, and reports each problem with its file.
+"""Checks whether a data set can be trained on, and reports each problem with its file.
 
 ========= ====================================================================================
 findings  errors and warnings of a split; can each image be decoded, and has it the annotated size?

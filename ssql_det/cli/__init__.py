@@ -1,1 +1,1 @@
-"""Floor 4: ``ssql-det <command>``, one file per command. torch is imported only when a command runs."""
+"""``ssql-det <command>``, one file per command. torch is imported only when a command runs."""

@@ -104,7 +104,7 @@ def describe_checkpoint(checkpoint: Checkpoint) -> Iterator[str]:
     yield f"{source.name} is {source.format}: {source.reason}"
     method = f", trained with {metadata.method}" if metadata.method else ""
     yield f"  {checkpoint.architecture.name}{method}, {describe_branch(metadata, source)}"
-    origin = "stored in the file" if metadata.from_file else "the format's convention; the file does not say"
+    origin = "stored in the file" if metadata.is_input_known else "the format's convention; the file does not say"
     unknown = "unknown; give the config that it was trained with: --trained-with CONFIG.yaml"
     if metadata.input is None:
         yield f"  images: {unknown}"
@@ -142,13 +142,13 @@ def _group_by_reason(title: str, reasons: Mapping[str, str]) -> Iterator[str]:
 
 
 def _confirm_by_config(metadata: Metadata, file: str) -> Metadata:
-    from ssql_det.convert import confirm_metadata
+    from ssql_det.convert import with_known_input
     from ssql_det.d2 import read_config
     from ssql_det.detect import SSQL_DET_DEFAULTS
     from ssql_det.detect.detector import get_input_format
 
     cfg = read_config(file, node_defaults=SSQL_DET_DEFAULTS)
-    return confirm_metadata(metadata, get_input_format(cfg), cfg.MODEL.RESNETS.STRIDE_IN_1X1)
+    return with_known_input(metadata, get_input_format(cfg), cfg.MODEL.RESNETS.STRIDE_IN_1X1)
 
 
 def _describe_config(checkpoint: Checkpoint, out: str) -> Iterator[str]:

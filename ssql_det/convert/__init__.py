@@ -29,7 +29,7 @@ from ssql_det.convert.io import (
     write_checkpoint,
 )
 from ssql_det.convert.loading import identify_architecture, load_backbone, load_detector
-from ssql_det.convert.metadata import CIFAR, IMAGENET, MSRA, InputFormat, Metadata, confirm_metadata
+from ssql_det.convert.metadata import CIFAR, IMAGENET, MSRA, InputFormat, Metadata, with_known_input
 
 __all__ = [
     "ARCHITECTURES",
@@ -44,7 +44,6 @@ __all__ = [
     "Metadata",
     "SourceFile",
     "check_output",
-    "confirm_metadata",
     "get_architecture",
     "get_config_overrides",
     "get_writers",
@@ -54,5 +53,6 @@ __all__ = [
     "load_detector",
     "read_checkpoint",
     "read_content",
+    "with_known_input",
     "write_checkpoint",
 ]

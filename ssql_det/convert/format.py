@@ -263,7 +263,7 @@ class Format:
             metadata = assume_metadata(architecture, self.method, self.input)
         else:
             metadata = self.read_metadata(content, match, architecture)
-        return metadata if metadata.from_file else replace(metadata, branch=match.branch)
+        return metadata if metadata.is_input_known else replace(metadata, branch=match.branch)
 
 
 def as_tensor(value: Any) -> Tensor | None:

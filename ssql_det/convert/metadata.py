@@ -64,8 +64,8 @@ class Metadata:
 
     ``stride_in_1x1`` is Detectron2's ``STRIDE_IN_1X1``: a bottleneck has its stride in the first 1x1 conv, as in MSRA's
     networks; False: in the 3x3 conv. ``branch``, one of ``BRANCHES``, says which network of its training it is,
-    ``seed`` which seed the training had. ``from_file`` is false where input and stride were not read but assumed from
-    the convention of the format.
+    ``seed`` which seed the training had. ``is_input_known`` is false where input and stride were not read but assumed
+    from the convention of the file's format.
     """
 
     input: InputFormat | None = None
@@ -73,10 +73,11 @@ class Metadata:
     method: str | None = None  # of the pretraining, such as ssql-simsiam
     branch: str = "online"
     seed: int | None = None
-    from_file: bool = False
+    is_input_known: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        fields = asdict(self)
+        return fields | {"from_file": fields.pop("is_input_known")}  # its name in files
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Metadata:
@@ -118,9 +119,9 @@ def assume_model_zoo_metadata(architecture: Architecture) -> Metadata:
     return Metadata(InputFormat("BGR", MSRA.mean, (57.375, 57.12, 58.395)), stride_in_1x1=False)
 
 
-def confirm_metadata(metadata: Metadata, input_format: InputFormat, stride_in_1x1: bool) -> Metadata:
-    """The metadata with input and stride known for certain, from the config of the training."""
-    return replace(metadata, input=input_format, stride_in_1x1=stride_in_1x1, from_file=True)
+def with_known_input(metadata: Metadata, input_format: InputFormat, stride_in_1x1: bool) -> Metadata:
+    """The metadata with this input and stride, which count as known, no longer as assumed from the file's format."""
+    return replace(metadata, input=input_format, stride_in_1x1=stride_in_1x1, is_input_known=True)
 
 
 def build_metadata_dict(backbone: str, metadata: Metadata) -> dict[str, Any]:

@@ -14,11 +14,11 @@ from ssql_det.convert import (
     Coverage,
     InputFormat,
     Metadata,
-    confirm_metadata,
     identify_architecture,
     load_backbone,
     load_detector,
     read_checkpoint,
+    with_known_input,
 )
 from ssql_det.core.errors import UserError
 from ssql_det.d2 import CfgNode, build_model
@@ -77,7 +77,7 @@ def build_random_init_metadata(cfg: CfgNode, model: nn.Module) -> dict[str, Any]
     Method, input format and stride position are the config's; the architecture is the model's.
     """
     metadata = Metadata(method=cfg.SSQL_DET.METHOD or None)
-    metadata = confirm_metadata(metadata, get_input_format(cfg), cfg.MODEL.RESNETS.STRIDE_IN_1X1)
+    metadata = with_known_input(metadata, get_input_format(cfg), cfg.MODEL.RESNETS.STRIDE_IN_1X1)
     return Checkpoint(identify_architecture(model), {}, metadata).metadata_dict()
 
 
@@ -87,17 +87,17 @@ def get_input_format(cfg: CfgNode) -> InputFormat:
 
 
 def _read_weights(cfg: CfgNode) -> Checkpoint:
-    """Read the checkpoint; an input format or stride position that its metadata lacks is taken from the config."""
+    """Read the checkpoint. An input format or stride that its metadata lacks is the config's; both count as known."""
     if not cfg.MODEL.WEIGHTS:
         raise UserError("MODEL.WEIGHTS is empty; name the weights at the end of the command, as MODEL.WEIGHTS FILE")
     checkpoint = read_checkpoint(os.path.expanduser(cfg.MODEL.WEIGHTS))
     metadata = checkpoint.metadata
     stride = cfg.MODEL.RESNETS.STRIDE_IN_1X1 if metadata.stride_in_1x1 is None else metadata.stride_in_1x1
-    return replace(checkpoint, metadata=confirm_metadata(metadata, metadata.input or get_input_format(cfg), stride))
+    return replace(checkpoint, metadata=with_known_input(metadata, metadata.input or get_input_format(cfg), stride))
 
 
 def _log_coverage(coverage: Coverage, checkpoint: Checkpoint, target: str) -> None:
     _logger.info(
-        "%s: loaded %.1f %% of %s, %d tensors; %d other tensors stay as initialized",
+        "%s: loaded %.1f %% of %s, %d tensors; %d tensors of other parts stay as initialized",
         *(checkpoint.display_name, coverage.percent, target, len(coverage.used), len(coverage.left_out)),
     )

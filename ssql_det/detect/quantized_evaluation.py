@@ -146,7 +146,7 @@ class DetectorProvenance:
 
 def make_row(
     context: EvaluationContext,
-    config_label: str,  # from make_config_label
+    config_label: str,  # the config file and the keys changed on the command line, from make_config_label
     bits: Bits,
     result: tuple[Mapping[str, float], float],  # metrics and costs; seconds
     provenance: DetectorProvenance,
@@ -173,5 +173,5 @@ def make_row(
         calibration=context.quantization.calibration or settings.calibration,
         network=provenance.network,
         overrides={pattern: str(override) for pattern, override in settings.overrides.items()},
-        placement=settings.scheme.placement,
+        placement=settings.scheme.placement,  # also a part of the scheme's text, for those who select rows by it
     )

@@ -46,7 +46,7 @@ _logger = logging.getLogger(__name__)
 
 def sweep(
     cfg: CfgNode,
-    config_label: str,  # from make_config_label
+    config_label: str,  # the config file and the keys changed on the command line, from make_config_label
     model: nn.Module,
     checkpoint: Checkpoint,
     bit_widths: Sequence[Bits],
@@ -97,17 +97,18 @@ def _get_test_dataset(cfg: CfgNode) -> str:
 
 
 def _collect_sweep_settings(cfg: CfgNode, dataset: str, sha256: str, settings: QuantizationSettings) -> dict[str, Any]:
-    """All settings that determine the metrics of a sweep, as ``sweep.json`` has them; messages name their keys."""
+    """All settings that determine the metrics of a sweep, as ``sweep.json`` has them. The keys are worded for error
+    messages, which print them: config keys, options, or phrases."""
     ignored_keys = (*IGNORED_KEYS, *TRAINING_EVALUATION_KEYS)
     return {
         **{key: value for key, value in flatten_config(cfg).items() if key not in ignored_keys},
         "weights' sha256": sha256,
-        "the objects' sha256": hash_annotations(dataset),
+        "the objects' sha256": hash_annotations(dataset),  # of the test images' boxes and classes
         "engine": engine_name(),
         "--scope": settings.scope,
         "--calib-images": settings.calibration.images,
         "--calib-seed": settings.calibration.seed,
-        "--scheme": str(settings.scheme),
+        "--scheme": str(settings.scheme),  # with its placement and norms
         "--bits-file": {pattern: str(bits) for pattern, bits in settings.overrides.items()},
     }
 

@@ -1,4 +1,4 @@
-"""Floor 1: the embedded stand-in for Detectron2, for machines where that cannot be installed.
+"""The embedded stand-in for Detectron2, for machines where that cannot be installed.
 
 A subset of Detectron2: the same sub-packages, module names, classes, checkpoint keys and numbers, rewritten on
 torchvision, fvcore, iopath, yacs and pycocotools. It adds nothing and imports nothing else of this package. Its results

@@ -1,4 +1,4 @@
-"""Floor 3: pretraining of a backbone on images, and its evaluation by kNN and linear probes.
+"""Pretraining of a backbone on images, and its evaluation by kNN and linear probes.
 
 ===================  ===========================================================================================
 config               config keys and defaults; checks of values; building the network

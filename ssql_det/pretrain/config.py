@@ -187,7 +187,7 @@ def _parse_config(cfg: CfgNode) -> PretrainConfig:
 def _check_values(cfg: CfgNode) -> None:
     """Raise a ``UserError`` for numbers out of range; a method checks its own hyperparameters."""
     numbers = [key for key, value in flatten_config(cfg).items() if isinstance(value, (int, float))]
-    # The minimum -inf allows every number, but check_minimums also raises an error for one that is too large.
+    # A minimum of -inf allows every number, but check_minimums also refuses infinity and integers above 2**32.
     check_minimums(cfg, dict.fromkeys(numbers, -math.inf) | _MINIMUMS)
     if cfg.OPTIM.MOMENTUM >= 1:
         raise UserError(f"OPTIM.MOMENTUM must be less than 1, got {cfg.OPTIM.MOMENTUM}")
@@ -282,14 +282,14 @@ def _load_init(path: str, backbone: Backbone, input_format: InputFormat) -> None
 
 
 def build_metadata(config: PretrainConfig) -> Metadata:
-    """The metadata of a checkpoint's backbone. ``method`` lists the values of SSQL that are not as published."""
+    """The metadata of a checkpoint's backbone. ``method`` lists the keys of SSQL that differ from their defaults."""
     method = config.method.title
     if config.ssql is not None:
         method = "SSQL" if config.method is SimSiam else f"SSQL-{method}"
-        # PER_RANK is excluded, because the published code observes per rank too.
+        # PER_RANK is never listed: it says whether each process observes activations of its own images only, and the
+        # published code did, so neither value departs from it with one process.
         values = {key: config.values[f"SSQL.{key}"] for key in _DEFAULTS["SSQL"] if key != "PER_RANK"}
         altered = [f"{key} {value}" for key, value in values.items() if value != _DEFAULTS["SSQL"][key]]
         method += f", altered: {', '.join(altered)}" if altered else ""
     input_format = config.data.augmentation.input_format
-    # from_file: the input format and the stride are known, not assumed from the convention of a file format.
-    return Metadata(input_format, stride_in_1x1=False, method=method, seed=config.seed, from_file=True)
+    return Metadata(input_format, stride_in_1x1=False, method=method, seed=config.seed, is_input_known=True)

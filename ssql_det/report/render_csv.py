@@ -14,6 +14,8 @@ from typing import TypeAlias
 
 from ssql_det.report.comparison import Comparison, ComparisonLine, Measurement
 
+# settings: what tells the rows of an ablation (Table 8) apart; comparable: whether the rows were measured on the data
+# set of the published table; difference: measured minus published.
 HEADER = (
     *("table", "dataset", "scope", "comparable", "backbone", "method", "settings", "config", "scheme", "calibration"),
     *("bits", "metric", "published", "measured", "std", "n", "difference", "state", "filled_by"),

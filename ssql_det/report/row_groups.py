@@ -35,7 +35,7 @@ class RowGroup:
     backbone: str
     method: str
     config: str = ""  # for a probe, the protocol
-    scheme: str = ""
+    scheme: str = ""  # as format_scheme prints it: quantizers, placement, norms and per-module bit-widths
     calibration: str = ""
 
     @property

@@ -56,7 +56,7 @@ class Preset:
     experiments: tuple[Experiment, ...]
     bits: str  # bit-widths of detectors; each probe has its own
     seeds: int  # default number of seeds
-    min_crops: int = 400  # least number under ``--budget``: without the fifth for validation it has at least a batch
+    min_crops: int = 400  # ``--budget`` makes no fewer: a fifth are for validation, the others must fill a batch
     pretrains_each_seed: bool = True
     has_measured_minutes: bool = False  # False: minutes are guessed
     is_for_gpu: bool = True  # False: the minutes are for a CPU
@@ -81,7 +81,7 @@ class Options:
     num_gpus: int = 1  # of each pretraining, training and sweep; on a machine without GPUs: processes on the CPU
     imagenet: Path = Path("datasets/imagenet")  # folders of real datasets, which only the preset paper uses
     cifar10: Path = Path("datasets")
-    has_gpu: bool = False  # whether this machine has a GPU; False: each step runs on one CPU thread
+    has_gpu: bool = False  # whether this machine has a GPU; False: each process has one CPU thread
 
     def get_data_option(self, dataset: str) -> str:
         """The value of the option ``--data`` for ``imagenet`` or ``cifar10``.
@@ -156,9 +156,11 @@ def _make_toy_probes(preset: str, minutes: float) -> tuple[Experiment, ...]:
     )
 
 
-def _make_published_probes(table: int, data: str, minutes_per_bit_width: Mapping[str, float]) -> tuple[Experiment, ...]:
-    """An experiment for each network of a table, with the published protocol. ``minutes_per_bit_width``: of a probe, by
-    network."""
+def _make_published_probes(
+    table: int, data_option: str, minutes_per_bit_width: Mapping[str, float]
+) -> tuple[Experiment, ...]:
+    """An experiment for each network of a table, with the published protocol. ``data_option``: as in
+    :meth:`Options.get_data_option`; ``minutes_per_bit_width``: of a probe, by network."""
     bit_widths = load_published_table(table).bit_widths
     return tuple(
         ProbeExperiment(
@@ -170,7 +172,7 @@ def _make_published_probes(table: int, data: str, minutes_per_bit_width: Mapping
             bits=format_bits_option(bit_widths),
             arguments=("linear", "--protocol", "published"),
             network=network,
-            data=data,
+            data=data_option,
         )
         for network, minutes in minutes_per_bit_width.items()
     )

@@ -1,4 +1,4 @@
-"""Floor 1: toy data sets of handwritten digits, in the layouts of PASCAL VOC and COCO, made without a download.
+"""Toy data sets of handwritten digits, in the layouts of PASCAL VOC and COCO, made without a download.
 
 ========= ====================================================================================
 digits    handwritten digits drawn onto backgrounds; crops of one digit

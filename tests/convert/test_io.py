@@ -21,12 +21,12 @@ from ssql_det.convert import (
     Coverage,
     InputFormat,
     Metadata,
-    confirm_metadata,
     get_architecture,
     get_config_overrides,
     get_writers,
     inspect_checkpoint,
     read_checkpoint,
+    with_known_input,
     write_checkpoint,
 )
 from ssql_det.convert.format import (
@@ -526,7 +526,7 @@ def test_a_file_stores_the_file_that_it_was_converted_from(format, tmp_path):
 
 def test_metadata_survives_json():
     for metadata in (Metadata(), Metadata(CIFAR, True, "byol", "momentum"), Metadata(MSRA, False)):
-        confirmed = confirm_metadata(metadata, metadata.input, metadata.stride_in_1x1)
+        confirmed = with_known_input(metadata, metadata.input, metadata.stride_in_1x1)
         for each in (metadata, confirmed):  # an assumption stays one
             assert Metadata.from_dict(json.loads(json.dumps(each.to_dict()))) == each
 
@@ -540,9 +540,9 @@ VALID_FIELDS = {
 
 def test_valid_metadata_is_parsed():
     assert Metadata.from_dict(VALID_FIELDS) == Metadata(
-        InputFormat("RGB", (1.0, 2.0, 3.0), (1.0, 1.0, 1.0)), True, "moco", from_file=True
+        InputFormat("RGB", (1.0, 2.0, 3.0), (1.0, 1.0, 1.0)), True, "moco", is_input_known=True
     )
-    assert Metadata.from_dict({}) == Metadata(from_file=True)
+    assert Metadata.from_dict({}) == Metadata(is_input_known=True)
 
 
 INVALID_FIELDS = [

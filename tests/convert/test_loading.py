@@ -511,7 +511,7 @@ def test_load_detector_refuses_another_input_format():
     saved_detector(FPN, resnet_keys(18), TORCHVISION_INPUT)
     write_checkpoint(read_checkpoint("model_final.pth"), "own.pth", "ssql_det")
     checkpoint = read_checkpoint("own.pth")
-    metadata = Metadata(MSRA, False, from_file=True)
+    metadata = Metadata(MSRA, False, is_input_known=True)
     other = Checkpoint(checkpoint.architecture, checkpoint.tensors, metadata, detector=checkpoint.detector)
     assert "set INPUT.FORMAT BGR MODEL.PIXEL_MEAN [103.53, " in get_error(
         build_detector(FPN, resnet_keys(18), TORCHVISION_INPUT), other, load_detector

@@ -40,7 +40,7 @@ def make_expanded_state(name):
 def make_checkpoint(name="narrow_resnet", seed=0, images=IMAGENET, stride_in_1x1=False, **metadata):
     """A checkpoint in memory."""
     return Checkpoint(
-        get_architecture(name), make_state(name, seed), Metadata(images, stride_in_1x1, **metadata, from_file=True)
+        get_architecture(name), make_state(name, seed), Metadata(images, stride_in_1x1, **metadata, is_input_known=True)
     )
 
 
