@@ -50,7 +50,8 @@ def pytest_runtest_protocol(item):
         finally:
             for logger in loggers():
                 logger.propagate, level, logger.handlers = before.get(logger, (True, logging.NOTSET, []))
-                logger.setLevel(level)
+                if logger.level != level:  # setLevel visits every logger there is
+                    logger.setLevel(level)
 
 
 def loggers():
