@@ -2,10 +2,6 @@
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
@@ -41,16 +37,19 @@ def lab(tmp_path_factory):
     return folder
 
 
-def run(lab, *arguments, status=0):
-    ended = subprocess.run(
-        [sys.executable, "-c", "from ssql_det.cli.main import main; main()", *map(str, arguments)],
-        cwd=lab,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert ended.returncode == status, ended.stderr
-    return ended.stdout if status == 0 else ended.stderr
+@pytest.fixture
+def run(lab, in_process, tmp_path):
+    """Runs a command in the lab; returns what it prints, or what it says when it fails."""
+
+    def run(*arguments, status=0):
+        said, errors = tmp_path / "said", tmp_path / "errors"
+        for file in (said, errors):
+            file.write_text("")
+        ended = in_process(list(map(str, arguments)), said, errors=errors, folder=lab)
+        assert ended["status"] == status, errors.read_text()
+        return (errors if status else said).read_text()
+
+    return run
 
 
 def pretraining(toy, out, *more):
@@ -64,36 +63,28 @@ def digest(folder):
     return hashlib.sha256((folder / "checkpoint.pth").read_bytes()).hexdigest()
 
 
-def test_a_method_a_network_and_a_quantizer_are_trained_killed_resumed_and_probed(lab, toy, tmp_path):
+def test_a_method_a_network_and_a_quantizer_are_trained_killed_resumed_and_probed(run, lab, toy, in_process, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    run(lab, *pretraining(toy, whole))
-    process = subprocess.Popen(
-        [sys.executable, "-c", "from ssql_det.cli.main import main; main()", *map(str, pretraining(toy, killed))],
-        cwd=lab,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    while not (killed / "checkpoint.pth").exists():
-        assert process.poll() is None
-        time.sleep(0.001)
-    process.kill()
-    process.wait()
-    run(lab, *pretraining(toy, killed, "--resume"))
+    run(*pretraining(toy, whole))
+    moment = {"pattern": f"{killed}/checkpoint.pth", "size": 0}
+    command = list(map(str, pretraining(toy, killed)))
+    assert in_process(command, tmp_path / "log", folder=lab, **moment)["status"] == -9
+    run(*pretraining(toy, killed, "--resume"))
     assert digest(killed) == digest(whole)
     rows = tmp_path / "rows.jsonl"
     given = ["--checkpoint", whole / "checkpoint.pth", "--data", toy / "crops", "--recipe", "digits", "--out", rows]
-    run(lab, "probe", "knn", *given, "--bits", "FP,4", "--scheme", "act=shrunk:0.9", "--plugin=my_lab")
+    run("probe", "knn", *given, "--bits", "FP,4", "--scheme", "act=shrunk:0.9", "--plugin=my_lab")
     found = [json.loads(line) for line in rows.read_text().splitlines()]
     assert [(row["network"], row["method"].split(",")[0], row["scheme"], row["bits"]) for row in found] == [
         ("plain", "SSQL-Pulled", "act=shrunk:0.9", bits) for bits in ("FP", "4w4a")
     ]
-    said = run(lab, "probe", "knn", *given, status=2)
+    said = run("probe", "knn", *given, status=2)
     assert "there is no backbone 'plain'" in said
     assert "--plugin" in said
 
 
-def test_a_custom_family_is_swept(lab, learned, toy, tmp_path):
-    run(lab, "--plugin", "coarse", *sweep_arguments(learned, tmp_path / "sweep", bits="4"))
+def test_a_custom_family_is_swept(run, learned, toy, tmp_path):
+    run("--plugin", "coarse", *sweep_arguments(learned, tmp_path / "sweep", bits="4"))
     with safe_open(tmp_path / "sweep/quantization.safetensors", framework="pt") as file:
         points = {(point["path"], point["side"]) for point in json.loads(file.metadata()["points"])}
     assert ("backbone.res3.0", "output") in points
@@ -101,31 +92,29 @@ def test_a_custom_family_is_swept(lab, learned, toy, tmp_path):
     assert len((tmp_path / "sweep/results.jsonl").read_text().splitlines()) == 1
 
 
-def test_a_config_names_plugins_too(lab, toy, tmp_path):
+def test_a_config_names_plugins_too(run, toy, tmp_path):
     (tmp_path / "mine.yaml").write_text(
         f"_BASE_: {ROOT}/configs/pretrain/mini.yaml\nPLUGINS: [my_lab]\nMETHOD: pulled\n"
     )
     _, _, _, _, *pairs = pretraining(toy, tmp_path / "out")[1:]
     words = ["pretrain", "--config-file", tmp_path / "mine.yaml", *pairs, "OPTIM.EPOCHS", 1]
-    run(lab, *words)
+    run(*words)
     assert (tmp_path / "out/checkpoint.pth").exists()
 
 
-def test_a_custom_format_is_read(lab, tmp_path):
+def test_a_custom_format_is_read(run, tmp_path):
     from ssql_det.backbones import build_backbone
 
     state = {f"student.body.{name}": tensor for name, tensor in build_backbone("resnet18").module.state_dict().items()}
     torch.save({"my_lab": 1, "state_dict": state}, tmp_path / "theirs.pth")
-    assert "my-lab" in run(lab, "--plugin", "my_lab", "inspect", tmp_path / "theirs.pth")
+    assert "my-lab" in run("--plugin", "my_lab", "inspect", tmp_path / "theirs.pth")
 
 
-def test_the_pages_commands_run(lab):
+def test_the_pages_commands_run(run):
     of_points = next(each.words for each in commands(PAGE) if "count-points" in each.words)
-    assert run(lab, *of_points[1:]) == "plain: 4 points\n"
-    assert run(lab, "--plugin", "my_lab", "count-points", "nothing", status=2).startswith(
-        "error: nothing has no points"
-    )
-    assert "count-points" in run(lab, "--plugin", "my_lab", "--help")
+    assert run(*of_points[1:]) == "plain: 4 points\n"
+    assert run("--plugin", "my_lab", "count-points", "nothing", status=2).startswith("error: nothing has no points")
+    assert "count-points" in run("--plugin", "my_lab", "--help")
 
 
 @pytest.mark.parametrize(
@@ -137,7 +126,7 @@ def test_the_pages_commands_run(lab):
         ("", 2, "error: --plugin needs a module's name: --plugin my_module\n"),
     ],
 )
-def test_a_plugin_that_cannot_be_imported(lab, name, status, said):
-    found = run(lab, "demo", "--plugin", name, status=status)
+def test_a_plugin_that_cannot_be_imported(run, name, status, said):
+    found = run("demo", "--plugin", name, status=status)
     assert found.endswith(said)
     assert ("Traceback" in found) == (status == 1)

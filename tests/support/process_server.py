@@ -1,9 +1,10 @@
 """Commands in processes of their own, which may be killed: forks of one that has imported everything already.
 
-Reads a line of JSON a command: ``arguments``, ``log`` for its output, how many ``processes`` run it (with the
-environment that torchrun gives them), and when all of them are killed: after so many ``seconds``, when a ``file`` has
-so many ``lines``, or when a new file of a ``pattern`` has grown to a ``size``. Instead of ssql-det all may run a
-function: ``work``. Answers with the exit status (-9 after a kill) and the seconds it ran.
+Reads a line of JSON a command: ``arguments``, ``log`` for its output (without the errors, where these have a file of
+their own: ``errors``), the ``folder`` it runs in, how many ``processes`` run it (with the environment that torchrun
+gives them), and when all of them are killed: after so many ``seconds``, when a ``file`` has so many ``lines``, or when
+a new file of a ``pattern`` has grown to a ``size``. Instead of ssql-det all may run a function: ``work``. Answers with
+the exit status (-9 after a kill) and the seconds it ran.
 """
 
 import glob
@@ -52,11 +53,11 @@ def fork(command, place):
     if child:
         return child
     os.environ.update({name: str(value) for name, value in place.items()})
-    log = os.open(command["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
+    for stream, path in ((1, command["log"]), (2, command.get("errors", command["log"]))):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     status = 1
     try:
+        os.chdir(command.get("folder", "."))
         if "work" in command:
             launch(pkgutil.resolve_name(command["work"]), *command["arguments"])
         else:
