@@ -29,6 +29,7 @@ with reporting_errors():
     d2.set_up_logging()
     print(d2.engine_name(), d2.Instances.__module__)
 """
+NAME = "from ssql_det import d2; print(d2.engine_name())"  # does not import the engine
 
 
 def run(program, *folders, **variables):
@@ -57,7 +58,7 @@ def package(folder, **modules):
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def no_detectron2():
     if (
         "detectron2"
@@ -66,15 +67,29 @@ def no_detectron2():
         pytest.skip("a Detectron2 is installed for good")
 
 
-def test_without_detectron2_minid2_is_used(no_detectron2):
-    assert run(USE).stdout.split() == ["minid2", "ssql_det.minid2.structures.instances"]
+@pytest.fixture(scope="module")
+def lines_after_own_registration():
+    """What a program prints that registers a data set of its own under a name of the toy data."""
+    own = """
+from ssql_det import d2
+catalog = __import__(d2._ROOTS[d2.engine_name()] + ".data", fromlist=["DatasetCatalog"]).DatasetCatalog
+catalog.register("toy_coco_2017_val", lambda: ["mine"])
+print(d2.DatasetCatalog.get("toy_coco_2017_val"))
+"""
+    return run(own + USE).stdout.splitlines()
+
+
+def test_without_detectron2_minid2_is_used(no_detectron2, lines_after_own_registration):
+    assert lines_after_own_registration[1].split() == ["minid2", "ssql_det.minid2.structures.instances"]
+
+
+def test_a_users_registration_stays(lines_after_own_registration):
+    assert lines_after_own_registration[0] == "['mine']"
 
 
 def test_an_installed_detectron2_is_used(tmp_path):
-    done = run("from ssql_det import d2; print(d2.engine_name())", package(tmp_path))
-    assert done.stdout.split() == ["detectron2"]
-    done = run(USE, package(tmp_path), SSQL_DET_ENGINE="minid2")
-    assert done.stdout.split()[0] == "minid2"
+    assert run(NAME, package(tmp_path)).stdout.split() == ["detectron2"]
+    assert run(NAME, package(tmp_path), SSQL_DET_ENGINE="minid2").stdout.split() == ["minid2"]
 
 
 def test_a_forced_engine_that_is_missing_is_an_error(no_detectron2):
@@ -101,8 +116,7 @@ def test_a_crash_in_detectron2_is_an_error_too(tmp_path):
 
 def test_a_folder_of_that_name_is_no_engine(tmp_path, no_detectron2):
     (tmp_path / "detectron2/configs").mkdir(parents=True)
-    done = run(USE, tmp_path)
-    assert done.stdout.split()[0] == "minid2"
+    assert run(NAME, tmp_path).stdout.split() == ["minid2"]
     assert "is a folder without a package" in refusal(tmp_path, SSQL_DET_ENGINE="detectron2")
 
 
@@ -156,16 +170,6 @@ def test_toy_data_are_registered_once():
     assert d2.MetadataCatalog.get("toy_voc_2007_test").evaluator_type == "pascal_voc"
     assert len(d2.MetadataCatalog.get("voc_2007_test").thing_classes) == 20
     d2.register_toy_data()  # Detectron2 itself would refuse a second time
-
-
-def test_a_users_registration_stays():
-    own = """
-from ssql_det import d2
-catalog = __import__(d2._ROOTS[d2.engine_name()] + ".data", fromlist=["DatasetCatalog"]).DatasetCatalog
-catalog.register("toy_coco_2017_val", lambda: ["mine"])
-print(d2.DatasetCatalog.get("toy_coco_2017_val"))
-"""
-    assert run(own).stdout.split() == ["['mine']"]
 
 
 def test_a_config_has_the_extra_node_is_frozen_and_has_an_existing_device(tmp_path, caplog, monkeypatch):

@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 
@@ -11,54 +12,92 @@ from ssql_det.core.errors import REPORT_LINE, UserError
 pytestmark = pytest.mark.slow
 
 SCRIPT = """
-import json, sys
+import json, os, sys
 from pathlib import Path
 from ssql_det.core.errors import UserError, reporting_errors
 from ssql_det.core.distributed import all_gather, barrier, is_main, launch, rank, world_size
+from ssql_det.core.processes import CONTEXT
 
-def main_func(folder, failing_rank):
+def gather(folder, failing_rank):
     gathered = all_gather({"rank": rank(), "main": is_main(), "text": "ab" * rank()})
     Path(folder, f"{rank()}.json").write_text(json.dumps([world_size(), gathered]))
     if rank() == failing_rank:
         raise UserError("this is the error")
     barrier()
 
+def fail(ranks):
+    if rank() in ranks:
+        raise KeyError("planted")
+    barrier()
+
+def start(*work):
+    try:
+        with reporting_errors():
+            launch(*work, processes=2)
+        code = 0
+    except SystemExit as stop:
+        code = stop.code
+    print(f"[exit code {code}]", file=sys.stderr, flush=True)
+
 if __name__ == "__main__":
-    with reporting_errors():
-        launch(main_func, sys.argv[1], int(sys.argv[2]), processes=2)
-    print("done")
+    CONTEXT.set_forkserver_preload(["torch"])
+    if "RANK" in os.environ:
+        launch(gather, sys.argv[1], -1)
+    else:
+        start(gather, sys.argv[1], 1)
+        for code in (None, 0, "the disk is full"):
+            start(sys.exit, code)
+        for ranks in ((1,), (0, 1)):
+            start(fail, ranks)
 """
 GATHERED = [2, [{"rank": 0, "main": True, "text": ""}, {"rank": 1, "main": False, "text": "ab"}]]
 
 
-@pytest.fixture
-def run(tmp_path):
-    (tmp_path / "script.py").write_text(SCRIPT)
-
-    def run(*launcher, failing_rank):
-        command = [*launcher, tmp_path / "script.py", tmp_path, str(failing_rank)]
-        return subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=120)
-
-    return run
+def run(folder, *launcher):
+    (folder / "script.py").write_text(SCRIPT)
+    command = [sys.executable, *launcher, folder / "script.py", folder]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
 def read_gathered(folder):
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
 
 
-def test_under_torchrun_every_rank_gathers_all_values(run, tmp_path):
-    result = run("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", failing_rank=-1)
+def test_under_torchrun_every_rank_gathers_all_values(tmp_path):
+    result = run(tmp_path, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     assert result.returncode == 0, result.stderr
     assert read_gathered(tmp_path) == [GATHERED, GATHERED]
 
 
-def test_started_processes_gather_too_and_an_error_of_one_is_one_sentence_and_exit_code_2(run, tmp_path):
-    result = run(failing_rank=1)
-    assert result.returncode == 2, result.stderr
-    assert read_gathered(tmp_path) == [GATHERED, GATHERED]
-    assert result.stderr.count("error: this is the error\n") == 1
-    assert "Traceback" not in result.stderr
-    assert "done" not in result.stdout
+@pytest.fixture(scope="module")
+def started(tmp_path_factory):
+    """A folder, and what each of the script's launches wrote to stderr with its exit code."""
+    folder = tmp_path_factory.mktemp("started")
+    result = run(folder)
+    ends = re.findall(r"(.*?)\[exit code (.*?)\]\n", result.stderr, re.DOTALL)
+    assert (result.returncode, len(ends)) == (0, 6), result.stderr
+    return folder, [(said, int(code)) for said, code in ends]
+
+
+def test_started_processes_gather_too_and_an_error_of_one_is_one_sentence_and_exit_code_2(started):
+    folder, ((said, code), *_) = started
+    assert code == 2, said
+    assert read_gathered(folder) == [GATHERED, GATHERED]
+    assert said.count("error: this is the error\n") == 1
+    assert "Traceback" not in said
+
+
+def test_the_exit_code_of_a_rank_is_kept(started):
+    (_, none), (_, zero), (said, text) = started[1][1:4]
+    assert (none, zero, text) == (0, 0, 1)
+    assert "the disk is full" in said
+
+
+def test_a_bug_in_one_or_all_ranks_is_one_traceback_and_exit_code_1(started):
+    for said, code in started[1][4:]:
+        assert code == 1
+        assert said.splitlines()[-2:] == ["KeyError: 'planted'", REPORT_LINE]
+        assert said.count(REPORT_LINE) == 1
 
 
 def test_a_single_process_needs_no_group():
@@ -86,33 +125,3 @@ def test_torchrun_with_one_process_makes_no_group(monkeypatch):
 def test_fewer_than_one_process_is_one_sentence(processes):
     with pytest.raises(UserError, match=f"must be 1 or more, got {processes}"):
         launch(print, processes=processes)
-
-
-@pytest.mark.parametrize(
-    ("code", "status", "message"), [(None, 0, ""), (0, 0, ""), ("the disk is full", 1, "the disk is full")]
-)
-def test_the_exit_code_of_a_rank_is_kept(code, status, message, tmp_path):
-    program = tmp_path / "program.py"
-    program.write_text(
-        "import sys\nfrom ssql_det.core.distributed import launch\n"
-        f"def main_func():\n    sys.exit({code!r})\n"
-        "if __name__ == '__main__':\n    launch(main_func, processes=2)\n"
-    )
-    result = subprocess.run([sys.executable, program], capture_output=True, text=True, check=False)
-    assert result.returncode == status
-    assert message in result.stderr
-
-
-@pytest.mark.parametrize("ranks", ["(1,)", "(0, 1)"])
-def test_a_bug_in_a_rank_is_one_traceback_and_exit_code_1(ranks, tmp_path):
-    program = tmp_path / "program.py"
-    program.write_text(
-        "from ssql_det.core.distributed import barrier, launch, rank\n"
-        "from ssql_det.core.errors import reporting_errors\n"
-        f"def main_func():\n    if rank() in {ranks}:\n        raise KeyError('planted')\n    barrier()\n"
-        "if __name__ == '__main__':\n    with reporting_errors():\n        launch(main_func, processes=2)\n"
-    )
-    result = subprocess.run([sys.executable, program], capture_output=True, text=True, check=False)
-    assert result.returncode == 1
-    assert result.stderr.splitlines()[-2:] == ["KeyError: 'planted'", REPORT_LINE]
-    assert result.stderr.count(REPORT_LINE) == 1
