@@ -7,13 +7,13 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-import torchvision
 from support import ddp_step
 from support.networks import CifarResNet, D2ResNet, PlainNet
 from support.reference_quantizer import RangeRecorder, quantize_activation, quantize_weight
 from torch import nn
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from ssql_det.core.distributed import launch
 from ssql_det.core.errors import UserError
@@ -22,9 +22,20 @@ from ssql_det.quant import Bits, Quantization, QuantPoint, Scheme, Side, quant_p
 WIDTHS = ["2w4a", "4w4a", "5w8a", "8w8a"]
 
 
-def build_network(name="resnet18", dtype=torch.float32):
+class NarrowResNet(ResNet):
+    """A ResNet-18, or one of bottlenecks, with 64 channels in the stem and an eighth of the others: much faster."""
+
+    def __init__(self, block=BasicBlock):
+        super().__init__(block, [2, 2, 2, 2])
+        self.fc = nn.Linear(64 * block.expansion, 10)
+
+    def _make_layer(self, block, planes, *args, **options):
+        return super()._make_layer(block, planes // 8, *args, **options)
+
+
+def build_network(block=BasicBlock, dtype=torch.float32):
     torch.manual_seed(0)
-    return torchvision.models.get_model(name).to(dtype).train()
+    return NarrowResNet(block).to(dtype).train()
 
 
 def make_images(count=2, size=32, dtype=torch.float32):
@@ -118,10 +129,10 @@ def get_state(model):
     return list(model.state_dict()), [id(parameter) for parameter in model.parameters()], hooks, overridden
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("block", [BasicBlock, Bottleneck])
 @pytest.mark.slow
-def test_contexts_restore_the_model_at_any_width(name):
-    model, x = build_network(name).train(), make_images()
+def test_contexts_restore_the_model_at_any_width(block):
+    model, x = build_network(block), make_images()
     frozen = copy.deepcopy(model)
     before = get_state(model)
     for text in WIDTHS:
