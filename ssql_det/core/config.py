@@ -98,8 +98,13 @@ def config_keys(config: CfgNode) -> list[str]:
 
 
 def flatten_config(config: CfgNode) -> dict[str, Any]:
-    """A flat config, ``{"OPTIM.LR": 0.1, ...}``, with only values that YAML and JSON can hold."""
-    return dict(_flatten(yaml.safe_load(config.dump())))
+    """A flat config, ``{"OPTIM.LR": 0.1, ...}``, with the order and the values of a saved one: lists for tuples.
+
+    >>> from fvcore.common.config import CfgNode
+    >>> flatten_config(CfgNode({"SEED": 0, "OPTIM": {"STEPS": (60, 80)}}))
+    {'OPTIM.STEPS': [60, 80], 'SEED': 0}
+    """
+    return dict(_flatten(_to_saved(config)))
 
 
 def read_saved_config(
@@ -227,6 +232,13 @@ def _read(path: Path) -> dict[str, Any]:
     if len(items) > _MAX_VALUES:
         raise UserError(f"config file {path} has more than {_MAX_VALUES} keys; is it a config?")
     return dict(items)
+
+
+def _to_saved(value: Any) -> Any:
+    """The value that YAML reads after it has written this one."""
+    if isinstance(value, dict):
+        return {key: _to_saved(value[key]) for key in sorted(value)}
+    return [_to_saved(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

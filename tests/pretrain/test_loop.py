@@ -44,7 +44,7 @@ def test_weights_change_and_curves_are_written(whole, toy, tmp_path):
     _, backbone = build_network(config(toy, tmp_path))
     assert not torch.equal(content(whole)["online"]["conv1.weight"], backbone.module.conv1.weight)
     lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == list(range(12))  # 48 crops to train, 16 at a time, 4 epochs
+    assert [line["step"] for line in lines] == list(range(6))  # 48 crops to train, 24 at a time, 3 epochs
     assert all(0 < line["spread"] < 1.5 and -1 <= line["loss"] <= 1 for line in lines)
 
 
@@ -105,7 +105,7 @@ def test_knn_evaluation_does_not_change_the_run(whole, toy, tmp_path):
     assert same(content(tmp_path), content(whole))
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     evaluations = [line for line in lines if "knn/FP" in line]
-    assert [line["step"] for line in evaluations] == [5, 11]
+    assert [line["step"] for line in evaluations] == [3, 5]
     assert all(0 <= line[f"knn/{bits}"] <= 100 for line in evaluations for bits in ("FP", "2w4a"))
 
 
@@ -163,7 +163,7 @@ def test_a_config_reaches_the_method(method, name, options, toy, tmp_path):
         ({"SEED": "4294967296"}, "SEED must be less than 2**32"),
         ({"METHOD": "byol", "BYOL.MOMENTUM": "1.5"}, "BYOL: momentum must be 0 to 1, got 1.5"),
         ({"METHOD": "simclr", "SIMCLR.TEMPERATURE": "0"}, "SIMCLR: temperature must be more than 0, got 0"),
-        ({"METHOD": "moco", "MOCO.QUEUE": "15"}, "MOCO: a queue of 15 keys is smaller than a batch of 16"),
+        ({"METHOD": "moco", "MOCO.QUEUE": "15"}, "MOCO: a queue of 15 keys is smaller than a batch of 24"),
         (
             {"METHOD": "byol", "SSQL.QUANTIZE_TARGETS": "True"},
             "SSQL cannot quantize the targets of BYOL; set SSQL.QUANTIZE_TARGETS False",
@@ -190,10 +190,10 @@ def test_a_loss_that_is_not_finite_is_an_error_and_keeps_the_checkpoint(toy, tmp
     from ssql_det.pretrain import loop
 
     rate = loop.learning_rate
-    monkeypatch.setattr(loop, "learning_rate", lambda optim, step, per: 1e30 if step == 4 else rate(optim, step, per))
-    with pytest.raises(UserError, match=rf"step 5,? at {SampledBits(5)(5)}"):
+    monkeypatch.setattr(loop, "learning_rate", lambda optim, step, per: 1e30 if step == 2 else rate(optim, step, per))
+    with pytest.raises(UserError, match=rf"step 3,? at {SampledBits(5)(3)}"):
         pretrain(config(toy, tmp_path))
-    assert content(tmp_path)["resume"]["steps"] == 3
+    assert content(tmp_path)["resume"]["steps"] == 2
 
 
 def test_unreadable_images_are_tolerated_up_to_the_limit(toy, tmp_path):

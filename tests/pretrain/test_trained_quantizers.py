@@ -120,7 +120,7 @@ def test_the_backbone_is_read_as_any_other(learned):
 
 
 def test_a_resumed_run_equals_the_whole_one(learned, toy, stop_after, tmp_path):
-    stop_after(config(toy, tmp_path, **RUN), 6)
+    stop_after(config(toy, tmp_path, **RUN), 4)
     stopped = content(tmp_path)["quantizers"]
     assert stopped.keys() == content(learned)["quantizers"].keys()
     assert all(stopped[name] != value for name, value in content(learned)["quantizers"].items())

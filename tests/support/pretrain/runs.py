@@ -10,8 +10,8 @@ from ssql_det.pretrain.config import read_config
 MINI = Path(ssql_det.__file__).parents[1] / "configs" / "pretrain" / "mini.yaml"
 TINY = {
     "DATA.SIZE": 16,
-    "OPTIM.BATCH": 16,
-    "OPTIM.EPOCHS": 4,
+    "OPTIM.BATCH": 24,  # of 48 crops
+    "OPTIM.EPOCHS": 3,
     "OPTIM.LR": 0.02,
     "OPTIM.WARMUP_EPOCHS": 1.0,
     "DEVICE": "cpu",
