@@ -7,10 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.detect.configs import C4, CONFIGS, tiny_overrides
-
-from ssql_det.core import rows
-from ssql_det.core.unpickler import read_tensors
+from support.detect.training_runs import is_same_run, read_final, train_arguments
 
 pytestmark = pytest.mark.slow
 
@@ -42,15 +39,13 @@ def job(toy, folder, *arguments):
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
 
 
-def test_two_nodes_train_one_detector_and_sweep_it(toy, tmp_path):
-    run, config = tmp_path / "run", ["--config-file", str(CONFIGS / C4)]
-    keys = {"SOLVER__MAX_ITER": 3, "SOLVER__STEPS": ()}
-    trained = job(toy, tmp_path, "train_net.py", *config, "--resume", *tiny_overrides(OUTPUT_DIR=run, **keys))
+def test_two_nodes_train_one_detector_as_one_machine_does(toy, in_process, tmp_path):
+    run, other, keys = tmp_path / "run", tmp_path / "other", {"SOLVER__MAX_ITER": 3, "SOLVER__STEPS": ()}
+    _, *arguments = train_arguments(run, "--resume", **keys)
+    trained = job(toy, tmp_path, "train_net.py", *arguments)
     assert trained.returncode == 0, trained.stderr
     assert trained.stdout.count("wrote ") == 1
-    assert len(read_tensors(run / "model_final.pth")["rng"]) == 2
-    weights = {"MODEL__WEIGHTS": run / "model_final.pth", "OUTPUT_DIR": tmp_path / "sweep"}
-    swept = job(toy, tmp_path, "eval_quantized.py", *config, "--bits", "8", *tiny_overrides(**weights, **keys))
-    assert swept.returncode == 0, swept.stderr
-    (row,) = rows.read_rows(tmp_path / "sweep/results.jsonl")
-    assert row.bits == "8w8a"
+    assert len(read_final(run)["rng"]) == 2
+    ended = in_process(train_arguments(other, **keys), tmp_path / "log", processes=2, seconds=300)
+    assert ended["status"] == 0, (tmp_path / "log").read_text()
+    assert is_same_run(run, other)

@@ -18,7 +18,8 @@ from ssql_det.core import rows
 from ssql_det.detect.detector import build_detector
 
 TOOLS = Path(ssql_det.__file__).parents[1] / "tools"
-MANY_DETECTIONS = {"MODEL__RPN__POST_NMS_TOPK_TEST": 30, "TEST__DETECTIONS_PER_IMAGE": 60}
+DETECTIONS = {C4: 60, FPN: 30}  # in an image; those of the second have masks
+ALL_COLLECTIVES = ("--scheme", "act=mse, norms=re-estimated")
 
 
 # ---- evaluation ----------------------------------------------------------------------------------------------------
@@ -37,7 +38,8 @@ def sweep_command(weights, out, *flags):
     """The arguments of the command; flags override them."""
     name, path = weights
     line = ["sweep", "--config-file", str(CONFIGS / name), "--bits", "FP,4", "--calib-images", "5", *flags]
-    return [*line, *tiny_overrides(OUTPUT_DIR=out, MODEL__WEIGHTS=path, **MANY_DETECTIONS)]
+    many = {"MODEL__RPN__POST_NMS_TOPK_TEST": 30, "TEST__DETECTIONS_PER_IMAGE": DETECTIONS[name]}
+    return [*line, *tiny_overrides(OUTPUT_DIR=out, MODEL__WEIGHTS=path, **many)]
 
 
 @pytest.fixture
@@ -60,7 +62,12 @@ def has_same_rows(two, one):
     return rows_by_bits(found) == rows_by_bits(expected) and saved == expected_bytes
 
 
-@pytest.mark.parametrize("flags", [(), ("--scheme", "norms=re-estimated"), ("--scheme", "act=mse")])
+@pytest.mark.parametrize(
+    ("weights", "flags"),
+    [(C4, ()), (C4, ALL_COLLECTIVES), (FPN, ALL_COLLECTIVES)],
+    ids=["C4", "C4, another scheme", "FPN, another scheme"],
+    indirect=["weights"],
+)
 def test_a_sweep_with_two_processes_equals_one_with_one(flags, run_sweep):
     one = run_sweep(1, *flags)
     assert has_same_rows(run_sweep(2, *flags), one)
@@ -167,27 +174,10 @@ def test_fewer_calibration_images_than_processes_are_refused(weights, in_process
     assert not (out / "results.jsonl").exists()
 
 
-NOT_A_NUMBER_ON_THE_SECOND = """
-import torch
-from ssql_det.cli.main import main
-from ssql_det.core.distributed import rank
-from ssql_det.detect import train as training
-
-losses = training._compute_losses
-training._compute_losses = lambda *args: losses(*args) | ({"loss_cls": torch.tensor(float("nan"))} if rank() else {})
-
-if __name__ == "__main__":
-    main()
-"""
-
-
-def test_a_loss_that_is_not_finite_on_one_rank_stops_all(tmp_path):
-    program = tmp_path / "program.py"
-    program.write_text(NOT_A_NUMBER_ON_THE_SECOND)
-    command = [sys.executable, program, *train_arguments(tmp_path / "out", "--num-gpus", "2")]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert ended.returncode == 2, ended.stderr
-    assert read_error(ended.stderr).startswith("loss_cls is nan at iteration 0; lower SOLVER.BASE_LR")
+def test_a_loss_that_is_not_finite_on_one_rank_stops_all(in_process, tmp_path):
+    log, work = tmp_path / "log", "support.detect.processes:train_to_nan_on_the_second"
+    assert in_process([tmp_path], log, work=work, processes=2, seconds=120)["status"] == 2
+    assert read_error(log.read_text()).startswith("loss_cls is nan at iteration 0; lower SOLVER.BASE_LR")
 
 
 @pytest.mark.parametrize("command", ["train-det", "sweep"])
@@ -199,24 +189,12 @@ def test_zero_processes_are_refused(command, capsys):
 # ---- torchrun ------------------------------------------------------------------------------------------------------
 
 
-def torchrun(tool, train_arguments):
-    """``tools/`` have what comes behind the command's name."""
-    starter = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", TOOLS / tool]
-    ended = subprocess.run([*starter, *train_arguments[1:]], capture_output=True, text=True, timeout=300, check=False)
+@pytest.mark.parametrize("weights", [C4], indirect=True)
+def test_torchrun_sweeps_as_one_process_does(weights, run_sweep, tmp_path):
+    """The tools have what comes behind the command's name. For a training see ``test_slurm.py``."""
+    out, command = tmp_path / "two", [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", TOOLS / "eval_quantized.py", *sweep_command(weights, out)[1:]]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert ended.returncode == 0, ended.stderr
-    return ended.stdout
-
-
-def test_torchrun_equals_num_gpus(in_process, tmp_path):
-    few = {"SOLVER__MAX_ITER": 2, "SOLVER__STEPS": (), "TEST__PRECISE_BN__NUM_ITER": 1}
-    other, log = tmp_path / "other", tmp_path / "log"
-    assert in_process(train_arguments(other, **few), log, processes=2)["status"] == 0, log.read_text()
-    trained = f"wrote {tmp_path}/out/model_final.pth"
-    assert torchrun("train_net.py", train_arguments(tmp_path / "out", **few)).count(trained) == 1
-    assert is_same_run(tmp_path / "out", other)
-
-    weights = C4, tmp_path / "out/model_final.pth"
-    assert in_process(sweep_command(weights, tmp_path / "one"), log)["status"] == 0, log.read_text()
-    said = torchrun("eval_quantized.py", sweep_command(weights, tmp_path / "two"))
-    assert said.count(f"wrote {tmp_path}/two/results.jsonl") == 1
-    assert has_same_rows(tmp_path / "two", tmp_path / "one")
+    assert ended.stdout.count(f"wrote {out}/results.jsonl") == 1
+    assert has_same_rows(out, run_sweep(1))

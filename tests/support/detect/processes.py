@@ -104,3 +104,15 @@ def save_fed_files(folder, name, stop):
         patch.setattr(training, "_compute_losses", spy)
         train(config(C4, f"{folder}/run", **FEEDING), C4, resume=True)
     Path(f"{folder}/{name} {rank()}.json").write_text(json.dumps(found))
+
+
+def train_to_nan_on_the_second(folder):
+    """Train until a loss is nan, on the second rank alone."""
+    losses = training._compute_losses
+
+    def spoilt(*given):
+        return losses(*given) | ({"loss_cls": torch.tensor(float("nan"))} if rank() else {})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "_compute_losses", spoilt)
+        train(config(C4, f"{folder}/run"), C4)
