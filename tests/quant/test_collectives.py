@@ -25,13 +25,13 @@ class ReadCounter(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_a_step_of_a_resnet50_reads_at_most_three_values(monkeypatch):
+def test_a_step_of_a_resnet18_reads_at_most_three_values(monkeypatch):
     """The code path of a GPU, run on the CPU. Reading a list of values is one read."""
     monkeypatch.setattr(affine, "_reads_without_sync", lambda x: False)
     lists, tolist = [], torch.Tensor.tolist
     monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: lists.append(1) or tolist(tensor))
     torch.manual_seed(0)
-    network = SSQL(SimSiam(build_backbone("resnet50"), dim=64, hidden=32), SampledBits(0)).train()
+    network = SSQL(SimSiam(build_backbone("resnet18"), dim=64, hidden=32), SampledBits(0)).train()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
     views = [torch.randn(2, 3, 32, 32) for _ in range(2)]
     with ReadCounter() as reads:

@@ -21,7 +21,7 @@ COLLECTIVES = (
 
 def run(scheme, directory):
     torch.manual_seed(0)
-    backbone = build_backbone("cifar_resnet18")
+    backbone = build_backbone("narrow_resnet")
     network = SSQL(SimSiam(backbone, dim=16, hidden=8), FixedBits(Bits(4, 4)), scheme=Scheme.parse(scheme)).train()
     found = []
 
@@ -34,5 +34,5 @@ def run(scheme, directory):
 
     for name in COLLECTIVES:
         setattr(dist, name, noted(name, getattr(dist, name)))
-    network([torch.randn(4, 3, 16, 16) + rank() for _ in range(2)], 0).backward()
+    network([torch.randn(4, 3, 32, 32) + rank() for _ in range(2)], 0).backward()
     (directory / str(rank())).write_text(" ".join(found))

@@ -27,7 +27,7 @@ def step_by_step(folder):
     )
 
 
-def _take_steps(kind, is_ssql, count=3):
+def _take_steps(kind, is_ssql, count=2):
     """Losses and gradients of each step, and the state after the last."""
     method = make_small_method(kind)
     network = convert_sync_batchnorm(SSQL(method, FixedBits(Bits(3, 4))) if is_ssql else method)
