@@ -113,7 +113,7 @@ def check_custom_annotations(name: str) -> None:
 
 
 def _split_name(name: str) -> tuple[Path, Path]:
-    """The image folder and the annotation file of a custom data set."""
+    """The image folder and the annotation file in the name of a custom data set, ``coco:IMAGES:FILE.json``."""
     image_folder, _, annotation_file = name.removeprefix(_CUSTOM_PREFIX).rpartition(":")
     if not Path(image_folder).is_dir():
         raise UserError(f"no image folder {image_folder or name!r}; a custom data set must be IMAGES:FILE.json")

@@ -65,7 +65,7 @@ def measure_feature_errors(
         for batch in batches:
             run_batch = partial(_record_outputs, model, output_modules, batch)
             float_outputs = run_batch()
-            norm_batches = merge_batches(batches)  # only read if the scheme re-estimates norm statistics
+            norm_batches = merge_batches(batches)  # an iterator; consumed if the scheme re-estimates norm statistics
             outputs = evaluate_at_bit_width(quantization, Bits.FP, run_batch, {group: bits}, norm_batches, run_detector)
             errors.append(_compute_relative_error(outputs, float_outputs))
         yield GroupSensitivity(group, sum(errors) / len(errors))

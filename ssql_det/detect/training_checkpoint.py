@@ -94,6 +94,7 @@ class TrainingCheckpointer:
         iteration = content["iteration"]
         if not isinstance(iteration, int) or iteration < 0:
             raise ValueError(f"its iteration must be a whole number from 0, got {reprlib.repr(iteration)}")
+        # The engine saves the base learning rates and last_epoch alone: another difference is another config.
         if content["scheduler"] != {**scheduler.state_dict(), "last_epoch": iteration + 1}:
             raise ValueError(f"the state of its scheduler is not the one that this config has at iteration {iteration}")
         scheduler.load_state_dict(content["scheduler"])

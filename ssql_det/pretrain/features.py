@@ -26,10 +26,10 @@ from ssql_det.quant.forward import evaluating
 from ssql_det.ssl.augmentations import Augmentation, normalize
 
 MAX_BYTES = 8 << 30  # the limit of memory for images, and as much again for cached features
-_BATCH_SIZE = 256  # images whose features are computed at once
+_BATCH_SIZE = 256  # images in a forward pass
 
 EpochBatch = tuple[int, Tensor]
-"""The number of an epoch, from 0, and the indices [N] of one batch's images among the training images."""
+"""The number of an epoch, from 0, and the positions [N] of one batch's images in :class:`AugmentedImages`."""
 
 FeatureLoader = Callable[[Iterator[EpochBatch]], Iterable[Tensor]]
 """A function that yields the features [N, D] of each batch."""
@@ -47,7 +47,8 @@ class LabelledImages:
         return LabelledImages(self.name, self.pixels[:count], self.labels[:count])
 
     def batches(self, input_format: InputFormat, batch_size: int = _BATCH_SIZE) -> Iterator[Tensor]:
-        """Normalized batches of nearly equal size, since a single image has no variance for norm statistics."""
+        """Batches in the network's input format. They are of nearly equal size, so that none has a single image: batch
+        norm statistics may be re-estimated on them."""
         for batch in self.pixels.tensor_split(-(-len(self.pixels) // batch_size)):
             yield normalize(batch, input_format)
 
@@ -135,7 +136,8 @@ class AugmentedImages(Dataset[Tensor | str]):
         return len(self._indices)
 
     def __getitem__(self, epoch_and_position: tuple[int, int]) -> Tensor | str:
-        """The view in an epoch of the image at a position in ``indices``, or an error message."""
+        """The view in an epoch of the image at a position in ``indices``; for an unreadable file an error message,
+        which `load_batches` raises in the main process."""
         epoch, position = epoch_and_position
         index = self._indices[position]
         try:
@@ -164,11 +166,11 @@ def stream_features(backbone: nn.Module, augmented: AugmentedImages, input_forma
 def cache_features(
     backbone: nn.Module, augmented: AugmentedImages, input_format: InputFormat, num_views: int
 ) -> FeatureLoader:
-    """A loader of features of ``num_views`` views of each image, computed at once; epoch ``e`` uses view ``e %
-    num_views``."""
-    index_batches = torch.arange(len(augmented)).split(_BATCH_SIZE)
-    batches = ((view, indices) for view in range(num_views) for indices in index_batches)
+    """A loader of features of ``num_views`` views of each image, which are all computed when this is called; epoch
+    ``e`` uses view ``e % num_views``."""
+    position_batches = torch.arange(len(augmented)).split(_BATCH_SIZE)
+    batches = ((view, positions) for view in range(num_views) for positions in position_batches)
     streamed = stream_features(backbone, augmented, input_format)(batches)
-    tracked = iter(track(streamed, "caching features", num_views * len(index_batches)))
-    cached = [torch.cat(list(itertools.islice(tracked, len(index_batches)))) for _ in range(num_views)]
-    return lambda batches: (cached[epoch % num_views][indices] for epoch, indices in batches)
+    tracked = iter(track(streamed, "caching features", num_views * len(position_batches)))
+    cached = [torch.cat(list(itertools.islice(tracked, len(position_batches)))) for _ in range(num_views)]
+    return lambda batches: (cached[epoch % num_views][positions] for epoch, positions in batches)

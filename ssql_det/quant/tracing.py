@@ -260,6 +260,7 @@ class _Tracer(TorchDispatchMode):
         # The registry counts a multiply-add as two operations.
         macs = flop_registry[func.overloadpacket](*args, **kwargs, out_val=result) // 2
         path = self._paths[-1]
+        # (None,): a product of two parameters counts as having one float input.
         self.operations.append(
             Operation(path, macs, parameter, input_points or (None,), reads_image=not self.operations)
         )

@@ -202,7 +202,9 @@ def choose_ticks(low: float, high: float) -> tuple[float, ...]:
     power = math.floor(math.log10((high - low) / _MAX_TICKS))
     for step in (factor * 10.0**exponent for exponent in (power, power + 1) for factor in (1.0, 2.0, 2.5, 5.0)):
         first, last = math.floor(low / step), math.ceil(high / step)
-        if last - first < _MAX_TICKS:  # and at least 3: the previous step, at least half as wide, needed 6 or more
+        if (
+            last - first < _MAX_TICKS
+        ):  # so 6 ticks at most; 4 at least, as the previous step, half of this or more, needed 7
             return tuple(round(count * step, 12 - power) for count in range(first, last + 1))
     raise AssertionError(f"no tick step fits the range from {low} to {high}")
 
@@ -218,7 +220,7 @@ def format_ticks(ticks: Sequence[float]) -> tuple[str, ...]:
     if max(map(abs, ticks)) >= 1e6 or ticks[1] - ticks[0] < 1e-4:
         return tuple(f"{tick:.10g}" for tick in ticks)
     digits = max(len(f"{tick:.10f}".rstrip("0").partition(".")[2]) for tick in ticks)
-    return tuple(f"{tick + 0.0:.{digits}f}" for tick in ticks)
+    return tuple(f"{tick:.{digits}f}" for tick in ticks)
 
 
 def estimate_width(text: str, font_size: float) -> float:

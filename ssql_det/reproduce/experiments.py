@@ -31,12 +31,16 @@ _TOY_METHODS = {  # base method: its SSQL variant, and the base method's name in
     "SimCLR": ("SSQL-NCE (ours)", "simclr"),
 }
 _WITHOUT_SSQL = ("SSQL.ENABLED", "False")  # override of a pretraining config
-_TOY_MINUTES = {  # of pretraining the base method and its SSQL variant, by name in config files (see _TOY_METHODS)
+# Minutes of pretraining the base method and its SSQL variant, by name in config files (see _TOY_METHODS): measured on
+# two CPU cores for mini, guessed for one GPU for small.
+_TOY_MINUTES = {
     "mini": {"": (1.8, 3.3), "byol": (2.2, 3.8), "moco": (1.7, 2.7), "simclr": (1.8, 3.4)},
     "small": {"": (1.0, 2.0), "byol": (1.3, 2.3), "moco": (1.3, 1.9), "simclr": (1.0, 2.0)},
 }
 _MEGABYTES = {"mini": 20, "small": 150, 18: 230, 34: 310, 50: 400}  # of a checkpoint, by toy preset or ResNet depth
-_HOURS = {  # of a pretraining without SSQL, by dataset and ResNet depth
+# Hours of a pretraining without SSQL, by dataset and ResNet depth, guessed for one GPU and the epochs of the config; a
+# config whose name ends in _200ep trains twice as long.
+_HOURS = {
     ("imagenet", 18): 24,
     ("imagenet", 50): 72,
     ("cifar10", 18): 2,
@@ -64,7 +68,7 @@ class Pretraining:
 class Experiment:
     """Measures a published table, or its rows of one network, again. ``dataset``: named as in result rows.
 
-    ``methods``: the pretraining of each method, ``None`` for random weights. A published method without a pretraining
+    ``methods``: the pretraining of each method, ``None`` for random weights. A published method that is not among them
     needs a checkpoint from the user.
     """
 
@@ -86,16 +90,16 @@ class Experiment:
         return tuple(dict.fromkeys((*self._list_published_methods(), *self.methods)))
 
     def match_method(self, method: str, names: Container[str]) -> str | None:
-        """The one of ``names`` that means ``method``.
+        """The name of ``method`` among ``names``, those of result rows or of a user's checkpoints, if it is there.
 
-        It is the same name or, if ``method`` is a letter of an ablation, the method it stands for (see `aliases`).
+        It is the same name or, if ``method`` is a letter of an ablation, its other name (see `aliases`).
         """
         candidates = (method, self.aliases.get(method))
         return next((name for name in candidates if name is not None and name in names), None)
 
     @property
     def aliases(self) -> Mapping[str, str]:
-        """The methods that letters of an ablation stand for."""
+        """Other names of an ablation's letters, such as ``{"(a)": "SimSiam"}``; most letters have none."""
         return {}
 
     def _list_published_methods(self) -> Iterator[str]:
@@ -130,9 +134,9 @@ class DetectorExperiment(Experiment):
 class ProbeExperiment(Experiment):
     """A linear probe of each method's frozen backbone.
 
-    ``network``: the backbone as named in the published table; empty: all rows of the table. ``minutes``: of one probe,
-    estimated. ``arguments``: those of ``ssql-det probe`` other than checkpoint, data, bits and output. ``data``: see
-    `Pretraining`.
+    ``network``: the backbone as named in the published table; empty: all rows of the table. ``minutes``: of one
+    ``ssql-det probe`` per method and seed, estimated. ``arguments``: those of ``ssql-det probe`` other than checkpoint,
+    data, bits and output. ``data``: of a published probe, ``imagenet`` or ``cifar10``; toy presets ignore it.
 
     >>> ProbeExperiment("table8", 8, "crops", make_ablation_pretrainings("mini"), minutes=0.4).title
     'Linear probe'
@@ -206,7 +210,7 @@ def make_published_pretraining(config: str) -> Pretraining:
     """
     name = "-".join(Path(config).relative_to(_FOLDER).with_suffix("").parts)
     data = "imagenet" if name.startswith("imagenet") else "cifar10"
-    depth = next((depth for depth in (18, 50) if f"_r{depth}_" in name), 34)
+    depth = next((depth for depth in (18, 50) if f"_r{depth}_" in name), 34)  # Table 8's names have none: ResNet-34
     cost_factor = 1 if "ssql" not in name and not name.startswith("table8") else 2.1  # SSQL adds a quantized pass
     hours = _HOURS[data, depth] * cost_factor * (2 if name.endswith("_200ep") else 1)
     return Pretraining(name, config, (), 60 * hours, _MEGABYTES[depth], data)

@@ -26,7 +26,7 @@ class QuantPoint:
     ============ =====================================================================================================
     bits         a fixed bit-width, used whenever weights (or activations) are quantized at all and no override
                  matches; ``None``: the bit-width at which the network runs
-    include_zero extend the range to 0, as for a ReLU's output that can only be observed after a max-pool
+    include_zero extend the range to 0: for a ReLU that is no module, observed after the max-pool that removes its zeros
     fixed_range  the least and the greatest value, if known, as for images; ``None``: they are observed
     parameter    the name of the weight, if it is not ``weight``
     function     a function that the module's own ``forward`` calls (not that of a child): the point is an input or the
