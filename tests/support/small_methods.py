@@ -9,7 +9,7 @@ from torch import nn
 from ssql_det.backbones import Backbone
 from ssql_det.ssl import BYOL, MoCo, SimCLR, SimSiam
 
-WIDTHS = (64, 6, 8, 10)
+WIDTHS = (4, 6, 8, 10)
 METHODS = {
     "simsiam": partial(SimSiam, dim=12, hidden=5),
     "byol": partial(BYOL, dim=12, hidden=5, momentum=0.9),
@@ -23,7 +23,9 @@ METHODS = {
 def make_small_method(kind):
     """A method as in the middle of a training: norms have weights, and a moving average differs from the network."""
     torch.manual_seed(0)
-    backbone = ResNet(BasicBlock, (1, 1, 1, 1), num_classes=0, channels=WIDTHS, zero_init_last=False)
+    stem = {"stem_type": "deep", "stem_width": WIDTHS[0] // 2}  # a plain one always has 64 channels
+    backbone = ResNet(BasicBlock, (1, 1, 1, 1), num_classes=0, channels=WIDTHS, zero_init_last=False, **stem)
+    backbone.conv1 = nn.Conv2d(3, WIDTHS[0], 7, stride=2, padding=3, bias=False)
     method = METHODS[kind](Backbone("small", backbone, WIDTHS[-1]))
     for module in method.modules():
         if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)) and module.affine:
