@@ -334,7 +334,7 @@ FILES = {  # something that lies in the case's folder is
     ),
     "brackets without end": (
         pretrain(of=BAD_YAML),
-        file("bad.yaml", "[" * 9999),
+        file("bad.yaml", "[" * 2000),
         "nested too deeply, or contains itself",
     ),
     "key that plays tricks": (

@@ -11,6 +11,7 @@ from ssql_det.toydata.dataset import ToyDataSettings, make_toy_data
 from ssql_det.toydata.digits import CLASSES
 
 STEPS = 20
+trained_steps = STEPS  # fewer where only those are compared; the learning rates are of all steps
 DETECTORS = {
     "FPN": ("coco", ["MODEL.FPN.NORM", "BN", "SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR"]),
     "C4": ("voc", ["SOLVER.CLIP_GRADIENTS.ENABLED", True, "SOLVER.STEPS", (12,)]),
@@ -56,15 +57,17 @@ def run(engine, cfg):
     schedule = engine("solver").build_lr_scheduler(cfg, optimizer)
     steps, rates = [], []
     with engine("utils.events").EventStorage() as storage, nms_of_doubles():
-        for batch, _ in zip(engine("data").build_detection_train_loader(cfg), range(STEPS), strict=False):
-            losses = model.train()(batch)
-            optimizer.zero_grad()
-            sum(losses.values()).backward()
-            optimizer.step()
+        batches = iter(engine("data").build_detection_train_loader(cfg))
+        for step in range(STEPS):
+            if step < trained_steps:
+                losses = model.train()(next(batches))
+                optimizer.zero_grad()
+                sum(losses.values()).backward()
+                optimizer.step()
+                steps.append([losses[name].item() for name in sorted(losses)])
             rates.append(optimizer.param_groups[0]["lr"])
             schedule.step()
             storage.step()
-            steps.append([losses[name].item() for name in sorted(losses)])
     changes = [value - before[name] for name, value in model.state_dict().items() if value.dtype.is_floating_point]
     return {"losses": np.array(steps), "rates": np.array(rates), **summarize_tensors(changes)}
 
