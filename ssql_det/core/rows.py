@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import functools
 import importlib.metadata
 import json
 import logging
@@ -46,7 +47,8 @@ _PROBE_TEXT = re.compile(
 _INTEGER_FIELDS = ("batch", "epochs", "cached_views", "size", "train_images", "val_images")
 
 
-def package_versions() -> dict[str, str]:
+@functools.cache
+def package_versions() -> Mapping[str, str]:
     """The versions of Python and of the packages that can change results; one that is not installed is left out."""
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:

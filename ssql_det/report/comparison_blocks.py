@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from ssql_det.report.blocks import Block, Chart, Curve, Heading, ItemList, Paragraph, Table
 from ssql_det.report.comparison import Cell, Comparison, ComparisonLine, Measurement
@@ -116,21 +116,27 @@ def _build_task_table(comparison: Comparison, task: str, commands: Sequence[str]
 
 def _group_by_label(comparison: Comparison) -> dict[str, list[ComparisonLine]]:
     """Lines by label: the method, with its config, scheme or calibration if lines of the method differ in it."""
+    methods = [_get_method_label(comparison, line) for line in comparison.lines]
+    by_method: dict[str, list[ComparisonLine]] = {}
+    for method, line in zip(methods, comparison.lines, strict=True):
+        by_method.setdefault(method, []).append(line)
+    differing = {method: _find_differing(_GROUP_FIELDS, lines) for method, lines in by_method.items()}
     labels: dict[str, list[ComparisonLine]] = {}
-    for line in comparison.lines:
-        method = _get_method_label(comparison, line)
-        same_method = [other for other in comparison.lines if _get_method_label(comparison, other) == method]
-        differing = [name for name in _GROUP_FIELDS if len({getattr(other, name) for other in same_method}) > 1]
-        values = [value for name in differing if (value := getattr(line, name))]
+    for method, line in zip(methods, comparison.lines, strict=True):
+        values = [value for name in differing[method] if (value := getattr(line, name))]
         labels.setdefault(escape_markup(" · ".join([method, *values])), []).append(line)
     return labels
 
 
 def _get_method_label(comparison: Comparison, line: ComparisonLine) -> str:
     """The method, preceded by dataset and backbone if the table has several."""
-    lines = comparison.lines
-    differing = [name for name in ("dataset", "backbone") if len({getattr(other, name) for other in lines}) > 1]
+    differing = _find_differing(("dataset", "backbone"), comparison.lines)
     return escape_markup(" · ".join([*(getattr(line, name) for name in differing), line.method]))
+
+
+def _find_differing(names: Iterable[str], lines: Sequence[ComparisonLine]) -> list[str]:
+    """The fields in which not all lines are the same."""
+    return [name for name in names if len({getattr(line, name) for line in lines}) > 1]
 
 
 def _format_cells(
