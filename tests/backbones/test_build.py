@@ -32,10 +32,8 @@ TORCHVISION_NETWORKS = [
     ("name", "width"),
     [
         ("resnet18", 512),
-        ("resnet34", 512),
         ("resnet50", 2048),
         ("cifar_resnet18", 512),
-        ("cifar_resnet50", 2048),
         ("narrow_resnet", 192),
         ("timm/resnet26d", 2048),
         ("timm/mobilenetv3_small_050", 1024),
@@ -44,7 +42,7 @@ TORCHVISION_NETWORKS = [
 def test_features_have_the_width_of_the_backbone(name, width):
     backbone = build_backbone(name)
     assert backbone.feature_dim == width
-    assert backbone.module.eval()(torch.randn(2, 3, 64, 64)).shape == (2, width)
+    assert backbone.module.eval()(torch.randn(2, 3, 32, 32)).shape == (2, width)
 
 
 @pytest.mark.parametrize(("name", "width", "size"), TORCHVISION_NETWORKS)
@@ -59,8 +57,9 @@ def test_a_network_of_torchvision_has_no_classifier(name, width, size):
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "wide_resnet50_2"])
 def test_layers_are_torchvisions_without_the_classifier(name):
-    reference = torchvision.models.get_model(name).state_dict()
-    actual = build_backbone(name).module.state_dict()
+    with torch.device("meta"):
+        reference = torchvision.models.get_model(name).state_dict()
+        actual = build_backbone(name).module.state_dict()
     assert {key: value.shape for key, value in actual.items()} == {
         key: value.shape for key, value in reference.items() if not key.startswith("fc.")
     }
@@ -91,7 +90,7 @@ def test_narrow_resnet_has_the_layers_of_a_resnet():
     assert sum(parameter.numel() for parameter in narrow.parameters()) < 1e6
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "cifar_resnet18", "narrow_resnet", "timm/resnet18"])
+@pytest.mark.parametrize("name", ["resnet50", "cifar_resnet18", "narrow_resnet", "timm/resnet18"])
 def test_residual_branches_can_start_at_zero(name):
     last = "bn3" if name == "resnet50" else "bn2"
     for zero in (False, True):
