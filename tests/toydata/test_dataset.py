@@ -219,7 +219,7 @@ def test_invalid_settings_are_refused(fields):
 
 MAKE = (
     "import sys; from ssql_det.toydata.dataset import *;"
-    " make_toy_data(sys.argv[1], ToyDataSettings(scenes=400, crops=10), 1)"
+    " make_toy_data(sys.argv[1], ToyDataSettings(scenes=40, crops=5000), 1)"
 )
 
 
