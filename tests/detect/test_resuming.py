@@ -28,7 +28,7 @@ LONGER = {"SOLVER__MAX_ITER": 25}  # a longer run, with a second line in metrics
 # ---- stopped -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [1, 3, 4, 5, 9])
+@pytest.mark.parametrize("number", [1, 4, 9])
 def test_a_resumed_run_equals_an_uninterrupted_one(number, whole_run, tmp_path):
     with stopping_in_step(number):
         train(config(C4, tmp_path), C4)
@@ -106,7 +106,7 @@ def test_a_killed_run_resumes_to_the_same_bits(longer, in_process, tmp_path):
         command = train_arguments(out, "--resume", **LONGER)
         killed += kill_until_done(in_process, command, tmp_path / "log", longer[1])
         assert is_same_run(out, longer[0]), f"killed after {killed} s"
-        if len(killed) >= 10:
+        if len(killed) >= 6:
             break
 
 

@@ -113,7 +113,7 @@ def test_a_sweep_killed_between_widths_resumes_to_the_same_rows(whole_sweep, lea
 
 def test_a_sweep_killed_anywhere_resumes_to_the_same_rows_and_calibration(learned, in_process, tmp_path):
     """kill -9 at moments that nobody chose, many of them in the calibration."""
-    log, folder, many = tmp_path / "log", tmp_path / "whole", {"bits": "FP,8,6,5,4", "calib_images": "12"}
+    log, folder, many = tmp_path / "log", tmp_path / "whole", {"bits": "FP,5,4", "calib_images": "12"}
     ended = in_process(sweep_arguments(learned, folder, **many), log)
     assert ended["status"] == 0, log.read_text()
     killed = []
@@ -121,11 +121,11 @@ def test_a_sweep_killed_anywhere_resumes_to_the_same_rows_and_calibration(learne
         out = tmp_path / f"attempt {attempt}"
         killed += kill_until_done(in_process, sweep_arguments(learned, out, **many), log, ended["seconds"])
         ours, theirs = (rows_by_bits(rows.read_rows(each / "results.jsonl")) for each in (out, folder))
-        assert list(ours) == list(theirs) == ["FP", "8w8a", "6w6a", "5w5a", "4w4a"], f"killed after {killed} s"
+        assert list(ours) == list(theirs) == ["FP", "5w5a", "4w4a"], f"killed after {killed} s"
         assert ours == theirs
         assert (out / QUANTIZATION).read_bytes() == (folder / QUANTIZATION).read_bytes()
         assert not list(out.glob(".*"))
-        if len(killed) >= 10:
+        if len(killed) >= 6:
             break
 
 
