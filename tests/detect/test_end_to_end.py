@@ -19,29 +19,39 @@ from ssql_det.toydata.dataset import ToyDataSettings, make_toy_data
 
 WIDTHS = "FP,8,6,5,4,2w4a"
 DETECTORS = {C4: ("toy_voc_2007_trainval", 6, 15.0), FPN: ("toy_coco_2017_train", 7, 6.0)}  # data, table, least AP
+SCENES = {C4: 24, FPN: 48}
 KEYS = {
     "MODEL.DEVICE": "cpu",
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 16,
     "SOLVER.WARMUP_ITERS": 20,
-    "SOLVER.MAX_ITER": 200,
-    "TEST.PRECISE_BN.NUM_ITER": 16,
+    "TEST.PRECISE_BN.NUM_ITER": 8,
+}
+KEYS_OF = {
+    C4: {"SOLVER.MAX_ITER": 90, "INPUT.MIN_SIZE_TRAIN": (192,), "INPUT.MIN_SIZE_TEST": 192},
+    FPN: {"SOLVER.MAX_ITER": 120},
 }
 
 
+@pytest.fixture(scope="module", params=list(DETECTORS))
+def name(request):
+    """The config."""
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def toy(tmp_path_factory):
+def toy(name, tmp_path_factory):
     """Few, small, clear scenes."""
-    settings = ToyDataSettings(scenes=64, crops=5, least_side=96, most_side=128, difficulty=0.0)
+    settings = ToyDataSettings(scenes=SCENES[name], crops=5, least_side=96, most_side=128, difficulty=0.0)
     return make_toy_data(tmp_path_factory.mktemp("toy") / "data", settings)
 
 
-@pytest.fixture(scope="module", params=list(DETECTORS))
-def trained(request, toy_data_in_place, tmp_path_factory):
-    """A config, its keys with the weights it trained, and a folder."""
-    folder = tmp_path_factory.mktemp("run")
-    config = str(CONFIGS / request.param)
-    main(["train-det", "--config-file", config, *as_overrides(KEYS | {"OUTPUT_DIR": folder})])
-    weights = {"MODEL.WEIGHTS": folder / "model_final.pth", "DATASETS.TEST": (DETECTORS[request.param][0],)}
-    return request.param, KEYS | weights, folder
+@pytest.fixture(scope="module")
+def trained(name, toy_data_in_place, tmp_path_factory):
+    """The keys with the weights that the config trained, and a folder."""
+    folder, keys = tmp_path_factory.mktemp("run"), KEYS | KEYS_OF[name]
+    main(["train-det", "--config-file", str(CONFIGS / name), *as_overrides(keys | {"OUTPUT_DIR": folder})])
+    weights = {"MODEL.WEIGHTS": folder / "model_final.pth", "DATASETS.TEST": (DETECTORS[name][0],)}
+    return keys | weights, folder
 
 
 def swept(name, keys, out, bits=WIDTHS, **more):
@@ -51,8 +61,8 @@ def swept(name, keys, out, bits=WIDTHS, **more):
     return {row.bits: row.metrics["bbox/AP"] for row in rows.read_rows(out / "results.jsonl")}
 
 
-def test_a_sweep_and_its_table(trained, capsys):
-    name, keys, folder = trained
+def test_a_sweep_and_its_table(name, trained, capsys):
+    keys, folder = trained
     dataset, number, least = DETECTORS[name]
     found = swept(name, keys, folder / "sweep")
     assert list(found) == ["FP", "8w8a", "6w6a", "5w5a", "4w4a", "2w4a"]
@@ -70,8 +80,8 @@ def test_a_sweep_and_its_table(trained, capsys):
         assert any(bits in line and f"{ap:.1f}" in line for line in table.splitlines()), (bits, ap, table)
 
 
-def test_feature_errors_grow_as_bits_fall(trained):
-    name, keys, _ = trained
+def test_feature_errors_grow_as_bits_fall(name, trained):
+    keys, _ = trained
     cfg = read_config(CONFIGS / name, as_overrides(keys), SSQL_DET_DEFAULTS)
     model, _ = load_trained_detector(cfg)
     quantization = Quantization(model, detector_points(model, "backbone"))
