@@ -2,16 +2,14 @@
 
 import torch
 from support import custom_quantizer
+from support.custom_quantizer import IMAGES
 from support.detect.sweeps import sweep_arguments
 
 from ssql_det.backbones import build_backbone
 from ssql_det.cli.main import main
 from ssql_det.convert import Checkpoint, identify_architecture, write_checkpoint
 from ssql_det.core import rows
-from ssql_det.core.distributed import launch
 from ssql_det.quant import Quantization, parse_bit_widths
-
-IMAGES = torch.randn(6, 3, 12, 12, generator=torch.Generator().manual_seed(1))
 
 
 def sums(quantization):
@@ -30,24 +28,26 @@ def test_a_custom_quantizer_is_calibrated_saved_and_loaded(tmp_path):
             assert torch.equal(again.model(IMAGES), expected)
 
 
-def test_two_processes_equal_one(tmp_path):
-    launch(custom_quantizer.calibrate_share, IMAGES, tmp_path, processes=2)
+def test_two_processes_equal_one(in_process, tmp_path):
+    log, work = tmp_path / "log", "support.custom_quantizer:calibrate_share"
+    ended = in_process([tmp_path], log, work=work, processes=2, seconds=120)
+    assert ended["status"] == 0, log.read_text()
     whole = custom_quantizer.calibrated(IMAGES.split(1))
     for rank in range(2):
         half = Quantization.load(tmp_path / f"{rank}.safetensors", custom_quantizer.network())
         torch.testing.assert_close(sums(half), sums(whole), rtol=1e-12, atol=1e-12)
 
 
-def test_a_custom_quantizer_is_swept_plotted_and_tabulated(learned, toy, tmp_path, capsys):
+def test_a_custom_quantizer_is_swept_plotted_and_tabulated(whole_sweep, learned, tmp_path, capsys):
     out = tmp_path / "sweep"
     main(sweep_arguments(learned, out, "--scheme", custom_quantizer.SCHEME, bits="FP,4"))
-    main(sweep_arguments(learned, tmp_path / "minmax", bits="FP,4"))
+    minmax, (whole, _, plain) = whole_sweep
     found = rows.read_rows(out / "results.jsonl")
     assert {row.scheme for row in found} == {"act=sigmas"}
-    assert found[0].metrics == rows.read_rows(tmp_path / "minmax/results.jsonl")[0].metrics  # full precision
-    assert found[1].metrics != rows.read_rows(tmp_path / "minmax/results.jsonl")[1].metrics
+    assert found[0].metrics == whole.metrics  # full precision
+    assert found[1].metrics != plain.metrics
     capsys.readouterr()
-    both = [str(each / "results.jsonl") for each in (out, tmp_path / "minmax")]
+    both = [str(each / "results.jsonl") for each in (out, minmax)]
     main(["tables", "--table", "6", "--rows", *both, "--dataset", "toy_voc_2007_test"])
     page = capsys.readouterr().out
     assert "act=sigmas" in page

@@ -30,6 +30,7 @@ GROUPS = {
         *("roi_heads.box_head.*", "roi_heads.box_predictor.*", "roi_heads.mask_head.*"),
     ],
 }
+SCHEME = "weight=centred, act=mse, norms=re-estimated"  # all that a scheme may add to the published one
 BATCHES = [[picture] for picture in random_images(2)]
 
 
@@ -99,12 +100,11 @@ def test_the_most_sensitive_groups_get_more_bits():
     assert select_overrides(found, 2, Bits(8, 8)) == {"b.*": "8w8a", "d.*": "8w8a"}
 
 
-@pytest.mark.parametrize("scheme", ["minmax", "weight=centred, act=mse, norms=re-estimated"])
 @pytest.mark.parametrize("flags", [["--fast"], []], ids=["by features", "by AP"])
-def test_a_sweep_reads_the_written_bits_file(flags, scheme, tmp_path, capsys):
+def test_a_sweep_reads_the_written_bits_file(flags, tmp_path, capsys):
     torch.manual_seed(0)
     torch.save({"model": randomize_norms(build_detector(config(C4))).state_dict()}, tmp_path / "model.pth")
-    named = ["--config-file", str(CONFIGS / C4), "--calib-images", "2", "--scheme", scheme]
+    named = ["--config-file", str(CONFIGS / C4), "--calib-images", "2", "--scheme", SCHEME]
     keys = tiny_overrides(OUTPUT_DIR=tmp_path / "sweep", MODEL__WEIGHTS=tmp_path / "model.pth")
     main(["sensitivity", *named, *flags, "--keep", "3", "--out", str(tmp_path / "bits.json"), *keys])
     said = capsys.readouterr().out
