@@ -2,6 +2,7 @@
 
 import csv
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("logging_as_it_was")]
 
 def save_method(folder, kind="simsiam"):
     """A method with random norm weights and statistics, and the path of its checkpoint."""
+    state = build_state(kind)
+    return state.method, str(state.save(folder, steps=1))
+
+
+@cache
+def build_state(kind):
     torch.manual_seed(0)
     method = kind.split()[0]
     sizes = [f"{method.upper()}.DIM", "16", f"{method.upper()}.HIDDEN", "8"]
@@ -61,7 +68,7 @@ def save_method(folder, kind="simsiam"):
             if name.endswith("running_mean") or (tensor.is_floating_point() and tensor.ndim == 1):
                 tensor.add_(0.2 * torch.randn(tensor.shape).abs())
     optimizer = torch.optim.SGD(method.parameters(), lr=0.1)
-    return method.eval(), str(TrainingState(method, cfg.backbone, optimizer, build_metadata(cfg)).save(folder, steps=1))
+    return TrainingState(method.eval(), cfg.backbone, optimizer, build_metadata(cfg))
 
 
 @pytest.fixture
