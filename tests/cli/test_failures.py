@@ -134,6 +134,14 @@ def slow(*arguments, forward=torch.nn.functional.conv2d):
 torch.nn.functional.conv2d = slow
 main(sys.argv[1:])
 """
+STARTING = """
+import sys
+from ssql_det.cli.main import main
+from ssql_det.core.processes import CONTEXT
+
+CONTEXT.set_forkserver_preload(["torch"])  # the other libraries would only delay the signal
+main(sys.argv[1:])
+"""
 
 
 def _is_alive(pid):
@@ -157,7 +165,7 @@ def test_a_signal_ends_a_training_and_its_processes(number, code, said, processe
     command = [sys.executable, "-c", SLOW, *arguments(line, place)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     if processes > 1:  # the ranks run no code of this file: they are stopped while they start or train
-        command[2] = SLOW.replace("torch.nn.functional.conv2d = slow\n", "")
+        command[2] = STARTING
     process = subprocess.Popen(
         command,
         env=environment,
