@@ -19,7 +19,7 @@ from ssql_det.toydata.dataset import ToyDataSettings, make_toy_data
 
 WIDTHS = "FP,8,6,5,4,2w4a"
 DETECTORS = {C4: ("toy_voc_2007_trainval", 6, 15.0), FPN: ("toy_coco_2017_train", 7, 6.0)}  # data, table, least AP
-SCENES = {C4: 24, FPN: 48}
+SCENES = {C4: 40, FPN: 48}
 KEYS = {
     "MODEL.DEVICE": "cpu",
     "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 16,
@@ -27,7 +27,7 @@ KEYS = {
     "TEST.PRECISE_BN.NUM_ITER": 8,
 }
 KEYS_OF = {
-    C4: {"SOLVER.MAX_ITER": 90, "INPUT.MIN_SIZE_TRAIN": (192,), "INPUT.MIN_SIZE_TEST": 192},
+    C4: {"SOLVER.MAX_ITER": 140, "INPUT.MIN_SIZE_TRAIN": (192,), "INPUT.MIN_SIZE_TEST": 192},
     FPN: {"SOLVER.MAX_ITER": 120},
 }
 
