@@ -95,6 +95,16 @@ class Layout:
     required_keys: tuple[str, ...] = ()
     last_stage_prefix: str | None = None
     constants: Mapping[str, Callable[[tuple[int, ...]], Tensor]] = field(default_factory=dict)
+    _named: dict[Architecture, tuple[tuple[TensorSpec, str], ...]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def name_tensors(self, architecture: Architecture) -> tuple[tuple[TensorSpec, str], ...]:
+        """The tensors that the format has, each with its name; kept, because every read compares all architectures."""
+        if architecture not in self._named:
+            names = ((spec, self.get_name(spec)) for spec in architecture.tensors)
+            self._named[architecture] = tuple((spec, name) for spec, name in names if name is not None)
+        return self._named[architecture]
 
     def get_name(self, spec: TensorSpec) -> str | None:
         name = self.names.get_name(spec)
@@ -135,10 +145,7 @@ def match_architecture(
     matched: dict[TensorSpec, str] = {}
     missing: list[str] = []
     mismatched: dict[str, str] = {}
-    for spec in architecture.tensors:
-        name = layout.get_name(spec)
-        if name is None:
-            continue
+    for spec, name in layout.name_tensors(architecture):
         if name not in shapes:
             if spec.name_in_layer != NUM_BATCHES_TRACKED:
                 missing.append(name)

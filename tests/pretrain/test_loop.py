@@ -48,16 +48,11 @@ def test_weights_change_and_curves_are_written(whole, toy, tmp_path):
     assert all(0 < line["spread"] < 1.5 and -1 <= line["loss"] <= 1 for line in lines)
 
 
-def test_the_same_seed_gives_the_same_run(whole, toy, tmp_path):
-    pretrain(config(toy, tmp_path / "again"))
+def test_the_same_seed_gives_the_same_run_also_with_workers(whole, toy, tmp_path):
+    pretrain(config(toy, tmp_path / "again", DATA__WORKERS=2))
     assert same(content(tmp_path / "again"), content(whole))
     pretrain(config(toy, tmp_path / "other", SEED=6))
     assert not same(content(tmp_path / "other")["online"], content(whole)["online"])
-
-
-def test_workers_do_not_change_the_run(whole, toy, tmp_path):
-    pretrain(config(toy, tmp_path, DATA__WORKERS=2))
-    assert same(content(tmp_path), content(whole))
 
 
 def test_without_ssql_it_is_the_method_alone(toy, tmp_path):
@@ -84,10 +79,10 @@ def test_init_with_another_channel_order_is_refused(whole, toy, tmp_path):
 def test_two_processes_with_synchronized_norms_equal_one(toy, tmp_path):
     few = {"SYNC_NORM": True, "OPTIM__EPOCHS": 1, "OPTIM__LR": 0.001}
     two_processes.pretrained(MINI, keys(toy, tmp_path / "one", **few))
-    launch(two_processes.pretrained, MINI, keys(toy, tmp_path / "two", **few), processes=2)
+    half = keys(toy, tmp_path / "half", **few, AMP=True, DATA__SIZE=32)
+    launch(two_processes.pretrained, MINI, keys(toy, tmp_path / "two", **few), half, processes=2)
     one, two = content(tmp_path / "one"), content(tmp_path / "two")
     assert len(two["resume"]["rng"]) == 2
-    launch(two_processes.pretrained, MINI, keys(toy, tmp_path / "half", **few, AMP=True, DATA__SIZE=32), processes=2)
     for part in ("online", "heads"):
         for name, value in one[part].items():  # float32 errors can change a quantized value
             assert (two[part][name] - value).abs().max() <= 2e-3 * value.abs().max().clamp(min=1e-3), name
@@ -116,7 +111,8 @@ def test_every_config_describes_a_network(tmp_path):
         assert ("ssql" in path.name or path.name.startswith(("mini", "small"))) == (cfg.ssql is not None)
         assert cfg.output_dir.endswith(path.stem)
         if "50" not in path.name and "34" not in path.name:
-            build_network(cfg)
+            with torch.device("meta"):  # no weights are drawn
+                build_network(cfg)
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,7 @@ def whole_and_stopped(file, whole, stopped):
     pretrain(read_config(file, stopped), resume=True)
 
 
-def pretrained(file, overrides):
-    """A whole run, as called by every process of a job."""
-    pretrain(read_config(file, overrides))
+def pretrained(file, *overrides):
+    """Whole runs, one after the other, as called by every process of a job."""
+    for each in overrides:
+        pretrain(read_config(file, each))
