@@ -16,12 +16,12 @@ ITERATIONS = 30
 FPN = {
     "BACKBONE": {"NAME": "build_resnet_fpn_backbone"},
     "RESNETS": {"OUT_FEATURES": ["res2", "res3", "res4", "res5"]},
-    "FPN": {"IN_FEATURES": ["res2", "res3", "res4", "res5"]},
+    "FPN": {"IN_FEATURES": ["res2", "res3", "res4", "res5"], "OUT_CHANNELS": 32},
     "ANCHOR_GENERATOR": {"SIZES": [[16], [32], [64], [128], [256]]},
     "RPN": {"IN_FEATURES": ["p2", "p3", "p4", "p5", "p6"]},
     "ROI_HEADS": {"NAME": "StandardROIHeads", "IN_FEATURES": ["p2", "p3", "p4", "p5"]},
-    "ROI_BOX_HEAD": {"NAME": "FastRCNNConvFCHead", "NUM_FC": 2, "POOLER_RESOLUTION": 7},
-    "ROI_MASK_HEAD": {"NAME": "MaskRCNNConvUpsampleHead", "NUM_CONV": 4, "POOLER_RESOLUTION": 14},
+    "ROI_BOX_HEAD": {"NAME": "FastRCNNConvFCHead", "NUM_FC": 2, "FC_DIM": 64, "POOLER_RESOLUTION": 7},
+    "ROI_MASK_HEAD": {"NAME": "MaskRCNNConvUpsampleHead", "NUM_CONV": 4, "CONV_DIM": 32, "POOLER_RESOLUTION": 14},
     "MASK_ON": True,
 }
 SMALL = {
