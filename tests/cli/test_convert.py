@@ -38,12 +38,19 @@ def weights():
     return state
 
 
-@pytest.fixture
-def moco(weights, tmp_path):
+@pytest.fixture(scope="module")
+def moco_file(weights, tmp_path_factory):
     state = {f"module.encoder_q.{name}": tensor for name, tensor in weights.items()}
     state |= {"module.queue": torch.zeros(2, 3), "module.queue_ptr": torch.zeros(1, dtype=torch.long)}
-    path = tmp_path / "moco.pth.tar"
+    path = tmp_path_factory.mktemp("moco") / "moco.pth.tar"
     torch.save({"epoch": 200, "arch": "resnet18", "state_dict": state, "args": argparse.Namespace(lr=0.03)}, path)
+    return path
+
+
+@pytest.fixture
+def moco(moco_file, tmp_path):
+    path = tmp_path / moco_file.name
+    path.hardlink_to(moco_file)
     return path
 
 

@@ -31,7 +31,7 @@ STAGES = ("res2", "res3", "res4", "res5")
 @pytest.fixture(scope="module")
 def image():
     """RGB, 0 to 255."""
-    return torch.rand(1, 3, 70, 90, generator=torch.Generator().manual_seed(3), dtype=torch.float64) * 255
+    return torch.rand(1, 3, 50, 60, generator=torch.Generator().manual_seed(3), dtype=torch.float64) * 255
 
 
 def normalize(image, images):
@@ -51,10 +51,11 @@ def compute_stages(model, x):
 
 
 def build_loaded(build, arch, state):
-    model = build(arch).double().eval()
-    lost = model.load_state_dict(state, strict=False)
+    with torch.device("meta"):  # no weights are drawn
+        model = build(arch)
+    lost = model.load_state_dict(state, strict=False, assign=True)
     assert (lost.missing_keys, lost.unexpected_keys) == (["fc.weight", "fc.bias"], [])
-    return model
+    return model.double().eval()
 
 
 @torch.no_grad()
@@ -89,8 +90,7 @@ BUILDERS = {
 @pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
 def test_torchvision_timm_and_the_engine_compute_the_same_features(arch, image, tmp_path):
     torch.save(make_network(arch), tmp_path / "x.pth")
-    source = BUILDERS["torchvision"](arch).double().eval()
-    source.load_state_dict(make_network(arch))
+    source = build_loaded(BUILDERS["torchvision"], arch, make_backbone(arch))
     with torch.no_grad():
         expected = compute_stages(source, normalize(image, IMAGENET))
 
@@ -126,15 +126,14 @@ def move_strides_to_1x1(model):
     """Make torchvision's network one of MSRA's, with the same weights."""
     for stage in (model.layer2, model.layer3, model.layer4):
         stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
-    return model
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
 def test_a_model_zoo_network_takes_bgr_and_has_its_strides_in_the_1x1(arch, image, zoo_backbone):
     checkpoint = zoo_backbone(arch)
-    source = BUILDERS["torchvision"](arch)
-    source.load_state_dict(make_network(arch))
-    source = (move_strides_to_1x1(source) if arch == "resnet50" else source).double().eval()
+    source = build_loaded(BUILDERS["torchvision"], arch, make_backbone(arch))
+    if arch == "resnet50":
+        move_strides_to_1x1(source)
     bgr = image.flip(1) - torch.tensor(MSRA.mean, dtype=torch.float64).view(3, 1, 1)
     with torch.no_grad():
         expected = compute_stages(source, bgr)
