@@ -65,6 +65,19 @@ def logging_as_it_was(monkeypatch):
     monkeypatch.setattr("ssql_det.core.console.set_up_logging", lambda *ignored: None)
 
 
+@pytest.fixture
+def registries_as_they_were(monkeypatch):
+    """What a test registers is gone after it."""
+    from ssql_det.backbones.build import BACKBONES
+    from ssql_det.cli.main import COMMANDS
+    from ssql_det.quant.points.family import FAMILIES
+    from ssql_det.quant.quantizers.quantizer import ACTIVATIONS, WEIGHTS
+    from ssql_det.ssl.method import METHODS
+
+    for registry in (ACTIVATIONS, BACKBONES, COMMANDS, FAMILIES, METHODS, WEIGHTS):
+        monkeypatch.setattr(registry, "_objects", dict(registry._objects))
+
+
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory, worker_id):
     """A function that fills a folder for all workers of pytest-xdist: the first that needs it makes it."""

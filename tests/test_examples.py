@@ -8,13 +8,7 @@ import pytest
 from support.examples import namespace
 
 import ssql_det
-from ssql_det.backbones.build import BACKBONES
-from ssql_det.cli.main import COMMANDS
-from ssql_det.quant.points.family import FAMILIES
-from ssql_det.quant.quantizers.quantizer import ACTIVATIONS, WEIGHTS
-from ssql_det.ssl.method import METHODS
 
-REGISTRIES = (ACTIVATIONS, BACKBONES, COMMANDS, FAMILIES, METHODS, WEIGHTS)
 NOT_IMPORTED = ("ssql_det.__main__",)  # a program: to import it is to run it
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
@@ -27,11 +21,10 @@ def examples():
                     yield test
 
 
+@pytest.mark.usefixtures("registries_as_they_were")
 @pytest.mark.parametrize("example", list(examples()), ids=lambda test: test.name)
 def test_an_example_runs(example, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for registry in REGISTRIES:  # what an example registers is gone after it
-        monkeypatch.setattr(registry, "_objects", dict(registry._objects))
     example.globs = namespace() | example.globs
     report = []
     runner = doctest.DocTestRunner(optionflags=OPTIONS)

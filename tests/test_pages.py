@@ -171,6 +171,7 @@ def test_a_command_is_taken_and_a_link_leads_somewhere(piece, pytestconfig):
         check(piece, pytestconfig)
 
 
+@pytest.mark.usefixtures("registries_as_they_were")
 @pytest.mark.parametrize(
     "block", [each for page in PAGES if page != WITH_A_MODULE for each in python_blocks(page)], ids=str
 )

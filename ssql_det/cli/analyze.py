@@ -55,6 +55,7 @@ def run(options: argparse.Namespace) -> None:
     from ssql_det.analyze.page import build_csv_files, build_page, build_term_tables
     from ssql_det.core.console import print_outcome, print_table, set_up_logging
     from ssql_det.core.errors import UserError
+    from ssql_det.core.run_folder import owning_folder
     from ssql_det.pretrain.analyze_checkpoints import AnalysisSettings, analyze_checkpoints
     from ssql_det.quant import parse_bit_widths
     from ssql_det.report.page_files import write_page, write_text
@@ -75,11 +76,12 @@ def run(options: argparse.Namespace) -> None:
     out = Path(options.out)
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file; name a folder")
-    analyses = list(analyze_checkpoints(options.checkpoints, options.data, settings))
-    for file, text in build_csv_files(analyses).items():
-        write_text(out / file, text)
-    for table in build_term_tables(group_terms_by_features(analyses)):
-        print_table(table.header, table.rows, table.caption)
-    document = build_page(analyses, shlex.join(["ssql-det", *sys.argv[1:]]))
-    path = write_page(document, out / "report.html")
+    with owning_folder(out):
+        analyses = list(analyze_checkpoints(options.checkpoints, options.data, settings))
+        for file, text in build_csv_files(analyses).items():
+            write_text(out / file, text)
+        for table in build_term_tables(group_terms_by_features(analyses)):
+            print_table(table.header, table.rows, table.caption)
+        document = build_page(analyses, shlex.join(["ssql-det", *sys.argv[1:]]))
+        path = write_page(document, out / "report.html")
     print_outcome(path, "probe", "knn", "linear", "--checkpoint", options.checkpoints[0], "--data", options.data)

@@ -132,6 +132,17 @@ def read_detector_config(options: argparse.Namespace, overrides: Sequence[str]) 
     return read_config(options.config_file, [*_make_data_overrides(options), *overrides], SSQL_DET_DEFAULTS)
 
 
+def check_config_is_kept(config_file: str, output_dir: str, resume: bool, checkpoint_name: str) -> None:
+    """Refuse a user's own config file where the run would save its config. A resumed run has saved that file itself."""
+    from ssql_det.core.config import SAVED_CONFIG_NAME, check_output_dir
+    from ssql_det.core.config_files import find_config
+    from ssql_det.core.files import check_not_an_input
+
+    folder = check_output_dir(output_dir)
+    if not resume or not (folder / checkpoint_name).exists():
+        check_not_an_input(folder / SAVED_CONFIG_NAME, [find_config(config_file)])
+
+
 def set_up_process() -> None:
     """Set up logging and the group of ranks on this machine, at the start of each process of a job."""
     from ssql_det import d2

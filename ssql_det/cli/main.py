@@ -21,7 +21,7 @@ from ssql_det.core.errors import (
     EXIT_BAD_INPUT,
     UserError,
     did_you_mean,
-    raising_on_sigterm,
+    raising_on_termination,
     reporting_errors,
 )
 from ssql_det.core.registry import Registry, import_inherited_plugins, import_modules, import_plugins
@@ -67,7 +67,7 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> None:
     warnings.filterwarnings("ignore", _ON_IMPORTING_FVCORE, FutureWarning)
     os.environ.setdefault("PYTHONWARNINGS", f"ignore:{_ON_IMPORTING_FVCORE}:FutureWarning")  # for further processes
-    with raising_on_sigterm(), reporting_errors():
+    with raising_on_termination(), reporting_errors():
         import_inherited_plugins()
         if "_ARGCOMPLETE" in os.environ:
             _complete()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 
-from ssql_det.cli.arguments import add_config_file, add_num_gpus, add_overrides
+from ssql_det.cli.arguments import add_config_file, add_num_gpus, add_overrides, check_config_is_kept
 
 HELP = "pretrain a backbone on images without labels, for full precision and low bit-widths"
 EXAMPLES = (
@@ -28,24 +28,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from ssql_det.core.console import set_up_logging
     from ssql_det.core.distributed import launch
+    from ssql_det.pretrain.checkpoint import CHECKPOINT_NAME
     from ssql_det.pretrain.config import check_config, read_config
 
     set_up_logging()
     init = ["INIT", options.init] if options.init else []
     config = read_config(options.config_file, [*options.overrides, *init])
+    check_config_is_kept(options.config_file, config.output_dir, options.resume, CHECKPOINT_NAME)
     if options.num_gpus > 1:
         check_config(config, options.num_gpus)  # before the processes start, so that the error appears once
     launch(_pretrain, config, options.resume, processes=options.num_gpus)
 
 
 def _pretrain(config, resume):  # type: ignore[no-untyped-def]  # the types would import torch
+    from ssql_det.core.config import check_output_dir
     from ssql_det.core.console import print_outcome, set_up_logging
     from ssql_det.core.distributed import is_main
+    from ssql_det.core.run_folder import owning_folder
     from ssql_det.pretrain.loop import pretrain
     from ssql_det.ssl.augmentations import SIZES
 
     set_up_logging()
-    path = pretrain(config, resume)
+    with owning_folder(check_output_dir(config.output_dir)):
+        path = pretrain(config, resume)
     if is_main():
         name, size = config.data.augmentation.name, config.data.augmentation.size
         recipe = ("--recipe", name, *(("--size", size) if size != SIZES[name] else ()))

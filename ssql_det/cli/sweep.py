@@ -71,8 +71,10 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _sweep(cfg, config_label, widths, settings):  # type: ignore[no-untyped-def]  # the types would import torch
+    from ssql_det.core.config import check_output_dir
     from ssql_det.core.console import print_outcome, print_table
     from ssql_det.core.distributed import is_main
+    from ssql_det.core.run_folder import owning_folder
     from ssql_det.detect.detector import load_trained_detector
     from ssql_det.detect.sweep import RESULTS_NAME, sweep
     from ssql_det.report.display_names import format_scheme
@@ -80,9 +82,10 @@ def _sweep(cfg, config_label, widths, settings):  # type: ignore[no-untyped-def]
     set_up_process()
     model, checkpoint = load_trained_detector(cfg)
     rows = []
-    for row in sweep(cfg, config_label, model, checkpoint, widths, settings):
-        rows.append(row)
-        _logger.info("%s: %s", row.bits, ", ".join(f"{name} {row.metrics[name]:.2f}" for name in _select_ap(row)))
+    with owning_folder(check_output_dir(cfg.OUTPUT_DIR)):
+        for row in sweep(cfg, config_label, model, checkpoint, widths, settings):
+            rows.append(row)
+            _logger.info("%s: %s", row.bits, ", ".join(f"{name} {row.metrics[name]:.2f}" for name in _select_ap(row)))
     if is_main():
         quantization = f"scope {settings.scope}, {format_scheme(rows[0])}, {rows[0].calibration}"
         columns = _select_metrics(rows)

@@ -13,6 +13,7 @@ from ssql_det.cli.arguments import (
     add_config_arguments,
     add_num_gpus,
     add_overrides,
+    check_config_is_kept,
     read_detector_config,
     set_up_process,
 )
@@ -37,23 +38,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from ssql_det.core.distributed import launch
     from ssql_det.detect import make_config_label
+    from ssql_det.detect.training_checkpoint import LAST_CHECKPOINT_NAME
 
     cfg = read_detector_config(options, options.overrides)
     if options.eval_only:
         launch(_evaluate, cfg, processes=options.num_gpus)
         return
+    check_config_is_kept(options.config_file, cfg.OUTPUT_DIR, options.resume, LAST_CHECKPOINT_NAME)
     config_label = make_config_label(options.config_file, options.overrides)
     launch(_train, cfg, config_label, options.resume, processes=options.num_gpus)
 
 
 def _train(cfg, config_label, resume):  # type: ignore[no-untyped-def]  # the types would import torch
-    from ssql_det.core.config import SAVED_CONFIG_NAME
+    from ssql_det.core.config import SAVED_CONFIG_NAME, check_output_dir
     from ssql_det.core.console import print_outcome
     from ssql_det.core.distributed import is_main
+    from ssql_det.core.run_folder import owning_folder
     from ssql_det.detect.train import train
 
     set_up_process()
-    path = train(cfg, config_label, resume)
+    with owning_folder(check_output_dir(cfg.OUTPUT_DIR)):
+        path = train(cfg, config_label, resume)
     if is_main():
         print_outcome(path, "sweep", "--config-file", path.with_name(SAVED_CONFIG_NAME), "MODEL.WEIGHTS", path)
 

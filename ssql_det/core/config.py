@@ -156,31 +156,6 @@ def find_effective_config(file: str | os.PathLike[str], ignored_keys: Collection
     return find_effective_config(os.path.normpath(path.parent / base), ignored_keys)
 
 
-def check_resume(
-    values: Mapping[str, Any],
-    directory: str | os.PathLike[str],
-    run_exists: bool,
-    resume: bool,
-    ignored_keys: Collection[str],
-    defaults: Mapping[str, Any],
-    renamed_keys: RenamedKeys,
-) -> bool:
-    """Whether there is a run in ``directory`` to resume. It needs ``resume`` and, but for ``ignored_keys``, the same
-    config as ``values``; otherwise it is an error. A key that did not exist when it started counts with its default.
-    """
-    if not run_exists:
-        return False
-    if not resume:
-        raise UserError(f"{directory} already holds a run; add --resume to continue it, or choose another OUTPUT_DIR")
-    before, now = (
-        {key: value for key, value in config.items() if key not in ignored_keys}
-        for config in (read_saved_config(directory, renamed_keys), values)
-    )
-    before |= {key: value for key, value in defaults.items() if key in now and key not in before}
-    check_same_config(before, now, f"the run in {directory}", "resume with its config, or choose another OUTPUT_DIR")
-    return True
-
-
 def check_minimums(config: CfgNode, minimums: Mapping[str, float]) -> None:
     """Refuse a number below its minimum, such as ``{"OPTIM.EPOCHS": 1, "SEED": 0}``, or too large for any run."""
     for key, minimum in minimums.items():

@@ -151,8 +151,8 @@ def launch(main_func: Callable[..., None], *args: Any, processes: int = 1) -> No
             raise SystemExit(max(codes)) from None
         if failure.signal_name == "SIGINT":
             raise KeyboardInterrupt from None
-        if failure.signal_name == "SIGTERM":
-            raise Terminated from None
+        if failure.signal_name in ("SIGTERM", "SIGHUP"):
+            raise Terminated(signal.Signals[failure.signal_name]) from None
         if failure.signal_name == "SIGKILL":
             hint = "if the machine ran out of memory, use fewer processes or a smaller batch"
             raise UserError(f"rank {failure.error_index} was killed (SIGKILL); {hint}") from None

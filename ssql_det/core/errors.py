@@ -6,7 +6,7 @@ what failed                           what stderr shows                         
 a mistake (:class:`UserError`), a     ``error: SENTENCE``; before it one line on the exception   2
 full disk, too little memory          that caused it; with ``SSQL_DET_DEBUG=1`` the traceback
 a bug: any other exception            the traceback, then where to report it                     1
-Ctrl-C, SIGTERM                       one line                                                   130, 143
+Ctrl-C, SIGTERM, SIGHUP               one line                                                   130, 143, 129
 ====================================  =========================================================  =========
 """
 
@@ -21,7 +21,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
@@ -30,7 +30,6 @@ EXIT_BAD_INPUT = 2
 EXIT_INCOMPLETE = 3  # of several steps some failed
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE
-EXIT_TERMINATED = 128 + signal.SIGTERM
 
 DEBUG_VARIABLE = "SSQL_DET_DEBUG"
 REPORT_LINE = "this is a bug in ssql_det or in a plugin: please report it with the lines above and `ssql-det --version`"
@@ -54,7 +53,11 @@ class UserError(Exception):
 
 
 class Terminated(BaseException):
-    """SIGTERM arrived. As with ``KeyboardInterrupt``, ``except Exception`` does not catch it."""
+    """SIGTERM, or SIGHUP of a closed terminal, arrived. As ``KeyboardInterrupt``, it is no ``Exception``."""
+
+    def __init__(self, signal_number: int = signal.SIGTERM) -> None:
+        super().__init__(signal_number)
+        self.signal_number = signal_number
 
 
 def printable(text: str, most: int | None = None) -> str:
@@ -79,8 +82,8 @@ def reporting_errors() -> Iterator[None]:
         raise SystemExit(EXIT_BROKEN_PIPE) from None
     except KeyboardInterrupt:
         _report_signal("interrupted", EXIT_INTERRUPTED)
-    except Terminated:
-        _report_signal("terminated", EXIT_TERMINATED)
+    except Terminated as termination:
+        _report_signal("terminated", 128 + termination.signal_number)
     except Exception as failure:
         machine_failure = _describe_machine_failure(failure)
         if machine_failure is None:
@@ -89,19 +92,23 @@ def reporting_errors() -> Iterator[None]:
 
 
 @contextmanager
-def raising_on_sigterm() -> Iterator[None]:
-    """Inside, SIGTERM raises :class:`Terminated`, so that files and child processes are cleaned up.
+def raising_on_termination() -> Iterator[None]:
+    """Inside, SIGTERM and SIGHUP raise :class:`Terminated`, so that files and child processes are cleaned up.
 
-    Signal handlers belong to the main thread; in any other thread this does nothing.
+    SIGHUP is left ignored if it is, as under ``nohup``. Signal handlers belong to the main thread; in any other thread
+    this does nothing.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, _raise_terminated)
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGTERM, signal.SIGHUP) if is_main_thread else ()
+    before = {number: signal.getsignal(number) for number in numbers}
+    handled = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
+    for number in handled:
+        signal.signal(number, _raise_terminated)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number in handled:
+            signal.signal(number, before[number])
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -115,7 +122,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def _raise_terminated(signum: int, frame: FrameType | None) -> NoReturn:
-    raise Terminated
+    raise Terminated(signum)
 
 
 def _describe_machine_failure(failure: Exception) -> UserError | None:
@@ -166,5 +173,6 @@ def _report_bug(failure: Exception) -> NoReturn:
 
 def _report_signal(line: str, code: int) -> NoReturn:
     if os.environ.get("RANK", "0") == "0":  # one process of a job is enough
-        print(line, file=sys.stderr)
+        with suppress(OSError):  # the terminal may be gone
+            print(line, file=sys.stderr)
     raise SystemExit(code) from None

@@ -105,7 +105,7 @@ def _find_failed_write(failure: BaseException | None) -> OSError | None:
 
 def temporary_path(target: Path, suffix: str) -> Path:
     """A hidden path beside ``target``, unique to this process and call, to be renamed to ``target`` when complete."""
-    return target.with_name(f"{_temporary_prefix(target)}{os.getpid()}-{next(_counter)}.{suffix}")
+    return target.with_name(f".{target.name}.{socket.gethostname()}-{os.getpid()}-{next(_counter)}.{suffix}")
 
 
 @contextmanager
@@ -130,19 +130,24 @@ def temporary_folder(target: Path) -> Iterator[Path]:
 
 def remove_leftovers(target: Path) -> None:
     """Delete the temporary files and folders for ``target`` that killed processes of this host left."""
-    prefix = _temporary_prefix(target)
-    for leftover in target.parent.glob(f"{glob.escape(prefix)}*"):
-        pid = leftover.name.removeprefix(prefix).split("-")[0]
+    _remove_leftovers(target.parent, glob.escape(target.name))
+
+
+def remove_all_leftovers(folder: Path) -> None:
+    """Delete what killed processes of this host left in the folder, whatever it was to become."""
+    _remove_leftovers(folder, "*")
+
+
+def _remove_leftovers(folder: Path, name_pattern: str) -> None:
+    host = f".{socket.gethostname()}-"
+    for leftover in folder.glob(f".{name_pattern}{glob.escape(host)}*"):
+        pid = leftover.name.rpartition(host)[2].split("-")[0]
         if not pid.isdecimal() or _is_running(int(pid)):
             continue
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
         else:
             leftover.unlink(missing_ok=True)
-
-
-def _temporary_prefix(target: Path) -> str:
-    return f".{target.name}.{socket.gethostname()}-"
 
 
 def _is_running(pid: int) -> bool:

@@ -18,6 +18,8 @@ from ssql_det.core.errors import UserError
 from ssql_det.core.files import atomic_write
 from ssql_det.core.rows import finite_or_none
 
+METRICS_NAME = "metrics.jsonl"
+
 
 @contextmanager
 def scalar_writer(folder: Path, resume_step: int | None = None) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
@@ -35,7 +37,7 @@ def scalar_writer(folder: Path, resume_step: int | None = None) -> Iterator[Call
     if not is_main():
         yield lambda step, scalars: None
         return
-    path = folder / "metrics.jsonl"
+    path = folder / METRICS_NAME
     kept_lines = _read_lines_until(path, resume_step) if resume_step is not None and path.exists() else []
     with atomic_write(path, "w") as file:
         file.writelines(kept_lines)

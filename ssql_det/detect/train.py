@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ssql_det.convert import Coverage, Metadata
-from ssql_det.core.config import check_minimums, check_output_dir, check_resume, flatten_config, save_config
+from ssql_det.core.config import check_minimums, check_output_dir, flatten_config, save_config
 from ssql_det.core.distributed import all_gather, all_reduce_mean, barrier, broadcast_tensors, is_main, rank, world_size
 from ssql_det.core.errors import UserError
 from ssql_det.core.files import atomic_write
 from ssql_det.core.rng import RngState, seed_all
-from ssql_det.core.scalar_writer import scalar_writer
+from ssql_det.core.run_folder import check_resume
+from ssql_det.core.scalar_writer import METRICS_NAME, scalar_writer
 from ssql_det.d2 import (
     CfgNode,
     CommonMetricPrinter,
@@ -41,7 +42,7 @@ from ssql_det.detect.datasets import check_custom_annotations, check_dataset, is
 from ssql_det.detect.detector import build_detector, build_random_init_metadata, load_pretrained_detector
 from ssql_det.detect.engine_errors import translate_config_errors
 from ssql_det.detect.evaluation_data import Batch
-from ssql_det.detect.periodic_evaluation import PeriodicEvaluation
+from ssql_det.detect.periodic_evaluation import EVALUATIONS_NAME, PeriodicEvaluation
 from ssql_det.detect.train_loader import BadImageLog, build_train_loader, get_micro_batch_size
 from ssql_det.detect.training_checkpoint import FINAL_NAME, LAST_CHECKPOINT_NAME, WINDOW_SIZE, TrainingCheckpointer
 
@@ -66,9 +67,11 @@ def train(cfg: CfgNode, config_label: str, resume: bool = False) -> Path:
     _check_data(cfg)
     _check_norms(cfg)
     seed_all(seed + rank())  # as in Detectron2: each rank samples other proposals; DDP broadcasts rank 0's weights
-    has_checkpoint = (folder / LAST_CHECKPOINT_NAME).exists()
-    values = flatten_config(cfg)
-    is_resumed = check_resume(values, folder, has_checkpoint, resume, _CHANGEABLE_KEYS, DEFAULT_VALUES, RENAMED_KEYS)
+    values, other_names = flatten_config(cfg), ("model_*.pth", METRICS_NAME, EVALUATIONS_NAME, COVERAGE_NAME)
+    is_resumed = check_resume(
+        *(values, folder, LAST_CHECKPOINT_NAME, other_names, resume),
+        *(_CHANGEABLE_KEYS, DEFAULT_VALUES, RENAMED_KEYS),
+    )
     model, metadata, coverage = _build_model(cfg, is_resumed)
     with translate_config_errors("the solver cannot be built", cfg):
         optimizer = build_optimizer(cfg, model)

@@ -143,10 +143,6 @@ class TrainingState:
         return {METADATA_KEY: metadata, **branches, "heads": heads, **quantizers, "resume": resume}
 
 
-def has_checkpoint(folder: str | os.PathLike[str]) -> bool:
-    return (Path(folder) / CHECKPOINT_NAME).exists()
-
-
 def require_savable(backbone: Backbone) -> None:
     """Raise a ``UserError`` before training if the backbone could not be rebuilt from its checkpoint."""
     state = describe_state_dict(backbone.module.state_dict())

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ssql_det.core.config import check_output_dir, check_resume, save_config
+from ssql_det.core.config import check_output_dir, save_config
 from ssql_det.core.devices import resolve_device
 from ssql_det.core.distributed import barrier, is_main, rank, world_size
 from ssql_det.core.errors import UserError
 from ssql_det.core.rng import seed_all
-from ssql_det.core.scalar_writer import scalar_writer
-from ssql_det.pretrain.checkpoint import CHECKPOINT_NAME, TrainingState, has_checkpoint
+from ssql_det.core.run_folder import check_resume
+from ssql_det.core.scalar_writer import METRICS_NAME, scalar_writer
+from ssql_det.pretrain.checkpoint import CHECKPOINT_NAME, TrainingState
 from ssql_det.pretrain.config import (
     IGNORED_KEYS,
     PretrainConfig,
@@ -130,7 +131,8 @@ def _check_resume(config: PretrainConfig, folder: Path, resume: bool) -> bool:
     # A config that an earlier version saved may have keys of methods that the run does not use.
     other_methods_keys = defaults.keys() - values.keys()
     may_change = {*_MAY_CHANGE_ON_RESUME, *other_methods_keys}
-    return check_resume(values, folder, has_checkpoint(folder), resume, may_change, defaults, get_renamed_keys())
+    renamed_keys = get_renamed_keys()
+    return check_resume(values, folder, CHECKPOINT_NAME, (METRICS_NAME,), resume, may_change, defaults, renamed_keys)
 
 
 def _compute_loss(model: nn.Module, views: Sequence[Tensor], step: int, network: nn.Module) -> Tensor:

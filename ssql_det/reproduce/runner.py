@@ -5,7 +5,6 @@ On the CPU each job has one thread, so that the numbers do not depend on how man
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import sys
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from ssql_det.core.errors import UserError
 from ssql_det.core.processes import CONTEXT, set_up_child
+from ssql_det.core.run_folder import owning_folder
 from ssql_det.reproduce.step_cache import StepCache
 from ssql_det.reproduce.steps import Step, estimate_makespan, find_dependencies
 
@@ -57,7 +57,7 @@ def run_steps(
     Each step is a process with this environment, which calls ``main`` with the step's arguments.
     """
     cache, outcomes = StepCache(out), dict[str, StepOutcome]()
-    with _locked(out):
+    with owning_folder(out):
         running: dict[str, _Job] = {}
         progress = _Progress(steps, jobs)
         try:
@@ -171,18 +171,6 @@ def make_environment(datasets: Path, has_gpu: bool = False) -> dict[str, str]:
     """The environment variables of a job: those of this process, the datasets' folder and, on the CPU, one thread."""
     threads = {} if has_gpu else {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     return {**os.environ, **threads, "DETECTRON2_DATASETS": str(datasets)}
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Hold the lock of the folder, so that it has one run; the system releases the lock however the process ends."""
-    out.mkdir(parents=True, exist_ok=True)
-    with open(out / ".lock", "wb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process is running in {out}; wait for it, or choose another --out") from None
-        yield
 
 
 class _Progress:

@@ -3,17 +3,13 @@
 Whatever happens, files of earlier runs stay as they were.
 """
 
-import os
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 import torch
 from support.cli.hostile import contents
 from support.cli.lines import analyze, arguments, convert, predict, pretrain, probe, sensitivity, sweep, train
+from support.kills import read_pids, wait_until_ended
 from support.toy_datasets import toy_names_at
 
 from ssql_det.cli.main import COMMANDS, main
@@ -120,77 +116,17 @@ def test_debug_stands_anywhere_and_shows_the_traceback_of_a_mistake(line, run):
 
 # ---- signals, to a process of its own --------------------------------------------------------------------------------
 
-SLOW = """
-import multiprocessing, sys, time
-import torch
-from ssql_det.cli.main import main
-
-def slow(*arguments, forward=torch.nn.functional.conv2d):
-    if multiprocessing.active_children():  # the loader's worker is at work
-        print("running", flush=True)
-        time.sleep(60)
-    return forward(*arguments)
-
-torch.nn.functional.conv2d = slow
-main(sys.argv[1:])
-"""
-STARTING = """
-import sys
-from ssql_det.cli.main import main
-from ssql_det.core.processes import CONTEXT
-
-CONTEXT.set_forkserver_preload(["torch"])  # the other libraries would only delay the signal
-main(sys.argv[1:])
-"""
-
-
-def _is_alive(pid):
-    """A process that ended and that nobody waited for is none."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def _list_children(pid):
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
 
 @pytest.mark.parametrize(
     ("number", "code", "said"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]
 )
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_signal_ends_a_training_and_its_processes(number, code, said, processes, place):
-    line = f"pretrain --config-file {{good}}/pretrain.yaml --num-gpus {processes} OUTPUT_DIR {NEW} DATA.WORKERS 1"
-    command = [sys.executable, "-c", SLOW, *arguments(line, place)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    if processes > 1:  # the ranks run no code of this file: they are stopped while they start or train
-        command[2] = STARTING
-    process = subprocess.Popen(
-        command,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a background job ignores it
-    )
-    try:
-        if processes == 1:
-            assert process.stdout.readline() == "running\n"
-        deadline = time.monotonic() + 60
-        while len(_list_children(process.pid)) < processes and time.monotonic() < deadline:
-            time.sleep(0.05)
-        children = _list_children(process.pid)
-        assert len(children) >= processes
-        process.send_signal(number)
-        _, err = process.communicate(timeout=30)
-    finally:
-        process.kill()
-        process.wait()
-    assert err.splitlines()[-1] == said
-    assert "Traceback" not in err
-    assert process.returncode == code
-    deadline = time.monotonic() + 10
-    while any(map(_is_alive, children)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not any(map(_is_alive, children))
+def test_a_signal_ends_a_training_and_its_processes(number, code, said, in_process, place, tmp_path):
+    line = f"pretrain --config-file {{good}}/pretrain.yaml OUTPUT_DIR {NEW} DATA.WORKERS 1"
+    pids, log = tmp_path / "pids", tmp_path / "log"
+    how = {"file": str(pids), "lines": 2, "signal": number, "work": "support.cli.slow_command:run"}
+    ended = in_process([str(pids), *arguments(line, place)], log, **how)
+    said_lines = log.read_text().splitlines()
+    assert said_lines[-1] == said
+    assert "Traceback" not in log.read_text()
+    assert ended["status"] == code
+    wait_until_ended(read_pids(pids))

@@ -12,7 +12,7 @@ from ssql_det.core.errors import (
     Terminated,
     UserError,
     did_you_mean,
-    raising_on_sigterm,
+    raising_on_termination,
     reporting_errors,
 )
 
@@ -143,7 +143,7 @@ def test_the_words_of_torchs_cpu_allocator_are_known(capsys):
 
 def test_sigterm_is_raised_inside_and_handled_as_before_outside():
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Terminated), raising_on_sigterm():
+    with pytest.raises(Terminated), raising_on_termination():
         os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is before
 
@@ -152,7 +152,7 @@ def test_another_thread_leaves_signals_alone():
     entered = []
 
     def enter():
-        with raising_on_sigterm():
+        with raising_on_termination():
             entered.append(signal.getsignal(signal.SIGTERM))
 
     before = signal.getsignal(signal.SIGTERM)

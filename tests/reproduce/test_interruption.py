@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from support.reproduce.plans import get_states, is_running, list_descendants, make_step
+from support.kills import is_alive, wait_until_ended
+from support.reproduce.plans import get_states, list_descendants, make_step
 
 from ssql_det.cli.main import main
 from ssql_det.core.errors import UserError
@@ -97,7 +98,7 @@ def sleeping_run(fake, start_run):
 
 
 def test_a_second_run_in_one_folder_is_refused(fake, sleeping_run):
-    with pytest.raises(UserError, match=r"another process is running in .*out; wait for it, or choose another --out"):
+    with pytest.raises(UserError, match=r"out is in use by process \d+ on .*; wait for it, or choose another folder"):
         fake.run([fake.step("c")])
     assert [name for _, name in fake.events] in (["a", "b"], ["b", "a"])
     sleeping_run.kill()
@@ -111,7 +112,7 @@ def test_an_interrupt_ends_the_jobs(is_group, fake, sleeping_run):
     (os.killpg if is_group else os.kill)(sleeping_run.pid, signal.SIGINT)
     assert b"KeyboardInterrupt" in sleeping_run.communicate(timeout=10)[1]
     assert len(fake.pids) == 2
-    assert not any(map(is_running, fake.pids))
+    assert not any(map(is_alive, fake.pids))
 
 
 @pytest.mark.parametrize("has_begun", [True, False])
@@ -127,7 +128,7 @@ def test_a_killed_run_ends_its_jobs_at_once(has_begun, fake, start_run):
     assert len(pids) >= 2
     process.kill()
     process.wait()
-    wait_until(lambda: not any(map(is_running, pids)), seconds=2.0)
+    wait_until_ended(pids, seconds=2)
     assert get_states(fake.run([fake.step("c")])) == {"c": runner.DONE}
 
 

@@ -3,15 +3,13 @@
 import json
 import random
 import re
-import resource
 import shutil
 import time
 from dataclasses import replace
 
 import pytest
-from support.kills import after, being_written, kill_at, written
 from support.report.pages import TagParser
-from support.reproduce.plans import BUDGET, WIDTHS, build_plan, find_processes, run_reproduce, start_reproduce
+from support.reproduce.plans import BUDGET, ROOT, WIDTHS, build_plan, find_processes, reproduce_arguments
 
 from ssql_det.core import rows
 from ssql_det.report.published import load_published_table
@@ -32,12 +30,26 @@ def run_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def complete_run(run_folder):
+def reproduce(in_process, tmp_path_factory):
+    """Runs the command; its output, and how it ended."""
+
+    def run(out, *arguments, exit_code=0, **how):
+        log = tmp_path_factory.mktemp("log") / "log.txt"
+        ended = in_process(reproduce_arguments(out, *arguments), log, folder=ROOT, **how)
+        output = log.read_text()
+        assert ended["status"] == exit_code or how, output
+        assert "Traceback" not in output
+        return output, ended
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def complete_run(reproduce, run_folder):
     """A complete run, probes of two widths first, moved away from where it was made."""
-    run_reproduce(run_folder, "--table", "12", "--methods", "BYOL", "--bits", "FP,2w4a")
-    assert (
-        run_reproduce(run_folder, *ALL).count(": cached") == 2
-    )  # data and a pretraining; its probe has more widths to do
+    reproduce(run_folder, "--table", "12", "--methods", "BYOL", "--bits", "FP,2w4a")
+    output, _ = reproduce(run_folder, *ALL)
+    assert output.count(": cached") == 2  # data and a pretraining; its probe has more widths to do
     return run_folder.rename(run_folder.with_name("complete"))
 
 
@@ -122,18 +134,16 @@ def test_all_of_a_backbone_is_loaded(complete_run):
         assert coverage["used"]
 
 
-def test_once_more_nothing_is_done(complete_run):
+def test_once_more_nothing_is_done(complete_run, reproduce):
     """Although the folder was moved."""
     files = {
         path: path.read_bytes() for path in complete_run.rglob("*") if path.is_file() and path.parent.name != "report"
     }
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    output = run_reproduce(complete_run, *ALL)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    output, ended = reproduce(complete_run, *ALL)
     assert output.count(": cached") == 21
     assert ": started" not in output
     assert {path: path.read_bytes() for path in files} == files
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 20
+    assert ended["cpu_seconds"] < 20
 
 
 def test_the_report_holds_the_probes_where_they_belong(complete_run):
@@ -147,42 +157,41 @@ def test_the_report_holds_the_probes_where_they_belong(complete_run):
     )
 
 
-def test_kills_change_no_number(run_folder, complete_run):
-    """After checkpoints, in the middle of a write, in a training, after rows; and at a random moment."""
-    byol, seconds = run_folder / "pretrain/byol-0/checkpoint.pth", random.SystemRandom().uniform(2, 10)
+def test_kills_change_no_number(run_folder, complete_run, reproduce):
+    """After a checkpoint, in the middle of a write, in a training, after rows; and at a random moment."""
+    seconds = random.SystemRandom().uniform(2, 10)
     events = {
-        "the first checkpoint": written(byol, 1),
-        "a write": being_written(byol),
-        "a detector": (run_folder / "detectors/c4-ssql-0/last_checkpoint").exists,
-        "a row of a probe": (run_folder / "probes/byol-0/results.jsonl").exists,
-        "a row of a sweep": (run_folder / "sweeps/c4-ssql-0/results.jsonl").exists,
-        "a moment": after(seconds),  # last: it may go past any of the others
+        "the first checkpoint": {"file": run_folder / "pretrain/byol-0/checkpoint.pth", "lines": 0},
+        "a write": {"pattern": f"{run_folder}/pretrain/byol-0/.checkpoint.pth.*.tmp", "size": 0},
+        "a detector": {"file": run_folder / "detectors/c4-ssql-0/last_checkpoint", "lines": 0},
+        "a row of a probe": {"file": run_folder / "probes/byol-0/results.jsonl", "lines": 1},
+        "a row of a sweep": {"file": run_folder / "sweeps/c4-ssql-0/results.jsonl", "lines": 1},
+        "a moment": {"seconds": seconds},  # last: it may go past any of the others
     }
-    killed = {name for name, event in events.items() if is_killed(run_folder, event)}
+    killed = set()
+    for name, event in events.items():
+        _, ended = reproduce(run_folder, *ONE_OF_EACH, **event)
+        killed |= {name} if ended["status"] == -9 else set()
+        time.sleep(1)
+        assert not find_processes(run_folder)
     assert killed >= events.keys() - {"a write", "a moment"}
-    run_reproduce(run_folder, *ONE_OF_EACH)
+    reproduce(run_folder, *ONE_OF_EACH)
     reason = f"killed at {sorted(killed)}, {seconds} s"
     for kind, name in (("sweeps", "c4-ssql-0"), ("probes", "byol-0")):
         expected = {key: row for key, row in read_measurements(complete_run, kind).items() if key[0] == name}
         assert read_measurements(run_folder, kind) == expected, reason
     quantization = "sweeps/c4-ssql-0/quantization.safetensors"
     assert (run_folder / quantization).read_bytes() == (complete_run / quantization).read_bytes()
-    assert [path.name for path in run_folder.rglob(".*")] == [".lock"], reason
+    assert not list(run_folder.rglob(".*")), reason
 
 
-def is_killed(run_folder, event):
-    was_running = kill_at(start_reproduce(run_folder, *ONE_OF_EACH), event)  # jobs do not share its pipe
-    time.sleep(1)
-    assert not find_processes(run_folder)
-    return was_running
-
-
-def test_a_failed_step_is_reported_and_the_others_are_done(complete_run, tmp_path):
+def test_a_failed_step_is_reported_and_the_others_are_done(complete_run, reproduce, tmp_path):
     """After a complete run: the rows of random weights are kept, those of the new backbone are missing."""
     out, bad = tmp_path / "out", tmp_path / "thesis.pth"
     shutil.copytree(complete_run, out)
     bad.write_text("This is no checkpoint.")
-    output = run_reproduce(out, "--table", "6", "--methods", *METHODS, "--checkpoint", f"SSQL={bad}", exit_code=3)
+    options = ("--table", "6", "--methods", *METHODS, "--checkpoint", f"SSQL={bad}")
+    output, _ = reproduce(out, *options, exit_code=3)
     assert re.findall(r"(\S+): cached", output) == [
         *("data", "train-c4-random-init-0", "sweep-c4-random-init-0", "predict-c4-random-init-0")
     ]

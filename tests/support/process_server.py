@@ -3,8 +3,9 @@
 Reads a line of JSON a command: ``arguments``, ``log`` for its output (without the errors, where these have a file of
 their own: ``errors``), the ``folder`` it runs in, how many ``processes`` run it (with the environment that torchrun
 gives them), and when all of them are killed: after so many ``seconds``, when a ``file`` has so many ``lines``, or when
-a new file of a ``pattern`` has grown to a ``size``. Instead of ssql-det all may run a function: ``work``. Answers with
-the exit status (-9 after a kill) and the seconds it ran.
+a new file of a ``pattern`` has grown to a ``size``. They may get another ``signal`` than SIGKILL, once, or in their
+place the process whose number is the last line of the ``file``. Instead of ssql-det all may run a function: ``work``.
+Answers with the exit status (-9 after a kill), the seconds it ran, and CPU seconds.
 """
 
 import glob
@@ -73,21 +74,34 @@ def fork(command, place):
         os._exit(status)
 
 
+def send(number, processes):
+    for process in processes:
+        os.kill(process, number)
+
+
+def read_last(command):
+    with open(command["file"]) as pids:
+        return [int(pids.read().split()[-1])]
+
+
 def run(command):
     start, before = time.monotonic(), set(glob.glob(command.get("pattern", "")))
     running = {fork(command, place) for place in places(command.get("processes", 1))}
-    failed = 0  # the first status that is not 0
+    failed, has_signalled, cpu_seconds = 0, False, 0.0  # failed: the first status that is not 0
     while running:
         for child in set(running):
-            ended, status = os.waitpid(child, os.WNOHANG)
+            ended, status, usage = os.wait4(child, os.WNOHANG)
             if ended:
                 running.remove(child)
+                cpu_seconds += usage.ru_utime + usage.ru_stime
                 failed = failed or os.waitstatus_to_exitcode(status)
-        if failed or is_due(command, start, before):  # torchrun too ends all with one
-            for child in running:
-                os.kill(child, signal.SIGKILL)
+        if failed:  # torchrun too ends all with one
+            send(signal.SIGKILL, running)
+        elif not has_signalled and is_due(command, start, before):
+            has_signalled = True
+            send(command.get("signal", signal.SIGKILL), read_last(command) if "to_the_last" in command else running)
         time.sleep(0.0005 if "pattern" in command else 0.002)
-    return {"status": failed, "seconds": time.monotonic() - start}
+    return {"status": failed, "seconds": time.monotonic() - start, "cpu_seconds": cpu_seconds}
 
 
 if __name__ == "__main__":  # a command that starts processes imports this file in each

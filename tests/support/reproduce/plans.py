@@ -4,7 +4,6 @@ import functools
 import json
 import os
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -118,29 +117,9 @@ def get_states(outcomes):
     return {name: outcome.state for name, outcome in outcomes.items()}
 
 
-def is_running(pid):
-    """A zombie is not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def start_reproduce(out, *arguments):
+def reproduce_arguments(out, *arguments):
     """The command itself, with very little toy data."""
-    env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    options = ["reproduce", "--preset", "mini", "--budget", str(BUDGET), "--jobs", "2", "--out", str(out), *arguments]
-    command = [sys.executable, "-c", "from ssql_det.cli.main import main; main()", *options]
-    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def run_reproduce(out, *arguments, exit_code=0):
-    """Its output."""
-    process = start_reproduce(out, *arguments)
-    output = process.communicate()[0]
-    assert process.returncode == exit_code, output
-    assert "Traceback" not in output
-    return output
+    return ["reproduce", "--preset", "mini", "--budget", str(BUDGET), "--jobs", "2", "--out", str(out), *arguments]
 
 
 def find_processes(folder):
