@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import fnmatch
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ssql_det.convert.architecture import Architecture
 from ssql_det.convert.metadata import RESNET_VERSION, Metadata
 from ssql_det.core.errors import UserError, printable
 
+_FLOAT_TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _MAX_NAMES, _MAX_NAME_LENGTH = 3, 200  # in a message
 
 
@@ -143,3 +145,18 @@ def describe_branch(metadata: Metadata, source: SourceFile) -> str:
     """
     available = f", of {' and '.join(source.branches)}" if len(source.branches) > 1 else ""
     return f"{metadata.branch} branch{available}"
+
+
+def find_invalid_values(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
+    """Weights that are not floats, or have NaN or infinite values, each with what is wrong.
+
+    >>> find_invalid_values([("weight", torch.tensor([1.0, torch.nan]))])
+    {'weight': 'has NaN or infinite values'}
+    """
+    invalid = {}
+    for name, tensor in tensors:
+        if tensor.dtype not in _FLOAT_TYPES:
+            invalid[name] = f"holds {str(tensor.dtype).removeprefix('torch.')} values, not floats"
+        elif tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():  # isfinite of all takes far longer
+            invalid[name] = "has NaN or infinite values"
+    return invalid

@@ -7,7 +7,7 @@ Names in the file are never parsed, so two tensors cannot be confused, and a nam
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import IO, Any
 
@@ -22,7 +22,6 @@ from ssql_det.convert.metadata import InputFormat, Metadata, assume_metadata
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 _NESTED_PREFIXES = (*WRAPPER_PREFIXES, *WRAPPER_PREFIXES)  # one inside the other, in either order
 _MAX_WEIGHT_BYTES = 1 << 30  # more than any weight of a ResNet has
-_FLOAT_TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -289,18 +288,3 @@ def compact(tensor: Tensor) -> Tensor:
     """The tensor, contiguous and in a storage of its own size; a view would be saved with all that it is a view of."""
     tensor = tensor.contiguous()
     return tensor.clone() if tensor.untyped_storage().nbytes() != tensor.nbytes else tensor
-
-
-def find_invalid_values(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
-    """Weights that are not floats, or have NaN or infinite values, each with what is wrong.
-
-    >>> find_invalid_values([("weight", torch.tensor([1.0, torch.nan]))])
-    {'weight': 'has NaN or infinite values'}
-    """
-    invalid = {}
-    for name, tensor in tensors:
-        if tensor.dtype not in _FLOAT_TYPES:
-            invalid[name] = f"holds {str(tensor.dtype).removeprefix('torch.')} values, not floats"
-        elif tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():  # isfinite of all takes far longer
-            invalid[name] = "has NaN or infinite values"
-    return invalid

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ssql_det.convert.architecture import ARCHITECTURES, NUM_BATCHES_TRACKED, get_architecture
-from ssql_det.convert.checkpoint import Checkpoint, Coverage, SourceFile, summarize_names
+from ssql_det.convert.checkpoint import Checkpoint, Coverage, SourceFile, find_invalid_values, summarize_names
 from ssql_det.convert.format import (
     ArchitectureMatch,
     Format,
@@ -20,7 +20,6 @@ from ssql_det.convert.format import (
     as_tensor,
     compact,
     find_architecture,
-    find_invalid_values,
     get_state_dict,
     is_oversized_view,
     match_architecture,

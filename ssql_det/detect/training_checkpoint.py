@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ssql_det.convert import Metadata
-from ssql_det.convert.checkpoint import summarize_names
-from ssql_det.convert.format import find_invalid_values
+from ssql_det.convert.checkpoint import find_invalid_values, summarize_names
 from ssql_det.convert.metadata import METADATA_KEY
 from ssql_det.core.distributed import all_gather, is_main, rank
 from ssql_det.core.errors import UserError

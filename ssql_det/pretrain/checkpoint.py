@@ -27,8 +27,8 @@ from ssql_det.backbones import (
 )
 from ssql_det.convert import Metadata, SourceFile, inspect_checkpoint, load_backbone, read_content
 from ssql_det.convert.architecture import NUM_BATCHES_TRACKED
-from ssql_det.convert.checkpoint import summarize_names
-from ssql_det.convert.format import as_tensor, find_invalid_values, is_oversized_view
+from ssql_det.convert.checkpoint import find_invalid_values, summarize_names
+from ssql_det.convert.format import as_tensor, is_oversized_view
 from ssql_det.convert.metadata import (
     BRANCHES,
     METADATA_KEY,

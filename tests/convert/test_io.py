@@ -29,6 +29,7 @@ from ssql_det.convert import (
     with_known_input,
     write_checkpoint,
 )
+from ssql_det.convert.checkpoint import find_invalid_values
 from ssql_det.convert.format import (
     TORCHVISION_NAMES,
     Layout,
@@ -36,7 +37,6 @@ from ssql_det.convert.format import (
     as_tensor,
     compact,
     find_architecture,
-    find_invalid_values,
     get_state_dict,
     match_architecture,
     rename_tensors,
