@@ -89,22 +89,28 @@ def test_a_finished_sweep_is_read_as_it_is(whole_sweep, learned, caplog, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("settings", "other", "difference"),
+    ("settings", "differences"),
     [
-        (SETTINGS, RE_ESTIMATED, "--scheme 'minmax' (now 'norms=re-estimated')"),
-        (RE_ESTIMATED, SETTINGS, "--scheme 'norms=re-estimated' (now 'minmax')"),
-        (SETTINGS, QuantizationSettings("all", Calibration(5)), "--calib-images 4 (now 5)"),
+        (
+            SETTINGS,
+            {
+                "--scheme 'minmax' (now 'norms=re-estimated')": RE_ESTIMATED,
+                "--calib-images 4 (now 5)": QuantizationSettings("all", Calibration(5)),
+            },
+        ),
+        (RE_ESTIMATED, {"--scheme 'norms=re-estimated' (now 'minmax')": SETTINGS}),
     ],
 )
-def test_another_sweep_in_the_folder_is_refused(settings, other, difference, learned, tmp_path):
+def test_another_sweep_in_the_folder_is_refused(settings, differences, learned, tmp_path):
     (prose,) = [prose for known, prose in CALIBRATION_PROSE.values() if known is settings]
     run_sweep(learned, tmp_path, "FP", settings)
     write_former_sweep(tmp_path, prose, ("FP",))
     before = files(tmp_path)
-    with pytest.raises(UserError) as refusal:
-        run_sweep(learned, tmp_path, "FP,4", other)
-    assert str(refusal.value) == f"the sweep in {tmp_path} has {difference}; choose another OUTPUT_DIR"
-    assert files(tmp_path) == before
+    for difference, other in differences.items():
+        with pytest.raises(UserError) as refusal:
+            run_sweep(learned, tmp_path, "FP,4", other)
+        assert str(refusal.value) == f"the sweep in {tmp_path} has {difference}; choose another OUTPUT_DIR"
+        assert files(tmp_path) == before
 
 
 def test_a_sweep_without_rows_begins_again(learned, caplog, tmp_path):
