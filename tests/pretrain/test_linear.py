@@ -336,10 +336,10 @@ def accuracies(found):
 
 @pytest.mark.parametrize("more", [(), ("--cached-views", "3")])
 def test_easy_classes_are_classified_perfectly(more, colours, tmp_path):
-    main(given(colours, tmp_path, "--protocol", "published", "--epochs", "40", *more))
+    main(given(colours, tmp_path, "--protocol", "published", "--epochs", "20", *more))
     found = rows.read_rows(tmp_path / "rows.jsonl")
     assert accuracies(found) == [100, 100]
-    layer = {"linear": "published", "optimizer": "SGD", "rate": 30.0, "batch": 512, "epochs": 40}
+    layer = {"linear": "published", "optimizer": "SGD", "rate": 30.0, "batch": 512, "epochs": 20}
     views = {"cached_views": 3} if more else {}
     images = {"recipe": "digits", "size": 16, "train_images": 36, "val_images": 12}
     for row in found:
