@@ -11,6 +11,8 @@ from ssql_det.convert.format import Layout, find_architecture, torchvision_name
 from ssql_det.convert.formats import FORMATS
 from ssql_det.core.errors import UserError
 
+TORCHVISION = Layout()
+
 
 @functools.cache
 def get_shapes(name):
@@ -31,7 +33,7 @@ def test_an_architecture_has_the_tensors_of_its_network_in_their_order(name):
 
 
 def test_a_network_is_identified_by_its_tensors(name):
-    match = find_architecture(Layout(), get_shapes(name))
+    match = find_architecture(TORCHVISION, get_shapes(name))
     assert (match.architecture.name, len(match.matched)) == (name, len(get_shapes(name)))
     assert (match.missing, match.mismatched) == ((), {})
 
@@ -39,12 +41,12 @@ def test_a_network_is_identified_by_its_tensors(name):
 @pytest.mark.parametrize("arch", ["resnet18", "resnet50", "wide_resnet50_2", "cifar_resnet18"])
 def test_a_network_is_not_identified_as_a_deeper_one(arch, monkeypatch):
     monkeypatch.setattr("ssql_det.convert.format.ARCHITECTURES", dict(reversed(ARCHITECTURES.items())))
-    assert find_architecture(Layout(), get_shapes(arch)).architecture.name == arch
+    assert find_architecture(TORCHVISION, get_shapes(arch)).architecture.name == arch
 
 
 def test_a_network_is_identified_without_num_batches_tracked(name):
     frozen = {key: shape for key, shape in get_shapes(name).items() if "num_batches_tracked" not in key}
-    assert find_architecture(Layout(), frozen).architecture.name == name
+    assert find_architecture(TORCHVISION, frozen).architecture.name == name
 
 
 @pytest.mark.parametrize("format", FORMATS, ids=lambda each: each.name)
@@ -70,7 +72,7 @@ def test_a_network_is_identified_with_a_few_tensors_missing():
         whole = get_shapes(name)
         for lost in ("layer4.1.bn2.weight", "layer1.0", "conv1.weight", "bn1"):
             match = find_architecture(
-                Layout(), {key: shape for key, shape in whole.items() if not key.startswith(lost)}
+                TORCHVISION, {key: shape for key, shape in whole.items() if not key.startswith(lost)}
             )
             assert match.architecture.name == name, lost
             assert match.missing, lost
@@ -79,9 +81,11 @@ def test_a_network_is_identified_with_a_few_tensors_missing():
 
 def test_a_network_is_identified_with_one_wrong_shape():
     swapped = {**get_shapes("resnet18"), "layer1.0.conv1.weight": (64, 64, 1, 1)}
-    match = find_architecture(Layout(), swapped)
+    match = find_architecture(TORCHVISION, swapped)
     assert (match.architecture.name, list(match.mismatched)) == ("resnet18", ["layer1.0.conv1.weight"])
-    assert find_architecture(Layout(), {**swapped, "conv1.weight": (64, 3, 3, 3)}).architecture.name == "cifar_resnet18"
+    assert (
+        find_architecture(TORCHVISION, {**swapped, "conv1.weight": (64, 3, 3, 3)}).architecture.name == "cifar_resnet18"
+    )
 
 
 def test_the_error_for_an_unknown_architecture_suggests_a_known_one():
