@@ -23,13 +23,12 @@ SCENES = {C4: 40, FPN: 48}
 KEYS = {
     "MODEL.DEVICE": "cpu",
     "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 16,
+    "INPUT.MIN_SIZE_TRAIN": (192,),
+    "INPUT.MIN_SIZE_TEST": 192,
     "SOLVER.WARMUP_ITERS": 20,
     "TEST.PRECISE_BN.NUM_ITER": 8,
 }
-KEYS_OF = {
-    C4: {"SOLVER.MAX_ITER": 140, "INPUT.MIN_SIZE_TRAIN": (192,), "INPUT.MIN_SIZE_TEST": 192},
-    FPN: {"SOLVER.MAX_ITER": 120},
-}
+ITERATIONS = {C4: 140, FPN: 120}
 
 
 @pytest.fixture(scope="module", params=list(DETECTORS))
@@ -48,7 +47,7 @@ def toy(name, tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(name, toy_data_in_place, tmp_path_factory):
     """The keys with the weights that the config trained, and a folder."""
-    folder, keys = tmp_path_factory.mktemp("run"), KEYS | KEYS_OF[name]
+    folder, keys = tmp_path_factory.mktemp("run"), KEYS | {"SOLVER.MAX_ITER": ITERATIONS[name]}
     main(["train-det", "--config-file", str(CONFIGS / name), *as_overrides(keys | {"OUTPUT_DIR": folder})])
     weights = {"MODEL.WEIGHTS": folder / "model_final.pth", "DATASETS.TEST": (DETECTORS[name][0],)}
     return keys | weights, folder
