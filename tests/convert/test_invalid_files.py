@@ -8,6 +8,8 @@ import json
 import os
 import pathlib
 import pickle
+import subprocess
+import sys
 import time
 import zipfile
 
@@ -521,6 +523,30 @@ def test_many_or_long_names_are_refused_quickly(content, tmp_path):
 
 ZEROS = 128 << 20
 ALLOWED = 64 << 20
+READ_WITH_LITTLE_MEMORY = """
+import json, resource, sys, time
+from ssql_det.convert import read_checkpoint
+from ssql_det.core.errors import UserError
+
+def size(of):
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith(of)) * 1024
+
+limit = size("VmSize") + (1 << 30)
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+for path in sys.argv[1:]:
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+    before, start = size("VmRSS"), time.process_time()
+    try:
+        read_checkpoint(path)
+        outcome = ["read", ""]
+    except UserError as error:
+        outcome = ["refused", str(error)]
+    except BaseException as failure:
+        outcome = ["crashed", repr(failure)]
+    print(json.dumps([*outcome, time.process_time() - start, size("VmHWM") - before]), flush=True)
+"""
 
 
 def write_zip(content, path, records, change=None, compression=zipfile.ZIP_STORED):
@@ -641,17 +667,17 @@ BOMBS = {
 
 
 @pytest.fixture(scope="module")
-def outcomes_by_bomb(in_process, tmp_path_factory):
+def outcomes_by_bomb(tmp_path_factory):
     """The outcome of reading each bomb, in a process with limited memory."""
     folder = tmp_path_factory.mktemp("bombs")
     paths = [folder / f"{index}.pth" for index in range(len(BOMBS))]
     for path, make in zip(paths, BOMBS.values(), strict=True):
         make(path)
-    log = folder / "log"
-    in_process(paths, log, work="support.convert.little_memory:read_with_little_memory")
-    lines = log.read_text().splitlines()
-    assert len(lines) == len(BOMBS), lines
-    outcomes = map(json.loads, lines)
+    done = subprocess.run(
+        [sys.executable, "-c", READ_WITH_LITTLE_MEMORY, *map(str, paths)], capture_output=True, text=True, check=False
+    )
+    outcomes = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(outcomes) == len(BOMBS), done.stderr
     for path in paths:
         path.unlink()
     return dict(zip(BOMBS, zip(paths, outcomes, strict=True), strict=True))
