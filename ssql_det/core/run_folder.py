@@ -105,7 +105,6 @@ def check_resume(
     a run writes, of which a new run must overwrite none. A run that ended before its first checkpoint has a config and
     curves; it starts again.
     """
-    has_checkpoint = (folder / checkpoint_name).exists()
     patterns = (checkpoint_name, SAVED_CONFIG_NAME, *other_names)
     found = sorted({path.name for pattern in patterns for path in folder.glob(pattern)})
     if not found:
@@ -115,14 +114,13 @@ def check_resume(
             f"{folder} already holds a run; add --resume to continue it, or choose another OUTPUT_DIR "
             f"(it has {', '.join(found[:_MAX_LISTED])})"
         )
-    has_weights = any(name.endswith(".pth") for name in found)
-    for name in (SAVED_CONFIG_NAME, *([checkpoint_name] if has_weights else [])):
-        if not (folder / name).exists():
-            raise UserError(f"{folder} has {found[0]} but no {name}: it cannot be resumed; choose another OUTPUT_DIR")
+    if not (folder / SAVED_CONFIG_NAME).exists():
+        missing = f"{folder} has {found[0]} but no {SAVED_CONFIG_NAME}"
+        raise UserError(f"{missing}: it is no run that can be resumed; choose another OUTPUT_DIR")
     before, now = (
         {key: value for key, value in config.items() if key not in ignored_keys}
         for config in (read_saved_config(folder, renamed_keys), values)
     )
     before |= {key: value for key, value in defaults.items() if key in now and key not in before}
     check_same_config(before, now, f"the run in {folder}", "resume with its config, or choose another OUTPUT_DIR")
-    return has_checkpoint
+    return (folder / checkpoint_name).exists()
