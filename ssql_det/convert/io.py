@@ -166,7 +166,8 @@ def match_format(
     if branch is not None and (match := next((m for format in candidates if (m := format.match(content))), None)):
         available = ", ".join(match.format.list_branches(content))
         raise UserError(f"{path}: this {match.format.name} file has no branch {branch!r}, only {available}")
-    raise UserError(f"{path}: {_explain_unknown(content, candidates if name or prefix is not None else ())}")
+    options = [option for option, value in (("--from", name), ("--prefix", prefix)) if value is not None]
+    raise UserError(f"{path}: {_explain_unknown(content, candidates[0], options)}")
 
 
 def _sort_tensors(
@@ -200,12 +201,12 @@ def _sort_tensors(
     return tensors, Coverage(tuple(used), left_out, tuple(unmatched), best.missing, invalid), detector
 
 
-def _explain_unknown(content: Any, requested: Sequence[Format]) -> str:
-    """Why no format matches, and what to do; ``requested`` holds the format that was given, if one was."""
-    if requested:
-        format = requested[0]
+def _explain_unknown(content: Any, format: Format, options: Sequence[str]) -> str:
+    """Why no format matches, and what to do; ``options`` are those that asked for this one format."""
+    if options:
         keys = [layout.stem_key for layouts in format.branches.values() for layout in layouts]
-        return f"it is not in the format {format.name} ({' or '.join(keys[:3])} is not in it); leave out --from"
+        advice = f"leave out {' and '.join(options)}"
+        return f"it is not in the format {format.name} ({' or '.join(keys[:3])} is not in it); {advice}"
     layouts = [layout for format in FORMATS for branch in format.branches.values() for layout in branch]
     containers = dict.fromkeys(name for layout in layouts for name in layout.containers)
     states = [state for name in containers if (state := get_state_dict(content, name)) is not None]

@@ -159,7 +159,8 @@ MISTAKES = {
     "--to timm --arch resnet50": "in a resnet50 it is",
     "--to timm --arch resnet51": "did you mean 'resnet50'?",
     "--to timm --branch momentum": "this moco file has no branch 'momentum', only online",
-    "--to timm --prefix backbone": "leave out --from",
+    "--to timm --prefix backbone": "is not in it); leave out --prefix",
+    "--to timm --from moco --prefix backbone": "is not in it); leave out --from and --prefix",
     "--to timm --trained-with nowhere.yaml": "nowhere.yaml",
     "": "the following arguments are required: --to",
 }
