@@ -26,7 +26,7 @@ from ssql_det.detect.quantized_evaluation import (
 from ssql_det.quant import Calibration, Scheme, parse_bit_widths
 
 EVALUATIONS_NAME = "evaluations.jsonl"
-_FORMER_NAME = "looks.jsonl"  # name of the same file in runs of earlier versions
+FORMER_NAME = "looks.jsonl"  # name of the same file in runs of earlier versions
 
 
 class PeriodicEvaluation:
@@ -62,7 +62,7 @@ class PeriodicEvaluation:
 
         Rows can be there if an earlier run was killed before its first checkpoint.
         """
-        for name in (EVALUATIONS_NAME, _FORMER_NAME):
+        for name in (EVALUATIONS_NAME, FORMER_NAME):
             (self._folder / name).unlink(missing_ok=True)
 
     def evaluate(self, model: nn.Module, iteration: int) -> dict[str, float]:
@@ -95,5 +95,5 @@ class PeriodicEvaluation:
         return scalars
 
     def _read_rows(self) -> list[rows.Row]:
-        files = [self._folder / name for name in (_FORMER_NAME, EVALUATIONS_NAME)]
+        files = [self._folder / name for name in (FORMER_NAME, EVALUATIONS_NAME)]
         return [row for file in files if file.exists() for row in rows.read_rows(file)]

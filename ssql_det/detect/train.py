@@ -42,7 +42,7 @@ from ssql_det.detect.datasets import check_custom_annotations, check_dataset, is
 from ssql_det.detect.detector import build_detector, build_random_init_metadata, load_pretrained_detector
 from ssql_det.detect.engine_errors import translate_config_errors
 from ssql_det.detect.evaluation_data import Batch
-from ssql_det.detect.periodic_evaluation import EVALUATIONS_NAME, PeriodicEvaluation
+from ssql_det.detect.periodic_evaluation import EVALUATIONS_NAME, FORMER_NAME, PeriodicEvaluation
 from ssql_det.detect.train_loader import BadImageLog, build_train_loader, get_micro_batch_size
 from ssql_det.detect.training_checkpoint import FINAL_NAME, LAST_CHECKPOINT_NAME, WINDOW_SIZE, TrainingCheckpointer
 
@@ -67,7 +67,8 @@ def train(cfg: CfgNode, config_label: str, resume: bool = False) -> Path:
     _check_data(cfg)
     _check_norms(cfg)
     seed_all(seed + rank())  # as in Detectron2: each rank samples other proposals; DDP broadcasts rank 0's weights
-    values, other_names = flatten_config(cfg), ("model_*.pth", METRICS_NAME, EVALUATIONS_NAME, COVERAGE_NAME)
+    values = flatten_config(cfg)
+    other_names = ("model_*.pth", METRICS_NAME, EVALUATIONS_NAME, FORMER_NAME, COVERAGE_NAME)
     is_resumed = check_resume(
         *(values, folder, LAST_CHECKPOINT_NAME, other_names, resume),
         *(_CHANGEABLE_KEYS, DEFAULT_VALUES, RENAMED_KEYS),

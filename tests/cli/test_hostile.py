@@ -179,8 +179,14 @@ LINES = {  # the command line itself is what is wrong
     "analysis at one bit": (analyze("--bits 1"), "bits must be 2 to 16"),
     "rows in a folder": (probe("--out {out}"), "cannot write {out}: it is a directory"),
     "table below a file": ("tables --table 6 --out {out}/notes.txt/t", "could not write {out}/notes.txt/t"),
-    "sweep in a file": (sweep(out="{out}/notes.txt"), "could not write {out}/notes.txt/sweep.json"),
-    "pretraining in a file": (pretrain("OUTPUT_DIR {out}/notes.txt"), "could not write {out}/notes.txt/config.yaml"),
+    "sweep in a file": (
+        sweep(out="{out}/notes.txt"),
+        "cannot write to {out}/notes.txt: File exists; choose another folder",
+    ),
+    "pretraining in a file": (
+        pretrain("OUTPUT_DIR {out}/notes.txt"),
+        "cannot write to {out}/notes.txt: File exists; choose",
+    ),
     "training in no folder": (train("OUTPUT_DIR ''"), "OUTPUT_DIR is empty; set it to the run's folder"),
     "sweep in no folder": (sweep(out="''"), "OUTPUT_DIR is empty; set it to the run's folder"),
     "pretraining in no folder": (pretrain("OUTPUT_DIR ''"), "OUTPUT_DIR is empty; set it to the run's folder"),
@@ -526,7 +532,7 @@ FILES = {  # something that lies in the case's folder is
     "config of a run that is gone": (
         PRETRAIN_ON,
         earlier("pretrain", lambda run: (run / "config.yaml").unlink()),
-        "there is no config file {here}/run/config.yaml",
+        "/run has checkpoint.pth but no config.yaml: it is no run that can be resumed",
     ),
     "rows of something else": (
         SWEEP_AGAIN,

@@ -13,7 +13,9 @@ def gradients(tmp_path, micro_batches, **keys):
     """With as many regions of each image and no norm that mixes images."""
     frozen = {"MODEL__RESNETS__NORM": "FrozenBN", "SSQL_DET__EXTRA_NORM": "", "SOLVER__IMS_PER_BATCH": 4}
     with sampling_first_regions():
-        return first_gradients(config(C4, tmp_path, SSQL_DET__MICRO_BATCHES=micro_batches, **frozen, **keys))
+        return first_gradients(
+            config(C4, tmp_path / f"{micro_batches}", SSQL_DET__MICRO_BATCHES=micro_batches, **frozen, **keys)
+        )
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ def reduced(run_in_processes):
 
 def single_process_gradients(rank, case, folder, monkeypatch):
     """The gradients of one process with a rank's images and seed, and the weights of rank 0."""
-    cfg = processes.case_config(case, folder)
+    cfg = processes.case_config(case, folder / f"{rank}")
     shares = (batch[rank::2] for batch in build_train_loader(cfg, cfg.SEED))
 
     def build(cfg):

@@ -17,9 +17,9 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-EARLIER = (  # whatever commands write into a folder that they are given, but for what they ask before they go on with
-    *("config.yaml", "coverage.json", "metrics.jsonl", "looks.jsonl", "model_final.pth", "out.pth"),
-    *("000001.png", "detections_FP.json", "detections_4w4a.json", "bits.json", "table.md", "sheet.png", "notes.txt"),
+EARLIER = (  # what commands write into a folder that they are given, but for a run's files, with which they refuse it
+    *("out.pth", "000001.png", "detections_FP.json", "detections_4w4a.json", "bits.json", "table.md", "sheet.png"),
+    "notes.txt",
 )
 TRICKS = "a\n\x1b[31merror: b"  # a name that would write a line of its own, in red
 CANARY = "CANARY"  # a file that is there when something of a file was executed

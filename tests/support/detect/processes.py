@@ -33,7 +33,7 @@ def build_in_float64(cfg):
 def case_config(name, folder):
     """The config of a case."""
     file, keys = CASES[name]
-    return config(file, f"{folder}/run", **WHOLE_BATCHES, **keys)
+    return config(file, f"{folder}/{name}", **WHOLE_BATCHES, **keys)
 
 
 def save_gradients(folder):
