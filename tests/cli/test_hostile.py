@@ -185,7 +185,7 @@ LINES = {  # the command line itself is what is wrong
     ),
     "pretraining in a file": (
         pretrain("OUTPUT_DIR {out}/notes.txt"),
-        "cannot write to {out}/notes.txt: File exists; choose",
+        "cannot write to {out}/notes.txt: File exists; choose another folder",
     ),
     "training in no folder": (train("OUTPUT_DIR ''"), "OUTPUT_DIR is empty; set it to the run's folder"),
     "sweep in no folder": (sweep(out="''"), "OUTPUT_DIR is empty; set it to the run's folder"),
