@@ -72,6 +72,10 @@ class _MarkdownRenderer(Renderer):
         super().__init__(document)
         self._image_folder = image_folder
 
+    def render_text(self, text: str) -> str:
+        # Adjacent pieces of code would be read as one; a comment keeps them apart.
+        return super().render_text(text).replace("``", "`<!-- -->`")
+
     def render_block(self, block: Block) -> str:
         match block:
             case Heading(text, level):

@@ -27,7 +27,7 @@ SIZES = {
     "timm/test_resnet": 32,
     "timm/test_vit": 160,
     "timm/test_efficientnet": 64,  # smaller images would leave the last stage one pixel
-    SMALL: 32,
+    SMALL: 64,
 }
 
 

@@ -4,7 +4,7 @@ import re
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from support.report.pages import HOSTILE, PAGE, TagParser, make_hostile_page, make_png
@@ -67,6 +67,7 @@ def test_hostile_texts_are_shown_without_effect(text):
 
 
 @given(st.text("ab1 *_`[]()<>&;#!-+=|~\\\\.:$/^", min_size=1))
+@example("`1``1`")
 def test_any_text_is_rendered_unchanged(text):
     """Except for spaces, which code at the end of a line may lose."""
     for block in (
