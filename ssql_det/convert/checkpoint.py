@@ -123,7 +123,7 @@ class Checkpoint:
 
     @property
     def display_name(self) -> str:
-        """For messages."""
+        """The file's name, for messages and rows; a checkpoint that was made in memory has none."""
         return "the checkpoint" if self.source is None else self.source.name
 
     def metadata_dict(self) -> dict[str, Any]:

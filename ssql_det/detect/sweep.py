@@ -54,6 +54,7 @@ def sweep(
 ) -> Iterator[Row]:
     """Yield a row per bit-width: read from ``OUTPUT_DIR`` if an earlier run wrote it, otherwise evaluated.
 
+    The weights of ``checkpoint`` are loaded into ``model`` already; here it says where they are from.
     Under a process group each rank evaluates its share of the images, and rank 0 writes.
     """
     folder = check_output_dir(cfg.OUTPUT_DIR)

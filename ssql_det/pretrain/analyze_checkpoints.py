@@ -29,7 +29,7 @@ from ssql_det.analyze.analysis import (
     measure_layers,
 )
 from ssql_det.analyze.tsne import tsne
-from ssql_det.convert import InputFormat
+from ssql_det.convert import IMAGENET, InputFormat
 from ssql_det.core.console import track
 from ssql_det.core.devices import resolve_device
 from ssql_det.core.errors import UserError
@@ -67,7 +67,7 @@ class AnalysisSettings:
 
     bit_widths: tuple[Bits, ...]
     num_pairs: int  # pairs of views, one for each image
-    num_tsne_images: int
+    num_tsne_images: int  # --points
     perplexity: float  # of t-SNE
     seed: int
     device: str
@@ -115,7 +115,7 @@ def _analyze(
     pretrained, backbone = method.pretrained, method.encoder.backbone
     augmentation_name = settings.augmentation or default_augmentation(pretrained.network)
     augmentation = build_augmentation(augmentation_name, settings.image_size)
-    input_format, device = pretrained.metadata.input or augmentation.input_format, next(backbone.parameters()).device
+    input_format, device = pretrained.metadata.input or IMAGENET, next(backbone.parameters()).device
     embedding = embed_features(backbone, train, test, augmentation, input_format, settings)
     pair_batches = [
         [_renormalize(view, augmentation.input_format, input_format).to(device) for view in pair]
@@ -160,8 +160,8 @@ def measure_terms(
 
     Terms of the kind ``BACKBONE`` are of the backbone's features; their targets are features of the float backbone. If
     the checkpoint has heads, terms of the kind ``LOSS`` are of what the method's loss compares: the predictor's output,
-    with targets of the float target encoder. The backbone is quantized, and so are the projector's weights, to 8 bits
-    at every bit-width that quantizes weights; the predictor is float.
+    with targets of the float target encoder. The backbone is quantized to the bit-width; the projector's weights to 8
+    bits, whenever weights are quantized at all; the predictor is float.
     """
     views = [view for batch in pair_batches for view in batch]  # first and second views of a batch in turn
     quantization = Quantization(method.encoder, encoder_quant_points(method.encoder), scheme)
@@ -200,7 +200,7 @@ def _compute_features(method: PretrainedMethod, views: Sequence[Tensor]) -> dict
 
 def _stack_normalized(features: Sequence[Tensor]) -> Tensor:
     """Features of batches that alternate between first and second views, as [2, N, D], L2-normalized; in float64, so
-    that rounding does not keep the terms quantization, contrastive and cross from summing to total."""
+    that ``quantization``, ``contrastive`` and ``cross`` of `LossTerms` sum to its ``total`` but for rounding."""
     stacked = torch.stack([torch.cat(list(features[view_index::2])) for view_index in (0, 1)])
     return F.normalize(stacked.double().cpu(), dim=2)
 
@@ -248,7 +248,7 @@ def _select_first_classes(images: ImageDataset) -> ImageDataset:
 
 
 def _renormalize(views: Tensor, current: InputFormat, target: InputFormat) -> Tensor:
-    """Convert normalized views to the input format ``target`` of another network."""
+    """Convert views from the augmentation's input format to the format that the analyzed network was trained with."""
     if current == target:
         return views
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (current.mean, current.std))

@@ -18,6 +18,7 @@ from torchvision.datasets import CIFAR10, CIFAR100
 from ssql_det.core.errors import UserError
 from ssql_det.ssl.augmentations import Augmentation
 
+# Files with other suffixes are not images; a listed one's content may be of any of these formats.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "test")}  # the first of them that exists is used
 _PILLOW_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # EPS is excluded: for it Pillow starts Ghostscript
@@ -25,7 +26,7 @@ _CIFAR = {"cifar10": CIFAR10, "cifar100": CIFAR100}
 
 
 class NoLabelledSplitError(UserError):
-    """A data set lacks the requested split, or labels."""
+    """A data set lacks the requested split, or labels. Pretraining then goes on without kNN evaluation."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +40,7 @@ class ImageDataset:
     """
 
     name: str  # of the data set, as stored in rows of results
-    files: tuple[str, ...] = field(repr=False)
+    files: tuple[str, ...] = field(repr=False)  # for messages: paths, or "train image 7" in a folder of CIFAR
     read: Callable[[int], Image.Image] = field(repr=False)
     labels: tuple[int, ...] | None = field(default=None, repr=False)
     classes: tuple[str, ...] = ()
@@ -52,7 +53,7 @@ class ImageDataset:
         return self.read(index)
 
     def file(self, index: int) -> str:
-        """The path of an image, for messages."""
+        """The path of an image, or a description, for messages."""
         return self.files[index]
 
 

@@ -25,7 +25,7 @@ from ssql_det.pretrain.view_loader import load_batches
 from ssql_det.quant.forward import evaluating
 from ssql_det.ssl.augmentations import Augmentation, normalize
 
-MAX_BYTES = 8 << 30  # the limit of memory for images, and as much again for cached features
+MAX_BYTES = 8 << 30  # the limit of memory for the images of one split, and as much again for cached features
 _BATCH_SIZE = 256  # images in a forward pass
 
 EpochBatch = tuple[int, Tensor]

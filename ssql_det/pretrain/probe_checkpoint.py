@@ -112,7 +112,7 @@ def probe_checkpoint(
     augmentation = build_augmentation(
         augmentation_name or default_augmentation(pretrained.network), settings.image_size
     )
-    augmentation = settings.protocol.adapt_augmentation(augmentation)  # the published one crops and flips otherwise
+    augmentation = settings.protocol.adapt_augmentation(augmentation)  # the published one has its own crops and flips
     training = settings.protocol.build_training(augmentation, backbone.feature_dim)
     probe_data = _load_data(data, augmentation, backbone.feature_dim, settings)
     num_train = len(probe_data.train.labels)

@@ -1,17 +1,20 @@
-"""Re-estimate BatchNorm statistics at a bit-width, and use them inside a context.
+"""Re-estimate the statistics of a quantized network's BatchNorms, and use them inside a context.
 
-Quantization changes the mean and variance of a norm's input; re-estimating them takes only some forward passes. Frozen
-norms have no statistics to re-estimate. The buffers of the network are not changed.
+Quantization changes the mean and variance of a norm's input; re-estimating them takes only some forward passes.
+Detectron2's ``FrozenBatchNorm2d`` is a constant scale and shift, and stays as it is. The buffers of the network are not
+changed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ssql_det.core.console import track
 from ssql_det.core.errors import UserError
@@ -29,13 +32,13 @@ def estimate_norm_statistics(
 ) -> NormStatistics:
     """The mean and variance of every BatchNorm's input, averaged over the batches.
 
-    A batch needs several images: the variance within one image is smaller than that of the data.
+    The network runs as it is at the call: for a bit-width's statistics, call this where that bit-width is in effect. A
+    batch needs several images: the variance within one image is smaller than that of the data. With several processes
+    every rank runs all batches.
     """
-    norms = {
-        path: module for path, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)
-    }
+    norms = {path: module for path, module in model.named_modules() if isinstance(module, _BatchNorm)}
     if not norms:
-        raise UserError("norms=re-estimated: all norms of this network are frozen; use norms=trained")
+        raise UserError("norms=re-estimated: this network has no BatchNorm that is not frozen; use norms=trained")
     statistics: dict[str, Tensor] = {}
     with ExitStack() as stack:
         stack.enter_context(evaluating(model))
@@ -44,10 +47,10 @@ def estimate_norm_statistics(
             initial["running_var"] = torch.ones_like(_get_buffer(norm, "running_var"))
             statistics |= {f"{path}.{name}": tensor for name, tensor in initial.items()}
             count = torch.zeros_like(_get_buffer(norm, "num_batches_tracked"))
-            # Detectron2's synchronized norm assigns to its buffers, which are restored at the end.
-            stack.callback(norm._buffers.update, dict(norm._buffers))
-            # With momentum=None torch averages over all batches, in place.
-            stack.enter_context(overriding_attributes(norm, **initial, num_batches_tracked=count, momentum=None))
+            # A synchronized norm would mix the ranks' batches, and Detectron2's has no average over all batches, which
+            # is what momentum=None stands for.
+            plain = {"forward": partial(_BatchNorm.forward, norm), "momentum": None}
+            stack.enter_context(overriding_attributes(norm, **initial, num_batches_tracked=count, **plain))
             norm.train()
         with torch.no_grad():
             has_images = False
@@ -56,7 +59,8 @@ def estimate_norm_statistics(
                 has_images = True
     if not has_images:
         raise UserError(
-            "norms=re-estimated: there are no images to estimate the statistics of this bit-width from; calibrate again"
+            "norms=re-estimated: no images to estimate the statistics of this bit-width from; of a saved quantization use "
+            "the bit-widths that it was evaluated at, or calibrate again"
         )
     return statistics
 

@@ -28,7 +28,8 @@ UNNAMED = "(not named)"  # in tables: the method of rows whose method is empty
 class RowGroup:
     """The fields that all rows of a group share. The group of a published row has no config, scheme and calibration.
 
-    ``method`` is the published name if there is one. ``backbone`` is empty for detectors: their config determines it.
+    Published rows are those of the SSQL paper's tables. ``method`` is the paper's name for it if there is one.
+    ``backbone`` is empty for detectors: their config determines it, and the paper has one detector for each data set.
     """
 
     dataset: str
@@ -69,7 +70,7 @@ def group_rows(
 ) -> list[tuple[RowGroup, list[Row]]]:
     """Group rows: first the published groups in their order, with or without rows; then the other groups, sorted.
 
-    The others are sorted by dataset and network; those of one network begin with the published methods.
+    The others are sorted by dataset and backbone; those of one backbone begin with the published methods.
     """
     groups: dict[RowGroup, list[Row]] = {}
     for row in rows:
@@ -81,8 +82,14 @@ def group_rows(
 
     def sort_key(group: RowGroup) -> tuple[object, ...]:
         last = len(published_index)
-        network, method = (group.dataset, group.backbone), method_index.get(group.method, last)
-        return published_index.get(group.published_group, last), network, method, *vars(group).values()
+        method = method_index.get(group.method, last)
+        return (
+            published_index.get(group.published_group, last),
+            group.dataset,
+            group.backbone,
+            method,
+            *vars(group).values(),
+        )
 
     return [(group, groups[group]) for group in sorted(groups, key=sort_key)]
 
@@ -94,7 +101,7 @@ def group_by_bits(rows: Sequence[Row], required_bits: Iterable[str] = ()) -> dic
 
 
 def sort_bits(bit_widths: Iterable[str]) -> tuple[str, ...]:
-    """The distinct bit-widths: FP first, then from high to low; last those with other names, such as ``Avg.``."""
+    """The distinct bit-widths: FP first, then from high to low; last, by name, labels of another form, as ``Avg.``."""
     return tuple(sorted(set(bit_widths), key=_bits_sort_key))
 
 

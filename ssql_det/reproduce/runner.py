@@ -1,6 +1,6 @@
 """Run the steps of a plan as parallel jobs: each as soon as its inputs exist; a failure stops only dependent steps.
 
-On the CPU each job has one thread, so that the numbers do not depend on how many jobs run at a time.
+On the CPU each job has one thread: the order of additions, and so the last digits, depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ def make_environment(datasets: Path, has_gpu: bool = False) -> dict[str, str]:
 
 
 class _Progress:
-    """Logs every half minute how many steps are done, and an estimate of the time left."""
+    """Logs every half minute how many steps have ended, and an estimate of the time left."""
 
     def __init__(self, steps: Sequence[Step], jobs: int) -> None:
         self._steps, self._jobs = steps, jobs
@@ -188,11 +188,11 @@ class _Progress:
         minutes_run = {name: (now - job.start) / 60 for name, job in running.items()}
         slowdown = self._estimate_slowdown(outcomes)
         unfinished = [
-            replace(step, minutes=max(step.minutes * slowdown - minutes_run.get(step.name, 0.0), 0.05))
+            replace(step, minutes=max(step.minutes * slowdown - minutes_run.get(step.name, 0.0), 0.0))
             for step in self._steps
             if step.name not in outcomes
         ]
-        minutes_left = max(estimate_makespan(unfinished, self._jobs), 0.1)
+        minutes_left = estimate_makespan(unfinished, self._jobs)
         _logger.info(
             "%d of %d steps in %.1f min, about %.0f min left; running: %s",
             *(len(outcomes), len(self._steps), (now - self._start) / 60, minutes_left, ", ".join(minutes_run)),

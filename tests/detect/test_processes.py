@@ -20,6 +20,7 @@ from ssql_det.detect.detector import build_detector
 TOOLS = Path(ssql_det.__file__).parents[1] / "tools"
 DETECTIONS = {C4: 60, FPN: 30}  # in an image; those of the second have masks
 ALL_COLLECTIVES = ("--scheme", "act=mse, norms=re-estimated")
+SYNCHRONIZED_NORMS = ("MODEL.RESNETS.NORM", "naiveSyncBN", "SSQL_DET.EXTRA_NORM", "naiveSyncBN")
 
 
 # ---- evaluation ----------------------------------------------------------------------------------------------------
@@ -64,7 +65,7 @@ def has_same_rows(two, one):
 
 @pytest.mark.parametrize(
     ("weights", "flags"),
-    [(C4, ()), (C4, ALL_COLLECTIVES), (FPN, ALL_COLLECTIVES)],
+    [(C4, ()), (C4, (*ALL_COLLECTIVES, *SYNCHRONIZED_NORMS)), (FPN, ALL_COLLECTIVES)],
     ids=["C4", "C4, another scheme", "FPN, another scheme"],
     indirect=["weights"],
 )

@@ -111,5 +111,5 @@ def test_norms_are_restored_after_an_exception(learned):
 def test_frozen_norms_cannot_be_re_estimated(learned, capsys, tmp_path):
     frozen = {"MODEL__RESNETS__NORM": "FrozenBN", "SSQL_DET__EXTRA_NORM": "FrozenBN"}
     line = refused(capsys, *sweep_arguments(learned, tmp_path / "out", "--scheme", "norms=re-estimated", **frozen))
-    assert "all norms of this network are frozen" in line
+    assert "this network has no BatchNorm that is not frozen" in line
     assert not (tmp_path / "out/results.jsonl").exists()

@@ -45,11 +45,12 @@ class VisionTransformers(Family):
             attention_path = join_path(path, attention)
             if isinstance(block.get_submodule(attention), nn.MultiheadAttention):
                 names = [name for name, _ in block.named_children()]
-                norm = names[names.index(attention) - 1]  # the attention gets its output as query, key and value
+                norm = names[names.index(attention) - 1]  # its output is the attention's query, key and value
                 yield QuantPoint(join_path(path, norm), Side.OUTPUT)
                 yield QuantPoint(attention_path, Side.WEIGHT, parameter="in_proj_weight")
                 yield QuantPoint(join_path(attention_path, "out_proj"), Side.WEIGHT)
             else:
+                # Kinds of attention without the attribute always call the fused function.
                 is_fused = bool(getattr(block.get_submodule(attention), "fused_attn", True))
                 for function, call, num_operands in _FUSED_PRODUCTS if is_fused else _SEPARATE_PRODUCTS:
                     for operand in range(num_operands):

@@ -21,7 +21,7 @@ class CentredWeight(Quantizer):
 
     def __init__(self, spec: TensorSpec) -> None:
         super().__init__(spec)
-        self._search = ScaleSearch(_fake_quantize, spec.axis or 0, exponent=2.0)
+        self._search = ScaleSearch(_fake_quantize, spec.axis, exponent=2.0)
 
     def forward(self, x: Tensor, bits: int) -> Tensor:
         scale = self._search(x, bits)

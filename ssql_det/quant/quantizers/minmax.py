@@ -20,10 +20,10 @@ class MinMaxWeight(Quantizer):
     """Per output channel, symmetric, up to the largest magnitude; the gradient flows through the scale."""
 
     def forward(self, x: Tensor, bits: int) -> Tensor:
-        return fake_quantize_weight(x, bits, self.spec.axis or 0)
+        return fake_quantize_weight(x, bits, self.spec.axis)
 
     def quantize(self, x: Tensor, bits: int) -> QuantizedTensor | None:
-        max_abs = max_abs_per_channel(x.detach(), self.spec.axis or 0)
+        max_abs = max_abs_per_channel(x.detach(), self.spec.axis)
         return quantize_tensor(x.detach(), choose_qparams(-max_abs, max_abs, bits, symmetric=True))
 
 

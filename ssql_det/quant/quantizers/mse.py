@@ -47,7 +47,7 @@ class MseWeight(Quantizer):
 
     def __init__(self, spec: TensorSpec, exponent: float = 2.0) -> None:
         super().__init__(spec)
-        self._search = ScaleSearch(_fake_quantize, spec.axis or 0, _check_exponent(exponent))
+        self._search = ScaleSearch(_fake_quantize, spec.axis, _check_exponent(exponent))
 
     def forward(self, x: Tensor, bits: int) -> Tensor:
         return fake_quantize(x, _symmetric_qparams(self._search(x, bits), bits))
@@ -59,7 +59,7 @@ class MseWeight(Quantizer):
 @ACTIVATIONS.register("mse")
 class MseActivation(RangeQuantizer):
     """Per tensor, asymmetric. The lower bound is searched between the observed minimum and 0, the upper bound between 0
-    and the observed maximum; in place of an unobserved 0, the observed bound closest to it."""
+    and the observed maximum. If 0 is outside of the observed range, the bound closest to it takes its place."""
 
     observer_class = Histogram
     observer: Histogram

@@ -34,11 +34,11 @@ from ssql_det.quant.quantizers.observers import MinMaxObserver, Observer
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A tensor to quantize: its point, and for a weight (else ``None``) its shape and the axis of output channels."""
+    """A tensor to quantize: its point, and for a weight its shape (else ``None``) and the axis of output channels."""
 
     point: QuantPoint
     shape: tuple[int, ...] | None = None
-    axis: int | None = None
+    axis: int = 0
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Quantizer(nn.Module, ABC):
 
     @abstractmethod
     def quantize(self, x: Tensor, bits: int) -> QuantizedTensor | None:
-        """The integers that stand for ``forward(x)``; ``None`` if no integers do, as with a scale of 0."""
+        """The integers that stand for ``forward(x)``; ``None`` if there are none, as where one value was observed."""
 
 
 QuantizerFactory = Callable[..., Quantizer]
@@ -94,8 +94,8 @@ class RangeQuantizer(Quantizer):
     """An activation quantizer, per tensor and asymmetric. Its range is chosen from the observed values, or the point's
     ``fixed_range``.
 
-    The scale and zero point of a bit-width are cached until the observed range changes. A quantizer with trained
-    parameters computes both at each call, so that gradients reach its parameters.
+    The scale and zero point of a bit-width are cached until the observer is updated, which makes new tensors. A
+    quantizer with trained parameters computes both at each call, so that gradients reach its parameters.
     """
 
     observer_class: ClassVar[Callable[[], Observer]] = MinMaxObserver
