@@ -59,8 +59,8 @@ def estimate_norm_statistics(
                 has_images = True
     if not has_images:
         raise UserError(
-            "norms=re-estimated: no images to estimate the statistics of this bit-width from; of a saved quantization use "
-            "the bit-widths that it was evaluated at, or calibrate again"
+            "norms=re-estimated: no images to estimate the statistics of this bit-width from; of a saved "
+            "quantization use the bit-widths that it was evaluated at, or calibrate again"
         )
     return statistics
 
