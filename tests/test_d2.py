@@ -16,8 +16,8 @@ import torch
 from support.local_group import write_local_ranks
 
 from ssql_det import d2
-from ssql_det.core.distributed import launch
 from ssql_det.core.errors import UserError
+from ssql_det.core.launch import launch
 from ssql_det.toydata.digits import CLASSES
 
 pytestmark = pytest.mark.slow

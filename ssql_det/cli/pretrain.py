@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from ssql_det.core.console import set_up_logging
-    from ssql_det.core.distributed import launch
+    from ssql_det.core.launch import launch
     from ssql_det.pretrain.checkpoint import CHECKPOINT_NAME
     from ssql_det.pretrain.config import check_config, read_config
 

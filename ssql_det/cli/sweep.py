@@ -54,8 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from ssql_det.core.distributed import launch
     from ssql_det.core.errors import UserError
+    from ssql_det.core.launch import launch
     from ssql_det.detect import SCOPES, make_config_label
     from ssql_det.detect.quantized_evaluation import QuantizationSettings
     from ssql_det.quant import parse_bit_widths

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from ssql_det.core.distributed import launch
+    from ssql_det.core.launch import launch
     from ssql_det.detect import make_config_label
     from ssql_det.detect.training_checkpoint import LAST_CHECKPOINT_NAME
 

@@ -35,3 +35,8 @@ def _kill_with_parent() -> None:
     assert parent is not None
     wait([parent.sentinel])
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def ignore_interrupts(worker_id: int) -> None:
+    """The ``worker_init_fn`` of a DataLoader: Ctrl-C reaches workers too, but the main process stops them itself."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -16,8 +16,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ssql_det.core.config import check_minimums
-from ssql_det.core.distributed import ignore_interrupts, rank, world_size
+from ssql_det.core.distributed import rank, world_size
 from ssql_det.core.errors import UserError
+from ssql_det.core.processes import ignore_interrupts
 from ssql_det.core.rng import seeded_rng
 from ssql_det.d2 import CfgNode, DatasetMapper, get_detection_dataset_dicts
 from ssql_det.detect.datasets import check_dataset

@@ -19,8 +19,8 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ssql_det.core.distributed import ignore_interrupts
 from ssql_det.core.errors import UserError, printable
+from ssql_det.core.processes import ignore_interrupts
 from ssql_det.core.rng import derive_seed, seeded_rng
 from ssql_det.pretrain.data import ImageDataset
 

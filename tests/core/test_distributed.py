@@ -6,8 +6,9 @@ import sys
 import pytest
 import torch.distributed as dist
 
-from ssql_det.core.distributed import all_gather, barrier, is_main, launch, rank, world_size
+from ssql_det.core.distributed import all_gather, barrier, is_main, rank, world_size
 from ssql_det.core.errors import REPORT_LINE, UserError
+from ssql_det.core.launch import launch
 
 pytestmark = pytest.mark.slow
 
@@ -15,7 +16,8 @@ SCRIPT = """
 import json, os, sys
 from pathlib import Path
 from ssql_det.core.errors import UserError, reporting_errors
-from ssql_det.core.distributed import all_gather, barrier, is_main, launch, rank, world_size
+from ssql_det.core.distributed import all_gather, barrier, is_main, rank, world_size
+from ssql_det.core.launch import launch
 from ssql_det.core.processes import CONTEXT
 
 def gather(folder, failing_rank):

@@ -28,7 +28,7 @@ from support.minid2.evaluation_data import (
     write_voc,
 )
 
-from ssql_det.core.distributed import launch
+from ssql_det.core.launch import launch
 from ssql_det.minid2.evaluation import (
     COCOEvaluator,
     DatasetEvaluator,

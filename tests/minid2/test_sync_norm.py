@@ -10,7 +10,7 @@ from support.minid2.modules import seed_weights
 from support.minid2.structures_and_layers import random_tensor
 from torch import nn
 
-from ssql_det.core.distributed import launch
+from ssql_det.core.launch import launch
 from ssql_det.minid2.layers import get_norm
 from ssql_det.minid2.utils import comm
 

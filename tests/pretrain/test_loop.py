@@ -13,8 +13,8 @@ from support.refusals import refused
 from ssql_det.cli.main import main
 from ssql_det.convert import read_checkpoint
 from ssql_det.core import rows
-from ssql_det.core.distributed import launch
 from ssql_det.core.errors import UserError
+from ssql_det.core.launch import launch
 from ssql_det.core.rows import Calibration
 from ssql_det.pretrain.config import build_metadata, build_network, read_config
 from ssql_det.pretrain.loop import pretrain

@@ -5,7 +5,7 @@ import torch
 from support.pretrain import processes as two_processes
 from support.small_methods import METHODS, assert_tensors_close
 
-from ssql_det.core.distributed import launch
+from ssql_det.core.launch import launch
 from ssql_det.ssl.losses import l2_normalize
 
 pytestmark = pytest.mark.slow

@@ -6,7 +6,7 @@ from support import collectives_step
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ssql_det.backbones import build_backbone
-from ssql_det.core.distributed import launch
+from ssql_det.core.launch import launch
 from ssql_det.quant import SampledBits, affine
 from ssql_det.ssl import SSQL, SimSiam
 

@@ -15,8 +15,8 @@ from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from ssql_det.core.distributed import launch
 from ssql_det.core.errors import UserError
+from ssql_det.core.launch import launch
 from ssql_det.quant import Bits, Quantization, QuantPoint, Scheme, Side, quant_points
 
 WIDTHS = ["2w4a", "4w4a", "5w8a", "8w8a"]

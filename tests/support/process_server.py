@@ -22,7 +22,7 @@ import ssql_det.detect.sweep
 import ssql_det.detect.train
 import ssql_det.pretrain.loop  # noqa: F401 (imported once, for all forks)
 from ssql_det.cli.main import main
-from ssql_det.core.distributed import launch
+from ssql_det.core.launch import launch
 
 
 def is_due(command, start, before):

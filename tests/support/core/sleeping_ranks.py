@@ -4,8 +4,9 @@ import os
 import signal
 import time
 
-from ssql_det.core.distributed import launch
+from ssql_det.core.distributed import barrier, rank
 from ssql_det.core.errors import raising_on_termination, reporting_errors
+from ssql_det.core.launch import launch
 from ssql_det.core.processes import CONTEXT
 
 
@@ -18,6 +19,21 @@ def sleep(file):
     with open(file, "a") as pids:
         pids.write(f"{os.getpid()}\n")
     time.sleep(60)
+
+
+def freeze(frozen):
+    """One rank stops without closing a connection, as when its machine is down; the other waits for it."""
+    time.sleep(0.3)
+    if rank() == frozen:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    barrier()
+
+
+def start_freezing(frozen):
+    CONTEXT.set_forkserver_preload(["torch"])
+    os.environ["SSQL_DET_TIMEOUT"] = "2"
+    with reporting_errors():
+        launch(freeze, frozen, processes=2)
 
 
 def start(file, is_in_background):
