@@ -7,6 +7,9 @@ a mistake (:class:`UserError`), a     ``error: SENTENCE``; before it one line on
 full disk, too little memory          that caused it; with ``SSQL_DET_DEBUG=1`` the traceback
 a bug: any other exception            the traceback, then where to report it                     1
 Ctrl-C, SIGTERM, SIGHUP               one line                                                   130, 143, 129
+a write to stdout, as the reader of   nothing, when the work is done                             141
+the pipe, such as ``head``, has ended
+another write to stdout               ``error: SENTENCE``, when the work is done                 2
 ====================================  =========================================================  =========
 """
 
@@ -21,9 +24,11 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
+
+from ssql_det.core.streams import flush_stdout, make_streams_lenient
 
 EXIT_BUG = 1
 EXIT_BAD_INPUT = 2
@@ -72,14 +77,19 @@ def printable(text: str, most: int | None = None) -> str:
 
 @contextmanager
 def reporting_errors() -> Iterator[None]:
-    """Turn every exception into the output and the exit code of the table above."""
+    """Turn every exception and every failed write to stdout into the output and the exit code of the table above."""
+    make_streams_lenient()
     try:
-        yield
+        try:
+            yield
+        except SystemExit as stop:
+            if not stop.code:
+                _check_stdout()
+            raise
+        else:
+            _check_stdout()
     except UserError as mistake:
         _report_mistake(mistake, mistake.__cause__)
-    except BrokenPipeError:  # the reader of a pipe, such as `head`, has closed it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(EXIT_BROKEN_PIPE) from None
     except KeyboardInterrupt:
         _report_signal("interrupted", EXIT_INTERRUPTED)
     except Terminated as termination:
@@ -119,6 +129,15 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _check_stdout() -> None:
+    failure = flush_stdout()
+    if isinstance(failure, BrokenPipeError):
+        raise SystemExit(EXIT_BROKEN_PIPE)
+    if failure is not None:
+        reason = failure.strerror or failure
+        raise UserError(f"could not write to stdout: {reason}; redirect it elsewhere and run the command again")
 
 
 def _raise_terminated(signum: int, frame: FrameType | None) -> NoReturn:
@@ -173,6 +192,5 @@ def _report_bug(failure: Exception) -> NoReturn:
 
 def _report_signal(line: str, code: int) -> NoReturn:
     if os.environ.get("RANK", "0") == "0":  # one process of a job is enough
-        with suppress(OSError):  # the terminal may be gone
-            print(line, file=sys.stderr)
+        print(line, file=sys.stderr)
     raise SystemExit(code) from None

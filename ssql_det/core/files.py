@@ -30,6 +30,7 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
     """
     if "w" not in mode:
         raise ValueError(f"atomic_write replaces a whole file: mode must be 'w' or 'wb', got {mode!r}")
+    encoding = None if "b" in mode else "utf-8"
     target = Path(os.path.realpath(path))  # keeps a symbolic link: the file that it points to is replaced
     if target.is_dir():
         raise UserError(f"cannot write {path}: it is a directory; name a file in it")
@@ -37,7 +38,7 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
         target.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(target)
         temporary = temporary_path(target, "tmp")
-        file = open(temporary, mode, encoding=None if "b" in mode else "utf-8")  # noqa: SIM115 (closed below)
+        file = open(temporary, mode, encoding=encoding, errors=encoding and "backslashreplace")  # noqa: SIM115 (below)
     except OSError as failure:
         raise _write_error(path, failure) from failure
     try:

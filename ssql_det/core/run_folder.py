@@ -83,7 +83,8 @@ def _acquire(folder: Path) -> IO[bytes]:
                 break
         file.close()  # its owner has deleted it in the meantime
     file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}: {shlex.join(sys.argv)}".encode())
+    owner = f"process {os.getpid()} on {socket.gethostname()}: {shlex.join(sys.argv)}"
+    file.write(owner.encode(errors="backslashreplace"))
     file.flush()
     return file
 

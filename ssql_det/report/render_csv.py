@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Iterator
 from typing import TypeAlias
 
@@ -22,7 +23,10 @@ HEADER = (
 )
 _NOT_MEASURED = Measurement(None, None, 0)
 
-Record: TypeAlias = tuple[str | int | float | None, ...]
+Cell: TypeAlias = str | int | float | None
+Record: TypeAlias = tuple[Cell, ...]
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # noqa: RUF001 (full-width, too)
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 
 
 def render_csv(*comparisons: Comparison) -> str:
@@ -33,16 +37,25 @@ def render_csv(*comparisons: Comparison) -> str:
 
 
 def format_csv(header: Record, records: Iterable[Record]) -> str:
-    """CSV text with plain newlines; ``None`` is an empty field.
+    """CSV text with plain newlines. ``None`` is an empty field; a formula gets an apostrophe, so that it stays a text.
 
-    >>> format_csv(("method", "AP"), [("SSQL", None)])
-    'method,AP\\nSSQL,\\n'
+    >>> format_csv(("method", "AP"), [("SSQL", None), ("=1+1", "-3.5")])
+    "method,AP\\nSSQL,\\n'=1+1,-3.5\\n"
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(records)
-    return text.getvalue()
+    return "".join(map(_format_record, (header, *records)))
+
+
+def _format_record(record: Record) -> str:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\r\n").writerow(map(_disarm, record))  # so that a field with \r or \n is quoted
+    return line.getvalue().removesuffix("\r\n") + "\n"
+
+
+def _disarm(cell: Cell) -> Cell:
+    """Mark a text as such that a spreadsheet would run as a formula: checkpoints and classes have foreign names."""
+    if isinstance(cell, str) and cell.startswith(_FORMULA_STARTS) and not _NUMBER.fullmatch(cell):
+        return f"'{cell}"
+    return cell
 
 
 def _make_records(comparison: Comparison, line: ComparisonLine) -> Iterator[Record]:

@@ -32,6 +32,11 @@ def fail(ranks):
         raise KeyError("planted")
     barrier()
 
+def print_on_main_to_a_full_disk():
+    if is_main():
+        os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+        print("lost")
+
 def start(*work):
     try:
         with reporting_errors():
@@ -51,6 +56,7 @@ if __name__ == "__main__":
             start(sys.exit, code)
         for ranks in ((1,), (0, 1)):
             start(fail, ranks)
+        start(print_on_main_to_a_full_disk)
 """
 GATHERED = [2, [{"rank": 0, "main": True, "text": ""}, {"rank": 1, "main": False, "text": "ab"}]]
 
@@ -77,7 +83,7 @@ def started(tmp_path_factory):
     folder = tmp_path_factory.mktemp("started")
     result = run(folder)
     ends = re.findall(r"(.*?)\[exit code (.*?)\]\n", result.stderr, re.DOTALL)
-    assert (result.returncode, len(ends)) == (0, 6), result.stderr
+    assert (result.returncode, len(ends)) == (0, 7), result.stderr
     return folder, [(said, int(code)) for said, code in ends]
 
 
@@ -96,10 +102,16 @@ def test_the_exit_code_of_a_rank_is_kept(started):
 
 
 def test_a_bug_in_one_or_all_ranks_is_one_traceback_and_exit_code_1(started):
-    for said, code in started[1][4:]:
+    for said, code in started[1][4:6]:
         assert code == 1
         assert said.splitlines()[-2:] == ["KeyError: 'planted'", REPORT_LINE]
         assert said.count(REPORT_LINE) == 1
+
+
+def test_a_rank_reports_what_it_could_not_print(started):
+    said, code = started[1][6]
+    assert code == 2
+    assert said.startswith("error: could not write to stdout: No space left on device; ")
 
 
 def test_a_single_process_needs_no_group():

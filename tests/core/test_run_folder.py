@@ -10,7 +10,7 @@ import time
 import pytest
 
 from ssql_det.core.errors import UserError
-from ssql_det.core.run_folder import owning_folder
+from ssql_det.core.run_folder import LOCK_NAME, owning_folder
 
 
 def own(folder, ready, leave):
@@ -96,3 +96,9 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
         owning_folder(tmp_path / "file/run"),
     ):
         pass
+
+
+def test_a_command_line_of_bytes_that_are_no_text_owns_too(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["ssql-det", os.fsdecode(b"\xff")])
+    with owning_folder(tmp_path):
+        assert "\\udcff" in (tmp_path / LOCK_NAME).read_text()
