@@ -61,7 +61,7 @@ def test_an_address_where_nobody_answers_is_named_after_a_time_out(number, monke
 )
 def test_a_frozen_rank_ends_all_with_its_name(frozen, name, in_process, tmp_path):
     log = tmp_path / "log"
-    ended = in_process([frozen], log, work="support.core.sleeping_ranks:start_freezing")
+    ended = in_process([frozen], log, work="support.core.freezing_ranks:start")
     assert (ended["status"], ended["seconds"] < 30) == (2, True), log.read_text()
     assert f"error: {name}" in log.read_text()
     assert "has not answered for 2 s: its process or machine is frozen" in log.read_text()

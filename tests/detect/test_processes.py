@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +12,13 @@ import pytest
 import torch
 from support.detect.configs import C4, CONFIGS, FPN, config, randomize_norms, tiny_overrides
 from support.detect.training_runs import WITH_EVALUATIONS, is_same_run, rows_by_bits, train_arguments
-from support.kills import kill_until_done
+from support.kills import wait_until_ended
 from support.refusals import refused
+from support.reproduce.plans import find_processes
 
 import ssql_det
 from ssql_det.core import rows
+from ssql_det.core.files import sha256
 from ssql_det.detect.detector import build_detector
 
 TOOLS = Path(ssql_det.__file__).parents[1] / "tools"
@@ -89,19 +93,37 @@ def test_a_rank_without_images_waits_for_the_others(run_sweep, toy, tmp_path):
 # ---- stopped and resumed -------------------------------------------------------------------------------------------
 
 
-def test_killed_processes_resume_to_the_same_bits(in_process, tmp_path):
-    """kill -9 of both at moments that nobody chose, in a training that looks and estimates its norms on the way."""
-    whole, killed, log = tmp_path / "whole", tmp_path / "killed", tmp_path / "log"
-    ended = in_process(train_arguments(whole, **WITH_EVALUATIONS), log, processes=2, seconds=300)
-    assert ended["status"] == 0, log.read_text()
-    moments = kill_until_done(
-        in_process, train_arguments(killed, "--resume", **WITH_EVALUATIONS), log, ended["seconds"], processes=2
-    )
-    assert is_same_run(killed, whole), f"killed after {moments} s"
-    found, expected = (rows.read_rows(folder / "evaluations.jsonl") for folder in (killed, whole))
+ENDS = [  # where the command runs, a signal, what receives it, and the command's exit code
+    ("background", signal.SIGKILL, "parent", -9),
+    ("background", signal.SIGTERM, "parent", 143),
+    ("background", signal.SIGHUP, "parent", 129),
+    ("background", signal.SIGINT, "rank", 130),
+    ("foreground", signal.SIGINT, "parent", 130),
+    ("foreground", signal.SIGKILL, "rank", 2),
+    ("foreground", signal.SIGTERM, "rank", 143),
+    ("foreground", signal.SIGHUP, "rank", 129),
+]
+
+
+def test_whatever_ends_two_processes_they_resume_to_the_same_bytes(in_process, tmp_path):
+    """At moments that nobody chose, in a training that evaluates and estimates its norms on the way."""
+    whole, stopped, log = tmp_path / "whole", tmp_path / "stopped", tmp_path / "log"
+    keys = WITH_EVALUATIONS | {"SOLVER__MAX_ITER": 30, "SOLVER__CHECKPOINT_PERIOD": 2, "DATALOADER__NUM_WORKERS": 1}
+    first, again = (train_arguments(out, "--resume", "--num-gpus", "2", **keys) for out in (whole, stopped))
+    assert in_process(first, log)["status"] == 0, log.read_text()
+    for place, number, target, status in ENDS:
+        how = {"signal": number, "delay": random.uniform(0, 0.2)}
+        how |= dict.fromkeys([f"in_{place}", f"to_a_{target}"], True)
+        ended = in_process(again, log, pattern=f"{stopped}/model_*.pth", size=1, **how)
+        assert ended["status"] == status, log.read_text()
+        wait_until_ended(map(int, find_processes(tmp_path)))
+    assert in_process(again, log)["status"] == 0, log.read_text()
+    assert is_same_run(stopped, whole)
+    files, expected = ({path.name: sha256(path) for path in folder.glob("*.pth")} for folder in (stopped, whole))
+    assert files == expected
+    found, expected = (rows.read_rows(folder / "evaluations.jsonl") for folder in (stopped, whole))
     assert [(row.checkpoint, row.bits) for row in found] == [(row.checkpoint, row.bits) for row in expected]
     assert [row.metrics for row in found] == [row.metrics for row in expected]
-    assert len(found) == 6
 
 
 def test_another_number_of_processes_resumes_with_the_same_batches(run_in_processes):

@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from support.kills import is_alive, wait_until_ended
-from support.reproduce.plans import get_states, list_descendants, make_step
+from support.kills import is_alive, list_descendants, wait_until_ended
+from support.reproduce.plans import get_states, make_step
 
 from ssql_det.cli.main import main
 from ssql_det.core.errors import UserError

@@ -39,3 +39,15 @@ def wait_until_ended(pids, seconds=10):
     while any(map(is_alive, pids)):
         assert time.monotonic() < end, "a process outlived the one that started it"
         time.sleep(0.05)
+
+
+def list_children(pid):
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def list_descendants(pid):
+    """Children, their children, and so on."""
+    return [each for child in list_children(pid) for each in (child, *list_descendants(child))]

@@ -3,8 +3,9 @@
 Reads a line of JSON a command: ``arguments``, ``log`` for its output (without the errors, where these have a file of
 their own: ``errors``), the ``folder`` it runs in, how many ``processes`` run it (with the environment that torchrun
 gives them), and when all of them are killed: after so many ``seconds``, when a ``file`` has so many ``lines``, or when
-a new file of a ``pattern`` has grown to a ``size``. They may get another ``signal`` than SIGKILL, once, or in their
-place the process whose number is the last line of the ``file``. Instead of ssql-det all may run a function: ``work``.
+a new file of a ``pattern`` has grown to a ``size``, and a ``delay`` later. They may get another ``signal`` than
+SIGKILL, once, or in their place the process whose number is the last line of the ``file``, or one ``to_a_rank`` that
+the command has started. The command may run ``in_background``. Instead of ssql-det all may run a function: ``work``.
 Answers with the exit status (-9 after a kill), the seconds it ran, and CPU seconds.
 """
 
@@ -23,6 +24,7 @@ import ssql_det.detect.train
 import ssql_det.pretrain.loop  # noqa: F401 (imported once, for all forks)
 from ssql_det.cli.main import main
 from ssql_det.core.launch import launch
+from support.kills import list_children
 
 
 def is_due(command, start, before):
@@ -56,6 +58,8 @@ def fork(command, place):
     os.environ.update({name: str(value) for name, value in place.items()})
     for stream, path in ((1, command["log"]), (2, command.get("errors", command["log"]))):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    # a shell starts a background job with SIGINT ignored, and its children inherit that
+    signal.signal(signal.SIGINT, signal.SIG_IGN if "in_background" in command else signal.default_int_handler)
     status = 1
     try:
         os.chdir(command.get("folder", "."))
@@ -79,9 +83,13 @@ def send(number, processes):
         os.kill(process, number)
 
 
-def read_last(command):
-    with open(command["file"]) as pids:
-        return [int(pids.read().split()[-1])]
+def choose_targets(command, running):
+    if "to_the_last" in command:
+        with open(command["file"]) as pids:
+            return [int(pids.read().split()[-1])]
+    if "to_a_rank" in command:  # ranks are children of the server of forks that the command has started
+        return [pid for each in running for server in list_children(each) for pid in list_children(server)][:1]
+    return running
 
 
 def run(command):
@@ -99,7 +107,8 @@ def run(command):
             send(signal.SIGKILL, running)
         elif not has_signalled and is_due(command, start, before):
             has_signalled = True
-            send(command.get("signal", signal.SIGKILL), read_last(command) if "to_the_last" in command else running)
+            time.sleep(command.get("delay", 0.0))
+            send(command.get("signal", signal.SIGKILL), choose_targets(command, running))
         time.sleep(0.0005 if "pattern" in command else 0.002)
     return {"status": failed, "seconds": time.monotonic() - start, "cpu_seconds": cpu_seconds}
 

@@ -128,17 +128,8 @@ def find_processes(folder):
     for process in Path("/proc").glob("[0-9]*"):
         try:
             files = [os.readlink(link) for link in process.glob("fd/*")]
-            if any(str(folder) in text for text in [(process / "cmdline").read_text(), *files]):
+            if any(str(folder) in text for text in [os.fsdecode((process / "cmdline").read_bytes()), *files]):
                 pids.append(process.name)
         except OSError:
             continue
     return pids
-
-
-def list_descendants(pid):
-    """Children, their children, and so on."""
-    try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:
-        return []
-    return [pid for child in map(int, children) for pid in (child, *list_descendants(child))]
