@@ -36,7 +36,7 @@ from ssql_det.minid2.evaluation import (
     PascalVOCDetectionEvaluator,
     inference_on_dataset,
 )
-from ssql_det.minid2.evaluation.pascal_voc_evaluation import voc_ap, voc_eval
+from ssql_det.minid2.evaluation.pascal_voc_evaluation import parse_rec, voc_ap, voc_eval
 from ssql_det.minid2.structures import Boxes, Instances
 
 pytestmark = pytest.mark.slow
@@ -319,3 +319,14 @@ def test_classes_without_a_mapping_are_the_data_sets_own(coco):
     mapped = coco_results(coco, DETECTIONS["close"])
     del coco["thing_dataset_id_to_contiguous_id"]
     assert str(coco_results(coco, own)) == str(mapped)
+
+
+def test_voc_annotations_have_the_encoding_that_they_declare(voc):
+    path = Path(voc["dirname"], "Annotations/000003.xml")
+    text = path.read_text()
+    declared = text.replace("<pose>Left</pose>", "<pose>à gauche</pose>")
+    path.write_bytes(f'<?xml version="1.0" encoding="ISO-8859-1"?>{declared}'.encode("latin-1"))
+    results = voc_results(voc, FOUND)
+    path.write_text(text)
+    parse_rec.cache_clear()
+    assert voc_results(voc, FOUND) == results

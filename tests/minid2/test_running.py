@@ -5,6 +5,7 @@ import importlib
 import io
 import json
 import logging
+import os
 import socket
 from argparse import Namespace
 from unittest import mock
@@ -69,13 +70,14 @@ def test_set_up(tmp_path, monkeypatch):
         default_setup(cfg, Namespace())
         assert not list(tmp_path.iterdir())
         assert "drew" in screen.getvalue()  # the seed
-        cfg.OUTPUT_DIR = "out"
+        cfg.OUTPUT_DIR = out = os.fsdecode(b"out\xff")
         (tmp_path / "given.yaml").write_text("SEED: 5 # as given")
         default_setup(cfg, Namespace(config_file="given.yaml"))
-        log = (tmp_path / "out/log.txt").read_text()
+        log = (tmp_path / out / "log.txt").read_text()
         assert "SEED: 5 # as given" in log
         assert torch.__version__ in log
-        assert get_cfg().load_yaml_with_base(str(tmp_path / "out/config.yaml"))["OUTPUT_DIR"] == "out"
+        assert "Full config saved to out\\udcff" in log
+        assert get_cfg().load_yaml_with_base(str(tmp_path / out / "config.yaml"))["OUTPUT_DIR"] == out
         with pytest.raises(FileNotFoundError, match=r"missing\.yaml"):
             default_setup(cfg, Namespace(config_file="missing.yaml"))
 

@@ -75,12 +75,12 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
     logger.info(f"Command line arguments: {args}")
     config_file = getattr(args, "config_file", "")
     if config_file:
-        with PathManager.open(config_file) as file:
+        with PathManager.open(config_file, encoding="utf-8") as file:
             logger.info(f"Contents of args.config_file={config_file}:\n{file.read()}")
     if writes:
         text, path = cfg.dump(), os.path.join(cfg.OUTPUT_DIR, "config.yaml")
         logger.info(f"Running with full config:\n{text}")
-        with PathManager.open(path, "w") as file:
+        with PathManager.open(path, "w", encoding="utf-8") as file:
             file.write(text)
         logger.info(f"Full config saved to {path}")
 

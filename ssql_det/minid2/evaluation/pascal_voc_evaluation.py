@@ -119,7 +119,7 @@ def voc_ap(rec: NDArray[np.float64], prec: NDArray[np.float64], use_07_metric: b
 def parse_rec(filename: str) -> list[dict[str, Any]]:
     """The objects of an annotation file; cached."""
     try:
-        with PathManager.open(filename) as file:
+        with PathManager.open(filename, "rb") as file:
             return [
                 {
                     "name": _text(each, "name"),
@@ -151,7 +151,7 @@ class _Matches:
 
 
 def _match(lines: Sequence[str], annopath: str, imagesetfile: str, classname: str) -> _Matches:
-    with PathManager.open(imagesetfile) as file:
+    with PathManager.open(imagesetfile, encoding="utf-8") as file:
         images = [line.strip() for line in file]
     objects: list[dict[str, Any]] = []
     places: dict[str, slice] = {}

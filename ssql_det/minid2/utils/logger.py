@@ -83,7 +83,7 @@ def setup_logger(
 @functools.cache  # loggers of the same file share its stream
 def _log_stream(path: str) -> TextIO:
     PathManager.mkdirs(os.path.dirname(path) or ".")
-    stream: TextIO = PathManager.open(path, "a")
+    stream: TextIO = PathManager.open(path, "a", encoding="utf-8", errors="backslashreplace")
     atexit.register(stream.close)
     return stream
 
