@@ -2,6 +2,7 @@
 
 ================ ================================================================
 errors           user errors: one sentence and exit code 2
+streams          stdout and stderr that never stop a command
 files            atomic writes, temporary folders, file hashes
 unpickler        safe reading of ``.pth`` and ``.pkl`` files: no code in them runs
 tensor_rebuild   arrays and tensors of the unpickler, with checked shapes and sizes

@@ -37,6 +37,11 @@ def scalar_writer(folder: Path, resume_step: int | None = None) -> Iterator[Call
     if not is_main():
         yield lambda step, scalars: None
         return
+    try:
+        str(folder).encode("utf-8")
+    except UnicodeEncodeError:
+        message = f"TensorBoard cannot write to {folder}: the name is no text in this locale; choose another OUTPUT_DIR"
+        raise UserError(message) from None
     path = folder / METRICS_NAME
     kept_lines = _read_lines_until(path, resume_step) if resume_step is not None and path.exists() else []
     with atomic_write(path, "w") as file:

@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -82,6 +83,8 @@ def test_an_impossible_folder_is_one_sentence(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"could not write .*metrics\.jsonl"):
         write_losses(tmp_path / "file", [])
+    with pytest.raises(UserError, match=r"TensorBoard cannot write to .*a\\udcff: the name is no text in this locale; choose"):
+        write_losses(tmp_path / os.fsdecode(b"a\xff"), [])
 
 
 def test_a_value_that_is_not_finite_is_null(tmp_path):
