@@ -22,7 +22,7 @@ from fvcore.common.config import BASE_KEY, CfgNode
 
 from ssql_det.core.config_files import find_config
 from ssql_det.core.errors import UserError, did_you_mean, printable
-from ssql_det.core.files import atomic_write
+from ssql_det.core.files import atomic_write, read_text
 
 SAVED_CONFIG_NAME = "config.yaml"
 _MAX_LISTED = 5  # changed keys in a message
@@ -194,19 +194,29 @@ def _read_with_bases(path: Path, opened: tuple[Path, ...], renamed_keys: Renamed
 def _read(path: Path) -> dict[str, Any]:
     """The flat config of one file, without its bases."""
     try:
-        tree = yaml.safe_load(path.read_text("utf-8"))
-        tree = {} if tree is None else tree
-        if not isinstance(tree, dict):
-            raise UserError(f"config file {path} holds a {type(tree).__name__}; it must hold KEY: VALUE pairs")
-        items = list(itertools.islice(_flatten(tree), _MAX_VALUES + 1))
-    except (yaml.YAMLError, ValueError) as failure:
-        problem = " ".join(str(failure).split())
-        raise UserError(f"config file {path} is not valid YAML: {problem}") from None
+        items = list(itertools.islice(_flatten(_load_yaml(path)), _MAX_VALUES + 1))
     except RecursionError:
         raise UserError(f"config file {path} is nested too deeply, or contains itself; write it out flat") from None
-    if len(items) > _MAX_VALUES:
-        raise UserError(f"config file {path} has more than {_MAX_VALUES} keys; is it a config?")
+    values = (each for key, value in items for each in _list_nested(value, key, str(path)))
+    if len(list(itertools.islice(values, _MAX_VALUES + 1))) > _MAX_VALUES:
+        raise UserError(f"config file {path} has more than {_MAX_VALUES} keys or values; is it a config?")
+    try:
+        json.dumps(dict(items))  # as configs are compared; YAML has dates, sets and bytes as well
+    except TypeError as failure:
+        raise UserError(f"config file {path}: {failure}; write text in quotes, numbers or lists") from None
     return dict(items)
+
+
+def _load_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(read_text(path))
+    except (yaml.YAMLError, ValueError) as failure:
+        raise UserError(f"config file {path} is not valid YAML: {' '.join(str(failure).split())}") from None
+    except (AttributeError, LookupError, TypeError):  # from PyYAML, for `!!bool x`
+        raise UserError(f"config file {path} is not valid YAML: a value does not fit its tag; remove it") from None
+    if not isinstance(tree, dict | None):
+        raise UserError(f"config file {path} holds a {type(tree).__name__}; it must hold KEY: VALUE pairs")
+    return tree or {}
 
 
 def _to_saved(value: Any) -> Any:
@@ -247,11 +257,7 @@ def _set(config: CfgNode, key: str, value: Any, where: str, renamed_keys: Rename
     current = _get(config, key)
     if isinstance(current, float) and isinstance(value, (int, str)):
         value = _to_float(value)  # 1 and 1e-3 are floats as well, but YAML reads an int and a string
-    nested = list(itertools.islice(_walk(value), _MAX_VALUES + 1))
-    if len(nested) > _MAX_VALUES:
-        raise UserError(
-            f"config key {key} in {where} is too long, or contains itself; the most is {_MAX_VALUES} values"
-        )
+    nested = _list_nested(value, key, where)
     if any(isinstance(each, float) and math.isnan(each) for each in nested):  # NaN would pass every comparison
         raise UserError(f"config key {key} in {where} cannot be {value!r}; set a number")
     if isinstance(current, str) and isinstance(value, str):
@@ -274,6 +280,14 @@ def _to_float(value: int | str) -> Any:
         return value if isinstance(value, bool) else float(value)
     except (OverflowError, ValueError):
         return value
+
+
+def _list_nested(value: Any, key: str, where: str) -> list[Any]:
+    """A value and every value nested in it; an error where they are too many for a config."""
+    nested = list(itertools.islice(_walk(value), _MAX_VALUES + 1))
+    if len(nested) > _MAX_VALUES:
+        raise UserError(f"config key {key} in {where} is too long, or contains itself; most is {_MAX_VALUES} values")
+    return nested
 
 
 def _walk(value: Any) -> Iterator[Any]:

@@ -1,4 +1,4 @@
-"""Atomic writes, temporary folders, file hashes, and checks before writing."""
+"""Atomic writes, temporary folders, reading of regular files, and checks before writing."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ import glob
 import hashlib
 import itertools
 import os
+import re
 import shutil
 import socket
+import stat
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from ssql_det.core.errors import UserError
 
 _counter = itertools.count()  # distinguishes the temporary files of this process
+_TEMPORARY_END = re.compile(r"([0-9]{1,9})-[0-9]+\.(?:tmp|making|old)")  # of a name, after the host: process, counter
 
 
 @contextmanager
@@ -34,6 +37,7 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
     target = Path(os.path.realpath(path))  # keeps a symbolic link: the file that it points to is replaced
     if target.is_dir():
         raise UserError(f"cannot write {path}: it is a directory; name a file in it")
+    check_regular_file(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(target)
@@ -67,6 +71,35 @@ def check_not_an_input(out: str | os.PathLike[str], inputs: Iterable[str | os.Pa
             raise UserError(f"{out} is also an input, which would be overwritten; name another output file")
 
 
+def check_regular_file(path: str | os.PathLike[str]) -> None:
+    """Refuse what is there but is no regular file: a pipe or a device may have no end, and is not ours to replace.
+
+    >>> check_regular_file("missing.json")  # whoever opens it says that it is missing
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return
+    if not stat.S_ISREG(mode):
+        kind = "a directory" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
+        raise UserError(f"{path} is {kind}, not a file; move it away, or name another file")
+
+
+def read_text(path: str | os.PathLike[str], errors: str = "strict") -> str:
+    """The text of a regular file in UTF-8, with or without a byte-order mark; ``errors`` is that of ``open``.
+
+    >>> with atomic_write("notes.txt", "w") as file:
+    ...     _ = file.write("complete")
+    >>> read_text("notes.txt")
+    'complete'
+    """
+    check_regular_file(path)
+    try:
+        return Path(path).read_text("utf-8-sig", errors)
+    except OSError as failure:
+        raise UserError(f"cannot read {path}: {failure.strerror or failure}") from failure
+
+
 def check_disk_space(path: Path, megabytes: float) -> None:
     """Refuse an output of this size (in 10^6 bytes) that does not fit on the disk of ``path``, before it is made."""
     existing = next(each for each in (path.resolve(), *path.resolve().parents) if each.exists())
@@ -79,6 +112,7 @@ def check_disk_space(path: Path, megabytes: float) -> None:
 
 def sha256(path: str | os.PathLike[str]) -> str:
     """The SHA-256 of a file's content, in hexadecimal."""
+    check_regular_file(path)
     digest = hashlib.sha256()
     try:
         with open(path, "rb") as file:
@@ -106,7 +140,10 @@ def _find_failed_write(failure: BaseException | None) -> OSError | None:
 
 def temporary_path(target: Path, suffix: str) -> Path:
     """A hidden path beside ``target``, unique to this process and call, to be renamed to ``target`` when complete."""
-    return target.with_name(f".{target.name}.{socket.gethostname()}-{os.getpid()}-{next(_counter)}.{suffix}")
+    while True:
+        path = target.with_name(f".{target.name}.{socket.gethostname()}-{os.getpid()}-{next(_counter)}.{suffix}")
+        if not os.path.lexists(path):  # else left by a killed process that had the same number
+            return path
 
 
 @contextmanager
@@ -142,13 +179,14 @@ def remove_all_leftovers(folder: Path) -> None:
 def _remove_leftovers(folder: Path, name_pattern: str) -> None:
     host = f".{socket.gethostname()}-"
     for leftover in folder.glob(f".{name_pattern}{glob.escape(host)}*"):
-        pid = leftover.name.rpartition(host)[2].split("-")[0]
-        if not pid.isdecimal() or _is_running(int(pid)):
+        name_end = _TEMPORARY_END.fullmatch(leftover.name.rpartition(host)[2])
+        if name_end is None or _is_running(int(name_end[1])):
             continue
-        if leftover.is_dir():
+        if leftover.is_dir() and not leftover.is_symlink():
             shutil.rmtree(leftover, ignore_errors=True)
         else:
-            leftover.unlink(missing_ok=True)
+            with suppress(OSError):  # it does no harm where it is
+                leftover.unlink()
 
 
 def _is_running(pid: int) -> bool:

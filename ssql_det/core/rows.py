@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from ssql_det.core.errors import UserError
+from ssql_det.core.files import check_regular_file, read_text
+from ssql_det.core.json_files import parse_json
 
 SCHEMA = 2
 _PACKAGES = ("ssql_det", "torch", "torchvision", "numpy", "detectron2")
@@ -119,19 +121,19 @@ def append_row(path: str | os.PathLike[str], row: Row) -> None:
 
 def read_rows(path: str | os.PathLike[str]) -> list[Row]:
     """All rows of a file, in order. A truncated line, as a kill leaves it, is skipped with a warning."""
-    if not Path(path).is_file():
+    if not Path(path).exists():
         raise UserError(f"there is no results file {path}; run an evaluation first, or check the path")
     rows, truncated = [], []
-    for number, line in enumerate(Path(path).read_text("utf-8", errors="replace").splitlines(), start=1):
+    for number, line in enumerate(read_text(path, errors="replace").split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = parse_json(line)
         except json.JSONDecodeError:
             truncated.append(number)
             continue
-        except (RecursionError, ValueError):  # nested too deeply, or a number of thousands of digits
-            record = None
+        except ValueError as failure:  # complete, but no run wrote it
+            raise UserError(f"{path}, line {number} is not a result row: {failure}") from None
         rows.append(_to_row(record, f"{path}, line {number}"))
     if truncated:
         more = f" and {len(truncated) - 1} more are" if len(truncated) > 1 else " is"
@@ -144,12 +146,13 @@ def check_results_file(path: str | os.PathLike[str]) -> None:
     """Refuse a path to which rows cannot be appended, before the evaluation starts."""
     if Path(path).is_dir():
         raise UserError(f"cannot write {path}: it is a directory; name a file in it")
+    check_regular_file(path)
     if Path(path).exists() and os.path.getsize(path) and not read_rows(path):
         raise UserError(f"{path} is not a results file; name another file")
 
 
 def _to_row(record: Any, where: str) -> Row:
-    if not isinstance(record, dict) or not isinstance(record.get("schema"), int):
+    if not isinstance(record, dict) or type(record.get("schema")) is not int or record["schema"] < 1:
         raise UserError(f"{where} is not a result row; is this a results.jsonl of ssql_det?")
     if record["schema"] > SCHEMA:
         raise UserError(
@@ -174,12 +177,16 @@ def _to_row(record: Any, where: str) -> Row:
 def _find_invalid_fields(row: Row) -> Iterator[str]:
     """The names of the fields whose value has a wrong type."""
     yield from (name for name in _STRING_FIELDS if not isinstance(getattr(row, name), str))
-    if not isinstance(row.seed, int):
+    if type(row.seed) is not int:
         yield "seed"
+    if row.seconds is None or not _is_metric(row.seconds) or row.seconds < 0:
+        yield "seconds"
     if not isinstance(row.metrics, dict) or not all(map(_is_metric, row.metrics.values())):
         yield "metrics"
-    if not isinstance(row.overrides, dict) or not all(isinstance(bits, str) for bits in row.overrides.values()):
-        yield "overrides"
+    for name in ("overrides", "versions"):
+        texts = getattr(row, name)
+        if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
+            yield name
     if not isinstance(row.protocol, dict) or not all(map(_is_protocol_value, row.protocol.values())):
         yield "protocol"
     if not _is_calibration(row.calibration):

@@ -64,6 +64,8 @@ def owning_folder(folder: str | os.PathLike[str]) -> Iterator[None]:
 def _acquire(folder: Path) -> IO[bytes]:
     path = folder / LOCK_NAME
     while True:
+        if path.is_symlink() or (path.exists() and not path.is_file()):  # what a link points to would be emptied
+            raise UserError(f"{path} is a link, a folder or a pipe, and no lock of a run; remove it")
         file = open(path, "a+b")  # noqa: SIM115 (closing it releases the lock)
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

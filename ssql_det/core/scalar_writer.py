@@ -10,12 +10,14 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
 from ssql_det.core.distributed import is_main
 from ssql_det.core.errors import UserError
-from ssql_det.core.files import atomic_write
+from ssql_det.core.files import atomic_write, read_text
+from ssql_det.core.json_files import parse_json
 from ssql_det.core.rows import finite_or_none
 
 METRICS_NAME = "metrics.jsonl"
@@ -43,9 +45,10 @@ def scalar_writer(folder: Path, resume_step: int | None = None) -> Iterator[Call
         message = f"TensorBoard cannot write to {folder}: the name is no text in this locale; choose another OUTPUT_DIR"
         raise UserError(message) from None
     path = folder / METRICS_NAME
-    kept_lines = _read_lines_until(path, resume_step) if resume_step is not None and path.exists() else []
+    has_history = resume_step is not None and path.exists()
+    records = [each for each in read_scalars(path) if each["step"] <= resume_step] if has_history else []
     with atomic_write(path, "w") as file:
-        file.writelines(kept_lines)
+        file.writelines(f"{json.dumps(each)}\n" for each in records)
     purge_step = None if resume_step is None else resume_step + 1
     with (
         open(path, "a", encoding="utf-8", buffering=1) as lines,
@@ -61,18 +64,19 @@ def scalar_writer(folder: Path, resume_step: int | None = None) -> Iterator[Call
         yield write
 
 
-def _read_lines_until(path: Path, last_step: int) -> list[str]:
-    """The lines up to a step; a truncated line, as a kill leaves it, is the end of the file."""
-    kept = []
-    for line in path.read_text("utf-8", errors="replace").splitlines():
+def read_scalars(path: Path) -> Iterator[dict[str, Any]]:
+    """The scalars of each line, among them ``step``; a truncated line, as a kill leaves it, is the end of the file."""
+    for number, line in enumerate(read_text(path, errors="replace").split("\n"), start=1):
         try:
-            record = json.loads(line)
+            record = parse_json(line)
         except json.JSONDecodeError:
-            break
-        except (RecursionError, ValueError):  # nested too deeply, or a number of thousands of digits
+            return
+        except ValueError:
             record = None
-        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
-            raise UserError(f"{path} has a line without a step, so no run wrote it; move it away to resume")
-        if record["step"] <= last_step:
-            kept.append(f"{line}\n")
-    return kept
+        is_valid = isinstance(record, dict) and type(record.get("step")) is int
+        if not is_valid or not all(value is None or type(value) in (int, float) for value in record.values()):
+            raise UserError(
+                f"{path} has a line without a step or with a value that is no number (line {number}); "
+                "no run wrote that; move the file away to resume"
+            )
+        yield record

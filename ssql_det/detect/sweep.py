@@ -21,6 +21,7 @@ from ssql_det.core.config import check_output_dir, check_same_config, flatten_co
 from ssql_det.core.distributed import broadcast_from_main, is_main
 from ssql_det.core.errors import UserError
 from ssql_det.core.files import atomic_write
+from ssql_det.core.json_files import read_json
 from ssql_det.core.rows import Row
 from ssql_det.d2 import CfgNode, engine_name
 from ssql_det.detect.config import IGNORED_KEYS, RENAMED_KEYS, TRAINING_EVALUATION_KEYS
@@ -148,10 +149,10 @@ def _read_sweep_settings(folder: Path) -> dict[str, Any]:
                     f"{folder / name} belongs to a sweep whose {SETTINGS_NAME} is missing; choose another OUTPUT_DIR"
                 )
         return {}
-    try:
-        return _upgrade_sweep_settings(dict(json.loads(file.read_text("utf-8"))))
-    except (RecursionError, TypeError, ValueError) as failure:
-        raise UserError(f"{file} is damaged; choose another OUTPUT_DIR") from failure
+    saved = read_json(file, "choose another OUTPUT_DIR")
+    if not isinstance(saved, dict):
+        raise UserError(f"{file} is damaged; choose another OUTPUT_DIR")
+    return _upgrade_sweep_settings(saved)
 
 
 def _upgrade_sweep_settings(saved: dict[str, Any]) -> dict[str, Any]:

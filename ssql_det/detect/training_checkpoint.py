@@ -17,8 +17,8 @@ from ssql_det.convert import Metadata
 from ssql_det.convert.checkpoint import find_invalid_values, summarize_names
 from ssql_det.convert.metadata import METADATA_KEY
 from ssql_det.core.distributed import all_gather, is_main, rank
-from ssql_det.core.errors import UserError
-from ssql_det.core.files import atomic_write
+from ssql_det.core.errors import UserError, printable
+from ssql_det.core.files import atomic_write, read_text
 from ssql_det.core.optimizer_state import load_optimizer_state
 from ssql_det.core.rng import gather_rng_states, restore_rng_state
 from ssql_det.core.tensor_files import save_tensors
@@ -29,6 +29,7 @@ from ssql_det.detect.train_loader import BadImageLog
 LAST_CHECKPOINT_NAME = "last_checkpoint"
 FINAL_NAME = "model_final"  # of the last checkpoint, without .pth
 WINDOW_SIZE = 20  # iterations between log lines; the lines have the medians over these iterations
+_MAX_NAME_LENGTH = 80  # in a message
 _TIMING_SCALARS = ("time", "eta_seconds")  # not saved, so that equal runs write identical checkpoints
 _CHECKPOINT_KEYS = ("model", "optimizer", "scheduler", "iteration", "rng", "history", "bad_images", METADATA_KEY)
 
@@ -107,9 +108,10 @@ class TrainingCheckpointer:
 def _find_newest(folder: Path) -> Path:
     """The newest checkpoint; ``last_checkpoint`` has its name without a folder, so that a run can be moved."""
     file = folder / LAST_CHECKPOINT_NAME
-    name = file.read_text("utf-8", errors="replace").strip()
+    name = read_text(file, errors="replace").strip()
     if not name or Path(name).name != name:
-        raise UserError(f"{file} must have the name of a checkpoint in the same folder, got {name!r}")
+        quoted = printable(repr(name), _MAX_NAME_LENGTH)
+        raise UserError(f"{file} must have the name of a checkpoint in the same folder, got {quoted}")
     return folder / name
 
 

@@ -19,6 +19,7 @@ from typing import Any
 from ssql_det.core.config import read_config_file
 from ssql_det.core.errors import UserError
 from ssql_det.core.files import atomic_write, sha256
+from ssql_det.core.json_files import read_json
 from ssql_det.reproduce.steps import Step
 
 _CONFIG_SUFFIXES = (".yaml", ".yml")
@@ -102,11 +103,11 @@ class StepCache:
         path = self._get_record_path(step)
         if not path.exists():
             return None
-        try:
-            record = json.loads(path.read_text("utf-8"))
-            return {"asked": record["asked"], **record}
-        except (KeyError, RecursionError, TypeError, ValueError):
-            raise UserError(f"{path} is damaged; delete it together with {step.folder}") from None
+        advice = f"delete it together with {step.folder}"
+        record = read_json(path, advice)
+        if not _is_record(record):
+            raise UserError(f"{path} is damaged; {advice}")
+        return dict(record)
 
     def _write_record(self, step: Step, record: dict[str, Any]) -> None:
         with atomic_write(self._get_record_path(step), "w") as file:
@@ -122,6 +123,15 @@ class StepCache:
     def _replace_out(self, text: str) -> str:
         """Write paths in ``out`` as ``OUT/...``, so that the folder can be moved."""
         return f"OUT{text[len(str(self.out)) :]}" if f"{text}/".startswith(f"{self.out}/") else text
+
+
+def _is_record(content: Any) -> bool:
+    """Whether this is the content of a record, of a step that has finished or not."""
+    match content:
+        case {"asked": {"arguments": [*_], "read": {}}}:
+            seconds = content.get("seconds", 0)
+            return isinstance(content.get("made", {}), dict) and type(seconds) in (int, float) and seconds >= 0
+    return False
 
 
 def _is_resumable(step: Step, before: dict[str, Any], now: dict[str, Any]) -> bool:

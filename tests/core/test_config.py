@@ -209,6 +209,18 @@ MISTAKES = {
         "OPTIM: {BETAS: &a [*a, *a]}",
         "config key OPTIM.BETAS in {file} is too long, or contains itself",
     ),
+    "a date": (
+        "NAME: 2024-01-01",
+        "config file {file}: Object of type date is not JSON serializable; write text in quot",
+    ),
+    "a set": ("OPTIM: {BETAS: !!set {a}}", "config file {file}: Object of type set is not JSON serializable"),
+    **{
+        f"the tag {tag}": (
+            f"NAME: {tag}",
+            "config file {file} is not valid YAML: a value does not fit its tag; remove it",
+        )
+        for tag in ("!!bool x", "!!int ''", "!!timestamp x")
+    },
     "alias bomb of keys": (alias_bomb("{{a: &a{1} {0}, b: *a{1}}}"), "config file {file} has more than 10000 keys"),
     "alias bomb of values": (
         f"OPTIM: {{BETAS: {alias_bomb('[&a{1} {0}, *a{1}]')}}}",

@@ -1,6 +1,7 @@
 import hashlib
 import os
 import random
+import socket
 import subprocess
 import sys
 import time
@@ -9,7 +10,15 @@ import pytest
 import torch
 
 from ssql_det.core.errors import UserError
-from ssql_det.core.files import atomic_write, check_not_an_input, sha256, temporary_folder
+from ssql_det.core.files import (
+    atomic_write,
+    check_not_an_input,
+    read_text,
+    remove_all_leftovers,
+    sha256,
+    temporary_folder,
+    temporary_path,
+)
 
 WRITE_UNTIL_KILLED = """
 import sys
@@ -177,3 +186,69 @@ def test_sha256_is_the_hash_of_the_content(tmp_path):
 def test_hashing_an_unreadable_file_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match=r"cannot read .*absent: No such file"):
         sha256(tmp_path / "absent")
+
+
+def write(path):
+    with atomic_write(path) as file:
+        file.write(b"new")
+
+
+def bind_socket(path):
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(path)
+
+
+@pytest.mark.parametrize("use", [read_text, sha256, write])
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, bind_socket])
+def test_what_is_no_regular_file_is_neither_read_nor_replaced(make, use, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the path of a socket must be short
+    make("state")
+    before = os.lstat("state")
+    os.symlink("state", "link")
+    for path in ("state", "link"):
+        with pytest.raises(UserError, match=r"(state|link).* is a (directory|pipe, a socket or a device)"):
+            use(path)
+    assert (os.lstat("state").st_ino, os.lstat("state").st_mode) == (before.st_ino, before.st_mode)
+
+
+def test_a_text_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "a").write_bytes(b"\xef\xbb\xbf\xc3\xa4\r\n")
+    assert read_text(tmp_path / "a") == "ä\n"
+
+
+# ---- leftovers: no process has the number 999999999 -----------------------------------------------------------------
+
+LEFT = f"{socket.gethostname()}-999999999-0"
+
+
+@pytest.mark.parametrize(
+    "name", [f".a.{LEFT}.tmp", f".a.{LEFT}.making", f".\n.{LEFT}.old", os.fsdecode(b"." + b"\xff" * 9) + f".{LEFT}.tmp"]
+)
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, bind_socket, lambda path: os.symlink("../outside", path)])
+def test_leftovers_of_every_kind_are_removed_and_what_they_point_to_is_not(make, name, tmp_path, monkeypatch):
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside/theirs").touch()
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path / "run")
+    make(name)
+    remove_all_leftovers(tmp_path / "run")
+    assert os.listdir() == []
+    assert (tmp_path / "outside/theirs").exists()
+
+
+@pytest.mark.parametrize(
+    "end", ["999999999-notes.txt", "999999999", "999999999-0.tmp.gz", f"{'9' * 30}-0.tmp", "٩٩٩٩٩٩٩٩٩-0.tmp", "-0.tmp"]
+)
+def test_what_only_resembles_a_leftover_is_kept(end, tmp_path):
+    path = tmp_path / f".a.{socket.gethostname()}-{end}"
+    path.touch()
+    remove_all_leftovers(tmp_path)
+    assert path.exists()
+
+
+def test_a_leftover_of_a_process_with_the_same_number_is_not_used(target):
+    """As in a container, where every run may be process 1."""
+    name, _, number = temporary_path(target, "making").stem.rpartition("-")
+    (target.parent / f"{name}-{int(number) + 1}.making").mkdir()
+    with temporary_folder(target) as folder:
+        assert os.listdir(folder) == []

@@ -144,6 +144,9 @@ NOT_ROWS = {
     "a time that is not one": (to_line(time=5), "with an invalid time"),
     "nested too deeply": ("[" * 100_000, "not a result row"),
     "too many digits": (f'{{"schema": {"9" * 5000}}}', "not a result row"),
+    "a schema of an earlier version than the first": (to_line(schema=0), "not a result row"),
+    "a schema that is a truth value": (to_line(schema=True), "not a result row"),
+    "a repeated key": (to_line()[:-1] + ', "bits": "FP"}', "not a result row: the key 'bits' is there twice"),
     "an unknown field": (to_line(colour="red"), "'colour'"),
 }
 
@@ -168,6 +171,9 @@ WRONG_TYPES = {
     "scheme": (None, 5, ["minmax"], {"act": "mse"}),
     "placement": (None, 5, ["published"]),
     "network": (None, 5, ["resnet18"]),
+    "seed": (True, "0", 0.5, None),
+    "seconds": (None, "1", True, -1, [1]),
+    "versions": (None, "torch", ["torch"], {"torch": 2}),
 }
 
 
@@ -322,6 +328,14 @@ def test_a_new_file_and_a_results_file_are_accepted_and_another_is_refused(resul
     assert ["line 1 and 2 more are truncated" in record.getMessage() for record in warnings.records] == [True]
     with pytest.raises(UserError, match="it is a directory"):
         check_results_file(tmp_path)
+
+
+def test_a_text_may_have_a_mark_at_its_start_other_line_ends_and_separators_of_unicode(results):
+    """As editors leave them."""
+    results.parent.mkdir()
+    lines = [to_line(method=name).replace("x.yaml", "x\u2028.yaml") for name in ("a", "b")]
+    results.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
+    assert [(each.method, each.config) for each in read_rows(results)] == [("a", "x\u2028.yaml"), ("b", "x\u2028.yaml")]
 
 
 def test_a_missing_file_is_one_sentence(results):

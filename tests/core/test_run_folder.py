@@ -102,3 +102,15 @@ def test_a_command_line_of_bytes_that_are_no_text_owns_too(tmp_path, monkeypatch
     monkeypatch.setattr("sys.argv", ["ssql-det", os.fsdecode(b"\xff")])
     with owning_folder(tmp_path):
         assert "\\udcff" in (tmp_path / LOCK_NAME).read_text()
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda path: os.symlink("notes", path)])
+def test_a_lock_that_is_no_file_is_refused_and_what_it_points_to_is_not_emptied(make, tmp_path):
+    (tmp_path / "notes").write_text("theirs")
+    make(tmp_path / ".lock")
+    with (
+        pytest.raises(UserError, match=r"\.lock is a link, a folder or a pipe, and no lock of a run; remove it"),
+        owning_folder(tmp_path),
+    ):
+        pass
+    assert (tmp_path / "notes").read_text() == "theirs"

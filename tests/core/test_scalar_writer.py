@@ -66,7 +66,13 @@ def test_a_resumed_run_drops_a_truncated_line(tmp_path, truncated, kept_steps):
     assert [line["step"] for line in read_lines(tmp_path)] == [*kept_steps, 3]
 
 
-@pytest.mark.parametrize("foreign", ["5", "[1]", '{"loss": 0.5}', '{"step": "one"}', "[" * 99999])
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        *("5", "[1]", '{"loss": 0.5}', '{"step": "one"}', "[" * 99999),
+        *('{"step": true}', '{"step": 2, "loss": NaN}', '{"step": 2, "loss": "low"}', '{"step": 2, "step": 3}'),
+    ],
+)
 def test_a_file_that_no_run_wrote_is_refused(tmp_path, foreign):
     (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1}}\n{foreign}\n')
     with pytest.raises(UserError, match=r"metrics\.jsonl has a line without a step"):
@@ -83,7 +89,9 @@ def test_an_impossible_folder_is_one_sentence(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"could not write .*metrics\.jsonl"):
         write_losses(tmp_path / "file", [])
-    with pytest.raises(UserError, match=r"TensorBoard cannot write to .*a\\udcff: the name is no text in this locale; choose"):
+    with pytest.raises(
+        UserError, match=r"TensorBoard cannot write to .*a\\udcff: the name is no text in this locale; choose"
+    ):
         write_losses(tmp_path / os.fsdecode(b"a\xff"), [])
 
 

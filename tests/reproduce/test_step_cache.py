@@ -116,8 +116,16 @@ def test_steps_stay_cached_when_the_folder_is_moved(out, moved, is_absolute, tmp
     assert not StepCache(parent / moved).is_cached(moved_step)
 
 
+ASKED = b'{"asked": {"arguments": [], "read": {}}, %s}'
+
+
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"[]", b"7", b"null", b'"asked"', b"{}", b'{"made": {}}', b"\xff", b"[{}]"]
+    "content",
+    [
+        *(b"", b"{", b"[]", b"7", b"null", b'"asked"', b"{}", b'{"made": {}}', b"\xff", b"[{}]"),
+        *(b'{"asked": null}', b'{"asked": {"arguments": 5, "read": {}}}', b'{"asked": {"arguments": []}}'),
+        *(ASKED % each for each in (b'"made": null', b'"seconds": "7"', b'"seconds": NaN', b'"seconds": -1')),
+    ],
 )
 def test_a_damaged_record_is_refused(content, done):
     cache, step = done
