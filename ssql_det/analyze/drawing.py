@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ssql_det.analyze.analysis import Embedding
+from ssql_det.core.errors import printable
 from ssql_det.report.stylesheet import LIGHT, NUM_CURVE_COLOURS
 
 # In pixels. Panels are square; a caption is above each panel.
@@ -38,7 +39,7 @@ def draw_embedding(embedding: Embedding) -> bytes:
     panels += [empty] * (-len(panels) % columns)
     rows = [np.hstack(panels[first : first + columns]) for first in range(0, len(panels), columns)]
     labels = [int(label) for label in embedding.labels.unique()]
-    legend = _draw_legend([(label, embedding.classes[label]) for label in labels], rows[0].shape[1])
+    legend = _draw_legend([(label, printable(embedding.classes[label])) for label in labels], rows[0].shape[1])
     return bytes(cv2.imencode(".png", np.vstack([*rows, legend]), [cv2.IMWRITE_PNG_COMPRESSION, 9])[1])
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from ssql_det.checkdata.findings import AnnotatedImage
-from ssql_det.core.errors import UserError
+from ssql_det.core.errors import UserError, printable
 from ssql_det.core.files import atomic_write
 
 Canvas = NDArray[np.uint8]
@@ -55,7 +55,7 @@ def draw_contact_sheet(images: Sequence[AnnotatedImage], count: int, out: str | 
 
 def draw_annotations(annotated: AnnotatedImage, enlarged_to: int = _CELL_SIZE - 4) -> Canvas:
     """The image, shrunk to fit or enlarged by an integer factor to at most ``enlarged_to`` pixels, with annotations."""
-    image = cv2.imread(str(annotated.path), cv2.IMREAD_COLOR)
+    image = read_image(annotated.path)
     if image is None:
         raise UserError(f"cannot draw {annotated.path}: it is missing or not an image")
     scale = (_CELL_SIZE - 4) / max(image.shape[:2])
@@ -74,8 +74,15 @@ def draw_annotations(annotated: AnnotatedImage, enlarged_to: int = _CELL_SIZE - 
         x0, y0, x1, y1 = (round(min(max(value * scale, -_CELL_SIZE), 2 * _CELL_SIZE)) for value in box)
         colour = _COLOURS[index % len(_COLOURS)]
         cv2.rectangle(canvas, (x0, y0), (x1 - 1, y1 - 1), colour, 1)
-        cv2.putText(canvas, label, (x0 + 2, max(y0 - 3, 10)), cv2.FONT_HERSHEY_SIMPLEX, 0.4, colour, 1, cv2.LINE_AA)
+        text = printable(label)  # OpenCV crashes for a lone surrogate
+        cv2.putText(canvas, text, (x0 + 2, max(y0 - 3, 10)), cv2.FONT_HERSHEY_SIMPLEX, 0.4, colour, 1, cv2.LINE_AA)
     return np.asarray(canvas, np.uint8)
+
+
+def read_image(path: Path) -> Any:
+    """The image [height, width, 3] in BGR, or ``None``. ``cv2.imread`` crashes for a path that is not UTF-8."""
+    content = path.read_bytes() if path.is_file() else b""
+    return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
 
 
 def _decode_mask(segmentation: Any, height: int, width: int) -> Canvas:

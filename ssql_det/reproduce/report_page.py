@@ -14,6 +14,7 @@ from typing import Any
 import cv2
 
 from ssql_det.analyze.page import build_term_tables, read_terms
+from ssql_det.checkdata.draw import read_image
 from ssql_det.core.rows import Row, finite_or_none
 from ssql_det.report.blocks import Block, Collapsible, Figure, Heading, ItemList, Paragraph, Table
 from ssql_det.report.comparison_blocks import (
@@ -261,7 +262,7 @@ def _show_detections(results: RunResults) -> Iterator[Block]:
 
 def _shrink_image(path: Path) -> bytes:
     """An image file as JPEG of at most `_MAX_IMAGE_WIDTH`."""
-    image: Any = cv2.imread(str(path))
+    image: Any = read_image(path)
     scale = min(1.0, _MAX_IMAGE_WIDTH / image.shape[1])
     image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     return bytes(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 88])[1])

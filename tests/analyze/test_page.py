@@ -130,3 +130,9 @@ def test_panels_wrap_into_rows():
         {f"{number}w": torch.randn(10, 2) for number in range(6)}, (), torch.zeros(10, dtype=torch.long), CLASSES
     )
     assert draw_pixels(embedding).shape[:2] == (2 * 348 + 34, 4 * 320)
+
+
+def test_a_class_whose_name_is_no_text_is_drawn():
+    labels = torch.zeros(10, dtype=torch.long)
+    names = [Embedding({WIDTHS[0]: torch.ones(10, 2)}, (), labels, (name,)) for name in ("\\udcff", "\udcff")]
+    assert np.array_equal(*map(draw_pixels, names))

@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from ssql_det.checkdata.draw import draw_annotations
+from ssql_det.checkdata.findings import AnnotatedImage
 from ssql_det.cli.main import main
 
 
@@ -317,3 +319,11 @@ def test_a_contact_sheet_is_drawn(toy, tmp_path, capsys):
     with Image.open(sheet) as image:
         assert image.size == (1288, 1288)
         assert len(image.getcolors(maxcolors=1 << 24)) > 1000
+
+
+def test_names_that_are_no_text_are_drawn(tmp_path):
+    path = tmp_path / os.fsdecode(b"a\xff.png")
+    Image.new("RGB", (40, 30)).save(path)
+    drawn = draw_annotations(AnnotatedImage(path, None, ((5, 20, 15, 25),), ("\udcff",), (None,)), enlarged_to=40)
+    assert drawn.shape == (30, 40, 3)
+    assert drawn.any()

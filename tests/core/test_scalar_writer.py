@@ -89,9 +89,7 @@ def test_an_impossible_folder_is_one_sentence(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"could not write .*metrics\.jsonl"):
         write_losses(tmp_path / "file", [])
-    with pytest.raises(
-        UserError, match=r"TensorBoard cannot write to .*a\\udcff: the name is no text in this locale; choose"
-    ):
+    with pytest.raises(UserError, match=r"TensorBoard cannot write to .*a\\udcff: the name is no text in this locale"):
         write_losses(tmp_path / os.fsdecode(b"a\xff"), [])
 
 
