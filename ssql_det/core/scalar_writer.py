@@ -77,6 +77,6 @@ def read_scalars(path: Path) -> Iterator[dict[str, Any]]:
         if not is_valid or not all(value is None or type(value) in (int, float) for value in record.values()):
             raise UserError(
                 f"{path} has a line without a step or with a value that is no number (line {number}); "
-                "no run wrote that; move the file away to resume"
+                "no run wrote that; move the file away"
             )
         yield record

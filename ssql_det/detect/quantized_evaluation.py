@@ -74,6 +74,12 @@ def prepare_evaluation(
     if quantization_file is not None and broadcast_from_main(quantization_file.exists):
         quantization = Quantization.load(quantization_file, model, settings.scheme)
         check_same_points(points, quantization.points, quantization_file)
+        expected = _describe_calibration(cfg, settings, batches)
+        if quantization.calibration not in (None, expected):
+            raise UserError(
+                f"{quantization_file} was calibrated on {quantization.calibration}, not on {expected}; "
+                "delete it to calibrate again"
+            )
         _logger.info("using the calibration in %s", quantization_file)
     else:
         quantization = build_calibrated_quantization(cfg, model, settings, batches)
@@ -93,10 +99,14 @@ def build_calibrated_quantization(
     """
     points = detector_points(model, settings.scope, settings.scheme.placement)
     quantization = Quantization(model, points, settings.scheme)
-    data_name = "+".join(map(shorten_dataset_name, cfg.DATASETS.TRAIN))
-    quantization.calibration = replace(settings.calibration, images=len(batches), data=data_name)
+    quantization.calibration = _describe_calibration(cfg, settings, batches)
     calibrate_detector(quantization, batches)
     return quantization
+
+
+def _describe_calibration(cfg: CfgNode, settings: QuantizationSettings, batches: Sequence[Batch]) -> Calibration:
+    data_name = "+".join(map(shorten_dataset_name, cfg.DATASETS.TRAIN))
+    return replace(settings.calibration, images=len(batches), data=data_name)
 
 
 def calibrate_detector(quantization: Quantization, batches: Sequence[Batch]) -> None:

@@ -41,6 +41,7 @@ from ssql_det.quant.points import assign_bits
 from ssql_det.quant.scheme import RE_ESTIMATED, TRAINED
 
 RESULTS_NAME, QUANTIZATION_NAME, SETTINGS_NAME = "results.jsonl", "quantization.safetensors", "sweep.json"
+_METRIC = "bbox/AP"  # every evaluation has it
 _FORMER_RANGES_NAME = "ranges.json"  # the file that held the calibration in earlier versions
 _logger = logging.getLogger(__name__)
 
@@ -116,10 +117,24 @@ def _collect_sweep_settings(cfg: CfgNode, dataset: str, sha256: str, settings: Q
 
 
 def _read_finished_rows(folder: Path, sweep_settings: dict[str, Any]) -> list[Row]:
-    """The rows in the folder; raise a UserError if they belong to another sweep."""
-    finished_rows = rows.read_rows(folder / RESULTS_NAME) if (folder / RESULTS_NAME).exists() else []
+    """The rows in the folder; raise a UserError if they, or one of them, belong to another sweep or have no result."""
+    file = folder / RESULTS_NAME
+    finished_rows = rows.read_rows(file) if file.exists() else []
     if finished_rows:
         _check_same_sweep(folder, sweep_settings)
+    for row in finished_rows:
+        where, advice = f"the row of {row.bits} in {file}", "delete that line to evaluate again"
+        row_settings = {
+            "weights' sha256": row.checkpoint_hash,
+            "engine": row.engine,
+            "--scope": row.scope,
+            "--calib-seed": row.calibration.seed,
+            "--scheme": row.scheme,
+            "--bits-file": row.overrides,
+        }
+        check_same_config(row_settings, {key: sweep_settings[key] for key in row_settings}, where, advice)
+        if _METRIC not in row.metrics:
+            raise UserError(f"{where} has no {_METRIC}; {advice}")
     return finished_rows
 
 

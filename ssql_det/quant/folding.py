@@ -56,6 +56,16 @@ def find_foldable_chains(trace: Trace, points: Sequence[QuantPoint]) -> tuple[Ch
     return chains
 
 
+def check_chains(model: nn.Module, chains: Sequence[Chain], points: Sequence[QuantPoint]) -> None:
+    """Raise a ``ValueError`` for chains, as of a file, that are not of quantized layers of this model, each once."""
+    layers, modules = {point.path for point in points if point.is_weight}, dict(model.named_modules())
+    if len({chain.layer for chain in chains} & layers) < len(chains):
+        raise ValueError("a chain begins with no quantized layer, or with that of another chain")
+    for chain in chains:
+        if chain.norm and not hasattr(modules.get(chain.norm), "running_var"):
+            raise ValueError(f"{chain.norm} in the chain of {chain.layer} is no norm")
+
+
 @contextmanager
 def folding_norms(
     model: nn.Module,

@@ -65,6 +65,18 @@ def estimate_norm_statistics(
     return statistics
 
 
+def check_norm_statistics(model: nn.Module, statistics: NormStatistics) -> None:
+    """Raise a ``ValueError`` unless these are possible statistics of every norm that is estimated, and of no other."""
+    norms = [(path, module) for path, module in model.named_modules() if isinstance(module, _BatchNorm)]
+    buffers = {f"{path}.{name}": _get_buffer(norm, name) for path, norm in norms for name in _BUFFERS}
+    if differing := buffers.keys() ^ statistics.keys():
+        raise ValueError(f"{min(differing)} is missing, or no statistic of a norm")
+    for name, tensor in statistics.items():
+        is_negative = name.endswith("running_var") and bool((tensor < 0).any())
+        if tensor.shape != buffers[name].shape or not tensor.isfinite().all() or is_negative:
+            raise ValueError(f"{name} has another shape than the norm's buffer, or values that are not possible")
+
+
 @contextmanager
 def overriding_statistics(model: nn.Module, statistics: NormStatistics) -> Iterator[None]:
     """Use these statistics in place of those in the network's buffers."""

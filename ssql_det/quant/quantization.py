@@ -17,10 +17,10 @@ from ssql_det.core.distributed import broadcast_from_main
 from ssql_det.core.errors import UserError
 from ssql_det.core.rows import Calibration
 from ssql_det.quant.bits import Bits, format_bits
-from ssql_det.quant.folding import find_foldable_chains, folding_norms
+from ssql_det.quant.folding import check_chains, find_foldable_chains, folding_norms
 from ssql_det.quant.forward import Forward, evaluating, forward_images
 from ssql_det.quant.hooks import get_float_weight, get_module, hooking
-from ssql_det.quant.norms import NormStatistics, estimate_norm_statistics, overriding_statistics
+from ssql_det.quant.norms import NormStatistics, check_norm_statistics, estimate_norm_statistics, overriding_statistics
 from ssql_det.quant.points import INTEGER, QuantPoint, assign_bits, quant_points
 from ssql_det.quant.quantization_file import (
     QuantizationContent,
@@ -247,12 +247,12 @@ class Quantization:
             quantizer.load_state_dict({name.removeprefix(_LEARNED): tensor for name, tensor in learned.items()})
             if len(learned) != len(state):
                 raise ValueError(f"unexpected tensors at {point.key}")
-        buffers = dict(self.model.named_buffers())
         for name, tensor in tensors.items():
             label, _, buffer = name.partition(f"/{_NORMS}")
-            if tensor.shape != buffers[buffer].shape or not tensor.isfinite().all():
-                raise ValueError(f"{name} has another shape than the norm's buffer, or is not finite")
             self.norm_statistics[label] = {**self.norm_statistics.get(label, {}), buffer: tensor}
+        for statistics in self.norm_statistics.values():
+            check_norm_statistics(self.model, statistics)
+        check_chains(self.model, self.chains, self.points)
 
     # ---- checks ----------------------------------------------------------------------------------------------------
 

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from ssql_det.core.errors import UserError, printable
 from ssql_det.core.files import atomic_write
+from ssql_det.core.json_files import parse_json
 from ssql_det.core.rows import Calibration
 from ssql_det.core.tensor_files import is_safetensors, read_safetensors, write_safetensors
 from ssql_det.quant.points import QuantPoint, Side
@@ -110,10 +111,12 @@ def read_quantization(path: str | os.PathLike[str]) -> QuantizationContent:
         raise UserError(f"{path} has version {quoted}, this ssql_det reads up to {VERSION}; update ssql_det")
     scheme = _parse_scheme(path, metadata.get("scheme", ""))
     try:
-        calibration = json.loads(metadata["calibration"])
-        model = json.loads(metadata["model"])
-        points = tuple(_build_point(**each) for each in json.loads(metadata["points"]))
+        calibration = parse_json(metadata["calibration"])
+        model = parse_json(metadata["model"])
+        points = tuple(_build_point(**each) for each in parse_json(metadata["points"]))
         points_by_key = {point.key: point for point in points}
+        if len(points_by_key) < len(points):
+            raise ValueError("a point is there twice")
         return QuantizationContent(
             scheme=scheme,
             points=points,
@@ -122,10 +125,10 @@ def read_quantization(path: str | os.PathLike[str]) -> QuantizationContent:
             tensors=tensors,
             chains=tuple(
                 Chain(str(layer), points_by_key[input_key], str(norm))
-                for layer, norm, input_key in json.loads(metadata["chains"])
+                for layer, norm, input_key in parse_json(metadata["chains"])
             ),
         )
-    except (AttributeError, KeyError, RecursionError, TypeError, UserError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, UserError, ValueError) as error:
         raise damaged_file_error(path, error) from None
 
 
@@ -149,7 +152,7 @@ def _parse_scheme(path: str | os.PathLike[str], text: str) -> Scheme:
     try:
         return Scheme.parse(text)
     except UserError as error:
-        raise UserError(f"{path} has an unsupported scheme: {error}") from None
+        raise UserError(f"{path} has an unsupported scheme: {printable(str(error), 200)}") from None
 
 
 def _point_to_dict(point: QuantPoint) -> dict[str, Any]:
@@ -171,6 +174,6 @@ def _build_point(path: str, side: str, ends: Any = None, with_zero: Any = False,
 
 
 def _build_calibration(images: int, seed: int, data: str) -> Calibration:
-    if not isinstance(images, int) or not isinstance(seed, int) or not isinstance(data, str):
+    if type(images) is not int or type(seed) is not int or min(images, seed) < 0 or not isinstance(data, str):
         raise TypeError(f"invalid calibration: images {images!r}, seed {seed!r}, data {data!r}")
     return Calibration(images, seed, data)

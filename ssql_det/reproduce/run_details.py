@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
+from pathlib import Path
 
+from ssql_det.core.errors import UserError
+from ssql_det.core.json_files import read_json
 from ssql_det.core.rows import package_versions
+from ssql_det.core.scalar_writer import METRICS_NAME, read_scalars
 from ssql_det.report.blocks import Block, CodeBlock, Collapsible, Heading, Paragraph, Table
 from ssql_det.report.markup import escape_markup
 from ssql_det.reproduce.plan import RunResults, format_commands, sum_minutes_by_kind
@@ -37,28 +39,34 @@ def _describe_coverage(results: RunResults) -> Iterator[Block]:
     for step in results.list_done("train"):
         path, name = step.folder / "coverage.json", step.name.removeprefix("train-")
         if path.exists():
-            rows.append((name, *_summarize_coverage(json.loads(path.read_text("utf-8")))))
+            rows.append((name, *_summarize_coverage(path)))
         else:
             rows.append((name, "random weights", "-", "-"))
     yield Table(("detector", "loaded", "tensors", "left out"), tuple(rows))
 
 
-def _summarize_coverage(coverage: Mapping[str, Any]) -> tuple[str, str, str]:
+def _summarize_coverage(path: Path) -> tuple[str, str, str]:
     """The percentage of the backbone that was loaded, the number of loaded tensors, and why others were left out."""
-    reasons = Counter(coverage["left_out"].values())
-    left_out = "; ".join(f"{count}: {reason}" for reason, count in reasons.items()) or "none"
-    return f"{coverage['percent']:.1f} %", str(len(coverage["used"])), escape_markup(left_out)
+    advice = f"delete {path.parent} to train again"
+    match read_json(path, advice):
+        case {"percent": int() | float() as percent, "used": [*used], "left_out": dict(left_out)}:
+            reasons = Counter(map(str, left_out.values()))
+            left_out_text = "; ".join(f"{count}: {reason}" for reason, count in reasons.items()) or "none"
+            return f"{percent:.1f} %", str(len(used)), escape_markup(left_out_text)
+    raise UserError(f"{path} is damaged; {advice}")
 
 
 def _describe_pretraining(results: RunResults) -> Iterator[Block]:
     rows = []
     for step in results.list_done("pretrain"):
-        path = step.folder / "metrics.jsonl"
-        records = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
-        last = {key: value for record in records for key, value in record.items()}
+        path = step.folder / METRICS_NAME
+        last: dict[str, float] = {}
+        for record in read_scalars(path) if path.exists() else ():
+            last |= {name: value for name, value in record.items() if value is not None}
         if "loss" in last:
-            knn = [f"{last[key]:.1f}" if key in last else "-" for key in _KNN_KEYS.values()]
-            rows.append((step.folder.name, str(last["step"] + 1), f"{last['loss']:.4f}", f"{last['spread']:.2f}", *knn))
+            formats = {"loss": ".4f", "spread": ".2f", **dict.fromkeys(_KNN_KEYS.values(), ".1f")}
+            cells = [format(last[name], spec) if name in last else "-" for name, spec in formats.items()]
+            rows.append((step.folder.name, str(last["step"] + 1), *cells))
     if rows:
         yield Heading("Pretraining")
         yield Paragraph(

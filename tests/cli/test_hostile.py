@@ -483,6 +483,16 @@ FILES = {  # something that lies in the case's folder is
     # ---- what earlier runs left
     "training in another config": (RESUME + " SOLVER.BASE_LR 7", earlier("c4"), "has SOLVER.BASE_LR 0.005 (now 7.0)"),
     "tag of what is gone": (RESUME, earlier("c4", replaced("last_checkpoint", b"no.pth")), "no file {here}/run/no.pth"),
+    "tag that is a pipe": (
+        RESUME,
+        earlier("c4", lambda run: as_pipe(run / "last_checkpoint")),
+        "{here}/run/last_checkpoint is a pipe, a socket or a device, not a file",
+    ),
+    "tag that is long": (
+        RESUME,
+        earlier("c4", replaced("last_checkpoint", b"a/" * 9999)),
+        "in the same folder, got 'a/a/",
+    ),
     "tag that is no text": (RESUME, earlier("c4", replaced("last_checkpoint", b"\xff\n\x1b")), "no file {here}/run/"),
     "tag that leads outside": (
         RESUME,
@@ -544,6 +554,16 @@ FILES = {  # something that lies in the case's folder is
         earlier("sweep", first_row(lambda row: row.update(metrics=5))),
         "results.jsonl, line 1 is a result row with an invalid metrics",
     ),
+    "row without metrics": (
+        SWEEP_AGAIN,
+        earlier("sweep", first_row(lambda row: row.update(metrics={}))),
+        "the row of FP in {here}/run/results.jsonl has no bbox/AP; delete that line to evaluate again",
+    ),
+    "row of other weights": (
+        SWEEP_AGAIN,
+        earlier("sweep", first_row(lambda row: row.update(checkpoint_hash="0"))),
+        "the row of FP in {here}/run/results.jsonl has weights' sha256 '0' (now ",
+    ),
     "row of the future": (
         "tables --table 6 --rows {here}/run/results.jsonl",
         earlier("sweep", first_row(lambda row: row.update(schema=99))),
@@ -588,6 +608,11 @@ FILES = {  # something that lies in the case's folder is
         predict(flags=OF_A_SWEEP),
         earlier("sweep", quantization(lambda found: found.pop(next(iter(found))))),
         "during calibration",
+    ),
+    "quantization of another calibration": (
+        sweep(flags="--bits FP,4", out="{here}/run"),
+        earlier("sweep", quantization(calibration=lambda found: found.update(images=9))),
+        f"{QUANTIZATION} was calibrated on 9 images of toy_voc_2007_trainval, seed 0, not on 2 images of toy_voc_2007_",
     ),
     "quantization of more tensors": (
         predict(flags=OF_A_SWEEP),
@@ -658,6 +683,11 @@ FILES = {  # something that lies in the case's folder is
         SWEEP_AGAIN,
         earlier("sweep", lambda run: (run / "sweep.json").unlink()),
         "results.jsonl belongs to a sweep whose sweep.json is missing; choose another OUTPUT_DIR",
+    ),
+    "plan of a sweep that is a pipe": (
+        SWEEP_AGAIN,
+        earlier("sweep", lambda run: as_pipe(run / "sweep.json")),
+        "sweep.json is a pipe, a socket or a device, not a file",
     ),
     "damaged plan of a sweep": (
         SWEEP_AGAIN,

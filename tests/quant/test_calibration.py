@@ -258,6 +258,13 @@ def alter_file(file, metadata=(), tensors=()):
         ({"model": '{"digest": "", "tensors": ["a"]}'}, "is damaged"),
         ({"calibration": '{"images": "x"}'}, "is damaged"),
         ({"calibration": '{"images": 1, "seed": 0, "data": 5}'}, "is damaged"),
+        ({"calibration": '{"images": -1, "seed": 0, "data": ""}'}, "is damaged"),
+        ({"calibration": '{"images": true, "seed": 0, "data": ""}'}, "is damaged"),
+        (
+            {"points": '[{"path": "conv1", "side": "weight"}, {"path": "conv1", "side": "weight"}]'},
+            "a point is there tw",
+        ),
+        ({"scheme": f"weight={'9' * 5000}"}, r"has an unsupported scheme: .{190,200}$"),
     ],
     ids=str,
 )
@@ -286,6 +293,7 @@ TENSORS = {
     "unknown tensor": {f"{KEY}/else": torch.ones(1)},
     "unknown point": {"somewhere/ends": torch.ones(2)},
     "unknown norm": {"4w4a/norms.bn9.running_mean": torch.ones(2)},
+    "norms without their variances": {f"4w4a/norms.{name}.running_mean": torch.ones(1) for name in ("bn1", "bn2")},
     "norm of another shape": {"4w4a/norms.bn1.running_mean": torch.ones(2)},
 }
 

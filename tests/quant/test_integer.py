@@ -1,5 +1,7 @@
 """Placement ``integer``, compared with a ResNet-18 written in integers with one factor per channel."""
 
+from dataclasses import replace
+
 import pytest
 import timm
 import torch
@@ -110,6 +112,20 @@ def test_all_inputs_are_quantized_and_all_ranges_include_zero():
             assert 0 <= zero_point <= 255
             assert zero_point == 0 or low < 0
             assert zero_point == 255 or high > 0
+
+
+@pytest.mark.parametrize(
+    "change", [{"norm": "conv1"}, {"norm": "magic"}, {"layer": "magic"}, {"layer": "layer1.0.conv1"}]
+)
+def test_a_file_with_a_chain_of_other_modules_is_an_error(change, tmp_path):
+    model = torchvision.models.resnet18().eval()
+    quantization = Quantization(model, quant_points(model, "integer", IMAGE_RANGE), SCHEME)
+    quantization.calibrate([images(1)])
+    first, *others = quantization.chains
+    quantization.chains = (replace(first, **change), *others)
+    quantization.save(tmp_path / "q.safetensors")
+    with pytest.raises(UserError, match=r"q\.safetensors is damaged \(.*chain.*\); calibrate again"):
+        Quantization.load(tmp_path / "q.safetensors", model)
 
 
 def test_a_loaded_quantization_gives_equal_outputs_and_outside_the_network_is_float(tmp_path):

@@ -1,5 +1,6 @@
 """The report on a fake run: its values are those of the rows, and the rest is what the steps wrote."""
 
+import contextlib
 import io
 import itertools
 import re
@@ -14,9 +15,11 @@ from support.reproduce.fake_runs import NAMES, ROW_NAMES, check_page, fake_avera
 from support.reproduce.plans import ROOT, WIDTHS
 
 from ssql_det.analyze.page import read_terms
+from ssql_det.core.errors import UserError
 from ssql_det.report.blocks import Figure, Heading
 from ssql_det.report.render_html import render_html
 from ssql_det.reproduce.report_page import build_report, format_mean, write_report, write_tables
+from ssql_det.reproduce.run_details import build_run_details
 
 
 @pytest.fixture(autouse=True)
@@ -143,3 +146,37 @@ def test_the_written_files_are_those_of_the_document(small):
         assert ",4w4a," in path.with_suffix(".csv").read_text()
     for chart in page.parent.glob("*.svg"):
         ElementTree.parse(chart)
+
+
+@pytest.fixture
+def replacing(small):
+    """A function that gives the first step of a kind a file of another content, until the test is over."""
+    with contextlib.ExitStack() as stack:
+
+        def replace(kind, name, content):
+            path = next(step.folder / name for step in small.list_done(kind) if (step.folder / name).exists())
+            stack.callback(path.write_bytes, path.read_bytes())
+            path.write_bytes(content)
+
+        yield replace
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "content"),
+    [
+        ("train", "coverage.json", b"{"),
+        ("train", "coverage.json", b'{"percent": "all", "used": [], "left_out": {}}'),
+        ("pretrain", "metrics.jsonl", b'{"step": 0, "loss": "low"}\n'),
+        ("pretrain", "metrics.jsonl", b"[]\n"),
+    ],
+)
+def test_a_damaged_file_of_a_step_is_one_sentence(kind, name, content, small, replacing):
+    replacing(kind, name, content)
+    with pytest.raises(UserError, match=f"{name} (is damaged; delete|has a line without a step)"):
+        list(build_run_details(small))
+
+
+def test_curves_may_be_torn_and_without_a_number(small, replacing):
+    replacing("pretrain", "metrics.jsonl", b'{"step": 9, "loss": 0.5, "spread": null}\n{"step": 1')
+    (table,) = (block for block in build_run_details(small) if getattr(block, "header", ())[:1] == ("run",))
+    assert table.rows[0][1:] == ("10", "0.5000", "-", "-", "-")
