@@ -147,6 +147,13 @@ def describe_branch(metadata: Metadata, source: SourceFile) -> str:
     return f"{metadata.branch} branch{available}"
 
 
+def check_state(state: Mapping[str, Tensor]) -> None:
+    """Raise a ``ValueError`` that names the float tensors of a state dict with NaN or infinite values."""
+    floats = ((name, tensor) for name, tensor in state.items() if tensor.is_floating_point())
+    if invalid := find_invalid_values(floats):
+        raise ValueError(summarize_names([f"{name} {problem}" for name, problem in invalid.items()]))
+
+
 def find_invalid_values(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
     """Weights that are not floats, or have NaN or infinite values, each with what is wrong.
 

@@ -11,6 +11,9 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+STATE_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What the loading of a damaged state raises, of an optimizer, a module or a random generator."""
+
 
 def load_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
     """Load ``state``; raise a ``ValueError``, or what torch raises, if the optimizer could not take a step with it.

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from ssql_det.convert import Metadata
-from ssql_det.convert.checkpoint import find_invalid_values, summarize_names
+from ssql_det.convert.checkpoint import check_state
 from ssql_det.convert.metadata import METADATA_KEY
 from ssql_det.core.distributed import all_gather, is_main, rank
 from ssql_det.core.errors import UserError, printable
 from ssql_det.core.files import atomic_write, read_text
-from ssql_det.core.optimizer_state import load_optimizer_state
+from ssql_det.core.optimizer_state import STATE_ERRORS, load_optimizer_state
 from ssql_det.core.rng import gather_rng_states, restore_rng_state
 from ssql_det.core.tensor_files import save_tensors
 from ssql_det.core.unpickler import read_tensors
@@ -76,7 +76,7 @@ class TrainingCheckpointer:
             raise UserError(f"{path} cannot be resumed from: it has no {missing[0]}; train again in another OUTPUT_DIR")
         try:
             self._restore(content)
-        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as failure:
+        except STATE_ERRORS as failure:
             reason = (str(failure).splitlines() or [type(failure).__name__])[0]
             raise UserError(
                 f"{path} does not fit this config ({reason}); resume with the config of the run that wrote it, "
@@ -87,12 +87,10 @@ class TrainingCheckpointer:
     def _restore(self, content: Mapping[str, Any]) -> None:
         model, optimizer, scheduler = (self.checkpointables[key] for key in ("model", "optimizer", "scheduler"))
         model.load_state_dict(content["model"])
-        invalid = find_invalid_values(model.named_parameters())
-        if invalid:
-            raise ValueError(summarize_names([f"{name} {problem}" for name, problem in invalid.items()]))
+        check_state(model.state_dict())
         load_optimizer_state(optimizer, content["optimizer"])
         iteration = content["iteration"]
-        if not isinstance(iteration, int) or iteration < 0:
+        if type(iteration) is not int or iteration < 0:
             raise ValueError(f"its iteration must be a whole number from 0, got {reprlib.repr(iteration)}")
         # The engine saves the base learning rates and last_epoch alone: another difference is another config.
         if content["scheduler"] != {**scheduler.state_dict(), "last_epoch": iteration + 1}:
@@ -101,7 +99,8 @@ class TrainingCheckpointer:
         Metadata.from_dict(content[METADATA_KEY])  # raises if it is damaged
         _restore_scalars(self.storage, content["history"])
         # A slice, which is empty if the run that saved it had too few ranks to have an entry for this one.
-        self.bad_images.names.update(*content["bad_images"][rank() : rank() + 1])
+        for names in content["bad_images"][rank() : rank() + 1]:
+            self.bad_images.names.update(map(str, names))
         restore_rng_state(content["rng"])
 
 

@@ -27,7 +27,7 @@ from ssql_det.backbones import (
 )
 from ssql_det.convert import Metadata, SourceFile, inspect_checkpoint, load_backbone, read_content
 from ssql_det.convert.architecture import NUM_BATCHES_TRACKED
-from ssql_det.convert.checkpoint import find_invalid_values, summarize_names
+from ssql_det.convert.checkpoint import check_state, find_invalid_values, summarize_names
 from ssql_det.convert.format import as_tensor, is_oversized_view
 from ssql_det.convert.metadata import (
     BRANCHES,
@@ -40,7 +40,7 @@ from ssql_det.convert.metadata import (
 from ssql_det.core.distributed import is_main
 from ssql_det.core.errors import UserError, printable
 from ssql_det.core.files import atomic_write, sha256
-from ssql_det.core.optimizer_state import load_optimizer_state
+from ssql_det.core.optimizer_state import STATE_ERRORS, load_optimizer_state
 from ssql_det.core.rng import gather_rng_states, restore_rng_state
 from ssql_det.core.tensor_files import save_tensors
 from ssql_det.core.unpickler import read_tensors
@@ -91,16 +91,17 @@ class TrainingState:
         path = folder / CHECKPOINT_NAME
         content = read_tensors(path)
         try:
-            rng_states, steps = list(content["resume"]["rng"]), int(content["resume"]["steps"])
+            rng_states, steps = list(content["resume"]["rng"]), content["resume"]["steps"]
             if (name := read_backbone_name(content)) not in (None, self.backbone_name):
                 raise ValueError(f"its backbone is {name}, not {self.backbone_name}")
             if content["resume"]["images"] != self.data_hash:
                 raise ValueError("the training images have changed")
-            if not 0 <= steps <= total_steps:
+            if type(steps) is not int or not 0 <= steps <= total_steps:
                 raise ValueError(f"it is at step {steps} of {total_steps}")
             state = dict(content["heads"])
             for branch, prefix in self._find_branches().items():
                 state |= {prefix + name: tensor for name, tensor in content[branch].items()}
+            check_state(state)
             self.method.load_state_dict(state)
             if self._trained_quantizers:
                 self._trained_quantizers.load_state_dict(content["quantizers"])
@@ -108,7 +109,7 @@ class TrainingState:
             restore_rng_state(rng_states)
         except KeyError as error:
             raise UserError(f"{path} cannot be resumed from: it has no {error.args[0]}") from error
-        except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        except STATE_ERRORS as error:
             reason = printable(" ".join(str(error).split()), 200)
             raise UserError(f"{path} cannot be resumed from: {reason}; pretrain in another OUTPUT_DIR") from error
         return steps

@@ -180,6 +180,23 @@ def test_a_checkpoint_of_another_network_is_not_resumed(whole_run, tmp_path):
         train(config(C4, tmp_path / "run"), C4, resume=True)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content["rng"][0].update(numpy=[]),
+        lambda content: content.update(iteration=True),
+        lambda content: content["model"]["backbone.res2.0.conv1.norm.running_mean"].fill_(float("nan")),
+    ],
+)
+def test_a_checkpoint_of_other_values_is_not_resumed(change, whole_run, tmp_path):
+    shutil.copytree(whole_run, tmp_path / "run")
+    content = read_final(whole_run)
+    change(content)
+    torch.save(content, tmp_path / "run" / "model_final.pth")
+    with pytest.raises(UserError, match=r"model_final\.pth does not fit this config .*; resume with the config of"):
+        train(config(C4, tmp_path / "run"), C4, resume=True)
+
+
 def test_a_checkpoint_without_state_is_not_resumed(whole_run, tmp_path):
     content = read_final(whole_run)
     torch.save({key: content[key] for key in ("model", "iteration")}, tmp_path / "model_final.pth")

@@ -145,7 +145,7 @@ def test_norm_statistics_belong_to_a_width_and_its_overrides(model, batches):
 
 def test_norms_that_cannot_be_re_estimated_are_an_error(model, batches):
     frozen = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1))
-    with pytest.raises(UserError, match="norms of this network are frozen"):
+    with pytest.raises(UserError, match="this network has no BatchNorm that is not frozen; use norms=trained"):
         list(
             evaluate_at_bit_widths(
                 Quantization(frozen, scheme=Scheme(norms="re-estimated")), [Bits.FP], lambda _: 0, None, batches
