@@ -113,16 +113,14 @@ def _format(value: float | None) -> str:
 
 
 def _read_bits_file(path: str) -> Mapping[str, Bits]:
-    import json
-
     from ssql_det.core.errors import UserError
+    from ssql_det.core.files import read_text
+    from ssql_det.core.json_files import parse_json
     from ssql_det.quant import Bits
 
     try:
-        content = json.loads(Path(path).read_text("utf-8"))
-    except OSError as failure:
-        raise UserError(f"cannot read {path}: {failure.strerror or failure}") from failure
-    except (RecursionError, ValueError) as failure:
+        content = parse_json(read_text(path))
+    except ValueError as failure:
         raise UserError(f"{path} is not JSON: {failure}") from failure
     if not isinstance(content, dict) or not all(isinstance(bits, str) for bits in content.values()):
         raise UserError(f'{path} must hold bits by pattern, as {{"backbone.bottom_up.res5.*": "8w8a"}}')

@@ -205,7 +205,8 @@ def _probe_at_bit_widths(
     )
     for bits in bit_widths:
         row = replace(row_without_results, bits=str(bits))
-        cached = next((each for each in reversed(cached_rows) if _clear_results(each, row) == row), None)
+        measured = (each for each in reversed(cached_rows) if _has_results(each, settings.kinds))
+        cached = next((each for each in measured if _clear_results(each, row) == row), None)
         if cached is not None:
             _logger.info("%s: already in the results, not measured again", bits)
             yield cached
@@ -216,6 +217,11 @@ def _probe_at_bit_widths(
         cost = profile.at(bits)
         metrics |= {"MB": cost.bytes / 1e6, "GBOPs": cost.bit_ops / 1e9}
         yield replace(row, metrics=metrics, seconds=round(time.perf_counter() - start, 2), time=timestamp())
+
+
+def _has_results(row: Row, kinds: Sequence[str]) -> bool:
+    """Whether the row has all numbers of these probes; one that was edited may lack some."""
+    return None not in map(row.metrics.get, (*(f"{kind}/top1" for kind in kinds), "MB", "GBOPs"))
 
 
 def _clear_results(row: Row, template: Row) -> Row:

@@ -29,7 +29,8 @@ import numpy as np
 
 from ssql_det.core.console import track
 from ssql_det.core.errors import UserError
-from ssql_det.core.files import atomic_write, check_disk_space, sha256, temporary_folder, temporary_path
+from ssql_det.core.files import atomic_write, check_disk_space, read_text, sha256, temporary_folder, temporary_path
+from ssql_det.core.json_files import parse_json
 from ssql_det.toydata.digits import CLASSES, CROP_SIZES, load_digit_split, make_crop
 from ssql_det.toydata.layouts import EncodedScene, encode_scene, write_coco, write_voc
 from ssql_det.toydata.scenes import SIDES, make_scene
@@ -144,11 +145,12 @@ def _check_replaceable(folder: Path) -> None:
 
 def _read_manifest(folder: Path) -> dict[str, Any] | None:
     try:
-        manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
+        manifest = parse_json(read_text(folder / MANIFEST))
+    except (UserError, ValueError):  # missing, no file, or damaged
         return None
     is_ours = isinstance(manifest, dict) and manifest.get("format") == FORMAT
-    return manifest if is_ours and isinstance(manifest.get("files"), dict) else None
+    is_whole = is_ours and isinstance(manifest.get("files"), dict) and isinstance(manifest.get("version", VERSION), int)
+    return manifest if is_whole else None
 
 
 def _write_scenes(root: Path, settings: ToyDataSettings, pool: ThreadPoolExecutor) -> None:

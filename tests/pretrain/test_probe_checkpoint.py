@@ -1,5 +1,6 @@
 """Probes of checkpoints: rows that tables can match, and resuming."""
 
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -113,6 +114,17 @@ def test_a_resumed_probe_measures_missing_rows_only(checkpoint, tmp_path, capsys
     changed += [run_probe(path, out, "FP", "--resume", "--scheme", "act=mse:2"), run_probe(path, out, "FP")]
     assert list(map(len, changed)) == [4, 5, 6, 7, 8, 9, 9, 10]
     assert tuple(scheme for *_, scheme in changed[-1][6:9]) == schemes
+
+
+@pytest.mark.parametrize("metrics", [{}, {"knn/top1": None}])
+def test_a_row_without_results_is_measured_again(metrics, checkpoint, tmp_path):
+    out, path = tmp_path / "results.jsonl", checkpoint()
+    run_probe(path, out, "FP")
+    measured = json.loads(out.read_text())["metrics"]
+    changed = {name: value for name, value in (measured | metrics).items() if metrics}
+    out.write_text(json.dumps(json.loads(out.read_text()) | {"metrics": changed}) + "\n")
+    run_probe(path, out, "FP", "--resume")
+    assert rows.read_rows(out)[-1].metrics == measured
 
 
 def test_a_skipped_row_equals_the_one_that_would_be_measured(checkpoint, tmp_path):

@@ -183,6 +183,26 @@ def test_toy_data_of_a_newer_version_are_not_replaced(tmp_path):
         make_toy_data(toy, SMALL)
 
 
+def as_pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        as_pipe,
+        lambda path: path.write_text("[" * 99999),
+        lambda path: path.write_text(json.dumps({"format": "ssql_det toy data", "version": "2", "files": {}})),
+    ],
+)
+def test_a_folder_with_a_damaged_manifest_is_not_replaced(spoil, tmp_path):
+    toy = make_toy_data(tmp_path / "toy", SMALL, workers=1)
+    spoil(toy / MANIFEST)
+    with pytest.raises(UserError, match="holds other files than toy data"):
+        make_toy_data(toy, SMALL)
+
+
 def test_several_processes_can_make_one_folder(tmp_path):
     code = (
         "import sys; from ssql_det.toydata.dataset import *;"
