@@ -1,8 +1,10 @@
 """Commands refuse the folder of another process, and to overwrite what another run or the user has written."""
 
-import multiprocessing
+import re
 import shutil
 import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from support.cli.hostile import contents
@@ -10,7 +12,6 @@ from support.cli.lines import analyze, arguments, pretrain, sweep, train
 from support.toy_datasets import toy_names_at
 
 from ssql_det.cli.main import main
-from ssql_det.core.run_folder import owning_folder
 
 pytestmark = pytest.mark.slow
 RUNS = {
@@ -51,29 +52,23 @@ def refused(line, place, capsys):
     return capsys.readouterr().err
 
 
-def own(folder, ready):
-    with owning_folder(folder):
-        ready.set()
-        signal.pause()
-
-
-@pytest.fixture
-def owner(place):
-    """A process that owns the folder ``run``."""
-    context = multiprocessing.get_context("fork")
-    ready = context.Event()
-    process = context.Process(target=own, args=(place.here / "run", ready))
-    process.start()
-    assert ready.wait(30)
-    yield process
-    process.kill()
-    process.join()
-
-
 @pytest.mark.usefixtures("logging_as_it_was")
 @pytest.mark.parametrize("line", RUNS.values(), ids=RUNS)
-def test_a_folder_in_use_is_refused(line, owner, place, capsys):
-    assert f"/run is in use by process {owner.pid} on" in refused(line, place, capsys)
+def test_of_two_at_once_in_a_folder_one_goes_on(line, in_process, place, capsys, tmp_path):
+    line, lock = line.replace("{out}", "{here}/run"), place.here / "run/.lock"
+    is_long = line.startswith("reproduce")
+    ends = {"file": str(lock), "lines": 0, "delay": 1, "signal": signal.SIGTERM} if is_long else {}
+    with ThreadPoolExecutor(1) as thread:
+        first = thread.submit(in_process, arguments(line, place), tmp_path / "log", **ends)
+        while not lock.exists() or not lock.read_text():
+            assert not first.done(), (tmp_path / "log").read_text()
+            time.sleep(0.001)
+        with toy_names_at(place.toy), pytest.raises(SystemExit) as stopped:
+            main(arguments(line, place))
+        error = capsys.readouterr().err
+        assert stopped.value.code == 2
+        assert re.search(r"/run is in use by process \d+ on ", error), error
+        assert first.result()["status"] == (143 if is_long else 0), (tmp_path / "log").read_text()
 
 
 @pytest.mark.usefixtures("logging_as_it_was")
