@@ -180,7 +180,7 @@ def _remove_leftovers(folder: Path, name_pattern: str) -> None:
     host = f".{socket.gethostname()}-"
     for leftover in folder.glob(f".{name_pattern}{glob.escape(host)}*"):
         name_end = _TEMPORARY_END.fullmatch(leftover.name.rpartition(host)[2])
-        if name_end is None or _is_running(int(name_end[1])):
+        if name_end is None or is_running(int(name_end[1])):
             continue
         if leftover.is_dir() and not leftover.is_symlink():
             shutil.rmtree(leftover, ignore_errors=True)
@@ -189,7 +189,8 @@ def _remove_leftovers(folder: Path, name_pattern: str) -> None:
                 leftover.unlink()
 
 
-def _is_running(pid: int) -> bool:
+def is_running(pid: int) -> bool:
+    """Whether this host has a process of that number."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

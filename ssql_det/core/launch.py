@@ -23,7 +23,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from ssql_det.core.errors import Terminated, UserError, reporting_errors
 from ssql_det.core.heartbeat import TIMEOUT_VARIABLE, read_timeout, watching_ranks
-from ssql_det.core.processes import CONTEXT, set_up_child
+from ssql_det.core.processes import make_child
 from ssql_det.core.registry import import_inherited_plugins
 
 _MAX_PROCESSES_PER_CORE = 4  # without a GPU; more are a mistake
@@ -62,7 +62,10 @@ def launch(main_func: Callable[..., None], *args: Any, processes: int = 1) -> No
     environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     environment |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
     ranks = [
-        CONTEXT.Process(target=_run_rank, args=(index, environment, main_func, args)) for index in range(processes)
+        make_child(
+            _run_rank, main_func, args, environment={**environment, "RANK": str(index), "LOCAL_RANK": str(index)}
+        )
+        for index in range(processes)
     ]
     try:
         for each in ranks:
@@ -140,8 +143,7 @@ def _stop(processes: Sequence[BaseProcess]) -> None:
             process.kill()
 
 
-def _run_rank(index: int, environment: dict[str, str], main_func: Callable[..., None], args: Any) -> None:
-    set_up_child(environment | {"RANK": str(index), "LOCAL_RANK": str(index)})
+def _run_rank(main_func: Callable[..., None], args: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # the process that started it reports the interrupt
     with reporting_errors():
         import_inherited_plugins()

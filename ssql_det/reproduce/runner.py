@@ -16,7 +16,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from ssql_det.core.errors import UserError
-from ssql_det.core.processes import CONTEXT, set_up_child
+from ssql_det.core.processes import make_child
 from ssql_det.core.run_folder import owning_folder
 from ssql_det.reproduce.step_cache import StepCache
 from ssql_det.reproduce.steps import Step, estimate_makespan, find_dependencies
@@ -97,17 +97,14 @@ def _start(
         return
     log = get_log_path(cache.out, step)
     log.parent.mkdir(parents=True, exist_ok=True)
-    process = CONTEXT.Process(target=_run_job, args=(main, step.arguments, log, dict(environment)))
+    process = make_child(_run_job, main, step.arguments, log, environment=environment)
     with _environment(environment):  # libraries read the number of threads when they are imported
         process.start()
     running[step.name] = _Job(step, process, time.monotonic())
     _logger.info("%s: started", step.name)
 
 
-def _run_job(
-    main: Callable[[Sequence[str]], None], arguments: Sequence[str], log: Path, environment: Mapping[str, str]
-) -> None:
-    set_up_child(environment)
+def _run_job(main: Callable[[Sequence[str]], None], arguments: Sequence[str], log: Path) -> None:
     with open(log, "wb") as file:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(file.fileno(), stream.fileno())

@@ -108,13 +108,14 @@ ENDS = [  # where the command runs, a signal, what receives it, and the command'
 def test_whatever_ends_two_processes_they_resume_to_the_same_bytes(in_process, tmp_path):
     """At moments that nobody chose, in a training that evaluates and estimates its norms on the way."""
     whole, stopped, log = tmp_path / "whole", tmp_path / "stopped", tmp_path / "log"
-    keys = WITH_EVALUATIONS | {"SOLVER__MAX_ITER": 30, "SOLVER__CHECKPOINT_PERIOD": 2, "DATALOADER__NUM_WORKERS": 1}
+    keys = WITH_EVALUATIONS | {"SOLVER__MAX_ITER": 30, "SOLVER__CHECKPOINT_PERIOD": 2, "SSQL_DET__EVAL_PERIOD": 10}
     first, again = (train_arguments(out, "--resume", "--num-gpus", "2", **keys) for out in (whole, stopped))
     assert in_process(first, log)["status"] == 0, log.read_text()
     for place, number, target, status in ENDS:
-        how = {"signal": number, "delay": random.uniform(0, 0.2)}
+        how = {"signal": number, "delay": random.uniform(0, 0.1)}
         how |= dict.fromkeys([f"in_{place}", f"to_a_{target}"], True)
-        ended = in_process(again, log, pattern=f"{stopped}/model_*.pth", size=1, **how)
+        workers = ["DATALOADER.NUM_WORKERS", str(int(number == signal.SIGKILL))]  # they end some seconds later
+        ended = in_process(again + workers, log, pattern=f"{stopped}/model_*.pth", size=1, **how)
         assert ended["status"] == status, log.read_text()
         wait_until_ended(map(int, find_processes(tmp_path)))
     assert in_process(again, log)["status"] == 0, log.read_text()

@@ -35,7 +35,7 @@ def is_alive(pid):
 
 
 def wait_until_ended(pids, seconds=10):
-    end = time.monotonic() + seconds
+    pids, end = list(pids), time.monotonic() + seconds
     while any(map(is_alive, pids)):
         assert time.monotonic() < end, "a process outlived the one that started it"
         time.sleep(0.05)
