@@ -32,7 +32,8 @@ else:
 # Only modules that do not depend on the environment: the server keeps the one in which the first child was started.
 CONTEXT.set_forkserver_preload(["torch", "torchvision", "timm"])
 
-_FOLDER_PREFIX = "ssql-"  # short, since the path of a socket has 107 letters at most
+_FOLDER_PREFIX = "ssql-"
+_MAX_BASE = 48  # letters of the path that has the folder: that of a socket in it may have 107
 
 
 def make_child(target: Callable[..., None], *arguments: Any, environment: Mapping[str, str]) -> BaseProcess:
@@ -67,10 +68,10 @@ def _kill_with_parent() -> None:
 def _make_temporary_folder() -> str:
     """One folder for the temporary files, mostly sockets, of this process and its children; deleted when it ends.
 
-    If this process is killed the next one deletes it.
+    If this process is killed the next one deletes it. Where the path is too long for sockets there is none.
     """
     base, host = Path(tempfile.gettempdir()), hashlib.sha256(socket.gethostname().encode()).hexdigest()[:4]
-    if base.name.startswith(_FOLDER_PREFIX):  # made before, by this process or its parent
+    if base.name.startswith(_FOLDER_PREFIX) or len(str(base)) > _MAX_BASE:  # this process or its parent has made it
         return str(base)
     prefix = f"{_FOLDER_PREFIX}{host}-"
     for leftover in base.glob(f"{prefix}*-*"):

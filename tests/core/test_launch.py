@@ -64,4 +64,4 @@ def test_a_frozen_rank_ends_all_with_its_name(frozen, name, in_process, tmp_path
     ended = in_process([frozen], log, work="support.core.freezing_ranks:start")
     assert (ended["status"], ended["seconds"] < 30) == (2, True), log.read_text()
     assert f"error: {name}" in log.read_text()
-    assert "has not answered for 2 s: its process or machine is frozen" in log.read_text()
+    assert "has not answered for 4 s: its process or machine is frozen" in log.read_text()

@@ -20,6 +20,6 @@ def freeze(frozen):
 
 def start(frozen):
     CONTEXT.set_forkserver_preload(["torch"])
-    os.environ["SSQL_DET_TIMEOUT"] = "2"
+    os.environ["SSQL_DET_TIMEOUT"] = "4"
     with reporting_errors():
         launch(freeze, frozen, processes=2)
