@@ -121,7 +121,7 @@ def append_row(path: str | os.PathLike[str], row: Row) -> None:
 
 def read_rows(path: str | os.PathLike[str]) -> list[Row]:
     """All rows of a file, in order. A truncated line, as a kill leaves it, is skipped with a warning."""
-    if not Path(path).exists():
+    if not Path(path).is_file():
         raise UserError(f"there is no results file {path}; run an evaluation first, or check the path")
     rows, truncated = [], []
     for number, line in enumerate(read_text(path, errors="replace").split("\n"), start=1):
