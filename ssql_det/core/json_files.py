@@ -20,14 +20,18 @@ def read_json(path: str | os.PathLike[str], advice: str) -> Any:
         raise UserError(f"{path} is damaged; {advice}") from failure
 
 
-def parse_json(text: str) -> Any:
+def parse_json(text: str, allow_nan: bool = False) -> Any:
     """``json.loads`` with a ``ValueError`` for every mistake, also for those that it lets pass: NaN, repeated keys.
+
+    ``allow_nan`` is for callers who name the field with NaN or infinity themselves.
 
     >>> parse_json('{"seed": 0, "seed": 1}')
     Traceback (most recent call last):
     ValueError: the key 'seed' is there twice
     """
     try:
+        if allow_nan:
+            return json.loads(text, object_pairs_hook=_build_object)
         return json.loads(
             text, object_pairs_hook=_build_object, parse_float=_parse_float, parse_constant=_refuse_constant
         )

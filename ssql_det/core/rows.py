@@ -128,7 +128,7 @@ def read_rows(path: str | os.PathLike[str]) -> list[Row]:
         if not line.strip():
             continue
         try:
-            record = parse_json(line)
+            record = parse_json(line, allow_nan=True)
         except json.JSONDecodeError:
             truncated.append(number)
             continue
