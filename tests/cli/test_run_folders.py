@@ -11,6 +11,10 @@ from support.cli.hostile import contents
 from support.cli.lines import analyze, arguments, pretrain, sweep, train
 from support.toy_datasets import toy_names_at
 
+import ssql_det.detect.sweep
+import ssql_det.detect.train
+import ssql_det.pretrain.analyze_checkpoints
+import ssql_det.pretrain.loop  # noqa: F401 (an import would give the other command the time to end)
 from ssql_det.cli.main import main
 
 pytestmark = pytest.mark.slow
