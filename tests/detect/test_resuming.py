@@ -9,8 +9,8 @@ from support.detect.configs import C4, PERIOD, config
 from support.detect.training_runs import (
     StoppedError,
     is_equal,
-    is_same_run,
     read_final,
+    read_run,
     read_scalars,
     stopping_in_step,
     train_arguments,
@@ -105,7 +105,7 @@ def test_a_killed_run_resumes_to_the_same_bits(longer, in_process, tmp_path):
         out = tmp_path / f"attempt {attempt}"
         command = train_arguments(out, "--resume", **LONGER)
         killed += kill_until_done(in_process, command, tmp_path / "log", longer[1])
-        assert is_same_run(out, longer[0]), f"killed after {killed} s"
+        assert read_run(out) == read_run(longer[0]), f"killed after {killed} s"
         if len(killed) >= 4:
             break
 
@@ -117,7 +117,7 @@ def test_a_run_killed_while_writing_a_checkpoint_resumes_to_the_same_bits(longer
     for pattern, size in ((".model_*", 0), (".model_*", 2_000_000), (".model_*", 5_000_000), ("model_*.pth", 0)):
         assert in_process(command, log, pattern=f"{out}/{pattern}", size=size)["status"] == -9, log.read_text()
     assert in_process(command, log)["status"] == 0, log.read_text()
-    assert is_same_run(out, longer[0])
+    assert read_run(out) == read_run(longer[0])
 
 
 def test_an_interrupted_checkpoint_leaves_the_previous_one(whole_run, monkeypatch, tmp_path):

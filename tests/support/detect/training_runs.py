@@ -6,14 +6,17 @@ import json
 
 import pytest
 import torch
+import yaml
 from support.detect.configs import C4, CONFIGS, tiny_overrides
 
+from ssql_det.core.files import sha256
 from ssql_det.core.unpickler import read_tensors
 from ssql_det.detect import train as training
 from ssql_det.detect.detector import build_detector
 from ssql_det.detect.train import train
 
 WITH_EVALUATIONS = {"SSQL_DET__EVAL_PERIOD": 4, "SSQL_DET__EVAL_BITS": ["FP", "4w4a"], "SSQL_DET__CALIB_IMAGES": 2}
+TIMES = {"time", "eta_seconds", "seconds"}  # in rows and curves
 
 
 def train_arguments(out, *flags, **keys):
@@ -27,8 +30,7 @@ def read_final(folder):
 
 def read_scalars(folder):
     """The lines of metrics.jsonl without times."""
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [{**line, "time": None, "eta_seconds": None} for line in lines]
+    return _read_without_times(folder / "metrics.jsonl")
 
 
 def is_equal(ours, theirs):
@@ -42,12 +44,20 @@ def is_equal(ours, theirs):
     return bool(torch.as_tensor(ours == theirs).all())
 
 
-def is_same_run(killed, whole):
-    """Whether a killed and resumed run equals an uninterrupted one, and left no temporary file."""
-    ours, theirs = read_final(killed), read_final(whole)
-    for each in (ours, theirs):  # the other generators are not used, and CUDA's is not seeded
-        each["rng"] = [state["cpu"] for state in each["rng"]]
-    return is_equal(ours, theirs) and read_scalars(killed) == read_scalars(whole) and not list(killed.glob(".*"))
+def read_run(folder):
+    """What identifies the content of each file, hidden ones too, but for times and OUTPUT_DIR. TensorBoard's
+    files are full of times."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.parent.name != "tensorboard"]
+    return {path.relative_to(folder): _read_without_times(path) for path in files}
+
+
+def _read_without_times(path):
+    if path.suffix == ".jsonl":
+        lines = map(json.loads, path.read_text().splitlines())
+        return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
+    if path.suffix == ".yaml":
+        return yaml.safe_load(path.read_text()) | {"OUTPUT_DIR": ""}
+    return sha256(path)
 
 
 def rows_by_bits(found):
