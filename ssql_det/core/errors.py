@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import multiprocessing
 import os
 import re
 import signal
@@ -191,6 +192,7 @@ def _report_bug(failure: Exception) -> NoReturn:
 
 
 def _report_signal(line: str, code: int) -> NoReturn:
-    if os.environ.get("RANK", "0") == "0":  # one process of a job is enough
+    is_child = multiprocessing.parent_process() is not None  # then its parent says it
+    if os.environ.get("RANK", "0") == "0" and not is_child:  # one process of a job is enough
         print(line, file=sys.stderr)
     raise SystemExit(code) from None

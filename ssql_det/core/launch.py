@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -21,7 +20,7 @@ from torch.distributed.constants import default_pg_timeout
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from ssql_det.core.errors import Terminated, UserError, reporting_errors
+from ssql_det.core.errors import EXIT_INTERRUPTED, Terminated, UserError, raising_on_termination, reporting_errors
 from ssql_det.core.heartbeat import TIMEOUT_VARIABLE, read_timeout, watching_ranks
 from ssql_det.core.processes import make_child
 from ssql_det.core.registry import import_inherited_plugins
@@ -111,19 +110,23 @@ def _wait_until_ended(ranks: Sequence[BaseProcess]) -> None:
         ready = wait([each.sentinel for each in running.values()])
         ended = [index for index, each in running.items() if each.sentinel in ready]
         codes = {index: running.pop(index).exitcode or 0 for index in ended}
-        if max(codes.values()) > 0:  # that rank has reported why
-            raise SystemExit(max(codes.values()))
+        if (code := max(codes.values())) > 0:
+            _raise_for_exit_code(code)
         for index, code in codes.items():
-            if code < 0:
-                _raise_signal(index, signal.Signals(-code))
+            if code:
+                _raise_for_signal(index, signal.Signals(-code))
 
 
-def _raise_signal(index: int, number: signal.Signals) -> NoReturn:
-    """What stands for a rank that a signal has ended."""
-    if number == signal.SIGINT:
+def _raise_for_exit_code(code: int) -> NoReturn:
+    if code == EXIT_INTERRUPTED:
         raise KeyboardInterrupt
-    if number in (signal.SIGTERM, signal.SIGHUP):
-        raise Terminated(number)
+    if code - 128 in (signal.SIGTERM, signal.SIGHUP):
+        raise Terminated(code - 128)
+    raise SystemExit(code)  # that rank has reported why
+
+
+def _raise_for_signal(index: int, number: signal.Signals) -> NoReturn:
+    """For a rank that ended without a word."""
     if number == signal.SIGKILL:
         hint = "if the machine ran out of memory, use fewer processes or a smaller batch"
         raise UserError(f"rank {index} was killed (SIGKILL); {hint}")
@@ -144,15 +147,13 @@ def _stop(processes: Sequence[BaseProcess]) -> None:
 
 
 def _run_rank(main_func: Callable[..., None], args: Any) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the process that started it reports the interrupt
-    with reporting_errors():
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the command runs in the background
+    with raising_on_termination(), reporting_errors():
         import_inherited_plugins()
         _run_in_group(main_func, args)
 
 
 def _run_in_group(main_func: Callable[..., None], args: Any) -> None:
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # ends this process even while it waits for the other ranks
     _join_group()
     with watching_ranks():
         try:

@@ -117,6 +117,7 @@ def test_whatever_ends_two_processes_they_resume_to_the_same_bytes(in_process, t
         ended = in_process(again + workers, log, pattern=f"{stopped}/model_*.pth", size=1, **how)
         assert ended["status"] == status, log.read_text()
         wait_until_ended(map(int, find_processes(tmp_path)))
+        assert number == signal.SIGKILL or not list(stopped.glob(".*"))
     assert in_process(again, log)["status"] == 0, log.read_text()
     assert read_run(stopped) == read_run(whole)
 
