@@ -48,7 +48,8 @@ def all_gather(value: T) -> list[T]:
 def broadcast_from_main(compute: Callable[[], T]) -> T:
     """Call ``compute`` on rank 0 and return its result on every rank. It is pickled, so it should be small.
 
-    Used for decisions that depend on files, which the ranks might see at different times or not at all.
+    Used for decisions that depend on files, which the ranks might see at different times or not at all. An exception is
+    raised on rank 0 alone, and ends the run; until then the others wait.
 
     >>> broadcast_from_main(lambda: 4 + 4)
     8

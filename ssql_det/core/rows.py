@@ -84,7 +84,7 @@ class Row:
     config: str  # of a detector: its file (path below configs/detection, or name) and overrides; empty for a probe
     dataset: str  # evaluated on
     bits: str  # FP, or for example 4w4a: 4-bit weights and activations
-    scope: str  # what is quantized: "all" of a detector, or its "backbone", as always in a probe
+    scope: str  # what is quantized, "all" of a detector or its "backbone"; costs are of the whole network
     metrics: Mapping[str, float | None]  # None for a value that was not finite
     seed: int  # of the training; -1 if unknown or random
     engine: str  # detectron2 or minid2; empty for a probe

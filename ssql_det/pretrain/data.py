@@ -26,7 +26,8 @@ _CIFAR = {"cifar10": CIFAR10, "cifar100": CIFAR100}
 
 
 class NoLabelledSplitError(UserError):
-    """A data set lacks the requested split, or labels. Pretraining then goes on without kNN evaluation."""
+    """A data set lacks the requested split, or labels. Pretraining then goes on without kNN
+    evaluation, if MONITOR.DATA does not ask for it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,7 +174,7 @@ def _open_cifar(name: str, root: Path, split: str) -> ImageDataset:
 def _find_splits(folder: Path) -> dict[str, Path]:
     """The folder of each split; empty if there are no splits. A single folder ``train``, ``val`` or ``test`` without
     subfolders is a class, as CIFAR-100 has a class ``train``."""
-    if (folder / "crops" / "train").is_dir():  # the root of the toy data, which has scenes, masks and crops
+    if (folder / "crops" / "train").is_dir():  # the root of the toy data: VOC2007, coco and crops
         raise UserError(f"{folder} holds several data sets; name one of them, such as {folder / 'crops'}")
     splits = {
         split: folder / name

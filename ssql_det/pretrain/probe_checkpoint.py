@@ -187,13 +187,13 @@ def _probe_at_bit_widths(
         method=settings.method_name or metadata.method or "",
         checkpoint=pretrained.source.name,
         checkpoint_hash=pretrained.source.sha256,
-        config="",
+        config="",  # only detectors have one
         dataset=data.test.name,
         bits="",
         scope="backbone",
         metrics={},
         seed=-1 if metadata.seed is None else metadata.seed,  # of the pretraining; -1: unknown
-        engine="",
+        engine="",  # only detectors have one, detectron2 or minid2
         seconds=0.0,
         scheme=str(settings.scheme),
         calibration=Calibration(

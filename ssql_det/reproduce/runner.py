@@ -90,7 +90,7 @@ def _start(
             outcomes[step.name] = StepOutcome(DONE, cache.get_seconds(step) or 0.0, was_cached=True)
             _logger.info("%s: cached", step.name)
             return
-        cache.begin(step)
+        cache.begin(step)  # moves what the folder holds away unless the step can resume from it
     except UserError as error:
         outcomes[step.name] = StepOutcome(FAILED, reason=str(error))
         _logger.error("%s: %s", step.name, error)

@@ -107,7 +107,7 @@ ENDS = [  # where the command runs, a signal, what receives it, and the command'
 def test_whatever_ends_two_processes_they_resume_to_the_same_bytes(in_process, tmp_path):
     """At moments that nobody chose, in a training that evaluates and estimates its norms on the way."""
     whole, stopped, log = tmp_path / "whole", tmp_path / "stopped", tmp_path / "log"
-    keys = WITH_EVALUATIONS | {"SOLVER__MAX_ITER": 30, "SOLVER__CHECKPOINT_PERIOD": 2, "SSQL_DET__EVAL_PERIOD": 10}
+    keys = WITH_EVALUATIONS | {"SOLVER__MAX_ITER": 30, "SOLVER__CHECKPOINT_PERIOD": 2, "SSQL_DET__EVAL_PERIOD": 15}
     first, again = (train_arguments(out, "--resume", "--num-gpus", "2", **keys) for out in (whole, stopped))
     assert in_process(first, log)["status"] == 0, log.read_text()
     for place, number, target, status in ENDS:

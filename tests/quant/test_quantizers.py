@@ -61,7 +61,7 @@ def test_histogram_counts_equal_numpys(stream):
     if not len(values):
         return
     histogram = observe(Histogram, stream)
-    edges, counts = histogram.bins()
+    edges, counts = histogram.nonempty_bins()
     indices, expected = np.unique(np.floor(values / histogram.bin_width), return_counts=True)
     assert edges.tolist() == (indices * histogram.bin_width).tolist()
     assert counts.tolist() == expected.tolist()
@@ -134,7 +134,7 @@ def test_the_range_of_least_error_equals_that_of_a_search_in_numpy(make, bits, e
     data = make(np.random.default_rng(0))
     quantizer = calibrate("mse", data, exponent)
     low, high = (bound.item() for bound in quantizer.choose_range(bits))
-    edges, counts = (each.numpy() for each in quantizer.observer.bins())
+    edges, counts = (each.numpy() for each in quantizer.observer.nonempty_bins())
     centres = np.clip(edges + quantizer.observer.bin_width / 2, data.min(), data.max())
     origin = np.clip(0, data.min(), data.max())
     parts = [range(1, 101) if bound != origin else [100] for bound in (data.min(), data.max())]

@@ -35,7 +35,10 @@ class Family(ABC):
 
     @abstractmethod
     def find_points(self, model: nn.Module, placement: str, image_range: Range | None) -> Iterator[QuantPoint]:
-        """The points, in the order of modules; ``image_range`` is as in :func:`quant_points`."""
+        """The points, in the order of modules, for one of the family's ``placements``.
+
+        ``image_range``: of normalized images, which placement ``integer`` quantizes too; None: it is observed.
+        """
 
     @abstractmethod
     def find_blocks(self, model: nn.Module) -> Iterator[str]:

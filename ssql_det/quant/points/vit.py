@@ -32,6 +32,8 @@ _SEPARATE_PRODUCTS = (_Product("matmul", call=0, num_operands=2), _Product("matm
 
 
 class VisionTransformers(Family):
+    """Only for the published placement, in which the image stays float."""
+
     def matches(self, model: nn.Module) -> bool:
         return any(map(_find_attention, model.modules()))
 

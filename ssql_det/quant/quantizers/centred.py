@@ -28,7 +28,7 @@ class CentredWeight(Quantizer):
         integers, in_range = _quantize(x.detach().to(scale.dtype), scale, bits)
         return straight_through(x, (integers + 0.5) * scale, in_range)
 
-    def quantize(self, x: Tensor, bits: int) -> QuantizedTensor | None:
+    def quantize(self, x: Tensor, bits: int) -> QuantizedTensor:
         scale = self._search(x, bits)
         odd_integers = 2 * _quantize(x.detach().to(scale.dtype), scale, bits)[0] + 1
         dtype = smallest_int_dtype(1 - 2**bits, 2**bits - 1)

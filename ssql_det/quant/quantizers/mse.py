@@ -52,7 +52,7 @@ class MseWeight(Quantizer):
     def forward(self, x: Tensor, bits: int) -> Tensor:
         return fake_quantize(x, _symmetric_qparams(self._search(x, bits), bits))
 
-    def quantize(self, x: Tensor, bits: int) -> QuantizedTensor | None:
+    def quantize(self, x: Tensor, bits: int) -> QuantizedTensor:
         return quantize_tensor(x.detach(), _symmetric_qparams(self._search(x, bits), bits))
 
 
@@ -71,7 +71,7 @@ class MseActivation(RangeQuantizer):
 
     def choose_range(self, bits: int) -> tuple[Tensor, Tensor]:
         min_val, max_val = (bound.double() for bound in self.observer.range)
-        edges, counts = self.observer.bins()
+        edges, counts = self.observer.nonempty_bins()
         values = (edges + self.observer.bin_width / 2).clamp(min_val, max_val)
         # 0, or the observed bound closest to it if the range does not include 0
         origin = min_val.new_zeros(()).clamp(min_val, max_val)

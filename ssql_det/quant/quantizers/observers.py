@@ -148,7 +148,7 @@ class Histogram(Observer):
         if sums is not None and (sums < 0).any():
             raise ValueError("the histogram has negative counts")
 
-    def bins(self) -> tuple[Tensor, Tensor]:
+    def nonempty_bins(self) -> tuple[Tensor, Tensor]:
         """The lower edges of the bins that are not empty, and their counts, both in float64."""
         assert self.sums is not None
         indices = self.sums.nonzero().flatten()

@@ -27,7 +27,7 @@ class PercentileActivation(RangeQuantizer):
 
     def choose_range(self, bits: int) -> tuple[Tensor, Tensor]:
         min_val, max_val = self.observer.range
-        edges, counts = self.observer.bins()
+        edges, counts = self.observer.nonempty_bins()
         cumulative = counts.cumsum(0)
         low = edges[(cumulative > (1 - self._quantile) * cumulative[-1]).nonzero()[0, 0]]
         high = edges[(cumulative >= self._quantile * cumulative[-1]).nonzero()[0, 0]] + self.observer.bin_width

@@ -60,7 +60,7 @@ class Quantizer(nn.Module, ABC):
     tensor in float forward passes; a quantizer of weights needs no observer.
     """
 
-    supported_bits: ClassVar[range] = range(MIN_BITS, MAX_BITS + 1)
+    supported_bits: ClassVar[range] = range(MIN_BITS, MAX_BITS + 1)  # 2 to 16
 
     def __init__(self, spec: TensorSpec) -> None:
         super().__init__()
@@ -80,7 +80,8 @@ class Quantizer(nn.Module, ABC):
 
     @abstractmethod
     def quantize(self, x: Tensor, bits: int) -> QuantizedTensor | None:
-        """The integers that stand for ``forward(x)``; ``None`` if there are none, as where one value was observed."""
+        """The integers that stand for ``forward(x)``; ``None`` where it returns ``x``, as with the scale 0 of a single
+        observed value."""
 
 
 QuantizerFactory = Callable[..., Quantizer]
