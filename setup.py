@@ -35,8 +35,8 @@ setup(
     packages=find_packages(include=["ssql_det", "ssql_det.*"]),
     package_data={"ssql_det": ["py.typed"], "ssql_det.report": ["published/*.json"]},
     install_requires=[
-        "torch>=2.4",
-        "torchvision>=0.19",
+        "torch>=2.6",
+        "torchvision>=0.21",
         "timm>=1.0",
         "numpy>=1.26",
         "fvcore>=0.1.5.post20221221",

@@ -5,6 +5,7 @@ Without a process group every function here behaves as with a single rank, so ca
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, TypeVar
 
@@ -23,6 +24,11 @@ def rank() -> int:
 def world_size() -> int:
     """The number of processes."""
     return dist.get_world_size() if _is_initialized() else 1
+
+
+def local_world_size() -> int:
+    """The number of processes on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size())) if _is_initialized() else 1
 
 
 def is_main() -> bool:

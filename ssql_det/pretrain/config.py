@@ -59,7 +59,7 @@ _DEFAULTS: dict[str, Any] = {  # each method adds a node with its hyperparameter
         "TRAIN": "",  # a folder, a text file of paths, or cifar10:FOLDER
         "RECIPE": "imagenet",  # the augmentation: imagenet, cifar or digits
         "SIZE": 0,  # of the views, in pixels; 0: the default size of the augmentation
-        "WORKERS": 4,
+        "WORKERS": 4,  # processes that load images, on each machine; its ranks share them
         "MOST_BAD_IMAGES": 0,  # how many unreadable files to tolerate at most, in each process
         "CACHE_MB": 0,  # memory for decoded images, in each worker; 0: none are kept
     },

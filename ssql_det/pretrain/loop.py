@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,10 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import get_total_norm
 
 from ssql_det.core.config import check_output_dir, save_config
 from ssql_det.core.devices import resolve_device
-from ssql_det.core.distributed import barrier, is_main, rank, world_size
+from ssql_det.core.distributed import barrier, is_main, local_world_size, rank, world_size
 from ssql_det.core.errors import UserError
 from ssql_det.core.rng import seed_all
 from ssql_det.core.run_folder import check_resume
@@ -81,9 +83,19 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Path:
     if first_step == total_steps:
         return folder / CHECKPOINT_NAME
     model = DistributedDataParallel(network) if world_size() > 1 else network
+    torch.backends.cudnn.benchmark = True  # all batches have one shape
 
-    processes = {"workers": data.workers, "rank": rank(), "world_size": world_size()}
-    batches = build_view_loader(images, augmentation.image_transform, optim.batch, seed, first_step, **processes)
+    batches = build_view_loader(
+        images,
+        augmentation.image_transform,
+        optim.batch,
+        seed,
+        first_step,
+        workers=-(-data.workers // local_world_size()),
+        rank=rank(),
+        world_size=world_size(),
+        pin_memory=device.type == "cuda",
+    )
     # first_step - 1 is the last step to keep in the curves; -1 drops all, if a run was killed before its first
     # checkpoint.
     with scalar_writer(folder, first_step - 1) as write_scalars:
@@ -95,7 +107,7 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Path:
             for view_index, view in enumerate(batch.views):
                 count = augmentation.num_random_numbers
                 random_numbers = draw_random_numbers(seed, batch.positions, view_index, count)
-                views.append(augmentation.batch_transform(view.to(device), random_numbers.to(device)))
+                views.append(augmentation.batch_transform(view.to(device, non_blocking=True), random_numbers))
             lr = learning_rate(optim, step, epoch_steps)
             for group in optimizer.param_groups:
                 group["lr"] = lr
@@ -104,6 +116,7 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Path:
                 loss = _compute_loss(model, views, step, network)
             optimizer.zero_grad()
             loss.backward()
+            _check_finite(loss, network, step)
             optimizer.step()
 
             steps_done, epochs_done = step + 1, (step + 1) // epoch_steps
@@ -136,19 +149,30 @@ def _check_resume(config: PretrainConfig, folder: Path, resume: bool) -> bool:
 
 
 def _compute_loss(model: nn.Module, views: Sequence[Tensor], step: int, network: nn.Module) -> Tensor:
-    """Run the forward pass of a step, and return its loss; a NaN or infinite loss ends the run.
+    """Run the forward pass of a step, and return its loss.
 
     ``model`` is ``network``, wrapped if there are several processes. The pass also updates norm statistics and, where
     the method has them, the momentum encoder and the queue; ``step`` decides the bit-widths of SSQL.
     """
-    bits = f" at {network.bits(step)}" if isinstance(network, SSQL) else ""
     try:
         loss: Tensor = model(views, step)
     except UserError as error:  # from a quantizer that observed invalid activations
-        raise UserError(f"step {step}{bits}: {error}") from error
-    if not loss.isfinite():
-        raise UserError(f"the loss is {loss.item()} in step {step}{bits}; lower OPTIM.LR and use another OUTPUT_DIR")
+        raise UserError(f"{_describe_step(network, step)}: {error}") from error
     return loss
+
+
+def _check_finite(loss: Tensor, network: nn.Module, step: int) -> None:
+    """A NaN or infinite loss or gradient ends the run, before it reaches the weights. The GPU is asked once."""
+    gradients = [each.grad for each in network.parameters() if each.grad is not None]
+    greatest = get_total_norm(gradients, math.inf)
+    if torch.stack([loss.detach().to(greatest), greatest]).isfinite().all():
+        return
+    problem = f"the loss is {loss.item()}" if not loss.isfinite() else "a gradient is not finite"
+    raise UserError(f"{problem} in {_describe_step(network, step)}; lower OPTIM.LR and use another OUTPUT_DIR")
+
+
+def _describe_step(network: nn.Module, step: int) -> str:
+    return f"step {step} at {network.bits(step)}" if isinstance(network, SSQL) else f"step {step}"
 
 
 def _log_step(step: int, total_steps: int, scalars: Mapping[str, float]) -> None:

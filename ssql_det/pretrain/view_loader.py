@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -40,6 +40,10 @@ class ViewBatch:
     views: tuple[Tensor, ...]
     positions: tuple[int, ...]  # of the N images, counted from the start of the training over all processes
     bad_files: tuple[str, ...]  # unreadable files, each replaced by the next image of the data set
+
+    def pin_memory(self) -> ViewBatch:
+        """Called by a DataLoader that pins memory."""
+        return replace(self, views=tuple(view.pin_memory() for view in self.views))
 
 
 class BadImageCounter:
@@ -88,8 +92,11 @@ def build_view_loader(
     workers: int = 0,
     rank: int = 0,
     world_size: int = 1,
+    pin_memory: bool = False,
 ) -> Iterator[ViewBatch]:
     """Endless batches from index ``first_batch`` on; ``batch_size`` is the total over ``world_size`` processes.
+
+    With ``pin_memory`` a copy of a batch to a GPU does not wait for the work before it.
 
     ``transform`` returns a view, uint8 [3, S, S]. It may use torch's global generator, whose state is restored.
 
@@ -112,11 +119,16 @@ def build_view_loader(
         )
     dataset = _ViewDataset(images, transform, seed, num_views)
     batches = _sample_batches(len(images), batch_size, seed, first_batch, rank, world_size)
-    return load_batches(dataset, batches, _collate_views, seed, workers)
+    return load_batches(dataset, batches, _collate_views, seed, workers, pin_memory)
 
 
 def load_batches(
-    dataset: Dataset[T | str], batches: Iterable[Any], collate: Callable[[list[T]], T], seed: int, workers: int
+    dataset: Dataset[T | str],
+    batches: Iterable[Any],
+    collate: Callable[[list[T]], T],
+    seed: int,
+    workers: int,
+    pin_memory: bool = False,
 ) -> Iterator[T]:
     """Load and collate the items of each list of keys in ``batches``. An item that is a string is an error message,
     raised as a ``UserError`` in this process, because an exception in a worker would print the worker's traceback."""
@@ -127,6 +139,7 @@ def load_batches(
         collate_fn=partial(_collate_or_error, collate),
         generator=torch.Generator().manual_seed(derive_seed(seed)),  # the default draws from the global generator
         worker_init_fn=ignore_interrupts,
+        pin_memory=pin_memory,
     )
     return map(_raise_if_error, loader)
 

@@ -50,7 +50,8 @@ class Augmentation:
     """The transforms that make views, and the test transform.
 
     ``image_transform`` and ``test_transform`` return [3, size, size] with values 0 to 255. ``batch_transform`` takes a
-    batch from ``image_transform`` and ``num_random_numbers`` per image, and returns views in the ``input_format``.
+    batch from ``image_transform``, on any device, and ``num_random_numbers`` per image, on the CPU, and returns views
+    in the ``input_format``. What the numbers decide is decided on the CPU, so that no GPU is waited for.
 
     >>> from PIL import Image
     >>> cifar = build_augmentation("cifar")
@@ -129,18 +130,22 @@ def normalize(images: Tensor, input_format: InputFormat) -> Tensor:
 def augment_photos(images: Tensor, random_numbers: Tensor, input_format: InputFormat, has_blur: bool) -> Tensor:
     """Colour jitter (p = .8), grayscale (p = .2), with ``has_blur`` Gaussian blur (p = .5), normalization.
 
-    ``images`` have values 0 to 255; ``random_numbers`` are [N, 12], in the order of ``_PHOTO_COUNTS``.
+    ``images`` have values 0 to 255; ``random_numbers`` are [N, 12], on the CPU, in the order of ``_PHOTO_COUNTS``.
     """
+    device = images.device
     chances, ranks, strengths, sigmas = random_numbers.split(_PHOTO_COUNTS, dim=1)
     jitter_chance, gray_chance, blur_chance = chances.unbind(1)
     orders = ranks.argsort(dim=1, stable=True).where(jitter_chance[:, None] < 0.8, -1)
-    low, high = torch.tensor(_JITTER_RANGES, device=random_numbers.device).unbind(1)
-    views = colour_jitter(images / 255, orders, low + (high - low) * strengths)
-    views = torch.where(_per_image(gray_chance < 0.2), to_grayscale(views), views)
+    low, high = torch.tensor(_JITTER_RANGES).unbind(1)
+    views = colour_jitter(images / 255, orders, (low + (high - low) * strengths).to(device, non_blocking=True))
+    is_gray = _per_image(gray_chance < 0.2).to(device, non_blocking=True)
+    views = torch.where(is_gray, to_grayscale(views), views)
     if has_blur:
         is_blurred = blur_chance < 0.5
         radius = images.shape[-1] // 20  # the kernel covers a tenth of the image's side, as in SimCLR
-        views[is_blurred] = gaussian_blur(views[is_blurred], 0.1 + 1.9 * sigmas[is_blurred, 0], radius)
+        blurred = is_blurred.nonzero().flatten().to(device, non_blocking=True)
+        blur_sigmas = (0.1 + 1.9 * sigmas[is_blurred, 0]).to(device, non_blocking=True)
+        views[blurred] = gaussian_blur(views[blurred], blur_sigmas, radius)
     return normalize(views * 255, input_format)
 
 
@@ -149,6 +154,7 @@ def augment_digits(images: Tensor, random_numbers: Tensor) -> Tensor:
 
     ``images`` have values 0 to 255; ``random_numbers`` are in the order of ``_DIGIT_COUNTS``, then those of the noise.
     """
+    random_numbers = random_numbers.to(images.device, non_blocking=True)
     geometry, colours, chances, noise = random_numbers.split((*_DIGIT_COUNTS, images.shape[1:].numel()), dim=1)
     polarity_chance, gray_chance, noise_strength = chances.unbind(1)
     views = recolour(affine(images / 255, geometry), colours, polarity_chance < 0.5)
@@ -196,11 +202,12 @@ def adjust_hue(images: Tensor, factors: Tensor) -> Tensor:
 
 def colour_jitter(images: Tensor, orders: Tensor, factors: Tensor) -> Tensor:
     """Adjust brightness (0), contrast (1), saturation (2) and hue (3) by ``factors`` [N, 4], in the order ``orders``
-    [N, 4] of each image; -1 skips an adjustment."""
+    [N, 4] of each image, which are on the CPU; -1 skips an adjustment."""
     images = images.clone()
     for order in orders.unbind(1):
         for adjustment, adjust in enumerate((adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)):
-            selected = order == adjustment
+            # Indices, not a mask: a GPU would have to be asked how many images a mask has.
+            selected = (order == adjustment).nonzero().flatten().to(images.device, non_blocking=True)
             images[selected] = adjust(images[selected], factors[selected, adjustment])
     return images
 

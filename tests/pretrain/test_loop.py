@@ -192,6 +192,23 @@ def test_a_loss_that_is_not_finite_is_an_error_and_keeps_the_checkpoint(toy, tmp
     assert content(tmp_path)["resume"]["steps"] == 2
 
 
+def test_a_gradient_that_is_not_finite_is_an_error_before_the_weights_are(toy, tmp_path, monkeypatch):
+    from ssql_det.pretrain import loop
+
+    compute_loss = loop._compute_loss
+
+    def plant_nan(model, views, step, network):
+        loss = compute_loss(model, views, step, network)
+        if step == 5:  # the last one
+            loss.register_hook(lambda gradient: gradient * float("nan"))
+        return loss
+
+    monkeypatch.setattr(loop, "_compute_loss", plant_nan)
+    with pytest.raises(UserError, match=rf"a gradient is not finite in step 5 at {SampledBits(5)(5)}; lower OPTIM.LR"):
+        pretrain(config(toy, tmp_path))
+    assert content(tmp_path)["resume"]["steps"] == 4
+
+
 def test_unreadable_images_are_tolerated_up_to_the_limit(toy, tmp_path):
     crops = tmp_path / "crops"
     shutil.copytree(toy / "crops", crops)
