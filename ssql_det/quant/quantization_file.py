@@ -7,6 +7,7 @@
                   points   [{"path": "conv1", "side": "weight", "bits": 8}, ...]
                   model    {"digest": "9f3c...", "tensors": {"conv1.weight": [64, 3, 7, 7], ...}}
                   chains   [["conv1", "bn1", "conv1:input"], ...]: layer, norm and point of the layer's input
+                  sha256   of all the rest, so that an edited file is noticed; files of earlier versions have none
     layer1.0.conv2:input/ends       the least and the greatest value observed at a point
     layer1.0.conv2:input/sums       the counts of the observer's histogram, or its other sums
     layer1.0.conv2:input/learned.x  a parameter or buffer of the point's quantizer
@@ -92,6 +93,7 @@ def write_quantization(path: str | os.PathLike[str], content: QuantizationConten
             [[each.layer, each.norm, each.input_point and each.input_point.key] for each in content.chains]
         ),
     }
+    metadata["sha256"] = _hash_content(content.tensors, metadata)
     with atomic_write(path) as file:
         write_safetensors(content.tensors, metadata, file)
 
@@ -117,7 +119,7 @@ def read_quantization(path: str | os.PathLike[str]) -> QuantizationContent:
         points_by_key = {point.key: point for point in points}
         if len(points_by_key) < len(points):
             raise ValueError("a point is there twice")
-        return QuantizationContent(
+        content = QuantizationContent(
             scheme=scheme,
             points=points,
             calibration=None if calibration is None else _build_calibration(**calibration),
@@ -130,6 +132,9 @@ def read_quantization(path: str | os.PathLike[str]) -> QuantizationContent:
         )
     except (AttributeError, KeyError, TypeError, UserError, ValueError) as error:
         raise damaged_file_error(path, error) from None
+    if metadata.pop("sha256", None) not in (None, _hash_content(tensors, metadata)):
+        raise damaged_file_error(path, "its content is not the one that was saved")
+    return content
 
 
 def check_same_points(expected: Iterable[QuantPoint], saved: Iterable[QuantPoint], path: object) -> None:
@@ -145,6 +150,14 @@ def check_same_points(expected: Iterable[QuantPoint], saved: Iterable[QuantPoint
 
 def damaged_file_error(path: str | os.PathLike[str], reason: object) -> UserError:
     return UserError(f"{path} is damaged ({printable(str(reason), 200)}); calibrate again")
+
+
+def _hash_content(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _parse_scheme(path: str | os.PathLike[str], text: str) -> Scheme:

@@ -589,6 +589,11 @@ FILES = {  # something that lies in the case's folder is
         earlier("sweep", quantization(lambda found: next(iter(found.values())).copy_(torch.tensor([9.0, -9.0])))),
         f"{QUANTIZATION} is damaged (",
     ),
+    "quantization with another range": (
+        predict(flags=OF_A_SWEEP),
+        earlier("sweep", quantization(lambda found: next(iter(found.values())).mul_(2), hash_stays=True)),
+        f"{QUANTIZATION} is damaged (its content is not the one that was saved); calibrate again",
+    ),
     "quantization of NaN": (
         predict(flags=OF_A_SWEEP),
         earlier("sweep", quantization(lambda found: next(iter(found.values())).fill_(float("nan")))),

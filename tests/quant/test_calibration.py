@@ -228,8 +228,9 @@ def test_a_file_of_other_weights_points_or_scheme_is_an_error(model, batches, tm
 
 
 def alter_file(file, metadata=(), tensors=()):
-    """Change metadata and tensors of a file; ``None`` removes one."""
+    """Change metadata and tensors of a file; ``None`` removes one. Its hash is removed, as if it had never had one."""
     all_tensors, all_metadata = read_safetensors(file)
+    all_metadata.pop("sha256", None)
     for content, changes in ((all_metadata, dict(metadata)), (all_tensors, dict(tensors))):
         for name, value in changes.items():
             if value is None:

@@ -284,14 +284,16 @@ def truncated(name, end):
     return lambda run: Path(run, name).write_bytes(Path(run, name).read_bytes()[:end])
 
 
-def quantization(change=lambda tensors: None, **changes):
+def quantization(change=lambda tensors: None, hash_stays=False, **changes):
     """Of an earlier sweep the calibration has other tensors, or other metadata: a text, or JSON of which a part is
-    changed."""
+    changed. It has no hash, as if an earlier version had written it, unless that stays."""
 
     def spoil(run):
         path = Path(run, "quantization.safetensors")
         with safe_open(path, framework="pt") as file:
             metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if not hash_stays:
+            del metadata["sha256"]
         change(tensors)
         for name, changed in changes.items():
             if isinstance(changed, str):
