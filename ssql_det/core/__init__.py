@@ -3,7 +3,9 @@
 ================ ================================================================
 errors           user errors: one sentence and exit code 2
 streams          stdout and stderr that never stop a command
-files            atomic writes, temporary folders, file hashes
+files            atomic writes, temporary folders, reading of regular files, file hashes
+json_files       JSON that may have been edited or torn
+run_folder       a run owns its folder; what may be resumed there
 unpickler        safe reading of ``.pth`` and ``.pkl`` files: no code in them runs
 tensor_rebuild   arrays and tensors of the unpickler, with checked shapes and sizes
 tensor_files     reproducible ``torch.save``; safetensors files
@@ -14,7 +16,10 @@ devices          the device that a config names
 config           YAML configs: ``_BASE_``, ``KEY VALUE`` overrides, resuming
 config_files     the configs that come with the package, found by name
 registry         classes and functions by name; plugins
-distributed      ``torchrun`` and ``--num-gpus``; collectives
+processes        child processes, which end with their parent
+launch           ``torchrun`` and ``--num-gpus``: the ranks of a command
+heartbeat        ranks notice another one that is frozen or unreachable
+distributed      collectives over the ranks
 console          log lines, progress bars, tables
 scalar_writer    training curves as JSON lines and TensorBoard events
 ================ ================================================================

@@ -61,7 +61,7 @@ class _Pulse:
 def _beat(ended: threading.Event, pulse: _Pulse, period: float) -> None:
     address, port, rank = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), dist.get_rank()
     next_rank = (rank + 1) % dist.get_world_size()
-    pulse.next_rank = f"rank {next_rank}"
+    pulse.next_rank, host = f"rank {next_rank}", ""
     try:
         # A connection of its own: that of the process group is busy while an operation waits.
         store = dist.TCPStore(  # type: ignore[attr-defined] # public, but not in __all__
@@ -71,8 +71,9 @@ def _beat(ended: threading.Event, pulse: _Pulse, period: float) -> None:
         while not ended.wait(period):
             store.add(f"ssql_det count {rank}", 1)
             pulse.next_count = store.add(f"ssql_det count {next_rank}", 0)
-            if pulse.next_count and " on " not in pulse.next_rank:  # a rank sets its host before it counts
-                pulse.next_rank += f" on {store.get(f'ssql_det host {next_rank}').decode()}"
+            if pulse.next_count and not host:  # a rank sets its host before it counts
+                host = store.get(f"ssql_det host {next_rank}").decode()
+                pulse.next_rank = f"rank {next_rank} on {host}"
             pulse.answers += 1
     except RuntimeError:  # the connection was closed: the group has ended, or its operations fail and say so
         ended.set()

@@ -6,18 +6,23 @@ import json
 import math
 import os
 from collections import Counter
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from ssql_det.core.errors import UserError
 from ssql_det.core.files import read_text
 
 
-def read_json(path: str | os.PathLike[str], advice: str) -> Any:
-    """The content of a JSON file; an error about a damaged one ends with the ``advice``, what the user can do."""
+def read_json(path: str | os.PathLike[str], advice: str, is_valid: Callable[[Any], bool] = lambda content: True) -> Any:
+    """The content of a JSON file. An error about one that is damaged, or whose content is not valid, ends with the
+    ``advice``, what the user can do."""
     try:
-        return parse_json(read_text(path))
+        content = parse_json(read_text(path))
     except ValueError as failure:
         raise UserError(f"{path} is damaged; {advice}") from failure
+    if not is_valid(content):
+        raise UserError(f"{path} is damaged; {advice}")
+    return content
 
 
 def parse_json(text: str, allow_nan: bool = False) -> Any:

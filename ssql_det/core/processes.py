@@ -70,9 +70,11 @@ def _make_temporary_folder() -> str:
 
     If this process is killed the next one deletes it. Where the path is too long for sockets there is none.
     """
-    base, host = Path(tempfile.gettempdir()), hashlib.sha256(socket.gethostname().encode()).hexdigest()[:4]
-    if base.name.startswith(_FOLDER_PREFIX) or len(str(base)) > _MAX_BASE:  # this process or its parent has made it
+    base = Path(tempfile.gettempdir())
+    is_made = base.name.startswith(_FOLDER_PREFIX)  # by an earlier call, or by the parent
+    if is_made or len(str(base)) > _MAX_BASE:
         return str(base)
+    host = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:4]  # host names may be long
     prefix = f"{_FOLDER_PREFIX}{host}-"
     for leftover in base.glob(f"{prefix}*-*"):
         pid = leftover.name.removeprefix(prefix).partition("-")[0]

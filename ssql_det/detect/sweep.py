@@ -164,9 +164,7 @@ def _read_sweep_settings(folder: Path) -> dict[str, Any]:
                     f"{folder / name} belongs to a sweep whose {SETTINGS_NAME} is missing; choose another OUTPUT_DIR"
                 )
         return {}
-    saved = read_json(file, "choose another OUTPUT_DIR")
-    if not isinstance(saved, dict):
-        raise UserError(f"{file} is damaged; choose another OUTPUT_DIR")
+    saved = read_json(file, "choose another OUTPUT_DIR", lambda content: isinstance(content, dict))
     return _upgrade_sweep_settings(saved)
 
 

@@ -7,8 +7,8 @@ import platform
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from ssql_det.core.errors import UserError
 from ssql_det.core.json_files import read_json
 from ssql_det.core.rows import package_versions
 from ssql_det.core.scalar_writer import METRICS_NAME, read_scalars
@@ -47,13 +47,17 @@ def _describe_coverage(results: RunResults) -> Iterator[Block]:
 
 def _summarize_coverage(path: Path) -> tuple[str, str, str]:
     """The percentage of the backbone that was loaded, the number of loaded tensors, and why others were left out."""
-    advice = f"delete {path.parent} to train again"
-    match read_json(path, advice):
-        case {"percent": int() | float() as percent, "used": [*used], "left_out": dict(left_out)}:
-            reasons = Counter(map(str, left_out.values()))
-            left_out_text = "; ".join(f"{count}: {reason}" for reason, count in reasons.items()) or "none"
-            return f"{percent:.1f} %", str(len(used)), escape_markup(left_out_text)
-    raise UserError(f"{path} is damaged; {advice}")
+    coverage = read_json(path, f"delete {path.parent} to train again", _is_coverage)
+    reasons = Counter(map(str, coverage["left_out"].values()))
+    left_out = "; ".join(f"{count}: {reason}" for reason, count in reasons.items()) or "none"
+    return f"{coverage['percent']:.1f} %", str(len(coverage["used"])), escape_markup(left_out)
+
+
+def _is_coverage(content: Any) -> bool:
+    match content:
+        case {"percent": int() | float(), "used": [*_], "left_out": {}}:
+            return True
+    return False
 
 
 def _describe_pretraining(results: RunResults) -> Iterator[Block]:

@@ -103,11 +103,7 @@ class StepCache:
         path = self._get_record_path(step)
         if not path.exists():
             return None
-        advice = f"delete it together with {step.folder}"
-        record = read_json(path, advice)
-        if not _is_record(record):
-            raise UserError(f"{path} is damaged; {advice}")
-        return dict(record)
+        return dict(read_json(path, f"delete it together with {step.folder}", _is_record))
 
     def _write_record(self, step: Step, record: dict[str, Any]) -> None:
         with atomic_write(self._get_record_path(step), "w") as file:

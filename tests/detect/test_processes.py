@@ -112,7 +112,8 @@ def test_whatever_ends_two_processes_they_resume_to_the_same_bytes(in_process, t
     assert in_process(first, log)["status"] == 0, log.read_text()
     for place, number, target, status in ENDS:
         how = {"signal": number, "delay": random.uniform(0, 0.1)}
-        how |= dict.fromkeys([f"in_{place}", f"to_a_{target}"], True)
+        how |= {"in_background": True} if place == "background" else {}
+        how |= {"to_a_rank": True} if target == "rank" else {}
         workers = ["DATALOADER.NUM_WORKERS", str(int(number == signal.SIGKILL))]  # they end some seconds later
         ended = in_process(again + workers, log, pattern=f"{stopped}/model_*.pth", size=1, **how)
         assert ended["status"] == status, log.read_text()
