@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ssql_det.quant import Scheme
 
 _DEFAULT = Calibration()
+MEMORY_FORMATS = ("auto", "channels_last", "contiguous")
 SCOPES = "backbone|backbone+neck|all"  # as the help shows them
 
 
@@ -82,6 +83,15 @@ def add_image_options(parser: argparse.ArgumentParser) -> None:
 
 def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cuda", help="the CPU is used where there is no GPU (default: %(default)s)")
+
+
+def add_memory_format(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--memory-format",
+        choices=MEMORY_FORMATS,
+        default=MEMORY_FORMATS[0],
+        help="of the network (default: %(default)s, channels_last on CPUs and GPUs)",
+    )
 
 
 def make_calibration(options: argparse.Namespace) -> Calibration:

@@ -16,6 +16,7 @@ from ssql_det.cli.arguments import (
     add_calibration_images,
     add_device,
     add_image_options,
+    add_memory_format,
     add_scheme,
     make_scheme,
     positive_int,
@@ -61,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--workers", type=positive_int, default=4, help="processes that load augmented views (default: %(default)s)"
     )
     add_device(parser)
+    add_memory_format(parser)
     parser.add_argument("--method", default="", help="its name in the rows (default: the checkpoint's)")
     parser.add_argument("--seed", type=seed_int, default=0, help="of the choice of images, and of views (default: 0)")
     parser.add_argument("--resume", action="store_true", help="skip the rows that --out already has")
@@ -79,6 +81,7 @@ def run(options: argparse.Namespace) -> None:
         kinds=tuple(options.kind),
         seed=options.seed,
         device=options.device,
+        memory_format=options.memory_format,
         workers=options.workers,
         num_calibration_images=options.calib_images,
         scheme=make_scheme(options),

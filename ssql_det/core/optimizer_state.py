@@ -1,4 +1,4 @@
-"""Loading an optimizer's state from a checkpoint, with the checks that torch leaves out.
+"""Loading an optimizer's state from a checkpoint, with the checks that torch leaves out, in the parameters' layout.
 
 ``Optimizer.load_state_dict`` only compares the number of parameters; any other mismatch would fail in the next step.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -36,6 +37,9 @@ def load_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
                 if value is not None and not _fits(value, parameter):
                     shape = list(parameter.shape)
                     raise ValueError(f"its optimizer state has a {name} that does not fit a parameter of shape {shape}")
+                if isinstance(value, Tensor):  # files are contiguous, but parameters may be in channels last
+                    layout = torch.empty_like(parameter, dtype=value.dtype)
+                    optimizer.state[parameter][name] = layout.copy_(value)
 
 
 def _fits(value: object, parameter: Tensor) -> bool:

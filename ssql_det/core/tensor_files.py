@@ -91,14 +91,19 @@ def write_safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 
 
 class _Pickler(pickle._Pickler):
-    """A pickler that writes every string once, however many equal string objects there are.
+    """A pickler that writes every string once, however many equal string objects there are, and tensors contiguous.
 
     Python's writes a string again unless it is the same *object*. Whether equal strings are one object depends on how
-    a program made them, so a resumed run would write the same content as other bytes.
+    a program made them, so a resumed run would write the same content as other bytes. Likewise equal weights would be
+    other bytes in channels last.
     """
 
     def save(self, obj: Any, save_persistent_id: bool = True) -> None:
-        super().save(sys.intern(obj) if type(obj) is str else obj, save_persistent_id)  # type: ignore[misc]
+        if type(obj) is str:
+            obj = sys.intern(obj)
+        elif isinstance(obj, Tensor) and obj.layout == torch.strided:
+            obj = obj.contiguous()
+        super().save(obj, save_persistent_id)  # type: ignore[misc]
 
 
 class _PickleModule:

@@ -26,6 +26,7 @@ SSQL_DET_DEFAULTS: dict[str, Any] = {
     "METHOD": "",  # pretraining method, as rows and tables name it; "" reads it from the checkpoint
     "EXTRA_NORM": "",  # norm after a C4 head's res5 (MoCo, CVPR 2020): a value of MODEL.RESNETS.NORM, or "" for none
     "MICRO_BATCHES": 1,  # gradient accumulation: each batch is split into this many equal micro-batches
+    "MEMORY_FORMAT": "auto",  # of training: channels_last or contiguous; auto: channels_last on CPUs and GPUs
     "ON_BAD_IMAGE": "stop",  # or "skip": log and count an unreadable image, and train on the next one instead
     "FAST_EVALUATION": True,  # fold norms into convs; on the CPU, channels-last weights; only rounding differs
     "EVAL_PERIOD": 0,  # iterations between evaluations during training (and one at the end); 0: TEST.EVAL_PERIOD

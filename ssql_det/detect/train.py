@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ import torch
 from fvcore.nn.precise_bn import get_bn_modules, update_bn_stats
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import get_total_norm
 
 from ssql_det.convert import Coverage, Metadata
 from ssql_det.core.config import check_minimums, check_output_dir, flatten_config, save_config
+from ssql_det.core.devices import choose_memory_format, warn_if_bfloat16_is_slow
 from ssql_det.core.distributed import all_gather, all_reduce_mean, barrier, broadcast_tensors, is_main, rank, world_size
 from ssql_det.core.errors import UserError
 from ssql_det.core.files import atomic_write
@@ -63,6 +66,10 @@ def train(cfg: CfgNode, config_label: str, resume: bool = False) -> Path:
     run. Under a process group every rank calls it; rank 0 writes.
     """
     folder, last_iteration, seed = check_output_dir(cfg.OUTPUT_DIR), cfg.SOLVER.MAX_ITER - 1, get_training_seed(cfg)
+    device = torch.device(cfg.MODEL.DEVICE)
+    memory_format = choose_memory_format(cfg.SSQL_DET.MEMORY_FORMAT, device, "SSQL_DET.MEMORY_FORMAT")
+    if cfg.SOLVER.AMP.ENABLED:
+        warn_if_bfloat16_is_slow(device, "SOLVER.AMP.ENABLED")
     _check_solver(cfg)
     _check_data(cfg)
     _check_norms(cfg)
@@ -74,6 +81,7 @@ def train(cfg: CfgNode, config_label: str, resume: bool = False) -> Path:
         *(_CHANGEABLE_KEYS, DEFAULT_VALUES, RENAMED_KEYS),
     )
     model, metadata, coverage = _build_model(cfg, is_resumed)
+    model = model.to(memory_format=memory_format)
     with translate_config_errors("the solver cannot be built", cfg):
         optimizer = build_optimizer(cfg, model)
         scheduler = build_lr_scheduler(cfg, optimizer)
@@ -114,17 +122,17 @@ def train(cfg: CfgNode, config_label: str, resume: bool = False) -> Path:
             start_time = time.perf_counter()
             ddp_model.train()
             optimizer.zero_grad()
+            recorded_losses = []
             for micro_batch in range(micro_batches):
                 batch = next(loader)
                 bad_images.log_skipped_images(batch)
                 with _syncing_gradients(ddp_model, is_last=micro_batch == micro_batches - 1):
                     losses = _compute_losses(ddp_model, batch, iteration, cfg.SOLVER.AMP.ENABLED)
-                    _check_finite(losses, iteration)
                     total_loss = torch.stack(list(losses.values())).sum()
                     (total_loss / micro_batches).backward()
-                named_losses = {"total_loss": total_loss, **losses}
-                means = all_reduce_mean(torch.stack(list(named_losses.values()))).tolist()
-                for name, loss in zip(named_losses, means, strict=True):
+                recorded_losses.append({"total_loss": total_loss.detach(), **losses})
+            for named_losses in _read_finite_losses(recorded_losses, model, iteration):
+                for name, loss in named_losses.items():
                     storage.put_scalar(name, loss)
             optimizer.step()
             storage.put_scalar("lr", optimizer.param_groups[0]["lr"], smoothing_hint=False)
@@ -214,10 +222,22 @@ def _translate_divergence(iteration: int) -> Iterator[None]:
         raise UserError(message) from failure
 
 
-def _check_finite(losses: Mapping[str, Tensor], iteration: int) -> None:
-    for name, loss in losses.items():
-        if not loss.isfinite():
-            raise UserError(f"{name} is {loss.item()} at iteration {iteration}; {_DIVERGENCE_ADVICE}")
+def _read_finite_losses(
+    recorded: Sequence[Mapping[str, Tensor]], model: nn.Module, iteration: int
+) -> list[dict[str, float]]:
+    """The mean over ranks of each loss of each micro-batch. A NaN or infinite loss or gradient ends the training before
+    it reaches the weights. The GPU is asked once."""
+    losses = all_reduce_mean(torch.stack([loss.detach() for named in recorded for loss in named.values()]))
+    gradients = [each.grad for each in model.parameters() if each.grad is not None]
+    *values, greatest = torch.cat([losses, get_total_norm(gradients, math.inf).to(losses)[None]]).tolist()
+    names = [name for named in recorded for name in named]
+    for name, value in zip(names, values, strict=True):
+        if name != "total_loss" and not math.isfinite(value):
+            raise UserError(f"{name} is {value} at iteration {iteration}; {_DIVERGENCE_ADVICE}")
+    if not math.isfinite(greatest):
+        raise UserError(f"a gradient is not finite at iteration {iteration}; {_DIVERGENCE_ADVICE}")
+    remaining = iter(values)
+    return [dict(zip(named, remaining, strict=False)) for named in recorded]
 
 
 def _check_solver(cfg: CfgNode) -> None:

@@ -73,7 +73,8 @@ _DEFAULTS: dict[str, Any] = {  # each method adds a node with its hyperparameter
         "WARMUP_EPOCHS": 0.0,
         "PER_EPOCH": True,  # after the warm-up update LR once an epoch, as published; False: at each step
     },
-    "AMP": False,  # bfloat16 autocast
+    "AMP": False,  # bfloat16 autocast, about twice as fast on GPUs and on CPUs with avx512_bf16
+    "MEMORY_FORMAT": "auto",  # channels_last or contiguous; auto: channels_last on CPUs and GPUs
     "SYNC_NORM": False,  # BatchNorm over all processes
     "MONITOR": {
         "PERIOD": 0,  # epochs between kNN evaluations; 0: none
@@ -115,6 +116,7 @@ class PretrainConfig:
     data: DataConfig
     optim: OptimConfig
     amp: bool
+    memory_format: str
     sync_norm: bool
     monitor: MonitorConfig | None  # None: no kNN evaluation
     log_period: int  # steps
@@ -173,6 +175,7 @@ def _parse_config(cfg: CfgNode) -> PretrainConfig:
         ),
         optim=OptimConfig(**_lowercase_keys(cfg.OPTIM)),
         amp=cfg.AMP,
+        memory_format=cfg.MEMORY_FORMAT,
         sync_norm=cfg.SYNC_NORM,
         monitor=_parse_monitor(cfg.MONITOR, data.TRAIN) if cfg.MONITOR.PERIOD else None,
         log_period=cfg.PERIODS.LOG,

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 
 from ssql_det.core.config import check_output_dir, save_config
-from ssql_det.core.devices import resolve_device
+from ssql_det.core.devices import choose_memory_format, resolve_device, warn_if_bfloat16_is_slow
 from ssql_det.core.distributed import barrier, is_main, local_world_size, rank, world_size
 from ssql_det.core.errors import UserError
 from ssql_det.core.rng import seed_all
@@ -35,10 +35,9 @@ from ssql_det.pretrain.features import compute_spread
 from ssql_det.pretrain.monitor import build_monitor
 from ssql_det.pretrain.optim import build_optimizer, learning_rate
 from ssql_det.pretrain.sync_norm import convert_sync_batchnorm
-from ssql_det.pretrain.view_loader import BadImageCounter, build_view_loader, steps_per_epoch
+from ssql_det.pretrain.view_loader import BadImageCounter, build_augmented_view_loader, steps_per_epoch
 from ssql_det.quant.hooks import recording_outputs
 from ssql_det.ssl import SSQL
-from ssql_det.ssl.augmentations import draw_random_numbers
 
 # None of these keys changes the result of a resumed run: IGNORED_KEYS never do; INIT is read only when a run starts.
 _MAY_CHANGE_ON_RESUME = (
@@ -55,6 +54,9 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Path:
     every process must call this; each trains on its share of every batch, and rank 0 writes the files.
     """
     folder, device = check_output_dir(config.output_dir), resolve_device(config.device, "DEVICE")
+    memory_format = choose_memory_format(config.memory_format, device, "MEMORY_FORMAT")
+    if config.amp:
+        warn_if_bfloat16_is_slow(device, "AMP")
     data, augmentation, optim, seed = config.data, config.data.augmentation, config.optim, config.seed
     check_config(config)
     images = data.open()
@@ -64,7 +66,7 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Path:
     seed_all(seed)
     is_resumed = _check_resume(config, folder, resume)
     network, backbone = build_network(config, load_init=not is_resumed)
-    network = network.to(device)
+    network = network.to(device, memory_format=memory_format)
     if config.sync_norm:
         convert_sync_batchnorm(network)
     method, quantizers = (network.method, network.quantizers) if isinstance(network, SSQL) else (network, None)
@@ -85,16 +87,12 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Path:
     model = DistributedDataParallel(network) if world_size() > 1 else network
     torch.backends.cudnn.benchmark = True  # all batches have one shape
 
-    batches = build_view_loader(
-        images,
-        augmentation.image_transform,
-        optim.batch,
-        seed,
-        first_step,
+    batches = build_augmented_view_loader(
+        *(images, augmentation, optim.batch, seed, device),
+        first_batch=first_step,
         workers=-(-data.workers // local_world_size()),
         rank=rank(),
         world_size=world_size(),
-        pin_memory=device.type == "cuda",
     )
     # first_step - 1 is the last step to keep in the curves; -1 drops all, if a run was killed before its first
     # checkpoint.
@@ -103,17 +101,12 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Path:
         for step in range(first_step, total_steps):
             batch = next(batches)
             bad_images.update(batch)
-            views = []
-            for view_index, view in enumerate(batch.views):
-                count = augmentation.num_random_numbers
-                random_numbers = draw_random_numbers(seed, batch.positions, view_index, count)
-                views.append(augmentation.batch_transform(view.to(device, non_blocking=True), random_numbers))
             lr = learning_rate(optim, step, epoch_steps)
             for group in optimizer.param_groups:
                 group["lr"] = lr
             autocast = torch.autocast(device.type, torch.bfloat16, config.amp)
             with recording_outputs(method.encoder, [""]) as encoded, autocast:
-                loss = _compute_loss(model, views, step, network)
+                loss = _compute_loss(model, batch.views, step, network)
             optimizer.zero_grad()
             loss.backward()
             _check_finite(loss, network, step)

@@ -12,7 +12,7 @@ from torch import nn
 
 from ssql_det.convert import IMAGENET, InputFormat
 from ssql_det.convert.checkpoint import describe_branch
-from ssql_det.core.devices import resolve_device
+from ssql_det.core.devices import AUTO, choose_memory_format, resolve_device
 from ssql_det.core.errors import UserError
 from ssql_det.core.rows import Protocol as RowProtocol
 from ssql_det.core.rows import Row, timestamp
@@ -65,6 +65,7 @@ class ProbeSettings:
     max_images: int | None = None  # in each split; None: no limit
     image_size: int | None = None  # in pixels; None: the default size of the augmentation
     protocol: LinearProtocol = field(default_factory=LinearProtocol)
+    memory_format: str = AUTO
     method_name: str = ""  # for the rows of results; "": the name in the checkpoint
 
     def __post_init__(self) -> None:
@@ -108,7 +109,9 @@ def probe_checkpoint(
     backbone, checkpoint_file = pretrained.backbone, pretrained.source
     encoder_branch = describe_branch(pretrained.metadata, checkpoint_file)  # online or momentum encoder
     _logger.info("%s: %s, %s", checkpoint_file.name, pretrained.network, encoder_branch)
-    backbone.module.eval().to(resolve_device(settings.device, "--device"))
+    device = resolve_device(settings.device, "--device")
+    memory_format = choose_memory_format(settings.memory_format, device, "--memory-format")
+    backbone.module.eval().to(device, memory_format=memory_format)
     augmentation = build_augmentation(
         augmentation_name or default_augmentation(pretrained.network), settings.image_size
     )

@@ -1,5 +1,8 @@
 """A data loader for pretraining: batches of augmented views, in an order that depends on the seed alone.
 
+Images are loaded and cropped by the loader's processes. The rest of the augmentation, of whole batches, overlaps with
+the training step: on the CPU the loader's processes do it too; on a GPU, a stream of its own, one batch ahead.
+
 The images of a batch depend only on the seed and the batch's index; the random augmentation of a view only on the seed,
 the position of its image in the order of training and the index of the view. Neither depends on the state of a
 generator, the number of workers or the number of processes, so training can resume at any step.
@@ -9,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -23,6 +26,7 @@ from ssql_det.core.errors import UserError, printable
 from ssql_det.core.processes import ignore_interrupts
 from ssql_det.core.rng import derive_seed, seeded_rng
 from ssql_det.pretrain.data import ImageDataset
+from ssql_det.ssl.augmentations import Augmentation, draw_random_numbers
 
 T = TypeVar("T")
 
@@ -35,7 +39,10 @@ _Key = tuple[int, int]
 
 @dataclass(frozen=True)
 class ViewBatch:
-    """This process's share of a batch: ``views`` has one uint8 tensor [N, 3, S, S] for each view of the N images."""
+    """This process's share of a batch: ``views`` has one tensor [N, 3, S, S] for each view of the N images.
+
+    The views are uint8 until the augmentation's ``batch_transform`` has augmented them.
+    """
 
     views: tuple[Tensor, ...]
     positions: tuple[int, ...]  # of the N images, counted from the start of the training over all processes
@@ -82,6 +89,51 @@ def steps_per_epoch(num_images: int, batch_size: int) -> int:
     return num_images // batch_size
 
 
+def build_augmented_view_loader(
+    images: ImageDataset, augmentation: Augmentation, batch_size: int, seed: int, device: torch.device, **options: Any
+) -> Iterator[ViewBatch]:
+    """:func:`build_view_loader` with augmented views, on ``device``; ``options`` are its other arguments.
+
+    >>> from PIL import Image
+    >>> from ssql_det.ssl.augmentations import build_augmentation
+    >>> from ssql_det.pretrain.data import ImageDataset
+    >>> red = ImageDataset("red", ("red",) * 9, lambda index: Image.new("RGB", (48, 48), "red"))
+    >>> loader = build_augmented_view_loader(red, build_augmentation("cifar"), 4, seed, torch.device("cpu"))
+    >>> next(loader).views[0].dtype
+    torch.float32
+    """
+    augment, transform = partial(_augment, augmentation, seed, device), augmentation.image_transform
+    if device.type == "cpu":
+        return build_view_loader(images, transform, batch_size, seed, batch_transform=augment, **options)
+    batches = build_view_loader(images, transform, batch_size, seed, pin_memory=device.type == "cuda", **options)
+    return _augment_ahead(batches, augment, device) if device.type == "cuda" else map(augment, batches)
+
+
+def _augment(augmentation: Augmentation, seed: int, device: torch.device, batch: ViewBatch) -> ViewBatch:
+    views = []
+    for view_index, view in enumerate(batch.views):
+        random_numbers = draw_random_numbers(seed, batch.positions, view_index, augmentation.num_random_numbers)
+        views.append(augmentation.batch_transform(view.to(device, non_blocking=True), random_numbers))
+    return replace(batch, views=tuple(views))
+
+
+def _augment_ahead(
+    batches: Iterator[ViewBatch], augment: Callable[[ViewBatch], ViewBatch], device: torch.device
+) -> Iterator[ViewBatch]:
+    """Copy and augment each batch in a stream of its own, while the GPU still trains on the batch before it."""
+    stream, training_stream = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    with torch.cuda.stream(stream):
+        following = augment(next(batches))
+    while True:
+        training_stream.wait_stream(stream)
+        current = following
+        for view in current.views:
+            view.record_stream(training_stream)  # its memory is not used again before the step has read it
+        with torch.cuda.stream(stream):
+            following = augment(next(batches))
+        yield current
+
+
 def build_view_loader(
     images: ImageDataset,
     transform: Callable[[Image], Tensor],
@@ -92,13 +144,14 @@ def build_view_loader(
     workers: int = 0,
     rank: int = 0,
     world_size: int = 1,
+    batch_transform: Callable[[ViewBatch], ViewBatch] | None = None,
     pin_memory: bool = False,
 ) -> Iterator[ViewBatch]:
     """Endless batches from index ``first_batch`` on; ``batch_size`` is the total over ``world_size`` processes.
 
-    With ``pin_memory`` a copy of a batch to a GPU does not wait for the work before it.
-
     ``transform`` returns a view, uint8 [3, S, S]. It may use torch's global generator, whose state is restored.
+    ``batch_transform`` is applied to whole batches by the processes that load them. With ``pin_memory`` a copy of a
+    batch to a GPU does not wait for the work before it.
 
     >>> from PIL import Image
     >>> from ssql_det.ssl.augmentations import build_augmentation
@@ -119,7 +172,8 @@ def build_view_loader(
         )
     dataset = _ViewDataset(images, transform, seed, num_views)
     batches = _sample_batches(len(images), batch_size, seed, first_batch, rank, world_size)
-    return load_batches(dataset, batches, _collate_views, seed, workers, pin_memory)
+    collate = partial(_collate_views, batch_transform)
+    return load_batches(dataset, batches, collate, seed, workers, pin_memory)
 
 
 def load_batches(
@@ -196,10 +250,11 @@ def _format_error(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-def _collate_views(batches: list[ViewBatch]) -> ViewBatch:
-    views = tuple(map(torch.cat, zip(*(batch.views for batch in batches), strict=True)))
-    positions = tuple(position for batch in batches for position in batch.positions)
-    return ViewBatch(views, positions, tuple(dict.fromkeys(file for batch in batches for file in batch.bad_files)))
+def _collate_views(batch_transform: Callable[[ViewBatch], ViewBatch] | None, items: Sequence[ViewBatch]) -> ViewBatch:
+    views = tuple(map(torch.cat, zip(*(item.views for item in items), strict=True)))
+    positions = tuple(position for item in items for position in item.positions)
+    batch = ViewBatch(views, positions, tuple(dict.fromkeys(file for item in items for file in item.bad_files)))
+    return batch if batch_transform is None else batch_transform(batch)
 
 
 def _collate_or_error(collate: Callable[[list[T]], T], items: list[T | str]) -> T | str:

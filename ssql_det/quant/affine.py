@@ -54,6 +54,17 @@ def tensor_version(tensor: Tensor) -> tuple[int, int]:
     return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
 
 
+def in_memory_order(x: Tensor) -> Tensor:
+    """A view of ``x`` with its axes sorted by stride: contiguous wherever its elements are densely stored.
+
+    Some operations, such as ``aminmax``, are many times faster on it than on a tensor in channels last.
+
+    >>> in_memory_order(images.to(memory_format=torch.channels_last)).is_contiguous()
+    True
+    """
+    return x.permute(sorted(range(x.ndim), key=x.stride, reverse=True))
+
+
 def choose_qparams(min_val: Tensor, max_val: Tensor, bits: int, *, symmetric: bool = False) -> QParams:
     """Scale and zero point for a range; with ``symmetric`` the range is [-m, m], where m is the larger magnitude.
 
@@ -79,12 +90,11 @@ def fake_quantize(x: Tensor, qparams: QParams) -> Tensor:
     """
     if x.numel() == 0:
         return x
-    converted, scale, zero_point = _to_common_type(x, qparams)
-    if torch.is_grad_enabled() and (converted.requires_grad or scale.requires_grad):
-        output: Tensor = _FakeQuantize.apply(converted, scale, zero_point, qparams.qmin, qparams.qmax)
-    else:
-        output = _fake_quantize(converted, scale, zero_point, qparams.qmin, qparams.qmax)
-    return output.to(x.dtype)
+    scale, zero_point = _convert_qparams(qparams, x)
+    if torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad):
+        output: Tensor = _FakeQuantize.apply(x, scale, zero_point, qparams.qmin, qparams.qmax)
+        return output
+    return _fake_quantize(x, scale, zero_point, qparams.qmin, qparams.qmax)
 
 
 def fake_quantize_weight(weight: Tensor, bits: int, axis: int = 0) -> Tensor:
@@ -109,8 +119,8 @@ def quantize(x: Tensor, qparams: QParams) -> Tensor:
     >>> quantize(torch.tensor([-3.0, 0.4, 9.0]), choose_qparams(torch.tensor(-1.0), torch.tensor(2.0), bits=2))
     tensor([0., 1., 3.])
     """
-    converted, scale, zero_point = _to_common_type(x, qparams)
-    integers = torch.round(converted / _replace_zeros(scale)) + zero_point
+    scale, zero_point = _convert_qparams(qparams, x)
+    integers = torch.round(x.to(scale.dtype) / _replace_zeros(scale)) + zero_point
     return torch.where(scale == 0, zero_point, integers.clamp(qparams.qmin, qparams.qmax))
 
 
@@ -139,11 +149,14 @@ def _fake_quantize(
     safe_scale, out = _replace_zeros(scale), torch.empty_like(x)
     masks = [] if in_range is None else [in_range]
     for x_block, out_block, s, z, *mask in _split_blocks(x, out, safe_scale, zero_point, *masks):
-        rounded = torch.div(x_block, s, out=None if mask else out_block).round_().add_(z)
-        torch.clamp(rounded, qmin, qmax, out=out_block)
+        is_converted = x.dtype != scale.dtype
+        rounded = torch.div(x_block.to(s.dtype), s, out=None if mask or is_converted else out_block).round_().add_(z)
+        clamped = torch.clamp(rounded, qmin, qmax, out=None if is_converted else out_block)
         if mask:
-            mask[0].copy_(rounded.eq_(out_block))  # faster than a comparison that makes booleans
-        out_block.sub_(z).mul_(s)
+            mask[0].copy_(rounded.eq_(clamped))  # faster than a comparison that makes booleans
+        clamped.sub_(z).mul_(s)
+        if is_converted:
+            out_block.copy_(clamped)
     return _restore_zero_scale(scale, x, out)
 
 
@@ -226,9 +239,8 @@ def _split_blocks(
 ) -> Iterator[tuple[Tensor, ...]]:
     """Yield matching blocks of the tensors: of flat memory if the scale is a scalar, else of the first axis."""
     tensors = [x, out, *masks]
-    order = sorted(range(x.ndim), key=x.stride, reverse=True)
-    if scale.ndim == 0 and x.permute(order).is_contiguous():
-        tensors = [tensor.permute(order).view(-1) for tensor in tensors]
+    if scale.ndim == 0 and in_memory_order(x).is_contiguous():
+        tensors = [in_memory_order(tensor).view(-1) for tensor in tensors]
     x, out, *flat_masks = tensors
     return _split_rows(_choose_block_rows(x), x, out, scale, zero_point, *flat_masks)
 
@@ -262,8 +274,8 @@ def _replace_zeros(scale: Tensor) -> Tensor:
     return torch.where(scale == 0, torch.ones_like(scale), scale)
 
 
-def _to_common_type(x: Tensor, qparams: QParams) -> tuple[Tensor, Tensor, Tensor]:
-    """Convert the tensor, its scale and its zero point to the type of ``compute_dtype``."""
-    converted = x.to(compute_dtype(x))
-    # The scale moves to the tensor's device: torch divides a CUDA tensor by a CPU scalar as a product with 1/s.
-    return converted, qparams.scale.to(converted), qparams.zero_point.to(converted)
+def _convert_qparams(qparams: QParams, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The scale and the zero point in the type that ``x`` is quantized in, on its device: torch divides a CUDA tensor
+    by a CPU scalar as a product with 1/s."""
+    dtype = compute_dtype(x)
+    return qparams.scale.to(x.device, dtype), qparams.zero_point.to(x.device, dtype)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ssql_det.core.distributed import all_reduce_tensor, world_size
 from ssql_det.core.errors import UserError
-from ssql_det.quant.affine import compute_dtype
+from ssql_det.quant.affine import compute_dtype, in_memory_order
 
 _FINITE, _NOT_FINITE, _NOT_OBSERVED = range(3)  # states of an observed range
 
@@ -207,7 +207,7 @@ def check_finite(observers: Mapping[str, Observer]) -> None:
 
 
 def _compute_range(x: Tensor) -> tuple[Tensor, Tensor]:
-    min_val, max_val = x.detach().aminmax()
+    min_val, max_val = in_memory_order(x.detach()).aminmax()
     if min_val.dtype not in (torch.float32, torch.float64):
         min_val, max_val = min_val.to(compute_dtype(x)), max_val.to(compute_dtype(x))
     return min_val, max_val
