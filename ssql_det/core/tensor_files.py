@@ -102,8 +102,14 @@ class _Pickler(pickle._Pickler):
         if type(obj) is str:
             obj = sys.intern(obj)
         elif isinstance(obj, Tensor) and obj.layout == torch.strided:
-            obj = obj.contiguous()
+            obj = _as_contiguous(obj)
         super().save(obj, save_persistent_id)  # type: ignore[misc]
+
+
+def _as_contiguous(tensor: Tensor) -> Tensor:
+    """With the strides of a new tensor, also along axes of length 1, where any stride counts as contiguous."""
+    strides = torch.empty_like(tensor, device="meta", memory_format=torch.contiguous_format).stride()
+    return tensor if tensor.stride() == strides else tensor.contiguous().as_strided(tensor.shape, strides)
 
 
 class _PickleModule:

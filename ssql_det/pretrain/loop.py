@@ -66,7 +66,7 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Path:
     seed_all(seed)
     is_resumed = _check_resume(config, folder, resume)
     network, backbone = build_network(config, load_init=not is_resumed)
-    network = network.to(device, memory_format=memory_format)
+    network = network.to(device).to(memory_format=memory_format)
     if config.sync_norm:
         convert_sync_batchnorm(network)
     method, quantizers = (network.method, network.quantizers) if isinstance(network, SSQL) else (network, None)

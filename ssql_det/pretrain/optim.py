@@ -38,8 +38,13 @@ def build_optimizer(optim: OptimConfig, network: nn.Module) -> torch.optim.Optim
     from its scaling, as is usual."""
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     if optim.name == "sgd":
-        hyperparameters = {"lr": optim.lr, "momentum": optim.momentum, "weight_decay": optim.weight_decay}
-        return torch.optim.SGD(trained, **hyperparameters, fused=True)  # one pass over memory instead of three
+        return torch.optim.SGD(
+            trained,
+            lr=optim.lr,
+            momentum=optim.momentum,
+            weight_decay=optim.weight_decay,
+            fused=True,  # one pass over memory instead of three
+        )
     weights = [parameter for parameter in trained if parameter.ndim > 1]
     biases_and_norms = [parameter for parameter in trained if parameter.ndim <= 1]
     groups = [

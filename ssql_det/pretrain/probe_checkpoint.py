@@ -111,7 +111,7 @@ def probe_checkpoint(
     _logger.info("%s: %s, %s", checkpoint_file.name, pretrained.network, encoder_branch)
     device = resolve_device(settings.device, "--device")
     memory_format = choose_memory_format(settings.memory_format, device, "--memory-format")
-    backbone.module.eval().to(device, memory_format=memory_format)
+    backbone.module.eval().to(device).to(memory_format=memory_format)
     augmentation = build_augmentation(
         augmentation_name or default_augmentation(pretrained.network), settings.image_size
     )
