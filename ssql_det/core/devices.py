@@ -55,6 +55,8 @@ def choose_memory_format(name: str, device: torch.device, key: str) -> torch.mem
 
 def warn_if_bfloat16_is_slow(device: torch.device, key: str) -> None:
     """Log a warning if ``device`` is a CPU that has no instructions for bfloat16; there it is slower than float32."""
-    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # an older torch does not know them
+    capabilities: dict[str, object] = getattr(
+        torch.cpu, "get_capabilities", dict
+    )()  # an older torch does not know them
     if device.type == "cpu" and capabilities and not any(map(capabilities.get, _BFLOAT16_INSTRUCTIONS)):
         _logger.warning("%s: this CPU has no bfloat16 instructions, so training is slower than in float32", key)

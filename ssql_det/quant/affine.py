@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -145,8 +146,15 @@ def max_abs_per_channel(weight: Tensor, axis: int) -> Tensor:
 def _fake_quantize(
     x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, in_range: Tensor | None = None
 ) -> Tensor:
-    """Fake-quantize in blocks that fit the cache. ``in_range`` receives whether each integer is in [qmin, qmax]."""
+    """Fake-quantize in blocks that fit the cache; on a GPU in one kernel. ``in_range`` receives whether each integer is
+    in [qmin, qmax]."""
     safe_scale, out = _replace_zeros(scale), torch.empty_like(x)
+    if _has_kernel(x, scale):
+        from ssql_det.quant import triton_kernel
+
+        with torch.cuda.device(x.device):
+            triton_kernel.launch(x, out, in_range, scale, zero_point, qmin, qmax)
+        return out
     masks = [] if in_range is None else [in_range]
     for x_block, out_block, s, z, *mask in _split_blocks(x, out, safe_scale, zero_point, *masks):
         is_converted = x.dtype != scale.dtype
@@ -158,6 +166,19 @@ def _fake_quantize(
         if is_converted:
             out_block.copy_(clamped)
     return _restore_zero_scale(scale, x, out)
+
+
+def _has_kernel(x: Tensor, scale: Tensor) -> bool:
+    """Whether ``quant/triton_kernel.py`` can quantize ``x``: on a GPU with Triton, with a scale for the whole tensor or
+    for each entry of its first axis."""
+    if not x.is_cuda or scale.dtype != torch.float32 or find_spec("triton") is None:
+        return False
+    is_per_entry = scale.ndim == x.ndim and len(scale) == len(x) == scale.numel() and x.stride(0) == max(x.stride())
+    if not in_memory_order(x).is_contiguous() or not (scale.numel() == 1 or is_per_entry):
+        return False
+    from ssql_det.quant import triton_kernel
+
+    return triton_kernel.is_available()
 
 
 class _FakeQuantize(torch.autograd.Function):
