@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -157,10 +156,15 @@ def _compute_loss(model: nn.Module, views: Sequence[Tensor], step: int, network:
 def _check_finite(loss: Tensor, network: nn.Module, step: int) -> None:
     """A NaN or infinite loss or gradient ends the run, before it reaches the weights. The GPU is asked once."""
     gradients = [each.grad for each in network.parameters() if each.grad is not None]
-    greatest = get_total_norm(gradients, math.inf)
-    if torch.stack([loss.detach().to(greatest), greatest]).isfinite().all():
+    norm = get_total_norm(gradients)  # many times as fast on a CPU as looking for values that are not finite
+    if torch.stack([loss.detach().to(norm), norm]).isfinite().all():
         return
-    problem = f"the loss is {loss.item()}" if not loss.isfinite() else "a gradient is not finite"
+    if not loss.isfinite():
+        problem = f"the loss is {loss.item()}"
+    elif not all(each.isfinite().all() for each in gradients):
+        problem = "a gradient is not finite"
+    else:
+        return  # the norm overflowed
     raise UserError(f"{problem} in {_describe_step(network, step)}; lower OPTIM.LR and use another OUTPUT_DIR")
 
 

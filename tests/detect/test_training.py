@@ -15,6 +15,7 @@ from torch import nn
 from ssql_det.backbones import build_backbone
 from ssql_det.cli.main import main
 from ssql_det.core.config import load_config
+from ssql_det.core.errors import UserError
 from ssql_det.core.unpickler import read_tensors
 from ssql_det.d2 import get_detection_dataset_dicts
 from ssql_det.detect import train as training
@@ -135,6 +136,16 @@ def test_a_loss_that_is_not_finite_ends_the_run_in_one_sentence(whole_run, monke
     )
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000002.pth"
     assert is_equal(final_model(tmp_path, "model_0000002"), final_model(whole_run, "model_0000002"))
+
+
+def test_gradients_are_finite_although_their_norm_is_not():
+    model, recorded = nn.Linear(2, 2), [{"loss_cls": torch.tensor(1.0)}]
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 1e30)
+    assert training._read_finite_losses(recorded, model, iteration=3) == [{"loss_cls": 1.0}]
+    model.bias.grad[1] = float("inf")
+    with pytest.raises(UserError, match="a gradient is not finite at iteration 3"):
+        training._read_finite_losses(recorded, model, iteration=3)
 
 
 def final_model(folder, name):
