@@ -73,9 +73,9 @@ def choose_qparams(min_val: Tensor, max_val: Tensor, bits: int, *, symmetric: bo
     QParams(scale=tensor(1.), zero_point=tensor(1.), qmin=0, qmax=3)
     """
     if symmetric:
-        scale = torch.maximum(min_val.abs(), max_val.abs()) / ((2**bits - 1) / 2)
+        scale = _divide(torch.maximum(min_val.abs(), max_val.abs()), (2**bits - 1) / 2)
         return QParams(scale, torch.zeros_like(scale), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-    scale = (max_val - min_val) / (2**bits - 1)
+    scale = _divide(max_val - min_val, 2**bits - 1)
     zero_point = -torch.round(min_val / _replace_zeros(scale))
     return QParams(scale, zero_point, 0, 2**bits - 1)
 
@@ -195,11 +195,14 @@ class _FakeQuantize(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         in_range, scale, zero_point, *saved = ctx.saved_tensors
-        grad_x, grad_scale = torch.where(in_range, grad, 0), None
+        grad_x = _restore_zero_scale(scale, grad, torch.where(in_range, grad, 0))
+        grad_scale = None
         if saved:
-            _, grad_scale = _compute_gradients(saved[0], grad, _replace_zeros(scale), zero_point, ctx.qmin, ctx.qmax)
+            # Converted, because the integers are too large for half precision.
+            x, grad = saved[0].to(scale.dtype), grad.to(scale.dtype)
+            _, grad_scale = _compute_gradients(x, grad, _replace_zeros(scale), zero_point, ctx.qmin, ctx.qmax)
             grad_scale = grad_scale.sum_to_size(scale.shape) * (scale != 0)
-        return _restore_zero_scale(scale, grad, grad_x), grad_scale, None, None, None
+        return grad_x, grad_scale, None, None, None
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -288,6 +291,11 @@ def _restore_zero_scale(scale: Tensor, original: Tensor, computed: Tensor) -> Te
 def _reads_without_sync(x: Tensor) -> bool:
     """Whether Python can read values without waiting, as on the CPU; on a GPU it waits for all queued operations."""
     return x.device.type == "cpu"
+
+
+def _divide(x: Tensor, divisor: float) -> Tensor:
+    """``x / divisor``, on a GPU too: there torch divides by a number as a product with its reciprocal."""
+    return x / x.new_full((), divisor)
 
 
 def _replace_zeros(scale: Tensor) -> Tensor:

@@ -121,7 +121,7 @@ def normalize(images: Tensor, input_format: InputFormat) -> Tensor:
         images = images.flip(-3)
     dtype = torch.promote_types(images.dtype, torch.float32)
     mean, std = (
-        torch.tensor(values, dtype=dtype, device=images.device).view(3, 1, 1)
+        torch.tensor(values, dtype=dtype).view(3, 1, 1).to(images.device, non_blocking=True)
         for values in (input_format.mean, input_format.std)
     )
     return (images - mean) / std

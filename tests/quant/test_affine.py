@@ -222,6 +222,19 @@ def test_a_learned_scalar_scale_gets_its_gradient():
     assert math.isclose(high.grad.item(), plain.grad.item(), rel_tol=1e-9)
 
 
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_gradient_of_a_scale_is_computed_in_float32(dtype, bits):
+    x = torch.randn(500).to(dtype)
+    gradients = []
+    for values in (x, x.float()):
+        qparams = choose_qparams(x.float().min(), x.float().max(), bits)
+        qparams.scale.requires_grad_()
+        output = fake_quantize(values, qparams)
+        gradients.append(torch.autograd.grad(output, qparams.scale, torch.sign(values)))
+    torch.testing.assert_close(*gradients)
+
+
 def test_at_most_one_byte_per_element_is_saved_for_the_backward_pass():
     x = torch.randn(64, 32, 8, 8, requires_grad=True)
     qparams = choose_qparams(x.detach().min(), x.detach().max(), 4)

@@ -141,7 +141,8 @@ class ScaleSearch:
     def _search(self, weight: Tensor, bits: int) -> Tensor:
         """Find the scale of least error per channel; of equally good scales the largest, which clips least."""
         reduced = [dim for dim in range(weight.ndim) if dim != self._axis % weight.ndim]
-        max_scale = max_abs_per_channel(weight, self._axis) / ((2**bits - 1) / 2)
+        max_abs = max_abs_per_channel(weight, self._axis)
+        max_scale = choose_qparams(-max_abs, max_abs, bits, symmetric=True).scale
         best_scale, least_error = max_scale, None
         for step in range(_SCALE_STEPS, 0, -1):
             scale = max_scale * (step / _SCALE_STEPS)
