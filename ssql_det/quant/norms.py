@@ -79,11 +79,13 @@ def check_norm_statistics(model: nn.Module, statistics: NormStatistics) -> None:
 
 @contextmanager
 def overriding_statistics(model: nn.Module, statistics: NormStatistics) -> Iterator[None]:
-    """Use these statistics in place of those in the network's buffers."""
+    """Use these statistics in place of those in the network's buffers; the network may have moved to another device."""
     with ExitStack() as stack:
         for path in dict.fromkeys(name.rpartition(".")[0] for name in statistics):
-            buffers = {name: statistics[f"{path}.{name}"] for name in _BUFFERS}
-            stack.enter_context(overriding_attributes(model.get_submodule(path), **buffers))
+            norm = model.get_submodule(path)
+            device = _get_buffer(norm, "running_mean").device
+            buffers = {name: statistics[f"{path}.{name}"].to(device) for name in _BUFFERS}
+            stack.enter_context(overriding_attributes(norm, **buffers))
         yield
 
 

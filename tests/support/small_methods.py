@@ -37,9 +37,9 @@ def make_small_method(kind):
     return method.double().train()
 
 
-def make_two_views(images=6, seed=1):
+def make_two_views(images=6, seed=1, side=32):
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(images, 3, 32, 32, dtype=torch.float64, generator=generator) for _ in range(2)]
+    return [torch.randn(images, 3, side, side, dtype=torch.float64, generator=generator) for _ in range(2)]
 
 
 def compute_gradients(loss, method):

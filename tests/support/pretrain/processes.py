@@ -4,6 +4,7 @@ from contextlib import suppress
 from unittest.mock import patch
 
 import torch
+from support.devices.targets import FLOAT64_ON_CPU
 from support.pretrain.runs import StoppedError
 from support.small_methods import METHODS, make_small_method, make_two_views
 from torch import nn
@@ -20,23 +21,24 @@ from ssql_det.ssl import SSQL, MoCo
 
 def step_by_step(folder):
     """Some steps of every method, alone and under SSQL, on this process's share of each batch; then MoCo's shuffle."""
-    results = {(kind, is_ssql): _take_steps(kind, is_ssql) for kind in METHODS for is_ssql in (False, True)}
+    results = {(kind, is_ssql): take_steps(kind, is_ssql) for kind in METHODS for is_ssql in (False, True)}
     torch.save(results, folder / f"{world_size()}_{rank()}.pt")
     torch.save(
         [_encode_shuffled(has_norm) for has_norm in (False, True)], folder / f"shuffled_{world_size()}_{rank()}.pt"
     )
 
 
-def _take_steps(kind, is_ssql, count=2):
+def take_steps(kind, is_ssql, count=2, target=FLOAT64_ON_CPU):
     """Losses and gradients of each step, and the state after the last."""
-    method = make_small_method(kind)
+    method = target.place(make_small_method(kind))
     network = convert_sync_batchnorm(SSQL(method, FixedBits(Bits(3, 4))) if is_ssql else method)
     parallel = nn.parallel.DistributedDataParallel(network) if world_size() > 1 else network
     trained = {name: parameter for name, parameter in method.named_parameters() if parameter.requires_grad}
     optimizer = torch.optim.SGD(trained.values(), lr=0.1, momentum=0.9)
     losses, gradients = [], []
     for step in range(count):
-        loss = parallel([view.chunk(world_size())[rank()] for view in make_two_views(images=8, seed=step)], step)
+        views = [view.chunk(world_size())[rank()] for view in make_two_views(images=8, seed=step)]
+        loss = parallel([target.place_images(view) for view in views], step)
         optimizer.zero_grad()
         loss.backward()
         losses.append(loss.detach())
