@@ -125,18 +125,6 @@ def quantize(x: Tensor, qparams: QParams) -> Tensor:
     return torch.where(scale == 0, zero_point, integers.clamp(qparams.qmin, qparams.qmax))
 
 
-def straight_through(x: Tensor, quantized: Tensor, mask: Tensor) -> Tensor:
-    """Return ``quantized``; gradients pass to ``x`` where ``mask`` is true.
-
-    >>> x = torch.tensor([0.4, 9.0], requires_grad=True)
-    >>> straight_through(x, torch.tensor([0.5, 1.5]), torch.tensor([True, False])).sum().backward()
-    >>> x.grad
-    tensor([1., 0.])
-    """
-    output: Tensor = _StraightThrough.apply(x, quantized, mask)
-    return output
-
-
 def max_abs_per_channel(weight: Tensor, axis: int) -> Tensor:
     """The largest magnitude of each output channel, in a shape that broadcasts to the weight."""
     reduced = [dim for dim in range(weight.ndim) if dim != axis % weight.ndim]
@@ -148,14 +136,14 @@ def _fake_quantize(
 ) -> Tensor:
     """Fake-quantize in blocks that fit the cache; on a GPU in one kernel. ``in_range`` receives whether each integer is
     in [qmin, qmax]."""
-    safe_scale, out = _replace_zeros(scale), torch.empty_like(x)
+    out = torch.empty_like(x)
     if _has_kernel(x, scale):
         from ssql_det.quant import triton_kernel
 
         with torch.cuda.device(x.device):
             triton_kernel.launch(x, out, in_range, scale, zero_point, qmin, qmax)
         return out
-    masks = [] if in_range is None else [in_range]
+    safe_scale, masks = _replace_zeros(scale), [] if in_range is None else [in_range]
     for x_block, out_block, s, z, *mask in _split_blocks(x, out, safe_scale, zero_point, *masks):
         is_converted = x.dtype != scale.dtype
         rounded = torch.div(x_block.to(s.dtype), s, out=None if mask or is_converted else out_block).round_().add_(z)
@@ -173,7 +161,7 @@ def _has_kernel(x: Tensor, scale: Tensor) -> bool:
     for each entry of its first axis."""
     if not x.is_cuda or scale.dtype != torch.float32 or find_spec("triton") is None:
         return False
-    is_per_entry = scale.ndim == x.ndim and len(scale) == len(x) == scale.numel() and x.stride(0) == max(x.stride())
+    is_per_entry = scale.ndim == x.ndim > 0 and len(scale) == len(x) == scale.numel() and x.stride(0) == max(x.stride())
     if not in_memory_order(x).is_contiguous() or not (scale.numel() == 1 or is_per_entry):
         return False
     from ssql_det.quant import triton_kernel
@@ -203,18 +191,6 @@ class _FakeQuantize(torch.autograd.Function):
             _, grad_scale = _compute_gradients(x, grad, _replace_zeros(scale), zero_point, ctx.qmin, ctx.qmax)
             grad_scale = grad_scale.sum_to_size(scale.shape) * (scale != 0)
         return grad_x, grad_scale, None, None, None
-
-
-class _StraightThrough(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, quantized: Tensor, mask: Tensor) -> Tensor:
-        ctx.save_for_backward(mask)
-        return quantized.to(x.dtype, copy=True)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return torch.where(ctx.saved_tensors[0], grad, 0), None, None
 
 
 class _FakeQuantizeWeight(torch.autograd.Function):

@@ -34,7 +34,7 @@ def test_a_forward_pass_on_a_gpu_reads_nothing_back(kind, is_ssql, monkeypatch):
     checked = []
     monkeypatch.setattr(quantization, "check_finite", checked.append)  # the one read of SSQL, of all ranges at once
     monkeypatch.setattr(affine, "_has_kernel", lambda x, scale: False)  # which needs a real GPU
-    method = make_small_method(kind)
+    method = make_small_method(kind).float()
     network = SSQL(method, FixedBits(Bits(3, 4))) if is_ssql else method
     monkeypatch.setattr(hooks, "tensor_version", lambda tensor: (id(tensor), tensor._version))  # they have no memory
     with FakeTensorMode():

@@ -7,10 +7,12 @@ the mean of the weights. The odd integers ``2q + 1`` are stored with scale ``s /
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from ssql_det.quant.affine import straight_through
 from ssql_det.quant.quantizers.mse import ScaleSearch
 from ssql_det.quant.quantizers.quantizer import WEIGHTS, QuantizedTensor, Quantizer, TensorSpec, smallest_int_dtype
 
@@ -44,3 +46,27 @@ def _quantize(weight: Tensor, scale: Tensor, bits: int) -> tuple[Tensor, Tensor]
 
 def _fake_quantize(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
     return (_quantize(weight, scale, bits)[0] + 0.5) * scale
+
+
+def straight_through(x: Tensor, quantized: Tensor, mask: Tensor) -> Tensor:
+    """Return ``quantized``; gradients pass to ``x`` where ``mask`` is true.
+
+    >>> x = torch.tensor([0.4, 9.0], requires_grad=True)
+    >>> straight_through(x, torch.tensor([0.5, 1.5]), torch.tensor([True, False])).sum().backward()
+    >>> x.grad
+    tensor([1., 0.])
+    """
+    output: Tensor = _StraightThrough.apply(x, quantized, mask)
+    return output
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, quantized: Tensor, mask: Tensor) -> Tensor:
+        ctx.save_for_backward(mask)
+        return quantized.to(x.dtype, copy=True)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return torch.where(ctx.saved_tensors[0], grad, 0), None, None
