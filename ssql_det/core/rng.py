@@ -44,15 +44,27 @@ def seeded_rng(*seed_parts: int | str) -> Iterator[None]:
     ...     torch.equal(torch.rand(2), first)
     True
     """
+    with restoring_rng():
+        seed_cpu_rng(*seed_parts)
+        yield
+
+
+@contextmanager
+def restoring_rng() -> Iterator[None]:
+    """Restore the state of Python's, NumPy's and torch's CPU generators on exit."""
     before = RngState.capture(with_cuda=False)
-    seed = derive_seed(*seed_parts)
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.default_generator.manual_seed(seed)
     try:
         yield
     finally:
         before.restore()
+
+
+def seed_cpu_rng(*seed_parts: int | str) -> None:
+    """Seed Python's, NumPy's and torch's CPU generators from ``seed_parts``, inside :func:`restoring_rng`."""
+    seed = derive_seed(*seed_parts)
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ssql_det.core.errors import UserError, printable
 from ssql_det.core.processes import ignore_interrupts
-from ssql_det.core.rng import derive_seed, seeded_rng
+from ssql_det.core.rng import derive_seed, restoring_rng, seed_cpu_rng
 from ssql_det.pretrain.data import ImageDataset
 from ssql_det.ssl.augmentations import Augmentation, draw_random_numbers
 
@@ -214,13 +214,16 @@ def _sample_batches(
 
 
 class _ViewDataset(Dataset[ViewBatch | str]):
-    """Each item is a batch with the views of one image, or an error message."""
+    """Each item is a batch with the views of one image, or an error message. Only lists of items can be loaded."""
 
     def __init__(self, images: ImageDataset, transform: Callable[[Image], Tensor], seed: int, num_views: int) -> None:
         self._images, self._transform, self._seed, self._num_views = images, transform, seed, num_views
 
-    def __getitem__(self, key: _Key) -> ViewBatch | str:
-        position, index = key
+    def __getitems__(self, keys: Sequence[_Key]) -> list[ViewBatch | str]:
+        with restoring_rng():  # once per batch, because it takes as long as a fourth of a view
+            return [self._load(*key) for key in keys]
+
+    def _load(self, position: int, index: int) -> ViewBatch | str:
         bad_files: list[str] = []
         reason = ""
         for offset in range(min(_MAX_ATTEMPTS, len(self._images))):
@@ -242,8 +245,8 @@ class _ViewDataset(Dataset[ViewBatch | str]):
         )
 
     def _make_view(self, image: Image, position: int, view_index: int) -> Tensor:
-        with seeded_rng(self._seed, position, view_index):
-            return self._transform(image)[None]
+        seed_cpu_rng(self._seed, position, view_index)
+        return self._transform(image)[None]
 
 
 def _format_error(error: Exception) -> str:

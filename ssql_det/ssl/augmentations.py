@@ -124,7 +124,7 @@ def normalize(images: Tensor, input_format: InputFormat) -> Tensor:
         torch.tensor(values, dtype=dtype).view(3, 1, 1).to(images.device, non_blocking=True)
         for values in (input_format.mean, input_format.std)
     )
-    return (images - mean) / std
+    return (images - mean).div_(std)
 
 
 def augment_photos(images: Tensor, random_numbers: Tensor, input_format: InputFormat, has_blur: bool) -> Tensor:
@@ -138,15 +138,15 @@ def augment_photos(images: Tensor, random_numbers: Tensor, input_format: InputFo
     orders = ranks.argsort(dim=1, stable=True).where(jitter_chance[:, None] < 0.8, -1)
     low, high = torch.tensor(_JITTER_RANGES).unbind(1)
     views = colour_jitter(images / 255, orders, (low + (high - low) * strengths).to(device, non_blocking=True))
-    is_gray = _per_image(gray_chance < 0.2).to(device, non_blocking=True)
-    views = torch.where(is_gray, to_grayscale(views), views)
+    gray = _find(gray_chance < 0.2, device)
+    views.index_copy_(0, gray, to_grayscale(views.index_select(0, gray)).expand(-1, 3, -1, -1))
     if has_blur:
         is_blurred = blur_chance < 0.5
+        blurred = _find(is_blurred, device)
         radius = images.shape[-1] // 20  # the kernel covers a tenth of the image's side, as in SimCLR
-        blurred = is_blurred.nonzero().flatten().to(device, non_blocking=True)
         blur_sigmas = (0.1 + 1.9 * sigmas[is_blurred, 0]).to(device, non_blocking=True)
-        views[blurred] = gaussian_blur(views[blurred], blur_sigmas, radius)
-    return normalize(views * 255, input_format)
+        views.index_copy_(0, blurred, gaussian_blur(views.index_select(0, blurred), blur_sigmas, radius))
+    return normalize(views.mul_(255), input_format)
 
 
 def augment_digits(images: Tensor, random_numbers: Tensor) -> Tensor:
@@ -206,9 +206,9 @@ def colour_jitter(images: Tensor, orders: Tensor, factors: Tensor) -> Tensor:
     images = images.clone()
     for order in orders.unbind(1):
         for adjustment, adjust in enumerate((adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)):
-            # Indices, not a mask: a GPU would have to be asked how many images a mask has.
-            selected = (order == adjustment).nonzero().flatten().to(images.device, non_blocking=True)
-            images[selected] = adjust(images[selected], factors[selected, adjustment])
+            selected = _find(order == adjustment, images.device)
+            adjusted = adjust(images.index_select(0, selected), factors[selected, adjustment])
+            images.index_copy_(0, selected, adjusted)
     return images
 
 
@@ -254,6 +254,11 @@ def _blend(images: Tensor, others: Tensor, factors: Tensor) -> Tensor:
     """Interpolate between ``others`` (factor 0) and ``images`` (factor 1); factors above 1 extrapolate."""
     factors = _per_image(factors)
     return (factors * images + (1 - factors) * others).clamp_(0, 1)
+
+
+def _find(mask: Tensor, device: torch.device) -> Tensor:
+    """The indices where a mask on the CPU is True. A GPU would have to be asked how many images its mask has."""
+    return mask.nonzero().flatten().to(device, non_blocking=True)
 
 
 def _per_image(values: Tensor) -> Tensor:
