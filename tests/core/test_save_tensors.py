@@ -48,6 +48,14 @@ def test_equal_content_gives_equal_bytes_whether_or_not_its_strings_are_one_obje
     assert to_bytes(shared, torch.save) != to_bytes(separate, torch.save)  # why save_tensors exists
 
 
+@pytest.mark.parametrize("shape", [(4, 3, 3, 3), (4, 3, 1, 1), (4, 1, 3, 3), (1, 3, 2, 1)])
+def test_equal_tensors_give_equal_bytes_in_any_memory_format(shape):
+    tensor = torch.arange(float(torch.Size(shape).numel())).view(shape)
+    channels_last = torch.empty(shape).to(memory_format=torch.channels_last).copy_(tensor)
+    assert channels_last.stride() != tensor.stride()
+    assert to_bytes({"weight": channels_last}) == to_bytes({"weight": tensor})
+
+
 def test_other_content_gives_other_bytes():
     other = make_checkpoint(str)
     other["resume"]["names"][0] = "0.bias"

@@ -148,6 +148,32 @@ def test_gradients_are_finite_although_their_norm_is_not():
         training._read_finite_losses(recorded, model, iteration=3)
 
 
+def test_a_gradient_that_is_not_finite_ends_the_run_before_the_weights(whole_run, monkeypatch, capsys, tmp_path):
+    losses, seen = training._compute_losses, []
+
+    def plant_nan(*args):
+        computed = losses(*args)
+        if len(seen) == 4:
+            computed["loss_cls"].register_hook(lambda gradient: gradient * float("nan"))
+        seen.append(1)
+        return computed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_compute_losses", plant_nan)
+        line = refused(capsys, *train_arguments(tmp_path))
+    assert line.startswith("error: a gradient is not finite at iteration 4; lower SOLVER.BASE_LR")
+    assert is_equal(final_model(tmp_path, "model_0000002"), final_model(whole_run, "model_0000002"))
+
+
+@pytest.mark.parametrize("name", ["channels_last", "contiguous"])
+def test_the_memory_format_moves_a_detector_in_its_last_digits(name, whole_run, tmp_path):
+    train(config(C4, tmp_path, SSQL_DET__MEMORY_FORMAT=name), C4)
+    ours, expected = (final_model(each, "model_0000002") for each in (tmp_path, whole_run))
+    assert is_equal(ours, expected) == (name == "channels_last")  # the default
+    for key, value in expected.items():
+        assert (ours[key] - value).abs().max() <= 1e-4 * value.abs().max().clamp(min=1e-2), key
+
+
 def final_model(folder, name):
     return read_tensors(folder / f"{name}.pth")["model"]
 

@@ -88,6 +88,31 @@ def test_two_processes_with_synchronized_norms_equal_one(toy, tmp_path):
             assert (two[part][name] - value).abs().max() <= 2e-3 * value.abs().max().clamp(min=1e-3), name
 
 
+def test_the_memory_format_moves_a_step_in_its_last_digits_and_no_file(toy, tmp_path):
+    losses, weights = {}, {}
+    for name in ("channels_last", "contiguous"):
+        keys = {"MEMORY_FORMAT": name, "SSQL__ENABLED": False, "OPTIM__EPOCHS": 1}
+        pretrain(config(toy, tmp_path / name, **keys))
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        losses[name], weights[name] = json.loads(lines[0])["loss"], content(tmp_path / name)["online"]
+    assert losses["channels_last"] == pytest.approx(losses["contiguous"], rel=0, abs=1e-5)
+    assert not same(weights["channels_last"], weights["contiguous"])  # the format reached the convs
+    assert all(tensor.is_contiguous() for tensor in weights["channels_last"].values())
+
+
+def test_a_step_of_ssql_is_the_same_in_channels_last(toy, tmp_path):
+    gradients = {}
+    for memory_format in (torch.channels_last, torch.contiguous_format):
+        torch.manual_seed(0)
+        network, _ = build_network(config(toy, tmp_path))
+        network.double().to(memory_format=memory_format)
+        views = torch.randn(2, 4, 3, 32, 32, dtype=torch.float64)
+        network(views.unbind(0), 0).backward()
+        gradients[memory_format] = [parameter.grad for parameter in network.parameters()]
+    for one, other in zip(*gradients.values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
 def test_bfloat16_trains(toy, tmp_path):
     """At 32 pixels: on the CPU torch leaves parts of a bfloat16 gradient unwritten where a conv sees a single pixel."""
     pretrain(config(toy, tmp_path, AMP=True, OPTIM__EPOCHS=1, DATA__SIZE=32))
