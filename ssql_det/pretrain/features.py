@@ -146,10 +146,10 @@ class AugmentedImages(Dataset[Tensor | str]):
         except UserError as error:
             return str(error)
 
-    def views(self, batches: Iterable[EpochBatch]) -> Iterator[Tensor]:
-        """The views of each batch, uint8 [N, 3, S, S]."""
+    def views(self, batches: Iterable[EpochBatch], pin_memory: bool = False) -> Iterator[Tensor]:
+        """The views of each batch, uint8 [N, 3, S, S]; pinned, their copy to a GPU does not wait."""
         keys = ([(epoch, position) for position in positions.tolist()] for epoch, positions in batches)
-        return load_batches(self, keys, torch.stack, self._seed, self._workers)
+        return load_batches(self, keys, torch.stack, self._seed, self._workers, pin_memory)
 
 
 def stream_features(backbone: nn.Module, augmented: AugmentedImages, input_format: InputFormat) -> FeatureLoader:
@@ -157,8 +157,8 @@ def stream_features(backbone: nn.Module, augmented: AugmentedImages, input_forma
 
     def load_features(batches: Iterable[EpochBatch]) -> Iterator[Tensor]:
         device = next(backbone.parameters()).device
-        for pixels in augmented.views(batches):
-            yield extract_features(backbone, [normalize(pixels.to(device), input_format)])
+        for pixels in augmented.views(batches, pin_memory=device.type == "cuda"):
+            yield extract_features(backbone, [normalize(pixels.to(device, non_blocking=True), input_format)])
 
     return load_features
 
