@@ -38,13 +38,8 @@ def build_optimizer(optim: OptimConfig, network: nn.Module) -> torch.optim.Optim
     from its scaling, as is usual."""
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     if optim.name == "sgd":
-        return torch.optim.SGD(
-            trained,
-            lr=optim.lr,
-            momentum=optim.momentum,
-            weight_decay=optim.weight_decay,
-            fused=True,  # one pass over memory instead of three
-        )
+        # Not fused: with a gradient in another memory format than its weight, torch's fused SGD computes wrong updates.
+        return torch.optim.SGD(trained, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay)
     weights = [parameter for parameter in trained if parameter.ndim > 1]
     biases_and_norms = [parameter for parameter in trained if parameter.ndim <= 1]
     groups = [
