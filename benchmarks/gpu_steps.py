@@ -76,7 +76,8 @@ def report_speed(device: torch.device) -> None:
 def _measure(
     size: StepSize, is_ssql: bool, images: int, device: torch.device, memory_format: torch.memory_format
 ) -> StepCost:
-    step = Step("simsiam", is_ssql, size.arch, size.side, size.hidden, images, device.type, memory_format)
+    settings = (size.arch, size.side, size.hidden, images, device.type, memory_format, torch.bfloat16)
+    step = Step("simsiam", is_ssql, *settings)
     with _choosing_fastest_kernels():
         for _ in range(4):  # SSQL quantizes at other bit-widths in each step, so more than one is warm-up
             step()
@@ -107,10 +108,8 @@ def _print_ratios(costs: dict[tuple[str, str], StepCost], images: int) -> None:
 
 def _print_lower_bound(size: StepSize, device: torch.device) -> None:
     """The ratio of the times of the passes through the network alone."""
-    alone, ssql = (
-        Step("simsiam", is_ssql, size.arch, size.side, size.hidden, size.batches[0], device.type, torch.channels_last)
-        for is_ssql in (False, True)
-    )
+    settings = (size.arch, size.side, size.hidden, size.batches[0], device.type, torch.channels_last, torch.bfloat16)
+    alone, ssql = (Step("simsiam", is_ssql, *settings) for is_ssql in (False, True))
     # SimSiam has only passes with gradients, so the cost of one relative to a pass without does not matter.
     print(f"SSQL / SimSiam: lower bound of time {compute_lower_bound(alone, ssql, 3):.3f}", flush=True)
 
