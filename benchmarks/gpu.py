@@ -104,6 +104,7 @@ def main() -> int:
         print("this machine has no GPU; rehearse the checks with --device cpu", file=sys.stderr)
         return 2
     logging.getLogger("ssql_det").setLevel(logging.ERROR)  # warnings about networks of no known family
+    torch.set_num_threads(1)  # the CPU's tensors are small, and on busy cores threads wait for each other
     device = torch.device(options.device)
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     print(f"{name}, torch {torch.__version__}", flush=True)
