@@ -3,6 +3,7 @@ import json
 import logging
 import multiprocessing.process
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # Modules are compiled once, for all processes that the tests start.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+# Under nohup it is ignored, also by the processes that the tests start and send it to.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 from ssql_det.toydata.dataset import ToyDataSettings, make_toy_data
 
