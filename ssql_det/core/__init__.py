@@ -9,10 +9,11 @@ run_folder       a run owns its folder; what may be resumed there
 unpickler        safe reading of ``.pth`` and ``.pkl`` files: no code in them runs
 tensor_rebuild   arrays and tensors of the unpickler, with checked shapes and sizes
 tensor_files     reproducible ``torch.save``; safetensors files
+gradients        the check of losses and gradients in each training step
 optimizer_state  loading and checking an optimizer's state
 rows             result rows in ``results.jsonl``
 rng              seeded generators, and saving and restoring their state
-devices          the device that a config names
+devices          the device that a config names, and what is fast on it
 config           YAML configs: ``_BASE_``, ``KEY VALUE`` overrides, resuming
 config_files     the configs that come with the package, found by name
 registry         classes and functions by name; plugins

@@ -48,15 +48,14 @@ def choose_memory_format(name: str, device: torch.device, key: str) -> torch.mem
     if name not in MEMORY_FORMAT_NAMES:
         hint, known = did_you_mean(name, MEMORY_FORMAT_NAMES), ", ".join(MEMORY_FORMAT_NAMES)
         raise UserError(f"{key} {name!r} is unknown{hint} (known: {known})")
-    return _MEMORY_FORMATS[
-        ("channels_last" if device.type in ("cpu", "cuda") else "contiguous") if name == AUTO else name
-    ]
+    if name == AUTO:
+        name = "channels_last" if device.type in ("cpu", "cuda") else "contiguous"
+    return _MEMORY_FORMATS[name]
 
 
 def warn_if_bfloat16_is_slow(device: torch.device, key: str) -> None:
     """Log a warning if ``device`` is a CPU that has no instructions for bfloat16; there it is slower than float32."""
-    capabilities: dict[str, object] = getattr(
-        torch.cpu, "get_capabilities", dict
-    )()  # an older torch does not know them
+    read_capabilities = getattr(torch.cpu, "get_capabilities", dict)  # which an older torch does not have
+    capabilities: dict[str, object] = read_capabilities()
     if device.type == "cpu" and capabilities and not any(map(capabilities.get, _BFLOAT16_INSTRUCTIONS)):
         _logger.warning("%s: this CPU has no bfloat16 instructions, so training is slower than in float32", key)

@@ -15,7 +15,6 @@ import torch
 from fvcore.nn.precise_bn import get_bn_modules, update_bn_stats
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import get_total_norm
 
 from ssql_det.convert import Coverage, Metadata
 from ssql_det.core.config import check_minimums, check_output_dir, flatten_config, save_config
@@ -23,6 +22,7 @@ from ssql_det.core.devices import choose_memory_format, warn_if_bfloat16_is_slow
 from ssql_det.core.distributed import all_gather, all_reduce_mean, barrier, broadcast_tensors, is_main, rank, world_size
 from ssql_det.core.errors import UserError
 from ssql_det.core.files import atomic_write
+from ssql_det.core.gradients import read_losses
 from ssql_det.core.rng import RngState, seed_all
 from ssql_det.core.run_folder import check_resume
 from ssql_det.core.scalar_writer import METRICS_NAME, scalar_writer
@@ -226,17 +226,14 @@ def _read_finite_losses(
     recorded: Sequence[Mapping[str, Tensor]], model: nn.Module, iteration: int
 ) -> list[dict[str, float]]:
     """The mean over ranks of each loss of each micro-batch. A NaN or infinite loss or gradient ends the training before
-    it reaches the weights. The GPU is asked once."""
+    it reaches the weights."""
     losses = all_reduce_mean(torch.stack([loss.detach() for named in recorded for loss in named.values()]))
-    gradients = [each.grad for each in model.parameters() if each.grad is not None]
-    # A norm is many times as fast on a CPU as looking for values that are not finite.
-    *values, norm = torch.cat([losses, get_total_norm(gradients).to(losses)[None]]).tolist()
+    values, are_gradients_finite = read_losses(losses, model)
     names = [name for named in recorded for name in named]
     for name, value in zip(names, values, strict=True):
         if name != "total_loss" and not math.isfinite(value):
             raise UserError(f"{name} is {value} at iteration {iteration}; {_DIVERGENCE_ADVICE}")
-    has_overflowed = not math.isfinite(norm)  # the norm may also overflow where all gradients are finite
-    if has_overflowed and not all(each.isfinite().all() for each in gradients):
+    if not are_gradients_finite:
         raise UserError(f"a gradient is not finite at iteration {iteration}; {_DIVERGENCE_ADVICE}")
     remaining = iter(values)
     return [dict(zip(named, remaining, strict=False)) for named in recorded]

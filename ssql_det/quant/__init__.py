@@ -8,6 +8,7 @@
 
 ================= =====================================================================
 affine            quantization arithmetic
+triton_kernel     the same in one pass over the memory of a GPU
 bits              bit-widths, and schedules of them
 points            which tensors are quantized, by families of networks
 quantizers        how a tensor is quantized, one file each

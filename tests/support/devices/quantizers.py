@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import torch
 from support.devices.comparison import CheckResult, count_differences, relative_error, worst
+from support.devices.targets import dtype_name
 from torch import Tensor
 
 from ssql_det.quant import (
@@ -68,13 +69,7 @@ def check_activation_quantizers(device: torch.device) -> Iterator[CheckResult]:
                     found = _run(_move(reference, device), layout.to(device), grad.to(dtype).to(device), bits)
                     forward += count_differences(found[0], expected[0])
                     backward += count_differences(found[1], expected[1])
-            quantized, expected_integers = (
-                each.quantize(values, bits)
-                for each, values in ((_move(reference, device), x.to(device)), (reference, x))
-            )
-            assert quantized is not None
-            assert expected_integers is not None
-            integers += count_differences(quantized.integers, expected_integers.integers)
+            integers += _count_other_integers(reference, x, device, bits)
             if isinstance(reference, RangeQuantizer):
                 scales.append(_compare_own_ranges(name, x, reference, device, bits))
         yield CheckResult(f"activation quantizer {name}: elements that differ", forward, 0)
@@ -102,18 +97,13 @@ def check_weight_quantizers(device: torch.device) -> Iterator[CheckResult]:
                         found = _run(_move(reference, device), layout.to(device), grad.to(dtype).to(device), bits)
                         forward += count_differences(found[0], expected[0])
                         gradients[dtype].append(relative_error(found[1], expected[1]))
-                quantized, expected_integers = (
-                    each.quantize(values, bits)
-                    for each, values in ((_move(reference, device), weight.to(device)), (reference, weight))
-                )
-                assert quantized is not None
-                assert expected_integers is not None
-                integers += count_differences(quantized.integers, expected_integers.integers)
+                integers += _count_other_integers(reference, weight, device, bits)
         yield CheckResult(f"weight quantizer {name}: elements that differ", forward, 0)
         yield CheckResult(f"weight quantizer {name}: integers that differ", integers, 0)
         for dtype, errors in gradients.items():
-            text = str(dtype).removeprefix("torch.")
-            yield CheckResult(f"weight quantizer {name}: gradient in {text}", worst(errors), _SUM_LIMITS[dtype])
+            yield CheckResult(
+                f"weight quantizer {name}: gradient in {dtype_name(dtype)}", worst(errors), _SUM_LIMITS[dtype]
+            )
 
 
 def check_observers(device: torch.device) -> Iterator[CheckResult]:
@@ -195,6 +185,13 @@ def _compare_own_ranges(name: str, x: Tensor, reference: RangeQuantizer, device:
     found, expected = quantizer.get_qparams(bits), reference.get_qparams(bits)
     pairs = ((found.scale, expected.scale), (found.zero_point, expected.zero_point))
     return worst(relative_error(*pair) for pair in pairs)
+
+
+def _count_other_integers(reference: Quantizer, x: Tensor, device: torch.device, bits: int) -> float:
+    found, expected = _move(reference, device).quantize(x.to(device), bits), reference.quantize(x, bits)
+    assert found is not None
+    assert expected is not None
+    return count_differences(found.integers, expected.integers)
 
 
 def _own_quantizers(registry: object) -> list[str]:
