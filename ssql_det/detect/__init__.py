@@ -15,6 +15,7 @@ train                 the training loop and precise BN
 training_checkpoint   save and resume the state of a training
 periodic_evaluation   evaluate during a training
 evaluation            evaluate with COCO's or VOC's metrics
+replay                let passes of the quantized detector see the float detector's proposals
 quantized_evaluation  calibrate, evaluate at a bit-width, and make its result row
 sweep                 evaluate at several bit-widths, with a result row for each
 sensitivity           how much the detector degrades when only one group of modules is quantized
