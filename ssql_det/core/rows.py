@@ -31,6 +31,7 @@ _STRING_FIELDS = (
     *("method", "checkpoint", "checkpoint_hash", "config", "dataset"),
     *("bits", "scope", "engine", "scheme", "placement", "network"),
 )
+_LATER_ROLES = ("reconstruction_images", "selection_images")  # of calibrations; rows of earlier versions have neither
 Protocol = Mapping[str, str | int | float | list[str]]  # hyperparameters of a probe by name
 _logger = logging.getLogger(__name__)
 # In schema 1 the calibration was a text, "64 images of toy_voc_2007_trainval, seed 0, MinMax, BN recalibrated,
@@ -102,7 +103,7 @@ class Row:
 
 def append_row(path: str | os.PathLike[str], row: Row) -> None:
     """Append a row and flush it to disk. A metric that is not finite is stored as null."""
-    record = dataclasses.asdict(row)
+    record = dataclasses.asdict(row) | {"calibration": row.calibration.to_dict()}
     record["metrics"] = {name: finite_or_none(value) for name, value in row.metrics.items()}
     line = (json.dumps(record, allow_nan=False) + "\n").encode()
     try:
@@ -210,8 +211,10 @@ def _is_protocol_value(value: object) -> bool:
 
 
 def _is_calibration(value: object) -> bool:
-    types = {"images": int, "seed": int, "data": str}
-    return isinstance(value, dict) and {name: type(each) for name, each in value.items()} == types
+    if not isinstance(value, dict):
+        return False
+    types = {"images": int, "seed": int, "data": str} | {name: int for name in _LATER_ROLES if name in value}
+    return {name: type(each) for name, each in value.items()} == types
 
 
 def finite_or_none(value: float | None) -> float | None:
@@ -222,19 +225,33 @@ def finite_or_none(value: float | None) -> float | None:
 @dataclass(frozen=True)
 class Calibration:
     """The calibration images: their number, the seed that selects them, and their data set (empty until
-    the images are loaded).
+    the images are loaded). Repairs of a quantized network take more images of that data set, other ones for each role.
 
     >>> str(Calibration(64, 0, "toy_voc_2007_trainval"))
     '64 images of toy_voc_2007_trainval, seed 0'
+    >>> str(Calibration(64, 0, "toy_voc_2007_trainval", reconstruction_images=128, selection_images=32))
+    '64 images of toy_voc_2007_trainval, seed 0, 128 more for reconstruction, 32 more for selection'
     """
 
-    images: int = 256  # as for QDrop's detectors (Wei et al., ICLR 2022)
+    images: int = 256  # for ranges and norms; as for QDrop's detectors (Wei et al., ICLR 2022)
     seed: int = 0
     data: str = ""
+    reconstruction_images: int = 0  # on which repairs are trained
+    selection_images: int = 0  # on which repairs are compared
 
     def __str__(self) -> str:
         data = f" of {self.data}" if self.data else ""
-        return f"{self.images} images{data}, seed {self.seed}"
+        roles = {"reconstruction": self.reconstruction_images, "selection": self.selection_images}
+        more = "".join(f", {count} more for {role}" for role, count in roles.items() if count)
+        return f"{self.images} images{data}, seed {self.seed}{more}"
+
+    def to_dict(self) -> dict[str, int | str]:
+        """The fields as files have them: a role without images is left out, as in files of earlier versions.
+
+        >>> Calibration(64, 0, "voc", selection_images=32).to_dict()
+        {'images': 64, 'seed': 0, 'data': 'voc', 'selection_images': 32}
+        """
+        return {name: value for name, value in vars(self).items() if value or name not in _LATER_ROLES}
 
 
 def upgrade_record(record: dict[str, Any]) -> dict[str, Any]:

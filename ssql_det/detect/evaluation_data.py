@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -108,20 +109,50 @@ class CalibrationImages(Sequence[Batch]):
         return self._cache[index]
 
 
+@dataclass(frozen=True)
+class RoleImages:
+    """Training images for each role that a calibration names; no image has two roles."""
+
+    calibration: CalibrationImages  # for ranges and norms
+    reconstruction: CalibrationImages  # on which repairs are trained
+    selection: CalibrationImages  # on which repairs are compared
+
+
 def select_calibration_images(cfg: CfgNode, calibration: Calibration) -> CalibrationImages:
     """Random training images with the config's test transform, chosen by the calibration's seed alone."""
-    count, seed = calibration.images, calibration.seed
+    return select_role_images(cfg, calibration).calibration
+
+
+def select_role_images(cfg: CfgNode, calibration: Calibration) -> RoleImages:
+    """Random training images with the config's test transform, for each role those that follow the former role's.
+
+    Their order depends on the calibration's seed alone, so the images for calibration are the same whatever the other
+    roles take. Too few images are an error, but if there are no other roles, calibration takes fewer with a warning.
+    """
+    count, counts = calibration.images, (calibration.reconstruction_images, calibration.selection_images)
     if count < 1:
         raise UserError(f"calibration needs at least 1 image, got --calib-images {count}")
+    if min(counts) < 0:
+        raise UserError(f"the images for reconstruction and selection must be 0 or more, got {counts[0]}, {counts[1]}")
     for name in cfg.DATASETS.TRAIN:
         check_dataset(name)
     with translate_errors("the data sets in DATASETS.TRAIN cannot be read"):
         dataset_dicts = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=False)
         mapper = DatasetMapper(cfg, is_train=False)
-    if count > len(dataset_dicts):
-        _logger.warning("calibrating with %d images, not %d: DATASETS.TRAIN has no more", len(dataset_dicts), count)
-    order = torch.randperm(len(dataset_dicts), generator=torch.Generator().manual_seed(seed)).tolist()
-    return CalibrationImages([dataset_dicts[index] for index in order[:count]], mapper)
+    order = torch.randperm(len(dataset_dicts), generator=torch.Generator().manual_seed(calibration.seed)).tolist()
+    shuffled = [dataset_dicts[index] for index in order]
+    # A data set that is named twice has each image twice, which must not get two roles.
+    taken = {each["file_name"] for each in shuffled[:count]}
+    others = list({each["file_name"]: each for each in shuffled if each["file_name"] not in taken}.values())
+    if any(counts) and (count > len(shuffled) or sum(counts) > len(others)):
+        raise UserError(
+            f"DATASETS.TRAIN has {len(taken) + len(others)} images, but calibration needs {count}, reconstruction "
+            f"{counts[0]} and selection {counts[1]} different ones; use fewer for a role, or name more training data"
+        )
+    if count > len(shuffled):
+        _logger.warning("calibrating with %d images, not %d: DATASETS.TRAIN has no more", len(shuffled), count)
+    parts = (shuffled[:count], others[: counts[0]], others[counts[0] : sum(counts)])
+    return RoleImages(*(CalibrationImages(part, mapper) for part in parts))
 
 
 def take_rank_share(batches: Sequence[Batch]) -> Sequence[Batch]:

@@ -111,6 +111,8 @@ def _collect_sweep_settings(cfg: CfgNode, dataset: str, sha256: str, settings: Q
         "--scope": settings.scope,
         "--calib-images": settings.calibration.images,
         "--calib-seed": settings.calibration.seed,
+        "reconstruction images": settings.calibration.reconstruction_images,
+        "selection images": settings.calibration.selection_images,
         "--scheme": str(settings.scheme),  # with its placement and norms
         "--bits-file": {pattern: str(bits) for pattern, bits in settings.overrides.items()},
     }
@@ -129,6 +131,8 @@ def _read_finished_rows(folder: Path, sweep_settings: dict[str, Any]) -> list[Ro
             "engine": row.engine,
             "--scope": row.scope,
             "--calib-seed": row.calibration.seed,
+            "reconstruction images": row.calibration.reconstruction_images,
+            "selection images": row.calibration.selection_images,
             "--scheme": row.scheme,
             "--bits-file": row.overrides,
         }
@@ -173,6 +177,7 @@ def _upgrade_sweep_settings(saved: dict[str, Any]) -> dict[str, Any]:
     saved = rename_keys(saved, RENAMED_KEYS)
     if "--recalibrate-bn" in saved:
         saved["--scheme"] = str(Scheme(norms=RE_ESTIMATED if saved.pop("--recalibrate-bn") else TRAINED))
+    saved = {"reconstruction images": 0, "selection images": 0, **saved}  # roles that earlier versions did not have
     return {key: value for key, value in saved.items() if key not in TRAINING_EVALUATION_KEYS}
 
 

@@ -4,6 +4,7 @@
 
     __metadata__  format   "ssql_det quantization"      version      "1"
                   scheme   "act=mse"                    calibration  {"images": 256, "seed": 0, "data": "..."}
+                                                           and "reconstruction_images", "selection_images" if not 0
                   points   [{"path": "conv1", "side": "weight", "bits": 8}, ...]
                   model    {"digest": "9f3c...", "tensors": {"conv1.weight": [64, 3, 7, 7], ...}}
                   chains   [["conv1", "bn1", "conv1:input"], ...]: layer, norm and point of the layer's input
@@ -86,7 +87,7 @@ def write_quantization(path: str | os.PathLike[str], content: QuantizationConten
         "format": FORMAT,
         "version": str(VERSION),
         "scheme": str(content.scheme),
-        "calibration": json.dumps(asdict(content.calibration) if content.calibration else None),
+        "calibration": json.dumps(content.calibration.to_dict() if content.calibration else None),
         "points": json.dumps([_point_to_dict(point) for point in content.points]),
         "model": json.dumps(asdict(content.signature)),
         "chains": json.dumps(
@@ -186,7 +187,8 @@ def _build_point(path: str, side: str, ends: Any = None, with_zero: Any = False,
     return point
 
 
-def _build_calibration(images: int, seed: int, data: str) -> Calibration:
-    if type(images) is not int or type(seed) is not int or min(images, seed) < 0 or not isinstance(data, str):
-        raise TypeError(f"invalid calibration: images {images!r}, seed {seed!r}, data {data!r}")
-    return Calibration(images, seed, data)
+def _build_calibration(images: int, seed: int, data: str, **later_roles: int) -> Calibration:
+    numbers = (images, seed, *later_roles.values())
+    if any(type(number) is not int or number < 0 for number in numbers) or not isinstance(data, str):
+        raise TypeError(f"invalid calibration: images {images!r}, seed {seed!r}, data {data!r}, {later_roles!r}")
+    return Calibration(images, seed, data, **later_roles)

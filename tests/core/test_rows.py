@@ -72,6 +72,34 @@ def test_rows_are_read_as_written_and_in_order(results):
     assert read_rows(results) == rows
 
 
+def test_the_roles_of_a_calibration_are_read_as_written_and_left_out_if_they_have_no_images(results):
+    rows = [
+        row(calibration=Calibration(64, 3, "voc", reconstruction_images=32, selection_images=16)),
+        row(calibration=Calibration(64, 3, "voc", selection_images=16)),
+        row(calibration=Calibration(64, 3, "voc")),
+    ]
+    for each in rows:
+        append_row(results, each)
+    assert read_rows(results) == rows
+    assert [list(json.loads(line)["calibration"])[3:] for line in results.read_text().splitlines()] == [
+        ["reconstruction_images", "selection_images"],
+        ["selection_images"],
+        [],  # as earlier versions wrote it
+    ]
+
+
+def test_the_text_of_a_calibration_names_the_roles_that_have_images():
+    calibration = Calibration(64, 3, "voc")
+    assert str(calibration) == "64 images of voc, seed 3"
+    assert str(dataclasses.replace(calibration, selection_images=16)).endswith("seed 3, 16 more for selection")
+    texts = {
+        str(dataclasses.replace(calibration, reconstruction_images=one, selection_images=other))
+        for one in (0, 1, 2)
+        for other in (0, 1, 2)
+    }
+    assert len(texts) == 9  # reports compare calibrations by their texts
+
+
 def test_a_row_has_its_time_and_package_versions():
     assert row().versions == package_versions()
     assert {"python", "torch", "numpy"} <= package_versions().keys()
@@ -165,6 +193,8 @@ WRONG_TYPES = {
         *("64 images of voc, seed 0", None, {}, {"images": 64, "seed": 0}, [64, 0, "voc"]),
         *({"images": "64", "seed": 0, "data": ""}, {"images": 64, "seed": False, "data": ""}),
         *({"images": 64, "seed": 0, "data": None}, {"images": 64, "seed": 0, "data": "", "more": 1}),
+        *({"images": 64, "seed": 0, "data": "", name: 0.5} for name in ("reconstruction_images", "selection_images")),
+        {"images": 64, "seed": 0, "selection_images": 1},
     ),
     "overrides": ("res5 at 8w8a", None, ["res5"], {"res5": 8}, {"res5": ["8w8a"]}),
     "protocol": ("linear", None, ["linear"], {"rate": None}, {"probes": [1]}, {"probes": {"knn": 1}}),

@@ -41,6 +41,7 @@ def write_former_sweep(folder, calibration, widths=("FP", "4w4a")):
     sweep_settings = {key.replace("SSQL_DET.", "SSQL."): value for key, value in sweep_settings.items()}
     sweep_settings |= {f"SSQL.{key}": value for key, value in TRAINING_EVALUATION_KEYS.items()}
     (folder / "sweep.json").write_text(json.dumps(dict(sorted(sweep_settings.items())), indent=1))
+    del sweep_settings["reconstruction images"], sweep_settings["selection images"]
     (folder / "quantization.safetensors").unlink()
     (folder / "ranges.json").write_text(json.dumps({"format": "ssql_det ranges", "version": 1, "points": {}}))
 

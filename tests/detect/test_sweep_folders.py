@@ -28,6 +28,7 @@ QUANTIZATION = "quantization.safetensors"
         (QuantizationSettings("all", Calibration(5)), {}, "--calib-images 4 (now 5)"),
         (QuantizationSettings("backbone", Calibration(4)), {}, "--scope 'all' (now 'backbone')"),
         (QuantizationSettings("all", Calibration(4, seed=1)), {}, "--calib-seed 0 (now 1)"),
+        (QuantizationSettings("all", Calibration(4, selection_images=2)), {}, "selection images 0 (now 2)"),
         (
             QuantizationSettings("all", Calibration(4), Scheme(norms="re-estimated")),
             {},

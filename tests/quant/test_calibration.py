@@ -162,7 +162,7 @@ def test_norms_that_cannot_be_re_estimated_are_an_error(model, batches):
 def test_a_loaded_quantization_equals_the_saved_one(model, batches, tmp_path, scheme):
     file = tmp_path / "q.safetensors"
     quantization = calibrate(model.eval(), batches, scheme)
-    quantization.calibration = Calibration(8, 3, "crops")
+    quantization.calibration = Calibration(8, 3, "crops", reconstruction_images=4)
     expected = evaluate_at_bit_width(quantization, FOUR, lambda: model(batches[0]), None, batches)
     quantization.save(file)
     loaded = Quantization.load(file, model)
@@ -170,7 +170,7 @@ def test_a_loaded_quantization_equals_the_saved_one(model, batches, tmp_path, sc
     assert (loaded.scheme, loaded.points, loaded.calibration) == (
         quantization.scheme,
         quantization.points,
-        Calibration(8, 3, "crops"),
+        Calibration(8, 3, "crops", reconstruction_images=4),
     )
     assert torch.equal(
         evaluate_at_bit_width(loaded, FOUR, lambda: model(batches[0])), expected
@@ -183,6 +183,7 @@ def test_a_loaded_quantization_equals_the_saved_one(model, batches, tmp_path, sc
 
 def test_the_header_is_readable(model, batches, tmp_path):
     quantization = calibrate(model, batches, "act=mse:2.4")
+    quantization.calibration = Calibration(8)
     quantization.save(tmp_path / "q.safetensors")
     with open(tmp_path / "q.safetensors", "rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
@@ -193,6 +194,7 @@ def test_the_header_is_readable(model, batches, tmp_path):
         "1",
         "act=mse:2.4",
     )
+    assert metadata["calibration"] == '{"images": 8, "seed": 0, "data": ""}'  # as earlier versions wrote it
     assert json.loads(metadata["points"])[0] == {"path": "conv1", "side": "weight", "bits": 8}
     assert json.loads(metadata["model"])["tensors"]["conv1.weight"] == [8, 3, 3, 3]
     assert header["layer1.0.conv2:input/ends"]["shape"] == [2]
@@ -261,6 +263,8 @@ def alter_file(file, metadata=(), tensors=()):
         ({"calibration": '{"images": 1, "seed": 0, "data": 5}'}, "is damaged"),
         ({"calibration": '{"images": -1, "seed": 0, "data": ""}'}, "is damaged"),
         ({"calibration": '{"images": true, "seed": 0, "data": ""}'}, "is damaged"),
+        ({"calibration": '{"images": 1, "seed": 0, "data": "", "selection_images": -1}'}, "is damaged"),
+        ({"calibration": '{"images": 1, "seed": 0, "data": "", "other_images": 1}'}, "is damaged"),
         (
             {"points": '[{"path": "conv1", "side": "weight"}, {"path": "conv1", "side": "weight"}]'},
             "a point is there tw",
