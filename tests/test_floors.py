@@ -26,7 +26,7 @@ FLOORS = {
     "cli": 4,
     "__main__": 5,
 }
-LONGEST = 300
+LONGEST = 350
 
 
 def modules():

@@ -84,7 +84,7 @@ def sweep(
         row = make_row(context, config_label, bits, evaluate_quantized(context, bits, overrides), provenance)
         if is_main():
             _check_same_sweep(folder, sweep_settings)  # another sweep may have started in the folder since
-            if context.quantization.norm_statistics:  # the evaluation may have added statistics
+            if context.quantization.repairs:  # the evaluation may have corrected norms
                 context.quantization.save(folder / QUANTIZATION_NAME)
             rows.append_row(folder / RESULTS_NAME, row)
         yield row

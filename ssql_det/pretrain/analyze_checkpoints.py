@@ -48,8 +48,9 @@ from ssql_det.quant import (
     quant_points,
 )
 from ssql_det.quant.hooks import recording_outputs
-from ssql_det.quant.norms import estimate_norm_statistics, overriding_statistics
+from ssql_det.quant.norms import estimate_norm_statistics
 from ssql_det.quant.points import PUBLISHED
+from ssql_det.quant.repair import Repair
 from ssql_det.quant.scheme import RE_ESTIMATED
 from ssql_det.report.display_names import slugify
 from ssql_det.ssl import encoder_quant_points
@@ -176,7 +177,7 @@ def measure_terms(
     if method.has_heads:
         is_re_estimated = scheme.norms == RE_ESTIMATED
         statistics = estimate_norm_statistics(method.target, views) if is_re_estimated else {}
-        with overriding_statistics(method.target, statistics):
+        with Repair(statistics).overriding_tensors(method.target):
             targets[LOSS] = _stack_normalized([method.target(view) for view in views]).flip(0)
     terms: dict[str, dict[Bits, LossTerms]] = {kind: {} for kind in float_features}
     features_by_bits = evaluate_at_bit_widths(quantization, bit_widths, lambda _: compute_features(), batches=views)

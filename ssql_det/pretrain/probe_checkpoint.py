@@ -45,7 +45,7 @@ from ssql_det.quant import (
     profile_cost,
     quant_points,
 )
-from ssql_det.quant.scheme import RE_ESTIMATED
+from ssql_det.quant.scheme import TRAINED
 from ssql_det.ssl.augmentations import Augmentation, build_augmentation
 
 _logger = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class ProbeSettings:
     method_name: str = ""  # for the rows of results; "": the name in the checkpoint
 
     def __post_init__(self) -> None:
-        if self.scheme.norms == RE_ESTIMATED and self.num_calibration_images < 2:
+        if self.scheme.norms != TRAINED and self.num_calibration_images < 2:
             raise UserError("norms=re-estimated needs --calib-images of at least 2")
         if self.protocol != LinearProtocol() and "linear" not in self.kinds:
             raise UserError(
@@ -119,7 +119,7 @@ def probe_checkpoint(
     training = settings.protocol.build_training(augmentation, backbone.feature_dim)
     probe_data = _load_data(data, augmentation, backbone.feature_dim, settings)
     num_train = len(probe_data.train.labels)
-    if settings.scheme.norms == RE_ESTIMATED and num_train < 2:
+    if settings.scheme.norms != TRAINED and num_train < 2:
         raise UserError(f"norms=re-estimated needs at least 2 training images; {data} has {num_train}")
     row_protocol = {
         "probes": list(settings.kinds),

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 from ssql_det.quant.bits import Bits
 from ssql_det.quant.forward import Forward, forward_images
 from ssql_det.quant.quantization import Quantization
-from ssql_det.quant.scheme import RE_ESTIMATED
 
 T = TypeVar("T")
 
@@ -24,8 +23,8 @@ def evaluate_at_bit_widths(
 ) -> Iterator[tuple[Bits, T]]:
     """Yield each bit-width with the result of ``evaluate``. At FP the whole network is float: overrides are ignored.
 
-    ``batches``: images from which norm statistics are re-estimated, if the scheme requires it and no statistics are
-    stored for the bit-width.
+    ``batches``: images from which norms are corrected, if the scheme requires it and they are not corrected yet at the
+    bit-width.
 
     >>> from ssql_det.quant import Quantization, parse_bit_widths
     >>> quantization = Quantization(model)
@@ -59,7 +58,7 @@ def evaluate_at_bit_width(
     >>> evaluate_at_bit_width(quantization, Bits.FP, lambda: model(images), {"layer1.*": Bits(4, 4)}).shape
     torch.Size([4, 192])
     """
-    if quantization.scheme.norms == RE_ESTIMATED and not quantization.has_norm_statistics(bits, overrides):
-        quantization.reestimate_norms(bits, batches, overrides, forward)
+    if quantization.needs_norms(bits, overrides):
+        quantization.correct_norms(bits, batches, overrides, forward)
     with quantization.at(bits, overrides):
         return evaluate()

@@ -9,7 +9,7 @@ bits is stored as ``q * 2**(8-b)`` with scale ``s_w / 2**(8-b)``, so the bias is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -70,16 +70,18 @@ def check_chains(model: nn.Module, chains: Sequence[Chain], points: Sequence[Qua
 def folding_norms(
     model: nn.Module,
     chains: Sequence[Chain],
+    layers: Collection[str],
     point_bits: Mapping[QuantPoint, int | None],
     get_quantizer: Callable[[QuantPoint], Quantizer],
 ) -> Iterator[None]:
     """While the context is open, fold the norms of layers whose weight and input are quantized, and round the biases.
 
-    The model must be in evaluation mode. ``point_bits``: the bit-widths of the points; ``None`` means float.
+    The model must be in evaluation mode. ``layers``: paths of the layers to fold norms into. ``point_bits``: the
+    bit-widths of the points; ``None`` means float.
     """
     weight_points = {point.path: point for point in point_bits if point.is_weight}
     with ExitStack() as stack:
-        for chain in chains:
+        for chain in (each for each in chains if each.layer in layers):
             weight_point, input_point = weight_points[chain.layer], chain.input_point
             weight_bits = point_bits[weight_point]
             input_bits = None if input_point is None else point_bits[input_point]

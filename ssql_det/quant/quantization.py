@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sized
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sized
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -20,8 +20,8 @@ from ssql_det.quant.bits import Bits, format_bits
 from ssql_det.quant.folding import check_chains, find_foldable_chains, folding_norms
 from ssql_det.quant.forward import Forward, evaluating, forward_images
 from ssql_det.quant.hooks import get_float_weight, get_module, hooking
-from ssql_det.quant.norms import NormStatistics, check_norm_statistics, estimate_norm_statistics, overriding_statistics
-from ssql_det.quant.points import INTEGER, QuantPoint, assign_bits, quant_points
+from ssql_det.quant.norms import check_norms, correct_norms
+from ssql_det.quant.points import INTEGER, QuantPoint, assign_bits, quant_points, select_inside
 from ssql_det.quant.quantization_file import (
     QuantizationContent,
     compute_signature,
@@ -31,14 +31,15 @@ from ssql_det.quant.quantization_file import (
 )
 from ssql_det.quant.quantizers import Observer, Quantizer, TensorSpec
 from ssql_det.quant.quantizers.observers import all_reduce_observers, check_finite
-from ssql_det.quant.scheme import RE_ESTIMATED, Scheme
+from ssql_det.quant.repair import Repair
+from ssql_det.quant.scheme import TRAINED, Scheme
 from ssql_det.quant.tracing import Chain, trace_pass
 
-_LEARNED, _NORMS = "learned.", "norms."  # in a file: POINT/learned.NAME and BITS/norms.BUFFER
+_LEARNED = "learned."  # in a file: POINT/learned.NAME
 
 
 class Quantization:
-    """A quantizer for each point of a network, and the norm statistics of each bit-width.
+    """A quantizer for each point of a network, and the repair of each bit-width.
 
     Contexts nest (at each point the innermost one is active) and restore the previous state at the end. No module is
     replaced, and ``state_dict`` always holds the float weights. ``backward`` may be called between two forward passes;
@@ -62,12 +63,13 @@ class Quantization:
             raise UserError("quantization does not work on a compiled model; pass and call the model that was compiled")
         self.model = model
         self.scheme = scheme or Scheme()
+        check_norms(model, self.scheme.norms)
         self.points = quant_points(model, self.scheme.placement) if points is None else tuple(points)
         self.calibration: Calibration | None = None  # describes the images; ``calibrate`` does not set it
         self.quantizers = nn.ModuleDict(
             {_module_name(point): self.scheme.build_quantizer(_get_tensor_spec(model, point)) for point in self.points}
         )
-        self.norm_statistics: dict[str, NormStatistics] = {}  # by the text of ``format_bits``
+        self.repairs: dict[str, Repair] = {}  # by the text of ``format_bits``
         self.chains: tuple[Chain, ...] = ()  # in placement ``integer``: the quantized layers, with their norms
 
     def __getitem__(self, point: QuantPoint) -> Quantizer:
@@ -78,32 +80,44 @@ class Quantization:
     # ---- contexts --------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def at(self, bits: Bits, overrides: Mapping[str, Bits] | None = None) -> Iterator[None]:
+    def at(
+        self, bits: Bits, overrides: Mapping[str, Bits] | None = None, inside: Collection[str] | None = None
+    ) -> Iterator[None]:
         """Run quantized at ``bits``; ``overrides`` give modules other bit-widths, as in ``{"layer1.*": Bits(8, 8)}``.
 
-        Weights are quantized once for all forward passes inside the context.
+        Weights are quantized once for all forward passes inside the context. With ``inside``, paths of modules, only
+        points in these modules are quantized.
         """
+        label = format_bits(bits, overrides)
         point_bits = assign_bits(self.points, bits, overrides)
-        folding = folding_norms(self.model, self.chains, point_bits, self.__getitem__)
-        with self._quantizing(point_bits), self._using_statistics(bits, overrides), folding:
-            yield
+        if self.scheme.norms != TRAINED and self._needs_norms(label) and inside is None:
+            raise UserError(
+                f"norms={self.scheme.norms}: not computed at {label} yet; call correct_norms() for these bits"
+            )
+        with self._quantizing(point_bits, label, inside), self._get_repair(label).overriding_tensors(self.model):
+            layers = {point.path for point in select_inside(point_bits, inside)}
+            get_quantizer = partial(self._get_quantizer, label=label)
+            with folding_norms(self.model, self.chains, layers, point_bits, get_quantizer):
+                yield
 
     @contextmanager
-    def _quantizing(self, point_bits: Mapping[QuantPoint, int | None]) -> Iterator[None]:
+    def _quantizing(
+        self, point_bits: Mapping[QuantPoint, int | None], label: str, inside: Collection[str] | None = None
+    ) -> Iterator[None]:
         self._check_ready(point_bits)
         with ExitStack() as stack:
-            for point, bit_width in point_bits.items():
-                action = None if bit_width is None else partial(self[point], bits=bit_width)
+            for point, bit_width in select_inside(point_bits, inside).items():
+                quantizer = self._get_quantizer(point, label)
+                action = None if bit_width is None else partial(quantizer, bits=bit_width)
                 stack.enter_context(hooking(self.model, point, action))
             yield
 
-    def _using_statistics(self, bits: Bits, overrides: Mapping[str, Bits] | None) -> AbstractContextManager[None]:
-        if self.scheme.norms != RE_ESTIMATED:
-            return nullcontext()
-        if not self.has_norm_statistics(bits, overrides):
-            label = format_bits(bits, overrides)
-            raise UserError(f"norm statistics were not re-estimated at {label}; call reestimate_norms() for these bits")
-        return overriding_statistics(self.model, self.norm_statistics[format_bits(bits, overrides)])
+    def _get_quantizer(self, point: QuantPoint, label: str) -> Quantizer:
+        """The quantizer that was learned for a bit-width, else the calibrated one."""
+        return self._get_repair(label).quantizers.get(point) or self[point]
+
+    def _get_repair(self, label: str) -> Repair:
+        return Repair() if label == str(Bits.FP) else self.repairs.get(label, Repair())
 
     @contextmanager
     def observing(self, per_rank: bool = False) -> Iterator[None]:
@@ -159,22 +173,27 @@ class Quantization:
                 has_batches = True
             if not has_batches:
                 raise UserError("the calibration loader is empty; check the folder of images and the batch size")
-        self.norm_statistics.clear()
+        self.repairs.clear()
 
-    def reestimate_norms(
+    def correct_norms(
         self,
         bits: Bits,
         batches: Iterable[Any],
         overrides: Mapping[str, Bits] | None = None,
         forward: Forward = forward_images,
     ) -> None:
-        """Estimate norm statistics at a bit-width, by running the quantized network on the batches."""
-        with self._quantizing(assign_bits(self.points, bits, overrides)):
-            statistics = estimate_norm_statistics(self.model, batches, forward)
-            self.norm_statistics[format_bits(bits, overrides)] = statistics
+        """Match or re-estimate the norms at a bit-width, as the scheme says, on these batches of images."""
+        label = format_bits(bits, overrides)
+        quantizing = partial(self._quantizing, assign_bits(self.points, bits, overrides), label)
+        repair = self.repairs.setdefault(label, Repair())
+        repair.tensors |= correct_norms(self.model, self.scheme.norms, quantizing, self.points, batches, forward)
 
-    def has_norm_statistics(self, bits: Bits, overrides: Mapping[str, Bits] | None = None) -> bool:
-        return format_bits(bits, overrides) in self.norm_statistics
+    def needs_norms(self, bits: Bits, overrides: Mapping[str, Bits] | None = None) -> bool:
+        """Whether :meth:`correct_norms` must be called for a bit-width before it can be used."""
+        return self.scheme.norms != TRAINED and self._needs_norms(format_bits(bits, overrides))
+
+    def _needs_norms(self, label: str) -> bool:
+        return label != str(Bits.FP) and not self._get_repair(label).tensors  # the float network is never changed
 
     def merge(self, other: Quantization) -> None:
         """Add the observations of another quantization, as when shards of the images are calibrated separately."""
@@ -185,7 +204,7 @@ class Quantization:
             if observer is not None and other_observer is not None:
                 observer.merge(other_observer)
         self.chains = self.chains or other.chains
-        self.norm_statistics.clear()
+        self.repairs.clear()
 
     # ---- files -----------------------------------------------------------------------------------------------------
 
@@ -230,8 +249,8 @@ class Quantization:
                 tensors[f"{point.key}/ends"] = torch.stack(quantizer.observer.range)
                 if quantizer.observer.sums is not None:
                     tensors[f"{point.key}/sums"] = quantizer.observer.sums
-        for label, statistics in self.norm_statistics.items():
-            tensors |= {f"{label}/{_NORMS}{name}": tensor for name, tensor in statistics.items()}
+        for label, repair in self.repairs.items():
+            tensors |= {f"{label}/{name}": tensor for name, tensor in repair.collect_state().items()}
         return tensors
 
     def _load_tensors(self, tensors: dict[str, Tensor]) -> None:
@@ -247,11 +266,10 @@ class Quantization:
             quantizer.load_state_dict({name.removeprefix(_LEARNED): tensor for name, tensor in learned.items()})
             if len(learned) != len(state):
                 raise ValueError(f"unexpected tensors at {point.key}")
-        for name, tensor in tensors.items():
-            label, _, buffer = name.partition(f"/{_NORMS}")
-            self.norm_statistics[label] = {**self.norm_statistics.get(label, {}), buffer: tensor}
-        for statistics in self.norm_statistics.values():
-            check_norm_statistics(self.model, statistics)
+        for label in dict.fromkeys(name.partition("/")[0] for name in tensors):
+            prefix = f"{label}/"
+            content = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+            self.repairs[label] = Repair.restore(content, self.model, {point: self[point] for point in self.points})
         check_chains(self.model, self.chains, self.points)
 
     # ---- checks ----------------------------------------------------------------------------------------------------

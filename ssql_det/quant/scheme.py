@@ -12,8 +12,8 @@ from ssql_det.quant.bits import Bits
 from ssql_det.quant.points import PLACEMENTS, PUBLISHED, QuantPoint, Side
 from ssql_det.quant.quantizers.quantizer import ACTIVATIONS, WEIGHTS, Quantizer, QuantizerFactory, TensorSpec
 
-TRAINED, RE_ESTIMATED = "trained", "re-estimated"
-NORMS = (TRAINED, RE_ESTIMATED)
+TRAINED, MATCHED, RE_ESTIMATED = "trained", "matched", "re-estimated"
+NORMS = (TRAINED, MATCHED, RE_ESTIMATED)
 _DEFAULT_QUANTIZER = "minmax"
 _EXAMPLE_SPEC = TensorSpec(QuantPoint("", Side.WEIGHT), shape=(1, 1), axis=0)  # to build quantizers only to check them
 
@@ -23,7 +23,8 @@ class Scheme:
     """The default is the published scheme. A quantizer is written as its name, with numbers after colons:
     ``mse:2.4`` minimizes ``sum |x - x_q| ** 2.4``.
 
-    ``norms``: BatchNorm statistics as ``trained``, or ``re-estimated`` from the calibration images at each bit-width.
+    ``norms``: as ``trained``; ``matched``: their outputs have the mean and variance of the float network's on the
+    calibration images; ``re-estimated``: with the statistics of these images. Both are computed for each bit-width.
     ``placement``: the ``published`` quantization points, or the points that ``integer`` arithmetic needs.
 
     >>> Scheme.parse("weight=centred, act=mse:2.4")

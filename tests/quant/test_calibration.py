@@ -105,7 +105,7 @@ def test_calibrating_again_replaces_observations(model, batches):
 def test_norms_are_re_estimated_in_the_quantized_network_at_each_width(model, batches):
     own = copy.deepcopy(model.state_dict())
     quantization = calibrate(model, batches, "norms=re-estimated")
-    with pytest.raises(UserError, match="norm statistics were not re-estimated at 4w4a"), quantization.at(FOUR):
+    with pytest.raises(UserError, match="norms=re-estimated: not computed at 4w4a yet"), quantization.at(FOUR):
         pass
     found = dict(
         evaluate_at_bit_widths(quantization, [FOUR, Bits(2, 4)], lambda _: model.eval()(batches[0]), None, batches)
@@ -119,7 +119,7 @@ def test_norms_are_re_estimated_in_the_quantized_network_at_each_width(model, ba
     with plain.at(Bits(4, None)), torch.no_grad():
         for x in batches:
             reference.bn1(reference.conv1(x))
-    statistics = quantization.norm_statistics["4w4a"]
+    statistics = quantization.repairs["4w4a"].tensors
     torch.testing.assert_close(statistics["bn1.running_mean"], reference.bn1.running_mean)
     torch.testing.assert_close(statistics["bn1.running_var"], reference.bn1.running_var)
     with quantization.at(FOUR):
@@ -135,23 +135,21 @@ def test_norm_statistics_belong_to_a_width_and_its_overrides(model, batches):
     quantization = calibrate(model, batches, "norms=re-estimated")
     overrides = {"layer1.*": Bits(8, 8)}
     mixed = evaluate_at_bit_width(quantization, FOUR, lambda: model.eval()(batches[0]), overrides, batches)
-    assert list(quantization.norm_statistics) == ["4w4a, layer1.* at 8w8a"]
+    assert list(quantization.repairs) == ["4w4a, layer1.* at 8w8a"]
     plain = evaluate_at_bit_width(quantization, FOUR, lambda: model(batches[0]), None, batches)
     assert not torch.equal(mixed, plain)
     (full,) = evaluate_at_bit_widths(quantization, [Bits.FP], lambda _: model(batches[0]), overrides, batches)
-    assert "FP" in quantization.norm_statistics  # FP is full precision, without overrides
+    assert torch.equal(full[1], model(batches[0]))  # FP is full precision, without overrides or other statistics
     assert torch.equal(full[1], evaluate_at_bit_width(quantization, Bits.FP, lambda: model(batches[0])))
 
 
 def test_norms_that_cannot_be_re_estimated_are_an_error(model, batches):
     frozen = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1))
-    with pytest.raises(UserError, match="this network has no BatchNorm that is not frozen; use norms=trained"):
+    with pytest.raises(UserError, match="no BatchNorm that is not frozen; use norms=matched or"):
         list(
-            evaluate_at_bit_widths(
-                Quantization(frozen, scheme=Scheme(norms="re-estimated")), [Bits.FP], lambda _: 0, None, batches
-            )
+            evaluate_at_bit_widths(calibrate(frozen, batches, "norms=re-estimated"), [FOUR], lambda _: 0, None, batches)
         )
-    with pytest.raises(UserError, match="no images to estimate the statistics of this bit-width from"):
+    with pytest.raises(UserError, match="no images to compute the statistics of this bit-width from"):
         evaluate_at_bit_width(calibrate(model, batches, "norms=re-estimated"), FOUR, list)
 
 

@@ -172,7 +172,7 @@ def test_re_estimated_norms_are_folded_as_they_are_at_the_width():
     model = randomize_norms(torchvision.models.resnet18())
     quantization = Quantization(model, scheme=Scheme(norms="re-estimated", placement="integer"))
     quantization.calibrate([images(4)])
-    quantization.reestimate_norms(Bits(4, 4), [images(4)])
+    quantization.correct_norms(Bits(4, 4), [images(4)])
     outputs = []
     with torch.no_grad(), quantization.at(Bits(4, 4)):
         handle = model.bn1.register_forward_hook(lambda module, args, output: outputs.append(output.clone()))

@@ -51,7 +51,7 @@ def test_every_scheme_equals_its_printed_form():
         ("act=mse:x", "a quantizer is a name and numbers after colons, as in mse:2.4; got 'mse:x'"),
         ("act=minmax:3", "'minmax' takes 0 parameter"),
         ("act=mse:2:3", "'mse' takes 1 parameter"),
-        ("norms=matched", "unknown norms 'matched'"),
+        ("norms=mached", "unknown norms 'mached'; did you mean 'matched'?"),
         ("placement=publisht", "unknown placement 'publisht'; did you mean 'published'?"),
         ("", "unknown weight quantizer ''"),
         ("act=mse:99", "the exponent of mse must be 1 to 10, as in mse:2.4; got 99"),

@@ -24,7 +24,7 @@ from ssql_det.quant.points.family import (
     find_blocks,
     quant_points,
 )
-from ssql_det.quant.points.point import QuantPoint, Side, assign_bits
+from ssql_det.quant.points.point import QuantPoint, Side, assign_bits, select_inside
 
 __all__ = [
     "FAMILIES",
@@ -38,6 +38,7 @@ __all__ = [
     "extend_ranges_to_zero",
     "find_blocks",
     "quant_points",
+    "select_inside",
 ]
 
 all(import_modules(__name__, __path__))  # each family registers itself

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -96,3 +96,18 @@ def _find_bits(point: QuantPoint, bits: Bits, overrides: Mapping[str, Bits]) -> 
     applied = matching[-1] if matching else bits
     bit_width = applied.weight if point.is_weight else applied.act
     return bit_width if matching or bit_width is None else point.bits or bit_width
+
+
+def select_inside(
+    point_bits: Mapping[QuantPoint, int | None], paths: Collection[str] | None
+) -> dict[QuantPoint, int | None]:
+    """The points of the modules at ``paths`` and of modules inside these; ``None`` selects all points.
+
+    >>> bits = {QuantPoint("layer1.0.conv1", Side.WEIGHT): 4, QuantPoint("layer10", Side.OUTPUT): 8}
+    >>> [point.key for point in select_inside(bits, ["layer1"])]
+    ['layer1.0.conv1:weight']
+    """
+    if paths is None:
+        return dict(point_bits)
+    prefixes = tuple(f"{path}." for path in paths)
+    return {point: bits for point, bits in point_bits.items() if f"{point.path}.".startswith(prefixes)}

@@ -84,7 +84,7 @@ def _calibrate(
     results = {}
     for bits in _BIT_WIDTHS:
         if quantization.scheme.norms == "re-estimated":
-            quantization.reestimate_norms(bits, batches)
+            quantization.correct_norms(bits, batches)
     network.to(target.device, target.dtype, memory_format=target.memory_format)
     with torch.no_grad():
         for bits in _BIT_WIDTHS:
