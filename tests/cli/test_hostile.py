@@ -88,12 +88,15 @@ LINES = {  # the command line itself is what is wrong
     "bits of 5000 digits": (f"demo --bits {'9' * 5000}", "cannot read bits '99999999999999999999..."),
     "scheme that is mistyped": (
         sweep(flags="--scheme minmx"),
-        "unknown weight quantizer 'minmx'; did you mean 'minmax'? (known: centred, minmax, mse)",
+        "unknown weight quantizer 'minmx'; did you mean 'minmax'? (known: adaround, brecq, ",
     ),
-    "scheme that is empty": ("demo --scheme=", "unknown weight quantizer '' (known: centred, minmax, mse)"),
+    "scheme that is empty": (
+        "demo --scheme=",
+        "unknown weight quantizer '' (known: adaround, brecq, centred, minmax, mse, qdrop)",
+    ),
     "scheme of the other side": (
         predict(flags="--scheme weight=percentile"),
-        "'percentile' is no weight quantizer; use one of centred, minmax, mse",
+        "'percentile' is no weight quantizer; use one of adaround, brecq, centred, minmax, mse, qdrop",
     ),
     "scheme of a part that is none": (
         probe("--scheme weigth=mse"),

@@ -61,7 +61,7 @@ MISTAKES = {
     "demo --bits 4x4": "'4x4'",
     "demo --bits 99w8a": "got 99",
     "demo --bits=": "''",
-    "demo --scheme minmx": "unknown weight quantizer 'minmx'; did you mean 'minmax'? (known: centred, minmax, mse)",
+    "demo --scheme minmx": "unknown weight quantizer 'minmx'; did you mean 'minmax'? (known: adaround, brecq, ",
     "demo --scheme weight=percentile": "'percentile' is no weight quantizer; use one of",
     "demo --scheme act=mse --bits 12": "act=mse supports 2 to 10 bits, not 12",
 }

@@ -14,38 +14,30 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ssql_det.quant.quantizers.mse import ScaleSearch
-from ssql_det.quant.quantizers.quantizer import WEIGHTS, QuantizedTensor, Quantizer, TensorSpec, smallest_int_dtype
+from ssql_det.quant.quantizers.quantizer import WEIGHTS, TensorSpec
+from ssql_det.quant.quantizers.weight_grid import GridQuantizer, WeightGrid
 
 
 @WEIGHTS.register("centred")
-class CentredWeight(Quantizer):
+class CentredWeight(GridQuantizer):
     """Per output channel. A channel of zeros stays zero; no gradient flows through the scale."""
 
     def __init__(self, spec: TensorSpec) -> None:
         super().__init__(spec)
         self._search = ScaleSearch(_fake_quantize, spec.axis, exponent=2.0)
 
+    def choose_grid(self, weight: Tensor, bits: int) -> WeightGrid:
+        return WeightGrid(self._search(weight, bits), 0.5, bits)
+
     def forward(self, x: Tensor, bits: int) -> Tensor:
-        scale = self._search(x, bits)
-        integers, in_range = _quantize(x.detach().to(scale.dtype), scale, bits)
-        return straight_through(x, (integers + 0.5) * scale, in_range)
-
-    def quantize(self, x: Tensor, bits: int) -> QuantizedTensor:
-        scale = self._search(x, bits)
-        odd_integers = 2 * _quantize(x.detach().to(scale.dtype), scale, bits)[0] + 1
-        dtype = smallest_int_dtype(1 - 2**bits, 2**bits - 1)
-        return QuantizedTensor(odd_integers.to(dtype), scale / 2, zero_point=torch.zeros_like(scale))
-
-
-def _quantize(weight: Tensor, scale: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Return the integers ``q``, and a mask of the integers that were not clamped."""
-    rounded = torch.round(weight / torch.where(scale == 0, 1, scale) - 0.5)
-    integers = rounded.clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-    return integers, integers == rounded
+        grid = self.choose_grid(x, bits)
+        integers, in_range = grid.round(x.detach())
+        return straight_through(x, grid.dequantize(integers), in_range)
 
 
 def _fake_quantize(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
-    return (_quantize(weight, scale, bits)[0] + 0.5) * scale
+    grid = WeightGrid(scale, 0.5, bits)
+    return grid.dequantize(grid.round(weight)[0])
 
 
 def straight_through(x: Tensor, quantized: Tensor, mask: Tensor) -> Tensor:

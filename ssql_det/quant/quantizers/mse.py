@@ -11,6 +11,7 @@ QDrop: Wei et al., ICLR 2022.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,15 +26,8 @@ from ssql_det.quant.affine import (
     tensor_version,
 )
 from ssql_det.quant.quantizers.observers import Histogram
-from ssql_det.quant.quantizers.quantizer import (
-    ACTIVATIONS,
-    WEIGHTS,
-    QuantizedTensor,
-    Quantizer,
-    RangeQuantizer,
-    TensorSpec,
-    quantize_tensor,
-)
+from ssql_det.quant.quantizers.quantizer import ACTIVATIONS, WEIGHTS, RangeQuantizer, TensorSpec
+from ssql_det.quant.quantizers.weight_grid import GridQuantizer, WeightGrid
 
 # A bound of a range is searched among multiples of 1/20 of the observed bound, then of 1/100 near the best one.
 _COARSE_STEPS, _FINE_STEPS = 20, 100
@@ -42,18 +36,18 @@ FakeQuantize = Callable[[Tensor, Tensor, int], Tensor]  # takes a weight, the sc
 
 
 @WEIGHTS.register("mse")
-class MseWeight(Quantizer):
+class MseWeight(GridQuantizer):
     """Per output channel, symmetric; no gradient flows through the scale."""
 
     def __init__(self, spec: TensorSpec, exponent: float = 2.0) -> None:
         super().__init__(spec)
-        self._search = ScaleSearch(_fake_quantize, spec.axis, _check_exponent(exponent))
+        self._search = ScaleSearch(_fake_quantize, spec.axis, _check_exponent(exponent, "mse"))
+
+    def choose_grid(self, weight: Tensor, bits: int) -> WeightGrid:
+        return WeightGrid(self._search(weight, bits), 0.0, bits)
 
     def forward(self, x: Tensor, bits: int) -> Tensor:
-        return fake_quantize(x, _symmetric_qparams(self._search(x, bits), bits))
-
-    def quantize(self, x: Tensor, bits: int) -> QuantizedTensor:
-        return quantize_tensor(x.detach(), _symmetric_qparams(self._search(x, bits), bits))
+        return _fake_quantize(x, self._search(x, bits), bits)
 
 
 @ACTIVATIONS.register("mse")
@@ -63,11 +57,12 @@ class MseActivation(RangeQuantizer):
 
     observer_class = Histogram
     observer: Histogram
+    name: ClassVar[str] = "mse"  # in a scheme
     supported_bits = range(2, 11)  # with more bits the scale could be smaller than a bin of the histogram
 
     def __init__(self, spec: TensorSpec, exponent: float = 2.0) -> None:
         super().__init__(spec)
-        self._exponent = _check_exponent(exponent)
+        self._exponent = _check_exponent(exponent, self.name)
 
     def choose_range(self, bits: int) -> tuple[Tensor, Tensor]:
         min_val, max_val = (bound.double() for bound in self.observer.range)
@@ -105,17 +100,14 @@ class MseActivation(RangeQuantizer):
         return low.to(self.observer.range[0]), high.to(self.observer.range[0])
 
 
-def _symmetric_qparams(scale: Tensor, bits: int) -> QParams:
-    return QParams(scale, torch.zeros_like(scale), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-
-
 def _fake_quantize(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
-    return fake_quantize(weight, _symmetric_qparams(scale, bits))
+    """By ``affine.fake_quantize``, which has a kernel; the values are those of a ``WeightGrid`` with offset 0."""
+    return fake_quantize(weight, QParams(scale, torch.zeros_like(scale), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1))
 
 
-def _check_exponent(exponent: float) -> float:
+def _check_exponent(exponent: float, name: str) -> float:
     if not 1 <= exponent <= 10:
-        raise UserError(f"the exponent of mse must be 1 to 10, as in mse:2.4; got {exponent:g}")
+        raise UserError(f"the exponent of {name} must be 1 to 10, as in {name}:2.4; got {exponent:g}")
     return exponent
 
 

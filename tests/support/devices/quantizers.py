@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from support.devices.comparison import CheckResult, count_differences, relative_error, worst
 from support.devices.targets import dtype_name
+from support.weight_quantizers import build_weight_quantizer
 from torch import Tensor
 
 from ssql_det.quant import (
@@ -89,8 +90,9 @@ def check_weight_quantizers(device: torch.device) -> Iterator[CheckResult]:
         for shape, axis in _WEIGHT_SHAPES.items():
             weight, grad = _random(3, *shape), _random(4, *shape)
             weight.select(axis, 5).zero_()
-            reference = WEIGHTS.get(name)(TensorSpec(QuantPoint("conv", Side.WEIGHT), shape, axis))
+            spec = TensorSpec(QuantPoint("conv", Side.WEIGHT), shape, axis)
             for bits in BIT_WIDTHS:
+                reference = build_weight_quantizer(name, spec, weight, bits)
                 for dtype in DTYPES:
                     expected = _run(reference, weight.to(dtype), grad.to(dtype), bits)
                     for layout in _layouts(weight.to(dtype)):
