@@ -219,7 +219,8 @@ def match_norms(
     with evaluating(model):
         for batch in track(batches, "matching norms"):
             if not targets:
-                targets = _find_targets(model, points, batch, forward)
+                paths = find_norms_and_layers(model, points, batch, forward)
+                targets = [_Target(path, model.get_submodule(path)) for path in paths]
             for target in targets:
                 target.start_batch()
             with _hooking_targets(model, targets, "record"):
@@ -233,15 +234,15 @@ def match_norms(
     return {name: tensor for target in reached for name, tensor in target.compute_tensors().items()}
 
 
-def _find_targets(model: nn.Module, points: Sequence[QuantPoint], batch: Any, forward: Forward) -> list[_Target]:
-    """The norms with statistics, and the quantized layers that no such norm follows."""
+def find_norms_and_layers(
+    model: nn.Module, points: Sequence[QuantPoint], batch: Any, forward: Forward
+) -> tuple[str, ...]:
+    """Paths of the norms that have statistics, then of the quantized layers that no such norm follows."""
     modules = dict(model.named_modules())
-    norms = {
-        path: module for path, module in modules.items() if isinstance(getattr(module, "running_var", None), Tensor)
-    }
+    norms = [path for path, module in modules.items() if isinstance(getattr(module, "running_var", None), Tensor)]
     normalized = {chain.layer for chain in trace_pass(model, points, batch, forward).chains if chain.norm in norms}
-    layers = {point.path: modules[point.path] for point in points if point.is_weight and point.path not in normalized}
-    return [_Target(path, module) for path, module in (norms | layers).items()]
+    layers = [point.path for point in points if point.is_weight and point.path not in normalized]
+    return (*norms, *layers)
 
 
 @contextmanager

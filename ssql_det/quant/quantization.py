@@ -81,12 +81,16 @@ class Quantization:
 
     @contextmanager
     def at(
-        self, bits: Bits, overrides: Mapping[str, Bits] | None = None, inside: Collection[str] | None = None
+        self,
+        bits: Bits,
+        overrides: Mapping[str, Bits] | None = None,
+        inside: Collection[str] | None = None,
+        folded: bool = True,
     ) -> Iterator[None]:
         """Run quantized at ``bits``; ``overrides`` give modules other bit-widths, as in ``{"layer1.*": Bits(8, 8)}``.
 
         Weights are quantized once for all forward passes inside the context. With ``inside``, paths of modules, only
-        points in these modules are quantized.
+        points in these modules are quantized. ``folded=False``: with placement ``integer`` norms and biases stay float.
         """
         label = format_bits(bits, overrides)
         point_bits = assign_bits(self.points, bits, overrides)
@@ -95,7 +99,7 @@ class Quantization:
                 f"norms={self.scheme.norms}: not computed at {label} yet; call correct_norms() for these bits"
             )
         with self._quantizing(point_bits, label, inside), self._get_repair(label).overriding_tensors(self.model):
-            layers = {point.path for point in select_inside(point_bits, inside)}
+            layers = {point.path for point in select_inside(point_bits, inside)} if folded else ()
             get_quantizer = partial(self._get_quantizer, label=label)
             with folding_norms(self.model, self.chains, layers, point_bits, get_quantizer):
                 yield

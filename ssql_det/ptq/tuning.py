@@ -1,0 +1,106 @@
+"""Tune what a bit-width may change cheaply, so that the quantized network gives the float network's outputs.
+
+Trained are the gains and shifts of norms, the biases of layers without norm, and the steps of trainable activation
+quantizers; weights and their rounding stay. The targets are the outputs of the float network itself, so no labels are
+needed (distillation, Hinton et al., 2015; for norms alone: Li et al., "norm tweaking", AAAI 2024).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ssql_det.core.console import track
+from ssql_det.quant import Bits, Quantization
+from ssql_det.quant.bits import format_bits
+from ssql_det.quant.forward import Forward, evaluating
+from ssql_det.quant.norms import find_norms_and_layers
+from ssql_det.quant.repair import Repair
+
+_LEARNING_RATE = 1e-3  # of gains and shifts, in units of their mean magnitude; falls to 0 as a cosine
+ComputeLoss = Callable[[nn.Module, int], Tensor]
+"""The difference between the network, as it is at the call, and the float network on the batch of an index."""
+
+
+def tune(
+    quantization: Quantization,
+    bits: Bits,
+    batches: Sequence[Any],
+    compute_loss: ComputeLoss,
+    steps: int,
+    forward: Forward,
+    overrides: Mapping[str, Bits] | None = None,
+    seed: int = 0,
+    learning_rate: float = _LEARNING_RATE,
+) -> list[float]:
+    """Tune a bit-width in place for some steps of Adam, one batch each; return the losses."""
+    model = quantization.model
+    repair = quantization.repairs.setdefault(format_bits(bits, overrides), Repair())
+    original = Repair(dict(repair.tensors), dict(repair.quantizers))
+    groups = [*_prepare_tensors(quantization, repair, batches[0], forward, learning_rate)]
+    groups += _prepare_quantizers(quantization, repair, learning_rate)
+    optimizer = torch.optim.Adam(groups)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.cat([torch.randperm(len(batches), generator=generator) for _ in range(-(-steps // len(batches)))])
+    losses = []
+    try:
+        with evaluating(model), _freezing(model), torch.enable_grad():
+            with quantization.at(bits, overrides, folded=False):
+                for index in track(order[:steps].tolist(), f"tuning at {format_bits(bits, overrides)}"):
+                    loss = compute_loss(model, index)
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+                    schedule.step()
+                    losses.append(loss.item())
+    except BaseException:
+        repair.tensors, repair.quantizers = original.tensors, original.quantizers
+        raise
+    repair.tensors = {name: tensor.detach() for name, tensor in repair.tensors.items()}
+    for quantizer in repair.quantizers.values():
+        quantizer.requires_grad_(False)
+    return losses
+
+
+def _prepare_tensors(
+    quantization: Quantization, repair: Repair, batch: Any, forward: Forward, learning_rate: float
+) -> Iterator[dict[str, Any]]:
+    """Replace gains, shifts and biases by parameters; yield them for the optimizer."""
+    model = quantization.model
+    for path in find_norms_and_layers(model, quantization.points, batch, forward):
+        module: Any = model.get_submodule(path)
+        for name in ("weight", "bias") if hasattr(module, "running_var") else ("bias",):
+            tensor = repair.tensors.get(f"{path}.{name}", getattr(module, name))
+            if tensor is None:
+                if name == "weight" or hasattr(module, "running_var"):
+                    continue
+                tensor = module.weight.new_zeros(module.weight.shape[0])
+            parameter = nn.Parameter(tensor.detach().clone())
+            repair.tensors[f"{path}.{name}"] = parameter
+            yield {"params": [parameter], "lr": learning_rate}
+
+
+def _prepare_quantizers(quantization: Quantization, repair: Repair, learning_rate: float) -> Iterator[dict[str, Any]]:
+    for point in quantization.points:
+        quantizer = repair.quantizers.get(point, quantization[point])
+        if not point.is_weight and next(quantizer.parameters(), None) is not None:
+            repair.quantizers[point] = quantizer = copy.deepcopy(quantizer).requires_grad_(True)
+            yield {"params": [*quantizer.parameters()], "lr": learning_rate}
+
+
+@contextmanager
+def _freezing(model: nn.Module) -> Iterator[None]:
+    """No gradients for the network's own parameters inside."""
+    required = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    model.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter, was_required in required.items():
+            parameter.requires_grad_(was_required)
