@@ -11,6 +11,7 @@ from ssql_det.quant import WEIGHTS, Bits, Quantization, QuantizedTensor, QuantPo
 from ssql_det.quant.quantizers import LearnedRounding, SoftRounding, TensorSpec, WeightGrid
 from ssql_det.quant.quantizers.centred import CentredWeight
 from ssql_det.quant.quantizers.mse import MseWeight
+from ssql_det.quant.repair import Repair
 
 SPEC = TensorSpec(QuantPoint("conv", Side.WEIGHT), (6, 4, 3, 3), 0)
 BASES = {"mse": MseWeight(SPEC), "mse:2.4": MseWeight(SPEC, 2.4), "centred": CentredWeight(SPEC)}
@@ -235,23 +236,29 @@ def test_an_invalid_state_is_an_error(damage, message):
         target.set_integers(QuantizedTensor(**vars(source.quantize(make_weight(), 4)) | {"zero_point": torch.ones(())}))
 
 
-def test_a_file_keeps_the_integers_and_a_damaged_one_says_so(tmp_path):
+def test_a_file_keeps_the_integers_of_a_bit_width_and_a_damaged_one_says_so(tmp_path):
     torch.manual_seed(0)
     model = torch.nn.Sequential(*(torch.nn.Conv2d(3, 3, 1) for _ in range(3)))
     quantization = Quantization(model, scheme=Scheme.parse("weight=qdrop, act=lsq"))
     images = torch.randn(2, 3, 4, 4)
     quantization.calibrate([images])
-    for point in quantization.points:
-        quantizer = quantization[point]
-        if isinstance(quantizer, LearnedRounding):
-            quantizer.set_integers(CentredWeight(quantizer.spec).quantize(model.get_submodule(point.path).weight, 8))
-    with quantization.at(Bits(8, 4)), torch.no_grad():
-        expected = model(images)
+    learned = {point: copy.deepcopy(quantization[point]) for point in quantization.points if point.is_weight}
+    for point, quantizer in learned.items():
+        assert isinstance(quantizer, LearnedRounding)
+        quantizer.set_integers(CentredWeight(quantizer.spec).quantize(model.get_submodule(point.path).weight, 8))
+    quantization.repairs["8w4a"] = Repair(quantizers=learned)
+
+    def run(quantization):
+        with quantization.at(Bits(8, 4)), torch.no_grad():
+            return model(images)
+
+    expected = run(quantization)
     quantization.save(tmp_path / "q.safetensors")
     loaded = Quantization.load(tmp_path / "q.safetensors", model)
-    with loaded.at(Bits(8, 4)), torch.no_grad():
-        assert torch.equal(model(images), expected)
-    loaded[loaded.points[0]].scale[0] = -1
+    assert torch.equal(run(loaded), expected)
+    with pytest.raises(UserError, match="weight=qdrop has no learned rounding at 0:weight for this bit-width, 8"):
+        loaded.at(Bits(8, 8)).__enter__()
+    loaded.repairs["8w4a"].quantizers[quantization.points[0]].scale[0] = -1
     loaded.save(tmp_path / "bad.safetensors")
     with pytest.raises(UserError, match=r"bad\.safetensors is damaged \(the scale of 0:weight is negative"):
         Quantization.load(tmp_path / "bad.safetensors", model)

@@ -30,7 +30,7 @@ class SoftRounding(Quantizer):
 
     >>> from ssql_det.quant import QuantPoint, Side
     >>> from ssql_det.quant.quantizers.mse import MseWeight
-    >>> weight = torch.tensor([[0.3, -0.8, 0.55]])
+    >>> weight = torch.tensor([[0.3, -0.8, 0.52]])
     >>> spec = TensorSpec(QuantPoint("fc", Side.WEIGHT), shape=(1, 3))
     >>> rounding = SoftRounding(spec, weight, MseWeight(spec).choose_grid(weight, bits=4))
     >>> torch.allclose(rounding(weight, bits=4), weight)
