@@ -22,6 +22,7 @@ FLOORS = {
     "detect": 3,
     "reproduce": 3,
     "ssl": 2,
+    "ptq": 2,
     "pretrain": 3,
     "cli": 4,
     "__main__": 5,

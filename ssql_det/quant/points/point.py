@@ -109,5 +109,5 @@ def select_inside(
     """
     if paths is None:
         return dict(point_bits)
-    prefixes = tuple(f"{path}." for path in paths)
+    prefixes = tuple(f"{path}." if path else "" for path in paths)  # the model itself has the path ""
     return {point: bits for point, bits in point_bits.items() if f"{point.path}.".startswith(prefixes)}

@@ -1,0 +1,22 @@
+"""Repairs without labels: learn, for one bit-width, what gives back what quantization costs.
+
+============== ====================================================================
+blocks         parts of a network that are reconstructed one after the other
+records        their inputs and float outputs, within bounded memory
+reconstruction learn the rounding of weights and the steps of activations by blocks
+method         what a reconstruction learns with; the registry of methods
+adaround       layer by layer
+brecq          block by block
+qdrop          block by block, with quantization dropped at random
+tuning         tune norms, biases and steps towards the float network's outputs
+============== ====================================================================
+"""
+
+from ssql_det.core.registry import import_modules
+from ssql_det.ptq.blocks import Block, FpnLevel, find_backbone_blocks
+from ssql_det.ptq.method import METHODS, Method
+from ssql_det.ptq.reconstruction import BlockResult, reconstruct
+
+__all__ = ["METHODS", "Block", "BlockResult", "FpnLevel", "Method", "find_backbone_blocks", "reconstruct"]
+
+all(import_modules(__name__, __path__))  # each method registers itself

@@ -1,0 +1,360 @@
+"""Reconstruct a quantized network block by block: learn the rounding of its weights, and the steps of its activations.
+
+For each block in order: record its inputs in the quantized network, whose earlier blocks are reconstructed, and its
+outputs in the float network; learn to give these outputs; keep what was learned if the error on images that were kept
+for that is lower than with nearest rounding.
+
+The loss of a block is the squared error of its outputs, summed over channels, averaged over positions and images, and
+divided by the mean square of the float outputs, so that no loss depends on the scale of the network; with several
+outputs it is the sum of theirs. AdaRound's regularization is added, as the ``Method`` says.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ssql_det.core.console import track
+from ssql_det.core.errors import UserError
+from ssql_det.ptq.blocks import Block, list_tensors, recording_inputs
+from ssql_det.ptq.method import Method
+from ssql_det.ptq.records import MAX_BYTES, Recorder, Records, get_device, make_generator
+from ssql_det.quant import Bits, Quantization, Quantizer, QuantPoint, RangeQuantizer
+from ssql_det.quant.bits import format_bits
+from ssql_det.quant.forward import Forward, evaluating
+from ssql_det.quant.hooks import get_float_weight
+from ssql_det.quant.points import assign_bits, select_inside
+from ssql_det.quant.quantizers import GridQuantizer, LearnedRounding, SoftRounding
+from ssql_det.quant.quantizers.centred import CentredWeight
+from ssql_det.quant.quantizers.mse import MseWeight
+from ssql_det.quant.repair import Repair
+
+HELD_OUT_PERIOD = 4  # every fourth batch is kept to compare errors
+_EXPONENT = 2.4  # of the grid ``mse``, as in QDrop
+_STEP_ELEMENTS = 2**19  # of the larger of a block's inputs and outputs: the samples of one iteration
+_MAX_SAMPLES = 32  # of one iteration
+_EVERYWHERE = ("",)  # the path of the network itself
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BlockResult:
+    """Errors are relative to the mean square of the float outputs, on the images that were kept for that."""
+
+    name: str
+    grid: str  # of the weights: mse or centred
+    before: float  # with nearest rounding, and steps as calibrated
+    after: float
+    is_kept: bool  # whether the learned rounding and steps are used
+
+    def __str__(self) -> str:
+        errors = f"error {self.before:.2g} -> {self.after:.2g}"
+        return f"{self.name}: {errors}, {self.grid}" if self.is_kept else f"{self.name}: left as it was ({errors})"
+
+
+def reconstruct(
+    quantization: Quantization,
+    bits: Bits,
+    overrides: Mapping[str, Bits] | None,
+    blocks: Sequence[Block],
+    batches: Sequence[Any],
+    forward: Forward,
+    method: Method,
+    seed: int = 0,
+    on_block_done: Callable[[BlockResult], None] | None = None,
+    max_bytes: int = MAX_BYTES,
+) -> list[BlockResult]:
+    """Learn the rounding at a bit-width, for its ``Repair``, and return the results of the blocks.
+
+    Blocks whose weights were learned already are skipped; the others are as if they had not been, so a run that was
+    interrupted can go on. ``on_block_done`` is called after each block, as to save the quantization. A batch should
+    have one image.
+    """
+    reconstruction = _Reconstruction(quantization, bits, overrides, forward, method, seed, max_bytes)
+    parts = reconstruction.select_blocks(blocks)
+    if parts and len(batches) < HELD_OUT_PERIOD:
+        raise UserError(f"reconstruction needs at least {HELD_OUT_PERIOD} images, got {len(batches)}")
+    results = []
+    with evaluating(quantization.model), _freezing(quantization.model):
+        for block in track(parts, f"reconstructing at {format_bits(bits, overrides)}"):
+            results.append(reconstruction.reconstruct_block(block, batches))
+            _logger.info("%s", results[-1])
+            if on_block_done is not None:
+                on_block_done(results[-1])
+    return results
+
+
+class _Reconstruction:
+    """The reconstruction of a network at one bit-width."""
+
+    def __init__(
+        self,
+        quantization: Quantization,
+        bits: Bits,
+        overrides: Mapping[str, Bits] | None,
+        forward: Forward,
+        method: Method,
+        seed: int,
+        max_bytes: int,
+    ) -> None:
+        self._quantization, self._bits, self._overrides = quantization, bits, overrides
+        self._forward, self._method, self._seed, self._max_bytes = forward, method, seed, max_bytes
+        self._model = quantization.model
+        point_bits = assign_bits(quantization.points, bits, overrides)
+        self._point_bits = {point: bit_width for point, bit_width in point_bits.items() if bit_width is not None}
+        self._repair = quantization.repairs.setdefault(format_bits(bits, overrides), Repair())
+        self._grids = {"mse": self._build_grids(MseWeight, _EXPONENT), "centred": self._build_grids(CentredWeight)}
+
+    def _build_grids(self, kind: Callable[..., GridQuantizer], *parameters: float) -> dict[QuantPoint, GridQuantizer]:
+        weights = (point for point in self._point_bits if point.is_weight)
+        return {point: kind(self._quantization[point].spec, *parameters) for point in weights}
+
+    def select_blocks(self, blocks: Sequence[Block]) -> list[Block]:
+        """The parts of these blocks, as the method wants them, that have weights to be learned."""
+        weights = {point.path for point in self._grids["mse"]}
+        parts = self._method.split_blocks(blocks, [*weights])
+        inside = [point for block in parts for point in self._select_weights(block)]
+        missing = [point.key for point in self._grids["mse"] if inside.count(point) != 1]
+        if missing:
+            raise UserError(f"{missing[0]} is not in exactly one block ({len(missing)} such weight(s))")
+        for point in inside:
+            if not isinstance(self._quantization[point], LearnedRounding):
+                raise UserError(
+                    f"weight={self._quantization.scheme.weight} does not learn its rounding; use weight=brecq"
+                )
+        return [
+            block
+            for block in parts
+            if any(point not in self._repair.quantizers for point in self._select_weights(block))
+        ]
+
+    def _select_weights(self, block: Block) -> list[QuantPoint]:
+        return [point for point in select_inside(self._point_bits, block.modules) if point.is_weight]
+
+    def reconstruct_block(self, block: Block, batches: Sequence[Any]) -> BlockResult:
+        records, held_out = self._record(block, batches)
+        weights = self._select_weights(block)
+        powers = [power.clamp(min=torch.finfo(power.dtype).tiny) for power in _compute_powers(records)]
+        nearest = {
+            name: self._compute_error(block, held_out, powers, {point: grid[point] for point in weights})
+            for name, grid in self._grids.items()
+        }
+        name = min(nearest, key=lambda each: nearest[each])
+        grid = {point: self._grids[name][point] for point in weights}
+        learned = self._learn(block, records, powers, grid)
+        after = self._compute_error(block, held_out, powers, learned)
+        is_kept = after < nearest[name]
+        if not is_kept:
+            learned = self._round_to_nearest(grid)
+        self._repair.quantizers |= learned
+        return BlockResult(block.name, name, nearest[name], after, is_kept)
+
+    # ---- recording -------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _record(self, block: Block, batches: Sequence[Any]) -> tuple[Records, Records]:
+        """Records of the images to train on, and of those to compare errors on."""
+        recorder = Recorder(self._model, block, len(batches), self._seed, self._max_bytes)
+        for batch in batches:
+            with recording_inputs(self._model, block) as record:
+                inputs = record(self._forward, batch)
+            recorder.add_float(inputs)
+        # Later blocks are not reached, so any quantizer will do for them.
+        with recording_inputs(self._model, block) as record, self._quantizing(self._grids["mse"], keep_learned=True):
+            inputs_of_batches = (record(self._forward, batch) for batch in batches)
+            samples = [recorder.make_samples(index, inputs) for index, inputs in enumerate(inputs_of_batches)]
+        if recorder.is_cropped:
+            _logger.info("%s: a window of each image, to stay within %d MB", block.name, self._max_bytes // 2**20)
+        is_held_out = [index % HELD_OUT_PERIOD == HELD_OUT_PERIOD - 1 for index in range(len(samples))]
+        parts = (
+            [each for each, held in zip(samples, is_held_out, strict=True) if held == kept] for kept in (False, True)
+        )
+        records, held_out = map(Records, parts)
+        if not len(records) or not len(held_out):
+            raise UserError(f"{block.name} has no inputs in the images for reconstruction; use more images")
+        return records, held_out
+
+    @contextmanager
+    def _quantizing(
+        self,
+        quantizers: Mapping[QuantPoint, Quantizer],
+        inside: Sequence[str] = _EVERYWHERE,
+        keep_learned: bool = False,
+    ) -> Iterator[None]:
+        """Run quantized with these quantizers in place of those of the repair, or only where it has none."""
+        original = dict(self._repair.quantizers)
+        self._repair.quantizers = {**quantizers, **original} if keep_learned else {**original, **quantizers}
+        try:
+            with self._quantization.at(self._bits, self._overrides, inside):
+                yield
+        finally:
+            self._repair.quantizers = original
+
+    # ---- learning --------------------------------------------------------------------------------------------------
+
+    def _learn(
+        self, block: Block, records: Records, powers: Sequence[Tensor], grids: Mapping[QuantPoint, GridQuantizer]
+    ) -> dict[QuantPoint, Quantizer]:
+        """Learn the rounding of the weights on these grids, and the steps of trainable activation quantizers."""
+        method = self._method
+        roundings = {point: self._build_rounding(point, grid) for point, grid in grids.items()}
+        activations = {
+            point: self._repair.quantizers.get(point, self._quantization[point])
+            for point in select_inside(self._point_bits, block.modules)
+            if not point.is_weight
+        }
+        trained = {
+            point: copy.deepcopy(quantizer).requires_grad_(True)
+            for point, quantizer in activations.items()
+            if next(quantizer.parameters(), None) is not None
+        }
+        device = get_device(self._model)
+        generator, draws = (
+            make_generator(self._seed, block.name, "elements", device=device),
+            make_generator(self._seed, block.name, "samples"),
+        )
+        wrapped = {
+            point: method.wrap_activation(quantizer, generator) for point, quantizer in (activations | trained).items()
+        }
+        iterations = self._get_iterations(grids)
+        count = _choose_num_samples(records)
+        rounding_optimizer = torch.optim.Adam([each.v for each in roundings.values()], method.learning_rate)
+        optimizers = [rounding_optimizer]
+        if trained:
+            groups = [
+                {"params": [*each.parameters()], "lr": self._get_step_rate(point, each)}
+                for point, each in trained.items()
+            ]
+            optimizers.append(torch.optim.Adam(groups))
+        schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(each, iterations) for each in optimizers[1:]]
+        with self._quantizing(roundings | wrapped, block.modules), torch.enable_grad():
+            for iteration in range(iterations):
+                loss = torch.zeros((), device=device)
+                for index, rows in records.draw(count, draws):
+                    samples = records.groups[index].select(rows, device)
+                    inputs = method.mix_inputs(samples.inputs, samples.float_inputs, generator)
+                    errors = _compute_errors(block.run(self._model, inputs), samples.outputs)
+                    part = sum(
+                        error / power * channels for (error, channels), power in zip(errors, powers, strict=True)
+                    )
+                    loss = loss + part * (len(rows) / count)
+                beta = method.compute_beta(iteration / iterations)
+                if beta is not None:
+                    penalty = sum(rounding.regularization(beta) for rounding in roundings.values())
+                    loss = loss + method.rounding_weight * penalty
+                for optimizer in optimizers:
+                    optimizer.zero_grad()
+                loss.backward()
+                for optimizer in optimizers:
+                    optimizer.step()
+                for schedule in schedules:
+                    schedule.step()
+        for quantizer in trained.values():
+            quantizer.requires_grad_(False)
+        return {point: self._store(point, rounding) for point, rounding in roundings.items()} | trained
+
+    def _build_rounding(self, point: QuantPoint, grid: GridQuantizer) -> SoftRounding:
+        weight = get_float_weight(self._model, point)
+        return SoftRounding(grid.spec, weight, grid.choose_grid(weight, self._point_bits[point]))
+
+    def _get_iterations(self, points: Mapping[QuantPoint, Any]) -> int:
+        quantizer = self._quantization[next(iter(points))]
+        assert isinstance(quantizer, LearnedRounding)
+        return quantizer.iterations
+
+    def _get_step_rate(self, point: QuantPoint, quantizer: Quantizer) -> float:
+        step = 1.0
+        if isinstance(quantizer, RangeQuantizer):
+            step = quantizer.get_qparams(self._point_bits[point]).scale.abs().max().item()
+        return self._method.step_learning_rate * step
+
+    def _store(self, point: QuantPoint, rounding: SoftRounding) -> LearnedRounding:
+        stored = copy.deepcopy(self._quantization[point])
+        assert isinstance(stored, LearnedRounding)
+        stored.set_integers(rounding.harden())
+        return stored
+
+    def _round_to_nearest(self, grids: Mapping[QuantPoint, GridQuantizer]) -> dict[QuantPoint, Quantizer]:
+        found: dict[QuantPoint, Quantizer] = {}
+        for point, grid in grids.items():
+            stored = copy.deepcopy(self._quantization[point])
+            assert isinstance(stored, LearnedRounding)
+            quantized = grid.quantize(get_float_weight(self._model, point), self._point_bits[point])
+            assert quantized is not None
+            stored.set_integers(quantized)
+            found[point] = stored
+        return found
+
+    @torch.no_grad()
+    def _compute_error(
+        self, block: Block, records: Records, powers: Sequence[Tensor], quantizers: Mapping[QuantPoint, Quantizer]
+    ) -> float:
+        """The squared error relative to the mean square of the float outputs, averaged over the outputs."""
+        total = 0.0
+        with self._quantizing(quantizers, block.modules):
+            for index, rows in records.split(_choose_num_samples(records)):
+                samples = records.groups[index].select(rows, get_device(self._model))
+                errors = _compute_errors(block.run(self._model, samples.inputs), samples.outputs)
+                relative = [error / power for (error, _), power in zip(errors, powers, strict=True)]
+                total += len(rows) * float(sum(relative)) / len(relative)
+        return total / len(records)
+
+
+# ---- errors --------------------------------------------------------------------------------------------------------
+
+
+def _compute_errors(outputs: Any, targets: Any) -> list[tuple[Tensor, int]]:
+    """For each output the mean squared error, over all levels of a list, and the number of channels."""
+    found = []
+    for output, target in zip(_split_outputs(outputs), _split_outputs(targets), strict=True):
+        squares = [(x - y).square() for x, y in zip(output, target, strict=True)]
+        count = sum(x.numel() for x in squares)
+        found.append((torch.stack([x.sum() for x in squares]).sum() / count, _count_channels(output[0])))
+    return found
+
+
+def _split_outputs(value: Any) -> list[list[Tensor]]:
+    """The tensors of each output: a tuple has several outputs, a list is one output at several levels."""
+    return [list_tensors(each) for each in value] if isinstance(value, tuple) else [list_tensors(value)]
+
+
+def _count_channels(x: Tensor) -> int:
+    return x.shape[1] if x.ndim == 4 else x.shape[-1]
+
+
+def _compute_powers(records: Records) -> list[Tensor]:
+    """The mean square of each float output."""
+    totals: list[tuple[Tensor, int]] = []
+    for group in records.groups:
+        parts = [
+            (torch.stack([x.square().sum() for x in output]).sum(), sum(x.numel() for x in output))
+            for output in _split_outputs(group.outputs)
+        ]
+        totals = [(a + c, b + d) for (a, b), (c, d) in zip(totals, parts, strict=True)] if totals else parts
+    return [square_sum / count for square_sum, count in totals]
+
+
+def _choose_num_samples(records: Records) -> int:
+    """As many as have ``_STEP_ELEMENTS`` elements, at least one."""
+    group = records.groups[0]
+    elements = max(sum(x[0].numel() for x in list_tensors(part)) for part in (group.inputs, group.outputs))
+    return min(max(_STEP_ELEMENTS // elements, 1), _MAX_SAMPLES)
+
+
+@contextmanager
+def _freezing(model: nn.Module) -> Iterator[None]:
+    """No gradients for the network's own parameters inside."""
+    required = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    model.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter, was_required in required.items():
+            parameter.requires_grad_(was_required)
