@@ -61,8 +61,8 @@ def compute_outputs(model: nn.Module, batch: RecordedBatch) -> DetectorOutputs:
 def distillation_loss(outputs: DetectorOutputs, target: DetectorOutputs) -> Tensor:
     """The sum of five terms, each with the float outputs as its target:
 
-    for objectness, classes and masks the Kullback-Leibler divergence, averaged over anchors, regions and pixels; for the
-    boxes of anchors and of regions smooth L1, weighted by the float detector's probability of an object.
+    for objectness, classes and masks the Kullback-Leibler divergence, averaged over anchors, regions and pixels; for
+    the boxes of anchors and of regions smooth L1, weighted by the float detector's probability of an object.
     """
     return sum(_compute_terms(outputs, target), start=outputs.objectness.new_zeros(()))
 

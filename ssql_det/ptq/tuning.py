@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -50,15 +50,18 @@ def tune(
     order = torch.cat([torch.randperm(len(batches), generator=generator) for _ in range(-(-steps // len(batches)))])
     losses = []
     try:
-        with evaluating(model), _freezing(model), torch.enable_grad():
-            with quantization.at(bits, overrides, folded=False):
-                for index in track(order[:steps].tolist(), f"tuning at {format_bits(bits, overrides)}"):
-                    loss = compute_loss(model, index)
-                    optimizer.zero_grad()
-                    loss.backward()
-                    optimizer.step()
-                    schedule.step()
-                    losses.append(loss.item())
+        with ExitStack() as stack:
+            stack.enter_context(evaluating(model))
+            stack.enter_context(_freezing(model))
+            stack.enter_context(torch.enable_grad())
+            stack.enter_context(quantization.applying(bits, overrides, folded=False))
+            for index in track(order[:steps].tolist(), f"tuning at {format_bits(bits, overrides)}"):
+                loss = compute_loss(model, index)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                losses.append(loss.item())
     except BaseException:
         repair.tensors, repair.quantizers = original.tensors, original.quantizers
         raise
@@ -91,7 +94,9 @@ def _prepare_quantizers(quantization: Quantization, repair: Repair, learning_rat
         quantizer = repair.quantizers.get(point, quantization[point])
         if not point.is_weight and next(quantizer.parameters(), None) is not None:
             repair.quantizers[point] = quantizer = copy.deepcopy(quantizer).requires_grad_(True)
-            yield {"params": [*quantizer.parameters()], "lr": learning_rate}
+            with torch.no_grad():  # a step changes by a fraction of itself, whatever the scale of its tensor
+                scale = max(float(each.abs().max()) for each in quantizer.parameters())
+            yield {"params": [*quantizer.parameters()], "lr": learning_rate * scale}
 
 
 @contextmanager

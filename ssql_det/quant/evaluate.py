@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from ssql_det.quant.bits import Bits
 from ssql_det.quant.forward import Forward, forward_images
 from ssql_det.quant.quantization import Quantization
+from ssql_det.quant.scheme import NORM_CORRECTION
 
 T = TypeVar("T")
 
@@ -58,7 +59,7 @@ def evaluate_at_bit_width(
     >>> evaluate_at_bit_width(quantization, Bits.FP, lambda: model(images), {"layer1.*": Bits(4, 4)}).shape
     torch.Size([4, 192])
     """
-    if quantization.needs_norms(bits, overrides):
+    if quantization.list_missing_repairs(bits, overrides)[:1] == [NORM_CORRECTION]:
         quantization.correct_norms(bits, batches, overrides, forward)
     with quantization.at(bits, overrides):
         return evaluate()

@@ -32,7 +32,7 @@ from ssql_det.quant.quantization_file import (
 from ssql_det.quant.quantizers import Observer, Quantizer, TensorSpec
 from ssql_det.quant.quantizers.observers import all_reduce_observers, check_finite
 from ssql_det.quant.repair import Repair
-from ssql_det.quant.scheme import TRAINED, Scheme
+from ssql_det.quant.scheme import NORM_CORRECTION, Scheme
 from ssql_det.quant.tracing import Chain, trace_pass
 
 _LEARNED = "learned."  # in a file: POINT/learned.NAME
@@ -80,24 +80,40 @@ class Quantization:
     # ---- contexts --------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def at(
+    def at(self, bits: Bits, overrides: Mapping[str, Bits] | None = None) -> Iterator[None]:
+        """Run quantized at ``bits``; ``overrides`` give modules other bit-widths, as in ``{"layer1.*": Bits(8, 8)}``.
+
+        Weights are quantized once for all forward passes inside the context. The repairs that the scheme names must
+        have been made for this bit-width; full precision needs none.
+        """
+        label = format_bits(bits, overrides)
+        missing = self.list_missing_repairs(bits, overrides)
+        if NORM_CORRECTION in missing:
+            raise UserError(f"norms={self.scheme.norms}: not computed at {label} yet; call correct_norms() for these bits")
+        if missing:
+            available = [each for each, repair in self.repairs.items() if {*self.scheme.repairs} <= {*repair.made}]
+            raise UserError(
+                f"the scheme {self.scheme} needs {missing[0]}, which was not learned at {label} (learned at: "
+                f"{', '.join(available) or 'none'}); use another bit-width, or run `ssql-det quantize` for this one"
+            )
+        with self.applying(bits, overrides):
+            yield
+
+    @contextmanager
+    def applying(
         self,
         bits: Bits,
         overrides: Mapping[str, Bits] | None = None,
         inside: Collection[str] | None = None,
         folded: bool = True,
     ) -> Iterator[None]:
-        """Run quantized at ``bits``; ``overrides`` give modules other bit-widths, as in ``{"layer1.*": Bits(8, 8)}``.
+        """As :meth:`at`, with the repairs that were made so far: for what makes them.
 
-        Weights are quantized once for all forward passes inside the context. With ``inside``, paths of modules, only
-        points in these modules are quantized. ``folded=False``: with placement ``integer`` norms and biases stay float.
+        With ``inside``, paths of modules, only points in these modules are quantized. ``folded=False``: with placement
+        ``integer`` norms and biases stay float.
         """
         label = format_bits(bits, overrides)
         point_bits = assign_bits(self.points, bits, overrides)
-        if self.scheme.norms != TRAINED and self._needs_norms(label) and inside is None:
-            raise UserError(
-                f"norms={self.scheme.norms}: not computed at {label} yet; call correct_norms() for these bits"
-            )
         with self._quantizing(point_bits, label, inside), self._get_repair(label).overriding_tensors(self.model):
             layers = {point.path for point in select_inside(point_bits, inside)} if folded else ()
             get_quantizer = partial(self._get_quantizer, label=label)
@@ -191,13 +207,13 @@ class Quantization:
         quantizing = partial(self._quantizing, assign_bits(self.points, bits, overrides), label)
         repair = self.repairs.setdefault(label, Repair())
         repair.tensors |= correct_norms(self.model, self.scheme.norms, quantizing, self.points, batches, forward)
+        repair.made += (NORM_CORRECTION,)
 
-    def needs_norms(self, bits: Bits, overrides: Mapping[str, Bits] | None = None) -> bool:
-        """Whether :meth:`correct_norms` must be called for a bit-width before it can be used."""
-        return self.scheme.norms != TRAINED and self._needs_norms(format_bits(bits, overrides))
-
-    def _needs_norms(self, label: str) -> bool:
-        return label != str(Bits.FP) and not self._get_repair(label).tensors  # the float network is never changed
+    def list_missing_repairs(self, bits: Bits, overrides: Mapping[str, Bits] | None = None) -> list[str]:
+        """The repairs of ``Scheme.repairs`` that a bit-width still needs; the float network is never changed."""
+        label = format_bits(bits, overrides)
+        is_float = label == str(Bits.FP)
+        return [] if is_float else [each for each in self.scheme.repairs if each not in self._get_repair(label).made]
 
     def merge(self, other: Quantization) -> None:
         """Add the observations of another quantization, as when shards of the images are calibrated separately."""
@@ -216,7 +232,10 @@ class Quantization:
         """Write one safetensors file, which is tied to the model's weights. The header describes the content."""
         signature = compute_signature(self.model)
         tensors = self._collect_tensors()
-        content = QuantizationContent(self.scheme, self.points, self.calibration, signature, tensors, self.chains)
+        repairs = {label: repair.made for label, repair in sorted(self.repairs.items())}
+        content = QuantizationContent(
+            self.scheme, self.points, self.calibration, signature, tensors, self.chains, repairs
+        )
         write_quantization(path, content)
 
     @classmethod
@@ -238,7 +257,7 @@ class Quantization:
         quantization = cls(model, content.points, content.scheme)
         quantization.calibration, quantization.chains = content.calibration, content.chains
         try:
-            quantization._load_tensors(dict(content.tensors))
+            quantization._load_tensors(dict(content.tensors), content.repairs)
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise damaged_file_error(path, error) from None
         return quantization
@@ -257,7 +276,7 @@ class Quantization:
             tensors |= {f"{label}/{name}": tensor for name, tensor in repair.collect_state().items()}
         return tensors
 
-    def _load_tensors(self, tensors: dict[str, Tensor]) -> None:
+    def _load_tensors(self, tensors: dict[str, Tensor], repairs: Mapping[str, tuple[str, ...]]) -> None:
         """Load what :meth:`_collect_tensors` returned; a ``ValueError`` for unexpected, missing or invalid tensors."""
         device = _get_device(self.model)
         tensors = {name: tensor.to(device, copy=True) for name, tensor in tensors.items()}  # not memory-mapped
@@ -270,10 +289,13 @@ class Quantization:
             quantizer.load_state_dict({name.removeprefix(_LEARNED): tensor for name, tensor in learned.items()})
             if len(learned) != len(state):
                 raise ValueError(f"unexpected tensors at {point.key}")
-        for label in dict.fromkeys(name.partition("/")[0] for name in tensors):
-            prefix = f"{label}/"
-            content = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-            self.repairs[label] = Repair.restore(content, self.model, {point: self[point] for point in self.points})
+        for label, made in repairs.items():
+            prefix, calibrated = f"{label}/", {point: self[point] for point in self.points}
+            state = {name.removeprefix(prefix): tensors.pop(name) for name in [*tensors] if name.startswith(prefix)}
+            self.repairs[label] = Repair.restore(state, self.model, calibrated)
+            self.repairs[label].made = made
+        if tensors:
+            raise ValueError(f"unexpected tensor {min(tensors)}")
         check_chains(self.model, self.chains, self.points)
 
     # ---- checks ----------------------------------------------------------------------------------------------------

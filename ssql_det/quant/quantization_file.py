@@ -2,17 +2,21 @@
 
 ::
 
-    __metadata__  format   "ssql_det quantization"      version      "1"
+    __metadata__  format   "ssql_det quantization"      version      "2"
                   scheme   "act=mse"                    calibration  {"images": 256, "seed": 0, "data": "..."}
                                                            and "reconstruction_images", "selection_images" if not 0
                   points   [{"path": "conv1", "side": "weight", "bits": 8}, ...]
                   model    {"digest": "9f3c...", "tensors": {"conv1.weight": [64, 3, 7, 7], ...}}
                   chains   [["conv1", "bn1", "conv1:input"], ...]: layer, norm and point of the layer's input
+                  repairs  {"4w4a": ["norms"], ...}: the repairs that were made at each bit-width
                   sha256   of all the rest, so that an edited file is noticed; files of earlier versions have none
     layer1.0.conv2:input/ends       the least and the greatest value observed at a point
     layer1.0.conv2:input/sums       the counts of the observer's histogram, or its other sums
     layer1.0.conv2:input/learned.x  a parameter or buffer of the point's quantizer
-    4w4a/norms.bn1.running_mean     a statistic of a norm at a bit-width
+    4w4a/replaced.bn1.running_mean              a tensor that replaces the network's at a bit-width
+    4w4a/learned.layer1.0.conv2:weight/scale    a parameter or buffer of a quantizer that was learned for a bit-width
+
+In version 1 the only repairs were re-estimated norms: ``4w4a/norms.bn1.running_mean``.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +37,11 @@ from ssql_det.core.json_files import parse_json
 from ssql_det.core.rows import Calibration
 from ssql_det.core.tensor_files import is_safetensors, read_safetensors, write_safetensors
 from ssql_det.quant.points import QuantPoint, Side
-from ssql_det.quant.scheme import Scheme
+from ssql_det.quant.scheme import NORM_CORRECTION, Scheme
 from ssql_det.quant.tracing import Chain
 
-FORMAT, VERSION = "ssql_det quantization", 1
+FORMAT, VERSION = "ssql_det quantization", 2
+_FORMER_NORMS = "/norms."  # in the names of the tensors of version 1
 _STORED_NAMES = {"fixed_range": "ends", "include_zero": "with_zero"}  # fields of a point that a file names otherwise
 
 
@@ -71,6 +76,7 @@ class QuantizationContent:
     signature: ModelSignature
     tensors: Mapping[str, Tensor]
     chains: tuple[Chain, ...] = ()
+    repairs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # those that were made, by bit-width
 
 
 def compute_signature(model: nn.Module) -> ModelSignature:
@@ -93,6 +99,7 @@ def write_quantization(path: str | os.PathLike[str], content: QuantizationConten
         "chains": json.dumps(
             [[each.layer, each.norm, each.input_point and each.input_point.key] for each in content.chains]
         ),
+        "repairs": json.dumps(content.repairs),
     }
     metadata["sha256"] = _hash_content(content.tensors, metadata)
     with atomic_write(path) as file:
@@ -130,6 +137,7 @@ def read_quantization(path: str | os.PathLike[str]) -> QuantizationContent:
                 Chain(str(layer), points_by_key[input_key], str(norm))
                 for layer, norm, input_key in parse_json(metadata["chains"])
             ),
+            repairs=_read_repairs(metadata, tensors),
         )
     except (AttributeError, KeyError, TypeError, UserError, ValueError) as error:
         raise damaged_file_error(path, error) from None
@@ -167,6 +175,13 @@ def _parse_scheme(path: str | os.PathLike[str], text: str) -> Scheme:
         return Scheme.parse(text)
     except UserError as error:
         raise UserError(f"{path} has an unsupported scheme: {printable(str(error), 200)}") from None
+
+
+def _read_repairs(metadata: Mapping[str, str], tensors: Iterable[str]) -> Mapping[str, tuple[str, ...]]:
+    if "repairs" not in metadata:  # of version 1
+        former = (name.partition(_FORMER_NORMS) for name in tensors)
+        return {label: (NORM_CORRECTION,) for label, separator, _ in former if separator}
+    return {str(label): tuple(map(str, made)) for label, made in parse_json(metadata["repairs"]).items()}
 
 
 def _point_to_dict(point: QuantPoint) -> dict[str, Any]:

@@ -16,19 +16,21 @@ from ssql_det.quant.points import QuantPoint
 from ssql_det.quant.quantizers import Quantizer
 
 _TENSORS, _LEARNED = "replaced.", "learned."
-_FORMER_TENSORS = "norms."  # in files of version 1, which had no other tensors than norm statistics
+_FORMER_TENSORS = "norms."  # in files of version 1
 
 
 @dataclass
 class Repair:
     """``tensors`` replace parameters and buffers of the network, by name: ``bn1.running_mean``, ``rpn.conv.bias`` (also
-    if the layer has no bias). ``quantizers`` replace calibrated quantizers.
+    if the layer has no bias). ``quantizers`` replace calibrated quantizers. ``made`` names the repairs of
+    ``Scheme.repairs`` that were made so far.
 
     The network itself is not changed, so it has the same weights at every bit-width.
     """
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     quantizers: dict[QuantPoint, Quantizer] = field(default_factory=dict)
+    made: tuple[str, ...] = ()
 
     @contextmanager
     def overriding_tensors(self, model: nn.Module) -> Iterator[None]:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from typing import Any
 
 from ssql_det.core.errors import UserError, did_you_mean, printable
 from ssql_det.core.registry import Registry
 from ssql_det.quant.bits import Bits
 from ssql_det.quant.points import PLACEMENTS, PUBLISHED, QuantPoint, Side
+from ssql_det.quant.quantizers.learned_rounding import LearnedRounding
 from ssql_det.quant.quantizers.quantizer import ACTIVATIONS, WEIGHTS, Quantizer, QuantizerFactory, TensorSpec
 
 TRAINED, MATCHED, RE_ESTIMATED = "trained", "matched", "re-estimated"
 NORMS = (TRAINED, MATCHED, RE_ESTIMATED)
+NORM_CORRECTION, ROUNDING, TUNING = "norms", "rounding", "tune"  # repairs, in the order in which they are made
 _DEFAULT_QUANTIZER = "minmax"
+_MAX_DIGITS = 6  # of the number of steps to tune
 _EXAMPLE_SPEC = TensorSpec(QuantPoint("", Side.WEIGHT), shape=(1, 1), axis=0)  # to build quantizers only to check them
 
 
@@ -26,9 +30,10 @@ class Scheme:
     ``norms``: as ``trained``; ``matched``: their outputs have the mean and variance of the float network's on the
     calibration images; ``re-estimated``: with the statistics of these images. Both are computed for each bit-width.
     ``placement``: the ``published`` quantization points, or the points that ``integer`` arithmetic needs.
+    ``tune``: steps of tuning norms, biases and activation steps towards the float network's outputs.
 
     >>> Scheme.parse("weight=centred, act=mse:2.4")
-    Scheme(weight='centred', act='mse:2.4', norms='trained', placement='published')
+    Scheme(weight='centred', act='mse:2.4', norms='trained', placement='published', tune=0)
     >>> str(Scheme()), str(Scheme.parse("act=percentile:99.9")), Scheme.parse("mse") == Scheme("mse", "mse")
     ('minmax', 'act=percentile:99.9', True)
     """
@@ -37,10 +42,12 @@ class Scheme:
     act: str = _DEFAULT_QUANTIZER
     norms: str = TRAINED
     placement: str = PUBLISHED
+    tune: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "weight", _normalize_quantizer(self.weight, WEIGHTS, ACTIVATIONS))
         object.__setattr__(self, "act", _normalize_quantizer(self.act, ACTIVATIONS, WEIGHTS))
+        object.__setattr__(self, "tune", _parse_steps(self.tune))
         for name, value, known in (("norms", self.norms, NORMS), ("placement", self.placement, PLACEMENTS)):
             if value not in known:
                 raise UserError(f"unknown {name} {value!r}{did_you_mean(value, known)} (known: {', '.join(known)})")
@@ -48,7 +55,7 @@ class Scheme:
     @classmethod
     def parse(cls, text: str) -> Scheme:
         """Read ``minmax`` (for weights and activations) or ``weight=centred, act=mse, norms=re-estimated``."""
-        parsed: dict[str, str] = {}
+        parsed: dict[str, Any] = {}
         names = [field.name for field in fields(cls)]
         for part in text.split(","):
             name, separator, value = (each.strip() for each in part.partition("="))
@@ -73,6 +80,20 @@ class Scheme:
             if value != field.default and not (has_short_form and field.name in ("weight", "act")):
                 parts.append(f"{field.name}={value}")
         return ", ".join(parts) or _DEFAULT_QUANTIZER
+
+    @property
+    def repairs(self) -> tuple[str, ...]:
+        """What is learned for each bit-width, in this order: ``norms``, ``rounding``, ``tune``.
+
+        >>> Scheme.parse("weight=brecq, norms=matched").repairs
+        ('norms', 'rounding')
+        """
+        needed = {
+            NORM_CORRECTION: self.norms != TRAINED,
+            ROUNDING: isinstance(self.build_quantizer(_EXAMPLE_SPEC), LearnedRounding),
+            TUNING: self.tune > 0,
+        }
+        return tuple(name for name, is_needed in needed.items() if is_needed)
 
     def check_bits(self, bit_widths: Iterable[Bits]) -> None:
         """Raise an error for bit-widths that a quantizer does not support.
@@ -101,6 +122,13 @@ class Scheme:
         text, registry = (self.weight, WEIGHTS) if spec.point.is_weight else (self.act, ACTIVATIONS)
         name, values = _parse_quantizer(text)
         return registry.get(name)(spec, *values)
+
+
+def _parse_steps(steps: int | str) -> int:
+    text = str(steps)
+    if not text.isdecimal() or len(text) > _MAX_DIGITS:
+        raise UserError(f"tune must be a number of steps, as in tune=200; got {printable(text, 40)!r}")
+    return int(text)
 
 
 def _normalize_quantizer(

@@ -245,7 +245,7 @@ def alter_file(file, metadata=(), tensors=()):
     ("metadata", "message"),
     [
         ({"format": "pt"}, "does not hold a quantization"),
-        ({"version": "9"}, "has version 9, this ssql_det reads up to 1"),
+        ({"version": "9"}, "has version 9, this ssql_det reads up to 2"),
         ({"version": "9" * 5000}, "has version 9"),
         ({"scheme": "act=mye"}, "has an unsupported scheme: unknown activation quantizer 'mye'"),
         ({"scheme": None}, "has an unsupported scheme"),
