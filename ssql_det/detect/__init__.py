@@ -17,6 +17,9 @@ periodic_evaluation   evaluate during a training
 evaluation            evaluate with COCO's or VOC's metrics
 replay                let passes of the quantized detector see the float detector's proposals
 quantized_evaluation  calibrate, evaluate at a bit-width, and make its result row
+blocks                the blocks that reconstruction learns one after the other
+distillation          the difference between the outputs of the quantized and the float detector
+quantize              calibrate and repair a detector for some bit-widths
 sweep                 evaluate at several bit-widths, with a result row for each
 sensitivity           how much the detector degrades when only one group of modules is quantized
 predict               detections on a user's images

@@ -164,10 +164,10 @@ def take_rank_share(batches: Sequence[Batch]) -> Sequence[Batch]:
     return batches[rank() :: world_size()]
 
 
-def merge_batches(batches: Sequence[Batch]) -> Iterator[Batch]:
-    """Merge batches of one image into batches of up to eight: norm statistics need the variance between images."""
-    for start in range(0, len(batches), _NORM_BATCH_SIZE):
-        yield [image for batch in batches[start : start + _NORM_BATCH_SIZE] for image in batch]
+def merge_batches(batches: Sequence[Batch], size: int = _NORM_BATCH_SIZE) -> Iterator[Batch]:
+    """Merge batches of one image into batches of up to ``size``: norm statistics need the variance between images."""
+    for start in range(0, len(batches), size):
+        yield [image for batch in batches[start : start + size] for image in batch]
 
 
 def _free_memory() -> int:

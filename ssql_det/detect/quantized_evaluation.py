@@ -74,7 +74,7 @@ def prepare_evaluation(
     if quantization_file is not None and broadcast_from_main(quantization_file.exists):
         quantization = Quantization.load(quantization_file, model, settings.scheme)
         check_same_points(points, quantization.points, quantization_file)
-        expected = _describe_calibration(cfg, settings, batches)
+        expected = describe_calibration(cfg, settings, batches)
         if quantization.calibration not in (None, expected):
             raise UserError(
                 f"{quantization_file} was calibrated on {quantization.calibration}, not on {expected}; "
@@ -99,12 +99,12 @@ def build_calibrated_quantization(
     """
     points = detector_points(model, settings.scope, settings.scheme.placement)
     quantization = Quantization(model, points, settings.scheme)
-    quantization.calibration = _describe_calibration(cfg, settings, batches)
+    quantization.calibration = describe_calibration(cfg, settings, batches)
     calibrate_detector(quantization, batches)
     return quantization
 
 
-def _describe_calibration(cfg: CfgNode, settings: QuantizationSettings, batches: Sequence[Batch]) -> Calibration:
+def describe_calibration(cfg: CfgNode, settings: QuantizationSettings, batches: Sequence[Batch]) -> Calibration:
     data_name = "+".join(map(shorten_dataset_name, cfg.DATASETS.TRAIN))
     return replace(settings.calibration, images=len(batches), data=data_name)
 

@@ -8,6 +8,7 @@ method         what a reconstruction learns with; the registry of methods
 adaround       layer by layer
 brecq          block by block
 qdrop          block by block, with quantization dropped at random
+pipeline       make the repairs of a scheme at a bit-width
 tuning         tune norms, biases and steps towards the float network's outputs
 ============== ====================================================================
 """
@@ -15,8 +16,19 @@ tuning         tune norms, biases and steps towards the float network's outputs
 from ssql_det.core.registry import import_modules
 from ssql_det.ptq.blocks import Block, FpnLevel, find_backbone_blocks
 from ssql_det.ptq.method import METHODS, Method
+from ssql_det.ptq.pipeline import RepairData, make_repairs
 from ssql_det.ptq.reconstruction import BlockResult, reconstruct
 
-__all__ = ["METHODS", "Block", "BlockResult", "FpnLevel", "Method", "find_backbone_blocks", "reconstruct"]
+__all__ = [
+    "METHODS",
+    "Block",
+    "BlockResult",
+    "FpnLevel",
+    "Method",
+    "RepairData",
+    "find_backbone_blocks",
+    "make_repairs",
+    "reconstruct",
+]
 
 all(import_modules(__name__, __path__))  # each method registers itself

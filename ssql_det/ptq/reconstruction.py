@@ -192,7 +192,7 @@ class _Reconstruction:
         original = dict(self._repair.quantizers)
         self._repair.quantizers = {**quantizers, **original} if keep_learned else {**original, **quantizers}
         try:
-            with self._quantization.at(self._bits, self._overrides, inside):
+            with self._quantization.applying(self._bits, self._overrides, inside):
                 yield
         finally:
             self._repair.quantizers = original

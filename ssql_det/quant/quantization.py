@@ -89,7 +89,9 @@ class Quantization:
         label = format_bits(bits, overrides)
         missing = self.list_missing_repairs(bits, overrides)
         if NORM_CORRECTION in missing:
-            raise UserError(f"norms={self.scheme.norms}: not computed at {label} yet; call correct_norms() for these bits")
+            raise UserError(
+                f"norms={self.scheme.norms}: not computed at {label} yet; call correct_norms() for these bits"
+            )
         if missing:
             available = [each for each, repair in self.repairs.items() if {*self.scheme.repairs} <= {*repair.made}]
             raise UserError(

@@ -16,7 +16,7 @@ from ssql_det.quant.quantizers.quantizer import ACTIVATIONS, WEIGHTS, Quantizer,
 
 TRAINED, MATCHED, RE_ESTIMATED = "trained", "matched", "re-estimated"
 NORMS = (TRAINED, MATCHED, RE_ESTIMATED)
-NORM_CORRECTION, ROUNDING, TUNING = "norms", "rounding", "tune"  # repairs, in the order in which they are made
+ROUNDING, NORM_CORRECTION, TUNING = "rounding", "norms", "tune"  # repairs, in the order in which they are made
 _DEFAULT_QUANTIZER = "minmax"
 _MAX_DIGITS = 6  # of the number of steps to tune
 _EXAMPLE_SPEC = TensorSpec(QuantPoint("", Side.WEIGHT), shape=(1, 1), axis=0)  # to build quantizers only to check them
@@ -83,14 +83,14 @@ class Scheme:
 
     @property
     def repairs(self) -> tuple[str, ...]:
-        """What is learned for each bit-width, in this order: ``norms``, ``rounding``, ``tune``.
+        """What is learned for each bit-width, in this order: ``rounding``, ``norms``, ``tune``.
 
         >>> Scheme.parse("weight=brecq, norms=matched").repairs
-        ('norms', 'rounding')
+        ('rounding', 'norms')
         """
         needed = {
-            NORM_CORRECTION: self.norms != TRAINED,
             ROUNDING: isinstance(self.build_quantizer(_EXAMPLE_SPEC), LearnedRounding),
+            NORM_CORRECTION: self.norms != TRAINED,
             TUNING: self.tune > 0,
         }
         return tuple(name for name, is_needed in needed.items() if is_needed)

@@ -189,7 +189,7 @@ def test_the_header_is_readable(model, batches, tmp_path):
     metadata = header["__metadata__"]
     assert (metadata["format"], metadata["version"], metadata["scheme"]) == (
         "ssql_det quantization",
-        "1",
+        "2",
         "act=mse:2.4",
     )
     assert metadata["calibration"] == '{"images": 8, "seed": 0, "data": ""}'  # as earlier versions wrote it

@@ -1,0 +1,63 @@
+"""Make the repairs that a scheme names, at one bit-width of a calibrated network.
+
+The order is fixed: the rounding of weights (with the steps of trainable activation quantizers), then norms and biases,
+then the tuning of the whole network; each learns in the network that the former ones left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ssql_det.ptq.blocks import Block
+from ssql_det.ptq.method import METHODS
+from ssql_det.ptq.reconstruction import reconstruct
+from ssql_det.ptq.tuning import ComputeLoss, tune
+from ssql_det.quant import Bits, Quantization
+from ssql_det.quant.bits import format_bits
+from ssql_det.quant.forward import Forward
+from ssql_det.quant.repair import Repair
+from ssql_det.quant.scheme import NORM_CORRECTION, ROUNDING
+
+
+@dataclass(frozen=True)
+class RepairData:
+    """What repairs learn from. ``forward`` runs the network on a batch of any kind."""
+
+    calibration: Sequence[Any]  # batches of several images, for norms and biases
+    reconstruction: Sequence[Any]  # batches of one image, of other images
+    tuning: Sequence[Any]  # the same images in larger batches
+    forward: Forward
+    blocks: Sequence[Block]
+    compute_loss: ComputeLoss  # of a batch of ``tuning``
+
+
+def make_repairs(
+    quantization: Quantization,
+    bits: Bits,
+    data: RepairData,
+    overrides: Mapping[str, Bits] | None = None,
+    seed: int = 0,
+    save: Callable[[], None] = lambda: None,
+) -> None:
+    """Make the repairs that a bit-width still needs; ``save`` is called after each one, and after each block.
+
+    A quantization that was saved in between and loaded again gets the same repairs as without interruption.
+    """
+    scheme, forward = quantization.scheme, data.forward
+    for name in quantization.list_missing_repairs(bits, overrides):
+        if name == NORM_CORRECTION:
+            quantization.correct_norms(bits, data.calibration, overrides, forward)
+        else:
+            if name == ROUNDING:
+                method = METHODS.get(scheme.weight.partition(":")[0])()
+                batches = data.reconstruction
+                reconstruct(
+                    quantization, bits, overrides, data.blocks, batches, forward, method, seed, lambda _: save()
+                )
+            else:
+                tune(quantization, bits, data.tuning, data.compute_loss, scheme.tune, forward, overrides, seed)
+            repair = quantization.repairs.setdefault(format_bits(bits, overrides), Repair())
+            repair.made += (name,)
+        save()
