@@ -51,7 +51,7 @@ from ssql_det.quant.hooks import recording_outputs
 from ssql_det.quant.norms import estimate_norm_statistics
 from ssql_det.quant.points import PUBLISHED
 from ssql_det.quant.repair import Repair
-from ssql_det.quant.scheme import RE_ESTIMATED
+from ssql_det.quant.scheme import NO, RE_ESTIMATED
 from ssql_det.report.display_names import slugify
 from ssql_det.ssl import encoder_quant_points
 from ssql_det.ssl.augmentations import Augmentation, build_augmentation, draw_random_numbers, normalize
@@ -82,6 +82,8 @@ class AnalysisSettings:
             raise UserError("norms=re-estimated needs --pairs and --calib-images of at least 2")
         if self.scheme.placement != PUBLISHED:
             raise UserError(f"analyze does not support placement={self.scheme.placement}; use placement=published")
+        if self.scheme.equalize != NO:
+            raise UserError(f"analyze does not support equalize={self.scheme.equalize}; use equalize=no")
 
 
 def name_checkpoints(paths: Sequence[str]) -> list[str]:

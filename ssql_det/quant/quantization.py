@@ -17,6 +17,7 @@ from ssql_det.core.distributed import broadcast_from_main
 from ssql_det.core.errors import UserError
 from ssql_det.core.rows import Calibration
 from ssql_det.quant.bits import Bits, format_bits
+from ssql_det.quant.equalization import compute_equalization
 from ssql_det.quant.folding import check_chains, find_foldable_chains, folding_norms
 from ssql_det.quant.forward import Forward, evaluating, forward_images
 from ssql_det.quant.hooks import get_float_weight, get_module, hooking
@@ -24,18 +25,20 @@ from ssql_det.quant.norms import check_norms, correct_norms
 from ssql_det.quant.points import INTEGER, QuantPoint, assign_bits, quant_points, select_inside
 from ssql_det.quant.quantization_file import (
     QuantizationContent,
+    collect_tensors,
     compute_signature,
     damaged_file_error,
     read_quantization,
+    restore_tensors,
+    select_equalization,
     write_quantization,
 )
 from ssql_det.quant.quantizers import Observer, Quantizer, TensorSpec
+from ssql_det.quant.quantizers.equalized import EqualizedQuantizer
 from ssql_det.quant.quantizers.observers import all_reduce_observers, check_finite
 from ssql_det.quant.repair import Repair
-from ssql_det.quant.scheme import NORM_CORRECTION, Scheme
+from ssql_det.quant.scheme import NORM_CORRECTION, YES, Scheme
 from ssql_det.quant.tracing import Chain, trace_pass
-
-_LEARNED = "learned."  # in a file: POINT/learned.NAME
 
 
 class Quantization:
@@ -178,15 +181,17 @@ class Quantization:
 
         With several processes, each one passes its share of the images, and the observations are merged.
         ``forward(model, batch)`` runs the model; by default a batch is a tensor of images, or a tuple that begins with
-        one. The model's training mode is restored.
+        one. The model's training mode is restored. With ``equalize=yes`` the batches are passed twice, so they are kept
+        in memory.
         """
         if num_batches is not None and num_batches < 1:
             raise UserError(f"calibration needs at least 1 batch, got num_batches={num_batches}")
         length = len(loader) if isinstance(loader, Sized) else None
         total = num_batches if length is None else length if num_batches is None else min(length, num_batches)
+        images = itertools.islice(loader, num_batches)
         has_batches = False
-        with self.observing(), evaluating(self.model), torch.no_grad():
-            for batch in track(itertools.islice(loader, num_batches), "calibrating", total):
+        with self._equalizing(images, forward) as batches, self.observing(), evaluating(self.model), torch.no_grad():
+            for batch in track(batches, "calibrating", total):
                 if self.scheme.placement == INTEGER and not has_batches:
                     trace = trace_pass(self.model, self.points, batch, forward)
                     self.chains = find_foldable_chains(trace, self.points)
@@ -196,6 +201,28 @@ class Quantization:
             if not has_batches:
                 raise UserError("the calibration loader is empty; check the folder of images and the batch size")
         self.repairs.clear()
+
+    @contextmanager
+    def _equalizing(self, batches: Iterator[Any], forward: Forward) -> Iterator[Iterable[Any]]:
+        """Equalize channels, if the scheme says so, before the batches are observed; after an error, undo it."""
+        if self.scheme.equalize != YES:
+            yield batches
+            return
+        kept, former = [*batches], dict(self.quantizers.items())
+        try:
+            if kept:
+                self._set_equalization(compute_equalization(self.model, self.points, kept, forward))
+            yield kept
+        except BaseException:
+            self.quantizers.update(former)
+            raise
+
+    def _set_equalization(self, factors: Mapping[QuantPoint, Tensor]) -> None:
+        """Divide the tensors of these points by these factors before they are quantized, and no others."""
+        for point, quantizer in self._quantizers_by_point.items():
+            base = quantizer.base if isinstance(quantizer, EqualizedQuantizer) else quantizer
+            is_equalized = point in factors
+            self.quantizers[_module_name(point)] = EqualizedQuantizer(base, factors[point]) if is_equalized else base
 
     def correct_norms(
         self,
@@ -221,6 +248,8 @@ class Quantization:
         """Add the observations of another quantization, as when shards of the images are calibrated separately."""
         if (self.points, self.scheme) != (other.points, other.scheme):
             raise ValueError("only quantizations of the same points and scheme can be merged")
+        if self.scheme.equalize == YES:
+            raise ValueError("equalize=yes: shards would be rescaled differently; calibrate in several processes")
         for point in self.points:
             observer, other_observer = self[point].observer, other[point].observer
             if observer is not None and other_observer is not None:
@@ -233,7 +262,7 @@ class Quantization:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one safetensors file, which is tied to the model's weights. The header describes the content."""
         signature = compute_signature(self.model)
-        tensors = self._collect_tensors()
+        tensors = collect_tensors(self._quantizers_by_point, self.repairs)
         repairs = {label: repair.made for label, repair in sorted(self.repairs.items())}
         content = QuantizationContent(
             self.scheme, self.points, self.calibration, signature, tensors, self.chains, repairs
@@ -259,52 +288,31 @@ class Quantization:
         quantization = cls(model, content.points, content.scheme)
         quantization.calibration, quantization.chains = content.calibration, content.chains
         try:
-            quantization._load_tensors(dict(content.tensors), content.repairs)
+            quantization._load_tensors(content)
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise damaged_file_error(path, error) from None
         return quantization
 
-    def _collect_tensors(self) -> dict[str, Tensor]:
-        tensors: dict[str, Tensor] = {}
-        for point in self.points:
-            quantizer = self[point]
-            for name, tensor in quantizer.state_dict().items():
-                tensors[f"{point.key}/{_LEARNED}{name}"] = tensor
-            if quantizer.observer is not None and quantizer.observer.min_val is not None:
-                tensors[f"{point.key}/ends"] = torch.stack(quantizer.observer.range)
-                if quantizer.observer.sums is not None:
-                    tensors[f"{point.key}/sums"] = quantizer.observer.sums
-        for label, repair in self.repairs.items():
-            tensors |= {f"{label}/{name}": tensor for name, tensor in repair.collect_state().items()}
-        return tensors
-
-    def _load_tensors(self, tensors: dict[str, Tensor], repairs: Mapping[str, tuple[str, ...]]) -> None:
-        """Load what :meth:`_collect_tensors` returned; a ``ValueError`` for unexpected, missing or invalid tensors."""
+    def _load_tensors(self, content: QuantizationContent) -> None:
+        """Load the tensors of a file; a ``ValueError`` for unexpected, missing or invalid tensors."""
         device = _get_device(self.model)
-        tensors = {name: tensor.to(device, copy=True) for name, tensor in tensors.items()}  # not memory-mapped
-        for point in self.points:
-            quantizer, prefix = self[point], f"{point.key}/"
-            state = {name.removeprefix(prefix): tensors.pop(name) for name in [*tensors] if name.startswith(prefix)}
-            if quantizer.observer is not None and "ends" in state:
-                quantizer.observer.restore(state.pop("ends"), state.pop("sums", None))
-            learned = {name: tensor for name, tensor in state.items() if name.startswith(_LEARNED)}
-            quantizer.load_state_dict({name.removeprefix(_LEARNED): tensor for name, tensor in learned.items()})
-            if len(learned) != len(state):
-                raise ValueError(f"unexpected tensors at {point.key}")
-        for label, made in repairs.items():
-            prefix, calibrated = f"{label}/", {point: self[point] for point in self.points}
-            state = {name.removeprefix(prefix): tensors.pop(name) for name in [*tensors] if name.startswith(prefix)}
-            self.repairs[label] = Repair.restore(state, self.model, calibrated)
-            self.repairs[label].made = made
-        if tensors:
-            raise ValueError(f"unexpected tensor {min(tensors)}")
+        tensors = {name: tensor.to(device, copy=True) for name, tensor in content.tensors.items()}  # not memory-mapped
+        factors = select_equalization(tensors, self.points)
+        if factors and self.scheme.equalize != YES:
+            raise ValueError("channels are equalized, but not in the scheme")
+        self._set_equalization(factors)
+        self.repairs = restore_tensors(content, tensors, self.model, self._quantizers_by_point)
         check_chains(self.model, self.chains, self.points)
 
     # ---- checks ----------------------------------------------------------------------------------------------------
 
     @property
+    def _quantizers_by_point(self) -> dict[QuantPoint, Quantizer]:
+        return {point: self[point] for point in self.points}
+
+    @property
     def _observers(self) -> dict[Quantizer, Observer]:
-        quantizers = (self[point] for point in self.points)
+        quantizers = self._quantizers_by_point.values()
         return {quantizer: each for quantizer in quantizers if (each := quantizer.observer) is not None}
 
     def _check_finite(self) -> None:
@@ -318,6 +326,9 @@ class Quantization:
             raise UserError(f"no activations are calibrated, such as {activations[0].key}; calibrate first")
         if self.scheme.placement == INTEGER and activations and not self.chains:
             raise UserError(f"placement={INTEGER} folds the norms that calibrate() finds; calibrate first")
+        is_equalized = any(isinstance(quantizer, EqualizedQuantizer) for quantizer in self.quantizers.values())
+        if self.scheme.equalize == YES and not is_equalized and any(bits is not None for bits in point_bits.values()):
+            raise UserError("equalize=yes rescales channels by what calibrate() observes; calibrate first")
         for point, bits in point_bits.items():
             supported = self[point].supported_bits
             if bits is not None and bits not in supported:

@@ -12,7 +12,7 @@
                   sha256   of all the rest, so that an edited file is noticed; files of earlier versions have none
     layer1.0.conv2:input/ends       the least and the greatest value observed at a point
     layer1.0.conv2:input/sums       the counts of the observer's histogram, or its other sums
-    layer1.0.conv2:input/learned.x  a parameter or buffer of the point's quantizer
+    layer1.0.conv2:input/learned.x  a parameter or buffer of the point's quantizer; ``equalization`` if it has factors
     4w4a/replaced.bn1.running_mean              a tensor that replaces the network's at a bit-width
     4w4a/learned.layer1.0.conv2:weight/scale    a parameter or buffer of a quantizer that was learned for a bit-width
 
@@ -29,6 +29,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ssql_det.core.errors import UserError, printable
@@ -37,10 +38,13 @@ from ssql_det.core.json_files import parse_json
 from ssql_det.core.rows import Calibration
 from ssql_det.core.tensor_files import is_safetensors, read_safetensors, write_safetensors
 from ssql_det.quant.points import QuantPoint, Side
+from ssql_det.quant.quantizers import Quantizer
+from ssql_det.quant.repair import Repair
 from ssql_det.quant.scheme import NORM_CORRECTION, Scheme
 from ssql_det.quant.tracing import Chain
 
 FORMAT, VERSION = "ssql_det quantization", 2
+_LEARNED = "learned."  # in POINT/learned.NAME
 _FORMER_NORMS = "/norms."  # in the names of the tensors of version 1
 _STORED_NAMES = {"fixed_range": "ends", "include_zero": "with_zero"}  # fields of a point that a file names otherwise
 
@@ -144,6 +148,57 @@ def read_quantization(path: str | os.PathLike[str]) -> QuantizationContent:
     if metadata.pop("sha256", None) not in (None, _hash_content(tensors, metadata)):
         raise damaged_file_error(path, "its content is not the one that was saved")
     return content
+
+
+def collect_tensors(quantizers: Mapping[QuantPoint, Quantizer], repairs: Mapping[str, Repair]) -> dict[str, Tensor]:
+    """The tensors of a file; ``repairs`` are by the text of their bit-width."""
+    tensors: dict[str, Tensor] = {}
+    for point, quantizer in quantizers.items():
+        for name, tensor in quantizer.state_dict().items():
+            tensors[f"{point.key}/{_LEARNED}{name}"] = tensor
+        if quantizer.observer is not None and quantizer.observer.min_val is not None:
+            tensors[f"{point.key}/ends"] = torch.stack(quantizer.observer.range)
+            if quantizer.observer.sums is not None:
+                tensors[f"{point.key}/sums"] = quantizer.observer.sums
+    for label, repair in repairs.items():
+        tensors |= {f"{label}/{name}": tensor for name, tensor in repair.collect_state().items()}
+    return tensors
+
+
+def select_equalization(tensors: Mapping[str, Tensor], points: Iterable[QuantPoint]) -> dict[QuantPoint, Tensor]:
+    """The factors of the equalized points."""
+    names = {point: f"{point.key}/{_LEARNED}equalization" for point in points}
+    return {point: tensors[name] for point, name in names.items() if name in tensors}
+
+
+def restore_tensors(
+    content: QuantizationContent,
+    tensors: Mapping[str, Tensor],
+    model: nn.Module,
+    quantizers: Mapping[QuantPoint, Quantizer],
+) -> dict[str, Repair]:
+    """Load the tensors of a file into new quantizers, and return the repairs; a ``ValueError`` for unexpected, missing
+    or invalid tensors."""
+    tensors = dict(tensors)
+
+    def pop(prefix: str) -> dict[str, Tensor]:
+        return {name.removeprefix(prefix): tensors.pop(name) for name in [*tensors] if name.startswith(prefix)}
+
+    for point, quantizer in quantizers.items():
+        state = pop(f"{point.key}/")
+        if quantizer.observer is not None and "ends" in state:
+            quantizer.observer.restore(state.pop("ends"), state.pop("sums", None))
+        learned = {name: tensor for name, tensor in state.items() if name.startswith(_LEARNED)}
+        quantizer.load_state_dict({name.removeprefix(_LEARNED): tensor for name, tensor in learned.items()})
+        if len(learned) != len(state):
+            raise ValueError(f"unexpected tensors at {point.key}")
+    repairs = {}
+    for label, made in content.repairs.items():
+        repairs[label] = Repair.restore(pop(f"{label}/"), model, quantizers)
+        repairs[label].made = made
+    if tensors:
+        raise ValueError(f"unexpected tensor {min(tensors)}")
+    return repairs
 
 
 def check_same_points(expected: Iterable[QuantPoint], saved: Iterable[QuantPoint], path: object) -> None:

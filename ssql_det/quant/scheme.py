@@ -1,4 +1,4 @@
-"""How a network is quantized, as one value: the quantizers of weights and activations, the norms, the placement."""
+"""How a network is quantized, as one value: quantizers of weights and activations, norms, placement, repairs."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from ssql_det.quant.quantizers.quantizer import ACTIVATIONS, WEIGHTS, Quantizer,
 
 TRAINED, MATCHED, RE_ESTIMATED = "trained", "matched", "re-estimated"
 NORMS = (TRAINED, MATCHED, RE_ESTIMATED)
+NO, YES = "no", "yes"
 ROUNDING, NORM_CORRECTION, TUNING = "rounding", "norms", "tune"  # repairs, in the order in which they are made
 _DEFAULT_QUANTIZER = "minmax"
 _MAX_DIGITS = 6  # of the number of steps to tune
@@ -31,9 +32,10 @@ class Scheme:
     calibration images; ``re-estimated``: with the statistics of these images. Both are computed for each bit-width.
     ``placement``: the ``published`` quantization points, or the points that ``integer`` arithmetic needs.
     ``tune``: steps of tuning norms, biases and activation steps towards the float network's outputs.
+    ``equalize``: with ``yes`` channels between layers joined by a ReLU are rescaled: see ``quant/equalization.py``.
 
     >>> Scheme.parse("weight=centred, act=mse:2.4")
-    Scheme(weight='centred', act='mse:2.4', norms='trained', placement='published', tune=0)
+    Scheme(weight='centred', act='mse:2.4', norms='trained', placement='published', tune=0, equalize='no')
     >>> str(Scheme()), str(Scheme.parse("act=percentile:99.9")), Scheme.parse("mse") == Scheme("mse", "mse")
     ('minmax', 'act=percentile:99.9', True)
     """
@@ -43,12 +45,15 @@ class Scheme:
     norms: str = TRAINED
     placement: str = PUBLISHED
     tune: int = 0
+    equalize: str = NO
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "weight", _normalize_quantizer(self.weight, WEIGHTS, ACTIVATIONS))
         object.__setattr__(self, "act", _normalize_quantizer(self.act, ACTIVATIONS, WEIGHTS))
         object.__setattr__(self, "tune", _parse_steps(self.tune))
-        for name, value, known in (("norms", self.norms, NORMS), ("placement", self.placement, PLACEMENTS)):
+        choices = {"norms": NORMS, "placement": PLACEMENTS, "equalize": (NO, YES)}
+        for name, known in choices.items():
+            value = getattr(self, name)
             if value not in known:
                 raise UserError(f"unknown {name} {value!r}{did_you_mean(value, known)} (known: {', '.join(known)})")
 

@@ -1,5 +1,5 @@
-"""Trace one float forward pass of a network: which tensors are multiplied, which points quantize them, and which
-modules follow each layer.
+"""Trace one float forward pass of a network: which tensors are multiplied, which points quantize them, which modules
+follow each layer, and which tensors only layers read.
 
 Max-pooling, ReLU, nearest upsampling, multiplication by a number and changes of shape keep the values of a quantized
 tensor quantized; after any other operation they are float again.
@@ -17,12 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ssql_det.core.errors import UserError
 from ssql_det.quant.forward import evaluating
 from ssql_det.quant.hooks import hooking
+from ssql_det.quant.joints import Joint, JointTracker
 from ssql_det.quant.points import QuantPoint
 
 _RESHAPES = frozenset(
@@ -76,7 +78,7 @@ class Chain:
 
 @dataclass(frozen=True)
 class Trace:
-    """The operations and the chains of one forward pass.
+    """The operations, the chains and the joints of one forward pass.
 
     >>> from ssql_det.quant import quant_points
     >>> trace = trace_pass(model, quant_points(model), images)
@@ -88,6 +90,7 @@ class Trace:
 
     operations: tuple[Operation, ...]
     chains: tuple[Chain, ...]
+    joints: tuple[Joint, ...]
 
     @property
     def float_operations(self) -> tuple[Operation, ...]:
@@ -111,7 +114,7 @@ def trace_pass(
 ) -> Trace:
     """Trace one float forward pass of ``model(inputs)``, or of ``forward(model, inputs)``, in evaluation mode.
 
-    Raises an error if the pass does not reach a point, which would never quantize anything.
+    Raises an error if the pass does not reach a point.
     """
     points = tuple(points)
     tracer = _Tracer(model)
@@ -128,15 +131,14 @@ def trace_pass(
     with ExitStack() as stack:
         for context in (torch.no_grad(), evaluating(model), _unfused_attention(), tracer.tracking_modules()):
             stack.enter_context(context)
-        for point in points:
-            if not point.is_weight:
-                stack.enter_context(hooking(model, point, mark_at(point)))
+        for point in (each for each in points if not each.is_weight):
+            stack.enter_context(hooking(model, point, mark_at(point)))
         stack.enter_context(tracer)
         (forward or (lambda network, batch: network(batch)))(model, inputs)
     _check_all_reached(model, points, reached, {operation.parameter for operation in tracer.operations})
     quantized_weights = {point.parameter_name for point in points if point.is_weight}
     operations = (replace(each, float_reason=_explain_float(each, quantized_weights)) for each in tracer.operations)
-    trace = Trace(tuple(operations), tuple(tracer.get_chains()))
+    trace = Trace(tuple(operations), tuple(tracer.get_chains()), tracer.joints.find_joints())
     reasons = list(dict.fromkeys(f"{each.path}: {each.float_reason}" for each in trace.float_operations))
     logged = "; ".join(reasons[:_MAX_LOGGED]) + ("; ..." if len(reasons) > _MAX_LOGGED else "")
     _logger.info("%.2f %% of the multiply-adds are quantized; float: %s", 100 * trace.coverage, logged or "none")
@@ -204,21 +206,27 @@ class _Tracer(TorchDispatchMode):
         self._layers_read_twice: set[str] = set()  # no norm can be folded into these layers
         self.operations: list[Operation] = []
         self._chains: dict[str, Chain] = {}
+        self.joints = JointTracker()
 
     @contextmanager
     def tracking_modules(self) -> Iterator[None]:
         """Keep track of the module whose forward is running."""
         with ExitStack() as stack:
             for path, module in self._model.named_modules():
-                enter, leave = (lambda *_, path=path: self._paths.append(path)), (lambda *_: self._leave_module())
+                enter, leave = (
+                    (lambda *_, path=path: self._paths.append(path)),
+                    (lambda *args: self._leave_module(args[-1])),
+                )
                 stack.callback(module.register_forward_pre_hook(enter).remove)
                 stack.callback(module.register_forward_hook(leave, always_call=True).remove)
             yield
 
-    def _leave_module(self) -> None:
-        self._paths.pop()
+    def _leave_module(self, output: Any) -> None:
+        if not self._paths.pop():
+            self.joints.mark_returned(_list_tensors(output))
 
     def mark_quantized(self, x: Tensor, point: QuantPoint) -> None:
+        self.joints.mark_quantized(x, point)
         layer = self._get_origin(x).layer
         if layer and self._chains[layer].output_point is None:
             self._chains[layer] = replace(self._chains[layer], output_point=point)
@@ -240,14 +248,18 @@ class _Tracer(TorchDispatchMode):
                     self._layers_read_twice.add(origin.layer)
                 self._read_outputs[arg] = True
         result = func(*args, **(kwargs or {}))
-        name = func.overloadpacket.__name__
+        name, inputs = func.overloadpacket.__name__, _list_tensors((args, kwargs))
         if func.overloadpacket in flop_registry:
             result_origin = self._add_operation(func, name, args, kwargs or {}, result)
+            for each, origin in ((each, self._get_origin(each)) for each in inputs):
+                if not origin.parameter:
+                    self.joints.mark_read(each, result_origin.layer, origin.point)
+            self.joints.mark_output(result, result_origin.layer)
         else:
             result_origin = self._propagate_origin(name.rstrip("_"), args, input_origin)
-        for each in result if isinstance(result, (tuple, list)) else [result]:
-            is_changed_in_place = isinstance(each, Tensor) and each in self._origins
-            if isinstance(each, Tensor) and (result_origin is not _UNKNOWN or is_changed_in_place):
+            self.joints.follow(name.rstrip("_"), inputs, _list_tensors(result), is_norm=name in _NORMS)
+        for each in _list_tensors(result):
+            if result_origin is not _UNKNOWN or each in self._origins:  # the latter: changed in place
                 self._origins[each] = result_origin
         return result
 
@@ -285,3 +297,7 @@ class _Tracer(TorchDispatchMode):
             name in _VALUE_SELECTIONS or name == "relu" or (name == "mul" and not isinstance(args[1], Tensor))
         )
         return _Origin(point=origin.point) if stays_quantized else _UNKNOWN
+
+
+def _list_tensors(value: Any) -> list[Tensor]:
+    return [each for each in tree_leaves(value) if isinstance(each, Tensor)]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ssql_det.core.errors import UserError
 from ssql_det.quant import BitsSchedule, Quantization, QuantPoint, Scheme, Side, quant_points
 from ssql_det.quant.points import PUBLISHED
-from ssql_det.quant.scheme import TRAINED
+from ssql_det.quant.scheme import NO, TRAINED
 from ssql_det.ssl.method import Encoder, Method, Views
 
 PROJECTOR_BITS = 8  # of the weights, as published
@@ -72,6 +72,8 @@ class SSQL(nn.Module):
             raise UserError(f"SSQL cannot quantize the targets of {method.title}; set SSQL.QUANTIZE_TARGETS False")
         if scheme is not None and scheme.placement != PUBLISHED:
             raise UserError(f"SSQL cannot train with placement={scheme.placement}; use placement=published")
+        if scheme is not None and scheme.equalize != NO:
+            raise UserError(f"SSQL cannot train with equalize={scheme.equalize}; use equalize=no")
         super().__init__()
         self.method = method
         self.bits = bits

@@ -42,10 +42,16 @@ class IntegerResNet18:
 
     def get_qparams(self, key):
         point = self.points[key]
-        return self.quantization[point].get_qparams(point.bits or self.bits.act)
+        quantizer = self.quantization[point]
+        return getattr(quantizer, "base", quantizer).get_qparams(point.bits or self.bits.act)
+
+    def get_factors(self, key):
+        """By which channels are divided before they are quantized."""
+        return getattr(self.quantization[self.points[key]], "equalization", torch.ones(1))
 
     def quantize(self, x, key):
         qparams = self.get_qparams(key)
+        x = x / self.get_factors(key)  # part of the one factor per channel of the conv before
         integers = torch.clamp(torch.round(x / qparams.scale) + qparams.zero_point, qparams.qmin, qparams.qmax)
         return integers - qparams.zero_point, qparams.scale
 
@@ -53,8 +59,9 @@ class IntegerResNet18:
         (x, scale), conv, norm = tensor, self.model.get_submodule(path), self.model.get_submodule(norm_path)
         bits = self.points[f"{path}:weight"].bits or self.bits.weight
         limit = 2 ** (bits - 1)
-        weight_scale = conv.weight.abs().amax((1, 2, 3)) / ((2**bits - 1) / 2)
-        integers = torch.clamp(torch.round(conv.weight / weight_scale.view(-1, 1, 1, 1)), -limit, limit - 1)
+        weight = conv.weight / self.get_factors(f"{path}:weight")
+        weight_scale = weight.abs().amax((1, 2, 3)) / ((2**bits - 1) / 2)
+        integers = torch.clamp(torch.round(weight / weight_scale.view(-1, 1, 1, 1)), -limit, limit - 1)
         shifted = integers * 2 ** (8 - bits)
         factor = norm.weight / torch.sqrt(norm.running_var + norm.eps)
         bias = norm.bias - norm.running_mean * factor
@@ -86,18 +93,22 @@ class IntegerResNet18:
         return tensor[0] * tensor[1]
 
 
+@pytest.mark.parametrize("equalize", ["no", "yes"])
 @pytest.mark.parametrize("bits", [Bits(8, 8), Bits(2, 4)], ids=str)
-def test_the_simulation_equals_a_resnet_18_in_integers(bits):
+def test_the_simulation_equals_a_resnet_18_in_integers(bits, equalize):
     model = randomize_norms(torchvision.models.resnet18())
-    quantization = Quantization(model, quant_points(model, "integer", IMAGE_RANGE), SCHEME)
+    scheme = replace(SCHEME, equalize=equalize)
+    quantization = Quantization(model, quant_points(model, "integer", IMAGE_RANGE), scheme)
     quantization.calibrate(images(4).split(2))
     outputs = []
     with torch.no_grad(), quantization.at(bits):
         handle = model.layer4.register_forward_hook(lambda module, args, output: outputs.append(output))
         model(images(2))
     handle.remove()
-    assert torch.equal(outputs[0], IntegerResNet18(quantization, bits).features(images(2)))
+    integer_model = IntegerResNet18(quantization, bits)
+    assert torch.equal(outputs[0], integer_model.features(images(2)))
     assert outputs[0].unique().numel() > 8
+    assert (integer_model.get_factors("layer1.0.conv2:input").unique().numel() > 8) == (equalize == "yes")
 
 
 def test_all_inputs_are_quantized_and_all_ranges_include_zero():

@@ -23,11 +23,11 @@ from ssql_det.quant.affine import (
     compute_dtype,
     fake_quantize,
     max_abs_per_channel,
-    tensor_version,
 )
 from ssql_det.quant.quantizers.observers import Histogram
 from ssql_det.quant.quantizers.quantizer import ACTIVATIONS, WEIGHTS, RangeQuantizer, TensorSpec
 from ssql_det.quant.quantizers.weight_grid import GridQuantizer, WeightGrid
+from ssql_det.quant.tensor_cache import TensorCache
 
 # A bound of a range is searched among multiples of 1/20 of the observed bound, then of 1/100 near the best one.
 _COARSE_STEPS, _FINE_STEPS = 20, 100
@@ -121,14 +121,11 @@ class ScaleSearch:
 
     def __init__(self, fake_quantize: FakeQuantize, axis: int, exponent: float) -> None:
         self._fake_quantize, self._axis, self._exponent = fake_quantize, axis, exponent
-        self._cache: dict[int, tuple[tuple[int, int], Tensor]] = {}
+        self._cache: TensorCache[Tensor] = TensorCache()
 
     @torch.no_grad()
     def __call__(self, weight: Tensor, bits: int) -> Tensor:
-        version = tensor_version(weight)
-        if bits not in self._cache or self._cache[bits][0] != version:
-            self._cache[bits] = (version, self._search(weight.detach().to(compute_dtype(weight)), bits))
-        return self._cache[bits][1]
+        return self._cache.get(weight, bits, lambda: self._search(weight.detach().to(compute_dtype(weight)), bits))
 
     def _search(self, weight: Tensor, bits: int) -> Tensor:
         """Find the scale of least error per channel; of equally good scales the largest, which clips least."""
