@@ -11,14 +11,15 @@ difficulty (Xiao et al., SmoothQuant, ICML 2023, alpha = 1/2; for the weights of
 The maxima are those of the calibration images; where one of them is 0, ``s_j`` is 1, and all others together have the
 geometric mean 1.
 
-The network is not changed. At a bit-width, ``x`` becomes ``Q(x / s) * s`` and ``W2`` becomes ``Q(W2 * s) / s``. An
-integer machine multiplies integers alone: it has ``1 / s`` in the first layer's factor of each channel, before the ReLU
-(``relu(x / s) = relu(x) / s``).
+The network is not changed. At a bit-width, ``x`` becomes ``Q(x / s) * s`` and ``W2`` becomes ``Q(W2 * s) / s``, where
+the quantizers ``Q`` only see rescaled tensors. An integer machine multiplies the integers of both, without ``s``; it
+has ``1 / s`` in the first layer's factor of each channel, before the ReLU (``relu(x / s) = relu(x) / s``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -30,20 +31,75 @@ from ssql_det.core.distributed import all_reduce_tensor
 from ssql_det.core.errors import UserError
 from ssql_det.quant.affine import compute_dtype
 from ssql_det.quant.forward import Forward, evaluating
-from ssql_det.quant.hooks import get_float_weight, hooking
+from ssql_det.quant.hooks import Action, get_float_weight, hooking
 from ssql_det.quant.joints import Joint
 from ssql_det.quant.points import QuantPoint
 from ssql_det.quant.points.family import LAYER_TYPES
+from ssql_det.quant.quantizers import TensorSpec
+from ssql_det.quant.tensor_cache import TensorCache
 from ssql_det.quant.tracing import trace_pass
+
+
+class Equalization:
+    """``factors`` of channels, by which the tensors of some points are divided before they are quantized: ``s`` for an
+    activation, ``1 / s`` for a weight. Their shapes broadcast to the tensors.
+
+    >>> from ssql_det.quant import Side
+    >>> point = QuantPoint("conv1", Side.INPUT)
+    >>> rounding = Equalization({point: torch.tensor([1.0, 4.0])}).rescaling(point, torch.round)
+    >>> rounding(torch.tensor([5.4, 5.4]))
+    tensor([5., 4.])
+    """
+
+    def __init__(self, factors: Mapping[QuantPoint, Tensor] | None = None) -> None:
+        self.factors = dict(factors or {})
+        self._weights: dict[QuantPoint, TensorCache[Tensor]] = defaultdict(TensorCache)
+
+    def divide(self, point: QuantPoint, x: Tensor) -> Tensor:
+        """The tensor of a point, rescaled: what its quantizer gets. That of a weight is kept until the weight changes,
+        since a quantizer may search its scale, once for each tensor."""
+        if point not in self.factors:
+            return x
+        if not point.is_weight or (torch.is_grad_enabled() and x.requires_grad):
+            return x / self._get_factors(point, x)
+        return self._weights[point].get(x, 0, lambda: x / self._get_factors(point, x))
+
+    def rescaling(self, point: QuantPoint, action: Action) -> Action:
+        """``action`` on the rescaled tensor, its result scaled back."""
+        if point not in self.factors:
+            return action
+        return lambda x: (action(self.divide(point, x)) * self._get_factors(point, x)).to(x.dtype)
+
+    def observing(self, point: QuantPoint, observe: Action) -> Action:
+        """``observe`` on the rescaled tensor; the result is the tensor as it was."""
+
+        def observe_rescaled(x: Tensor) -> Tensor:
+            observe(self.divide(point, x))
+            return x
+
+        return observe_rescaled
+
+    def _get_factors(self, point: QuantPoint, x: Tensor) -> Tensor:
+        return self.factors[point].to(x.device, compute_dtype(x))
+
+    def check(self, specs: Iterable[TensorSpec]) -> None:
+        """Raise a ``ValueError`` for factors, as of a file, that do not fit these tensors."""
+        shapes = {spec.point: spec.shape for spec in specs}
+        for point, factors in self.factors.items():
+            if not (factors > 0).all() or not factors.isfinite().all():
+                raise ValueError(f"the channels of {point.key} are divided by factors that are not positive numbers")
+            shape = shapes[point]
+            if shape is not None and torch.broadcast_shapes(factors.shape, shape) != shape:
+                raise ValueError(f"the factors at {point.key} do not fit a weight of shape {list(shape)}")
 
 
 @torch.no_grad()
 def compute_equalization(
     model: nn.Module, points: Sequence[QuantPoint], batches: Sequence[Any], forward: Forward
-) -> dict[QuantPoint, Tensor]:
-    """Return the factors by which the tensors of points are divided: ``s`` for an activation, ``1 / s`` for a weight.
+) -> Equalization:
+    """Find the joints of a network, and the factors of their channels.
 
-    They have shapes that broadcast to the tensors. With several processes, each one passes its share of the images.
+    With several processes, each one passes its share of the images.
     """
     channels = {joint.point: _Channels(model, joint, points) for joint in _find(model, points, batches[0], forward)}
     with ExitStack() as stack:
@@ -59,7 +115,7 @@ def compute_equalization(
         channels.values(), merged.split([len(each.maxima) for each in channels.values()]), strict=True
     ):
         factors |= each.compute_factors(maxima)
-    return factors
+    return Equalization(factors)
 
 
 def _find(model: nn.Module, points: Sequence[QuantPoint], batch: Any, forward: Forward) -> list[Joint]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ssql_det.core.errors import UserError
-from ssql_det.quant.hooks import get_float_weight, overriding_attributes
+from ssql_det.quant.hooks import overriding_attributes
 from ssql_det.quant.points import INTEGER, QuantPoint
 from ssql_det.quant.quantizers import Quantizer
 from ssql_det.quant.tracing import Chain, Trace
@@ -73,11 +73,12 @@ def folding_norms(
     layers: Collection[str],
     point_bits: Mapping[QuantPoint, int | None],
     get_quantizer: Callable[[QuantPoint], Quantizer],
+    get_weight: Callable[[QuantPoint], Tensor],
 ) -> Iterator[None]:
     """While the context is open, fold the norms of layers whose weight and input are quantized, and round the biases.
 
     The model must be in evaluation mode. ``layers``: paths of the layers to fold norms into. ``point_bits``: the
-    bit-widths of the points; ``None`` means float.
+    bit-widths of the points; ``None`` means float. ``get_weight``: the float weight that a quantizer gets.
     """
     weight_points = {point.path: point for point in point_bits if point.is_weight}
     with ExitStack() as stack:
@@ -86,7 +87,7 @@ def folding_norms(
             weight_bits = point_bits[weight_point]
             input_bits = None if input_point is None else point_bits[input_point]
             if input_point is not None and weight_bits is not None and input_bits is not None:
-                weight = get_float_weight(model, weight_point)
+                weight = get_weight(weight_point)
                 quantized_weight = get_quantizer(weight_point).quantize(weight, weight_bits)
                 # Of the input only the scale is used, so any tensor will do.
                 quantized_input = get_quantizer(input_point).quantize(weight.new_zeros(1), input_bits)

@@ -17,7 +17,7 @@ from ssql_det.core.distributed import broadcast_from_main
 from ssql_det.core.errors import UserError
 from ssql_det.core.rows import Calibration
 from ssql_det.quant.bits import Bits, format_bits
-from ssql_det.quant.equalization import compute_equalization
+from ssql_det.quant.equalization import Equalization, compute_equalization
 from ssql_det.quant.folding import check_chains, find_foldable_chains, folding_norms
 from ssql_det.quant.forward import Forward, evaluating, forward_images
 from ssql_det.quant.hooks import get_float_weight, get_module, hooking
@@ -30,11 +30,9 @@ from ssql_det.quant.quantization_file import (
     damaged_file_error,
     read_quantization,
     restore_tensors,
-    select_equalization,
     write_quantization,
 )
 from ssql_det.quant.quantizers import Observer, Quantizer, TensorSpec
-from ssql_det.quant.quantizers.equalized import EqualizedQuantizer
 from ssql_det.quant.quantizers.observers import all_reduce_observers, check_finite
 from ssql_det.quant.repair import Repair
 from ssql_det.quant.scheme import NORM_CORRECTION, YES, Scheme
@@ -72,6 +70,7 @@ class Quantization:
         self.quantizers = nn.ModuleDict(
             {_module_name(point): self.scheme.build_quantizer(_get_tensor_spec(model, point)) for point in self.points}
         )
+        self.equalization = Equalization()
         self.repairs: dict[str, Repair] = {}  # by the text of ``format_bits``
         self.chains: tuple[Chain, ...] = ()  # in placement ``integer``: the quantized layers, with their norms
 
@@ -79,6 +78,10 @@ class Quantization:
         quantizer = self.quantizers[_module_name(point)]
         assert isinstance(quantizer, Quantizer)
         return quantizer
+
+    def get_weight(self, point: QuantPoint) -> Tensor:
+        """The float weight at a point as its quantizer gets it, equalized."""
+        return self.equalization.divide(point, get_float_weight(self.model, point))
 
     # ---- contexts --------------------------------------------------------------------------------------------------
 
@@ -122,7 +125,7 @@ class Quantization:
         with self._quantizing(point_bits, label, inside), self._get_repair(label).overriding_tensors(self.model):
             layers = {point.path for point in select_inside(point_bits, inside)} if folded else ()
             get_quantizer = partial(self._get_quantizer, label=label)
-            with folding_norms(self.model, self.chains, layers, point_bits, get_quantizer):
+            with folding_norms(self.model, self.chains, layers, point_bits, get_quantizer, self.get_weight):
                 yield
 
     @contextmanager
@@ -133,8 +136,8 @@ class Quantization:
         with ExitStack() as stack:
             for point, bit_width in select_inside(point_bits, inside).items():
                 quantizer = self._get_quantizer(point, label)
-                action = None if bit_width is None else partial(quantizer, bits=bit_width)
-                stack.enter_context(hooking(self.model, point, action))
+                action = self.equalization.rescaling(point, partial(quantizer, bits=bit_width))
+                stack.enter_context(hooking(self.model, point, None if bit_width is None else action))
             yield
 
     def _get_quantizer(self, point: QuantPoint, label: str) -> Quantizer:
@@ -162,7 +165,8 @@ class Quantization:
         try:
             with ExitStack() as stack:
                 for point in self.points:
-                    stack.enter_context(hooking(self.model, point, None if point.is_weight else self[point].observe))
+                    observe = self.equalization.observing(point, self[point].observe)
+                    stack.enter_context(hooking(self.model, point, None if point.is_weight else observe))
                 yield
             if not per_rank:
                 all_reduce_observers(self._observers.values(), _get_device(self.model))
@@ -208,21 +212,14 @@ class Quantization:
         if self.scheme.equalize != YES:
             yield batches
             return
-        kept, former = [*batches], dict(self.quantizers.items())
+        kept, former = [*batches], self.equalization
         try:
             if kept:
-                self._set_equalization(compute_equalization(self.model, self.points, kept, forward))
+                self.equalization = compute_equalization(self.model, self.points, kept, forward)
             yield kept
         except BaseException:
-            self.quantizers.update(former)
+            self.equalization = former
             raise
-
-    def _set_equalization(self, factors: Mapping[QuantPoint, Tensor]) -> None:
-        """Divide the tensors of these points by these factors before they are quantized, and no others."""
-        for point, quantizer in self._quantizers_by_point.items():
-            base = quantizer.base if isinstance(quantizer, EqualizedQuantizer) else quantizer
-            is_equalized = point in factors
-            self.quantizers[_module_name(point)] = EqualizedQuantizer(base, factors[point]) if is_equalized else base
 
     def correct_norms(
         self,
@@ -262,7 +259,7 @@ class Quantization:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one safetensors file, which is tied to the model's weights. The header describes the content."""
         signature = compute_signature(self.model)
-        tensors = collect_tensors(self._quantizers_by_point, self.repairs)
+        tensors = collect_tensors(self._quantizers_by_point, self.equalization, self.repairs)
         repairs = {label: repair.made for label, repair in sorted(self.repairs.items())}
         content = QuantizationContent(
             self.scheme, self.points, self.calibration, signature, tensors, self.chains, repairs
@@ -288,21 +285,12 @@ class Quantization:
         quantization = cls(model, content.points, content.scheme)
         quantization.calibration, quantization.chains = content.calibration, content.chains
         try:
-            quantization._load_tensors(content)
+            quantizers = quantization._quantizers_by_point
+            quantization.equalization, quantization.repairs = restore_tensors(content, model, quantizers)
+            check_chains(model, content.chains, content.points)
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise damaged_file_error(path, error) from None
         return quantization
-
-    def _load_tensors(self, content: QuantizationContent) -> None:
-        """Load the tensors of a file; a ``ValueError`` for unexpected, missing or invalid tensors."""
-        device = _get_device(self.model)
-        tensors = {name: tensor.to(device, copy=True) for name, tensor in content.tensors.items()}  # not memory-mapped
-        factors = select_equalization(tensors, self.points)
-        if factors and self.scheme.equalize != YES:
-            raise ValueError("channels are equalized, but not in the scheme")
-        self._set_equalization(factors)
-        self.repairs = restore_tensors(content, tensors, self.model, self._quantizers_by_point)
-        check_chains(self.model, self.chains, self.points)
 
     # ---- checks ----------------------------------------------------------------------------------------------------
 
@@ -326,8 +314,8 @@ class Quantization:
             raise UserError(f"no activations are calibrated, such as {activations[0].key}; calibrate first")
         if self.scheme.placement == INTEGER and activations and not self.chains:
             raise UserError(f"placement={INTEGER} folds the norms that calibrate() finds; calibrate first")
-        is_equalized = any(isinstance(quantizer, EqualizedQuantizer) for quantizer in self.quantizers.values())
-        if self.scheme.equalize == YES and not is_equalized and any(bits is not None for bits in point_bits.values()):
+        is_quantized = any(bits is not None for bits in point_bits.values())
+        if self.scheme.equalize == YES and is_quantized and not self.equalization.factors:
             raise UserError("equalize=yes rescales channels by what calibrate() observes; calibrate first")
         for point, bits in point_bits.items():
             supported = self[point].supported_bits

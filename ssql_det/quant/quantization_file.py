@@ -12,7 +12,8 @@
                   sha256   of all the rest, so that an edited file is noticed; files of earlier versions have none
     layer1.0.conv2:input/ends       the least and the greatest value observed at a point
     layer1.0.conv2:input/sums       the counts of the observer's histogram, or its other sums
-    layer1.0.conv2:input/learned.x  a parameter or buffer of the point's quantizer; ``equalization`` if it has factors
+    layer1.0.conv2:input/learned.x  a parameter or buffer of the point's quantizer
+    layer1.0.conv2:input/equalization   the factors by which channels are divided before they are quantized
     4w4a/replaced.bn1.running_mean              a tensor that replaces the network's at a bit-width
     4w4a/learned.layer1.0.conv2:weight/scale    a parameter or buffer of a quantizer that was learned for a bit-width
 
@@ -37,14 +38,15 @@ from ssql_det.core.files import atomic_write
 from ssql_det.core.json_files import parse_json
 from ssql_det.core.rows import Calibration
 from ssql_det.core.tensor_files import is_safetensors, read_safetensors, write_safetensors
+from ssql_det.quant.equalization import Equalization
 from ssql_det.quant.points import QuantPoint, Side
 from ssql_det.quant.quantizers import Quantizer
 from ssql_det.quant.repair import Repair
-from ssql_det.quant.scheme import NORM_CORRECTION, Scheme
+from ssql_det.quant.scheme import NORM_CORRECTION, YES, Scheme
 from ssql_det.quant.tracing import Chain
 
 FORMAT, VERSION = "ssql_det quantization", 2
-_LEARNED = "learned."  # in POINT/learned.NAME
+_LEARNED, _EQUALIZATION = "learned.", "equalization"  # in POINT/learned.NAME and POINT/equalization
 _FORMER_NORMS = "/norms."  # in the names of the tensors of version 1
 _STORED_NAMES = {"fixed_range": "ends", "include_zero": "with_zero"}  # fields of a point that a file names otherwise
 
@@ -150,9 +152,11 @@ def read_quantization(path: str | os.PathLike[str]) -> QuantizationContent:
     return content
 
 
-def collect_tensors(quantizers: Mapping[QuantPoint, Quantizer], repairs: Mapping[str, Repair]) -> dict[str, Tensor]:
+def collect_tensors(
+    quantizers: Mapping[QuantPoint, Quantizer], equalization: Equalization, repairs: Mapping[str, Repair]
+) -> dict[str, Tensor]:
     """The tensors of a file; ``repairs`` are by the text of their bit-width."""
-    tensors: dict[str, Tensor] = {}
+    tensors = {f"{point.key}/{_EQUALIZATION}": factors for point, factors in equalization.factors.items()}
     for point, quantizer in quantizers.items():
         for name, tensor in quantizer.state_dict().items():
             tensors[f"{point.key}/{_LEARNED}{name}"] = tensor
@@ -165,40 +169,37 @@ def collect_tensors(quantizers: Mapping[QuantPoint, Quantizer], repairs: Mapping
     return tensors
 
 
-def select_equalization(tensors: Mapping[str, Tensor], points: Iterable[QuantPoint]) -> dict[QuantPoint, Tensor]:
-    """The factors of the equalized points."""
-    names = {point: f"{point.key}/{_LEARNED}equalization" for point in points}
-    return {point: tensors[name] for point, name in names.items() if name in tensors}
-
-
 def restore_tensors(
-    content: QuantizationContent,
-    tensors: Mapping[str, Tensor],
-    model: nn.Module,
-    quantizers: Mapping[QuantPoint, Quantizer],
-) -> dict[str, Repair]:
-    """Load the tensors of a file into new quantizers, and return the repairs; a ``ValueError`` for unexpected, missing
-    or invalid tensors."""
-    tensors = dict(tensors)
+    content: QuantizationContent, model: nn.Module, quantizers: Mapping[QuantPoint, Quantizer]
+) -> tuple[Equalization, dict[str, Repair]]:
+    """Load the tensors of a file into new quantizers of a model, and return the equalization and the repairs; a
+    ``ValueError`` for unexpected, missing or invalid tensors."""
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    tensors = {name: tensor.to(device, copy=True) for name, tensor in content.tensors.items()}  # not memory-mapped
 
     def pop(prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): tensors.pop(name) for name in [*tensors] if name.startswith(prefix)}
 
+    factors = {}
     for point, quantizer in quantizers.items():
         state = pop(f"{point.key}/")
+        if _EQUALIZATION in state and content.scheme.equalize == YES:
+            factors[point] = state.pop(_EQUALIZATION)
         if quantizer.observer is not None and "ends" in state:
             quantizer.observer.restore(state.pop("ends"), state.pop("sums", None))
         learned = {name: tensor for name, tensor in state.items() if name.startswith(_LEARNED)}
         quantizer.load_state_dict({name.removeprefix(_LEARNED): tensor for name, tensor in learned.items()})
         if len(learned) != len(state):
             raise ValueError(f"unexpected tensors at {point.key}")
+    equalization = Equalization(factors)
+    equalization.check(quantizer.spec for quantizer in quantizers.values())
     repairs = {}
     for label, made in content.repairs.items():
         repairs[label] = Repair.restore(pop(f"{label}/"), model, quantizers)
         repairs[label].made = made
     if tensors:
         raise ValueError(f"unexpected tensor {min(tensors)}")
-    return repairs
+    return equalization, repairs
 
 
 def check_same_points(expected: Iterable[QuantPoint], saved: Iterable[QuantPoint], path: object) -> None:

@@ -1,6 +1,7 @@
 """Equalized channels, against networks whose weights are really rescaled."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import timm
@@ -77,7 +78,7 @@ def calibrate(model, batches, scheme="equalize=yes"):
 
 def get_scale(quantization, layer):
     """``s`` at the input of a layer."""
-    return quantization[QuantPoint(layer, Side.INPUT)].equalization
+    return quantization.equalization.factors[QuantPoint(layer, Side.INPUT)]
 
 
 def rescale(model, first, second, scale):
@@ -140,8 +141,7 @@ def test_the_float_function_stays_and_the_network_is_not_changed(network):
     model, images = build(network), draw_images()
     state, expected = copy.deepcopy(model.state_dict()), model(images)
     quantization = calibrate(model, [images])
-    equalized = {point.path for point in quantization.points if hasattr(quantization[point], "equalization")}
-    assert equalized == {reader for _, reader in PAIRS[network]}
+    assert {point.path for point in quantization.equalization.factors} == {reader for _, reader in PAIRS[network]}
     rescaled = build_rescaled(model, quantization)
     torch.testing.assert_close(rescaled(images), expected, rtol=1e-5, atol=0)
     assert any(not torch.equal(tensor, state[name]) for name, tensor in rescaled.state_dict().items())
@@ -173,20 +173,23 @@ def test_a_width_is_that_of_the_rescaled_network(network, scheme):
 
 
 def test_the_scales_of_a_weight_follow_its_training():
-    model = build(D2ResNet)
-    quantizer = calibrate(model, [draw_images()], "weight=centred, equalize=yes")[
-        QuantPoint("res2.0.conv2", Side.WEIGHT)
-    ]
+    model, point = build(D2ResNet), QuantPoint("res2.0.conv2", Side.WEIGHT)
+    quantization = calibrate(model, [draw_images()], "weight=centred, equalize=yes")
+    factors, quantizer = quantization.equalization.factors[point], quantization[point]
     weight = model.res2[0].conv2.weight
-    for _ in range(3):
-        (grad,) = torch.autograd.grad(quantizer(weight, bits=2).square().sum(), weight)
+    for bits in (Bits(2, None), Bits(3, None), Bits(2, None)):
+        with quantization.at(bits):
+            (grad,) = torch.autograd.grad(model.res2[0].conv2.weight.square().sum(), weight)
         with torch.no_grad():
             weight -= 0.3 * grad
-            base = Scheme(weight="centred").build_quantizer(quantizer.spec)
-            expected = base(weight / quantizer.equalization, bits=2) * quantizer.equalization
-            assert torch.equal(quantizer(weight, bits=2), expected)
-        assert torch.equal(quantizer(weight, bits=2), expected)
-    (grad,) = torch.autograd.grad(quantizer(weight, bits=16).sum(), weight)
+        new = Scheme(weight="centred").build_quantizer(quantizer.spec)
+        expected = new(weight.detach() / factors, bits.weight) * factors
+        with quantization.at(bits):
+            assert torch.equal(model.res2[0].conv2.weight, expected)
+        with quantization.at(bits), torch.no_grad():
+            assert torch.equal(model.res2[0].conv2.weight, expected)
+    with quantization.at(Bits(8, None)):
+        (grad,) = torch.autograd.grad(model.res2[0].conv2.weight.sum(), weight)
     assert set(grad.round(decimals=9).unique().tolist()) <= {0, 1}  # straight through
 
 
@@ -201,7 +204,7 @@ def test_half_precision_stays():
 def test_files_restore_the_factors_also_those_of_a_repair(scheme, tmp_path):
     model, images = build(D2ResNet), draw_images()
     quantization = calibrate(model, iter(images.split(2)), scheme)
-    if quantization.needs_norms(LOW):
+    if quantization.list_missing_repairs(LOW):
         quantization.correct_norms(LOW, [images])
         for point in quantization.points:
             quantization.repairs["3w3a"].quantizers[point] = copy.deepcopy(quantization[point])
@@ -212,22 +215,10 @@ def test_files_restore_the_factors_also_those_of_a_repair(scheme, tmp_path):
         with torch.no_grad(), each.at(LOW):
             outputs.append(model(images))
     assert torch.equal(*outputs)
-    quantization.scheme = Scheme()
+    quantization.scheme = replace(quantization.scheme, equalize="no")
     quantization.save(tmp_path / "other.safetensors")
-    with pytest.raises(UserError, match=r"is damaged \(channels are equalized, but not in the scheme"):
+    with pytest.raises(UserError, match=r"is damaged \(unexpected tensors at res2.0.conv2:input"):
         Quantization.load(tmp_path / "other.safetensors", model)
-
-
-def test_integers_and_factors_stand_for_the_quantized_tensor():
-    model, images = build(D2ResNet), draw_images()
-    quantization = calibrate(model, [images])
-    x, weight = torch.rand(2, 4, 3, 3, dtype=torch.float64), model.res2[0].conv2.weight
-    pairs = [(QuantPoint("res2.0.conv2", Side.INPUT), x), (QuantPoint("res2.0.conv2", Side.WEIGHT), weight)]
-    quantized = [quantization[point].quantize(tensor, 3) for point, tensor in pairs]
-    for (point, tensor), each in zip(pairs, quantized, strict=True):
-        assert torch.equal(each.dequantize(), quantization[point](tensor, 3))
-    products = quantized[0].equalization * quantized[1].equalization  # they cancel
-    torch.testing.assert_close(products, torch.ones_like(products))
 
 
 def test_calibrating_again_replaces_the_factors_and_an_error_keeps_them():
@@ -318,9 +309,10 @@ def test_several_layers_may_read_one_quantized_tensor():
     weights = torch.cat([model.second.weight, model.third.weight])
     expected = torch.sqrt(F.relu(model.first(images)).amax((0, 2, 3)) / weights.abs().amax((0, 2, 3)))
     expected = (expected / expected.log().mean().exp()).detach()
-    torch.testing.assert_close(quantization[output].equalization.flatten(), expected)
+    factors = quantization.equalization.factors
+    torch.testing.assert_close(factors[output].flatten(), expected)
     for point in points[2:]:
-        torch.testing.assert_close(quantization[point].equalization.flatten(), 1 / expected)
+        torch.testing.assert_close(factors[point].flatten(), 1 / expected)
 
 
 def test_resnets_are_equalized_inside_their_blocks():

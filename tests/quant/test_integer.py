@@ -42,12 +42,11 @@ class IntegerResNet18:
 
     def get_qparams(self, key):
         point = self.points[key]
-        quantizer = self.quantization[point]
-        return getattr(quantizer, "base", quantizer).get_qparams(point.bits or self.bits.act)
+        return self.quantization[point].get_qparams(point.bits or self.bits.act)
 
     def get_factors(self, key):
         """By which channels are divided before they are quantized."""
-        return getattr(self.quantization[self.points[key]], "equalization", torch.ones(1))
+        return self.quantization.equalization.factors.get(self.points[key], torch.ones(1))
 
     def quantize(self, x, key):
         qparams = self.get_qparams(key)

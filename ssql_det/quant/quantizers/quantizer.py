@@ -43,20 +43,14 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class QuantizedTensor:
-    """Integers, in the smallest type that holds them, which stand for ``(integers - zero_point) * scale``.
-
-    With ``equalization`` that is multiplied by it, a factor for each channel of an activation. Its inverses are in the
-    weight that the activation is multiplied with, so in their product the factors cancel.
-    """
+    """Integers, in the smallest type that holds them, which stand for ``(integers - zero_point) * scale``."""
 
     integers: Tensor
     scale: Tensor
     zero_point: Tensor
-    equalization: Tensor | None = None
 
     def dequantize(self) -> Tensor:
-        values = (self.integers.to(self.scale.dtype) - self.zero_point) * self.scale
-        return values if self.equalization is None else values * self.equalization
+        return (self.integers.to(self.scale.dtype) - self.zero_point) * self.scale
 
 
 class Quantizer(nn.Module, ABC):
@@ -66,12 +60,12 @@ class Quantizer(nn.Module, ABC):
     tensor in float forward passes; a quantizer of weights needs no observer.
     """
 
-    supported_bits: range = range(MIN_BITS, MAX_BITS + 1)  # 2 to 16
-    observer: Observer | None = None
+    supported_bits: ClassVar[range] = range(MIN_BITS, MAX_BITS + 1)  # 2 to 16
 
     def __init__(self, spec: TensorSpec) -> None:
         super().__init__()
         self.spec = spec
+        self.observer: Observer | None = None
 
     def observe(self, x: Tensor) -> Tensor:
         """Pass ``x`` to the observer, and return it."""
@@ -153,7 +147,7 @@ def quantize_tensor(x: Tensor, qparams: QParams) -> QuantizedTensor:
     """Quantize ``x`` to the smallest integer type that holds ``qmin`` to ``qmax``.
 
     >>> quantize_tensor(torch.tensor([-3.0, 0.4, 9.0]), choose_qparams(torch.tensor(-1.0), torch.tensor(2.0), bits=2))
-    QuantizedTensor(integers=tensor([0, 1, 3], dtype=torch.uint8), scale=tensor(1.), zero_point=tensor(1.), ...)
+    QuantizedTensor(integers=tensor([0, 1, 3], dtype=torch.uint8), scale=tensor(1.), zero_point=tensor(1.))
     """
     integers = quantize(x, qparams)
     return QuantizedTensor(
