@@ -29,7 +29,6 @@ from ssql_det.ptq.records import MAX_BYTES, Recorder, Records, get_device, make_
 from ssql_det.quant import Bits, Quantization, Quantizer, QuantPoint, RangeQuantizer
 from ssql_det.quant.bits import format_bits
 from ssql_det.quant.forward import Forward, evaluating
-from ssql_det.quant.hooks import get_float_weight
 from ssql_det.quant.points import assign_bits, select_inside
 from ssql_det.quant.quantizers import GridQuantizer, LearnedRounding, SoftRounding
 from ssql_det.quant.quantizers.centred import CentredWeight
@@ -261,7 +260,7 @@ class _Reconstruction:
         return {point: self._store(point, rounding) for point, rounding in roundings.items()} | trained
 
     def _build_rounding(self, point: QuantPoint, grid: GridQuantizer) -> SoftRounding:
-        weight = get_float_weight(self._model, point)
+        weight = self._quantization.get_weight(point)
         return SoftRounding(grid.spec, weight, grid.choose_grid(weight, self._point_bits[point]))
 
     def _get_iterations(self, points: Mapping[QuantPoint, Any]) -> int:
@@ -286,7 +285,7 @@ class _Reconstruction:
         for point, grid in grids.items():
             stored = copy.deepcopy(self._quantization[point])
             assert isinstance(stored, LearnedRounding)
-            quantized = grid.quantize(get_float_weight(self._model, point), self._point_bits[point])
+            quantized = grid.quantize(self._quantization.get_weight(point), self._point_bits[point])
             assert quantized is not None
             stored.set_integers(quantized)
             found[point] = stored

@@ -17,7 +17,11 @@ from ssql_det.core.errors import UserError
 from ssql_det.core.launch import launch
 from ssql_det.core.tensor_files import read_safetensors
 from ssql_det.pretrain.analyze_checkpoints import AnalysisSettings
+from ssql_det.ptq.blocks import Block
+from ssql_det.ptq.brecq import Brecq
+from ssql_det.ptq.reconstruction import reconstruct
 from ssql_det.quant import Bits, FixedBits, Quantization, QuantPoint, Scheme, Side, quant_points
+from ssql_det.quant.forward import forward_images
 from ssql_det.quant.tracing import trace_pass
 from ssql_det.ssl import SSQL, SimSiam
 
@@ -353,3 +357,21 @@ def test_what_does_not_compose_is_refused():
         AnalysisSettings((LOW,), 2, 10, 3.0, 0, "cpu", scheme=scheme)
     with pytest.raises(UserError, match="unknown equalize 'yess'; did you mean 'yes'"):
         Scheme.parse("equalize=yess")
+
+
+def test_rounding_is_learned_of_the_rescaled_weights():
+    model, images = build(Mixed), draw_images()
+    quantization = calibrate(model, [images], "weight=brecq:30, act=lsq, equalize=yes")
+    blocks = [Block(name, (name,)) for name in ("conv1", "conv2", "conv3", "fc1", "fc2")]
+    results = reconstruct(quantization, LOW, None, blocks, images.split(1), forward_images, Brecq())
+    for point, quantizer in quantization.repairs["3w3a"].quantizers.items():
+        if point.path in ("conv2", "conv3", "fc1") and point.is_weight:
+            quantized = quantizer.quantize(torch.empty(0), 3)
+            rescaled = model.get_submodule(point.path).weight / quantization.equalization.factors[point]
+            is_centred = bool((quantized.integers % 2 != 0).all())  # then the integers are odd
+            largest, step = (7, 2) if is_centred else (3, 1)
+            is_inside = rescaled.abs() <= largest * quantized.scale
+            distance = (quantized.dequantize() - rescaled).abs() / quantized.scale
+            assert is_inside.float().mean() > 0.8
+            assert distance[is_inside].max() <= step + 1e-9  # rounded up or down
+    assert all(result.after < 0.5 for result in results)
