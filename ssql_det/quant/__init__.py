@@ -18,10 +18,13 @@ quantization_file the file of a network's calibrated quantizers
 hooks             contexts that replace tensors at points, or override attributes
 forward           how a batch is passed to a network
 evaluate          evaluation at several bit-widths
+equalization      channels between layers, rescaled
 norms             matched and re-estimated norms at a bit-width
 repair            what is learned for one bit-width, beyond the calibration
 folding           norms and biases as integer arithmetic computes them
 tracing           the operations of one forward pass
+joints            tensors between layers that a traced pass finds
+tensor_cache      values kept until a tensor changes
 cost              model size, multiply-adds, bit-operations
 ================= =====================================================================
 """

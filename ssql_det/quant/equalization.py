@@ -109,11 +109,10 @@ def compute_equalization(
         stack.enter_context(evaluating(model))
         for batch in track(batches, "equalizing"):
             forward(model, batch)
-    merged = all_reduce_tensor(torch.cat([each.maxima for each in channels.values()]), "max")
+    observed = [each.maxima for each in channels.values()]
+    merged = all_reduce_tensor(torch.cat(observed), "max").split([len(maxima) for maxima in observed])
     factors: dict[QuantPoint, Tensor] = {}
-    for each, maxima in zip(
-        channels.values(), merged.split([len(each.maxima) for each in channels.values()]), strict=True
-    ):
+    for each, maxima in zip(channels.values(), merged, strict=True):
         factors |= each.compute_factors(maxima)
     return Equalization(factors)
 
