@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ssql_det.core.rows import Calibration
 
 if TYPE_CHECKING:
     from ssql_det.d2 import CfgNode
-    from ssql_det.quant import Scheme
+    from ssql_det.quant import Bits, Scheme
 
 _DEFAULT = Calibration()
 MEMORY_FORMATS = ("auto", "channels_last", "contiguous")
 SCOPES = "backbone|backbone+neck|all"  # as the help shows them
+_DEFAULT_SCOPE = "all"
+_OF_THE_FILE = "the file's, else "
 
 
 def positive_int(text: str) -> int:
@@ -38,27 +40,36 @@ def add_scheme(parser: argparse.ArgumentParser, default: str | None = "minmax", 
     parser.add_argument(
         "--scheme",
         default=default,
-        help=f"quantizers and norms, such as 'weight=centred, act=mse, norms=re-estimated' (default: {shown})",
+        help=f"quantizers and norms, such as 'weight=centred, act=mse, norms=matched' (default: {shown})",
     )
 
 
-def add_calibration_images(parser: argparse.ArgumentParser) -> None:
+def add_calibration_images(parser: argparse.ArgumentParser, has_file: bool = False) -> None:
+    """``has_file``: the default is that of a quantization file, if the user names one."""
     parser.add_argument(
         "--calib-images",
         type=positive_int,
-        default=_DEFAULT.images,
-        help="training images to calibrate with (default: %(default)s)",
+        default=None if has_file else _DEFAULT.images,
+        help=f"training images to calibrate with (default: {_OF_THE_FILE if has_file else ''}{_DEFAULT.images})",
     )
 
 
-def add_calibration(parser: argparse.ArgumentParser) -> None:
+def add_calibration(parser: argparse.ArgumentParser, has_file: bool = False) -> None:
     """How many images, and the seed that selects them."""
-    add_calibration_images(parser)
+    add_calibration_images(parser, has_file)
     parser.add_argument(
         "--calib-seed",
         type=seed_int,
-        default=_DEFAULT.seed,
-        help="seed that selects these images (default: %(default)s)",
+        default=None if has_file else _DEFAULT.seed,
+        help=f"seed that selects these images (default: {_OF_THE_FILE if has_file else ''}{_DEFAULT.seed})",
+    )
+
+
+def add_quantization(parser: argparse.ArgumentParser, more: str = "") -> None:
+    """A file that holds scheme, calibration and repairs, and options that replace or must agree with it."""
+    add_scheme(parser, None, f"{_OF_THE_FILE}minmax")
+    parser.add_argument(
+        "--quantization", metavar="FILE", help=f"of these weights, by `ssql-det quantize` or a sweep{more}"
     )
 
 
@@ -66,8 +77,16 @@ def add_bits(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument("--bits", default=default, help="bit-widths, such as FP,8,2w4a (default: %(default)s)")
 
 
-def add_scope(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--scope", metavar=SCOPES, default="all", help="modules to quantize (default: %(default)s)")
+def add_bits_file(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--bits-file", metavar="FILE.json", help="bits of single modules, as JSON: {pattern: bits}")
+
+
+def add_scope(parser: argparse.ArgumentParser, has_file: bool = False) -> None:
+    parser.add_argument(
+        "--scope",
+        metavar=SCOPES,
+        help=f"modules to quantize (default: {_OF_THE_FILE if has_file else ''}{_DEFAULT_SCOPE})",
+    )
 
 
 def add_image_options(parser: argparse.ArgumentParser) -> None:
@@ -95,25 +114,65 @@ def add_memory_format(parser: argparse.ArgumentParser) -> None:
 
 
 def make_calibration(options: argparse.Namespace) -> Calibration:
-    return Calibration(options.calib_images, options.calib_seed)
+    given = {"images": options.calib_images, "seed": getattr(options, "calib_seed", None)}
+    return Calibration(**{name: value for name, value in given.items() if value is not None})
 
 
 def make_scheme(options: argparse.Namespace) -> Scheme:
-    """A scheme that does not support all of ``--bits`` is a mistake."""
+    """The scheme of an evaluation. One that does not support all of ``--bits`` is a mistake, and so is one with learned
+    repairs, unless they are in a file."""
     from ssql_det.quant import Scheme, parse_bit_widths
 
-    scheme = Scheme() if options.scheme is None else Scheme.parse(options.scheme)
-    scheme.check_bits(parse_bit_widths(options.bits))
+    scheme, bit_widths = parse_scheme(options) or Scheme(), parse_bit_widths(options.bits)
+    scheme.check_bits(bit_widths)
+    if getattr(options, "quantization", None) is None:
+        scheme.check_learns_nothing(bit_widths)
     return scheme
 
 
-def add_config_file(parser: argparse.ArgumentParser) -> None:
+def parse_scheme(options: argparse.Namespace) -> Scheme | None:
+    """``--scheme``, or ``None`` if it is not given."""
+    from ssql_det.quant import Scheme
+
+    return None if options.scheme is None else Scheme.parse(options.scheme)
+
+
+def check_scope(options: argparse.Namespace) -> str:
+    """``--scope``; an unknown one is a mistake, which needs no network to be found."""
+    from ssql_det.core.errors import UserError
+    from ssql_det.detect import SCOPES
+
+    scope: str = options.scope or _DEFAULT_SCOPE
+    if scope not in SCOPES:
+        raise UserError(f"--scope must be {' or '.join(SCOPES)}, got {scope!r}")
+    return scope
+
+
+def read_bits_file(path: str | None) -> Mapping[str, Bits]:
+    """The bit-widths by pattern of module paths in ``--bits-file``, if it is given."""
+    from ssql_det.core.errors import UserError
+    from ssql_det.core.files import read_text
+    from ssql_det.core.json_files import parse_json
+    from ssql_det.quant import Bits
+
+    if path is None:
+        return {}
+    try:
+        content = parse_json(read_text(path))
+    except ValueError as failure:
+        raise UserError(f"{path} is not JSON: {failure}") from failure
+    if not isinstance(content, dict) or not all(isinstance(bits, str) for bits in content.values()):
+        raise UserError(f'{path} must hold bits by pattern, as {{"backbone.bottom_up.res5.*": "8w8a"}}')
+    return {pattern: Bits.parse(bits) for pattern, bits in content.items()}
+
+
+def add_config_file(parser: argparse.ArgumentParser, required: bool = True) -> None:
     names = "a config: a file, or a name that `ssql-det configs` lists"
-    parser.add_argument("--config-file", metavar="FILE", required=True, help=names)
+    parser.add_argument("--config-file", metavar="FILE", required=required, help=names)
 
 
-def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    add_config_file(parser)
+def add_config_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    add_config_file(parser, required)
     for split, use in (("train", "training and calibration"), ("val", "evaluation")):
         parser.add_argument(
             f"--coco-{split}", metavar="IMAGES:FILE.json", help=f"your own data for {use}, in COCO's format"

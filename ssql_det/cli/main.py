@@ -42,7 +42,7 @@ COMMANDS: Registry[Command] = Registry("command")
 GROUPS = {
     "Data": ("make-toy-data", "check-data"),
     "Pretrain": ("pretrain", "probe", "analyze"),
-    "Detect": ("train-det", "sweep", "sensitivity", "predict"),
+    "Detect": ("train-det", "quantize", "sweep", "sensitivity", "predict"),
     "Report": ("reproduce", "tables"),
     "Convert": ("convert", "inspect"),
     "Explore": ("demo", "configs"),

@@ -1,7 +1,8 @@
 """Run a detector on your images at several bit-widths: draw the detections side by side, and write COCO's JSON.
 
 KEY VALUE pairs and images come last: MODEL.WEIGHTS FILE image.jpg folder. Quantized activations need a calibration:
-that of a sweep of the same weights (--quantization), otherwise one on the config's training images.
+that of a file that `ssql-det quantize` or a sweep of the same weights made (--quantization), with its repairs,
+otherwise one on the config's training images.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from ssql_det.cli.arguments import (
     add_bits,
     add_calibration,
     add_config_arguments,
-    add_scheme,
+    add_quantization,
     add_scope,
+    check_scope,
     make_calibration,
     make_scheme,
+    parse_scheme,
     read_detector_config,
 )
 
@@ -32,10 +35,9 @@ EXAMPLES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
     add_bits(parser, "FP,4")
-    add_scope(parser)
-    parser.add_argument("--quantization", metavar="FILE", help="quantization.safetensors of a sweep of these weights")
-    add_scheme(parser, None, "the file's, else minmax")
-    add_calibration(parser)
+    add_scope(parser, has_file=True)
+    add_quantization(parser)
+    add_calibration(parser, has_file=True)
     parser.add_argument("--score", type=float, default=0.5, help="least score of a detection (default: %(default)s)")
     parser.add_argument("--out", default="predictions", help="folder for pictures and JSON (default: %(default)s)")
     parser.add_argument("rest", metavar="KEY VALUE ... IMAGE ...", nargs=argparse.REMAINDER, help="config, then images")
@@ -44,34 +46,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from ssql_det.core.console import print_outcome
     from ssql_det.core.errors import UserError
-    from ssql_det.detect import SCOPES
     from ssql_det.detect.detector import load_trained_detector
     from ssql_det.detect.evaluation_data import select_calibration_images
     from ssql_det.detect.points import detector_points
     from ssql_det.detect.predict import check_output_paths, detect_at_bit_widths, find_images, save_predictions
     from ssql_det.detect.quantized_evaluation import calibrate_detector
+    from ssql_det.detect.saved_quantization import read_settings
     from ssql_det.quant import Quantization, parse_bit_widths
-    from ssql_det.quant.quantization_file import check_same_points
     from ssql_det.quant.scheme import TRAINED
 
     overrides, images = _split_keys_and_images(options.rest)
     paths, widths = find_images(images), parse_bit_widths(options.bits)
     check_output_paths(Path(options.out), paths)
-    if options.scope not in SCOPES:
-        raise UserError(f"--scope must be {' or '.join(SCOPES)}, got {options.scope!r}")
-    scheme = make_scheme(options)
+    scope, scheme = check_scope(options), make_scheme(options)
     if not 0 <= options.score <= 1:
         raise UserError(f"--score must be 0 to 1, got {options.score}")
     cfg = read_detector_config(options, overrides)
     model, _ = load_trained_detector(cfg)
     batches: Sequence[Any] = ()
-    if options.quantization:
-        expected_scheme = None if options.scheme is None else scheme
-        quantization = Quantization.load(options.quantization, model, expected_scheme)
-        points = detector_points(model, options.scope, quantization.scheme.placement)
-        check_same_points(points, quantization.points, options.quantization)
+    if options.quantization is not None:
+        path = Path(options.quantization)
+        read_settings(path, model, options.scope, parse_scheme(options), options.calib_images, options.calib_seed)
+        quantization = Quantization.load(path, model)
+        for bits in widths:
+            quantization.check_repairs(bits)
     else:
-        quantization = Quantization(model, detector_points(model, options.scope, scheme.placement), scheme)
+        quantization = Quantization(model, detector_points(model, scope, scheme.placement), scheme)
         if any(bits.act is not None for bits in widths) or scheme.norms != TRAINED:
             batches = select_calibration_images(cfg, make_calibration(options))
             calibrate_detector(quantization, batches)

@@ -1,8 +1,9 @@
 """kNN and linear accuracy of a frozen backbone on labelled images: one row of results for each bit-width.
 
-The backbone may be in any format that `ssql-det convert` reads. One calibration serves all bit-widths. With --protocol
-fast the linear layer is trained on the features of each image without augmentation; with published on those of a new
-augmented view in each epoch, or with --cached-views N on N views of each image in turn.
+The backbone may be in any format that `ssql-det convert` reads. One calibration serves all bit-widths, or a file that
+`ssql-det quantize` made, with its repairs (--quantization). With --protocol fast the linear layer is trained on the
+features of each image without augmentation; with published on those of a new augmented view in each epoch, or with
+--cached-views N on N views of each image in turn.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from ssql_det.cli.arguments import (
     add_device,
     add_image_options,
     add_memory_format,
-    add_scheme,
+    add_quantization,
+    make_calibration,
     make_scheme,
+    parse_scheme,
     positive_int,
     seed_int,
 )
@@ -41,8 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--data", required=True, help="a folder with train and val of class folders, or cifar10:FOLDER")
     add_bits(parser, BITS)
-    add_scheme(parser)
-    add_calibration_images(parser)
+    add_quantization(parser)
+    add_calibration_images(parser, has_file=True)
     parser.add_argument("--images", type=positive_int, help="at most, of each split (default: all)")
     add_image_options(parser)
     parser.add_argument(
@@ -74,21 +77,28 @@ def run(options: argparse.Namespace) -> None:
     from ssql_det.core.console import print_outcome, print_table, set_up_logging
     from ssql_det.pretrain.classifiers import LinearProtocol
     from ssql_det.pretrain.probe_checkpoint import ProbeSettings, probe_checkpoint
+    from ssql_det.quant.quantization_file import check_given_calibration, read_quantization
 
     set_up_logging()
     rows.check_results_file(options.out)
+    scheme, calibration = make_scheme(options), make_calibration(options)
+    if options.quantization is not None:
+        content = read_quantization(options.quantization)
+        calibration = check_given_calibration(options.quantization, content.calibration, options.calib_images)
+        scheme = parse_scheme(options) or content.scheme
     settings = ProbeSettings(
         kinds=tuple(options.kind),
         seed=options.seed,
         device=options.device,
         memory_format=options.memory_format,
         workers=options.workers,
-        num_calibration_images=options.calib_images,
-        scheme=make_scheme(options),
+        num_calibration_images=calibration.images,
+        scheme=scheme,
         max_images=options.images,
         image_size=options.size,
         protocol=LinearProtocol(options.protocol, options.epochs, options.batch, options.cached_views),
         method_name=options.method,
+        quantization_file=None if options.quantization is None else Path(options.quantization),
     )
     results, out = [], Path(options.out)
     cached = rows.read_rows(out) if options.resume and out.exists() else []

@@ -1,8 +1,9 @@
 """Evaluate one detector at full precision and at low bit-widths, from one copy of weights and one calibration.
 
 KEY VALUE pairs override the config, as in Detectron2: MODEL.WEIGHTS is the detector, OUTPUT_DIR the folder of the
-sweep. Started again, an interrupted sweep continues. Several GPUs: --num-gpus N, or torchrun --nproc-per-node N
-tools/eval_quantized.py.
+sweep. Started again, an interrupted sweep continues. With --quantization, the scheme, the calibration and the repairs
+are those of a file that `ssql-det quantize` made; the sweep keeps a copy of it. Several GPUs: --num-gpus N, or
+torchrun --nproc-per-node N tools/eval_quantized.py.
 """
 
 from __future__ import annotations
@@ -14,23 +15,24 @@ from typing import TYPE_CHECKING
 
 from ssql_det.cli.arguments import (
     add_bits,
+    add_bits_file,
     add_calibration,
     add_config_arguments,
     add_num_gpus,
     add_overrides,
-    add_scheme,
+    add_quantization,
     add_scope,
+    check_scope,
     make_calibration,
     make_scheme,
+    parse_scheme,
+    read_bits_file,
     read_detector_config,
     set_up_process,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from ssql_det.core.rows import Row
-    from ssql_det.quant import Bits
 
 HELP = "a detector at FP, 8, 6, 5 and 4 bits: one row each"
 EXAMPLES = (
@@ -46,44 +48,53 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
     add_num_gpus(parser)
     add_bits(parser, BITS)
-    add_scope(parser)
-    add_scheme(parser)
-    add_calibration(parser)
-    parser.add_argument("--bits-file", metavar="FILE.json", help="bits of single modules, as JSON: {pattern: bits}")
+    add_scope(parser, has_file=True)
+    add_quantization(parser)
+    add_calibration(parser, has_file=True)
+    add_bits_file(parser)
     add_overrides(parser, "MODEL.WEIGHTS FILE")
 
 
 def run(options: argparse.Namespace) -> None:
-    from ssql_det.core.errors import UserError
     from ssql_det.core.launch import launch
-    from ssql_det.detect import SCOPES, make_config_label
+    from ssql_det.detect import make_config_label
     from ssql_det.detect.quantized_evaluation import QuantizationSettings
     from ssql_det.quant import parse_bit_widths
 
-    widths = parse_bit_widths(options.bits)
-    if options.scope not in SCOPES:
-        raise UserError(f"--scope must be {' or '.join(SCOPES)}, got {options.scope!r}")
-    overrides = _read_bits_file(options.bits_file) if options.bits_file else {}
-    settings = QuantizationSettings(options.scope, make_calibration(options), make_scheme(options), overrides)
+    widths, scope = parse_bit_widths(options.bits), check_scope(options)
+    overrides = read_bits_file(options.bits_file)
+    settings = QuantizationSettings(scope, make_calibration(options), make_scheme(options), overrides)
+    file = None
+    if options.quantization is not None:
+        given = {"scope": options.scope, "scheme": parse_scheme(options)}
+        file = (Path(options.quantization), given | {"images": options.calib_images, "seed": options.calib_seed})
     cfg = read_detector_config(options, options.overrides)
     config_label = make_config_label(options.config_file, options.overrides)
-    launch(_sweep, cfg, config_label, widths, settings, processes=options.num_gpus)
+    launch(_sweep, cfg, config_label, widths, settings, file, processes=options.num_gpus)
 
 
-def _sweep(cfg, config_label, widths, settings):  # type: ignore[no-untyped-def]  # the types would import torch
+def _sweep(cfg, config_label, widths, settings, file):  # type: ignore[no-untyped-def]  # the types would import torch
+    """``file``: a quantization file, and the settings that are given beside it."""
+    from dataclasses import replace
+
     from ssql_det.core.config import check_output_dir
     from ssql_det.core.console import print_outcome, print_table
     from ssql_det.core.distributed import is_main
     from ssql_det.core.run_folder import owning_folder
     from ssql_det.detect.detector import load_trained_detector
+    from ssql_det.detect.saved_quantization import read_settings
     from ssql_det.detect.sweep import RESULTS_NAME, sweep
     from ssql_det.report.display_names import format_scheme
 
     set_up_process()
     model, checkpoint = load_trained_detector(cfg)
+    path = None
+    if file is not None:
+        path, given = file
+        settings = replace(read_settings(path, model, **given), overrides=settings.overrides)
     rows = []
     with owning_folder(check_output_dir(cfg.OUTPUT_DIR)):
-        for row in sweep(cfg, config_label, model, checkpoint, widths, settings):
+        for row in sweep(cfg, config_label, model, checkpoint, widths, settings, path):
             rows.append(row)
             _logger.info("%s: %s", row.bits, ", ".join(f"{name} {row.metrics[name]:.2f}" for name in _select_ap(row)))
     if is_main():
@@ -92,10 +103,10 @@ def _sweep(cfg, config_label, widths, settings):  # type: ignore[no-untyped-def]
         cells = [[row.bits, *(_format(row.metrics[name]) for name in columns)] for row in rows]
         headings = [_HEADINGS.get(name, name) for name in columns]
         print_table(("bits", *headings), cells, f"{checkpoint.display_name} on {rows[0].dataset}, {quantization}")
-        path = Path(cfg.OUTPUT_DIR) / RESULTS_NAME
+        results = Path(cfg.OUTPUT_DIR) / RESULTS_NAME
         table = "7" if "segm/AP" in rows[0].metrics else "6"
-        words = ("tables", "--table", table, "--rows", path, "--scope", settings.scope, "--dataset", rows[0].dataset)
-        print_outcome(path, *(words if settings.scope in ("all", "backbone") else ()))
+        words = ("tables", "--table", table, "--rows", results, "--scope", settings.scope, "--dataset", rows[0].dataset)
+        print_outcome(results, *(words if settings.scope in ("all", "backbone") else ()))
 
 
 def _select_ap(row: Row) -> list[str]:
@@ -110,18 +121,3 @@ def _select_metrics(rows: list[Row]) -> list[str]:
 
 def _format(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
-
-
-def _read_bits_file(path: str) -> Mapping[str, Bits]:
-    from ssql_det.core.errors import UserError
-    from ssql_det.core.files import read_text
-    from ssql_det.core.json_files import parse_json
-    from ssql_det.quant import Bits
-
-    try:
-        content = parse_json(read_text(path))
-    except ValueError as failure:
-        raise UserError(f"{path} is not JSON: {failure}") from failure
-    if not isinstance(content, dict) or not all(isinstance(bits, str) for bits in content.values()):
-        raise UserError(f'{path} must hold bits by pattern, as {{"backbone.bottom_up.res5.*": "8w8a"}}')
-    return {pattern: Bits.parse(bits) for pattern, bits in content.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,9 @@ from ssql_det.d2 import CfgNode, MetadataCatalog, ResizeShortestEdge, read_image
 from ssql_det.detect.datasets import is_custom, register_custom_dataset
 from ssql_det.detect.engine_errors import translate_errors
 from ssql_det.detect.evaluation import fast_inference
-from ssql_det.detect.evaluation_data import Batch, merge_batches
-from ssql_det.detect.quantized_evaluation import run_detector
-from ssql_det.quant import Bits, Quantization, evaluate_at_bit_widths
+from ssql_det.detect.evaluation_data import Batch
+from ssql_det.detect.quantized_evaluation import NormBatches, evaluate_detector_at
+from ssql_det.quant import Bits, Quantization
 
 Detections = list[dict[str, Any]]  # of one image, as in COCO's results, but category_id is the class index; no image_id
 
@@ -91,7 +92,7 @@ def detect_at_bit_widths(
 ) -> dict[Bits, list[Detections]]:
     """Detections by bit-width, for each image those with scores of at least ``min_score``.
 
-    ``calibration_batches`` are used only if the scheme re-estimates norm statistics.
+    ``calibration_batches`` are used only if norms are computed for a bit-width.
     """
     model = quantization.model.eval()
 
@@ -101,8 +102,10 @@ def detect_at_bit_widths(
             outputs = (model(load_image(cfg, path))[0]["instances"] for path in track(images, f"detecting at {bits}"))
             return [list(_convert_to_coco(instances, min_score)) for instances in outputs]
 
-    norm_batches = [*merge_batches(calibration_batches)]  # a list, as every bit-width iterates over it
-    return dict(evaluate_at_bit_widths(quantization, bit_widths, detect, None, norm_batches, run_detector))
+    norm_batches = NormBatches(model, calibration_batches)
+    return {
+        bits: evaluate_detector_at(quantization, bits, partial(detect, bits), None, norm_batches) for bits in bit_widths
+    }
 
 
 def save_predictions(

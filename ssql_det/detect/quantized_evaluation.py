@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from torch import nn
 
@@ -26,9 +27,12 @@ from ssql_det.detect.evaluation_data import (
     take_rank_share,
 )
 from ssql_det.detect.points import detector_points
+from ssql_det.detect.replay import RecordedBatch, record_proposals, run_with_recorded_proposals
 from ssql_det.quant import Bits, Calibration, CostProfile, Quantization, Scheme, evaluate_at_bit_width, profile_cost
 from ssql_det.quant.quantization_file import check_same_points
+from ssql_det.quant.scheme import NORM_CORRECTION
 
+T = TypeVar("T")
 _logger = logging.getLogger(__name__)
 
 
@@ -42,6 +46,23 @@ class QuantizationSettings:
     overrides: Mapping[str, Bits] = field(default_factory=dict)  # bit-widths by pattern of module paths; unused at FP
 
 
+class NormBatches:
+    """The calibration images in batches of several, with the regions that the float detector finds in them.
+
+    These are recorded when they are needed first, once for all bit-widths. Call ``record`` outside of a quantization's
+    contexts.
+    """
+
+    def __init__(self, model: nn.Module, images: Sequence[Batch]) -> None:
+        self._model, self._images = model, images
+        self._recorded: list[RecordedBatch] | None = None
+
+    def record(self) -> list[RecordedBatch]:
+        if self._recorded is None:
+            self._recorded = record_proposals(self._model, list(merge_batches(self._images))) if self._images else []
+        return self._recorded
+
+
 @dataclass(frozen=True)
 class EvaluationContext:
     """What the evaluations of a detector at all bit-widths share."""
@@ -51,7 +72,7 @@ class EvaluationContext:
     dataset: str  # name of the test set
     loader: CachedLoader  # of its images
     quantization: Quantization
-    calibration_batches: Sequence[Batch]  # batches of one image each
+    norm_batches: NormBatches
     cost_profile: CostProfile
 
 
@@ -66,16 +87,18 @@ def prepare_evaluation(
 ) -> EvaluationContext:
     """Calibrate the detector and save the quantization to ``quantization_file``, or load it if the file exists.
 
-    ``calibration_batches`` have one image each; by default they are selected as the settings say. Without a
-    ``quantization_file`` nothing is saved.
+    ``calibration_batches`` have one image each; by default they are selected as the settings say. They may be empty if
+    the file exists and has the norms of all bit-widths. Without a ``quantization_file`` nothing is saved.
     """
     points = detector_points(model, settings.scope, settings.scheme.placement)
-    batches = calibration_batches or select_calibration_images(cfg, settings.calibration)
+    batches = calibration_batches
+    if batches is None:
+        batches = select_calibration_images(cfg, settings.calibration)
     if quantization_file is not None and broadcast_from_main(quantization_file.exists):
         quantization = Quantization.load(quantization_file, model, settings.scheme)
         check_same_points(points, quantization.points, quantization_file)
         expected = describe_calibration(cfg, settings, batches)
-        if quantization.calibration not in (None, expected):
+        if batches and quantization.calibration not in (None, expected):
             raise UserError(
                 f"{quantization_file} was calibrated on {quantization.calibration}, not on {expected}; "
                 "delete it to calibrate again"
@@ -87,7 +110,8 @@ def prepare_evaluation(
             quantization.save(quantization_file)
     model.eval()
     cost_profile = broadcast_from_main(lambda: profile_cost(model, points, next(iter(loader))))
-    return EvaluationContext(cfg, settings, dataset, loader, quantization, batches, cost_profile)
+    norm_batches = NormBatches(model, batches)
+    return EvaluationContext(cfg, settings, dataset, loader, quantization, norm_batches, cost_profile)
 
 
 def build_calibrated_quantization(
@@ -137,11 +161,23 @@ def evaluate_quantized(
     _logger.info("evaluating at %s on %s", bits, context.dataset)
     start = time.perf_counter()
     evaluate_model = partial(evaluate, quantization.model, context.loader, context.dataset, is_fast)
-    norm_batches = merge_batches(context.calibration_batches)  # only read if the scheme re-estimates norm statistics
-    metrics = evaluate_at_bit_width(quantization, bits, evaluate_model, overrides, norm_batches, run_detector)
+    metrics = evaluate_detector_at(quantization, bits, evaluate_model, overrides, context.norm_batches)
     cost = context.cost_profile.at(bits, overrides)
     metrics |= {"MB": cost.bytes / 1e6, "GFLOPs": cost.macs / 1e9, "GBOPs": cost.bit_ops / 1e9}
     return metrics, round(time.perf_counter() - start, 2)
+
+
+def evaluate_detector_at(
+    quantization: Quantization,
+    bits: Bits,
+    evaluate: Callable[[], T],
+    overrides: Mapping[str, Bits] | None,
+    norm_batches: NormBatches,
+) -> T:
+    """:func:`ssql_det.quant.evaluate_at_bit_width`, but norms are computed on the float detector's regions."""
+    needs_norms = NORM_CORRECTION in quantization.list_missing_repairs(bits, overrides)
+    batches = norm_batches.record() if needs_norms else ()
+    return evaluate_at_bit_width(quantization, bits, evaluate, overrides, batches, run_with_recorded_proposals)
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from ssql_det.core.console import track
 from ssql_det.core.errors import UserError
-from ssql_det.detect.evaluation_data import Batch, merge_batches
-from ssql_det.detect.quantized_evaluation import run_detector
-from ssql_det.quant import Bits, Quantization, QuantPoint, evaluate_at_bit_width
+from ssql_det.detect.evaluation_data import Batch
+from ssql_det.detect.quantized_evaluation import NormBatches, evaluate_detector_at
+from ssql_det.quant import Bits, Quantization, QuantPoint
 from ssql_det.quant.hooks import recording_outputs
 
 _GROUPS = (  # regular expression of module paths, and the pattern that a bits file (JSON: bit-widths by pattern) has
@@ -57,16 +57,19 @@ def list_groups(points: Sequence[QuantPoint]) -> list[str]:
 def measure_feature_errors(
     quantization: Quantization, bits: Bits, batches: Sequence[Batch]
 ) -> Iterator[GroupSensitivity]:
-    """Quantize one group at a time; yield the relative error of outputs downstream of it, averaged over the batches."""
+    """Quantize one group at a time; yield the relative error of outputs downstream of it, averaged over the batches.
+
+    The batches have one image each; norms are computed from them if the scheme says so.
+    """
     model = quantization.model.eval()
+    norm_batches = NormBatches(model, batches)
     for group in track(list_groups(quantization.points), "groups of modules"):
         output_modules = next(modules for prefix, modules in _OUTPUT_MODULES if group.startswith(prefix))
         errors = []
         for batch in batches:
             run_batch = partial(_record_outputs, model, output_modules, batch)
             float_outputs = run_batch()
-            norm_batches = merge_batches(batches)  # an iterator; consumed if the scheme re-estimates norm statistics
-            outputs = evaluate_at_bit_width(quantization, Bits.FP, run_batch, {group: bits}, norm_batches, run_detector)
+            outputs = evaluate_detector_at(quantization, Bits.FP, run_batch, {group: bits}, norm_batches)
             errors.append(_compute_relative_error(outputs, float_outputs))
         yield GroupSensitivity(group, sum(errors) / len(errors))
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,8 @@ from ssql_det.core import rows
 from ssql_det.core.config import check_output_dir, check_same_config, flatten_config, rename_keys
 from ssql_det.core.distributed import broadcast_from_main, is_main
 from ssql_det.core.errors import UserError
-from ssql_det.core.files import atomic_write
+from ssql_det.core.files import atomic_write, check_not_an_input
+from ssql_det.core.files import sha256 as hash_file
 from ssql_det.core.json_files import read_json
 from ssql_det.core.rows import Row
 from ssql_det.d2 import CfgNode, engine_name
@@ -36,6 +39,7 @@ from ssql_det.detect.quantized_evaluation import (
     make_row,
     prepare_evaluation,
 )
+from ssql_det.detect.saved_quantization import check_quantization_file
 from ssql_det.quant import Bits, Scheme
 from ssql_det.quant.points import assign_bits
 from ssql_det.quant.scheme import RE_ESTIMATED, TRAINED
@@ -53,10 +57,12 @@ def sweep(
     checkpoint: Checkpoint,
     bit_widths: Sequence[Bits],
     settings: QuantizationSettings,
+    quantization_file: Path | None = None,
 ) -> Iterator[Row]:
     """Yield a row per bit-width: read from ``OUTPUT_DIR`` if an earlier run wrote it, otherwise evaluated.
 
-    The weights of ``checkpoint`` are loaded into ``model`` already; here it says where they are from.
+    The weights of ``checkpoint`` are loaded into ``model`` already; here it says where they are from. With a
+    ``quantization_file``, which must have these ``settings``, the detector is not calibrated: the sweep uses a copy.
     Under a process group each rank evaluates its share of the images, and rank 0 writes.
     """
     folder = check_output_dir(cfg.OUTPUT_DIR)
@@ -64,8 +70,14 @@ def sweep(
     settings.scheme.check_bits([*bit_widths, *settings.overrides.values()])
     points = detector_points(model, settings.scope, settings.scheme.placement)
     assign_bits(points, Bits.FP, settings.overrides)  # raises if a pattern matches no point
-    sha256 = checkpoint.source.sha256 if checkpoint.source else ""
-    sweep_settings = _collect_sweep_settings(cfg, dataset, sha256, settings)
+    sha256, file_sha256, images = checkpoint.source.sha256 if checkpoint.source else "", "", None
+    if quantization_file is None:
+        settings.scheme.check_learns_nothing(bit_widths)
+    else:
+        check_not_an_input(folder / QUANTIZATION_NAME, [quantization_file])
+        images = check_quantization_file(quantization_file, cfg, model, bit_widths, settings)
+        file_sha256 = broadcast_from_main(partial(hash_file, quantization_file))
+    sweep_settings = _collect_sweep_settings(cfg, dataset, sha256, settings, file_sha256)
     finished_rows = {row.bits: row for row in broadcast_from_main(lambda: _read_finished_rows(folder, sweep_settings))}
     loader = build_evaluation_loader(cfg, dataset)
     provenance = DetectorProvenance(checkpoint.display_name, checkpoint.metadata, checkpoint.architecture.name, sha256)
@@ -76,9 +88,11 @@ def sweep(
             yield finished_rows[str(bits)]
             continue
         if context is None:
-            batches = select_calibration_images(cfg, settings.calibration)
+            if quantization_file is None:
+                images = select_calibration_images(cfg, settings.calibration)
+            batches = () if images is None else images
             take_rank_share(batches)  # decodes this rank's images: a damaged one fails before anything is written
-            broadcast_from_main(lambda: _claim_folder(folder, sweep_settings))
+            broadcast_from_main(lambda: _claim_folder(folder, sweep_settings, quantization_file))
             context = prepare_evaluation(cfg, model, settings, dataset, loader, batches, folder / QUANTIZATION_NAME)
         overrides = None if bits == Bits.FP else settings.overrides
         row = make_row(context, config_label, bits, evaluate_quantized(context, bits, overrides), provenance)
@@ -99,7 +113,9 @@ def _get_test_dataset(cfg: CfgNode) -> str:
     return name
 
 
-def _collect_sweep_settings(cfg: CfgNode, dataset: str, sha256: str, settings: QuantizationSettings) -> dict[str, Any]:
+def _collect_sweep_settings(
+    cfg: CfgNode, dataset: str, sha256: str, settings: QuantizationSettings, file_sha256: str
+) -> dict[str, Any]:
     """All settings that determine the metrics of a sweep, as ``sweep.json`` has them. The keys are worded for error
     messages, which print them: config keys, options, or phrases."""
     ignored_keys = (*IGNORED_KEYS, *TRAINING_EVALUATION_KEYS)
@@ -115,6 +131,7 @@ def _collect_sweep_settings(cfg: CfgNode, dataset: str, sha256: str, settings: Q
         "selection images": settings.calibration.selection_images,
         "--scheme": str(settings.scheme),  # with its placement and norms
         "--bits-file": {pattern: str(bits) for pattern, bits in settings.overrides.items()},
+        "--quantization": file_sha256,
     }
 
 
@@ -142,8 +159,9 @@ def _read_finished_rows(folder: Path, sweep_settings: dict[str, Any]) -> list[Ro
     return finished_rows
 
 
-def _claim_folder(folder: Path, sweep_settings: dict[str, Any]) -> None:
-    """Write this sweep's settings. Another sweep's calibration is deleted; it is an error if that sweep has a row."""
+def _claim_folder(folder: Path, sweep_settings: dict[str, Any], quantization_file: Path | None) -> None:
+    """Write this sweep's settings, and copy its quantization file. Another sweep's calibration is deleted; it is an
+    error if that sweep has a row."""
     saved = _read_sweep_settings(folder)
     is_other_sweep = any(
         json.dumps(saved.get(key)) != json.dumps(sweep_settings.get(key)) for key in {**saved, **sweep_settings}
@@ -156,6 +174,9 @@ def _claim_folder(folder: Path, sweep_settings: dict[str, Any]) -> None:
         )
     with atomic_write(folder / SETTINGS_NAME, "w") as file:
         json.dump(sweep_settings, file, indent=1)
+    if quantization_file is not None and not (folder / QUANTIZATION_NAME).exists():
+        with open(quantization_file, "rb") as source, atomic_write(folder / QUANTIZATION_NAME) as copy:
+            shutil.copyfileobj(source, copy)
 
 
 def _read_sweep_settings(folder: Path) -> dict[str, Any]:
@@ -177,7 +198,8 @@ def _upgrade_sweep_settings(saved: dict[str, Any]) -> dict[str, Any]:
     saved = rename_keys(saved, RENAMED_KEYS)
     if "--recalibrate-bn" in saved:
         saved["--scheme"] = str(Scheme(norms=RE_ESTIMATED if saved.pop("--recalibrate-bn") else TRAINED))
-    saved = {"reconstruction images": 0, "selection images": 0, **saved}  # roles that earlier versions did not have
+    later_settings = {"reconstruction images": 0, "selection images": 0, "--quantization": ""}
+    saved = later_settings | saved  # which sweeps of earlier versions do not have
     return {key: value for key, value in saved.items() if key not in TRAINING_EVALUATION_KEYS}
 
 

@@ -47,10 +47,18 @@ class LabelledImages:
         return LabelledImages(self.name, self.pixels[:count], self.labels[:count])
 
     def batches(self, input_format: InputFormat, batch_size: int = _BATCH_SIZE) -> Iterator[Tensor]:
-        """Batches in the network's input format. They are of nearly equal size, so that none has a single image: batch
-        norm statistics may be re-estimated on them."""
-        for batch in self.pixels.tensor_split(-(-len(self.pixels) // batch_size)):
+        """Batches in the network's input format."""
+        for batch in split_evenly(self.pixels, batch_size):
             yield normalize(batch, input_format)
+
+
+def split_evenly(images: Tensor, batch_size: int) -> Sequence[Tensor]:
+    """Batches of nearly equal size, so that none has a single image: norm statistics may be re-estimated on them.
+
+    >>> [len(batch) for batch in split_evenly(torch.zeros(9, 3), 8)]
+    [5, 4]
+    """
+    return images.tensor_split(-(-len(images) // batch_size)) if len(images) else ()
 
 
 def load_labelled_images(

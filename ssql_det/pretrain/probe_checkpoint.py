@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 
 from torch import nn
 
@@ -45,11 +46,12 @@ from ssql_det.quant import (
     profile_cost,
     quant_points,
 )
+from ssql_det.quant.quantization_file import check_given_calibration, check_same_points
 from ssql_det.quant.scheme import TRAINED
 from ssql_det.ssl.augmentations import Augmentation, build_augmentation
 
 _logger = logging.getLogger(__name__)
-_CALIBRATION_BATCH_SIZE = 64  # images; re-estimated norm statistics are means over batches of this size
+CALIBRATION_BATCH_SIZE = 64  # images; re-estimated norm statistics are means over batches of this size
 
 
 @dataclass(frozen=True)
@@ -67,10 +69,11 @@ class ProbeSettings:
     protocol: LinearProtocol = field(default_factory=LinearProtocol)
     memory_format: str = AUTO
     method_name: str = ""  # for the rows of results; "": the name in the checkpoint
+    quantization_file: Path | None = None  # with this scheme; its calibration and repairs are used
 
     def __post_init__(self) -> None:
         if self.scheme.norms != TRAINED and self.num_calibration_images < 2:
-            raise UserError("norms=re-estimated needs --calib-images of at least 2")
+            raise UserError(f"norms={self.scheme.norms} needs --calib-images of at least 2")
         if self.protocol != LinearProtocol() and "linear" not in self.kinds:
             raise UserError(
                 "--protocol, --epochs, --batch and --cached-views need the linear probe: ssql-det probe linear ..."
@@ -120,7 +123,7 @@ def probe_checkpoint(
     probe_data = _load_data(data, augmentation, backbone.feature_dim, settings)
     num_train = len(probe_data.train.labels)
     if settings.scheme.norms != TRAINED and num_train < 2:
-        raise UserError(f"norms=re-estimated needs at least 2 training images; {data} has {num_train}")
+        raise UserError(f"norms={settings.scheme.norms} needs at least 2 training images; {data} has {num_train}")
     row_protocol = {
         "probes": list(settings.kinds),
         **(settings.protocol.to_row_fields(training) if "linear" in settings.kinds else {}),
@@ -179,11 +182,23 @@ def _probe_at_bit_widths(
     backbone, metadata = pretrained.backbone.module, pretrained.metadata
     input_format = metadata.input or IMAGENET
     calibration_batches = list(
-        data.train.take_first(settings.num_calibration_images).batches(input_format, _CALIBRATION_BATCH_SIZE)
+        data.train.take_first(settings.num_calibration_images).batches(input_format, CALIBRATION_BATCH_SIZE)
     )
     points = quant_points(backbone, settings.scheme.placement, input_format.value_range)
-    quantization = Quantization(backbone, points, settings.scheme)
-    quantization.calibrate(calibration_batches)
+    calibration = Calibration(
+        min(settings.num_calibration_images, len(data.train.labels)), settings.seed, data.train.name
+    )
+    if settings.quantization_file is None:
+        quantization = Quantization(backbone, points, settings.scheme)
+        quantization.calibrate(calibration_batches)
+    else:
+        quantization = Quantization.load(settings.quantization_file, backbone, settings.scheme)
+        check_same_points(points, quantization.points, settings.quantization_file)
+        calibration = check_given_calibration(settings.quantization_file, quantization.calibration)
+        for bits in bit_widths:
+            quantization.check_repairs(bits)
+            if quantization.list_missing_repairs(bits):
+                raise UserError(f"{settings.quantization_file} has no norms at {bits}; add them by `ssql-det quantize`")
     image = calibration_batches[0][:1].to(next(backbone.parameters()).device)
     profile = profile_cost(backbone, quantization.points, image)
     row_without_results = Row(
@@ -199,9 +214,7 @@ def _probe_at_bit_widths(
         engine="",  # only detectors have one, detectron2 or minid2
         seconds=0.0,
         scheme=str(settings.scheme),
-        calibration=Calibration(
-            min(settings.num_calibration_images, len(data.train.labels)), settings.seed, data.train.name
-        ),
+        calibration=calibration,
         network=pretrained.network,
         protocol=protocol,
         placement=settings.scheme.placement,

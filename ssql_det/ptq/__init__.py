@@ -9,6 +9,7 @@ adaround       layer by layer
 brecq          block by block
 qdrop          block by block, with quantization dropped at random
 pipeline       make the repairs of a scheme at a bit-width
+quantize       calibrate and repair a network at several bit-widths, into one file that resumes
 tuning         tune norms, biases and steps towards the float network's outputs
 ============== ====================================================================
 """
@@ -16,7 +17,8 @@ tuning         tune norms, biases and steps towards the float network's outputs
 from ssql_det.core.registry import import_modules
 from ssql_det.ptq.blocks import Block, FpnLevel, find_backbone_blocks
 from ssql_det.ptq.method import METHODS, Method
-from ssql_det.ptq.pipeline import RepairData, make_repairs
+from ssql_det.ptq.pipeline import RepairData, RepairResult, make_repairs
+from ssql_det.ptq.quantize import check_role_images, quantize_network
 from ssql_det.ptq.reconstruction import BlockResult, reconstruct
 
 __all__ = [
@@ -26,8 +28,11 @@ __all__ = [
     "FpnLevel",
     "Method",
     "RepairData",
+    "RepairResult",
+    "check_role_images",
     "find_backbone_blocks",
     "make_repairs",
+    "quantize_network",
     "reconstruct",
 ]
 

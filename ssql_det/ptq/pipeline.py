@@ -7,12 +7,12 @@ then the tuning of the whole network; each learns in the network that the former
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ssql_det.ptq.blocks import Block
 from ssql_det.ptq.method import METHODS
-from ssql_det.ptq.reconstruction import reconstruct
+from ssql_det.ptq.reconstruction import BlockResult, reconstruct
 from ssql_det.ptq.tuning import ComputeLoss, tune
 from ssql_det.quant import Bits, Quantization
 from ssql_det.quant.bits import format_bits
@@ -33,6 +33,15 @@ class RepairData:
     compute_loss: ComputeLoss  # of a batch of ``tuning``
 
 
+@dataclass
+class RepairResult:
+    """What a run made at one bit-width; an interrupted run before it may have made more."""
+
+    blocks: list[BlockResult] = field(default_factory=list)  # that were reconstructed
+    num_corrected: int = 0  # norms and biases
+    tuning_losses: list[float] = field(default_factory=list)  # of each step
+
+
 def make_repairs(
     quantization: Quantization,
     bits: Bits,
@@ -40,24 +49,28 @@ def make_repairs(
     overrides: Mapping[str, Bits] | None = None,
     seed: int = 0,
     save: Callable[[], None] = lambda: None,
-) -> None:
+) -> RepairResult:
     """Make the repairs that a bit-width still needs; ``save`` is called after each one, and after each block.
 
     A quantization that was saved in between and loaded again gets the same repairs as without interruption.
     """
-    scheme, forward = quantization.scheme, data.forward
+    scheme, forward, result = quantization.scheme, data.forward, RepairResult()
+    repair = quantization.repairs.setdefault(format_bits(bits, overrides), Repair())
     for name in quantization.list_missing_repairs(bits, overrides):
         if name == NORM_CORRECTION:
             quantization.correct_norms(bits, data.calibration, overrides, forward)
+            result.num_corrected = len({tensor.rpartition(".")[0] for tensor in repair.tensors})
+        elif name == ROUNDING:
+            method = METHODS.get(scheme.weight.partition(":")[0])()
+            batches = data.reconstruction
+            result.blocks = reconstruct(
+                quantization, bits, overrides, data.blocks, batches, forward, method, seed, lambda _: save()
+            )
+            repair.made += (name,)
         else:
-            if name == ROUNDING:
-                method = METHODS.get(scheme.weight.partition(":")[0])()
-                batches = data.reconstruction
-                reconstruct(
-                    quantization, bits, overrides, data.blocks, batches, forward, method, seed, lambda _: save()
-                )
-            else:
-                tune(quantization, bits, data.tuning, data.compute_loss, scheme.tune, forward, overrides, seed)
-            repair = quantization.repairs.setdefault(format_bits(bits, overrides), Repair())
+            result.tuning_losses = tune(
+                quantization, bits, data.tuning, data.compute_loss, scheme.tune, forward, overrides, seed
+            )
             repair.made += (name,)
         save()
+    return result

@@ -59,7 +59,8 @@ def evaluate_at_bit_width(
     >>> evaluate_at_bit_width(quantization, Bits.FP, lambda: model(images), {"layer1.*": Bits(4, 4)}).shape
     torch.Size([4, 192])
     """
-    if quantization.list_missing_repairs(bits, overrides)[:1] == [NORM_CORRECTION]:
+    quantization.check_repairs(bits, overrides)
+    if NORM_CORRECTION in quantization.list_missing_repairs(bits, overrides):
         quantization.correct_norms(bits, batches, overrides, forward)
     with quantization.at(bits, overrides):
         return evaluate()

@@ -92,18 +92,12 @@ class Quantization:
         Weights are quantized once for all forward passes inside the context. The repairs that the scheme names must
         have been made for this bit-width; full precision needs none.
         """
-        label = format_bits(bits, overrides)
-        missing = self.list_missing_repairs(bits, overrides)
-        if NORM_CORRECTION in missing:
+        if self.list_missing_repairs(bits, overrides)[:1] == [NORM_CORRECTION]:
+            label = format_bits(bits, overrides)
             raise UserError(
                 f"norms={self.scheme.norms}: not computed at {label} yet; call correct_norms() for these bits"
             )
-        if missing:
-            available = [each for each, repair in self.repairs.items() if {*self.scheme.repairs} <= {*repair.made}]
-            raise UserError(
-                f"the scheme {self.scheme} needs {missing[0]}, which was not learned at {label} (learned at: "
-                f"{', '.join(available) or 'none'}); use another bit-width, or run `ssql-det quantize` for this one"
-            )
+        self.check_repairs(bits, overrides)
         with self.applying(bits, overrides):
             yield
 
@@ -240,6 +234,21 @@ class Quantization:
         label = format_bits(bits, overrides)
         is_float = label == str(Bits.FP)
         return [] if is_float else [each for each in self.scheme.repairs if each not in self._get_repair(label).made]
+
+    def check_repairs(self, bits: Bits, overrides: Mapping[str, Bits] | None = None) -> None:
+        """Raise an error that names the bit-widths there are, if one needs what only `ssql-det quantize` learns.
+
+        Norms are no such repair: they are computed where they are needed.
+        """
+        missing = [each for each in self.list_missing_repairs(bits, overrides) if each != NORM_CORRECTION]
+        if missing:
+            needed = {*self.scheme.learned_repairs}
+            available = [label for label, repair in self.repairs.items() if needed <= {*repair.made}]
+            raise UserError(
+                f"the scheme {self.scheme} needs {missing[0]}, which was not learned at {format_bits(bits, overrides)} "
+                f"(learned at: {', '.join(available) or 'none'}); use another bit-width, or run `ssql-det quantize` "
+                "for this one"
+            )
 
     def merge(self, other: Quantization) -> None:
         """Add the observations of another quantization, as when shards of the images are calibrated separately."""

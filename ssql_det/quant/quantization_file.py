@@ -213,6 +213,21 @@ def check_same_points(expected: Iterable[QuantPoint], saved: Iterable[QuantPoint
         )
 
 
+def check_given_calibration(
+    path: object, saved: Calibration | None, images: int | None = None, seed: int | None = None
+) -> Calibration:
+    """Return the calibration of a file; raise an error if it has none, or if what a user gave too contradicts it."""
+    if saved is None:
+        raise UserError(
+            f"{path} does not say which images it was calibrated on; set the calibration of a Quantization before "
+            "saving it"
+        )
+    for option, given, own in (("--calib-images", images, saved.images), ("--calib-seed", seed, saved.seed)):
+        if given not in (None, own):
+            raise UserError(f"{option} is {given}, but {path} was calibrated with {own}; leave the option out")
+    return saved
+
+
 def damaged_file_error(path: str | os.PathLike[str], reason: object) -> UserError:
     return UserError(f"{path} is damaged ({printable(str(reason), 200)}); calibrate again")
 

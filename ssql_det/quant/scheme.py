@@ -100,6 +100,26 @@ class Scheme:
         }
         return tuple(name for name, is_needed in needed.items() if is_needed)
 
+    @property
+    def learned_repairs(self) -> tuple[str, ...]:
+        """Those of ``repairs`` that `ssql-det quantize` learns beforehand; norms are computed where they are needed.
+
+        >>> Scheme.parse("weight=brecq, norms=matched").learned_repairs
+        ('rounding',)
+        """
+        return tuple(name for name in self.repairs if name != NORM_CORRECTION)
+
+    def check_learns_nothing(self, bit_widths: Iterable[Bits]) -> None:
+        """Raise an error if one of these bit-widths needs learned repairs, for evaluations without a file of them.
+
+        >>> Scheme.parse("weight=brecq").check_learns_nothing([Bits.FP])
+        """
+        if self.learned_repairs and any(bits != Bits.FP for bits in bit_widths):
+            raise UserError(
+                f"the scheme {self} needs {self.learned_repairs[0]}, which is learned for each bit-width: run "
+                "`ssql-det quantize` with it, and give its file to sweep, predict or probe by --quantization"
+            )
+
     def check_bits(self, bit_widths: Iterable[Bits]) -> None:
         """Raise an error for bit-widths that a quantizer does not support.
 
