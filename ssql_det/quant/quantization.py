@@ -93,10 +93,8 @@ class Quantization:
         have been made for this bit-width; full precision needs none.
         """
         if self.list_missing_repairs(bits, overrides)[:1] == [NORM_CORRECTION]:
-            label = format_bits(bits, overrides)
-            raise UserError(
-                f"norms={self.scheme.norms}: not computed at {label} yet; call correct_norms() for these bits"
-            )
+            text = f"norms={self.scheme.norms}: not computed at {format_bits(bits, overrides)} yet"
+            raise UserError(f"{text}; call correct_norms() for these bits")
         self.check_repairs(bits, overrides)
         with self.applying(bits, overrides):
             yield
@@ -236,10 +234,7 @@ class Quantization:
         return [] if is_float else [each for each in self.scheme.repairs if each not in self._get_repair(label).made]
 
     def check_repairs(self, bits: Bits, overrides: Mapping[str, Bits] | None = None) -> None:
-        """Raise an error that names the bit-widths there are, if one needs what only `ssql-det quantize` learns.
-
-        Norms are no such repair: they are computed where they are needed.
-        """
+        """Raise an error that names the bit-widths there are, if what must be learned beforehand is missing at one."""
         missing = [each for each in self.list_missing_repairs(bits, overrides) if each != NORM_CORRECTION]
         if missing:
             needed = {*self.scheme.learned_repairs}
