@@ -19,6 +19,7 @@ replay                let passes of the quantized detector see the float detecto
 quantized_evaluation  calibrate, evaluate at a bit-width, and make its result row
 blocks                the blocks that reconstruction learns one after the other
 distillation          the difference between the outputs of the quantized and the float detector
+selection             try cheap schemes, and take the best one
 quantize              calibrate and repair a detector for some bit-widths
 sweep                 evaluate at several bit-widths, with a result row for each
 sensitivity           how much the detector degrades when only one group of modules is quantized

@@ -59,9 +59,14 @@ def correct_norms(
     return match_norms(model, quantizing, points, batches, forward)
 
 
+def has_trainable_norms(model: nn.Module) -> bool:
+    """Whether the network has a BatchNorm that is not frozen."""
+    return any(isinstance(module, _BatchNorm) for module in model.modules())
+
+
 def check_norms(model: nn.Module, norms: str) -> None:
     """Raise an error if there are no norms to re-estimate."""
-    if norms == RE_ESTIMATED and not any(isinstance(module, _BatchNorm) for module in model.modules()):
+    if norms == RE_ESTIMATED and not has_trainable_norms(model):
         raise UserError(
             "norms=re-estimated: this network has no BatchNorm that is not frozen; use norms=matched or norms=trained"
         )
