@@ -153,7 +153,9 @@ def _quantize_backbone(
         device_name=options.device,
         overrides=overrides,
     )
-    words = ("--checkpoint", options.checkpoint, "--data", options.data, "--quantization", options.out)
+    words = ["--checkpoint", options.checkpoint, "--data", options.data, "--quantization", options.out]
+    for option, value in (("--recipe", options.recipe), ("--size", options.size)):
+        words += [option, value] if value else []
     bits = ",".join(("FP", *map(str, widths)))
     return Path(options.checkpoint).name, results, ("probe", "knn", "linear", *words, "--bits", bits)
 

@@ -83,8 +83,8 @@ def run(options: argparse.Namespace) -> None:
         settings = read_settings(path, model, "all", parse_scheme(options), options.calib_images, options.calib_seed)
         if settings.scheme.learned_repairs:
             raise UserError(
-                f"{path} has the scheme {settings.scheme}, which learned for all parts together, not for each alone; use "
-                "--scheme without what is learned, such as act=mse, norms=matched"
+                f"{path} has the scheme {settings.scheme}, which learned for all parts together, not for each alone; "
+                "use --scheme without what is learned, such as act=mse, norms=matched"
             )
     quantity = "relative error" if options.fast else "AP lost"
     sensitivities = []

@@ -104,7 +104,9 @@ def check_config(cfg: CfgNode) -> None:
         raise UserError(f"INPUT.MIN_SIZE_TRAIN must be a list of sizes, each 0 or more; got {sizes}")
     if cfg.SSQL_DET.SCOPE not in SCOPES:
         raise UserError(f"SSQL_DET.SCOPE must be {' or '.join(SCOPES)}, got {cfg.SSQL_DET.SCOPE!r}")
-    Scheme.parse(cfg.SSQL_DET.SCHEME).check_bits(parse_bit_widths(",".join(map(str, cfg.SSQL_DET.EVAL_BITS))))
+    scheme, bit_widths = Scheme.parse(cfg.SSQL_DET.SCHEME), parse_bit_widths(",".join(map(str, cfg.SSQL_DET.EVAL_BITS)))
+    scheme.check_bits(bit_widths)
+    scheme.check_learns_nothing(bit_widths)
     _check_model(cfg)
 
 

@@ -203,12 +203,14 @@ def _lowercase_keys(node: CfgNode) -> dict[str, Any]:
 
 
 def _parse_monitor(node: CfgNode, train_data: str) -> MonitorConfig:
+    bit_widths, scheme = parse_bit_widths(",".join(map(str, node.BITS))), Scheme.parse(node.SCHEME)
+    scheme.check_learns_nothing(bit_widths)
     return MonitorConfig(
         period=node.PERIOD,
         data=node.DATA or train_data,
         is_data_explicit=bool(node.DATA),
-        bit_widths=tuple(parse_bit_widths(",".join(map(str, node.BITS)))),
-        scheme=Scheme.parse(node.SCHEME),
+        bit_widths=tuple(bit_widths),
+        scheme=scheme,
         max_images=node.IMAGES,
     )
 

@@ -8,7 +8,19 @@ import signal
 import pytest
 import torch
 from support.cli.hostile import contents
-from support.cli.lines import analyze, arguments, convert, predict, pretrain, probe, sensitivity, sweep, train
+from support.cli.lines import (
+    analyze,
+    arguments,
+    convert,
+    predict,
+    pretrain,
+    probe,
+    quantize,
+    quantize_backbone,
+    sensitivity,
+    sweep,
+    train,
+)
 from support.kills import read_pids, wait_until_ended
 from support.toy_datasets import toy_names_at
 
@@ -25,6 +37,8 @@ RUN_A_MODEL = {
     "analyze": analyze("--pairs 8 --points 10 --perplexity 2"),
     "train-det": train("").replace("{out}", NEW),
     "train-det --eval-only": train("MODEL.WEIGHTS {good}/c4.pth", "--eval-only"),
+    "quantize": quantize(flags="--scheme norms=matched"),
+    "quantize a backbone": quantize_backbone(),
     "sweep": sweep(out=NEW),
     "sweep at FP": sweep(out=NEW, flags="--bits FP"),
     "sensitivity": sensitivity("", "--out {out}/bits.json --calib-images 2"),

@@ -49,7 +49,7 @@ def test_the_help_of_a_command_ends_with_two_examples(name, capsys):
 def test_an_example_is_right(line):
     """The command takes its options, its config has the keys."""
     options = make_parser().parse_args(shlex.split(line)[1:])
-    if "config_file" in options:
+    if getattr(options, "config_file", None) is not None:
         pairs = options.overrides if "overrides" in options else _split_keys_and_images(options.rest)[0]
         if options.command == "pretrain":
             read_config(options.config_file, pairs)

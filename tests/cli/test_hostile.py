@@ -61,6 +61,7 @@ from support.cli.lines import (
     predict,
     pretrain,
     probe,
+    quantize,
     sensitivity,
     sweep,
     train,
@@ -156,6 +157,29 @@ LINES = {  # the command line itself is what is wrong
     "99 processes": (pretrain(flags="--num-gpus 99"), "OPTIM.BATCH 16 is too small"),
     "key without value": (train("SOLVER.MAX_ITER"), "but 'SOLVER.MAX_ITER' has no value"),
     "option behind keys": (sweep("SEED 1 --bits 4"), "--bits comes after KEY VALUE pairs"),
+    "quantization at FP": (quantize(flags="--bits FP,4"), "--bits has FP, which needs no quantization"),
+    "quantization of two networks": (
+        quantize(flags="--checkpoint {good}/backbone.pth"),
+        "quantize needs either --config-file, of a detector, or --checkpoint, of a backbone",
+    ),
+    "quantization of a detector on crops": (quantize(flags="--data {toy}/crops"), "--data needs --checkpoint, of a"),
+    "quantization in a file of something else": (
+        quantize(out="{out}/notes.txt"),
+        "--out must end in .safetensors, got {out}/notes.txt",
+    ),
+    "quantization in too few images": (
+        quantize(flags="--scheme tune=5"),
+        "DATASETS.TRAIN has 30 images, but calibration needs 2, reconstruction 256",
+    ),
+    "evaluation in training in a scheme that must be learned": (
+        train("SSQL_DET.SCHEME weight=brecq"),
+        "needs rounding, which is learned for each bit-width: run `ssql-det quantize` with it",
+    ),
+    "kNN in a scheme that must be learned": (
+        pretrain("MONITOR.PERIOD 1 MONITOR.SCHEME tune=5"),
+        "needs tune, which is learned for each bit-width: run `ssql-det quantize` with it",
+    ),
+    "demo in a scheme that must be learned": ("demo --scheme weight=qdrop", "needs rounding, which is learned for"),
     "sensitivity to float": (sensitivity(flags="--bits FP"), "--bits FP quantizes nothing"),
     "seeds without end": ("reproduce --seeds 999999999999", "--seeds must be at most 1000, got 999999999999"),
     "given backbone that is a folder": (

@@ -18,6 +18,16 @@ def sensitivity(keys="", flags="--out {out}/bits.json"):
     return f"sensitivity --config-file {{good}}/c4.yaml {flags} MODEL.WEIGHTS {{good}}/c4.pth {keys}"
 
 
+def quantize(keys="", flags="", out="{out}/q.safetensors"):
+    given = f"--config-file {{good}}/c4.yaml --calib-images 2 --bits 8 --out {out} {flags}"
+    return f"quantize {given} MODEL.WEIGHTS {{good}}/c4.pth {keys}"
+
+
+def quantize_backbone(flags="", of="{good}/backbone.pth"):
+    given = f"--checkpoint {of} --data {{toy}}/crops --device cpu --calib-images 2 {flags}"
+    return f"quantize {given} --out {{out}}/q.safetensors"
+
+
 def predict(rest=PHOTO, flags=""):
     given = f"--config-file {{good}}/c4.yaml --bits FP --out {{out}} {flags}"
     return f"predict {given} MODEL.WEIGHTS {{good}}/c4.pth {rest}"

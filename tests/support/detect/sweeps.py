@@ -12,9 +12,9 @@ SETTINGS = QuantizationSettings("all", Calibration(4))
 MANY_DETECTIONS = {"MODEL__RPN__POST_NMS_TOPK_TEST": 25, "TEST__DETECTIONS_PER_IMAGE": 150}  # so that no AP is zero
 
 
-def run_sweep(weights, out, text="FP,8,4", settings=SETTINGS, **keys):
+def run_sweep(weights, out, text="FP,8,4", settings=SETTINGS, quantization_file=None, **keys):
     cfg = config(C4, out, MODEL__WEIGHTS=weights, **MANY_DETECTIONS, **keys)
-    return list(sweep(cfg, C4, *load_trained_detector(cfg), parse_bit_widths(text), settings))
+    return list(sweep(cfg, C4, *load_trained_detector(cfg), parse_bit_widths(text), settings, quantization_file))
 
 
 def sweep_arguments(weights, out, *flags, bits="FP,8,4", calib_images="4", **keys):
