@@ -3,6 +3,7 @@
 ============== ====================================================================
 blocks         parts of a network that are reconstructed one after the other
 records        their inputs and float outputs, within bounded memory
+errors         errors of their outputs
 reconstruction learn the rounding of weights and the steps of activations by blocks
 method         what a reconstruction learns with; the registry of methods
 adaround       layer by layer

@@ -19,16 +19,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssql_det.core.console import track
 from ssql_det.core.errors import UserError
 from ssql_det.ptq.blocks import Block, list_tensors, recording_inputs
+from ssql_det.ptq.errors import compute_errors, compute_powers
 from ssql_det.ptq.method import Method
 from ssql_det.ptq.records import MAX_BYTES, Recorder, Records, get_device, make_generator
 from ssql_det.quant import Bits, Quantization, Quantizer, QuantPoint, RangeQuantizer
 from ssql_det.quant.bits import format_bits
-from ssql_det.quant.forward import Forward, evaluating
+from ssql_det.quant.forward import Forward, evaluating, freezing
 from ssql_det.quant.points import assign_bits, select_inside
 from ssql_det.quant.quantizers import GridQuantizer, LearnedRounding, SoftRounding
 from ssql_det.quant.quantizers.centred import CentredWeight
@@ -81,7 +82,7 @@ def reconstruct(
     if parts and len(batches) < HELD_OUT_PERIOD:
         raise UserError(f"reconstruction needs at least {HELD_OUT_PERIOD} images, got {len(batches)}")
     results = []
-    with evaluating(quantization.model), _freezing(quantization.model):
+    with evaluating(quantization.model), freezing(quantization.model):
         for block in track(parts, f"reconstructing at {format_bits(bits, overrides)}"):
             results.append(reconstruction.reconstruct_block(block, batches))
             _logger.info("%s", results[-1])
@@ -140,7 +141,7 @@ class _Reconstruction:
     def reconstruct_block(self, block: Block, batches: Sequence[Any]) -> BlockResult:
         records, held_out = self._record(block, batches)
         weights = self._select_weights(block)
-        powers = [power.clamp(min=torch.finfo(power.dtype).tiny) for power in _compute_powers(records)]
+        powers = [power.clamp(min=torch.finfo(power.dtype).tiny) for power in compute_powers(records)]
         nearest = {
             name: self._compute_error(block, held_out, powers, {point: grid[point] for point in weights})
             for name, grid in self._grids.items()
@@ -239,7 +240,7 @@ class _Reconstruction:
                 for index, rows in records.draw(count, draws):
                     samples = records.groups[index].select(rows, device)
                     inputs = method.mix_inputs(samples.inputs, samples.float_inputs, generator)
-                    errors = _compute_errors(block.run(self._model, inputs), samples.outputs)
+                    errors = compute_errors(block.run(self._model, inputs), samples.outputs)
                     part = sum(
                         error / power * channels for (error, channels), power in zip(errors, powers, strict=True)
                     )
@@ -300,44 +301,10 @@ class _Reconstruction:
         with self._quantizing(quantizers, block.modules):
             for index, rows in records.split(_choose_num_samples(records)):
                 samples = records.groups[index].select(rows, get_device(self._model))
-                errors = _compute_errors(block.run(self._model, samples.inputs), samples.outputs)
+                errors = compute_errors(block.run(self._model, samples.inputs), samples.outputs)
                 relative = [error / power for (error, _), power in zip(errors, powers, strict=True)]
                 total += len(rows) * float(sum(relative)) / len(relative)
         return total / len(records)
-
-
-# ---- errors --------------------------------------------------------------------------------------------------------
-
-
-def _compute_errors(outputs: Any, targets: Any) -> list[tuple[Tensor, int]]:
-    """For each output the mean squared error, over all levels of a list, and the number of channels."""
-    found = []
-    for output, target in zip(_split_outputs(outputs), _split_outputs(targets), strict=True):
-        squares = [(x - y).square() for x, y in zip(output, target, strict=True)]
-        count = sum(x.numel() for x in squares)
-        found.append((torch.stack([x.sum() for x in squares]).sum() / count, _count_channels(output[0])))
-    return found
-
-
-def _split_outputs(value: Any) -> list[list[Tensor]]:
-    """The tensors of each output: a tuple has several outputs, a list is one output at several levels."""
-    return [list_tensors(each) for each in value] if isinstance(value, tuple) else [list_tensors(value)]
-
-
-def _count_channels(x: Tensor) -> int:
-    return x.shape[1] if x.ndim == 4 else x.shape[-1]
-
-
-def _compute_powers(records: Records) -> list[Tensor]:
-    """The mean square of each float output."""
-    totals: list[tuple[Tensor, int]] = []
-    for group in records.groups:
-        parts = [
-            (torch.stack([x.square().sum() for x in output]).sum(), sum(x.numel() for x in output))
-            for output in _split_outputs(group.outputs)
-        ]
-        totals = [(a + c, b + d) for (a, b), (c, d) in zip(totals, parts, strict=True)] if totals else parts
-    return [square_sum / count for square_sum, count in totals]
 
 
 def _choose_num_samples(records: Records) -> int:
@@ -345,15 +312,3 @@ def _choose_num_samples(records: Records) -> int:
     group = records.groups[0]
     elements = max(sum(x[0].numel() for x in list_tensors(part)) for part in (group.inputs, group.outputs))
     return min(max(_STEP_ELEMENTS // elements, 1), _MAX_SAMPLES)
-
-
-@contextmanager
-def _freezing(model: nn.Module) -> Iterator[None]:
-    """No gradients for the network's own parameters inside."""
-    required = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    model.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter, was_required in required.items():
-            parameter.requires_grad_(was_required)

@@ -1,4 +1,4 @@
-"""How a batch is passed to a network, and a context that sets evaluation mode."""
+"""How a batch is passed to a network, and contexts that set evaluation mode and freeze parameters."""
 
 from __future__ import annotations
 
@@ -30,6 +30,18 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, was_training in training.items():
             module.training = was_training
+
+
+@contextmanager
+def freezing(model: nn.Module) -> Iterator[None]:
+    """No gradients for the network's own parameters inside."""
+    required = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    model.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter, was_required in required.items():
+            parameter.requires_grad_(was_required)
 
 
 def forward_images(model: nn.Module, batch: Any) -> None:
