@@ -73,11 +73,11 @@ def test_a_block_alone_gives_what_it_gives_in_the_detector(name):
     for bits in (Bits.FP, LOW):
         for block in (*blocks, *layers):
             outputs = []
-            with recording_inputs(model, block) as record, torch.no_grad(), quantization.at(bits):
+            with recording_inputs(model, block) as record, torch.no_grad(), quantization.applying(bits):
                 inputs = record(run_with_recorded_proposals, recorded)
-            with torch.no_grad(), quantization.at(bits, inside=block.modules):
+            with torch.no_grad(), quantization.applying(bits, inside=block.modules):
                 found = list_tensors(block.run(model, inputs))
-            with torch.no_grad(), quantization.at(bits):
+            with torch.no_grad(), quantization.applying(bits):
                 handle = model.get_submodule(block.modules[-1]).register_forward_hook(
                     lambda *args, outputs=outputs: outputs.extend(x.clone() for x in list_tensors(args[-1]))
                 )
@@ -103,5 +103,5 @@ def test_a_detector_is_reconstructed(name, scheme):
     assert len(results) >= len(blocks)
     learned = quantization.repairs[str(LOW)].quantizers
     assert {point for point in learned if point.is_weight} == {p for p in quantization.points if p.is_weight}
-    with quantization.at(LOW), torch.no_grad():
+    with quantization.applying(LOW), torch.no_grad():
         model(random_images(1))

@@ -106,7 +106,7 @@ def test_the_reported_errors_are_those_of_the_network(name):
     del trained[HELD_OUT_PERIOD - 1 :: HELD_OUT_PERIOD]
     with torch.no_grad(), recording_outputs(quantization.model, [path]) as targets:
         [quantization.model(image) for image in [*held_out, *trained]]
-    with torch.no_grad(), quantization.at(LOW), recording_outputs(quantization.model, [path]) as outputs:
+    with torch.no_grad(), quantization.applying(LOW), recording_outputs(quantization.model, [path]) as outputs:
         [quantization.model(image) for image in held_out]
     error = np.mean([(x - y).square().mean() for x, y in zip(outputs, targets[:4], strict=True)])
     assert len(blocks) == 4
@@ -161,7 +161,7 @@ def test_an_interrupted_reconstruction_goes_on_to_the_same_bits(name, tmp_path):
     for key, tensor in list_state(whole).items():  # NaN stands for steps of bit-widths that were not used
         torch.testing.assert_close(list_state(started)[key], tensor, rtol=0, atol=0, equal_nan=True)
     images = draw_images(2)[0]
-    with torch.no_grad(), whole.at(LOW), started.at(LOW):
+    with torch.no_grad(), whole.applying(LOW), started.applying(LOW):
         assert torch.equal(whole.model(images), started.model(images))
 
 
