@@ -101,7 +101,7 @@ LINES = {  # the command line itself is what is wrong
     ),
     "scheme of a part that is none": (
         probe("--scheme weigth=mse"),
-        "unknown key 'weigth' in a scheme; did you mean 'weight'? (known: weight, act, norms, placement)",
+        "unknown key 'weigth' in a scheme; did you mean 'weight'? (known: weight, act, norms, placement, ",
     ),
     "scheme that says it twice": (sensitivity(flags="--scheme mse,act=minmax"), "'mse,act=minmax' sets act twice"),
     "scheme of another value": (
@@ -664,7 +664,7 @@ FILES = {  # something that lies in the case's folder is
     "quantization of the future": (
         predict(flags=OF_A_SWEEP),
         earlier("sweep", quantization(version="99")),
-        f"{QUANTIZATION} has version 99, this ssql_det reads up to 1; update ssql_det",
+        f"{QUANTIZATION} has version 99, this ssql_det reads up to 2; update ssql_det",
     ),
     "quantization that plays tricks": (
         predict(flags=OF_A_SWEEP),

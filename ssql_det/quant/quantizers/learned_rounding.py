@@ -80,7 +80,9 @@ class LearnedRounding(Quantizer):
                 "run `ssql-det quantize` with it"
             )
         scale = self.scale.to(x.device)
-        return QuantizedTensor(self.integers.to(x.device), scale, zero_point=torch.zeros_like(scale))
+        # In the memory format of the weight, which a file does not keep and which moves results in their last digits.
+        integers = torch.empty_like(x, dtype=self.integers.dtype).copy_(self.integers)
+        return QuantizedTensor(integers, scale, zero_point=torch.zeros_like(scale))
 
     def _check_state(self, integers: Tensor, scale: Tensor) -> int:
         """Return the least bit-width of the integers; a ``ValueError`` if these are no integers and scale of a weight.
