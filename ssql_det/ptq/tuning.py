@@ -22,7 +22,7 @@ from ssql_det.quant.forward import Forward, evaluating
 from ssql_det.quant.norms import find_norms_and_layers
 from ssql_det.quant.repair import Repair
 
-_LEARNING_RATE = 1e-3  # of gains and shifts, in units of their mean magnitude; falls to 0 as a cosine
+_LEARNING_RATE = 1e-2  # of gains and shifts, in units of their mean magnitude; falls to 0 as a cosine
 ComputeLoss = Callable[[nn.Module, int], Tensor]
 """The difference between the network, as it is at the call, and the float network on the batch of an index."""
 

@@ -54,7 +54,7 @@ def test_tuning_brings_the_outputs_closer_to_those_in_float(model, batches):
     own = copy.deepcopy(model.state_dict())
     images = batches[0]
     expected = model(images)
-    quantization, losses = tune_once(model, batches, steps=30, learning_rate=1e-2)
+    quantization, losses = tune_once(model, batches, steps=30)
     before = calibrate(model, batches)
     held_out = torch.randn(8, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
     target = model(held_out)
