@@ -3,8 +3,9 @@
 KEY VALUE pairs override the config, as in Detectron2: MODEL.WEIGHTS is the detector. A backbone is given by
 --checkpoint and --data instead of --config-file. The repairs are those of the scheme: learned rounding (weight=brecq),
 learned activation steps (act=lsq), matched norms (norms=matched), tuning (tune=200). They learn from training images
-without labels: those for reconstruction are other ones than those for calibration. The weights are not changed. Started
-again, an interrupted run goes on, and other bit-widths are added to the file.
+without labels: those for reconstruction are other ones than those for calibration. --scheme auto, of a detector, tries
+the cheap schemes on images of their own and takes the one closest to the float detector; 'auto, tune=200' tunes it. The
+weights are not changed. Started again, an interrupted run goes on, and other bit-widths are added to the file.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from ssql_det.cli.arguments import (
     add_scheme,
     add_scope,
     check_scope,
-    parse_scheme,
     read_bits_file,
     read_detector_config,
     seed_int,
@@ -33,17 +33,23 @@ from ssql_det.cli.arguments import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from torch import nn
+
     from ssql_det.core.rows import Calibration
+    from ssql_det.d2 import CfgNode
+    from ssql_det.detect.quantized_evaluation import QuantizationSettings
     from ssql_det.ptq import RepairResult
     from ssql_det.quant import Bits, Scheme
 
 HELP = "one file with what few bits need: ranges, learned rounding, matched norms"
 EXAMPLES = (
     "ssql-det quantize --config-file voc_r18_c4 --scheme 'weight=brecq, act=lsq, norms=matched' MODEL.WEIGHTS voc.pth",
+    "ssql-det quantize --config-file voc_r18_c4 --scheme 'auto, tune=200' --bits 2w4a MODEL.WEIGHTS voc.pth",
     "ssql-det quantize --checkpoint runs/ssql/checkpoint.pth --data toy/crops --scheme norms=matched --bits 3,2w4a",
 )
 BITS = "4,2w4a"
 _RECONSTRUCTION_IMAGES = 256  # as many as for calibration
+_SELECTION_IMAGES = 64
 _OF_DETECTORS, _OF_BACKBONES = ("scope", "coco_train", "coco_val"), ("data", "recipe", "size")
 
 
@@ -64,7 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"more training images, from which the repairs learn (default: {_RECONSTRUCTION_IMAGES} if any does)",
     )
     parser.add_argument(
-        "--selection-images", type=seed_int, default=0, help="more training images, left out (default: %(default)s)"
+        "--selection-images",
+        type=seed_int,
+        help=f"more training images, on which --scheme auto compares schemes (default: {_SELECTION_IMAGES} for auto)",
     )
     parser.add_argument("--out", default="q.safetensors", help="the file to write, or to add to (default: %(default)s)")
     add_overrides(parser, "MODEL.WEIGHTS FILE")
@@ -73,24 +81,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from ssql_det.core.console import print_outcome, print_table
     from ssql_det.core.errors import UserError
+    from ssql_det.detect.selection import parse_auto
     from ssql_det.ptq.quantize import SUFFIX, check_role_images
-    from ssql_det.quant import Bits, parse_bit_widths
+    from ssql_det.quant import Bits, Scheme, parse_bit_widths
 
-    scheme, widths, overrides = parse_scheme(options), parse_bit_widths(options.bits), read_bits_file(options.bits_file)
-    assert scheme is not None  # it has a default
+    is_auto = (start := parse_auto(options.scheme)) is not None
+    scheme = start or Scheme.parse(options.scheme)
+    widths, overrides = parse_bit_widths(options.bits), read_bits_file(options.bits_file)
     if Bits.FP in widths:
         raise UserError("--bits has FP, which needs no quantization: evaluations have it anyway; leave it out")
     scheme.check_bits([*widths, *overrides.values()])
-    calibration = _make_calibration(options, scheme)
+    calibration = _make_calibration(options, scheme, is_auto)
     check_role_images(scheme, calibration)
     if Path(options.out).suffix != SUFFIX:
         raise UserError(f"--out must end in {SUFFIX}, got {options.out}")
     if (options.config_file is None) == (options.checkpoint is None):
         raise UserError("quantize needs either --config-file, of a detector, or --checkpoint, of a backbone")
-    quantize = _quantize_detector if options.checkpoint is None else _quantize_backbone
-    name, results, next_command = quantize(options, scheme, calibration, widths, overrides)
+    if options.checkpoint is None:
+        outcome = _quantize_detector(options, scheme, is_auto, calibration, widths, overrides)
+    elif is_auto:
+        raise UserError("--scheme auto compares detectors; name the scheme of a backbone, such as norms=matched")
+    else:
+        outcome = _quantize_backbone(options, scheme, calibration, widths, overrides)
+    name, results, next_command = outcome
     cells = [(str(bits), *_describe(result)) for bits, result in results.items()]
-    print_table(("bits", "rounding", "norms and biases", "loss of tuning"), cells, f"{name}, {scheme}")
+    print_table(("bits", "rounding", "norms and biases", "loss of tuning"), cells, name)
     print_outcome(options.out, *next_command)
 
 
@@ -101,10 +116,13 @@ Outcome = tuple[str, "Mapping[Bits, RepairResult | None]", tuple[object, ...]]
 def _quantize_detector(
     options: argparse.Namespace,
     scheme: Scheme,
+    is_auto: bool,
     calibration: Calibration,
     widths: list[Bits],
     overrides: Mapping[str, Bits],
 ) -> Outcome:
+    from dataclasses import replace
+
     from ssql_det.core.files import check_not_an_input
     from ssql_det.detect.detector import load_trained_detector
     from ssql_det.detect.quantize import quantize_detector
@@ -115,11 +133,27 @@ def _quantize_detector(
     cfg = read_detector_config(options, options.overrides)
     check_not_an_input(options.out, [options.config_file, cfg.MODEL.WEIGHTS])
     model, checkpoint = load_trained_detector(cfg)
+    if is_auto:
+        settings = replace(settings, scheme=_select_scheme(cfg, model, widths, settings))
     _, results = quantize_detector(cfg, model, widths, settings, Path(options.out))
     bits_file = ("--bits-file", options.bits_file) if overrides else ()
     words = ("--bits", ",".join(("FP", *map(str, widths))), *bits_file, "--quantization", options.out)
     next_command = ("sweep", "--config-file", options.config_file, *words, "MODEL.WEIGHTS", cfg.MODEL.WEIGHTS)
-    return checkpoint.display_name, results, next_command
+    return f"{checkpoint.display_name}, {settings.scheme}", results, next_command
+
+
+def _select_scheme(cfg: CfgNode, model: nn.Module, widths: list[Bits], settings: QuantizationSettings) -> Scheme:
+    """Choose a scheme, and print how far each one is from the float detector."""
+    from ssql_det.core.console import print_table
+    from ssql_det.detect.selection import select_scheme
+
+    scheme, trials = select_scheme(cfg, model, widths, settings)
+    cells = [(str(trial.scheme), *(f"{loss:.4f}" for loss in trial.losses), f"{trial.score:.4f}") for trial in trials]
+    headings = ("scheme", *map(str, widths), "mean")
+    print_table(
+        headings, cells, f"distillation loss on {settings.calibration.selection_images} images; taken: {scheme}"
+    )
+    return scheme
 
 
 def _quantize_backbone(
@@ -157,16 +191,19 @@ def _quantize_backbone(
     for option, value in (("--recipe", options.recipe), ("--size", options.size)):
         words += [option, value] if value else []
     bits = ",".join(("FP", *map(str, widths)))
-    return Path(options.checkpoint).name, results, ("probe", "knn", "linear", *words, "--bits", bits)
+    return f"{Path(options.checkpoint).name}, {scheme}", results, ("probe", "knn", "linear", *words, "--bits", bits)
 
 
-def _make_calibration(options: argparse.Namespace, scheme: Scheme) -> Calibration:
+def _make_calibration(options: argparse.Namespace, scheme: Scheme, is_auto: bool) -> Calibration:
     from ssql_det.core.rows import Calibration
 
     count = options.reconstruction_images
     if count is None:
         count = _RECONSTRUCTION_IMAGES if scheme.learned_repairs else 0
-    return Calibration(options.calib_images, options.calib_seed, "", count, options.selection_images)
+    selection = options.selection_images
+    if selection is None:
+        selection = _SELECTION_IMAGES if is_auto else 0
+    return Calibration(options.calib_images, options.calib_seed, "", count, selection)
 
 
 def _refuse(options: argparse.Namespace, names: tuple[str, ...], owner: str) -> None:

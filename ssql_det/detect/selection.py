@@ -71,7 +71,8 @@ def select_scheme(
 ) -> tuple[Scheme, list[Trial]]:
     """Return the best scheme for all these bit-widths together, and all trials in their order.
 
-    The scheme of ``settings`` is the start; what is not chosen here, such as the placement, stays.
+    The scheme of ``settings`` is the start; what is not chosen here, such as the placement, stays. Tuning is added to
+    the scheme that is the best without it.
     """
     images = select_role_images(cfg, settings.calibration)
     if not len(images.selection):
@@ -98,8 +99,20 @@ def select_scheme(
     choices = dict(_CHOICES)
     if not has_trainable_norms(model):
         choices["norms"] = (TRAINED, MATCHED)
-    trials = list(search_schemes(replace(settings.scheme, **_START), choices, measure))
-    return min(trials, key=lambda trial: trial.score).scheme, trials
+    trials = list(search_schemes(replace(settings.scheme, **_START, tune=0), choices, measure))
+    best = min(trials, key=lambda trial: trial.score).scheme
+    return _add_tuning(best, settings.scheme.tune), trials
+
+
+def _add_tuning(scheme: Scheme, steps: int) -> Scheme:
+    """With tuning, the steps of activations can be trained: ``lsq`` starts as ``mse``.
+
+    >>> str(_add_tuning(Scheme.parse("weight=centred, act=mse:4"), 200))
+    'weight=centred, act=lsq:4, tune=200'
+    """
+    name, separator, exponent = scheme.act.partition(":")
+    act = f"lsq{separator}{exponent}" if name == "mse" and steps else scheme.act
+    return replace(scheme, act=act, tune=steps)
 
 
 def search_schemes(
