@@ -178,6 +178,17 @@ def test_without_integers_of_this_bit_width_it_is_an_error(name):
                 quantizer(make_weight(), 3)
 
 
+def test_integers_of_a_file_get_the_memory_format_of_the_weight():
+    """Else a convolution would differ in its last digits before and after a file."""
+    weight = torch.randn(4, 3, 3, 3).to(memory_format=torch.channels_last)
+    quantizer = WEIGHTS.get("brecq")(TensorSpec(QuantPoint("conv", Side.WEIGHT), tuple(weight.shape), axis=0))
+    integers = torch.randint(-2, 2, weight.shape, dtype=torch.int8)
+    quantizer.set_integers(QuantizedTensor(integers, torch.ones(4, 1, 1, 1), torch.zeros(4, 1, 1, 1)))
+    for x in (weight, weight.contiguous()):
+        assert quantizer(x, bits=2).stride() == x.stride()
+        assert torch.equal(quantizer.quantize(x, bits=2).integers, integers)
+
+
 def test_the_scheme_gives_the_iterations():
     assert Scheme.parse("weight=qdrop:1000.0") == Scheme(weight="qdrop")
     scheme = Scheme.parse("weight=brecq:20000, act=lsq:2.4")
