@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 HELP = "one file with what few bits need: ranges, learned rounding, matched norms"
 EXAMPLES = (
     "ssql-det quantize --config-file voc_r18_c4 --scheme 'weight=brecq, act=lsq, norms=matched' MODEL.WEIGHTS voc.pth",
-    "ssql-det quantize --config-file voc_r18_c4 --scheme 'auto, tune=200' --bits 2w4a MODEL.WEIGHTS voc.pth",
     "ssql-det quantize --checkpoint runs/ssql/checkpoint.pth --data toy/crops --scheme norms=matched --bits 3,2w4a",
 )
 BITS = "4,2w4a"
