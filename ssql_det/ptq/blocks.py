@@ -41,7 +41,7 @@ class Block:
     If the first is called several times in a pass, its first call counts. ``has_regions``: the samples, along the first
     axis, are regions of images, not images.
 
-    >>> block = Block("layer1.0", ("layer1.0",))
+    >>> block = Block("conv1", ("conv1",))
     >>> block.run(model, images).shape[1]
     24
     """

@@ -50,8 +50,8 @@ class Method:
     def compute_beta(self, progress: float) -> float | None:
         """``beta`` after a part of the iterations; ``None`` without regularization.
 
-        >>> Method().compute_beta(0.1), Method().compute_beta(0.2), Method().compute_beta(0.6), Method().compute_beta(1)
-        (None, 20.0, 11.0, 2.0)
+        >>> Method().compute_beta(0.1), Method().compute_beta(0.2), Method().compute_beta(1)
+        (None, 20.0, 2.0)
         """
         if progress < self.warm_up:
             return None
