@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ssql_det.core.registry import Registry
 from ssql_det.ptq.blocks import Block
-from ssql_det.quant import Quantizer
+from ssql_det.quant import QuantizedTensor, Quantizer
 
 
 @dataclass(frozen=True)
@@ -60,3 +61,17 @@ class Method:
 
 
 METHODS: Registry[Callable[[], Method]] = Registry("reconstruction method")
+
+
+class FloatActivation(Quantizer):
+    """Leaves an activation as it is; ``quantize`` is that of its quantizer."""
+
+    def __init__(self, base: Quantizer) -> None:
+        super().__init__(base.spec)
+        self.base = base
+
+    def forward(self, x: Tensor, bits: int) -> Tensor:
+        return x
+
+    def quantize(self, x: Tensor, bits: int) -> QuantizedTensor | None:
+        return self.base.quantize(x, bits)
