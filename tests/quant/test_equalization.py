@@ -366,7 +366,7 @@ def test_rounding_is_learned_of_the_rescaled_weights():
     results = reconstruct(quantization, LOW, None, blocks, images.split(1), forward_images, Brecq())
     for point, quantizer in quantization.repairs["3w3a"].quantizers.items():
         if point.path in ("conv2", "conv3", "fc1") and point.is_weight:
-            quantized = quantizer.quantize(torch.empty(0), 3)
+            quantized = quantizer.quantize(quantization.get_weight(point), 3)
             rescaled = model.get_submodule(point.path).weight / quantization.equalization.factors[point]
             is_centred = bool((quantized.integers % 2 != 0).all())  # then the integers are odd
             largest, step = (7, 2) if is_centred else (3, 1)
