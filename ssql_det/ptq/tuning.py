@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ssql_det.core.console import track
 from ssql_det.quant import Bits, Quantization
 from ssql_det.quant.bits import format_bits
-from ssql_det.quant.forward import Forward, evaluating
+from ssql_det.quant.forward import Forward, evaluating, freezing
 from ssql_det.quant.norms import find_norms_and_layers
 from ssql_det.quant.repair import Repair
 
@@ -52,7 +52,7 @@ def tune(
     try:
         with ExitStack() as stack:
             stack.enter_context(evaluating(model))
-            stack.enter_context(_freezing(model))
+            stack.enter_context(freezing(model))
             stack.enter_context(torch.enable_grad())
             stack.enter_context(quantization.applying(bits, overrides, folded=False))
             for index in track(order[:steps].tolist(), f"tuning at {format_bits(bits, overrides)}"):
@@ -97,15 +97,3 @@ def _prepare_quantizers(quantization: Quantization, repair: Repair, learning_rat
             with torch.no_grad():  # a step changes by a fraction of itself, whatever the scale of its tensor
                 scale = max(float(each.abs().max()) for each in quantizer.parameters())
             yield {"params": [*quantizer.parameters()], "lr": learning_rate * scale}
-
-
-@contextmanager
-def _freezing(model: nn.Module) -> Iterator[None]:
-    """No gradients for the network's own parameters inside."""
-    required = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    model.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter, was_required in required.items():
-            parameter.requires_grad_(was_required)
