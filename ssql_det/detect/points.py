@@ -23,6 +23,8 @@ Every weight is quantized. The predictors' inputs and weights have 8 bits at eve
 The placement ``integer``, for integer-only inference, adds points of 8 bits at every bit-width: the image; both
 summands of each residual block; the outputs of the FPN's lateral convs, additions (read by the top-down path and an
 output conv) and output convs; the outputs of the RPN's predictors and of the mask predictor.
+
+The placement ``per-level`` is as published, but all inputs of the RPN's layers have a range for each level of the FPN.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ from torch import nn
 
 from ssql_det.core.errors import UserError
 from ssql_det.quant import QuantPoint, Side, quant_points
-from ssql_det.quant.points import INTEGER, PUBLISHED, extend_ranges_to_zero
+from ssql_det.quant.points import INTEGER, PER_LEVEL, PUBLISHED, extend_ranges_to_zero
 from ssql_det.quant.points.family import INTEGER_OUTPUT_BITS, LAYER_TYPES
 from ssql_det.quant.points.resnet import block_points, is_residual_block
 
@@ -57,12 +59,16 @@ def detector_points(model: nn.Module, scope: str, placement: str = PUBLISHED) ->
     is_fpn = hasattr(model.backbone, "bottom_up")
     if scope == "backbone+neck" and not is_fpn:
         raise UserError("scope backbone+neck needs an FPN, which this detector does not have; use backbone or all")
-    points = [*_find_backbone_points(model, is_fpn, placement)]
+    if placement == PER_LEVEL and not is_fpn:
+        raise UserError("placement=per-level needs an FPN, which this detector does not have; use placement=published")
+    points = [*_find_backbone_points(model, is_fpn, INTEGER if placement == INTEGER else PUBLISHED)]
     if scope != "backbone" and is_fpn:
         points += _find_neck_points(model, placement)
     if scope == "all":
         points += _find_head_points(model, is_fpn, placement)
         _check_all_layers(model, points)
+    if placement == PER_LEVEL:
+        points = [each for point in points for each in _split_levels(model, point)]
     return extend_ranges_to_zero(points, placement)
 
 
@@ -116,6 +122,15 @@ def _find_head_points(model: nn.Module, is_fpn: bool, placement: str) -> Iterato
             yield QuantPoint(path, Side.WEIGHT)
         elif parent in ("roi_heads.box_head", "roi_heads.mask_head"):
             yield from _make_input_and_weight_points(path)
+
+
+def _split_levels(model: Any, point: QuantPoint) -> Iterator[QuantPoint]:
+    """A point for each level that the RPN's head is called with; any other point stays as it is."""
+    if point.is_weight or not point.path.startswith("proposal_generator.rpn_head."):
+        yield point
+        return
+    for level in range(len(model.proposal_generator.in_features)):
+        yield replace(point, call=level)
 
 
 def _make_input_and_weight_points(path: str, bits: int | None = None) -> tuple[QuantPoint, QuantPoint]:

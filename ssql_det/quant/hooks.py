@@ -52,8 +52,11 @@ def hooking(model: nn.Module, point: QuantPoint, action: Action | None) -> Itera
             hook.action = outer_action
             hook.on_action_changed()
         return
-    hook_class = _WeightHook if point.is_weight else _FunctionHook if point.function else _Hook
-    hook = hook_class(module, point, action)
+    if point.call is not None and not point.function:
+        hook = _CallHook(module, point, action, model.get_submodule(point.path.rpartition(".")[0]))
+    else:
+        hook_class = _WeightHook if point.is_weight else _FunctionHook if point.function else _Hook
+        hook = hook_class(module, point, action)
     with ExitStack() as stack:
         stack.callback(hook.on_removed)
         for handle in hook.register():
@@ -176,6 +179,32 @@ class _Hook:
                 f"the {self.point.side.value} of {self.point.path} is a {type_name}; a point needs one tensor"
             )
         return value
+
+
+class _CallHook(_Hook):
+    """A hook at one of several calls of a module in the forward of its parent."""
+
+    def __init__(self, module: nn.Module, point: QuantPoint, action: Action | None, parent: nn.Module) -> None:
+        super().__init__(module, point, action)
+        self.parent = parent
+        self.calls = 0  # of the module so far in this forward of the parent
+
+    def register(self) -> Iterator[RemovableHandle]:
+        yield self.parent.register_forward_pre_hook(self._start)
+        yield from super().register()
+
+    def _start(self, *_: Any) -> None:
+        self.calls = 0
+
+    def _is_at_point(self) -> bool:
+        self.calls += 1
+        return self.calls - 1 == self.point.call
+
+    def on_input(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        return super().on_input(module, args) if self._is_at_point() else None
+
+    def on_output(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Tensor | None:
+        return super().on_output(module, args, output) if self._is_at_point() else None
 
 
 class _FunctionHook(_Hook):

@@ -10,7 +10,7 @@ from typing import Any
 from ssql_det.core.errors import UserError, did_you_mean, printable
 from ssql_det.core.registry import Registry
 from ssql_det.quant.bits import Bits
-from ssql_det.quant.points import PLACEMENTS, PUBLISHED, QuantPoint, Side
+from ssql_det.quant.points import PER_LEVEL, PLACEMENTS, PUBLISHED, QuantPoint, Side
 from ssql_det.quant.quantizers.learned_rounding import LearnedRounding
 from ssql_det.quant.quantizers.quantizer import ACTIVATIONS, WEIGHTS, Quantizer, QuantizerFactory, TensorSpec
 
@@ -30,7 +30,8 @@ class Scheme:
 
     ``norms``: as ``trained``; ``matched``: their outputs have the mean and variance of the float network's on the
     calibration images; ``re-estimated``: with the statistics of these images. Both are computed for each bit-width.
-    ``placement``: the ``published`` quantization points, or the points that ``integer`` arithmetic needs.
+    ``placement``: the ``published`` quantization points; the points that ``integer`` arithmetic needs; of a detector with
+    an FPN also ``per-level``, the published ones with a range for each level in the RPN.
     ``tune``: steps of tuning norms, biases and activation steps towards the float network's outputs.
     ``equalize``: with ``yes`` channels between layers joined by a ReLU are rescaled: see ``quant/equalization.py``.
 
@@ -56,6 +57,10 @@ class Scheme:
             value = getattr(self, name)
             if value not in known:
                 raise UserError(f"unknown {name} {value!r}{did_you_mean(value, known)} (known: {', '.join(known)})")
+        if self.placement == PER_LEVEL and _parse_quantizer(self.weight)[0] == "adaround":
+            raise UserError(
+                f"weight=adaround learns each layer alone, without levels as in placement={PER_LEVEL}; use weight=brecq"
+            )
 
     @classmethod
     def parse(cls, text: str) -> Scheme:

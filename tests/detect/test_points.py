@@ -1,11 +1,17 @@
 """The quantization points of detectors, written out."""
 
+from dataclasses import replace
+
 import pytest
-from support.detect.configs import C4, FPN, config
+import torch
+import torchvision
+from support.detect.configs import C4, FPN, config, random_images, randomize_norms
 
 from ssql_det.core.errors import UserError
 from ssql_det.detect import detector_points
 from ssql_det.detect.detector import build_detector
+from ssql_det.detect.quantized_evaluation import calibrate_detector
+from ssql_det.quant import Bits, Quantization, Scheme, quant_points
 
 # "path side", "@8" where it stays at 8 bits, "from 0" where the range goes down to zero.
 C4_BACKBONE = """
@@ -184,3 +190,42 @@ def test_scope_all_refuses_an_unsupported_layer(name):
 def test_an_unknown_scope_is_refused():
     with pytest.raises(UserError, match="the scope must be one of backbone, backbone\\+neck, all; got 'head'"):
         detector_points(build_detector(config(C4)), "head")
+
+
+def test_per_level_gives_each_level_of_the_rpn_its_own_range():
+    model = randomize_norms(build_detector(config(FPN))).eval()
+    batches = [[image] for image in random_images(2)]
+    published, per_level = (detector_points(model, "all", placement) for placement in ("published", "per-level"))
+    rpn = [point for point in per_level if point.path.startswith("proposal_generator") and not point.is_weight]
+    assert len(rpn) == 3 * 5
+    assert {replace(point, call=None) for point in per_level} == {*published}
+    inputs = []
+    conv = model.proposal_generator.rpn_head.conv
+    with torch.no_grad():
+        handle = conv.register_forward_pre_hook(lambda module, args: inputs.append(args[0].clone()))
+        for batch in batches:
+            model.inference(batch)
+        handle.remove()
+    quantization = Quantization(model, per_level, Scheme.parse("placement=per-level"))
+    calibrate_detector(quantization, batches)
+    for level in range(5):
+        point = next(each for each in rpn if each.path.endswith("rpn_head.conv") and each.call == level)
+        seen = inputs[level::5]
+        bounds = min(x.min() for x in seen), max(x.max() for x in seen)
+        assert quantization[point].observer.range == bounds
+    outputs = []
+    with torch.no_grad(), quantization.at(Bits(8, 2)):
+        handle = conv.register_forward_pre_hook(lambda module, args: outputs.append(args[0].clone()))
+        model.inference(batches[0])
+        handle.remove()
+    assert [len(x.unique()) <= 4 for x in outputs] == [True] * 5  # each on a grid of two bits
+    assert len(torch.cat([x.unique() for x in outputs]).unique()) > 8  # not all on the same one
+
+
+def test_per_level_is_refused_without_an_fpn():
+    with pytest.raises(UserError, match="placement=per-level needs an FPN"):
+        detector_points(build_detector(config(C4)), "all", "per-level")
+    with pytest.raises(UserError, match="has no rules for placement=per-level; use placement=published, integer"):
+        quant_points(torchvision.models.resnet18(), "per-level")
+    with pytest.raises(UserError, match="adaround learns each layer alone"):
+        Scheme.parse("weight=adaround, placement=per-level")

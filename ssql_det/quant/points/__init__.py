@@ -17,6 +17,7 @@ from ssql_det.quant.points import generic  # noqa: F401 (registered first, so it
 from ssql_det.quant.points.family import (
     FAMILIES,
     INTEGER,
+    PER_LEVEL,
     PLACEMENTS,
     PUBLISHED,
     Family,
@@ -29,6 +30,7 @@ from ssql_det.quant.points.point import QuantPoint, Side, assign_bits, select_in
 __all__ = [
     "FAMILIES",
     "INTEGER",
+    "PER_LEVEL",
     "PLACEMENTS",
     "PUBLISHED",
     "Family",

@@ -14,8 +14,10 @@ from ssql_det.core.errors import UserError, did_you_mean
 from ssql_det.core.registry import Registry
 from ssql_det.quant.points.point import QuantPoint
 
-PUBLISHED, INTEGER = "published", "integer"  # placements: as in the SSQL paper; or as integer-only inference needs
-PLACEMENTS = (PUBLISHED, INTEGER)
+# Placements: as in the SSQL paper; as integer-only inference needs; of detectors, as published, but with a range for
+# each level of an FPN in the head that all levels share.
+PUBLISHED, INTEGER, PER_LEVEL = "published", "integer", "per-level"
+PLACEMENTS = (PUBLISHED, INTEGER, PER_LEVEL)
 STEM_BITS = 8  # of the points of a network's stem, the layers before its first block
 INTEGER_OUTPUT_BITS = 8  # of outputs that only ``integer`` quantizes, such as those that a residual connection adds
 

@@ -21,7 +21,6 @@ from ssql_det.quant.points.family import (
     FAMILIES,
     INTEGER,
     INTEGER_OUTPUT_BITS,
-    PLACEMENTS,
     PUBLISHED,
     STEM_BITS,
     Family,
@@ -33,7 +32,7 @@ from ssql_det.quant.points.point import QuantPoint, Side
 
 
 class InvertedResiduals(Family):
-    placements = PLACEMENTS
+    placements = (PUBLISHED, INTEGER)
 
     def matches(self, model: nn.Module) -> bool:
         return any(map(_is_block, model.modules()))

@@ -30,14 +30,17 @@ class QuantPoint:
     fixed_range  the least and the greatest value, if known, as for images; ``None``: they are observed
     parameter    the name of the weight, if it is not ``weight``
     function     a function that the module's own ``forward`` calls (not that of a child): the point is an input or the
-                 output of the function; empty: of the module. ``operand`` is the index of the input; ``call`` is the
-                 index of the call within a forward pass, ``None`` for all calls. Both indices count from 0
+                 output of the function; empty: of the module. ``operand`` is the index of the input
+    call         the index of the call of the function, or of the module in the ``forward`` of its parent; ``None``: all
+                 calls. Both indices count from 0
     ============ =====================================================================================================
 
     >>> QuantPoint("layer1.0.conv2", Side.INPUT).key
     'layer1.0.conv2:input'
     >>> QuantPoint("blocks.0.attn", Side.INPUT, function="scaled_dot_product_attention", operand=1).key
     'blocks.0.attn/scaled_dot_product_attention[1]:input'
+    >>> QuantPoint("rpn_head.conv", Side.INPUT, call=2).key
+    'rpn_head.conv#2:input'
     """
 
     path: str
@@ -56,8 +59,8 @@ class QuantPoint:
             return f"{self.path}:{self.parameter}"
         call = "" if self.call is None else f"#{self.call}"
         operand = f"[{self.operand}]" if self.function and self.side is Side.INPUT else ""
-        function = f"/{self.function}{call}{operand}" if self.function else ""
-        return f"{self.path}{function}:{self.side.value}"
+        function = f"/{self.function}" if self.function else ""
+        return f"{self.path}{function}{call}{operand}:{self.side.value}"
 
     @property
     def is_weight(self) -> bool:

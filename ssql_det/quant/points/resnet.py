@@ -19,7 +19,6 @@ from ssql_det.quant.points.family import (
     FAMILIES,
     INTEGER,
     INTEGER_OUTPUT_BITS,
-    PLACEMENTS,
     PUBLISHED,
     STEM_BITS,
     Family,
@@ -31,7 +30,7 @@ from ssql_det.quant.points.point import QuantPoint, Side
 
 
 class ResNets(Family):
-    placements = PLACEMENTS
+    placements = (PUBLISHED, INTEGER)
 
     def matches(self, model: nn.Module) -> bool:
         return any(map(is_residual_block, model.modules()))
