@@ -30,7 +30,7 @@ class Scheme:
 
     ``norms``: as ``trained``; ``matched``: their outputs have the mean and variance of the float network's on the
     calibration images; ``re-estimated``: with the statistics of these images. Both are computed for each bit-width.
-    ``placement``: the ``published`` quantization points; the points that ``integer`` arithmetic needs; of a detector with
+    ``placement``: the ``published`` quantization points, or those that ``integer`` arithmetic needs; of a detector with
     an FPN also ``per-level``, the published ones with a range for each level in the RPN.
     ``tune``: steps of tuning norms, biases and activation steps towards the float network's outputs.
     ``equalize``: with ``yes`` channels between layers joined by a ReLU are rescaled: see ``quant/equalization.py``.
