@@ -63,7 +63,7 @@ def digest(folder):
     return hashlib.sha256((folder / "checkpoint.pth").read_bytes()).hexdigest()
 
 
-def test_a_method_a_network_and_a_quantizer_are_trained_killed_resumed_and_probed(run, lab, toy, in_process, tmp_path):
+def test_a_method_a_network_and_quantizers_are_trained_killed_resumed_and_probed(run, lab, toy, in_process, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run(*pretraining(toy, whole))
     moment = {"pattern": f"{killed}/checkpoint.pth", "size": 0}
@@ -78,6 +78,10 @@ def test_a_method_a_network_and_a_quantizer_are_trained_killed_resumed_and_probe
     assert [(row["network"], row["method"].split(",")[0], row["scheme"], row["bits"]) for row in found] == [
         ("plain", "SSQL-Pulled", "act=shrunk:0.9", bits) for bits in ("FP", "4w4a")
     ]
+    images = "--recipe digits --calib-images 8 --reconstruction-images 8 --scheme weight=gentle:3 --bits 4".split()
+    network = ["--checkpoint", whole / "checkpoint.pth", "--data", toy / "crops", "--out", tmp_path / "q.safetensors"]
+    said = run("quantize", "--plugin=my_lab", *network, *images)
+    assert "blocks learned" in said
     said = run("probe", "knn", *given, status=2)
     assert "there is no backbone 'plain'" in said
     assert "--plugin" in said
