@@ -78,9 +78,9 @@ def test_a_method_a_network_and_quantizers_are_trained_killed_resumed_and_probed
     assert [(row["network"], row["method"].split(",")[0], row["scheme"], row["bits"]) for row in found] == [
         ("plain", "SSQL-Pulled", "act=shrunk:0.9", bits) for bits in ("FP", "4w4a")
     ]
-    images = "--recipe digits --calib-images 8 --reconstruction-images 8 --scheme weight=gentle:3 --bits 4".split()
+    images = ["--recipe", "digits", "--calib-images", 8, "--reconstruction-images", 8]
     network = ["--checkpoint", whole / "checkpoint.pth", "--data", toy / "crops", "--out", tmp_path / "q.safetensors"]
-    said = run("quantize", "--plugin=my_lab", *network, *images)
+    said = run("quantize", "--plugin=my_lab", *network, *images, "--scheme", "weight=gentle:3", "--bits", 4)
     assert "blocks learned" in said
     said = run("probe", "knn", *given, status=2)
     assert "there is no backbone 'plain'" in said
