@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -174,16 +175,18 @@ def measure_terms(
         with quantization.observing():
             return compute_features()
 
-    float_features = evaluate_at_bit_width(quantization, Bits.FP, compute_and_observe, batches=views)
+    with _re_estimating(method.encoder, views, scheme):
+        float_features = compute_and_observe()
     targets = {kind: features.flip(0) for kind, features in float_features.items()}  # flip(0) swaps the two views
     if method.has_heads:
-        is_re_estimated = scheme.norms == RE_ESTIMATED
-        statistics = estimate_norm_statistics(method.target, views) if is_re_estimated else {}
-        with Repair(statistics).overriding_tensors(method.target):
+        with _re_estimating(method.target, views, scheme):
             targets[LOSS] = _stack_normalized([method.target(view) for view in views]).flip(0)
     terms: dict[str, dict[Bits, LossTerms]] = {kind: {} for kind in float_features}
-    features_by_bits = evaluate_at_bit_widths(quantization, bit_widths, lambda _: compute_features(), batches=views)
-    for bits, quantized_features in track(features_by_bits, "comparing features", len(bit_widths)):
+    for bits in track(bit_widths, "comparing features"):
+        is_float = bits == Bits.FP
+        quantized_features = (
+            float_features if is_float else evaluate_at_bit_width(quantization, bits, compute_features, batches=views)
+        )
         for kind in float_features:
             compared = (quantized_features[kind], float_features[kind], targets[kind])
             terms[kind][bits] = compute_terms(*(each.flatten(0, 1) for each in compared))
@@ -191,6 +194,12 @@ def measure_terms(
         TermsByBitWidth(kind, compute_spread(features.flatten(0, 1)), terms[kind])
         for kind, features in float_features.items()
     )
+
+
+def _re_estimating(network: nn.Module, views: Sequence[Tensor], scheme: Scheme) -> AbstractContextManager[None]:
+    """With ``norms=re-estimated``, features of the float network are compared with re-estimated statistics, too."""
+    statistics = estimate_norm_statistics(network, views) if scheme.norms == RE_ESTIMATED else {}
+    return Repair(statistics).overriding_tensors(network)
 
 
 def _compute_features(method: PretrainedMethod, views: Sequence[Tensor]) -> dict[str, Tensor]:

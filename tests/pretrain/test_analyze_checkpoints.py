@@ -281,7 +281,8 @@ def test_a_scheme_reaches_the_report_and_all_numbers(toy, tmp_path):
     for published, other in weights:
         assert float(other["error at 2w4a"]) < float(published["error at 2w4a"])  # whose scale minimizes the error
     assert all(published["total"] != other["total"] for published, other in terms)
-    assert all(published["x"] != other["x"] for published, other in points)
+    moved = {published["x"] != other["x"] for published, other in points if published["bits"] != "FP"}
+    assert moved == {True}  # the float features stay where they are
 
 
 @pytest.fixture

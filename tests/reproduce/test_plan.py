@@ -97,7 +97,7 @@ def test_every_command_is_valid_and_names_its_inputs_and_outputs(plan):
                 assert list(map(str, parse_bit_widths(options.bits))) == list(
                     map(str, parse_bit_widths(plan.preset.bits))
                 )
-                assert options.scheme == "minmax"
+                assert options.scheme is None  # so it is minmax
                 assert step.outputs == tuple(Path(cfg.OUTPUT_DIR) / name for name in (RESULTS_NAME, QUANTIZATION_NAME))
             case "predict":
                 assert {cfg.MODEL.WEIGHTS, options.quantization} <= read
@@ -111,7 +111,7 @@ def test_every_command_is_valid_and_names_its_inputs_and_outputs(plan):
                 assert (f"{plan.datasets_root}/crops" == options.data) == (plan.preset.data is not None)
                 assert (options.protocol == "published") == (plan.preset.data is None)
                 assert "linear" in options.kind
-                assert (options.scheme, options.calib_images) == ("minmax", 512)  # as the values on the pages
+                assert (options.scheme, options.calib_images) == (None, 512)  # minmax, as the values on the pages
             case "analyze":
                 assert read == {*options.checkpoints, (plan.datasets_root / MANIFEST).as_posix()}
                 assert options.data == f"{plan.datasets_root}/crops"
