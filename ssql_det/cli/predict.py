@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> None:
     from ssql_det.detect.quantized_evaluation import calibrate_detector
     from ssql_det.detect.saved_quantization import read_settings
     from ssql_det.quant import Quantization, parse_bit_widths
-    from ssql_det.quant.scheme import TRAINED
+    from ssql_det.quant.scheme import NORM_CORRECTION
 
     overrides, images = _split_keys_and_images(options.rest)
     paths, widths = find_images(images), parse_bit_widths(options.bits)
@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> None:
             quantization.check_repairs(bits)
     else:
         quantization = Quantization(model, detector_points(model, scope, scheme.placement), scheme)
-        if any(bits.act is not None for bits in widths) or scheme.norms != TRAINED:
+        if any(bits.act is not None for bits in widths) or NORM_CORRECTION in scheme.repairs:
             batches = select_calibration_images(cfg, make_calibration(options))
             calibrate_detector(quantization, batches)
     detections_by_bits = detect_at_bit_widths(cfg, quantization, paths, widths, options.score, batches)

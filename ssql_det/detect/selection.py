@@ -2,7 +2,7 @@
 
 A scheme is judged on training images that are kept for this, without labels: by the distillation loss, the difference
 between the outputs of the quantized and the float detector on the same images and regions. The parts are chosen in this
-order, each with the best of the former ones: the activation quantizer, the weight quantizer, the norms.
+order, each with the best of the former ones: the activation quantizer, the weight quantizer, norms, biases.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ssql_det.detect.quantized_evaluation import QuantizationSettings
 from ssql_det.detect.replay import record_proposals, run_with_recorded_proposals
 from ssql_det.quant import Bits, Quantization, Scheme
 from ssql_det.quant.norms import has_trainable_norms
-from ssql_det.quant.scheme import MATCHED, RE_ESTIMATED, TRAINED
+from ssql_det.quant.scheme import CORRECTED, MATCHED, RE_ESTIMATED, TRAINED
 
 AUTO = "auto"
 _START: Mapping[str, Any] = {"weight": "centred", "norms": MATCHED}  # while activation quantizers are compared
@@ -33,6 +33,7 @@ _CHOICES: Mapping[str, Sequence[str]] = {
     "act": ("minmax", "mse", "mse:4"),
     "weight": ("minmax", "centred"),
     "norms": (TRAINED, MATCHED, RE_ESTIMATED),
+    "biases": (TRAINED, CORRECTED),
 }
 _LEAST_LOSS = 1e-12  # of a bit-width that changes nothing
 _logger = logging.getLogger(__name__)
@@ -54,8 +55,8 @@ class Trial:
 def parse_auto(text: str) -> Scheme | None:
     """The scheme to start from for ``auto`` or ``auto, placement=integer``; ``None`` if the text names a scheme.
 
-    >>> parse_auto("auto, placement=integer"), parse_auto("act=mse")
-    (Scheme(weight='minmax', act='minmax', norms='trained', placement='integer', tune=0, equalize='no'), None)
+    >>> str(parse_auto("auto, placement=integer")), parse_auto("act=mse")
+    ('placement=integer', None)
     """
     first, _, rest = text.partition(",")
     if first.strip() != AUTO:
@@ -123,6 +124,8 @@ def search_schemes(
     best = start
     for name, values in choices.items():
         changes: list[dict[str, Any]] = [{name: value} for value in values]
+        if name == "biases" and best.norms == RE_ESTIMATED:
+            continue  # biases are corrected to the float network's means, which such norms do not have
         candidates = [replace(best, **change) for change in changes]
         for scheme in candidates:
             if scheme not in trials:

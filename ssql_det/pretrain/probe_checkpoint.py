@@ -47,7 +47,7 @@ from ssql_det.quant import (
     quant_points,
 )
 from ssql_det.quant.quantization_file import check_given_calibration, check_same_points
-from ssql_det.quant.scheme import TRAINED
+from ssql_det.quant.scheme import NORM_CORRECTION
 from ssql_det.ssl.augmentations import Augmentation, build_augmentation
 
 _logger = logging.getLogger(__name__)
@@ -72,8 +72,8 @@ class ProbeSettings:
     quantization_file: Path | None = None  # with this scheme; its calibration and repairs are used
 
     def __post_init__(self) -> None:
-        if self.scheme.norms != TRAINED and self.num_calibration_images < 2:
-            raise UserError(f"norms={self.scheme.norms} needs --calib-images of at least 2")
+        if NORM_CORRECTION in self.scheme.repairs and self.num_calibration_images < 2:
+            raise UserError(f"{self.scheme} needs --calib-images of at least 2")
         if self.protocol != LinearProtocol() and "linear" not in self.kinds:
             raise UserError(
                 "--protocol, --epochs, --batch and --cached-views need the linear probe: ssql-det probe linear ..."
@@ -122,8 +122,8 @@ def probe_checkpoint(
     training = settings.protocol.build_training(augmentation, backbone.feature_dim)
     probe_data = _load_data(data, augmentation, backbone.feature_dim, settings)
     num_train = len(probe_data.train.labels)
-    if settings.scheme.norms != TRAINED and num_train < 2:
-        raise UserError(f"norms={settings.scheme.norms} needs at least 2 training images; {data} has {num_train}")
+    if NORM_CORRECTION in settings.scheme.repairs and num_train < 2:
+        raise UserError(f"{settings.scheme} needs at least 2 training images; {data} has {num_train}")
     row_protocol = {
         "probes": list(settings.kinds),
         **(settings.protocol.to_row_fields(training) if "linear" in settings.kinds else {}),

@@ -1,4 +1,4 @@
-"""Correct the norms of a quantized network at a bit-width: ``norms=matched`` and ``norms=re-estimated``.
+"""Correct norms and biases at a bit-width: ``norms=matched``, ``norms=re-estimated``, ``biases=corrected``.
 
 Quantization changes the mean and variance of a norm's input. ``re-estimated`` uses the statistics of the quantized
 network in place of the trained ones; it needs norms that are not frozen. ``matched`` gives the norm's output the mean
@@ -7,7 +7,8 @@ and variance that it has in the float network, on the same images: with mean and
 
     ``r = (v + eps) / (v0 + eps)``, ``mean' = m + (mean - m0) * sqrt(r)``, ``var' + eps = (var + eps) * r``.
 
-A quantized layer without norm has its bias corrected instead: ``bias' = bias + m0 - m`` (Nagel et al., ICCV 2019).
+With ``biases=corrected`` quantized layers that no norm follows have ``bias' = bias + m0 - m``, with the means of the
+layer's outputs (Nagel et al., ICCV 2019).
 
 Statistics are taken batch by batch, and within a batch all earlier norms are corrected by that batch's own statistics,
 so one float and one quantized pass suffice. The network itself is not changed: the corrected tensors are returned.
@@ -31,7 +32,7 @@ from ssql_det.core.errors import UserError
 from ssql_det.quant.forward import Forward, evaluating, forward_images
 from ssql_det.quant.hooks import hooking, overriding_attributes
 from ssql_det.quant.points import QuantPoint, Side
-from ssql_det.quant.scheme import MATCHED, RE_ESTIMATED
+from ssql_det.quant.scheme import CORRECTED, MATCHED, RE_ESTIMATED, Scheme
 from ssql_det.quant.tracing import trace_pass
 
 _DEAD = 1e-3  # a channel of less variance than this fraction of eps keeps its variance: it is a constant
@@ -41,7 +42,7 @@ Quantizing = Callable[[], AbstractContextManager[None]]
 
 def correct_norms(
     model: nn.Module,
-    norms: str,
+    scheme: Scheme,
     quantizing: Quantizing,
     points: Sequence[QuantPoint],
     batches: Iterable[Any],
@@ -52,11 +53,10 @@ def correct_norms(
     A batch needs several images: the variance within one image is smaller
     than that of the data. With several processes every rank runs all batches.
     """
-    if norms == RE_ESTIMATED:
+    if scheme.norms == RE_ESTIMATED:
         with quantizing():
             return estimate_norm_statistics(model, batches, forward)
-    assert norms == MATCHED
-    return match_norms(model, quantizing, points, batches, forward)
+    return match_norms(model, scheme, quantizing, points, batches, forward)
 
 
 def has_trainable_norms(model: nn.Module) -> bool:
@@ -103,7 +103,7 @@ def estimate_norm_statistics(
                 forward(model, batch)
                 has_images = True
     if not has_images:
-        raise _no_images_error(RE_ESTIMATED)
+        raise _no_images_error(f"norms={RE_ESTIMATED}")
     return statistics
 
 
@@ -114,9 +114,9 @@ def _get_buffer(norm: nn.Module, name: str) -> Tensor:
     return buffer
 
 
-def _no_images_error(norms: str) -> UserError:
+def _no_images_error(key: str) -> UserError:
     return UserError(
-        f"norms={norms}: no images to compute the statistics of this bit-width from; of a saved quantization use the "
+        f"{key}: no images to compute the statistics of this bit-width from; of a saved quantization use the "
         "bit-widths that it was evaluated at, or calibrate again"
     )
 
@@ -210,22 +210,25 @@ class _Target:
 @torch.no_grad()
 def match_norms(
     model: nn.Module,
+    scheme: Scheme,
     quantizing: Quantizing,
     points: Sequence[QuantPoint],
     batches: Iterable[Any],
     forward: Forward = forward_images,
 ) -> dict[str, Tensor]:
-    """Match the norms' outputs, and the outputs of the quantized layers without norm, to those in float.
+    """Match to those in float, as the scheme says, the outputs of norms and of the quantized layers without norm.
 
     Of a module that is called several times in a pass, as a head for all levels of an FPN, each call is corrected by
     its own statistics, and the tensors are those of all calls.
     """
-    targets: list[_Target] = []
+    targets: list[_Target] | None = None
     with evaluating(model):
         for batch in track(batches, "matching norms"):
-            if not targets:
+            if targets is None:
                 paths = find_norms_and_layers(model, points, batch, forward)
-                targets = [_Target(path, model.get_submodule(path)) for path in paths]
+                found = [_Target(path, model.get_submodule(path)) for path in paths]
+                is_matched = {True: scheme.norms == MATCHED, False: scheme.biases == CORRECTED}
+                targets = [target for target in found if is_matched[target.is_norm]]
             for target in targets:
                 target.start_batch()
             with _hooking_targets(model, targets, "record"):
@@ -233,8 +236,10 @@ def match_norms(
             # Corrections come before quantization at the same output: hooks run in the order of registration.
             with _hooking_targets(model, targets, "correct"), quantizing():
                 forward(model, batch)
+    if targets is None:
+        raise _no_images_error(f"norms={scheme.norms}, biases={scheme.biases}")
     if not targets:
-        raise _no_images_error(MATCHED)
+        raise UserError(f"{scheme}: this network has no norm with statistics, and no layer without one, to correct")
     reached = (target for target in targets if target.quantized_moments.count)
     return {name: tensor for target in reached for name, tensor in target.compute_tensors().items()}
 

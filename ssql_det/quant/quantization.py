@@ -93,7 +93,7 @@ class Quantization:
         have been made for this bit-width; full precision needs none.
         """
         if self.list_missing_repairs(bits, overrides)[:1] == [NORM_CORRECTION]:
-            text = f"norms={self.scheme.norms}: not computed at {format_bits(bits, overrides)} yet"
+            text = f"{self.scheme}: norms and biases are not computed at {format_bits(bits, overrides)} yet"
             raise UserError(f"{text}; call correct_norms() for these bits")
         self.check_repairs(bits, overrides)
         with self.applying(bits, overrides):
@@ -224,7 +224,7 @@ class Quantization:
         label = format_bits(bits, overrides)
         quantizing = partial(self._quantizing, assign_bits(self.points, bits, overrides), label)
         repair = self.repairs.setdefault(label, Repair())
-        repair.tensors |= correct_norms(self.model, self.scheme.norms, quantizing, self.points, batches, forward)
+        repair.tensors |= correct_norms(self.model, self.scheme, quantizing, self.points, batches, forward)
         repair.made += (NORM_CORRECTION,)
 
     def list_missing_repairs(self, bits: Bits, overrides: Mapping[str, Bits] | None = None) -> list[str]:

@@ -16,6 +16,8 @@ from ssql_det.quant.quantizers.quantizer import ACTIVATIONS, WEIGHTS, Quantizer,
 
 TRAINED, MATCHED, RE_ESTIMATED = "trained", "matched", "re-estimated"
 NORMS = (TRAINED, MATCHED, RE_ESTIMATED)
+CORRECTED = "corrected"
+BIASES = (TRAINED, CORRECTED)
 NO, YES = "no", "yes"
 ROUNDING, NORM_CORRECTION, TUNING = "rounding", "norms", "tune"  # repairs, in the order in which they are made
 _DEFAULT_QUANTIZER = "minmax"
@@ -29,14 +31,15 @@ class Scheme:
     ``mse:2.4`` minimizes ``sum |x - x_q| ** 2.4``.
 
     ``norms``: as ``trained``; ``matched``: their outputs have the mean and variance of the float network's on the
-    calibration images; ``re-estimated``: with the statistics of these images. Both are computed for each bit-width.
+    calibration images; ``re-estimated``: with the statistics of these images. ``biases``, of layers without norm: as
+    ``trained``, or ``corrected`` to the means of the float network. All are computed for each bit-width.
     ``placement``: the ``published`` quantization points, or those that ``integer`` arithmetic needs; of a detector with
     an FPN also ``per-level``, the published ones with a range for each level in the RPN.
     ``tune``: steps of tuning norms, biases and activation steps towards the float network's outputs.
     ``equalize``: with ``yes`` channels between layers joined by a ReLU are rescaled: see ``quant/equalization.py``.
 
-    >>> Scheme.parse("weight=centred, act=mse:2.4")
-    Scheme(weight='centred', act='mse:2.4', norms='trained', placement='published', tune=0, equalize='no')
+    >>> Scheme.parse("weight=centred, act=mse:2.4") == Scheme(weight="centred", act="mse:2.4")
+    True
     >>> str(Scheme()), str(Scheme.parse("act=percentile:99.9")), Scheme.parse("mse") == Scheme("mse", "mse")
     ('minmax', 'act=percentile:99.9', True)
     """
@@ -47,16 +50,19 @@ class Scheme:
     placement: str = PUBLISHED
     tune: int = 0
     equalize: str = NO
+    biases: str = TRAINED
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "weight", _normalize_quantizer(self.weight, WEIGHTS, ACTIVATIONS))
         object.__setattr__(self, "act", _normalize_quantizer(self.act, ACTIVATIONS, WEIGHTS))
         object.__setattr__(self, "tune", _parse_steps(self.tune))
-        choices = {"norms": NORMS, "placement": PLACEMENTS, "equalize": (NO, YES)}
+        choices = {"norms": NORMS, "placement": PLACEMENTS, "equalize": (NO, YES), "biases": BIASES}
         for name, known in choices.items():
             value = getattr(self, name)
             if value not in known:
                 raise UserError(f"unknown {name} {value!r}{did_you_mean(value, known)} (known: {', '.join(known)})")
+        if self.biases == CORRECTED and self.norms == RE_ESTIMATED:
+            raise UserError("biases=corrected needs the float network's means, so use norms=matched or norms=trained")
         if self.placement == PER_LEVEL and _parse_quantizer(self.weight)[0] == "adaround":
             raise UserError(
                 f"weight=adaround learns each layer alone, without levels as in placement={PER_LEVEL}; use weight=brecq"
@@ -100,7 +106,7 @@ class Scheme:
         """
         needed = {
             ROUNDING: isinstance(self.build_quantizer(_EXAMPLE_SPEC), LearnedRounding),
-            NORM_CORRECTION: self.norms != TRAINED,
+            NORM_CORRECTION: (self.norms, self.biases) != (TRAINED, TRAINED),
             TUNING: self.tune > 0,
         }
         return tuple(name for name, is_needed in needed.items() if is_needed)

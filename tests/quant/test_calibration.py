@@ -105,7 +105,10 @@ def test_calibrating_again_replaces_observations(model, batches):
 def test_norms_are_re_estimated_in_the_quantized_network_at_each_width(model, batches):
     own = copy.deepcopy(model.state_dict())
     quantization = calibrate(model, batches, "norms=re-estimated")
-    with pytest.raises(UserError, match="norms=re-estimated: not computed at 4w4a yet"), quantization.at(FOUR):
+    with (
+        pytest.raises(UserError, match="norms=re-estimated: norms and biases are not computed at 4w4a yet"),
+        quantization.at(FOUR),
+    ):
         pass
     found = dict(
         evaluate_at_bit_widths(quantization, [FOUR, Bits(2, 4)], lambda _: model.eval()(batches[0]), None, batches)

@@ -7,7 +7,8 @@ import torch
 from support.networks import D2ResNet
 from torch import nn
 
-from ssql_det.quant import Bits, Quantization, Scheme, evaluate_at_bit_width
+from ssql_det.core.errors import UserError
+from ssql_det.quant import Bits, Quantization, Scheme, evaluate_at_bit_width, quant_points
 from ssql_det.quant.hooks import hooking
 from ssql_det.quant.points import QuantPoint, Side
 
@@ -117,7 +118,7 @@ def test_a_layer_without_norm_has_its_bias_corrected_before_its_activation():
     model, images = Net().double().eval(), draw_images(8)
     own = copy.deepcopy(model.state_dict())
     expected = model(images).mean(0)
-    quantization = calibrate(model, "norms=matched", [images])
+    quantization = calibrate(model, "biases=corrected", [images])
     quantization.correct_norms(LOW, [images])
     assert list(quantization.repairs["2w4a"].tensors) == ["conv.bias", "fc.bias"]
     outputs = []
@@ -142,7 +143,7 @@ def test_a_module_called_twice_is_matched_over_both_calls():
     torch.manual_seed(0)
     model, images = Twice().double().eval(), draw_images(8)
     expected = model(images)
-    quantization = calibrate(model, "norms=matched", [images])
+    quantization = calibrate(model, "biases=corrected", [images])
     quantization.correct_norms(LOW, [images])
     with torch.no_grad(), quantization.at(LOW):
         found = model(images)
@@ -172,3 +173,21 @@ def test_full_precision_is_never_corrected():
         found = evaluate_at_bit_width(quantization, Bits.FP, lambda: model(images), batches=[images])
         assert torch.equal(found, expected)
         assert not quantization.repairs
+
+
+def test_norms_and_biases_are_chosen_apart_and_what_is_not_there_is_refused():
+    model, images = nn.Sequential(build_trained(), nn.Conv2d(32, 4, 1).double()).eval(), draw_images(4)
+    points = (*quant_points(model), QuantPoint("1", Side.WEIGHT))
+    corrected = {}
+    for scheme in ("norms=matched", "biases=corrected", "norms=matched, biases=corrected"):
+        quantization = Quantization(model, points, Scheme.parse(scheme))
+        quantization.calibrate([images])
+        quantization.correct_norms(LOW, [images])
+        corrected[scheme] = {name.rpartition(".")[2] for name in quantization.repairs["2w4a"].tensors}
+    norms = {"running_mean", "running_var"}
+    assert list(corrected.values()) == [norms, {"bias"}, norms | {"bias"}]
+    plain = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)).double()
+    with pytest.raises(UserError, match="norms=matched: this network has no norm with statistics"):
+        calibrate(plain, "norms=matched", [images]).correct_norms(LOW, [images])
+    with pytest.raises(UserError, match="biases=corrected needs the float network's means"):
+        Scheme.parse("norms=re-estimated, biases=corrected")
