@@ -154,8 +154,8 @@ def evaluate_quantized(
     """Metrics and costs at a bit-width, and the duration in seconds. Afterwards the detector is float again.
 
     ``overrides`` are bit-widths by pattern of module paths; None means no overrides, even if the settings have some.
-    ``MB`` are megabytes of parameters, ``GFLOPs`` the multiply-adds of the first image and ``GBOPs`` its
-    bit-operations, both in billions.
+    ``MB`` are megabytes of parameters, with those that only this bit-width has, ``GFLOPs`` the multiply-adds of the
+    first image and ``GBOPs`` its bit-operations, both in billions.
     """
     quantization, is_fast = context.quantization, context.cfg.SSQL_DET.FAST_EVALUATION
     _logger.info("evaluating at %s on %s", bits, context.dataset)
@@ -163,7 +163,8 @@ def evaluate_quantized(
     evaluate_model = partial(evaluate, quantization.model, context.loader, context.dataset, is_fast)
     metrics = evaluate_detector_at(quantization, bits, evaluate_model, overrides, context.norm_batches)
     cost = context.cost_profile.at(bits, overrides)
-    metrics |= {"MB": cost.bytes / 1e6, "GFLOPs": cost.macs / 1e9, "GBOPs": cost.bit_ops / 1e9}
+    num_bytes = cost.bytes + quantization.get_repair(bits, overrides).num_bytes
+    metrics |= {"MB": num_bytes / 1e6, "GFLOPs": cost.macs / 1e9, "GBOPs": cost.bit_ops / 1e9}
     return metrics, round(time.perf_counter() - start, 2)
 
 

@@ -231,7 +231,7 @@ def _probe_at_bit_widths(
         evaluate = partial(_evaluate, backbone, input_format, data, training, settings)
         metrics = evaluate_at_bit_width(quantization, bits, evaluate, batches=calibration_batches)
         cost = profile.at(bits)
-        metrics |= {"MB": cost.bytes / 1e6, "GBOPs": cost.bit_ops / 1e9}
+        metrics |= {"MB": (cost.bytes + quantization.get_repair(bits).num_bytes) / 1e6, "GBOPs": cost.bit_ops / 1e9}
         yield replace(row, metrics=metrics, seconds=round(time.perf_counter() - start, 2), time=timestamp())
 
 

@@ -32,10 +32,10 @@ from ssql_det.core.errors import UserError
 from ssql_det.ptq.blocks import Block, list_tensors, recording_inputs
 from ssql_det.ptq.errors import compute_errors, compute_powers
 from ssql_det.ptq.method import FloatActivation, Method
-from ssql_det.ptq.records import MAX_BYTES, Recorder, Records, get_device, make_generator
+from ssql_det.ptq.records import MAX_BYTES, Recorder, Records, make_generator
 from ssql_det.quant import Bits, Quantization, Quantizer, QuantPoint, RangeQuantizer, Side
 from ssql_det.quant.bits import format_bits
-from ssql_det.quant.forward import Forward, evaluating, freezing
+from ssql_det.quant.forward import Forward, evaluating, freezing, get_device
 from ssql_det.quant.points import assign_bits, select_inside
 from ssql_det.quant.quantizers import GridQuantizer, LearnedRounding, SoftRounding
 from ssql_det.quant.quantizers.centred import CentredWeight

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ssql_det.ptq.blocks import Block, copy_tensors, list_tensors, map_tensors, replace_tensors
+from ssql_det.quant.forward import get_device
 
 MAX_BYTES = 2**30
 Crop = Callable[[Any], Any]
@@ -169,7 +170,3 @@ def make_generator(seed: int, *names: str, device: torch.device | None = None) -
     """A generator whose numbers depend on the seed and the names alone."""
     digest = hashlib.sha256("/".join([str(seed), *names]).encode()).digest()
     return torch.Generator(device or torch.device("cpu")).manual_seed(int.from_bytes(digest[:7], "big"))
-
-
-def get_device(model: nn.Module) -> torch.device:
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ssql_det.core.errors import UserError
@@ -42,6 +43,11 @@ def freezing(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter, was_required in required.items():
             parameter.requires_grad_(was_required)
+
+
+def get_device(model: nn.Module) -> torch.device:
+    """The device of a network's parameters."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 def forward_images(model: nn.Module, batch: Any) -> None:

@@ -19,7 +19,7 @@ from ssql_det.core.rows import Calibration
 from ssql_det.quant.bits import Bits, format_bits
 from ssql_det.quant.equalization import Equalization, compute_equalization
 from ssql_det.quant.folding import check_chains, find_foldable_chains, folding_norms
-from ssql_det.quant.forward import Forward, evaluating, forward_images
+from ssql_det.quant.forward import Forward, evaluating, forward_images, get_device
 from ssql_det.quant.hooks import get_float_weight, get_module, hooking
 from ssql_det.quant.norms import check_norms, correct_norms
 from ssql_det.quant.points import INTEGER, QuantPoint, assign_bits, quant_points, select_inside
@@ -136,6 +136,10 @@ class Quantization:
         """The quantizer that was learned for a bit-width, else the calibrated one."""
         return self._get_repair(label).quantizers.get(point) or self[point]
 
+    def get_repair(self, bits: Bits, overrides: Mapping[str, Bits] | None = None) -> Repair:
+        """What was learned for a bit-width; at full precision and before anything was learned, nothing."""
+        return self._get_repair(format_bits(bits, overrides))
+
     def _get_repair(self, label: str) -> Repair:
         return Repair() if label == str(Bits.FP) else self.repairs.get(label, Repair())
 
@@ -161,7 +165,7 @@ class Quantization:
                     stack.enter_context(hooking(self.model, point, None if point.is_weight else observe))
                 yield
             if not per_rank:
-                all_reduce_observers(self._observers.values(), _get_device(self.model))
+                all_reduce_observers(self._observers.values(), get_device(self.model))
             self._check_finite()
         except BaseException:
             for quantizer, observer in previous.items():
@@ -342,7 +346,3 @@ def _get_tensor_spec(model: nn.Module, point: QuantPoint) -> TensorSpec:
         return TensorSpec(point)
     shape = tuple(get_float_weight(model, point).shape)
     return TensorSpec(point, shape, axis=1 if isinstance(module, nn.ConvTranspose2d) else 0)
-
-
-def _get_device(model: nn.Module) -> torch.device:
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))

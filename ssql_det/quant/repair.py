@@ -8,9 +8,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from ssql_det.quant.forward import get_device
 from ssql_det.quant.hooks import overriding_attributes
 from ssql_det.quant.points import QuantPoint
 from ssql_det.quant.quantizers import Quantizer
@@ -32,10 +32,15 @@ class Repair:
     quantizers: dict[QuantPoint, Quantizer] = field(default_factory=dict)
     made: tuple[str, ...] = ()
 
+    @property
+    def num_bytes(self) -> int:
+        """Of the tensors, which a bit-width adds to the network; learned quantizers have the size of the others."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
     @contextmanager
     def overriding_tensors(self, model: nn.Module) -> Iterator[None]:
         """Use the tensors in place of the network's, which may have moved to another device since."""
-        device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+        device = get_device(model)
         with ExitStack() as stack:
             for name, tensor in self.tensors.items():
                 path, _, attribute = name.rpartition(".")
