@@ -50,8 +50,8 @@ def correct_norms(
 ) -> dict[str, Tensor]:
     """Return the tensors that replace the network's at the bit-width of ``quantizing()``, by name.
 
-    A batch needs several images: the variance within one image is smaller
-    than that of the data. With several processes every rank runs all batches.
+    A batch needs several images: the variance within one image is smaller than that of the data. With several
+    processes every rank runs all batches.
     """
     if scheme.norms == RE_ESTIMATED:
         with quantizing():
