@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 HELP = "one file with what few bits need: ranges, learned rounding, matched norms"
 EXAMPLES = (
-    "ssql-det quantize --config-file voc_r18_c4 --scheme 'weight=brecq, act=lsq, norms=matched' MODEL.WEIGHTS voc.pth",
+    "ssql-det quantize --config-file voc_r18_c4 --scheme 'weight=brecq, act=lsq, tune=200' MODEL.WEIGHTS voc.pth",
     "ssql-det quantize --checkpoint runs/ssql/checkpoint.pth --data toy/crops --scheme norms=matched --bits 3,2w4a",
 )
 BITS = "4,2w4a"
