@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ssql_det.core.rows import Calibration
-    from ssql_det.d2 import CfgNode
+    from ssql_det.detect.evaluation_data import RoleImages
     from ssql_det.detect.quantized_evaluation import QuantizationSettings
     from ssql_det.ptq import RepairResult
     from ssql_det.quant import Bits, Scheme
@@ -124,6 +124,7 @@ def _quantize_detector(
 
     from ssql_det.core.files import check_not_an_input
     from ssql_det.detect.detector import load_trained_detector
+    from ssql_det.detect.evaluation_data import select_role_images
     from ssql_det.detect.quantize import quantize_detector
     from ssql_det.detect.quantized_evaluation import QuantizationSettings
 
@@ -132,21 +133,22 @@ def _quantize_detector(
     cfg = read_detector_config(options, options.overrides)
     check_not_an_input(options.out, [options.config_file, cfg.MODEL.WEIGHTS])
     model, checkpoint = load_trained_detector(cfg)
+    images = select_role_images(cfg, calibration)
     if is_auto:
-        settings = replace(settings, scheme=_select_scheme(cfg, model, widths, settings))
-    _, results = quantize_detector(cfg, model, widths, settings, Path(options.out))
+        settings = replace(settings, scheme=_select_scheme(model, images, widths, settings))
+    _, results = quantize_detector(cfg, model, widths, settings, Path(options.out), images)
     bits_file = ("--bits-file", options.bits_file) if overrides else ()
     words = ("--bits", ",".join(("FP", *map(str, widths))), *bits_file, "--quantization", options.out)
     next_command = ("sweep", "--config-file", options.config_file, *words, "MODEL.WEIGHTS", cfg.MODEL.WEIGHTS)
     return f"{checkpoint.display_name}, {settings.scheme}", results, next_command
 
 
-def _select_scheme(cfg: CfgNode, model: nn.Module, widths: list[Bits], settings: QuantizationSettings) -> Scheme:
+def _select_scheme(model: nn.Module, images: RoleImages, widths: list[Bits], settings: QuantizationSettings) -> Scheme:
     """Choose a scheme, and print how far each one is from the float detector."""
     from ssql_det.core.console import print_table
     from ssql_det.detect.selection import select_scheme
 
-    scheme, trials = select_scheme(cfg, model, widths, settings)
+    scheme, trials = select_scheme(model, images, widths, settings)
     cells = [(str(trial.scheme), *(f"{loss:.4f}" for loss in trial.losses), f"{trial.score:.4f}") for trial in trials]
     headings = ("scheme", *map(str, widths), "mean")
     print_table(

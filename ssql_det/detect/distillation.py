@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +30,20 @@ class DetectorOutputs:
     class_logits: Tensor
     box_deltas: Tensor
     mask_logits: Tensor | None
+
+
+class DistillationLoss:
+    """The distillation loss on some batches. Its targets are the outputs of the detector, which must be float, at the
+    construction."""
+
+    def __init__(self, model: nn.Module, batches: Sequence[RecordedBatch]) -> None:
+        self._batches = batches
+        with torch.no_grad():
+            self._targets = [compute_outputs(model.eval(), batch) for batch in batches]
+
+    def __call__(self, model: nn.Module, index: int) -> Tensor:
+        """The loss of the detector, as it is at the call, on the batch of an index."""
+        return distillation_loss(compute_outputs(model, self._batches[index]), self._targets[index])
 
 
 def compute_outputs(model: nn.Module, batch: RecordedBatch) -> DetectorOutputs:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ssql_det.d2 import CfgNode
 from ssql_det.detect.blocks import detector_blocks
-from ssql_det.detect.distillation import compute_outputs, distillation_loss
+from ssql_det.detect.distillation import DistillationLoss
 from ssql_det.detect.evaluation_data import RoleImages, merge_batches, select_role_images
 from ssql_det.detect.points import detector_points
 from ssql_det.detect.quantized_evaluation import QuantizationSettings, calibrate_detector, describe_calibration
@@ -23,15 +22,21 @@ _TUNING_BATCH_SIZE = 4  # images of a step of tuning
 
 
 def quantize_detector(
-    cfg: CfgNode, model: nn.Module, bit_widths: Sequence[Bits], settings: QuantizationSettings, path: Path
+    cfg: CfgNode,
+    model: nn.Module,
+    bit_widths: Sequence[Bits],
+    settings: QuantizationSettings,
+    path: Path,
+    images: RoleImages | None = None,
 ) -> tuple[Quantization, dict[Bits, RepairResult | None]]:
     """Calibrate and repair the detector, and save its quantization to ``path`` after each step.
 
     Return it with what was made of each bit-width, as :func:`ssql_det.ptq.quantize_network` does. If the file exists,
-    with the same settings, what it lacks is added: an interrupted run goes on, to the same bits.
+    with the same settings, what it lacks is added: an interrupted run goes on, to the same bits. ``images`` are those
+    of the settings, if they were selected already.
     """
     check_role_images(settings.scheme, settings.calibration)
-    images = select_role_images(cfg, settings.calibration)
+    images = images or select_role_images(cfg, settings.calibration)
     return quantize_network(
         model,
         detector_points(model, settings.scope, settings.scheme.placement),
@@ -55,19 +60,13 @@ def make_repair_data(
     learns = ROUNDING in repairs or TUNING in repairs
     reconstruction = list(merge_batches(images.reconstruction, _TUNING_BATCH_SIZE)) if learns else []
     tuning = record_proposals(model, reconstruction)
-    with torch.no_grad():
-        targets = [compute_outputs(model.eval(), batch) for batch in tuning] if TUNING in repairs else []
-
-    def compute_loss(network: nn.Module, index: int) -> Tensor:
-        return distillation_loss(compute_outputs(network, tuning[index]), targets[index])
-
     return RepairData(
         calibration=record_proposals(model, list(merge_batches(images.calibration))),
         reconstruction=[image for batch in tuning for image in split_batch(batch)],
         tuning=tuning,
         forward=run_with_recorded_proposals,
         blocks=detector_blocks(model, scope),
-        compute_loss=compute_loss,
+        compute_loss=DistillationLoss(model, tuning if TUNING in repairs else []),
     )
 
 

@@ -17,9 +17,8 @@ import torch
 from torch import nn
 
 from ssql_det.core.errors import UserError
-from ssql_det.d2 import CfgNode
-from ssql_det.detect.distillation import compute_outputs, distillation_loss
-from ssql_det.detect.evaluation_data import merge_batches, select_role_images
+from ssql_det.detect.distillation import DistillationLoss
+from ssql_det.detect.evaluation_data import RoleImages, merge_batches
 from ssql_det.detect.points import detector_points
 from ssql_det.detect.quantized_evaluation import QuantizationSettings
 from ssql_det.detect.replay import record_proposals, run_with_recorded_proposals
@@ -68,20 +67,18 @@ def parse_auto(text: str) -> Scheme | None:
 
 
 def select_scheme(
-    cfg: CfgNode, model: nn.Module, bit_widths: Sequence[Bits], settings: QuantizationSettings
+    model: nn.Module, images: RoleImages, bit_widths: Sequence[Bits], settings: QuantizationSettings
 ) -> tuple[Scheme, list[Trial]]:
     """Return the best scheme for all these bit-widths together, and all trials in their order.
 
     The scheme of ``settings`` is the start; what is not chosen here, such as the placement, stays. Tuning is added to
     the scheme that is the best without it.
     """
-    images = select_role_images(cfg, settings.calibration)
     if not len(images.selection):
         raise UserError("--scheme auto compares schemes on images of their own; give --selection-images")
     calibration = record_proposals(model, list(merge_batches(images.calibration)))
     selection = record_proposals(model, list(merge_batches(images.selection)))
-    with torch.no_grad():
-        targets = [compute_outputs(model.eval(), batch) for batch in selection]
+    compute_loss = DistillationLoss(model, selection)
     points = detector_points(model, settings.scope, settings.scheme.placement)
 
     def measure(scheme: Scheme) -> Trial:
@@ -92,9 +89,8 @@ def select_scheme(
             if quantization.list_missing_repairs(bits, settings.overrides):
                 quantization.correct_norms(bits, calibration, settings.overrides, run_with_recorded_proposals)
             with quantization.at(bits, settings.overrides), torch.no_grad():
-                outputs = (compute_outputs(model, batch) for batch in selection)
-                pairs = zip(outputs, targets, strict=True)
-                losses.append(sum(float(distillation_loss(*pair)) for pair in pairs) / len(targets))
+                indices = range(len(selection))
+                losses.append(sum(float(compute_loss(model, index)) for index in indices) / len(selection))
         return Trial(scheme, tuple(losses))
 
     choices = dict(_CHOICES)

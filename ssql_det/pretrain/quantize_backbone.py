@@ -21,7 +21,7 @@ from ssql_det.pretrain.features import choose_indices, load_transformed, split_e
 from ssql_det.pretrain.probe_checkpoint import CALIBRATION_BATCH_SIZE, default_augmentation
 from ssql_det.ptq import RepairData, RepairResult, check_role_images, find_backbone_blocks, quantize_network
 from ssql_det.quant import Bits, Scheme, quant_points
-from ssql_det.quant.forward import evaluating, forward_images
+from ssql_det.quant.forward import evaluating, forward_images, get_device
 from ssql_det.ssl.augmentations import Augmentation, build_augmentation, normalize
 
 _TUNING_BATCH_SIZE = 32  # images of a step of tuning
@@ -85,7 +85,7 @@ def make_repair_data(
     """``pixels`` [N, 3, S, S], uint8, are the images for reconstruction. The loss of tuning is the squared error of the
     pooled features, relative to the mean square of the float ones."""
     tuning = [normalize(batch, input_format) for batch in split_evenly(pixels, _TUNING_BATCH_SIZE)]
-    device = next(backbone.parameters()).device
+    device = get_device(backbone)
     with evaluating(backbone), torch.no_grad():
         targets = [backbone(batch.to(device)) for batch in tuning]
 

@@ -11,6 +11,7 @@ brecq          block by block
 qdrop          block by block, with quantization dropped at random
 pipeline       make the repairs of a scheme at a bit-width
 quantize       calibrate and repair a network at several bit-widths, into one file that resumes
+steps          activation quantizers whose steps are trained
 tuning         tune norms, biases and steps towards the float network's outputs
 ============== ====================================================================
 """

@@ -33,7 +33,8 @@ from ssql_det.ptq.blocks import Block, list_tensors, recording_inputs
 from ssql_det.ptq.errors import compute_errors, compute_powers
 from ssql_det.ptq.method import FloatActivation, Method
 from ssql_det.ptq.records import MAX_BYTES, Recorder, Records, make_generator
-from ssql_det.quant import Bits, Quantization, Quantizer, QuantPoint, RangeQuantizer, Side
+from ssql_det.ptq.steps import copy_trainable, make_groups
+from ssql_det.quant import Bits, Quantization, QuantizedTensor, Quantizer, QuantPoint, Side
 from ssql_det.quant.bits import format_bits
 from ssql_det.quant.forward import Forward, evaluating, freezing, get_device
 from ssql_det.quant.points import assign_bits, select_inside
@@ -216,11 +217,8 @@ class _Reconstruction:
             for point in select_inside(self._point_bits, block.modules)
             if not point.is_weight
         }
-        trained = {
-            point: copy.deepcopy(quantizer).requires_grad_(True)
-            for point, quantizer in activations.items()
-            if next(quantizer.parameters(), None) is not None and not _is_output(point, block)
-        }
+        inner = {point: each for point, each in activations.items() if not _is_output(point, block)}
+        trained = copy_trainable(inner)
         device = get_device(self._model)
         generator, draws = (
             make_generator(self._seed, block.name, "elements", device=device),
@@ -237,11 +235,7 @@ class _Reconstruction:
         rounding_optimizer = torch.optim.Adam([each.v for each in roundings.values()], method.learning_rate)
         optimizers = [rounding_optimizer]
         if trained:
-            groups = [
-                {"params": [*each.parameters()], "lr": self._get_step_rate(point, each)}
-                for point, each in trained.items()
-            ]
-            optimizers.append(torch.optim.Adam(groups))
+            optimizers.append(torch.optim.Adam(make_groups(trained, self._point_bits, method.step_learning_rate)))
         schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(each, iterations) for each in optimizers[1:]]
         with self._quantizing(roundings | wrapped, block.modules), torch.enable_grad():
             for iteration in range(iterations):
@@ -267,7 +261,7 @@ class _Reconstruction:
                     schedule.step()
         for quantizer in trained.values():
             quantizer.requires_grad_(False)
-        return {point: self._store(point, rounding) for point, rounding in roundings.items()} | trained
+        return {point: self._store(point, rounding.harden()) for point, rounding in roundings.items()} | trained
 
     def _build_rounding(self, point: QuantPoint, grid: GridQuantizer) -> SoftRounding:
         weight = self._quantization.get_weight(point)
@@ -278,28 +272,19 @@ class _Reconstruction:
         assert isinstance(quantizer, LearnedRounding)
         return quantizer.iterations
 
-    def _get_step_rate(self, point: QuantPoint, quantizer: Quantizer) -> float:
-        step = 1.0
-        if isinstance(quantizer, RangeQuantizer):
-            step = quantizer.get_qparams(self._point_bits[point]).scale.abs().max().item()
-        return self._method.step_learning_rate * step
-
-    def _store(self, point: QuantPoint, rounding: SoftRounding) -> LearnedRounding:
+    def _store(self, point: QuantPoint, quantized: QuantizedTensor | None) -> LearnedRounding:
         stored = copy.deepcopy(self._quantization[point])
         assert isinstance(stored, LearnedRounding)
-        stored.set_integers(rounding.harden())
+        assert quantized is not None
+        stored.set_integers(quantized)
         return stored
 
     def _round_to_nearest(self, grids: Mapping[QuantPoint, GridQuantizer]) -> dict[QuantPoint, Quantizer]:
-        found: dict[QuantPoint, Quantizer] = {}
-        for point, grid in grids.items():
-            stored = copy.deepcopy(self._quantization[point])
-            assert isinstance(stored, LearnedRounding)
-            quantized = grid.quantize(self._quantization.get_weight(point), self._point_bits[point])
-            assert quantized is not None
-            stored.set_integers(quantized)
-            found[point] = stored
-        return found
+        weights = {point: self._quantization.get_weight(point) for point in grids}
+        return {
+            point: self._store(point, grid.quantize(weights[point], self._point_bits[point]))
+            for point, grid in grids.items()
+        }
 
     @torch.no_grad()
     def _compute_error(

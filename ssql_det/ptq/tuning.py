@@ -7,7 +7,6 @@ needed (distillation, Hinton et al., 2015; for norms alone: Li et al., "norm twe
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -16,13 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from ssql_det.core.console import track
+from ssql_det.ptq.steps import copy_trainable, make_groups
 from ssql_det.quant import Bits, Quantization
 from ssql_det.quant.bits import format_bits
 from ssql_det.quant.forward import Forward, evaluating, freezing
 from ssql_det.quant.norms import find_norms_and_layers
+from ssql_det.quant.points import assign_bits
+from ssql_det.quant.points.family import count_output_channels
 from ssql_det.quant.repair import Repair
 
-_LEARNING_RATE = 1e-2  # of gains and shifts, in units of their mean magnitude; falls to 0 as a cosine
+_LEARNING_RATE = 1e-2  # of gains, shifts and biases, and in units of each step; falls to 0 as a cosine
 ComputeLoss = Callable[[nn.Module, int], Tensor]
 """The difference between the network, as it is at the call, and the float network on the batch of an index."""
 
@@ -43,7 +45,11 @@ def tune(
     repair = quantization.repairs.setdefault(format_bits(bits, overrides), Repair())
     original = Repair(dict(repair.tensors), dict(repair.quantizers))
     groups = [*_prepare_tensors(quantization, repair, batches[0], forward, learning_rate)]
-    groups += _prepare_quantizers(quantization, repair, learning_rate)
+    assigned = assign_bits(quantization.points, bits, overrides)
+    point_bits = {point: each for point, each in assigned.items() if each is not None and not point.is_weight}
+    trained = copy_trainable({point: repair.quantizers.get(point, quantization[point]) for point in point_bits})
+    repair.quantizers |= trained
+    groups += make_groups(trained, point_bits, learning_rate)
     optimizer = torch.optim.Adam(groups)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = torch.Generator().manual_seed(seed)
@@ -76,24 +82,15 @@ def _prepare_tensors(
 ) -> Iterator[dict[str, Any]]:
     """Replace gains, shifts and biases by parameters; yield them for the optimizer."""
     model = quantization.model
-    for path in find_norms_and_layers(model, quantization.points, batch, forward):
+    norms, layers = find_norms_and_layers(model, quantization.points, batch, forward)
+    names = [(path, name) for path in norms for name in ("weight", "bias")] + [(path, "bias") for path in layers]
+    for path, name in names:
         module: Any = model.get_submodule(path)
-        for name in ("weight", "bias") if hasattr(module, "running_var") else ("bias",):
-            tensor = repair.tensors.get(f"{path}.{name}", getattr(module, name))
-            if tensor is None:
-                if name == "weight" or hasattr(module, "running_var"):
-                    continue
-                tensor = module.weight.new_zeros(module.weight.shape[0])
-            parameter = nn.Parameter(tensor.detach().clone())
-            repair.tensors[f"{path}.{name}"] = parameter
-            yield {"params": [parameter], "lr": learning_rate}
-
-
-def _prepare_quantizers(quantization: Quantization, repair: Repair, learning_rate: float) -> Iterator[dict[str, Any]]:
-    for point in quantization.points:
-        quantizer = repair.quantizers.get(point, quantization[point])
-        if not point.is_weight and next(quantizer.parameters(), None) is not None:
-            repair.quantizers[point] = quantizer = copy.deepcopy(quantizer).requires_grad_(True)
-            with torch.no_grad():  # a step changes by a fraction of itself, whatever the scale of its tensor
-                scale = max(float(each.abs().max()) for each in quantizer.parameters())
-            yield {"params": [*quantizer.parameters()], "lr": learning_rate * scale}
+        tensor = repair.tensors.get(f"{path}.{name}", getattr(module, name))
+        if tensor is None and path in norms:
+            continue  # a norm without gains and shifts
+        if tensor is None:
+            tensor = module.weight.new_zeros(count_output_channels(module))
+        parameter = nn.Parameter(tensor.detach().clone())
+        repair.tensors[f"{path}.{name}"] = parameter
+        yield {"params": [parameter], "lr": learning_rate}

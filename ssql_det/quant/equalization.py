@@ -34,7 +34,7 @@ from ssql_det.quant.forward import Forward, evaluating
 from ssql_det.quant.hooks import Action, get_float_weight, hooking
 from ssql_det.quant.joints import Joint
 from ssql_det.quant.points import QuantPoint
-from ssql_det.quant.points.family import LAYER_TYPES
+from ssql_det.quant.points.family import LAYER_TYPES, count_output_channels
 from ssql_det.quant.quantizers import TensorSpec
 from ssql_det.quant.tensor_cache import TensorCache
 from ssql_det.quant.tracing import trace_pass
@@ -139,7 +139,7 @@ class _Channels:
         weights = (point for point in points if point.is_weight and point.path in joint.readers)
         self._readers = [(each, model.get_submodule(each.path), get_float_weight(model, each)) for each in weights]
         layer: Any = model.get_submodule(joint.layer)
-        num_channels = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+        num_channels = count_output_channels(layer)
         self.maxima = torch.zeros(num_channels, dtype=compute_dtype(layer.weight), device=layer.weight.device)
         self._shape: tuple[int, ...] = ()  # of the tensor, without the samples
 

@@ -40,23 +40,44 @@ _FUNCTIONS = {nn.Conv2d: "conv2d", nn.ConvTranspose2d: "conv_transpose2d", nn.Li
 Quantizing = Callable[[], AbstractContextManager[None]]
 
 
+@torch.no_grad()
 def correct_norms(
     model: nn.Module,
     scheme: Scheme,
     quantizing: Quantizing,
     points: Sequence[QuantPoint],
     batches: Iterable[Any],
-    forward: Forward = forward_images,
+    forward: Forward,
 ) -> dict[str, Tensor]:
     """Return the tensors that replace the network's at the bit-width of ``quantizing()``, by name.
 
     A batch needs several images: the variance within one image is smaller than that of the data. With several
-    processes every rank runs all batches.
+    processes every rank runs all batches. Of a module that is called several times in a pass, as a head for all levels
+    of an FPN, each call is matched by its own statistics, and the tensors are those of all calls.
     """
     if scheme.norms == RE_ESTIMATED:
         with quantizing():
             return estimate_norm_statistics(model, batches, forward)
-    return match_norms(model, scheme, quantizing, points, batches, forward)
+    targets: list[_Target] | None = None
+    with evaluating(model):
+        for batch in track(batches, "matching norms"):
+            if targets is None:
+                norms, layers = find_norms_and_layers(model, points, batch, forward)
+                paths = (norms if scheme.norms == MATCHED else []) + (layers if scheme.biases == CORRECTED else [])
+                targets = [_Target(path, model.get_submodule(path)) for path in paths]
+            for target in targets:
+                target.start_batch()
+            with _hooking_targets(model, targets, "record"):
+                forward(model, batch)
+            # Corrections come before quantization at the same output: hooks run in the order of registration.
+            with _hooking_targets(model, targets, "correct"), quantizing():
+                forward(model, batch)
+    if targets is None:
+        raise _no_images_error(f"norms={scheme.norms}, biases={scheme.biases}")
+    if not targets:
+        raise UserError(f"{scheme}: this network has no norm with statistics, and no layer without one, to correct")
+    reached = (target for target in targets if target.quantized_moments.count)
+    return {name: tensor for target in reached for name, tensor in target.compute_tensors().items()}
 
 
 def has_trainable_norms(model: nn.Module) -> bool:
@@ -207,52 +228,15 @@ class _Target:
         return m + (norm.running_mean.double() - m0) * ratio.sqrt(), var
 
 
-@torch.no_grad()
-def match_norms(
-    model: nn.Module,
-    scheme: Scheme,
-    quantizing: Quantizing,
-    points: Sequence[QuantPoint],
-    batches: Iterable[Any],
-    forward: Forward = forward_images,
-) -> dict[str, Tensor]:
-    """Match to those in float, as the scheme says, the outputs of norms and of the quantized layers without norm.
-
-    Of a module that is called several times in a pass, as a head for all levels of an FPN, each call is corrected by
-    its own statistics, and the tensors are those of all calls.
-    """
-    targets: list[_Target] | None = None
-    with evaluating(model):
-        for batch in track(batches, "matching norms"):
-            if targets is None:
-                paths = find_norms_and_layers(model, points, batch, forward)
-                found = [_Target(path, model.get_submodule(path)) for path in paths]
-                is_matched = {True: scheme.norms == MATCHED, False: scheme.biases == CORRECTED}
-                targets = [target for target in found if is_matched[target.is_norm]]
-            for target in targets:
-                target.start_batch()
-            with _hooking_targets(model, targets, "record"):
-                forward(model, batch)
-            # Corrections come before quantization at the same output: hooks run in the order of registration.
-            with _hooking_targets(model, targets, "correct"), quantizing():
-                forward(model, batch)
-    if targets is None:
-        raise _no_images_error(f"norms={scheme.norms}, biases={scheme.biases}")
-    if not targets:
-        raise UserError(f"{scheme}: this network has no norm with statistics, and no layer without one, to correct")
-    reached = (target for target in targets if target.quantized_moments.count)
-    return {name: tensor for target in reached for name, tensor in target.compute_tensors().items()}
-
-
 def find_norms_and_layers(
     model: nn.Module, points: Sequence[QuantPoint], batch: Any, forward: Forward
-) -> tuple[str, ...]:
-    """Paths of the norms that have statistics, then of the quantized layers that no such norm follows."""
+) -> tuple[list[str], list[str]]:
+    """Paths of the norms that have statistics, and of the quantized layers that no such norm follows."""
     modules = dict(model.named_modules())
     norms = [path for path, module in modules.items() if isinstance(getattr(module, "running_var", None), Tensor)]
     normalized = {chain.layer for chain in trace_pass(model, points, batch, forward).chains if chain.norm in norms}
     layers = [point.path for point in points if point.is_weight and point.path not in normalized]
-    return (*norms, *layers)
+    return norms, layers
 
 
 @contextmanager

@@ -39,6 +39,7 @@ from ssql_det.core.json_files import parse_json
 from ssql_det.core.rows import Calibration
 from ssql_det.core.tensor_files import is_safetensors, read_safetensors, write_safetensors
 from ssql_det.quant.equalization import Equalization
+from ssql_det.quant.forward import get_device
 from ssql_det.quant.points import QuantPoint, Side
 from ssql_det.quant.quantizers import Quantizer
 from ssql_det.quant.repair import Repair
@@ -174,7 +175,7 @@ def restore_tensors(
 ) -> tuple[Equalization, dict[str, Repair]]:
     """Load the tensors of a file into new quantizers of a model, and return the equalization and the repairs; a
     ``ValueError`` for unexpected, missing or invalid tensors."""
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    device = get_device(model)
     tensors = {name: tensor.to(device, copy=True) for name, tensor in content.tensors.items()}  # not memory-mapped
 
     def pop(prefix: str) -> dict[str, Tensor]:

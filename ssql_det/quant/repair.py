@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ssql_det.quant.forward import get_device
 from ssql_det.quant.hooks import overriding_attributes
 from ssql_det.quant.points import QuantPoint
+from ssql_det.quant.points.family import count_output_channels
 from ssql_det.quant.quantizers import Quantizer
 
 _TENSORS, _LEARNED = "replaced.", "learned."
@@ -89,8 +90,7 @@ def check_replaced_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> N
         module: Any = model.get_submodule(path)
         replaced = getattr(module, attribute)
         if replaced is None and attribute == "bias":  # of a layer without bias
-            weight = module.weight
-            replaced = weight.new_empty(weight.shape[1 if isinstance(module, nn.ConvTranspose2d) else 0])
+            replaced = module.weight.new_empty(count_output_channels(module))
         if not isinstance(replaced, Tensor) or tensor.shape != replaced.shape or not tensor.isfinite().all():
             raise ValueError(f"{name} has another shape than the network's, or values that are not finite")
         if attribute == "running_var" and bool((tensor + module.eps <= 0).any()):

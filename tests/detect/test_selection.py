@@ -10,6 +10,7 @@ from support.refusals import refused
 from ssql_det.core.errors import UserError
 from ssql_det.detect import selection
 from ssql_det.detect.detector import load_trained_detector
+from ssql_det.detect.evaluation_data import select_role_images
 from ssql_det.detect.quantized_evaluation import QuantizationSettings
 from ssql_det.detect.selection import Trial, parse_auto, search_schemes
 from ssql_det.quant import Bits, Calibration, Scheme
@@ -52,7 +53,8 @@ def test_the_scheme_closest_to_the_float_detector_is_taken_then_tuned(learned, m
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     start = Scheme(placement="integer", tune=3)
     settings = QuantizationSettings("all", Calibration(4, selection_images=4), start)
-    scheme, trials = selection.select_scheme(cfg, model, [Bits(4, 4), Bits(2, 4)], settings)
+    images = select_role_images(cfg, settings.calibration)
+    scheme, trials = selection.select_scheme(model, images, [Bits(4, 4), Bits(2, 4)], settings)
     assert len(trials) == 3
     assert all(trial.scheme.placement == "integer" and len(trial.losses) == 2 for trial in trials)
     assert all(0 < trial.losses[0] < trial.losses[1] for trial in trials)  # fewer bits, farther away

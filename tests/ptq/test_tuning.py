@@ -82,6 +82,26 @@ def test_gains_shifts_biases_and_steps_are_tuned_and_nothing_else(model, batches
     assert all(changed)
 
 
+def test_other_bit_widths_that_were_used_before_change_nothing(model, batches):
+    found = []
+    for others in ((), (Bits(2, 2), Bits(8, 8))):
+        quantization = calibrate(model, batches)
+        for bits in others:  # initializes the steps of these bit-widths
+            with quantization.at(bits), torch.no_grad():
+                model(batches[0])
+        tune(quantization, LOW, batches, make_loss(model, batches), 3, forward_images)
+        found.append(quantization.repairs["2w3a"].tensors["6.bias"])
+    assert torch.equal(*found)
+
+
+def test_a_transposed_conv_without_bias_gets_one_of_its_output_channels(batches):
+    layers = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ConvTranspose2d(4, 6, 2, groups=2, bias=False), nn.Conv2d(6, 2, 1))
+    layers.double().eval()
+    quantization = calibrate(layers, batches)
+    tune(quantization, LOW, batches, make_loss(layers, batches), 2, forward_images)
+    assert quantization.repairs["2w3a"].tensors["1.bias"].shape == (6,)
+
+
 def test_the_same_seed_gives_the_same_bits_and_another_one_others(model, batches):
     found = [tune_once(model, batches, seed=seed)[0].repairs["2w3a"].tensors["6.bias"] for seed in (0, 0, 1)]
     assert torch.equal(found[0], found[1])

@@ -6,6 +6,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch.fx
 from torch import nn
@@ -106,6 +107,16 @@ def check_placement(placement: str, supported: tuple[str, ...], model_name: str)
         )
     if placement not in supported:
         raise UserError(f"{model_name} has no rules for placement={placement}; use placement={', '.join(supported)}")
+
+
+def count_output_channels(layer: nn.Module) -> int:
+    """The output channels of a conv or linear layer.
+
+    >>> count_output_channels(nn.ConvTranspose2d(4, 6, 3, groups=2)), count_output_channels(nn.Linear(3, 5))
+    (6, 5)
+    """
+    channels: Any = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+    return int(channels)
 
 
 def named_layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
