@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> None:
     from ssql_det.detect.points import detector_points
     from ssql_det.detect.predict import check_output_paths, detect_at_bit_widths, find_images, save_predictions
     from ssql_det.detect.quantized_evaluation import calibrate_detector
-    from ssql_det.detect.saved_quantization import read_settings
+    from ssql_det.detect.saved_quantization import load_with_settings
     from ssql_det.quant import Quantization, parse_bit_widths
     from ssql_det.quant.scheme import NORM_CORRECTION
 
@@ -65,9 +65,8 @@ def run(options: argparse.Namespace) -> None:
     model, _ = load_trained_detector(cfg)
     batches: Sequence[Any] = ()
     if options.quantization is not None:
-        path = Path(options.quantization)
-        read_settings(path, model, options.scope, parse_scheme(options), options.calib_images, options.calib_seed)
-        quantization = Quantization.load(path, model)
+        given = (options.scope, parse_scheme(options), options.calib_images, options.calib_seed)
+        quantization, _ = load_with_settings(Path(options.quantization), model, *given)
         for bits in widths:
             quantization.check_repairs(bits)
     else:

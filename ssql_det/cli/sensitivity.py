@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> None:
     from ssql_det.core.files import atomic_write, check_not_an_input
     from ssql_det.detect.detector import load_trained_detector
     from ssql_det.detect.quantized_evaluation import QuantizationSettings
-    from ssql_det.detect.saved_quantization import read_settings
+    from ssql_det.detect.saved_quantization import load_with_settings
     from ssql_det.detect.sensitivity import select_overrides, sort_by_degradation
     from ssql_det.quant import Bits, parse_bit_widths
 
@@ -80,7 +80,8 @@ def run(options: argparse.Namespace) -> None:
     settings, path = QuantizationSettings("all", make_calibration(options), scheme), None
     if options.quantization is not None:
         path = Path(options.quantization)
-        settings = read_settings(path, model, "all", parse_scheme(options), options.calib_images, options.calib_seed)
+        given = ("all", parse_scheme(options), options.calib_images, options.calib_seed)
+        _, settings = load_with_settings(path, model, *given)
         if settings.scheme.learned_repairs:
             raise UserError(
                 f"{path} has the scheme {settings.scheme}, which learned for all parts together, not for each alone; "

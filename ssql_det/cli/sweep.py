@@ -82,7 +82,7 @@ def _sweep(cfg, config_label, widths, settings, file):  # type: ignore[no-untype
     from ssql_det.core.distributed import is_main
     from ssql_det.core.run_folder import owning_folder
     from ssql_det.detect.detector import load_trained_detector
-    from ssql_det.detect.saved_quantization import read_settings
+    from ssql_det.detect.saved_quantization import load_with_settings
     from ssql_det.detect.sweep import RESULTS_NAME, sweep
     from ssql_det.report.display_names import format_scheme
 
@@ -91,7 +91,8 @@ def _sweep(cfg, config_label, widths, settings, file):  # type: ignore[no-untype
     path = None
     if file is not None:
         path, given = file
-        settings = replace(read_settings(path, model, **given), overrides=settings.overrides)
+        _, settings_of_file = load_with_settings(path, model, **given)
+        settings = replace(settings_of_file, overrides=settings.overrides)
     rows = []
     with owning_folder(check_output_dir(cfg.OUTPUT_DIR)):
         for row in sweep(cfg, config_label, model, checkpoint, widths, settings, path):

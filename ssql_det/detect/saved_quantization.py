@@ -17,21 +17,22 @@ from ssql_det.quant.quantization_file import check_given_calibration, check_same
 from ssql_det.quant.scheme import NORM_CORRECTION
 
 
-def read_settings(
+def load_with_settings(
     path: Path,
     model: nn.Module,
     scope: str | None = None,
     scheme: Scheme | None = None,
     images: int | None = None,
     seed: int | None = None,
-) -> QuantizationSettings:
-    """The settings that a file stands for. Those that are given too must agree with it; ``None`` accepts any."""
+) -> tuple[Quantization, QuantizationSettings]:
+    """The quantization in a file, and the settings that it stands for. Those that are given too must agree with it;
+    ``None`` accepts any."""
     quantization = Quantization.load(path, model, scheme)
     placement = quantization.scheme.placement
     scope = scope or _find_scope(model, quantization.points, placement)
     check_same_points(detector_points(model, scope, placement), quantization.points, path)
     calibration = check_given_calibration(path, quantization.calibration, images, seed)
-    return QuantizationSettings(scope, calibration, quantization.scheme)
+    return quantization, QuantizationSettings(scope, calibration, quantization.scheme)
 
 
 def check_quantization_file(
