@@ -20,12 +20,13 @@ FLOORS = {
     "d2": 2,
     "analyze": 2,
     "detect": 3,
+    "deploy": 4,
     "reproduce": 3,
     "ssl": 2,
     "ptq": 2,
     "pretrain": 3,
-    "cli": 4,
-    "__main__": 5,
+    "cli": 5,
+    "__main__": 6,
 }
 LONGEST = 350
 
