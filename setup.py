@@ -10,6 +10,8 @@ from setuptools.command.build_py import build_py
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "ssql_det/__init__.py").read_text("utf-8")).group(1)
 
+DEPLOY = ["onnx>=1.16", "onnxscript>=0.5", "onnxruntime>=1.19"]  # export, and run what was exported
+
 
 class BuildWithConfigs(build_py):
     """Puts the repository's configs/ into the wheel as ssql_det/configs, where core/config_files.py looks for them."""
@@ -55,7 +57,10 @@ setup(
     ],
     extras_require={
         "completion": ["argcomplete>=3.1"],
+        "deploy": DEPLOY,
+        "openvino": ["openvino>=2024.4"],
         "dev": [
+            *DEPLOY,
             *("argcomplete>=3.1", "hypothesis>=6.100", "matplotlib>=3.8", "mypy>=1.11", "pytest>=8.0"),
             *("pytest-xdist>=3.5", "ruff>=0.6", "types-PyYAML"),
         ],

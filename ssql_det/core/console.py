@@ -1,6 +1,7 @@
 """What a terminal shows: log lines, progress with the time left, tables.
 
-Results go to stdout, so that they can be piped; progress and log lines go to stderr.
+Results go to stdout, so that they can be piped; progress and log lines go to stderr. rich is imported only where it
+draws, since a machine that only runs exported detectors need not have it: there progress is always lines.
 """
 
 from __future__ import annotations
@@ -12,11 +13,6 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from typing import TypeVar
-
-import rich.box
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
 T = TypeVar("T")
 
@@ -65,11 +61,15 @@ def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T
     if not _is_rank_zero():
         yield from items
         return
-    yield from _bar(items, what, total) if sys.stderr.isatty() else _lines(items, what, total)
+    yield from _bar(items, what, total) if sys.stderr.isatty() and _has_rich() else _lines(items, what, total)
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
     """Print a small table to stdout: the first column is text, the others are numbers, aligned right."""
+    import rich.box
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(title=title, title_justify="left", box=rich.box.SIMPLE_HEAD)
     for index, name in enumerate(header):
         table.add_column(name, justify="right" if index else "left", no_wrap=True)
@@ -98,7 +98,25 @@ def _is_rank_zero() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def _has_rich() -> bool:
+    try:
+        import rich.progress  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
 def _bar(items: Iterable[T], what: str, total: int | None) -> Iterator[T]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),

@@ -17,3 +17,7 @@ export      write a detector or a backbone as an ONNX file, and check it
 
 Importing this package does not import torch.
 """
+
+from ssql_det.deploy.detector import Detections, Detector
+
+__all__ = ["Detections", "Detector"]
