@@ -4,13 +4,17 @@ Without torch, only NumPy, Pillow and onnxruntime:
 
 =========== ==============================================================================
 metadata    what an exported file says about itself: classes, size rule, weights, versions
-detector    open an exported file and detect objects in an image
+session     open an exported file with onnxruntime
+postprocess boxes scaled to the given image, masks pasted into it
+detector    detect objects in an image
 folder      detect in many images, write pictures and COCO's JSON
 =========== ==============================================================================
 
 With torch (and the extra ``deploy``):
 
 =========== ==============================================================================
+operators   NMS of many sets of boxes, as one operator of torch and of ONNX
+selection   what lies between the networks: boxes, proposals, detections, pooling
 graph       the inference graph of a detector, in operations that ONNX has
 export      write a detector or a backbone as an ONNX file, and check it
 =========== ==============================================================================
