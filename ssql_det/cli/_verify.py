@@ -11,17 +11,15 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-
-from ssql_det.backbones import build_backbone
-from ssql_det.convert import IMAGENET, Checkpoint, load_backbone, read_content
 from ssql_det.core.errors import UserError
 from ssql_det.core.files import temporary_folder
-from ssql_det.quant.hooks import recording_outputs
-from ssql_det.ssl.augmentations import normalize
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from ssql_det.convert import Checkpoint
 
 BAR = 1e-5  # of the largest feature of a stage
 _STAGE_NAMES = (("layer1", "layer2", "layer3", "layer4"), ("res2", "res3", "res4", "res5"))
@@ -50,6 +48,11 @@ def compute_largest_difference(checkpoint: Checkpoint, path: Path, format: str) 
 
     In float64, so that rounding does not count.
     """
+    import torch
+
+    from ssql_det.convert import IMAGENET, load_backbone, read_content
+    from ssql_det.ssl.augmentations import normalize
+
     source_format = "" if checkpoint.source is None else checkpoint.source.format
     source = _build_network(source_format, checkpoint).double().eval()
     load_backbone(source, checkpoint)
@@ -69,6 +72,8 @@ def compute_largest_difference(checkpoint: Checkpoint, path: Path, format: str) 
 
 def _build_network(format: str, checkpoint: Checkpoint) -> nn.Module:
     """A network with fresh weights, of the class that users of the format have."""
+    from ssql_det.backbones import build_backbone
+
     architecture = checkpoint.architecture
     if format in _ENGINE_FORMATS:
         return _build_engine_resnet(checkpoint)
@@ -121,6 +126,10 @@ def _load_by_own_names(network: nn.Module, format: str, content: Any) -> None:
 
 def _compute_features(network: nn.Module, images: Tensor) -> list[Tensor]:
     """The outputs of the four stages."""
+    import torch
+
+    from ssql_det.quant.hooks import recording_outputs
+
     stages = next(names for names in _STAGE_NAMES if hasattr(network, names[0]))
     with recording_outputs(network, stages) as features, torch.no_grad():
         network(images)

@@ -1,11 +1,12 @@
 """What a terminal shows: log lines, progress with the time left, tables.
 
-Results go to stdout, so that they can be piped; progress and log lines go to stderr. rich is imported only where it
-draws, since a machine that only runs exported detectors need not have it: there progress is always lines.
+Results go to stdout, so that they can be piped; progress and log lines go to stderr. Without rich, which a detector's
+runtime does not need, progress is lines and a table is text.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import shlex
@@ -66,6 +67,9 @@ def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
     """Print a small table to stdout: the first column is text, the others are numbers, aligned right."""
+    if not _has_rich():
+        _print_plain_table([header, *rows], title)
+        return
     import rich.box
     from rich.console import Console
     from rich.table import Table
@@ -99,33 +103,28 @@ def _is_rank_zero() -> bool:
 
 
 def _has_rich() -> bool:
-    try:
-        import rich.progress  # noqa: F401
-    except ImportError:
-        return False
-    return True
+    return importlib.util.find_spec("rich") is not None
+
+
+def _print_plain_table(rows: Sequence[Sequence[str]], title: str | None) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [" " + "   ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+    print(*([title] if title else []), *lines, sep="\n")
 
 
 def _bar(items: Iterable[T], what: str, total: int | None) -> Iterator[T]:
+    from rich import progress as bar
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
 
     columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        bar.TextColumn("{task.description}", markup=False),
+        bar.BarColumn(),
+        bar.MofNCompleteColumn(),
+        bar.TimeElapsedColumn(),
+        bar.TextColumn("left"),
+        bar.TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as progress:
+    with bar.Progress(*columns, console=Console(file=sys.stderr), transient=True) as progress:
         yield from progress.track(items, total=total, description=what)
 
 

@@ -71,19 +71,33 @@ def test_on_a_terminal_progress_is_a_bar_that_goes_away(monkeypatch):
     assert sys.stderr.getvalue().endswith("\x1b[2K")
 
 
-def test_a_table_in_a_pipe_is_plain_and_whole(capsys):
+def test_without_rich_a_terminal_shows_lines(clock, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rich", None)
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    for _ in track(range(2), "counting"):
+        clock(6)
+    assert sys.stderr.getvalue() == "counting: 2 of 2, 0 s left\n"
+
+
+@pytest.mark.parametrize("has_rich", [True, False])
+def test_a_table_in_a_pipe_is_plain_and_whole(has_rich, capsys, monkeypatch):
+    if not has_rich:
+        monkeypatch.setitem(sys.modules, "rich", None)
     long = "runs/" + "x" * 300
     print_table(("checkpoint", "AP"), [(long, "61.2"), ("short", "5.0")], "a title")
     said = capsys.readouterr()
     assert said.err == ""
     assert "\x1b" not in said.out
-    title, header, _, *rows = [line.rstrip() for line in said.out.splitlines() if line.strip()]
+    title, header, *rows = [line.rstrip() for line in said.out.splitlines() if line.strip(" ─")]
     assert (title, header.split()) == ("a title", ["checkpoint", "AP"])
     assert [row.split() for row in rows] == [[long, "61.2"], ["short", "5.0"]]
     assert len({row.rindex(".") for row in rows}) == 1  # numbers stand right, so their points are in line
 
 
-def test_a_tables_cells_are_taken_literally(capsys):
+@pytest.mark.parametrize("has_rich", [True, False])
+def test_a_tables_cells_are_taken_literally(has_rich, capsys, monkeypatch):
+    if not has_rich:
+        monkeypatch.setitem(sys.modules, "rich", None)
     print_table(("name", "AP"), [("runs/[bold]/:smile:", "[1]")], "of [red]")
     said = capsys.readouterr().out
     assert all(text in said for text in ("runs/[bold]/:smile:", "[1]", "of [red]"))
