@@ -45,7 +45,7 @@ setup(
         "iopath>=0.1.9",
         "pycocotools>=2.0.7",
         "opencv-python-headless>=4.8",
-        "pillow>=10.0",
+        "pillow>=10.1",
         "pyyaml>=6.0",
         "rich>=13.0",
         "tabulate>=0.9",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ssql_det.checkdata.findings import AnnotatedImage, Box, SplitReport, find_duplicates
+from ssql_det.images.masks import parse_counts
 
 SPLITS = {"train2017": 118287, "val2017": 5000}  # with their numbers of images in the COCO 2017 release
 _NUM_CATEGORIES = 80  # of COCO 2017
@@ -117,29 +118,15 @@ def _find_rle_problem(segmentation: dict[str, Any], size: tuple[int, int]) -> st
     if rle_size != [size[1], size[0]]:
         return f"has an RLE mask of size {rle_size}, but the image has height and width {[size[1], size[0]]}"
     if isinstance(counts, str):
-        counts = _decompress_counts(counts)
+        try:
+            counts = parse_counts(counts).tolist()
+        except ValueError:
+            return "has an RLE mask whose counts are not whole numbers"
     if not isinstance(counts, list) or not all(isinstance(count, int) and count >= 0 for count in counts):
         return "has an RLE mask whose counts are not whole numbers"
     if sum(counts) != size[0] * size[1]:
         return f"has an RLE mask of {sum(counts)} pixels, but the image has {size[0] * size[1]}"
     return None
-
-
-def _decompress_counts(text: str) -> list[int] | None:
-    """Decode COCO's compressed counts: signed base-32 numbers; from the third, differences to the count two before."""
-    counts: list[int] = []
-    value = shift = 0
-    for letter in text:
-        digit = ord(letter) - 48
-        if not 0 <= digit < 64 or shift > 30:
-            return None
-        value |= (digit & 31) << shift
-        shift += 5
-        if not digit & 32:
-            value -= (1 << shift) if digit & 16 else 0
-            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
-            value = shift = 0
-    return counts if shift == 0 else None
 
 
 def _is_id(value: Any) -> bool:

@@ -49,9 +49,10 @@ def run(options: argparse.Namespace) -> None:
     from ssql_det.detect.detector import load_trained_detector
     from ssql_det.detect.evaluation_data import select_calibration_images
     from ssql_det.detect.points import detector_points
-    from ssql_det.detect.predict import check_output_paths, detect_at_bit_widths, find_images, save_predictions
+    from ssql_det.detect.predict import detect_at_bit_widths, save_predictions
     from ssql_det.detect.quantized_evaluation import calibrate_detector
     from ssql_det.detect.saved_quantization import load_with_settings
+    from ssql_det.images.reading import check_output_paths, find_images
     from ssql_det.quant import Quantization, parse_bit_widths
     from ssql_det.quant.scheme import NORM_CORRECTION
 

@@ -78,7 +78,7 @@ def decode_rle(rle: Mapping[str, Any]) -> Masks:
     height, width = _check_size(rle.get("size"))
     counts = rle.get("counts")
     if isinstance(counts, (str, bytes)):
-        parsed = _parse_counts(counts)
+        parsed = parse_counts(counts)
     elif isinstance(counts, list):
         parsed = _check_counts(counts)
     else:
@@ -127,8 +127,12 @@ def _write_counts(counts: Counts) -> str:
     return text.astype(np.uint8).tobytes().decode("ascii")
 
 
-def _parse_counts(text: str | bytes) -> Counts:
-    """The inverse of :func:`_write_counts`."""
+def parse_counts(text: str | bytes) -> Counts:
+    """The lengths of the runs in COCO's compressed counts, which are not checked: one may be negative.
+
+    >>> parse_counts("13").tolist()
+    [1, 3]
+    """
     content = text.encode("ascii") if isinstance(text, str) else text
     digits = np.frombuffer(content, np.uint8).astype(np.int64) - _FIRST
     if digits.size and (digits.min() < 0 or digits.max() >= 64):

@@ -5,17 +5,17 @@ The report lists what is missing, with the reason.
 
 from __future__ import annotations
 
+import io
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import cv2
+from PIL import Image
 
 from ssql_det.analyze.page import build_term_tables, read_terms
-from ssql_det.checkdata.draw import read_image
 from ssql_det.core.rows import Row, finite_or_none
+from ssql_det.images.reading import read_rgb
 from ssql_det.report.blocks import Block, Collapsible, Figure, Heading, ItemList, Paragraph, Table
 from ssql_det.report.comparison_blocks import (
     build_chart,
@@ -262,10 +262,12 @@ def _show_detections(results: RunResults) -> Iterator[Block]:
 
 def _shrink_image(path: Path) -> bytes:
     """An image file as JPEG of at most `_MAX_IMAGE_WIDTH`."""
-    image: Any = read_image(path)
-    scale = min(1.0, _MAX_IMAGE_WIDTH / image.shape[1])
-    image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    return bytes(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 88])[1])
+    image = Image.fromarray(read_rgb(path))
+    scale = min(1.0, _MAX_IMAGE_WIDTH / image.width)
+    size = (round(image.width * scale), round(image.height * scale))
+    encoded = io.BytesIO()
+    image.resize(size, Image.Resampling.BOX).save(encoded, format="JPEG", quality=88)
+    return encoded.getvalue()
 
 
 def _show_analysis(results: RunResults) -> Iterator[Block]:

@@ -13,6 +13,7 @@ from pycocotools import mask as coco_mask
 from ssql_det.checkdata.draw import draw_annotations
 from ssql_det.checkdata.findings import AnnotatedImage
 from ssql_det.cli.main import main
+from ssql_det.core.errors import UserError
 
 
 @pytest.fixture
@@ -321,9 +322,17 @@ def test_a_contact_sheet_is_drawn(toy, tmp_path, capsys):
         assert len(image.getcolors(maxcolors=1 << 24)) > 1000
 
 
-def test_names_that_are_no_text_are_drawn(tmp_path):
+def test_a_name_that_is_no_text_is_drawn(tmp_path):
     path = tmp_path / os.fsdecode(b"a\xff.png")
     Image.new("RGB", (40, 30)).save(path)
-    drawn = draw_annotations(AnnotatedImage(path, None, ((5, 20, 15, 25),), ("\udcff",), (None,)), enlarged_to=40)
+    annotated = AnnotatedImage(path, None, ((5, 20, 15, 25),), ("\udcff",), (None,))
+    drawn = draw_annotations(annotated, {"\udcff": 0}, enlarged_to=40)
     assert drawn.shape == (30, 40, 3)
     assert drawn.any()
+
+
+def test_an_invalid_mask_is_named(tmp_path):
+    Image.new("RGB", (40, 30)).save(path := tmp_path / "a.png")
+    annotated = AnnotatedImage(path, None, ((5, 20, 15, 25),), ("cat",), ({"size": [30, 40], "counts": [1]},))
+    with pytest.raises(UserError, match=r"a\.png: a mask is invalid \(the runs have 1 pixels"):
+        draw_annotations(annotated, {"cat": 0})

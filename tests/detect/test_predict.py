@@ -13,7 +13,8 @@ from ssql_det.cli.main import main
 from ssql_det.cli.predict import _split_keys_and_images
 from ssql_det.core.errors import UserError
 from ssql_det.detect.detector import build_detector
-from ssql_det.detect.predict import find_images, get_category_ids, load_image
+from ssql_det.detect.predict import get_category_ids, load_image
+from ssql_det.images.reading import find_images
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,162 @@
+"""Boxes, masks and labels drawn on an image; a class has the same colour in every picture."""
+
+from __future__ import annotations
+
+import colorsys
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from ssql_det.core.errors import printable
+from ssql_det.images.masks import Masks, decode_rle
+from ssql_det.images.reading import Pixels
+from ssql_det.images.results import Detection
+
+Colour = tuple[int, int, int]
+
+MAX_SIDE = 640  # pixels: a larger image is shrunk to this
+ENLARGED_SIDE = 320  # pixels: a smaller image is enlarged by a whole factor, its longer side to this at most
+_CAPTION_HEIGHT = 26  # pixels of the white bar above an image
+_CAPTION_SIZE = 15
+_FRAME = ((_CAPTION_HEIGHT, 4), (2, 2), (0, 0))  # pixels above and below, left and right
+_MAX_LABEL_LENGTH = 80  # characters
+_TINT = 0.25  # of a mask's colour in its pixels
+_GOLDEN_RATIO = (math.sqrt(5) - 1) / 2  # steps of this size around the colour circle stay far from each other
+_WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
+
+
+def get_class_colour(index: int) -> Colour:
+    """The colour of a class in RGB.
+
+    >>> get_class_colour(0), get_class_colour(1)
+    ((242, 36, 36), (51, 96, 204))
+    """
+    brightness, saturation = ((0.95, 0.85), (0.8, 0.75), (0.65, 0.9), (1.0, 0.6))[index % 4]
+    red, green, blue = colorsys.hsv_to_rgb(index * _GOLDEN_RATIO % 1, saturation, brightness)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def draw_detections(
+    image: Pixels,
+    boxes: Sequence[Sequence[float]] | NDArray[Any],
+    labels: Sequence[str],
+    classes: Sequence[int],
+    masks: Sequence[Masks | None] | None = None,
+    enlarged_to: int = ENLARGED_SIDE,
+    max_side: int = MAX_SIDE,
+) -> Pixels:
+    """Draw boxes (x0, y0, x1, y1), their labels and their masks, each [height, width] of the image, on a copy.
+
+    A large image is shrunk so that its longer side is ``max_side``; a small one is enlarged by a whole factor, to
+    ``enlarged_to`` at most. What comes first lies on top. A label that would leave the image is moved into it.
+    """
+    canvas = _resize(image, enlarged_to, max_side)
+    scale = max(canvas.shape[:2]) / max(image.shape[:2])
+    colours = [get_class_colour(index) for index in classes]
+    if masks is not None:
+        _draw_masks(canvas, masks, colours)
+    picture = Image.fromarray(canvas)
+    draw = ImageDraw.Draw(picture)
+    side = max(picture.size)
+    line_width = max(1, round(side / 320))
+    font = _load_font(max(11, round(side / 45)))
+    items = list(zip(boxes, labels, colours, strict=True))[::-1]
+    corners = [_scale_box(box, scale, side) for box, _, _ in items]
+    for corner, (_, _, colour) in zip(corners, items, strict=True):
+        if corner is not None:
+            draw.rectangle(corner, outline=colour, width=line_width)
+    for corner, (_, label, colour) in zip(corners, items, strict=True):
+        if corner is not None:
+            _draw_label(draw, corner, label, colour, font)
+    return np.array(picture)
+
+
+def draw_panel(image: Pixels, detections: Sequence[Detection], class_names: Sequence[str], caption: str) -> Pixels:
+    """Draw the detections with their classes and scores, and a caption above the image. Panels of the same image have
+    the same height, and can be put side by side."""
+    boxes = [(x, y, x + width, y + height) for x, y, width, height in (each.box for each in detections)]
+    labels = [f"{class_names[each.class_index]} {each.score:.2f}" for each in detections]
+    masks = [None if each.mask is None else decode_rle(each.mask) for each in detections]
+    drawn = draw_detections(image, boxes, labels, [each.class_index for each in detections], masks)
+    panel = Image.fromarray(np.pad(drawn, _FRAME, constant_values=255))
+    position = (6, _CAPTION_HEIGHT // 2)
+    ImageDraw.Draw(panel).text(position, printable(caption), _BLACK, _load_font(_CAPTION_SIZE), anchor="lm")
+    return np.array(panel)
+
+
+def _resize(image: Pixels, enlarged_to: int, max_side: int) -> Pixels:
+    height, width = image.shape[:2]
+    longer = max(height, width)
+    if longer > max_side:
+        size = (max(1, int(width * max_side / longer)), max(1, int(height * max_side / longer)))
+        return np.array(Image.fromarray(image).resize(size, Image.Resampling.BOX))
+    factor = max(1, min(enlarged_to, max_side) // longer)
+    return image.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def _draw_masks(canvas: Pixels, masks: Sequence[Masks | None], colours: Sequence[Colour]) -> None:
+    """Tint the masks' pixels, then draw all outlines over them."""
+    height, width = canvas.shape[:2]
+    resized = [
+        (_resize_mask(mask, height, width), colour)
+        for mask, colour in zip(masks, colours, strict=True)
+        if mask is not None and mask.size
+    ][::-1]
+    for mask, colour in resized:
+        canvas[mask] = np.rint((1 - _TINT) * canvas[mask] + _TINT * np.array(colour))
+    for mask, colour in resized:
+        canvas[find_outline(mask)] = colour
+
+
+def find_outline(mask: Masks) -> Masks:
+    """The pixels of a mask of which a neighbour to the left, right, top or bottom is not in it.
+
+    >>> find_outline(np.ones((3, 3), bool)).astype(int).tolist()
+    [[1, 1, 1], [1, 0, 1], [1, 1, 1]]
+    """
+    padded = np.pad(mask, 1)
+    inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return mask & ~inner
+
+
+def _resize_mask(mask: Masks, height: int, width: int) -> Masks:
+    rows = np.arange(height) * mask.shape[0] // height
+    columns = np.arange(width) * mask.shape[1] // width
+    return mask[rows][:, columns]
+
+
+def _scale_box(box: Sequence[float], scale: float, side: int) -> tuple[int, int, int, int] | None:
+    """The first and the last pixels of a box; its corners may come in any order. ``None`` for one with NaN."""
+    values = [float(value) * scale for value in box]
+    if any(math.isnan(value) for value in values):
+        return None
+    x0, y0, x1, y1 = (round(min(max(value, -side), 2 * side)) for value in values)
+    (x0, x1), (y0, y1) = sorted((x0, x1)), sorted((y0, y1))
+    return x0, y0, max(x1 - 1, x0), max(y1 - 1, y0)
+
+
+def _draw_label(
+    draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], label: str, colour: Colour, font: ImageFont.FreeTypeFont
+) -> None:
+    """On a bar of the class's colour, above the box if there is room, else inside at its top."""
+    text = printable(label, _MAX_LABEL_LENGTH)
+    if not text:
+        return
+    width, height = math.ceil(font.getlength(text)) + 4, sum(font.getmetrics())
+    limit_x, limit_y = draw.im.size
+    x, y = box[0], box[1] - height if box[1] >= height else box[1]
+    x, y = max(0, min(x, limit_x - width)), max(0, min(y, limit_y - height))
+    draw.rectangle((x, y, x + width - 1, y + height - 1), fill=colour)
+    red, green, blue = colour
+    is_bright = 0.299 * red + 0.587 * green + 0.114 * blue > 130
+    draw.text((x + 2, y), text, _BLACK if is_bright else _WHITE, font)
+
+
+def _load_font(size: int) -> ImageFont.FreeTypeFont:
+    font = ImageFont.load_default(size)
+    assert isinstance(font, ImageFont.FreeTypeFont)  # Pillow has a bitmap font only for calls without a size
+    return font
