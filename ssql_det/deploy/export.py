@@ -1,40 +1,118 @@
-"""Write a detector's or a backbone's graph as one ONNX file, with its metadata."""
+"""Write a detector or a backbone as one ONNX file, with its metadata."""
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from ssql_det.convert import Checkpoint, InputFormat
 from ssql_det.core.errors import UserError
 from ssql_det.core.files import atomic_write
-from ssql_det.deploy.metadata import METADATA_KEY, ModelMetadata
+from ssql_det.core.rows import package_versions
+from ssql_det.d2 import CfgNode, Conv2d
+from ssql_det.deploy.graph import BackboneGraph, DetectorGraph
+from ssql_det.deploy.metadata import METADATA_KEY, InputRule, ModelMetadata
 from ssql_det.deploy.operators import make_translations
+from ssql_det.deploy.session import INPUT_NAME
+from ssql_det.detect.evaluation import fold_norm
+from ssql_det.detect.predict import get_category_ids, get_class_names
+from ssql_det.pretrain.checkpoint import PretrainedBackbone
+from ssql_det.quant import Bits
 
-INPUT_NAME = "image"
 OPSET = 18
-_EXAMPLE_SIZE = (128, 160)  # of the image that the graph is traced with; the file takes images of any size
+FULL_PRECISION = str(Bits.FP)
+_EXAMPLE_SIZE = (128, 160)  # of the image that a detector is traced with; the file takes images of any size
 _MAX_BYTES = 2**31 - 1  # of a file in protobuf's format
+_SHAPES = {"boxes": ("detections", 4), "scores": ("detections",), "classes": ("detections",)}
+
+
+def export_detector(cfg: CfgNode, model: nn.Module, checkpoint: Checkpoint, config_label: str, path: Path) -> None:
+    """Write a detector whose weights are those of ``checkpoint``; the detector itself is not changed."""
+    check_installed()
+    graph = DetectorGraph(make_traceable(model))
+    shapes: dict[str, Sequence[str | int]] = dict(_SHAPES)
+    if "masks" in graph.output_names:
+        shapes["masks"] = ("detections", "side", "side")
+    rule = InputRule(cfg.INPUT.FORMAT, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+    classes, ids = tuple(get_class_names(cfg)), tuple(get_category_ids(cfg))
+    metadata = ModelMetadata("detector", classes, ids, rule, **_describe(checkpoint, config_label))
+    export_graph(graph, shapes, metadata, path, _EXAMPLE_SIZE, torch.export.Dim.DYNAMIC)
+
+
+def export_backbone(pretrained: PretrainedBackbone, input_format: InputFormat, size: int, path: Path) -> None:
+    """Write a pretrained backbone. The file takes images of any size if the network does, else of this ``size``."""
+    check_installed()
+    graph = BackboneGraph(pretrained.backbone.module.cpu().eval(), input_format)
+    with torch.no_grad():
+        features = graph(torch.zeros(size, size, 3, dtype=torch.uint8))
+    if not isinstance(features, torch.Tensor):
+        raise UserError(f"{pretrained.network} gives no single tensor of features, so it cannot be exported")
+    metadata = ModelMetadata("backbone", (), (), InputRule(input_format.channels, 0, 0), **_describe(pretrained, ""))
+    export_graph(graph, {"features": features.shape}, metadata, path, (size, size), torch.export.Dim.AUTO)
+
+
+def make_traceable(model: nn.Module) -> nn.Module:
+    """A copy on the CPU whose engine's convs have their norms folded in.
+
+    The engine's convs ask in Python whether their batch is empty, which has no answer while a graph is traced for any
+    number of regions; those of the copy do not.
+    """
+    traceable = copy.deepcopy(model).cpu().eval()
+    for layer in traceable.modules():
+        if isinstance(layer, Conv2d):
+            folded = fold_norm(layer)
+            if folded is not None:
+                layer.weight, layer.bias = map(nn.Parameter, folded)
+                layer.norm = None
+            layer.forward = partial(_forward_conv, layer)
+    return traceable
+
+
+def _forward_conv(layer: Any, x: Tensor) -> Tensor:
+    x = nn.Conv2d.forward(layer, x)
+    x = x if layer.norm is None else layer.norm(x)
+    return x if layer.activation is None else layer.activation(x)
+
+
+def _describe(source: Checkpoint | PretrainedBackbone, config_label: str) -> dict[str, Any]:
+    import onnx
+
+    file = source.source
+    weights = {} if file is None else {"file": file.name, "sha256": file.sha256}
+    return {
+        "bits": FULL_PRECISION,
+        "weights": weights,
+        "config": config_label,
+        "versions": {**package_versions(), "onnx": onnx.__version__},
+    }
 
 
 def export_graph(
-    graph: nn.Module, outputs: Mapping[str, Sequence[str | int]], metadata: ModelMetadata, path: Path
+    graph: nn.Module,
+    outputs: Mapping[str, Sequence[str | int]],
+    metadata: ModelMetadata,
+    path: Path,
+    example_size: tuple[int, int],
+    sides: Any,
 ) -> None:
-    """Write a :class:`DetectorGraph` or a :class:`BackboneGraph` on the CPU, in evaluation mode, to ``path``.
+    """Write a graph on the CPU to ``path``.
 
-    ``outputs`` has the names of the graph's outputs and of their dimensions. Norms are folded into convs.
+    ``outputs`` has the names of its outputs, in their order, and of their dimensions. ``example_size`` is the (height,
+    width) of the image with which the graph is traced; ``sides`` says whether the file takes other sizes, as torch's
+    ``Dim.DYNAMIC``, or decides it, as ``Dim.AUTO``.
     """
-    check_installed()
-    image = torch.zeros(*_EXAMPLE_SIZE, 3, dtype=torch.uint8)
-    sides = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    image = torch.zeros(*example_size, 3, dtype=torch.uint8)
     with torch.no_grad(), _quiet():
-        exported = torch.export.export(graph.eval(), (image,), dynamic_shapes=(sides,), strict=False)
+        exported = torch.export.export(graph.eval(), (image,), dynamic_shapes=({0: sides, 1: sides},), strict=False)
         program: Any = torch.onnx.export(
             exported,
             dynamo=True,
@@ -45,7 +123,7 @@ def export_graph(
             verbose=False,
         )
     model = program.model_proto
-    _set_dimensions(model.graph.input[0], ("height", "width", 3))
+    _set_dimensions(model.graph.input[0], _name_sides(model.graph.input[0]))
     for value, dimensions in zip(model.graph.output, outputs.values(), strict=True):
         _set_dimensions(value, dimensions)
     for node in model.graph.node:  # how it was traced, with paths of this machine
@@ -67,6 +145,12 @@ def check_installed() -> None:
         import onnxscript  # noqa: F401
     except ModuleNotFoundError as failure:
         raise UserError(f"exporting needs {failure.name}: pip install 'ssql_det[deploy]'") from failure
+
+
+def _name_sides(image: Any) -> list[str | int]:
+    """The dimensions of the input, of which torch may have made fixed ones."""
+    known = [each.dim_value for each in image.type.tensor_type.shape.dim]
+    return [value or name for value, name in zip(known, ("height", "width", "channels"), strict=True)]
 
 
 def _set_dimensions(value: Any, dimensions: Sequence[str | int]) -> None:

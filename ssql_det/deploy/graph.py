@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssql_det.convert import InputFormat
 from ssql_det.core.errors import UserError
 from ssql_det.d2 import FastRCNNOutputLayers, GeneralizedRCNN, Res5ROIHeads, StandardROIHeads
 from ssql_det.deploy.selection import Features, pool_regions, select_detections, select_proposals
@@ -59,13 +60,14 @@ class DetectorGraph(nn.Module):
 class BackboneGraph(nn.Module):
     """Map an image, uint8 [height, width, 3] in the backbone's channel order, to the backbone's features."""
 
-    def __init__(self, backbone: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, backbone: nn.Module, input_format: InputFormat) -> None:
         super().__init__()
         self.backbone = backbone
-        self.mean: Tensor
-        self.std: Tensor
-        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
+        self.register_buffer("mean", torch.tensor(input_format.mean).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(input_format.std).view(-1, 1, 1))
 
     def forward(self, image: Tensor) -> Any:
         return self.backbone(normalize_image(image, self.mean, self.std)[None])

@@ -109,19 +109,30 @@ def pool_regions(pooler: Any, maps: Sequence[Tensor], boxes: Tensor) -> tuple[Te
     The maps are [1, C, H, W] of the pooler's levels, the features [N, C, *output_size].
     """
     if len(maps) == 1:
-        return torch.arange(boxes.shape[0], device=boxes.device), _pool_level(pooler.level_poolers[0], maps[0], boxes)
+        pooled = _pool_level(pooler.level_poolers[0], maps[0], boxes)
+        return torch.arange(boxes.shape[0], device=boxes.device), _assume_not_empty(pooled)
     sides = boxes[:, 2:] - boxes[:, :2]
     sizes = torch.sqrt(sides[:, 0] * sides[:, 1])
     levels = torch.floor(pooler.canonical_level + torch.log2(sizes / pooler.canonical_box_size + 1e-8))
     levels = levels.clamp(pooler.min_level, pooler.max_level).to(torch.int64) - pooler.min_level
     chosen = [(levels == level).nonzero()[:, 0] for level in range(len(maps))]
-    pooled = [
+    levels_pooled = [
         _pool_level(level_pooler, features, boxes[indices])
         for level_pooler, features, indices in zip(pooler.level_poolers, maps, chosen, strict=True)
     ]
-    return torch.cat(chosen), torch.cat(pooled)
+    return torch.cat(chosen), _assume_not_empty(torch.cat(levels_pooled))
 
 
 def _pool_level(level_pooler: Any, features: Tensor, boxes: Tensor) -> Tensor:
     pooled: Tensor = level_pooler(features, F.pad(boxes, (1, 0)))  # 0 in front: the index of the image
     return pooled
+
+
+def _assume_not_empty(batch: Tensor) -> Tensor:
+    """While a graph is traced: torch's layers ask whether a batch is empty, which has no answer then.
+
+    The layers of ONNX do not ask, so the traced graph takes empty batches too.
+    """
+    if torch.compiler.is_compiling():
+        torch._check(batch.shape[0] > 0)
+    return batch

@@ -75,15 +75,24 @@ def fast_inference(model: nn.Module) -> Iterator[None]:
         yield
 
 
+def fold_norm(layer: nn.Module) -> tuple[Tensor, Tensor] | None:
+    """The weight and the bias of a conv of the engine with its norm folded into them, or ``None`` if it has none."""
+    norm: Any = getattr(layer, "norm", None)
+    if not isinstance(layer, nn.Conv2d) or not isinstance(norm, _FOLDABLE_NORMS):
+        return None
+    norm_parameters: tuple[Any, ...] = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
+    weight, bias = fuse_conv_bn_weights(layer.weight, layer.bias, *norm_parameters)
+    return weight.detach(), bias.detach()
+
+
 @torch.no_grad()
 def _make_fast_attributes(layer: nn.Conv2d | nn.ConvTranspose2d) -> dict[str, Any]:
     """The weight in its fast memory format; for a conv whose norm can be folded also the bias, and no norm."""
-    norm: Any = getattr(layer, "norm", None)
-    if isinstance(layer, nn.ConvTranspose2d) or not isinstance(norm, _FOLDABLE_NORMS):
+    folded = fold_norm(layer)
+    if folded is None:
         return {"weight": _to_fast_format(layer.weight)}
-    norm_parameters: tuple[Any, ...] = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
-    weight, bias = fuse_conv_bn_weights(layer.weight, layer.bias, *norm_parameters)
-    return {"weight": _to_fast_format(weight), "bias": bias.detach(), "norm": None}
+    weight, bias = folded
+    return {"weight": _to_fast_format(weight), "bias": bias, "norm": None}
 
 
 def _to_fast_format(weight: Tensor) -> Tensor:

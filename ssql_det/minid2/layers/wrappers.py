@@ -35,7 +35,7 @@ class Conv2d(nn.Conv2d):
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training and x.numel() == 0:
+        if x.numel() == 0 and self.training:
             assert not isinstance(self.norm, nn.SyncBatchNorm), "SyncBatchNorm takes no empty batch"
         x = F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
         if self.norm is not None:

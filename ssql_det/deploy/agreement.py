@@ -1,0 +1,146 @@
+"""Compare an exported file with the network that it was made from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from ssql_det.core.console import track
+from ssql_det.core.errors import UserError
+from ssql_det.d2 import detector_postprocess
+from ssql_det.deploy.detector import Detector
+from ssql_det.detect.evaluation_data import Batch
+from ssql_det.images.reading import read_rgb
+
+BOX_TOLERANCE = 1e-4  # of the longer side of the image
+SCORE_TOLERANCE = 1e-4
+MASK_TOLERANCE = 1e-3  # of the probabilities in a box
+LEAST_MASK_IOU = 0.995  # of the masks in the image
+FEATURE_TOLERANCE = 1e-4  # of a backbone's features, relative to the greatest
+_SAME_BOX = 0.01  # of the longer side: further apart, two boxes are two detections
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """The greatest differences between an exported detector and the engine's over some images."""
+
+    images: int
+    detections: int  # of the engine
+    unmatched: int  # detections that only one of the two has
+    resized_differently: int  # images that the runtime and the engine resize to different pixels
+    box_difference: float  # in longer sides of the image
+    score_difference: float
+    mask_difference: float
+    mask_iou: float  # the least
+
+    @property
+    def is_close(self) -> bool:
+        return (
+            self.unmatched == self.resized_differently == 0
+            and self.box_difference <= BOX_TOLERANCE
+            and self.score_difference <= SCORE_TOLERANCE
+            and self.mask_difference <= MASK_TOLERANCE
+            and self.mask_iou >= LEAST_MASK_IOU
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"agrees": self.is_close, **asdict(self)}
+
+
+@torch.no_grad()
+def compare_detectors(detector: Detector, model: nn.Module, batches: Sequence[Batch]) -> Agreement:
+    """Compare an exported detector with the engine's ``model`` on batches of one image each."""
+    model.eval()
+    differences = [_compare_on_image(detector, model, batch) for batch in track(batches, "comparing detections")]
+    if not differences:
+        raise UserError("there is no image to compare the exported detector on")
+    columns: dict[str, list[Any]] = {name: [each[name] for each in differences] for name in differences[0]}
+    counts = {name: sum(columns[name]) for name in ("detections", "unmatched", "resized_differently")}
+    worst = {name: float(max(columns[name])) for name in ("box_difference", "score_difference", "mask_difference")}
+    return Agreement(images=len(batches), **counts, **worst, mask_iou=float(min(columns["mask_iou"])))
+
+
+def _compare_on_image(detector: Detector, model: Any, batch: Batch) -> dict[str, float]:
+    (inputs,) = batch
+    resized = inputs["image"].permute(1, 2, 0).contiguous().numpy()
+    height, width = inputs["height"], inputs["width"]
+    (expected,) = model.inference(batch, do_postprocess=False)
+    expected = expected.to("cpu")
+    raw = detector.detect_resized(resized)
+    boxes, classes = expected.pred_boxes.tensor.numpy(), expected.pred_classes.numpy()
+    longer_side = max(resized.shape[:2])
+    pairs = match_detections(boxes, classes, raw.boxes, raw.classes, _SAME_BOX * longer_side)
+    ours, theirs = pairs.T
+    result = {
+        "detections": len(boxes),
+        "unmatched": len(boxes) + len(raw.boxes) - 2 * len(pairs),
+        "resized_differently": "file_name" in inputs and _is_resized_differently(detector, inputs["file_name"], resized),
+        "box_difference": _find_difference(boxes[ours], raw.boxes[theirs]) / longer_side,
+        "score_difference": _find_difference(expected.scores.numpy()[ours], raw.scores[theirs]),
+        "mask_difference": 0.0,
+        "mask_iou": 1.0,
+    }
+    if raw.masks is not None:
+        masks = expected.pred_masks[:, 0].numpy()
+        result["mask_difference"] = _find_difference(masks[ours], raw.masks[theirs])
+        pasted, found = detector_postprocess(expected, height, width), detector.finish(raw, height, width)
+        boxes, classes = pasted.pred_boxes.tensor.numpy(), pasted.pred_classes.numpy()
+        ours, theirs = match_detections(boxes, classes, found.boxes, found.classes, _SAME_BOX * max(height, width)).T
+        assert found.masks is not None
+        result["mask_iou"] = _find_least_iou(pasted.pred_masks.numpy().astype(bool)[ours], found.masks[theirs])
+    return result
+
+
+def _is_resized_differently(detector: Detector, file_name: str, resized: Array) -> bool:
+    return not np.array_equal(detector.prepare(read_rgb(Path(file_name))), resized)
+
+
+def match_detections(boxes: Array, classes: Array, other_boxes: Array, other_classes: Array, distance: float) -> Array:
+    """Pairs of indices [M, 2] of detections with the same class and close boxes, each in one pair at most.
+
+    No coordinate of a pair's boxes differs by ``distance`` or more; of several candidates the closest is taken.
+
+    >>> boxes = np.array([[0, 0, 4, 4], [0, 0, 5, 5]])
+    >>> match_detections(boxes, np.array([1, 1]), boxes[::-1], np.array([1, 1]), distance=2).tolist()
+    [[0, 1], [1, 0]]
+    """
+    distances = np.abs(boxes[:, None] - other_boxes[None]).max(axis=2, initial=0)
+    distances[classes[:, None] != other_classes[None]] = np.inf
+    pairs = []
+    while distances.size and distances.min() < distance:
+        row, column = np.unravel_index(distances.argmin(), distances.shape)
+        pairs.append((row, column))
+        distances[row], distances[:, column] = np.inf, np.inf
+    return np.array(sorted(pairs), np.int64).reshape(-1, 2)
+
+
+def _find_difference(values: Array, others: Array) -> float:
+    return float(np.abs(values - others).max(initial=0))
+
+
+def _find_least_iou(masks: Array, others: Array) -> float:
+    """The least IoU of pairs of masks; two empty masks agree."""
+    union = (masks | others).sum(axis=(1, 2))
+    common = (masks & others).sum(axis=(1, 2))
+    return float((common[union > 0] / union[union > 0]).min(initial=1))
+
+
+@torch.no_grad()
+def compare_features(session: Any, graph: nn.Module, images: Sequence[Array]) -> float:
+    """The greatest difference between the features of an exported backbone and of its ``graph``, relative to the
+    greatest feature; images are uint8 [height, width, 3]."""
+    worst = 0.0
+    for image in images:
+        expected = graph(torch.from_numpy(image)).numpy()
+        (found,) = session.run(None, {session.get_inputs()[0].name: image})
+        worst = max(worst, _find_difference(expected, found) / float(np.abs(expected).max()))
+    return worst
