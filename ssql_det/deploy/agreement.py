@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ssql_det.core.console import track
 from ssql_det.core.errors import UserError
@@ -73,7 +74,8 @@ def _compare_on_image(detector: Detector, model: Any, batch: Batch) -> dict[str,
     (inputs,) = batch
     resized = inputs["image"].permute(1, 2, 0).contiguous().numpy()
     height, width = inputs["height"], inputs["width"]
-    (expected,) = model.inference(batch, do_postprocess=False)
+    with TiesByIndex():
+        (expected,) = model.inference(batch, do_postprocess=False)
     expected = expected.to("cpu")
     raw = detector.detect_resized(resized)
     boxes, classes = expected.pred_boxes.tensor.numpy(), expected.pred_classes.numpy()
@@ -83,7 +85,8 @@ def _compare_on_image(detector: Detector, model: Any, batch: Batch) -> dict[str,
     result = {
         "detections": len(boxes),
         "unmatched": len(boxes) + len(raw.boxes) - 2 * len(pairs),
-        "resized_differently": "file_name" in inputs and _is_resized_differently(detector, inputs["file_name"], resized),
+        "resized_differently": "file_name" in inputs
+        and _is_resized_differently(detector, inputs["file_name"], resized),
         "box_difference": _find_difference(boxes[ours], raw.boxes[theirs]) / longer_side,
         "score_difference": _find_difference(expected.scores.numpy()[ours], raw.scores[theirs]),
         "mask_difference": 0.0,
@@ -98,6 +101,34 @@ def _compare_on_image(detector: Detector, model: Any, batch: Batch) -> dict[str,
         assert found.masks is not None
         result["mask_iou"] = _find_least_iou(pasted.pred_masks.numpy().astype(bool)[ours], found.masks[theirs])
     return result
+
+
+class TiesByIndex(TorchFunctionMode):
+    """Inside, ``sort`` and ``topk`` put the lower index first where values are equal, as those of ONNX do.
+
+    torch leaves their order open, and so which of several boxes with the same score the engine takes: on an even
+    background many scores are the same.
+
+    >>> with TiesByIndex():
+    ...     torch.tensor([1.0, 2.0, 1.0, 2.0]).topk(3)[1]
+    tensor([1, 3, 0])
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name == "topk":
+            return self._topk(*args, **(kwargs or {}))
+        if name == "sort":
+            return self._sort(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    @staticmethod
+    def _sort(x: Tensor, dim: int = -1, descending: bool = False, stable: bool = True) -> Any:
+        return torch.sort(x, dim=dim, descending=descending, stable=True)
+
+    @classmethod
+    def _topk(cls, x: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> tuple[Tensor, ...]:
+        return tuple(each.narrow(dim, 0, k) for each in cls._sort(x, dim, descending=largest))
 
 
 def _is_resized_differently(detector: Detector, file_name: str, resized: Array) -> bool:
