@@ -23,7 +23,7 @@ ENLARGED_SIDE = 320  # pixels: a smaller image is enlarged by a whole factor, it
 _CAPTION_HEIGHT = 26  # pixels of the white bar above an image
 _CAPTION_SIZE = 15
 _FRAME = ((_CAPTION_HEIGHT, 4), (2, 2), (0, 0))  # pixels above and below, left and right
-_MAX_LABEL_LENGTH = 80  # characters
+_MAX_TEXT_LENGTH = 80  # characters
 _TINT = 0.25  # of a mask's colour in its pixels
 _GOLDEN_RATIO = (math.sqrt(5) - 1) / 2  # steps of this size around the colour circle stay far from each other
 _WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
@@ -84,7 +84,9 @@ def draw_panel(image: Pixels, detections: Sequence[Detection], class_names: Sequ
     drawn = draw_detections(image, boxes, labels, [each.class_index for each in detections], masks)
     panel = Image.fromarray(np.pad(drawn, _FRAME, constant_values=255))
     position = (6, _CAPTION_HEIGHT // 2)
-    ImageDraw.Draw(panel).text(position, printable(caption), _BLACK, _load_font(_CAPTION_SIZE), anchor="lm")
+    ImageDraw.Draw(panel).text(
+        position, printable(caption, _MAX_TEXT_LENGTH), _BLACK, _load_font(_CAPTION_SIZE), anchor="lm"
+    )
     return np.array(panel)
 
 
@@ -143,7 +145,7 @@ def _draw_label(
     draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], label: str, colour: Colour, font: ImageFont.FreeTypeFont
 ) -> None:
     """On a bar of the class's colour, above the box if there is room, else inside at its top."""
-    text = printable(label, _MAX_LABEL_LENGTH)
+    text = printable(label, _MAX_TEXT_LENGTH)
     if not text:
         return
     width, height = math.ceil(font.getlength(text)) + 4, sum(font.getmetrics())
@@ -151,9 +153,14 @@ def _draw_label(
     x, y = box[0], box[1] - height if box[1] >= height else box[1]
     x, y = max(0, min(x, limit_x - width)), max(0, min(y, limit_y - height))
     draw.rectangle((x, y, x + width - 1, y + height - 1), fill=colour)
-    red, green, blue = colour
-    is_bright = 0.299 * red + 0.587 * green + 0.114 * blue > 130
-    draw.text((x + 2, y), text, _BLACK if is_bright else _WHITE, font)
+    draw.text((x + 2, y), text, _choose_text_colour(colour), font)
+
+
+def _choose_text_colour(background: Colour) -> Colour:
+    """Black or white, of which one has a contrast of 4.5 or more to any colour, by the luminance that WCAG defines."""
+    red, green, blue = (channel / 255 for channel in background)
+    luminance = 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2
+    return _BLACK if luminance > 0.18 else _WHITE
 
 
 def _load_font(size: int) -> ImageFont.FreeTypeFont:
