@@ -21,6 +21,7 @@ from support.cli.lines import (
     sweep,
     train,
 )
+from support.cli.lines import run as run_detector
 from support.kills import read_pids, wait_until_ended
 from support.toy_datasets import toy_names_at
 
@@ -53,6 +54,7 @@ OTHERS = {
     "inspect": "inspect {here}/nothing.pth",
     "tables": "tables --table 6 --rows {here}/nothing.jsonl",
     "configs": "configs --show mni",
+    "run": run_detector("{here}/nothing.onnx"),
 }
 
 

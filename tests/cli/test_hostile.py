@@ -22,6 +22,7 @@ from support.cli.hostile import (
     cut_short,
     earlier,
     entities,
+    exported,
     file,
     first_row,
     folder,
@@ -62,6 +63,7 @@ from support.cli.lines import (
     pretrain,
     probe,
     quantize,
+    run,
     sensitivity,
     sweep,
     train,
@@ -507,6 +509,19 @@ FILES = {  # something that lies in the case's folder is
         "bad.safetensors is not a readable safetensors file",
     ),
     "Caffe2 of other names": (convert(BAD_PKL), caffe2(magic_w=np.zeros(3)), "its tensors are magic_w"),
+    # ---- exported detectors
+    "detector of noise": (run(), file("bad.onnx", bytes(range(255, 0, -1))), "bad.onnx is not an ONNX file that onnx"),
+    "detector of no bytes": (run(), file("bad.onnx"), "bad.onnx is not an ONNX file that onnxruntime"),
+    "detector cut short": (run(), exported(lambda content: content[:500]), "or is damaged or cut short"),
+    "detector of others": (run(), exported(metadata=None), "bad.onnx was not written by `ssql-det export`"),
+    "detector of torn metadata": (run(), exported(metadata='{"format": 1'), "bad.onnx is damaged: Expecting"),
+    "detector whose metadata play tricks": (
+        run(),
+        exported(metadata='{"format": 1, "kind": "a\\n\\u001b[31merror: b"}'),
+        r"kind must be detector or backbone, got 'a\n\x1b[31merror: b'",
+    ),
+    "detector of the future": (run(), exported(metadata='{"format": 2}'), "made by a newer ssql_det; upgrade this one"),
+    "detector that is a folder": (run(), folder("bad.onnx"), "bad.onnx is a directory, not a file"),
     # ---- what earlier runs left
     "training in another config": (RESUME + " SOLVER.BASE_LR 7", earlier("c4"), "has SOLVER.BASE_LR 0.005 (now 7.0)"),
     "tag of what is gone": (RESUME, earlier("c4", replaced("last_checkpoint", b"no.pth")), "no file {here}/run/no.pth"),
@@ -787,6 +802,7 @@ def test_the_list_has_every_command_and_no_name_twice():
 NASTY = {
     "pipe for a checkpoint": (f"inspect {BAD_PTH}", pipe("bad.pth"), "there is no file {here}/bad.pth"),
     "pipe for a config": (train(of=BAD_YAML), pipe("bad.yaml"), "there is no config file {here}/bad.yaml"),
+    "pipe for a detector": (run(), pipe("bad.onnx"), "bad.onnx is a pipe, a socket or a device"),
     "pipe for an image": (predict("{here}/a.jpg"), pipe("a.jpg"), "there is no image {here}/a.jpg"),
     "pipes for images": ("check-data {data}", pictured(as_pipe), UNFIT),
     **{

@@ -42,7 +42,8 @@ NOTHING_MADE = {
     "inspect": ("inspect {good}/backbone.pth", "convert"),
     "configs": ("configs", "configs"),
 }
-OTHERS = {"tables", "reproduce"}  # what tables prints is its result; reproduce is tried in tests/reproduce
+# What tables prints is its result; reproduce is tried in tests/reproduce; run, after which comes none, in tests/deploy.
+OTHERS = {"tables", "reproduce", "run"}
 
 
 @pytest.fixture(autouse=True)

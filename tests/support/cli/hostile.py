@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
+from support.deploy.onnx_files import METADATA, write_colour_detector
 
 EARLIER = (  # what commands write into a folder that they are given, but for a run's files, with which they refuse it
     *("out.pth", "000001.png", "detections_FP.json", "detections_4w4a.json", "bits.json", "table.md", "sheet.png"),
@@ -130,6 +131,16 @@ def postscript(name):
         program = place.here / "gs"
         program.write_text(f"#!/bin/sh\ntouch {place.here / CANARY}\n")
         program.chmod(0o755)
+
+    return make
+
+
+def exported(change=lambda content: content, metadata=METADATA):
+    """``bad.onnx``: a detector as ONNX file, its bytes changed."""
+
+    def make(place):
+        path = write_colour_detector(place.here / "bad.onnx", metadata)
+        path.write_bytes(change(path.read_bytes()))
 
     return make
 

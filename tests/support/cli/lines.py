@@ -49,6 +49,10 @@ def convert(checkpoint="{good}/backbone.pth", out="{out}/new.pth --to timm"):
     return f"convert {checkpoint} {out}"
 
 
+def run(detector="{here}/bad.onnx", rest=PHOTO):
+    return f"run {detector} --out {{out}} {rest}"
+
+
 QUANTIZATION = "quantization.safetensors"
 OF_A_SWEEP = "--quantization {here}/run/quantization.safetensors --bits 8"
 SWEEP_AGAIN = sweep(out="{here}/run")
