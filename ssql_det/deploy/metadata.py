@@ -24,7 +24,7 @@ class InputRule:
     """How an image becomes the network's input: the order of its channels, and Detectron2's ``ResizeShortestEdge``.
 
     The shorter side becomes ``min_size`` pixels, or less if the longer side would exceed ``max_size``; a ``min_size``
-    of 0 leaves the image as it is.
+    of 0 leaves the image as it is, whatever ``max_size`` is.
     """
 
     channels: str
@@ -102,14 +102,15 @@ class ModelMetadata:
         if kind == "detector" and not classes:
             raise ValueError("a detector needs classes")
         rule = _check_mapping("input", content["input"])
+        min_size = _check_int("min_size", rule["min_size"], 0)
         return cls(
             kind=kind,
             classes=classes,
             category_ids=category_ids,
             input=InputRule(
                 _check_choice("channels", rule["channels"], CHANNELS),
-                _check_int("min_size", rule["min_size"], 0),
-                _check_int("max_size", rule["max_size"], 1),
+                min_size,
+                _check_int("max_size", rule["max_size"], 1 if min_size else 0),
             ),
             bits=_check_text("bits", content["bits"]),
             scheme=_check_text("scheme", content["scheme"]),

@@ -21,7 +21,7 @@ DETECTOR = ModelMetadata(
     config="toy_voc_narrow_c4",
     versions={"ssql_det": "0.1.0"},
 )
-BACKBONE = ModelMetadata("backbone", (), (), InputRule("RGB", 0, 1))
+BACKBONE = ModelMetadata("backbone", (), (), InputRule("RGB", 0, 0))
 
 
 @pytest.mark.parametrize("metadata", [DETECTOR, BACKBONE])
