@@ -826,7 +826,7 @@ FULL = {
     "convert": convert(),
     "convert and verify": convert(out="{out}/new.pth --to timm --verify"),
     "check-data": "check-data {toy} --draw 9 {out}/new.png",
-    "predict": predict(flags=f"--bits FP,8,6,5,4 --quantization {{good}}/sweep/{QUANTIZATION}"),
+    "predict": predict(flags=f"--bits FP,8,7,6,5,4,3,2 --quantization {{good}}/sweep/{QUANTIZATION}"),
     "make-toy-data": "make-toy-data {here}/new --scenes 4 --crops 5 --size 600 600 --difficulty 1",
 }
 

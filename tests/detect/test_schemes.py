@@ -18,6 +18,7 @@ from ssql_det.detect.detector import load_trained_detector
 from ssql_det.detect.evaluation_data import select_calibration_images
 from ssql_det.detect.predict import detect_at_bit_widths
 from ssql_det.detect.quantized_evaluation import QuantizationSettings, calibrate_detector
+from ssql_det.images.results import Detection
 from ssql_det.quant import Calibration, Quantization, Scheme, parse_bit_widths
 
 SCHEME = "weight=centred, act=mse, norms=re-estimated"
@@ -56,13 +57,13 @@ def predict(weights, out, photos, *flags, bits="FP,8,4"):
 
 
 def written(out):
-    """The detections in the files of a prediction, by bits and image."""
+    """The detections in the files of a prediction, by bits and image. A category's id is the class's index."""
     found = {}
     for path in out.glob("detections_*.json"):
         by_image = found.setdefault(path.stem.removeprefix("detections_"), ([], []))
         for each in json.loads(path.read_text())["annotations"]:
-            by_image[each.pop("image_id") - 1].append(each)
-            del each["id"]
+            detection = Detection(each["category_id"], tuple(each["bbox"]), each["score"])
+            by_image[each["image_id"] - 1].append(detection)
     return found
 
 
