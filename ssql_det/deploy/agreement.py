@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,10 +15,16 @@ from torch.overrides import TorchFunctionMode
 
 from ssql_det.core.console import track
 from ssql_det.core.errors import UserError
-from ssql_det.d2 import detector_postprocess
+from ssql_det.d2 import CfgNode, DatasetMapper, detector_postprocess, get_detection_dataset_dicts
 from ssql_det.deploy.detector import Detector
-from ssql_det.detect.evaluation_data import Batch
-from ssql_det.images.reading import read_rgb
+from ssql_det.deploy.evaluation import ExportedDetector
+from ssql_det.deploy.session import INPUT_NAME, open_session
+from ssql_det.detect.datasets import check_dataset
+from ssql_det.detect.engine_errors import translate_errors
+from ssql_det.detect.evaluation import evaluate
+from ssql_det.detect.evaluation_data import Batch, CalibrationImages, build_evaluation_loader
+from ssql_det.detect.predict import load_image
+from ssql_det.images.reading import find_images, read_rgb
 
 BOX_TOLERANCE = 1e-4  # of the longer side of the image
 SCORE_TOLERANCE = 1e-4
@@ -27,6 +33,7 @@ LEAST_MASK_IOU = 0.995  # of the masks in the image
 FEATURE_TOLERANCE = 1e-4  # of a backbone's features, relative to the greatest
 _SAME_BOX = 0.01  # of the longer side: further apart, two boxes are two detections
 
+T = TypeVar("T")
 Array = NDArray[Any]
 
 
@@ -64,10 +71,9 @@ def compare_detectors(detector: Detector, model: nn.Module, batches: Sequence[Ba
     differences = [_compare_on_image(detector, model, batch) for batch in track(batches, "comparing detections")]
     if not differences:
         raise UserError("there is no image to compare the exported detector on")
-    columns: dict[str, list[Any]] = {name: [each[name] for each in differences] for name in differences[0]}
-    counts = {name: sum(columns[name]) for name in ("detections", "unmatched", "resized_differently")}
-    worst = {name: float(max(columns[name])) for name in ("box_difference", "score_difference", "mask_difference")}
-    return Agreement(images=len(batches), **counts, **worst, mask_iou=float(min(columns["mask_iou"])))
+    columns: dict[str, Any] = {name: [each[name] for each in differences] for name in differences[0]}
+    combine: dict[str, Any] = {"box_difference": max, "score_difference": max, "mask_difference": max, "mask_iou": min}
+    return Agreement(images=len(batches), **{name: combine.get(name, sum)(columns[name]) for name in columns})
 
 
 def _compare_on_image(detector: Detector, model: Any, batch: Batch) -> dict[str, float]:
@@ -165,13 +171,48 @@ def _find_least_iou(masks: Array, others: Array) -> float:
     return float((common[union > 0] / union[union > 0]).min(initial=1))
 
 
+def select_check_images(cfg: CfgNode, count: int, folder: str | None = None) -> Sequence[Batch]:
+    """``count`` images to compare on: evenly spread over those of ``DATASETS.TEST``, or over those of a folder."""
+    if folder is not None:
+        return [load_image(cfg, path) for path in spread(find_images([folder]), count)]
+    if count == 0:
+        return []
+    for name in cfg.DATASETS.TEST:
+        check_dataset(name)
+    with translate_errors("the data sets in DATASETS.TEST cannot be read"):
+        dataset_dicts = get_detection_dataset_dicts(cfg.DATASETS.TEST, filter_empty=False)
+    return CalibrationImages(spread(dataset_dicts, count), DatasetMapper(cfg, is_train=False))
+
+
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """At most ``count`` items at even distances, in their order.
+
+    >>> spread("abcdefgh", 3)
+    ['a', 'c', 'f']
+    """
+    count = min(count, len(items))
+    return [items[index * len(items) // count] for index in range(count)]
+
+
+def compare_aps(cfg: CfgNode, detector: Detector, model: nn.Module) -> dict[str, tuple[float, float]]:
+    """AP on ``DATASETS.TEST``: of the exported detector, and of the engine's."""
+    metrics: dict[str, tuple[float, float]] = {}
+    for name in cfg.DATASETS.TEST:
+        loader = build_evaluation_loader(cfg, name)
+        found, expected = (evaluate(each, loader, name, is_fast=False) for each in (ExportedDetector(detector), model))
+        metrics |= {f"{name}/{key}": (found[key], expected[key]) for key in expected if key.endswith("/AP")}
+    return metrics
+
+
 @torch.no_grad()
-def compare_features(session: Any, graph: nn.Module, images: Sequence[Array]) -> float:
-    """The greatest difference between the features of an exported backbone and of its ``graph``, relative to the
-    greatest feature; images are uint8 [height, width, 3]."""
+def compare_features(path: Path, graph: nn.Module, size: int, count: int) -> dict[str, Any]:
+    """Compare an exported backbone with its ``graph`` on ``count`` images of noise, ``size`` x ``size`` pixels."""
+    session, _ = open_session(path)
+    generator = np.random.default_rng(0)
     worst = 0.0
-    for image in images:
+    for _ in range(count):
+        image = generator.integers(0, 256, (size, size, 3), dtype=np.uint8)
         expected = graph(torch.from_numpy(image)).numpy()
-        (found,) = session.run(None, {session.get_inputs()[0].name: image})
+        (found,) = session.run(None, {INPUT_NAME: image})
         worst = max(worst, _find_difference(expected, found) / float(np.abs(expected).max()))
-    return worst
+    return {"agrees": worst <= FEATURE_TOLERANCE, "images": count, "feature_difference": worst} if count else {}

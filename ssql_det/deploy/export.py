@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssql_det.convert import Checkpoint, InputFormat
+from ssql_det.convert import IMAGENET, Checkpoint
 from ssql_det.core.errors import UserError
 from ssql_det.core.files import atomic_write
 from ssql_det.core.rows import package_versions
@@ -48,9 +48,13 @@ def export_detector(cfg: CfgNode, model: nn.Module, checkpoint: Checkpoint, conf
     export_graph(graph, shapes, metadata, path, _EXAMPLE_SIZE, torch.export.Dim.DYNAMIC)
 
 
-def export_backbone(pretrained: PretrainedBackbone, input_format: InputFormat, size: int, path: Path) -> None:
-    """Write a pretrained backbone. The file takes images of any size if the network does, else of this ``size``."""
+def export_backbone(pretrained: PretrainedBackbone, size: int, path: Path) -> BackboneGraph:
+    """Write a pretrained backbone, and return its graph.
+
+    The file takes images of any size if the network does, else those of ``size`` x ``size`` pixels.
+    """
     check_installed()
+    input_format = pretrained.metadata.input or IMAGENET
     graph = BackboneGraph(pretrained.backbone.module.cpu().eval(), input_format)
     with torch.no_grad():
         features = graph(torch.zeros(size, size, 3, dtype=torch.uint8))
@@ -58,6 +62,7 @@ def export_backbone(pretrained: PretrainedBackbone, input_format: InputFormat, s
         raise UserError(f"{pretrained.network} gives no single tensor of features, so it cannot be exported")
     metadata = ModelMetadata("backbone", (), (), InputRule(input_format.channels, 0, 0), **_describe(pretrained, ""))
     export_graph(graph, {"features": features.shape}, metadata, path, (size, size), torch.export.Dim.AUTO)
+    return graph
 
 
 def make_traceable(model: nn.Module) -> nn.Module:
@@ -73,7 +78,7 @@ def make_traceable(model: nn.Module) -> nn.Module:
             if folded is not None:
                 layer.weight, layer.bias = map(nn.Parameter, folded)
                 layer.norm = None
-            layer.forward = partial(_forward_conv, layer)
+            layer.forward = partial(_forward_conv, layer)  # type: ignore[method-assign]
     return traceable
 
 

@@ -145,6 +145,8 @@ class _Heads:
 
     @classmethod
     def of(cls, heads: Any) -> _Heads:
+        box: tuple[Any, ...]
+        masks: tuple[Any, ...]
         if isinstance(heads, Res5ROIHeads):  # boxes and masks are predicted from res5 of the same pooler's features
             box = (heads.pooler, heads.in_features, lambda pooled: heads.res5(pooled).mean(dim=[2, 3]))
             masks = (heads.pooler, heads.in_features, lambda pooled: heads.mask_head.layers(heads.res5(pooled)))

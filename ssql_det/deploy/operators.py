@@ -40,7 +40,9 @@ def _(boxes: Tensor, scores: Tensor, iou_threshold: float, score_threshold: floa
 
 def make_translations() -> dict[Any, Any]:
     """What ``torch.onnx.export`` needs to translate the operators of this file."""
-    from onnxscript import opset18 as op
+    import onnxscript
+
+    op: Any = onnxscript.opset18
 
     def translate_nms_rows(boxes: Any, scores: Any, iou_threshold: float, score_threshold: float, limit: int) -> Any:
         # ONNX has [batch, class, box]: each row here is a batch with one class.

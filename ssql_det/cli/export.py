@@ -1,0 +1,143 @@
+"""Export a detector, or a backbone alone, as one ONNX file that runs without torch.
+
+KEY VALUE pairs override the config, as in Detectron2: MODEL.WEIGHTS is the detector. A backbone is given by
+--checkpoint instead of --config-file. The export ends with a comparison: the file and the engine detect in the same
+images, those of DATASETS.TEST or of a folder, and the differences are written beside the file. `ssql-det run` detects
+with the file, on a machine that needs NumPy, Pillow and onnxruntime alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ssql_det.cli.arguments import (
+    add_config_arguments,
+    add_image_options,
+    add_overrides,
+    positive_int,
+    read_detector_config,
+    seed_int,
+)
+
+HELP = "one ONNX file of a detector, compared with the engine"
+EXAMPLES = (
+    "ssql-det export --config-file toy_voc_narrow_c4 --out detector.onnx MODEL.WEIGHTS runs/c4/model_final.pth",
+    "ssql-det export --config-file zoo/mask_r50_fpn --check-folder photos MODEL.WEIGHTS model_final.pkl",
+    "ssql-det export --checkpoint runs/ssql/checkpoint.pth --out backbone.onnx",
+)
+SUFFIX = ".onnx"
+_OF_DETECTORS, _OF_BACKBONES = ("coco_train", "coco_val", "check_folder", "evaluate", "overrides"), ("recipe", "size")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config_arguments(parser, required=False)
+    parser.add_argument("--checkpoint", metavar="FILE", help="a backbone, in any format that convert reads")
+    add_image_options(parser)
+    parser.add_argument("--out", default="detector.onnx", help="the file to write (default: %(default)s)")
+    parser.add_argument(
+        "--check-images",
+        type=seed_int,
+        default=20,
+        help="images to compare on; 0: write the file without a comparison (default: %(default)s)",
+    )
+    parser.add_argument("--check-folder", metavar="FOLDER", help="of these images (default: those of DATASETS.TEST)")
+    parser.add_argument("--evaluate", action="store_true", help="compare the AP on DATASETS.TEST too")
+    parser.add_argument("--threads", type=positive_int, help="threads that run the file (default: one per core)")
+    add_overrides(parser, "MODEL.WEIGHTS FILE")
+
+
+def run(options: argparse.Namespace) -> None:
+    from ssql_det.core.errors import UserError
+    from ssql_det.deploy.export import check_installed
+
+    check_installed()
+    out = Path(options.out)
+    if out.suffix != SUFFIX:
+        raise UserError(f"--out must end in {SUFFIX}, got {options.out}")
+    if (options.config_file is None) == (options.checkpoint is None):
+        raise UserError("export needs either --config-file, of a detector, or --checkpoint, of a backbone")
+    if options.checkpoint is None:
+        _refuse(options, _OF_BACKBONES, "--checkpoint, of a backbone")
+        _export_detector(options, out)
+    else:
+        _refuse(options, _OF_DETECTORS, "--config-file, of a detector")
+        _export_backbone(options, out)
+
+
+def _export_detector(options: argparse.Namespace, out: Path) -> None:
+    from ssql_det.core.console import print_outcome
+    from ssql_det.core.files import check_not_an_input
+    from ssql_det.deploy.agreement import compare_aps, compare_detectors, select_check_images
+    from ssql_det.deploy.detector import Detector
+    from ssql_det.deploy.export import export_detector
+    from ssql_det.detect import make_config_label
+    from ssql_det.detect.detector import load_trained_detector
+
+    cfg = read_detector_config(options, options.overrides)
+    check_not_an_input(out, [options.config_file, cfg.MODEL.WEIGHTS])
+    model, checkpoint = load_trained_detector(cfg)
+    images = select_check_images(cfg, options.check_images, options.check_folder)
+    export_detector(cfg, model, checkpoint, make_config_label(options.config_file, options.overrides), out)
+    report: dict[str, Any] = {"file": out.name}
+    if images:
+        detector = Detector(out, options.threads)
+        report |= compare_detectors(detector, model, images).to_dict()
+        if options.evaluate:
+            report["metrics"] = compare_aps(cfg, detector, model)
+    _finish(report, out)
+    print_outcome(out, "run", out, "IMAGE ...", "--out", "found")
+
+
+def _export_backbone(options: argparse.Namespace, out: Path) -> None:
+    from ssql_det.core.console import print_outcome, set_up_logging
+    from ssql_det.core.files import check_not_an_input
+    from ssql_det.deploy.agreement import compare_features
+    from ssql_det.deploy.export import export_backbone
+    from ssql_det.pretrain.checkpoint import read_backbone
+    from ssql_det.pretrain.probe_checkpoint import default_augmentation
+    from ssql_det.ssl.augmentations import build_augmentation
+
+    set_up_logging()
+    check_not_an_input(out, [options.checkpoint])
+    pretrained = read_backbone(options.checkpoint)
+    size = build_augmentation(options.recipe or default_augmentation(pretrained.network), options.size).size
+    graph = export_backbone(pretrained, size, out)
+    _finish({"file": out.name, **compare_features(out, graph, size, options.check_images)}, out)
+    print_outcome(out)
+
+
+def _finish(report: dict[str, Any], out: Path) -> None:
+    """Write the comparison beside the file and print it; a file that does not agree is an error."""
+    import json
+
+    from ssql_det.core.console import print_table
+    from ssql_det.core.errors import UserError
+    from ssql_det.core.files import atomic_write
+
+    path = out.with_suffix(".check.json")
+    with atomic_write(path, "w") as file:
+        json.dump(report, file, indent=1)
+    if "agrees" not in report:
+        print("not compared: --check-images is 0")
+        return
+    flat = {name: value for name, value in report.items() if not isinstance(value, (dict, str, bool))}
+    cells = [
+        (name.replace("_", " "), f"{value:.2g}" if isinstance(value, float) else str(value))
+        for name, value in flat.items()
+    ]
+    for name, (ours, theirs) in report.get("metrics", {}).items():
+        cells.append((name, f"{ours:.2f} ({theirs:.2f} of the engine)"))
+    print_table(("", "differences"), cells, f"{out.name} and the engine")
+    if not report["agrees"]:
+        raise UserError(f"{out} does not agree with the engine, see {path}; do not use it, and report this")
+
+
+def _refuse(options: argparse.Namespace, names: tuple[str, ...], owner: str) -> None:
+    """Options of the other kind of network."""
+    from ssql_det.core.errors import UserError
+
+    for name in names:
+        if getattr(options, name):
+            raise UserError(f"--{name.replace('_', '-')} needs {owner}; leave it out")
