@@ -49,6 +49,10 @@ GROUPS = {
     "Explore": ("demo", "configs"),
 }
 _OTHERS = "More"  # commands of plugins
+_REQUIREMENTS = (  # modules of the packages in setup.py; where only `run` is used, most of them are not installed
+    *("torch", "torchvision", "timm", "numpy", "fvcore", "iopath", "pycocotools", "cv2", "PIL", "yaml", "rich"),
+    *("tabulate", "termcolor", "tensorboard", "sklearn", "threadpoolctl", "safetensors"),
+)
 _HELP_COLUMN = 17
 
 for _module in import_modules(cli.__name__, cli.__path__):
@@ -80,7 +84,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.command is None:
             parser.print_help()
             raise SystemExit(EXIT_BAD_INPUT)
-        options.run(options)
+        try:
+            options.run(options)
+        except ModuleNotFoundError as missing:
+            if missing.name not in _REQUIREMENTS:
+                raise
+            raise UserError(
+                f"`ssql-det {options.command}` needs {missing.name}, which is not installed; install it, or all that "
+                "ssql_det requires with pip install ssql_det"
+            ) from missing
 
 
 def _take_global_options(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -95,11 +95,14 @@ def test_an_input_is_not_overwritten(place, capsys):
     assert "would overwrite an input image" in capsys.readouterr().err
 
 
+def run_alone(*arguments):
+    return subprocess.run([sys.executable, "-c", ALONE, *arguments], capture_output=True, text=True, check=False)
+
+
 @pytest.mark.slow
 def test_it_runs_with_numpy_pillow_and_onnxruntime_alone(place):
     start = time.monotonic()
-    arguments = ["run", "detector.onnx", "photos", "--out", "out"]
-    done = subprocess.run([sys.executable, "-c", ALONE, *arguments], capture_output=True, text=True, check=False)
+    done = run_alone("run", "detector.onnx", "photos", "--out", "out")
     seconds = time.monotonic() - start
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "2 objects of score 0.5 or more in 2 image(s)\nwrote out\n"
@@ -107,3 +110,21 @@ def test_it_runs_with_numpy_pillow_and_onnxruntime_alone(place):
     assert [each["category_id"] for each in found] == [5, 9]
     assert Image.open(place / "out/a.png").width >= 60
     assert seconds < MOST_SECONDS
+
+
+@pytest.mark.slow
+def test_a_command_that_needs_more_says_so(place):
+    done = run_alone("predict", "--config-file", "toy_voc_narrow_c4", "photos")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: `ssql-det predict` needs torch, which is not installed; ")
+
+
+def test_a_missing_module_of_another_is_a_bug(monkeypatch, capsys):
+    def fail(options):
+        raise ModuleNotFoundError("No module named 'torch.nonsense'", name="torch.nonsense")
+
+    monkeypatch.setattr("ssql_det.cli.configs.run", fail)
+    with pytest.raises(SystemExit) as stopped:
+        main(["configs"])
+    assert stopped.value.code == 1
+    assert "Traceback" in capsys.readouterr().err
