@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -53,7 +54,7 @@ def quantize_detector(
 def make_repair_data(
     model: nn.Module, images: RoleImages, scope: str, repairs: Sequence[str] = (ROUNDING, TUNING)
 ) -> RepairData:
-    """Record the float detector's proposals, and its outputs as the targets of tuning.
+    """Record the float detector's proposals.
 
     Images for reconstruction are only read if one of the ``repairs`` learns from them.
     """
@@ -66,7 +67,7 @@ def make_repair_data(
         tuning=tuning,
         forward=run_with_recorded_proposals,
         blocks=detector_blocks(model, scope),
-        compute_loss=DistillationLoss(model, tuning if TUNING in repairs else []),
+        make_loss=partial(DistillationLoss, model),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -82,26 +83,32 @@ def quantize_backbone(
 def make_repair_data(
     backbone: nn.Module, calibration_batches: Sequence[Tensor], pixels: Tensor, input_format: InputFormat
 ) -> RepairData:
-    """``pixels`` [N, 3, S, S], uint8, are the images for reconstruction. The loss of tuning is the squared error of the
-    pooled features, relative to the mean square of the float ones."""
+    """``pixels`` [N, 3, S, S], uint8, are the images for reconstruction."""
     tuning = [normalize(batch, input_format) for batch in split_evenly(pixels, _TUNING_BATCH_SIZE)]
-    device = get_device(backbone)
-    with evaluating(backbone), torch.no_grad():
-        targets = [backbone(batch.to(device)) for batch in tuning]
-
-    def compute_loss(network: nn.Module, index: int) -> Tensor:
-        features: Tensor = network(tuning[index].to(device))
-        target = targets[index]
-        return (features - target).square().sum() / target.square().sum()
-
     return RepairData(
         calibration=calibration_batches,
         reconstruction=[image for batch in tuning for image in batch.split(1)],
         tuning=tuning,
         forward=forward_images,
         blocks=find_backbone_blocks(backbone),
-        compute_loss=compute_loss,
+        make_loss=partial(FeatureLoss, backbone),
     )
+
+
+class FeatureLoss:
+    """The squared error of the pooled features of some batches, relative to the mean square of the float ones. Its
+    targets are the features of the backbone, which must be float, at the construction."""
+
+    def __init__(self, backbone: nn.Module, batches: Sequence[Tensor]) -> None:
+        self._batches, self._device = batches, get_device(backbone)
+        with evaluating(backbone), torch.no_grad():
+            self._targets = [backbone(batch.to(self._device)) for batch in batches]
+
+    def __call__(self, network: nn.Module, index: int) -> Tensor:
+        """The loss of the network, as it is at the call, on the batch of an index."""
+        features: Tensor = network(self._batches[index].to(self._device))
+        target = self._targets[index]
+        return (features - target).square().sum() / target.square().sum()
 
 
 def _choose_role_indices(images: ImageDataset, calibration: Calibration) -> dict[str, list[int]]:

@@ -64,6 +64,28 @@ class Block:
             _stop_at(stack, model, self.modules[0])
             yield
 
+    @property
+    def _end(self) -> str:
+        """The module whose first call ends the block."""
+        return self.modules[-1]
+
+    @contextmanager
+    def replacing_outputs(self, model: nn.Module, replace: Callable[[Any], Any]) -> Iterator[None]:
+        """Let a forward pass go on with ``replace(output)`` for each output of the block; enter it for each pass."""
+        is_over = False
+
+        def hook(module: nn.Module, args: Any, output: Any) -> Any:
+            return None if is_over else replace(output)
+
+        def end(*_: Any) -> None:
+            nonlocal is_over
+            is_over = True
+
+        with ExitStack() as stack:  # hooks of the same module run in this order
+            stack.callback(model.get_submodule(self.modules[-1]).register_forward_hook(hook).remove)
+            stack.callback(model.get_submodule(self._end).register_forward_hook(end).remove)
+            yield
+
     def split_layers(self, layers: Sequence[str]) -> tuple[Layer, ...]:
         """Those of the layers at these paths that are in the block, each as a block of its own."""
         prefixes = tuple(f"{path}." for path in self.modules)
@@ -104,6 +126,10 @@ class Layer(Block):
     head for all levels of an FPN."""
 
     last: str
+
+    @property
+    def _end(self) -> str:
+        return self.last
 
     def run(self, model: nn.Module, inputs: Any) -> Any:
         layer = model.get_submodule(self.modules[0])

@@ -1,7 +1,6 @@
 """``brecq``: learn the rounding of a block's weights together, so that the outputs of the block stay.
 
-The error of a block is that of its outputs; the weighting by Fisher information of the source is left out, because a
-detector has many outputs, whose losses have no common unit.
+The error of a block is the plain squared one of its outputs; ``brecq-fisher`` has the weighting of the source.
 
 Li et al., "BRECQ: pushing the limit of post-training quantization by block reconstruction", ICLR 2021.
 """

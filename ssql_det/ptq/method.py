@@ -25,7 +25,8 @@ class Method:
     """Minimize, with Adam, the error of a block's outputs plus ``rounding_weight`` times AdaRound's regularization.
 
     The regularization begins after the part ``warm_up`` of the iterations; from there ``beta`` falls linearly. The
-    learning rate of the steps of activations is in units of each step, and falls to 0 as a cosine.
+    learning rate of the steps of activations is in units of each step, and falls to 0 as a cosine. ``is_weighted``:
+    squared errors are weighted by squared gradients of the network's loss, see ``fisher``.
     """
 
     rounding_weight: float = 0.01
@@ -34,6 +35,7 @@ class Method:
     warm_up: float = 0.2
     learning_rate: float = 3e-2  # of ``v``; the sources have 1e-3 for 20 times as many iterations
     step_learning_rate: float = 2e-3
+    is_weighted: bool = False
 
     def split_blocks(self, blocks: Sequence[Block], layers: Sequence[str]) -> tuple[Block, ...]:
         """The blocks that are reconstructed one after the other, for the blocks of a network and paths of its quantized

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from ssql_det.ptq.blocks import Block
+from ssql_det.ptq.errors import BlockResult
 from ssql_det.ptq.method import METHODS
-from ssql_det.ptq.reconstruction import BlockResult, reconstruct
+from ssql_det.ptq.reconstruction import reconstruct
 from ssql_det.ptq.tuning import ComputeLoss, tune
 from ssql_det.quant import Bits, Quantization
 from ssql_det.quant.bits import format_bits
@@ -30,7 +32,16 @@ class RepairData:
     tuning: Sequence[Any]  # the same images in larger batches
     forward: Forward
     blocks: Sequence[Block]
-    compute_loss: ComputeLoss  # of a batch of ``tuning``
+    make_loss: Callable[[Sequence[Any]], ComputeLoss]  # on batches; its targets are the outputs of the network as it is
+
+    @cached_property
+    def reconstruction_loss(self) -> ComputeLoss:
+        """Read this first while the network is float, as the other one."""
+        return self.make_loss(self.reconstruction)
+
+    @cached_property
+    def tuning_loss(self) -> ComputeLoss:
+        return self.make_loss(self.tuning)
 
 
 @dataclass
@@ -62,14 +73,22 @@ def make_repairs(
             result.num_corrected = len({tensor.rpartition(".")[0] for tensor in repair.tensors})
         elif name == ROUNDING:
             method = METHODS.get(scheme.weight.partition(":")[0])()
-            batches = data.reconstruction
             result.blocks = reconstruct(
-                quantization, bits, overrides, data.blocks, batches, forward, method, seed, lambda _: save()
+                quantization,
+                bits,
+                overrides,
+                data.blocks,
+                data.reconstruction,
+                forward,
+                method,
+                seed,
+                on_block_done=lambda _: save(),
+                compute_loss=data.reconstruction_loss if method.is_weighted else None,
             )
             repair.made += (name,)
         else:
             result.tuning_losses = tune(
-                quantization, bits, data.tuning, data.compute_loss, scheme.tune, forward, overrides, seed
+                quantization, bits, data.tuning, data.tuning_loss, scheme.tune, forward, overrides, seed
             )
             repair.made += (name,)
         save()

@@ -6,7 +6,8 @@ for that is lower than with nearest rounding.
 
 The loss of a block is the squared error of its outputs, summed over channels, averaged over positions and images, and
 divided by the mean square of the float outputs, so that no loss depends on the scale of the network; with several
-outputs it is the sum of theirs. AdaRound's regularization is added, as the ``Method`` says.
+outputs it is the sum of theirs. A weighted ``Method`` weighs each square: see ``fisher``. AdaRound's regularization is
+added, as the ``Method`` says.
 
 While it is learned, a block's own output is not quantized, and the step of its point stays as calibrated: gradients
 that pass straight through the rounding of an output would push values below half a step up, without any effect on the
@@ -17,11 +18,10 @@ Errors that are compared are those of quantized outputs.
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,41 +29,26 @@ from torch import Tensor
 
 from ssql_det.core.console import track
 from ssql_det.core.errors import UserError
-from ssql_det.ptq.blocks import Block, list_tensors, recording_inputs
-from ssql_det.ptq.errors import compute_errors, compute_powers
+from ssql_det.ptq.blocks import Block, recording_inputs
+from ssql_det.ptq.errors import BlockResult, compute_errors, compute_powers
+from ssql_det.ptq.fisher import compute_gradients, make_weights
 from ssql_det.ptq.method import FloatActivation, Method
-from ssql_det.ptq.records import MAX_BYTES, Recorder, Records, make_generator
+from ssql_det.ptq.records import HELD_OUT_PERIOD, MAX_BYTES, Recorder, Records, Samples, make_generator, split_held_out
+from ssql_det.ptq.rounding import build_soft_rounding, get_iterations, round_to_nearest, store_integers
 from ssql_det.ptq.steps import copy_trainable, make_groups
-from ssql_det.quant import Bits, Quantization, QuantizedTensor, Quantizer, QuantPoint, Side
+from ssql_det.ptq.tuning import ComputeLoss
+from ssql_det.quant import Bits, Quantization, Quantizer, QuantPoint, Side
 from ssql_det.quant.bits import format_bits
 from ssql_det.quant.forward import Forward, evaluating, freezing, get_device
 from ssql_det.quant.points import assign_bits, select_inside
-from ssql_det.quant.quantizers import GridQuantizer, LearnedRounding, SoftRounding
+from ssql_det.quant.quantizers import GridQuantizer, LearnedRounding
 from ssql_det.quant.quantizers.centred import CentredWeight
 from ssql_det.quant.quantizers.mse import MseWeight
 from ssql_det.quant.repair import Repair
 
-HELD_OUT_PERIOD = 4  # every fourth batch is kept to compare errors
 _EXPONENT = 2.4  # of the grid ``mse``, as in QDrop
-_STEP_ELEMENTS = 2**18  # of the larger of a block's inputs and outputs: the samples of one iteration
-_MAX_SAMPLES = 32  # of one iteration
 _EVERYWHERE = ("",)  # the path of the network itself
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class BlockResult:
-    """Errors are relative to the mean square of the float outputs, on the images that were kept for that."""
-
-    name: str
-    grid: str  # of the weights: mse or centred
-    before: float  # with nearest rounding, and steps as calibrated
-    after: float
-    is_kept: bool  # whether the learned rounding and steps are used
-
-    def __str__(self) -> str:
-        errors = f"error {self.before:.2g} -> {self.after:.2g}"
-        return f"{self.name}: {errors}, {self.grid}" if self.is_kept else f"{self.name}: left as it was ({errors})"
 
 
 def reconstruct(
@@ -77,14 +62,17 @@ def reconstruct(
     seed: int = 0,
     on_block_done: Callable[[BlockResult], None] | None = None,
     max_bytes: int = MAX_BYTES,
+    compute_loss: ComputeLoss | None = None,
 ) -> list[BlockResult]:
     """Learn the rounding at a bit-width, for its ``Repair``, and return the results of the blocks.
 
     Blocks whose weights were learned already are skipped; the others are as if they had not been, so a run that was
     interrupted can go on. ``on_block_done`` is called after each block, as to save the quantization. A batch should
-    have one image.
+    have one image. ``compute_loss`` is that of a batch, for methods whose errors are weighted.
     """
-    reconstruction = _Reconstruction(quantization, bits, overrides, forward, method, seed, max_bytes)
+    if method.is_weighted and compute_loss is None:
+        raise ValueError(f"{type(method).__name__} weighs errors by the gradients of a loss; pass compute_loss")
+    reconstruction = _Reconstruction(quantization, bits, overrides, forward, method, seed, max_bytes, compute_loss)
     parts = reconstruction.select_blocks(blocks)
     if parts and len(batches) < HELD_OUT_PERIOD:
         raise UserError(f"reconstruction needs at least {HELD_OUT_PERIOD} images, got {len(batches)}")
@@ -110,10 +98,12 @@ class _Reconstruction:
         method: Method,
         seed: int,
         max_bytes: int,
+        compute_loss: ComputeLoss | None,
     ) -> None:
         self._quantization, self._bits, self._overrides = quantization, bits, overrides
         self._forward, self._method, self._seed, self._max_bytes = forward, method, seed, max_bytes
-        self._model = quantization.model
+        self._compute_loss, self._model = compute_loss, quantization.model
+        self._parts: tuple[Block, ...] = ()  # all blocks, as the method wants them
         point_bits = assign_bits(quantization.points, bits, overrides)
         self._point_bits = {point: bit_width for point, bit_width in point_bits.items() if bit_width is not None}
         self._repair = quantization.repairs.setdefault(format_bits(bits, overrides), Repair())
@@ -126,7 +116,7 @@ class _Reconstruction:
     def select_blocks(self, blocks: Sequence[Block]) -> list[Block]:
         """The parts of these blocks, as the method wants them, that have weights to be learned."""
         weights = {point.path for point in self._grids["mse"]}
-        parts = self._method.split_blocks(blocks, [*weights])
+        parts = self._parts = self._method.split_blocks(blocks, [*weights])
         inside = [point for block in parts for point in self._select_weights(block)]
         missing = [point.key for point in self._grids["mse"] if inside.count(point) != 1]
         if missing:
@@ -146,7 +136,11 @@ class _Reconstruction:
         return [point for point in select_inside(self._point_bits, block.modules) if point.is_weight]
 
     def reconstruct_block(self, block: Block, batches: Sequence[Any]) -> BlockResult:
-        records, held_out = self._record(block, batches)
+        recorder, samples = self._record(block, batches)
+        records, held_out = map(Records, split_held_out(samples))
+        del samples  # the records are copies
+        if not len(records) or not len(held_out):
+            raise UserError(f"{block.name} has no inputs in the images for reconstruction; use more images")
         weights = self._select_weights(block)
         powers = [power.clamp(min=torch.finfo(power.dtype).tiny) for power in compute_powers(records)]
         nearest = {
@@ -154,21 +148,27 @@ class _Reconstruction:
             for name, grid in self._grids.items()
         }
         name = min(nearest, key=lambda each: nearest[each])
-        grid = {point: self._grids[name][point] for point in weights}
+        grid, before = {point: self._grids[name][point] for point in weights}, nearest[name]
+        factors = self._weigh_errors(block, recorder, powers, grid) if self._method.is_weighted else None
+        if factors is not None:
+            for part, own in zip((records, held_out), split_held_out(factors), strict=True):
+                part.set_weights(own)
+            before = self._compute_error(block, held_out, powers, grid)
         learned = self._learn(block, records, powers, grid)
         after = self._compute_error(block, held_out, powers, learned)
-        is_kept = after < nearest[name]
+        is_kept = after < before
         if not is_kept:
-            learned = self._round_to_nearest(grid)
+            learned = round_to_nearest(self._quantization, grid, self._point_bits)
         self._repair.quantizers |= learned
-        return BlockResult(block.name, name, nearest[name], after, is_kept)
+        has_no_gradient = self._method.is_weighted and factors is None
+        return BlockResult(block.name, name, before, after, is_kept, has_no_gradient)
 
     # ---- recording -------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _record(self, block: Block, batches: Sequence[Any]) -> tuple[Records, Records]:
-        """Records of the images to train on, and of those to compare errors on."""
-        recorder = Recorder(self._model, block, len(batches), self._seed, self._max_bytes)
+    def _record(self, block: Block, batches: Sequence[Any]) -> tuple[Recorder, list[Samples]]:
+        has_weights = self._method.is_weighted
+        recorder = Recorder(self._model, block, len(batches), self._seed, self._max_bytes, has_weights)
         for batch in batches:
             with recording_inputs(self._model, block) as record:
                 inputs = record(self._forward, batch)
@@ -179,14 +179,21 @@ class _Reconstruction:
             samples = [recorder.make_samples(index, inputs) for index, inputs in enumerate(inputs_of_batches)]
         if recorder.is_cropped:
             _logger.info("%s: a window of each image, to stay within %d MB", block.name, self._max_bytes // 2**20)
-        is_held_out = [index % HELD_OUT_PERIOD == HELD_OUT_PERIOD - 1 for index in range(len(samples))]
-        parts = (
-            [each for each, held in zip(samples, is_held_out, strict=True) if held == kept] for kept in (False, True)
-        )
-        records, held_out = map(Records, parts)
-        if not len(records) or not len(held_out):
-            raise UserError(f"{block.name} has no inputs in the images for reconstruction; use more images")
-        return records, held_out
+        return recorder, samples
+
+    def _weigh_errors(
+        self, block: Block, recorder: Recorder, powers: Sequence[Tensor], nearest: Mapping[QuantPoint, Quantizer]
+    ) -> list[Any] | None:
+        """The weights of each batch; ``None`` if the loss has no gradient."""
+        assert self._compute_loss is not None
+        former = self._parts[: self._parts.index(block) + 1]
+        inside = [path for part in former for path in part.modules]
+        gradients = []
+        with self._quantizing(nearest, inside), freezing(self._quantization.quantizers):
+            for index in range(recorder.num_batches):
+                found = compute_gradients(self._model, block, partial(self._compute_loss, self._model, index))
+                gradients.append(recorder.cut_outputs(index, found))
+        return make_weights(gradients, powers)
 
     @contextmanager
     def _quantizing(
@@ -211,7 +218,11 @@ class _Reconstruction:
     ) -> dict[QuantPoint, Quantizer]:
         """Learn the rounding of the weights on these grids, and the steps of trainable activation quantizers."""
         method = self._method
-        roundings = {point: self._build_rounding(point, grid) for point, grid in grids.items()}
+        quantization = self._quantization
+        roundings = {
+            point: build_soft_rounding(quantization, point, grid, self._point_bits[point])
+            for point, grid in grids.items()
+        }
         activations = {
             point: self._repair.quantizers.get(point, self._quantization[point])
             for point in select_inside(self._point_bits, block.modules)
@@ -230,8 +241,8 @@ class _Reconstruction:
             else method.wrap_activation(trained.get(point, quantizer), generator)
             for point, quantizer in activations.items()
         }
-        iterations = self._get_iterations(grids)
-        count = _choose_num_samples(records)
+        iterations = get_iterations(quantization, grids)
+        count = records.choose_num_samples()
         rounding_optimizer = torch.optim.Adam([each.v for each in roundings.values()], method.learning_rate)
         optimizers = [rounding_optimizer]
         if trained:
@@ -243,7 +254,7 @@ class _Reconstruction:
                 for index, rows in records.draw(count, draws):
                     samples = records.groups[index].select(rows, device)
                     inputs = method.mix_inputs(samples.inputs, samples.float_inputs, generator)
-                    errors = compute_errors(block.run(self._model, inputs), samples.outputs)
+                    errors = compute_errors(block.run(self._model, inputs), samples.outputs, samples.weights)
                     part = sum(
                         error / power * channels for (error, channels), power in zip(errors, powers, strict=True)
                     )
@@ -261,30 +272,8 @@ class _Reconstruction:
                     schedule.step()
         for quantizer in trained.values():
             quantizer.requires_grad_(False)
-        return {point: self._store(point, rounding.harden()) for point, rounding in roundings.items()} | trained
-
-    def _build_rounding(self, point: QuantPoint, grid: GridQuantizer) -> SoftRounding:
-        weight = self._quantization.get_weight(point)
-        return SoftRounding(grid.spec, weight, grid.choose_grid(weight, self._point_bits[point]))
-
-    def _get_iterations(self, points: Mapping[QuantPoint, Any]) -> int:
-        quantizer = self._quantization[next(iter(points))]
-        assert isinstance(quantizer, LearnedRounding)
-        return quantizer.iterations
-
-    def _store(self, point: QuantPoint, quantized: QuantizedTensor | None) -> LearnedRounding:
-        stored = copy.deepcopy(self._quantization[point])
-        assert isinstance(stored, LearnedRounding)
-        assert quantized is not None
-        stored.set_integers(quantized)
-        return stored
-
-    def _round_to_nearest(self, grids: Mapping[QuantPoint, GridQuantizer]) -> dict[QuantPoint, Quantizer]:
-        weights = {point: self._quantization.get_weight(point) for point in grids}
-        return {
-            point: self._store(point, grid.quantize(weights[point], self._point_bits[point]))
-            for point, grid in grids.items()
-        }
+        hardened = {point: rounding.harden() for point, rounding in roundings.items()}
+        return {point: store_integers(quantization, point, each) for point, each in hardened.items()} | trained
 
     @torch.no_grad()
     def _compute_error(
@@ -293,9 +282,9 @@ class _Reconstruction:
         """The squared error relative to the mean square of the float outputs, averaged over the outputs."""
         total = 0.0
         with self._quantizing(quantizers, block.modules):
-            for index, rows in records.split(_choose_num_samples(records)):
+            for index, rows in records.split(records.choose_num_samples()):
                 samples = records.groups[index].select(rows, get_device(self._model))
-                errors = compute_errors(block.run(self._model, samples.inputs), samples.outputs)
+                errors = compute_errors(block.run(self._model, samples.inputs), samples.outputs, samples.weights)
                 relative = [error / power for (error, _), power in zip(errors, powers, strict=True)]
                 total += len(rows) * float(sum(relative)) / len(relative)
         return total / len(records)
@@ -303,10 +292,3 @@ class _Reconstruction:
 
 def _is_output(point: QuantPoint, block: Block) -> bool:
     return point.side is Side.OUTPUT and point.path == block.modules[-1] and not point.function
-
-
-def _choose_num_samples(records: Records) -> int:
-    """As many as have ``_STEP_ELEMENTS`` elements, at least one."""
-    group = records.groups[0]
-    elements = max(sum(x[0].numel() for x in list_tensors(part)) for part in (group.inputs, group.outputs))
-    return min(max(_STEP_ELEMENTS // elements, 1), _MAX_SAMPLES)

@@ -7,6 +7,7 @@ from support.detect.configs import C4, FPN, config, random_images, randomize_nor
 from ssql_det.detect import detector_points
 from ssql_det.detect.blocks import detector_blocks
 from ssql_det.detect.detector import build_detector
+from ssql_det.detect.distillation import DistillationLoss
 from ssql_det.detect.quantized_evaluation import calibrate_detector
 from ssql_det.detect.replay import record_proposals, run_with_recorded_proposals
 from ssql_det.ptq import METHODS, reconstruct
@@ -90,7 +91,14 @@ def test_a_block_alone_gives_what_it_gives_in_the_detector(name):
 
 @pytest.mark.parametrize("name", [C4, FPN])
 @pytest.mark.parametrize(
-    "scheme", ["weight=qdrop:4, act=lsq", "weight=adaround:2", "weight=brecq:2, act=lsq, placement=integer"]
+    "scheme",
+    [
+        "weight=qdrop:4, act=lsq",
+        "weight=adaround:2",
+        "weight=brecq:2, act=lsq, placement=integer",
+        "weight=brecq-fisher:2, act=lsq",
+        "weight=brecq-fisher:2, act=lsq, placement=integer",
+    ],
 )
 def test_a_detector_is_reconstructed(name, scheme):
     model = build("C4" if name == C4 else "FPN")
@@ -99,8 +107,12 @@ def test_a_detector_is_reconstructed(name, scheme):
     calibrate_detector(quantization, [[image] for image in random_images(2, seed=9)])
     recorded = record_proposals(model, [[image] for image in random_images(4)])
     method, blocks = METHODS.get(scheme.weight.partition(":")[0])(), detector_blocks(model, "all")
-    results = reconstruct(quantization, LOW, None, blocks, recorded, run_with_recorded_proposals, method)
+    loss = DistillationLoss(model, recorded)
+    results = reconstruct(
+        quantization, LOW, None, blocks, recorded, run_with_recorded_proposals, method, compute_loss=loss
+    )
     assert len(results) >= len(blocks)
+    assert not any(each.has_no_gradient for each in results)
     learned = quantization.repairs[str(LOW)].quantizers
     assert {point for point in learned if point.is_weight} == {p for p in quantization.points if p.is_weight}
     with quantization.applying(LOW), torch.no_grad():

@@ -92,8 +92,8 @@ def test_the_loss_of_tuning_is_the_relative_error_of_the_features():
     backbone = build_backbone("narrow_resnet").module.eval()
     pixels = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
     data = module.make_repair_data(backbone, [], pixels, module.IMAGENET)
-    assert data.compute_loss(backbone, 0) == 0
-    loss = data.compute_loss(lambda x: backbone(x) * 1.5, 0)
+    assert data.tuning_loss(backbone, 0) == 0
+    loss = data.tuning_loss(lambda x: backbone(x) * 1.5, 0)
     assert loss.item() == pytest.approx(0.25, rel=1e-5)
     assert [len(batch) for batch in data.reconstruction] == [1] * 5
 
@@ -118,6 +118,19 @@ def test_a_scheme_of_norms_needs_no_images_for_reconstruction(checkpoint, toy, t
     main(quantize_arguments(checkpoint, toy, path, "--reconstruction-images", "0", scheme="norms=matched"))
     quantization = Quantization.load(path, build_backbone_with(checkpoint))
     assert not quantization.list_missing_repairs(Bits(3, 3))
+
+
+def test_errors_are_weighted_by_the_loss_of_the_features(checkpoint, toy, caplog, tmp_path):
+    scheme, files = "act=lsq, weight=", [tmp_path / "plain.safetensors", tmp_path / "weighted.safetensors"]
+    with caplog.at_level("INFO", logger="ssql_det"):
+        for name, path in zip(("brecq:3", "brecq-fisher:3"), files, strict=True):
+            main(quantize_arguments(checkpoint, toy, path, scheme=scheme + name))
+    assert "without weights" not in caplog.text
+    plain, weighted = (Quantization.load(path, build_backbone_with(checkpoint)) for path in files)
+    states = [each.repairs["3w3a"].collect_state() for each in (plain, weighted)]
+    integers = [key for key in states[0] if "integers" in key]
+    assert {*integers} == {key for key in states[1] if "integers" in key}
+    assert not all(torch.equal(states[0][key], states[1][key]) for key in integers)
 
 
 def build_backbone_with(checkpoint):

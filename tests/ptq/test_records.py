@@ -1,9 +1,11 @@
 """Records of a block: windows and regions within a limit of bytes."""
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
-from ssql_det.ptq.blocks import Block, FpnLevel, Layer
+from ssql_det.ptq.blocks import Block, FpnLevel, Layer, list_tensors
 from ssql_det.ptq.records import Recorder, Records, Samples
 
 
@@ -52,6 +54,67 @@ def test_windows_of_an_fpn_level_show_the_same_place():
     assert len(places) > 1
     total = sum(x.nbytes for each in samples for x in (*each.inputs, *each.float_inputs, each.outputs))
     assert limit / 2 < total <= limit
+
+
+def record_weighted(block, model, batches, limit):
+    recorder = Recorder(model, block, len(batches), 0, limit, has_weights=True)
+    for inputs in batches:
+        recorder.add_float(inputs)
+    assert recorder.is_cropped
+    samples = [recorder.make_samples(index, inputs) for index, inputs in enumerate(batches)]
+
+    def set_weights(index, whole):
+        samples[index] = replace(samples[index], weights=recorder.cut_outputs(index, whole))
+        return samples[index]
+
+    return samples, set_weights
+
+
+def count_bytes(samples):
+    parts = [[each.inputs, each.float_inputs, each.outputs, each.weights] for each in samples]
+    return sum(x.nbytes for x in list_tensors(parts))
+
+
+def test_weights_are_those_of_the_window():
+    """Of a level of an FPN, of a head for levels whose sizes are no multiples, and behind a stride."""
+    limit = 6 * 20_000
+    block = FpnLevel("level", ("lateral", "output"), "coarser")
+    samples, set_weights = record_weighted(block, build(), [[make_map(32), make_map(16)] for _ in range(6)], limit)
+    for index in range(6):
+        each = set_weights(index, [make_map(32)])
+        assert torch.equal(each.weights, each.inputs[0])
+    assert limit / 2 < count_bytes(samples) <= limit
+
+    class Head(nn.Module):
+        def forward(self, levels):
+            return [x + 1 for x in levels], [torch.cat((x, x), 1) for x in levels]
+
+    levels = [make_map(size) for size in (25, 13, 7)]
+    samples, set_weights = record_weighted(
+        Block("head", ("head",)), nn.ModuleDict({"head": Head()}), [levels] * 6, limit
+    )
+    for index in range(6):
+        each = set_weights(index, list_tensors(Head()(levels)))
+        assert all(map(torch.equal, list_tensors(each.weights), list_tensors(Head()(each.inputs))))
+
+    model = nn.ModuleDict({"conv": nn.Conv2d(4, 4, 3, stride=2, padding=1)})
+    samples, set_weights = record_weighted(Block("conv", ("conv",)), model, [make_map(33)] * 6, limit)
+    for index in range(6):
+        each = set_weights(index, [make_map(33)[:, :, ::2, ::2]])
+        assert each.weights.shape == each.outputs.shape
+        assert (each.weights - each.inputs[:, :, ::2, ::2]).abs().max() <= 2
+
+
+def test_weights_are_those_of_the_regions():
+    batches = [torch.randn(30, 4, 5, 5), torch.randn(20, 4, 5, 5)]
+    samples, set_weights = record_weighted(Block("output", ("output",), has_regions=True), build(), batches, 40_000)
+    for index, regions in enumerate(batches):
+        assert torch.equal(set_weights(index, [regions]).weights, samples[index].inputs)
+    assert [len(each) for each in samples] == [12, 12]
+    records = Records([replace(each, weights=None) for each in samples])
+    records.set_weights([each.weights for each in samples])
+    rows = records.groups[0].select([3, 20], torch.device("cpu"))
+    assert torch.equal(rows.weights, rows.inputs)
 
 
 def test_regions_are_left_out_but_no_image():

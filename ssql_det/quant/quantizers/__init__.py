@@ -6,7 +6,8 @@ percentile             activation         the range without the outermost values
 mse                    weight, activation the range (of a weight, the scale per channel) of least error
 centred                weight             values symmetric about 0, scaled by least squares
 lsq                    activation         a trained step for each bit-width, at first that of ``mse``
-adaround, brecq, qdrop weight             integers that were learned by reconstruction (``learned_rounding``)
+adaround, brecq,       weight             integers that were learned by reconstruction (``learned_rounding``)
+brecq-fisher, qdrop
 ====================== ================== ==========================================================================
 
 ``soft_rounding`` is a weight while its integers are learned, ``weight_grid`` the values that a weight may take.

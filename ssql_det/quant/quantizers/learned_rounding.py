@@ -1,13 +1,13 @@
-"""``adaround``, ``brecq``, ``qdrop``: weights whose integers were learned, for one bit-width, by reconstruction.
+"""``adaround``, ``brecq``, ``brecq-fisher``, ``qdrop``: weights whose integers were learned by reconstruction.
 
-A quantizer of this file only holds the result: integers and the scale of each channel. ``brecq:2000`` asks for 2000
-iterations of learning. What learns them uses ``SoftRounding``.
+A quantizer of this file only holds the result, for one bit-width: integers and the scale of each channel.
+``brecq:2000`` asks for 2000 iterations of learning. What learns them uses ``SoftRounding``.
 
-======== ==============================
-adaround Nagel et al., ICML 2020
-brecq    Li et al., ICLR 2021
-qdrop    Wei et al., ICLR 2022
-======== ==============================
+=================== ========================
+adaround            Nagel et al., ICML 2020
+brecq, brecq-fisher Li et al., ICLR 2021
+qdrop               Wei et al., ICLR 2022
+=================== ========================
 """
 
 from __future__ import annotations
@@ -141,6 +141,13 @@ class BrecqWeight(LearnedRounding):
     """Integers that BRECQ learned."""
 
     method = "brecq"
+
+
+@WEIGHTS.register("brecq-fisher")
+class BrecqFisherWeight(LearnedRounding):
+    """Integers that BRECQ learned with weighted errors."""
+
+    method = "brecq-fisher"
 
 
 @WEIGHTS.register("qdrop")
