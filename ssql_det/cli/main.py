@@ -43,7 +43,7 @@ GROUPS = {
     "Data": ("make-toy-data", "check-data"),
     "Pretrain": ("pretrain", "probe", "analyze"),
     "Detect": ("train-det", "quantize", "sweep", "sensitivity", "predict"),
-    "Deploy": ("run",),
+    "Deploy": ("export", "run"),
     "Report": ("reproduce", "tables"),
     "Convert": ("convert", "inspect"),
     "Explore": ("demo", "configs"),

@@ -100,7 +100,8 @@ def commands(page):
     for span in SPAN.finditer(prose):
         text = " ".join(span[2].replace("…", "...").split())
         name, _, more = text.partition(" ")
-        text = f"ssql-det {text}" if name in COMMANDS and more else text
+        is_ours = name in COMMANDS and more and not re.match(ASSIGNMENT, more)  # `export A=b` is the shell's
+        text = f"ssql-det {text}" if is_ours else text
         if COMMAND.match(text) or PATH.match(text):
             for words in simple_commands(text):
                 # benchmarks/{a,b}.py is short for two commands here; a shell would give both files to one
