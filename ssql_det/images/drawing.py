@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,7 @@ def draw_detections(
     boxes: Sequence[Sequence[float]] | NDArray[Any],
     labels: Sequence[str],
     classes: Sequence[int],
-    masks: Sequence[Masks | None] | None = None,
+    masks: Iterable[Masks | None] | None = None,
     enlarged_to: int = ENLARGED_SIDE,
     max_side: int = MAX_SIDE,
 ) -> Pixels:
@@ -80,7 +80,7 @@ def draw_panel(image: Pixels, detections: Sequence[Detection], class_names: Sequ
     the same height, and can be put side by side."""
     boxes = [(x, y, x + width, y + height) for x, y, width, height in (each.box for each in detections)]
     labels = [f"{class_names[each.class_index]} {each.score:.2f}" for each in detections]
-    masks = [None if each.mask is None else decode_rle(each.mask) for each in detections]
+    masks = (None if each.mask is None else decode_rle(each.mask) for each in detections)  # one at a time in memory
     drawn = draw_detections(image, boxes, labels, [each.class_index for each in detections], masks)
     panel = Image.fromarray(np.pad(drawn, _FRAME, constant_values=255))
     position = (6, _CAPTION_HEIGHT // 2)
@@ -100,7 +100,7 @@ def _resize(image: Pixels, enlarged_to: int, max_side: int) -> Pixels:
     return image.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
-def _draw_masks(canvas: Pixels, masks: Sequence[Masks | None], colours: Sequence[Colour]) -> None:
+def _draw_masks(canvas: Pixels, masks: Iterable[Masks | None], colours: Sequence[Colour]) -> None:
     """Tint the masks' pixels, then draw all outlines over them."""
     height, width = canvas.shape[:2]
     resized = [
