@@ -195,11 +195,13 @@ def spread(items: Sequence[T], count: int) -> list[T]:
 
 
 def compare_aps(cfg: CfgNode, detector: Detector, model: nn.Module) -> dict[str, tuple[float, float]]:
-    """AP on ``DATASETS.TEST``: of the exported detector, and of the engine's."""
+    """AP on ``DATASETS.TEST``: of the exported detector, and of the engine's with :class:`TiesByIndex`."""
     metrics: dict[str, tuple[float, float]] = {}
     for name in cfg.DATASETS.TEST:
         loader = build_evaluation_loader(cfg, name)
-        found, expected = (evaluate(each, loader, name, is_fast=False) for each in (ExportedDetector(detector), model))
+        found = evaluate(ExportedDetector(detector), loader, name, is_fast=False)
+        with TiesByIndex():
+            expected = evaluate(model, loader, name, is_fast=False)
         metrics |= {f"{name}/{key}": (found[key], expected[key]) for key in expected if key.endswith("/AP")}
     return metrics
 

@@ -8,7 +8,7 @@ become graphs in the same way. What lies between the networks (anchors, selectin
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -145,15 +145,16 @@ class _Heads:
 
     @classmethod
     def of(cls, heads: Any) -> _Heads:
-        box: tuple[Any, ...]
-        masks: tuple[Any, ...]
         if isinstance(heads, Res5ROIHeads):  # boxes and masks are predicted from res5 of the same pooler's features
-            box = (heads.pooler, heads.in_features, lambda pooled: heads.res5(pooled).mean(dim=[2, 3]))
-            masks = (heads.pooler, heads.in_features, lambda pooled: heads.mask_head.layers(heads.res5(pooled)))
+            pooling = heads.pooler, heads.in_features
+            boxes = cls(*pooling, lambda pooled: heads.res5(pooled).mean(dim=[2, 3]), heads.box_predictor)
+            masks = (*pooling, lambda pooled: heads.mask_head.layers(heads.res5(pooled))) if heads.mask_on else None
         else:
-            box = (heads.box_pooler, heads.box_in_features, heads.box_head)
-            masks = (heads.mask_pooler, heads.mask_in_features, heads.mask_head.layers) if heads.mask_on else ()
-        return cls(*box, heads.box_predictor, *(masks if heads.mask_on else ()))
+            boxes = cls(heads.box_pooler, heads.box_in_features, heads.box_head, heads.box_predictor)
+            masks = (heads.mask_pooler, heads.mask_in_features, heads.mask_head.layers) if heads.mask_on else None
+        if masks is None:
+            return boxes
+        return replace(boxes, mask_pooler=masks[0], mask_features=masks[1], mask_network=masks[2])
 
     @property
     def poolers(self) -> list[Any]:
