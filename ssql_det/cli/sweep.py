@@ -30,6 +30,7 @@ from ssql_det.cli.arguments import (
     read_detector_config,
     set_up_process,
 )
+from ssql_det.core.rows import ONNXRUNTIME
 
 if TYPE_CHECKING:
     from ssql_det.core.rows import Row
@@ -52,6 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_quantization(parser)
     add_calibration(parser, has_file=True)
     add_bits_file(parser)
+    parser.add_argument(
+        "--engine",
+        choices=(ONNXRUNTIME,),
+        help="export the detector, and evaluate the exported file (default: evaluate it with torch)",
+    )
     add_overrides(parser, "MODEL.WEIGHTS FILE")
 
 
@@ -70,10 +76,17 @@ def run(options: argparse.Namespace) -> None:
         file = (Path(options.quantization), given | {"images": options.calib_images, "seed": options.calib_seed})
     cfg = read_detector_config(options, options.overrides)
     config_label = make_config_label(options.config_file, options.overrides)
-    launch(_sweep, cfg, config_label, widths, settings, file, processes=options.num_gpus)
+    is_exported = options.engine == ONNXRUNTIME
+    if is_exported:
+        from ssql_det.deploy.evaluation import check_exportable
+        from ssql_det.deploy.export import check_installed
+
+        check_installed()
+        check_exportable(widths)
+    launch(_sweep, cfg, config_label, widths, settings, file, is_exported, processes=options.num_gpus)
 
 
-def _sweep(cfg, config_label, widths, settings, file):  # type: ignore[no-untyped-def]  # the types would import torch
+def _sweep(cfg, config_label, widths, settings, file, is_exported):  # type: ignore[no-untyped-def]  # needs torch
     """``file``: a quantization file, and the settings that are given beside it."""
     from dataclasses import replace
 
@@ -93,9 +106,14 @@ def _sweep(cfg, config_label, widths, settings, file):  # type: ignore[no-untype
         path, given = file
         _, settings_of_file = load_with_settings(path, model, **given)
         settings = replace(settings_of_file, overrides=settings.overrides)
+    engine = None
+    if is_exported:
+        from ssql_det.deploy.evaluation import make_onnxruntime_engine
+
+        engine = make_onnxruntime_engine(cfg, checkpoint, config_label, Path(cfg.OUTPUT_DIR))
     rows = []
     with owning_folder(check_output_dir(cfg.OUTPUT_DIR)):
-        for row in sweep(cfg, config_label, model, checkpoint, widths, settings, path):
+        for row in sweep(cfg, config_label, model, checkpoint, widths, settings, path, engine):
             rows.append(row)
             _logger.info("%s: %s", row.bits, ", ".join(f"{name} {row.metrics[name]:.2f}" for name in _select_ap(row)))
     if is_main():

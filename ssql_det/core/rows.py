@@ -26,7 +26,8 @@ from ssql_det.core.files import check_regular_file, read_text
 from ssql_det.core.json_files import parse_json
 
 SCHEMA = 2
-_PACKAGES = ("ssql_det", "torch", "torchvision", "numpy", "detectron2")
+ONNXRUNTIME = "onnxruntime"  # the engine of rows of an exported detector
+_PACKAGES = ("ssql_det", "torch", "torchvision", "numpy", "detectron2", "onnxruntime")
 _STRING_FIELDS = (
     *("method", "checkpoint", "checkpoint_hash", "config", "dataset"),
     *("bits", "scope", "engine", "scheme", "placement", "network"),
@@ -88,7 +89,7 @@ class Row:
     scope: str  # what is quantized, "all" of a detector or its "backbone"; costs are of the whole network
     metrics: Mapping[str, float | None]  # None for a value that was not finite
     seed: int  # of the training; -1 if unknown or random
-    engine: str  # detectron2 or minid2; empty for a probe
+    engine: str  # detectron2, minid2 or onnxruntime; empty for a probe
     seconds: float  # that the evaluation took
     scheme: str  # as in --scheme
     calibration: Calibration

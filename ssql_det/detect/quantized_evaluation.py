@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -46,6 +45,23 @@ class QuantizationSettings:
     overrides: Mapping[str, Bits] = field(default_factory=dict)  # bit-widths by pattern of module paths; unused at FP
 
 
+@dataclass(frozen=True)
+class EvaluationEngine:
+    """What computes the detections that are evaluated, called ``name`` in result rows.
+
+    ``make_model`` is given the detector and its bit-width, while this bit-width is in effect, and returns a module with
+    the engine's inputs and outputs.
+    """
+
+    name: str
+    make_model: Callable[[nn.Module, Bits], nn.Module]
+
+    @classmethod
+    def simulated(cls) -> EvaluationEngine:
+        """The engine itself, which computes in float with quantized values."""
+        return cls(engine_name(), lambda model, bits: model)
+
+
 class NormBatches:
     """The calibration images in batches of several, with the regions that the float detector finds in them.
 
@@ -74,6 +90,7 @@ class EvaluationContext:
     quantization: Quantization
     norm_batches: NormBatches
     cost_profile: CostProfile
+    engine: EvaluationEngine
 
 
 def prepare_evaluation(
@@ -84,11 +101,13 @@ def prepare_evaluation(
     loader: CachedLoader,
     calibration_batches: Sequence[Batch] | None = None,
     quantization_file: Path | None = None,
+    engine: EvaluationEngine | None = None,
 ) -> EvaluationContext:
     """Calibrate the detector and save the quantization to ``quantization_file``, or load it if the file exists.
 
     ``calibration_batches`` have one image each; by default they are selected as the settings say. They may be empty if
-    the file exists and has the norms of all bit-widths. Without a ``quantization_file`` nothing is saved.
+    the file exists and has the norms of all bit-widths. Without a ``quantization_file`` nothing is saved. The default
+    ``engine`` is :meth:`EvaluationEngine.simulated`.
     """
     points = detector_points(model, settings.scope, settings.scheme.placement)
     batches = calibration_batches
@@ -111,7 +130,8 @@ def prepare_evaluation(
     model.eval()
     cost_profile = broadcast_from_main(lambda: profile_cost(model, points, next(iter(loader))))
     norm_batches = NormBatches(model, batches)
-    return EvaluationContext(cfg, settings, dataset, loader, quantization, norm_batches, cost_profile)
+    engine = engine or EvaluationEngine.simulated()
+    return EvaluationContext(cfg, settings, dataset, loader, quantization, norm_batches, cost_profile, engine)
 
 
 def build_calibrated_quantization(
@@ -160,7 +180,11 @@ def evaluate_quantized(
     quantization, is_fast = context.quantization, context.cfg.SSQL_DET.FAST_EVALUATION
     _logger.info("evaluating at %s on %s", bits, context.dataset)
     start = time.perf_counter()
-    evaluate_model = partial(evaluate, quantization.model, context.loader, context.dataset, is_fast)
+
+    def evaluate_model() -> dict[str, float]:
+        model = context.engine.make_model(quantization.model, bits)
+        return evaluate(model, context.loader, context.dataset, is_fast)
+
     metrics = evaluate_detector_at(quantization, bits, evaluate_model, overrides, context.norm_batches)
     cost = context.cost_profile.at(bits, overrides)
     num_bytes = cost.bytes + quantization.get_repair(bits, overrides).num_bytes
@@ -214,7 +238,7 @@ def make_row(
         scope=settings.scope,
         metrics=metrics,
         seed=cfg.SEED if cfg.SEED >= 0 or metadata.seed is None else metadata.seed,
-        engine=engine_name(),
+        engine=context.engine.name,
         seconds=seconds,
         scheme=str(settings.scheme),
         calibration=context.quantization.calibration or settings.calibration,

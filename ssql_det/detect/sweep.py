@@ -26,7 +26,7 @@ from ssql_det.core.files import atomic_write, check_not_an_input
 from ssql_det.core.files import sha256 as hash_file
 from ssql_det.core.json_files import read_json
 from ssql_det.core.rows import Row
-from ssql_det.d2 import CfgNode, engine_name
+from ssql_det.d2 import CfgNode
 from ssql_det.detect.config import IGNORED_KEYS, RENAMED_KEYS, TRAINING_EVALUATION_KEYS
 from ssql_det.detect.datasets import hash_annotations
 from ssql_det.detect.evaluation_data import build_evaluation_loader, select_calibration_images, take_rank_share
@@ -34,6 +34,7 @@ from ssql_det.detect.points import detector_points
 from ssql_det.detect.quantized_evaluation import (
     DetectorProvenance,
     EvaluationContext,
+    EvaluationEngine,
     QuantizationSettings,
     evaluate_quantized,
     make_row,
@@ -58,13 +59,16 @@ def sweep(
     bit_widths: Sequence[Bits],
     settings: QuantizationSettings,
     quantization_file: Path | None = None,
+    engine: EvaluationEngine | None = None,
 ) -> Iterator[Row]:
     """Yield a row per bit-width: read from ``OUTPUT_DIR`` if an earlier run wrote it, otherwise evaluated.
 
     The weights of ``checkpoint`` are loaded into ``model`` already; here it says where they are from. With a
     ``quantization_file``, which must have these ``settings``, the detector is not calibrated: the sweep uses a copy.
-    Under a process group each rank evaluates its share of the images, and rank 0 writes.
+    Under a process group each rank evaluates its share of the images, and rank 0 writes. The default ``engine`` is
+    :meth:`EvaluationEngine.simulated`.
     """
+    engine = engine or EvaluationEngine.simulated()
     folder = check_output_dir(cfg.OUTPUT_DIR)
     dataset = _get_test_dataset(cfg)
     settings.scheme.check_bits([*bit_widths, *settings.overrides.values()])
@@ -77,7 +81,7 @@ def sweep(
         check_not_an_input(folder / QUANTIZATION_NAME, [quantization_file])
         images = check_quantization_file(quantization_file, cfg, model, bit_widths, settings)
         file_sha256 = broadcast_from_main(partial(hash_file, quantization_file))
-    sweep_settings = _collect_sweep_settings(cfg, dataset, sha256, settings, file_sha256)
+    sweep_settings = _collect_sweep_settings(cfg, dataset, sha256, settings, file_sha256, engine.name)
     finished_rows = {row.bits: row for row in broadcast_from_main(lambda: _read_finished_rows(folder, sweep_settings))}
     loader = build_evaluation_loader(cfg, dataset)
     provenance = DetectorProvenance(checkpoint.display_name, checkpoint.metadata, checkpoint.architecture.name, sha256)
@@ -93,7 +97,8 @@ def sweep(
             batches = () if images is None else images
             take_rank_share(batches)  # decodes this rank's images: a damaged one fails before anything is written
             broadcast_from_main(lambda: _claim_folder(folder, sweep_settings, quantization_file))
-            context = prepare_evaluation(cfg, model, settings, dataset, loader, batches, folder / QUANTIZATION_NAME)
+            quantization_path = folder / QUANTIZATION_NAME
+            context = prepare_evaluation(cfg, model, settings, dataset, loader, batches, quantization_path, engine)
         overrides = None if bits == Bits.FP else settings.overrides
         row = make_row(context, config_label, bits, evaluate_quantized(context, bits, overrides), provenance)
         if is_main():
@@ -114,7 +119,7 @@ def _get_test_dataset(cfg: CfgNode) -> str:
 
 
 def _collect_sweep_settings(
-    cfg: CfgNode, dataset: str, sha256: str, settings: QuantizationSettings, file_sha256: str
+    cfg: CfgNode, dataset: str, sha256: str, settings: QuantizationSettings, file_sha256: str, engine: str
 ) -> dict[str, Any]:
     """All settings that determine the metrics of a sweep, as ``sweep.json`` has them. The keys are worded for error
     messages, which print them: config keys, options, or phrases."""
@@ -123,7 +128,7 @@ def _collect_sweep_settings(
         **{key: value for key, value in flatten_config(cfg).items() if key not in ignored_keys},
         "weights' sha256": sha256,
         "the objects' sha256": hash_annotations(dataset),  # of the test images' boxes and classes
-        "engine": engine_name(),
+        "engine": engine,
         "--scope": settings.scope,
         "--calib-images": settings.calibration.images,
         "--calib-seed": settings.calibration.seed,

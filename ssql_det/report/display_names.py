@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from ssql_det.core.rows import Protocol, Row
+from ssql_det.core.rows import ONNXRUNTIME, Protocol, Row
 
 _ALIASES = {  # normalized spellings of published names; "SSQL" alone is SSQL applied to SimSiam
     "fromscratch": "random init.",
@@ -76,8 +76,12 @@ def slugify(name: str) -> str:
 
 
 def format_scheme(row: Row) -> str:
-    """A row's quantization scheme and per-module bit-widths, such as "act=mse, backbone.res5.* at 8w8a"."""
-    return ", ".join([row.scheme, *(f"{pattern} at {bits}" for pattern, bits in row.overrides.items())])
+    """A row's quantization scheme and per-module bit-widths, such as "act=mse, backbone.res5.* at 8w8a".
+
+    An exported detector is told from the same detector in torch by "in onnxruntime".
+    """
+    parts = [row.scheme, *(f"{pattern} at {bits}" for pattern, bits in row.overrides.items())]
+    return ", ".join([*parts, f"in {ONNXRUNTIME}"] if row.engine == ONNXRUNTIME else parts)
 
 
 def format_protocol(protocol: Protocol) -> str:
