@@ -8,14 +8,13 @@ exit code 1 if a limit is exceeded.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import sys
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from functools import partial
 from pathlib import Path
 
-from timing import alternate, report
+from timing import Child, alternate, report, run_script, serve
 
 LIMITS = {  # of this checkout's step / the other's float32 step
     ("SimSiam", "float32"): 0.85,
@@ -23,6 +22,7 @@ LIMITS = {  # of this checkout's step / the other's float32 step
     ("SimSiam", "bfloat16"): 0.50,
     ("SSQL", "bfloat16"): 0.55,
 }
+STEP = "step"
 CONFIG = {"BACKBONE": "resnet50", "DATA.TRAIN": "unused", "DATA.SIZE": 128, "OPTIM.BATCH": 16, "DEVICE": "cpu"}
 
 
@@ -56,57 +56,40 @@ def prepare(name: str, dtype: str) -> Callable[[], object]:
     return take_step
 
 
-def serve(checkout: str, name: str, dtype: str, threads: int, connection: Connection) -> None:
-    """Take a step for each message, until ``False``."""
+def serve_step(checkout: str, name: str, dtype: str, threads: str) -> None:
+    """Serve a training step of a checkout."""
     sys.path.insert(0, checkout)
     import torch
 
     import ssql_det
 
     assert Path(ssql_det.__file__).is_relative_to(checkout), ssql_det.__file__
-    torch.set_num_threads(threads)
-    take_step = prepare(name, dtype)
-    while connection.recv():
-        take_step()
-        connection.send(True)
-
-
-class Process:
-    """A step in a process of its own; calling it takes the step and waits."""
-
-    def __init__(self, checkout: Path, name: str, dtype: str, threads: int) -> None:
-        self._connection, theirs = multiprocessing.Pipe()
-        arguments = (os.fspath(checkout.resolve()), name, dtype, threads, theirs)
-        self._process = multiprocessing.get_context("spawn").Process(target=serve, args=arguments, daemon=True)
-        self._process.start()
-
-    def __call__(self) -> None:
-        self._connection.send(True)
-        self._connection.recv()
-
-    def close(self) -> None:
-        self._connection.send(False)
-        self._process.join()
+    torch.set_num_threads(int(threads))
+    serve({STEP: prepare(name, dtype)})
 
 
 def compare(name: str, dtype: str, other: Path, threads: int, rounds: int) -> bool:
-    processes = [Process(other, name, "float32", threads), Process(Path(__file__).parents[1], name, dtype, threads)]
+    checkouts = ((other, "float32"), (Path(__file__).parents[1], dtype))
+    children = [
+        Child(__file__, os.fspath(checkout.resolve()), name, its_dtype, str(threads))
+        for checkout, its_dtype in checkouts
+    ]
     title = f"ResNet-50, 16 images of 128 pixels: {name} in {dtype} / {name} of {other} in float32"
-    is_kept = report(title, *alternate(*processes, rounds), LIMITS[name, dtype])
-    for process in processes:
-        process.close()
+    is_kept = report(title, *alternate(*(partial(child.run, STEP) for child in children), rounds), LIMITS[name, dtype])
+    for child in children:
+        child.close()
     return is_kept
 
 
-def main() -> None:
+def main() -> bool:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("other", type=Path, help="the folder of the other checkout")
     parser.add_argument("--threads", type=int, default=1, help="of each process (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=9, help="timed steps of each (default: %(default)s)")
     options = parser.parse_args()
     is_kept = [compare(*case, options.other, options.threads, options.rounds) for case in LIMITS]
-    raise SystemExit(not all(is_kept))
+    return all(is_kept)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main, serve_step)

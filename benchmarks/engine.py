@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import multiprocessing
 import sys
 from collections.abc import Callable
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
-from timing import alternate, report
+from timing import Child, alternate, report, run_script, serve
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from support.minid2 import detectors, modules, structures_and_layers
@@ -55,50 +53,25 @@ def prepare(root: str, name: str) -> dict[str, Callable[[], object]]:
     return {"detection": detect, "training step": train}
 
 
-def serve(root: str, name: str, connection: Connection) -> None:
-    """Run the functions whose names are received, until ``None`` is received."""
-    functions = prepare(root, name)
-    connection.send("ready")
-    while (function := connection.recv()) is not None:
-        functions[function]()
-        connection.send("done")
+def serve_engine(root: str, name: str) -> None:
+    serve(prepare(root, name))
 
 
-class Engine:
-    """An engine in a process of its own."""
-
-    def __init__(self, root: str, name: str) -> None:
-        spawn = multiprocessing.get_context("spawn")
-        self.connection, child_end = spawn.Pipe()
-        self.process = spawn.Process(target=serve, args=(root, name, child_end), daemon=True)
-        self.process.start()
-        child_end.close()
-        self.connection.recv()
-
-    def run(self, function: str) -> None:
-        self.connection.send(function)
-        self.connection.recv()
-
-    def stop(self) -> None:
-        self.connection.send(None)
-        self.process.join()
-
-
-def main() -> int:
+def main() -> bool:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7, help="timed runs of each engine (default: %(default)s)")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
     arguments = parser.parse_args()
     is_kept = []
     for name in arguments.models:
-        detectron2, minid2 = Engine("detectron2", name), Engine("ssql_det.minid2", name)
+        detectron2, minid2 = (Child(__file__, root, name) for root in ("detectron2", "ssql_det.minid2"))
         for function in ("detection", "training step"):
             times = alternate(lambda: detectron2.run(function), lambda: minid2.run(function), arguments.rounds)  # noqa: B023
             is_kept.append(report(f"{name}, {function}", *times, limit=LIMIT))
-        detectron2.stop()
-        minid2.stop()
-    return 0 if all(is_kept) else 1
+        detectron2.close()
+        minid2.close()
+    return all(is_kept)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main, serve_engine)

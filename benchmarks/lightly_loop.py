@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,10 +23,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from timing import Child, answer, run_script
 
 ROUNDS, CHUNK = 9, 4  # timed chunks of each loop, and the steps of a chunk
 IMAGES, SIDE, BATCH, SIZE, WIDTH, HIDDEN = 256, 96, 32, 64, 2048, 512
-PREFIX = "CPU seconds:"  # of the lines that a loop writes; libraries may write others
+NEXT_CHUNK = "the next chunk"  # what a loop is asked for
 LR, MOMENTUM, WEIGHT_DECAY = 0.05, 0.9, 1e-4
 
 
@@ -103,46 +102,23 @@ def train_lightly(images: Path, variant: str, on_step: Callable[[], None]) -> No
             on_step()
 
 
-def serve(loop: Callable[[Path, str, Callable[[], None]], None], images: Path, variant: str) -> None:
-    """Run a loop; after each chunk write its CPU seconds, and wait for a line. It ends with the parent."""
+def serve_loop(name: str, variant: str, images: str) -> None:
+    """Run a loop of :data:`LOOPS`, which after each chunk of steps answers with its CPU seconds, and waits."""
     torch.set_num_threads(1)
     steps, start = itertools.count(1), time.process_time()
 
     def on_step() -> None:
         nonlocal start
         if next(steps) % CHUNK == 0:
-            print(PREFIX, time.process_time() - start, flush=True)
-            if not sys.stdin.readline():
-                raise SystemExit
+            answer(time.process_time() - start)
             start = time.process_time()
 
-    loop(images, variant, on_step)
+    LOOPS[name](Path(images), variant, on_step)
 
 
-class Loop:
-    """A loop in a process of its own, which waits after each chunk of steps."""
-
-    def __init__(self, python: str, name: str, images: Path, variant: str) -> None:
-        command = [python, __file__, "--serve", name, variant, "--images", str(images)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True)
-        self._read_seconds()
-
-    def run(self) -> float:
-        """The CPU seconds of another chunk."""
-        self.process.stdin.write("run\n")
-        self.process.stdin.flush()
-        return self._read_seconds()
-
-    def _read_seconds(self) -> float:
-        for line in self.process.stdout:
-            if line.startswith(PREFIX):
-                return float(line.removeprefix(PREFIX))
-        raise SystemExit(f"failed: {' '.join(self.process.args)}")
-
-    def stop(self) -> None:
-        self.process.communicate()
+def start_loop(python: str, name: str, images: Path, variant: str) -> Child:
+    """A loop in a process of its own, after its first chunk of steps."""
+    return Child(__file__, name, variant, str(images), python=python, OMP_NUM_THREADS="1")
 
 
 LOOPS = {"ours": train_ours, "lightly": train_lightly}
@@ -157,38 +133,35 @@ COMPARISONS = (
 
 def compare(lightly_python: str, images: Path) -> bool:
     """Print a line for each comparison; returns whether all are within their limits."""
-    is_kept, baseline = [], Loop(lightly_python, "lightly", images, "float32")
+    is_kept, baseline = [], start_loop(lightly_python, "lightly", images, "float32")
     for name, variant, limit in COMPARISONS:
-        loop = Loop(sys.executable if name == "ours" else lightly_python, name, images, variant)
-        seconds = [(baseline.run(), loop.run()) for _ in range(1 + ROUNDS)][1:]  # the first one warms up
-        loop.stop()
-        rates = [BATCH * CHUNK / statistics.median(times) for times in zip(*seconds, strict=True)]
+        loop = start_loop(sys.executable if name == "ours" else lightly_python, name, images, variant)
+        seconds = [[each.run(NEXT_CHUNK) for each in (baseline, loop)] for _ in range(1 + ROUNDS)]
+        loop.close()
+        rates = [
+            BATCH * CHUNK / statistics.median(times) for times in zip(*seconds[1:], strict=True)
+        ]  # the first one warms up
         ratio = rates[1] / rates[0]
         is_kept.append(limit is None or ratio >= limit)
         verdict = "" if limit is None else f" (limit {limit}, {'kept' if is_kept[-1] else 'MISSED'})"
         print(
             f"{name}, {variant}: {rates[1]:.1f} / {rates[0]:.1f} images per second = {ratio:.3f}{verdict}", flush=True
         )
-    baseline.stop()
+    baseline.close()
     return all(is_kept)
 
 
-def main() -> None:
+def main() -> bool:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lightly-python", metavar="PYTHON", help="interpreter of an environment with lightly")
-    parser.add_argument("--serve", nargs=2, metavar=("LOOP", "VARIANT"), help=argparse.SUPPRESS)
-    parser.add_argument("--images", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--lightly-python", metavar="PYTHON", required=True, help="interpreter of an environment with lightly"
+    )
     options = parser.parse_args()
-    if options.serve:
-        name, variant = options.serve
-        return serve(LOOPS[name], options.images, variant)
-    if not options.lightly_python:
-        parser.error("--lightly-python is required")
     with tempfile.TemporaryDirectory() as folder:
         images = Path(folder) / "images"
         make_images(images / "scenes")
-        raise SystemExit(not compare(options.lightly_python, images))
+        return compare(options.lightly_python, images)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main, serve_loop)
