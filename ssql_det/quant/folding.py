@@ -2,9 +2,9 @@
 
 Integer arithmetic adds up products of integers, adds a bias in whole multiples of ``s_x * s_w`` (``s_x``, ``s_w``: the
 scales of input and weight), and multiplies the result by one factor per channel. So a norm is folded: it becomes a
-factor ``g`` per channel, which is multiplied into the weight's scale (sign included), and a bias. A weight of ``b < 8``
-bits is stored as ``q * 2**(8-b)`` with scale ``s_w / 2**(8-b)``, so the bias is in multiples of
-``s_x * s_w * |g| / 2**(8-b)``.
+factor ``g`` per channel, which is multiplied into the weight's scale (sign included), and a bias. A weight of few bits
+is stored as ``q * 2**k``, with the largest ``k`` that fits into 8 bits (mostly ``8 - b``), and scale ``s_w / 2**k``, so
+the bias is in multiples of ``s_x * s_w * |g| / 2**k``.
 """
 
 from __future__ import annotations
@@ -20,28 +20,11 @@ from torch import Tensor, nn
 from ssql_det.core.errors import UserError
 from ssql_det.quant.hooks import overriding_attributes
 from ssql_det.quant.points import INTEGER, QuantPoint
-from ssql_det.quant.quantizers import Quantizer
+from ssql_det.quant.quantizers import QuantizedTensor, Quantizer
 from ssql_det.quant.tracing import Chain, Trace
 
-STORED_WEIGHT_BITS = 8  # a weight of fewer bits is stored in 8
+_STORED = torch.iinfo(torch.int8)  # a weight of at most 8 bits is stored in this type
 _MAX_INT32 = 2**31 - 1
-
-
-@dataclass(frozen=True)
-class LayerScales:
-    """The scale of a layer's input, the scales of the channels of the weight [C], and the bit-width of the weight."""
-
-    input: Tensor
-    weight: Tensor
-    weight_bits: int
-
-    def compute_bias_scale(self, factor: Tensor) -> Tensor:
-        """The scale of the bias per channel, if ``factor`` [C] (of the norm, or 1) multiplies the sums of products.
-
-        ``|factor * weight scale|`` counts as 1 where it is 0.
-        """
-        weight_scale = torch.where(factor * self.weight == 0, 1, (factor * self.weight).abs())
-        return self.input * weight_scale / 2 ** max(STORED_WEIGHT_BITS - self.weight_bits, 0)
 
 
 def find_foldable_chains(trace: Trace, points: Sequence[QuantPoint]) -> tuple[Chain, ...]:
@@ -66,6 +49,25 @@ def check_chains(model: nn.Module, chains: Sequence[Chain], points: Sequence[Qua
             raise ValueError(f"{chain.norm} in the chain of {chain.layer} is no norm")
 
 
+@dataclass(frozen=True)
+class IntegerLayer:
+    """A quantized layer as integer arithmetic computes it, with its norm folded into it.
+
+    Its weight is ``integers * scale``, with a ``scale`` [C] per output channel that has the sign of the norm's factor.
+    ``spare_bits`` is the ``k`` of the integers' factor ``2**k``. ``bias`` [C] is a multiple of ``bias_scale`` [C]; it
+    is ``None`` if there is neither a bias nor a norm. The norm multiplies by ``factor`` [C], which is 1 without a norm.
+    A channel with factor 0 has integers 0 and a scale that counts as 1.
+    """
+
+    chain: Chain
+    integers: Tensor
+    scale: Tensor
+    spare_bits: int
+    factor: Tensor
+    bias: Tensor | None
+    bias_scale: Tensor
+
+
 @contextmanager
 def folding_norms(
     model: nn.Module,
@@ -80,43 +82,81 @@ def folding_norms(
     The model must be in evaluation mode. ``layers``: paths of the layers to fold norms into. ``point_bits``: the
     bit-widths of the points; ``None`` means float. ``get_weight``: the float weight that a quantizer gets.
     """
-    weight_points = {point.path: point for point in point_bits if point.is_weight}
     with ExitStack() as stack:
-        for chain in (each for each in chains if each.layer in layers):
-            weight_point, input_point = weight_points[chain.layer], chain.input_point
-            weight_bits = point_bits[weight_point]
-            input_bits = None if input_point is None else point_bits[input_point]
-            if input_point is not None and weight_bits is not None and input_bits is not None:
-                weight = get_weight(weight_point)
-                quantized_weight = get_quantizer(weight_point).quantize(weight, weight_bits)
-                # Of the input only the scale is used, so any tensor will do.
-                quantized_input = get_quantizer(input_point).quantize(weight.new_zeros(1), input_bits)
-                if quantized_weight is None or quantized_input is None:
-                    raise UserError(
-                        f"{chain.layer}: the weight or the input has no integers, which placement={INTEGER} needs; "
-                        "use other quantizers"
-                    )
-                scales = LayerScales(quantized_input.scale, quantized_weight.scale.flatten(), weight_bits)
-                for module, attributes in _compute_folded_attributes(model, chain, scales):
-                    stack.enter_context(overriding_attributes(module, **attributes))
+        for layer in compute_integer_layers(model, chains, layers, point_bits, get_quantizer, get_weight):
+            for module, attributes in _get_folded_attributes(model, layer):
+                stack.enter_context(overriding_attributes(module, **attributes))
         yield
 
 
 @torch.no_grad()
-def _compute_folded_attributes(
-    model: nn.Module, chain: Chain, scales: LayerScales
-) -> list[tuple[nn.Module, dict[str, Any]]]:
+def compute_integer_layers(
+    model: nn.Module,
+    chains: Sequence[Chain],
+    layers: Collection[str],
+    point_bits: Mapping[QuantPoint, int | None],
+    get_quantizer: Callable[[QuantPoint], Quantizer],
+    get_weight: Callable[[QuantPoint], Tensor],
+) -> Iterator[IntegerLayer]:
+    """The layers of :func:`folding_norms` in integers. A weight or an input that has none is an error."""
+    weight_points = {point.path: point for point in point_bits if point.is_weight}
+    for chain in (each for each in chains if each.layer in layers):
+        weight_point, input_point = weight_points[chain.layer], chain.input_point
+        weight_bits = point_bits[weight_point]
+        input_bits = None if input_point is None else point_bits[input_point]
+        if input_point is not None and weight_bits is not None and input_bits is not None:
+            weight = get_weight(weight_point)
+            quantized_weight = get_quantizer(weight_point).quantize(weight, weight_bits)
+            # Of the input only the scale is used, so any tensor will do.
+            quantized_input = get_quantizer(input_point).quantize(weight.new_zeros(1), input_bits)
+            if quantized_weight is None or quantized_input is None:
+                raise UserError(
+                    f"{chain.layer}: the weight or the input has no integers, which placement={INTEGER} needs; "
+                    "use other quantizers"
+                )
+            if quantized_weight.zero_point.any():
+                raise UserError(f"{chain.layer}: placement={INTEGER} needs weights whose zero point is 0")
+            yield _fold(model, chain, quantized_weight, quantized_input.scale)
+
+
+def _fold(model: nn.Module, chain: Chain, weight: QuantizedTensor, input_scale: Tensor) -> IntegerLayer:
+    weight_scale = weight.scale.flatten()
+    factor, bias = _compute_factor_and_bias(model, chain, weight_scale)
+    scale = factor * weight_scale
+    is_dead = scale == 0
+    channels = weight.scale.shape  # broadcasts over the integers
+    integers = torch.where(is_dead.reshape(channels), 0, weight.integers)
+    spare_bits = count_spare_bits(weight.integers)
+    bias_scale = input_scale * torch.where(is_dead, 1, scale.abs()) / 2**spare_bits
+    return IntegerLayer(
+        chain,
+        integers * 2**spare_bits,
+        torch.where(is_dead, 1, scale) / 2**spare_bits,
+        spare_bits,
+        factor,
+        None if bias is None else round_bias(bias, bias_scale),
+        bias_scale,
+    )
+
+
+def count_spare_bits(integers: Tensor) -> int:
+    """The largest ``k`` for which ``integers * 2**k`` fit into 8 bits; 0 if they do not fit anyway.
+
+    >>> count_spare_bits(torch.tensor([-8, 7])), count_spare_bits(torch.tensor([-15, 15]))
+    (4, 3)
+    """
+    least, most = (int(bound) for bound in integers.aminmax())
+    return max((k for k in range(8) if _STORED.min <= least * 2**k and most * 2**k <= _STORED.max), default=0)
+
+
+def _get_folded_attributes(model: nn.Module, folded: IntegerLayer) -> list[tuple[nn.Module, dict[str, Any]]]:
     """The attributes to override in a layer and its norm."""
-    layer: Any = model.get_submodule(chain.layer)
-    if not chain.norm:
-        if layer.bias is None:
-            return []
-        return [(layer, {"bias": round_bias(layer.bias, scales.compute_bias_scale(torch.ones_like(layer.bias)))})]
-    norm: Any = model.get_submodule(chain.norm)
-    factor, bias = _compute_factor_and_bias(norm, layer.bias)
-    statistics = {"running_mean": torch.zeros_like(bias), "running_var": torch.ones_like(bias), "eps": 0.0}
-    affine = {"weight": factor, "bias": round_bias(bias, scales.compute_bias_scale(factor))}
-    return [(layer, {"bias": None}), (norm, statistics | affine)]
+    layer, factor, bias = model.get_submodule(folded.chain.layer), folded.factor, folded.bias
+    if not folded.chain.norm:
+        return [] if bias is None else [(layer, {"bias": bias})]
+    statistics = {"running_mean": torch.zeros_like(factor), "running_var": torch.ones_like(factor), "eps": 0.0}
+    norm = model.get_submodule(folded.chain.norm)
+    return [(layer, {"bias": None}), (norm, statistics | {"weight": factor, "bias": bias})]
 
 
 def round_bias(bias: Tensor, scale: Tensor) -> Tensor:
@@ -128,10 +168,16 @@ def round_bias(bias: Tensor, scale: Tensor) -> Tensor:
     return torch.round(bias / scale).clamp(-_MAX_INT32, _MAX_INT32) * scale
 
 
-def _compute_factor_and_bias(norm: Any, layer_bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The layer's bias and its norm in evaluation mode map ``x``, the layer's output without bias, to
-    ``x * factor + bias``."""
+def _compute_factor_and_bias(model: nn.Module, chain: Chain, weight_scale: Tensor) -> tuple[Tensor, Tensor | None]:
+    """A layer and its norm in evaluation mode map ``x``, the layer's output without bias, to ``x * factor + bias``.
+
+    Without a norm the factors are 1.
+    """
+    layer: Any = model.get_submodule(chain.layer)
+    if not chain.norm:
+        return torch.ones_like(weight_scale), layer.bias
+    norm: Any = model.get_submodule(chain.norm)
     factor = (norm.running_var + norm.eps).rsqrt()
     factor = factor if norm.weight is None else factor * norm.weight
-    mean = norm.running_mean if layer_bias is None else norm.running_mean - layer_bias
+    mean = norm.running_mean if layer.bias is None else norm.running_mean - layer.bias
     return factor, -mean * factor if norm.bias is None else norm.bias - mean * factor

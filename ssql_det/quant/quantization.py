@@ -116,7 +116,7 @@ class Quantization:
         point_bits = assign_bits(self.points, bits, overrides)
         with self._quantizing(point_bits, label, inside), self._get_repair(label).overriding_tensors(self.model):
             layers = {point.path for point in select_inside(point_bits, inside)} if folded else ()
-            get_quantizer = partial(self._get_quantizer, label=label)
+            get_quantizer = partial(self.get_quantizer, label=label)
             with folding_norms(self.model, self.chains, layers, point_bits, get_quantizer, self.get_weight):
                 yield
 
@@ -127,12 +127,12 @@ class Quantization:
         self._check_ready(point_bits)
         with ExitStack() as stack:
             for point, bit_width in select_inside(point_bits, inside).items():
-                quantizer = self._get_quantizer(point, label)
+                quantizer = self.get_quantizer(point, label)
                 action = self.equalization.rescaling(point, partial(quantizer, bits=bit_width))
                 stack.enter_context(hooking(self.model, point, None if bit_width is None else action))
             yield
 
-    def _get_quantizer(self, point: QuantPoint, label: str) -> Quantizer:
+    def get_quantizer(self, point: QuantPoint, label: str) -> Quantizer:
         """The quantizer that was learned for a bit-width, else the calibrated one."""
         return self._get_repair(label).quantizers.get(point) or self[point]
 
