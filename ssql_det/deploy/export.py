@@ -6,7 +6,8 @@ import copy
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,32 +21,54 @@ from ssql_det.core.files import atomic_write
 from ssql_det.core.rows import package_versions
 from ssql_det.d2 import CfgNode, Conv2d
 from ssql_det.deploy.graph import BackboneGraph, DetectorGraph
+from ssql_det.deploy.integers import computing_integers
 from ssql_det.deploy.metadata import METADATA_KEY, InputRule, ModelMetadata
+from ssql_det.deploy.onnx_passes import keep_grids, pack_weights
 from ssql_det.deploy.operators import make_translations
 from ssql_det.deploy.session import INPUT_NAME
 from ssql_det.detect.evaluation import fold_norm
 from ssql_det.detect.predict import get_category_ids, get_class_names
 from ssql_det.pretrain.checkpoint import PretrainedBackbone
 from ssql_det.quant import Bits
+from ssql_det.quant.integer_form import IntegerForm
 
 OPSET = 18
-FULL_PRECISION = str(Bits.FP)
 _EXAMPLE_SIZE = (128, 160)  # of the image that a detector is traced with; the file takes images of any size
 _MAX_BYTES = 2**31 - 1  # of a file in protobuf's format
 _SHAPES = {"boxes": ("detections", 4), "scores": ("detections",), "classes": ("detections",)}
 
 
-def export_detector(cfg: CfgNode, model: nn.Module, checkpoint: Checkpoint, config_label: str, path: Path) -> None:
-    """Write a detector whose weights are those of ``checkpoint``; the detector itself is not changed."""
+@dataclass(frozen=True)
+class Integers:
+    """A detector's integers at a bit-width, and how they were found, as the file's metadata say."""
+
+    form: IntegerForm
+    bits: str
+    scheme: str
+    scope: str
+
+
+def export_detector(
+    cfg: CfgNode,
+    model: nn.Module,
+    checkpoint: Checkpoint,
+    config_label: str,
+    path: Path,
+    integers: Integers | None = None,
+) -> None:
+    """Write a detector whose weights are those of ``checkpoint``, in float or in integers; ``model`` is not changed."""
     check_installed()
-    graph = DetectorGraph(make_traceable(model))
+    network = make_traceable(model, folded=integers is None)
+    graph = DetectorGraph(network)
     shapes: dict[str, Sequence[str | int]] = dict(_SHAPES)
     if "masks" in graph.output_names:
         shapes["masks"] = ("detections", "side", "side")
     rule = InputRule(cfg.INPUT.FORMAT, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
     classes, ids = tuple(get_class_names(cfg)), tuple(get_category_ids(cfg))
-    metadata = ModelMetadata("detector", classes, ids, rule, **_describe(checkpoint, config_label))
-    export_graph(graph, shapes, metadata, path, _EXAMPLE_SIZE, torch.export.Dim.DYNAMIC)
+    metadata = ModelMetadata("detector", classes, ids, rule, **_describe(checkpoint, config_label, integers))
+    form = None if integers is None else integers.form
+    with nullcontext() if form is None else computing_integers(network, form):
+        export_graph(graph, shapes, metadata, path, _EXAMPLE_SIZE, torch.export.Dim.DYNAMIC)
 
 
 def export_backbone(pretrained: PretrainedBackbone, size: int, path: Path) -> BackboneGraph:
@@ -60,13 +83,13 @@ def export_backbone(pretrained: PretrainedBackbone, size: int, path: Path) -> Ba
         features = graph(torch.zeros(size, size, 3, dtype=torch.uint8))
     if not isinstance(features, torch.Tensor):
         raise UserError(f"{pretrained.network} gives no single tensor of features, so it cannot be exported")
-    metadata = ModelMetadata("backbone", (), (), InputRule(input_format.channels, 0, 0), **_describe(pretrained, ""))
+    metadata = ModelMetadata("backbone", (), (), InputRule(input_format.channels, 0, 0), **_describe(pretrained))
     export_graph(graph, {"features": features.shape}, metadata, path, (size, size), torch.export.Dim.AUTO)
     return graph
 
 
-def make_traceable(model: nn.Module) -> nn.Module:
-    """A copy on the CPU whose engine's convs have their norms folded in.
+def make_traceable(model: nn.Module, folded: bool = True) -> nn.Module:
+    """A copy on the CPU in evaluation mode; with ``folded`` the engine's convs have their norms folded in.
 
     The engine's convs ask in Python whether their batch is empty, which has no answer while a graph is traced for any
     number of regions; those of the copy do not.
@@ -74,9 +97,9 @@ def make_traceable(model: nn.Module) -> nn.Module:
     traceable = copy.deepcopy(model).cpu().eval()
     for layer in traceable.modules():
         if isinstance(layer, Conv2d):
-            folded = fold_norm(layer)
-            if folded is not None:
-                layer.weight, layer.bias = map(nn.Parameter, folded)
+            parameters = fold_norm(layer) if folded else None
+            if parameters is not None:
+                layer.weight, layer.bias = map(nn.Parameter, parameters)
                 layer.norm = None
             layer.forward = partial(_forward_conv, layer)  # type: ignore[method-assign]
     return traceable
@@ -88,13 +111,17 @@ def _forward_conv(layer: Any, x: Tensor) -> Tensor:
     return x if layer.activation is None else layer.activation(x)
 
 
-def _describe(source: Checkpoint | PretrainedBackbone, config_label: str) -> dict[str, Any]:
+def _describe(
+    source: Checkpoint | PretrainedBackbone, config_label: str = "", integers: Integers | None = None
+) -> dict[str, Any]:
     import onnx
 
     file = source.source
     weights = {} if file is None else {"file": file.name, "sha256": file.sha256}
     return {
-        "bits": FULL_PRECISION,
+        "bits": str(Bits.FP) if integers is None else integers.bits,
+        "scheme": "" if integers is None else integers.scheme,
+        "scope": "" if integers is None else integers.scope,
         "weights": weights,
         "config": config_label,
         "versions": {**package_versions(), "onnx": onnx.__version__},
@@ -134,6 +161,8 @@ def export_graph(
     for node in model.graph.node:  # how it was traced, with paths of this machine
         node.ClearField("metadata_props")
         node.ClearField("doc_string")
+    keep_grids(model)
+    pack_weights(model)
     del model.graph.value_info[:]  # shapes in torch's symbols, which runtimes infer again
     model.metadata_props.add(key=METADATA_KEY, value=metadata.to_json())
     if model.ByteSize() > _MAX_BYTES:

@@ -147,7 +147,7 @@ class _Heads:
     def of(cls, heads: Any) -> _Heads:
         if isinstance(heads, Res5ROIHeads):  # boxes and masks are predicted from res5 of the same pooler's features
             pooling = heads.pooler, heads.in_features
-            boxes = cls(*pooling, lambda pooled: heads.res5(pooled).mean(dim=[2, 3]), heads.box_predictor)
+            boxes = cls(*pooling, lambda pooled: F.adaptive_avg_pool2d(heads.res5(pooled), 1), heads.box_predictor)
             masks = (*pooling, lambda pooled: heads.mask_head.layers(heads.res5(pooled))) if heads.mask_on else None
         else:
             boxes = cls(heads.box_pooler, heads.box_in_features, heads.box_head, heads.box_predictor)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.ops import nms
@@ -38,8 +39,32 @@ def _(boxes: Tensor, scores: Tensor, iou_threshold: float, score_threshold: floa
     return boxes.new_empty((found, 2), dtype=torch.int64)
 
 
+@torch.library.custom_op("ssql_det::dequantize", mutates_args=())
+def dequantize(integers: Tensor, scale: Tensor, axis: int) -> Tensor:
+    """A weight, or a bias, of integers with a scale for each channel of an axis."""
+    return integers.to(scale.dtype) * scale.reshape(-1, *[1] * (integers.ndim - 1 - axis))
+
+
+@dequantize.register_fake
+def _(integers: Tensor, scale: Tensor, axis: int) -> Tensor:
+    return torch.empty_like(integers, dtype=scale.dtype)
+
+
+@torch.library.custom_op("ssql_det::quantize_dequantize", mutates_args=())
+def quantize_dequantize(x: Tensor, scale: float, zero_point: int, greatest: int) -> Tensor:
+    """Round an activation to integers from 0 to ``greatest``, of which ``zero_point`` stands for 0."""
+    scale_tensor = torch.tensor(scale)
+    return (torch.clamp(torch.round(x / scale_tensor) + zero_point, 0, greatest) - zero_point) * scale_tensor
+
+
+@quantize_dequantize.register_fake
+def _(x: Tensor, scale: float, zero_point: int, greatest: int) -> Tensor:
+    return torch.empty_like(x)
+
+
 def make_translations() -> dict[Any, Any]:
     """What ``torch.onnx.export`` needs to translate the operators of this file."""
+    import onnx
     import onnxscript
 
     op: Any = onnxscript.opset18
@@ -55,4 +80,21 @@ def make_translations() -> dict[Any, Any]:
         )
         return op.Gather(selected, op.Constant(value_ints=[0, 2]), axis=1)
 
-    return {torch.ops.ssql_det.nms_rows.default: translate_nms_rows}
+    def translate_dequantize(integers: Any, scale: Any, axis: int) -> Any:
+        return op.DequantizeLinear(integers, scale, axis=axis)
+
+    def translate_quantize_dequantize(x: Any, scale: float, zero_point: int, greatest: int) -> Any:
+        def make_constant(value: float, dtype: type) -> Any:
+            return op.Constant(value=onnx.numpy_helper.from_array(np.array(value, dtype)))
+
+        scale_value, zero_value = make_constant(scale, np.float32), make_constant(zero_point, np.uint8)
+        quantized = op.QuantizeLinear(x, scale_value, zero_value)
+        if greatest < 255:  # behind the rounding, as a clipped float would not be fused with the layer in front
+            quantized = op.Clip(quantized, make_constant(0, np.uint8), make_constant(greatest, np.uint8))
+        return op.DequantizeLinear(quantized, scale_value, zero_value)
+
+    return {
+        torch.ops.ssql_det.nms_rows.default: translate_nms_rows,
+        torch.ops.ssql_det.dequantize.default: translate_dequantize,
+        torch.ops.ssql_det.quantize_dequantize.default: translate_quantize_dequantize,
+    }

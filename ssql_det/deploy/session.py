@@ -34,6 +34,8 @@ def open_session(path: str | os.PathLike[str], threads: int | None = None) -> tu
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.log_severity_level = _FATAL
+    # It would replace two roundings, on the grids of two points, by one.
+    options.add_session_config_entry("session.disable_double_qdq_remover", "1")
     try:
         session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
         texts = session.get_modelmeta().custom_metadata_map

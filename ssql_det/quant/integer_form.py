@@ -41,8 +41,8 @@ def compute_integer_form(
 ) -> IntegerForm:
     """The integers of a calibrated quantization at a bit-width, with its repairs.
 
-    Raises a ``UserError`` if the scheme has no integer form: another placement, equalized channels, more than 8 bits, or
-    a quantizer without integers.
+    Raises a ``UserError`` if the scheme has no integer form: another placement, equalized channels, more than 8 bits,
+    or a quantizer without integers.
     """
     scheme = quantization.scheme
     if scheme.placement != INTEGER:
