@@ -34,6 +34,8 @@ AS_IS = (
     "eval",
     "export",
     "for",
+    "mkdir",
+    "cp",
     "git",
     "conda",
     "pip",
