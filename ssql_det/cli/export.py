@@ -68,18 +68,26 @@ def run(options: argparse.Namespace) -> None:
 
 def _export_detector(options: argparse.Namespace, out: Path) -> None:
     from ssql_det.core.console import print_outcome
+    from ssql_det.core.errors import UserError
     from ssql_det.core.files import check_not_an_input
-    from ssql_det.deploy.agreement import compare_aps, compare_detectors, select_check_images
+    from ssql_det.deploy.agreement import compare_aps, compare_detectors
+    from ssql_det.deploy.check_images import check_test_data, load_check_images
     from ssql_det.deploy.detector import Detector
     from ssql_det.deploy.export import export_detector
     from ssql_det.detect import make_config_label
     from ssql_det.detect.detector import load_trained_detector
 
+    for name in ("check_folder", "evaluate"):
+        if options.check_images == 0 and getattr(options, name):
+            raise UserError(f"{_describe(name)} needs --check-images 1 or more; leave one of the two out")
     cfg = read_detector_config(options, options.overrides)
     check_not_an_input(out, [options.config_file, cfg.MODEL.WEIGHTS])
+    if options.evaluate:
+        check_test_data(cfg)
+    images = load_check_images(cfg, options.check_images, options.check_folder)
     model, checkpoint = load_trained_detector(cfg)
-    images = select_check_images(cfg, options.check_images, options.check_folder)
     export_detector(cfg, model, checkpoint, make_config_label(options.config_file, options.overrides), out)
+    _get_report_path(out).unlink(missing_ok=True)  # of an earlier file
     report: dict[str, Any] = {"file": out.name}
     if images:
         detector = Detector(out, options.threads)
@@ -104,8 +112,13 @@ def _export_backbone(options: argparse.Namespace, out: Path) -> None:
     pretrained = read_backbone(options.checkpoint)
     size = build_augmentation(options.recipe or default_augmentation(pretrained.network), options.size).size
     graph = export_backbone(pretrained, size, out)
-    _finish({"file": out.name, **compare_features(out, graph, size, options.check_images)}, out)
+    _get_report_path(out).unlink(missing_ok=True)
+    _finish({"file": out.name, **compare_features(out, graph, size, options.check_images, options.threads)}, out)
     print_outcome(out)
+
+
+def _get_report_path(out: Path) -> Path:
+    return out.with_suffix(".check.json")
 
 
 def _finish(report: dict[str, Any], out: Path) -> None:
@@ -116,7 +129,7 @@ def _finish(report: dict[str, Any], out: Path) -> None:
     from ssql_det.core.errors import UserError
     from ssql_det.core.files import atomic_write
 
-    path = out.with_suffix(".check.json")
+    path = _get_report_path(out)
     with atomic_write(path, "w") as file:
         json.dump(report, file, indent=1)
     if "agrees" not in report:
@@ -132,6 +145,8 @@ def _finish(report: dict[str, Any], out: Path) -> None:
     print_table(("", "differences"), cells, f"{out.name} and the engine")
     if not report["agrees"]:
         raise UserError(f"{out} does not agree with the engine, see {path}; do not use it, and report this")
+    if report.get("detections") == 0:
+        print("nothing was detected in these images, so little was compared: name a --check-folder with objects")
 
 
 def _refuse(options: argparse.Namespace, names: tuple[str, ...], owner: str) -> None:
@@ -140,4 +155,8 @@ def _refuse(options: argparse.Namespace, names: tuple[str, ...], owner: str) -> 
 
     for name in names:
         if getattr(options, name):
-            raise UserError(f"--{name.replace('_', '-')} needs {owner}; leave it out")
+            raise UserError(f"{_describe(name)} needs {owner}; leave it out")
+
+
+def _describe(name: str) -> str:
+    return "KEY VALUE" if name == "overrides" else f"--{name.replace('_', '-')}"

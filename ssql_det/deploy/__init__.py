@@ -12,12 +12,17 @@ folder      detect in many images, write pictures and COCO's JSON
 
 With torch (and the extra ``deploy``):
 
-=========== ==============================================================================
-operators   NMS of many sets of boxes, as one operator of torch and of ONNX
-selection   what lies between the networks: boxes, proposals, detections, pooling
-graph       the inference graph of a detector, in operations that ONNX has
-export      write a detector or a backbone as an ONNX file, and check it
-=========== ==============================================================================
+=============== ==========================================================================
+operators       NMS of many sets of boxes, as one operator of torch and of ONNX
+selection       what lies between the networks: boxes, proposals, detections, pooling
+graph           the inference graph of a detector, in operations that ONNX has
+tracing         a copy of a network that torch can trace
+export          write a detector or a backbone as an ONNX file
+check_images    the images on which the file and the engine are compared
+exact_selection select boxes in torch as the file does
+agreement       compare the file with the engine
+evaluation      the file in the engine's place, to measure its AP
+=============== ==========================================================================
 
 Importing this package does not import torch.
 """

@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import copy
-import logging
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ssql_det.convert import IMAGENET, Checkpoint
 from ssql_det.core.errors import UserError
 from ssql_det.core.files import atomic_write
 from ssql_det.core.rows import package_versions
-from ssql_det.d2 import CfgNode, Conv2d
+from ssql_det.d2 import CfgNode
 from ssql_det.deploy.graph import BackboneGraph, DetectorGraph
 from ssql_det.deploy.integers import computing_integers
 from ssql_det.deploy.metadata import METADATA_KEY, InputRule, ModelMetadata
 from ssql_det.deploy.onnx_passes import keep_grids, pack_weights
 from ssql_det.deploy.operators import make_translations
 from ssql_det.deploy.session import INPUT_NAME
-from ssql_det.detect.evaluation import fold_norm
+from ssql_det.deploy.tracing import make_traceable, translating_failures
 from ssql_det.detect.predict import get_category_ids, get_class_names
 from ssql_det.pretrain.checkpoint import PretrainedBackbone
 from ssql_det.quant import Bits
@@ -78,7 +75,7 @@ def export_backbone(pretrained: PretrainedBackbone, size: int, path: Path) -> Ba
     """
     check_installed()
     input_format = pretrained.metadata.input or IMAGENET
-    graph = BackboneGraph(pretrained.backbone.module.cpu().eval(), input_format)
+    graph = BackboneGraph(copy.deepcopy(pretrained.backbone.module).cpu().eval(), input_format)
     with torch.no_grad():
         features = graph(torch.zeros(size, size, 3, dtype=torch.uint8))
     if not isinstance(features, torch.Tensor):
@@ -86,29 +83,6 @@ def export_backbone(pretrained: PretrainedBackbone, size: int, path: Path) -> Ba
     metadata = ModelMetadata("backbone", (), (), InputRule(input_format.channels, 0, 0), **_describe(pretrained))
     export_graph(graph, {"features": features.shape}, metadata, path, (size, size), torch.export.Dim.AUTO)
     return graph
-
-
-def make_traceable(model: nn.Module, folded: bool = True) -> nn.Module:
-    """A copy on the CPU in evaluation mode; with ``folded`` the engine's convs have their norms folded in.
-
-    The engine's convs ask in Python whether their batch is empty, which has no answer while a graph is traced for any
-    number of regions; those of the copy do not.
-    """
-    traceable = copy.deepcopy(model).cpu().eval()
-    for layer in traceable.modules():
-        if isinstance(layer, Conv2d):
-            parameters = fold_norm(layer) if folded else None
-            if parameters is not None:
-                layer.weight, layer.bias = map(nn.Parameter, parameters)
-                layer.norm = None
-            layer.forward = partial(_forward_conv, layer)  # type: ignore[method-assign]
-    return traceable
-
-
-def _forward_conv(layer: Any, x: Tensor) -> Tensor:
-    x = nn.Conv2d.forward(layer, x)
-    x = x if layer.norm is None else layer.norm(x)
-    return x if layer.activation is None else layer.activation(x)
 
 
 def _describe(
@@ -143,7 +117,7 @@ def export_graph(
     ``Dim.DYNAMIC``, or decides it, as ``Dim.AUTO``.
     """
     image = torch.zeros(*example_size, 3, dtype=torch.uint8)
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), translating_failures(graph):
         exported = torch.export.export(graph.eval(), (image,), dynamic_shapes=({0: sides, 1: sides},), strict=False)
         program: Any = torch.onnx.export(
             exported,
@@ -158,17 +132,22 @@ def export_graph(
     _set_dimensions(model.graph.input[0], _name_sides(model.graph.input[0]))
     for value, dimensions in zip(model.graph.output, outputs.values(), strict=True):
         _set_dimensions(value, dimensions)
-    for node in model.graph.node:  # how it was traced, with paths of this machine
-        node.ClearField("metadata_props")
-        node.ClearField("doc_string")
     keep_grids(model)
     pack_weights(model)
-    del model.graph.value_info[:]  # shapes in torch's symbols, which runtimes infer again
+    _remove_traces(model.graph)
     model.metadata_props.add(key=METADATA_KEY, value=metadata.to_json())
     if model.ByteSize() > _MAX_BYTES:
         raise UserError(f"the network has {model.ByteSize() / 1e9:.1f} GB; an ONNX file has at most 2 GB")
     with atomic_write(path) as file:
         file.write(model.SerializeToString(deterministic=True))
+
+
+def _remove_traces(graph: Any) -> None:
+    """Remove how the graph was traced, with paths of this machine, and shapes in torch's symbols."""
+    del graph.value_info[:]  # runtimes infer them again
+    for part in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
 
 
 def check_installed() -> None:
@@ -192,19 +171,3 @@ def _set_dimensions(value: Any, dimensions: Sequence[str | int]) -> None:
     del shape.dim[:]
     for each in dimensions:
         shape.dim.add(**({"dim_param": each} if isinstance(each, str) else {"dim_value": each}))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporter's warnings, none of which a user can do something about."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -20,6 +20,14 @@ from ssql_det.core.errors import UserError
 from ssql_det.d2 import FastRCNNOutputLayers, GeneralizedRCNN, Res5ROIHeads, StandardROIHeads
 from ssql_det.deploy.selection import Features, pool_regions, select_detections, select_proposals
 
+_ARCHITECTURE_METHODS = ("forward", "inference", "preprocess_image")
+_HEADS_METHODS: dict[type, Sequence[str]] = {
+    Res5ROIHeads: ("forward", "forward_with_given_boxes", "_shared_roi_transform"),
+    StandardROIHeads: ("forward", "forward_with_given_boxes", "_forward_box", "_forward_mask"),
+}
+_PREDICTOR_METHODS = ("forward", "inference", "predict_boxes", "predict_probs")
+_DEFORMABLE = ("DeformConv", "ModulatedDeformConv")
+
 
 class DetectorGraph(nn.Module):
     """Map an image, uint8 [height, width, 3] in the detector's channel order, to the detections in it.
@@ -28,9 +36,14 @@ class DetectorGraph(nn.Module):
     detector predicts masks, probabilities [N, S, S] on the grid of each box. Raises a ``UserError`` for a detector with
     a part that this graph does not have.
 
-    >>> boxes, scores, classes = DetectorGraph(detector)(torch.zeros(120, 96, 3, dtype=torch.uint8))
-    >>> boxes.shape[1:]
-    torch.Size([4])
+    >>> from ssql_det.d2 import read_config
+    >>> from ssql_det.detect import SSQL_DET_DEFAULTS
+    >>> from ssql_det.detect.detector import build_detector
+    >>> cfg = read_config("toy_voc_narrow_c4", ["MODEL.DEVICE", "cpu"], SSQL_DET_DEFAULTS)
+    >>> graph = DetectorGraph(build_detector(cfg).eval())
+    >>> boxes, scores, classes = graph(torch.zeros(120, 96, 3, dtype=torch.uint8))
+    >>> boxes.shape == (len(scores), 4)
+    True
     """
 
     def __init__(self, detector: nn.Module) -> None:
@@ -75,37 +88,59 @@ class BackboneGraph(nn.Module):
 
 def check_supported(detector: nn.Module) -> None:
     """Raise a ``UserError`` that names the part of a detector that :class:`DetectorGraph` does not have."""
-    if not isinstance(detector, GeneralizedRCNN):
-        raise _unsupported("the architecture", detector)
-    generator, heads = detector.proposal_generator, detector.roi_heads
-    if not hasattr(generator, "rpn_head") or type(generator).__name__ != "RPN":
-        raise _unsupported("the proposal generator", generator)
-    if type(generator.anchor_generator).__name__ != "DefaultAnchorGenerator":
-        raise _unsupported("the anchor generator", generator.anchor_generator)
-    methods = {
-        Res5ROIHeads: ("forward", "forward_with_given_boxes", "_shared_roi_transform"),
-        StandardROIHeads: ("forward", "forward_with_given_boxes", "_forward_box", "_forward_mask"),
-    }
-    base: Any = next((each for each in methods if isinstance(heads, each)), None)
-    if base is None or any(getattr(type(heads), name) is not getattr(base, name) for name in methods[base]):
-        raise _unsupported("the ROI heads", heads)
+    if not isinstance(detector, GeneralizedRCNN) or _overrides(detector, GeneralizedRCNN, _ARCHITECTURE_METHODS):
+        raise _unsupported("the architecture", detector, "MODEL.META_ARCHITECTURE")
+    _check_backbone(detector.backbone)
+    generator = detector.proposal_generator
+    if type(generator).__name__ != "RPN":
+        raise _unsupported("the proposal generator", generator, "MODEL.PROPOSAL_GENERATOR.NAME")
+    anchors: Any = generator.anchor_generator
+    if type(anchors).__name__ != "DefaultAnchorGenerator":
+        raise _unsupported("the anchor generator", anchors, "MODEL.ANCHOR_GENERATOR.NAME")
+    _check_heads(detector.roi_heads)
+
+
+def _check_backbone(backbone: Any) -> None:
+    if (getattr(backbone, "padding_constraints", None) or {}).get("square_size", 0) > 0:
+        raise UserError("a backbone that pads images to squares cannot be exported; give it square_pad 0")
+    for layer in backbone.modules():
+        if type(layer).__name__ in _DEFORMABLE:
+            raise _unsupported("the layer", layer, "MODEL.RESNETS.DEFORM_ON_PER_STAGE")
+
+
+def _check_heads(heads: Any) -> None:
+    base = next((each for each in _HEADS_METHODS if isinstance(heads, each)), None)
+    if base is None or _overrides(heads, base, _HEADS_METHODS[base]):
+        raise _unsupported("the ROI heads", heads, "MODEL.ROI_HEADS.NAME")
     if getattr(heads, "keypoint_on", False):
         raise UserError("keypoints cannot be exported; set MODEL.KEYPOINT_ON False to export boxes and masks")
-    if not isinstance(heads.box_predictor, FastRCNNOutputLayers):
-        raise _unsupported("the box predictor", heads.box_predictor)
-    if len(heads.box_predictor.box2box_transform.weights) != 4:
-        raise _unsupported("the box regression", heads.box_predictor.box2box_transform)
+    predictor = heads.box_predictor
+    if not isinstance(predictor, FastRCNNOutputLayers) or _overrides(
+        predictor, FastRCNNOutputLayers, _PREDICTOR_METHODS
+    ):
+        raise _unsupported("the box predictor", predictor)
+    if len(predictor.box2box_transform.weights) != 4:
+        raise _unsupported("the box regression", predictor.box2box_transform, "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS")
+    if predictor.test_topk_per_image == 0:
+        raise UserError("TEST.DETECTIONS_PER_IMAGE is 0, so that nothing is detected; set it to 1 or more, or -1")
     if heads.mask_on and not (hasattr(heads.mask_head, "layers") and hasattr(heads.mask_head, "predictor")):
-        raise _unsupported("the mask head", heads.mask_head)
-    for pooler in _Heads.of(heads).poolers:
-        if any(type(each).__name__ != "ROIAlign" for each in getattr(pooler, "level_poolers", [pooler])):
-            raise _unsupported("the pooler", pooler)
+        raise _unsupported("the mask head", heads.mask_head, "MODEL.ROI_MASK_HEAD.NAME")
+    for head, pooler in zip(("BOX", "MASK"), _Heads.of(heads).poolers, strict=False):
+        for each in getattr(pooler, "level_poolers", [pooler]):
+            if type(each).__name__ != "ROIAlign":
+                raise _unsupported("the pooler", each, f"MODEL.ROI_{head}_HEAD.POOLER_TYPE")
 
 
-def _unsupported(part: str, found: object) -> UserError:
+def _overrides(module: nn.Module, base: type, names: Sequence[str]) -> bool:
+    """Whether the module's class has a method of its own where ``base`` has one, which the graph stands for."""
+    return any(getattr(type(module), name) is not getattr(base, name) for name in names)
+
+
+def _unsupported(part: str, found: object, key: str = "") -> UserError:
     return UserError(
-        f"{part} {type(found).__name__} cannot be exported; supported are Faster and Mask R-CNN with "
-        "RPN, ROIAlign, and the heads Res5ROIHeads, C4ROIHeads or StandardROIHeads"
+        f"{part} {'none' if found is None else type(found).__name__}{f' ({key})' if key else ''} cannot be exported; "
+        "supported are Faster and Mask R-CNN with RPN, ROIAlign, and the heads Res5ROIHeads, C4ROIHeads or "
+        "StandardROIHeads"
     )
 
 

@@ -22,13 +22,14 @@ from ssql_det.deploy.operators import nms_rows
 
 Features = Mapping[str, Tensor]
 _LOWEST = torch.finfo(torch.float32).min
+_NO_LIMIT = 2**31 - 1  # of the number of boxes
 
 
 def decode_boxes(transform: Any, deltas: Tensor, boxes: Tensor) -> Tensor:
     """The engine's ``Box2BoxTransform.apply_deltas``, for deltas and boxes [..., 4].
 
-    >>> from ssql_det.d2 import build_model  # its transforms have these attributes
-    >>> transform = detector.roi_heads.box_predictor.box2box_transform
+    >>> from types import SimpleNamespace
+    >>> transform = SimpleNamespace(weights=(10.0, 10.0, 5.0, 5.0), scale_clamp=4.0)  # as the engine's has them
     >>> decode_boxes(transform, torch.zeros(1, 4), torch.tensor([[2.0, 2.0, 6.0, 8.0]]))
     tensor([[2., 2., 6., 8.]])
     """
@@ -92,11 +93,12 @@ def select_detections(
     boxes = decode_boxes(
         predictor.box2box_transform, deltas.reshape(-1, 1 if is_agnostic else num_classes, 4), regions[:, None]
     )
-    probabilities = F.softmax(logits, dim=-1)
+    has_sigmoid = getattr(predictor, "use_sigmoid_ce", False)  # MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE of Detectron2
+    probabilities = logits.sigmoid() if has_sigmoid else F.softmax(logits, dim=-1)
     is_finite = torch.isfinite(boxes).all(dim=2).all(dim=1) & torch.isfinite(probabilities).all(dim=1)
     boxes = _clip_boxes(boxes, limits).permute(1, 0, 2).expand(num_classes, -1, -1)  # [classes, P, 4]
     scores = torch.where(is_finite, probabilities[:, :-1].t(), -math.inf)  # without the background: [classes, P]
-    limit = predictor.test_topk_per_image if predictor.test_topk_per_image >= 0 else regions.shape[0] * num_classes
+    limit = predictor.test_topk_per_image if predictor.test_topk_per_image >= 0 else _NO_LIMIT
     found = nms_rows(boxes, scores, predictor.test_nms_thresh, predictor.test_score_thresh, limit)
     best, order = scores[found[:, 0], found[:, 1]].sort(descending=True)
     classes, chosen = found[order[:limit]].unbind(1)
