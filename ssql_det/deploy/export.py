@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,8 +52,11 @@ def export_detector(
     config_label: str,
     path: Path,
     integers: Integers | None = None,
-) -> None:
-    """Write a detector whose weights are those of ``checkpoint``, in float or in integers; ``model`` is not changed."""
+) -> list[str]:
+    """Write a detector whose weights are those of ``checkpoint``, in float or in integers; ``model`` is not changed.
+
+    Return the points of the quantized activations, in the order of a pass, see :func:`computing_integers`.
+    """
     check_installed()
     network = make_traceable(model, folded=integers is None)
     graph = DetectorGraph(network)
@@ -63,9 +66,10 @@ def export_detector(
     rule = InputRule(cfg.INPUT.FORMAT, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
     classes, ids = tuple(get_class_names(cfg)), tuple(get_category_ids(cfg))
     metadata = ModelMetadata("detector", classes, ids, rule, **_describe(checkpoint, config_label, integers))
-    form = None if integers is None else integers.form
-    with nullcontext() if form is None else computing_integers(network, form):
+    with ExitStack() as stack:
+        keys = [] if integers is None else stack.enter_context(computing_integers(network, integers.form))
         export_graph(graph, shapes, metadata, path, _EXAMPLE_SIZE, torch.export.Dim.DYNAMIC)
+    return keys
 
 
 def export_backbone(pretrained: PretrainedBackbone, size: int, path: Path) -> BackboneGraph:

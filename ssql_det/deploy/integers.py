@@ -6,7 +6,7 @@ integers. All integers, scales and zero points are those of the simulation, see 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -21,25 +21,37 @@ from ssql_det.quant.folding import IntegerLayer
 from ssql_det.quant.hooks import hooking
 from ssql_det.quant.integer_form import ActivationGrid, IntegerForm
 
+Quantize = Callable[[Tensor], Tensor]
+
 
 @contextmanager
-def computing_integers(model: nn.Module, form: IntegerForm) -> Iterator[None]:
-    """Replace the weights and norms of a network by their integers, for good; inside, quantize its activations."""
+def computing_integers(model: nn.Module, form: IntegerForm) -> Iterator[list[str]]:
+    """Replace the weights and norms of a network by their integers, for good; inside, quantize its activations.
+
+    The list gets the key of the point of each activation that is quantized in a pass, in their order, and ``""`` for
+    one that has no point of its own.
+    """
+    keys: list[str] = []
+
+    def quantize(x: Tensor, grid: ActivationGrid, key: str = "") -> Tensor:
+        keys.append(key)
+        return quantize_dequantize(x, grid.scale, grid.zero_point, 2**grid.bits - 1)
+
     for path, layer in form.layers.items():
         point = layer.chain.output_point
-        _replace_layer(model, path, layer, None if point is None else form.activations.get(point))
+        grid = None if point is None else form.activations.get(point)
+        _replace_layer(model, path, layer, None if grid is None else partial(quantize, grid=grid))
     with ExitStack() as stack:
         for point, grid in form.activations.items():
-            stack.enter_context(hooking(model, point, partial(_quantize, grid=grid)))
-        yield
+            stack.enter_context(hooking(model, point, partial(quantize, grid=grid, key=point.key)))
+        yield keys
 
 
-def _quantize(x: Tensor, grid: ActivationGrid) -> Tensor:
-    return quantize_dequantize(x, grid.scale, grid.zero_point, 2**grid.bits - 1)
+def _replace_layer(model: nn.Module, path: str, integers: IntegerLayer, quantize: Quantize | None) -> None:
+    """Give a layer integers in place of its weight and bias; its norm becomes the identity.
 
-
-def _replace_layer(model: nn.Module, path: str, integers: IntegerLayer, output_grid: ActivationGrid | None) -> None:
-    """Give a layer integers in place of its weight and bias; its norm becomes the identity."""
+    ``quantize`` quantizes its result.
+    """
     layer: Any = model.get_submodule(path)
     if integers.chain.norm:
         parent, _, name = integers.chain.norm.rpartition(".")
@@ -59,7 +71,7 @@ def _replace_layer(model: nn.Module, path: str, integers: IntegerLayer, output_g
     buffers = {"integers": weight, "scale": scale, "bias_integers": bias_integers, "bias_scale": bias_scale}
     for name, tensor in buffers.items():
         layer.register_buffer(name, tensor)
-    layer.forward = partial(_forward, layer, output_grid)
+    layer.forward = partial(_forward, layer, quantize)
 
 
 def _check_transposed(path: str, layer: nn.ConvTranspose2d) -> None:
@@ -68,7 +80,7 @@ def _check_transposed(path: str, layer: nn.ConvTranspose2d) -> None:
         raise UserError(f"{path}: a transposed conv has integers only if its kernel is as large as its stride")
 
 
-def _forward(layer: Any, output_grid: ActivationGrid | None, x: Tensor) -> Tensor:
+def _forward(layer: Any, quantize: Quantize | None, x: Tensor) -> Tensor:
     bias = None if layer.bias_integers is None else dequantize(layer.bias_integers, layer.bias_scale, 0)
     if isinstance(layer, nn.Linear):
         product = x @ dequantize(layer.integers, layer.scale, 1)
@@ -77,8 +89,8 @@ def _forward(layer: Any, output_grid: ActivationGrid | None, x: Tensor) -> Tenso
     weight = dequantize(layer.integers, layer.scale, 0)
     if isinstance(layer, nn.ConvTranspose2d):
         x = F.conv2d(x, weight, bias)
-        if output_grid is not None:  # in front of the shuffle, or the conv would have a float result
-            x = _quantize(F.relu(x) if output_grid.zero_point == 0 else x, output_grid)
+        if quantize is not None:  # in front of the shuffle, or the conv would have a float result
+            x = quantize(x)
         return F.pixel_shuffle(x, layer.stride[0])
     x = F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
     activation = getattr(layer, "activation", None)

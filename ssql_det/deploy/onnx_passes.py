@@ -19,7 +19,7 @@ def keep_grids(model: Any) -> None:
     """
     from onnx import helper
 
-    producers = {output: node for node in model.graph.node for output in node.output}
+    producers: dict[str, Any] = {output: node for node in model.graph.node for output in node.output}
     readers = collections.defaultdict(set)
     for node in model.graph.node:
         for name in node.input:
@@ -27,16 +27,14 @@ def keep_grids(model: Any) -> None:
     nodes = []
     for node in model.graph.node:
         nodes.append(node)
-        source = producers.get(node.input[0]) if node.input else None
-        is_selection = node.op_type in _SELECTIONS and source is not None and source.op_type == "DequantizeLinear"
-        if is_selection and readers[node.output[0]] != {
-            "QuantizeLinear"
-        }:  # else it is quantized on another grid anyway
-            result = node.output[0]
-            grid = source.input[1:]
-            node.output[0] = f"{result}_float"
-            nodes.append(helper.make_node("QuantizeLinear", [node.output[0], *grid], [f"{result}_integers"]))
-            nodes.append(helper.make_node("DequantizeLinear", [f"{result}_integers", *grid], [result]))
+        source = producers.get(node.input[0]) if node.op_type in _SELECTIONS else None
+        if source is None or source.op_type != "DequantizeLinear":
+            continue
+        result, grid = node.output[0], source.input[1:]
+        if readers[result] != {"QuantizeLinear"}:  # else it is quantized on another grid anyway
+            node.output[0] = f"{result}/float"
+            nodes.append(helper.make_node("QuantizeLinear", [node.output[0], *grid], [f"{result}/integers"]))
+            nodes.append(helper.make_node("DequantizeLinear", [f"{result}/integers", *grid], [result]))
             producers[result] = nodes[-1]
     del model.graph.node[:]
     model.graph.node.extend(nodes)

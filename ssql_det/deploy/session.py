@@ -11,7 +11,7 @@ from ssql_det.core.files import check_regular_file
 from ssql_det.deploy.metadata import METADATA_KEY, ModelMetadata
 
 if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
+    from onnxruntime import InferenceSession, SessionOptions
 
 INPUT_NAME = "image"
 _MAX_REASON_LENGTH = 300  # characters of a message of onnxruntime
@@ -30,25 +30,35 @@ def open_session(path: str | os.PathLike[str], threads: int | None = None) -> tu
     if not Path(path).exists():
         raise UserError(f"there is no file {path}")
     check_regular_file(path)
-    onnxruntime = _import_onnxruntime()
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or 0
-    options.log_severity_level = _FATAL
-    # It would replace two roundings, on the grids of two points, by one.
-    options.add_session_config_entry("session.disable_double_qdq_remover", "1")
+    options = make_session_options(threads)
     try:
-        session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+        session = make_session(os.fspath(path), options)
         texts = session.get_modelmeta().custom_metadata_map
     except Exception as failure:  # its exceptions have no common class
         raise UserError(
-            f"{path} is not an ONNX file that onnxruntime {onnxruntime.__version__} can open, or is damaged or cut "
-            f"short: {describe_failure(failure)}"
+            f"{path} is not an ONNX file that onnxruntime {_import_onnxruntime().__version__} can open, or is damaged "
+            f"or cut short: {describe_failure(failure)}"
         ) from None
     if METADATA_KEY not in texts:
         raise UserError(f"{path} was not written by `ssql-det export`: it has no metadata {METADATA_KEY!r}")
     metadata = ModelMetadata.from_json(texts[METADATA_KEY], path)
     _check_input(session, path)
     return session, metadata
+
+
+def make_session_options(threads: int | None = None) -> SessionOptions:
+    """The options with which exported files are run; ``threads`` as in :func:`open_session`."""
+    options = _import_onnxruntime().SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    options.log_severity_level = _FATAL
+    # It would replace two roundings, on the grids of two points, by one.
+    options.add_session_config_entry("session.disable_double_qdq_remover", "1")
+    return options
+
+
+def make_session(model: str | bytes, options: SessionOptions) -> InferenceSession:
+    """Open a file, or the content of one, on the CPU."""
+    return _import_onnxruntime().InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def describe_failure(failure: Exception) -> str:

@@ -1,0 +1,174 @@
+"""Check a detector in integers against the simulation: which layers a runtime computes in integers, and how many
+elements of each quantized tensor are equal.
+
+For the second question every part of the graph between two quantizations gets the simulation's own integers, so that a
+difference stays where it arises.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ssql_det.core.errors import UserError
+from ssql_det.deploy.agreement import TiesByIndex
+from ssql_det.deploy.graph import DetectorGraph
+from ssql_det.deploy.session import INPUT_NAME, make_session, make_session_options
+from ssql_det.quant import Bits, Quantization, QuantPoint
+from ssql_det.quant.bits import format_bits
+from ssql_det.quant.hooks import hooking
+from ssql_det.quant.points import assign_bits
+from ssql_det.quant.tracing import Operation
+
+Recording = list[tuple[str, NDArray[np.integer[Any]]]]  # keys of points and integers, in the order of a pass
+_INTEGER_OPERATORS = ("QLinearConv", "QLinearMatMul", "MatMulIntegerToFloat", "QGemm")
+_WEIGHT = re.compile(r"detector\.(.+)\.integers")
+_QUANTIZED = "quantize_dequantize"  # the operator's name, from which torch makes those of its results
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Multiply-adds of a pass, those that run in integers, and those of each layer that does not."""
+
+    macs: int
+    integer_macs: int
+    float_layers: Mapping[str, int]
+
+    @property
+    def share(self) -> float:
+        return self.integer_macs / max(self.macs, 1)
+
+
+def find_coverage(path: Path, operations: Sequence[Operation]) -> Coverage:
+    """What onnxruntime computes in integers, by the graph that it runs; ``operations`` are those of a traced pass."""
+    import onnx
+
+    with tempfile.TemporaryDirectory() as folder:
+        options = make_session_options()
+        options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
+        make_session(str(path), options)
+        optimized = onnx.load(options.optimized_model_filepath)
+    integer_calls = Counter(
+        found[1]
+        for node in optimized.graph.node
+        if node.op_type in _INTEGER_OPERATORS
+        for found in map(_WEIGHT.match, node.input)
+        if found
+    )
+    float_layers: Counter[str] = Counter()
+    calls: Counter[str] = Counter()
+    for operation in operations:
+        calls[operation.path] += 1
+        if calls[operation.path] > integer_calls[operation.path]:
+            float_layers[operation.path] += operation.macs
+    macs = sum(operation.macs for operation in operations)
+    return Coverage(macs, macs - sum(float_layers.values()), dict(float_layers.most_common()))
+
+
+@dataclass(frozen=True)
+class TensorAgreement:
+    """Elements of a quantized tensor: all, those with the simulation's integer, those one step beside it."""
+
+    point: str
+    elements: int
+    equal: int
+    one_step: int
+
+    @property
+    def further(self) -> int:
+        return self.elements - self.equal - self.one_step
+
+
+@torch.no_grad()
+def record_simulation(
+    quantization: Quantization, bits: Bits, overrides: Mapping[str, Bits] | None, image: Tensor
+) -> Recording:
+    """The integers at all points of activations in a pass of the simulated detector; image uint8 [height, width, 3]."""
+    recording: Recording = []
+    label = format_bits(bits, overrides)
+
+    def record(x: Tensor, point: QuantPoint, width: int) -> Tensor:
+        quantizer = quantization.get_quantizer(point, label)
+        quantized = quantizer.quantize(x, width)
+        if quantized is None:
+            raise UserError(f"{point.key} has no integers at {label}; calibrate with more images")
+        recording.append((point.key, quantized.integers.numpy()))
+        return quantizer(x, width)
+
+    widths = assign_bits(quantization.points, bits, overrides)
+    with quantization.at(bits, overrides), TiesByIndex(), ExitStack() as stack:
+        for point, width in widths.items():
+            if not point.is_weight and width is not None:
+                stack.enter_context(hooking(quantization.model, point, partial(record, point=point, width=width)))
+        DetectorGraph(quantization.model)(image)
+    return recording
+
+
+def compare_integers(path: Path, keys: Sequence[str], recording: Recording, image: Tensor) -> list[TensorAgreement]:
+    """Compare each quantized tensor of the file with the simulation's, if its part is given the simulation's integers.
+
+    ``keys`` are the points of the exported graph, in the order of a pass, see
+    :func:`ssql_det.deploy.integers.computing_integers`. Tensors of several calls of a module are added up.
+    """
+    simulated = iter(recording)
+    pairs = [(index, *next(simulated)) for index, key in enumerate(keys) if key]
+    if [key for key in keys if key] != [key for key, _ in recording]:
+        raise AssertionError("the exported detector and the simulation do not pass the same points")
+    model, outputs = _take_integers_from_outside(path, {index: integers for index, _, integers in pairs})
+    session = make_session(model.SerializeToString(), make_session_options())
+    given = {f"{name}/given": integers for name, integers in outputs.values()}
+    found = session.run([name for name, _ in outputs.values()], {INPUT_NAME: image.numpy(), **given})
+    by_index = dict(zip(outputs, found, strict=True))
+    totals: dict[str, TensorAgreement] = {}
+    for index, key, integers in pairs:
+        if index in by_index:
+            distance = np.abs(by_index[index].astype(np.int64) - integers.astype(np.int64))
+            former = totals.get(key, TensorAgreement(key, 0, 0, 0))
+            totals[key] = TensorAgreement(
+                key,
+                former.elements + distance.size,
+                former.equal + int((distance == 0).sum()),
+                former.one_step + int((distance == 1).sum()),
+            )
+    return list(totals.values())
+
+
+def _take_integers_from_outside(
+    path: Path, recorded: Mapping[int, NDArray[Any]]
+) -> tuple[Any, dict[int, tuple[str, NDArray[Any]]]]:
+    """The file's graph, in which each DequantizeLinear reads an input and each QuantizeLinear is an output, and the
+    names of these outputs with what is recorded for them, by index of the quantization."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    model = onnx.load(path)
+    dequantizers = {node.output[0]: node for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    outputs: dict[int, tuple[str, NDArray[Any]]] = {}
+    del model.graph.output[:]
+    for index, integers in recorded.items():
+        node = dequantizers.get(f"{_QUANTIZED}_{index}" if index else _QUANTIZED)
+        if node is None:  # the exporter has merged it with an equal one
+            continue
+        name = node.input[0]
+        if name.endswith("/given"):  # two equal quantizations of one tensor
+            continue
+        outputs[index] = (name, integers)
+        node.input[0] = f"{name}/given"
+        shape = [None] * integers.ndim
+        model.graph.input.append(helper.make_tensor_value_info(node.input[0], TensorProto.UINT8, shape))
+        model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.UINT8, shape))
+    if not outputs:
+        raise AssertionError(f"{path} has no quantized tensors of known names")
+    return model, outputs
