@@ -67,6 +67,8 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _export_detector(options: argparse.Namespace, out: Path) -> None:
+    from dataclasses import asdict
+
     from ssql_det.core.console import print_outcome
     from ssql_det.core.errors import UserError
     from ssql_det.core.files import check_not_an_input
@@ -93,7 +95,9 @@ def _export_detector(options: argparse.Namespace, out: Path) -> None:
         detector = Detector(out, options.threads)
         report |= compare_detectors(detector, model, images).to_dict()
         if options.evaluate:
-            report["metrics"] = compare_aps(cfg, detector, model)
+            aps = compare_aps(cfg, detector, model)
+            report["agrees"] &= all(each.is_close for each in aps.values())
+            report["metrics"] = {name: asdict(each) for name, each in aps.items()}
     _finish(report, out)
     print_outcome(out, "run", out, "IMAGE ...", "--out", "found")
 
@@ -140,8 +144,8 @@ def _finish(report: dict[str, Any], out: Path) -> None:
         (name.replace("_", " "), f"{value:.2g}" if isinstance(value, float) else str(value))
         for name, value in flat.items()
     ]
-    for name, (ours, theirs) in report.get("metrics", {}).items():
-        cells.append((name, f"{ours:.2f} ({theirs:.2f} of the engine)"))
+    for name, ap in report.get("metrics", {}).items():
+        cells.append((name, f"{ap['file']:.2f} ({ap['engine']:.2f} of the engine)"))
     print_table(("", "differences"), cells, f"{out.name} and the engine")
     if not report["agrees"]:
         raise UserError(f"{out} does not agree with the engine, see {path}; do not use it, and report this")

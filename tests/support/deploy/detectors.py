@@ -1,10 +1,17 @@
 """Small detectors of every kind that can be exported, with seeded weights that detect."""
 
+import numpy as np
 import torch
+from PIL import Image
 from support.detect.configs import C4, FPN, config
 from support.minid2.modules import seed_weights
 
+from ssql_det.deploy.exact_selection import exact_selection
+from ssql_det.deploy.graph import DetectorGraph
+from ssql_det.deploy.metadata import InputRule
+from ssql_det.deploy.postprocess import RawDetections, finish_detections
 from ssql_det.detect.detector import build_detector
+from ssql_det.images.reading import to_rgb_array
 
 KINDS = {
     "C4": (C4, {}),
@@ -50,3 +57,28 @@ def make_detector(kind, **keys):
     cfg = config(name, **changes | keys)
     torch.manual_seed(0)
     return cfg, seed_weights(build_detector(cfg)).float().eval()
+
+
+class GraphDetector:
+    """The interface of ``deploy.Detector``, computed by torch; ``change`` is applied to what the network gives, and
+    ``change_finished`` to what is made of it."""
+
+    def __init__(self, cfg, model, change=lambda raw: raw, change_finished=lambda found: found):
+        self.graph, self.change, self.change_finished = DetectorGraph(model), change, change_finished
+        self.rule = InputRule(cfg.INPUT.FORMAT, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+        self.classes = tuple(map(str, range(cfg.MODEL.ROI_HEADS.NUM_CLASSES)))
+
+    def prepare(self, image):
+        pixels = to_rgb_array(image)
+        height, width = self.rule.get_size(*pixels.shape[:2])
+        return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
+
+    @torch.no_grad()
+    def detect_resized(self, resized):
+        with exact_selection():
+            outputs = [each.numpy() for each in self.graph(torch.from_numpy(resized.copy()))]
+        masks = outputs[3] if len(outputs) == 4 else None
+        return self.change(RawDetections(*outputs[:3], masks, resized.shape[:2]))
+
+    def finish(self, raw, height, width):
+        return self.change_finished(finish_detections(raw, height, width, self.classes))
