@@ -10,16 +10,32 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ssql_det.cli.arguments import (
+    add_bits_file,
+    add_calibration,
     add_config_arguments,
     add_image_options,
     add_overrides,
+    add_quantization,
+    add_scope,
+    check_scope,
+    make_calibration,
+    make_scheme,
+    parse_scheme,
     positive_int,
+    read_bits_file,
     read_detector_config,
     seed_int,
 )
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ssql_det.d2 import CfgNode
+    from ssql_det.detect.quantized_evaluation import QuantizationSettings
+    from ssql_det.quant import Bits, Quantization
 
 HELP = "one ONNX file of a detector, compared with the engine"
 EXAMPLES = (
@@ -35,6 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser, required=False)
     parser.add_argument("--checkpoint", metavar="FILE", help="a backbone, in any format that convert reads")
     add_image_options(parser)
+    parser.add_argument("--bits", default="FP", help="one bit-width, such as 8 or 2w4a (default: %(default)s)")
+    add_scope(parser, has_file=True)
+    add_quantization(parser)
+    add_calibration(parser, has_file=True)
+    add_bits_file(parser)
     parser.add_argument("--out", default="detector.onnx", help="the file to write (default: %(default)s)")
     parser.add_argument(
         "--check-images",
@@ -67,6 +88,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _export_detector(options: argparse.Namespace, out: Path) -> None:
+    from contextlib import nullcontext
     from dataclasses import asdict
 
     from ssql_det.core.console import print_outcome
@@ -75,31 +97,86 @@ def _export_detector(options: argparse.Namespace, out: Path) -> None:
     from ssql_det.deploy.agreement import compare_aps, compare_detectors
     from ssql_det.deploy.check_images import check_test_data, load_check_images
     from ssql_det.deploy.detector import Detector
-    from ssql_det.deploy.export import export_detector
+    from ssql_det.deploy.export import export_detector, make_integers
+    from ssql_det.deploy.integer_check import check_integers
     from ssql_det.detect import make_config_label
     from ssql_det.detect.detector import load_trained_detector
 
     for name in ("check_folder", "evaluate"):
         if options.check_images == 0 and getattr(options, name):
             raise UserError(f"{_describe(name)} needs --check-images 1 or more; leave one of the two out")
+    bits, settings = _read_settings(options)
     cfg = read_detector_config(options, options.overrides)
-    check_not_an_input(out, [options.config_file, cfg.MODEL.WEIGHTS])
+    check_not_an_input(out, [options.config_file, cfg.MODEL.WEIGHTS, *filter(None, [options.quantization])])
     if options.evaluate:
         check_test_data(cfg)
     images = load_check_images(cfg, options.check_images, options.check_folder)
     model, checkpoint = load_trained_detector(cfg)
-    export_detector(cfg, model, checkpoint, make_config_label(options.config_file, options.overrides), out)
+    quantization, integers = None, None
+    overrides = {} if settings is None else settings.overrides
+    if settings is not None:
+        quantization, scope = _quantize(options, cfg, model, bits, settings)
+        integers = make_integers(quantization, bits, scope, overrides)
+    label = make_config_label(options.config_file, options.overrides)
+    keys = export_detector(cfg, model, checkpoint, label, out, integers)
     _get_report_path(out).unlink(missing_ok=True)  # of an earlier file
     report: dict[str, Any] = {"file": out.name}
     if images:
         detector = Detector(out, options.threads)
-        report |= compare_detectors(detector, model, images).to_dict()
-        if options.evaluate:
-            aps = compare_aps(cfg, detector, model)
-            report["agrees"] &= all(each.is_close for each in aps.values())
-            report["metrics"] = {name: asdict(each) for name, each in aps.items()}
+        with nullcontext() if quantization is None else quantization.at(bits, overrides):
+            report |= compare_detectors(detector, model, images).to_dict()
+            if options.evaluate:
+                aps = compare_aps(cfg, detector, model)
+                report["agrees"] &= all(each.is_close for each in aps.values())
+                report["metrics"] = {name: asdict(each) for name, each in aps.items()}
+        if quantization is not None:  # whether it agrees is decided tensor by tensor
+            report |= check_integers(out, keys, quantization, bits, overrides, images).to_dict()
     _finish(report, out)
     print_outcome(out, "run", out, "IMAGE ...", "--out", "found")
+
+
+def _read_settings(options: argparse.Namespace) -> tuple[Bits, QuantizationSettings | None]:
+    """The bit-width, and how the detector is quantized; ``None`` at full precision."""
+    from ssql_det.core.errors import UserError
+    from ssql_det.detect.quantized_evaluation import QuantizationSettings
+    from ssql_det.quant import Bits, Scheme, parse_bit_widths
+    from ssql_det.quant.integer_form import check_integer_scheme
+    from ssql_det.quant.points import INTEGER
+
+    widths = parse_bit_widths(options.bits)
+    if len(widths) != 1:
+        raise UserError(f"--bits needs one bit-width, as a file has one; got {options.bits}")
+    if widths == [Bits.FP]:
+        for name in ("scheme", "scope", "quantization", "bits_file"):
+            if getattr(options, name) is not None:
+                raise UserError(f"{_describe(name)} needs --bits, such as --bits 8; leave it out, or name a bit-width")
+        return Bits.FP, None
+    scheme = make_scheme(options) if options.scheme is not None else Scheme(placement=INTEGER)
+    overrides = read_bits_file(options.bits_file)
+    if options.quantization is None:
+        check_integer_scheme(scheme, [*widths, *overrides.values()])
+    return widths[0], QuantizationSettings(check_scope(options), make_calibration(options), scheme, overrides)
+
+
+def _quantize(
+    options: argparse.Namespace, cfg: CfgNode, model: nn.Module, bits: Bits, settings: QuantizationSettings
+) -> tuple[Quantization, str]:
+    """The quantization of the file, or a new one that is calibrated on training images, with its norms corrected; and
+    its scope."""
+    from ssql_det.detect.evaluation_data import select_calibration_images
+    from ssql_det.detect.quantized_evaluation import NormBatches, build_calibrated_quantization, correct_detector_norms
+    from ssql_det.detect.saved_quantization import load_with_settings
+
+    images: Any = ()
+    overrides = settings.overrides
+    if options.quantization is not None:
+        given = (options.scope, parse_scheme(options), options.calib_images, options.calib_seed)
+        quantization, settings = load_with_settings(Path(options.quantization), model, *given)
+    else:
+        images = select_calibration_images(cfg, settings.calibration)
+        quantization = build_calibrated_quantization(cfg, model, settings, images)
+    correct_detector_norms(quantization, bits, overrides, NormBatches(model, images))
+    return quantization, settings.scope
 
 
 def _export_backbone(options: argparse.Namespace, out: Path) -> None:
@@ -140,10 +217,12 @@ def _finish(report: dict[str, Any], out: Path) -> None:
         print("not compared: --check-images is 0")
         return
     flat = {name: value for name, value in report.items() if not isinstance(value, (dict, str, bool))}
+    flat |= report.get("all tensors", {})
     cells = [
-        (name.replace("_", " "), f"{value:.2g}" if isinstance(value, float) else str(value))
+        (name.replace("_", " "), f"{value:.3g}" if isinstance(value, float) else f"{value:,}")
         for name, value in flat.items()
     ]
+    cells += [(f"float: {path}", f"{macs:,}") for path, macs in report.get("float layers", {}).items()]
     for name, ap in report.get("metrics", {}).items():
         cells.append((name, f"{ap['file']:.2f} ({ap['engine']:.2f} of the engine)"))
     print_table(("", "differences"), cells, f"{out.name} and the engine")

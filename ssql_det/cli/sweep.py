@@ -78,11 +78,9 @@ def run(options: argparse.Namespace) -> None:
     config_label = make_config_label(options.config_file, options.overrides)
     is_exported = options.engine == ONNXRUNTIME
     if is_exported:
-        from ssql_det.deploy.evaluation import check_exportable
         from ssql_det.deploy.export import check_installed
 
         check_installed()
-        check_exportable(widths)
     launch(_sweep, cfg, config_label, widths, settings, file, is_exported, processes=options.num_gpus)
 
 
@@ -109,8 +107,10 @@ def _sweep(cfg, config_label, widths, settings, file, is_exported):  # type: ign
     engine = None
     if is_exported:
         from ssql_det.deploy.evaluation import make_onnxruntime_engine
+        from ssql_det.quant.integer_form import check_integer_scheme
 
-        engine = make_onnxruntime_engine(cfg, checkpoint, config_label, Path(cfg.OUTPUT_DIR))
+        check_integer_scheme(settings.scheme, widths)
+        engine = make_onnxruntime_engine(cfg, checkpoint, config_label, settings.scope, Path(cfg.OUTPUT_DIR))
     rows = []
     with owning_folder(check_output_dir(cfg.OUTPUT_DIR)):
         for row in sweep(cfg, config_label, model, checkpoint, widths, settings, path, engine):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,31 +12,26 @@ from torch import nn
 
 from ssql_det.convert import Checkpoint
 from ssql_det.core.distributed import broadcast_from_main
-from ssql_det.core.errors import UserError
 from ssql_det.core.rows import ONNXRUNTIME
 from ssql_det.d2 import Boxes, CfgNode, Instances
 from ssql_det.deploy.detector import Detector
-from ssql_det.deploy.export import export_detector
+from ssql_det.deploy.export import export_detector, make_integers
 from ssql_det.detect.quantized_evaluation import EvaluationEngine
-from ssql_det.quant import Bits
+from ssql_det.quant import Bits, Quantization
 
 
-def make_onnxruntime_engine(cfg: CfgNode, checkpoint: Checkpoint, config_label: str, folder: Path) -> EvaluationEngine:
+def make_onnxruntime_engine(
+    cfg: CfgNode, checkpoint: Checkpoint, config_label: str, scope: str, folder: Path
+) -> EvaluationEngine:
     """Evaluations export the detector to ``folder/detector_BITS.onnx``, and evaluate this file."""
 
-    def make_model(model: nn.Module, bits: Bits) -> nn.Module:
+    def make_model(quantization: Quantization, bits: Bits, overrides: Mapping[str, Bits] | None) -> nn.Module:
         path = folder / f"detector_{bits}.onnx"
-        broadcast_from_main(partial(export_detector, cfg, model, checkpoint, config_label, path))
+        integers = None if bits == Bits.FP else make_integers(quantization, bits, scope, overrides)
+        broadcast_from_main(partial(export_detector, cfg, quantization.model, checkpoint, config_label, path, integers))
         return ExportedDetector(Detector(path))
 
     return EvaluationEngine(ONNXRUNTIME, make_model)
-
-
-def check_exportable(bit_widths: Sequence[Bits]) -> None:
-    """Raise a ``UserError`` for bit-widths that cannot be exported."""
-    for bits in bit_widths:
-        if bits != Bits.FP:
-            raise UserError(f"only full precision can be exported, not {bits}; use --bits FP, or leave --engine out")
 
 
 class ExportedDetector(nn.Module):

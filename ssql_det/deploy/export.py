@@ -26,8 +26,9 @@ from ssql_det.deploy.session import INPUT_NAME
 from ssql_det.deploy.tracing import make_traceable, translating_failures
 from ssql_det.detect.predict import get_category_ids, get_class_names
 from ssql_det.pretrain.checkpoint import PretrainedBackbone
-from ssql_det.quant import Bits
-from ssql_det.quant.integer_form import IntegerForm
+from ssql_det.quant import Bits, Quantization
+from ssql_det.quant.bits import format_bits
+from ssql_det.quant.integer_form import IntegerForm, compute_integer_form
 
 OPSET = 18
 _EXAMPLE_SIZE = (128, 160)  # of the image that a detector is traced with; the file takes images of any size
@@ -43,6 +44,14 @@ class Integers:
     bits: str
     scheme: str
     scope: str
+
+
+def make_integers(
+    quantization: Quantization, bits: Bits, scope: str, overrides: Mapping[str, Bits] | None = None
+) -> Integers:
+    """The integers of a calibrated quantization, whose points are those of ``scope``, with its repairs."""
+    form = compute_integer_form(quantization, bits, overrides)
+    return Integers(form, format_bits(bits, overrides), str(quantization.scheme), scope)
 
 
 def export_detector(

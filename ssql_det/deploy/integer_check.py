@@ -22,16 +22,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ssql_det.core.console import track
 from ssql_det.core.errors import UserError
-from ssql_det.deploy.agreement import TiesByIndex
+from ssql_det.deploy.exact_selection import exact_selection
 from ssql_det.deploy.graph import DetectorGraph
 from ssql_det.deploy.session import INPUT_NAME, make_session, make_session_options
+from ssql_det.detect.evaluation_data import Batch
+from ssql_det.detect.quantized_evaluation import run_detector
 from ssql_det.quant import Bits, Quantization, QuantPoint
 from ssql_det.quant.bits import format_bits
 from ssql_det.quant.hooks import hooking
 from ssql_det.quant.points import assign_bits
-from ssql_det.quant.tracing import Operation
+from ssql_det.quant.tracing import Operation, trace_pass
 
+LEAST_EQUAL = 0.99  # of the elements of all quantized tensors; the others are one step apart
 Recording = list[tuple[str, NDArray[np.integer[Any]]]]  # keys of points and integers, in the order of a pass
 _INTEGER_OPERATORS = ("QLinearConv", "QLinearMatMul", "MatMulIntegerToFloat", "QGemm")
 _WEIGHT = re.compile(r"detector\.(.+)\.integers")
@@ -90,6 +94,64 @@ class TensorAgreement:
     def further(self) -> int:
         return self.elements - self.equal - self.one_step
 
+    def __add__(self, other: TensorAgreement) -> TensorAgreement:
+        counts = (self.elements + other.elements, self.equal + other.equal, self.one_step + other.one_step)
+        return TensorAgreement(self.point, *counts)
+
+    def to_dict(self) -> dict[str, int]:
+        counts = {"elements": self.elements, "equal": self.equal}
+        return {**counts, "one step apart": self.one_step, "further apart": self.further}
+
+
+@dataclass(frozen=True)
+class IntegerReport:
+    """How a file in integers differs from the simulation on some images."""
+
+    coverage: Coverage
+    tensors: Sequence[TensorAgreement]
+
+    @property
+    def is_close(self) -> bool:
+        total = self.total
+        return total.further == 0 and total.equal >= LEAST_EQUAL * total.elements
+
+    @property
+    def total(self) -> TensorAgreement:
+        sums = (sum(getattr(each, name) for each in self.tensors) for name in ("elements", "equal", "one_step"))
+        return TensorAgreement("all", *sums)
+
+    def to_dict(self) -> dict[str, Any]:
+        by_share = sorted(self.tensors, key=lambda each: each.equal / max(each.elements, 1))
+        return {
+            "agrees": self.is_close,
+            "multiply-adds": self.coverage.macs,
+            "in integers": self.coverage.share,
+            "float layers": dict(self.coverage.float_layers),
+            "all tensors": self.total.to_dict(),
+            "tensors": {each.point: each.to_dict() for each in by_share},
+        }
+
+
+def check_integers(
+    path: Path,
+    keys: Sequence[str],
+    quantization: Quantization,
+    bits: Bits,
+    overrides: Mapping[str, Bits] | None,
+    batches: Sequence[Batch],
+) -> IntegerReport:
+    """Compare a file with the simulation that it was made from, on batches of one image each.
+
+    ``keys`` are what :func:`ssql_det.deploy.export.export_detector` returned.
+    """
+    operations = trace_pass(quantization.model, quantization.points, batches[0], run_detector).operations
+    totals: dict[str, TensorAgreement] = {}
+    for (inputs,) in track(batches, "comparing integers"):
+        image = inputs["image"].permute(1, 2, 0).contiguous()
+        for each in compare_integers(path, keys, record_simulation(quantization, bits, overrides, image), image):
+            totals[each.point] = totals[each.point] + each if each.point in totals else each
+    return IntegerReport(find_coverage(path, operations), list(totals.values()))
+
 
 @torch.no_grad()
 def record_simulation(
@@ -108,7 +170,7 @@ def record_simulation(
         return quantizer(x, width)
 
     widths = assign_bits(quantization.points, bits, overrides)
-    with quantization.at(bits, overrides), TiesByIndex(), ExitStack() as stack:
+    with quantization.at(bits, overrides), exact_selection(), ExitStack() as stack:
         for point, width in widths.items():
             if not point.is_weight and width is not None:
                 stack.enter_context(hooking(quantization.model, point, partial(record, point=point, width=width)))
@@ -135,13 +197,8 @@ def compare_integers(path: Path, keys: Sequence[str], recording: Recording, imag
     for index, key, integers in pairs:
         if index in by_index:
             distance = np.abs(by_index[index].astype(np.int64) - integers.astype(np.int64))
-            former = totals.get(key, TensorAgreement(key, 0, 0, 0))
-            totals[key] = TensorAgreement(
-                key,
-                former.elements + distance.size,
-                former.equal + int((distance == 0).sum()),
-                former.one_step + int((distance == 1).sum()),
-            )
+            each = TensorAgreement(key, distance.size, int((distance == 0).sum()), int((distance == 1).sum()))
+            totals[key] = totals[key] + each if key in totals else each
     return list(totals.values())
 
 

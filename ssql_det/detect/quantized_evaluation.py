@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -49,17 +50,16 @@ class QuantizationSettings:
 class EvaluationEngine:
     """What computes the detections that are evaluated, called ``name`` in result rows.
 
-    ``make_model`` is given the detector and its bit-width, while this bit-width is in effect, and returns a module with
-    the engine's inputs and outputs.
+    ``make_model`` takes a quantization, a bit-width and overrides, and returns a module with the engine's inputs and
+    outputs. Without it the detector itself is evaluated, with simulated integers.
     """
 
     name: str
-    make_model: Callable[[nn.Module, Bits], nn.Module]
+    make_model: Callable[[Quantization, Bits, Mapping[str, Bits] | None], nn.Module] | None = None
 
     @classmethod
     def simulated(cls) -> EvaluationEngine:
-        """The engine itself, which computes in float with quantized values."""
-        return cls(engine_name(), lambda model, bits: model)
+        return cls(engine_name())
 
 
 class NormBatches:
@@ -181,11 +181,13 @@ def evaluate_quantized(
     _logger.info("evaluating at %s on %s", bits, context.dataset)
     start = time.perf_counter()
 
-    def evaluate_model() -> dict[str, float]:
-        model = context.engine.make_model(quantization.model, bits)
-        return evaluate(model, context.loader, context.dataset, is_fast)
-
-    metrics = evaluate_detector_at(quantization, bits, evaluate_model, overrides, context.norm_batches)
+    evaluate_model = partial(evaluate, loader=context.loader, dataset=context.dataset, is_fast=is_fast)
+    if context.engine.make_model is None:
+        evaluate_simulated = partial(evaluate_model, quantization.model)
+        metrics = evaluate_detector_at(quantization, bits, evaluate_simulated, overrides, context.norm_batches)
+    else:
+        correct_detector_norms(quantization, bits, overrides, context.norm_batches)
+        metrics = evaluate_model(context.engine.make_model(quantization, bits, overrides))
     cost = context.cost_profile.at(bits, overrides)
     num_bytes = cost.bytes + quantization.get_repair(bits, overrides).num_bytes
     metrics |= {"MB": num_bytes / 1e6, "GFLOPs": cost.macs / 1e9, "GBOPs": cost.bit_ops / 1e9}
@@ -200,9 +202,17 @@ def evaluate_detector_at(
     norm_batches: NormBatches,
 ) -> T:
     """:func:`ssql_det.quant.evaluate_at_bit_width`, but norms are computed on the float detector's regions."""
-    needs_norms = NORM_CORRECTION in quantization.list_missing_repairs(bits, overrides)
-    batches = norm_batches.record() if needs_norms else ()
-    return evaluate_at_bit_width(quantization, bits, evaluate, overrides, batches, run_with_recorded_proposals)
+    correct_detector_norms(quantization, bits, overrides, norm_batches)
+    return evaluate_at_bit_width(quantization, bits, evaluate, overrides)
+
+
+def correct_detector_norms(
+    quantization: Quantization, bits: Bits, overrides: Mapping[str, Bits] | None, norm_batches: NormBatches
+) -> None:
+    """Correct the norms at a bit-width, if the scheme requires it and they are not corrected yet."""
+    quantization.check_repairs(bits, overrides)
+    if NORM_CORRECTION in quantization.list_missing_repairs(bits, overrides):
+        quantization.correct_norms(bits, norm_batches.record(), overrides, run_with_recorded_proposals)
 
 
 @dataclass(frozen=True)

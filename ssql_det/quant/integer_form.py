@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,7 +13,7 @@ from ssql_det.quant.bits import Bits, format_bits
 from ssql_det.quant.folding import IntegerLayer, compute_integer_layers
 from ssql_det.quant.points import INTEGER, QuantPoint, assign_bits
 from ssql_det.quant.quantization import Quantization
-from ssql_det.quant.scheme import YES
+from ssql_det.quant.scheme import YES, Scheme
 
 _MAX_BITS = 8  # of integers that machines multiply
 
@@ -35,6 +35,19 @@ class IntegerForm:
     activations: Mapping[QuantPoint, ActivationGrid]
 
 
+def check_integer_scheme(scheme: Scheme, bit_widths: Iterable[Bits]) -> None:
+    """Raise a ``UserError`` for a scheme, or a bit-width, that has no integer form; full precision needs none."""
+    quantized = [bits for bits in bit_widths if bits != Bits.FP]
+    if quantized and scheme.placement != INTEGER:
+        given = "" if scheme == Scheme() else f"{scheme}, "
+        raise UserError(f"integers need placement={INTEGER}; use --scheme '{given}placement={INTEGER}'")
+    if quantized and scheme.equalize == YES:
+        raise UserError(f"{scheme}: equalized channels have no integer form; leave equalize={YES} out")
+    for bits in quantized:
+        if bits.weight is None or bits.act is None or max(bits.weight, bits.act) > _MAX_BITS:
+            raise UserError(f"{bits} has no integer form: weights and activations need 2 to {_MAX_BITS} bits")
+
+
 @torch.no_grad()
 def compute_integer_form(
     quantization: Quantization, bits: Bits, overrides: Mapping[str, Bits] | None = None
@@ -45,10 +58,7 @@ def compute_integer_form(
     or a quantizer without integers.
     """
     scheme = quantization.scheme
-    if scheme.placement != INTEGER:
-        raise UserError(f"{scheme}: integers need placement={INTEGER}, not placement={scheme.placement}")
-    if scheme.equalize == YES:
-        raise UserError(f"{scheme}: equalized channels have no integer form; leave equalize={YES} out")
+    check_integer_scheme(scheme, [bits, *(overrides or {}).values()])
     quantization.check_repairs(bits, overrides)
     label = format_bits(bits, overrides)
     point_bits = assign_bits(quantization.points, bits, overrides)
