@@ -98,6 +98,7 @@ def _export_detector(options: argparse.Namespace, out: Path) -> None:
     from ssql_det.deploy.check_images import check_test_data, load_check_images
     from ssql_det.deploy.detector import Detector
     from ssql_det.deploy.export import export_detector, make_integers
+    from ssql_det.deploy.graph import DetectorGraph
     from ssql_det.deploy.integer_check import check_integers
     from ssql_det.detect import make_config_label
     from ssql_det.detect.detector import load_trained_detector
@@ -130,7 +131,9 @@ def _export_detector(options: argparse.Namespace, out: Path) -> None:
                 report["agrees"] &= all(each.is_close for each in aps.values())
                 report["metrics"] = {name: asdict(each) for name, each in aps.items()}
         if quantization is not None:  # whether it agrees is decided tensor by tensor
-            report |= check_integers(out, keys, quantization, bits, overrides, images).to_dict()
+            pixels = [inputs["image"].permute(1, 2, 0).contiguous() for (inputs,) in images]
+            graph = DetectorGraph(model)
+            report |= check_integers(out, keys, quantization, bits, overrides, graph, pixels).to_dict()
     _finish(report, out)
     print_outcome(out, "run", out, "IMAGE ...", "--out", "found")
 

@@ -1,4 +1,4 @@
-"""Check a detector in integers against the simulation: which layers a runtime computes in integers, and how many
+"""Check a network in integers against the simulation: which layers a runtime computes in integers, and how many
 elements of each quantized tensor are equal.
 
 For the second question every part of the graph between two quantizations gets the simulation's own integers, so that a
@@ -20,15 +20,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssql_det.core.console import track
 from ssql_det.core.errors import UserError
 from ssql_det.deploy.exact_selection import exact_selection
-from ssql_det.deploy.graph import DetectorGraph
 from ssql_det.deploy.session import INPUT_NAME, make_session, make_session_options
-from ssql_det.detect.evaluation_data import Batch
-from ssql_det.detect.quantized_evaluation import run_detector
 from ssql_det.quant import Bits, Quantization, QuantPoint
 from ssql_det.quant.bits import format_bits
 from ssql_det.quant.hooks import hooking
@@ -38,7 +35,7 @@ from ssql_det.quant.tracing import Operation, trace_pass
 LEAST_EQUAL = 0.99  # of the elements of all quantized tensors; the others are one step apart
 Recording = list[tuple[str, NDArray[np.integer[Any]]]]  # keys of points and integers, in the order of a pass
 _INTEGER_OPERATORS = ("QLinearConv", "QLinearMatMul", "MatMulIntegerToFloat", "QGemm")
-_WEIGHT = re.compile(r"detector\.(.+)\.integers")
+_WEIGHT = re.compile(r"(?:detector|backbone)\.(.+)\.integers")
 _QUANTIZED = "quantize_dequantize"  # the operator's name, from which torch makes those of its results
 
 
@@ -138,26 +135,29 @@ def check_integers(
     quantization: Quantization,
     bits: Bits,
     overrides: Mapping[str, Bits] | None,
-    batches: Sequence[Batch],
+    graph: nn.Module,
+    images: Sequence[Tensor],
 ) -> IntegerReport:
-    """Compare a file with the simulation that it was made from, on batches of one image each.
+    """Compare a file with the simulation that it was made from.
 
-    ``keys`` are what :func:`ssql_det.deploy.export.export_detector` returned.
+    ``keys`` are what the export returned. ``graph`` is the :class:`DetectorGraph` or :class:`BackboneGraph` of the
+    quantization's network, ``images`` are uint8 [height, width, 3].
     """
-    operations = trace_pass(quantization.model, quantization.points, batches[0], run_detector).operations
+    model, points = quantization.model, quantization.points
+    operations = trace_pass(model, points, images[0], lambda network, image: graph(image)).operations
     totals: dict[str, TensorAgreement] = {}
-    for (inputs,) in track(batches, "comparing integers"):
-        image = inputs["image"].permute(1, 2, 0).contiguous()
-        for each in compare_integers(path, keys, record_simulation(quantization, bits, overrides, image), image):
+    for image in track(images, "comparing integers"):
+        recording = record_simulation(quantization, bits, overrides, graph, image)
+        for each in compare_integers(path, keys, recording, image):
             totals[each.point] = totals[each.point] + each if each.point in totals else each
     return IntegerReport(find_coverage(path, operations), list(totals.values()))
 
 
 @torch.no_grad()
 def record_simulation(
-    quantization: Quantization, bits: Bits, overrides: Mapping[str, Bits] | None, image: Tensor
+    quantization: Quantization, bits: Bits, overrides: Mapping[str, Bits] | None, graph: nn.Module, image: Tensor
 ) -> Recording:
-    """The integers at all points of activations in a pass of the simulated detector; image uint8 [height, width, 3]."""
+    """The integers at all points of activations, in a pass of the simulated network through its ``graph``."""
     recording: Recording = []
     label = format_bits(bits, overrides)
 
@@ -174,7 +174,7 @@ def record_simulation(
         for point, width in widths.items():
             if not point.is_weight and width is not None:
                 stack.enter_context(hooking(quantization.model, point, partial(record, point=point, width=width)))
-        DetectorGraph(quantization.model)(image)
+        graph(image)
     return recording
 
 
@@ -187,7 +187,7 @@ def compare_integers(path: Path, keys: Sequence[str], recording: Recording, imag
     simulated = iter(recording)
     pairs = [(index, *next(simulated)) for index, key in enumerate(keys) if key]
     if [key for key in keys if key] != [key for key, _ in recording]:
-        raise AssertionError("the exported detector and the simulation do not pass the same points")
+        raise AssertionError("the exported network and the simulation do not pass the same points")
     model, outputs = _take_integers_from_outside(path, {index: integers for index, _, integers in pairs})
     session = make_session(model.SerializeToString(), make_session_options())
     given = {f"{name}/given": integers for name, integers in outputs.values()}
