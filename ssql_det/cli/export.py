@@ -44,12 +44,14 @@ EXAMPLES = (
     "ssql-det export --checkpoint runs/ssql/checkpoint.pth --out backbone.onnx",
 )
 SUFFIX = ".onnx"
-_OF_DETECTORS, _OF_BACKBONES = ("coco_train", "coco_val", "check_folder", "evaluate", "overrides"), ("recipe", "size")
+_OF_DETECTORS = ("coco_train", "coco_val", "check_folder", "evaluate", "scope", "overrides")
+_OF_BACKBONES = ("data", "recipe", "size")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser, required=False)
     parser.add_argument("--checkpoint", metavar="FILE", help="a backbone, in any format that convert reads")
+    parser.add_argument("--data", help="of a backbone in integers: images to calibrate on, as for quantize")
     add_image_options(parser)
     parser.add_argument("--bits", default="FP", help="one bit-width, such as 8 or 2w4a (default: %(default)s)")
     add_scope(parser, has_file=True)
@@ -183,22 +185,69 @@ def _quantize(
 
 
 def _export_backbone(options: argparse.Namespace, out: Path) -> None:
+    from contextlib import nullcontext
+
     from ssql_det.core.console import print_outcome, set_up_logging
     from ssql_det.core.files import check_not_an_input
-    from ssql_det.deploy.agreement import compare_features
-    from ssql_det.deploy.export import export_backbone
+    from ssql_det.deploy.agreement import compare_features, make_noise_images
+    from ssql_det.deploy.export import export_backbone, make_backbone_graph, make_integers
+    from ssql_det.deploy.integer_check import check_integers
     from ssql_det.pretrain.checkpoint import read_backbone
     from ssql_det.pretrain.probe_checkpoint import default_augmentation
     from ssql_det.ssl.augmentations import build_augmentation
 
     set_up_logging()
-    check_not_an_input(out, [options.checkpoint])
+    bits, settings = _read_settings(options)
+    check_not_an_input(out, [options.checkpoint, *filter(None, [options.quantization])])
     pretrained = read_backbone(options.checkpoint)
     size = build_augmentation(options.recipe or default_augmentation(pretrained.network), options.size).size
-    graph = export_backbone(pretrained, size, out)
+    quantization, integers = None, None
+    overrides = {} if settings is None else settings.overrides
+    if settings is not None:
+        quantization = _quantize_backbone(options, pretrained.backbone.module, bits, settings)
+        integers = make_integers(quantization, bits, "", overrides)
+    keys = export_backbone(pretrained, size, out, integers)
     _get_report_path(out).unlink(missing_ok=True)
-    _finish({"file": out.name, **compare_features(out, graph, size, options.check_images, options.threads)}, out)
+    graph = make_backbone_graph(pretrained)
+    report: dict[str, Any] = {"file": out.name}
+    with nullcontext() if quantization is None else quantization.at(bits, overrides):
+        report |= compare_features(out, graph, size, options.check_images, options.threads)
+    if quantization is not None and options.check_images:
+        images = make_noise_images([(size, size)], options.check_images)
+        report |= check_integers(out, keys, quantization, bits, overrides, graph, images).to_dict()
+    _finish(report, out)
     print_outcome(out)
+
+
+def _quantize_backbone(
+    options: argparse.Namespace, backbone: nn.Module, bits: Bits, settings: QuantizationSettings
+) -> Quantization:
+    """The quantization of the file, or a new one that is calibrated on images of --data."""
+    import tempfile
+
+    from ssql_det.core.errors import UserError
+    from ssql_det.pretrain.quantize_backbone import quantize_backbone
+    from ssql_det.quant import Quantization
+
+    if options.quantization is not None:
+        return Quantization.load(options.quantization, backbone, parse_scheme(options))
+    if options.data is None:
+        raise UserError("--bits of a backbone needs --data, images to calibrate on, or --quantization")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "q.safetensors"
+        quantize_backbone(
+            options.checkpoint,
+            options.data,
+            [bits],
+            settings.scheme,
+            settings.calibration,
+            path,
+            augmentation_name=options.recipe,
+            image_size=options.size,
+            device_name="cpu",
+            overrides=settings.overrides,
+        )
+        return Quantization.load(path, backbone)
 
 
 def _get_report_path(out: Path) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from ssql_det.core.console import track
 from ssql_det.core.errors import UserError
@@ -197,6 +197,13 @@ def compare_aps(cfg: CfgNode, detector: Detector, model: nn.Module) -> dict[str,
     return metrics
 
 
+def make_noise_images(sizes: Sequence[tuple[int, int]], count: int) -> list[Tensor]:
+    """``count`` images of seeded noise, uint8 [height, width, 3], with these sizes in turn."""
+    generator = np.random.default_rng(0)
+    shapes = [(*sizes[index % len(sizes)], 3) for index in range(count)]
+    return [torch.from_numpy(generator.integers(0, 256, shape, dtype=np.uint8)) for shape in shapes]
+
+
 @torch.no_grad()
 def compare_features(path: Path, graph: nn.Module, size: int, count: int, threads: int | None = None) -> dict[str, Any]:
     """Compare an exported backbone with its ``graph`` on ``count`` images of noise.
@@ -208,12 +215,10 @@ def compare_features(path: Path, graph: nn.Module, size: int, count: int, thread
     session, _ = open_session(path, threads)
     is_of_any_size = not any(isinstance(side, int) for side in session.get_inputs()[0].shape[:2])
     sizes = [(size, size), (size + 7, 2 * size)] if is_of_any_size else [(size, size)]
-    generator = np.random.default_rng(0)
     differences = []
-    for index in range(count):
-        image = generator.integers(0, 256, (*sizes[index % len(sizes)], 3), dtype=np.uint8)
-        expected = graph(torch.from_numpy(image)).numpy()
-        (found,) = session.run(None, {INPUT_NAME: image})
+    for image in make_noise_images(sizes, count):
+        expected = graph(image).numpy()
+        (found,) = session.run(None, {INPUT_NAME: image.numpy()})
         differences.append(_find_difference(expected, found) / max(float(np.abs(expected).max(initial=0)), _TINY))
     worst = float(np.max(differences))
     return {"agrees": worst <= FEATURE_TOLERANCE, "images": count, "feature_difference": worst}

@@ -81,21 +81,31 @@ def export_detector(
     return keys
 
 
-def export_backbone(pretrained: PretrainedBackbone, size: int, path: Path) -> BackboneGraph:
-    """Write a pretrained backbone, and return its graph.
+def make_backbone_graph(pretrained: PretrainedBackbone) -> BackboneGraph:
+    """The graph of a pretrained backbone, on the CPU in evaluation mode."""
+    return BackboneGraph(pretrained.backbone.module.cpu().eval(), pretrained.metadata.input or IMAGENET)
 
-    The file takes images of any size if the network does, else those of ``size`` x ``size`` pixels.
+
+def export_backbone(
+    pretrained: PretrainedBackbone, size: int, path: Path, integers: Integers | None = None
+) -> list[str]:
+    """Write a pretrained backbone, in float or in integers; the backbone is not changed.
+
+    The file takes images of any size if the network does, else those of ``size`` x ``size`` pixels. Returns the points
+    of the quantized activations, as :func:`export_detector`.
     """
     check_installed()
-    input_format = pretrained.metadata.input or IMAGENET
-    graph = BackboneGraph(copy.deepcopy(pretrained.backbone.module).cpu().eval(), input_format)
+    graph = copy.deepcopy(make_backbone_graph(pretrained))
     with torch.no_grad():
         features = graph(torch.zeros(size, size, 3, dtype=torch.uint8))
     if not isinstance(features, torch.Tensor):
         raise UserError(f"{pretrained.network} gives no single tensor of features, so it cannot be exported")
-    metadata = ModelMetadata("backbone", (), (), InputRule(input_format.channels, 0, 0), **_describe(pretrained))
-    export_graph(graph, {"features": features.shape}, metadata, path, (size, size), torch.export.Dim.AUTO)
-    return graph
+    channels = (pretrained.metadata.input or IMAGENET).channels
+    metadata = ModelMetadata("backbone", (), (), InputRule(channels, 0, 0), **_describe(pretrained, integers=integers))
+    with ExitStack() as stack:
+        keys = [] if integers is None else stack.enter_context(computing_integers(graph.backbone, integers.form))
+        export_graph(graph, {"features": features.shape}, metadata, path, (size, size), torch.export.Dim.AUTO)
+    return keys
 
 
 def _describe(
