@@ -184,9 +184,10 @@ def check_installed() -> None:
 
 
 def _name_sides(image: Any) -> list[str | int]:
-    """The dimensions of the input, of which torch may have made fixed ones."""
-    known = [each.dim_value for each in image.type.tensor_type.shape.dim]
-    return [value or name for value, name in zip(known, ("height", "width", "channels"), strict=True)]
+    """The dimensions of the input; those that the network fixes, torch has made numbers, or names such as "224"."""
+    dimensions = image.type.tensor_type.shape.dim
+    fixed = [each.dim_value or (int(each.dim_param) if each.dim_param.isdecimal() else 0) for each in dimensions]
+    return [value or name for value, name in zip(fixed, ("height", "width", "channels"), strict=True)]
 
 
 def _set_dimensions(value: Any, dimensions: Sequence[str | int]) -> None:

@@ -6,6 +6,7 @@ from PIL import Image
 from support.detect.configs import C4, FPN, config
 from support.minid2.modules import seed_weights
 
+from ssql_det.convert import Checkpoint, Metadata, SourceFile
 from ssql_det.deploy.exact_selection import exact_selection
 from ssql_det.deploy.graph import DetectorGraph
 from ssql_det.deploy.metadata import InputRule
@@ -13,6 +14,8 @@ from ssql_det.deploy.postprocess import RawDetections, finish_detections
 from ssql_det.detect.detector import build_detector
 from ssql_det.images.reading import to_rgb_array
 
+SOURCE = SourceFile("weights.pth", "a" * 64, "ssql_det")
+CHECKPOINT = Checkpoint("narrow_resnet", {}, Metadata(), source=SOURCE)
 KINDS = {
     "C4": (C4, {}),
     "C4 with masks": (C4, {"MODEL.MASK_ON": True, "MODEL.ROI_MASK_HEAD.CONV_DIM": 8}),
