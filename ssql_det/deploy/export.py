@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,7 @@ def export_backbone(
     of the quantized activations, as :func:`export_detector`.
     """
     check_installed()
-    graph = copy.deepcopy(make_backbone_graph(pretrained))
+    graph = make_backbone_graph(replace(pretrained, backbone=copy.deepcopy(pretrained.backbone)))
     with torch.no_grad():
         features = graph(torch.zeros(size, size, 3, dtype=torch.uint8))
     if not isinstance(features, torch.Tensor):

@@ -15,7 +15,7 @@ from ssql_det.convert import Metadata
 from ssql_det.core.errors import UserError
 from ssql_det.deploy import Detector
 from ssql_det.deploy.agreement import compare_features
-from ssql_det.deploy.export import export_backbone
+from ssql_det.deploy.export import export_backbone, make_backbone_graph
 from ssql_det.pretrain.checkpoint import PretrainedBackbone
 
 pytestmark = pytest.mark.slow
@@ -42,8 +42,9 @@ def test_a_backbone_says_which_sizes_it_takes(make, shape, channels, tmp_path):
     backbone, path = make(), tmp_path / "backbone.onnx"
     randomize_norms(backbone.module)
     backbone.module.train()
-    graph = export_backbone(make_pretrained(backbone), 32, path)
+    assert export_backbone(make_pretrained(backbone), 32, path) == []
     assert backbone.module.training
+    graph = make_backbone_graph(make_pretrained(backbone))
     found = compare_features(path, graph, 32, 4, threads=1)
     assert found["agrees"], found
     assert found["feature_difference"] < 1e-5
