@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 HELP = "one ONNX file of a detector, compared with the engine"
 EXAMPLES = (
     "ssql-det export --config-file toy_voc_narrow_c4 --out detector.onnx MODEL.WEIGHTS runs/c4/model_final.pth",
-    "ssql-det export --config-file zoo/mask_r50_fpn --check-folder photos MODEL.WEIGHTS model_final.pkl",
     "ssql-det export --checkpoint runs/ssql/checkpoint.pth --out backbone.onnx",
 )
 SUFFIX = ".onnx"
@@ -73,12 +72,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from ssql_det.core.errors import UserError
+    from ssql_det.core.files import check_regular_file
     from ssql_det.deploy.export import check_installed
 
     check_installed()
     out = Path(options.out)
     if out.suffix != SUFFIX:
         raise UserError(f"--out must end in {SUFFIX}, got {options.out}")
+    check_regular_file(out)
+    check_regular_file(_get_report_path(out))
     if (options.config_file is None) == (options.checkpoint is None):
         raise UserError("export needs either --config-file, of a detector, or --checkpoint, of a backbone")
     if options.checkpoint is None:

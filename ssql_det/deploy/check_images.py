@@ -31,7 +31,7 @@ def load_check_images(cfg: CfgNode, count: int, folder: str | None = None) -> li
         raise UserError(
             f"{failure}; to compare on other images, use --check-folder FOLDER; to write the file without a "
             "comparison, --check-images 0"
-        ) from failure
+        ) from failure.__cause__
 
 
 def _load_test_images(cfg: CfgNode, count: int) -> list[Batch]:

@@ -12,6 +12,8 @@ from support.cli.lines import (
     analyze,
     arguments,
     convert,
+    export,
+    export_backbone,
     predict,
     pretrain,
     probe,
@@ -45,6 +47,8 @@ RUN_A_MODEL = {
     "sensitivity": sensitivity("", "--out {out}/bits.json --calib-images 2"),
     "sensitivity --fast": sensitivity("", "--fast --out {out}/bits.json --calib-images 2"),
     "predict": predict(),
+    "export": export(),
+    "export a backbone": export_backbone(),
     "convert --verify": convert(out="{out}/new.pth --to timm --verify"),
 }
 OTHERS = {

@@ -19,6 +19,7 @@ from support.cli.hostile import (
     coco,
     config,
     contents,
+    copied,
     cut_short,
     earlier,
     entities,
@@ -48,6 +49,7 @@ from support.cli.hostile import (
     torchscript,
     truncated,
     weights,
+    without_manifest,
 )
 from support.cli.lines import (
     OF_A_SWEEP,
@@ -59,6 +61,8 @@ from support.cli.lines import (
     analyze,
     arguments,
     convert,
+    export,
+    export_backbone,
     predict,
     pretrain,
     probe,
@@ -182,6 +186,43 @@ LINES = {  # the command line itself is what is wrong
         "needs tune, which is learned for each bit-width: run `ssql-det quantize` with it",
     ),
     "demo in a scheme that must be learned": ("demo --scheme weight=qdrop", "needs rounding, which is learned for"),
+    "export of two networks": (
+        export(flags="--checkpoint {good}/backbone.pth"),
+        "export needs either --config-file, of a detector, or --checkpoint, of a backbone",
+    ),
+    "export of no network": ("export", "export needs either --config-file, of a detector, or --checkpoint, of a"),
+    "export in a file of something else": (export(out="{out}/notes.txt"), "--out must end in .onnx, got {out}/notes"),
+    "export of a backbone with a detector's keys": (
+        export_backbone(flags="SEED 1"),
+        "KEY VALUE needs --config-file, of a detector; leave it out",
+    ),
+    "export of a backbone on images of a folder": (
+        export_backbone(flags="--check-folder {toy}"),
+        "--check-folder needs --config-file, of a detector; leave it out",
+    ),
+    "export of a detector in a backbone's size": (export(flags="--size 32"), "--size needs --checkpoint, of a"),
+    "export compared on a folder and not": (
+        export(flags="--check-images 0 --check-folder {toy}"),
+        "--check-folder needs --check-images 1 or more; leave one of the two out",
+    ),
+    "export whose AP is compared, and nothing else": (
+        export(flags="--check-images 0 --evaluate"),
+        "--evaluate needs --check-images 1 or more",
+    ),
+    "export compared on no images": (export(flags="--check-folder {good}"), "there are no images in {good}"),
+    "export compared on nothing": (
+        export("DATASETS.TEST ()"),
+        "DATASETS.TEST is empty; name a data set; to compare on other images, use --check-folder FOLDER; to write ",
+    ),
+    "export of a part that ONNX does not have": (
+        export("MODEL.ROI_BOX_HEAD.POOLER_TYPE ROIPool"),
+        "the pooler RoIPool (MODEL.ROI_BOX_HEAD.POOLER_TYPE) cannot be exported; supported are Faster and Mask R-CNN",
+    ),
+    "export of no detections": (export("TEST.DETECTIONS_PER_IMAGE 0"), "TEST.DETECTIONS_PER_IMAGE is 0, so that"),
+    "export of a backbone as a detector": (
+        export("MODEL.WEIGHTS {good}/backbone.pth"),
+        "backbone.pth has only a backbone; train a detector",
+    ),
     "sensitivity to float": (sensitivity(flags="--bits FP"), "--bits FP quantizes nothing"),
     "seeds without end": ("reproduce --seeds 999999999999", "--seeds must be at most 1000, got 999999999999"),
     "given backbone that is a folder": (
@@ -522,6 +563,33 @@ FILES = {  # something that lies in the case's folder is
     ),
     "detector of the future": (run(), exported(metadata='{"format": 2}'), "made by a newer ssql_det; upgrade this one"),
     "detector that is a folder": (run(), folder("bad.onnx"), "bad.onnx is a directory, not a file"),
+    "export over its checkpoint": (
+        export("MODEL.WEIGHTS {here}/bad.onnx", out="{here}/bad.onnx"),
+        copied("bad.onnx"),
+        "bad.onnx is also an input, which would be overwritten; name another output file",
+    ),
+    "export over a folder": (export(out="{here}/bad.onnx"), folder("bad.onnx"), "bad.onnx is a directory, not a file"),
+    "export whose report is a folder": (
+        export(out="{here}/bad.onnx"),
+        folder("bad.check.json"),
+        "bad.check.json is a directory, not a file",
+    ),
+    "export without test data": (
+        export(),
+        without_manifest(),
+        "or set DETECTRON2_DATASETS to the folder that has them; to compare on other images, use --check-folder FOLDER;"
+        " to write the file without a comparison, --check-images 0",
+    ),
+    "export whose AP is compared without test data": (
+        export(flags="--check-folder {toy}/VOC2007/JPEGImages --check-images 1 --evaluate"),
+        without_manifest(),
+        "there are no toy data in {data}",
+    ),
+    "export compared on images cut short": (
+        export(),
+        pictured(lambda path: os.truncate(path, 300)),
+        "cannot be read: the image {data}/VOC2007/JPEGImages/",
+    ),
     # ---- what earlier runs left
     "training in another config": (RESUME + " SOLVER.BASE_LR 7", earlier("c4"), "has SOLVER.BASE_LR 0.005 (now 7.0)"),
     "tag of what is gone": (RESUME, earlier("c4", replaced("last_checkpoint", b"no.pth")), "no file {here}/run/no.pth"),
@@ -828,6 +896,7 @@ FULL = {
     "check-data": "check-data {toy} --draw 9 {out}/new.png",
     "predict": predict(flags=f"--bits FP,8,7,6,5,4,3,2 --quantization {{good}}/sweep/{QUANTIZATION}"),
     "make-toy-data": "make-toy-data {here}/new --scenes 4 --crops 5 --size 600 600 --difficulty 1",
+    "export": export(flags="--check-images 0"),
 }
 
 

@@ -8,6 +8,7 @@ from support.cli.lines import (
     analyze,
     arguments,
     convert,
+    export,
     predict,
     pretrain,
     probe,
@@ -33,6 +34,7 @@ LINES = {
     "sweep": (sweep(out=NEW), f"{NEW}/results.jsonl", "tables"),
     "sensitivity": (sensitivity(flags="--fast --calib-images 2 --out {here}/b.json"), "{here}/b.json", "sweep"),
     "predict": (predict().replace("{out}", NEW), NEW, "sensitivity"),
+    "export": (export(out="{here}/new.onnx"), "{here}/new.onnx", "run"),
     "convert": (convert(out="{here}/new.pth --to timm"), "{here}/new.pth", "inspect"),
     "make-toy-data": ("make-toy-data {here}/toy --scenes 4 --crops 10 --size 96 96", "{here}/toy", "pretrain"),
 }

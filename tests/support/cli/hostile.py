@@ -20,7 +20,7 @@ from support.deploy.onnx_files import METADATA, write_colour_detector
 
 EARLIER = (  # what commands write into a folder that they are given, but for a run's files, with which they refuse it
     *("out.pth", "000001.png", "detections_FP.json", "detections_4w4a.json", "bits.json", "table.md", "sheet.png"),
-    "notes.txt",
+    *("notes.txt", "detector.onnx", "detector.check.json"),
 )
 TRICKS = "a\n\x1b[31merror: b"  # a name that would write a line of its own, in red
 CANARY = "CANARY"  # a file that is there when something of a file was executed
@@ -203,6 +203,11 @@ def instance(**fields):
     return lambda document: next(each for each in document["annotations"] if not each["iscrowd"]).update(fields)
 
 
+def without_manifest():
+    """Toy data that are not there."""
+    return data(lambda root: (root / "manifest.json").unlink())
+
+
 # ---- checkpoints ---------------------------------------------------------------------------------------------------
 
 
@@ -256,6 +261,11 @@ def tar(place):
     entry.size = 4
     with tarfile.open(place.here / "bad.pth", "w") as archive:
         archive.addfile(entry, io.BytesIO(b"evil"))
+
+
+def copied(name):
+    """A detector's file under another name."""
+    return lambda place: shutil.copy(place.good / "c4.pth", place.here / name)
 
 
 def cut_short(place):

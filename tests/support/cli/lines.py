@@ -33,6 +33,15 @@ def predict(rest=PHOTO, flags=""):
     return f"predict {given} MODEL.WEIGHTS {{good}}/c4.pth {rest}"
 
 
+def export(keys="", flags="--check-images 2", out="{out}/detector.onnx", of="c4"):
+    given = f"--config-file {{good}}/{of}.yaml --threads 1 --out {out} {flags}"
+    return f"export {given} MODEL.WEIGHTS {{good}}/{of}.pth {keys}"
+
+
+def export_backbone(flags="--check-images 2", out="{out}/detector.onnx"):
+    return f"export --checkpoint {{good}}/backbone.pth --threads 1 --out {out} {flags}"
+
+
 def pretrain(keys="", flags="", of="{good}/pretrain.yaml"):
     return f"pretrain --config-file {of} {flags} OUTPUT_DIR {{out}} {keys}"
 
