@@ -161,7 +161,7 @@ def _read_settings(options: argparse.Namespace) -> tuple[Bits, QuantizationSetti
     scheme = make_scheme(options) if options.scheme is not None else Scheme(placement=INTEGER)
     overrides = read_bits_file(options.bits_file)
     if options.quantization is None:
-        check_integer_scheme(scheme, [*widths, *overrides.values()])
+        check_integer_scheme(scheme, widths, overrides)
     return widths[0], QuantizationSettings(check_scope(options), make_calibration(options), scheme, overrides)
 
 

@@ -24,7 +24,7 @@ from ssql_det.quant.quantizers import QuantizedTensor, Quantizer
 from ssql_det.quant.tracing import Chain, Trace
 
 _STORED = torch.iinfo(torch.int8)  # a weight of at most 8 bits is stored in this type
-_MAX_INT32 = 2**31 - 1
+_MAX_BIAS = 2**30  # of the 32 bits that add up products; the other half is for these
 
 
 def find_foldable_chains(trace: Trace, points: Sequence[QuantPoint]) -> tuple[Chain, ...]:
@@ -56,7 +56,8 @@ class IntegerLayer:
     Its weight is ``integers * scale``, with a ``scale`` [C] per output channel that has the sign of the norm's factor.
     ``spare_bits`` is the ``k`` of the integers' factor ``2**k``. ``bias`` [C] is a multiple of ``bias_scale`` [C]; it
     is ``None`` if there is neither a bias nor a norm. The norm multiplies by ``factor`` [C], which is 1 without a norm.
-    A channel with factor 0 has integers 0 and a scale that counts as 1.
+    A channel with factor 0 has integers 0 and a scale that counts as 1. So has one whose factor is so small that its
+    bias, in its tiny scale, would not fit into 32 bits.
     """
 
     chain: Chain
@@ -109,24 +110,34 @@ def compute_integer_layers(
             quantized_weight = get_quantizer(weight_point).quantize(weight, weight_bits)
             # Of the input only the scale is used, so any tensor will do.
             quantized_input = get_quantizer(input_point).quantize(weight.new_zeros(1), input_bits)
-            if quantized_weight is None or quantized_input is None:
+            if quantized_input is None:
+                raise constant_activation_error(input_point)
+            if quantized_weight is None or quantized_weight.zero_point.any():
                 raise UserError(
-                    f"{chain.layer}: the weight or the input has no integers, which placement={INTEGER} needs; "
-                    "use other quantizers"
+                    f"the quantizer of {weight_point.key} gives no integers whose zero point is 0, which "
+                    f"placement={INTEGER} needs; use weight=minmax or mse"
                 )
-            if quantized_weight.zero_point.any():
-                raise UserError(f"{chain.layer}: placement={INTEGER} needs weights whose zero point is 0")
             yield _fold(model, chain, quantized_weight, quantized_input.scale)
+
+
+def constant_activation_error(point: QuantPoint) -> UserError:
+    """An activation without integers: all values that were observed are one, so its scale is 0."""
+    return UserError(
+        f"{point.key} had only one value in the calibration, so it has no integers, which placement={INTEGER} needs; "
+        "calibrate with more images"
+    )
 
 
 def _fold(model: nn.Module, chain: Chain, weight: QuantizedTensor, input_scale: Tensor) -> IntegerLayer:
     weight_scale = weight.scale.flatten()
     factor, bias = _compute_factor_and_bias(model, chain, weight_scale)
     scale = factor * weight_scale
+    spare_bits = count_spare_bits(weight.integers)
     is_dead = scale == 0
+    if bias is not None:
+        is_dead |= bias.abs() * 2**spare_bits > _MAX_BIAS * input_scale * scale.abs()
     channels = weight.scale.shape  # broadcasts over the integers
     integers = torch.where(is_dead.reshape(channels), 0, weight.integers)
-    spare_bits = count_spare_bits(weight.integers)
     bias_scale = input_scale * torch.where(is_dead, 1, scale.abs()) / 2**spare_bits
     return IntegerLayer(
         chain,
@@ -160,12 +171,12 @@ def _get_folded_attributes(model: nn.Module, folded: IntegerLayer) -> list[tuple
 
 
 def round_bias(bias: Tensor, scale: Tensor) -> Tensor:
-    """Round a bias to multiples of its scale that fit into 32-bit integers.
+    """Round a bias to multiples of its scale that fit into 32-bit integers, with room for sums of products.
 
     >>> round_bias(torch.tensor([0.26, -1.0]), torch.tensor([0.1, 0.3]))
     tensor([ 0.3000, -0.9000])
     """
-    return torch.round(bias / scale).clamp(-_MAX_INT32, _MAX_INT32) * scale
+    return torch.round(bias / scale).clamp(-_MAX_BIAS, _MAX_BIAS) * scale
 
 
 def _compute_factor_and_bias(model: nn.Module, chain: Chain, weight_scale: Tensor) -> tuple[Tensor, Tensor | None]:

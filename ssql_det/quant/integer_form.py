@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from ssql_det.core.errors import UserError
 from ssql_det.quant.bits import Bits, format_bits
-from ssql_det.quant.folding import IntegerLayer, compute_integer_layers
+from ssql_det.quant.folding import IntegerLayer, compute_integer_layers, constant_activation_error
 from ssql_det.quant.points import INTEGER, QuantPoint, assign_bits
 from ssql_det.quant.quantization import Quantization
 from ssql_det.quant.scheme import YES, Scheme
@@ -35,17 +36,27 @@ class IntegerForm:
     activations: Mapping[QuantPoint, ActivationGrid]
 
 
-def check_integer_scheme(scheme: Scheme, bit_widths: Iterable[Bits]) -> None:
-    """Raise a ``UserError`` for a scheme, or a bit-width, that has no integer form; full precision needs none."""
+def check_integer_scheme(
+    scheme: Scheme, bit_widths: Iterable[Bits], overrides: Mapping[str, Bits] | None = None
+) -> None:
+    """Raise a ``UserError`` for a scheme, or a bit-width, that has no integer form; full precision needs none.
+
+    ``overrides`` are the bit-widths of modules wherever the others are quantized.
+    """
     quantized = [bits for bits in bit_widths if bits != Bits.FP]
-    if quantized and scheme.placement != INTEGER:
-        given = "" if scheme == Scheme() else f"{scheme}, "
-        raise UserError(f"integers need placement={INTEGER}; use --scheme '{given}placement={INTEGER}'")
-    if quantized and scheme.equalize == YES:
+    if not quantized:
+        return
+    if scheme.placement != INTEGER:
+        raise UserError(f"integers need placement={INTEGER}; use --scheme '{replace(scheme, placement=INTEGER)}'")
+    if scheme.equalize == YES:
         raise UserError(f"{scheme}: equalized channels have no integer form; leave equalize={YES} out")
-    for bits in quantized:
+    named = {
+        **{str(bits): bits for bits in quantized},
+        **{f"{key}: {each}": each for key, each in (overrides or {}).items()},
+    }
+    for name, bits in named.items():
         if bits.weight is None or bits.act is None or max(bits.weight, bits.act) > _MAX_BITS:
-            raise UserError(f"{bits} has no integer form: weights and activations need 2 to {_MAX_BITS} bits")
+            raise UserError(f"{name} has no integer form: weights and activations need 2 to {_MAX_BITS} bits")
 
 
 @torch.no_grad()
@@ -55,18 +66,15 @@ def compute_integer_form(
     """The integers of a calibrated quantization at a bit-width, with its repairs.
 
     Raises a ``UserError`` if the scheme has no integer form: another placement, equalized channels, more than 8 bits,
-    or a quantizer without integers.
+    or a quantizer without integers; and if something must be calibrated or repaired first.
     """
-    scheme = quantization.scheme
-    check_integer_scheme(scheme, [bits, *(overrides or {}).values()])
-    quantization.check_repairs(bits, overrides)
+    if bits == Bits.FP:
+        raise ValueError("the float network has no integers")
+    check_integer_scheme(quantization.scheme, [bits], overrides)
+    quantization.check_ready(bits, overrides)
     label = format_bits(bits, overrides)
-    point_bits = assign_bits(quantization.points, bits, overrides)
-    for point, width in point_bits.items():
-        if width is None or width > _MAX_BITS:
-            raise UserError(
-                f"{point.key} has {width or 'no'} bits at {label}; integers need 2 to {_MAX_BITS} everywhere"
-            )
+    assigned = assign_bits(quantization.points, bits, overrides)
+    point_bits = {point: width for point, width in assigned.items() if width is not None}  # all of them
     get_quantizer = partial(quantization.get_quantizer, label=label)
     model = quantization.model
     with quantization.get_repair(bits, overrides).overriding_tensors(model):
@@ -81,15 +89,29 @@ def compute_integer_form(
                 quantization.get_weight,
             )
         }
-    for path, layer in layers.items():
-        if layer.integers.dtype != torch.int8 and not -128 <= layer.integers.min() <= layer.integers.max() <= 127:
-            raise UserError(f"{path}: weight={scheme.weight} does not fit into 8 bits at {label}; use fewer bits")
+    _check_weights(layers, quantization.scheme, point_bits)
     activations = {}
     for point, width in point_bits.items():
         if not point.is_weight:
-            assert width is not None
             grid = get_quantizer(point).quantize(torch.zeros(1), width)
             if grid is None:
-                raise UserError(f"{point.key}: act={scheme.act} has no integers there; calibrate with more images")
+                raise constant_activation_error(point)
             activations[point] = ActivationGrid(float(grid.scale), int(grid.zero_point), width)
     return IntegerForm(layers, activations)
+
+
+def _check_weights(layers: Mapping[str, IntegerLayer], scheme: Scheme, point_bits: Mapping[QuantPoint, int]) -> None:
+    """Raise a ``UserError`` that names the layers whose integers are no 8-bit ones: those of ``centred`` at 8 bits."""
+    too_wide = [path for path, each in layers.items() if not _fits(each.integers)]
+    if too_wide:
+        (bits,) = {width for point, width in point_bits.items() if point.is_weight and point.path == too_wide[0]}
+        raise UserError(
+            f"{too_wide[0]} ({len(too_wide)} such layer(s)): weight={scheme.weight} has {bits + 1}-bit integers at "
+            f"{bits} bits, which do not fit into int8; give these layers 7 bits in a --bits-file, or use weight=minmax "
+            "or mse"
+        )
+
+
+def _fits(integers: Tensor) -> bool:
+    low, high = integers.aminmax()
+    return bool(low >= -128) and bool(high <= 127)

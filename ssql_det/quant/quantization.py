@@ -92,10 +92,7 @@ class Quantization:
         Weights are quantized once for all forward passes inside the context. The repairs that the scheme names must
         have been made for this bit-width; full precision needs none.
         """
-        if self.list_missing_repairs(bits, overrides)[:1] == [NORM_CORRECTION]:
-            text = f"{self.scheme}: norms and biases are not computed at {format_bits(bits, overrides)} yet"
-            raise UserError(f"{text}; call correct_norms() for these bits")
-        self.check_repairs(bits, overrides)
+        self.check_ready(bits, overrides)
         with self.applying(bits, overrides):
             yield
 
@@ -124,7 +121,7 @@ class Quantization:
     def _quantizing(
         self, point_bits: Mapping[QuantPoint, int | None], label: str, inside: Collection[str] | None = None
     ) -> Iterator[None]:
-        self._check_ready(point_bits)
+        self._check_calibrated(point_bits)
         with ExitStack() as stack:
             for point, bit_width in select_inside(point_bits, inside).items():
                 quantizer = self.get_quantizer(point, label)
@@ -266,13 +263,10 @@ class Quantization:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one safetensors file, which is tied to the model's weights. The header describes the content."""
-        signature = compute_signature(self.model)
         tensors = collect_tensors(self._quantizers_by_point, self.equalization, self.repairs)
         repairs = {label: repair.made for label, repair in sorted(self.repairs.items())}
-        content = QuantizationContent(
-            self.scheme, self.points, self.calibration, signature, tensors, self.chains, repairs
-        )
-        write_quantization(path, content)
+        content = (compute_signature(self.model), tensors, self.chains, repairs)
+        write_quantization(path, QuantizationContent(self.scheme, self.points, self.calibration, *content))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: nn.Module, scheme: Scheme | None = None) -> Quantization:
@@ -314,7 +308,15 @@ class Quantization:
     def _check_finite(self) -> None:
         check_finite({quantizer.spec.point.key: observer for quantizer, observer in self._observers.items()})
 
-    def _check_ready(self, point_bits: Mapping[QuantPoint, int | None]) -> None:
+    def check_ready(self, bits: Bits, overrides: Mapping[str, Bits] | None = None) -> None:
+        """Raise an error if :meth:`at` has no result for a bit-width, as it is not calibrated or not repaired."""
+        if self.list_missing_repairs(bits, overrides)[:1] == [NORM_CORRECTION]:
+            text = f"{self.scheme}: norms and biases are not computed at {format_bits(bits, overrides)} yet"
+            raise UserError(f"{text}; call correct_norms() for these bits")
+        self.check_repairs(bits, overrides)
+        self._check_calibrated(assign_bits(self.points, bits, overrides))
+
+    def _check_calibrated(self, point_bits: Mapping[QuantPoint, int | None]) -> None:
         """Raise an error if activations are not calibrated, or a quantizer does not support its bit-width."""
         activations = [point for point, bits in point_bits.items() if bits is not None and not point.is_weight]
         observers = self._observers
