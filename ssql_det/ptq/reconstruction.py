@@ -40,7 +40,7 @@ from ssql_det.ptq.tuning import ComputeLoss
 from ssql_det.quant import Bits, Quantization, Quantizer, QuantPoint, Side
 from ssql_det.quant.bits import format_bits
 from ssql_det.quant.forward import Forward, evaluating, freezing, get_device
-from ssql_det.quant.points import assign_bits, select_inside
+from ssql_det.quant.points import INTEGER, assign_bits, select_inside
 from ssql_det.quant.quantizers import GridQuantizer, LearnedRounding
 from ssql_det.quant.quantizers.centred import CentredWeight
 from ssql_det.quant.quantizers.mse import MseWeight
@@ -107,7 +107,10 @@ class _Reconstruction:
         point_bits = assign_bits(quantization.points, bits, overrides)
         self._point_bits = {point: bit_width for point, bit_width in point_bits.items() if bit_width is not None}
         self._repair = quantization.repairs.setdefault(format_bits(bits, overrides), Repair())
-        self._grids = {"mse": self._build_grids(MseWeight, _EXPONENT), "centred": self._build_grids(CentredWeight)}
+        mse, centred = self._build_grids(MseWeight, _EXPONENT), self._build_grids(CentredWeight)
+        if quantization.scheme.placement == INTEGER:  # where the integers 2q + 1 of 8 bits would not fit into 8 bits
+            centred = {point: each if self._point_bits[point] < 8 else mse[point] for point, each in centred.items()}
+        self._grids = {"mse": mse, "centred": centred}
 
     def _build_grids(self, kind: Callable[..., GridQuantizer], *parameters: float) -> dict[QuantPoint, GridQuantizer]:
         weights = (point for point in self._point_bits if point.is_weight)

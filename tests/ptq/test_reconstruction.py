@@ -17,6 +17,7 @@ from ssql_det.ptq.reconstruction import HELD_OUT_PERIOD
 from ssql_det.quant import Bits, Quantization, Scheme
 from ssql_det.quant.forward import forward_images
 from ssql_det.quant.hooks import recording_outputs
+from ssql_det.quant.integer_form import compute_integer_form
 from ssql_det.quant.quantizers import LearnedRounding
 from ssql_det.quant.quantizers.centred import CentredWeight
 from ssql_det.quant.quantizers.mse import MseWeight
@@ -93,6 +94,16 @@ def test_errors_of_blocks_fall_and_weights_are_rounded_up_or_down(name, network)
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
     assert not any(p.requires_grad for q in quantization.repairs[str(LOW)].quantizers.values() for p in q.parameters())
+
+
+@pytest.mark.parametrize("bits", [Bits(8, 8), LOW], ids=str)
+def test_with_placement_integer_all_integers_fit_into_8_bits(bits):
+    quantization = prepare("weight=brecq:1, placement=integer")
+    results = learn(quantization, bits)
+    quantization.repairs[str(bits)].made = quantization.scheme.repairs
+    layers = compute_integer_form(quantization, bits).layers  # which refuses others
+    assert len(layers) == 12
+    assert {each.grid for each in results} == ({"mse"} if bits.weight == 8 else {"mse", "centred"})
 
 
 @pytest.mark.parametrize("name", ["adaround", "brecq", "qdrop"])
