@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_SELECTIONS = ("MaxPool", "Resize", "DepthToSpace")  # their results are values of their input
+_SELECTIONS = ("MaxPool", "DepthToSpace")
 _NARROW_BITS = (2, 4)
 
 
@@ -27,7 +27,7 @@ def keep_grids(model: Any) -> None:
     nodes = []
     for node in model.graph.node:
         nodes.append(node)
-        source = producers.get(node.input[0]) if node.op_type in _SELECTIONS else None
+        source = producers.get(node.input[0]) if _is_selection(node) else None
         if source is None or source.op_type != "DequantizeLinear":
             continue
         result, grid = node.output[0], source.input[1:]
@@ -38,6 +38,13 @@ def keep_grids(model: Any) -> None:
             producers[result] = nodes[-1]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
+
+
+def _is_selection(node: Any) -> bool:
+    """Whether each value of a node's result is one of its input's."""
+    if node.op_type == "Resize":  # nearest is the default
+        return all(each.s == b"nearest" for each in node.attribute if each.name == "mode")
+    return node.op_type in _SELECTIONS
 
 
 def pack_weights(model: Any) -> None:
