@@ -6,11 +6,8 @@ Two processes may append to one file (it is locked). After a kill a truncated la
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import functools
 import importlib.metadata
-import json
-import logging
 import math
 import os
 import platform
@@ -22,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from ssql_det.core.errors import UserError
-from ssql_det.core.files import check_regular_file, read_text
-from ssql_det.core.json_files import parse_json
+from ssql_det.core.files import check_regular_file
+from ssql_det.core.json_lines import append_record, read_records
 
 SCHEMA = 2
 ONNXRUNTIME = "onnxruntime"  # the engine of rows of an exported detector
@@ -34,7 +31,6 @@ _STRING_FIELDS = (
 )
 _LATER_ROLES = ("reconstruction_images", "selection_images")  # of calibrations; rows of earlier versions have neither
 Protocol = Mapping[str, str | int | float | list[str]]  # hyperparameters of a probe by name
-_logger = logging.getLogger(__name__)
 # In schema 1 the calibration was a text, "64 images of toy_voc_2007_trainval, seed 0, MinMax, BN recalibrated,
 # backbone.res5.* at 8w8a", and so was a probe's config, "narrow_resnet; knn, linear; fast: SGD at 30 for a batch of
 # 512, 100 epochs; digits at 96 px, 800 and 200 images".
@@ -106,42 +102,14 @@ def append_row(path: str | os.PathLike[str], row: Row) -> None:
     """Append a row and flush it to disk. A metric that is not finite is stored as null."""
     record = dataclasses.asdict(row) | {"calibration": row.calibration.to_dict()}
     record["metrics"] = {name: finite_or_none(value) for name, value in row.metrics.items()}
-    line = (json.dumps(record, allow_nan=False) + "\n").encode()
-    try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "ab+", buffering=0) as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed, also by a kill
-            size = file.seek(0, os.SEEK_END)
-            if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
-                line = b"\n" + line  # another writer was killed within a line: end that line first
-            while line:
-                line = line[file.write(line) :]
-            os.fsync(file.fileno())
-    except OSError as failure:
-        raise UserError(f"could not append a row to {path}: {failure.strerror or failure}") from failure
+    append_record(path, record, "a row")
 
 
 def read_rows(path: str | os.PathLike[str]) -> list[Row]:
     """All rows of a file, in order. A truncated line, as a kill leaves it, is skipped with a warning."""
     if not Path(path).is_file():
         raise UserError(f"there is no results file {path}; run an evaluation first, or check the path")
-    rows, truncated = [], []
-    for number, line in enumerate(read_text(path, errors="replace").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = parse_json(line, allow_nan=True)
-        except json.JSONDecodeError:
-            truncated.append(number)
-            continue
-        except ValueError as failure:  # complete, but no run wrote it
-            raise UserError(f"{path}, line {number} is not a result row: {failure}") from None
-        rows.append(_to_row(record, f"{path}, line {number}"))
-    if truncated:
-        more = f" and {len(truncated) - 1} more are" if len(truncated) > 1 else " is"
-        message = "%s, line %d%s truncated (a run was killed while it wrote); skipped"
-        _logger.warning(message, path, truncated[0], more)
-    return rows
+    return [_to_row(record, f"{path}, line {number}") for number, record in read_records(path, "a result row")]
 
 
 def check_results_file(path: str | os.PathLike[str]) -> None:

@@ -6,18 +6,21 @@ operand counts as 32 bits. The point that quantizes each activation is found by 
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from ssql_det.quant.bits import Bits
+from ssql_det.quant.pairwise import PairwiseCost
 from ssql_det.quant.points import QuantPoint, assign_bits
 from ssql_det.quant.tracing import Operation, Trace, trace_pass
 
 FLOAT_BITS = 32  # of a float operand, and of a scale
+PointBits = Mapping[QuantPoint, int | None]
 IMAGE_BITS = 8  # of the first layer's input, if the layer's weight is quantized and no point quantizes the input
 
 
@@ -57,12 +60,59 @@ class CostProfile:
     def at(self, bits: Bits, overrides: Mapping[str, Bits] | None = None) -> Cost:
         """The cost at a bit-width; ``overrides`` as in ``Quantization.at``."""
         point_bits = assign_bits(self.points, bits, overrides)
-        weight_bits = {point.parameter_name: bits for point, bits in point_bits.items() if point.is_weight}
+        weight_bits = _get_weight_bits(point_bits)
         return Cost(
             bytes=sum(_count_bytes(size, weight_bits.get(name)) for name, size in self.parameters.items()),
             macs=self.trace.macs,
             bit_ops=sum(each.macs * _count_bit_ops(each, weight_bits, point_bits) for each in self.trace.operations),
         )
+
+    def split(self, choices: Sequence[Sequence[PointBits]], others: PointBits) -> tuple[PairwiseCost, PairwiseCost]:
+        """The bytes, and the bit-operations, as sums over groups of points.
+
+        ``choices`` are the bit-widths that a group's points may have, for each group; ``others`` those of the points in
+        no group. A multiply-add belongs to the groups of its weight and of its input, which may be two.
+        """
+        owners = {point: group for group, members in enumerate(choices) for point in members[0]}
+        weight_owners = {point.parameter_name: group for point, group in owners.items() if point.is_weight}
+        fixed_weights, constant = _get_weight_bits(others), 0
+        num_bytes = [[0] * len(members) for members in choices]
+        weights = [[_get_weight_bits(point_bits) for point_bits in members] for members in choices]
+        for name, size in self.parameters.items():
+            if name not in weight_owners:
+                constant += _count_bytes(size, fixed_weights.get(name))
+                continue
+            group = weight_owners[name]
+            for choice, weight_bits in enumerate(weights[group]):
+                num_bytes[group][choice] += _count_bytes(size, weight_bits[name])
+        return PairwiseCost(constant, num_bytes), self._split_bit_ops(choices, others, owners, weight_owners)
+
+    def _split_bit_ops(
+        self,
+        choices: Sequence[Sequence[PointBits]],
+        others: PointBits,
+        owners: Mapping[QuantPoint, int],
+        weight_owners: Mapping[str, int],
+    ) -> PairwiseCost:
+        constant, singles = 0, [[0] * len(members) for members in choices]
+        pairs: dict[tuple[int, int], list[list[int]]] = {}
+        for operation in self.trace.operations:
+            factors = {owners[point] for point in operation.input_points if point is not None and point in owners}
+            groups = sorted(factors | {weight_owners[each] for each in [operation.parameter] if each in weight_owners})
+            for picked in itertools.product(*(range(len(choices[group])) for group in groups)):
+                point_bits = dict(others)
+                for group, choice in zip(groups, picked, strict=True):
+                    point_bits |= choices[group][choice]
+                bit_ops = operation.macs * _count_bit_ops(operation, _get_weight_bits(point_bits), point_bits)
+                if len(groups) == 2:
+                    first, second = groups
+                    empty = [[0] * len(choices[second]) for _ in choices[first]]
+                    pairs.setdefault((first, second), empty)[picked[0]][picked[1]] += bit_ops
+                elif groups:
+                    singles[groups[0]][picked[0]] += bit_ops
+                else:
+                    constant += bit_ops
+        return PairwiseCost(constant, singles, pairs)
 
 
 def profile_cost(
@@ -81,6 +131,10 @@ def profile_cost(
         for name, parameter in module.named_parameters(recurse=False)
     }
     return CostProfile(points, trace_pass(model, points, inputs, forward), sizes)
+
+
+def _get_weight_bits(point_bits: PointBits) -> dict[str, int | None]:
+    return {point.parameter_name: bits for point, bits in point_bits.items() if point.is_weight}
 
 
 def _count_bytes(size: ParameterSize, bits: int | None) -> int:

@@ -1,5 +1,7 @@
 """Size, multiply-adds and bit-operations, compared with fvcore and with numbers computed by hand."""
 
+import itertools
+
 import pytest
 import torch
 import torchvision
@@ -7,6 +9,7 @@ from fvcore.nn import FlopCountAnalysis
 from support.networks import CifarResNet, D2ResNet, PlainNet
 
 from ssql_det.quant import Bits, profile_cost, quant_points
+from ssql_det.quant.points import assign_bits, matches_pattern
 
 
 def profile(model, size=64):
@@ -99,3 +102,25 @@ def test_profiling_leaves_no_hook():
     model = CifarResNet()
     profile(model)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_the_parts_of_a_cost_add_up_to_the_whole():
+    """Layers whose inputs another group, or none, quantizes; at float too."""
+    cost = profile(D2ResNet())
+    patterns = ["res2.0*", "res2.1*", "res3.*"]
+    widths = [Bits.FP, Bits(2, 8), Bits(8, 4)]
+
+    def members(pattern, bits):
+        assigned = assign_bits(cost.points, Bits.FP, {pattern: bits})
+        return {point: assigned[point] for point in cost.points if matches_pattern(point, pattern)}
+
+    choices = [[members(pattern, bits) for bits in widths] for pattern in patterns]
+    inside = {point for group in choices for point in group[0]}
+    others = {point: bits for point, bits in assign_bits(cost.points, Bits(5, 6)).items() if point not in inside}
+    assert others
+    num_bytes, bit_ops = cost.split(choices, others)
+    assert bit_ops.pairs
+    for picked in itertools.product(range(3), repeat=3):
+        overrides = {pattern: widths[choice] for pattern, choice in zip(patterns, picked, strict=True)}
+        whole = cost.at(Bits(5, 6), overrides)
+        assert (num_bytes(picked), bit_ops(picked)) == (whole.bytes, whole.bit_ops)

@@ -164,3 +164,13 @@ def test_an_override_quantizes_one_point_of_a_float_network():
 def test_an_override_that_matches_nothing_is_an_error_with_the_closest_path():
     with pytest.raises(UserError, match=r"override 'layer1.0.conv3'; did you mean 'layer1.0.conv1'\?"):
         get_assigned_bits(Bits(4, 4), {"layer1.0.conv3": Bits(8, 8)})
+
+
+def test_a_pattern_with_a_colon_names_single_points():
+    points = [QuantPoint("a.conv", Side.INPUT), QuantPoint("a.conv", Side.OUTPUT, 8), QuantPoint("a.conv", Side.WEIGHT)]
+    four, eight = Bits(4, 4), Bits(8, 8)
+    assert list(assign_bits(points, four, {"a.*": four}).values()) == [4, 4, 4]
+    assert list(assign_bits(points, four, {"a.*": four, "a.*:output": eight}).values()) == [4, 8, 4]
+    assert list(assign_bits(points, Bits.FP, {"*:weight": eight}).values()) == [None, None, 8]
+    with pytest.raises(UserError, match=r"matches the override 'a.conv:outputs'; did you mean 'a.conv:output'\?"):
+        assign_bits(points, four, {"a.conv:outputs": eight})

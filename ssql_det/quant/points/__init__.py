@@ -25,7 +25,7 @@ from ssql_det.quant.points.family import (
     find_blocks,
     quant_points,
 )
-from ssql_det.quant.points.point import QuantPoint, Side, assign_bits, select_inside
+from ssql_det.quant.points.point import QuantPoint, Side, assign_bits, matches_pattern, select_inside
 
 __all__ = [
     "FAMILIES",
@@ -39,6 +39,7 @@ __all__ = [
     "assign_bits",
     "extend_ranges_to_zero",
     "find_blocks",
+    "matches_pattern",
     "quant_points",
     "select_inside",
 ]

@@ -77,8 +77,8 @@ def assign_bits(
 ) -> dict[QuantPoint, int | None]:
     """The bit-width of every point: of an override that matches the path, else the point's own, else ``bits``.
 
-    Patterns are shell patterns (``layer1.*``); if several match, the last one is used. Where ``bits`` is float, only
-    points with an override are quantized.
+    Patterns are shell patterns of paths (``layer1.*``), or of keys if they have a colon (``layer1.*.conv2:output``); if
+    several match, the last one is used. Where ``bits`` is float, only points with an override are quantized.
 
     >>> points = [QuantPoint("conv1", Side.WEIGHT, bits=8), QuantPoint("conv2", Side.WEIGHT)]
     >>> list(assign_bits(points, Bits(4, 4)).values())
@@ -87,15 +87,24 @@ def assign_bits(
     [8, 6]
     """
     overrides = overrides or {}
-    paths = [point.path for point in points]
     for pattern in overrides:
-        if not fnmatch.filter(paths, pattern):
-            raise UserError(f"no quantization point matches the override {pattern!r}{did_you_mean(pattern, paths)}")
+        if not any(matches_pattern(point, pattern) for point in points):
+            names = [point.key if ":" in pattern else point.path for point in points]
+            raise UserError(f"no quantization point matches the override {pattern!r}{did_you_mean(pattern, names)}")
     return {point: _find_bits(point, bits, overrides) for point in points}
 
 
+def matches_pattern(point: QuantPoint, pattern: str) -> bool:
+    """Whether a shell pattern matches the path of a point, or its key if the pattern has a colon.
+
+    >>> matches_pattern(QuantPoint("conv1", Side.INPUT), "conv*:input")
+    True
+    """
+    return fnmatch.fnmatchcase(point.key if ":" in pattern else point.path, pattern)
+
+
 def _find_bits(point: QuantPoint, bits: Bits, overrides: Mapping[str, Bits]) -> int | None:
-    matching = [override for pattern, override in overrides.items() if fnmatch.fnmatchcase(point.path, pattern)]
+    matching = [override for pattern, override in overrides.items() if matches_pattern(point, pattern)]
     applied = matching[-1] if matching else bits
     bit_width = applied.weight if point.is_weight else applied.act
     return bit_width if matching or bit_width is None else point.bits or bit_width
