@@ -1,8 +1,8 @@
 """Check a network in integers against the simulation: which layers a runtime computes in integers, and how many
 elements of each quantized tensor are equal.
 
-For the second question every part of the graph between two quantizations gets the simulation's own integers, so that a
-difference stays where it arises.
+For the second question every part of the graph between two quantizations gets the simulation's own integers, and every
+pooling of regions the simulation's regions, so that a difference stays where it arises.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,8 @@ from ssql_det.quant.points import assign_bits
 from ssql_det.quant.tracing import Operation, trace_pass
 
 LEAST_EQUAL = 0.99  # of the elements of all quantized tensors; the others are one step apart
-Recording = list[tuple[str, NDArray[np.integer[Any]]]]  # keys of points and integers, in the order of a pass
+_POOLER = "ROIAlign"  # the name of the engines' layer
+_GIVEN = "/given"  # behind the name of a tensor that a part of the graph gets from outside
 _INTEGER_OPERATORS = ("QLinearConv", "QLinearMatMul", "MatMulIntegerToFloat", "QGemm")
 _WEIGHT = re.compile(r"(?:detector|backbone)\.(.+)\.integers")
 _QUANTIZED = "quantize_dequantize"  # the operator's name, from which torch makes those of its results
@@ -101,6 +102,14 @@ class TensorAgreement:
 
 
 @dataclass(frozen=True)
+class Recording:
+    """What a pass of the simulated network had, in its order."""
+
+    integers: list[tuple[str, NDArray[np.integer[Any]]]] = field(default_factory=list)  # with the keys of their points
+    regions: list[NDArray[np.float32]] = field(default_factory=list)  # boxes [N, 4] that were pooled
+
+
+@dataclass(frozen=True)
 class IntegerReport:
     """How a file in integers differs from the simulation on some images."""
 
@@ -158,7 +167,7 @@ def record_simulation(
     quantization: Quantization, bits: Bits, overrides: Mapping[str, Bits] | None, graph: nn.Module, image: Tensor
 ) -> Recording:
     """The integers at all points of activations, in a pass of the simulated network through its ``graph``."""
-    recording: Recording = []
+    recording = Recording()
     label = format_bits(bits, overrides)
 
     def record(x: Tensor, point: QuantPoint, width: int) -> Tensor:
@@ -166,31 +175,38 @@ def record_simulation(
         quantized = quantizer.quantize(x, width)
         if quantized is None:
             raise UserError(f"{point.key} has no integers at {label}; calibrate with more images")
-        recording.append((point.key, quantized.integers.numpy()))
+        recording.integers.append((point.key, quantized.integers.numpy()))
         return quantizer(x, width)
+
+    def record_regions(module: nn.Module, args: tuple[Tensor, Tensor]) -> None:
+        recording.regions.append(args[1][:, 1:].numpy())  # behind the index of the image
 
     widths = assign_bits(quantization.points, bits, overrides)
     with quantization.at(bits, overrides), exact_selection(), ExitStack() as stack:
         for point, width in widths.items():
             if not point.is_weight and width is not None:
                 stack.enter_context(hooking(quantization.model, point, partial(record, point=point, width=width)))
+        for layer in quantization.model.modules():
+            if type(layer).__name__ == _POOLER:
+                stack.callback(layer.register_forward_pre_hook(record_regions).remove)
         graph(image)
     return recording
 
 
 def compare_integers(path: Path, keys: Sequence[str], recording: Recording, image: Tensor) -> list[TensorAgreement]:
-    """Compare each quantized tensor of the file with the simulation's, if its part is given the simulation's integers.
+    """Compare each quantized tensor of the file with the simulation's, if its part gets the simulation's tensors.
 
     ``keys`` are the points of the exported graph, in the order of a pass, see
     :func:`ssql_det.deploy.integers.computing_integers`. Tensors of several calls of a module are added up.
     """
-    simulated = iter(recording)
+    simulated = iter(recording.integers)
     pairs = [(index, *next(simulated)) for index, key in enumerate(keys) if key]
-    if [key for key in keys if key] != [key for key, _ in recording]:
+    if [key for key in keys if key] != [key for key, _ in recording.integers]:
         raise AssertionError("the exported network and the simulation do not pass the same points")
     model, outputs = _take_integers_from_outside(path, {index: integers for index, _, integers in pairs})
+    given = {f"{name}{_GIVEN}": integers for name, integers in outputs.values()}
+    given |= _take_regions_from_outside(model.graph, recording.regions)
     session = make_session(model.SerializeToString(), make_session_options())
-    given = {f"{name}/given": integers for name, integers in outputs.values()}
     found = session.run([name for name, _ in outputs.values()], {INPUT_NAME: image.numpy(), **given})
     by_index = dict(zip(outputs, found, strict=True))
     totals: dict[str, TensorAgreement] = {}
@@ -219,13 +235,32 @@ def _take_integers_from_outside(
         if node is None:  # the exporter has merged it with an equal one
             continue
         name = node.input[0]
-        if name.endswith("/given"):  # two equal quantizations of one tensor
+        if name.endswith(_GIVEN):  # two equal quantizations of one tensor
             continue
         outputs[index] = (name, integers)
-        node.input[0] = f"{name}/given"
+        node.input[0] = f"{name}{_GIVEN}"
         shape = [None] * integers.ndim
         model.graph.input.append(helper.make_tensor_value_info(node.input[0], TensorProto.UINT8, shape))
         model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.UINT8, shape))
     if not outputs:
         raise AssertionError(f"{path} has no quantized tensors of known names")
     return model, outputs
+
+
+def _take_regions_from_outside(graph: Any, regions: Sequence[NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Make each pooling of a graph read its regions from an input, and return these inputs.
+
+    The graph's own regions come from NMS, which a last digit decides: then all regions behind it would be others.
+    """
+    from onnx import TensorProto, helper
+
+    poolers = [node for node in graph.node if node.op_type == "RoiAlign"]
+    if len(poolers) != len(regions):
+        raise AssertionError("the exported network and the simulation do not pool regions equally often")
+    given: dict[str, NDArray[Any]] = {}
+    for index, (node, boxes) in enumerate(zip(poolers, regions, strict=True)):
+        node.input[1], node.input[2] = f"regions_{index}{_GIVEN}", f"indices_{index}{_GIVEN}"
+        graph.input.append(helper.make_tensor_value_info(node.input[1], TensorProto.FLOAT, [None, 4]))
+        graph.input.append(helper.make_tensor_value_info(node.input[2], TensorProto.INT64, [None]))
+        given |= {node.input[1]: boxes, node.input[2]: np.zeros(len(boxes), np.int64)}
+    return given

@@ -15,7 +15,10 @@ OTHER_SCALE = 0.3
 def make_model(nodes, inputs, outputs, constants):
     """``inputs`` and ``outputs`` are types by name."""
     values = [
-        [helper.make_tensor_value_info(name, kind, [None] * 4 if name in outputs else [1, 4, 6, 6]) for name, kind in each]
+        [
+            helper.make_tensor_value_info(name, kind, [None] * 4 if name in outputs else [1, 4, 6, 6])
+            for name, kind in each
+        ]
         for each in (inputs.items(), outputs.items())
     ]
     initializers = [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()]
