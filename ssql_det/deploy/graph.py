@@ -63,7 +63,7 @@ class DetectorGraph(nn.Module):
         features = detector.backbone(pad_image(x, detector.backbone.size_divisibility))
         limits = _get_box_limits(image)
         regions = select_proposals(detector.proposal_generator, features, limits)
-        regions, logits, deltas = heads.predict_boxes(features, regions)
+        logits, deltas = heads.predict_boxes(features, regions)
         boxes, scores, classes = select_detections(heads.predictor, regions, logits, deltas, limits)
         if heads.mask_network is None:
             return boxes, scores, classes
@@ -195,10 +195,17 @@ class _Heads:
     def poolers(self) -> list[Any]:
         return [self.box_pooler] if self.mask_network is None else [self.box_pooler, self.mask_pooler]
 
-    def predict_boxes(self, features: Features, regions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The regions in another order, and their logits [P, classes + 1] and deltas [P, 4 or classes * 4]."""
+    def predict_boxes(self, features: Features, regions: Tensor) -> tuple[Tensor, Tensor]:
+        """The logits [P, classes + 1] and deltas [P, 4 or classes * 4] of the regions, in their order.
+
+        It is that of the engine, so that of several regions with the same score the same ones are suppressed.
+        """
         order, pooled = pool_regions(self.box_pooler, [features[name] for name in self.box_features], regions)
-        return regions[order], *self.predictor(self.box_network(pooled))
+        logits, deltas = self.predictor(self.box_network(pooled))
+        if len(self.box_features) == 1:  # they are in their order
+            return logits, deltas
+        original = order.argsort()
+        return logits[original], deltas[original]
 
     def predict_masks(self, features: Features, boxes: Tensor, classes: Tensor) -> Tensor:
         """The probabilities [N, S, S] of each box's class."""

@@ -40,6 +40,31 @@ def test_the_graph_is_the_engines_inference(kind):
         assert bool((found[1][1:] <= found[1][:-1]).all())
 
 
+class CoarseFirst(nn.Module):
+    """An RPN head that prefers coarse levels."""
+
+    def __init__(self, head):
+        super().__init__()
+        self.head = head
+
+    def forward(self, maps):
+        logits, deltas = self.head(maps)
+        return [each + 9.0 * level for level, each in enumerate(logits)], deltas
+
+
+@pytest.mark.parametrize("kind", ["C4", "FPN with masks"])
+def test_of_equal_scores_the_same_are_suppressed(kind):
+    _, model = make_detector(kind, **{"MODEL.RPN.POST_NMS_TOPK_TEST": 300})
+    model.proposal_generator.rpn_head = CoarseFirst(model.proposal_generator.rpn_head)
+    nn.init.zeros_(model.roi_heads.box_predictor.cls_score.weight)
+    model.roi_heads.box_predictor.cls_score.bias.data[3] = 50.0  # a probability of exactly 1 for all regions
+    (inputs,) = random_images(1, sides=((300, 400),))
+    with exact_selection():
+        expected, found = run_engine(model, inputs), run_graph(model, inputs)
+    assert (expected[1] == 1).sum() > 5
+    torch.testing.assert_close(found, tuple(expected), rtol=0, atol=1e-5)
+
+
 def test_a_single_pixel():
     _, model = make_detector("C4 with masks")
     (inputs,) = random_images(1, sides=((1, 1),))
