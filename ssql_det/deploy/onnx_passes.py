@@ -51,8 +51,9 @@ def pack_weights(model: Any) -> None:
     """Store weights of few bits in bytes, two or four in each, where ``integers = factor * q + offset`` with few-bit
     ``q``.
 
-    Runtimes compute the 8-bit integers once, when they open the file. ONNX has types of 2 and 4 bits, but only in
-    opsets whose ``RoiAlign`` onnxruntime does not have.
+    Runtimes look the 8-bit integers of each byte up in a table, once, when they open the file. ONNX has types of 2 and
+    4 bits, but only in opsets whose ``RoiAlign`` onnxruntime does not have, and OpenVINO computes ``BitShift`` as a
+    division of floats, which it rounds.
     """
     from onnx import TensorProto, helper, numpy_helper
 
@@ -61,7 +62,9 @@ def pack_weights(model: Any) -> None:
     nodes: list[Any] = []
 
     def add(name: str, value: Any) -> str:
-        model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
+        if name not in initializers:
+            initializers[name] = numpy_helper.from_array(np.asarray(value), name)
+            model.graph.initializer.append(initializers[name])
         return name
 
     def compute(operator: str, *inputs: str, output: str, **attributes: Any) -> str:
@@ -76,21 +79,26 @@ def pack_weights(model: Any) -> None:
         few, factor, offset, bits = found
         model.graph.initializer.remove(initializers[name])
         packed = add(f"{name}/packed", pack(few, bits))
-        shifts = add(f"{name}/shifts", np.arange(0, 8, bits, dtype=np.uint8))
-        shifted = compute("BitShift", packed, shifts, output=f"{name}/shifted", direction="RIGHT")
-        mask = add(f"{name}/mask", np.uint8(2**bits - 1))
-        digits = compute("BitwiseAnd", shifted, mask, output=f"{name}/digits")
-        flat = compute("Reshape", digits, add(f"{name}/all", np.array([-1])), output=f"{name}/flat")
-        ends = (add(f"{name}/{end}", np.array([value])) for end, value in (("start", 0), ("end", few.size)))
+        table = add(f"packing/table/{factor}/{offset}/{bits}", make_table(factor, offset, bits))
+        indices = compute("Cast", packed, output=f"{name}/indices", to=TensorProto.INT32)
+        unpacked = compute("Gather", table, indices, output=f"{name}/unpacked")
+        flat = compute("Reshape", unpacked, add("packing/all", np.array([-1])), output=f"{name}/flat")
+        ends = add("packing/start", np.array([0])), add(f"{name}/end", np.array([few.size]))
         whole = compute("Slice", flat, *ends, output=f"{name}/whole")
-        shaped = compute("Reshape", whole, add(f"{name}/shape", np.array(few.shape)), output=f"{name}/shaped")
-        floats = compute("Cast", shaped, output=f"{name}/floats", to=TensorProto.FLOAT)
-        scaled = compute("Mul", floats, add(f"{name}/factor", np.float32(factor)), output=f"{name}/scaled")
-        moved = compute("Add", scaled, add(f"{name}/offset", np.float32(offset)), output=f"{name}/moved")
-        compute("Cast", moved, output=name, to=TensorProto.INT8)
+        compute("Reshape", whole, add(f"{name}/shape", np.array(few.shape)), output=name)
     others = list(model.graph.node)
     del model.graph.node[:]
     model.graph.node.extend([*nodes, *others])
+
+
+def make_table(factor: int, offset: int, bits: int) -> NDArray[np.int8]:
+    """The integers [256, N] that each byte of :func:`pack` holds, as 8-bit integers.
+
+    >>> make_table(64, -96, bits=2)[135].tolist()
+    [96, -32, -96, 32]
+    """
+    digits = np.arange(256)[:, None] >> np.arange(0, 8, bits) & (2**bits - 1)
+    return (factor * digits + offset).astype(np.int8)  # those that do not fit do not occur
 
 
 def factor_integers(integers: NDArray[np.int8]) -> tuple[NDArray[np.uint8], int, int, int] | None:
@@ -110,12 +118,12 @@ def factor_integers(integers: NDArray[np.int8]) -> tuple[NDArray[np.uint8], int,
 
 
 def pack(integers: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
-    """Integers below ``2**bits`` in bytes [N, 1], the first one in the lowest bits.
+    """Integers below ``2**bits`` in bytes, the first one in the lowest bits.
 
     >>> pack(np.array([3, 1, 0, 2, 1], np.uint8), 2).tolist()
-    [[135], [1]]
+    [135, 1]
     """
     per_byte = 8 // bits
     flat = np.pad(integers.reshape(-1), (0, -integers.size % per_byte)).reshape(-1, per_byte)
     shifted = flat << np.arange(0, 8, bits, dtype=np.uint8)
-    return np.bitwise_or.reduce(shifted, axis=1, keepdims=True)
+    return np.bitwise_or.reduce(shifted, axis=1)
