@@ -3,18 +3,28 @@ processes, and read memory use."""
 
 from __future__ import annotations
 
-import json
-import os
+import importlib.util
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from ssql_det.core.function_process import FunctionProcess, answer, read_memory, serve
+else:  # not by the package: a child may have another checkout of it, or none
+    _path = Path(__file__).parents[1] / "ssql_det/core/function_process.py"
+    _spec = importlib.util.spec_from_file_location(_path.stem, _path)
+    _module = importlib.util.module_from_spec(_spec)
+    _spec.loader.exec_module(_module)
+    FunctionProcess, answer, read_memory, serve = (
+        getattr(_module, name) for name in ("FunctionProcess", "answer", "read_memory", "serve")
+    )
+
+__all__ = ["Child", "alternate", "answer", "read_memory", "report", "reset_peak_memory", "run_script", "serve"]
 
 _SERVE = "--serve"
-_ANSWER = "answer to the benchmark:"  # in the lines that a child writes for its parent; libraries may write others
 
 
 def alternate(
@@ -41,7 +51,7 @@ def report(name: str, baseline: float, measured: float, limit: float) -> bool:
     return is_kept
 
 
-class Child:
+class Child(FunctionProcess):
     """Functions in a process of its own, which runs one at a time and in between waits.
 
     It runs the same script with other arguments, for which :func:`run_script` calls the script's second function; that
@@ -51,27 +61,10 @@ class Child:
 
     def __init__(self, script: str, *arguments: str, python: str = sys.executable, **environment: str) -> None:
         """Start it and wait until it is ready; ``environment`` has more variables for it."""
-        pipe = subprocess.PIPE
-        command = [python, script, _SERVE, *arguments]
-        self.process = subprocess.Popen(
-            command, env={**os.environ, **environment}, stdin=pipe, stdout=pipe, text=True, bufsize=1
-        )
-        self._read_answer()
+        super().__init__([python, script, _SERVE, *arguments], environment)
 
-    def run(self, name: str) -> Any:
-        """Run a function there, and return what it returns."""
-        self.process.stdin.write(f"{name}\n")
-        return self._read_answer()
-
-    def _read_answer(self) -> Any:
-        for line in self.process.stdout:
-            _, is_answer, text = line.partition(_ANSWER)
-            if is_answer:
-                return json.loads(text)
+    def report_end(self) -> NoReturn:
         raise SystemExit(f"failed: {' '.join(self.process.args)}")
-
-    def close(self) -> None:
-        self.process.communicate()
 
 
 def run_script(main: Callable[[], bool], prepare: Callable[..., None]) -> None:
@@ -81,28 +74,6 @@ def run_script(main: Callable[[], bool], prepare: Callable[..., None]) -> None:
         prepare(*sys.argv[2:])
     else:
         raise SystemExit(0 if main() else 1)
-
-
-def serve(functions: Mapping[str, Callable[[], object]]) -> None:
-    """In a child: run the functions that the parent asks for. What they return must fit in JSON."""
-    name = answer(None)
-    while True:
-        name = answer(functions[name]())
-
-
-def answer(value: object) -> str:
-    """In a child: give the parent an answer, at first that it is ready, and wait for the name of the next function."""
-    print(_ANSWER, json.dumps(value), flush=True)
-    name = sys.stdin.readline().rstrip("\n")
-    if not name:  # the parent has closed the pipe, or has ended
-        raise SystemExit
-    return name
-
-
-def read_memory(kind: str, process: int | str = "self") -> int:
-    """Memory of a process in bytes, on Linux: now (``VmRSS``; ``RssAnon`` without mapped files) or peak (``VmHWM``)."""
-    lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{kind}:"))
 
 
 def reset_peak_memory() -> None:

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -64,4 +65,4 @@ def test_a_child_that_ends_is_named(timing, script):
 
 def test_the_exit_code_says_whether_limits_are_kept(timing, script):
     for argument, code in (("kept", 0), ("exceeded", 1)):
-        assert timing.subprocess.run([sys.executable, script, argument], check=False).returncode == code
+        assert subprocess.run([sys.executable, script, argument], check=False).returncode == code
