@@ -65,6 +65,8 @@ def test_nms_of_classes_is_exact_where_torchvisions_is_rounded():
     assert 10 * 5.0002 / 100 > 0.5  # IoU of the first two
     assert batched_nms(boxes, scores, classes, 0.5).tolist() == [0, 2]
     assert torchvision.ops.batched_nms(boxes, scores, classes, 0.5).tolist() == [0, 1, 2]
+    apart = torch.arange(4.0)[:, None] * 9 + boxes[0]
+    assert batched_nms(apart, torch.ones(4), torch.tensor([1, 0, 1, 0]), 0.5).tolist() == [0, 1, 2, 3]
     for seed in range(20):
         boxes, scores, classes = draw_boxes(300, seed), draw(300, seed=seed), draw(300, seed=seed).mul(9).long() % 4
         kept = batched_nms(boxes, scores, classes, 0.5)
@@ -234,8 +236,9 @@ def test_a_predictor_may_have_a_sigmoid_of_each_class():
     transform = make_detector("FPN")[1].roi_heads.box_predictor.box2box_transform
     limits = {"test_topk_per_image": 5, "test_nms_thresh": 0.5, "test_score_thresh": 0.0}
     predictor = SimpleNamespace(num_classes=3, box2box_transform=transform, use_sigmoid_ce=True, **limits)
-    logits = draw(1, 4)
-    _, scores, classes = select_detections(predictor, draw_boxes(1), logits, torch.zeros(1, 12), LIMITS)
+    logits = draw(2, 4)
+    logits[1, 0] = NAN  # the region is dropped
+    _, scores, classes = select_detections(predictor, draw_boxes(2), logits, torch.zeros(2, 12), LIMITS)
     best = logits[0, :3].sort(descending=True)
     assert classes.tolist() == best.indices.tolist()
     torch.testing.assert_close(scores, 1 / (1 + torch.exp(-best.values)))
