@@ -162,7 +162,7 @@ def pad_image(image: Tensor, divisibility: int) -> Tensor:
 
 def _get_box_limits(image: Tensor) -> Tensor:
     """The greatest x0, y0, x1, y1 of a box in the image."""
-    height, width = (torch.scalar_tensor(side, dtype=torch.float32) for side in image.shape[:2])
+    height, width = (torch.scalar_tensor(side, dtype=torch.float32, device=image.device) for side in image.shape[:2])
     return torch.stack([width, height, width, height])
 
 

@@ -26,7 +26,8 @@ Quantize = Callable[[Tensor], Tensor]
 
 @contextmanager
 def computing_integers(model: nn.Module, form: IntegerForm) -> Iterator[list[str]]:
-    """Replace the weights and norms of a network by their integers, for good; inside, quantize its activations.
+    """Replace the weights and norms of a network on the CPU by their integers, for good; inside, quantize its
+    activations.
 
     The list gets the key of the point of each activation that is quantized in a pass, in their order, and ``""`` for
     one that has no point of its own.
@@ -37,14 +38,24 @@ def computing_integers(model: nn.Module, form: IntegerForm) -> Iterator[list[str
         keys.append(key)
         return quantize_dequantize(x, grid.scale, grid.zero_point, 2**grid.bits - 1)
 
+    for name, tensor in form.tensors.items():
+        _replace_tensor(model, name, tensor.cpu())
     for path, layer in form.layers.items():
         point = layer.chain.output_point
         grid = None if point is None else form.activations.get(point)
-        _replace_layer(model, path, layer, None if grid is None else partial(quantize, grid=grid))
+        is_kept = layer.chain.activation in ("", "relu")  # which a grid from 0 on includes
+        _replace_layer(model, path, layer, partial(quantize, grid=grid) if grid is not None and is_kept else None)
     with ExitStack() as stack:
         for point, grid in form.activations.items():
             stack.enter_context(hooking(model, point, partial(quantize, grid=grid, key=point.key)))
         yield keys
+
+
+def _replace_tensor(model: nn.Module, name: str, tensor: Tensor) -> None:
+    """Replace a parameter, which may be ``None``, or a buffer."""
+    path, _, attribute = name.rpartition(".")
+    module = model.get_submodule(path)
+    setattr(module, attribute, nn.Parameter(tensor) if attribute in module._parameters else tensor)
 
 
 def _replace_layer(model: nn.Module, path: str, integers: IntegerLayer, quantize: Quantize | None) -> None:
@@ -70,7 +81,7 @@ def _replace_layer(model: nn.Module, path: str, integers: IntegerLayer, quantize
         weight, bias_scale = weight.T.contiguous(), -bias_scale
     buffers = {"integers": weight, "scale": scale, "bias_integers": bias_integers, "bias_scale": bias_scale}
     for name, tensor in buffers.items():
-        layer.register_buffer(name, tensor)
+        layer.register_buffer(name, None if tensor is None else tensor.cpu())
     layer.forward = partial(_forward, layer, quantize)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from ssql_det.core.errors import UserError
 from ssql_det.quant.bits import Bits, format_bits
 from ssql_det.quant.folding import IntegerLayer, compute_integer_layers, constant_activation_error
+from ssql_det.quant.forward import get_device
 from ssql_det.quant.points import INTEGER, QuantPoint, assign_bits
 from ssql_det.quant.quantization import Quantization
 from ssql_det.quant.scheme import YES, Scheme
@@ -30,10 +31,14 @@ class ActivationGrid:
 
 @dataclass(frozen=True)
 class IntegerForm:
-    """The layers whose weight and input are integers, by path, and the grids of activations."""
+    """The layers whose weight and input are integers, by path, and the grids of activations.
+
+    ``tensors`` are the repaired norms and biases, by name as in ``Repair``; those of other layers stay float.
+    """
 
     layers: Mapping[str, IntegerLayer]
     activations: Mapping[QuantPoint, ActivationGrid]
+    tensors: Mapping[str, Tensor]
 
 
 def check_integer_scheme(
@@ -76,8 +81,8 @@ def compute_integer_form(
     assigned = assign_bits(quantization.points, bits, overrides)
     point_bits = {point: width for point, width in assigned.items() if width is not None}  # all of them
     get_quantizer = partial(quantization.get_quantizer, label=label)
-    model = quantization.model
-    with quantization.get_repair(bits, overrides).overriding_tensors(model):
+    model, repair = quantization.model, quantization.get_repair(bits, overrides)
+    with repair.overriding_tensors(model):
         layers = {
             layer.chain.layer: layer
             for layer in compute_integer_layers(
@@ -93,11 +98,11 @@ def compute_integer_form(
     activations = {}
     for point, width in point_bits.items():
         if not point.is_weight:
-            grid = get_quantizer(point).quantize(torch.zeros(1), width)
+            grid = get_quantizer(point).quantize(torch.zeros(1, device=get_device(model)), width)
             if grid is None:
                 raise constant_activation_error(point)
             activations[point] = ActivationGrid(float(grid.scale), int(grid.zero_point), width)
-    return IntegerForm(layers, activations)
+    return IntegerForm(layers, activations, dict(repair.tensors))
 
 
 def _check_weights(layers: Mapping[str, IntegerLayer], scheme: Scheme, point_bits: Mapping[QuantPoint, int]) -> None:
