@@ -43,7 +43,7 @@ GROUPS = {
     "Data": ("make-toy-data", "check-data"),
     "Pretrain": ("pretrain", "probe", "analyze"),
     "Detect": ("train-det", "quantize", "sweep", "sensitivity", "predict"),
-    "Deploy": ("export", "run"),
+    "Deploy": ("export", "run", "bench"),
     "Report": ("reproduce", "tables"),
     "Convert": ("convert", "inspect"),
     "Explore": ("demo", "configs"),

@@ -30,7 +30,7 @@ from ssql_det.cli.arguments import (
     read_detector_config,
     set_up_process,
 )
-from ssql_det.core.rows import ONNXRUNTIME
+from ssql_det.core.rows import RUNTIMES
 
 if TYPE_CHECKING:
     from ssql_det.core.rows import Row
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_bits_file(parser)
     parser.add_argument(
         "--engine",
-        choices=(ONNXRUNTIME,),
+        choices=RUNTIMES,
         help="export the detector, and evaluate the exported file (default: evaluate it with torch)",
     )
     add_overrides(parser, "MODEL.WEIGHTS FILE")
@@ -76,16 +76,16 @@ def run(options: argparse.Namespace) -> None:
         file = (Path(options.quantization), given | {"images": options.calib_images, "seed": options.calib_seed})
     cfg = read_detector_config(options, options.overrides)
     config_label = make_config_label(options.config_file, options.overrides)
-    is_exported = options.engine == ONNXRUNTIME
-    if is_exported:
+    if options.engine is not None:
         from ssql_det.deploy.export import check_installed
 
         check_installed()
-    launch(_sweep, cfg, config_label, widths, settings, file, is_exported, processes=options.num_gpus)
+    launch(_sweep, cfg, config_label, widths, settings, file, options.engine, processes=options.num_gpus)
 
 
-def _sweep(cfg, config_label, widths, settings, file, is_exported):  # type: ignore[no-untyped-def]  # needs torch
-    """``file``: a quantization file, and the settings that are given beside it."""
+def _sweep(cfg, config_label, widths, settings, file, runtime):  # type: ignore[no-untyped-def]  # needs torch
+    """``file``: a quantization file, and the settings that are given beside it. ``runtime``: that of an exported
+    detector, or ``None``."""
     from dataclasses import replace
 
     from ssql_det.core.config import check_output_dir
@@ -105,12 +105,12 @@ def _sweep(cfg, config_label, widths, settings, file, is_exported):  # type: ign
         _, settings_of_file = load_with_settings(path, model, **given)
         settings = replace(settings_of_file, overrides=settings.overrides)
     engine = None
-    if is_exported:
-        from ssql_det.deploy.evaluation import make_onnxruntime_engine
+    if runtime is not None:
+        from ssql_det.deploy.evaluation import make_runtime_engine
         from ssql_det.quant.integer_form import check_integer_scheme
 
         check_integer_scheme(settings.scheme, widths, settings.overrides)
-        engine = make_onnxruntime_engine(cfg, checkpoint, config_label, settings.scope, Path(cfg.OUTPUT_DIR))
+        engine = make_runtime_engine(runtime, cfg, checkpoint, config_label, settings.scope, Path(cfg.OUTPUT_DIR))
     rows = []
     with owning_folder(check_output_dir(cfg.OUTPUT_DIR)):
         for row in sweep(cfg, config_label, model, checkpoint, widths, settings, path, engine):

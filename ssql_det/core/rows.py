@@ -23,8 +23,9 @@ from ssql_det.core.files import check_regular_file
 from ssql_det.core.json_lines import append_record, read_records
 
 SCHEMA = 2
-ONNXRUNTIME = "onnxruntime"  # the engine of rows of an exported detector
-_PACKAGES = ("ssql_det", "torch", "torchvision", "numpy", "detectron2", "onnxruntime")
+ONNXRUNTIME, OPENVINO = "onnxruntime", "openvino"
+RUNTIMES = (ONNXRUNTIME, OPENVINO)  # the engines of rows of an exported detector
+_PACKAGES = ("ssql_det", "torch", "torchvision", "numpy", "detectron2", "onnxruntime", "openvino")
 _STRING_FIELDS = (
     *("method", "checkpoint", "checkpoint_hash", "config", "dataset"),
     *("bits", "scope", "engine", "scheme", "placement", "network"),
@@ -85,7 +86,7 @@ class Row:
     scope: str  # what is quantized, "all" of a detector or its "backbone"; costs are of the whole network
     metrics: Mapping[str, float | None]  # None for a value that was not finite
     seed: int  # of the training; -1 if unknown or random
-    engine: str  # detectron2, minid2 or onnxruntime; empty for a probe
+    engine: str  # detectron2, minid2, onnxruntime or openvino; empty for a probe
     seconds: float  # that the evaluation took
     scheme: str  # as in --scheme
     calibration: Calibration

@@ -26,7 +26,7 @@ def load_check_images(cfg: CfgNode, count: int, folder: str | None = None) -> li
     if folder is not None:
         return [[{**load_image(cfg, path)[0], "file_name": str(path)}] for path in spread(find_images([folder]), count)]
     try:
-        return _load_test_images(cfg, count)
+        return load_test_images(cfg, count)
     except UserError as failure:
         raise UserError(
             f"{failure}; to compare on other images, use --check-folder FOLDER; to write the file without a "
@@ -34,7 +34,8 @@ def load_check_images(cfg: CfgNode, count: int, folder: str | None = None) -> li
         ) from failure.__cause__
 
 
-def _load_test_images(cfg: CfgNode, count: int) -> list[Batch]:
+def load_test_images(cfg: CfgNode, count: int) -> list[Batch]:
+    """``count`` images of ``DATASETS.TEST``, evenly spread, each as a batch of one."""
     check_test_data(cfg)
     with translate_errors("the data sets in DATASETS.TEST cannot be read"):
         dataset_dicts = get_detection_dataset_dicts(cfg.DATASETS.TEST, filter_empty=False)

@@ -37,10 +37,12 @@ class Detector:
     them may be called by several threads at a time.
     """
 
+    _open = staticmethod(open_session)
+
     def __init__(self, path: str | os.PathLike[str], threads: int | None = None) -> None:
         """``threads`` is the number of threads that compute one image; by default one per core."""
         self.path = path
-        self.session, self.metadata = open_session(path, threads)
+        self.session, self.metadata = self._open(path, threads)
         if self.metadata.kind != "detector":
             raise UserError(f"{path} is a {self.metadata.kind}, not a detector; export a detector")
         outputs = {each.name for each in self.session.get_outputs()}

@@ -12,26 +12,31 @@ from torch import nn
 
 from ssql_det.convert import Checkpoint
 from ssql_det.core.distributed import broadcast_from_main
-from ssql_det.core.rows import ONNXRUNTIME
+from ssql_det.core.rows import ONNXRUNTIME, OPENVINO
 from ssql_det.d2 import Boxes, CfgNode, Instances
 from ssql_det.deploy.detector import Detector
 from ssql_det.deploy.export import export_detector, make_integers
+from ssql_det.deploy.openvino_detector import OpenVINODetector, import_openvino
 from ssql_det.detect.quantized_evaluation import EvaluationEngine
 from ssql_det.quant import Bits, Quantization
 
 
-def make_onnxruntime_engine(
-    cfg: CfgNode, checkpoint: Checkpoint, config_label: str, scope: str, folder: Path
+def make_runtime_engine(
+    runtime: str, cfg: CfgNode, checkpoint: Checkpoint, config_label: str, scope: str, folder: Path
 ) -> EvaluationEngine:
-    """Evaluations export the detector to ``folder/detector_BITS.onnx``, and evaluate this file."""
+    """Evaluations export the detector to ``folder/detector_BITS.onnx``, and evaluate this file in a runtime of
+    ``core.rows.RUNTIMES``."""
+    open_detector = {ONNXRUNTIME: Detector, OPENVINO: OpenVINODetector}[runtime]
+    if runtime == OPENVINO:
+        import_openvino()
 
     def make_model(quantization: Quantization, bits: Bits, overrides: Mapping[str, Bits] | None) -> nn.Module:
         path = folder / f"detector_{bits}.onnx"
         integers = None if bits == Bits.FP else make_integers(quantization, bits, scope, overrides)
         broadcast_from_main(partial(export_detector, cfg, quantization.model, checkpoint, config_label, path, integers))
-        return ExportedDetector(Detector(path))
+        return ExportedDetector(open_detector(path))
 
-    return EvaluationEngine(ONNXRUNTIME, make_model)
+    return EvaluationEngine(runtime, make_model)
 
 
 class ExportedDetector(nn.Module):

@@ -6,7 +6,6 @@ needed depends on the number of threads, not on the number of images.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from ssql_det.core.console import track
 from ssql_det.core.errors import UserError
+from ssql_det.deploy.cpu import count_cores
 from ssql_det.deploy.detector import Detector
 from ssql_det.deploy.postprocess import RawDetections, scale_detections
 from ssql_det.images.drawing import draw_panel
@@ -40,8 +40,7 @@ def count_session_threads(images_at_a_time: int) -> int:
 
     Each image has a thread of its own already; the session's further ones are shared.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores - images_at_a_time + 1)
+    return max(1, count_cores() - images_at_a_time + 1)
 
 
 def detect_in_images(

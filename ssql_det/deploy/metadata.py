@@ -16,6 +16,7 @@ FORMAT = 1  # of the metadata; a file of a later one needs a later ssql_det
 METADATA_KEY = "ssql_det"
 KINDS = ("detector", "backbone")
 CHANNELS = ("RGB", "BGR")
+FLOAT_BITS = "FP"  # the bit-width of a file that computes with floats
 _MAX_SIDE = 1 << 31
 
 
@@ -65,7 +66,7 @@ class ModelMetadata:
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]
     input: InputRule
-    bits: str = "FP"
+    bits: str = FLOAT_BITS
     scheme: str = ""
     scope: str = ""
     weights: Mapping[str, str] = field(default_factory=dict)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from ssql_det.core.errors import UserError, printable
 from ssql_det.core.files import check_regular_file
-from ssql_det.deploy.metadata import METADATA_KEY, ModelMetadata
+from ssql_det.deploy.cpu import warn_without_vnni
+from ssql_det.deploy.metadata import FLOAT_BITS, METADATA_KEY, ModelMetadata
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, SessionOptions
@@ -43,6 +44,8 @@ def open_session(path: str | os.PathLike[str], threads: int | None = None) -> tu
         raise UserError(f"{path} was not written by `ssql-det export`: it has no metadata {METADATA_KEY!r}")
     metadata = ModelMetadata.from_json(texts[METADATA_KEY], path)
     _check_input(session, path)
+    if metadata.bits != FLOAT_BITS:
+        warn_without_vnni()
     return session, metadata
 
 

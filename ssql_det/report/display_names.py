@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from ssql_det.core.rows import ONNXRUNTIME, Protocol, Row
+from ssql_det.core.rows import RUNTIMES, Protocol, Row
 
 _ALIASES = {  # normalized spellings of published names; "SSQL" alone is SSQL applied to SimSiam
     "fromscratch": "random init.",
@@ -81,7 +81,7 @@ def format_scheme(row: Row) -> str:
     An exported detector is told from the same detector in torch by "in onnxruntime".
     """
     parts = [row.scheme, *(f"{pattern} at {bits}" for pattern, bits in row.overrides.items())]
-    return ", ".join([*parts, f"in {ONNXRUNTIME}"] if row.engine == ONNXRUNTIME else parts)
+    return ", ".join([*parts, f"in {row.engine}"] if row.engine in RUNTIMES else parts)
 
 
 def format_protocol(protocol: Protocol) -> str:

@@ -1,6 +1,7 @@
 """Detecting in many images: what is written, images that cannot be read, and how many are processed at a time."""
 
 import json
+import os
 import threading
 
 import numpy as np
@@ -155,5 +156,5 @@ def test_an_interrupt_leaves_the_rest_undone(tmp_path, out, monkeypatch):
 
 @pytest.mark.parametrize(("cores", "images", "threads"), [(8, 1, 8), (8, 3, 6), (8, 8, 1), (8, 20, 1), (1, 1, 1)])
 def test_all_threads_together_are_one_per_core(cores, images, threads, monkeypatch):
-    monkeypatch.setattr(folder.os, "sched_getaffinity", lambda process: set(range(cores)), raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)), raising=False)
     assert count_session_threads(images) == threads
