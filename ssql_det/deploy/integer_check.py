@@ -1,8 +1,7 @@
-"""Check a network in integers against the simulation: which layers a runtime computes in integers, and how many
-elements of each quantized tensor are equal.
+"""Check a network in integers against the simulation: which layers a runtime computes in integers, how many elements of
+each quantized tensor are equal, and how far the float results of the last layers are apart.
 
-For the second question every part of the graph between two quantizations gets the simulation's own integers, and every
-pooling of regions the simulation's regions, so that a difference stays where it arises.
+For these every part of the graph gets the simulation's own tensors, see ``integer_graph``.
 """
 
 from __future__ import annotations
@@ -12,20 +11,20 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ssql_det.core.console import track
 from ssql_det.core.errors import UserError
 from ssql_det.deploy.exact_selection import exact_selection
-from ssql_det.deploy.session import INPUT_NAME, make_session, make_session_options
+from ssql_det.deploy.integer_graph import OWNERS, Array, GraphParts, Recording
+from ssql_det.deploy.session import make_session, make_session_options
 from ssql_det.quant import Bits, Quantization, QuantPoint
 from ssql_det.quant.bits import format_bits
 from ssql_det.quant.forward import get_device
@@ -35,11 +34,11 @@ from ssql_det.quant.tracing import Operation, trace_pass
 
 LEAST_EQUAL = 0.99  # of the elements of each quantized tensor; the others are one step apart
 FEW = 5  # elements of a tensor that may differ however small it is, as a rounding decides
+RESULT_TOLERANCE = 1e-4  # of float results, relative to the greatest
 _POOLER = "ROIAlign"  # the name of the engines' layer
-_GIVEN = "/given"  # behind the name of a tensor that a part of the graph gets from outside
 _INTEGER_OPERATORS = ("QLinearConv", "QLinearMatMul", "MatMulIntegerToFloat", "QGemm")
-_WEIGHT = re.compile(r"(?:detector|backbone)\.(.+)\.integers")
-_QUANTIZED = "quantize_dequantize"  # the operator's name, from which torch makes those of its results
+_WEIGHT = re.compile(rf"(?:{'|'.join(OWNERS)})\.(.+)\.integers")
+_TINY = 1e-12
 
 
 @dataclass(frozen=True)
@@ -108,23 +107,18 @@ class TensorAgreement:
 
 
 @dataclass(frozen=True)
-class Recording:
-    """What a pass of the simulated network had, in its order."""
-
-    integers: list[tuple[str, NDArray[np.integer[Any]]]] = field(default_factory=list)  # with the keys of their points
-    regions: list[NDArray[np.float32]] = field(default_factory=list)  # boxes [N, 4] that were pooled
-
-
-@dataclass(frozen=True)
 class IntegerReport:
     """How a file in integers differs from the simulation on some images."""
 
     coverage: Coverage
     tensors: Sequence[TensorAgreement]
+    result_differences: Mapping[str, float]  # of layers whose result is float, relative to the greatest element
 
     @property
     def is_close(self) -> bool:
-        return all(each.is_close for each in self.tensors)
+        return all(each.is_close for each in self.tensors) and all(
+            each <= RESULT_TOLERANCE for each in self.result_differences.values()
+        )
 
     @property
     def total(self) -> TensorAgreement:
@@ -139,6 +133,8 @@ class IntegerReport:
             "in integers": self.coverage.share,
             "float layers": dict(self.coverage.float_layers),
             "all tensors": self.total.to_dict(),
+            "result_difference": max(self.result_differences.values(), default=0.0),
+            "results": dict(self.result_differences),
             "tensors": {each.point: each.to_dict() for each in by_share},
         }
 
@@ -161,18 +157,48 @@ def check_integers(
     first = images[0].to(get_device(model))
     operations = trace_pass(model, points, first, lambda network, image: graph(image)).operations
     totals: dict[str, TensorAgreement] = {}
+    differences: dict[str, float] = {}
+    parts: GraphParts | None = None
     for image in track(images, "comparing integers"):
         recording = record_simulation(quantization, bits, overrides, graph, image)
-        for each in compare_integers(path, keys, recording, image):
-            totals[each.point] = totals[each.point] + each if each.point in totals else each
-    return IntegerReport(find_coverage(path, operations), list(totals.values()))
+        parts = parts or GraphParts(path, keys, recording)
+        integers, results = parts.run(recording, image)
+        for index, (key, expected) in zip(parts.indices, recording.integers, strict=True):
+            if index in integers:
+                each = compare_tensors(key, integers[index], expected)
+                totals[key] = totals[key] + each if key in totals else each
+        for layer, found in results.items():
+            pairs = zip(found, recording.results[layer], strict=True)
+            differences[layer] = max(differences.get(layer, 0.0), *(find_difference(*pair) for pair in pairs))
+    return IntegerReport(find_coverage(path, operations), list(totals.values()), differences)
+
+
+def compare_tensors(point: str, found: Array, expected: Array) -> TensorAgreement:
+    """Compare integers, element by element.
+
+    >>> compare_tensors("fc:input", np.uint8([0, 1, 255, 4]), np.uint8([0, 2, 0, 4]))
+    TensorAgreement(point='fc:input', elements=4, equal=2, one_step=1)
+    """
+    distance = np.abs(found.astype(np.int64) - expected.astype(np.int64))
+    return TensorAgreement(point, distance.size, int((distance == 0).sum()), int((distance == 1).sum()))
+
+
+def find_difference(found: Array, expected: Array) -> float:
+    """The greatest difference, relative to the greatest element; of a NaN, infinity.
+
+    >>> find_difference(np.array([1.0, 8.0]), np.array([3.0, 8.0])), find_difference(np.array([np.nan]), np.ones(1))
+    (0.25, inf)
+    """
+    difference = float(np.abs(found - expected).max(initial=0) / max(np.abs(expected).max(initial=0), _TINY))
+    return difference if np.isfinite(difference) else np.inf
 
 
 @torch.no_grad()
 def record_simulation(
     quantization: Quantization, bits: Bits, overrides: Mapping[str, Bits] | None, graph: nn.Module, image: Tensor
 ) -> Recording:
-    """The integers at all points of activations, in a pass of the simulated network through its ``graph``."""
+    """The integers at all points of activations, in a pass of the simulated network through its ``graph``, and the
+    results of layers that no point quantizes."""
     recording = Recording()
     label = format_bits(bits, overrides)
 
@@ -187,87 +213,21 @@ def record_simulation(
     def record_regions(module: nn.Module, args: tuple[Tensor, Tensor]) -> None:
         recording.regions.append(args[1][:, 1:].cpu().numpy())  # behind the index of the image
 
+    def record_result(module: nn.Module, args: Any, result: Tensor, layer: str) -> None:
+        recording.results.setdefault(layer, []).append(result.cpu().numpy())
+
     widths = assign_bits(quantization.points, bits, overrides)
+    model = quantization.model
     with quantization.at(bits, overrides), exact_selection(), ExitStack() as stack:
         for point, width in widths.items():
             if not point.is_weight and width is not None:
-                stack.enter_context(hooking(quantization.model, point, partial(record, point=point, width=width)))
-        for layer in quantization.model.modules():
+                stack.enter_context(hooking(model, point, partial(record, point=point, width=width)))
+        for layer in model.modules():
             if type(layer).__name__ == _POOLER:
                 stack.callback(layer.register_forward_pre_hook(record_regions).remove)
-        graph(image.to(get_device(quantization.model)))
+        for chain in (each for each in quantization.chains if each.output_point is None and not each.activation):
+            is_inside = chain.norm.startswith(f"{chain.layer}.")  # the norm, as in the engines' convs
+            module = model.get_submodule(chain.norm if chain.norm and not is_inside else chain.layer)
+            stack.callback(module.register_forward_hook(partial(record_result, layer=chain.layer)).remove)
+        graph(image.to(get_device(model)))
     return recording
-
-
-def compare_integers(path: Path, keys: Sequence[str], recording: Recording, image: Tensor) -> list[TensorAgreement]:
-    """Compare each quantized tensor of the file with the simulation's, if its part gets the simulation's tensors.
-
-    ``keys`` are the points of the exported graph, in the order of a pass, see
-    :func:`ssql_det.deploy.integers.computing_integers`. Tensors of several calls of a module are added up.
-    """
-    simulated = iter(recording.integers)
-    pairs = [(index, *next(simulated)) for index, key in enumerate(keys) if key]
-    if [key for key in keys if key] != [key for key, _ in recording.integers]:
-        raise AssertionError("the exported network and the simulation do not pass the same points")
-    model, outputs = _take_integers_from_outside(path, {index: integers for index, _, integers in pairs})
-    given = {f"{name}{_GIVEN}": integers for name, integers in outputs.values()}
-    given |= _take_regions_from_outside(model.graph, recording.regions)
-    session = make_session(model.SerializeToString(), make_session_options())
-    found = session.run([name for name, _ in outputs.values()], {INPUT_NAME: image.numpy(), **given})
-    by_index = dict(zip(outputs, found, strict=True))
-    totals: dict[str, TensorAgreement] = {}
-    for index, key, integers in pairs:
-        if index in by_index:
-            distance = np.abs(by_index[index].astype(np.int64) - integers.astype(np.int64))
-            each = TensorAgreement(key, distance.size, int((distance == 0).sum()), int((distance == 1).sum()))
-            totals[key] = totals[key] + each if key in totals else each
-    return list(totals.values())
-
-
-def _take_integers_from_outside(
-    path: Path, recorded: Mapping[int, NDArray[Any]]
-) -> tuple[Any, dict[int, tuple[str, NDArray[Any]]]]:
-    """The file's graph, in which each DequantizeLinear reads an input and each QuantizeLinear is an output, and the
-    names of these outputs with what is recorded for them, by index of the quantization."""
-    import onnx
-    from onnx import TensorProto, helper
-
-    model = onnx.load(path)
-    dequantizers = {node.output[0]: node for node in model.graph.node if node.op_type == "DequantizeLinear"}
-    outputs: dict[int, tuple[str, NDArray[Any]]] = {}
-    del model.graph.output[:]
-    for index, integers in recorded.items():
-        node = dequantizers.get(f"{_QUANTIZED}_{index}" if index else _QUANTIZED)
-        if node is None:  # the exporter has merged it with an equal one
-            continue
-        name = node.input[0]
-        if name.endswith(_GIVEN):  # two equal quantizations of one tensor
-            continue
-        outputs[index] = (name, integers)
-        node.input[0] = f"{name}{_GIVEN}"
-        shape = [None] * integers.ndim
-        model.graph.input.append(helper.make_tensor_value_info(node.input[0], TensorProto.UINT8, shape))
-        model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.UINT8, shape))
-    for index in recorded.keys() - outputs.keys():
-        if not any(np.array_equal(recorded[index], integers) for _, integers in outputs.values()):
-            raise AssertionError(f"{path} has no tensor {_QUANTIZED}_{index}, and no equal one")
-    return model, outputs
-
-
-def _take_regions_from_outside(graph: Any, regions: Sequence[NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """Make each pooling of a graph read its regions from an input, and return these inputs.
-
-    The graph's own regions come from NMS, which a last digit decides: then all regions behind it would be others.
-    """
-    from onnx import TensorProto, helper
-
-    poolers = [node for node in graph.node if node.op_type == "RoiAlign"]
-    if len(poolers) != len(regions):
-        raise AssertionError("the exported network and the simulation do not pool regions equally often")
-    given: dict[str, NDArray[Any]] = {}
-    for index, (node, boxes) in enumerate(zip(poolers, regions, strict=True)):
-        node.input[1], node.input[2] = f"regions_{index}{_GIVEN}", f"indices_{index}{_GIVEN}"
-        graph.input.append(helper.make_tensor_value_info(node.input[1], TensorProto.FLOAT, [None, 4]))
-        graph.input.append(helper.make_tensor_value_info(node.input[2], TensorProto.INT64, [None]))
-        given |= {node.input[1]: boxes, node.input[2]: np.zeros(len(boxes), np.int64)}
-    return given

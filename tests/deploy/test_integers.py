@@ -17,7 +17,7 @@ from support.deploy.integers import (
 from support.detect.configs import random_images
 
 from ssql_det.core.errors import UserError
-from ssql_det.deploy import integer_check
+from ssql_det.deploy import integer_graph
 from ssql_det.deploy.agreement import compare_detectors
 from ssql_det.deploy.detector import Detector
 from ssql_det.deploy.export import export_detector, make_integers
@@ -39,6 +39,8 @@ KERNELS = {
 
 # quantized as the tensor of another point, on its grid
 SAME = {"proposal_generator.rpn_head.anchor_deltas:input", "roi_heads.box_predictor.bbox_pred:input"}
+
+FLOAT_RESULTS = {"roi_heads.box_predictor.cls_score", "roi_heads.box_predictor.bbox_pred"}
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +66,8 @@ def test_each_quantized_tensor_is_that_of_the_simulation(kind, bits, get_detecto
     assert report.is_close
     points = {point.key for point in detector.quantization.points if not point.is_weight}
     assert points - {each.point for each in report.tensors} == SAME
+    assert {*report.result_differences} == FLOAT_RESULTS
+    assert max(report.result_differences.values()) < 1e-5
     for each in report.tensors:
         assert each.further == 0, each
         assert each.equal >= WIDTHS[bits] * each.elements, each
@@ -96,13 +100,13 @@ def test_what_lies_between_layers_runs_in_integers(kind, bits, get_detector, tmp
 def test_what_is_compared_runs_in_the_same_kernels(get_detector, tmp_path, monkeypatch):
     """Each part of the graph gets its tensors from outside, but is fused as in the file."""
     detector, opened = get_detector("C4", "4"), []
-    make_session = integer_check.make_session
+    make_session = integer_graph.make_session
 
     def open_and_keep(model, options):
         opened.append(model)
         return make_session(model, options)
 
-    monkeypatch.setattr(integer_check, "make_session", open_and_keep)
+    monkeypatch.setattr(integer_graph, "make_session", open_and_keep)
     detector.check(check_images()[:1])
     taken_apart = next(each for each in opened if isinstance(each, bytes))
     kernels = count_kernels(optimize(taken_apart, tmp_path))
@@ -268,6 +272,10 @@ def move_bias(graph, names):
     change(graph, names["bias_integers"], add)
 
 
+def shift_biases(graph, names):
+    change(graph, names["bias_integers"], lambda bias: bias + 200)
+
+
 def shift_zero_point(graph, names):
     quantize = find_quantize(graph, names["result"])
     zero_point = find_initializer(graph, quantize.input[2])
@@ -320,6 +328,20 @@ def test_a_fault_is_found_where_it_is(fault, get_detector, tmp_path):
     assert [each.point for each in report.tensors if not each.is_close] == [POINT]
     assert report.to_dict()["agrees"] is False
     assert next(iter(report.to_dict()["tensors"])) == POINT
+
+
+@pytest.mark.parametrize("fault", [change_scales, shift_biases], ids=lambda each: each.__name__)
+@pytest.mark.parametrize("layer", sorted(FLOAT_RESULTS))
+def test_a_fault_of_a_float_result_is_found(layer, fault, get_detector, tmp_path):
+    detector = get_detector("C4", "4")
+    model = onnx.load(detector.path)
+    fault(model.graph, {name: f"detector.{layer}.{name}" for name in ("scale", "bias_integers", "bias_scale")})
+    onnx.save(model, tmp_path / "faulty.onnx")
+    report = detector.check(to_pixels(random_images(1, seed=5)), tmp_path / "faulty.onnx")
+    assert not report.is_close
+    assert all(each.is_close for each in report.tensors)
+    assert [name for name, each in report.result_differences.items() if each > 1e-4] == [layer]
+    assert report.to_dict()["result_difference"] == report.result_differences[layer]
 
 
 def find_result(graph, weight):
