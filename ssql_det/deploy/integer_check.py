@@ -30,7 +30,7 @@ from ssql_det.quant.bits import format_bits
 from ssql_det.quant.forward import get_device
 from ssql_det.quant.hooks import hooking
 from ssql_det.quant.points import assign_bits
-from ssql_det.quant.tracing import Operation, trace_pass
+from ssql_det.quant.tracing import Chain, Operation, trace_pass
 
 LEAST_EQUAL = 0.99  # of the elements of each quantized tensor; the others are one step apart
 FEW = 5  # elements of a tensor that may differ however small it is, as a rounding decides
@@ -155,12 +155,15 @@ def check_integers(
     """
     model, points = quantization.model, quantization.points
     first = images[0].to(get_device(model))
-    operations = trace_pass(model, points, first, lambda network, image: graph(image)).operations
+    trace = trace_pass(model, points, first, lambda network, image: graph(image))
+    quantized = {point.path for point in points if point.is_weight}
+    ends = (each for each in trace.chains if each.output_point is None and not each.activation)
+    float_results = [each for each in ends if each.layer in quantized]
     totals: dict[str, TensorAgreement] = {}
     differences: dict[str, float] = {}
     parts: GraphParts | None = None
     for image in track(images, "comparing integers"):
-        recording = record_simulation(quantization, bits, overrides, graph, image)
+        recording = record_simulation(quantization, bits, overrides, graph, image, float_results)
         parts = parts or GraphParts(path, keys, recording)
         integers, results = parts.run(recording, image)
         for index, (key, expected) in zip(parts.indices, recording.integers, strict=True):
@@ -170,7 +173,7 @@ def check_integers(
         for layer, found in results.items():
             pairs = zip(found, recording.results[layer], strict=True)
             differences[layer] = max(differences.get(layer, 0.0), *(find_difference(*pair) for pair in pairs))
-    return IntegerReport(find_coverage(path, operations), list(totals.values()), differences)
+    return IntegerReport(find_coverage(path, trace.operations), list(totals.values()), differences)
 
 
 def compare_tensors(point: str, found: Array, expected: Array) -> TensorAgreement:
@@ -195,10 +198,17 @@ def find_difference(found: Array, expected: Array) -> float:
 
 @torch.no_grad()
 def record_simulation(
-    quantization: Quantization, bits: Bits, overrides: Mapping[str, Bits] | None, graph: nn.Module, image: Tensor
+    quantization: Quantization,
+    bits: Bits,
+    overrides: Mapping[str, Bits] | None,
+    graph: nn.Module,
+    image: Tensor,
+    float_results: Sequence[Chain] = (),
 ) -> Recording:
-    """The integers at all points of activations, in a pass of the simulated network through its ``graph``, and the
-    results of layers that no point quantizes."""
+    """The integers at all points of activations, in a pass of the simulated network through its ``graph``.
+
+    ``float_results``: layers whose results, which no point quantizes, are recorded too.
+    """
     recording = Recording()
     label = format_bits(bits, overrides)
 
@@ -225,7 +235,7 @@ def record_simulation(
         for layer in model.modules():
             if type(layer).__name__ == _POOLER:
                 stack.callback(layer.register_forward_pre_hook(record_regions).remove)
-        for chain in (each for each in quantization.chains if each.output_point is None and not each.activation):
+        for chain in float_results:
             is_inside = chain.norm.startswith(f"{chain.layer}.")  # the norm, as in the engines' convs
             module = model.get_submodule(chain.norm if chain.norm and not is_inside else chain.layer)
             stack.callback(module.register_forward_hook(partial(record_result, layer=chain.layer)).remove)

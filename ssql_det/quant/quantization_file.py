@@ -2,12 +2,13 @@
 
 ::
 
-    __metadata__  format   "ssql_det quantization"      version      "2"
+    __metadata__  format   "ssql_det quantization"      version      "3"
                   scheme   "act=mse"                    calibration  {"images": 256, "seed": 0, "data": "..."}
                                                            and "reconstruction_images", "selection_images" if not 0
                   points   [{"path": "conv1", "side": "weight", "bits": 8}, ...]
                   model    {"digest": "9f3c...", "tensors": {"conv1.weight": [64, 3, 7, 7], ...}}
-                  chains   [["conv1", "bn1", "conv1:input"], ...]: layer, norm and point of the layer's input
+                  chains   [["conv1", "bn1", "conv1:input", "relu", "act1:output"], ...]: layer, norm, point of the
+                           layer's input, activation, point of the result
                   repairs  {"4w4a": ["norms"], ...}: the repairs that were made at each bit-width
                   sha256   of all the rest, so that an edited file is noticed; files of earlier versions have none
     layer1.0.conv2:input/ends       the least and the greatest value observed at a point
@@ -17,7 +18,8 @@
     4w4a/replaced.bn1.running_mean              a tensor that replaces the network's at a bit-width
     4w4a/learned.layer1.0.conv2:weight/scale    a parameter or buffer of a quantizer that was learned for a bit-width
 
-In version 1 the only repairs were re-estimated norms: ``4w4a/norms.bn1.running_mean``.
+In version 1 the only repairs were re-estimated norms: ``4w4a/norms.bn1.running_mean``. Up to version 2 chains had no
+activation and no point of the result.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ from ssql_det.quant.repair import Repair
 from ssql_det.quant.scheme import NORM_CORRECTION, YES, Scheme
 from ssql_det.quant.tracing import Chain
 
-FORMAT, VERSION = "ssql_det quantization", 2
+FORMAT, VERSION = "ssql_det quantization", 3
 _LEARNED, _EQUALIZATION = "learned.", "equalization"  # in POINT/learned.NAME and POINT/equalization
 _FORMER_NORMS = "/norms."  # in the names of the tensors of version 1
 _STORED_NAMES = {"fixed_range": "ends", "include_zero": "with_zero"}  # fields of a point that a file names otherwise
@@ -103,9 +105,7 @@ def write_quantization(path: str | os.PathLike[str], content: QuantizationConten
         "calibration": json.dumps(content.calibration.to_dict() if content.calibration else None),
         "points": json.dumps([_point_to_dict(point) for point in content.points]),
         "model": json.dumps(asdict(content.signature)),
-        "chains": json.dumps(
-            [[each.layer, each.norm, each.input_point and each.input_point.key] for each in content.chains]
-        ),
+        "chains": json.dumps([_chain_to_list(chain) for chain in content.chains]),
         "repairs": json.dumps(content.repairs),
     }
     metadata["sha256"] = _hash_content(content.tensors, metadata)
@@ -140,10 +140,7 @@ def read_quantization(path: str | os.PathLike[str]) -> QuantizationContent:
             calibration=None if calibration is None else _build_calibration(**calibration),
             signature=ModelSignature(str(model["digest"]), dict(model["tensors"])),
             tensors=tensors,
-            chains=tuple(
-                Chain(str(layer), points_by_key[input_key], str(norm))
-                for layer, norm, input_key in parse_json(metadata["chains"])
-            ),
+            chains=tuple(_build_chain(points_by_key, *each) for each in parse_json(metadata["chains"])),
             repairs=_read_repairs(metadata, tensors),
         )
     except (AttributeError, KeyError, TypeError, UserError, ValueError) as error:
@@ -151,6 +148,17 @@ def read_quantization(path: str | os.PathLike[str]) -> QuantizationContent:
     if metadata.pop("sha256", None) not in (None, _hash_content(tensors, metadata)):
         raise damaged_file_error(path, "its content is not the one that was saved")
     return content
+
+
+def _chain_to_list(chain: Chain) -> list[str | None]:
+    first, last = (None if point is None else point.key for point in (chain.input_point, chain.output_point))
+    return [chain.layer, chain.norm, first, chain.activation, last]
+
+
+def _build_chain(
+    points: Mapping[str, QuantPoint], layer: str, norm: str, first: str, activation: str = "", last: str | None = None
+) -> Chain:
+    return Chain(str(layer), points[first], str(norm), str(activation), None if last is None else points[last])
 
 
 def collect_tensors(

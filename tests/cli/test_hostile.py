@@ -747,7 +747,7 @@ FILES = {  # something that lies in the case's folder is
     "quantization of the future": (
         predict(flags=OF_A_SWEEP),
         earlier("sweep", quantization(version="99")),
-        f"{QUANTIZATION} has version 99, this ssql_det reads up to 2; update ssql_det",
+        f"{QUANTIZATION} has version 99, this ssql_det reads up to 3; update ssql_det",
     ),
     "quantization that plays tricks": (
         predict(flags=OF_A_SWEEP),

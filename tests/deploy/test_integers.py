@@ -7,6 +7,7 @@ import torch
 from onnx import numpy_helper
 from support.deploy.detectors import CHECKPOINT
 from support.deploy.integers import (
+    SCHEME,
     IntegerDetector,
     calibration_batches,
     check_images,
@@ -21,9 +22,10 @@ from ssql_det.deploy import integer_graph
 from ssql_det.deploy.agreement import compare_detectors
 from ssql_det.deploy.detector import Detector
 from ssql_det.deploy.export import export_detector, make_integers
+from ssql_det.detect import detector_points
 from ssql_det.detect.evaluation_data import RoleImages
 from ssql_det.detect.quantize import quantize_detector
-from ssql_det.detect.quantized_evaluation import QuantizationSettings
+from ssql_det.detect.quantized_evaluation import QuantizationSettings, calibrate_detector
 from ssql_det.quant import Bits, Calibration, Quantization, Scheme
 
 pytestmark = pytest.mark.slow
@@ -155,6 +157,18 @@ def test_a_repaired_quantization_of_a_file(scheme, bits, tmp_path):
     assert all(each.equal >= 0.99 * each.elements for each in report.tensors)
     assert report.coverage.share == 1
     assert Detector(detector.path).metadata.scheme == str(detector.quantization.scheme)
+
+
+def test_a_transposed_conv_of_a_quantization_from_a_file(tmp_path):
+    def load(cfg, model):
+        quantization = Quantization(model, detector_points(model, "all", "integer"), SCHEME)
+        calibrate_detector(quantization, calibration_batches())
+        quantization.save(tmp_path / "q.safetensors")
+        return Quantization.load(tmp_path / "q.safetensors", model)
+
+    report = IntegerDetector(tmp_path / "d.onnx", "C4 with masks", "4", quantize=load).check()
+    assert report.is_close
+    assert report.coverage.float_layers == {}
 
 
 def test_mixed_bit_widths(tmp_path):

@@ -192,7 +192,7 @@ def test_the_header_is_readable(model, batches, tmp_path):
     metadata = header["__metadata__"]
     assert (metadata["format"], metadata["version"], metadata["scheme"]) == (
         "ssql_det quantization",
-        "2",
+        "3",
         "act=mse:2.4",
     )
     assert metadata["calibration"] == '{"images": 8, "seed": 0, "data": ""}'  # as earlier versions wrote it
@@ -248,7 +248,7 @@ def alter_file(file, metadata=(), tensors=()):
     ("metadata", "message"),
     [
         ({"format": "pt"}, "does not hold a quantization"),
-        ({"version": "9"}, "has version 9, this ssql_det reads up to 2"),
+        ({"version": "9"}, "has version 9, this ssql_det reads up to 3"),
         ({"version": "9" * 5000}, "has version 9"),
         ({"scheme": "act=mye"}, "has an unsupported scheme: unknown activation quantizer 'mye'"),
         ({"scheme": None}, "has an unsupported scheme"),

@@ -1,5 +1,6 @@
 """Placement ``integer``, compared with a ResNet-18 written in integers with one factor per channel."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,8 @@ import torchvision
 from torch import nn
 
 from ssql_det.core.errors import UserError
+from ssql_det.core.files import atomic_write
+from ssql_det.core.tensor_files import read_safetensors, write_safetensors
 from ssql_det.quant import Bits, Quantization, Scheme, Side, quant_points
 
 SCHEME = Scheme(placement="integer")
@@ -155,6 +158,28 @@ def test_a_loaded_quantization_gives_equal_outputs_and_outside_the_network_is_fl
     published.calibrate([images(2)])
     with published.at(Bits(4, 4)):
         assert not torch.equal(model(images(1)), results[0])
+
+
+def test_what_follows_a_layer_is_in_the_file_of_a_quantization_but_not_in_those_of_version_2(tmp_path):
+    model = randomize_norms(torchvision.models.resnet18())
+    quantization = Quantization(model, quant_points(model, "integer", IMAGE_RANGE), SCHEME)
+    quantization.calibrate([images(2)])
+    path = tmp_path / "q.safetensors"
+    quantization.save(path)
+    chains = Quantization.load(path, model).chains
+    assert chains == quantization.chains
+    assert (chains[0].activation, chains[0].output_point.key) == ("relu", "relu:output")
+    tensors, metadata = read_safetensors(path)
+    del metadata["sha256"]
+    parts = [each[:3] for each in json.loads(metadata["chains"])]
+    with atomic_write(path) as file:
+        write_safetensors(tensors, {**metadata, "version": "2", "chains": json.dumps(parts)}, file)
+    loaded = Quantization.load(path, model)
+    assert loaded.chains == tuple(replace(each, activation="", output_point=None) for each in chains)
+    with torch.no_grad(), quantization.at(Bits(4, 4)):
+        expected = model(images(1))
+    with torch.no_grad(), loaded.at(Bits(4, 4)):
+        assert torch.equal(model(images(1)), expected)
 
 
 def test_merged_shards_are_folded_and_a_model_that_was_not_calibrated_is_an_error():
