@@ -168,22 +168,14 @@ def _read_settings(options: argparse.Namespace) -> tuple[Bits, QuantizationSetti
 def _quantize(
     options: argparse.Namespace, cfg: CfgNode, model: nn.Module, bits: Bits, settings: QuantizationSettings
 ) -> tuple[Quantization, str]:
-    """The quantization of the file, or a new one that is calibrated on training images, with its norms corrected; and
-    its scope."""
-    from ssql_det.detect.evaluation_data import select_calibration_images
-    from ssql_det.detect.quantized_evaluation import NormBatches, build_calibrated_quantization, correct_detector_norms
-    from ssql_det.detect.saved_quantization import load_with_settings
+    """The quantization and its scope."""
+    from ssql_det.deploy.quantization import quantize_detector
 
-    images: Any = ()
-    overrides = settings.overrides
-    if options.quantization is not None:
-        given = (options.scope, parse_scheme(options), options.calib_images, options.calib_seed)
-        quantization, settings = load_with_settings(Path(options.quantization), model, *given)
-    else:
-        images = select_calibration_images(cfg, settings.calibration)
-        quantization = build_calibrated_quantization(cfg, model, settings, images)
-    correct_detector_norms(quantization, bits, overrides, NormBatches(model, images))
-    return quantization, settings.scope
+    if options.quantization is None:
+        return quantize_detector(cfg, model, bits, settings)
+    given = {"scope": options.scope, "scheme": parse_scheme(options)}
+    given |= {"images": options.calib_images, "seed": options.calib_seed}
+    return quantize_detector(cfg, model, bits, settings, Path(options.quantization), given)
 
 
 def _export_backbone(options: argparse.Namespace, out: Path) -> None:
@@ -225,31 +217,16 @@ def _quantize_backbone(
     options: argparse.Namespace, backbone: nn.Module, bits: Bits, settings: QuantizationSettings
 ) -> Quantization:
     """The quantization of the file, or a new one that is calibrated on images of --data."""
-    import tempfile
-
     from ssql_det.core.errors import UserError
-    from ssql_det.pretrain.quantize_backbone import quantize_backbone
-    from ssql_det.quant import Quantization
+    from ssql_det.deploy.quantization import load_backbone_quantization, quantize_pretrained
 
     if options.quantization is not None:
-        return Quantization.load(options.quantization, backbone, parse_scheme(options))
+        file, overrides = Path(options.quantization), settings.overrides
+        return load_backbone_quantization(file, backbone, bits, overrides, parse_scheme(options))
     if options.data is None:
         raise UserError("--bits of a backbone needs --data, images to calibrate on, or --quantization")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "q.safetensors"
-        quantize_backbone(
-            options.checkpoint,
-            options.data,
-            [bits],
-            settings.scheme,
-            settings.calibration,
-            path,
-            augmentation_name=options.recipe,
-            image_size=options.size,
-            device_name="cpu",
-            overrides=settings.overrides,
-        )
-        return Quantization.load(path, backbone)
+    given = (options.recipe, options.size)
+    return quantize_pretrained(options.checkpoint, backbone, options.data, bits, settings, *given)
 
 
 def _get_report_path(out: Path) -> Path:

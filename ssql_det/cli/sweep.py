@@ -109,7 +109,7 @@ def _sweep(cfg, config_label, widths, settings, file, runtime):  # type: ignore[
         from ssql_det.deploy.evaluation import make_runtime_engine
         from ssql_det.quant.integer_form import check_integer_scheme
 
-        check_integer_scheme(settings.scheme, widths, settings.overrides)
+        check_integer_scheme(settings.scheme, widths, settings.overrides, path)
         engine = make_runtime_engine(runtime, cfg, checkpoint, config_label, settings.scope, Path(cfg.OUTPUT_DIR))
     rows = []
     with owning_folder(check_output_dir(cfg.OUTPUT_DIR)):

@@ -17,6 +17,7 @@ operators       NMS of many sets of boxes, and quantization, each as one operato
 selection       what lies between the networks: boxes, proposals, detections, pooling
 graph           the inference graph of a detector, in operations that ONNX has
 tracing         a copy of a network that torch can trace
+quantization    the quantization that a network is exported with
 integers        a copy of a network that computes with integers
 onnx_passes     weights of few bits in bytes, and more of the graph in integers
 export          write a detector or a backbone as an ONNX file

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -42,19 +43,31 @@ class IntegerForm:
 
 
 def check_integer_scheme(
-    scheme: Scheme, bit_widths: Iterable[Bits], overrides: Mapping[str, Bits] | None = None
+    scheme: Scheme,
+    bit_widths: Iterable[Bits],
+    overrides: Mapping[str, Bits] | None = None,
+    file: Path | None = None,
 ) -> None:
     """Raise a ``UserError`` for a scheme, or a bit-width, that has no integer form; full precision needs none.
 
-    ``overrides`` are the bit-widths of modules wherever the others are quantized.
+    ``overrides`` are the bit-widths of modules wherever the others are quantized. ``file``: the quantization file whose
+    scheme it is.
     """
     quantized = [bits for bits in bit_widths if bits != Bits.FP]
     if not quantized:
         return
     if scheme.placement != INTEGER:
-        raise UserError(f"integers need placement={INTEGER}; use --scheme '{replace(scheme, placement=INTEGER)}'")
+        advice = f"--scheme '{replace(scheme, placement=INTEGER)}'"
+        if file is not None:
+            raise UserError(
+                f"{file} has placement={scheme.placement}, but integers need placement={INTEGER}; run `ssql-det "
+                f"quantize` with {advice}"
+            )
+        raise UserError(f"integers need placement={INTEGER}; use {advice}")
     if scheme.equalize == YES:
-        raise UserError(f"{scheme}: equalized channels have no integer form; leave equalize={YES} out")
+        raise UserError(
+            f"{file or scheme}: equalized channels have no integer form; leave equalize={YES} out of the scheme"
+        )
     named = {
         **{str(bits): bits for bits in quantized},
         **{f"{key}: {each}": each for key, each in (overrides or {}).items()},

@@ -310,7 +310,10 @@ def test_an_activation_quantizer_has_integers(name, bits):
             "weight=mse, placement=per-level",
             "integers need placement=integer; use --scheme 'weight=mse, placement=integer'",
         ),
-        ("placement=integer, equalize=yes", "equalized channels have no integer form; leave equalize=yes out"),
+        (
+            "placement=integer, equalize=yes",
+            "equalized channels have no integer form; leave equalize=yes out",
+        ),
     ],
 )
 def test_a_scheme_without_integers_is_refused(scheme, said):
