@@ -65,6 +65,10 @@ class Measurement:
     peak_memory: int
     detections: int
 
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
 
 class _BenchProcess(FunctionProcess):
     def __init__(self, case: BenchCase, image: Path, threads: int) -> None:
@@ -144,7 +148,7 @@ class BenchRow:
         return cls(
             runtime=case.runtime,
             bits=case.bits,
-            seconds=statistics.median(times),
+            seconds=measured.median,
             least_seconds=min(times),
             most_seconds=max(times),
             peak_memory=measured.peak_memory,
