@@ -65,9 +65,12 @@ def add_calibration(parser: argparse.ArgumentParser, has_file: bool = False) -> 
     )
 
 
-def add_quantization(parser: argparse.ArgumentParser, more: str = "") -> None:
-    """A file that holds scheme, calibration and repairs, and options that replace or must agree with it."""
-    add_scheme(parser, None, f"{_OF_THE_FILE}minmax")
+def add_quantization(parser: argparse.ArgumentParser, more: str = "", default: str = "minmax") -> None:
+    """A file that holds scheme, calibration and repairs, and options that replace or must agree with it.
+
+    ``default``: the scheme without a file, for the help.
+    """
+    add_scheme(parser, None, f"{_OF_THE_FILE}{default}")
     parser.add_argument(
         "--quantization", metavar="FILE", help=f"of these weights, by `ssql-det quantize` or a sweep{more}"
     )

@@ -52,7 +52,7 @@ def image_size(text: str) -> tuple[int, int]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
     add_bits(parser, "8,4")
-    add_quantization(parser)
+    add_quantization(parser, default="placement=integer")
     parser.add_argument("--image", metavar="FILE", help="(default: the first one of DATASETS.TEST, else noise)")
     parser.add_argument(
         "--size", type=image_size, metavar="HEIGHTxWIDTH", help="of the resized image (default: by the config's rule)"

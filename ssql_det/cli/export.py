@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_image_options(parser)
     parser.add_argument("--bits", default="FP", help="one bit-width, such as 8 or 2w4a (default: %(default)s)")
     add_scope(parser, has_file=True)
-    add_quantization(parser)
+    add_quantization(parser, default="placement=integer")
     add_calibration(parser, has_file=True)
     add_bits_file(parser)
     parser.add_argument("--out", default="detector.onnx", help="the file to write (default: %(default)s)")
@@ -154,7 +154,7 @@ def _read_settings(options: argparse.Namespace) -> tuple[Bits, QuantizationSetti
     if len(widths) != 1:
         raise UserError(f"--bits needs one bit-width, as a file has one; got {options.bits}")
     if widths == [Bits.FP]:
-        for name in ("scheme", "scope", "quantization", "bits_file"):
+        for name in ("scheme", "scope", "quantization", "bits_file", "calib_images", "calib_seed"):
             if getattr(options, name) is not None:
                 raise UserError(f"{_describe(name)} needs --bits, such as --bits 8; leave it out, or name a bit-width")
         return Bits.FP, None

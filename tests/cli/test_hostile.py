@@ -218,6 +218,74 @@ LINES = {  # the command line itself is what is wrong
         export("MODEL.ROI_BOX_HEAD.POOLER_TYPE ROIPool"),
         "the pooler RoIPool (MODEL.ROI_BOX_HEAD.POOLER_TYPE) cannot be exported; supported are Faster and Mask R-CNN",
     ),
+    "export at two bit-widths": (export(flags="--bits 8,4"), "--bits needs one bit-width, as a file has one; got 8,4"),
+    "export of more bits than bytes have": (
+        export(flags="--bits 16"),
+        "16w16a has no integer form: weights and activations need 2 to 8 bits",
+    ),
+    "export of weights alone": (
+        export(flags="--bits 8w"),
+        "8w has no integer form: weights and activations need 2 to 8",
+    ),
+    "export in float in a scheme": (
+        export(flags="--scheme weight=mse"),
+        "--scheme needs --bits, such as --bits 8; leave it out, or name a bit-width",
+    ),
+    "export in float calibrated": (export(flags="--calib-images 4"), "--calib-images needs --bits, such as --bits 8;"),
+    "export of integers in the published placement": (
+        export(flags="--bits 8 --scheme weight=mse"),
+        "integers need placement=integer; use --scheme 'weight=mse, placement=integer'",
+    ),
+    "export of integers of equalized channels": (
+        export(flags="--bits 8 --scheme 'placement=integer, equalize=yes'"),
+        "equalized channels have no integer form; leave equalize=yes out",
+    ),
+    "export of integers that must be learned": (
+        export(flags="--bits 8 --scheme 'weight=brecq, placement=integer'"),
+        "needs rounding, which is learned for each bit-width: run `ssql-det quantize` with it",
+    ),
+    "export of integers of nine bits": (
+        export(flags="--bits 4 --scheme 'weight=centred, placement=integer' --calib-images 2"),
+        "backbone.stem.conv1 (5 such layer(s)): weight=centred has 9-bit integers at 8 bits, which do not fit into "
+        "int8; give these layers 7 bits in a --bits-file, or use weight=minmax or mse",
+    ),
+    "export of integers without images": (
+        export("DATASETS.TRAIN ()", "--bits 8 --check-images 0"),
+        "the data sets in DATASETS.TRAIN cannot be read",
+    ),
+    "export with a quantization of the published placement": (
+        export(flags="--bits 8 --quantization {good}/sweep/quantization.safetensors"),
+        "quantization.safetensors has placement=published, but integers need placement=integer; run `ssql-det "
+        "quantize` with --scheme 'placement=integer'",
+    ),
+    "export with a quantization that is none": (
+        export(flags="--bits 8 --quantization {good}/c4.pth"),
+        "c4.pth does not hold a quantization; name a file that a sweep or Quantization.save wrote",
+    ),
+    "export with a quantization of another network": (
+        export(flags="--bits 8 --quantization {good}/sweep/quantization.safetensors", of="fpn"),
+        "quantization.safetensors",
+    ),
+    "export over a quantization": (
+        export(flags="--bits 8 --quantization {good}/q.onnx", out="{good}/q.onnx"),
+        "q.onnx is also an input, which would be overwritten",
+    ),
+    "export of a backbone in integers without images": (
+        export_backbone(flags="--bits 8"),
+        "--bits of a backbone needs --data, images to calibrate on, or --quantization",
+    ),
+    "sweep of integers in the published placement": (
+        sweep(flags="--engine onnxruntime"),
+        "integers need placement=integer; use --scheme 'placement=integer'",
+    ),
+    "sweep of integers of many bits": (
+        sweep(flags="--engine onnxruntime --scheme placement=integer --bits FP,12"),
+        "12w12a has no integer form",
+    ),
+    "sweep of integers with a quantization of the published placement": (
+        sweep(flags="--engine onnxruntime --quantization {good}/sweep/quantization.safetensors"),
+        "quantization.safetensors has placement=published, but integers need placement=integer; run `ssql-det ",
+    ),
     "export of no detections": (export("TEST.DETECTIONS_PER_IMAGE 0"), "TEST.DETECTIONS_PER_IMAGE is 0, so that"),
     "export of a backbone as a detector": (
         export("MODEL.WEIGHTS {good}/backbone.pth"),
