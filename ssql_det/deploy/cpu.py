@@ -52,7 +52,7 @@ class CPU:
 @functools.cache
 def describe_cpu() -> CPU:
     """The CPU of this machine."""
-    machine = platform.processor() or platform.machine()
+    machine = platform.machine()  # platform.processor() would start a process
     try:
         return CPU.parse(_CPUINFO.read_text(errors="replace"), machine)
     except OSError:  # not Linux
