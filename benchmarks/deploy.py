@@ -5,7 +5,7 @@ Reference detectors with seeded weights, and settings that give exactly 1,000 re
 process. Exports it in integers, with ranges of that image, and prints the sizes of the files and the share of the
 multiply-adds that onnxruntime computes in integers. Then runs the engine's inference in plain torch, as a user of the
 engine has it, and onnxruntime's, in float and in 8 bits, in turn, in processes of their own with the same number of
-threads, from the resized image to boxes, scores, classes and masks (``ssql_det/deploy/bench.py``); prints medians of the
+threads, from the resized image to boxes, scores, classes and masks (see ``deploy/bench.py``); prints medians of the
 times and the peak memory, imports and loading included. The same for the features of a ResNet-50. Linux only. Exit code
 1 if a limit is exceeded.
 """
