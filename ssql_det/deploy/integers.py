@@ -86,7 +86,7 @@ def _replace_layer(model: nn.Module, path: str, integers: IntegerLayer, quantize
 
 
 def _check_transposed(path: str, layer: nn.ConvTranspose2d) -> None:
-    plain = (layer.padding, layer.output_padding, layer.dilation, layer.groups) == ((0, 0), (0, 0), (1, 1), 1)
+    plain = (layer.padding, layer.output_padding, layer.dilation) == ((0, 0), (0, 0), (1, 1))
     if layer.kernel_size != layer.stride or layer.stride[0] != layer.stride[1] or not plain:
         raise UserError(f"{path}: a transposed conv has integers only if its kernel is as large as its stride")
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ssql_det.core.errors import UserError
 from ssql_det.quant.hooks import overriding_attributes
 from ssql_det.quant.points import INTEGER, QuantPoint
+from ssql_det.quant.points.family import count_output_channels
 from ssql_det.quant.quantizers import QuantizedTensor, Quantizer
 from ssql_det.quant.tracing import Chain, Trace
 
@@ -117,6 +118,9 @@ def compute_integer_layers(
                     f"the quantizer of {weight_point.key} gives no integers whose zero point is 0, which "
                     f"placement={INTEGER} needs; use weight=minmax or mse"
                 )
+            layer = model.get_submodule(chain.layer)
+            if quantized_weight.scale.numel() != count_output_channels(layer):
+                raise UserError(f"{chain.layer}: placement={INTEGER} has no transposed convs with groups")
             yield _fold(model, chain, quantized_weight, quantized_input.scale)
 
 
