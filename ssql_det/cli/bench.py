@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ssql_det.cli.arguments import (
     add_bits,
@@ -25,6 +27,11 @@ from ssql_det.cli.arguments import (
     positive_int,
     read_detector_config,
 )
+
+if TYPE_CHECKING:
+    from ssql_det.d2 import CfgNode
+    from ssql_det.deploy.bench import BenchRow
+    from ssql_det.quant import Bits, Scheme
 
 HELP = "a detector's seconds per image: torch, onnxruntime, OpenVINO, in float and in integers"
 EXAMPLES = (
@@ -63,20 +70,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    import tempfile
-
     from ssql_det.core.config import check_output_dir
     from ssql_det.core.console import print_outcome, print_table
     from ssql_det.core.errors import UserError
     from ssql_det.core.run_folder import owning_folder
-    from ssql_det.d2 import engine_name
     from ssql_det.deploy import bench
-    from ssql_det.deploy.bench_files import BenchIntegers, export_for_bench, load_bench_images
-    from ssql_det.deploy.cpu import count_cores
     from ssql_det.deploy.export import check_installed
     from ssql_det.deploy.openvino_detector import has_openvino
-    from ssql_det.detect import make_config_label
-    from ssql_det.detect.detector import load_trained_detector
     from ssql_det.quant import Bits, Scheme, parse_bit_widths
     from ssql_det.quant.integer_form import check_integer_scheme
     from ssql_det.quant.points import INTEGER
@@ -84,26 +84,51 @@ def run(options: argparse.Namespace) -> None:
     check_installed()
     widths = [bits for bits in parse_bit_widths(options.bits) if bits != Bits.FP]
     if not widths and (options.scheme is not None or options.quantization is not None):
-        raise UserError(
-            "--scheme and --quantization need --bits, such as --bits 8; leave them out, or name a bit-width"
-        )
+        raise UserError("--scheme and --quantization need --bits, such as --bits 8; leave them out, or name one")
     scheme = make_scheme(options) if options.scheme is not None else Scheme(placement=INTEGER)
     if options.quantization is None:
         check_integer_scheme(scheme, widths)
     cfg = read_detector_config(options, [*options.overrides, "MODEL.DEVICE", "cpu"])
-    label = make_config_label(options.config_file, options.overrides)
     out = check_output_dir(cfg.OUTPUT_DIR)
-    bench.check_bench_file(out / bench.RESULTS_NAME)
-    model, checkpoint = load_trained_detector(cfg)
+    with owning_folder(out):
+        results = out / bench.RESULTS_NAME
+        bench.check_bench_file(results)
+        rows = _bench(options, cfg, widths, scheme)
+        for row in rows:
+            bench.append_bench_row(results, row)
+    setting = rows[0].setting
+    height, width = setting.size
+    title = f"{setting.checkpoint}, {setting.image} at {height}x{width}, {setting.threads} thread(s)"
+    print_table(bench.HEADER, bench.format_rows(rows), title)
+    print(f"CPU: {setting.cpu}")
+    if not has_openvino():
+        print("OpenVINO is not installed, so it was not measured: pip install 'ssql_det[openvino]'")
+    weights = ("MODEL.WEIGHTS", cfg.MODEL.WEIGHTS)
+    bits = ("--bits", widths[0]) if widths else ()
+    print_outcome(results, "export", "--config-file", options.config_file, *bits, *weights)
+
+
+def _bench(options: argparse.Namespace, cfg: CfgNode, widths: Sequence[Bits], scheme: Scheme) -> list[BenchRow]:
+    import tempfile
+
+    from ssql_det.d2 import engine_name
+    from ssql_det.deploy.bench import BenchRow, BenchSetting, list_cases, measure_cases
+    from ssql_det.deploy.bench_files import BenchIntegers, export_for_bench, load_bench_images
+    from ssql_det.deploy.cpu import count_cores
+    from ssql_det.deploy.openvino_detector import has_openvino
+    from ssql_det.detect import make_config_label
+    from ssql_det.detect.detector import load_trained_detector
+
     images = load_bench_images(cfg, options.size, None if options.image is None else Path(options.image))
-    threads = options.threads or count_cores()
+    model, checkpoint = load_trained_detector(cfg)
     integers = None
     if options.quantization is not None:
         integers = BenchIntegers.load(Path(options.quantization), model, parse_scheme(options), widths)
     elif widths:
         integers = BenchIntegers.calibrate(cfg, model, scheme, widths, images)
-    source = checkpoint.source
-    setting = bench.BenchSetting(
+    label = make_config_label(options.config_file, options.overrides)
+    source, threads = checkpoint.source, options.threads or count_cores()
+    setting = BenchSetting(
         checkpoint="" if source is None else source.name,
         checkpoint_hash="" if source is None else source.sha256,
         config=label,
@@ -115,22 +140,10 @@ def run(options: argparse.Namespace) -> None:
         threads=threads,
         rounds=options.rounds,
     )
-    with owning_folder(out), tempfile.TemporaryDirectory() as folder:
-        files = export_for_bench(cfg, label, model, checkpoint, integers, images, Path(folder))
+    with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "config.yaml"
         config.write_text(cfg.dump())
-        has = has_openvino()
-        cases = bench.list_cases(config, files, has)
-        measured = bench.measure_cases(cases, images.timed, threads, options.rounds)
-        rows = [bench.BenchRow.make(case, each, setting) for case, each in zip(cases, measured, strict=True)]
-        for row in rows:
-            bench.append_bench_row(out / bench.RESULTS_NAME, row)
-    height, width = setting.size
-    title = f"{setting.checkpoint}, {images.name} at {height}x{width}, {threads} thread(s)"
-    print_table(bench.HEADER, bench.format_rows(rows), title)
-    print(f"CPU: {setting.cpu}")
-    if not has:
-        print("OpenVINO is not installed, so it was not measured: pip install 'ssql_det[openvino]'")
-    weights = ("MODEL.WEIGHTS", cfg.MODEL.WEIGHTS)
-    bits = ("--bits", widths[0]) if widths else ()
-    print_outcome(out / bench.RESULTS_NAME, "export", "--config-file", options.config_file, *bits, *weights)
+        files = export_for_bench(cfg, label, model, checkpoint, integers, images, Path(folder))
+        cases = list_cases(config, files, has_openvino())
+        measured = measure_cases(cases, images.timed, threads, options.rounds)
+        return [BenchRow.make(case, each, setting) for case, each in zip(cases, measured, strict=True)]

@@ -11,6 +11,7 @@ from support.cli.hostile import contents
 from support.cli.lines import (
     analyze,
     arguments,
+    bench,
     convert,
     export,
     export_backbone,
@@ -48,6 +49,7 @@ RUN_A_MODEL = {
     "sensitivity --fast": sensitivity("", "--fast --out {out}/bits.json --calib-images 2"),
     "predict": predict(),
     "export": export(),
+    "bench": bench(out=NEW),
     "export a backbone": export_backbone(),
     "convert --verify": convert(out="{out}/new.pth --to timm --verify"),
 }

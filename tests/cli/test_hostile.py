@@ -60,6 +60,7 @@ from support.cli.lines import (
     SWEEP_AGAIN,
     analyze,
     arguments,
+    bench,
     convert,
     export,
     export_backbone,
@@ -266,6 +267,21 @@ LINES = {  # the command line itself is what is wrong
         export(flags="--bits 8 --quantization {good}/sweep/quantization.safetensors", of="fpn"),
         "quantization.safetensors",
     ),
+    "bench of a size that is none": (
+        bench(flags="--size 480"),
+        "argument --size: '480' is not a height and a width of 1 to 10000 pixels, such as 480x640",
+    ),
+    "bench of no rounds": (bench(flags="--rounds 0"), "argument --rounds: '0' is not a whole number, 1 or more"),
+    "bench of the published placement": (
+        bench(flags="--scheme weight=mse"),
+        "integers need placement=integer; use --scheme 'weight=mse, placement=integer'",
+    ),
+    "bench of floats in a scheme": (
+        bench(flags="--bits FP --scheme placement=integer"),
+        "--scheme and --quantization need --bits, such as --bits 8; leave them out, or name one",
+    ),
+    "bench on an image that is not there": (bench(flags="--image {here}/no.jpg"), "{here}/no.jpg cannot be read"),
+    "bench of a backbone": (bench("MODEL.WEIGHTS {good}/backbone.pth"), "backbone.pth has only a backbone; train a"),
     "export over a quantization": (
         export(flags="--bits 8 --quantization {good}/q.onnx", out="{good}/q.onnx"),
         "q.onnx is also an input, which would be overwritten",
@@ -637,6 +653,11 @@ FILES = {  # something that lies in the case's folder is
         "bad.onnx is also an input, which would be overwritten; name another output file",
     ),
     "export over a folder": (export(out="{here}/bad.onnx"), folder("bad.onnx"), "bad.onnx is a directory, not a file"),
+    "bench into rows of something else": (
+        bench(out="{here}"),
+        file("bench.jsonl", b'{"runtime": "torch"}\n'),
+        "bench.jsonl has other lines than rows of a bench; move it away, or choose another OUTPUT_DIR",
+    ),
     "export whose report is a folder": (
         export(out="{here}/bad.onnx"),
         folder("bad.check.json"),

@@ -7,6 +7,7 @@ import pytest
 from support.cli.lines import (
     analyze,
     arguments,
+    bench,
     convert,
     export,
     predict,
@@ -35,6 +36,7 @@ LINES = {
     "sensitivity": (sensitivity(flags="--fast --calib-images 2 --out {here}/b.json"), "{here}/b.json", "sweep"),
     "predict": (predict().replace("{out}", NEW), NEW, "sensitivity"),
     "export": (export(out="{here}/new.onnx"), "{here}/new.onnx", "run"),
+    "bench": (bench(out=NEW, flags="--bits FP"), f"{NEW}/bench.jsonl", "export"),
     "convert": (convert(out="{here}/new.pth --to timm"), "{here}/new.pth", "inspect"),
     "make-toy-data": ("make-toy-data {here}/toy --scenes 4 --crops 10 --size 96 96", "{here}/toy", "pretrain"),
 }

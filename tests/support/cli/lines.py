@@ -62,6 +62,11 @@ def run(detector="{here}/bad.onnx", rest=PHOTO):
     return f"run {detector} --out {{out}} {rest}"
 
 
+def bench(keys="", flags="--bits 8", out="{out}", of="c4"):
+    given = f"--config-file {{good}}/{of}.yaml --threads 1 --rounds 1 {flags}"
+    return f"bench {given} OUTPUT_DIR {out} MODEL.WEIGHTS {{good}}/{of}.pth {keys}"
+
+
 QUANTIZATION = "quantization.safetensors"
 OF_A_SWEEP = "--quantization {here}/run/quantization.safetensors --bits 8"
 SWEEP_AGAIN = sweep(out="{here}/run")
