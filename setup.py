@@ -52,6 +52,7 @@ setup(
         "termcolor>=2.0",
         "tensorboard>=2.15",
         "scikit-learn>=1.4",
+        "scipy>=1.9",
         "threadpoolctl>=3.1",
         "safetensors>=0.4.3",
     ],

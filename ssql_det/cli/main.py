@@ -42,7 +42,7 @@ COMMANDS: Registry[Command] = Registry("command")
 GROUPS = {
     "Data": ("make-toy-data", "check-data"),
     "Pretrain": ("pretrain", "probe", "analyze"),
-    "Detect": ("train-det", "quantize", "sweep", "sensitivity", "predict"),
+    "Detect": ("train-det", "quantize", "sweep", "sensitivity", "search", "predict"),
     "Deploy": ("export", "run", "bench"),
     "Report": ("reproduce", "tables"),
     "Convert": ("convert", "inspect"),
@@ -51,7 +51,7 @@ GROUPS = {
 _OTHERS = "More"  # commands of plugins
 _REQUIREMENTS = (  # modules of the packages in setup.py; where only `run` is used, most of them are not installed
     *("torch", "torchvision", "timm", "numpy", "fvcore", "iopath", "pycocotools", "cv2", "PIL", "yaml", "rich"),
-    *("tabulate", "termcolor", "tensorboard", "sklearn", "threadpoolctl", "safetensors"),
+    *("tabulate", "termcolor", "tensorboard", "sklearn", "scipy", "threadpoolctl", "safetensors"),
 )
 _HELP_COLUMN = 17
 

@@ -96,6 +96,11 @@ class CalibrationImages(Sequence[Batch]):
         self._dataset_dicts, self._mapper = dataset_dicts, mapper
         self._cache: dict[int, Batch] = {}
 
+    @property
+    def dataset_dicts(self) -> Sequence[Any]:
+        """The images as the engine's catalog lists them, with their objects."""
+        return self._dataset_dicts
+
     def __len__(self) -> int:
         return len(self._dataset_dicts)
 

@@ -8,15 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 
 from ssql_det.convert import Metadata
+from ssql_det.core.config import flatten_config
 from ssql_det.core.distributed import broadcast_from_main, is_main, world_size
 from ssql_det.core.errors import UserError
 from ssql_det.core.rows import Row
 from ssql_det.d2 import CfgNode, engine_name
+from ssql_det.detect.config import IGNORED_KEYS, TRAINING_EVALUATION_KEYS
 from ssql_det.detect.datasets import shorten_dataset_name
 from ssql_det.detect.evaluation import evaluate
 from ssql_det.detect.evaluation_data import (
@@ -44,6 +46,29 @@ class QuantizationSettings:
     calibration: Calibration = field(default_factory=Calibration)  # number and seed of the calibration images
     scheme: Scheme = field(default_factory=Scheme)
     overrides: Mapping[str, Bits] = field(default_factory=dict)  # bit-widths by pattern of module paths; unused at FP
+
+
+def collect_settings(
+    cfg: CfgNode, weights_sha256: str, settings: QuantizationSettings, file_sha256: str, engine: str
+) -> dict[str, Any]:
+    """All settings that determine what an evaluation measures, but for the data and the bit-width, as the file of a
+    folder of evaluations has them. ``file_sha256`` is that of a quantization file.
+
+    The keys are worded for error messages, which print them: config keys, options, or phrases.
+    """
+    ignored_keys = (*IGNORED_KEYS, *TRAINING_EVALUATION_KEYS)
+    return {
+        **{key: value for key, value in flatten_config(cfg).items() if key not in ignored_keys},
+        "weights' sha256": weights_sha256,
+        "engine": engine,
+        "--scope": settings.scope,
+        "--calib-images": settings.calibration.images,
+        "--calib-seed": settings.calibration.seed,
+        "reconstruction images": settings.calibration.reconstruction_images,
+        "selection images": settings.calibration.selection_images,
+        "--scheme": str(settings.scheme),  # with its placement and norms
+        "--quantization": file_sha256,
+    }
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
@@ -55,7 +56,7 @@ def check_quantization_file(
 def load_with_images(
     path: Path, cfg: CfgNode, model: nn.Module, settings: QuantizationSettings
 ) -> tuple[Quantization, CalibrationImages]:
-    """The quantization in a file, and the images that it was calibrated on."""
+    """The quantization in a file, and the images that it was calibrated on; others may be for selection."""
     quantization = Quantization.load(path, model, settings.scheme)
     return quantization, _select_images(path, cfg, settings, quantization)
 
@@ -64,8 +65,8 @@ def _select_images(
     path: Path, cfg: CfgNode, settings: QuantizationSettings, quantization: Quantization
 ) -> CalibrationImages:
     images = select_calibration_images(cfg, settings.calibration)
-    expected = describe_calibration(cfg, settings, images)
-    if quantization.calibration != expected:
+    expected, saved = describe_calibration(cfg, settings, images), quantization.calibration
+    if saved is None or replace(saved, selection_images=expected.selection_images) != expected:
         raise UserError(
             f"{path} was calibrated on {quantization.calibration}, but DATASETS.TRAIN gives {expected}; name the data "
             "set of the file there"

@@ -19,7 +19,7 @@ from torch import nn
 
 from ssql_det.convert import Checkpoint
 from ssql_det.core import rows
-from ssql_det.core.config import check_output_dir, check_same_config, flatten_config, rename_keys
+from ssql_det.core.config import check_output_dir, check_same_config, rename_keys
 from ssql_det.core.distributed import broadcast_from_main, is_main
 from ssql_det.core.errors import UserError
 from ssql_det.core.files import atomic_write, check_not_an_input
@@ -27,7 +27,7 @@ from ssql_det.core.files import sha256 as hash_file
 from ssql_det.core.json_files import read_json
 from ssql_det.core.rows import Row
 from ssql_det.d2 import CfgNode
-from ssql_det.detect.config import IGNORED_KEYS, RENAMED_KEYS, TRAINING_EVALUATION_KEYS
+from ssql_det.detect.config import RENAMED_KEYS, TRAINING_EVALUATION_KEYS
 from ssql_det.detect.datasets import hash_annotations
 from ssql_det.detect.evaluation_data import build_evaluation_loader, select_calibration_images, take_rank_share
 from ssql_det.detect.points import detector_points
@@ -36,6 +36,7 @@ from ssql_det.detect.quantized_evaluation import (
     EvaluationContext,
     EvaluationEngine,
     QuantizationSettings,
+    collect_settings,
     evaluate_quantized,
     make_row,
     prepare_evaluation,
@@ -121,22 +122,11 @@ def _get_test_dataset(cfg: CfgNode) -> str:
 def _collect_sweep_settings(
     cfg: CfgNode, dataset: str, sha256: str, settings: QuantizationSettings, file_sha256: str, engine: str
 ) -> dict[str, Any]:
-    """All settings that determine the metrics of a sweep, as ``sweep.json`` has them. The keys are worded for error
-    messages, which print them: config keys, options, or phrases."""
-    ignored_keys = (*IGNORED_KEYS, *TRAINING_EVALUATION_KEYS)
+    """All settings that determine the metrics of a sweep, as ``sweep.json`` has them."""
     return {
-        **{key: value for key, value in flatten_config(cfg).items() if key not in ignored_keys},
-        "weights' sha256": sha256,
+        **collect_settings(cfg, sha256, settings, file_sha256, engine),
         "the objects' sha256": hash_annotations(dataset),  # of the test images' boxes and classes
-        "engine": engine,
-        "--scope": settings.scope,
-        "--calib-images": settings.calibration.images,
-        "--calib-seed": settings.calibration.seed,
-        "reconstruction images": settings.calibration.reconstruction_images,
-        "selection images": settings.calibration.selection_images,
-        "--scheme": str(settings.scheme),  # with its placement and norms
         "--bits-file": {pattern: str(bits) for pattern, bits in settings.overrides.items()},
-        "--quantization": file_sha256,
     }
 
 
@@ -147,21 +137,27 @@ def _read_finished_rows(folder: Path, sweep_settings: dict[str, Any]) -> list[Ro
     if finished_rows:
         _check_same_sweep(folder, sweep_settings)
     for row in finished_rows:
-        where, advice = f"the row of {row.bits} in {file}", "delete that line to evaluate again"
-        row_settings = {
-            "weights' sha256": row.checkpoint_hash,
-            "engine": row.engine,
-            "--scope": row.scope,
-            "--calib-seed": row.calibration.seed,
-            "reconstruction images": row.calibration.reconstruction_images,
-            "selection images": row.calibration.selection_images,
-            "--scheme": row.scheme,
-            "--bits-file": row.overrides,
-        }
-        check_same_config(row_settings, {key: sweep_settings[key] for key in row_settings}, where, advice)
-        if _METRIC not in row.metrics:
-            raise UserError(f"{where} has no {_METRIC}; {advice}")
+        check_row(row, file, sweep_settings)
     return finished_rows
+
+
+def check_row(row: Row, file: Path, settings: dict[str, Any]) -> None:
+    """Raise a UserError if a row of a folder with these settings belongs to others, or has no result."""
+    where, advice = f"the row of {row.bits} in {file}", "delete that line to evaluate again"
+    row_settings = {
+        "weights' sha256": row.checkpoint_hash,
+        "engine": row.engine,
+        "--scope": row.scope,
+        "--calib-seed": row.calibration.seed,
+        "reconstruction images": row.calibration.reconstruction_images,
+        "selection images": row.calibration.selection_images,
+        "--scheme": row.scheme,
+        "--bits-file": row.overrides,
+    }
+    row_settings = {key: value for key, value in row_settings.items() if key in settings}
+    check_same_config(row_settings, {key: settings[key] for key in row_settings}, where, advice)
+    if _METRIC not in row.metrics:
+        raise UserError(f"{where} has no {_METRIC}; {advice}")
 
 
 def _claim_folder(folder: Path, sweep_settings: dict[str, Any], quantization_file: Path | None) -> None:

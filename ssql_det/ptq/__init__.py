@@ -16,6 +16,8 @@ pipeline       make the repairs of a scheme at a bit-width
 quantize       calibrate and repair a network at several bit-widths, into one file that resumes
 steps          activation quantizers whose steps are trained
 tuning         tune norms, biases and steps towards the float network's outputs
+smoothing      the losses of a part of a network at its bit-widths, without noise
+assignment     the best bit-widths of the parts of a network under a limit, exactly
 ============== ====================================================================
 """
 

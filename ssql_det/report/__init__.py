@@ -7,6 +7,7 @@ comparison          a published table next to result rows: published, measured, 
 comparison_blocks   a comparison as blocks of a page
 display_names       how tables print methods, networks, schemes and protocols
 blocks, document    a page as values; markup: inline code and links in a page's texts
-render_*, charts    a page as HTML, Markdown, LaTeX; a chart as SVG; a comparison as CSV
+render_*            a page as HTML, Markdown, LaTeX; a comparison as CSV
+charts, scatter     a line chart and a scatter chart as SVG; svg_parts: what both are drawn with
 page_files          write a page to disk; stylesheet: the page's colours and CSS
 """

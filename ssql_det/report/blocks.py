@@ -92,6 +92,26 @@ class Chart:
 
 
 @dataclass(frozen=True)
+class Series:
+    """Named points (x, y) of a scatter chart; with ``is_line`` a line joins them in their order."""
+
+    name: str
+    points: tuple[tuple[float, float], ...]
+    is_line: bool = False
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Points with numbers on both axes. ``name`` is the chart's file name without the suffix."""
+
+    name: str
+    title: str
+    series: tuple[Series, ...]
+    x_label: str
+    y_label: str
+
+
+@dataclass(frozen=True)
 class Collapsible:
     """Blocks that are hidden until the reader opens the summary."""
 
@@ -99,4 +119,4 @@ class Collapsible:
     blocks: tuple[Block, ...]
 
 
-Block: TypeAlias = Heading | Paragraph | ItemList | Table | CodeBlock | Figure | Chart | Collapsible
+Block: TypeAlias = Heading | Paragraph | ItemList | Table | CodeBlock | Figure | Chart | Scatter | Collapsible

@@ -11,10 +11,22 @@ from base64 import b64encode
 from html import escape
 from pathlib import PurePath
 
-from ssql_det.report.blocks import Block, Chart, CodeBlock, Collapsible, Figure, Heading, ItemList, Paragraph, Table
+from ssql_det.report.blocks import (
+    Block,
+    Chart,
+    CodeBlock,
+    Collapsible,
+    Figure,
+    Heading,
+    ItemList,
+    Paragraph,
+    Scatter,
+    Table,
+)
 from ssql_det.report.charts import render_svg
 from ssql_det.report.document import Document, Renderer
 from ssql_det.report.markup import MarkupStyle, clean_lines, strip_markup
+from ssql_det.report.scatter import render_scatter
 from ssql_det.report.stylesheet import PAGE_CSS
 
 _IMAGE_TYPES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".gif": "gif", ".webp": "webp"}
@@ -82,9 +94,10 @@ class _HtmlRenderer(Renderer):
             case Figure(name, content, caption):
                 image = f'<img src="{_make_data_url(name, content)}" alt="{escape(strip_markup(caption))}">'
                 return f"<figure>{image}<figcaption>{self.render_text(caption)}</figcaption></figure>"
-            case Chart(_, title):
+            case Chart(_, title) | Scatter(_, title):
                 caption = f"<figcaption>{self.render_text(title)}</figcaption>"
-                return f'<figure class="chart-figure">{caption}{render_svg(block)}</figure>'
+                svg = render_svg(block) if isinstance(block, Chart) else render_scatter(block)
+                return f'<figure class="chart-figure">{caption}{svg}</figure>'
             case Collapsible(summary, blocks):
                 summary = self.render_text(summary)
                 return f"<details><summary>{summary}</summary>\n{self.render_blocks(blocks)}\n</details>"

@@ -25,7 +25,18 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from ssql_det.report.blocks import Block, Chart, CodeBlock, Collapsible, Figure, Heading, ItemList, Paragraph, Table
+from ssql_det.report.blocks import (
+    Block,
+    Chart,
+    CodeBlock,
+    Collapsible,
+    Figure,
+    Heading,
+    ItemList,
+    Paragraph,
+    Scatter,
+    Table,
+)
 from ssql_det.report.document import Document, Renderer
 from ssql_det.report.markup import MarkupStyle, clean_lines
 from ssql_det.report.render_markdown import get_image_name
@@ -97,6 +108,8 @@ class _LatexRenderer(Renderer):
                 return _wrap("center", f"{image}\n\n\\emph{{{self.render_text(caption)}}}")
             case Chart():
                 return self._render_table(_tabulate_chart(block))
+            case Scatter():
+                return self._render_table(_tabulate_scatter(block))
             case Collapsible(summary, blocks):
                 return f"\\paragraph*{{{self.render_text(summary)}}}\n\n{self.render_blocks(blocks)}"
 
@@ -152,6 +165,11 @@ def _tabulate_chart(chart: Chart) -> Table:
         rows.append((curve.name, *cells))
     caption = f"{chart.title} ({chart.y_label})" if chart.y_label else chart.title
     return Table(("", *chart.x_labels), tuple(rows), caption=caption)
+
+
+def _tabulate_scatter(chart: Scatter) -> Table:
+    rows = tuple((series.name, f"{x:.4g}", f"{y:.4g}") for series in chart.series for x, y in series.points)
+    return Table(("", chart.x_label, chart.y_label), rows, caption=chart.title)
 
 
 def _wrap(environment: str, text: str, alignment: str = "") -> str:

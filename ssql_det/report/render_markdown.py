@@ -19,10 +19,22 @@ from __future__ import annotations
 import re
 from html import escape
 
-from ssql_det.report.blocks import Block, Chart, CodeBlock, Collapsible, Figure, Heading, ItemList, Paragraph, Table
+from ssql_det.report.blocks import (
+    Block,
+    Chart,
+    CodeBlock,
+    Collapsible,
+    Figure,
+    Heading,
+    ItemList,
+    Paragraph,
+    Scatter,
+    Table,
+)
 from ssql_det.report.charts import render_svg
 from ssql_det.report.document import Document, Renderer
 from ssql_det.report.markup import MarkupStyle, clean_lines, strip_markup
+from ssql_det.report.scatter import render_scatter
 
 _SPECIAL = re.compile(
     r"""[\\`*~$<]  # starts of code, emphasis, mathematics, HTML
@@ -45,16 +57,20 @@ def collect_image_files(document: Document) -> dict[str, bytes]:
     """The content of the image files that `render_markdown` refers to, by name."""
     files: dict[str, bytes] = {}
     for block in document.iterate_blocks():
-        if not isinstance(block, (Figure, Chart)):
+        if isinstance(block, Figure):
+            content = block.content
+        elif isinstance(block, (Chart, Scatter)):
+            render = render_svg if isinstance(block, Chart) else render_scatter
+            content = render(block, standalone=True).encode()  # type: ignore[arg-type]
+        else:
             continue
         name = get_image_name(block)
-        content = block.content if isinstance(block, Figure) else render_svg(block, standalone=True).encode()
         if files.setdefault(name, content) != content:
             raise ValueError(f"two different images of one page have the name {name!r}; rename one")
     return files
 
 
-def get_image_name(block: Figure | Chart) -> str:
+def get_image_name(block: Figure | Chart | Scatter) -> str:
     name = block.name if isinstance(block, Figure) else f"{block.name}.svg"
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise ValueError(f"an image's name must be a file name without a folder, got {name!r}")
@@ -93,13 +109,13 @@ class _MarkdownRenderer(Renderer):
                 return f"{fence}\n{clean_lines(text)}\n{fence}"
             case Figure(_, _, caption):
                 return f"{self._render_image(block, caption)}\n\n*{self.render_text(caption)}*"
-            case Chart(_, title):
+            case Chart(_, title) | Scatter(_, title):
                 return self._render_image(block, title)
             case Collapsible(summary, blocks):
                 start = f"<details>\n<summary>{escape(strip_markup(summary))}</summary>"
                 return f"{start}\n\n{self.render_blocks(blocks)}\n\n</details>"
 
-    def _render_image(self, block: Figure | Chart, caption: str) -> str:
+    def _render_image(self, block: Figure | Chart | Scatter, caption: str) -> str:
         alt_text = _escape(strip_markup(caption).translate({ord("["): "(", ord("]"): ")"}))
         return f"![{alt_text}]({self._image_folder}{get_image_name(block)})"
 

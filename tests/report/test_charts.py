@@ -13,7 +13,8 @@ from PIL import ImageFont
 from support.report.pages import CHART, HOSTILE, WIDTHS
 
 from ssql_det.report.blocks import Chart, Curve
-from ssql_det.report.charts import Scale, choose_ticks, estimate_width, format_ticks, render_svg, wrap_text
+from ssql_det.report.charts import render_svg
+from ssql_det.report.svg_parts import Scale, choose_ticks, estimate_width, format_ticks, wrap_text
 
 SVG = "{http://www.w3.org/2000/svg}"
 FINITE = st.floats(-1e300, 1e300).filter(lambda value: value == 0 or abs(value) > 1e-200)

@@ -4,7 +4,19 @@ import struct
 import zlib
 from html.parser import HTMLParser
 
-from ssql_det.report.blocks import Chart, CodeBlock, Collapsible, Curve, Figure, Heading, ItemList, Paragraph, Table
+from ssql_det.report.blocks import (
+    Chart,
+    CodeBlock,
+    Collapsible,
+    Curve,
+    Figure,
+    Heading,
+    ItemList,
+    Paragraph,
+    Scatter,
+    Series,
+    Table,
+)
 from ssql_det.report.document import Document
 
 WIDTHS = ("FP", "8w8a", "6w6a", "5w5a", "4w4a")
@@ -91,6 +103,7 @@ def make_hostile_page(text):
             CodeBlock(text),
             Figure("toy.png", make_png(), text),
             Chart("chart", text, (text,), (Curve(text, (1.0,)),), text),
+            Scatter("scatter", text, (Series(text, ((1.0, 2.0),)),), text, text),
             Collapsible(text, (Heading(text), Paragraph(text))),
         ),
     )

@@ -1,0 +1,238 @@
+"""Search for the bit-width of each group of a detector's modules, under a budget of size, bit-operations or AP.
+
+The loss of each group alone at each bit-width is measured on selection images, and the assignments of least total loss,
+or of least cost, are solved for exactly. Losses of groups do not add up, so the best few assignments and the uniform
+bit-widths are measured as a whole before one is taken. The test set is not looked at.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from ssql_det.core.console import track
+from ssql_det.core.distributed import broadcast_from_main
+from ssql_det.core.errors import UserError
+from ssql_det.detect.groups import ModuleGroup, join_overrides
+from ssql_det.detect.measurements import AP, Measurer
+from ssql_det.ptq.assignment import Assignment, find_best_assignments, find_bounds
+from ssql_det.ptq.smoothing import count_bits, smooth_losses
+from ssql_det.quant import Bits, CostProfile
+from ssql_det.quant.pairwise import PairwiseCost
+
+MB, GBOPS = "MB", "GBOPs"
+_UNITS = {MB: 1e6, GBOPS: 1e9}  # bytes, and bit-operations
+_ROUNDS = 6  # assignments that are measured to find how much predicted loss costs the AP that may be lost
+_TOLERANCE = 1e-9  # of a limit: a budget is a decimal number
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """Lose the least within a budget of ``quantity``; or have the least of it and lose at most ``lose`` AP."""
+
+    quantity: str  # MB or GBOPS
+    budget: float | None = None
+    lose: float | None = None
+
+    def __str__(self) -> str:
+        return f"least {self.quantity}, at most {self.lose:g} AP lost" if self.lose is not None else self._budget_text
+
+    @property
+    def _budget_text(self) -> str:
+        return f"least AP lost, at most {self.budget:g} {self.quantity}"
+
+    @classmethod
+    def parse_budget(cls, text: str) -> Goal:
+        """Read ``4 MB`` or ``20 GBOPs``.
+
+        >>> Goal.parse_budget("0.5mb")
+        Goal(quantity='MB', budget=0.5, lose=None)
+        """
+        stripped = text.strip()
+        number = stripped.rstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ/ ")
+        unit = stripped[len(number) :].strip()
+        quantity = next((each for each in _UNITS if each.lower() == unit.lower()), None)
+        try:
+            budget = float(number)
+        except ValueError:
+            budget = -1.0
+        if quantity is None or not 0 < budget < float("inf"):
+            raise UserError(f"--budget must be a number of {MB} or {GBOPS}, such as '4 MB' or '20 GBOPs'; got {text!r}")
+        return cls(quantity, budget)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An assignment of bit-widths to all groups, measured as a whole on the selection images."""
+
+    name: str  # 4w4a for a uniform bit-width, else a number
+    assignment: Assignment
+    bits: Bits  # uniform, or the most frequent
+    overrides: Mapping[str, Bits]  # by pattern of module paths; none for a uniform bit-width
+    predicted_loss: float
+    ap: float
+    mb: float
+    gbops: float
+
+    @property
+    def is_uniform(self) -> bool:
+        return not self.overrides
+
+    def get_cost(self, quantity: str) -> float:
+        return self.mb if quantity == MB else self.gbops
+
+
+class Search:
+    """The groups with their choices, losses and costs, and the candidates that are measured."""
+
+    def __init__(
+        self,
+        measurer: Measurer,
+        profile: CostProfile,
+        groups: Sequence[ModuleGroup],
+        bit_widths: Sequence[Bits],
+        quantity: str = AP,  # by which groups are measured
+    ) -> None:
+        self._measurer, self.groups, self.quantity = measurer, groups, quantity
+        self.bit_widths = bit_widths
+        self.choices = [group.list_choices(bit_widths) for group in groups]
+        members = [[group.assign(bits) for bits in own] for group, own in zip(groups, self.choices, strict=True)]
+        inside = {point for group in groups for point in group.points}
+        others = {point: point.bits for point in profile.points if point not in inside}
+        self._num_bytes, self._bit_ops = profile.split(members, others)
+        self._repair_bytes = 0
+        self.losses: list[list[float]] = []  # measured, of each group's choices
+        self._predicted = PairwiseCost(0, [])
+        self.candidates: dict[Assignment, Candidate] = {}
+
+    def run(self, goal: Goal, count: int) -> Candidate:
+        """Measure the groups, find the best ``count`` assignments, measure them, and return the one to take."""
+        first = self.bit_widths[0]
+        self._repair_bytes = self._measurer.measure(AP, first).repair_bytes  # the same at every bit-width
+        cost = self._get_cost(goal.quantity)
+        if goal.budget is not None:
+            _check_budget(goal, cost)
+        self._measure_groups()
+        for bits in self.bit_widths:
+            self._measure(self._find_uniform(bits))
+        if goal.budget is not None:
+            limit = goal.budget * (1 + _TOLERANCE)
+            taken = self._take_within_budget(cost, limit, count)
+        else:
+            assert goal.lose is not None
+            taken = self._take_within_loss(cost, goal.lose, count)
+        _logger.info("taken: %s, AP %.2f, %.4g MB, %.4g GBOPs", taken.name, taken.ap, taken.mb, taken.gbops)
+        return taken
+
+    @property
+    def float_ap(self) -> float:
+        """Of the selection images."""
+        return self._measurer.measure(AP, Bits.FP).value
+
+    def get_bits(self, candidate: Candidate) -> list[Bits]:
+        """The bit-width of each group."""
+        return [own[choice] for own, choice in zip(self.choices, candidate.assignment, strict=True)]
+
+    def _get_cost(self, quantity: str) -> PairwiseCost:
+        """In the unit of the quantity."""
+        whole = self._bit_ops
+        if quantity == MB:
+            of_weights = self._num_bytes
+            whole = PairwiseCost(of_weights.constant + self._repair_bytes, of_weights.singles, of_weights.pairs)
+        return whole.scale(1 / _UNITS[quantity])
+
+    def _measure_groups(self) -> None:
+        pairs = [(group, bits) for group, own in zip(self.groups, self.choices, strict=True) for bits in own]
+        measured = []
+        for group, bits in track(pairs, "groups at bit-widths"):
+            loss = self._measurer.measure_loss(self.quantity, Bits.FP, group.at(bits))
+            _logger.info("%s at %s: %s lost %.4f", group.pattern, bits, self.quantity, loss)
+            measured.append(loss)
+        remaining = iter(measured)
+        self.losses = [[next(remaining) for _ in own] for own in self.choices]
+        smooth = [smooth_losses(own, losses) for own, losses in zip(self.choices, self.losses, strict=True)]
+        self._predicted = PairwiseCost(0, smooth)
+
+    def _find_uniform(self, bits: Bits) -> Assignment:
+        """The network at one bit-width: a group with bits of its own keeps them."""
+        return tuple(
+            0 if group.own_bits is not None else own.index(bits)
+            for group, own in zip(self.groups, self.choices, strict=True)
+        )
+
+    def _measure(self, assignment: Assignment) -> Candidate:
+        if assignment in self.candidates:
+            return self.candidates[assignment]
+        uniform = next((bits for bits in self.bit_widths if self._find_uniform(bits) == assignment), None)
+        assigned = [own[choice] for own, choice in zip(self.choices, assignment, strict=True)]
+        overrides = {} if uniform else join_overrides(self.groups, assigned)
+        bits = uniform or Counter(assigned).most_common(1)[0][0]
+        number = sum(not each.is_uniform for each in self.candidates.values()) + 1
+        candidate = Candidate(
+            str(uniform or number),
+            assignment,
+            bits,
+            overrides,
+            self._predicted(assignment),
+            self._measurer.measure(AP, bits, overrides).value,
+            self._get_cost(MB)(assignment),
+            self._get_cost(GBOPS)(assignment),
+        )
+        text = "%s: AP %.2f of %.2f, %.4g MB, %.4g GBOPs"
+        _logger.info(text, candidate.name, candidate.ap, self.float_ap, candidate.mb, candidate.gbops)
+        self.candidates[assignment] = candidate
+        return candidate
+
+    def _take_within_budget(self, cost: PairwiseCost, limit: float, count: int) -> Candidate:
+        best = _solve(self._predicted, cost, limit, count)
+        for assignment in track(best, "best assignments"):
+            self._measure(assignment)
+        within = [each for each in self.candidates.values() if cost(each.assignment) <= limit]
+        return max(within, key=lambda each: (each.ap, -cost(each.assignment)))
+
+    def _take_within_loss(self, cost: PairwiseCost, lose: float, count: int) -> Candidate:
+        """How the predicted loss relates to the AP that is lost is found by bisection, since losses do not add up."""
+        most = sum(max(losses) for losses in self._predicted.singles)
+        met, missed = 0.0, most * (1 + _TOLERANCE)  # limits of the predicted loss
+        limit = min(lose, most) if self.quantity == AP else most / 4
+        for _ in track(range(_ROUNDS), "bisection"):
+            found = _solve(cost, self._predicted, limit, 1)
+            if found and self.float_ap - self._measure(found[0]).ap <= lose:
+                met = limit
+            else:
+                missed = limit
+            limit = (met + missed) / 2
+        for assignment in track(_solve(cost, self._predicted, missed, count), "best assignments"):
+            self._measure(assignment)
+
+        def list_within() -> list[Candidate]:
+            return [each for each in self.candidates.values() if self.float_ap - each.ap <= lose]
+
+        if not list_within():
+            self._measure(tuple(max(range(len(own)), key=lambda index: count_bits(own[index])) for own in self.choices))
+        if not list_within():
+            closest = max(self.candidates.values(), key=lambda each: each.ap)
+            raise UserError(
+                f"--lose {lose:g}: everything that was measured loses more AP on the selection images, at least "
+                f"{self.float_ap - closest.ap:.2f} ({closest.name}, {closest.mb:.4g} MB); allow more, add a greater "
+                "bit-width to --widths, or use a better --scheme"
+            )
+        return min(list_within(), key=lambda each: (cost(each.assignment), -each.ap))
+
+
+def _check_budget(goal: Goal, cost: PairwiseCost) -> None:
+    assert goal.budget is not None
+    least, most = find_bounds(cost)
+    if goal.budget * (1 + _TOLERANCE) < least:
+        raise UserError(
+            f"no bit-widths meet the budget of {goal.budget:g} {goal.quantity}: with these --widths the least possible "
+            f"is {least:.6g}, the most {most:.6g}; raise the budget, or add a smaller bit-width"
+        )
+
+
+def _solve(minimized: PairwiseCost, limited: PairwiseCost, limit: float, count: int) -> list[Assignment]:
+    return broadcast_from_main(partial(find_best_assignments, minimized, limited, limit, count))
