@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--minimize", choices=_QUANTITIES, help="with --lose: what is to be the least (default: MB)")
     parser.add_argument("--widths", default=WIDTHS, help="bit-widths of a part (default: %(default)s)")
     parser.add_argument(
-        "--best", type=positive_int, default=5, help="assignments to measure as a whole (default: %(default)s)"
+        "--best", type=positive_int, default=10, help="assignments to measure as a whole (default: %(default)s)"
     )
     add_measuring_arguments(parser)
     add_overrides(parser, "MODEL.WEIGHTS FILE")

@@ -1,13 +1,15 @@
 """Search for the bit-width of each group of a detector's modules, under a budget of size, bit-operations or AP.
 
-The loss of each group alone at each bit-width is measured on selection images, and the assignments of least total loss,
-or of least cost, are solved for exactly. Losses of groups do not add up, so the best few assignments and the uniform
-bit-widths are measured as a whole before one is taken. The test set is not looked at.
+The loss of each group alone at each bit-width is measured on selection images, and the assignment of least total loss,
+or of least cost, is solved for exactly. Losses of groups do not add up, so this assignment is measured as a whole. That
+corrects the prediction, and the next best one is solved for. Of the few that are measured, and of the uniform
+bit-widths, one is taken. The test set is not looked at.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,13 +21,13 @@ from ssql_det.core.errors import UserError
 from ssql_det.detect.groups import ModuleGroup, join_overrides
 from ssql_det.detect.measurements import AP, Measurer
 from ssql_det.ptq.assignment import Assignment, find_best_assignments, find_bounds
+from ssql_det.ptq.prediction import LossPrediction, fit_factor
 from ssql_det.ptq.smoothing import count_bits, smooth_losses
 from ssql_det.quant import Bits, CostProfile
 from ssql_det.quant.pairwise import PairwiseCost
 
 MB, GBOPS = "MB", "GBOPs"
 _UNITS = {MB: 1e6, GBOPS: 1e9}  # bytes, and bit-operations
-_ROUNDS = 6  # assignments that are measured to find how much predicted loss costs the AP that may be lost
 _TOLERANCE = 1e-9  # of a limit: a budget is a decimal number
 _logger = logging.getLogger(__name__)
 
@@ -106,25 +108,26 @@ class Search:
         self._num_bytes, self._bit_ops = profile.split(members, others)
         self._repair_bytes = 0
         self.losses: list[list[float]] = []  # measured, of each group's choices
-        self._predicted = PairwiseCost(0, [])
+        self._prediction = LossPrediction([])
         self.candidates: dict[Assignment, Candidate] = {}
 
     def run(self, goal: Goal, count: int) -> Candidate:
-        """Measure the groups, find the best ``count`` assignments, measure them, and return the one to take."""
+        """Measure the groups and ``count`` assignments as a whole, and return the one to take."""
         first = self.bit_widths[0]
         self._repair_bytes = self._measurer.measure(AP, first).repair_bytes  # the same at every bit-width
-        cost = self._get_cost(goal.quantity)
         if goal.budget is not None:
-            _check_budget(goal, cost)
+            _check_budget(goal, self._get_cost(goal.quantity))
         self._measure_groups()
-        for bits in self.bit_widths:
-            self._measure(self._find_uniform(bits))
-        if goal.budget is not None:
-            limit = goal.budget * (1 + _TOLERANCE)
-            taken = self._take_within_budget(cost, limit, count)
-        else:
-            assert goal.lose is not None
-            taken = self._take_within_loss(cost, goal.lose, count)
+        self._start_prediction()
+        find_next, take = self._find_within_budget, self._take_most_ap
+        if goal.lose is not None:
+            find_next, take = self._find_within_loss, self._take_least_cost
+        for _ in track(range(count), "best assignments"):
+            best = broadcast_from_main(partial(find_next, goal))
+            if best is None:
+                break
+            self._measure(best)
+        taken = take(goal)
         _logger.info("taken: %s, AP %.2f, %.4g MB, %.4g GBOPs", taken.name, taken.ap, taken.mb, taken.gbops)
         return taken
 
@@ -150,12 +153,20 @@ class Search:
         measured = []
         for group, bits in track(pairs, "groups at bit-widths"):
             loss = self._measurer.measure_loss(self.quantity, Bits.FP, group.at(bits))
-            _logger.info("%s at %s: %s lost %.4f", group.pattern, bits, self.quantity, loss)
+            _logger.info("%s at %s: %.4f (%s)", group.pattern, bits, loss, self.quantity)
             measured.append(loss)
         remaining = iter(measured)
         self.losses = [[next(remaining) for _ in own] for own in self.choices]
+
+    def _start_prediction(self) -> None:
+        """From the groups alone, with a factor that fits the uniform bit-widths, which are measured as the first."""
         smooth = [smooth_losses(own, losses) for own, losses in zip(self.choices, self.losses, strict=True)]
-        self._predicted = PairwiseCost(0, smooth)
+        uniform = [self._find_uniform(bits) for bits in self.bit_widths]
+        lost = [self._measurer.measure_loss(AP, bits) for bits in self.bit_widths]
+        factor = fit_factor([PairwiseCost(0, smooth)(assignment) for assignment in uniform], lost)
+        self._prediction = LossPrediction([[factor * loss for loss in losses] for losses in smooth])
+        for assignment in uniform:
+            self._measure(assignment)
 
     def _find_uniform(self, bits: Bits) -> Assignment:
         """The network at one bit-width: a group with bits of its own keeps them."""
@@ -177,7 +188,7 @@ class Search:
             assignment,
             bits,
             overrides,
-            self._predicted(assignment),
+            self._prediction.cost(assignment),
             self._measurer.measure(AP, bits, overrides).value,
             self._get_cost(MB)(assignment),
             self._get_cost(GBOPS)(assignment),
@@ -185,43 +196,49 @@ class Search:
         text = "%s: AP %.2f of %.2f, %.4g MB, %.4g GBOPs"
         _logger.info(text, candidate.name, candidate.ap, self.float_ap, candidate.mb, candidate.gbops)
         self.candidates[assignment] = candidate
+        self._prediction.learn(assignment, self.float_ap - candidate.ap)
         return candidate
 
-    def _take_within_budget(self, cost: PairwiseCost, limit: float, count: int) -> Candidate:
-        best = _solve(self._predicted, cost, limit, count)
-        for assignment in track(best, "best assignments"):
-            self._measure(assignment)
+    def _find_within_budget(self, goal: Goal) -> Assignment | None:
+        """The next assignment to measure: that of least predicted loss."""
+        assert goal.budget is not None
+        loss, cost, limit = self._prediction.cost, self._get_cost(goal.quantity), goal.budget * (1 + _TOLERANCE)
+        return next(iter(find_best_assignments(loss, cost, limit, excluded=self.candidates)), None)
+
+    def _take_most_ap(self, goal: Goal) -> Candidate:
+        assert goal.budget is not None
+        limit, cost = goal.budget * (1 + _TOLERANCE), self._get_cost(goal.quantity)
         within = [each for each in self.candidates.values() if cost(each.assignment) <= limit]
         return max(within, key=lambda each: (each.ap, -cost(each.assignment)))
 
-    def _take_within_loss(self, cost: PairwiseCost, lose: float, count: int) -> Candidate:
-        """How the predicted loss relates to the AP that is lost is found by bisection, since losses do not add up."""
-        most = sum(max(losses) for losses in self._predicted.singles)
-        met, missed = 0.0, most * (1 + _TOLERANCE)  # limits of the predicted loss
-        limit = min(lose, most) if self.quantity == AP else most / 4
-        for _ in track(range(_ROUNDS), "bisection"):
-            found = _solve(cost, self._predicted, limit, 1)
-            if found and self.float_ap - self._measure(found[0]).ap <= lose:
-                met = limit
-            else:
-                missed = limit
-            limit = (met + missed) / 2
-        for assignment in track(_solve(cost, self._predicted, missed, count), "best assignments"):
-            self._measure(assignment)
+    def _find_within_loss(self, goal: Goal) -> Assignment | None:
+        """The next assignment to measure: the least that is predicted to be within the limit, if it is less than all
+        that were measured within it; if none is predicted or measured so, that of least predicted loss."""
+        assert goal.lose is not None
+        loss, cost = self._prediction.cost, self._get_cost(goal.quantity)
+        found = find_best_assignments(cost, loss, goal.lose, excluded=self.candidates)
+        met = [cost(each.assignment) for each in self._list_met(goal.lose)]
+        if not found and not met:
+            found = find_best_assignments(loss, cost, excluded=self.candidates)
+        return found[0] if found and cost(found[0]) < min(met, default=math.inf) else None
 
-        def list_within() -> list[Candidate]:
-            return [each for each in self.candidates.values() if self.float_ap - each.ap <= lose]
+    def _list_met(self, lose: float) -> list[Candidate]:
+        return [each for each in self.candidates.values() if self.float_ap - each.ap <= lose]
 
-        if not list_within():
-            self._measure(tuple(max(range(len(own)), key=lambda index: count_bits(own[index])) for own in self.choices))
-        if not list_within():
+    def _take_least_cost(self, goal: Goal) -> Candidate:
+        assert goal.lose is not None
+        if not self._list_met(goal.lose):
+            most = (max(range(len(own)), key=lambda index: count_bits(own[index])) for own in self.choices)
+            self._measure(tuple(most))
+        met, cost = self._list_met(goal.lose), self._get_cost(goal.quantity)
+        if not met:
             closest = max(self.candidates.values(), key=lambda each: each.ap)
             raise UserError(
-                f"--lose {lose:g}: everything that was measured loses more AP on the selection images, at least "
+                f"--lose {goal.lose:g}: everything that was measured loses more AP on the selection images, at least "
                 f"{self.float_ap - closest.ap:.2f} ({closest.name}, {closest.mb:.4g} MB); allow more, add a greater "
                 "bit-width to --widths, or use a better --scheme"
             )
-        return min(list_within(), key=lambda each: (cost(each.assignment), -each.ap))
+        return min(met, key=lambda each: (cost(each.assignment), -each.ap))
 
 
 def _check_budget(goal: Goal, cost: PairwiseCost) -> None:
@@ -232,7 +249,3 @@ def _check_budget(goal: Goal, cost: PairwiseCost) -> None:
             f"no bit-widths meet the budget of {goal.budget:g} {goal.quantity}: with these --widths the least possible "
             f"is {least:.6g}, the most {most:.6g}; raise the budget, or add a smaller bit-width"
         )
-
-
-def _solve(minimized: PairwiseCost, limited: PairwiseCost, limit: float, count: int) -> list[Assignment]:
-    return broadcast_from_main(partial(find_best_assignments, minimized, limited, limit, count))

@@ -15,6 +15,7 @@ from ssql_det.report.markup import escape_markup
 from ssql_det.report.render_csv import Record, format_csv
 
 _MISSING = "-"
+_DIGITS = 6  # behind the point, in CSV files
 _METRICS = ("bbox/AP", "bbox/AP50", "bbox/AP75", "segm/AP")  # those that the rows have are columns
 _POINT_COLUMNS = ("data", "assignment", "bits", "overrides", "taken", AP, MB, GBOPS, "predicted loss")
 _LOSS_COLUMNS = ("group", "bits", "quantity", "lost")
@@ -65,15 +66,13 @@ def build_page(finding: Finding, title: str, command: str, uses: Sequence[str]) 
             Heading("On the selection images"),
             Paragraph(
                 "Training images, which the detector has learned, so their AP is higher. The predicted loss is the sum "
-                f"of the losses of the groups alone, as {measured}. Losses do not add up, so these assignments were "
-                "measured as a whole before one was taken."
+                f"of the losses of the groups alone, as {measured}, times a factor that fits the uniform bit-widths, "
+                "corrected by the assignments above it. Losses do not add up, so one was taken by what was measured."
             ),
             build_candidate_table(finding),
             *_build_candidate_charts(finding),
             Heading("What each group loses alone"),
-            Paragraph(
-                f"The rest is float. {'AP' if search.quantity == AP else 'Distillation loss'} on the selection images."
-            ),
+            Paragraph(f"The rest is float; {_name_loss(search)}, on the selection images."),
             _build_loss_table(search),
             Heading("Environment"),
             CodeBlock("\n".join(f"{name} {version}" for name, version in package_versions().items())),
@@ -92,7 +91,7 @@ def build_group_table(finding: Finding) -> Table:
             strict=True,
         )
     ]
-    return Table(("part", "bits", f"{finding.search.quantity} lost alone"), tuple(rows))
+    return Table(("part", "bits", _name_loss(finding.search)), tuple(rows))
 
 
 def build_row_table(finding: Finding) -> Table:
@@ -107,7 +106,7 @@ def build_row_table(finding: Finding) -> Table:
 
 
 def build_candidate_table(finding: Finding) -> Table:
-    """The candidates, those of most AP first."""
+    """The candidates, in the order in which they were measured."""
     rows = [
         (
             each.name + (" (taken)" if each is finding.taken else ""),
@@ -116,7 +115,7 @@ def build_candidate_table(finding: Finding) -> Table:
             f"{each.predicted_loss:.4f}",
             *(_format(value) for value in (each.mb, each.gbops)),
         )
-        for each in _sort(finding.search)
+        for each in finding.search.candidates.values()
     ]
     return Table(("", "bits of the parts", AP, "lost", "predicted", MB, GBOPS), tuple(rows), text_columns=2)
 
@@ -128,17 +127,19 @@ def build_csv_files(finding: Finding) -> dict[str, str]:
         (
             "selection",
             *(each.name, str(each.bits), _format_overrides(each.overrides), "yes" if each is finding.taken else ""),
-            *(each.ap, each.mb, each.gbops, each.predicted_loss),
+            *(round(value, _DIGITS) for value in (each.ap, each.mb, each.gbops, each.predicted_loss)),
         )
-        for each in _sort(search)
+        for each in search.candidates.values()
     ]
     for row in finding.rows:
         is_taken, name = finding.is_taken(row), finding.taken.name if row.overrides else row.bits
         overrides = _format_overrides({pattern: Bits.parse(bits) for pattern, bits in row.overrides.items()})
-        costs = (average_ap(row.metrics), row.metrics[MB], row.metrics[GBOPS])
+        costs = (
+            round(value or 0.0, _DIGITS) for value in (average_ap(row.metrics), row.metrics[MB], row.metrics[GBOPS])
+        )
         records.append(("test", name, row.bits, overrides, "yes" if is_taken else "", *costs, None))
     losses: list[Record] = [
-        (group.pattern, str(bits), search.quantity, loss)
+        (group.pattern, str(bits), search.quantity, round(loss, _DIGITS))
         for group, own, own_losses in zip(search.groups, search.choices, search.losses, strict=True)
         for bits, loss in zip(own, own_losses, strict=True)
     ]
@@ -189,8 +190,8 @@ def _build_chart(name: str, data: str, quantity: str, points: Mapping[str, list[
     return Scatter(f"{name}-{quantity.lower()}", f"AP over {quantity}, {data}", series, quantity, AP)
 
 
-def _sort(search: Search) -> list[Candidate]:
-    return sorted(search.candidates.values(), key=lambda each: -each.ap)
+def _name_loss(search: Search) -> str:
+    return "AP lost alone" if search.quantity == AP else f"{search.quantity} alone"
 
 
 def _describe(candidate: Candidate) -> str:

@@ -17,6 +17,7 @@ quantize       calibrate and repair a network at several bit-widths, into one fi
 steps          activation quantizers whose steps are trained
 tuning         tune norms, biases and steps towards the float network's outputs
 smoothing      the losses of a part of a network at its bit-widths, without noise
+prediction     the loss of a network from those of its parts, and from measured ones
 assignment     the best bit-widths of the parts of a network under a limit, exactly
 ============== ====================================================================
 """

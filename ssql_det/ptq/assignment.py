@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,11 +28,16 @@ _INFEASIBLE = 2  # milp's status
 
 
 def find_best_assignments(
-    minimized: PairwiseCost, limited: PairwiseCost, limit: float = math.inf, count: int = 1
+    minimized: PairwiseCost,
+    limited: PairwiseCost,
+    limit: float = math.inf,
+    count: int = 1,
+    excluded: Iterable[Assignment] = (),
 ) -> list[Assignment]:
     """The ``count`` assignments of least ``minimized`` whose ``limited`` is at most ``limit``, the best first.
 
-    Of equal ones that of less ``limited`` comes first. There are fewer if no more are within the limit.
+    Of equal ones that of less ``limited`` comes first. There are fewer if no more are within the limit, or all others
+    are ``excluded``.
 
     >>> loss = PairwiseCost(0, [[0, 3], [0, 1]])  # two groups at 8 or at 4 bits
     >>> size = PairwiseCost(0, [[8, 4], [16, 8]])
@@ -40,6 +45,8 @@ def find_best_assignments(
     ([(0, 1), (1, 1)], [(0, 1)])
     """
     program = _Program(minimized, limited)
+    for assignment in excluded:
+        program.exclude(assignment)
     found: list[Assignment] = []
     while len(found) < count:
         best = program.solve(minimized, limited, limit)
