@@ -50,7 +50,7 @@ from ssql_det.detect.quantized_evaluation import (
 from ssql_det.detect.replay import record_proposals
 from ssql_det.detect.saved_quantization import load_with_images
 from ssql_det.detect.selection_data import registering_selection
-from ssql_det.quant import Bits, Quantization
+from ssql_det.quant import Bits, Quantization, Scheme
 from ssql_det.quant.bits import format_bits
 
 MEASUREMENTS_NAME, SETTINGS_NAME = "measurements.jsonl", "measurements.json"
@@ -120,11 +120,13 @@ class Measurer:
         cfg: CfgNode,
         model: nn.Module,
         images: RoleImages,
+        scheme: Scheme,
         file: MeasurementFile,
         make_quantization: Callable[[], Quantization],
         stack: ExitStack,  # whose contexts stay open as long as this is used
     ) -> None:
-        self._cfg, self._model, self._images, self.file = cfg, model.eval(), images, file
+        self._cfg, self._model, self._images = cfg, model.eval(), images
+        self.scheme, self.file = scheme, file
         self._make_quantization, self._stack = make_quantization, stack
         self.norm_batches = NormBatches(model, images.calibration)
 
@@ -225,7 +227,7 @@ def measuring(
 
     file = MeasurementFile(check_output_dir(cfg.OUTPUT_DIR), all_settings)
     with ExitStack() as stack:
-        yield Measurer(cfg, model, images, file, make_quantization, stack)
+        yield Measurer(cfg, model, images, settings.scheme, file, make_quantization, stack)
 
 
 def average_ap(metrics: Mapping[str, float | None]) -> float:

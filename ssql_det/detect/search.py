@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
+import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from ssql_det.ptq.prediction import LossPrediction, fit_factor
 from ssql_det.ptq.smoothing import count_bits, smooth_losses
 from ssql_det.quant import Bits, CostProfile
 from ssql_det.quant.pairwise import PairwiseCost
+from ssql_det.quant.scheme import RE_ESTIMATED
 
 MB, GBOPS = "MB", "GBOPs"
 _UNITS = {MB: 1e6, GBOPS: 1e9}  # bytes, and bit-operations
@@ -159,12 +161,23 @@ class Search:
         self.losses = [[next(remaining) for _ in own] for own in self.choices]
 
     def _start_prediction(self) -> None:
-        """From the groups alone, with a factor that fits the uniform bit-widths, which are measured as the first."""
-        smooth = [smooth_losses(own, losses) for own, losses in zip(self.choices, self.losses, strict=True)]
-        uniform = [self._find_uniform(bits) for bits in self.bit_widths]
+        """From the groups alone, with a factor that fits the uniform bit-widths, which are measured as the first.
+
+        Norms that are re-estimated change the detector wherever its bits are. This is left out of the losses of groups,
+        where their most bits show it, and put into the constant, where those of the uniform bit-widths do.
+        """
+        offset, constant = 0.0, 0.0
         lost = [self._measurer.measure_loss(AP, bits) for bits in self.bit_widths]
-        factor = fit_factor([PairwiseCost(0, smooth)(assignment) for assignment in uniform], lost)
-        self._prediction = LossPrediction([[factor * loss for loss in losses] for losses in smooth])
+        if self._measurer.scheme.norms == RE_ESTIMATED:
+            pairs = zip(self.choices, self.losses, strict=True)
+            offset = statistics.median(losses[_find_most_bits(own)] for own, losses in pairs)
+            constant = lost[_find_most_bits(self.bit_widths)]
+        pairs = zip(self.choices, self.losses, strict=True)
+        smooth = [smooth_losses(own, [loss - offset for loss in losses]) for own, losses in pairs]
+        uniform = [self._find_uniform(bits) for bits in self.bit_widths]
+        sums = [PairwiseCost(0, smooth)(assignment) for assignment in uniform]
+        factor = fit_factor(sums, [loss - constant for loss in lost])
+        self._prediction = LossPrediction([[factor * loss for loss in losses] for losses in smooth], constant)
         for assignment in uniform:
             self._measure(assignment)
 
@@ -228,8 +241,7 @@ class Search:
     def _take_least_cost(self, goal: Goal) -> Candidate:
         assert goal.lose is not None
         if not self._list_met(goal.lose):
-            most = (max(range(len(own)), key=lambda index: count_bits(own[index])) for own in self.choices)
-            self._measure(tuple(most))
+            self._measure(tuple(map(_find_most_bits, self.choices)))
         met, cost = self._list_met(goal.lose), self._get_cost(goal.quantity)
         if not met:
             closest = max(self.candidates.values(), key=lambda each: each.ap)
@@ -239,6 +251,10 @@ class Search:
                 "bit-width to --widths, or use a better --scheme"
             )
         return min(met, key=lambda each: (cost(each.assignment), -each.ap))
+
+
+def _find_most_bits(choices: Sequence[Bits]) -> int:
+    return max(range(len(choices)), key=lambda index: sum(count_bits(choices[index])))
 
 
 def _check_budget(goal: Goal, cost: PairwiseCost) -> None:

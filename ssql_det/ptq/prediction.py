@@ -22,7 +22,7 @@ _RELATIVE = 0.5  # further deviation of a group's loss, as a part of the loss
 
 
 class LossPrediction:
-    """The estimated loss of each group's choice.
+    """The estimated loss of each group's choice, and a constant that any assignment loses or, if negative, gains.
 
     >>> prediction = LossPrediction([[0.0, 2.0], [0.0, 2.0]])
     >>> prediction.cost([1, 1])
@@ -32,7 +32,8 @@ class LossPrediction:
     (3.04, 1.52)
     """
 
-    def __init__(self, losses: Sequence[Sequence[float]]) -> None:
+    def __init__(self, losses: Sequence[Sequence[float]], constant: float = 0.0) -> None:
+        self._constant = constant
         self._sizes = [len(each) for each in losses]
         self._starts = [0, *itertools.accumulate(self._sizes)]
         self._mean: NDArray[np.float64] = np.array([loss for each in losses for loss in each], dtype=float)
@@ -42,7 +43,8 @@ class LossPrediction:
     def cost(self) -> PairwiseCost:
         """The predicted loss of an assignment; no choice gains."""
         parts = zip(self._starts, self._sizes, strict=False)
-        return PairwiseCost(0, [np.maximum(self._mean[start : start + size], 0).tolist() for start, size in parts])
+        singles = [np.maximum(self._mean[start : start + size], 0).tolist() for start, size in parts]
+        return PairwiseCost(self._constant, singles)
 
     def learn(self, assignment: Assignment | Sequence[int], loss: float) -> None:
         """Correct the estimates by the measured loss of a whole assignment."""
@@ -50,7 +52,7 @@ class LossPrediction:
         chosen[[start + choice for start, choice in zip(self._starts, assignment, strict=False)]] = 1
         shared = self._covariance @ chosen
         variance = chosen @ shared + NOISE**2
-        self._mean = self._mean + shared * (loss - chosen @ self._mean) / variance
+        self._mean = self._mean + shared * (loss - self._constant - chosen @ self._mean) / variance
         self._covariance = self._covariance - np.outer(shared, shared) / variance
 
 
