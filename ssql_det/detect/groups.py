@@ -43,10 +43,13 @@ class ModuleGroup:
         """The bit-width of each point."""
         return assign_bits(self.points, bits, self.at(bits))
 
+    def get_uniform_bits(self, bits: Bits) -> Bits:
+        """The group's bits where the whole network is at ``bits``: its own, if it has such."""
+        return bits if self.own_bits is None else _replace_bits(bits, self.own_bits)
+
     def list_choices(self, bit_widths: Sequence[Bits]) -> list[Bits]:
         """The bit-widths that a search tries: these, and the group's own, so that it can find a uniform bit-width."""
-        own = [] if self.own_bits is None else [Bits(self.own_bits, self.own_bits)]
-        return list(dict.fromkeys([*own, *bit_widths]))
+        return list(dict.fromkeys([*map(self.get_uniform_bits, bit_widths), *bit_widths]))
 
 
 def list_groups(points: Sequence[QuantPoint], patterns: Sequence[str] = ()) -> list[ModuleGroup]:
@@ -66,10 +69,8 @@ def list_groups(points: Sequence[QuantPoint], patterns: Sequence[str] = ()) -> l
         if len(found) > 1:
             raise UserError(f"{point.key} is in two groups, {found[0]!r} and {found[1]!r}; let one of them match it")
         if not found and point.bits is None:
-            unit = (
-                "group; name a pattern that matches it" if patterns else "part of a detector; name groups by --groups"
-            )
-            raise UserError(f"{point.key} is in no {unit}")
+            advice = "add a pattern that matches it" if patterns else "name the groups by --groups"
+            raise UserError(f"{point.key} is in no group; {advice}")
         for pattern in found:
             members.setdefault(pattern, []).append(point)
     for pattern, inside in members.items():

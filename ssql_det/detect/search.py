@@ -22,7 +22,7 @@ from ssql_det.core.errors import UserError
 from ssql_det.detect.groups import ModuleGroup, join_overrides
 from ssql_det.detect.measurements import AP, Measurer
 from ssql_det.ptq.assignment import Assignment, find_best_assignments, find_bounds
-from ssql_det.ptq.prediction import LossPrediction, fit_factor
+from ssql_det.ptq.prediction import NOISE, LossPrediction, fit_factor
 from ssql_det.ptq.smoothing import count_bits, smooth_losses
 from ssql_det.quant import Bits, CostProfile
 from ssql_det.quant.pairwise import PairwiseCost
@@ -183,10 +183,8 @@ class Search:
 
     def _find_uniform(self, bits: Bits) -> Assignment:
         """The network at one bit-width: a group with bits of its own keeps them."""
-        return tuple(
-            0 if group.own_bits is not None else own.index(bits)
-            for group, own in zip(self.groups, self.choices, strict=True)
-        )
+        pairs = zip(self.groups, self.choices, strict=True)
+        return tuple(own.index(group.get_uniform_bits(bits)) for group, own in pairs)
 
     def _measure(self, assignment: Assignment) -> Candidate:
         if assignment in self.candidates:
@@ -225,15 +223,18 @@ class Search:
         return max(within, key=lambda each: (each.ap, -cost(each.assignment)))
 
     def _find_within_loss(self, goal: Goal) -> Assignment | None:
-        """The next assignment to measure: the least that is predicted to be within the limit, if it is less than all
-        that were measured within it; if none is predicted or measured so, that of least predicted loss."""
+        """The next assignment to measure, of less cost than all that were measured within the limit: the least that is
+        predicted to be within it, else, as predictions err, that of least predicted loss if it is not far above."""
         assert goal.lose is not None
         loss, cost = self._prediction.cost, self._get_cost(goal.quantity)
-        found = find_best_assignments(cost, loss, goal.lose, excluded=self.candidates)
-        met = [cost(each.assignment) for each in self._list_met(goal.lose)]
-        if not found and not met:
-            found = find_best_assignments(loss, cost, excluded=self.candidates)
-        return found[0] if found and cost(found[0]) < min(met, default=math.inf) else None
+        least = min((cost(each.assignment) for each in self._list_met(goal.lose)), default=math.inf)
+        for assignment in find_best_assignments(cost, loss, goal.lose, excluded=self.candidates):
+            if cost(assignment) < least:
+                return assignment
+        for assignment in find_best_assignments(loss, cost, least * (1 - _TOLERANCE), excluded=self.candidates):
+            if math.isinf(least) or loss(assignment) <= goal.lose + 2 * NOISE:
+                return assignment
+        return None
 
     def _list_met(self, lose: float) -> list[Candidate]:
         return [each for each in self.candidates.values() if self.float_ap - each.ap <= lose]
