@@ -26,7 +26,7 @@ from ssql_det.ptq.prediction import NOISE, LossPrediction, fit_factor
 from ssql_det.ptq.smoothing import count_bits, smooth_losses
 from ssql_det.quant import Bits, CostProfile
 from ssql_det.quant.pairwise import PairwiseCost
-from ssql_det.quant.scheme import RE_ESTIMATED
+from ssql_det.quant.scheme import NORM_CORRECTION, RE_ESTIMATED
 
 MB, GBOPS = "MB", "GBOPs"
 _UNITS = {MB: 1e6, GBOPS: 1e9}  # bytes, and bit-operations
@@ -115,8 +115,8 @@ class Search:
 
     def run(self, goal: Goal, count: int) -> Candidate:
         """Measure the groups and ``count`` assignments as a whole, and return the one to take."""
-        first = self.bit_widths[0]
-        self._repair_bytes = self._measurer.measure(AP, first).repair_bytes  # the same at every bit-width
+        if NORM_CORRECTION in self._measurer.scheme.repairs:  # of as many bytes at every bit-width
+            self._repair_bytes = self._measurer.measure(AP, self.bit_widths[0]).repair_bytes
         if goal.budget is not None:
             _check_budget(goal, self._get_cost(goal.quantity))
         self._measure_groups()

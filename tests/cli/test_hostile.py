@@ -69,6 +69,7 @@ from support.cli.lines import (
     probe,
     quantize,
     run,
+    search,
     sensitivity,
     sweep,
     train,
@@ -307,6 +308,24 @@ LINES = {  # the command line itself is what is wrong
         export("MODEL.WEIGHTS {good}/backbone.pth"),
         "backbone.pth has only a backbone; train a detector",
     ),
+    "budget of another unit": (search(flags="--budget 4GiB"), "a number of MB or GBOPs, such as '4 MB' or '20 GBOPs'"),
+    "budget that nothing meets": (search(flags="--budget 1e-9MB"), "the least possible is 0."),
+    "no goal": (search(flags=""), "one of the arguments --budget --lose is required"),
+    "two goals": (search(flags="--budget 1MB --lose 1"), "argument --lose: not allowed with argument --budget"),
+    "loss below zero": (search(flags="--lose=-0.5"), "--lose must be the AP that may be lost, 0 or more; got -0.5"),
+    "loss that is no number": (
+        search(flags="--lose nan"),
+        "--lose must be the AP that may be lost, 0 or more; got nan",
+    ),
+    "widths that are none": (search(flags="--budget 1MB --widths 4,99"), "must be 2 to 16, or None for float; got 99"),
+    "group that matches nothing": (
+        search(flags="--budget 1MB --groups 'backbone.*,roi_heads.*,proposal_generator.*,nek.*'"),
+        "no quantization point matches the group 'nek.*'",
+    ),
+    "groups that leave something out": (
+        sensitivity(flags="--groups 'backbone.*'"),
+        "roi_heads.res5.0:input is in no group; add a pattern that matches it",
+    ),
     "sensitivity to float": (sensitivity(flags="--bits FP"), "--bits FP quantizes nothing"),
     "seeds without end": ("reproduce --seeds 999999999999", "--seeds must be at most 1000, got 999999999999"),
     "given backbone that is a folder": (
@@ -390,7 +409,11 @@ LINES = {  # the command line itself is what is wrong
     "backbone that is none": (train("MODEL.BACKBONE.NAME build_magic"), NO_DETECTOR),
     "head that is none": (sweep("MODEL.ROI_HEADS.NAME Magic"), NO_DETECTOR),
     "nothing to calibrate with": (sweep("DATASETS.TRAIN ()"), "the data sets in DATASETS.TRAIN cannot be read"),
-    "nothing to measure on": (sensitivity("DATASETS.TEST ()"), "DATASETS.TEST is empty, and the AP is measured on it"),
+    "nothing to measure on": (search("DATASETS.TEST ()"), "DATASETS.TEST must have one name, got 0"),
+    "more to measure on than there is": (
+        sensitivity(flags="--selection-images 99999"),
+        "DATASETS.TRAIN has 30 images, but calibration needs 2, reconstruction 0 and selection 99999 different ones",
+    ),
     "nothing to evaluate on": (
         train("MODEL.WEIGHTS {good}/c4.pth DATASETS.TEST ()", "--eval-only"),
         "DATASETS.TEST is empty; name a data set to evaluate on",

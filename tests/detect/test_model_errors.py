@@ -9,12 +9,12 @@ from ssql_det.core.errors import UserError
 from ssql_det.d2 import BACKBONE_REGISTRY
 from ssql_det.detect.detector import build_detector, load_trained_detector
 from ssql_det.detect.evaluation import evaluate
-from ssql_det.detect.evaluation_data import build_evaluation_loader, select_calibration_images
+from ssql_det.detect.evaluation_data import build_evaluation_loader
+from ssql_det.detect.measurements import AP, DISTILLATION, measuring
 from ssql_det.detect.modeling import C4ROIHeads
 from ssql_det.detect.points import detector_points
 from ssql_det.detect.predict import detect_at_bit_widths
-from ssql_det.detect.quantized_evaluation import QuantizationSettings, evaluate_quantized, prepare_evaluation
-from ssql_det.detect.sensitivity import measure_feature_errors
+from ssql_det.detect.quantized_evaluation import QuantizationSettings
 from ssql_det.detect.sweep import sweep
 from ssql_det.detect.train import estimate_norms, train
 from ssql_det.quant import Bits, Calibration, Quantization
@@ -31,14 +31,17 @@ def run_sweep(cfg, toy):
 
 
 def run_sensitivity_of_ap(cfg, toy):
-    context = prepare_evaluation(cfg, build_detector(cfg), SETTINGS, TEST, build_evaluation_loader(cfg, TEST))
-    evaluate_quantized(context, Bits.FP)
+    measure(cfg, AP)
 
 
-def run_sensitivity_of_features(cfg, toy):
-    model = build_detector(cfg)
-    quantization = Quantization(model, detector_points(model, "all"))
-    list(measure_feature_errors(quantization, Bits(4, 4), select_calibration_images(cfg, Calibration(1))))
+def run_sensitivity_of_outputs(cfg, toy):
+    measure(cfg, DISTILLATION)
+
+
+def measure(cfg, quantity):
+    settings = QuantizationSettings("all", Calibration(1, selection_images=1))
+    with measuring(cfg, build_detector(cfg), "", settings) as measurer:
+        measurer.measure(quantity, Bits(4, 4))
 
 
 def run_norm_estimation(cfg, toy):
@@ -56,7 +59,7 @@ def run_prediction(cfg, toy):
 
 
 RUNS = (
-    *(run_evaluation, run_sweep, run_sensitivity_of_ap, run_sensitivity_of_features),
+    *(run_evaluation, run_sweep, run_sensitivity_of_ap, run_sensitivity_of_outputs),
     *(run_norm_estimation, run_training, run_prediction),
 )
 

@@ -236,11 +236,13 @@ def test_learned_repairs_need_a_file(learned, capsys, tmp_path):
 
 def test_a_sensitivity_analysis_uses_a_calibration_but_nothing_learned(file, learned, capsys, tmp_path):
     plain, out = tmp_path / "plain.safetensors", tmp_path / "bits.json"
-    main(quantize_arguments(learned, plain, scheme="act=mse, norms=matched", bits="8"))
+    flags = ("--reconstruction-images", "0")  # those for selection come after them
+    main(quantize_arguments(learned, plain, *flags, scheme="act=mse, norms=matched", bits="8"))
 
     def analyze(*flags):
-        line = ["sensitivity", "--config-file", str(CONFIGS / C4), "--fast", "--out", str(out), *flags]
-        return [*line, *tiny_overrides(MODEL__WEIGHTS=learned, **MANY_DETECTIONS)]
+        line = ["sensitivity", "--config-file", str(CONFIGS / C4), "--fast", "--selection-images", "5", *flags]
+        keys = tiny_overrides(OUTPUT_DIR=tmp_path / flags[0], MODEL__WEIGHTS=learned, **MANY_DETECTIONS)
+        return [*line, "--out", str(out), *keys]
 
     capsys.readouterr()
     tables = []

@@ -228,6 +228,21 @@ def test_other_objects_and_other_folders_are_refused(found, learned, whole_sweep
     )
 
 
+@pytest.mark.parametrize(
+    "line", ['{"quantity": "AP"}', '{"quantity": "AP", "bits": "FP", "overrides": 3, "value": 1}', "[]"]
+)
+def test_a_line_that_is_no_measurement_is_named(line, found, learned, capsys, tmp_path):
+    for name in ("measurements.json", "measurements.jsonl"):
+        (tmp_path / name).write_bytes((found / name).read_bytes())
+    with open(tmp_path / "measurements.jsonl", "a") as file:
+        file.write(f"{line}\n")
+    count = len(read_lines(tmp_path / "measurements.jsonl"))
+    complaint = f"measurements.jsonl, line {count} is not a measurement; delete that line to measure again"
+    assert complaint in refused(capsys, *arguments(learned, tmp_path, "--budget", "0.6 MB"))
+    (tmp_path / "measurements.json").unlink()
+    assert "has no measurements.json beside it" in refused(capsys, *arguments(learned, tmp_path, "--budget", "0.6 MB"))
+
+
 def test_sensitivity_and_another_goal_use_the_measurements(found, learned, capsys, monkeypatch, tmp_path):
     line = arguments(learned, found)
     shared = [*line[1:7], *line[11:]]  # without what only a search has

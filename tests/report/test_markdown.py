@@ -61,7 +61,7 @@ def test_hostile_texts_are_shown_without_effect(text):
     expected = [tag for tag, _ in parse_rendered(make_hostile_page("words")).tags if tag not in ("a", "code")]
     assert tags == expected
     assert all(each == "https://a.example/x.png" for each in page.values("href"))
-    assert set(page.values("src")) == {"toy.png", "chart.svg"}
+    assert set(page.values("src")) == {"toy.png", "chart.svg", "scatter.svg"}
     if not set("`![\x00") & set(text):
         assert page.texts.count(text) == 15
 

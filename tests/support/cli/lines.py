@@ -15,7 +15,13 @@ def sweep(keys="", flags="", of="c4", out="{out}"):
 
 
 def sensitivity(keys="", flags="--out {out}/bits.json"):
-    return f"sensitivity --config-file {{good}}/c4.yaml {flags} MODEL.WEIGHTS {{good}}/c4.pth {keys}"
+    given = f"--config-file {{good}}/c4.yaml --calib-images 2 --selection-images 2 {flags}"
+    return f"sensitivity {given} MODEL.WEIGHTS {{good}}/c4.pth {keys}"
+
+
+def search(keys="", flags="--budget '1 MB'", out="{out}"):
+    given = f"--config-file {{good}}/c4.yaml --calib-images 2 --selection-images 2 --widths 4 --best 1 {flags}"
+    return f"search {given} OUTPUT_DIR {out} MODEL.WEIGHTS {{good}}/c4.pth {keys}"
 
 
 def quantize(keys="", flags="", out="{out}/q.safetensors"):

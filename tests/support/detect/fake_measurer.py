@@ -16,7 +16,7 @@ class FakeMeasurer:
     points: tuple
     weights: dict  # by the first part of a path
     interaction: float = 0.0  # times the square of the sum
-    scheme: Scheme = field(default_factory=Scheme)
+    scheme: Scheme = field(default_factory=lambda: Scheme(norms="matched"))
     asked: list = field(default_factory=list)
 
     def compute_loss(self, bits, overrides):
