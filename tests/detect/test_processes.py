@@ -90,6 +90,24 @@ def test_a_rank_without_images_waits_for_the_others(run_sweep, toy, tmp_path):
     assert has_same_rows(run_sweep(3, *flags), run_sweep(1, *flags))
 
 
+@pytest.mark.parametrize(
+    ("weights", "flags"), [(C4, ("--fast", *MATCHED_NORMS)), (FPN, ())], ids=["C4, fast", "FPN"], indirect=["weights"]
+)
+def test_a_search_with_two_processes_equals_one_with_one(weights, flags, in_process, tmp_path):
+    found = {}
+    for processes in (1, 2):
+        out, log = tmp_path / str(processes), tmp_path / "log"
+        line = sweep_command(weights, out, "--selection-images", "25", "--widths", "8,3", "--best", "2", *flags)
+        line = ["search", "--budget", "1 MB", *line[1:3], *line[5:]]  # without --bits
+        ended = in_process(line, log, processes=processes, seconds=300)
+        assert ended["status"] == 0, log.read_text()
+        measured = [json.loads(text) for text in (out / "measurements.jsonl").read_text().splitlines()]
+        texts = [(out / name).read_text() for name in ("bits.json", "losses.csv", "search.csv")]
+        found[processes] = [{**each, "seconds": 0} for each in measured], texts
+    assert found[1] == found[2]
+    assert len({each["value"] for each in found[1][0]}) > 3
+
+
 # ---- stopped and resumed -------------------------------------------------------------------------------------------
 
 
