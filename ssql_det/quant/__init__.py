@@ -22,6 +22,7 @@ equalization      channels between layers, rescaled
 norms             matched and re-estimated norms at a bit-width
 repair            what is learned for one bit-width, beyond the calibration
 folding           norms and biases as integer arithmetic computes them
+integer_form      a network's integers at a bit-width, as a file holds them
 tracing           the operations of one forward pass
 joints            tensors between layers that a traced pass finds
 tensor_cache      values kept until a tensor changes

@@ -226,6 +226,11 @@ def test_images_in_which_nothing_is_found(keys, tmp_path):
 # ---- the file
 
 
+@pytest.mark.parametrize(("kind", "bits"), CASES)
+def test_the_file_is_valid(kind, bits, get_detector):
+    onnx.checker.check_model(get_detector(kind, bits).path, full_check=True)
+
+
 def test_the_metadata_say_how_it_was_quantized(get_detector):
     metadata = Detector(get_detector("C4", "2w4a").path).metadata
     assert (metadata.bits, metadata.scheme, metadata.scope) == ("2w4a", "placement=integer", "all")
@@ -342,6 +347,18 @@ def test_a_fault_is_found_where_it_is(fault, get_detector, tmp_path):
     assert [each.point for each in report.tensors if not each.is_close] == [POINT]
     assert report.to_dict()["agrees"] is False
     assert next(iter(report.to_dict()["tensors"])) == POINT
+
+
+def test_a_layer_that_a_runtime_leaves_in_float_is_named(get_detector, tmp_path):
+    """As it does if a bias has another unit than the products."""
+    detector = get_detector("C4", "4")
+    model = onnx.load(detector.path)
+    change(model.graph, f"detector.{LAYER}.bias_scale", lambda scale: scale * np.float32(1.5))
+    onnx.save(model, tmp_path / "unfused.onnx")
+    coverage = detector.check(check_images()[:1], tmp_path / "unfused.onnx").coverage
+    assert [*coverage.float_layers] == [LAYER]
+    assert 0.9 < coverage.share < 1
+    assert coverage.integer_macs == coverage.macs - coverage.float_layers[LAYER]
 
 
 @pytest.mark.parametrize("fault", [change_scales, shift_biases], ids=lambda each: each.__name__)
