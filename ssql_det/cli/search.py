@@ -32,9 +32,8 @@ _USES = ("sweep", "quantize", "export")  # commands that take the bits file; the
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    goal = parser.add_mutually_exclusive_group(required=True)
-    goal.add_argument("--budget", metavar="'N MB'|'N GBOPs'", help="lose the least AP within this")
-    goal.add_argument("--lose", metavar="AP", type=float, help="lose at most so much AP with the least size")
+    parser.add_argument("--budget", metavar="'N MB'|'N GBOPs'", help="lose the least AP within this")
+    parser.add_argument("--lose", metavar="AP", type=float, help="lose at most so much AP with the least size")
     parser.add_argument("--minimize", choices=_QUANTITIES, help="with --lose: what is to be the least (default: MB)")
     parser.add_argument("--widths", default=WIDTHS, help="bit-widths of a part (default: %(default)s)")
     parser.add_argument(
@@ -73,6 +72,8 @@ def _make_goal(options: argparse.Namespace) -> Goal:
     from ssql_det.core.errors import UserError
     from ssql_det.detect.search import MB, Goal
 
+    if (options.budget is None) == (options.lose is None):
+        raise UserError("search needs a goal: either --budget, such as '4 MB' or '20 GBOPs', or --lose, the AP to lose")
     if options.budget is not None:
         if options.minimize is not None:
             raise UserError("--minimize needs --lose; --budget says what is limited; leave one of them out")

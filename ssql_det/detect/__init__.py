@@ -22,7 +22,13 @@ distillation          the difference between the outputs of the quantized and th
 selection             try cheap schemes, and take the best one
 quantize              calibrate and repair a detector for some bit-widths
 sweep                 evaluate at several bit-widths, with a result row for each
+groups                groups of modules that get a bit-width together
+selection_data        the selection images as a data set that the evaluators can read
+measurements          measure AP or the distillation loss on them, once for all commands
 sensitivity           how much the detector degrades when only one group of modules is quantized
+search                the bit-width of each group, under a budget
+search_rows           evaluate what a search took on the test set
+search_page           the page of a search
 predict               detections on a user's images
 engine_errors         translate the engine's errors about configs and data to ``UserError``
 ===================== ==================================================================

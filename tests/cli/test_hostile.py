@@ -310,8 +310,8 @@ LINES = {  # the command line itself is what is wrong
     ),
     "budget of another unit": (search(flags="--budget 4GiB"), "a number of MB or GBOPs, such as '4 MB' or '20 GBOPs'"),
     "budget that nothing meets": (search(flags="--budget 1e-9MB"), "the least possible is 0."),
-    "no goal": (search(flags=""), "one of the arguments --budget --lose is required"),
-    "two goals": (search(flags="--budget 1MB --lose 1"), "argument --lose: not allowed with argument --budget"),
+    "no goal": (search(flags=""), "search needs a goal: either --budget, such as"),
+    "two goals": (search(flags="--budget 1MB --lose 1"), "search needs a goal: either --budget, such as"),
     "loss below zero": (search(flags="--lose=-0.5"), "--lose must be the AP that may be lost, 0 or more; got -0.5"),
     "loss that is no number": (
         search(flags="--lose nan"),
