@@ -51,9 +51,9 @@ def pack_weights(model: Any) -> None:
     """Store weights of few bits in bytes, two or four in each, where ``integers = factor * q + offset`` with few-bit
     ``q``.
 
-    Runtimes look the 8-bit integers of each byte up in a table, once, when they open the file. ONNX has types of 2 and
-    4 bits, but only in opsets whose ``RoiAlign`` onnxruntime does not have, and OpenVINO computes ``BitShift`` as a
-    division of floats, which it rounds.
+    Runtimes look the 8-bit integers of each byte up in a table, once, when they open the file. ONNX has a type of 2
+    bits, but only in opsets whose ``RoiAlign`` onnxruntime does not have, and one of 4 bits would be a second way. It is
+    no ``BitShift``, which OpenVINO computes as a division of floats, with rounding.
     """
     from onnx import TensorProto, helper, numpy_helper
 
