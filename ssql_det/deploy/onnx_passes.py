@@ -52,8 +52,8 @@ def pack_weights(model: Any) -> None:
     ``q``.
 
     Runtimes look the 8-bit integers of each byte up in a table, once, when they open the file. ONNX has a type of 2
-    bits, but only in opsets whose ``RoiAlign`` onnxruntime does not have, and one of 4 bits would be a second way. It is
-    no ``BitShift``, which OpenVINO computes as a division of floats, with rounding.
+    bits, but only in opsets whose ``RoiAlign`` onnxruntime does not have, and one of 4 bits would be a second way. The
+    bits are not shifted: OpenVINO computes ``BitShift`` as a division of floats, which it rounds.
     """
     from onnx import TensorProto, helper, numpy_helper
 
