@@ -30,9 +30,9 @@ from ssql_det.detect.evaluation_data import (
 )
 from ssql_det.detect.points import detector_points
 from ssql_det.detect.replay import RecordedBatch, record_proposals, run_with_recorded_proposals
-from ssql_det.quant import Bits, Calibration, CostProfile, Quantization, Scheme, evaluate_at_bit_width, profile_cost
+from ssql_det.quant import Bits, Calibration, CostProfile, Quantization, Scheme, profile_cost
+from ssql_det.quant.evaluate import correct_missing_norms
 from ssql_det.quant.quantization_file import check_same_points
-from ssql_det.quant.scheme import NORM_CORRECTION
 
 T = TypeVar("T")
 _logger = logging.getLogger(__name__)
@@ -228,16 +228,15 @@ def evaluate_detector_at(
 ) -> T:
     """:func:`ssql_det.quant.evaluate_at_bit_width`, but norms are computed on the float detector's regions."""
     correct_detector_norms(quantization, bits, overrides, norm_batches)
-    return evaluate_at_bit_width(quantization, bits, evaluate, overrides)
+    with quantization.at(bits, overrides):
+        return evaluate()
 
 
 def correct_detector_norms(
     quantization: Quantization, bits: Bits, overrides: Mapping[str, Bits] | None, norm_batches: NormBatches
 ) -> None:
-    """Correct the norms at a bit-width, if the scheme requires it and they are not corrected yet."""
-    quantization.check_repairs(bits, overrides)
-    if NORM_CORRECTION in quantization.list_missing_repairs(bits, overrides):
-        quantization.correct_norms(bits, norm_batches.record(), overrides, run_with_recorded_proposals)
+    """:func:`ssql_det.quant.evaluate.correct_missing_norms`, on the float detector's regions."""
+    correct_missing_norms(quantization, bits, overrides, norm_batches.record, run_with_recorded_proposals)
 
 
 @dataclass(frozen=True)

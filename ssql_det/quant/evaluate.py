@@ -59,8 +59,22 @@ def evaluate_at_bit_width(
     >>> evaluate_at_bit_width(quantization, Bits.FP, lambda: model(images), {"layer1.*": Bits(4, 4)}).shape
     torch.Size([4, 192])
     """
-    quantization.check_repairs(bits, overrides)
-    if NORM_CORRECTION in quantization.list_missing_repairs(bits, overrides):
-        quantization.correct_norms(bits, batches, overrides, forward)
+    correct_missing_norms(quantization, bits, overrides, lambda: batches, forward)
     with quantization.at(bits, overrides):
         return evaluate()
+
+
+def correct_missing_norms(
+    quantization: Quantization,
+    bits: Bits,
+    overrides: Mapping[str, Bits] | None,
+    get_batches: Callable[[], Iterable[Any]],
+    forward: Forward = forward_images,
+) -> None:
+    """Correct the norms at a bit-width, if the scheme requires it and they are not corrected yet.
+
+    ``get_batches`` is called only then.
+    """
+    quantization.check_repairs(bits, overrides)
+    if NORM_CORRECTION in quantization.list_missing_repairs(bits, overrides):
+        quantization.correct_norms(bits, get_batches(), overrides, forward)

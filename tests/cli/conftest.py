@@ -50,3 +50,20 @@ def place(tmp_path, toy, good, monkeypatch):
     monkeypatch.chdir(place.here)
     monkeypatch.setenv("PATH", str(place.here), prepend=os.pathsep)
     return place
+
+
+@pytest.fixture
+def run(place, capsys):
+    """Runs a line: its exit code and what it prints."""
+
+    def run(line):
+        capsys.readouterr()
+        code = 0
+        try:
+            with toy_names_at(place.toy):
+                main(arguments(line, place))
+        except SystemExit as stopped:
+            code = stopped.code
+        return code, capsys.readouterr()
+
+    return run

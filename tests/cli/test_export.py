@@ -6,7 +6,6 @@ import sys
 import pytest
 import torch
 from support.cli.lines import arguments, export, export_backbone
-from support.toy_datasets import toy_names_at
 
 from ssql_det.cli.main import main
 from ssql_det.core.files import sha256
@@ -23,20 +22,9 @@ def calm(logging_as_it_was):
 
 
 @pytest.fixture
-def run(place, capsys):
+def run(run, place):
     """Runs a line: its exit code, what it prints, and the report."""
-
-    def run(line):
-        capsys.readouterr()
-        code = 0
-        try:
-            with toy_names_at(place.toy):
-                main(arguments(line, place))
-        except SystemExit as stopped:
-            code = stopped.code
-        return code, capsys.readouterr(), json.loads((place.here / REPORT).read_text())
-
-    return run
+    return lambda line: (*run(line), json.loads((place.here / REPORT).read_text()))
 
 
 def test_a_detector_and_its_comparison_on_test_images(run, place):

@@ -5,10 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.cli.lines import arguments, export, export_backbone, quantize, quantize_backbone
-from support.toy_datasets import toy_names_at
+from support.cli.lines import export, export_backbone, quantize, quantize_backbone
 
-from ssql_det.cli.main import main
 from ssql_det.deploy import Detector
 from ssql_det.deploy import export as exporter
 
@@ -20,23 +18,6 @@ OF_FILE = "--quantization {out}/q.safetensors --check-images 1"
 @pytest.fixture(autouse=True)
 def calm(logging_as_it_was):
     """In every test of this file."""
-
-
-@pytest.fixture
-def run(place, capsys):
-    """Runs a line: its exit code and what it prints."""
-
-    def run(line):
-        capsys.readouterr()
-        code = 0
-        try:
-            with toy_names_at(place.toy):
-                main(arguments(line, place))
-        except SystemExit as stopped:
-            code = stopped.code
-        return code, capsys.readouterr()
-
-    return run
 
 
 def read_report(place):
