@@ -145,7 +145,9 @@ def read_config(
 
 def map_former_keys(node_defaults: Mapping[str, Any]) -> Mapping[str, Sequence[str]]:
     """Map the keys of earlier versions, which called the node ``SSQL``, to the current keys."""
-    return {f"SSQL.{key}": [f"{NODE}.{key}"] for key in node_defaults}
+    from ssql_det.core.config import config_keys
+
+    return {f"SSQL.{key}": [f"{NODE}.{key}"] for key in config_keys(_load_names()["CfgNode"](dict(node_defaults)))}
 
 
 def is_raised_by_engine(failure: Exception) -> bool:

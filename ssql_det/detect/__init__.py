@@ -12,6 +12,10 @@ evaluation_data       calibration images and evaluation images
 evaluation_checks     whether a data set can be evaluated on
 train_loader          training images, in an order that depends on the seed alone
 train                 the training loop and precise BN
+training_step         the passes of a training step, and the check that losses and gradients are finite
+quantized_training    the bit-widths that are trained, and how the detector is quantized there
+any_precision         the step that trains a float pass and quantized passes
+sampling_replay       let quantized passes see the anchors and regions that the float pass sampled
 training_checkpoint   save and resume the state of a training
 periodic_evaluation   evaluate during a training
 evaluation            evaluate with COCO's or VOC's metrics

@@ -8,11 +8,12 @@ import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from ssql_det.core.config import check_minimums, find_effective_config
+from ssql_det.core.config import check_minimums, find_effective_config, flatten_config
 from ssql_det.core.errors import UserError
 from ssql_det.core.rows import Calibration
 from ssql_det.d2 import NODE, CfgNode, map_former_keys
 from ssql_det.detect.points import SCOPES
+from ssql_det.detect.quantized_training import QUANTIZED_TRAINING_DEFAULTS, QuantizedTraining
 from ssql_det.quant import Scheme, parse_bit_widths
 
 CONFIG_FOLDER = "configs/detection/"
@@ -34,8 +35,9 @@ SSQL_DET_DEFAULTS: dict[str, Any] = {
     "SCOPE": "all",  # part of the detector that these evaluations quantize: one of points.SCOPES
     "CALIB_IMAGES": Calibration().images,  # training images that these evaluations calibrate with
     "SCHEME": "minmax",  # quantizers of these evaluations, for example "weight=centred, act=mse"
+    "QUANTIZED_TRAINING": dict(QUANTIZED_TRAINING_DEFAULTS),
 }
-DEFAULT_VALUES = {f"{NODE}.{key}": value for key, value in SSQL_DET_DEFAULTS.items()}
+DEFAULT_VALUES = flatten_config(CfgNode({NODE: SSQL_DET_DEFAULTS}))
 RENAMED_KEYS = map_former_keys(SSQL_DET_DEFAULTS)  # keys of earlier versions, each with its current keys
 TRAINING_EVALUATION_KEYS = tuple(
     f"{NODE}.{key}" for key in ("EVAL_PERIOD", "EVAL_BITS", "SCOPE", "CALIB_IMAGES", "SCHEME")
@@ -107,6 +109,7 @@ def check_config(cfg: CfgNode) -> None:
     scheme, bit_widths = Scheme.parse(cfg.SSQL_DET.SCHEME), parse_bit_widths(",".join(map(str, cfg.SSQL_DET.EVAL_BITS)))
     scheme.check_bits(bit_widths)
     scheme.check_learns_nothing(bit_widths)
+    QuantizedTraining.from_config(cfg)
     _check_model(cfg)
 
 

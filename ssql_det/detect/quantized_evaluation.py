@@ -29,6 +29,7 @@ from ssql_det.detect.evaluation_data import (
     take_rank_share,
 )
 from ssql_det.detect.points import detector_points
+from ssql_det.detect.quantized_training import QUANTIZED_TRAINING_KEYS
 from ssql_det.detect.replay import RecordedBatch, record_proposals, run_with_recorded_proposals
 from ssql_det.quant import Bits, Calibration, CostProfile, Quantization, Scheme, profile_cost
 from ssql_det.quant.evaluate import correct_missing_norms
@@ -56,7 +57,7 @@ def collect_settings(
 
     The keys are worded for error messages, which print them: config keys, options, or phrases.
     """
-    ignored_keys = (*IGNORED_KEYS, *TRAINING_EVALUATION_KEYS)
+    ignored_keys = (*IGNORED_KEYS, *TRAINING_EVALUATION_KEYS, *QUANTIZED_TRAINING_KEYS)
     return {
         **{key: value for key, value in flatten_config(cfg).items() if key not in ignored_keys},
         "weights' sha256": weights_sha256,

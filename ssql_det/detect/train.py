@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
-import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from fvcore.nn.precise_bn import get_bn_modules, update_bn_stats
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ssql_det.convert import Coverage, Metadata
@@ -22,7 +21,6 @@ from ssql_det.core.devices import choose_memory_format, warn_if_bfloat16_is_slow
 from ssql_det.core.distributed import all_gather, all_reduce_mean, barrier, broadcast_tensors, is_main, rank, world_size
 from ssql_det.core.errors import UserError
 from ssql_det.core.files import atomic_write
-from ssql_det.core.gradients import read_losses
 from ssql_det.core.rng import RngState, seed_all
 from ssql_det.core.run_folder import check_resume
 from ssql_det.core.scalar_writer import METRICS_NAME, scalar_writer
@@ -34,6 +32,7 @@ from ssql_det.d2 import (
     build_lr_scheduler,
     build_optimizer,
 )
+from ssql_det.detect.any_precision import AnyPrecisionStep
 from ssql_det.detect.config import (
     DEFAULT_VALUES,
     IGNORED_KEYS,
@@ -46,15 +45,16 @@ from ssql_det.detect.detector import build_detector, build_random_init_metadata,
 from ssql_det.detect.engine_errors import translate_config_errors
 from ssql_det.detect.evaluation_data import Batch
 from ssql_det.detect.periodic_evaluation import EVALUATIONS_NAME, FORMER_NAME, PeriodicEvaluation
+from ssql_det.detect.quantized_training import QuantizedTraining
 from ssql_det.detect.train_loader import BadImageLog, build_train_loader, get_micro_batch_size
 from ssql_det.detect.training_checkpoint import FINAL_NAME, LAST_CHECKPOINT_NAME, WINDOW_SIZE, TrainingCheckpointer
+from ssql_det.detect.training_step import TrainingStep, read_finite_losses, translate_divergence
 
 COVERAGE_NAME = "coverage.json"  # lists which tensors of MODEL.WEIGHTS were loaded
 _CHANGEABLE_KEYS = (  # keys that may change when a run is resumed
     *(*IGNORED_KEYS, "SOLVER.MAX_ITER", "SOLVER.CHECKPOINT_PERIOD"),
     *(*TRAINING_EVALUATION_KEYS, "TEST.EVAL_PERIOD"),
 )
-_DIVERGENCE_ADVICE = "lower SOLVER.BASE_LR or lengthen SOLVER.WARMUP_ITERS, and train in another OUTPUT_DIR"
 _logger = logging.getLogger(__name__)
 
 
@@ -82,6 +82,8 @@ def train(cfg: CfgNode, config_label: str, resume: bool = False) -> Path:
     )
     model, metadata, coverage = _build_model(cfg, is_resumed)
     model = model.to(memory_format=memory_format)
+    step = _build_step(cfg, model)
+    trained = nn.ModuleDict({"model": model, **step.trained})
     with translate_config_errors("the solver cannot be built", cfg):
         optimizer = build_optimizer(cfg, model)
         scheduler = build_lr_scheduler(cfg, optimizer)
@@ -122,16 +124,8 @@ def train(cfg: CfgNode, config_label: str, resume: bool = False) -> Path:
             start_time = time.perf_counter()
             ddp_model.train()
             optimizer.zero_grad()
-            recorded_losses = []
-            for micro_batch in range(micro_batches):
-                batch = next(loader)
-                bad_images.log_skipped_images(batch)
-                with _syncing_gradients(ddp_model, is_last=micro_batch == micro_batches - 1):
-                    losses = _compute_losses(ddp_model, batch, iteration, cfg.SOLVER.AMP.ENABLED)
-                    total_loss = torch.stack(list(losses.values())).sum()
-                    (total_loss / micro_batches).backward()
-                recorded_losses.append({"total_loss": total_loss.detach(), **losses})
-            for named_losses in _read_finite_losses(recorded_losses, model, iteration):
+            recorded_losses = step(ddp_model, _take_batches(loader, micro_batches, bad_images), iteration)
+            for named_losses in read_finite_losses(recorded_losses, trained, iteration):
                 for name, loss in named_losses.items():
                     storage.put_scalar(name, loss)
             optimizer.step()
@@ -145,7 +139,7 @@ def train(cfg: CfgNode, config_label: str, resume: bool = False) -> Path:
                 smoothed_scalars = storage.latest_with_smoothing_hint(WINDOW_SIZE)
                 write_scalars(iteration, {name: value for name, (value, _) in smoothed_scalars.items()})
             if iteration == last_iteration or evaluation.is_due(iteration, last_iteration):
-                with _translate_divergence(iteration):
+                with translate_divergence(iteration):
                     estimate_norms(cfg, model, seed)
             if evaluation.is_due(iteration, last_iteration):
                 write_scalars(iteration, evaluation.evaluate(model, iteration))
@@ -198,45 +192,16 @@ def _build_model(cfg: CfgNode, is_resumed: bool) -> tuple[nn.Module, dict[str, A
     return model, {**build_random_init_metadata(cfg, model), **seed_metadata}, None
 
 
-def _syncing_gradients(ddp_model: nn.Module, is_last: bool) -> AbstractContextManager[None]:
-    """Average gradients over the ranks only in the backward pass of a batch's last micro-batch."""
-    if is_last or not isinstance(ddp_model, DistributedDataParallel):
-        return nullcontext()
-    return ddp_model.no_sync()
+def _build_step(cfg: CfgNode, model: nn.Module) -> TrainingStep:
+    options = cfg.SSQL_DET.MICRO_BATCHES, cfg.SOLVER.AMP.ENABLED
+    training = QuantizedTraining.from_config(cfg)
+    return TrainingStep(*options) if training is None else AnyPrecisionStep(model, training, *options)
 
 
-def _compute_losses(model: nn.Module, batch: Batch, iteration: int, is_bfloat16: bool) -> dict[str, Tensor]:
-    device = next(model.parameters()).device.type
-    with _translate_divergence(iteration), torch.autocast(device, torch.bfloat16, enabled=is_bfloat16):
-        losses: dict[str, Tensor] = model(batch)
-    return losses
-
-
-@contextmanager
-def _translate_divergence(iteration: int) -> Iterator[None]:
-    """Translate FloatingPointError, which the engine raises for NaN or infinite proposals, to ``UserError``."""
-    try:
-        yield
-    except FloatingPointError as failure:
-        message = f"the training diverged at iteration {iteration} ({failure}); {_DIVERGENCE_ADVICE}"
-        raise UserError(message) from failure
-
-
-def _read_finite_losses(
-    recorded: Sequence[Mapping[str, Tensor]], model: nn.Module, iteration: int
-) -> list[dict[str, float]]:
-    """The mean over ranks of each loss of each micro-batch. A NaN or infinite loss or gradient ends the training before
-    it reaches the weights."""
-    losses = all_reduce_mean(torch.stack([loss.detach() for named in recorded for loss in named.values()]))
-    values, are_gradients_finite = read_losses(losses, model)
-    names = [name for named in recorded for name in named]
-    for name, value in zip(names, values, strict=True):
-        if name != "total_loss" and not math.isfinite(value):
-            raise UserError(f"{name} is {value} at iteration {iteration}; {_DIVERGENCE_ADVICE}")
-    if not are_gradients_finite:
-        raise UserError(f"a gradient is not finite at iteration {iteration}; {_DIVERGENCE_ADVICE}")
-    remaining = iter(values)
-    return [dict(zip(named, remaining, strict=False)) for named in recorded]
+def _take_batches(loader: Iterator[Batch], count: int, bad_images: BadImageLog) -> Iterator[Batch]:
+    for batch in itertools.islice(loader, count):
+        bad_images.log_skipped_images(batch)
+        yield batch
 
 
 def _check_solver(cfg: CfgNode) -> None:

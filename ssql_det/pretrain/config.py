@@ -22,7 +22,8 @@ from ssql_det.pretrain.checkpoint import read_backbone, require_savable
 from ssql_det.pretrain.data import DataConfig
 from ssql_det.pretrain.monitor import MonitorConfig
 from ssql_det.pretrain.optim import OptimConfig
-from ssql_det.quant import Bits, FixedBits, SampledBits, Scheme, parse_bit_widths
+from ssql_det.quant import Scheme, parse_bit_widths
+from ssql_det.quant.bits import read_schedule
 from ssql_det.quant.tracing import trace_pass
 from ssql_det.ssl import METHODS, SSQL, Method, SimSiam
 from ssql_det.ssl.augmentations import build_augmentation
@@ -216,22 +217,9 @@ def _parse_monitor(node: CfgNode, train_data: str) -> MonitorConfig:
 
 
 def _parse_ssql(node: CfgNode, seed: int) -> dict[str, Any]:
-    bits, scheme = _parse_bits(node, seed), Scheme.parse(node.SCHEME)
+    bits, scheme = read_schedule(node, "SSQL", seed), Scheme.parse(node.SCHEME)
     scheme.check_bits(bits.bounds)
     return {"bits": bits, "scheme": scheme, **{name: node[name.upper()] for name in get_hyperparameters(SSQL)}}
-
-
-def _parse_bits(node: CfgNode, seed: int) -> FixedBits | SampledBits:
-    if node.FIXED_BITS:
-        return FixedBits(Bits.parse(node.FIXED_BITS))
-    intervals = {}
-    for key in ("WEIGHT_BITS", "ACT_BITS"):
-        if len(node[key]) != 2:
-            raise UserError(
-                f"SSQL.{key} must be the lowest and the highest bit-width, such as [2, 8]; got {list(node[key])}"
-            )
-        intervals[key] = tuple(node[key])
-    return SampledBits(seed, intervals["WEIGHT_BITS"], intervals["ACT_BITS"], node.SHARED_DRAW)
 
 
 def check_config(config: PretrainConfig, num_processes: int | None = None) -> None:

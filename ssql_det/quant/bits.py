@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ssql_det.core.errors import UserError, printable
 
@@ -115,7 +115,8 @@ class SampledBits:
     """Random bits at every step, uniform in closed intervals; the defaults are SSQL's.
 
     A pure function of ``(seed, step)``: every rank and every resumed run draws the same bits. Weights and activations
-    get independent bits; with ``shared=True``, which needs equal intervals, they get the same bits.
+    get independent bits; with ``shared=True``, which needs equal intervals, they get the same bits. With several
+    ``draws`` the least of them counts, which skews the bits towards few.
 
     >>> SampledBits(seed=0)(step=7) == SampledBits(seed=0)(step=7)
     True
@@ -125,6 +126,7 @@ class SampledBits:
     weight: tuple[int, int] = (2, 8)
     act: tuple[int, int] = (4, 8)
     shared: bool = False
+    draws: int = 1
 
     def __post_init__(self) -> None:
         for name, (low, high) in (("weight", self.weight), ("act", self.act)):
@@ -149,7 +151,31 @@ class SampledBits:
         return Bits(weight, weight if self.shared else self._draw(step, "act", self.act))
 
     def _draw(self, step: int, name: str, interval: tuple[int, int]) -> int:
-        # By a hash: NumPy and torch do not guarantee the same random numbers in every version.
-        digest = hashlib.blake2b(f"{self.seed}/{step}/{name}".encode(), digest_size=8).digest()
         low, high = interval
-        return low + int.from_bytes(digest, "big") % (high - low + 1)
+        suffixes = ("", *(f"/{index}" for index in range(1, self.draws)))
+        return low + min(_hash(f"{self.seed}/{step}/{name}{suffix}") % (high - low + 1) for suffix in suffixes)
+
+
+def read_schedule(node: Mapping[str, Any], prefix: str, seed: int, draws: int = 1) -> FixedBits | SampledBits:
+    """The schedule that the keys ``WEIGHT_BITS``, ``ACT_BITS``, ``SHARED_DRAW`` and ``FIXED_BITS`` of a config node
+    describe; ``prefix`` names the node in errors.
+
+    >>> keys = {"WEIGHT_BITS": [2, 8], "ACT_BITS": [4, 8], "SHARED_DRAW": False, "FIXED_BITS": "4w4a"}
+    >>> read_schedule(keys, "SSQL", seed=0)
+    FixedBits(bits=Bits(weight=4, act=4))
+    """
+    if node["FIXED_BITS"]:
+        return FixedBits(Bits.parse(node["FIXED_BITS"]))
+    intervals = {}
+    for key in ("WEIGHT_BITS", "ACT_BITS"):
+        if len(node[key]) != 2:
+            raise UserError(
+                f"{prefix}.{key} must be the lowest and the highest bit-width, such as [2, 8]; got {list(node[key])}"
+            )
+        intervals[key] = tuple(node[key])
+    return SampledBits(seed, intervals["WEIGHT_BITS"], intervals["ACT_BITS"], node["SHARED_DRAW"], draws)
+
+
+def _hash(text: str) -> int:
+    """A hash, because NumPy and torch do not guarantee the same random numbers in every version."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")

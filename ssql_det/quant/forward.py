@@ -45,6 +45,21 @@ def freezing(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(was_required)
 
 
+@contextmanager
+def preserving_buffers(model: nn.Module) -> Iterator[None]:
+    """Afterwards the network's buffers, such as running statistics, have their former values.
+
+    Call ``backward`` inside: restored values would count as changes of tensors that a graph has saved.
+    """
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+
+
 def get_device(model: nn.Module) -> torch.device:
     """The device of a network's parameters."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))

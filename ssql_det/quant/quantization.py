@@ -110,20 +110,20 @@ class Quantization:
         ``integer`` norms and biases stay float.
         """
         label = format_bits(bits, overrides)
-        point_bits = assign_bits(self.points, bits, overrides)
-        with self._quantizing(point_bits, label, inside), self._get_repair(label).overriding_tensors(self.model):
-            layers = {point.path for point in select_inside(point_bits, inside)} if folded else ()
+        widths = assign_bits(self.points, bits, overrides)
+        with self._quantizing(widths, label, inside, folded), self._get_repair(label).overriding_tensors(self.model):
+            layers = {point.path for point in select_inside(widths, inside)} if folded else ()
             get_quantizer = partial(self.get_quantizer, label=label)
-            with folding_norms(self.model, self.chains, layers, point_bits, get_quantizer, self.get_weight):
+            with folding_norms(self.model, self.chains, layers, widths, get_quantizer, self.get_weight):
                 yield
 
     @contextmanager
     def _quantizing(
-        self, point_bits: Mapping[QuantPoint, int | None], label: str, inside: Collection[str] | None = None
+        self, bits: dict[QuantPoint, int | None], label: str, inside: Collection[str] | None = None, folded: bool = True
     ) -> Iterator[None]:
-        self._check_calibrated(point_bits)
+        self._check_calibrated(bits, folded)
         with ExitStack() as stack:
-            for point, bit_width in select_inside(point_bits, inside).items():
+            for point, bit_width in select_inside(bits, inside).items():
                 quantizer = self.get_quantizer(point, label)
                 action = self.equalization.rescaling(point, partial(quantizer, bits=bit_width))
                 stack.enter_context(hooking(self.model, point, None if bit_width is None else action))
@@ -316,13 +316,13 @@ class Quantization:
         self.check_repairs(bits, overrides)
         self._check_calibrated(assign_bits(self.points, bits, overrides))
 
-    def _check_calibrated(self, point_bits: Mapping[QuantPoint, int | None]) -> None:
+    def _check_calibrated(self, point_bits: Mapping[QuantPoint, int | None], folded: bool = True) -> None:
         """Raise an error if activations are not calibrated, or a quantizer does not support its bit-width."""
         activations = [point for point, bits in point_bits.items() if bits is not None and not point.is_weight]
         observers = self._observers
         if observers and activations and all(observer.min_val is None for observer in observers.values()):
             raise UserError(f"no activations are calibrated, such as {activations[0].key}; calibrate first")
-        if self.scheme.placement == INTEGER and activations and not self.chains:
+        if self.scheme.placement == INTEGER and activations and folded and not self.chains:
             raise UserError(f"placement={INTEGER} folds the norms that calibrate() finds; calibrate first")
         is_quantized = any(bits is not None for bits in point_bits.values())
         if self.scheme.equalize == YES and is_quantized and not self.equalization.factors:

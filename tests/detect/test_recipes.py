@@ -20,6 +20,7 @@ from ssql_det.cli.main import make_parser
 from ssql_det.core.config import flatten_config, read_config_file
 from ssql_det.d2 import get_cfg, read_config
 from ssql_det.detect import SSQL_DET_DEFAULTS
+from ssql_det.detect.config import DEFAULT_VALUES
 from ssql_det.detect.detector import build_detector, load_pretrained_detector
 from ssql_det.pretrain.checkpoint import CHECKPOINT_NAME
 from ssql_det.report.display_names import match_published_name
@@ -142,7 +143,7 @@ def test_a_config_is_the_recipe_and_otherwise_the_defaults(name):
     values = load_values(name)
     expected = RECIPES[RECIPE_BY_TABLE[ROWS[name]] if name in ROWS else name]
     assert {key: values[key] for key in expected} == expected
-    defaults = flatten_config(get_cfg()) | {f"SSQL_DET.{key}": value for key, value in SSQL_DET_DEFAULTS.items()}
+    defaults = flatten_config(get_cfg()) | DEFAULT_VALUES
     free = ROW_KEYS | {"MODEL.DEVICE"}
     assert without_keys({*expected, *free}, values) == without_keys({*expected, *free}, defaults)
 

@@ -19,7 +19,7 @@ from support.kills import kill_until_done
 
 from ssql_det.core.errors import UserError
 from ssql_det.core.files import sha256
-from ssql_det.detect import train as training
+from ssql_det.detect import training_step
 from ssql_det.detect.train import train
 
 LONGER = {"SOLVER__MAX_ITER": 25}  # a longer run, with a second line in metrics.jsonl
@@ -73,8 +73,8 @@ def test_a_resumed_run_trains_on_the_following_images(monkeypatch, tmp_path):
         fed.append([each["file_name"] for each in batch])
         return losses(model, batch, *rest)
 
-    losses = training._compute_losses
-    monkeypatch.setattr(training, "_compute_losses", spy)
+    losses = training_step.compute_losses
+    monkeypatch.setattr(training_step, "compute_losses", spy)
     train(config(C4, tmp_path / "whole"), C4)
     expected = fed.copy()
     fed.clear()

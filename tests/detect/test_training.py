@@ -18,10 +18,11 @@ from ssql_det.core.config import load_config
 from ssql_det.core.errors import UserError
 from ssql_det.core.unpickler import read_tensors
 from ssql_det.d2 import get_detection_dataset_dicts
-from ssql_det.detect import train as training
+from ssql_det.detect import training_step
 from ssql_det.detect.detector import build_detector
 from ssql_det.detect.train import train
 from ssql_det.detect.train_loader import build_train_loader
+from ssql_det.detect.training_step import PassLosses, read_finite_losses
 
 
 def contents(folder):
@@ -121,14 +122,14 @@ def test_precise_bn_equals_the_statistics_of_all_images(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_in_one_sentence(whole_run, monkeypatch, capsys, tmp_path):
-    losses, seen = training._compute_losses, []
+    losses, seen = training_step.compute_losses, []
 
     def at_last_nan(*args):
         seen.append(1)
         return losses(*args) if len(seen) < 5 else losses(*args) | {"loss_cls": torch.tensor(float("nan"))}
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "_compute_losses", at_last_nan)
+        patch.setattr(training_step, "compute_losses", at_last_nan)
         line = refused(capsys, *train_arguments(tmp_path))
     assert line == (
         "error: loss_cls is nan at iteration 4; lower SOLVER.BASE_LR or lengthen SOLVER.WARMUP_ITERS, and train in "
@@ -139,17 +140,17 @@ def test_a_loss_that_is_not_finite_ends_the_run_in_one_sentence(whole_run, monke
 
 
 def test_gradients_are_finite_although_their_norm_is_not():
-    model, recorded = nn.Linear(2, 2), [{"loss_cls": torch.tensor(1.0)}]
+    model, recorded = nn.Linear(2, 2), [PassLosses({"loss_cls": torch.tensor(1.0)})]
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, 1e30)
-    assert training._read_finite_losses(recorded, model, iteration=3) == [{"loss_cls": 1.0}]
+    assert read_finite_losses(recorded, model, iteration=3) == [{"loss_cls": 1.0}]
     model.bias.grad[1] = float("inf")
     with pytest.raises(UserError, match="a gradient is not finite at iteration 3"):
-        training._read_finite_losses(recorded, model, iteration=3)
+        read_finite_losses(recorded, model, iteration=3)
 
 
 def test_a_gradient_that_is_not_finite_ends_the_run_before_the_weights(whole_run, monkeypatch, capsys, tmp_path):
-    losses, seen = training._compute_losses, []
+    losses, seen = training_step.compute_losses, []
 
     def plant_nan(*args):
         computed = losses(*args)
@@ -159,7 +160,7 @@ def test_a_gradient_that_is_not_finite_ends_the_run_before_the_weights(whole_run
         return computed
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "_compute_losses", plant_nan)
+        patch.setattr(training_step, "compute_losses", plant_nan)
         line = refused(capsys, *train_arguments(tmp_path))
     assert line.startswith("error: a gradient is not finite at iteration 4; lower SOLVER.BASE_LR")
     assert is_equal(final_model(tmp_path, "model_0000002"), final_model(whole_run, "model_0000002"))

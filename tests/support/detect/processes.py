@@ -11,7 +11,7 @@ from support.detect.training_runs import WITH_EVALUATIONS, first_gradients, samp
 
 from ssql_det.core.distributed import rank
 from ssql_det.d2 import get_detection_dataset_dicts
-from ssql_det.detect import train as training
+from ssql_det.detect import training_step
 from ssql_det.detect.detector import build_detector
 from ssql_det.detect.periodic_evaluation import PeriodicEvaluation
 from ssql_det.detect.train import estimate_norms, train
@@ -46,7 +46,7 @@ def save_gradients(folder):
 
 @contextlib.contextmanager
 def recording_micro_batch_gradients():
-    losses, found = training._compute_losses, []
+    losses, found = training_step.compute_losses, []
 
     def spy(model, *rest):
         grad = next(model.parameters()).grad
@@ -54,7 +54,7 @@ def recording_micro_batch_gradients():
         return losses(model, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "_compute_losses", spy)
+        patch.setattr(training_step, "compute_losses", spy)
         yield found
 
 
@@ -94,21 +94,21 @@ def save_evaluated_models(folder, is_precise):
 
 def save_fed_files(folder, name, stop):
     """Save the files that a resumed training feeds this rank, a list per step, until it is stopped."""
-    losses, found = training._compute_losses, []
+    losses, found = training_step.compute_losses, []
 
     def spy(model, batch, *rest):
         found.append([each["file_name"] for each in batch])
         return losses(model, batch, *rest)
 
     with pytest.MonkeyPatch.context() as patch, stopping_in_step(stop) if stop else contextlib.nullcontext():
-        patch.setattr(training, "_compute_losses", spy)
+        patch.setattr(training_step, "compute_losses", spy)
         train(config(C4, f"{folder}/run", **FEEDING), C4, resume=True)
     Path(f"{folder}/{name} {rank()}.json").write_text(json.dumps(found))
 
 
 def train_to_nan_on_the_second(folder):
     """Train until a loss is nan, on the second rank alone."""
-    losses = training._compute_losses
+    losses = training_step.compute_losses
 
     def spoilt(*given):
         computed = losses(*given)
@@ -117,5 +117,5 @@ def train_to_nan_on_the_second(folder):
         return computed
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "_compute_losses", spoilt)
+        patch.setattr(training_step, "compute_losses", spoilt)
         train(config(C4, f"{folder}/run"), C4)

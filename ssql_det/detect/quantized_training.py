@@ -1,0 +1,83 @@
+"""``SSQL_DET.QUANTIZED_TRAINING``: the bit-widths that a detector is trained at, and how it is quantized there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ssql_det.core.config import check_minimums
+from ssql_det.core.errors import UserError
+from ssql_det.d2 import NODE, CfgNode
+from ssql_det.detect.points import SCOPES
+from ssql_det.quant import Bits, FixedBits, SampledBits, Scheme
+from ssql_det.quant.bits import read_schedule
+from ssql_det.quant.scheme import NO, NORM_CORRECTION
+
+UNIFORM, SKEWED, SANDWICH = "uniform", "skewed", "sandwich"
+SAMPLINGS = (UNIFORM, SKEWED, SANDWICH)
+QUANTIZED_TRAINING_DEFAULTS: Mapping[str, Any] = {
+    "ENABLED": False,  # train at low bit-widths too
+    "SCHEME": "minmax",  # the quantizers; independent of those of evaluations
+    "SCOPE": "all",  # part of the detector that is quantized: one of points.SCOPES
+    "WEIGHT_BITS": [2, 8],  # lowest and highest; a step may draw either, or one between them
+    "ACT_BITS": [4, 8],
+    "SHARED_DRAW": False,  # the same draw for weights and activations; WEIGHT_BITS must equal ACT_BITS
+    "FIXED_BITS": "",  # such as 4w4a: use these bit-widths in every step
+    "SAMPLING": UNIFORM,  # or skewed: the lower of two draws; or sandwich: a pass at the lowest bits, one at drawn bits
+    "START": 0,  # iterations of float training before
+}
+_NODE = f"{NODE}.QUANTIZED_TRAINING"
+QUANTIZED_TRAINING_KEYS = tuple(f"{_NODE}.{key}" for key in QUANTIZED_TRAINING_DEFAULTS)
+
+
+@dataclass(frozen=True)
+class QuantizedTraining:
+    """Beside full precision, each step trains the bit-widths ``choose_bits(iteration)``."""
+
+    schedule: FixedBits | SampledBits
+    has_lowest: bool = False  # in each step the lowest bit-widths too
+    start: int = 0  # iterations of float training before
+    scheme: Scheme = field(default_factory=Scheme)
+    scope: str = "all"
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> QuantizedTraining | None:
+        """``None`` if the config describes float training; a scheme or bits that cannot be trained are an error."""
+        node = cfg.SSQL_DET.QUANTIZED_TRAINING
+        for key, known in (("SAMPLING", SAMPLINGS), ("SCOPE", SCOPES)):
+            if node[key] not in known:
+                raise UserError(f"{_NODE}.{key} must be {' or '.join(known)}, got {node[key]!r}")
+        check_minimums(cfg, {f"{_NODE}.START": 0})
+        schedule = read_schedule(node, _NODE, max(cfg.SEED, 0), draws=2 if node.SAMPLING == SKEWED else 1)
+        scheme = Scheme.parse(node.SCHEME)
+        scheme.check_bits(schedule.bounds)
+        _check_trainable(scheme)
+        return cls(schedule, node.SAMPLING == SANDWICH, node.START, scheme, node.SCOPE) if node.ENABLED else None
+
+    def choose_bits(self, iteration: int) -> tuple[Bits, ...]:
+        """The bit-widths of the quantized passes of an iteration, which counts from 0.
+
+        >>> QuantizedTraining(SampledBits(seed=0), has_lowest=True, start=1).choose_bits(0)
+        ()
+        >>> QuantizedTraining(FixedBits(Bits(4, 4)), start=1).choose_bits(1)
+        (Bits(weight=4, act=4),)
+        """
+        if iteration < self.start:
+            return ()
+        drawn = self.schedule(iteration)
+        return (self.schedule.bounds[0], drawn) if self.has_lowest else (drawn,)
+
+
+def _check_trainable(scheme: Scheme) -> None:
+    prefix = f"{_NODE}.SCHEME: a detector cannot be trained with {scheme}"
+    if scheme.learned_repairs:
+        raise UserError(
+            f"{prefix}: {scheme.learned_repairs[0]} is learned afterwards; give that scheme to `ssql-det quantize`"
+        )
+    if NORM_CORRECTION in scheme.repairs:
+        raise UserError(
+            f"{prefix}: in training norms use the statistics of the batch; leave norms and biases as trained"
+        )
+    if scheme.equalize != NO:
+        raise UserError(f"{prefix}; use equalize={NO}")
