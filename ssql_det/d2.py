@@ -19,13 +19,12 @@ import importlib.util
 import logging
 import os
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
-
-from PIL import EpsImagePlugin
 
 from ssql_det.core import console
 from ssql_det.core.errors import UserError
+from ssql_det.images import reading
 from ssql_det.toydata.digits import CLASSES
 
 if TYPE_CHECKING:  # both engines have these names; the types are those of minid2, which is always installed
@@ -65,7 +64,7 @@ _NAMES = {  # names to import, by sub-package of the engine
         *("build_detection_test_loader", "build_detection_train_loader"),
     ),
     "data.datasets": ("register_coco_instances", "register_pascal_voc"),
-    "data.detection_utils": ("read_image",),
+    "data.detection_utils": ("convert_PIL_to_numpy", "read_image"),
     "data.samplers": ("InferenceSampler", "TrainingSampler"),
     "data.transforms": ("ResizeShortestEdge",),
     "engine": ("default_argument_parser", "default_setup", "default_writers"),
@@ -220,7 +219,6 @@ def __dir__() -> Iterator[str]:
 @functools.cache
 def _load_names() -> dict[str, Any]:
     """Import all names at once, so that a missing one fails at startup and not in the middle of a run."""
-    EpsImagePlugin.gs_binary = False  # a PostScript file called image.jpg would make Pillow start Ghostscript
     loaded, missing = {}, []
     for package, names in _NAMES.items():
         module = _import_package(package, names)
@@ -234,11 +232,24 @@ def _load_names() -> dict[str, Any]:
             f"{engine_name()} is too old: it lacks {', '.join(missing)}; install the current version as docs/engine.md "
             f"describes, or set {ENGINE_VARIABLE}=minid2"
         )
+    detection_utils = _import_package("data.detection_utils", ("read_image",))  # where its mapper finds it
+    detection_utils.read_image = loaded["read_image"] = functools.partial(_read_image, loaded["convert_PIL_to_numpy"])
     if engine_name() == MINID2:  # without arbitrary unpickling; Detectron2's own reader is never used
         from ssql_det.core.unpickler import read_tensors
 
         loaded["DetectionCheckpointer"].read_file = staticmethod(read_tensors)
     return loaded
+
+
+def _read_image(convert: Callable[..., Any], file_name: str, format: str | None = None) -> Any:
+    """The engine's function of this name, with this package's reader: both engines and all commands read alike."""
+    if not os.path.isfile(file_name):
+        raise FileNotFoundError(f"the image {file_name} is missing or not a regular file")
+    try:
+        image = reading.read_image(file_name)
+    except Exception as failure:  # each decoder raises its own
+        raise ValueError(f"the image {file_name} cannot be decoded: {failure}") from failure
+    return convert(image, format)
 
 
 def _import_package(package: str, names: Sequence[str]) -> Any:

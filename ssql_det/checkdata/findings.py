@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,14 +12,11 @@ from dataclasses import dataclass, field
 from itertools import repeat
 from pathlib import Path
 
-from PIL import EpsImagePlugin, Image
-
 from ssql_det.core.console import track
 from ssql_det.core.errors import printable
+from ssql_det.images.reading import read_image, read_size
 
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1, ends exclusive
-_ORIENTATION_TAG = 0x0112  # in EXIF
-EpsImagePlugin.gs_binary = False  # else Pillow starts Ghostscript for a PostScript file, whatever its name
 
 
 @dataclass(frozen=True)
@@ -102,7 +100,8 @@ def check_images(split: SplitReport, quick: bool = False, workers: int | None = 
 
     ``quick`` reads only the headers, and so does not find truncated files.
     """
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:  # decoders release the GIL
+    # The reader changes warning filters, which threads share: the outer block restores them.
+    with warnings.catch_warnings(), ThreadPoolExecutor(workers or os.cpu_count()) as pool:  # decoders release the GIL
         problems = pool.map(_find_problem, split.images, repeat(quick))
         for image, problem in zip(track(split.images, f"reading images of {split.name}"), problems, strict=True):
             if problem:
@@ -110,14 +109,10 @@ def check_images(split: SplitReport, quick: bool = False, workers: int | None = 
 
 
 def _find_problem(annotated: AnnotatedImage, quick: bool) -> str | None:
-    if not annotated.path.is_file():  # to open a pipe would block forever
+    if not annotated.path.is_file():
         return "the image is missing or not a regular file"
     try:
-        with Image.open(annotated.path) as image:
-            is_rotated = image.getexif().get(_ORIENTATION_TAG, 1) >= 5  # readers rotate it by its EXIF tag
-            size = image.size[::-1] if is_rotated else image.size
-            if not quick:
-                image.load()
+        size = read_size(annotated.path) if quick else read_image(annotated.path).size
     except Exception as failure:  # a decoder can raise any exception for a damaged file
         return f"the image cannot be read ({failure})"
     if annotated.size is not None and size != annotated.size:

@@ -1,9 +1,11 @@
-"""A user's images: which files are meant, and their pixels in RGB, as the engine's ``read_image(path, "RGB")``."""
+"""Images of a user: which files are meant, and their pixels. All that reads an image file uses ``read_image``."""
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from ssql_det.core.files import check_regular_file
 Pixels = NDArray[np.uint8]  # [height, width, 3], RGB
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")  # of the image files of a folder
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # of a file's content, whatever its suffix
 _ORIENTATION = 0x0112  # EXIF's tag
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -26,6 +29,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = (5, 6, 7, 8)  # orientations that swap width and height
 
 
 def find_images(paths: Sequence[str]) -> list[Path]:
@@ -64,22 +68,39 @@ def check_output_paths(output_folder: Path, images: Sequence[Path]) -> None:
             raise UserError(f"the output {output} would overwrite an input image; choose another --out")
 
 
+def read_image(path: str | Path) -> Image.Image:
+    """Decode an image file in RGB, turned upright by its EXIF tag; of 16-bit gray the upper 8 bits are used.
+
+    A decoder may raise any exception for a damaged file. Other formats than ``_FORMATS`` are not tried.
+
+    >>> Image.new("I;16", (20, 10), 0x8000).save("gray.png")
+    >>> read_image("gray.png").getpixel((0, 0))
+    (128, 128, 128)
+    """
+    with _opening(path) as image:
+        return _convert_to_rgb(image)
+
+
+def read_size(path: str | Path) -> tuple[int, int]:
+    """The width and the height of an image file that is turned upright, from its header alone."""
+    with _opening(path) as image:
+        _check_kind(image)
+        is_turned = image.format != "TIFF" and _read_orientation(image) in _SIDEWAYS  # Pillow turns TIFF itself
+        return image.size[::-1] if is_turned else image.size
+
+
 def read_rgb(path: Path) -> Pixels:
-    """Read an image file, turned upright by its EXIF tag.
+    """The pixels of an image file; a ``UserError`` if it cannot be read.
 
     >>> Image.new("L", (20, 10), 128).save("gray.png")
     >>> read_rgb(Path("gray.png")).shape
     (10, 20, 3)
     """
-    check_regular_file(path)  # to open a pipe would block forever
     try:
-        with Image.open(path) as image:
-            return _convert_to_rgb(image)
-    except UnidentifiedImageError as failure:
-        raise UserError(f"{path} cannot be read: it is not an image") from failure
-    except MemoryError:
+        return np.asarray(read_image(path))
+    except (MemoryError, UserError):
         raise
-    except Exception as failure:  # a decoder can raise any exception for a damaged file
+    except Exception as failure:
         reason = (failure.strerror if isinstance(failure, OSError) else None) or failure
         raise UserError(f"{path} cannot be read: {reason}") from failure
 
@@ -95,7 +116,7 @@ def to_rgb_array(image: Image.Image | NDArray[np.uint8]) -> Pixels:
     """
     if isinstance(image, Image.Image):
         try:
-            return _convert_to_rgb(image)
+            return np.asarray(_convert_to_rgb(image))
         except MemoryError:
             raise
         except Exception as failure:  # PIL decodes a file only here
@@ -111,15 +132,39 @@ def to_rgb_array(image: Image.Image | NDArray[np.uint8]) -> Pixels:
     return image
 
 
-def _convert_to_rgb(image: Image.Image) -> Pixels:
+@contextmanager
+def _opening(path: str | Path) -> Iterator[Image.Image]:
+    check_regular_file(path)  # to open a pipe would block forever
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns about damaged metadata, often in large data sets
+        try:
+            image = Image.open(path, formats=_FORMATS)
+        except UnidentifiedImageError:
+            raise UnidentifiedImageError(f"it is not an image; supported are {', '.join(_FORMATS)}") from None
+        with image:
+            yield image
+
+
+def _check_kind(image: Image.Image) -> None:
     if image.format == "EPS":  # to decode it Pillow starts Ghostscript, whatever the file is called
         raise ValueError("PostScript is not supported")
-    return np.asarray(_turn_upright(image).convert("RGB"))
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers of unknown range; save it with 8 bits")
+    if 0 in image.size:
+        raise ValueError("it has no pixels")
 
 
-def _turn_upright(image: Image.Image) -> Image.Image:
+def _convert_to_rgb(image: Image.Image) -> Image.Image:
+    _check_kind(image)
+    image.load()  # turns a TIFF, and removes its tag
+    turn = _UPRIGHT.get(_read_orientation(image))
+    if image.mode.startswith("I"):  # Pillow would turn all values above 255 white
+        image = Image.fromarray((np.asarray(image).clip(0, 0xFFFF) >> 8).astype(np.uint8))
+    return (image if turn is None else image.transpose(turn)).convert("RGB")
+
+
+def _read_orientation(image: Image.Image) -> int:
     try:
-        orientation = image.getexif().get(_ORIENTATION)
+        return image.getexif().get(_ORIENTATION, 1)
     except Exception:  # broken EXIF does not make an image unreadable
-        return image
-    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+        return 1

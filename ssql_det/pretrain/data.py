@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,12 +15,10 @@ from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from ssql_det.core.errors import UserError
+from ssql_det.images.reading import SUFFIXES, read_image
 from ssql_det.ssl.augmentations import Augmentation
 
-# Files with other suffixes are not images; a listed one's content may be of any of these formats.
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "test")}  # the first of them that exists is used
-_PILLOW_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # EPS is excluded: for it Pillow starts Ghostscript
 _CIFAR = {"cifar10": CIFAR10, "cifar100": CIFAR100}
 
 
@@ -139,22 +136,6 @@ def hash_file_names(images: ImageDataset) -> str:
     for file in images.files:
         content.update(repr(Path(file).parts[-2:]).encode())
     return content.hexdigest()
-
-
-def read_image(file: str) -> Image.Image:
-    """Read a file in RGB as torchvision's loader does, except for 16-bit gray, of which the upper 8 bits are used."""
-    if not os.path.isfile(file):  # opening a pipe would block forever
-        raise FileNotFoundError("no such file")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns about damaged EXIF data, often in large data sets
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(file, formats=_PILLOW_FORMATS) as image:
-            if image.mode == "F":
-                raise ValueError("pixels are floating-point numbers of unknown range")
-            if image.mode.startswith("I"):  # Pillow would turn all values above 255 white
-                upper = np.asarray(image).clip(0, 0xFFFF) >> 8
-                return Image.fromarray(upper.astype(np.uint8)).convert("RGB")
-            return image.convert("RGB")
 
 
 def _open_cifar(name: str, root: Path, split: str) -> ImageDataset:

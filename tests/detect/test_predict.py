@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from pycocotools import mask as coco_mask
 from support.detect.configs import C4, CONFIGS, FPN, config, randomize_norms, tiny_overrides
 
@@ -49,8 +50,8 @@ def test_pictures_and_json_are_written_for_each_width(name, weights, photos, tmp
     predict(weights, name, tmp_path / "out", photos)
     written = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert written == ["a.png", "b.png", "detections_4w4a.json", "detections_FP.json"]
-    picture = cv2.imread(str(tmp_path / "out" / "b.png"))
-    assert picture.shape[1] > 2 * 90  # two widths side by side
+    with Image.open(tmp_path / "out" / "b.png") as picture:
+        assert picture.width > 2 * 90  # two widths side by side
     content = json.loads((tmp_path / "out" / "detections_FP.json").read_text())
     assert content["images"] == [{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": "b.png"}]
     assert [each["name"] for each in content["categories"]][:3] == ["zero", "one", "two"]

@@ -1,15 +1,16 @@
-"""A user's images: which are found, and that their pixels are those that the engine reads."""
+"""A user's images: which are found, and which pixels are read: those of Detectron2's reader, if it reads them well."""
 
 import os
 import random
+import warnings
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from ssql_det.core.errors import UserError
-from ssql_det.images.reading import check_output_paths, find_images, read_rgb, to_rgb_array
-from ssql_det.minid2.data.detection_utils import read_image
+from ssql_det.images.reading import check_output_paths, find_images, read_rgb, read_size, to_rgb_array
 
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB")
 SUFFIX = {"CMYK": "tif", "YCbCr": "tif", "LAB": "tif", "PA": "tif"}
@@ -30,7 +31,7 @@ def make_image(mode, size=(7, 5)):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_pixels_are_those_of_the_engine(mode, tmp_path):
+def test_pixels_are_those_that_pillow_decodes(mode, tmp_path):
     image = make_image(mode)
     try:
         image.save(path := tmp_path / f"a.{SUFFIX.get(mode, 'png')}")
@@ -39,25 +40,64 @@ def test_pixels_are_those_of_the_engine(mode, tmp_path):
         return
     pixels = read_rgb(path)
     assert (pixels.dtype, pixels.shape) == (np.uint8, (5, 7, 3))
-    assert pixels.tolist() == read_image(str(path), "RGB").tolist()
     with Image.open(path) as opened:
+        assert pixels.tolist() == np.asarray(opened.convert("RGB")).tolist()  # what Detectron2 and torchvision do
         assert to_rgb_array(opened).tolist() == pixels.tolist()
 
 
+@pytest.mark.parametrize("suffix", ["png", "tif"])  # Pillow itself turns TIFF, once it is decoded
 @pytest.mark.parametrize("orientation", range(10))
-def test_an_image_is_turned_upright(orientation, tmp_path):
+def test_an_image_is_turned_upright_once(orientation, suffix, tmp_path):
     image, exif = make_image("RGB"), Image.Exif()
     exif[0x0112] = orientation
-    image.save(path := tmp_path / "a.png", exif=exif)
+    image.save(path := tmp_path / f"a.{suffix}", exif=exif)
     pixels = np.asarray(image)
     by_turns = {  # of the stored image: quarter turns against the clock, after mirroring it left to right
         2: (0, True), 3: (2, False), 4: (2, True), 5: (1, True), 6: (3, False), 7: (3, True), 8: (1, False),
     }  # fmt: skip
     turns, is_mirrored = by_turns.get(orientation, (0, False))
     expected = np.rot90(pixels[:, ::-1] if is_mirrored else pixels, turns)
-    assert read_rgb(path).tolist() == expected.tolist() == read_image(str(path), "RGB").tolist()
+    assert read_rgb(path).tolist() == expected.tolist()
+    assert read_size(path) == expected.shape[1::-1]
     with Image.open(path) as opened:
         assert to_rgb_array(opened).tolist() == expected.tolist()
+        assert to_rgb_array(opened).tolist() == expected.tolist()  # now it is decoded
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_16_bit_gray_keeps_its_upper_bits_and_is_turned(order, tmp_path):
+    tones, exif = np.arange(0, 65536, 97, dtype=f"{order}u2").reshape(26, 26), Image.Exif()
+    exif[0x0112] = 6
+    for name in ("a.tif", "a.png", "a.pgm"):
+        is_turned = name != "a.pgm"  # a format without EXIF
+        Image.fromarray(tones.astype(tones.dtype if is_turned else "<u2")).save(
+            tmp_path / name, **({"exif": exif} if is_turned else {})
+        )
+        expected = np.rot90(tones // 256, 3) if is_turned else tones // 256
+        assert read_rgb(tmp_path / name)[..., 1].tolist() == expected.tolist()
+
+
+def test_32_bit_gray_is_read_as_16_bit(tmp_path):
+    Image.fromarray(np.array([[-5, 256, 70000]], dtype=np.int32)).save(tmp_path / "a.tif")
+    assert read_rgb(tmp_path / "a.tif")[0, :, 0].tolist() == [0, 1, 255]
+
+
+def test_the_suffix_of_a_file_does_not_matter(tmp_path):
+    for kind in ("GIF", "WEBP", "BMP", "TIFF", "PPM"):
+        Image.new("L", (4, 4), 50).save(tmp_path / "b.jpg", kind)
+        assert read_rgb(tmp_path / "b.jpg")[1, 1].tolist() == [50, 50, 50]
+
+
+def test_metadata_warnings_are_suppressed(tmp_path):
+    image = Image.new("P", (4, 4), 2)
+    image.putpalette(range(12))
+    image.save(tmp_path / "a.png", transparency=b"\x00\x80\x10")
+    with pytest.warns(UserWarning, match="Transparency"), Image.open(tmp_path / "a.png") as opened:
+        opened.convert("RGB")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        read_rgb(tmp_path / "a.png")
+    assert not said
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
@@ -66,14 +106,17 @@ def test_damaged_exif_does_not_make_an_image_unreadable(tmp_path):
     assert read_rgb(tmp_path / "a.jpg").shape == (5, 7, 3)
 
 
-@pytest.mark.parametrize("kind", ["missing", "pipe", "folder", "truncated", "text", "empty", "bomb", "postscript"])
+@pytest.mark.parametrize(
+    "kind", ["missing", "pipe", "folder", "truncated", "text", "empty", "bomb", "eps", "tga", "ico", "floats"]
+)
 def test_what_cannot_be_read_is_named_with_the_reason(kind, tmp_path, monkeypatch):
     path = tmp_path / "a.png"
     make_image("RGB", (200, 200)).save(tmp_path / "whole.png")
     content = (tmp_path / "whole.png").read_bytes()
     reason = {
         "missing": "No such file", "pipe": "is a pipe", "folder": "is a directory", "truncated": "truncated",
-        "text": "not an image", "empty": "not an image", "bomb": "bomb", "postscript": "PostScript",
+        "text": "not an image", "empty": "not an image", "bomb": "bomb", "floats": "floating-point",
+        "eps": "not an image; supported are BMP", "tga": "not an image", "ico": "not an image",
     }[kind]  # fmt: skip
     if kind == "pipe":
         os.mkfifo(path)
@@ -82,12 +125,16 @@ def test_what_cannot_be_read_is_named_with_the_reason(kind, tmp_path, monkeypatc
     elif kind == "bomb":
         path.write_bytes(content)
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
-    elif kind == "postscript":
-        make_image("RGB").save(path, format="EPS")
+    elif kind in ("eps", "tga", "ico"):
+        make_image("RGB").save(path, format=kind)
+    elif kind == "floats":
+        Image.new("F", (4, 4)).save(path, format="TIFF")
     elif kind != "missing":
         path.write_bytes({"truncated": content[: len(content) // 2], "text": b"no image", "empty": b""}[kind])
     with pytest.raises(UserError, match=rf"a\.png.*{reason}"):
         read_rgb(path)
+    with pytest.raises(Exception, match=reason) if kind != "truncated" else nullcontext():
+        read_size(path)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # about damaged metadata
