@@ -85,10 +85,12 @@ def train(cfg: CfgNode, config_label: str, resume: bool = False) -> Path:
     step = _build_step(cfg, model)
     trained = nn.ModuleDict({"model": model, **step.trained})
     with translate_config_errors("the solver cannot be built", cfg):
-        optimizer = build_optimizer(cfg, model)
+        optimizer = build_optimizer(cfg, trained)
         scheduler = build_lr_scheduler(cfg, optimizer)
     storage, bad_images = EventStorage(), BadImageLog()
     checkpointables = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
+    if step.trained.state_dict():
+        checkpointables["trained"] = step.trained
     checkpointer = TrainingCheckpointer(folder, checkpointables, storage, bad_images)
     start = 0
     if is_resumed:

@@ -38,7 +38,8 @@ _CHECKPOINT_KEYS = ("model", "optimizer", "scheduler", "iteration", "rng", "hist
 class TrainingCheckpointer:
     """Saves the state of a training and restores it.
 
-    ``checkpointables`` has the objects under the keys ``model``, ``optimizer`` and ``scheduler``.
+    ``checkpointables`` has the objects under the keys ``model``, ``optimizer`` and ``scheduler``, and as ``trained``
+    modules that are trained beside the detector, if they have a state.
     """
 
     folder: Path
@@ -67,11 +68,8 @@ class TrainingCheckpointer:
         """Restore the newest checkpoint; returns the iteration after which it was saved, and its metadata."""
         path = _find_newest(self.folder)
         content = read_tensors(path)
-        missing = (
-            [key for key in _CHECKPOINT_KEYS if key not in content]
-            if isinstance(content, dict)
-            else list(_CHECKPOINT_KEYS)
-        )
+        needed = dict.fromkeys((*_CHECKPOINT_KEYS, *self.checkpointables))
+        missing = [key for key in needed if not isinstance(content, dict) or key not in content]
         if missing:
             raise UserError(f"{path} cannot be resumed from: it has no {missing[0]}; train again in another OUTPUT_DIR")
         try:
@@ -88,6 +86,8 @@ class TrainingCheckpointer:
         model, optimizer, scheduler = (self.checkpointables[key] for key in ("model", "optimizer", "scheduler"))
         model.load_state_dict(content["model"])
         check_state(model.state_dict())
+        if "trained" in self.checkpointables:
+            self.checkpointables["trained"].load_state_dict(content["trained"])
         load_optimizer_state(optimizer, content["optimizer"])
         iteration = content["iteration"]
         if type(iteration) is not int or iteration < 0:
