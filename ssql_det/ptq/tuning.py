@@ -47,7 +47,8 @@ def tune(
     groups = [*_prepare_tensors(quantization, repair, batches[0], forward, learning_rate)]
     assigned = assign_bits(quantization.points, bits, overrides)
     point_bits = {point: each for point, each in assigned.items() if each is not None and not point.is_weight}
-    trained = copy_trainable({point: repair.quantizers.get(point, quantization[point]) for point in point_bits})
+    activations = [point for point in point_bits if not point.is_weight]
+    trained = copy_trainable({point: repair.quantizers.get(point, quantization[point]) for point in activations})
     repair.quantizers |= trained
     groups += make_groups(trained, point_bits, learning_rate)
     optimizer = torch.optim.Adam(groups)

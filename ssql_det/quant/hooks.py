@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from ssql_det.core.errors import UserError, did_you_mean
 from ssql_det.quant.affine import tensor_version
 from ssql_det.quant.points import QuantPoint, Side
+from ssql_det.quant.quantizers.quantizer import TensorSpec
 
 Action = Callable[[Tensor], Tensor]
 """Returns the tensor to use in place of the hooked one."""
@@ -118,6 +119,15 @@ def overriding_attributes(module: nn.Module, **attributes: Any) -> Iterator[None
 def get_float_weight(model: nn.Module, point: QuantPoint) -> nn.Parameter:
     """The parameter of a weight point, also inside contexts that override it."""
     return _get_parameter(get_module(model, point), point)
+
+
+def get_tensor_spec(model: nn.Module, point: QuantPoint) -> TensorSpec:
+    """Describe the tensor at a point, for the quantizer that is built for it."""
+    module = get_module(model, point)
+    if not point.is_weight:
+        return TensorSpec(point)
+    shape = tuple(get_float_weight(model, point).shape)
+    return TensorSpec(point, shape, axis=1 if isinstance(module, nn.ConvTranspose2d) else 0)
 
 
 def get_module(model: nn.Module, point: QuantPoint) -> nn.Module:

@@ -20,7 +20,7 @@ from ssql_det.quant.bits import Bits, format_bits
 from ssql_det.quant.equalization import Equalization, compute_equalization
 from ssql_det.quant.folding import check_chains, find_foldable_chains, folding_norms
 from ssql_det.quant.forward import Forward, evaluating, forward_images, get_device
-from ssql_det.quant.hooks import get_float_weight, get_module, hooking
+from ssql_det.quant.hooks import get_float_weight, get_tensor_spec, hooking
 from ssql_det.quant.norms import check_norms, correct_norms
 from ssql_det.quant.points import INTEGER, QuantPoint, assign_bits, quant_points, select_inside
 from ssql_det.quant.quantization_file import (
@@ -32,7 +32,7 @@ from ssql_det.quant.quantization_file import (
     restore_tensors,
     write_quantization,
 )
-from ssql_det.quant.quantizers import Observer, Quantizer, TensorSpec
+from ssql_det.quant.quantizers import Observer, Quantizer
 from ssql_det.quant.quantizers.observers import all_reduce_observers, check_finite
 from ssql_det.quant.repair import Repair
 from ssql_det.quant.scheme import NORM_CORRECTION, YES, Scheme
@@ -68,7 +68,7 @@ class Quantization:
         self.points = quant_points(model, self.scheme.placement) if points is None else tuple(points)
         self.calibration: Calibration | None = None  # describes the images; ``calibrate`` does not set it
         self.quantizers = nn.ModuleDict(
-            {_module_name(point): self.scheme.build_quantizer(_get_tensor_spec(model, point)) for point in self.points}
+            {_module_name(point): self.scheme.build_quantizer(get_tensor_spec(model, point)) for point in self.points}
         )
         self.equalization = Equalization()
         self.repairs: dict[str, Repair] = {}  # by the text of ``format_bits``
@@ -141,33 +141,39 @@ class Quantization:
         return Repair() if label == str(Bits.FP) else self.repairs.get(label, Repair())
 
     @contextmanager
-    def observing(self, per_rank: bool = False) -> Iterator[None]:
+    def observing(self, per_rank: bool = False, restart: bool = True) -> Iterator[None]:
         """Run in float and observe the activations, replacing previous observations.
 
         Afterwards the observations of all ranks are merged, in one collective (two if there are histograms); with
         ``per_rank`` each rank keeps its own observations. After an error the previous observations are restored.
+        ``restart=False``, for steps of training: quantizers that observe once, such as ``lsq``, keep what they have.
 
         >>> from ssql_det.quant import Quantization
         >>> quantization = Quantization(model)
         >>> with quantization.observing():
         ...     features = model(images[:2]), model(images[2:])
         """
-        previous = self._observers
+        previous = {each: observer for each, observer in self._observers.items() if restart or each.needs_observation}
         for quantizer, observer in previous.items():
             quantizer.observer = type(observer)()
         try:
             with ExitStack() as stack:
                 for point in self.points:
                     observe = self.equalization.observing(point, self[point].observe)
-                    stack.enter_context(hooking(self.model, point, None if point.is_weight else observe))
+                    stack.enter_context(hooking(self.model, point, observe if self[point] in previous else None))
                 yield
             if not per_rank:
-                all_reduce_observers(self._observers.values(), get_device(self.model))
+                all_reduce_observers([self._observers[each] for each in previous], get_device(self.model))
             self._check_finite()
         except BaseException:
             for quantizer, observer in previous.items():
                 quantizer.observer = observer
             raise
+
+    @property
+    def needs_observation(self) -> bool:
+        """Whether a step of training must observe activations; not once all quantizers train ranges of their own."""
+        return any(quantizer.needs_observation for quantizer in self._observers)
 
     # ---- calibration -----------------------------------------------------------------------------------------------
 
@@ -340,11 +346,3 @@ class Quantization:
 def _module_name(point: QuantPoint) -> str:
     """The point's key without dots, which torch does not allow in names of modules."""
     return point.key.replace(".", "/")
-
-
-def _get_tensor_spec(model: nn.Module, point: QuantPoint) -> TensorSpec:
-    module = get_module(model, point)
-    if not point.is_weight:
-        return TensorSpec(point)
-    shape = tuple(get_float_weight(model, point).shape)
-    return TensorSpec(point, shape, axis=1 if isinstance(module, nn.ConvTranspose2d) else 0)

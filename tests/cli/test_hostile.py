@@ -101,11 +101,11 @@ LINES = {  # the command line itself is what is wrong
     ),
     "scheme that is empty": (
         "demo --scheme=",
-        "unknown weight quantizer '' (known: adaround, brecq, brecq-fisher, centred, minmax, mse, qdrop)",
+        "unknown weight quantizer '' (known: adaround, brecq, brecq-fisher, centred, dorefa, lsq, minmax, mse, qdrop)",
     ),
     "scheme of the other side": (
         predict(flags="--scheme weight=percentile"),
-        "'percentile' is no weight quantizer; use one of adaround, brecq, brecq-fisher, centred, minmax, mse, qdrop",
+        "'percentile' is no weight quantizer; use one of adaround, brecq, brecq-fisher, centred, dorefa, lsq, minmax, ",
     ),
     "scheme of a part that is none": (
         probe("--scheme weigth=mse"),

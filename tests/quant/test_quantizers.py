@@ -276,12 +276,15 @@ def test_gradients_pass_inside_the_range_only(name, factor, offset):
 def test_a_quantized_weight_equals_the_fake_quantized_one(name, bits):
     weight = make_weight().float()
     quantizer = build_weight_quantizer(name, WEIGHT, weight, bits)
+    if bits not in quantizer.supported_bits:
+        pytest.skip(f"{name} does not support {bits} bits")
     quantized = quantizer.quantize(weight, bits)
     assert torch.equal(quantized.dequantize(), quantizer(weight, bits))
-    is_int8 = bits <= (7 if name == "centred" else 8)
+    is_symmetric_about_0 = name in ("centred", "dorefa")
+    is_int8 = bits <= (7 if is_symmetric_about_0 else 8)
     assert quantized.integers.dtype is (torch.int8 if is_int8 else torch.int16)
     assert max(channel.unique().numel() for channel in quantized.integers) <= 2**bits
-    if name == "centred":
+    if is_symmetric_about_0:
         assert (quantized.integers % 2 != 0).all()
 
 

@@ -42,7 +42,7 @@ def test_every_scheme_equals_its_printed_form():
         ("act=percentle", "unknown activation quantizer 'percentle'; did you mean 'percentile'?"),
         (
             "weight=percentile",
-            "'percentile' is no weight quantizer; use one of adaround, brecq, brecq-fisher, centred, minmax, mse",
+            "'percentile' is no weight quantizer; use one of adaround, brecq, brecq-fisher, centred, dorefa, lsq, ",
         ),
         ("centred", "'centred' is no activation quantizer"),
         ("wieght=mse", "unknown key 'wieght' in a scheme; did you mean 'weight'?"),

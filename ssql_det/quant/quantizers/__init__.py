@@ -5,12 +5,15 @@ minmax                 weight, activation the whole range (of an activation, as 
 percentile             activation         the range without the outermost values
 mse                    weight, activation the range (of a weight, the scale per channel) of least error
 centred                weight             values symmetric about 0, scaled by least squares
-lsq                    activation         a trained step for each bit-width, at first that of ``mse``
+lsq                    weight, activation a trained step for each bit-width
+pact                   activation         a trained clip for each bit-width
+dorefa                 weight             limited by ``tanh``, on values symmetric about 0, as published with ``pact``
 adaround, brecq,       weight             integers that were learned by reconstruction (``learned_rounding``)
 brecq-fisher, qdrop
 ====================== ================== ==========================================================================
 
-``soft_rounding`` is a weight while its integers are learned, ``weight_grid`` the values that a weight may take.
+``soft_rounding`` is a weight while its integers are learned, ``weight_grid`` the values that a weight may take,
+``trained`` what quantizers with trained parameters share.
 """
 
 from ssql_det.core.registry import import_modules

@@ -11,7 +11,6 @@ QDrop: Wei et al., ICLR 2022.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -41,7 +40,7 @@ class MseWeight(GridQuantizer):
 
     def __init__(self, spec: TensorSpec, exponent: float = 2.0) -> None:
         super().__init__(spec)
-        self._search = ScaleSearch(_fake_quantize, spec.axis, _check_exponent(exponent, "mse"))
+        self._search = ScaleSearch(_fake_quantize, spec.axis, check_exponent(exponent, "mse"))
 
     def choose_grid(self, weight: Tensor, bits: int) -> WeightGrid:
         return WeightGrid(self._search(weight, bits), 0.0, bits)
@@ -57,47 +56,51 @@ class MseActivation(RangeQuantizer):
 
     observer_class = Histogram
     observer: Histogram
-    name: ClassVar[str] = "mse"  # in a scheme
     supported_bits = range(2, 11)  # with more bits the scale could be smaller than a bin of the histogram
 
     def __init__(self, spec: TensorSpec, exponent: float = 2.0) -> None:
         super().__init__(spec)
-        self._exponent = _check_exponent(exponent, self.name)
+        self._exponent = check_exponent(exponent, "mse")
 
     def choose_range(self, bits: int) -> tuple[Tensor, Tensor]:
-        min_val, max_val = (bound.double() for bound in self.observer.range)
-        edges, counts = self.observer.nonempty_bins()
-        values = (edges + self.observer.bin_width / 2).clamp(min_val, max_val)
-        # 0, or the observed bound closest to it if the range does not include 0
-        origin = min_val.new_zeros(()).clamp(min_val, max_val)
+        return search_range(self.observer, bits, self._exponent)
 
-        def shrink(low_step: int, high_step: int) -> tuple[Tensor, Tensor]:
-            """The bounds so many hundredths (fine steps) of the way from ``origin`` to the observed bounds."""
-            low = origin + (min_val - origin) * low_step / _FINE_STEPS
-            return low, origin + (max_val - origin) * high_step / _FINE_STEPS
 
-        def compute_error(low_step: int, high_step: int) -> float:
-            qparams = choose_qparams(*shrink(low_step, high_step), bits)
-            return float((values - fake_quantize(values, qparams)).abs().pow(self._exponent) @ counts)
+def search_range(observer: Histogram, bits: int, exponent: float) -> tuple[Tensor, Tensor]:
+    """The bounds of least error at a bit-width, for the values in a histogram."""
+    min_val, max_val = (bound.double() for bound in observer.range)
+    edges, counts = observer.nonempty_bins()
+    values = (edges + observer.bin_width / 2).clamp(min_val, max_val)
+    # 0, or the observed bound closest to it if the range does not include 0
+    origin = min_val.new_zeros(()).clamp(min_val, max_val)
 
-        def search(low_candidates: range, high_candidates: range) -> tuple[int, int]:
-            """Find the bounds of least error, in steps of ``shrink``; of equally good ranges the widest."""
-            _, negative_low, negative_high = min(
-                (compute_error(low, high), -low, -high) for low in low_candidates for high in high_candidates
-            )
-            return -negative_low, -negative_high
+    def shrink(low_step: int, high_step: int) -> tuple[Tensor, Tensor]:
+        """The bounds so many hundredths (fine steps) of the way from ``origin`` to the observed bounds."""
+        low = origin + (min_val - origin) * low_step / _FINE_STEPS
+        return low, origin + (max_val - origin) * high_step / _FINE_STEPS
 
-        stride = _FINE_STEPS // _COARSE_STEPS
-        coarse = [
-            range(stride, _FINE_STEPS + 1, stride) if bound != origin else range(_FINE_STEPS, _FINE_STEPS + 1)
-            for bound in (min_val, max_val)
-        ]
-        fine = (
-            range(max(best - stride, 1), min(best + stride, _FINE_STEPS) + 1) if len(candidates) > 1 else candidates
-            for best, candidates in zip(search(*coarse), coarse, strict=True)
+    def compute_error(low_step: int, high_step: int) -> float:
+        qparams = choose_qparams(*shrink(low_step, high_step), bits)
+        return float((values - fake_quantize(values, qparams)).abs().pow(exponent) @ counts)
+
+    def search(low_candidates: range, high_candidates: range) -> tuple[int, int]:
+        """Find the bounds of least error, in steps of ``shrink``; of equally good ranges the widest."""
+        _, negative_low, negative_high = min(
+            (compute_error(low, high), -low, -high) for low in low_candidates for high in high_candidates
         )
-        low, high = shrink(*search(*fine))
-        return low.to(self.observer.range[0]), high.to(self.observer.range[0])
+        return -negative_low, -negative_high
+
+    stride = _FINE_STEPS // _COARSE_STEPS
+    coarse = [
+        range(stride, _FINE_STEPS + 1, stride) if bound != origin else range(_FINE_STEPS, _FINE_STEPS + 1)
+        for bound in (min_val, max_val)
+    ]
+    fine = (
+        range(max(best - stride, 1), min(best + stride, _FINE_STEPS) + 1) if len(candidates) > 1 else candidates
+        for best, candidates in zip(search(*coarse), coarse, strict=True)
+    )
+    low, high = shrink(*search(*fine))
+    return low.to(observer.range[0]), high.to(observer.range[0])
 
 
 def _fake_quantize(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
@@ -105,7 +108,7 @@ def _fake_quantize(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
     return fake_quantize(weight, QParams(scale, torch.zeros_like(scale), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1))
 
 
-def _check_exponent(exponent: float, name: str) -> float:
+def check_exponent(exponent: float, name: str) -> float:
     if not 1 <= exponent <= 10:
         raise UserError(f"the exponent of {name} must be 1 to 10, as in {name}:2.4; got {exponent:g}")
     return exponent

@@ -61,11 +61,19 @@ class Quantizer(nn.Module, ABC):
     """
 
     supported_bits: ClassVar[range] = range(MIN_BITS, MAX_BITS + 1)  # 2 to 16
+    trains_each_width: ClassVar[bool] = False  # its parameters, if it has any, are others at each bit-width
+    observes_once: ClassVar[bool] = False  # in training: its parameters start from the first pass, and go their own way
 
     def __init__(self, spec: TensorSpec) -> None:
         super().__init__()
         self.spec = spec
         self.observer: Observer | None = None
+
+    @property
+    def needs_observation(self) -> bool:
+        """Whether training must observe the tensor in the next pass."""
+        has_started = self.observes_once and self.observer is not None and self.observer.min_val is not None
+        return self.observer is not None and not has_started
 
     def observe(self, x: Tensor) -> Tensor:
         """Pass ``x`` to the observer, and return it."""

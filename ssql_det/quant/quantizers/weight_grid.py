@@ -1,11 +1,11 @@
 """``WeightGrid``: the values ``(q + offset) * scale`` that the elements of a weight may take at one bit-width.
 
-============ ====== ================================================
-quantizer    offset values at 2 bits
-============ ====== ================================================
-``mse``      0      -2, -1, 0, 1, times the scale of the channel
-``centred``  1/2    -3/2, -1/2, 1/2, 3/2, times the scale
-============ ====== ================================================
+======================= ====== ================================================
+quantizer               offset values at 2 bits
+======================= ====== ================================================
+``mse``                 0      -2, -1, 0, 1, times the scale of the channel
+``centred``, ``dorefa`` 1/2    -3/2, -1/2, 1/2, 3/2, times the scale
+======================= ====== ================================================
 """
 
 from __future__ import annotations
