@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 T = TypeVar("T")
 
@@ -90,6 +90,21 @@ def concat_all_gather(values: Tensor) -> Tensor:
     gathered = [torch.empty_like(local) for _ in range(world_size())]
     dist.all_gather(gathered, local)
     return torch.cat(gathered)
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Average gradients over the ranks, in one collective: for parameters that are in no DistributedDataParallel.
+
+    Where only some ranks have a gradient, it counts as 0 on the others; where none has, it stays ``None``.
+    """
+    if not _is_initialized():
+        return
+    own = list(parameters)
+    gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in own]
+    flat = torch.cat([*map(torch.flatten, gradients), gradients[0].new_tensor([each.grad is not None for each in own])])
+    means = all_reduce_mean(flat).split([*map(torch.numel, own), len(own)])
+    for parameter, mean, share in zip(own, means, means[-1].tolist(), strict=False):
+        parameter.grad = mean.view_as(parameter) if share else None
 
 
 def broadcast_tensors(tensors: Iterable[Tensor]) -> None:

@@ -14,7 +14,7 @@ from ssql_det.ptq.pipeline import RepairData, RepairResult, make_repairs
 from ssql_det.quant import Bits, Quantization, QuantPoint, Scheme
 from ssql_det.quant.bits import format_bits
 from ssql_det.quant.quantization_file import check_same_points, read_quantization
-from ssql_det.quant.scheme import ROUNDING, TUNING
+from ssql_det.quant.scheme import HOW_TO_LEARN, ROUNDING, SWITCHABLE_NORMS, TUNING
 
 SUFFIX = ".safetensors"
 _logger = logging.getLogger(__name__)
@@ -58,10 +58,15 @@ def quantize_network(
 
 
 def check_role_images(scheme: Scheme, calibration: Calibration) -> None:
-    """Raise an error if a repair of the scheme has no images to learn from.
+    """Raise an error if a repair of the scheme has no images to learn from, or is not learned from images alone.
 
     >>> check_role_images(Scheme.parse("weight=brecq, norms=matched"), Calibration(256, reconstruction_images=256))
     """
+    if SWITCHABLE_NORMS in scheme.repairs:
+        raise UserError(
+            f"norms={scheme.norms} cannot be made of a trained network: {HOW_TO_LEARN[SWITCHABLE_NORMS]}, or use "
+            "norms=matched"
+        )
     needing = {ROUNDING: f"weight={scheme.weight}", TUNING: f"tune={scheme.tune}"}
     for name in scheme.repairs:
         if name in needing and not calibration.reconstruction_images:

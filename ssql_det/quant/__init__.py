@@ -21,6 +21,8 @@ evaluate          evaluation at several bit-widths
 equalization      channels between layers, rescaled
 norms             matched and re-estimated norms at a bit-width
 repair            what is learned for one bit-width, beyond the calibration
+switchable_norms  norms of their own for each bit-width of weights
+readiness         what must be calibrated or learned before a bit-width can run
 folding           norms and biases as integer arithmetic computes them
 integer_form      a network's integers at a bit-width, as a file holds them
 tracing           the operations of one forward pass

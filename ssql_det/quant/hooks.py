@@ -107,10 +107,13 @@ def overriding_attributes(module: nn.Module, **attributes: Any) -> Iterator[None
     1e-05
     """
     original = {name: module.__dict__[name] for name in attributes if name in module.__dict__}
+    # Where a norm's forward assigns its statistics, as ``self.running_mean += ...``, they become the module's buffer.
+    buffers = {name: module._buffers[name] for name in attributes if name in module._buffers}
     module.__dict__.update(attributes)
     try:
         yield
     finally:
+        module._buffers.update(buffers)
         for name in attributes:
             module.__dict__.pop(name, None)
         module.__dict__.update(original)

@@ -6,6 +6,7 @@ import itertools
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sized
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -34,8 +35,10 @@ from ssql_det.quant.quantization_file import (
 )
 from ssql_det.quant.quantizers import Observer, Quantizer
 from ssql_det.quant.quantizers.observers import all_reduce_observers, check_finite
+from ssql_det.quant.readiness import check_calibrated, check_learned
 from ssql_det.quant.repair import Repair
-from ssql_det.quant.scheme import NORM_CORRECTION, YES, Scheme
+from ssql_det.quant.scheme import NORM_CORRECTION, SWITCHABLE_NORMS, YES, Scheme
+from ssql_det.quant.switchable_norms import SwitchableNorms
 from ssql_det.quant.tracing import Chain, trace_pass
 
 
@@ -72,6 +75,7 @@ class Quantization:
         )
         self.equalization = Equalization()
         self.repairs: dict[str, Repair] = {}  # by the text of ``format_bits``
+        self.switchable_norms: SwitchableNorms | None = None
         self.chains: tuple[Chain, ...] = ()  # in placement ``integer``: the quantized layers, with their norms
 
     def __getitem__(self, point: QuantPoint) -> Quantizer:
@@ -110,8 +114,8 @@ class Quantization:
         ``integer`` norms and biases stay float.
         """
         label = format_bits(bits, overrides)
-        widths = assign_bits(self.points, bits, overrides)
-        with self._quantizing(widths, label, inside, folded), self._get_repair(label).overriding_tensors(self.model):
+        widths, repair = assign_bits(self.points, bits, overrides), self.get_repair(bits, overrides)
+        with self._quantizing(widths, label, inside, folded), repair.overriding_tensors(self.model):
             layers = {point.path for point in select_inside(widths, inside)} if folded else ()
             get_quantizer = partial(self.get_quantizer, label=label)
             with folding_norms(self.model, self.chains, layers, widths, get_quantizer, self.get_weight):
@@ -121,7 +125,7 @@ class Quantization:
     def _quantizing(
         self, bits: dict[QuantPoint, int | None], label: str, inside: Collection[str] | None = None, folded: bool = True
     ) -> Iterator[None]:
-        self._check_calibrated(bits, folded)
+        check_calibrated(self, bits, folded)
         with ExitStack() as stack:
             for point, bit_width in select_inside(bits, inside).items():
                 quantizer = self.get_quantizer(point, label)
@@ -134,8 +138,17 @@ class Quantization:
         return self._get_repair(label).quantizers.get(point) or self[point]
 
     def get_repair(self, bits: Bits, overrides: Mapping[str, Bits] | None = None) -> Repair:
-        """What was learned for a bit-width; at full precision and before anything was learned, nothing."""
-        return self._get_repair(format_bits(bits, overrides))
+        """What was learned for a bit-width, with the switchable norms of its weights; at full precision and before
+        anything was learned, nothing. With ``overrides`` the norms are those of ``bits`` everywhere."""
+        repair, norms = self._get_repair(format_bits(bits, overrides)), self.switchable_norms
+        if norms is None or bits.weight not in norms.weight_bits:
+            return repair
+        return replace(repair, tensors=norms.get_tensors(bits.weight) | repair.tensors)
+
+    def add_switchable_norms(self, weight_bits: Iterable[int]) -> SwitchableNorms:
+        """Give each of these bit-widths of weights norms of its own, as ``norms=switchable`` says, to train them."""
+        self.switchable_norms = SwitchableNorms(self.model, weight_bits)
+        return self.switchable_norms
 
     def _get_repair(self, label: str) -> Repair:
         return Repair() if label == str(Bits.FP) else self.repairs.get(label, Repair())
@@ -237,20 +250,16 @@ class Quantization:
     def list_missing_repairs(self, bits: Bits, overrides: Mapping[str, Bits] | None = None) -> list[str]:
         """The repairs of ``Scheme.repairs`` that a bit-width still needs; the float network is never changed."""
         label = format_bits(bits, overrides)
-        is_float = label == str(Bits.FP)
-        return [] if is_float else [each for each in self.scheme.repairs if each not in self._get_repair(label).made]
+        if label == str(Bits.FP):
+            return []
+        made = {*self._get_repair(label).made}
+        if bits.weight is None or (self.switchable_norms and bits.weight in self.switchable_norms.weight_bits):
+            made.add(SWITCHABLE_NORMS)
+        return [each for each in self.scheme.repairs if each not in made]
 
     def check_repairs(self, bits: Bits, overrides: Mapping[str, Bits] | None = None) -> None:
         """Raise an error that names the bit-widths there are, if what must be learned beforehand is missing at one."""
-        missing = [each for each in self.list_missing_repairs(bits, overrides) if each != NORM_CORRECTION]
-        if missing:
-            needed = {*self.scheme.learned_repairs}
-            available = [label for label, repair in self.repairs.items() if needed <= {*repair.made}]
-            raise UserError(
-                f"the scheme {self.scheme} needs {missing[0]}, which was not learned at {format_bits(bits, overrides)} "
-                f"(learned at: {', '.join(available) or 'none'}); use another bit-width, or run `ssql-det quantize` "
-                "for this one"
-            )
+        check_learned(self, format_bits(bits, overrides), self.list_missing_repairs(bits, overrides))
 
     def merge(self, other: Quantization) -> None:
         """Add the observations of another quantization, as when shards of the images are calibrated separately."""
@@ -269,7 +278,7 @@ class Quantization:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one safetensors file, which is tied to the model's weights. The header describes the content."""
-        tensors = collect_tensors(self._quantizers_by_point, self.equalization, self.repairs)
+        tensors = collect_tensors(self._quantizers_by_point, self.equalization, self.repairs, self.switchable_norms)
         repairs = {label: repair.made for label, repair in sorted(self.repairs.items())}
         content = (compute_signature(self.model), tensors, self.chains, repairs)
         write_quantization(path, QuantizationContent(self.scheme, self.points, self.calibration, *content))
@@ -294,7 +303,8 @@ class Quantization:
         quantization.calibration, quantization.chains = content.calibration, content.chains
         try:
             quantizers = quantization._quantizers_by_point
-            quantization.equalization, quantization.repairs = restore_tensors(content, model, quantizers)
+            restored = restore_tensors(content, model, quantizers)
+            quantization.equalization, quantization.repairs, quantization.switchable_norms = restored
             check_chains(model, content.chains, content.points)
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise damaged_file_error(path, error) from None
@@ -320,27 +330,7 @@ class Quantization:
             text = f"{self.scheme}: norms and biases are not computed at {format_bits(bits, overrides)} yet"
             raise UserError(f"{text}; call correct_norms() for these bits")
         self.check_repairs(bits, overrides)
-        self._check_calibrated(assign_bits(self.points, bits, overrides))
-
-    def _check_calibrated(self, point_bits: Mapping[QuantPoint, int | None], folded: bool = True) -> None:
-        """Raise an error if activations are not calibrated, or a quantizer does not support its bit-width."""
-        activations = [point for point, bits in point_bits.items() if bits is not None and not point.is_weight]
-        observers = self._observers
-        if observers and activations and all(observer.min_val is None for observer in observers.values()):
-            raise UserError(f"no activations are calibrated, such as {activations[0].key}; calibrate first")
-        if self.scheme.placement == INTEGER and activations and folded and not self.chains:
-            raise UserError(f"placement={INTEGER} folds the norms that calibrate() finds; calibrate first")
-        is_quantized = any(bits is not None for bits in point_bits.values())
-        if self.scheme.equalize == YES and is_quantized and not self.equalization.factors:
-            raise UserError("equalize=yes rescales channels by what calibrate() observes; calibrate first")
-        for point, bits in point_bits.items():
-            supported = self[point].supported_bits
-            if bits is not None and bits not in supported:
-                key = "weight" if point.is_weight else "act"
-                raise UserError(
-                    f"{key}={getattr(self.scheme, key)} supports {supported[0]} to {supported[-1]} bits, not {bits} at "
-                    f"{point.key}"
-                )
+        check_calibrated(self, assign_bits(self.points, bits, overrides))
 
 
 def _module_name(point: QuantPoint) -> str:

@@ -17,6 +17,7 @@
     layer1.0.conv2:input/equalization   the factors by which channels are divided before they are quantized
     4w4a/replaced.bn1.running_mean              a tensor that replaces the network's at a bit-width
     4w4a/learned.layer1.0.conv2:weight/scale    a parameter or buffer of a quantizer that was learned for a bit-width
+    norms.4w/bn1.running_mean       a tensor of the norms of a bit-width of weights, with norms=switchable
 
 In version 1 the only repairs were re-estimated norms: ``4w4a/norms.bn1.running_mean``. Up to version 2 chains had no
 activation and no point of the result.
@@ -45,7 +46,8 @@ from ssql_det.quant.forward import get_device
 from ssql_det.quant.points import QuantPoint, Side
 from ssql_det.quant.quantizers import Quantizer
 from ssql_det.quant.repair import Repair
-from ssql_det.quant.scheme import NORM_CORRECTION, YES, Scheme
+from ssql_det.quant.scheme import NORM_CORRECTION, SWITCHABLE, YES, Scheme
+from ssql_det.quant.switchable_norms import SwitchableNorms
 from ssql_det.quant.tracing import Chain
 
 FORMAT, VERSION = "ssql_det quantization", 3
@@ -162,7 +164,10 @@ def _build_chain(
 
 
 def collect_tensors(
-    quantizers: Mapping[QuantPoint, Quantizer], equalization: Equalization, repairs: Mapping[str, Repair]
+    quantizers: Mapping[QuantPoint, Quantizer],
+    equalization: Equalization,
+    repairs: Mapping[str, Repair],
+    switchable_norms: SwitchableNorms | None = None,
 ) -> dict[str, Tensor]:
     """The tensors of a file; ``repairs`` are by the text of their bit-width."""
     tensors = {f"{point.key}/{_EQUALIZATION}": factors for point, factors in equalization.factors.items()}
@@ -175,14 +180,14 @@ def collect_tensors(
                 tensors[f"{point.key}/sums"] = quantizer.observer.sums
     for label, repair in repairs.items():
         tensors |= {f"{label}/{name}": tensor for name, tensor in repair.collect_state().items()}
-    return tensors
+    return tensors if switchable_norms is None else tensors | switchable_norms.collect_state()
 
 
 def restore_tensors(
     content: QuantizationContent, model: nn.Module, quantizers: Mapping[QuantPoint, Quantizer]
-) -> tuple[Equalization, dict[str, Repair]]:
-    """Load the tensors of a file into new quantizers of a model, and return the equalization and the repairs; a
-    ``ValueError`` for unexpected, missing or invalid tensors."""
+) -> tuple[Equalization, dict[str, Repair], SwitchableNorms | None]:
+    """Load the tensors of a file into new quantizers of a model, and return the equalization, the repairs and the
+    switchable norms; a ``ValueError`` for unexpected, missing or invalid tensors."""
     device = get_device(model)
     tensors = {name: tensor.to(device, copy=True) for name, tensor in content.tensors.items()}  # not memory-mapped
 
@@ -206,9 +211,10 @@ def restore_tensors(
     for label, made in content.repairs.items():
         repairs[label] = Repair.restore(pop(f"{label}/"), model, quantizers)
         repairs[label].made = made
-    if tensors:
+    norms = None if content.scheme.norms != SWITCHABLE else SwitchableNorms.restore(tensors, model)
+    if norms is None and tensors:
         raise ValueError(f"unexpected tensor {min(tensors)}")
-    return equalization, repairs
+    return equalization, repairs, norms
 
 
 def check_same_points(expected: Iterable[QuantPoint], saved: Iterable[QuantPoint], path: object) -> None:

@@ -14,12 +14,17 @@ from ssql_det.quant.points import PER_LEVEL, PLACEMENTS, PUBLISHED, QuantPoint, 
 from ssql_det.quant.quantizers.learned_rounding import LearnedRounding
 from ssql_det.quant.quantizers.quantizer import ACTIVATIONS, WEIGHTS, Quantizer, QuantizerFactory, TensorSpec
 
-TRAINED, MATCHED, RE_ESTIMATED = "trained", "matched", "re-estimated"
-NORMS = (TRAINED, MATCHED, RE_ESTIMATED)
+TRAINED, MATCHED, RE_ESTIMATED, SWITCHABLE = "trained", "matched", "re-estimated", "switchable"
+NORMS = (TRAINED, MATCHED, RE_ESTIMATED, SWITCHABLE)
 CORRECTED = "corrected"
 BIASES = (TRAINED, CORRECTED)
 NO, YES = "no", "yes"
-ROUNDING, NORM_CORRECTION, TUNING = "rounding", "norms", "tune"  # repairs, in the order in which they are made
+# Repairs, in the order in which they are made; the first ones in training.
+SWITCHABLE_NORMS, ROUNDING, NORM_CORRECTION, TUNING = "switchable norms", "rounding", "norms", "tune"
+HOW_TO_LEARN = {
+    SWITCHABLE_NORMS: "train with switchable norms",
+    **dict.fromkeys((ROUNDING, TUNING), "run `ssql-det quantize`"),
+}
 _DEFAULT_QUANTIZER = "minmax"
 _MAX_DIGITS = 6  # of the number of steps to tune
 _EXAMPLE_SPEC = TensorSpec(QuantPoint("", Side.WEIGHT), shape=(1, 1), axis=0)  # to build quantizers only to check them
@@ -32,7 +37,8 @@ class Scheme:
 
     ``norms``: as ``trained``; ``matched``: their outputs have the mean and variance of the float network's on the
     calibration images; ``re-estimated``: with the statistics of these images. ``biases``, of layers without norm: as
-    ``trained``, or ``corrected`` to the means of the float network. All are computed for each bit-width.
+    ``trained``, or ``corrected`` to the means of the float network. All are computed for each bit-width. Norms that are
+    ``switchable`` were trained for each bit-width of weights.
     ``placement``: the ``published`` quantization points, or those that ``integer`` arithmetic needs; of a detector with
     an FPN also ``per-level``, the published ones with a range for each level in the RPN.
     ``tune``: steps of tuning norms, biases and activation steps towards the float network's outputs.
@@ -61,7 +67,7 @@ class Scheme:
             value = getattr(self, name)
             if value not in known:
                 raise UserError(f"unknown {name} {value!r}{did_you_mean(value, known)} (known: {', '.join(known)})")
-        if self.biases == CORRECTED and self.norms == RE_ESTIMATED:
+        if self.biases == CORRECTED and self.norms in (RE_ESTIMATED, SWITCHABLE):
             raise UserError("biases=corrected needs the float network's means, so use norms=matched or norms=trained")
         if self.placement == PER_LEVEL and _parse_quantizer(self.weight)[0] == "adaround":
             raise UserError(
@@ -99,21 +105,22 @@ class Scheme:
 
     @property
     def repairs(self) -> tuple[str, ...]:
-        """What is learned for each bit-width, in this order: ``rounding``, ``norms``, ``tune``.
+        """What is learned for each bit-width, in this order: ``switchable norms``, ``rounding``, ``norms``, ``tune``.
 
         >>> Scheme.parse("weight=brecq, norms=matched").repairs
         ('rounding', 'norms')
         """
         needed = {
+            SWITCHABLE_NORMS: self.norms == SWITCHABLE,
             ROUNDING: isinstance(self.build_quantizer(_EXAMPLE_SPEC), LearnedRounding),
-            NORM_CORRECTION: (self.norms, self.biases) != (TRAINED, TRAINED),
+            NORM_CORRECTION: self.norms in (MATCHED, RE_ESTIMATED) or self.biases == CORRECTED,
             TUNING: self.tune > 0,
         }
         return tuple(name for name, is_needed in needed.items() if is_needed)
 
     @property
     def learned_repairs(self) -> tuple[str, ...]:
-        """Those of ``repairs`` that `ssql-det quantize` learns beforehand; norms are computed where they are needed.
+        """Those of ``repairs`` that are learned beforehand; norms are corrected where they are needed.
 
         >>> Scheme.parse("weight=brecq, norms=matched").learned_repairs
         ('rounding',)
@@ -126,9 +133,10 @@ class Scheme:
         >>> Scheme.parse("weight=brecq").check_learns_nothing([Bits.FP])
         """
         if self.learned_repairs and any(bits != Bits.FP for bits in bit_widths):
+            name = self.learned_repairs[0]
             raise UserError(
-                f"the scheme {self} needs {self.learned_repairs[0]}, which is learned for each bit-width: run "
-                "`ssql-det quantize` with it, and give its file to sweep, predict or probe by --quantization"
+                f"the scheme {self} needs {name}, which is learned for each bit-width: {HOW_TO_LEARN[name]}, and give "
+                "its file to sweep, predict or probe by --quantization"
             )
 
     def check_bits(self, bit_widths: Iterable[Bits]) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ssql_det.core.errors import UserError
 from ssql_det.quant import BitsSchedule, Quantization, QuantPoint, Scheme, Side, quant_points
 from ssql_det.quant.points import PUBLISHED
-from ssql_det.quant.scheme import NO, NORM_CORRECTION
+from ssql_det.quant.scheme import NO, NORM_CORRECTION, SWITCHABLE_NORMS
 from ssql_det.ssl.method import Encoder, Method, Views
 
 PROJECTOR_BITS = 8  # of the weights, as published
@@ -78,7 +78,7 @@ class SSQL(nn.Module):
         self.method = method
         self.bits = bits
         self.quantization = Quantization(method.encoder, encoder_quant_points(method.encoder), scheme)
-        if NORM_CORRECTION in self.quantization.scheme.repairs:
+        if {NORM_CORRECTION, SWITCHABLE_NORMS} & {*self.quantization.scheme.repairs}:
             raise UserError(f"SSQL cannot train with {scheme}; in training norms use batch statistics")
         self.quantizers = self.quantization.quantizers  # registered, so that their parameters are trained
         self.quantize_predictions, self.quantize_targets = quantize_predictions, quantize_targets

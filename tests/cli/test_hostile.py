@@ -181,11 +181,11 @@ LINES = {  # the command line itself is what is wrong
     ),
     "evaluation in training in a scheme that must be learned": (
         train("SSQL_DET.SCHEME weight=brecq"),
-        "needs rounding, which is learned for each bit-width: run `ssql-det quantize` with it",
+        "needs rounding, which is learned for each bit-width: run `ssql-det quantize`",
     ),
     "kNN in a scheme that must be learned": (
         pretrain("MONITOR.PERIOD 1 MONITOR.SCHEME tune=5"),
-        "needs tune, which is learned for each bit-width: run `ssql-det quantize` with it",
+        "needs tune, which is learned for each bit-width: run `ssql-det quantize`",
     ),
     "demo in a scheme that must be learned": ("demo --scheme weight=qdrop", "needs rounding, which is learned for"),
     "export of two networks": (
@@ -244,7 +244,7 @@ LINES = {  # the command line itself is what is wrong
     ),
     "export of integers that must be learned": (
         export(flags="--bits 8 --scheme 'weight=brecq, placement=integer'"),
-        "needs rounding, which is learned for each bit-width: run `ssql-det quantize` with it",
+        "needs rounding, which is learned for each bit-width: run `ssql-det quantize`",
     ),
     "export of integers of nine bits": (
         export(flags="--bits 4 --scheme 'weight=centred, placement=integer' --calib-images 2"),

@@ -225,7 +225,7 @@ def test_a_sweep_refuses_what_the_file_is_not_for(flags, bits, reason, file, lea
 
 def test_learned_repairs_need_a_file(learned, capsys, tmp_path):
     line = refused(capsys, *sweep_arguments(learned, tmp_path / "out", "--scheme", SCHEME))
-    assert "needs rounding, which is learned for each bit-width: run `ssql-det quantize` with it" in line
+    assert "needs rounding, which is learned for each bit-width: run `ssql-det quantize`" in line
     with pytest.raises(UserError, match="run `ssql-det quantize`"):
         run_sweep(learned, tmp_path / "out", "4", SETTINGS)
     given = ["--fast", "--bits", "4", "--out", str(tmp_path / "bits.json")]
