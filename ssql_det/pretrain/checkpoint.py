@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,10 @@ from ssql_det.core.errors import UserError, printable
 from ssql_det.core.files import atomic_write, sha256
 from ssql_det.core.optimizer_state import STATE_ERRORS, load_optimizer_state
 from ssql_det.core.rng import gather_rng_states, restore_rng_state
+from ssql_det.core.rows import Calibration
 from ssql_det.core.tensor_files import save_tensors
 from ssql_det.core.unpickler import read_tensors
+from ssql_det.quant.training import QUANTIZATION_NAME, QuantizerTraining
 from ssql_det.ssl.method import Encoder, mlp_from_state_dict
 
 CHECKPOINT_NAME = "checkpoint.pth"
@@ -75,13 +77,19 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     metadata: Metadata
     data_hash: str = ""  # of the file names of the training images
-    quantizers: nn.Module | None = None  # of SSQL; some have trained parameters
+    quantizers: QuantizerTraining | None = None  # of SSQL
+    started_on: Calibration = field(default_factory=Calibration)  # the images that trained quantizers started from
 
     def save(self, folder: Path, steps: int) -> Path:
-        """Save the state after ``steps`` steps. Every process must call this; rank 0 writes the file."""
+        """Save the state after ``steps`` steps, and the backbone's quantization if its quantizers are trained.
+
+        Every process must call this; rank 0 writes the files.
+        """
         path = folder / CHECKPOINT_NAME
         rng_states = gather_rng_states()
         if is_main():
+            if self.quantizers is not None and self.quantizers.parameters:
+                self.quantizers.save(folder / QUANTIZATION_NAME, self.started_on, inside="backbone")
             with atomic_write(path) as file:
                 save_tensors(self._build_content(steps, rng_states), file)
         return path
@@ -103,8 +111,8 @@ class TrainingState:
                 state |= {prefix + name: tensor for name, tensor in content[branch].items()}
             check_state(state)
             self.method.load_state_dict(state)
-            if self._trained_quantizers:
-                self._trained_quantizers.load_state_dict(content["quantizers"])
+            if self.quantizers is not None and self.quantizers.parameters:
+                self.quantizers.load_state_dict(content["quantizers"])
             load_optimizer_state(self.optimizer, content["resume"]["optimizer"])
             restore_rng_state(rng_states)
         except KeyError as error:
@@ -113,10 +121,6 @@ class TrainingState:
             reason = printable(" ".join(str(error).split()), 200)
             raise UserError(f"{path} cannot be resumed from: {reason}; pretrain in another OUTPUT_DIR") from error
         return steps
-
-    @property
-    def _trained_quantizers(self) -> nn.Module | None:
-        return self.quantizers if self.quantizers is not None and self.quantizers.state_dict() else None
 
     def _find_branches(self) -> dict[str, str]:
         """The branches that the method has (online, momentum), each with its prefix in the method's state dict."""
@@ -139,7 +143,8 @@ class TrainingState:
             "optimizer": self.optimizer.state_dict(),
             "rng": list(rng_states),
         }
-        quantizers = {"quantizers": self._trained_quantizers.state_dict()} if self._trained_quantizers else {}
+        state = self.quantizers.state_dict() if self.quantizers is not None else {}
+        quantizers = {"quantizers": state} if state else {}
         metadata = build_metadata_dict(self.backbone_name, self.metadata)
         return {METADATA_KEY: metadata, **branches, "heads": heads, **quantizers, "resume": resume}
 

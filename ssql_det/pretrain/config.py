@@ -25,6 +25,7 @@ from ssql_det.pretrain.optim import OptimConfig
 from ssql_det.quant import Scheme, parse_bit_widths
 from ssql_det.quant.bits import read_schedule
 from ssql_det.quant.tracing import trace_pass
+from ssql_det.quant.training import QuantizerOptim, check_trainable
 from ssql_det.ssl import METHODS, SSQL, Method, SimSiam
 from ssql_det.ssl.augmentations import build_augmentation
 from ssql_det.ssl.method import get_hyperparameters
@@ -52,6 +53,8 @@ _DEFAULTS: dict[str, Any] = {  # each method adds a node with its hyperparameter
         "FIXED_BITS": "",  # such as 4w4a: use these bit-widths in every step
         **_get_keys(SSQL),  # QUANTIZE_PREDICTIONS, QUANTIZE_TARGETS, AUXILIARY, PER_RANK
         "SCHEME": "minmax",  # the published quantizers; or others, such as "weight=centred, act=mse"
+        "QUANTIZER_LR_FACTOR": 1.0,  # times OPTIM.LR, for trained parameters of quantizers, as those of act=pact
+        "QUANTIZER_WEIGHT_DECAY": 0.0,  # of these parameters; of act=pact: the regularization of its clips
     },
     "BACKBONE": "resnet50",
     "ZERO_INIT_RESIDUAL": False,
@@ -93,6 +96,7 @@ _MINIMUMS = {
     **dict.fromkeys(("OPTIM.BATCH", "OPTIM.EPOCHS", "PERIODS.LOG", "PERIODS.CHECKPOINT"), 1),
     **dict.fromkeys(("DATA.WORKERS", "DATA.SIZE", "DATA.CACHE_MB", "DATA.MOST_BAD_IMAGES", "MONITOR.PERIOD"), 0),
     **dict.fromkeys(("OPTIM.LR", "OPTIM.MOMENTUM", "OPTIM.WEIGHT_DECAY", "OPTIM.WARMUP_EPOCHS", "SEED"), 0),
+    **dict.fromkeys(("SSQL.QUANTIZER_LR_FACTOR", "SSQL.QUANTIZER_WEIGHT_DECAY"), 0),
     "MONITOR.IMAGES": 2,
 }
 _logger = logging.getLogger(__name__)
@@ -111,6 +115,7 @@ class PretrainConfig:
     method: type[Method]
     hyperparameters: Mapping[str, Any]
     ssql: Mapping[str, Any] | None  # arguments of SSQL except the method; None: train without SSQL
+    quantizer_optim: QuantizerOptim
     backbone: str
     zero_init_residual: bool
     init: str
@@ -164,6 +169,7 @@ def _parse_config(cfg: CfgNode) -> PretrainConfig:
         method=method,
         hyperparameters=_lowercase_keys(cfg[cfg.METHOD.upper()]),
         ssql=_parse_ssql(cfg.SSQL, cfg.SEED) if cfg.SSQL.ENABLED else None,
+        quantizer_optim=QuantizerOptim(cfg.SSQL.QUANTIZER_LR_FACTOR, cfg.SSQL.QUANTIZER_WEIGHT_DECAY),
         backbone=cfg.BACKBONE,
         zero_init_residual=cfg.ZERO_INIT_RESIDUAL,
         init=cfg.INIT,
@@ -218,7 +224,7 @@ def _parse_monitor(node: CfgNode, train_data: str) -> MonitorConfig:
 
 def _parse_ssql(node: CfgNode, seed: int) -> dict[str, Any]:
     bits, scheme = read_schedule(node, "SSQL", seed), Scheme.parse(node.SCHEME)
-    scheme.check_bits(bits.bounds)
+    check_trainable(scheme, bits.bounds, "SSQL.SCHEME: SSQL cannot train with")
     return {"bits": bits, "scheme": scheme, **{name: node[name.upper()] for name in get_hyperparameters(SSQL)}}
 
 

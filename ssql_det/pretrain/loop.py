@@ -36,7 +36,9 @@ from ssql_det.pretrain.monitor import build_monitor
 from ssql_det.pretrain.optim import build_optimizer, learning_rate
 from ssql_det.pretrain.sync_norm import convert_sync_batchnorm
 from ssql_det.pretrain.view_loader import BadImageCounter, build_augmented_view_loader, steps_per_epoch
+from ssql_det.quant import Calibration
 from ssql_det.quant.hooks import recording_outputs
+from ssql_det.quant.training import QuantizerTraining
 from ssql_det.ssl import SSQL
 
 # None of these keys changes the result of a resumed run: IGNORED_KEYS never do; INIT is read only when a run starts.
@@ -69,10 +71,14 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Path:
     network = network.to(device).to(memory_format=memory_format)
     if config.sync_norm:
         convert_sync_batchnorm(network)
-    method, quantizers = (network.method, network.quantizers) if isinstance(network, SSQL) else (network, None)
-    optimizer = build_optimizer(optim, network)
+    method, quantizers = network, None
+    if isinstance(network, SSQL):
+        method, quantizers = network.method, QuantizerTraining(network.quantization, config.quantizer_optim)
+    trained = nn.ModuleList([network, *([quantizers.module.to(device)] if quantizers else [])])
+    optimizer = build_optimizer(optim, network, quantizers.make_groups(optim.lr) if quantizers else [])
     metadata, data_hash = build_metadata(config), hash_file_names(images)
-    state = TrainingState(method, backbone.name, optimizer, metadata, data_hash, quantizers)
+    started_on = Calibration(optim.batch, seed, images.name)  # the images that trained quantizers started from
+    state = TrainingState(method, backbone.name, optimizer, metadata, data_hash, quantizers, started_on)
     total_steps, bad_images = optim.epochs * epoch_steps, BadImageCounter(data.max_bad_images)
     monitor = build_monitor(config.monitor, augmentation, backbone.module) if config.monitor else None
     first_step = state.resume(folder, total_steps) if is_resumed else 0
@@ -103,13 +109,15 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Path:
             bad_images.update(batch)
             lr = learning_rate(optim, step, epoch_steps)
             for group in optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * group.get("lr_factor", 1.0)
             autocast = torch.autocast(device.type, torch.bfloat16, config.amp)
             with recording_outputs(method.encoder, [""]) as encoded, autocast:
                 loss = _compute_loss(model, batch.views, step, network)
             optimizer.zero_grad()
             loss.backward()
-            _check_finite(loss, network, step)
+            if quantizers is not None:
+                quantizers.average_gradients()
+            _check_finite(loss, trained, _describe_step(network, step))
             optimizer.step()
 
             steps_done, epochs_done = step + 1, (step + 1) // epoch_steps
@@ -117,8 +125,8 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Path:
             if steps_done % config.log_period == 0 or is_last_step:
                 seconds = (time.perf_counter() - timer) / max(steps_done - timed_step, 1)
                 timer, timed_step = time.perf_counter(), steps_done
-                # encoded[0]: what the encoder (backbone and projector) gave for the first view, before any quantized
-                # pass. A spread near 0 means that these features have collapsed.
+                # encoded[0]: what the encoder (backbone and projector) gave for the first view, in the float pass if
+                # there is one. A spread near 0 means that these features have collapsed.
                 scalars = {"loss": loss.item(), "lr": lr, "spread": compute_spread(encoded[0]), "seconds": seconds}
                 write_scalars(step, scalars)
                 _log_step(step, total_steps, scalars)
@@ -154,13 +162,13 @@ def _compute_loss(model: nn.Module, views: Sequence[Tensor], step: int, network:
     return loss
 
 
-def _check_finite(loss: Tensor, network: nn.Module, step: int) -> None:
+def _check_finite(loss: Tensor, trained: nn.Module, step: str) -> None:
     """A NaN or infinite loss or gradient ends the run, before it reaches the weights."""
-    (value,), are_gradients_finite = read_losses(loss[None], network)
+    (value,), are_gradients_finite = read_losses(loss[None], trained)
     if math.isfinite(value) and are_gradients_finite:
         return
     problem = "a gradient is not finite" if math.isfinite(value) else f"the loss is {value}"
-    raise UserError(f"{problem} in {_describe_step(network, step)}; lower OPTIM.LR and use another OUTPUT_DIR")
+    raise UserError(f"{problem} in {step}; lower OPTIM.LR and use another OUTPUT_DIR")
 
 
 def _describe_step(network: nn.Module, step: int) -> str:

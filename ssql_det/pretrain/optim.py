@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from timm.optim.lars import Lars
@@ -33,18 +35,22 @@ class OptimConfig:
             raise UserError(f"OPTIM.NAME {self.name!r} is unknown{suggestion} (known: {known})")
 
 
-def build_optimizer(optim: OptimConfig, network: nn.Module) -> torch.optim.Optimizer:
+def build_optimizer(
+    optim: OptimConfig, network: nn.Module, more_groups: Iterable[dict[str, Any]] = ()
+) -> torch.optim.Optimizer:
     """SGD applies weight decay to all parameters, as published. LARS excludes biases and norms from weight decay and
-    from its scaling, as is usual."""
+    from its scaling, as is usual. ``more_groups`` are parameter groups beside those of the network."""
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     if optim.name == "sgd":
+        groups: list[dict[str, Any]] = [{"params": trained}, *more_groups]
         # Not fused: with a gradient in another memory format than its weight, torch's fused SGD computes wrong updates.
-        return torch.optim.SGD(trained, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay)
+        return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay)
     weights = [parameter for parameter in trained if parameter.ndim > 1]
     biases_and_norms = [parameter for parameter in trained if parameter.ndim <= 1]
     groups = [
         {"params": weights, "weight_decay": optim.weight_decay, "always_adapt": True},
         {"params": biases_and_norms, "weight_decay": 0.0},
+        *more_groups,
     ]
     return Lars(groups, lr=optim.lr, momentum=optim.momentum, eps=0.0)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from ssql_det.core.errors import UserError, printable
 
@@ -87,8 +87,14 @@ def format_bits(bits: Bits, overrides: Mapping[str, Bits] | None = None) -> str:
     return ", ".join([str(bits), *(f"{pattern} at {override}" for pattern, override in (overrides or {}).items())])
 
 
-BitsSchedule = Callable[[int], Bits]
-"""Returns the bit-widths of a training step from the index of the step, which counts from 0."""
+class BitsSchedule(Protocol):
+    """Returns the bit-widths of a training step from the index of the step, which counts from 0."""
+
+    @property
+    def bounds(self) -> tuple[Bits, ...]:
+        """The lowest and the highest bit-widths that occur."""
+
+    def __call__(self, step: int) -> Bits: ...
 
 
 @dataclass(frozen=True)

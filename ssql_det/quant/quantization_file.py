@@ -171,6 +171,15 @@ def collect_tensors(
 ) -> dict[str, Tensor]:
     """The tensors of a file; ``repairs`` are by the text of their bit-width."""
     tensors = {f"{point.key}/{_EQUALIZATION}": factors for point, factors in equalization.factors.items()}
+    tensors |= collect_quantizers(quantizers)
+    for label, repair in repairs.items():
+        tensors |= {f"{label}/{name}": tensor for name, tensor in repair.collect_state().items()}
+    return tensors
+
+
+def collect_quantizers(quantizers: Mapping[QuantPoint, Quantizer]) -> dict[str, Tensor]:
+    """The tensors of quantizers, with what their observers hold."""
+    tensors = {}
     for point, quantizer in quantizers.items():
         for name, tensor in quantizer.state_dict().items():
             tensors[f"{point.key}/{_LEARNED}{name}"] = tensor
@@ -178,9 +187,20 @@ def collect_tensors(
             tensors[f"{point.key}/ends"] = torch.stack(quantizer.observer.range)
             if quantizer.observer.sums is not None:
                 tensors[f"{point.key}/sums"] = quantizer.observer.sums
-    for label, repair in repairs.items():
-        tensors |= {f"{label}/{name}": tensor for name, tensor in repair.collect_state().items()}
-    return tensors if switchable_norms is None else tensors | switchable_norms.collect_state()
+    return tensors
+
+
+def restore_quantizers(tensors: dict[str, Tensor], quantizers: Mapping[QuantPoint, Quantizer]) -> None:
+    """Load what :func:`collect_quantizers` returned, and take it out of ``tensors``; a ``ValueError`` for unexpected,
+    missing or invalid ones."""
+    for point, quantizer in quantizers.items():
+        state = _pop(tensors, f"{point.key}/")
+        if quantizer.observer is not None and "ends" in state:
+            quantizer.observer.restore(state.pop("ends"), state.pop("sums", None))
+        learned = {name: tensor for name, tensor in state.items() if name.startswith(_LEARNED)}
+        quantizer.load_state_dict({name.removeprefix(_LEARNED): tensor for name, tensor in learned.items()})
+        if len(learned) != len(state):
+            raise ValueError(f"unexpected tensors at {point.key}")
 
 
 def restore_tensors(
@@ -190,31 +210,24 @@ def restore_tensors(
     switchable norms; a ``ValueError`` for unexpected, missing or invalid tensors."""
     device = get_device(model)
     tensors = {name: tensor.to(device, copy=True) for name, tensor in content.tensors.items()}  # not memory-mapped
-
-    def pop(prefix: str) -> dict[str, Tensor]:
-        return {name.removeprefix(prefix): tensors.pop(name) for name in [*tensors] if name.startswith(prefix)}
-
-    factors = {}
-    for point, quantizer in quantizers.items():
-        state = pop(f"{point.key}/")
-        if _EQUALIZATION in state and content.scheme.equalize == YES:
-            factors[point] = state.pop(_EQUALIZATION)
-        if quantizer.observer is not None and "ends" in state:
-            quantizer.observer.restore(state.pop("ends"), state.pop("sums", None))
-        learned = {name: tensor for name, tensor in state.items() if name.startswith(_LEARNED)}
-        quantizer.load_state_dict({name.removeprefix(_LEARNED): tensor for name, tensor in learned.items()})
-        if len(learned) != len(state):
-            raise ValueError(f"unexpected tensors at {point.key}")
+    keys = {point: f"{point.key}/{_EQUALIZATION}" for point in quantizers if content.scheme.equalize == YES}
+    factors = {point: tensors.pop(key) for point, key in keys.items() if key in tensors}
+    restore_quantizers(tensors, quantizers)
     equalization = Equalization(factors)
     equalization.check(quantizer.spec for quantizer in quantizers.values())
     repairs = {}
     for label, made in content.repairs.items():
-        repairs[label] = Repair.restore(pop(f"{label}/"), model, quantizers)
+        repairs[label] = Repair.restore(_pop(tensors, f"{label}/"), model, quantizers)
         repairs[label].made = made
     norms = None if content.scheme.norms != SWITCHABLE else SwitchableNorms.restore(tensors, model)
     if norms is None and tensors:
         raise ValueError(f"unexpected tensor {min(tensors)}")
     return equalization, repairs, norms
+
+
+def _pop(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Take out the tensors whose names begin with ``prefix``, and return them without it."""
+    return {name.removeprefix(prefix): tensors.pop(name) for name in [*tensors] if name.startswith(prefix)}
 
 
 def check_same_points(expected: Iterable[QuantPoint], saved: Iterable[QuantPoint], path: object) -> None:

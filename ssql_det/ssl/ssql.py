@@ -3,6 +3,9 @@
 A step is a float pass that observes the ranges of activations, then a quantized pass of the same weights over the same
 views, at bit-widths drawn for this step. The loss is the mean of the losses of both passes against the targets of the
 float pass. Both passes update the BatchNorm statistics. The predictor stays float; the projector's weights have 8 bits.
+
+With fixed bits, quantized targets and no auxiliary loss it is quantization-aware training of the method alone. Then a
+scheme that trains its ranges needs the float pass in the first step only.
 """
 
 from __future__ import annotations
@@ -16,7 +19,8 @@ from torch import Tensor, nn
 from ssql_det.core.errors import UserError
 from ssql_det.quant import BitsSchedule, Quantization, QuantPoint, Scheme, Side, quant_points
 from ssql_det.quant.points import PUBLISHED
-from ssql_det.quant.scheme import NO, NORM_CORRECTION, SWITCHABLE_NORMS
+from ssql_det.quant.scheme import SWITCHABLE_NORMS
+from ssql_det.quant.training import check_trainable
 from ssql_det.ssl.method import Encoder, Method, Views
 
 PROJECTOR_BITS = 8  # of the weights, as published
@@ -72,23 +76,25 @@ class SSQL(nn.Module):
             raise UserError(f"SSQL cannot quantize the targets of {method.title}; set SSQL.QUANTIZE_TARGETS False")
         if scheme is not None and scheme.placement != PUBLISHED:
             raise UserError(f"SSQL cannot train with placement={scheme.placement}; use placement=published")
-        if scheme is not None and scheme.equalize != NO:
-            raise UserError(f"SSQL cannot train with equalize={scheme.equalize}; use equalize=no")
+        check_trainable(scheme or Scheme(), bits.bounds, "SSQL cannot train with")
         super().__init__()
         self.method = method
         self.bits = bits
         self.quantization = Quantization(method.encoder, encoder_quant_points(method.encoder), scheme)
-        if {NORM_CORRECTION, SWITCHABLE_NORMS} & {*self.quantization.scheme.repairs}:
+        if SWITCHABLE_NORMS in self.quantization.scheme.repairs:
             raise UserError(f"SSQL cannot train with {scheme}; in training norms use batch statistics")
-        self.quantizers = self.quantization.quantizers  # registered, so that their parameters are trained
+        if per_rank and any(self.quantization[point].observes_once for point in self.quantization.points):
+            raise UserError(f"with {scheme} all processes start from the same ranges; set SSQL.PER_RANK False")
         self.quantize_predictions, self.quantize_targets = quantize_predictions, quantize_targets
         self.auxiliary, self.per_rank = auxiliary, per_rank
 
     def forward(self, views: Views, step: int) -> Tensor:
-        method, bits = self.method, self.bits(step)
+        method, bits, observing = self.method, self.bits(step), self.quantization.observing
         is_float_trained = self.auxiliary or not self.quantize_predictions
-        with self.quantization.observing(self.per_rank), nullcontext() if is_float_trained else torch.no_grad():
-            encoded = method.encode(views)
+        encoded: list[Tensor] = []
+        if is_float_trained or not self.quantize_targets or self.quantization.needs_observation:
+            with observing(self.per_rank, restart=False), nullcontext() if is_float_trained else torch.no_grad():
+                encoded = method.encode(views)
         # Computed before the quantized pass: with two passes in memory, updating a moving average is 25 % slower.
         targets = None if self.quantize_targets else method.targets(views, encoded)
         with nullcontext() if self.quantize_predictions else torch.no_grad(), self.quantization.at(bits):

@@ -15,10 +15,11 @@ from ssql_det.pretrain.config import build_network
 from ssql_det.pretrain.loop import pretrain
 from ssql_det.pretrain.optim import build_optimizer
 from ssql_det.quant import ACTIVATIONS, Bits, FixedBits, RangeQuantizer, Scheme
+from ssql_det.quant.training import QuantizerOptim, QuantizerTraining
 from ssql_det.ssl import SSQL
 
 NAME = "stretched"
-RUN = {"SSQL__SCHEME": f"act={NAME}", "OPTIM__EPOCHS": 3}
+RUN = {"SSQL__SCHEME": f"act={NAME}", "SSQL__FIXED_BITS": "3w4a", "OPTIM__EPOCHS": 3}
 
 pytestmark = pytest.mark.usefixtures("logging_as_it_was")
 
@@ -52,13 +53,22 @@ def learned(toy, _registered, tmp_path_factory):
 
 
 def ssql_of(method, bits, scheme):
-    return SSQL(method, FixedBits(bits), scheme=scheme).double()
+    ssql = SSQL(method, FixedBits(bits), scheme=scheme).double()
+    ssql.quantization.quantizers.double()
+    return ssql
 
 
 def stretches(ssql):
     """The factors, by the names that the network by hand uses."""
     points = [point for point in ssql.quantization.points if not point.is_weight]
     return {point.path if "layer" in point.path else "stem": ssql.quantization[point].stretch for point in points}
+
+
+FIRST = "backbone.layer1.0.conv2:input/learned.stretch"
+
+
+def stretches_in(checkpoint):
+    return {name: value for name, value in checkpoint["quantizers"].items() if name.endswith("stretch")}
 
 
 @pytest.mark.parametrize("bits", [Bits(2, 4), Bits(5, 8)], ids=str)
@@ -91,19 +101,19 @@ def test_a_step_and_its_gradients_equal_those_by_hand(bits):
 def test_it_is_in_the_optimizer(toy, tmp_path):
     cfg = config(toy, tmp_path, **RUN)
     network, _ = build_network(cfg)
-    (group,) = build_optimizer(cfg.optim, network).param_groups
-    trained = {id(parameter) for parameter in group["params"]}
+    quantizers = QuantizerTraining(network.quantization, QuantizerOptim(lr_factor=0.5, weight_decay=0.25))
+    weights, group = build_optimizer(cfg.optim, network, quantizers.make_groups(cfg.optim.lr)).param_groups
+    assert {*map(id, weights["params"])} == {*map(id, network.method.parameters())}
     learned = stretches(network)
     assert len(learned) > 4
-    assert all(id(stretch) in trained for stretch in learned.values())
-    assert len(trained) == len(group["params"]) == len(list(network.method.parameters())) + len(learned)
+    assert {*map(id, group["params"])} == {*map(id, learned.values())}
+    assert (group["lr"], group["weight_decay"]) == (0.5 * cfg.optim.lr, 0.25)
 
 
 def test_it_changes_and_is_in_the_checkpoint(learned, whole):
-    checkpoint = content(learned)["quantizers"]
-    assert {name.rpartition(".")[2] for name in checkpoint} == {"stretch"}
-    assert "backbone/layer1/0/conv2:input.stretch" in checkpoint
-    assert all(value.isfinite() and value != 1 for value in checkpoint.values())
+    trained = stretches_in(content(learned))
+    assert FIRST in trained
+    assert all(value.isfinite() and value != 1 for value in trained.values())
     heads = content(learned)["heads"]
     assert heads.keys() == content(whole)["heads"].keys()
     assert "quantizers" not in content(whole)  # min-max has no parameters
@@ -114,28 +124,26 @@ def test_the_backbone_is_read_as_any_other(learned):
         read_checkpoint(learned / "checkpoint.pth"),
         read_pretrained_method(learned / "checkpoint.pth"),
     )
-    assert checkpoint.metadata.method == f"SSQL, altered: SCHEME act={NAME}"
+    assert checkpoint.metadata.method == f"SSQL, altered: FIXED_BITS 3w4a, SCHEME act={NAME}"
     assert torch.equal(trained.encoder.backbone.conv1.weight, content(learned)["online"]["conv1.weight"])
     assert trained.has_heads
 
 
 def test_a_resumed_run_equals_the_whole_one(learned, toy, stop_after, tmp_path):
     stop_after(config(toy, tmp_path, **RUN), 4)
-    stopped = content(tmp_path)["quantizers"]
-    assert stopped.keys() == content(learned)["quantizers"].keys()
-    assert all(stopped[name] != value for name, value in content(learned)["quantizers"].items())
+    stopped, trained = stretches_in(content(tmp_path)), stretches_in(content(learned))
+    assert stopped.keys() == trained.keys()
+    assert all(stopped[name] != value for name, value in trained.items())
     pretrain(config(toy, tmp_path, **RUN), resume=True)
-    assert sha256(tmp_path / "checkpoint.pth") == sha256(learned / "checkpoint.pth")
-
-
-FIRST = "backbone/layer1/0/conv2:input.stretch"
+    for name in ("checkpoint.pth", "quantization.safetensors"):
+        assert sha256(tmp_path / name) == sha256(learned / name)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda checkpoint: checkpoint.pop("quantizers"), "it has no quantizers"),
-        (lambda checkpoint: checkpoint["quantizers"].pop(FIRST), rf"Missing key.*{FIRST}"),
+        (lambda checkpoint: checkpoint["quantizers"].pop(FIRST), "Missing key.*stretch"),
         (lambda checkpoint: checkpoint["quantizers"].update({FIRST: torch.ones(2)}), "size mismatch for"),
         (lambda checkpoint: checkpoint.update(quantizers=[1]), "cannot be resumed from"),
     ],
