@@ -1,5 +1,7 @@
 """A quantizer with parameters is trained with the network under SSQL: optimizer, checkpoint, resuming."""
 
+from unittest.mock import patch
+
 import pytest
 import torch
 from support.pretrain.runs import config, content
@@ -10,11 +12,12 @@ from torch import nn
 from ssql_det.convert import read_checkpoint
 from ssql_det.core.errors import UserError
 from ssql_det.core.files import sha256
-from ssql_det.pretrain.checkpoint import read_pretrained_method
+from ssql_det.pretrain.checkpoint import read_backbone, read_pretrained_method
 from ssql_det.pretrain.config import build_network
 from ssql_det.pretrain.loop import pretrain
 from ssql_det.pretrain.optim import build_optimizer
-from ssql_det.quant import ACTIVATIONS, Bits, FixedBits, RangeQuantizer, Scheme
+from ssql_det.quant import ACTIVATIONS, Bits, FixedBits, Quantization, RangeQuantizer, Scheme, quant_points
+from ssql_det.quant.quantizers.trained import TrainedRangeQuantizer
 from ssql_det.quant.training import QuantizerOptim, QuantizerTraining
 from ssql_det.ssl import SSQL
 
@@ -156,3 +159,62 @@ def test_a_checkpoint_with_other_quantizers_is_not_resumed(change, message, lear
     torch.save(checkpoint, tmp_path / "checkpoint.pth")
     with pytest.raises(UserError, match=message):
         pretrain(config(toy, tmp_path, **RUN), resume=True)
+
+
+# ---- lsq, pact, dorefa ---------------------------------------------------------------------------------------------
+
+SAMPLED = {"SSQL__SCHEME": "lsq", "OPTIM__EPOCHS": 2, "SSQL__QUANTIZER_WEIGHT_DECAY": 0.01}
+AWARE = {  # quantization-aware training of SimSiam alone
+    "SSQL__SCHEME": "weight=dorefa, act=pact",
+    "SSQL__FIXED_BITS": "4w4a",
+    "SSQL__QUANTIZE_TARGETS": True,
+    "SSQL__AUXILIARY": False,
+    "OPTIM__EPOCHS": 2,
+}
+
+
+@pytest.mark.parametrize("run", [SAMPLED, AWARE], ids=["lsq at sampled bits", "pact at fixed bits"])
+def test_a_resumed_run_trains_the_same_steps_and_clips(run, toy, stop_after, tmp_path):
+    pretrain(config(toy, tmp_path / "whole", **run))
+    stop_after(config(toy, tmp_path / "stopped", **run), 2)
+    pretrain(config(toy, tmp_path / "stopped", **run), resume=True)
+    for name in ("checkpoint.pth", "quantization.safetensors"):
+        assert sha256(tmp_path / "stopped" / name) == sha256(tmp_path / "whole" / name)
+    backbone = read_backbone(tmp_path / "whole" / "checkpoint.pth").backbone.module
+    quantization = Quantization.load(tmp_path / "whole" / "quantization.safetensors", backbone)
+    assert quantization.points == quant_points(backbone)
+    assert str(quantization.calibration) == "24 images of crops, seed 5"  # of the first step
+    trained = [each for each in quantization.quantizers.modules() if isinstance(each, TrainedRangeQuantizer)]
+    assert len(trained) > 4
+    for quantizer in trained:
+        is_trained = [bool(value != start) for value, start in zip(quantizer.trained, quantizer.initial, strict=True)]
+        assert any(is_trained)
+    with quantization.at(Bits(4, 4)), torch.no_grad():
+        assert backbone.eval()(torch.randn(2, 3, 16, 16)).isfinite().all()
+
+
+def test_parameters_for_all_bit_widths_need_fixed_bits(toy, tmp_path):
+    message = f"act={NAME} at several bit-widths: its parameters are the same at all of them; set FIXED_BITS"
+    with pytest.raises(UserError, match=message):
+        config(toy, tmp_path, SSQL__SCHEME=f"act={NAME}")
+    config(toy, tmp_path, SSQL__SCHEME=f"act={NAME}", SSQL__ACT_BITS="[4, 4]")
+    with pytest.raises(UserError, match="cannot train with weight=brecq: rounding is learned afterwards"):
+        config(toy, tmp_path, SSQL__SCHEME="weight=brecq")
+    with pytest.raises(UserError, match="weight=lsq supports 2 to 8 bits, not 16"):
+        config(toy, tmp_path, SSQL__SCHEME="lsq", SSQL__WEIGHT_BITS="[4, 16]")
+    with pytest.raises(UserError, match="with act=pact all processes start from the same ranges"):
+        build_network(config(toy, tmp_path, SSQL__SCHEME="act=pact", SSQL__PER_RANK=True))
+
+
+def test_quantization_aware_training_needs_the_float_pass_once():
+    """Its loss is that of the method, quantized; after the first step the float network is not run."""
+    method, views = make_small_method("simsiam"), make_two_views()
+    switches = {"quantize_targets": True, "auxiliary": False}
+    scheme = Scheme.parse("weight=dorefa, act=pact")
+    ssql = SSQL(method, FixedBits(Bits(4, 4)), scheme, **switches)
+    with patch.object(method, "encode", side_effect=method.encode) as encode:
+        for step, passes in enumerate((2, 3)):
+            loss = ssql(views, step)
+            assert encode.call_count == passes
+    with ssql.quantization.at(Bits(4, 4)):
+        assert loss == method(views)

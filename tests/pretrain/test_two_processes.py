@@ -38,6 +38,17 @@ def test_two_processes_equal_one(results, kind, is_ssql):
         assert state["queue.place"] == 2 * 8 % 10
 
 
+@pytest.mark.parametrize("scheme", two_processes.TRAINED_SCHEMES)
+def test_two_processes_train_the_same_quantizers(results, scheme):
+    gradients, state = results["quantizers_1_0"][scheme]
+    assert all(len(each) > 4 for each in gradients)
+    for rank in (0, 1):
+        of_rank, state_of_rank = results[f"quantizers_2_{rank}"][scheme]
+        for result, expected in zip(of_rank, gradients, strict=True):
+            assert_tensors_close(result, expected)
+        assert_tensors_close(state_of_rank, state)
+
+
 @pytest.mark.parametrize("has_norm", [False, True], ids=["plain", "norm"])
 def test_keys_of_shuffled_images_return_in_their_order(results, has_norm):
     images = two_processes.images_to_shuffle()

@@ -15,14 +15,19 @@ from ssql_det.pretrain.checkpoint import TrainingState
 from ssql_det.pretrain.config import read_config
 from ssql_det.pretrain.loop import pretrain
 from ssql_det.pretrain.sync_norm import convert_sync_batchnorm
-from ssql_det.quant import Bits, FixedBits
+from ssql_det.quant import Bits, FixedBits, Scheme
+from ssql_det.quant.training import QuantizerOptim, QuantizerTraining
 from ssql_det.ssl import SSQL, MoCo
+
+TRAINED_SCHEMES = ("lsq", "weight=dorefa, act=pact")
 
 
 def step_by_step(folder):
     """Some steps of every method, alone and under SSQL, on this process's share of each batch; then MoCo's shuffle."""
     results = {(kind, is_ssql): take_steps(kind, is_ssql) for kind in METHODS for is_ssql in (False, True)}
     torch.save(results, folder / f"{world_size()}_{rank()}.pt")
+    trained = {scheme: train_quantizers(scheme) for scheme in TRAINED_SCHEMES}
+    torch.save(trained, folder / f"quantizers_{world_size()}_{rank()}.pt")
     torch.save(
         [_encode_shuffled(has_norm) for has_norm in (False, True)], folder / f"shuffled_{world_size()}_{rank()}.pt"
     )
@@ -49,6 +54,29 @@ def take_steps(kind, is_ssql, count=2, target=FLOAT64_ON_CPU):
         ) in trained.values():  # few digits, so that rounding errors cannot change the next step's quantization
             parameter.data.copy_(parameter.data.bfloat16())
     return losses, gradients, method.state_dict()
+
+
+def train_quantizers(scheme, count=2):
+    """Quantization-aware training: the quantizers' gradients in each step, and their values after the last."""
+    method = make_small_method("simsiam")
+    switches = {"quantize_targets": True, "auxiliary": False}
+    network = convert_sync_batchnorm(SSQL(method, FixedBits(Bits(3, 4)), Scheme.parse(scheme), **switches))
+    parallel = nn.parallel.DistributedDataParallel(network) if world_size() > 1 else network
+    quantizers = QuantizerTraining(network.quantization, QuantizerOptim(lr_factor=2.0, weight_decay=0.1))
+    optimizer = torch.optim.SGD([{"params": [*method.parameters()]}, *quantizers.make_groups(0.05)], lr=0.05)
+    gradients = []
+    for step in range(count):
+        views = [view.chunk(world_size())[rank()] for view in make_two_views(images=8, seed=step)]
+        loss = parallel(views, step)
+        optimizer.zero_grad()
+        loss.backward()
+        quantizers.average_gradients()
+        named = quantizers.module.named_parameters()
+        gradients.append({name: each.grad.clone() for name, each in named if each.grad is not None})
+        optimizer.step()
+        for parameter in [*method.parameters(), *quantizers.parameters]:
+            parameter.data.copy_(parameter.data.bfloat16())
+    return gradients, quantizers.state_dict()
 
 
 def _encode_shuffled(has_norm):
