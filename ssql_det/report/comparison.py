@@ -22,7 +22,13 @@ from ssql_det.core.rows import Row, finite_or_none
 from ssql_det.report.display_names import format_protocol, format_scheme
 from ssql_det.report.published import Column, PublishedRow, PublishedTable, load_published_table
 from ssql_det.report.row_groups import RowGroup, average_over_bits, group_by_bits, group_rows, keep_newest
-from ssql_det.report.table_sources import DETECTOR_CONFIGS, TableSource, get_source, list_datasets
+from ssql_det.report.table_sources import (
+    DETECTOR_CONFIGS,
+    TRAINED_AT_EACH_WIDTH,
+    TableSource,
+    get_source,
+    list_datasets,
+)
 
 SCOPES = ("all", "backbone")
 COSTS = ("MB", "GFLOPs", "GBOPs")  # of rows: 10^6 bytes of parameters, 10^9 multiply-adds, 10^9 bit-operations
@@ -153,6 +159,8 @@ def _make_lines(
         for bits, bits_rows in group_by_bits([*measured_rows, *average_rows], table.column_bits).items()
     }
     incomplete = [bits for bits in cells if any(cells[bits][metric].measured is None for metric in table.metrics)]
+    if group.method in TRAINED_AT_EACH_WIDTH:
+        incomplete = [bits for bits in incomplete if bits != "FP"]
     to_measure = [bits for bits in incomplete if bits not in table.average_names]
     command = table_source.get_measure_command(table, group, to_measure, scope) if to_measure else ""
     for bits, bits_cells in cells.items():
@@ -209,6 +217,9 @@ def _make_notes(
         name = " · ".join(part for part in (group.backbone, group.method) if part)
         for bits, averaged_rows in group_by_bits(measured_rows).items():
             yield from _warn_of_averaged_rows(f"{name} at {bits}", averaged_rows)
+    for method in dict.fromkeys(group.method for group, measured_rows in groups if measured_rows):
+        if note := get_source(table.number).get_note(method):
+            yield f"{method}: {note}."
     for row in table.rows:
         if row.settings:
             yield f"{row.method}: {row.settings_text}."

@@ -20,6 +20,7 @@ _ALIASES = {  # normalized spellings of published names; "SSQL" alone is SSQL ap
     "random": "random init.",
     "randominitialization": "random init.",
     "scratch": "random init.",
+    "simsiampactourreconstruction": "SimSiam-PACT",
     "simsiam200": "SimSiam-200ep",
     "simsiam200epochs": "SimSiam-200ep",
     "simsiamssql": "SSQL (ours)",

@@ -31,6 +31,7 @@ _MORE_CONFIGS = (  # the other configs of the folder, which no test set has by d
     *("voc_r34_c4.yaml", "voc_r50_c4.yaml", "coco_mask_r18_fpn.yaml", "coco_mask_r34_fpn.yaml"),
     *("toy_voc_r18_c4.yaml", "toy_coco_r18_fpn.yaml"),
 )
+TRAINED_AT_EACH_WIDTH = ("SimSiam-PACT",)  # published methods that train a network for each bit-width, and none for FP
 _CONFIG_SUBFOLDERS = ("table6/", "table7/", "zoo/")
 _EQUAL_BITS = re.compile(r"(\d+)w\1a")  # weights and activations with the same number of bits
 
@@ -58,6 +59,10 @@ class TableSource:
 
     def get_measure_command(self, table: PublishedTable, group: RowGroup, bits: Sequence[str], scope: str) -> str:
         """The command that measures the group's values at these bits; empty if no command can."""
+        return ""
+
+    def get_note(self, method: str) -> str:
+        """What a reader must know of the measured rows of a method; mostly empty."""
         return ""
 
 
@@ -118,7 +123,7 @@ class ProbeSource(TableSource):
     ``data_option``: the value of ``--data``. ``is_3x3_stem_expected``: whether the published ResNets have the 3x3 stem
     for CIFAR. ``configs``: pretraining configs by printed backbone and method. ``aliases``: the methods that letters of
     an ablation stand for. ``extra_methods``: methods of other published tables; result rows of them are shown too,
-    under their printed names.
+    under their printed names. ``notes``: on the measured rows of methods, by printed name.
     """
 
     data_option: str = ""
@@ -126,12 +131,16 @@ class ProbeSource(TableSource):
     configs: Mapping[tuple[str, str], str] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
     extra_methods: tuple[str, ...] = ()
+    notes: Mapping[str, str] = field(default_factory=dict)
 
     def resolve_scope(self, scope: str) -> str:
         return "backbone"
 
     def get_published_group(self, row: PublishedRow, dataset: str) -> RowGroup:
         return RowGroup(dataset, row.backbone, row.method)
+
+    def get_note(self, method: str) -> str:
+        return self.notes.get(method, "")
 
     def get_group(self, row: Row, table: PublishedTable) -> RowGroup:
         printed_by_name = {  # the printed method by each name of it
@@ -148,8 +157,17 @@ class ProbeSource(TableSource):
         return RowGroup(row.dataset, network, method, protocol, display_names.format_scheme(row), str(row.calibration))
 
     def get_measure_command(self, table: PublishedTable, group: RowGroup, bits: Sequence[str], scope: str) -> str:
-        """A linear probe; for a group with rows, the probes of these rows, whose protocol is in a comment."""
+        """A linear probe; for a group with rows, the probes of these rows, whose protocol is in a comment.
+
+        A method that trains a network for each bit-width is measured by ``ssql-det reproduce``.
+        """
         method = self.aliases.get(group.method, group.method)
+        if method in TRAINED_AT_EACH_WIDTH:
+            preset = "paper" if group.dataset == self.dataset else "mini"
+            return (
+                f"ssql-det reproduce --preset {preset} --table {table.number} --methods {shlex.quote(method)} "
+                f"--bits {format_bits_option(bits)}"
+            )
         config = self.configs.get((group.backbone, group.method))
         data = self.data_option if group.dataset == self.dataset else f"<{group.dataset}>"
         arguments, checkpoint = (
@@ -183,9 +201,23 @@ def format_bits_option(bit_widths: Iterable[str]) -> str:
     return shlex.quote(",".join(_EQUAL_BITS.sub(r"\1", bits) for bits in bit_widths))
 
 
+def expand_bits_option(option: str) -> list[str]:
+    """The bit-widths of a value of the option ``--bits``, as they are printed.
+
+    >>> expand_bits_option("FP,8,2w4a")
+    ['FP', '8w8a', '2w4a']
+    """
+    return [f"{bits}w{bits}a" if bits.isdecimal() else bits for bits in option.replace(" ", "").split(",")]
+
+
 # Printed networks and methods by their names in config files
 _NETWORKS = {"r18": "ResNet-18", "r34": "ResNet-34", "r50": "ResNet-50"}
 _SIMSIAM = {"simsiam": "SimSiam", "ssql": "SSQL (ours)"}
+_PACT = {"simsiam_pact": "SimSiam-PACT"}
+_PACT_NOTE = (
+    "our reconstruction: SimSiam with PACT's activations (clips from 10, not regularized) and DoReFa's weights, a "
+    "network for each bit-width; the published code has no config of it"
+)
 _CONTRASTIVE = {"simclr": "SimCLR", "moco": "MoCov2", "ssql_simclr": "SSQL-NCE (ours)"}
 _TABLE_12_METHODS = {"byol": "BYOL", "ssql_byol": "BYOL+SSQL", "moco": "MoCov2", "ssql_moco": "MoCov2+SSQL"}
 
@@ -201,10 +233,14 @@ def _list_table_1_configs(network: str) -> dict[tuple[str, str], str]:
 
 
 _IMAGENET_CONFIGS = {
-    **_list_configs("imagenet", "r18", {**_SIMSIAM, "byol": "BYOL"}),
+    **_list_configs("imagenet", "r18", {**_SIMSIAM, **_PACT, "byol": "BYOL"}),
     **_list_configs("imagenet", "r50", {**_SIMSIAM, "byol": "BYOL", "moco": "MoCov2"}),
 }
-_TABLE_1_CONFIGS = _list_table_1_configs("r18") | _list_table_1_configs("r50")
+_TABLE_1_CONFIGS = {
+    **_list_table_1_configs("r18"),
+    **_list_configs("cifar10", "r18", _PACT),
+    **_list_table_1_configs("r50"),
+}
 _ABLATION_CONFIGS = {
     (_NETWORKS["r34"], f"({letter})"): f"configs/pretrain/table8/{letter}.yaml" for letter in "abcdefghi"
 }
@@ -215,8 +251,14 @@ _SOURCES: Mapping[int, TableSource] = {
         is_3x3_stem_expected=True,
         configs=_TABLE_1_CONFIGS,
         extra_methods=("BYOL+SSQL", "MoCov2+SSQL"),
+        notes={"SimSiam-PACT": _PACT_NOTE},
     ),
-    3: ProbeSource("imagenet", data_option="datasets/imagenet", configs=_IMAGENET_CONFIGS),
+    3: ProbeSource(
+        "imagenet",
+        data_option="datasets/imagenet",
+        configs=_IMAGENET_CONFIGS,
+        notes={"SimSiam-PACT": _PACT_NOTE},
+    ),
     6: SweepSource("voc_2007_test"),
     7: SweepSource("coco_2017_val"),
     8: ProbeSource(

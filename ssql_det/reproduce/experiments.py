@@ -13,16 +13,16 @@ True
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import ClassVar
 
 from ssql_det.report.published import load_published_table
-from ssql_det.report.table_sources import get_probe_source
+from ssql_det.report.table_sources import TRAINED_AT_EACH_WIDTH, get_probe_source
 
 # As the published tables print them: "(ours)" means the paper's authors, not this project.
-RANDOM, SIMSIAM, SSQL = "random init.", "SimSiam", "SSQL (ours)"
+RANDOM, SIMSIAM, SSQL, PACT = "random init.", "SimSiam", "SSQL (ours)", "SimSiam-PACT"
 _FOLDER = "configs/pretrain"
 _TOY_METHODS = {  # base method: its SSQL variant, and the base method's name in config files ('': <preset>.yaml)
     SIMSIAM: (SSQL, ""),
@@ -54,6 +54,10 @@ class Pretraining:
     """A pretraining config and its overrides; pretrainings with the same ``name`` are one run.
 
     ``data`` is the dataset of a published recipe, ``imagenet`` or ``cifar10``; toy presets ignore it.
+    ``is_per_width``: a network is trained for each bit-width, quantized; only ``--methods`` selects such a method.
+
+    >>> make_toy_pact_pretraining("mini").at("4w4a").name
+    'simsiam-pact-4w4a'
     """
 
     name: str
@@ -62,6 +66,11 @@ class Pretraining:
     minutes: float = 0.0  # of one run, estimated
     megabytes: float = 0.0  # of the checkpoint, estimated
     data: str = "imagenet"
+    is_per_width: bool = False
+
+    def at(self, bits: str) -> Pretraining:
+        """The training of one bit-width."""
+        return replace(self, name=f"{self.name}-{bits}", overrides=(*self.overrides, "SSQL.FIXED_BITS", bits))
 
 
 @dataclass(frozen=True)
@@ -178,6 +187,13 @@ def make_toy_pretrainings(preset: str) -> dict[str, Pretraining]:
     return pretrainings
 
 
+def make_toy_pact_pretraining(preset: str) -> Pretraining:
+    """SimSiam-PACT from the config ``<preset>_simsiam_pact.yaml``; its step is one quantized pass."""
+    minutes, _ = _TOY_MINUTES[preset][""]
+    config = f"{_FOLDER}/{preset}_simsiam_pact.yaml"
+    return Pretraining("simsiam-pact", config, (), minutes, _MEGABYTES[preset], is_per_width=True)
+
+
 @cache
 def make_ablation_pretrainings(preset: str) -> dict[str, Pretraining]:
     """The nine rows of Table 8 with a toy preset's network."""
@@ -196,7 +212,7 @@ def make_published_pretrainings(table: int, network: str) -> dict[str, Pretraini
     """The methods of a table for which the repository has a config with this network."""
     configs = get_probe_source(table).configs
     return {
-        method: make_published_pretraining(config)
+        method: replace(make_published_pretraining(config), is_per_width=method in TRAINED_AT_EACH_WIDTH)
         for (backbone, method), config in configs.items()
         if backbone == network
     }

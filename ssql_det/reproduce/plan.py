@@ -78,7 +78,16 @@ def make_plan(preset: Preset, options: Options) -> Plan:
         for method in experiment.all_methods:
             if methods and experiment.match_method(method, methods) is None:
                 continue
-            if method in experiment.methods or experiment.match_method(method, checkpoints) is not None:
+            pretraining, is_given = (
+                experiment.methods.get(method),
+                experiment.match_method(method, checkpoints) is not None,
+            )
+            if pretraining is not None and pretraining.is_per_width and not methods and not is_given:
+                option = f"--methods {shlex.quote(method)}"
+                left_out.append(
+                    f"{method} of Table {experiment.table}: it trains a network for each bit-width; add {option}"
+                )
+            elif method in experiment.methods or is_given:
                 builder.add_method(experiment, method)
             else:
                 option = f"--checkpoint {shlex.quote(f'{method}=FILE')}"

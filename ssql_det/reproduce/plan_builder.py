@@ -10,6 +10,7 @@ Each step has its own folder in the folder of the run, ``OUT``; a number at the 
     OUT/sweeps/c4-ssql-0             results.jsonl
     OUT/pictures/c4-ssql-0           detections at all bit-widths side by side
     OUT/probes/ssql-0                results.jsonl
+    OUT/probes/simsiam-pact-4w4a-0   the same, of a network that was trained for this bit-width
 
 One step analyzes all backbones that were pretrained on toy data with the first seed::
 
@@ -25,6 +26,7 @@ from pathlib import Path
 
 from ssql_det.core.config import read_config_file
 from ssql_det.report.display_names import slugify, strip_ours
+from ssql_det.report.table_sources import expand_bits_option
 from ssql_det.reproduce.experiments import DetectorExperiment, Experiment, Pretraining, ProbeExperiment
 from ssql_det.reproduce.presets import MINIMUMS, Options, Preset, count_seeds, get_datasets_root
 from ssql_det.reproduce.steps import Step
@@ -32,6 +34,7 @@ from ssql_det.toydata.dataset import MANIFEST, ToyDataSettings
 
 _ANALYZED_BITS = "FP,8,4,2w4a"
 _CALIBRATION = ("--calib-images", "512")  # of probes and analyses, as for the numbers in docs
+_QUANTIZATION = "quantization.safetensors"  # of a sweep, or of a backbone that is trained for one bit-width
 _STARTUP_MINUTES = 0.1  # of each step's process
 
 
@@ -54,13 +57,15 @@ class PlanBuilder:
             if isinstance(experiment, DetectorExperiment):
                 row_steps.append(self._add_detector(experiment, method, seed))
             elif isinstance(experiment, ProbeExperiment) and (seed == 0 or not has_user_checkpoint):
-                row_steps.append(self._add_probe(experiment, method, seed))
+                row_steps += self._add_probes(experiment, method, seed)
 
     def add_analysis(self) -> None:
         """Add one step that analyzes all networks pretrained on toy data with the first seed."""
         pretrainings = [
-            step for step in self.steps.values() if step.kind == "pretrain" and step.folder.name.endswith("-0")
-        ]
+            step
+            for step in self.steps.values()
+            if step.kind == "pretrain" and step.folder.name.endswith("-0") and len(step.outputs) == 1
+        ]  # not those of a single bit-width, which have a quantization too
         if self._preset.data is None or not pretrainings:
             return
         folder = self._out / "analysis"
@@ -94,15 +99,17 @@ class PlanBuilder:
         self._add(Step("data", "data", arguments, folder, (), manifest, minutes, data.megabytes))
         return manifest
 
-    def _add_checkpoint(self, experiment: Experiment, method: str, seed: int) -> tuple[Path, str] | None:
+    def _add_checkpoint(
+        self, experiment: Experiment, method: str, seed: int, bits: str = ""
+    ) -> tuple[Path, str] | None:
         """The path of a backbone's checkpoint, the user's or pretrained by a step that this adds, and a name for files;
-        ``None`` for random weights."""
+        ``None`` for random weights. ``bits``: the bit-width that the backbone is trained for; empty: for all."""
         user_method, pretraining = experiment.match_method(method, self._checkpoints), experiment.methods.get(method)
         if user_method is not None:
             return Path(os.path.expanduser(self._checkpoints[user_method])), slugify(strip_ours(user_method))
         if pretraining is None:
             return None
-        path = self._add_pretraining(pretraining, seed)
+        path = self._add_pretraining(pretraining.at(bits) if bits else pretraining, seed)
         return path, path.parent.name
 
     def _add_backbone(self, experiment: DetectorExperiment, method: str, seed: int) -> Path | None:
@@ -128,31 +135,48 @@ class PlanBuilder:
         arguments += (*pretraining.overrides, *_flatten_pairs(overrides))
         minutes, size = self._scale_minutes(pretraining.minutes), pretraining.megabytes
         inputs = (Path(pretraining.config), *self._add_data())
-        self._add(Step(f"pretrain-{name}", "pretrain", arguments, folder, inputs, (path,), minutes, size))
+        outputs = (path, *([folder / _QUANTIZATION] if pretraining.is_per_width else []))
+        self._add(Step(f"pretrain-{name}", "pretrain", arguments, folder, inputs, outputs, minutes, size))
         return path
 
     def _get_data_option(self, dataset: str) -> str:
         """The images of pretraining and probes, as ``--data`` names them: the toy crops or a real dataset."""
         return str(self._out / "data" / "crops") if self._preset.data else self._options.get_data_option(dataset)
 
-    def _add_probe(self, experiment: ProbeExperiment, method: str, seed: int) -> str:
-        """Add a probe; return the name of the step.
+    def _add_probes(self, experiment: ProbeExperiment, method: str, seed: int) -> list[str]:
+        """Add the probe of a method, or one for each bit-width that it trains a network for; return their names."""
+        pretraining, option = experiment.methods.get(method), self._options.bits or experiment.bits
+        is_given = experiment.match_method(method, self._checkpoints) is not None
+        if is_given or pretraining is None or not pretraining.is_per_width:
+            return [self._add_probe(experiment, method, seed, option)]
+        widths = [bits for bits in expand_bits_option(option) if bits != "FP"]
+        return [self._add_probe(experiment, method, seed, bits, is_trained=True) for bits in widths]
+
+    def _add_probe(
+        self, experiment: ProbeExperiment, method: str, seed: int, bits: str, is_trained: bool = False
+    ) -> str:
+        """Add a probe; return the name of the step. ``is_trained``: the backbone is trained for these bits, and has a
+        quantization.
 
         Tables share the probe of a backbone, so ``--method`` is passed only if the checkpoint does not store it: for a
         user's checkpoint, or a letter of the ablation.
         """
         user_method = experiment.match_method(method, self._checkpoints)
-        named_checkpoint = self._add_checkpoint(experiment, method, seed)
+        named_checkpoint = self._add_checkpoint(experiment, method, seed, bits if is_trained else "")
         assert named_checkpoint is not None, f"{method} has random weights, which are not probed"
         checkpoint, name = named_checkpoint
         folder = self._out / "probes" / name
         results = folder / "results.jsonl"
-        bits = ("--bits", self._options.bits or experiment.bits)
-        arguments = ("probe", *experiment.arguments, *_CALIBRATION, "--resume", "--checkpoint", str(checkpoint))
-        arguments += ("--data", self._get_data_option(experiment.data), *bits, "--out", str(results))
-        if user_method is not None or (method.startswith("(") and method not in experiment.aliases):
+        quantization = [checkpoint.with_name(_QUANTIZATION)] if is_trained else []
+        ranges = ("--quantization", *map(str, quantization)) if is_trained else _CALIBRATION
+        arguments = ("probe", *experiment.arguments, *ranges, "--resume", "--checkpoint", str(checkpoint))
+        arguments += ("--data", self._get_data_option(experiment.data), "--bits", bits, "--out", str(results))
+        if is_trained:
+            arguments += ("--method", f"{method} (our reconstruction)")
+        elif user_method is not None or (method.startswith("(") and method not in experiment.aliases):
             arguments += ("--method", strip_ours(user_method or method))
-        inputs, minutes = (checkpoint, *self._add_data()), experiment.minutes * self._options.budget
+        inputs = (checkpoint, *quantization, *self._add_data())
+        minutes = experiment.minutes * self._options.budget / (len(experiment.bits.split(",")) if is_trained else 1)
         return self._add(Step(f"probe-{name}", "probe", arguments, folder, inputs, (results,), minutes, 0.1))
 
     def _gpu_options(self) -> tuple[str, ...]:
@@ -167,7 +191,7 @@ class PlanBuilder:
         backbone, row_method = self._add_backbone(experiment, method, seed), strip_ours(method)
         name = f"{experiment.name}-{slugify(row_method)}-{seed}"
         detector, sweep, pictures = (self._out / kind / name for kind in ("detectors", "sweeps", "pictures"))
-        weights, quantization = detector / "model_final.pth", sweep / "quantization.safetensors"
+        weights, quantization = detector / "model_final.pth", sweep / _QUANTIZATION
         config, inputs = ("--config-file", experiment.config), (Path(experiment.config), *self._add_data())
         overrides = {"SSQL_DET.METHOD": row_method, **self._iterations_overrides(experiment)}
 

@@ -22,6 +22,7 @@ from ssql_det.core.errors import UserError, did_you_mean
 from ssql_det.report.published import load_published_table
 from ssql_det.report.table_sources import format_bits_option, get_source
 from ssql_det.reproduce.experiments import (
+    PACT,
     RANDOM,
     SIMSIAM,
     SSQL,
@@ -31,6 +32,7 @@ from ssql_det.reproduce.experiments import (
     make_ablation_pretrainings,
     make_published_pretraining,
     make_published_pretrainings,
+    make_toy_pact_pretraining,
     make_toy_pretrainings,
 )
 from ssql_det.toydata.dataset import ToyDataSettings
@@ -146,10 +148,12 @@ def _make_toy_detectors(
 
 
 def _make_toy_probes(preset: str, minutes: float) -> tuple[Experiment, ...]:
-    """The probes of Tables 1, 8 and 12. Table 1 has all eight methods: each base method next to its SSQL variant."""
+    """The probes of Tables 1, 8 and 12. Table 1 has all eight methods, each base method next to its SSQL variant; and
+    SimSiam-PACT."""
     pretrainings = make_toy_pretrainings(preset)
     table_12 = {method: pretrainings[method] for method in load_published_table(12).methods}
-    methods_by_table = {1: pretrainings, 8: make_ablation_pretrainings(preset), 12: table_12}
+    table_1 = {**pretrainings, PACT: make_toy_pact_pretraining(preset)}
+    methods_by_table = {1: table_1, 8: make_ablation_pretrainings(preset), 12: table_12}
     return tuple(
         ProbeExperiment(f"table{table}", table=table, dataset="crops", methods=methods, minutes=minutes)
         for table, methods in methods_by_table.items()

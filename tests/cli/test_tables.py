@@ -74,7 +74,7 @@ def test_several_tables_follow_one_another_each_once(results, capsys):
     headings = [line for line in printed.splitlines() if line.startswith("## ")]
     assert [heading.split()[2] for heading in headings] == ["7.", "1.", "6."]
     assert "| SSQL (ours) | 4w4a | 61.2 | 60.5 ± 0.7 (2) | -0.7 |" in printed
-    assert "| ResNet-18 · SimSiam-PACT | 8w8a | 89.2 | published only | - |" in printed
+    assert "`ssql-det reproduce --preset paper --table 1 --methods SimSiam-PACT --bits 8,6,5,4,3,2w8a,2w4a`" in printed
     main(["tables", "--table", "all", "--format", "latex"])
     assert capsys.readouterr().out.count("\\subsection*{Table ") == 9
     main(["tables", "--table", "all", "6", "--format", "csv"])

@@ -3,6 +3,7 @@
 import itertools
 import statistics
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from support.reproduce.fake_runs import check_page, fake_top1, find_tables, list_paragraphs, make_fake_run
@@ -78,13 +79,33 @@ def test_the_paper_preset_runs_every_config_of_its_tables(table):
     configs = [
         step.arguments[step.arguments.index("--config-file") + 1] for step in plan.steps if step.kind == "pretrain"
     ]
-    assert Counter(configs) == Counter(set(get_source(table).configs.values()))
+    assert Counter(configs) == Counter({each for each in get_source(table).configs.values() if "pact" not in each})
     assert {step.name.rpartition("-")[2] for step in plan.steps} == {"0"}  # one seed by default
     assert len(list_names(build_plan("paper", tables=(table,), seeds=2), "probe")) == 2 * len(list_names(plan, "probe"))
     data = {step.arguments[step.arguments.index("--data") + 1] for step in plan.steps if step.kind == "probe"}
     assert data == ({"datasets/imagenet"} if table == 3 else {"cifar10:datasets"})
     missing = {method for method in load_published_table(table).methods if "PACT" in method}
     assert {reason.split(" of ")[0] for reason in plan.left_out} == missing
+
+
+@pytest.mark.parametrize(("preset", "table"), [("mini", 1), ("paper", 1), ("paper", 3)])
+def test_simsiam_pact_is_a_training_for_each_bit_width(preset, table):
+    plan = build_plan(preset, tables=(table,), methods=("simsiam-pact",))
+    pretrainings, probes = ([step for step in plan.steps if step.kind == kind] for kind in ("pretrain", "probe"))
+    published = load_published_table(table).bit_widths
+    trained = [step.arguments[step.arguments.index("SSQL.FIXED_BITS") + 1] for step in pretrainings]
+    assert sorted(trained) == sorted({*published} - {"FP"})
+    by_folder = {step.folder: step for step in pretrainings}
+    for probe in probes:
+        values = dict(itertools.pairwise(probe.arguments))
+        checkpoint, quantization = by_folder[Path(values["--checkpoint"]).parent].outputs
+        assert (values["--checkpoint"], values["--quantization"]) == (str(checkpoint), str(quantization))
+        assert checkpoint.parent.name.endswith(f"-{values['--bits']}-0")
+        assert values["--method"] == "SimSiam-PACT (our reconstruction)"
+        assert {checkpoint, quantization} < {*probe.inputs}
+    assert len(probes) == len(trained)
+    few = build_plan(preset, tables=(table,), methods=("simsiam-pact",), bits="FP,4,2w4a")
+    assert len(list_names(few, "pretrain")) == 2
 
 
 def test_tables_of_the_paper_preset_share_runs():
