@@ -174,7 +174,7 @@ def collect_tensors(
     tensors |= collect_quantizers(quantizers)
     for label, repair in repairs.items():
         tensors |= {f"{label}/{name}": tensor for name, tensor in repair.collect_state().items()}
-    return tensors
+    return tensors if switchable_norms is None else tensors | switchable_norms.collect_state()
 
 
 def collect_quantizers(quantizers: Mapping[QuantPoint, Quantizer]) -> dict[str, Tensor]:
