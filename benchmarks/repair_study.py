@@ -9,7 +9,8 @@ norms, then measures them. Prints the tables of docs/quantization.md as Markdown
 3. scopes apart, and heads at 8 bits;
 4. backbones pretrained with SSQL beside SimSiam's, without repair, and with the best ones of (1) and (2).
 
-"Best" is by AP on selection images, which are training images; tables have AP on the test set, which no choice uses.
+"Best" is by AP of the first seed on selection images, which are training images; tables have AP on the test set, which
+no choice uses.
 Rows are written to OUT; what is there is not measured again. Each job has one thread.
 """
 
@@ -30,6 +31,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ssql_det.core.errors import UserError
 from ssql_det.core.rows import Calibration, Row, append_row, read_rows
 from ssql_det.quant import Bits, Scheme
 from ssql_det.quant.scheme import MATCHED, RE_ESTIMATED, ROUNDING, TRAINED
@@ -40,12 +42,13 @@ if TYPE_CHECKING:
 CONFIGS = Path(__file__).parents[1] / "configs" / "detection"
 C4, FPN, FROZEN = "c4", "fpn", "fpn-frozen"  # detectors; the last has an FPN with frozen norms
 SIMSIAM, SSQL = "simsiam", "ssql"  # pretraining
+SELECTION, TEST = "selection", "test"  # what is evaluated on, and the names of files
 CONFIG_FILES = {C4: "toy_voc_narrow_c4.yaml", FPN: "toy_coco_narrow_fpn.yaml", FROZEN: "toy_coco_narrow_fpn.yaml"}
 FROZEN_NORMS = ("MODEL.RESNETS.NORM", "FrozenBN", "MODEL.FPN.NORM", "", "TEST.PRECISE_BN.ENABLED", "False")
 BITS = (Bits(4, 4), Bits(3, 3), Bits(2, 4))
 WEIGHTS, ACTIVATIONS, NORMS = ("minmax", "centred"), ("minmax", "mse"), (TRAINED, RE_ESTIMATED, MATCHED)
 ROUNDINGS = ("adaround", "brecq", "qdrop")
-ITERATIONS = 300  # of learned rounding, for each block
+ITERATIONS = 200  # of learned rounding, for each block
 CALIBRATION = Calibration(images=64, reconstruction_images=128, selection_images=128)
 HEADS_AT_8 = {"proposal_generator.*": Bits(8, 8), "roi_heads.*": Bits(8, 8)}
 SECONDS = "seconds to quantize"  # a metric of the rows, besides the evaluator's
@@ -80,10 +83,14 @@ class Detector:
     weights: Path
     folder: Path
 
+    def list_datasets(self) -> tuple[str, ...]:
+        """What cells are evaluated on. Only the first seed of SimSiam's detectors decides which ones are the best."""
+        return (SELECTION, TEST) if (self.method, self.seed) == (SIMSIAM, 0) else (TEST,)
+
     def read_results(self) -> dict[tuple[str, ...], dict[str, Row]]:
-        """The rows of each cell: ``{"selection": ..., "test": ...}``."""
+        """The rows of each cell by what it was evaluated on."""
         results: dict[tuple[str, ...], dict[str, Row]] = {}
-        for name in ("selection", "test"):
+        for name in (SELECTION, TEST):
             file = self.folder / f"{name}.jsonl"
             for row in read_rows(file) if file.exists() else ():
                 results.setdefault(get_key(row), {})[name] = row
@@ -117,15 +124,20 @@ def measure(detector: Detector, cells: Sequence[Cell]) -> None:
     from ssql_det.quant import Quantization
 
     torch.set_num_threads(1)
-    results = detector.read_results()
-    missing = [cell for cell in cells if len(results.get(cell.key, ())) < 2]
+    names, results = detector.list_datasets(), detector.read_results()
+    missing = [cell for cell in cells if any(name not in results.get(cell.key, ()) for name in names)]
     if not missing:
         return
     changes = FROZEN_NORMS if detector.kind == FROZEN else ()
     keys = ["MODEL.WEIGHTS", str(detector.weights), "SEED", str(detector.seed), *changes]
     cfg = read_config(str(CONFIGS / CONFIG_FILES[detector.kind]), keys, SSQL_DET_DEFAULTS)
     model, checkpoint = load_trained_detector(cfg)
-    provenance = DetectorProvenance(checkpoint.display_name, checkpoint.metadata, checkpoint.architecture.name)
+    sha256 = checkpoint.source.sha256 if checkpoint.source else ""
+    if any(row.checkpoint_hash != sha256 for rows in results.values() for row in rows.values()):
+        raise UserError(
+            f"the rows in {detector.folder} are of other weights than {detector.weights}; choose another OUT"
+        )
+    provenance = DetectorProvenance(checkpoint.display_name, checkpoint.metadata, checkpoint.architecture.name, sha256)
     images, (dataset,) = select_role_images(cfg, CALIBRATION), cfg.DATASETS.TEST
     loader = build_evaluation_loader(cfg, dataset)
     detector.folder.mkdir(parents=True, exist_ok=True)
@@ -166,10 +178,9 @@ def measure(detector: Detector, cells: Sequence[Cell]) -> None:
             seconds = time.process_time() - start
             context = prepare_evaluation(cfg, model, settings, dataset, loader, images.calibration, file)
             overrides = None if cell.bits == Bits.FP else cell.overrides
-            for name, each in (
-                ("selection", replace(context, dataset=selection, loader=selection_loader)),
-                ("test", context),
-            ):
+            contexts = {SELECTION: replace(context, dataset=selection, loader=selection_loader), TEST: context}
+            for name in names:
+                each = contexts[name]
                 metrics, duration = evaluate_quantized(each, cell.bits, overrides)
                 label = CONFIG_FILES[detector.kind]
                 result = {**metrics, SECONDS: seconds}, duration
@@ -196,7 +207,7 @@ class Study:
                 job.result()
                 print(f"job {number} of {len(jobs)} is done", file=sys.stderr, flush=True)
 
-    def get_aps(self, detectors: Sequence[Detector], cell: Cell, name: str = "test", task: str = "bbox") -> list[float]:
+    def get_aps(self, detectors: Sequence[Detector], cell: Cell, name: str = TEST, task: str = "bbox") -> list[float]:
         rows = [each.read_results().get(cell.key, {}).get(name) for each in detectors]
         return [row.metrics[f"{task}/AP"] or 0.0 for row in rows if row is not None]
 
@@ -206,8 +217,9 @@ class Study:
         return [float_ap - ap for float_ap, ap in zip(float_aps, aps, strict=False)]
 
     def score(self, kind: str, cell: Cell) -> float:
-        """The mean AP on the selection images, by which cells are chosen."""
-        return statistics.fmean(self.get_aps(self.get_detectors(kind), cell, "selection"))
+        """The first seed's AP on the selection images, by which cells are chosen."""
+        (ap,) = self.get_aps(self.get_detectors(kind)[:1], cell, SELECTION)
+        return ap
 
     # ---- cells -----------------------------------------------------------------------------------------------------
 
@@ -231,8 +243,7 @@ class Study:
         ]
 
     def choose_learned(self, kind: str, bits: Bits) -> Cell:
-        first = self.get_detectors(kind)[:1]
-        return max(self.list_learned(kind, bits), key=lambda cell: self.get_aps(first, cell, "selection"))
+        return max(self.list_learned(kind, bits), key=partial(self.score, kind))
 
     def list_parts(self, kind: str, bits: Bits) -> dict[str, Cell]:
         """The best cell with nearest rounding in each scope, and with heads at 8 bits."""
@@ -310,8 +321,8 @@ class Study:
         for kind, bits in itertools.product((C4, FPN, FROZEN), BITS):
             first = self.get_detectors(kind)[:1]
             for cell in self.list_learned(kind, bits):
-                scheme, (row,) = cell.scheme, [each.read_results()[cell.key]["test"] for each in first]
-                loss, ap = self.get_losses(first, cell), self.get_aps(first, cell, "selection")
+                scheme, (row,) = cell.scheme, [each.read_results()[cell.key][TEST] for each in first]
+                loss, ap = self.get_losses(first, cell), self.get_aps(first, cell, SELECTION)
                 cost = f"{row.metrics[SECONDS] or 0.0:.0f}"
                 print_row(
                     [kind, bits, scheme.weight, scheme.act, scheme.norms, format_values(loss), format_values(ap), cost]
@@ -323,7 +334,7 @@ class Study:
             detectors = self.get_detectors(kind)
             plain, nearest, learned = self.list_compared(kind, bits)
             texts = [format_values(self.get_losses(detectors, cell)) for cell in (plain, nearest, learned)]
-            seconds = [each.read_results()[learned.key]["test"].metrics[SECONDS] or 0.0 for each in detectors]
+            seconds = [each.read_results()[learned.key][TEST].metrics[SECONDS] or 0.0 for each in detectors]
             cells = [texts[0], f"`{nearest.scheme}`", texts[1], f"`{learned.scheme}`", texts[2]]
             print_row([kind, bits, *cells, f"{statistics.fmean(seconds):.0f}"])
 
