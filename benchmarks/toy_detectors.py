@@ -88,17 +88,23 @@ class Detector:
 
     def read_results(self) -> dict[tuple[str, ...], dict[str, Row]]:
         """The rows of each cell by what it was evaluated on."""
-        results: dict[tuple[str, ...], dict[str, Row]] = {}
-        for name in (SELECTION, TEST):
-            file = self.rows / f"{name}.jsonl"
-            for row in read_rows(file) if file.exists() else ():
-                results.setdefault(get_key(row), {})[name] = row
-        return results
+        files = ((name, self.rows / f"{name}.jsonl") for name in (SELECTION, TEST))
+        return _read_results(tuple((name, file, file.stat().st_size) for name, file in files if file.exists()))
 
     def get_ap(self, cell: Cell, dataset: str = TEST) -> float | None:
         """AP of boxes; ``None`` if the cell was not measured."""
         row = self.read_results().get(cell.key, {}).get(dataset)
         return None if row is None else row.metrics["bbox/AP"] or 0.0
+
+
+@cache
+def _read_results(files: tuple[tuple[str, Path, int], ...]) -> dict[tuple[str, ...], dict[str, Row]]:
+    """Files that have grown have another size, so they are read again."""
+    results: dict[tuple[str, ...], dict[str, Row]] = {}
+    for name, file, _ in files:
+        for row in read_rows(file):
+            results.setdefault(get_key(row), {})[name] = row
+    return results
 
 
 def train(detector: Detector) -> None:
