@@ -89,7 +89,7 @@ class Detector:
     def read_results(self) -> dict[tuple[str, ...], dict[str, Row]]:
         """The rows of each cell by what it was evaluated on."""
         files = ((name, self.rows / f"{name}.jsonl") for name in (SELECTION, TEST))
-        return _read_results(tuple((name, file, file.stat().st_size) for name, file in files if file.exists()))
+        return _read_results(tuple((name, file, file.stat().st_mtime_ns) for name, file in files if file.exists()))
 
     def get_ap(self, cell: Cell, dataset: str = TEST) -> float | None:
         """AP of boxes; ``None`` if the cell was not measured."""
@@ -99,7 +99,7 @@ class Detector:
 
 @cache
 def _read_results(files: tuple[tuple[str, Path, int], ...]) -> dict[tuple[str, ...], dict[str, Row]]:
-    """Files that have grown have another size, so they are read again."""
+    """With the times at which the files were changed, so that they are read again then."""
     results: dict[tuple[str, ...], dict[str, Row]] = {}
     for name, file, _ in files:
         for row in read_rows(file):
