@@ -6,13 +6,14 @@ name works in every later command, which registers the data set when it reads th
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
 from pathlib import Path
 from typing import Any
 
-from ssql_det.checkdata.coco import check_coco_file
+from ssql_det.checkdata.coco import check_coco_file, check_readable
 from ssql_det.core.errors import UserError, did_you_mean
 from ssql_det.d2 import DatasetCatalog, MetadataCatalog, register_coco_instances
 from ssql_det.detect.engine_errors import translate_errors
@@ -21,7 +22,8 @@ _CUSTOM_PREFIX = "coco:"  # of the names of custom data sets
 
 
 def check_dataset(name: str) -> None:
-    """Raise a UserError for an unknown name or for toy data that do not exist yet; register a custom data set."""
+    """Raise a UserError for an unknown name, for toy data that do not exist yet, and for COCO annotations that must not
+    be read; register a custom data set. Call this before the engine reads a data set."""
     if not isinstance(name, str):  # a config can hold DATASETS.TRAIN (5,)
         raise UserError(f"the name of a data set must be a string, got {name!r}")
     if is_custom(name):
@@ -35,6 +37,10 @@ def check_dataset(name: str) -> None:
                 f"there are no toy data in {root}; make them with `ssql-det make-toy-data {root}`, "
                 "or set DETECTRON2_DATASETS to the folder that has them"
             )
+    annotation_file = getattr(MetadataCatalog.get(name), "json_file", None)
+    if annotation_file is not None and os.path.isfile(annotation_file):  # else the engine says where it looks for it
+        status = os.stat(annotation_file)
+        _check_readable(annotation_file, (status.st_ino, status.st_size, status.st_mtime_ns))
 
 
 def hash_annotations(name: str) -> str:
@@ -110,6 +116,12 @@ def check_custom_annotations(name: str) -> None:
         other_errors = f" (and {len(errors) - 1} more errors)" if len(errors) > 1 else ""
         command = f"ssql-det check-data {image_folder} --dataset {annotation_file}"
         raise UserError(f"{errors[0].where}: {errors[0].problem}{other_errors}; `{command}` lists all errors")
+
+
+@functools.cache
+def _check_readable(annotation_file: str, version: tuple[int, ...]) -> None:
+    """Once for each version of a file: COCO's training set takes some seconds."""
+    check_readable(Path(annotation_file))
 
 
 def _split_name(name: str) -> tuple[Path, Path]:

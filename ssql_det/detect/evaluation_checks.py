@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import logging
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as Xml
 
 from pycocotools import mask as coco_mask
 
+from ssql_det.checkdata.coco import check_readable
 from ssql_det.core.errors import UserError
 from ssql_det.d2 import CfgNode, MetadataCatalog
 from ssql_det.detect.engine_errors import translate_errors
 
 COCO_TYPE, VOC_TYPE = "coco", "pascal_voc"  # evaluator_type in Detectron2's metadata of a data set
+_IS_VALID: dict[str, Callable[[Any], bool]] = {  # what COCO's metrics need of an annotation
+    "id": lambda value: type(value) is int and abs(value) < 2**53,  # it becomes a floating-point number
+    "area": lambda value: isinstance(value, (int, float)) and 0 <= value < 1e12,
+    "iscrowd": lambda value: value in (0, 1),
+    "bbox": lambda value: value is not None,  # its numbers are checked before
+}
+_WHOLE_NUMBER = re.compile(r"\s*[+-]?\d{1,9}\s*")
 _VOC_INTEGER_TAGS = ("truncated", "difficult", "bndbox/xmin", "bndbox/ymin", "bndbox/xmax", "bndbox/ymax")
+_logger = logging.getLogger(__name__)
 
 
 def check_evaluation_dataset(cfg: CfgNode, name: str) -> None:
@@ -39,24 +50,18 @@ def check_evaluation_dataset(cfg: CfgNode, name: str) -> None:
 
 
 def _check_coco(file: str, needs_masks: bool) -> None:
-    with translate_errors(f"the annotations in {file} cannot be read"):
-        document = json.loads(Path(file).read_text("utf-8"))
-        images = {image["id"]: image for image in document["images"]}
-        annotations = document.get("annotations", ())  # COCO's test-dev has none
-    for annotation in annotations:
-        location = f"{file}: annotation {annotation.get('id')}"
-        invalid_keys = [key for key in ("id", "area", "iscrowd", "bbox") if not _is_valid(key, annotation.get(key))]
+    check_readable(Path(file))
+    document = json.loads(Path(file).read_text("utf-8"))
+    images = {image["id"]: image for image in document["images"]}
+    for annotation in document.get("annotations", ()):  # COCO's test-dev has none
+        location = f"{file}: annotation {annotation['id']}"
+        invalid_keys = [key for key, is_valid in _IS_VALID.items() if not is_valid(annotation.get(key))]
         if invalid_keys:
             raise UserError(f"{location} has no valid {invalid_keys[0]}, which COCO's metrics need")
-        if needs_masks and annotation.get("image_id") in images:
+        if annotation["id"] == 0:
+            _logger.warning("%s: COCO's metrics count an object with the id 0 as not found; number from 1", file)
+        if needs_masks and annotation["image_id"] in images:
             _check_mask(location, annotation, images[annotation["image_id"]])
-
-
-def _is_valid(key: str, value: Any) -> bool:
-    """Whether a field of a COCO annotation has the type that COCO's metrics need."""
-    if key == "bbox":
-        return isinstance(value, list) and len(value) == 4 and all(isinstance(number, (int, float)) for number in value)
-    return isinstance(value, (int, float)) or (key == "id" and isinstance(value, str))
 
 
 def _check_mask(location: str, annotation: Mapping[str, Any], image: Mapping[str, Any]) -> None:
@@ -89,7 +94,7 @@ def _check_voc(folder: Path, split: str) -> None:
                     raise UserError(f"{file}: object {object_number} has no {tag}, which VOC's metric needs")
             for tag in _VOC_INTEGER_TAGS:
                 text = element.findtext(tag) or ""
-                if not text.strip().lstrip("+-").isdecimal():
+                if not _WHOLE_NUMBER.fullmatch(text):
                     raise UserError(
                         f"{file}: object {object_number} has {tag} {text!r}; VOC's metric needs a whole number"
                     )

@@ -15,8 +15,8 @@ Masks = NDArray[np.bool_]
 Floats = NDArray[np.float32]
 Counts = NDArray[np.int64]
 
-_MAX_PIXELS = 2 * 89_478_485  # of a decoded mask: as large as the largest image that Pillow reads
-_MAX_DIGITS = 12  # of a count; 6 digits of 5 bits are enough for _MAX_PIXELS
+MAX_PIXELS = 2 * 89_478_485  # of a decoded mask: as large as the largest image that Pillow reads
+_MAX_DIGITS = 12  # of a count; 6 digits of 5 bits are enough for MAX_PIXELS
 _VALUE, _SIGN, _MORE, _FIRST = 0x1F, 0x10, 0x20, 48  # a digit's 5 bits, flags, and its offset to a printable character
 
 
@@ -153,7 +153,7 @@ def parse_counts(text: str | bytes) -> Counts:
     numbers = np.add.reduceat((digits & _VALUE) << 5 * places, starts) if len(ends) else np.zeros(0, np.int64)
     is_negative = digits[ends - 1] & _SIGN != 0
     numbers = numbers - np.where(is_negative, np.int64(1) << 5 * (ends - starts), 0)
-    if len(numbers) and np.abs(numbers).max() > _MAX_PIXELS:
+    if len(numbers) and np.abs(numbers).max() > MAX_PIXELS:
         raise ValueError("counts have a number that is too large")
     for first in (1, 2):
         numbers[first::2] = np.cumsum(numbers[first::2])
@@ -162,8 +162,8 @@ def parse_counts(text: str | bytes) -> Counts:
 
 def _check_counts(counts: Iterable[Any]) -> Counts:
     listed = list(counts)
-    if not all(type(count) is int and 0 <= count <= _MAX_PIXELS for count in listed):
-        raise ValueError(f"counts must be whole numbers from 0 to {_MAX_PIXELS}")
+    if not all(type(count) is int and 0 <= count <= MAX_PIXELS for count in listed):
+        raise ValueError(f"counts must be whole numbers from 0 to {MAX_PIXELS}")
     return np.array(listed, np.int64)
 
 
@@ -172,6 +172,6 @@ def _check_size(size: Any) -> tuple[int, int]:
     if not is_pair or not all(type(side) is int and side >= 0 for side in size):
         raise ValueError(f"size must be [height, width], not {str(size)[:100]}")
     height, width = size
-    if height * width > _MAX_PIXELS:
-        raise ValueError(f"a mask of {height}x{width} has more than {_MAX_PIXELS} pixels")
+    if height * width > MAX_PIXELS:
+        raise ValueError(f"a mask of {height}x{width} has more than {MAX_PIXELS} pixels")
     return height, width

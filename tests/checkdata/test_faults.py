@@ -134,8 +134,18 @@ COCO_PROBLEMS = {
         "fewer than three corners",
     ),
     "huge box": (lambda d: find_object(d).update(bbox=[3, 3, 1e300, 5]), "no bbox of four numbers"),
-    "polygon of NaN": (lambda d: find_object(d).update(segmentation=[[1, 2, 3, float("nan"), 5, 6]]), "three corners"),
-    "huge polygon": (lambda d: find_object(d).update(segmentation=[[1, 2, 3, 10**400, 5, 6]]), "three corners"),
+    "polygon of NaN": (
+        lambda d: find_object(d).update(segmentation=[[1, 2, 3, float("nan"), 5, 6]]),
+        "of at most 1e+06",
+    ),
+    "huge polygon": (lambda d: find_object(d).update(segmentation=[[1, 2, 3, 10**400, 5, 6]]), "of at most 1e+06"),
+    "long polygon": (
+        lambda d: find_object(d).update(segmentation=[[0, 0, 9e5, 9e5]]),
+        "whose outline is more than 100 times its image's width and height",
+    ),
+    "huge image": (lambda d: d["images"][0].update(width=30_000, height=30_000), "30000x30000, but the most is"),
+    "polygon of numbers": (lambda d: find_object(d).update(segmentation=[1, 2, 3, 4, 5, 6]), "not a list of numbers"),
+    "mask of text": (lambda d: find_object(d).update(segmentation="5"), "neither a list of polygons nor RLE"),
     "no polygon": (lambda d: find_object(d).update(segmentation=[]), "empty list of polygons"),
     "crowd of polygons": (lambda d: find_crowd(d).update(segmentation=[[1, 1, 2, 2, 3, 1]]), "crowd with polygons"),
     "RLE of another size": (lambda d: find_crowd(d)["segmentation"].update(size=[9, 9]), "mask of size [9, 9]"),
@@ -215,6 +225,15 @@ def test_a_class_without_objects_is_a_warning(data, capsys):
     code, printed = check(capsys, data)
     assert code == 0
     assert f"warning: {path}: the split has no object of ten" in printed
+
+
+def test_an_object_of_id_0_is_a_warning(data, capsys):
+    path = data / "coco" / INSTANCES
+    document = json.loads(path.read_text())
+    document["annotations"][0]["id"] = 0
+    path.write_text(json.dumps(document))
+    code, printed = check(capsys, data)
+    assert (code, f"warning: {path}: an annotation has the id 0" in printed) == (0, True)
 
 
 def test_train_images_in_the_test_split_are_a_warning(data, capsys):

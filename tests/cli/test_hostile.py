@@ -546,7 +546,7 @@ FILES = {  # something that lies in the case's folder is
     "mask larger than any": (
         sweep(of="fpn"),
         coco(instance(segmentation={"size": [10**6, 10**6], "counts": [10**12]})),
-        "the data sets in DATASETS.TRAIN cannot be read: ",
+        "has an RLE mask of size [1000000, 1000000], but the image has height and width [",
     ),
     "image file that plays tricks": (
         "check-data {data}",

@@ -121,7 +121,7 @@ def test_an_invalid_rle_is_a_value_error(rle):
 
 
 def test_random_texts_decode_as_with_pycocotools_or_not_at_all(monkeypatch):
-    monkeypatch.setattr(masks_module, "_MAX_PIXELS", 10_000)
+    monkeypatch.setattr(masks_module, "MAX_PIXELS", 10_000)
     generator = np.random.default_rng(0)
     decoded = 0
     for _ in range(3000):
