@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from ssql_det.core import console
 from ssql_det.core.errors import UserError
+from ssql_det.d2_bounds import BOUNDS
 from ssql_det.images import reading
 from ssql_det.toydata.digits import CLASSES
 
@@ -120,7 +121,8 @@ def read_config(
 ) -> CfgNode:
     """Read and freeze a detection config: the engine's defaults, overridden by the file, then by ``KEY VALUE`` pairs.
 
-    ``node_defaults`` are the defaults of the ``SSQL_DET`` node. Without a GPU, ``MODEL.DEVICE`` becomes ``cpu``.
+    ``node_defaults`` are the defaults of the ``SSQL_DET`` node. Each value is checked, see :mod:`ssql_det.d2_bounds`.
+    Without a GPU, ``MODEL.DEVICE`` becomes ``cpu``.
 
     >>> read_config(None, ["SOLVER.BASE_LR", "0.01"], {"EVAL_BITS": ["4w4a"]}).SSQL_DET.EVAL_BITS
     ['4w4a']
@@ -130,16 +132,22 @@ def read_config(
     from ssql_det.core.registry import import_config_plugins
 
     import_config_plugins(f"{NODE}.PLUGINS", file, overrides)
-    names = _load_names()
-    defaults = names["get_cfg"]()
-    defaults[NODE] = names["CfgNode"](dict(node_defaults or {}))
-    cfg = load_config(defaults, file, overrides, map_former_keys(node_defaults or {}))
+    defaults = get_default_config(node_defaults or {})
+    cfg = load_config(defaults, file, overrides, map_former_keys(node_defaults or {}), BOUNDS)
     device = str(resolve_device(cfg.MODEL.DEVICE, "MODEL.DEVICE"))
     if device != cfg.MODEL.DEVICE:
         cfg.defrost()
         cfg.MODEL.DEVICE = device
         cfg.freeze()
     return cfg
+
+
+def get_default_config(node_defaults: Mapping[str, Any]) -> CfgNode:
+    """The engine's default config, with the ``SSQL_DET`` node."""
+    names = _load_names()
+    defaults: CfgNode = names["get_cfg"]()
+    defaults[NODE] = names["CfgNode"](dict(node_defaults))
+    return defaults
 
 
 def map_former_keys(node_defaults: Mapping[str, Any]) -> Mapping[str, Sequence[str]]:

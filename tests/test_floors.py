@@ -19,6 +19,7 @@ FLOORS = {
     "report": 2,
     "minid2": 2,
     "d2": 3,
+    "d2_bounds": 2,
     "analyze": 3,
     "detect": 4,
     "deploy": 5,

@@ -10,7 +10,6 @@ import functools
 import itertools
 import json
 import logging
-import math
 import operator
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -21,19 +20,20 @@ import yaml
 from fvcore.common.config import BASE_KEY, CfgNode
 
 from ssql_det.core.config_files import find_config
-from ssql_det.core.errors import UserError, did_you_mean, printable
-from ssql_det.core.files import atomic_write, read_text
+from ssql_det.core.config_values import BoundsByKey, find_bounds, fit_value, is_valid_text, show
+from ssql_det.core.config_yaml import load_yaml
+from ssql_det.core.errors import UserError, did_you_mean
+from ssql_det.core.files import atomic_write
 
 SAVED_CONFIG_NAME = "config.yaml"
 _MAX_LISTED = 5  # changed keys in a message
-_MAX_VALUES = 10_000  # in a file or in one key; YAML aliases can make a few bytes expand to any number of values
-_MAX_FLOAT = 3.4e38  # of a float32; this also refuses infinity
-_MAX_INT = 1 << 32  # steps, sizes, seeds: with a larger value a run never ends or does not fit into memory
+_MAX_FILES = 50  # that a config inherits from; each may name several
 _logger = logging.getLogger(__name__)
 
 RenamedKeys = Mapping[str, Sequence[str]]
 """Maps a key of an earlier version to the keys that replace it."""
 _NO_RENAMED_KEYS: RenamedKeys = {}
+_NO_BOUNDS: BoundsByKey = {}
 
 
 def load_config(
@@ -41,11 +41,12 @@ def load_config(
     file: str | os.PathLike[str] | None = None,
     overrides: Sequence[str] = (),
     renamed_keys: RenamedKeys = _NO_RENAMED_KEYS,
+    bounds: BoundsByKey = _NO_BOUNDS,
 ) -> CfgNode:
     """A frozen copy of ``defaults`` with the file merged over it, then the ``KEY VALUE`` pairs.
 
-    A key of an earlier version is refused with its new name, except in the config that a run saved: there it is
-    translated.
+    Each value must be of its default's type and within its bounds. A key of an earlier version is refused with its new
+    name, except in the config that a run saved: there it is translated.
 
     >>> from fvcore.common.config import CfgNode
     >>> load_config(CfgNode({"OPTIM": {"LR": 0.05}}), overrides=["OPTIM.LR", "0.1"]).OPTIM.LR
@@ -53,12 +54,23 @@ def load_config(
     """
     config = defaults.clone()
     config.defrost()
-    if file is not None:
-        for key, value in read_config_file(file, renamed_keys).items():
-            _set(config, key, value, str(file), renamed_keys)
-    _merge_overrides(config, overrides, renamed_keys)
+    file_values = read_config_file(file, renamed_keys).items() if file is not None else ()
+    pairs = [*((*each, str(file)) for each in file_values), *((*each, "the command line") for each in _pair(overrides))]
+    default_values = _map_values(defaults)
+    for key, value, where in pairs:
+        _check_key(key, default_values, where, renamed_keys)
+        fitted = fit_value(key, value, default_values[key], find_bounds(key, bounds), f" in {where}")
+        *groups, name = key.split(".")
+        functools.reduce(operator.getitem, groups, config)[name] = fitted
     config.freeze()
     return config
+
+
+def check_values(config: CfgNode, defaults: CfgNode, bounds: BoundsByKey) -> None:
+    """Check the values of a config that was changed after it was loaded, or was made otherwise."""
+    values = _map_values(config)
+    for key, default in _map_values(defaults).items():
+        fit_value(key, values[key], default, find_bounds(key, bounds))
 
 
 def save_config(values: Mapping[str, Any], directory: str | os.PathLike[str]) -> Path:
@@ -94,7 +106,7 @@ def unflatten(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def config_keys(config: CfgNode) -> list[str]:
     """Every full key of a config tree: ``OPTIM.LR``, ``SEED``, ...; an empty group has none."""
-    return [key for key, value in _flatten(config) if not isinstance(value, CfgNode)]
+    return list(_map_values(config))
 
 
 def flatten_config(config: CfgNode) -> dict[str, Any]:
@@ -116,7 +128,7 @@ def read_saved_config(
 
 def read_config_file(file: str | os.PathLike[str], renamed_keys: RenamedKeys = _NO_RENAMED_KEYS) -> dict[str, Any]:
     """The flat config that a file and its bases set, without defaults."""
-    return _read_with_bases(find_config(file), (), renamed_keys)
+    return _read_with_bases(find_config(file), (), renamed_keys, itertools.count())
 
 
 def rename_keys(values: Mapping[str, Any], renamed_keys: RenamedKeys) -> dict[str, Any]:
@@ -156,23 +168,15 @@ def find_effective_config(file: str | os.PathLike[str], ignored_keys: Collection
     return find_effective_config(os.path.normpath(path.parent / base), ignored_keys)
 
 
-def check_minimums(config: CfgNode, minimums: Mapping[str, float]) -> None:
-    """Refuse a number below its minimum, such as ``{"OPTIM.EPOCHS": 1, "SEED": 0}``, or too large for any run."""
-    for key, minimum in minimums.items():
-        value = _get(config, key)
-        if value < minimum:
-            raise UserError(f"{key} must be {minimum} or more, got {value}")
-        if isinstance(value, int) and value > _MAX_INT:
-            raise UserError(f"{key} is too large, got {printable(str(value), 40)}; a whole number is 2**32 at most")
-        if value > _MAX_FLOAT:
-            raise UserError(f"{key} is too large, got {value}; the largest float32 is 3.4e38")
-
-
-def _read_with_bases(path: Path, opened: tuple[Path, ...], renamed_keys: RenamedKeys) -> dict[str, Any]:
+def _read_with_bases(
+    path: Path, opened: tuple[Path, ...], renamed_keys: RenamedKeys, file_numbers: Iterator[int]
+) -> dict[str, Any]:
     """The file's values merged over those of its bases, whose paths are relative to the file.
 
-    ``opened``: the files that led to this one.
+    ``opened``: the files that led to this one. ``file_numbers``: counts all files.
     """
+    if next(file_numbers) > _MAX_FILES:
+        raise UserError(f"config file {opened[0]} inherits from more than {_MAX_FILES} files; leave out a {BASE_KEY}")
     if path.is_dir():
         raise UserError(f"config file {path} is a directory; name a .yaml file in it")
     if not path.is_file():
@@ -187,36 +191,16 @@ def _read_with_bases(path: Path, opened: tuple[Path, ...], renamed_keys: Renamed
     bases = values.pop(BASE_KEY, [])
     merged: dict[str, Any] = {}
     for base in bases if isinstance(bases, list) else [bases]:
-        merged |= _read_with_bases(path.parent / os.path.expanduser(str(base)), (*opened, path.resolve()), renamed_keys)
+        if not isinstance(base, str) or not is_valid_text(base):
+            raise UserError(f"{BASE_KEY} in {path} must be the path of a config file, got {show(base)}")
+        base_path = path.parent / os.path.expanduser(base)
+        merged |= _read_with_bases(base_path, (*opened, path.resolve()), renamed_keys, file_numbers)
     return merged | values
 
 
 def _read(path: Path) -> dict[str, Any]:
     """The flat config of one file, without its bases."""
-    try:
-        items = list(itertools.islice(_flatten(_load_yaml(path)), _MAX_VALUES + 1))
-    except RecursionError:
-        raise UserError(f"config file {path} is nested too deeply, or contains itself; write it out flat") from None
-    values = (each for key, value in items for each in _list_nested(value, key, str(path)))
-    if len(list(itertools.islice(values, _MAX_VALUES + 1))) > _MAX_VALUES:
-        raise UserError(f"config file {path} has more than {_MAX_VALUES} keys or values; is it a config?")
-    try:
-        json.dumps(dict(items))  # as configs are compared; YAML has dates, sets and bytes as well
-    except TypeError as failure:
-        raise UserError(f"config file {path}: {failure}; write text in quotes, numbers or lists") from None
-    return dict(items)
-
-
-def _load_yaml(path: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(read_text(path))
-    except (yaml.YAMLError, ValueError) as failure:
-        raise UserError(f"config file {path} is not valid YAML: {' '.join(str(failure).split())}") from None
-    except (AttributeError, LookupError, TypeError):  # from PyYAML, for `!!bool x`
-        raise UserError(f"config file {path} is not valid YAML: a value does not fit its tag; remove it") from None
-    if not isinstance(tree, dict | None):
-        raise UserError(f"config file {path} holds a {type(tree).__name__}; it must hold KEY: VALUE pairs")
-    return tree or {}
+    return dict(_flatten(load_yaml(path)))
 
 
 def _to_saved(value: Any) -> Any:
@@ -234,67 +218,26 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield f"{prefix}{name}", value
 
 
-def _merge_overrides(config: CfgNode, overrides: Sequence[str], renamed_keys: RenamedKeys) -> None:
+def _map_values(config: CfgNode) -> dict[str, Any]:
+    return {key: value for key, value in _flatten(config) if not isinstance(value, CfgNode)}
+
+
+def _pair(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """The keys and values of a command line."""
     for option in overrides:
         if option.startswith("--"):
             raise UserError(f"{option} comes after KEY VALUE pairs; move it before them")
     if len(overrides) % 2:
         raise UserError(f"overrides are KEY VALUE pairs, but {overrides[-1]!r} has no value; write KEY VALUE")
-    for key, value in zip(overrides[::2], overrides[1::2], strict=True):
-        _set(config, key, value, "the command line", renamed_keys)
+    return zip(overrides[::2], overrides[1::2], strict=True)
 
 
-def _set(config: CfgNode, key: str, value: Any, where: str, renamed_keys: RenamedKeys) -> None:
+def _check_key(key: str, known: Collection[str], where: str, renamed_keys: RenamedKeys) -> None:
     if key in renamed_keys:
         new_keys = renamed_keys[key]
         one_of = "one of " if len(new_keys) > 1 else ""
         raise UserError(f"config key {key} in {where} is now {one_of}{', '.join(new_keys)}; write that")
-    known = config_keys(config)
     if key not in known:
         in_group = [name for name in known if name.startswith(f"{key}.")]
         hint = f"; it is a group, set one of its keys, such as {in_group[0]}" if in_group else did_you_mean(key, known)
         raise UserError(f"unknown config key {key} in {where}{hint}")
-    current = _get(config, key)
-    if isinstance(current, float) and isinstance(value, (int, str)):
-        value = _to_float(value)  # 1 and 1e-3 are floats as well, but YAML reads an int and a string
-    nested = _list_nested(value, key, where)
-    if any(isinstance(each, float) and math.isnan(each) for each in nested):  # NaN would pass every comparison
-        raise UserError(f"config key {key} in {where} cannot be {value!r}; set a number")
-    if isinstance(current, str) and isinstance(value, str):
-        value = repr(value)  # yacs evaluates strings: a name such as 123 would become a number
-    try:
-        config.merge_from_list([key, value])
-    except (ValueError, AssertionError) as mismatch:
-        type_name = type(current).__name__
-        raise UserError(
-            f"config key {key} in {where} cannot be {value!r}: it is of type {type_name}, now {current!r}"
-        ) from mismatch
-
-
-def _get(config: CfgNode, key: str) -> Any:
-    return functools.reduce(operator.getitem, key.split("."), config)
-
-
-def _to_float(value: int | str) -> Any:
-    try:
-        return value if isinstance(value, bool) else float(value)
-    except (OverflowError, ValueError):
-        return value
-
-
-def _list_nested(value: Any, key: str, where: str) -> list[Any]:
-    """A value and every value nested in it; an error where they are too many for a config."""
-    nested = list(itertools.islice(_walk(value), _MAX_VALUES + 1))
-    if len(nested) > _MAX_VALUES:
-        raise UserError(f"config key {key} in {where} is too long, or contains itself; most is {_MAX_VALUES} values")
-    return nested
-
-
-def _walk(value: Any) -> Iterator[Any]:
-    """A value and every value nested in it; endless where a YAML alias makes a list contain itself."""
-    pending = [value]
-    while pending:
-        current = pending.pop()
-        if isinstance(current, (dict, list, tuple)):
-            pending.extend(current.values() if isinstance(current, dict) else current)
-        yield current

@@ -96,16 +96,14 @@ def import_plugins(names: Iterable[str]) -> None:
 
 def import_config_plugins(key: str, file: str | os.PathLike[str] | None, overrides: Sequence[str]) -> None:
     """Import the plugins that ``key`` of a config names; called before the config is loaded, as they may add keys."""
-    import yaml
-
     from ssql_det.core.config import read_config_file  # lazily, since every command imports this module
+    from ssql_det.core.config_values import Bounds, fit_value
 
-    names = read_config_file(file).get(key, []) if file else []
-    for pair in zip(overrides[::2], overrides[1::2], strict=False):
-        names = yaml.safe_load(pair[1]) if pair[0] == key else names
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{key} must be a list of module names, such as ['my_lab']; got {names!r}")
-    import_plugins(names)
+    given = [(read_config_file(file).get(key, []), file)] if file else []
+    pairs = zip(overrides[::2], overrides[1::2], strict=False)
+    given += [(value, "the command line") for name, value in pairs if name == key]
+    for names, where in given[-1:]:
+        import_plugins(fit_value(key, names, [], Bounds(like=["my_lab"]), f" in {where}"))
 
 
 def import_inherited_plugins() -> None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import operator
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from ssql_det.core.config import check_minimums, find_effective_config, flatten_config
+from ssql_det.core.config import check_values, find_effective_config, flatten_config
 from ssql_det.core.errors import UserError
 from ssql_det.core.rows import Calibration
-from ssql_det.d2 import NODE, CfgNode, map_former_keys
+from ssql_det.d2 import NODE, CfgNode, get_default_config, map_former_keys
+from ssql_det.d2_bounds import BOUNDS
 from ssql_det.detect.points import SCOPES
 from ssql_det.detect.quantized_training import QUANTIZED_TRAINING_DEFAULTS, QuantizedTraining
 from ssql_det.quant import Scheme, parse_bit_widths
@@ -41,26 +41,6 @@ DEFAULT_VALUES = flatten_config(CfgNode({NODE: SSQL_DET_DEFAULTS}))
 RENAMED_KEYS = map_former_keys(SSQL_DET_DEFAULTS)  # keys of earlier versions, each with its current keys
 TRAINING_EVALUATION_KEYS = tuple(
     f"{NODE}.{key}" for key in ("EVAL_PERIOD", "EVAL_BITS", "SCOPE", "CALIB_IMAGES", "SCHEME")
-)
-_MINIMUMS = {  # smallest valid values
-    **dict.fromkeys(("MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE"), 1),
-    **dict.fromkeys(("MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION"), 1),
-    **dict.fromkeys(("MODEL.RPN.PRE_NMS_TOPK_TRAIN", "MODEL.RPN.PRE_NMS_TOPK_TEST"), 1),
-    **dict.fromkeys(("MODEL.RPN.POST_NMS_TOPK_TRAIN", "MODEL.RPN.POST_NMS_TOPK_TEST"), 1),
-    **dict.fromkeys(("MODEL.RPN.BATCH_SIZE_PER_IMAGE", "SOLVER.IMS_PER_BATCH", "SSQL_DET.CALIB_IMAGES"), 1),
-    **dict.fromkeys(("INPUT.MAX_SIZE_TRAIN", "INPUT.MAX_SIZE_TEST"), 1),
-    **dict.fromkeys(("INPUT.MIN_SIZE_TEST", "DATALOADER.NUM_WORKERS", "TEST.EVAL_PERIOD", "SSQL_DET.EVAL_PERIOD"), 0),
-    **dict.fromkeys(("SOLVER.BASE_LR", "SOLVER.MOMENTUM", "SOLVER.WEIGHT_DECAY", "SOLVER.GAMMA"), 0),
-    **dict.fromkeys(("SOLVER.WARMUP_ITERS", "SOLVER.WARMUP_FACTOR", "SOLVER.CLIP_GRADIENTS.CLIP_VALUE"), 0),
-}
-_FRACTION_KEYS = (  # valid from 0 to 1
-    *("MODEL.RPN.POSITIVE_FRACTION", "MODEL.ROI_HEADS.POSITIVE_FRACTION"),
-    *("MODEL.RPN.NMS_THRESH", "MODEL.ROI_HEADS.NMS_THRESH_TEST"),
-)
-_BOX_LOSSES = ("smooth_l1", "giou", "diou", "ciou")
-_POSITIVE_KEYS = (  # numbers, or nested lists of numbers, above 0
-    *("MODEL.ANCHOR_GENERATOR.SIZES", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", "MODEL.PIXEL_STD"),
-    *("MODEL.RPN.BBOX_REG_WEIGHTS", "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS"),
 )
 
 
@@ -98,43 +78,10 @@ def check_config(cfg: CfgNode) -> None:
     Traceback (most recent call last):
     ssql_det.core.errors.UserError: INPUT.MAX_SIZE_TEST must be 1 or more, got 0
     """
-    check_minimums(cfg, _MINIMUMS)
-    if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
-        raise UserError(f"INPUT.FORMAT must be RGB or BGR, got {cfg.INPUT.FORMAT!r}")
-    sizes = cfg.INPUT.MIN_SIZE_TRAIN
-    if not sizes or not all(isinstance(size, int) and size >= 0 for size in sizes):
-        raise UserError(f"INPUT.MIN_SIZE_TRAIN must be a list of sizes, each 0 or more; got {sizes}")
+    check_values(cfg, get_default_config(SSQL_DET_DEFAULTS), BOUNDS)
     if cfg.SSQL_DET.SCOPE not in SCOPES:
         raise UserError(f"SSQL_DET.SCOPE must be {' or '.join(SCOPES)}, got {cfg.SSQL_DET.SCOPE!r}")
     scheme, bit_widths = Scheme.parse(cfg.SSQL_DET.SCHEME), parse_bit_widths(",".join(map(str, cfg.SSQL_DET.EVAL_BITS)))
     scheme.check_bits(bit_widths)
     scheme.check_learns_nothing(bit_widths)
     QuantizedTraining.from_config(cfg)
-    _check_model(cfg)
-
-
-def _check_model(cfg: CfgNode) -> None:
-    for key, fraction in _read_values(cfg, _FRACTION_KEYS):
-        if not 0 <= fraction <= 1:
-            raise UserError(f"{key} must be 0 to 1, got {fraction}")
-    for key, loss in _read_values(cfg, ("MODEL.RPN.BBOX_REG_LOSS_TYPE", "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE")):
-        if loss not in _BOX_LOSSES:
-            raise UserError(f"{key} must be one of {', '.join(_BOX_LOSSES)}; got {loss!r}")
-    for key, value in _read_values(cfg, _POSITIVE_KEYS):
-        if not _is_positive(value):
-            raise UserError(f"{key} must have numbers above 0, got {value}")
-        if key.endswith("BBOX_REG_WEIGHTS") and len(value) != 4:
-            raise UserError(f"{key} must have four numbers, got {value}")
-
-
-def _read_values(cfg: CfgNode, keys: Iterable[str]) -> Iterator[tuple[str, Any]]:
-    """Yield each key with its value in the config."""
-    for key in keys:
-        yield key, operator.attrgetter(key)(cfg)
-
-
-def _is_positive(value: Any) -> bool:
-    """Whether a value is a number above 0, or a list of such numbers, nested to any depth and not empty."""
-    if isinstance(value, (list, tuple)):
-        return bool(value) and all(map(_is_positive, value))
-    return isinstance(value, (int, float)) and value > 0

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ssql_det.core.config import check_minimums
 from ssql_det.core.errors import UserError
 from ssql_det.d2 import NODE, CfgNode
 from ssql_det.detect.points import SCOPES
@@ -48,7 +47,6 @@ class QuantizedTraining:
         for key, known in (("SAMPLING", SAMPLINGS), ("SCOPE", SCOPES)):
             if node[key] not in known:
                 raise UserError(f"{_NODE}.{key} must be {' or '.join(known)}, got {node[key]!r}")
-        check_minimums(cfg, {f"{_NODE}.START": 0})
         schedule = read_schedule(node, _NODE, max(cfg.SEED, 0), draws=2 if node.SAMPLING == SKEWED else 1)
         scheme = Scheme.parse(node.SCHEME)
         scheme.check_bits(schedule.bounds)

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ssql_det.convert import Coverage, Metadata
-from ssql_det.core.config import check_minimums, check_output_dir, flatten_config, save_config
+from ssql_det.core.config import check_output_dir, flatten_config, save_config
 from ssql_det.core.devices import choose_memory_format, warn_if_bfloat16_is_slow
 from ssql_det.core.distributed import all_gather, all_reduce_mean, barrier, broadcast_tensors, is_main, rank, world_size
 from ssql_det.core.errors import UserError
@@ -207,7 +207,6 @@ def _take_batches(loader: Iterator[Batch], count: int, bad_images: BadImageLog) 
 
 
 def _check_solver(cfg: CfgNode) -> None:
-    check_minimums(cfg, dict.fromkeys(("SOLVER.MAX_ITER", "SOLVER.CHECKPOINT_PERIOD", "TEST.PRECISE_BN.NUM_ITER"), 1))
     get_micro_batch_size(cfg)
     if cfg.SEED + world_size() > 1 << 32:  # the seed of a rank is SEED + rank
         raise UserError(f"SEED must be less than 2**32, got {cfg.SEED}")

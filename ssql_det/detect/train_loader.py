@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ssql_det.core.config import check_minimums
 from ssql_det.core.distributed import rank, world_size
 from ssql_det.core.errors import UserError
 from ssql_det.core.processes import ignore_interrupts
@@ -139,8 +138,7 @@ class BadImageLog:
 def get_micro_batch_size(cfg: CfgNode) -> int:
     """The images of a micro-batch on all ranks together: ``IMS_PER_BATCH`` divided by ``MICRO_BATCHES``."""
     batch_size, micro_batches, ranks = cfg.SOLVER.IMS_PER_BATCH, cfg.SSQL_DET.MICRO_BATCHES, world_size()
-    check_minimums(cfg, {"SOLVER.IMS_PER_BATCH": 1})
-    if micro_batches < 1 or batch_size % micro_batches:
+    if batch_size % micro_batches:
         raise UserError(f"SSQL_DET.MICRO_BATCHES must divide SOLVER.IMS_PER_BATCH ({batch_size}), got {micro_batches}")
     if batch_size // micro_batches % ranks:
         raise UserError(

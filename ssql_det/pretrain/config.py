@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,8 @@ from fvcore.common.config import CfgNode
 
 from ssql_det.backbones import Backbone, build_backbone
 from ssql_det.convert import InputFormat, Metadata
-from ssql_det.core.config import RenamedKeys, check_minimums, flatten_config, load_config
+from ssql_det.core.config import RenamedKeys, flatten_config, load_config
+from ssql_det.core.config_values import Bounds, BoundsByKey
 from ssql_det.core.distributed import world_size
 from ssql_det.core.errors import UserError
 from ssql_det.core.registry import import_config_plugins
@@ -92,12 +92,21 @@ _DEFAULTS: dict[str, Any] = {  # each method adds a node with its hyperparameter
     "SEED": 0,
     "OUTPUT_DIR": "./output/pretrain",
 }
-_MINIMUMS = {
-    **dict.fromkeys(("OPTIM.BATCH", "OPTIM.EPOCHS", "PERIODS.LOG", "PERIODS.CHECKPOINT"), 1),
-    **dict.fromkeys(("DATA.WORKERS", "DATA.SIZE", "DATA.CACHE_MB", "DATA.MOST_BAD_IMAGES", "MONITOR.PERIOD"), 0),
-    **dict.fromkeys(("OPTIM.LR", "OPTIM.MOMENTUM", "OPTIM.WEIGHT_DECAY", "OPTIM.WARMUP_EPOCHS", "SEED"), 0),
-    **dict.fromkeys(("SSQL.QUANTIZER_LR_FACTOR", "SSQL.QUANTIZER_WEIGHT_DECAY"), 0),
-    "MONITOR.IMAGES": 2,
+BOUNDS: BoundsByKey = {  # a method checks its own hyperparameters
+    "PLUGINS": Bounds(like=["module"]),
+    "SSQL.QUANTIZER_*": Bounds(least=0),
+    "DATA.WORKERS": Bounds(least=0, most=1 << 10),
+    "DATA.SIZE": Bounds(least=0, most=1 << 12),
+    "DATA.*": Bounds(least=0),
+    "OPTIM.BATCH": Bounds(least=1, most=1 << 20),
+    "OPTIM.EPOCHS": Bounds(least=1),
+    "OPTIM.MOMENTUM": Bounds(least=0, most=0.9999),
+    "OPTIM.*": Bounds(least=0),
+    "MONITOR.BITS": Bounds(like=["8w8a", 8]),
+    "MONITOR.IMAGES": Bounds(least=2),
+    "MONITOR.*": Bounds(least=0),
+    "PERIODS.*": Bounds(least=1),
+    "SEED": Bounds(least=0, most=(1 << 32) - 1),
 }
 _logger = logging.getLogger(__name__)
 
@@ -135,7 +144,7 @@ class PretrainConfig:
 
 def default_values() -> dict[str, Any]:
     """Every key with its default, including the keys of all methods."""
-    return flatten_config(_build_defaults())
+    return flatten_config(build_defaults())
 
 
 def get_renamed_keys() -> RenamedKeys:
@@ -148,7 +157,7 @@ def _get_method_nodes() -> dict[str, dict[str, Any]]:
     return {name.upper(): _get_keys(METHODS.get(name)) for name in METHODS}
 
 
-def _build_defaults() -> CfgNode:
+def build_defaults() -> CfgNode:
     nodes = _get_method_nodes()
     for name in nodes.keys() & _DEFAULTS.keys():
         raise ValueError(f"a method cannot be called {name.lower()!r}: {name} is already a config key")
@@ -158,11 +167,10 @@ def _build_defaults() -> CfgNode:
 def read_config(file: str | os.PathLike[str] | None, overrides: Sequence[str] = ()) -> PretrainConfig:
     """The defaults, overridden by the file and then by ``KEY VALUE`` pairs."""
     import_config_plugins("PLUGINS", file, overrides)
-    return _parse_config(load_config(_build_defaults(), file, overrides, get_renamed_keys()))
+    return _parse_config(load_config(build_defaults(), file, overrides, get_renamed_keys(), BOUNDS))
 
 
 def _parse_config(cfg: CfgNode) -> PretrainConfig:
-    _check_values(cfg)
     method, data = METHODS.get(cfg.METHOD), cfg.DATA
     other_methods = tuple(f"{name.upper()}." for name in METHODS if name != cfg.METHOD)
     return PretrainConfig(
@@ -192,17 +200,6 @@ def _parse_config(cfg: CfgNode) -> PretrainConfig:
         output_dir=cfg.OUTPUT_DIR,
         values={key: value for key, value in flatten_config(cfg).items() if not key.startswith(other_methods)},
     )
-
-
-def _check_values(cfg: CfgNode) -> None:
-    """Raise a ``UserError`` for numbers out of range; a method checks its own hyperparameters."""
-    numbers = [key for key, value in flatten_config(cfg).items() if isinstance(value, (int, float))]
-    # A minimum of -inf allows every number, but check_minimums also refuses infinity and integers above 2**32.
-    check_minimums(cfg, dict.fromkeys(numbers, -math.inf) | _MINIMUMS)
-    if cfg.OPTIM.MOMENTUM >= 1:
-        raise UserError(f"OPTIM.MOMENTUM must be less than 1, got {cfg.OPTIM.MOMENTUM}")
-    if cfg.SEED >= 1 << 32:
-        raise UserError(f"SEED must be less than 2**32, got {cfg.SEED}")
 
 
 def _lowercase_keys(node: CfgNode) -> dict[str, Any]:
