@@ -70,13 +70,13 @@ def get_training_seed(cfg: CfgNode) -> int:
 def check_config(cfg: CfgNode) -> None:
     """Raise a UserError for values that would fail in the middle of a run or make its results meaningless.
 
-    Detectron2's special values are valid: ``INPUT.MIN_SIZE_*`` 0 disables resizing, and
-    ``TEST.DETECTIONS_PER_IMAGE`` -1 keeps all detections.
+    ``read_config`` has checked each value of a config that it read; here those that were set afterwards are checked as
+    well, and what needs more than the value itself.
 
     >>> from ssql_det.d2 import read_config
-    >>> check_config(read_config(None, ["INPUT.MAX_SIZE_TEST", "0"], SSQL_DET_DEFAULTS))
+    >>> check_config(read_config(None, ["SSQL_DET.SCOPE", "head"], SSQL_DET_DEFAULTS))
     Traceback (most recent call last):
-    ssql_det.core.errors.UserError: INPUT.MAX_SIZE_TEST must be 1 or more, got 0
+    ssql_det.core.errors.UserError: SSQL_DET.SCOPE must be backbone or backbone+neck or all, got 'head'
     """
     check_values(cfg, get_default_config(SSQL_DET_DEFAULTS), BOUNDS)
     if cfg.SSQL_DET.SCOPE not in SCOPES:
