@@ -97,14 +97,14 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
     Where only some ranks have a gradient, it counts as 0 on the others; where none has, it stays ``None``.
     """
-    if not _is_initialized():
-        return
     own = list(parameters)
+    if not own or not _is_initialized():
+        return
     gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in own]
     flat = torch.cat([*map(torch.flatten, gradients), gradients[0].new_tensor([each.grad is not None for each in own])])
     means = all_reduce_mean(flat).split([*map(torch.numel, own), len(own)])
     for parameter, mean, share in zip(own, means, means[-1].tolist(), strict=False):
-        parameter.grad = mean.view_as(parameter) if share else None
+        parameter.grad = mean.view_as(parameter).to(parameter.dtype) if share else None
 
 
 def broadcast_tensors(tensors: Iterable[Tensor]) -> None:

@@ -10,18 +10,30 @@ are those of the float passes alone.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
-from ssql_det.d2 import EventStorage
-from ssql_det.detect.evaluation_data import Batch
+from ssql_det.core.distributed import average_gradients, is_main
+from ssql_det.d2 import CfgNode, EventStorage
+from ssql_det.detect.detector_outputs import DetectorOutputs, OutputRecord, recording_outputs
+from ssql_det.detect.distillation_terms import distillation_loss
+from ssql_det.detect.evaluation_data import Batch, select_calibration_images
 from ssql_det.detect.points import detector_points
+from ssql_det.detect.quantized_evaluation import (
+    QUANTIZATION_NAME,
+    QuantizationSettings,
+    calibrate_detector,
+    describe_calibration,
+)
 from ssql_det.detect.quantized_training import QuantizedTraining
 from ssql_det.detect.sampling_replay import check_samples, recording_samples, replaying_samples
 from ssql_det.detect.training_step import PassLosses, TrainingStep
-from ssql_det.quant import Bits, Quantization
+from ssql_det.quant import Bits, Calibration, Quantization
 from ssql_det.quant.forward import preserving_buffers
+from ssql_det.quant.scheme import SWITCHABLE
 
 
 class AnyPrecisionStep(TrainingStep):
@@ -39,28 +51,57 @@ class AnyPrecisionStep(TrainingStep):
         points = detector_points(model, training.scope, training.scheme.placement)
         self.quantization = Quantization(model, points, training.scheme)
         self.trained["quantizers"] = self.quantization.quantizers
+        if training.scheme.norms == SWITCHABLE:
+            self.switchable_norms = self.quantization.add_switchable_norms(training.weight_bits)
+            self.trained["norms"] = self.switchable_norms
+            self.has_unused_parameters = True  # the float norms' in quantized passes
 
     def __call__(self, model: nn.Module, batches: Iterable[Batch], iteration: int) -> list[PassLosses]:
         bit_widths = self.training.choose_bits(iteration)
         if not bit_widths:
             return super().__call__(model, batches, iteration)
+        if self.switchable_norms is not None and iteration == self.training.start:
+            self.switchable_norms.start_from(self.quantization.model)
         detector, num_passes = self.quantization.model, 1 + len(bit_widths)
-        recorded, kept, samples = [], [], []
-        with self.quantization.observing():
+        recorded, kept = [], []
+        with self.quantization.observing(restart=False):
             for batch in batches:
-                with recording_samples(detector) as sampled:
+                with recording_samples(detector) as samples, self._recording_outputs() as outputs:
                     losses = self.run_pass(model, batch, iteration, is_last=False, num_passes=num_passes)
                 recorded.append(PassLosses(losses))
-                kept.append(batch)
-                samples.append(sampled)
+                kept.append((batch, samples, None if outputs is None else outputs.collect().detach()))
         for bits in bit_widths:
             with self.quantizing(bits):
-                for index, (batch, sampled) in enumerate(zip(kept, samples, strict=True), 1):
+                for index, (batch, samples, target) in enumerate(kept, 1):
                     is_last = bits is bit_widths[-1] and index == len(kept)
-                    with replaying_samples(detector, sampled):
-                        losses = self.run_pass(model, batch, iteration, is_last, num_passes)
+                    with replaying_samples(detector, samples), self._recording_outputs() as outputs:
+                        distill = partial(self._distill, outputs, target)
+                        losses = self.run_pass(model, batch, iteration, is_last, num_passes, distill)
                     recorded.append(PassLosses(losses, bits))
+        average_gradients(self.trained.parameters())
         return recorded
+
+    def _recording_outputs(self) -> AbstractContextManager[OutputRecord | None]:
+        with_features = "features" in self.training.distillation_terms
+        detector, is_distilled = self.quantization.model, self.training.distillation > 0
+        return recording_outputs(detector, with_features) if is_distilled else nullcontext()
+
+    def _distill(self, outputs: OutputRecord | None, target: DetectorOutputs | None) -> dict[str, Tensor]:
+        """The loss of a quantized pass towards the outputs of the float pass over the same anchors and regions."""
+        if outputs is None or target is None:
+            return {}
+        loss = distillation_loss(outputs.collect(), target, self.training.distillation_terms)
+        return {"loss_distillation": self.training.distillation * loss}
+
+    def save_trained(self, cfg: CfgNode, folder: Path) -> None:
+        """Write the quantization, calibrated as a sweep does it, if the training gave it norms or parameters."""
+        if self.trained.state_dict():
+            settings = QuantizationSettings(self.training.scope, Calibration(cfg.SSQL_DET.CALIB_IMAGES))
+            images = select_calibration_images(cfg, settings.calibration)
+            self.quantization.calibration = describe_calibration(cfg, settings, images)
+            calibrate_detector(self.quantization, images, restart=False)
+            if is_main():
+                self.quantization.save(folder / QUANTIZATION_NAME)
 
     @contextmanager
     def quantizing(self, bits: Bits) -> Iterator[None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,9 +29,14 @@ class DetectorOutputs:
 
     def detach(self) -> DetectorOutputs:
         """The same outputs as targets, without their graph."""
-        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "features"}
-        detached = {name: value if value is None else value.detach() for name, value in values.items()}
-        return DetectorOutputs(**detached, features=tuple(each.detach() for each in self.features))
+        return DetectorOutputs(
+            objectness=self.objectness.detach(),
+            anchor_deltas=self.anchor_deltas.detach(),
+            class_logits=self.class_logits.detach(),
+            box_deltas=self.box_deltas.detach(),
+            mask_logits=None if self.mask_logits is None else self.mask_logits.detach(),
+            features=tuple(each.detach() for each in self.features),
+        )
 
 
 class OutputRecord:

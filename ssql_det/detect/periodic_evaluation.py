@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
@@ -23,7 +25,9 @@ from ssql_det.detect.quantized_evaluation import (
     make_row,
     prepare_evaluation,
 )
-from ssql_det.quant import Calibration, Scheme, parse_bit_widths
+from ssql_det.quant import Bits, Calibration, Scheme, parse_bit_widths
+from ssql_det.quant.scheme import SWITCHABLE, TRAINED
+from ssql_det.quant.switchable_norms import SwitchableNorms
 
 EVALUATIONS_NAME = "evaluations.jsonl"
 FORMER_NAME = "looks.jsonl"  # name of the same file in runs of earlier versions
@@ -34,16 +38,27 @@ class PeriodicEvaluation:
 
     Three arguments are only recorded in the rows: ``config_label``, from ``make_config_label``; ``metadata``, that of
     the training's checkpoints, with the pretraining method; ``backbone``, the name of the backbone's architecture.
+    ``norms`` that are trained for bit-widths take the place of those that the config's scheme leaves as trained.
     """
 
-    def __init__(self, cfg: CfgNode, config_label: str, metadata: Metadata, backbone: str) -> None:
+    def __init__(
+        self,
+        cfg: CfgNode,
+        config_label: str,
+        metadata: Metadata,
+        backbone: str,
+        norms: SwitchableNorms | None = None,
+    ) -> None:
         self._cfg, self._config_label, self._metadata, self._backbone = cfg, config_label, metadata, backbone
         self._period = cfg.SSQL_DET.EVAL_PERIOD or cfg.TEST.EVAL_PERIOD
         self._bit_widths = parse_bit_widths(",".join(map(str, cfg.SSQL_DET.EVAL_BITS)))
-        self._settings = QuantizationSettings(
-            cfg.SSQL_DET.SCOPE, Calibration(cfg.SSQL_DET.CALIB_IMAGES), Scheme.parse(cfg.SSQL_DET.SCHEME)
-        )
-        if self._period > 0 and world_size() > cfg.SSQL_DET.CALIB_IMAGES:
+        scheme, self._norms = Scheme.parse(cfg.SSQL_DET.SCHEME), norms
+        if norms is not None and scheme.norms == TRAINED:
+            scheme = replace(scheme, norms=SWITCHABLE)
+            if self._period > 0:
+                _check_norms(norms, self._bit_widths)
+        self._settings = QuantizationSettings(cfg.SSQL_DET.SCOPE, Calibration(cfg.SSQL_DET.CALIB_IMAGES), scheme)
+        if world_size() > cfg.SSQL_DET.CALIB_IMAGES:
             raise UserError(
                 f"SSQL_DET.CALIB_IMAGES must be at least the number of processes ({world_size()}), "
                 f"got {cfg.SSQL_DET.CALIB_IMAGES}"
@@ -82,7 +97,9 @@ class PeriodicEvaluation:
             for bits in self._bit_widths:
                 row = finished_rows.get((checkpoint_label, name, str(bits)))
                 if row is None:
-                    context = context or prepare_evaluation(self._cfg, model, self._settings, dataset, loader)
+                    if context is None:
+                        context = prepare_evaluation(self._cfg, model, self._settings, dataset, loader)
+                        context.quantization.switchable_norms = self._norms
                     row = make_row(context, self._config_label, bits, evaluate_quantized(context, bits), provenance)
                     if is_main():
                         rows.append_row(self._folder / EVALUATIONS_NAME, row)
@@ -97,3 +114,12 @@ class PeriodicEvaluation:
     def _read_rows(self) -> list[rows.Row]:
         files = [self._folder / name for name in (FORMER_NAME, EVALUATIONS_NAME)]
         return [row for file in files if file.exists() for row in rows.read_rows(file)]
+
+
+def _check_norms(norms: SwitchableNorms, bit_widths: Iterable[Bits]) -> None:
+    untrained = [bits for bits in bit_widths if bits.weight is not None and bits.weight not in norms.weight_bits]
+    if untrained:
+        raise UserError(
+            f"SSQL_DET.EVAL_BITS has {untrained[0]}, but norms are trained for weights of "
+            f"{', '.join(map(str, norms.weight_bits))} bits; leave it out"
+        )

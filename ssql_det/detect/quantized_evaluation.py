@@ -35,6 +35,7 @@ from ssql_det.quant import Bits, Calibration, CostProfile, Quantization, Scheme,
 from ssql_det.quant.evaluate import correct_missing_norms
 from ssql_det.quant.quantization_file import check_same_points
 
+QUANTIZATION_NAME = "quantization.safetensors"  # in the folder of a sweep or of a training
 T = TypeVar("T")
 _logger = logging.getLogger(__name__)
 
@@ -179,14 +180,17 @@ def describe_calibration(cfg: CfgNode, settings: QuantizationSettings, batches: 
     return replace(settings.calibration, images=len(batches), data=data_name)
 
 
-def calibrate_detector(quantization: Quantization, batches: Sequence[Batch]) -> None:
-    """Calibrate on batches of one image each; under a process group each rank takes its share of the batches."""
+def calibrate_detector(quantization: Quantization, batches: Sequence[Batch], restart: bool = True) -> None:
+    """Calibrate on batches of one image each; under a process group each rank takes its share of the batches.
+
+    ``restart`` is that of :meth:`Quantization.calibrate`.
+    """
     if len(batches) < world_size():
         raise UserError(
             f"calibration needs at least one image per process ({world_size()}), got {len(batches)}; "
             "calibrate with more images"
         )
-    quantization.calibrate(take_rank_share(batches), forward=run_detector)
+    quantization.calibrate(take_rank_share(batches), forward=run_detector, restart=restart)
 
 
 def run_detector(model: nn.Module, batch: Batch) -> None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ssql_det.core.errors import UserError
+from ssql_det.core.errors import UserError, did_you_mean
 from ssql_det.d2 import NODE, CfgNode
+from ssql_det.detect.distillation_terms import TERMS
 from ssql_det.detect.points import SCOPES
 from ssql_det.quant import Bits, FixedBits, SampledBits, Scheme
 from ssql_det.quant.bits import read_schedule
-from ssql_det.quant.scheme import NO, NORM_CORRECTION
+from ssql_det.quant.scheme import NO, NORM_CORRECTION, SWITCHABLE
 
 UNIFORM, SKEWED, SANDWICH = "uniform", "skewed", "sandwich"
 SAMPLINGS = (UNIFORM, SKEWED, SANDWICH)
+SHARED = "shared"
 QUANTIZED_TRAINING_DEFAULTS: Mapping[str, Any] = {
     "ENABLED": False,  # train at low bit-widths too
     "SCHEME": "minmax",  # the quantizers; independent of those of evaluations
@@ -25,6 +27,9 @@ QUANTIZED_TRAINING_DEFAULTS: Mapping[str, Any] = {
     "FIXED_BITS": "",  # such as 4w4a: use these bit-widths in every step
     "SAMPLING": UNIFORM,  # or skewed: the lower of two draws; or sandwich: a pass at the lowest bits, one at drawn bits
     "START": 0,  # iterations of float training before
+    "NORMS": SHARED,  # by all bit-widths; or switchable: each bit-width of weights has gains, shifts, statistics
+    "DISTILLATION": 0.0,  # weight of the difference between outputs of a quantized pass and those of the float pass
+    "DISTILLATION_TERMS": list(TERMS),  # the outputs that are compared
 }
 _NODE = f"{NODE}.QUANTIZED_TRAINING"
 QUANTIZED_TRAINING_KEYS = tuple(f"{_NODE}.{key}" for key in QUANTIZED_TRAINING_DEFAULTS)
@@ -39,19 +44,43 @@ class QuantizedTraining:
     start: int = 0  # iterations of float training before
     scheme: Scheme = field(default_factory=Scheme)
     scope: str = "all"
+    distillation: float = 0.0  # its weight
+    distillation_terms: tuple[str, ...] = tuple(TERMS)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> QuantizedTraining | None:
         """``None`` if the config describes float training; a scheme or bits that cannot be trained are an error."""
         node = cfg.SSQL_DET.QUANTIZED_TRAINING
-        for key, known in (("SAMPLING", SAMPLINGS), ("SCOPE", SCOPES)):
+        for key, known in (("SAMPLING", SAMPLINGS), ("SCOPE", SCOPES), ("NORMS", (SHARED, SWITCHABLE))):
             if node[key] not in known:
                 raise UserError(f"{_NODE}.{key} must be {' or '.join(known)}, got {node[key]!r}")
+        unknown = [each for each in node.DISTILLATION_TERMS if each not in TERMS]
+        if unknown:
+            hint = did_you_mean(unknown[0], TERMS)
+            raise UserError(f"{_NODE}.DISTILLATION_TERMS has {unknown[0]!r}{hint} (known: {', '.join(TERMS)})")
         schedule = read_schedule(node, _NODE, max(cfg.SEED, 0), draws=2 if node.SAMPLING == SKEWED else 1)
         scheme = Scheme.parse(node.SCHEME)
         scheme.check_bits(schedule.bounds)
         _check_trainable(scheme)
-        return cls(schedule, node.SAMPLING == SANDWICH, node.START, scheme, node.SCOPE) if node.ENABLED else None
+        if node.NORMS == SWITCHABLE:
+            scheme = replace(scheme, norms=SWITCHABLE)
+        distillation = node.DISTILLATION, tuple(node.DISTILLATION_TERMS)
+        training = cls(schedule, node.SAMPLING == SANDWICH, node.START, scheme, node.SCOPE, *distillation)
+        if node.NORMS == SWITCHABLE and not training.weight_bits:
+            raise UserError(
+                f"{_NODE}.NORMS switchable needs bits of weights, but FIXED_BITS {node.FIXED_BITS} has none"
+            )
+        return training if node.ENABLED else None
+
+    @property
+    def weight_bits(self) -> range:
+        """The bit-widths of weights that are trained.
+
+        >>> QuantizedTraining(SampledBits(seed=0)).weight_bits
+        range(2, 9)
+        """
+        bounds = [bits.weight for bits in self.schedule.bounds if bits.weight is not None]
+        return range(bounds[0], bounds[-1] + 1) if bounds else range(0)
 
     def choose_bits(self, iteration: int) -> tuple[Bits, ...]:
         """The bit-widths of the quantized passes of an iteration, which counts from 0.
@@ -69,6 +98,8 @@ class QuantizedTraining:
 
 def _check_trainable(scheme: Scheme) -> None:
     prefix = f"{_NODE}.SCHEME: a detector cannot be trained with {scheme}"
+    if scheme.norms == SWITCHABLE:
+        raise UserError(f"{prefix}; set {_NODE}.NORMS {SWITCHABLE} instead")
     if scheme.learned_repairs:
         raise UserError(
             f"{prefix}: {scheme.learned_repairs[0]} is learned afterwards; give that scheme to `ssql-det quantize`"

@@ -32,6 +32,7 @@ from ssql_det.detect.datasets import hash_annotations
 from ssql_det.detect.evaluation_data import build_evaluation_loader, select_calibration_images, take_rank_share
 from ssql_det.detect.points import detector_points
 from ssql_det.detect.quantized_evaluation import (
+    QUANTIZATION_NAME,
     DetectorProvenance,
     EvaluationContext,
     EvaluationEngine,
@@ -46,7 +47,7 @@ from ssql_det.quant import Bits, Scheme
 from ssql_det.quant.points import assign_bits
 from ssql_det.quant.scheme import RE_ESTIMATED, TRAINED
 
-RESULTS_NAME, QUANTIZATION_NAME, SETTINGS_NAME = "results.jsonl", "quantization.safetensors", "sweep.json"
+RESULTS_NAME, SETTINGS_NAME = "results.jsonl", "sweep.json"
 _METRIC = "bbox/AP"  # every evaluation has it
 _FORMER_RANGES_NAME = "ranges.json"  # the file that held the calibration in earlier versions
 _logger = logging.getLogger(__name__)

@@ -45,6 +45,7 @@ from ssql_det.detect.detector import build_detector, build_random_init_metadata,
 from ssql_det.detect.engine_errors import translate_config_errors
 from ssql_det.detect.evaluation_data import Batch
 from ssql_det.detect.periodic_evaluation import EVALUATIONS_NAME, FORMER_NAME, PeriodicEvaluation
+from ssql_det.detect.quantized_evaluation import QUANTIZATION_NAME
 from ssql_det.detect.quantized_training import QuantizedTraining
 from ssql_det.detect.train_loader import BadImageLog, build_train_loader, get_micro_batch_size
 from ssql_det.detect.training_checkpoint import FINAL_NAME, LAST_CHECKPOINT_NAME, WINDOW_SIZE, TrainingCheckpointer
@@ -75,7 +76,7 @@ def train(cfg: CfgNode, config_label: str, resume: bool = False) -> Path:
     _check_norms(cfg)
     seed_all(seed + rank())  # as in Detectron2: each rank samples other proposals; DDP broadcasts rank 0's weights
     values = flatten_config(cfg)
-    other_names = ("model_*.pth", METRICS_NAME, EVALUATIONS_NAME, FORMER_NAME, COVERAGE_NAME)
+    other_names = ("model_*.pth", METRICS_NAME, EVALUATIONS_NAME, FORMER_NAME, COVERAGE_NAME, QUANTIZATION_NAME)
     is_resumed = check_resume(
         *(values, folder, LAST_CHECKPOINT_NAME, other_names, resume),
         *(_CHANGEABLE_KEYS, DEFAULT_VALUES, RENAMED_KEYS),
@@ -98,6 +99,7 @@ def train(cfg: CfgNode, config_label: str, resume: bool = False) -> Path:
         start = saved_iteration + 1
         if start == cfg.SOLVER.MAX_ITER:
             _logger.info("the run in %s is already finished", folder)
+            step.save_trained(cfg, folder)  # it may have been killed before it wrote this
             return folder / f"{FINAL_NAME}.pth"
         if start > cfg.SOLVER.MAX_ITER:
             raise UserError(
@@ -107,7 +109,8 @@ def train(cfg: CfgNode, config_label: str, resume: bool = False) -> Path:
         _logger.info("resuming at iteration %d", start)
     micro_batches = cfg.SSQL_DET.MICRO_BATCHES
     loader = build_train_loader(cfg, seed, first_micro_batch=start * micro_batches)
-    evaluation = PeriodicEvaluation(cfg, config_label, Metadata.from_dict(metadata), str(metadata.get("arch", "")))
+    provenance = config_label, Metadata.from_dict(metadata), str(metadata.get("arch", ""))
+    evaluation = PeriodicEvaluation(cfg, *provenance, step.switchable_norms)
     printer = CommonMetricPrinter(cfg.SOLVER.MAX_ITER)
     barrier()  # no rank writes before all have read
     if is_main():
@@ -117,7 +120,9 @@ def train(cfg: CfgNode, config_label: str, resume: bool = False) -> Path:
                 json.dump(coverage.to_dict(), file, indent=1)
         if not is_resumed:
             evaluation.clear()
-    ddp_model = DistributedDataParallel(model) if world_size() > 1 else model
+    ddp_model: nn.Module = model
+    if world_size() > 1:
+        ddp_model = DistributedDataParallel(model, find_unused_parameters=step.has_unused_parameters)
 
     # start - 1 is the last iteration whose scalars are kept.
     with storage, scalar_writer(folder, start - 1 if is_resumed else None) as write_scalars:
@@ -143,11 +148,14 @@ def train(cfg: CfgNode, config_label: str, resume: bool = False) -> Path:
             if iteration == last_iteration or evaluation.is_due(iteration, last_iteration):
                 with translate_divergence(iteration):
                     estimate_norms(cfg, model, seed)
+                broadcast_tensors(step.trained.buffers())
             if evaluation.is_due(iteration, last_iteration):
                 write_scalars(iteration, evaluation.evaluate(model, iteration))
             if (iteration + 1) % cfg.SOLVER.CHECKPOINT_PERIOD == 0 and iteration != last_iteration:
                 checkpointer.save(f"model_{iteration:07d}", iteration, metadata)
-        return checkpointer.save(FINAL_NAME, last_iteration, metadata)
+        path = checkpointer.save(FINAL_NAME, last_iteration, metadata)
+    step.save_trained(cfg, folder)
+    return path
 
 
 def estimate_norms(cfg: CfgNode, model: nn.Module, seed: int) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +15,10 @@ from torch.nn.parallel import DistributedDataParallel
 from ssql_det.core.distributed import all_reduce_mean
 from ssql_det.core.errors import UserError
 from ssql_det.core.gradients import read_losses
+from ssql_det.d2 import CfgNode
 from ssql_det.detect.evaluation_data import Batch
 from ssql_det.quant import Bits
+from ssql_det.quant.switchable_norms import SwitchableNorms
 
 TOTAL_LOSS = "total_loss"
 _DIVERGENCE_ADVICE = "lower SOLVER.BASE_LR or lengthen SOLVER.WARMUP_ITERS, and train in another OUTPUT_DIR"
@@ -43,6 +46,8 @@ class TrainingStep:
     def __init__(self, num_micro_batches: int = 1, is_bfloat16: bool = False) -> None:
         self.num_micro_batches, self.is_bfloat16 = num_micro_batches, is_bfloat16
         self.trained = nn.ModuleDict()  # what is trained beside the detector, by name
+        self.switchable_norms: SwitchableNorms | None = None  # among these, for evaluations
+        self.has_unused_parameters = False  # of the detector, in the last pass, which averages gradients over the ranks
 
     def __call__(self, model: nn.Module, batches: Iterable[Batch], iteration: int) -> list[PassLosses]:
         """``iteration`` counts from 0. There is a batch for each micro-batch."""
@@ -51,12 +56,24 @@ class TrainingStep:
             for index, batch in enumerate(batches, 1)
         ]
 
+    def save_trained(self, cfg: CfgNode, folder: Path) -> None:
+        """Write what an evaluation of the trained detector needs beside its checkpoint; every rank calls it."""
+
     def run_pass(
-        self, model: nn.Module, batch: Batch, iteration: int, is_last: bool, num_passes: int = 1
+        self,
+        model: nn.Module,
+        batch: Batch,
+        iteration: int,
+        is_last: bool,
+        num_passes: int = 1,
+        compute_more_losses: Callable[[], Mapping[str, Tensor]] = dict,
     ) -> dict[str, Tensor]:
-        """A forward and a backward pass over a micro-batch, one of ``num_passes`` whose losses are averaged."""
+        """A forward and a backward pass over a micro-batch, one of ``num_passes`` whose losses are averaged.
+
+        ``compute_more_losses`` is called between the two; what it returns is added to the losses of the detector.
+        """
         with _syncing_gradients(model, is_last):
-            losses = compute_losses(model, batch, iteration, self.is_bfloat16)
+            losses = {**compute_losses(model, batch, iteration, self.is_bfloat16), **compute_more_losses()}
             total_loss = torch.stack(list(losses.values())).sum()
             (total_loss / (self.num_micro_batches * num_passes)).backward()
         return {name: loss.detach() for name, loss in {TOTAL_LOSS: total_loss, **losses}.items()}

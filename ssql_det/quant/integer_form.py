@@ -115,7 +115,7 @@ def compute_integer_form(
             if grid is None:
                 raise constant_activation_error(point)
             activations[point] = ActivationGrid(float(grid.scale), int(grid.zero_point), width)
-    return IntegerForm(layers, activations, dict(repair.tensors))
+    return IntegerForm(layers, activations, {name: tensor.detach() for name, tensor in repair.tensors.items()})
 
 
 def _check_weights(layers: Mapping[str, IntegerLayer], scheme: Scheme, point_bits: Mapping[QuantPoint, int]) -> None:

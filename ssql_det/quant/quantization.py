@@ -191,14 +191,18 @@ class Quantization:
     # ---- calibration -----------------------------------------------------------------------------------------------
 
     def calibrate(
-        self, loader: Iterable[Any], num_batches: int | None = None, forward: Forward = forward_images
+        self,
+        loader: Iterable[Any],
+        num_batches: int | None = None,
+        forward: Forward = forward_images,
+        restart: bool = True,
     ) -> None:
         """Observe the activations over the loader's first ``num_batches`` (default: all) batches, in evaluation mode.
 
         With several processes, each one passes its share of the images, and the observations are merged.
         ``forward(model, batch)`` runs the model; by default a batch is a tensor of images, or a tuple that begins with
-        one. The model's training mode is restored. With ``equalize=yes`` the batches are passed twice, so they are kept
-        in memory.
+        one. The model's training mode is restored. ``restart`` is that of :meth:`observing`. With ``equalize=yes`` the
+        batches are passed twice, so they are kept in memory.
         """
         if num_batches is not None and num_batches < 1:
             raise UserError(f"calibration needs at least 1 batch, got num_batches={num_batches}")
@@ -206,7 +210,12 @@ class Quantization:
         total = num_batches if length is None else length if num_batches is None else min(length, num_batches)
         images = itertools.islice(loader, num_batches)
         has_batches = False
-        with self._equalizing(images, forward) as batches, self.observing(), evaluating(self.model), torch.no_grad():
+        with (
+            self._equalizing(images, forward) as batches,
+            self.observing(restart=restart),
+            evaluating(self.model),
+            torch.no_grad(),
+        ):
             for batch in track(batches, "calibrating", total):
                 if self.scheme.placement == INTEGER and not has_batches:
                     trace = trace_pass(self.model, self.points, batch, forward)

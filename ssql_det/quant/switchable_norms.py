@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -42,10 +44,19 @@ class SwitchableNorms(nn.Module):
             raise UserError("norms=switchable: this network has no norm with statistics; use norms=trained")
         self.sets = nn.ModuleDict(
             {
-                str(Bits(bits, None).weight): nn.ModuleDict({_module_name(path): _copy(norms[path]) for path in norms})
+                str(Bits(bits, None).weight): nn.ModuleDict({_module_name(path): _build(norms[path]) for path in norms})
                 for bits in sorted({*weight_bits})
             }
         )
+        self.start_from(model)
+
+    @torch.no_grad()
+    def start_from(self, model: nn.Module) -> None:
+        """Make all sets copies of the network's norms."""
+        for bits in self.weight_bits:
+            for name, tensor in self.get_tensors(bits).items():
+                path, _, attribute = name.rpartition(".")
+                tensor.copy_(getattr(model.get_submodule(path), attribute))
 
     @property
     def weight_bits(self) -> tuple[int, ...]:
@@ -97,15 +108,12 @@ def _find_norms(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield path, module
 
 
-def _copy(norm: nn.Module) -> nn.BatchNorm2d:
-    """A BatchNorm with copies of a norm's tensors, which is never called."""
-    tensors = {name: each for name in _TENSORS if isinstance(each := getattr(norm, name, None), Tensor)}
-    if not isinstance(norm, _BatchNorm):  # frozen
-        tensors = {name: tensors[name] for name in ("weight", "bias")}
-    like = next(iter(tensors.values()))
-    copy = nn.BatchNorm2d(len(like), affine="weight" in tensors, track_running_stats="running_var" in tensors)
-    copy.to(like).load_state_dict(tensors, strict=False)
-    return copy
+def _build(norm: nn.Module) -> nn.BatchNorm2d:
+    """A BatchNorm that is never called: it holds tensors like a norm's, but no statistics if that is frozen."""
+    module: Any = norm
+    is_frozen, is_affine = not isinstance(norm, _BatchNorm), module.weight is not None
+    holder = nn.BatchNorm2d(len(module.running_var), affine=is_affine, track_running_stats=not is_frozen)
+    return holder.to(module.running_var)
 
 
 def _module_name(path: str) -> str:

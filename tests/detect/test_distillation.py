@@ -10,7 +10,7 @@ from support.detect.configs import C4, FPN, config, random_images, randomize_nor
 from ssql_det.d2 import Boxes, EventStorage, Instances, PolygonMasks
 from ssql_det.detect.detector import build_detector
 from ssql_det.detect.detector_outputs import DetectorOutputs, recording_outputs
-from ssql_det.detect.distillation import TERMS, distillation_loss
+from ssql_det.detect.distillation_terms import TERMS, distillation_loss
 
 
 def draw_outputs(seed, classes=3, agnostic=False, masks=True):

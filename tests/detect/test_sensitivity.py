@@ -9,7 +9,8 @@ from support.detect.configs import C4, CONFIGS, FPN, config, randomize_norms, ti
 from ssql_det.cli.main import main
 from ssql_det.core.rows import Calibration
 from ssql_det.detect.detector import build_detector
-from ssql_det.detect.distillation import compute_outputs, distillation_loss
+from ssql_det.detect.distillation import compute_outputs
+from ssql_det.detect.distillation_terms import distillation_loss
 from ssql_det.detect.evaluation import evaluate
 from ssql_det.detect.evaluation_data import merge_batches, select_role_images
 from ssql_det.detect.groups import ModuleGroup, list_groups

@@ -12,11 +12,18 @@ from support.detect.training_runs import WITH_EVALUATIONS, first_gradients, samp
 from ssql_det.core.distributed import rank
 from ssql_det.d2 import get_detection_dataset_dicts
 from ssql_det.detect import training_step
+from ssql_det.detect.any_precision import AnyPrecisionStep
 from ssql_det.detect.detector import build_detector
 from ssql_det.detect.periodic_evaluation import PeriodicEvaluation
 from ssql_det.detect.train import estimate_norms, train
 
 FEEDING = {"SOLVER__IMS_PER_BATCH": 6, "TEST__PRECISE_BN__ENABLED": False}
+SWITCHABLE = {  # norms for each bit-width of weights
+    "SSQL_DET__QUANTIZED_TRAINING__ENABLED": True,
+    "SSQL_DET__QUANTIZED_TRAINING__NORMS": "switchable",
+    "SSQL_DET__QUANTIZED_TRAINING__DISTILLATION": 0.5,
+    "SSQL_DET__CALIB_IMAGES": 4,
+}
 WHOLE_BATCHES = {"SOLVER__IMS_PER_BATCH": 4, "SOLVER__CLIP_GRADIENTS__ENABLED": False}
 CASES = {  # of gradients
     "C4": (C4, {}),
@@ -119,3 +126,16 @@ def train_to_nan_on_the_second(folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training_step, "compute_losses", spoilt)
         train(config(C4, f"{folder}/run"), C4)
+
+
+def save_switchable_norms(folder):
+    """Train two iterations, and save the norms that this rank has."""
+    save_trained = AnyPrecisionStep.save_trained
+
+    def spy(step, *args):
+        torch.save(step.switchable_norms.state_dict(), f"{folder}/{rank()}.pt")
+        save_trained(step, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AnyPrecisionStep, "save_trained", spy)
+        train(config(C4, f"{folder}/run", SOLVER__MAX_ITER=2, SOLVER__STEPS=(), **SWITCHABLE), C4)
