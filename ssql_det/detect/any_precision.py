@@ -22,18 +22,14 @@ from ssql_det.detect.detector_outputs import DetectorOutputs, OutputRecord, reco
 from ssql_det.detect.distillation_terms import distillation_loss
 from ssql_det.detect.evaluation_data import Batch, select_calibration_images
 from ssql_det.detect.points import detector_points
-from ssql_det.detect.quantized_evaluation import (
-    QUANTIZATION_NAME,
-    QuantizationSettings,
-    calibrate_detector,
-    describe_calibration,
-)
+from ssql_det.detect.quantized_evaluation import QuantizationSettings, calibrate_detector, describe_calibration
 from ssql_det.detect.quantized_training import QuantizedTraining
 from ssql_det.detect.sampling_replay import check_samples, recording_samples, replaying_samples
 from ssql_det.detect.training_step import PassLosses, TrainingStep
 from ssql_det.quant import Bits, Calibration, Quantization
 from ssql_det.quant.forward import preserving_buffers
 from ssql_det.quant.scheme import SWITCHABLE
+from ssql_det.quant.training import QUANTIZATION_NAME
 
 
 class AnyPrecisionStep(TrainingStep):

@@ -35,7 +35,6 @@ from ssql_det.quant import Bits, Calibration, CostProfile, Quantization, Scheme,
 from ssql_det.quant.evaluate import correct_missing_norms
 from ssql_det.quant.quantization_file import check_same_points
 
-QUANTIZATION_NAME = "quantization.safetensors"  # in the folder of a sweep or of a training
 T = TypeVar("T")
 _logger = logging.getLogger(__name__)
 

@@ -12,7 +12,8 @@ from ssql_det.detect.distillation_terms import TERMS
 from ssql_det.detect.points import SCOPES
 from ssql_det.quant import Bits, FixedBits, SampledBits, Scheme
 from ssql_det.quant.bits import read_schedule
-from ssql_det.quant.scheme import NO, NORM_CORRECTION, SWITCHABLE
+from ssql_det.quant.scheme import SWITCHABLE
+from ssql_det.quant.training import check_trainable
 
 UNIFORM, SKEWED, SANDWICH = "uniform", "skewed", "sandwich"
 SAMPLINGS = (UNIFORM, SKEWED, SANDWICH)
@@ -60,8 +61,7 @@ class QuantizedTraining:
             raise UserError(f"{_NODE}.DISTILLATION_TERMS has {unknown[0]!r}{hint} (known: {', '.join(TERMS)})")
         schedule = read_schedule(node, _NODE, max(cfg.SEED, 0), draws=2 if node.SAMPLING == SKEWED else 1)
         scheme = Scheme.parse(node.SCHEME)
-        scheme.check_bits(schedule.bounds)
-        _check_trainable(scheme)
+        check_trainable(scheme, schedule.bounds, f"{_NODE}.SCHEME: a detector cannot be trained with")
         if node.NORMS == SWITCHABLE:
             scheme = replace(scheme, norms=SWITCHABLE)
         distillation = node.DISTILLATION, tuple(node.DISTILLATION_TERMS)
@@ -94,19 +94,3 @@ class QuantizedTraining:
             return ()
         drawn = self.schedule(iteration)
         return (self.schedule.bounds[0], drawn) if self.has_lowest else (drawn,)
-
-
-def _check_trainable(scheme: Scheme) -> None:
-    prefix = f"{_NODE}.SCHEME: a detector cannot be trained with {scheme}"
-    if scheme.norms == SWITCHABLE:
-        raise UserError(f"{prefix}; set {_NODE}.NORMS {SWITCHABLE} instead")
-    if scheme.learned_repairs:
-        raise UserError(
-            f"{prefix}: {scheme.learned_repairs[0]} is learned afterwards; give that scheme to `ssql-det quantize`"
-        )
-    if NORM_CORRECTION in scheme.repairs:
-        raise UserError(
-            f"{prefix}: in training norms use the statistics of the batch; leave norms and biases as trained"
-        )
-    if scheme.equalize != NO:
-        raise UserError(f"{prefix}; use equalize={NO}")

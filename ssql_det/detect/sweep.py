@@ -32,7 +32,6 @@ from ssql_det.detect.datasets import hash_annotations
 from ssql_det.detect.evaluation_data import build_evaluation_loader, select_calibration_images, take_rank_share
 from ssql_det.detect.points import detector_points
 from ssql_det.detect.quantized_evaluation import (
-    QUANTIZATION_NAME,
     DetectorProvenance,
     EvaluationContext,
     EvaluationEngine,
@@ -46,6 +45,7 @@ from ssql_det.detect.saved_quantization import check_quantization_file
 from ssql_det.quant import Bits, Scheme
 from ssql_det.quant.points import assign_bits
 from ssql_det.quant.scheme import RE_ESTIMATED, TRAINED
+from ssql_det.quant.training import QUANTIZATION_NAME
 
 RESULTS_NAME, SETTINGS_NAME = "results.jsonl", "sweep.json"
 _METRIC = "bbox/AP"  # every evaluation has it

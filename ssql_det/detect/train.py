@@ -45,11 +45,11 @@ from ssql_det.detect.detector import build_detector, build_random_init_metadata,
 from ssql_det.detect.engine_errors import translate_config_errors
 from ssql_det.detect.evaluation_data import Batch
 from ssql_det.detect.periodic_evaluation import EVALUATIONS_NAME, FORMER_NAME, PeriodicEvaluation
-from ssql_det.detect.quantized_evaluation import QUANTIZATION_NAME
 from ssql_det.detect.quantized_training import QuantizedTraining
 from ssql_det.detect.train_loader import BadImageLog, build_train_loader, get_micro_batch_size
 from ssql_det.detect.training_checkpoint import FINAL_NAME, LAST_CHECKPOINT_NAME, WINDOW_SIZE, TrainingCheckpointer
 from ssql_det.detect.training_step import TrainingStep, read_finite_losses, translate_divergence
+from ssql_det.quant.training import QUANTIZATION_NAME
 
 COVERAGE_NAME = "coverage.json"  # lists which tensors of MODEL.WEIGHTS were loaded
 _CHANGEABLE_KEYS = (  # keys that may change when a run is resumed

@@ -22,7 +22,7 @@ from ssql_det.quant.points import QuantPoint, Side
 from ssql_det.quant.quantization import Quantization
 from ssql_det.quant.quantization_file import collect_quantizers, restore_quantizers
 from ssql_det.quant.quantizers import TensorSpec
-from ssql_det.quant.scheme import NO, NORM_CORRECTION, ROUNDING, TUNING, Scheme
+from ssql_det.quant.scheme import NO, NORM_CORRECTION, ROUNDING, SWITCHABLE, TUNING, Scheme
 
 QUANTIZATION_NAME = "quantization.safetensors"  # beside a checkpoint
 _EXAMPLE_SPECS = {
@@ -137,6 +137,8 @@ def check_trainable(scheme: Scheme, bit_widths: Iterable[Bits], prefix: str) -> 
         raise UserError(f"{prefix} {scheme}: {learned[0]} is learned afterwards, by quantize")
     if NORM_CORRECTION in scheme.repairs:
         raise UserError(f"{prefix} {scheme}; in training norms use batch statistics")
+    if scheme.norms == SWITCHABLE:
+        raise UserError(f"{prefix} {scheme}; for a detector set SSQL_DET.QUANTIZED_TRAINING.NORMS {SWITCHABLE}")
     if scheme.equalize != NO:
         raise UserError(f"{prefix} equalize={scheme.equalize}; use equalize={NO}")
     for side, spec in _EXAMPLE_SPECS.items():

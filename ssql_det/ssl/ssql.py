@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from ssql_det.core.errors import UserError
 from ssql_det.quant import BitsSchedule, Quantization, QuantPoint, Scheme, Side, quant_points
 from ssql_det.quant.points import PUBLISHED
-from ssql_det.quant.scheme import SWITCHABLE_NORMS
 from ssql_det.quant.training import check_trainable
 from ssql_det.ssl.method import Encoder, Method, Views
 
@@ -81,8 +80,6 @@ class SSQL(nn.Module):
         self.method = method
         self.bits = bits
         self.quantization = Quantization(method.encoder, encoder_quant_points(method.encoder), scheme)
-        if SWITCHABLE_NORMS in self.quantization.scheme.repairs:
-            raise UserError(f"SSQL cannot train with {scheme}; in training norms use batch statistics")
         if per_rank and any(self.quantization[point].observes_once for point in self.quantization.points):
             raise UserError(f"with {scheme} all processes start from the same ranges; set SSQL.PER_RANK False")
         self.quantize_predictions, self.quantize_targets = quantize_predictions, quantize_targets
