@@ -118,7 +118,7 @@ def select_module(quantization: Quantization, path: str) -> Quantization:
         if point.path.startswith(prefix)
     }
     selected = Quantization(quantization.model.get_submodule(path), inside, quantization.scheme)
-    selected.quantizers = nn.ModuleDict(zip(selected.quantizers, inside.values(), strict=True))
+    selected.quantizers = nn.ModuleDict(dict(zip(selected.quantizers, inside.values(), strict=True)))
     return selected
 
 
