@@ -162,7 +162,10 @@ def test_distillation_adds_the_gradient_of_its_loss(name):
         ({"NORMS": "switchable", "FIXED_BITS": "4a"}, "NORMS switchable needs bits of weights, but FIXED_BITS 4a has"),
         ({"SCHEME": "norms=switchable"}, r"SCHEME: .* norms=switchable; .* set .*QUANTIZED_TRAINING.NORMS switchable"),
         ({"DISTILLATION": -1.0}, "DISTILLATION must be 0 or more, got -1"),
-        ({"DISTILLATION_TERMS": ["boxes", "clases"]}, r"has 'clases'; did you mean 'classes'\? \(known: objectness, anch"),
+        (
+            {"DISTILLATION_TERMS": ["boxes", "clases"]},
+            r"has 'clases'; did you mean 'classes'\? \(known: objectness, anch",
+        ),
         ({"DISTILLATION_TERMS": []}, r"DISTILLATION_TERMS must be a list of one or more texts, got \[\]"),
     ],
 )
