@@ -29,7 +29,7 @@ from ssql_det.detect.training_step import PassLosses, TrainingStep
 from ssql_det.quant import Bits, Calibration, Quantization
 from ssql_det.quant.forward import preserving_buffers
 from ssql_det.quant.scheme import SWITCHABLE
-from ssql_det.quant.training import QUANTIZATION_NAME
+from ssql_det.quant.training import QUANTIZATION_NAME, QuantizerTraining
 
 
 class AnyPrecisionStep(TrainingStep):
@@ -46,7 +46,8 @@ class AnyPrecisionStep(TrainingStep):
         self.training = training
         points = detector_points(model, training.scope, training.scheme.placement)
         self.quantization = Quantization(model, points, training.scheme)
-        self.trained["quantizers"] = self.quantization.quantizers
+        self.quantizers = QuantizerTraining(self.quantization, training.quantizer_optim)
+        self.trained["quantizers"] = self.quantizers.module
         if training.scheme.norms == SWITCHABLE:
             self.switchable_norms = self.quantization.add_switchable_norms(training.weight_bits)
             self.trained["norms"] = self.switchable_norms

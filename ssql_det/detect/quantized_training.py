@@ -13,7 +13,7 @@ from ssql_det.detect.points import SCOPES
 from ssql_det.quant import Bits, FixedBits, SampledBits, Scheme
 from ssql_det.quant.bits import read_schedule
 from ssql_det.quant.scheme import SWITCHABLE
-from ssql_det.quant.training import check_trainable
+from ssql_det.quant.training import QuantizerOptim, check_trainable
 
 UNIFORM, SKEWED, SANDWICH = "uniform", "skewed", "sandwich"
 SAMPLINGS = (UNIFORM, SKEWED, SANDWICH)
@@ -27,6 +27,8 @@ QUANTIZED_TRAINING_DEFAULTS: Mapping[str, Any] = {
     "SHARED_DRAW": False,  # the same draw for weights and activations; WEIGHT_BITS must equal ACT_BITS
     "FIXED_BITS": "",  # such as 4w4a: use these bit-widths in every step
     "SAMPLING": UNIFORM,  # or skewed: the lower of two draws; or sandwich: a pass at the lowest bits, one at drawn bits
+    "QUANTIZER_LR_FACTOR": 1.0,  # times SOLVER.BASE_LR, for trained parameters of quantizers, as those of act=lsq
+    "QUANTIZER_WEIGHT_DECAY": 0.0,  # of these parameters; of act=pact: the regularization of its clips
     "START": 0,  # iterations of float training before
     "NORMS": SHARED,  # by all bit-widths; or switchable: each bit-width of weights has gains, shifts, statistics
     "DISTILLATION": 0.0,  # weight of the difference between outputs of a quantized pass and those of the float pass
@@ -47,6 +49,7 @@ class QuantizedTraining:
     scope: str = "all"
     distillation: float = 0.0  # its weight
     distillation_terms: tuple[str, ...] = tuple(TERMS)
+    quantizer_optim: QuantizerOptim = field(default_factory=QuantizerOptim)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> QuantizedTraining | None:
@@ -65,7 +68,8 @@ class QuantizedTraining:
         if node.NORMS == SWITCHABLE:
             scheme = replace(scheme, norms=SWITCHABLE)
         distillation = node.DISTILLATION, tuple(node.DISTILLATION_TERMS)
-        training = cls(schedule, node.SAMPLING == SANDWICH, node.START, scheme, node.SCOPE, *distillation)
+        optim = QuantizerOptim(node.QUANTIZER_LR_FACTOR, node.QUANTIZER_WEIGHT_DECAY)
+        training = cls(schedule, node.SAMPLING == SANDWICH, node.START, scheme, node.SCOPE, *distillation, optim)
         if node.NORMS == SWITCHABLE and not training.weight_bits:
             raise UserError(
                 f"{_NODE}.NORMS switchable needs bits of weights, but FIXED_BITS {node.FIXED_BITS} has none"

@@ -49,7 +49,8 @@ from ssql_det.detect.quantized_training import QuantizedTraining
 from ssql_det.detect.train_loader import BadImageLog, build_train_loader, get_micro_batch_size
 from ssql_det.detect.training_checkpoint import FINAL_NAME, LAST_CHECKPOINT_NAME, WINDOW_SIZE, TrainingCheckpointer
 from ssql_det.detect.training_step import TrainingStep, read_finite_losses, translate_divergence
-from ssql_det.quant.training import QUANTIZATION_NAME
+from ssql_det.quant.forward import freezing
+from ssql_det.quant.training import QUANTIZATION_NAME, QuantizerTraining
 
 COVERAGE_NAME = "coverage.json"  # lists which tensors of MODEL.WEIGHTS were loaded
 _CHANGEABLE_KEYS = (  # keys that may change when a run is resumed
@@ -86,12 +87,12 @@ def train(cfg: CfgNode, config_label: str, resume: bool = False) -> Path:
     step = _build_step(cfg, model)
     trained = nn.ModuleDict({"model": model, **step.trained})
     with translate_config_errors("the solver cannot be built", cfg):
-        optimizer = build_optimizer(cfg, trained)
+        optimizer = _build_optimizer(cfg, trained, step.quantizers)
         scheduler = build_lr_scheduler(cfg, optimizer)
     storage, bad_images = EventStorage(), BadImageLog()
     checkpointables = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
-    if step.trained.state_dict():
-        checkpointables["trained"] = step.trained
+    if step.state_dict():
+        checkpointables["trained"] = step
     checkpointer = TrainingCheckpointer(folder, checkpointables, storage, bad_images)
     start = 0
     if is_resumed:
@@ -206,6 +207,17 @@ def _build_step(cfg: CfgNode, model: nn.Module) -> TrainingStep:
     options = cfg.SSQL_DET.MICRO_BATCHES, cfg.SOLVER.AMP.ENABLED
     training = QuantizedTraining.from_config(cfg)
     return TrainingStep(*options) if training is None else AnyPrecisionStep(model, training, *options)
+
+
+def _build_optimizer(cfg: CfgNode, trained: nn.Module, quantizers: QuantizerTraining | None) -> torch.optim.Optimizer:
+    """The optimizer that the solver describes. Parameters of quantizers have rates of their own."""
+    if quantizers is None:
+        return build_optimizer(cfg, trained)
+    with freezing(quantizers.module):
+        optimizer = build_optimizer(cfg, trained)
+    for group in quantizers.make_groups(cfg.SOLVER.BASE_LR):
+        optimizer.add_param_group(group)
+    return optimizer
 
 
 def _take_batches(loader: Iterator[Batch], count: int, bad_images: BadImageLog) -> Iterator[Batch]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from ssql_det.d2 import CfgNode
 from ssql_det.detect.evaluation_data import Batch
 from ssql_det.quant import Bits
 from ssql_det.quant.switchable_norms import SwitchableNorms
+from ssql_det.quant.training import QuantizerTraining
 
 TOTAL_LOSS = "total_loss"
 _DIVERGENCE_ADVICE = "lower SOLVER.BASE_LR or lengthen SOLVER.WARMUP_ITERS, and train in another OUTPUT_DIR"
@@ -46,6 +48,7 @@ class TrainingStep:
     def __init__(self, num_micro_batches: int = 1, is_bfloat16: bool = False) -> None:
         self.num_micro_batches, self.is_bfloat16 = num_micro_batches, is_bfloat16
         self.trained = nn.ModuleDict()  # what is trained beside the detector, by name
+        self.quantizers: QuantizerTraining | None = None  # among these, at rates of their own
         self.switchable_norms: SwitchableNorms | None = None  # among these, for evaluations
         self.has_unused_parameters = False  # of the detector, in the last pass, which averages gradients over the ranks
 
@@ -55,6 +58,19 @@ class TrainingStep:
             PassLosses(self.run_pass(model, batch, iteration, is_last=index == self.num_micro_batches))
             for index, batch in enumerate(batches, 1)
         ]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds of what is trained beside the detector, by name; empty if there is nothing."""
+        return {name: state for name, part in self._parts.items() if (state := part.state_dict())}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load what :meth:`state_dict` returned; a ``KeyError``, or what torch raises, if it does not fit."""
+        for name in self.state_dict():
+            self._parts[name].load_state_dict(state[name])
+
+    @property
+    def _parts(self) -> dict[str, Any]:
+        return {**self.trained, **({} if self.quantizers is None else {"quantizers": self.quantizers})}
 
     def save_trained(self, cfg: CfgNode, folder: Path) -> None:
         """Write what an evaluation of the trained detector needs beside its checkpoint; every rank calls it."""

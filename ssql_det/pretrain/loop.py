@@ -74,7 +74,7 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Path:
     method, quantizers = network, None
     if isinstance(network, SSQL):
         method, quantizers = network.method, QuantizerTraining(network.quantization, config.quantizer_optim)
-    trained = nn.ModuleList([network, *([quantizers.module.to(device)] if quantizers else [])])
+    trained = nn.ModuleList([network, *([quantizers.module] if quantizers else [])])
     optimizer = build_optimizer(optim, network, quantizers.make_groups(optim.lr) if quantizers else [])
     metadata, data_hash = build_metadata(config), hash_file_names(images)
     started_on = Calibration(optim.batch, seed, images.name)  # the images that trained quantizers started from

@@ -54,9 +54,11 @@ class QuantizerTraining:
     quantization: Quantization
     optim: QuantizerOptim = field(default_factory=QuantizerOptim)
 
+    def __post_init__(self) -> None:
+        self.module.to(get_device(self.quantization.model))
+
     @property
     def module(self) -> nn.Module:
-        """The quantizers, to be moved to a device."""
         return self.quantization.quantizers
 
     @property

@@ -38,6 +38,11 @@ def test_two_processes_equal_one(results, kind, is_ssql):
         assert state["queue.place"] == 2 * 8 % 10
 
 
+def replace_nan(state):
+    """NaN is where a bit-width was not used yet."""
+    return {name: tensor.double().nan_to_num() for name, tensor in state.items()}
+
+
 @pytest.mark.parametrize("scheme", two_processes.TRAINED_SCHEMES)
 def test_two_processes_train_the_same_quantizers(results, scheme):
     gradients, state = results["quantizers_1_0"][scheme]
@@ -46,7 +51,7 @@ def test_two_processes_train_the_same_quantizers(results, scheme):
         of_rank, state_of_rank = results[f"quantizers_2_{rank}"][scheme]
         for result, expected in zip(of_rank, gradients, strict=True):
             assert_tensors_close(result, expected)
-        assert_tensors_close(state_of_rank, state)
+        assert_tensors_close(*map(replace_nan, (state_of_rank, state)))
 
 
 @pytest.mark.parametrize("has_norm", [False, True], ids=["plain", "norm"])
