@@ -71,9 +71,9 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Path:
     network = network.to(device).to(memory_format=memory_format)
     if config.sync_norm:
         convert_sync_batchnorm(network)
-    method, quantizers = network, None
-    if isinstance(network, SSQL):
-        method, quantizers = network.method, QuantizerTraining(network.quantization, config.quantizer_optim)
+    method = network.method if isinstance(network, SSQL) else network
+    quantization = network.quantization if isinstance(network, SSQL) else None
+    quantizers = None if quantization is None else QuantizerTraining(quantization, config.quantizer_optim)
     trained = nn.ModuleList([network, *([quantizers.module] if quantizers else [])])
     optimizer = build_optimizer(optim, network, quantizers.make_groups(optim.lr) if quantizers else [])
     metadata, data_hash = build_metadata(config), hash_file_names(images)
