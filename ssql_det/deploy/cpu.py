@@ -41,8 +41,8 @@ class CPU:
 
     @property
     def saturates(self) -> bool:
-        """Whether onnxruntime adds products of unsigned and signed bytes in pairs of 16 bits, which saturate: on x86
-        without VNNI."""
+        """Whether the fast instructions add products of unsigned and signed bytes in pairs of 16 bits, which saturate:
+        on x86 without VNNI."""
         return "avx2" in self.flags and not _VNNI & {*self.flags}
 
     def __str__(self) -> str:
@@ -61,11 +61,10 @@ def describe_cpu() -> CPU:
 
 @functools.cache
 def warn_without_vnni() -> None:
-    """Log one warning where integers are not computed exactly."""
+    """Log one warning where integers are computed by slower instructions, see ``session.make_session_options``."""
     if describe_cpu().saturates:
         _logger.warning(
-            "this CPU, %s, has no VNNI: onnxruntime's sums of 8-bit products may saturate, so that detections differ "
-            "from those of the simulation, and integers gain little speed; see docs/deployment.md",
+            "this CPU, %s, has no VNNI: integers gain little speed; see docs/deployment.md",
             describe_cpu().name,
         )
 

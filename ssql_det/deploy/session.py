@@ -56,6 +56,8 @@ def make_session_options(threads: int | None = None) -> SessionOptions:
     options.log_severity_level = _FATAL
     # It would replace two roundings, on the grids of two points, by one.
     options.add_session_config_entry("session.disable_double_qdq_remover", "1")
+    # Where pairs of products would saturate, see ``deploy.cpu``, other instructions compute them exactly.
+    options.add_session_config_entry("session.x64quantprecision", "1")
     return options
 
 

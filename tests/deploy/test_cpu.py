@@ -1,4 +1,4 @@
-"""The one warning on a CPU where 8-bit products saturate; elsewhere, and where it cannot be known, there is none."""
+"""The one warning on a CPU without fast, exact 8-bit products; elsewhere, and if it is not known, there is none."""
 
 import logging
 from dataclasses import replace
