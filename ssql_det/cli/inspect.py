@@ -57,22 +57,22 @@ def run(options: argparse.Namespace) -> None:
     print_next("convert", options.checkpoint, "OUT.pkl", "--to", "detectron2")
 
 
-def _find_tensors(content: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor in nested dicts, by its path.
+def _find_tensors(content: Any, path: str = "", around: tuple[int, ...] = ()) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor in nested dicts, by its path. A dict may contain itself: ``around`` has the ids of those around.
 
     >>> [path for path, _ in _find_tensors({"model": {"bias": torch.zeros(1)}, "epoch": 3})]
     ['model/bias']
     """
     from ssql_det.convert.format import as_tensor
 
-    if not isinstance(content, dict) or depth == _MAX_DEPTH:
+    if not isinstance(content, dict) or len(around) == _MAX_DEPTH or id(content) in around:
         return
     for key, value in content.items():
         tensor = as_tensor(value)
         if tensor is not None:
             yield f"{path}{key}", tensor
         else:
-            yield from _find_tensors(value, f"{path}{key}/", depth + 1)
+            yield from _find_tensors(value, f"{path}{key}/", (*around, id(content)))
 
 
 def _summarize_tensors(tensors: Mapping[str, Tensor]) -> Iterator[str]:
@@ -103,7 +103,7 @@ def _get_group(name: str, max_parts: int) -> str:
 def _describe_other_entries(content: Any) -> Iterator[str]:
     """A line for each entry that has no tensors; for dicts and objects that are not built, also one for each field."""
     from ssql_det.convert.format import as_tensor
-    from ssql_det.core.unpickler import InertObject
+    from ssql_det.core.inert import InertObject
 
     if not isinstance(content, dict):
         yield f"the file is not a dict but {_shorten(content)}"

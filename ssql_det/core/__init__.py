@@ -6,8 +6,11 @@ streams          stdout and stderr that never stop a command
 files            atomic writes, temporary folders, reading of regular files, file hashes
 json_files       JSON that may have been edited or torn
 run_folder       a run owns its folder; what may be resumed there
-unpickler        safe reading of ``.pth`` and ``.pkl`` files: no code in them runs
-tensor_rebuild   arrays and tensors of the unpickler, with checked shapes and sizes
+unpickler        safe reading of ``.pth`` and ``.pkl`` files: no code in them runs, and their cost is limited
+reading_budget   what reading one file may cost
+pickle_machine   the opcodes of a pickle, and the names it may use
+container_rebuild, tensor_rebuild, inert
+                 what a pickle may call: plain containers, arrays and tensors, stand-ins for other classes
 tensor_files     reproducible ``torch.save``; safetensors files
 gradients        the check of losses and gradients in each training step
 optimizer_state  loading and checking an optimizer's state

@@ -1,22 +1,28 @@
 """Checked replacements for the functions that a pickle calls to make arrays and tensors.
 
 A pickle makes an array by calling functions of NumPy and torch with arguments from the file. Those functions do not
-check them: a forged dtype turns bytes into pointers, a wrong length reads beyond a buffer.
-:mod:`ssql_det.core.unpickler` calls these functions instead. Hooks and attributes of tensors are not restored.
+check them: a forged dtype turns bytes into pointers, a wrong length reads beyond a buffer. These functions are called
+instead, each with the file's :class:`~ssql_det.core.reading_budget.Budget` before the arguments from the file. Hooks
+and attributes of tensors are not restored.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import numpy as np
 import torch
 
+from ssql_det.core.container_rebuild import Maker, check_integers, check_shape, check_type
+from ssql_det.core.reading_budget import ELEMENT, Budget, UnsupportedError
+
 Array = np.ndarray[Any, Any]
 
-_MAX_RANGE_LENGTH = 1_000_000
+_TENSOR = 512  # the cost of a tensor besides its storage
+_MAX_ELEMENTS = 1 << 48  # of a tensor, whose size can be far larger than its storage
+_MAX_DTYPE_NAME = 16
 
 STORAGE_DTYPES = {  # torch pickles a dtype as the name of a storage class
     "BFloat16Storage": torch.bfloat16,
@@ -31,13 +37,23 @@ STORAGE_DTYPES = {  # torch pickles a dtype as the name of a storage class
     "IntStorage": torch.int32,
     "LongStorage": torch.int64,
     "ShortStorage": torch.int16,
+    "UntypedStorage": torch.uint8,  # of the types that have no storage class, such as uint16 and float8_e4m3fn
 }
-
-
-def check_size(claimed: int, available: int) -> None:
-    """Sizes in bytes. Called before memory is allocated: a short pickle can claim any number of elements."""
-    if claimed > available:
-        raise EOFError(f"its tensors claim {claimed} bytes, but the file has {available}")
+_QUANTIZED = ("QInt8Storage", "QInt32Storage", "QUInt8Storage", "QUInt4x2Storage", "QUInt2x4Storage")
+UNSUPPORTED = {  # by the module and name that a pickle has
+    **{(module, name): "quantized tensors" for module in ("torch", "torch.storage") for name in _QUANTIZED},
+    ("torch._utils", "_rebuild_qtensor"): "quantized tensors",
+    ("torch._utils", "_rebuild_sparse_tensor"): "sparse tensors",
+    ("torch._utils", "_rebuild_nested_tensor"): "nested tensors",
+    ("torch._utils", "_rebuild_meta_tensor_no_storage"): "tensors without values, of the meta device",
+}
+_VIEWED_DTYPES = {  # by _rebuild_tensor_v3; older versions of torch do not have all of them
+    getattr(torch, name, None)
+    for name in (
+        *("uint16", "uint32", "uint64", "float8_e4m3fn", "float8_e4m3fnuz"),
+        *("float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"),
+    )
+} - {None}
 
 
 def check_same_storage(storage: torch.Tensor, dtype: torch.dtype, length: int) -> torch.Tensor:
@@ -55,20 +71,89 @@ def fill_storage(storage: torch.Tensor, content: bytes) -> None:
 
 
 def rebuild_tensor(
-    storage: torch.Tensor, offset: int, size: Any, stride: Any, requires_grad: bool = False, *_: Any
+    budget: Budget,
+    storage: torch.Tensor,
+    offset: int,
+    size: Any,
+    stride: Any,
+    requires_grad: bool = False,
+    hooks: Any = None,
+    metadata: Any = None,
 ) -> torch.Tensor:
     """A tensor that views a storage, which is itself a tensor of one dimension; ``offset`` is in elements."""
-    storage.as_strided(size, stride, offset)  # raises if the view exceeds the storage; set_ would enlarge it
-    view = torch.empty(0, dtype=storage.dtype).set_(storage.untyped_storage(), offset, size, stride)
-    return view.requires_grad_(requires_grad)
+    return _view_storage(budget, storage, storage.dtype, offset, size, stride, requires_grad, metadata)
 
 
-def rebuild_parameter(data: torch.Tensor, requires_grad: bool = True, *_: Any) -> torch.nn.Parameter:
+def rebuild_tensor_of_dtype(
+    budget: Budget,
+    storage: torch.Tensor,
+    offset: int,
+    size: Any,
+    stride: Any,
+    requires_grad: bool,
+    hooks: Any,
+    dtype: torch.dtype,
+    metadata: Any = None,
+) -> torch.Tensor:
+    """As :func:`rebuild_tensor`, from a storage of bytes."""
+    check_type(dtype, torch.dtype)
+    if dtype not in _VIEWED_DTYPES:
+        raise UnsupportedError(f"tensors of {dtype}")
+    return _view_storage(budget, storage, dtype, offset, size, stride, requires_grad, metadata)
+
+
+def _view_storage(
+    budget: Budget,
+    storage: torch.Tensor,
+    dtype: torch.dtype,
+    offset: int,
+    size: Any,
+    stride: Any,
+    requires_grad: bool,
+    metadata: Any,
+) -> torch.Tensor:
+    budget.charge(_TENSOR)
+    check_integers(offset)
+    check_shape(size)
+    check_shape(stride)
+    memory = storage.untyped_storage()
+    end = offset + 1 + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
+    if min((offset, *size, *stride)) < 0 or (end if 0 not in size else offset) > memory.nbytes() // dtype.itemsize:
+        raise ValueError("a tensor exceeds its storage")  # set_ would enlarge it
+    if math.prod(length or 1 for length in size) > _MAX_ELEMENTS:
+        raise ValueError(f"a tensor has more than {_MAX_ELEMENTS} elements")
+    view = torch.empty(0, dtype=dtype).set_(memory, offset, size, stride)
+    if metadata:
+        view = _resolve(budget, view, metadata)
+    return view.requires_grad_() if requires_grad else view
+
+
+def _resolve(budget: Budget, view: torch.Tensor, metadata: Any) -> torch.Tensor:
+    """The values of a lazily conjugated or negated tensor, whose storage has those before."""
+    check_type(metadata, dict)
+    budget.charge(2 * view.nbytes)
+    if metadata.get("conj"):
+        view = torch.conj_physical(view)
+    return torch.neg(view) if metadata.get("neg") else view
+
+
+def rebuild_parameter(budget: Budget, data: torch.Tensor, requires_grad: bool = True, *_: Any) -> torch.nn.Parameter:
+    budget.charge(_TENSOR)
     return torch.nn.Parameter(data, requires_grad)
 
 
-def rebuild_dtype(name: str, *_: Any) -> np.dtype[Any]:
+def rebuild_subclass(budget: Budget, rebuild: Maker, kind: Any, arguments: Any, state: Any) -> Any:
+    """A tensor of a subclass or with attributes, as an ordinary tensor."""
+    check_type(rebuild, FunctionType)  # all that a pickle can name take the budget
+    check_type(arguments, tuple)
+    return rebuild(budget, *arguments)
+
+
+def rebuild_dtype(budget: Budget, name: str, *_: Any) -> np.dtype[Any]:
     """A dtype without fields; a copy, because ``set_dtype_state`` changes it."""
+    check_type(name, str)
+    if len(name) > _MAX_DTYPE_NAME:
+        raise ValueError(f"it has a dtype of {len(name)} characters")
     dtype = np.dtype(name, copy=True)
     if dtype.kind not in "biufcSUO":
         raise ValueError(f"arrays of {dtype} are not supported")
@@ -77,60 +162,59 @@ def rebuild_dtype(name: str, *_: Any) -> np.dtype[Any]:
 
 def set_dtype_state(dtype: np.dtype[Any], state: Any) -> None:
     """Set the byte order and ignore the rest of the state, such as fields and flags."""
+    check_type(state, tuple)
     dtype.__setstate__(dtype.newbyteorder(state[1]).__reduce__()[2])  # type: ignore[attr-defined]
 
 
-def set_array_state(array: Array, state: Any) -> None:
+def make_empty_array(budget: Budget, kind: Any, shape: Any, code: Any) -> Array:
+    """The array without elements that :func:`set_array_state` fills."""
+    return np.empty(0, np.uint8)
+
+
+def set_array_state(budget: Budget, array: Array, state: Any) -> None:
     """Fill an empty array. One with elements is refused: other objects may already use them."""
+    check_type(state, tuple)
     shape, _dtype, _is_fortran, content = state[-4:]
     if array.size:
         raise ValueError("an array is given a second state")
-    if isinstance(content, list) and len(content) != math.prod(shape):  # NumPy does not check this
-        raise ValueError(f"an array of shape {shape} is given {len(content)} elements")
+    check_shape(shape)
+    check_type(content, bytes, str, list)
+    budget.charge(len(content))
+    if isinstance(content, list):
+        budget.charge(ELEMENT * len(content))
+        budget.charge_unprotected()
+        if len(content) != math.prod(shape):  # NumPy does not check this
+            raise ValueError(f"an array of shape {shape} is given {len(content)} elements")
     array.__setstate__(state)
 
 
-def rebuild_array(buffer: Any, dtype: np.dtype[Any], shape: Any, order: Any, axes: Any = None) -> Array:
+def rebuild_array(budget: Budget, buffer: Any, dtype: np.dtype[Any], shape: Any, order: Any, axes: Any = None) -> Array:
     """An array as pickle protocol 5 makes it. ``frombuffer`` refuses arrays of objects, whose bytes are pointers."""
+    check_type(buffer, bytes, bytearray)
+    if not isinstance(dtype, np.dtype):
+        raise ValueError("it has an array without a dtype")
+    check_shape(shape)
     flat = np.frombuffer(buffer, dtype)
     return flat.reshape(shape, order=order) if axes is None else flat.reshape(shape).transpose(axes)
 
 
-def rebuild_scalar(dtype: np.dtype[Any], content: bytes | str) -> Any:
+def rebuild_scalar(budget: Budget, dtype: np.dtype[Any], content: bytes | str) -> Any:
     """A NumPy scalar; Python 2 pickles its bytes as a string."""
-    return rebuild_array(content.encode("latin1") if isinstance(content, str) else content, dtype, (), "C")[()]
+    check_type(content, bytes, str)
+    budget.charge(len(content))
+    content = content.encode("latin1") if isinstance(content, str) else content
+    return rebuild_array(budget, content, dtype, (), "C")[()]
 
 
-def refuse_length(make_bytes: Callable[..., Any]) -> Callable[..., Any]:
-    """``bytes`` or ``bytearray`` without the form ``bytes(LENGTH)``, by which a short pickle could fill the memory."""
-
-    def make(*args: Any) -> Any:
-        if args and isinstance(args[0], int):
-            raise ValueError(f"it makes {args[0]} bytes without content")
-        return make_bytes(*args)
-
-    return make
-
-
-def rebuild_range(*args: int) -> range:
-    """A range of limited length, since a short pickle could make a list or a set of it."""
-    made = range(*args)
-    if len(made) > _MAX_RANGE_LENGTH:
-        raise ValueError(f"{made!r} is too long for a checkpoint")
-    return made
-
-
-REPLACEMENTS: dict[tuple[str, str], Callable[..., Any]] = {  # by the module and name that a pickle has
-    ("builtins", "bytearray"): refuse_length(bytearray),
-    ("builtins", "bytes"): refuse_length(bytes),
-    ("builtins", "range"): rebuild_range,
+REPLACEMENTS: dict[tuple[str, str], Maker] = {  # by the module and name that a pickle has
     ("numpy", "dtype"): rebuild_dtype,
-    ("numpy._core.multiarray", "_reconstruct"): lambda cls, shape, dtype_code: np.empty(0, np.uint8),
+    ("numpy._core.multiarray", "_reconstruct"): make_empty_array,
     ("numpy._core.multiarray", "scalar"): rebuild_scalar,
     ("numpy._core.numeric", "_frombuffer"): rebuild_array,
-    ("torch._tensor", "_rebuild_from_type_v2"): lambda rebuild, cls, args, state: rebuild(*args),
+    ("torch._tensor", "_rebuild_from_type_v2"): rebuild_subclass,
     ("torch._utils", "_rebuild_parameter"): rebuild_parameter,
     ("torch._utils", "_rebuild_parameter_with_state"): rebuild_parameter,
     ("torch._utils", "_rebuild_tensor"): rebuild_tensor,
     ("torch._utils", "_rebuild_tensor_v2"): rebuild_tensor,
+    ("torch._utils", "_rebuild_tensor_v3"): rebuild_tensor_of_dtype,
 }

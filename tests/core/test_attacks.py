@@ -23,7 +23,7 @@ from support.core.crafted_pickles import (
 from torch import nn
 
 from ssql_det.core.errors import UserError
-from ssql_det.core.unpickler import InertObject
+from ssql_det.core.inert import InertObject
 
 FORMATS = {
     "pickle": lambda content: content,
