@@ -126,6 +126,15 @@ def _limit_lines(lines: Iterator[str]) -> Iterator[str]:
         yield f"  ... and {more} more"
 
 
+class _Shortener(reprlib.Repr):
+    """Also abridges what ``reprlib`` prints whole: ordered dicts, and arrays of objects."""
+
+    def repr_instance(self, value: Any, level: int) -> str:
+        if isinstance(value, dict) or str(getattr(value, "dtype", None)) == "object":
+            return f"<{type(value).__name__}>"
+        return super().repr_instance(value, level)
+
+
 def _shorten(value: Any) -> str:
     """A short text of any value, without control characters.
 
@@ -134,6 +143,6 @@ def _shorten(value: Any) -> str:
     """
     if isinstance(value, dict):
         return f"{len(value)} entries"
-    shortener = reprlib.Repr()
+    shortener = _Shortener()
     shortener.maxstring = shortener.maxother = _MAX_LENGTH
     return printable(shortener.repr(value), _MAX_LENGTH)

@@ -8,7 +8,8 @@ json_files       JSON that may have been edited or torn
 run_folder       a run owns its folder; what may be resumed there
 unpickler        safe reading of ``.pth`` and ``.pkl`` files: no code in them runs, and their cost is limited
 reading_budget   what reading one file may cost
-pickle_machine   the opcodes of a pickle, and the names it may use
+pickle_machine   the opcodes of a pickle
+pickle_names     what the names in a pickle stand for
 container_rebuild, tensor_rebuild, inert
                  what a pickle may call: plain containers, arrays and tensors, stand-ins for other classes
 tensor_files     reproducible ``torch.save``; safetensors files

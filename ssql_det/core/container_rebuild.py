@@ -17,8 +17,9 @@ from ssql_det.core.reading_budget import ELEMENT, Budget, RefusedError
 
 Maker = Callable[..., Any]
 
+MAX_DIMENSIONS = 64  # of an array or a tensor
+
 _MAX_RANGE_LENGTH = 1_000_000
-_MAX_DIMENSIONS = 64
 _MAX_TEXT = 64  # characters of an argument that is parsed
 _LATIN1 = ("latin1", "latin-1")
 
@@ -36,7 +37,7 @@ def check_integers(*values: Any) -> None:
 
 def check_shape(shape: Any) -> None:
     check_type(shape, tuple, list, torch.Size)
-    if len(shape) > _MAX_DIMENSIONS:
+    if len(shape) > MAX_DIMENSIONS:
         raise ValueError(f"it has a shape of {len(shape)} dimensions")
     check_integers(*shape)
 

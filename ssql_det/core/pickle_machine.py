@@ -1,19 +1,14 @@
 """The machine that executes a pickle. It can only make tensors, arrays and plain containers, at a limited cost.
 
-- A name in the lists below stands for a class of Python or torch, or for a checked function of
-  :mod:`~ssql_det.core.container_rebuild`, :mod:`~ssql_det.core.tensor_rebuild` or :mod:`~ssql_det.core.inert`.
-- Any other class (``argparse.Namespace``, a config class, a whole pickled module) is replaced by an inert one.
-- A file that calls any other function, or a class of a module that can start programs, is refused.
+- Names stand for what :mod:`~ssql_det.core.pickle_names` says; nothing is imported for a file.
 - State is set on inert objects, arrays and state dicts only: on a function or a class it would change the program.
+- Only lists, dicts and the like are added to. Assigning to part of a list or a tensor could enlarge it.
 - An opcode takes what it reads from the file, or charges the file's budget: those that are inherited make at most
   about a hundred bytes of each byte of the file, in constant time.
-
-The first two rules make it safe: nothing outside the lists is ever imported. The third makes an attack visible.
 """
 
 from __future__ import annotations
 
-import importlib
 import os
 import pickle
 import struct
@@ -25,56 +20,15 @@ from typing import IO, Any, ClassVar
 import numpy as np
 import torch
 
-from ssql_det.core import container_rebuild, inert, tensor_rebuild
+from ssql_det.core import pickle_names, tensor_rebuild
 from ssql_det.core.container_rebuild import CONSTRUCTORS, Maker, check_type
 from ssql_det.core.inert import InertObject
-from ssql_det.core.reading_budget import ELEMENT, Budget, RefusedError, UnsupportedError
+from ssql_det.core.reading_budget import ELEMENT, Budget, RefusedError
 
 _INHERITED = """PROTO NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 FLOAT BINFLOAT STRING SHORT_BINSTRING
     SHORT_BINBYTES UNICODE SHORT_BINUNICODE EMPTY_LIST EMPTY_DICT EMPTY_TUPLE LIST TUPLE TUPLE1 TUPLE2 TUPLE3 MARK POP
     POP_MARK DUP GET BINGET LONG_BINGET BINPUT LONG_BINPUT MEMOIZE BINPERSID GLOBAL STACK_GLOBAL"""
-_NAMES = {
-    "builtins": "bool bytearray bytes complex dict float frozenset int list object range set slice str tuple",
-    "collections": "Counter OrderedDict defaultdict deque",
-    "datetime": "date datetime timedelta timezone",
-    "torch": "Size device",
-}
-_DTYPES = {name: dtype for name, dtype in vars(torch).items() if isinstance(dtype, torch.dtype)}
-_KNOWN: dict[tuple[str, str], Any] = {
-    **{
-        (module, name): getattr(importlib.import_module(module), name)
-        for module, names in _NAMES.items()
-        for name in names.split()
-    },
-    **{("torch", name): dtype for name, dtype in _DTYPES.items()},
-    **{
-        (module, name): dtype
-        for module in ("torch", "torch.cuda", "torch.storage")
-        for name, dtype in tensor_rebuild.STORAGE_DTYPES.items()
-    },
-    ("builtins", "long"): int,  # the names of Python 2
-    ("builtins", "unicode"): str,
-    ("builtins", "xrange"): range,
-    ("_codecs", "encode"): container_rebuild.encode,
-    **inert.REPLACEMENTS,
-    **tensor_rebuild.REPLACEMENTS,
-}
-_RENAMED_MODULES = {  # since Python 2 and NumPy 1
-    "__builtin__": "builtins",
-    "copy_reg": "copyreg",
-    "numpy.core.multiarray": "numpy._core.multiarray",
-    "numpy.core.numeric": "numpy._core.numeric",
-}
-_CAN_START_PROGRAMS = frozenset(
-    [
-        *("builtins", "code", "codeop", "functools", "importlib", "marshal", "operator", "pickle", "pkgutil", "types"),
-        *("asyncio", "concurrent", "multiprocessing", "pty", "signal", "subprocess", "threading"),
-        *("ctypes", "os", "nt", "platform", "posix", "shutil", "socket", "sys", "tempfile", "webbrowser"),
-        *("pdb", "pip", "profile", "runpy", "timeit", "trace"),
-    ]
-)
-_CALL, _CLASS, _SET = 512, 2048, 256  # costs: of a call and what it makes, of a class, of a set
-_MAX_NAME_LENGTH = 1000  # of a class with its module
+_CALL, _SET = 512, 256  # costs: of a call and what it makes, of a set
 _MAX_INT_BYTES, _MAX_INT_DIGITS = 1024, 4300
 _MAX_REFERENCE = 6  # values
 _MAX_MEMO_INDEX = 1 << 32  # that of the binary opcodes
@@ -109,11 +63,11 @@ class RestrictedUnpickler(pickle._Unpickler):
         self._foreign: dict[tuple[str, str], Any] = {}
 
     def load(self) -> Any:
-        read, dispatch = self._file.read, self.dispatch
+        read, dispatch, stop = self._file.read, self.dispatch, pickle.STOP
         self.read, self.readline = read, self._file.readline
         self.metastack, self.stack = [], []
         self.append = self.stack.append
-        while (opcode := read(1)) != pickle.STOP:
+        while (opcode := read(1)) != stop:
             dispatch[opcode](self)
         return self.stack.pop()
 
@@ -261,29 +215,22 @@ class RestrictedUnpickler(pickle._Unpickler):
     # ---- classes, calls, states and storages ---------------------------------------------------------------------
 
     def find_class(self, module: str, name: str) -> Any:
-        if len(module) + len(name) > _MAX_NAME_LENGTH:
-            raise ValueError(f"it has a name of {len(module) + len(name)} characters")
-        key = (_RENAMED_MODULES.get(module, module), name)
-        for names in (_KNOWN, self._functions, self._foreign):
+        key = pickle_names.resolve(module, name)
+        for names in (pickle_names.KNOWN, self._functions, self._foreign):
             if key in names:
                 return names[key]
-        if key in tensor_rebuild.UNSUPPORTED:
-            raise UnsupportedError(tensor_rebuild.UNSUPPORTED[key])
-        self._budget.charge(_CLASS)
-        full_name = ".".join(key)
-        is_inert = _looks_like_a_class(name) and key[0].split(".")[0] not in _CAN_START_PROGRAMS
-        found = inert.make_inert_class(full_name) if is_inert else _refuse_when_called(full_name)
-        self._foreign[key] = found
-        return found
+        self._foreign[key] = pickle_names.make_foreign(self._budget, *key)
+        return self._foreign[key]
 
     def call(self, function: Any, arguments: tuple[Any, ...], options: Mapping[str, Any] | None = None) -> Any:
         """Call something that :meth:`find_class` gave; but for inert classes, with the budget as first argument."""
-        check_type(arguments, tuple)
+        if not isinstance(arguments, tuple):
+            raise RefusedError(f"it calls a function with a {type(arguments).__name__}, which a checkpoint never does")
         options = options or {}
         self._budget.charge(_CALL + ELEMENT * (len(arguments) + len(options)))
-        if inert.is_inert_class(function):
-            return function(*arguments, **options)
         if isinstance(function, type):
+            if issubclass(function, InertObject):
+                return function(*arguments, **options)
             function = CONSTRUCTORS.get(function)
         if isinstance(function, FunctionType):
             return function(self._budget, *arguments, **options)
@@ -351,14 +298,3 @@ def get_length(file: IO[bytes]) -> int:
     length = file.seek(0, os.SEEK_END)
     file.seek(position)
     return length
-
-
-def _looks_like_a_class(name: str) -> bool:
-    return name.split(".")[-1].lstrip("_")[:1].isupper()
-
-
-def _refuse_when_called(name: str) -> Maker:
-    def refuse(budget: Budget, *args: Any, **kwargs: Any) -> Any:
-        raise RefusedError(f"it calls {name!r}, which a checkpoint never does")
-
-    return refuse

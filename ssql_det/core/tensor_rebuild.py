@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ssql_det.core.container_rebuild import Maker, check_integers, check_shape, check_type
+from ssql_det.core.container_rebuild import MAX_DIMENSIONS, Maker, check_shape, check_type
 from ssql_det.core.reading_budget import ELEMENT, Budget, UnsupportedError
 
 Array = np.ndarray[Any, Any]
@@ -81,7 +81,16 @@ def rebuild_tensor(
     metadata: Any = None,
 ) -> torch.Tensor:
     """A tensor that views a storage, which is itself a tensor of one dimension; ``offset`` is in elements."""
-    return _view_storage(budget, storage, storage.dtype, offset, size, stride, requires_grad, metadata)
+    budget.charge(_TENSOR)
+    if not isinstance(size, tuple) or not isinstance(stride, tuple) or len(size) > MAX_DIMENSIONS:
+        raise ValueError("it has a tensor without a shape")
+    storage.as_strided(size, stride, offset)  # raises if the view exceeds the storage; set_ would enlarge it
+    if math.prod(size) > _MAX_ELEMENTS:
+        raise ValueError(f"a tensor has more than {_MAX_ELEMENTS} elements")
+    view = torch.empty(0, dtype=storage.dtype).set_(storage.untyped_storage(), offset, size, stride)
+    if metadata:
+        view = _resolve(budget, view, metadata)
+    return view.requires_grad_() if requires_grad else view
 
 
 def rebuild_tensor_of_dtype(
@@ -99,33 +108,7 @@ def rebuild_tensor_of_dtype(
     check_type(dtype, torch.dtype)
     if dtype not in _VIEWED_DTYPES:
         raise UnsupportedError(f"tensors of {dtype}")
-    return _view_storage(budget, storage, dtype, offset, size, stride, requires_grad, metadata)
-
-
-def _view_storage(
-    budget: Budget,
-    storage: torch.Tensor,
-    dtype: torch.dtype,
-    offset: int,
-    size: Any,
-    stride: Any,
-    requires_grad: bool,
-    metadata: Any,
-) -> torch.Tensor:
-    budget.charge(_TENSOR)
-    check_integers(offset)
-    check_shape(size)
-    check_shape(stride)
-    memory = storage.untyped_storage()
-    end = offset + 1 + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
-    if min((offset, *size, *stride)) < 0 or (end if 0 not in size else offset) > memory.nbytes() // dtype.itemsize:
-        raise ValueError("a tensor exceeds its storage")  # set_ would enlarge it
-    if math.prod(length or 1 for length in size) > _MAX_ELEMENTS:
-        raise ValueError(f"a tensor has more than {_MAX_ELEMENTS} elements")
-    view = torch.empty(0, dtype=dtype).set_(memory, offset, size, stride)
-    if metadata:
-        view = _resolve(budget, view, metadata)
-    return view.requires_grad_() if requires_grad else view
+    return rebuild_tensor(budget, storage.view(dtype), offset, size, stride, requires_grad, hooks, metadata)
 
 
 def _resolve(budget: Budget, view: torch.Tensor, metadata: Any) -> torch.Tensor:

@@ -108,10 +108,10 @@ def _read_archive(budget: Budget, file: IO[bytes]) -> Any:
 
         def load_storage(dtype: torch.dtype, key: str, length: int) -> torch.Tensor:
             if key not in storages:
-                name = f"{folder}data/{key}"
-                storages[key] = _make_storage(budget, dtype, length, archive.getinfo(name).file_size)
-                with archive.open(name) as record:
-                    tensor_rebuild.fill_storage(storages[key], record.read(storages[key].nbytes))
+                record = archive.getinfo(f"{folder}data/{key}")
+                storages[key] = _make_storage(budget, dtype, length, record.file_size)
+                with archive.open(record) as content:
+                    tensor_rebuild.fill_storage(storages[key], content.read(storages[key].nbytes))
             return tensor_rebuild.check_same_storage(storages[key], dtype, length)
 
         return _unpickle(budget, io.BytesIO(archive.read(f"{folder}data.pkl")), load_storage)

@@ -384,7 +384,7 @@ INVALID_METADATA_IN_PICKLES = {
     "version an array": {"version": np.ones(2)},
     "stride a tensor": {"stride_in_1x1": torch.ones(2)},
     "foreign": argparse.Namespace(version=1),
-    "deep": {"method": make_nested_list(400)},
+    "deep": {"method": make_nested_list(150)},
 }
 
 
