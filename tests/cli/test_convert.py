@@ -3,8 +3,10 @@
 import argparse
 import subprocess
 import sys
+from collections import OrderedDict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -198,6 +200,25 @@ def test_inspect_shows_any_file_that_can_be_opened(tmp_path, capsys):
     assert "1 tensors, 6 elements (1 float32)" in said
     assert "\x1b" not in said
     assert max(map(len, said.splitlines())) < 400
+
+
+def make_cyclic():
+    content = {}
+    content.update({f"entry {index}": content for index in range(1000)})
+    return content
+
+
+def make_shared():
+    shared = OrderedDict(a=1)
+    for _ in range(60):
+        shared = OrderedDict(a=shared, b=shared)
+    return {"args": argparse.Namespace(fields=[shared], array=np.array([shared], dtype=object))}
+
+
+@pytest.mark.parametrize("make", [make_cyclic, make_shared])
+def test_inspect_ends_for_content_without_end(make, tmp_path):
+    torch.save(make(), tmp_path / "x.pth")
+    main(["inspect", str(tmp_path / "x.pth")])
 
 
 def test_inspect_refuses_what_cannot_be_opened(tmp_path, capsys):

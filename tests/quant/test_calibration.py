@@ -300,6 +300,7 @@ TENSORS = {
     "unknown point": {"somewhere/ends": torch.ones(2)},
     "unknown norm": {"4w4a/norms.bn9.running_mean": torch.ones(2)},
     "norms without their variances": {f"4w4a/norms.{name}.running_mean": torch.ones(1) for name in ("bn1", "bn2")},
+    "a type that NumPy lacks": {"somewhere/ends": torch.ones(2, dtype=torch.bfloat16)},
     "norm of another shape": {"4w4a/norms.bn1.running_mean": torch.ones(2)},
 }
 
