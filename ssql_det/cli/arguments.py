@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from ssql_det.core.errors import printable
 from ssql_det.core.rows import Calibration
 
 if TYPE_CHECKING:
@@ -20,18 +21,32 @@ _OF_THE_FILE = "the file's, else "
 
 
 def positive_int(text: str) -> int:
-    """A whole number of 1 or more."""
-    return _parse_int(text, least=1, kind="1 or more")
+    """A count of 1 or more."""
+    return _parse_int(text, least=1)
 
 
 def seed_int(text: str) -> int:
     """A whole number that every random generator accepts as its seed."""
-    return _parse_int(text, least=0, kind="0 or more")
+    return _parse_int(text, least=0)
 
 
-def _parse_int(text: str, least: int, kind: str) -> int:
-    if not (text.isdecimal() and len(text) <= 18 and int(text) >= least):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, {kind}")
+def worker_int(text: str) -> int:
+    """A number of processes or threads."""
+    return _parse_int(text, least=1, most=1 << 10)
+
+
+def pixel_int(text: str) -> int:
+    """The side of a square image."""
+    return _parse_int(text, least=1, most=1 << 12)
+
+
+def _parse_int(text: str, least: int, most: int = (1 << 32) - 1) -> int:
+    """The default of ``most`` is the largest seed of NumPy's generators."""
+    is_long = len(text) > len(str(most))
+    if not text.isdecimal() or not (is_long or int(text) >= least):
+        raise argparse.ArgumentTypeError(f"{printable(text, 40)!r} is not a whole number, {least} or more")
+    if is_long or int(text) > most:
+        raise argparse.ArgumentTypeError(f"{printable(text, 40)!r} is too large; the most is {most}")
     return int(text)
 
 
@@ -100,7 +115,7 @@ def add_image_options(parser: argparse.ArgumentParser) -> None:
         default="",
         help="how to preprocess images (default: by the network)",
     )
-    parser.add_argument("--size", type=positive_int, help="image size in pixels (default: the recipe's)")
+    parser.add_argument("--size", type=pixel_int, help="image size in pixels (default: the recipe's)")
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
@@ -191,7 +206,7 @@ def add_overrides(parser: argparse.ArgumentParser, example: str) -> None:
 
 def add_num_gpus(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--num-gpus", type=positive_int, default=1, help="GPUs to use, or processes on a CPU (default: %(default)s)"
+        "--num-gpus", type=worker_int, default=1, help="GPUs to use, or processes on a CPU (default: %(default)s)"
     )
 
 

@@ -26,6 +26,7 @@ from ssql_det.cli.arguments import (
     parse_scheme,
     positive_int,
     read_detector_config,
+    worker_int,
 )
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size", type=image_size, metavar="HEIGHTxWIDTH", help="of the resized image (default: by the config's rule)"
     )
-    parser.add_argument("--threads", type=positive_int, help="of each process (default: one per core)")
+    parser.add_argument("--threads", type=worker_int, help="of each process (default: one per core)")
     parser.add_argument("--rounds", type=positive_int, default=7, help="timed runs of each (default: %(default)s)")
     add_overrides(parser, "MODEL.WEIGHTS FILE")
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ssql_det.cli.arguments import positive_int
+from ssql_det.cli.arguments import positive_int, worker_int
 from ssql_det.core.errors import UserError, printable
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--most", type=positive_int, default=20, help="print at most this many findings (default: %(default)s)"
     )
-    parser.add_argument("--workers", type=positive_int, default=None, help="threads (default: one per core)")
+    parser.add_argument("--workers", type=worker_int, default=None, help="threads (default: one per core)")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -24,10 +24,10 @@ from ssql_det.cli.arguments import (
     make_calibration,
     make_scheme,
     parse_scheme,
-    positive_int,
     read_bits_file,
     read_detector_config,
     seed_int,
+    worker_int,
 )
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--check-folder", metavar="FOLDER", help="of these images (default: those of DATASETS.TEST)")
     parser.add_argument("--evaluate", action="store_true", help="compare the AP on DATASETS.TEST too")
-    parser.add_argument("--threads", type=positive_int, help="threads that run the file (default: one per core)")
+    parser.add_argument("--threads", type=worker_int, help="threads that run the file (default: one per core)")
     add_overrides(parser, "MODEL.WEIGHTS FILE")
 
 

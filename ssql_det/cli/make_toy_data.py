@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 
-from ssql_det.cli.arguments import positive_int, seed_int
+from ssql_det.cli.arguments import positive_int, seed_int, worker_int
 
 HELP = "make toy scenes in VOC and COCO layout, and digit crops, offline"
 EXAMPLES = (
@@ -18,8 +18,10 @@ EXAMPLES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", metavar="OUT", help="folder to make; set DETECTRON2_DATASETS to it")
-    parser.add_argument("--scenes", type=int, default=1000, help="number of scenes (default: %(default)s)")
-    parser.add_argument("--crops", type=int, default=10000, help="number of digit crops (default: %(default)s)")
+    parser.add_argument("--scenes", type=positive_int, default=1000, help="number of scenes (default: %(default)s)")
+    parser.add_argument(
+        "--crops", type=positive_int, default=10000, help="number of digit crops (default: %(default)s)"
+    )
     parser.add_argument("--crop-size", type=int, default=32, help="side of a crop, 32 or 64 (default: %(default)s)")
     parser.add_argument(
         "--size",
@@ -36,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the background: 0, flat colours, to 1, photographs (default: %(default)s)",
     )
     parser.add_argument("--seed", type=seed_int, default=0, help="seed of the data (default: %(default)s)")
-    parser.add_argument("--workers", type=positive_int, default=None, help="threads (default: one per core)")
+    parser.add_argument("--workers", type=worker_int, default=None, help="threads (default: one per core)")
 
 
 def run(options: argparse.Namespace) -> None:

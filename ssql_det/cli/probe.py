@@ -24,6 +24,7 @@ from ssql_det.cli.arguments import (
     parse_scheme,
     positive_int,
     seed_int,
+    worker_int,
 )
 
 HELP = "kNN and linear accuracy of a frozen backbone, at several bit-widths"
@@ -62,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of each image, with --protocol published (default: new views in each epoch)",
     )
     parser.add_argument(
-        "--workers", type=positive_int, default=4, help="processes that load augmented views (default: %(default)s)"
+        "--workers", type=worker_int, default=4, help="processes that load augmented views (default: %(default)s)"
     )
     add_device(parser)
     add_memory_format(parser)

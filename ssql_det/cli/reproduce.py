@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ssql_det.cli.arguments import positive_int
+from ssql_det.cli.arguments import positive_int, worker_int
 from ssql_det.core.errors import EXIT_INCOMPLETE, UserError
 
 if TYPE_CHECKING:
@@ -62,13 +62,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{dataset}", metavar="DIR", type=Path, default=Path(folder), help=text)
     parser.add_argument("--out", metavar="DIR", help="folder of the run (default: runs/<preset>)")
     parser.add_argument(
-        "--jobs", type=positive_int, help="steps that run at the same time (default: one per CPU core, or one on a GPU)"
+        "--jobs", type=worker_int, help="steps that run at the same time (default: one per CPU core, or one on a GPU)"
     )
     parser.add_argument(  # the option's name in version 0.1
-        "--lanes", dest="jobs", type=positive_int, default=argparse.SUPPRESS, help=argparse.SUPPRESS
+        "--lanes", dest="jobs", type=worker_int, default=argparse.SUPPRESS, help=argparse.SUPPRESS
     )
     parser.add_argument(
-        "--num-gpus", type=positive_int, default=1, help="GPUs of each training and sweep (default: %(default)s)"
+        "--num-gpus", type=worker_int, default=1, help="GPUs of each training and sweep (default: %(default)s)"
     )
     parser.add_argument(
         "--budget",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ssql_det.cli.arguments import positive_int
+from ssql_det.cli.arguments import worker_int
 
 HELP = "boxes and masks on your own images, by an exported detector, without torch"
 EXAMPLES = (
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--score", type=float, default=0.5, help="least score of a detection (default: %(default)s)")
     parser.add_argument(
-        "--threads", type=positive_int, default=1, help="images that are processed at a time (default: %(default)s)"
+        "--threads", type=worker_int, default=1, help="images that are processed at a time (default: %(default)s)"
     )
 
 
