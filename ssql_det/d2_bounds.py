@@ -62,6 +62,9 @@ BOUNDS: BoundsByKey = {
     "MODEL.*.SMOOTH_L1*_BETA": _FROM_0,
     # Data
     "INPUT.FORMAT": Bounds(choices=("RGB", "BGR")),
+    "INPUT.MASK_FORMAT": Bounds(choices=("polygon", "bitmask")),
+    "INPUT.RANDOM_FLIP": Bounds(choices=("none", "horizontal", "vertical")),
+    "INPUT.MIN_SIZE_TRAIN_SAMPLING": Bounds(choices=("choice", "range")),
     "INPUT.MIN_SIZE_TRAIN": Bounds(least=0, most=1 << 16, is_empty_valid=False),  # 0: do not resize
     "INPUT.MIN_SIZE_TEST": _PIXELS_FROM_0,
     "INPUT.MAX_SIZE_T*": _PIXELS,

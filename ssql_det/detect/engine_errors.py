@@ -7,6 +7,7 @@ training step or an evaluation is a bug and must keep its traceback.
 from __future__ import annotations
 
 import re
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -65,7 +66,13 @@ def _describe(failure: Exception) -> str:
     if isinstance(failure, KeyError) and failure.args:
         (key,) = failure.args[:1]
         message = key if " " in str(key) else f"unknown {key!r}"  # the engine also raises KeyError with a sentence
-    return printable(" ".join(str(message).split()) or type(failure).__name__, _MAX_LENGTH)
+    return printable(" ".join(str(message).split()) or _describe_line(failure), _MAX_LENGTH)
+
+
+def _describe_line(failure: Exception) -> str:
+    """For an error without a message: the line that raised it, as many assertions of Detectron2 have none."""
+    frames = traceback.extract_tb(failure.__traceback__)
+    return f"{type(failure).__name__} at `{frames[-1].line}`" if frames else type(failure).__name__
 
 
 def _find_keys(cfg: CfgNode, failure: KeyError) -> str:

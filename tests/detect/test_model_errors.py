@@ -116,6 +116,11 @@ def test_a_name_that_the_engine_does_not_know_is_a_user_error_with_its_cause(key
     assert isinstance(raised.value.__cause__, KeyError)
 
 
+def test_an_assertion_without_a_message_is_shown():
+    with pytest.raises(UserError, match=r"does not describe a detector: AssertionError at `assert len\(labels\) == "):
+        build_detector(config(C4, MODEL__RPN__IOU_LABELS=[0]))
+
+
 def test_an_image_that_cannot_be_read_is_a_user_error_with_its_cause(learned, monkeypatch, tmp_path):
     def fail(self, record):
         raise OSError("damaged")
