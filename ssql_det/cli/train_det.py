@@ -55,12 +55,16 @@ def _train(cfg, config_label, resume):  # type: ignore[no-untyped-def]  # the ty
     from ssql_det.core.distributed import is_main
     from ssql_det.core.run_folder import owning_folder
     from ssql_det.detect.train import train
+    from ssql_det.quant.training import QUANTIZATION_NAME
 
     set_up_process()
     with owning_folder(check_output_dir(cfg.OUTPUT_DIR)):
         path = train(cfg, config_label, resume)
     if is_main():
-        print_outcome(path, "sweep", "--config-file", path.with_name(SAVED_CONFIG_NAME), "MODEL.WEIGHTS", path)
+        quantization = path.with_name(QUANTIZATION_NAME)
+        trained = ("--quantization", quantization) if quantization.exists() else ()
+        config = path.with_name(SAVED_CONFIG_NAME)
+        print_outcome(path, "sweep", "--config-file", config, *trained, "MODEL.WEIGHTS", path)
 
 
 def _evaluate(cfg):  # type: ignore[no-untyped-def]
