@@ -92,7 +92,7 @@ class AnyPrecisionStep(TrainingStep):
 
     def save_trained(self, cfg: CfgNode, folder: Path) -> None:
         """Write the quantization, calibrated as a sweep does it, if the training gave it norms or parameters."""
-        if self.trained.state_dict():
+        if self.state_dict():
             settings = QuantizationSettings(self.training.scope, Calibration(cfg.SSQL_DET.CALIB_IMAGES))
             images = select_calibration_images(cfg, settings.calibration)
             self.quantization.calibration = describe_calibration(cfg, settings, images)

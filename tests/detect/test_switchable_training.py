@@ -61,10 +61,10 @@ def test_only_the_norms_of_drawn_widths_change(trained):
     training = QuantizedTraining.from_config(config(C4, **SWITCHABLE))
     drawn = {bits.weight for iteration in range(LAST + 1) for bits in training.choose_bits(iteration)}
     assert 0 < len(drawn) < 7
-    state = {key: each for key, each in read_final(trained)["trained"].items() if key.startswith("norms.")}
-    initial = build_step(config(C4, **SWITCHABLE))[0].trained.state_dict()
+    state = read_final(trained)["trained"]["norms"]
+    initial = build_step(config(C4, **SWITCHABLE))[0].switchable_norms.state_dict()
     for bits in range(2, 9):
-        names = [key for key in state if key.startswith(f"norms.sets.{bits}.") and "num_batches" not in key]
+        names = [key for key in state if key.startswith(f"sets.{bits}.") and "num_batches" not in key]
         changed = {name for name in names if not torch.equal(state[name], initial[name])}
         assert bool(changed) == (bits in drawn)
     assert "quantized_loss_distillation" in read_scalars(trained)[-1]
