@@ -15,7 +15,7 @@ import torch
 from support.core import limited_reading
 from support.core.comparison import same
 from support.core.costly_files import FILES
-from support.core.crafted_pickles import make_pickle, push_global, read_bytes
+from support.core.crafted_pickles import make_pickle, make_zip, push_global, read_bytes
 
 from ssql_det.convert import read_content
 from ssql_det.core.errors import UserError
@@ -43,9 +43,11 @@ def test_a_small_file_has_a_small_cost(name, exit_codes):
 
 
 @pytest.mark.parametrize("path", sorted(CORPUS.iterdir()), ids=lambda path: path.name)
-def test_a_file_that_fuzzing_found_is_read_or_one_sentence(path):
+def test_a_file_that_fuzzing_found_is_read_or_one_sentence(path, tmp_path):
     with contextlib.suppress(UserError):
         read_content(path)
+    with contextlib.suppress(UserError):
+        read_bytes(make_zip({"x/data.pkl": path.read_bytes(), "x/data/0": bytes(16)}), tmp_path / "x")
 
 
 def make_large(kind):

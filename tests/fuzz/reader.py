@@ -1,7 +1,7 @@
 """Fuzz the reader of checkpoints: any file is read at a limited cost, or is one sentence.
 
     pip install atheris
-    PYTHONPATH=.:tests python tests/fuzz/reader.py FOLDER tests/fuzz/corpus -max_total_time=1200 -max_len=4096
+    python tests/fuzz/reader.py FOLDER tests/fuzz/corpus -max_total_time=1200 -max_len=4096
 
 FOLDER gets the files that reached new code. An input is a safetensors file or a pickle, which is read alone, as the
 pickle of an archive, and as that of an old file. It is mutated opcode by opcode.
@@ -21,12 +21,14 @@ from pathlib import Path
 import atheris
 import torch  # noqa: F401 (before the imports that are instrumented)
 
-with atheris.instrument_imports(include=["ssql_det.core", "ssql_det.quant.quantization_file"]):
+with atheris.instrument_imports(include=["ssql_det.core"]):
     from ssql_det.core import reading_budget
     from ssql_det.core.errors import UserError
     from ssql_det.core.tensor_files import is_safetensors, read_safetensors
     from ssql_det.core.unpickler import read_tensors
     from ssql_det.quant.quantization_file import read_quantization
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for the support of tests
 
 from support.core import costly_files
 from support.core.crafted_pickles import make_legacy_file, make_zip
