@@ -38,7 +38,7 @@ from ssql_det.pretrain.sync_norm import convert_sync_batchnorm
 from ssql_det.pretrain.view_loader import BadImageCounter, build_augmented_view_loader, steps_per_epoch
 from ssql_det.quant import Calibration
 from ssql_det.quant.hooks import recording_outputs
-from ssql_det.quant.training import QuantizerTraining
+from ssql_det.quant.training import QUANTIZATION_NAME, QuantizerTraining
 from ssql_det.ssl import SSQL
 
 # None of these keys changes the result of a resumed run: IGNORED_KEYS never do; INIT is read only when a run starts.
@@ -146,7 +146,8 @@ def _check_resume(config: PretrainConfig, folder: Path, resume: bool) -> bool:
     other_methods_keys = defaults.keys() - values.keys()
     may_change = {*_MAY_CHANGE_ON_RESUME, *other_methods_keys}
     renamed_keys = get_renamed_keys()
-    return check_resume(values, folder, CHECKPOINT_NAME, (METRICS_NAME,), resume, may_change, defaults, renamed_keys)
+    names = (METRICS_NAME, QUANTIZATION_NAME)
+    return check_resume(values, folder, CHECKPOINT_NAME, names, resume, may_change, defaults, renamed_keys)
 
 
 def _compute_loss(model: nn.Module, views: Sequence[Tensor], step: int, network: nn.Module) -> Tensor:

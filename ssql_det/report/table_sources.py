@@ -30,6 +30,11 @@ _CONFIG_FOLDER = "configs/detection"
 _MORE_CONFIGS = (  # the other configs of the folder, which no test set has by default
     *("voc_r34_c4.yaml", "voc_r50_c4.yaml", "coco_mask_r18_fpn.yaml", "coco_mask_r34_fpn.yaml"),
     *("toy_voc_r18_c4.yaml", "toy_coco_r18_fpn.yaml"),
+    *(
+        f"{base}_{training}.yaml"
+        for base in ("voc_r18_c4", "coco_mask_r50_fpn", "toy_voc_narrow_c4", "toy_coco_narrow_fpn")
+        for training in ("anyprecision", "lsq_4bit")
+    ),
 )
 TRAINED_AT_EACH_WIDTH = ("SimSiam-PACT",)  # published methods that train a network for each bit-width, and none for FP
 _CONFIG_SUBFOLDERS = ("table6/", "table7/", "zoo/")
