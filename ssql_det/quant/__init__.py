@@ -18,6 +18,7 @@ quantization_file the file of a network's calibrated quantizers
 hooks             contexts that replace tensors at points, or override attributes
 forward           how a batch is passed to a network
 evaluate          evaluation at several bit-widths
+training          quantizers that are trained with their network
 equalization      channels between layers, rescaled
 norms             matched and re-estimated norms at a bit-width
 repair            what is learned for one bit-width, beyond the calibration

@@ -77,8 +77,7 @@ class QuantizerTraining:
     def average_gradients(self) -> None:
         """Average the gradients over the ranks. The quantizers are in no ``DistributedDataParallel``, which would
         expect a gradient at every bit-width in every step."""
-        if self.parameters:
-            average_gradients(self.parameters)
+        average_gradients(self.parameters)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The quantizers, with the observations that they started from; empty if none has parameters."""
