@@ -4,7 +4,9 @@ A step is a float pass over the batch, which observes the ranges of activations,
 weights over the same images, anchors and regions at each bit-width of the step. The loss is the mean of the losses of
 all passes, as in SSQL (Cao et al., ECCV 2022) and AdaBits (Jin et al., CVPR 2020). Each pass ends with its backward
 pass, so no two graphs are ever in memory. In each pass norms use the statistics of its batch; their running statistics
-are those of the float passes alone.
+are those of the float passes alone. With switchable norms each bit-width of weights has a set of norms, with running
+statistics of its own passes; the float norms are then trained by the float passes alone. Quantized passes may also be
+trained towards the float pass's outputs (distillation).
 """
 
 from __future__ import annotations
