@@ -91,6 +91,7 @@ def _sweep(cfg, config_label, widths, settings, file, runtime):  # type: ignore[
     from ssql_det.core.config import check_output_dir
     from ssql_det.core.console import print_outcome, print_table
     from ssql_det.core.distributed import is_main
+    from ssql_det.core.rows import format_metric
     from ssql_det.core.run_folder import owning_folder
     from ssql_det.detect.detector import load_trained_detector
     from ssql_det.detect.saved_quantization import load_with_settings
@@ -119,7 +120,7 @@ def _sweep(cfg, config_label, widths, settings, file, runtime):  # type: ignore[
     if is_main():
         quantization = f"scope {settings.scope}, {format_scheme(rows[0])}, {rows[0].calibration}"
         columns = _select_metrics(rows)
-        cells = [[row.bits, *(_format(row.metrics[name]) for name in columns)] for row in rows]
+        cells = [[row.bits, *(format_metric(row.metrics[name]) for name in columns)] for row in rows]
         headings = [_HEADINGS.get(name, name) for name in columns]
         print_table(("bits", *headings), cells, f"{checkpoint.display_name} on {rows[0].dataset}, {quantization}")
         results = Path(cfg.OUTPUT_DIR) / RESULTS_NAME
@@ -136,7 +137,3 @@ def _select_metrics(rows: list[Row]) -> list[str]:
     """The metrics and costs that all rows have, in the order of the table's columns."""
     metrics = [f"{task}/{name}" for task in ("bbox", "segm") for name in ("AP", "AP50", "AP75")]
     return [name for name in (*metrics, "MB", "GFLOPs", "GBOPs") if all(name in row.metrics for row in rows)]
-
-
-def _format(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"

@@ -72,6 +72,7 @@ def _evaluate(cfg):  # type: ignore[no-untyped-def]
     from ssql_det.core.console import print_table
     from ssql_det.core.distributed import is_main
     from ssql_det.core.errors import UserError
+    from ssql_det.core.rows import format_metric
     from ssql_det.detect.detector import load_trained_detector
     from ssql_det.detect.evaluation import evaluate
     from ssql_det.detect.evaluation_data import build_evaluation_loader
@@ -83,5 +84,5 @@ def _evaluate(cfg):  # type: ignore[no-untyped-def]
     for dataset in cfg.DATASETS.TEST:
         metrics = evaluate(model, build_evaluation_loader(cfg, dataset), dataset)
         if is_main():
-            rows = [(name, f"{value:.2f}") for name, value in metrics.items()]
+            rows = [(name, format_metric(value)) for name, value in metrics.items()]
             print_table(("metric", dataset), rows, checkpoint.display_name)

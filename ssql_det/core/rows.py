@@ -187,6 +187,16 @@ def _is_calibration(value: object) -> bool:
     return {name: type(each) for name, each in value.items()} == types
 
 
+def format_metric(value: float | None, decimals: int = 2) -> str:
+    """A metric as every table says it: of AP, ``no value`` means that there is no object to find.
+
+    >>> format_metric(61.234), format_metric(0.0), format_metric(None)
+    ('61.23', '0.00', 'no value')
+    """
+    finite = finite_or_none(value)
+    return "no value" if finite is None else f"{finite:.{decimals}f}"
+
+
 def finite_or_none(value: float | None) -> float | None:
     """The value, or ``None`` for NaN and infinity, which JSON does not have."""
     return None if value is None or not math.isfinite(value) else float(value)

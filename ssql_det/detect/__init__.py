@@ -19,6 +19,7 @@ sampling_replay       let quantized passes see the anchors and regions that the 
 training_checkpoint   save and resume the state of a training
 periodic_evaluation   evaluate during a training
 evaluation            evaluate with COCO's or VOC's metrics
+evaluators            COCO's and VOC's evaluators of the engine, with one rule for missing objects and detections
 replay                let passes of the quantized detector see the float detector's proposals
 quantized_evaluation  calibrate, evaluate at a bit-width, and make its result row
 blocks                the blocks that reconstruction learns one after the other

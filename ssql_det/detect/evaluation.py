@@ -13,39 +13,24 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ssql_det.core.distributed import broadcast_from_main
-from ssql_det.d2 import (
-    COCOEvaluator,
-    DatasetEvaluator,
-    FrozenBatchNorm2d,
-    MetadataCatalog,
-    PascalVOCDetectionEvaluator,
-    inference_on_dataset,
-)
-from ssql_det.detect.engine_errors import translate_errors
-from ssql_det.detect.evaluation_checks import COCO_TYPE
+from ssql_det.d2 import FrozenBatchNorm2d, inference_on_dataset
 from ssql_det.detect.evaluation_data import CachedLoader
+from ssql_det.detect.evaluators import build_evaluator
 from ssql_det.quant.hooks import overriding_attributes
 
 _FOLDABLE_NORMS = (nn.modules.batchnorm._BatchNorm, FrozenBatchNorm2d)
 
 
 def evaluate(model: nn.Module, loader: CachedLoader, dataset: str, is_fast: bool = True) -> dict[str, float]:
-    """Metrics of COCO's or VOC's evaluator: ``{"bbox/AP": 41.2, "bbox/AP50": 62.0, ...}``.
+    """Metrics of COCO's or VOC's evaluator: ``{"bbox/AP": 41.2, "bbox/AP50": 62.0, ...}``; NaN without objects.
 
     ``is_fast`` evaluates with :func:`fast_inference`. Under a process group each rank evaluates its share of the
     images; all ranks return the metrics over all images.
     """
     inference_context = fast_inference(model) if is_fast else nullcontext()
     with tempfile.TemporaryDirectory() as folder, inference_context:
-        results = inference_on_dataset(model, loader, _build_evaluator(dataset, folder))
+        results = inference_on_dataset(model, loader, build_evaluator(dataset, folder))
     return broadcast_from_main(lambda: _flatten_metrics(results or {}))
-
-
-def _build_evaluator(dataset: str, folder: str) -> DatasetEvaluator:
-    with translate_errors(f"the annotations of {dataset} cannot be read"):
-        if MetadataCatalog.get(dataset).evaluator_type == COCO_TYPE:
-            return COCOEvaluator(dataset, output_dir=folder)
-        return PascalVOCDetectionEvaluator(dataset)
 
 
 def _flatten_metrics(results: Mapping[str, Any]) -> dict[str, float]:

@@ -259,7 +259,7 @@ def _warn_of_averaged_rows(name: str, rows: Sequence[Row]) -> Iterator[str]:
             yield f"{name} averages {count} rows with the same seed {seed}."
     num_not_finite = sum(None in map(finite_or_none, row.metrics.values()) for row in rows)
     if num_not_finite:
-        yield f"{name}: {_format_row_count(num_not_finite)} with a NaN or infinite metric, which the mean excludes."
+        yield f"{name}: {_format_row_count(num_not_finite)} with a metric that has no value, which the mean excludes."
     if len({row.metrics.get("MB") for row in rows}) > 1:
         yield f"{name} averages detectors of different size; check for per-module bit-widths."
 

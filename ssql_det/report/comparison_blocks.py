@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from ssql_det.core.rows import format_metric
 from ssql_det.report.blocks import Block, Chart, Curve, Heading, ItemList, Paragraph, Table
 from ssql_det.report.comparison import Cell, Comparison, ComparisonLine, Measurement
 from ssql_det.report.markup import escape_markup
@@ -163,8 +164,6 @@ def _format_published(value: float | None) -> str:
 
 
 def _format_measured(measured: Measurement, decimals: int) -> str:
-    if measured.mean is None:
-        return "NaN or infinite"
     std = f" ± {measured.std:.{decimals}f}" if measured.std else ""
     num_values = f" ({measured.n})" if measured.n > 1 else ""
-    return f"{measured.mean:.{decimals}f}{std}{num_values}"
+    return f"{format_metric(measured.mean, decimals)}{std}{num_values}"

@@ -59,8 +59,8 @@ def _disarm(cell: Cell) -> Cell:
 
 
 def _make_records(comparison: Comparison, line: ComparisonLine) -> Iterator[Record]:
-    """The records of a line, one per metric. ``state``: "measured", "empty" (``filled_by`` is the command that measures
-    the cell, if there is one) or "published only" (no command of this package can)."""
+    """The records of a line, one per metric. ``state``: "measured", "no value" (there is nothing to find), "empty"
+    (``filled_by`` is the command that measures the cell, if there is one) or "published only" (no command can)."""
     table_fields = (comparison.number, line.dataset, comparison.scope, "yes" if comparison.is_comparable else "no")
     line_fields = (line.backbone, line.method, line.settings, line.config, line.scheme, line.calibration, line.bits)
     for metric, cell in line.cells.items():
@@ -70,7 +70,7 @@ def _make_records(comparison: Comparison, line: ComparisonLine) -> Iterator[Reco
             *(*table_fields, *line_fields, metric),
             *(cell.published, measured.mean, measured.std, measured.n, cell.difference),
             *(
-                ("measured", "")
+                ("measured" if measured.n else "no value", "")
                 if cell.measured
                 else ("published only" if is_published_only else "empty", line.measure_command)
             ),

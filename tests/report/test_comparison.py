@@ -245,7 +245,7 @@ def test_a_metric_that_is_not_a_number_is_not_an_empty_cell_and_has_a_note():
     assert find_cell(table).difference is None
     assert find_cell(table, metric="bbox/AP75").measured.mean == 20.0
     assert find_line(table).measure_command == ""
-    assert any("1 row with a NaN or infinite metric" in note for note in table.notes)
+    assert any("1 row with a metric that has no value" in note for note in table.notes)
     with_number = compare_with_published(6, [make_row(metrics=not_numbers), make_row(60.0, seed=1)])
     assert find_cell(with_number).measured == Measurement(60.0, None, 1)
 

@@ -12,6 +12,8 @@ from ssql_det.report.comparison import compare_with_published
 from ssql_det.report.comparison_blocks import build_chart, build_comparison_blocks, build_overview_table
 from ssql_det.report.document import Document
 from ssql_det.report.render_csv import HEADER, render_csv
+from ssql_det.report.render_html import render_html
+from ssql_det.report.render_latex import render_latex
 from ssql_det.report.render_markdown import render_markdown
 
 pytestmark = pytest.mark.usefixtures("logging_as_it_was")
@@ -41,6 +43,20 @@ def test_a_line_has_the_published_value_ours_and_the_difference():
 @pytest.mark.parametrize(("ap50", "text"), [(61.24, "+0.0"), (61.16, "+0.0"), (61.26, "+0.1"), (50.0, "-11.2")])
 def test_a_difference_has_a_sign_and_no_negative_zero(ap50, text):
     assert get_cells(render_text(compare_with_published(6, [make_row(ap50)])), "SSQL (ours)", "4w4a")[4] == text
+
+
+def test_nothing_to_find_and_nothing_found_are_told_apart_in_every_format():
+    rows = [make_row(metrics={"bbox/AP": 0.0, "bbox/AP50": None, "bbox/AP75": 0.0})]
+    comparison = compare_with_published(6, rows)
+    cells = get_cells(render_text(comparison), "SSQL (ours)", "4w4a")
+    assert cells[2:8] == ["61.2", "no value", "-", "34.1", "0.0", "-34.1"]
+    document = Document("", build_comparison_blocks(comparison))
+    assert ">no value</td>" in render_html(document)
+    assert "& no value &" in render_latex(document)
+    records = [each for each in csv.DictReader(io.StringIO(render_csv(comparison))) if each["state"] != "empty"]
+    found = {each["metric"]: (each["measured"], each["n"], each["state"]) for each in records if each["bits"] == "4w4a"}
+    assert found["bbox/AP50"] == ("", "0", "no value")
+    assert found["bbox/AP"] == ("0.0", "1", "measured")
 
 
 def test_equal_values_have_no_deviation():
