@@ -135,14 +135,14 @@ def to_rgb_array(image: Image.Image | NDArray[np.uint8]) -> Pixels:
 @contextmanager
 def _opening(path: str | Path) -> Iterator[Image.Image]:
     check_regular_file(path)  # to open a pipe would block forever
-    with warnings.catch_warnings():
+    # Not opened by its name: then Pillow maps an uncompressed TIFF into memory, and scrambles one that it turns.
+    with open(path, "rb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns about damaged metadata, often in large data sets
         try:
-            image = Image.open(path, formats=_FORMATS)
+            image = Image.open(file, formats=_FORMATS)
         except UnidentifiedImageError:
             raise UnidentifiedImageError(f"it is not an image; supported are {', '.join(_FORMATS)}") from None
-        with image:
-            yield image
+        yield image
 
 
 def _check_kind(image: Image.Image) -> None:

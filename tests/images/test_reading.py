@@ -45,13 +45,13 @@ def test_pixels_are_those_that_pillow_decodes(mode, tmp_path):
         assert to_rgb_array(opened).tolist() == pixels.tolist()
 
 
-@pytest.mark.parametrize("suffix", ["png", "tif"])  # Pillow itself turns TIFF, once it is decoded
+@pytest.mark.parametrize(("mode", "suffix"), [("RGB", "png"), ("RGB", "tif"), ("L", "tif")])  # Pillow itself turns TIFF
 @pytest.mark.parametrize("orientation", range(10))
-def test_an_image_is_turned_upright_once(orientation, suffix, tmp_path):
-    image, exif = make_image("RGB"), Image.Exif()
+def test_an_image_is_turned_upright_once(orientation, mode, suffix, tmp_path):
+    image, exif = make_image(mode), Image.Exif()
     exif[0x0112] = orientation
     image.save(path := tmp_path / f"a.{suffix}", exif=exif)
-    pixels = np.asarray(image)
+    pixels = np.asarray(image.convert("RGB"))
     by_turns = {  # of the stored image: quarter turns against the clock, after mirroring it left to right
         2: (0, True), 3: (2, False), 4: (2, True), 5: (1, True), 6: (3, False), 7: (3, True), 8: (1, False),
     }  # fmt: skip
@@ -59,7 +59,7 @@ def test_an_image_is_turned_upright_once(orientation, suffix, tmp_path):
     expected = np.rot90(pixels[:, ::-1] if is_mirrored else pixels, turns)
     assert read_rgb(path).tolist() == expected.tolist()
     assert read_size(path) == expected.shape[1::-1]
-    with Image.open(path) as opened:
+    with open(path, "rb") as file, Image.open(file) as opened:
         assert to_rgb_array(opened).tolist() == expected.tolist()
         assert to_rgb_array(opened).tolist() == expected.tolist()  # now it is decoded
 
