@@ -9,7 +9,7 @@ import copy
 
 import torch
 import torch.nn.functional as F
-from support.reference_quantizer import quantize_activation, quantize_weight
+from support.reference_quantizer import RangeRecorder, quantize_activation, quantize_weight
 from torch import nn
 
 from ssql_det import d2
@@ -33,19 +33,19 @@ class Quantizer:
 
 
 def with_weights_on_grid(model, bits, scope):
-    """A copy whose weights lie on their grids: the stem's and, in scope all, the predictors' at 8 bits."""
-    model = copy.deepcopy(model)
+    """A copy whose weights lie on their grids, with gradients of the model's own: the stem's and, in scope all, the
+    predictors' at 8 bits."""
+    found = copy.deepcopy(model)
     predictors = ("objectness_logits", "anchor_deltas", "cls_score", "bbox_pred", "predictor")
     for path, layer in model.named_modules():
-        if not isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
-            continue
+        tensors = dict(layer._parameters)
         pretrained = any(part in path.split(".") for part in ("stem", "res2", "res3", "res4", "res5"))
-        if scope == "backbone" and not pretrained:
-            continue
-        own = 8 if "stem" in path or path.endswith(predictors) else bits
-        axis = 1 if isinstance(layer, nn.ConvTranspose2d) else 0
-        layer.weight.data = quantize_weight(layer.weight.data, own, axis)
-    return model
+        if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)) and (pretrained or scope == "all"):
+            own = 8 if "stem" in path or path.endswith(predictors) else bits
+            axis = 1 if isinstance(layer, nn.ConvTranspose2d) else 0
+            tensors["weight"] = quantize_weight(layer.weight, own, axis)
+        found.get_submodule(path).__dict__.update(tensors)
+    return found
 
 
 # ---- the forward ---------------------------------------------------------------------------------------------------
@@ -60,7 +60,10 @@ def conv(layer, x):
 
 def batch_norm(norm, x):
     shape = (1, -1, 1, 1)
-    centred = (x - norm.running_mean.view(shape)) / (norm.running_var.view(shape) + norm.eps).sqrt()
+    mean, variance = norm.running_mean, norm.running_var
+    if norm.training and isinstance(norm, nn.BatchNorm2d):
+        mean, variance = x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)
+    centred = (x - mean.view(shape)) / (variance.view(shape) + norm.eps).sqrt()
     return centred * norm.weight.view(shape) + norm.bias.view(shape)
 
 
@@ -96,7 +99,7 @@ def pyramid(network, images, act):
     return dict(sorted(found.items()))
 
 
-def proposals(generator, images, features, act, seen):
+def rpn_outputs(generator, features, act):
     head, is_fpn = generator.rpn_head, len(features) > 1
     logits, deltas = [], []
     for x in features:
@@ -104,12 +107,19 @@ def proposals(generator, images, features, act, seen):
         x = F.relu(conv(head.conv, x))
         logits.append(conv(head.objectness_logits, act("rpn.logits", x, bits=8)))
         deltas.append(conv(head.anchor_deltas, act("rpn.deltas", x, bits=8)))
-    seen["rpn logits"], seen["rpn deltas"] = logits, deltas
-    by_anchor = [
+    return logits, deltas
+
+
+def by_anchor(logits, deltas):
+    deltas = [
         each.view(len(each), -1, 4, *each.shape[2:]).permute(0, 3, 4, 1, 2).reshape(len(each), -1, 4) for each in deltas
     ]
-    flat = [each.permute(0, 2, 3, 1).flatten(1) for each in logits]
-    return generator.predict_proposals(generator.anchor_generator(features), flat, by_anchor, images.image_sizes)
+    return [each.permute(0, 2, 3, 1).flatten(1) for each in logits], deltas
+
+
+def proposals(generator, images, features, act, seen):
+    outputs = seen["rpn logits"], seen["rpn deltas"] = rpn_outputs(generator, features, act)
+    return generator.predict_proposals(generator.anchor_generator(features), *by_anchor(*outputs), images.image_sizes)
 
 
 def predicted(predictor, x, act, seen):
@@ -119,13 +129,17 @@ def predicted(predictor, x, act, seen):
     return scores, boxes
 
 
-def masks(head, x, detections, act, seen, is_on_grid):
+def mask_logits(head, x, act, is_on_grid):
     convs = [name for name, _ in head.named_children() if name.startswith("mask_fcn")]
     for name in convs:
         x = F.relu(conv(getattr(head, name), act(name, x)))
     x = x if is_on_grid else act("deconv", x)
     x = F.relu(F.conv_transpose2d(x, head.deconv.weight, head.deconv.bias, stride=2))
-    seen["masks"] = conv(head.predictor, act("mask predictor", x, bits=8))
+    return conv(head.predictor, act("mask predictor", x, bits=8))
+
+
+def masks(head, x, detections, act, seen, is_on_grid):
+    seen["masks"] = mask_logits(head, x, act, is_on_grid)
     of_all = iter(seen["masks"])
     for each in detections:
         logits = [next(of_all)[index] for index in each.pred_classes.tolist()]
@@ -134,29 +148,33 @@ def masks(head, x, detections, act, seen, is_on_grid):
     return detections
 
 
-def c4_heads(heads, features, proposed, act, seen):
-    def res5(boxes):
-        x = act("res5.input", heads.pooler([features["res4"]], boxes))
-        for name, each in heads.res5.named_children():
-            x = batch_norm(each, x) if name == "norm" else block(each, x, act, f"res5.{name}")
-        return x
+def res5(heads, features, boxes, act):
+    x = act("res5.input", heads.pooler([features["res4"]], boxes))
+    for name, each in heads.res5.named_children():
+        x = batch_norm(each, x) if name == "norm" else block(each, x, act, f"res5.{name}")
+    return x
 
-    scores, boxes = predicted(
-        heads.box_predictor, res5([each.proposal_boxes for each in proposed]).mean((2, 3)), act, seen
-    )
-    detections, _ = heads.box_predictor.inference((scores, boxes), proposed)
+
+def c4_heads(heads, features, proposed, act, seen):
+    x = res5(heads, features, [each.proposal_boxes for each in proposed], act).mean((2, 3))
+    detections, _ = heads.box_predictor.inference(predicted(heads.box_predictor, x, act, seen), proposed)
     if hasattr(heads, "mask_head"):
-        x = res5([each.pred_boxes for each in detections])
+        x = res5(heads, features, [each.pred_boxes for each in detections], act)
         detections = masks(heads.mask_head, x, detections, act, seen, is_on_grid=not hasattr(heads.res5, "norm"))
     return detections
 
 
-def fpn_heads(heads, features, proposed, act, seen):
-    maps = [features[name] for name in ("p2", "p3", "p4", "p5")]
-    x = heads.box_pooler(maps, [each.proposal_boxes for each in proposed]).flatten(1)
+def fpn_regions(heads, maps, boxes, act):
+    x = heads.box_pooler(maps, boxes).flatten(1)
     for name in ("fc1", "fc2"):
         layer = getattr(heads.box_head, name)
         x = F.relu(F.linear(act(name, x), layer.weight, layer.bias))
+    return x
+
+
+def fpn_heads(heads, features, proposed, act, seen):
+    maps = [features[name] for name in ("p2", "p3", "p4", "p5")]
+    x = fpn_regions(heads, maps, [each.proposal_boxes for each in proposed], act)
     detections, _ = heads.box_predictor.inference(predicted(heads.box_predictor, x, act, seen), proposed)
     if hasattr(heads, "mask_head"):
         x = heads.mask_pooler(maps, [each.pred_boxes for each in detections])
@@ -164,20 +182,69 @@ def fpn_heads(heads, features, proposed, act, seen):
     return detections
 
 
-@torch.no_grad()
-def by_hand(model, batch, act):
-    """What the detector puts out, and what passes on the way."""
-    seen = {}
+def features_by_hand(model, batch, act):
+    """The images, the features by name, and those that the RPN reads."""
     images = d2.ImageList.from_tensors(
         [(each["image"] - model.pixel_mean) / model.pixel_std for each in batch], model.backbone.size_divisibility
     )
     is_fpn = hasattr(model.backbone, "bottom_up")
     features = (pyramid if is_fpn else resnet)(model.backbone, images.tensor, act)
-    seen["features"] = list(features.values()) if is_fpn else [features["res4"]]
+    return images, features, list(features.values()) if is_fpn else [features["res4"]]
+
+
+@torch.no_grad()
+def by_hand(model, batch, act):
+    """What the detector puts out, and what passes on the way."""
+    seen = {}
+    images, features, seen["features"] = features_by_hand(model, batch, act)
     proposed = proposals(model.proposal_generator, images, seen["features"], act, seen)
-    detections = (fpn_heads if is_fpn else c4_heads)(model.roi_heads, features, proposed, act, seen)
+    detections = (fpn_heads if "p2" in features else c4_heads)(model.roi_heads, features, proposed, act, seen)
     answers = [
         d2.detector_postprocess(each, asked["height"], asked["width"])
         for each, asked in zip(detections, batch, strict=True)
     ]
     return answers, seen
+
+
+# ---- training ------------------------------------------------------------------------------------------------------
+
+
+def losses_by_hand(model, batch, act, samples=None):
+    """The losses of a training pass, and what it sampled, unless that is given: labelled anchors and regions."""
+    images, features, maps = features_by_hand(model, batch, act)
+    generator, heads = model.proposal_generator, model.roi_heads
+    anchors, (logits, deltas) = generator.anchor_generator(maps), by_anchor(*rpn_outputs(generator, maps, act))
+    if samples is None:
+        truth = [each["instances"] for each in batch]
+        labelled = generator.label_and_sample_anchors(anchors, truth)
+        proposed = generator.predict_proposals(anchors, logits, deltas, images.image_sizes)
+        samples = labelled, heads.label_and_sample_proposals(proposed, truth)
+    (labels, boxes), regions = samples
+    losses = generator.losses(anchors, logits, labels, deltas, boxes)
+    sampled = [each.proposal_boxes for each in regions]
+    if "p2" in features:
+        maps = maps[:-1]
+        x = fpn_regions(heads, maps, sampled, act)
+    else:
+        x = res5(heads, features, sampled, act).mean((2, 3))
+    losses |= heads.box_predictor.losses(predicted(heads.box_predictor, x, act, {}), regions)
+    if hasattr(heads, "mask_head"):
+        objects = [each[each.gt_classes < heads.num_classes] for each in regions]
+        x = heads.mask_pooler(maps, [each.proposal_boxes for each in objects])
+        logits = mask_logits(heads.mask_head, x, act, is_on_grid=False)
+        classes = torch.cat([each.gt_classes for each in objects])
+        truth = [each.gt_masks.crop_and_resize(each.proposal_boxes.tensor, logits.shape[2]) for each in objects]
+        losses["loss_mask"] = F.binary_cross_entropy_with_logits(
+            logits[torch.arange(len(logits)), classes], torch.cat(truth).float()
+        )
+    return losses, samples
+
+
+def any_precision_step_by_hand(model, batch, bits):
+    """Add the gradients of a step to those of the model; returns the losses of its float and its quantized pass."""
+    recorder = RangeRecorder()
+    losses, samples = losses_by_hand(model, batch, recorder)
+    quantizer = Quantizer(recorder.ranges, bits.act, "all")
+    quantized_losses, _ = losses_by_hand(with_weights_on_grid(model, bits.weight, "all"), batch, quantizer, samples)
+    ((sum(losses.values()) + sum(quantized_losses.values())) / 2).backward()
+    return [{name: loss.detach() for name, loss in each.items()} for each in (losses, quantized_losses)]
