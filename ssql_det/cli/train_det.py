@@ -1,7 +1,8 @@
 """Train a detector from a pretrained backbone.
 
 KEY VALUE pairs override the config, as in Detectron2: MODEL.WEIGHTS is the backbone, in any format that `ssql-det
-convert` reads, OUTPUT_DIR the folder of the run. Several GPUs: --num-gpus N, or torchrun --nproc-per-node N
+convert` reads, OUTPUT_DIR the folder of the run. --init begins with a detector instead, such as one that was trained in
+float, to train it further at low bit-widths. Several GPUs: --num-gpus N, or torchrun --nproc-per-node N
 tools/train_net.py --config-file FILE. Custom data: --coco-train IMAGES:FILE.json --coco-val IMAGES:FILE.json.
 """
 
@@ -21,12 +22,16 @@ from ssql_det.cli.arguments import (
 HELP = "Faster or Mask R-CNN from a pretrained backbone"
 EXAMPLES = (
     "ssql-det train-det --config-file toy_voc_narrow_c4 MODEL.WEIGHTS runs/ssql/checkpoint.pth OUTPUT_DIR runs/c4",
+    "ssql-det train-det --config-file toy_voc_narrow_c4_anyprecision --init c4/model_final.pth OUTPUT_DIR runs/any",
     "ssql-det train-det --config-file voc_r18_c4 --coco-train img:a.json --coco-val img:b.json MODEL.WEIGHTS w.pth",
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
+    parser.add_argument(
+        "--init", metavar="DETECTOR", help="fine-tune this detector, heads included, for a tenth of the schedule"
+    )
     add_num_gpus(parser)
     parser.add_argument("--resume", action="store_true", help="resume the run in OUTPUT_DIR")
     parser.add_argument(
@@ -40,13 +45,29 @@ def run(options: argparse.Namespace) -> None:
     from ssql_det.detect import make_config_label
     from ssql_det.detect.training_checkpoint import LAST_CHECKPOINT_NAME
 
-    cfg = read_detector_config(options, options.overrides)
+    overrides = [*_make_fine_tuning_overrides(options), *options.overrides]
+    cfg = read_detector_config(options, overrides)
     if options.eval_only:
         launch(_evaluate, cfg, processes=options.num_gpus)
         return
     check_config_is_kept(options.config_file, cfg.OUTPUT_DIR, options.resume, LAST_CHECKPOINT_NAME)
-    config_label = make_config_label(options.config_file, options.overrides)
+    config_label = make_config_label(options.config_file, overrides)
     launch(_train, cfg, config_label, options.resume, processes=options.num_gpus)
+
+
+def _make_fine_tuning_overrides(options: argparse.Namespace) -> list[str]:
+    """The KEY VALUE pairs that ``--init`` stands for."""
+    if options.init is None:
+        return []
+    solver = read_detector_config(options, ["MODEL.DEVICE", "cpu"]).SOLVER
+    pairs = {
+        "MODEL.WEIGHTS": options.init,
+        "SSQL_DET.LOAD_HEADS": True,
+        "SOLVER.MAX_ITER": max(solver.MAX_ITER // 10, 1),
+        "SOLVER.STEPS": tuple(step // 10 for step in solver.STEPS),
+        "SOLVER.WARMUP_ITERS": solver.WARMUP_ITERS // 10,
+    }
+    return [str(each) for pair in pairs.items() for each in pair]
 
 
 def _train(cfg, config_label, resume):  # type: ignore[no-untyped-def]  # the types would import torch

@@ -13,7 +13,7 @@ from ssql_det.core.rows import Calibration
 from ssql_det.d2 import NODE, CfgNode, get_default_config, map_former_keys
 from ssql_det.d2_bounds import BOUNDS
 from ssql_det.detect.points import SCOPES
-from ssql_det.detect.quantized_training import QUANTIZED_TRAINING_DEFAULTS, QuantizedTraining
+from ssql_det.detect.quantized_training import QUANTIZED_TRAINING_DEFAULTS, QUANTIZED_TRAINING_KEYS, QuantizedTraining
 from ssql_det.quant import Scheme, parse_bit_widths
 
 CONFIG_FOLDER = "configs/detection/"
@@ -26,6 +26,7 @@ SSQL_DET_DEFAULTS: dict[str, Any] = {
     "PLUGINS": [],  # modules to import before the config is read
     "METHOD": "",  # pretraining method, as rows and tables name it; "" reads it from the checkpoint
     "EXTRA_NORM": "",  # norm after a C4 head's res5 (MoCo, CVPR 2020): a value of MODEL.RESNETS.NORM, or "" for none
+    "LOAD_HEADS": False,  # begin with the neck and the heads in MODEL.WEIGHTS too, as `train-det --init` does
     "MICRO_BATCHES": 1,  # gradient accumulation: each batch is split into this many equal micro-batches
     "MEMORY_FORMAT": "auto",  # of training: channels_last or contiguous; auto: channels_last on CPUs and GPUs
     "ON_BAD_IMAGE": "stop",  # or "skip": log and count an unreadable image, and train on the next one instead
@@ -42,6 +43,7 @@ RENAMED_KEYS = map_former_keys(SSQL_DET_DEFAULTS)  # keys of earlier versions, e
 TRAINING_EVALUATION_KEYS = tuple(
     f"{NODE}.{key}" for key in ("EVAL_PERIOD", "EVAL_BITS", "SCOPE", "CALIB_IMAGES", "SCHEME")
 )
+TRAINING_KEYS = (f"{NODE}.LOAD_HEADS", *QUANTIZED_TRAINING_KEYS)  # which evaluations do not use
 
 
 def make_config_label(file: str, overrides: Sequence[str]) -> str:

@@ -46,6 +46,30 @@ def build_detector(cfg: CfgNode) -> nn.Module:
 
 def load_trained_detector(cfg: CfgNode) -> tuple[nn.Module, Checkpoint]:
     """Build a detector and load all its weights from ``MODEL.WEIGHTS``, a file of this package or of Detectron2."""
+    model, checkpoint, _ = _load_all_weights(cfg)
+    return model, checkpoint
+
+
+def load_pretrained_detector(cfg: CfgNode) -> tuple[nn.Module, Checkpoint, Coverage]:
+    """Build a detector and load its backbone from ``MODEL.WEIGHTS``; the neck and the heads keep random weights, unless
+    ``SSQL_DET.LOAD_HEADS`` is set.
+
+    The coverage lists which tensors were loaded.
+    """
+    if cfg.SSQL_DET.LOAD_HEADS:
+        return _load_all_weights(cfg)
+    checkpoint = _read_weights(cfg)
+    if checkpoint.detector:
+        _logger.warning(
+            "%s has a whole detector: only its backbone is loaded; --init would keep its heads", checkpoint.display_name
+        )
+    model = build_detector(cfg)
+    coverage = load_backbone(model, checkpoint)
+    _log_coverage(coverage, checkpoint, "the backbone")
+    return model, checkpoint, coverage
+
+
+def _load_all_weights(cfg: CfgNode) -> tuple[nn.Module, Checkpoint, Coverage]:
     checkpoint = _read_weights(cfg)
     if not checkpoint.detector:  # the tensors of the neck and the heads
         raise UserError(
@@ -53,21 +77,8 @@ def load_trained_detector(cfg: CfgNode) -> tuple[nn.Module, Checkpoint]:
             "detector's checkpoint"
         )
     model = build_detector(cfg)
-    _log_coverage(load_detector(model, checkpoint), checkpoint, "the detector")
-    return model, checkpoint
-
-
-def load_pretrained_detector(cfg: CfgNode) -> tuple[nn.Module, Checkpoint, Coverage]:
-    """Build a detector and load its backbone from ``MODEL.WEIGHTS``; the neck and the heads keep random weights.
-
-    The coverage lists which tensors were loaded.
-    """
-    checkpoint = _read_weights(cfg)
-    if checkpoint.detector:
-        _logger.warning("%s has a whole detector: only its backbone is loaded", checkpoint.display_name)
-    model = build_detector(cfg)
-    coverage = load_backbone(model, checkpoint)
-    _log_coverage(coverage, checkpoint, "the backbone")
+    coverage = load_detector(model, checkpoint)
+    _log_coverage(coverage, checkpoint, "the detector")
     return model, checkpoint, coverage
 
 

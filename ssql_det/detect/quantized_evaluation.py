@@ -18,7 +18,7 @@ from ssql_det.core.distributed import broadcast_from_main, is_main, world_size
 from ssql_det.core.errors import UserError
 from ssql_det.core.rows import Row
 from ssql_det.d2 import CfgNode, engine_name
-from ssql_det.detect.config import IGNORED_KEYS, TRAINING_EVALUATION_KEYS
+from ssql_det.detect.config import IGNORED_KEYS, TRAINING_EVALUATION_KEYS, TRAINING_KEYS
 from ssql_det.detect.datasets import shorten_dataset_name
 from ssql_det.detect.evaluation import evaluate
 from ssql_det.detect.evaluation_data import (
@@ -29,7 +29,6 @@ from ssql_det.detect.evaluation_data import (
     take_rank_share,
 )
 from ssql_det.detect.points import detector_points
-from ssql_det.detect.quantized_training import QUANTIZED_TRAINING_KEYS
 from ssql_det.detect.replay import RecordedBatch, record_proposals, run_with_recorded_proposals
 from ssql_det.quant import Bits, Calibration, CostProfile, Quantization, Scheme, profile_cost
 from ssql_det.quant.evaluate import correct_missing_norms
@@ -57,7 +56,7 @@ def collect_settings(
 
     The keys are worded for error messages, which print them: config keys, options, or phrases.
     """
-    ignored_keys = (*IGNORED_KEYS, *TRAINING_EVALUATION_KEYS, *QUANTIZED_TRAINING_KEYS)
+    ignored_keys = (*IGNORED_KEYS, *TRAINING_EVALUATION_KEYS, *TRAINING_KEYS)
     return {
         **{key: value for key, value in flatten_config(cfg).items() if key not in ignored_keys},
         "weights' sha256": weights_sha256,

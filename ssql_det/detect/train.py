@@ -61,7 +61,7 @@ _logger = logging.getLogger(__name__)
 
 
 def train(cfg: CfgNode, config_label: str, resume: bool = False) -> Path:
-    """Train a detector from the backbone in ``MODEL.WEIGHTS``, or from scratch if that is empty.
+    """Train a detector from the backbone (or detector) in ``MODEL.WEIGHTS``, or from scratch if that is empty.
 
     Returns the path of the final checkpoint. ``config_label``, from ``make_config_label``, is for result rows.
     On the CPU, an interrupted run that is continued with ``resume`` ends with exactly the weights of an uninterrupted
@@ -196,7 +196,7 @@ def _build_model(cfg: CfgNode, is_resumed: bool) -> tuple[nn.Module, dict[str, A
     ``MODEL.WEIGHTS``, because its own checkpoint has all weights.
     """
     seed_metadata = {"seed": get_training_seed(cfg)}
-    if cfg.MODEL.WEIGHTS and not is_resumed:
+    if (cfg.MODEL.WEIGHTS or cfg.SSQL_DET.LOAD_HEADS) and not is_resumed:
         model, checkpoint, coverage = load_pretrained_detector(cfg)
         return model, {**checkpoint.metadata_dict(), **seed_metadata}, coverage
     model = build_detector(cfg)

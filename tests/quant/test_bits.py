@@ -89,6 +89,16 @@ def test_shared_bits_are_equal_for_weights_and_activations():
     assert {bits.weight for bits in draws} == set(range(4, 17))
 
 
+def test_bits_of_several_draws_are_the_least_of_independent_ones():
+    draws = [SampledBits(seed=0, draws=2)(step) for step in range(7000)]
+    counts = Counter(bits.weight for bits in draws)
+    # Both of two draws are above the k-th of 7 widths with probability (1 - k / 7) ** 2.
+    expected = {2 + k: len(draws) * ((1 - k / 7) ** 2 - (1 - (k + 1) / 7) ** 2) for k in range(7)}
+    chi_square = sum((counts[bits] - count) ** 2 / count for bits, count in expected.items())
+    assert chi_square < 22.5  # the 99.9 % quantile for 6 degrees of freedom
+    assert all(bits.weight <= SampledBits(seed=0)(step).weight for step, bits in enumerate(draws))
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -25,6 +25,7 @@ SWITCHABLE = {  # norms for each bit-width of weights
     "SSQL_DET__CALIB_IMAGES": 4,
 }
 WHOLE_BATCHES = {"SOLVER__IMS_PER_BATCH": 4, "SOLVER__CLIP_GRADIENTS__ENABLED": False}
+AT_4W4A = {"SSQL_DET__QUANTIZED_TRAINING__ENABLED": True, "SSQL_DET__QUANTIZED_TRAINING__FIXED_BITS": "4w4a"}
 CASES = {  # of gradients
     "C4": (C4, {}),
     "C4, frozen norms": (C4, {"MODEL__RESNETS__NORM": "FrozenBN", "SSQL_DET__EXTRA_NORM": ""}),
@@ -65,14 +66,16 @@ def recording_micro_batch_gradients():
         yield found
 
 
-def save_gradients_with_norm(folder, norm):
-    """Save the gradients of a step on one image, mirrored or not, so that all ranks sample equally many regions."""
+def save_gradients_with_norm(folder, norm, is_quantized=False):
+    """Save the gradients of a step on one image, mirrored or not, so that all ranks sample equally many regions; and
+    those of one tensor before each pass."""
     records = get_detection_dataset_dicts(("toy_voc_2007_trainval",))[:1]
     keys = {"MODEL__RESNETS__NORM": norm, "SSQL_DET__EXTRA_NORM": norm, "INPUT__MIN_SIZE_TRAIN": (64,), "SEED": 0}
-    with pytest.MonkeyPatch.context() as patch, sampling_first_regions():
+    cfg = config(C4, f"{folder}/run", **WHOLE_BATCHES, **keys, **(AT_4W4A if is_quantized else {}))
+    with pytest.MonkeyPatch.context() as patch, sampling_first_regions(), recording_micro_batch_gradients() as before:
         patch.setattr("ssql_det.detect.train_loader.get_detection_dataset_dicts", lambda *args, **kwargs: records)
-        found = first_gradients(config(C4, f"{folder}/run", **WHOLE_BATCHES, **keys), build_in_float64)
-    torch.save(found, f"{folder}/{rank()}.pt")
+        found = first_gradients(cfg, build_in_float64)
+    torch.save((found, before), f"{folder}/{rank()}.pt")
 
 
 def save_estimated_norms(folder):
