@@ -7,6 +7,7 @@ import torch
 from support.detect.configs import C4, FPN, config, randomize_norms, select_boxes_in_float32
 from support.detect.detector_by_hand import any_precision_step_by_hand
 from support.detect.training_runs import is_equal, largest_difference
+from support.saved_bytes import SavedBytes
 
 from ssql_det.d2 import EventStorage
 from ssql_det.detect.any_precision import AnyPrecisionStep
@@ -57,35 +58,6 @@ def test_a_step_equals_one_by_hand(bits, detector_and_batch):
         assert largest_difference(ours.losses, theirs | {"total_loss": sum(theirs.values())}) <= 1e-9
     assert largest_difference(*map(gradients_of, (model, twin))) <= 1e-9
     assert recorded[0].losses != recorded[1].losses
-
-
-class SavedBytes:
-    """The bytes that graphs hold, now and at most. Tensors that share memory count once."""
-
-    def __init__(self):
-        self.holders, self.now, self.most = {}, 0, 0
-
-    def counting(self):
-        return torch.autograd.graph.saved_tensors_hooks(lambda tensor: Saved(tensor, self), lambda saved: saved.tensor)
-
-    def change_holders(self, tensor, change):
-        storage = tensor.untyped_storage()
-        before = self.holders.get(storage.data_ptr(), 0)
-        self.holders[storage.data_ptr()] = before + change
-        if 0 in (before, before + change):
-            self.now += change * storage.nbytes()
-            self.most = max(self.most, self.now)
-
-
-class Saved:
-    """A tensor that a graph holds until its backward pass has used it."""
-
-    def __init__(self, tensor, counter):
-        self.tensor, self.counter = tensor, counter
-        counter.change_holders(tensor, 1)
-
-    def __del__(self):
-        self.counter.change_holders(self.tensor, -1)
 
 
 def test_two_graphs_are_never_in_memory(detector_and_batch):

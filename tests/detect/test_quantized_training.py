@@ -136,7 +136,7 @@ def test_init_begins_with_a_whole_detector_and_trains_a_tenth_of_the_schedule(wh
     assert is_equal(*({name: each[name] for name in weights} for each in (tuned["model"], model)))
     assert tuned["iteration"] == 1
     saved = load_config(config(C4), out / "config.yaml")
-    assert (saved.SOLVER.MAX_ITER, saved.SOLVER.STEPS, saved.SOLVER.WARMUP_ITERS) == (2, [1], 0)
+    assert (saved.SOLVER.MAX_ITER, saved.SOLVER.STEPS, saved.SOLVER.WARMUP_ITERS) == (2, (1,), 0)
 
 
 # ---- what is refused -----------------------------------------------------------------------------------------------
