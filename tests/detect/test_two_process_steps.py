@@ -68,18 +68,6 @@ def test_with_synchronized_norms_two_processes_equal_one(run_in_processes):
         assert (largest_difference(first, expected) <= 1e-5) == kept  # boxes are float32
 
 
-def test_quantized_passes_of_two_processes_equal_those_of_one(run_in_processes):
-    """The ranges are merged, and the gradients are averaged once, after the last pass."""
-    expected, _ = torch.load(run_in_processes("save_gradients_with_norm", "BN", True, processes=1) / "0.pt")
-    ranks = load_ranks(run_in_processes("save_gradients_with_norm", "naiveSyncBN", True))
-    (first, second), before = zip(*ranks, strict=True)
-    assert is_equal(first, second)
-    assert largest_difference(first, expected) <= 1e-9
-    before_float_pass, before_quantized_pass = zip(*before, strict=True)
-    assert before_float_pass == (None, None)
-    assert not torch.equal(*before_quantized_pass)
-
-
 # ---- the norms' statistics -----------------------------------------------------------------------------------------
 
 
