@@ -109,7 +109,7 @@ def check_images(split: SplitReport, quick: bool = False, workers: int | None = 
 
 
 def _find_problem(annotated: AnnotatedImage, quick: bool) -> str | None:
-    if not annotated.path.is_file():
+    if not os.path.isfile(annotated.path):  # unlike Path.is_file, whatever the name is
         return "the image is missing or not a regular file"
     try:
         size = read_size(annotated.path) if quick else read_image(annotated.path).size

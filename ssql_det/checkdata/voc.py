@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from xml.etree import ElementTree as Xml
 
@@ -63,7 +64,7 @@ def _check_split(folder: Path, name: str) -> SplitReport:
 def _check_annotation(split: SplitReport, folder: Path, name: str) -> None:
     path = folder / "Annotations" / f"{name}.xml"
     image = folder / "JPEGImages" / f"{name}.jpg"
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path.is_file, whatever the list says
         split.error(path, "the annotation is missing")
         return
     try:

@@ -68,6 +68,10 @@ VOC_PROBLEMS = {
     "empty list": (lambda voc: (voc / LIST).write_text("\n"), LIST, "list is empty"),
     "repeated name": (lambda voc: edit(voc / LIST, r"\A", "000002\n"), LIST, "000002 is listed more than once"),
     "unknown name": (lambda voc: edit(voc / LIST, r"\A", "999999\n"), "Annotations/999999.xml", "is missing"),
+    "name that is too long": (
+        lambda voc: edit(voc / LIST, r"\A", f"{'9' * 300}\n"),
+        *(f"Annotations/{'9' * 300}.xml", "annotation is missing"),
+    ),
     "missing image": (lambda voc: (voc / JPEG).unlink(), JPEG, "image is missing"),
     "image that is a pipe": (
         lambda voc: ((voc / JPEG).unlink(), os.mkfifo(voc / JPEG)),
