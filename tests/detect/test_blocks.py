@@ -1,5 +1,8 @@
 """The blocks of detectors: they cover the points, and run alone they give what they give in the detector."""
 
+from collections import defaultdict
+from contextlib import ExitStack
+
 import pytest
 import torch
 from support.detect.configs import C4, FPN, config, random_images, randomize_norms
@@ -72,36 +75,39 @@ def test_a_block_alone_gives_what_it_gives_in_the_detector(name):
         layer for block in blocks for layer in block.split_layers([p.path for p in quantization.points if p.is_weight])
     ]
     for bits in (Bits.FP, LOW):
+        outputs = defaultdict(list)
+
+        def keep(module, inputs, output, outputs=outputs):
+            outputs[module] += [x.clone() for x in list_tensors(output)]
+
+        last_modules = {model.get_submodule(block.modules[-1]) for block in (*blocks, *layers)}
+        with torch.no_grad(), quantization.applying(bits), ExitStack() as stack:
+            for module in last_modules:
+                stack.callback(module.register_forward_hook(keep).remove)
+            run_with_recorded_proposals(model, recorded)
         for block in (*blocks, *layers):
-            outputs = []
             with recording_inputs(model, block) as record, torch.no_grad(), quantization.applying(bits):
                 inputs = record(run_with_recorded_proposals, recorded)
             with torch.no_grad(), quantization.applying(bits, inside=block.modules):
                 found = list_tensors(block.run(model, inputs))
-            with torch.no_grad(), quantization.applying(bits):
-                handle = model.get_submodule(block.modules[-1]).register_forward_hook(
-                    lambda *args, outputs=outputs: outputs.extend(x.clone() for x in list_tensors(args[-1]))
-                )
-                run_with_recorded_proposals(model, recorded)
-                handle.remove()
-            assert len(outputs) >= len(found) > 0
-            for x, y in zip(found, outputs, strict=False):
+            expected = outputs[model.get_submodule(block.modules[-1])]
+            assert len(expected) >= len(found) > 0
+            for x, y in zip(found, expected, strict=False):
                 torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [C4, FPN])
 @pytest.mark.parametrize(
-    "scheme",
+    ("name", "scheme"),
     [
-        "weight=qdrop:4, act=lsq",
-        "weight=adaround:2",
-        "weight=brecq:2, act=lsq, placement=integer",
-        "weight=brecq-fisher:2, act=lsq",
-        "weight=brecq-fisher:2, act=lsq, placement=integer",
+        ("C4", "weight=qdrop:4, act=lsq"),
+        ("C4", "weight=adaround:2"),
+        ("C4", "weight=brecq:2, act=lsq, placement=integer"),
+        ("C4", "weight=brecq-fisher:2, act=lsq"),
+        ("FPN", "weight=brecq-fisher:2, act=lsq, placement=integer"),
     ],
 )
 def test_a_detector_is_reconstructed(name, scheme):
-    model = build("C4" if name == C4 else "FPN")
+    model = build(name)
     scheme = Scheme.parse(scheme)
     quantization = Quantization(model, detector_points(model, "all", scheme.placement), scheme)
     calibrate_detector(quantization, [[image] for image in random_images(2, seed=9)])
