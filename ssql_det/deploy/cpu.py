@@ -61,10 +61,11 @@ def describe_cpu() -> CPU:
 
 @functools.cache
 def warn_without_vnni() -> None:
-    """Log one warning where integers are computed by slower instructions, see ``session.make_session_options``."""
+    """Log one warning where integers are slow, or not exact."""
     if describe_cpu().saturates:
         _logger.warning(
-            "this CPU, %s, has no VNNI: integers gain little speed; see docs/deployment.md",
+            "this CPU, %s, has no VNNI: integers gain little speed, and if a layer is called several times, as the RPN "
+            "of an FPN, sums of 8-bit products may saturate, so that detections differ; see docs/deployment.md",
             describe_cpu().name,
         )
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssql_det.core.errors import UserError, printable
 from ssql_det.core.files import check_regular_file
-from ssql_det.deploy.cpu import warn_without_vnni
+from ssql_det.deploy.cpu import describe_cpu, warn_without_vnni
 from ssql_det.deploy.metadata import FLOAT_BITS, METADATA_KEY, ModelMetadata
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 INPUT_NAME = "image"
 _MAX_REASON_LENGTH = 300  # characters of a message of onnxruntime
+_EXACT_PRODUCTS = "session.x64quantprecision"
 _FATAL = 4  # of onnxruntime's log levels: what goes wrong is raised too
 
 
@@ -57,13 +59,22 @@ def make_session_options(threads: int | None = None) -> SessionOptions:
     # It would replace two roundings, on the grids of two points, by one.
     options.add_session_config_entry("session.disable_double_qdq_remover", "1")
     # Where pairs of products would saturate, see ``deploy.cpu``, other instructions compute them exactly.
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    options.add_session_config_entry(_EXACT_PRODUCTS, "1")
     return options
 
 
 def make_session(model: str | bytes, options: SessionOptions) -> InferenceSession:
     """Open a file, or the content of one, on the CPU."""
-    return _import_onnxruntime().InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    open_model = partial(_import_onnxruntime().InferenceSession, model, options, providers=["CPUExecutionProvider"])
+    try:
+        return open_model()
+    except Exception:  # its exceptions have no common class
+        if not describe_cpu().saturates:
+            raise
+    # onnxruntime 1.32 cannot convert the weights of a layer that is called several times.
+    _import_onnxruntime().set_default_logger_severity(_FATAL)  # it warns of an option's second value
+    options.add_session_config_entry(_EXACT_PRODUCTS, "0")
+    return open_model()
 
 
 def describe_failure(failure: Exception) -> str:

@@ -5,7 +5,6 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
-from support.deploy.detectors import CHECKPOINT
 from support.deploy.integers import (
     SCHEME,
     IntegerDetector,
@@ -20,8 +19,9 @@ from support.detect.configs import random_images
 from ssql_det.core.errors import UserError
 from ssql_det.deploy import integer_graph
 from ssql_det.deploy.agreement import compare_detectors
+from ssql_det.deploy.cpu import describe_cpu
 from ssql_det.deploy.detector import Detector
-from ssql_det.deploy.export import export_detector, make_integers
+from ssql_det.deploy.export import make_integers
 from ssql_det.detect import detector_points
 from ssql_det.detect.evaluation_data import RoleImages
 from ssql_det.detect.quantize import quantize_detector
@@ -30,7 +30,9 @@ from ssql_det.quant import Bits, Calibration, Quantization, Scheme
 
 pytestmark = pytest.mark.slow
 WIDTHS = {"8": 0.999, "4": 0.995, "2w4a": 0.99}  # the least share of each tensor's elements that are the simulation's
-CASES = [(kind, bits) for kind in ("C4", "FPN with masks") for bits in WIDTHS]
+# of a layer that is called several times onnxruntime cannot compute exact sums on such a CPU
+NEEDS_VNNI = pytest.mark.skipif(describe_cpu().saturates, reason="sums of 8-bit products saturate on this CPU")
+CASES = [("C4", "8"), ("C4", "4"), pytest.param("FPN with masks", "2w4a", marks=NEEDS_VNNI)]
 FLOAT_KERNELS = {"Conv", "FusedConv", "ConvTranspose", "MatMul", "Gemm", "FusedGemm", "FusedMatMul", "NhwcFusedConv"}
 # of the narrow detectors: convs and products; sums of blocks and of the FPN; products whose result is float
 KERNELS = {
@@ -115,9 +117,9 @@ def test_what_is_compared_runs_in_the_same_kernels(get_detector, tmp_path, monke
     assert {name: kernels[name] for name in KERNELS["C4"]} == KERNELS["C4"]
 
 
-@pytest.mark.parametrize("bits", WIDTHS)
-def test_detections_are_those_of_the_simulation(bits, get_detector):
-    detector = get_detector("FPN with masks", bits)
+@NEEDS_VNNI
+def test_detections_are_those_of_the_simulation(get_detector):
+    detector = get_detector("FPN with masks", "2w4a")
     batches = [[inputs] for inputs in random_images(3, seed=8)]
     with detector.quantization.at(detector.bits):
         found = compare_detectors(Detector(detector.path, threads=1), detector.model, batches)
@@ -144,8 +146,7 @@ def quantize_with(scheme, bits, path):
 @pytest.mark.parametrize(
     ("scheme", "bits"),
     [
-        ("weight=brecq:5, act=lsq, norms=matched", "2w4a"),
-        ("weight=adaround:5, act=mse, norms=matched, biases=corrected", "4"),
+        ("weight=brecq:5, act=lsq, norms=matched, biases=corrected", "2w4a"),
         ("weight=mse, act=percentile:99.9, norms=re-estimated, tune=2", "3w5a"),
     ],
 )
@@ -159,37 +160,32 @@ def test_a_repaired_quantization_of_a_file(scheme, bits, tmp_path):
     assert Detector(detector.path).metadata.scheme == str(detector.quantization.scheme)
 
 
-def test_a_transposed_conv_of_a_quantization_from_a_file(tmp_path):
+@NEEDS_VNNI
+def test_a_transposed_conv_of_a_quantization_from_a_file_with_and_without_regions(tmp_path):
     def load(cfg, model):
         quantization = Quantization(model, detector_points(model, "all", "integer"), SCHEME)
         calibrate_detector(quantization, calibration_batches())
         quantization.save(tmp_path / "q.safetensors")
         return Quantization.load(tmp_path / "q.safetensors", model)
 
-    report = IntegerDetector(tmp_path / "d.onnx", "C4 with masks", "4", quantize=load).check()
-    assert report.is_close
-    assert report.coverage.float_layers == {}
-
-
-def test_mixed_bit_widths(tmp_path):
-    overrides = {"*res3*": Bits(3, 6), "*stem*": Bits(8, 8), "roi_heads.res5.*": Bits(2, 3)}
-    detector = IntegerDetector(tmp_path / "d.onnx", "C4", "5", overrides)
+    keys = {"MODEL.PROPOSAL_GENERATOR.MIN_SIZE": 24}
+    detector = IntegerDetector(tmp_path / "d.onnx", "C4 with masks", "4", quantize=load, **keys)
     report = detector.check()
     assert report.is_close
-    assert report.coverage.share == 1
-    metadata = Detector(detector.path).metadata
-    assert metadata.bits.startswith("5w5a")
-    assert "3w6a" in metadata.bits
-    greatest = {
-        int(numpy_helper.to_array(each))
-        for each in onnx.load(detector.path).graph.initializer
-        if each.data_type == onnx.TensorProto.UINT8 and not each.dims
-    }
-    assert {7, 31, 63} <= greatest  # of activations of 3, 5 and 6 bits
+    assert report.coverage.float_layers == {}
+    assert all(each.elements for each in report.tensors)
+    too_small = torch.full((20, 23, 3), 90, dtype=torch.uint8)
+    report = detector.check([too_small])
+    assert report.is_close
+    empty = {each.point for each in report.tensors if not each.elements}
+    assert {"roi_heads.res5.0:input", "roi_heads.mask_head.deconv:input"} <= empty
+    assert len(Detector(detector.path).detect_resized(too_small.numpy())) == 0
 
 
-def test_what_a_scope_leaves_out_stays_float_and_is_named(tmp_path):
-    detector = IntegerDetector(tmp_path / "d.onnx", "C4", "4", scope="backbone")
+def test_mixed_bit_widths_and_what_a_scope_leaves_out(tmp_path):
+    """What is left out stays float and is named."""
+    overrides = {"*res3*": Bits(3, 6), "*stem*": Bits(8, 8), "roi_heads.res5.*": Bits(2, 3)}
+    detector = IntegerDetector(tmp_path / "d.onnx", "C4", "5", overrides, scope="backbone")
     report = detector.check()
     rpn = [f"proposal_generator.rpn_head.{name}" for name in ("conv", "objectness_logits", "anchor_deltas")]
     predictor = [f"roi_heads.box_predictor.{name}" for name in ("cls_score", "bbox_pred")]
@@ -198,29 +194,16 @@ def test_what_a_scope_leaves_out_stays_float_and_is_named(tmp_path):
     assert report.coverage.share == pytest.approx(1 - sum(report.coverage.float_layers.values()) / report.coverage.macs)
     assert 0.5 < report.coverage.share < 1
     assert [*report.coverage.float_layers.values()] == sorted(report.coverage.float_layers.values(), reverse=True)
-    assert Detector(detector.path).metadata.scope == "backbone"
-
-
-@pytest.mark.parametrize(
-    "keys",
-    [{"MODEL.ROI_HEADS.SCORE_THRESH_TEST": 2.0}, {"MODEL.PROPOSAL_GENERATOR.MIN_SIZE": 2000}],
-    ids=["no detection", "no region"],
-)
-def test_images_in_which_nothing_is_found(keys, tmp_path):
-    ranges = IntegerDetector(tmp_path / "other.onnx", "C4 with masks", "4").quantization  # which needs regions
-
-    def quantize(cfg, model):
-        ranges.model = model
-        return ranges
-
-    detector = IntegerDetector(tmp_path / "d.onnx", "C4 with masks", "4", quantize=quantize, **keys)
-    report = detector.check()
-    assert report.is_close
-    empty = {each.point for each in report.tensors if not each.elements}
-    assert "roi_heads.mask_head.deconv:input" in empty
-    assert ("roi_heads.res5.0:input" in empty) == ("MODEL.PROPOSAL_GENERATOR.MIN_SIZE" in keys)
-    for pixels in check_images():
-        assert len(Detector(detector.path).detect_resized(pixels.numpy())) == 0
+    metadata = Detector(detector.path).metadata
+    assert metadata.scope == "backbone"
+    assert metadata.bits.startswith("5w5a")
+    assert "3w6a" in metadata.bits
+    greatest = {
+        int(numpy_helper.to_array(each))
+        for each in onnx.load(detector.path).graph.initializer
+        if each.data_type == onnx.TensorProto.UINT8 and not each.dims
+    }
+    assert {7, 31, 63} <= greatest  # of activations of 3, 5 and 6 bits
 
 
 # ---- the file
@@ -232,32 +215,32 @@ def test_the_file_is_valid(kind, bits, get_detector):
 
 
 def test_the_metadata_say_how_it_was_quantized(get_detector):
-    metadata = Detector(get_detector("C4", "2w4a").path).metadata
+    metadata = Detector(get_detector("FPN with masks", "2w4a").path).metadata
     assert (metadata.bits, metadata.scheme, metadata.scope) == ("2w4a", "placement=integer", "all")
 
 
-def test_equal_quantizations_give_equal_bytes(get_detector, tmp_path):
+def test_exporting_again_gives_the_same_file_and_leaves_the_detector_as_it_was(get_detector, tmp_path):
     detector = get_detector("C4", "4")
-    state = {name: value.clone() for name, value in detector.model.state_dict().items()}
+    model = detector.model.train()
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    grad = [each.requires_grad for each in model.parameters()]
     detector.export(tmp_path / "again.onnx")
     assert (tmp_path / "again.onnx").read_bytes() == detector.path.read_bytes()
-    torch.testing.assert_close(dict(detector.model.state_dict()), state, rtol=0, atol=0)
+    assert model.training
+    assert [each.requires_grad for each in model.parameters()] == grad
+    torch.testing.assert_close(dict(model.state_dict()), state, rtol=0, atol=0)
+    assert all("forward" not in vars(each) for each in model.modules())
+    model.eval()
 
 
-@pytest.fixture(scope="module")
-def float_size(get_detector, tmp_path_factory):
-    detector, path = get_detector("C4", "8"), tmp_path_factory.mktemp("float") / "d.onnx"
-    export_detector(detector.cfg, detector.model, CHECKPOINT, "tiny.yaml", path)
-    return count_weight_bytes(path)
-
-
-def count_weight_bytes(path):
-    return sum(numpy_helper.to_array(each).nbytes for each in onnx.load(path).graph.initializer)
-
-
-@pytest.mark.parametrize(("bits", "most"), [("8", 0.27), ("4", 0.15), ("2w4a", 0.09)])
-def test_the_weights_take_the_room_of_their_bits(bits, most, get_detector, float_size):
-    assert count_weight_bytes(get_detector("C4", bits).path) <= most * float_size
+@pytest.mark.parametrize(
+    ("kind", "bits", "most"), [("C4", "8", 0.27), ("C4", "4", 0.15), ("FPN with masks", "2w4a", 0.09)]
+)
+def test_the_weights_take_the_room_of_their_bits(kind, bits, most, get_detector):
+    detector = get_detector(kind, bits)
+    initializers = onnx.load(detector.path).graph.initializer
+    parameters = [each.numel() * each.element_size() for each in detector.model.parameters()]
+    assert sum(numpy_helper.to_array(each).nbytes for each in initializers) <= most * sum(parameters)
 
 
 def test_quantizations_without_integers_are_refused_before_a_file_is_written(get_detector, tmp_path):
