@@ -16,9 +16,16 @@ ROOT = CONFIGS.parents[1]
 
 
 @pytest.fixture(scope="session")
-def good(toy, tmp_path_factory):
+def good(toy, made_once):
     """Configs, checkpoints, and the folder of a run of each kind."""
-    place = tmp_path_factory.mktemp("good")
+    place = made_once("good", lambda folder: make_good(toy, folder))
+    before = contents(place)
+    yield place
+    assert contents(place) == before
+
+
+def make_good(toy, place):
+    place.mkdir()
     shortest = {"SOLVER.MAX_ITER": 1, "SOLVER.STEPS": [], "SOLVER.CHECKPOINT_PERIOD": 1, "TEST.PRECISE_BN.NUM_ITER": 1}
     smallest = {"SIMSIAM.DIM": 16, "SIMSIAM.HIDDEN": 8, "OPTIM.BATCH": 16, "OPTIM.EPOCHS": 1}
     smallest |= {"MONITOR.PERIOD": 0, "DEVICE": "cpu"}
@@ -34,9 +41,6 @@ def good(toy, tmp_path_factory):
             main(["train-det", "--config-file", f"{place}/{name}.yaml", "OUTPUT_DIR", f"{place}/{name}"])
             shutil.copy(place / name / "model_final.pth", place / f"{name}.pth")
         main(arguments(sweep(out="{good}/sweep"), Place(place, place, toy)))
-    before = contents(place)
-    yield place
-    assert contents(place) == before
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from support.cli.lines import arguments, export, export_backbone
+from support.cli.lines import arguments, export, export_backbone, read_next_command
 
 from ssql_det.cli.main import main
 from ssql_det.core.files import sha256
@@ -34,6 +34,7 @@ def test_a_detector_and_its_comparison_on_test_images(run, place):
     assert report["detections"] > 20
     ap = report["metrics"]["toy_voc_2007_test/bbox/AP"]
     assert ap["file"] == pytest.approx(ap["engine"], abs=0.05)
+    assert read_next_command(said.err)[0] == "run"
     assert ["unmatched", "0"] in [line.split() for line in said.out.splitlines()]
     assert said.out.splitlines()[-1] == f"wrote {place.out}/detector.onnx"
     detector = Detector(place.here / FILE)
@@ -61,13 +62,6 @@ def test_an_export_that_does_not_agree_is_an_error_and_can_be_looked_at(run, pla
     assert report["agrees"] is False
     assert report["score_difference"] > 1e-4
     assert Detector(place.here / FILE).class_names[0] == "zero"
-
-
-def test_without_a_comparison_no_earlier_one_remains(run, place):
-    (place.here / REPORT).write_text('{"agrees": true}')
-    code, said, report = run(export(flags="--check-images 0"))
-    assert (code, report) == (0, {"file": "detector.onnx"})
-    assert said.out.splitlines() == ["not compared: --check-images is 0", f"wrote {place.out}/detector.onnx"]
 
 
 def test_images_of_a_folder_without_detections(run, place):

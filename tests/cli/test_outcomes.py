@@ -1,20 +1,18 @@
 """Commands end with the path of what they made on stdout, and with the next command, which is right, on stderr."""
 
 import logging
-import shlex
 
 import pytest
 from support.cli.lines import (
     analyze,
     arguments,
-    bench,
     convert,
-    export,
     predict,
     pretrain,
     probe,
     quantize,
     quantize_backbone,
+    read_next_command,
     search,
     sensitivity,
     sweep,
@@ -22,7 +20,7 @@ from support.cli.lines import (
 )
 from support.toy_datasets import toy_names_at
 
-from ssql_det.cli.main import COMMANDS, main, make_parser
+from ssql_det.cli.main import COMMANDS, main
 
 pytestmark = pytest.mark.slow
 NEW = "{here}/new"
@@ -37,8 +35,6 @@ LINES = {
     "sensitivity": (sensitivity(flags="--fast --out {here}/b.json"), "{here}/b.json", "sweep"),
     "search": (search(out=NEW), f"{NEW}/bits.json", "sweep"),
     "predict": (predict().replace("{out}", NEW), NEW, "sensitivity"),
-    "export": (export(out="{here}/new.onnx"), "{here}/new.onnx", "run"),
-    "bench": (bench(out=NEW, flags="--bits FP"), f"{NEW}/bench.jsonl", "export"),
     "convert": (convert(out="{here}/new.pth --to timm"), "{here}/new.pth", "inspect"),
     "make-toy-data": ("make-toy-data {here}/toy --scenes 4 --crops 10 --size 96 96", "{here}/toy", "pretrain"),
 }
@@ -48,8 +44,9 @@ NOTHING_MADE = {
     "inspect": ("inspect {good}/backbone.pth", "convert"),
     "configs": ("configs", "configs"),
 }
-# What tables prints is its result; reproduce is tried in tests/reproduce; run, after which comes none, in tests/deploy.
-OTHERS = {"tables", "reproduce", "run"}
+# What tables prints is its result. The others are tried elsewhere: export and bench, which take long, in test_export.py
+# and test_bench.py, reproduce in tests/reproduce, and run, after which comes none, in tests/deploy.
+OTHERS = {"tables", "export", "bench", "reproduce", "run"}
 
 
 @pytest.fixture(autouse=True)
@@ -66,12 +63,7 @@ def run(place, capsys):
         with toy_names_at(place.toy):
             main(arguments(line, place))
         output = capsys.readouterr()
-        (next_command,) = [line for line in output.err.splitlines() if line.startswith("next: ")]
-        assert output.err.splitlines()[-1] == next_command
-        program, *words = shlex.split(next_command.removeprefix("next: "))
-        assert program == "ssql-det"
-        make_parser().parse_args(words)
-        return output.out.splitlines(), words
+        return output.out.splitlines(), read_next_command(output.err)
 
     return run
 

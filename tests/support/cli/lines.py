@@ -2,6 +2,8 @@
 
 import shlex
 
+from ssql_det.cli.main import make_parser
+
 PHOTO = " {toy}/VOC2007/JPEGImages/000001.jpg"
 
 
@@ -82,3 +84,13 @@ PRETRAIN_ON = "pretrain --config-file {good}/pretrain.yaml --resume OUTPUT_DIR {
 
 def arguments(line, place):
     return [place.filled(part) for part in shlex.split(line)]
+
+
+def read_next_command(errors):
+    """The words of the next command, the last line on stderr, which is a right one."""
+    (next_command,) = [line for line in errors.splitlines() if line.startswith("next: ")]
+    assert errors.splitlines()[-1] == next_command
+    program, *words = shlex.split(next_command.removeprefix("next: "))
+    assert program == "ssql-det"
+    make_parser().parse_args(words)
+    return words
