@@ -120,7 +120,7 @@ def check_custom_annotations(name: str) -> None:
 
 @functools.cache
 def _check_readable(annotation_file: str, version: tuple[int, ...]) -> None:
-    """Once for each version of a file: COCO's training set takes some seconds."""
+    """Once for each version of a file: COCO's training set takes half a minute."""
     check_readable(Path(annotation_file))
 
 
