@@ -82,14 +82,14 @@ def rebuild_tensor(
 ) -> torch.Tensor:
     """A tensor that views a storage, which is itself a tensor of one dimension; ``offset`` is in elements."""
     budget.charge(_TENSOR)
+    if metadata:  # without it the values would have the wrong sign
+        raise UnsupportedError("lazily negated or conjugated tensors")
     if not isinstance(size, tuple) or not isinstance(stride, tuple) or len(size) > MAX_DIMENSIONS:
         raise ValueError("it has a tensor without a shape")
     storage.as_strided(size, stride, offset)  # raises if the view exceeds the storage; set_ would enlarge it
     if math.prod(size) > _MAX_ELEMENTS:
         raise ValueError(f"a tensor has more than {_MAX_ELEMENTS} elements")
     view = torch.empty(0, dtype=storage.dtype).set_(storage.untyped_storage(), offset, size, stride)
-    if metadata:
-        view = _resolve(budget, view, metadata)
     return view.requires_grad_() if requires_grad else view
 
 
@@ -109,15 +109,6 @@ def rebuild_tensor_of_dtype(
     if dtype not in _VIEWED_DTYPES:
         raise UnsupportedError(f"tensors of {dtype}")
     return rebuild_tensor(budget, storage.view(dtype), offset, size, stride, requires_grad, hooks, metadata)
-
-
-def _resolve(budget: Budget, view: torch.Tensor, metadata: Any) -> torch.Tensor:
-    """The values of a lazily conjugated or negated tensor, whose storage has those before."""
-    check_type(metadata, dict)
-    budget.charge(2 * view.nbytes)
-    if metadata.get("conj"):
-        view = torch.conj_physical(view)
-    return torch.neg(view) if metadata.get("neg") else view
 
 
 def rebuild_parameter(budget: Budget, data: torch.Tensor, requires_grad: bool = True, *_: Any) -> torch.nn.Parameter:

@@ -54,7 +54,7 @@ def read_tensors(path: str | os.PathLike[str]) -> Any:
     except RefusedError as refusal:
         raise UserError(f"{path} is refused: {refusal}; get the checkpoint from a source you trust") from None
     except UnsupportedError as kind:
-        raise UserError(f"{path} has {kind}, which are not supported; save it with dense tensors of floats") from None
+        raise UserError(f"{path} has {kind}, which are not supported; save it with ordinary tensors") from None
     except OSError as failure:
         raise UserError(f"cannot read {path}: {failure.strerror or failure}") from failure
     except Exception as failure:  # a damaged pickle can raise any exception
@@ -138,6 +138,9 @@ def _read_legacy(budget: Budget, file: IO[bytes]) -> Any:
     check_type(keys, list)
     for key in keys:
         check_type(key, str)
+    if {*keys} != storages.keys():  # what is not filled would show this process's memory
+        raise ValueError("the content of a storage is missing")
+    for key in keys:
         if int.from_bytes(file.read(8), "little") != len(storages[key]):
             raise ValueError(f"storage {key} has another size than its tensors say")
         tensor_rebuild.fill_storage(storages[key], file.read(storages[key].nbytes))

@@ -1,5 +1,6 @@
 """No array or tensor from a file can access memory outside its own."""
 
+import pickle
 import struct
 
 import numpy as np
@@ -102,3 +103,11 @@ def test_a_tensor_cannot_exceed_its_storage(claim, form, tmp_path):
 def test_a_view_of_a_storage_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"torch before 0\.4"):
         read_bytes(file_with_storage("legacy", 4, 0, (2,), (1,), view=("1", 2, 2)), tmp_path / "x")
+
+
+def test_a_storage_without_content_is_refused(tmp_path):
+    """It would show what was in the memory before."""
+    whole = file_with_storage("legacy", 4, 0, (4,), (1,))
+    without = whole.replace(pickle.dumps(["0"], 2), pickle.dumps([], 2))
+    with pytest.raises(UserError, match="the content of a storage is missing"):
+        read_bytes(without, tmp_path / "x")
