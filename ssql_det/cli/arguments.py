@@ -37,7 +37,7 @@ def worker_int(text: str) -> int:
 
 def pixel_int(text: str) -> int:
     """The side of a square image."""
-    return _parse_int(text, least=1, most=1 << 12)
+    return _parse_int(text, least=1, most=1 << 16)
 
 
 def _parse_int(text: str, least: int, most: int = (1 << 32) - 1) -> int:

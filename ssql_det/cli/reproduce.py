@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ssql_det.reproduce.plan import Plan, RunResults
     from ssql_det.reproduce.presets import Options
 
-_MAX_SEEDS = 1000
+_MAX_SEEDS = 100
 HELP = "reproduce the published tables from nothing, with one command"
 EXAMPLES = (
     "ssql-det reproduce --preset mini",

@@ -84,6 +84,8 @@ def import_plugins(names: Iterable[str]) -> None:
     for name in names:
         if os.getcwd() not in sys.path:  # it is not on the path of a console script
             sys.path.append(os.getcwd())
+        if not name or name.startswith("."):  # a relative import, which has no meaning here
+            raise UserError(f"{name!r} is no name of a plugin; name its module in full, such as my_lab.methods")
         try:
             importlib.import_module(name)
         except ModuleNotFoundError as missing:

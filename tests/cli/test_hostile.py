@@ -327,7 +327,7 @@ LINES = {  # the command line itself is what is wrong
         "roi_heads.res5.0:input is in no group; add a pattern that matches it",
     ),
     "sensitivity to float": (sensitivity(flags="--bits FP"), "--bits FP quantizes nothing"),
-    "seeds without end": ("reproduce --seeds 999999999999", "--seeds must be at most 1000, got 999999999999"),
+    "seeds without end": ("reproduce --seeds 999999", "--seeds must be at most 100, got 999999"),
     "given backbone that is a folder": (
         "reproduce --out {here}/new --checkpoint SSQL={out}",
         "there is no file {out}, which convert-ssql reads",
@@ -438,7 +438,7 @@ LINES = {  # the command line itself is what is wrong
     "file for a folder of data": ("check-data {out}/notes.txt", "there is no folder {out}/notes.txt"),
     "crops that are not there": (pretrain("DATA.TRAIN {here}/no"), "'{here}/no' does not exist; name a folder of"),
     "scenes for crops": (pretrain("DATA.TRAIN {toy}"), "holds several data sets; name one of them"),
-    "crops larger than the memory": (probe("--size 999999"), "GiB of memory; use a smaller --size"),
+    "crops larger than the memory": (probe("--size 65536"), "GiB of memory; use a smaller --size"),
     "archive that is not there": (probe("--data cifar10:{here}"), "cifar-10-batches-py does not exist"),
     # ---- checkpoints
     "checkpoint that is not there": (probe(of=BAD_PTH), "there is no file {here}/bad.pth; check the path"),

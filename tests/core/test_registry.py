@@ -3,7 +3,7 @@
 import pytest
 
 from ssql_det.core.errors import UserError
-from ssql_det.core.registry import Registry
+from ssql_det.core.registry import Registry, import_plugins
 
 
 @pytest.fixture
@@ -58,3 +58,9 @@ def test_registries_are_independent(methods):
     assert list(other) == []
     with pytest.raises(UserError, match=r"unknown loss 'byol' \(known: \)"):
         other.get("byol")
+
+
+@pytest.mark.parametrize("name", ["", ".", "..methods"])
+def test_a_relative_plugin_is_refused(name):
+    with pytest.raises(UserError, match=rf"^'{name}' is no name of a plugin; name its module in full"):
+        import_plugins([name])
