@@ -161,7 +161,7 @@ def test_a_loss_that_is_not_finite_at_a_bit_width_names_it(name, monkeypatch, ca
     [
         ({"SCHEME": "act=mse", "ACT_BITS": [4, 12]}, "act=mse supports 2 to 10 bits, not 12"),
         ({"SCHEME": "weight=brecq"}, "a detector cannot be trained with weight=brecq: rounding is learned afterwards"),
-        ({"SCHEME": "norms=matched"}, "a detector cannot be trained with norms=matched: in training norms use"),
+        ({"SCHEME": "norms=matched"}, "a detector cannot be trained with norms=matched; in training norms use"),
         ({"SCHEME": "equalize=yes"}, "a detector cannot be trained with equalize=yes; use equalize=no"),
         ({"WEIGHT_BITS": [1, 8]}, r"must be integers from 2 to 16, got \(1, 8\)"),
         ({"WEIGHT_BITS": [4]}, r"QUANTIZED_TRAINING\.WEIGHT_BITS must be the lowest and the highest bit-width"),

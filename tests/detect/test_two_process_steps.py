@@ -61,11 +61,22 @@ def test_gradients_are_reduced_once_after_the_last_micro_batch(reduced):
 
 
 def test_with_synchronized_norms_two_processes_equal_one(run_in_processes):
-    expected, _ = torch.load(run_in_processes("save_gradients_with_norm", "BN", processes=1) / "0.pt")
+    expected = torch.load(run_in_processes("save_gradients_with_norm", "BN", processes=1) / "0.pt")
     for norm, kept in (("naiveSyncBN", True), ("BN", False)):
-        (first, _), (second, _) = load_ranks(run_in_processes("save_gradients_with_norm", norm))
+        first, second = load_ranks(run_in_processes("save_gradients_with_norm", norm))
         assert is_equal(first, second)
         assert (largest_difference(first, expected) <= 1e-5) == kept  # boxes are float32
+
+
+def test_quantized_passes_of_two_processes_equal_those_of_one(run_in_processes):
+    """The ranges are merged, and the gradients are averaged once, after the last pass."""
+    expected, _ = torch.load(run_in_processes("save_quantized_gradients", processes=1) / "0.pt")
+    (first, second), before = zip(*load_ranks(run_in_processes("save_quantized_gradients")), strict=True)
+    assert is_equal(first, second)
+    assert largest_difference(first, expected) <= 1e-9
+    before_float_pass, before_quantized_pass = zip(*before, strict=True)
+    assert before_float_pass == (None, None)
+    assert not torch.equal(*before_quantized_pass)
 
 
 # ---- the norms' statistics -----------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ SWITCHABLE = {  # norms for each bit-width of weights
     "SSQL_DET__CALIB_IMAGES": 4,
 }
 WHOLE_BATCHES = {"SOLVER__IMS_PER_BATCH": 4, "SOLVER__CLIP_GRADIENTS__ENABLED": False}
+ONE_SIZE = {"INPUT__MIN_SIZE_TRAIN": (64,), "SEED": 0}
 AT_4W4A = {"SSQL_DET__QUANTIZED_TRAINING__ENABLED": True, "SSQL_DET__QUANTIZED_TRAINING__FIXED_BITS": "4w4a"}
 CASES = {  # of gradients
     "C4": (C4, {}),
@@ -36,17 +37,6 @@ CASES = {  # of gradients
 
 def build_in_float64(cfg):
     return select_boxes_in_float32(build_detector(cfg).double())
-
-
-def build_with_fixed_proposals(cfg):
-    """Proposals in float32 would differ in their last digits, which may move an activation on its grid."""
-    model = build_in_float64(cfg)
-    generator = model.proposal_generator
-    propose = generator.predict_proposals
-    generator.predict_proposals = lambda anchors, logits, deltas, sizes: propose(
-        anchors, [each * 0 for each in logits], [each * 0 for each in deltas], sizes
-    )
-    return model
 
 
 def case_config(name, folder):
@@ -77,16 +67,31 @@ def recording_micro_batch_gradients():
         yield found
 
 
-def save_gradients_with_norm(folder, norm, is_quantized=False):
-    """Save the gradients of a step on one image, mirrored or not, so that all ranks sample equally many regions; and
-    those of one tensor before each pass."""
-    records = get_detection_dataset_dicts(("toy_voc_2007_trainval",))[:1]
-    keys = {"MODEL__RESNETS__NORM": norm, "SSQL_DET__EXTRA_NORM": norm, "INPUT__MIN_SIZE_TRAIN": (64,), "SEED": 0}
-    cfg = config(C4, f"{folder}/run", **WHOLE_BATCHES, **keys, **(AT_4W4A if is_quantized else {}))
-    with pytest.MonkeyPatch.context() as patch, sampling_first_regions(), recording_micro_batch_gradients() as before:
-        patch.setattr("ssql_det.detect.train_loader.get_detection_dataset_dicts", lambda *args, **kwargs: records)
-        found = first_gradients(cfg, build_with_fixed_proposals if is_quantized else build_in_float64)
+def save_gradients_with_norm(folder, norm):
+    """Save the gradients of a step in which all ranks sample equally many regions."""
+    keys = {"MODEL__RESNETS__NORM": norm, "SSQL_DET__EXTRA_NORM": norm}
+    with sampling_alike():
+        found = first_gradients(config(C4, f"{folder}/run", **WHOLE_BATCHES, **ONE_SIZE, **keys), build_in_float64)
+    torch.save(found, f"{folder}/{rank()}.pt")
+
+
+def save_quantized_gradients(folder):
+    """Save the gradients of a quantized step, and those of one tensor before each pass. Norms are frozen: rounding in
+    others would move sums of integers that are 0 to either side of a ReLU."""
+    keys = {"MODEL__RESNETS__NORM": "FrozenBN", "SSQL_DET__EXTRA_NORM": ""}
+    cfg = config(C4, f"{folder}/run", **WHOLE_BATCHES, **ONE_SIZE, **keys, **AT_4W4A)
+    with sampling_alike(), recording_micro_batch_gradients() as before:
+        found = first_gradients(cfg, build_in_float64)
     torch.save((found, before), f"{folder}/{rank()}.pt")
+
+
+@contextlib.contextmanager
+def sampling_alike():
+    """Train on one image, mirrored or not, so that all ranks sample equally many regions."""
+    records = get_detection_dataset_dicts(("toy_voc_2007_trainval",))[:1]
+    with pytest.MonkeyPatch.context() as patch, sampling_first_regions():
+        patch.setattr("ssql_det.detect.train_loader.get_detection_dataset_dicts", lambda *args, **kwargs: records)
+        yield
 
 
 def save_estimated_norms(folder):
