@@ -83,7 +83,7 @@ def _get_size(image: dict[str, Any]) -> tuple[int, int]:
     """The width and height of an image's entry."""
     size: list[Any] = [image.get("width"), image.get("height")]
     if not isinstance(image.get("file_name"), str) or not _are_numbers(size, 2) or min(size) < 1:
-        raise ValueError(f"image {image['id']} lacks one of file_name, width, height")
+        raise ValueError(f"image {image['id']} lacks a file_name, or a width and height of 1 or more")
     if size[0] * size[1] > MAX_PIXELS:
         raise ValueError(f"image {image['id']} is {size[0]}x{size[1]}, but the most is {MAX_PIXELS} pixels")
     return int(size[0]), int(size[1])

@@ -23,7 +23,6 @@ HELP = "Faster or Mask R-CNN from a pretrained backbone"
 EXAMPLES = (
     "ssql-det train-det --config-file toy_voc_narrow_c4 MODEL.WEIGHTS runs/ssql/checkpoint.pth OUTPUT_DIR runs/c4",
     "ssql-det train-det --config-file toy_voc_narrow_c4_anyprecision --init c4/model_final.pth OUTPUT_DIR runs/any",
-    "ssql-det train-det --config-file voc_r18_c4 --coco-train img:a.json --coco-val img:b.json MODEL.WEIGHTS w.pth",
 )
 
 

@@ -154,7 +154,7 @@ COCO_PROBLEMS = {
     "crowd of polygons": (lambda d: find_crowd(d).update(segmentation=[[1, 1, 2, 2, 3, 1]]), "crowd with polygons"),
     "RLE of another size": (lambda d: find_crowd(d)["segmentation"].update(size=[9, 9]), "mask of size [9, 9]"),
     "RLE too short": (lambda d: find_crowd(d)["segmentation"]["counts"].pop(), "RLE mask of"),
-    "image without a size": (lambda d: d["images"][0].pop("width"), "lacks one of file_name, width, height"),
+    "image without a size": (lambda d: d["images"][0].pop("width"), "lacks a file_name, or a width and height"),
     "RLE without counts": (
         lambda d: find_crowd(d)["segmentation"].pop("counts"),
         "RLE mask whose counts are not whole numbers",
@@ -164,7 +164,7 @@ COCO_PROBLEMS = {
         lambda d: find_crowd(d)["segmentation"].update(counts=[-5, 10**6]),
         "counts are not whole numbers",
     ),
-    "infinite image": (lambda d: d["images"][0].update(width=float("inf")), "lacks one of file_name"),
+    "infinite image": (lambda d: d["images"][0].update(width=float("inf")), "lacks a file_name, or a width"),
     "an image that is a number": (lambda d: d["images"].append(5), "some of its images have no id"),
     "no list": (lambda d: d.pop("categories"), "has no list 'categories'"),
     "nothing annotated": (lambda d: d["annotations"].clear(), "no image has an object"),

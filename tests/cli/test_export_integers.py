@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from support.cli.lines import export, export_backbone, quantize, quantize_backbone
+from support.deploy.cpu import NEEDS_VNNI
 
 from ssql_det.deploy import Detector
 from ssql_det.deploy import export as exporter
@@ -50,6 +51,7 @@ def test_a_detector_in_integers_and_its_comparison(run, place):
     assert (metadata.bits, metadata.scheme, metadata.scope) == ("4w8a", "placement=integer", "all")
 
 
+@NEEDS_VNNI
 def test_a_file_that_is_not_the_simulation_is_an_error(run, place, monkeypatch):
     compute_integer_form = exporter.compute_integer_form
 

@@ -333,7 +333,7 @@ LINES = {  # the command line itself is what is wrong
         "there is no file {out}, which convert-ssql reads",
     ),
     "table that is none": ("tables --table 2 --out {out}/table.md", "there is no published Table 2"),
-    "toy data that no disk holds": ("make-toy-data {here}/new --scenes 999999999999", "GB, but its disk has"),
+    "toy data that no disk holds": ("make-toy-data {here}/new --scenes 4000000000", "GB, but its disk has"),
     # ---- outputs
     "table over its rows": (
         "tables --table 6 --rows {out}/rows.jsonl --out {out}/rows.jsonl",
@@ -535,14 +535,14 @@ FILES = {  # something that lies in the case's folder is
     "empty folder": ("check-data {here}/bad", folder("bad"), "has no folder VOC2007, VOC2012 or coco in it"),
     "instances that are a folder": ("check-data {toy} --dataset {here}/bad.json", folder("bad.json"), UNFIT),
     "instances cut short": (sweep(of="fpn"), coco('{"images": [{"id": 1'), "is not valid JSON"),
-    "list of instances": (sweep(of="fpn"), coco("[]"), "is not in COCO's instances format: it holds a list"),
+    "list of instances": (sweep(of="fpn"), coco("[]"), "has no list 'images'"),
     "JSON nested without end": ("check-data {data}", coco("[" * 99999), UNFIT),
-    "no categories": (sweep(of="fpn"), coco(lambda found: found.pop("categories")), "has no 'categories'"),
+    "no categories": (sweep(of="fpn"), coco(lambda found: found.pop("categories")), "has no list 'categories'"),
     "unknown category": (sweep(of="fpn"), coco(instance(category_id=77)), "is of category 77, which is not among its"),
     "word for a width": (
         train(of="{good}/fpn.yaml"),
         coco(lambda found: found["images"][0].update(width="wide")),
-        "instances_train2017.json has the width 'wide', which is not a number",
+        "instances_train2017.json: image 1 lacks a file_name, or a width and height of 1 or more",
     ),
     "unknown image": ("check-data {data}", coco(instance(image_id=777)), UNFIT),
     "box of NaN": ("check-data {data}", coco(instance(bbox=[float("nan"), 1, 2, 3])), UNFIT),

@@ -345,7 +345,6 @@ IMAGES = {
     "flipped means": {"MODEL.PIXEL_MEAN": [103.53, 116.28, 123.675]},
     "one std": {"MODEL.PIXEL_STD": [58.395, 57.12, 57.0]},
     "no std": {"MODEL.PIXEL_STD": [1.0, 1.0, 1.0]},
-    "more channels": {"MODEL.PIXEL_MEAN": [*IMAGENET.mean, 1.0], "MODEL.PIXEL_STD": [*IMAGENET.std, 1.0]},
 }
 
 

@@ -67,7 +67,7 @@ def test_every_config_builds_a_working_detector(name):
 
 
 def test_an_invalid_channel_order_is_refused():
-    with pytest.raises(UserError, match=r"INPUT\.FORMAT must be RGB or BGR, got 'GRB'"):
+    with pytest.raises(UserError, match=r"INPUT\.FORMAT must be 'RGB' or 'BGR', got 'GRB'"):
         build_detector(config(C4, INPUT__FORMAT="GRB"))
 
 
