@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from support.deploy.cpu import NEEDS_VNNI
 
 from ssql_det.deploy.onnx_passes import factor_integers, keep_grids, pack, pack_weights
 from ssql_det.deploy.session import make_session, make_session_options
@@ -87,6 +88,7 @@ def make_conv(weight):
     return make_model(nodes, {"x": TensorProto.FLOAT}, {"y": TensorProto.FLOAT}, constants)
 
 
+@NEEDS_VNNI
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_packed_weights_are_the_same_when_a_runtime_has_opened_them(name, tmp_path):
     weight, bits = WEIGHTS[name]

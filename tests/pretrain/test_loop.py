@@ -240,10 +240,10 @@ def test_gradients_are_finite_although_their_norm_is_not():
     network = torch.nn.Linear(2, 2)
     for parameter in network.parameters():
         parameter.grad = torch.full_like(parameter, 1e30)
-    _check_finite(torch.tensor(1.0), network, step=3)
+    _check_finite(torch.tensor(1.0), network, "step 3")
     network.bias.grad[1] = float("inf")
     with pytest.raises(UserError, match="a gradient is not finite in step 3"):
-        _check_finite(torch.tensor(1.0), network, step=3)
+        _check_finite(torch.tensor(1.0), network, "step 3")
 
 
 def test_unreadable_images_are_tolerated_up_to_the_limit(toy, tmp_path):

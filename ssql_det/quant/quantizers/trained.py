@@ -96,8 +96,8 @@ def keep_positive(parameter: Tensor, initial: Tensor) -> Tensor:
     The gradient is that of the magnitude also where this bound holds, so that the parameter can grow again. (To train
     the logarithm would need no bound, but published learning rates are those of the parameter itself.)
 
-    >>> keep_positive(torch.tensor([0.5, -0.5, 0.0]), initial=torch.ones(3))
-    tensor([5.0000e-01, 5.0000e-01, 9.7656e-04])
+    >>> keep_positive(torch.tensor([0.5, -0.5, 0.0]), initial=torch.ones(3)) * 1024
+    tensor([512., 512.,   1.])
     """
     positive: Tensor = _Magnitude.apply(parameter, initial * _LEAST_PART)
     return positive

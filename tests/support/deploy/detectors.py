@@ -32,7 +32,7 @@ KINDS = {
     "large boxes": (FPN, {"MODEL.PROPOSAL_GENERATOR.MIN_SIZE": 20}),
     "one region": (FPN, {"MODEL.RPN.POST_NMS_TOPK_TEST": 1}),
     "no region": (FPN, {"MODEL.PROPOSAL_GENERATOR.MIN_SIZE": 2000}),
-    "no detection": (FPN, {"MODEL.ROI_HEADS.SCORE_THRESH_TEST": 2.0}),
+    "no detection": (FPN, {"MODEL.ROI_HEADS.SCORE_THRESH_TEST": 1.0}),
     "other pooling": (
         FPN,
         {"MODEL.ROI_BOX_HEAD.POOLER_TYPE": "ROIAlign", "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": 2},
