@@ -133,7 +133,8 @@ def test_knn_evaluation_does_not_change_the_run(whole, toy, tmp_path):
 def test_every_config_describes_a_network(tmp_path):
     for path in sorted(MINI.parent.glob("*.yaml")):
         cfg = read_config(path)
-        assert ("ssql" in path.name or path.name.startswith(("mini", "small"))) == (cfg.ssql is not None)
+        is_quantized = "ssql" in path.name or "pact" in path.name or path.name.startswith(("mini", "small"))
+        assert is_quantized == (cfg.ssql is not None)
         assert cfg.output_dir.endswith(path.stem)
         if "50" not in path.name and "34" not in path.name:
             with torch.device("meta"):  # no weights are drawn
