@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -46,7 +48,19 @@ def check_coco_file(path: Path, image_folder: Path, name: str) -> SplitReport:
 
 def check_readable(path: Path) -> None:
     """Raise a ``UserError`` for what makes pycocotools crash, take all memory or never end: numbers out of bounds, and
-    RLE that does not fit its image. Other mistakes the reader of the file can find itself."""
+    RLE that does not fit its image. Other mistakes the reader of the file can find itself.
+
+    A process checks each version of a file once, as COCO's training set takes half a minute.
+    """
+    try:
+        status = os.stat(path)
+    except OSError as failure:
+        raise UserError(f"{path} cannot be read: {failure.strerror}") from failure
+    _check_readable(path, (status.st_ino, status.st_size, status.st_mtime_ns))
+
+
+@functools.cache
+def _check_readable(path: Path, version: tuple[int, ...]) -> None:
     try:
         document = _load_document(path, optional=("annotations",))  # COCO's test-dev has none
         sizes = {image["id"]: _get_size(image) for image in document["images"]}

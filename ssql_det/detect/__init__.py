@@ -23,6 +23,8 @@ evaluators            COCO's and VOC's evaluators of the engine, with one rule f
 replay                let passes of the quantized detector see the float detector's proposals
 quantized_evaluation  calibrate, evaluate at a bit-width, and make its result row
 blocks                the blocks that reconstruction learns one after the other
+detector_outputs      record what the backbone and the predictors return in a pass
+distillation_terms    the terms of the difference between the outputs of two passes
 distillation          the difference between the outputs of the quantized and the float detector
 selection             try cheap schemes, and take the best one
 quantize              calibrate and repair a detector for some bit-widths

@@ -6,7 +6,6 @@ name works in every later command, which registers the data set when it reads th
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import os
@@ -39,8 +38,7 @@ def check_dataset(name: str) -> None:
             )
     annotation_file = getattr(MetadataCatalog.get(name), "json_file", None)
     if annotation_file is not None and os.path.isfile(annotation_file):  # else the engine says where it looks for it
-        status = os.stat(annotation_file)
-        _check_readable(annotation_file, (status.st_ino, status.st_size, status.st_mtime_ns))
+        check_readable(Path(annotation_file))
 
 
 def hash_annotations(name: str) -> str:
@@ -116,12 +114,6 @@ def check_custom_annotations(name: str) -> None:
         other_errors = f" (and {len(errors) - 1} more errors)" if len(errors) > 1 else ""
         command = f"ssql-det check-data {image_folder} --dataset {annotation_file}"
         raise UserError(f"{errors[0].where}: {errors[0].problem}{other_errors}; `{command}` lists all errors")
-
-
-@functools.cache
-def _check_readable(annotation_file: str, version: tuple[int, ...]) -> None:
-    """Once for each version of a file: COCO's training set takes half a minute."""
-    check_readable(Path(annotation_file))
 
 
 def _split_name(name: str) -> tuple[Path, Path]:
