@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from support.detect.training_runs import (
     stopping_in_step,
     train_arguments,
 )
-from support.kills import kill_until_done
+from support.kills import repeat_until_killed, run_whole
 from support.refusals import refused
 
 from ssql_det.backbones import build_backbone
@@ -97,9 +98,7 @@ def test_a_mask_rcnn_is_trained_in_bfloat16_with_micro_batches_and_evaluations(s
 def longer(in_process, tmp_path_factory):
     """A run in a process of its own that was not stopped, and how many seconds it took."""
     folder = tmp_path_factory.mktemp("longer")
-    ended = in_process(train_arguments(folder / "run", **KILLED), folder / "log")
-    assert ended["status"] == 0, (folder / "log").read_text()
-    return folder / "run", ended["seconds"]
+    return folder / "run", run_whole(in_process, train_arguments(folder / "run", **KILLED), folder / "log")
 
 
 KILLED = ENABLED | {"SOLVER__MAX_ITER": 20, f"{NODE}START": 2, "SSQL_DET__MICRO_BATCHES": 2}
@@ -107,13 +106,10 @@ KILLED = ENABLED | {"SOLVER__MAX_ITER": 20, f"{NODE}START": 2, "SSQL_DET__MICRO_
 
 def test_a_killed_run_resumes_to_the_same_bits(longer, in_process, tmp_path):
     """kill -9 at moments that nobody chose."""
-    killed = []
-    for attempt in itertools.count():
-        out = tmp_path / f"attempt {attempt}"
-        killed += kill_until_done(in_process, train_arguments(out, "--resume", **KILLED), tmp_path / "log", longer[1])
-        assert read_run(out) == read_run(longer[0]), f"killed after {killed} s"
-        if len(killed) >= 3:
-            break
+    whole, seconds = longer
+    arguments = partial(train_arguments, **KILLED)
+    for out, killed in repeat_until_killed(in_process, lambda out: arguments(out, "--resume"), tmp_path, seconds, 3):
+        assert read_run(out) == read_run(whole), f"killed after {killed} s"
 
 
 def test_a_run_is_resumed_only_with_its_schedule_of_bits(tmp_path):

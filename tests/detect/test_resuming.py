@@ -1,7 +1,7 @@
 """A resumed training equals an uninterrupted one, wherever it was stopped or killed."""
 
-import itertools
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from support.detect.training_runs import (
     stopping_in_step,
     train_arguments,
 )
-from support.kills import kill_until_done
+from support.kills import repeat_until_killed, run_whole
 
 from ssql_det.core.errors import UserError
 from ssql_det.core.files import sha256
@@ -93,21 +93,15 @@ def test_a_resumed_run_trains_on_the_following_images(monkeypatch, tmp_path):
 def longer(in_process, tmp_path_factory):
     """A run in a process of its own that was not stopped, and how many seconds it took."""
     folder = tmp_path_factory.mktemp("longer")
-    ended = in_process(train_arguments(folder / "run", **LONGER), folder / "log")
-    assert ended["status"] == 0, (folder / "log").read_text()
-    return folder / "run", ended["seconds"]
+    return folder / "run", run_whole(in_process, train_arguments(folder / "run", **LONGER), folder / "log")
 
 
 def test_a_killed_run_resumes_to_the_same_bits(longer, in_process, tmp_path):
     """kill -9 at moments that nobody chose, most of them between checkpoints."""
-    killed = []
-    for attempt in itertools.count():
-        out = tmp_path / f"attempt {attempt}"
-        command = train_arguments(out, "--resume", **LONGER)
-        killed += kill_until_done(in_process, command, tmp_path / "log", longer[1])
-        assert read_run(out) == read_run(longer[0]), f"killed after {killed} s"
-        if len(killed) >= 4:
-            break
+    whole, seconds = longer
+    arguments = partial(train_arguments, **LONGER)
+    for out, killed in repeat_until_killed(in_process, lambda out: arguments(out, "--resume"), tmp_path, seconds, 4):
+        assert read_run(out) == read_run(whole), f"killed after {killed} s"
 
 
 def test_a_run_killed_while_writing_a_checkpoint_resumes_to_the_same_bits(longer, in_process, tmp_path):

@@ -1,12 +1,12 @@
 """A folder holds one sweep: another one is refused, and a killed one resumes to the same rows."""
 
-import itertools
+from functools import partial
 
 import pytest
 import torch
 from support.detect.sweeps import SETTINGS, TEST, run_sweep, sweep_arguments
 from support.detect.training_runs import rows_by_bits
-from support.kills import kill_until_done
+from support.kills import repeat_until_killed, run_whole
 
 from ssql_det import d2
 from ssql_det.core import rows
@@ -115,19 +115,14 @@ def test_a_sweep_killed_between_widths_resumes_to_the_same_rows(whole_sweep, lea
 def test_a_sweep_killed_anywhere_resumes_to_the_same_rows_and_calibration(learned, in_process, tmp_path):
     """kill -9 at moments that nobody chose, many of them in the calibration."""
     log, folder, many = tmp_path / "log", tmp_path / "whole", {"bits": "FP,5,4", "calib_images": "12"}
-    ended = in_process(sweep_arguments(learned, folder, **many), log)
-    assert ended["status"] == 0, log.read_text()
-    killed = []
-    for attempt in itertools.count():
-        out = tmp_path / f"attempt {attempt}"
-        killed += kill_until_done(in_process, sweep_arguments(learned, out, **many), log, ended["seconds"])
+    arguments = partial(sweep_arguments, learned, **many)
+    seconds = run_whole(in_process, arguments(folder), log)
+    for out, killed in repeat_until_killed(in_process, arguments, tmp_path, seconds, 4):
         ours, theirs = (rows_by_bits(rows.read_rows(each / "results.jsonl")) for each in (out, folder))
         assert list(ours) == list(theirs) == ["FP", "5w5a", "4w4a"], f"killed after {killed} s"
         assert ours == theirs
         assert (out / QUANTIZATION).read_bytes() == (folder / QUANTIZATION).read_bytes()
         assert not list(out.glob(".*"))
-        if len(killed) >= 4:
-            break
 
 
 # ---- sweeps that came to nothing -----------------------------------------------------------------------------------
