@@ -16,6 +16,8 @@ from toy_detectors import (
     BITS,
     FLOAT,
     SELECTION,
+    SIMSIAM,
+    SSQL,
     Cell,
     Detector,
     Study,
@@ -30,7 +32,7 @@ from ssql_det.quant import Bits, Scheme
 from ssql_det.quant.scheme import MATCHED, RE_ESTIMATED, SWITCHABLE, TRAINED
 
 CONFIGS = {"C4": "toy_voc_narrow_c4.yaml", "FPN": "toy_coco_narrow_fpn.yaml"}
-SIMSIAM, SSQL, RANDOM = "simsiam", "ssql", "random"  # backbones
+RANDOM = "random"  # a backbone that is not pretrained
 NORMS = (TRAINED, RE_ESTIMATED, MATCHED)
 _NODE = "SSQL_DET.QUANTIZED_TRAINING"
 _ENABLED = (f"{_NODE}.ENABLED", "True")
@@ -84,16 +86,15 @@ class AnyPrecisionStudy(Study):
         for seed in self.seeds:
             folder = f"{kind.lower()}-{method}-{seed}"
             is_of_run = training is FLOAT_TRAINING and method != RANDOM
-            backbone = None if method == RANDOM else self.run / "backbones" / f"{method}-{seed}" / "backbone.pkl"
             detectors.append(
                 Detector(
                     CONFIGS[kind],
                     seed,
                     self.run / "detectors" / folder if is_of_run else self.out / "detectors" / f"{folder}-{name}",
                     self.out / "rows" / f"{folder}-{name}",
-                    backbone,
+                    None if method == RANDOM else self.get_backbone(method, seed),
                     training_keys=training.keys,
-                    chooses=(method, seed) == (SIMSIAM, self.seeds[0]),
+                    chooses=self.is_choosing(method, seed),
                     has_quantization=training.has_quantization,
                 )
             )
@@ -151,13 +152,7 @@ class AnyPrecisionStudy(Study):
                         text = format_values(get_aps(detectors, cell))
                         is_best = text and cell == self.choose_scheme(kind, training, bits)
                         texts.append(f"**{text}**" if is_best else text)
-                    is_first = scheme == training.schemes[0]
-                    names = (
-                        (training.name, scheme.norms, format_values(get_aps(detectors, FLOAT)))
-                        if is_first
-                        else ("", scheme.norms, "")
-                    )
-                    print_row([*names, *texts])
+                    print_row([training.name, scheme.norms, format_values(get_aps(detectors, FLOAT)), *texts])
 
     def print_backbones(self) -> None:
         print_headings(["detector", "trained", "backbone", "FP", *BITS])

@@ -25,6 +25,8 @@ from toy_detectors import (
     FLOAT,
     SECONDS,
     SELECTION,
+    SIMSIAM,
+    SSQL,
     TEST,
     Cell,
     Detector,
@@ -42,7 +44,6 @@ from ssql_det.quant.scheme import MATCHED, RE_ESTIMATED, TRAINED
 
 C4, FPN, FROZEN = "c4", "fpn", "fpn-frozen"  # detectors; the last has an FPN with frozen norms
 KINDS = (C4, FPN, FROZEN)
-SIMSIAM, SSQL = "simsiam", "ssql"  # pretraining
 CONFIG_FILES = {C4: "toy_voc_narrow_c4.yaml", FPN: "toy_coco_narrow_fpn.yaml", FROZEN: "toy_coco_narrow_fpn.yaml"}
 FROZEN_NORMS = ("MODEL.RESNETS.NORM", "FrozenBN", "MODEL.FPN.NORM", "", "TEST.PRECISE_BN.ENABLED", "False")
 WEIGHTS, ACTIVATIONS, NORMS = ("minmax", "centred"), ("minmax", "mse"), (TRAINED, RE_ESTIMATED, MATCHED)
@@ -61,9 +62,9 @@ class RepairStudy(Study):
                 seed,
                 self.run / "detectors" / f"{kind}-{method}-{seed}",
                 self.out / f"{kind}-{method}-{seed}",
-                self.run / "backbones" / f"{method}-{seed}" / "backbone.pkl",
+                self.get_backbone(method, seed),
                 FROZEN_NORMS if kind == FROZEN else (),
-                chooses=(method, seed) == (SIMSIAM, self.seeds[0]),
+                chooses=self.is_choosing(method, seed),
             )
             for seed in self.seeds
         ]

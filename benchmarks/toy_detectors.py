@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 CONFIGS = Path(__file__).parents[1] / "configs" / "detection"
 SELECTION, TEST = "selection", "test"  # what is evaluated on, and the names of files
 CALIBRATION = Calibration(images=64, reconstruction_images=128, selection_images=128)
+SIMSIAM, SSQL = "simsiam", "ssql"  # pretraining, in the names of folders
 BITS = (Bits(4, 4), Bits(3, 3), Bits(2, 4))
 SECONDS = "seconds to quantize"  # a metric of the rows, besides the evaluator's
 _PROGRAM = (sys.executable, "-m", "ssql_det")
@@ -219,6 +220,13 @@ class Study:
     def run_stages(self) -> Iterator[Callable[[], None]]:
         """Train and measure; yield what prints the table of each stage once it is complete."""
         raise NotImplementedError
+
+    def get_backbone(self, method: str, seed: int) -> Path:
+        return self.run / "backbones" / f"{method}-{seed}" / "backbone.pkl"
+
+    def is_choosing(self, method: str, seed: int) -> bool:
+        """Whether a detector decides what is chosen: the first seed of SimSiam's."""
+        return (method, seed) == (SIMSIAM, self.seeds[0])
 
     def train(self, detectors: Iterable[Detector]) -> None:
         _run_jobs(self.jobs, train, ((each,) for each in detectors))
