@@ -241,7 +241,8 @@ def _load_names() -> dict[str, Any]:
             f"describes, or set {ENGINE_VARIABLE}=minid2"
         )
     detection_utils = _import_package("data.detection_utils", ("read_image",))  # where its mapper finds it
-    detection_utils.read_image = loaded["read_image"] = functools.partial(_read_image, loaded["convert_PIL_to_numpy"])
+    loaded["read_image"] = functools.partial(_read_image, loaded["read_image"], loaded["convert_PIL_to_numpy"])
+    detection_utils.read_image = loaded["read_image"]
     if engine_name() == MINID2:  # without arbitrary unpickling; Detectron2's own reader is never used
         from ssql_det.core.unpickler import read_tensors
 
@@ -249,8 +250,15 @@ def _load_names() -> dict[str, Any]:
     return loaded
 
 
-def _read_image(convert: Callable[..., Any], file_name: str, format: str | None = None) -> Any:
-    """The engine's function of this name, with this package's reader: both engines and all commands read alike."""
+def _read_image(
+    read: Callable[[str], Any], convert: Callable[..., Any], file_name: str, format: str | None = None
+) -> Any:
+    """The engine's ``read_image`` with this package's reader: both engines and all commands read alike.
+
+    Only without a format, for the pixels as they are in the file, it is the engine's own, ``read``.
+    """
+    if format is None:
+        return read(file_name)
     if not os.path.isfile(file_name):
         raise FileNotFoundError(f"the image {file_name} is missing or not a regular file")
     try:

@@ -58,8 +58,10 @@ def make_session_options(threads: int | None = None) -> SessionOptions:
     options.log_severity_level = _FATAL
     # It would replace two roundings, on the grids of two points, by one.
     options.add_session_config_entry("session.disable_double_qdq_remover", "1")
-    # Where pairs of products would saturate, see ``deploy.cpu``, other instructions compute them exactly.
-    options.add_session_config_entry(_EXACT_PRODUCTS, "1")
+    # Other instructions, with which pairs of products do not saturate. Elsewhere they would only cost: with them
+    # onnxruntime 1.32 cannot run a layer that it leaves in float.
+    if describe_cpu().saturates:
+        options.add_session_config_entry(_EXACT_PRODUCTS, "1")
     return options
 
 
@@ -71,7 +73,7 @@ def make_session(model: str | bytes, options: SessionOptions) -> InferenceSessio
     except Exception:  # its exceptions have no common class
         if not describe_cpu().saturates:
             raise
-    # onnxruntime 1.32 cannot convert the weights of a layer that is called several times.
+    # With the option onnxruntime 1.32 cannot convert the weights of a layer that is called several times.
     _import_onnxruntime().set_default_logger_severity(_FATAL)  # it warns of an option's second value
     options.add_session_config_entry(_EXACT_PRODUCTS, "0")
     return open_model()
