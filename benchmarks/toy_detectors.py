@@ -245,7 +245,8 @@ def run_study(study: type[Study], description: str | None) -> None:
     options = parser.parse_args()
     run = options.run or options.out / "run"
     os.environ.update(OMP_NUM_THREADS="1", DETECTRON2_DATASETS=str(run / "data"))
-    settings = ("--seeds", str(options.seeds), "--jobs", str(options.jobs), "--out", str(run))
+    # The detectors are wanted, and not how they do at other bit-widths.
+    settings = ("--seeds", str(options.seeds), "--bits", "FP", "--jobs", str(options.jobs), "--out", str(run))
     reproduce = (*_PROGRAM, "reproduce", "--preset", "mini", "--methods", "SimSiam", "SSQL", *settings)
     subprocess.run(reproduce, check=True)
     for print_table in study(run, options.out, range(options.seeds), options.jobs).run_stages():

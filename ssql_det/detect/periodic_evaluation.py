@@ -16,7 +16,7 @@ from ssql_det.core.errors import UserError
 from ssql_det.core.rng import RngState
 from ssql_det.d2 import CfgNode
 from ssql_det.detect.datasets import shorten_dataset_name
-from ssql_det.detect.evaluation_data import build_evaluation_loader
+from ssql_det.detect.evaluation_data import CachedLoader, build_evaluation_loader
 from ssql_det.detect.quantized_evaluation import (
     DetectorProvenance,
     EvaluationContext,
@@ -25,6 +25,7 @@ from ssql_det.detect.quantized_evaluation import (
     make_row,
     prepare_evaluation,
 )
+from ssql_det.detect.training_step import TrainingStep
 from ssql_det.quant import Bits, Calibration, Scheme, parse_bit_widths
 from ssql_det.quant.scheme import SWITCHABLE, TRAINED
 from ssql_det.quant.switchable_norms import SwitchableNorms
@@ -38,7 +39,8 @@ class PeriodicEvaluation:
 
     Three arguments are only recorded in the rows: ``config_label``, from ``make_config_label``; ``metadata``, that of
     the training's checkpoints, with the pretraining method; ``backbone``, the name of the backbone's architecture.
-    ``norms`` that are trained for bit-widths take the place of those that the config's scheme leaves as trained.
+    Of ``step``, norms that are trained for bit-widths take the place of those that the config's scheme leaves as
+    trained, and quantizers with trained parameters that of the config's.
     """
 
     def __init__(
@@ -47,17 +49,23 @@ class PeriodicEvaluation:
         config_label: str,
         metadata: Metadata,
         backbone: str,
-        norms: SwitchableNorms | None = None,
+        step: TrainingStep,
     ) -> None:
         self._cfg, self._config_label, self._metadata, self._backbone = cfg, config_label, metadata, backbone
         self._period = cfg.SSQL_DET.EVAL_PERIOD or cfg.TEST.EVAL_PERIOD
         self._bit_widths = parse_bit_widths(",".join(map(str, cfg.SSQL_DET.EVAL_BITS)))
-        scheme, self._norms = Scheme.parse(cfg.SSQL_DET.SCHEME), norms
-        if norms is not None and scheme.norms == TRAINED:
+        scheme, scope, self._norms = Scheme.parse(cfg.SSQL_DET.SCHEME), cfg.SSQL_DET.SCOPE, step.switchable_norms
+        self._trained = step.quantizers if step.quantizers and step.quantizers.parameters else None
+        if self._trained is not None:
+            scheme = _combine(self._trained.quantization.scheme, scheme)
+            scope = cfg.SSQL_DET.QUANTIZED_TRAINING.SCOPE
+        if self._norms is not None and scheme.norms == TRAINED:
             scheme = replace(scheme, norms=SWITCHABLE)
-            if self._period > 0:
-                _check_norms(norms, self._bit_widths)
-        self._settings = QuantizationSettings(cfg.SSQL_DET.SCOPE, Calibration(cfg.SSQL_DET.CALIB_IMAGES), scheme)
+        if self._period > 0:
+            scheme.check_bits(self._bit_widths)
+            if scheme.norms == SWITCHABLE and self._norms is not None:
+                _check_norms(self._norms, self._bit_widths)
+        self._settings = QuantizationSettings(scope, Calibration(cfg.SSQL_DET.CALIB_IMAGES), scheme)
         if world_size() > cfg.SSQL_DET.CALIB_IMAGES:
             raise UserError(
                 f"SSQL_DET.CALIB_IMAGES must be at least the number of processes ({world_size()}), "
@@ -98,8 +106,7 @@ class PeriodicEvaluation:
                 row = finished_rows.get((checkpoint_label, name, str(bits)))
                 if row is None:
                     if context is None:
-                        context = prepare_evaluation(self._cfg, model, self._settings, dataset, loader)
-                        context.quantization.switchable_norms = self._norms
+                        context = self._prepare(model, dataset, loader)
                     row = make_row(context, self._config_label, bits, evaluate_quantized(context, bits), provenance)
                     if is_main():
                         rows.append_row(self._folder / EVALUATIONS_NAME, row)
@@ -111,9 +118,24 @@ class PeriodicEvaluation:
         rng_state.restore()
         return scalars
 
+    def _prepare(self, model: nn.Module, dataset: str, loader: CachedLoader) -> EvaluationContext:
+        context = prepare_evaluation(self._cfg, model, self._settings, dataset, loader, trained=self._trained)
+        context.quantization.switchable_norms = self._norms
+        return context
+
     def _read_rows(self) -> list[rows.Row]:
         files = [self._folder / name for name in (FORMER_NAME, EVALUATIONS_NAME)]
         return [row for file in files if file.exists() for row in rows.read_rows(file)]
+
+
+def _combine(trained: Scheme, given: Scheme) -> Scheme:
+    """The scheme of a training's quantizers with the norms of the config's, which says nothing else."""
+    if replace(given, norms=TRAINED) not in (Scheme(), replace(trained, norms=TRAINED)):
+        raise UserError(
+            f"SSQL_DET.SCHEME {given} has other quantizers than are trained, {trained}; evaluations use those, so set "
+            "norms alone, or leave it at its default"
+        )
+    return replace(trained, norms=given.norms)
 
 
 def _check_norms(norms: SwitchableNorms, bit_widths: Iterable[Bits]) -> None:

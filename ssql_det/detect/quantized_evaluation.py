@@ -33,6 +33,7 @@ from ssql_det.detect.replay import RecordedBatch, record_proposals, run_with_rec
 from ssql_det.quant import Bits, Calibration, CostProfile, Quantization, Scheme, profile_cost
 from ssql_det.quant.evaluate import correct_missing_norms
 from ssql_det.quant.quantization_file import check_same_points
+from ssql_det.quant.training import QuantizerTraining
 
 T = TypeVar("T")
 _logger = logging.getLogger(__name__)
@@ -127,12 +128,13 @@ def prepare_evaluation(
     calibration_batches: Sequence[Batch] | None = None,
     quantization_file: Path | None = None,
     engine: EvaluationEngine | None = None,
+    trained: QuantizerTraining | None = None,
 ) -> EvaluationContext:
     """Calibrate the detector and save the quantization to ``quantization_file``, or load it if the file exists.
 
     ``calibration_batches`` have one image each; by default they are selected as the settings say. They may be empty if
     the file exists and has the norms of all bit-widths. Without a ``quantization_file`` nothing is saved. The default
-    ``engine`` is :meth:`EvaluationEngine.simulated`.
+    ``engine`` is :meth:`EvaluationEngine.simulated`. ``trained`` has the quantizers of a training that goes on.
     """
     points = detector_points(model, settings.scope, settings.scheme.placement)
     batches = calibration_batches
@@ -149,7 +151,7 @@ def prepare_evaluation(
             )
         _logger.info("using the calibration in %s", quantization_file)
     else:
-        quantization = build_calibrated_quantization(cfg, model, settings, batches)
+        quantization = build_calibrated_quantization(cfg, model, settings, batches, trained)
         if quantization_file is not None and is_main():
             quantization.save(quantization_file)
     model.eval()
@@ -160,16 +162,24 @@ def prepare_evaluation(
 
 
 def build_calibrated_quantization(
-    cfg: CfgNode, model: nn.Module, settings: QuantizationSettings, batches: Sequence[Batch]
+    cfg: CfgNode,
+    model: nn.Module,
+    settings: QuantizationSettings,
+    batches: Sequence[Batch],
+    trained: QuantizerTraining | None = None,
 ) -> Quantization:
     """Calibrate a new quantization of the detector on ``batches`` of one image each; the detector is not changed.
 
-    The quantization records the number of images and their data sets, those in ``DATASETS.TRAIN``.
+    The quantization records the number of images and their data sets, those in ``DATASETS.TRAIN``. With ``trained``
+    it has copies of these quantizers, of which those that train their ranges keep them.
     """
-    points = detector_points(model, settings.scope, settings.scheme.placement)
-    quantization = Quantization(model, points, settings.scheme)
+    if trained is None:
+        points = detector_points(model, settings.scope, settings.scheme.placement)
+        quantization = Quantization(model, points, settings.scheme)
+    else:
+        quantization = trained.copy(settings.scheme)
     quantization.calibration = describe_calibration(cfg, settings, batches)
-    calibrate_detector(quantization, batches)
+    calibrate_detector(quantization, batches, restart=trained is None)
     return quantization
 
 

@@ -111,7 +111,7 @@ def train(cfg: CfgNode, config_label: str, resume: bool = False) -> Path:
     micro_batches = cfg.SSQL_DET.MICRO_BATCHES
     loader = build_train_loader(cfg, seed, first_micro_batch=start * micro_batches)
     provenance = config_label, Metadata.from_dict(metadata), str(metadata.get("arch", ""))
-    evaluation = PeriodicEvaluation(cfg, *provenance, step.switchable_norms)
+    evaluation = PeriodicEvaluation(cfg, *provenance, step)
     printer = CommonMetricPrinter(cfg.SOLVER.MAX_ITER)
     barrier()  # no rank writes before all have read
     if is_main():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -91,6 +92,14 @@ class QuantizerTraining:
         if remaining:
             raise ValueError(f"unexpected tensor {min(remaining)}")
 
+    def copy(self, scheme: Scheme) -> Quantization:
+        """A quantization with copies of the quantizers: to calibrate and to evaluate it leaves the training as it is.
+
+        ``scheme`` may have other norms than the training's.
+        """
+        quantizers = dict(zip(self.quantization.points, deepcopy(self.module).values(), strict=True))
+        return _make_quantization(self.quantization.model, quantizers, scheme)
+
     def save(self, path: str | os.PathLike[str], calibration: Calibration, inside: str = "") -> None:
         """Write the quantization file of the network, or of its module at the path ``inside``.
 
@@ -118,9 +127,13 @@ def select_module(quantization: Quantization, path: str) -> Quantization:
         for point in quantization.points
         if point.path.startswith(prefix)
     }
-    selected = Quantization(quantization.model.get_submodule(path), inside, quantization.scheme)
-    selected.quantizers = nn.ModuleDict(dict(zip(selected.quantizers, inside.values(), strict=True)))
-    return selected
+    return _make_quantization(quantization.model.get_submodule(path), inside, quantization.scheme)
+
+
+def _make_quantization(model: nn.Module, quantizers: Mapping[QuantPoint, nn.Module], scheme: Scheme) -> Quantization:
+    quantization = Quantization(model, quantizers, scheme)
+    quantization.quantizers = nn.ModuleDict(dict(zip(quantization.quantizers, quantizers.values(), strict=True)))
+    return quantization
 
 
 def check_trainable(scheme: Scheme, bit_widths: Iterable[Bits], prefix: str) -> None:

@@ -97,7 +97,7 @@ def test_a_search_with_two_processes_equals_one_with_one(weights, flags, in_proc
     found = {}
     for processes in (1, 2):
         out, log = tmp_path / str(processes), tmp_path / "log"
-        line = sweep_command(weights, out, "--selection-images", "25", "--widths", "8,3", "--best", "2", *flags)
+        line = sweep_command(weights, out, "--selection-images", "9", "--widths", "8,3", "--best", "2", *flags)
         line = ["search", "--budget", "1 MB", *line[1:3], *line[5:]]  # without --bits
         ended = in_process(line, log, processes=processes, seconds=300)
         assert ended["status"] == 0, log.read_text()

@@ -1,17 +1,22 @@
 """Quantizers with parameters are trained with a detector: optimizer, checkpoint, resuming, what cannot be trained."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from support.detect.configs import C4, FPN, config
+from safetensors.torch import load_file
+from support.detect.configs import C4, FPN, LAST, config
+from support.detect.sweeps import MANY_DETECTIONS, SETTINGS, run_sweep
 from support.detect.training_runs import read_final, stopping_in_step
 
 from ssql_det.core.errors import UserError
 from ssql_det.core.files import sha256
+from ssql_det.core.rows import read_rows
 from ssql_det.detect.any_precision import AnyPrecisionStep
 from ssql_det.detect.detector import build_detector
 from ssql_det.detect.quantized_training import QuantizedTraining
 from ssql_det.detect.train import train
-from ssql_det.quant import ACTIVATIONS, Bits, RangeQuantizer
+from ssql_det.quant import ACTIVATIONS, Bits, RangeQuantizer, Scheme
 
 NODE = "SSQL_DET__QUANTIZED_TRAINING__"
 LSQ = {f"{NODE}QUANTIZER_LR_FACTOR": 0.5, f"{NODE}QUANTIZER_WEIGHT_DECAY": 0.01}
@@ -50,6 +55,34 @@ def test_a_resumed_run_trains_the_same_steps(toy_data_in_place, tmp_path):
     assert step.isfinite()
     assert step != initial[2]
     assert "roi_heads.res5.0.conv2:input/ends" in quantizers  # the ranges that the steps started from
+
+
+@pytest.mark.parametrize("start", [0, 5])
+def test_evaluations_during_training_use_them_and_leave_them(start, toy_data_in_place, tmp_path):
+    """Also before they are trained, and at bits that were not drawn yet."""
+    keys = {
+        "SSQL_DET__CALIB_IMAGES": 4,
+        f"{NODE}ENABLED": True,
+        f"{NODE}SCHEME": "weight=lsq, act=lsq",
+        f"{NODE}START": start,
+        **MANY_DETECTIONS,
+    }
+    train(config(C4, tmp_path / "quiet", **keys), C4)
+    keys |= {"SSQL_DET__EVAL_PERIOD": 2, "SSQL_DET__EVAL_BITS": ["8w8a", "3w5a"]}
+    train(config(C4, tmp_path / "run", **keys), C4)
+    quiet, run = (tmp_path / name / "quantization.safetensors" for name in ("quiet", "run"))
+    found, expected = map(load_file, (run, quiet))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name].nan_to_num(), expected[name].nan_to_num()) for name in expected)
+    settings = replace(SETTINGS, scheme=Scheme.parse(keys[f"{NODE}SCHEME"]))
+    swept = run_sweep(run.parent / "model_final.pth", tmp_path / "sweep", "8,3w5a", settings, run)
+    evaluated = read_rows(run.parent / "evaluations.jsonl")
+    assert [(row.bits, row.scheme, row.metrics) for row in evaluated[-2:]] == [
+        (row.bits, row.scheme, row.metrics) for row in swept
+    ]
+    assert len(evaluated) == 2 * (LAST + 2) // 2
+    with pytest.raises(UserError, match=r"SSQL_DET\.SCHEME act=mse has other quantizers than are trained, lsq;"):
+        train(config(C4, tmp_path / "other", **keys, SSQL_DET__SCHEME="act=mse"), C4)
 
 
 class Stretched(RangeQuantizer):

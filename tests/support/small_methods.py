@@ -9,7 +9,7 @@ from torch import nn
 from ssql_det.backbones import Backbone
 from ssql_det.ssl import BYOL, MoCo, SimCLR, SimSiam
 
-WIDTHS = (4, 6, 8, 10)
+WIDTHS = (8, 10, 12, 16)  # of fewer than 8 channels, torch 2.14's strided 1x1 conv writes past its memory on AVX2
 METHODS = {
     "simsiam": partial(SimSiam, dim=12, hidden=5),
     "byol": partial(BYOL, dim=12, hidden=5, momentum=0.9),
