@@ -97,7 +97,7 @@ class QuantizerTraining:
 
         ``scheme`` may have other norms than the training's.
         """
-        quantizers = dict(zip(self.quantization.points, deepcopy(self.module).values(), strict=True))
+        quantizers = dict(zip(self.quantization.points, deepcopy(self.quantization.quantizers).values(), strict=True))
         return _make_quantization(self.quantization.model, quantizers, scheme)
 
     def save(self, path: str | os.PathLike[str], calibration: Calibration, inside: str = "") -> None:
