@@ -44,7 +44,7 @@ GROUPS = {
     "Pretrain": ("pretrain", "probe", "analyze"),
     "Detect": ("train-det", "quantize", "sweep", "sensitivity", "search", "predict"),
     "Deploy": ("export", "run", "bench"),
-    "Report": ("reproduce", "tables"),
+    "Report": ("report", "tables", "reproduce"),
     "Convert": ("convert", "inspect"),
     "Explore": ("demo", "configs"),
 }

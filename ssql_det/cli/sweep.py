@@ -124,9 +124,7 @@ def _sweep(cfg, config_label, widths, settings, file, runtime):  # type: ignore[
         headings = [_HEADINGS.get(name, name) for name in columns]
         print_table(("bits", *headings), cells, f"{checkpoint.display_name} on {rows[0].dataset}, {quantization}")
         results = Path(cfg.OUTPUT_DIR) / RESULTS_NAME
-        table = "7" if "segm/AP" in rows[0].metrics else "6"
-        words = ("tables", "--table", table, "--rows", results, "--scope", settings.scope, "--dataset", rows[0].dataset)
-        print_outcome(results, *(words if settings.scope in ("all", "backbone") else ()))
+        print_outcome(results, "report", results)
 
 
 def _select_ap(row: Row) -> list[str]:

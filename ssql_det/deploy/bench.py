@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -201,10 +201,36 @@ def append_bench_row(path: str | os.PathLike[str], row: BenchRow) -> None:
 def check_bench_file(path: Path) -> None:
     """Refuse a path to which rows cannot be appended, before anything is measured."""
     check_regular_file(path)
-    if path.exists() and path.stat().st_size and not all(map(_is_bench_row, read_records(path, _KIND))):
+    if path.exists() and path.stat().st_size and not _has_bench_rows([*read_records(path, _KIND)]):
         raise UserError(f"{path} has other lines than rows of a bench; move it away, or choose another OUTPUT_DIR")
 
 
-def _is_bench_row(line: tuple[int, Any]) -> bool:
-    _, record = line
-    return isinstance(record, dict) and {"runtime", "seconds", "schema"} <= record.keys()
+def read_bench_rows(path: str | os.PathLike[str]) -> list[BenchRow] | None:
+    """The rows of a bench; ``None`` if the file has other lines."""
+    lines = [*read_records(path, _KIND)]
+    return [_to_row(record, f"{path}, line {number}") for number, record in lines] if _has_bench_rows(lines) else None
+
+
+def _to_row(record: dict[str, Any], where: str) -> BenchRow:
+    setting: dict[str, Any] = {
+        each.name: record.get(each.name) for each in fields(BenchSetting) if each.name not in ("cpu", "size")
+    }
+    own: dict[str, Any] = {each.name: record.get(each.name) for each in fields(BenchRow) if each.name != "setting"}
+    texts = (*map(own.get, ("runtime", "bits")), *map(setting.get, ("checkpoint", "checkpoint_hash", "image")))
+    seconds, size, file_size = record.get("seconds"), record.get("size"), record.get("file_size")
+    numbers = (seconds, 0 if file_size is None else file_size, setting["threads"])
+    if not (
+        all(isinstance(text, str) for text in texts)
+        and all(isinstance(number, (int, float)) and 0 <= number < 1e12 for number in numbers)
+        and isinstance(size, list)
+        and len(size) == 2
+    ):
+        raise UserError(f"{where} is not a row of `ssql-det bench`; was it edited by hand?")
+    cpu = CPU(str(record.get("cpu")), tuple(map(str, record.get("cpu_flags") or ())))
+    return BenchRow(**own, setting=BenchSetting(**setting, size=(size[0], size[1]), cpu=cpu))
+
+
+def _has_bench_rows(lines: Sequence[tuple[int, Any]]) -> bool:
+    return bool(lines) and all(
+        isinstance(record, dict) and {"runtime", "seconds", "schema"} <= record.keys() for _, record in lines
+    )

@@ -82,13 +82,17 @@ class Curve:
 
 @dataclass(frozen=True)
 class Chart:
-    """A line chart over named positions, such as bit-widths. ``name`` is the chart's file name without the suffix."""
+    """A line chart over named positions, such as bit-widths. ``name`` is the chart's file name without the suffix.
+
+    Curves do not join the ``separate`` positions with others: those that are no step of a sequence, as 2w4a after 4w4a.
+    """
 
     name: str
     title: str
     x_labels: tuple[str, ...]
     curves: tuple[Curve, ...]
     y_label: str = ""
+    separate: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -102,13 +106,41 @@ class Series:
 
 @dataclass(frozen=True)
 class Scatter:
-    """Points with numbers on both axes. ``name`` is the chart's file name without the suffix."""
+    """Points with numbers on both axes. ``name`` is the chart's file name without the suffix.
+
+    On an axis of logarithms, points that are not above 0 are left out.
+    """
 
     name: str
     title: str
     series: tuple[Series, ...]
     x_label: str
     y_label: str
+    is_log_x: bool = False
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A number that is large on the page, what it is of, and a line about it."""
+
+    title: str
+    value: str
+    text: str
+
+
+def describe_tile(tile: Tile) -> str:
+    """
+    >>> describe_tile(Tile("SSQL", "-1.2 AP", "at 4w4a"))
+    'SSQL: -1.2 AP, at 4w4a'
+    """
+    return f"{tile.title}: {tile.value}" + (f", {tile.text}" if tile.text else "")
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """The numbers that a page begins with, side by side where there is room."""
+
+    tiles: tuple[Tile, ...]
 
 
 @dataclass(frozen=True)
@@ -119,4 +151,4 @@ class Collapsible:
     blocks: tuple[Block, ...]
 
 
-Block: TypeAlias = Heading | Paragraph | ItemList | Table | CodeBlock | Figure | Chart | Scatter | Collapsible
+Block: TypeAlias = Heading | Paragraph | ItemList | Table | CodeBlock | Figure | Chart | Scatter | Tiles | Collapsible

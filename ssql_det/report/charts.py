@@ -7,8 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import groupby
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 from ssql_det.core.rows import finite_or_none
@@ -68,7 +67,7 @@ def render_svg(chart: Chart, standalone: bool = False) -> str:
             for index, label in enumerate(x_labels)
         ),
         "" if bar_ends else render_text(["nothing measured"], *middle, "muted", "middle"),
-        *(_render_curve(points, curve_index, x_scale, y_scale) for curve_index, points in enumerate(curves)),
+        *(_render_curve(chart, points, index, x_scale, y_scale) for index, points in enumerate(curves)),
         *legend,
     ]
     return make_svg(chart.title, _describe(chart, curves), elements, height, standalone)
@@ -89,25 +88,26 @@ def _make_points(curve: Curve, count: int) -> list[_Point | None]:
 
 def _describe(chart: Chart, curves: Sequence[Sequence[_Point | None]]) -> str:
     """The values in words, for screen readers."""
-
-    def format_point(point: _Point | None) -> str:
-        if point is None:
-            return "nothing"
-        return f"{point.value:.6g}" + (f" ± {point.deviation:.3g}" if point.deviation else "")
-
     x_labels = list(map(to_one_line, chart.x_labels))
     return "; ".join(
         f"{to_one_line(curve.name)}: "
-        + ", ".join(f"{label} {format_point(point)}" for label, point in zip(x_labels, points, strict=True))
+        + ", ".join(f"{label} {_format_point(point)}" for label, point in zip(x_labels, points, strict=True))
         for curve, points in zip(chart.curves, curves, strict=True)
     )
 
 
-def _render_curve(points: Sequence[_Point | None], curve_index: int, x_scale: Scale, y_scale: Scale) -> str:
-    """One curve; it is interrupted where a value is missing."""
-    runs = [[point for point in run if point] for _, run in groupby(points, key=bool)]
-    parts = []
-    for run in runs:
+def _format_point(point: _Point | None) -> str:
+    if point is None:
+        return "nothing"
+    return f"{point.value:.6g}" + (f" ± {point.deviation:.3g}" if point.deviation else "")
+
+
+def _render_curve(
+    chart: Chart, points: Sequence[_Point | None], curve_index: int, x_scale: Scale, y_scale: Scale
+) -> str:
+    """One curve; it is interrupted where a value is missing, and around separate positions."""
+    name, parts = to_one_line(chart.curves[curve_index].name), []
+    for run in _split_runs(points, {chart.x_labels.index(label) for label in chart.separate}):
         positions = [(x_scale.position(point.x), y_scale.position(point.value)) for point in run]
         if len(run) > 1:
             parts.append(f'<polyline class="line" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in positions)}"/>')
@@ -115,5 +115,19 @@ def _render_curve(points: Sequence[_Point | None], curve_index: int, x_scale: Sc
             low, high = (y_scale.position(point.value + sign * point.deviation) for sign in (-1, 1))
             if point.deviation:
                 parts.append(f'<path class="deviation" d="M{x - 4:.1f} {high:.1f}h8m-4 0V{low:.1f}m-4 0h8"/>')
-            parts.append(render_marker(curve_index, x, y))
+            value = f"{name}, {to_one_line(chart.x_labels[point.x])}: {_format_point(point)}"
+            parts.append(render_marker(curve_index, x, y, value))
     return f'<g style="color:var(--curve-{curve_index % NUM_CURVE_COLOURS})">{"".join(parts)}</g>'
+
+
+def _split_runs(points: Sequence[_Point | None], separate: Collection[int]) -> Iterator[list[_Point]]:
+    """The points that a line joins."""
+    run: list[_Point] = []
+    for index, point in enumerate(points):
+        if run and (point is None or index in separate or run[-1].x in separate):
+            yield run
+            run = []
+        if point is not None:
+            run.append(point)
+    if run:
+        yield run

@@ -12,7 +12,6 @@ averaged.
 
 from __future__ import annotations
 
-import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,15 @@ from ssql_det.core.errors import UserError, did_you_mean
 from ssql_det.core.rows import Row, finite_or_none
 from ssql_det.report.display_names import format_protocol, format_scheme
 from ssql_det.report.published import Column, PublishedRow, PublishedTable, load_published_table
-from ssql_det.report.row_groups import RowGroup, average_over_bits, group_by_bits, group_rows, keep_newest
+from ssql_det.report.row_groups import (
+    Measurement,
+    RowGroup,
+    average_over_bits,
+    group_by_bits,
+    group_rows,
+    keep_newest,
+    measure,
+)
 from ssql_det.report.table_sources import (
     DETECTOR_CONFIGS,
     TRAINED_AT_EACH_WIDTH,
@@ -32,15 +39,6 @@ from ssql_det.report.table_sources import (
 
 SCOPES = ("all", "backbone")
 COSTS = ("MB", "GFLOPs", "GBOPs")  # of rows: 10^6 bytes of parameters, 10^9 multiply-adds, 10^9 bit-operations
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """Mean and sample standard deviation of the ``n`` finite values of a metric."""
-
-    mean: float | None  # None if n is 0
-    std: float | None  # None if n is less than 2
-    n: int
 
 
 @dataclass(frozen=True)
@@ -175,16 +173,10 @@ def _make_lines(
 
 
 def _make_cell(published: float | None, rows: Sequence[Row], metric: str, is_comparable: bool) -> Cell:
-    values = [finite_or_none(row.metrics[metric]) for row in rows if metric in row.metrics]
-    if not values:
-        return Cell(published, None, None)
-    finite = [value for value in values if value is not None]
-    if not finite:
-        return Cell(published, Measurement(None, None, 0), None)
-    mean = statistics.fmean(finite)
-    std = statistics.stdev(finite) if len(finite) > 1 else None
-    difference = mean - published if is_comparable and published is not None else None
-    return Cell(published, Measurement(mean, std, len(finite)), difference)
+    measured = measure(row.metrics[metric] for row in rows if metric in row.metrics)
+    mean = measured.mean if measured else None
+    difference = mean - published if is_comparable and published is not None and mean is not None else None
+    return Cell(published, measured, difference)
 
 
 def _make_notes(

@@ -14,9 +14,9 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from ssql_det.core.rows import format_metric
 from ssql_det.report.blocks import Block, Chart, Curve, Heading, ItemList, Paragraph, Table
-from ssql_det.report.comparison import Cell, Comparison, ComparisonLine, Measurement
+from ssql_det.report.comparison import Cell, Comparison, ComparisonLine
 from ssql_det.report.markup import escape_markup
-from ssql_det.report.row_groups import sort_bits
+from ssql_det.report.row_groups import Measurement, list_separate, sort_bits
 
 _TASK_TITLES = {"bbox": "Boxes", "segm": "Masks", "linear": "Linear probe", "finetune": "Fine-tuning", "": "Cost"}
 _GROUP_FIELDS = ("config", "scheme", "calibration")  # in which lines of one method may differ
@@ -78,7 +78,7 @@ def build_chart(comparison: Comparison, metric: str, name: str, title: str) -> C
         for label, by_bits in measured.items()
         if by_bits
     )
-    return Chart(name, title, bit_widths, curves, y_label=metric.rpartition("/")[2])
+    return Chart(name, title, bit_widths, curves, metric.rpartition("/")[2], list_separate(bit_widths))
 
 
 def round_to_tenth(value: float) -> float:

@@ -13,7 +13,8 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import TypeAlias
 
-from ssql_det.report.comparison import Comparison, ComparisonLine, Measurement
+from ssql_det.report.comparison import Comparison, ComparisonLine
+from ssql_det.report.row_groups import Measurement
 
 # settings: what tells the rows of an ablation (Table 8) apart; comparable: whether the rows were measured on the data
 # set of the published table; difference: measured minus published.

@@ -1,4 +1,5 @@
-"""A page as one self-contained HTML file: no script, nothing loaded from elsewhere, images and charts embedded.
+"""A page as one self-contained HTML file: nothing loaded from elsewhere, images and charts embedded, no other script
+than that of `report.page_script`.
 
 >>> page = Document("What bits cost", (Heading("Boxes"), Paragraph("See [the boxes](#boxes).")))
 >>> render_html(page)[:15]
@@ -22,10 +23,12 @@ from ssql_det.report.blocks import (
     Paragraph,
     Scatter,
     Table,
+    Tiles,
 )
 from ssql_det.report.charts import render_svg
 from ssql_det.report.document import Document, Renderer
 from ssql_det.report.markup import MarkupStyle, clean_lines, strip_markup
+from ssql_det.report.page_script import SCRIPT, SCRIPT_SOURCE
 from ssql_det.report.scatter import render_scatter
 from ssql_det.report.stylesheet import PAGE_CSS
 
@@ -34,7 +37,8 @@ _HEAD = f"""\
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
+<meta http-equiv="Content-Security-Policy"
+content="default-src 'none'; script-src '{SCRIPT_SOURCE}'; style-src 'unsafe-inline'; img-src data:">
 <link rel="icon" href="data:,">
 <style>
 {PAGE_CSS}</style>"""  # the empty icon keeps browsers from requesting favicon.ico
@@ -48,7 +52,7 @@ def render_html(document: Document) -> str:
     before, after = renderer.render_blocks(blocks[:first_section]), renderer.render_blocks(blocks[first_section:])
     parts = [part for part in (before, _render_contents(document), after) if part]
     head = f"{_HEAD}\n<title>{escape(strip_markup(document.title))}</title>"
-    body = "<main>\n" + "\n".join(parts) + "\n</main>"
+    body = "<main>\n" + "\n".join(parts) + f"\n</main>\n<script>{SCRIPT}</script>"
     return f'<!DOCTYPE html>\n<html lang="en">\n<head>\n{head}\n</head>\n<body>\n{body}\n</body>\n</html>\n'
 
 
@@ -98,6 +102,13 @@ class _HtmlRenderer(Renderer):
                 caption = f"<figcaption>{self.render_text(title)}</figcaption>"
                 svg = render_svg(block) if isinstance(block, Chart) else render_scatter(block)
                 return f'<figure class="chart-figure">{caption}{svg}</figure>'
+            case Tiles(tiles):
+                items = "".join(
+                    f"<li><span>{self.render_text(each.title)}</span><strong>{self.render_text(each.value)}</strong>"
+                    f"<span>{self.render_text(each.text)}</span></li>"
+                    for each in tiles
+                )
+                return f'<ul class="tiles">{items}</ul>'
             case Collapsible(summary, blocks):
                 summary = self.render_text(summary)
                 return f"<details><summary>{summary}</summary>\n{self.render_blocks(blocks)}\n</details>"

@@ -36,6 +36,8 @@ from ssql_det.report.blocks import (
     Paragraph,
     Scatter,
     Table,
+    Tiles,
+    describe_tile,
 )
 from ssql_det.report.document import Document, Renderer
 from ssql_det.report.markup import MarkupStyle, clean_lines
@@ -110,6 +112,8 @@ class _LatexRenderer(Renderer):
                 return self._render_table(_tabulate_chart(block))
             case Scatter():
                 return self._render_table(_tabulate_scatter(block))
+            case Tiles(tiles):
+                return self.render_block(ItemList(tuple(map(describe_tile, tiles))))
             case Collapsible(summary, blocks):
                 return f"\\paragraph*{{{self.render_text(summary)}}}\n\n{self.render_blocks(blocks)}"
 

@@ -30,6 +30,8 @@ from ssql_det.report.blocks import (
     Paragraph,
     Scatter,
     Table,
+    Tiles,
+    describe_tile,
 )
 from ssql_det.report.charts import render_svg
 from ssql_det.report.document import Document, Renderer
@@ -111,6 +113,8 @@ class _MarkdownRenderer(Renderer):
                 return f"{self._render_image(block, caption)}\n\n*{self.render_text(caption)}*"
             case Chart(_, title) | Scatter(_, title):
                 return self._render_image(block, title)
+            case Tiles(tiles):
+                return self.render_block(ItemList(tuple(map(describe_tile, tiles))))
             case Collapsible(summary, blocks):
                 start = f"<details>\n<summary>{escape(strip_markup(summary))}</summary>"
                 return f"{start}\n\n{self.render_blocks(blocks)}\n\n</details>"

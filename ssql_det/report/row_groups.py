@@ -45,6 +45,28 @@ class RowGroup:
         return replace(self, config="", scheme="", calibration="")
 
 
+@dataclass(frozen=True)
+class Measurement:
+    """Mean and sample standard deviation of the ``n`` finite values of a metric."""
+
+    mean: float | None  # None if n is 0
+    std: float | None  # None if n is less than 2
+    n: int
+
+
+def measure(values: Iterable[float | None]) -> Measurement | None:
+    """The mean of the values that are finite; ``None`` if there are no values at all.
+
+    >>> measure([1.0, 3.0, None])
+    Measurement(mean=2.0, std=1.4142135623730951, n=2)
+    """
+    all_values = list(map(finite_or_none, values))
+    finite = [value for value in all_values if value is not None]
+    if not finite:
+        return Measurement(None, None, 0) if all_values else None
+    return Measurement(statistics.fmean(finite), statistics.stdev(finite) if len(finite) > 1 else None, len(finite))
+
+
 def load_rows(paths: Iterable[str | os.PathLike[str]]) -> list[Row]:
     """All rows of the files; a file without any is an error. A line that a kill truncated is skipped with a warning.
 
@@ -103,6 +125,16 @@ def group_by_bits(rows: Sequence[Row], required_bits: Iterable[str] = ()) -> dic
 def sort_bits(bit_widths: Iterable[str]) -> tuple[str, ...]:
     """The distinct bit-widths: FP first, then from high to low; last, by name, labels of another form, as ``Avg.``."""
     return tuple(sorted(set(bit_widths), key=_bits_sort_key))
+
+
+def list_separate(bit_widths: Iterable[str]) -> tuple[str, ...]:
+    """Those that are no step of the sequence of weights and activations with equally many bits.
+
+    >>> list_separate(["FP", "8w8a", "4w4a", "2w4a"])
+    ('2w4a',)
+    """
+    pairs = ((bits, re.fullmatch(r"(\d+)w(\d+)a", bits)) for bits in bit_widths)
+    return tuple(bits for bits, pair in pairs if bits != "FP" and not (pair and pair[1] == pair[2]))
 
 
 def average_over_bits(rows: Sequence[Row], name: str, bit_widths: Sequence[str], metrics: Sequence[str]) -> list[Row]:

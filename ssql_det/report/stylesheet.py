@@ -113,11 +113,20 @@ th:first-child,td:first-child{padding-left:0}
 th:last-child,td:last-child{padding-right:.25rem}
 thead th{color:var(--muted);font-size:.82rem;font-weight:600;vertical-align:bottom;border-top:0;
 border-bottom:1px solid var(--muted)}
+thead button{font:inherit;color:inherit;text-align:inherit;background:none;border:0;padding:0;cursor:pointer}
+thead button:hover{color:var(--text)}
+[aria-sort=ascending] button::after{content:" ▲"}
+[aria-sort=descending] button::after{content:" ▼"}
 tbody th{font-weight:500;min-width:clamp(6.75rem,14vw,8.5rem)}
 tr>th:first-child{position:sticky;left:0;background:var(--background)}
 .number{text-align:right;white-space:nowrap}
 thead .number{white-space:normal}
 tbody tr:hover>*,tbody tr:hover>th:first-child{background:var(--raised)}
+.tiles{list-style:none;display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,15rem),1fr));gap:.75rem;padding:0;
+margin:1.5rem 0;max-width:none}
+.tiles li{margin:0;padding:.9rem 1.1rem;background:var(--raised);border:1px solid var(--border);border-radius:10px}
+.tiles span{display:block;color:var(--muted);font-size:.9rem;line-height:1.45}
+.tiles strong{display:block;font-size:1.7rem;line-height:1.3;font-weight:650;font-variant-numeric:tabular-nums}
 figure{margin:1.5rem 0 2rem}
 figure img{display:block;max-width:100%;height:auto;border-radius:6px}
 figure .chart{display:block;width:100%;max-width:34rem;height:auto}

@@ -6,6 +6,7 @@ searched and read aloud, is larger on small screens, and follows the reader's li
 
 from __future__ import annotations
 
+import itertools
 import math
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
@@ -47,9 +48,11 @@ def render_grid(ticks: Sequence[float], y_scale: Scale, left: float) -> Iterator
         yield render_text([label], left - 8, y + 5, "muted", "end")
 
 
-def render_marker(curve_index: int, x: float, y: float) -> str:
+def render_marker(curve_index: int, x: float, y: float, value: str = "") -> str:
+    """``value`` is shown while the pointer is on the marker."""
     path = _MARKERS[curve_index % len(_MARKERS)]
-    return f'<path class="marker" transform="translate({x:.1f} {y:.1f})" d="{path}"/>'
+    tag = f'<path class="marker" transform="translate({x:.1f} {y:.1f})" d="{path}"'
+    return f"{tag}><title>{escape(value)}</title></path>" if value else f"{tag}/>"
 
 
 def render_legend(names: Sequence[str], top: float) -> tuple[list[str], float]:
@@ -118,6 +121,26 @@ def choose_ticks(low: float, high: float) -> tuple[float, ...]:
         ):  # so 6 ticks at most; 4 at least, as the previous step, half of this or more, needed 7
             return tuple(round(count * step, 12 - power) for count in range(first, last + 1))
     raise AssertionError(f"no tick step fits the range from {low} to {high}")
+
+
+def choose_log_ticks(low: float, high: float) -> tuple[float, ...]:
+    """Round ticks from ``low`` to ``high`` or a little beyond, for an axis of logarithms.
+
+    >>> choose_log_ticks(0.16, 2.3)
+    (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+    >>> choose_log_ticks(3.0, 40000.0)
+    (1.0, 10.0, 100.0, 1000.0, 10000.0, 100000.0)
+    """
+    if low == high:
+        low, high = low / 2, high * 2
+    first, last = math.floor(math.log10(low)), math.floor(math.log10(high)) + 1
+    for factors, step in itertools.chain([((1.0, 2.0, 5.0), 1)], zip(itertools.repeat((1.0,)), itertools.count(1))):
+        ticks = [factor * 10.0**exponent for exponent in range(first, last + step, step) for factor in factors]
+        inner = (tick for tick in ticks if low < tick < high)
+        chosen = (max(tick for tick in ticks if tick <= low), *inner, min(tick for tick in ticks if tick >= high))
+        if len(chosen) <= _MAX_TICKS:
+            break
+    return chosen
 
 
 def format_ticks(ticks: Sequence[float]) -> tuple[str, ...]:

@@ -31,7 +31,7 @@ LINES = {
     "train-det": (train().replace("{out}", NEW), f"{NEW}/model_final.pth", "sweep"),
     "quantize": (quantize(flags="--scheme norms=matched"), "{out}/q.safetensors", "sweep"),
     "quantize a backbone": (quantize_backbone(), "{out}/q.safetensors", "probe"),
-    "sweep": (sweep(out=NEW), f"{NEW}/results.jsonl", "tables"),
+    "sweep": (sweep(out=NEW), f"{NEW}/results.jsonl", "report"),
     "sensitivity": (sensitivity(flags="--fast --out {here}/b.json"), "{here}/b.json", "sweep"),
     "search": (search(out=NEW), f"{NEW}/bits.json", "sweep"),
     "predict": (predict().replace("{out}", NEW), NEW, "sensitivity"),
@@ -45,8 +45,9 @@ NOTHING_MADE = {
     "configs": ("configs", "configs"),
 }
 # What tables prints is its result. The others are tried elsewhere: export and bench, which take long, in test_export.py
-# and test_bench.py, reproduce in tests/reproduce, and run, after which comes none, in tests/deploy.
-OTHERS = {"tables", "export", "bench", "reproduce", "run"}
+# and test_bench.py, reproduce in tests/reproduce, report and run, after which comes none, in test_report.py and
+# tests/deploy.
+OTHERS = {"tables", "export", "bench", "report", "reproduce", "run"}
 
 
 @pytest.fixture(autouse=True)

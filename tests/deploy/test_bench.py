@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
+from support.deploy.bench_rows import make_bench_rows
 from support.deploy.onnx_files import make_outputs, write_colour_detector, write_constant_detector
 from support.detect.configs import C4, config
 from support.toy_datasets import toy_names_at
@@ -17,34 +18,13 @@ from support.toy_datasets import toy_names_at
 from ssql_det.cli.bench import image_size
 from ssql_det.core.errors import UserError
 from ssql_det.deploy import bench
-from ssql_det.deploy.bench import BenchCase, BenchRow, BenchSetting, Measurement, list_cases, measure_cases
+from ssql_det.deploy.bench import BenchCase, list_cases, measure_cases, read_bench_rows
 from ssql_det.deploy.bench_files import NOISE, load_bench_images
-from ssql_det.deploy.cpu import CPU
-
-SETTING = BenchSetting(
-    checkpoint="model_final.pth",
-    checkpoint_hash="ab",
-    config="c4.yaml SEED 1",
-    engine="minid2",
-    scheme="placement=integer",
-    scope="all",
-    image="000501.jpg",
-    size=(480, 640),
-    threads=2,
-    rounds=3,
-    cpu=CPU("EPYC", ("avx2", "avx512_vnni")),
-    versions={"onnxruntime": "1.32.0"},
-)
 
 
 @pytest.fixture
 def rows(tmp_path):
-    """Those of torch and of a file of 1,500 bytes in onnxruntime."""
-    file = tmp_path / "detector.onnx"
-    file.write_bytes(bytes(1500))
-    cases = [BenchCase("torch", "FP", tmp_path), BenchCase("onnxruntime", "4w8a", file, 0.9876)]
-    measured = [Measurement([0.5, 0.3, 0.4], 2_000_000_000, 21), Measurement([0.1, 0.125, 0.2], 90_000_000, 20)]
-    return [BenchRow.make(*each, SETTING) for each in zip(cases, measured, strict=True)]
+    return make_bench_rows(tmp_path)
 
 
 # ---- the command line
@@ -75,6 +55,7 @@ def test_a_line_is_flat_and_lines_are_appended(rows, tmp_path):
     path = tmp_path / "new/bench.jsonl"
     for row in rows:
         bench.append_bench_row(path, row)
+    assert read_bench_rows(path) == rows
     bench.check_bench_file(path)
     first, second = map(json.loads, path.read_text().splitlines())
     assert first["runtime"] == "torch"

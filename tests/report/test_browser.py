@@ -4,7 +4,7 @@ import pytest
 from support.report import chromium
 from support.report.pages import HOSTILE, PAGE, WIDTHS, make_hostile_page
 
-from ssql_det.report.blocks import Chart, Curve
+from ssql_det.report.blocks import Chart, Curve, Table
 from ssql_det.report.charts import render_svg
 from ssql_det.report.document import Document
 from ssql_det.report.render_html import render_html
@@ -84,3 +84,20 @@ def test_texts_of_a_chart_neither_overlap_nor_leave_it(open_page, width, chart):
         assert bottom <= size[1]
         for other in boxes[:number]:
             assert left >= other[2] or right <= other[0] or top >= other[3] - 1 or bottom <= other[1] + 1
+
+
+def test_a_click_on_a_heading_sorts_a_table_and_a_third_restores_it(open_page):
+    rows = (("a", "4w4a", "9.5 ± 0.1 (3)"), ("c", "FP", "-"), ("b10", "8w8a", "10.2"), ("b9", "2w4a", "-1.0"))
+    page = open_page(render_html(Document("", (Table(("name", "bits", "AP"), rows, text_columns=2),))), 800, "light")
+
+    def click(column):
+        page.evaluate(f"document.querySelectorAll('thead button')[{column}].click()")
+        names = page.evaluate("[...document.querySelectorAll('tbody th')].map(cell => cell.textContent)")
+        return names, page.evaluate("[...document.querySelectorAll('thead th')].map(cell => cell.ariaSort)")
+
+    assert click(2) == (["b10", "a", "b9", "c"], [None, None, "descending"])
+    assert click(2) == (["b9", "a", "b10", "c"], [None, None, "ascending"])
+    assert click(0) == (["a", "b9", "b10", "c"], ["ascending", None, None])
+    assert click(0) == (["c", "b10", "b9", "a"], ["descending", None, None])
+    assert click(0) == (["a", "c", "b10", "b9"], [None, None, None])
+    assert page.console_messages() == []

@@ -52,6 +52,15 @@ def test_points_are_at_their_values_on_the_axes():
     assert list_markers(svg) == points
 
 
+def test_separate_positions_are_not_joined_and_markers_have_their_values():
+    curve = Curve("a <b>", (4.0, 3.0, 2.5, 2.0, 1.0), (None, 0.5, None, None, None))
+    svg = draw_chart(curve, separate=("6w6a", "4w4a"))
+    assert [len(line) for line in list_lines(svg)] == [2]
+    assert len(list_markers(svg)) == 5
+    titles = [each.text for each in svg.iter(f"{SVG}title")][1:]
+    assert titles[:2] == ["a <b>, FP: 4", "a <b>, 8w8a: 3 ± 0.5"]
+
+
 @pytest.mark.parametrize("gap", [None, float("nan"), float("inf")])
 def test_a_line_has_a_gap_where_nothing_was_measured(gap):
     svg = draw_chart(Curve("a", (1.0, 2.0, gap, 3.0, gap)))

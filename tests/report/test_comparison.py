@@ -13,8 +13,9 @@ from support.report.rows import WIDTHS, find_cell, find_line, make_row
 
 from ssql_det.core.errors import UserError
 from ssql_det.core.rows import Calibration
-from ssql_det.report.comparison import Measurement, compare_with_published
+from ssql_det.report.comparison import compare_with_published
 from ssql_det.report.published import load_published_table
+from ssql_det.report.row_groups import Measurement
 
 
 def test_several_seeds_become_mean_deviation_and_difference():

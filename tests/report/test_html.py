@@ -1,6 +1,7 @@
 """Pages as HTML, parsed again."""
 
 import base64
+import hashlib
 import io
 import re
 from collections import Counter
@@ -9,28 +10,17 @@ import pytest
 from PIL import Image
 from support.report.pages import HOSTILE, PAGE, TagParser, make_hostile_page, make_png
 
-from ssql_det.report.blocks import Figure, Heading, Paragraph, Table
+from ssql_det.report.blocks import Figure, Heading, Paragraph, Table, Tile, Tiles
 from ssql_det.report.document import Document
+from ssql_det.report.page_script import SCRIPT
 from ssql_det.report.render_html import render_html
+from ssql_det.report.render_latex import render_latex
+from ssql_det.report.render_markdown import render_markdown
 
 KNOWN_TAGS = {
     *("html", "head", "meta", "link", "title", "style", "body", "main", "nav", "h1", "h2", "h3", "p", "ul", "ol", "li"),
-    *(
-        "a",
-        "code",
-        "pre",
-        "div",
-        "table",
-        "caption",
-        "span",
-        "thead",
-        "tbody",
-        "tr",
-        "th",
-        "td",
-        "figure",
-        "figcaption",
-    ),
+    *("a", "code", "pre", "div", "table", "caption", "span", "thead", "tbody", "tr", "th", "td"),
+    *("figure", "figcaption", "strong", "script"),
     *("img", "details", "summary", "svg", "desc", "g", "path", "polyline", "text"),
 }
 
@@ -51,7 +41,15 @@ def test_a_page_is_self_contained():
     ]
     assert "url(" not in page
     assert "@import" not in page
-    assert "default-src 'none'" in page
+    (policy,) = (each["content"] for each in tags.all("meta") if "http-equiv" in each)
+    source = base64.b64encode(hashlib.sha256(get_script(page).encode()).digest()).decode()
+    assert policy == f"default-src 'none'; script-src 'sha256-{source}'; style-src 'unsafe-inline'; img-src data:"
+
+
+def get_script(page):
+    """The only one of the page."""
+    assert page.lower().count("<script") == page.lower().count("</script") == 1
+    return page[page.index("<script>") + len("<script>") : page.index("</script>")]
 
 
 def test_ids_are_unique_and_every_internal_link_has_a_target():
@@ -105,6 +103,7 @@ def test_images_are_embedded_unchanged():
 def test_hostile_texts_are_shown_without_effect(text):
     page = render_html(make_hostile_page(text))
     page.encode()
+    assert get_script(page) == SCRIPT
     tags = TagParser(page)
     assert {tag for tag, _ in tags.tags} <= KNOWN_TAGS
     assert not [name for _, attributes in tags.tags for name in attributes if name.startswith("on")]
@@ -114,6 +113,14 @@ def test_hostile_texts_are_shown_without_effect(text):
     assert len(ids) == len(set(ids)) == 4
     if not set("`![\x00") & set(text):
         assert tags.texts.count(text) >= 21  # a chart breaks long names into lines
+
+
+def test_tiles_are_a_list_of_large_numbers():
+    page = Document("Tiles", (Tiles((Tile("`SSQL`", "-1.2 AP", "at 4w4a"), Tile("BYOL <&>", "not measured", ""))),))
+    texts = TagParser(render_html(page)).texts
+    assert texts[texts.index("SSQL") :][:4] == ["SSQL", "-1.2 AP", "at 4w4a", "BYOL <&>"]
+    assert render_markdown(page).endswith("- `SSQL`: -1.2 AP, at 4w4a\n- BYOL \\<&>: not measured\n")
+    assert "\\item BYOL \\textless{}\\&\\textgreater{}: not measured" in render_latex(page)
 
 
 def test_only_addresses_files_and_headings_become_links():

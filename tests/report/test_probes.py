@@ -10,9 +10,10 @@ from support.report.rows import find_line, make_probe_row, make_protocol, make_r
 from ssql_det.cli.main import make_parser
 from ssql_det.core.rows import Calibration
 from ssql_det.pretrain.config import build_metadata, read_config
-from ssql_det.report.comparison import Measurement, compare_with_published
+from ssql_det.report.comparison import compare_with_published
 from ssql_det.report.comparison_blocks import build_overview_table
 from ssql_det.report.published import TABLE_NUMBERS, load_published_table
+from ssql_det.report.row_groups import Measurement
 
 ROOT = Path(__file__).parents[2]
 WIDTHS = ("FP", "6w6a", "4w4a", "3w3a", "2w4a")  # of Table 8

@@ -1,0 +1,314 @@
+"""A page for any result rows: what each bit-width costs each detector, how large it is, how fast it runs.
+
+Published figures are not on this page; for those see `report.comparison`.
+
+>>> build_cost_report([]).title
+'What few bits cost'
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from ssql_det.core.rows import Row, finite_or_none, format_metric
+from ssql_det.report.blocks import (
+    Block,
+    Chart,
+    CodeBlock,
+    Collapsible,
+    Curve,
+    Heading,
+    ItemList,
+    Paragraph,
+    Scatter,
+    Series,
+    Table,
+    Tile,
+    Tiles,
+)
+from ssql_det.report.comparison_blocks import round_to_tenth
+from ssql_det.report.display_names import format_protocol, format_scheme
+from ssql_det.report.document import Document
+from ssql_det.report.markup import escape_markup, strip_markup
+from ssql_det.report.measured_detectors import FLOAT, MeasuredDetector, list_detectors
+from ssql_det.report.row_groups import Measurement, keep_newest, list_separate, sort_bits
+
+TITLE = "What few bits cost"
+MB, GBOPS = "MB", "GBOPs"
+_TASKS = {  # by the first part of a metric's name: what it measures, and the metrics that tables show
+    "bbox": ("boxes", ("AP", "AP50", "AP75")),
+    "segm": ("masks", ("AP", "AP50", "AP75")),
+    "linear": ("the linear probe", ("top1",)),
+    "knn": ("the nearest neighbours", ("top1",)),
+}
+_EMPTY = "-"
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How long a detector takes for an image: a row of a bench."""
+
+    checkpoint: str  # a file name
+    checkpoint_hash: str
+    runtime: str
+    bits: str
+    milliseconds: float
+    file_mb: float | None
+    setting: str  # the machine, threads and the image's size
+
+
+def build_cost_report(rows: Sequence[Row], speeds: Sequence[Speed] = (), command: str = "") -> Document:
+    """``rows`` may be of detectors and of probes, in any order; ``command`` wrote the page."""
+    newest = keep_newest(rows)
+    blocks: list[Block] = []
+    by_dataset = {dataset: list_detectors(row for row in newest if row.dataset == dataset) for dataset in _list(newest)}
+    detectors = [each for of_dataset in by_dataset.values() for each in of_dataset]
+    if detectors:
+        headline = _say_headline(detectors)
+        blocks += [Paragraph(headline)] if headline else []
+        blocks.append(Tiles(tuple(_make_tile(each) for each in detectors)))
+    for index, (dataset, of_dataset) in enumerate(by_dataset.items()):
+        blocks += _build_dataset(dataset, of_dataset, f"{index}", speeds)
+    if speeds:
+        blocks += _build_speeds(speeds)
+    blocks += [Heading("How this was measured"), *_build_settings(newest, len(rows) - len(newest), command)]
+    return Document(TITLE, tuple(blocks))
+
+
+def _list(rows: Iterable[Row]) -> list[str]:
+    return sorted({row.dataset for row in rows})
+
+
+def _list_tasks(rows: Iterable[Row]) -> list[str]:
+    """Known tasks of which the rows have the main metric."""
+    metrics = {metric for row in rows for metric in row.metrics}
+    return [task for task in _TASKS if _get_main(task) in metrics]
+
+
+def _get_main(task: str) -> str:
+    return f"{task}/{_TASKS[task][1][0]}"
+
+
+def get_headline(page: Document) -> str:
+    """What the page begins with, in one line; empty if nothing was measured at full precision and at a bit-width."""
+    first = page.blocks[0]
+    return strip_markup(first.text) if isinstance(first, Paragraph) else ""
+
+
+# ---- the beginning -------------------------------------------------------------------------------------------------
+
+
+def _say_headline(detectors: Sequence[MeasuredDetector]) -> str:
+    """One sentence about the detector that is best at its headline's bit-width."""
+    scored = []
+    for each in detectors:
+        bits, main = each.choose_headline(), _get_first_main(each)
+        mean = each.get_mean(bits, main) if main else None
+        if main and mean is not None and each.get_loss(bits, main) is not None and bits != FLOAT:
+            scored.append((mean, bits, main, each))
+    if not scored:
+        return ""
+    _, bits, main, best = max(scored, key=lambda item: item[0])
+    loss, size = best.get_loss(bits, main), _describe_size(best, bits)
+    assert loss is not None
+    cost = "cost nothing" if loss.mean is None or loss.mean <= 0.05 else f"cost {loss.mean:.1f} {_get_unit(main)}"
+    share = f" and take {size}" if size else ""
+    name = f", at best: {escape_markup(best.name)}" if len(detectors) > 1 else ""
+    return f"{_say_bits(bits)} {cost}{share}{name}."
+
+
+def _make_tile(detector: MeasuredDetector) -> Tile:
+    bits, main = detector.choose_headline(), _get_first_main(detector)
+    float_mean, mean = (detector.get_mean(each, main) for each in (FLOAT, bits)) if main else (None, None)
+    name, size = escape_markup(detector.name), _describe_size(detector, bits)
+    if main is None or mean is None:
+        return Tile(name, "not measured", "")
+    unit = _get_unit(main)
+    if float_mean is None or bits == FLOAT:
+        return Tile(name, f"{mean:.1f} {unit}", "; ".join(filter(None, [f"at {bits}", size])))
+    loss = detector.get_loss(bits, main)
+    change = 0.0 if loss is None or loss.mean is None else round_to_tenth(-loss.mean)
+    texts = [f"at {bits}: {mean:.1f} of {float_mean:.1f}", size]
+    return Tile(name, f"{change:+.1f} {unit}", "; ".join(filter(None, texts)))
+
+
+def _get_first_main(detector: MeasuredDetector) -> str | None:
+    tasks = _list_tasks(detector.rows)
+    return _get_main(tasks[0]) if tasks else None
+
+
+def _get_unit(main: str) -> str:
+    return main.rpartition("/")[2].replace("top1", "% top-1")
+
+
+def _describe_size(detector: MeasuredDetector, bits: str) -> str:
+    """Such as "1/7.9 of the size (0.29 of 2.31 MB)"."""
+    size, float_size = detector.get_mean(bits, MB), detector.get_mean(FLOAT, MB)
+    if size is None or bits == FLOAT or not size:
+        return ""
+    return f"{size:.3g} MB" if float_size is None else f"1/{float_size / size:.1f} of the size"
+
+
+def _say_bits(bits: str) -> str:
+    """
+    >>> _say_bits("4w4a"), _say_bits("2w4a")
+    ('4 bits', '2-bit weights with 4-bit activations')
+    """
+    pair = re.fullmatch(r"(\d+)w(\d+)a", bits)
+    if pair is None:
+        return bits
+    return f"{pair[1]} bits" if pair[1] == pair[2] else f"{pair[1]}-bit weights with {pair[2]}-bit activations"
+
+
+# ---- a data set ----------------------------------------------------------------------------------------------------
+
+
+def _build_dataset(
+    dataset: str, detectors: Sequence[MeasuredDetector], name: str, speeds: Sequence[Speed]
+) -> Iterator[Block]:
+    yield Heading(f"On {escape_markup(dataset)}")
+    for task in _list_tasks(row for each in detectors for row in each.rows):
+        main, title = _get_main(task), f"{_get_unit(_get_main(task))} of {_TASKS[task][0]}"
+        yield _build_overview(detectors, task)
+        yield _build_chart(detectors, main, f"{task}-bits-{name}", f"{title} by bit-width")
+        yield from _build_scatters(detectors, main, f"{task}-{{}}-{name}", title, speeds)
+        details = Paragraph("Means over seeds ± standard deviation (number of seeds).")
+        yield Collapsible(f"All metrics of {_TASKS[task][0]}", (details, *_build_details(detectors, task)))
+
+
+def _build_chart(detectors: Sequence[MeasuredDetector], metric: str, name: str, title: str) -> Chart:
+    bit_widths = sort_bits(bits for each in detectors for bits in each.rows_by_bits)
+    curves = []
+    for each in detectors:
+        measured = [each.get(bits, metric) for bits in bit_widths]
+        if any(value is not None and value.n for value in measured):
+            means, deviations = ([getattr(value, field, None) for value in measured] for field in ("mean", "std"))
+            curves.append(Curve(each.name, tuple(means), tuple(deviations)))
+    return Chart(name, title, bit_widths, tuple(curves), _get_unit(metric), list_separate(bit_widths))
+
+
+def _build_scatters(
+    detectors: Sequence[MeasuredDetector], metric: str, name: str, title: str, speeds: Sequence[Speed]
+) -> Iterator[Scatter]:
+    """The metric over size, over bit-operations and over measured time, where there are two points or more."""
+    for cost, words, label in ((MB, "size", "MB of parameters"), (GBOPS, "bit-operations", "10⁹ bit-operations")):
+        series = [Series(each.name, _list_points(each, metric, cost)) for each in detectors]
+        if sum(len(each.points) for each in series) > 1:
+            kept = tuple(each for each in series if each.points)
+            yield Scatter(name.format(cost.lower()), f"{title} over {words}", kept, label, _get_unit(metric), True)
+    timed = [Series(each.name, _list_timed_points(each, metric, speeds)) for each in detectors]
+    if sum(len(each.points) for each in timed) > 1:
+        kept, label = tuple(each for each in timed if each.points), "ms for an image"
+        yield Scatter(name.format("ms"), f"{title} over measured time", kept, label, _get_unit(metric), True)
+
+
+def _list_points(detector: MeasuredDetector, metric: str, cost: str) -> tuple[tuple[float, float], ...]:
+    pairs = ((detector.get_mean(bits, cost), detector.get_mean(bits, metric)) for bits in detector.rows_by_bits)
+    return tuple(sorted((x, y) for x, y in pairs if x is not None and y is not None))
+
+
+def _list_timed_points(
+    detector: MeasuredDetector, metric: str, speeds: Sequence[Speed]
+) -> tuple[tuple[float, float], ...]:
+    """The least time of each bit-width among the runtimes."""
+    hashes = {row.checkpoint_hash for row in detector.rows if row.checkpoint_hash}
+    times: dict[str, float] = {}
+    for speed in speeds:
+        if speed.checkpoint_hash in hashes:
+            times[speed.bits] = min(speed.milliseconds, times.get(speed.bits, speed.milliseconds))
+    pairs = ((time, detector.get_mean(bits, metric)) for bits, time in times.items())
+    return tuple(sorted((x, y) for x, y in pairs if y is not None))
+
+
+def _build_overview(detectors: Sequence[MeasuredDetector], task: str) -> Table:
+    """The main metric of each detector by bit-width, and in brackets what it loses."""
+    main, bit_widths = _get_main(task), sort_bits(bits for each in detectors for bits in each.rows_by_bits)
+    rows = [(escape_markup(each.name), *(_format_cell(each, bits, main) for bits in bit_widths)) for each in detectors]
+    caption = f"{_get_unit(main)} of {_TASKS[task][0]}, mean over seeds; in brackets the difference to {FLOAT}."
+    return Table(("detector", *bit_widths), tuple(rows), caption=caption)
+
+
+def _format_cell(detector: MeasuredDetector, bits: str, metric: str) -> str:
+    mean, loss = detector.get_mean(bits, metric), detector.get_loss(bits, metric)
+    if mean is None:
+        return _EMPTY
+    if bits == FLOAT or loss is None or loss.mean is None:
+        return f"{mean:.1f}"
+    return f"{mean:.1f} ({round_to_tenth(-loss.mean):+.1f})"
+
+
+def _build_details(detectors: Sequence[MeasuredDetector], task: str) -> Iterator[Table]:
+    metrics = [f"{task}/{metric}" for metric in _TASKS[task][1]]
+    for each in detectors:
+        costs = [cost for cost in (MB, GBOPS) if any(cost in row.metrics for row in each.rows)]
+        rows = []
+        for bits in each.rows_by_bits:
+            loss = None if bits == FLOAT else each.get_loss(bits, metrics[0])
+            cells = [_format(each.get(bits, metric)) for metric in metrics]
+            cells.insert(1, _format(loss))
+            rows.append((bits, *cells, *(_format(each.get(bits, cost), 3) for cost in costs)))
+        names = list(map(_get_unit, metrics))
+        yield Table(("bits", names[0], "lost", *names[1:], *costs), tuple(rows), caption=escape_markup(each.name))
+
+
+def _format(measured: Measurement | None, decimals: int = 1) -> str:
+    if measured is None:
+        return _EMPTY
+    text = format_metric(measured.mean, decimals)
+    return text if measured.std is None or decimals != 1 else f"{text} ± {measured.std:.1f} ({measured.n})"
+
+
+# ---- speed, settings -----------------------------------------------------------------------------------------------
+
+
+def _build_speeds(speeds: Sequence[Speed]) -> Iterator[Block]:
+    yield Heading("How fast it runs")
+    for setting in dict.fromkeys(each.setting for each in speeds):
+        shown = [each for each in speeds if each.setting == setting]
+        rows = tuple(
+            (
+                escape_markup(each.checkpoint),
+                each.runtime,
+                each.bits,
+                f"{each.milliseconds:.1f}",
+                _EMPTY if each.file_mb is None else f"{each.file_mb:.2f}",
+            )
+            for each in shown
+        )
+        header = ("detector", "runtime", "bits", "ms for an image", "MB of the file")
+        yield Table(header, rows, text_columns=3, caption=escape_markup(setting))
+
+
+def _build_settings(rows: Sequence[Row], num_replaced: int, command: str) -> Iterator[Block]:
+    notes = []
+    if num_replaced:
+        notes.append(f"{num_replaced} older rows of the same measurements were left out.")
+    empty = sum(any(finite_or_none(value) is None for value in row.metrics.values()) for row in rows)
+    if empty:
+        notes.append(f"{empty} rows have a metric without a value, which no mean includes.")
+    if notes:
+        yield ItemList(tuple(notes))
+    fields = ("method", "checkpoint", "config", "scheme", "scope", "calibration", "seed", "engine", "measured")
+    lines = dict.fromkeys(
+        tuple(escape_markup(text) or _EMPTY for text in _describe_row(row)) for row in sorted(rows, key=_sort_key)
+    )
+    blocks: list[Block] = [Table(fields, tuple(lines), text_columns=len(fields))] if lines else []
+    versions = sorted({f"{name} {version}" for row in rows for name, version in row.versions.items()})
+    blocks += [CodeBlock("\n".join(versions))] if versions else []
+    if command:
+        blocks += [Paragraph("This page was written by"), CodeBlock(command)]
+    if blocks:
+        yield Collapsible("Settings of each row", tuple(blocks))
+
+
+def _sort_key(row: Row) -> tuple[str, ...]:
+    return (row.dataset, row.method, row.config, row.scheme, str(row.seed))
+
+
+def _describe_row(row: Row) -> tuple[str, ...]:
+    what = row.config or format_protocol(row.protocol)
+    texts = (row.method, os.path.basename(row.checkpoint), what, format_scheme(row), row.scope, str(row.calibration))
+    return (*texts, str(row.seed), row.engine, row.time[:10])
