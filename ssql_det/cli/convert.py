@@ -10,10 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ssql_det.cli._card import add_card, prepare_card, write_card
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ssql_det.convert import Checkpoint, Metadata
+    from ssql_det.report.model_card import CardSubject
 
 HELP = "convert a backbone from one checkpoint format into another"
 EXAMPLES = (
@@ -55,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="CONFIG",
         help="the Detectron2 config it was trained with, for the input format and stride",
     )
+    add_card(parser)
     parser.add_argument("--formats", action=_ListFormats, nargs=0, help="list the formats and exit")
 
 
@@ -83,6 +87,7 @@ def run(options: argparse.Namespace) -> None:
         checkpoint = replace(checkpoint, metadata=metadata)
     print("\n".join([*describe_checkpoint(checkpoint), *describe_coverage(checkpoint)]))
     checkpoint.coverage.check(options.checkpoint, options.allow_unmatched)
+    card = prepare_card(Path(options.out), options.card, _make_card_subject(checkpoint, options))
     if options.verify:
         from ssql_det.cli._verify import verified_output
 
@@ -91,8 +96,24 @@ def run(options: argparse.Namespace) -> None:
     else:
         left_behind = write_checkpoint(checkpoint, options.out, options.to, options.force)
     config = _describe_config(checkpoint, options.out) if options.to.startswith("detectron2") else ()
+    write_card(Path(options.out), card)
     print("\n".join([f"wrote {options.out}", *_group_by_reason("left behind", left_behind), *config]))
     print_next("inspect", options.out)
+
+
+def _make_card_subject(checkpoint: Checkpoint, options: argparse.Namespace) -> CardSubject:
+    from ssql_det.report.model_card import BACKBONE, DETECTOR, CardSubject
+
+    source, out = checkpoint.source, Path(options.out)
+    assert source is not None
+    properties = {
+        "architecture": checkpoint.architecture.name,
+        "pretraining": checkpoint.metadata.method or "",
+        "format": options.to,
+        "converted from": f"{source.name} ({source.format})",
+    }
+    kind = DETECTOR if checkpoint.detector else BACKBONE
+    return CardSubject(out.name, kind, properties, source.sha256, commands=(f"ssql-det inspect {out.name}",))
 
 
 def describe_checkpoint(checkpoint: Checkpoint) -> Iterator[str]:

@@ -12,6 +12,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ssql_det.cli._card import add_card, prepare_card, write_card
 from ssql_det.cli.arguments import (
     add_bits_file,
     add_calibration,
@@ -33,6 +34,7 @@ from ssql_det.cli.arguments import (
 if TYPE_CHECKING:
     from torch import nn
 
+    from ssql_det.convert import SourceFile
     from ssql_det.d2 import CfgNode
     from ssql_det.detect.quantized_evaluation import QuantizationSettings
     from ssql_det.quant import Bits, Quantization
@@ -67,6 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--check-folder", metavar="FOLDER", help="of these images (default: those of DATASETS.TEST)")
     parser.add_argument("--evaluate", action="store_true", help="compare the AP on DATASETS.TEST too")
     parser.add_argument("--threads", type=worker_int, help="threads that run the file (default: one per core)")
+    add_card(parser)
     add_overrides(parser, "MODEL.WEIGHTS FILE")
 
 
@@ -123,6 +126,12 @@ def _export_detector(options: argparse.Namespace, out: Path) -> None:
         quantization, scope = _quantize(options, cfg, model, bits, settings)
         integers = make_integers(quantization, bits, scope, overrides)
     label = make_config_label(options.config_file, options.overrides)
+    origin = {
+        "architecture": checkpoint.architecture.name,
+        "pretraining": checkpoint.metadata.method or "",
+        "config": label,
+    }
+    card = _prepare_card(options, out, checkpoint.source, bits, quantization, **origin)
     keys = export_detector(cfg, model, checkpoint, label, out, integers)
     _get_report_path(out).unlink(missing_ok=True)  # of an earlier file
     report: dict[str, Any] = {"file": out.name}
@@ -139,7 +148,25 @@ def _export_detector(options: argparse.Namespace, out: Path) -> None:
             graph = DetectorGraph(model)
             report |= check_integers(out, keys, quantization, bits, overrides, graph, pixels).to_dict()
     _finish(report, out)
+    write_card(out, card)
     print_outcome(out, "run", out, "IMAGE ...", "--out", "found")
+
+
+def _prepare_card(
+    options: argparse.Namespace,
+    out: Path,
+    source: SourceFile | None,
+    bits: Bits,
+    quantization: Quantization | None,
+    **properties: str,
+) -> str | None:
+    from ssql_det.report.model_card import BACKBONE, DETECTOR, CardSubject
+
+    properties |= {"bits": str(bits), "quantization": "" if quantization is None else str(quantization.scheme)}
+    kind = BACKBONE if options.checkpoint else DETECTOR
+    commands = (f"ssql-det run {out.name} photo.jpg --out found",) if kind == DETECTOR else ()
+    sha256 = "" if source is None else source.sha256
+    return prepare_card(out, options.card, CardSubject(out.name, kind, properties, sha256, str(bits), commands))
 
 
 def _read_settings(options: argparse.Namespace) -> tuple[Bits, QuantizationSettings | None]:
@@ -200,6 +227,8 @@ def _export_backbone(options: argparse.Namespace, out: Path) -> None:
     if settings is not None:
         quantization = _quantize_backbone(options, pretrained.backbone.module, bits, settings)
         integers = make_integers(quantization, bits, "", overrides)
+    origin = {"architecture": pretrained.network, "pretraining": pretrained.metadata.method or ""}
+    card = _prepare_card(options, out, pretrained.source, bits, quantization, **origin)
     keys = export_backbone(pretrained, size, out, integers)
     _get_report_path(out).unlink(missing_ok=True)
     graph = make_backbone_graph(pretrained)
@@ -210,6 +239,7 @@ def _export_backbone(options: argparse.Namespace, out: Path) -> None:
         images = make_noise_images([(size, size)], options.check_images)
         report |= check_integers(out, keys, quantization, bits, overrides, graph, images).to_dict()
     _finish(report, out)
+    write_card(out, card)
     print_outcome(out)
 
 

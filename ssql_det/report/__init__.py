@@ -7,6 +7,7 @@ comparison          a published table next to result rows: published, measured, 
 comparison_blocks   a comparison as blocks of a page
 measured_detectors  result rows as detectors, each with the rows that may be averaged
 cost_report         a page for any rows: what few bits cost
+model_card          what a file of weights is, and its rows, as Hugging Face's hub reads it
 display_names       how tables print methods, networks, schemes and protocols
 blocks, document    a page as values; markup: inline code and links in a page's texts
 render_*            a page as HTML, Markdown, LaTeX; a comparison as CSV

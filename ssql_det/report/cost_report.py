@@ -38,7 +38,7 @@ from ssql_det.report.row_groups import Measurement, keep_newest, list_separate, 
 
 TITLE = "What few bits cost"
 MB, GBOPS = "MB", "GBOPs"
-_TASKS = {  # by the first part of a metric's name: what it measures, and the metrics that tables show
+TASKS = {  # by the first part of a metric's name: what it measures, and the metrics that tables show
     "bbox": ("boxes", ("AP", "AP50", "AP75")),
     "segm": ("masks", ("AP", "AP50", "AP75")),
     "linear": ("the linear probe", ("top1",)),
@@ -82,14 +82,14 @@ def _list(rows: Iterable[Row]) -> list[str]:
     return sorted({row.dataset for row in rows})
 
 
-def _list_tasks(rows: Iterable[Row]) -> list[str]:
+def list_tasks(rows: Iterable[Row]) -> list[str]:
     """Known tasks of which the rows have the main metric."""
     metrics = {metric for row in rows for metric in row.metrics}
-    return [task for task in _TASKS if _get_main(task) in metrics]
+    return [task for task in TASKS if get_main(task) in metrics]
 
 
-def _get_main(task: str) -> str:
-    return f"{task}/{_TASKS[task][1][0]}"
+def get_main(task: str) -> str:
+    return f"{task}/{TASKS[task][1][0]}"
 
 
 def get_headline(page: Document) -> str:
@@ -114,7 +114,7 @@ def _say_headline(detectors: Sequence[MeasuredDetector]) -> str:
     _, bits, main, best = max(scored, key=lambda item: item[0])
     loss, size = best.get_loss(bits, main), _describe_size(best, bits)
     assert loss is not None
-    cost = "cost nothing" if loss.mean is None or loss.mean <= 0.05 else f"cost {loss.mean:.1f} {_get_unit(main)}"
+    cost = "cost nothing" if loss.mean is None or loss.mean <= 0.05 else f"cost {loss.mean:.1f} {get_unit(main)}"
     share = f" and take {size}" if size else ""
     name = f", at best: {escape_markup(best.name)}" if len(detectors) > 1 else ""
     return f"{_say_bits(bits)} {cost}{share}{name}."
@@ -126,7 +126,7 @@ def _make_tile(detector: MeasuredDetector) -> Tile:
     name, size = escape_markup(detector.name), _describe_size(detector, bits)
     if main is None or mean is None:
         return Tile(name, "not measured", "")
-    unit = _get_unit(main)
+    unit = get_unit(main)
     if float_mean is None or bits == FLOAT:
         return Tile(name, f"{mean:.1f} {unit}", "; ".join(filter(None, [f"at {bits}", size])))
     loss = detector.get_loss(bits, main)
@@ -136,11 +136,11 @@ def _make_tile(detector: MeasuredDetector) -> Tile:
 
 
 def _get_first_main(detector: MeasuredDetector) -> str | None:
-    tasks = _list_tasks(detector.rows)
-    return _get_main(tasks[0]) if tasks else None
+    tasks = list_tasks(detector.rows)
+    return get_main(tasks[0]) if tasks else None
 
 
-def _get_unit(main: str) -> str:
+def get_unit(main: str) -> str:
     return main.rpartition("/")[2].replace("top1", "% top-1")
 
 
@@ -170,13 +170,13 @@ def _build_dataset(
     dataset: str, detectors: Sequence[MeasuredDetector], name: str, speeds: Sequence[Speed]
 ) -> Iterator[Block]:
     yield Heading(f"On {escape_markup(dataset)}")
-    for task in _list_tasks(row for each in detectors for row in each.rows):
-        main, title = _get_main(task), f"{_get_unit(_get_main(task))} of {_TASKS[task][0]}"
+    for task in list_tasks(row for each in detectors for row in each.rows):
+        main, title = get_main(task), f"{get_unit(get_main(task))} of {TASKS[task][0]}"
         yield _build_overview(detectors, task)
         yield _build_chart(detectors, main, f"{task}-bits-{name}", f"{title} by bit-width")
         yield from _build_scatters(detectors, main, f"{task}-{{}}-{name}", title, speeds)
         details = Paragraph("Means over seeds ± standard deviation (number of seeds).")
-        yield Collapsible(f"All metrics of {_TASKS[task][0]}", (details, *_build_details(detectors, task)))
+        yield Collapsible(f"All metrics of {TASKS[task][0]}", (details, *_build_details(detectors, task)))
 
 
 def _build_chart(detectors: Sequence[MeasuredDetector], metric: str, name: str, title: str) -> Chart:
@@ -187,7 +187,7 @@ def _build_chart(detectors: Sequence[MeasuredDetector], metric: str, name: str, 
         if any(value is not None and value.n for value in measured):
             means, deviations = ([getattr(value, field, None) for value in measured] for field in ("mean", "std"))
             curves.append(Curve(each.name, tuple(means), tuple(deviations)))
-    return Chart(name, title, bit_widths, tuple(curves), _get_unit(metric), list_separate(bit_widths))
+    return Chart(name, title, bit_widths, tuple(curves), get_unit(metric), list_separate(bit_widths))
 
 
 def _build_scatters(
@@ -198,11 +198,11 @@ def _build_scatters(
         series = [Series(each.name, _list_points(each, metric, cost)) for each in detectors]
         if sum(len(each.points) for each in series) > 1:
             kept = tuple(each for each in series if each.points)
-            yield Scatter(name.format(cost.lower()), f"{title} over {words}", kept, label, _get_unit(metric), True)
+            yield Scatter(name.format(cost.lower()), f"{title} over {words}", kept, label, get_unit(metric), True)
     timed = [Series(each.name, _list_timed_points(each, metric, speeds)) for each in detectors]
     if sum(len(each.points) for each in timed) > 1:
         kept, label = tuple(each for each in timed if each.points), "ms for an image"
-        yield Scatter(name.format("ms"), f"{title} over measured time", kept, label, _get_unit(metric), True)
+        yield Scatter(name.format("ms"), f"{title} over measured time", kept, label, get_unit(metric), True)
 
 
 def _list_points(detector: MeasuredDetector, metric: str, cost: str) -> tuple[tuple[float, float], ...]:
@@ -225,9 +225,9 @@ def _list_timed_points(
 
 def _build_overview(detectors: Sequence[MeasuredDetector], task: str) -> Table:
     """The main metric of each detector by bit-width, and in brackets what it loses."""
-    main, bit_widths = _get_main(task), sort_bits(bits for each in detectors for bits in each.rows_by_bits)
+    main, bit_widths = get_main(task), sort_bits(bits for each in detectors for bits in each.rows_by_bits)
     rows = [(escape_markup(each.name), *(_format_cell(each, bits, main) for bits in bit_widths)) for each in detectors]
-    caption = f"{_get_unit(main)} of {_TASKS[task][0]}, mean over seeds; in brackets the difference to {FLOAT}."
+    caption = f"{get_unit(main)} of {TASKS[task][0]}, mean over seeds; in brackets the difference to {FLOAT}."
     return Table(("detector", *bit_widths), tuple(rows), caption=caption)
 
 
@@ -241,7 +241,7 @@ def _format_cell(detector: MeasuredDetector, bits: str, metric: str) -> str:
 
 
 def _build_details(detectors: Sequence[MeasuredDetector], task: str) -> Iterator[Table]:
-    metrics = [f"{task}/{metric}" for metric in _TASKS[task][1]]
+    metrics = [f"{task}/{metric}" for metric in TASKS[task][1]]
     for each in detectors:
         costs = [cost for cost in (MB, GBOPS) if any(cost in row.metrics for row in each.rows)]
         rows = []
@@ -250,7 +250,7 @@ def _build_details(detectors: Sequence[MeasuredDetector], task: str) -> Iterator
             cells = [_format(each.get(bits, metric)) for metric in metrics]
             cells.insert(1, _format(loss))
             rows.append((bits, *cells, *(_format(each.get(bits, cost), 3) for cost in costs)))
-        names = list(map(_get_unit, metrics))
+        names = list(map(get_unit, metrics))
         yield Table(("bits", names[0], "lost", *names[1:], *costs), tuple(rows), caption=escape_markup(each.name))
 
 

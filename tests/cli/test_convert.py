@@ -11,10 +11,13 @@ import pytest
 import torch
 import torchvision
 import yaml
+from support.report.rows import make_probe_row
 
 import ssql_det
 from ssql_det.cli.main import main
 from ssql_det.convert import get_writers, read_checkpoint
+from ssql_det.core.files import sha256
+from ssql_det.core.rows import append_row
 
 pytestmark = pytest.mark.slow
 
@@ -242,3 +245,20 @@ def test_the_launcher_is_the_command(moco, tmp_path):
     ended = subprocess.run(command, capture_output=True, text=True)
     assert (ended.returncode, ended.stderr) == (0, f"next: ssql-det inspect {tmp_path}/out.safetensors\n")
     assert read_checkpoint(tmp_path / "out.safetensors").metadata.method == "moco"
+
+
+def test_a_model_card_has_what_the_rows_say_of_the_file(moco, tmp_path, capsys):
+    rows, out = tmp_path / "rows.jsonl", tmp_path / "out.safetensors"
+    append_row(rows, make_probe_row(81.5, checkpoint_hash=sha256(moco)))
+    main(["convert", str(moco), str(out), "--to", "safetensors", "--card", str(rows)])
+    assert f"wrote {tmp_path}/out.md, its model card" in capsys.readouterr().out
+    card = (tmp_path / "out.md").read_text()
+    assert "value: 81.5" in card
+    assert (
+        "- architecture: resnet18\n- pretraining: moco\n- format: safetensors\n- converted from: moco.pth.tar (moco)\n"
+        in card
+    )
+    other = tmp_path / "other.safetensors"
+    append_row(tmp_path / "others.jsonl", make_probe_row())
+    refused("convert", str(moco), str(other), "--to", "safetensors", "--card", str(tmp_path / "others.jsonl"))
+    assert not other.exists()

@@ -101,7 +101,14 @@ def longer(in_process, tmp_path_factory):
     return folder / "run", run_whole(in_process, train_arguments(folder / "run", **KILLED), folder / "log")
 
 
-KILLED = ENABLED | {"SOLVER__MAX_ITER": 20, f"{NODE}START": 2, "SSQL_DET__MICRO_BATCHES": 2}
+KILLED = ENABLED | {  # with all that a checkpoint can hold beside the detector
+    "SOLVER__MAX_ITER": 20,
+    "SSQL_DET__MICRO_BATCHES": 2,
+    "SSQL_DET__CALIB_IMAGES": 2,
+    f"{NODE}START": 2,
+    f"{NODE}SCHEME": "weight=lsq, act=lsq",
+    f"{NODE}NORMS": "switchable",
+}
 
 
 def test_a_killed_run_resumes_to_the_same_bits(longer, in_process, tmp_path):
