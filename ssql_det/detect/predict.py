@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ssql_det.core.console import track
-from ssql_det.d2 import CfgNode, MetadataCatalog, ResizeShortestEdge, read_image
+from ssql_det.d2 import BoxMode, CfgNode, DatasetCatalog, MetadataCatalog, ResizeShortestEdge, read_image
 from ssql_det.detect.datasets import is_custom, register_custom_dataset
 from ssql_det.detect.engine_errors import translate_errors
 from ssql_det.detect.evaluation import fast_inference
@@ -65,16 +65,49 @@ def save_predictions(
     output_folder: Path, cfg: CfgNode, images: Sequence[Path], detections_by_bits: Mapping[Bits, list[list[Detection]]]
 ) -> None:
     """Write ``IMAGE.png`` per image, bit-widths side by side, and ``detections_BITS.json`` per bit-width, in the format
-    of COCO's annotation files, with a score per annotation."""
-    classes, category_ids = get_class_names(cfg), get_category_ids(cfg)
+    of COCO's annotation files, with a score per annotation.
+
+    Images of ``DATASETS.TEST`` have a panel with their annotations. If full precision is among the bit-widths, the
+    others have what they lose and find beside it.
+    """
+    classes, category_ids, annotated = get_class_names(cfg), get_category_ids(cfg), find_annotations(cfg, images)
     for index, path in enumerate(images):
-        pixels = read_rgb(path)
-        panels = [
-            draw_panel(pixels, detections[index], classes, str(bits)) for bits, detections in detections_by_bits.items()
-        ]
+        pixels, float_detections = read_rgb(path), detections_by_bits.get(Bits.FP)
+        objects = annotated.get(path.resolve())
+        panels = [] if objects is None else [draw_panel(pixels, objects, classes, "annotated", has_scores=False)]
+        for bits, detections in detections_by_bits.items():
+            reference = None if bits == Bits.FP or float_detections is None else float_detections[index]
+            panels.append(draw_panel(pixels, detections[index], classes, str(bits), reference))
         save_picture(output_folder / f"{path.stem}.png", panels)
     for bits, detections in detections_by_bits.items():
         save_detections(output_folder / f"detections_{bits}.json", images, detections, classes, category_ids)
+
+
+def find_annotations(cfg: CfgNode, images: Sequence[Path]) -> dict[Path, list[Detection]]:
+    """The annotated objects of those images that are of ``DATASETS.TEST``, by resolved path, without their masks.
+
+    A data set is read only if one of the images is in its folder.
+    """
+    folders, found = {image.resolve().parent for image in images}, dict[Path, list[Detection]]()
+    for name in cfg.DATASETS.TEST:
+        if is_custom(name):
+            register_custom_dataset(name)
+        metadata = MetadataCatalog.get(name)
+        root = getattr(metadata, "image_root", None) or Path(getattr(metadata, "dirname", "")) / "JPEGImages"
+        if Path(root).resolve() in folders:
+            with translate_errors(f"the annotations of {name} cannot be read"):
+                records = DatasetCatalog.get(name)
+            found |= {Path(each["file_name"]).resolve(): _collect_annotations(each["annotations"]) for each in records}
+    return found
+
+
+def _collect_annotations(annotations: Sequence[Mapping[str, Any]]) -> list[Detection]:
+    boxes = [BoxMode.convert(list(each["bbox"]), each["bbox_mode"], BoxMode.XYWH_ABS) for each in annotations]
+    return [
+        Detection(each["category_id"], (box[0], box[1], box[2], box[3]), 1.0)
+        for each, box in zip(annotations, boxes, strict=True)
+        if not each.get("iscrowd", 0)
+    ]
 
 
 def get_class_names(cfg: CfgNode) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from ssql_det.core.errors import printable
+from ssql_det.images.changes import Changes, find_changes
 from ssql_det.images.masks import Masks, decode_rle
 from ssql_det.images.reading import Pixels
 from ssql_det.images.results import Detection
 
 Colour = tuple[int, int, int]
+Box = tuple[int, int, int, int]  # the first and the last pixel
 
 MAX_SIDE = 640  # pixels: a larger image is shrunk to this
 ENLARGED_SIDE = 320  # pixels: a smaller image is enlarged by a whole factor, its longer side to this at most
@@ -48,11 +50,13 @@ def draw_detections(
     masks: Iterable[Masks | None] | None = None,
     enlarged_to: int = ENLARGED_SIDE,
     max_side: int = MAX_SIDE,
+    dashed: Collection[int] = (),
 ) -> Pixels:
     """Draw boxes (x0, y0, x1, y1), their labels and their masks, each [height, width] of the image, on a copy.
 
     A large image is shrunk so that its longer side is ``max_side``; a small one is enlarged by a whole factor, to
-    ``enlarged_to`` at most. What comes first lies on top. A label that would leave the image is moved into it.
+    ``enlarged_to`` at most. What comes first lies on top. A label is placed where it neither leaves the image nor
+    covers another one, if there is such a place at its box. The boxes with the indices ``dashed`` are dashed.
     """
     canvas = _resize(image, enlarged_to, max_side)
     scale = max(canvas.shape[:2]) / max(image.shape[:2])
@@ -64,24 +68,53 @@ def draw_detections(
     side = max(picture.size)
     line_width = max(1, round(side / 320))
     font = _load_font(max(11, round(side / 45)))
-    items = list(zip(boxes, labels, colours, strict=True))[::-1]
-    corners = [_scale_box(box, scale, side) for box, _, _ in items]
-    for corner, (_, _, colour) in zip(corners, items, strict=True):
-        if corner is not None:
+    corners = [_scale_box(box, scale, side) for box in boxes]
+    items = [
+        (corner, label, colour, index in dashed)
+        for index, (corner, label, colour) in enumerate(zip(corners, labels, colours, strict=True))
+        if corner is not None
+    ]
+    for corner, _, colour, is_dashed in reversed(items):
+        if is_dashed:
+            _draw_dashed(draw, corner, colour, line_width)
+        else:
             draw.rectangle(corner, outline=colour, width=line_width)
-    for corner, (_, label, colour) in zip(corners, items, strict=True):
-        if corner is not None:
-            _draw_label(draw, corner, label, colour, font)
+    bars = _place_labels([(corner, label) for corner, label, _, _ in items], picture.size, font)
+    for bar, (_, label, colour, _) in reversed([*zip(bars, items, strict=True)]):
+        if bar is not None:
+            draw.rectangle(bar, fill=colour)
+            draw.text((bar[0] + 2, bar[1]), printable(label, _MAX_TEXT_LENGTH), _choose_text_colour(colour), font)
     return np.array(picture)
 
 
-def draw_panel(image: Pixels, detections: Sequence[Detection], class_names: Sequence[str], caption: str) -> Pixels:
-    """Draw the detections with their classes and scores, and a caption above the image. Panels of the same image have
-    the same height, and can be put side by side."""
-    boxes = [(x, y, x + width, y + height) for x, y, width, height in (each.box for each in detections)]
-    labels = [f"{class_names[each.class_index]} {each.score:.2f}" for each in detections]
-    masks = (None if each.mask is None else decode_rle(each.mask) for each in detections)  # one at a time in memory
-    drawn = draw_detections(image, boxes, labels, [each.class_index for each in detections], masks)
+def draw_panel(
+    image: Pixels,
+    detections: Sequence[Detection],
+    class_names: Sequence[str],
+    caption: str,
+    reference: Sequence[Detection] | None = None,
+    has_scores: bool = True,
+) -> Pixels:
+    """Draw the detections with their classes and, if they have some, scores, and a caption above the image. Panels of
+    the same image have the same height, and can be put side by side.
+
+    With a ``reference``, detections that it lacks are marked as new, and its own that are lost are drawn dashed,
+    without their masks.
+    """
+    changes = Changes((), frozenset()) if reference is None else find_changes(reference, detections)
+    shown = [*detections, *changes.lost]
+    boxes = [(x, y, x + width, y + height) for x, y, width, height in (each.box for each in shown)]
+    labels = [class_names[each.class_index] + (f" {each.score:.2f}" if has_scores else "") for each in detections]
+    labels = [f"new: {label}" if index in changes.new else label for index, label in enumerate(labels)]
+    labels += [f"lost: {class_names[each.class_index]}" for each in changes.lost]
+    is_lost = range(len(detections), len(shown))
+    masks = (  # one at a time in memory
+        None if each.mask is None or index in is_lost else decode_rle(each.mask) for index, each in enumerate(shown)
+    )
+    drawn = draw_detections(image, boxes, labels, [each.class_index for each in shown], masks, dashed=is_lost)
+    if reference is not None:
+        counts = {"lost": len(changes.lost), "new": len(changes.new)}
+        caption += f": {', '.join(f'{count} {name}' for name, count in counts.items() if count) or 'the same objects'}"
     panel = Image.fromarray(np.pad(drawn, _FRAME, constant_values=255))
     position = (6, _CAPTION_HEIGHT // 2)
     ImageDraw.Draw(panel).text(
@@ -131,7 +164,7 @@ def _resize_mask(mask: Masks, height: int, width: int) -> Masks:
     return mask[rows][:, columns]
 
 
-def _scale_box(box: Sequence[float], scale: float, side: int) -> tuple[int, int, int, int] | None:
+def _scale_box(box: Sequence[float], scale: float, side: int) -> Box | None:
     """The first and the last pixels of a box; its corners may come in any order. ``None`` for one with NaN."""
     values = [float(value) * scale for value in box]
     if any(math.isnan(value) for value in values):
@@ -141,19 +174,42 @@ def _scale_box(box: Sequence[float], scale: float, side: int) -> tuple[int, int,
     return x0, y0, max(x1 - 1, x0), max(y1 - 1, y0)
 
 
-def _draw_label(
-    draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], label: str, colour: Colour, font: ImageFont.FreeTypeFont
-) -> None:
-    """On a bar of the class's colour, above the box if there is room, else inside at its top."""
-    text = printable(label, _MAX_TEXT_LENGTH)
-    if not text:
-        return
-    width, height = math.ceil(font.getlength(text)) + 4, sum(font.getmetrics())
-    limit_x, limit_y = draw.im.size
-    x, y = box[0], box[1] - height if box[1] >= height else box[1]
-    x, y = max(0, min(x, limit_x - width)), max(0, min(y, limit_y - height))
-    draw.rectangle((x, y, x + width - 1, y + height - 1), fill=colour)
-    draw.text((x + 2, y), text, _choose_text_colour(colour), font)
+def _draw_dashed(draw: ImageDraw.ImageDraw, box: Box, colour: Colour, line_width: int) -> None:
+    x0, y0, x1, y1 = box
+    length = 4 * line_width
+    for start in range(x0, x1 + 1, 2 * length):
+        for y in (y0, y1 - line_width + 1):
+            draw.rectangle((start, y, min(start + length - 1, x1), y + line_width - 1), fill=colour)
+    for start in range(y0, y1 + 1, 2 * length):
+        for x in (x0, x1 - line_width + 1):
+            draw.rectangle((x, start, x + line_width - 1, min(start + length - 1, y1)), fill=colour)
+
+
+def _place_labels(
+    items: Sequence[tuple[Box, str]], size: tuple[int, int], font: ImageFont.FreeTypeFont
+) -> list[Box | None]:
+    """The bars of the labels, each above its box if there is room, else inside at its top, below it, inside at its
+    bottom; the first of these that is free, or if none is, the first. What comes first is placed first."""
+    height, placed = sum(font.getmetrics()), list[Box | None]()
+    for (x0, y0, _, y1), label in items:
+        text = printable(label, _MAX_TEXT_LENGTH)
+        if not text:
+            placed.append(None)
+            continue
+        width = math.ceil(font.getlength(text)) + 4
+        x = max(0, min(x0, size[0] - width))
+        tops = [y0 - height] if y0 >= height else []
+        tops += [top for top in (y0, y1 + 1, y1 + 1 - height) if 0 <= top <= size[1] - height]
+        tops = tops or [max(0, min(y0, size[1] - height))]
+        bars = [(x, top, x + width - 1, top + height - 1) for top in (min(top, size[1] - height) for top in tops)]
+        placed.append(next((bar for bar in bars if not any(_overlap(bar, other) for other in placed)), bars[0]))
+    return placed
+
+
+def _overlap(one: Box, other: Box | None) -> bool:
+    if other is None:
+        return False
+    return one[0] <= other[2] and other[0] <= one[2] and one[1] <= other[3] and other[1] <= one[3]
 
 
 def _choose_text_colour(background: Colour) -> Colour:

@@ -1,6 +1,7 @@
 """Detections on a user's images: which images, what is drawn and written, and what is refused."""
 
 import json
+from xml.etree import ElementTree
 
 import cv2
 import numpy as np
@@ -14,7 +15,7 @@ from ssql_det.cli.main import main
 from ssql_det.cli.predict import _split_keys_and_images
 from ssql_det.core.errors import UserError
 from ssql_det.detect.detector import build_detector
-from ssql_det.detect.predict import get_category_ids, load_image
+from ssql_det.detect.predict import find_annotations, get_category_ids, load_image
 from ssql_det.images.reading import find_images
 
 
@@ -64,6 +65,22 @@ def test_pictures_and_json_are_written_for_each_width(name, weights, photos, tmp
         assert y + height <= limit[1] + 1e-3
         if name == FPN:
             assert coco_mask.decode(each["segmentation"]).shape == limit[::-1]
+
+
+def test_an_image_of_the_test_set_is_shown_with_its_annotations(weights, toy, toy_data_in_place, photos, tmp_path):
+    image = sorted((toy / "VOC2007/JPEGImages").iterdir())[-1]
+    annotated = find_annotations(config(C4), [image, photos / "b.png"])
+    objects = ElementTree.parse(toy / f"VOC2007/Annotations/{image.stem}.xml").findall("object")
+    corners = [
+        [float(each.find(f"bndbox/{name}").text) for name in ("xmin", "ymin", "xmax", "ymax")] for each in objects
+    ]
+    assert [each.box for each in annotated[image.resolve()]] == [
+        (x0 - 1, y0 - 1, x1 - x0 + 1, y1 - y0 + 1) for x0, y0, x1, y1 in corners
+    ]
+    assert (photos / "b.png").resolve() not in annotated
+    predict(weights, C4, tmp_path / "out", image, bits="FP")
+    with Image.open(tmp_path / f"out/{image.stem}.png") as picture, Image.open(image) as original:
+        assert picture.width > 2 * original.width  # beside the detections
 
 
 def test_float_predictions_are_the_detectors_outputs(weights, photos, tmp_path):

@@ -4,7 +4,9 @@ import itertools
 
 import numpy as np
 import pytest
+from PIL import ImageDraw
 
+from ssql_det.images import drawing
 from ssql_det.images.drawing import draw_detections, draw_panel, find_outline, get_class_colour
 from ssql_det.images.masks import encode_rle
 from ssql_det.images.results import Detection
@@ -156,3 +158,57 @@ def test_panels_have_a_caption_and_stand_side_by_side():
     boxes, labels = [(10, 20, 30, 50)], ["cat 0.99"]
     assert np.array_equal(panels[0][26:-4, 2:-2], draw(boxes, labels, [1], [mask], enlarged_to=320))
     assert not np.array_equal(panels[0][:26, :20], panels[1][:26, :20])
+
+
+# ---- labels that keep apart, and what changed ----------------------------------------------------------------------
+
+
+def test_a_label_does_not_cover_another_one_where_there_is_room():
+    """Two boxes of nearly the same place: the second label is inside its box."""
+    boxes, image = [(20, 40, 100, 90), (22, 41, 102, 91)], np.full((100, 120, 3), 100, np.uint8)
+    both = draw(boxes, ["one", "two"], [0, 1], image=image)
+    alone = [draw([boxes[index]], [("one", "two")[index]], [index], image=image) for index in (0, 1)]
+    bars = [len(find_pixels(each, get_class_colour(index))) for index, each in enumerate(alone)]
+    kept = [len(find_pixels(both, get_class_colour(index))) for index in (0, 1)]
+    assert kept[0] == bars[0]
+    assert kept[1] > 0.8 * bars[1]
+
+
+def test_labels_of_many_boxes_at_one_place_stay_in_the_image():
+    drawn = draw([(50, 40, 60, 50)] * 12, [f"label {index}" for index in range(12)])
+    assert drawn.shape == BLACK.shape
+    assert find_pixels(drawn, get_class_colour(0))
+
+
+def test_a_dashed_box_has_gaps_in_every_side():
+    box = (10, 20, 90, 80)
+    whole, dashed = (find_pixels(draw([box], dashed=each, enlarged_to=0), get_class_colour(0)) for each in ((), (0,)))
+    assert dashed < whole
+    for side in (
+        {(20, x) for x in range(10, 90)},
+        {(79, x) for x in range(10, 90)},
+        {(y, 10) for y in range(20, 80)},
+        {(y, 89) for y in range(20, 80)},
+    ):
+        assert 0.3 < len(dashed & side) / len(side) < 0.7
+    assert not draw([(np.nan, 0, 1, 1)], dashed=(0,), enlarged_to=0).any()
+
+
+def test_a_panel_says_what_was_lost_and_found_beside_the_reference(monkeypatch):
+    calls = []
+    monkeypatch.setattr(drawing, "draw_detections", lambda *args, **options: calls.append((args, options)) or BLACK)
+    reference = [Detection(0, (10, 10, 20, 20), 0.9), Detection(1, (60, 10, 20, 20), 0.8)]
+    found = [Detection(0, (11, 10, 20, 20), 0.6), Detection(0, (60, 10, 20, 20), 0.5)]
+    texts = []
+    draw_text = ImageDraw.ImageDraw.text
+    monkeypatch.setattr(
+        ImageDraw.ImageDraw, "text", lambda *args, **how: texts.append(args[2]) or draw_text(*args, **how)
+    )
+    draw_panel(BLACK, found, ["cat", "dog"], "4w4a", reference)
+    draw_panel(BLACK, reference, ["cat", "dog"], "8w8a", reference)
+    draw_panel(BLACK, reference, ["cat", "dog"], "annotated", has_scores=False)
+    ((_, _, labels, classes, _), options), *others = calls
+    assert labels == ["cat 0.60", "new: cat 0.50", "lost: dog"]
+    assert (classes, list(options["dashed"])) == ([0, 0, 1], [2])
+    assert texts == ["4w4a: 1 lost, 1 new", "8w8a: the same objects", "annotated"]
+    assert others[1][0][2] == ["cat", "dog"]
