@@ -53,6 +53,7 @@ from ssql_det.quant.forward import freezing
 from ssql_det.quant.training import QUANTIZATION_NAME, QuantizerTraining
 
 COVERAGE_NAME = "coverage.json"  # lists which tensors of MODEL.WEIGHTS were loaded
+_TIMED_ITERATIONS = 5  # after which the time of a training is known well enough
 _CHANGEABLE_KEYS = (  # keys that may change when a run is resumed
     *(*IGNORED_KEYS, "SOLVER.MAX_ITER", "SOLVER.CHECKPOINT_PERIOD"),
     *(*TRAINING_EVALUATION_KEYS, "TEST.EVAL_PERIOD"),
@@ -126,6 +127,7 @@ def train(cfg: CfgNode, config_label: str, resume: bool = False) -> Path:
         ddp_model = DistributedDataParallel(model, find_unused_parameters=step.has_unused_parameters)
 
     # start - 1 is the last iteration whose scalars are kept.
+    first_time = time.perf_counter()
     with storage, scalar_writer(folder, start - 1 if is_resumed else None) as write_scalars:
         for iteration in range(start, cfg.SOLVER.MAX_ITER):
             storage.iter = iteration
@@ -140,6 +142,8 @@ def train(cfg: CfgNode, config_label: str, resume: bool = False) -> Path:
             storage.put_scalar("lr", optimizer.param_groups[0]["lr"], smoothing_hint=False)
             scheduler.step()
             storage.put_scalar("time", time.perf_counter() - start_time)
+            if iteration - start + 1 == _TIMED_ITERATIONS:
+                _log_duration((time.perf_counter() - first_time) / _TIMED_ITERATIONS, last_iteration - iteration)
 
             if (iteration + 1) % WINDOW_SIZE == 0 or iteration == last_iteration:
                 storage.put_scalar("bad_images", sum(all_gather(len(bad_images.names))), smoothing_hint=False)
@@ -200,7 +204,21 @@ def _build_model(cfg: CfgNode, is_resumed: bool) -> tuple[nn.Module, dict[str, A
         model, checkpoint, coverage = load_pretrained_detector(cfg)
         return model, {**checkpoint.metadata_dict(), **seed_metadata}, coverage
     model = build_detector(cfg)
+    if not is_resumed:
+        _logger.warning(
+            "MODEL.WEIGHTS is empty: the detector is trained from random weights; MODEL.WEIGHTS FILE names a backbone"
+        )
     return model, {**build_random_init_metadata(cfg, model), **seed_metadata}, None
+
+
+def _log_duration(seconds: float, num_remaining: int) -> None:
+    """How long the training takes, by the mean time of its first iterations."""
+    minutes = seconds * num_remaining / 60
+    text = (
+        f"{minutes / 60:.1f} hours" if minutes >= 100 else f"{minutes:.0f} min" if minutes >= 1 else "less than 1 min"
+    )
+    message = "%.2f s per iteration: %s for the remaining %d, without evaluations"
+    _logger.info(message, seconds, text, num_remaining)
 
 
 def _build_step(cfg: CfgNode, model: nn.Module) -> TrainingStep:

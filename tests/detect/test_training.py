@@ -1,6 +1,7 @@
 """The training loop: what it writes, and what it refuses."""
 
 import json
+import logging
 import re
 import shutil
 
@@ -20,7 +21,7 @@ from ssql_det.core.unpickler import read_tensors
 from ssql_det.d2 import get_detection_dataset_dicts
 from ssql_det.detect import training_step
 from ssql_det.detect.detector import build_detector
-from ssql_det.detect.train import train
+from ssql_det.detect.train import _log_duration, train
 from ssql_det.detect.train_loader import build_train_loader
 from ssql_det.detect.training_step import PassLosses, read_finite_losses
 
@@ -36,6 +37,23 @@ def weights(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "narrow.pth"
     torch.save(build_backbone("narrow_resnet").module.state_dict(), path)
     return path
+
+
+@pytest.mark.parametrize("has_backbone", [True, False])
+def test_it_says_what_it_begins_with_and_how_long_it_takes(has_backbone, weights, toy_data_in_place, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "ssql_det")
+    train(config(C4, tmp_path, MODEL__WEIGHTS=weights if has_backbone else ""), C4)
+    messages = [record.getMessage() for record in caplog.records]
+    assert any(message.startswith("MODEL.WEIGHTS is empty") for message in messages) != has_backbone
+    (duration,) = [message for message in messages if "s per iteration" in message]
+    assert duration.endswith(f": less than 1 min for the remaining {LAST - 4}, without evaluations")
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.01, "less than 1 min"), (0.9, "15 min"), (36.0, "10.0 hours")])
+def test_a_duration_is_in_minutes_or_hours(seconds, text, caplog):
+    caplog.set_level(logging.INFO, "ssql_det")
+    _log_duration(seconds, 1000)
+    assert caplog.messages == [f"{seconds:.2f} s per iteration: {text} for the remaining 1000, without evaluations"]
 
 
 # ---- what a run leaves behind --------------------------------------------------------------------------------------
