@@ -92,6 +92,7 @@ BOUNDS: BoundsByKey = {
     "TEST.PRECISE_BN.NUM_ITER": _COUNT,
     "SEED": Bounds(most=(1 << 32) - 1),  # below 0: Detectron2 draws one
     "SSQL_DET.PLUGINS": _NAMES,
+    "SSQL_DET.EPOCHS": Bounds(least=0, most=1 << 20),
     "SSQL_DET.MICRO_BATCHES": _COUNT,
     "SSQL_DET.EVAL_PERIOD": _FROM_0,
     "SSQL_DET.EVAL_BITS": Bounds(like=["8w8a", 8]),

@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from ssql_det.core.launch import launch
     from ssql_det.detect import make_config_label
+    from ssql_det.detect.schedule import fit_schedule
     from ssql_det.detect.training_checkpoint import LAST_CHECKPOINT_NAME
 
     overrides = [*_make_fine_tuning_overrides(options), *options.overrides]
@@ -49,6 +50,7 @@ def run(options: argparse.Namespace) -> None:
     if options.eval_only:
         launch(_evaluate, cfg, processes=options.num_gpus)
         return
+    cfg = fit_schedule(cfg)
     check_config_is_kept(options.config_file, cfg.OUTPUT_DIR, options.resume, LAST_CHECKPOINT_NAME)
     config_label = make_config_label(options.config_file, overrides)
     launch(_train, cfg, config_label, options.resume, processes=options.num_gpus)

@@ -11,6 +11,7 @@ datasets              data sets by name, and custom data sets in COCO's format
 evaluation_data       calibration images and evaluation images
 evaluation_checks     whether a data set can be evaluated on
 train_loader          training images, in an order that depends on the seed alone
+schedule              a schedule that follows the number of training images
 train                 the training loop and precise BN
 training_step         the passes of a training step, and the check that losses and gradients are finite
 quantized_training    the bit-widths that are trained, and how the detector is quantized there

@@ -27,6 +27,7 @@ SSQL_DET_DEFAULTS: dict[str, Any] = {
     "METHOD": "",  # pretraining method, as rows and tables name it; "" reads it from the checkpoint
     "EXTRA_NORM": "",  # norm after a C4 head's res5 (MoCo, CVPR 2020): a value of MODEL.RESNETS.NORM, or "" for none
     "LOAD_HEADS": False,  # begin with the neck and the heads in MODEL.WEIGHTS too, as `train-det --init` does
+    "EPOCHS": 0,  # above 0: SOLVER.MAX_ITER, STEPS and WARMUP_ITERS follow the number of training images
     "MICRO_BATCHES": 1,  # gradient accumulation: each batch is split into this many equal micro-batches
     "MEMORY_FORMAT": "auto",  # of training: channels_last or contiguous; auto: channels_last on CPUs and GPUs
     "ON_BAD_IMAGE": "stop",  # or "skip": log and count an unreadable image, and train on the next one instead

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ssql_det.core.config_files import list_configs
 from ssql_det.core.rows import Row
 from ssql_det.report import display_names
 from ssql_det.report.published import PublishedRow, PublishedTable
@@ -27,17 +28,7 @@ DETECTOR_CONFIGS = {  # the default config of each test set; paths are below con
     "toy_coco_2017_val": "toy_coco_narrow_fpn.yaml",
 }
 _CONFIG_FOLDER = "configs/detection"
-_MORE_CONFIGS = (  # the other configs of the folder, which no test set has by default
-    *("voc_r34_c4.yaml", "voc_r50_c4.yaml", "coco_mask_r18_fpn.yaml", "coco_mask_r34_fpn.yaml"),
-    *("toy_voc_r18_c4.yaml", "toy_coco_r18_fpn.yaml"),
-    *(
-        f"{base}_{training}.yaml"
-        for base in ("voc_r18_c4", "coco_mask_r50_fpn", "toy_voc_narrow_c4", "toy_coco_narrow_fpn")
-        for training in ("anyprecision", "lsq_4bit")
-    ),
-)
 TRAINED_AT_EACH_WIDTH = ("SimSiam-PACT",)  # published methods that train a network for each bit-width, and none for FP
-_CONFIG_SUBFOLDERS = ("table6/", "table7/", "zoo/")
 _EQUAL_BITS = re.compile(r"(\d+)w\1a")  # weights and activations with the same number of bits
 
 
@@ -101,8 +92,7 @@ SSQL_DET.METHOD BYOL OUTPUT_DIR sweeps/byol'
         file_stem = display_names.slugify(method) or "detector"
         # A row's config is a file with KEY VALUE overrides.
         config, *overrides = shlex.split(group.config) or [DETECTOR_CONFIGS.get(group.dataset, f"{group.dataset}.yaml")]
-        is_in_repository = config in (*DETECTOR_CONFIGS.values(), *_MORE_CONFIGS)
-        is_in_repository = is_in_repository or config.startswith(_CONFIG_SUBFOLDERS)
+        is_in_repository = f"detection/{config.removesuffix('.yaml')}" in list_configs()
         path = f"{_CONFIG_FOLDER}/{config}" if is_in_repository else f"<{config}>"
         test_set = [] if group.dataset in DETECTOR_CONFIGS else [shlex.quote(f"({group.dataset!r},)")]
         other_dataset = [group.dataset] if group.dataset != self.dataset else []
