@@ -48,7 +48,7 @@ CONFIG_FILES = {C4: "toy_voc_narrow_c4.yaml", FPN: "toy_coco_narrow_fpn.yaml", F
 FROZEN_NORMS = ("MODEL.RESNETS.NORM", "FrozenBN", "MODEL.FPN.NORM", "", "TEST.PRECISE_BN.ENABLED", "False")
 WEIGHTS, ACTIVATIONS, NORMS = ("minmax", "centred"), ("minmax", "mse"), (TRAINED, RE_ESTIMATED, MATCHED)
 ROUNDINGS = ("adaround", "brecq", "qdrop")
-ITERATIONS = 300  # of learned rounding, for each block
+ITERATIONS = 200  # of learned rounding, for each block
 HEADS_AT_8 = {"proposal_generator.*": Bits(8, 8), "roi_heads.*": Bits(8, 8)}
 
 

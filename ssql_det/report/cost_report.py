@@ -64,7 +64,9 @@ def build_cost_report(rows: Sequence[Row], speeds: Sequence[Speed] = (), command
     """``rows`` may be of detectors and of probes, in any order; ``command`` wrote the page."""
     newest = keep_newest(rows)
     blocks: list[Block] = []
-    by_dataset = {dataset: list_detectors(row for row in newest if row.dataset == dataset) for dataset in _list(newest)}
+    by_dataset = {
+        dataset: list_detectors(row for row in newest if row.dataset == dataset) for dataset in _list_datasets(newest)
+    }
     detectors = [each for of_dataset in by_dataset.values() for each in of_dataset]
     if detectors:
         headline = _say_headline(detectors)
@@ -78,7 +80,7 @@ def build_cost_report(rows: Sequence[Row], speeds: Sequence[Speed] = (), command
     return Document(TITLE, tuple(blocks))
 
 
-def _list(rows: Iterable[Row]) -> list[str]:
+def _list_datasets(rows: Iterable[Row]) -> list[str]:
     return sorted({row.dataset for row in rows})
 
 
@@ -101,38 +103,58 @@ def get_headline(page: Document) -> str:
 # ---- the beginning -------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Headline:
+    """What a detector loses at the bit-width that the page begins with."""
+
+    detector: MeasuredDetector
+    metric: str
+    bits: str
+    mean: float
+    loss: float
+
+    @classmethod
+    def of(cls, detector: MeasuredDetector) -> _Headline | None:
+        """``None`` if it was not measured at full precision and at a lower bit-width."""
+        bits, metric = detector.choose_headline(), _get_first_main(detector)
+        if metric is None or bits == FLOAT:
+            return None
+        mean, loss = detector.get_mean(bits, metric), detector.get_loss(bits, metric)
+        if mean is None or loss is None or loss.mean is None:
+            return None
+        return cls(detector, metric, bits, mean, loss.mean)
+
+    @property
+    def key(self) -> tuple[int, str, str]:
+        """Equal for headlines that can be compared; detectors come before probes."""
+        return list(TASKS).index(self.metric.partition("/")[0]), self.detector.rows[0].dataset, self.bits
+
+
 def _say_headline(detectors: Sequence[MeasuredDetector]) -> str:
-    """One sentence about the detector that is best at its headline's bit-width."""
-    scored = []
-    for each in detectors:
-        bits, main = each.choose_headline(), _get_first_main(each)
-        mean = each.get_mean(bits, main) if main else None
-        if main and mean is not None and each.get_loss(bits, main) is not None and bits != FLOAT:
-            scored.append((mean, bits, main, each))
-    if not scored:
+    """One sentence about the best detector among those that can be compared with the first one."""
+    headlines = [headline for each in detectors if (headline := _Headline.of(each))]
+    if not headlines:
         return ""
-    _, bits, main, best = max(scored, key=lambda item: item[0])
-    loss, size = best.get_loss(bits, main), _describe_size(best, bits)
-    assert loss is not None
-    cost = "cost nothing" if loss.mean is None or loss.mean <= 0.05 else f"cost {loss.mean:.1f} {get_unit(main)}"
+    first = min(headlines, key=lambda each: each.key[0])
+    comparable = [each for each in headlines if each.key == first.key]
+    best = max(comparable, key=lambda each: each.mean)
+    size, unit = _describe_size(best.detector, best.bits), get_unit(best.metric)
+    cost = f"cost {best.loss:.1f} {unit}" if best.loss > 0.05 else "cost nothing"
     share = f" and take {size}" if size else ""
-    name = f", at best: {escape_markup(best.name)}" if len(detectors) > 1 else ""
-    return f"{_say_bits(bits)} {cost}{share}{name}."
+    name = f", at best: {escape_markup(best.detector.name)}" if len(comparable) > 1 else ""
+    return f"{_say_bits(best.bits)} {cost}{share}{name}."
 
 
 def _make_tile(detector: MeasuredDetector) -> Tile:
-    bits, main = detector.choose_headline(), _get_first_main(detector)
-    float_mean, mean = (detector.get_mean(each, main) for each in (FLOAT, bits)) if main else (None, None)
+    bits, main, headline = detector.choose_headline(), _get_first_main(detector), _Headline.of(detector)
+    mean = detector.get_mean(bits, main) if main else None
     name, size = escape_markup(detector.name), _describe_size(detector, bits)
     if main is None or mean is None:
         return Tile(name, "not measured", "")
-    unit = get_unit(main)
-    if float_mean is None or bits == FLOAT:
-        return Tile(name, f"{mean:.1f} {unit}", "; ".join(filter(None, [f"at {bits}", size])))
-    loss = detector.get_loss(bits, main)
-    change = 0.0 if loss is None or loss.mean is None else round_to_tenth(-loss.mean)
-    texts = [f"at {bits}: {mean:.1f} of {float_mean:.1f}", size]
-    return Tile(name, f"{change:+.1f} {unit}", "; ".join(filter(None, texts)))
+    if headline is None:
+        return Tile(name, f"{mean:.1f} {get_unit(main)}", "; ".join(filter(None, [f"at {bits}", size])))
+    texts = [f"at {bits}: {mean:.1f} of {detector.get_mean(FLOAT, main):.1f}", size]
+    return Tile(name, f"{round_to_tenth(-headline.loss):+.1f} {get_unit(main)}", "; ".join(filter(None, texts)))
 
 
 def _get_first_main(detector: MeasuredDetector) -> str | None:

@@ -108,6 +108,7 @@ def test_probes_have_a_section_of_their_own():
         *("What few bits cost", "On cifar10", "On voc_2007_test", "How this was measured"),
     ]
     assert [each.value for each in find(page, Tiles)[0].tiles] == ["-3.0 % top-1", "-1.5 AP"]
+    assert get_headline(page) == "4 bits cost 1.5 AP and take 1/8.0 of the size."  # 88 % are not more than 38 AP
 
 
 def test_values_that_are_missing_are_said_once():
