@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from ssql_det.core.rows import finite_or_none
 from ssql_det.report.blocks import Chart, Curve
+from ssql_det.report.display_names import choose_styles
 from ssql_det.report.markup import strip_markup, to_one_line
-from ssql_det.report.stylesheet import NUM_CURVE_COLOURS
 from ssql_det.report.svg_parts import (
     FONT_SIZE,
     LINE_HEIGHT,
@@ -25,6 +25,7 @@ from ssql_det.report.svg_parts import (
     estimate_max_width,
     format_ticks,
     make_svg,
+    render_colour,
     render_grid,
     render_legend,
     render_marker,
@@ -56,7 +57,9 @@ def render_svg(chart: Chart, standalone: bool = False) -> str:
     y_scale = Scale(ticks[0], ticks[-1], bottom, top) if ticks else Scale(0, 1, bottom, top)
     x_labels = [wrap_text(to_one_line(label), step, FONT_SIZE) for label in chart.x_labels]
     below_labels = bottom + 10 + LINE_HEIGHT * max(map(len, x_labels), default=0)
-    legend, height = render_legend([to_one_line(curve.name) for curve in chart.curves], below_labels + 12)
+    names = [to_one_line(curve.name) for curve in chart.curves]
+    styles = choose_styles(names)
+    legend, height = render_legend(names, styles, below_labels + 12)
     middle = (left + WIDTH - MARGIN) / 2, (top + bottom) / 2
     elements = [
         render_text(title, MARGIN, MARGIN + 15, "title"),
@@ -67,7 +70,10 @@ def render_svg(chart: Chart, standalone: bool = False) -> str:
             for index, label in enumerate(x_labels)
         ),
         "" if bar_ends else render_text(["nothing measured"], *middle, "muted", "middle"),
-        *(_render_curve(chart, points, index, x_scale, y_scale) for index, points in enumerate(curves)),
+        *(
+            _render_curve(chart, name, points, style, x_scale, y_scale)
+            for name, points, style in zip(names, curves, styles, strict=True)
+        ),
         *legend,
     ]
     return make_svg(chart.title, _describe(chart, curves), elements, height, standalone)
@@ -103,10 +109,10 @@ def _format_point(point: _Point | None) -> str:
 
 
 def _render_curve(
-    chart: Chart, points: Sequence[_Point | None], curve_index: int, x_scale: Scale, y_scale: Scale
+    chart: Chart, name: str, points: Sequence[_Point | None], style: int, x_scale: Scale, y_scale: Scale
 ) -> str:
     """One curve; it is interrupted where a value is missing, and around separate positions."""
-    name, parts = to_one_line(chart.curves[curve_index].name), []
+    parts = []
     for run in _split_runs(points, {chart.x_labels.index(label) for label in chart.separate}):
         positions = [(x_scale.position(point.x), y_scale.position(point.value)) for point in run]
         if len(run) > 1:
@@ -116,8 +122,8 @@ def _render_curve(
             if point.deviation:
                 parts.append(f'<path class="deviation" d="M{x - 4:.1f} {high:.1f}h8m-4 0V{low:.1f}m-4 0h8"/>')
             value = f"{name}, {to_one_line(chart.x_labels[point.x])}: {_format_point(point)}"
-            parts.append(render_marker(curve_index, x, y, value))
-    return f'<g style="color:var(--curve-{curve_index % NUM_CURVE_COLOURS})">{"".join(parts)}</g>'
+            parts.append(render_marker(style, x, y, value))
+    return f'<g style="{render_colour(style)}">{"".join(parts)}</g>'
 
 
 def _split_runs(points: Sequence[_Point | None], separate: Collection[int]) -> Iterator[list[_Point]]:

@@ -9,8 +9,9 @@ paper and means its authors.
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from ssql_det.core.rows import RUNTIMES, Protocol, Row
 
@@ -34,6 +35,10 @@ _ALIASES = {  # normalized spellings of published names; "SSQL" alone is SSQL ap
     "ssqlsimsiam": "SSQL (ours)",
     "supervised": "IN supervised",
 }
+_STYLED = (  # methods with a colour and a marker of their own on every chart
+    *("SimSiam", "SSQL (ours)", "BYOL", "random init.", "MoCov2", "SimCLR", "IN supervised", "BYOL+SSQL"),
+    *("MoCov2+SSQL", "SSQL-NCE (ours)", "SimSiam-PACT", "SimSiam-200ep", "SSQL-200ep (ours)", "MoCov3", "MoCov3+SSQL"),
+)
 _CIFAR_PREFIX = "cifar_"  # of ResNets with a 3x3 stem
 _NETWORKS = {"narrow_resnet": "narrow ResNet"} | {f"resnet{depth}": f"ResNet-{depth}" for depth in (18, 34, 50)}
 
@@ -56,6 +61,23 @@ def format_network(network: str, is_3x3_stem_expected: bool) -> str:
     if not name.startswith("ResNet-") or network.startswith(_CIFAR_PREFIX) == is_3x3_stem_expected:
         return name
     return f"{name}, {'7x7' if is_3x3_stem_expected else '3x3'} stem"
+
+
+def choose_styles(names: Sequence[str]) -> tuple[int, ...]:
+    """A number for each curve of a chart, which decides its colour and its marker.
+
+    It is that of its method on every chart, unless a curve before it has that. A name begins with its method.
+
+    >>> choose_styles(["mine", "BYOL", "SSQL · minmax", "SSQL · act=mse"])
+    (0, 2, 1, 3)
+    """
+    styles: dict[int, int] = {}
+    for position, name in enumerate(names):
+        method = match_published_name(name.partition(" · ")[0], _STYLED)
+        if method is not None and _STYLED.index(method) not in styles.values():
+            styles[position] = _STYLED.index(method)
+    free = (number for number in itertools.count() if number not in styles.values())
+    return tuple(styles[position] if position in styles else next(free) for position in range(len(names)))
 
 
 def strip_ours(published: str) -> str:

@@ -11,8 +11,8 @@ import math
 from collections.abc import Iterator
 
 from ssql_det.report.blocks import Scatter, Series
+from ssql_det.report.display_names import choose_styles
 from ssql_det.report.markup import strip_markup, to_one_line
-from ssql_det.report.stylesheet import NUM_CURVE_COLOURS
 from ssql_det.report.svg_parts import (
     FONT_SIZE,
     LINE_HEIGHT,
@@ -26,6 +26,7 @@ from ssql_det.report.svg_parts import (
     estimate_width,
     format_ticks,
     make_svg,
+    render_colour,
     render_grid,
     render_legend,
     render_marker,
@@ -55,7 +56,9 @@ def render_scatter(chart: Scatter, standalone: bool = False) -> str:
     y_scale = Scale(y_ticks[0], y_ticks[-1], bottom, top) if y_ticks else Scale(0, 1, bottom, top)
     below_ticks = bottom + 24 + LINE_HEIGHT
     legend_top = bottom + 10 + LINE_HEIGHT * (1 + len(x_label)) + 12
-    legend, height = render_legend([to_one_line(series.name) for series in chart.series], legend_top)
+    names = [to_one_line(series.name) for series in chart.series]
+    styles = choose_styles(names)
+    legend, height = render_legend(names, styles, legend_top)
     middle = (left + WIDTH - MARGIN) / 2
     elements = [
         render_text(title, MARGIN, MARGIN + 15, "title"),
@@ -67,7 +70,10 @@ def render_scatter(chart: Scatter, standalone: bool = False) -> str:
         ),
         render_text(x_label, middle, below_ticks, "muted", "middle"),
         "" if points else render_text(["nothing measured"], middle, (top + bottom) / 2, "muted", "middle"),
-        *(_render_series(chart, index, x_scale, y_scale) for index in range(len(chart.series))),
+        *(
+            _render_series(chart, series, style, x_scale, y_scale)
+            for series, style in zip(chart.series, styles, strict=True)
+        ),
         *legend,
     ]
     return make_svg(chart.title, _describe(chart), elements, height, standalone)
@@ -85,14 +91,14 @@ def _describe(chart: Scatter) -> str:
     )
 
 
-def _render_series(chart: Scatter, index: int, x_scale: Scale, y_scale: Scale) -> str:
-    series, measure = chart.series[index], math.log10 if chart.is_log_x else float
+def _render_series(chart: Scatter, series: Series, style: int, x_scale: Scale, y_scale: Scale) -> str:
+    measure = math.log10 if chart.is_log_x else float
     name, points = to_one_line(series.name), [*_list_drawn(chart, series)]
     positions = [(x_scale.position(measure(x)), y_scale.position(y)) for x, y in points]
     corners = " ".join(f"{x:.1f},{y:.1f}" for x, y in positions)
     line = f'<polyline class="line" points="{corners}"/>' if series.is_line and len(positions) > 1 else ""
     markers = "".join(
-        render_marker(index, *position, f"{name}: {y:.6g} at {x:.6g}")
+        render_marker(style, *position, f"{name}: {y:.6g} at {x:.6g}")
         for position, (x, y) in zip(positions, points, strict=True)
     )
-    return f'<g style="color:var(--curve-{index % NUM_CURVE_COLOURS})">{line}{markers}</g>'
+    return f'<g style="{render_colour(style)}">{line}{markers}</g>'

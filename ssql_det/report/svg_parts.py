@@ -48,14 +48,18 @@ def render_grid(ticks: Sequence[float], y_scale: Scale, left: float) -> Iterator
         yield render_text([label], left - 8, y + 5, "muted", "end")
 
 
-def render_marker(curve_index: int, x: float, y: float, value: str = "") -> str:
-    """``value`` is shown while the pointer is on the marker."""
-    path = _MARKERS[curve_index % len(_MARKERS)]
+def render_marker(style: int, x: float, y: float, value: str = "") -> str:
+    """``style`` is one of ``choose_styles``; ``value`` is shown while the pointer is on the marker."""
+    path = _MARKERS[style % len(_MARKERS)]
     tag = f'<path class="marker" transform="translate({x:.1f} {y:.1f})" d="{path}"'
     return f"{tag}><title>{escape(value)}</title></path>" if value else f"{tag}/>"
 
 
-def render_legend(names: Sequence[str], top: float) -> tuple[list[str], float]:
+def render_colour(style: int) -> str:
+    return f"color:var(--curve-{style % NUM_CURVE_COLOURS})"
+
+
+def render_legend(names: Sequence[str], styles: Sequence[int], top: float) -> tuple[list[str], float]:
     """The legend's elements, in as many columns of equal width as fit, and the y where the legend ends."""
     wrapped_names = [wrap_text(name, WIDTH - 2 * MARGIN - _SAMPLE_WIDTH, FONT_SIZE) for name in names]
     lines = (line for wrapped_name in wrapped_names for line in wrapped_name)
@@ -65,11 +69,10 @@ def render_legend(names: Sequence[str], top: float) -> tuple[list[str], float]:
     for first in range(0, len(names), columns):
         row = wrapped_names[first : first + columns]
         for column, wrapped_name in enumerate(row):
-            x, curve_index = MARGIN + column * column_width, first + column
-            colour = f"color:var(--curve-{curve_index % NUM_CURVE_COLOURS})"
+            x, style = MARGIN + column * column_width, styles[first + column]
             parts += [
-                f'<g style="{colour}"><path class="line" d="M{x:.1f} {top + 10:.1f}h26"/>',
-                f"{render_marker(curve_index, x + 13, top + 10)}</g>",
+                f'<g style="{render_colour(style)}"><path class="line" d="M{x:.1f} {top + 10:.1f}h26"/>',
+                f"{render_marker(style, x + 13, top + 10)}</g>",
                 render_text(wrapped_name, x + _SAMPLE_WIDTH, top + 15),
             ]
         top += LINE_HEIGHT * max(map(len, row))
