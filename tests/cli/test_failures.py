@@ -62,6 +62,7 @@ OTHERS = {
     "check-data": "check-data {here}/nowhere",
     "inspect": "inspect {here}/nothing.pth",
     "tables": "tables --table 6 --rows {here}/nothing.jsonl",
+    "report": "report {here}/nothing",
     "configs": "configs --show mni",
     "run": run_detector("{here}/nothing.onnx"),
 }

@@ -482,6 +482,9 @@ LINES = {  # the command line itself is what is wrong
         "no row has the dataset 'toy_voc'; did you mean 'toy_voc_2007_",
     ),
     "rows that are none": ("tables --table 6 --rows {good}/c4.yaml", "c4.yaml holds no result row"),
+    "report of what are no rows": ("report {good}/c4.yaml --out {out}/a.html", "c4.yaml holds no result row"),
+    "report that is no page": ("report {good}/sweep --out {out}/a.pdf", "--out {out}/a.pdf must end in .html"),
+    "report below a file": ("report {good}/sweep --out {out}/notes.txt/a.html", "could not write {out}/notes.txt/a"),
 }
 FILES = {  # something that lies in the case's folder is
     # ---- configs
