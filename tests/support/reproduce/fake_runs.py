@@ -14,6 +14,7 @@ from ssql_det.core import rows
 from ssql_det.core.rows import Calibration, Row
 from ssql_det.quant import parse_bit_widths
 from ssql_det.report.blocks import Paragraph, Table
+from ssql_det.report.page_script import SCRIPT
 from ssql_det.report.render_html import render_html
 from ssql_det.report.render_markdown import collect_image_files, render_markdown
 from ssql_det.reproduce.plan import RunResults
@@ -166,7 +167,8 @@ def check_page(document):
     assert {each[1:] for each in links if each.startswith("#")} <= set(ids)
     assert not [each for each in links if not each.startswith(("#", "data:"))]
     assert all(re.match("data:image/(jpeg|png);base64,", src) for src in html.values("src"))
-    assert not {tag for tag, _ in html.tags} & {"script", "iframe", "object", "form", "base"}
+    assert not {tag for tag, _ in html.tags} & {"iframe", "object", "form", "base"}
+    assert [html_text.count(text) for text in ("<script", SCRIPT)] == [1, 1]
     assert not [name for _, attributes in html.tags for name in attributes if name.startswith("on")]
     assert all(image["alt"] for image in html.all("img"))
     assert set(markdown.values("src")) == set(collect_image_files(document))
