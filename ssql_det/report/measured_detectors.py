@@ -5,7 +5,7 @@ Rows of one detector differ in seed and checkpoint alone. A backbone that was pr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,11 +20,10 @@ _IDENTITY = ("method", "network", "config", "scheme", "scope", "calibration", "p
 
 @dataclass(frozen=True)
 class MeasuredDetector:
-    """Rows that may be averaged, by bit-width, and what tells them from those of the others."""
+    """Rows that may be averaged, with a name that tells them from those of the others."""
 
-    identity: Mapping[str, str]
+    name: str
     rows: tuple[Row, ...]
-    name: str = ""
 
     @cached_property
     def rows_by_bits(self) -> dict[str, list[Row]]:
@@ -43,10 +42,9 @@ class MeasuredDetector:
         losses = [values[FLOAT][key] - value for key, value in values[bits].items() if key in values[FLOAT]]
         return measure(losses)
 
-    def _get_values(self, bits: str, metric: str) -> dict[str, float]:
-        found = (
-            (_identify_weights(row), finite_or_none(row.metrics.get(metric))) for row in self.rows_by_bits.get(bits, ())
-        )
+    def _get_values(self, bits: str, metric: str) -> dict[tuple[str, ...], float]:
+        rows = self.rows_by_bits.get(bits, ())
+        found = ((_identify_float_network(row), finite_or_none(row.metrics.get(metric))) for row in rows)
         return {key: value for key, value in found if value is not None}
 
     def choose_headline(self) -> str:
@@ -57,17 +55,31 @@ class MeasuredDetector:
 
 
 def list_detectors(rows: Iterable[Row]) -> list[MeasuredDetector]:
-    """The groups of rows of one data set, named by what differs between them."""
+    """The groups of rows of one data set, named by what differs between them.
+
+    A group without full precision gets that of the same weights from another group: no scheme changes it.
+    """
     groups: dict[tuple[tuple[str, str], ...], list[Row]] = {}
+    float_rows = {}
     for row in rows:
         groups.setdefault(tuple(_identify(row).items()), []).append(row)
+        if row.bits == FLOAT:
+            float_rows[_identify_float_network(row)] = row
     identities = [dict(key) for key in groups]
     differing = [field for field in _IDENTITY if len({each[field] for each in identities}) > 1] or ["method"]
     names = (" · ".join(each[field] for field in differing if each[field]) for each in identities)
     return [
-        MeasuredDetector(identity, tuple(of_group), name or "the detector")
-        for identity, of_group, name in zip(identities, groups.values(), names, strict=True)
+        MeasuredDetector(name or "the detector", (*_borrow_float_rows(of_group, float_rows), *of_group))
+        for name, of_group in zip(names, groups.values(), strict=True)
     ]
+
+
+def _borrow_float_rows(rows: Sequence[Row], float_rows: Mapping[tuple[str, ...], Row]) -> Iterator[Row]:
+    """Those at full precision that the rows lack."""
+    own = {_identify_float_network(row) for row in rows if row.bits == FLOAT}
+    for key in dict.fromkeys(map(_identify_float_network, rows)):
+        if key not in own and key in float_rows:
+            yield float_rows[key]
 
 
 def _identify(row: Row) -> dict[str, str]:
@@ -83,5 +95,6 @@ def _identify(row: Row) -> dict[str, str]:
     }
 
 
-def _identify_weights(row: Row) -> str:
-    return f"{row.checkpoint_hash or row.checkpoint} {row.seed}"
+def _identify_float_network(row: Row) -> tuple[str, ...]:
+    """Equal for rows whose results at full precision are the same."""
+    return row.checkpoint_hash or row.checkpoint, str(row.seed), row.config, format_protocol(row.protocol)

@@ -69,6 +69,18 @@ def test_seeds_are_averaged_and_a_loss_is_that_of_each_checkpoint():
     assert detector.get_loss("4w4a", "bbox/AP").n == 2
 
 
+def test_full_precision_is_borrowed_from_the_same_weights():
+    """As where a repaired detector, or the bits of a search, was measured at few bits alone."""
+    rows = [*make_rows(scheme="minmax"), *make_rows(0.5, scheme="act=mse", bit_widths=("4w4a",))]
+    rows += make_rows(0.5, scheme="act=mse", bit_widths=("4w4a",), checkpoint_hash="other", seed=1)
+    plain, other = list_detectors(rows)
+    assert other.get_loss("4w4a", "bbox/AP").mean == pytest.approx(1.0)
+    assert (other.get("FP", "bbox/AP").n, other.get("4w4a", "bbox/AP").n) == (1, 2)
+    assert len(plain.rows) == len(APS)
+    ((*tiles,),) = (each.tiles for each in find(build_cost_report(rows), Tiles))
+    assert [tile.value for tile in tiles] == ["-1.5 AP", "-1.0 AP"]
+
+
 def test_detectors_are_named_by_what_differs():
     rows = [*make_rows(scheme="minmax"), *make_rows(scheme="act=mse"), *make_rows(scheme="act=mse", scope="backbone")]
     names = [each.name for each in list_detectors(rows)]
