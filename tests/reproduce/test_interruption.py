@@ -128,7 +128,7 @@ def test_a_killed_run_ends_its_jobs_at_once(has_begun, fake, start_run):
     assert len(pids) >= 2
     process.kill()
     process.wait()
-    wait_until_ended(pids, seconds=5)  # of a loaded machine; on a quiet one it takes half a second
+    wait_until_ended(pids, seconds=5)  # on a loaded machine
     assert get_states(fake.run([fake.step("c")])) == {"c": runner.DONE}
 
 
