@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ssql_det.core.rows import Row, finite_or_none, format_metric
@@ -33,17 +33,19 @@ from ssql_det.report.comparison_blocks import round_to_tenth
 from ssql_det.report.display_names import format_protocol, format_scheme
 from ssql_det.report.document import Document
 from ssql_det.report.markup import escape_markup, strip_markup
-from ssql_det.report.measured_detectors import FLOAT, MeasuredDetector, list_detectors
+from ssql_det.report.measured_detectors import (
+    FLOAT,
+    TASKS,
+    MeasuredDetector,
+    get_main,
+    get_unit,
+    list_detectors_by_dataset,
+    list_tasks,
+)
 from ssql_det.report.row_groups import Measurement, keep_newest, list_separate, sort_bits
 
 TITLE = "What few bits cost"
 MB, GBOPS = "MB", "GBOPs"
-TASKS = {  # by the first part of a metric's name: what it measures, and the metrics that tables show
-    "bbox": ("boxes", ("AP", "AP50", "AP75")),
-    "segm": ("masks", ("AP", "AP50", "AP75")),
-    "linear": ("the linear probe", ("top1",)),
-    "knn": ("the nearest neighbours", ("top1",)),
-}
 _EMPTY = "-"
 
 
@@ -64,9 +66,7 @@ def build_cost_report(rows: Sequence[Row], speeds: Sequence[Speed] = (), command
     """``rows`` may be of detectors and of probes, in any order; ``command`` wrote the page."""
     newest = keep_newest(rows)
     blocks: list[Block] = []
-    by_dataset = {
-        dataset: list_detectors(row for row in newest if row.dataset == dataset) for dataset in _list_datasets(newest)
-    }
+    by_dataset = list_detectors_by_dataset(newest)
     detectors = [each for of_dataset in by_dataset.values() for each in of_dataset]
     if detectors:
         headline = _say_headline(detectors)
@@ -78,20 +78,6 @@ def build_cost_report(rows: Sequence[Row], speeds: Sequence[Speed] = (), command
         blocks += _build_speeds(speeds)
     blocks += [Heading("How this was measured"), *_build_settings(newest, len(rows) - len(newest), command)]
     return Document(TITLE, tuple(blocks))
-
-
-def _list_datasets(rows: Iterable[Row]) -> list[str]:
-    return sorted({row.dataset for row in rows})
-
-
-def list_tasks(rows: Iterable[Row]) -> list[str]:
-    """Known tasks of which the rows have the main metric."""
-    metrics = {metric for row in rows for metric in row.metrics}
-    return [task for task in TASKS if get_main(task) in metrics]
-
-
-def get_main(task: str) -> str:
-    return f"{task}/{TASKS[task][1][0]}"
 
 
 def get_headline(page: Document) -> str:
@@ -160,10 +146,6 @@ def _make_tile(detector: MeasuredDetector) -> Tile:
 def _get_first_main(detector: MeasuredDetector) -> str | None:
     tasks = list_tasks(detector.rows)
     return get_main(tasks[0]) if tasks else None
-
-
-def get_unit(main: str) -> str:
-    return main.rpartition("/")[2].replace("top1", "% top-1")
 
 
 def _describe_size(detector: MeasuredDetector, bits: str) -> str:

@@ -15,6 +15,12 @@ from ssql_det.report.row_groups import Measurement, group_by_bits, list_separate
 
 FLOAT = "FP"
 HEADLINE = "4w4a"  # the bit-width that a page begins with, if it was measured
+TASKS = {  # by the first part of a metric's name: what it measures, and the metrics that tables show
+    "bbox": ("boxes", ("AP", "AP50", "AP75")),
+    "segm": ("masks", ("AP", "AP50", "AP75")),
+    "linear": ("the linear probe", ("top1",)),
+    "knn": ("the nearest neighbours", ("top1",)),
+}
 _IDENTITY = ("method", "network", "config", "scheme", "scope", "calibration", "protocol")
 
 
@@ -52,6 +58,12 @@ class MeasuredDetector:
         quantized = [bits for bits in self.rows_by_bits if bits != FLOAT]
         uniform = [bits for bits in quantized if bits not in list_separate(quantized)]
         return HEADLINE if HEADLINE in quantized else (uniform or quantized or [FLOAT])[-1]
+
+
+def list_detectors_by_dataset(rows: Sequence[Row]) -> dict[str, list[MeasuredDetector]]:
+    """The detectors of each data set, sorted by its name."""
+    datasets = sorted({row.dataset for row in rows})
+    return {dataset: list_detectors(row for row in rows if row.dataset == dataset) for dataset in datasets}
 
 
 def list_detectors(rows: Iterable[Row]) -> list[MeasuredDetector]:
@@ -98,3 +110,25 @@ def _identify(row: Row) -> dict[str, str]:
 def _identify_float_network(row: Row) -> tuple[str, ...]:
     """Equal for rows whose results at full precision are the same."""
     return row.checkpoint_hash or row.checkpoint, str(row.seed), row.config, format_protocol(row.protocol)
+
+
+# ---- metrics -------------------------------------------------------------------------------------------------------
+
+
+def list_tasks(rows: Iterable[Row]) -> list[str]:
+    """Known tasks of which the rows have the main metric."""
+    metrics = {metric for row in rows for metric in row.metrics}
+    return [task for task in TASKS if get_main(task) in metrics]
+
+
+def get_main(task: str) -> str:
+    """The metric that a task is judged by.
+
+    >>> get_main("bbox"), get_unit(get_main("linear"))
+    ('bbox/AP', '% top-1')
+    """
+    return f"{task}/{TASKS[task][1][0]}"
+
+
+def get_unit(metric: str) -> str:
+    return metric.rpartition("/")[2].replace("top1", "% top-1")

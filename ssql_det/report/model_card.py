@@ -19,10 +19,17 @@ import yaml
 from ssql_det.core.errors import UserError
 from ssql_det.core.rows import Row, finite_or_none
 from ssql_det.report.blocks import Block, CodeBlock, Heading, ItemList, Paragraph, Table
-from ssql_det.report.cost_report import TASKS, get_main, get_unit, list_tasks
 from ssql_det.report.document import Document
 from ssql_det.report.markup import escape_markup
-from ssql_det.report.measured_detectors import FLOAT, MeasuredDetector, list_detectors
+from ssql_det.report.measured_detectors import (
+    FLOAT,
+    TASKS,
+    MeasuredDetector,
+    get_main,
+    get_unit,
+    list_detectors_by_dataset,
+    list_tasks,
+)
 from ssql_det.report.render_markdown import render_markdown
 from ssql_det.report.row_groups import keep_newest
 
@@ -56,13 +63,9 @@ def build_card(subject: CardSubject, rows: Sequence[Row]) -> str:
             f"no row is of the weights of {subject.name} (SHA-256 {subject.sha256[:12]}...); these are of {others}"
         )
     shown = [row for row in own if not subject.bits or row.bits in (FLOAT, subject.bits)]
-    detectors = [each for dataset in sorted({row.dataset for row in shown}) for each in _list_of(shown, dataset)]
+    detectors = [each for of_dataset in list_detectors_by_dataset(shown).values() for each in of_dataset]
     header = yaml.safe_dump(_make_header(subject, detectors), sort_keys=False, allow_unicode=True, width=120)
     return f"---\n{header}---\n\n{render_markdown(Document(subject.name, tuple(_build_blocks(subject, detectors))))}"
-
-
-def _list_of(rows: Sequence[Row], dataset: str) -> list[MeasuredDetector]:
-    return list_detectors(row for row in rows if row.dataset == dataset)
 
 
 def _make_header(subject: CardSubject, detectors: Sequence[MeasuredDetector]) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from ssql_det.report.blocks import (
     Scatter,
     Series,
     Table,
+    Tile,
+    Tiles,
 )
 from ssql_det.report.document import Document
 
@@ -104,6 +106,7 @@ def make_hostile_page(text):
             Figure("toy.png", make_png(), text),
             Chart("chart", text, (text,), (Curve(text, (1.0,)),), text),
             Scatter("scatter", text, (Series(text, ((1.0, 2.0),)),), text, text),
+            Tiles((Tile(text, text, text),)),
             Collapsible(text, (Heading(text), Paragraph(text))),
         ),
     )
