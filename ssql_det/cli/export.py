@@ -162,11 +162,11 @@ def _prepare_card(
 ) -> str | None:
     from ssql_det.report.model_card import BACKBONE, DETECTOR, CardSubject
 
-    properties |= {"bits": str(bits), "quantization": "" if quantization is None else str(quantization.scheme)}
+    scheme = "" if quantization is None else str(quantization.scheme)
     kind = BACKBONE if options.checkpoint else DETECTOR
     commands = (f"ssql-det run {out.name} photo.jpg --out found",) if kind == DETECTOR else ()
     sha256 = "" if source is None else source.sha256
-    return prepare_card(out, options.card, CardSubject(out.name, kind, properties, sha256, str(bits), commands))
+    return prepare_card(out, options.card, CardSubject(out.name, kind, properties, sha256, str(bits), scheme, commands))
 
 
 def _read_settings(options: argparse.Namespace) -> tuple[Bits, QuantizationSettings | None]:

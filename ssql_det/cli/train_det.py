@@ -60,7 +60,8 @@ def _make_fine_tuning_overrides(options: argparse.Namespace) -> list[str]:
     """The KEY VALUE pairs that ``--init`` stands for."""
     if options.init is None:
         return []
-    solver = read_detector_config(options, ["MODEL.DEVICE", "cpu"]).SOLVER
+    cfg = read_detector_config(options, ["MODEL.DEVICE", "cpu"])
+    solver = cfg.SOLVER
     pairs = {
         "MODEL.WEIGHTS": options.init,
         "SSQL_DET.LOAD_HEADS": True,
@@ -68,6 +69,8 @@ def _make_fine_tuning_overrides(options: argparse.Namespace) -> list[str]:
         "SOLVER.STEPS": tuple(step // 10 for step in solver.STEPS),
         "SOLVER.WARMUP_ITERS": solver.WARMUP_ITERS // 10,
     }
+    if cfg.SSQL_DET.EPOCHS:
+        pairs["SSQL_DET.EPOCHS"] = max(cfg.SSQL_DET.EPOCHS // 10, 1)
     return [str(each) for pair in pairs.items() for each in pair]
 
 

@@ -13,7 +13,7 @@ import torch
 
 from ssql_det.core.console import track
 from ssql_det.d2 import BoxMode, CfgNode, DatasetCatalog, MetadataCatalog, ResizeShortestEdge, read_image
-from ssql_det.detect.datasets import is_custom, register_custom_dataset
+from ssql_det.detect.datasets import check_dataset, is_custom, register_custom_dataset
 from ssql_det.detect.engine_errors import translate_errors
 from ssql_det.detect.evaluation import fast_inference
 from ssql_det.detect.evaluation_data import Batch
@@ -22,6 +22,8 @@ from ssql_det.images.drawing import draw_panel
 from ssql_det.images.reading import read_rgb
 from ssql_det.images.results import Detection, collect_detections, save_detections, save_picture
 from ssql_det.quant import Bits, Quantization
+
+_IMAGE_FOLDERS = {"image_root": (), "dirname": ("JPEGImages",)}  # of COCO and VOC: in metadata, and below it
 
 
 def load_image(cfg: CfgNode, path: Path) -> Batch:
@@ -88,16 +90,21 @@ def find_annotations(cfg: CfgNode, images: Sequence[Path]) -> dict[Path, list[De
 
     A data set is read only if one of the images is in its folder.
     """
-    folders, found = {image.resolve().parent for image in images}, dict[Path, list[Detection]]()
+    paths, found = {image.resolve() for image in images}, dict[Path, list[Detection]]()
+    folders = {path.parent for path in paths}
     for name in cfg.DATASETS.TEST:
         if is_custom(name):
             register_custom_dataset(name)
-        metadata = MetadataCatalog.get(name)
-        root = getattr(metadata, "image_root", None) or Path(getattr(metadata, "dirname", "")) / "JPEGImages"
-        if Path(root).resolve() in folders:
-            with translate_errors(f"the annotations of {name} cannot be read"):
-                records = DatasetCatalog.get(name)
-            found |= {Path(each["file_name"]).resolve(): _collect_annotations(each["annotations"]) for each in records}
+        metadata = MetadataCatalog.get(name).as_dict()
+        roots = [Path(metadata[key], *below) for key, below in _IMAGE_FOLDERS.items() if key in metadata]
+        if folders.isdisjoint(root.resolve() for root in roots):
+            continue
+        check_dataset(name)
+        with translate_errors(f"the annotations of {name} cannot be read"):
+            for record in DatasetCatalog.get(name):
+                path = Path(record["file_name"]).resolve()
+                if path in paths and "annotations" in record:
+                    found[path] = _collect_annotations(record["annotations"])
     return found
 
 

@@ -126,8 +126,8 @@ def train(cfg: CfgNode, config_label: str, resume: bool = False) -> Path:
     if world_size() > 1:
         ddp_model = DistributedDataParallel(model, find_unused_parameters=step.has_unused_parameters)
 
-    # start - 1 is the last iteration whose scalars are kept.
     first_time = time.perf_counter()
+    # start - 1 is the last iteration whose scalars are kept.
     with storage, scalar_writer(folder, start - 1 if is_resumed else None) as write_scalars:
         for iteration in range(start, cfg.SOLVER.MAX_ITER):
             storage.iter = iteration
@@ -214,9 +214,10 @@ def _build_model(cfg: CfgNode, is_resumed: bool) -> tuple[nn.Module, dict[str, A
 def _log_duration(seconds: float, num_remaining: int) -> None:
     """How long the training takes, by the mean time of its first iterations."""
     minutes = seconds * num_remaining / 60
-    text = (
-        f"{minutes / 60:.1f} hours" if minutes >= 100 else f"{minutes:.0f} min" if minutes >= 1 else "less than 1 min"
-    )
+    if minutes >= 100:
+        text = f"{minutes / 60:.1f} hours"
+    else:
+        text = f"{minutes:.0f} min" if minutes >= 1 else "less than 1 min"
     message = "%.2f s per iteration: %s for the remaining %d, without evaluations"
     _logger.info(message, seconds, text, num_remaining)
 

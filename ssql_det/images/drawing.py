@@ -61,6 +61,7 @@ def draw_detections(
     canvas = _resize(image, enlarged_to, max_side)
     scale = max(canvas.shape[:2]) / max(image.shape[:2])
     colours = [get_class_colour(index) for index in classes]
+    texts = [printable(label, _MAX_TEXT_LENGTH) for label in labels]
     if masks is not None:
         _draw_masks(canvas, masks, colours)
     picture = Image.fromarray(canvas)
@@ -70,8 +71,8 @@ def draw_detections(
     font = _load_font(max(11, round(side / 45)))
     corners = [_scale_box(box, scale, side) for box in boxes]
     items = [
-        (corner, label, colour, index in dashed)
-        for index, (corner, label, colour) in enumerate(zip(corners, labels, colours, strict=True))
+        (corner, text, colour, index in dashed)
+        for index, (corner, text, colour) in enumerate(zip(corners, texts, colours, strict=True))
         if corner is not None
     ]
     for corner, _, colour, is_dashed in reversed(items):
@@ -79,11 +80,11 @@ def draw_detections(
             _draw_dashed(draw, corner, colour, line_width)
         else:
             draw.rectangle(corner, outline=colour, width=line_width)
-    bars = _place_labels([(corner, label) for corner, label, _, _ in items], picture.size, font)
-    for bar, (_, label, colour, _) in reversed([*zip(bars, items, strict=True)]):
-        if bar is not None:
-            draw.rectangle(bar, fill=colour)
-            draw.text((bar[0] + 2, bar[1]), printable(label, _MAX_TEXT_LENGTH), _choose_text_colour(colour), font)
+    labelled = [(corner, text, colour) for corner, text, colour, _ in items if text]
+    bars = _place_labels([(corner, text) for corner, text, _ in labelled], picture.size, font)
+    for bar, (_, text, colour) in reversed([*zip(bars, labelled, strict=True)]):
+        draw.rectangle(bar, fill=colour)
+        draw.text((bar[0] + 2, bar[1]), text, _choose_text_colour(colour), font)
     return np.array(picture)
 
 
@@ -185,30 +186,22 @@ def _draw_dashed(draw: ImageDraw.ImageDraw, box: Box, colour: Colour, line_width
             draw.rectangle((x, start, x + line_width - 1, min(start + length - 1, y1)), fill=colour)
 
 
-def _place_labels(
-    items: Sequence[tuple[Box, str]], size: tuple[int, int], font: ImageFont.FreeTypeFont
-) -> list[Box | None]:
+def _place_labels(items: Sequence[tuple[Box, str]], size: tuple[int, int], font: ImageFont.FreeTypeFont) -> list[Box]:
     """The bars of the labels, each above its box if there is room, else inside at its top, below it, inside at its
     bottom; the first of these that is free, or if none is, the first. What comes first is placed first."""
-    height, placed = sum(font.getmetrics()), list[Box | None]()
-    for (x0, y0, _, y1), label in items:
-        text = printable(label, _MAX_TEXT_LENGTH)
-        if not text:
-            placed.append(None)
-            continue
+    height, placed = sum(font.getmetrics()), list[Box]()
+    bottom = size[1] - height
+    for (x0, y0, _, y1), text in items:
         width = math.ceil(font.getlength(text)) + 4
         x = max(0, min(x0, size[0] - width))
-        tops = [y0 - height] if y0 >= height else []
-        tops += [top for top in (y0, y1 + 1, y1 + 1 - height) if 0 <= top <= size[1] - height]
-        tops = tops or [max(0, min(y0, size[1] - height))]
-        bars = [(x, top, x + width - 1, top + height - 1) for top in (min(top, size[1] - height) for top in tops)]
+        tops = [min(y0 - height, bottom)] if y0 >= height else []
+        tops += [top for top in (y0, y1 + 1, y1 + 1 - height) if 0 <= top <= bottom]
+        bars = [(x, top, x + width - 1, top + height - 1) for top in tops or [max(0, min(y0, bottom))]]
         placed.append(next((bar for bar in bars if not any(_overlap(bar, other) for other in placed)), bars[0]))
     return placed
 
 
-def _overlap(one: Box, other: Box | None) -> bool:
-    if other is None:
-        return False
+def _overlap(one: Box, other: Box) -> bool:
     return one[0] <= other[2] and other[0] <= one[2] and one[1] <= other[3] and other[1] <= one[3]
 
 

@@ -48,11 +48,13 @@ class CardSubject:
     properties: Mapping[str, str]  # such as the architecture, in the order of the card
     sha256: str
     bits: str = ""  # of a file that was exported at one bit-width
+    scheme: str = ""  # with which it was quantized there
     commands: tuple[str, ...] = ()  # that use the file
 
 
 def build_card(subject: CardSubject, rows: Sequence[Row]) -> str:
-    """The card; rows of other weights, or of other bits than those of the file and full precision, are not for it.
+    """The card. Of its weights it has all rows, or for a file of one bit-width those at full precision and those that
+    were quantized as the file is.
 
     Rows of which none is of these weights are an error: a card without its numbers would not be noticed.
     """
@@ -62,7 +64,8 @@ def build_card(subject: CardSubject, rows: Sequence[Row]) -> str:
         raise UserError(
             f"no row is of the weights of {subject.name} (SHA-256 {subject.sha256[:12]}...); these are of {others}"
         )
-    shown = [row for row in own if not subject.bits or row.bits in (FLOAT, subject.bits)]
+    quantized = subject.bits, subject.scheme
+    shown = [row for row in own if not subject.bits or row.bits == FLOAT or (row.bits, row.scheme) == quantized]
     detectors = [each for of_dataset in list_detectors_by_dataset(shown).values() for each in of_dataset]
     header = yaml.safe_dump(_make_header(subject, detectors), sort_keys=False, allow_unicode=True, width=120)
     return f"---\n{header}---\n\n{render_markdown(Document(subject.name, tuple(_build_blocks(subject, detectors))))}"
@@ -103,7 +106,8 @@ def _round(value: float | None) -> float | None:
 
 
 def _build_blocks(subject: CardSubject, detectors: Sequence[MeasuredDetector]) -> Iterator[Block]:
-    properties = {**subject.properties, "SHA-256 of the weights": subject.sha256}
+    own = {"bits": subject.bits, "quantization": subject.scheme}
+    properties = {**subject.properties, **own, "SHA-256 of the weights": subject.sha256}
     yield ItemList(tuple(f"{name}: {escape_markup(value)}" for name, value in properties.items() if value))
     if detectors:
         yield Heading("What was measured")

@@ -83,6 +83,13 @@ def test_an_image_of_the_test_set_is_shown_with_its_annotations(weights, toy, to
         assert picture.width > 2 * original.width  # beside the detections
 
 
+def test_images_of_no_data_set_need_none(photos, monkeypatch):
+    """Not even in a folder that is called as VOC's."""
+    folder = photos.rename(photos.with_name("JPEGImages"))
+    monkeypatch.chdir(folder.parent)
+    assert find_annotations(config(C4, DATASETS__TEST=("nowhere",)), [folder / "b.png"]) == {}
+
+
 def test_float_predictions_are_the_detectors_outputs(weights, photos, tmp_path):
     predict(weights, C4, tmp_path / "out", photos / "b.png", bits="FP")
     cfg = config(C4, MODEL__WEIGHTS=weights / f"{C4}.pth")

@@ -6,6 +6,8 @@ import logging
 import pytest
 from support.detect.configs import C4, FPN, config, full_config
 
+from ssql_det.cli.main import make_parser
+from ssql_det.cli.train_det import _make_fine_tuning_overrides
 from ssql_det.core.errors import UserError
 from ssql_det.detect.datasets import make_custom_name
 from ssql_det.detect.schedule import LEAST_ITERATIONS, fit_schedule
@@ -62,6 +64,12 @@ def test_a_few_images_are_trained_long_enough(make_data):
 def test_masks_are_trained_if_the_data_have_some(has_masks, is_on, expected, make_data):
     fitted = fit(make_data(3, has_masks), 1, MODEL__MASK_ON=is_on)
     assert fitted.MODEL.MASK_ON is expected
+
+
+def test_init_takes_a_tenth_of_the_epochs():
+    options = make_parser().parse_args(["train-det", "--config-file", "own_cpu", "--init", "d.pth"])
+    overrides = _make_fine_tuning_overrides(options)
+    assert overrides[overrides.index("SSQL_DET.EPOCHS") + 1] == "1"  # of 12
 
 
 def test_without_epochs_nothing_is_read_or_changed():

@@ -11,7 +11,7 @@ from ssql_det.report.model_card import BACKBONE, DETECTOR, CardSubject, build_ca
 
 METRICS = {"bbox/AP": 40.256, "bbox/AP50": 61.0, "MB": 2.5}
 SUBJECT = CardSubject(
-    "d.onnx", DETECTOR, {"pretraining": "SSQL", "config": ""}, "9f3c", "4w4a", ("ssql-det run d.onnx",)
+    "d.onnx", DETECTOR, {"pretraining": "SSQL", "config": ""}, "9f3c", "4w4a", "minmax", ("ssql-det run d.onnx",)
 )
 
 
@@ -38,10 +38,18 @@ def test_the_header_has_the_metrics_of_the_files_bits():
 
 def test_the_text_has_full_precision_beside_them_and_what_the_file_is():
     _, text = read_header(build_card(SUBJECT, make_rows()))
-    assert "# d.onnx\n\n- pretraining: SSQL\n- SHA-256 of the weights: 9f3c\n" in text
+    assert (
+        "# d.onnx\n\n- pretraining: SSQL\n- bits: 4w4a\n- quantization: minmax\n- SHA-256 of the weights: 9f3c\n"
+        in text
+    )
     assert "| FP | 40.26 | 61.00 | - | 2.50 |\n| 4w4a | 40.26 |" in text
     assert "8w8a" not in text
     assert "```\nssql-det run d.onnx\n```" in text
+
+
+def test_what_another_scheme_gave_is_not_said_of_the_file():
+    others = [make_row(bits="4w4a", scheme="act=mse", metrics={"bbox/AP": 99.0})]
+    assert build_card(SUBJECT, [*make_rows(), *others]) == build_card(SUBJECT, make_rows())
 
 
 def test_a_backbone_has_all_its_bits():
