@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "detection"
 SELECTION, TEST = "selection", "test"  # what is evaluated on, and the names of files
-CALIBRATION = Calibration(images=64, reconstruction_images=64, selection_images=128)
+CALIBRATION = Calibration(images=64, reconstruction_images=128, selection_images=128)
 SIMSIAM, SSQL = "simsiam", "ssql"  # pretraining, in the names of folders
 BITS = (Bits(4, 4), Bits(3, 3), Bits(2, 4))
 SECONDS = "seconds to quantize"  # a metric of the rows, besides the evaluator's
