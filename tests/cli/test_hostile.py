@@ -1026,7 +1026,7 @@ def test_a_full_disk_is_one_sentence_and_costs_nothing(line, place, small_disk, 
     before = contents(place.here)
     capsys.readouterr()
     small_disk()
-    with pytest.raises(SystemExit) as stopped:
+    with toy_names_at(place.toy), pytest.raises(SystemExit) as stopped:
         main(arguments(line, place))
     assert stopped.value.code == 2
     assert "File too large" in the_sentence(capsys.readouterr().err)
