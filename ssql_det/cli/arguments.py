@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
+from ssql_det.core.config_files import prefer_folder
 from ssql_det.core.errors import printable
 from ssql_det.core.rows import Calibration
 
@@ -184,13 +186,14 @@ def read_bits_file(path: str | None) -> Mapping[str, Bits]:
     return {pattern: Bits.parse(bits) for pattern, bits in content.items()}
 
 
-def add_config_file(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    names = "a config: a file, or a name that `ssql-det configs` lists"
-    parser.add_argument("--config-file", metavar="FILE", required=required, help=names)
+def add_config_file(parser: argparse.ArgumentParser, folder: str, required: bool = True) -> None:
+    """``folder``: of the package's configs that the command takes."""
+    names, read_name = "a config: a file, or a name that `ssql-det configs` lists", partial(prefer_folder, folder=folder)
+    parser.add_argument("--config-file", metavar="FILE", type=read_name, required=required, help=names)
 
 
 def add_config_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    add_config_file(parser, required)
+    add_config_file(parser, "detection", required)
     for split, use in (("train", "training and calibration"), ("val", "evaluation")):
         parser.add_argument(
             f"--coco-{split}", metavar="IMAGES:FILE.json", help=f"your own data for {use}, in COCO's format"

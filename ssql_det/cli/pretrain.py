@@ -18,7 +18,7 @@ EXAMPLES = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_config_file(parser)
+    add_config_file(parser, "pretrain")
     parser.add_argument("--init", metavar="FILE", help="a checkpoint to start from, in any format that convert reads")
     add_num_gpus(parser)
     parser.add_argument("--resume", action="store_true", help="continue the run in OUTPUT_DIR")
@@ -30,13 +30,14 @@ def run(options: argparse.Namespace) -> None:
     from ssql_det.core.launch import launch
     from ssql_det.pretrain.checkpoint import CHECKPOINT_NAME
     from ssql_det.pretrain.config import check_config, read_config
+    from ssql_det.pretrain.schedule import fit_schedule
 
     set_up_logging()
     init = ["INIT", options.init] if options.init else []
     config = read_config(options.config_file, [*options.overrides, *init])
     check_config_is_kept(options.config_file, config.output_dir, options.resume, CHECKPOINT_NAME)
-    if options.num_gpus > 1:
-        check_config(config, options.num_gpus)  # before the processes start, so that the error appears once
+    check_config(config, options.num_gpus)  # before the processes start, so that the error appears once
+    config = fit_schedule(config)
     launch(_pretrain, config, options.resume, processes=options.num_gpus)
 
 

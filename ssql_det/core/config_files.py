@@ -36,6 +36,17 @@ def find_config(name: str | os.PathLike[str]) -> Path:
     raise UserError(f"there is no config file {os.fspath(name)}{hint} (`ssql-det configs` lists the package's)")
 
 
+def prefer_folder(name: str, folder: str) -> str:
+    """The name, with its folder if several folders have a config of this name and ``folder`` is one of them.
+
+    >>> prefer_folder("own_cpu", "pretrain"), prefer_folder("mini", "pretrain")
+    ('pretrain/own_cpu', 'mini')
+    """
+    matches = [] if Path(os.path.expanduser(name)).is_file() else _find_by_name(name)
+    inside = [each for each in matches if each.startswith(f"{folder}/")]
+    return inside[0] if len(matches) > 1 and len(inside) == 1 else name
+
+
 @functools.cache
 def config_folder() -> Path:
     """``ssql_det/configs`` of an installed package, ``configs`` of a clone."""

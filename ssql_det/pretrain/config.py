@@ -76,6 +76,7 @@ _DEFAULTS: dict[str, Any] = {  # each method adds a node with its hyperparameter
         "WEIGHT_DECAY": 1e-4,
         "WARMUP_EPOCHS": 0.0,
         "PER_EPOCH": True,  # after the warm-up update LR once an epoch, as published; False: at each step
+        "LEAST_STEPS": 0,  # above 0: EPOCHS are raised to have so many steps, BATCH is lowered to the number of images
     },
     "AMP": False,  # bfloat16 autocast, about twice as fast on GPUs and on CPUs with avx512_bf16
     "MEMORY_FORMAT": "auto",  # channels_last or contiguous; auto: channels_last on CPUs and GPUs

@@ -110,9 +110,9 @@ def test_a_config_equals_the_recipe_and_the_defaults(name):
     assert without(free, values) == without(free, read_config(None, ["METHOD", values["METHOD"]]).values)
 
 
-def test_only_configs_for_toy_data_have_no_recipe():
+def test_only_configs_for_toy_data_and_for_your_own_have_no_recipe():
     others = {path.stem for path in CONFIGS.glob("*.yaml")} - RECIPES.keys()
-    assert all(name.startswith(("mini", "small")) for name in others)
+    assert all(name.startswith(("mini", "small", "own")) for name in others)
 
 
 @pytest.mark.parametrize("method", ["byol", "moco", "simclr"])
