@@ -188,7 +188,10 @@ def read_bits_file(path: str | None) -> Mapping[str, Bits]:
 
 def add_config_file(parser: argparse.ArgumentParser, folder: str, required: bool = True) -> None:
     """``folder``: of the package's configs that the command takes."""
-    names, read_name = "a config: a file, or a name that `ssql-det configs` lists", partial(prefer_folder, folder=folder)
+    names, read_name = (
+        "a config: a file, or a name that `ssql-det configs` lists",
+        partial(prefer_folder, folder=folder),
+    )
     parser.add_argument("--config-file", metavar="FILE", type=read_name, required=required, help=names)
 
 

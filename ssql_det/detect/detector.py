@@ -61,7 +61,8 @@ def load_pretrained_detector(cfg: CfgNode) -> tuple[nn.Module, Checkpoint, Cover
     checkpoint = _read_weights(cfg)
     if checkpoint.detector:
         _logger.warning(
-            "%s has a whole detector: only its backbone is loaded; --init would keep its heads", checkpoint.display_name
+            "%s has a whole detector: only its backbone is loaded; to keep its heads, use --init",
+            checkpoint.display_name,
         )
     model = build_detector(cfg)
     coverage = load_backbone(model, checkpoint)
@@ -98,7 +99,8 @@ def get_input_format(cfg: CfgNode) -> InputFormat:
 
 
 def _read_weights(cfg: CfgNode) -> Checkpoint:
-    """Read the checkpoint. An input format or stride that its metadata lacks is the config's; both count as known."""
+    """Read the checkpoint. An input format or a stride that its metadata lacks is taken from the config, and taken as
+    certain: no later step warns that it was guessed."""
     if not cfg.MODEL.WEIGHTS:
         raise UserError("MODEL.WEIGHTS is empty; name the weights at the end of the command, as MODEL.WEIGHTS FILE")
     checkpoint = read_checkpoint(os.path.expanduser(cfg.MODEL.WEIGHTS))

@@ -22,7 +22,7 @@ _IS_VALID: dict[str, Callable[[Any], bool]] = {  # what COCO's metrics need of a
     "id": lambda value: type(value) is int and abs(value) < 2**53,  # it becomes a floating-point number
     "area": lambda value: isinstance(value, (int, float)) and 0 <= value < 1e12,
     "iscrowd": lambda value: value in (0, 1),
-    "bbox": lambda value: value is not None,  # its numbers are checked before
+    "bbox": lambda value: value is not None,  # check_readable checked its numbers
 }
 _WHOLE_NUMBER = re.compile(r"\s*[+-]?\d{1,9}\s*")
 _VOC_INTEGER_TAGS = ("truncated", "difficult", "bndbox/xmin", "bndbox/ymin", "bndbox/xmax", "bndbox/ymax")
@@ -40,6 +40,7 @@ def check_evaluation_dataset(cfg: CfgNode, name: str) -> None:
         return
     class_ids = getattr(metadata, "thing_dataset_id_to_contiguous_id", None)
     num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    # With more classes, those that the detector does not know count as not found.
     if class_ids is not None and len(class_ids) < num_classes:
         raise UserError(
             f"{name} has {len(class_ids)} classes and MODEL.ROI_HEADS.NUM_CLASSES is {num_classes}; "
@@ -59,7 +60,9 @@ def _check_coco(file: str, needs_masks: bool) -> None:
         if invalid_keys:
             raise UserError(f"{location} has no valid {invalid_keys[0]}, which COCO's metrics need")
         if annotation["id"] == 0:
-            _logger.warning("%s: COCO's metrics count an object with the id 0 as not found; number from 1", file)
+            _logger.warning(
+                "%s: COCO's metrics never match an annotation with the id 0; number annotations from 1", file
+            )
         if needs_masks and annotation["image_id"] in images:
             _check_mask(location, annotation, images[annotation["image_id"]])
 

@@ -14,11 +14,11 @@ RPN conv                        FPN: raw conv outputs; C4: ``res4``   FPN: input
 RPN predictors                  ReLU of the RPN conv                  input, 8 bits
 ``res5.0`` of a C4 head         ROIAlign                              the block's input
 box head, mask head             ROIAlign; ReLU                        input
-mask deconv of a C4 head        ``res5``'s output, on the grid        none; after an extra norm: input
+mask deconv of a C4 head        ``res5``'s output, on the grid        none; behind an extra norm: input
 class, box, mask predictors     ReLU or average-pooled                input, 8 bits
 ==============================  ====================================  ==================================
 
-Every weight is quantized. The predictors' inputs and weights have 8 bits at every bit-width.
+Every weight of the scope is quantized. The predictors' inputs and weights have 8 bits at every bit-width.
 
 The placement ``integer``, for integer-only inference, adds points of 8 bits at every bit-width: the image; both
 summands of each residual block; the outputs of the FPN's lateral convs, additions (read by the top-down path and an

@@ -23,7 +23,8 @@ from ssql_det.images.reading import read_rgb
 from ssql_det.images.results import Detection, collect_detections, save_detections, save_picture
 from ssql_det.quant import Bits, Quantization
 
-_IMAGE_FOLDERS = {"image_root": (), "dirname": ("JPEGImages",)}  # of COCO and VOC: in metadata, and below it
+# The metadata of COCO and of VOC that name a data set's folder, and the subfolder of it that has the images.
+_IMAGE_FOLDERS = {"image_root": (), "dirname": ("JPEGImages",)}
 
 
 def load_image(cfg: CfgNode, path: Path) -> Batch:
@@ -47,7 +48,7 @@ def detect_at_bit_widths(
 ) -> dict[Bits, list[list[Detection]]]:
     """Detections by bit-width, for each image those with scores of at least ``min_score``.
 
-    ``calibration_batches`` are used only if norms are computed for a bit-width.
+    ``calibration_batches`` are used only if statistics of norms must be computed for a bit-width.
     """
     model = quantization.model.eval()
 
@@ -70,7 +71,7 @@ def save_predictions(
     of COCO's annotation files, with a score per annotation.
 
     Images of ``DATASETS.TEST`` have a panel with their annotations. If full precision is among the bit-widths, the
-    others have what they lose and find beside it.
+    panels of the others mark what they lose and what they find in addition.
     """
     classes, category_ids, annotated = get_class_names(cfg), get_category_ids(cfg), find_annotations(cfg, images)
     for index, path in enumerate(images):

@@ -1,4 +1,5 @@
-"""Quantize a detector for some bit-widths, with the repairs of a scheme: one file that evaluations can use."""
+"""Quantize a detector for some bit-widths, with the repairs of a scheme (corrected norms and biases, learned rounding,
+tuned parameters): one file that evaluations can use."""
 
 from __future__ import annotations
 
@@ -32,9 +33,9 @@ def quantize_detector(
 ) -> tuple[Quantization, dict[Bits, RepairResult | None]]:
     """Calibrate and repair the detector, and save its quantization to ``path`` after each step.
 
-    Return it with what was made of each bit-width, as :func:`ssql_det.ptq.quantize_network` does. If the file exists,
-    with the same settings, what it lacks is added: an interrupted run goes on, to the same bits. ``images`` are those
-    of the settings, if they were selected already.
+    Return it with the results of each bit-width's repairs, see :func:`ssql_det.ptq.quantize_network`. If the file
+    exists, with the same settings, what it lacks is added: an interrupted run continues, and ends with the same bytes.
+    ``images`` are those of the settings, if they were selected already.
     """
     check_role_images(settings.scheme, settings.calibration)
     images = images or select_role_images(cfg, settings.calibration)
@@ -54,13 +55,13 @@ def quantize_detector(
 def make_repair_data(
     model: nn.Module, images: RoleImages, scope: str, repairs: Sequence[str] = (ROUNDING, TUNING)
 ) -> RepairData:
-    """Record the float detector's proposals.
+    """What the repairs of a detector need; all batches have the float detector's proposals.
 
-    Images for reconstruction are only read if one of the ``repairs`` learns from them.
+    Reconstruction and tuning use the same images, one and several at a time. They are only read if one of the
+    ``repairs`` learns from them.
     """
     learns = ROUNDING in repairs or TUNING in repairs
-    reconstruction = list(merge_batches(images.reconstruction, _TUNING_BATCH_SIZE)) if learns else []
-    tuning = record_proposals(model, reconstruction)
+    tuning = record_proposals(model, list(merge_batches(images.reconstruction, _TUNING_BATCH_SIZE)) if learns else [])
     return RepairData(
         calibration=record_proposals(model, list(merge_batches(images.calibration))),
         reconstruction=[image for batch in tuning for image in split_batch(batch)],

@@ -28,9 +28,9 @@ QUANTIZED_TRAINING_DEFAULTS: Mapping[str, Any] = {
     "FIXED_BITS": "",  # such as 4w4a: use these bit-widths in every step
     "SAMPLING": UNIFORM,  # or skewed: the lower of two draws; or sandwich: a pass at the lowest bits, one at drawn bits
     "QUANTIZER_LR_FACTOR": 1.0,  # times SOLVER.BASE_LR, for trained parameters of quantizers, as those of act=lsq
-    "QUANTIZER_WEIGHT_DECAY": 0.0,  # of these parameters; of act=pact: the regularization of its clips
-    "START": 0,  # iterations of float training before
-    "NORMS": SHARED,  # by all bit-widths; or switchable: each bit-width of weights has gains, shifts, statistics
+    "QUANTIZER_WEIGHT_DECAY": 0.0,  # of these parameters; for act=pact, of its clipping levels
+    "START": 0,  # the first iteration with quantized passes; those before it train in float
+    "NORMS": SHARED,  # by all bit-widths; or switchable: weight, bias and statistics for each bit-width of weights
     "DISTILLATION": 0.0,  # weight of the difference between outputs of a quantized pass and those of the float pass
     "DISTILLATION_TERMS": list(TERMS),  # the outputs that are compared
 }
@@ -40,11 +40,11 @@ QUANTIZED_TRAINING_KEYS = tuple(f"{_NODE}.{key}" for key in QUANTIZED_TRAINING_D
 
 @dataclass(frozen=True)
 class QuantizedTraining:
-    """Beside full precision, each step trains the bit-widths ``choose_bits(iteration)``."""
+    """In addition to full precision, each step trains the bit-widths ``choose_bits(iteration)``."""
 
     schedule: FixedBits | SampledBits
-    has_lowest: bool = False  # in each step the lowest bit-widths too
-    start: int = 0  # iterations of float training before
+    has_lowest: bool = False  # each step also trains the lowest bit-widths
+    start: int = 0  # the first iteration with quantized passes
     scheme: Scheme = field(default_factory=Scheme)
     scope: str = "all"
     distillation: float = 0.0  # its weight

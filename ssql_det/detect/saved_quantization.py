@@ -26,8 +26,8 @@ def load_with_settings(
     images: int | None = None,
     seed: int | None = None,
 ) -> tuple[Quantization, QuantizationSettings]:
-    """The quantization in a file, and the settings that it stands for. Those that are given too must agree with it;
-    ``None`` accepts any."""
+    """The quantization in a file, and the settings that it stands for. An argument that is not ``None`` must agree with
+    the file."""
     quantization = Quantization.load(path, model, scheme)
     placement = quantization.scheme.placement
     scope = scope or _find_scope(model, quantization.points, placement)
@@ -41,7 +41,7 @@ def check_quantization_file(
 ) -> CalibrationImages | None:
     """Raise an error unless the file serves an evaluation at all these bit-widths with these settings.
 
-    Return the calibration images if norms must still be computed at a bit-width, else ``None``.
+    Return the calibration images if statistics of norms must still be computed at a bit-width, else ``None``.
     """
     quantization = Quantization.load(path, model, settings.scheme)
     check_same_points(detector_points(model, settings.scope, settings.scheme.placement), quantization.points, path)
@@ -56,7 +56,8 @@ def check_quantization_file(
 def load_with_images(
     path: Path, cfg: CfgNode, model: nn.Module, settings: QuantizationSettings
 ) -> tuple[Quantization, CalibrationImages]:
-    """The quantization in a file, and the images that it was calibrated on; others may be for selection."""
+    """The quantization in a file, and the images that it was calibrated on. How many images are kept for selection may
+    differ from the file's."""
     quantization = Quantization.load(path, model, settings.scheme)
     return quantization, _select_images(path, cfg, settings, quantization)
 
@@ -68,8 +69,8 @@ def _select_images(
     expected, saved = describe_calibration(cfg, settings, images), quantization.calibration
     if saved is None or replace(saved, selection_images=expected.selection_images) != expected:
         raise UserError(
-            f"{path} was calibrated on {quantization.calibration}, but DATASETS.TRAIN gives {expected}; name the data "
-            "set of the file there"
+            f"{path} was calibrated on {quantization.calibration}, but DATASETS.TRAIN gives {expected}; set it to "
+            "the data set of the file"
         )
     return images
 
@@ -79,4 +80,4 @@ def _find_scope(model: nn.Module, points: Sequence[QuantPoint], placement: str) 
         has_scope = scope != "backbone+neck" or hasattr(model.backbone, "bottom_up")
         if has_scope and {*detector_points(model, scope, placement)} == {*points}:
             return scope
-    return SCOPES[-1]  # whoever checks the points names one that differs
+    return SCOPES[-1]  # the check of points that follows names one that differs

@@ -1,8 +1,8 @@
-"""``--scheme auto``: try cheap schemes, one part after the other, and take the one closest to the float detector.
+"""``--scheme auto``: try cheap schemes, one setting after the other, and take the one closest to the float detector.
 
 A scheme is judged on training images that are kept for this, without labels: by the distillation loss, the difference
-between the outputs of the quantized and the float detector on the same images and regions. The parts are chosen in this
-order, each with the best of the former ones: the activation quantizer, the weight quantizer, norms, biases.
+between the outputs of the quantized and the float detector on the same images and regions. The settings are chosen in
+this order, each with the best values of those before it: the activation quantizer, the weight quantizer, norms, biases.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _CHOICES: Mapping[str, Sequence[str]] = {
     "norms": (TRAINED, MATCHED, RE_ESTIMATED),
     "biases": (TRAINED, CORRECTED),
 }
-_LEAST_LOSS = 1e-12  # of a bit-width that changes nothing
+_MIN_LOSS = 1e-12  # for the logarithm of the loss of a bit-width that changes nothing
 _logger = logging.getLogger(__name__)
 
 
@@ -48,7 +48,7 @@ class Trial:
     @property
     def score(self) -> float:
         """The geometric mean of the losses, so that all bit-widths count alike."""
-        return math.exp(sum(math.log(max(loss, _LEAST_LOSS)) for loss in self.losses) / len(self.losses))
+        return math.exp(sum(math.log(max(loss, _MIN_LOSS)) for loss in self.losses) / len(self.losses))
 
 
 def parse_auto(text: str) -> Scheme | None:
@@ -75,7 +75,7 @@ def select_scheme(
     the scheme that is the best without it.
     """
     if not len(images.selection):
-        raise UserError("--scheme auto compares schemes on images of their own; give --selection-images")
+        raise UserError("--scheme auto compares schemes on images that have no other use; give --selection-images")
     calibration = record_proposals(model, list(merge_batches(images.calibration)))
     selection = record_proposals(model, list(merge_batches(images.selection)))
     compute_loss = DistillationLoss(model, selection)
@@ -101,27 +101,27 @@ def select_scheme(
     return _add_tuning(best, settings.scheme.tune), trials
 
 
-def _add_tuning(scheme: Scheme, steps: int) -> Scheme:
-    """With tuning, the steps of activations can be trained: ``lsq`` starts as ``mse``.
+def _add_tuning(scheme: Scheme, iterations: int) -> Scheme:
+    """Tuning can also train the step sizes of activations: ``lsq`` is ``mse`` with trained step sizes.
 
     >>> str(_add_tuning(Scheme.parse("weight=centred, act=mse:4"), 200))
     'weight=centred, act=lsq:4, tune=200'
     """
     name, separator, exponent = scheme.act.partition(":")
-    act = f"lsq{separator}{exponent}" if name == "mse" and steps else scheme.act
-    return replace(scheme, act=act, tune=steps)
+    act = f"lsq{separator}{exponent}" if name == "mse" and iterations else scheme.act
+    return replace(scheme, act=act, tune=iterations)
 
 
 def search_schemes(
     start: Scheme, choices: Mapping[str, Sequence[str]], measure: Callable[[Scheme], Trial]
 ) -> Iterator[Trial]:
-    """Try all values of one part, then, with the best of them, those of the next part; each scheme once."""
+    """Try all values of one setting, then, with the best of them, those of the next; each scheme once."""
     trials: dict[Scheme, Trial] = {}
     best = start
     for name, values in choices.items():
         changes: list[dict[str, Any]] = [{name: value} for value in values]
         if name == "biases" and best.norms == RE_ESTIMATED:
-            continue  # biases are corrected to the float network's means, which such norms do not have
+            continue  # biases are corrected to the float network's means, and re-estimated norms have others
         candidates = [replace(best, **change) for change in changes]
         for scheme in candidates:
             if scheme not in trials:

@@ -37,7 +37,8 @@ def sort_by_degradation(sensitivities: Sequence[GroupSensitivity]) -> list[Group
 
 
 def select_overrides(sensitivities: Sequence[GroupSensitivity], count: int, bits: Bits) -> dict[str, str]:
-    """The content of a bits file that sets the ``count`` most sensitive groups to ``bits``.
+    """The content of a bits file, bit-widths by pattern of module names, that gives the ``count`` most sensitive groups
+    ``bits``.
 
     >>> a, b = ModuleGroup("a.*", ()), ModuleGroup("b.*", ())
     >>> select_overrides([GroupSensitivity(a, 0.1), GroupSensitivity(b, 3.0)], 1, Bits(8, 8))

@@ -60,13 +60,14 @@ class Plan:
 
 
 def make_plan(preset: Preset, options: Options) -> Plan:
-    """
+    """The steps that reproduce the tables of the options, and the methods that are left out.
+
     >>> from ssql_det.reproduce.presets import get_preset
     >>> make_plan(get_preset("mini"), Options(Path("runs/mini"))).steps[0].command
     'ssql-det make-toy-data runs/mini/data --difficulty 0.0 --size 128 128'
     """
     if preset.data is None and options.budget != 1:
-        raise UserError(f"--budget scales toy data; the preset {preset.name} has none, so omit --budget")
+        raise UserError(f"--budget shortens runs on toy data; the preset {preset.name} has none, so omit --budget")
     experiments = _select_experiments(preset, options)
     methods = [_resolve_method(name, experiments) for name in options.methods]
     checkpoints = _resolve_checkpoints(options, experiments, methods)
@@ -78,16 +79,14 @@ def make_plan(preset: Preset, options: Options) -> Plan:
         for method in experiment.all_methods:
             if methods and experiment.match_method(method, methods) is None:
                 continue
-            pretraining, is_given = (
-                experiment.methods.get(method),
-                experiment.match_method(method, checkpoints) is not None,
-            )
-            if pretraining is not None and pretraining.is_per_width and not methods and not is_given:
+            pretraining = experiment.methods.get(method)
+            has_user_checkpoint = experiment.match_method(method, checkpoints) is not None
+            if pretraining is not None and pretraining.is_per_width and not methods and not has_user_checkpoint:
                 option = f"--methods {shlex.quote(method)}"
                 left_out.append(
                     f"{method} of Table {experiment.table}: it trains a network for each bit-width; add {option}"
                 )
-            elif method in experiment.methods or is_given:
+            elif method in experiment.methods or has_user_checkpoint:
                 builder.add_method(experiment, method)
             else:
                 option = f"--checkpoint {shlex.quote(f'{method}=FILE')}"
@@ -108,7 +107,7 @@ def _select_experiments(preset: Preset, options: Options) -> list[Experiment]:
     experiments = [each for table in options.tables for each in preset.experiments if each.table == table]
     if preset.data is None and options.checkpoints and len(experiments) > 1:
         if len(options.tables) > 1:
-            raise UserError("--checkpoint: each table needs another architecture; choose one, such as --table 6")
+            raise UserError("--checkpoint: the tables need different architectures; choose one, such as --table 6")
         raise UserError(
             f"Table {experiments[0].table} has several networks and a checkpoint only one; run `ssql-det probe linear "
             "--protocol published --checkpoint FILE ...` and add its rows to the table with `ssql-det tables`"

@@ -65,26 +65,21 @@ class PlanBuilder:
             step
             for step in self.steps.values()
             if step.kind == "pretrain" and step.folder.name.endswith("-0") and len(step.outputs) == 1
-        ]  # not those of a single bit-width, which have a quantization too
+        ]  # not those of a single bit-width, which have a quantization file too
         if self._preset.data is None or not pretrainings:
             return
         folder = self._out / "analysis"
         checkpoints = tuple(step.outputs[0] for step in pretrainings)
         tsne_maps = (folder / f"tsne_{step.folder.name}.png" for step in pretrainings)
         arguments = ("analyze", "--checkpoints", *map(str, checkpoints), "--data", str(self._out / "data" / "crops"))
-        arguments += (
-            "--bits",
-            _ANALYZED_BITS,
-            "--pairs",
-            "256",
-            "--points",
-            "100",
-            *_CALIBRATION,
-            "--out",
-            str(folder),
-        )
+        amounts = ("--pairs", "256", "--points", "100")  # of images whose terms are compared; of points in a t-SNE map
+        arguments += ("--bits", _ANALYZED_BITS, *amounts, *_CALIBRATION, "--out", str(folder))
         inputs, outputs = (*checkpoints, *self._add_data()), (folder / "terms.csv", *tsne_maps)
-        self._add(Step("analyze", "analyze", arguments, folder, inputs, outputs, 0.05 * len(pretrainings), 1))
+        self._add(
+            Step(
+                "analyze", "analyze", arguments, folder, inputs, outputs, minutes=0.05 * len(pretrainings), megabytes=1
+            )
+        )
 
     def _add_data(self) -> tuple[Path, ...]:
         """Add the step that makes toy data, if any; return the input of later steps, a manifest with hashes of all
@@ -102,8 +97,11 @@ class PlanBuilder:
     def _add_checkpoint(
         self, experiment: Experiment, method: str, seed: int, bits: str = ""
     ) -> tuple[Path, str] | None:
-        """The path of a backbone's checkpoint, the user's or pretrained by a step that this adds, and a name for files;
-        ``None`` for random weights. ``bits``: the bit-width that the backbone is trained for; empty: for all."""
+        """The path of a backbone's checkpoint, and a name for folders; ``None`` for random weights.
+
+        The checkpoint is the user's, or of a pretraining that this adds as a step. ``bits``: the bit-width that the
+        backbone is trained for; empty: for all.
+        """
         user_method, pretraining = experiment.match_method(method, self._checkpoints), experiment.methods.get(method)
         if user_method is not None:
             return Path(os.path.expanduser(self._checkpoints[user_method])), slugify(strip_ours(user_method))
@@ -122,7 +120,18 @@ class PlanBuilder:
         path = folder / "backbone.pkl"
         arguments = ("convert", str(checkpoint), str(path), "--to", "detectron2", "--verify", "--force")
         megabytes = 0.1 * experiment.megabytes
-        self._add(Step(f"convert-{name}", "convert", arguments, folder, (checkpoint,), (path,), 0.05, megabytes))
+        self._add(
+            Step(
+                f"convert-{name}",
+                "convert",
+                arguments,
+                folder,
+                (checkpoint,),
+                (path,),
+                minutes=0.05,
+                megabytes=megabytes,
+            )
+        )
         return path
 
     def _add_pretraining(self, pretraining: Pretraining, seed: int) -> Path:
@@ -145,39 +154,40 @@ class PlanBuilder:
 
     def _add_probes(self, experiment: ProbeExperiment, method: str, seed: int) -> list[str]:
         """Add the probe of a method, or one for each bit-width that it trains a network for; return their names."""
-        pretraining, option = experiment.methods.get(method), self._options.bits or experiment.bits
-        is_given = experiment.match_method(method, self._checkpoints) is not None
-        if is_given or pretraining is None or not pretraining.is_per_width:
-            return [self._add_probe(experiment, method, seed, option)]
-        widths = [bits for bits in expand_bits_option(option) if bits != "FP"]
-        return [self._add_probe(experiment, method, seed, bits, is_trained=True) for bits in widths]
+        pretraining, bits_option = experiment.methods.get(method), self._options.bits or experiment.bits
+        has_user_checkpoint = experiment.match_method(method, self._checkpoints) is not None
+        if has_user_checkpoint or pretraining is None or not pretraining.is_per_width:
+            return [self._add_probe(experiment, method, seed, bits_option)]
+        widths = [bits for bits in expand_bits_option(bits_option) if bits != "FP"]
+        return [self._add_probe(experiment, method, seed, bits, is_trained_for_bits=True) for bits in widths]
 
     def _add_probe(
-        self, experiment: ProbeExperiment, method: str, seed: int, bits: str, is_trained: bool = False
+        self, experiment: ProbeExperiment, method: str, seed: int, bits: str, is_trained_for_bits: bool = False
     ) -> str:
-        """Add a probe; return the name of the step. ``is_trained``: the backbone is trained for these bits, and has a
-        quantization.
+        """Add a probe; return the name of the step. ``is_trained_for_bits``: the backbone is trained for these bits
+        alone, and has a quantization file.
 
-        Tables share the probe of a backbone, so ``--method`` is passed only if the checkpoint does not store it: for a
-        user's checkpoint, or a letter of the ablation.
+        Several tables use one probe of a backbone, whose rows have the method that the checkpoint stores. ``--method``
+        is passed if it stores another: for a user's checkpoint, or a letter of the ablation.
         """
         user_method = experiment.match_method(method, self._checkpoints)
-        named_checkpoint = self._add_checkpoint(experiment, method, seed, bits if is_trained else "")
+        named_checkpoint = self._add_checkpoint(experiment, method, seed, bits if is_trained_for_bits else "")
         assert named_checkpoint is not None, f"{method} has random weights, which are not probed"
         checkpoint, name = named_checkpoint
         folder = self._out / "probes" / name
         results = folder / "results.jsonl"
-        quantization = [checkpoint.with_name(_QUANTIZATION)] if is_trained else []
-        ranges = ("--quantization", *map(str, quantization)) if is_trained else _CALIBRATION
-        arguments = ("probe", *experiment.arguments, *ranges, "--resume", "--checkpoint", str(checkpoint))
+        quantization = [checkpoint.with_name(_QUANTIZATION)] if is_trained_for_bits else []
+        calibration = ("--quantization", *map(str, quantization)) if is_trained_for_bits else _CALIBRATION
+        arguments = ("probe", *experiment.arguments, *calibration, "--resume", "--checkpoint", str(checkpoint))
         arguments += ("--data", self._get_data_option(experiment.data), "--bits", bits, "--out", str(results))
-        if is_trained:
+        if is_trained_for_bits:
             arguments += ("--method", f"{method} (our reconstruction)")
         elif user_method is not None or (method.startswith("(") and method not in experiment.aliases):
             arguments += ("--method", strip_ours(user_method or method))
         inputs = (checkpoint, *quantization, *self._add_data())
-        minutes = experiment.minutes * self._options.budget / (len(experiment.bits.split(",")) if is_trained else 1)
-        return self._add(Step(f"probe-{name}", "probe", arguments, folder, inputs, (results,), minutes, 0.1))
+        parts = len(experiment.bits.split(",")) if is_trained_for_bits else 1
+        minutes = experiment.minutes * self._options.budget / parts
+        return self._add(Step(f"probe-{name}", "probe", arguments, folder, inputs, (results,), minutes, megabytes=0.1))
 
     def _gpu_options(self) -> tuple[str, ...]:
         return ("--num-gpus", str(self._options.num_gpus)) if self._options.num_gpus > 1 else ()
@@ -207,24 +217,18 @@ class PlanBuilder:
         arguments += _flatten_pairs({"MODEL.WEIGHTS": weights, **overrides, "OUTPUT_DIR": sweep})
         inputs, minutes = (*inputs, weights), self._scale_minutes(experiment.sweep_minutes)
         outputs = (sweep / "results.jsonl", quantization)
-        self._add(Step(f"sweep-{name}", "sweep", arguments, sweep, inputs, outputs, minutes, 0.1))
+        self._add(Step(f"sweep-{name}", "sweep", arguments, sweep, inputs, outputs, minutes, megabytes=0.1))
 
         if seed == 0:
             images_to_draw = list(self._list_images_to_draw(experiment))
             threshold = ("--score", str(self._preset.score_threshold)) if self._preset.score_threshold else ()
-            arguments = (
-                "predict",
-                *config,
-                *bits,
-                *threshold,
-                "--quantization",
-                str(quantization),
-                "--out",
-                str(pictures),
-            )
+            arguments = ("predict", *config, *bits, *threshold, "--quantization", str(quantization))
+            arguments += ("--out", str(pictures))
             arguments += (*_flatten_pairs({"MODEL.WEIGHTS": weights, **overrides}), *map(str, images_to_draw))
             drawn, inputs = tuple(pictures / f"{image.stem}.png" for image in images_to_draw), (*inputs, quantization)
-            self._add(Step(f"predict-{name}", "predict", arguments, pictures, inputs, drawn, 0.05, 0.3))
+            self._add(
+                Step(f"predict-{name}", "predict", arguments, pictures, inputs, drawn, minutes=0.05, megabytes=0.3)
+            )
         return f"sweep-{name}"
 
     def _iterations_overrides(self, experiment: DetectorExperiment) -> dict[str, object]:

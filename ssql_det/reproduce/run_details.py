@@ -82,7 +82,7 @@ def _describe_pretraining(results: RunResults) -> Iterator[Block]:
 
 def _describe_minutes(results: RunResults) -> Iterator[Block]:
     yield Heading("Run time")
-    yield Table(("steps", "count", "minutes of work"), sum_minutes_by_kind(results))
+    yield Table(("steps", "count", "minutes, summed over jobs"), sum_minutes_by_kind(results))
     yield Paragraph(f"The last run took {results.minutes:.1f} minutes; cached steps were not run again.")
 
 

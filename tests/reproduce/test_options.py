@@ -154,7 +154,7 @@ def test_a_checkpoint_adds_a_method_without_a_config():
 
 
 def test_a_checkpoint_in_the_paper_preset_needs_one_table():
-    with pytest.raises(UserError, match="each table needs another architecture; choose one"):
+    with pytest.raises(UserError, match="the tables need different architectures; choose one"):
         build_plan("paper", checkpoints={"BYOL": "byol.pth"})
 
 

@@ -218,5 +218,5 @@ def test_a_budget_scales_down_to_the_minimums(budget):
 
 
 def test_published_recipes_have_no_budget():
-    with pytest.raises(UserError, match="--budget scales toy data; the preset paper has none"):
+    with pytest.raises(UserError, match="--budget shortens runs on toy data; the preset paper has none"):
         build_plan("paper", budget=0.5)

@@ -139,7 +139,7 @@ def test_a_given_backbone_is_used_for_its_row_of_the_ablation(name):
             {"tables": (1,), "checkpoints": {"SSQL": "a.pth"}},
             "Table 1 has several networks and a checkpoint only one",
         ),
-        ("paper", {"tables": (1, 8), "checkpoints": {"SSQL": "a.pth"}}, "each table needs another architecture"),
+        ("paper", {"tables": (1, 8), "checkpoints": {"SSQL": "a.pth"}}, "the tables need different architectures"),
         ("mini", {"tables": (8,), "methods": ("j",)}, r"unknown method 'j'.*known: \(a\), \(b\)"),
     ],
 )
