@@ -30,6 +30,7 @@ _STRING_FIELDS = (
     *("method", "checkpoint", "checkpoint_hash", "config", "dataset"),
     *("bits", "scope", "engine", "scheme", "placement", "network"),
 )
+_METRIC_FIELDS = ("metrics", "class_aps")
 _LATER_ROLES = ("reconstruction_images", "selection_images")  # of calibrations; rows of earlier versions have neither
 Protocol = Mapping[str, str | int | float | list[str]]  # hyperparameters of a probe by name
 # In schema 1 the calibration was a text, "64 images of toy_voc_2007_trainval, seed 0, MinMax, BN recalibrated,
@@ -92,6 +93,7 @@ class Row:
     calibration: Calibration
     network: str = ""  # architecture of the backbone; empty if unknown
     protocol: Protocol = field(default_factory=dict)  # of a probe: hyperparameters by name
+    class_aps: Mapping[str, float | None] = field(default_factory=dict)  # AP of classes by name, such as bbox/person
     overrides: Mapping[str, str] = field(default_factory=dict)  # bit-widths by pattern of module paths
     placement: str = "published"  # of the quantization points, see quant.Scheme
     versions: Mapping[str, str] = field(default_factory=package_versions)
@@ -102,7 +104,8 @@ class Row:
 def append_row(path: str | os.PathLike[str], row: Row) -> None:
     """Append a row and flush it to disk. A metric that is not finite is stored as null."""
     record = dataclasses.asdict(row) | {"calibration": row.calibration.to_dict()}
-    record["metrics"] = {name: finite_or_none(value) for name, value in row.metrics.items()}
+    for name in _METRIC_FIELDS:
+        record[name] = {key: finite_or_none(value) for key, value in getattr(row, name).items()}
     append_record(path, record, "a row")
 
 
@@ -152,8 +155,10 @@ def _find_invalid_fields(row: Row) -> Iterator[str]:
         yield "seed"
     if row.seconds is None or not _is_metric(row.seconds) or row.seconds < 0:
         yield "seconds"
-    if not isinstance(row.metrics, dict) or not all(map(_is_metric, row.metrics.values())):
-        yield "metrics"
+    for name in _METRIC_FIELDS:
+        metrics = getattr(row, name)
+        if not isinstance(metrics, dict) or not all(map(_is_metric, metrics.values())):
+            yield name
     for name in ("overrides", "versions"):
         texts = getattr(row, name)
         if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):

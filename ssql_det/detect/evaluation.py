@@ -18,11 +18,13 @@ from ssql_det.detect.evaluation_data import CachedLoader
 from ssql_det.detect.evaluators import build_evaluator
 from ssql_det.quant.hooks import overriding_attributes
 
+_CLASS_AP = "/AP-"  # between a task and a class
 _FOLDABLE_NORMS = (nn.modules.batchnorm._BatchNorm, FrozenBatchNorm2d)
 
 
 def evaluate(model: nn.Module, loader: CachedLoader, dataset: str, is_fast: bool = True) -> dict[str, float]:
-    """Metrics of COCO's or VOC's evaluator: ``{"bbox/AP": 41.2, "bbox/AP50": 62.0, ...}``; NaN without objects.
+    """Metrics of COCO's or VOC's evaluator: ``{"bbox/AP": 41.2, "bbox/AP50": 62.0, "bbox/AP-person": 53.1, ...}``; NaN
+    without objects.
 
     ``is_fast`` evaluates with :func:`fast_inference`. Under a process group each rank evaluates its share of the
     images; all ranks return the metrics over all images.
@@ -34,13 +36,24 @@ def evaluate(model: nn.Module, loader: CachedLoader, dataset: str, is_fast: bool
 
 
 def _flatten_metrics(results: Mapping[str, Any]) -> dict[str, float]:
-    """Metrics by ``task/name``, without infinite values and without APs of single classes (``AP-person``)."""
+    """Metrics by ``task/name``, without infinite values."""
     return {
         f"{task}/{name}": float(value)
         for task, metrics in results.items()
         for name, value in metrics.items()
-        if "-" not in name and not (isinstance(value, float) and math.isinf(value))
+        if not (isinstance(value, float) and math.isinf(value))
     }
+
+
+def split_class_aps(metrics: Mapping[str, float]) -> tuple[dict[str, float], dict[str, float]]:
+    """The metrics of all classes together, and the AP of each class, which COCO's evaluator gives.
+
+    >>> split_class_aps({"bbox/AP": 41.0, "bbox/AP-traffic-light": 22.0})
+    ({'bbox/AP': 41.0}, {'bbox/traffic-light': 22.0})
+    """
+    overall = {name: value for name, value in metrics.items() if _CLASS_AP not in name}
+    by_class = {name.replace(_CLASS_AP, "/", 1): metrics[name] for name in metrics.keys() - overall.keys()}
+    return overall, {name: by_class[name] for name in sorted(by_class)}
 
 
 @contextmanager

@@ -37,7 +37,7 @@ from ssql_det.core.json_lines import append_record, read_records
 from ssql_det.core.rows import finite_or_none
 from ssql_det.d2 import CfgNode, engine_name
 from ssql_det.detect.distillation import DistillationLoss
-from ssql_det.detect.evaluation import evaluate
+from ssql_det.detect.evaluation import evaluate, split_class_aps
 from ssql_det.detect.evaluation_data import CachedLoader, RoleImages, merge_batches, select_role_images
 from ssql_det.detect.quantized_evaluation import (
     NormBatches,
@@ -154,7 +154,7 @@ class Measurer:
         measurement = dataclasses.replace(
             _describe(quantity, bits, overrides),
             value=metrics[DISTILLATION] if quantity == DISTILLATION else average_ap(metrics),
-            metrics={name: finite_or_none(value) for name, value in metrics.items()},
+            metrics={name: finite_or_none(value) for name, value in split_class_aps(metrics)[0].items()},
             repair_bytes=repair_bytes,
             seconds=round(time.perf_counter() - start, 2),
         )

@@ -20,7 +20,7 @@ from ssql_det.core.rows import Row
 from ssql_det.d2 import CfgNode, engine_name
 from ssql_det.detect.config import IGNORED_KEYS, TRAINING_EVALUATION_KEYS, TRAINING_KEYS
 from ssql_det.detect.datasets import shorten_dataset_name
-from ssql_det.detect.evaluation import evaluate
+from ssql_det.detect.evaluation import evaluate, split_class_aps
 from ssql_det.detect.evaluation_data import (
     Batch,
     CachedLoader,
@@ -273,8 +273,8 @@ def make_row(
 
     The row records the overrides of the settings, also at FP, where a sweep does not apply them.
     """
-    cfg, settings, (metrics, seconds) = context.cfg, context.settings, result
-    metadata = provenance.metadata
+    cfg, settings, metadata = context.cfg, context.settings, provenance.metadata
+    metrics, class_aps = split_class_aps(result[0])
     return Row(
         method=cfg.SSQL_DET.METHOD or metadata.method or "",
         checkpoint=provenance.checkpoint_label,
@@ -284,9 +284,10 @@ def make_row(
         bits=str(bits),
         scope=settings.scope,
         metrics=metrics,
+        class_aps=class_aps,
         seed=cfg.SEED if cfg.SEED >= 0 or metadata.seed is None else metadata.seed,
         engine=context.engine.name,
-        seconds=seconds,
+        seconds=result[1],
         scheme=str(settings.scheme),
         calibration=context.quantization.calibration or settings.calibration,
         network=provenance.network,

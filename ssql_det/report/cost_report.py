@@ -181,6 +181,8 @@ def _build_dataset(
         yield from _build_scatters(detectors, main, f"{task}-{{}}-{name}", title, speeds)
         details = Paragraph("Means over seeds ± standard deviation (number of seeds).")
         yield Collapsible(f"All metrics of {TASKS[task][0]}", (details, *_build_details(detectors, task)))
+        if by_class := list(_build_class_tables(detectors, task)):
+            yield Collapsible(f"AP of each class, {TASKS[task][0]}", tuple(by_class))
 
 
 def _build_chart(detectors: Sequence[MeasuredDetector], metric: str, name: str, title: str) -> Chart:
@@ -256,6 +258,25 @@ def _build_details(detectors: Sequence[MeasuredDetector], task: str) -> Iterator
             rows.append((bits, *cells, *(_format(each.get(bits, cost), 3) for cost in costs)))
         names = list(map(get_unit, metrics))
         yield Table(("bits", names[0], "lost", *names[1:], *costs), tuple(rows), caption=escape_markup(each.name))
+
+
+def _build_class_tables(detectors: Sequence[MeasuredDetector], task: str) -> Iterator[Table]:
+    """For each detector the classes, those that lose most at the bit-width of its tile first."""
+    for each in detectors:
+        names = dict.fromkeys(name for row in each.rows for name in row.class_aps if name.startswith(f"{task}/"))
+        bits, bit_widths = each.choose_headline(), tuple(each.rows_by_bits)
+        losses = {name: _subtract(each.get_class_ap(FLOAT, name), each.get_class_ap(bits, name)) for name in names}
+        rows = []
+        for name in sorted(names, key=lambda name: -(losses[name] or 0.0)):
+            aps = (each.get_class_ap(width, name) for width in bit_widths)
+            cells = (_EMPTY if value is None else f"{value:.1f}" for value in (*aps, losses[name]))
+            rows.append((escape_markup(name.partition("/")[2]), *cells))
+        if rows:
+            yield Table(("class", *bit_widths, f"lost at {bits}"), tuple(rows), caption=escape_markup(each.name))
+
+
+def _subtract(first: float | None, second: float | None) -> float | None:
+    return None if first is None or second is None else first - second
 
 
 def _format(measured: Measurement | None, decimals: int = 1) -> str:

@@ -38,6 +38,11 @@ class MeasuredDetector:
     def get(self, bits: str, metric: str) -> Measurement | None:
         return measure(row.metrics[metric] for row in self.rows_by_bits.get(bits, ()) if metric in row.metrics)
 
+    def get_class_ap(self, bits: str, name: str) -> float | None:
+        """The mean AP of a class, ``bbox/person``; ``None`` without a value."""
+        measured = measure(row.class_aps[name] for row in self.rows_by_bits.get(bits, ()) if name in row.class_aps)
+        return None if measured is None else measured.mean
+
     def get_mean(self, bits: str, metric: str) -> float | None:
         measured = self.get(bits, metric)
         return None if measured is None else measured.mean

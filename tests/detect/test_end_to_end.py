@@ -74,6 +74,9 @@ def test_a_sweep_and_its_table(name, trained, capsys):
     results = str(folder / "sweep" / "results.jsonl")
     main(["tables", "--table", str(number), "--rows", results, "--dataset", dataset])
     table = capsys.readouterr().out
+    for row in rows.read_rows(results) if "coco" in dataset else ():
+        aps = [ap for class_name, ap in row.class_aps.items() if class_name.startswith("bbox/") and ap is not None]
+        assert sum(aps) / len(aps) == pytest.approx(row.metrics["bbox/AP"])
     for bits, ap in found.items():
         assert any(bits in line and f"{ap:.1f}" in line for line in table.splitlines()), (bits, ap, table)
 

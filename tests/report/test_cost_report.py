@@ -145,3 +145,20 @@ def test_settings_and_the_command_are_in_the_appendix():
 
 def test_no_rows_are_an_empty_page():
     assert find(build_cost_report([]), Chart) == []
+
+
+def test_classes_are_listed_by_what_they_lose():
+    aps = {"FP": {"one": 40.0, "two": 30.0, "no": None}, "4w4a": {"one": 39.5, "two": 22.0, "no": None}}
+    rows = [
+        make_row(
+            bits=bits,
+            metrics={"bbox/AP": 35.0},
+            class_aps={f"{task}/{name}": ap for name, ap in of_classes.items() for task in ("bbox", "segm")},
+        )
+        for bits, of_classes in aps.items()
+    ]
+    (block,) = [each for each in find(build_cost_report(rows), Collapsible) if "class" in each.summary]
+    (table,) = block.blocks
+    assert table.header == ("class", "FP", "4w4a", "lost at 4w4a")
+    assert table.rows == (("two", "30.0", "22.0", "8.0"), ("one", "40.0", "39.5", "0.5"), ("no", "-", "-", "-"))
+    assert not [each for each in find(build_cost_report(make_rows()), Collapsible) if "class" in each.summary]
