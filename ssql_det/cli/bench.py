@@ -71,6 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    from ssql_det.cli.report import write_page_beside
     from ssql_det.core.config import check_output_dir
     from ssql_det.core.console import print_outcome, print_table
     from ssql_det.core.errors import UserError
@@ -106,7 +107,9 @@ def run(options: argparse.Namespace) -> None:
         print("OpenVINO is not installed, so it was not measured: pip install 'ssql_det[openvino]'")
     weights = ("MODEL.WEIGHTS", cfg.MODEL.WEIGHTS)
     bits = ("--bits", widths[0]) if widths else ()
-    print_outcome(results, "export", "--config-file", options.config_file, *bits, *weights)
+    page = write_page_beside(results)
+    print_outcome(results)
+    print_outcome(page, "export", "--config-file", options.config_file, *bits, *weights)
 
 
 def _bench(options: argparse.Namespace, cfg: CfgNode, widths: Sequence[Bits], scheme: Scheme) -> list[BenchRow]:

@@ -74,6 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    from ssql_det.cli.report import write_page_beside
     from ssql_det.core import rows
     from ssql_det.core.console import print_outcome, print_table, set_up_logging
     from ssql_det.pretrain.classifiers import LinearProtocol
@@ -110,4 +111,6 @@ def run(options: argparse.Namespace) -> None:
         _logger.info("%s: %s", row.bits, ", ".join(f"{name} {value:.2f}" for name, value in row.metrics.items()))
     cells = [(row.bits, *(f"{value:.2f}" for value in row.metrics.values())) for row in results]
     print_table(("bits", *results[0].metrics), cells, f"{Path(options.checkpoint).name} on {results[0].dataset}")
-    print_outcome(out, "tables", "--table", "1", "--rows", out, "--dataset", results[0].dataset)
+    page = write_page_beside(out)
+    print_outcome(out)
+    print_outcome(page, "tables", "--table", "1", "--rows", out, "--dataset", results[0].dataset)

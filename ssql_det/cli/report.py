@@ -38,26 +38,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    import shlex
-    import sys
-
     from ssql_det.core.console import print_outcome, set_up_logging
     from ssql_det.core.errors import UserError
     from ssql_det.core.files import check_not_an_input
-    from ssql_det.report.cost_report import build_cost_report, get_headline
-    from ssql_det.report.page_files import write_text
-    from ssql_det.report.render_html import render_html
 
     set_up_logging()
     if options.out.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"--out {options.out} must end in .html")
     files = [file for path in options.rows for file in _find_files(path)]
     check_not_an_input(options.out, files)
+    _write_page(files, options.out)
+    print_outcome(options.out)
+
+
+def write_page_beside(results: Path) -> Path:
+    """Write the page of a file of rows beside it, and return its path: what commands that measure end with."""
+    page = results.with_suffix(".html")
+    _write_page([results], page)
+    return page
+
+
+def _write_page(files: list[Path], out: Path) -> None:
+    """Write the page, and print its first sentence."""
+    import shlex
+    import sys
+
+    from ssql_det.report.cost_report import build_cost_report, get_headline
+    from ssql_det.report.page_files import write_text
+    from ssql_det.report.render_html import render_html
+
     rows, speeds = _read_files(files)
     page = build_cost_report(rows, speeds, shlex.join(["ssql-det", *sys.argv[1:]]))
-    write_text(options.out, render_html(page))
-    print(get_headline(page))
-    print_outcome(options.out)
+    write_text(out, render_html(page))
+    if headline := get_headline(page):
+        print(headline)
 
 
 def _find_files(path: Path) -> list[Path]:

@@ -88,6 +88,7 @@ def _sweep(cfg, config_label, widths, settings, file, runtime):  # type: ignore[
     detector, or ``None``."""
     from dataclasses import replace
 
+    from ssql_det.cli.report import write_page_beside
     from ssql_det.core.config import check_output_dir
     from ssql_det.core.console import print_outcome, print_table
     from ssql_det.core.distributed import is_main
@@ -124,7 +125,9 @@ def _sweep(cfg, config_label, widths, settings, file, runtime):  # type: ignore[
         headings = [_HEADINGS.get(name, name) for name in columns]
         print_table(("bits", *headings), cells, f"{checkpoint.display_name} on {rows[0].dataset}, {quantization}")
         results = Path(cfg.OUTPUT_DIR) / RESULTS_NAME
-        print_outcome(results, "report", results)
+        page = write_page_beside(results)
+        print_outcome(results)
+        print_outcome(page, "report", results, "OTHER_ROWS")
 
 
 def _select_ap(row: Row) -> list[str]:

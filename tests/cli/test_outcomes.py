@@ -26,12 +26,12 @@ pytestmark = pytest.mark.slow
 NEW = "{here}/new"
 LINES = {
     "pretrain": (pretrain("MONITOR.PERIOD 0").replace("{out}", NEW), f"{NEW}/checkpoint.pth", "probe"),
-    "probe": (probe(), "{out}/rows.jsonl", "tables"),
+    "probe": (probe(), "{out}/rows.jsonl {out}/rows.html", "tables"),
     "analyze": (analyze("--pairs 8 --points 10 --perplexity 2 --bits FP,4"), "{out}/report.html", "probe"),
     "train-det": (train().replace("{out}", NEW), f"{NEW}/model_final.pth", "sweep"),
     "quantize": (quantize(flags="--scheme norms=matched"), "{out}/q.safetensors", "sweep"),
     "quantize a backbone": (quantize_backbone(), "{out}/q.safetensors", "probe"),
-    "sweep": (sweep(out=NEW), f"{NEW}/results.jsonl", "report"),
+    "sweep": (sweep(out=NEW), f"{NEW}/results.jsonl {NEW}/results.html", "report"),
     "sensitivity": (sensitivity(flags="--fast --out {here}/b.json"), "{here}/b.json", "sweep"),
     "search": (search(out=NEW), f"{NEW}/bits.json", "sweep"),
     "predict": (predict().replace("{out}", NEW), NEW, "sensitivity"),
@@ -72,7 +72,7 @@ def run(place, capsys):
 @pytest.mark.parametrize(("line", "made", "command"), LINES.values(), ids=LINES)
 def test_what_was_made_and_the_next_command(line, made, command, run, place):
     out, words = run(line)
-    assert f"wrote {place.filled(made)}" in out
+    assert {f"wrote {path}" for path in place.filled(made).split()} <= {*out}
     assert words[0] == command
 
 
