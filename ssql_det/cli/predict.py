@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> None:
     from ssql_det.detect.detector import load_trained_detector
     from ssql_det.detect.evaluation_data import select_calibration_images
     from ssql_det.detect.points import detector_points
-    from ssql_det.detect.predict import detect_at_bit_widths, save_predictions
+    from ssql_det.detect.predict import PAGE_NAME, detect_at_bit_widths, save_predictions
     from ssql_det.detect.quantized_evaluation import calibrate_detector
     from ssql_det.detect.saved_quantization import load_with_settings
     from ssql_det.images.reading import check_output_paths, find_images
@@ -80,7 +80,8 @@ def run(options: argparse.Namespace) -> None:
     for bits, detections in detections_by_bits.items():
         print(f"{bits}: {sum(map(len, detections))} objects of score {options.score} or more in {len(paths)} image(s)")
     weights = ("MODEL.WEIGHTS", cfg.MODEL.WEIGHTS)
-    print_outcome(options.out, "sensitivity", "--config-file", options.config_file, *weights)
+    print_outcome(options.out)
+    print_outcome(Path(options.out) / PAGE_NAME, "sensitivity", "--config-file", options.config_file, *weights)
 
 
 # SSQL is the former name of SSQL_DET: its keys are refused with a message that gives the new name.

@@ -17,12 +17,17 @@ from ssql_det.detect.datasets import check_dataset, is_custom, register_custom_d
 from ssql_det.detect.engine_errors import translate_errors
 from ssql_det.detect.evaluation import fast_inference
 from ssql_det.detect.evaluation_data import Batch
+from ssql_det.detect.predictions_page import PredictionsPage
 from ssql_det.detect.quantized_evaluation import NormBatches, evaluate_detector_at
 from ssql_det.images.drawing import draw_panel
 from ssql_det.images.reading import read_rgb
 from ssql_det.images.results import Detection, collect_detections, save_detections, save_picture
 from ssql_det.quant import Bits, Quantization
+from ssql_det.report.page_files import write_text
+from ssql_det.report.render_html import render_html
 
+PAGE_NAME = "index.html"
+_ANNOTATED = "annotated"  # name of a panel
 # The metadata of COCO and of VOC that name a data set's folder, and the subfolder of it that has the images.
 _IMAGE_FOLDERS = {"image_root": (), "dirname": ("JPEGImages",)}
 
@@ -67,23 +72,26 @@ def detect_at_bit_widths(
 def save_predictions(
     output_folder: Path, cfg: CfgNode, images: Sequence[Path], detections_by_bits: Mapping[Bits, list[list[Detection]]]
 ) -> None:
-    """Write ``IMAGE.png`` per image, bit-widths side by side, and ``detections_BITS.json`` per bit-width, in the format
-    of COCO's annotation files, with a score per annotation.
+    """Write ``IMAGE.png`` per image, bit-widths side by side, ``detections_BITS.json`` per bit-width, in the format of
+    COCO's annotation files, with a score per annotation, and the page ``index.html``.
 
     Images of ``DATASETS.TEST`` have a panel with their annotations. If full precision is among the bit-widths, the
     panels of the others mark what they lose and what they find in addition.
     """
     classes, category_ids, annotated = get_class_names(cfg), get_category_ids(cfg), find_annotations(cfg, images)
+    page = PredictionsPage()
     for index, path in enumerate(images):
         pixels, float_detections = read_rgb(path), detections_by_bits.get(Bits.FP)
         objects = annotated.get(path.resolve())
-        panels = [] if objects is None else [draw_panel(pixels, objects, classes, "annotated", has_scores=False)]
+        panels = {} if objects is None else {_ANNOTATED: draw_panel(pixels, objects, classes, _ANNOTATED, None, False)}
         for bits, detections in detections_by_bits.items():
             reference = None if bits == Bits.FP or float_detections is None else float_detections[index]
-            panels.append(draw_panel(pixels, detections[index], classes, str(bits), reference))
-        save_picture(output_folder / f"{path.stem}.png", panels)
+            panels[str(bits)] = draw_panel(pixels, detections[index], classes, str(bits), reference)
+        save_picture(output_folder / f"{path.stem}.png", [*panels.values()], [*panels])
+        page.add(path, panels)
     for bits, detections in detections_by_bits.items():
         save_detections(output_folder / f"detections_{bits}.json", images, detections, classes, category_ids)
+    write_text(output_folder / PAGE_NAME, render_html(page.build(images, detections_by_bits)))
 
 
 def find_annotations(cfg: CfgNode, images: Sequence[Path]) -> dict[Path, list[Detection]]:

@@ -13,10 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from ssql_det.core.files import atomic_write
 from ssql_det.images.masks import Masks, Rle, encode_rle
 from ssql_det.images.reading import Pixels
+
+_PANELS = "panels"  # key of a PNG's text with the names and widths of its panels
 
 
 @dataclass(frozen=True)
@@ -81,14 +84,32 @@ def save_detections(
         json.dump(content, file)
 
 
-def save_picture(path: str | os.PathLike[str], panels: Sequence[Pixels]) -> None:
-    """Write panels of the same height side by side as a PNG.
+def save_picture(path: str | os.PathLike[str], panels: Sequence[Pixels], names: Sequence[str] = ()) -> None:
+    """Write panels of the same height side by side as a PNG. With ``names``, :func:`read_panels` tells them apart.
 
-    >>> save_picture("drawn.png", [np.zeros((10, 20, 3), np.uint8), np.zeros((10, 30, 3), np.uint8)])
-    >>> Image.open("drawn.png").size
-    (50, 10)
+    >>> save_picture("drawn.png", [np.zeros((10, 20, 3), np.uint8), np.zeros((10, 30, 3), np.uint8)], ("FP", "4w4a"))
+    >>> [(name, panel.shape) for name, panel in read_panels("drawn.png").items()]
+    [('FP', (10, 20, 3)), ('4w4a', (10, 30, 3))]
     """
-    encoded = io.BytesIO()
-    Image.fromarray(np.hstack(panels)).save(encoded, format="PNG")
+    encoded, texts = io.BytesIO(), PngInfo()
+    if names:
+        widths = [[name, panel.shape[1]] for name, panel in zip(names, panels, strict=True)]
+        texts.add_text(_PANELS, json.dumps(widths))
+    Image.fromarray(np.hstack(panels)).save(encoded, format="PNG", pnginfo=texts)
     with atomic_write(path) as file:
         file.write(encoded.getvalue())
+
+
+def read_panels(path: str | os.PathLike[str]) -> dict[str, Pixels]:
+    """The panels of a picture by name; empty if it was saved without names."""
+    with Image.open(path) as image:
+        widths, pixels = json.loads(getattr(image, "text", {}).get(_PANELS, "[]")), np.asarray(image.convert("RGB"))
+    stops = np.cumsum([width for _, width in widths])[:-1]
+    return dict(zip((name for name, _ in widths), np.hsplit(pixels, stops), strict=True)) if widths else {}
+
+
+def encode_jpeg(pixels: Pixels) -> bytes:
+    """The bytes of a JPEG file, as pages embed it."""
+    encoded = io.BytesIO()
+    Image.fromarray(pixels).save(encoded, format="JPEG", quality=85)
+    return encoded.getvalue()

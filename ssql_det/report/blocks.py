@@ -72,6 +72,14 @@ class Figure:
 
 
 @dataclass(frozen=True)
+class Slides:
+    """Figures of equal size, one above the other; in a browser with scripts a slider shows one of them at a time."""
+
+    title: str
+    figures: tuple[Figure, ...]
+
+
+@dataclass(frozen=True)
 class Curve:
     """A named curve with one value for each x label of its chart; ``None`` is a gap."""
 
@@ -151,4 +159,6 @@ class Collapsible:
     blocks: tuple[Block, ...]
 
 
-Block: TypeAlias = Heading | Paragraph | ItemList | Table | CodeBlock | Figure | Chart | Scatter | Tiles | Collapsible
+Block: TypeAlias = (
+    Heading | Paragraph | ItemList | Table | CodeBlock | Figure | Slides | Chart | Scatter | Tiles | Collapsible
+)

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ssql_det.report.blocks import Block, Collapsible, Heading
+from ssql_det.report.blocks import Block, Collapsible, Heading, Slides
 from ssql_det.report.markup import MarkupStyle, render_markup
 
 
@@ -37,7 +37,7 @@ class Document:
         return (Heading(self.title, level=1), *self.blocks) if self.title else self.blocks
 
     def iterate_blocks(self) -> Iterator[Block]:
-        """All blocks in order: the title's heading first, and the blocks inside collapsible blocks too."""
+        """All blocks in order: the title's heading first, and the blocks inside other blocks too."""
         yield from _flatten(self.titled_blocks)
 
     @property
@@ -63,6 +63,8 @@ def _flatten(blocks: Sequence[Block]) -> Iterator[Block]:
         yield block
         if isinstance(block, Collapsible):
             yield from _flatten(block.blocks)
+        elif isinstance(block, Slides):
+            yield from block.figures
 
 
 class Renderer(ABC):

@@ -1,4 +1,5 @@
-"""The script of a page: a click on a heading sorts a table. Without it the page is complete.
+"""The script of a page: a click on a heading sorts a table, and a slider shows one of several figures. Without it the
+page is complete.
 
 It is allowed by its hash, so that no other script, such as one in a text of an untrusted file, can run.
 
@@ -38,6 +39,19 @@ for (const table of document.querySelectorAll("table")) {{
       body.append(...[...rows].sort(compare));
     }});
   }});
+}}
+for (const group of document.querySelectorAll(".slides")) {{
+  const figures = [...group.querySelectorAll("figure")], slider = document.createElement("input");
+  if (figures.length < 2) continue;
+  Object.assign(slider, {{type: "range", min: 0, max: figures.length - 1, value: 0}});
+  slider.setAttribute("aria-label", group.getAttribute("aria-label"));
+  const show = () => {{
+    figures.forEach((figure, index) => figure.hidden = index !== slider.valueAsNumber);
+    slider.setAttribute("aria-valuetext", figures[slider.valueAsNumber].textContent);
+  }};
+  slider.addEventListener("input", show);
+  figures[0].before(slider);
+  show();
 }}
 """
 SCRIPT_SOURCE = f"sha256-{b64encode(sha256(SCRIPT.encode()).digest()).decode()}"

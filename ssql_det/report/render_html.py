@@ -22,6 +22,7 @@ from ssql_det.report.blocks import (
     ItemList,
     Paragraph,
     Scatter,
+    Slides,
     Table,
     Tiles,
 )
@@ -95,9 +96,12 @@ class _HtmlRenderer(Renderer):
                 return self._render_table(block)
             case CodeBlock(text):
                 return f'<pre tabindex="0"><code>{escape(clean_lines(text))}</code></pre>'
-            case Figure(name, content, caption):
-                image = f'<img src="{_make_data_url(name, content)}" alt="{escape(strip_markup(caption))}">'
-                return f"<figure>{image}<figcaption>{self.render_text(caption)}</figcaption></figure>"
+            case Figure(_, _, caption):
+                return self._render_figure(block, caption)
+            case Slides(title, figures):
+                slides = (self._render_figure(each, f"{title}, {each.caption}") for each in figures)
+                content = "\n".join([f"<p>{self.render_text(title)}</p>", *slides])
+                return f'<div class="slides" role="group" aria-label="{escape(strip_markup(title))}">{content}</div>'
             case Chart(_, title) | Scatter(_, title):
                 caption = f"<figcaption>{self.render_text(title)}</figcaption>"
                 svg = render_svg(block) if isinstance(block, Chart) else render_scatter(block)
@@ -112,6 +116,10 @@ class _HtmlRenderer(Renderer):
             case Collapsible(summary, blocks):
                 summary = self.render_text(summary)
                 return f"<details><summary>{summary}</summary>\n{self.render_blocks(blocks)}\n</details>"
+
+    def _render_figure(self, figure: Figure, alternative: str) -> str:
+        image = f'<img src="{_make_data_url(figure.name, figure.content)}" alt="{escape(strip_markup(alternative))}">'
+        return f"<figure>{image}<figcaption>{self.render_text(figure.caption)}</figcaption></figure>"
 
     def _render_table(self, table: Table) -> str:
         """A table in an element that scrolls on narrow screens; it takes keyboard focus, so it needs an ARIA label."""

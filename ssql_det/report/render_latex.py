@@ -35,6 +35,7 @@ from ssql_det.report.blocks import (
     ItemList,
     Paragraph,
     Scatter,
+    Slides,
     Table,
     Tiles,
     describe_tile,
@@ -108,6 +109,8 @@ class _LatexRenderer(Renderer):
             case Figure(_, _, caption):
                 image = f"\\includegraphics[width=\\linewidth]{{{get_image_name(block)}}}"
                 return _wrap("center", f"{image}\n\n\\emph{{{self.render_text(caption)}}}")
+            case Slides(title, figures):
+                return self.render_blocks([Paragraph(title), *figures])
             case Chart():
                 return self._render_table(_tabulate_chart(block))
             case Scatter():

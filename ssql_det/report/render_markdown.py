@@ -29,6 +29,7 @@ from ssql_det.report.blocks import (
     ItemList,
     Paragraph,
     Scatter,
+    Slides,
     Table,
     Tiles,
     describe_tile,
@@ -111,6 +112,8 @@ class _MarkdownRenderer(Renderer):
                 return f"{fence}\n{clean_lines(text)}\n{fence}"
             case Figure(_, _, caption):
                 return f"{self._render_image(block, caption)}\n\n*{self.render_text(caption)}*"
+            case Slides(title, figures):
+                return self.render_blocks([Paragraph(title), *figures])
             case Chart(_, title) | Scatter(_, title):
                 return self._render_image(block, title)
             case Tiles(tiles):

@@ -130,6 +130,11 @@ margin:1.5rem 0;max-width:none}
 figure{margin:1.5rem 0 2rem}
 figure img{display:block;max-width:100%;height:auto;border-radius:6px}
 figure .chart{display:block;width:100%;max-width:34rem;height:auto}
+.slides{margin:1.5rem 0 2rem}
+.slides p{margin:0 0 .4rem;font-weight:600}
+.slides input{display:block;width:min(100%,34rem);margin:.6rem 0;accent-color:var(--link)}
+.slides figure{margin:.5rem 0}
+.slides img{width:100%;max-width:44rem}
 figcaption{max-width:44rem;margin-top:.6rem}
 .chart-figure figcaption{margin:0 0 .4rem;color:var(--text);font-weight:600}
 details{margin:1rem 0;border:1px solid var(--border);border-radius:8px;padding:0 1rem}
@@ -148,6 +153,8 @@ pre{white-space:pre-wrap}
 h2,h3,caption{break-after:avoid}
 figure,tr,li{break-inside:avoid}
 thead{display:table-header-group}
+.slides figure[hidden]{display:block}
+.slides input{display:none}
 a{color:inherit}
 details{border:0;padding:0}
 details::details-content{content-visibility:visible;block-size:auto}

@@ -5,18 +5,16 @@ The report lists what is missing, with the reason.
 
 from __future__ import annotations
 
-import io
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from PIL import Image
-
 from ssql_det.analyze.page import build_term_tables, read_terms
 from ssql_det.core.rows import Row, finite_or_none
 from ssql_det.images.reading import read_rgb
-from ssql_det.report.blocks import Block, Collapsible, Figure, Heading, ItemList, Paragraph, Table
+from ssql_det.images.results import encode_jpeg, read_panels
+from ssql_det.report.blocks import Block, Collapsible, Figure, Heading, ItemList, Paragraph, Slides, Table
 from ssql_det.report.comparison_blocks import (
     build_chart,
     build_comparison_blocks,
@@ -44,7 +42,6 @@ _CHARTED_METRICS: Mapping[str, tuple[str, str]] = {  # metric: title of the char
 _COSTS = {"MB": "MB", "Gbit-ops": "GBOPs"}  # printed name: metric of result rows
 _MODELS = {"bbox/AP": "detector", "linear/top1": "probe"}  # what is evaluated, by the metric of the experiment
 _SUMMARY_BITS = ("8w8a", "4w4a", "2w4a")
-_MAX_IMAGE_WIDTH = 1800  # pixels
 _MAX_OPEN_TSNE_MAPS = 4  # if there are more, all are collapsed, together with the tables of loss terms
 
 
@@ -256,18 +253,13 @@ def _show_detections(results: RunResults) -> Iterator[Block]:
     for step in steps:
         detector = step.name.removeprefix("predict-")
         for path in step.outputs:
-            caption = f"{detector}, image {path.stem}: one copy of weights at {bit_widths}{threshold}"
-            yield Figure(f"{detector}-{path.stem}.jpg", _shrink_image(path), caption)
+            title = f"{detector}, image {path.stem}: one copy of weights at {bit_widths}{threshold}"
+            yield Slides(title, tuple(_make_figures(f"{detector}-{path.stem}", path)))
 
 
-def _shrink_image(path: Path) -> bytes:
-    """An image file as JPEG of at most `_MAX_IMAGE_WIDTH`."""
-    image = Image.fromarray(read_rgb(path))
-    scale = min(1.0, _MAX_IMAGE_WIDTH / image.width)
-    size = (round(image.width * scale), round(image.height * scale))
-    encoded = io.BytesIO()
-    image.resize(size, Image.Resampling.BOX).save(encoded, format="JPEG", quality=88)
-    return encoded.getvalue()
+def _make_figures(name: str, picture: Path) -> Iterator[Figure]:
+    for panel, pixels in (read_panels(picture) or {"all": read_rgb(picture)}).items():
+        yield Figure(f"{name}-{panel}.jpg", encode_jpeg(pixels), panel)
 
 
 def _show_analysis(results: RunResults) -> Iterator[Block]:

@@ -1,6 +1,7 @@
 """Detections on a user's images: which images, what is drawn and written, and what is refused."""
 
 import json
+import re
 from xml.etree import ElementTree
 
 import cv2
@@ -50,9 +51,11 @@ def predict(weights, name, out, *rest, bits="FP,4"):
 def test_pictures_and_json_are_written_for_each_width(name, weights, photos, tmp_path):
     predict(weights, name, tmp_path / "out", photos)
     written = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert written == ["a.png", "b.png", "detections_4w4a.json", "detections_FP.json"]
+    assert written == ["a.png", "b.png", "detections_4w4a.json", "detections_FP.json", "index.html"]
     with Image.open(tmp_path / "out" / "b.png") as picture:
         assert picture.width > 2 * 90  # two widths side by side
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert re.findall(r"<figcaption>(\w+)</figcaption>", page) == ["FP", "4w4a"] * 2
     content = json.loads((tmp_path / "out" / "detections_FP.json").read_text())
     assert content["images"] == [{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": "b.png"}]
     assert [each["name"] for each in content["categories"]][:3] == ["zero", "one", "two"]

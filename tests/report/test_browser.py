@@ -61,6 +61,17 @@ def test_a_page_fits_its_window_without_console_messages(open_page, width, schem
     assert (background == "rgb(255, 255, 255)") == (scheme == "light")
 
 
+def test_a_slider_shows_one_figure_at_a_time(open_page):
+    page = open_page(render_html(PAGE), 800, "light")
+    shown = "[...document.querySelectorAll('.slides figure')].filter(each => !each.hidden).map(each => each.innerText)"
+    assert page.evaluate(shown) == ["FP"]
+    page.evaluate("document.querySelector('.slides input').stepUp()")
+    page.evaluate("document.querySelector('.slides input').dispatchEvent(new Event('input'))")
+    assert page.evaluate(shown) == ["4w4a"]
+    assert page.evaluate("document.querySelector('.slides input').ariaValueText") == "4w4a"
+    assert page.console_messages() == []
+
+
 def test_hostile_texts_neither_run_nor_break_the_page(open_page):
     pages = [make_hostile_page(text) for text in HOSTILE]
     all_texts = Document("all", tuple(block for page in pages for block in page.blocks))

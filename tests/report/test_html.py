@@ -73,11 +73,12 @@ def test_a_page_is_accessible():
     assert tags.all("html") == [{"lang": "en"}]
     assert "<title>What fewer bits cost</title>" in page
     assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in tags.all("meta")
-    assert [image["alt"] for image in tags.all("img")] == ["A toy scene at 4w4a"]
+    assert [image["alt"] for image in tags.all("img")] == ["A toy scene at 4w4a", "One image, FP", "One image, 4w4a"]
     assert Counter(th["scope"] for th in tags.all("th")) == {"col": 7, "row": 4}
-    (scrollable,) = tags.all("div")
+    scrollable, slides = tags.all("div")
+    assert slides["aria-label"] == "One image"
     assert scrollable["aria-label"] == "Every method on the published data, and FP is their start"
-    assert len(tags.all("figcaption")) == len(tags.all("figure")) == 2
+    assert len(tags.all("figcaption")) == len(tags.all("figure")) == 4
     assert [svg["role"] for svg in tags.all("svg")] == ["img"]
 
 

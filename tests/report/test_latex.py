@@ -63,7 +63,8 @@ def test_every_block_is_there():
     ]
     assert re.findall(r"\\begin\{(\w+)\}", text) == [
         *("sloppypar", "center", "center", "tabular", "center", "center", "tabular"),  # the chart's values, the table
-        *("sloppypar", "itemize", "sloppypar", "enumerate", "center", "flushleft", "sloppypar", "flushleft"),
+        *("sloppypar", "itemize", "sloppypar", "enumerate", "center", "sloppypar", "center", "center"),
+        *("flushleft", "sloppypar", "flushleft"),
     ]
     assert r"\includegraphics[width=\linewidth]{toy.png}" in text
     assert r"see {the environment}, {again}, {rows} (\texttt{a/\allowbreak{}b.jsonl})" in text

@@ -24,7 +24,7 @@ def parse_rendered(document):
 def test_images_are_files_beside_the_page():
     referred = re.findall(r"!\[.*?\]\((.*?)\)", render_markdown(PAGE, "images/"))
     files = collect_image_files(PAGE)
-    assert referred == ["images/boxes.svg", "images/toy.png"]
+    assert referred == ["images/boxes.svg", "images/toy.png", "images/FP.png", "images/4w4a.png"]
     assert list(files) == [each.removeprefix("images/") for each in referred]
     assert files["toy.png"] == make_png(900, 40)
     assert ElementTree.fromstring(files["boxes.svg"]).get("width")
@@ -42,7 +42,7 @@ def test_every_block_is_rendered():
     page = parse_rendered(PAGE)
     tags = [tag for tag, _ in page.tags if tag not in ("tr", "code", "a", "img", "em")]
     assert [tag for tag in tags if tag not in ("th", "td", "li")] == [
-        *("h1", "p", "h2", "p", "p", "table", "thead", "tbody", "h3", "ul", "ol", "p", "p"),
+        *("h1", "p", "h2", "p", "p", "table", "thead", "tbody", "h3", "ul", "ol", "p", "p", "p", *["p"] * 4),
         *("details", "summary", "h3", "pre", "p", "h2", "pre"),
     ]
     assert [tags.count(tag) for tag in ("th", "td", "li")] == [7, 28, 4]
@@ -63,7 +63,7 @@ def test_hostile_texts_are_shown_without_effect(text):
     assert all(each == "https://a.example/x.png" for each in page.values("href"))
     assert set(page.values("src")) == {"toy.png", "chart.svg", "scatter.svg"}
     if not set("`![\x00") & set(text):
-        assert page.texts.count(text) == 15
+        assert page.texts.count(text) == 17
 
 
 @given(st.text("ab1 *_`[]()<>&;#!-+=|~\\\\.:$/^", min_size=1))

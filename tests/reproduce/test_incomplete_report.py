@@ -60,7 +60,7 @@ def test_failed_steps_are_listed_with_their_reason(tmp_path):
     assert {"convert-ssql-0", "thesis.pth is not a checkpoint; give one"} <= set(page.texts) & set(read.texts)
     assert (0, "SSQL (ours)") not in list_measured(document)
     assert {(0, "SimSiam"), (1, "SSQL (ours)")} <= list_measured(document)
-    assert len(page.all("img")) == 10 + 2  # detections, and maps of features
+    assert len(page.all("img")) == 2 * 10 + 2  # detections, and maps of features
 
 
 def test_a_complete_run_lists_nothing_as_missing(tmp_path):

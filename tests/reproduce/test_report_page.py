@@ -5,18 +5,16 @@ import io
 import itertools
 import re
 import statistics
-from base64 import b64decode
 from xml.etree import ElementTree
 
 import pytest
 from PIL import Image
-from support.report.pages import TagParser
 from support.reproduce.fake_runs import NAMES, ROW_NAMES, check_page, fake_average_precision, find_tables, make_fake_run
 from support.reproduce.plans import ROOT, WIDTHS
 
 from ssql_det.analyze.page import read_terms
 from ssql_det.core.errors import UserError
-from ssql_det.report.blocks import Figure, Heading
+from ssql_det.report.blocks import Figure, Heading, Slides
 from ssql_det.report.render_html import render_html
 from ssql_det.reproduce.report_page import build_report, format_mean, write_report, write_tables
 from ssql_det.reproduce.run_details import build_run_details
@@ -46,7 +44,7 @@ def test_the_report_of_a_complete_run_in_both_formats(small):
         "Run time",
         *("Environment", "Commands"),
     ]
-    assert len(page.all("img")) == 12 + 2  # detections, and maps of features
+    assert len(page.all("img")) == 2 * 12 + 2  # detections, and maps of features
 
 
 def test_values_are_means_over_seeds(small):
@@ -124,12 +122,13 @@ def test_the_terms_and_maps_are_those_of_the_analysis(small):
     assert {block.name: block.content for block in maps} == {path.name: path.read_bytes() for path in step.outputs[1:]}
 
 
-def test_images_are_shrunk_for_the_page(small):
-    page = TagParser(render_html(build_report(small)))
-    for image in page.all("img")[:12]:
-        content = Image.open(io.BytesIO(b64decode(image["src"].partition(",")[2])))
-        assert content.size == (1800, 68)
-        red, green, blue = content.convert("RGB").getpixel((900, 30))
+def test_the_panels_of_a_picture_are_slides(small):
+    slides = [block for block in build_report(small).blocks if isinstance(block, Slides)]
+    assert [[figure.caption for figure in each.figures] for each in slides] == [["annotated", "FP"]] * 12
+    for figure in itertools.chain.from_iterable(each.figures for each in slides):
+        content = Image.open(io.BytesIO(figure.content))
+        assert content.size == (400, 90)
+        red, green, blue = content.convert("RGB").getpixel((200, 30))
         assert max(abs(red - 0), abs(green - 114), abs(blue - 178)) < 6  # as they were, not blue for red
 
 

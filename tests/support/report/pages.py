@@ -15,6 +15,7 @@ from ssql_det.report.blocks import (
     Paragraph,
     Scatter,
     Series,
+    Slides,
     Table,
     Tile,
     Tiles,
@@ -64,6 +65,7 @@ PAGE = Document(
         ItemList(("one", "`two`")),
         ItemList(("first", "second"), is_numbered=True),
         Figure("toy.png", make_png(900, 40), "A toy scene at `4w4a`"),
+        Slides("One image", tuple(Figure(f"{bits}.png", make_png(900, 40), bits) for bits in ("FP", "4w4a"))),
         Collapsible(
             "All `settings`",
             (Heading("Settings", 3), CodeBlock("SEED 3\n\tLR " + "0" * 200), Paragraph("That is all.")),
@@ -104,6 +106,7 @@ def make_hostile_page(text):
             Table((text, text), ((text, text),), caption=text),
             CodeBlock(text),
             Figure("toy.png", make_png(), text),
+            Slides(text, (Figure("toy.png", make_png(), text),)),
             Chart("chart", text, (text,), (Curve(text, (1.0,)),), text),
             Scatter("scatter", text, (Series(text, ((1.0, 2.0),)),), text, text),
             Tiles((Tile(text, text, text),)),
