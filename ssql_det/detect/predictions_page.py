@@ -59,10 +59,9 @@ class PredictionsPage:
 def _count_objects(found: Sequence[Detection], reference: Sequence[Detection] | None) -> str:
     """
     >>> cat, dog = Detection(0, (0, 0, 10, 10), 0.9), Detection(1, (0, 0, 10, 10), 0.8)
-    >>> _count_objects([cat], None), _count_objects([dog], [cat, cat])
+    >>> _count_objects([cat], [cat]), _count_objects([dog], [cat, cat])
     ('1', '1 (-2, +1)')
     """
-    if reference is None:
-        return str(len(found))
-    changes = find_changes(reference, found)
-    return f"{len(found)} (-{len(changes.lost)}, +{len(changes.new)})"
+    changes = find_changes(found if reference is None else reference, found)
+    marks = [f"{sign}{len(changed)}" for sign, changed in (("-", changes.lost), ("+", changes.new)) if changed]
+    return f"{len(found)} ({', '.join(marks)})" if marks else str(len(found))

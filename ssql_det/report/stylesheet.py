@@ -134,7 +134,7 @@ figure .chart{display:block;width:100%;max-width:34rem;height:auto}
 .slides p{margin:0 0 .4rem;font-weight:600}
 .slides input{display:block;width:min(100%,34rem);margin:.6rem 0;accent-color:var(--link)}
 .slides figure{margin:.5rem 0}
-.slides img{width:100%;max-width:44rem}
+.slides img{width:min(100%,34rem)}
 figcaption{max-width:44rem;margin-top:.6rem}
 .chart-figure figcaption{margin:0 0 .4rem;color:var(--text);font-weight:600}
 details{margin:1rem 0;border:1px solid var(--border);border-radius:8px;padding:0 1rem}

@@ -34,8 +34,8 @@ def test_each_image_has_its_counts_and_a_slider():
     assert table.header == ("image", "FP", "4w4a")
     assert table.rows == (
         ("a.jpg", "1", "1 (-1, +1)"),
-        ("b.jpg", "2", "2 (-0, +0)"),
-        ("c.jpg", "0", "1 (-0, +1)"),
+        ("b.jpg", "2", "2"),
+        ("c.jpg", "0", "1 (+1)"),
     )
     assert [(each.title, [figure.caption for figure in each.figures]) for each in find(page, Slides)] == [
         (image.name, ["FP", "4w4a"]) for image in IMAGES
