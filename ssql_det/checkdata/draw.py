@@ -1,9 +1,10 @@
-"""A contact sheet: images in a grid, with their boxes and mask outlines."""
+"""A contact sheet: images in a grid, with their names, boxes and mask outlines, and a legend of the classes."""
 
 from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,11 @@ from pycocotools import mask as coco_mask
 
 from ssql_det.checkdata.findings import AnnotatedImage
 from ssql_det.core.errors import UserError
-from ssql_det.images.drawing import MAX_SIDE, draw_detections
+from ssql_det.images.drawing import MAX_SIDE, add_caption, draw_detections, draw_legend
 from ssql_det.images.masks import Masks, decode_rle
 from ssql_det.images.reading import Pixels, read_rgb
 from ssql_det.images.results import save_picture
 
-_CELL_SIZE = MAX_SIDE + 4  # pixels
 _MAX_IMAGES = 100
 
 
@@ -35,7 +35,7 @@ def parse_draw_option(count: str, out: str) -> int:
 
 
 def draw_contact_sheet(images: Sequence[AnnotatedImage], count: int, out: str | os.PathLike[str]) -> None:
-    """Write a PNG of ``count`` images, evenly spread over the data set."""
+    """Write a PNG of ``count`` images, evenly spread over the data set; the legend counts their objects by class."""
     if not images:
         raise UserError("there is no image to draw")
     if Path(out).resolve() in {image.path.resolve() for image in images}:
@@ -43,13 +43,21 @@ def draw_contact_sheet(images: Sequence[AnnotatedImage], count: int, out: str | 
     selected = [images[index * len(images) // count] for index in range(min(count, len(images)))]
     names = sorted({label for image in images for label in image.labels})
     classes = {name: index for index, name in enumerate(names)}
-    columns = math.ceil(math.sqrt(len(selected)))
-    sheet = np.full((_CELL_SIZE * math.ceil(len(selected) / columns), _CELL_SIZE * columns, 3), 255, np.uint8)
-    for index, image in enumerate(selected):
-        top, left = (_CELL_SIZE * position for position in divmod(index, columns))
-        cell = draw_annotations(image, classes)
+    cells = [add_caption(draw_annotations(image, classes), _describe(image)) for image in selected]
+    columns = math.ceil(math.sqrt(len(cells)))
+    height, width = (max(cell.shape[axis] for cell in cells) for axis in (0, 1))
+    sheet = np.full((height * math.ceil(len(cells) / columns), width * columns, 3), 255, np.uint8)
+    for index, cell in enumerate(cells):
+        top, left = height * (index // columns), width * (index % columns)
         sheet[top : top + cell.shape[0], left : left + cell.shape[1]] = cell
-    save_picture(out, [sheet])
+    counts = Counter(label for image in selected for label in image.labels)
+    legend = [(f"{name} ({counts[name]})", index) for name, index in classes.items() if counts[name]]
+    save_picture(out, [np.vstack([sheet, draw_legend(legend, sheet.shape[1])])])
+
+
+def _describe(image: AnnotatedImage) -> str:
+    count = len(image.labels)
+    return f"{image.path.name}: {count} {'object' if count == 1 else 'objects'}"
 
 
 def draw_annotations(annotated: AnnotatedImage, classes: Mapping[str, int], enlarged_to: int = MAX_SIDE) -> Pixels:

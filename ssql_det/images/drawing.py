@@ -116,12 +116,39 @@ def draw_panel(
     if reference is not None:
         counts = {"lost": len(changes.lost), "new": len(changes.new)}
         caption += f": {', '.join(f'{count} {name}' for name, count in counts.items() if count) or 'the same objects'}"
-    panel = Image.fromarray(np.pad(drawn, _FRAME, constant_values=255))
-    position = (6, _CAPTION_HEIGHT // 2)
-    ImageDraw.Draw(panel).text(
-        position, printable(caption, _MAX_TEXT_LENGTH), _BLACK, _load_font(_CAPTION_SIZE), anchor="lm"
-    )
+    return add_caption(drawn, caption)
+
+
+def add_caption(image: Pixels, caption: str) -> Pixels:
+    """The image in a white frame, below a caption that is cut at the image's width."""
+    panel = Image.fromarray(np.pad(image, _FRAME, constant_values=255))
+    text, font = printable(caption, _MAX_TEXT_LENGTH), _load_font(_CAPTION_SIZE)
+    ImageDraw.Draw(panel).text((6, _CAPTION_HEIGHT // 2), text, _BLACK, font, anchor="lm")
     return np.array(panel)
+
+
+def draw_legend(entries: Sequence[tuple[str, int]], width: int) -> Pixels:
+    """The texts of entries in rows of this width, each behind a square in the colour of its class.
+
+    >>> draw_legend([("cat", 0), ("dog", 1)], 200).shape
+    (26, 200, 3)
+    """
+    font, square = _load_font(_CAPTION_SIZE), _CAPTION_SIZE
+    places, x, y = [], 6, 0
+    for text, index in entries:
+        shown = printable(text, _MAX_TEXT_LENGTH)
+        length = square + 5 + math.ceil(font.getlength(shown))
+        if x > 6 and x + length > width:
+            x, y = 6, y + _CAPTION_HEIGHT
+        places.append((x, y, shown, index))
+        x += length + 20
+    legend = Image.new("RGB", (width, y + _CAPTION_HEIGHT), _WHITE)
+    draw = ImageDraw.Draw(legend)
+    for x, y, shown, index in places:
+        middle = y + _CAPTION_HEIGHT // 2
+        draw.rectangle((x, middle - square // 2, x + square, middle + square // 2), fill=get_class_colour(index))
+        draw.text((x + square + 5, middle), shown, _BLACK, font, anchor="lm")
+    return np.array(legend)
 
 
 def _resize(image: Pixels, enlarged_to: int, max_side: int) -> Pixels:
