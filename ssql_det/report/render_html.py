@@ -132,7 +132,7 @@ class _HtmlRenderer(Renderer):
         )
         body = "\n".join(f"<tr>{cells}</tr>" for cells in rows)
         return (
-            f'<div class="scroll" role="region" tabindex="0" aria-label="{label}"><table>{caption}\n'
+            f'<div class="scroll" role="group" tabindex="0" aria-label="{label}"><table>{caption}\n'
             f"<thead><tr>{header}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
         )
 
