@@ -71,7 +71,8 @@ def build_cost_report(rows: Sequence[Row], speeds: Sequence[Speed] = (), command
     if detectors:
         headline = _say_headline(detectors)
         blocks += [Paragraph(headline)] if headline else []
-        blocks.append(Tiles(tuple(_make_tile(each) for each in detectors)))
+        has_several = len(by_dataset) > 1
+        blocks.append(Tiles(tuple(_make_tile(each, has_several) for each in detectors)))
     for index, (dataset, of_dataset) in enumerate(by_dataset.items()):
         blocks += _build_dataset(dataset, of_dataset, f"{index}", speeds)
     if speeds:
@@ -131,10 +132,12 @@ def _say_headline(detectors: Sequence[MeasuredDetector]) -> str:
     return f"{_say_bits(best.bits)} {cost}{share}{name}."
 
 
-def _make_tile(detector: MeasuredDetector) -> Tile:
+def _make_tile(detector: MeasuredDetector, has_several_datasets: bool) -> Tile:
     bits, main, headline = detector.choose_headline(), _get_first_main(detector), _Headline.of(detector)
     mean = detector.get_mean(bits, main) if main else None
     name, size = escape_markup(detector.name), _describe_size(detector, bits)
+    if has_several_datasets:
+        name += f", {escape_markup(detector.rows[0].dataset)}"
     if main is None or mean is None:
         return Tile(name, "not measured", "")
     if headline is None:
@@ -177,7 +180,8 @@ def _build_dataset(
     for task in list_tasks(row for each in detectors for row in each.rows):
         main, title = get_main(task), f"{get_unit(get_main(task))} of {TASKS[task][0]}"
         yield _build_overview(detectors, task)
-        yield _build_chart(detectors, main, f"{task}-bits-{name}", f"{title} by bit-width")
+        if len({bits for each in detectors for bits in each.rows_by_bits}) > 1:
+            yield _build_chart(detectors, main, f"{task}-bits-{name}", f"{title} by bit-width")
         yield from _build_scatters(detectors, main, f"{task}-{{}}-{name}", title, speeds)
         details = Paragraph("Means over seeds ± standard deviation (number of seeds).")
         yield Collapsible(f"All metrics of {TASKS[task][0]}", (details, *_build_details(detectors, task)))
@@ -199,16 +203,20 @@ def _build_chart(detectors: Sequence[MeasuredDetector], metric: str, name: str, 
 def _build_scatters(
     detectors: Sequence[MeasuredDetector], metric: str, name: str, title: str, speeds: Sequence[Speed]
 ) -> Iterator[Scatter]:
-    """The metric over size, over bit-operations and over measured time, where there are two points or more."""
+    """The metric over size, over bit-operations and over measured time, where they are not all the same."""
     for cost, words, label in ((MB, "size", "MB of parameters"), (GBOPS, "bit-operations", "10⁹ bit-operations")):
         series = [Series(each.name, _list_points(each, metric, cost)) for each in detectors]
-        if sum(len(each.points) for each in series) > 1:
+        if _has_several_costs(series):
             kept = tuple(each for each in series if each.points)
             yield Scatter(name.format(cost.lower()), f"{title} over {words}", kept, label, get_unit(metric), True)
     timed = [Series(each.name, _list_timed_points(each, metric, speeds)) for each in detectors]
-    if sum(len(each.points) for each in timed) > 1:
+    if _has_several_costs(timed):
         kept, label = tuple(each for each in timed if each.points), "ms for an image"
         yield Scatter(name.format("ms"), f"{title} over measured time", kept, label, get_unit(metric), True)
+
+
+def _has_several_costs(series: Sequence[Series]) -> bool:
+    return len({cost for each in series for cost, _ in each.points}) > 1
 
 
 def _list_points(detector: MeasuredDetector, metric: str, cost: str) -> tuple[tuple[float, float], ...]:

@@ -162,3 +162,11 @@ def test_classes_are_listed_by_what_they_lose():
     assert table.header == ("class", "FP", "4w4a", "lost at 4w4a")
     assert table.rows == (("two", "30.0", "22.0", "8.0"), ("one", "40.0", "39.5", "0.5"), ("no", "-", "-", "-"))
     assert not [each for each in find(build_cost_report(make_rows()), Collapsible) if "class" in each.summary]
+
+
+def test_there_is_no_chart_of_one_bit_width_and_tiles_name_their_data_set():
+    rows = [*make_rows(bit_widths=("FP",)), *make_rows(0.5, bit_widths=("FP",), method="BYOL")]
+    assert not find(build_cost_report(rows), (Chart, Scatter))
+    others = make_rows(dataset="coco_2017_val", method="BYOL")
+    ((*tiles,),) = (each.tiles for each in find(build_cost_report([*rows, *others]), Tiles))
+    assert [tile.title for tile in tiles] == ["BYOL, coco_2017_val", "SSQL, voc_2007_test", "BYOL, voc_2007_test"]
