@@ -1,6 +1,6 @@
-"""Evaluate what a search took on the test set, beside full precision and the uniform bit-widths: one result row each.
+"""Evaluate the assignment that a search chose on the test set, beside full precision and uniform bit-widths.
 
-Rows that an earlier run of the search wrote are read, not evaluated again.
+Each evaluation gives a result row. Rows that an earlier run of the search wrote are read, not evaluated again.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _check_folder(folder: Path, objects_sha256: str) -> None:
 
 
 def write_search_file(measurer: Measurer, dataset: str, content: Mapping[str, Any]) -> None:
-    """What was searched for, and what was taken; rank 0 calls it."""
+    """Write what was searched for, and the assignment that was chosen; only rank 0 calls this."""
     with atomic_write(measurer.file.folder / SEARCH_NAME, "w") as file:
         json.dump({**content, "test set": dataset, _OBJECTS: hash_annotations(dataset)}, file, indent=1)
 

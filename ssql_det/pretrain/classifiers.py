@@ -37,7 +37,8 @@ NUM_NEIGHBOURS, TEMPERATURE = 20, 0.07  # of kNN, as in Wu et al., CVPR 2018
 _BOTTLENECK_DIM = 2048  # feature dimension of ResNet-50 and deeper ResNets
 _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "SGD": torch.optim.SGD,
-    "LARS": partial(Lars, eps=0.0, always_adapt=True),  # always_adapt: scale the bias's updates too, as published
+    # always_adapt: scale updates without weight decay too, and those of the bias, as published.
+    "LARS": partial(Lars, eps=0.0, always_adapt=True),
 }
 
 

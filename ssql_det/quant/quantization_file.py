@@ -7,8 +7,8 @@
                                                            and "reconstruction_images", "selection_images" if not 0
                   points   [{"path": "conv1", "side": "weight", "bits": 8}, ...]
                   model    {"digest": "9f3c...", "tensors": {"conv1.weight": [64, 3, 7, 7], ...}}
-                  chains   [["conv1", "bn1", "conv1:input", "relu", "act1:output"], ...]: layer, norm, point of the
-                           layer's input, activation, point of the result
+                  chains   [["conv1", "bn1", "conv1:input", "relu", "act1:output"], ...], with placement integer only:
+                           layer, norm or "", point of the layer's input, activation or "", point of the result or null
                   repairs  {"4w4a": ["norms"], ...}: the repairs that were made at each bit-width
                   sha256   of all the rest, so that an edited file is noticed; files of earlier versions have none
     layer1.0.conv2:input/ends       the least and the greatest value observed at a point
@@ -153,14 +153,20 @@ def read_quantization(path: str | os.PathLike[str]) -> QuantizationContent:
 
 
 def _chain_to_list(chain: Chain) -> list[str | None]:
-    first, last = (None if point is None else point.key for point in (chain.input_point, chain.output_point))
-    return [chain.layer, chain.norm, first, chain.activation, last]
+    input_key, output_key = (None if each is None else each.key for each in (chain.input_point, chain.output_point))
+    return [chain.layer, chain.norm, input_key, chain.activation, output_key]
 
 
 def _build_chain(
-    points: Mapping[str, QuantPoint], layer: str, norm: str, first: str, activation: str = "", last: str | None = None
+    points: Mapping[str, QuantPoint],
+    layer: str,
+    norm: str,
+    input_key: str,
+    activation: str = "",
+    output_key: str | None = None,
 ) -> Chain:
-    return Chain(str(layer), points[first], str(norm), str(activation), None if last is None else points[last])
+    output_point = None if output_key is None else points[output_key]
+    return Chain(str(layer), points[input_key], str(norm), str(activation), output_point)
 
 
 def collect_tensors(
@@ -301,8 +307,8 @@ def _build_point(path: str, side: str, ends: Any = None, with_zero: Any = False,
     return point
 
 
-def _build_calibration(images: int, seed: int, data: str, **later_roles: int) -> Calibration:
-    numbers = (images, seed, *later_roles.values())
+def _build_calibration(images: int, seed: int, data: str, **images_of_roles: int) -> Calibration:
+    numbers = (images, seed, *images_of_roles.values())
     if any(type(number) is not int or number < 0 for number in numbers) or not isinstance(data, str):
-        raise TypeError(f"invalid calibration: images {images!r}, seed {seed!r}, data {data!r}, {later_roles!r}")
-    return Calibration(images, seed, data, **later_roles)
+        raise TypeError(f"invalid calibration: images {images!r}, seed {seed!r}, data {data!r}, {images_of_roles!r}")
+    return Calibration(images, seed, data, **images_of_roles)

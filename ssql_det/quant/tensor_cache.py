@@ -14,12 +14,14 @@ T = TypeVar("T")
 
 
 class TensorCache(Generic[T]):
-    """Values by a key. They are computed again for another tensor, and after a change in place.
+    """A value computed from a tensor, one for each key, such as a bit-width; use key 0 if there is only one value.
+
+    It is computed again for another tensor, and after a change in place. Equal keys must mean equal computations.
 
     >>> cache = TensorCache()
     >>> x = torch.tensor([1.0, 2.0])
-    >>> cache.get(x, key=0, compute=x.sum), cache.get(x, key=0, compute=x.prod)
-    (tensor(3.), tensor(3.))
+    >>> cache.get(x, key=0, compute=x.sum), cache.get(x, key=1, compute=x.prod)
+    (tensor(3.), tensor(2.))
     >>> cache.get(x.mul_(2), key=0, compute=x.sum)
     tensor(6.)
     """

@@ -1,9 +1,10 @@
 """The script of a page: a click on a heading sorts a table, and a slider shows one of several figures. Without it the
 page is complete.
 
-It is allowed by its hash, so that no other script, such as one in a text of an untrusted file, can run.
+The Content-Security-Policy of the page allows it by its hash, so that no other script, such as one in a text of an
+untrusted file, can run.
 
->>> SCRIPT_SOURCE[:7]
+>>> SCRIPT_CSP_HASH[:7]
 'sha256-'
 """
 
@@ -54,4 +55,4 @@ for (const group of document.querySelectorAll(".slides")) {{
   show();
 }}
 """
-SCRIPT_SOURCE = f"sha256-{b64encode(sha256(SCRIPT.encode()).digest()).decode()}"
+SCRIPT_CSP_HASH = f"sha256-{b64encode(sha256(SCRIPT.encode()).digest()).decode()}"

@@ -29,7 +29,7 @@ from ssql_det.report.blocks import (
 from ssql_det.report.charts import render_svg
 from ssql_det.report.document import Document, Renderer
 from ssql_det.report.markup import MarkupStyle, clean_lines, strip_markup
-from ssql_det.report.page_script import SCRIPT, SCRIPT_SOURCE
+from ssql_det.report.page_script import SCRIPT, SCRIPT_CSP_HASH
 from ssql_det.report.scatter import render_scatter
 from ssql_det.report.stylesheet import PAGE_CSS
 
@@ -39,7 +39,7 @@ _HEAD = f"""\
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <meta http-equiv="Content-Security-Policy"
-content="default-src 'none'; script-src '{SCRIPT_SOURCE}'; style-src 'unsafe-inline'; img-src data:">
+content="default-src 'none'; script-src '{SCRIPT_CSP_HASH}'; style-src 'unsafe-inline'; img-src data:">
 <link rel="icon" href="data:,">
 <style>
 {PAGE_CSS}</style>"""  # the empty icon keeps browsers from requesting favicon.ico

@@ -23,10 +23,10 @@ _STRETCH, _SHIFT = 1.2, -0.1  # zeta - gamma and gamma of the source: h reaches 
 
 
 class SoftRounding(Quantizer):
-    """Inside the grid, the soft weight is at first the float weight. ``v`` is trained; ``harden`` ends the training.
+    """Inside the grid, the soft weight is at first the float weight. ``v`` is trained; ``harden`` gives the integers
+    that the weight is rounded to after the training.
 
-    With ``is_hard`` the weight is that of ``harden``. Gradients reach ``v``, not the weight. Elements beyond the grid
-    stay at its ends.
+    Gradients reach ``v``, not the weight. Elements beyond the grid stay at its ends.
 
     >>> from ssql_det.quant import QuantPoint, Side
     >>> from ssql_det.quant.quantizers.mse import MseWeight
@@ -45,7 +45,6 @@ class SoftRounding(Quantizer):
     def __init__(self, spec: TensorSpec, weight: Tensor, grid: WeightGrid) -> None:
         super().__init__(spec)
         self._offset, self._bits = grid.offset, grid.bits
-        self.is_hard = False
         ratio = grid.divide(weight.detach())
         floors = torch.floor(ratio)
         # A channel of zeros is on the grid; with h = 1/2, where the regularization is flat, h would never reach 0 or 1.
@@ -75,13 +74,11 @@ class SoftRounding(Quantizer):
 
     def forward(self, x: Tensor, bits: int) -> Tensor:
         self._check_bits(bits)
-        if self.is_hard:
-            return self.harden().dequantize().to(x.dtype)
         grid = self.grid
         return grid.dequantize(_clamp(self.floors + self.compute_h(), grid.qmin, grid.qmax)).to(x.dtype)
 
     def quantize(self, x: Tensor, bits: int) -> QuantizedTensor:
-        """The integers of ``harden``; they stand for ``forward(x)`` if ``is_hard``."""
+        """The integers of ``harden``, whatever ``x`` is."""
         self._check_bits(bits)
         return self.harden()
 
