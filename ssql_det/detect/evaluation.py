@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -36,13 +35,8 @@ def evaluate(model: nn.Module, loader: CachedLoader, dataset: str, is_fast: bool
 
 
 def _flatten_metrics(results: Mapping[str, Any]) -> dict[str, float]:
-    """Metrics by ``task/name``, without infinite values."""
-    return {
-        f"{task}/{name}": float(value)
-        for task, metrics in results.items()
-        for name, value in metrics.items()
-        if not (isinstance(value, float) and math.isinf(value))
-    }
+    """Metrics by ``task/name``."""
+    return {f"{task}/{name}": float(value) for task, metrics in results.items() for name, value in metrics.items()}
 
 
 def split_class_aps(metrics: Mapping[str, float]) -> tuple[dict[str, float], dict[str, float]]:

@@ -161,10 +161,12 @@ class Search:
         self.losses = [[next(remaining) for _ in own] for own in self.choices]
 
     def _start_prediction(self) -> None:
-        """From the groups alone, with a factor that fits the uniform bit-widths, which are measured as the first.
+        """From the groups alone, with a factor that fits the uniform bit-widths, which are measured first.
 
-        Norms that are re-estimated change the detector wherever its bits are. This is left out of the losses of groups,
-        where their most bits show it, and put into the constant, where those of the uniform bit-widths do.
+        Re-estimating norms changes the AP by about the same amount whichever groups are quantized. At the highest
+        bit-width quantization itself costs almost nothing, so the loss there is taken as this amount: its median over
+        the groups is subtracted from their losses, or else each group would count it, and the loss of the whole network
+        at its highest bit-width is added once, as the prediction's constant.
         """
         offset, constant = 0.0, 0.0
         lost = [self._measurer.measure_loss(AP, bits) for bits in self.bit_widths]

@@ -85,7 +85,9 @@ class Curve:
 
     name: str
     values: tuple[float | None, ...]
-    std: tuple[float | None, ...] = ()  # standard deviations of the values; None for a single one, () for all
+    std: tuple[
+        float | None, ...
+    ] = ()  # standard deviation of each value, None where there is none; () if all have none
 
 
 @dataclass(frozen=True)

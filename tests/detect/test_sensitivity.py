@@ -1,6 +1,7 @@
 """Sensitivity analysis: what quantizing a group alone costs, and the bits file for the most sensitive groups."""
 
 import json
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -29,32 +30,46 @@ from ssql_det.quant import Bits, Scheme
 SCHEME = "weight=centred, act=mse, norms=re-estimated"  # all that a scheme may add to the published one
 MANY = {"MODEL__RPN__POST_NMS_TOPK_TEST": 30, "TEST__DETECTIONS_PER_IMAGE": 60}
 CALIBRATION = Calibration(4, selection_images=26)  # with fewer, no object is found by chance
+FEW = Calibration(4, selection_images=10)
 
 
 @pytest.fixture(scope="module", params=[C4, FPN])
-def detector(request, tmp_path_factory):
-    """A measurer of a detector, its config and its images."""
-    torch.manual_seed(3)
-    cfg = config(request.param, tmp_path_factory.mktemp("measured"), **MANY)
-    model = randomize_norms(build_detector(cfg))
-    with measuring(cfg, model, "", QuantizationSettings("all", CALIBRATION)) as measurer:
-        yield measurer, cfg, select_role_images(cfg, CALIBRATION).selection
+def make_measurer(request, tmp_path_factory):
+    """A context with a measurer of a detector, its config and its images."""
+
+    @contextmanager
+    def make(calibration):
+        torch.manual_seed(3)
+        cfg = config(request.param, tmp_path_factory.mktemp("measured"), **MANY)
+        model = randomize_norms(build_detector(cfg))
+        with measuring(cfg, model, "", QuantizationSettings("all", calibration)) as measurer:
+            yield measurer, cfg, select_role_images(cfg, calibration).selection
+
+    return make
 
 
-def measure_all(measurer, quantity, bits):
-    groups = list_groups(measurer.quantization.points)
+def measure(measurer, quantity, bits, groups=None):
+    groups = groups or list_groups(measurer.quantization.points)
     return {each.group.pattern: each.degradation for each in measure_sensitivities(measurer, quantity, groups, bits)}
 
 
-def test_every_group_changes_the_outputs_more_at_fewer_bits(detector):
-    found = [measure_all(detector[0], DISTILLATION, Bits(bits, bits)) for bits in (8, 4)]
+def test_every_group_changes_the_outputs_more_at_fewer_bits_and_no_weight(make_measurer):
+    with make_measurer(FEW) as (measurer, *_):
+        model = measurer.quantization.model
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        found = [measure(measurer, DISTILLATION, Bits(bits, bits)) for bits in (8, 4)]
+        assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     for group in found[0]:
         assert 0 <= found[0][group] < found[1][group], group
 
 
-def test_a_loss_is_that_of_quantizing_the_group_alone(detector):
+def test_a_loss_is_that_of_quantizing_the_group_alone(make_measurer):
     """Of the second stage, computed without the measurer."""
-    measurer, cfg, images = detector
+    with make_measurer(CALIBRATION) as made:
+        check_loss_of_second_stage(*made)
+
+
+def check_loss_of_second_stage(measurer, cfg, images):
     model, group = measurer.quantization.model, list_groups(measurer.quantization.points)[1]
     batches = record_proposals(model, list(merge_batches(images)))
     assert [len(each.inputs) for each in batches] == [8, 8, 8, 2]
@@ -64,7 +79,8 @@ def test_a_loss_is_that_of_quantizing_the_group_alone(detector):
             target = compute_outputs(model, batch)
             with measurer.quantization.at(Bits.FP, {group.pattern: Bits(4, 4)}):
                 losses.append(float(distillation_loss(compute_outputs(model, batch), target)))
-    assert measure_all(measurer, DISTILLATION, Bits(4, 4))[group.pattern] == pytest.approx(sum(losses) / 4, rel=1e-6)
+    measured = measure(measurer, DISTILLATION, Bits(4, 4), [group])
+    assert measured == {group.pattern: pytest.approx(sum(losses) / 4, rel=1e-6)}
     with registering_selection(cfg, images) as (name, loader):
         expected = evaluate(model, loader, name)
         with measurer.quantization.at(Bits.FP, {group.pattern: Bits(3, 3)}):
@@ -72,14 +88,7 @@ def test_a_loss_is_that_of_quantizing_the_group_alone(detector):
     tasks = [task for task in ("bbox", "segm") if f"{task}/AP" in expected]
     lost = sum(expected[f"{task}/AP"] - found[f"{task}/AP"] for task in tasks) / len(tasks)
     assert lost != 0
-    assert measure_all(measurer, AP, Bits(3, 3))[group.pattern] == pytest.approx(lost, abs=1e-9)
-
-
-def test_the_analysis_changes_no_weight(detector):
-    model = detector[0].quantization.model
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    measure_all(detector[0], DISTILLATION, Bits(4, 4))
-    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert measure(measurer, AP, Bits(3, 3), [group]) == {group.pattern: pytest.approx(lost, abs=1e-9)}
 
 
 def test_the_norms_of_a_measurement_are_not_kept(tmp_path):

@@ -112,7 +112,7 @@ def test_the_report_holds_the_rows_the_curves_and_the_detections(complete_run):
     page = TagParser((complete_run / "report/index.html").read_text())
     cells = {text.strip() for text in page.texts}
     assert cells >= {*METHODS.values(), *WIDTHS}
-    assert len(page.all("img")) == 8 + 3  # detections, and maps of features
+    assert len(page.all("img")) == 8 * (1 + len(WIDTHS)) + 3  # annotated and at each width, and maps of features
     assert all(src.startswith(("data:image/jpeg;base64,", "data:image/png;base64,")) for src in page.values("src"))
     assert (
         len([svg for svg in page.all("svg") if svg.get("role") == "img"]) == 5
