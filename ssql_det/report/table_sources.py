@@ -210,8 +210,8 @@ _NETWORKS = {"r18": "ResNet-18", "r34": "ResNet-34", "r50": "ResNet-50"}
 _SIMSIAM = {"simsiam": "SimSiam", "ssql": "SSQL (ours)"}
 _PACT = {"simsiam_pact": "SimSiam-PACT"}
 _PACT_NOTE = (
-    "our reconstruction: SimSiam with PACT's activations (trained clipping levels that start at 10, not regularized) and DoReFa's weights, a "
-    "network for each bit-width; the published code has no config of it"
+    "our reconstruction: SimSiam with PACT's activations (trained clipping levels that start at 10, not regularized) "
+    "and DoReFa's weights, a network for each bit-width; the published code has no config of it"
 )
 _CONTRASTIVE = {"simclr": "SimCLR", "moco": "MoCov2", "ssql_simclr": "SSQL-NCE (ours)"}
 _TABLE_12_METHODS = {"byol": "BYOL", "ssql_byol": "BYOL+SSQL", "moco": "MoCov2", "ssql_moco": "MoCov2+SSQL"}
