@@ -131,9 +131,13 @@ def _build_torchvision(name: str, zero_init_residual: bool) -> tuple[nn.Module, 
 
 
 def _build_cifar_resnet(name: str, zero_init_residual: bool) -> tuple[nn.Module, int]:
+    """The weights of convs start as torch's default, as in the published code, not as torchvision's ResNets do."""
     model, width = _build_torchvision(name, zero_init_residual)
-    model.conv1 = _make_stem_conv(64, kernel=3, stride=1)
+    model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
     model.maxpool = nn.Identity()
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.reset_parameters()
     return model, width
 
 

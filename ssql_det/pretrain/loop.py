@@ -33,7 +33,7 @@ from ssql_det.pretrain.config import (
 from ssql_det.pretrain.data import hash_file_names
 from ssql_det.pretrain.features import compute_spread
 from ssql_det.pretrain.monitor import build_monitor
-from ssql_det.pretrain.optim import build_optimizer, learning_rate
+from ssql_det.pretrain.optim import build_optimizer, learning_rate, set_learning_rate
 from ssql_det.pretrain.sync_norm import convert_sync_batchnorm
 from ssql_det.pretrain.view_loader import BadImageCounter, build_augmented_view_loader, steps_per_epoch
 from ssql_det.quant import Calibration
@@ -75,7 +75,8 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Path:
     quantization = network.quantization if isinstance(network, SSQL) else None
     quantizers = None if quantization is None else QuantizerTraining(quantization, config.quantizer_optim)
     trained = nn.ModuleList([network, *([quantizers.module] if quantizers else [])])
-    optimizer = build_optimizer(optim, network, quantizers.make_groups(optim.lr) if quantizers else [])
+    more_groups = quantizers.make_groups(optim.lr) if quantizers else []
+    optimizer = build_optimizer(optim, network, more_groups, method.modules_at_fixed_lr)
     metadata, data_hash = build_metadata(config), hash_file_names(images)
     started_on = Calibration(optim.batch, seed, images.name)  # the images that trained quantizers started from
     state = TrainingState(method, backbone.name, optimizer, metadata, data_hash, quantizers, started_on)
@@ -108,8 +109,7 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Path:
             batch = next(batches)
             bad_images.update(batch)
             lr = learning_rate(optim, step, epoch_steps)
-            for group in optimizer.param_groups:
-                group["lr"] = lr * group.get("lr_factor", 1.0)
+            set_learning_rate(optimizer, optim, lr)
             autocast = torch.autocast(device.type, torch.bfloat16, config.amp)
             with recording_outputs(method.encoder, [""]) as encoded, autocast:
                 loss = _compute_loss(model, batch.views, step, network)

@@ -37,23 +37,45 @@ class OptimConfig:
 
 
 def build_optimizer(
-    optim: OptimConfig, network: nn.Module, more_groups: Iterable[dict[str, Any]] = ()
+    optim: OptimConfig,
+    network: nn.Module,
+    more_groups: Iterable[dict[str, Any]] = (),
+    at_fixed_lr: Iterable[nn.Module] = (),
 ) -> torch.optim.Optimizer:
     """SGD applies weight decay to all parameters, as published. LARS excludes biases and norms from weight decay and
-    from its scaling, as is usual. ``more_groups`` are parameter groups beside those of the network."""
+    from its scaling, as is usual.
+
+    ``more_groups`` are parameter groups beside those of the network. Groups of the modules ``at_fixed_lr`` have
+    ``has_fixed_lr``, see :func:`set_learning_rate`.
+    """
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    fixed = {id(parameter) for module in at_fixed_lr for parameter in module.parameters()}
+    groups = _make_groups(optim, [each for each in trained if id(each) not in fixed])
+    if fixed:
+        own = _make_groups(optim, [each for each in trained if id(each) in fixed])
+        groups += [{**group, "has_fixed_lr": True} for group in own]
+    groups += more_groups
     if optim.name == "sgd":
-        groups: list[dict[str, Any]] = [{"params": trained}, *more_groups]
         # Not fused: with a gradient in another memory format than its weight, torch's fused SGD computes wrong updates.
         return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay)
-    weights = [parameter for parameter in trained if parameter.ndim > 1]
-    biases_and_norms = [parameter for parameter in trained if parameter.ndim <= 1]
-    groups = [
+    return Lars(groups, lr=optim.lr, momentum=optim.momentum, eps=0.0)
+
+
+def _make_groups(optim: OptimConfig, parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
+    if optim.name == "sgd":
+        return [{"params": parameters}]
+    weights = [parameter for parameter in parameters if parameter.ndim > 1]
+    biases_and_norms = [parameter for parameter in parameters if parameter.ndim <= 1]
+    return [
         {"params": weights, "weight_decay": optim.weight_decay, "always_adapt": True},
         {"params": biases_and_norms, "weight_decay": 0.0},
-        *more_groups,
     ]
-    return Lars(groups, lr=optim.lr, momentum=optim.momentum, eps=0.0)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, optim: OptimConfig, lr: float) -> None:
+    """Set the rate of a step: times ``lr_factor`` where a group has one; the first rate where it has a fixed one."""
+    for group in optimizer.param_groups:
+        group["lr"] = optim.lr if group.get("has_fixed_lr") else lr * group.get("lr_factor", 1.0)
 
 
 def learning_rate(optim: OptimConfig, step: int, steps_per_epoch: int) -> float:

@@ -69,6 +69,11 @@ class Method(nn.Module, ABC):
     def loss(self, encoded: Sequence[Tensor], targets: Any) -> Tensor:
         """The loss of encoded features, float or quantized, for the given targets."""
 
+    @property
+    def modules_at_fixed_lr(self) -> tuple[nn.Module, ...]:
+        """Modules whose learning rate stays the first one, whatever the schedule."""
+        return ()
+
     def require_batch(self, size: int) -> None:
         """Raise a ``UserError`` if the method does not support this batch size (total over all processes)."""
 
@@ -86,7 +91,7 @@ def get_hyperparameters(cls: type) -> dict[str, Any]:
 
     >>> from ssql_det.ssl import SimSiam
     >>> get_hyperparameters(SimSiam)
-    {'dim': 2048, 'hidden': 512}
+    {'dim': 2048, 'hidden': 512, 'fix_predictor_lr': False}
     """
     parameters = inspect.signature(cls).parameters.values()
     return {parameter.name: parameter.default for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}

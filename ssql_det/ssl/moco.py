@@ -6,6 +6,7 @@ key against negatives, a queue of the keys of earlier batches.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -19,6 +20,8 @@ from ssql_det.core.errors import UserError
 from ssql_det.ssl.losses import info_nce, l2_normalize
 from ssql_det.ssl.method import METHODS, Encoder, Method, Views, mlp, require_positive
 from ssql_det.ssl.momentum import MomentumEncoder, Queue
+
+_logger = logging.getLogger(__name__)
 
 
 class MoCoTargets(NamedTuple):
@@ -60,6 +63,7 @@ class MoCo(Method):
         self.momentum = MomentumEncoder(self.encoder, momentum)
         self.queue = Queue(queue, dim)
         self.temperature = temperature
+        self._has_warned = False
 
     def require_batch(self, size: int) -> None:
         if size > len(self.queue.keys):
@@ -81,8 +85,11 @@ class MoCo(Method):
     @torch.no_grad()
     def _encode_shuffled(self, images: Tensor) -> Tensor:
         """MoCo's "shuffling BN": shuffle images over the processes, so that BatchNorm statistics do not reveal the
-        positives."""
+        positives. One process cannot, and says so once."""
         if world_size() == 1:
+            if not self._has_warned:
+                _logger.warning("MoCo shuffles images over processes; with one, BatchNorm can reveal the positives")
+            self._has_warned = True
             features: Tensor = self.momentum(images)
             return features
         all_images = concat_all_gather(images)

@@ -19,9 +19,10 @@ from ssql_det.ssl.method import METHODS, Encoder, Method, Views, mlp, require_po
 
 @METHODS.register("simclr")
 class SimCLR(Method):
-    """NT-Xent over the views of all processes. Under SSQL the quantized features are compared with quantized
-    features, as published; with ``cross``, with the detached float features. ``dim`` and ``hidden`` are the
-    projector's output and hidden dimensions.
+    """NT-Xent over the views of all processes; without ``gather`` each process takes its own images for all there are,
+    as the published SSQL code. Under SSQL the quantized features are compared with quantized features, as published;
+    with ``cross``, with the detached float features. ``dim`` and ``hidden`` are the projector's output and hidden
+    dimensions.
 
     >>> from ssql_det.backbones import build_backbone
     >>> method = SimCLR(build_backbone("narrow_resnet"), dim=16, hidden=32)
@@ -32,12 +33,19 @@ class SimCLR(Method):
     title = "SimCLR"
 
     def __init__(
-        self, backbone: Backbone, *, dim: int = 128, hidden: int = 2048, temperature: float = 0.5, cross: bool = False
+        self,
+        backbone: Backbone,
+        *,
+        dim: int = 128,
+        hidden: int = 2048,
+        temperature: float = 0.5,
+        cross: bool = False,
+        gather: bool = True,
     ) -> None:
         super().__init__()
         require_positive(dim=dim, hidden=hidden, temperature=temperature)
         self.encoder = Encoder(backbone.module, mlp([backbone.feature_dim, hidden, dim], norm=False))
-        self.temperature, self.cross = temperature, cross
+        self.temperature, self.cross, self.gather = temperature, cross, gather
 
     def encode(self, views: Views) -> list[Tensor]:
         return [l2_normalize(self.encoder(view)) for view in views]
@@ -46,12 +54,12 @@ class SimCLR(Method):
         return encoded if self.cross else None
 
     def loss(self, encoded: Sequence[Tensor], targets: Sequence[Tensor] | None) -> Tensor:
-        if targets is None or targets is encoded:  # or, with ``cross``, in the float pass
-            candidates = _gather_views(encoded)
-        else:
-            candidates = _gather_views([features.detach() for features in targets])
+        is_own = targets is None or targets is encoded  # the latter with ``cross``, in the float pass
+        views = encoded if is_own else [features.detach() for features in targets or ()]
+        candidates = _gather_views(views) if self.gather else torch.cat(list(views))
         num_images, num_all_images = len(encoded[0]), len(candidates) // 2
-        first_views = torch.arange(num_images, device=candidates.device) + rank() * num_images
+        offset = rank() * num_images if self.gather else 0
+        first_views = torch.arange(num_images, device=candidates.device) + offset
         second_views = first_views + num_all_images
         self_index = torch.cat([first_views, second_views])
         positive_index = torch.cat([second_views, first_views])

@@ -58,10 +58,14 @@ RECIPES = {
     "cifar10_r18_moco": CIFAR | recipe("moco", 0.3, 256, 1e-4, 256, 2048, MOCO__QUEUE=2048, **QUEUE),
     "cifar10_r50_moco": CIFAR | recipe("moco", 0.3, 256, 1e-4, 256, 2048, MOCO__QUEUE=2048, **QUEUE),
     "cifar10_r18_ssql_moco": CIFAR | recipe("moco", 0.3, 256, 1e-4, 256, 2048, True, MOCO__QUEUE=4096, **QUEUE),
-    "cifar10_r18_simclr": CIFAR | recipe("simclr", 0.5, 512, 1e-4, 256, 2048, SIMCLR__TEMPERATURE=0.5),
-    "cifar10_r50_simclr": CIFAR | recipe("simclr", 0.5, 512, 1e-4, 256, 2048, SIMCLR__TEMPERATURE=0.5),
-    "cifar10_r18_ssql_simclr": CIFAR | recipe("simclr", 0.5, 512, 1e-4, 256, 2048, True, SIMCLR__TEMPERATURE=0.5),
-    "cifar10_r50_ssql_simclr": CIFAR | recipe("simclr", 0.5, 512, 1e-4, 256, 2048, True, SIMCLR__TEMPERATURE=0.5),
+    "cifar10_r18_simclr": CIFAR
+    | recipe("simclr", 0.5, 512, 1e-4, 256, 2048, SIMCLR__TEMPERATURE=0.5, SIMCLR__GATHER=False),
+    "cifar10_r50_simclr": CIFAR
+    | recipe("simclr", 0.5, 512, 1e-4, 256, 2048, SIMCLR__TEMPERATURE=0.5, SIMCLR__GATHER=False),
+    "cifar10_r18_ssql_simclr": CIFAR
+    | recipe("simclr", 0.5, 512, 1e-4, 256, 2048, True, SIMCLR__TEMPERATURE=0.5, SIMCLR__GATHER=False),
+    "cifar10_r50_ssql_simclr": CIFAR
+    | recipe("simclr", 0.5, 512, 1e-4, 256, 2048, True, SIMCLR__TEMPERATURE=0.5, SIMCLR__GATHER=False),
     "imagenet_r18_simsiam": IMAGENET | SIMSIAM | recipe("simsiam", 0.05, 256, 1e-4, 2048, 2048),
     "imagenet_r50_simsiam": IMAGENET | SIMSIAM | recipe("simsiam", 0.05, 256, 1e-4, 2048, 512),
     "imagenet_r18_ssql": IMAGENET | SIMSIAM | recipe("simsiam", 0.05, 256, 1e-4, 2048, 2048, ssql=True),
