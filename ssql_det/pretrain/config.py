@@ -70,6 +70,7 @@ _DEFAULTS: dict[str, Any] = {  # each method adds a node with its hyperparameter
     "OPTIM": {
         "NAME": "sgd",  # or lars
         "BATCH": 256,  # over all processes
+        "RANKS": 0,  # how many GPUs the recipe is for; a process takes the parts of several. 0: as many as processes
         "EPOCHS": 100,
         "LR": 0.05,
         "MOMENTUM": 0.9,
@@ -101,6 +102,7 @@ BOUNDS: BoundsByKey = {  # a method checks its own hyperparameters
     "DATA.*": Bounds(least=0),
     "OPTIM.BATCH": Bounds(least=1, most=1 << 20),
     "OPTIM.EPOCHS": Bounds(least=1),
+    "OPTIM.RANKS": Bounds(least=0, most=1 << 10),
     "OPTIM.MOMENTUM": Bounds(least=0, most=0.9999),
     "OPTIM.*": Bounds(least=0),
     "MONITOR.BITS": Bounds(like=["8w8a", 8]),
@@ -239,6 +241,10 @@ def check_config(config: PretrainConfig, num_processes: int | None = None) -> No
     if batch % num_processes:
         raise UserError(
             f"OPTIM.BATCH {batch} cannot be split over {num_processes} processes; use a multiple of {num_processes}"
+        )
+    if config.optim.ranks and (batch % config.optim.ranks or batch < 2 * config.optim.ranks):
+        raise UserError(
+            f"OPTIM.BATCH {batch} cannot be split over OPTIM.RANKS {config.optim.ranks}, at least two images for each"
         )
     if num_processes > 1 and torch.cuda.is_available() and config.device != "cuda":
         raise UserError(f"DEVICE must be cuda for several processes, each of which uses a GPU; got {config.device!r}")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -34,12 +35,14 @@ from ssql_det.pretrain.data import hash_file_names
 from ssql_det.pretrain.features import compute_spread
 from ssql_det.pretrain.monitor import build_monitor
 from ssql_det.pretrain.optim import build_optimizer, learning_rate, set_learning_rate
+from ssql_det.pretrain.ranks import backward_by_rank, count_ranks_per_process
 from ssql_det.pretrain.sync_norm import convert_sync_batchnorm
 from ssql_det.pretrain.view_loader import BadImageCounter, build_augmented_view_loader, steps_per_epoch
 from ssql_det.quant import Calibration
 from ssql_det.quant.hooks import recording_outputs
 from ssql_det.quant.training import QUANTIZATION_NAME, QuantizerTraining
 from ssql_det.ssl import SSQL
+from ssql_det.ssl.method import Views
 
 # None of these keys changes the result of a resumed run: IGNORED_KEYS never do; INIT is read only when a run starts.
 _MAY_CHANGE_ON_RESUME = (
@@ -68,6 +71,7 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Path:
     seed_all(seed)
     is_resumed = _check_resume(config, folder, resume)
     network, backbone = build_network(config, load_init=not is_resumed)
+    num_ranks = count_ranks_per_process(config, network, world_size())
     network = network.to(device).to(memory_format=memory_format)
     if config.sync_norm:
         convert_sync_batchnorm(network)
@@ -110,11 +114,11 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Path:
             bad_images.update(batch)
             lr = learning_rate(optim, step, epoch_steps)
             set_learning_rate(optimizer, optim, lr)
-            autocast = torch.autocast(device.type, torch.bfloat16, config.amp)
-            with recording_outputs(method.encoder, [""]) as encoded, autocast:
-                loss = _compute_loss(model, batch.views, step, network)
             optimizer.zero_grad()
-            loss.backward()
+            with recording_outputs(method.encoder, [""]) as encoded:
+                loss = backward_by_rank(
+                    model, batch.views, num_ranks, partial(_compute_loss, model, network, step, device, config.amp)
+                )
             if quantizers is not None:
                 quantizers.average_gradients()
             _check_finite(loss, trained, _describe_step(network, step))
@@ -125,9 +129,10 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Path:
             if steps_done % config.log_period == 0 or is_last_step:
                 seconds = (time.perf_counter() - timer) / max(steps_done - timed_step, 1)
                 timer, timed_step = time.perf_counter(), steps_done
-                # encoded[0]: what the encoder (backbone and projector) gave for the first view, in the float pass if
-                # there is one. A spread near 0 means that these features have collapsed.
-                scalars = {"loss": loss.item(), "lr": lr, "spread": compute_spread(encoded[0]), "seconds": seconds}
+                # Of the first rank, whose part comes last: what the encoder (backbone and projector) gave for the first
+                # view, in the float pass if there is one. A spread near 0 means that these features have collapsed.
+                features = encoded[-(len(encoded) // num_ranks)]
+                scalars = {"loss": loss.item(), "lr": lr, "spread": compute_spread(features), "seconds": seconds}
                 write_scalars(step, scalars)
                 _log_step(step, total_steps, scalars)
             if monitor is not None and is_epoch_end and (epochs_done % monitor.period == 0 or is_last_step):
@@ -150,14 +155,17 @@ def _check_resume(config: PretrainConfig, folder: Path, resume: bool) -> bool:
     return check_resume(values, folder, CHECKPOINT_NAME, names, resume, may_change, defaults, renamed_keys)
 
 
-def _compute_loss(model: nn.Module, views: Sequence[Tensor], step: int, network: nn.Module) -> Tensor:
-    """Run the forward pass of a step, and return its loss.
+def _compute_loss(
+    model: nn.Module, network: nn.Module, step: int, device: torch.device, amp: bool, views: Views
+) -> Tensor:
+    """Run the forward pass of a step, in bfloat16 with ``amp``, and return its loss.
 
     ``model`` is ``network``, wrapped if there are several processes. The pass also updates norm statistics and, where
     the method has them, the momentum encoder and the queue; ``step`` decides the bit-widths of SSQL.
     """
     try:
-        loss: Tensor = model(views, step)
+        with torch.autocast(device.type, torch.bfloat16, amp):
+            loss: Tensor = model(views, step)
     except UserError as error:  # from a quantizer that observed invalid activations
         raise UserError(f"{_describe_step(network, step)}: {error}") from error
     return loss

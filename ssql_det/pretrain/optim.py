@@ -28,6 +28,7 @@ class OptimConfig:
     weight_decay: float
     warmup_epochs: float
     per_epoch: bool  # after the warm-up, update LR once per epoch; False: at each step
+    ranks: int = 0  # of the recipe, see ``ranks``; 0: as many as there are processes
     least_steps: int = 0  # above 0: the batch and the epochs follow the number of images, see ``schedule``
 
     def __post_init__(self) -> None:

@@ -70,6 +70,12 @@ class Method(nn.Module, ABC):
         """The loss of encoded features, float or quantized, for the given targets."""
 
     @property
+    def shared_by_ranks(self) -> str:
+        """What the loss of a rank needs of the others, so that one process cannot take their parts one after the other;
+        empty if nothing."""
+        return ""
+
+    @property
     def modules_at_fixed_lr(self) -> tuple[nn.Module, ...]:
         """Modules whose learning rate stays the first one, whatever the schedule."""
         return ()

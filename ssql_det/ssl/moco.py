@@ -65,6 +65,10 @@ class MoCo(Method):
         self.temperature = temperature
         self._has_warned = False
 
+    @property
+    def shared_by_ranks(self) -> str:
+        return "images are shuffled over the ranks, and their keys are in one queue"
+
     def require_batch(self, size: int) -> None:
         if size > len(self.queue.keys):
             raise UserError(f"a queue of {len(self.queue.keys)} keys is smaller than a batch of {size}; increase QUEUE")

@@ -47,6 +47,10 @@ class SimCLR(Method):
         self.encoder = Encoder(backbone.module, mlp([backbone.feature_dim, hidden, dim], norm=False))
         self.temperature, self.cross, self.gather = temperature, cross, gather
 
+    @property
+    def shared_by_ranks(self) -> str:
+        return "negatives are of all ranks (SIMCLR.GATHER False: of the own)" if self.gather else ""
+
     def encode(self, views: Views) -> list[Tensor]:
         return [l2_normalize(self.encoder(view)) for view in views]
 

@@ -38,6 +38,23 @@ def test_two_processes_equal_one(results, kind, is_ssql):
         assert state["queue.place"] == 2 * 8 % 10
 
 
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("is_ssql", [False, True], ids=["alone", "SSQL"])
+@pytest.mark.parametrize("kind", two_processes.WITHOUT_SHARING)
+def test_ranks_in_one_process_equal_those_of_two(results, kind, is_ssql, ranks):
+    """Two ranks: one process with both, two with one each; four ranks: one with all, two with two each."""
+    losses, gradients, state = results["ranks_1_0"][kind, is_ssql, ranks]
+    halves = [results[f"ranks_2_{rank}"][kind, is_ssql, ranks] for rank in (0, 1)]
+    for step, loss in enumerate(losses):
+        assert abs(sum(half[0][step] for half in halves) / 2 - loss) < 1e-9, step
+    for _, of_process, _ in halves:
+        for result, expected in zip(of_process, gradients, strict=True):
+            assert_tensors_close(result, expected)
+    assert_tensors_close(halves[0][2], state)  # norm statistics are the first rank's
+    others = results["ranks_1_0"][kind, is_ssql, 6 - ranks]
+    assert abs(others[0][0] - losses[0]) > 1e-6  # norms see fewer images
+
+
 def replace_nan(state):
     """NaN is where a bit-width was not used yet."""
     return {name: tensor.double().nan_to_num() for name, tensor in state.items()}

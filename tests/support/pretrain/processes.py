@@ -1,6 +1,7 @@
 """Functions that several processes run; a module, so that they can import it."""
 
 from contextlib import suppress
+from functools import partial
 from unittest.mock import patch
 
 import torch
@@ -14,11 +15,13 @@ from ssql_det.core.distributed import barrier, rank, world_size
 from ssql_det.pretrain.checkpoint import TrainingState
 from ssql_det.pretrain.config import read_config
 from ssql_det.pretrain.loop import pretrain
+from ssql_det.pretrain.ranks import backward_by_rank
 from ssql_det.pretrain.sync_norm import convert_sync_batchnorm
 from ssql_det.quant import Bits, FixedBits, Scheme
 from ssql_det.quant.training import QuantizerOptim, QuantizerTraining
 from ssql_det.ssl import SSQL, MoCo
 
+WITHOUT_SHARING = ("simsiam", "byol", "simclr")  # whose ranks need nothing of each other, with SIMCLR.GATHER False
 TRAINED_SCHEMES = ("lsq", "weight=dorefa, act=pact")
 
 
@@ -26,6 +29,9 @@ def step_by_step(folder):
     """Some steps of every method, alone and under SSQL, on this process's share of each batch; then MoCo's shuffle."""
     results = {(kind, is_ssql): take_steps(kind, is_ssql) for kind in METHODS for is_ssql in (False, True)}
     torch.save(results, folder / f"{world_size()}_{rank()}.pt")
+    cases = [(kind, is_ssql, ranks) for kind in WITHOUT_SHARING for is_ssql in (False, True) for ranks in (2, 4)]
+    as_ranks = {case: take_steps_as_ranks(*case) for case in cases}
+    torch.save(as_ranks, folder / f"ranks_{world_size()}_{rank()}.pt")
     trained = {scheme: train_quantizers(scheme) for scheme in TRAINED_SCHEMES}
     torch.save(trained, folder / f"quantizers_{world_size()}_{rank()}.pt")
     torch.save(
@@ -52,6 +58,27 @@ def take_steps(kind, is_ssql, count=2, target=FLOAT64_ON_CPU):
         for (
             parameter
         ) in trained.values():  # few digits, so that rounding errors cannot change the next step's quantization
+            parameter.data.copy_(parameter.data.bfloat16())
+    return losses, gradients, method.state_dict()
+
+
+def take_steps_as_ranks(kind, is_ssql, ranks, count=2):
+    """As ``take_steps``, of so many ranks with norms and ranges of their own, of which each process takes its share."""
+    method = make_small_method(kind)
+    method.gather = False
+    network = SSQL(method, FixedBits(Bits(3, 4)), per_rank=True) if is_ssql else method
+    assert not method.shared_by_ranks
+    parallel = nn.parallel.DistributedDataParallel(network) if world_size() > 1 else network
+    trained = {name: parameter for name, parameter in method.named_parameters() if parameter.requires_grad}
+    optimizer = torch.optim.SGD(trained.values(), lr=0.1, momentum=0.9)
+    losses, gradients = [], []
+    for step in range(count):
+        views = [view.chunk(world_size())[rank()] for view in make_two_views(images=8, seed=step)]
+        optimizer.zero_grad()
+        losses.append(backward_by_rank(parallel, views, ranks // world_size(), partial(parallel, step=step)))
+        gradients.append({name: parameter.grad.clone() for name, parameter in trained.items()})
+        optimizer.step()
+        for parameter in trained.values():
             parameter.data.copy_(parameter.data.bfloat16())
     return losses, gradients, method.state_dict()
 
