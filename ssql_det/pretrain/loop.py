@@ -116,9 +116,9 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Path:
             set_learning_rate(optimizer, optim, lr)
             optimizer.zero_grad()
             with recording_outputs(method.encoder, [""]) as encoded:
-                loss = backward_by_rank(
-                    model, batch.views, num_ranks, partial(_compute_loss, model, network, step, device, config.amp)
-                )
+                compute = partial(_compute_loss, model, network, device, config.amp, step)
+                loss_parts = [partial(compute, part) for part in range(network.num_loss_parts)]
+                loss = backward_by_rank(model, batch.views, num_ranks, loss_parts)
             if quantizers is not None:
                 quantizers.average_gradients()
             _check_finite(loss, trained, _describe_step(network, step))
@@ -156,16 +156,16 @@ def _check_resume(config: PretrainConfig, folder: Path, resume: bool) -> bool:
 
 
 def _compute_loss(
-    model: nn.Module, network: nn.Module, step: int, device: torch.device, amp: bool, views: Views
+    model: nn.Module, network: nn.Module, device: torch.device, amp: bool, step: int, part: int, views: Views
 ) -> Tensor:
-    """Run the forward pass of a step, in bfloat16 with ``amp``, and return its loss.
+    """Run the forward pass of a part of the loss, in bfloat16 with ``amp``, and return it.
 
     ``model`` is ``network``, wrapped if there are several processes. The pass also updates norm statistics and, where
     the method has them, the momentum encoder and the queue; ``step`` decides the bit-widths of SSQL.
     """
     try:
         with torch.autocast(device.type, torch.bfloat16, amp):
-            loss: Tensor = model(views, step)
+            loss: Tensor = model(views, step, part)
     except UserError as error:  # from a quantizer that observed invalid activations
         raise UserError(f"{_describe_step(network, step)}: {error}") from error
     return loss

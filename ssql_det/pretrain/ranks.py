@@ -41,8 +41,11 @@ def count_ranks_per_process(config: PretrainConfig, network: SSQL | Method, num_
     return ranks // num_processes
 
 
-def backward_by_rank(model: nn.Module, views: Views, count: int, compute_loss: Callable[[Views], Tensor]) -> Tensor:
-    """Run the forward and the backward pass of each of ``count`` ranks; return the mean of their losses.
+def backward_by_rank(
+    model: nn.Module, views: Views, count: int, loss_parts: Sequence[Callable[[Views], Tensor]]
+) -> Tensor:
+    """Run the forward and the backward pass of each part of the loss, for each of ``count`` ranks; return the loss: the
+    sum of its parts, as a mean over the ranks.
 
     What a step changes without gradients, such as norm statistics and moving averages, ends as the first rank leaves
     it, as between processes: its part is the last.
@@ -53,11 +56,13 @@ def backward_by_rank(model: nn.Module, views: Views, count: int, compute_loss: C
     for index in reversed(range(count)):
         if losses:
             _restore(state, before)
-        waits = index > 0 and isinstance(model, DistributedDataParallel)
-        with model.no_sync() if waits else nullcontext():  # type: ignore[operator]  # gradients are averaged once
-            loss = compute_loss([view.chunk(count)[index] for view in views]) / count
-            loss.backward()
-        losses.append(loss.detach())
+        for compute_loss in loss_parts:
+            is_last = index == 0 and compute_loss is loss_parts[-1]
+            waits = not is_last and isinstance(model, DistributedDataParallel)
+            with model.no_sync() if waits else nullcontext():  # type: ignore[operator]  # gradients are averaged once
+                loss = compute_loss([view.chunk(count)[index] for view in views]) / count
+                loss.backward()
+            losses.append(loss.detach())
     return torch.stack(losses).sum()
 
 

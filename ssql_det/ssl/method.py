@@ -50,6 +50,7 @@ class Method(nn.Module, ABC):
     """
 
     title: ClassVar[str]
+    num_loss_parts: ClassVar[int] = 1  # see ``SSQL.num_loss_parts``
     may_quantize_targets: ClassVar[bool] = False  # True where targets are features of the encoder itself
     encoder: Encoder
 
@@ -83,8 +84,8 @@ class Method(nn.Module, ABC):
     def require_batch(self, size: int) -> None:
         """Raise a ``UserError`` if the method does not support this batch size (total over all processes)."""
 
-    def forward(self, views: Views, step: int = 0) -> Tensor:
-        """The loss of a step; only wrappers such as SSQL use ``step``."""
+    def forward(self, views: Views, step: int = 0, part: int | None = None) -> Tensor:
+        """The loss of a step; only wrappers such as SSQL use ``step`` and ``part``."""
         encoded = self.encode(views)
         return self.loss(encoded, self.targets(views, encoded))
 

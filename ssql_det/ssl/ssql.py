@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -84,8 +85,30 @@ class SSQL(nn.Module):
             raise UserError(f"with {scheme} all processes start from the same ranges; set SSQL.PER_RANK False")
         self.quantize_predictions, self.quantize_targets = quantize_predictions, quantize_targets
         self.auxiliary, self.per_rank = auxiliary, per_rank
+        self._targets: Any = None  # of a step whose first part was computed
 
-    def forward(self, views: Views, step: int) -> Tensor:
+    @property
+    def num_loss_parts(self) -> int:
+        """2 if the losses of the float and of the quantized pass need no gradient of each other: then
+        ``forward(views, step, part)`` gives half of one pass's loss, for part 0 and then 1. With the backward pass of
+        the one before the other begins, a step needs the memory of one pass."""
+        return 2 if self.quantize_predictions and self.auxiliary and not self.quantize_targets else 1
+
+    def forward(self, views: Views, step: int, part: int | None = None) -> Tensor:
+        if part is None or self.num_loss_parts == 1:
+            return self._compute_whole_loss(views, step)
+        method, quantization = self.method, self.quantization
+        if part == 0:
+            with quantization.observing(self.per_rank, restart=False):
+                encoded = method.encode(views)
+            self._targets = method.targets(views, encoded)
+            return method.loss(encoded, self._targets) / 2
+        targets, self._targets = self._targets, None
+        with quantization.at(self.bits(step)):
+            quantized = method.encode(views)
+        return method.loss(quantized, targets) / 2
+
+    def _compute_whole_loss(self, views: Views, step: int) -> Tensor:
         method, bits, observing = self.method, self.bits(step), self.quantization.observing
         is_float_trained = self.auxiliary or not self.quantize_predictions
         encoded: list[Tensor] = []

@@ -133,7 +133,7 @@ def test_knn_evaluation_does_not_change_the_run(whole, toy, tmp_path):
 def test_every_config_describes_a_network(tmp_path):
     for path in sorted(MINI.parent.glob("*.yaml")):
         cfg = read_config(path)
-        is_quantized = "ssql" in path.name or "pact" in path.name or path.name.startswith(("mini", "small"))
+        is_quantized = "ssql" in path.name or "pact" in path.name or path.name.startswith(("mini", "small", "own"))
         assert is_quantized == (cfg.ssql is not None)
         assert cfg.output_dir.endswith(path.stem)
         if "50" not in path.name and "34" not in path.name:
@@ -223,8 +223,8 @@ def test_a_gradient_that_is_not_finite_is_an_error_before_the_weights_are(toy, t
 
     compute_loss = loop._compute_loss
 
-    def plant_nan(model, views, step, network):
-        loss = compute_loss(model, views, step, network)
+    def plant_nan(model, network, device, amp, step, part, views):
+        loss = compute_loss(model, network, device, amp, step, part, views)
         if step == 5:  # the last one
             loss.register_hook(lambda gradient: gradient * float("nan"))
         return loss

@@ -55,7 +55,7 @@ def test_one_rank_is_a_step_as_ever():
     def compute_loss(views):
         return (layer(views[0]) * layer(views[1])).mean()
 
-    loss = backward_by_rank(layer, views, 1, compute_loss)
+    loss = backward_by_rank(layer, views, 1, [compute_loss])
     gradient = layer[0].weight.grad.clone()
     layer.zero_grad()
     expected = compute_loss(views)

@@ -75,7 +75,8 @@ def take_steps_as_ranks(kind, is_ssql, ranks, count=2):
     for step in range(count):
         views = [view.chunk(world_size())[rank()] for view in make_two_views(images=8, seed=step)]
         optimizer.zero_grad()
-        losses.append(backward_by_rank(parallel, views, ranks // world_size(), partial(parallel, step=step)))
+        parts = [partial(parallel, step=step, part=part) for part in range(network.num_loss_parts)]
+        losses.append(backward_by_rank(parallel, views, ranks // world_size(), parts))
         gradients.append({name: parameter.grad.clone() for name, parameter in trained.items()})
         optimizer.step()
         for parameter in trained.values():
