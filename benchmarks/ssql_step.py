@@ -16,14 +16,16 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from timing import alternate, read_memory, report, reset_peak_memory
 
 from ssql_det.backbones import build_backbone
+from ssql_det.pretrain.ranks import backward_by_rank
 from ssql_det.quant import SampledBits
 from ssql_det.ssl import BYOL, SSQL, MoCo, SimCLR, SimSiam
-from ssql_det.ssl.method import Encoder
+from ssql_det.ssl.method import Encoder, Views
 
 ROUNDS, IMAGES = 9, 64
 VARIANTS = {  # memory format, type of autocast, limit of the time relative to the lower bound
@@ -66,13 +68,16 @@ class Step:
         self.title, self.device, self.dtype, self.step = base.title, device, dtype, 0
 
     def __call__(self) -> None:
-        with self.autocasting():
-            loss = self.network(self.views, self.step)
         self.optimizer.zero_grad()
-        loss.backward()
+        parts = [partial(self._compute_loss, part) for part in range(self.network.num_loss_parts)]
+        loss = backward_by_rank(self.network, self.views, 1, parts)
         self.optimizer.step()
         loss.item()
         self.step += 1
+
+    def _compute_loss(self, part: int, views: Views) -> torch.Tensor:
+        with self.autocasting():
+            return self.network(views, self.step, part)
 
     def autocasting(self) -> torch.autocast:
         return torch.autocast(self.device, torch.bfloat16, self.dtype == torch.bfloat16)
