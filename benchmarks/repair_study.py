@@ -159,13 +159,24 @@ class RepairStudy(Study):
             print_row([weight, act, norms, *texts])
 
     def print_learned(self) -> None:
-        print_headings(["detector", "bits", "weight", "act", "norms", "loses", "selection AP", "CPU s"])
+        """Losses of the first seed, with the better weights of nearest rounding and with each learned rounding."""
+        print_headings(["detector", "bits", "act", "norms", "nearest", *ROUNDINGS])
         for kind, bits in itertools.product(KINDS, BITS):
-            first = self.get_detectors(kind)[:1]
-            for cell in self.list_learned(kind, bits):
-                parts, values = cell.scheme, [get_losses(first, cell), [self.score(kind, cell)]]
-                cells = (parts.weight, parts.act, parts.norms, *map(format_values, values))
-                print_row([kind, bits, *cells, format_seconds(first, cell)])
+            learned, nearest = self.list_learned(kind, bits), self.list_nearest(kind, bits)
+            for act, norms in dict.fromkeys(map(get_pair, learned)):
+                own = [cell for cell in learned if get_pair(cell) == (act, norms)]
+                base = max((each for each in nearest if get_pair(each) == (act, norms)), key=partial(self.score, kind))
+                texts = [format_values(get_losses(self.get_detectors(kind)[:1], cell)) for cell in (base, *own)]
+                best = self.choose_learned(kind, bits)
+                texts = [
+                    f"**{text}**" if cell == best else text for cell, text in zip((base, *own), texts, strict=True)
+                ]
+                print_row([kind, bits, act, norms, *texts])
+        for kind, rounding in itertools.product(KINDS, ROUNDINGS):
+            cells = [each for bits in BITS for each in self.list_learned(kind, bits)]
+            own = [each for each in cells if each.scheme.weight.startswith(f"{rounding}:")]
+            seconds = [float(format_seconds(self.get_detectors(kind)[:1], each)) for each in own]
+            print(f"\nCPU s of {rounding}, {kind}: {min(seconds):.0f} to {max(seconds):.0f}")
 
     def print_chosen(self) -> None:
         print_headings(["detector", "bits", "no repair", "best nearest", "loses", "best learned", "loses", "CPU s"])
@@ -191,6 +202,12 @@ class RepairStudy(Study):
             for name, cell in zip(("none", "nearest", "learned"), cells, strict=False):
                 values = [values for each in pair for values in (get_aps(each, cell), get_losses(each, cell))]
                 print_row([kind, bits, name, *map(format_values, values)])
+
+
+def get_pair(cell: Cell) -> tuple[str, str]:
+    """The activations and norms of a cell; ``lsq`` starts as ``mse`` and takes its place."""
+    scheme = cell.scheme
+    return "mse" if scheme.act == "lsq" else scheme.act, scheme.norms
 
 
 def format_seconds(detectors: Sequence[Detector], cell: Cell) -> str:
