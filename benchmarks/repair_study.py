@@ -163,14 +163,12 @@ class RepairStudy(Study):
         print_headings(["detector", "bits", "act", "norms", "nearest", *ROUNDINGS])
         for kind, bits in itertools.product(KINDS, BITS):
             learned, nearest = self.list_learned(kind, bits), self.list_nearest(kind, bits)
+            first, best = self.get_detectors(kind)[:1], self.choose_learned(kind, bits)
             for act, norms in dict.fromkeys(map(get_pair, learned)):
                 own = [cell for cell in learned if get_pair(cell) == (act, norms)]
                 base = max((each for each in nearest if get_pair(each) == (act, norms)), key=partial(self.score, kind))
-                texts = [format_values(get_losses(self.get_detectors(kind)[:1], cell)) for cell in (base, *own)]
-                best = self.choose_learned(kind, bits)
-                texts = [
-                    f"**{text}**" if cell == best else text for cell, text in zip((base, *own), texts, strict=True)
-                ]
+                losses = [(cell, format_values(get_losses(first, cell))) for cell in (base, *own)]
+                texts = [f"**{text}**" if cell == best else text for cell, text in losses]
                 print_row([kind, bits, act, norms, *texts])
         for kind, rounding in itertools.product(KINDS, ROUNDINGS):
             cells = [each for bits in BITS for each in self.list_learned(kind, bits)]

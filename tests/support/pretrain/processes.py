@@ -43,23 +43,13 @@ def take_steps(kind, is_ssql, count=2, target=FLOAT64_ON_CPU):
     """Losses and gradients of each step, and the state after the last."""
     method = target.place(make_small_method(kind))
     network = convert_sync_batchnorm(SSQL(method, FixedBits(Bits(3, 4))) if is_ssql else method)
-    parallel = nn.parallel.DistributedDataParallel(network) if world_size() > 1 else network
-    trained = {name: parameter for name, parameter in method.named_parameters() if parameter.requires_grad}
-    optimizer = torch.optim.SGD(trained.values(), lr=0.1, momentum=0.9)
-    losses, gradients = [], []
-    for step in range(count):
-        views = [view.chunk(world_size())[rank()] for view in make_two_views(images=8, seed=step)]
+
+    def compute_gradients(parallel, views, step):
         loss = parallel([target.place_images(view) for view in views], step)
-        optimizer.zero_grad()
         loss.backward()
-        losses.append(loss.detach())
-        gradients.append({name: parameter.grad.clone() for name, parameter in trained.items()})
-        optimizer.step()
-        for (
-            parameter
-        ) in trained.values():  # few digits, so that rounding errors cannot change the next step's quantization
-            parameter.data.copy_(parameter.data.bfloat16())
-    return losses, gradients, method.state_dict()
+        return loss.detach()
+
+    return _train(network, method, count, compute_gradients)
 
 
 def take_steps_as_ranks(kind, is_ssql, ranks, count=2):
@@ -68,6 +58,15 @@ def take_steps_as_ranks(kind, is_ssql, ranks, count=2):
     method.gather = False
     network = SSQL(method, FixedBits(Bits(3, 4)), per_rank=True) if is_ssql else method
     assert not method.shared_by_ranks
+
+    def compute_gradients(parallel, views, step):
+        parts = [partial(parallel, step=step, part=part) for part in range(network.num_loss_parts)]
+        return backward_by_rank(parallel, views, ranks // world_size(), parts)
+
+    return _train(network, method, count, compute_gradients)
+
+
+def _train(network, method, count, compute_gradients):
     parallel = nn.parallel.DistributedDataParallel(network) if world_size() > 1 else network
     trained = {name: parameter for name, parameter in method.named_parameters() if parameter.requires_grad}
     optimizer = torch.optim.SGD(trained.values(), lr=0.1, momentum=0.9)
@@ -75,11 +74,10 @@ def take_steps_as_ranks(kind, is_ssql, ranks, count=2):
     for step in range(count):
         views = [view.chunk(world_size())[rank()] for view in make_two_views(images=8, seed=step)]
         optimizer.zero_grad()
-        parts = [partial(parallel, step=step, part=part) for part in range(network.num_loss_parts)]
-        losses.append(backward_by_rank(parallel, views, ranks // world_size(), parts))
+        losses.append(compute_gradients(parallel, views, step))
         gradients.append({name: parameter.grad.clone() for name, parameter in trained.items()})
         optimizer.step()
-        for parameter in trained.values():
+        for parameter in trained.values():  # few digits, so that rounding errors change no later quantization
             parameter.data.copy_(parameter.data.bfloat16())
     return losses, gradients, method.state_dict()
 
